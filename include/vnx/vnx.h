@@ -1,0 +1,427 @@
+/*
+ * libvnx: agents that move KV cache between processes and hosts.
+ *
+ * An *agent* owns *regions* (registered memory), knows *peers* (other agents
+ * whose *metadata* was loaded), prepares *descriptor lists*, makes *transfers*
+ * from them and exchanges *notifications*.  docs/architecture.md has the
+ * picture.
+ *
+ * Threads    Every call is safe from any thread at any time.
+ * Waiting    Only vnx_agent_wait() waits, and it takes a deadline.
+ *            vnx_xfer_cancel() and vnx_xfer_release() of a posted transfer
+ *            return when the chunk being copied is done (well under 1 ms).
+ * Ownership  "borrows": used during the call only.  "copies": the caller may
+ *            free at once.  "returns owned": the caller frees with the
+ *            function that is named.  Objects may be released in any order.
+ * Forks      An agent belongs to the process that made it.  In a forked child
+ *            its calls return VNX_ERR_NOT_ALLOWED, releases do nothing.
+ * Errors     A call that returns vnx_status_t fills `error` (may be NULL) and
+ *            leaves its outputs untouched when the status is negative.
+ */
+#ifndef VNX_H
+#define VNX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/error.h>
+#include <vnx/status.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* "0.1.0".  Static storage. */
+const char *vnx_version(void);
+
+/* -- Values --------------------------------------------------------------- */
+
+/* Memory types, numbered as in NIXL (nixl_mem_t) and in its metadata. */
+typedef enum vnx_mem {
+    VNX_MEM_DRAM = 0,
+    VNX_MEM_VRAM = 1,
+    VNX_MEM_BLK = 2,
+    VNX_MEM_OBJ = 3,
+    VNX_MEM_FILE = 4,
+} vnx_mem_t;
+#define VNX_MEM_COUNT 5
+
+/* "DRAM" for VNX_MEM_DRAM.  Static storage; NULL for what is no type. */
+const char *vnx_mem_name(vnx_mem_t mem);
+
+typedef enum vnx_op {
+    VNX_OP_READ = 0,  /* remote to local */
+    VNX_OP_WRITE = 1, /* local to remote */
+} vnx_op_t;
+
+/* One descriptor: a row of an Nx3 uint64 array. Bytes; device id. */
+typedef struct vnx_desc {
+    uint64_t addr, len, dev;
+} vnx_desc_t;
+
+/* `count` descriptors, `stride` bytes apart: a row of an Nx5 uint64 array. */
+typedef struct vnx_strided_desc {
+    uint64_t addr, len, dev, stride, count;
+} vnx_strided_desc_t;
+
+/* A descriptor to register; `meta` (a path, a key) is for storage. */
+typedef struct vnx_reg_desc {
+    vnx_desc_t desc;
+    const void *meta;
+    size_t meta_len;
+} vnx_reg_desc_t;
+
+/* Indices into a prepared list. `data` NULL means 0, 1, ... count - 1. */
+typedef enum vnx_index_type {
+    VNX_INDEX_I64,
+    VNX_INDEX_U64,
+    VNX_INDEX_I32,
+    VNX_INDEX_U32,
+    VNX_INDEX_I16,
+    VNX_INDEX_U16,
+    VNX_INDEX_I8,
+    VNX_INDEX_U8,
+} vnx_index_type_t;
+
+typedef struct vnx_indices {
+    const void *data; /* contiguous, aligned to the type */
+    size_t count;
+    vnx_index_type_t type;
+} vnx_indices_t;
+
+/* Bytes with an owner: free `data` with free(). */
+typedef struct vnx_bytes {
+    void *data;
+    size_t len;
+} vnx_bytes_t;
+
+/* A text parameter of a backend.  Borrowed when passed in. */
+typedef struct vnx_param {
+    const char *key, *value;
+} vnx_param_t;
+
+/* -- Agent ---------------------------------------------------------------- */
+
+typedef struct vnx_agent vnx_agent_t;
+typedef struct vnx_dlist vnx_dlist_t; /* prepared descriptor list */
+typedef struct vnx_xfer vnx_xfer_t;
+
+typedef struct vnx_agent_config {
+    size_t size;              /* sizeof(vnx_agent_config_t) */
+    const char *engine;       /* "auto" (NULL), "native", "nixl" */
+    unsigned num_threads;     /* copy threads of one transfer; 0: as many as
+                                 cores, at most 4 */
+    uint64_t notif_bytes_max; /* pending notifications; beyond it the oldest
+                                 is dropped.  0: 256 MiB */
+} vnx_agent_config_t;
+
+/* Make an agent.  `name` (1 to 65535 bytes of any value, copied) is how peers
+ * know it.  `config` may be NULL.  Returns owned: vnx_agent_release().
+ * Starts no thread before the first backend. */
+vnx_status_t vnx_agent_create(const void *name, size_t name_len,
+                              const vnx_agent_config_t *config,
+                              vnx_agent_t **out_p, vnx_error_t *error);
+
+/* Stop the agent's work for good: transfers in flight end as cancelled, peers
+ * see it leave, waiters wake with VNX_ERR_CLOSED, its thread ends.  Later
+ * calls return VNX_ERR_CLOSED.  May be called again. */
+void vnx_agent_close(vnx_agent_t *agent);
+
+vnx_agent_t *vnx_agent_retain(vnx_agent_t *agent);
+
+/* Give up one reference; the last one closes and frees.  NULL is allowed. */
+void vnx_agent_release(vnx_agent_t *agent);
+
+/* The name, not terminated; valid as long as the agent. */
+const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
+
+/* -- Backends ------------------------------------------------------------- */
+
+/* The engine's name ("native"), NULL before the first backend was created. */
+const char *vnx_agent_engine(const vnx_agent_t *agent);
+
+/* The i-th backend that this agent could create; NULL past the last one.
+ * Static storage. */
+const char *vnx_agent_plugin(vnx_agent_t *agent, size_t i);
+
+/* Memory types of a plugin (or of a created backend), as a bit set:
+ * 1 << VNX_MEM_DRAM | ...  VNX_ERR_NOT_FOUND for an unknown name. */
+vnx_status_t vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
+                                   uint32_t *mems_p, vnx_error_t *error);
+
+/* The i-th parameter of a plugin with its default, or of a created backend
+ * with its value.  VNX_ERR_NOT_FOUND for an unknown name; *param_p is
+ * {NULL, NULL} past the last one.  Borrowed from the agent. */
+vnx_status_t vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend,
+                                    size_t i, vnx_param_t *param_p,
+                                    vnx_error_t *error);
+vnx_status_t vnx_agent_backend_param(vnx_agent_t *agent, const char *backend,
+                                     size_t i, vnx_param_t *param_p,
+                                     vnx_error_t *error);
+
+/* Create a backend ("UCX", "SHM").  The first one chooses the engine and
+ * starts the agent's thread.  VNX_ERR_NOT_FOUND for an unknown name,
+ * VNX_ERR_NOT_ALLOWED when it exists already. */
+vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
+                                      const vnx_param_t *params,
+                                      size_t param_count, vnx_error_t *error);
+
+/* -- Memory --------------------------------------------------------------- */
+
+/* Register `count` ranges; all or none.  The memory is borrowed until it is
+ * deregistered; regions stay known to lists that were prepared on them, but
+ * a transfer posted after deregistration fails with VNX_ERR_NOT_FOUND.
+ * `backends`: NULL-terminated names, NULL for all.  A range may be registered
+ * twice (then it must be deregistered twice). */
+vnx_status_t vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
+                                const vnx_reg_desc_t *descs, size_t count,
+                                const char *const *backends,
+                                vnx_error_t *error);
+
+/* The same ranges, exactly as they were registered; all or none. */
+vnx_status_t vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
+                                  const vnx_reg_desc_t *descs, size_t count,
+                                  const char *const *backends,
+                                  vnx_error_t *error);
+
+/* -- Metadata and peers --------------------------------------------------- */
+
+/* Everything a peer needs.  Returns owned: free(bytes_p->data). */
+vnx_status_t vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
+                                vnx_error_t *error);
+
+/* Metadata of the named registered regions only, with connection data where
+ * `with_connection` (always with it when count is 0). */
+vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
+                                        const vnx_reg_desc_t *descs,
+                                        size_t count, bool with_connection,
+                                        const char *const *backends,
+                                        vnx_bytes_t *bytes_p,
+                                        vnx_error_t *error);
+
+/* Load a peer's metadata; *name_p is its name (owned: free(name_p->data)).
+ * The same instance loaded again updates its regions; another instance of the
+ * same name takes its place at once, and what was in flight to the old one
+ * fails with VNX_ERR_REMOTE_DISCONNECT.
+ * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
+ * VNX_ERR_BACKEND (no common way to reach it; the cause names each). */
+vnx_status_t vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob,
+                                     size_t len, vnx_bytes_t *name_p,
+                                     vnx_error_t *error);
+
+/* Forget a peer; what is in flight to it fails.  An unknown one is no error.
+ */
+vnx_status_t vnx_agent_remove_peer(vnx_agent_t *agent, const void *name,
+                                   size_t name_len, vnx_error_t *error);
+
+/* Is the peer known, and does it hold all of these descriptors?  `count` may
+ * be 0. */
+bool vnx_agent_check_peer(vnx_agent_t *agent, const void *name,
+                          size_t name_len, vnx_mem_t mem,
+                          const vnx_desc_t *descs, size_t count);
+
+/* Connect now rather than at the first use. */
+vnx_status_t vnx_agent_connect_peer(vnx_agent_t *agent, const void *name,
+                                    size_t name_len, vnx_error_t *error);
+
+/* What there is to say of the agent (name_len 0) or of a peer, as a JSON
+ * object in UTF-8: engine, backends and why; path, state, generation, why no
+ * faster path, counters.  Returns owned: free(json_p->data). */
+vnx_status_t vnx_agent_describe(vnx_agent_t *agent, const void *name,
+                                size_t name_len, vnx_bytes_t *json_p,
+                                vnx_error_t *error);
+
+/* -- Prepared lists ------------------------------------------------------- */
+
+/* Prepare rows for use by index: each is checked against the regions of the
+ * local agent (peer_len 0) or of the peer, and stored compactly.  `rows` is
+ * borrowed.  Returns owned: vnx_dlist_release().
+ * Errors name the first offending row: VNX_ERR_NOT_FOUND (no region holds
+ * it), VNX_ERR_INVALID_PARAM (a sum overflows, no rows). */
+vnx_status_t vnx_dlist_create(vnx_agent_t *agent, const void *peer,
+                              size_t peer_len, vnx_mem_t mem,
+                              const vnx_desc_t *rows, size_t count,
+                              const char *const *backends, vnx_dlist_t **out_p,
+                              vnx_error_t *error);
+vnx_status_t vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer,
+                                      size_t peer_len, vnx_mem_t mem,
+                                      const vnx_strided_desc_t *rows,
+                                      size_t count,
+                                      const char *const *backends,
+                                      vnx_dlist_t **out_p, vnx_error_t *error);
+
+/* The same in pieces, for rows that come by and by: begin, feed as often as
+ * needed (rows are numbered through), then finish or abort.  A builder is
+ * used by one thread at a time; after an error only abort is allowed. */
+typedef struct vnx_dlist_builder vnx_dlist_builder_t;
+vnx_status_t vnx_dlist_begin(vnx_agent_t *agent, const void *peer,
+                             size_t peer_len, vnx_mem_t mem,
+                             const char *const *backends,
+                             vnx_dlist_builder_t **out_p, vnx_error_t *error);
+vnx_status_t vnx_dlist_feed(vnx_dlist_builder_t *builder,
+                            const vnx_desc_t *rows, size_t count,
+                            vnx_error_t *error);
+vnx_status_t vnx_dlist_finish(vnx_dlist_builder_t *builder,
+                              vnx_dlist_t **out_p, vnx_error_t *error);
+void vnx_dlist_abort(vnx_dlist_builder_t *builder);
+
+size_t vnx_dlist_count(const vnx_dlist_t *dlist); /* rows, strides unrolled */
+size_t vnx_dlist_bytes(const vnx_dlist_t *dlist); /* memory that it takes */
+void vnx_dlist_release(vnx_dlist_t *dlist);       /* NULL is allowed */
+
+/* -- Transfers ------------------------------------------------------------ */
+
+/* READY -> POSTED -> DONE | FAILED | CANCELLED; every state but POSTED may be
+ * posted (again). */
+typedef enum vnx_xfer_state {
+    VNX_XFER_READY = 0,
+    VNX_XFER_POSTED,
+    VNX_XFER_DONE,
+    VNX_XFER_FAILED,
+    VNX_XFER_CANCELLED,
+} vnx_xfer_state_t;
+
+/* Make a transfer of rows of prepared lists: local_rows.count must equal
+ * remote_rows.count, pairs must be of one length.  Neighbours that are
+ * contiguous on both sides are merged unless `no_merge`.  Indices and notif
+ * are copied; notif NULL means none (an empty one has notif != NULL).
+ * Returns owned: vnx_xfer_release(). */
+vnx_status_t
+vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
+                        vnx_indices_t local_rows, vnx_dlist_t *remote,
+                        vnx_indices_t remote_rows, const void *notif,
+                        size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
+                        vnx_error_t *error);
+
+/* The same from descriptors, without prepared lists. A peer of our own name
+ * means the agent itself. */
+vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
+                             vnx_mem_t local_mem, const vnx_desc_t *local,
+                             size_t local_count, vnx_mem_t remote_mem,
+                             const vnx_desc_t *remote, size_t remote_count,
+                             const void *peer, size_t peer_len,
+                             const void *notif, size_t notif_len,
+                             const char *const *backends, vnx_xfer_t **out_p,
+                             vnx_error_t *error);
+
+/* Start it.  VNX_OK: already done.  VNX_IN_PROG: going on.  Never copies for
+ * longer than about 50 us.  notif, if not NULL, replaces the transfer's.
+ * Errors: VNX_ERR_REPOST_ACTIVE, VNX_ERR_REMOTE_DISCONNECT, ... */
+vnx_status_t vnx_xfer_post(vnx_xfer_t *xfer, const void *notif,
+                           size_t notif_len, vnx_error_t *error);
+
+/* One atomic load. */
+vnx_xfer_state_t vnx_xfer_state(const vnx_xfer_t *xfer);
+
+/* VNX_OK (done), VNX_IN_PROG, or what it failed with; VNX_ERR_NOT_POSTED. */
+vnx_status_t vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error);
+
+/* Stop it.  *stopped_p is false when it had ended already.  When this returns
+ * no further byte lands.  Where the backend cannot stop: an error, and the
+ * transfer goes on. */
+vnx_status_t vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p,
+                             vnx_error_t *error);
+
+/* Cancel if it is posted, and give the handle up.  On an error (it cannot be
+ * stopped now) the handle stays valid: try again.  NULL is allowed. */
+vnx_status_t vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error);
+
+/* The same, but when it cannot be stopped now the handle is given up all the
+ * same: its work ends by itself and frees it.  For destructors. */
+void vnx_xfer_abandon(vnx_xfer_t *xfer);
+
+typedef struct vnx_xfer_telemetry {
+    uint64_t start_us; /* of the last post; microseconds since the epoch */
+    uint64_t post_us;  /* spent in vnx_xfer_post() */
+    uint64_t xfer_us;  /* from post to end; 0 while going on */
+    uint64_t total_bytes;
+    uint64_t desc_count;   /* rows as asked for */
+    uint64_t merged_count; /* pieces after merging */
+} vnx_xfer_telemetry_t;
+
+/* VNX_ERR_NOT_POSTED before the first post. */
+vnx_status_t vnx_xfer_telemetry(const vnx_xfer_t *xfer,
+                                vnx_xfer_telemetry_t *telemetry_p,
+                                vnx_error_t *error);
+
+/* The backend that the transfer uses ("SHM", "UCX").  Static storage. */
+const char *vnx_xfer_backend(const vnx_xfer_t *xfer);
+
+/* An estimate of the duration and its error margin, in microseconds. */
+void vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
+                       int64_t *margin_us_p);
+
+/* -- Events --------------------------------------------------------------- */
+
+#define VNX_FOREVER UINT64_MAX
+
+/* Sleep until all (or any) of the transfers have ended; a transfer that is not
+ * posted counts as ended.  `timeout_ns` at most (VNX_FOREVER: no limit).
+ * VNX_OK, VNX_ERR_TIMEOUT, VNX_ERR_CLOSED. */
+vnx_status_t vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers,
+                            size_t count, bool any, uint64_t timeout_ns,
+                            vnx_error_t *error);
+
+/* An eventfd, readable when a transfer ended or a notification came since the
+ * last vnx_agent_clear_events() or vnx_agent_take_notifs().  The agent's: do
+ * not close it. */
+vnx_status_t vnx_agent_fileno(vnx_agent_t *agent, int *fd_p,
+                              vnx_error_t *error);
+void vnx_agent_clear_events(vnx_agent_t *agent);
+
+/* -- Notifications -------------------------------------------------------- */
+
+typedef struct vnx_notif vnx_notif_t;
+struct vnx_notif {
+    vnx_notif_t *next;
+    const char *sender; /* not terminated */
+    size_t sender_len;
+    const void *message;
+    size_t message_len;
+};
+
+/* Take all pending notifications, oldest first; NULL when there are none (one
+ * atomic load).  Returns owned: vnx_notif_free() frees the chain. */
+vnx_notif_t *vnx_agent_take_notifs(vnx_agent_t *agent);
+void vnx_notif_free(vnx_notif_t *chain);
+
+/* Send a notification that belongs to no transfer (copied).  It is delivered
+ * exactly once, in the order sent, or the peer is gone. */
+vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
+                                  size_t peer_len, const void *message,
+                                  size_t message_len, vnx_error_t *error);
+
+/* -- Counters ------------------------------------------------------------- */
+
+typedef struct vnx_agent_stats {
+    uint64_t xfers_posted, xfers_done, xfers_failed, xfers_cancelled;
+    uint64_t bytes_read, bytes_written;
+    uint64_t rows, pieces; /* of transfers posted: asked for, after merging */
+    uint64_t notifs_sent, notifs_received, notifs_dropped;
+    uint64_t notifs_pending, notif_bytes_pending;
+    uint64_t peers, peers_lost;
+    uint64_t regions;
+    uint64_t live_dlists, live_xfers;
+    uint64_t xfer_us_log2[32]; /* transfers that took [2^i, 2^(i+1)) us */
+} vnx_agent_stats_t;
+
+void vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p);
+
+/* -- Shared buffers ------------------------------------------------------- */
+
+typedef struct vnx_shared_buffer vnx_shared_buffer_t;
+
+/* `nbytes` (> 0) of zeroed memory that peers on this host map rather than copy
+ * through the kernel: a sealed memfd.  Returns owned:
+ * vnx_shared_buffer_free(). */
+vnx_status_t vnx_shared_buffer_create(size_t nbytes,
+                                      vnx_shared_buffer_t **out_p,
+                                      vnx_error_t *error);
+void *vnx_shared_buffer_data(const vnx_shared_buffer_t *buffer);
+size_t vnx_shared_buffer_size(const vnx_shared_buffer_t *buffer);
+void vnx_shared_buffer_free(vnx_shared_buffer_t *buffer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

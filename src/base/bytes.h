@@ -1,0 +1,55 @@
+/*
+ * Bytes in and out, bounded.  Numbers are little-endian on the wire, as on
+ * every machine that NIXL supports.
+ *
+ * A reader never passes its end: a read that would sets `failed`, returns
+ * zeros, and every later read fails too, so a parser checks once at the end
+ * of each part.  A writer grows; when memory runs out it sets `failed` and
+ * ignores what follows.
+ */
+#ifndef VNXI_BASE_BYTES_H
+#define VNXI_BASE_BYTES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct vnxi_reader {
+    const unsigned char *at, *end; /* borrowed */
+    bool failed;
+} vnxi_reader_t;
+
+static inline vnxi_reader_t
+vnxi_reader(const void *data, size_t len)
+{
+    const unsigned char *bytes = data;
+    return (vnxi_reader_t){.at = bytes, .end = bytes + len, .failed = false};
+}
+
+static inline size_t
+vnxi_reader_left(const vnxi_reader_t *reader)
+{
+    return (size_t)(reader->end - reader->at);
+}
+
+/* The next `len` bytes in place (borrowed), or NULL and failed. */
+const unsigned char *vnxi_read_bytes(vnxi_reader_t *reader, size_t len);
+uint8_t vnxi_read_u8(vnxi_reader_t *reader);
+uint16_t vnxi_read_u16(vnxi_reader_t *reader);
+uint32_t vnxi_read_u32(vnxi_reader_t *reader);
+uint64_t vnxi_read_u64(vnxi_reader_t *reader);
+
+typedef struct vnxi_writer {
+    unsigned char *data; /* owned: vnxi_writer_fini(), or taken by the user */
+    size_t len, capacity;
+    bool failed;
+} vnxi_writer_t; /* all zeros: an empty writer */
+
+void vnxi_write_bytes(vnxi_writer_t *writer, const void *data, size_t len);
+void vnxi_write_u8(vnxi_writer_t *writer, uint8_t value);
+void vnxi_write_u16(vnxi_writer_t *writer, uint16_t value);
+void vnxi_write_u32(vnxi_writer_t *writer, uint32_t value);
+void vnxi_write_u64(vnxi_writer_t *writer, uint64_t value);
+void vnxi_writer_fini(vnxi_writer_t *writer);
+
+#endif

@@ -1,0 +1,57 @@
+#include "base/fork.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+#define HOOKS_MAX 8
+
+unsigned vnxi_fork_count_;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static void (*hooks[HOOKS_MAX])(void); /* protected by lock */
+
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&lock);
+}
+
+static void
+in_parent(void)
+{
+    pthread_mutex_unlock(&lock);
+}
+
+static void
+in_child(void)
+{
+    vnxi_fork_count_++;
+    for (size_t i = 0; i < HOOKS_MAX && hooks[i] != NULL; i++) {
+        hooks[i]();
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static void
+install(void)
+{
+    pthread_atfork(before_fork, in_parent, in_child);
+}
+
+void
+vnxi_fork_on_child(void (*hook)(void))
+{
+    pthread_once(&once, install);
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < HOOKS_MAX; i++) {
+        if (hooks[i] == hook) {
+            break;
+        }
+        if (hooks[i] == NULL) {
+            hooks[i] = hook;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}

@@ -1,0 +1,92 @@
+#include "vnx_test.h"
+
+#include <string.h>
+
+#include "base/error.h"
+
+static void
+test_error_names_operation_row_peer_and_cause(void **state)
+{
+    (void)state;
+    vnx_error_t error;
+    char line[512];
+
+    assert_int_equal(vnxi_error_set(&error, VNX_ERR_NOT_FOUND,
+                                    "prep_xfer_dlist", "no region %s",
+                                    "holds it"),
+                     VNX_ERR_NOT_FOUND);
+    vnxi_error_desc(&error, 3, 0x10, 32, 7);
+    vnxi_error_peer(&error, "B\n", 2);
+    vnx_error_format(&error, line, sizeof line);
+    assert_string_equal(line, "NIXL_ERR_NOT_FOUND: prep_xfer_dlist: row 3 "
+                              "(address 0x10, length 32, device 7), peer "
+                              "'B?': no region holds it");
+}
+
+static void
+test_error_format_cuts_to_the_buffer(void **state)
+{
+    (void)state;
+    vnx_error_t error;
+    char line[8];
+
+    vnxi_error_set(&error, VNX_ERR_TIMEOUT, "wait", "2 are open");
+    int whole = vnx_error_format(&error, line, sizeof line);
+    assert_int_equal(strlen(line), 7);
+    assert_int_equal(whole, strlen("NIXL_ERR_TIMEOUT: wait: 2 are open"));
+}
+
+static void
+test_error_without_a_record_still_gives_the_status(void **state)
+{
+    (void)state;
+    assert_int_equal(vnxi_error_set(NULL, VNX_ERR_BACKEND, "x", "y"),
+                     VNX_ERR_BACKEND);
+    vnxi_error_row(NULL, 1);
+    vnxi_error_desc(NULL, 1, 2, 3, 4);
+    vnxi_error_peer(NULL, "a", 1);
+}
+
+static void
+test_error_long_peer_and_cause_are_cut(void **state)
+{
+    (void)state;
+    vnx_error_t error;
+    char name[1000];
+
+    memset(name, 'n', sizeof name);
+    name[sizeof name - 1] = '\0';
+    vnxi_error_set(&error, VNX_ERR_BACKEND, "x", "%s", name);
+    vnxi_error_peer(&error, name, sizeof name);
+    assert_int_equal(strlen(error.peer), VNX_ERROR_PEER_MAX - 1);
+    assert_int_equal(strlen(error.cause), VNX_ERROR_CAUSE_MAX - 1);
+}
+
+static void
+test_status_table_has_every_status_once(void **state)
+{
+    (void)state;
+    int seen[256] = {0};
+#define CHECK(sym, num, name, text, pyclass)                                  \
+    assert_string_equal(vnx_status_name(sym), name);                          \
+    assert_string_equal(vnx_status_text(sym), text);                          \
+    assert_int_equal(seen[(num) + 200]++, 0);                                 \
+    assert_int_equal((num) >= 0, vnx_status_python_class(sym) == NULL);
+    VNX_STATUS_TABLE(CHECK)
+#undef CHECK
+    assert_string_equal(vnx_status_name((vnx_status_t)-77),
+                        "NIXL_ERR_UNKNOWN");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_error_names_operation_row_peer_and_cause),
+        cmocka_unit_test(test_error_format_cuts_to_the_buffer),
+        cmocka_unit_test(test_error_without_a_record_still_gives_the_status),
+        cmocka_unit_test(test_error_long_peer_and_cause_are_cut),
+        cmocka_unit_test(test_status_table_has_every_status_once),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
