@@ -1,0 +1,37 @@
+/*
+ * The copy threads: one pool a process, started at the first use, that works
+ * on tasks chunk by chunk and in turn, so that a long task does not hold up a
+ * short one.
+ */
+#ifndef VNXI_BASE_POOL_H
+#define VNXI_BASE_POOL_H
+
+#include <stddef.h>
+#include <vnx/error.h>
+
+typedef struct vnxi_task vnxi_task_t;
+
+/* Embedded in the owner's object.  The first four fields are the owner's, set
+ * before submission; the rest is the pool's. */
+struct vnxi_task {
+    /* Work on one chunk, 0 <= chunk < chunks.  Chunks are handed out in order,
+     * to up to max_parallel threads at a time. */
+    void (*run)(vnxi_task_t *task, size_t chunk);
+    /* Called once, after the last chunk ran, on one of the threads; the task
+     * may be freed or submitted again in it. */
+    void (*done)(vnxi_task_t *task);
+    size_t chunks;         /* > 0 */
+    unsigned max_parallel; /* > 0 */
+
+    size_t next_chunk; /* all below protected by the pool's lock */
+    unsigned active;
+    vnxi_task_t *next;
+};
+
+/* Queue a task.  The pool grows to max_parallel threads if it has fewer (16 at
+ * most, all signals blocked).  Returns at once: one lock, one wake-up.  Fails
+ * only where no thread at all can be started (VNX_ERR_NO_MEMORY).  In a forked
+ * child a new pool is started. */
+vnx_status_t vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error);
+
+#endif

@@ -1,0 +1,259 @@
+/*
+ * The engine contract: all that the agent (src/core) knows of what moves its
+ * bytes.  `native` (ours) and `nixl` (the stock library) fill it in; a third
+ * can be written from this page.
+ *
+ * Life        create -> backend_create ... -> stop -> destroy.  stop() ends
+ * the engine's threads and everything in flight; after it has returned no host
+ * callback comes.  destroy() frees; the core calls it when no list, transfer
+ * or peer of the engine is left.  stop() may be called on an engine that has
+ * no backend. Threads     Every operation may be called from any thread,
+ * several at once, except create, stop and destroy (once each) and the
+ * operations on one builder (one thread at a time). Waiting     Only stop()
+ * may wait for longer than a chunk of copying.  No operation waits for a
+ * peer's answer. Locks       The core holds no lock of its own while it calls
+ * an operation, but for peer_load / peer_close, which it serialises by its
+ * load lock.  An engine holds no lock of its own while it calls a host
+ *             callback that would be needed to enter the engine again.
+ * Arguments   Borrowed for the call, unless it says "kept".
+ * Outputs     Written on success only.
+ * Errors      The engine writes the record (operation, peer, row, cause); the
+ *             core hands it on.  `operation` names are those of the Python
+ *             API, passed in where several calls share an operation.
+ */
+#ifndef VNXI_ENGINE_ENGINE_H
+#define VNXI_ENGINE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <vnx/vnx.h>
+
+#define VNXI_ENGINE_ABI 1
+
+typedef struct vnxi_engine vnxi_engine_t;   /* defined by the engine */
+typedef struct vnxi_builder vnxi_builder_t; /* defined by the engine */
+typedef struct vnxi_list vnxi_list_t;       /* defined by the engine */
+typedef struct vnxi_exfer vnxi_exfer_t;     /* defined by the engine */
+typedef struct vnxi_engine_ops vnxi_engine_ops_t;
+
+/*
+ * A peer, as core and engine share it: the first member of the engine's own
+ * peer object.  One object is one *generation*: a peer that restarted gets a
+ * new object, and whoever holds the old one gets errors from it.
+ */
+typedef struct vnxi_peer {
+    atomic_uint refs;
+    const vnxi_engine_ops_t *ops;
+    char *name; /* owned, `name_len` bytes and a NUL */
+    size_t name_len;
+    uint64_t generation; /* written by the core before others see the peer */
+} vnxi_peer_t;
+
+/*
+ * What an engine calls.  Any thread; never after stop() returned.  The
+ * callbacks do not block and do not call back into the engine, except that
+ * xfer_done may release the transfer (so the engine does not touch it after).
+ */
+typedef struct vnxi_engine_host {
+    void *context;
+
+    /* A transfer that xfer_post() left in progress has ended, and no further
+     * byte of it will land: VNX_OK, VNX_ERR_CANCELED, or an error with its
+     * record.  Exactly once a post.  Its notification was sent before. */
+    void (*xfer_done)(void *context, void *cookie, vnx_status_t status,
+                      const vnx_error_t *error);
+
+    /* A notification came (bytes borrowed).  In order per sender. */
+    void (*notif)(void *context, const void *sender, size_t sender_len,
+                  const void *message, size_t message_len);
+
+    /* The peer is gone; operations on it fail from now on. At most once a
+     * peer object. */
+    void (*peer_lost)(void *context, vnxi_peer_t *peer,
+                      const vnx_error_t *cause);
+} vnxi_engine_host_t;
+
+typedef struct vnxi_engine_config {
+    const void *agent_name; /* kept until stop() */
+    size_t agent_name_len;
+    unsigned num_threads; /* copy threads a transfer may use; > 0 */
+    vnxi_engine_host_t host;
+} vnxi_engine_config_t;
+
+typedef struct vnxi_xfer_args {
+    vnx_op_t op;
+    const vnxi_list_t *local, *remote; /* kept: the engine refers to them */
+    vnx_indices_t local_rows, remote_rows;
+    bool no_merge;
+    void *cookie; /* for host.xfer_done */
+    const char *operation;
+} vnxi_xfer_args_t;
+
+/* What prepare found out, for telemetry. */
+typedef struct vnxi_xfer_facts {
+    uint64_t bytes, rows, pieces;
+} vnxi_xfer_facts_t;
+
+struct vnxi_engine_ops {
+    uint32_t abi;     /* VNXI_ENGINE_ABI */
+    uint32_t size;    /* sizeof(vnxi_engine_ops_t) */
+    const char *name; /* "native" */
+
+    /* -- Life ------------------------------------------------------------ */
+
+    /* Opens no library and starts no thread.  The config is copied. */
+    vnx_status_t (*create)(const vnxi_engine_config_t *config,
+                           vnxi_engine_t **engine_p, vnx_error_t *error);
+    void (*stop)(vnxi_engine_t *engine);
+    void (*destroy)(vnxi_engine_t *engine);
+
+    /* -- Backends -------------------------------------------------------- */
+
+    /* The i-th backend that could be created; NULL past the end.  Static. */
+    const char *(*plugin)(vnxi_engine_t *engine, size_t i);
+    vnx_status_t (*plugin_mems)(vnxi_engine_t *engine, const char *backend,
+                                uint32_t *mems_p, vnx_error_t *error);
+    /* `created`: the values in force of a backend that was created, else the
+     * defaults.  {NULL, NULL} past the end.  Borrowed from the engine. */
+    vnx_status_t (*param)(vnxi_engine_t *engine, const char *backend,
+                          bool created, size_t i, vnx_param_t *param_p,
+                          vnx_error_t *error);
+    vnx_status_t (*backend_create)(vnxi_engine_t *engine, const char *backend,
+                                   const vnx_param_t *params, size_t count,
+                                   vnx_error_t *error);
+
+    /* -- Memory ---------------------------------------------------------- */
+
+    /* All or none.  `backends`: NULL-terminated, NULL for all. */
+    vnx_status_t (*mem_register)(vnxi_engine_t *engine, vnx_mem_t mem,
+                                 const vnx_reg_desc_t *descs, size_t count,
+                                 const char *const *backends,
+                                 vnx_error_t *error);
+    vnx_status_t (*mem_deregister)(vnxi_engine_t *engine, vnx_mem_t mem,
+                                   const vnx_reg_desc_t *descs, size_t count,
+                                   const char *const *backends,
+                                   vnx_error_t *error);
+
+    /* -- Metadata and peers ---------------------------------------------- */
+
+    vnx_status_t (*metadata)(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
+                             vnx_error_t *error);
+    vnx_status_t (*partial_metadata)(vnxi_engine_t *engine, vnx_mem_t mem,
+                                     const vnx_reg_desc_t *descs, size_t count,
+                                     bool with_connection,
+                                     const char *const *backends,
+                                     vnx_bytes_t *bytes_p, vnx_error_t *error);
+
+    /* The agent name in a blob; borrowed from the blob.  Checks the whole
+     * blob's grammar, so what passes here is metadata. */
+    vnx_status_t (*metadata_name)(const void *blob, size_t len,
+                                  const void **name_p, size_t *name_len_p,
+                                  vnx_error_t *error);
+
+    /* Load a blob.  `current` is the peer now known under the blob's name,
+     * NULL for none.  When the blob is of the same instance, `current` is
+     * brought up to date and *peer_p = current (not retained anew); otherwise
+     * *peer_p is a new object (one reference, the caller's) and `current` is
+     * untouched: the core installs the new one and closes the old.  Everything
+     * is parsed and checked before any state changes. */
+    vnx_status_t (*peer_load)(vnxi_engine_t *engine, vnxi_peer_t *current,
+                              const void *blob, size_t len,
+                              vnxi_peer_t **peer_p, vnx_error_t *error);
+
+    /* End the connection; what is in flight and what comes later fails with
+     * VNX_ERR_REMOTE_DISCONNECT and `cause`.  Idempotent; no peer_lost. */
+    void (*peer_close)(vnxi_peer_t *peer, const char *cause);
+
+    /* Free: the last reference is gone.  peer_close() was called before. */
+    void (*peer_destroy)(vnxi_peer_t *peer);
+
+    /* Connect now.  Does not wait. */
+    vnx_status_t (*peer_connect)(vnxi_peer_t *peer, vnx_error_t *error);
+
+    /* Does the peer have regions that hold all of these? */
+    bool (*peer_covers)(vnxi_peer_t *peer, vnx_mem_t mem,
+                        const vnx_desc_t *descs, size_t count);
+
+    /* Append members of a JSON object ("\"path\": \"SHM\", ...", no braces) on
+     * the peer, or on the engine where peer is NULL.  Owned: free(). */
+    vnx_status_t (*describe)(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                             vnx_bytes_t *members_p, vnx_error_t *error);
+
+    /* -- Prepared lists -------------------------------------------------- */
+
+    /* peer NULL: of the local agent.  The list keeps a reference on the peer
+     * and on the regions that its rows lie in. */
+    vnx_status_t (*list_begin)(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                               vnx_mem_t mem, const char *const *backends,
+                               const char *operation,
+                               vnxi_builder_t **builder_p, vnx_error_t *error);
+    vnx_status_t (*list_feed)(vnxi_builder_t *builder, const vnx_desc_t *rows,
+                              size_t count, vnx_error_t *error);
+    vnx_status_t (*list_feed_strided)(vnxi_builder_t *builder,
+                                      const vnx_strided_desc_t *rows,
+                                      size_t count, vnx_error_t *error);
+    vnx_status_t (*list_finish)(vnxi_builder_t *builder, vnxi_list_t **list_p,
+                                vnx_error_t *error); /* frees the builder on
+                                                        success only */
+    void (*list_abort)(vnxi_builder_t *builder);
+    size_t (*list_count)(const vnxi_list_t *list);
+    size_t (*list_bytes)(const vnxi_list_t *list);
+    void (*list_retain)(vnxi_list_t *list);
+    void (*list_release)(vnxi_list_t *list);
+
+    /* -- Transfers ------------------------------------------------------- */
+
+    vnx_status_t (*xfer_prepare)(vnxi_engine_t *engine,
+                                 const vnxi_xfer_args_t *args,
+                                 vnxi_exfer_t **exfer_p,
+                                 vnxi_xfer_facts_t *facts_p,
+                                 vnx_error_t *error);
+
+    /* Start.  VNX_OK: done, notification sent, no xfer_done comes.
+     * VNX_IN_PROG: xfer_done comes, perhaps before this returns.  Negative:
+     * nothing was started.  Not called while in progress.  The notification
+     * (NULL: none) is borrowed until the end of the transfer. */
+    vnx_status_t (*xfer_post)(vnxi_exfer_t *exfer, const void *notif,
+                              size_t notif_len, vnx_error_t *error);
+
+    /* Ask a transfer in progress to stop soon; xfer_done still comes.  Safe
+     * when it has just ended.  VNX_ERR_NOT_SUPPORTED: it cannot be stopped. */
+    vnx_status_t (*xfer_cancel)(vnxi_exfer_t *exfer);
+
+    /* Free; not while in progress. */
+    void (*xfer_release)(vnxi_exfer_t *exfer);
+
+    const char *(*xfer_backend)(const vnxi_exfer_t *exfer);
+    void (*xfer_estimate)(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
+                          int64_t *margin_us_p);
+
+    /* -- Notifications --------------------------------------------------- */
+
+    vnx_status_t (*notif_send)(vnxi_peer_t *peer, const void *message,
+                               size_t len, vnx_error_t *error);
+
+    /* Called when a client has polled for notifications many times in a row
+     * (every 64th empty poll): take in what has come without waiting for the
+     * engine's thread.  Must be cheap and must not block. */
+    void (*notif_poll)(vnxi_engine_t *engine);
+};
+
+static inline vnxi_peer_t *
+vnxi_peer_retain(vnxi_peer_t *peer)
+{
+    atomic_fetch_add_explicit(&peer->refs, 1, memory_order_relaxed);
+    return peer;
+}
+
+static inline void
+vnxi_peer_release(vnxi_peer_t *peer)
+{
+    if (peer != NULL && atomic_fetch_sub(&peer->refs, 1) == 1) {
+        peer->ops->peer_destroy(peer);
+    }
+}
+
+/* The engines of this build, by name; NULL for an unknown one. */
+const vnxi_engine_ops_t *vnxi_engine_find(const char *name);
+
+#endif

@@ -1,0 +1,64 @@
+/*
+ * The metadata codec: NIXL's wire format (docs/wire.md), both ways.
+ *
+ * Knows the grammar only: names, connections, sections, regions.  What a
+ * backend puts into its connection info and into a region's public metadata
+ * is bytes here; for SHM see shm/shm_wire.h.
+ */
+#ifndef VNXI_NATIVE_METADATA_H
+#define VNXI_NATIVE_METADATA_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/vnx.h>
+
+#include "base/bytes.h"
+
+typedef struct vnxi_md_bytes {
+    const void *data; /* borrowed */
+    size_t len;
+} vnxi_md_bytes_t;
+
+typedef struct vnxi_md_conn {
+    vnxi_md_bytes_t backend; /* "SHM" */
+    vnxi_md_bytes_t info;
+} vnxi_md_conn_t;
+
+typedef struct vnxi_md_region {
+    uint64_t addr, len, dev;
+    vnxi_md_bytes_t public_data;
+} vnxi_md_region_t;
+
+typedef struct vnxi_md_section {
+    vnxi_md_bytes_t backend;
+    vnx_mem_t mem;
+    vnxi_md_region_t *regions;
+    size_t count; /* > 0 */
+} vnxi_md_section_t;
+
+/* All bytes are borrowed: from the blob when parsed, from the writer's caller
+ * when written.  The arrays are owned when parsed: vnxi_metadata_fini(). */
+typedef struct vnxi_metadata {
+    vnxi_md_bytes_t agent;
+    vnxi_md_conn_t *conns;
+    size_t conn_count;
+    vnxi_md_section_t *sections;
+    size_t section_count;
+} vnxi_metadata_t;
+
+/* Parse and check a whole blob (VNX_ERR_MISMATCH names what is wrong and at
+ * which byte): tags, lengths, counts against the bytes that are there (never
+ * an allocation that the blob's size does not justify), memory types 0 to 4,
+ * non-empty names, no empty section, addr + len that does not overflow, no
+ * bytes left over. */
+vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
+                                 vnxi_metadata_t *metadata_p,
+                                 vnx_error_t *error);
+void vnxi_metadata_fini(vnxi_metadata_t *metadata);
+
+/* Append the blob to `writer` (writer->failed: no memory).  Writes what stock
+ * NIXL would read; sections must not be empty. */
+void vnxi_metadata_write(vnxi_writer_t *writer,
+                         const vnxi_metadata_t *metadata);
+
+#endif

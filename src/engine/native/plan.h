@@ -1,0 +1,104 @@
+/*
+ * The plan of a transfer: which bytes go where, neighbours merged.
+ *
+ * A plan is a sequence of segments; a segment is `count` pieces of `len` bytes
+ * whose addresses advance by a stride on each side.  Addresses of direct
+ * regions are translated: remote is an address in this process where the
+ * segment says `direct`, else one in the peer.  Pieces longer than
+ * VNXI_PIECE_MAX are cut (as a segment with stride = len), so that chunks of
+ * work have about the same size.
+ */
+#ifndef VNXI_NATIVE_PLAN_H
+#define VNXI_NATIVE_PLAN_H
+
+#include "engine/native/list.h"
+
+#define VNXI_PIECE_MAX (256u << 10)
+#define VNXI_CHUNK_BYTES (512u << 10)
+#define VNXI_CHUNK_PIECES 512u
+
+typedef struct vnxi_segment {
+    uint64_t local, remote;
+    int64_t local_stride, remote_stride;
+    uint64_t len;
+    uint32_t count;
+    uint32_t direct;
+} vnxi_segment_t; /* 48 bytes */
+
+/* Where chunk i of the work begins: a segment, and a piece in it. */
+typedef struct vnxi_chunk {
+    uint32_t segment, piece;
+} vnxi_chunk_t;
+
+typedef struct vnxi_plan {
+    vnxi_segment_t *segments; /* owned */
+    size_t segment_count;
+    vnxi_chunk_t *chunks; /* owned; each at most VNXI_CHUNK_BYTES and
+                             VNXI_CHUNK_PIECES, in order */
+    size_t chunk_count;
+    uint64_t bytes, pieces, rows; /* pieces: after merging, before cutting */
+    bool all_direct;
+    /* private: storage */
+    size_t segment_capacity, chunk_capacity;
+    vnxi_segment_t small[2];
+    vnxi_chunk_t small_chunk[1];
+} vnxi_plan_t;
+
+/*
+ * Plan the rows local_rows[i] <-> remote_rows[i].  Checked, each named by its
+ * place i in the index arrays and the side: equal counts (> 0), indices in
+ * range (never truncated), equal lengths of a pair (VNX_ERR_INVALID_PARAM).
+ * Merging (not where no_merge): pairs contiguous on both sides become one
+ * piece, across rows and regions of the same directness.
+ * Fast paths: consecutive indices over run blocks of both lists cost a few
+ * nanoseconds a block; both index arrays are scanned with SIMD for being
+ * consecutive (run-time dispatch, no ifunc).  Storage from base/recycle.h.
+ * The plan is caller-allocated; vnxi_plan_fini() frees what it owns, also of
+ * an all-zero plan.
+ */
+typedef struct vnxi_plan_args {
+    const vnxi_list_t *local, *remote;
+    vnx_indices_t local_rows, remote_rows;
+    bool no_merge;
+    const char *operation;
+} vnxi_plan_args_t;
+
+vnx_status_t vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
+                             vnx_error_t *error);
+void vnxi_plan_fini(vnxi_plan_t *plan);
+
+/* A walk over the pieces of a chunk. */
+typedef struct vnxi_piece {
+    uint64_t local, remote, len;
+    bool direct;
+} vnxi_piece_t;
+
+typedef struct vnxi_walk {
+    const vnxi_plan_t *plan;
+    vnxi_chunk_t at, end;
+} vnxi_walk_t;
+
+vnxi_walk_t vnxi_plan_walk(const vnxi_plan_t *plan, size_t chunk);
+static inline bool vnxi_walk_next(vnxi_walk_t *walk, vnxi_piece_t *piece_p);
+
+static inline bool
+vnxi_walk_next(vnxi_walk_t *walk, vnxi_piece_t *piece_p)
+{
+    if (walk->at.segment == walk->end.segment &&
+        walk->at.piece == walk->end.piece) {
+        return false;
+    }
+    const vnxi_segment_t *segment = &walk->plan->segments[walk->at.segment];
+    int64_t i = walk->at.piece;
+    piece_p->local = segment->local + (uint64_t)(i * segment->local_stride);
+    piece_p->remote = segment->remote + (uint64_t)(i * segment->remote_stride);
+    piece_p->len = segment->len;
+    piece_p->direct = segment->direct != 0;
+    if (++walk->at.piece == segment->count) {
+        walk->at.segment++;
+        walk->at.piece = 0;
+    }
+    return true;
+}
+
+#endif

@@ -1,0 +1,104 @@
+/*
+ * Regions: what is registered here, and what peers have registered there.
+ *
+ * A region object is immutable but for its `revoked` flag and is reference
+ * counted: tables and prepared lists hold it.  A region table is an immutable
+ * snapshot, searched without a lock.  The registry is the local agent's set of
+ * registrations; it makes a new snapshot when one is asked for after a change.
+ */
+#ifndef VNXI_NATIVE_REGION_H
+#define VNXI_NATIVE_REGION_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/vnx.h>
+
+#include "engine/native/shm/share.h"
+
+typedef struct vnxi_region {
+    atomic_uint refs;
+    atomic_bool revoked; /* deregistered, or gone from the peer's metadata */
+    vnx_mem_t mem;
+    uint64_t addr, len, dev;
+    /* How this process reaches it. Local regions and those of peers in this
+     * process: direct, delta 0.  A peer's shared mapping that is mapped here:
+     * direct, our address = addr + delta.  Else by process_vm_readv. */
+    bool direct;
+    uint64_t delta;            /* modulo 2^64 */
+    vnxi_share_map_t *mapping; /* owned; NULL unless mapped here */
+    vnxi_share_t share;        /* local: how peers can map it; fd -1: not */
+    unsigned uses;             /* local: how often registered; registry lock */
+} vnxi_region_t;
+
+vnxi_region_t *vnxi_region_retain(vnxi_region_t *region);
+void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
+
+/* Make a region of a peer (one reference; share unset). NULL: no memory.
+ * `mapping` is taken over. */
+vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
+                                  uint64_t dev, vnxi_share_map_t *mapping);
+
+/* -- Tables ----------------------------------------------------------------
+ */
+
+typedef struct vnxi_region_table vnxi_region_table_t;
+
+/* Build from `count` regions in any order (each is retained).  Overlapping and
+ * nested regions are allowed.  NULL: no memory. */
+vnxi_region_table_t *vnxi_region_table_create(vnxi_region_t *const *regions,
+                                              size_t count);
+vnxi_region_table_t *vnxi_region_table_retain(vnxi_region_table_t *table);
+void vnxi_region_table_release(vnxi_region_table_t *table);
+
+/* The region of (mem, dev) that holds all of [addr, addr + len), not revoked;
+ * NULL for none, and where addr + len overflows.  O(log n); borrowed from the
+ * table.  len 0 is held by a region that holds or ends at addr. */
+vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
+                                      vnx_mem_t mem, uint64_t addr,
+                                      uint64_t len, uint64_t dev);
+
+/* The region with exactly these values, NULL for none. */
+vnxi_region_t *vnxi_region_table_exact(const vnxi_region_table_t *table,
+                                       vnx_mem_t mem, uint64_t addr,
+                                       uint64_t len, uint64_t dev);
+
+/* All regions, sorted by (mem, dev, addr, len): the order of the wire. */
+size_t vnxi_region_table_count(const vnxi_region_table_t *table);
+vnxi_region_t *vnxi_region_table_at(const vnxi_region_table_t *table,
+                                    size_t i);
+
+/* -- Registry --------------------------------------------------------------
+ */
+
+typedef struct vnxi_registry vnxi_registry_t;
+
+vnxi_registry_t *vnxi_registry_create(void);
+void vnxi_registry_free(vnxi_registry_t *registry);
+
+/* All or none.  Checks every row (len > 0, addr + len does not overflow,
+ * memory type DRAM or VRAM) and names the first bad one.  A range registered
+ * again counts one use more. */
+vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
+                               const vnx_reg_desc_t *descs, size_t count,
+                               vnx_error_t *error);
+
+/* All or none; VNX_ERR_NOT_FOUND names the first row that is not registered
+ * (also one that is listed more often than it is registered). A region whose
+ * last use goes is revoked; `gone` (may be NULL) is called for each, without
+ * the registry's lock. */
+vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
+                                  const vnx_reg_desc_t *descs, size_t count,
+                                  void (*gone)(void *context,
+                                               const vnxi_region_t *region),
+                                  void *context, vnx_error_t *error);
+
+/* The present state; the caller's reference.  NULL: no memory. */
+vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry);
+
+/* Counts every change; what a full metadata blob carries as its epoch. */
+uint64_t vnxi_registry_epoch(const vnxi_registry_t *registry);
+size_t vnxi_registry_count(const vnxi_registry_t *registry);
+
+#endif
