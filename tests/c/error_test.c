@@ -67,10 +67,10 @@ test_status_table_has_every_status_once(void **state)
 {
     (void)state;
     int seen[256] = {0};
-#define CHECK(sym, num, name, text, pyclass)                                  \
-    assert_string_equal(vnx_status_name(sym), name);                          \
-    assert_string_equal(vnx_status_text(sym), text);                          \
-    assert_int_equal(seen[(num) + 200]++, 0);                                 \
+#define CHECK(sym, num, name, text, pyclass)         \
+    assert_string_equal(vnx_status_name(sym), name); \
+    assert_string_equal(vnx_status_text(sym), text); \
+    assert_int_equal(seen[(num) + 200]++, 0);        \
     assert_int_equal((num) >= 0, vnx_status_python_class(sym) == NULL);
     VNX_STATUS_TABLE(CHECK)
 #undef CHECK

@@ -1,0 +1,128 @@
+# Shared by the scripts: messages, finding a Python, virtual environments,
+# installing packages.  Sourced by bash with `set -euo pipefail`.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+WORK="$ROOT/build-tests" # everything that the tests build; git ignores it
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+
+say() {
+    printf '%s\n' "$*"
+}
+
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 1
+}
+
+# Package clients name the hosts that they talk to; a log need not.
+without_urls() {
+    sed -E -e 's#(https?|ftp)://[^[:space:]"'\'',;)]+#<url>#g' \
+        -e "s#host='[^']*'#host=<host>#g"
+}
+
+# -- Python -------------------------------------------------------------------
+
+# Print "3.11 /real/path/of/python" for a Python of 3.10 to 3.13, else fail.
+python_probe() {
+    "$1" -c '
+import sys
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(1)
+print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null
+}
+
+# The Python to use: $PYTHON if set, else the first that will do.
+find_python() {
+    local candidate probe
+    if [ -n "${PYTHON:-}" ]; then
+        probe=$(python_probe "$PYTHON") ||
+            die "PYTHON=$PYTHON is no Python of version 3.10 to 3.13"
+        say "${probe#* }"
+        return
+    fi
+    for candidate in python3.11 python3 python3.12 python3.13 python3.10; do
+        if probe=$(python_probe "$candidate"); then
+            say "${probe#* }"
+            return
+        fi
+    done
+    return 1
+}
+
+# Every other Python of 3.10 to 3.13, one a version: lines "3.12 /path".
+find_other_pythons() {
+    local main=$1 seen candidate probe version
+    seen=" $(python_probe "$main" | cut -d' ' -f1) "
+    for version in 3.10 3.11 3.12 3.13; do
+        for candidate in "python$version" \
+            "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+            probe=$(python_probe "$candidate") || continue
+            case "$seen" in *" ${probe%% *} "*) continue ;; esac
+            seen="$seen${probe%% *} "
+            say "$probe"
+        done
+    done
+}
+
+python_has_headers() {
+    "$1" -c '
+import os, sys, sysconfig
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+sys.exit(not os.path.exists(header))'
+}
+
+python_has_venv() {
+    "$1" -c 'import ensurepip, venv' 2>/dev/null
+}
+
+# make_venv DIRECTORY PYTHON: an environment that works, made anew when it is
+# broken or belongs to another version.
+make_venv() {
+    local dir=$1 python=$2 want have
+    want=$(python_probe "$python")
+    have=$(python_probe "$dir/bin/python" || true)
+    if [ "${want%% *}" = "${have%% *}" ] &&
+        "$dir/bin/python" -m pip --version >/dev/null 2>&1; then
+        return
+    fi
+    python_has_venv "$python" ||
+        die "$python cannot make virtual environments: it has no ensurepip." \
+            "On Debian install python3-venv, or set PYTHON to another one."
+    rm -rf "$dir"
+    "$python" -m venv "$dir"
+}
+
+# pip_install VENV ARGUMENTS...: quiet unless it fails.
+pip_install() {
+    local venv=$1 log
+    shift
+    log=$(mktemp)
+    if ! "$venv/bin/python" -m pip install -q "$@" >"$log" 2>&1; then
+        without_urls <"$log" >&2
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+# What the installed package is made of, as one hash.
+source_hash() {
+    (cd "$ROOT" && find meson.build meson.options pyproject.toml include src \
+        python -type f -not -name '*.pyc' -print0 2>/dev/null |
+        LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+}
+
+# install_package VENV: the checkout, unless the same source is there already.
+install_package() {
+    local venv=$1 hash stamp
+    hash=$(source_hash)
+    stamp="$venv/.vllm_nixl-source"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ] &&
+        (cd / && "$venv/bin/python" -c 'import vllm_nixl' 2>/dev/null); then
+        return
+    fi
+    rm -f "$stamp"
+    pip_install "$venv" --force-reinstall --no-deps "$ROOT" || return
+    say "$hash" >"$stamp"
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# Install what comes from the distribution: compilers, headers, libraries.
+#
+#   scripts/install_deps.sh [demo|tests] [--dry-run]
+#
+# `demo` is what building and using the package needs, `tests` (the default)
+# what run_tests.sh needs on top.  Only what is missing is installed, as root
+# and by apt-get; anybody else is told what is missing.
+set -euo pipefail
+. "$(dirname "$0")/common.sh"
+
+PURPOSE=tests
+DRY_RUN=0
+for argument in "$@"; do
+    case "$argument" in
+    demo | tests) PURPOSE=$argument ;;
+    --dry-run) DRY_RUN=1 ;;
+    *) die "usage: install_deps.sh [demo|tests] [--dry-run]" ;;
+    esac
+done
+
+have_command() { command -v "$1" >/dev/null 2>&1; }
+have_library() { pkg-config --exists "$1" 2>/dev/null; }
+
+# Each need is probed by what it is for, so that a compiler or a Python from
+# elsewhere counts as well as the distribution's.
+have_compiler() { have_command cc && have_command make; }
+have_python_headers() {
+    local python
+    python=$(find_python) && python_has_headers "$python"
+}
+have_python_venv() {
+    local python
+    python=$(find_python) && python_has_venv "$python"
+}
+have_fuzzer() {
+    local out status=0
+    have_command clang || return 1
+    out=$(mktemp)
+    printf '%s\n' '#include <stddef.h>' \
+        'int LLVMFuzzerTestOneInput(const void *p, size_t n);' \
+        'int LLVMFuzzerTestOneInput(const void *p, size_t n)' \
+        '{ return p == 0 && n == 1; }' |
+        clang -fsanitize=fuzzer,address -x c - -o "$out" 2>/dev/null ||
+        status=1
+    rm -f "$out"
+    return $status
+}
+
+clang_major() {
+    clang -dumpversion 2>/dev/null | cut -d. -f1 || true
+}
+
+MISSING=()
+need() {
+    local package=$1
+    shift
+    "$@" || MISSING+=("$package")
+}
+
+find_missing() {
+    local major
+    MISSING=()
+    need build-essential have_compiler
+    need pkg-config have_command pkg-config
+    need python3-dev have_python_headers
+    need python3-venv have_python_venv
+    need libevent-dev have_library libevent_pthreads
+    [ "$PURPOSE" = tests ] || return 0
+    need libcmocka-dev have_library cmocka
+    need clang have_command clang
+    need clang-format have_command clang-format
+    need clang-tidy have_command clang-tidy
+    major=$(clang_major)
+    need "libclang-rt-${major:-14}-dev" have_fuzzer
+}
+
+apt_install() {
+    local log
+    log=$(mktemp)
+    if ! {
+        apt-get -qq update &&
+            DEBIAN_FRONTEND=noninteractive apt-get -qq -y \
+                --no-install-recommends install "$@"
+    } >"$log" 2>&1 </dev/null; then
+        without_urls <"$log" >&2
+        rm -f "$log"
+        die "apt-get could not install: $*"
+    fi
+    rm -f "$log"
+}
+
+find_missing
+if [ ${#MISSING[@]} -eq 0 ]; then
+    exit 0
+fi
+if [ $DRY_RUN = 1 ]; then
+    die "missing: ${MISSING[*]}"
+fi
+if ! have_command apt-get; then
+    die "missing: ${MISSING[*]} (Debian's names; no apt-get here)"
+fi
+if [ "$(id -u)" != 0 ]; then
+    die "missing: ${MISSING[*]}. As root: apt-get install ${MISSING[*]}"
+fi
+say "installing: ${MISSING[*]}"
+apt_install "${MISSING[@]}"
+find_missing
+if [ ${#MISSING[@]} -ne 0 ]; then
+    die "still missing after installing: ${MISSING[*]}" \
+        "${PYTHON:+(with PYTHON=$PYTHON)}"
+fi

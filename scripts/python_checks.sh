@@ -1,0 +1,105 @@
+# Checks of the Python side.  Sourced by check.sh.
+
+VENV="$ROOT/.venv"
+STOCK_VENV="$WORK/venv-stock"
+
+# What the tests use beside the package; the demo and the bench need numpy.
+DEMO_NEEDS=(numpy)
+TEST_NEEDS=(numpy pytest hypothesis)
+TOOL_NEEDS=(meson meson-python ninja mypy ruff)
+
+# Tests run against the installed package, from a folder without its source.
+run_pytest() {
+    local python=$1
+    shift
+    cd "$ROOT"
+    "$python" -m pytest -ra -q -p no:cacheprovider \
+        -o faulthandler_timeout=300 "$@"
+}
+
+check_install() {
+    install_package "$VENV"
+    cd /
+    "$VENV/bin/python" -c '
+import vllm_nixl
+print("vllm_nixl", vllm_nixl.__version__, "from", vllm_nixl.__file__)'
+}
+
+check_python_lint() {
+    cd "$ROOT"
+    "$VENV/bin/ruff" check .
+    "$VENV/bin/ruff" format --check .
+}
+
+check_python_types() {
+    cd "$ROOT"
+    "$VENV/bin/mypy"
+}
+
+# The stubs say what the module is: names, signatures, defaults.
+check_python_stubs() {
+    cd /
+    "$VENV/bin/python" -m mypy.stubtest vllm_nixl \
+        --mypy-config-file "$ROOT/pyproject.toml"
+}
+
+check_source_size() {
+    "$VENV/bin/python" "$ROOT/scripts/measure_source.py"
+}
+
+# check_pytest PATHS...: on the main Python.
+check_pytest() {
+    run_pytest "$VENV/bin/python" "$@"
+}
+
+# check_other_python VERSION PYTHON: build, install and use the package there.
+check_other_python() {
+    local version=$1 python=$2 venv="$WORK/venv-$1"
+    python_has_venv "$python" || skip "$python has no ensurepip"
+    python_has_headers "$python" || skip "$python has no Python.h"
+    make_venv "$venv" "$python"
+    pip_install "$venv" "${TEST_NEEDS[@]}"
+    install_package "$venv"
+    run_pytest "$venv/bin/python" tests/python
+}
+
+# The stock wheel in an environment of its own: its name is not ours to take.
+stock_ready() {
+    "$STOCK_VENV/bin/python" -c 'import nixl._api' 2>/dev/null
+}
+
+install_stock() {
+    make_venv "$STOCK_VENV" "$VENV/bin/python"
+    stock_ready && return
+    pip_install "$STOCK_VENV" numpy &&
+        pip_install "$STOCK_VENV" --no-deps 'nixl==1.5.1' 'nixl-cu12==1.5.1' &&
+        stock_ready
+}
+
+check_interop() {
+    if [ ! -d "$ROOT/tests/interop" ]; then
+        skip "there are no interop tests yet"
+    fi
+    install_stock || skip "the stock nixl wheel cannot be installed here"
+    VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python" \
+        run_pytest "$VENV/bin/python" tests/interop
+}
+
+check_demo() {
+    cd "$ROOT"
+    "$VENV/bin/python" examples/kv_demo
+}
+
+check_demo_shared() {
+    cd "$ROOT"
+    "$VENV/bin/python" examples/kv_demo --shared --layers 8 --blocks 64
+}
+
+# Every row of the benchmark runs; nothing is asked of the times.
+check_bench() {
+    cd "$ROOT"
+    if stock_ready; then
+        export VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python"
+    fi
+    "$VENV/bin/python" bench/compare.py --quick
+}

@@ -1,0 +1,157 @@
+# Running checks one after the other or side by side, counting their tests,
+# and the account at the end.  Sourced by run_tests.sh.
+#
+# A check is `scripts/check.sh NAME ARGUMENTS`.  It ends with 0 (passed),
+# 77 (skipped; its last line says why) or anything else (failed).
+
+LOGS="$WORK/logs"
+CHECKS=()
+PASSED=0
+FAILED=0
+SKIPPED=0
+SKIP_NOTES=()
+FAIL_NOTES=()
+SUMMARY_LINES=()
+STARTED=$SECONDS
+
+section() {
+    printf '\n== %s\n' "$*"
+}
+
+# start SECONDS LABEL NAME ARGUMENTS...: begin a check; finish_checks ends it.
+start() {
+    local limit=$1 label=$2 id
+    shift 2
+    id="$LOGS/$(printf '%02d' ${#CHECKS[@]})-${label//[^a-zA-Z0-9.]/-}"
+    CHECKS+=("$label|$id")
+    (
+        begin=$SECONDS
+        status=0
+        timeout --kill-after=10 "$limit" \
+            bash "$ROOT/scripts/check.sh" "$@" >"$id.log" 2>&1 </dev/null ||
+            status=$?
+        if [ $status = 124 ] || [ $status = 137 ]; then
+            echo "stopped: it took more than $limit s" >>"$id.log"
+        fi
+        echo "$status $((SECONDS - begin))" >"$id.end"
+    ) &
+    LAST_PID=$!
+}
+
+# finish_checks: wait for what was started, report it in the order of start.
+REPORTED=0
+finish_checks() {
+    local entry
+    wait
+    while [ $REPORTED -lt ${#CHECKS[@]} ]; do
+        entry=${CHECKS[$REPORTED]}
+        report_check "${entry%%|*}" "${entry#*|}"
+        REPORTED=$((REPORTED + 1))
+    done
+}
+
+# check: start and finish.
+check() {
+    start "$@"
+    finish_checks
+}
+
+report_check() {
+    local label=$1 id=$2 status seconds counts summary
+    read -r status seconds <"$id.end"
+    if [ "$status" = 77 ]; then
+        SKIPPED=$((SKIPPED + 1))
+        SKIP_NOTES+=("$label: $(tail -n 1 "$id.log")")
+        printf '  skip %-34s %s\n' "$label" "$(tail -n 1 "$id.log")"
+        return
+    fi
+    counts=$(count_tests "$id.log")
+    add_counts "$status" $counts
+    note_skips "$label" "$id.log"
+    summary=$(summary_line "$id.log")
+    if [ "$status" = 0 ]; then
+        printf '  ok   %-34s %4s s  %s\n' "$label" "$seconds" "$summary"
+    else
+        FAIL_NOTES+=("$label (log: ${id#"$ROOT"/}.log)")
+        printf '  FAIL %-34s %4s s  status %s\n' "$label" "$seconds" "$status"
+        tail -n 200 "$id.log" | without_urls | sed 's/^/       | /'
+    fi
+    if [ -n "$summary" ]; then
+        SUMMARY_LINES+=("$(printf '%-34s %s' "$label" "$summary")")
+    fi
+}
+
+# The closing line of a test runner in a log: pytest's, or meson's counts.
+summary_line() {
+    awk '
+        /^=* ?[0-9]+ (passed|failed|skipped|error).* in [0-9.]+/ {
+            gsub(/^=+ | =+$/, ""); last = $0
+        }
+        /^(Ok|Fail|Skipped|Timeout): +[0-9]+/ {
+            meson = meson (meson ? ", " : "") $1 " " $2
+        }
+        END { print last ? last : meson }' "$1"
+}
+
+# "passed failed skipped" over everything that a log counts; "0 0 0" when it
+# counts nothing.
+count_tests() {
+    awk '
+        /^=* ?[0-9]+ (passed|failed|skipped|error).* in [0-9.]+/ {
+            for (i = 2; i <= NF; i++) {
+                if ($i ~ /^passed/) passed += $(i - 1)
+                if ($i ~ /^(failed|errors?)/) failed += $(i - 1)
+                if ($i ~ /^(skipped|xfailed)/) skipped += $(i - 1)
+            }
+        }
+        /^Ok: +[0-9]+/ { passed += $2 }
+        /^(Fail|Timeout|Unexpected Pass): +[0-9]+/ { failed += $NF }
+        /^Skipped: +[0-9]+/ { skipped += $2 }
+        END { print passed + 0, failed + 0, skipped + 0 }' "$1"
+}
+
+# A check that counts no tests is one test; one that failed has a failure.
+add_counts() {
+    local status=$1 passed=$2 failed=$3 skipped=$4
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    if [ $((passed + failed + skipped)) = 0 ]; then
+        passed=1
+    fi
+    PASSED=$((PASSED + passed))
+    FAILED=$((FAILED + failed))
+    SKIPPED=$((SKIPPED + skipped))
+}
+
+# pytest's "SKIPPED [2] tests/...: reason" and our own "SKIP: reason" lines.
+note_skips() {
+    local label=$1 line
+    while IFS= read -r line; do
+        SKIP_NOTES+=("$label: $line")
+    done < <(sed -n -E -e 's/^SKIPPED (\[[0-9]+\]) /\1 /p' \
+        -e 's/^SKIP: //p' "$2" | sort -u)
+}
+
+print_notes() {
+    local title=$1 note
+    shift
+    if [ $# = 0 ]; then
+        return
+    fi
+    section "$title"
+    for note in "$@"; do
+        printf '  %s\n' "$note"
+    done
+}
+
+# The account.  Returns 1 when anything failed.
+finish() {
+    local total=$((SECONDS - STARTED))
+    print_notes "skipped, and why" ${SKIP_NOTES[@]+"${SKIP_NOTES[@]}"}
+    print_notes "failed" ${FAIL_NOTES[@]+"${FAIL_NOTES[@]}"}
+    section "in all: $((total / 60)) min $((total % 60)) s"
+    printf '  %s\n' ${SUMMARY_LINES[@]+"${SUMMARY_LINES[@]}"}
+    printf '\n%d passed, %d failed, %d skipped\n' $PASSED $FAILED $SKIPPED
+    [ $FAILED = 0 ]
+}
