@@ -261,13 +261,17 @@ vnx_status_t vnx_dlist_begin(vnx_agent_t *agent, const void *peer,
 vnx_status_t vnx_dlist_feed(vnx_dlist_builder_t *builder,
                             const vnx_desc_t *rows, size_t count,
                             vnx_error_t *error);
+vnx_status_t vnx_dlist_feed_strided(vnx_dlist_builder_t *builder,
+                                    const vnx_strided_desc_t *rows,
+                                    size_t count, vnx_error_t *error);
 vnx_status_t vnx_dlist_finish(vnx_dlist_builder_t *builder,
                               vnx_dlist_t **out_p, vnx_error_t *error);
 void vnx_dlist_abort(vnx_dlist_builder_t *builder);
 
 size_t vnx_dlist_count(const vnx_dlist_t *dlist); /* rows, strides unrolled */
 size_t vnx_dlist_bytes(const vnx_dlist_t *dlist); /* memory that it takes */
-void vnx_dlist_release(vnx_dlist_t *dlist);       /* NULL is allowed */
+vnx_dlist_t *vnx_dlist_retain(vnx_dlist_t *dlist);
+void vnx_dlist_release(vnx_dlist_t *dlist); /* NULL is allowed */
 
 /* -- Transfers ------------------------------------------------------------ */
 
@@ -309,6 +313,12 @@ vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
  * Errors: VNX_ERR_REPOST_ACTIVE, VNX_ERR_REMOTE_DISCONNECT, ... */
 vnx_status_t vnx_xfer_post(vnx_xfer_t *xfer, const void *notif,
                            size_t notif_len, vnx_error_t *error);
+
+/* One reference more, so that the transfer stays valid during a call though
+ * another thread releases it; to be given up by vnx_xfer_drop(), which stops
+ * nothing. */
+vnx_xfer_t *vnx_xfer_retain(vnx_xfer_t *xfer);
+void vnx_xfer_drop(vnx_xfer_t *xfer);
 
 /* One atomic load. */
 vnx_xfer_state_t vnx_xfer_state(const vnx_xfer_t *xfer);

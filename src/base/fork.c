@@ -43,6 +43,9 @@ void
 vnxi_fork_on_child(void (*hook)(void))
 {
     pthread_once(&once, install);
+    if (hook == NULL) {
+        return;
+    }
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < HOOKS_MAX; i++) {
         if (hooks[i] == hook) {

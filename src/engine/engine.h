@@ -160,6 +160,10 @@ struct vnxi_engine_ops {
                               const void *blob, size_t len,
                               vnxi_peer_t **peer_p, vnx_error_t *error);
 
+    /* The agent itself as a peer, for transfers from its memory to its memory
+     * and notifications to itself.  Borrowed; valid until destroy(). */
+    vnxi_peer_t *(*peer_self)(vnxi_engine_t *engine);
+
     /* End the connection; what is in flight and what comes later fails with
      * VNX_ERR_REMOTE_DISCONNECT and `cause`.  Idempotent; no peer_lost. */
     void (*peer_close)(vnxi_peer_t *peer, const char *cause);

@@ -1,0 +1,344 @@
+#include "core/agent.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+#define NAME_MAX_LEN 65535
+#define NOTIF_BYTES_MAX (256u << 20)
+#define THREADS_MAX 4
+
+static const vnx_agent_config_t default_config = {
+    .size = sizeof(vnx_agent_config_t)};
+
+static vnx_status_t
+choose_engine(const char *wanted, const vnxi_engine_ops_t **ops_p,
+              vnx_error_t *error)
+{
+    if (wanted == NULL || strcmp(wanted, "auto") == 0) {
+        wanted = "native";
+    }
+    *ops_p = vnxi_engine_find(wanted);
+    if (*ops_p == NULL) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
+                              "there is no engine '%s' in this build "
+                              "(there is 'native'; 'auto' takes it)",
+                              wanted);
+    }
+    return VNX_OK;
+}
+
+static unsigned
+default_threads(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (unsigned)cores;
+}
+
+static void
+on_notif(void *context, const void *sender, size_t sender_len,
+         const void *message, size_t message_len)
+{
+    vnx_agent_t *agent = context;
+    vnxi_notifs_push(&agent->notifs, sender, sender_len, message, message_len);
+    vnxi_events_signal(&agent->events);
+}
+
+static void
+agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
+{
+    pthread_mutex_init(&agent->load_lock, NULL);
+    pthread_mutex_init(&agent->peers_lock, NULL);
+    pthread_mutex_init(&agent->error_lock, NULL);
+    vnxi_events_init(&agent->events);
+    vnxi_notifs_init(&agent->notifs, config->notif_bytes_max
+                                         ? config->notif_bytes_max
+                                         : NOTIF_BYTES_MAX);
+}
+
+static void
+agent_free(vnx_agent_t *agent)
+{
+    if (agent->engine != NULL) {
+        agent->ops->destroy(agent->engine);
+    }
+    vnxi_name_map_fini(&agent->peers);
+    vnxi_notifs_fini(&agent->notifs);
+    vnxi_events_fini(&agent->events);
+    pthread_mutex_destroy(&agent->error_lock);
+    pthread_mutex_destroy(&agent->peers_lock);
+    pthread_mutex_destroy(&agent->load_lock);
+    free(agent->name);
+    free(agent);
+}
+
+static vnx_agent_t *
+agent_alloc(const void *name, size_t name_len)
+{
+    vnx_agent_t *agent = calloc(1, sizeof *agent);
+    char *copy = malloc(name_len + 1);
+    if (agent == NULL || copy == NULL) {
+        free(agent);
+        free(copy);
+        return NULL;
+    }
+    memcpy(copy, name, name_len);
+    copy[name_len] = '\0';
+    agent->name = copy;
+    agent->name_len = name_len;
+    atomic_init(&agent->refs, 1);
+    return agent;
+}
+
+vnx_status_t
+vnx_agent_create(const void *name, size_t name_len,
+                 const vnx_agent_config_t *config, vnx_agent_t **out_p,
+                 vnx_error_t *error)
+{
+    const vnxi_engine_ops_t *ops;
+
+    if (config == NULL) {
+        config = &default_config;
+    }
+    if (name_len == 0 || name_len > NAME_MAX_LEN) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+                              "an agent's name has 1 to %d bytes, not %zu",
+                              NAME_MAX_LEN, name_len);
+    }
+    if (config->size != sizeof *config) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+                              "config.size is %zu, this library's is %zu",
+                              config->size, sizeof *config);
+    }
+    vnx_status_t status = choose_engine(config->engine, &ops, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnx_agent_t *agent = agent_alloc(name, name_len);
+    if (agent == NULL) {
+        return vnxi_error_no_memory(error, "nixl_agent", sizeof *agent);
+    }
+    agent->ops = ops;
+    vnxi_fork_on_child(NULL); /* from now on forks are counted */
+    agent->fork_count = vnxi_fork_count();
+    agent->wall_minus_mono_us = vnxi_clock_wall_us() - vnxi_clock_ns() / 1000;
+    agent_init_locks(agent, config);
+
+    vnxi_engine_config_t engine_config = {
+        .agent_name = agent->name,
+        .agent_name_len = name_len,
+        .num_threads =
+            config->num_threads ? config->num_threads : default_threads(),
+        .host = {agent, vnxi_xfer_done, on_notif, vnxi_peers_lost},
+    };
+    status = ops->create(&engine_config, &agent->engine, error);
+    if (status != VNX_OK) {
+        agent_free(agent);
+        return status;
+    }
+    *out_p = agent;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
+                  vnx_error_t *error)
+{
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                              "the agent belongs to the process that this one "
+                              "was forked from: make a new agent here");
+    }
+    return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
+                          "the agent is closed");
+}
+
+void
+vnx_agent_close(vnx_agent_t *agent)
+{
+    if (vnxi_fork_crossed(agent->fork_count) ||
+        atomic_exchange(&agent->closed, true)) {
+        return;
+    }
+    vnxi_peers_close(agent);
+    agent->ops->stop(agent->engine);
+    vnxi_events_signal(&agent->events);
+}
+
+vnx_agent_t *
+vnx_agent_retain(vnx_agent_t *agent)
+{
+    atomic_fetch_add_explicit(&agent->refs, 1, memory_order_relaxed);
+    return agent;
+}
+
+void
+vnx_agent_release(vnx_agent_t *agent)
+{
+    if (agent == NULL || atomic_fetch_sub(&agent->refs, 1) != 1 ||
+        vnxi_fork_crossed(agent->fork_count)) {
+        return;
+    }
+    vnx_agent_close(agent);
+    agent_free(agent);
+}
+
+const void *
+vnx_agent_name(const vnx_agent_t *agent, size_t *len_p)
+{
+    *len_p = agent->name_len;
+    return agent->name;
+}
+
+/* -- Backends --------------------------------------------------------------
+ */
+
+const char *
+vnx_agent_engine(const vnx_agent_t *agent)
+{
+    return atomic_load(&agent->has_backend) ? agent->ops->name : NULL;
+}
+
+const char *
+vnx_agent_plugin(vnx_agent_t *agent, size_t i)
+{
+    return agent->ops->plugin(agent->engine, i);
+}
+
+vnx_status_t
+vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
+                      uint32_t *mems_p, vnx_error_t *error)
+{
+    return agent->ops->plugin_mems(agent->engine, backend, mems_p, error);
+}
+
+vnx_status_t
+vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend, size_t i,
+                       vnx_param_t *param_p, vnx_error_t *error)
+{
+    return agent->ops->param(agent->engine, backend, false, i, param_p, error);
+}
+
+vnx_status_t
+vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
+                        vnx_param_t *param_p, vnx_error_t *error)
+{
+    return agent->ops->param(agent->engine, backend, true, i, param_p, error);
+}
+
+vnx_status_t
+vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
+                         const vnx_param_t *params, size_t param_count,
+                         vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "create_backend", error);
+    }
+    vnx_status_t status = agent->ops->backend_create(
+        agent->engine, backend, params, param_count, error);
+    if (status == VNX_OK) {
+        atomic_store(&agent->has_backend, true);
+    }
+    return status;
+}
+
+/* -- Memory ----------------------------------------------------------------
+ */
+
+static vnx_status_t
+need_backend(vnx_agent_t *agent, const char *operation, vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    if (!atomic_load(&agent->has_backend)) {
+        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                              "the agent has no backend: call "
+                              "create_backend() first");
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
+                   const vnx_reg_desc_t *descs, size_t count,
+                   const char *const *backends, vnx_error_t *error)
+{
+    vnx_status_t status = need_backend(agent, "register_memory", error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = agent->ops->mem_register(agent->engine, mem, descs, count,
+                                      backends, error);
+    if (status == VNX_OK) {
+        vnxi_count(&agent->counters.regions, count);
+    }
+    return status;
+}
+
+vnx_status_t
+vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
+                     const vnx_reg_desc_t *descs, size_t count,
+                     const char *const *backends, vnx_error_t *error)
+{
+    vnx_status_t status = need_backend(agent, "deregister_memory", error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = agent->ops->mem_deregister(agent->engine, mem, descs, count,
+                                        backends, error);
+    if (status == VNX_OK) {
+        vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
+    }
+    return status;
+}
+
+/* -- Metadata of our own ---------------------------------------------------
+ */
+
+vnx_status_t
+vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
+                   vnx_error_t *error)
+{
+    vnx_status_t status = need_backend(agent, "get_agent_metadata", error);
+    return status != VNX_OK
+               ? status
+               : agent->ops->metadata(agent->engine, bytes_p, error);
+}
+
+vnx_status_t
+vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
+                           const vnx_reg_desc_t *descs, size_t count,
+                           bool with_connection, const char *const *backends,
+                           vnx_bytes_t *bytes_p, vnx_error_t *error)
+{
+    vnx_status_t status =
+        need_backend(agent, "get_partial_agent_metadata", error);
+    return status != VNX_OK
+               ? status
+               : agent->ops->partial_metadata(agent->engine, mem, descs, count,
+                                              with_connection || !count,
+                                              backends, bytes_p, error);
+}
+
+/* -- Events ----------------------------------------------------------------
+ */
+
+vnx_status_t
+vnx_agent_fileno(vnx_agent_t *agent, int *fd_p, vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "fileno", error);
+    }
+    return vnxi_events_fd(&agent->events, fd_p, error);
+}
+
+void
+vnx_agent_clear_events(vnx_agent_t *agent)
+{
+    if (!vnxi_fork_crossed(agent->fork_count)) {
+        vnxi_events_clear(&agent->events);
+    }
+}

@@ -1,0 +1,184 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/agent.h"
+
+#define OPERATION "prep_xfer_dlist"
+
+struct vnx_dlist_builder {
+    vnx_agent_t *agent; /* retained */
+    vnxi_peer_t *peer;  /* retained; NULL: local */
+    vnxi_builder_t *engine_builder;
+};
+
+static void
+builder_free(vnx_dlist_builder_t *builder)
+{
+    vnxi_peer_release(builder->peer);
+    vnx_agent_release(builder->agent);
+    free(builder);
+}
+
+vnx_status_t
+vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
+                vnx_mem_t mem, const char *const *backends,
+                vnx_dlist_builder_t **out_p, vnx_error_t *error)
+{
+    vnxi_peer_t *peer = NULL;
+    vnx_status_t status;
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, OPERATION, error);
+    }
+    if (peer_len > 0) {
+        status = vnxi_peers_find(agent, peer_name, peer_len, OPERATION, &peer,
+                                 error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    vnx_dlist_builder_t *builder = malloc(sizeof *builder);
+    if (builder == NULL) {
+        vnxi_peer_release(peer);
+        return vnxi_error_no_memory(error, OPERATION, sizeof *builder);
+    }
+    *builder = (vnx_dlist_builder_t){vnx_agent_retain(agent), peer, NULL};
+    status =
+        agent->ops->list_begin(agent->engine, peer, mem, backends, OPERATION,
+                               &builder->engine_builder, error);
+    if (status != VNX_OK) {
+        builder_free(builder);
+        return status;
+    }
+    *out_p = builder;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_dlist_feed(vnx_dlist_builder_t *builder, const vnx_desc_t *rows,
+               size_t count, vnx_error_t *error)
+{
+    return builder->agent->ops->list_feed(builder->engine_builder, rows, count,
+                                          error);
+}
+
+vnx_status_t
+vnx_dlist_feed_strided(vnx_dlist_builder_t *builder,
+                       const vnx_strided_desc_t *rows, size_t count,
+                       vnx_error_t *error)
+{
+    return builder->agent->ops->list_feed_strided(builder->engine_builder,
+                                                  rows, count, error);
+}
+
+vnx_status_t
+vnx_dlist_finish(vnx_dlist_builder_t *builder, vnx_dlist_t **out_p,
+                 vnx_error_t *error)
+{
+    const vnxi_engine_ops_t *ops = builder->agent->ops;
+    vnx_dlist_t *dlist = malloc(sizeof *dlist);
+    if (dlist == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *dlist);
+    }
+    vnx_status_t status =
+        ops->list_finish(builder->engine_builder, &dlist->list, error);
+    if (status != VNX_OK) {
+        free(dlist);
+        return status;
+    }
+    atomic_init(&dlist->refs, 1);
+    dlist->agent = vnx_agent_retain(builder->agent);
+    dlist->peer = builder->peer; /* kept alive by the list */
+    vnxi_count(&dlist->agent->counters.live_dlists, 1);
+    builder_free(builder);
+    *out_p = dlist;
+    return VNX_OK;
+}
+
+void
+vnx_dlist_abort(vnx_dlist_builder_t *builder)
+{
+    if (builder != NULL && !vnxi_fork_crossed(builder->agent->fork_count)) {
+        builder->agent->ops->list_abort(builder->engine_builder);
+        builder_free(builder);
+    }
+}
+
+/* End a build: finish it, or, after an error, give it up. */
+static vnx_status_t
+finish_or_abort(vnx_dlist_builder_t *builder, vnx_status_t status,
+                vnx_dlist_t **out_p, vnx_error_t *error)
+{
+    if (status == VNX_OK) {
+        status = vnx_dlist_finish(builder, out_p, error);
+    }
+    if (status != VNX_OK) {
+        vnx_dlist_abort(builder);
+    }
+    return status;
+}
+
+vnx_status_t
+vnx_dlist_create(vnx_agent_t *agent, const void *peer, size_t peer_len,
+                 vnx_mem_t mem, const vnx_desc_t *rows, size_t count,
+                 const char *const *backends, vnx_dlist_t **out_p,
+                 vnx_error_t *error)
+{
+    vnx_dlist_builder_t *builder;
+    vnx_status_t status =
+        vnx_dlist_begin(agent, peer, peer_len, mem, backends, &builder, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = vnx_dlist_feed(builder, rows, count, error);
+    return finish_or_abort(builder, status, out_p, error);
+}
+
+vnx_status_t
+vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer, size_t peer_len,
+                         vnx_mem_t mem, const vnx_strided_desc_t *rows,
+                         size_t count, const char *const *backends,
+                         vnx_dlist_t **out_p, vnx_error_t *error)
+{
+    vnx_dlist_builder_t *builder;
+    vnx_status_t status =
+        vnx_dlist_begin(agent, peer, peer_len, mem, backends, &builder, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = vnx_dlist_feed_strided(builder, rows, count, error);
+    return finish_or_abort(builder, status, out_p, error);
+}
+
+size_t
+vnx_dlist_count(const vnx_dlist_t *dlist)
+{
+    return dlist->agent->ops->list_count(dlist->list);
+}
+
+size_t
+vnx_dlist_bytes(const vnx_dlist_t *dlist)
+{
+    return sizeof *dlist + dlist->agent->ops->list_bytes(dlist->list);
+}
+
+vnx_dlist_t *
+vnx_dlist_retain(vnx_dlist_t *dlist)
+{
+    atomic_fetch_add_explicit(&dlist->refs, 1, memory_order_relaxed);
+    return dlist;
+}
+
+void
+vnx_dlist_release(vnx_dlist_t *dlist)
+{
+    if (dlist == NULL || vnxi_fork_crossed(dlist->agent->fork_count) ||
+        atomic_fetch_sub(&dlist->refs, 1) != 1) {
+        return;
+    }
+    vnx_agent_t *agent = dlist->agent;
+    agent->ops->list_release(dlist->list);
+    vnxi_count(&agent->counters.live_dlists, (uint64_t)-1);
+    free(dlist);
+    vnx_agent_release(agent);
+}

@@ -1,0 +1,41 @@
+/*
+ * Events of an agent: "a transfer ended", "a notification came", "closed".
+ * Whoever waits sleeps on a condition variable; whoever has a loop of its own
+ * watches an eventfd.  Signalling costs two atomic loads while nobody does.
+ */
+#ifndef VNXI_CORE_EVENTS_H
+#define VNXI_CORE_EVENTS_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <vnx/error.h>
+
+typedef struct vnxi_events {
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* CLOCK_MONOTONIC */
+    atomic_uint waiters;
+    atomic_int fd;         /* -1 until somebody asks for it */
+    atomic_bool signalled; /* the eventfd is readable, or just becoming so */
+} vnxi_events_t;
+
+void vnxi_events_init(vnxi_events_t *events);
+void vnxi_events_fini(vnxi_events_t *events);
+
+/* To be called after the state that waiters look at has been stored. */
+void vnxi_events_signal(vnxi_events_t *events);
+
+/* Sleep until `ready(context)`, which looks at atomics only, or the deadline
+ * (vnxi_clock_ns() scale).  False: the deadline passed. */
+bool vnxi_events_wait(vnxi_events_t *events, bool (*ready)(void *context),
+                      void *context, uint64_t deadline);
+
+/* The eventfd, made at the first call. */
+vnx_status_t vnxi_events_fd(vnxi_events_t *events, int *fd_p,
+                            vnx_error_t *error);
+
+/* Make the eventfd unreadable; call before looking at the states. */
+void vnxi_events_clear(vnxi_events_t *events);
+
+#endif

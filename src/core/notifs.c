@@ -1,0 +1,184 @@
+#include "core/notifs.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "core/agent.h"
+
+void
+vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max)
+{
+    *notifs = (vnxi_notifs_t){.bytes_max = bytes_max};
+    pthread_mutex_init(&notifs->lock, NULL);
+}
+
+void
+vnxi_notifs_fini(vnxi_notifs_t *notifs)
+{
+    vnx_notif_free(notifs->first);
+    pthread_mutex_destroy(&notifs->lock);
+}
+
+static uint64_t
+notif_cost(const vnx_notif_t *notif)
+{
+    return sizeof *notif + notif->sender_len + notif->message_len;
+}
+
+/* One block: the record, the sender's name, the message. */
+static vnx_notif_t *
+notif_create(const void *sender, size_t sender_len, const void *message,
+             size_t message_len)
+{
+    vnx_notif_t *notif = malloc(sizeof *notif + sender_len + message_len);
+    if (notif == NULL) {
+        return NULL;
+    }
+    char *bytes = (char *)(notif + 1);
+    memcpy(bytes, sender, sender_len);
+    if (message_len > 0) {
+        memcpy(bytes + sender_len, message, message_len);
+    }
+    *notif = (vnx_notif_t){.sender = bytes,
+                           .sender_len = sender_len,
+                           .message = bytes + sender_len,
+                           .message_len = message_len};
+    return notif;
+}
+
+static void
+append_lock_held(vnxi_notifs_t *notifs, vnx_notif_t *notif)
+{
+    if (notifs->last != NULL) {
+        notifs->last->next = notif;
+    } else {
+        notifs->first = notif;
+    }
+    notifs->last = notif;
+    notifs->bytes += notif_cost(notif);
+    atomic_fetch_add_explicit(&notifs->count, 1, memory_order_release);
+}
+
+/* Unlink what must give way so that the newest always fits. */
+static vnx_notif_t *
+take_overflow_lock_held(vnxi_notifs_t *notifs)
+{
+    vnx_notif_t *dropped = NULL;
+    while (notifs->bytes > notifs->bytes_max &&
+           notifs->first != notifs->last) {
+        vnx_notif_t *oldest = notifs->first;
+        notifs->first = oldest->next;
+        notifs->bytes -= notif_cost(oldest);
+        notifs->dropped++;
+        atomic_fetch_sub_explicit(&notifs->count, 1, memory_order_relaxed);
+        oldest->next = dropped;
+        dropped = oldest;
+    }
+    return dropped;
+}
+
+void
+vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
+                 const void *message, size_t message_len)
+{
+    vnx_notif_t *notif =
+        notif_create(sender, sender_len, message, message_len);
+    vnx_notif_t *overflow = NULL;
+
+    pthread_mutex_lock(&notifs->lock);
+    uint64_t dropped_before = notifs->dropped;
+    notifs->received++;
+    if (notif != NULL) {
+        append_lock_held(notifs, notif);
+        overflow = take_overflow_lock_held(notifs);
+    } else {
+        notifs->dropped++;
+    }
+    bool first_drop = dropped_before == 0 && notifs->dropped > 0;
+    pthread_mutex_unlock(&notifs->lock);
+
+    vnx_notif_free(overflow);
+    if (first_drop) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "pending notifications exceed %" PRIu64
+                 " bytes: the oldest are dropped (counted in stats()); "
+                 "get_new_notifs() is not called often enough",
+                 notifs->bytes_max);
+    }
+}
+
+vnx_notif_t *
+vnxi_notifs_take(vnxi_notifs_t *notifs)
+{
+    pthread_mutex_lock(&notifs->lock);
+    vnx_notif_t *chain = notifs->first;
+    notifs->first = notifs->last = NULL;
+    notifs->bytes = 0;
+    atomic_store_explicit(&notifs->count, 0, memory_order_relaxed);
+    pthread_mutex_unlock(&notifs->lock);
+    return chain;
+}
+
+void
+vnx_notif_free(vnx_notif_t *chain)
+{
+    while (chain != NULL) {
+        vnx_notif_t *next = chain->next;
+        free(chain);
+        chain = next;
+    }
+}
+
+/* A client that polls in a loop is faster than any wake-up of the engine's
+ * thread: every 64th empty poll in a row takes in what has come by itself,
+ * which adds a few nanoseconds to each. */
+#define POLLS_BEFORE_PROGRESS 64
+
+vnx_notif_t *
+vnx_agent_take_notifs(vnx_agent_t *agent)
+{
+    vnxi_notifs_t *notifs = &agent->notifs;
+
+    if (atomic_load_explicit(&agent->events.signalled, memory_order_relaxed)) {
+        vnxi_events_clear(&agent->events);
+    }
+    if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
+        unsigned polls =
+            atomic_load_explicit(&notifs->empty_polls, memory_order_relaxed) +
+            1;
+        atomic_store_explicit(&notifs->empty_polls, polls,
+                              memory_order_relaxed);
+        if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent)) {
+            return NULL;
+        }
+        agent->ops->notif_poll(agent->engine);
+        if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
+            return NULL;
+        }
+    }
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return NULL;
+    }
+    return vnxi_notifs_take(notifs);
+}
+
+vnx_status_t
+vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
+                     size_t peer_len, const void *message, size_t message_len,
+                     vnx_error_t *error)
+{
+    vnxi_peer_t *peer;
+    vnx_status_t status = vnxi_peers_find(agent, peer_name, peer_len,
+                                          "send_notif", &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = agent->ops->notif_send(peer, message, message_len, error);
+    if (status == VNX_OK) {
+        vnxi_count(&agent->counters.notifs_sent, 1);
+    }
+    vnxi_peer_release(peer);
+    return status;
+}

@@ -1,0 +1,274 @@
+/*
+ * Design notes.  The map has one peer object a name: the present generation.
+ * Prepared lists and transfers hold the object, not the name, so superseding a
+ * peer is an exchange in the map, and whoever holds the old object gets its
+ * errors.  Loads are serialised by load_lock, which no hot call takes; the
+ * engine is called without peers_lock.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "core/agent.h"
+
+static vnxi_peer_t *
+find_in_map(vnx_agent_t *agent, const void *name, size_t name_len)
+{
+    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_peer_t *peer = vnxi_name_map_get(&agent->peers, name, name_len);
+    if (peer != NULL) {
+        vnxi_peer_retain(peer);
+    }
+    pthread_mutex_unlock(&agent->peers_lock);
+    return peer;
+}
+
+static bool
+is_self(const vnx_agent_t *agent, const void *name, size_t name_len)
+{
+    return name_len == agent->name_len &&
+           memcmp(name, agent->name, name_len) == 0;
+}
+
+vnx_status_t
+vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
+                const char *operation, vnxi_peer_t **peer_p,
+                vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    vnxi_peer_t *peer =
+        is_self(agent, name, name_len)
+            ? vnxi_peer_retain(agent->ops->peer_self(agent->engine))
+            : find_in_map(agent, name, name_len);
+    if (peer == NULL) {
+        vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                       "no such peer: its metadata was not loaded "
+                       "(add_remote_agent), or it was removed");
+        vnxi_error_peer(error, name, name_len);
+        return VNX_ERR_NOT_FOUND;
+    }
+    *peer_p = peer;
+    return VNX_OK;
+}
+
+/* Put a new generation in place of `old` (NULL: there was none).  The map
+ * takes over the caller's reference on `peer`. */
+static vnx_status_t
+install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
+             vnx_error_t *error)
+{
+    peer->generation = ++agent->last_generation;
+    pthread_mutex_lock(&agent->peers_lock);
+    bool is_set =
+        vnxi_name_map_set(&agent->peers, peer->name, peer->name_len, peer);
+    pthread_mutex_unlock(&agent->peers_lock);
+    if (!is_set) {
+        agent->ops->peer_close(peer, "out of memory");
+        vnxi_peer_release(peer);
+        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *peer);
+    }
+    if (old != NULL) {
+        agent->ops->peer_close(
+            old, "another instance of the agent has taken its place: prepare "
+                 "lists and transfers anew");
+        vnxi_peer_release(old); /* the map's reference */
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+load_lock_held(vnx_agent_t *agent, const void *blob, size_t len,
+               const void *name, size_t name_len, vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "add_remote_agent", error);
+    }
+    vnxi_peer_t *old = find_in_map(agent, name, name_len), *peer;
+    vnx_status_t status =
+        agent->ops->peer_load(agent->engine, old, blob, len, &peer, error);
+    if (status == VNX_OK && peer != old) {
+        status = install_peer(agent, peer, old, error);
+    }
+    vnxi_peer_release(old);
+    return status;
+}
+
+vnx_status_t
+vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
+                        vnx_bytes_t *name_p, vnx_error_t *error)
+{
+    const void *name;
+    size_t name_len;
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "add_remote_agent", error);
+    }
+    vnx_status_t status =
+        agent->ops->metadata_name(blob, len, &name, &name_len, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (is_self(agent, name, name_len)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "add_remote_agent",
+                              "the metadata is this agent's own, or of an "
+                              "agent of the same name '%s'",
+                              agent->name);
+    }
+    char *copy = malloc(name_len + 1);
+    if (copy == NULL) {
+        return vnxi_error_no_memory(error, "add_remote_agent", name_len);
+    }
+    memcpy(copy, name, name_len);
+    copy[name_len] = '\0';
+
+    pthread_mutex_lock(&agent->load_lock);
+    status = load_lock_held(agent, blob, len, name, name_len, error);
+    pthread_mutex_unlock(&agent->load_lock);
+    if (status != VNX_OK) {
+        free(copy);
+        return status;
+    }
+    *name_p = (vnx_bytes_t){copy, name_len};
+    return VNX_OK;
+}
+
+/* Take a peer out of the map and end it; NULL name: any one.  False: there was
+ * none. */
+static bool
+remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
+                 const char *cause)
+{
+    size_t cursor = 0;
+
+    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_peer_t *peer = name != NULL
+                            ? vnxi_name_map_get(&agent->peers, name, name_len)
+                            : vnxi_name_map_next(&agent->peers, &cursor);
+    if (peer != NULL) {
+        vnxi_name_map_remove(&agent->peers, peer->name, peer->name_len);
+    }
+    pthread_mutex_unlock(&agent->peers_lock);
+    if (peer == NULL) {
+        return false;
+    }
+    agent->ops->peer_close(peer, cause);
+    vnxi_peer_release(peer);
+    return true;
+}
+
+vnx_status_t
+vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
+                      vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "remove_remote_agent", error);
+    }
+    pthread_mutex_lock(&agent->load_lock);
+    remove_lock_held(agent, name, name_len,
+                     "the peer was removed (remove_remote_agent)");
+    pthread_mutex_unlock(&agent->load_lock);
+    return VNX_OK;
+}
+
+void
+vnxi_peers_close(vnx_agent_t *agent)
+{
+    pthread_mutex_lock(&agent->load_lock);
+    while (remove_lock_held(agent, NULL, 0, "the agent was closed")) {
+    }
+    pthread_mutex_unlock(&agent->load_lock);
+}
+
+/* The dead peer stays in the map, so that its name gives the cause rather than
+ * "no such peer", until its new metadata is loaded or it is removed. */
+void
+vnxi_peers_lost(void *context, vnxi_peer_t *peer, const vnx_error_t *cause)
+{
+    vnx_agent_t *agent = context;
+    vnxi_count(&agent->counters.peers_lost, 1);
+    vnxi_log(VNXI_LOG_INFO, "peer '%s' is gone: %s", peer->name, cause->cause);
+}
+
+bool
+vnx_agent_check_peer(vnx_agent_t *agent, const void *name, size_t name_len,
+                     vnx_mem_t mem, const vnx_desc_t *descs, size_t count)
+{
+    vnxi_peer_t *peer;
+
+    if (vnxi_peers_find(agent, name, name_len, "check_remote_metadata", &peer,
+                        NULL) != VNX_OK) {
+        return false;
+    }
+    bool covers = agent->ops->peer_covers(peer, mem, descs, count);
+    vnxi_peer_release(peer);
+    return covers;
+}
+
+vnx_status_t
+vnx_agent_connect_peer(vnx_agent_t *agent, const void *name, size_t name_len,
+                       vnx_error_t *error)
+{
+    vnxi_peer_t *peer;
+    vnx_status_t status = vnxi_peers_find(agent, name, name_len,
+                                          "make_connection", &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = agent->ops->peer_connect(peer, error);
+    vnxi_peer_release(peer);
+    return status;
+}
+
+/* -- Description -----------------------------------------------------------
+ */
+
+/* "{" + head + members + "}" in one block. */
+static vnx_status_t
+join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
+          vnx_error_t *error)
+{
+    size_t size = strlen(head) + members.len + 3;
+    char *json = malloc(size);
+    if (json == NULL) {
+        return vnxi_error_no_memory(error, "describe", size);
+    }
+    int len = snprintf(json, size, "{%s%.*s}", head, (int)members.len,
+                       (const char *)members.data);
+    *json_p = (vnx_bytes_t){json, (size_t)len};
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
+                   vnx_bytes_t *json_p, vnx_error_t *error)
+{
+    vnxi_peer_t *peer = NULL;
+    vnx_bytes_t members;
+    char head[128];
+    vnx_status_t status;
+
+    if (name_len > 0) {
+        status =
+            vnxi_peers_find(agent, name, name_len, "describe", &peer, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        snprintf(head, sizeof head, "\"generation\": %llu, ",
+                 (unsigned long long)peer->generation);
+    } else if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "describe", error);
+    } else {
+        snprintf(head, sizeof head, "\"engine\": \"%s\", \"peers\": %zu, ",
+                 agent->ops->name, agent->peers.count);
+    }
+    status = agent->ops->describe(agent->engine, peer, &members, error);
+    if (status == VNX_OK) {
+        status = join_json(head, members, json_p, error);
+        free(members.data);
+    }
+    vnxi_peer_release(peer);
+    return status;
+}

@@ -1,0 +1,591 @@
+/*
+ * Design notes.
+ *
+ *      READY --post--> POSTED --engine--> DONE | FAILED | CANCELLED
+ *                        ^                       |
+ *                        +---------post----------+
+ *
+ * The state is one atomic word.  Whoever moves it to POSTED (compare and
+ * swap) owns the transfer until xfer_done, which the engine calls exactly
+ * once a post, moves it on; so no other lock guards posting.  While POSTED the
+ * engine holds a reference, so a handle may be given up at any time.  The
+ * release order of the end is: telemetry and error first, the state, then the
+ * events; a reader that sees the state sees the rest.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "core/agent.h"
+
+/* A chunk of copying takes well under a millisecond; more than this means
+ * that the machine is in trouble. */
+#define CANCEL_DEADLINE_NS 10000000000u
+
+struct vnx_xfer {
+    atomic_uint refs; /* users, and the engine while POSTED */
+    atomic_uint state;
+    vnx_agent_t *agent; /* retained */
+    vnxi_exfer_t *exfer;
+    vnx_op_t op;
+    vnxi_xfer_facts_t facts;
+
+    unsigned char *notif; /* NULL: none; changed in READY and by the poster */
+    size_t notif_len;
+
+    atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
+    vnx_error_t *error; /* protected by agent->error_lock */
+};
+
+/* -- Making and releasing --------------------------------------------------
+ */
+
+static unsigned char *
+copy_notif(const void *notif, size_t len)
+{
+    unsigned char *copy = malloc(len ? len : 1);
+    if (copy != NULL && len > 0) {
+        memcpy(copy, notif, len);
+    }
+    return copy;
+}
+
+static vnx_status_t
+xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
+            const void *notif, size_t notif_len, vnx_xfer_t **out_p,
+            vnx_error_t *error)
+{
+    vnx_xfer_t *xfer = malloc(sizeof *xfer);
+    if (xfer == NULL) {
+        return vnxi_error_no_memory(error, args->operation, sizeof *xfer);
+    }
+    vnxi_xfer_args_t full = *args;
+    full.cookie = xfer;
+    *xfer = (vnx_xfer_t){.op = args->op, .notif_len = notif_len};
+    if (notif != NULL &&
+        (xfer->notif = copy_notif(notif, notif_len)) == NULL) {
+        free(xfer);
+        return vnxi_error_no_memory(error, args->operation, notif_len);
+    }
+    vnx_status_t status = agent->ops->xfer_prepare(
+        agent->engine, &full, &xfer->exfer, &xfer->facts, error);
+    if (status != VNX_OK) {
+        free(xfer->notif);
+        free(xfer);
+        return status;
+    }
+    atomic_init(&xfer->refs, 1);
+    atomic_init(&xfer->state, VNX_XFER_READY);
+    xfer->agent = vnx_agent_retain(agent);
+    vnxi_count(&agent->counters.live_xfers, 1);
+    *out_p = xfer;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
+                        vnx_indices_t local_rows, vnx_dlist_t *remote,
+                        vnx_indices_t remote_rows, const void *notif,
+                        size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
+                        vnx_error_t *error)
+{
+    static const char operation[] = "make_prepped_xfer";
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    if (local->agent != agent || remote->agent != agent) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the %s prepared list belongs to another agent",
+                              local->agent != agent ? "local" : "remote");
+    }
+    if (local->peer != NULL || remote->peer == NULL) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, operation,
+            local->peer != NULL
+                ? "the local side is a list prepared for a peer"
+                : "the remote side is a list of the local agent (prepare it "
+                  "for the peer's name)");
+    }
+    vnxi_xfer_args_t args = {
+        .op = op,
+        .local = local->list,
+        .remote = remote->list,
+        .local_rows = local_rows,
+        .remote_rows = remote_rows,
+        .no_merge = no_merge,
+        .operation = operation,
+    };
+    return xfer_create(agent, &args, notif, notif_len, out_p, error);
+}
+
+/* A list that lives for one transfer. */
+static vnx_status_t
+one_list(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
+         const vnx_desc_t *rows, size_t count, const char *const *backends,
+         const char *operation, vnxi_list_t **list_p, vnx_error_t *error)
+{
+    const vnxi_engine_ops_t *ops = agent->ops;
+    vnxi_builder_t *builder;
+    vnx_status_t status = ops->list_begin(agent->engine, peer, mem, backends,
+                                          operation, &builder, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = ops->list_feed(builder, rows, count, error);
+    if (status == VNX_OK) {
+        status = ops->list_finish(builder, list_p, error);
+    }
+    if (status != VNX_OK) {
+        ops->list_abort(builder);
+    }
+    return status;
+}
+
+vnx_status_t
+vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
+                const vnx_desc_t *local, size_t local_count,
+                vnx_mem_t remote_mem, const vnx_desc_t *remote,
+                size_t remote_count, const void *peer_name, size_t peer_len,
+                const void *notif, size_t notif_len,
+                const char *const *backends, vnx_xfer_t **out_p,
+                vnx_error_t *error)
+{
+    static const char operation[] = "initialize_xfer";
+    vnxi_xfer_args_t args = {.op = op, .operation = operation};
+    vnxi_list_t *local_list, *remote_list;
+    vnxi_peer_t *peer;
+
+    vnx_status_t status =
+        vnxi_peers_find(agent, peer_name, peer_len, operation, &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (local_count != remote_count) {
+        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "%zu local rows, but %zu remote ones",
+                                local_count, remote_count);
+        goto out_peer;
+    }
+    status = one_list(agent, NULL, local_mem, local, local_count, backends,
+                      operation, &local_list, error);
+    if (status != VNX_OK) {
+        goto out_peer;
+    }
+    status = one_list(agent, peer, remote_mem, remote, remote_count, backends,
+                      operation, &remote_list, error);
+    if (status != VNX_OK) {
+        goto out_local;
+    }
+    args.local = local_list;
+    args.remote = remote_list;
+    args.local_rows.count = args.remote_rows.count = local_count;
+    status = xfer_create(agent, &args, notif, notif_len, out_p, error);
+
+    agent->ops->list_release(remote_list);
+out_local:
+    agent->ops->list_release(local_list);
+out_peer:
+    vnxi_peer_release(peer);
+    return status;
+}
+
+vnx_xfer_t *
+vnx_xfer_retain(vnx_xfer_t *xfer)
+{
+    atomic_fetch_add_explicit(&xfer->refs, 1, memory_order_relaxed);
+    return xfer;
+}
+
+void
+vnx_xfer_drop(vnx_xfer_t *xfer)
+{
+    if (atomic_fetch_sub(&xfer->refs, 1) != 1 ||
+        vnxi_fork_crossed(xfer->agent->fork_count)) {
+        return;
+    }
+    vnx_agent_t *agent = xfer->agent;
+    agent->ops->xfer_release(xfer->exfer);
+    vnxi_count(&agent->counters.live_xfers, (uint64_t)-1);
+    free(xfer->error);
+    free(xfer->notif);
+    free(xfer);
+    vnx_agent_release(agent);
+}
+
+/* -- Posting and the end ---------------------------------------------------
+ */
+
+static void
+count_end(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns)
+{
+    vnxi_counters_t *counters = &xfer->agent->counters;
+
+    if (status != VNX_OK) {
+        vnxi_count(status == VNX_ERR_CANCELED ? &counters->cancelled
+                                              : &counters->failed,
+                   1);
+        return;
+    }
+    uint64_t us = ns / 1000;
+    unsigned log2 = us == 0 ? 0 : 63u - (unsigned)__builtin_clzll(us);
+    vnxi_count(&counters->xfer_us_log2[log2 < 32 ? log2 : 31], 1);
+    vnxi_count(&counters->done, 1);
+    vnxi_count(xfer->op == VNX_OP_READ ? &counters->bytes_read
+                                       : &counters->bytes_written,
+               xfer->facts.bytes);
+    if (xfer->notif != NULL) {
+        vnxi_count(&counters->notifs_sent, 1);
+    }
+}
+
+static void
+keep_error(vnx_xfer_t *xfer, const vnx_error_t *error)
+{
+    vnx_error_t *copy = error != NULL ? malloc(sizeof *copy) : NULL;
+    if (copy != NULL) {
+        *copy = *error;
+    }
+    pthread_mutex_lock(&xfer->agent->error_lock);
+    vnx_error_t *old = xfer->error;
+    xfer->error = copy;
+    pthread_mutex_unlock(&xfer->agent->error_lock);
+    free(old);
+}
+
+static void
+xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
+{
+    uint64_t now = vnxi_clock_ns();
+    vnx_xfer_state_t state = status == VNX_OK             ? VNX_XFER_DONE
+                             : status == VNX_ERR_CANCELED ? VNX_XFER_CANCELLED
+                                                          : VNX_XFER_FAILED;
+
+    atomic_store_explicit(&xfer->end_ns, now, memory_order_relaxed);
+    count_end(xfer, status,
+              now -
+                  atomic_load_explicit(&xfer->start_ns, memory_order_relaxed));
+    if (status != VNX_OK) {
+        keep_error(xfer, error);
+    }
+    atomic_store_explicit(&xfer->state, state, memory_order_release);
+    vnxi_events_signal(&xfer->agent->events);
+}
+
+void
+vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
+               const vnx_error_t *error)
+{
+    vnx_xfer_t *xfer = cookie;
+    (void)context;
+    xfer_end(xfer, status, error);
+    vnx_xfer_drop(xfer);
+}
+
+/* READY, or ended: become POSTED.  False: somebody's post is active. */
+static bool
+claim(vnx_xfer_t *xfer, unsigned *before_p)
+{
+    unsigned state = atomic_load(&xfer->state);
+    do {
+        if (state == VNX_XFER_POSTED) {
+            return false;
+        }
+    } while (
+        !atomic_compare_exchange_weak(&xfer->state, &state, VNX_XFER_POSTED));
+    *before_p = state;
+    return true;
+}
+
+static vnx_status_t
+replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
+              vnx_error_t *error)
+{
+    unsigned char *copy = copy_notif(notif, len);
+    if (copy == NULL) {
+        return vnxi_error_no_memory(error, "transfer", len);
+    }
+    free(xfer->notif);
+    xfer->notif = copy;
+    xfer->notif_len = len;
+    return VNX_OK;
+}
+
+static void
+note_start(vnx_xfer_t *xfer, unsigned before)
+{
+    vnxi_counters_t *counters = &xfer->agent->counters;
+
+    if (before != VNX_XFER_READY) {
+        keep_error(xfer, NULL);
+    }
+    atomic_store_explicit(&xfer->end_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&xfer->start_ns, vnxi_clock_ns(),
+                          memory_order_relaxed);
+    vnxi_count(&counters->posted, 1);
+    vnxi_count(&counters->rows, xfer->facts.rows);
+    vnxi_count(&counters->pieces, xfer->facts.pieces);
+}
+
+static void
+note_posted(vnx_xfer_t *xfer, uint64_t now)
+{
+    atomic_store_explicit(
+        &xfer->post_ns,
+        now - atomic_load_explicit(&xfer->start_ns, memory_order_relaxed),
+        memory_order_relaxed);
+}
+
+vnx_status_t
+vnx_xfer_post(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
+              vnx_error_t *error)
+{
+    const vnxi_engine_ops_t *ops = xfer->agent->ops;
+    vnx_error_t local_error, *record = error != NULL ? error : &local_error;
+    unsigned before;
+
+    if (!vnxi_agent_usable(xfer->agent)) {
+        return vnxi_agent_refuse(xfer->agent, "transfer", error);
+    }
+    if (!claim(xfer, &before)) {
+        return vnxi_error_set(error, VNX_ERR_REPOST_ACTIVE, "transfer",
+                              "its last post has not ended yet");
+    }
+    if (notif != NULL) {
+        vnx_status_t status = replace_notif(xfer, notif, notif_len, error);
+        if (status != VNX_OK) {
+            atomic_store(&xfer->state, before);
+            return status;
+        }
+    }
+    note_start(xfer, before);
+    vnx_xfer_retain(xfer); /* the engine's */
+    vnx_status_t status =
+        ops->xfer_post(xfer->exfer, xfer->notif, xfer->notif_len, record);
+    if (status == VNX_IN_PROG) {
+        note_posted(xfer, vnxi_clock_ns());
+        return status;
+    }
+    xfer_end(xfer, status, status < 0 ? record : NULL);
+    note_posted(xfer,
+                atomic_load_explicit(&xfer->end_ns, memory_order_relaxed));
+    vnx_xfer_drop(xfer);
+    return status;
+}
+
+/* -- Looking ---------------------------------------------------------------
+ */
+
+vnx_xfer_state_t
+vnx_xfer_state(const vnx_xfer_t *xfer)
+{
+    return (vnx_xfer_state_t)atomic_load_explicit(&xfer->state,
+                                                  memory_order_acquire);
+}
+
+static vnx_status_t
+failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_ERR_BACKEND;
+
+    pthread_mutex_lock(&xfer->agent->error_lock);
+    if (xfer->error != NULL) {
+        status = xfer->error->status;
+        if (error != NULL) {
+            *error = *xfer->error;
+        }
+    } else {
+        vnxi_error_set(error, status, "transfer",
+                       "it failed, and there was no memory for the cause");
+    }
+    pthread_mutex_unlock(&xfer->agent->error_lock);
+    return status;
+}
+
+vnx_status_t
+vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    switch (vnx_xfer_state(xfer)) {
+    case VNX_XFER_DONE:
+        return VNX_OK;
+    case VNX_XFER_POSTED:
+        return VNX_IN_PROG;
+    case VNX_XFER_READY:
+        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "check_xfer_state",
+                              "the transfer was not posted: call transfer()");
+    case VNX_XFER_CANCELLED:
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "check_xfer_state",
+                              "the transfer was cancelled");
+    case VNX_XFER_FAILED:
+        break;
+    }
+    if (vnxi_fork_crossed(xfer->agent->fork_count)) {
+        return vnxi_agent_refuse(xfer->agent, "check_xfer_state", error);
+    }
+    return failed_status(xfer, error);
+}
+
+vnx_status_t
+vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
+                   vnx_error_t *error)
+{
+    vnx_xfer_state_t state = vnx_xfer_state(xfer);
+    uint64_t start =
+                 atomic_load_explicit(&xfer->start_ns, memory_order_relaxed),
+             end = atomic_load_explicit(&xfer->end_ns, memory_order_relaxed);
+
+    if (state == VNX_XFER_READY) {
+        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "get_xfer_telemetry",
+                              "the transfer was not posted: call transfer()");
+    }
+    *telemetry_p = (vnx_xfer_telemetry_t){
+        .start_us = start / 1000 + xfer->agent->wall_minus_mono_us,
+        .post_us =
+            atomic_load_explicit(&xfer->post_ns, memory_order_relaxed) / 1000,
+        .xfer_us = end > start ? (end - start) / 1000 : 0,
+        .total_bytes = xfer->facts.bytes,
+        .desc_count = xfer->facts.rows,
+        .merged_count = xfer->facts.pieces,
+    };
+    return VNX_OK;
+}
+
+const char *
+vnx_xfer_backend(const vnx_xfer_t *xfer)
+{
+    return xfer->agent->ops->xfer_backend(xfer->exfer);
+}
+
+void
+vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
+                  int64_t *margin_us_p)
+{
+    xfer->agent->ops->xfer_estimate(xfer->exfer, duration_us_p, margin_us_p);
+}
+
+/* -- Stopping --------------------------------------------------------------
+ */
+
+static bool
+has_ended(void *context)
+{
+    return vnx_xfer_state(context) != VNX_XFER_POSTED;
+}
+
+vnx_status_t
+vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
+{
+    vnx_agent_t *agent = xfer->agent;
+
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return vnxi_agent_refuse(agent, "cancel", error);
+    }
+    if (has_ended(xfer)) {
+        *stopped_p = false;
+        return VNX_OK;
+    }
+    vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
+    if (status != VNX_OK) {
+        return vnxi_error_set(error, status, "cancel",
+                              "this transfer's backend (%s) cannot stop it "
+                              "now; it goes on and the handle stays valid",
+                              vnx_xfer_backend(xfer));
+    }
+    if (!vnxi_events_wait(&agent->events, has_ended, xfer,
+                          vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
+        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
+                              "the transfer did not stop within 10 s; it goes "
+                              "on and the handle stays valid");
+    }
+    *stopped_p = vnx_xfer_state(xfer) == VNX_XFER_CANCELLED;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    bool stopped;
+
+    if (xfer == NULL || vnxi_fork_crossed(xfer->agent->fork_count)) {
+        return VNX_OK;
+    }
+    vnx_status_t status = vnx_xfer_cancel(xfer, &stopped, error);
+    if (status == VNX_OK) {
+        vnx_xfer_drop(xfer);
+    }
+    return status;
+}
+
+void
+vnx_xfer_abandon(vnx_xfer_t *xfer)
+{
+    bool stopped;
+
+    if (xfer != NULL && !vnxi_fork_crossed(xfer->agent->fork_count)) {
+        (void)vnx_xfer_cancel(xfer, &stopped, NULL);
+        vnx_xfer_drop(xfer);
+    }
+}
+
+/* -- Waiting ---------------------------------------------------------------
+ */
+
+typedef struct waiting {
+    vnx_agent_t *agent;
+    vnx_xfer_t *const *xfers;
+    size_t count;
+    bool any;
+    size_t first_open; /* all: those before it have ended */
+} waiting_t;
+
+static bool
+is_over(void *context)
+{
+    waiting_t *waiting = context;
+
+    if (atomic_load(&waiting->agent->closed)) {
+        return true;
+    }
+    if (!waiting->any) {
+        while (waiting->first_open < waiting->count &&
+               has_ended(waiting->xfers[waiting->first_open])) {
+            waiting->first_open++;
+        }
+        return waiting->first_open == waiting->count;
+    }
+    for (size_t i = 0; i < waiting->count; i++) {
+        if (has_ended(waiting->xfers[i])) {
+            return true;
+        }
+    }
+    return waiting->count == 0;
+}
+
+vnx_status_t
+vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
+               bool any, uint64_t timeout_ns, vnx_error_t *error)
+{
+    waiting_t waiting = {agent, xfers, count, any, 0};
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "wait", error);
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (xfers[i]->agent != agent) {
+            vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
+                           "the transfer belongs to another agent");
+            vnxi_error_row(error, i);
+            return VNX_ERR_INVALID_PARAM;
+        }
+    }
+    vnxi_events_clear(&agent->events);
+    if (!vnxi_events_wait(&agent->events, is_over, &waiting,
+                          vnxi_clock_deadline(timeout_ns))) {
+        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "wait",
+                              "%s of %zu transfers has ended",
+                              any ? "none" : "not every one", count);
+    }
+    return atomic_load(&agent->closed)
+               ? vnxi_agent_refuse(agent, "wait", error)
+               : VNX_OK;
+}
