@@ -1,0 +1,312 @@
+/*
+ * Design notes.  A listener has one thread, which runs a libevent base; the
+ * base, the connections and everything else of the listener belong to it, so
+ * there is no lock and libevent needs none either.  Other threads only write
+ * the eventfd that ends the loop and join.
+ *
+ * A crowd does not stop service: accepting is done in batches, so that it
+ * never starves those who are being served; where the table of connections is
+ * full, or the process is out of file descriptors, the longest idle one gives
+ * way; and where none can, a reserve fd is given up for the moment it takes to
+ * refuse the newcomer.
+ */
+#include "side_channel/tcp.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+
+#define ACCEPT_BATCH 64
+#define PAUSE_MS 50 /* of accepting, when the system has nothing to give */
+
+static int
+open_reserve(void)
+{
+    return open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void
+accept_pause(vnxi_tcp_listener_t *listener)
+{
+    struct timeval tv = {.tv_usec = PAUSE_MS * 1000};
+    for (size_t i = 0; i < listener->sockets.count; i++) {
+        event_del(listener->accept_events[i]);
+    }
+    event_add(listener->resume_event, &tv);
+}
+
+static void
+on_resume(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    vnxi_tcp_listener_t *listener = arg;
+    for (size_t i = 0; i < listener->sockets.count; i++) {
+        event_add(listener->accept_events[i], NULL);
+    }
+}
+
+/* No fd is left.  Left waiting, the client would keep the socket readable and
+ * the loop spinning, so it is taken and closed. */
+static void
+accept_starved(vnxi_tcp_listener_t *listener, int fd)
+{
+    if (vnxi_tcp_conn_evict(listener)) {
+        return; /* accepted in the next round */
+    }
+    if (listener->reserve_fd >= 0) {
+        close(listener->reserve_fd);
+        int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+        if (client >= 0) {
+            vnxi_stat_add(&listener->stats->accepted);
+            vnxi_stat_add(&listener->stats->evicted);
+            close(client);
+        }
+    }
+    listener->reserve_fd = open_reserve();
+    if (listener->reserve_fd < 0) {
+        accept_pause(listener);
+    }
+}
+
+/* Errors of accept() that concern the one client, which is gone. */
+static bool
+is_clients(int err)
+{
+    switch (err) {
+    case ECONNABORTED:
+    case EINTR:
+    case EPROTO:
+    case EPERM:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void
+on_accept(evutil_socket_t fd, short what, void *arg)
+{
+    (void)what;
+    vnxi_tcp_listener_t *listener = arg;
+
+    for (int i = 0; i < ACCEPT_BATCH; i++) {
+        int client = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (client >= 0) {
+            vnxi_tcp_conn_open(listener, client);
+        } else if (errno == EAGAIN) {
+            return;
+        } else if (errno == EMFILE || errno == ENFILE) {
+            accept_starved(listener, fd);
+            return;
+        } else if (!is_clients(errno)) {
+            accept_pause(listener);
+            return;
+        }
+    }
+}
+
+static void
+on_stop(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    event_base_loopbreak(arg);
+}
+
+static void *
+listener_main(void *arg)
+{
+    vnxi_tcp_listener_t *listener = arg;
+    pthread_setname_np(pthread_self(), "vnx-tcp");
+    if (event_base_dispatch(listener->base) != 0) {
+        vnxi_log(VNXI_LOG_ERROR, "side channel on port %d: the loop ended: %s",
+                 listener->super.port, strerror(errno));
+    }
+    return NULL;
+}
+
+static void
+event_free_if(struct event *event)
+{
+    if (event != NULL) {
+        event_free(event);
+    }
+}
+
+/* A listener in any stage of its making, and no thread. */
+static void
+listener_free(vnxi_tcp_listener_t *listener)
+{
+    vnxi_tcp_conn_close_all(listener);
+    for (size_t i = 0; i < VNXI_ADDRESSES_MAX; i++) {
+        event_free_if(listener->accept_events[i]);
+    }
+    event_free_if(listener->resume_event);
+    event_free_if(listener->stop_event);
+    vnxi_tcp_sockets_close(&listener->sockets);
+    if (listener->base != NULL) {
+        event_base_free(listener->base); /* closes the connections' fds */
+    }
+    if (listener->stop_fd >= 0) {
+        close(listener->stop_fd);
+    }
+    if (listener->reserve_fd >= 0) {
+        close(listener->reserve_fd);
+    }
+    vnxi_blob_release(listener->reply);
+    free(listener);
+}
+
+/* Only its thread uses the base, so it needs no locks; and no variable of the
+ * environment shall choose a slower kernel interface. */
+static struct event_base *
+create_base(void)
+{
+    struct event_config *config = event_config_new();
+    struct event_base *base = NULL;
+    if (config == NULL) {
+        return NULL;
+    }
+    event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK);
+    event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
+    base = event_base_new_with_config(config);
+    event_config_free(config);
+    return base;
+}
+
+static bool
+add_event(struct event **event_p, struct event *event)
+{
+    *event_p = event;
+    return event != NULL && event_add(event, NULL) == 0;
+}
+
+static bool
+create_events(vnxi_tcp_listener_t *listener, uint32_t timeout_ms)
+{
+    struct timeval tv = {.tv_sec = timeout_ms / 1000,
+                         .tv_usec = (suseconds_t)(timeout_ms % 1000) * 1000};
+    struct event_base *base = listener->base = create_base();
+    if (base == NULL) {
+        return false;
+    }
+    /* All clients have one timeout: a queue, not a heap of thousands. */
+    listener->timeout = event_base_init_common_timeout(base, &tv);
+    listener->resume_event = evtimer_new(base, on_resume, listener);
+    listener->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    listener->reserve_fd = open_reserve();
+    if (listener->timeout == NULL || listener->resume_event == NULL ||
+        listener->stop_fd < 0 || listener->reserve_fd < 0) {
+        return false;
+    }
+    for (size_t i = 0; i < listener->sockets.count; i++) {
+        if (!add_event(&listener->accept_events[i],
+                       event_new(base, listener->sockets.fds[i],
+                                 EV_READ | EV_PERSIST, on_accept, listener))) {
+            return false;
+        }
+    }
+    return add_event(&listener->stop_event, event_new(base, listener->stop_fd,
+                                                      EV_READ, on_stop, base));
+}
+
+/* With every signal blocked: they are the program's business, and a write to a
+ * client that is gone shall not kill it. */
+static int
+start_thread(vnxi_tcp_listener_t *listener)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int ret = pthread_create(&listener->thread, NULL, listener_main, listener);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return ret;
+}
+
+static vnxi_tcp_listener_t *
+listener_new(const vnxi_listen_params_t *params)
+{
+    vnxi_tcp_listener_t *listener = calloc(1, sizeof *listener);
+    if (listener == NULL) {
+        return NULL;
+    }
+    listener->stats = params->stats;
+    listener->max = params->options.max_connections;
+    listener->stop_fd = listener->reserve_fd = -1;
+    for (int i = 0; i < VNXI_TCP_STATES; i++) {
+        TAILQ_INIT(&listener->conns[i]);
+    }
+    listener->reply =
+        vnxi_blob_create(params->metadata, (uint32_t)params->length);
+    if (listener->reply == NULL) {
+        listener_free(listener);
+        return NULL;
+    }
+    return listener;
+}
+
+static vnx_status_t
+start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
+             const char *what, int err)
+{
+    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
+                   strerror(err));
+    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    return VNX_ERR_BACKEND;
+}
+
+vnx_status_t
+vnxi_tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+                vnx_error_t *error)
+{
+    vnxi_tcp_listener_t *listener = listener_new(params);
+    if (listener == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_START, params->length);
+    }
+    vnx_status_t status =
+        vnxi_tcp_sockets_open(params, &listener->sockets, error);
+    if (status != VNX_OK) {
+        goto err_free;
+    }
+    listener->super.port = listener->sockets.port;
+    if (!create_events(listener, params->options.client_timeout_ms)) {
+        status = start_failed(params, error, "making the loop", errno);
+        goto err_free;
+    }
+    int ret = start_thread(listener);
+    if (ret != 0) {
+        status = start_failed(params, error, "starting the thread", ret);
+        goto err_free;
+    }
+    *out_p = &listener->super;
+    return VNX_OK;
+
+err_free:
+    listener_free(listener);
+    return status;
+}
+
+void
+vnxi_tcp_stop(vnxi_listener_t *super)
+{
+    vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
+    uint64_t one = 1;
+
+    ssize_t written = write(listener->stop_fd, &one, sizeof one);
+    (void)written; /* an eventfd of ours takes a 1 */
+    pthread_join(listener->thread, NULL);
+    listener_free(listener);
+}

@@ -1,0 +1,242 @@
+/*
+ * Design notes.  A forked child holds copies of the listening sockets, and a
+ * port is taken for as long as one copy listens.  So every one is noted in a
+ * table, the child closes its copies before fork() returns there, and closing
+ * ours shuts them down first, which ends the listening of all copies.  The
+ * table is only read by the child: losing a race with a fork leaves one copy
+ * open there, which the shutdown still reaches.
+ */
+#include "side_channel/tcp.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork.h"
+
+#define NOTED_MAX 64
+#define PORT_TRIES 16
+
+static atomic_int noted[NOTED_MAX]; /* fd + 1; 0: a free slot */
+
+static void
+close_noted_in_child(void)
+{
+    for (size_t i = 0; i < NOTED_MAX; i++) {
+        int fd = atomic_exchange(&noted[i], 0) - 1;
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
+}
+
+/* Where the table is full the fd is not noted; see above. */
+static void
+note(int fd)
+{
+    for (size_t i = 0; i < NOTED_MAX; i++) {
+        int free_slot = 0;
+        if (atomic_compare_exchange_strong(&noted[i], &free_slot, fd + 1)) {
+            return;
+        }
+    }
+}
+
+static void
+forget(int fd)
+{
+    for (size_t i = 0; i < NOTED_MAX; i++) {
+        int ours = fd + 1;
+        if (atomic_compare_exchange_strong(&noted[i], &ours, 0)) {
+            return;
+        }
+    }
+}
+
+void
+vnxi_tcp_sockets_close(vnxi_tcp_sockets_t *sockets)
+{
+    for (size_t i = 0; i < sockets->count; i++) {
+        shutdown(sockets->fds[i], SHUT_RDWR);
+        forget(sockets->fds[i]);
+        close(sockets->fds[i]);
+    }
+    sockets->count = 0;
+}
+
+static bool
+is_any_v6(const vnxi_address_t *address)
+{
+    const struct sockaddr_in6 *v6 = (const void *)&address->addr;
+    return address->addr.ss_family == AF_INET6 &&
+           IN6_IS_ADDR_UNSPECIFIED(&v6->sin6_addr);
+}
+
+static int
+bind_and_listen(int fd, const vnxi_address_t *address)
+{
+    int on = 1, v6_only = !is_any_v6(address);
+
+    if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0) {
+        return -1;
+    }
+    if (address->addr.ss_family == AF_INET6 &&
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only, sizeof v6_only) !=
+            0) {
+        return -1;
+    }
+    if (bind(fd, (const void *)&address->addr, address->len) != 0) {
+        return -1;
+    }
+    return listen(fd, SOMAXCONN);
+}
+
+static int
+bound_port(int fd)
+{
+    vnxi_address_t address = {.len = sizeof address.addr};
+    if (getsockname(fd, (void *)&address.addr, &address.len) != 0) {
+        return -1;
+    }
+    return vnxi_address_port(&address);
+}
+
+/* One more socket, listening on `address`; -1 and errno. */
+static int
+add_socket(vnxi_tcp_sockets_t *sockets, const vnxi_address_t *address)
+{
+    int fd = socket(address->addr.ss_family,
+                    SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -1;
+    }
+    int port = bind_and_listen(fd, address) == 0 ? bound_port(fd) : -1;
+    if (port < 0) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return -1;
+    }
+    note(fd);
+    sockets->fds[sockets->count++] = fd;
+    sockets->port = port;
+    return 0;
+}
+
+/* The machine lacks the protocol or the address: no reason to fail while
+ * another address can be had. */
+static bool
+is_missing(int err)
+{
+    return err == EAFNOSUPPORT || err == EADDRNOTAVAIL ||
+           err == EPROTONOSUPPORT;
+}
+
+/* All on one port.  Returns 0, or errno with the sockets closed and
+ * *failed_p. */
+static int
+add_all(vnxi_tcp_sockets_t *sockets, const vnxi_addresses_t *addresses,
+        int port, size_t *failed_p)
+{
+    int missing = 0;
+
+    for (size_t i = 0; i < addresses->count; i++) {
+        vnxi_address_t address = addresses->list[i];
+        vnxi_address_set_port(&address,
+                              sockets->count > 0 ? sockets->port : port);
+        if (add_socket(sockets, &address) == 0) {
+            continue;
+        }
+        missing = errno;
+        *failed_p = i;
+        if (!is_missing(missing)) {
+            vnxi_tcp_sockets_close(sockets);
+            return missing;
+        }
+    }
+    return sockets->count > 0 ? 0 : missing;
+}
+
+static vnx_status_t
+open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
+         vnxi_tcp_sockets_t *out_p, vnx_error_t *error)
+{
+    vnxi_tcp_sockets_t sockets = {0};
+    char text[VNXI_ADDRESS_TEXT];
+    size_t failed = 0;
+    int err = 0;
+
+    /* A port that was free at the first address need not be at the next. */
+    for (int tries = 0; tries < PORT_TRIES; tries++) {
+        err = add_all(&sockets, addresses, params->port, &failed);
+        if (err != EADDRINUSE || params->port != 0) {
+            break;
+        }
+    }
+    if (err == 0) {
+        *out_p = sockets;
+        return VNX_OK;
+    }
+    vnxi_address_text(&addresses->list[failed], text);
+    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
+                   "cannot listen on %s: %s", text, strerror(err));
+    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    return VNX_ERR_BACKEND;
+}
+
+/* IPv6 with IPv4 mapped into it, and where the machine has no IPv6, IPv4. */
+static vnx_status_t
+open_any(const vnxi_listen_params_t *params, vnxi_tcp_sockets_t *out_p,
+         vnx_error_t *error)
+{
+    vnxi_addresses_t any = {.count = 1};
+    vnxi_tcp_sockets_t sockets = {0};
+    size_t failed;
+
+    any.list[0].addr.ss_family = AF_INET6;
+    any.list[0].len = sizeof(struct sockaddr_in6);
+    int err = add_all(&sockets, &any, params->port, &failed);
+    if (err == 0) {
+        *out_p = sockets;
+        return VNX_OK;
+    }
+    if (is_missing(err)) {
+        any.list[0].addr.ss_family = AF_INET;
+        any.list[0].len = sizeof(struct sockaddr_in);
+    }
+    return open_all(params, &any, out_p, error);
+}
+
+vnx_status_t
+vnxi_tcp_sockets_open(const vnxi_listen_params_t *params,
+                      vnxi_tcp_sockets_t *out_p, vnx_error_t *error)
+{
+    vnxi_addresses_t addresses;
+    const char *reason;
+    uint64_t now = vnxi_clock_ns();
+    vnxi_wait_t wait = {.start = now,
+                        .deadline = now + VNX_SIDE_CHANNEL_TIMEOUT_MS *
+                                              UINT64_C(1000000)};
+
+    vnxi_fork_on_child(close_noted_in_child);
+    if (params->host == NULL) {
+        return open_any(params, out_p, error);
+    }
+    vnx_status_t status =
+        vnxi_resolve(params->host, params->port, &wait, &addresses, &reason);
+    if (status == VNX_OK) {
+        return open_all(params, &addresses, out_p, error);
+    }
+    if (status == VNX_ERR_NOT_FOUND) {
+        status = VNX_ERR_INVALID_PARAM;
+    }
+    vnxi_error_set(error, status, VNXI_OP_START,
+                   "resolving: %s (after %lu ms)", reason,
+                   vnxi_wait_elapsed_ms(&wait));
+    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    return status;
+}
