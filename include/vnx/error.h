@@ -16,6 +16,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 #define VNX_ERROR_PEER_MAX 128
 #define VNX_ERROR_CAUSE_MAX 360
@@ -36,6 +37,7 @@ typedef struct vnx_error {
  * final NUL.  Returns the length that the whole would have, like snprintf. */
 int vnx_error_format(const vnx_error_t *error, char *buffer, int size);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

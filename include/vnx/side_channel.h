@@ -21,6 +21,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 #define VNX_SIDE_CHANNEL_TIMEOUT_MS 5000
 #define VNX_SIDE_CHANNEL_MAX_FRAME (256u << 20)
@@ -100,6 +101,7 @@ vnx_status_t vnx_side_channel_request(vnx_side_channel_t *channel,
                                       int timeout_ms, void **metadata_p,
                                       size_t *length_p, vnx_error_t *error);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* X(symbol, number, name shown in messages, text, Python exception class).
  * A class of NULL marks what is not an error. */
@@ -67,6 +68,7 @@ const char *vnx_status_text(vnx_status_t status);
  * Static storage. */
 const char *vnx_status_python_class(vnx_status_t status);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -30,6 +30,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default)
 
 /* "0.1.0".  Static storage. */
 const char *vnx_version(void);
@@ -431,6 +432,7 @@ void *vnx_shared_buffer_data(const vnx_shared_buffer_t *buffer);
 size_t vnx_shared_buffer_size(const vnx_shared_buffer_t *buffer);
 void vnx_shared_buffer_free(vnx_shared_buffer_t *buffer);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif
