@@ -25,7 +25,9 @@
  *              name, instance[16] of the agent it wants to reach (a listener
  *              of another instance closes)
  *   2 NOTIF    the message
- *   3 REVOKE   u32 count, then count * (u32 mem, u64 addr, u64 len, u64 dev)
+ *   3 REVOKE   u64 epoch, u32 count, then count * (u32 mem, u64 addr, u64 len,
+ *              u64 dev).  A region that was loaded from metadata of that epoch
+ *              or a later one was registered anew and stays.
  *   4 BYE      no body: an orderly end (close(), remove_remote_agent)
  * A frame above VNXI_LINK_FRAME_MAX, of unknown type, NOTIF or REVOKE before
  * HELLO, or a malformed body ends the link that brought it, and only that.
@@ -54,8 +56,8 @@ typedef struct vnxi_hub_events {
     void (*notif)(void *context, const void *sender, size_t sender_len,
                   const void *message, size_t message_len);
     /* The other end of a link that we opened revoked a region. */
-    void (*revoked)(void *context, vnxi_link_t *link, vnx_mem_t mem,
-                    uint64_t addr, uint64_t len, uint64_t dev);
+    void (*revoked)(void *context, vnxi_link_t *link, uint64_t epoch,
+                    vnx_mem_t mem, const vnx_desc_t *desc);
     /* A link that we opened has ended (not by vnxi_link_close()); once. */
     void (*ended)(void *context, vnxi_link_t *link, const char *cause);
 } vnxi_hub_events_t;
@@ -82,9 +84,10 @@ void vnxi_hub_free(vnxi_hub_t *hub); /* stopped, all links released */
 /* Take in what has come, if nobody else is doing so.  Does not block. */
 void vnxi_hub_poll(vnxi_hub_t *hub);
 
-/* Tell every agent that opened a link to us. */
-void vnxi_hub_revoke(vnxi_hub_t *hub, vnx_mem_t mem, uint64_t addr,
-                     uint64_t len, uint64_t dev);
+/* Tell every agent that opened a link to us.  `epoch`: of the registry, after
+ * the removal. */
+void vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
+                     const vnx_desc_t *descs, size_t count);
 
 /* Links that others opened to us, now. */
 size_t vnxi_hub_accepted(const vnxi_hub_t *hub);
