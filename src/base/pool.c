@@ -1,0 +1,192 @@
+/*
+ * Design notes.  `ready` is a ring of the tasks that can give a chunk now: not
+ * all handed out, fewer than max_parallel threads on it.  A thread takes a
+ * chunk of the first task and moves that task to the end, which makes turns
+ * between tasks.  A task leaves the queue when it has given its last chunk or
+ * has max_parallel threads, and comes back when one of those is done.
+ *
+ * Waking a thread costs more than taking a chunk, so the submitter wakes (or
+ * starts) one, and each thread that finds more work than its own wakes (or
+ * starts) the next.
+ *
+ * Threads are detached and sleep in static objects: the process may end at any
+ * time.  A forked child has none of them, and starts anew.
+ */
+#include "base/pool.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+
+#define THREADS_MAX 16u
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
+static vnxi_task_t *first, **last = &first; /* protected by lock, as below */
+static unsigned threads, idle, wanted;
+
+static void *worker(void *unused);
+
+static void
+forget_in_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    pthread_cond_init(&work, NULL);
+    first = NULL;
+    last = &first;
+    threads = idle = wanted = 0;
+}
+
+static void
+watch_forks(void)
+{
+    vnxi_fork_on_child(forget_in_child);
+}
+
+static void
+append_lock_held(vnxi_task_t *task)
+{
+    task->next = NULL;
+    *last = task;
+    last = &task->next;
+}
+
+static vnxi_task_t *
+remove_first_lock_held(void)
+{
+    vnxi_task_t *task = first;
+    first = task->next;
+    if (first == NULL) {
+        last = &first;
+    }
+    return task;
+}
+
+/* The new thread inherits the mask of the one that starts it. */
+static int
+start_thread_lock_held(void)
+{
+    sigset_t all, before;
+    pthread_attr_t attr;
+    pthread_t thread;
+
+    int ret = pthread_attr_init(&attr);
+    if (ret != 0) {
+        return ret;
+    }
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    ret = pthread_create(&thread, &attr, worker, NULL);
+    if (ret == 0) {
+        threads++;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return ret;
+}
+
+/* Get another thread to look at the queue, if there can be one.  Returns
+ * whether to signal `work` once the lock is free: a thread that wakes while it
+ * is held goes to sleep again. */
+static bool
+call_thread_lock_held(void)
+{
+    if (idle > 0) {
+        return true;
+    }
+    if (threads < wanted) {
+        start_thread_lock_held(); /* without it, the others do the work */
+    }
+    return false;
+}
+
+static vnxi_task_t *
+take_chunk_lock_held(size_t *chunk_p, bool *signal_p)
+{
+    vnxi_task_t *task = remove_first_lock_held();
+    *chunk_p = task->next_chunk++;
+    task->active++;
+    if (task->next_chunk < task->chunks && task->active < task->max_parallel) {
+        append_lock_held(task);
+    }
+    *signal_p = first != NULL && call_thread_lock_held();
+    return task;
+}
+
+/* Returns whether that was the end of the task. */
+static bool
+end_chunk_lock_held(vnxi_task_t *task)
+{
+    bool left = task->next_chunk < task->chunks;
+    if (left && task->active == task->max_parallel) {
+        append_lock_held(task);
+    }
+    task->active--;
+    return !left && task->active == 0;
+}
+
+static void *
+worker(void *unused)
+{
+    (void)unused;
+    pthread_setname_np(pthread_self(), "vnx-copy");
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        while (first == NULL) {
+            idle++;
+            pthread_cond_wait(&work, &lock);
+            idle--;
+        }
+        size_t chunk;
+        bool signal;
+        vnxi_task_t *task = take_chunk_lock_held(&chunk, &signal);
+        pthread_mutex_unlock(&lock);
+        if (signal) {
+            pthread_cond_signal(&work);
+        }
+        task->run(task, chunk);
+        pthread_mutex_lock(&lock);
+        if (end_chunk_lock_held(task)) {
+            pthread_mutex_unlock(&lock);
+            task->done(task);
+            pthread_mutex_lock(&lock);
+        }
+    }
+    return NULL;
+}
+
+vnx_status_t
+vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
+{
+    unsigned parallel =
+        task->max_parallel < THREADS_MAX ? task->max_parallel : THREADS_MAX;
+    bool signal = false;
+
+    pthread_once(&once, watch_forks);
+    task->next_chunk = 0;
+    task->active = 0;
+    pthread_mutex_lock(&lock);
+    wanted = parallel > wanted ? parallel : wanted;
+    if (threads > 0) {
+        signal = call_thread_lock_held();
+    } else {
+        int ret = start_thread_lock_held();
+        if (ret != 0) {
+            pthread_mutex_unlock(&lock);
+            return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
+                                  "no copy thread can be started (errno %d)",
+                                  ret);
+        }
+    }
+    append_lock_held(task);
+    pthread_mutex_unlock(&lock);
+    if (signal) {
+        pthread_cond_signal(&work);
+    }
+    return VNX_OK;
+}
