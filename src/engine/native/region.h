@@ -29,6 +29,8 @@ typedef struct vnxi_region {
     uint64_t delta;            /* modulo 2^64 */
     vnxi_share_map_t *mapping; /* owned; NULL unless mapped here */
     vnxi_share_t share;        /* local: how peers can map it; fd -1: not */
+    uint64_t epoch;            /* a peer's: of the metadata it came by; the
+                                  maker sets it before others see it */
     unsigned uses;             /* local: how often registered; registry lock */
 } vnxi_region_t;
 
@@ -94,10 +96,12 @@ vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                                const vnxi_region_t *region),
                                   void *context, vnx_error_t *error);
 
-/* The present state; the caller's reference.  NULL: no memory. */
-vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry);
+/* The present state, and the epoch that goes with it (epoch_p may be NULL): it
+ * counts every change.  The caller's reference.  NULL: no memory. */
+vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry,
+                                            uint64_t *epoch_p);
 
-/* Counts every change; what a full metadata blob carries as its epoch. */
+/* The epoch now. */
 uint64_t vnxi_registry_epoch(const vnxi_registry_t *registry);
 size_t vnxi_registry_count(const vnxi_registry_t *registry);
 
