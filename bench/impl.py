@@ -1,0 +1,112 @@
+"""The two implementations behind one face, and memory for them to move.
+
+Everything here runs in the Python that has the implementation installed, and
+uses only what both of them have; what ours has more is asked for by name.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+MIB = 1 << 20
+GRACE_S = 60.0  # nothing measured here takes as long as this
+
+
+class Impl:
+    """`ours` (vllm_nixl) or `stock` (nixl)."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ours = name == "ours"
+        if self.ours:
+            import vllm_nixl as module
+
+            self.version = module.__version__
+            self.agent_class = module.NixlAgent
+            self.config_class = module.nixl_agent_config
+        else:
+            from importlib.metadata import version
+
+            import nixl._api as module
+
+            self.version = version("nixl")
+            self.agent_class = module.nixl_agent
+            self.config_class = module.nixl_agent_config
+        self.module = module
+
+    def agent(self, name: str) -> Any:
+        return self.agent_class(name, self.config_class())
+
+    def finish(self, agent: Any, handle: Any, state: str) -> None:
+        """Until the transfer has ended, the way each is meant to be used."""
+        if state == "DONE":
+            return
+        if self.ours:
+            agent.wait([handle], GRACE_S)
+            state = agent.check_xfer_state(handle)
+        else:
+            deadline = time.monotonic() + GRACE_S
+            while (state := agent.check_xfer_state(handle)) == "PROC":
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the transfer does not end")
+        if state != "DONE":
+            raise RuntimeError(f"the transfer ended as {state}")
+
+
+class Memory:
+    """Pages that are there: private, or shared where ours can map them.
+
+    4 KiB pages in every process and in the bare loops, so that none of them
+    gains by how its allocator asked for memory.
+    """
+
+    def __init__(self, size: int, impl: Impl | None = None) -> None:
+        self.size = size
+        if impl is None:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self.owner: Any = mmap.mmap(-1, size, flags=flags)
+        else:
+            self.owner = impl.module.shared_buffer(size)
+        self.array = np.frombuffer(self.owner, np.uint8)
+        self.array[:] = 0
+        self.address = self.array.ctypes.data
+
+    def region(self) -> list[tuple[int, int, int, str]]:
+        return [(self.address, self.size, 0, "")]
+
+    def words(self) -> np.ndarray:
+        return self.array.view(np.uint64)
+
+
+def rows(address: int, offsets: np.ndarray, length: int) -> np.ndarray:
+    """An Nx3 array of descriptors."""
+    table = np.empty((len(offsets), 3), np.uint64)
+    table[:, 0] = np.uint64(address) + offsets.astype(np.uint64)
+    table[:, 1] = length
+    table[:, 2] = 0
+    return table
+
+
+def blocks(address: int, size: int, length: int) -> np.ndarray:
+    """Every block of a memory, in order."""
+    count = size // length
+    return rows(address, np.arange(count, dtype=np.uint64) * length, length)
+
+
+def prepare(agent: Any, who: str, table: Any) -> Any:
+    return agent.prep_xfer_dlist(who, agent.get_xfer_descs(table, "DRAM"))
+
+
+def scatter(count: int, seed: int) -> np.ndarray:
+    """A random order of 0 .. count - 1, int64 as vLLM has it."""
+    return np.random.default_rng(seed).permutation(count).astype(np.int64)
+
+
+def rss_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,272 @@
+"""Rows about single calls, within one process."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import timeit
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from impl import Memory, blocks, prepare, rows, rss_bytes, scatter
+
+Samples = dict[str, list[float]]
+
+MILLION = 1_000_000
+PIECE = 64  # bytes of a descriptor where only the list is measured
+SMALL = 512
+
+
+class Pair:
+    """Two agents of this process; the first knows the second."""
+
+    def __init__(self, impl: Any, size: int) -> None:
+        self.impl = impl
+        self.mine, self.theirs = Memory(size), Memory(size)
+        self.agent, self.other = impl.agent("A"), impl.agent("B")
+        self.agent.register_memory(self.mine.region(), "DRAM")
+        self.other.register_memory(self.theirs.region(), "DRAM")
+        self.agent.add_remote_agent(self.other.get_agent_metadata())
+
+    def sides(self, length: int) -> tuple[Any, Any]:
+        """Prepared lists of every block, ours and theirs."""
+        return tuple(
+            prepare(agent, who, blocks(memory.address, memory.size, length))
+            for agent, who, memory in (
+                (self.agent, "NIXL_INIT_AGENT", self.mine),
+                (self.agent, "B", self.theirs),
+            )
+        )
+
+
+def timed(
+    repeat: int, work: Callable[[], Any], undo: Any = None
+) -> list[float]:
+    """Seconds of each run after one to warm up; `undo` is not timed."""
+    found = []
+    for _ in range(repeat + 1):
+        started = time.perf_counter()
+        result = work()
+        found.append(time.perf_counter() - started)
+        if undo is not None:
+            undo(result)
+        del result
+    return found[1:]
+
+
+def scaled(seconds: list[float], factor: float) -> list[float]:
+    return [value * factor for value in seconds]
+
+
+def _prepare_row(
+    impl: Any, make: Callable[[int], Any], repeat: int
+) -> list[float]:
+    memory = Memory(MILLION * 2 * PIECE)
+    agent = impl.agent("A")
+    agent.register_memory(memory.region(), "DRAM")
+    table = make(memory.address)
+    return timed(
+        repeat,
+        lambda: prepare(agent, "NIXL_INIT_AGENT", table),
+        agent.release_dlist_handle,
+    )
+
+
+def _random_table(address: int) -> np.ndarray:
+    return rows(address, scatter(MILLION, 1) * (2 * PIECE), PIECE)
+
+
+def _strided_table(address: int) -> np.ndarray:
+    return rows(address, np.arange(MILLION) * (2 * PIECE), PIECE)
+
+
+def prepare_random(impl: Any, quick: bool) -> Samples:
+    """1 M descriptors in random order, from an Nx3 array."""
+    seconds = _prepare_row(impl, _random_table, 3 if quick else 9)
+    return {"ms": scaled(seconds, 1e3)}
+
+
+def prepare_strided(impl: Any, quick: bool) -> Samples:
+    """1 M descriptors a fixed distance apart, and the memory they keep.
+
+    Counted with both the descriptor list and the prepared list alive.
+    """
+    seconds = _prepare_row(impl, _strided_table, 3 if quick else 9)
+    memory = Memory(MILLION * 2 * PIECE)
+    agent = impl.agent("M")
+    agent.register_memory(memory.region(), "DRAM")
+    table = _strided_table(memory.address)
+
+    def build() -> tuple[Any, Any]:
+        descs = agent.get_xfer_descs(table, "DRAM")
+        return descs, agent.prep_xfer_dlist("NIXL_INIT_AGENT", descs)
+
+    # The first one warms up the allocator, the following ones count.
+    kept = [build()]
+    gc.collect()
+    before = rss_bytes()
+    kept += [build() for _ in range(4)]
+    grown = (rss_bytes() - before) / 4
+    for _, handle in kept:
+        agent.release_dlist_handle(handle)
+    return {"ms": scaled(seconds, 1e3), "mb": [grown / 1e6]}
+
+
+def prepare_tuples(impl: Any, quick: bool) -> Samples:
+    """200 k descriptors from a list of tuples."""
+
+    def tuples(address: int) -> list[tuple[int, int, int]]:
+        offsets = scatter(200_000, 2).tolist()
+        return [(address + i * 2 * PIECE, PIECE, 0) for i in offsets]
+
+    return {"ms": scaled(_prepare_row(impl, tuples, 3 if quick else 9), 1e3)}
+
+
+def _make_row(impl: Any, mine: Any, theirs: Any, repeat: int) -> list[float]:
+    pair = Pair(impl, MILLION * PIECE)
+    local, remote = pair.sides(PIECE)
+    return timed(
+        repeat,
+        lambda: pair.agent.make_prepped_xfer(
+            "READ", local, mine, remote, theirs
+        ),
+        pair.agent.release_xfer_handle,
+    )
+
+
+def make_contiguous(impl: Any, quick: bool) -> Samples:
+    """make_prepped_xfer of 8 576 indices one after the other."""
+    chosen = np.arange(1000, 1000 + 8576, dtype=np.int64)
+    seconds = _make_row(impl, chosen, chosen, 50 if quick else 500)
+    return {"us": scaled(seconds, 1e6)}
+
+
+def make_scattered(impl: Any, quick: bool) -> Samples:
+    """make_prepped_xfer of 100 k indices in random order."""
+    mine, theirs = (scatter(MILLION, seed)[:100_000] for seed in (3, 4))
+    seconds = _make_row(impl, mine, theirs, 5 if quick else 20)
+    return {"ms": scaled(seconds, 1e3)}
+
+
+def _per_call(work: Callable[[], Any], calls: int, repeat: int) -> list[float]:
+    """Microseconds a call, the loop included, after one round to warm up."""
+    timer = timeit.Timer(work)
+    timer.timeit(calls // 10)
+    return [value / calls * 1e6 for value in timer.repeat(repeat, calls)]
+
+
+def make_one(impl: Any, quick: bool) -> Samples:
+    """make_prepped_xfer of one index, made and released."""
+    pair = Pair(impl, 1 << 20)
+    local, remote = pair.sides(PIECE)
+    chosen = np.array([7], np.int64)
+    make, release = (
+        pair.agent.make_prepped_xfer,
+        pair.agent.release_xfer_handle,
+    )
+
+    def work() -> None:
+        release(make("READ", local, chosen, remote, chosen))
+
+    return {"us": _per_call(work, 5_000 if quick else 50_000, 5)}
+
+
+def polls(impl: Any, quick: bool) -> Samples:
+    """check_xfer_state of a done transfer; get_new_notifs with none."""
+    pair = Pair(impl, 1 << 20)
+    local, remote = pair.sides(SMALL)
+    agent = pair.agent
+    handle = agent.make_prepped_xfer("READ", local, [0], remote, [0])
+    impl.finish(agent, handle, agent.transfer(handle))
+    calls = 20_000 if quick else 200_000
+    names = {"agent": agent, "handle": handle}
+    found = {}
+    for metric, call in (
+        ("check_us", "agent.check_xfer_state(handle)"),
+        ("notifs_us", "agent.get_new_notifs()"),
+    ):
+        timer = timeit.Timer(call, globals=names)
+        timer.timeit(calls // 10)
+        seconds = timer.repeat(5, calls)
+        found[metric] = [value / calls * 1e6 for value in seconds]
+    return found
+
+
+def small_transfer(impl: Any, quick: bool) -> Samples:
+    """512 bytes between two agents of a process, made to released."""
+    pair = Pair(impl, 1 << 20)
+    local, remote = pair.sides(SMALL)
+    agent, finish = pair.agent, impl.finish
+    pair.theirs.array[:] = 7
+
+    def work() -> None:
+        handle = agent.make_prepped_xfer("READ", local, [3], remote, [5])
+        finish(agent, handle, agent.transfer(handle))
+        agent.release_xfer_handle(handle)
+
+    found = _per_call(work, 2_000 if quick else 20_000, 5)
+    if not (pair.mine.array[3 * SMALL : 4 * SMALL] == 7).all():
+        raise RuntimeError("the bytes did not arrive")
+    return {"us": found}
+
+
+def scattered_transfer(impl: Any, quick: bool) -> Samples:
+    """transfer() of 100 k scattered pieces of 512 bytes."""
+    count = 100_000
+    pair = Pair(impl, count * 2 * SMALL)
+    local, remote = pair.sides(SMALL)
+    mine, theirs = (scatter(count * 2, seed)[:count] for seed in (5, 6))
+    agent = pair.agent
+    handle = agent.make_prepped_xfer("READ", local, mine, remote, theirs)
+    caller, whole = [], []
+    for _ in range(4 if quick else 11):
+        started = time.perf_counter()
+        state = agent.transfer(handle)
+        returned = time.perf_counter()
+        impl.finish(agent, handle, state)
+        whole.append(time.perf_counter() - started)
+        caller.append(returned - started)
+    return {
+        "caller_ms": scaled(caller[1:], 1e3),
+        "all_ms": scaled(whole[1:], 1e3),
+    }
+
+
+class Heartbeat:
+    """A thread that wants the GIL all the time and notes its longest wait."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.running = True
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        last = time.perf_counter()
+        while self.running:
+            now = time.perf_counter()
+            if now - last > self.longest:
+                self.longest = now - last
+            last = now
+
+    def stop(self) -> float:
+        self.running = False
+        self.thread.join()
+        return self.longest
+
+
+def gil_stall(impl: Any, quick: bool) -> Samples:
+    """How long another Python thread waits while 1 M rows are prepared."""
+    memory = Memory(MILLION * 2 * PIECE)
+    agent = impl.agent("A")
+    agent.register_memory(memory.region(), "DRAM")
+    table = _random_table(memory.address)
+    found = []
+    for _ in range(3 if quick else 9):
+        heartbeat = Heartbeat()
+        handle = prepare(agent, "NIXL_INIT_AGENT", table)
+        found.append(heartbeat.stop())
+        agent.release_dlist_handle(handle)
+    return {"ms": scaled(found, 1e3)}

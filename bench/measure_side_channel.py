@@ -1,0 +1,73 @@
+"""Rows about the side channel; only ours has one."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import statistics
+import time
+from typing import Any
+
+from peer import Peer
+
+Samples = dict[str, list[float]]
+
+HANGING = 2000
+# Nothing, one byte of a length, the start of a request, and no request at
+# all; the last is refused at once, the others hang on to their connection.
+OPENINGS = (b"", b"\0", b"\0\0\0\x0cGET_", b"\xff garbage, not a request")
+
+
+def _raise_file_limit() -> None:
+    """Room for the clients in this process and in the server it starts."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = HANGING * 2 + 200
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _hang(port: int, count: int) -> list[socket.socket]:
+    clients = []
+    for number in range(count):
+        client = socket.create_connection(("127.0.0.1", port), 5)
+        client.sendall(OPENINGS[number % len(OPENINGS)])
+        clients.append(client)
+    return clients
+
+
+def _requests(channel: Any, port: int, count: int) -> Samples:
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        blob = channel.request_metadata("127.0.0.1", port)
+        seconds.append(time.perf_counter() - started)
+        if len(blob) != 1024:
+            raise RuntimeError("a reply of the wrong size")
+    cuts = statistics.quantiles(seconds[count // 10 :], n=100)
+    return {"p50_us": [cuts[49] * 1e6], "p99_us": [cuts[98] * 1e6]}
+
+
+def _measure(impl: Any, quick: bool, hanging: int) -> Samples:
+    _raise_file_limit()
+    peer = Peer(impl.name, "server", 1 << 20)
+    clients: list[socket.socket] = []
+    try:
+        port = peer.ask("listen", bytes=1024)["port"]
+        clients = _hang(port, hanging)
+        channel = impl.module.TcpSideChannel()
+        return _requests(channel, port, 300 if quick else 3000)
+    finally:
+        for client in clients:
+            client.close()
+        peer.close()
+
+
+def side_channel(impl: Any, quick: bool) -> Samples:
+    """1 KiB of metadata asked for, one request after the other."""
+    return _measure(impl, quick, 0)
+
+
+def side_channel_crowd(impl: Any, quick: bool) -> Samples:
+    """The same with 2 000 clients that hang on the server."""
+    return _measure(impl, quick, HANGING)

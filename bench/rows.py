@@ -1,0 +1,140 @@
+"""The rows of the benchmark: what is measured, and its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a row; a lower one is better unless said otherwise."""
+
+    key: str
+    text: str
+    unit: str
+    target: float | None
+    higher: bool = False
+    bare_target: float | None = None  # of ours to the bare loop
+
+
+@dataclass(frozen=True)
+class Row:
+    """`name` is a function of a measure_*.py module."""
+
+    name: str
+    metrics: list[Metric]
+    stock: bool = True
+    bare: tuple[str, int] | None = None  # kind of loop, block size
+    slow: bool = field(default=False)  # one repetition is enough
+
+
+def _read(name: str, block: int, target: float, text: str) -> Row:
+    metric = Metric(
+        "gbs", f"READ, scattered {text}", "GB/s", target, True, 0.85
+    )
+    return Row(name, [metric], bare=("readv", block))
+
+
+def _shared(name: str, block: int, text: str) -> Row:
+    metric = Metric(
+        "gbs", f"READ, shared region, {text}", "GB/s", 14, True, 0.75
+    )
+    return Row(name, [metric], stock=False, bare=("stream", block))
+
+
+ROWS = [
+    Row(
+        "import",
+        [
+            Metric("ms", "import", "ms", 30),
+            Metric("mb", "memory of the process after it", "MB", 25),
+        ],
+    ),
+    Row(
+        "idle",
+        [Metric("cores", "idle agent, default configuration", "core", 0.005)],
+        slow=True,
+    ),
+    Row(
+        "prepare_random",
+        [Metric("ms", "prepare 1 M, random, Nx3", "ms", 9)],
+    ),
+    Row(
+        "prepare_strided",
+        [
+            Metric("ms", "prepare 1 M, regular stride", "ms", 4),
+            Metric("mb", "memory that they keep", "MB", 1),
+        ],
+    ),
+    Row(
+        "prepare_tuples",
+        [Metric("ms", "prepare 200 k from tuples", "ms", 8)],
+    ),
+    Row(
+        "make_contiguous",
+        [Metric("us", "make_prepped_xfer, 8 576 contiguous", "us", 5)],
+    ),
+    Row(
+        "make_scattered",
+        [Metric("ms", "make_prepped_xfer, 100 k scattered", "ms", 1)],
+    ),
+    Row(
+        "make_one",
+        [Metric("us", "make_prepped_xfer, 1, and release", "us", 0.8)],
+    ),
+    Row(
+        "polls",
+        [
+            Metric("check_us", "check_xfer_state", "us", 0.08),
+            Metric("notifs_us", "get_new_notifs, empty", "us", 0.08),
+        ],
+    ),
+    Row(
+        "small_transfer",
+        [Metric("us", "512 bytes in a process, made to released", "us", 2)],
+    ),
+    Row(
+        "scattered_transfer",
+        [
+            Metric("caller_ms", "transfer(), 100 k x 512 B", "ms", 0.1),
+            Metric("all_ms", "the same, until it is done", "ms", 60),
+        ],
+    ),
+    _read("read_4k", 4 << 10, 4.8, "4 KiB"),
+    _read("read_16k", 16 << 10, 7, "16 KiB"),
+    _read("read_64k", 64 << 10, 8, "64 KiB"),
+    _read("read_1m", 1 << 20, 8, "1 MiB"),
+    _shared("shared_4k", 4 << 10, "4 KiB"),
+    _shared("shared_16k", 16 << 10, "16 KiB"),
+    _shared("shared_64k", 64 << 10, "64 KiB"),
+    _shared("shared_1m", 1 << 20, "1 MiB"),
+    Row(
+        "read_latency",
+        [Metric("us", "READ of one 4 KiB block, p50", "us", 3)],
+        bare=("latency", 4096),
+    ),
+    Row(
+        "notification",
+        [Metric("us", "notification there and back, p50", "us", 30)],
+    ),
+    Row(
+        "gil_stall",
+        [Metric("ms", "another thread's wait, preparing 1 M", "ms", 1)],
+    ),
+    Row(
+        "side_channel",
+        [
+            Metric("p50_us", "side channel, 1 KiB, p50", "us", 300),
+            Metric("p99_us", "the same, p99", "us", 5000),
+        ],
+        stock=False,
+    ),
+    Row(
+        "side_channel_crowd",
+        [
+            Metric("p50_us", "with 2 000 hanging clients, p50", "us", 300),
+            Metric("p99_us", "the same, p99", "us", 5000),
+        ],
+        stock=False,
+    ),
+]

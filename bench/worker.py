@@ -1,0 +1,48 @@
+"""Measure one row in this Python and print the samples as JSON.
+
+    worker.py ours|stock ROW [--quick]
+
+Every measurement has a process of its own: neither implementation sees what
+the other, or an earlier row, left behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def main() -> int:
+    name, row = sys.argv[1:3]
+    out = os.fdopen(os.dup(1), "w")  # libraries print to standard output
+    os.dup2(2, 1)
+    quick = "--quick" in sys.argv
+    if row == "import":
+        # Nothing but the interpreter may be loaded before this.
+        from measure_process import import_time
+
+        samples, version = import_time(name, quick), ""
+    else:
+        import measure_calls
+        import measure_pair
+        import measure_process
+        import measure_side_channel
+        from impl import Impl
+
+        impl = Impl(name)
+        for module in (
+            measure_process,
+            measure_calls,
+            measure_pair,
+            measure_side_channel,
+        ):
+            if hasattr(module, row):
+                samples = getattr(module, row)(impl, quick)
+        version = impl.version
+    print(json.dumps({"samples": samples, "version": version}), file=out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
