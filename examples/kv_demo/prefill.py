@@ -1,0 +1,84 @@
+"""The prefill instance: computes a KV cache, serves it, frees it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import select
+import time
+from typing import Any
+
+import numpy as np
+from cache import EMPTY, Cache, content
+from report import Reporter
+from vllm_nixl import NixlAgent, nixl_agent_config
+
+
+def plan_requests(blocks: int, requests: int, seed: int) -> dict[str, Any]:
+    """Scattered blocks for each request, none of them twice."""
+    order = np.random.default_rng(seed).permutation(blocks)
+    return {
+        f"request-{number}": part.tolist()
+        for number, part in enumerate(np.array_split(order, requests))
+    }
+
+
+def fill(cache: Cache, seed: int, report: Reporter) -> None:
+    every = list(range(cache.shape.blocks))
+    for number, layer in enumerate(cache.layers):
+        layer[:] = content(number, every, layer.shape[1], seed)
+        report("progress", phase="fill", done=number + 1, of=len(cache.layers))
+
+
+def handshake_payload(agent: NixlAgent, cache: Cache, requests: Any) -> bytes:
+    """What decode must know: the agent's metadata, and where the cache is."""
+    return json.dumps(
+        {
+            "agent": base64.b64encode(agent.get_agent_metadata()).decode(),
+            "addresses": cache.addresses(),
+            "requests": requests,
+        }
+    ).encode()
+
+
+def free(cache: Cache, blocks: list[int]) -> None:
+    """Give the blocks away: whoever still read them would see it."""
+    for layer in cache.layers:
+        layer.view(np.uint8).reshape(cache.shape.blocks, -1)[blocks] = EMPTY
+
+
+def serve(
+    agent: NixlAgent, cache: Cache, requests: dict[str, Any], report: Reporter
+) -> None:
+    """Sleep until notifications come; free what they name."""
+    waiting = dict(requests)
+    while waiting:
+        select.select([agent.fileno()], [], [])
+        for sender, messages in agent.get_new_notifs().items():
+            for message in messages:
+                name = message.decode()
+                free(cache, waiting.pop(name))
+                report("freed", request=name, by=sender, left=len(waiting))
+
+
+def run(options: Any, report: Reporter) -> None:
+    cache = Cache(options.shape, options.shared)
+    fill(cache, options.seed, report)
+    requests = plan_requests(
+        options.shape.blocks, options.requests, options.seed
+    )
+    with NixlAgent("prefill", nixl_agent_config()) as agent:
+        registered = agent.register_memory(cache.regions(), "DRAM")
+        port = agent.start_side_channel_listener(
+            0, handshake_payload(agent, cache, requests)
+        )
+        report("ready", port=port)
+        wall, cpu = time.monotonic(), time.process_time()
+        serve(agent, cache, requests, report)
+        report(
+            "served",
+            seconds=time.monotonic() - wall,
+            cpu_seconds=time.process_time() - cpu,
+        )
+        agent.stop_side_channel_listener()
+        agent.deregister_memory(registered)

@@ -1,0 +1,90 @@
+"""What the two instances tell the demo, and what the demo tells you."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    def __call__(self, event: str, **facts: Any) -> None: ...
+
+
+def tell(event: str, **facts: Any) -> None:
+    """From an instance to the demo: one line of JSON."""
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+class Bar:
+    """A progress bar; nothing at all where there is no terminal."""
+
+    WIDTH = 40
+
+    def __init__(self) -> None:
+        self.shown = sys.stdout.isatty()
+
+    def update(self, phase: str, done: int, of: int) -> None:
+        if self.shown:
+            filled = self.WIDTH * done // of
+            bar = "#" * filled + "." * (self.WIDTH - filled)
+            print(f"\r{phase:12} [{bar}] {done}/{of}", end="", flush=True)
+
+    def clear(self) -> None:
+        if self.shown:
+            print("\r\033[K", end="", flush=True)
+
+
+def line(name: str, text: str) -> None:
+    print(f"{name:12} {text}", flush=True)
+
+
+def tell_handshake(facts: dict[str, Any]) -> None:
+    whole = facts["fetch_ms"] + facts["load_ms"] + facts["prepare_ms"]
+    line(
+        "handshake",
+        f"{whole:.2f} ms: {facts['bytes']:,} bytes of metadata fetched in "
+        f"{facts['fetch_ms']:.2f} ms, peer loaded in {facts['load_ms']:.2f} "
+        f"ms, {facts['rows']:,} rows prepared in {facts['prepare_ms']:.2f} ms",
+    )
+
+
+def tell_page(facts: dict[str, Any]) -> None:
+    line("4 KiB read", f"p50 {facts['p50_us']:.1f} us")
+
+
+def tell_pulled(facts: dict[str, Any]) -> None:
+    rate = facts["bytes"] / facts["seconds"] / 1e9
+    line(
+        "pull",
+        f"{facts['requests']} requests, {facts['pieces']:,} blocks, "
+        f"{facts['bytes'] / 1e6:.0f} MB in {facts['seconds'] * 1e3:.1f} ms: "
+        f"{rate:.2f} GB/s",
+    )
+    line(
+        "waiting",
+        f"decode's thread used {facts['wait_cpu_seconds'] * 1e3:.2f} ms of "
+        f"CPU in {facts['wait_seconds'] * 1e3:.1f} ms",
+    )
+
+
+def tell_checked(facts: dict[str, Any]) -> None:
+    line("check", f"{facts['bytes']:,} bytes equal, spare blocks untouched")
+
+
+def tell_served(facts: dict[str, Any]) -> None:
+    share = facts["cpu_seconds"] / facts["seconds"] * 100
+    line(
+        "serving",
+        f"prefill used {share:.1f} % of a core over {facts['seconds']:.2f} s, "
+        "freeing blocks on notification",
+    )
+
+
+TELLERS = {
+    "handshake": tell_handshake,
+    "page": tell_page,
+    "pulled": tell_pulled,
+    "checked": tell_checked,
+    "served": tell_served,
+}
