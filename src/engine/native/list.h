@@ -43,7 +43,7 @@ struct vnxi_list {
 
 typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
-    vnxi_region_table_t *table; /* borrowed until finish or abort */
+    vnxi_region_table_t *table; /* retained by the builder */
     vnx_mem_t mem;
     const char *operation; /* static; for errors */
 } vnxi_list_args_t;
