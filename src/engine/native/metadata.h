@@ -46,11 +46,15 @@ typedef struct vnxi_metadata {
     size_t section_count;
 } vnxi_metadata_t;
 
+#define VNXI_METADATA_CONNS_MAX 256
+
 /* Parse and check a whole blob (VNX_ERR_MISMATCH names what is wrong and at
- * which byte): tags, lengths, counts against the bytes that are there (never
- * an allocation that the blob's size does not justify), memory types 0 to 4,
- * non-empty names, no empty section, addr + len that does not overflow, no
- * bytes left over. */
+ * which byte; VNX_ERR_NO_MEMORY): tags, lengths, counts against the bytes that
+ * are there (never an allocation that the blob's size does not justify),
+ * memory types 0 to 4, non-empty names, at most VNXI_METADATA_CONNS_MAX
+ * connections and one a backend, no empty section, addr + len that does not
+ * overflow (but storage of length 2^64 - 1 means "all of it"), no bytes left
+ * over.  Time is linear in the blob.  Operation: "add_remote_agent". */
 vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
                                  vnxi_metadata_t *metadata_p,
                                  vnx_error_t *error);

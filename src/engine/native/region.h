@@ -42,6 +42,10 @@ void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
 vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
                                   uint64_t dev, vnxi_share_map_t *mapping);
 
+/* Less than, equal to or greater than 0: the order of the wire, which is by
+ * (mem, dev, addr, len). */
+int vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b);
+
 /* -- Tables ----------------------------------------------------------------
  */
 
@@ -55,18 +59,20 @@ vnxi_region_table_t *vnxi_region_table_retain(vnxi_region_table_t *table);
 void vnxi_region_table_release(vnxi_region_table_t *table);
 
 /* The region of (mem, dev) that holds all of [addr, addr + len), not revoked;
- * NULL for none, and where addr + len overflows.  O(log n); borrowed from the
- * table.  len 0 is held by a region that holds or ends at addr. */
+ * NULL for none, and where addr + len overflows.  Of several the one that
+ * reaches farthest.  O(log n), but for overlapping regions of which the
+ * farthest is revoked; borrowed from the table.  len 0 is held by a region
+ * that holds or ends at addr. */
 vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev);
 
-/* The region with exactly these values, NULL for none. */
+/* The region with exactly these values, revoked or not; NULL for none. */
 vnxi_region_t *vnxi_region_table_exact(const vnxi_region_table_t *table,
                                        vnx_mem_t mem, uint64_t addr,
                                        uint64_t len, uint64_t dev);
 
-/* All regions, sorted by (mem, dev, addr, len): the order of the wire. */
+/* All regions, in the order of vnxi_region_compare(). */
 size_t vnxi_region_table_count(const vnxi_region_table_t *table);
 vnxi_region_t *vnxi_region_table_at(const vnxi_region_table_t *table,
                                     size_t i);
@@ -79,9 +85,10 @@ typedef struct vnxi_registry vnxi_registry_t;
 vnxi_registry_t *vnxi_registry_create(void);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
-/* All or none.  Checks every row (len > 0, addr + len does not overflow,
- * memory type DRAM or VRAM) and names the first bad one.  A range registered
- * again counts one use more. */
+/* All or none.  Checks the memory type (VNX_ERR_NOT_SUPPORTED for all but
+ * DRAM) and every row (VNX_ERR_INVALID_PARAM: len 0, addr + len overflows) and
+ * names the first bad one.  A range registered again counts one use more.
+ * Operation: "register_memory". */
 vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
                                const vnx_reg_desc_t *descs, size_t count,
                                vnx_error_t *error);
@@ -89,7 +96,7 @@ vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
 /* All or none; VNX_ERR_NOT_FOUND names the first row that is not registered
  * (also one that is listed more often than it is registered). A region whose
  * last use goes is revoked; `gone` (may be NULL) is called for each, without
- * the registry's lock. */
+ * the registry's lock.  Operation: "deregister_memory". */
 vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   void (*gone)(void *context,

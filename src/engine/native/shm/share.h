@@ -19,17 +19,27 @@
 #include <stdint.h>
 #include <vnx/vnx.h>
 
+/* From vnxi_share_find(): to be given up with vnxi_share_fini().  Read from a
+ * peer's metadata: plain values, which own nothing. */
 typedef struct vnxi_share {
-    int fd; /* ours to close with vnxi_share_fini(); -1: not shared */
+    int fd; /* one for each memfd, however many regions; -1: not shared */
     uint64_t offset;
     uint64_t st_dev, st_ino;
 } vnxi_share_t;
 
 #define VNXI_SHARE_NONE ((vnxi_share_t){.fd = -1})
 
+/* Shorter ranges are not looked at: copying them through the kernel costs no
+ * more than finding out and mapping would. */
+#define VNXI_SHARE_LEN_MIN (64u << 10)
+
 /* How peers could map [addr, addr + len) of this process; fd -1 where they
- * cannot, which is no error.  Cheap: one PROCMAP_QUERY ioctl where the kernel
- * has it, else a pass over /proc/self/maps. */
+ * cannot, which is no error: the range is shorter than VNXI_SHARE_LEN_MIN,
+ * does not lie in one shared mapping, readable and writable, of a memfd of
+ * ordinary pages, no descriptor of it is open, or it can neither be sealed nor
+ * is it.  Cheap: one PROCMAP_QUERY ioctl where the kernel has it, else a pass
+ * over /proc/self/maps; at the first region of a memfd that
+ * vnx_shared_buffer_create() has not made also a pass over /proc/self/fd. */
 vnxi_share_t vnxi_share_find(uint64_t addr, uint64_t len);
 void vnxi_share_fini(vnxi_share_t *share);
 
@@ -40,8 +50,10 @@ typedef struct vnxi_share_map vnxi_share_map_t;
 /* Map `len` bytes at `share->offset` of the descriptor number `share->fd` in
  * the process behind `pidfd`.  The peer's values are hostile until checked.
  * VNX_ERR_NOT_ALLOWED (the kernel forbids it), VNX_ERR_MISMATCH (it is not
- * the file that was published, can shrink, or is too short): the cause says
- * so, and the caller copies through the kernel instead. */
+ * the file that was published, can shrink, or is too short),
+ * VNX_ERR_REMOTE_DISCONNECT (the process has ended), VNX_ERR_BACKEND (no room
+ * for a descriptor or a mapping), VNX_ERR_NO_MEMORY: the cause says so, and
+ * the caller copies through the kernel instead. */
 vnx_status_t vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
                             vnxi_share_map_t **map_p, vnx_error_t *error);
 void *vnxi_share_map_data(const vnxi_share_map_t *map);

@@ -33,7 +33,8 @@ typedef struct vnxi_shm_info {
 
 void vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info);
 
-/* VNX_ERR_MISMATCH for what is no info of a version that we know. */
+/* VNX_ERR_MISMATCH for what is no info of a version that we know, else pid is
+ * in 1 to INT_MAX, and socket is not empty. */
 vnx_status_t vnxi_shm_info_read(const void *data, size_t len,
                                 vnxi_shm_info_t *info_p, vnx_error_t *error);
 
@@ -41,7 +42,12 @@ vnx_status_t vnxi_shm_info_read(const void *data, size_t len,
  * nonce_addr, socket). */
 vnx_status_t vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error);
 
-/* A region's public metadata; fd -1 for memory that is not shared. */
+/* When a process of this pid namespace started, as in vnxi_shm_info_t.  0, or
+ * an errno (ENOENT: there is no such process). */
+int vnxi_shm_start_time(uint32_t pid, uint64_t *start_time_p);
+
+/* A region's public metadata; fd -1 for memory that is not shared.  What is
+ * read owns nothing: not for vnxi_share_fini(). */
 void vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share);
 vnx_status_t vnxi_shm_region_read(const void *data, size_t len,
                                   vnxi_share_t *share_p, vnx_error_t *error);

@@ -1,0 +1,450 @@
+/*
+ * The metadata codec.
+ *
+ * Design notes.  Every field is `tag, u64 length, value, '|'`, and tags are
+ * matched by their place.  The parser reads strictly forward through one
+ * bounded reader and stops at the first fault, so its time is linear in the
+ * blob.  A count is believed only as far as the bytes behind it could hold
+ * that many of the smallest possible element; so what is allocated is never
+ * more than about one and a half times the blob, whatever the blob says.
+ */
+#include "engine/native/metadata.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+#define OPERATION "add_remote_agent"
+
+#define PREFIX "nixlSerDes|"
+#define TAG_AGENT "Agent"
+#define TAG_CONNS "Conns"
+#define TAG_CONN_BACKEND "t"
+#define TAG_CONN_INFO "c"
+#define MEMORY_SECTION "MemSection"
+#define TAG_SECTIONS "nixlSecElms"
+#define TAG_SECTION_BACKEND "bknd"
+#define TAG_LIST "nixlDList"
+#define LIST_KIND "nixlSDList"
+#define TAG_MEM "t"
+#define TAG_REGIONS "n"
+
+/* What a field costs beside its value, and the smallest elements of each
+ * array: a backend's name has at least one byte. */
+#define FIELD_SIZE(tag, value) (sizeof(tag) - 1 + 8 + (value) + 1)
+#define CONN_MIN \
+    (FIELD_SIZE(TAG_CONN_BACKEND, 1) + FIELD_SIZE(TAG_CONN_INFO, 1))
+#define REGION_FIXED 24u
+#define REGION_MIN FIELD_SIZE("", REGION_FIXED)
+#define SECTION_MIN                                                         \
+    (FIELD_SIZE(TAG_SECTION_BACKEND, 1) +                                   \
+     FIELD_SIZE(TAG_LIST, sizeof(LIST_KIND) - 1) + FIELD_SIZE(TAG_MEM, 4) + \
+     FIELD_SIZE(TAG_REGIONS, 8) + REGION_MIN)
+
+typedef struct parser {
+    vnxi_reader_t reader;
+    const unsigned char *start;
+    vnx_status_t status; /* of the first fault */
+    vnx_error_t *error;
+} parser_t;
+
+/* -- Fields --------------------------------------------------------------- */
+
+/* Note the fault found at `at`.  Always false, for `return fail(...)`. */
+static bool __attribute__((format(printf, 3, 4)))
+fail(parser_t *parser, const unsigned char *at, const char *what, ...)
+{
+    char text[160];
+    va_list args;
+    va_start(args, what);
+    vsnprintf(text, sizeof text, what, args);
+    va_end(args);
+    parser->status = vnxi_error_set(parser->error, VNX_ERR_MISMATCH, OPERATION,
+                                    "metadata byte %zu: %s",
+                                    (size_t)(at - parser->start), text);
+    return false;
+}
+
+static bool
+fail_no_memory(parser_t *parser, size_t size)
+{
+    parser->status = vnxi_error_no_memory(parser->error, OPERATION, size);
+    return false;
+}
+
+static bool
+take_tag(parser_t *parser, const char *tag)
+{
+    const unsigned char *at = parser->reader.at;
+    size_t len = strlen(tag);
+    const unsigned char *bytes = vnxi_read_bytes(&parser->reader, len);
+    if (bytes == NULL || memcmp(bytes, tag, len) != 0) {
+        return fail(parser, at, "tag '%s' expected", tag);
+    }
+    return true;
+}
+
+/* A length, so many bytes, and the closing bar. */
+static bool
+take_value(parser_t *parser, const char *name, vnxi_md_bytes_t *value_p)
+{
+    const unsigned char *at = parser->reader.at;
+    uint64_t len = vnxi_read_u64(&parser->reader);
+    if (parser->reader.failed) {
+        return fail(parser, at, "the length of '%s' is cut off", name);
+    }
+    size_t left = vnxi_reader_left(&parser->reader);
+    if (len >= left) {
+        return fail(parser, at,
+                    "'%s' and its '|' take %" PRIu64
+                    " + 1 bytes, %zu are left",
+                    name, len, left);
+    }
+    value_p->data = vnxi_read_bytes(&parser->reader, (size_t)len);
+    value_p->len = (size_t)len;
+    at = parser->reader.at;
+    if (vnxi_read_u8(&parser->reader) != '|') {
+        return fail(parser, at, "'|' expected after '%s'", name);
+    }
+    return true;
+}
+
+static bool
+take_field(parser_t *parser, const char *tag, vnxi_md_bytes_t *value_p)
+{
+    return take_tag(parser, tag) && take_value(parser, tag, value_p);
+}
+
+static bool
+take_nonempty(parser_t *parser, const char *tag, vnxi_md_bytes_t *value_p)
+{
+    const unsigned char *at = parser->reader.at;
+    if (!take_field(parser, tag, value_p)) {
+        return false;
+    }
+    return value_p->len > 0 || fail(parser, at, "'%s' is empty", tag);
+}
+
+static bool
+take_number(parser_t *parser, const char *tag, size_t width, uint64_t *value_p)
+{
+    const unsigned char *at = parser->reader.at;
+    vnxi_md_bytes_t value;
+    if (!take_field(parser, tag, &value)) {
+        return false;
+    }
+    if (value.len != width) {
+        return fail(parser, at, "'%s' has %zu bytes, not %zu", tag, value.len,
+                    width);
+    }
+    vnxi_reader_t reader = vnxi_reader(value.data, value.len);
+    *value_p = width == 4 ? vnxi_read_u32(&reader) : vnxi_read_u64(&reader);
+    return true;
+}
+
+/* A count of elements that take `smallest` bytes each, or more. */
+static bool
+take_count(parser_t *parser, const char *tag, size_t smallest, size_t *count_p)
+{
+    const unsigned char *at = parser->reader.at;
+    uint64_t count;
+    if (!take_number(parser, tag, 8, &count)) {
+        return false;
+    }
+    size_t left = vnxi_reader_left(&parser->reader);
+    if (count > left / smallest) {
+        return fail(parser, at, "'%s' says %" PRIu64 ", %zu bytes are left",
+                    tag, count, left);
+    }
+    *count_p = (size_t)count;
+    return true;
+}
+
+static bool
+is_text(const vnxi_md_bytes_t *value, const char *text)
+{
+    return value->len == strlen(text) &&
+           memcmp(value->data, text, value->len) == 0;
+}
+
+/* -- Connections ---------------------------------------------------------- */
+
+static bool
+take_conn(parser_t *parser, vnxi_metadata_t *metadata)
+{
+    const unsigned char *at = parser->reader.at;
+    vnxi_md_conn_t conn;
+    if (!take_nonempty(parser, TAG_CONN_BACKEND, &conn.backend) ||
+        !take_nonempty(parser, TAG_CONN_INFO, &conn.info)) {
+        return false;
+    }
+    for (size_t i = 0; i < metadata->conn_count; i++) {
+        const vnxi_md_bytes_t *other = &metadata->conns[i].backend;
+        if (other->len == conn.backend.len &&
+            memcmp(other->data, conn.backend.data, other->len) == 0) {
+            return fail(parser, at, "a second connection of one backend");
+        }
+    }
+    metadata->conns[metadata->conn_count++] = conn;
+    return true;
+}
+
+static bool
+take_conns(parser_t *parser, vnxi_metadata_t *metadata)
+{
+    const unsigned char *at = parser->reader.at;
+    size_t count;
+    if (!take_count(parser, TAG_CONNS, CONN_MIN, &count)) {
+        return false;
+    }
+    if (count > VNXI_METADATA_CONNS_MAX) {
+        return fail(parser, at, "%zu connections, at most %d are taken", count,
+                    VNXI_METADATA_CONNS_MAX);
+    }
+    if (count == 0) {
+        return true;
+    }
+    metadata->conns = calloc(count, sizeof *metadata->conns);
+    if (metadata->conns == NULL) {
+        return fail_no_memory(parser, count * sizeof *metadata->conns);
+    }
+    while (metadata->conn_count < count) {
+        if (!take_conn(parser, metadata)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* -- Sections ------------------------------------------------------------- */
+
+static bool
+take_region(parser_t *parser, vnx_mem_t mem, vnxi_md_region_t *region)
+{
+    const unsigned char *at = parser->reader.at;
+    vnxi_md_bytes_t value;
+    if (!take_value(parser, "region", &value)) {
+        return false;
+    }
+    if (value.len < REGION_FIXED) {
+        return fail(parser, at, "a region has %zu bytes, %u at least needed",
+                    value.len, REGION_FIXED);
+    }
+    vnxi_reader_t reader = vnxi_reader(value.data, value.len);
+    region->addr = vnxi_read_u64(&reader);
+    region->len = vnxi_read_u64(&reader);
+    region->dev = vnxi_read_u64(&reader);
+    region->public_data.data = reader.at;
+    region->public_data.len = vnxi_reader_left(&reader);
+    bool whole = mem >= VNX_MEM_BLK && region->len == UINT64_MAX;
+    if (!whole && region->len > UINT64_MAX - region->addr) {
+        return fail(parser, at,
+                    "a region at 0x%" PRIx64 " of %" PRIu64
+                    " bytes passes the end of addresses",
+                    region->addr, region->len);
+    }
+    return true;
+}
+
+static bool
+take_regions(parser_t *parser, vnxi_md_section_t *section)
+{
+    const unsigned char *at = parser->reader.at;
+    size_t count;
+    if (!take_count(parser, TAG_REGIONS, REGION_MIN, &count)) {
+        return false;
+    }
+    if (count == 0) {
+        return fail(parser, at, "a section without regions");
+    }
+    section->regions = malloc(count * sizeof *section->regions);
+    if (section->regions == NULL) {
+        return fail_no_memory(parser, count * sizeof *section->regions);
+    }
+    while (section->count < count) {
+        if (!take_region(parser, section->mem,
+                         &section->regions[section->count])) {
+            return false;
+        }
+        section->count++;
+    }
+    return true;
+}
+
+static bool
+take_section(parser_t *parser, vnxi_md_section_t *section)
+{
+    vnxi_md_bytes_t kind;
+    uint64_t mem;
+    if (!take_nonempty(parser, TAG_SECTION_BACKEND, &section->backend)) {
+        return false;
+    }
+    const unsigned char *at = parser->reader.at;
+    if (!take_field(parser, TAG_LIST, &kind)) {
+        return false;
+    }
+    if (!is_text(&kind, LIST_KIND)) {
+        return fail(parser, at, "'" TAG_LIST "' is not '" LIST_KIND "'");
+    }
+    at = parser->reader.at;
+    if (!take_number(parser, TAG_MEM, 4, &mem)) {
+        return false;
+    }
+    if (mem >= VNX_MEM_COUNT) {
+        return fail(parser, at, "memory type %" PRIu64 " is not known", mem);
+    }
+    section->mem = (vnx_mem_t)mem;
+    return take_regions(parser, section);
+}
+
+static bool
+take_sections(parser_t *parser, vnxi_metadata_t *metadata)
+{
+    size_t count;
+    if (!take_count(parser, TAG_SECTIONS, SECTION_MIN, &count)) {
+        return false;
+    }
+    if (count == 0) {
+        return true;
+    }
+    metadata->sections = calloc(count, sizeof *metadata->sections);
+    if (metadata->sections == NULL) {
+        return fail_no_memory(parser, count * sizeof *metadata->sections);
+    }
+    while (metadata->section_count < count) {
+        /* Counted first: what a failed section owns is freed with the rest. */
+        if (!take_section(parser,
+                          &metadata->sections[metadata->section_count++])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* -- The whole ------------------------------------------------------------ */
+
+static bool
+take_all(parser_t *parser, vnxi_metadata_t *metadata)
+{
+    vnxi_md_bytes_t name;
+    if (!take_tag(parser, PREFIX) ||
+        !take_nonempty(parser, TAG_AGENT, &metadata->agent) ||
+        !take_conns(parser, metadata)) {
+        return false;
+    }
+    const unsigned char *at = parser->reader.at;
+    if (!take_value(parser, MEMORY_SECTION, &name)) {
+        return false;
+    }
+    if (!is_text(&name, MEMORY_SECTION)) {
+        return fail(parser, at, "'" MEMORY_SECTION "' expected");
+    }
+    if (!take_sections(parser, metadata)) {
+        return false;
+    }
+    size_t left = vnxi_reader_left(&parser->reader);
+    return left == 0 ||
+           fail(parser, parser->reader.at, "%zu bytes are left over", left);
+}
+
+vnx_status_t
+vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
+                    vnx_error_t *error)
+{
+    const unsigned char *start = blob != NULL ? blob : (const void *)"";
+    parser_t parser = {
+        .reader = vnxi_reader(start, blob != NULL ? len : 0),
+        .start = start,
+        .status = VNX_OK,
+        .error = error,
+    };
+    vnxi_metadata_t metadata = {0};
+    if (!take_all(&parser, &metadata)) {
+        vnxi_metadata_fini(&metadata);
+        return parser.status;
+    }
+    *metadata_p = metadata;
+    return VNX_OK;
+}
+
+void
+vnxi_metadata_fini(vnxi_metadata_t *metadata)
+{
+    for (size_t i = 0; i < metadata->section_count; i++) {
+        free(metadata->sections[i].regions);
+    }
+    free(metadata->sections);
+    free(metadata->conns);
+    *metadata = (vnxi_metadata_t){0};
+}
+
+/* -- Writing -------------------------------------------------------------- */
+
+static void
+put_field(vnxi_writer_t *writer, const char *tag, const void *data, size_t len)
+{
+    vnxi_write_bytes(writer, tag, strlen(tag));
+    vnxi_write_u64(writer, len);
+    vnxi_write_bytes(writer, data, len);
+    vnxi_write_u8(writer, '|');
+}
+
+static void
+put_number(vnxi_writer_t *writer, const char *tag, uint64_t value)
+{
+    vnxi_write_bytes(writer, tag, strlen(tag));
+    vnxi_write_u64(writer, 8);
+    vnxi_write_u64(writer, value);
+    vnxi_write_u8(writer, '|');
+}
+
+static void
+put_region(vnxi_writer_t *writer, const vnxi_md_region_t *region)
+{
+    vnxi_write_u64(writer, REGION_FIXED + region->public_data.len);
+    vnxi_write_u64(writer, region->addr);
+    vnxi_write_u64(writer, region->len);
+    vnxi_write_u64(writer, region->dev);
+    vnxi_write_bytes(writer, region->public_data.data,
+                     region->public_data.len);
+    vnxi_write_u8(writer, '|');
+}
+
+static void
+put_section(vnxi_writer_t *writer, const vnxi_md_section_t *section)
+{
+    put_field(writer, TAG_SECTION_BACKEND, section->backend.data,
+              section->backend.len);
+    put_field(writer, TAG_LIST, LIST_KIND, sizeof(LIST_KIND) - 1);
+    vnxi_write_bytes(writer, TAG_MEM, sizeof(TAG_MEM) - 1);
+    vnxi_write_u64(writer, 4);
+    vnxi_write_u32(writer, (uint32_t)section->mem);
+    vnxi_write_u8(writer, '|');
+    put_number(writer, TAG_REGIONS, section->count);
+    for (size_t i = 0; i < section->count; i++) {
+        put_region(writer, &section->regions[i]);
+    }
+}
+
+void
+vnxi_metadata_write(vnxi_writer_t *writer, const vnxi_metadata_t *metadata)
+{
+    vnxi_write_bytes(writer, PREFIX, sizeof(PREFIX) - 1);
+    put_field(writer, TAG_AGENT, metadata->agent.data, metadata->agent.len);
+    put_number(writer, TAG_CONNS, metadata->conn_count);
+    for (size_t i = 0; i < metadata->conn_count; i++) {
+        const vnxi_md_conn_t *conn = &metadata->conns[i];
+        put_field(writer, TAG_CONN_BACKEND, conn->backend.data,
+                  conn->backend.len);
+        put_field(writer, TAG_CONN_INFO, conn->info.data, conn->info.len);
+    }
+    put_field(writer, "", MEMORY_SECTION, sizeof(MEMORY_SECTION) - 1);
+    put_number(writer, TAG_SECTIONS, metadata->section_count);
+    for (size_t i = 0; i < metadata->section_count; i++) {
+        put_section(writer, &metadata->sections[i]);
+    }
+}

@@ -1,0 +1,351 @@
+/*
+ * Regions and region tables.
+ *
+ * Design notes.  A table is one block of memory: its regions in the order of
+ * the wire, their start addresses packed beside each other (what the binary
+ * search touches), and for each place the one among the regions before it, of
+ * the same type and device, that reaches farthest.  When any region holds a
+ * range, that one does, since it starts no later and ends no earlier: so
+ * nesting and overlaps cost nothing.  Regions of one type and device are a
+ * group; there are few of them.
+ */
+#include "engine/native/region.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct group {
+    vnx_mem_t mem;
+    uint64_t dev;
+    size_t first, end; /* places in the arrays */
+} group_t;
+
+struct vnxi_region_table {
+    atomic_uint refs;
+    size_t count, group_count;
+    /* All four lie behind this header, in the same block. */
+    vnxi_region_t **regions; /* each retained */
+    uint64_t *addrs;
+    group_t *groups;
+    uint32_t *farthest; /* of the regions from the group's first to here */
+};
+
+/* -- Regions -------------------------------------------------------------- */
+
+vnxi_region_t *
+vnxi_region_retain(vnxi_region_t *region)
+{
+    atomic_fetch_add_explicit(&region->refs, 1, memory_order_relaxed);
+    return region;
+}
+
+void
+vnxi_region_release(vnxi_region_t *region)
+{
+    if (region != NULL && atomic_fetch_sub(&region->refs, 1) == 1) {
+        vnxi_share_map_release(region->mapping);
+        vnxi_share_fini(&region->share);
+        free(region);
+    }
+}
+
+vnxi_region_t *
+vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev,
+                   vnxi_share_map_t *mapping)
+{
+    vnxi_region_t *region = malloc(sizeof *region);
+    if (region == NULL) {
+        vnxi_share_map_release(mapping);
+        return NULL;
+    }
+    *region = (vnxi_region_t){
+        .mem = mem,
+        .addr = addr,
+        .len = len,
+        .dev = dev,
+        .mapping = mapping,
+        .share = VNXI_SHARE_NONE,
+    };
+    atomic_init(&region->refs, 1);
+    atomic_init(&region->revoked, false);
+    if (mapping != NULL) {
+        region->direct = true;
+        region->delta = (uintptr_t)vnxi_share_map_data(mapping) - addr;
+    }
+    return region;
+}
+
+static int
+compare_u64(uint64_t a, uint64_t b)
+{
+    return (a > b) - (a < b);
+}
+
+int
+vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b)
+{
+    int order = compare_u64(a->mem, b->mem);
+    order = order != 0 ? order : compare_u64(a->dev, b->dev);
+    order = order != 0 ? order : compare_u64(a->addr, b->addr);
+    return order != 0 ? order : compare_u64(a->len, b->len);
+}
+
+/* Storage may be "all of it", 2^64 - 1 bytes from any start. */
+static uint64_t
+region_end(const vnxi_region_t *region)
+{
+    uint64_t end;
+    return __builtin_add_overflow(region->addr, region->len, &end) ? UINT64_MAX
+                                                                   : end;
+}
+
+/* -- Building a table ----------------------------------------------------- */
+
+static int
+compare_places(const void *a, const void *b)
+{
+    return vnxi_region_compare(*(vnxi_region_t *const *)a,
+                               *(vnxi_region_t *const *)b);
+}
+
+static bool
+is_sorted(vnxi_region_t *const *regions, size_t count)
+{
+    for (size_t i = 1; i < count; i++) {
+        if (vnxi_region_compare(regions[i - 1], regions[i]) > 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+is_same_group(const vnxi_region_t *a, const vnxi_region_t *b)
+{
+    return a->mem == b->mem && a->dev == b->dev;
+}
+
+static size_t
+count_groups(vnxi_region_t *const *regions, size_t count)
+{
+    size_t groups = count > 0;
+    for (size_t i = 1; i < count; i++) {
+        groups += !is_same_group(regions[i - 1], regions[i]);
+    }
+    return groups;
+}
+
+static void
+fill_group(vnxi_region_table_t *table, group_t *group, size_t first)
+{
+    vnxi_region_t **regions = table->regions;
+    uint32_t farthest = (uint32_t)first;
+    size_t i = first;
+    for (; i < table->count && is_same_group(regions[first], regions[i]);
+         i++) {
+        table->addrs[i] = regions[i]->addr;
+        if (region_end(regions[i]) >= region_end(regions[farthest])) {
+            farthest = (uint32_t)i;
+        }
+        table->farthest[i] = farthest;
+    }
+    *group = (group_t){.mem = regions[first]->mem,
+                       .dev = regions[first]->dev,
+                       .first = first,
+                       .end = i};
+}
+
+/* One block for the header and the arrays, widest elements first. */
+static vnxi_region_table_t *
+table_alloc(size_t count, size_t group_count)
+{
+    size_t each =
+        sizeof(vnxi_region_t *) + sizeof(uint64_t) + sizeof(uint32_t);
+    if (count > UINT32_MAX) {
+        return NULL;
+    }
+    vnxi_region_table_t *table =
+        malloc(sizeof *table + count * each + group_count * sizeof(group_t));
+    if (table != NULL) {
+        atomic_init(&table->refs, 1);
+        table->count = count;
+        table->group_count = group_count;
+        table->groups = (group_t *)(table + 1);
+        table->regions = (vnxi_region_t **)(table->groups + group_count);
+        table->addrs = (uint64_t *)(table->regions + count);
+        table->farthest = (uint32_t *)(table->addrs + count);
+    }
+    return table;
+}
+
+/* `regions` is in order. */
+static vnxi_region_table_t *
+table_build(vnxi_region_t *const *regions, size_t count)
+{
+    vnxi_region_table_t *table =
+        table_alloc(count, count_groups(regions, count));
+    if (table == NULL) {
+        return NULL;
+    }
+    for (size_t i = 0; i < count; i++) {
+        table->regions[i] = vnxi_region_retain(regions[i]);
+    }
+    size_t first = 0;
+    for (size_t g = 0; g < table->group_count; g++) {
+        fill_group(table, &table->groups[g], first);
+        first = table->groups[g].end;
+    }
+    return table;
+}
+
+vnxi_region_table_t *
+vnxi_region_table_create(vnxi_region_t *const *regions, size_t count)
+{
+    if (is_sorted(regions, count)) {
+        return table_build(regions, count);
+    }
+    vnxi_region_t **sorted = malloc(count * sizeof(*sorted));
+    if (sorted == NULL) {
+        return NULL;
+    }
+    memcpy(sorted, regions, count * sizeof(*sorted));
+    qsort(sorted, count, sizeof(*sorted), compare_places);
+    vnxi_region_table_t *table = table_build(sorted, count);
+    free(sorted);
+    return table;
+}
+
+vnxi_region_table_t *
+vnxi_region_table_retain(vnxi_region_table_t *table)
+{
+    atomic_fetch_add_explicit(&table->refs, 1, memory_order_relaxed);
+    return table;
+}
+
+void
+vnxi_region_table_release(vnxi_region_table_t *table)
+{
+    if (table == NULL || atomic_fetch_sub(&table->refs, 1) != 1) {
+        return;
+    }
+    for (size_t i = 0; i < table->count; i++) {
+        vnxi_region_release(table->regions[i]);
+    }
+    free(table);
+}
+
+/* -- Searching ------------------------------------------------------------ */
+
+static const group_t *
+find_group(const vnxi_region_table_t *table, vnx_mem_t mem, uint64_t dev)
+{
+    size_t low = 0, high = table->group_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const group_t *group = &table->groups[middle];
+        if (group->mem < mem || (group->mem == mem && group->dev < dev)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    const group_t *group = &table->groups[low];
+    bool found =
+        low < table->group_count && group->mem == mem && group->dev == dev;
+    return found ? group : NULL;
+}
+
+/* How many of the sorted `addrs` are <= addr.  The loop has no branch that
+ * could be mispredicted. */
+static size_t
+count_up_to(const uint64_t *addrs, size_t count, uint64_t addr)
+{
+    const uint64_t *base = addrs;
+    while (count > 1) {
+        size_t half = count / 2;
+        base += half * (base[half - 1] <= addr);
+        count -= half;
+    }
+    return (size_t)(base - addrs) + (count == 1 && base[0] <= addr);
+}
+
+static bool
+is_revoked(const vnxi_region_t *region)
+{
+    return atomic_load_explicit(&region->revoked, memory_order_acquire);
+}
+
+/* Regions `first` to `last` all start at or before what is looked for, which
+ * ends at `end`: one that reaches so far and is not revoked. */
+static vnxi_region_t *
+walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
+          uint64_t end)
+{
+    for (size_t i = last + 1; i-- > first;) {
+        if (region_end(table->regions[table->farthest[i]]) < end) {
+            return NULL;
+        }
+        vnxi_region_t *region = table->regions[i];
+        if (region_end(region) >= end && !is_revoked(region)) {
+            return region;
+        }
+    }
+    return NULL;
+}
+
+vnxi_region_t *
+vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
+                       uint64_t addr, uint64_t len, uint64_t dev)
+{
+    const group_t *group = find_group(table, mem, dev);
+    uint64_t end;
+    if (group == NULL || __builtin_add_overflow(addr, len, &end)) {
+        return NULL;
+    }
+    size_t before = count_up_to(table->addrs + group->first,
+                                group->end - group->first, addr);
+    if (before == 0) {
+        return NULL;
+    }
+    size_t last = group->first + before - 1;
+    vnxi_region_t *region = table->regions[table->farthest[last]];
+    if (region_end(region) < end) {
+        return NULL;
+    }
+    if (is_revoked(region)) {
+        return walk_back(table, group->first, last, end);
+    }
+    return region;
+}
+
+vnxi_region_t *
+vnxi_region_table_exact(const vnxi_region_table_t *table, vnx_mem_t mem,
+                        uint64_t addr, uint64_t len, uint64_t dev)
+{
+    const vnxi_region_t key = {
+        .mem = mem, .addr = addr, .len = len, .dev = dev};
+    size_t low = 0, high = table->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (vnxi_region_compare(table->regions[middle], &key) < 0) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    bool found = low < table->count &&
+                 vnxi_region_compare(table->regions[low], &key) == 0;
+    return found ? table->regions[low] : NULL;
+}
+
+size_t
+vnxi_region_table_count(const vnxi_region_table_t *table)
+{
+    return table->count;
+}
+
+vnxi_region_t *
+vnxi_region_table_at(const vnxi_region_table_t *table, size_t i)
+{
+    return table->regions[i];
+}

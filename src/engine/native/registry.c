@@ -1,0 +1,432 @@
+/*
+ * The registry: the local agent's registrations.
+ *
+ * Design notes.  The set is a sorted array of pointers.  One call brings a
+ * sorted batch, which is merged in (or taken out) with one memmove() for each
+ * gap between its members, so that a single row costs a binary search and one
+ * move, and a big batch one pass.  All that may fail or takes long (checking,
+ * memory, finding out how a range is shared) is done before the lock is
+ * taken, and all that frees after it.  The snapshot is dropped at a change and
+ * made again when it is asked for.
+ */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/region.h"
+
+#define ADD "register_memory"
+#define REMOVE "deregister_memory"
+
+struct vnxi_registry {
+    pthread_mutex_t lock;
+    vnxi_region_t **regions; /* all below protected by lock; each retained */
+    size_t count, capacity;
+    vnxi_region_table_t *snapshot; /* NULL: to be made */
+    /* Written under the lock, read without it. */
+    atomic_uint_fast64_t epoch;
+    atomic_size_t visible_count;
+};
+
+static void
+release_some(vnxi_region_t *const *regions, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        vnxi_region_release(regions[i]);
+    }
+}
+
+vnxi_registry_t *
+vnxi_registry_create(void)
+{
+    vnxi_registry_t *registry = calloc(1, sizeof *registry);
+    if (registry == NULL) {
+        return NULL;
+    }
+    if (pthread_mutex_init(&registry->lock, NULL) != 0) {
+        free(registry);
+        return NULL;
+    }
+    return registry;
+}
+
+void
+vnxi_registry_free(vnxi_registry_t *registry)
+{
+    if (registry == NULL) {
+        return;
+    }
+    release_some(registry->regions, registry->count);
+    free(registry->regions);
+    vnxi_region_table_release(registry->snapshot);
+    pthread_mutex_destroy(&registry->lock);
+    free(registry);
+}
+
+/* The place of the first of `count` regions that is not less than `key`. */
+static size_t
+lower_bound(vnxi_region_t *const *regions, size_t count,
+            const vnxi_region_t *key)
+{
+    size_t low = 0, high = count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (vnxi_region_compare(regions[middle], key) < 0) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+/* The place of the region with the values of `key`; count: there is none. */
+static size_t
+registry_place(const vnxi_registry_t *registry, const vnxi_region_t *key)
+{
+    size_t at = lower_bound(registry->regions, registry->count, key);
+    bool found = at < registry->count &&
+                 vnxi_region_compare(registry->regions[at], key) == 0;
+    return found ? at : registry->count;
+}
+
+/* Returns the snapshot, for the caller to release without the lock. */
+static vnxi_region_table_t *
+registry_changed(vnxi_registry_t *registry)
+{
+    vnxi_region_table_t *old = registry->snapshot;
+    registry->snapshot = NULL;
+    atomic_fetch_add(&registry->epoch, 1);
+    atomic_store(&registry->visible_count, registry->count);
+    return old;
+}
+
+/* -- Adding --------------------------------------------------------------- */
+
+static vnx_status_t
+check_mem(vnx_mem_t mem, vnx_error_t *error)
+{
+    const char *name = vnx_mem_name(mem);
+    if (name == NULL) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
+                              "%d is no memory type", (int)mem);
+    }
+    if (mem == VNX_MEM_DRAM) {
+        return VNX_OK;
+    }
+    if (mem == VNX_MEM_VRAM) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
+                              "no backend of the native engine moves VRAM "
+                              "memory");
+    }
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
+                          "%s memory needs the nixl engine", name);
+}
+
+static vnx_status_t
+check_rows(const vnx_reg_desc_t *descs, size_t count, vnx_error_t *error)
+{
+    for (size_t i = 0; i < count; i++) {
+        const vnx_desc_t *desc = &descs[i].desc;
+        const char *cause = NULL;
+        if (desc->len == 0) {
+            cause = "the length is 0";
+        } else if (desc->len > UINT64_MAX - desc->addr) {
+            cause = "address + length overflows";
+        }
+        if (cause != NULL) {
+            vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD, "%s", cause);
+            vnxi_error_desc(error, i, desc->addr, desc->len, desc->dev);
+            return VNX_ERR_INVALID_PARAM;
+        }
+    }
+    return VNX_OK;
+}
+
+static int
+compare_places(const void *a, const void *b)
+{
+    return vnxi_region_compare(*(vnxi_region_t *const *)a,
+                               *(vnxi_region_t *const *)b);
+}
+
+/* Fold equal neighbours into one that counts their uses; how many are left. */
+static size_t
+fold_equal(vnxi_region_t **regions, size_t count)
+{
+    size_t kept = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (kept > 0 &&
+            vnxi_region_compare(regions[kept - 1], regions[i]) == 0) {
+            regions[kept - 1]->uses += regions[i]->uses;
+            vnxi_region_release(regions[i]);
+        } else {
+            regions[kept++] = regions[i];
+        }
+    }
+    return kept;
+}
+
+/* New regions for all rows, sorted, each once.  *regions_p is owned. */
+static vnx_status_t
+make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
+           vnxi_region_t ***regions_p, size_t *count_p, vnx_error_t *error)
+{
+    vnxi_region_t **regions = malloc(count * sizeof(*regions));
+    if (regions == NULL) {
+        return vnxi_error_no_memory(error, ADD, count * sizeof(*regions));
+    }
+    for (size_t i = 0; i < count; i++) {
+        const vnx_desc_t *desc = &descs[i].desc;
+        regions[i] =
+            vnxi_region_create(mem, desc->addr, desc->len, desc->dev, NULL);
+        if (regions[i] == NULL) {
+            release_some(regions, i);
+            free(regions);
+            return vnxi_error_no_memory(error, ADD, sizeof(vnxi_region_t));
+        }
+        regions[i]->direct = true;
+        regions[i]->uses = 1;
+    }
+    qsort(regions, count, sizeof(*regions), compare_places);
+    *count_p = fold_equal(regions, count);
+    for (size_t i = 0; i < *count_p; i++) {
+        regions[i]->share = vnxi_share_find(regions[i]->addr, regions[i]->len);
+    }
+    *regions_p = regions;
+    return VNX_OK;
+}
+
+static bool
+reserve_lock_held(vnxi_registry_t *registry, size_t more)
+{
+    size_t needed = registry->count + more;
+    if (needed <= registry->capacity) {
+        return true;
+    }
+    size_t capacity = registry->capacity < 16 ? 16 : 2 * registry->capacity;
+    capacity = capacity < needed ? needed : capacity;
+    vnxi_region_t **regions =
+        realloc(registry->regions, capacity * sizeof(*regions));
+    if (regions == NULL) {
+        return false;
+    }
+    registry->regions = regions;
+    registry->capacity = capacity;
+    return true;
+}
+
+/* Count the uses of what is known already, and move it behind what is new,
+ * which keeps its order.  How many are new. */
+static size_t
+split_known_lock_held(vnxi_registry_t *registry, vnxi_region_t **batch,
+                      size_t count)
+{
+    size_t fresh = 0;
+    for (size_t i = 0; i < count; i++) {
+        vnxi_region_t *region = batch[i];
+        size_t at = registry_place(registry, region);
+        if (at < registry->count) {
+            registry->regions[at]->uses += region->uses;
+        } else {
+            batch[i] = batch[fresh];
+            batch[fresh++] = region;
+        }
+    }
+    return fresh;
+}
+
+/* Merge from the back: every member of the set moves once at most. */
+static void
+merge_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *batch,
+                size_t count)
+{
+    vnxi_region_t **regions = registry->regions;
+    size_t end = registry->count;
+    for (size_t i = count; i-- > 0;) {
+        size_t at = lower_bound(regions, end, batch[i]);
+        memmove(&regions[at + i + 1], &regions[at],
+                (end - at) * sizeof(*regions));
+        regions[at + i] = batch[i];
+        end = at;
+    }
+    registry->count += count;
+}
+
+vnx_status_t
+vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
+                  const vnx_reg_desc_t *descs, size_t count,
+                  vnx_error_t *error)
+{
+    vnxi_region_t **batch = NULL;
+    vnxi_region_table_t *old = NULL;
+    size_t batch_count = 0, fresh = 0;
+    vnx_status_t status = check_mem(mem, error);
+    status = status == VNX_OK ? check_rows(descs, count, error) : status;
+    if (status != VNX_OK || count == 0) {
+        return status;
+    }
+    status = make_batch(mem, descs, count, &batch, &batch_count, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+
+    pthread_mutex_lock(&registry->lock);
+    if (reserve_lock_held(registry, batch_count)) {
+        fresh = split_known_lock_held(registry, batch, batch_count);
+        merge_lock_held(registry, batch, fresh);
+        old = fresh > 0 ? registry_changed(registry) : NULL;
+    } else {
+        status =
+            vnxi_error_no_memory(error, ADD, batch_count * sizeof(*batch));
+    }
+    pthread_mutex_unlock(&registry->lock);
+
+    vnxi_region_table_release(old);
+    release_some(batch + fresh, batch_count - fresh);
+    free(batch);
+    return status;
+}
+
+/* -- Removing ------------------------------------------------------------- */
+
+static vnxi_region_t
+row_key(vnx_mem_t mem, const vnx_reg_desc_t *row)
+{
+    return (vnxi_region_t){.mem = mem,
+                           .addr = row->desc.addr,
+                           .len = row->desc.len,
+                           .dev = row->desc.dev};
+}
+
+static vnx_status_t
+fail_missing(const vnx_reg_desc_t *descs, size_t row, bool known,
+             vnx_error_t *error)
+{
+    const vnx_desc_t *desc = &descs[row].desc;
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, REMOVE, "%s",
+                   known ? "listed more often than it is registered"
+                         : "not registered with these values");
+    vnxi_error_desc(error, row, desc->addr, desc->len, desc->dev);
+    return VNX_ERR_NOT_FOUND;
+}
+
+/* Take one use from each row's region; those that have none left go to
+ * `gone`.  On an error every use is given back. */
+static vnx_status_t
+take_uses_lock_held(vnxi_registry_t *registry, vnx_mem_t mem,
+                    const vnx_reg_desc_t *descs, size_t count,
+                    vnxi_region_t **gone, size_t *gone_count_p,
+                    vnx_error_t *error)
+{
+    size_t gone_count = 0;
+    for (size_t i = 0; i < count; i++) {
+        vnxi_region_t key = row_key(mem, &descs[i]);
+        size_t at = registry_place(registry, &key);
+        bool known = at < registry->count;
+        if (!known || registry->regions[at]->uses == 0) {
+            for (size_t k = 0; k < i; k++) {
+                key = row_key(mem, &descs[k]);
+                at = registry_place(registry, &key);
+                registry->regions[at]->uses++;
+            }
+            return fail_missing(descs, i, known, error);
+        }
+        if (--registry->regions[at]->uses == 0) {
+            gone[gone_count++] = registry->regions[at];
+        }
+    }
+    *gone_count_p = gone_count;
+    return VNX_OK;
+}
+
+/* `gone` is sorted and not empty; the registry's references go with it. */
+static void
+take_out_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *gone,
+                   size_t gone_count)
+{
+    vnxi_region_t **regions = registry->regions;
+    size_t at = lower_bound(regions, registry->count, gone[0]);
+    size_t kept = at;
+    for (size_t i = 0; i < gone_count; i++) {
+        atomic_store(&gone[i]->revoked, true);
+        size_t from = at + 1;
+        size_t left = registry->count - from;
+        size_t run = i + 1 < gone_count
+                         ? lower_bound(regions + from, left, gone[i + 1])
+                         : left;
+        memmove(&regions[kept], &regions[from], run * sizeof(*regions));
+        kept += run;
+        at = from + run;
+    }
+    registry->count = kept;
+}
+
+vnx_status_t
+vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
+                     const vnx_reg_desc_t *descs, size_t count,
+                     void (*gone)(void *context, const vnxi_region_t *region),
+                     void *context, vnx_error_t *error)
+{
+    vnxi_region_table_t *old = NULL;
+    size_t taken_count = 0;
+    if (count == 0) {
+        return VNX_OK;
+    }
+    vnxi_region_t **taken = malloc(count * sizeof(*taken));
+    if (taken == NULL) {
+        return vnxi_error_no_memory(error, REMOVE, count * sizeof(*taken));
+    }
+
+    pthread_mutex_lock(&registry->lock);
+    vnx_status_t status = take_uses_lock_held(registry, mem, descs, count,
+                                              taken, &taken_count, error);
+    if (taken_count > 0) {
+        qsort(taken, taken_count, sizeof(*taken), compare_places);
+        take_out_lock_held(registry, taken, taken_count);
+        old = registry_changed(registry);
+    }
+    pthread_mutex_unlock(&registry->lock);
+
+    for (size_t i = 0; gone != NULL && i < taken_count; i++) {
+        gone(context, taken[i]);
+    }
+    vnxi_region_table_release(old);
+    release_some(taken, taken_count);
+    free(taken);
+    return status;
+}
+
+/* -- Looking -------------------------------------------------------------- */
+
+vnxi_region_table_t *
+vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
+{
+    pthread_mutex_lock(&registry->lock);
+    if (registry->snapshot == NULL) {
+        registry->snapshot =
+            vnxi_region_table_create(registry->regions, registry->count);
+    }
+    vnxi_region_table_t *table = registry->snapshot;
+    if (table != NULL) {
+        vnxi_region_table_retain(table);
+        if (epoch_p != NULL) {
+            *epoch_p = atomic_load(&registry->epoch);
+        }
+    }
+    pthread_mutex_unlock(&registry->lock);
+    return table;
+}
+
+uint64_t
+vnxi_registry_epoch(const vnxi_registry_t *registry)
+{
+    return atomic_load(&registry->epoch);
+}
+
+size_t
+vnxi_registry_count(const vnxi_registry_t *registry)
+{
+    return atomic_load(&registry->visible_count);
+}

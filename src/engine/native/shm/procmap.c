@@ -1,0 +1,144 @@
+#include "engine/native/shm/procmap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define MAPS "/proc/self/maps"
+#define MEMFD_PREFIX "/memfd:"
+
+/* As in the kernel's documentation of PROCMAP_QUERY; system headers have it
+ * since Linux 6.11. */
+typedef struct query {
+    uint64_t size; /* of this struct */
+    uint64_t query_flags;
+    uint64_t query_addr;
+    uint64_t vma_start, vma_end;
+    uint64_t vma_flags;
+    uint64_t vma_page_size;
+    uint64_t vma_offset;
+    uint64_t inode;
+    uint32_t dev_major, dev_minor;
+    uint32_t vma_name_size; /* of the buffer, then of the name */
+    uint32_t build_id_size;
+    uint64_t vma_name_addr;
+    uint64_t build_id_addr;
+} query_t;
+
+_Static_assert(sizeof(query_t) == 104, "the kernel's layout");
+
+#define QUERY _IOWR('f', 17, query_t)
+#define QUERY_READABLE 0x01u
+#define QUERY_WRITABLE 0x02u
+#define QUERY_SHARED 0x08u
+
+static bool
+is_memfd_path(const char *path)
+{
+    return strncmp(path, MEMFD_PREFIX, sizeof(MEMFD_PREFIX) - 1) == 0;
+}
+
+int
+vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p)
+{
+    char name[4096] = "";
+    query_t query = {
+        .size = sizeof query,
+        .query_addr = addr,
+        .vma_name_size = sizeof name,
+        .vma_name_addr = (uintptr_t)name,
+    };
+    int fd = open(MAPS, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return errno;
+    }
+    int failure = ioctl(fd, QUERY, &query) == 0 ? 0 : errno;
+    close(fd);
+    if (failure != 0) {
+        return failure;
+    }
+    *map_p = (vnxi_procmap_t){
+        .start = query.vma_start,
+        .end = query.vma_end,
+        .offset = query.vma_offset,
+        .st_dev = makedev(query.dev_major, query.dev_minor),
+        .st_ino = query.inode,
+        .shared = (query.vma_flags & QUERY_SHARED) != 0,
+        .readable = (query.vma_flags & QUERY_READABLE) != 0,
+        .writable = (query.vma_flags & QUERY_WRITABLE) != 0,
+        .memfd = is_memfd_path(name),
+    };
+    return 0;
+}
+
+/* "7f0-7f1 rw-s 00000000 00:01 1029   /memfd:name (deleted)" */
+static bool
+parse_line(const char *line, vnxi_procmap_t *map_p)
+{
+    uint64_t start, end, offset, ino;
+    unsigned major_number, minor_number;
+    char flags[5];
+    int path = 0;
+    int fields = sscanf(
+        line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
+        &start, &end, flags, &offset, &major_number, &minor_number, &ino,
+        &path);
+    if (fields < 7) {
+        return false;
+    }
+    *map_p = (vnxi_procmap_t){
+        .start = start,
+        .end = end,
+        .offset = offset,
+        .st_dev = makedev(major_number, minor_number),
+        .st_ino = ino,
+        .shared = flags[3] == 's',
+        .readable = flags[0] == 'r',
+        .writable = flags[1] == 'w',
+        .memfd = is_memfd_path(line + path),
+    };
+    return true;
+}
+
+bool
+vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p)
+{
+    FILE *maps = fopen(MAPS, "re");
+    if (maps == NULL) {
+        return false;
+    }
+    char *line = NULL;
+    size_t capacity = 0;
+    bool found = false;
+    while (!found && getline(&line, &capacity, maps) > 0) {
+        vnxi_procmap_t map;
+        if (parse_line(line, &map) && addr >= map.start && addr < map.end) {
+            *map_p = map;
+            found = true;
+        }
+    }
+    free(line);
+    fclose(maps);
+    return found;
+}
+
+bool
+vnxi_procmap_find(uint64_t addr, vnxi_procmap_t *map_p)
+{
+    static atomic_bool no_query; /* found out at the first call */
+    if (!atomic_load_explicit(&no_query, memory_order_relaxed)) {
+        int failure = vnxi_procmap_query(addr, map_p);
+        if (failure != ENOTTY && failure != EINVAL) {
+            return failure == 0;
+        }
+        atomic_store_explicit(&no_query, true, memory_order_relaxed);
+    }
+    return vnxi_procmap_parse(addr, map_p);
+}

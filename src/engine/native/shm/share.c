@@ -1,0 +1,209 @@
+#include "engine/native/shm/share.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "engine/native/shm/memfd.h"
+#include "engine/native/shm/procmap.h"
+
+#define OPERATION "add_remote_agent"
+
+/* -- The owner's side ----------------------------------------------------- */
+
+static bool
+file_reaches(int fd, uint64_t end)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_size >= 0 &&
+           (uint64_t)st.st_size >= end;
+}
+
+vnxi_share_t
+vnxi_share_find(uint64_t addr, uint64_t len)
+{
+    vnxi_procmap_t map;
+    uint64_t end;
+    /* A range that may only be read here must not be written by peers: those
+     * go through the kernel, which knows. */
+    if (len < VNXI_SHARE_LEN_MIN || __builtin_add_overflow(addr, len, &end) ||
+        !vnxi_procmap_find(addr, &map) || end > map.end || !map.shared ||
+        !map.readable || !map.writable || !map.memfd) {
+        return VNXI_SHARE_NONE;
+    }
+    int fd = vnxi_memfd_hold(map.st_dev, map.st_ino);
+    if (fd < 0) {
+        return VNXI_SHARE_NONE;
+    }
+    uint64_t offset = map.offset + (addr - map.start);
+    if (!file_reaches(fd, offset + len)) {
+        vnxi_memfd_drop(map.st_dev, map.st_ino);
+        return VNXI_SHARE_NONE;
+    }
+    return (vnxi_share_t){.fd = fd,
+                          .offset = offset,
+                          .st_dev = map.st_dev,
+                          .st_ino = map.st_ino};
+}
+
+void
+vnxi_share_fini(vnxi_share_t *share)
+{
+    if (share->fd >= 0) {
+        vnxi_memfd_drop(share->st_dev, share->st_ino);
+    }
+    *share = VNXI_SHARE_NONE;
+}
+
+/* -- The peer's side ------------------------------------------------------ */
+
+struct vnxi_share_map {
+    atomic_uint refs;
+    unsigned fork_count;
+    unsigned char *base; /* page aligned */
+    size_t mapped;
+    size_t skip; /* from base to the first byte asked for */
+};
+
+static vnx_status_t
+refuse(vnx_error_t *error, const vnxi_share_t *share, const char *why)
+{
+    return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                          "the peer's descriptor %d is not mapped: %s",
+                          share->fd, why);
+}
+
+/* Fetch the peer's descriptor.  *fd_p is ours to close. */
+static vnx_status_t
+fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
+{
+    int fd = (int)syscall(SYS_pidfd_getfd, pidfd, share->fd, 0u);
+    if (fd >= 0) {
+        *fd_p = fd;
+        return VNX_OK;
+    }
+    switch (errno) {
+    case EBADF:
+        return refuse(error, share, "there is no such descriptor");
+    case ESRCH:
+        return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
+                              "the peer's process has ended");
+    case EPERM:
+    case EACCES:
+    case ENOSYS:
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                              "the kernel does not hand out the peer's "
+                              "descriptor %d: %m",
+                              share->fd);
+    default:
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "pidfd_getfd of descriptor %d: %m", share->fd);
+    }
+}
+
+static vnx_status_t
+check_fd(int fd, const vnxi_share_t *share, uint64_t end, vnx_error_t *error)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "fstat: %m");
+    }
+    if (st.st_dev != share->st_dev || st.st_ino != share->st_ino) {
+        return refuse(error, share, "it is not the file that was published");
+    }
+    const char *why = vnxi_memfd_refusal(fd, false);
+    if (why != NULL) {
+        return refuse(error, share, why);
+    }
+    if (st.st_size < 0 || (uint64_t)st.st_size < end) {
+        return refuse(error, share, "it is shorter than what was published");
+    }
+    return VNX_OK;
+}
+
+/* The range [offset, end) of `fd`, which was checked. */
+static vnx_status_t
+map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t **map_p,
+          vnx_error_t *error)
+{
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t start = offset & ~(page - 1);
+    vnxi_share_map_t *map = malloc(sizeof *map);
+    if (map == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *map);
+    }
+    atomic_init(&map->refs, 1);
+    map->fork_count = vnxi_fork_count();
+    map->skip = (size_t)(offset - start);
+    map->mapped = (size_t)(end - start);
+    map->base = mmap(NULL, map->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                     (off_t)start);
+    if (map->base == MAP_FAILED) {
+        vnx_status_t status = vnxi_error_set(
+            error, VNX_ERR_BACKEND, OPERATION,
+            "mapping %zu bytes of the peer's memory: %m", map->mapped);
+        free(map);
+        return status;
+    }
+    /* A child would keep the peer's memory alive and has no use for it. */
+    madvise(map->base, map->mapped, MADV_DONTFORK);
+    *map_p = map;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
+               vnxi_share_map_t **map_p, vnx_error_t *error)
+{
+    uint64_t end;
+    int fd = -1;
+    if (len == 0 || __builtin_add_overflow(share->offset, len, &end) ||
+        end > INT64_MAX) {
+        return refuse(error, share, "the range is impossible");
+    }
+    vnx_status_t status = fetch_fd(pidfd, share, &fd, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = check_fd(fd, share, end, error);
+    if (status == VNX_OK) {
+        status = map_range(fd, share->offset, end, map_p, error);
+    }
+    close(fd);
+    return status;
+}
+
+void *
+vnxi_share_map_data(const vnxi_share_map_t *map)
+{
+    return map->base + map->skip;
+}
+
+vnxi_share_map_t *
+vnxi_share_map_retain(vnxi_share_map_t *map)
+{
+    atomic_fetch_add_explicit(&map->refs, 1, memory_order_relaxed);
+    return map;
+}
+
+void
+vnxi_share_map_release(vnxi_share_map_t *map)
+{
+    if (map == NULL || atomic_fetch_sub(&map->refs, 1) != 1) {
+        return;
+    }
+    /* A forked child does not have the mapping; something else may lie there.
+     */
+    if (!vnxi_fork_crossed(map->fork_count)) {
+        munmap(map->base, map->mapped);
+    }
+    free(map);
+}

@@ -1,0 +1,274 @@
+#include "engine/native/shm/shm_wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+
+#define OPERATION "add_remote_agent"
+#define CREATE "create_backend"
+
+/* A reader takes every minor version of its major one; later minor versions
+ * append, and may give meaning to flags that an older reader can ignore. */
+#define MAJOR 1u
+#define MINOR 0u
+
+#define INFO_PARTIAL 0x1u
+#define REGION_SHARED 0x1u
+
+static void
+write_head(vnxi_writer_t *writer, uint16_t flags)
+{
+    vnxi_write_u8(writer, MAJOR);
+    vnxi_write_u8(writer, MINOR);
+    vnxi_write_u16(writer, flags);
+}
+
+/* `what` for errors: "SHM connection info". */
+static vnx_status_t
+read_head(vnxi_reader_t *reader, const char *what, uint16_t *flags_p,
+          vnx_error_t *error)
+{
+    unsigned major_number = vnxi_read_u8(reader);
+    vnxi_read_u8(reader); /* minor: what it adds stands behind what we know */
+    uint16_t flags = vnxi_read_u16(reader);
+    if (reader->failed) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              "%s is cut off", what);
+    }
+    if (major_number != MAJOR) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              "%s has version %u, known is %u", what,
+                              major_number, MAJOR);
+    }
+    *flags_p = flags;
+    return VNX_OK;
+}
+
+/* -- Connection info ------------------------------------------------------ */
+
+#define INFO "SHM connection info"
+
+void
+vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info)
+{
+    size_t socket_len = strnlen(info->socket, sizeof info->socket);
+    write_head(writer, info->partial ? INFO_PARTIAL : 0);
+    vnxi_write_u32(writer, info->pid);
+    vnxi_write_u64(writer, info->epoch);
+    vnxi_write_bytes(writer, info->instance, VNXI_SHM_ID_SIZE);
+    vnxi_write_bytes(writer, info->boot, VNXI_SHM_ID_SIZE);
+    vnxi_write_u64(writer, info->pid_namespace);
+    vnxi_write_u64(writer, info->start_time);
+    vnxi_write_u64(writer, info->nonce_addr);
+    vnxi_write_u32(writer, info->uid);
+    vnxi_write_u16(writer, (uint16_t)socket_len);
+    vnxi_write_bytes(writer, info->socket, socket_len);
+}
+
+static void
+read_id(vnxi_reader_t *reader, unsigned char *id)
+{
+    const unsigned char *bytes = vnxi_read_bytes(reader, VNXI_SHM_ID_SIZE);
+    if (bytes != NULL) {
+        memcpy(id, bytes, VNXI_SHM_ID_SIZE);
+    }
+}
+
+/* False where it is too long, or not a NUL-terminated string in the end. */
+static bool
+read_socket(vnxi_reader_t *reader, char *socket)
+{
+    size_t len = vnxi_read_u16(reader);
+    const unsigned char *bytes = vnxi_read_bytes(reader, len);
+    if (bytes == NULL || len == 0 || len >= VNXI_SHM_SOCKET_MAX ||
+        memchr(bytes, '\0', len) != NULL) {
+        return false;
+    }
+    memcpy(socket, bytes, len);
+    socket[len] = '\0';
+    return true;
+}
+
+vnx_status_t
+vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
+                   vnx_error_t *error)
+{
+    vnxi_reader_t reader = vnxi_reader(data, len);
+    vnxi_shm_info_t info = {0};
+    uint16_t flags;
+    vnx_status_t status = read_head(&reader, INFO, &flags, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    info.partial = (flags & INFO_PARTIAL) != 0;
+    info.pid = vnxi_read_u32(&reader);
+    info.epoch = vnxi_read_u64(&reader);
+    read_id(&reader, info.instance);
+    read_id(&reader, info.boot);
+    info.pid_namespace = vnxi_read_u64(&reader);
+    info.start_time = vnxi_read_u64(&reader);
+    info.nonce_addr = vnxi_read_u64(&reader);
+    info.uid = vnxi_read_u32(&reader);
+    bool socket_is_good = read_socket(&reader, info.socket);
+    if (reader.failed) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              INFO " is cut off");
+    }
+    if (!socket_is_good) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              INFO " has an impossible socket name");
+    }
+    /* 0 and numbers that are negative as pid_t mean other processes to the
+     * kernel. */
+    if (info.pid == 0 || info.pid > INT_MAX) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              INFO " has an impossible process id %" PRIu32,
+                              info.pid);
+    }
+    *info_p = info;
+    return VNX_OK;
+}
+
+/* -- This process --------------------------------------------------------- */
+
+/* Up to size - 1 bytes of a small file of /proc, NUL-terminated.  False with
+ * errno set. */
+static bool
+read_proc(const char *path, char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        return false;
+    }
+    ssize_t got = read(fd, text, size - 1);
+    int failure = errno;
+    close(fd);
+    errno = failure;
+    if (got < 0) {
+        return false;
+    }
+    text[got] = '\0';
+    return true;
+}
+
+/* "8c1e9f0a-..." : 16 bytes in hexadecimal, with hyphens anywhere. */
+static bool
+parse_id(const char *text, unsigned char *id)
+{
+    for (size_t i = 0; i < VNXI_SHM_ID_SIZE; i++) {
+        unsigned byte;
+        int used = 0;
+        text += *text == '-';
+        if (sscanf(text, "%2x%n", &byte, &used) != 1 || used != 2) {
+            return false;
+        }
+        id[i] = (unsigned char)byte;
+        text += 2;
+    }
+    return true;
+}
+
+int
+vnxi_shm_start_time(uint32_t pid, uint64_t *start_time_p)
+{
+    char path[32], text[1024];
+    snprintf(path, sizeof path, "/proc/%" PRIu32 "/stat", pid);
+    if (!read_proc(path, text, sizeof text)) {
+        return errno;
+    }
+    /* Field 2 is the name in parentheses, with any bytes in it: count from the
+     * last one.  What follows is field 3. */
+    const char *at = strrchr(text, ')');
+    for (int field = 2; at != NULL && field < 22; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    if (at == NULL || sscanf(at, "%" SCNu64, start_time_p) != 1) {
+        return EPROTO;
+    }
+    return 0;
+}
+
+vnx_status_t
+vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
+{
+    char text[64];
+    struct stat st;
+    vnxi_shm_info_t info = *info_p;
+    info.pid = (uint32_t)getpid();
+    info.uid = (uint32_t)geteuid();
+    if (!read_proc("/proc/sys/kernel/random/boot_id", text, sizeof text) ||
+        !parse_id(text, info.boot)) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
+                              "cannot read the boot id of this host");
+    }
+    if (stat("/proc/self/ns/pid", &st) != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
+                              "cannot read the pid namespace: %m");
+    }
+    info.pid_namespace = st.st_ino;
+    int failure = vnxi_shm_start_time(info.pid, &info.start_time);
+    if (failure != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
+                              "cannot read the start time of process %" PRIu32
+                              ": %s",
+                              info.pid, strerror(failure));
+    }
+    *info_p = info;
+    return VNX_OK;
+}
+
+/* -- Regions -------------------------------------------------------------- */
+
+void
+vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share)
+{
+    if (share->fd < 0) {
+        write_head(writer, 0);
+        return;
+    }
+    write_head(writer, REGION_SHARED);
+    vnxi_write_u32(writer, (uint32_t)share->fd);
+    vnxi_write_u64(writer, share->offset);
+    vnxi_write_u64(writer, share->st_dev);
+    vnxi_write_u64(writer, share->st_ino);
+}
+
+vnx_status_t
+vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
+                     vnx_error_t *error)
+{
+    vnxi_reader_t reader = vnxi_reader(data, len);
+    vnxi_share_t share = VNXI_SHARE_NONE;
+    uint16_t flags;
+    vnx_status_t status = read_head(&reader, "SHM region", &flags, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if ((flags & REGION_SHARED) != 0) {
+        uint32_t fd = vnxi_read_u32(&reader);
+        share.fd = (int)fd;
+        share.offset = vnxi_read_u64(&reader);
+        share.st_dev = vnxi_read_u64(&reader);
+        share.st_ino = vnxi_read_u64(&reader);
+        if (reader.failed) {
+            return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                                  "SHM region is cut off");
+        }
+        if (fd > INT_MAX) {
+            return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                                  "SHM region has an impossible descriptor "
+                                  "%" PRIu32,
+                                  fd);
+        }
+    }
+    *share_p = share;
+    return VNX_OK;
+}
