@@ -137,7 +137,7 @@ check_c_format() {
 
 # clang-tidy over what the clang build compiles.
 check_c_tidy() {
-    c_build clang
+    CC=clang c_setup clang
     cd "$ROOT"
     c_files 'src/*.c' 'examples/*.c' 'bench/*.c' | grep -v '^src/python/' |
         xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p "$WORK/clang"
