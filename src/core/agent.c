@@ -162,8 +162,8 @@ vnx_agent_close(vnx_agent_t *agent)
         atomic_exchange(&agent->closed, true)) {
         return;
     }
-    vnxi_peers_close(agent);
     agent->ops->stop(agent->engine);
+    vnxi_peers_close(agent);
     vnxi_events_signal(&agent->events);
 }
 

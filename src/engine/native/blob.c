@@ -1,0 +1,200 @@
+/*
+ * Our own metadata: one connection, SHM, and one section for each memory type
+ * that has regions.
+ */
+#include <stdlib.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "engine/native/metadata.h"
+#include "engine/native/native.h"
+
+#define BACKEND ((vnxi_md_bytes_t){"SHM", 3})
+
+/* A blob in the making: the codec's picture of it, and the bytes behind. */
+typedef struct blob {
+    vnxi_metadata_t picture;
+    vnxi_md_conn_t conn;
+    vnxi_md_section_t sections[VNX_MEM_COUNT];
+    vnxi_md_region_t *regions;
+    vnxi_writer_t conn_bytes, region_bytes;
+} blob_t;
+
+static void
+blob_fini(blob_t *blob)
+{
+    free(blob->regions);
+    vnxi_writer_fini(&blob->conn_bytes);
+    vnxi_writer_fini(&blob->region_bytes);
+}
+
+/* The public data of all regions lie in one growing buffer, so their addresses
+ * are known only when it is complete: first lengths, then addresses. */
+static bool
+blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
+{
+    blob->regions = calloc(count ? count : 1, sizeof *blob->regions);
+    if (blob->regions == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < count; i++) {
+        size_t before = blob->region_bytes.len;
+        vnxi_shm_region_write(&blob->region_bytes, &regions[i]->share);
+        blob->regions[i] = (vnxi_md_region_t){
+            .addr = regions[i]->addr,
+            .len = regions[i]->len,
+            .dev = regions[i]->dev,
+            .public_data = {NULL, blob->region_bytes.len - before},
+        };
+    }
+    const unsigned char *at = blob->region_bytes.data;
+    for (size_t i = 0; i < count; i++) {
+        blob->regions[i].public_data.data = at;
+        at += blob->regions[i].public_data.len;
+    }
+    return !blob->region_bytes.failed;
+}
+
+/* The regions come sorted by memory type first. */
+static void
+blob_cut_sections(blob_t *blob, vnxi_region_t *const *regions, size_t count)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (n == 0 || blob->sections[n - 1].mem != regions[i]->mem) {
+            blob->sections[n++] = (vnxi_md_section_t){
+                .backend = BACKEND,
+                .mem = regions[i]->mem,
+                .regions = &blob->regions[i],
+            };
+        }
+        blob->sections[n - 1].count++;
+    }
+    blob->picture.sections = blob->sections;
+    blob->picture.section_count = n;
+}
+
+static vnx_status_t
+blob_make(vnxi_engine_t *engine, vnxi_region_t *const *regions, size_t count,
+          const vnxi_shm_info_t *info, const char *operation,
+          vnx_bytes_t *bytes_p, vnx_error_t *error)
+{
+    blob_t blob = {.picture = {.agent = {engine->name, engine->name_len}}};
+    vnxi_writer_t out = {0};
+
+    if (info != NULL) {
+        vnxi_shm_info_write(&blob.conn_bytes, info);
+        blob.conn = (vnxi_md_conn_t){
+            BACKEND, {blob.conn_bytes.data, blob.conn_bytes.len}};
+        blob.picture.conns = &blob.conn;
+        blob.picture.conn_count = 1;
+    }
+    bool is_made = blob_write_regions(&blob, regions, count);
+    if (is_made) {
+        blob_cut_sections(&blob, regions, count);
+        vnxi_metadata_write(&out, &blob.picture);
+        is_made = !out.failed && !blob.conn_bytes.failed;
+    }
+    blob_fini(&blob);
+    if (!is_made) {
+        vnxi_writer_fini(&out);
+        return vnxi_error_no_memory(error, operation,
+                                    count * sizeof *blob.regions);
+    }
+    *bytes_p = (vnx_bytes_t){out.data, out.len};
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_native_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
+                     vnx_error_t *error)
+{
+    static const char operation[] = "get_agent_metadata";
+    vnxi_shm_info_t info = engine->info;
+    vnxi_region_table_t *table =
+        vnxi_registry_snapshot(engine->registry, &info.epoch);
+    size_t count = table != NULL ? vnxi_region_table_count(table) : 0;
+    vnxi_region_t **regions = calloc(count + 1, sizeof(vnxi_region_t *));
+    vnx_status_t status;
+
+    if (table == NULL || regions == NULL) {
+        status =
+            vnxi_error_no_memory(error, operation, count * sizeof *regions);
+    } else {
+        for (size_t i = 0; i < count; i++) {
+            regions[i] = vnxi_region_table_at(table, i);
+        }
+        status = blob_make(engine, regions, count, &info, operation, bytes_p,
+                           error);
+    }
+    free(regions);
+    vnxi_region_table_release(table);
+    return status;
+}
+
+static vnx_status_t
+find_regions(const vnxi_region_table_t *table, vnx_mem_t mem,
+             const vnx_reg_desc_t *descs, size_t count, vnxi_region_t **found,
+             vnx_error_t *error)
+{
+    for (size_t i = 0; i < count; i++) {
+        const vnx_desc_t *d = &descs[i].desc;
+        found[i] =
+            vnxi_region_table_exact(table, mem, d->addr, d->len, d->dev);
+        if (found[i] == NULL) {
+            vnxi_error_set(error, VNX_ERR_NOT_FOUND,
+                           "get_partial_agent_metadata",
+                           "no region is registered with exactly these "
+                           "values");
+            vnxi_error_desc(error, i, d->addr, d->len, d->dev);
+            return VNX_ERR_NOT_FOUND;
+        }
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
+                             const vnx_reg_desc_t *descs, size_t count,
+                             bool with_connection, const char *const *backends,
+                             vnx_bytes_t *bytes_p, vnx_error_t *error)
+{
+    static const char operation[] = "get_partial_agent_metadata";
+    vnxi_shm_info_t info = engine->info;
+    vnx_status_t status =
+        vnxi_native_check_backends(engine, backends, operation, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_region_table_t *table =
+        vnxi_registry_snapshot(engine->registry, &info.epoch);
+    vnxi_region_t **found = calloc(count + 1, sizeof(vnxi_region_t *));
+    info.partial = true;
+    if (table == NULL || found == NULL) {
+        status = vnxi_error_no_memory(error, operation, count * sizeof *found);
+    } else {
+        status = find_regions(table, mem, descs, count, found, error);
+    }
+    if (status == VNX_OK) {
+        status =
+            blob_make(engine, found, count, with_connection ? &info : NULL,
+                      operation, bytes_p, error);
+    }
+    free(found);
+    vnxi_region_table_release(table);
+    return status;
+}
+
+vnx_status_t
+vnxi_native_metadata_name(const void *blob, size_t len, const void **name_p,
+                          size_t *name_len_p, vnx_error_t *error)
+{
+    vnxi_metadata_t picture;
+    vnx_status_t status = vnxi_metadata_parse(blob, len, &picture, error);
+    if (status == VNX_OK) {
+        *name_p = picture.agent.data;
+        *name_len_p = picture.agent.len;
+        vnxi_metadata_fini(&picture);
+    }
+    return status;
+}

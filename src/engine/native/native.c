@@ -1,0 +1,293 @@
+/*
+ * The native engine: its life, and the table by which the core knows it.
+ */
+#include "engine/native/native.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+
+static const vnxi_engine_ops_t native_ops;
+
+const vnxi_engine_ops_t *
+vnxi_engine_find(const char *name)
+{
+    return strcmp(name, native_ops.name) == 0 ? &native_ops : NULL;
+}
+
+/* -- Life ------------------------------------------------------------------
+ */
+
+void
+vnxi_native_retain(vnxi_engine_t *engine)
+{
+    atomic_fetch_add_explicit(&engine->refs, 1, memory_order_relaxed);
+}
+
+static void
+engine_free(vnxi_engine_t *engine)
+{
+    vnxi_hub_t *hub = atomic_load(&engine->hub);
+    if (hub != NULL) {
+        vnxi_hub_free(hub);
+    }
+    if (engine->self != NULL) {
+        vnxi_native_peer_destroy(&engine->self->base);
+    }
+    if (engine->registry != NULL) {
+        vnxi_registry_free(engine->registry);
+    }
+    vnxi_native_backends_fini(engine);
+    pthread_cond_destroy(&engine->landed);
+    pthread_mutex_destroy(&engine->flight_lock);
+    pthread_mutex_destroy(&engine->peers_lock);
+    pthread_mutex_destroy(&engine->backend_lock);
+    pthread_mutex_destroy(&engine->inbound_lock);
+    free(engine->name);
+    free(engine);
+}
+
+void
+vnxi_native_unref(vnxi_engine_t *engine)
+{
+    if (atomic_fetch_sub(&engine->refs, 1) == 1) {
+        engine_free(engine);
+    }
+}
+
+/* The instance id tells agents apart for ever: it is random. */
+static vnx_status_t
+draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
+{
+    unsigned char *at = engine->info.instance;
+    if (getrandom(at, VNXI_SHM_ID_SIZE, 0) != VNXI_SHM_ID_SIZE) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "nixl_agent",
+                              "getrandom: %s", strerror(errno));
+    }
+    return VNX_OK;
+}
+
+static vnxi_engine_t *
+engine_alloc(const vnxi_engine_config_t *config)
+{
+    vnxi_engine_t *engine = calloc(1, sizeof *engine);
+    if (engine == NULL) {
+        return NULL;
+    }
+    atomic_init(&engine->refs, 1);
+    pthread_mutex_init(&engine->inbound_lock, NULL);
+    pthread_mutex_init(&engine->backend_lock, NULL);
+    pthread_mutex_init(&engine->peers_lock, NULL);
+    pthread_mutex_init(&engine->flight_lock, NULL);
+    pthread_cond_init(&engine->landed, NULL);
+    engine->fork_count = vnxi_fork_count();
+    engine->num_threads = config->num_threads;
+    engine->host = config->host;
+    engine->name = malloc(config->agent_name_len + 1);
+    engine->registry = vnxi_registry_create();
+    engine->self = vnxi_native_peer_create(
+        engine, config->agent_name, config->agent_name_len, VNXI_PATH_SELF);
+    if (engine->name == NULL || engine->registry == NULL ||
+        engine->self == NULL) {
+        engine_free(engine);
+        return NULL;
+    }
+    memcpy(engine->name, config->agent_name, config->agent_name_len);
+    engine->name[config->agent_name_len] = '\0';
+    engine->name_len = config->agent_name_len;
+    engine->self->base.ops = &native_ops;
+    return engine;
+}
+
+static vnx_status_t
+native_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
+              vnx_error_t *error)
+{
+    vnxi_engine_t *engine = engine_alloc(config);
+    if (engine == NULL) {
+        return vnxi_error_no_memory(error, "nixl_agent", sizeof *engine);
+    }
+    vnx_status_t status = draw_instance(engine, error);
+    if (status != VNX_OK) {
+        engine_free(engine);
+        return status;
+    }
+    *engine_p = engine;
+    return VNX_OK;
+}
+
+/* In this order: no new work (stopped), no call from agents of this process
+ * (inbound_lock), nothing in flight, no event from the hub. */
+static void
+native_stop(vnxi_engine_t *engine)
+{
+    pthread_mutex_lock(&engine->backend_lock);
+    pthread_mutex_lock(&engine->inbound_lock);
+    atomic_store(&engine->stopped, true);
+    pthread_mutex_unlock(&engine->inbound_lock);
+    pthread_mutex_unlock(&engine->backend_lock);
+
+    vnxi_directory_remove(engine);
+    pthread_mutex_lock(&engine->flight_lock);
+    while (engine->in_flight > 0) {
+        pthread_cond_wait(&engine->landed, &engine->flight_lock);
+    }
+    pthread_mutex_unlock(&engine->flight_lock);
+
+    vnxi_hub_t *hub = atomic_load(&engine->hub);
+    if (hub != NULL) {
+        vnxi_hub_stop(hub);
+    }
+}
+
+/* -- Memory ----------------------------------------------------------------
+ */
+
+static vnx_status_t
+native_register(vnxi_engine_t *engine, vnx_mem_t mem,
+                const vnx_reg_desc_t *descs, size_t count,
+                const char *const *backends, vnx_error_t *error)
+{
+    vnx_status_t status =
+        vnxi_native_check_backends(engine, backends, "register_memory", error);
+    return status != VNX_OK
+               ? status
+               : vnxi_registry_add(engine->registry, mem, descs, count, error);
+}
+
+static void
+tell_peers(void *context, const vnxi_region_t *region)
+{
+    vnxi_engine_t *engine = context;
+    vnx_desc_t desc = {region->addr, region->len, region->dev};
+    vnxi_hub_revoke(atomic_load(&engine->hub),
+                    vnxi_registry_epoch(engine->registry), region->mem, &desc,
+                    1);
+}
+
+static vnx_status_t
+native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
+                  const vnx_reg_desc_t *descs, size_t count,
+                  const char *const *backends, vnx_error_t *error)
+{
+    vnx_status_t status = vnxi_native_check_backends(
+        engine, backends, "deregister_memory", error);
+    return status != VNX_OK
+               ? status
+               : vnxi_registry_remove(engine->registry, mem, descs, count,
+                                      tell_peers, engine, error);
+}
+
+/* -- Prepared lists --------------------------------------------------------
+ */
+
+static vnx_status_t
+native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
+                  const char *const *backends, const char *operation,
+                  vnxi_builder_t **builder_p, vnx_error_t *error)
+{
+    vnx_status_t status =
+        vnxi_native_check_backends(engine, backends, operation, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (peer != NULL && vnxi_native_peer_gone(vnxi_native_peer(peer))) {
+        return vnxi_native_peer_error(vnxi_native_peer(peer), operation,
+                                      error);
+    }
+    vnxi_list_args_t args = {
+        .peer = peer,
+        .table = peer != NULL ? vnxi_native_peer_table(vnxi_native_peer(peer))
+                              : vnxi_registry_snapshot(engine->registry, NULL),
+        .mem = mem,
+        .operation = operation,
+    };
+    if (args.table == NULL) {
+        return vnxi_error_no_memory(error, operation, 0);
+    }
+    status = vnxi_list_begin(&args, builder_p, error);
+    vnxi_region_table_release(args.table); /* the builder has its own */
+    return status;
+}
+
+static size_t
+native_list_count(const vnxi_list_t *list)
+{
+    return list->count;
+}
+
+static size_t
+native_list_bytes(const vnxi_list_t *list)
+{
+    return list->bytes;
+}
+
+static void
+native_list_retain(vnxi_list_t *list)
+{
+    vnxi_list_retain(list);
+}
+
+/* -- Peers and notifications -----------------------------------------------
+ */
+
+static vnxi_peer_t *
+native_peer_self(vnxi_engine_t *engine)
+{
+    return &engine->self->base;
+}
+
+static void
+native_notif_poll(vnxi_engine_t *engine)
+{
+    vnxi_hub_t *hub = atomic_load_explicit(&engine->hub, memory_order_acquire);
+    if (hub != NULL) {
+        vnxi_hub_poll(hub);
+    }
+}
+
+static const vnxi_engine_ops_t native_ops = {
+    .abi = VNXI_ENGINE_ABI,
+    .size = sizeof(vnxi_engine_ops_t),
+    .name = "native",
+    .create = native_create,
+    .stop = native_stop,
+    .destroy = vnxi_native_unref,
+    .plugin = vnxi_native_plugin,
+    .plugin_mems = vnxi_native_plugin_mems,
+    .param = vnxi_native_param,
+    .backend_create = vnxi_native_backend_create,
+    .mem_register = native_register,
+    .mem_deregister = native_deregister,
+    .metadata = vnxi_native_metadata,
+    .partial_metadata = vnxi_native_partial_metadata,
+    .metadata_name = vnxi_native_metadata_name,
+    .peer_load = vnxi_native_peer_load,
+    .peer_self = native_peer_self,
+    .peer_close = vnxi_native_peer_close,
+    .peer_destroy = vnxi_native_peer_destroy,
+    .peer_connect = vnxi_native_peer_connect,
+    .peer_covers = vnxi_native_peer_covers,
+    .describe = vnxi_native_describe,
+    .list_begin = native_list_begin,
+    .list_feed = vnxi_list_feed,
+    .list_feed_strided = vnxi_list_feed_strided,
+    .list_finish = vnxi_list_finish,
+    .list_abort = vnxi_list_abort,
+    .list_count = native_list_count,
+    .list_bytes = native_list_bytes,
+    .list_retain = native_list_retain,
+    .list_release = vnxi_list_release,
+    .xfer_prepare = vnxi_native_xfer_prepare,
+    .xfer_post = vnxi_native_xfer_post,
+    .xfer_cancel = vnxi_native_xfer_cancel,
+    .xfer_release = vnxi_native_xfer_release,
+    .xfer_backend = vnxi_native_xfer_backend,
+    .xfer_estimate = vnxi_native_xfer_estimate,
+    .notif_send = vnxi_native_notif_send,
+    .notif_poll = native_notif_poll,
+};

@@ -1,0 +1,196 @@
+/*
+ * The native engine, as its files share it.
+ *
+ * Lock order: load (core) -> directory -> engine.peers_lock -> peer.lock.
+ * engine.inbound_lock and engine.flight_lock are leaves.  No lock is held
+ * while the hub is called, except load.
+ */
+#ifndef VNXI_NATIVE_NATIVE_H
+#define VNXI_NATIVE_NATIVE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/engine.h"
+#include "engine/native/list.h"
+#include "engine/native/region.h"
+#include "engine/native/shm/link.h"
+
+#define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
+
+typedef struct vnxi_native_peer vnxi_native_peer_t;
+
+/* A parameter of a backend that was created; owned. */
+typedef struct vnxi_owned_param {
+    char *key, *value;
+} vnxi_owned_param_t;
+
+typedef struct vnxi_native_backend {
+    atomic_bool created;
+    vnxi_owned_param_t *params; /* written once, before `created` */
+    size_t param_count;
+} vnxi_native_backend_t;
+
+struct vnxi_engine {
+    atomic_uint refs; /* the core, and peers of other agents of the process */
+    unsigned fork_count;
+    atomic_bool stopped;
+    char *name; /* owned */
+    size_t name_len;
+    unsigned num_threads;
+
+    /* The host's notif callback may be called by agents of this process;
+     * stop() takes the lock, so that none comes later. */
+    pthread_mutex_t inbound_lock;
+    vnxi_engine_host_t host;
+
+    pthread_mutex_t backend_lock; /* making backends and the hub */
+    vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
+    _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
+    vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
+
+    vnxi_registry_t *registry;
+    vnxi_native_peer_t *self;
+
+    pthread_mutex_t peers_lock;
+    vnxi_native_peer_t *peers; /* those with a link; peers_lock */
+
+    pthread_mutex_t flight_lock;
+    pthread_cond_t landed;
+    size_t in_flight; /* transfers on the copy threads; flight_lock */
+
+    vnxi_engine_t *next; /* the directory of this process; its lock */
+};
+
+typedef enum vnxi_path {
+    VNXI_PATH_SELF,
+    VNXI_PATH_PROCESS, /* another agent of this process */
+    VNXI_PATH_SHM,
+} vnxi_path_t;
+
+struct vnxi_native_peer {
+    vnxi_peer_t base;
+    vnxi_engine_t *engine; /* ours; outlives the peer */
+    vnxi_path_t path;
+    vnxi_engine_t *local; /* PROCESS: the other engine, retained */
+    vnxi_link_t *link;    /* PROCESS and SHM; owned */
+    vnxi_shm_info_t info;
+    atomic_bool lost;
+
+    pthread_mutex_t lock;
+    vnxi_region_table_t *table;       /* lock; NULL for SELF: the registry's */
+    uint64_t epoch;                   /* lock; of the last full blob */
+    char cause[VNX_ERROR_CAUSE_MAX];  /* lock; set with lost */
+    char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
+                                         mapped; "" */
+
+    atomic_uint_fast64_t bytes, xfers, notifs; /* sent or fetched */
+    vnxi_native_peer_t *next;                  /* engine->peers_lock */
+};
+
+static inline vnxi_native_peer_t *
+vnxi_native_peer(vnxi_peer_t *peer)
+{
+    return (vnxi_native_peer_t *)peer; /* base is the first member */
+}
+
+void vnxi_native_retain(vnxi_engine_t *engine);
+void vnxi_native_unref(vnxi_engine_t *engine);
+
+/* -- The directory of the process (directory.c) ----------------------------
+ */
+
+/* From the first backend until stop(), an engine can be found by the instance
+ * id of its blob.  Found: a reference of the caller's, vnxi_native_unref(). */
+void vnxi_directory_add(vnxi_engine_t *engine);
+void vnxi_directory_remove(vnxi_engine_t *engine);
+vnxi_engine_t *vnxi_directory_find(const unsigned char *instance);
+
+/* -- Backends (backends.c) -------------------------------------------------
+ */
+
+const char *vnxi_native_plugin(vnxi_engine_t *engine, size_t i);
+vnx_status_t vnxi_native_plugin_mems(vnxi_engine_t *engine,
+                                     const char *backend, uint32_t *mems_p,
+                                     vnx_error_t *error);
+vnx_status_t vnxi_native_param(vnxi_engine_t *engine, const char *backend,
+                               bool created, size_t i, vnx_param_t *param_p,
+                               vnx_error_t *error);
+vnx_status_t vnxi_native_backend_create(vnxi_engine_t *engine,
+                                        const char *backend,
+                                        const vnx_param_t *params,
+                                        size_t count, vnx_error_t *error);
+void vnxi_native_backends_fini(vnxi_engine_t *engine);
+
+/* Every name of the NULL-terminated list (NULL: fine) is a backend that was
+ * created; else VNX_ERR_NOT_FOUND. */
+vnx_status_t vnxi_native_check_backends(vnxi_engine_t *engine,
+                                        const char *const *backends,
+                                        const char *operation,
+                                        vnx_error_t *error);
+
+/* -- Our metadata (blob.c) -------------------------------------------------
+ */
+
+vnx_status_t vnxi_native_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
+                                  vnx_error_t *error);
+vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
+                                          const vnx_reg_desc_t *descs,
+                                          size_t count, bool with_connection,
+                                          const char *const *backends,
+                                          vnx_bytes_t *bytes_p,
+                                          vnx_error_t *error);
+vnx_status_t vnxi_native_metadata_name(const void *blob, size_t len,
+                                       const void **name_p, size_t *name_len_p,
+                                       vnx_error_t *error);
+
+/* -- Peers (peer.c, peer_load.c) -------------------------------------------
+ */
+
+vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
+                                   const void *blob, size_t len,
+                                   vnxi_peer_t **peer_p, vnx_error_t *error);
+/* An object without link and regions; one reference. NULL: no memory. */
+vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
+                                            const void *name, size_t name_len,
+                                            vnxi_path_t path);
+/* Put it where the hub's events find it. */
+void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
+void vnxi_native_peer_close(vnxi_peer_t *peer, const char *cause);
+void vnxi_native_peer_destroy(vnxi_peer_t *peer);
+vnx_status_t vnxi_native_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);
+bool vnxi_native_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
+                             const vnx_desc_t *descs, size_t count);
+vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
+                                    size_t len, vnx_error_t *error);
+vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                                  vnx_bytes_t *members_p, vnx_error_t *error);
+
+/* Its regions now, with a reference of the caller's; NULL: no memory. */
+vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);
+
+/* Is it gone?  Then the error, with peer and cause. */
+bool vnxi_native_peer_gone(const vnxi_native_peer_t *peer);
+vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
+                                    const char *operation, vnx_error_t *error);
+
+/* What the hub calls. */
+extern const vnxi_hub_events_t vnxi_native_hub_events;
+
+/* -- Transfers (xfer.c) ----------------------------------------------------
+ */
+
+vnx_status_t vnxi_native_xfer_prepare(vnxi_engine_t *engine,
+                                      const vnxi_xfer_args_t *args,
+                                      vnxi_exfer_t **exfer_p,
+                                      vnxi_xfer_facts_t *facts_p,
+                                      vnx_error_t *error);
+vnx_status_t vnxi_native_xfer_post(vnxi_exfer_t *exfer, const void *notif,
+                                   size_t notif_len, vnx_error_t *error);
+vnx_status_t vnxi_native_xfer_cancel(vnxi_exfer_t *exfer);
+void vnxi_native_xfer_release(vnxi_exfer_t *exfer);
+const char *vnxi_native_xfer_backend(const vnxi_exfer_t *exfer);
+void vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer,
+                               int64_t *duration_us_p, int64_t *margin_us_p);
+
+#endif

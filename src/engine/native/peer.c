@@ -1,0 +1,294 @@
+/*
+ * Peers of the native engine: their life, their end, notifications to them.
+ *
+ * Design notes.  `lost` is raised once, with the cause, by whichever comes
+ * first: the link's end, a close by the core, our own stop.  Everything that
+ * works for the peer looks at it: posting, each chunk of copying, sending.
+ * The hub's events name a link; the peer is found in the engine's list, under
+ * its lock, so an event that comes late finds nothing rather than a peer that
+ * is being freed.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/native.h"
+
+vnxi_native_peer_t *
+vnxi_native_peer_create(vnxi_engine_t *engine, const void *name,
+                        size_t name_len, vnxi_path_t path)
+{
+    vnxi_native_peer_t *peer = calloc(1, sizeof *peer);
+    char *copy = malloc(name_len + 1);
+    if (peer == NULL || copy == NULL) {
+        free(peer);
+        free(copy);
+        return NULL;
+    }
+    memcpy(copy, name, name_len);
+    copy[name_len] = '\0';
+    atomic_init(&peer->base.refs, 1);
+    peer->base.name = copy;
+    peer->base.name_len = name_len;
+    peer->engine = engine;
+    peer->path = path;
+    atomic_init(&peer->lost, false);
+    pthread_mutex_init(&peer->lock, NULL);
+    return peer;
+}
+
+void
+vnxi_native_peer_destroy(vnxi_peer_t *base)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+
+    vnxi_link_release(peer->link);
+    vnxi_region_table_release(peer->table);
+    if (peer->local != NULL) {
+        vnxi_native_unref(peer->local);
+    }
+    pthread_mutex_destroy(&peer->lock);
+    free(peer->base.name);
+    free(peer);
+}
+
+/* -- The list of those with a link -----------------------------------------
+ */
+
+void
+vnxi_native_peer_enlist(vnxi_native_peer_t *peer)
+{
+    vnxi_engine_t *engine = peer->engine;
+    pthread_mutex_lock(&engine->peers_lock);
+    peer->next = engine->peers;
+    engine->peers = peer;
+    pthread_mutex_unlock(&engine->peers_lock);
+}
+
+static void
+delist(vnxi_native_peer_t *peer)
+{
+    vnxi_engine_t *engine = peer->engine;
+    pthread_mutex_lock(&engine->peers_lock);
+    for (vnxi_native_peer_t **at = &engine->peers; *at != NULL;
+         at = &(*at)->next) {
+        if (*at == peer) {
+            *at = peer->next;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&engine->peers_lock);
+}
+
+/* The peer of that link with a reference, NULL where it was closed. */
+static vnxi_native_peer_t *
+find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
+{
+    pthread_mutex_lock(&engine->peers_lock);
+    vnxi_native_peer_t *peer = engine->peers;
+    while (peer != NULL && peer->link != link) {
+        peer = peer->next;
+    }
+    if (peer != NULL) {
+        vnxi_peer_retain(&peer->base);
+    }
+    pthread_mutex_unlock(&engine->peers_lock);
+    return peer;
+}
+
+/* -- The end ---------------------------------------------------------------
+ */
+
+/* True for the first caller. */
+static bool
+mark_lost(vnxi_native_peer_t *peer, const char *cause)
+{
+    pthread_mutex_lock(&peer->lock);
+    bool is_first = !atomic_load(&peer->lost);
+    if (is_first) {
+        snprintf(peer->cause, sizeof peer->cause, "%s", cause);
+        atomic_store(&peer->lost, true);
+    }
+    pthread_mutex_unlock(&peer->lock);
+    return is_first;
+}
+
+bool
+vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
+{
+    return atomic_load_explicit(&peer->lost, memory_order_acquire) ||
+           (peer->local != NULL &&
+            atomic_load_explicit(&peer->local->stopped, memory_order_acquire));
+}
+
+vnx_status_t
+vnxi_native_peer_error(vnxi_native_peer_t *peer, const char *operation,
+                       vnx_error_t *error)
+{
+    pthread_mutex_lock(&peer->lock);
+    vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
+                   peer->cause[0] != '\0' ? peer->cause
+                                          : "the peer was closed");
+    pthread_mutex_unlock(&peer->lock);
+    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+    return VNX_ERR_REMOTE_DISCONNECT;
+}
+
+void
+vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+
+    mark_lost(peer, cause);
+    delist(peer);
+    if (peer->link != NULL) {
+        vnxi_link_close(peer->link);
+    }
+}
+
+static void
+on_ended(void *context, vnxi_link_t *link, const char *cause)
+{
+    vnxi_engine_t *engine = context;
+    vnxi_native_peer_t *peer = find_by_link(engine, link);
+    vnx_error_t error;
+
+    if (peer == NULL) {
+        return;
+    }
+    if (mark_lost(peer, cause)) {
+        vnxi_native_peer_error(peer, "transfer", &error);
+        engine->host.peer_lost(engine->host.context, &peer->base, &error);
+    }
+    vnxi_peer_release(&peer->base);
+}
+
+/* -- Revocations -----------------------------------------------------------
+ */
+
+static void
+on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
+           const vnx_desc_t *desc)
+{
+    vnxi_native_peer_t *peer = find_by_link(context, link);
+    if (peer == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&peer->lock);
+    vnxi_region_t *region =
+        peer->table == NULL
+            ? NULL
+            : vnxi_region_table_exact(peer->table, mem, desc->addr, desc->len,
+                                      desc->dev);
+    if (region != NULL && region->epoch < epoch) {
+        atomic_store_explicit(&region->revoked, true, memory_order_release);
+    }
+    pthread_mutex_unlock(&peer->lock);
+    vnxi_peer_release(&peer->base);
+}
+
+/* -- Notifications ---------------------------------------------------------
+ */
+
+static void
+on_notif(void *context, const void *sender, size_t sender_len,
+         const void *message, size_t message_len)
+{
+    vnxi_engine_t *engine = context;
+    engine->host.notif(engine->host.context, sender, sender_len, message,
+                       message_len);
+}
+
+const vnxi_hub_events_t vnxi_native_hub_events = {
+    .notif = on_notif,
+    .revoked = on_revoked,
+    .ended = on_ended,
+};
+
+/* Straight into the queue of an agent of this process. */
+static bool
+deliver_here(vnxi_engine_t *target, const vnxi_engine_t *sender,
+             const void *message, size_t len)
+{
+    pthread_mutex_lock(&target->inbound_lock);
+    bool is_open = !atomic_load(&target->stopped);
+    if (is_open) {
+        target->host.notif(target->host.context, sender->name,
+                           sender->name_len, message, len);
+    }
+    pthread_mutex_unlock(&target->inbound_lock);
+    return is_open;
+}
+
+vnx_status_t
+vnxi_native_notif_send(vnxi_peer_t *base, const void *message, size_t len,
+                       vnx_error_t *error)
+{
+    static const char operation[] = "send_notif";
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+    vnx_status_t status = VNX_OK;
+
+    if (vnxi_native_peer_gone(peer)) {
+        return vnxi_native_peer_error(peer, operation, error);
+    }
+    if (peer->path == VNXI_PATH_SHM) {
+        status = vnxi_link_send_notif(peer->link, message, len, error);
+        if (status != VNX_OK) {
+            vnxi_error_peer(error, base->name, base->name_len);
+        }
+    } else {
+        vnxi_engine_t *target =
+            peer->path == VNXI_PATH_SELF ? peer->engine : peer->local;
+        if (!deliver_here(target, peer->engine, message, len)) {
+            status = vnxi_native_peer_error(peer, operation, error);
+        }
+    }
+    if (status == VNX_OK) {
+        atomic_fetch_add_explicit(&peer->notifs, 1, memory_order_relaxed);
+    }
+    return status;
+}
+
+/* -- Regions and connection ------------------------------------------------
+ */
+
+vnxi_region_table_t *
+vnxi_native_peer_table(vnxi_native_peer_t *peer)
+{
+    if (peer->path == VNXI_PATH_SELF) {
+        return vnxi_registry_snapshot(peer->engine->registry, NULL);
+    }
+    pthread_mutex_lock(&peer->lock);
+    vnxi_region_table_t *table = vnxi_region_table_retain(peer->table);
+    pthread_mutex_unlock(&peer->lock);
+    return table;
+}
+
+bool
+vnxi_native_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
+                        const vnx_desc_t *descs, size_t count)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+    if (vnxi_native_peer_gone(peer)) {
+        return false;
+    }
+    vnxi_region_table_t *table = vnxi_native_peer_table(peer);
+    bool covers = table != NULL;
+    for (size_t i = 0; covers && i < count; i++) {
+        covers = vnxi_region_table_find(table, mem, descs[i].addr,
+                                        descs[i].len, descs[i].dev) != NULL;
+    }
+    vnxi_region_table_release(table);
+    return covers;
+}
+
+/* Loading its metadata has connected it. */
+vnx_status_t
+vnxi_native_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+    return vnxi_native_peer_gone(peer)
+               ? vnxi_native_peer_error(peer, "make_connection", error)
+               : VNX_OK;
+}
