@@ -162,11 +162,11 @@ class Decode:
                 found = layer[self.placed[name]]
                 wanted = content(number, theirs, layer.shape[1], seed)
                 if not np.array_equal(found, wanted):
-                    raise WrongBytesError(self._mismatch(number, name, found, wanted))
+                    raise self._mismatch(number, name, found, wanted)
                 checked += found.nbytes
             spare = layer[self.theirs.blocks :].view(np.uint8)
             if not (spare == EMPTY).all():
-                raise WrongBytesError(f"layer {number}: a spare block was written to")
+                raise WrongBytesError(f"layer {number}: a spare block changed")
             self.report(
                 "progress", phase="check", done=number + 1, of=self.ours.layers
             )
@@ -174,11 +174,13 @@ class Decode:
 
     def _mismatch(
         self, layer: int, name: str, found: np.ndarray, wanted: np.ndarray
-    ) -> str:
+    ) -> WrongBytesError:
         row = int(np.argwhere((found != wanted).any(axis=1))[0][0])
         block = self.peer["requests"][name][row]
         words = int((found[row] != wanted[row]).sum())
-        return f"layer {layer}, block {block} of {name}: {words} words differ"
+        return WrongBytesError(
+            f"layer {layer}, block {block} of {name}: {words} words differ"
+        )
 
 
 def run(options: Any, report: Reporter) -> None:
