@@ -52,13 +52,21 @@ def serve(
 ) -> None:
     """Sleep until notifications come; free what they name."""
     waiting = dict(requests)
+    events = select.poll()
+    events.register(agent.fileno(), select.POLLIN)
+    wall = cpu = 0.0
     while waiting:
-        select.select([agent.fileno()], [], [])
+        wall -= time.monotonic()
+        cpu -= time.process_time()
+        events.poll()
+        wall += time.monotonic()
+        cpu += time.process_time()
         for sender, messages in agent.get_new_notifs().items():
             for message in messages:
                 name = message.decode()
                 free(cache, waiting.pop(name))
                 report("freed", request=name, by=sender, left=len(waiting))
+    report("served", seconds=wall, cpu_seconds=cpu)
 
 
 def run(options: Any, report: Reporter) -> None:
@@ -73,12 +81,6 @@ def run(options: Any, report: Reporter) -> None:
             0, handshake_payload(agent, cache, requests)
         )
         report("ready", port=port)
-        wall, cpu = time.monotonic(), time.process_time()
         serve(agent, cache, requests, report)
-        report(
-            "served",
-            seconds=time.monotonic() - wall,
-            cpu_seconds=time.process_time() - cpu,
-        )
         agent.stop_side_channel_listener()
         agent.deregister_memory(registered)

@@ -75,9 +75,9 @@ def tell_checked(facts: dict[str, Any]) -> None:
 def tell_served(facts: dict[str, Any]) -> None:
     share = facts["cpu_seconds"] / facts["seconds"] * 100
     line(
-        "serving",
-        f"prefill used {share:.1f} % of a core over {facts['seconds']:.2f} s, "
-        "freeing blocks on notification",
+        "",
+        f"prefill used {share:.2f} % of a core in the {facts['seconds']:.2f} "
+        "s that it waited for notifications",
     )
 
 
