@@ -190,6 +190,12 @@ out_peer:
     return status;
 }
 
+vnx_agent_t *
+vnxi_xfer_agent(const vnx_xfer_t *xfer)
+{
+    return xfer->agent;
+}
+
 vnx_xfer_t *
 vnx_xfer_retain(vnx_xfer_t *xfer)
 {
@@ -525,67 +531,4 @@ vnx_xfer_abandon(vnx_xfer_t *xfer)
         (void)vnx_xfer_cancel(xfer, &stopped, NULL);
         vnx_xfer_drop(xfer);
     }
-}
-
-/* -- Waiting ---------------------------------------------------------------
- */
-
-typedef struct waiting {
-    vnx_agent_t *agent;
-    vnx_xfer_t *const *xfers;
-    size_t count;
-    bool any;
-    size_t first_open; /* all: those before it have ended */
-} waiting_t;
-
-static bool
-is_over(void *context)
-{
-    waiting_t *waiting = context;
-
-    if (atomic_load(&waiting->agent->closed)) {
-        return true;
-    }
-    if (!waiting->any) {
-        while (waiting->first_open < waiting->count &&
-               has_ended(waiting->xfers[waiting->first_open])) {
-            waiting->first_open++;
-        }
-        return waiting->first_open == waiting->count;
-    }
-    for (size_t i = 0; i < waiting->count; i++) {
-        if (has_ended(waiting->xfers[i])) {
-            return true;
-        }
-    }
-    return waiting->count == 0;
-}
-
-vnx_status_t
-vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
-               bool any, uint64_t timeout_ns, vnx_error_t *error)
-{
-    waiting_t waiting = {agent, xfers, count, any, 0};
-
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "wait", error);
-    }
-    for (size_t i = 0; i < count; i++) {
-        if (xfers[i]->agent != agent) {
-            vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
-                           "the transfer belongs to another agent");
-            vnxi_error_row(error, i);
-            return VNX_ERR_INVALID_PARAM;
-        }
-    }
-    vnxi_events_clear(&agent->events);
-    if (!vnxi_events_wait(&agent->events, is_over, &waiting,
-                          vnxi_clock_deadline(timeout_ns))) {
-        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "wait",
-                              "%s of %zu transfers has ended",
-                              any ? "none" : "not every one", count);
-    }
-    return atomic_load(&agent->closed)
-               ? vnxi_agent_refuse(agent, "wait", error)
-               : VNX_OK;
 }

@@ -1,0 +1,416 @@
+/* Two processes: the agent's promises across SHM, and a peer's death. */
+#include "agent_fixture.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LEN (16u << 20)
+#define ROW 4096u
+#define ROWS (LEN / ROW)
+
+/* The child's memory, as it tells it. */
+typedef struct hello {
+    uint64_t plain, shared;
+    uint64_t blob_len;
+} hello_t;
+
+typedef struct child {
+    pid_t pid;
+    int commands, answers; /* pipes */
+    hello_t hello;
+    void *blob;
+} child_t;
+
+static void
+read_all(int fd, void *target, size_t len)
+{
+    for (size_t done = 0; done < len;) {
+        ssize_t n = read(fd, (char *)target + done, len - done);
+        if (n <= 0) {
+            _exit(n == 0 ? 0 : 3);
+        }
+        done += (size_t)n;
+    }
+}
+
+static void
+write_all(int fd, const void *source, size_t len)
+{
+    for (size_t done = 0; done < len;) {
+        ssize_t n = write(fd, (const char *)source + done, len - done);
+        if (n <= 0) {
+            _exit(4);
+        }
+        done += (size_t)n;
+    }
+}
+
+/* The child: commands are single bytes.
+ *   'n' answer the length of the next notification, with its sum
+ *   'p' answer the byte sum of the plain memory
+ *   'd' deregister the plain memory, answer 1
+ *   'c' close the agent, answer 1                                          */
+static uint64_t
+obey(vnx_agent_t *agent, char command, unsigned char *plain)
+{
+    uint64_t sum = 0;
+    vnx_notif_t *notif;
+
+    switch (command) {
+    case 'n':
+        notif = await_notif(agent);
+        sum = notif->message_len;
+        vnx_notif_free(notif);
+        return sum;
+    case 'p':
+        for (size_t i = 0; i < LEN; i++) {
+            sum += plain[i];
+        }
+        return sum;
+    case 'd':
+        deregister_at(agent, plain, LEN);
+        return 1;
+    case 'c':
+        vnx_agent_close(agent);
+        return 1;
+    }
+    return 0;
+}
+
+static void
+run_child(const char *name, int commands, int answers)
+{
+    vnx_agent_t *agent = make_agent(name);
+    unsigned char *plain = malloc(LEN);
+    vnx_shared_buffer_t *buffer;
+    vnx_bytes_t blob;
+    char command;
+
+    assert_ok(vnx_shared_buffer_create(LEN, &buffer, e));
+    fill(plain, LEN, 1);
+    fill(vnx_shared_buffer_data(buffer), LEN, 2);
+    register_at(agent, plain, LEN);
+    register_at(agent, vnx_shared_buffer_data(buffer), LEN);
+    assert_ok(vnx_agent_metadata(agent, &blob, e));
+    hello_t hello = {(uint64_t)(uintptr_t)plain,
+                     (uint64_t)(uintptr_t)vnx_shared_buffer_data(buffer),
+                     blob.len};
+    write_all(answers, &hello, sizeof hello);
+    write_all(answers, blob.data, blob.len);
+    for (;;) {
+        read_all(commands, &command, 1);
+        uint64_t answer = obey(agent, command, plain);
+        write_all(answers, &answer, sizeof answer);
+    }
+}
+
+static child_t
+start_child(const char *name)
+{
+    int down[2], up[2];
+    child_t child;
+
+    assert_int_equal(pipe(down), 0);
+    assert_int_equal(pipe(up), 0);
+    child.pid = fork();
+    if (child.pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(down[1]);
+        close(up[0]);
+        run_child(name, down[0], up[1]);
+        _exit(0);
+    }
+    close(down[0]);
+    close(up[1]);
+    child.commands = down[1];
+    child.answers = up[0];
+    read_all(child.answers, &child.hello, sizeof child.hello);
+    child.blob = malloc(child.hello.blob_len);
+    read_all(child.answers, child.blob, child.hello.blob_len);
+    return child;
+}
+
+static uint64_t
+ask(const child_t *child, char command)
+{
+    uint64_t answer;
+    write_all(child->commands, &command, 1);
+    read_all(child->answers, &answer, sizeof answer);
+    return answer;
+}
+
+static void
+end_child(child_t *child)
+{
+    kill(child->pid, SIGKILL);
+    waitpid(child->pid, NULL, 0);
+    close(child->commands);
+    close(child->answers);
+    free(child->blob);
+}
+
+static void
+load_child(vnx_agent_t *agent, const child_t *child)
+{
+    vnx_bytes_t name;
+    assert_ok(vnx_agent_load_metadata(agent, child->blob,
+                                      child->hello.blob_len, &name, e));
+    free(name.data);
+}
+
+static vnx_dlist_t *
+prepare_remote(vnx_agent_t *agent, const char *name, uint64_t at)
+{
+    return prepare_rows(agent, name, (void *)(uintptr_t)at, ROW, ROWS);
+}
+
+/* Every second row, so that nothing merges. */
+static vnx_xfer_t *
+make_scattered(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
+               vnx_dlist_t *remote, const char *notif)
+{
+    uint32_t rows[ROWS / 2];
+    vnx_xfer_t *xfer = NULL;
+    for (uint32_t i = 0; i < ROWS / 2; i++) {
+        rows[i] = 2 * ((i * 1021u) % (ROWS / 2));
+    }
+    vnx_indices_t indices = {rows, ROWS / 2, VNX_INDEX_U32};
+    assert_ok(vnx_xfer_create_prepped(
+        agent, op, local, indices, remote, indices, notif,
+        notif ? strlen(notif) : 0, false, &xfer, e));
+    return xfer;
+}
+
+static void
+check_even_rows(const unsigned char *at, unsigned seed)
+{
+    unsigned char *expected = malloc(LEN);
+    fill(expected, LEN, seed);
+    for (size_t i = 0; i < ROWS; i += 2) {
+        assert_memory_equal(at + i * ROW, expected + i * ROW, ROW);
+    }
+    free(expected);
+}
+
+static void
+test_shm_reads_plain_and_shared_memory(void **state)
+{
+    (void)state;
+    child_t child = start_child("B");
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = malloc(LEN);
+    register_at(agent, mine, LEN);
+    load_child(agent, &child);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+
+    for (unsigned seed = 1; seed <= 2; seed++) {
+        vnx_dlist_t *remote = prepare_remote(
+            agent, "B", seed == 1 ? child.hello.plain : child.hello.shared);
+        vnx_xfer_t *xfer =
+            make_scattered(agent, VNX_OP_READ, local, remote, "read");
+        memset(mine, 0, LEN);
+        run_xfer(agent, xfer);
+        check_even_rows(mine, seed);
+        assert_int_equal(ask(&child, 'n'), 4);
+        vnx_xfer_abandon(xfer);
+        vnx_dlist_release(remote);
+    }
+    vnx_bytes_t json;
+    assert_ok(vnx_agent_describe(agent, "B", 1, &json, e));
+    assert_non_null(strstr(json.data, "\"regions_direct\": 1,"));
+    assert_non_null(strstr(json.data, "\"state\": \"connected\""));
+    free(json.data);
+    vnx_dlist_release(local);
+    vnx_agent_release(agent);
+    free(mine);
+    end_child(&child);
+}
+
+static void
+test_shm_write_is_there_when_its_notification_is(void **state)
+{
+    (void)state;
+    child_t child = start_child("B");
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = malloc(LEN);
+    uint64_t sum = 0;
+    fill(mine, LEN, 99);
+    for (size_t i = 0; i < LEN; i++) {
+        sum += mine[i];
+    }
+    register_at(agent, mine, LEN);
+    load_child(agent, &child);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
+    vnx_xfer_t *xfer =
+        make_xfer(agent, VNX_OP_WRITE, local, remote, ROWS, "written");
+
+    /* Nobody polls the transfer here: its end needs no help. */
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    assert_int_equal(ask(&child, 'n'), 7);
+    assert_int_equal(ask(&child, 'p'), sum);
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, false, SECONDS(30), e));
+    vnx_xfer_abandon(xfer);
+    vnx_dlist_release(remote);
+    vnx_dlist_release(local);
+    vnx_agent_release(agent);
+    free(mine);
+    end_child(&child);
+}
+
+/* The error that posting comes to, at the latest 10 s after `child` ended. */
+static vnx_status_t
+post_until_error(vnx_agent_t *agent, vnx_xfer_t *xfer)
+{
+    for (int i = 0; i < 10000; i++) {
+        vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, NULL);
+        if (status >= 0) {
+            assert_ok(vnx_agent_wait(agent, &xfer, 1, false, SECONDS(10), e));
+            status = vnx_xfer_status(xfer, NULL);
+        }
+        if (status < 0) {
+            return status;
+        }
+        struct timespec ms = {0, 1000000};
+        nanosleep(&ms, NULL);
+    }
+    return VNX_OK;
+}
+
+static void
+test_shm_killed_peer_is_a_disconnect_and_may_come_back(void **state)
+{
+    (void)state;
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = malloc(LEN);
+    register_at(agent, mine, LEN);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    child_t other = start_child("C");
+    load_child(agent, &other);
+
+    for (int round = 0; round < 10; round++) {
+        child_t child = start_child("B");
+        load_child(agent, &child);
+        vnx_dlist_t *remote = prepare_remote(
+            agent, "B", round % 2 ? child.hello.plain : child.hello.shared);
+        vnx_xfer_t *xfer =
+            make_scattered(agent, VNX_OP_READ, local, remote, "n");
+        vnx_xfer_post(xfer, NULL, 0, NULL);
+        kill(child.pid, SIGKILL);
+        vnx_agent_wait(agent, &xfer, 1, false, SECONDS(10), NULL);
+        assert_int_equal(post_until_error(agent, xfer),
+                         VNX_ERR_REMOTE_DISCONNECT);
+        assert_int_equal(vnx_agent_send_notif(agent, "B", 1, "x", 1, NULL),
+                         VNX_ERR_REMOTE_DISCONNECT);
+        vnx_xfer_abandon(xfer);
+        vnx_dlist_release(remote);
+        end_child(&child);
+
+        /* Others are served all the while. */
+        remote = prepare_remote(agent, "C", other.hello.plain);
+        xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
+        run_xfer(agent, xfer);
+        check_even_rows(mine, 1);
+        vnx_xfer_abandon(xfer);
+        vnx_dlist_release(remote);
+    }
+    vnx_agent_stats_t stats;
+    vnx_agent_stats(agent, &stats);
+    assert_int_equal(stats.peers_lost, 10);
+    vnx_dlist_release(local);
+    vnx_agent_release(agent);
+    free(mine);
+    end_child(&other);
+}
+
+static void
+test_shm_deregistered_and_closed_are_told_to_peers(void **state)
+{
+    (void)state;
+    child_t child = start_child("B");
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = malloc(LEN);
+    register_at(agent, mine, LEN);
+    load_child(agent, &child);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
+    vnx_xfer_t *xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
+
+    run_xfer(agent, xfer);
+    ask(&child, 'd');
+    assert_int_equal(post_until_error(agent, xfer), VNX_ERR_NOT_FOUND);
+    ask(&child, 'c');
+    assert_int_equal(post_until_error(agent, xfer) < 0, true);
+    for (int i = 0; i < 10000; i++) {
+        if (vnx_xfer_post(xfer, NULL, 0, NULL) == VNX_ERR_REMOTE_DISCONNECT) {
+            break;
+        }
+        struct timespec ms = {0, 1000000};
+        nanosleep(&ms, NULL);
+    }
+    assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_ERR_REMOTE_DISCONNECT);
+    vnx_xfer_abandon(xfer);
+    vnx_dlist_release(remote);
+    vnx_dlist_release(local);
+    vnx_agent_release(agent);
+    free(mine);
+    end_child(&child);
+}
+
+static void
+test_shm_forked_child_refuses_and_releases_nothing(void **state)
+{
+    (void)state;
+    child_t child = start_child("B");
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = malloc(LEN);
+    int exit_status;
+    register_at(agent, mine, LEN);
+    load_child(agent, &child);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
+    vnx_xfer_t *xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
+
+    pid_t pid = fork();
+    if (pid == 0) {
+        int bad = vnx_xfer_post(xfer, NULL, 0, NULL) != VNX_ERR_NOT_ALLOWED;
+        bad |= vnx_agent_send_notif(agent, "B", 1, "x", 1, NULL) !=
+               VNX_ERR_NOT_ALLOWED;
+        vnx_xfer_abandon(xfer);
+        vnx_dlist_release(remote);
+        vnx_agent_close(agent);
+        vnx_agent_release(agent);
+        vnx_agent_t *own = make_agent("A");
+        vnx_agent_release(own);
+        _exit(bad);
+    }
+    assert_int_equal(waitpid(pid, &exit_status, 0), pid);
+    assert_int_equal(exit_status, 0);
+    run_xfer(agent, xfer);
+    check_even_rows(mine, 1);
+    vnx_xfer_abandon(xfer);
+    vnx_dlist_release(remote);
+    vnx_dlist_release(local);
+    vnx_agent_release(agent);
+    free(mine);
+    end_child(&child);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shm_reads_plain_and_shared_memory),
+        cmocka_unit_test(test_shm_write_is_there_when_its_notification_is),
+        cmocka_unit_test(
+            test_shm_killed_peer_is_a_disconnect_and_may_come_back),
+        cmocka_unit_test(test_shm_deregistered_and_closed_are_told_to_peers),
+        cmocka_unit_test(test_shm_forked_child_refuses_and_releases_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

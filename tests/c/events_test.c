@@ -1,0 +1,143 @@
+#include "vnx_test.h"
+
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/clock.h"
+#include "core/events.h"
+
+static atomic_int state_word;
+
+static bool
+is_set(void *context)
+{
+    return atomic_load((atomic_int *)context) > 0;
+}
+
+static bool
+readable(int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    return poll(&entry, 1, 0) == 1;
+}
+
+static void *
+signal_once(void *context)
+{
+    atomic_store(&state_word, 1);
+    vnxi_events_signal(context);
+    return NULL;
+}
+
+static void
+test_events_wait_sees_every_signal(void **state)
+{
+    (void)state;
+    vnxi_events_t events;
+    pthread_t thread;
+
+    vnxi_events_init(&events);
+    for (int i = 0; i < 2000; i++) {
+        atomic_store(&state_word, 0);
+        pthread_create(&thread, NULL, signal_once, &events);
+        assert_true(vnxi_events_wait(&events, is_set, &state_word,
+                                     vnxi_clock_deadline(30000000000u)));
+        pthread_join(thread, NULL);
+    }
+    vnxi_events_fini(&events);
+}
+
+static void
+test_events_wait_ends_at_its_deadline(void **state)
+{
+    (void)state;
+    vnxi_events_t events;
+
+    vnxi_events_init(&events);
+    atomic_store(&state_word, 0);
+    uint64_t deadline = vnxi_clock_deadline(2000000);
+    assert_false(vnxi_events_wait(&events, is_set, &state_word, deadline));
+    assert_true(vnxi_clock_ns() >= deadline);
+    vnxi_events_fini(&events);
+}
+
+static void
+test_events_fd_is_readable_until_cleared(void **state)
+{
+    (void)state;
+    vnxi_events_t events;
+    int fd, same;
+
+    vnxi_events_init(&events);
+    vnxi_events_signal(&events); /* before anybody asked for a descriptor */
+    assert_int_equal(vnxi_events_fd(&events, &fd, NULL), VNX_OK);
+    assert_int_equal(vnxi_events_fd(&events, &same, NULL), VNX_OK);
+    assert_int_equal(fd, same);
+    assert_true(readable(fd));
+    vnxi_events_clear(&events);
+    assert_false(readable(fd));
+    vnxi_events_signal(&events);
+    vnxi_events_signal(&events);
+    assert_true(readable(fd));
+    vnxi_events_clear(&events);
+    assert_false(readable(fd));
+    vnxi_events_fini(&events);
+}
+
+typedef struct race {
+    vnxi_events_t events;
+    atomic_uint produced;
+    atomic_bool stop;
+} race_t;
+
+static void *
+produce(void *argument)
+{
+    race_t *race = argument;
+    for (int i = 0; i < 20000; i++) {
+        atomic_fetch_add(&race->produced, 1);
+        vnxi_events_signal(&race->events);
+    }
+    atomic_store(&race->stop, true);
+    return NULL;
+}
+
+/* Poll, clear, look: whatever was produced before is seen, whatever comes
+ * later makes the descriptor readable again. */
+static void
+test_events_fd_loses_nothing_to_a_race(void **state)
+{
+    (void)state;
+    race_t race;
+    pthread_t thread;
+    int fd;
+    unsigned seen = 0;
+
+    vnxi_events_init(&race.events);
+    atomic_init(&race.produced, 0);
+    atomic_init(&race.stop, false);
+    assert_int_equal(vnxi_events_fd(&race.events, &fd, NULL), VNX_OK);
+    vnxi_events_clear(&race.events);
+    pthread_create(&thread, NULL, produce, &race);
+    while (seen < 20000) {
+        struct pollfd entry = {.fd = fd, .events = POLLIN};
+        assert_int_equal(poll(&entry, 1, 30000), 1);
+        vnxi_events_clear(&race.events);
+        seen = atomic_load(&race.produced);
+    }
+    pthread_join(thread, NULL);
+    vnxi_events_fini(&race.events);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_events_wait_sees_every_signal),
+        cmocka_unit_test(test_events_wait_ends_at_its_deadline),
+        cmocka_unit_test(test_events_fd_is_readable_until_cleared),
+        cmocka_unit_test(test_events_fd_loses_nothing_to_a_race),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
