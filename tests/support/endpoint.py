@@ -1,0 +1,214 @@
+"""An agent with memory, driven by plain values.
+
+The same class serves in this process and, behind a pipe, in a peer process
+(`support.peer`): a test written once runs on both.
+"""
+
+import collections
+import itertools
+import os
+import signal
+import time
+
+from support import deadline, memory
+from support.api import Api
+
+# A buffer as others see it.
+Buffer = collections.namedtuple("Buffer", "key addr size")
+
+
+class Endpoint:
+    def __init__(self, module, name, config=None):
+        self.api = Api(module)
+        self.name = name
+        self.agent = self.api.nixl_agent(
+            name, self.api.nixl_agent_config(**(config or {}))
+        )
+        self.keys = itertools.count(1)
+        self.buffers = {}
+        self.registered = {}
+        self.handles = {}
+
+    def pid(self):
+        return os.getpid()
+
+    # -- memory --------------------------------------------------------------
+
+    def alloc(self, size, kind="private", seed=None, register=True):
+        """New memory, filled with pattern(seed), registered as DRAM."""
+        block = memory.allocate(size, kind, self.api)
+        if seed is not None:
+            block.fill(seed)
+        key = next(self.keys)
+        self.buffers[key] = block
+        if register:
+            self.register(key)
+        return Buffer(key, block.addr, size)
+
+    def register(self, key):
+        block = self.buffers[key]
+        self.registered[key] = self.agent.register_memory(
+            [(block.addr, block.size, 0, "")], "DRAM"
+        )
+
+    def deregister(self, key):
+        self.agent.deregister_memory(self.registered.pop(key))
+
+    def unmap(self, key):
+        """Take the memory away, registered or not."""
+        self.buffers.pop(key).unmap()
+
+    def fill(self, key, seed):
+        self.buffers[key].fill(seed)
+
+    def poison(self, key, byte):
+        block = self.buffers[key]
+        block.view[:] = bytes([byte]) * block.size
+
+    def read(self, key, offset=0, size=None):
+        block = self.buffers[key]
+        end = block.size if size is None else offset + size
+        return bytes(block.view[offset:end])
+
+    def write(self, key, offset, data):
+        self.buffers[key].view[offset : offset + len(data)] = data
+
+    def checksum(self, key):
+        return memory.checksum(self.buffers[key].view)
+
+    # -- peers ---------------------------------------------------------------
+
+    def metadata(self):
+        return self.agent.get_agent_metadata()
+
+    def partial_metadata(self, keys, connection):
+        rows = [
+            (self.buffers[key].addr, self.buffers[key].size, 0, "")
+            for key in keys
+        ]
+        api = self.api
+        lists = (
+            self.agent.get_reg_descs(rows, "DRAM")
+            if rows
+            else api.nixlRegDList(api.DRAM_SEG)
+        )
+        return self.agent.get_partial_agent_metadata(lists, connection)
+
+    def add(self, blob):
+        return self.agent.add_remote_agent(blob)
+
+    def remove(self, name):
+        self.agent.remove_remote_agent(name)
+
+    # -- transfers, by keys --------------------------------------------------
+
+    def prepare(self, peer, rows, mem_type="DRAM"):
+        return self._keep(self.agent.prep_xfer_dlist(peer, rows, mem_type))
+
+    def make(self, operation, local, remote, notif=b"", indices=None):
+        left, right = self.handles[local], self.handles[remote]
+        indices = indices if indices is not None else ([0], [0])
+        return self._keep(
+            self.agent.make_prepped_xfer(
+                operation, left, indices[0], right, indices[1], notif
+            )
+        )
+
+    def initialize(self, operation, local, remote, peer, notif=b""):
+        agent = self.agent
+        return self._keep(
+            agent.initialize_xfer(
+                operation,
+                agent.get_xfer_descs(local, "DRAM"),
+                agent.get_xfer_descs(remote, "DRAM"),
+                peer,
+                notif,
+            )
+        )
+
+    def post(self, key, notif=b""):
+        return self.agent.transfer(self.handles[key], notif)
+
+    def state(self, key):
+        return self.agent.check_xfer_state(self.handles[key])
+
+    def finish(self, key, timeout=deadline.PATIENCE):
+        return deadline.finish(self.agent, self.handles[key], timeout)
+
+    def move(self, operation, local, remote, peer, notif=b""):
+        """A whole transfer of lists of rows: made, posted, ended."""
+        key = self.initialize(operation, local, remote, peer, notif)
+        state = self.post(key)
+        state = state if state == "DONE" else self.finish(key)
+        self.release(key)
+        return state
+
+    def release(self, key):
+        self.handles.pop(key).release()
+
+    def _keep(self, handle):
+        key = next(self.keys)
+        self.handles[key] = handle
+        return key
+
+    # -- notifications -------------------------------------------------------
+
+    def send_notif(self, peer, message):
+        self.agent.send_notif(peer, message)
+
+    def gather_notifs(self, count, timeout=deadline.PATIENCE):
+        return deadline.gather_notifs(self.agent, count, timeout)
+
+    def take_notifs(self):
+        return self.agent.get_new_notifs()
+
+    def check_slots_as_told(self, key, slot, count):
+        """For each of `count` notifications (8 bytes: the slot's number), look
+        at its slot at once; returns what was wrong and the order seen."""
+        view = self.buffers[key].view
+        seen, wrong = [], []
+        end = time.monotonic() + deadline.PATIENCE
+        while len(seen) < count and time.monotonic() < end:
+            for messages in self.agent.get_new_notifs().values():
+                for message in messages:
+                    number = int.from_bytes(message, "little")
+                    start = number * slot
+                    if view[start : start + slot] != message * (slot // 8):
+                        wrong.append(number)
+                    seen.append(number)
+        return wrong, seen
+
+    def overwrite_slots_as_told(self, key, slot, count):
+        """For each of `count` notifications, spoil its slot at once."""
+        view = self.buffers[key].view
+        spoiled = 0
+        end = time.monotonic() + deadline.PATIENCE
+        while spoiled < count and time.monotonic() < end:
+            for messages in self.agent.get_new_notifs().values():
+                for message in messages:
+                    start = int.from_bytes(message, "little") * slot
+                    view[start : start + slot] = b"\xee" * slot
+                    spoiled += 1
+        return spoiled
+
+    # -- anything else -------------------------------------------------------
+
+    def call(self, method, *args, **keywords):
+        """An agent's method whose arguments and result are plain values."""
+        return getattr(self.agent, method)(*args, **keywords)
+
+    def kill_self(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def close(self):
+        """Everything back, in the order in which a client would."""
+        for handle in self.handles.values():
+            handle.release()
+        self.handles.clear()
+        if hasattr(self.agent, "close"):
+            self.agent.close()
+        self.agent = None
+        self.registered.clear()
+        for block in self.buffers.values():
+            block.unmap()
+        self.buffers.clear()
