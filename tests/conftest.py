@@ -15,6 +15,7 @@ import pytest
 from support.api import Api
 from support.endpoint import Endpoint
 from support.peer import PeerProcess
+from support.transfers import Long
 
 # Where the two sides of a transfer live, and by what they are joined:
 # (environment of both, the target has a process of its own).
@@ -159,3 +160,19 @@ def introduce(left, right):
 def meet():
     """meet(left, right): load each other's metadata (again)."""
     return introduce
+
+
+@pytest.fixture
+def long_transfer(pair):
+    """A transfer that does not end by itself, made and not posted."""
+    transfer = Long(*pair)
+    yield transfer
+    transfer.handle.release()
+
+
+@pytest.fixture
+def busy(long_transfer):
+    """(endpoint, handle): a transfer in flight."""
+    here, handle = long_transfer.here, long_transfer.handle
+    assert here.agent.transfer(handle) == "PROC"
+    return here, handle

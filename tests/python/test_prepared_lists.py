@@ -254,7 +254,7 @@ def strided(buffer, rows):
 STRIDED = [
     (0, BLOCK, BLOCK, 64),  # dense
     (64 * BLOCK, 512, 2 * BLOCK, 64),  # with gaps
-    (200 * BLOCK, BLOCK, 0, 1),  # one, whose stride says nothing
+    (200 * BLOCK, BLOCK, BLOCK, 1),  # one
     (201 * BLOCK, 100, 128, 30),
 ]
 
@@ -289,10 +289,10 @@ def test_rows_with_strides_are_the_blocks_unrolled(sides, form):
 
 def test_rows_with_strides_on_one_side_only(sides):
     here, there, local, remote = sides
-    here_agent = here.agent
+    prep = here.agent.prep_xfer_dlist
     table = in_form("uint64 array", strided(remote, STRIDED))
-    right = here_agent.prep_xfer_dlist(there.name, table, "DRAM")
-    left = here_agent.prep_xfer_dlist("", unrolled(local), "DRAM")
+    right = prep(there.name, table, "DRAM")
+    left = prep("", unrolled(local), "DRAM")
     order = [0, 3, 70, 100, 128, 140, 5]
     got = read((here, left, right, local), order, order)
     pieces = [unrolled(local)[index] for index in order]

@@ -162,6 +162,11 @@ class Endpoint:
     def take_notifs(self):
         return self.agent.get_new_notifs()
 
+    def heads(self, size):
+        """The first bytes of each pending message."""
+        notifs = self.agent.get_new_notifs().values()
+        return [message[:size] for some in notifs for message in some]
+
     def check_slots_as_told(self, key, slot, count):
         """For each of `count` notifications (8 bytes: the slot's number), look
         at its slot at once; returns what was wrong and the order seen."""
