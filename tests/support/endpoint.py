@@ -58,6 +58,13 @@ class Endpoint:
         """Take the memory away, registered or not."""
         self.buffers.pop(key).unmap()
 
+    def remap(self, key, kind, seed):
+        """Other memory at the same address."""
+        old = self.buffers[key]
+        size, addr = old.size, old.addr
+        self.buffers[key] = memory.Memory(size, kind, at=addr).fill(seed)
+        old.view.release()
+
     def fill(self, key, seed):
         self.buffers[key].fill(seed)
 
