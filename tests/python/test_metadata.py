@@ -45,7 +45,8 @@ def test_metadata_is_the_same_until_something_changes(endpoint):
     extra = here.alloc(SIZE)
     assert here.metadata() != before
     here.deregister(extra.key)
-    assert here.metadata() == before
+    after = grammar.parse(here.metadata())
+    assert after.sections == grammar.parse(before).sections
 
 
 def test_an_agent_without_regions_has_metadata(endpoint, other):
