@@ -36,7 +36,7 @@ class Chain:
 
 
 @pytest.mark.parametrize(
-    "order", itertools.permutations(["left", "right", "xfer"])
+    "order", [*itertools.permutations(["left", "right", "xfer"])]
 )
 def test_handles_are_released_in_any_order(pair, order):
     chain = Chain(*pair)
