@@ -11,7 +11,6 @@ import itertools
 import os
 
 import pytest
-
 from support.api import Api
 from support.endpoint import Endpoint
 from support.peer import PeerProcess

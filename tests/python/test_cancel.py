@@ -1,7 +1,6 @@
 """Stopping a transfer: nothing lands in memory that is free again."""
 
 import pytest
-
 from support import deadline
 from support.transfers import LONG_BLOCK, Long
 

@@ -5,7 +5,6 @@ import pickle
 import struct
 
 import pytest
-
 from support import blob as grammar
 from support import blocks
 

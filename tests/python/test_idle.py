@@ -1,7 +1,6 @@
 """What the package costs while nothing happens."""
 
 import pytest
-
 from support.program import run_program
 
 pytestmark = pytest.mark.beyond_stock

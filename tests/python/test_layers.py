@@ -29,9 +29,8 @@ def sources(folder=SOURCE):
 def includes(path):
     """[(is it in quotes, the name), ...] of a file."""
     return [
-        (quote == '"', name) for quote, name in INCLUDE.findall(
-            path.read_text()
-        )
+        (quote == '"', name)
+        for quote, name in INCLUDE.findall(path.read_text())
     ]
 
 
@@ -127,7 +126,17 @@ def test_a_public_header_stands_alone(tmp_path, path, compiler, language):
     unit = tmp_path / ("unit" + suffix)
     unit.write_text(f"#include <vnx/{path.name}>\nint main(void);\n")
     subprocess.run(
-        [compiler, f"-std={language}", "-Wall", "-Wextra", "-Wpedantic"]
-        + ["-Werror", "-fsyntax-only", "-I", str(ROOT / "include"), unit],
+        [
+            compiler,
+            f"-std={language}",
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+            "-fsyntax-only",
+            "-I",
+            str(ROOT / "include"),
+            unit,
+        ],
         check=True,
     )

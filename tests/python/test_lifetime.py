@@ -6,7 +6,6 @@ import random
 import threading
 
 import pytest
-
 from support import deadline
 from support.memory import pattern
 from support.program import run_program
@@ -379,20 +378,18 @@ def action():
 def test_a_forked_child_does_no_harm(module, child, in_flight):
     """In the child calls are errors; the parent goes on."""
     post = "agent.transfer(handle)\n" if in_flight else ""
-    after = """
+    after = f"""
 in_child(action)
 if {in_flight}:
     assert agent.check_xfer_state(handle) == "PROC"
     assert agent.cancel(handle)
 long.short()
-""".format(in_flight=in_flight)
+"""
     if child == "the child reaches its parent":
         after += """
 assert there.gather_notifs(1) == [("child", b"from the child")]
 """
-    run_program(
-        SETTING + post + FORK + CHILDREN[child] + after, module=module
-    )
+    run_program(SETTING + post + FORK + CHILDREN[child] + after, module=module)
 
 
 @pytest.mark.beyond_stock
@@ -532,5 +529,5 @@ assert grown < 1 << 20 or grown < 40 * TIMES, ("memory", first, second, third)
 def test_nothing_leaks(module, what):
     """Descriptors, threads, mappings and memory stay level over loops."""
     start = SETTING.replace("long = ", "here.add(there.metadata())\nlong = ")
-    start += 'there.add(here.metadata())\na = here.alloc(65536)\n'
+    start += "there.add(here.metadata())\na = here.alloc(65536)\n"
     run_program(start + MEASURE.format(source=LEAKS[what]), module=module)

@@ -1,7 +1,6 @@
 """Metadata: what an agent tells of itself, and what a peer makes of it."""
 
 import pytest
-
 from support import blob as grammar
 from support import deadline
 from support.memory import pattern

@@ -3,7 +3,6 @@
 import concurrent.futures
 
 import pytest
-
 from support import deadline
 from support.memory import pattern
 

@@ -4,7 +4,6 @@ import array
 import random
 
 import pytest
-
 from support import blocks, deadline
 from support.memory import pattern
 
@@ -24,7 +23,7 @@ BEYOND = ["uint64 buffer", "int64 buffer"]
 
 
 def form_params(names):
-    marks = {name: pytest.mark.beyond_stock for name in BEYOND}
+    marks = dict.fromkeys(BEYOND, pytest.mark.beyond_stock)
     return [
         pytest.param(name, marks=marks[name]) if name in marks else name
         for name in names
@@ -70,7 +69,7 @@ def picked(left, right):
     """What the local buffer holds after READ of rows `right` to `left`."""
     result = bytearray(pattern(22, SIZE))
     source = pattern(21, SIZE)
-    for to, start in zip(left, right):
+    for to, start in zip(left, right, strict=False):
         piece = source[start * BLOCK :][:BLOCK]
         result[to * BLOCK : (to + 1) * BLOCK] = piece
     return bytes(result)
@@ -150,7 +149,7 @@ def test_the_memory_type_has_an_old_name_too(sides, mem_type):
 
 @pytest.mark.parametrize(
     "dtype",
-    "int64 int32 int16 uint64 uint32 uint16 uint8".split(),
+    ["int64", "int32", "int16", "uint64", "uint32", "uint16", "uint8"],
 )
 def test_indices_are_arrays_of_any_integer_type(prepared, dtype):
     numpy = pytest.importorskip("numpy")
@@ -274,9 +273,7 @@ def test_rows_with_strides_are_the_blocks_unrolled(sides, form):
     prep = here.agent.prep_xfer_dlist
     flat = unrolled(local)
     left = prep("", in_form(form, strided(local, STRIDED)), "DRAM")
-    right = prep(
-        there.name, in_form(form, strided(remote, STRIDED)), "DRAM"
-    )
+    right = prep(there.name, in_form(form, strided(remote, STRIDED)), "DRAM")
     order = list(range(len(flat)))
     random.Random(9).shuffle(order)
     got = read((here, left, right, local), order, order)
@@ -309,7 +306,7 @@ def test_a_list_serves_many_transfers(prepared):
     for seed in range(30):
         left, right = shuffled(seed, 8), shuffled(seed + 100, 8)
         got = read(prepared, left, right)
-        for to, start in zip(left, right):
+        for to, start in zip(left, right, strict=False):
             piece = source[start * BLOCK :][:BLOCK]
             want[to * BLOCK : (to + 1) * BLOCK] = piece
         assert got == bytes(want)

@@ -4,7 +4,6 @@ Killing is in tests/stress; here the old instance leaves or lives on.
 """
 
 import pytest
-
 from support import deadline
 from support.transfers import Long
 

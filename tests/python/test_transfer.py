@@ -1,7 +1,6 @@
 """Bytes move, all of them, to the right place and nowhere else."""
 
 import pytest
-
 from support import blocks, deadline
 from support.memory import KINDS, pattern
 
@@ -92,9 +91,7 @@ def test_a_piece_of_a_larger_mapping_moves(pair):
     there.call("register_memory", [(start, size, 0, "")], "DRAM")
     local = here.alloc(MIB)
     here.add(there.metadata())
-    here.move(
-        "READ", [(local.addr, size, 0)], [(start, size, 0)], there.name
-    )
+    here.move("READ", [(local.addr, size, 0)], [(start, size, 0)], there.name)
     want = pattern(4, MIB)[8192 + 24 :][:size]
     assert here.read(local.key, 0, size) == want
     assert here.read(local.key, size) == bytes(MIB - size)

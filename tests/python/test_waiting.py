@@ -9,7 +9,6 @@ import sys
 import threading
 
 import pytest
-
 from support import deadline
 from support.memory import pattern
 from support.peer import child_environment

@@ -6,7 +6,6 @@ that the error names, `words` what its message must have.
 """
 
 import pytest
-
 from support import blocks, deadline
 from support.memory import pattern
 
@@ -86,9 +85,7 @@ class Scene:
         assert self.here.read(self.local.key) == pattern(1, SIZE)
         handle.release()
         self.here.send_notif(self.peer, b"still here")
-        assert self.there.gather_notifs(1) == [
-            (self.here.name, b"still here")
-        ]
+        assert self.there.gather_notifs(1) == [(self.here.name, b"still here")]
 
 
 @pytest.fixture
@@ -385,9 +382,7 @@ UNREGISTERED = [
     case(
         "strided row past the end",
         lambda s: s.prep(
-            blocks.as_buffer(
-                [(s.l, 64, 0, 64, 2), (s.l, 64, 0, SIZE // 2, 4)]
-            )
+            blocks.as_buffer([(s.l, 64, 0, 64, 2), (s.l, 64, 0, SIZE // 2, 4)])
         ),
         NOT_FOUND,
         "row 1",
@@ -547,17 +542,13 @@ TRANSFERS = [
     ),
     case(
         "local list as remote side",
-        lambda s: s.agent.make_prepped_xfer(
-            "READ", s.left, [0], s.left, [0]
-        ),
+        lambda s: s.agent.make_prepped_xfer("READ", s.left, [0], s.left, [0]),
         INVALID,
         "make_prepped_xfer",
     ),
     case(
         "sides exchanged",
-        lambda s: s.agent.make_prepped_xfer(
-            "READ", s.right, [0], s.left, [0]
-        ),
+        lambda s: s.agent.make_prepped_xfer("READ", s.right, [0], s.left, [0]),
         INVALID,
     ),
     case(
@@ -688,7 +679,9 @@ PEERS = [
         lambda s: s.agent.send_notif(s.peer, 3),
         TYPE,
     ),
-    case("notification none", lambda s: s.agent.send_notif(s.peer, None), TYPE),
+    case(
+        "notification none", lambda s: s.agent.send_notif(s.peer, None), TYPE
+    ),
     case(
         "notification to nobody",
         lambda s: s.agent.send_notif("", b"x"),

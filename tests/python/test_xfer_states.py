@@ -1,7 +1,6 @@
 """A transfer's life as its owner sees it."""
 
 import pytest
-
 from support import deadline
 from support.memory import pattern
 

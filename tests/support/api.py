@@ -32,4 +32,3 @@ class Api:
                 if isinstance(value, type) and issubclass(value, Exception):
                     classes[key] = value
         return classes
-

@@ -5,7 +5,7 @@ import time
 PATIENCE = 30.0
 
 
-class Deadline(Exception):
+class DeadlineError(Exception):
     """Something did not happen in time."""
 
 
@@ -17,7 +17,7 @@ def until(condition, what, timeout=PATIENCE, pause=0.0005):
         if value:
             return value
         if time.monotonic() > end:
-            raise Deadline(f"not within {timeout} s: {what}")
+            raise DeadlineError(f"not within {timeout} s: {what}")
         time.sleep(pause)
 
 

@@ -12,6 +12,7 @@ import time
 
 from support import deadline, memory
 from support.api import Api
+from support.transfers import LONG_TIMES
 
 # A buffer as others see it.
 Buffer = collections.namedtuple("Buffer", "key addr size")
@@ -53,6 +54,15 @@ class Endpoint:
 
     def deregister(self, key):
         self.agent.deregister_memory(self.registered.pop(key))
+
+    def deregister_rows(self, key, size, count):
+        """Pieces of a buffer that were registered one by one."""
+        base = self.buffers[key].addr
+        for number in range(count):
+            rows = [(base + number * size, size, 0, "")]
+            self.agent.deregister_memory(
+                self.agent.get_reg_descs(rows, "DRAM")
+            )
 
     def unmap(self, key):
         """Take the memory away, registered or not."""
@@ -150,6 +160,16 @@ class Endpoint:
         self.release(key)
         return state
 
+    def start_long(self, peer, remote, size):
+        """Read one block of a peer's again and again, until stopped."""
+        local = self.alloc(size)
+        left = self.prepare("", [(local.addr, size, 0)])
+        right = self.prepare(peer, [(remote, size, 0)])
+        indices = [0] * LONG_TIMES
+        return self.post(
+            self.make("READ", left, right, b"", (indices, indices))
+        )
+
     def release(self, key):
         self.handles.pop(key).release()
 
@@ -202,6 +222,24 @@ class Endpoint:
                     view[start : start + slot] = b"\xee" * slot
                     spoiled += 1
         return spoiled
+
+    # -- descriptor lists ----------------------------------------------------
+
+    def list_state(self, kind, rows, mem_type="DRAM"):
+        """(the bytes that pickle keeps, the whole pickle) of a new list."""
+        make = getattr(self.agent, f"get_{kind}_descs")
+        made = make([tuple(row) for row in rows], mem_type)
+        return made.__getstate__(), self.agent.get_serialized_descs(made)
+
+    def rows_of_state(self, kind, state):
+        """The rows of a list made from such bytes."""
+        classes = {
+            "xfer": self.api.nixlXferDList,
+            "reg": self.api.nixlRegDList,
+        }
+        made = classes[kind].__new__(classes[kind])
+        made.__setstate__(state)
+        return [made[i] for i in range(made.descCount())]
 
     # -- anything else -------------------------------------------------------
 

@@ -19,7 +19,7 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from support.deadline import PATIENCE, Deadline
+from support.deadline import PATIENCE, DeadlineError
 
 TESTS = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
@@ -33,7 +33,7 @@ class PeerError(Exception):
         self.kind, self.text = kind, text
 
 
-class PeerGone(Exception):
+class PeerGoneError(Exception):
     """The peer's process ended while we spoke with it."""
 
 
@@ -43,12 +43,17 @@ class PeerProcess:
         self.name = name
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [python or sys.executable, "-m", "support.peer"]
-            + [str(theirs.fileno()), module],
+            [
+                python or sys.executable,
+                "-m",
+                "support.peer",
+                str(theirs.fileno()),
+                module,
+            ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stderr=self.errors,
-            env=child_environment(env),
+            env=child_environment(env, python),
         )
         theirs.close()
         self.pipe = Connection(ours.detach())
@@ -64,15 +69,15 @@ class PeerProcess:
         try:
             self.pipe.send((method, args, keywords))
         except OSError:
-            raise PeerGone(self.last_words()) from None
+            raise PeerGoneError(self.last_words()) from None
 
     def answer(self, timeout=PATIENCE):
         try:
             if not self.pipe.poll(timeout + 5):
-                raise Deadline(f"no answer of {self.name}")
+                raise DeadlineError(f"no answer of {self.name}")
             fine, value = self.pipe.recv()
         except (EOFError, OSError):
-            raise PeerGone(self.last_words()) from None
+            raise PeerGoneError(self.last_words()) from None
         if not fine:
             raise PeerError(*value)
         return value
@@ -107,7 +112,7 @@ class PeerProcess:
             self.send("exit")
             code = self.process.wait(PATIENCE)
             if code != 0:
-                raise PeerGone(self.last_words())
+                raise PeerGoneError(self.last_words())
         finally:
             if self.process.poll() is None:
                 self.process.kill()
@@ -125,11 +130,16 @@ class PeerProcess:
         self.close()
 
 
-def child_environment(extra=None):
-    """Ours, with the tests' helpers importable, and what `extra` says."""
+def child_environment(extra=None, python=None):
+    """Ours, with the tests' helpers importable, and what `extra` says.
+
+    Another Python does not see our packages.
+    """
     env = dict(os.environ)
-    paths = [str(TESTS), *filter(None, sys.path[1:])]
-    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    paths = [str(TESTS)]
+    if python is None and env.get("PYTHONPATH"):
+        paths.append(env["PYTHONPATH"])
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     for key, value in (extra or {}).items():
         if value is None:
             env.pop(key, None)

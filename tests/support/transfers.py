@@ -11,14 +11,16 @@ class Long:
     to) `there`.  What lands is the source's pattern, always the same.
     """
 
-    def __init__(self, here, there, operation="READ", kind="private"):
+    def __init__(
+        self, here, there, operation="READ", kind="private", size=LONG_BLOCK
+    ):
         self.here, self.there = here, there
-        self.local = here.alloc(LONG_BLOCK, kind, seed=1)
-        self.remote = there.alloc(LONG_BLOCK, kind, seed=2)
+        self.local = here.alloc(size, kind, seed=1)
+        self.remote = there.alloc(size, kind, seed=2)
         here.add(there.metadata())
         agent = here.agent
-        left = [(self.local.addr, LONG_BLOCK, 0)]
-        right = [(self.remote.addr, LONG_BLOCK, 0)]
+        left = [(self.local.addr, size, 0)]
+        right = [(self.remote.addr, size, 0)]
         self.left = agent.prep_xfer_dlist("", left, "DRAM")
         self.right = agent.prep_xfer_dlist(there.name, right, "DRAM")
         self.handle = self.make(operation)
