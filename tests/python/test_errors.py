@@ -50,7 +50,7 @@ def test_every_class_is_in_the_bindings_as_well(name):
 
 
 def raised(here):
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(here.api.NixlError) as caught:
         here.agent.prep_xfer_dlist(
             "", [(here.good, 64, 0), (0x20, 48, 0)], "DRAM"
         )

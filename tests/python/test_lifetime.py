@@ -106,7 +106,8 @@ def test_handles_are_context_managers(pair):
 def test_handles_are_keys_and_true(pair):
     """vLLM keeps them in sets, LightLLM by id."""
     chain = Chain(*pair)
-    assert chain.xfer and chain.left
+    assert chain.xfer
+    assert chain.left
     assert len({chain.xfer, chain.left, chain.right, chain.xfer}) == 3
     assert chain.left != chain.right
     assert "nixl_xfer_handle" in repr(chain.xfer)

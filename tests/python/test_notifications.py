@@ -291,9 +291,9 @@ def test_a_transfer_that_fails_sends_no_notification(api, endpoint, peer):
         there.name,
         b"must not come",
     )
+    handle = here.handles[key]
     with pytest.raises(api.nixlBackendError, match="NIXL_ERR_BACKEND"):
-        here.post(key)
-        here.finish(key)
+        deadline.run(here.agent, handle)
     here.send_notif(there.name, b"after")
     assert there.gather_notifs(1) == [(here.name, b"after")]
 

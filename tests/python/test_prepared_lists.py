@@ -69,7 +69,7 @@ def picked(left, right):
     """What the local buffer holds after READ of rows `right` to `left`."""
     result = bytearray(pattern(22, SIZE))
     source = pattern(21, SIZE)
-    for to, start in zip(left, right, strict=False):
+    for to, start in zip(left, right, strict=True):
         piece = source[start * BLOCK :][:BLOCK]
         result[to * BLOCK : (to + 1) * BLOCK] = piece
     return bytes(result)
@@ -306,7 +306,7 @@ def test_a_list_serves_many_transfers(prepared):
     for seed in range(30):
         left, right = shuffled(seed, 8), shuffled(seed + 100, 8)
         got = read(prepared, left, right)
-        for to, start in zip(left, right, strict=False):
+        for to, start in zip(left, right, strict=True):
             piece = source[start * BLOCK :][:BLOCK]
             want[to * BLOCK : (to + 1) * BLOCK] = piece
         assert got == bytes(want)

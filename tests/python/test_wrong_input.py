@@ -5,6 +5,8 @@ Each case is a complaint that a user made or would make.  `index` is the row
 that the error names, `words` what its message must have.
 """
 
+import builtins
+
 import pytest
 from support import blocks, deadline
 from support.memory import pattern
@@ -721,7 +723,7 @@ PEERS = [
     case(
         "deserialize garbage",
         lambda s: s.agent.deserialize_descs(b"garbage"),
-        (VALUE, "UnpicklingError", "nixlMismatchError"),
+        (VALUE, "nixlMismatchError"),
     ),
 ]
 
@@ -745,11 +747,10 @@ MATRIX = {
     ],
 )
 def test_wrong_input_is_refused(scene, call, kinds, words, index):
-    with pytest.raises(Exception) as caught:
+    classes = {**vars(builtins), **scene.api.error_classes()}
+    with pytest.raises(tuple(classes[kind] for kind in kinds)) as caught:
         call(scene)
     error = caught.value
-    names = {base.__name__ for base in type(error).__mro__}
-    assert names & set(kinds), f"{type(error).__name__}: {error}"
     text = str(error)
     for word in words:
         assert word.format(peer=scene.peer) in text
@@ -767,7 +768,7 @@ def test_wrong_input_is_refused(scene, call, kinds, words, index):
 
 @pytest.mark.parametrize("name", ["", b""])
 def test_an_agent_needs_a_name(api, name):
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="name"):
         api.nixl_agent(name, api.nixl_agent_config())
 
 

@@ -129,7 +129,7 @@ def test_the_backends_keyword_chooses(transfer):
 
 
 def test_a_backend_that_was_not_created_is_refused(transfer):
-    here, there, _, local, remote = transfer
+    here, _, _, local, _ = transfer
     agent = here.agent
     row = [(local.addr, 64, 0)]
     with pytest.raises(KeyError):
@@ -144,7 +144,8 @@ def test_a_backend_that_was_not_created_is_refused(transfer):
 def test_the_cost_is_two_numbers_and_a_word(transfer):
     here, _, handle, *_ = transfer
     duration, margin, method = here.agent.estimate_xfer_cost(handle)
-    assert isinstance(duration, int) and isinstance(margin, int)
+    assert isinstance(duration, int)
+    assert isinstance(margin, int)
     assert method in ("ANALYTICAL_BACKEND", "UNKNOWN")
 
 

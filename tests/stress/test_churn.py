@@ -95,7 +95,7 @@ def test_many_peers_at_once(endpoint, api):
     for peer in peers:
         here.add(peer.metadata())
     assert here.agent.stats()["peers"] == 200
-    for peer, block in zip(peers, blocks, strict=False):
+    for peer, block in zip(peers, blocks, strict=True):
         here.move(
             "READ",
             [(local.addr, 4096, 0)],

@@ -1,5 +1,6 @@
 """Eight threads do everything at once on one agent."""
 
+import contextlib
 import random
 import threading
 import time
@@ -52,7 +53,7 @@ class Crowd:
         left.release()
         deadline.run(self.agent, handle)
         view = self.here.buffers[self.local[number].key].view
-        for target, origin in zip(to, start, strict=False):
+        for target, origin in zip(to, start, strict=True):
             want = self.source[origin * PIECE :][:PIECE]
             got = view[target * PIECE :][:PIECE]
             assert got == want, "a piece is wrong"
@@ -209,15 +210,14 @@ def test_threads_load_and_remove_the_same_peer(api, pair):
         return threading.Thread(target=loop)
 
     def move():
-        try:
+        gone = (api.nixlNotFoundError, api.nixlRemoteDisconnectError)
+        with contextlib.suppress(gone):
             here.move(
                 "READ",
                 [(local.addr, SIZE, 0)],
                 [(remote.addr, SIZE, 0)],
                 there.name,
             )
-        except (api.nixlNotFoundError, api.nixlRemoteDisconnectError):
-            pass
 
     threads = [
         guard(lambda: here.add(blob)),
@@ -242,20 +242,20 @@ def test_threads_load_and_remove_the_same_peer(api, pair):
 def test_closing_while_others_work(api, endpoint):
     """Whoever is inside a call gets an error, nobody crashes or hangs."""
     for _ in range(20):
-        here, there = endpoint(), endpoint()
-        crowd = Crowd(here, there)
-        crowd.blob = there.metadata()
-        threads = [
-            threading.Thread(target=crowd.work, args=[i]) for i in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        deadline.until(
-            lambda: here.agent.stats()["xfers_done"] > 3, "some work"
-        )
-        here.agent.close()
-        for thread in threads:
-            thread.join(60)
-            assert not thread.is_alive()
-        for error in crowd.errors:
+        errors = close_in_the_middle(endpoint(), endpoint())
+        for error in errors:
             assert isinstance(error, (api.NixlError, AssertionError)), error
+
+
+def close_in_the_middle(here, there):
+    crowd = Crowd(here, there)
+    crowd.blob = there.metadata()
+    threads = [threading.Thread(target=crowd.work, args=[i]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    deadline.until(lambda: here.agent.stats()["xfers_done"] > 3, "some work")
+    here.agent.close()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    return crowd.errors

@@ -17,7 +17,7 @@ def scatter(seed, count, sizes, room):
         raise ValueError("the blocks do not fit")
     gaps = sorted(dice.randint(0, slack) for _ in range(count))
     blocks, used = [], 0
-    for gap, length in zip(gaps, lengths, strict=False):
+    for gap, length in zip(gaps, lengths, strict=True):
         blocks.append((gap + used, length))
         used += length
     dice.shuffle(blocks)
@@ -32,7 +32,7 @@ def scatter_pairs(seed, count, sizes, room):
     dice = random.Random(seed + 1)
     gaps = sorted(dice.randint(0, slack) for _ in lengths)
     right, used = [], 0
-    for gap, length in zip(gaps, lengths, strict=False):
+    for gap, length in zip(gaps, lengths, strict=True):
         right.append((gap + used, length))
         used += length
     return left, right
@@ -47,7 +47,7 @@ def expected(target, source, target_blocks, source_blocks):
     """What `target` is once the blocks of `source` are copied into it."""
     result = bytearray(target)
     for (to, length), (start, _) in zip(
-        target_blocks, source_blocks, strict=False
+        target_blocks, source_blocks, strict=True
     ):
         result[to : to + length] = source[start : start + length]
     return bytes(result)

@@ -41,7 +41,7 @@ class PeerProcess:
     def __init__(self, module, name, config=None, env=None, python=None):
         ours, theirs = socket.socketpair()
         self.name = name
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [
                 python or sys.executable,
