@@ -21,8 +21,7 @@
 #define VNXI_LIST_BLOCK_BITS 10
 #define VNXI_LIST_BLOCK (1u << VNXI_LIST_BLOCK_BITS)
 
-typedef struct vnxi_list_block vnxi_list_block_t; /* defined in list.c or an
-                                                     internal header */
+typedef struct vnxi_list_block vnxi_list_block_t; /* see list_block.h */
 
 /* Immutable once finished. */
 struct vnxi_list {
@@ -32,6 +31,8 @@ struct vnxi_list {
     size_t count;            /* rows */
     size_t bytes;            /* memory that the list takes */
     bool direct;             /* every row's region is direct */
+    bool one_reach;          /* the regions agree in `direct` and `delta` */
+    uint64_t delta;          /* of the regions; only where one_reach */
     bool uniform;            /* every row has the length `row_len` */
     uint64_t row_len;        /* only where uniform */
     vnxi_region_t **regions; /* the regions that rows lie in, each once,
@@ -39,6 +40,9 @@ struct vnxi_list {
     size_t region_count;
     vnxi_list_block_t *blocks;
     size_t block_count;
+    /* private: storage */
+    size_t blocks_size;               /* 0: within the list's own memory */
+    struct vnxi_list_arena *explicit; /* what the blocks point to, if not */
 };
 
 typedef struct vnxi_list_args {
@@ -52,7 +56,8 @@ vnx_status_t vnxi_list_begin(const vnxi_list_args_t *args,
                              vnxi_builder_t **builder_p, vnx_error_t *error);
 
 /* One pass over the rows.  The first row that no region holds, or whose sum
- * overflows, is named (its number over all that was fed) with peer and values:
+ * overflows, is named (its number over all that was fed, a strided row
+ * counting one) with peer and values (of the piece of a strided row):
  * VNX_ERR_NOT_FOUND "no registered region holds it" (says whether it starts
  * in a region and passes its end), VNX_ERR_INVALID_PARAM on overflow. Length 0
  * is VNX_ERR_INVALID_PARAM. */

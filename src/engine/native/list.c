@@ -1,0 +1,51 @@
+#include "engine/native/list_block.h"
+
+#include <stdlib.h>
+
+#include "base/recycle.h"
+
+vnxi_list_t *
+vnxi_list_retain(vnxi_list_t *list)
+{
+    atomic_fetch_add_explicit(&list->refs, 1, memory_order_relaxed);
+    return list;
+}
+
+void
+vnxi_list_release(vnxi_list_t *list)
+{
+    if (list == NULL || atomic_fetch_sub(&list->refs, 1) != 1) {
+        return;
+    }
+    for (size_t i = 0; i < list->region_count; i++) {
+        vnxi_region_release(list->regions[i]);
+    }
+    vnxi_list_arena_free(list->explicit);
+    if (list->blocks_size != 0) {
+        vnxi_recycle_free(list->blocks, list->blocks_size);
+    }
+    vnxi_peer_release(list->peer);
+    free(list);
+}
+
+vnx_desc_t
+vnxi_list_row(const vnxi_list_t *list, size_t i)
+{
+    const vnxi_list_block_t *block = vnxi_list_block_of(list, i);
+    size_t at = i & (VNXI_LIST_BLOCK - 1);
+    return (vnx_desc_t){.addr = vnxi_block_addr(block, at),
+                        .len = vnxi_block_len(block, at),
+                        .dev = vnxi_block_dev(block, at)};
+}
+
+const vnxi_region_t *
+vnxi_list_revoked(const vnxi_list_t *list)
+{
+    for (size_t i = 0; i < list->region_count; i++) {
+        if (atomic_load_explicit(&list->regions[i]->revoked,
+                                 memory_order_acquire)) {
+            return list->regions[i];
+        }
+    }
+    return NULL;
+}

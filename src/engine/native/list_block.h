@@ -1,0 +1,110 @@
+/*
+ * The blocks of a prepared list: up to VNXI_LIST_BLOCK rows, encoded.
+ *
+ * Addresses, lengths and devices are each kept in the least of a few forms.
+ * What needs memory lies behind `data`: the addresses first, then lengths,
+ * then devices, each part aligned to 8.
+ */
+#ifndef VNXI_NATIVE_LIST_BLOCK_H
+#define VNXI_NATIVE_LIST_BLOCK_H
+
+#include "engine/native/list.h"
+
+typedef enum {
+    VNXI_FORM_RUN, /* addresses: base + i * stride.  Others: all the same */
+    VNXI_FORM_U32, /* addresses: base + (u32[i] << shift).  Lengths: u32[i] */
+    VNXI_FORM_U64
+} vnxi_form_t;
+
+struct vnxi_list_block {
+    uint64_t base;
+    int64_t stride;
+    uint64_t len, dev; /* where they are the same */
+    const unsigned char *data;
+    uint8_t addr_form, len_form, dev_form; /* vnxi_form_t */
+    uint8_t shift;
+    uint16_t len_at, dev_at; /* in data, in units of 8 bytes */
+};
+
+_Static_assert(sizeof(vnxi_list_block_t) == 48, "1 M rows in 50 kB");
+
+/* What one pass over rows finds out. */
+typedef struct vnxi_rows_scan {
+    uint64_t low, end;  /* the lowest address, the highest addr + len */
+    uint64_t addr_bits; /* in which the addresses differ */
+    bool run;           /* one arithmetic run, one length, one device */
+    bool one_len, one_dev, len_is_u32;
+    bool bad; /* a length of 0, or a sum that overflows */
+} vnxi_rows_scan_t;
+
+/* 0 < count <= VNXI_LIST_BLOCK */
+vnxi_rows_scan_t vnxi_rows_scan(const vnx_desc_t *rows, size_t count);
+
+/* Bytes that a block of these rows needs behind `data`; a multiple of 8. */
+size_t vnxi_block_size(const vnxi_rows_scan_t *scan, size_t count);
+
+/* `data`: that many bytes, kept.  The rows were found good. */
+void vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
+                       size_t count, void *data, vnxi_list_block_t *block_p);
+
+static inline uint64_t
+vnxi_block_addr(const vnxi_list_block_t *block, size_t i)
+{
+    switch (block->addr_form) {
+    case VNXI_FORM_RUN:
+        return block->base + (uint64_t)block->stride * i;
+    case VNXI_FORM_U32:
+        return block->base +
+               ((uint64_t)((const uint32_t *)(const void *)block->data)[i]
+                << block->shift);
+    default:
+        return ((const uint64_t *)(const void *)block->data)[i];
+    }
+}
+
+static inline const void *
+vnxi_block_data(const vnxi_list_block_t *block, uint16_t at)
+{
+    return block->data + (size_t)at * 8;
+}
+
+static inline uint64_t
+vnxi_block_len(const vnxi_list_block_t *block, size_t i)
+{
+    switch (block->len_form) {
+    case VNXI_FORM_RUN:
+        return block->len;
+    case VNXI_FORM_U32:
+        return ((const uint32_t *)vnxi_block_data(block, block->len_at))[i];
+    default:
+        return ((const uint64_t *)vnxi_block_data(block, block->len_at))[i];
+    }
+}
+
+static inline uint64_t
+vnxi_block_dev(const vnxi_list_block_t *block, size_t i)
+{
+    if (block->dev_form == VNXI_FORM_RUN) {
+        return block->dev;
+    }
+    return ((const uint64_t *)vnxi_block_data(block, block->dev_at))[i];
+}
+
+static inline const vnxi_list_block_t *
+vnxi_list_block_of(const vnxi_list_t *list, size_t row)
+{
+    return &list->blocks[row >> VNXI_LIST_BLOCK_BITS];
+}
+
+/* Memory that blocks point to: a chain of arenas, from base/recycle.h. */
+typedef struct vnxi_list_arena {
+    struct vnxi_list_arena *next;
+    size_t size, used; /* bytes, this header included */
+} vnxi_list_arena_t;
+
+/* `size` bytes aligned to 8; *arena_p is the chain's head.  NULL: no memory.
+ */
+void *vnxi_list_arena_alloc(vnxi_list_arena_t **arena_p, size_t size);
+void vnxi_list_arena_free(vnxi_list_arena_t *arena);
+
+#endif

@@ -1,0 +1,395 @@
+/*
+ * Design notes.  The index holds, in the order of (dev, addr), the start of
+ * every live region of the memory type, and for each place the region that
+ * reaches farthest among those of the same device up to there.  If any region
+ * holds a row, that one does: it starts no later and ends no earlier.
+ *
+ * Where there is one device (as a rule), the range of all regions is divided
+ * into equal slots, each with the place where a search for an address in it
+ * begins; `width` places from there are enough for every slot.  So a search is
+ * one or two steps, without a branch that could be guessed wrong.
+ */
+#include "engine/native/list_finder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/recycle.h"
+
+/* Rows looked up one by one before an index is worth its making. */
+#define SEARCHES_BEFORE_INDEX 64u
+
+#define SLOTS 2048u
+
+struct vnxi_finder_index {
+    size_t size; /* of this memory block, all arrays included */
+    size_t count;
+    uint64_t *starts; /* as many again behind it, above every address */
+    uint64_t *ends, *devs;
+    vnxi_region_t **regions;
+    unsigned char *seen;
+    uint64_t low; /* where slot 0 begins */
+    unsigned shift;
+    size_t width;
+    uint16_t slots[SLOTS];
+};
+
+/* The places of one device, and how to search them. */
+typedef struct view {
+    const uint64_t *starts, *ends;
+    unsigned char *seen;
+    const uint16_t *slots;
+    uint64_t low;
+    unsigned shift;
+    size_t last_slot, width;
+} view_t;
+
+void
+vnxi_finder_init(vnxi_finder_t *finder, const vnxi_region_table_t *table,
+                 vnx_mem_t mem)
+{
+    finder->table = table;
+    finder->mem = mem;
+    finder->last = NULL;
+    finder->searches = 0;
+    finder->index = NULL;
+    finder->hits = finder->few;
+    finder->hit_count = 0;
+    finder->hit_capacity = VNXI_FINDER_FEW;
+}
+
+void
+vnxi_finder_fini(vnxi_finder_t *finder)
+{
+    if (finder->hits != finder->few) {
+        free(finder->hits);
+    }
+    if (finder->index != NULL) {
+        vnxi_recycle_free(finder->index, finder->index->size);
+    }
+}
+
+/* A region may be "all of it": then its end is out of range. */
+static uint64_t
+region_end(const vnxi_region_t *region)
+{
+    uint64_t end;
+    return __builtin_add_overflow(region->addr, region->len, &end) ? UINT64_MAX
+                                                                   : end;
+}
+
+static bool
+region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
+             uint64_t dev)
+{
+    return region->dev == dev && region->addr <= addr &&
+           end - region->addr <= region->len;
+}
+
+/* -- Hits ----------------------------------------------------------------- */
+
+static vnx_status_t
+hits_grow(vnxi_finder_t *finder)
+{
+    size_t capacity = finder->hit_capacity * 4;
+    bool few = finder->hits == finder->few;
+    vnxi_region_t **hits =
+        realloc(few ? NULL : finder->hits, capacity * sizeof *hits);
+    if (hits == NULL) {
+        return VNX_ERR_NO_MEMORY;
+    }
+    if (few) {
+        memcpy(hits, finder->few, sizeof finder->few);
+    }
+    finder->hits = hits;
+    finder->hit_capacity = capacity;
+    return VNX_OK;
+}
+
+static vnx_status_t
+note_hit(vnxi_finder_t *finder, vnxi_region_t *region)
+{
+    finder->last = region;
+    for (size_t i = finder->hit_count; i > 0; i--) {
+        if (finder->hits[i - 1] == region) {
+            return VNX_OK;
+        }
+    }
+    if (finder->hit_count == finder->hit_capacity &&
+        hits_grow(finder) != VNX_OK) {
+        return VNX_ERR_NO_MEMORY;
+    }
+    finder->hits[finder->hit_count++] = region;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
+                  uint64_t dev)
+{
+    if (finder->last != NULL &&
+        region_holds(finder->last, addr, addr + len, dev)) {
+        return VNX_OK;
+    }
+    vnxi_region_t *region =
+        vnxi_region_table_find(finder->table, finder->mem, addr, len, dev);
+    return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
+}
+
+/* -- The index ------------------------------------------------------------ */
+
+static void
+index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
+           size_t count)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        vnxi_region_t *region = vnxi_region_table_at(finder->table, i);
+        if (region->mem != finder->mem || atomic_load(&region->revoked)) {
+            continue;
+        }
+        index->starts[n] = region->addr;
+        index->devs[n] = region->dev;
+        index->ends[n] = region_end(region);
+        index->regions[n] = region;
+        if (n > 0 && index->devs[n - 1] == region->dev &&
+            index->ends[n - 1] > index->ends[n]) {
+            index->ends[n] = index->ends[n - 1];
+            index->regions[n] = index->regions[n - 1];
+        }
+        n++;
+    }
+    index->count = n;
+}
+
+/* The last place in [0, n) whose number is not above `key`; 0 where all are.
+ * Branchless: the compiler is told by arithmetic. */
+static inline size_t
+last_up_to(const uint64_t *numbers, size_t n, uint64_t key)
+{
+    size_t at = 0;
+    while (n > 1) {
+        size_t half = n / 2;
+        at += half & -(size_t)(numbers[at + half] <= key);
+        n -= half;
+    }
+    return at;
+}
+
+/* One device, and places that fit a slot. */
+static bool
+index_can_have_slots(const vnxi_finder_index_t *index)
+{
+    return index->count > 0 && index->count <= UINT16_MAX &&
+           index->devs[0] == index->devs[index->count - 1];
+}
+
+static void
+index_fill_slots(vnxi_finder_index_t *index)
+{
+    size_t count = index->count, at = 0;
+    uint64_t range = index->ends[count - 1] - index->starts[0];
+
+    index->low = index->starts[0];
+    index->shift = 0;
+    while (range >> index->shift >= SLOTS) {
+        index->shift++;
+    }
+    index->width = 2; /* there is a place above every address */
+    for (uint64_t slot = 0; slot < SLOTS; slot++) {
+        /* From the last region that starts before the slot (or with it), to
+         * the last one that starts before the next slot. */
+        while (at + 1 < count &&
+               (index->starts[at + 1] - index->low) >> index->shift < slot) {
+            at++;
+        }
+        size_t end = at + 1;
+        while (end < count &&
+               (index->starts[end] - index->low) >> index->shift <= slot) {
+            end++;
+        }
+        index->slots[slot] = (uint16_t)at;
+        index->width = end - at > index->width ? end - at : index->width;
+    }
+}
+
+static vnxi_finder_index_t *
+index_create(const vnxi_finder_t *finder)
+{
+    size_t count = vnxi_region_table_count(finder->table);
+    vnxi_finder_index_t *index;
+    size_t size = sizeof *index + count * (5 * 8 + 1);
+
+    index = vnxi_recycle_alloc(size);
+    if (index == NULL) {
+        return NULL;
+    }
+    index->size = size;
+    index->starts = (void *)(index + 1);
+    index->ends = index->starts + 2 * count;
+    index->devs = index->ends + count;
+    index->regions = (void *)(index->devs + count);
+    index->seen = (void *)(index->regions + count);
+    index->width = 0;
+    memset(index->starts, 0xff, 2 * count * sizeof *index->starts);
+    memset(index->seen, 0, count);
+    index_fill(index, finder, count);
+    if (index_can_have_slots(index)) {
+        index_fill_slots(index);
+    }
+    return index;
+}
+
+/* False: there is no region of the device. */
+static bool
+index_view(const vnxi_finder_index_t *index, uint64_t dev, view_t *view_p)
+{
+    static const uint16_t no_slots[1] = {0};
+    bool slots = index->width > 0;
+    size_t end = index->count, first = 0;
+    size_t last = end > 0 ? last_up_to(index->devs, end, dev) : 0;
+
+    if (end == 0 || index->devs[last] != dev) {
+        return false;
+    }
+    if (!slots && dev > 0) {
+        first = last_up_to(index->devs, end, dev - 1);
+        first += index->devs[first] != dev;
+    }
+    *view_p = (view_t){
+        .starts = index->starts + first,
+        .ends = index->ends + first,
+        .seen = index->seen + first,
+        .slots = slots ? index->slots : no_slots,
+        .low = slots ? index->low : 0,
+        .shift = slots ? index->shift : 0,
+        .last_slot = slots ? SLOTS - 1 : 0,
+        .width = slots ? index->width : last - first + 1,
+    };
+    return true;
+}
+
+static inline size_t
+view_slot(const view_t *view, uint64_t addr)
+{
+    uint64_t slot = (addr - view->low) >> view->shift;
+    return view->slots[slot < view->last_slot ? slot : view->last_slot];
+}
+
+/* The rows are all of the view's device.  `width` is the view's; inlined where
+ * it is a constant. */
+static inline __attribute__((always_inline)) bool
+view_holds_by(const view_t *view, const vnx_desc_t *rows, size_t count,
+              size_t width)
+{
+    const view_t v = *view;
+    unsigned out = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t addr = rows[i].addr;
+        size_t at = view_slot(&v, addr);
+        at += last_up_to(v.starts + at, width, addr);
+        out |= (unsigned)(addr < v.starts[at]) |
+               (unsigned)(addr + rows[i].len > v.ends[at]);
+        v.seen[at] = 1;
+    }
+    return out == 0;
+}
+
+static bool
+view_holds(const view_t *view, const vnx_desc_t *rows, size_t count)
+{
+    return view->width == 2 ? view_holds_by(view, rows, count, 2)
+                            : view_holds_by(view, rows, count, view->width);
+}
+
+/* -- Rows ----------------------------------------------------------------- */
+
+static vnx_status_t
+find_one_by_one(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count)
+{
+    finder->searches += count;
+    for (size_t i = 0; i < count; i++) {
+        vnx_status_t status =
+            vnxi_finder_range(finder, rows[i].addr, rows[i].len, rows[i].dev);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+find_by_index(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
+              bool one_dev)
+{
+    if (finder->index == NULL) {
+        finder->index = index_create(finder);
+    }
+    if (finder->index == NULL) {
+        return VNX_ERR_NO_MEMORY;
+    }
+    for (size_t i = 0, n; i < count; i += n) {
+        view_t view;
+        for (n = one_dev ? count : 1;
+             i + n < count && rows[i + n].dev == rows[i].dev; n++) {
+        }
+        if (!index_view(finder->index, rows[i].dev, &view) ||
+            !view_holds(&view, rows + i, n)) {
+            return VNX_ERR_NOT_FOUND;
+        }
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
+                 const vnxi_rows_scan_t *scan)
+{
+    /* Most often one region holds them all. */
+    if (scan->one_dev) {
+        vnx_status_t status = vnxi_finder_range(
+            finder, scan->low, scan->end - scan->low, rows[0].dev);
+        if (status != VNX_ERR_NOT_FOUND) {
+            return status;
+        }
+    }
+    if (finder->index == NULL &&
+        finder->searches + count <= SEARCHES_BEFORE_INDEX) {
+        return find_one_by_one(finder, rows, count);
+    }
+    return find_by_index(finder, rows, count, scan->one_dev);
+}
+
+/* -- Finishing ------------------------------------------------------------ */
+
+static int
+compare_regions(const void *a, const void *b)
+{
+    const vnxi_region_t *one = *(vnxi_region_t *const *)a;
+    const vnxi_region_t *two = *(vnxi_region_t *const *)b;
+    if (one->dev != two->dev) {
+        return one->dev < two->dev ? -1 : 1;
+    }
+    if (one->addr != two->addr) {
+        return one->addr < two->addr ? -1 : 1;
+    }
+    return (one->len > two->len) - (one->len < two->len);
+}
+
+vnx_status_t
+vnxi_finder_finish(vnxi_finder_t *finder)
+{
+    vnxi_finder_index_t *index = finder->index;
+    for (size_t i = 0; index != NULL && i < index->count; i++) {
+        /* What reaches farthest comes again at the places that follow. */
+        if (index->seen[i] != 0 && finder->last != index->regions[i] &&
+            note_hit(finder, index->regions[i]) != VNX_OK) {
+            return VNX_ERR_NO_MEMORY;
+        }
+    }
+    if (finder->hit_count > 1) {
+        qsort(finder->hits, finder->hit_count, sizeof *finder->hits,
+              compare_regions);
+    }
+    return VNX_OK;
+}

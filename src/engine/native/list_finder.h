@@ -1,0 +1,46 @@
+/*
+ * Finding the regions of many rows: what a list's builder asks.
+ *
+ * Remembers the region of the last hit, and notes every region that was hit.
+ * Where that does not help, and rows are many, it makes itself an index of the
+ * table that is searched without a branch.
+ */
+#ifndef VNXI_NATIVE_LIST_FINDER_H
+#define VNXI_NATIVE_LIST_FINDER_H
+
+#include "engine/native/list_block.h"
+
+#define VNXI_FINDER_FEW 4
+
+typedef struct vnxi_finder_index vnxi_finder_index_t;
+
+typedef struct vnxi_finder {
+    const vnxi_region_table_t *table; /* borrowed */
+    vnx_mem_t mem;
+    const vnxi_region_t *last; /* of the last hit; NULL: none yet */
+    size_t searches;           /* of single rows in the table */
+    vnxi_finder_index_t *index;
+    vnxi_region_t **hits; /* each once, borrowed from the table */
+    size_t hit_count, hit_capacity;
+    vnxi_region_t *few[VNXI_FINDER_FEW];
+} vnxi_finder_t;
+
+void vnxi_finder_init(vnxi_finder_t *finder, const vnxi_region_table_t *table,
+                      vnx_mem_t mem);
+void vnxi_finder_fini(vnxi_finder_t *finder);
+
+/* Does one region hold all of [addr, addr + len), which does not overflow?
+ * VNX_OK (finder->last is it), VNX_ERR_NOT_FOUND, VNX_ERR_NO_MEMORY; no error
+ * record. */
+vnx_status_t vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr,
+                               uint64_t len, uint64_t dev);
+
+/* Is each of these good rows held by some region?  The same statuses. */
+vnx_status_t vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows,
+                              size_t count, const vnxi_rows_scan_t *scan);
+
+/* Note what the index has seen, and sort all hits by (dev, addr).  Then
+ * finder->hits is what rows lie in. */
+vnx_status_t vnxi_finder_finish(vnxi_finder_t *finder);
+
+#endif
