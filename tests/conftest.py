@@ -1,0 +1,177 @@
+"""Fixtures of all Python tests.
+
+`--module nixl` runs what stock NIXL shares against stock: a test of ours
+that fails there is a wrong test, or carries `@beyond_stock`.
+"""
+
+import faulthandler
+import gc
+import importlib.util
+import itertools
+import os
+
+import pytest
+from support.api import Api
+from support.endpoint import Endpoint
+from support.peer import PeerProcess
+from support.transfers import Long
+
+# Where the two sides of a transfer live, and by what they are joined:
+# (environment of both, the target has a process of its own).
+ENGINES = {
+    "native-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
+    "native-shm": ({"VLLM_NIXL_ENGINE": "native"}, True),
+}
+STOCK_ENGINES = {
+    "stock-inproc": ({}, False),
+    "stock-two-processes": ({}, True),
+}
+TEST_LIMIT = 240  # seconds, after which a hanging test shows its stacks
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--module",
+        default="vllm_nixl",
+        help="the module under test: vllm_nixl, or nixl for the stock one",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes seconds")
+    config.addinivalue_line(
+        "markers", "beyond_stock: stock NIXL does not do this"
+    )
+
+
+def pytest_generate_tests(metafunc):
+    if "engine" in metafunc.fixturenames:
+        stock = metafunc.config.getoption("--module") == "nixl"
+        names = STOCK_ENGINES if stock else ENGINES
+        metafunc.parametrize("engine", names, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--module") != "nixl":
+        return
+    skip = pytest.mark.skip(reason="stock NIXL does not do this")
+    for item in items:
+        if item.get_closest_marker("beyond_stock"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def limit():
+    """A hang ends the run and shows where every thread stood."""
+    faulthandler.dump_traceback_later(TEST_LIMIT, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session")
+def module(request):
+    """The name of the module under test."""
+    name = request.config.getoption("--module")
+    if importlib.util.find_spec(name) is None:
+        pytest.fail(f"{name} is not installed: build it first")
+    return name
+
+
+@pytest.fixture(scope="session")
+def api(module):
+    return Api(module)
+
+
+class Engine:
+    def __init__(self, name, env, two_processes):
+        self.name, self.env = name, env
+        self.two_processes = two_processes
+
+
+@pytest.fixture
+def engine(request, monkeypatch):
+    table = {**ENGINES, **STOCK_ENGINES}
+    env, two_processes = table[request.param]
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    return Engine(request.param, env, two_processes)
+
+
+@pytest.fixture
+def names():
+    """Agent names that no other test of this run uses."""
+    counter = itertools.count()
+    return lambda: f"agent-{os.getpid()}-{next(counter)}"
+
+
+@pytest.fixture
+def opened():
+    """What is to be closed after the test, newest first."""
+    things = []
+    yield things
+    for thing in reversed(things):
+        thing.close()
+    gc.collect()
+
+
+@pytest.fixture
+def endpoint(module, names, opened):
+    """endpoint(name=None, **config): an agent in this process."""
+
+    def make(name=None, **config):
+        opened.append(Endpoint(module, name or names(), config))
+        return opened[-1]
+
+    return make
+
+
+@pytest.fixture
+def peer(module, names, opened):
+    """peer(name=None, env=None, **config): one in another process."""
+
+    def make(name=None, env=None, **config):
+        opened.append(PeerProcess(module, name or names(), config, env))
+        return opened[-1]
+
+    return make
+
+
+@pytest.fixture
+def other(engine, endpoint, peer):
+    """other(name=None): an agent where the engine wants the target."""
+    return peer if engine.two_processes else endpoint
+
+
+@pytest.fixture
+def pair(endpoint, other):
+    """(initiator here, target), each with the other's metadata loaded."""
+    here, there = endpoint(), other()
+    introduce(here, there)
+    return here, there
+
+
+def introduce(left, right):
+    left.add(right.metadata())
+    right.add(left.metadata())
+
+
+@pytest.fixture
+def meet():
+    """meet(left, right): load each other's metadata (again)."""
+    return introduce
+
+
+@pytest.fixture
+def long_transfer(pair):
+    """A transfer that does not end by itself, made and not posted."""
+    transfer = Long(*pair)
+    yield transfer
+    transfer.handle.release()
+
+
+@pytest.fixture
+def busy(long_transfer):
+    """(endpoint, handle): a transfer in flight."""
+    here, handle = long_transfer.here, long_transfer.handle
+    assert here.agent.transfer(handle) == "PROC"
+    return here, handle

@@ -1,0 +1,131 @@
+"""Stopping a transfer: nothing lands in memory that is free again."""
+
+import pytest
+from support import deadline
+from support.transfers import LONG_BLOCK, Long
+
+pytestmark = pytest.mark.beyond_stock
+
+
+def nothing_lands(transfer):
+    """Poison both sides, let others work, and look at the poison."""
+    here, there = transfer.here, transfer.there
+    here.poison(transfer.local.key, 0xAA)
+    there.poison(transfer.remote.key, 0xBB)
+    spare = here.alloc(4 << 20, seed=5)
+    away = there.alloc(4 << 20)
+    here.add(there.metadata())
+    for _ in range(5):
+        here.move(
+            "WRITE",
+            [(spare.addr, 4 << 20, 0)],
+            [(away.addr, 4 << 20, 0)],
+            there.name,
+        )
+    assert here.read(transfer.local.key) == b"\xaa" * LONG_BLOCK
+    assert there.read(transfer.remote.key) == b"\xbb" * LONG_BLOCK
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+@pytest.mark.parametrize("kind", ["private", "shared-buffer"])
+def test_no_byte_lands_after_cancel_returned(api, pair, operation, kind):
+    transfer = Long(*pair, operation, kind)
+    agent = pair[0].agent
+    agent.transfer(transfer.handle)
+    assert agent.cancel(transfer.handle) is True
+    nothing_lands(transfer)
+    with pytest.raises(api.nixlCancelledError, match="NIXL_ERR_CANCEL"):
+        agent.check_xfer_state(transfer.handle)
+
+
+def test_releasing_a_transfer_in_flight_stops_it(long_transfer):
+    agent = long_transfer.here.agent
+    agent.transfer(long_transfer.handle)
+    agent.release_xfer_handle(long_transfer.handle)
+    nothing_lands(long_transfer)
+
+
+def test_dropping_the_last_reference_in_flight_stops_it(pair):
+    transfer = Long(*pair)
+    agent = transfer.here.agent
+    handle = transfer.make()
+    agent.transfer(handle)
+    del handle
+    deadline.until(
+        lambda: agent.stats()["live_xfers"] == 1, "the end of the transfer"
+    )
+    nothing_lands(transfer)
+
+
+def test_a_cancelled_transfer_is_one_of_the_states(busy):
+    here, handle = busy
+    here.agent.cancel(handle)
+    assert here.agent.check_xfer_states([handle]) == ["ERR"]
+    assert here.agent.wait([handle], timeout=0) == [handle]
+
+
+def test_a_cancelled_transfer_may_be_posted_again(long_transfer):
+    here = long_transfer.here
+    short = long_transfer.make(times=3)
+    here.agent.transfer(long_transfer.handle)
+    here.agent.cancel(long_transfer.handle)
+    assert here.agent.transfer(long_transfer.handle) == "PROC"
+    assert here.agent.cancel(long_transfer.handle)
+    assert deadline.run(here.agent, short) == "DONE"
+
+
+def test_cancelling_what_has_ended_says_so(long_transfer):
+    agent = long_transfer.here.agent
+    handle = long_transfer.make(times=1)
+    assert deadline.run(agent, handle) == "DONE"
+    assert agent.cancel(handle) is False
+    assert agent.check_xfer_state(handle) == "DONE"
+
+
+def test_cancelling_twice_is_harmless(api, busy):
+    here, handle = busy
+    assert here.agent.cancel(handle) is True
+    assert here.agent.cancel(handle) is False
+    with pytest.raises(api.nixlCancelledError):
+        here.agent.check_xfer_state(handle)
+
+
+def test_a_cancelled_transfer_sends_no_notification(long_transfer):
+    here, there = long_transfer.here, long_transfer.there
+    handle = long_transfer.make(notif=b"must not come")
+    here.agent.transfer(handle)
+    here.agent.cancel(handle)
+    here.send_notif(there.name, b"after")
+    assert there.gather_notifs(1) == [(here.name, b"after")]
+
+
+def test_cancelling_one_leaves_the_others_alone(long_transfer):
+    agent = long_transfer.here.agent
+    others = [long_transfer.make(times=20) for _ in range(3)]
+    agent.transfer(long_transfer.handle)
+    for handle in others:
+        agent.transfer(handle)
+    assert agent.cancel(long_transfer.handle)
+    assert agent.wait(others, timeout=30) == others
+    assert agent.check_xfer_states(others) == ["DONE"] * 3
+
+
+def test_memory_may_be_given_back_after_cancel(pair):
+    """The local memory is unmapped; a late write would be a crash."""
+    here, there = pair
+    for _ in range(5):
+        transfer = Long(here, there)
+        here.agent.transfer(transfer.handle)
+        assert here.agent.cancel(transfer.handle)
+        transfer.handle.release()
+        here.deregister(transfer.local.key)
+        here.unmap(transfer.local.key)
+        there.deregister(transfer.remote.key)
+        there.unmap(transfer.remote.key)
+
+
+def test_stats_count_what_was_cancelled(busy):
+    here, handle = busy
+    before = here.agent.stats()["xfers_cancelled"]
+    here.agent.cancel(handle)
+    assert here.agent.stats()["xfers_cancelled"] == before + 1

@@ -1,0 +1,89 @@
+"""The exception classes: one family, with what a program needs to decide."""
+
+import pickle
+
+import pytest
+
+pytestmark = pytest.mark.beyond_stock
+
+# Names and numbers are NIXL's; clients search messages for the names.
+CLASSES = {
+    "nixlNotPostedError": -1,
+    "nixlInvalidParamError": -2,
+    "nixlBackendError": -3,
+    "nixlNotFoundError": -4,
+    "nixlMismatchError": -5,
+    "nixlNotAllowedError": -6,
+    "nixlRepostActiveError": -7,
+    "nixlUnknownError": -8,
+    "nixlNotSupportedError": -9,
+    "nixlRemoteDisconnectError": -10,
+    "nixlCancelledError": -11,
+    "nixlNoTelemetryError": -12,
+    "nixlTimeoutError": -100,
+    "nixlOutOfMemoryError": -101,
+    "nixlClosedError": -102,
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_is_one_of_the_family(api, name):
+    found = getattr(api, name)
+    assert issubclass(found, api.NixlError)
+    assert issubclass(found, Exception)
+    assert not issubclass(found, RuntimeError)
+    assert found.__name__ == name
+    assert found.__doc__
+
+
+def test_bad_values_are_value_errors(api):
+    assert issubclass(api.nixlInvalidParamError, ValueError)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_is_in_the_bindings_as_well(name):
+    """Clients import them from `_bindings`."""
+    import vllm_nixl
+    import vllm_nixl._bindings
+
+    assert getattr(vllm_nixl._bindings, name) is getattr(vllm_nixl, name)
+
+
+def raised(here):
+    with pytest.raises(here.api.NixlError) as caught:
+        here.agent.prep_xfer_dlist(
+            "", [(here.good, 64, 0), (0x20, 48, 0)], "DRAM"
+        )
+    return caught.value
+
+
+@pytest.fixture
+def here(endpoint):
+    made = endpoint()
+    made.good = made.alloc(4096).addr
+    return made
+
+
+def test_an_error_tells_status_row_and_cause(api, here):
+    error = raised(here)
+    assert type(error) is api.nixlNotFoundError
+    assert int(error.status) == CLASSES["nixlNotFoundError"]
+    assert error.index == 1
+    assert error.peer is None
+    for word in ("NIXL_ERR_NOT_FOUND", "prep_xfer_dlist", "0x20", "48"):
+        assert word in str(error)
+
+
+def test_an_error_tells_its_peer(api, here):
+    with pytest.raises(api.nixlNotFoundError) as caught:
+        here.agent.send_notif("stranger", b"x")
+    assert caught.value.peer == "stranger"
+    assert caught.value.index is None
+
+
+def test_errors_survive_pickling(here):
+    """They cross process pools and Ray."""
+    error = raised(here)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)

@@ -1,0 +1,142 @@
+"""Arrows between the layers point down, whoever adds an #include."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src"
+INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
+
+# What each layer may include, by path prefix under src/.  Every layer may
+# include itself, base/ and the public headers.
+ALLOWED = {
+    "base": [],
+    "engine": [],
+    "core": ["engine/engine.h"],
+    "side_channel": [],
+    "python": ["core/", "side_channel/", "engine/engine.h"],
+}
+
+
+def sources(folder=SOURCE):
+    return sorted(folder.rglob("*.[ch]"))
+
+
+def includes(path):
+    """[(is it in quotes, the name), ...] of a file."""
+    return [
+        (quote == '"', name)
+        for quote, name in INCLUDE.findall(path.read_text())
+    ]
+
+
+def layer_of(path):
+    return path.relative_to(SOURCE).parts[0]
+
+
+def wrong_includes(path, layer):
+    """The includes of our own headers that this layer may not have."""
+    allowed = [layer + "/", "base/", *ALLOWED[layer]]
+    return [
+        name
+        for ours, name in includes(path)
+        if ours and not name.startswith(tuple(allowed))
+    ]
+
+
+def test_there_is_source_to_look_at():
+    assert {layer_of(path) for path in sources()} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_includes_point_down(layer):
+    wrong = {
+        str(path.relative_to(ROOT)): names
+        for path in sources(SOURCE / layer)
+        if (names := wrong_includes(path, layer))
+    }
+    assert wrong == {}
+
+
+def test_an_upward_include_would_be_found(tmp_path):
+    bad = tmp_path / "bad.c"
+    bad.write_text('#include <stdio.h>\n#  include "core/agent.h"\n')
+    assert wrong_includes(bad, "base") == ["core/agent.h"]
+    assert wrong_includes(bad, "side_channel") == ["core/agent.h"]
+    assert wrong_includes(bad, "python") == []
+    bad.write_text('#include "engine/native/plan.h"\n')
+    assert wrong_includes(bad, "core") == ["engine/native/plan.h"]
+
+
+def test_our_headers_are_named_from_the_source_folder():
+    """So that the lines above can be trusted."""
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in sources()
+        for ours, name in includes(path)
+        if ours and not (SOURCE / name).is_file()
+    ]
+    assert wrong == []
+
+
+def test_only_the_extension_includes_python():
+    users = {
+        layer_of(path)
+        for path in sources()
+        for _, name in includes(path)
+        if name in ("Python.h", "structmember.h")
+    }
+    assert users == {"python"}
+
+
+def test_backends_do_not_include_each_other():
+    """engine/native is above its backends; a backend knows no other."""
+    engines = SOURCE / "engine"
+    for engine in [path for path in engines.iterdir() if path.is_dir()]:
+        for path in sources(engine):
+            for ours, name in includes(path):
+                parts = name.split("/")
+                if ours and parts[0] == "engine" and len(parts) > 2:
+                    assert parts[1] == engine.name, (path, name)
+
+
+def public_headers():
+    return sorted((ROOT / "include" / "vnx").glob("*.h"))
+
+
+def test_public_headers_include_public_headers_only():
+    for path in public_headers():
+        for ours, name in includes(path):
+            assert not ours, (path, name)
+            assert name.startswith("vnx/") or "/" not in name, (path, name)
+
+
+@pytest.mark.parametrize("path", public_headers(), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    ("compiler", "language"), [("cc", "c11"), ("c++", "c++17")]
+)
+def test_a_public_header_stands_alone(tmp_path, path, compiler, language):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    suffix = ".c" if compiler == "cc" else ".cc"
+    unit = tmp_path / ("unit" + suffix)
+    unit.write_text(f"#include <vnx/{path.name}>\nint main(void);\n")
+    subprocess.run(
+        [
+            compiler,
+            f"-std={language}",
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+            "-fsyntax-only",
+            "-I",
+            str(ROOT / "include"),
+            unit,
+        ],
+        check=True,
+    )

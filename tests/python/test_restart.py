@@ -1,0 +1,155 @@
+"""A peer restarts under its old name: the new one works, the old is an error.
+
+Killing is in tests/stress; here the old instance leaves or lives on.
+"""
+
+import pytest
+from support import deadline
+from support.transfers import Long
+
+pytestmark = pytest.mark.beyond_stock
+
+SIZE = 64 * 1024
+
+
+class Generation:
+    """One life of the peer, and what the survivor made of it."""
+
+    def __init__(self, here, there, seed):
+        self.here, self.there, self.seed = here, there, seed
+        self.remote = there.alloc(SIZE, seed=seed)
+        self.local = here.alloc(SIZE)
+        here.add(there.metadata())
+        agent = here.agent
+        self.left = agent.prep_xfer_dlist(
+            "", [(self.local.addr, SIZE, 0)], "DRAM"
+        )
+        self.right = agent.prep_xfer_dlist(
+            there.name, [(self.remote.addr, SIZE, 0)], "DRAM"
+        )
+        self.handle = self.make()
+
+    def make(self):
+        return self.here.agent.make_prepped_xfer(
+            "READ", self.left, [0], self.right, [0]
+        )
+
+    def check(self):
+        agent = self.here.agent
+        assert deadline.run(agent, self.make()) == "DONE"
+        assert self.here.checksum(self.local.key) == self.there.checksum(
+            self.remote.key
+        )
+
+
+@pytest.fixture
+def two_lives(endpoint, other):
+    """(first, second): the same name, the second loaded over the first."""
+    here = endpoint()
+    first = Generation(here, other("phoenix"), 1)
+    first.check()
+    first.there.close()
+    return first, Generation(here, other("phoenix"), 2)
+
+
+def test_the_new_instance_works_with_no_removal(two_lives):
+    two_lives[1].check()
+
+
+def test_a_transfer_of_the_old_instance_is_refused(api, two_lives):
+    old, new = two_lives
+    with pytest.raises(
+        api.nixlRemoteDisconnectError, match="NIXL_ERR_REMOTE_DISCONNECT"
+    ) as caught:
+        old.here.agent.transfer(old.handle)
+    assert caught.value.peer == "phoenix"
+    new.check()
+
+
+def test_a_list_of_the_old_instance_is_refused(api, two_lives):
+    old, new = two_lives
+    with pytest.raises(api.nixlRemoteDisconnectError, match="phoenix"):
+        old.make()
+    new.check()
+
+
+def test_lists_of_both_instances_do_not_mix(api, two_lives):
+    """Local lists outlive the peer."""
+    old, new = two_lives
+    handle = new.here.agent.make_prepped_xfer(
+        "READ", old.left, [0], new.right, [0]
+    )
+    assert deadline.run(new.here.agent, handle) == "DONE"
+    assert new.here.checksum(old.local.key) == new.there.checksum(
+        new.remote.key
+    )
+
+
+def test_old_handles_are_released_like_any_other(two_lives):
+    old, new = two_lives
+    old.handle.release()
+    old.right.release()
+    new.check()
+    assert new.here.agent.stats()["live_xfers"] <= 1
+
+
+def test_the_generation_counts_up(two_lives):
+    told = two_lives[1].here.agent.describe("phoenix")
+    assert told["generation"] == 2
+
+
+def test_notifications_go_to_the_new_instance(two_lives):
+    new = two_lives[1]
+    new.here.send_notif("phoenix", b"hello")
+    assert new.there.gather_notifs(1) == [(new.here.name, b"hello")]
+
+
+def test_what_is_in_flight_to_the_old_instance_fails(api, endpoint, peer):
+    """The old process still lives: a rolling update."""
+    here, old = endpoint(), peer("phoenix")
+    transfer = Long(here, old)
+    here.agent.transfer(transfer.handle)
+    new = Generation(here, peer("phoenix"), 3)
+    handle = transfer.handle
+    assert here.agent.wait([handle], timeout=10) == [handle]
+    with pytest.raises(api.nixlRemoteDisconnectError, match="phoenix"):
+        here.agent.check_xfer_state(handle)
+    new.check()
+    handle.release()
+
+
+def test_one_restart_leaves_other_peers_alone(endpoint, other, two_lives):
+    new = two_lives[1]
+    third = Generation(new.here, other("bystander"), 4)
+    fourth = Generation(new.here, other("phoenix"), 5)
+    third.check()
+    fourth.check()
+    assert third.here.agent.describe("bystander")["generation"] == 3
+
+
+def test_a_peer_that_left_is_an_error_until_it_is_back(api, two_lives):
+    new = two_lives[1]
+    here = new.here
+    new.there.close()
+
+    def gone():
+        try:
+            here.send_notif("phoenix", b"anybody?")
+        except api.nixlRemoteDisconnectError:
+            return True
+        return False
+
+    deadline.until(gone, "the news that the peer left")
+    with pytest.raises(api.nixlRemoteDisconnectError):
+        here.agent.transfer(new.handle)
+    with pytest.raises(api.nixlRemoteDisconnectError):
+        new.make()
+
+
+def test_ten_lives(endpoint, other):
+    here = endpoint()
+    for seed in range(10):
+        life = Generation(here, other("phoenix"), seed)
+        life.check()
+        life.there.close()
+    assert here.agent.stats()["peers"] == 1

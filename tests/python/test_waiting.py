@@ -1,0 +1,408 @@
+"""Completion by event: sleeping until something happened, never longer."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from support import deadline
+from support.memory import pattern
+from support.peer import child_environment
+
+pytestmark = pytest.mark.beyond_stock
+
+SIZE = 64 * 1024
+
+
+@pytest.fixture
+def make(pair):
+    """make(size): a READ from the peer, not posted."""
+    here, there = pair
+    remote, local = there.alloc(8 << 20, seed=1), here.alloc(8 << 20)
+    here.add(there.metadata())
+    agent = here.agent
+    left = agent.prep_xfer_dlist("", [(local.addr, 8 << 20, 0)], "DRAM")
+    right = [(remote.addr, 8 << 20, 0)]
+    right = agent.prep_xfer_dlist(there.name, right, "DRAM")
+
+    def one(times=1, notif=b""):
+        indices = [0] * times
+        return agent.make_prepped_xfer(
+            "READ", left, indices, right, indices, notif
+        )
+
+    one.here, one.there, one.local = here, there, local
+    return one
+
+
+# -- wait --------------------------------------------------------------------
+
+
+def test_wait_returns_when_all_have_ended(make):
+    agent = make.here.agent
+    handles = [make() for _ in range(5)]
+    for handle in handles:
+        agent.transfer(handle)
+    assert agent.wait(handles, timeout=30) == handles
+    assert agent.check_xfer_states(handles) == ["DONE"] * 5
+    assert make.here.read(make.local.key) == pattern(1, 8 << 20)
+
+
+def test_wait_for_any_returns_those_that_have_ended(make):
+    agent = make.here.agent
+    endless, short = make(100000), make()
+    agent.transfer(endless)
+    agent.transfer(short)
+    ended = agent.wait([endless, short], timeout=30, any_of=True)
+    assert ended == [short]
+    assert agent.check_xfer_states([endless, short]) == ["PROC", "DONE"]
+    assert agent.cancel(endless)
+
+
+def test_handles_come_back_in_the_order_given(make):
+    agent = make.here.agent
+    handles = [make() for _ in range(4)]
+    for handle in handles[::-1]:
+        agent.transfer(handle)
+    order = [handles[2], handles[0], handles[3], handles[1]]
+    assert agent.wait(order, 30) == order
+
+
+def test_wait_for_nothing_returns_at_once(make):
+    assert make.here.agent.wait([], timeout=0) == []
+
+
+def test_wait_takes_one_timeout_for_all(api, busy):
+    here, handle = busy
+    with pytest.raises(api.nixlTimeoutError, match="NIXL_ERR_TIMEOUT"):
+        here.agent.wait([handle], timeout=0.05)
+    with pytest.raises(api.nixlTimeoutError):
+        here.agent.wait([handle], timeout=0)
+    assert here.agent.check_xfer_state(handle) == "PROC"
+
+
+def test_a_timeout_names_what_is_still_open(api, make):
+    agent = make.here.agent
+    done, endless = make(), make(100000)
+    agent.transfer(done)
+    agent.wait([done], timeout=30)
+    agent.transfer(endless)
+    with pytest.raises(api.nixlTimeoutError) as caught:
+        agent.wait([done, endless], timeout=0.02)
+    assert "wait" in str(caught.value)
+    assert make.there.name in str(caught.value) or "1" in str(caught.value)
+    agent.cancel(endless)
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), "1"])
+def test_a_timeout_that_is_none_of_ours_is_refused(make, bad):
+    agent = make.here.agent
+    handle = make()
+    agent.transfer(handle)
+    with pytest.raises((ValueError, TypeError)):
+        agent.wait([handle], timeout=bad)
+    assert agent.wait([handle], timeout=30) == [handle]
+
+
+def test_a_failed_transfer_has_ended(api, endpoint, peer, meet):
+    """wait returns it; check_xfer_state raises what it failed with."""
+    here, there = endpoint(), peer()
+    meet(here, there)
+    remote, local = there.alloc(SIZE), here.alloc(SIZE)
+    here.add(there.metadata())
+    key = here.initialize(
+        "READ",
+        [(local.addr, SIZE, 0)] * 20000,
+        [(remote.addr, SIZE, 0)] * 20000,
+        there.name,
+    )
+    here.post(key)
+    there.kill()
+    handle = here.handles[key]
+    assert here.agent.wait([handle], timeout=30) == [handle]
+    with pytest.raises(api.nixlRemoteDisconnectError):
+        here.agent.check_xfer_state(handle)
+    assert here.agent.check_xfer_states([handle]) == ["ERR"]
+
+
+def test_wait_lets_other_threads_run(busy, api):
+    """The GIL is free while a call sleeps."""
+    here, handle = busy
+    counted = []
+    stop = threading.Event()
+
+    def count():
+        while not stop.is_set():
+            counted.append(1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = len(counted)
+    with pytest.raises(api.nixlTimeoutError):
+        here.agent.wait([handle], timeout=0.3)
+    after = len(counted)
+    stop.set()
+    thread.join()
+    assert after - before > 1000
+
+
+def test_many_threads_may_wait_for_one_transfer(make):
+    agent = make.here.agent
+    handle = make(100)
+    ended = []
+    agent.transfer(handle)
+    threads = [
+        threading.Thread(target=lambda: ended.extend(agent.wait([handle], 30)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert ended == [handle] * 6
+
+
+def test_closing_the_agent_wakes_who_waits(api, busy):
+    here, handle = busy
+    result = []
+
+    def wait():
+        try:
+            result.append(here.agent.wait([handle], timeout=60))
+        except api.NixlError as error:
+            result.append(type(error))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    deadline.until(lambda: thread.is_alive(), "the thread")
+    here.agent.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert result in ([api.nixlClosedError], [[handle]])
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from support.endpoint import Endpoint
+from support.transfers import Long
+here, there = Endpoint("vllm_nixl", "here"), Endpoint("vllm_nixl", "there")
+long = Long(here, there)
+here.agent.transfer(long.handle)
+print("waiting", flush=True)
+try:
+    {call}
+except KeyboardInterrupt:
+    print("interrupted", here.agent.check_xfer_state(long.handle), flush=True)
+    assert here.agent.cancel(long.handle)
+    long.short()
+    print("works", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "here.agent.wait([long.handle])",
+        "here.agent.wait([long.handle], timeout=1000)",
+        "import asyncio; asyncio.run(here.agent.wait_async(long.handle))",
+    ],
+    ids=["wait", "wait-timeout", "wait_async"],
+)
+def test_ctrl_c_interrupts(call):
+    """As it does in a terminal; the agent works afterwards."""
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED.format(call=call)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=child_environment(),
+    ) as child:
+        assert child.stdout.readline() == "waiting\n"
+        child.send_signal(signal.SIGINT)
+        out, _ = child.communicate(timeout=60)
+    assert out == "interrupted PROC\nworks\n"
+    assert child.returncode == 0
+
+
+# -- fileno ------------------------------------------------------------------
+
+
+def readable(fd, seconds):
+    return bool(select.select([fd], [], [], seconds)[0])
+
+
+def test_the_file_descriptor_tells_of_an_end(make):
+    agent = make.here.agent
+    fd = agent.fileno()
+    agent.get_new_notifs()
+    assert not readable(fd, 0)
+    handle = make()
+    state = agent.transfer(handle)
+    assert readable(fd, 30)
+    assert state == "DONE" or agent.check_xfer_states([handle]) == ["DONE"]
+    agent.get_new_notifs()
+    assert not readable(fd, 0)
+
+
+def test_the_file_descriptor_tells_of_a_notification(make):
+    here, there = make.here, make.there
+    agent = here.agent
+    fd = agent.fileno()
+    agent.get_new_notifs()
+    there.send_notif(here.name, b"hello")
+    assert readable(fd, 30)
+    assert agent.get_new_notifs() == {there.name: [b"hello"]}
+    assert not readable(fd, 0)
+
+
+def test_the_file_descriptor_stays_readable_until_taken(make):
+    here, there = make.here, make.there
+    fd = here.agent.fileno()
+    there.send_notif(here.name, b"hello")
+    for _ in range(3):
+        assert readable(fd, 30)
+    here.agent.get_new_notifs()
+    assert not readable(fd, 0)
+
+
+@pytest.mark.parametrize("look", ["wait", "check_xfer_states"])
+def test_looking_at_transfers_quiets_the_file_descriptor(make, look):
+    agent = make.here.agent
+    fd = agent.fileno()
+    handle = make()
+    agent.transfer(handle)
+    assert readable(fd, 30)
+    if look == "wait":
+        agent.wait([handle], timeout=30)
+    else:
+        deadline.until(
+            lambda: agent.check_xfer_states([handle]) == ["DONE"], "the end"
+        )
+    assert not readable(fd, 0)
+
+
+def test_the_file_descriptor_works_with_epoll(make):
+    here, there = make.here, make.there
+    with select.epoll() as poll:
+        poll.register(here.agent.fileno(), select.EPOLLIN)
+        here.agent.get_new_notifs()
+        for round_number in range(20):
+            there.send_notif(here.name, str(round_number).encode())
+            events = poll.poll(30)
+            assert [fd for fd, _ in events] == [here.agent.fileno()]
+            got = here.agent.get_new_notifs()
+            assert got == {there.name: [str(round_number).encode()]}
+
+
+def test_the_file_descriptor_is_the_same_each_time(make):
+    agent = make.here.agent
+    assert agent.fileno() == agent.fileno()
+    assert not os.get_inheritable(agent.fileno())
+
+
+# -- asyncio -----------------------------------------------------------------
+
+
+def test_a_coroutine_awaits_a_transfer(make):
+    agent = make.here.agent
+
+    async def main():
+        handle = make()
+        agent.transfer(handle)
+        await agent.wait_async(handle, timeout=30)
+        return agent.check_xfer_state(handle)
+
+    assert asyncio.run(main()) == "DONE"
+
+
+def test_many_coroutines_await_at_once(make):
+    agent = make.here.agent
+
+    async def one():
+        handle = make()
+        agent.transfer(handle)
+        await agent.wait_async(handle)
+        return agent.check_xfer_state(handle)
+
+    async def main():
+        return await asyncio.gather(*(one() for _ in range(50)))
+
+    assert asyncio.run(main()) == ["DONE"] * 50
+
+
+def test_awaiting_times_out(api, busy):
+    here, handle = busy
+
+    async def main():
+        await here.agent.wait_async(handle, timeout=0.05)
+
+    with pytest.raises(api.nixlTimeoutError):
+        asyncio.run(main())
+    assert here.agent.check_xfer_state(handle) == "PROC"
+
+
+def test_the_event_loop_runs_while_a_coroutine_awaits(busy):
+    here, handle = busy
+
+    async def main():
+        ticks = 0
+        waiter = asyncio.ensure_future(here.agent.wait_async(handle))
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert not waiter.done()
+        here.agent.cancel(handle)
+        await asyncio.wait([waiter], timeout=30)
+        assert waiter.done()
+        waiter.exception()
+        return ticks
+
+    assert asyncio.run(main()) == 50
+
+
+def test_a_cancelled_task_leaves_the_transfer_alone(busy):
+    here, handle = busy
+
+    async def main():
+        task = asyncio.ensure_future(here.agent.wait_async(handle))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert here.agent.check_xfer_state(handle) == "PROC"
+
+
+def test_notifications_come_as_an_async_iterator(make):
+    here, there = make.here, make.there
+
+    async def main():
+        got = []
+        async for sender, message in here.agent.notifications():
+            got.append((sender, message))
+            if len(got) == 1:
+                there.send_notif(here.name, b"two")
+                there.send_notif(here.name, b"three")
+            if len(got) == 3:
+                break
+        return got
+
+    there.send_notif(here.name, b"one")
+    got = asyncio.run(asyncio.wait_for(main(), 60))
+    assert got == [(there.name, m) for m in (b"one", b"two", b"three")]
+
+
+def test_an_agent_serves_one_event_loop_after_another(make):
+    agent = make.here.agent
+
+    async def main():
+        handle = make()
+        agent.transfer(handle)
+        await agent.wait_async(handle, timeout=30)
+
+    for _ in range(5):
+        asyncio.run(main())

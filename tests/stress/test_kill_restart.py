@@ -1,0 +1,207 @@
+"""Processes are killed during transfers, again and again."""
+
+import pytest
+from support import deadline
+from support.memory import pattern
+from support.transfers import Long
+
+pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+
+ROUNDS = 100
+NOTICED = 1.0  # seconds in which a death must be an error
+SIZE = 256 * 1024
+LONG_SIZE = 4 << 20
+VICTIM = "victim"
+
+
+@pytest.fixture
+def here(endpoint):
+    return endpoint("survivor")
+
+
+@pytest.fixture
+def bystander(peer, here, meet):
+    """A peer that nothing happens to."""
+    there = peer("bystander")
+    there.block = there.alloc(SIZE, seed=50)
+    here.block = here.alloc(SIZE, seed=51)
+    here.room = here.alloc(SIZE)
+    there.room = there.alloc(SIZE)
+    meet(here, there)
+    return there
+
+
+def read(reader, room, owner, block):
+    """`reader` reads a block of `owner`; the bytes are right."""
+    state = reader.move(
+        "READ", [(room.addr, SIZE, 0)], [(block.addr, SIZE, 0)], owner.name
+    )
+    assert state == "DONE"
+    assert reader.checksum(room.key) == owner.checksum(block.key)
+    reader.poison(room.key, 0)
+
+
+def both_directions(here, there):
+    read(here, here.room, there, there.block)
+    read(there, there.room, here, here.block)
+
+
+def start(peer, here, opened):
+    """A victim that has just (re)started, met without any removal."""
+    victim = peer(VICTIM)
+    victim.block = victim.alloc(SIZE, seed=52)
+    victim.room = victim.alloc(SIZE)
+    here.add(victim.metadata())
+    victim.add(here.metadata())
+    assert opened[-1] is victim
+    return victim
+
+
+def forget(opened):
+    """The dead victim need not be closed at the end of the test."""
+    opened.pop().close()
+
+
+def refused(call, error):
+    """A condition: the call raises this error."""
+
+    def look():
+        try:
+            call()
+        except error:
+            return True
+        return False
+
+    return look
+
+
+@pytest.mark.parametrize("kind", ["private", "shared-buffer"])
+def test_the_prefill_process_is_killed(
+    api, here, bystander, peer, opened, kind
+):
+    """We read from it when it dies."""
+    rounds = ROUNDS if kind == "private" else ROUNDS // 5
+    victim = start(peer, here, opened)
+    for _ in range(rounds):
+        transfer = Long(here, victim, "READ", kind, LONG_SIZE)
+        handle = transfer.handle
+        assert here.agent.transfer(handle) == "PROC"
+        victim.kill()
+        assert here.agent.wait([handle], timeout=NOTICED) == [handle]
+        with pytest.raises(
+            api.nixlRemoteDisconnectError, match="NIXL_ERR_REMOTE_DISCONNECT"
+        ):
+            here.agent.check_xfer_state(handle)
+        forget(opened)
+
+        both_directions(here, bystander)
+        victim = start(peer, here, opened)
+        both_directions(here, victim)
+        with pytest.raises(api.nixlRemoteDisconnectError):
+            here.agent.transfer(handle)
+        with pytest.raises(api.nixlRemoteDisconnectError):
+            transfer.make()
+        handle.release()
+        here.deregister(transfer.local.key)
+        here.unmap(transfer.local.key)
+    assert here.agent.stats()["peers_lost"] >= rounds
+    assert here.read(here.block.key) == pattern(51, SIZE)
+
+
+def test_the_decode_process_is_killed(api, here, bystander, peer, opened):
+    """It reads from us when it dies."""
+    block = here.alloc(LONG_SIZE, seed=53)
+    victim = start(peer, here, opened)
+    for _ in range(ROUNDS):
+        victim.add(here.metadata())
+        assert victim.start_long(here.name, block.addr, LONG_SIZE) == "PROC"
+        victim.kill()
+        deadline.until(
+            refused(
+                lambda: here.send_notif(VICTIM, b"anybody?"),
+                api.nixlRemoteDisconnectError,
+            ),
+            "the news of its death",
+            NOTICED,
+        )
+        forget(opened)
+
+        both_directions(here, bystander)
+        victim = start(peer, here, opened)
+        both_directions(here, victim)
+        here.send_notif(VICTIM, b"welcome")
+        assert victim.gather_notifs(1) == [(here.name, b"welcome")]
+        victim.send_notif(here.name, b"thanks")
+        assert here.gather_notifs(1) == [(VICTIM, b"thanks")]
+    assert here.read(block.key) == pattern(53, LONG_SIZE)
+
+
+def test_a_killed_process_leaves_nothing_behind(here, peer, opened, names):
+    """Descriptors, threads and mappings of dead peers are given back."""
+    from support import usage
+
+    def round_of_life():
+        victim = start(peer, here, opened)
+        transfer = Long(here, victim, "READ", "shared-buffer", LONG_SIZE)
+        here.agent.transfer(transfer.handle)
+        victim.kill()
+        here.agent.wait([transfer.handle], timeout=NOTICED)
+        forget(opened)
+        transfer.handle.release()
+        transfer.left.release()
+        transfer.right.release()
+        here.deregister(transfer.local.key)
+        here.unmap(transfer.local.key)
+        return usage.fds(), usage.threads(), usage.mappings()
+
+    here.room = here.alloc(SIZE)
+    here.block = here.alloc(SIZE, seed=54)
+    for _ in range(5):
+        first = round_of_life()
+    for _ in range(10):
+        last = round_of_life()
+    assert last[0] <= first[0], "descriptors"
+    assert last[1] <= first[1], "threads"
+    assert last[2] <= first[2] + 10, "mappings"
+
+
+def test_many_die_at_once(api, here, bystander, peer, opened):
+    """Ten peers, each with a transfer in flight."""
+    victims = [peer(f"{VICTIM}-{i}") for i in range(5)]
+    transfers = [
+        Long(here, victim, "READ", "private", LONG_SIZE) for victim in victims
+    ]
+    handles = [transfer.handle for transfer in transfers]
+    for handle in handles:
+        here.agent.transfer(handle)
+    for victim in victims:
+        victim.process.kill()
+    assert here.agent.wait(handles, timeout=NOTICED + 4) == handles
+    assert here.agent.check_xfer_states(handles) == ["ERR"] * len(handles)
+    for _ in victims:
+        dead = opened.pop()
+        dead.kill()
+    both_directions(here, bystander)
+    for handle in handles:
+        with pytest.raises(api.nixlRemoteDisconnectError):
+            here.agent.check_xfer_state(handle)
+
+
+def test_a_stopped_process_does_not_hold_us_up(here, bystander, peer):
+    """SIGSTOP: its memory is still there, its threads are not."""
+    import signal
+
+    victim = peer(VICTIM)
+    block = victim.alloc(SIZE, seed=55)
+    room = here.alloc(SIZE)
+    here.add(victim.metadata())
+    victim.process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(200):
+            here.send_notif(VICTIM, b"x" * 10000)
+        both_directions(here, bystander)
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
+    here.move("READ", [(room.addr, SIZE, 0)], [(block.addr, SIZE, 0)], VICTIM)
+    assert here.checksum(room.key) == victim.checksum(block.key)
+    assert len(victim.gather_notifs(200)) == 200

@@ -1,0 +1,1 @@
+"""What the tests share: memory, peers in other processes, deadlines."""

@@ -1,0 +1,264 @@
+"""An agent with memory, driven by plain values.
+
+The same class serves in this process and, behind a pipe, in a peer process
+(`support.peer`): a test written once runs on both.
+"""
+
+import collections
+import itertools
+import os
+import signal
+import time
+
+from support import deadline, memory
+from support.api import Api
+from support.transfers import LONG_TIMES
+
+# A buffer as others see it.
+Buffer = collections.namedtuple("Buffer", "key addr size")
+
+
+class Endpoint:
+    def __init__(self, module, name, config=None):
+        self.api = Api(module)
+        self.name = name
+        self.agent = self.api.nixl_agent(
+            name, self.api.nixl_agent_config(**(config or {}))
+        )
+        self.keys = itertools.count(1)
+        self.buffers = {}
+        self.registered = {}
+        self.handles = {}
+
+    def pid(self):
+        return os.getpid()
+
+    # -- memory --------------------------------------------------------------
+
+    def alloc(self, size, kind="private", seed=None, register=True):
+        """New memory, filled with pattern(seed), registered as DRAM."""
+        block = memory.allocate(size, kind, self.api)
+        if seed is not None:
+            block.fill(seed)
+        key = next(self.keys)
+        self.buffers[key] = block
+        if register:
+            self.register(key)
+        return Buffer(key, block.addr, size)
+
+    def register(self, key):
+        block = self.buffers[key]
+        self.registered[key] = self.agent.register_memory(
+            [(block.addr, block.size, 0, "")], "DRAM"
+        )
+
+    def deregister(self, key):
+        self.agent.deregister_memory(self.registered.pop(key))
+
+    def deregister_rows(self, key, size, count):
+        """Pieces of a buffer that were registered one by one."""
+        base = self.buffers[key].addr
+        for number in range(count):
+            rows = [(base + number * size, size, 0, "")]
+            self.agent.deregister_memory(
+                self.agent.get_reg_descs(rows, "DRAM")
+            )
+
+    def unmap(self, key):
+        """Take the memory away, registered or not."""
+        self.buffers.pop(key).unmap()
+
+    def remap(self, key, kind, seed):
+        """Other memory at the same address."""
+        old = self.buffers[key]
+        size, addr = old.size, old.addr
+        self.buffers[key] = memory.Memory(size, kind, at=addr).fill(seed)
+        old.view.release()
+
+    def fill(self, key, seed):
+        self.buffers[key].fill(seed)
+
+    def poison(self, key, byte):
+        block = self.buffers[key]
+        block.view[:] = bytes([byte]) * block.size
+
+    def read(self, key, offset=0, size=None):
+        block = self.buffers[key]
+        end = block.size if size is None else offset + size
+        return bytes(block.view[offset:end])
+
+    def write(self, key, offset, data):
+        self.buffers[key].view[offset : offset + len(data)] = data
+
+    def checksum(self, key):
+        return memory.checksum(self.buffers[key].view)
+
+    # -- peers ---------------------------------------------------------------
+
+    def metadata(self):
+        return self.agent.get_agent_metadata()
+
+    def partial_metadata(self, keys, connection):
+        rows = [
+            (self.buffers[key].addr, self.buffers[key].size, 0, "")
+            for key in keys
+        ]
+        api = self.api
+        lists = (
+            self.agent.get_reg_descs(rows, "DRAM")
+            if rows
+            else api.nixlRegDList(api.DRAM_SEG)
+        )
+        return self.agent.get_partial_agent_metadata(lists, connection)
+
+    def add(self, blob):
+        return self.agent.add_remote_agent(blob)
+
+    def remove(self, name):
+        self.agent.remove_remote_agent(name)
+
+    # -- transfers, by keys --------------------------------------------------
+
+    def prepare(self, peer, rows, mem_type="DRAM"):
+        return self._keep(self.agent.prep_xfer_dlist(peer, rows, mem_type))
+
+    def make(self, operation, local, remote, notif=b"", indices=None):
+        left, right = self.handles[local], self.handles[remote]
+        indices = indices if indices is not None else ([0], [0])
+        return self._keep(
+            self.agent.make_prepped_xfer(
+                operation, left, indices[0], right, indices[1], notif
+            )
+        )
+
+    def initialize(self, operation, local, remote, peer, notif=b""):
+        agent = self.agent
+        return self._keep(
+            agent.initialize_xfer(
+                operation,
+                agent.get_xfer_descs(local, "DRAM"),
+                agent.get_xfer_descs(remote, "DRAM"),
+                peer,
+                notif,
+            )
+        )
+
+    def post(self, key, notif=b""):
+        return self.agent.transfer(self.handles[key], notif)
+
+    def state(self, key):
+        return self.agent.check_xfer_state(self.handles[key])
+
+    def finish(self, key, timeout=deadline.PATIENCE):
+        return deadline.finish(self.agent, self.handles[key], timeout)
+
+    def move(self, operation, local, remote, peer, notif=b""):
+        """A whole transfer of lists of rows: made, posted, ended."""
+        key = self.initialize(operation, local, remote, peer, notif)
+        state = self.post(key)
+        state = state if state == "DONE" else self.finish(key)
+        self.release(key)
+        return state
+
+    def start_long(self, peer, remote, size):
+        """Read one block of a peer's again and again, until stopped."""
+        local = self.alloc(size)
+        left = self.prepare("", [(local.addr, size, 0)])
+        right = self.prepare(peer, [(remote, size, 0)])
+        indices = [0] * LONG_TIMES
+        return self.post(
+            self.make("READ", left, right, b"", (indices, indices))
+        )
+
+    def release(self, key):
+        self.handles.pop(key).release()
+
+    def _keep(self, handle):
+        key = next(self.keys)
+        self.handles[key] = handle
+        return key
+
+    # -- notifications -------------------------------------------------------
+
+    def send_notif(self, peer, message):
+        self.agent.send_notif(peer, message)
+
+    def gather_notifs(self, count, timeout=deadline.PATIENCE):
+        return deadline.gather_notifs(self.agent, count, timeout)
+
+    def take_notifs(self):
+        return self.agent.get_new_notifs()
+
+    def heads(self, size):
+        """The first bytes of each pending message."""
+        notifs = self.agent.get_new_notifs().values()
+        return [message[:size] for some in notifs for message in some]
+
+    def check_slots_as_told(self, key, slot, count):
+        """For each of `count` notifications (8 bytes: the slot's number), look
+        at its slot at once; returns what was wrong and the order seen."""
+        view = self.buffers[key].view
+        seen, wrong = [], []
+        end = time.monotonic() + deadline.PATIENCE
+        while len(seen) < count and time.monotonic() < end:
+            for messages in self.agent.get_new_notifs().values():
+                for message in messages:
+                    number = int.from_bytes(message, "little")
+                    start = number * slot
+                    if view[start : start + slot] != message * (slot // 8):
+                        wrong.append(number)
+                    seen.append(number)
+        return wrong, seen
+
+    def overwrite_slots_as_told(self, key, slot, count):
+        """For each of `count` notifications, spoil its slot at once."""
+        view = self.buffers[key].view
+        spoiled = 0
+        end = time.monotonic() + deadline.PATIENCE
+        while spoiled < count and time.monotonic() < end:
+            for messages in self.agent.get_new_notifs().values():
+                for message in messages:
+                    start = int.from_bytes(message, "little") * slot
+                    view[start : start + slot] = b"\xee" * slot
+                    spoiled += 1
+        return spoiled
+
+    # -- descriptor lists ----------------------------------------------------
+
+    def list_state(self, kind, rows, mem_type="DRAM"):
+        """(the bytes that pickle keeps, the whole pickle) of a new list."""
+        make = getattr(self.agent, f"get_{kind}_descs")
+        made = make([tuple(row) for row in rows], mem_type)
+        return made.__getstate__(), self.agent.get_serialized_descs(made)
+
+    def rows_of_state(self, kind, state):
+        """The rows of a list made from such bytes."""
+        classes = {
+            "xfer": self.api.nixlXferDList,
+            "reg": self.api.nixlRegDList,
+        }
+        made = classes[kind].__new__(classes[kind])
+        made.__setstate__(state)
+        return [made[i] for i in range(made.descCount())]
+
+    # -- anything else -------------------------------------------------------
+
+    def call(self, method, *args, **keywords):
+        """An agent's method whose arguments and result are plain values."""
+        return getattr(self.agent, method)(*args, **keywords)
+
+    def kill_self(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def close(self):
+        """Everything back, in the order in which a client would."""
+        for handle in self.handles.values():
+            handle.release()
+        self.handles.clear()
+        if hasattr(self.agent, "close"):
+            self.agent.close()
+        self.agent = None
+        self.registered.clear()
+        for block in self.buffers.values():
+            block.unmap()
+        self.buffers.clear()

@@ -1,0 +1,124 @@
+"""Raw memory of every kind that a user may register."""
+
+import ctypes
+import mmap
+import os
+import random
+import tempfile
+import zlib
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+MAP_FIXED = 0x10
+PAGE = mmap.PAGESIZE
+
+# How each kind is mapped: (where the bytes live, shared or private).
+KINDS = {
+    "private": (None, mmap.MAP_PRIVATE),
+    "shared-anonymous": (None, mmap.MAP_SHARED),
+    "memfd": ("memfd", mmap.MAP_SHARED),
+    "memfd-private": ("memfd", mmap.MAP_PRIVATE),
+    "dev-shm": ("/dev/shm", mmap.MAP_SHARED),
+    "file": ("/var/tmp", mmap.MAP_SHARED),
+}
+
+
+def pattern(seed, size):
+    """`size` bytes that are a function of `seed`."""
+    return random.Random(seed).randbytes(size)
+
+
+def _open(place, size):
+    if place == "memfd":
+        fd = os.memfd_create("vllm-nixl-test")
+    else:
+        fd, path = tempfile.mkstemp(dir=place, prefix="vllm-nixl-test-")
+        os.unlink(path)
+    os.ftruncate(fd, size)
+    return fd
+
+
+class Memory:
+    """A mapping of our own: address, size, bytes by slices of `view`."""
+
+    def __init__(self, size, kind="private", offset=0, at=None):
+        place, flags = KINDS[kind]
+        self.kind, self.size = kind, size
+        fd = -1
+        if place is None:
+            flags |= mmap.MAP_ANONYMOUS
+        else:
+            fd = _open(place, offset + size)
+        if at is not None:
+            flags |= MAP_FIXED
+        self.addr = _libc.mmap(at, size, READ_WRITE, flags, fd, offset)
+        if fd >= 0:
+            os.close(fd)
+        if self.addr in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), f"mmap {size} bytes, {kind}")
+        self.view = view_of(self.addr, size)
+
+    def fill(self, seed):
+        self.view[:] = pattern(seed, self.size)
+        return self
+
+    def unmap(self):
+        if self.addr is not None:
+            self.view.release()
+            _libc.munmap(self.addr, self.size)
+            self.addr = None
+
+
+class Exported:
+    """Memory that some object lends us by the buffer protocol."""
+
+    def __init__(self, owner, kind):
+        self.owner, self.kind = owner, kind
+        self.view = memoryview(owner).cast("B")
+        self.size = self.view.nbytes
+        self.addr = address_of(self.view)
+
+    fill = Memory.fill
+
+    def unmap(self):
+        self.view.release()
+        self.owner = None
+
+
+def view_of(addr, size):
+    """The bytes at an address."""
+    array = (ctypes.c_ubyte * size).from_address(addr)
+    return memoryview(array).cast("B")
+
+
+def address_of(view):
+    """The address of a writable buffer's first byte."""
+    return ctypes.addressof(ctypes.c_ubyte.from_buffer(view))
+
+
+def checksum(view):
+    return zlib.crc32(view)
+
+
+def allocate(size, kind="private", api=None):
+    """Memory of a kind; "shared-buffer" and "numpy" beside KINDS."""
+    if kind == "shared-buffer":
+        return Exported(api.shared_buffer(size), kind)
+    if kind == "bytearray":
+        return Exported(bytearray(size), kind)
+    if kind == "numpy":
+        import numpy
+
+        return Exported(numpy.zeros(size, numpy.uint8), kind)
+    return Memory(size, kind)

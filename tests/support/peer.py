@@ -1,0 +1,180 @@
+"""A peer in another process: an `Endpoint` behind a pipe.
+
+    with PeerProcess("vllm_nixl", "prefill") as peer:
+        buffer = peer.alloc(4096, seed=1)
+        agent.add_remote_agent(peer.metadata())
+
+Every method of `Endpoint` is one of the peer, with a deadline.  An exception
+there is raised here by its class's name, as `PeerError`.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from support.deadline import PATIENCE, DeadlineError
+
+TESTS = Path(__file__).resolve().parent.parent
+PR_SET_PDEATHSIG = 1
+
+
+class PeerError(Exception):
+    """An exception in the peer: `kind` is its class's name."""
+
+    def __init__(self, kind, text, trace):
+        super().__init__(f"{kind}: {text}\n{trace}")
+        self.kind, self.text = kind, text
+
+
+class PeerGoneError(Exception):
+    """The peer's process ended while we spoke with it."""
+
+
+class PeerProcess:
+    def __init__(self, module, name, config=None, env=None, python=None):
+        ours, theirs = socket.socketpair()
+        self.name = name
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [
+                python or sys.executable,
+                "-m",
+                "support.peer",
+                str(theirs.fileno()),
+                module,
+            ],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=self.errors,
+            env=child_environment(env, python),
+        )
+        theirs.close()
+        self.pipe = Connection(ours.detach())
+        self.ask("open", name, config)
+
+    def ask(self, method, *args, timeout=PATIENCE, **keywords):
+        """Call a method of the peer's endpoint."""
+        self.send(method, *args, **keywords)
+        return self.answer(timeout)
+
+    def send(self, method, *args, **keywords):
+        """Call without waiting; `answer()` collects."""
+        try:
+            self.pipe.send((method, args, keywords))
+        except OSError:
+            raise PeerGoneError(self.last_words()) from None
+
+    def answer(self, timeout=PATIENCE):
+        try:
+            if not self.pipe.poll(timeout + 5):
+                raise DeadlineError(f"no answer of {self.name}")
+            fine, value = self.pipe.recv()
+        except (EOFError, OSError):
+            raise PeerGoneError(self.last_words()) from None
+        if not fine:
+            raise PeerError(*value)
+        return value
+
+    def __getattr__(self, method):
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return lambda *args, **keywords: self.ask(method, *args, **keywords)
+
+    def last_words(self):
+        """How the process ended and what it wrote to stderr."""
+        try:
+            code = self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            code = "none yet"
+        self.errors.seek(0)
+        text = self.errors.read()[-4000:].decode(errors="replace")
+        return f"peer {self.name}, exit status {code}\n{text}"
+
+    def kill(self):
+        """SIGKILL; returns when the process is gone."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self._drop()
+
+    def close(self):
+        """Let it close its agent and exit; its exit status must be 0."""
+        if self.process.returncode is not None:
+            self._drop()
+            return
+        try:
+            self.send("exit")
+            code = self.process.wait(PATIENCE)
+            if code != 0:
+                raise PeerGoneError(self.last_words())
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            self._drop()
+
+    def _drop(self):
+        self.pipe.close()
+        self.errors.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+
+def child_environment(extra=None, python=None):
+    """Ours, with the tests' helpers importable, and what `extra` says.
+
+    Another Python does not see our packages.
+    """
+    env = dict(os.environ)
+    paths = [str(TESTS)]
+    if python is None and env.get("PYTHONPATH"):
+        paths.append(env["PYTHONPATH"])
+    env["PYTHONPATH"] = os.pathsep.join(paths)
+    for key, value in (extra or {}).items():
+        if value is None:
+            env.pop(key, None)
+        else:
+            env[key] = value
+    return env
+
+
+def serve(pipe, module):
+    """The peer's side: commands in, answers out, until "exit"."""
+    from support.endpoint import Endpoint
+
+    endpoint = None
+    while True:
+        try:
+            method, args, keywords = pipe.recv()
+        except EOFError:
+            return
+        if method == "exit":
+            break
+        try:
+            if method == "open":
+                endpoint = Endpoint(module, *args)
+                value = None
+            else:
+                value = getattr(endpoint, method)(*args, **keywords)
+            pipe.send((True, value))
+        except Exception as error:
+            what = (type(error).__name__, str(error), traceback.format_exc())
+            pipe.send((False, what))
+    if endpoint is not None:
+        endpoint.close()
+
+
+if __name__ == "__main__":
+    # No orphans: a peer ends with the tests, however they end.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    serve(Connection(int(sys.argv[1])), sys.argv[2])

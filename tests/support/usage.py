@@ -1,0 +1,32 @@
+"""What a process holds: descriptors, threads, memory, switches."""
+
+import os
+from pathlib import Path
+
+
+def fds():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+def resident():
+    """Resident memory in bytes."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
+
+
+def mappings():
+    return Path("/proc/self/maps").read_text().count("\n")
+
+
+def switches():
+    """Voluntary context switches of each thread."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                found[task.name] = int(line.split()[1])
+    return found
