@@ -1,0 +1,445 @@
+#include "vnx_test.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/native/region.h"
+
+#define MANY 10000
+#define THREADS 6
+#define ROUNDS 300
+#define BATCH 7
+
+static vnx_reg_desc_t
+row(uint64_t addr, uint64_t len)
+{
+    return (vnx_reg_desc_t){.desc = {.addr = addr, .len = len}};
+}
+
+static int
+setup(void **state)
+{
+    *state = vnxi_registry_create();
+    return *state == NULL;
+}
+
+static int
+teardown(void **state)
+{
+    vnxi_registry_free(*state);
+    return 0;
+}
+
+static void
+add(vnxi_registry_t *registry, const vnx_reg_desc_t *descs, size_t count)
+{
+    vnx_error_t error;
+    assert_int_equal(
+        vnxi_registry_add(registry, VNX_MEM_DRAM, descs, count, &error),
+        VNX_OK);
+}
+
+static void
+take_away(vnxi_registry_t *registry, const vnx_reg_desc_t *descs, size_t count)
+{
+    vnx_error_t error;
+    assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, descs, count,
+                                          NULL, NULL, &error),
+                     VNX_OK);
+}
+
+/* Does a snapshot of now hold the range? */
+static bool
+is_held(vnxi_registry_t *registry, uint64_t addr, uint64_t len)
+{
+    vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
+    assert_non_null(table);
+    bool held =
+        vnxi_region_table_find(table, VNX_MEM_DRAM, addr, len, 0) != NULL;
+    vnxi_region_table_release(table);
+    return held;
+}
+
+static void
+test_registry_holds_what_was_added_until_removed(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x3000, 16), row(0x1000, 16),
+                                   row(0x2000, 16)};
+
+    add(registry, rows, 3);
+    assert_int_equal(vnxi_registry_count(registry), 3);
+    for (size_t i = 0; i < 3; i++) {
+        assert_true(is_held(registry, rows[i].desc.addr, 16));
+    }
+    take_away(registry, rows + 1, 1);
+    assert_int_equal(vnxi_registry_count(registry), 2);
+    assert_false(is_held(registry, 0x1000, 16));
+    assert_true(is_held(registry, 0x3000, 16));
+}
+
+static void
+test_registry_local_regions_are_direct(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+
+    add(registry, rows, 1);
+    vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
+    const vnxi_region_t *region = vnxi_region_table_at(table, 0);
+    assert_true(region->direct);
+    assert_true(region->delta == 0);
+    assert_int_equal(region->share.fd, -1);
+    vnxi_region_table_release(table);
+}
+
+static void
+test_registry_snapshot_is_made_again_only_after_a_change(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
+    uint64_t first_epoch, epoch;
+
+    add(registry, rows, 1);
+    vnxi_region_table_t *first =
+        vnxi_registry_snapshot(registry, &first_epoch);
+    vnxi_region_table_t *again = vnxi_registry_snapshot(registry, &epoch);
+    assert_ptr_equal(again, first);
+    assert_true(epoch == first_epoch);
+
+    add(registry, rows + 1, 1);
+    vnxi_region_table_t *later = vnxi_registry_snapshot(registry, &epoch);
+    assert_true(epoch > first_epoch);
+    assert_true(epoch == vnxi_registry_epoch(registry));
+    assert_int_equal(vnxi_region_table_count(later), 2);
+    /* The old one stays as it was. */
+    assert_int_equal(vnxi_region_table_count(first), 1);
+    vnxi_region_table_release(first);
+    vnxi_region_table_release(again);
+    vnxi_region_table_release(later);
+}
+
+static void
+test_registry_removal_revokes_the_region_in_old_snapshots(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+
+    add(registry, rows, 1);
+    vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
+    const vnxi_region_t *region = vnxi_region_table_at(table, 0);
+    assert_false(atomic_load(&region->revoked));
+    take_away(registry, rows, 1);
+    assert_true(atomic_load(&region->revoked));
+    assert_null(vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1000, 16, 0));
+
+    /* Registered again it is another region. */
+    add(registry, rows, 1);
+    assert_true(atomic_load(&region->revoked));
+    assert_true(is_held(registry, 0x1000, 16));
+    vnxi_region_table_release(table);
+}
+
+static void
+test_registry_counts_uses_of_a_range(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t twice[] = {row(0x1000, 16), row(0x1000, 16)};
+    vnx_error_t error;
+
+    add(registry, twice, 2);
+    add(registry, twice, 1);
+    assert_int_equal(vnxi_registry_count(registry), 1);
+    uint64_t epoch = vnxi_registry_epoch(registry);
+    take_away(registry, twice, 2);
+    assert_true(is_held(registry, 0x1000, 16));
+    assert_true(vnxi_registry_epoch(registry) == epoch);
+    take_away(registry, twice, 1);
+    assert_false(is_held(registry, 0x1000, 16));
+    assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, twice, 1,
+                                          NULL, NULL, &error),
+                     VNX_ERR_NOT_FOUND);
+}
+
+static void
+test_registry_keeps_devices_and_lengths_apart(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x1000, 32),
+                             row(0x1000, 16)};
+    rows[2].desc.dev = 5;
+
+    add(registry, rows, 3);
+    assert_int_equal(vnxi_registry_count(registry), 3);
+    take_away(registry, rows + 1, 1);
+    assert_true(is_held(registry, 0x1000, 16));
+    assert_false(is_held(registry, 0x1000, 32));
+    take_away(registry, rows, 1);
+    assert_int_equal(vnxi_registry_count(registry), 1);
+}
+
+static void
+test_registry_names_the_first_bad_row_and_adds_none(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    vnx_error_t error;
+    const vnx_reg_desc_t empty[] = {row(0x1000, 16), row(0x2000, 0),
+                                    row(0x3000, 0)};
+    const vnx_reg_desc_t overflowing[] = {row(0x1000, 16),
+                                          row(UINT64_MAX - 15, 16)};
+
+    assert_int_equal(
+        vnxi_registry_add(registry, VNX_MEM_DRAM, empty, 3, &error),
+        VNX_ERR_INVALID_PARAM);
+    assert_int_equal(error.row, 1);
+    assert_true(error.has_desc && error.addr == 0x2000);
+    assert_string_equal(error.operation, "register_memory");
+    assert_int_equal(
+        vnxi_registry_add(registry, VNX_MEM_DRAM, overflowing, 2, &error),
+        VNX_ERR_INVALID_PARAM);
+    assert_int_equal(error.row, 1);
+    assert_non_null(strstr(error.cause, "overflow"));
+    assert_int_equal(vnxi_registry_count(registry), 0);
+    assert_true(vnxi_registry_epoch(registry) == 0);
+}
+
+static void
+test_registry_refuses_memory_that_nothing_moves(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+    const vnx_mem_t others[] = {VNX_MEM_VRAM, VNX_MEM_BLK, VNX_MEM_OBJ,
+                                VNX_MEM_FILE};
+    vnx_error_t error;
+
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(
+            vnxi_registry_add(registry, others[i], rows, 1, &error),
+            VNX_ERR_NOT_SUPPORTED);
+        assert_non_null(strstr(error.cause, vnx_mem_name(others[i])));
+    }
+    assert_int_equal(
+        vnxi_registry_add(registry, (vnx_mem_t)9, rows, 1, &error),
+        VNX_ERR_INVALID_PARAM);
+    assert_int_equal(vnxi_registry_count(registry), 0);
+}
+
+static void
+test_registry_removal_is_all_or_none(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
+    const vnx_reg_desc_t unknown[] = {row(0x1000, 16), row(0x2000, 16),
+                                      row(0x2000, 8)};
+    const vnx_reg_desc_t too_often[] = {row(0x2000, 16), row(0x1000, 16),
+                                        row(0x2000, 16)};
+    vnx_error_t error;
+
+    add(registry, rows, 2);
+    assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, unknown, 3,
+                                          NULL, NULL, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_int_equal(error.row, 2);
+    assert_true(error.addr == 0x2000 && error.len == 8);
+    assert_string_equal(error.operation, "deregister_memory");
+    assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, too_often, 3,
+                                          NULL, NULL, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_int_equal(error.row, 2);
+    assert_non_null(strstr(error.cause, "more often"));
+    assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_VRAM, rows, 1,
+                                          NULL, NULL, &error),
+                     VNX_ERR_NOT_FOUND);
+
+    assert_true(is_held(registry, 0x1000, 16));
+    /* Every use is still there, and no more. */
+    take_away(registry, rows, 2);
+    assert_int_equal(vnxi_registry_count(registry), 0);
+}
+
+typedef struct gone {
+    vnxi_registry_t *registry;
+    size_t count;
+    uint64_t addr_sum;
+} gone_t;
+
+/* The lock is free: the registry may be asked from here. */
+static void
+note_gone(void *context, const vnxi_region_t *region)
+{
+    gone_t *gone = context;
+    assert_true(atomic_load(&region->revoked));
+    assert_false(is_held(gone->registry, region->addr, region->len));
+    gone->count++;
+    gone->addr_sum += region->addr;
+}
+
+static void
+test_registry_tells_of_each_region_that_goes(void **state)
+{
+    gone_t gone = {.registry = *state};
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16),
+                                   row(0x4000, 16)};
+    vnx_error_t error;
+
+    add(gone.registry, rows, 3);
+    add(gone.registry, rows + 1, 1); /* this one stays for a second use */
+    assert_int_equal(vnxi_registry_remove(gone.registry, VNX_MEM_DRAM, rows, 3,
+                                          note_gone, &gone, &error),
+                     VNX_OK);
+    assert_int_equal(gone.count, 2);
+    assert_true(gone.addr_sum == 0x5000);
+    assert_true(is_held(gone.registry, 0x2000, 16));
+}
+
+static void
+test_registry_nothing_to_do_is_no_change(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    add(registry, NULL, 0);
+    take_away(registry, NULL, 0);
+    assert_true(vnxi_registry_epoch(registry) == 0);
+    vnxi_registry_free(NULL);
+}
+
+/* -- Many ------------------------------------------------------------------
+ */
+
+/* A permutation of 0 ... MANY - 1; the factor has no divisor in common. */
+static uint64_t
+scattered_addr(size_t i)
+{
+    return 0x10000 + (uint64_t)((i * 7919) % MANY) * 64;
+}
+
+static void
+test_registry_many_single_registrations_and_removals(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    for (int round = 0; round < 3; round++) {
+        for (size_t i = 0; i < MANY; i++) {
+            const vnx_reg_desc_t one = row(scattered_addr(i), 64);
+            add(registry, &one, 1);
+        }
+        assert_int_equal(vnxi_registry_count(registry), MANY);
+        vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
+        for (size_t i = 0; i < MANY; i++) {
+            assert_true(vnxi_region_table_at(table, i)->addr ==
+                        0x10000 + 64 * i);
+        }
+        vnxi_region_table_release(table);
+        for (size_t i = MANY; i-- > 0;) {
+            const vnx_reg_desc_t one = row(scattered_addr(i), 64);
+            take_away(registry, &one, 1);
+        }
+        assert_int_equal(vnxi_registry_count(registry), 0);
+    }
+}
+
+static void
+test_registry_batches_merge_into_what_is_there(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    vnx_reg_desc_t *rows = malloc(MANY * sizeof *rows);
+    assert_non_null(rows);
+    for (size_t i = 0; i < MANY; i++) {
+        rows[i] = row(scattered_addr(i), 64);
+    }
+    /* The second batch has a third of the first in it. */
+    add(registry, rows, 6000);
+    add(registry, rows + 4000, 6000);
+    assert_int_equal(vnxi_registry_count(registry), MANY);
+    take_away(registry, rows + 1000, 5000);
+    assert_int_equal(vnxi_registry_count(registry), MANY - 3000);
+    for (size_t i = 0; i < MANY; i += 97) {
+        assert_int_equal(is_held(registry, rows[i].desc.addr, 64),
+                         i < 1000 || i >= 4000);
+    }
+    take_away(registry, rows, 1000);
+    take_away(registry, rows + 4000, 6000);
+    assert_int_equal(vnxi_registry_count(registry), 0);
+    free(rows);
+}
+
+/* -- Threads ---------------------------------------------------------------
+ */
+
+typedef struct worker {
+    vnxi_registry_t *registry;
+    uint64_t base;
+    bool failed;
+} worker_t;
+
+/* Adds and removes ranges of its own, and one that all workers share; in
+ * between its own must be there and shared ones may be. */
+static void *
+work(void *argument)
+{
+    worker_t *worker = argument;
+    vnx_reg_desc_t rows[BATCH];
+    for (uint64_t i = 0; i < BATCH; i++) {
+        rows[i] = row(worker->base + i * 128, 64);
+    }
+    rows[0] = row(0x100, 64);
+    for (int round = 0; round < ROUNDS && !worker->failed; round++) {
+        worker->failed |= vnxi_registry_add(worker->registry, VNX_MEM_DRAM,
+                                            rows, BATCH, NULL) != VNX_OK;
+        vnxi_region_table_t *table =
+            vnxi_registry_snapshot(worker->registry, NULL);
+        for (size_t i = 0; i < BATCH; i++) {
+            worker->failed |=
+                vnxi_region_table_find(table, VNX_MEM_DRAM, rows[i].desc.addr,
+                                       64, 0) == NULL;
+        }
+        worker->failed |=
+            vnxi_registry_remove(worker->registry, VNX_MEM_DRAM, rows, BATCH,
+                                 NULL, NULL, NULL) != VNX_OK;
+        worker->failed |=
+            vnxi_region_table_find(table, VNX_MEM_DRAM, rows[1].desc.addr, 64,
+                                   0) != NULL;
+        vnxi_region_table_release(table);
+    }
+    return NULL;
+}
+
+static void
+test_registry_threads_do_not_disturb_each_other(void **state)
+{
+    pthread_t threads[THREADS];
+    worker_t workers[THREADS];
+    for (uint64_t i = 0; i < THREADS; i++) {
+        workers[i] = (worker_t){.registry = *state, .base = 0x10000 * (i + 1)};
+        assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]),
+                         0);
+    }
+    for (size_t i = 0; i < THREADS; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_false(workers[i].failed);
+    }
+    assert_int_equal(vnxi_registry_count(*state), 0);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_registry_holds_what_was_added_until_removed),
+        TEST(test_registry_local_regions_are_direct),
+        TEST(test_registry_snapshot_is_made_again_only_after_a_change),
+        TEST(test_registry_removal_revokes_the_region_in_old_snapshots),
+        TEST(test_registry_counts_uses_of_a_range),
+        TEST(test_registry_keeps_devices_and_lengths_apart),
+        TEST(test_registry_names_the_first_bad_row_and_adds_none),
+        TEST(test_registry_refuses_memory_that_nothing_moves),
+        TEST(test_registry_removal_is_all_or_none),
+        TEST(test_registry_tells_of_each_region_that_goes),
+        TEST(test_registry_nothing_to_do_is_no_change),
+        TEST(test_registry_many_single_registrations_and_removals),
+        TEST(test_registry_batches_merge_into_what_is_there),
+        TEST(test_registry_threads_do_not_disturb_each_other),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

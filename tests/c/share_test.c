@@ -1,0 +1,369 @@
+#include "share_help.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#include "engine/native/shm/memfd.h"
+#include "engine/native/shm/procmap.h"
+
+/* -- Shared buffers --------------------------------------------------------
+ */
+
+static void
+test_shared_buffer_is_zeroed_and_writable(void **state)
+{
+    (void)state;
+    vnx_shared_buffer_t *buffer = make_buffer(100001);
+    unsigned char *data = vnx_shared_buffer_data(buffer);
+
+    assert_int_equal(vnx_shared_buffer_size(buffer), 100001);
+    for (size_t i = 0; i < 100001; i++) {
+        assert_int_equal(data[i], 0);
+    }
+    memset(data, 0x5a, 100001);
+    assert_int_equal(data[100000], 0x5a);
+    vnx_shared_buffer_free(buffer);
+    vnx_shared_buffer_free(NULL);
+}
+
+static void
+test_shared_buffer_refuses_impossible_sizes(void **state)
+{
+    (void)state;
+    vnx_shared_buffer_t *buffer = NULL;
+    vnx_error_t error;
+    size_t fds = count_open_fds();
+
+    assert_int_equal(vnx_shared_buffer_create(0, &buffer, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_int_equal(vnx_shared_buffer_create(SIZE_MAX, &buffer, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_int_equal(vnx_shared_buffer_create(INT64_MAX, &buffer, &error),
+                     VNX_ERR_NO_MEMORY);
+    assert_string_equal(error.operation, "shared_buffer");
+    assert_null(buffer);
+    assert_int_equal(count_open_fds(), fds);
+}
+
+static void
+test_shared_buffer_leaves_nothing_behind(void **state)
+{
+    (void)state;
+    size_t fds = count_open_fds();
+    for (int i = 0; i < 100; i++) {
+        vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+        vnxi_share_t share = find(vnx_shared_buffer_data(buffer), SIZE);
+        assert_true(share.fd >= 0);
+        vnx_shared_buffer_free(buffer);
+        /* The share outlives the buffer: the descriptor is still there. */
+        assert_true(fcntl(share.fd, F_GETFD) >= 0);
+        vnxi_share_fini(&share);
+        assert_int_equal(share.fd, -1);
+        vnxi_share_fini(&share);
+    }
+    assert_int_equal(count_open_fds(), fds);
+}
+
+/* -- What is shared --------------------------------------------------------
+ */
+
+static void
+test_share_find_gives_file_and_offset_of_any_part(void **state)
+{
+    (void)state;
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    unsigned char *data = vnx_shared_buffer_data(buffer);
+    const size_t skips[] = {0, 1, 4096, 5000, SIZE - VNXI_SHARE_LEN_MIN};
+
+    for (size_t i = 0; i < sizeof skips / sizeof *skips; i++) {
+        vnxi_share_t share = find(data + skips[i], VNXI_SHARE_LEN_MIN);
+        assert_true(share.fd >= 0);
+        assert_true(share.offset == skips[i]);
+        vnxi_share_fini(&share);
+    }
+    assert_not_shared(data + 1, SIZE);
+    vnx_shared_buffer_free(buffer);
+}
+
+static void
+test_share_find_does_not_look_at_short_ranges(void **state)
+{
+    (void)state;
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    assert_not_shared(vnx_shared_buffer_data(buffer), VNXI_SHARE_LEN_MIN - 1);
+    assert_not_shared(vnx_shared_buffer_data(buffer), 0);
+    vnx_shared_buffer_free(buffer);
+}
+
+static void
+test_share_many_regions_of_a_memfd_cost_one_descriptor(void **state)
+{
+    (void)state;
+    enum { MANY = 3000 };
+    static vnxi_share_t shares[MANY];
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    size_t fds = count_open_fds();
+
+    for (size_t i = 0; i < MANY; i++) {
+        shares[i] = find(vnx_shared_buffer_data(buffer), SIZE);
+        assert_int_equal(shares[i].fd, shares[0].fd);
+    }
+    assert_int_equal(count_open_fds(), fds);
+    for (size_t i = 0; i < MANY; i++) {
+        vnxi_share_fini(&shares[i]);
+    }
+    vnx_shared_buffer_free(buffer);
+}
+
+static void
+test_share_memfd_of_others_is_sealed_and_shared(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    void *data = map_shared(fd, SIZE);
+
+    vnxi_share_t share = find(data, SIZE);
+    assert_true(share.fd >= 0);
+    assert_int_not_equal(share.fd, fd); /* ours, whatever becomes of theirs */
+    assert_true((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != 0);
+    assert_int_equal(ftruncate(fd, 0), -1);
+    close(fd);
+    vnxi_share_t again = find(data, SIZE);
+    assert_int_equal(again.fd, share.fd);
+    vnxi_share_fini(&again);
+    vnxi_share_fini(&share);
+
+    /* Now no descriptor of it is left. */
+    assert_not_shared(data, SIZE);
+    munmap(data, SIZE);
+}
+
+static void
+test_share_offset_counts_from_the_file_not_the_mapping(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, 2 * SIZE);
+    unsigned char *data =
+        map_fd(fd, PROT_READ | PROT_WRITE, MAP_SHARED, SIZE, SIZE);
+
+    vnxi_share_t share = find(data + 10, SIZE - 10);
+    assert_true(share.fd >= 0);
+    assert_true(share.offset == SIZE + 10);
+    vnxi_share_fini(&share);
+    munmap(data, SIZE);
+    close(fd);
+}
+
+/* -- What is not -----------------------------------------------------------
+ */
+
+static void
+test_share_memory_that_is_not_shared(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    void *anonymous = map_fd(-1, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS, 0, SIZE);
+    void *shared_anonymous = map_fd(-1, PROT_READ | PROT_WRITE,
+                                    MAP_SHARED | MAP_ANONYMOUS, 0, SIZE);
+    void *copy = map_fd(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE, 0, SIZE);
+
+    assert_not_shared(anonymous, SIZE);
+    assert_not_shared(shared_anonymous, SIZE);
+    assert_not_shared(copy, SIZE);
+    munmap(anonymous, SIZE);
+    munmap(shared_anonymous, SIZE);
+    munmap(copy, SIZE);
+    assert_not_shared(anonymous, SIZE);
+    assert_int_equal(vnxi_share_find(UINT64_MAX - SIZE / 2, SIZE).fd, -1);
+    assert_int_equal(vnxi_share_find(0, SIZE).fd, -1);
+    close(fd);
+}
+
+static void
+test_share_memfd_that_takes_no_seals(void **state)
+{
+    (void)state;
+    int fd = make_memfd(0, SIZE);
+    void *data = map_shared(fd, SIZE);
+    assert_not_shared(data, SIZE);
+    munmap(data, SIZE);
+    close(fd);
+}
+
+static void
+test_share_memfd_sealed_against_writing(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    void *data = map_shared(fd, SIZE);
+    assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), 0);
+    assert_not_shared(data, SIZE);
+    munmap(data, SIZE);
+    close(fd);
+}
+
+static void
+test_share_memory_that_may_only_be_read_here(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    void *data = map_fd(fd, PROT_READ, MAP_SHARED, 0, SIZE);
+    assert_not_shared(data, SIZE);
+    munmap(data, SIZE);
+    close(fd);
+}
+
+static void
+test_share_file_of_dev_shm_can_shrink(void **state)
+{
+    (void)state;
+    char name[64];
+    snprintf(name, sizeof name, "/vnx_share_test_%d", (int)getpid());
+    int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    assert_true(fd >= 0);
+    shm_unlink(name);
+    assert_int_equal(ftruncate(fd, SIZE), 0);
+    void *data = map_shared(fd, SIZE);
+    assert_not_shared(data, SIZE);
+    assert_non_null(strstr(vnxi_memfd_refusal(fd, true), "could shrink"));
+    munmap(data, SIZE);
+    close(fd);
+}
+
+static void
+test_share_memfd_shorter_than_its_mapping(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    void *data = map_shared(fd, 2 * SIZE);
+    assert_not_shared(data, 2 * SIZE);
+    vnxi_share_t share = find(data, SIZE);
+    assert_true(share.fd >= 0);
+    vnxi_share_fini(&share);
+    munmap(data, 2 * SIZE);
+    close(fd);
+}
+
+static void
+test_share_range_over_two_mappings(void **state)
+{
+    (void)state;
+    int fd = make_memfd(MFD_ALLOW_SEALING, 4 * SIZE);
+    unsigned char *data = map_shared(fd, 2 * SIZE);
+    /* The second half is another part of the same file. */
+    assert_ptr_equal(mmap(data + SIZE, SIZE, PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_FIXED, fd, 3 * SIZE),
+                     data + SIZE);
+
+    assert_not_shared(data, 2 * SIZE);
+    vnxi_share_t first = find(data, SIZE);
+    vnxi_share_t second = find(data + SIZE, SIZE);
+    assert_true(first.fd >= 0 && second.fd == first.fd);
+    assert_true(first.offset == 0 && second.offset == 3 * SIZE);
+    vnxi_share_fini(&first);
+    vnxi_share_fini(&second);
+    munmap(data, 2 * SIZE);
+    close(fd);
+}
+
+static void
+test_share_memfd_of_huge_pages(void **state)
+{
+    (void)state;
+    const size_t size = 2u << 20;
+    int fd = memfd_create("test", MFD_HUGETLB | MFD_ALLOW_SEALING);
+    void *data = MAP_FAILED;
+    if (fd >= 0 && ftruncate(fd, (off_t)size) == 0) {
+        data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    }
+    if (data != MAP_FAILED) {
+        assert_not_shared(data, size);
+        munmap(data, size);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (data == MAP_FAILED) {
+        print_message("no huge pages are set aside (vm.nr_hugepages)\n");
+        skip();
+    }
+}
+
+/* -- The two ways to look a mapping up -------------------------------------
+ */
+
+static void
+test_procmap_ioctl_and_text_say_the_same(void **state)
+{
+    (void)state;
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    int fd = make_memfd(0, SIZE);
+    void *read_only = map_fd(fd, PROT_READ, MAP_SHARED, 4096, SIZE - 4096);
+    const void *places[] = {vnx_shared_buffer_data(buffer), read_only, &fd,
+                            (const void *)(uintptr_t)count_open_fds};
+
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        vnxi_procmap_t query, text;
+        uint64_t addr = (uintptr_t)places[i];
+        assert_true(vnxi_procmap_parse(addr, &text));
+        assert_true(addr >= text.start && addr < text.end);
+        int failure = vnxi_procmap_query(addr, &query);
+        if (failure == ENOTTY) {
+            print_message("the kernel has no PROCMAP_QUERY (6.11)\n");
+            break;
+        }
+        assert_int_equal(failure, 0);
+        assert_true(query.start == text.start && query.end == text.end);
+        assert_true(query.offset == text.offset);
+        assert_true(query.st_dev == text.st_dev);
+        assert_true(query.st_ino == text.st_ino);
+        assert_int_equal(query.shared, text.shared);
+        assert_int_equal(query.readable, text.readable);
+        assert_int_equal(query.writable, text.writable);
+        assert_int_equal(query.memfd, text.memfd);
+        assert_int_equal(text.memfd, i < 2);
+        assert_int_equal(text.shared, i < 2);
+    }
+    munmap(read_only, SIZE - 4096);
+    close(fd);
+    vnx_shared_buffer_free(buffer);
+}
+
+static void
+test_procmap_finds_nothing_where_nothing_is(void **state)
+{
+    (void)state;
+    vnxi_procmap_t map;
+    assert_false(vnxi_procmap_find(0, &map));
+    assert_false(vnxi_procmap_parse(0, &map));
+    assert_int_not_equal(vnxi_procmap_query(0, &map), 0);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shared_buffer_is_zeroed_and_writable),
+        cmocka_unit_test(test_shared_buffer_refuses_impossible_sizes),
+        cmocka_unit_test(test_shared_buffer_leaves_nothing_behind),
+        cmocka_unit_test(test_share_find_gives_file_and_offset_of_any_part),
+        cmocka_unit_test(test_share_find_does_not_look_at_short_ranges),
+        cmocka_unit_test(
+            test_share_many_regions_of_a_memfd_cost_one_descriptor),
+        cmocka_unit_test(test_share_memfd_of_others_is_sealed_and_shared),
+        cmocka_unit_test(
+            test_share_offset_counts_from_the_file_not_the_mapping),
+        cmocka_unit_test(test_share_memory_that_is_not_shared),
+        cmocka_unit_test(test_share_memfd_that_takes_no_seals),
+        cmocka_unit_test(test_share_memfd_sealed_against_writing),
+        cmocka_unit_test(test_share_memory_that_may_only_be_read_here),
+        cmocka_unit_test(test_share_file_of_dev_shm_can_shrink),
+        cmocka_unit_test(test_share_memfd_shorter_than_its_mapping),
+        cmocka_unit_test(test_share_range_over_two_mappings),
+        cmocka_unit_test(test_share_memfd_of_huge_pages),
+        cmocka_unit_test(test_procmap_ioctl_and_text_say_the_same),
+        cmocka_unit_test(test_procmap_finds_nothing_where_nothing_is),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
