@@ -1,0 +1,115 @@
+/*
+ * Metadata from anywhere: the parser, what it hands to the SHM backend, and
+ * the region table that is made of it.  What is taken must be written again
+ * as it was, and every region of it must be found.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/native/metadata.h"
+#include "engine/native/region.h"
+#include "engine/native/shm/shm_wire.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void
+must(bool holds)
+{
+    if (!holds) {
+        abort();
+    }
+}
+
+static void
+check_written_again(const vnxi_metadata_t *metadata, const uint8_t *data,
+                    size_t size)
+{
+    vnxi_writer_t writer = {0};
+    vnxi_metadata_write(&writer, metadata);
+    must(!writer.failed && writer.len == size &&
+         memcmp(writer.data, data, size) == 0);
+    vnxi_writer_fini(&writer);
+}
+
+static void
+check_conn(const vnxi_md_conn_t *conn)
+{
+    vnxi_shm_info_t info;
+    vnxi_writer_t writer = {0};
+    vnx_error_t error;
+    if (vnxi_shm_info_read(conn->info.data, conn->info.len, &info, &error) !=
+        VNX_OK) {
+        return;
+    }
+    /* What follows the socket's name is of a later version. */
+    vnxi_shm_info_write(&writer, &info);
+    must(writer.len <= conn->info.len && info.pid > 0 &&
+         strlen(info.socket) > 0);
+    vnxi_writer_fini(&writer);
+}
+
+static void
+check_table(const vnxi_md_section_t *section)
+{
+    vnxi_region_t **regions = calloc(section->count, sizeof(*regions));
+    must(regions != NULL);
+    for (size_t i = 0; i < section->count; i++) {
+        const vnxi_md_region_t *row = &section->regions[i];
+        regions[i] = vnxi_region_create(section->mem, row->addr, row->len,
+                                        row->dev, NULL);
+        must(regions[i] != NULL);
+    }
+    vnxi_region_table_t *table =
+        vnxi_region_table_create(regions, section->count);
+    must(table != NULL);
+    for (size_t i = 0; i < section->count; i++) {
+        const vnxi_region_t *region = regions[i];
+        bool wraps = region->len > UINT64_MAX - region->addr;
+        must(vnxi_region_table_exact(table, region->mem, region->addr,
+                                     region->len, region->dev) != NULL);
+        must(wraps ==
+             (vnxi_region_table_find(table, region->mem, region->addr,
+                                     region->len, region->dev) == NULL));
+        vnxi_region_release(regions[i]);
+    }
+    vnxi_region_table_release(table);
+    free(regions);
+}
+
+static void
+check_section(const vnxi_md_section_t *section)
+{
+    must(section->count > 0);
+    for (size_t i = 0; i < section->count; i++) {
+        const vnxi_md_bytes_t *bytes = &section->regions[i].public_data;
+        vnxi_share_t share = VNXI_SHARE_NONE;
+        vnx_error_t error;
+        vnx_status_t status =
+            vnxi_shm_region_read(bytes->data, bytes->len, &share, &error);
+        must(status == VNX_OK || share.fd == -1);
+    }
+    check_table(section);
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    vnxi_metadata_t metadata;
+    vnx_error_t error;
+    vnx_status_t status = vnxi_metadata_parse(data, size, &metadata, &error);
+    must(status == VNX_OK || status == VNX_ERR_MISMATCH);
+    if (status != VNX_OK) {
+        must(strncmp(error.cause, "metadata byte ", 14) == 0);
+        return 0;
+    }
+    check_written_again(&metadata, data, size);
+    for (size_t i = 0; i < metadata.conn_count; i++) {
+        check_conn(&metadata.conns[i]);
+    }
+    for (size_t i = 0; i < metadata.section_count; i++) {
+        check_section(&metadata.sections[i]);
+    }
+    vnxi_metadata_fini(&metadata);
+    return 0;
+}
