@@ -27,7 +27,10 @@
 struct vnxi_tcp_conn {
     TAILQ_ENTRY(vnxi_tcp_conn) link; /* listener->conns[state] */
     vnxi_tcp_listener_t *listener;
-    struct bufferevent *bev; /* owns the fd */
+    int fd; /* owned; closed at once, where a bufferevent
+               closes in a later round of the loop: whoever
+               needs an fd needs it now */
+    struct bufferevent *bev;
     struct event *timer;
     vnxi_tcp_state_t state;
     vnxi_frame_decoder_t request;
@@ -52,8 +55,10 @@ conn_free(vnxi_tcp_conn_t *conn)
     if (conn->bev != NULL) {
         evbuffer_remove_cb(bufferevent_get_output(conn->bev), on_progress,
                            conn);
+        bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
         bufferevent_free(conn->bev);
     }
+    close(conn->fd);
     if (conn->timer != NULL) {
         event_free(conn->timer);
     }
@@ -67,7 +72,7 @@ conn_close(vnxi_tcp_conn_t *conn)
     vnxi_tcp_listener_t *listener = conn->listener;
     /* A forked child may hold a copy of the socket: closing ours would not
      * tell the client. */
-    shutdown(bufferevent_getfd(conn->bev), SHUT_RDWR);
+    shutdown(conn->fd, SHUT_RDWR);
     TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
     listener->open--;
     vnxi_stat_sub(&listener->stats->open);
@@ -79,8 +84,7 @@ static void
 conn_reset(vnxi_tcp_conn_t *conn)
 {
     struct linger at_once = {.l_onoff = 1, .l_linger = 0};
-    setsockopt(bufferevent_getfd(conn->bev), SOL_SOCKET, SO_LINGER, &at_once,
-               sizeof at_once);
+    setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     conn_close(conn);
 }
 
@@ -156,7 +160,7 @@ on_written(struct bufferevent *bev, void *arg)
 
     if (conn->state == VNXI_TCP_WRITE) {
         vnxi_stat_add(&conn->listener->stats->served);
-        shutdown(bufferevent_getfd(bev), SHUT_WR);
+        shutdown(conn->fd, SHUT_WR);
         conn_move(conn, VNXI_TCP_LINGER);
         bufferevent_enable(bev, EV_READ);
     }
@@ -202,14 +206,16 @@ on_deadline(evutil_socket_t fd, short what, void *arg)
     conn_reset(conn);
 }
 
-/* Takes `fd` when it succeeds. */
+/* Takes `fd`. */
 static vnxi_tcp_conn_t *
 conn_new(vnxi_tcp_listener_t *listener, int fd)
 {
     vnxi_tcp_conn_t *conn = calloc(1, sizeof *conn);
     if (conn == NULL) {
+        close(fd);
         return NULL;
     }
+    conn->fd = fd;
     conn->listener = listener;
     conn->state = VNXI_TCP_READ;
     vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX);
@@ -218,8 +224,7 @@ conn_new(vnxi_tcp_listener_t *listener, int fd)
         event_add(conn->timer, listener->timeout) != 0) {
         goto err_free;
     }
-    conn->bev =
-        bufferevent_socket_new(listener->base, fd, BEV_OPT_CLOSE_ON_FREE);
+    conn->bev = bufferevent_socket_new(listener->base, fd, 0);
     if (conn->bev == NULL) {
         goto err_free;
     }
@@ -241,7 +246,7 @@ conn_begin(vnxi_tcp_conn_t *conn)
     bufferevent_set_max_single_write(bev, WRITE_MAX);
     bufferevent_setcb(bev, on_read, on_written, on_event, conn);
     evbuffer_add_cb(bufferevent_get_output(bev), on_progress, conn);
-    bufferevent_enable(bev, EV_READ | EV_WRITE);
+    bufferevent_enable(bev, EV_READ);
 }
 
 void
@@ -255,7 +260,6 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
     }
     vnxi_tcp_conn_t *conn = conn_new(listener, fd);
     if (conn == NULL) {
-        close(fd);
         return;
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

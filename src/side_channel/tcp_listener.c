@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,11 +53,22 @@ on_resume(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* No fd is left.  Left waiting, the client would keep the socket readable and
- * the loop spinning, so it is taken and closed. */
+static bool
+is_readable(int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    return poll(&entry, 1, 0) > 0;
+}
+
+/* No fd is left; accept() says so whether or not a client is there.  One that
+ * was left waiting would keep the socket readable and the loop spinning, so it
+ * is taken and closed. */
 static void
 accept_starved(vnxi_tcp_listener_t *listener, int fd)
 {
+    if (!is_readable(fd)) {
+        return;
+    }
     if (vnxi_tcp_conn_evict(listener)) {
         return; /* accepted in the next round */
     }
@@ -157,7 +169,7 @@ listener_free(vnxi_tcp_listener_t *listener)
     event_free_if(listener->stop_event);
     vnxi_tcp_sockets_close(&listener->sockets);
     if (listener->base != NULL) {
-        event_base_free(listener->base); /* closes the connections' fds */
+        event_base_free(listener->base);
     }
     if (listener->stop_fd >= 0) {
         close(listener->stop_fd);

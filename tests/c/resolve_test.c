@@ -1,0 +1,237 @@
+/* The name service is replaced by one that the tests script: names do not
+ * depend on the machine, and one never answers until it is told to. */
+#include "vnx_test.h"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "side_channel/resolve.h"
+#include "side_channel_peer.h"
+
+static atomic_int asked;   /* look-ups that came to the name service */
+static atomic_int ended;   /* those that it answered */
+static atomic_bool silent; /* "silent.test" gets no answer */
+
+int __real_getaddrinfo(const char *host, const char *service,
+                       const struct addrinfo *hints, struct addrinfo **out);
+int __wrap_getaddrinfo(const char *host, const char *service,
+                       const struct addrinfo *hints, struct addrinfo **out);
+
+/* "many.test": twenty addresses, the way the real one chains them. */
+static struct addrinfo *
+many(const char *service, const struct addrinfo *hints)
+{
+    struct addrinfo *first = NULL;
+
+    for (int i = 0; i < 20; i++) {
+        struct addrinfo *one = NULL;
+        assert_int_equal(__real_getaddrinfo("127.0.0.1", service, hints, &one),
+                         0);
+        one->ai_next = first;
+        first = one;
+    }
+    return first;
+}
+
+int
+__wrap_getaddrinfo(const char *host, const char *service,
+                   const struct addrinfo *hints, struct addrinfo **out)
+{
+    int ret = EAI_NONAME;
+
+    if (hints->ai_flags & AI_NUMERICHOST) {
+        return __real_getaddrinfo(host, service, hints, out);
+    }
+    atomic_fetch_add(&asked, 1);
+    while (strcmp(host, "silent.test") == 0 && atomic_load(&silent)) {
+        usleep(1000);
+    }
+    if (strcmp(host, "two.test") == 0) {
+        ret = __real_getaddrinfo("127.0.0.2", service, hints, out);
+    } else if (strcmp(host, "many.test") == 0) {
+        *out = many(service, hints);
+        ret = 0;
+    } else if (strcmp(host, "again.test") == 0) {
+        ret = EAI_AGAIN;
+    }
+    atomic_fetch_add(&ended, 1);
+    return ret;
+}
+
+static vnxi_wait_t
+wait_ms(uint64_t ms)
+{
+    uint64_t now = vnxi_clock_ns();
+    return (vnxi_wait_t){.start = now, .deadline = now + ms * 1000000};
+}
+
+static void
+expect_one(const char *host, const char *address)
+{
+    vnxi_addresses_t found;
+    vnxi_wait_t wait = wait_ms(20000);
+    const char *reason = "";
+    char text[VNXI_ADDRESS_TEXT];
+
+    assert_int_equal(vnxi_resolve(host, 4711, &wait, &found, &reason), VNX_OK);
+    assert_int_equal(found.count, 1);
+    vnxi_address_text(&found.list[0], text);
+    assert_string_equal(text, address);
+    assert_int_equal(vnxi_address_port(&found.list[0]), 4711);
+    vnxi_address_set_port(&found.list[0], 815);
+    assert_int_equal(vnxi_address_port(&found.list[0]), 815);
+}
+
+static void
+expect_failure(const char *host, uint64_t ms, vnx_status_t status)
+{
+    vnxi_addresses_t found;
+    vnxi_wait_t wait = wait_ms(ms);
+    const char *reason = "";
+
+    assert_int_equal(vnxi_resolve(host, 1, &wait, &found, &reason), status);
+    assert_true(strlen(reason) > 0);
+}
+
+static void
+test_resolve_numeric_addresses_ask_nobody(void **state)
+{
+    (void)state;
+    int before = atomic_load(&asked);
+    expect_one("127.0.0.1", "127.0.0.1");
+    expect_one("10.1.2.3", "10.1.2.3");
+    expect_one("::1", "::1");
+    expect_one("fd00::2", "fd00::2");
+    assert_int_equal(atomic_load(&asked), before);
+}
+
+static void
+test_resolve_localhost_is_both_loopbacks_and_asks_nobody(void **state)
+{
+    (void)state;
+    vnxi_addresses_t found;
+    vnxi_wait_t wait = wait_ms(20000);
+    const char *reason;
+    char text[VNXI_ADDRESS_TEXT];
+    int before = atomic_load(&asked);
+
+    assert_int_equal(vnxi_resolve("LocalHost", 80, &wait, &found, &reason),
+                     VNX_OK);
+    assert_int_equal(found.count, 2);
+    vnxi_address_text(&found.list[0], text);
+    assert_string_equal(text, "127.0.0.1");
+    vnxi_address_text(&found.list[1], text);
+    assert_string_equal(text, "::1");
+    assert_int_equal(vnxi_address_port(&found.list[1]), 80);
+    assert_int_equal(atomic_load(&asked), before);
+}
+
+static void
+test_resolve_name_is_looked_up(void **state)
+{
+    (void)state;
+    expect_one("two.test", "127.0.0.2");
+}
+
+static void
+test_resolve_takes_no_more_addresses_than_fit(void **state)
+{
+    (void)state;
+    vnxi_addresses_t found;
+    vnxi_wait_t wait = wait_ms(20000);
+    const char *reason;
+
+    assert_int_equal(vnxi_resolve("many.test", 80, &wait, &found, &reason),
+                     VNX_OK);
+    assert_int_equal(found.count, VNXI_ADDRESSES_MAX);
+}
+
+static void
+test_resolve_unknown_name_and_failing_service_differ(void **state)
+{
+    (void)state;
+    expect_failure("unknown.test", 20000, VNX_ERR_NOT_FOUND);
+    expect_failure("again.test", 20000, VNX_ERR_BACKEND);
+}
+
+static void
+test_resolve_does_not_outlive_its_deadline(void **state)
+{
+    (void)state;
+    int before = atomic_load(&asked);
+
+    atomic_store(&silent, true);
+    expect_failure("silent.test", 30, VNX_ERR_TIMEOUT);
+    WAIT_UNTIL(atomic_load(&asked) == before + 1);
+    assert_true(atomic_load(&ended) < atomic_load(&asked));
+    atomic_store(&silent, false);
+    WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
+}
+
+static bool
+give_up(void *arg)
+{
+    return ++*(int *)arg == 2;
+}
+
+static void
+test_resolve_can_be_interrupted(void **state)
+{
+    (void)state;
+    vnxi_addresses_t found;
+    int count = 0;
+    const char *reason;
+    vnxi_wait_t wait = wait_ms(60000);
+
+    wait.interrupted = give_up;
+    wait.arg = &count;
+    atomic_store(&silent, true);
+    assert_int_equal(vnxi_resolve("silent.test", 1, &wait, &found, &reason),
+                     VNX_ERR_CANCELED);
+    assert_int_equal(count, 2);
+    atomic_store(&silent, false);
+    WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
+}
+
+static void
+test_resolve_bounds_the_look_ups_left_behind(void **state)
+{
+    (void)state;
+    size_t fds = open_fds();
+    int before = atomic_load(&asked);
+
+    atomic_store(&silent, true);
+    for (int i = 0; i < VNXI_LOOKUPS_MAX; i++) {
+        expect_failure("silent.test", 1, VNX_ERR_TIMEOUT);
+    }
+    WAIT_UNTIL(atomic_load(&asked) == before + VNXI_LOOKUPS_MAX);
+    expect_failure("two.test", 20000, VNX_ERR_BACKEND);
+    expect_one("127.0.0.1", "127.0.0.1");
+
+    atomic_store(&silent, false);
+    WAIT_UNTIL(open_fds() == fds);
+    expect_one("two.test", "127.0.0.2");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_resolve_numeric_addresses_ask_nobody),
+        cmocka_unit_test(
+            test_resolve_localhost_is_both_loopbacks_and_asks_nobody),
+        cmocka_unit_test(test_resolve_name_is_looked_up),
+        cmocka_unit_test(test_resolve_takes_no_more_addresses_than_fit),
+        cmocka_unit_test(test_resolve_unknown_name_and_failing_service_differ),
+        cmocka_unit_test(test_resolve_does_not_outlive_its_deadline),
+        cmocka_unit_test(test_resolve_can_be_interrupted),
+        cmocka_unit_test(test_resolve_bounds_the_look_ups_left_behind),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
