@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "engine/native/shm/proc.h"
 
 #define OPERATION "add_remote_agent"
 #define CREATE "create_backend"
@@ -176,26 +177,6 @@ parse_id(const char *text, unsigned char *id)
     return true;
 }
 
-int
-vnxi_shm_start_time(uint32_t pid, uint64_t *start_time_p)
-{
-    char path[32], text[1024];
-    snprintf(path, sizeof path, "/proc/%" PRIu32 "/stat", pid);
-    if (!read_proc(path, text, sizeof text)) {
-        return errno;
-    }
-    /* Field 2 is the name in parentheses, with any bytes in it: count from the
-     * last one.  What follows is field 3. */
-    const char *at = strrchr(text, ')');
-    for (int field = 2; at != NULL && field < 22; field++) {
-        at = strchr(at + 1, ' ');
-    }
-    if (at == NULL || sscanf(at, "%" SCNu64, start_time_p) != 1) {
-        return EPROTO;
-    }
-    return 0;
-}
-
 vnx_status_t
 vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
 {
@@ -214,13 +195,13 @@ vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
                               "cannot read the pid namespace: %m");
     }
     info.pid_namespace = st.st_ino;
-    int failure = vnxi_shm_start_time(info.pid, &info.start_time);
-    if (failure != 0) {
+    vnxi_proc_stat_t self;
+    if (!vnxi_proc_stat((pid_t)info.pid, &self)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
-                              "cannot read the start time of process %" PRIu32
-                              ": %s",
-                              info.pid, strerror(failure));
+                              "cannot read the start time of process %" PRIu32,
+                              info.pid);
     }
+    info.start_time = self.start_time;
     *info_p = info;
     return VNX_OK;
 }

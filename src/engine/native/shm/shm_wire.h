@@ -42,10 +42,6 @@ vnx_status_t vnxi_shm_info_read(const void *data, size_t len,
  * nonce_addr, socket). */
 vnx_status_t vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error);
 
-/* When a process of this pid namespace started, as in vnxi_shm_info_t.  0, or
- * an errno (ENOENT: there is no such process). */
-int vnxi_shm_start_time(uint32_t pid, uint64_t *start_time_p);
-
 /* A region's public metadata; fd -1 for memory that is not shared.  What is
  * read owns nothing: not for vnxi_share_fini(). */
 void vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share);

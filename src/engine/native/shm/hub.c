@@ -1,0 +1,382 @@
+/*
+ * The hub's life, its thread, and its polling mode.
+ *
+ * The thread sleeps in `outer`, which holds the epoll set `inner` of all
+ * sockets, a timer, and an eventfd for being called.  Whoever has `loop` takes
+ * events out of `inner`: the thread, or a poller.  A client that polls all the
+ * time would share every message with a thread that is woken for nothing; so
+ * after some such windows the poller makes `outer` deaf for `inner` and starts
+ * the timer, by which the thread looks whether the polling goes on.  Events
+ * are level triggered: what came in between is reported when `outer` hears
+ * again.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
+#include "engine/native/shm/link_private.h"
+
+#define OPERATION "create_backend"
+#define BACKLOG 4096
+
+/* A client polls when it does so so often in so many windows on end: not when
+ * it looks a few times before it goes to sleep. */
+#define WINDOW_NS 2000000u
+#define WINDOW_POLLS 16u
+#define BUSY_WINDOWS 5u
+
+enum { OUTER_INNER, OUTER_TIMER, OUTER_WAKE };
+
+int
+vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag)
+{
+    struct epoll_event event = {.events = events, .data.u64 = tag};
+
+    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+
+void
+vnxi_hub_wake(vnxi_hub_t *hub)
+{
+    uint64_t one = 1;
+    ssize_t done = write(hub->wake, &one, sizeof one);
+
+    (void)done; /* it fails only where the thread is called already */
+}
+
+/* -- Polling mode --------------------------------------------------------- */
+
+void
+vnxi_hub_set_timer(vnxi_hub_t *hub)
+{
+    uint64_t due = hub->listener_resumes;
+    struct itimerspec when = {0};
+
+    if (hub->silent_first != NULL &&
+        (due == 0 || hub->silent_first->hello_deadline < due)) {
+        due = hub->silent_first->hello_deadline;
+    }
+    if (hub->polled) {
+        due = vnxi_clock_ns() + WINDOW_NS;
+        when.it_interval = vnxi_clock_timespec(WINDOW_NS);
+    }
+    when.it_value = vnxi_clock_timespec(due);
+    timerfd_settime(hub->timer, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+static void
+set_polled(vnxi_hub_t *hub, bool polled)
+{
+    struct epoll_event event = {
+        .events = polled ? 0 : EPOLLIN,
+        .data.u64 = OUTER_INNER,
+    };
+
+    epoll_ctl(hub->outer, EPOLL_CTL_MOD, hub->inner, &event);
+    hub->polled = polled;
+    hub->polls_seen = hub->polls;
+    hub->busy_windows = 0;
+    vnxi_hub_set_timer(hub);
+}
+
+static void
+count_poll(vnxi_hub_t *hub)
+{
+    hub->polls++;
+    if (hub->polled) {
+        return;
+    }
+    uint64_t now = vnxi_clock_ns();
+    hub->window_polls++;
+    if (now < hub->window_end) {
+        return;
+    }
+    /* A window that nobody polled in comes to its end too late. */
+    bool busy =
+        hub->window_polls >= WINDOW_POLLS && now < hub->window_end + WINDOW_NS;
+    hub->busy_windows = busy ? hub->busy_windows + 1 : 0;
+    hub->window_polls = 0;
+    hub->window_end = now + WINDOW_NS;
+    if (hub->busy_windows >= BUSY_WINDOWS) {
+        set_polled(hub, true);
+    }
+}
+
+void
+vnxi_hub_poll(vnxi_hub_t *hub)
+{
+    if (vnxi_fork_crossed(hub->forks) ||
+        pthread_mutex_trylock(&hub->loop) != 0) {
+        return;
+    }
+    if (!hub->stopped) {
+        count_poll(hub);
+        vnxi_hub_round(hub);
+        vnxi_hub_reap(hub);
+    }
+    pthread_mutex_unlock(&hub->loop);
+}
+
+/* -- The thread ----------------------------------------------------------- */
+
+static void
+drain_counter(int fd)
+{
+    uint64_t count;
+    ssize_t done = read(fd, &count, sizeof count);
+
+    (void)done; /* another reader was first */
+}
+
+static void
+on_timer(vnxi_hub_t *hub)
+{
+    uint64_t now = vnxi_clock_ns();
+
+    drain_counter(hub->timer);
+    if (hub->listener_resumes != 0 && hub->listener_resumes <= now) {
+        struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0};
+        epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &event);
+        hub->listener_resumes = 0;
+    }
+    vnxi_hub_expire(hub, now);
+    if (!hub->polled) {
+        vnxi_hub_set_timer(hub);
+    } else if (hub->polls == hub->polls_seen) {
+        set_polled(hub, false);
+    } else {
+        hub->polls_seen = hub->polls;
+    }
+}
+
+static void
+on_outer(vnxi_hub_t *hub, const struct epoll_event *events, int count)
+{
+    for (int i = 0; i < count; i++) {
+        switch (events[i].data.u64) {
+        case OUTER_INNER:
+            vnxi_hub_round(hub);
+            break;
+        case OUTER_TIMER:
+            on_timer(hub);
+            break;
+        case OUTER_WAKE:
+            drain_counter(hub->wake);
+            break;
+        }
+    }
+}
+
+static void *
+hub_thread(void *arg)
+{
+    vnxi_hub_t *hub = arg;
+    struct epoll_event events[3];
+
+    while (!atomic_load(&hub->stopping)) {
+        int count = epoll_wait(hub->outer, events, 3, -1);
+        pthread_mutex_lock(&hub->loop);
+        on_outer(hub, events, count);
+        vnxi_hub_reap(hub);
+        pthread_mutex_unlock(&hub->loop);
+    }
+    return NULL;
+}
+
+static int
+start_thread(vnxi_hub_t *hub)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int cause = pthread_create(&hub->thread, NULL, hub_thread, hub);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (cause == 0) {
+        pthread_setname_np(hub->thread, "vnx-hub");
+    }
+    return cause;
+}
+
+/* -- Making --------------------------------------------------------------- */
+
+/* The name is random: a name that can be guessed could be taken by others. */
+static int
+bind_listener(vnxi_hub_t *hub)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    uint64_t chance;
+
+    if (getrandom(&chance, sizeof chance, 0) != (ssize_t)sizeof chance) {
+        return -1;
+    }
+    int len = snprintf(hub->socket, sizeof hub->socket,
+                       "vllm_nixl-%d-%016" PRIx64, (int)getpid(), chance);
+    memcpy(address.sun_path + 1, hub->socket, (size_t)len);
+    hub->listener = vnxi_fork_fd_own(
+        socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    if (hub->listener < 0 ||
+        bind(hub->listener, (struct sockaddr *)&address,
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
+                         (size_t)len)) != 0) {
+        return -1;
+    }
+    return listen(hub->listener, BACKLOG);
+}
+
+static int
+open_descriptors(vnxi_hub_t *hub)
+{
+    hub->outer = vnxi_fork_fd_own(epoll_create1(EPOLL_CLOEXEC));
+    hub->inner = vnxi_fork_fd_own(epoll_create1(EPOLL_CLOEXEC));
+    hub->wake = vnxi_fork_fd_own(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    hub->timer = vnxi_fork_fd_own(
+        timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
+    if (hub->outer < 0 || hub->inner < 0 || hub->wake < 0 || hub->timer < 0 ||
+        bind_listener(hub) != 0 ||
+        vnxi_hub_watch(hub->inner, hub->listener, EPOLLIN, 0) != 0 ||
+        vnxi_hub_watch(hub->outer, hub->inner, EPOLLIN, OUTER_INNER) != 0 ||
+        vnxi_hub_watch(hub->outer, hub->timer, EPOLLIN, OUTER_TIMER) != 0 ||
+        vnxi_hub_watch(hub->outer, hub->wake, EPOLLIN, OUTER_WAKE) != 0) {
+        return errno;
+    }
+    return 0;
+}
+
+static void
+hub_destroy(vnxi_hub_t *hub)
+{
+    vnxi_fork_fd_close(hub->listener);
+    vnxi_fork_fd_close(hub->outer);
+    vnxi_fork_fd_close(hub->inner);
+    vnxi_fork_fd_close(hub->timer);
+    vnxi_fork_fd_close(hub->wake);
+    pthread_mutex_destroy(&hub->loop);
+    pthread_mutex_destroy(&hub->lists);
+    free(hub->input);
+    free(hub->name);
+    free(hub);
+}
+
+static vnxi_hub_t *
+hub_alloc(const vnxi_hub_config_t *config)
+{
+    vnxi_hub_t *hub = calloc(1, sizeof *hub);
+
+    if (hub == NULL) {
+        return NULL;
+    }
+    hub->listener = hub->outer = hub->inner = hub->timer = hub->wake = -1;
+    hub->forks = vnxi_fork_count();
+    hub->events = config->events;
+    memcpy(hub->instance, config->instance, sizeof hub->instance);
+    pthread_mutex_init(&hub->loop, NULL);
+    pthread_mutex_init(&hub->lists, NULL);
+    hub->name_len = config->name_len;
+    hub->name = malloc(config->name_len);
+    hub->input = malloc(VNXI_HUB_INPUT);
+    if (hub->name == NULL || hub->input == NULL) {
+        hub_destroy(hub);
+        return NULL;
+    }
+    memcpy(hub->name, config->name, config->name_len);
+    return hub;
+}
+
+vnx_status_t
+vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
+                vnxi_hub_t **hub_p, vnx_error_t *error)
+{
+    if (config->name_len == 0 || config->name_len > VNXI_FRAME_NAME_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                              "an agent's name has 1 to %d bytes, not %zu",
+                              VNXI_FRAME_NAME_MAX, config->name_len);
+    }
+    vnxi_hub_t *hub = hub_alloc(config);
+    if (hub == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *hub);
+    }
+    int cause = open_descriptors(hub);
+    if (cause == 0) {
+        cause = start_thread(hub);
+    }
+    if (cause != 0) {
+        hub_destroy(hub);
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "no socket or thread for peers on this host: %s",
+                              strerrordesc_np(cause));
+    }
+    memcpy(socket_p, hub->socket, sizeof hub->socket);
+    *hub_p = hub;
+    return VNX_OK;
+}
+
+/* -- Ending --------------------------------------------------------------- */
+
+static vnxi_link_t *
+first_link(vnxi_hub_t *hub)
+{
+    pthread_mutex_lock(&hub->lists);
+    hub->closed = true;
+    vnxi_link_t *link = hub->links;
+    if (link != NULL) {
+        vnxi_link_ref(link);
+    }
+    pthread_mutex_unlock(&hub->lists);
+    return link;
+}
+
+static void
+close_links(vnxi_hub_t *hub)
+{
+    vnxi_link_t *link;
+
+    while ((link = first_link(hub)) != NULL) {
+        vnxi_link_close(link);
+        pthread_mutex_lock(&hub->loop);
+        vnxi_hub_detach(hub, link); /* its closer may not have come so far */
+        pthread_mutex_unlock(&hub->loop);
+        vnxi_link_unref(link);
+    }
+}
+
+void
+vnxi_hub_stop(vnxi_hub_t *hub)
+{
+    if (vnxi_fork_crossed(hub->forks) ||
+        atomic_exchange(&hub->stopping, true)) {
+        return;
+    }
+    vnxi_hub_wake(hub);
+    pthread_join(hub->thread, NULL);
+    pthread_mutex_lock(&hub->loop);
+    hub->stopped = true;
+    vnxi_fork_fd_close(hub->listener);
+    hub->listener = -1;
+    pthread_mutex_unlock(&hub->loop);
+    close_links(hub);
+}
+
+void
+vnxi_hub_free(vnxi_hub_t *hub)
+{
+    if (hub == NULL || vnxi_fork_crossed(hub->forks)) {
+        return;
+    }
+    vnxi_hub_reap(hub);
+    hub_destroy(hub);
+}

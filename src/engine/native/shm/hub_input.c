@@ -1,0 +1,438 @@
+/*
+ * What the loop does with events: it accepts, reads, acts on frames, and ends
+ * links.  All of this file runs with `loop` held.
+ *
+ * A link brings at most VNXI_HUB_INPUT bytes a round, so a flood on one does
+ * not keep others waiting.  An end is acted on after all that was sent before
+ * it: the end of the stream comes behind the data by itself, and when a pidfd
+ * tells of death, the socket is read empty first.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/fork_fds.h"
+#include "base/log.h"
+#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/proc.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+#define EVENTS_MAX 64
+#define ACCEPTS_MAX 64 /* a round */
+#define ACCEPTED_MAX 65536u
+#define SILENT_MAX 256u
+#define HELLO_WAIT_NS (5u * UINT64_C(1000000000))
+#define NO_FDS_WAIT_NS (100u * UINT64_C(1000000))
+
+/* Why a link ends; LINK_GOES_ON: it does not. */
+typedef enum link_end {
+    LINK_GOES_ON,
+    LINK_END_OF_STREAM,
+    LINK_SAID_BYE,
+    LINK_PROCESS_ENDED,
+    LINK_MALFORMED,
+    LINK_NO_MEMORY,
+    LINK_SOCKET_FAILED,
+} link_end_t;
+
+/* -- Ends ----------------------------------------------------------------- */
+
+/* A process that is killed closes its sockets before its pidfd tells. */
+static link_end_t
+end_of_stream(const vnxi_link_t *link)
+{
+    vnxi_proc_stat_t stat;
+
+    if (!link->accepted &&
+        (!vnxi_proc_stat(link->pid, &stat) || stat.exiting)) {
+        return LINK_PROCESS_ENDED;
+    }
+    return LINK_END_OF_STREAM;
+}
+
+static void
+end_text(const vnxi_link_t *link, link_end_t end, char *text_p, size_t size)
+{
+    static const char *const texts[] = {
+        [LINK_END_OF_STREAM] = "the peer closed the connection",
+        [LINK_SAID_BYE] = "the peer said goodbye",
+        [LINK_MALFORMED] = "the peer sent what is no message of this protocol",
+        [LINK_NO_MEMORY] = "no memory for a message of the peer",
+        [LINK_SOCKET_FAILED] = "the connection to the peer failed",
+    };
+
+    if (end == LINK_PROCESS_ENDED) {
+        snprintf(text_p, size, "process %d ended", (int)link->pid);
+    } else {
+        snprintf(text_p, size, "%s", texts[end]);
+    }
+}
+
+static void
+link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
+{
+    char cause[128];
+
+    if (!vnxi_link_win(link, VNXI_LINK_ENDED)) {
+        return;
+    }
+    vnxi_hub_grave(hub, link);
+    vnxi_hub_detach(hub, link);
+    if (!link->accepted) {
+        end_text(link, end, cause, sizeof cause);
+        hub->events.ended(hub->events.context, link, cause);
+    }
+}
+
+/* -- Frames --------------------------------------------------------------- */
+
+static link_end_t
+on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+{
+    vnxi_frame_hello_t hello;
+
+    if (!vnxi_frame_read_hello(frame, &hello) ||
+        memcmp(hello.target, hub->instance, VNXI_SHM_ID_SIZE) != 0) {
+        return LINK_MALFORMED;
+    }
+    link->sender = malloc(hello.name_len);
+    if (link->sender == NULL) {
+        return LINK_NO_MEMORY;
+    }
+    memcpy(link->sender, hello.name, hello.name_len);
+    link->sender_len = hello.name_len;
+    link->reader.allowed = VNXI_FRAME_BIT(VNXI_FRAME_NOTIF) |
+                           VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) |
+                           VNXI_FRAME_BIT(VNXI_FRAME_BYE);
+    vnxi_hub_not_silent(hub, link);
+    atomic_fetch_add(&hub->accepted, 1);
+    return LINK_GOES_ON;
+}
+
+static link_end_t
+on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+{
+    uint64_t epoch;
+    uint32_t count;
+
+    if (!vnxi_frame_read_revoke(frame, &epoch, &count)) {
+        return LINK_MALFORMED;
+    }
+    /* Who opened a link to us has no regions that we use by it. */
+    for (uint32_t i = 0; i < count && !link->accepted; i++) {
+        vnx_mem_t mem;
+        vnx_desc_t desc = vnxi_frame_revoke_row(frame, i, &mem);
+        hub->events.revoked(hub->events.context, link, epoch, mem, &desc);
+    }
+    return LINK_GOES_ON;
+}
+
+static link_end_t
+on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+{
+    switch (frame->type) {
+    case VNXI_FRAME_HELLO:
+        return on_hello(hub, link, frame);
+    case VNXI_FRAME_NOTIF:
+        hub->events.notif(hub->events.context, link->sender, link->sender_len,
+                          frame->body, frame->len);
+        return LINK_GOES_ON;
+    case VNXI_FRAME_REVOKE:
+        return on_revoke(hub, link, frame);
+    case VNXI_FRAME_BYE:
+        return LINK_SAID_BYE;
+    }
+    return LINK_MALFORMED;
+}
+
+static bool
+link_is_open(const vnxi_link_t *link)
+{
+    return atomic_load(&link->state) == VNXI_LINK_OPEN;
+}
+
+/* A callback may close the link: then nothing more is reported. */
+static link_end_t
+take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
+{
+    vnxi_frame_t frame;
+    vnxi_frame_result_t result;
+    link_end_t end = LINK_GOES_ON;
+
+    vnxi_frame_reader_feed(&link->reader, hub->input, len);
+    while (end == LINK_GOES_ON && link_is_open(link)) {
+        result = vnxi_frame_reader_next(&link->reader, &frame);
+        if (result == VNXI_FRAME_NEED_MORE) {
+            break;
+        }
+        if (result == VNXI_FRAME_WHOLE) {
+            end = on_frame(hub, link, &frame);
+        } else {
+            end = result == VNXI_FRAME_MALFORMED ? LINK_MALFORMED
+                                                 : LINK_NO_MEMORY;
+        }
+    }
+    return end;
+}
+
+/* -- Reading -------------------------------------------------------------- */
+
+static link_end_t
+read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
+{
+    ssize_t got = recv(link->fd, hub->input, VNXI_HUB_INPUT, MSG_DONTWAIT);
+
+    *got_p = got > 0 ? (size_t)got : 0;
+    if (got > 0) {
+        return take_frames(hub, link, (size_t)got);
+    }
+    /* The other end closed without having read all: a reset. */
+    if (got == 0 || errno == ECONNRESET) {
+        return end_of_stream(link);
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
+        return LINK_GOES_ON;
+    }
+    return LINK_SOCKET_FAILED;
+}
+
+static void
+on_readable(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    size_t got;
+    link_end_t end = read_once(hub, link, &got);
+
+    if (end != LINK_GOES_ON) {
+        link_end(hub, link, end);
+    }
+}
+
+/* What it sent before it died is in the socket; a child of it that holds the
+ * other end may go on writing, so only what is there now is read. */
+static void
+on_death(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    link_end_t end = LINK_GOES_ON;
+    size_t got = 1;
+    int left = 0;
+
+    ioctl(link->fd, FIONREAD, &left);
+    while (left > 0 && got > 0 && end == LINK_GOES_ON && link_is_open(link)) {
+        end = read_once(hub, link, &got);
+        left -= (int)got;
+    }
+    link_end(hub, link, end == LINK_SAID_BYE ? end : LINK_PROCESS_ENDED);
+}
+
+/* -- The silent ----------------------------------------------------------- */
+
+static void
+add_silent(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    link->hello_deadline = vnxi_clock_deadline(HELLO_WAIT_NS);
+    link->silent_prev = hub->silent_last;
+    if (hub->silent_last != NULL) {
+        hub->silent_last->silent_next = link;
+    } else {
+        hub->silent_first = link;
+    }
+    hub->silent_last = link;
+    hub->silent_count++;
+}
+
+void
+vnxi_hub_not_silent(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    if (link->hello_deadline == 0) {
+        return;
+    }
+    if (link->silent_prev != NULL) {
+        link->silent_prev->silent_next = link->silent_next;
+    } else {
+        hub->silent_first = link->silent_next;
+    }
+    if (link->silent_next != NULL) {
+        link->silent_next->silent_prev = link->silent_prev;
+    } else {
+        hub->silent_last = link->silent_prev;
+    }
+    link->silent_next = link->silent_prev = NULL;
+    link->hello_deadline = 0;
+    hub->silent_count--;
+}
+
+/* Its HELLO may have come but not be read yet: look before it is dropped. */
+static void
+drop_oldest_silent(vnxi_hub_t *hub)
+{
+    vnxi_link_t *link = hub->silent_first;
+
+    on_readable(hub, link);
+    if (link == hub->silent_first) {
+        vnxi_hub_not_silent(hub, link);
+        link_end(hub, link, LINK_MALFORMED);
+    }
+}
+
+void
+vnxi_hub_expire(vnxi_hub_t *hub, uint64_t now)
+{
+    while (hub->silent_first != NULL &&
+           hub->silent_first->hello_deadline <= now) {
+        drop_oldest_silent(hub);
+    }
+}
+
+/* -- Accepting ------------------------------------------------------------ */
+
+/* -1: the process is gone already, or no descriptor can be had (errno). */
+static int
+peer_pidfd(int fd, pid_t pid)
+{
+    int pidfd;
+    socklen_t len = sizeof pidfd;
+
+    /* Since Linux 6.5; it cannot be fooled by a pid that is used again. */
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) != 0) {
+        pidfd = pidfd_open(pid, 0);
+    }
+    return vnxi_fork_fd_own(pidfd);
+}
+
+static vnxi_link_t *
+accept_link(vnxi_hub_t *hub, int fd)
+{
+    struct ucred who;
+    socklen_t len = sizeof who;
+
+    if (hub->accepted_count >= ACCEPTED_MAX ||
+        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0 ||
+        who.pid == 0 || (who.uid != geteuid() && who.uid != 0)) {
+        return NULL;
+    }
+    int pidfd = peer_pidfd(fd, who.pid);
+    if (pidfd < 0 && errno != ESRCH && errno != EINVAL) {
+        return NULL;
+    }
+    vnxi_link_t *link = vnxi_link_new(hub, fd, pidfd, who.pid);
+    if (link == NULL) {
+        vnxi_fork_fd_close(pidfd);
+        return NULL;
+    }
+    link->accepted = true;
+    link->reader.allowed = VNXI_FRAME_BIT(VNXI_FRAME_HELLO);
+    return link;
+}
+
+static void
+on_connection(vnxi_hub_t *hub, int fd)
+{
+    vnxi_link_t *link = accept_link(hub, vnxi_fork_fd_own(fd));
+
+    if (link == NULL) {
+        vnxi_fork_fd_close(fd);
+        return;
+    }
+    if (vnxi_hub_attach(hub, link, NULL) != VNX_OK) {
+        vnxi_link_unref(link);
+        return;
+    }
+    hub->accepted_count++;
+    add_silent(hub, link);
+    if (link->pidfd < 0) {
+        on_death(hub, link);
+    } else {
+        on_readable(hub, link);
+    }
+    vnxi_link_unref(link);
+    if (hub->silent_count > SILENT_MAX) {
+        drop_oldest_silent(hub);
+    }
+    if (hub->silent_count == 1) {
+        vnxi_hub_set_timer(hub);
+    }
+}
+
+/* Without a descriptor for it a connection stays in the backlog, and epoll
+ * would report it for ever. */
+static void
+suspend_listener(vnxi_hub_t *hub)
+{
+    struct epoll_event nothing = {.events = 0};
+
+    if (!hub->warned_no_fds) {
+        hub->warned_no_fds = true;
+        vnxi_log(VNXI_LOG_WARNING,
+                 "no file descriptors for connections of peers on this host "
+                 "(ulimit -n): they have to wait");
+    }
+    epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &nothing);
+    hub->listener_resumes = vnxi_clock_deadline(NO_FDS_WAIT_NS);
+    vnxi_hub_set_timer(hub);
+}
+
+static void
+on_listener(vnxi_hub_t *hub)
+{
+    for (int i = 0; i < ACCEPTS_MAX; i++) {
+        int fd =
+            accept4(hub->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (fd >= 0) {
+            on_connection(hub, fd);
+        } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
+                   errno == ENOMEM) {
+            suspend_listener(hub);
+            return;
+        } else if (errno != EINTR && errno != ECONNABORTED) {
+            return;
+        }
+    }
+}
+
+/* -- A round -------------------------------------------------------------- */
+
+static void
+on_link_event(vnxi_hub_t *hub, uint64_t tag, uint32_t events)
+{
+    vnxi_link_t *link =
+        (vnxi_link_t *)(uintptr_t)(tag & ~(uint64_t)VNXI_LINK_TAG_PIDFD);
+
+    if (!link_is_open(link)) {
+        return;
+    }
+    if ((tag & VNXI_LINK_TAG_PIDFD) != 0) {
+        on_death(hub, link);
+        return;
+    }
+    if ((events & EPOLLOUT) != 0) {
+        vnxi_link_flush(link);
+    }
+    if ((events & ~(uint32_t)EPOLLOUT) != 0) {
+        on_readable(hub, link);
+    }
+}
+
+void
+vnxi_hub_round(vnxi_hub_t *hub)
+{
+    struct epoll_event events[EVENTS_MAX];
+    int count = epoll_wait(hub->inner, events, EVENTS_MAX, 0);
+
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.u64 == 0) {
+            on_listener(hub);
+        } else {
+            on_link_event(hub, events[i].data.u64, events[i].events);
+        }
+    }
+}

@@ -1,0 +1,232 @@
+/*
+ * The links of a hub: how they come in and go out, and the walk over them.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
+#include "engine/native/shm/link_private.h"
+
+#define OPERATION "add_remote_agent"
+
+/* -- Links in and out ----------------------------------------------------- */
+
+/* Holding the link's send_lock. */
+static int
+watch_link(const vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    uint32_t events = link->queue.bytes > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN;
+
+    if (vnxi_hub_watch(hub->inner, link->fd, events, vnxi_link_tag(link, 0)) !=
+        0) {
+        return -1;
+    }
+    if (link->pidfd >= 0 &&
+        vnxi_hub_watch(hub->inner, link->pidfd, EPOLLIN,
+                       vnxi_link_tag(link, VNXI_LINK_TAG_PIDFD)) != 0) {
+        int cause = errno;
+        epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
+        errno = cause;
+        return -1;
+    }
+    return 0;
+}
+
+static void
+list_add(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    vnxi_link_ref(link);
+    link->listed = true;
+    link->next = hub->links;
+    if (link->next != NULL) {
+        link->next->prev = link;
+    }
+    hub->links = link;
+}
+
+static void
+list_remove(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    if (link->prev != NULL) {
+        link->prev->next = link->next;
+    } else {
+        hub->links = link->next;
+    }
+    if (link->next != NULL) {
+        link->next->prev = link->prev;
+    }
+    link->next = link->prev = NULL;
+    link->listed = false;
+}
+
+/* Both locks: an event may come before the second descriptor is watched, and
+ * must not detach the link half-way. */
+vnx_status_t
+vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    pthread_mutex_lock(&hub->lists);
+    pthread_mutex_lock(&link->send_lock);
+    if (hub->closed) {
+        status = vnxi_error_set(error, VNX_ERR_CLOSED, OPERATION,
+                                "the agent is closed");
+    } else if (watch_link(hub, link) != 0) {
+        status = vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                                "the peer's socket cannot be watched: %s",
+                                strerrordesc_np(errno));
+    } else {
+        list_add(hub, link);
+    }
+    pthread_mutex_unlock(&link->send_lock);
+    pthread_mutex_unlock(&hub->lists);
+    return status;
+}
+
+/* The epoll set is told explicitly: a forked child may hold the socket too,
+ * and then closing would leave it in the set. */
+static void
+close_socket(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    pthread_mutex_lock(&link->send_lock);
+    if (link->fd >= 0) {
+        epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
+        if (link->pidfd >= 0) {
+            epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->pidfd, NULL);
+        }
+        vnxi_fork_fd_close(link->fd);
+        link->fd = -1;
+        vnxi_link_queue_clear(&link->queue);
+    }
+    pthread_mutex_unlock(&link->send_lock);
+}
+
+void
+vnxi_hub_detach(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    close_socket(hub, link);
+    vnxi_hub_not_silent(hub, link);
+    pthread_mutex_lock(&hub->lists);
+    bool listed = link->listed;
+    if (listed) {
+        list_remove(hub, link);
+    }
+    pthread_mutex_unlock(&hub->lists);
+    if (!listed) {
+        return;
+    }
+    if (link->accepted) {
+        hub->accepted_count--;
+        if (link->sender != NULL) {
+            atomic_fetch_sub(&hub->accepted, 1);
+        }
+    }
+    vnxi_link_unref(link);
+}
+
+void
+vnxi_hub_grave(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    vnxi_link_t *next = atomic_load(&hub->graves);
+
+    vnxi_link_ref(link);
+    do {
+        atomic_store(&link->grave_next, next);
+    } while (!atomic_compare_exchange_weak(&hub->graves, &next, link));
+}
+
+void
+vnxi_hub_reap(vnxi_hub_t *hub)
+{
+    vnxi_link_t *link = atomic_exchange(&hub->graves, NULL);
+
+    while (link != NULL) {
+        vnxi_link_t *next = atomic_load(&link->grave_next);
+        vnxi_hub_detach(hub, link);
+        vnxi_link_unref(link);
+        link = next;
+    }
+}
+
+void
+vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    vnxi_hub_grave(hub, link);
+    if (pthread_mutex_trylock(&hub->loop) != 0) {
+        vnxi_hub_wake(hub); /* who has it may have reaped already */
+        return;
+    }
+    vnxi_hub_reap(hub);
+    pthread_mutex_unlock(&hub->loop);
+}
+
+/* -- All links ------------------------------------------------------------ */
+
+/* Who cannot be told must not go on with a region that is gone: its link is
+ * closed, and it loads metadata anew. */
+static void
+tell(vnxi_link_t *link, const vnxi_writer_t *frames)
+{
+    if (frames->failed || vnxi_link_send(link, frames->data, frames->len, NULL,
+                                         0, NULL) != VNX_OK) {
+        vnxi_link_close(link);
+    }
+}
+
+/* No lock is held while sending; where a link left the list meanwhile, the
+ * walk begins anew and passes over whom it has told. */
+static void
+tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
+{
+    vnxi_link_t *link, *next;
+
+    pthread_mutex_lock(&hub->lists);
+    uint64_t turn = ++hub->turn;
+    for (link = hub->links; link != NULL; link = next) {
+        next = link->next;
+        if (!link->accepted || link->turn == turn) {
+            continue;
+        }
+        link->turn = turn;
+        vnxi_link_ref(link);
+        pthread_mutex_unlock(&hub->lists);
+        tell(link, frames);
+        pthread_mutex_lock(&hub->lists);
+        next = link->listed ? link->next : hub->links;
+        vnxi_link_unref(link);
+    }
+    pthread_mutex_unlock(&hub->lists);
+}
+
+void
+vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
+                const vnx_desc_t *descs, size_t count)
+{
+    vnxi_writer_t frames = {0};
+
+    if (count == 0 || vnxi_fork_crossed(hub->forks)) {
+        return;
+    }
+    for (size_t at = 0; at < count; at += VNXI_FRAME_REVOKES_MAX) {
+        size_t left = count - at;
+        vnxi_frame_revoke_t revoke = {
+            .epoch = epoch,
+            .mem = mem,
+            .descs = descs + at,
+            .count =
+                left < VNXI_FRAME_REVOKES_MAX ? left : VNXI_FRAME_REVOKES_MAX,
+        };
+        vnxi_frame_write_revoke(&frames, &revoke);
+    }
+    tell_all(hub, &frames);
+    vnxi_writer_fini(&frames);
+}
+
+size_t
+vnxi_hub_accepted(const vnxi_hub_t *hub)
+{
+    return atomic_load(&hub->accepted);
+}

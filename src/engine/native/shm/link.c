@@ -1,0 +1,311 @@
+/*
+ * The life of a link, and sending.  A frame is written on the caller's thread;
+ * what the socket does not take is queued, and from then on everything is,
+ * until the loop has written the queue out: so the order of the calls is kept.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
+#include "engine/native/shm/link_private.h"
+
+#define OPERATION "send_notif"
+
+/* -- Life ----------------------------------------------------------------- */
+
+vnxi_link_t *
+vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid)
+{
+    vnxi_link_t *link = calloc(1, sizeof *link);
+
+    if (link == NULL) {
+        return NULL;
+    }
+    atomic_init(&link->users, 1);
+    atomic_init(&link->refs, 1);
+    atomic_init(&link->state, VNXI_LINK_OPEN);
+    link->hub = hub;
+    link->forks = vnxi_fork_count();
+    link->fd = fd;
+    link->pidfd = pidfd;
+    link->pid = pid;
+    pthread_mutex_init(&link->send_lock, NULL);
+    return link;
+}
+
+void
+vnxi_link_ref(vnxi_link_t *link)
+{
+    atomic_fetch_add_explicit(&link->refs, 1, memory_order_relaxed);
+}
+
+void
+vnxi_link_unref(vnxi_link_t *link)
+{
+    if (atomic_fetch_sub(&link->refs, 1) != 1) {
+        return;
+    }
+    vnxi_fork_fd_close(link->fd);
+    vnxi_fork_fd_close(link->pidfd);
+    vnxi_link_queue_clear(&link->queue);
+    vnxi_frame_reader_fini(&link->reader);
+    pthread_mutex_destroy(&link->send_lock);
+    free(link->sender);
+    free(link);
+}
+
+vnxi_link_t *
+vnxi_link_retain(vnxi_link_t *link)
+{
+    atomic_fetch_add_explicit(&link->users, 1, memory_order_relaxed);
+    return link;
+}
+
+void
+vnxi_link_release(vnxi_link_t *link)
+{
+    if (link == NULL || vnxi_fork_crossed(link->forks) ||
+        atomic_fetch_sub(&link->users, 1) != 1) {
+        return;
+    }
+    vnxi_link_close(link);
+    vnxi_link_unref(link);
+}
+
+void *
+vnxi_link_cookie(const vnxi_link_t *link)
+{
+    return link->cookie;
+}
+
+int
+vnxi_link_pidfd(const vnxi_link_t *link)
+{
+    return link->pidfd;
+}
+
+bool
+vnxi_link_ended(const vnxi_link_t *link)
+{
+    return atomic_load_explicit(&link->over, memory_order_acquire);
+}
+
+bool
+vnxi_link_win(vnxi_link_t *link, vnxi_link_state_t state)
+{
+    int open = VNXI_LINK_OPEN;
+
+    if (!atomic_compare_exchange_strong(&link->state, &open, (int)state)) {
+        return false;
+    }
+    atomic_store(&link->over, true);
+    return true;
+}
+
+/* -- Sending -------------------------------------------------------------- */
+
+/* Wait for room in the socket, or do not; holding send_lock. */
+static void
+watch_room(vnxi_link_t *link, bool watch)
+{
+    struct epoll_event event = {
+        .events = watch ? EPOLLIN | EPOLLOUT : EPOLLIN,
+        .data.u64 = vnxi_link_tag(link, 0),
+    };
+
+    epoll_ctl(link->hub->inner, EPOLL_CTL_MOD, link->fd, &event);
+}
+
+/* As sendmsg(); 0 where the socket takes nothing now. */
+static ssize_t
+write_some(int fd, struct iovec *parts, size_t count)
+{
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+    ssize_t done;
+
+    do {
+        done = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (done < 0 && errno == EINTR);
+    if (done < 0 && (errno == EAGAIN || errno == EWOULDBLOCK ||
+                     errno == ENOBUFS || errno == ENOMEM)) {
+        return 0;
+    }
+    return done;
+}
+
+/* The stream cannot be continued.  The loop finds the end of it. */
+static void
+break_off(vnxi_link_t *link)
+{
+    atomic_store(&link->over, true);
+    vnxi_link_queue_clear(&link->queue);
+    shutdown(link->fd, SHUT_RDWR);
+}
+
+static bool
+queue_rest(vnxi_link_t *link, const struct iovec *parts, size_t count,
+           size_t skip)
+{
+    for (size_t i = 0; i < count; i++) {
+        size_t len = parts[i].iov_len;
+        size_t cut = skip < len ? skip : len;
+        skip -= cut;
+        if (!vnxi_link_queue_add(&link->queue,
+                                 (const char *)parts[i].iov_base + cut,
+                                 len - cut)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static vnx_status_t
+error_gone(vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
+                          "the connection to the peer has ended");
+}
+
+/* Holding send_lock. */
+static vnx_status_t
+send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
+           vnx_error_t *error)
+{
+    size_t queued = link->queue.bytes;
+    ssize_t done = 0;
+
+    if (link->fd < 0 || vnxi_link_ended(link)) {
+        return error_gone(error);
+    }
+    /* An empty queue takes any frame: what is bounded is what piles up. */
+    if (queued > 0 && (queued >= VNXI_LINK_QUEUE_MAX ||
+                       len > VNXI_LINK_QUEUE_MAX - queued)) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "the peer does not take its messages: %zu bytes "
+                              "are waiting for it",
+                              queued);
+    }
+    if (queued == 0) {
+        done = write_some(link->fd, parts, 2);
+        if (done < 0) {
+            break_off(link);
+            return error_gone(error);
+        }
+        if ((size_t)done == len) {
+            return VNX_OK;
+        }
+    }
+    if (!queue_rest(link, parts, 2, (size_t)done)) {
+        break_off(link); /* a part of the frame is on its way */
+        return vnxi_error_no_memory(error, OPERATION, len);
+    }
+    if (queued == 0) {
+        watch_room(link, true);
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_link_send(vnxi_link_t *link, const void *head, size_t head_len,
+               const void *body, size_t body_len, vnx_error_t *error)
+{
+    struct iovec parts[2] = {
+        {.iov_base = (void *)(uintptr_t)head, .iov_len = head_len},
+        {.iov_base = (void *)(uintptr_t)body, .iov_len = body_len},
+    };
+
+    pthread_mutex_lock(&link->send_lock);
+    vnx_status_t status = send_parts(link, parts, head_len + body_len, error);
+    pthread_mutex_unlock(&link->send_lock);
+    return status;
+}
+
+vnx_status_t
+vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
+                     vnx_error_t *error)
+{
+    unsigned char header[VNXI_FRAME_HEADER];
+
+    if (vnxi_fork_crossed(link->forks)) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                              "the agent was made before this process was "
+                              "forked");
+    }
+    if (len >= VNXI_LINK_FRAME_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                              "a message of %zu bytes is too long, %u is the "
+                              "most",
+                              len, VNXI_LINK_FRAME_MAX - 1);
+    }
+    vnxi_frame_header(VNXI_FRAME_NOTIF, len, header);
+    return vnxi_link_send(link, header, sizeof header, message, len, error);
+}
+
+/* Holding send_lock, with a socket.  True: the queue is empty. */
+static bool
+flush_queue(vnxi_link_t *link)
+{
+    while (link->queue.bytes > 0) {
+        struct iovec front;
+        front.iov_base = (void *)(uintptr_t)vnxi_link_queue_front(
+            &link->queue, &front.iov_len);
+        ssize_t done = write_some(link->fd, &front, 1);
+        if (done == 0) {
+            return false;
+        }
+        if (done < 0) {
+            break_off(link);
+            return false;
+        }
+        vnxi_link_queue_consume(&link->queue, (size_t)done);
+    }
+    return true;
+}
+
+void
+vnxi_link_flush(vnxi_link_t *link)
+{
+    pthread_mutex_lock(&link->send_lock);
+    if (link->fd >= 0 && (flush_queue(link) || link->queue.bytes == 0)) {
+        watch_room(link, false);
+    }
+    pthread_mutex_unlock(&link->send_lock);
+}
+
+/* -- Closing -------------------------------------------------------------- */
+
+/* In the middle of a frame BYE would be read as part of it, so it is only said
+ * where the queue could be written out. */
+static void
+say_bye(vnxi_link_t *link)
+{
+    unsigned char header[VNXI_FRAME_HEADER];
+    struct iovec bye = {.iov_base = header, .iov_len = sizeof header};
+
+    pthread_mutex_lock(&link->send_lock);
+    if (link->fd >= 0) {
+        if (flush_queue(link)) {
+            vnxi_frame_header(VNXI_FRAME_BYE, 0, header);
+            write_some(link->fd, &bye, 1);
+        }
+        /* A forked child may hold the socket: closing would not end it. */
+        shutdown(link->fd, SHUT_RDWR);
+    }
+    pthread_mutex_unlock(&link->send_lock);
+}
+
+void
+vnxi_link_close(vnxi_link_t *link)
+{
+    if (vnxi_fork_crossed(link->forks) ||
+        !vnxi_link_win(link, VNXI_LINK_CLOSED)) {
+        return;
+    }
+    say_bye(link);
+    vnxi_hub_bury(link->hub, link);
+}

@@ -1,0 +1,366 @@
+/*
+ * Opening a link.  First all that can be found out without the peer (same
+ * host, same process as published, its memory can be read and holds the
+ * instance id), then the connection, whose other end must be that process;
+ * HELLO follows at once, since a listener drops who stays silent.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
+#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/proc.h"
+#include "engine/native/shm/vm.h"
+
+#define OPERATION "add_remote_agent"
+
+/* How long a full backlog of the peer's is waited for. */
+#define BACKLOG_WAIT_NS (200u * 1000000u)
+#define BACKLOG_PAUSE_NS 1000000u
+
+static vnx_status_t
+refuse(vnx_error_t *error, const char *cause)
+{
+    return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "%s", cause);
+}
+
+/* -- Who is it? ----------------------------------------------------------- */
+
+static vnx_status_t
+check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
+           vnx_error_t *error)
+{
+    if (memcmp(info->boot, own->boot, sizeof info->boot) != 0) {
+        return refuse(error, "the peer is on another host, or this host was "
+                             "restarted since (boot ids differ)");
+    }
+    if (info->pid_namespace != own->pid_namespace) {
+        return refuse(error,
+                      "the peer is in another pid namespace (another "
+                      "container): run both in one, for example with "
+                      "'docker run --pid=container:NAME' or --pid=host");
+    }
+    if (own->uid != 0 && info->uid != own->uid) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                              "the peer runs as user %" PRIu32
+                              " and this process as user "
+                              "%" PRIu32 ": run both as the same user",
+                              info->uid, own->uid);
+    }
+    if (info->pid == 0 || info->pid > INT32_MAX ||
+        memchr(info->socket, '\0', sizeof info->socket) == NULL ||
+        info->socket[0] == '\0') {
+        return refuse(error, "the metadata has no process or no socket");
+    }
+    return VNX_OK;
+}
+
+/* The descriptor is taken first: what /proc says then is said of the process
+ * behind it, or of nobody. */
+static vnx_status_t
+find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
+{
+    vnxi_proc_stat_t stat;
+    int pidfd = vnxi_fork_fd_own(pidfd_open((pid_t)info->pid, 0));
+
+    if (pidfd < 0 && errno != ESRCH) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "process %" PRIu32 " cannot be watched: %s",
+                              info->pid, strerrordesc_np(errno));
+    }
+    if (pidfd < 0 || !vnxi_proc_stat((pid_t)info->pid, &stat) ||
+        stat.exiting) {
+        vnxi_fork_fd_close(pidfd);
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "process %" PRIu32 ", which published the "
+                              "metadata, has ended",
+                              info->pid);
+    }
+    if (stat.start_time != info->start_time) {
+        vnxi_fork_fd_close(pidfd);
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "process %" PRIu32 " is another one than that "
+                              "which published the metadata (start times "
+                              "differ): fetch its metadata again",
+                              info->pid);
+    }
+    *pidfd_p = pidfd;
+    return VNX_OK;
+}
+
+/* -- May we read its memory? ---------------------------------------------- */
+
+static int
+yama_scope(void)
+{
+    FILE *file = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
+    int scope = 0;
+
+    if (file != NULL) {
+        if (fscanf(file, "%d", &scope) != 1) {
+            scope = 0;
+        }
+        fclose(file);
+    }
+    return scope;
+}
+
+static vnx_status_t
+error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
+                    vnx_error_t *error)
+{
+    int scope = yama_scope();
+
+    if (info->uid != own->uid) {
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_ALLOWED, OPERATION,
+            "the kernel does not let user %" PRIu32 " read the memory of "
+            "process %" PRIu32 " of user %" PRIu32 ": run both as the same "
+            "user",
+            own->uid, info->pid, info->uid);
+    }
+    if (scope > 0) {
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_ALLOWED, OPERATION,
+            "the ptrace scope of this host (kernel.yama.ptrace_scope = %d) "
+            "forbids to read the memory of process %" PRIu32 ": run 'sysctl "
+            "-w kernel.yama.ptrace_scope=0', or give both processes "
+            "CAP_SYS_PTRACE",
+            scope, info->pid);
+    }
+    return vnxi_error_set(
+        error, VNX_ERR_NOT_ALLOWED, OPERATION,
+        "the kernel forbids to read the memory of process %" PRIu32 ": in "
+        "containers add --cap-add=SYS_PTRACE (and a seccomp profile that "
+        "allows process_vm_readv); outside, a ptrace scope, another user or "
+        "set capabilities of the peer are the usual cause",
+        info->pid);
+}
+
+static vnx_status_t
+check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
+             vnx_error_t *error)
+{
+    unsigned char nonce[VNXI_SHM_ID_SIZE];
+
+    if (info->pid == own->pid) {
+        return VNX_OK; /* plain copies need nobody's leave */
+    }
+    int cause =
+        vnxi_vm_peek((pid_t)info->pid, info->nonce_addr, nonce, sizeof nonce);
+    if (cause == EPERM || cause == ENOSYS) {
+        return error_not_permitted(info, own, error);
+    }
+    if (cause != 0) {
+        return vnxi_error_set(
+            error, VNX_ERR_BACKEND, OPERATION,
+            "the instance id cannot be read from process %" PRIu32 ": %s",
+            info->pid, strerrordesc_np(cause));
+    }
+    if (memcmp(nonce, info->instance, sizeof nonce) != 0) {
+        return vnxi_error_set(
+            error, VNX_ERR_BACKEND, OPERATION,
+            "process %" PRIu32 " does not have the instance id of the "
+            "metadata in its memory: the agent was closed or made anew",
+            info->pid);
+    }
+    return VNX_OK;
+}
+
+/* -- The connection ------------------------------------------------------- */
+
+static int
+connect_once(int fd, const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t len = strlen(name);
+
+    memcpy(address.sun_path + 1, name, len);
+    if (connect(fd, (struct sockaddr *)&address,
+                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
+                            len)) == 0) {
+        return 0;
+    }
+    return errno;
+}
+
+static vnx_status_t
+connect_socket(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
+{
+    uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS);
+    int cause;
+
+    while ((cause = connect_once(fd, info->socket)) != 0) {
+        if (cause == ECONNREFUSED) {
+            return refuse(error, "nobody listens on the peer's socket: its "
+                                 "agent was closed, or it is in another "
+                                 "network namespace (another container)");
+        }
+        if (cause != EAGAIN && cause != EINTR) {
+            return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                                  "connecting to the peer's socket failed: "
+                                  "%s",
+                                  strerrordesc_np(cause));
+        }
+        if (vnxi_clock_ns() >= deadline) {
+            return refuse(error, "the peer accepts no connections now "
+                                 "(backlog full)");
+        }
+        nanosleep(&(struct timespec){.tv_nsec = BACKLOG_PAUSE_NS}, NULL);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
+{
+    struct ucred who;
+    socklen_t len = sizeof who;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0) {
+        return refuse(error, "the peer's socket does not say whose it is");
+    }
+    if ((uint32_t)who.pid != info->pid || who.uid != info->uid) {
+        return vnxi_error_set(
+            error, VNX_ERR_BACKEND, OPERATION,
+            "the socket belongs to process %d of user %u, not to process "
+            "%" PRIu32 " of user %" PRIu32 " that published the metadata",
+            (int)who.pid, (unsigned)who.uid, info->pid, info->uid);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+connect_peer(const vnxi_shm_info_t *info, int *fd_p, vnx_error_t *error)
+{
+    int fd = vnxi_fork_fd_own(
+        socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+
+    if (fd < 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "no socket: %s", strerrordesc_np(errno));
+    }
+    vnx_status_t status = connect_socket(fd, info, error);
+    if (status == VNX_OK) {
+        status = check_listener(fd, info, error);
+    }
+    if (status != VNX_OK) {
+        vnxi_fork_fd_close(fd);
+        return status;
+    }
+    *fd_p = fd;
+    return VNX_OK;
+}
+
+static vnx_status_t
+send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
+{
+    vnxi_writer_t writer = {0};
+    vnxi_frame_hello_t hello = {
+        .instance = link->hub->instance,
+        .target = info->instance,
+        .name = link->hub->name,
+        .name_len = link->hub->name_len,
+    };
+    vnx_status_t status;
+
+    vnxi_frame_write_hello(&writer, &hello);
+    if (writer.failed) {
+        status = vnxi_error_no_memory(error, OPERATION, writer.len);
+    } else {
+        status = vnxi_link_send(link, writer.data, writer.len, NULL, 0, error);
+    }
+    vnxi_writer_fini(&writer);
+    return status;
+}
+
+/* -- All of it ------------------------------------------------------------ */
+
+static vnx_status_t
+check_peer(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
+{
+    vnxi_shm_info_t own = {0};
+    vnx_status_t status = vnxi_shm_info_local(&own, error);
+
+    if (status == VNX_OK) {
+        status = check_host(info, &own, error);
+    }
+    if (status == VNX_OK) {
+        status = find_process(info, pidfd_p, error);
+    }
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = check_memory(info, &own, error);
+    if (status != VNX_OK) {
+        vnxi_fork_fd_close(*pidfd_p);
+    }
+    return status;
+}
+
+static vnx_status_t
+link_make(vnxi_hub_t *hub, const vnxi_shm_info_t *info, vnxi_link_t **link_p,
+          vnx_error_t *error)
+{
+    int pidfd = -1, fd = -1;
+    vnx_status_t status = check_peer(info, &pidfd, error);
+
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = connect_peer(info, &fd, error);
+    if (status != VNX_OK) {
+        vnxi_fork_fd_close(pidfd);
+        return status;
+    }
+    vnxi_link_t *link = vnxi_link_new(hub, fd, pidfd, (pid_t)info->pid);
+    if (link == NULL) {
+        vnxi_fork_fd_close(fd);
+        vnxi_fork_fd_close(pidfd);
+        return vnxi_error_no_memory(error, OPERATION, sizeof *link);
+    }
+    *link_p = link;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
+               vnxi_link_t **link_p, vnx_error_t *error)
+{
+    vnxi_link_t *link = NULL;
+
+    if (vnxi_fork_crossed(hub->forks)) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                              "the agent was made before this process was "
+                              "forked");
+    }
+    vnx_status_t status = link_make(hub, info, &link, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    link->cookie = cookie;
+    link->reader.allowed =
+        VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) | VNXI_FRAME_BIT(VNXI_FRAME_BYE);
+    /* HELLO before the hub knows the link, so that nothing can be sent ahead
+     * of it; a fresh socket takes all of it. */
+    status = send_hello(link, info, error);
+    if (status == VNX_OK) {
+        status = vnxi_hub_attach(hub, link, error);
+    }
+    if (status != VNX_OK) {
+        vnxi_link_unref(link);
+        return status;
+    }
+    *link_p = link;
+    return VNX_OK;
+}

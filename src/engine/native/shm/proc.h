@@ -1,0 +1,17 @@
+/* What /proc tells of a process of this pid namespace. */
+#ifndef VNXI_NATIVE_SHM_PROC_H
+#define VNXI_NATIVE_SHM_PROC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+typedef struct vnxi_proc_stat {
+    uint64_t start_time; /* clock ticks since boot */
+    bool exiting;        /* it runs no more of its program */
+} vnxi_proc_stat_t;
+
+/* False: there is no such process (or /proc cannot be read). */
+bool vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p);
+
+#endif

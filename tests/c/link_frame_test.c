@@ -1,0 +1,435 @@
+#include "vnx_test.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/native/shm/link_frame.h"
+#include "engine/native/shm/link_queue.h"
+
+#define ANY                                                                \
+    (VNXI_FRAME_BIT(VNXI_FRAME_HELLO) | VNXI_FRAME_BIT(VNXI_FRAME_NOTIF) | \
+     VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) | VNXI_FRAME_BIT(VNXI_FRAME_BYE))
+
+static const unsigned char ids[2][VNXI_SHM_ID_SIZE] = {"instance of one",
+                                                       "instance of two"};
+
+static void
+write_frame(vnxi_writer_t *writer, vnxi_frame_type_t type, const void *body,
+            size_t len)
+{
+    unsigned char header[VNXI_FRAME_HEADER];
+
+    vnxi_frame_header(type, len, header);
+    vnxi_write_bytes(writer, header, sizeof header);
+    vnxi_write_bytes(writer, body, len);
+}
+
+/* HELLO, an empty notification, one of `long_len` bytes, REVOKE, BYE. */
+static vnxi_writer_t
+write_stream(size_t long_len)
+{
+    static const vnx_desc_t descs[] = {{0x1000, 64, 3},
+                                       {UINT64_MAX, UINT64_MAX, UINT64_MAX}};
+    vnxi_writer_t writer = {0};
+    vnxi_frame_hello_t hello = {
+        .instance = ids[0],
+        .target = ids[1],
+        .name = "decode",
+        .name_len = 6,
+    };
+    vnxi_frame_revoke_t revoke = {
+        .epoch = UINT64_C(0x1122334455667788),
+        .mem = VNX_MEM_VRAM,
+        .descs = descs,
+        .count = 2,
+    };
+    unsigned char *message = malloc(long_len + 1);
+
+    assert_non_null(message);
+    for (size_t i = 0; i < long_len; i++) {
+        message[i] = (unsigned char)(i * 31 >> 3);
+    }
+    vnxi_frame_write_hello(&writer, &hello);
+    write_frame(&writer, VNXI_FRAME_NOTIF, NULL, 0);
+    write_frame(&writer, VNXI_FRAME_NOTIF, message, long_len);
+    vnxi_frame_write_revoke(&writer, &revoke);
+    write_frame(&writer, VNXI_FRAME_BYE, NULL, 0);
+    assert_false(writer.failed);
+    free(message);
+    return writer;
+}
+
+static void
+check_frame(const vnxi_frame_t *frame, size_t number, size_t long_len)
+{
+    vnxi_frame_hello_t hello;
+    uint64_t epoch;
+    uint32_t count;
+    vnx_mem_t mem;
+
+    switch (number) {
+    case 0:
+        assert_true(vnxi_frame_read_hello(frame, &hello));
+        assert_memory_equal(hello.instance, ids[0], VNXI_SHM_ID_SIZE);
+        assert_memory_equal(hello.target, ids[1], VNXI_SHM_ID_SIZE);
+        assert_int_equal(hello.name_len, 6);
+        assert_memory_equal(hello.name, "decode", 6);
+        break;
+    case 1:
+        assert_int_equal(frame->type, VNXI_FRAME_NOTIF);
+        assert_int_equal(frame->len, 0);
+        break;
+    case 2:
+        assert_int_equal(frame->type, VNXI_FRAME_NOTIF);
+        assert_int_equal(frame->len, long_len);
+        for (size_t i = 0; i < long_len; i++) {
+            assert_int_equal(frame->body[i], (unsigned char)(i * 31 >> 3));
+        }
+        break;
+    case 3:
+        assert_true(vnxi_frame_read_revoke(frame, &epoch, &count));
+        assert_true(epoch == UINT64_C(0x1122334455667788));
+        assert_int_equal(count, 2);
+        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).addr, 0x1000);
+        assert_int_equal(mem, VNX_MEM_VRAM);
+        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).len, 64);
+        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).dev, 3);
+        assert_true(vnxi_frame_revoke_row(frame, 1, &mem).addr == UINT64_MAX);
+        break;
+    default:
+        assert_int_equal(number, 4);
+        assert_int_equal(frame->type, VNXI_FRAME_BYE);
+        assert_int_equal(frame->len, 0);
+    }
+}
+
+/* Feed the stream in pieces of `piece` bytes, each from a block of exactly its
+ * size, so that a read past it is seen. */
+static void
+check_in_pieces(size_t long_len, size_t piece)
+{
+    vnxi_writer_t stream = write_stream(long_len);
+    vnxi_frame_reader_t reader = {.allowed = ANY};
+    vnxi_frame_t frame;
+    size_t number = 0;
+
+    for (size_t at = 0; at < stream.len; at += piece) {
+        size_t len = stream.len - at < piece ? stream.len - at : piece;
+        unsigned char *copy = malloc(len);
+        assert_non_null(copy);
+        memcpy(copy, stream.data + at, len);
+        vnxi_frame_reader_feed(&reader, copy, len);
+        vnxi_frame_result_t result;
+        while ((result = vnxi_frame_reader_next(&reader, &frame)) ==
+               VNXI_FRAME_WHOLE) {
+            check_frame(&frame, number++, long_len);
+        }
+        assert_int_equal(result, VNXI_FRAME_NEED_MORE);
+        free(copy);
+    }
+    assert_int_equal(number, 5);
+    vnxi_frame_reader_fini(&reader);
+    vnxi_writer_fini(&stream);
+}
+
+static void
+test_link_frame_comes_out_as_it_went_in_however_cut(void **state)
+{
+    (void)state;
+    for (size_t piece = 1; piece <= 300; piece++) {
+        check_in_pieces(100, piece);
+    }
+    check_in_pieces(300000, 4096);
+    check_in_pieces(300000, 65536);
+    check_in_pieces(300000, 1000000);
+    check_in_pieces(3000000, 262144);
+}
+
+static void
+test_link_frame_header_is_little_endian_and_counts_the_type(void **state)
+{
+    (void)state;
+    static const unsigned char expected[] = {0x05, 0x03, 0x02, 0x01, 2};
+    unsigned char header[VNXI_FRAME_HEADER];
+
+    vnxi_frame_header(VNXI_FRAME_NOTIF, 0x01020304, header);
+    assert_memory_equal(header, expected, sizeof expected);
+}
+
+static vnxi_frame_result_t
+first_result(unsigned allowed, const void *data, size_t len)
+{
+    vnxi_frame_reader_t reader = {.allowed = allowed};
+    vnxi_frame_t frame;
+
+    vnxi_frame_reader_feed(&reader, data, len);
+    vnxi_frame_result_t whole = vnxi_frame_reader_next(&reader, &frame);
+    vnxi_frame_reader_fini(&reader);
+
+    /* The same byte by byte. */
+    vnxi_frame_result_t result = VNXI_FRAME_NEED_MORE;
+    reader = (vnxi_frame_reader_t){.allowed = allowed};
+    for (size_t i = 0; i < len && result == VNXI_FRAME_NEED_MORE; i++) {
+        vnxi_frame_reader_feed(&reader, (const char *)data + i, 1);
+        result = vnxi_frame_reader_next(&reader, &frame);
+    }
+    vnxi_frame_reader_fini(&reader);
+    assert_int_equal(result, whole);
+    return whole;
+}
+
+static void
+test_link_frame_refuses_impossible_headers(void **state)
+{
+    (void)state;
+    static const unsigned char frames[][5] = {
+        {0, 0, 0, 0, 2}, /* no room for the type */
+        {1, 0, 0, 0, 0}, /* no such types */
+        {1, 0, 0, 0, 5},         {1, 0, 0, 0, 255},
+        {1, 0, 0, 0x40, 2},                       /* one above the most */
+        {255, 255, 255, 255, 2}, {2, 0, 0, 0, 4}, /* BYE with a body */
+        {0, 0, 2, 0, 1}, /* HELLO longer than any name */
+        {0, 0, 0, 1, 3}, /* REVOKE of more rows than one takes */
+    };
+
+    for (size_t i = 0; i < sizeof frames / sizeof frames[0]; i++) {
+        assert_int_equal(first_result(ANY, frames[i], 5),
+                         VNXI_FRAME_MALFORMED);
+    }
+    static const unsigned char longest[] = {0, 0, 0, 0x40, 2};
+    assert_int_equal(first_result(ANY, longest, 5), VNXI_FRAME_NEED_MORE);
+}
+
+static void
+test_link_frame_takes_only_what_is_allowed_now(void **state)
+{
+    (void)state;
+    for (int type = VNXI_FRAME_HELLO; type <= VNXI_FRAME_BYE; type++) {
+        unsigned char frame[VNXI_FRAME_HEADER];
+        vnxi_frame_header((vnxi_frame_type_t)type, 0, frame);
+        assert_int_equal(first_result(ANY & ~VNXI_FRAME_BIT(type), frame, 5),
+                         VNXI_FRAME_MALFORMED);
+        assert_int_equal(first_result(VNXI_FRAME_BIT(type), frame, 5),
+                         VNXI_FRAME_WHOLE);
+    }
+}
+
+static void
+test_link_frame_allocates_what_came_not_what_was_announced(void **state)
+{
+    (void)state;
+    vnxi_frame_reader_t reader = {.allowed = ANY};
+    unsigned char block[10000] = {0};
+    vnxi_frame_t frame;
+
+    vnxi_frame_header(VNXI_FRAME_NOTIF, VNXI_LINK_FRAME_MAX - 1, block);
+    for (size_t came = sizeof block; came <= 10 * sizeof block;
+         came += sizeof block) {
+        vnxi_frame_reader_feed(&reader, block, sizeof block);
+        assert_int_equal(vnxi_frame_reader_next(&reader, &frame),
+                         VNXI_FRAME_NEED_MORE);
+        assert_in_range(reader.kept_capacity, came, 2 * came);
+    }
+    vnxi_frame_reader_fini(&reader);
+}
+
+static void
+test_link_frame_gives_back_the_memory_of_a_long_one(void **state)
+{
+    (void)state;
+    vnxi_writer_t stream = write_stream(1 << 20);
+    vnxi_frame_reader_t reader = {.allowed = ANY};
+    vnxi_frame_t frame;
+
+    vnxi_frame_reader_feed(&reader, stream.data, stream.len / 2);
+    while (vnxi_frame_reader_next(&reader, &frame) == VNXI_FRAME_WHOLE) {
+    }
+    assert_in_range(reader.kept_capacity, 1 << 18, 1 << 21);
+    vnxi_frame_reader_feed(&reader, stream.data + stream.len / 2,
+                           stream.len - stream.len / 2);
+    while (vnxi_frame_reader_next(&reader, &frame) == VNXI_FRAME_WHOLE) {
+    }
+    assert_int_equal(reader.kept_capacity, 0);
+    vnxi_frame_reader_fini(&reader);
+    vnxi_writer_fini(&stream);
+}
+
+/* -- Bodies --------------------------------------------------------------- */
+
+static bool
+hello_is_good(const unsigned char *body, size_t len)
+{
+    vnxi_frame_t frame = {VNXI_FRAME_HELLO, body, len};
+    vnxi_frame_hello_t hello;
+    return vnxi_frame_read_hello(&frame, &hello);
+}
+
+static void
+test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
+{
+    (void)state;
+    vnxi_writer_t stream = write_stream(0);
+    unsigned char body[2 + 16 + 4 + 6 + 16 + 1];
+    size_t len = sizeof body - 1;
+
+    memcpy(body, stream.data + VNXI_FRAME_HEADER, len);
+    body[len] = 0;
+    assert_true(hello_is_good(body, len));
+    assert_false(hello_is_good(body, len + 1));
+    for (size_t cut = 0; cut < len; cut++) {
+        assert_false(hello_is_good(body, cut));
+    }
+    body[0] = 2; /* another version */
+    assert_false(hello_is_good(body, len));
+    body[0] = 1;
+    for (unsigned name_len = 0; name_len < 256; name_len++) {
+        body[18] = (unsigned char)name_len;
+        assert_int_equal(hello_is_good(body, len), name_len == 6);
+    }
+    body[18] = 6;
+    body[21] = 0x80; /* a length of gigabytes */
+    assert_false(hello_is_good(body, len));
+    vnxi_writer_fini(&stream);
+}
+
+static void
+test_link_frame_hello_needs_a_name(void **state)
+{
+    (void)state;
+    unsigned char body[2 + 16 + 4 + 16] = {1};
+    assert_false(hello_is_good(body, sizeof body));
+}
+
+static bool
+revoke_is_good(const unsigned char *body, size_t len)
+{
+    vnxi_frame_t frame = {VNXI_FRAME_REVOKE, body, len};
+    uint64_t epoch;
+    uint32_t count;
+    return vnxi_frame_read_revoke(&frame, &epoch, &count);
+}
+
+static void
+test_link_frame_revoke_is_refused_where_rows_are_missing(void **state)
+{
+    (void)state;
+    unsigned char body[8 + 4 + 2 * 28] = {[8] = 2};
+
+    assert_true(revoke_is_good(body, sizeof body));
+    for (size_t cut = 0; cut < sizeof body; cut++) {
+        assert_false(revoke_is_good(body, cut));
+    }
+    for (unsigned count = 0; count < 256; count++) {
+        body[8] = (unsigned char)count;
+        assert_int_equal(revoke_is_good(body, sizeof body), count == 2);
+    }
+    memset(body + 8, 0xff, 4); /* times the row it is above 32 bits */
+    assert_false(revoke_is_good(body, sizeof body));
+}
+
+static void
+test_link_frame_revoke_is_refused_for_no_memory_type(void **state)
+{
+    (void)state;
+    unsigned char body[8 + 4 + 2 * 28] = {[8] = 2};
+
+    body[12 + 28] = VNX_MEM_COUNT - 1;
+    assert_true(revoke_is_good(body, sizeof body));
+    body[12 + 28] = VNX_MEM_COUNT;
+    assert_false(revoke_is_good(body, sizeof body));
+}
+
+/* -- The queue ------------------------------------------------------------ */
+
+static void
+test_link_queue_gives_the_bytes_in_order(void **state)
+{
+    (void)state;
+    vnxi_link_queue_t queue = {0};
+    unsigned char block[100000];
+    unsigned in = 0, out = 0;
+
+    for (size_t len = 0; len < sizeof block; len = len * 2 + 1) {
+        for (size_t i = 0; i < len; i++) {
+            block[i] = (unsigned char)(in++ % 251);
+        }
+        assert_true(vnxi_link_queue_add(&queue, block, len));
+        assert_int_equal(queue.bytes, in);
+    }
+    while (queue.bytes > 0) {
+        size_t len;
+        const unsigned char *front = vnxi_link_queue_front(&queue, &len);
+        assert_true(len > 0 && len <= queue.bytes);
+        size_t take = len > 1000 ? len / 2 : len;
+        for (size_t i = 0; i < take; i++) {
+            assert_int_equal(front[i], out++ % 251);
+        }
+        vnxi_link_queue_consume(&queue, take);
+    }
+    assert_int_equal(out, in);
+    assert_null(queue.head);
+}
+
+static void
+test_link_queue_is_used_again_after_it_was_empty(void **state)
+{
+    (void)state;
+    vnxi_link_queue_t queue = {0};
+    size_t len;
+
+    for (int round = 0; round < 3; round++) {
+        assert_true(vnxi_link_queue_add(&queue, "abc", 3));
+        assert_memory_equal(vnxi_link_queue_front(&queue, &len), "abc", 3);
+        assert_int_equal(len, 3);
+        vnxi_link_queue_consume(&queue, 3);
+        assert_int_equal(queue.bytes, 0);
+    }
+    assert_true(vnxi_link_queue_add(&queue, "abc", 3));
+    vnxi_link_queue_clear(&queue);
+    assert_int_equal(queue.bytes, 0);
+    assert_null(queue.tail);
+}
+
+static void
+test_link_queue_of_small_ones_costs_little_more_than_their_bytes(void **state)
+{
+    (void)state;
+    vnxi_link_queue_t queue = {0};
+    size_t len, pieces = 0;
+
+    for (int i = 0; i < 100000; i++) {
+        assert_true(vnxi_link_queue_add(&queue, "x", 1));
+    }
+    while (queue.bytes > 0) {
+        vnxi_link_queue_front(&queue, &len);
+        vnxi_link_queue_consume(&queue, len);
+        pieces++;
+    }
+    assert_in_range(pieces, 1, 10);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_link_frame_comes_out_as_it_went_in_however_cut),
+        cmocka_unit_test(
+            test_link_frame_header_is_little_endian_and_counts_the_type),
+        cmocka_unit_test(test_link_frame_refuses_impossible_headers),
+        cmocka_unit_test(test_link_frame_takes_only_what_is_allowed_now),
+        cmocka_unit_test(
+            test_link_frame_allocates_what_came_not_what_was_announced),
+        cmocka_unit_test(test_link_frame_gives_back_the_memory_of_a_long_one),
+        cmocka_unit_test(
+            test_link_frame_hello_is_refused_where_a_byte_is_wrong),
+        cmocka_unit_test(test_link_frame_hello_needs_a_name),
+        cmocka_unit_test(
+            test_link_frame_revoke_is_refused_where_rows_are_missing),
+        cmocka_unit_test(test_link_frame_revoke_is_refused_for_no_memory_type),
+        cmocka_unit_test(test_link_queue_gives_the_bytes_in_order),
+        cmocka_unit_test(test_link_queue_is_used_again_after_it_was_empty),
+        cmocka_unit_test(
+            test_link_queue_of_small_ones_costs_little_more_than_their_bytes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

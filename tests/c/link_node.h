@@ -1,0 +1,555 @@
+/*
+ * For the tests of links: a *node* is a hub that keeps account of what its
+ * callbacks were told, and a *peer* is a node in a forked process that does
+ * what it is told.  Peers are forked before the test starts a thread.
+ *
+ * A notification made here carries who made it (`stream`), its number in that
+ * stream and a pattern, so that the receiver sees what is lost, doubled, out
+ * of order or damaged.
+ */
+#ifndef VNX_LINK_NODE_H
+#define VNX_LINK_NODE_H
+
+#include "vnx_test.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "engine/native/shm/link.h"
+
+#define NODE_STREAMS 16
+#define NODE_HEAD 16
+#define NODE_DEADLINE_NS (60u * UINT64_C(1000000000))
+
+/* What the callbacks were told; plain, so that it can go through a pipe. */
+typedef struct node_account {
+    size_t notifs, bytes, bad;
+    uint32_t next[NODE_STREAMS]; /* number that comes next in a stream */
+    size_t by_poller;            /* notifications taken in by `poller` */
+    char sender[64];
+    size_t revoked, ended;
+    uint64_t epoch;
+    vnx_mem_t mem;
+    vnx_desc_t desc;
+    char cause[128];
+    void *cookie;
+} node_account_t;
+
+typedef struct node {
+    unsigned char instance[VNXI_SHM_ID_SIZE];
+    vnxi_shm_info_t info;
+    vnxi_hub_t *hub;
+    vnxi_link_t *echo; /* notifications go back over it */
+    bool close_when_called, release_when_ended;
+    pthread_t poller;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    node_account_t account; /* protected by lock */
+} node_t;
+
+static inline unsigned char
+node_byte(size_t i, uint32_t number)
+{
+    return (unsigned char)((i * 2654435761u >> 11) + number * 13);
+}
+
+static inline void
+node_message(unsigned char *message, size_t len, uint32_t stream,
+             uint32_t number)
+{
+    uint64_t len64 = len;
+    memcpy(message, &stream, 4);
+    memcpy(message + 4, &number, 4);
+    memcpy(message + 8, &len64, 8);
+    for (size_t i = NODE_HEAD; i < len; i++) {
+        message[i] = node_byte(i, number);
+    }
+}
+
+static inline bool
+node_message_is_good(const unsigned char *message, size_t len,
+                     uint32_t *stream_p, uint32_t *number_p)
+{
+    uint64_t len64;
+    if (len < NODE_HEAD) {
+        return false;
+    }
+    memcpy(stream_p, message, 4);
+    memcpy(number_p, message + 4, 4);
+    memcpy(&len64, message + 8, 8);
+    if (len64 != len || *stream_p >= NODE_STREAMS) {
+        return false;
+    }
+    for (size_t i = NODE_HEAD; i < len; i++) {
+        if (message[i] != node_byte(i, *number_p)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static inline void
+node_on_notif(void *context, const void *sender, size_t sender_len,
+              const void *message, size_t len)
+{
+    node_t *node = context;
+    uint32_t stream = 0, number = 0;
+    bool good = node_message_is_good(message, len, &stream, &number);
+
+    pthread_mutex_lock(&node->lock);
+    node_account_t *account = &node->account;
+    account->notifs++;
+    account->bytes += len;
+    if (!good || account->next[stream] != number ||
+        sender_len >= sizeof account->sender) {
+        account->bad++;
+    } else {
+        account->next[stream]++;
+        memcpy(account->sender, sender, sender_len);
+        account->sender[sender_len] = '\0';
+    }
+    account->by_poller += pthread_equal(node->poller, pthread_self()) != 0;
+    vnxi_link_t *echo = node->echo;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+    if (echo != NULL &&
+        vnxi_link_send_notif(echo, message, len, NULL) != VNX_OK) {
+        pthread_mutex_lock(&node->lock);
+        account->bad++;
+        pthread_mutex_unlock(&node->lock);
+    }
+}
+
+static inline void
+node_on_revoked(void *context, vnxi_link_t *link, uint64_t epoch,
+                vnx_mem_t mem, const vnx_desc_t *desc)
+{
+    node_t *node = context;
+
+    if (node->close_when_called) {
+        vnxi_link_close(link);
+    }
+    pthread_mutex_lock(&node->lock);
+    node->account.revoked++;
+    node->account.epoch = epoch;
+    node->account.mem = mem;
+    node->account.desc = *desc;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+}
+
+static inline void
+node_on_ended(void *context, vnxi_link_t *link, const char *cause)
+{
+    node_t *node = context;
+    void *cookie = vnxi_link_cookie(link);
+    bool ended = vnxi_link_ended(link);
+
+    if (node->close_when_called) {
+        vnxi_link_close(link);
+    }
+    if (node->release_when_ended) {
+        vnxi_link_release(link);
+    }
+    pthread_mutex_lock(&node->lock);
+    node->account.ended++;
+    node->account.bad += !ended;
+    node->account.cookie = cookie;
+    snprintf(node->account.cause, sizeof node->account.cause, "%s", cause);
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+}
+
+static inline vnx_status_t
+node_init(node_t *node, const char *name)
+{
+    pthread_condattr_t clock;
+    vnxi_hub_config_t config = {
+        .name = name,
+        .name_len = strlen(name),
+        .instance = node->instance,
+        .events = {node, node_on_notif, node_on_revoked, node_on_ended},
+    };
+
+    memset(node, 0, sizeof *node);
+    pthread_mutex_init(&node->lock, NULL);
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&node->changed, &clock);
+    pthread_condattr_destroy(&clock);
+    if (getrandom(node->instance, sizeof node->instance, 0) !=
+            (ssize_t)sizeof node->instance ||
+        vnxi_shm_info_local(&node->info, NULL) != VNX_OK) {
+        return VNX_ERR_BACKEND;
+    }
+    memcpy(node->info.instance, node->instance, sizeof node->instance);
+    node->info.nonce_addr = (uint64_t)(uintptr_t)node->instance;
+    return vnxi_hub_create(&config, node->info.socket, &node->hub, NULL);
+}
+
+static inline void
+node_fini(node_t *node)
+{
+    vnxi_hub_stop(node->hub);
+    vnxi_hub_free(node->hub);
+    pthread_mutex_destroy(&node->lock);
+    pthread_cond_destroy(&node->changed);
+}
+
+static inline node_account_t
+node_look(node_t *node)
+{
+    pthread_mutex_lock(&node->lock);
+    node_account_t account = node->account;
+    pthread_mutex_unlock(&node->lock);
+    return account;
+}
+
+/* Until `*counter` (of the account) is at least `count`. */
+static inline bool
+node_wait(node_t *node, const size_t *counter, size_t count)
+{
+    struct timespec deadline =
+        vnxi_clock_timespec(vnxi_clock_deadline(NODE_DEADLINE_NS));
+    int late = 0;
+
+    pthread_mutex_lock(&node->lock);
+    while (*counter < count && late == 0) {
+        late = pthread_cond_timedwait(&node->changed, &node->lock, &deadline);
+    }
+    bool there = *counter >= count;
+    pthread_mutex_unlock(&node->lock);
+    return there;
+}
+
+/* For what is not told by a callback. */
+static inline bool
+node_wait_accepted(node_t *node, size_t count)
+{
+    uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+
+    while (vnxi_hub_accepted(node->hub) != count) {
+        if (vnxi_clock_ns() > deadline) {
+            return false;
+        }
+        usleep(200);
+    }
+    return true;
+}
+
+/* `count` notifications of `len` bytes, numbered from `first` on. */
+static inline vnx_status_t
+node_send(vnxi_link_t *link, uint32_t stream, uint32_t first, uint32_t count,
+          size_t len)
+{
+    unsigned char *message = malloc(len);
+    vnx_status_t status = VNX_OK;
+
+    for (uint32_t i = 0; i < count && status == VNX_OK; i++) {
+        node_message(message, len, stream, first + i);
+        status = vnxi_link_send_notif(link, message, len, NULL);
+    }
+    free(message);
+    return status;
+}
+
+/* -- Peers ---------------------------------------------------------------- */
+
+typedef enum order_kind {
+    PEER_LOOK, /* -> node_account_t */
+    PEER_OPEN, /* a link to `info` -> status */
+    PEER_ECHO, /* send back what comes -> status */
+    PEER_SEND, /* `count` of `len`, stream 0, numbers from `first` -> status */
+    PEER_REVOKE,  /* `count` rows -> status */
+    PEER_CLOSE,   /* the link -> status */
+    PEER_POLL,    /* poll until the next order */
+    PEER_HOLD,    /* a child that keeps all descriptors -> its pid */
+    PEER_FORK,    /* a child by fork() -> its pid */
+    PEER_SEND_DIE /* as SEND, then SIGKILL itself; no answer */
+} order_kind_t;
+
+typedef struct order {
+    order_kind_t kind;
+    vnxi_shm_info_t info;
+    uint32_t first, count;
+    size_t len;
+} order_t;
+
+typedef struct peer {
+    pid_t pid;
+    int orders;
+    vnxi_shm_info_t info;
+} peer_t;
+
+static inline bool
+all_in(int fd, void *data, size_t len)
+{
+    return recv(fd, data, len, MSG_WAITALL) == (ssize_t)len;
+}
+
+static inline bool
+all_out(int fd, const void *data, size_t len)
+{
+    return send(fd, data, len, MSG_NOSIGNAL) == (ssize_t)len;
+}
+
+static inline vnx_status_t
+peer_revoke(node_t *node, const order_t *order)
+{
+    vnx_desc_t *descs = calloc(order->count, sizeof *descs);
+    for (uint32_t i = 0; i < order->count; i++) {
+        descs[i] = (vnx_desc_t){0x1000 + i, 2 * (uint64_t)i + 1, i % 7};
+    }
+    vnxi_hub_revoke(node->hub, 42, VNX_MEM_DRAM, descs, order->count);
+    free(descs);
+    return VNX_OK;
+}
+
+/* Without the hooks of fork(): as what some other library may start. */
+static inline pid_t
+child_that_holds(void)
+{
+    pid_t pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) {
+        for (;;) {
+            pause();
+        }
+    }
+    return pid;
+}
+
+static inline pid_t
+child_by_fork(int orders)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(orders);
+        for (;;) {
+            pause();
+        }
+    }
+    return pid;
+}
+
+static inline bool
+peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
+{
+    vnx_status_t status = VNX_OK;
+    node_account_t account;
+    pid_t pid;
+
+    switch (order->kind) {
+    case PEER_LOOK:
+        account = node_look(node);
+        return all_out(orders, &account, sizeof account);
+    case PEER_OPEN:
+        status = vnxi_link_open(node->hub, &order->info, NULL, link, NULL);
+        break;
+    case PEER_ECHO:
+        pthread_mutex_lock(&node->lock);
+        node->echo = *link;
+        pthread_mutex_unlock(&node->lock);
+        break;
+    case PEER_SEND:
+    case PEER_SEND_DIE:
+        status = node_send(*link, 0, order->first, order->count, order->len);
+        if (order->kind == PEER_SEND_DIE) {
+            kill(getpid(), SIGKILL);
+        }
+        break;
+    case PEER_REVOKE:
+        status = peer_revoke(node, order);
+        break;
+    case PEER_CLOSE:
+        vnxi_link_close(*link);
+        break;
+    case PEER_POLL:
+        while (poll(&(struct pollfd){.fd = orders, .events = POLLIN}, 1, 0) ==
+               0) {
+            for (int i = 0; i < 20; i++) {
+                vnxi_hub_poll(node->hub);
+            }
+        }
+        return true;
+    case PEER_HOLD:
+    case PEER_FORK:
+        pid = order->kind == PEER_HOLD ? child_that_holds()
+                                       : child_by_fork(orders);
+        return all_out(orders, &pid, sizeof pid);
+    }
+    return all_out(orders, &status, sizeof status);
+}
+
+static inline void
+peer_main(int orders, const char *name)
+{
+    node_t node;
+    order_t order;
+    vnxi_link_t *link = NULL;
+
+    if (node_init(&node, name) != VNX_OK ||
+        !all_out(orders, &node.info, sizeof node.info)) {
+        _exit(1);
+    }
+    while (all_in(orders, &order, sizeof order) &&
+           peer_obey(&node, &link, &order, orders)) {
+    }
+    vnxi_link_release(link);
+    node_fini(&node);
+    exit(0);
+}
+
+static inline void
+peer_start(peer_t *peer, const char *name)
+{
+    int ends[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends),
+                     0);
+    peer->pid = fork();
+    assert_true(peer->pid >= 0);
+    if (peer->pid == 0) {
+        close(ends[0]);
+        peer_main(ends[1], name);
+    }
+    close(ends[1]);
+    peer->orders = ends[0];
+    assert_true(all_in(peer->orders, &peer->info, sizeof peer->info));
+}
+
+static inline void
+peer_order(const peer_t *peer, const order_t *order)
+{
+    assert_true(all_out(peer->orders, order, sizeof *order));
+}
+
+static inline vnx_status_t
+peer_do(const peer_t *peer, const order_t *order)
+{
+    vnx_status_t status;
+
+    peer_order(peer, order);
+    assert_true(all_in(peer->orders, &status, sizeof status));
+    return status;
+}
+
+static inline pid_t
+peer_child(const peer_t *peer, order_kind_t kind)
+{
+    pid_t pid;
+
+    peer_order(peer, &(order_t){.kind = kind});
+    assert_true(all_in(peer->orders, &pid, sizeof pid));
+    assert_true(pid > 0);
+    return pid;
+}
+
+static inline node_account_t
+peer_look(const peer_t *peer)
+{
+    node_account_t account;
+
+    peer_order(peer, &(order_t){.kind = PEER_LOOK});
+    assert_true(all_in(peer->orders, &account, sizeof account));
+    return account;
+}
+
+/* Until `count` notifications came there; what it tells then. */
+static inline node_account_t
+peer_wait_notifs(const peer_t *peer, size_t count)
+{
+    uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+    node_account_t account;
+
+    for (;;) {
+        account = peer_look(peer);
+        if (account.notifs >= count || vnxi_clock_ns() > deadline) {
+            return account;
+        }
+        usleep(1000);
+    }
+}
+
+static inline void
+peer_kill(peer_t *peer)
+{
+    if (peer->pid > 0) {
+        kill(peer->pid, SIGKILL);
+        waitpid(peer->pid, NULL, 0);
+        close(peer->orders);
+        peer->pid = 0;
+    }
+}
+
+/* An orderly end; its exit status is 0 where nothing went wrong. */
+static inline void
+peer_stop(peer_t *peer)
+{
+    int status;
+
+    shutdown(peer->orders, SHUT_WR);
+    assert_int_equal(waitpid(peer->pid, &status, 0), peer->pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    close(peer->orders);
+    peer->pid = 0;
+}
+
+/* -- This process --------------------------------------------------------- */
+
+static inline size_t
+count_fds(void)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    size_t count = 0;
+
+    assert_non_null(dir);
+    while (readdir(dir) != NULL) {
+        count++;
+    }
+    closedir(dir);
+    return count;
+}
+
+/* A socket that speaks no protocol, connected to a node's. */
+static inline int
+raw_connect(const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    memcpy(address.sun_path + 1, name, strlen(name));
+    assert_true(fd >= 0);
+    assert_int_equal(
+        connect(fd, (struct sockaddr *)&address,
+                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
+                            strlen(name))),
+        0);
+    return fd;
+}
+
+/* Wait for the other end to close. */
+static inline bool
+raw_is_closed(int fd)
+{
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    char byte;
+
+    return poll(&readable, 1, 60000) == 1 && recv(fd, &byte, 1, 0) <= 0;
+}
+
+#endif

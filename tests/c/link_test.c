@@ -1,0 +1,479 @@
+/* Links that carry: exchange, order, queueing, threads, polling. */
+#include "link_node.h"
+
+static void
+open_to(node_t *node, const vnxi_shm_info_t *info, vnxi_link_t **link)
+{
+    vnx_error_t error;
+
+    if (vnxi_link_open(node->hub, info, node, link, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+}
+
+static void
+test_link_carries_notifications_both_ways(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_to(&node, &peer.info, &link);
+    assert_ptr_equal(vnxi_link_cookie(link), &node);
+    assert_false(vnxi_link_ended(link));
+    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
+    node_account_t there = peer_wait_notifs(&peer, 1);
+    assert_int_equal(there.notifs, 1);
+    assert_int_equal(there.bytes, 100);
+    assert_int_equal(there.bad, 0);
+    assert_string_equal(there.sender, "decode");
+
+    order_t open = {.kind = PEER_OPEN, .info = node.info};
+    assert_int_equal(peer_do(&peer, &open), VNX_OK);
+    order_t send = {.kind = PEER_SEND, .count = 3, .len = 50};
+    assert_int_equal(peer_do(&peer, &send), VNX_OK);
+    assert_true(node_wait(&node, &node.account.notifs, 3));
+    assert_int_equal(node_look(&node).bad, 0);
+    assert_string_equal(node_look(&node).sender, "prefill");
+    assert_int_equal(vnxi_hub_accepted(node.hub), 1);
+
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static void
+test_link_keeps_the_order_of_messages_of_all_sizes(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_to(&node, &peer.info, &link);
+    assert_int_equal(node_send(link, 0, 0, 10000, 24), VNX_OK);
+    assert_int_equal(node_send(link, 0, 10000, 1, 300000), VNX_OK);
+    assert_int_equal(node_send(link, 0, 10001, 1, 64u << 20), VNX_OK);
+    assert_int_equal(node_send(link, 0, 10002, 100, NODE_HEAD), VNX_OK);
+    node_account_t there = peer_wait_notifs(&peer, 10102);
+    assert_int_equal(there.notifs, 10102);
+    assert_int_equal(there.bad, 0);
+    assert_int_equal(there.bytes,
+                     240000 + 300000 + (64u << 20) + 100 * NODE_HEAD);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static void
+test_link_refuses_a_message_above_the_frame(void **state)
+{
+    (void)state;
+    node_t node;
+    vnxi_link_t *link;
+    vnx_error_t error;
+
+    assert_int_equal(node_init(&node, "alone"), VNX_OK);
+    open_to(&node, &node.info, &link);
+    assert_int_equal(
+        vnxi_link_send_notif(link, "", VNXI_LINK_FRAME_MAX, &error),
+        VNX_ERR_INVALID_PARAM);
+    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
+    assert_true(node_wait(&node, &node.account.notifs, 1));
+    vnxi_link_release(link);
+    node_fini(&node);
+}
+
+/* A stopped process takes nothing; sending goes on, and nothing is lost. */
+static void
+test_link_queues_for_a_process_that_stands_still(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_to(&node, &peer.info, &link);
+    kill(peer.pid, SIGSTOP);
+    assert_int_equal(node_send(link, 0, 0, 4000, 4096), VNX_OK);
+    assert_int_equal(node_send(link, 0, 4000, 1, 5000000), VNX_OK);
+    assert_int_equal(node_send(link, 0, 4001, 4000, 20), VNX_OK);
+    kill(peer.pid, SIGCONT);
+    node_account_t there = peer_wait_notifs(&peer, 8001);
+    assert_int_equal(there.notifs, 8001);
+    assert_int_equal(there.bad, 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static void
+test_link_bounds_what_it_queues(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+    vnx_error_t error;
+    const size_t len = 16u << 20;
+    unsigned char *message = malloc(len);
+    uint32_t sent = 0;
+    vnx_status_t status;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_to(&node, &peer.info, &link);
+    kill(peer.pid, SIGSTOP);
+    for (;;) {
+        node_message(message, len, 0, sent);
+        status = vnxi_link_send_notif(link, message, len, &error);
+        if (status != VNX_OK) {
+            break;
+        }
+        sent++;
+    }
+    assert_int_equal(status, VNX_ERR_BACKEND);
+    assert_int_equal(error.status, VNX_ERR_BACKEND);
+    assert_in_range((size_t)sent * len, VNXI_LINK_QUEUE_MAX - 2 * len,
+                    VNXI_LINK_QUEUE_MAX + len);
+    /* The link is well: what was taken comes, and what comes later. */
+    kill(peer.pid, SIGCONT);
+    assert_int_equal(peer_wait_notifs(&peer, sent).notifs, sent);
+    assert_int_equal(node_send(link, 0, sent, 1, 100), VNX_OK);
+    node_account_t there = peer_wait_notifs(&peer, sent + 1);
+    assert_int_equal(there.notifs, sent + 1);
+    assert_int_equal(there.bad, 0);
+    free(message);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+/* -- Threads -------------------------------------------------------------- */
+
+#define SENDERS 6
+#define EACH 3000
+
+typedef struct sender {
+    pthread_t thread;
+    vnxi_link_t *link;
+    uint32_t stream;
+    vnx_status_t status;
+} sender_t;
+
+static void *
+send_many(void *arg)
+{
+    sender_t *sender = arg;
+
+    sender->status = VNX_OK;
+    for (uint32_t i = 0; i < EACH && sender->status == VNX_OK; i++) {
+        sender->status =
+            node_send(sender->link, sender->stream, i, 1, 20 + i % 3000);
+    }
+    return NULL;
+}
+
+static void
+test_link_keeps_the_order_of_each_thread(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+    sender_t senders[SENDERS];
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_to(&node, &peer.info, &link);
+    for (uint32_t i = 0; i < SENDERS; i++) {
+        senders[i] = (sender_t){.link = link, .stream = i};
+        pthread_create(&senders[i].thread, NULL, send_many, &senders[i]);
+    }
+    for (uint32_t i = 0; i < SENDERS; i++) {
+        pthread_join(senders[i].thread, NULL);
+        assert_int_equal(senders[i].status, VNX_OK);
+    }
+    node_account_t there = peer_wait_notifs(&peer, SENDERS * EACH);
+    assert_int_equal(there.notifs, SENDERS * EACH);
+    assert_int_equal(there.bad, 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+/* One peer floods us; the other one's few messages come through. */
+static void
+test_link_flood_does_not_starve_others(void **state)
+{
+    (void)state;
+    peer_t loud, quiet;
+    node_t node;
+
+    peer_start(&loud, "loud");
+    peer_start(&quiet, "quiet");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    order_t open = {.kind = PEER_OPEN, .info = node.info};
+    assert_int_equal(peer_do(&loud, &open), VNX_OK);
+    assert_int_equal(peer_do(&quiet, &open), VNX_OK);
+    assert_true(node_wait_accepted(&node, 2));
+    /* The flood's bytes are more than a round's; all of stream 0 is loud's, so
+     * what quiet sends under the same numbers is counted as bad: exactly. */
+    order_t flood = {.kind = PEER_SEND, .count = 20000, .len = 4096};
+    peer_order(&loud, &flood);
+    order_t few = {
+        .kind = PEER_SEND, .first = 1000000, .count = 50, .len = 64};
+    assert_int_equal(peer_do(&quiet, &few), VNX_OK);
+    assert_true(node_wait(&node, &node.account.bad, 50));
+    assert_true(node_wait(&node, &node.account.notifs, 20050));
+    assert_int_equal(node_look(&node).bad, 50);
+    assert_int_equal(node_look(&node).next[0], 20000);
+    node_fini(&node);
+    peer_kill(&loud);
+    peer_stop(&quiet);
+}
+
+/* -- Polling -------------------------------------------------------------- */
+
+static void
+open_both_ways(node_t *node, const peer_t *peer, vnxi_link_t **link)
+{
+    order_t open = {.kind = PEER_OPEN, .info = node->info};
+    order_t echo = {.kind = PEER_ECHO};
+
+    open_to(node, &peer->info, link);
+    assert_int_equal(peer_do(peer, &open), VNX_OK);
+    assert_int_equal(peer_do(peer, &echo), VNX_OK);
+}
+
+static void
+poll_until(node_t *node, const size_t *counter, size_t count)
+{
+    uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+
+    for (;;) {
+        vnxi_hub_poll(node->hub);
+        pthread_mutex_lock(&node->lock);
+        bool there = *counter >= count;
+        pthread_mutex_unlock(&node->lock);
+        if (there) {
+            return;
+        }
+        assert_true(vnxi_clock_ns() < deadline);
+    }
+}
+
+static void
+test_link_polling_on_both_sides_loses_nothing(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node.poller = pthread_self();
+    open_both_ways(&node, &peer, &link);
+    peer_order(&peer, &(order_t){.kind = PEER_POLL});
+    /* Long enough for the thread to leave the sockets to us. */
+    uint64_t settled = vnxi_clock_deadline(50000000);
+    while (vnxi_clock_ns() < settled) {
+        vnxi_hub_poll(node.hub);
+    }
+    for (uint32_t i = 0; i < 3000; i++) {
+        assert_int_equal(node_send(link, 0, i, 1, 40), VNX_OK);
+        poll_until(&node, &node.account.notifs, i + 1);
+    }
+    node_account_t here = node_look(&node);
+    assert_int_equal(here.notifs, 3000);
+    assert_int_equal(here.bad, 0);
+    assert_true(here.by_poller > 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+/* Whoever stops polling is woken again: nothing stays in the sockets. */
+static void
+test_link_wakes_an_agent_that_polled_before(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+    uint32_t sent = 0;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node.poller = pthread_self();
+    open_both_ways(&node, &peer, &link);
+    for (int round = 0; round < 10; round++) {
+        uint64_t until = vnxi_clock_deadline(20000000);
+        while (vnxi_clock_ns() < until) {
+            vnxi_hub_poll(node.hub);
+        }
+        size_t before = node_look(&node).by_poller;
+        assert_int_equal(node_send(link, 0, sent++, 1, 40), VNX_OK);
+        assert_true(node_wait(&node, &node.account.notifs, sent));
+        assert_int_equal(node_look(&node).by_poller, before);
+    }
+    assert_int_equal(node_look(&node).bad, 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static void *
+poll_all_the_time(void *arg)
+{
+    node_t *node = arg;
+
+    for (int i = 0; i < 20000; i++) {
+        vnxi_hub_poll(node->hub);
+    }
+    return NULL;
+}
+
+static void
+test_link_many_pollers_take_each_message_once(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+    pthread_t pollers[4];
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_both_ways(&node, &peer, &link);
+    for (int i = 0; i < 4; i++) {
+        pthread_create(&pollers[i], NULL, poll_all_the_time, &node);
+    }
+    assert_int_equal(node_send(link, 0, 0, 20000, 32), VNX_OK);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(pollers[i], NULL);
+    }
+    assert_true(node_wait(&node, &node.account.notifs, 20000));
+    assert_int_equal(node_look(&node).bad, 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static long
+thread_switches(const char *thread_name)
+{
+    DIR *dir = opendir("/proc/self/task");
+    struct dirent *entry;
+    long switches = -1;
+
+    assert_non_null(dir);
+    while ((entry = readdir(dir)) != NULL) {
+        char path[300], line[128], name[64] = "";
+        long count = 0;
+        snprintf(path, sizeof path, "/proc/self/task/%s/status",
+                 entry->d_name);
+        FILE *file = fopen(path, "r");
+        while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+            sscanf(line, "Name: %63s", name);
+            sscanf(line, "voluntary_ctxt_switches: %ld", &count);
+        }
+        if (file != NULL) {
+            fclose(file);
+        }
+        if (strcmp(name, thread_name) == 0) {
+            switches = count;
+        }
+    }
+    closedir(dir);
+    return switches;
+}
+
+static void
+test_link_idle_thread_sleeps(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node.poller = pthread_self();
+    open_both_ways(&node, &peer, &link);
+    assert_int_equal(node_send(link, 0, 0, 1, 40), VNX_OK);
+    assert_true(node_wait(&node, &node.account.notifs, 1));
+    usleep(50000); /* what is still to be done after the message */
+    long before = thread_switches("vnx-hub");
+    assert_true(before > 0);
+    usleep(300000);
+    assert_int_equal(thread_switches("vnx-hub"), before);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+/* -- Revocations ---------------------------------------------------------- */
+
+static void
+test_link_tells_revocations_to_who_opened_it(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    open_both_ways(&node, &peer, &link);
+    /* The echo tells that the peer knows our link. */
+    assert_int_equal(node_send(link, 0, 0, 1, 40), VNX_OK);
+    assert_true(node_wait(&node, &node.account.notifs, 1));
+
+    order_t one = {.kind = PEER_REVOKE, .count = 1};
+    assert_int_equal(peer_do(&peer, &one), VNX_OK);
+    assert_true(node_wait(&node, &node.account.revoked, 1));
+    order_t many = {.kind = PEER_REVOKE, .count = 70000};
+    assert_int_equal(peer_do(&peer, &many), VNX_OK);
+    assert_true(node_wait(&node, &node.account.revoked, 70001));
+    node_account_t here = node_look(&node);
+    assert_int_equal(here.epoch, 42);
+    assert_int_equal(here.mem, VNX_MEM_DRAM);
+    assert_int_equal(here.desc.addr, 0x1000 + 69999);
+    assert_int_equal(here.desc.len, 2 * 69999 + 1);
+    assert_int_equal(here.desc.dev, 69999 % 7);
+    assert_int_equal(here.ended, 0);
+    /* The peer opened a link to us; we have revoked nothing. */
+    assert_int_equal(peer_look(&peer).revoked, 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_link_carries_notifications_both_ways),
+        cmocka_unit_test(test_link_keeps_the_order_of_messages_of_all_sizes),
+        cmocka_unit_test(test_link_refuses_a_message_above_the_frame),
+        cmocka_unit_test(test_link_queues_for_a_process_that_stands_still),
+        cmocka_unit_test(test_link_bounds_what_it_queues),
+        cmocka_unit_test(test_link_keeps_the_order_of_each_thread),
+        cmocka_unit_test(test_link_flood_does_not_starve_others),
+        cmocka_unit_test(test_link_polling_on_both_sides_loses_nothing),
+        cmocka_unit_test(test_link_wakes_an_agent_that_polled_before),
+        cmocka_unit_test(test_link_many_pollers_take_each_message_once),
+        cmocka_unit_test(test_link_idle_thread_sleeps),
+        cmocka_unit_test(test_link_tells_revocations_to_who_opened_it),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
