@@ -3,9 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "engine/native/shm/shm_wire.h"
@@ -217,54 +215,6 @@ test_shm_info_local_has_the_boot_id_of_the_kernel(void **state)
     assert_string_equal(text, expected);
 }
 
-/* The name in /proc/self/stat may look like anything, as set here. */
-static void
-test_shm_start_time_does_not_stumble_over_the_name(void **state)
-{
-    (void)state;
-    const char *names[] = {"a) R 1 2 3", "x (y) z", ")))", "( (", "1 2 3 4 5"};
-    char before[32] = "";
-    uint64_t expected, start_time;
-
-    prctl(PR_GET_NAME, before);
-    assert_int_equal(vnxi_shm_start_time((uint32_t)getpid(), &expected), 0);
-    assert_true(expected > 0);
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        assert_int_equal(prctl(PR_SET_NAME, names[i]), 0);
-        start_time = 0;
-        assert_int_equal(vnxi_shm_start_time((uint32_t)getpid(), &start_time),
-                         0);
-        assert_true(start_time == expected);
-    }
-    prctl(PR_SET_NAME, before);
-}
-
-static void
-test_shm_start_time_of_other_processes(void **state)
-{
-    (void)state;
-    int ends[2];
-    char go;
-    uint64_t mine, childs;
-
-    assert_int_equal(pipe(ends), 0);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        close(ends[1]);
-        _exit(read(ends[0], &go, 1) != 0);
-    }
-    assert_int_equal(vnxi_shm_start_time((uint32_t)getpid(), &mine), 0);
-    assert_int_equal(vnxi_shm_start_time((uint32_t)pid, &childs), 0);
-    assert_true(childs >= mine);
-    close(ends[1]);
-    close(ends[0]);
-    assert_int_equal(waitpid(pid, NULL, 0), pid);
-    childs = 42;
-    assert_int_not_equal(vnxi_shm_start_time((uint32_t)pid, &childs), 0);
-    assert_true(childs == 42);
-}
-
 /* -- Regions ---------------------------------------------------------------
  */
 
@@ -356,8 +306,6 @@ main(void)
         cmocka_unit_test(test_shm_info_impossible_values_are_refused),
         cmocka_unit_test(test_shm_info_local_describes_this_process),
         cmocka_unit_test(test_shm_info_local_has_the_boot_id_of_the_kernel),
-        cmocka_unit_test(test_shm_start_time_does_not_stumble_over_the_name),
-        cmocka_unit_test(test_shm_start_time_of_other_processes),
         cmocka_unit_test(test_shm_region_golden_bytes_both_ways),
         cmocka_unit_test(test_shm_region_that_is_not_shared_takes_four_bytes),
         cmocka_unit_test(test_shm_region_refuses_what_it_does_not_know),
