@@ -37,7 +37,6 @@ start 900 "clang-tidy" c_tidy
 start 300 "ruff" python_lint
 start 300 "mypy" python_types
 start 300 "stubtest" python_stubs
-start 300 "size of functions and tests" source_size
 finish_checks
 
 section "Python tests"

@@ -43,10 +43,6 @@ check_python_stubs() {
         --mypy-config-file "$ROOT/pyproject.toml"
 }
 
-check_source_size() {
-    "$VENV/bin/python" "$ROOT/scripts/measure_source.py"
-}
-
 # check_pytest PATHS...: on the main Python.
 check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
@@ -60,7 +56,7 @@ check_other_python() {
     make_venv "$venv" "$python"
     pip_install "$venv" "${TEST_NEEDS[@]}"
     install_package "$venv"
-    run_pytest "$venv/bin/python" tests/python
+    run_pytest "$venv/bin/python" -m "not slow" tests/python
 }
 
 # The stock wheel in an environment of its own: its name is not ours to take.
