@@ -56,7 +56,7 @@ test_region_compare_orders_by_mem_dev_addr_len(void **state)
         region(VNX_MEM_DRAM, 1, 2, 1), region(VNX_MEM_DRAM, 2, 1, 1),
         region(VNX_MEM_VRAM, 0, 1, 0), region(VNX_MEM_VRAM, 0, 1, UINT64_MAX),
     };
-    const int count = sizeof rising / sizeof *rising;
+    const int count = sizeof rising / sizeof(vnxi_region_t *);
 
     for (int i = 0; i < count; i++) {
         for (int k = 0; k < count; k++) {
@@ -188,7 +188,7 @@ test_region_table_wide_region_is_found_behind_nested_ones(void **state)
 {
     (void)state;
     enum { COUNT = 10001 };
-    vnxi_region_t **nested = malloc(COUNT * sizeof(*nested));
+    vnxi_region_t **nested = malloc(COUNT * sizeof(vnxi_region_t *));
     assert_non_null(nested);
     nested[0] = region(VNX_MEM_DRAM, 0x1000, 0x1000000, 0);
     for (uint64_t i = 1; i < COUNT; i++) {
@@ -303,8 +303,8 @@ holds(const vnxi_region_t *candidate, uint64_t addr, uint64_t len,
 static void
 check_against_plain_search(uint64_t seed, size_t count)
 {
-    vnxi_region_t **regions = malloc(count * sizeof(*regions));
-    vnxi_region_t **copies = malloc(count * sizeof(*copies));
+    vnxi_region_t **regions = malloc(count * sizeof(vnxi_region_t *));
+    vnxi_region_t **copies = malloc(count * sizeof(vnxi_region_t *));
     assert_true(regions != NULL && copies != NULL);
     for (size_t i = 0; i < count; i++) {
         regions[i] =

@@ -14,7 +14,7 @@
 
 #include "engine/native/shm/share.h"
 
-#define SIZE (256u << 10)
+#define SIZE ((size_t)256 << 10)
 
 static inline size_t
 count_open_fds(void)

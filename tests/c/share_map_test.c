@@ -120,6 +120,34 @@ test_share_map_lives_until_the_last_reference(void **state)
 }
 
 static void
+test_share_map_stops_before_the_kernels_limit(void **state)
+{
+    const fixture_t *fixture = *state;
+    static vnxi_share_map_t *maps[VNXI_SHARE_MAPS_MAX];
+    vnxi_share_map_t *more = NULL;
+    vnx_error_t error;
+
+    for (size_t i = 0; i < VNXI_SHARE_MAPS_MAX; i++) {
+        assert_int_equal(vnxi_share_map(fixture->pidfd, &fixture->share, 4096,
+                                        &maps[i], &error),
+                         VNX_OK);
+    }
+    assert_int_equal(
+        vnxi_share_map(fixture->pidfd, &fixture->share, 4096, &more, &error),
+        VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "maps no more"));
+    assert_null(more);
+    /* One that goes makes room for another. */
+    vnxi_share_map_release(maps[0]);
+    assert_int_equal(vnxi_share_map(fixture->pidfd, &fixture->share, 4096,
+                                    &maps[0], &error),
+                     VNX_OK);
+    for (size_t i = 0; i < VNXI_SHARE_MAPS_MAX; i++) {
+        vnxi_share_map_release(maps[i]);
+    }
+}
+
+static void
 test_share_map_refuses_impossible_ranges(void **state)
 {
     const fixture_t *fixture = *state;
@@ -330,6 +358,7 @@ main(void)
         TEST_MAP(test_share_map_shows_the_same_bytes),
         TEST_MAP(test_share_map_of_a_part_that_is_not_aligned),
         TEST_MAP(test_share_map_lives_until_the_last_reference),
+        TEST_MAP(test_share_map_stops_before_the_kernels_limit),
         TEST_MAP(test_share_map_refuses_impossible_ranges),
         TEST_MAP(test_share_map_refuses_another_file),
         TEST_MAP(test_share_map_refuses_a_file_that_could_shrink),

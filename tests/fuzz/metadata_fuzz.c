@@ -52,7 +52,7 @@ check_conn(const vnxi_md_conn_t *conn)
 static void
 check_table(const vnxi_md_section_t *section)
 {
-    vnxi_region_t **regions = calloc(section->count, sizeof(*regions));
+    vnxi_region_t **regions = calloc(section->count, sizeof(vnxi_region_t *));
     must(regions != NULL);
     for (size_t i = 0; i < section->count; i++) {
         const vnxi_md_region_t *row = &section->regions[i];

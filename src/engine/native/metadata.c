@@ -133,7 +133,7 @@ static bool
 take_number(parser_t *parser, const char *tag, size_t width, uint64_t *value_p)
 {
     const unsigned char *at = parser->reader.at;
-    vnxi_md_bytes_t value;
+    vnxi_md_bytes_t value = {NULL, 0};
     if (!take_field(parser, tag, &value)) {
         return false;
     }
@@ -151,7 +151,7 @@ static bool
 take_count(parser_t *parser, const char *tag, size_t smallest, size_t *count_p)
 {
     const unsigned char *at = parser->reader.at;
-    uint64_t count;
+    uint64_t count = 0;
     if (!take_number(parser, tag, 8, &count)) {
         return false;
     }
@@ -197,7 +197,7 @@ static bool
 take_conns(parser_t *parser, vnxi_metadata_t *metadata)
 {
     const unsigned char *at = parser->reader.at;
-    size_t count;
+    size_t count = 0;
     if (!take_count(parser, TAG_CONNS, CONN_MIN, &count)) {
         return false;
     }
@@ -226,7 +226,7 @@ static bool
 take_region(parser_t *parser, vnx_mem_t mem, vnxi_md_region_t *region)
 {
     const unsigned char *at = parser->reader.at;
-    vnxi_md_bytes_t value;
+    vnxi_md_bytes_t value = {NULL, 0};
     if (!take_value(parser, "region", &value)) {
         return false;
     }
@@ -254,7 +254,7 @@ static bool
 take_regions(parser_t *parser, vnxi_md_section_t *section)
 {
     const unsigned char *at = parser->reader.at;
-    size_t count;
+    size_t count = 0;
     if (!take_count(parser, TAG_REGIONS, REGION_MIN, &count)) {
         return false;
     }
@@ -278,8 +278,8 @@ take_regions(parser_t *parser, vnxi_md_section_t *section)
 static bool
 take_section(parser_t *parser, vnxi_md_section_t *section)
 {
-    vnxi_md_bytes_t kind;
-    uint64_t mem;
+    vnxi_md_bytes_t kind = {NULL, 0};
+    uint64_t mem = 0;
     if (!take_nonempty(parser, TAG_SECTION_BACKEND, &section->backend)) {
         return false;
     }
@@ -304,7 +304,7 @@ take_section(parser_t *parser, vnxi_md_section_t *section)
 static bool
 take_sections(parser_t *parser, vnxi_metadata_t *metadata)
 {
-    size_t count;
+    size_t count = 0;
     if (!take_count(parser, TAG_SECTIONS, SECTION_MIN, &count)) {
         return false;
     }
@@ -330,7 +330,7 @@ take_sections(parser_t *parser, vnxi_metadata_t *metadata)
 static bool
 take_all(parser_t *parser, vnxi_metadata_t *metadata)
 {
-    vnxi_md_bytes_t name;
+    vnxi_md_bytes_t name = {NULL, 0};
     if (!take_tag(parser, PREFIX) ||
         !take_nonempty(parser, TAG_AGENT, &metadata->agent) ||
         !take_conns(parser, metadata)) {

@@ -204,12 +204,12 @@ vnxi_region_table_create(vnxi_region_t *const *regions, size_t count)
     if (is_sorted(regions, count)) {
         return table_build(regions, count);
     }
-    vnxi_region_t **sorted = malloc(count * sizeof(*sorted));
+    vnxi_region_t **sorted = malloc(count * sizeof(vnxi_region_t *));
     if (sorted == NULL) {
         return NULL;
     }
-    memcpy(sorted, regions, count * sizeof(*sorted));
-    qsort(sorted, count, sizeof(*sorted), compare_places);
+    memcpy(sorted, regions, count * sizeof(vnxi_region_t *));
+    qsort(sorted, count, sizeof(vnxi_region_t *), compare_places);
     vnxi_region_table_t *table = table_build(sorted, count);
     free(sorted);
     return table;

@@ -173,9 +173,10 @@ static vnx_status_t
 make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
            vnxi_region_t ***regions_p, size_t *count_p, vnx_error_t *error)
 {
-    vnxi_region_t **regions = malloc(count * sizeof(*regions));
+    vnxi_region_t **regions = malloc(count * sizeof(vnxi_region_t *));
     if (regions == NULL) {
-        return vnxi_error_no_memory(error, ADD, count * sizeof(*regions));
+        return vnxi_error_no_memory(error, ADD,
+                                    count * sizeof(vnxi_region_t *));
     }
     for (size_t i = 0; i < count; i++) {
         const vnx_desc_t *desc = &descs[i].desc;
@@ -189,7 +190,7 @@ make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
         regions[i]->direct = true;
         regions[i]->uses = 1;
     }
-    qsort(regions, count, sizeof(*regions), compare_places);
+    qsort(regions, count, sizeof(vnxi_region_t *), compare_places);
     *count_p = fold_equal(regions, count);
     for (size_t i = 0; i < *count_p; i++) {
         regions[i]->share = vnxi_share_find(regions[i]->addr, regions[i]->len);
@@ -208,7 +209,7 @@ reserve_lock_held(vnxi_registry_t *registry, size_t more)
     size_t capacity = registry->capacity < 16 ? 16 : 2 * registry->capacity;
     capacity = capacity < needed ? needed : capacity;
     vnxi_region_t **regions =
-        realloc(registry->regions, capacity * sizeof(*regions));
+        realloc(registry->regions, capacity * sizeof(vnxi_region_t *));
     if (regions == NULL) {
         return false;
     }
@@ -247,7 +248,7 @@ merge_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *batch,
     for (size_t i = count; i-- > 0;) {
         size_t at = lower_bound(regions, end, batch[i]);
         memmove(&regions[at + i + 1], &regions[at],
-                (end - at) * sizeof(*regions));
+                (end - at) * sizeof(vnxi_region_t *));
         regions[at + i] = batch[i];
         end = at;
     }
@@ -278,8 +279,8 @@ vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
         merge_lock_held(registry, batch, fresh);
         old = fresh > 0 ? registry_changed(registry) : NULL;
     } else {
-        status =
-            vnxi_error_no_memory(error, ADD, batch_count * sizeof(*batch));
+        status = vnxi_error_no_memory(error, ADD,
+                                      batch_count * sizeof(vnxi_region_t *));
     }
     pthread_mutex_unlock(&registry->lock);
 
@@ -356,7 +357,7 @@ take_out_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *gone,
         size_t run = i + 1 < gone_count
                          ? lower_bound(regions + from, left, gone[i + 1])
                          : left;
-        memmove(&regions[kept], &regions[from], run * sizeof(*regions));
+        memmove(&regions[kept], &regions[from], run * sizeof(vnxi_region_t *));
         kept += run;
         at = from + run;
     }
@@ -374,16 +375,17 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
     if (count == 0) {
         return VNX_OK;
     }
-    vnxi_region_t **taken = malloc(count * sizeof(*taken));
+    vnxi_region_t **taken = malloc(count * sizeof(vnxi_region_t *));
     if (taken == NULL) {
-        return vnxi_error_no_memory(error, REMOVE, count * sizeof(*taken));
+        return vnxi_error_no_memory(error, REMOVE,
+                                    count * sizeof(vnxi_region_t *));
     }
 
     pthread_mutex_lock(&registry->lock);
     vnx_status_t status = take_uses_lock_held(registry, mem, descs, count,
                                               taken, &taken_count, error);
     if (taken_count > 0) {
-        qsort(taken, taken_count, sizeof(*taken), compare_places);
+        qsort(taken, taken_count, sizeof(vnxi_region_t *), compare_places);
         take_out_lock_held(registry, taken, taken_count);
         old = registry_changed(registry);
     }

@@ -118,8 +118,8 @@ duplicate_open_fd(uint64_t st_dev, uint64_t st_ino)
         if (entry == NULL) {
             break;
         }
-        int fd = entry->d_name[0] != '.' ? atoi(entry->d_name) : -1;
-        if (fd < 0 || !is_file(fd, st_dev, st_ino)) {
+        int fd = (int)strtol(entry->d_name, NULL, 10); /* "." is 0 */
+        if (!is_file(fd, st_dev, st_ino)) {
             continue;
         }
         copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,32 +77,44 @@ vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p)
     return 0;
 }
 
+/* A number and the character that follows it. */
+static bool
+take_number(const char **at, int base, char stop, uint64_t *value_p)
+{
+    char *end;
+    uint64_t value = strtoull(*at, &end, base);
+    if (end == *at || *end != stop) {
+        return false;
+    }
+    *at = end + 1;
+    *value_p = value;
+    return true;
+}
+
 /* "7f0-7f1 rw-s 00000000 00:01 1029   /memfd:name (deleted)" */
 static bool
 parse_line(const char *line, vnxi_procmap_t *map_p)
 {
-    uint64_t start, end, offset, ino;
-    unsigned major_number, minor_number;
-    char flags[5];
-    int path = 0;
-    int fields = sscanf(
-        line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
-        &start, &end, flags, &offset, &major_number, &minor_number, &ino,
-        &path);
-    if (fields < 7) {
+    uint64_t major_number = 0, minor_number = 0;
+    vnxi_procmap_t map = {0};
+    const char *at = line;
+    if (!take_number(&at, 16, '-', &map.start) ||
+        !take_number(&at, 16, ' ', &map.end) || strlen(at) < 5) {
         return false;
     }
-    *map_p = (vnxi_procmap_t){
-        .start = start,
-        .end = end,
-        .offset = offset,
-        .st_dev = makedev(major_number, minor_number),
-        .st_ino = ino,
-        .shared = flags[3] == 's',
-        .readable = flags[0] == 'r',
-        .writable = flags[1] == 'w',
-        .memfd = is_memfd_path(line + path),
-    };
+    map.readable = at[0] == 'r';
+    map.writable = at[1] == 'w';
+    map.shared = at[3] == 's';
+    at += 5;
+    if (!take_number(&at, 16, ' ', &map.offset) ||
+        !take_number(&at, 16, ':', &major_number) ||
+        !take_number(&at, 16, ' ', &minor_number) ||
+        !take_number(&at, 10, ' ', &map.st_ino)) {
+        return false;
+    }
+    map.st_dev = makedev((unsigned)major_number, (unsigned)minor_number);
+    map.memfd = is_memfd_path(at + strspn(at, " "));
+    *map_p = map;
     return true;
 }
 

@@ -73,6 +73,8 @@ struct vnxi_share_map {
     size_t skip; /* from base to the first byte asked for */
 };
 
+static atomic_uint live_maps;
+
 static vnx_status_t
 refuse(vnx_error_t *error, const vnxi_share_t *share, const char *why)
 {
@@ -131,30 +133,51 @@ check_fd(int fd, const vnxi_share_t *share, uint64_t end, vnx_error_t *error)
 
 /* The range [offset, end) of `fd`, which was checked. */
 static vnx_status_t
-map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t **map_p,
+map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t *map,
           vnx_error_t *error)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t start = offset & ~(page - 1);
-    vnxi_share_map_t *map = malloc(sizeof *map);
+    size_t mapped = (size_t)(end - start);
+    void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                      (off_t)start);
+    if (base == MAP_FAILED) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "mapping %zu bytes of the peer's memory: %m",
+                              mapped);
+    }
+    /* A child would keep the peer's memory alive and has no use for it. */
+    madvise(base, mapped, MADV_DONTFORK);
+    map->fork_count = vnxi_fork_count();
+    map->base = base;
+    map->mapped = mapped;
+    map->skip = (size_t)(offset - start);
+    return VNX_OK;
+}
+
+static void
+map_free(vnxi_share_map_t *map)
+{
+    atomic_fetch_sub(&live_maps, 1);
+    free(map);
+}
+
+/* One reference, nothing mapped yet; counted. */
+static vnx_status_t
+map_alloc(vnxi_share_map_t **map_p, vnx_error_t *error)
+{
+    vnxi_share_map_t *map = calloc(1, sizeof *map);
     if (map == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *map);
     }
     atomic_init(&map->refs, 1);
-    map->fork_count = vnxi_fork_count();
-    map->skip = (size_t)(offset - start);
-    map->mapped = (size_t)(end - start);
-    map->base = mmap(NULL, map->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
-                     (off_t)start);
-    if (map->base == MAP_FAILED) {
-        vnx_status_t status = vnxi_error_set(
-            error, VNX_ERR_BACKEND, OPERATION,
-            "mapping %zu bytes of the peer's memory: %m", map->mapped);
-        free(map);
-        return status;
+    if (atomic_fetch_add(&live_maps, 1) >= VNXI_SHARE_MAPS_MAX) {
+        map_free(map);
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "this process has mapped %u regions of peers, "
+                              "and maps no more",
+                              VNXI_SHARE_MAPS_MAX);
     }
-    /* A child would keep the peer's memory alive and has no use for it. */
-    madvise(map->base, map->mapped, MADV_DONTFORK);
     *map_p = map;
     return VNX_OK;
 }
@@ -165,6 +188,7 @@ vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
 {
     uint64_t end;
     int fd = -1;
+    vnxi_share_map_t *map = NULL;
     if (len == 0 || __builtin_add_overflow(share->offset, len, &end) ||
         end > INT64_MAX) {
         return refuse(error, share, "the range is impossible");
@@ -174,9 +198,20 @@ vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
         return status;
     }
     status = check_fd(fd, share, end, error);
-    if (status == VNX_OK) {
-        status = map_range(fd, share->offset, end, map_p, error);
+    if (status != VNX_OK) {
+        goto out;
     }
+    status = map_alloc(&map, error);
+    if (status != VNX_OK) {
+        goto out;
+    }
+    status = map_range(fd, share->offset, end, map, error);
+    if (status != VNX_OK) {
+        map_free(map);
+        goto out;
+    }
+    *map_p = map;
+out:
     close(fd);
     return status;
 }
@@ -205,5 +240,5 @@ vnxi_share_map_release(vnxi_share_map_t *map)
     if (!vnxi_fork_crossed(map->fork_count)) {
         munmap(map->base, map->mapped);
     }
-    free(map);
+    map_free(map);
 }

@@ -47,13 +47,19 @@ void vnxi_share_fini(vnxi_share_t *share);
  * of one memfd may share it. */
 typedef struct vnxi_share_map vnxi_share_map_t;
 
+/* Mappings of this kind that a process has at most, so that peers with very
+ * many regions leave it enough of the kernel's limit (vm.max_map_count, 65530
+ * as a rule) for everything else. */
+#define VNXI_SHARE_MAPS_MAX 16384u
+
 /* Map `len` bytes at `share->offset` of the descriptor number `share->fd` in
  * the process behind `pidfd`.  The peer's values are hostile until checked.
  * VNX_ERR_NOT_ALLOWED (the kernel forbids it), VNX_ERR_MISMATCH (it is not
  * the file that was published, can shrink, or is too short),
  * VNX_ERR_REMOTE_DISCONNECT (the process has ended), VNX_ERR_BACKEND (no room
- * for a descriptor or a mapping), VNX_ERR_NO_MEMORY: the cause says so, and
- * the caller copies through the kernel instead. */
+ * for a descriptor or a mapping, or VNXI_SHARE_MAPS_MAX reached),
+ * VNX_ERR_NO_MEMORY: the cause says so, and the caller copies through the
+ * kernel instead. */
 vnx_status_t vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
                             vnxi_share_map_t **map_p, vnx_error_t *error);
 void *vnxi_share_map_data(const vnxi_share_map_t *map);

@@ -1,5 +1,6 @@
 #include "engine/native/shm/shm_wire.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -104,7 +105,7 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
 {
     vnxi_reader_t reader = vnxi_reader(data, len);
     vnxi_shm_info_t info = {0};
-    uint16_t flags;
+    uint16_t flags = 0;
     vnx_status_t status = read_head(&reader, INFO, &flags, error);
     if (status != VNX_OK) {
         return status;
@@ -164,15 +165,18 @@ read_proc(const char *path, char *text, size_t size)
 static bool
 parse_id(const char *text, unsigned char *id)
 {
-    for (size_t i = 0; i < VNXI_SHM_ID_SIZE; i++) {
-        unsigned byte;
-        int used = 0;
-        text += *text == '-';
-        if (sscanf(text, "%2x%n", &byte, &used) != 1 || used != 2) {
+    size_t digits = 0;
+    for (; digits < 2 * (size_t)VNXI_SHM_ID_SIZE; text++) {
+        const char digit[2] = {*text, '\0'};
+        if (*text == '-') {
+            continue;
+        }
+        if (!isxdigit((unsigned char)*text)) {
             return false;
         }
-        id[i] = (unsigned char)byte;
-        text += 2;
+        unsigned long value = strtoul(digit, NULL, 16);
+        id[digits / 2] = (unsigned char)(id[digits / 2] << 4 | value);
+        digits++;
     }
     return true;
 }
@@ -228,7 +232,7 @@ vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
 {
     vnxi_reader_t reader = vnxi_reader(data, len);
     vnxi_share_t share = VNXI_SHARE_NONE;
-    uint16_t flags;
+    uint16_t flags = 0;
     vnx_status_t status = read_head(&reader, "SHM region", &flags, error);
     if (status != VNX_OK) {
         return status;
