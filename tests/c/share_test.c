@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 
 #include "engine/native/shm/memfd.h"
 #include "engine/native/shm/procmap.h"
@@ -152,6 +153,59 @@ test_share_offset_counts_from_the_file_not_the_mapping(void **state)
     vnxi_share_fini(&share);
     munmap(data, SIZE);
     close(fd);
+}
+
+typedef struct finder {
+    void *buffers[2]; /* all of them shared between the threads */
+    void *own;
+    bool failed;
+} finder_t;
+
+static void *
+find_often(void *argument)
+{
+    finder_t *finder = argument;
+    for (int i = 0; i < 200; i++) {
+        vnxi_share_t first = find(finder->buffers[i % 2], SIZE);
+        vnxi_share_t second = find(finder->own, SIZE);
+        finder->failed |= first.fd < 0 || second.fd < 0 ||
+                          first.fd == second.fd ||
+                          fcntl(first.fd, F_GETFD) < 0;
+        vnxi_share_fini(&first);
+        vnxi_share_fini(&second);
+    }
+    return NULL;
+}
+
+static void
+test_share_threads_find_and_give_up_at_once(void **state)
+{
+    (void)state;
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    finder_t finders[THREADS];
+    int owns[THREADS], fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    void *data = map_shared(fd, SIZE);
+
+    for (int i = 0; i < THREADS; i++) {
+        owns[i] = make_memfd(MFD_ALLOW_SEALING, SIZE);
+        finders[i] = (finder_t){
+            .buffers = {vnx_shared_buffer_data(buffer), data},
+            .own = map_shared(owns[i], SIZE),
+        };
+        assert_int_equal(
+            pthread_create(&threads[i], NULL, find_often, &finders[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_false(finders[i].failed);
+        munmap(finders[i].own, SIZE);
+        close(owns[i]);
+    }
+    munmap(data, SIZE);
+    close(fd);
+    vnx_shared_buffer_free(buffer);
 }
 
 /* -- What is not -----------------------------------------------------------
@@ -354,6 +408,7 @@ main(void)
         cmocka_unit_test(test_share_memfd_of_others_is_sealed_and_shared),
         cmocka_unit_test(
             test_share_offset_counts_from_the_file_not_the_mapping),
+        cmocka_unit_test(test_share_threads_find_and_give_up_at_once),
         cmocka_unit_test(test_share_memory_that_is_not_shared),
         cmocka_unit_test(test_share_memfd_that_takes_no_seals),
         cmocka_unit_test(test_share_memfd_sealed_against_writing),

@@ -263,7 +263,7 @@ count_up_to(const uint64_t *addrs, size_t count, uint64_t addr)
     const uint64_t *base = addrs;
     while (count > 1) {
         size_t half = count / 2;
-        base += half * (base[half - 1] <= addr);
+        base += half & -(size_t)(base[half - 1] <= addr);
         count -= half;
     }
     return (size_t)(base - addrs) + (count == 1 && base[0] <= addr);
