@@ -4,11 +4,17 @@
  * Transports (today: TCP) stand behind one contract, so a program chooses one
  * by a constant and nothing else changes.  Wire formats: docs/wire.md.
  *
- * Threads: every call may be made from any thread at any time.  A listener
- * has one thread of its own however many clients there are.
- * Waiting: only vnx_side_channel_request() waits, for `timeout_ms` at most
- * over the whole exchange (name look-up, connecting, sending, receiving).
- * Shutting down does not wait for clients.
+ * Threads: every call may be made from any thread at any time; freeing while
+ * other threads are inside a call is safe.  A listener has one thread of its
+ * own however many clients there are.
+ * Waiting: vnx_side_channel_request() waits, for `timeout_ms` at most over the
+ * whole exchange (name look-up, connecting, sending, receiving).  Starting
+ * waits for the look-up of a `host` that is a name, for
+ * VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  Nothing else waits; shutting down does
+ * not wait for clients.
+ * Forks: a listener stays the parent's.  In a forked child it is not running,
+ * its port is not held, starting is VNX_ERR_NOT_ALLOWED, shutting down and
+ * freeing do nothing; requests work.
  */
 #ifndef VNX_SIDE_CHANNEL_H
 #define VNX_SIDE_CHANNEL_H
@@ -71,7 +77,8 @@ void vnx_side_channel_free(vnx_side_channel_t *channel);
  * the same port too.
  * Errors: VNX_ERR_NOT_ALLOWED (already running), VNX_ERR_INVALID_PARAM (port
  * above 65535, metadata above max_frame, unknown host), VNX_ERR_BACKEND (the
- * address is in use, ...; the cause says so). */
+ * address is in use, ...; the cause says so), VNX_ERR_TIMEOUT (the name
+ * service did not answer), VNX_ERR_NO_MEMORY. */
 vnx_status_t vnx_side_channel_start(vnx_side_channel_t *channel,
                                     const char *host, int port,
                                     const void *metadata, size_t length,
@@ -91,11 +98,13 @@ void vnx_side_channel_stats(const vnx_side_channel_t *channel,
 
 /* Ask the listener at host:port for its metadata.  Needs no listener of one's
  * own; many requests may run at once.  All addresses of the name are tried.
+ * `timeout_ms` must be above 0.
  * On VNX_OK *metadata_p (to be freed with free(); not NULL even when empty)
  * and *length_p are set.
  * Errors: VNX_ERR_TIMEOUT, VNX_ERR_BACKEND (refused, reset, ...),
  * VNX_ERR_NOT_FOUND (unknown name), VNX_ERR_MISMATCH (the reply is no reply of
- * this protocol, or above max_frame), VNX_ERR_INVALID_PARAM. */
+ * this protocol, or above max_frame), VNX_ERR_INVALID_PARAM,
+ * VNX_ERR_NO_MEMORY. */
 vnx_status_t vnx_side_channel_request(vnx_side_channel_t *channel,
                                       const char *host, int port,
                                       int timeout_ms, void **metadata_p,

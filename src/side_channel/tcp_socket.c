@@ -183,7 +183,7 @@ open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
     }
     vnxi_address_text(&addresses->list[failed], text);
     vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
-                   "cannot listen on %s: %s", text, strerror(err));
+                   "cannot listen at '%s': %s", text, strerror(err));
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return VNX_ERR_BACKEND;
 }

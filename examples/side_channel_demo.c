@@ -1,0 +1,266 @@
+/*
+ * Two instances, prefill and decode, that hand their metadata to each other
+ * over the side channel: one after the other, then both at once, then a crowd.
+ *
+ *   side_channel_demo [--prefill-port N] [--decode-port N]
+ *                     [--prefill-bytes N] [--decode-bytes N] [--clients N]
+ *
+ * Ports are 18000 and 18001 unless told otherwise; 0 takes any free one.
+ * Exits with 1 when anything fails or any byte is wrong.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <vnx/side_channel.h>
+
+#define CLIENTS_MAX 64
+
+typedef struct instance {
+    const char *name;
+    int port; /* asked for, then bound */
+    size_t size;
+    unsigned char *metadata;
+    vnx_side_channel_t *channel;
+} instance_t;
+
+/* One exchange: `client` asks `server`. */
+typedef struct exchange {
+    const instance_t *client, *server;
+    double ms;
+    vnx_status_t status;
+    vnx_error_t error;
+    pthread_t thread;
+} exchange_t;
+
+static double
+now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
+}
+
+static int
+print_error(const char *name, const vnx_error_t *error)
+{
+    char line[640];
+    vnx_error_format(error, line, sizeof line);
+    fprintf(stderr, "%s: %s\n", name, line);
+    return -1;
+}
+
+static int
+instance_start(instance_t *instance)
+{
+    vnx_error_t error;
+
+    instance->metadata = malloc(instance->size + 1);
+    if (instance->metadata == NULL) {
+        perror(instance->name);
+        return -1;
+    }
+    for (size_t i = 0; i < instance->size; i++) {
+        instance->metadata[i] = (unsigned char)(i * 31 + instance->name[0]);
+    }
+    if (vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, NULL, &instance->channel,
+                                &error) != VNX_OK ||
+        vnx_side_channel_start(instance->channel, NULL, instance->port,
+                               instance->metadata, instance->size,
+                               &instance->port, &error) != VNX_OK) {
+        return print_error(instance->name, &error);
+    }
+    printf("%-8s serves %zu bytes of metadata on port %d\n", instance->name,
+           instance->size, instance->port);
+    return 0;
+}
+
+static void
+instance_stop(instance_t *instance)
+{
+    vnx_side_channel_free(instance->channel);
+    free(instance->metadata);
+}
+
+static void *
+exchange_run(void *arg)
+{
+    exchange_t *exchange = arg;
+    const instance_t *server = exchange->server;
+    void *metadata;
+    size_t size;
+
+    double start = now_ms();
+    exchange->status = vnx_side_channel_request(
+        exchange->client->channel, "localhost", server->port,
+        VNX_SIDE_CHANNEL_TIMEOUT_MS, &metadata, &size, &exchange->error);
+    exchange->ms = now_ms() - start;
+    if (exchange->status != VNX_OK) {
+        return NULL;
+    }
+    if (size != server->size ||
+        memcmp(metadata, server->metadata, size) != 0) {
+        exchange->status = VNX_ERR_MISMATCH;
+        snprintf(exchange->error.cause, sizeof exchange->error.cause,
+                 "%zu bytes came, not those that are served", size);
+    }
+    free(metadata);
+    return NULL;
+}
+
+static int
+exchange_report(const exchange_t *exchange)
+{
+    if (exchange->status != VNX_OK) {
+        fprintf(stderr, "%s asked %s: %s: %s\n", exchange->client->name,
+                exchange->server->name, vnx_status_name(exchange->status),
+                exchange->error.cause);
+        return -1;
+    }
+    printf("  %-8s <- %-8s %10zu bytes  %8.3f ms  equal\n",
+           exchange->client->name, exchange->server->name,
+           exchange->server->size, exchange->ms);
+    return 0;
+}
+
+static int
+one_by_one(exchange_t *exchanges, int count)
+{
+    int result = 0;
+
+    printf("one by one\n");
+    for (int i = 0; i < count; i++) {
+        exchange_run(&exchanges[i]);
+        result |= exchange_report(&exchanges[i]);
+    }
+    return result;
+}
+
+/* Run all of them in threads; the milliseconds until the last was done. */
+static double
+run_at_once(exchange_t *exchanges, int count)
+{
+    double start = now_ms();
+
+    for (int i = 0; i < count; i++) {
+        int ret = pthread_create(&exchanges[i].thread, NULL, exchange_run,
+                                 &exchanges[i]);
+        if (ret != 0) {
+            fprintf(stderr, "pthread_create: %s\n", strerror(ret));
+            exit(1);
+        }
+    }
+    for (int i = 0; i < count; i++) {
+        pthread_join(exchanges[i].thread, NULL);
+    }
+    return now_ms() - start;
+}
+
+static int
+both_at_once(exchange_t *exchanges, int count)
+{
+    int result = 0;
+
+    double ms = run_at_once(exchanges, count);
+    printf("at once: both in %.3f ms\n", ms);
+    for (int i = 0; i < count; i++) {
+        result |= exchange_report(&exchanges[i]);
+    }
+    return result;
+}
+
+static int
+crowd(const exchange_t *pattern, int count)
+{
+    exchange_t exchanges[CLIENTS_MAX];
+    int result = 0;
+
+    for (int i = 0; i < count; i++) {
+        exchanges[i] = pattern[i % 2];
+    }
+    double ms = run_at_once(exchanges, count);
+    for (int i = 0; i < count; i++) {
+        if (exchanges[i].status != VNX_OK) {
+            result |= exchange_report(&exchanges[i]);
+        }
+    }
+    printf("a crowd: %d exchanges in %.3f ms\n", count, ms);
+    return result;
+}
+
+static size_t
+number(const char *text, size_t max)
+{
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno != 0 || *text == '\0' || *text == '-' || *end != '\0' ||
+        value > max) {
+        fprintf(stderr, "'%s' is not a number from 0 to %zu\n", text, max);
+        exit(2);
+    }
+    return (size_t)value;
+}
+
+static void
+read_options(int argc, char **argv, instance_t *prefill, instance_t *decode,
+             int *clients_p)
+{
+    static const struct option options[] = {
+        {"prefill-port", required_argument, NULL, 'p'},
+        {"decode-port", required_argument, NULL, 'd'},
+        {"prefill-bytes", required_argument, NULL, 'P'},
+        {"decode-bytes", required_argument, NULL, 'D'},
+        {"clients", required_argument, NULL, 'c'},
+        {0},
+    };
+    int option;
+
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (option) {
+        case 'p':
+            prefill->port = (int)number(optarg, 65535);
+            break;
+        case 'd':
+            decode->port = (int)number(optarg, 65535);
+            break;
+        case 'P':
+            prefill->size = number(optarg, VNX_SIDE_CHANNEL_MAX_FRAME);
+            break;
+        case 'D':
+            decode->size = number(optarg, VNX_SIDE_CHANNEL_MAX_FRAME);
+            break;
+        case 'c':
+            *clients_p = (int)number(optarg, CLIENTS_MAX);
+            break;
+        default:
+            exit(2);
+        }
+    }
+}
+
+int
+main(int argc, char **argv)
+{
+    instance_t prefill = {.name = "prefill", .port = 18000, .size = 40000};
+    instance_t decode = {.name = "decode", .port = 18001, .size = 12345};
+    int clients = 16, result = 1;
+
+    read_options(argc, argv, &prefill, &decode, &clients);
+    if (instance_start(&prefill) == 0 && instance_start(&decode) == 0) {
+        exchange_t exchanges[2] = {
+            {.client = &decode, .server = &prefill},
+            {.client = &prefill, .server = &decode},
+        };
+        result = one_by_one(exchanges, 2);
+        result |= both_at_once(exchanges, 2);
+        result |= crowd(exchanges, clients);
+    }
+    instance_stop(&prefill);
+    instance_stop(&decode);
+    printf("%s\n", result == 0 ? "ok" : "FAILED");
+    return result == 0 ? 0 : 1;
+}
