@@ -155,6 +155,13 @@ vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
                           "the agent is closed");
 }
 
+static bool
+has_landed(void *context)
+{
+    const vnx_agent_t *agent = context;
+    return atomic_load(&agent->in_flight) == 0;
+}
+
 void
 vnx_agent_close(vnx_agent_t *agent)
 {
@@ -165,6 +172,8 @@ vnx_agent_close(vnx_agent_t *agent)
     agent->ops->stop(agent->engine);
     vnxi_peers_close(agent);
     vnxi_events_signal(&agent->events);
+    /* The engine has stopped, so this is a matter of microseconds. */
+    vnxi_events_wait(&agent->events, has_landed, agent, UINT64_MAX);
 }
 
 vnx_agent_t *

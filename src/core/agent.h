@@ -47,6 +47,7 @@ struct vnx_agent {
     uint64_t last_generation; /* load_lock */
 
     vnxi_events_t events;
+    atomic_uint in_flight; /* posts that have not ended */
     vnxi_notifs_t notifs;
     pthread_mutex_t error_lock; /* the error records of transfers */
     vnxi_counters_t counters;

@@ -212,7 +212,6 @@ vnx_xfer_drop(vnx_xfer_t *xfer)
     }
     vnx_agent_t *agent = xfer->agent;
     agent->ops->xfer_release(xfer->exfer);
-    vnxi_count(&agent->counters.live_xfers, (uint64_t)-1);
     free(xfer->error);
     free(xfer->notif);
     free(xfer);
@@ -275,6 +274,7 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
         keep_error(xfer, error);
     }
     atomic_store_explicit(&xfer->state, state, memory_order_release);
+    atomic_fetch_sub(&xfer->agent->in_flight, 1);
     vnxi_events_signal(&xfer->agent->events);
 }
 
@@ -366,6 +366,7 @@ vnx_xfer_post(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     }
     note_start(xfer, before);
     vnx_xfer_retain(xfer); /* the engine's */
+    atomic_fetch_add(&xfer->agent->in_flight, 1);
     vnx_status_t status =
         ops->xfer_post(xfer->exfer, xfer->notif, xfer->notif_len, record);
     if (status == VNX_IN_PROG) {
@@ -507,6 +508,15 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* The user's reference; the engine may still hold its own for a moment, which
+ * is why handles are counted here. */
+static void
+give_up(vnx_xfer_t *xfer)
+{
+    vnxi_count(&xfer->agent->counters.live_xfers, (uint64_t)-1);
+    vnx_xfer_drop(xfer);
+}
+
 vnx_status_t
 vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error)
 {
@@ -517,7 +527,7 @@ vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error)
     }
     vnx_status_t status = vnx_xfer_cancel(xfer, &stopped, error);
     if (status == VNX_OK) {
-        vnx_xfer_drop(xfer);
+        give_up(xfer);
     }
     return status;
 }
@@ -529,6 +539,6 @@ vnx_xfer_abandon(vnx_xfer_t *xfer)
 
     if (xfer != NULL && !vnxi_fork_crossed(xfer->agent->fork_count)) {
         (void)vnx_xfer_cancel(xfer, &stopped, NULL);
-        vnx_xfer_drop(xfer);
+        give_up(xfer);
     }
 }

@@ -156,6 +156,8 @@ vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
                                             vnxi_path_t path);
 /* Put it where the hub's events find it. */
 void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
+/* It turned out to be gone: mark it, and tell the core (once). */
+void vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause);
 void vnxi_native_peer_close(vnxi_peer_t *peer, const char *cause);
 void vnxi_native_peer_destroy(vnxi_peer_t *peer);
 vnx_status_t vnxi_native_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);

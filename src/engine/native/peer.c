@@ -2,11 +2,11 @@
  * Peers of the native engine: their life, their end, notifications to them.
  *
  * Design notes.  `lost` is raised once, with the cause, by whichever comes
- * first: the link's end, a close by the core, our own stop.  Everything that
- * works for the peer looks at it: posting, each chunk of copying, sending.
- * The hub's events name a link; the peer is found in the engine's list, under
- * its lock, so an event that comes late finds nothing rather than a peer that
- * is being freed.
+ * first: the link's end, a copy that finds nobody there, a close by the core.
+ * Everything that works for the peer looks at it: posting, each chunk of
+ * copying, sending. The hub's events name a link; the peer is found in the
+ * engine's list, under its lock, so an event that comes late finds nothing
+ * rather than a peer that is being freed.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -147,21 +147,26 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
     }
 }
 
+void
+vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause)
+{
+    const vnxi_engine_host_t *host = &peer->engine->host;
+    vnx_error_t error;
+
+    if (mark_lost(peer, cause)) {
+        vnxi_native_peer_error(peer, "transfer", &error);
+        host->peer_lost(host->context, &peer->base, &error);
+    }
+}
+
 static void
 on_ended(void *context, vnxi_link_t *link, const char *cause)
 {
-    vnxi_engine_t *engine = context;
-    vnxi_native_peer_t *peer = find_by_link(engine, link);
-    vnx_error_t error;
-
-    if (peer == NULL) {
-        return;
+    vnxi_native_peer_t *peer = find_by_link(context, link);
+    if (peer != NULL) {
+        vnxi_native_peer_lose(peer, cause);
+        vnxi_peer_release(&peer->base);
     }
-    if (mark_lost(peer, cause)) {
-        vnxi_native_peer_error(peer, "transfer", &error);
-        engine->host.peer_lost(engine->host.context, &peer->base, &error);
-    }
-    vnxi_peer_release(&peer->base);
 }
 
 /* -- Revocations -----------------------------------------------------------

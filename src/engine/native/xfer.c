@@ -154,6 +154,9 @@ copy_chunk(vnxi_exfer_t *exfer, size_t chunk, vnx_error_t *error)
     target.pidfd = vnxi_link_pidfd(peer->link);
     vnx_status_t status =
         vnxi_vm_chunk(&target, &exfer->plan, chunk, exfer->op, error);
+    if (status == VNX_ERR_REMOTE_DISCONNECT) {
+        vnxi_native_peer_lose(peer, error->cause);
+    }
     if (status != VNX_OK) {
         vnxi_error_peer(error, peer->base.name, peer->base.name_len);
     }
