@@ -1,0 +1,173 @@
+/*
+ * Design notes.  Non-temporal stores do not read the target's lines before
+ * they write them, and leave the caches to others: half as much again as
+ * memcpy() for what does not fit a cache.  They write whole lines, so a piece
+ * is divided into a head up to a line's start, lines, and a tail; the fence
+ * that makes the lines visible comes once, at the end of the chunk.
+ */
+#include "engine/native/copy.h"
+
+#include <string.h>
+
+#include "base/cpu.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define LINE 64u
+/* Below, the head and the tail are most of it. */
+#define STREAM_MIN 512u
+/* How much of the next piece is asked for while this one is copied: what the
+ * processor would otherwise find out too late. */
+#define PREFETCH_BYTES 512u
+
+/* -- Lines ---------------------------------------------------------------- */
+
+#ifdef __x86_64__
+
+static VNXI_TARGET_AVX2 void
+stream_lines_avx2(char *target, const char *source, size_t len)
+{
+    for (size_t i = 0; i < len; i += 2 * LINE) {
+        const __m256i *s = (const void *)(source + i);
+        __m256i *t = (void *)(target + i);
+        __m256i a = _mm256_loadu_si256(s), b = _mm256_loadu_si256(s + 1);
+        __m256i c = _mm256_loadu_si256(s + 2), d = _mm256_loadu_si256(s + 3);
+        _mm256_stream_si256(t, a);
+        _mm256_stream_si256(t + 1, b);
+        _mm256_stream_si256(t + 2, c);
+        _mm256_stream_si256(t + 3, d);
+    }
+}
+
+static void
+stream_lines_sse2(char *target, const char *source, size_t len)
+{
+    for (size_t i = 0; i < len; i += LINE) {
+        const __m128i *s = (const void *)(source + i);
+        __m128i *t = (void *)(target + i);
+        __m128i a = _mm_loadu_si128(s), b = _mm_loadu_si128(s + 1);
+        __m128i c = _mm_loadu_si128(s + 2), d = _mm_loadu_si128(s + 3);
+        _mm_stream_si128(t, a);
+        _mm_stream_si128(t + 1, b);
+        _mm_stream_si128(t + 2, c);
+        _mm_stream_si128(t + 3, d);
+    }
+}
+
+/* `target` begins a line, `len` is a multiple of two. */
+static void
+stream_lines(char *target, const char *source, size_t len)
+{
+    if (vnxi_cpu_has_avx2()) {
+        stream_lines_avx2(target, source, len);
+    } else {
+        stream_lines_sse2(target, source, len);
+    }
+}
+
+static void
+stream_fence(void)
+{
+    _mm_sfence();
+}
+
+#else
+
+static void
+stream_lines(char *target, const char *source, size_t len)
+{
+    memcpy(target, source, len);
+}
+
+static void
+stream_fence(void)
+{
+}
+
+#endif
+
+/* -- Pieces --------------------------------------------------------------- */
+
+/* Without the fence. */
+static void
+stream_piece(char *target, const char *source, size_t len)
+{
+    if (len < STREAM_MIN) {
+        memcpy(target, source, len);
+        return;
+    }
+    size_t head = -(uintptr_t)target % LINE;
+    memcpy(target, source, head);
+    target += head;
+    source += head;
+    len -= head;
+    size_t lines = len & ~(size_t)(2 * LINE - 1);
+    stream_lines(target, source, lines);
+    memcpy(target + lines, source + lines, len - lines);
+}
+
+void
+vnxi_copy_stream(void *target, const void *source, size_t len)
+{
+    stream_piece(target, source, len);
+    stream_fence();
+}
+
+static bool
+overlap(const char *a, const char *b, size_t len)
+{
+    uintptr_t x = (uintptr_t)a, y = (uintptr_t)b;
+    return x - y < len || y - x < len;
+}
+
+static void
+copy_piece(char *target, const char *source, size_t len, bool stream)
+{
+    if (__builtin_expect(overlap(target, source, len), 0)) {
+        memmove(target, source, len);
+    } else if (stream) {
+        stream_piece(target, source, len);
+    } else {
+        memcpy(target, source, len);
+    }
+}
+
+/* -- Chunks --------------------------------------------------------------- */
+
+static inline void
+prefetch(const char *source, size_t len)
+{
+    size_t end = len < PREFETCH_BYTES ? len : PREFETCH_BYTES;
+    for (size_t i = 0; i < end; i += LINE) {
+        __builtin_prefetch(source + i);
+    }
+}
+
+void
+vnxi_copy_chunk(const vnxi_plan_t *plan, size_t chunk, vnx_op_t op)
+{
+    bool stream = plan->bytes > VNXI_COPY_STREAM_FROM;
+    vnxi_walk_t walk = vnxi_plan_walk(plan, chunk);
+    vnxi_piece_t piece, next;
+
+    for (bool more = vnxi_walk_next(&walk, &piece); more; piece = next) {
+        char *local = (char *)(uintptr_t)piece.local;
+        char *remote = (char *)(uintptr_t)piece.remote;
+        more = vnxi_walk_next(&walk, &next);
+        if (more) {
+            prefetch((const char *)(uintptr_t)(op == VNX_OP_READ ? next.remote
+                                                                 : next.local),
+                     next.len);
+        }
+        if (op == VNX_OP_READ) {
+            copy_piece(local, remote, piece.len, stream);
+        } else {
+            copy_piece(remote, local, piece.len, stream);
+        }
+    }
+    if (stream) {
+        stream_fence();
+    }
+}

@@ -1,0 +1,577 @@
+/*
+ * Design notes.  Both index arrays are read together.  Where both go up by one
+ * for long enough, the rows are taken block by block: if both blocks are runs,
+ * without looking at a row.  Elsewhere they are taken in batches that stay in
+ * the first-level cache: read and check the indices, fetch addresses (and
+ * lengths, where they differ) of each side, compare, translate, write.
+ *
+ * Remote addresses are translated by one number where all regions of the list
+ * agree; only where they do not, each row's region is looked up.
+ */
+#include "engine/native/plan.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/list_block.h"
+#include "engine/native/plan_indices.h"
+#include "engine/native/plan_segments.h"
+
+#define BATCH 256u
+/* A shorter run is no cheaper than its rows. */
+#define RUN_MIN 16u
+
+typedef struct side {
+    const vnxi_list_t *list;
+    const vnx_indices_t *indices;
+    const char *name;
+    uint64_t delta; /* added to every address */
+    uint64_t run_first;
+    size_t run_left; /* of the run that was found; 0: not known */
+    uint64_t addrs[BATCH];
+    uint64_t lens[BATCH]; /* unless both lists are uniform */
+    uint64_t scratch[BATCH];
+} side_t;
+
+typedef struct planner {
+    const vnxi_plan_args_t *args;
+    vnx_error_t *error;
+    size_t at; /* pairs done */
+    bool uniform;
+    bool one_reach; /* every remote row is reached alike */
+    bool direct;    /* where one_reach */
+    uint64_t bytes;
+    const vnxi_region_t *region; /* of the last remote row; NULL: none yet */
+    uint64_t devs[BATCH];        /* of remote rows; only if not one_reach */
+    vnxi_segment_writer_t writer;
+    side_t local, remote;
+} planner_t;
+
+/* -- Errors --------------------------------------------------------------- */
+
+static vnx_status_t
+bad_index(const planner_t *planner, const side_t *side, size_t place,
+          uint64_t index)
+{
+    const char *operation = planner->args->operation;
+    vnx_status_t status;
+    if (vnxi_indices_are_signed(side->indices)) {
+        status = vnxi_error_set(
+            planner->error, VNX_ERR_INVALID_PARAM, operation,
+            "%s index %" PRId64 " is not in the list of %zu rows", side->name,
+            (int64_t)index, side->list->count);
+    } else {
+        status = vnxi_error_set(
+            planner->error, VNX_ERR_INVALID_PARAM, operation,
+            "%s index %" PRIu64 " is not in the list of %zu rows", side->name,
+            index, side->list->count);
+    }
+    vnxi_error_row(planner->error, place);
+    return status;
+}
+
+static vnx_status_t
+unequal_lengths(const planner_t *planner, size_t place, uint64_t local,
+                uint64_t remote)
+{
+    vnx_status_t status = vnxi_error_set(
+        planner->error, VNX_ERR_INVALID_PARAM, planner->args->operation,
+        "the local row has %" PRIu64 " bytes, the remote one %" PRIu64, local,
+        remote);
+    vnxi_error_row(planner->error, place);
+    return status;
+}
+
+static vnx_status_t
+too_many_bytes(const planner_t *planner)
+{
+    return vnxi_error_set(planner->error, VNX_ERR_INVALID_PARAM,
+                          planner->args->operation,
+                          "the lengths together pass 2^64");
+}
+
+/* -- Reach ---------------------------------------------------------------- */
+
+static bool
+region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t len,
+             uint64_t dev)
+{
+    return region->dev == dev && region->addr <= addr &&
+           addr - region->addr + len <= region->len;
+}
+
+/* The region of the list that holds a row of it.  Regions may be nested, so
+ * the last one that starts before the row need not be it. */
+static const vnxi_region_t *
+region_of_row(const vnxi_list_t *list, uint64_t addr, uint64_t len,
+              uint64_t dev)
+{
+    size_t low = 0, high = list->region_count;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        const vnxi_region_t *region = list->regions[middle];
+        if (region->dev < dev ||
+            (region->dev == dev && region->addr <= addr)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    while (low > 1 && !region_holds(list->regions[low - 1], addr, len, dev)) {
+        low--;
+    }
+    return list->regions[low - 1];
+}
+
+static const vnxi_region_t *
+find_region(planner_t *planner, uint64_t addr, uint64_t len, uint64_t dev)
+{
+    if (planner->region == NULL ||
+        !region_holds(planner->region, addr, len, dev)) {
+        planner->region = region_of_row(planner->remote.list, addr, len, dev);
+    }
+    return planner->region;
+}
+
+static uint64_t
+region_delta(const vnxi_region_t *region)
+{
+    return region->direct ? region->delta : 0;
+}
+
+/* -- Batches -------------------------------------------------------------- */
+
+static uint64_t
+batch_len(const planner_t *planner, const side_t *side, size_t i)
+{
+    return planner->uniform ? side->list->row_len : side->lens[i];
+}
+
+/* Write the batch's rows in stretches that are reached alike. */
+static void
+write_mixed(planner_t *planner, size_t count)
+{
+    side_t *local = &planner->local, *remote = &planner->remote;
+    bool direct = false;
+    size_t first = 0;
+
+    for (size_t i = 0; i <= count; i++) {
+        const vnxi_region_t *region = NULL;
+        if (i < count) {
+            region =
+                find_region(planner, remote->addrs[i],
+                            batch_len(planner, remote, i), planner->devs[i]);
+            remote->addrs[i] += region_delta(region);
+            direct = i == 0 ? region->direct : direct;
+        }
+        if (i == count || region->direct != direct) {
+            vnxi_segment_rows_t rows = {
+                .local = local->addrs + first,
+                .remote = remote->addrs + first,
+                .lens = planner->uniform ? NULL : remote->lens + first,
+                .len = remote->list->row_len,
+                .count = i - first,
+                .direct = direct,
+            };
+            vnxi_segments_rows(&planner->writer, &rows);
+            planner->direct &= direct;
+            first = i;
+            direct = !direct;
+        }
+    }
+}
+
+static vnx_status_t
+compare_lengths(planner_t *planner, size_t count)
+{
+    const side_t *local = &planner->local, *remote = &planner->remote;
+    uint64_t differ = 0, bytes = planner->bytes;
+    bool overflow = false;
+
+    for (size_t i = 0; i < count; i++) {
+        differ |= local->lens[i] ^ remote->lens[i];
+        overflow |= __builtin_add_overflow(bytes, local->lens[i], &bytes);
+    }
+    if (differ != 0) {
+        size_t i = 0;
+        while (local->lens[i] == remote->lens[i]) {
+            i++;
+        }
+        return unequal_lengths(planner, planner->at + i, local->lens[i],
+                               remote->lens[i]);
+    }
+    planner->bytes = bytes;
+    return overflow ? too_many_bytes(planner) : VNX_OK;
+}
+
+/* Both sides' addresses (and lengths, and remote devices, where they are
+ * looked at) are filled in. */
+static vnx_status_t
+write_batch(planner_t *planner, size_t count)
+{
+    if (!planner->uniform) {
+        vnx_status_t status = compare_lengths(planner, count);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    if (planner->one_reach) {
+        vnxi_segment_rows_t rows = {
+            .local = planner->local.addrs,
+            .remote = planner->remote.addrs,
+            .lens = planner->uniform ? NULL : planner->remote.lens,
+            .len = planner->remote.list->row_len,
+            .count = count,
+            .direct = planner->direct,
+        };
+        vnxi_segments_rows(&planner->writer, &rows);
+    } else {
+        write_mixed(planner, count);
+    }
+    planner->at += count;
+    return VNX_OK;
+}
+
+/* -- Scattered indices ---------------------------------------------------- */
+
+static void
+fetch_rows(planner_t *planner, side_t *side, const uint64_t *indices,
+           size_t count)
+{
+    const vnxi_list_t *list = side->list;
+    const uint64_t delta = side->delta;
+
+    for (size_t i = 0; i < count; i++) {
+        side->addrs[i] =
+            delta + vnxi_block_addr(vnxi_list_block_of(list, indices[i]),
+                                    indices[i] & (VNXI_LIST_BLOCK - 1));
+    }
+    for (size_t i = 0; i < count && !planner->uniform; i++) {
+        side->lens[i] = vnxi_block_len(vnxi_list_block_of(list, indices[i]),
+                                       indices[i] & (VNXI_LIST_BLOCK - 1));
+    }
+    if (side == &planner->remote && !planner->one_reach) {
+        for (size_t i = 0; i < count; i++) {
+            planner->devs[i] =
+                vnxi_block_dev(vnxi_list_block_of(list, indices[i]),
+                               indices[i] & (VNXI_LIST_BLOCK - 1));
+        }
+    }
+}
+
+static vnx_status_t
+fetch_batch(planner_t *planner, side_t *side, size_t count)
+{
+    const uint64_t *indices =
+        vnxi_indices_read(side->indices, planner->at, count, side->scratch);
+    const uint64_t rows = side->list->count;
+    unsigned out = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        out |= indices[i] >= rows;
+    }
+    for (size_t i = 0; out != 0; i++) {
+        if (indices[i] >= rows) {
+            return bad_index(planner, side, planner->at + i, indices[i]);
+        }
+    }
+    fetch_rows(planner, side, indices, count);
+    side->run_left = side->run_left > count ? side->run_left - count : 0;
+    side->run_first += count;
+    return VNX_OK;
+}
+
+static vnx_status_t
+plan_scattered(planner_t *planner, size_t count)
+{
+    vnx_status_t status = fetch_batch(planner, &planner->local, count);
+    if (status == VNX_OK) {
+        status = fetch_batch(planner, &planner->remote, count);
+    }
+    return status == VNX_OK ? write_batch(planner, count) : status;
+}
+
+/* -- Consecutive indices -------------------------------------------------- */
+
+static vnx_status_t
+check_run(const planner_t *planner, const side_t *side, size_t count)
+{
+    size_t rows = side->list->count;
+    if (side->run_first < rows && count <= rows - side->run_first) {
+        return VNX_OK;
+    }
+    size_t good = side->run_first < rows ? rows - side->run_first : 0;
+    return bad_index(planner, side, planner->at + good,
+                     side->run_first + good);
+}
+
+/* Rows first .. first + count of one block. */
+static void
+fetch_consecutive(planner_t *planner, side_t *side, size_t count)
+{
+    uint64_t indices[BATCH];
+    for (size_t i = 0; i < count; i++) {
+        indices[i] = side->run_first + i;
+    }
+    fetch_rows(planner, side, indices, count);
+}
+
+static size_t
+left_in_block(const side_t *side)
+{
+    return VNXI_LIST_BLOCK - (side->run_first & (VNXI_LIST_BLOCK - 1));
+}
+
+static bool
+block_is_run(const vnxi_list_block_t *block)
+{
+    return block->addr_form == VNXI_FORM_RUN &&
+           block->len_form == VNXI_FORM_RUN &&
+           block->dev_form == VNXI_FORM_RUN;
+}
+
+/* Count the bytes of `count` rows of one length. */
+static vnx_status_t
+add_bytes(planner_t *planner, uint64_t len, size_t count)
+{
+    uint64_t more;
+    if (__builtin_mul_overflow(len, count, &more) ||
+        __builtin_add_overflow(planner->bytes, more, &planner->bytes)) {
+        return too_many_bytes(planner);
+    }
+    return VNX_OK;
+}
+
+/* Where the rows of a run are not reached alike: are these, at least?  What
+ * holds both ends holds all between them. */
+static bool
+reach_run(planner_t *planner, const vnxi_list_block_t *block,
+          vnxi_segment_run_t *run)
+{
+    if (planner->one_reach) {
+        run->direct = planner->direct;
+        return true;
+    }
+    uint64_t last = run->remote + (run->count - 1) * run->remote_stride;
+    const vnxi_region_t *region =
+        find_region(planner, run->remote, run->len, block->dev);
+    if (!region_holds(region, last, run->len, block->dev)) {
+        return false;
+    }
+    run->remote += region_delta(region);
+    run->direct = region->direct;
+    planner->direct &= region->direct;
+    return true;
+}
+
+/* `count` rows of one block each; *done_p: whether they were written. */
+static vnx_status_t
+plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
+{
+    const side_t *l = &planner->local, *r = &planner->remote;
+    const vnxi_list_block_t *lb = vnxi_list_block_of(l->list, l->run_first);
+    const vnxi_list_block_t *rb = vnxi_list_block_of(r->list, r->run_first);
+    vnxi_segment_run_t run = {
+        .local = l->delta +
+                 vnxi_block_addr(lb, l->run_first & (VNXI_LIST_BLOCK - 1)),
+        .remote = r->delta +
+                  vnxi_block_addr(rb, r->run_first & (VNXI_LIST_BLOCK - 1)),
+        .local_stride = (uint64_t)lb->stride,
+        .remote_stride = (uint64_t)rb->stride,
+        .len = lb->len,
+        .count = count,
+    };
+
+    *done_p = false;
+    if (!block_is_run(lb) || !block_is_run(rb) ||
+        !reach_run(planner, rb, &run)) {
+        return VNX_OK;
+    }
+    if (lb->len != rb->len) {
+        return unequal_lengths(planner, planner->at, lb->len, rb->len);
+    }
+    if (!planner->uniform) {
+        vnx_status_t status = add_bytes(planner, run.len, count);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    vnxi_segments_run(&planner->writer, &run);
+    planner->at += count;
+    *done_p = true;
+    return VNX_OK;
+}
+
+static void
+skip(side_t *side, size_t count)
+{
+    side->run_first += count;
+    side->run_left -= count;
+}
+
+/* Both runs go on for `count` indices. */
+static vnx_status_t
+plan_run(planner_t *planner, size_t count)
+{
+    side_t *local = &planner->local, *remote = &planner->remote;
+    vnx_status_t status = check_run(planner, local, count);
+    if (status == VNX_OK) {
+        status = check_run(planner, remote, count);
+    }
+    while (count > 0 && status == VNX_OK) {
+        bool done;
+        size_t l = left_in_block(local), r = left_in_block(remote);
+        size_t n = l < r ? l : r;
+        n = n < count ? n : count;
+        status = plan_run_blocks(planner, n, &done);
+        if (status == VNX_OK && !done) {
+            n = n < BATCH ? n : BATCH;
+            fetch_consecutive(planner, local, n);
+            fetch_consecutive(planner, remote, n);
+            status = write_batch(planner, n);
+        }
+        skip(local, n);
+        skip(remote, n);
+        count -= n;
+    }
+    return status;
+}
+
+/* -- Building ------------------------------------------------------------- */
+
+static void
+side_init(side_t *side, const vnxi_list_t *list, const vnx_indices_t *indices,
+          const char *name)
+{
+    side->list = list;
+    side->indices = indices;
+    side->name = name;
+    side->delta = list->one_reach && list->direct ? list->delta : 0;
+    side->run_first = 0;
+    side->run_left = 0;
+}
+
+static size_t
+side_run(side_t *side, size_t at)
+{
+    if (side->run_left == 0) {
+        side->run_left = vnxi_indices_run(side->indices, at, &side->run_first);
+    }
+    return side->run_left;
+}
+
+static vnx_status_t
+plan_rows(planner_t *planner, size_t count)
+{
+    vnx_status_t status = VNX_OK;
+    while (planner->at < count && status == VNX_OK) {
+        size_t left = count - planner->at;
+        size_t l = side_run(&planner->local, planner->at);
+        size_t r = side_run(&planner->remote, planner->at);
+        size_t run = l < r ? l : r;
+        if (run >= RUN_MIN || run == left) {
+            status = plan_run(planner, run);
+        } else {
+            status = plan_scattered(planner, left < BATCH ? left : BATCH);
+        }
+    }
+    return status;
+}
+
+static vnx_status_t
+check_args(const vnxi_plan_args_t *args, vnx_error_t *error)
+{
+    size_t local = args->local_rows.count, remote = args->remote_rows.count;
+    if (local != remote) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
+                              "%zu local indices, but %zu remote ones", local,
+                              remote);
+    }
+    if (local == 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
+                              "there are no indices");
+    }
+    if (!vnxi_indices_type_is_known(args->local_rows.type) ||
+        !vnxi_indices_type_is_known(args->remote_rows.type)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
+                              "no such type of indices");
+    }
+    return VNX_OK;
+}
+
+static void
+planner_init(planner_t *planner, const vnxi_plan_args_t *args,
+             vnx_error_t *error)
+{
+    planner->args = args;
+    planner->error = error;
+    planner->at = 0;
+    planner->uniform = args->local->uniform && args->remote->uniform;
+    planner->one_reach = args->remote->one_reach;
+    planner->direct = args->remote->direct || !args->remote->one_reach;
+    planner->bytes = 0;
+    planner->region = NULL;
+    side_init(&planner->local, args->local, &args->local_rows, "local");
+    side_init(&planner->remote, args->remote, &args->remote_rows, "remote");
+}
+
+static vnx_status_t
+build(planner_t *planner)
+{
+    const vnxi_plan_args_t *args = planner->args;
+    size_t count = args->local_rows.count;
+    vnx_status_t status = VNX_OK;
+
+    if (planner->uniform) {
+        uint64_t l = args->local->row_len, r = args->remote->row_len;
+        status = l == r ? add_bytes(planner, l, count)
+                        : unequal_lengths(planner, 0, l, r);
+    }
+    if (status == VNX_OK) {
+        status = plan_rows(planner, count);
+    }
+    if (status == VNX_OK && !vnxi_segments_finish(&planner->writer)) {
+        return vnxi_error_no_memory(planner->error, args->operation,
+                                    planner->writer.plan->segment_count *
+                                        sizeof(vnxi_segment_t));
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
+                vnx_error_t *error)
+{
+    planner_t planner; /* not zeroed: most of it is room for batches */
+    vnx_status_t status = check_args(args, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    planner_init(&planner, args, error);
+    memset(plan_p, 0, sizeof *plan_p);
+    vnxi_segments_begin(&planner.writer, plan_p, args->local_rows.count,
+                        !args->no_merge);
+    status = build(&planner);
+    if (status != VNX_OK) {
+        vnxi_plan_fini(plan_p);
+        return status;
+    }
+    plan_p->bytes = planner.bytes;
+    plan_p->rows = args->local_rows.count;
+    plan_p->all_direct = planner.direct;
+    return VNX_OK;
+}
+
+vnxi_walk_t
+vnxi_plan_walk(const vnxi_plan_t *plan, size_t chunk)
+{
+    return (vnxi_walk_t){
+        .plan = plan,
+        .at = plan->chunks[chunk],
+        .end = chunk + 1 < plan->chunk_count
+                   ? plan->chunks[chunk + 1]
+                   : (vnxi_chunk_t){.segment = (uint32_t)plan->segment_count,
+                                    .piece = 0},
+    };
+}

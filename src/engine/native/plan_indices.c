@@ -1,0 +1,199 @@
+/*
+ * Design notes.  Whether indices go up by one is asked of every array at every
+ * transfer, so the two types that clients use are compared by vectors, against
+ * what they would have to be.  The vectors are the compiler's own (GCC and
+ * Clang): the same function is compiled for AVX2 and for what every machine
+ * has.
+ */
+#include "engine/native/plan_indices.h"
+
+#include "base/cpu.h"
+
+typedef uint64_t v4u64_t
+    __attribute__((vector_size(32), aligned(8), may_alias));
+typedef uint32_t v8u32_t
+    __attribute__((vector_size(32), aligned(4), may_alias));
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+/* -- Runs ----------------------------------------------------------------- */
+
+/* Eight vectors a step, and one look at what they came to. */
+static ALWAYS_INLINE size_t
+run_u64(const uint64_t *data, size_t count)
+{
+    const uint64_t first = data[0];
+    const v4u64_t step = {4, 4, 4, 4};
+    v4u64_t want = {first, first + 1, first + 2, first + 3};
+    size_t at = 0;
+
+    for (; count - at >= 32; at += 32) {
+        const v4u64_t *v = (const void *)(data + at);
+        v4u64_t off = v[0] ^ want;
+        for (int i = 1; i < 8; i++) {
+            want += step;
+            off |= v[i] ^ want;
+        }
+        want += step;
+        if ((off[0] | off[1] | off[2] | off[3]) != 0) {
+            break;
+        }
+    }
+    while (at < count && data[at] == first + at) {
+        at++;
+    }
+    return at;
+}
+
+static ALWAYS_INLINE size_t
+run_u32(const uint32_t *data, size_t count)
+{
+    const uint32_t first = data[0];
+    const v8u32_t step = {8, 8, 8, 8, 8, 8, 8, 8};
+    v8u32_t want = {first,     first + 1, first + 2, first + 3,
+                    first + 4, first + 5, first + 6, first + 7};
+    size_t at = 0;
+
+    for (; count - at >= 64; at += 64) {
+        const v8u32_t *v = (const void *)(data + at);
+        v8u32_t off = v[0] ^ want;
+        for (int i = 1; i < 8; i++) {
+            want += step;
+            off |= v[i] ^ want;
+        }
+        want += step;
+        v4u64_t halves = (v4u64_t)off;
+        if ((halves[0] | halves[1] | halves[2] | halves[3]) != 0) {
+            break;
+        }
+    }
+    while (at < count && data[at] == first + (uint32_t)at) {
+        at++;
+    }
+    return at;
+}
+
+static VNXI_TARGET_AVX2 size_t
+run_u64_avx2(const uint64_t *data, size_t count)
+{
+    return run_u64(data, count);
+}
+
+static VNXI_TARGET_AVX2 size_t
+run_u32_avx2(const uint32_t *data, size_t count)
+{
+    return run_u32(data, count);
+}
+
+static size_t
+run_u16(const uint16_t *data, size_t count)
+{
+    size_t at = 1;
+    while (at < count && data[at] == (uint16_t)(data[0] + at)) {
+        at++;
+    }
+    return at;
+}
+
+static size_t
+run_u8(const uint8_t *data, size_t count)
+{
+    size_t at = 1;
+    while (at < count && data[at] == (uint8_t)(data[0] + at)) {
+        at++;
+    }
+    return at;
+}
+
+/* -- Types ---------------------------------------------------------------- */
+
+/* A run that was found modulo 2^bits ends where the type does. */
+static size_t
+cut_at(size_t run, uint64_t first, uint64_t max)
+{
+    return first <= max && max - first < run ? (size_t)(max - first) + 1 : run;
+}
+
+#define CASE_RUN(symbol, type, max, found)                   \
+    case symbol: {                                           \
+        const type *data = (const type *)indices->data + at; \
+        *first_p = (uint64_t)(int64_t)data[0];               \
+        return cut_at(found, *first_p, max);                 \
+    }
+
+size_t
+vnxi_indices_run(const vnx_indices_t *indices, size_t at, uint64_t *first_p)
+{
+    size_t left = indices->count - at;
+    bool avx2 = vnxi_cpu_has_avx2();
+
+    if (indices->data == NULL) {
+        *first_p = at;
+        return left;
+    }
+    switch (indices->type) {
+        CASE_RUN(VNX_INDEX_I64, int64_t, INT64_MAX,
+                 avx2 ? run_u64_avx2((const void *)data, left)
+                      : run_u64((const void *)data, left))
+        CASE_RUN(VNX_INDEX_U64, uint64_t, UINT64_MAX,
+                 avx2 ? run_u64_avx2(data, left) : run_u64(data, left))
+        CASE_RUN(VNX_INDEX_I32, int32_t, INT32_MAX,
+                 avx2 ? run_u32_avx2((const void *)data, left)
+                      : run_u32((const void *)data, left))
+        CASE_RUN(VNX_INDEX_U32, uint32_t, UINT32_MAX,
+                 avx2 ? run_u32_avx2(data, left) : run_u32(data, left))
+        CASE_RUN(VNX_INDEX_I16, int16_t, INT16_MAX,
+                 run_u16((const void *)data, left))
+        CASE_RUN(VNX_INDEX_U16, uint16_t, UINT16_MAX, run_u16(data, left))
+        CASE_RUN(VNX_INDEX_I8, int8_t, INT8_MAX,
+                 run_u8((const void *)data, left))
+        CASE_RUN(VNX_INDEX_U8, uint8_t, UINT8_MAX, run_u8(data, left))
+    }
+    return 1;
+}
+
+#define CASE_READ(symbol, type)                                           \
+    case symbol:                                                          \
+        for (size_t i = 0; i < count; i++) {                              \
+            scratch[i] =                                                  \
+                (uint64_t)(int64_t)((const type *)indices->data + at)[i]; \
+        }                                                                 \
+        return scratch;
+
+const uint64_t *
+vnxi_indices_read(const vnx_indices_t *indices, size_t at, size_t count,
+                  uint64_t *scratch)
+{
+    if (indices->data == NULL) {
+        for (size_t i = 0; i < count; i++) {
+            scratch[i] = at + i;
+        }
+        return scratch;
+    }
+    switch (indices->type) {
+    case VNX_INDEX_I64:
+    case VNX_INDEX_U64:
+        return (const uint64_t *)indices->data + at;
+        CASE_READ(VNX_INDEX_I32, int32_t)
+        CASE_READ(VNX_INDEX_U32, uint32_t)
+        CASE_READ(VNX_INDEX_I16, int16_t)
+        CASE_READ(VNX_INDEX_U16, uint16_t)
+        CASE_READ(VNX_INDEX_I8, int8_t)
+        CASE_READ(VNX_INDEX_U8, uint8_t)
+    }
+    return scratch;
+}
+
+bool
+vnxi_indices_type_is_known(vnx_index_type_t type)
+{
+    return (unsigned)type <= VNX_INDEX_U8;
+}
+
+bool
+vnxi_indices_are_signed(const vnx_indices_t *indices)
+{
+    return indices->data != NULL &&
+           (indices->type == VNX_INDEX_I64 || indices->type == VNX_INDEX_I32 ||
+            indices->type == VNX_INDEX_I16 || indices->type == VNX_INDEX_I8);
+}

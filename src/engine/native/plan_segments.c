@@ -1,0 +1,363 @@
+/*
+ * Design notes.  Three steps, each on the output of the one before:
+ *
+ *   merging   the open piece grows as long as rows continue it on both sides;
+ *   cutting   a closed piece longer than VNXI_PIECE_MAX becomes a run;
+ *   strides   pieces of one length whose addresses advance regularly share a
+ *             segment, found greedily: any two neighbours of one length do,
+ *             so that scattered pieces take half the memory.
+ *
+ * Runs of rows pass through all three as runs.  The chunk table is made from
+ * the segments in the end.
+ */
+#include "engine/native/plan_segments.h"
+
+#include <string.h>
+
+#include "base/recycle.h"
+
+#define SMALL_SEGMENTS \
+    (sizeof((vnxi_plan_t *)0)->small / sizeof(vnxi_segment_t))
+#define SMALL_CHUNKS \
+    (sizeof((vnxi_plan_t *)0)->small_chunk / sizeof(vnxi_chunk_t))
+#define SEGMENTS_FIRST 64u
+/* A guess is not trusted further than this. */
+#define GUESS_MAX ((size_t)32 << 20)
+
+/* -- Memory --------------------------------------------------------------- */
+
+/* Rows seen so far took so many segments: then all would take... */
+static size_t
+guess_segments(const vnxi_segment_writer_t *writer)
+{
+    double all = (double)writer->plan->segment_count *
+                 ((double)writer->rows / (double)(writer->rows_seen + 1));
+    double limit = (double)GUESS_MAX / sizeof(vnxi_segment_t);
+    return (size_t)((all < limit ? all : limit) * 1.05) + SEGMENTS_FIRST;
+}
+
+static __attribute__((noinline)) bool
+grow_segments(vnxi_segment_writer_t *writer)
+{
+    vnxi_plan_t *plan = writer->plan;
+    size_t count = plan->segment_count, guess = guess_segments(writer);
+    size_t capacity = guess > 2 * count ? guess : 2 * count;
+    bool small = plan->segments == plan->small;
+    vnxi_segment_t *segments = NULL;
+
+    if (capacity <= UINT32_MAX) { /* what a chunk can name */
+        segments = vnxi_recycle_grow(
+            small ? NULL : plan->segments,
+            small ? 0 : plan->segment_capacity * sizeof *segments,
+            capacity * sizeof *segments);
+    }
+    if (segments == NULL) {
+        writer->failed = true;
+        return false;
+    }
+    if (small) {
+        memcpy(segments, plan->small, sizeof plan->small);
+    }
+    plan->segments = segments;
+    plan->segment_capacity = capacity;
+    return true;
+}
+
+static bool
+grow_chunks(vnxi_plan_t *plan)
+{
+    bool small = plan->chunks == plan->small_chunk;
+    size_t capacity = small ? 16 : plan->chunk_capacity * 2;
+    vnxi_chunk_t *chunks =
+        vnxi_recycle_grow(small ? NULL : plan->chunks,
+                          small ? 0 : plan->chunk_capacity * sizeof *chunks,
+                          capacity * sizeof *chunks);
+    if (chunks == NULL) {
+        return false;
+    }
+    if (small) {
+        memcpy(chunks, plan->small_chunk, sizeof plan->small_chunk);
+    }
+    plan->chunks = chunks;
+    plan->chunk_capacity = capacity;
+    return true;
+}
+
+void
+vnxi_plan_fini(vnxi_plan_t *plan)
+{
+    if (plan->segments != plan->small) {
+        vnxi_recycle_free(plan->segments,
+                          plan->segment_capacity * sizeof *plan->segments);
+    }
+    if (plan->chunks != plan->small_chunk) {
+        vnxi_recycle_free(plan->chunks,
+                          plan->chunk_capacity * sizeof *plan->chunks);
+    }
+    plan->segments = NULL;
+    plan->chunks = NULL;
+    plan->segment_count = plan->chunk_count = 0;
+    plan->segment_capacity = plan->chunk_capacity = 0;
+}
+
+/* -- Strides -------------------------------------------------------------- */
+
+/* One piece, not longer than VNXI_PIECE_MAX. */
+static inline void
+put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
+          uint64_t len, uint32_t direct)
+{
+    vnxi_plan_t *plan = writer->plan;
+    if (plan->segment_count > 0) {
+        vnxi_segment_t *last = &plan->segments[plan->segment_count - 1];
+        if (last->len == len && last->direct == direct &&
+            (last->count == 1 ||
+             (local == writer->next_local && remote == writer->next_remote &&
+              last->count < UINT32_MAX))) {
+            if (last->count == 1) {
+                last->local_stride = (int64_t)(local - last->local);
+                last->remote_stride = (int64_t)(remote - last->remote);
+            }
+            last->count++;
+            writer->next_local = local + (uint64_t)last->local_stride;
+            writer->next_remote = remote + (uint64_t)last->remote_stride;
+            return;
+        }
+    }
+    if (plan->segment_count == plan->segment_capacity &&
+        !grow_segments(writer)) {
+        return;
+    }
+    plan->segments[plan->segment_count++] = (vnxi_segment_t){
+        .local = local,
+        .remote = remote,
+        .len = len,
+        .count = 1,
+        .direct = direct,
+    };
+}
+
+/* `run->count` pieces, none longer than VNXI_PIECE_MAX. */
+static void
+put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
+{
+    vnxi_plan_t *plan = writer->plan;
+    uint64_t local = run->local, remote = run->remote;
+    size_t left = run->count;
+
+    while (left > 0 && !writer->failed) {
+        put_piece(writer, local, remote, run->len, run->direct);
+        if (--left == 0 || writer->failed) {
+            return;
+        }
+        local += run->local_stride;
+        remote += run->remote_stride;
+        vnxi_segment_t *last = &plan->segments[plan->segment_count - 1];
+        if (last->count == 1) {
+            last->local_stride = (int64_t)run->local_stride;
+            last->remote_stride = (int64_t)run->remote_stride;
+        } else if (last->local_stride != (int64_t)run->local_stride ||
+                   last->remote_stride != (int64_t)run->remote_stride) {
+            continue; /* the first piece found itself another neighbour */
+        }
+        size_t room = UINT32_MAX - last->count;
+        size_t more = left < room ? left : room;
+        last->count += (uint32_t)more;
+        left -= more;
+        local += run->local_stride * more;
+        remote += run->remote_stride * more;
+        writer->next_local = local;
+        writer->next_remote = remote;
+    }
+}
+
+/* -- Cutting -------------------------------------------------------------- */
+
+static __attribute__((noinline)) void
+put_long_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
+               uint64_t len, uint32_t direct)
+{
+    uint64_t whole = len / VNXI_PIECE_MAX * VNXI_PIECE_MAX;
+    vnxi_segment_run_t run = {
+        .local = local,
+        .remote = remote,
+        .local_stride = VNXI_PIECE_MAX,
+        .remote_stride = VNXI_PIECE_MAX,
+        .len = VNXI_PIECE_MAX,
+        .count = (size_t)(len / VNXI_PIECE_MAX),
+        .direct = direct != 0,
+    };
+    put_run(writer, &run);
+    if (len > whole) {
+        put_piece(writer, local + whole, remote + whole, len - whole, direct);
+    }
+}
+
+/* -- Merging -------------------------------------------------------------- */
+
+static inline void
+close_piece(vnxi_segment_writer_t *writer)
+{
+    if (writer->len == 0) {
+        return;
+    }
+    writer->plan->pieces++;
+    if (writer->len <= VNXI_PIECE_MAX) {
+        put_piece(writer, writer->local, writer->remote, writer->len,
+                  writer->direct);
+    } else {
+        put_long_piece(writer, writer->local, writer->remote, writer->len,
+                       writer->direct);
+    }
+}
+
+static inline void
+add_row(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
+        uint64_t len, uint32_t direct)
+{
+    if (writer->merge && local == writer->local + writer->len &&
+        remote == writer->remote + writer->len && direct == writer->direct &&
+        writer->len != 0) {
+        writer->len += len;
+        return;
+    }
+    close_piece(writer);
+    writer->local = local;
+    writer->remote = remote;
+    writer->len = len;
+    writer->direct = direct;
+}
+
+/* The rows of a run between its first and its last, of which none continues
+ * the one before it. */
+static void
+add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
+{
+    close_piece(writer);
+    writer->plan->pieces += run->count;
+    if (run->len <= VNXI_PIECE_MAX) {
+        put_run(writer, run);
+        return;
+    }
+    for (size_t i = 0; i < run->count && !writer->failed; i++) {
+        put_long_piece(writer, run->local + i * run->local_stride,
+                       run->remote + i * run->remote_stride, run->len,
+                       run->direct);
+    }
+}
+
+/* -- What the planner calls ----------------------------------------------- */
+
+void
+vnxi_segments_begin(vnxi_segment_writer_t *writer, vnxi_plan_t *plan,
+                    size_t rows, bool merge)
+{
+    *writer =
+        (vnxi_segment_writer_t){.plan = plan, .rows = rows, .merge = merge};
+    plan->segments = plan->small;
+    plan->segment_capacity = SMALL_SEGMENTS;
+    plan->chunks = plan->small_chunk;
+    plan->chunk_capacity = SMALL_CHUNKS;
+}
+
+void
+vnxi_segments_rows(vnxi_segment_writer_t *writer,
+                   const vnxi_segment_rows_t *rows)
+{
+    const vnxi_segment_rows_t in = *rows;
+    for (size_t i = 0; i < in.count; i++) {
+        add_row(writer, in.local[i], in.remote[i],
+                in.lens != NULL ? in.lens[i] : in.len, in.direct);
+    }
+    writer->rows_seen += in.count;
+}
+
+void
+vnxi_segments_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
+{
+    size_t last = run->count - 1;
+
+    writer->rows_seen += run->count;
+    add_row(writer, run->local, run->remote, run->len, run->direct);
+    if (last == 0) {
+        return;
+    }
+    if (writer->merge && run->local_stride == run->len &&
+        run->remote_stride == run->len) {
+        writer->len += last * run->len;
+        return;
+    }
+    vnxi_segment_run_t middle = *run;
+    middle.local += run->local_stride;
+    middle.remote += run->remote_stride;
+    middle.count = last - 1;
+    add_middle(writer, &middle);
+    writer->local = run->local + last * run->local_stride;
+    writer->remote = run->remote + last * run->remote_stride;
+    writer->len = run->len;
+    writer->direct = run->direct;
+}
+
+/* -- Chunks --------------------------------------------------------------- */
+
+typedef struct room {
+    uint64_t pieces, bytes; /* left in the chunk that is being filled */
+} room_t;
+
+static bool
+start_chunk(vnxi_plan_t *plan, size_t segment, uint64_t piece, room_t *room)
+{
+    if (plan->chunk_count == plan->chunk_capacity && !grow_chunks(plan)) {
+        return false;
+    }
+    plan->chunks[plan->chunk_count++] =
+        (vnxi_chunk_t){.segment = (uint32_t)segment, .piece = (uint32_t)piece};
+    *room = (room_t){VNXI_CHUNK_PIECES, VNXI_CHUNK_BYTES};
+    return true;
+}
+
+/* A segment that does not fit what is left in the chunk. */
+static __attribute__((noinline)) bool
+divide_segment(vnxi_plan_t *plan, size_t i, room_t *room)
+{
+    const vnxi_segment_t *segment = &plan->segments[i];
+    for (uint64_t piece = 0; piece < segment->count;) {
+        uint64_t fit = room->bytes / segment->len;
+        fit = fit < room->pieces ? fit : room->pieces;
+        if (fit == 0) {
+            if (!start_chunk(plan, i, piece, room)) {
+                return false;
+            }
+            continue;
+        }
+        fit = fit < segment->count - piece ? fit : segment->count - piece;
+        piece += fit;
+        room->pieces -= fit;
+        room->bytes -= fit * segment->len;
+    }
+    return true;
+}
+
+static bool
+make_chunks(vnxi_plan_t *plan)
+{
+    room_t room = {0, 0};
+    for (size_t i = 0; i < plan->segment_count; i++) {
+        uint64_t pieces = plan->segments[i].count;
+        uint64_t bytes = pieces * plan->segments[i].len; /* < 2^50 */
+        if (pieces <= room.pieces && bytes <= room.bytes) {
+            room.pieces -= pieces;
+            room.bytes -= bytes;
+        } else if (!divide_segment(plan, i, &room)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool
+vnxi_segments_finish(vnxi_segment_writer_t *writer)
+{
+    close_piece(writer);
+    return !writer->failed && make_chunks(writer->plan);
+}

@@ -1,0 +1,52 @@
+/*
+ * Writing the segments of a plan: pairs of rows come in, neighbours are
+ * merged, long pieces are cut, regular ones share a segment.
+ */
+#ifndef VNXI_NATIVE_PLAN_SEGMENTS_H
+#define VNXI_NATIVE_PLAN_SEGMENTS_H
+
+#include "engine/native/plan.h"
+
+typedef struct vnxi_segment_writer {
+    vnxi_plan_t *plan; /* its segments so far; no chunks yet */
+    size_t rows;       /* that will come, and... */
+    size_t rows_seen;  /* ...that have: to guess how many segments there will
+                          be */
+    bool merge;
+    bool failed; /* no memory: what comes after is ignored */
+    /* The piece that the next row may continue; len 0: none. */
+    uint64_t local, remote, len;
+    uint32_t direct;
+    /* Where the last segment would go on. */
+    uint64_t next_local, next_remote;
+} vnxi_segment_writer_t;
+
+/* Rows in arrays. */
+typedef struct vnxi_segment_rows {
+    const uint64_t *local, *remote;
+    const uint64_t *lens; /* NULL: all are `len` */
+    uint64_t len;
+    size_t count;
+    bool direct;
+} vnxi_segment_rows_t;
+
+/* Rows at strides (modulo 2^64). */
+typedef struct vnxi_segment_run {
+    uint64_t local, remote, local_stride, remote_stride, len;
+    size_t count; /* > 0 */
+    bool direct;
+} vnxi_segment_run_t;
+
+/* The plan is all zeros. */
+void vnxi_segments_begin(vnxi_segment_writer_t *writer, vnxi_plan_t *plan,
+                         size_t rows, bool merge);
+void vnxi_segments_rows(vnxi_segment_writer_t *writer,
+                        const vnxi_segment_rows_t *rows);
+void vnxi_segments_run(vnxi_segment_writer_t *writer,
+                       const vnxi_segment_run_t *run);
+
+/* Writes what is open, and the chunks.  False: no memory; the plan is to be
+ * freed by vnxi_plan_fini() either way. */
+bool vnxi_segments_finish(vnxi_segment_writer_t *writer);
+
+#endif
