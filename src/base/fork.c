@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <stddef.h>
 
-#define HOOKS_MAX 8
+#define HOOKS_MAX 32
 
 unsigned vnxi_fork_count_;
 

@@ -25,7 +25,7 @@ vnxi_fork_crossed(unsigned count_at_making)
 }
 
 /* Run `hook` in every forked child, before fork() returns there; only what is
- * async-signal-safe may be done.  At most 8 hooks; idempotent. */
+ * async-signal-safe may be done.  At most 32 hooks; idempotent. */
 void vnxi_fork_on_child(void (*hook)(void));
 
 #endif

@@ -145,6 +145,17 @@ prefetch(const char *source, size_t len)
     }
 }
 
+static inline bool
+next_direct(vnxi_walk_t *walk, vnxi_piece_t *piece_p)
+{
+    while (vnxi_walk_next(walk, piece_p)) {
+        if (piece_p->direct) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void
 vnxi_copy_chunk(const vnxi_plan_t *plan, size_t chunk, vnx_op_t op)
 {
@@ -152,10 +163,10 @@ vnxi_copy_chunk(const vnxi_plan_t *plan, size_t chunk, vnx_op_t op)
     vnxi_walk_t walk = vnxi_plan_walk(plan, chunk);
     vnxi_piece_t piece, next;
 
-    for (bool more = vnxi_walk_next(&walk, &piece); more; piece = next) {
+    for (bool more = next_direct(&walk, &piece); more; piece = next) {
         char *local = (char *)(uintptr_t)piece.local;
         char *remote = (char *)(uintptr_t)piece.remote;
-        more = vnxi_walk_next(&walk, &next);
+        more = next_direct(&walk, &next);
         if (more) {
             prefetch((const char *)(uintptr_t)(op == VNX_OP_READ ? next.remote
                                                                  : next.local),

@@ -15,7 +15,7 @@
  * be read at once by this core.  Any alignment.  Ends with a store fence. */
 void vnxi_copy_stream(void *target, const void *source, size_t len);
 
-/* Copy all pieces of a chunk, which must be direct: plain stores for a
+/* Copy all pieces of a chunk that are direct: plain stores for a
  * transfer of up to VNXI_COPY_STREAM_FROM bytes in all, streaming ones above.
  * Pieces whose two ranges are the same or overlap are moved as by memmove().
  */

@@ -47,21 +47,32 @@ is_shm(vnxi_md_bytes_t backend)
 /* -- What the blob offers --------------------------------------------------
  */
 
+/* Names come from the network: what does not print is shown as '?'. */
+static void
+append_name(char *text, size_t size, vnxi_md_bytes_t name)
+{
+    const unsigned char *bytes = name.data;
+    size_t used = strlen(text);
+
+    if (used > 0 && used + 2 < size) {
+        memcpy(text + used, ", ", 3);
+        used += 2;
+    }
+    for (size_t i = 0; i < name.len && i < 32 && used + 1 < size; i++) {
+        text[used++] =
+            bytes[i] >= 0x20 && bytes[i] < 0x7f ? (char)bytes[i] : '?';
+        text[used] = '\0';
+    }
+}
+
 static vnx_status_t
 no_common_backend(loading_t *loading)
 {
-    char offers[128] = "";
-    size_t used = 0;
+    char offers[128] = "", cause[256];
+
     for (size_t i = 0; i < loading->blob->conn_count; i++) {
-        vnxi_md_bytes_t name = loading->blob->conns[i].backend;
-        int n = (int)(name.len < 32 ? name.len : 32);
-        used += (size_t)snprintf(offers + used, sizeof offers - used, "%s%.*s",
-                                 i ? ", " : "", n, (const char *)name.data);
-        if (used >= sizeof offers) {
-            break;
-        }
+        append_name(offers, sizeof offers, loading->blob->conns[i].backend);
     }
-    char cause[256];
     snprintf(cause, sizeof cause,
              "no way to reach it: it offers %s, this agent only SHM (agents "
              "of vllm_nixl on the same host)",
