@@ -96,7 +96,7 @@ small_alloc(size_t size)
 static void *
 fresh_alloc(size_t size)
 {
-    bool huge = size >= 2 * HUGE_PAGE;
+    bool huge = size >= HUGE_PAGE;
     size_t alignment = huge ? HUGE_PAGE : ALIGNMENT;
     if (size > PTRDIFF_MAX - alignment) {
         return NULL;

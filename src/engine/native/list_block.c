@@ -153,15 +153,15 @@ vnxi_block_size(const vnxi_rows_scan_t *scan, size_t count)
 }
 
 static void
-encode_addrs(vnxi_list_block_t *block, const vnx_desc_t *rows, size_t count,
-             void *data)
+encode_addrs(const vnxi_list_block_t *block, const vnx_desc_t *rows,
+             size_t count, unsigned shift, void *data)
 {
     uint32_t *u32 = data;
     uint64_t *u64 = data;
 
     if (block->addr_form == VNXI_FORM_U32) {
         for (size_t i = 0; i < count; i++) {
-            u32[i] = (uint32_t)((rows[i].addr - block->base) >> block->shift);
+            u32[i] = (uint32_t)((rows[i].addr - block->base) >> shift);
         }
     } else if (block->addr_form == VNXI_FORM_U64) {
         for (size_t i = 0; i < count; i++) {
@@ -197,6 +197,28 @@ encode_devs(const vnxi_list_block_t *block, const vnx_desc_t *rows,
     }
 }
 
+/* Base and step of the addresses, and the numbers where there are any. */
+static void
+set_addrs(vnxi_list_block_t *block, const vnxi_rows_scan_t *scan,
+          const vnx_desc_t *rows, size_t count, void *data)
+{
+    unsigned shift = addr_shift(scan);
+    switch (block->addr_form) {
+    case VNXI_FORM_RUN:
+        block->base = rows[0].addr;
+        block->step = count > 1 ? rows[1].addr - rows[0].addr : 0;
+        break;
+    case VNXI_FORM_U32:
+        block->base = scan->low;
+        block->step = (uint64_t)1 << shift;
+        break;
+    default:
+        block->base = 0;
+        block->step = 1;
+    }
+    encode_addrs(block, rows, count, shift, data);
+}
+
 void
 vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
                   size_t count, void *data, vnxi_list_block_t *block_p)
@@ -205,22 +227,17 @@ vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
     size_t len_at = form_size(addrs, count);
     size_t dev_at = len_at + form_size(lens, count);
     vnxi_list_block_t block = {
-        .base = addrs == VNXI_FORM_RUN ? rows[0].addr : scan->low,
-        .len = rows[0].len,
-        .dev = rows[0].dev,
         .data = data,
         .addr_form = (uint8_t)addrs,
         .len_form = (uint8_t)lens,
         .dev_form = scan->one_dev ? VNXI_FORM_RUN : VNXI_FORM_U64,
-        .shift = (uint8_t)addr_shift(scan),
         .len_at = (uint16_t)(len_at / 8),
         .dev_at = (uint16_t)(dev_at / 8),
+        .len = rows[0].len,
+        .dev = rows[0].dev,
     };
-    if (scan->run && count > 1) {
-        block.stride = (int64_t)(rows[1].addr - rows[0].addr);
-    }
+    set_addrs(&block, scan, rows, count, data);
     if (data != NULL) {
-        encode_addrs(&block, rows, count, data);
         encode_lens(&block, rows, count, (char *)data + len_at);
         encode_devs(&block, rows, count, (void *)((char *)data + dev_at));
     }

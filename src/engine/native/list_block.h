@@ -11,19 +11,22 @@
 #include "engine/native/list.h"
 
 typedef enum {
-    VNXI_FORM_RUN, /* addresses: base + i * stride.  Others: all the same */
-    VNXI_FORM_U32, /* addresses: base + (u32[i] << shift).  Lengths: u32[i] */
+    VNXI_FORM_RUN, /* addresses: one run.  Lengths, devices: all the same */
+    VNXI_FORM_U32,
     VNXI_FORM_U64
 } vnxi_form_t;
 
+/*
+ * The address of row i is base + n * step, modulo 2^64, where n is i in a run,
+ * else number i of `data`.  In the order in which they are looked at; neither
+ * of the first two pairs crosses a cache line.
+ */
 struct vnxi_list_block {
-    uint64_t base;
-    int64_t stride;
-    uint64_t len, dev; /* where they are the same */
     const unsigned char *data;
     uint8_t addr_form, len_form, dev_form; /* vnxi_form_t */
-    uint8_t shift;
-    uint16_t len_at, dev_at; /* in data, in units of 8 bytes */
+    uint16_t len_at, dev_at;               /* in data, in units of 8 bytes */
+    uint64_t base, step;
+    uint64_t len, dev; /* where they are the same */
 };
 
 _Static_assert(sizeof(vnxi_list_block_t) == 48, "1 M rows in 50 kB");
@@ -48,18 +51,22 @@ void vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
                        size_t count, void *data, vnxi_list_block_t *block_p);
 
 static inline uint64_t
-vnxi_block_addr(const vnxi_list_block_t *block, size_t i)
+vnxi_block_number(const vnxi_list_block_t *block, size_t i)
 {
     switch (block->addr_form) {
     case VNXI_FORM_RUN:
-        return block->base + (uint64_t)block->stride * i;
+        return i;
     case VNXI_FORM_U32:
-        return block->base +
-               ((uint64_t)((const uint32_t *)(const void *)block->data)[i]
-                << block->shift);
+        return ((const uint32_t *)(const void *)block->data)[i];
     default:
         return ((const uint64_t *)(const void *)block->data)[i];
     }
+}
+
+static inline uint64_t
+vnxi_block_addr(const vnxi_list_block_t *block, size_t i)
+{
+    return block->base + vnxi_block_number(block, i) * block->step;
 }
 
 static inline const void *

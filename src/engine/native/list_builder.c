@@ -403,7 +403,7 @@ add_run_block(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
 {
     builder->blocks[builder->block_count++] =
         (vnxi_list_block_t){.base = row->addr + first * row->stride,
-                            .stride = (int64_t)row->stride,
+                            .step = row->stride,
                             .len = row->len,
                             .dev = row->dev};
     note_lengths(builder, true, row->len);

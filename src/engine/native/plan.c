@@ -26,7 +26,7 @@ typedef struct side {
     const vnxi_list_t *list;
     const vnx_indices_t *indices;
     const char *name;
-    uint64_t delta; /* added to every address */
+    uint64_t delta; /* added to every address; local ones are ours */
     uint64_t run_first;
     size_t run_left; /* of the run that was found; 0: not known */
     uint64_t addrs[BATCH];
@@ -377,8 +377,8 @@ plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
                  vnxi_block_addr(lb, l->run_first & (VNXI_LIST_BLOCK - 1)),
         .remote = r->delta +
                   vnxi_block_addr(rb, r->run_first & (VNXI_LIST_BLOCK - 1)),
-        .local_stride = (uint64_t)lb->stride,
-        .remote_stride = (uint64_t)rb->stride,
+        .local_stride = lb->step,
+        .remote_stride = rb->step,
         .len = lb->len,
         .count = count,
     };
@@ -447,7 +447,7 @@ side_init(side_t *side, const vnxi_list_t *list, const vnx_indices_t *indices,
     side->list = list;
     side->indices = indices;
     side->name = name;
-    side->delta = list->one_reach && list->direct ? list->delta : 0;
+    side->delta = 0;
     side->run_first = 0;
     side->run_left = 0;
 }
@@ -514,6 +514,9 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
     planner->region = NULL;
     side_init(&planner->local, args->local, &args->local_rows, "local");
     side_init(&planner->remote, args->remote, &args->remote_rows, "remote");
+    if (args->remote->one_reach && args->remote->direct) {
+        planner->remote.delta = args->remote->delta;
+    }
 }
 
 static vnx_status_t
@@ -555,6 +558,7 @@ vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
     status = build(&planner);
     if (status != VNX_OK) {
         vnxi_plan_fini(plan_p);
+        memset(plan_p, 0, sizeof *plan_p);
         return status;
     }
     plan_p->bytes = planner.bytes;

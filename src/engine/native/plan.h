@@ -53,8 +53,8 @@ typedef struct vnxi_plan {
  * Fast paths: consecutive indices over run blocks of both lists cost a few
  * nanoseconds a block; both index arrays are scanned with SIMD for being
  * consecutive (run-time dispatch, no ifunc).  Storage from base/recycle.h.
- * The plan is caller-allocated; vnxi_plan_fini() frees what it owns, also of
- * an all-zero plan.
+ * The plan is caller-allocated and must not be moved; it is all zeros after an
+ * error.  vnxi_plan_fini() frees what it owns, also of an all-zero plan.
  */
 typedef struct vnxi_plan_args {
     const vnxi_list_t *local, *remote;

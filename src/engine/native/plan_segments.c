@@ -60,7 +60,7 @@ grow_segments(vnxi_segment_writer_t *writer)
     }
     plan->segments = segments;
     plan->segment_capacity = capacity;
-    return true;
+    return true; /* writer->last is about to be written anew */
 }
 
 static bool
@@ -102,33 +102,43 @@ vnxi_plan_fini(vnxi_plan_t *plan)
 
 /* -- Strides -------------------------------------------------------------- */
 
+/* Does one piece more go into the last segment? */
+static inline bool
+extend_segment(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
+               uint64_t len, uint32_t direct)
+{
+    vnxi_segment_t *last = writer->last;
+    if (last == NULL || last->len != len || last->direct != direct) {
+        return false;
+    }
+    if (last->count == 1) {
+        last->local_stride = (int64_t)(local - last->local);
+        last->remote_stride = (int64_t)(remote - last->remote);
+    } else if (local != writer->next_local || remote != writer->next_remote ||
+               last->count == UINT32_MAX) {
+        return false;
+    }
+    last->count++;
+    writer->next_local = local + (uint64_t)last->local_stride;
+    writer->next_remote = remote + (uint64_t)last->remote_stride;
+    return true;
+}
+
 /* One piece, not longer than VNXI_PIECE_MAX. */
 static inline void
 put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
           uint64_t len, uint32_t direct)
 {
     vnxi_plan_t *plan = writer->plan;
-    if (plan->segment_count > 0) {
-        vnxi_segment_t *last = &plan->segments[plan->segment_count - 1];
-        if (last->len == len && last->direct == direct &&
-            (last->count == 1 ||
-             (local == writer->next_local && remote == writer->next_remote &&
-              last->count < UINT32_MAX))) {
-            if (last->count == 1) {
-                last->local_stride = (int64_t)(local - last->local);
-                last->remote_stride = (int64_t)(remote - last->remote);
-            }
-            last->count++;
-            writer->next_local = local + (uint64_t)last->local_stride;
-            writer->next_remote = remote + (uint64_t)last->remote_stride;
-            return;
-        }
+    if (extend_segment(writer, local, remote, len, direct)) {
+        return;
     }
     if (plan->segment_count == plan->segment_capacity &&
         !grow_segments(writer)) {
         return;
     }
-    plan->segments[plan->segment_count++] = (vnxi_segment_t){
+    writer->last = &plan->segments[plan->segment_count++];
+    *writer->last = (vnxi_segment_t){
         .local = local,
         .remote = remote,
         .len = len,
@@ -141,7 +151,6 @@ put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
 static void
 put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
-    vnxi_plan_t *plan = writer->plan;
     uint64_t local = run->local, remote = run->remote;
     size_t left = run->count;
 
@@ -152,7 +161,7 @@ put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
         }
         local += run->local_stride;
         remote += run->remote_stride;
-        vnxi_segment_t *last = &plan->segments[plan->segment_count - 1];
+        vnxi_segment_t *last = writer->last;
         if (last->count == 1) {
             last->local_stride = (int64_t)run->local_stride;
             last->remote_stride = (int64_t)run->remote_stride;
@@ -201,7 +210,7 @@ close_piece(vnxi_segment_writer_t *writer)
     if (writer->len == 0) {
         return;
     }
-    writer->plan->pieces++;
+    writer->pieces++;
     if (writer->len <= VNXI_PIECE_MAX) {
         put_piece(writer, writer->local, writer->remote, writer->len,
                   writer->direct);
@@ -234,7 +243,7 @@ static void
 add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
     close_piece(writer);
-    writer->plan->pieces += run->count;
+    writer->pieces += run->count;
     if (run->len <= VNXI_PIECE_MAX) {
         put_run(writer, run);
         return;
@@ -359,5 +368,6 @@ bool
 vnxi_segments_finish(vnxi_segment_writer_t *writer)
 {
     close_piece(writer);
+    writer->plan->pieces = writer->pieces;
     return !writer->failed && make_chunks(writer->plan);
 }

@@ -17,7 +17,9 @@ typedef struct vnxi_segment_writer {
     /* The piece that the next row may continue; len 0: none. */
     uint64_t local, remote, len;
     uint32_t direct;
-    /* Where the last segment would go on. */
+    uint64_t pieces; /* closed so far */
+    /* The last segment (NULL: none yet), and where it would go on. */
+    vnxi_segment_t *last;
     uint64_t next_local, next_remote;
 } vnxi_segment_writer_t;
 
