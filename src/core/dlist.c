@@ -124,7 +124,7 @@ vnx_dlist_create(vnx_agent_t *agent, const void *peer, size_t peer_len,
                  const char *const *backends, vnx_dlist_t **out_p,
                  vnx_error_t *error)
 {
-    vnx_dlist_builder_t *builder;
+    vnx_dlist_builder_t *builder = NULL;
     vnx_status_t status =
         vnx_dlist_begin(agent, peer, peer_len, mem, backends, &builder, error);
     if (status != VNX_OK) {
@@ -140,7 +140,7 @@ vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer, size_t peer_len,
                          size_t count, const char *const *backends,
                          vnx_dlist_t **out_p, vnx_error_t *error)
 {
-    vnx_dlist_builder_t *builder;
+    vnx_dlist_builder_t *builder = NULL;
     vnx_status_t status =
         vnx_dlist_begin(agent, peer, peer_len, mem, backends, &builder, error);
     if (status != VNX_OK) {

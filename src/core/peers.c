@@ -196,7 +196,7 @@ bool
 vnx_agent_check_peer(vnx_agent_t *agent, const void *name, size_t name_len,
                      vnx_mem_t mem, const vnx_desc_t *descs, size_t count)
 {
-    vnxi_peer_t *peer;
+    vnxi_peer_t *peer = NULL;
 
     if (vnxi_peers_find(agent, name, name_len, "check_remote_metadata", &peer,
                         NULL) != VNX_OK) {
@@ -211,7 +211,7 @@ vnx_status_t
 vnx_agent_connect_peer(vnx_agent_t *agent, const void *name, size_t name_len,
                        vnx_error_t *error)
 {
-    vnxi_peer_t *peer;
+    vnxi_peer_t *peer = NULL;
     vnx_status_t status = vnxi_peers_find(agent, name, name_len,
                                           "make_connection", &peer, error);
     if (status != VNX_OK) {
