@@ -6,20 +6,22 @@
 #include "engine/native/shm/link_frame.h"
 #include "engine/native/shm/link_queue.h"
 
-#define ANY                                                                \
-    (VNXI_FRAME_BIT(VNXI_FRAME_HELLO) | VNXI_FRAME_BIT(VNXI_FRAME_NOTIF) | \
-     VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) | VNXI_FRAME_BIT(VNXI_FRAME_BYE))
+#define ANY                                        \
+    (VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_HELLO) |  \
+     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |  \
+     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) | \
+     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE))
 
 static const unsigned char ids[2][VNXI_SHM_ID_SIZE] = {"instance of one",
                                                        "instance of two"};
 
 static void
-write_frame(vnxi_writer_t *writer, vnxi_frame_type_t type, const void *body,
-            size_t len)
+write_frame(vnxi_writer_t *writer, vnxi_link_frame_type_t type,
+            const void *body, size_t len)
 {
-    unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
 
-    vnxi_frame_header(type, len, header);
+    vnxi_link_frame_header(type, len, header);
     vnxi_write_bytes(writer, header, sizeof header);
     vnxi_write_bytes(writer, body, len);
 }
@@ -31,13 +33,13 @@ write_stream(size_t long_len)
     static const vnx_desc_t descs[] = {{0x1000, 64, 3},
                                        {UINT64_MAX, UINT64_MAX, UINT64_MAX}};
     vnxi_writer_t writer = {0};
-    vnxi_frame_hello_t hello = {
+    vnxi_link_frame_hello_t hello = {
         .instance = ids[0],
         .target = ids[1],
         .name = "decode",
         .name_len = 6,
     };
-    vnxi_frame_revoke_t revoke = {
+    vnxi_link_frame_revoke_t revoke = {
         .epoch = UINT64_C(0x1122334455667788),
         .mem = VNX_MEM_VRAM,
         .descs = descs,
@@ -49,56 +51,58 @@ write_stream(size_t long_len)
     for (size_t i = 0; i < long_len; i++) {
         message[i] = (unsigned char)(i * 31 >> 3);
     }
-    vnxi_frame_write_hello(&writer, &hello);
-    write_frame(&writer, VNXI_FRAME_NOTIF, NULL, 0);
-    write_frame(&writer, VNXI_FRAME_NOTIF, message, long_len);
-    vnxi_frame_write_revoke(&writer, &revoke);
-    write_frame(&writer, VNXI_FRAME_BYE, NULL, 0);
+    vnxi_link_frame_write_hello(&writer, &hello);
+    write_frame(&writer, VNXI_LINK_FRAME_NOTIF, NULL, 0);
+    write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, long_len);
+    vnxi_link_frame_write_revoke(&writer, &revoke);
+    write_frame(&writer, VNXI_LINK_FRAME_BYE, NULL, 0);
     assert_false(writer.failed);
     free(message);
     return writer;
 }
 
 static void
-check_frame(const vnxi_frame_t *frame, size_t number, size_t long_len)
+check_frame(const vnxi_link_frame_t *frame, size_t number, size_t long_len)
 {
-    vnxi_frame_hello_t hello;
+    vnxi_link_frame_hello_t hello;
     uint64_t epoch;
     uint32_t count;
     vnx_mem_t mem;
 
     switch (number) {
     case 0:
-        assert_true(vnxi_frame_read_hello(frame, &hello));
+        assert_true(vnxi_link_frame_read_hello(frame, &hello));
         assert_memory_equal(hello.instance, ids[0], VNXI_SHM_ID_SIZE);
         assert_memory_equal(hello.target, ids[1], VNXI_SHM_ID_SIZE);
         assert_int_equal(hello.name_len, 6);
         assert_memory_equal(hello.name, "decode", 6);
         break;
     case 1:
-        assert_int_equal(frame->type, VNXI_FRAME_NOTIF);
+        assert_int_equal(frame->type, VNXI_LINK_FRAME_NOTIF);
         assert_int_equal(frame->len, 0);
         break;
     case 2:
-        assert_int_equal(frame->type, VNXI_FRAME_NOTIF);
+        assert_int_equal(frame->type, VNXI_LINK_FRAME_NOTIF);
         assert_int_equal(frame->len, long_len);
         for (size_t i = 0; i < long_len; i++) {
             assert_int_equal(frame->body[i], (unsigned char)(i * 31 >> 3));
         }
         break;
     case 3:
-        assert_true(vnxi_frame_read_revoke(frame, &epoch, &count));
+        assert_true(vnxi_link_frame_read_revoke(frame, &epoch, &count));
         assert_true(epoch == UINT64_C(0x1122334455667788));
         assert_int_equal(count, 2);
-        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).addr, 0x1000);
+        assert_int_equal(vnxi_link_frame_revoke_row(frame, 0, &mem).addr,
+                         0x1000);
         assert_int_equal(mem, VNX_MEM_VRAM);
-        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).len, 64);
-        assert_int_equal(vnxi_frame_revoke_row(frame, 0, &mem).dev, 3);
-        assert_true(vnxi_frame_revoke_row(frame, 1, &mem).addr == UINT64_MAX);
+        assert_int_equal(vnxi_link_frame_revoke_row(frame, 0, &mem).len, 64);
+        assert_int_equal(vnxi_link_frame_revoke_row(frame, 0, &mem).dev, 3);
+        assert_true(vnxi_link_frame_revoke_row(frame, 1, &mem).addr ==
+                    UINT64_MAX);
         break;
     default:
         assert_int_equal(number, 4);
-        assert_int_equal(frame->type, VNXI_FRAME_BYE);
+        assert_int_equal(frame->type, VNXI_LINK_FRAME_BYE);
         assert_int_equal(frame->len, 0);
     }
 }
@@ -109,8 +113,8 @@ static void
 check_in_pieces(size_t long_len, size_t piece)
 {
     vnxi_writer_t stream = write_stream(long_len);
-    vnxi_frame_reader_t reader = {.allowed = ANY};
-    vnxi_frame_t frame;
+    vnxi_link_frame_reader_t reader = {.allowed = ANY};
+    vnxi_link_frame_t frame;
     size_t number = 0;
 
     for (size_t at = 0; at < stream.len; at += piece) {
@@ -118,17 +122,17 @@ check_in_pieces(size_t long_len, size_t piece)
         unsigned char *copy = malloc(len);
         assert_non_null(copy);
         memcpy(copy, stream.data + at, len);
-        vnxi_frame_reader_feed(&reader, copy, len);
-        vnxi_frame_result_t result;
-        while ((result = vnxi_frame_reader_next(&reader, &frame)) ==
-               VNXI_FRAME_WHOLE) {
+        vnxi_link_frame_reader_feed(&reader, copy, len);
+        vnxi_link_frame_result_t result;
+        while ((result = vnxi_link_frame_reader_next(&reader, &frame)) ==
+               VNXI_LINK_FRAME_WHOLE) {
             check_frame(&frame, number++, long_len);
         }
-        assert_int_equal(result, VNXI_FRAME_NEED_MORE);
+        assert_int_equal(result, VNXI_LINK_FRAME_NEED_MORE);
         free(copy);
     }
     assert_int_equal(number, 5);
-    vnxi_frame_reader_fini(&reader);
+    vnxi_link_frame_reader_fini(&reader);
     vnxi_writer_fini(&stream);
 }
 
@@ -150,30 +154,31 @@ test_link_frame_header_is_little_endian_and_counts_the_type(void **state)
 {
     (void)state;
     static const unsigned char expected[] = {0x05, 0x03, 0x02, 0x01, 2};
-    unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
 
-    vnxi_frame_header(VNXI_FRAME_NOTIF, 0x01020304, header);
+    vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, 0x01020304, header);
     assert_memory_equal(header, expected, sizeof expected);
 }
 
-static vnxi_frame_result_t
+static vnxi_link_frame_result_t
 first_result(unsigned allowed, const void *data, size_t len)
 {
-    vnxi_frame_reader_t reader = {.allowed = allowed};
-    vnxi_frame_t frame;
+    vnxi_link_frame_reader_t reader = {.allowed = allowed};
+    vnxi_link_frame_t frame;
 
-    vnxi_frame_reader_feed(&reader, data, len);
-    vnxi_frame_result_t whole = vnxi_frame_reader_next(&reader, &frame);
-    vnxi_frame_reader_fini(&reader);
+    vnxi_link_frame_reader_feed(&reader, data, len);
+    vnxi_link_frame_result_t whole =
+        vnxi_link_frame_reader_next(&reader, &frame);
+    vnxi_link_frame_reader_fini(&reader);
 
     /* The same byte by byte. */
-    vnxi_frame_result_t result = VNXI_FRAME_NEED_MORE;
-    reader = (vnxi_frame_reader_t){.allowed = allowed};
-    for (size_t i = 0; i < len && result == VNXI_FRAME_NEED_MORE; i++) {
-        vnxi_frame_reader_feed(&reader, (const char *)data + i, 1);
-        result = vnxi_frame_reader_next(&reader, &frame);
+    vnxi_link_frame_result_t result = VNXI_LINK_FRAME_NEED_MORE;
+    reader = (vnxi_link_frame_reader_t){.allowed = allowed};
+    for (size_t i = 0; i < len && result == VNXI_LINK_FRAME_NEED_MORE; i++) {
+        vnxi_link_frame_reader_feed(&reader, (const char *)data + i, 1);
+        result = vnxi_link_frame_reader_next(&reader, &frame);
     }
-    vnxi_frame_reader_fini(&reader);
+    vnxi_link_frame_reader_fini(&reader);
     assert_int_equal(result, whole);
     return whole;
 }
@@ -194,23 +199,25 @@ test_link_frame_refuses_impossible_headers(void **state)
 
     for (size_t i = 0; i < sizeof frames / sizeof frames[0]; i++) {
         assert_int_equal(first_result(ANY, frames[i], 5),
-                         VNXI_FRAME_MALFORMED);
+                         VNXI_LINK_FRAME_MALFORMED);
     }
     static const unsigned char longest[] = {0, 0, 0, 0x40, 2};
-    assert_int_equal(first_result(ANY, longest, 5), VNXI_FRAME_NEED_MORE);
+    assert_int_equal(first_result(ANY, longest, 5), VNXI_LINK_FRAME_NEED_MORE);
 }
 
 static void
 test_link_frame_takes_only_what_is_allowed_now(void **state)
 {
     (void)state;
-    for (int type = VNXI_FRAME_HELLO; type <= VNXI_FRAME_BYE; type++) {
-        unsigned char frame[VNXI_FRAME_HEADER];
-        vnxi_frame_header((vnxi_frame_type_t)type, 0, frame);
-        assert_int_equal(first_result(ANY & ~VNXI_FRAME_BIT(type), frame, 5),
-                         VNXI_FRAME_MALFORMED);
-        assert_int_equal(first_result(VNXI_FRAME_BIT(type), frame, 5),
-                         VNXI_FRAME_WHOLE);
+    for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_BYE;
+         type++) {
+        unsigned char frame[VNXI_LINK_FRAME_HEADER];
+        vnxi_link_frame_header((vnxi_link_frame_type_t)type, 0, frame);
+        assert_int_equal(
+            first_result(ANY & ~VNXI_LINK_FRAME_BIT(type), frame, 5),
+            VNXI_LINK_FRAME_MALFORMED);
+        assert_int_equal(first_result(VNXI_LINK_FRAME_BIT(type), frame, 5),
+                         VNXI_LINK_FRAME_WHOLE);
     }
 }
 
@@ -218,19 +225,20 @@ static void
 test_link_frame_allocates_what_came_not_what_was_announced(void **state)
 {
     (void)state;
-    vnxi_frame_reader_t reader = {.allowed = ANY};
+    vnxi_link_frame_reader_t reader = {.allowed = ANY};
     unsigned char block[10000] = {0};
-    vnxi_frame_t frame;
+    vnxi_link_frame_t frame;
 
-    vnxi_frame_header(VNXI_FRAME_NOTIF, VNXI_LINK_FRAME_MAX - 1, block);
+    vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, VNXI_LINK_FRAME_MAX - 1,
+                           block);
     for (size_t came = sizeof block; came <= 10 * sizeof block;
          came += sizeof block) {
-        vnxi_frame_reader_feed(&reader, block, sizeof block);
-        assert_int_equal(vnxi_frame_reader_next(&reader, &frame),
-                         VNXI_FRAME_NEED_MORE);
+        vnxi_link_frame_reader_feed(&reader, block, sizeof block);
+        assert_int_equal(vnxi_link_frame_reader_next(&reader, &frame),
+                         VNXI_LINK_FRAME_NEED_MORE);
         assert_in_range(reader.kept_capacity, came, 2 * came);
     }
-    vnxi_frame_reader_fini(&reader);
+    vnxi_link_frame_reader_fini(&reader);
 }
 
 static void
@@ -238,19 +246,21 @@ test_link_frame_gives_back_the_memory_of_a_long_one(void **state)
 {
     (void)state;
     vnxi_writer_t stream = write_stream(1 << 20);
-    vnxi_frame_reader_t reader = {.allowed = ANY};
-    vnxi_frame_t frame;
+    vnxi_link_frame_reader_t reader = {.allowed = ANY};
+    vnxi_link_frame_t frame;
 
-    vnxi_frame_reader_feed(&reader, stream.data, stream.len / 2);
-    while (vnxi_frame_reader_next(&reader, &frame) == VNXI_FRAME_WHOLE) {
+    vnxi_link_frame_reader_feed(&reader, stream.data, stream.len / 2);
+    while (vnxi_link_frame_reader_next(&reader, &frame) ==
+           VNXI_LINK_FRAME_WHOLE) {
     }
     assert_in_range(reader.kept_capacity, 1 << 18, 1 << 21);
-    vnxi_frame_reader_feed(&reader, stream.data + stream.len / 2,
-                           stream.len - stream.len / 2);
-    while (vnxi_frame_reader_next(&reader, &frame) == VNXI_FRAME_WHOLE) {
+    vnxi_link_frame_reader_feed(&reader, stream.data + stream.len / 2,
+                                stream.len - stream.len / 2);
+    while (vnxi_link_frame_reader_next(&reader, &frame) ==
+           VNXI_LINK_FRAME_WHOLE) {
     }
     assert_int_equal(reader.kept_capacity, 0);
-    vnxi_frame_reader_fini(&reader);
+    vnxi_link_frame_reader_fini(&reader);
     vnxi_writer_fini(&stream);
 }
 
@@ -259,9 +269,9 @@ test_link_frame_gives_back_the_memory_of_a_long_one(void **state)
 static bool
 hello_is_good(const unsigned char *body, size_t len)
 {
-    vnxi_frame_t frame = {VNXI_FRAME_HELLO, body, len};
-    vnxi_frame_hello_t hello;
-    return vnxi_frame_read_hello(&frame, &hello);
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_HELLO, body, len};
+    vnxi_link_frame_hello_t hello;
+    return vnxi_link_frame_read_hello(&frame, &hello);
 }
 
 static void
@@ -272,7 +282,7 @@ test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
     unsigned char body[2 + 16 + 4 + 6 + 16 + 1];
     size_t len = sizeof body - 1;
 
-    memcpy(body, stream.data + VNXI_FRAME_HEADER, len);
+    memcpy(body, stream.data + VNXI_LINK_FRAME_HEADER, len);
     body[len] = 0;
     assert_true(hello_is_good(body, len));
     assert_false(hello_is_good(body, len + 1));
@@ -303,10 +313,10 @@ test_link_frame_hello_needs_a_name(void **state)
 static bool
 revoke_is_good(const unsigned char *body, size_t len)
 {
-    vnxi_frame_t frame = {VNXI_FRAME_REVOKE, body, len};
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_REVOKE, body, len};
     uint64_t epoch;
     uint32_t count;
-    return vnxi_frame_read_revoke(&frame, &epoch, &count);
+    return vnxi_link_frame_read_revoke(&frame, &epoch, &count);
 }
 
 static void

@@ -289,6 +289,12 @@ typedef struct order {
     size_t len;
 } order_t;
 
+/* Orders that are answered with a status are with this record. */
+typedef struct answer {
+    vnx_status_t status;
+    vnx_error_t error; /* where status is negative */
+} answer_t;
+
 typedef struct peer {
     pid_t pid;
     int orders;
@@ -348,7 +354,7 @@ child_by_fork(int orders)
 static inline bool
 peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
 {
-    vnx_status_t status = VNX_OK;
+    answer_t answer = {.status = VNX_OK};
     node_account_t account;
     pid_t pid;
 
@@ -357,7 +363,8 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         account = node_look(node);
         return all_out(orders, &account, sizeof account);
     case PEER_OPEN:
-        status = vnxi_link_open(node->hub, &order->info, NULL, link, NULL);
+        answer.status =
+            vnxi_link_open(node->hub, &order->info, NULL, link, &answer.error);
         break;
     case PEER_ECHO:
         pthread_mutex_lock(&node->lock);
@@ -366,13 +373,14 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         break;
     case PEER_SEND:
     case PEER_SEND_DIE:
-        status = node_send(*link, 0, order->first, order->count, order->len);
+        answer.status =
+            node_send(*link, 0, order->first, order->count, order->len);
         if (order->kind == PEER_SEND_DIE) {
             kill(getpid(), SIGKILL);
         }
         break;
     case PEER_REVOKE:
-        status = peer_revoke(node, order);
+        answer.status = peer_revoke(node, order);
         break;
     case PEER_CLOSE:
         vnxi_link_close(*link);
@@ -391,17 +399,18 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
                                        : child_by_fork(orders);
         return all_out(orders, &pid, sizeof pid);
     }
-    return all_out(orders, &status, sizeof status);
+    return all_out(orders, &answer, sizeof answer);
 }
 
 static inline void
-peer_main(int orders, const char *name)
+peer_main(int orders, const char *name, uid_t uid)
 {
     node_t node;
     order_t order;
     vnxi_link_t *link = NULL;
 
-    if (node_init(&node, name) != VNX_OK ||
+    if ((uid != 0 && (setgid(uid) != 0 || setuid(uid) != 0)) ||
+        node_init(&node, name) != VNX_OK ||
         !all_out(orders, &node.info, sizeof node.info)) {
         _exit(1);
     }
@@ -413,8 +422,9 @@ peer_main(int orders, const char *name)
     exit(0);
 }
 
+/* As user `uid`; 0: as the test's own. */
 static inline void
-peer_start(peer_t *peer, const char *name)
+peer_start_as(peer_t *peer, const char *name, uid_t uid)
 {
     int ends[2];
 
@@ -424,11 +434,17 @@ peer_start(peer_t *peer, const char *name)
     assert_true(peer->pid >= 0);
     if (peer->pid == 0) {
         close(ends[0]);
-        peer_main(ends[1], name);
+        peer_main(ends[1], name, uid);
     }
     close(ends[1]);
     peer->orders = ends[0];
     assert_true(all_in(peer->orders, &peer->info, sizeof peer->info));
+}
+
+static inline void
+peer_start(peer_t *peer, const char *name)
+{
+    peer_start_as(peer, name, 0);
 }
 
 static inline void
@@ -437,14 +453,20 @@ peer_order(const peer_t *peer, const order_t *order)
     assert_true(all_out(peer->orders, order, sizeof *order));
 }
 
+static inline answer_t
+peer_ask(const peer_t *peer, const order_t *order)
+{
+    answer_t answer;
+
+    peer_order(peer, order);
+    assert_true(all_in(peer->orders, &answer, sizeof answer));
+    return answer;
+}
+
 static inline vnx_status_t
 peer_do(const peer_t *peer, const order_t *order)
 {
-    vnx_status_t status;
-
-    peer_order(peer, order);
-    assert_true(all_in(peer->orders, &status, sizeof status));
-    return status;
+    return peer_ask(peer, order).status;
 }
 
 static inline pid_t

@@ -301,10 +301,10 @@ vnx_status_t
 vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
                 vnxi_hub_t **hub_p, vnx_error_t *error)
 {
-    if (config->name_len == 0 || config->name_len > VNXI_FRAME_NAME_MAX) {
+    if (config->name_len == 0 || config->name_len > VNXI_LINK_FRAME_NAME_MAX) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
                               "an agent's name has 1 to %d bytes, not %zu",
-                              VNXI_FRAME_NAME_MAX, config->name_len);
+                              VNXI_LINK_FRAME_NAME_MAX, config->name_len);
     }
     vnxi_hub_t *hub = hub_alloc(config);
     if (hub == NULL) {

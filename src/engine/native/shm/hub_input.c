@@ -97,11 +97,11 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 /* -- Frames --------------------------------------------------------------- */
 
 static link_end_t
-on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
-    vnxi_frame_hello_t hello;
+    vnxi_link_frame_hello_t hello;
 
-    if (!vnxi_frame_read_hello(frame, &hello) ||
+    if (!vnxi_link_frame_read_hello(frame, &hello) ||
         memcmp(hello.target, hub->instance, VNXI_SHM_ID_SIZE) != 0) {
         return LINK_MALFORMED;
     }
@@ -111,45 +111,45 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
     }
     memcpy(link->sender, hello.name, hello.name_len);
     link->sender_len = hello.name_len;
-    link->reader.allowed = VNXI_FRAME_BIT(VNXI_FRAME_NOTIF) |
-                           VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) |
-                           VNXI_FRAME_BIT(VNXI_FRAME_BYE);
+    link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_hub_not_silent(hub, link);
     atomic_fetch_add(&hub->accepted, 1);
     return LINK_GOES_ON;
 }
 
 static link_end_t
-on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
     uint64_t epoch;
     uint32_t count;
 
-    if (!vnxi_frame_read_revoke(frame, &epoch, &count)) {
+    if (!vnxi_link_frame_read_revoke(frame, &epoch, &count)) {
         return LINK_MALFORMED;
     }
     /* Who opened a link to us has no regions that we use by it. */
     for (uint32_t i = 0; i < count && !link->accepted; i++) {
         vnx_mem_t mem;
-        vnx_desc_t desc = vnxi_frame_revoke_row(frame, i, &mem);
+        vnx_desc_t desc = vnxi_link_frame_revoke_row(frame, i, &mem);
         hub->events.revoked(hub->events.context, link, epoch, mem, &desc);
     }
     return LINK_GOES_ON;
 }
 
 static link_end_t
-on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_frame_t *frame)
+on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
     switch (frame->type) {
-    case VNXI_FRAME_HELLO:
+    case VNXI_LINK_FRAME_HELLO:
         return on_hello(hub, link, frame);
-    case VNXI_FRAME_NOTIF:
+    case VNXI_LINK_FRAME_NOTIF:
         hub->events.notif(hub->events.context, link->sender, link->sender_len,
                           frame->body, frame->len);
         return LINK_GOES_ON;
-    case VNXI_FRAME_REVOKE:
+    case VNXI_LINK_FRAME_REVOKE:
         return on_revoke(hub, link, frame);
-    case VNXI_FRAME_BYE:
+    case VNXI_LINK_FRAME_BYE:
         return LINK_SAID_BYE;
     }
     return LINK_MALFORMED;
@@ -165,21 +165,21 @@ link_is_open(const vnxi_link_t *link)
 static link_end_t
 take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
 {
-    vnxi_frame_t frame;
-    vnxi_frame_result_t result;
+    vnxi_link_frame_t frame;
+    vnxi_link_frame_result_t result;
     link_end_t end = LINK_GOES_ON;
 
-    vnxi_frame_reader_feed(&link->reader, hub->input, len);
+    vnxi_link_frame_reader_feed(&link->reader, hub->input, len);
     while (end == LINK_GOES_ON && link_is_open(link)) {
-        result = vnxi_frame_reader_next(&link->reader, &frame);
-        if (result == VNXI_FRAME_NEED_MORE) {
+        result = vnxi_link_frame_reader_next(&link->reader, &frame);
+        if (result == VNXI_LINK_FRAME_NEED_MORE) {
             break;
         }
-        if (result == VNXI_FRAME_WHOLE) {
+        if (result == VNXI_LINK_FRAME_WHOLE) {
             end = on_frame(hub, link, &frame);
         } else {
-            end = result == VNXI_FRAME_MALFORMED ? LINK_MALFORMED
-                                                 : LINK_NO_MEMORY;
+            end = result == VNXI_LINK_FRAME_MALFORMED ? LINK_MALFORMED
+                                                      : LINK_NO_MEMORY;
         }
     }
     return end;
@@ -330,7 +330,7 @@ accept_link(vnxi_hub_t *hub, int fd)
         return NULL;
     }
     link->accepted = true;
-    link->reader.allowed = VNXI_FRAME_BIT(VNXI_FRAME_HELLO);
+    link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_HELLO);
     return link;
 }
 

@@ -166,12 +166,17 @@ vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
 /* -- All links ------------------------------------------------------------ */
 
 /* Who cannot be told must not go on with a region that is gone: its link is
- * closed, and it loads metadata anew. */
+ * closed, and it loads metadata anew.  Who has left needs no telling; what it
+ * sent before is still read. */
 static void
 tell(vnxi_link_t *link, const vnxi_writer_t *frames)
 {
-    if (frames->failed || vnxi_link_send(link, frames->data, frames->len, NULL,
-                                         0, NULL) != VNX_OK) {
+    vnx_status_t status =
+        frames->failed
+            ? VNX_ERR_NO_MEMORY
+            : vnxi_link_send(link, frames->data, frames->len, NULL, 0, NULL);
+
+    if (status != VNX_OK && status != VNX_ERR_REMOTE_DISCONNECT) {
         vnxi_link_close(link);
     }
 }
@@ -210,16 +215,17 @@ vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
     if (count == 0 || vnxi_fork_crossed(hub->forks)) {
         return;
     }
-    for (size_t at = 0; at < count; at += VNXI_FRAME_REVOKES_MAX) {
+    for (size_t at = 0; at < count; at += VNXI_LINK_FRAME_REVOKES_MAX) {
         size_t left = count - at;
-        vnxi_frame_revoke_t revoke = {
+        vnxi_link_frame_revoke_t revoke = {
             .epoch = epoch,
             .mem = mem,
             .descs = descs + at,
-            .count =
-                left < VNXI_FRAME_REVOKES_MAX ? left : VNXI_FRAME_REVOKES_MAX,
+            .count = left < VNXI_LINK_FRAME_REVOKES_MAX
+                         ? left
+                         : VNXI_LINK_FRAME_REVOKES_MAX,
         };
-        vnxi_frame_write_revoke(&frames, &revoke);
+        vnxi_link_frame_write_revoke(&frames, &revoke);
     }
     tell_all(hub, &frames);
     vnxi_writer_fini(&frames);

@@ -53,7 +53,7 @@ vnxi_link_unref(vnxi_link_t *link)
     vnxi_fork_fd_close(link->fd);
     vnxi_fork_fd_close(link->pidfd);
     vnxi_link_queue_clear(&link->queue);
-    vnxi_frame_reader_fini(&link->reader);
+    vnxi_link_frame_reader_fini(&link->reader);
     pthread_mutex_destroy(&link->send_lock);
     free(link->sender);
     free(link);
@@ -155,7 +155,8 @@ queue_rest(vnxi_link_t *link, const struct iovec *parts, size_t count,
         size_t len = parts[i].iov_len;
         size_t cut = skip < len ? skip : len;
         skip -= cut;
-        if (!vnxi_link_queue_add(&link->queue,
+        if (cut < len &&
+            !vnxi_link_queue_add(&link->queue,
                                  (const char *)parts[i].iov_base + cut,
                                  len - cut)) {
             return false;
@@ -229,7 +230,7 @@ vnx_status_t
 vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
                      vnx_error_t *error)
 {
-    unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
 
     if (vnxi_fork_crossed(link->forks)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
@@ -242,7 +243,7 @@ vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
                               "most",
                               len, VNXI_LINK_FRAME_MAX - 1);
     }
-    vnxi_frame_header(VNXI_FRAME_NOTIF, len, header);
+    vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, len, header);
     return vnxi_link_send(link, header, sizeof header, message, len, error);
 }
 
@@ -284,16 +285,18 @@ vnxi_link_flush(vnxi_link_t *link)
 static void
 say_bye(vnxi_link_t *link)
 {
-    unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
     struct iovec bye = {.iov_base = header, .iov_len = sizeof header};
 
     pthread_mutex_lock(&link->send_lock);
     if (link->fd >= 0) {
         if (flush_queue(link)) {
-            vnxi_frame_header(VNXI_FRAME_BYE, 0, header);
+            vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
             write_some(link->fd, &bye, 1);
         }
-        /* A forked child may hold the socket: closing would not end it. */
+        /* The loop need not wake up for what we do ourselves.  And a forked
+         * child may hold the socket: closing alone would not end it. */
+        epoll_ctl(link->hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
         shutdown(link->fd, SHUT_RDWR);
     }
     pthread_mutex_unlock(&link->send_lock);

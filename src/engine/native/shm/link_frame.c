@@ -15,8 +15,8 @@
 /* -- Writing -------------------------------------------------------------- */
 
 void
-vnxi_frame_header(vnxi_frame_type_t type, size_t body_len,
-                  unsigned char header_p[VNXI_FRAME_HEADER])
+vnxi_link_frame_header(vnxi_link_frame_type_t type, size_t body_len,
+                       unsigned char header_p[VNXI_LINK_FRAME_HEADER])
 {
     uint32_t len = (uint32_t)body_len + 1;
 
@@ -27,18 +27,20 @@ vnxi_frame_header(vnxi_frame_type_t type, size_t body_len,
 }
 
 static void
-write_header(vnxi_writer_t *writer, vnxi_frame_type_t type, size_t body_len)
+write_header(vnxi_writer_t *writer, vnxi_link_frame_type_t type,
+             size_t body_len)
 {
-    unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
 
-    vnxi_frame_header(type, body_len, header);
+    vnxi_link_frame_header(type, body_len, header);
     vnxi_write_bytes(writer, header, sizeof header);
 }
 
 void
-vnxi_frame_write_hello(vnxi_writer_t *writer, const vnxi_frame_hello_t *hello)
+vnxi_link_frame_write_hello(vnxi_writer_t *writer,
+                            const vnxi_link_frame_hello_t *hello)
 {
-    write_header(writer, VNXI_FRAME_HELLO, HELLO_FIXED + hello->name_len);
+    write_header(writer, VNXI_LINK_FRAME_HELLO, HELLO_FIXED + hello->name_len);
     vnxi_write_u16(writer, HELLO_VERSION);
     vnxi_write_bytes(writer, hello->instance, VNXI_SHM_ID_SIZE);
     vnxi_write_u32(writer, (uint32_t)hello->name_len);
@@ -47,10 +49,10 @@ vnxi_frame_write_hello(vnxi_writer_t *writer, const vnxi_frame_hello_t *hello)
 }
 
 void
-vnxi_frame_write_revoke(vnxi_writer_t *writer,
-                        const vnxi_frame_revoke_t *revoke)
+vnxi_link_frame_write_revoke(vnxi_writer_t *writer,
+                             const vnxi_link_frame_revoke_t *revoke)
 {
-    write_header(writer, VNXI_FRAME_REVOKE,
+    write_header(writer, VNXI_LINK_FRAME_REVOKE,
                  REVOKE_FIXED + revoke->count * REVOKE_ROW);
     vnxi_write_u64(writer, revoke->epoch);
     vnxi_write_u32(writer, (uint32_t)revoke->count);
@@ -66,42 +68,43 @@ vnxi_frame_write_revoke(vnxi_writer_t *writer,
 
 /* The length of the whole frame whose header is at `bytes`; 0: malformed. */
 static size_t
-frame_length(const vnxi_frame_reader_t *reader, const unsigned char *bytes)
+frame_length(const vnxi_link_frame_reader_t *reader,
+             const unsigned char *bytes)
 {
-    vnxi_reader_t header = vnxi_reader(bytes, VNXI_FRAME_HEADER);
+    vnxi_reader_t header = vnxi_reader(bytes, VNXI_LINK_FRAME_HEADER);
     size_t len = vnxi_read_u32(&header);
     unsigned type = vnxi_read_u8(&header);
     size_t len_max = VNXI_LINK_FRAME_MAX;
 
-    if (type < VNXI_FRAME_HELLO || type > VNXI_FRAME_BYE ||
-        (reader->allowed & VNXI_FRAME_BIT(type)) == 0) {
+    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_BYE ||
+        (reader->allowed & VNXI_LINK_FRAME_BIT(type)) == 0) {
         return 0;
     }
-    if (type == VNXI_FRAME_HELLO) {
-        len_max = 1 + HELLO_FIXED + VNXI_FRAME_NAME_MAX;
-    } else if (type == VNXI_FRAME_REVOKE) {
-        len_max =
-            1 + REVOKE_FIXED + (size_t)VNXI_FRAME_REVOKES_MAX * REVOKE_ROW;
-    } else if (type == VNXI_FRAME_BYE) {
+    if (type == VNXI_LINK_FRAME_HELLO) {
+        len_max = 1 + HELLO_FIXED + VNXI_LINK_FRAME_NAME_MAX;
+    } else if (type == VNXI_LINK_FRAME_REVOKE) {
+        len_max = 1 + REVOKE_FIXED +
+                  (size_t)VNXI_LINK_FRAME_REVOKES_MAX * REVOKE_ROW;
+    } else if (type == VNXI_LINK_FRAME_BYE) {
         len_max = 1;
     }
     return len < 1 || len > len_max ? 0 : 4 + len;
 }
 
-static vnxi_frame_t
+static vnxi_link_frame_t
 frame_at(const unsigned char *bytes, size_t len)
 {
-    return (vnxi_frame_t){
-        .type = (vnxi_frame_type_t)bytes[4],
-        .body = bytes + VNXI_FRAME_HEADER,
-        .len = len - VNXI_FRAME_HEADER,
+    return (vnxi_link_frame_t){
+        .type = (vnxi_link_frame_type_t)bytes[4],
+        .body = bytes + VNXI_LINK_FRAME_HEADER,
+        .len = len - VNXI_LINK_FRAME_HEADER,
     };
 }
 
 /* Room for `len` bytes of a frame of `whole` bytes: at most twice what has
  * come, and never more than the frame. */
 static bool
-kept_reserve(vnxi_frame_reader_t *reader, size_t len, size_t whole)
+kept_reserve(vnxi_link_frame_reader_t *reader, size_t len, size_t whole)
 {
     if (len <= reader->kept_capacity) {
         return true;
@@ -118,7 +121,7 @@ kept_reserve(vnxi_frame_reader_t *reader, size_t len, size_t whole)
 
 /* Move bytes into the kept beginning until it has `len`, as far as they go. */
 static bool
-kept_fill(vnxi_frame_reader_t *reader, size_t len)
+kept_fill(vnxi_link_frame_reader_t *reader, size_t len)
 {
     size_t left = (size_t)(reader->end - reader->at);
     size_t take = len - reader->kept_len;
@@ -136,7 +139,7 @@ kept_fill(vnxi_frame_reader_t *reader, size_t len)
 }
 
 static void
-kept_forget(vnxi_frame_reader_t *reader)
+kept_forget(vnxi_link_frame_reader_t *reader)
 {
     reader->kept_taken = false;
     reader->kept_len = 0;
@@ -147,74 +150,77 @@ kept_forget(vnxi_frame_reader_t *reader)
     }
 }
 
-static vnxi_frame_result_t
-next_kept(vnxi_frame_reader_t *reader, vnxi_frame_t *frame_p)
+static vnxi_link_frame_result_t
+next_kept(vnxi_link_frame_reader_t *reader, vnxi_link_frame_t *frame_p)
 {
-    if (reader->kept_len < VNXI_FRAME_HEADER &&
-        !kept_fill(reader, VNXI_FRAME_HEADER)) {
-        return VNXI_FRAME_NO_MEMORY;
+    if (reader->kept_len < VNXI_LINK_FRAME_HEADER &&
+        !kept_fill(reader, VNXI_LINK_FRAME_HEADER)) {
+        return VNXI_LINK_FRAME_NO_MEMORY;
     }
-    if (reader->kept_len < VNXI_FRAME_HEADER) {
-        return VNXI_FRAME_NEED_MORE;
+    if (reader->kept_len < VNXI_LINK_FRAME_HEADER) {
+        return VNXI_LINK_FRAME_NEED_MORE;
     }
     size_t len = frame_length(reader, reader->kept);
     if (len == 0) {
-        return VNXI_FRAME_MALFORMED;
+        return VNXI_LINK_FRAME_MALFORMED;
     }
     if (!kept_fill(reader, len)) {
-        return VNXI_FRAME_NO_MEMORY;
+        return VNXI_LINK_FRAME_NO_MEMORY;
     }
     if (reader->kept_len < len) {
-        return VNXI_FRAME_NEED_MORE;
+        return VNXI_LINK_FRAME_NEED_MORE;
     }
     reader->kept_taken = true;
     *frame_p = frame_at(reader->kept, len);
-    return VNXI_FRAME_WHOLE;
+    return VNXI_LINK_FRAME_WHOLE;
 }
 
 void
-vnxi_frame_reader_feed(vnxi_frame_reader_t *reader, const void *data,
-                       size_t len)
+vnxi_link_frame_reader_feed(vnxi_link_frame_reader_t *reader, const void *data,
+                            size_t len)
 {
     reader->at = data;
     reader->end = reader->at + len;
 }
 
-vnxi_frame_result_t
-vnxi_frame_reader_next(vnxi_frame_reader_t *reader, vnxi_frame_t *frame_p)
+vnxi_link_frame_result_t
+vnxi_link_frame_reader_next(vnxi_link_frame_reader_t *reader,
+                            vnxi_link_frame_t *frame_p)
 {
     if (reader->kept_taken) {
         kept_forget(reader);
     }
     size_t left = (size_t)(reader->end - reader->at);
-    if (reader->kept_len > 0 || left < VNXI_FRAME_HEADER) {
-        return left == 0 ? VNXI_FRAME_NEED_MORE : next_kept(reader, frame_p);
+    if (reader->kept_len > 0 || left < VNXI_LINK_FRAME_HEADER) {
+        return left == 0 ? VNXI_LINK_FRAME_NEED_MORE
+                         : next_kept(reader, frame_p);
     }
     size_t len = frame_length(reader, reader->at);
     if (len == 0) {
-        return VNXI_FRAME_MALFORMED;
+        return VNXI_LINK_FRAME_MALFORMED;
     }
     if (left < len) {
         return next_kept(reader, frame_p);
     }
     *frame_p = frame_at(reader->at, len);
     reader->at += len;
-    return VNXI_FRAME_WHOLE;
+    return VNXI_LINK_FRAME_WHOLE;
 }
 
 void
-vnxi_frame_reader_fini(vnxi_frame_reader_t *reader)
+vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader)
 {
     free(reader->kept);
-    *reader = (vnxi_frame_reader_t){0};
+    *reader = (vnxi_link_frame_reader_t){0};
 }
 
 bool
-vnxi_frame_read_hello(const vnxi_frame_t *frame, vnxi_frame_hello_t *hello_p)
+vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
+                           vnxi_link_frame_hello_t *hello_p)
 {
     vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
     uint16_t version = vnxi_read_u16(&reader);
-    vnxi_frame_hello_t hello;
+    vnxi_link_frame_hello_t hello;
 
     hello.instance = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
     hello.name_len = vnxi_read_u32(&reader);
@@ -222,7 +228,7 @@ vnxi_frame_read_hello(const vnxi_frame_t *frame, vnxi_frame_hello_t *hello_p)
     hello.target = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
     if (reader.failed || vnxi_reader_left(&reader) != 0 ||
         version != HELLO_VERSION || hello.name_len == 0 ||
-        hello.name_len > VNXI_FRAME_NAME_MAX) {
+        hello.name_len > VNXI_LINK_FRAME_NAME_MAX) {
         return false;
     }
     *hello_p = hello;
@@ -230,7 +236,8 @@ vnxi_frame_read_hello(const vnxi_frame_t *frame, vnxi_frame_hello_t *hello_p)
 }
 
 vnx_desc_t
-vnxi_frame_revoke_row(const vnxi_frame_t *frame, uint32_t i, vnx_mem_t *mem_p)
+vnxi_link_frame_revoke_row(const vnxi_link_frame_t *frame, uint32_t i,
+                           vnx_mem_t *mem_p)
 {
     const unsigned char *row =
         frame->body + REVOKE_FIXED + (size_t)i * REVOKE_ROW;
@@ -245,8 +252,8 @@ vnxi_frame_revoke_row(const vnxi_frame_t *frame, uint32_t i, vnx_mem_t *mem_p)
 }
 
 bool
-vnxi_frame_read_revoke(const vnxi_frame_t *frame, uint64_t *epoch_p,
-                       uint32_t *count_p)
+vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame, uint64_t *epoch_p,
+                            uint32_t *count_p)
 {
     vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
     uint64_t epoch = vnxi_read_u64(&reader);

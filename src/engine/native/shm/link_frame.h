@@ -15,89 +15,90 @@
 #include "base/bytes.h"
 #include "engine/native/shm/link.h"
 
-#define VNXI_FRAME_HEADER 5 /* bytes: length and type */
-#define VNXI_FRAME_NAME_MAX 65535
-#define VNXI_FRAME_REVOKES_MAX 65536
+#define VNXI_LINK_FRAME_HEADER 5 /* bytes: length and type */
+#define VNXI_LINK_FRAME_NAME_MAX 65535
+#define VNXI_LINK_FRAME_REVOKES_MAX 65536
 
-typedef enum vnxi_frame_type {
-    VNXI_FRAME_HELLO = 1,
-    VNXI_FRAME_NOTIF = 2,
-    VNXI_FRAME_REVOKE = 3,
-    VNXI_FRAME_BYE = 4,
-} vnxi_frame_type_t;
+typedef enum vnxi_link_frame_type {
+    VNXI_LINK_FRAME_HELLO = 1,
+    VNXI_LINK_FRAME_NOTIF = 2,
+    VNXI_LINK_FRAME_REVOKE = 3,
+    VNXI_LINK_FRAME_BYE = 4,
+} vnxi_link_frame_type_t;
 
-#define VNXI_FRAME_BIT(type) (1u << (type))
+#define VNXI_LINK_FRAME_BIT(type) (1u << (type))
 
 /* -- Writing -------------------------------------------------------------- */
 
 /* `body_len` < VNXI_LINK_FRAME_MAX. */
-void vnxi_frame_header(vnxi_frame_type_t type, size_t body_len,
-                       unsigned char header_p[VNXI_FRAME_HEADER]);
+void vnxi_link_frame_header(vnxi_link_frame_type_t type, size_t body_len,
+                            unsigned char header_p[VNXI_LINK_FRAME_HEADER]);
 
-typedef struct vnxi_frame_hello {
+typedef struct vnxi_link_frame_hello {
     const unsigned char *instance; /* of the opener; VNXI_SHM_ID_SIZE bytes */
     const unsigned char *target;   /* whom it wants to reach; the same */
     const void *name;              /* of the opener */
-    size_t name_len;               /* 1 to VNXI_FRAME_NAME_MAX */
-} vnxi_frame_hello_t;
+    size_t name_len;               /* 1 to VNXI_LINK_FRAME_NAME_MAX */
+} vnxi_link_frame_hello_t;
 
-typedef struct vnxi_frame_revoke {
+typedef struct vnxi_link_frame_revoke {
     uint64_t epoch;
     vnx_mem_t mem;
     const vnx_desc_t *descs;
-    size_t count; /* at most VNXI_FRAME_REVOKES_MAX */
-} vnxi_frame_revoke_t;
+    size_t count; /* at most VNXI_LINK_FRAME_REVOKES_MAX */
+} vnxi_link_frame_revoke_t;
 
 /* Whole frames. */
-void vnxi_frame_write_hello(vnxi_writer_t *writer,
-                            const vnxi_frame_hello_t *hello);
-void vnxi_frame_write_revoke(vnxi_writer_t *writer,
-                             const vnxi_frame_revoke_t *revoke);
+void vnxi_link_frame_write_hello(vnxi_writer_t *writer,
+                                 const vnxi_link_frame_hello_t *hello);
+void vnxi_link_frame_write_revoke(vnxi_writer_t *writer,
+                                  const vnxi_link_frame_revoke_t *revoke);
 
 /* -- Reading -------------------------------------------------------------- */
 
 typedef struct vnxi_frame {
-    vnxi_frame_type_t type;
+    vnxi_link_frame_type_t type;
     const unsigned char *body; /* borrowed from the reader */
     size_t len;
-} vnxi_frame_t;
+} vnxi_link_frame_t;
 
 /* All zeros but `allowed`: a fresh reader. */
-typedef struct vnxi_frame_reader {
-    unsigned allowed; /* VNXI_FRAME_BIT of the types that may come now */
+typedef struct vnxi_link_frame_reader {
+    unsigned allowed; /* VNXI_LINK_FRAME_BIT of the types that may come now */
     /* private */
     unsigned char *kept; /* owned: the beginning of a frame that was cut */
     size_t kept_len, kept_capacity;
     bool kept_taken;               /* it was returned as a frame: forget it */
     const unsigned char *at, *end; /* borrowed: what was fed */
-} vnxi_frame_reader_t;
+} vnxi_link_frame_reader_t;
 
-typedef enum vnxi_frame_result {
-    VNXI_FRAME_WHOLE,     /* *frame_p is one */
-    VNXI_FRAME_NEED_MORE, /* all that was fed is used up */
-    VNXI_FRAME_MALFORMED, /* nothing more can be read */
-    VNXI_FRAME_NO_MEMORY, /* the same */
-} vnxi_frame_result_t;
+typedef enum vnxi_link_frame_result {
+    VNXI_LINK_FRAME_WHOLE,     /* *frame_p is one */
+    VNXI_LINK_FRAME_NEED_MORE, /* all that was fed is used up */
+    VNXI_LINK_FRAME_MALFORMED, /* nothing more can be read */
+    VNXI_LINK_FRAME_NO_MEMORY, /* the same */
+} vnxi_link_frame_result_t;
 
 /* Give it `len` bytes (borrowed until the next NEED_MORE); what was given
  * before must be used up. */
-void vnxi_frame_reader_feed(vnxi_frame_reader_t *reader, const void *data,
-                            size_t len);
+void vnxi_link_frame_reader_feed(vnxi_link_frame_reader_t *reader,
+                                 const void *data, size_t len);
 
 /* Take the next frame; it is valid until the next call. */
-vnxi_frame_result_t vnxi_frame_reader_next(vnxi_frame_reader_t *reader,
-                                           vnxi_frame_t *frame_p);
-void vnxi_frame_reader_fini(vnxi_frame_reader_t *reader);
+vnxi_link_frame_result_t
+vnxi_link_frame_reader_next(vnxi_link_frame_reader_t *reader,
+                            vnxi_link_frame_t *frame_p);
+void vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader);
 
 /* The body of a HELLO; false: malformed.  Borrows from the frame. */
-bool vnxi_frame_read_hello(const vnxi_frame_t *frame,
-                           vnxi_frame_hello_t *hello_p);
+bool vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
+                                vnxi_link_frame_hello_t *hello_p);
 
 /* The body of a REVOKE, checked to the last row; false: malformed. */
-bool vnxi_frame_read_revoke(const vnxi_frame_t *frame, uint64_t *epoch_p,
-                            uint32_t *count_p);
+bool vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame,
+                                 uint64_t *epoch_p, uint32_t *count_p);
 /* Its row `i`, below the count. */
-vnx_desc_t vnxi_frame_revoke_row(const vnxi_frame_t *frame, uint32_t i,
-                                 vnx_mem_t *mem_p);
+vnx_desc_t vnxi_link_frame_revoke_row(const vnxi_link_frame_t *frame,
+                                      uint32_t i, vnx_mem_t *mem_p);
 
 #endif

@@ -266,7 +266,7 @@ static vnx_status_t
 send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
 {
     vnxi_writer_t writer = {0};
-    vnxi_frame_hello_t hello = {
+    vnxi_link_frame_hello_t hello = {
         .instance = link->hub->instance,
         .target = info->instance,
         .name = link->hub->name,
@@ -274,7 +274,7 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
     };
     vnx_status_t status;
 
-    vnxi_frame_write_hello(&writer, &hello);
+    vnxi_link_frame_write_hello(&writer, &hello);
     if (writer.failed) {
         status = vnxi_error_no_memory(error, OPERATION, writer.len);
     } else {
@@ -349,8 +349,8 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
         return status;
     }
     link->cookie = cookie;
-    link->reader.allowed =
-        VNXI_FRAME_BIT(VNXI_FRAME_REVOKE) | VNXI_FRAME_BIT(VNXI_FRAME_BYE);
+    link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     /* HELLO before the hub knows the link, so that nothing can be sent ahead
      * of it; a fresh socket takes all of it. */
     status = send_hello(link, info, error);

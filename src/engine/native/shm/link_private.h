@@ -53,7 +53,7 @@ struct vnxi_link {
     vnxi_link_queue_t queue;
 
     /* of the loop */
-    vnxi_frame_reader_t reader;
+    vnxi_link_frame_reader_t reader;
     char *sender; /* owned: from HELLO; NULL: silent so far */
     size_t sender_len;
     uint64_t hello_deadline;

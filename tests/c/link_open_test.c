@@ -1,0 +1,575 @@
+/* Who is let in, who is not, and what hostile ends can do: nothing. */
+#include "link_node.h"
+
+#include <sys/resource.h>
+
+#include "engine/native/shm/link_frame.h"
+
+#define NOBODY 65534
+
+/* -- Refusals of the opener ----------------------------------------------- */
+
+static void
+check_refused(node_t *node, const vnxi_shm_info_t *info, vnx_status_t expected,
+              const char *cause)
+{
+    vnxi_link_t *link = NULL;
+    vnx_error_t error;
+
+    assert_int_equal(vnxi_link_open(node->hub, info, NULL, &link, &error),
+                     expected);
+    assert_null(link);
+    assert_int_equal(error.status, expected);
+    assert_string_equal(error.operation, "add_remote_agent");
+    if (strstr(error.cause, cause) == NULL) {
+        fail_msg("'%s' is not in '%s'", cause, error.cause);
+    }
+}
+
+static void
+test_link_open_names_the_check_that_failed(void **state)
+{
+    (void)state;
+    peer_t peer, other;
+    node_t node;
+
+    peer_start(&peer, "prefill");
+    peer_start(&other, "other");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    size_t fds = count_fds();
+
+    vnxi_shm_info_t info = peer.info;
+    info.boot[3] ^= 1;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "another host");
+
+    info = peer.info;
+    info.pid_namespace++;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "pid namespace");
+
+    info = peer.info;
+    info.start_time++;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "start times differ");
+
+    info = peer.info;
+    info.instance[0] ^= 1;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "instance id");
+
+    info = peer.info;
+    info.nonce_addr = 0;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "cannot be read");
+
+    info = peer.info;
+    memcpy(info.socket, "nobody-is-here", 15);
+    check_refused(&node, &info, VNX_ERR_BACKEND, "nobody listens");
+
+    info = peer.info;
+    memcpy(info.socket, other.info.socket, sizeof info.socket);
+    check_refused(&node, &info, VNX_ERR_BACKEND, "socket belongs to process");
+
+    info = peer.info;
+    info.pid = other.info.pid;
+    info.start_time = other.info.start_time;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "instance id");
+
+    info = peer.info;
+    info.uid++;
+    vnx_status_t status =
+        geteuid() == 0 ? VNX_ERR_BACKEND : VNX_ERR_NOT_ALLOWED;
+    check_refused(&node, &info, status, "user");
+
+    info = peer.info;
+    info.pid = 0;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "no process");
+    info.pid = UINT32_MAX;
+    check_refused(&node, &info, VNX_ERR_BACKEND, "no process");
+    info = peer.info;
+    info.socket[0] = '\0';
+    check_refused(&node, &info, VNX_ERR_BACKEND, "no socket");
+    memset(info.socket, 'x', sizeof info.socket);
+    check_refused(&node, &info, VNX_ERR_BACKEND, "no socket");
+
+    info = peer.info;
+    peer_kill(&peer);
+    check_refused(&node, &info, VNX_ERR_BACKEND, "has ended");
+
+    assert_int_equal(count_fds(), fds - 1); /* without the peer's orders */
+    assert_int_equal(peer_look(&other).notifs, 0);
+    node_fini(&node);
+    peer_stop(&other);
+}
+
+static void
+test_link_open_fails_after_stop(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    vnxi_hub_stop(node.hub);
+    check_refused(&node, &peer.info, VNX_ERR_CLOSED, "closed");
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
+static void
+test_hub_create_refuses_impossible_names(void **state)
+{
+    (void)state;
+    static const char name[65536];
+    static const size_t lengths[] = {0, 65536};
+    unsigned char instance[VNXI_SHM_ID_SIZE] = {0};
+    char socket[VNXI_SHM_SOCKET_MAX];
+    vnxi_hub_t *hub = NULL;
+
+    for (size_t i = 0; i < 2; i++) {
+        vnxi_hub_config_t config = {
+            .name = name, .name_len = lengths[i], .instance = instance};
+        assert_int_equal(vnxi_hub_create(&config, socket, &hub, NULL),
+                         VNX_ERR_INVALID_PARAM);
+        assert_null(hub);
+    }
+}
+
+/* -- Users ---------------------------------------------------------------- */
+
+static void
+needs_root(void)
+{
+    if (geteuid() != 0) {
+        print_message("skipped: needs root, to become another user\n");
+        skip();
+    }
+}
+
+static void
+test_link_open_names_the_users_that_differ(void **state)
+{
+    (void)state;
+    peer_t peer, nobody;
+
+    needs_root();
+    peer_start(&peer, "prefill");
+    peer_start_as(&nobody, "nobody", NOBODY);
+    order_t open = {.kind = PEER_OPEN, .info = peer.info};
+    answer_t answer = peer_ask(&nobody, &open);
+    assert_int_equal(answer.status, VNX_ERR_NOT_ALLOWED);
+    assert_non_null(strstr(answer.error.cause, "user 0 "));
+    assert_non_null(strstr(answer.error.cause, "user 65534"));
+    peer_stop(&nobody);
+    peer_stop(&peer);
+}
+
+/* Who changed its user cannot be traced by its like: the kernel's refusal. */
+static void
+test_link_open_says_what_to_do_where_the_kernel_forbids(void **state)
+{
+    (void)state;
+    peer_t one, two;
+
+    needs_root();
+    peer_start_as(&one, "one", NOBODY);
+    peer_start_as(&two, "two", NOBODY);
+    order_t open = {.kind = PEER_OPEN, .info = one.info};
+    answer_t answer = peer_ask(&two, &open);
+    assert_int_equal(answer.status, VNX_ERR_NOT_ALLOWED);
+    assert_non_null(strstr(answer.error.cause, "ptrace"));
+    assert_non_null(strstr(answer.error.cause, "SYS_PTRACE"));
+    peer_stop(&one);
+    peer_stop(&two);
+}
+
+static void
+test_hub_lets_in_root_and_its_own_user_only(void **state)
+{
+    (void)state;
+    peer_t nobody;
+    node_t node;
+    vnxi_link_t *link;
+    int status;
+
+    needs_root();
+    peer_start_as(&nobody, "nobody", NOBODY);
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    /* Root to another user. */
+    assert_int_equal(vnxi_link_open(node.hub, &nobody.info, NULL, &link, NULL),
+                     VNX_OK);
+    assert_int_equal(node_send(link, 0, 0, 1, 64), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&nobody, 1).notifs, 1);
+    /* Another user to root. */
+    pid_t stranger = fork();
+    if (stranger == 0) {
+        if (setgid(NOBODY) != 0 || setuid(NOBODY) != 0) {
+            _exit(2);
+        }
+        _exit(raw_is_closed(raw_connect(node.info.socket)) ? 0 : 1);
+    }
+    assert_int_equal(waitpid(stranger, &status, 0), stranger);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    vnxi_link_release(link);
+    node_fini(&node);
+    peer_stop(&nobody);
+}
+
+/* -- Hostile openers ------------------------------------------------------ */
+
+static void
+write_frame(vnxi_writer_t *writer, int type, const void *body, size_t len)
+{
+    unsigned char header[VNXI_LINK_FRAME_HEADER];
+
+    vnxi_link_frame_header((vnxi_link_frame_type_t)type, len, header);
+    vnxi_write_bytes(writer, header, sizeof header);
+    vnxi_write_bytes(writer, body, len);
+}
+
+static void
+write_hello(vnxi_writer_t *writer, const unsigned char *target)
+{
+    static const unsigned char instance[VNXI_SHM_ID_SIZE] = "whoever";
+    vnxi_link_frame_hello_t hello = {
+        .instance = instance, .target = target, .name = "raw", .name_len = 3};
+    vnxi_link_frame_write_hello(writer, &hello);
+}
+
+/* A fresh connection that brings these bytes is closed; the hub is well. */
+static void
+check_closes(node_t *node, vnxi_writer_t *writer)
+{
+    int fd = raw_connect(node->info.socket);
+
+    assert_false(writer->failed);
+    assert_true(send(fd, writer->data, writer->len, MSG_NOSIGNAL) ==
+                (ssize_t)writer->len);
+    assert_true(raw_is_closed(fd));
+    close(fd);
+    vnxi_writer_fini(writer);
+    assert_true(node_wait_accepted(node, 0));
+}
+
+static void
+check_serves(node_t *node)
+{
+    vnxi_link_t *link;
+    size_t before = node_look(node).notifs;
+    uint32_t next = node_look(node).next[1];
+
+    assert_int_equal(vnxi_link_open(node->hub, &node->info, NULL, &link, NULL),
+                     VNX_OK);
+    assert_int_equal(node_send(link, 1, next, 1, 64), VNX_OK);
+    assert_true(node_wait(node, &node->account.notifs, before + 1));
+    vnxi_link_release(link);
+    assert_true(node_wait_accepted(node, 0));
+}
+
+static void
+test_hub_closes_who_does_not_begin_with_hello(void **state)
+{
+    (void)state;
+    node_t node;
+    static const unsigned char bye_then_body[] = {2, 0, 0, 0, 4, 0};
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    for (int type = 0; type < 256; type++) {
+        vnxi_writer_t writer = {0};
+        write_frame(&writer, type, "xyz", 3);
+        check_closes(&node, &writer);
+    }
+    vnxi_writer_t writer = {0};
+    vnxi_write_bytes(&writer, "GET / HTTP/1.1\r\n\r\n", 18);
+    check_closes(&node, &writer);
+    vnxi_write_bytes(&writer, "\0\0\0\0\0\0\0\0", 8);
+    check_closes(&node, &writer);
+    vnxi_write_bytes(&writer, bye_then_body, sizeof bye_then_body);
+    check_closes(&node, &writer);
+    write_hello(&writer, (const unsigned char *)"another instance");
+    check_closes(&node, &writer);
+    assert_int_equal(node_look(&node).notifs, 0);
+    check_serves(&node);
+    node_fini(&node);
+}
+
+static void
+test_hub_closes_who_goes_wrong_after_hello(void **state)
+{
+    (void)state;
+    node_t node;
+    unsigned char message[64];
+    static const unsigned char huge[] = {1, 0, 0, 0x40, 2};
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node_message(message, sizeof message, 0, 0);
+    for (int kind = 0; kind < 6; kind++) {
+        vnxi_writer_t writer = {0};
+        node.account.next[0] = 0;
+        write_hello(&writer, node.instance);
+        write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, sizeof message);
+        switch (kind) {
+        case 0:
+            write_hello(&writer, node.instance);
+            break;
+        case 1:
+            vnxi_write_bytes(&writer, huge, sizeof huge);
+            break;
+        case 2:
+            write_frame(&writer, VNXI_LINK_FRAME_REVOKE, "too short", 9);
+            break;
+        case 3:
+            write_frame(&writer, 77, "", 0);
+            break;
+        case 4:
+            write_frame(&writer, VNXI_LINK_FRAME_BYE, "x", 1);
+            break;
+        default: /* that is no wrong, and what follows is not read */
+            write_frame(&writer, VNXI_LINK_FRAME_BYE, "", 0);
+        }
+        write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, sizeof message);
+        check_closes(&node, &writer);
+        /* What was sent before came, and nothing of what was sent after. */
+        assert_int_equal(node_look(&node).notifs, (size_t)kind + 1);
+        assert_int_equal(node_look(&node).bad, 0);
+    }
+    check_serves(&node);
+    node_fini(&node);
+}
+
+/* Random bytes after a good HELLO, and cut-off frames. */
+static void
+test_hub_survives_garbage(void **state)
+{
+    (void)state;
+    node_t node;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    srand(1);
+    for (int round = 0; round < 300; round++) {
+        vnxi_writer_t writer = {0};
+        if (round % 2 == 0) {
+            write_hello(&writer, node.instance);
+        }
+        for (int i = rand() % 300; i > 0; i--) {
+            vnxi_write_u8(&writer, (uint8_t)(rand() % (round % 7 + 1) * 37));
+        }
+        int fd = raw_connect(node.info.socket);
+        size_t len = writer.len;
+        if (len > 0) {
+            assert_true(send(fd, writer.data, len, MSG_NOSIGNAL) ==
+                        (ssize_t)len);
+        }
+        close(fd);
+        vnxi_writer_fini(&writer);
+    }
+    assert_true(node_wait_accepted(&node, 0));
+    node_fini(&node);
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    check_serves(&node);
+    node_fini(&node);
+}
+
+static void
+test_hub_reads_frames_that_come_byte_by_byte(void **state)
+{
+    (void)state;
+    node_t node;
+    vnxi_writer_t writer = {0};
+    unsigned char message[64];
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node_message(message, sizeof message, 0, 0);
+    write_hello(&writer, node.instance);
+    write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, sizeof message);
+    int fd = raw_connect(node.info.socket);
+    for (size_t i = 0; i < writer.len; i++) {
+        assert_int_equal(send(fd, writer.data + i, 1, MSG_NOSIGNAL), 1);
+        usleep(i % 8 == 0 ? 300 : 0);
+    }
+    assert_true(node_wait(&node, &node.account.notifs, 1));
+    assert_int_equal(node_look(&node).bad, 0);
+    assert_string_equal(node_look(&node).sender, "raw");
+    assert_int_equal(vnxi_hub_accepted(node.hub), 1);
+    close(fd);
+    assert_true(node_wait_accepted(&node, 0));
+    vnxi_writer_fini(&writer);
+    node_fini(&node);
+}
+
+/* -- The silent ----------------------------------------------------------- */
+
+static void
+test_hub_drops_who_stays_silent(void **state)
+{
+    (void)state;
+    node_t node;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    int silent = raw_connect(node.info.socket);
+    int begun = raw_connect(node.info.socket);
+    assert_int_equal(send(begun, "\x30", 1, MSG_NOSIGNAL), 1);
+    assert_true(raw_is_closed(silent));
+    assert_true(raw_is_closed(begun));
+    check_serves(&node);
+    close(silent);
+    close(begun);
+    node_fini(&node);
+}
+
+static void
+test_hub_serves_in_a_flood_of_the_silent(void **state)
+{
+    (void)state;
+    enum { FLOOD = 1500 };
+    struct rlimit limit;
+    static int fds[FLOOD];
+    node_t node;
+    vnxi_link_t *link;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    if (limit.rlim_max < 4000) {
+        print_message("skipped: needs 4000 descriptors (ulimit -n)\n");
+        skip();
+    }
+    limit.rlim_cur = limit.rlim_max;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    size_t before = count_fds();
+    assert_int_equal(vnxi_link_open(node.hub, &node.info, NULL, &link, NULL),
+                     VNX_OK);
+    for (int i = 0; i < FLOOD; i++) {
+        fds[i] = raw_connect(node.info.socket);
+        if (i % 100 == 0) {
+            assert_int_equal(node_send(link, 0, (uint32_t)i / 100, 1, 64),
+                             VNX_OK);
+        }
+    }
+    assert_true(node_wait(&node, &node.account.notifs, FLOOD / 100));
+    /* The first ones had to go, and what is kept is bounded. */
+    for (int i = 0; i < FLOOD - 256; i++) {
+        assert_true(raw_is_closed(fds[i]));
+    }
+    assert_in_range(count_fds(), before, before + 4 + FLOOD + 2 * 257);
+    for (int i = 0; i < FLOOD; i++) {
+        close(fds[i]);
+    }
+    vnxi_link_release(link);
+    node_fini(&node);
+    assert_int_equal(node.account.bad, 0);
+}
+
+/* -- Hostile listeners ---------------------------------------------------- */
+
+/* A socket of this process that is published as an agent's. */
+static int
+raw_listen(vnxi_shm_info_t *info, int backlog)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int len = snprintf(info->socket, sizeof info->socket, "raw-%d-%d",
+                       (int)getpid(), fd);
+
+    assert_true(fd >= 0);
+    memcpy(address.sun_path + 1, info->socket, (size_t)len);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address,
+                          (socklen_t)(offsetof(struct sockaddr_un, sun_path) +
+                                      1 + (size_t)len)),
+                     0);
+    assert_int_equal(listen(fd, backlog), 0);
+    memcpy(info->instance, "instance of raw", VNXI_SHM_ID_SIZE);
+    return fd;
+}
+
+static void
+check_end_by(const void *bytes, size_t len, const char *cause)
+{
+    node_t node;
+    vnxi_link_t *link;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    vnxi_shm_info_t info = node.info;
+    int listener = raw_listen(&info, 8);
+    assert_int_equal(vnxi_link_open(node.hub, &info, &node, &link, NULL),
+                     VNX_OK);
+    int fd = accept(listener, NULL, NULL);
+    assert_true(fd >= 0);
+    if (len > 0) {
+        assert_true(send(fd, bytes, len, MSG_NOSIGNAL) == (ssize_t)len);
+    } else {
+        close(fd);
+    }
+    assert_true(node_wait(&node, &node.account.ended, 1));
+    assert_string_equal(node_look(&node).cause, cause);
+    if (len > 0) {
+        /* Our end is closed; HELLO is all that was sent on it. */
+        char hello[512];
+        ssize_t got = recv(fd, hello, sizeof hello, MSG_WAITALL);
+        assert_int_equal(got, 5 + 2 + 16 + 4 + 6 + 16);
+        assert_memory_equal(hello + 5 + 2, node.instance, VNXI_SHM_ID_SIZE);
+        assert_memory_equal(hello + 5 + 2 + 16 + 4, "decode", 6);
+        assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6, "instance of raw",
+                            VNXI_SHM_ID_SIZE);
+        close(fd);
+    }
+    vnxi_link_release(link);
+    close(listener);
+    node_fini(&node);
+    assert_int_equal(node.account.ended, 1);
+    assert_int_equal(node.account.revoked, 0);
+    assert_int_equal(node.account.notifs, 0);
+}
+
+static void
+test_link_ends_by_what_a_listener_must_not_send(void **state)
+{
+    (void)state;
+    static const char no_message[] =
+        "the peer sent what is no message of this protocol";
+    static const unsigned char notif[] = {4, 0, 0, 0, 2, 'a', 'b', 'c'};
+    static const unsigned char short_revoke[] = {4, 0, 0, 0, 3, 'a', 'b', 'c'};
+    static const unsigned char bye[] = {1, 0, 0, 0, 4};
+
+    check_end_by(notif, sizeof notif, no_message);
+    check_end_by(short_revoke, sizeof short_revoke, no_message);
+    check_end_by("garbage garbage", 15, no_message);
+    check_end_by(bye, sizeof bye, "the peer said goodbye");
+    check_end_by("", 0, "the peer closed the connection");
+}
+
+static void
+test_link_open_gives_up_on_a_full_backlog(void **state)
+{
+    (void)state;
+    node_t node;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    vnxi_shm_info_t info = node.info;
+    int listener = raw_listen(&info, 0);
+    int waiting = raw_connect(info.socket); /* all that it takes */
+    check_refused(&node, &info, VNX_ERR_BACKEND, "backlog full");
+    close(waiting);
+    close(listener);
+    node_fini(&node);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_link_open_names_the_check_that_failed),
+        cmocka_unit_test(test_link_open_fails_after_stop),
+        cmocka_unit_test(test_hub_create_refuses_impossible_names),
+        cmocka_unit_test(test_link_open_names_the_users_that_differ),
+        cmocka_unit_test(
+            test_link_open_says_what_to_do_where_the_kernel_forbids),
+        cmocka_unit_test(test_hub_lets_in_root_and_its_own_user_only),
+        cmocka_unit_test(test_hub_closes_who_does_not_begin_with_hello),
+        cmocka_unit_test(test_hub_closes_who_goes_wrong_after_hello),
+        cmocka_unit_test(test_hub_survives_garbage),
+        cmocka_unit_test(test_hub_reads_frames_that_come_byte_by_byte),
+        cmocka_unit_test(test_hub_drops_who_stays_silent),
+        cmocka_unit_test(test_hub_serves_in_a_flood_of_the_silent),
+        cmocka_unit_test(test_link_ends_by_what_a_listener_must_not_send),
+        cmocka_unit_test(test_link_open_gives_up_on_a_full_backlog),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
