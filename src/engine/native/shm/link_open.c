@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
@@ -25,7 +26,7 @@
 #define OPERATION "add_remote_agent"
 
 /* How long a full backlog of the peer's is waited for. */
-#define BACKLOG_WAIT_NS (200u * 1000000u)
+#define BACKLOG_WAIT_NS (200u * UINT64_C(1000000))
 #define BACKLOG_PAUSE_NS 1000000u
 
 static vnx_status_t
@@ -100,26 +101,25 @@ find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
 
 /* -- May we read its memory? ---------------------------------------------- */
 
-static int
+static long
 yama_scope(void)
 {
     FILE *file = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
-    int scope = 0;
+    char text[16] = "";
 
-    if (file != NULL) {
-        if (fscanf(file, "%d", &scope) != 1) {
-            scope = 0;
-        }
-        fclose(file);
+    if (file == NULL) {
+        return 0;
     }
-    return scope;
+    char *line = fgets(text, sizeof text, file);
+    fclose(file);
+    return line == NULL ? 0 : strtol(line, NULL, 10);
 }
 
 static vnx_status_t
 error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
                     vnx_error_t *error)
 {
-    int scope = yama_scope();
+    long scope = yama_scope();
 
     if (info->uid != own->uid) {
         return vnxi_error_set(
@@ -132,7 +132,7 @@ error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
     if (scope > 0) {
         return vnxi_error_set(
             error, VNX_ERR_NOT_ALLOWED, OPERATION,
-            "the ptrace scope of this host (kernel.yama.ptrace_scope = %d) "
+            "the ptrace scope of this host (kernel.yama.ptrace_scope = %ld) "
             "forbids to read the memory of process %" PRIu32 ": run 'sysctl "
             "-w kernel.yama.ptrace_scope=0', or give both processes "
             "CAP_SYS_PTRACE",

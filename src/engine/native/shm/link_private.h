@@ -78,21 +78,21 @@ struct vnxi_hub {
     /* `outer` is what the thread sleeps in: inner, timer, wake.  `inner` has
      * the listener, the sockets and the pidfds. */
     int outer, inner, timer, wake, listener;
-    pthread_t thread;
     atomic_bool stopping;
+    pthread_t thread;
     atomic_size_t accepted; /* that said HELLO */
     _Atomic(vnxi_link_t *) graves;
 
     pthread_mutex_t loop;
     /* of the loop */
     bool stopped;
-    bool polled;    /* the thread does not wait for `inner` */
+    bool polled; /* the thread does not wait for `inner` */
+    bool warned_no_fds;
+    unsigned busy_windows; /* how often was polled lately */
+    uint64_t window_end, window_polls;
     uint64_t polls; /* calls of vnxi_hub_poll() */
     uint64_t polls_seen;
-    uint64_t window_end, window_polls; /* how often was polled lately */
-    unsigned busy_windows;
     uint64_t listener_resumes; /* deadline; 0: it is not suspended */
-    bool warned_no_fds;
     vnxi_link_t *silent_first, *silent_last; /* oldest first */
     size_t silent_count;
     size_t accepted_count; /* silent ones too */

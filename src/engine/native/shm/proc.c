@@ -1,19 +1,54 @@
 #include "engine/native/shm/proc.h"
 
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define PF_EXITING 0x4 /* proc(5): the kernel's PF_* in field 9 */
 
+enum { FIELD_STATE = 3, FIELD_FLAGS = 9, FIELD_START_TIME = 22 };
+
+/* A field by its number in proc(5), from 3 on; NULL: it is not there.  Field 2
+ * is the name in parentheses, with any bytes in it: count from the last one.
+ */
+static const char *
+find_field(const char *text, int number)
+{
+    const char *at = strrchr(text, ')');
+
+    for (int field = 2; at != NULL && field < number; field++) {
+        at = strchr(at + 1, ' ');
+    }
+    return at == NULL ? NULL : at + 1;
+}
+
+static bool
+parse(const char *text, vnxi_proc_stat_t *stat_p)
+{
+    const char *state = find_field(text, FIELD_STATE);
+    const char *flags = find_field(text, FIELD_FLAGS);
+    const char *start_time = find_field(text, FIELD_START_TIME);
+    char *end;
+
+    if (start_time == NULL) {
+        return false;
+    }
+    unsigned long long ticks = strtoull(start_time, &end, 10);
+    if (end == start_time) {
+        return false;
+    }
+    stat_p->start_time = ticks;
+    stat_p->exiting = *state == 'Z' || *state == 'X' ||
+                      (strtoul(flags, NULL, 10) & PF_EXITING) != 0;
+    return true;
+}
+
 bool
 vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p)
 {
-    char path[32], text[1024], state;
-    unsigned flags;
-    uint64_t start_time;
+    char path[32], text[1024];
 
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -26,17 +61,5 @@ vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p)
         return false;
     }
     text[len] = '\0';
-    /* The name may hold blanks and parentheses; the last one ends it. */
-    const char *rest = strrchr(text, ')');
-    if (rest == NULL ||
-        sscanf(rest + 1,
-               " %c %*d %*d %*d %*d %*d %u %*u %*u %*u %*u %*u %*u %*d %*d"
-               " %*d %*d %*d %*d %" SCNu64,
-               &state, &flags, &start_time) != 3) {
-        return false;
-    }
-    stat_p->start_time = start_time;
-    stat_p->exiting =
-        state == 'Z' || state == 'X' || (flags & PF_EXITING) != 0;
-    return true;
+    return parse(text, stat_p);
 }

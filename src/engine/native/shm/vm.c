@@ -64,7 +64,7 @@ batch_advance(batch_t *batch, size_t at, size_t done)
         done -= batch->local[at].iov_len;
         at++;
     }
-    if (done > 0) {
+    if (done > 0 && at < batch->count) {
         iovec_advance(&batch->local[at], done);
         iovec_advance(&batch->remote[at], done);
     }

@@ -1,0 +1,110 @@
+/*
+ * The stream of a link, cut anywhere.  The first byte of an input chooses the
+ * pieces, the second which frames are allowed, the rest is the stream.  It is
+ * read twice, in pieces and at once, and both must tell the same frames and
+ * the same end.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/native/shm/link_frame.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void
+must(bool holds)
+{
+    if (!holds) {
+        abort();
+    }
+}
+
+static uint64_t
+mix(uint64_t sum, const void *data, size_t len)
+{
+    const uint8_t *bytes = data;
+
+    for (size_t i = 0; i < len; i++) {
+        sum = (sum ^ bytes[i]) * 0x100000001b3;
+    }
+    return sum;
+}
+
+/* Every part of a frame that is borrowed lies in it. */
+static uint64_t
+take_hello(const vnxi_link_frame_t *frame, uint64_t sum)
+{
+    vnxi_link_frame_hello_t hello;
+
+    if (!vnxi_link_frame_read_hello(frame, &hello)) {
+        return mix(sum, "bad", 3);
+    }
+    must(hello.name_len > 0 && hello.name_len <= VNXI_LINK_FRAME_NAME_MAX);
+    sum = mix(sum, hello.name, hello.name_len);
+    sum = mix(sum, hello.instance, VNXI_SHM_ID_SIZE);
+    return mix(sum, hello.target, VNXI_SHM_ID_SIZE);
+}
+
+static uint64_t
+take_revoke(const vnxi_link_frame_t *frame, uint64_t sum)
+{
+    uint64_t epoch;
+    uint32_t count;
+
+    if (!vnxi_link_frame_read_revoke(frame, &epoch, &count)) {
+        return mix(sum, "bad", 3);
+    }
+    sum = mix(sum, &epoch, sizeof epoch);
+    for (uint32_t i = 0; i < count; i++) {
+        vnx_mem_t mem;
+        vnx_desc_t desc = vnxi_link_frame_revoke_row(frame, i, &mem);
+        must(vnx_mem_name(mem) != NULL);
+        sum = mix(mix(sum, &mem, sizeof mem), &desc, sizeof desc);
+    }
+    return sum;
+}
+
+/* A sum over all that the stream tells when it comes in such pieces. */
+static uint64_t
+read_stream(const uint8_t *stream, size_t size, size_t piece, unsigned allowed)
+{
+    vnxi_link_frame_reader_t reader = {.allowed = allowed};
+    vnxi_link_frame_result_t result = VNXI_LINK_FRAME_NEED_MORE;
+    vnxi_link_frame_t frame;
+    uint64_t sum = 14695981039346656037u;
+
+    for (size_t at = 0; at < size && result == VNXI_LINK_FRAME_NEED_MORE;
+         at += piece) {
+        size_t len = size - at < piece ? size - at : piece;
+        vnxi_link_frame_reader_feed(&reader, stream + at, len);
+        while ((result = vnxi_link_frame_reader_next(&reader, &frame)) ==
+               VNXI_LINK_FRAME_WHOLE) {
+            must((allowed & VNXI_LINK_FRAME_BIT(frame.type)) != 0);
+            sum = mix(sum, &frame.len, sizeof frame.len);
+            sum = mix(sum, frame.body, frame.len);
+            if (frame.type == VNXI_LINK_FRAME_HELLO) {
+                sum = take_hello(&frame, sum);
+            } else if (frame.type == VNXI_LINK_FRAME_REVOKE) {
+                sum = take_revoke(&frame, sum);
+            }
+        }
+        must(reader.kept_capacity <= 2 * size);
+    }
+    vnxi_link_frame_reader_fini(&reader);
+    return mix(sum, &result, sizeof result);
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (size < 2) {
+        return 0;
+    }
+    size_t piece = (size_t)data[0] + 1;
+    unsigned allowed = (data[1] % 16u) << VNXI_LINK_FRAME_HELLO;
+    must(read_stream(data + 2, size - 2, piece, allowed) ==
+         read_stream(data + 2, size - 2, size, allowed));
+    return 0;
+}
