@@ -120,19 +120,19 @@ test_attack_drip_does_not_extend_the_deadline(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 100};
+                                          .client_timeout_ms = 1000};
     vnx_side_channel_t *channel = channel_new(&options);
     int port = channel_start(channel, BLOB, BLOB_LEN);
     int fd = peer_connect(port);
     uint64_t start = vnxi_clock_ns();
 
-    /* 16 bytes at one in 50 ms would take 800 ms. */
+    /* 16 bytes at one in 150 ms would take 2.4 s. */
     for (int i = 0; i < PEER_REQUEST_LEN; i++) {
         if (send(fd, &PEER_REQUEST[i], 1, MSG_NOSIGNAL) != 1) {
             break;
         }
         channel_expect(channel, port, BLOB, BLOB_LEN);
-        usleep(50000);
+        usleep(150000);
     }
     peer_expect_end(fd);
     assert_int_equal(channel_stats(channel).timed_out, 1);
