@@ -38,6 +38,7 @@ write_stream(size_t long_len)
         .target = ids[1],
         .name = "decode",
         .name_len = 6,
+        .epoch = UINT64_C(0x0102030405060708),
     };
     vnxi_link_frame_revoke_t revoke = {
         .epoch = UINT64_C(0x1122334455667788),
@@ -76,6 +77,7 @@ check_frame(const vnxi_link_frame_t *frame, size_t number, size_t long_len)
         assert_memory_equal(hello.target, ids[1], VNXI_SHM_ID_SIZE);
         assert_int_equal(hello.name_len, 6);
         assert_memory_equal(hello.name, "decode", 6);
+        assert_true(hello.epoch == UINT64_C(0x0102030405060708));
         break;
     case 1:
         assert_int_equal(frame->type, VNXI_LINK_FRAME_NOTIF);
@@ -279,7 +281,7 @@ test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
 {
     (void)state;
     vnxi_writer_t stream = write_stream(0);
-    unsigned char body[2 + 16 + 4 + 6 + 16 + 1];
+    unsigned char body[2 + 16 + 4 + 6 + 16 + 8 + 1];
     size_t len = sizeof body - 1;
 
     memcpy(body, stream.data + VNXI_LINK_FRAME_HEADER, len);
@@ -306,7 +308,7 @@ static void
 test_link_frame_hello_needs_a_name(void **state)
 {
     (void)state;
-    unsigned char body[2 + 16 + 4 + 16] = {1};
+    unsigned char body[2 + 16 + 4 + 16 + 8] = {1};
     assert_false(hello_is_good(body, sizeof body));
 }
 

@@ -173,6 +173,24 @@ on_ended(void *context, vnxi_link_t *link, const char *cause)
  */
 
 static void
+revoke_lock_held(vnxi_region_t *region, uint64_t epoch)
+{
+    if (region != NULL && region->epoch < epoch) {
+        atomic_store_explicit(&region->revoked, true, memory_order_release);
+    }
+}
+
+static void
+revoke_all_lock_held(vnxi_native_peer_t *peer, uint64_t epoch)
+{
+    for (size_t i = 0; i < vnxi_region_table_count(peer->table); i++) {
+        revoke_lock_held(vnxi_region_table_at(peer->table, i), epoch);
+    }
+}
+
+/* Those of an agent in this process are its own objects: it has revoked them
+ * itself. */
+static void
 on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
            const vnx_desc_t *desc)
 {
@@ -181,13 +199,15 @@ on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
         return;
     }
     pthread_mutex_lock(&peer->lock);
-    vnxi_region_t *region =
-        peer->table == NULL
-            ? NULL
-            : vnxi_region_table_exact(peer->table, mem, desc->addr, desc->len,
-                                      desc->dev);
-    if (region != NULL && region->epoch < epoch) {
-        atomic_store_explicit(&region->revoked, true, memory_order_release);
+    if (peer->local == NULL && peer->table != NULL) {
+        if (desc == NULL) {
+            revoke_all_lock_held(peer, epoch);
+        } else {
+            revoke_lock_held(vnxi_region_table_exact(peer->table, mem,
+                                                     desc->addr, desc->len,
+                                                     desc->dev),
+                             epoch);
+        }
     }
     pthread_mutex_unlock(&peer->lock);
     vnxi_peer_release(&peer->base);

@@ -267,6 +267,7 @@ hub_destroy(vnxi_hub_t *hub)
     vnxi_fork_fd_close(hub->wake);
     pthread_mutex_destroy(&hub->loop);
     pthread_mutex_destroy(&hub->lists);
+    vnxi_revocations_fini(&hub->revocations);
     free(hub->input);
     free(hub->name);
     free(hub);
@@ -286,6 +287,7 @@ hub_alloc(const vnxi_hub_config_t *config)
     memcpy(hub->instance, config->instance, sizeof hub->instance);
     pthread_mutex_init(&hub->loop, NULL);
     pthread_mutex_init(&hub->lists, NULL);
+    vnxi_revocations_init(&hub->revocations);
     hub->name_len = config->name_len;
     hub->name = malloc(config->name_len);
     hub->input = malloc(VNXI_HUB_INPUT);

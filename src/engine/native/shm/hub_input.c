@@ -96,6 +96,23 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 
 /* -- Frames --------------------------------------------------------------- */
 
+/* What was revoked while the link was waiting to be accepted. */
+static link_end_t
+tell_missed(vnxi_hub_t *hub, vnxi_link_t *link, uint64_t epoch)
+{
+    vnxi_writer_t frames = {0};
+    link_end_t end = LINK_GOES_ON;
+
+    vnxi_revocations_write_since(&hub->revocations, epoch, &frames);
+    if (frames.failed ||
+        (frames.len > 0 && vnxi_link_send(link, frames.data, frames.len, NULL,
+                                          0, NULL) == VNX_ERR_NO_MEMORY)) {
+        end = LINK_NO_MEMORY;
+    }
+    vnxi_writer_fini(&frames);
+    return end;
+}
+
 static link_end_t
 on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
@@ -116,7 +133,7 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_hub_not_silent(hub, link);
     atomic_fetch_add(&hub->accepted, 1);
-    return LINK_GOES_ON;
+    return tell_missed(hub, link, hello.epoch);
 }
 
 static link_end_t
@@ -127,6 +144,10 @@ on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 
     if (!vnxi_link_frame_read_revoke(frame, &epoch, &count)) {
         return LINK_MALFORMED;
+    }
+    if (count == 0 && !link->accepted) {
+        hub->events.revoked(hub->events.context, link, epoch, VNX_MEM_DRAM,
+                            NULL);
     }
     /* Who opened a link to us has no regions that we use by it. */
     for (uint32_t i = 0; i < count && !link->accepted; i++) {

@@ -23,11 +23,13 @@
  * Frames: u32 length of what follows, u8 type, body; little-endian.
  *   1 HELLO    u16 version (1), instance[16] of the opener, u32 name length,
  *              name, instance[16] of the agent it wants to reach (a listener
- *              of another instance closes)
+ *              of another instance closes), u64 epoch of the metadata that
+ *              it has of that agent (what was revoked since is sent back)
  *   2 NOTIF    the message
  *   3 REVOKE   u64 epoch, u32 count, then count * (u32 mem, u64 addr, u64 len,
  *              u64 dev).  A region that was loaded from metadata of that epoch
- *              or a later one was registered anew and stays.
+ *              or a later one was registered anew and stays.  count 0: all
+ *              regions of earlier epochs.
  *   4 BYE      no body: an orderly end (close(), remove_remote_agent)
  * A frame above VNXI_LINK_FRAME_MAX, of unknown type, NOTIF or REVOKE before
  * HELLO, or a malformed body ends the link that brought it, and only that.
@@ -56,6 +58,7 @@ typedef struct vnxi_hub_events {
     void (*notif)(void *context, const void *sender, size_t sender_len,
                   const void *message, size_t message_len);
     /* The other end of a link that we opened revoked a region. */
+    /* NULL: every region that was loaded before that epoch. */
     void (*revoked)(void *context, vnxi_link_t *link, uint64_t epoch,
                     vnx_mem_t mem, const vnx_desc_t *desc);
     /* A link that we opened has ended (not by vnxi_link_close()); once. */

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define HELLO_VERSION 1
-#define HELLO_FIXED (2 + VNXI_SHM_ID_SIZE + 4 + VNXI_SHM_ID_SIZE)
+#define HELLO_FIXED (2 + VNXI_SHM_ID_SIZE + 4 + VNXI_SHM_ID_SIZE + 8)
 #define REVOKE_FIXED (8 + 4)
 #define REVOKE_ROW (4 + 3 * 8)
 
@@ -46,6 +46,7 @@ vnxi_link_frame_write_hello(vnxi_writer_t *writer,
     vnxi_write_u32(writer, (uint32_t)hello->name_len);
     vnxi_write_bytes(writer, hello->name, hello->name_len);
     vnxi_write_bytes(writer, hello->target, VNXI_SHM_ID_SIZE);
+    vnxi_write_u64(writer, hello->epoch);
 }
 
 void
@@ -226,6 +227,7 @@ vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
     hello.name_len = vnxi_read_u32(&reader);
     hello.name = vnxi_read_bytes(&reader, hello.name_len);
     hello.target = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
+    hello.epoch = vnxi_read_u64(&reader);
     if (reader.failed || vnxi_reader_left(&reader) != 0 ||
         version != HELLO_VERSION || hello.name_len == 0 ||
         hello.name_len > VNXI_LINK_FRAME_NAME_MAX) {

@@ -39,6 +39,7 @@ typedef struct vnxi_link_frame_hello {
     const unsigned char *target;   /* whom it wants to reach; the same */
     const void *name;              /* of the opener */
     size_t name_len;               /* 1 to VNXI_LINK_FRAME_NAME_MAX */
+    uint64_t epoch; /* of the target's metadata that the opener has */
 } vnxi_link_frame_hello_t;
 
 typedef struct vnxi_link_frame_revoke {

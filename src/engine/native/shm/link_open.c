@@ -271,6 +271,7 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
         .target = info->instance,
         .name = link->hub->name,
         .name_len = link->hub->name_len,
+        .epoch = info->epoch,
     };
     vnx_status_t status;
 

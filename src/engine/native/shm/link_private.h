@@ -7,7 +7,7 @@
  *   send_lock  of a link: its socket's number, what is queued, writing.
  *   lists      of a hub: which links it has.
  * Lock order (take from left to right, never back):
- *     loop -> lists -> send_lock
+ *     loop -> lists -> send_lock      (revocations.lock is a leaf)
  * Nobody waits for `loop` but the hub's thread and vnxi_hub_stop(): others try
  * it.  Sending and closing do not need it, so callbacks may do both.
  *
@@ -28,6 +28,7 @@
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/link_frame.h"
 #include "engine/native/shm/link_queue.h"
+#include "engine/native/shm/revocations.h"
 
 typedef enum vnxi_link_state {
     VNXI_LINK_OPEN,
@@ -97,6 +98,8 @@ struct vnxi_hub {
     size_t silent_count;
     size_t accepted_count; /* silent ones too */
     unsigned char *input;  /* owned: VNXI_HUB_INPUT bytes */
+
+    vnxi_revocations_t revocations;
 
     pthread_mutex_t lists;
     /* protected by lists */
