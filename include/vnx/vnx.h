@@ -380,6 +380,14 @@ vnx_status_t vnx_agent_fileno(vnx_agent_t *agent, int *fd_p,
                               vnx_error_t *error);
 void vnx_agent_clear_events(vnx_agent_t *agent);
 
+/* An eventfd for one subscriber alone, for programs in which more than one
+ * loop watches an agent: written at every event and when the agent closes;
+ * only reading it clears it.  Subscribe first, then look at the states.
+ * vnx_agent_unsubscribe() closes it. */
+vnx_status_t vnx_agent_subscribe(vnx_agent_t *agent, int *fd_p,
+                                 vnx_error_t *error);
+void vnx_agent_unsubscribe(vnx_agent_t *agent, int fd);
+
 /* -- Notifications -------------------------------------------------------- */
 
 typedef struct vnx_notif vnx_notif_t;

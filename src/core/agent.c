@@ -344,6 +344,23 @@ vnx_agent_fileno(vnx_agent_t *agent, int *fd_p, vnx_error_t *error)
     return vnxi_events_fd(&agent->events, fd_p, error);
 }
 
+vnx_status_t
+vnx_agent_subscribe(vnx_agent_t *agent, int *fd_p, vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "subscribe", error);
+    }
+    return vnxi_events_subscribe(&agent->events, fd_p, error);
+}
+
+void
+vnx_agent_unsubscribe(vnx_agent_t *agent, int fd)
+{
+    if (!vnxi_fork_crossed(agent->fork_count)) {
+        vnxi_events_unsubscribe(&agent->events, fd);
+    }
+}
+
 void
 vnx_agent_clear_events(vnx_agent_t *agent)
 {

@@ -10,6 +10,7 @@
 #include "core/events.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -30,6 +31,8 @@ vnxi_events_init(vnxi_events_t *events)
     atomic_init(&events->waiters, 0);
     atomic_init(&events->fd, -1);
     atomic_init(&events->signalled, false);
+    events->subscribed = NULL;
+    atomic_init(&events->subscribers, 0);
 }
 
 void
@@ -39,17 +42,27 @@ vnxi_events_fini(vnxi_events_t *events)
     if (fd >= 0) {
         close(fd);
     }
+    for (unsigned i = 0; i < atomic_load(&events->subscribers); i++) {
+        close(events->subscribed[i]);
+    }
+    free(events->subscribed);
     pthread_cond_destroy(&events->changed);
     pthread_mutex_destroy(&events->lock);
+}
+
+/* A full counter (EAGAIN) is readable all the same. */
+static void
+write_fd(int fd)
+{
+    while (eventfd_write(fd, 1) < 0 && errno == EINTR) {
+    }
 }
 
 static void
 signal_fd(vnxi_events_t *events, int fd)
 {
     if (!atomic_exchange(&events->signalled, true)) {
-        /* A full counter (EAGAIN) is readable all the same. */
-        while (eventfd_write(fd, 1) < 0 && errno == EINTR) {
-        }
+        write_fd(fd);
     }
 }
 
@@ -57,9 +70,13 @@ void
 vnxi_events_signal(vnxi_events_t *events)
 {
     atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load(&events->waiters) > 0) {
+    if (atomic_load(&events->waiters) > 0 ||
+        atomic_load(&events->subscribers) > 0) {
         pthread_mutex_lock(&events->lock);
         pthread_cond_broadcast(&events->changed);
+        for (unsigned i = 0; i < atomic_load(&events->subscribers); i++) {
+            write_fd(events->subscribed[i]);
+        }
         pthread_mutex_unlock(&events->lock);
     }
     int fd = atomic_load(&events->fd);
@@ -114,6 +131,56 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     }
     *fd_p = fd;
     return VNX_OK;
+}
+
+static bool
+subscribed_append_lock_held(vnxi_events_t *events, int fd)
+{
+    unsigned count = atomic_load(&events->subscribers);
+    int *grown =
+        realloc(events->subscribed, (count + 1) * sizeof *events->subscribed);
+    if (grown == NULL) {
+        return false;
+    }
+    events->subscribed = grown;
+    grown[count] = fd;
+    atomic_store(&events->subscribers, count + 1);
+    return true;
+}
+
+vnx_status_t
+vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "subscribe",
+                              "eventfd: %s", strerror(errno));
+    }
+    pthread_mutex_lock(&events->lock);
+    bool appended = subscribed_append_lock_held(events, fd);
+    pthread_mutex_unlock(&events->lock);
+    if (!appended) {
+        close(fd);
+        return vnxi_error_no_memory(error, "subscribe", sizeof fd);
+    }
+    *fd_p = fd;
+    return VNX_OK;
+}
+
+void
+vnxi_events_unsubscribe(vnxi_events_t *events, int fd)
+{
+    pthread_mutex_lock(&events->lock);
+    unsigned count = atomic_load(&events->subscribers);
+    for (unsigned i = 0; i < count; i++) {
+        if (events->subscribed[i] == fd) {
+            events->subscribed[i] = events->subscribed[count - 1];
+            atomic_store(&events->subscribers, count - 1);
+            close(fd);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&events->lock);
 }
 
 void

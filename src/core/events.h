@@ -16,8 +16,10 @@ typedef struct vnxi_events {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* CLOCK_MONOTONIC */
     atomic_uint waiters;
-    atomic_int fd;         /* -1 until somebody asks for it */
-    atomic_bool signalled; /* the eventfd is readable, or just becoming so */
+    atomic_int fd;           /* -1 until somebody asks for it */
+    atomic_bool signalled;   /* the eventfd is readable, or just becoming so */
+    int *subscribed;         /* eventfds of subscribers; protected by lock */
+    atomic_uint subscribers; /* how many; changed with lock held */
 } vnxi_events_t;
 
 void vnxi_events_init(vnxi_events_t *events);
@@ -34,6 +36,13 @@ bool vnxi_events_wait(vnxi_events_t *events, bool (*ready)(void *context),
 /* The eventfd, made at the first call. */
 vnx_status_t vnxi_events_fd(vnxi_events_t *events, int *fd_p,
                             vnx_error_t *error);
+
+/* An eventfd for one subscriber alone, written at every signal and cleared by
+ * reading it, so that several loops can watch without taking each other's
+ * events.  To be given up by unsubscribing, which closes it. */
+vnx_status_t vnxi_events_subscribe(vnxi_events_t *events, int *fd_p,
+                                   vnx_error_t *error);
+void vnxi_events_unsubscribe(vnxi_events_t *events, int fd);
 
 /* Make the eventfd unreadable; call before looking at the states. */
 void vnxi_events_clear(vnxi_events_t *events);

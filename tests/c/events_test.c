@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "core/events.h"
@@ -85,6 +86,36 @@ test_events_fd_is_readable_until_cleared(void **state)
     vnxi_events_fini(&events);
 }
 
+static void
+test_events_subscribers_have_their_own(void **state)
+{
+    (void)state;
+    vnxi_events_t events;
+    int shared, one, two, three;
+    uint64_t count;
+
+    vnxi_events_init(&events);
+    assert_int_equal(vnxi_events_fd(&events, &shared, NULL), VNX_OK);
+    assert_int_equal(vnxi_events_subscribe(&events, &one, NULL), VNX_OK);
+    assert_int_equal(vnxi_events_subscribe(&events, &two, NULL), VNX_OK);
+    assert_int_equal(vnxi_events_subscribe(&events, &three, NULL), VNX_OK);
+    assert_false(readable(one) || readable(two) || readable(three));
+
+    vnxi_events_unsubscribe(&events, two);
+    vnxi_events_unsubscribe(&events, two); /* not ours any more: ignored */
+    vnxi_events_signal(&events);
+    vnxi_events_clear(&events);
+    assert_false(readable(shared));
+    assert_true(readable(one) && readable(three));
+    assert_int_equal(read(one, &count, sizeof count), sizeof count);
+    assert_false(readable(one));
+    assert_true(readable(three));
+
+    vnxi_events_signal(&events);
+    assert_true(readable(one));
+    vnxi_events_fini(&events); /* closes what is left */
+}
+
 typedef struct race {
     vnxi_events_t events;
     atomic_uint produced;
@@ -137,6 +168,7 @@ main(void)
         cmocka_unit_test(test_events_wait_sees_every_signal),
         cmocka_unit_test(test_events_wait_ends_at_its_deadline),
         cmocka_unit_test(test_events_fd_is_readable_until_cleared),
+        cmocka_unit_test(test_events_subscribers_have_their_own),
         cmocka_unit_test(test_events_fd_loses_nothing_to_a_race),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
