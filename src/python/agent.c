@@ -1,0 +1,229 @@
+#include "python/agent.h"
+
+#include <structmember.h>
+
+#include "python/convert.h"
+
+/* Closing and freeing end a thread, and wait for it. */
+static void
+agent_release(vnx_agent_t *agent)
+{
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_agent_release(agent);
+    Py_END_ALLOW_THREADS;
+}
+
+static PyObject *
+agent_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+             PyObject *Py_UNUSED(kwargs))
+{
+    vnxi_py_state_t *state = vnxi_py_state_of_type(type);
+    if (state == NULL) {
+        return NULL;
+    }
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->state = state;
+    self->backends = PyDict_New();
+    self->notifs = PyDict_New();
+    if (self->backends == NULL || self->notifs == NULL) {
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static bool
+agent_create(vnxi_py_agent_t *self, PyObject *name_arg,
+             const vnx_agent_config_t *config)
+{
+    vnxi_py_bytes_t name;
+    vnx_error_t error;
+    if (!vnxi_py_peer_get(self->state, "nixl_agent", name_arg, &name)) {
+        return false;
+    }
+    self->name = vnxi_py_name_new(name.data, name.len);
+    bool good = self->name != NULL;
+    if (good && vnx_agent_create(name.data, name.len, config, &self->agent,
+                                 &error) < 0) {
+        Py_CLEAR(self->name);
+        vnxi_py_raise(self->state, &error);
+        good = false;
+    }
+    vnxi_py_bytes_put(&name);
+    return good;
+}
+
+static int
+agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"agent_name", "engine", "num_threads",
+                            "notif_bytes_max", NULL};
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    vnx_agent_config_t config = {.size = sizeof config};
+    unsigned long long notif_bytes_max = 0;
+    PyObject *name;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zIK:Agent", names,
+                                     &name, &config.engine,
+                                     &config.num_threads, &notif_bytes_max)) {
+        return -1;
+    }
+    if (self->agent != NULL) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "Agent.__init__() was called already");
+        return -1;
+    }
+    config.notif_bytes_max = notif_bytes_max;
+    if (!agent_create(self, name, &config)) {
+        return -1;
+    }
+    self->plugin_list = vnxi_py_agent_plugins(self);
+    return self->plugin_list != NULL ? 0 : -1;
+}
+
+static const vnxi_py_signature_t close_signature = {.name = "close"};
+
+VNXI_PY_METHOD(close)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    if (!vnxi_py_agent_begin(op, &close_signature, args, nargs, kwnames,
+                             NULL)) {
+        return NULL;
+    }
+    self->is_closed = true;
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_agent_close(self->agent);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+VNXI_PY_METHOD(enter)
+{
+    (void)args;
+    (void)nargs;
+    (void)kwnames;
+    return Py_NewRef(op);
+}
+
+VNXI_PY_METHOD(exit)
+{
+    (void)args;
+    (void)nargs;
+    (void)kwnames;
+    return vnxi_py_agent_close(op, NULL, 0, NULL);
+}
+
+static PyObject *
+agent_repr(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    const char *state = self->is_closed ? "closed " : "";
+    return PyUnicode_FromFormat("<%snixl_agent %R at %p>", state,
+                                self->name != NULL ? self->name : Py_None, op);
+}
+
+static PyObject *
+agent_get_closed(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((vnxi_py_agent_t *)op)->is_closed);
+}
+
+static int
+agent_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->name);
+    Py_VISIT(self->backends);
+    Py_VISIT(self->plugin_list);
+    Py_VISIT(self->notifs);
+    return 0;
+}
+
+static int
+agent_clear(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->backends);
+    Py_CLEAR(self->plugin_list);
+    Py_CLEAR(self->notifs);
+    return 0;
+}
+
+static void
+agent_dealloc(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    PyObject_GC_UnTrack(op);
+    agent_clear(op);
+    vnx_notif_free(self->taken);
+    if (self->agent != NULL) {
+        agent_release(self->agent);
+    }
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(agent_doc,
+             "Agent(agent_name, *, engine=None, num_threads=0, "
+             "notif_bytes_max=0)\n--\n\n"
+             "A named endpoint that owns regions, peers, transfers and "
+             "notifications.  The base of\nNixlAgent, which see.\n\n"
+             "agent_name: str or bytes, not empty\n"
+             "engine: 'auto' (None), 'native' or 'nixl'\n"
+             "num_threads: copy threads of one transfer; 0: as many as cores, "
+             "at most 4\n"
+             "notif_bytes_max: bytes of pending notifications beyond which "
+             "the oldest is dropped;\n    0: 256 MiB\n\n"
+             "Every method may be called from any thread at any time.");
+
+static PyMemberDef agent_members[] = {
+    {"name", T_OBJECT_EX, offsetof(vnxi_py_agent_t, name), 0,
+     "the name of the agent (str)"},
+    {"backends", T_OBJECT_EX, offsetof(vnxi_py_agent_t, backends), READONLY,
+     "the created backends: name -> number (dict)"},
+    {"plugin_list", T_OBJECT_EX, offsetof(vnxi_py_agent_t, plugin_list), 0,
+     "the backends that can be created (list of str)"},
+    {"notifs", T_OBJECT_EX, offsetof(vnxi_py_agent_t, notifs), 0,
+     "what update_notifs() and check_remote_xfer_done() have collected "
+     "(dict)"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef agent_getset[] = {
+    {"closed", agent_get_closed, NULL, "was close() called? (bool)", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot agent_slots[] = {
+    {Py_tp_doc, (void *)agent_doc},
+    {Py_tp_new, agent_tp_new},
+    {Py_tp_init, agent_init},
+    {Py_tp_dealloc, agent_dealloc},
+    {Py_tp_traverse, agent_traverse},
+    {Py_tp_clear, agent_clear},
+    {Py_tp_repr, agent_repr},
+    {Py_tp_methods, vnxi_py_agent_methods},
+    {Py_tp_members, agent_members},
+    {Py_tp_getset, agent_getset},
+    {0, NULL},
+};
+
+static PyType_Spec agent_spec = {
+    .name = "vllm_nixl._core.Agent",
+    .basicsize = sizeof(vnxi_py_agent_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = agent_slots,
+};
+
+int
+vnxi_py_agent_add(PyObject *module)
+{
+    return vnxi_py_type_add(module, VNXI_PY_TYPE_AGENT, &agent_spec);
+}

@@ -1,0 +1,116 @@
+/*
+ * The type Agent, base of vllm_nixl.NixlAgent.  Its methods are spread over
+ * agent_*.c by subject; agent_methods.c has their table and documentation.
+ */
+#ifndef VNXI_PYTHON_AGENT_H
+#define VNXI_PYTHON_AGENT_H
+
+#include "python/args.h"
+#include "python/errors.h"
+#include "python/module.h"
+
+typedef struct vnxi_py_agent {
+    PyObject_HEAD vnxi_py_state_t
+        *state;            /* borrowed: our type keeps the module alive */
+    vnx_agent_t *agent;    /* owned; NULL before __init__ */
+    PyObject *name;        /* str */
+    PyObject *backends;    /* dict: name -> number, as created */
+    PyObject *plugin_list; /* list of str */
+    PyObject *notifs;      /* dict: name of agent -> list of bytes */
+    vnx_notif_t *taken;    /* owned; taken for _next_notif() */
+    bool is_closed;
+} vnxi_py_agent_t;
+
+extern PyMethodDef vnxi_py_agent_methods[];
+
+/* The first lines of every method: its agent and its sorted arguments, or
+ * false and an exception.  Another agent's handle, a closed agent and the like
+ * are for what follows. */
+static inline bool
+vnxi_py_agent_begin(PyObject *op, const vnxi_py_signature_t *signature,
+                    PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                    PyObject **values)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    if (self->agent == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "Agent.__init__() was not called");
+        return false;
+    }
+    return vnxi_py_args_parse(self->state, signature, args, nargs, kwnames,
+                              values);
+}
+
+#define VNXI_PY_METHOD(name)                                            \
+    PyObject *vnxi_py_agent_##name(PyObject *op, PyObject *const *args, \
+                                   Py_ssize_t nargs, PyObject *kwnames)
+
+/* agent.c */
+VNXI_PY_METHOD(close);
+VNXI_PY_METHOD(enter);
+VNXI_PY_METHOD(exit);
+
+/* agent_backend.c */
+VNXI_PY_METHOD(create_backend);
+VNXI_PY_METHOD(get_plugin_list);
+VNXI_PY_METHOD(get_plugin_mem_types);
+VNXI_PY_METHOD(get_plugin_params);
+VNXI_PY_METHOD(get_backend_mem_types);
+VNXI_PY_METHOD(get_backend_params);
+PyObject *vnxi_py_agent_plugins(vnxi_py_agent_t *self);
+
+/* agent_memory.c */
+VNXI_PY_METHOD(get_reg_descs);
+VNXI_PY_METHOD(get_xfer_descs);
+VNXI_PY_METHOD(get_remote_descs);
+VNXI_PY_METHOD(register_memory);
+VNXI_PY_METHOD(deregister_memory);
+
+/* agent_metadata.c */
+VNXI_PY_METHOD(get_agent_metadata);
+VNXI_PY_METHOD(get_partial_agent_metadata);
+VNXI_PY_METHOD(add_remote_agent);
+VNXI_PY_METHOD(remove_remote_agent);
+VNXI_PY_METHOD(check_remote_metadata);
+VNXI_PY_METHOD(make_connection);
+
+/* agent_prep.c */
+VNXI_PY_METHOD(prep_xfer_dlist);
+VNXI_PY_METHOD(release_dlist_handle);
+
+/* agent_make.c */
+VNXI_PY_METHOD(make_prepped_xfer);
+VNXI_PY_METHOD(initialize_xfer);
+
+/* agent_xfer.c */
+VNXI_PY_METHOD(transfer);
+VNXI_PY_METHOD(check_xfer_state);
+VNXI_PY_METHOD(cancel);
+VNXI_PY_METHOD(release_xfer_handle);
+VNXI_PY_METHOD(get_xfer_telemetry);
+VNXI_PY_METHOD(query_xfer_backend);
+VNXI_PY_METHOD(estimate_xfer_cost);
+
+/* agent_wait.c */
+VNXI_PY_METHOD(check_xfer_states);
+VNXI_PY_METHOD(wait);
+VNXI_PY_METHOD(ended);
+VNXI_PY_METHOD(fileno);
+VNXI_PY_METHOD(subscribe);
+VNXI_PY_METHOD(unsubscribe);
+
+/* agent_notif.c */
+VNXI_PY_METHOD(get_new_notifs);
+VNXI_PY_METHOD(update_notifs);
+VNXI_PY_METHOD(check_remote_xfer_done);
+VNXI_PY_METHOD(send_notif);
+VNXI_PY_METHOD(next_notif);
+
+/* agent_info.c */
+VNXI_PY_METHOD(describe);
+VNXI_PY_METHOD(stats);
+
+/* telemetry.c: a nixlXferTelemetry. */
+PyObject *vnxi_py_telemetry_new(vnxi_py_state_t *state,
+                                const vnx_xfer_telemetry_t *telemetry);
+
+#endif

@@ -1,0 +1,71 @@
+/*
+ * Small arguments of many calls: names of agents, messages, memory types,
+ * operations, lists of backends.
+ */
+#ifndef VNXI_PYTHON_CONVERT_H
+#define VNXI_PYTHON_CONVERT_H
+
+#include "python/module.h"
+
+/* Bytes of an argument; the argument must outlive it. */
+typedef struct vnxi_py_bytes {
+    const void *data; /* not NULL, even when empty */
+    size_t len;
+    PyObject *owner; /* NULL, or a temporary that holds `data` */
+    Py_buffer view;  /* where has_view */
+    bool has_view;
+} vnxi_py_bytes_t;
+
+/* The name of an agent, from str or bytes.  false: exception. */
+bool vnxi_py_name_get(const char *operation, PyObject *value,
+                      vnxi_py_bytes_t *bytes_p);
+
+/* The name of a peer: as above, and the empty one is refused. */
+bool vnxi_py_peer_get(vnxi_py_state_t *state, const char *operation,
+                      PyObject *value, vnxi_py_bytes_t *bytes_p);
+
+/* A message or a blob, from anything bytes-like, or from str in UTF-8. */
+bool vnxi_py_message_get(const char *operation, const char *what,
+                         PyObject *value, vnxi_py_bytes_t *bytes_p);
+
+/* After each of the above that returned true. */
+static inline void
+vnxi_py_bytes_put(vnxi_py_bytes_t *bytes)
+{
+    Py_XDECREF(bytes->owner);
+    if (bytes->has_view) {
+        PyBuffer_Release(&bytes->view);
+    }
+}
+
+/* The name of an agent as str, as keys of dictionaries are. */
+PyObject *vnxi_py_name_new(const void *name, size_t len);
+
+/* "DRAM", "VRAM", "BLK" or "BLOCK", "OBJ", "FILE", "cpu", "cuda", or a member
+ * of nixl_mem_t.  Another name is a KeyError. */
+bool vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p);
+
+/* "READ" or "WRITE"; another name is a KeyError. */
+bool vnxi_py_op_get(vnxi_py_state_t *state, const char *operation,
+                    PyObject *value, vnx_op_t *op_p);
+
+#define VNXI_PY_BACKENDS_MAX 16
+#define VNXI_PY_BACKEND_NAME_MAX 32
+
+/* Names of backends, copied, so that they outlive the caller's list. */
+typedef struct vnxi_py_backends {
+    const char *const *list; /* NULL: all */
+    const char *names[VNXI_PY_BACKENDS_MAX + 1];
+    char text[VNXI_PY_BACKENDS_MAX][VNXI_PY_BACKEND_NAME_MAX];
+} vnxi_py_backends_t;
+
+/* From None, a left-out argument, or a sequence of names that are all keys of
+ * `created`; one that is not is a KeyError. */
+bool vnxi_py_backends_get(const char *operation, PyObject *created,
+                          PyObject *value, vnxi_py_backends_t *backends_p);
+
+/* Seconds of an argument as nanoseconds; None: VNX_FOREVER. */
+bool vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
+                         PyObject *value, uint64_t *ns_p);
+
+#endif

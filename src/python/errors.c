@@ -1,0 +1,187 @@
+#include "python/errors.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef struct error_row {
+    int status;
+    const char *text, *pyclass;
+} error_row_t;
+
+static const error_row_t rows[VNXI_PY_STATUS_COUNT] = {
+#define ERROR_ROW(sym, num, name, text, pyclass) {num, text, pyclass},
+    VNX_STATUS_TABLE(ERROR_ROW)
+#undef ERROR_ROW
+};
+
+static PyObject *
+error_class(const vnxi_py_state_t *state, vnx_status_t status)
+{
+    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
+        if (rows[i].status == (int)status && state->errors[i] != NULL) {
+            return state->errors[i];
+        }
+    }
+    return state->errors[VNXI_PY_STATUS_VNX_ERR_UNKNOWN];
+}
+
+/* Takes `value`, which may be NULL with an exception set. */
+static int
+attribute_set(PyObject *object, PyObject *name, PyObject *value)
+{
+    if (value == NULL) {
+        return -1;
+    }
+    int ret = PyObject_SetAttr(object, name, value);
+    Py_DECREF(value);
+    return ret;
+}
+
+static int
+attributes_set(vnxi_py_state_t *state, PyObject *exception,
+               const vnx_error_t *error)
+{
+    PyObject *peer = error->peer[0] != '\0' ? PyUnicode_FromString(error->peer)
+                                            : Py_NewRef(Py_None);
+    PyObject *index =
+        error->row >= 0 ? PyLong_FromLongLong(error->row) : Py_NewRef(Py_None);
+    int ret = attribute_set(exception, VNXI_PY_NAME(state, peer), peer);
+    ret |= attribute_set(exception, VNXI_PY_NAME(state, index), index);
+    ret |= attribute_set(exception, VNXI_PY_NAME(state, status),
+                         PyLong_FromLong(error->status));
+    ret |= attribute_set(exception, VNXI_PY_NAME(state, operation),
+                         PyUnicode_FromString(error->operation));
+    return ret;
+}
+
+PyObject *
+vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error)
+{
+    char text[1024];
+    vnx_error_format(error, text, sizeof text);
+
+    PyObject *message =
+        PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+    if (message == NULL) {
+        return NULL;
+    }
+    PyObject *exception =
+        PyObject_CallOneArg(error_class(state, error->status), message);
+    Py_DECREF(message);
+    if (exception != NULL && attributes_set(state, exception, error) < 0) {
+        Py_CLEAR(exception);
+    }
+    return exception;
+}
+
+PyObject *
+vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error)
+{
+    PyObject *exception = vnxi_py_error_new(state, error);
+    if (exception != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+PyObject *
+vnxi_py_invalid(vnxi_py_state_t *state, const char *operation, int64_t row,
+                const char *cause, ...)
+{
+    char text[VNX_ERROR_CAUSE_MAX];
+    va_list args;
+    va_start(args, cause);
+    vsnprintf(text, sizeof text, cause, args);
+    va_end(args);
+
+    vnx_error_t error;
+    vnxi_error_set(&error, VNX_ERR_INVALID_PARAM, operation, "%s", text);
+    error.row = row;
+    return vnxi_py_raise(state, &error);
+}
+
+PyObject *
+vnxi_py_wrong_type(const char *operation, const char *what,
+                   const char *expected, PyObject *value)
+{
+    PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %.200s", operation,
+                 what, expected, Py_TYPE(value)->tp_name);
+    return NULL;
+}
+
+/* The second base, borrowed; NULL for most. */
+static PyObject *
+builtin_base(int status)
+{
+    switch (status) {
+    case VNX_ERR_INVALID_PARAM:
+        return PyExc_ValueError;
+    case VNX_ERR_TIMEOUT:
+        return PyExc_TimeoutError;
+    default:
+        return NULL;
+    }
+}
+
+static int
+error_class_add(PyObject *module, const error_row_t *row, PyObject **class_p)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    PyObject *builtin = builtin_base(row->status);
+    PyObject *bases = builtin != NULL
+                          ? PyTuple_Pack(2, state->error_base, builtin)
+                          : PyTuple_Pack(1, state->error_base);
+    char name[96];
+    snprintf(name, sizeof name, "vllm_nixl._core.%s", row->pyclass);
+    PyObject *dict = Py_BuildValue("{s:i}", "status", row->status);
+    if (bases != NULL && dict != NULL) {
+        *class_p = PyErr_NewExceptionWithDoc(name, row->text, bases, dict);
+    }
+    Py_XDECREF(dict);
+    Py_XDECREF(bases);
+    return *class_p == NULL
+               ? -1
+               : PyModule_AddObjectRef(module, row->pyclass, *class_p);
+}
+
+static int
+error_base_add(PyObject *module)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    PyObject *dict =
+        Py_BuildValue("{s:i,s:O,s:O,s:O}", "status", VNX_ERR_UNKNOWN, "peer",
+                      Py_None, "index", Py_None, "operation", Py_None);
+    if (dict == NULL) {
+        return -1;
+    }
+    state->error_base = PyErr_NewExceptionWithDoc(
+        "vllm_nixl._core.NixlError",
+        "What every error of this package derives from.\n\n"
+        "status: number of the status, as NIXL's (int)\n"
+        "peer: name of the peer concerned (str) or None\n"
+        "index: the offending row, from 0 (int), or None\n"
+        "operation: the call that failed (str) or None",
+        PyExc_Exception, dict);
+    Py_DECREF(dict);
+    return state->error_base == NULL
+               ? -1
+               : PyModule_AddObjectRef(module, "NixlError", state->error_base);
+}
+
+int
+vnxi_py_errors_add(PyObject *module)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    if (error_base_add(module) < 0) {
+        return -1;
+    }
+    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
+        if (rows[i].pyclass != NULL &&
+            error_class_add(module, &rows[i], &state->errors[i]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,31 @@
+/*
+ * Exceptions: the classes of VNX_STATUS_TABLE and how they are raised.
+ *
+ * All derive from NixlError(Exception); nixlInvalidParamError is a ValueError
+ * too, nixlTimeoutError a TimeoutError.  Each has .status (int), .peer (str or
+ * None), .index (the offending row, int or None) and .operation (str).
+ */
+#ifndef VNXI_PYTHON_ERRORS_H
+#define VNXI_PYTHON_ERRORS_H
+
+#include "python/module.h"
+
+#define VNXI_PY_NO_ROW (-1)
+
+/* Raise what a failed call recorded; returns NULL, to be returned. */
+PyObject *vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error);
+
+/* The exception alone, not raised; NULL and another exception on failure. */
+PyObject *vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error);
+
+/* Raise nixlInvalidParamError for what the extension itself refuses; `row` is
+ * VNXI_PY_NO_ROW or the offending one.  Returns NULL. */
+PyObject *vnxi_py_invalid(vnxi_py_state_t *state, const char *operation,
+                          int64_t row, const char *cause, ...)
+    __attribute__((format(printf, 4, 5)));
+
+/* TypeError "operation: what must be expected, not <type of value>". */
+PyObject *vnxi_py_wrong_type(const char *operation, const char *what,
+                             const char *expected, PyObject *value);
+
+#endif

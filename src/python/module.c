@@ -1,0 +1,147 @@
+#include "python/module.h"
+
+#include "python/scratch.h"
+#include "python/side_channel.h"
+
+PyMODINIT_FUNC PyInit__core(void);
+
+static int module_exec(PyObject *module);
+static int module_traverse(PyObject *module, visitproc visit, void *arg);
+static int module_clear(PyObject *module);
+static void module_free(void *module);
+
+PyDoc_STRVAR(module_doc,
+             "The C part of vllm_nixl: agents, handles, descriptor lists,\n"
+             "shared buffers and exceptions.  Import them from vllm_nixl.");
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,   .m_name = "vllm_nixl._core",
+    .m_doc = module_doc,     .m_size = sizeof(vnxi_py_state_t),
+    .m_slots = module_slots, .m_traverse = module_traverse,
+    .m_clear = module_clear, .m_free = module_free,
+};
+
+vnxi_py_state_t *
+vnxi_py_state(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
+
+/* PyType_GetModuleByDef() is there from Python 3.11 only. */
+vnxi_py_state_t *
+vnxi_py_state_of_type(PyTypeObject *type)
+{
+    for (; type != NULL; type = type->tp_base) {
+        if (!PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
+            break;
+        }
+        PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
+        if (module != NULL && PyModule_GetDef(module) == &module_def) {
+            return vnxi_py_state(module);
+        }
+    }
+    PyErr_SetString(PyExc_SystemError, "not a type of vllm_nixl._core");
+    return NULL;
+}
+
+int
+vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec)
+{
+    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (made == NULL) {
+        return -1;
+    }
+    vnxi_py_state(module)->types[type] = (PyTypeObject *)made;
+    return PyModule_AddType(module, (PyTypeObject *)made);
+}
+
+static int
+names_add(vnxi_py_state_t *state)
+{
+    static const char *const texts[VNXI_PY_NAME_COUNT] = {
+#define NAME_TEXT(name) #name,
+        VNXI_PY_NAMES(NAME_TEXT)
+#undef NAME_TEXT
+    };
+    for (int i = 0; i < VNXI_PY_NAME_COUNT; i++) {
+        state->names[i] = PyUnicode_InternFromString(texts[i]);
+        if (state->names[i] == NULL) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int
+module_exec(PyObject *module)
+{
+    static int (*const parts[])(PyObject *) = {
+        vnxi_py_enums_add, vnxi_py_errors_add,        vnxi_py_descs_add,
+        vnxi_py_dlist_add, vnxi_py_xfer_add,          vnxi_py_telemetry_add,
+        vnxi_py_agent_add, vnxi_py_shared_buffer_add, vnxi_py_side_channel_add,
+    };
+    if (names_add(vnxi_py_state(module)) < 0) {
+        return -1;
+    }
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
+        if (parts[i](module) < 0) {
+            return -1;
+        }
+    }
+    return PyModule_AddStringConstant(module, "__version__", vnx_version());
+}
+
+static int
+module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
+        Py_VISIT(state->errors[i]);
+    }
+    for (int i = 0; i < VNX_MEM_COUNT; i++) {
+        Py_VISIT(state->mems[i]);
+    }
+    for (int i = 0; i < VNXI_PY_TYPE_COUNT; i++) {
+        Py_VISIT(state->types[i]);
+    }
+    Py_VISIT(state->error_base);
+    return 0;
+}
+
+static int
+module_clear(PyObject *module)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    for (int i = 0; i < VNXI_PY_NAME_COUNT; i++) {
+        Py_CLEAR(state->names[i]);
+    }
+    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
+        Py_CLEAR(state->errors[i]);
+    }
+    for (int i = 0; i < VNX_MEM_COUNT; i++) {
+        Py_CLEAR(state->mems[i]);
+    }
+    for (int i = 0; i < VNXI_PY_TYPE_COUNT; i++) {
+        Py_CLEAR(state->types[i]);
+    }
+    Py_CLEAR(state->error_base);
+    return 0;
+}
+
+static void
+module_free(void *module)
+{
+    module_clear(module);
+    vnxi_py_scratch_fini(vnxi_py_state(module));
+}
+
+PyMODINIT_FUNC
+PyInit__core(void)
+{
+    return PyModuleDef_Init(&module_def);
+}

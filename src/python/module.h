@@ -1,0 +1,88 @@
+/*
+ * The extension module `vllm_nixl._core`: converts between Python objects and
+ * the C API, drops the GIL where a call may take long, maps errors to
+ * exceptions.  Nothing here decides anything about transfers.
+ *
+ * Rules of this folder
+ *   - Objects are guarded by the GIL.  Code that drops it copies every pointer
+ *     out of Python objects first and retains the C objects, since another
+ *     thread may release their handles meanwhile.
+ *   - The GIL is dropped for what may wait or works on many rows; it is kept
+ *     for what is a few atomic operations, where dropping it costs more than
+ *     the call.
+ *   - No Python object lies in static storage: all of them are in the state.
+ */
+#ifndef VNXI_PYTHON_MODULE_H
+#define VNXI_PYTHON_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <vnx/vnx.h>
+
+#include "base/error.h"
+#include "python/names.h"
+
+/* One for each row of VNX_STATUS_TABLE, in its order. */
+enum {
+#define VNXI_PY_STATUS_INDEX(sym, num, name, text, pyclass) \
+    VNXI_PY_STATUS_##sym,
+    VNX_STATUS_TABLE(VNXI_PY_STATUS_INDEX)
+#undef VNXI_PY_STATUS_INDEX
+        VNXI_PY_STATUS_COUNT
+};
+
+typedef enum vnxi_py_type {
+    VNXI_PY_TYPE_AGENT,
+    VNXI_PY_TYPE_XFER,
+    VNXI_PY_TYPE_DLIST,
+    VNXI_PY_TYPE_XFER_DESCS,
+    VNXI_PY_TYPE_REG_DESCS,
+    VNXI_PY_TYPE_REMOTE_DESCS,
+    VNXI_PY_TYPE_TELEMETRY,
+    VNXI_PY_TYPE_SHARED_BUFFER,
+    VNXI_PY_TYPE_COUNT
+} vnxi_py_type_t;
+
+typedef struct vnxi_py_state {
+    PyObject *names[VNXI_PY_NAME_COUNT];    /* interned */
+    PyObject *errors[VNXI_PY_STATUS_COUNT]; /* NULL: not an error */
+    PyObject *error_base;                   /* NixlError */
+    PyObject *mems[VNX_MEM_COUNT];          /* members of nixl_mem_t */
+    PyTypeObject *types[VNXI_PY_TYPE_COUNT];
+    void *scratch; /* see scratch.h */
+    size_t scratch_size;
+} vnxi_py_state_t;
+
+#define VNXI_PY_NAME(state, name) ((state)->names[VNXI_PY_NAME_##name])
+
+vnxi_py_state_t *vnxi_py_state(PyObject *module);
+
+/* The state of the module that defined `type` or one of its bases; NULL and
+ * SystemError where there is none.  For tp_new, where no object exists. */
+vnxi_py_state_t *vnxi_py_state_of_type(PyTypeObject *type);
+
+static inline bool
+vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
+{
+    return Py_IS_TYPE(object, state->types[type]);
+}
+
+/* Each makes a type and adds it to the module: 0, or -1 with an exception. */
+int vnxi_py_agent_add(PyObject *module);
+int vnxi_py_xfer_add(PyObject *module);
+int vnxi_py_dlist_add(PyObject *module);
+int vnxi_py_descs_add(PyObject *module);
+int vnxi_py_telemetry_add(PyObject *module);
+int vnxi_py_shared_buffer_add(PyObject *module);
+int vnxi_py_enums_add(PyObject *module);
+int vnxi_py_errors_add(PyObject *module);
+
+/* The common part of these. */
+int vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec);
+
+#endif

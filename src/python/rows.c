@@ -1,0 +1,156 @@
+#include "python/rows.h"
+
+#include "python/errors.h"
+#include "python/integers.h"
+#include "python/scratch.h"
+
+static bool
+is_tensor(const vnxi_py_state_t *state, PyObject *object)
+{
+    if (PyTuple_Check(object) || PyList_Check(object)) {
+        return false;
+    }
+    Py_INCREF(object); /* the look-up may run any code */
+    PyObject *method = PyObject_GetAttr(object, VNXI_PY_NAME(state, data_ptr));
+    Py_DECREF(object);
+    if (method == NULL) {
+        PyErr_Clear();
+        return false;
+    }
+    Py_DECREF(method);
+    return true;
+}
+
+vnxi_py_source_t
+vnxi_py_source_of(const vnxi_py_state_t *state, PyObject *source)
+{
+    if (PyList_Check(source) || PyTuple_Check(source)) {
+        return PySequence_Fast_GET_SIZE(source) > 0 &&
+                       is_tensor(state, PySequence_Fast_GET_ITEM(source, 0))
+                   ? VNXI_PY_SOURCE_TENSORS
+                   : VNXI_PY_SOURCE_ROWS;
+    }
+    if (PyObject_CheckBuffer(source)) {
+        return VNXI_PY_SOURCE_MATRIX;
+    }
+    return is_tensor(state, source) ? VNXI_PY_SOURCE_TENSOR
+                                    : VNXI_PY_SOURCE_OTHER;
+}
+
+static bool
+numbers_get(vnxi_py_state_t *state, const char *operation, int64_t row,
+            PyObject *const *items, vnx_desc_t *desc_p)
+{
+    static const char *const whats[] = {"the address", "the length",
+                                        "the device id"};
+    uint64_t numbers[3];
+    for (int i = 0; i < 3; i++) {
+        vnxi_py_int_result_t result = vnxi_py_int_get(items[i], &numbers[i]);
+        if (result != VNXI_PY_INT_OK) {
+            vnxi_py_int_raise(state, operation, row, whats[i], items[i],
+                              result);
+            return false;
+        }
+    }
+    *desc_p = (vnx_desc_t){numbers[0], numbers[1], numbers[2]};
+    return true;
+}
+
+static bool
+row_of_tuple(vnxi_py_state_t *state, const char *operation, int64_t row,
+             PyObject *tuple, Py_ssize_t width, vnx_desc_t *desc_p,
+             PyObject **extra_p)
+{
+    if (PyTuple_GET_SIZE(tuple) != width) {
+        vnxi_py_invalid(state, operation, row,
+                        "%zd items are needed (address, length, device id%s), "
+                        "not %zd",
+                        width, width > 3 ? ", and one more" : "",
+                        PyTuple_GET_SIZE(tuple));
+        return false;
+    }
+    if (!numbers_get(state, operation, row, &PyTuple_GET_ITEM(tuple, 0),
+                     desc_p)) {
+        return false;
+    }
+    if (extra_p != NULL) {
+        *extra_p = Py_NewRef(PyTuple_GET_ITEM(tuple, 3));
+    }
+    return true;
+}
+
+bool
+vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
+                PyObject *item, Py_ssize_t width, vnx_desc_t *desc_p,
+                PyObject **extra_p)
+{
+    if (!PyTuple_Check(item) && !PyList_Check(item)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s: row %lld must be a tuple, not %.200s", operation,
+                     (long long)row, Py_TYPE(item)->tp_name);
+        return false;
+    }
+    /* A reference of our own: __index__ of an item may run any code. */
+    PyObject *tuple = PySequence_Tuple(item);
+    if (tuple == NULL) {
+        return false;
+    }
+    bool good =
+        row_of_tuple(state, operation, row, tuple, width, desc_p, extra_p);
+    Py_DECREF(tuple);
+    return good;
+}
+
+/* The common case, at full speed: a tuple of three plain ints that fit. */
+static inline bool
+row_fast(PyObject *item, vnx_desc_t *desc_p)
+{
+    if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 3) {
+        return false;
+    }
+    uint64_t numbers[3];
+    for (int i = 0; i < 3; i++) {
+        PyObject *value = PyTuple_GET_ITEM(item, i);
+        if (!PyLong_CheckExact(value)) {
+            return false;
+        }
+        numbers[i] = PyLong_AsUnsignedLongLong(value);
+        if (numbers[i] == UINT64_MAX) {
+            PyErr_Clear();
+            return false;
+        }
+    }
+    *desc_p = (vnx_desc_t){numbers[0], numbers[1], numbers[2]};
+    return true;
+}
+
+/* The list's size is read at each row: code that a conversion runs, or another
+ * thread between two chunks, may have changed it. */
+bool
+vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
+                  PyObject *list, vnxi_py_rows_fn take, void *context)
+{
+    vnxi_py_scratch_t scratch;
+    if (!vnxi_py_scratch_take(state, VNXI_PY_ROWS_CHUNK * sizeof(vnx_desc_t),
+                              &scratch)) {
+        return false;
+    }
+    vnx_desc_t *rows = scratch.data;
+    size_t count = 0;
+    bool good = true;
+    for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        good =
+            row_fast(item, &rows[count]) ||
+            vnxi_py_row_get(state, operation, i, item, 3, &rows[count], NULL);
+        if (good && ++count == VNXI_PY_ROWS_CHUNK) {
+            good = take(context, rows, count);
+            count = 0;
+        }
+    }
+    if (good && count > 0) {
+        good = take(context, rows, count);
+    }
+    vnxi_py_scratch_put(state, &scratch);
+    return good;
+}

@@ -1,0 +1,74 @@
+/*
+ * Descriptors from Python objects: rows of a list, an Nx3 or Nx5 buffer, torch
+ * tensors (by their methods: torch is never imported).
+ */
+#ifndef VNXI_PYTHON_ROWS_H
+#define VNXI_PYTHON_ROWS_H
+
+#include "python/module.h"
+
+typedef enum vnxi_py_source {
+    VNXI_PY_SOURCE_ROWS,    /* list or tuple of (address, length, device) */
+    VNXI_PY_SOURCE_MATRIX,  /* buffer: Nx3, or Nx5 with strides */
+    VNXI_PY_SOURCE_TENSOR,  /* one tensor */
+    VNXI_PY_SOURCE_TENSORS, /* list or tuple of tensors */
+    VNXI_PY_SOURCE_OTHER,
+} vnxi_py_source_t;
+
+vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
+                                   PyObject *source);
+
+/* -- Rows ----------------------------------------------------------------- */
+
+#define VNXI_PY_ROWS_CHUNK 4096
+
+/* Row `row` of a list: a sequence of exactly `width` items, the first three
+ * integers.  *extra_p (may be NULL) is the fourth, owned. */
+bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
+                     int64_t row, PyObject *item, Py_ssize_t width,
+                     vnx_desc_t *desc_p, PyObject **extra_p);
+
+/* Takes `count` rows (> 0, at most VNXI_PY_ROWS_CHUNK).  May drop the GIL.
+ * false: exception. */
+typedef bool (*vnxi_py_rows_fn)(void *context, const vnx_desc_t *rows,
+                                size_t count);
+
+/* Convert a list or tuple of 3-tuples and hand it on in chunks, so that no
+ * array of the whole is ever made. */
+bool vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
+                       PyObject *list, vnxi_py_rows_fn take, void *context);
+
+/* -- Buffers -------------------------------------------------------------- */
+
+typedef struct vnxi_py_matrix {
+    Py_buffer view;
+    const uint64_t *data; /* C-contiguous, aligned */
+    size_t rows;
+    int columns; /* 3 or 5 */
+    bool is_signed;
+} vnxi_py_matrix_t;
+
+/* ValueError for another shape or layout, TypeError for another type of
+ * elements.  true: vnxi_py_matrix_put(). */
+bool vnxi_py_matrix_get(vnxi_py_state_t *state, const char *operation,
+                        PyObject *source, vnxi_py_matrix_t *matrix_p);
+
+static inline void
+vnxi_py_matrix_put(vnxi_py_matrix_t *matrix)
+{
+    PyBuffer_Release(&matrix->view);
+}
+
+/* The first of `rows` rows that holds a negative number; -1: none. Needs no
+ * GIL. */
+int64_t vnxi_py_matrix_negative(const uint64_t *data, size_t rows,
+                                int columns);
+
+/* -- Tensors -------------------------------------------------------------- */
+
+/* The memory of a contiguous tensor; `row` names it in messages. */
+bool vnxi_py_tensor_get(vnxi_py_state_t *state, const char *operation,
+                        int64_t row, PyObject *tensor, vnx_desc_t *desc_p,
+                        vnx_mem_t *mem_p);
+
+#endif

@@ -1,0 +1,137 @@
+#include "python/errors.h"
+#include "python/integers.h"
+#include "python/module.h"
+
+typedef struct shared_buffer {
+    PyObject_HEAD vnx_shared_buffer_t *buffer; /* owned; fixed at the making */
+} shared_buffer_t;
+
+static PyObject *
+buffer_create(vnxi_py_state_t *state, PyTypeObject *type, uint64_t nbytes)
+{
+    vnx_error_t error;
+    vnx_status_t status;
+    vnx_shared_buffer_t *buffer;
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_shared_buffer_create(nbytes, &buffer, &error);
+    Py_END_ALLOW_THREADS;
+    if (status < 0) {
+        return vnxi_py_raise(state, &error);
+    }
+    shared_buffer_t *self = (shared_buffer_t *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        vnx_shared_buffer_free(buffer);
+        return NULL;
+    }
+    self->buffer = buffer;
+    return (PyObject *)self;
+}
+
+static PyObject *
+buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"nbytes", NULL};
+    PyObject *value;
+    uint64_t nbytes;
+    vnxi_py_state_t *state = vnxi_py_state_of_type(type);
+
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(
+                             args, kwargs, "O:shared_buffer", names, &value)) {
+        return NULL;
+    }
+    vnxi_py_int_result_t result = vnxi_py_int_get(value, &nbytes);
+    if (result == VNXI_PY_INT_TYPE) {
+        return vnxi_py_wrong_type("shared_buffer", "nbytes", "an int", value);
+    }
+    if (result == VNXI_PY_INT_EXCEPTION) {
+        return NULL;
+    }
+    if (result != VNXI_PY_INT_OK || nbytes == 0 || nbytes > PY_SSIZE_T_MAX) {
+        return vnxi_py_invalid(state, "shared_buffer", VNXI_PY_NO_ROW,
+                               "nbytes must be between 1 and 2**63 - 1");
+    }
+    return buffer_create(state, type, nbytes);
+}
+
+static void
+buffer_dealloc(PyObject *op)
+{
+    shared_buffer_t *self = (shared_buffer_t *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_shared_buffer_free(self->buffer);
+    Py_END_ALLOW_THREADS;
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+static Py_ssize_t
+buffer_length(PyObject *op)
+{
+    return (Py_ssize_t)vnx_shared_buffer_size(((shared_buffer_t *)op)->buffer);
+}
+
+/* A view holds a reference to the object, so the memory outlives it. */
+static int
+buffer_getbuffer(PyObject *op, Py_buffer *view, int flags)
+{
+    void *data = vnx_shared_buffer_data(((shared_buffer_t *)op)->buffer);
+    return PyBuffer_FillInfo(view, op, data, buffer_length(op), 0, flags);
+}
+
+static PyObject *
+buffer_repr(PyObject *op)
+{
+    return PyUnicode_FromFormat(
+        "<shared_buffer of %zd bytes at %p>", buffer_length(op),
+        vnx_shared_buffer_data(((shared_buffer_t *)op)->buffer));
+}
+
+static PyObject *
+buffer_get_address(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromVoidPtr(
+        vnx_shared_buffer_data(((shared_buffer_t *)op)->buffer));
+}
+
+static PyObject *
+buffer_get_nbytes(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(buffer_length(op));
+}
+
+PyDoc_STRVAR(buffer_doc,
+             "shared_buffer(nbytes)\n--\n\n"
+             "Zeroed memory that peers on this host map rather than copy "
+             "through the kernel.\n\n"
+             "A writable buffer of bytes: memoryview(), numpy.frombuffer() "
+             "and torch.frombuffer()\nsee it without a copy and keep it "
+             "alive. Deregister it before it is dropped.\n\n"
+             "nbytes: its size, above 0");
+
+static PyGetSetDef buffer_getset[] = {
+    {"address", buffer_get_address, NULL, "where it lies (int)", NULL},
+    {"nbytes", buffer_get_nbytes, NULL, "its size in bytes (int)", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot buffer_slots[] = {
+    {Py_tp_doc, (void *)buffer_doc},     {Py_tp_new, buffer_new},
+    {Py_tp_dealloc, buffer_dealloc},     {Py_tp_repr, buffer_repr},
+    {Py_tp_getset, buffer_getset},       {Py_sq_length, buffer_length},
+    {Py_bf_getbuffer, buffer_getbuffer}, {0, NULL},
+};
+
+static PyType_Spec buffer_spec = {
+    .name = "vllm_nixl._core.shared_buffer",
+    .basicsize = sizeof(shared_buffer_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = buffer_slots,
+};
+
+int
+vnxi_py_shared_buffer_add(PyObject *module)
+{
+    return vnxi_py_type_add(module, VNXI_PY_TYPE_SHARED_BUFFER, &buffer_spec);
+}
