@@ -1,0 +1,76 @@
+"""NIXL's agent, written again: move KV cache between processes and hosts.
+
+    from vllm_nixl import NixlAgent, nixl_agent_config
+
+NixlAgent has the whole API of NIXL's nixl_agent (both names exist), and on top
+wait(), wait_async(), check_xfer_states(), cancel(), notifications(),
+describe() and the side channel.
+
+Importing this starts no thread, opens no library, and imports neither numpy
+nor torch nor asyncio.
+"""
+
+from ._agent import NixlAgent, nixl_agent
+from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
+from ._core import (
+    NixlError,
+    TcpSideChannel,
+    __version__,
+    nixl_mem_t,
+    nixl_prepped_dlist_handle,
+    nixl_xfer_handle,
+    nixlBackendError,
+    nixlCancelledError,
+    nixlClosedError,
+    nixlInvalidParamError,
+    nixlMismatchError,
+    nixlNotAllowedError,
+    nixlNoTelemetryError,
+    nixlNotFoundError,
+    nixlNotPostedError,
+    nixlNotSupportedError,
+    nixlOutOfMemoryError,
+    nixlRegDList,
+    nixlRemoteDisconnectError,
+    nixlRemoteDList,
+    nixlRepostActiveError,
+    nixlTimeoutError,
+    nixlUnknownError,
+    nixlXferDList,
+    nixlXferTelemetry,
+    shared_buffer,
+)
+
+__all__ = [
+    "DEFAULT_COMM_PORT",
+    "NixlAgent",
+    "NixlError",
+    "TcpSideChannel",
+    "__version__",
+    "nixlBackendError",
+    "nixlCancelledError",
+    "nixlClosedError",
+    "nixlInvalidParamError",
+    "nixlMismatchError",
+    "nixlNoTelemetryError",
+    "nixlNotAllowedError",
+    "nixlNotFoundError",
+    "nixlNotPostedError",
+    "nixlNotSupportedError",
+    "nixlOutOfMemoryError",
+    "nixlRegDList",
+    "nixlRemoteDList",
+    "nixlRemoteDisconnectError",
+    "nixlRepostActiveError",
+    "nixlTimeoutError",
+    "nixlUnknownError",
+    "nixlXferDList",
+    "nixlXferTelemetry",
+    "nixl_agent",
+    "nixl_agent_config",
+    "nixl_mem_t",
+    "nixl_prepped_dlist_handle",
+    "nixl_thread_sync_t",
+    "nixl_xfer_handle",
+    "shared_buffer",
+]

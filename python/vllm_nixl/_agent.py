@@ -1,0 +1,268 @@
+"""NixlAgent: the methods of _core.Agent, and what need not be fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._config import DEFAULT_COMM_PORT, nixl_agent_config
+from ._core import (
+    Agent,
+    TcpSideChannel,
+    nixl_mem_t,
+    nixl_xfer_handle,
+    nixlNotSupportedError,
+    nixlRegDList,
+    nixlRemoteDList,
+    nixlXferDList,
+)
+from ._serialize import deserialize, serialize
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from ._aio import _Events
+
+_LISTENER_CAUSE = (
+    "the metadata listener is not part of this version; "
+    "use start_side_channel_listener() and request_remote_metadata()"
+)
+
+
+def _not_supported(operation: str, cause: str) -> nixlNotSupportedError:
+    error = nixlNotSupportedError(
+        f"NIXL_ERR_NOT_SUPPORTED: {operation}: {cause}"
+    )
+    error.operation = operation
+    return error
+
+
+class NixlAgent(Agent):
+    """A named endpoint that owns regions, peers, transfers, notifications.
+
+    Args:
+        agent_name: How peers know it: str (or bytes), not empty.
+        nixl_conf: A nixl_agent_config; None: the default one.
+        instantiate_all: Without nixl_conf, create every backend there is.
+
+    Every method may be called from any thread at any time. `with agent:` and
+    close() stop it for good; otherwise it stops when it is dropped, and the
+    handles that it gave out keep it alive.
+    """
+
+    nixl_mems = {  # noqa: RUF012 - NIXL's attribute
+        "DRAM": nixl_mem_t.DRAM_SEG,
+        "VRAM": nixl_mem_t.VRAM_SEG,
+        "FILE": nixl_mem_t.FILE_SEG,
+        "BLOCK": nixl_mem_t.BLK_SEG,
+        "BLK": nixl_mem_t.BLK_SEG,
+        "OBJ": nixl_mem_t.OBJ_SEG,
+        "cpu": nixl_mem_t.DRAM_SEG,
+        "cuda": nixl_mem_t.VRAM_SEG,
+    }
+
+    def __init__(
+        self,
+        agent_name: str,
+        nixl_conf: nixl_agent_config | None = None,
+        instantiate_all: bool = False,
+    ) -> None:
+        if nixl_conf is None:
+            config = nixl_agent_config()
+        elif isinstance(nixl_conf, nixl_agent_config):
+            config = nixl_conf
+        else:
+            raise TypeError(
+                "nixl_conf must be a nixl_agent_config, "
+                f"not {type(nixl_conf).__name__}"
+            )
+        if config.enable_listen:
+            raise _not_supported("nixl_agent", _LISTENER_CAUSE)
+        super().__init__(
+            agent_name, engine=config.engine, num_threads=config.num_threads
+        )
+        self._side_channel: TcpSideChannel | None = None
+        self._iterators: set[_Events] = set()
+        names = config.backends
+        if instantiate_all and nixl_conf is None:
+            names = self.plugin_list
+        for name in names:
+            self.create_backend(name)
+
+    # -- Descriptors between processes --------------------------------------
+
+    def get_serialized_descs(
+        self, descs: nixlXferDList | nixlRegDList
+    ) -> bytes:
+        """A pickle of a nixlXferDList or nixlRegDList (bytes)."""
+        return serialize(descs)
+
+    def deserialize_descs(
+        self, serialized_descs: bytes
+    ) -> nixlXferDList | nixlRegDList:
+        """The list that get_serialized_descs() wrote, here or in NIXL.
+
+        The bytes are read as what they should be and never run as a pickle;
+        nixlMismatchError for anything else.
+        """
+        return deserialize(serialized_descs)
+
+    # -- Events -------------------------------------------------------------
+
+    async def wait_async(
+        self,
+        handle: nixl_xfer_handle | Iterable[nixl_xfer_handle],
+        timeout: float | None = None,
+        any_of: bool = False,
+    ) -> list[nixl_xfer_handle]:
+        """wait() for asyncio: the loop goes on meanwhile.
+
+        Args:
+            handle: A nixl_xfer_handle or an iterable of them.
+            timeout: In seconds; None: no limit.
+            any_of: One that has ended is enough.
+
+        Returns the handles that have ended, in the order given. Raises what
+        wait() raises. Cancelling the task leaves the transfers going on.
+        """
+        from ._aio import wait_async
+
+        return await wait_async(self, handle, timeout, any_of)
+
+    def notifications(self) -> AsyncIterator[tuple[str, bytes]]:
+        """Notifications as they come: `async for sender, message in ...`.
+
+        Each goes to one taker: several iterators, or get_new_notifs() at the
+        same time, share them. The iterator ends when the agent is closed.
+        """
+        from ._aio import notifications
+
+        return notifications(self)
+
+    # -- Side channel -------------------------------------------------------
+
+    def _channel(self) -> TcpSideChannel:
+        if self._side_channel is None:
+            self._side_channel = TcpSideChannel()
+        return self._side_channel
+
+    def start_side_channel_listener(
+        self, port: int, metadata: bytes, host: str = ""
+    ) -> int:
+        """Serve `metadata` over TCP. Returns the port.
+
+        Args:
+            port: 0 binds a free one.
+            metadata: What requesters get, as a rule get_agent_metadata()
+                (bytes; copied).
+            host: The address to listen at; "": all of the machine's.
+
+        nixlNotAllowedError where it is running already.
+        """
+        return self._channel().start_listener(port, metadata, host=host)
+
+    def request_remote_metadata(
+        self, host: str, port: int, timeout_ms: int = 5000
+    ) -> bytes:
+        """Fetch what the listener at host:port serves (bytes).
+
+        timeout_ms bounds the whole exchange; nixlTimeoutError after it,
+        nixlBackendError where nobody listens. Other threads run meanwhile.
+        """
+        return self._channel().request_metadata(
+            host, port, timeout_ms=timeout_ms
+        )
+
+    def stop_side_channel_listener(self) -> None:
+        """Stop serving, without waiting for clients; the port is free."""
+        if self._side_channel is not None:
+            self._side_channel.shutdown()
+
+    def is_side_channel_running(self) -> bool:
+        """Is the listener running?"""
+        return (
+            self._side_channel is not None and self._side_channel.is_running()
+        )
+
+    def close(self) -> None:
+        """Stop the listener and the agent's work for good.
+
+        Transfers in flight end as cancelled, waiters raise nixlClosedError,
+        peers see the agent leave; later calls raise nixlClosedError. A second
+        time nothing happens.
+        """
+        self.stop_side_channel_listener()
+        super().close()
+
+    def __exit__(self, *args: object) -> None:
+        """close() the agent."""
+        self.close()
+
+    # -- What this version does not have ------------------------------------
+
+    def query_memory(
+        self, reg_list: Any, backend: str, mem_type: str | None = None
+    ) -> list[dict[str, str] | None]:
+        """Not supported: no backend of this version has storage."""
+        if backend not in self.backends:
+            raise ValueError(
+                f"query_memory: the agent has no backend {backend!r}; "
+                f"it has {list(self.backends)}"
+            )
+        self.get_reg_descs(reg_list, mem_type)
+        raise _not_supported(
+            "query_memory", f"backend {backend} has no storage to ask"
+        )
+
+    def prep_mem_view(
+        self,
+        dlist: nixlXferDList | nixlRemoteDList,
+        *,
+        backends: list[str] | None = None,
+    ) -> int:
+        """Not supported: memory views need a GPU and UCX's device API."""
+        raise _not_supported(
+            "prep_mem_view", "no backend of this version has memory views"
+        )
+
+    def release_mem_view(self, mvh: int) -> None:
+        """Not supported: there are no memory views to release."""
+        raise _not_supported(
+            "release_mem_view", "no backend of this version has memory views"
+        )
+
+    def send_local_metadata(
+        self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT
+    ) -> None:
+        """Not supported: see start_side_channel_listener()."""
+        raise _not_supported("send_local_metadata", _LISTENER_CAUSE)
+
+    def send_partial_agent_metadata(
+        self,
+        descs: nixlRegDList,
+        inc_conn_info: bool = False,
+        backends: list[str] = [],  # noqa: B006 - NIXL's default
+        ip_addr: str = "",
+        port: int = DEFAULT_COMM_PORT,
+        label: str = "",
+    ) -> None:
+        """Not supported: see start_side_channel_listener()."""
+        raise _not_supported("send_partial_agent_metadata", _LISTENER_CAUSE)
+
+    def fetch_remote_metadata(
+        self,
+        remote_agent: str,
+        ip_addr: str = "",
+        port: int = DEFAULT_COMM_PORT,
+        label: str = "",
+    ) -> None:
+        """Not supported: see request_remote_metadata()."""
+        raise _not_supported("fetch_remote_metadata", _LISTENER_CAUSE)
+
+    def invalidate_local_metadata(
+        self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT
+    ) -> None:
+        """Not supported: see start_side_channel_listener()."""
+        raise _not_supported("invalidate_local_metadata", _LISTENER_CAUSE)
+
+
+nixl_agent = NixlAgent

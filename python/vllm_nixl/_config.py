@@ -1,0 +1,113 @@
+"""The configuration of an agent."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+
+DEFAULT_COMM_PORT = 8888
+
+_ENGINES = ("auto", "native", "nixl")
+
+
+class nixl_thread_sync_t(Enum):
+    """Accepted and ignored: every call is thread-safe, always."""
+
+    NIXL_THREAD_SYNC_NONE = 0
+    NIXL_THREAD_SYNC_STRICT = 1
+    NIXL_THREAD_SYNC_RW = 2
+    NIXL_THREAD_SYNC_DEFAULT = 0
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, not {value}")
+    return value
+
+
+def _check_engine(engine: str | None) -> str:
+    source = "engine"
+    if engine is None:
+        source = "VLLM_NIXL_ENGINE"
+        engine = os.environ.get(source) or "auto"
+    if not isinstance(engine, str):
+        raise TypeError(f"engine must be a str, not {type(engine).__name__}")
+    if engine not in _ENGINES:
+        raise ValueError(
+            f"{source} must be one of {', '.join(_ENGINES)}, not {engine!r}"
+        )
+    return engine
+
+
+def _check_backends(backends: object) -> list[str]:
+    if isinstance(backends, str) or not isinstance(backends, (list, tuple)):
+        raise TypeError(
+            f"backends must be a list of names, not {type(backends).__name__}"
+        )
+    for name in backends:
+        if not isinstance(name, str):
+            raise TypeError(
+                "the name of a backend must be a str, "
+                f"not {type(name).__name__}"
+            )
+    return list(backends)
+
+
+class nixl_agent_config:
+    """What an agent is made with.
+
+    Args:
+        enable_prog_thread: Accepted and ignored: transfers always complete
+            without being polled.
+        enable_listen_thread: Not supported: an agent that is made with it
+            raises nixlNotSupportedError. See
+            NixlAgent.start_side_channel_listener().
+        listen_port: Port of that thread, 0 to 65535.
+        capture_telemetry: Accepted and ignored: telemetry is always there.
+        num_threads: Copy threads of one transfer; 0: as many as cores, at
+            most 4.
+        backends: Backends to create with the agent. "UCX" stands for the
+            best way to each peer.
+        sync_mode: Accepted and ignored: every call is thread-safe.
+        engine: "auto", "native" or "nixl"; None: the environment variable
+            VLLM_NIXL_ENGINE, and "auto" without it.
+
+    Every argument is an attribute and may be changed until the agent is made
+    (under NIXL's names: enable_pthread, enable_listen, port).
+    """
+
+    def __init__(
+        self,
+        enable_prog_thread: bool = True,
+        enable_listen_thread: bool = False,
+        listen_port: int = DEFAULT_COMM_PORT,
+        capture_telemetry: bool = False,
+        num_threads: int = 0,
+        backends: list[str] = ["UCX"],  # noqa: B006 - copied, NIXL's default
+        sync_mode: nixl_thread_sync_t | None = None,
+        *,
+        engine: str | None = None,
+    ) -> None:
+        if sync_mode is not None and not isinstance(
+            sync_mode, nixl_thread_sync_t
+        ):
+            raise TypeError(
+                "sync_mode must be a nixl_thread_sync_t, "
+                f"not {type(sync_mode).__name__}"
+            )
+        self.enable_pthread = enable_prog_thread
+        self.enable_listen = enable_listen_thread
+        self.port = _check_int("listen_port", listen_port, 0, 65535)
+        self.capture_telemetry = capture_telemetry
+        self.num_threads = _check_int("num_threads", num_threads, 0, 1024)
+        self.backends = _check_backends(backends)
+        self.sync_mode = sync_mode
+        self.engine = _check_engine(engine)
+
+    def __repr__(self) -> str:
+        values = ", ".join(
+            f"{key}={value!r}" for key, value in vars(self).items()
+        )
+        return f"nixl_agent_config({values})"

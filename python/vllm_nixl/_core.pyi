@@ -1,0 +1,771 @@
+"""The C part of vllm_nixl: agents, handles, descriptor lists, exceptions.
+
+Import these names from vllm_nixl. Every call is thread-safe. Numbers are
+bytes unless they say otherwise.
+"""
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias, final
+
+from typing_extensions import Buffer, Self
+
+__version__: str
+
+class nixl_mem_t(enum.IntEnum):
+    """Memory types, by NIXL's numbers."""
+
+    DRAM_SEG = 0
+    VRAM_SEG = 1
+    BLK_SEG = 2
+    OBJ_SEG = 3
+    FILE_SEG = 4
+
+DRAM_SEG: nixl_mem_t
+VRAM_SEG: nixl_mem_t
+BLK_SEG: nixl_mem_t
+OBJ_SEG: nixl_mem_t
+FILE_SEG: nixl_mem_t
+
+# -- Exceptions --------------------------------------------------------------
+
+class NixlError(Exception):
+    """What every error of this package derives from.
+
+    status: number of the status, as NIXL's
+    peer: name of the peer concerned, or None
+    index: the offending row, from 0, or None
+    operation: the call that failed, or None
+    """
+
+    status: int
+    peer: str | None
+    index: int | None
+    operation: str | None
+
+class nixlNotPostedError(NixlError):
+    """the transfer was not posted"""
+
+class nixlInvalidParamError(NixlError, ValueError):
+    """invalid parameter"""
+
+class nixlBackendError(NixlError):
+    """the backend failed"""
+
+class nixlNotFoundError(NixlError):
+    """not found"""
+
+class nixlMismatchError(NixlError):
+    """mismatch"""
+
+class nixlNotAllowedError(NixlError):
+    """not allowed"""
+
+class nixlRepostActiveError(NixlError):
+    """the transfer is still active"""
+
+class nixlUnknownError(NixlError):
+    """unknown error"""
+
+class nixlNotSupportedError(NixlError):
+    """not supported"""
+
+class nixlRemoteDisconnectError(NixlError):
+    """the peer is gone"""
+
+class nixlCancelledError(NixlError):
+    """the transfer was cancelled"""
+
+class nixlNoTelemetryError(NixlError):
+    """no telemetry"""
+
+class nixlTimeoutError(NixlError, TimeoutError):
+    """timed out
+
+    pending: handles of the transfers that are still going on (wait() only)
+    """
+
+    pending: list[nixl_xfer_handle]
+
+class nixlOutOfMemoryError(NixlError):
+    """out of memory"""
+
+class nixlClosedError(NixlError):
+    """the agent is closed"""
+
+# -- Descriptor lists --------------------------------------------------------
+
+class _Device(Protocol):
+    @property
+    def type(self) -> str: ...
+    @property
+    def index(self) -> int | None: ...
+
+class _Tensor(Protocol):
+    """What is asked of a torch tensor."""
+
+    def data_ptr(self) -> int: ...
+    def numel(self) -> int: ...
+    def element_size(self) -> int: ...
+    def is_contiguous(self) -> bool: ...
+    @property
+    def device(self) -> Any: ...
+
+_MemType: TypeAlias = str | nixl_mem_t | int
+_Row: TypeAlias = tuple[int, int, int]
+_RegRow: TypeAlias = tuple[int, int, int, str | bytes]
+_Tensors: TypeAlias = _Tensor | Sequence[_Tensor]
+
+@final
+class nixlXferDList:
+    """A list of descriptors of one memory type: (address, length, device id).
+
+    type: a memory type, as nixl_mem_t or by name
+    descs: rows as tuples, an Nx3 array of uint64 or int64, or tensors; a
+        number makes so many rows of zeros, as init_size does
+
+    Always true, also when empty. It exports its rows as a read-only Nx3
+    buffer of uint64.
+    """
+
+    def __init__(
+        self,
+        type: _MemType,
+        descs: Sequence[_Row] | Buffer | _Tensors | int | None = None,
+        init_size: int | None = 0,
+    ) -> None: ...
+    def append(self, desc: _Row, /) -> None:
+        """Add a descriptor at the end."""
+
+    def addDesc(self, desc: _Row, /) -> None:
+        """Add a descriptor at the end."""
+
+    def clear(self) -> None:
+        """Remove all descriptors."""
+
+    def descCount(self) -> int:
+        """The number of descriptors."""
+
+    def isEmpty(self) -> bool:
+        """Are there no descriptors?"""
+
+    def getType(self) -> nixl_mem_t:
+        """The memory type."""
+
+    def index(self, desc: _Row, /) -> int:
+        """The number of the first such descriptor; nixlNotFoundError."""
+
+    def remDesc(self, index: int, /) -> None:
+        """Remove a descriptor; IndexError where there is none."""
+
+    def print(self) -> None:
+        """Print the list on stdout."""
+
+    def __getitem__(self, index: int, /) -> _Row: ...
+    def __setitem__(self, index: int, desc: _Row, /) -> None: ...
+    def __delitem__(self, index: int, /) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __lt__(self, other: object, /) -> bool: ...
+    def __le__(self, other: object, /) -> bool: ...
+    def __gt__(self, other: object, /) -> bool: ...
+    def __ge__(self, other: object, /) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    def __copy__(self) -> nixlXferDList: ...
+    def __deepcopy__(self, memo: object, /) -> nixlXferDList: ...
+    def __getstate__(self) -> bytes:
+        """The list in NIXL's own serialised form."""
+
+    def __setstate__(self, state: bytes, /) -> None:
+        """Take over what __getstate__() gave; nixlMismatchError."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
+@final
+class nixlRegDList:
+    """A list of descriptors to register: (address, length, device id, meta
+    info).
+
+    The arguments are those of nixlXferDList; meta info is bytes (or str, kept
+    as bytes), empty for rows of arrays and for tensors.
+    """
+
+    def __init__(
+        self,
+        type: _MemType,
+        descs: Sequence[_RegRow] | Buffer | _Tensors | int | None = None,
+        init_size: int | None = 0,
+    ) -> None: ...
+    def append(self, desc: _RegRow, /) -> None:
+        """Add a descriptor at the end."""
+
+    def addDesc(self, desc: _RegRow, /) -> None:
+        """Add a descriptor at the end."""
+
+    def clear(self) -> None:
+        """Remove all descriptors."""
+
+    def descCount(self) -> int:
+        """The number of descriptors."""
+
+    def isEmpty(self) -> bool:
+        """Are there no descriptors?"""
+
+    def getType(self) -> nixl_mem_t:
+        """The memory type."""
+
+    def index(self, desc: _RegRow, /) -> int:
+        """The number of the first descriptor with this address, length and
+        device id; nixlNotFoundError."""
+
+    def remDesc(self, index: int, /) -> None:
+        """Remove a descriptor; IndexError where there is none."""
+
+    def print(self) -> None:
+        """Print the list on stdout."""
+
+    def trim(self) -> nixlXferDList:
+        """The same without meta info."""
+
+    def __getitem__(self, index: int, /) -> tuple[int, int, int, bytes]: ...
+    def __setitem__(self, index: int, desc: _RegRow, /) -> None: ...
+    def __delitem__(self, index: int, /) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __lt__(self, other: object, /) -> bool: ...
+    def __le__(self, other: object, /) -> bool: ...
+    def __gt__(self, other: object, /) -> bool: ...
+    def __ge__(self, other: object, /) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    def __copy__(self) -> nixlRegDList: ...
+    def __deepcopy__(self, memo: object, /) -> nixlRegDList: ...
+    def __getstate__(self) -> bytes:
+        """The list in NIXL's own serialised form."""
+
+    def __setstate__(self, state: bytes, /) -> None:
+        """Take over what __getstate__() gave; nixlMismatchError."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
+@final
+class nixlRemoteDList:
+    """A list of descriptors of peers: (address, length, device id, name of
+    the agent).
+
+    The arguments are those of nixlXferDList, without arrays.
+    """
+
+    def __init__(
+        self,
+        type: _MemType,
+        descs: Sequence[_RegRow] | int | None = None,
+        init_size: int | None = 0,
+    ) -> None: ...
+    def append(self, desc: _RegRow, /) -> None:
+        """Add a descriptor at the end."""
+
+    def addDesc(self, desc: _RegRow, /) -> None:
+        """Add a descriptor at the end."""
+
+    def clear(self) -> None:
+        """Remove all descriptors."""
+
+    def descCount(self) -> int:
+        """The number of descriptors."""
+
+    def isEmpty(self) -> bool:
+        """Are there no descriptors?"""
+
+    def getType(self) -> nixl_mem_t:
+        """The memory type."""
+
+    def index(self, desc: _RegRow, /) -> int:
+        """The number of the first descriptor with this address, length and
+        device id; nixlNotFoundError."""
+
+    def remDesc(self, index: int, /) -> None:
+        """Remove a descriptor; IndexError where there is none."""
+
+    def print(self) -> None:
+        """Print the list on stdout."""
+
+    def __getitem__(self, index: int, /) -> tuple[int, int, int, str]: ...
+    def __setitem__(self, index: int, desc: _RegRow, /) -> None: ...
+    def __delitem__(self, index: int, /) -> None: ...
+    def __eq__(self, other: object, /) -> bool: ...
+    def __ne__(self, other: object, /) -> bool: ...
+    def __lt__(self, other: object, /) -> bool: ...
+    def __le__(self, other: object, /) -> bool: ...
+    def __gt__(self, other: object, /) -> bool: ...
+    def __ge__(self, other: object, /) -> bool: ...
+    __hash__: ClassVar[None]  # type: ignore[assignment]
+    def __copy__(self) -> nixlRemoteDList: ...
+    def __deepcopy__(self, memo: object, /) -> nixlRemoteDList: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
+# -- Handles -----------------------------------------------------------------
+
+@final
+class nixl_xfer_handle:
+    """A transfer, made by make_prepped_xfer() or initialize_xfer().
+
+    It keeps its agent alive and frees what it holds when it is dropped;
+    `with handle:` and release() do so at once. It compares by identity.
+    """
+
+    def release(self) -> None:
+        """Free the transfer; a second time nothing happens.
+
+        A transfer that is going on is stopped first. Where the backend cannot
+        stop it now, an exception is raised and the handle stays valid.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *args: object) -> None: ...
+
+@final
+class nixl_prepped_dlist_handle:
+    """A prepared list, made by prep_xfer_dlist().
+
+    It keeps its agent alive and frees what it holds when it is dropped;
+    `with handle:` and release() do so at once. It compares by identity.
+    """
+
+    def release(self) -> None:
+        """Free the list; a second time nothing happens. Transfers that were
+        made from it go on."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *args: object) -> None: ...
+
+@final
+class nixlXferTelemetry:
+    """Figures of one transfer, as get_xfer_telemetry() returns them."""
+
+    @property
+    def startTime(self) -> int:
+        """When it was posted last, in microseconds since the epoch."""
+
+    @property
+    def postDuration(self) -> int:
+        """Time in transfer(), in microseconds."""
+
+    @property
+    def xferDuration(self) -> int:
+        """From posting to the end, in microseconds; 0 while it goes on."""
+
+    @property
+    def totalBytes(self) -> int:
+        """Bytes of all descriptors."""
+
+    @property
+    def descCount(self) -> int:
+        """Descriptors as asked for."""
+
+    @property
+    def mergedCount(self) -> int:
+        """Pieces that were moved, after merging neighbours."""
+
+# -- Memory ------------------------------------------------------------------
+
+@final
+class shared_buffer:
+    """Zeroed memory that peers on this host map rather than copy through the
+    kernel.
+
+    A writable buffer of bytes, seen without a copy by memoryview(),
+    numpy.frombuffer() and torch.frombuffer(), which keep it alive. Deregister
+    it before it is dropped.
+
+    nbytes: its size, above 0
+    """
+
+    def __new__(cls, nbytes: int) -> Self: ...
+    @property
+    def address(self) -> int:
+        """Where it lies."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# -- Side channel ------------------------------------------------------------
+
+@final
+class TcpSideChannel:
+    """A small server and client that hand metadata over, by TCP.
+
+    max_frame: bytes of one reply that is accepted or served; None: 256 MiB
+    max_connections: at once; None: 4096, or what the limit on files lets
+    client_timeout_ms: a client's whole exchange, at the server; None: 5000
+    """
+
+    def __new__(
+        cls,
+        *,
+        max_frame: int | None = None,
+        max_connections: int | None = None,
+        client_timeout_ms: int | None = None,
+    ) -> Self: ...
+    def start_listener(
+        self, port: int, metadata: Buffer, host: str | None = None
+    ) -> int:
+        """Serve metadata. Returns the port; 0 binds a free one."""
+
+    def request_metadata(
+        self, host: str, port: int, timeout_ms: int = 5000
+    ) -> bytes:
+        """Fetch what the listener at host:port serves.
+
+        timeout_ms bounds the whole exchange. Other threads run meanwhile.
+        """
+
+    def shutdown(self) -> None:
+        """Stop serving, without waiting for clients; the port is free."""
+
+    def is_running(self) -> bool:
+        """Is the listener running?"""
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the listener since it was made."""
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on; 0 when not running."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *args: object) -> None: ...
+
+# -- Agent -------------------------------------------------------------------
+
+_Name: TypeAlias = str | bytes
+_Message: TypeAlias = Buffer | str
+_Indices: TypeAlias = Sequence[int] | Buffer
+
+class Agent:
+    """A named endpoint that owns regions, peers, transfers and notifications.
+
+    The base of NixlAgent.
+
+    agent_name: str or bytes, not empty
+    engine: 'auto' (None), 'native' or 'nixl'
+    num_threads: copy threads of one transfer; 0: as many as cores, at most 4
+    notif_bytes_max: bytes of pending notifications beyond which the oldest is
+        dropped; 0: 256 MiB
+    """
+
+    name: str
+    """The name of the agent."""
+
+    plugin_list: list[str]
+    """The backends that can be created."""
+
+    notifs: dict[str, list[bytes]]
+    """What update_notifs() and check_remote_xfer_done() have collected."""
+
+    @property
+    def backends(self) -> dict[str, int]:
+        """The created backends: name to number."""
+
+    @property
+    def closed(self) -> bool:
+        """Was close() called?"""
+
+    def __init__(
+        self,
+        agent_name: _Name,
+        *,
+        engine: str | None = None,
+        num_threads: int = 0,
+        notif_bytes_max: int = 0,
+    ) -> None: ...
+    def close(self) -> None:
+        """Stop the agent's work for good.
+
+        Transfers in flight end as cancelled, waiters raise nixlClosedError,
+        peers see the agent leave, its thread ends; later calls raise
+        nixlClosedError. A second time nothing happens.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *args: object) -> None: ...
+
+    # Backends
+
+    def create_backend(
+        self, backend: str, initParams: dict[str, str] = {}
+    ) -> None:
+        """Create a backend; the first one chooses the engine.
+
+        nixlNotFoundError for an unknown name, nixlNotAllowedError where it
+        exists.
+        """
+
+    def get_plugin_list(self) -> list[str]:
+        """Names of the backends that can be created."""
+
+    def get_plugin_mem_types(self, backend: str) -> list[str]:
+        """Memory types of a plugin, as 'DRAM_SEG'; nixlNotFoundError."""
+
+    def get_plugin_params(self, backend: str) -> dict[str, str]:
+        """Parameters of a plugin with their defaults; nixlNotFoundError."""
+
+    def get_backend_mem_types(self, backend: str) -> list[str]:
+        """Memory types of a created backend; nixlNotFoundError."""
+
+    def get_backend_params(self, backend: str) -> dict[str, str]:
+        """Parameters of a created backend; nixlNotFoundError."""
+
+    # Memory
+
+    def get_reg_descs(
+        self,
+        descs: nixlRegDList | Sequence[_RegRow] | Buffer | _Tensors,
+        mem_type: _MemType | None = None,
+    ) -> nixlRegDList:
+        """A nixlRegDList from 4-tuples, a C-contiguous Nx3 array of uint64 or
+        int64, tensors, or such a list.
+
+        mem_type: 'DRAM', 'VRAM', 'BLK', 'OBJ', 'FILE', 'cpu', 'cuda' or a
+            member of nixl_mem_t; needed for tuples and arrays
+
+        TypeError, ValueError (naming the row) or KeyError (memory type).
+        """
+
+    def get_xfer_descs(
+        self,
+        descs: nixlXferDList | Sequence[_Row] | Buffer | _Tensors,
+        mem_type: _MemType | None = None,
+    ) -> nixlXferDList:
+        """A nixlXferDList from 3-tuples, a C-contiguous Nx3 array of uint64
+        or int64, tensors, or such a list. As get_reg_descs()."""
+
+    def get_remote_descs(
+        self,
+        descs: nixlRemoteDList | Sequence[_RegRow],
+        mem_type: _MemType | None = None,
+    ) -> nixlRemoteDList:
+        """A nixlRemoteDList from tuples (address, length, device id, name of
+        the agent). As get_reg_descs()."""
+
+    def register_memory(
+        self,
+        reg_list: nixlRegDList | Sequence[_RegRow] | Buffer | _Tensors,
+        mem_type: _MemType | None = None,
+        backends: Sequence[str] = [],
+    ) -> nixlRegDList:
+        """Register memory; all of it or none.
+
+        The memory is borrowed: keep it until it is deregistered. What was
+        registered twice must be deregistered twice.
+        """
+
+    def deregister_memory(
+        self, dereg_list: nixlRegDList, backends: Sequence[str] = []
+    ) -> None:
+        """Deregister what register_memory() returned; all of it or none.
+
+        nixlNotFoundError (naming the row) for what is not registered.
+        """
+
+    # Metadata and peers
+
+    def get_agent_metadata(self) -> bytes:
+        """Everything that a peer needs, as it is now."""
+
+    def get_partial_agent_metadata(
+        self,
+        descs: nixlRegDList,
+        inc_conn_info: bool = False,
+        backends: Sequence[str] = [],
+    ) -> bytes:
+        """Metadata of the given regions only; of none: connection data."""
+
+    def add_remote_agent(self, metadata: Buffer) -> bytes:
+        """Load a peer's metadata. Returns its name.
+
+        Loaded again, it updates the peer's regions; a peer that restarted
+        takes the old one's place. nixlMismatchError for what is no metadata,
+        nixlInvalidParamError for the agent's own, nixlBackendError where
+        there is no way to reach the peer.
+        """
+
+    def remove_remote_agent(self, agent: _Name) -> None:
+        """Forget a peer; an unknown one is no error."""
+
+    def check_remote_metadata(
+        self, agent: _Name, descs: nixlXferDList | None = None
+    ) -> bool:
+        """Is the peer known, and does it hold all of these descriptors?"""
+
+    def make_connection(
+        self, remote_agent: _Name, backends: Sequence[str] = []
+    ) -> None:
+        """Connect now rather than at the first transfer."""
+
+    # Prepared lists
+
+    def prep_xfer_dlist(
+        self,
+        agent_name: _Name,
+        xfer_list: nixlXferDList | Sequence[_Row] | Buffer | _Tensors,
+        mem_type: _MemType | None = None,
+        backends: Sequence[str] = [],
+    ) -> nixl_prepped_dlist_handle:
+        """Check descriptors once, for use by index.
+
+        agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the
+            peer; the agent's own name makes a remote side of itself
+        xfer_list: what get_xfer_descs() takes, or a C-contiguous Nx5 array of
+            uint64 or int64: address, length, device id, stride, count
+
+        Other threads run meanwhile. nixlNotFoundError and
+        nixlInvalidParamError name the first row that is not in a registered
+        region.
+        """
+
+    def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
+        """Free a prepared list; a second time nothing happens."""
+
+    # Transfers
+
+    def make_prepped_xfer(
+        self,
+        operation: str,
+        local_xfer_side: nixl_prepped_dlist_handle,
+        local_indices: _Indices,
+        remote_xfer_side: nixl_prepped_dlist_handle,
+        remote_indices: _Indices,
+        notif_msg: _Message = b"",
+        backends: Sequence[str] = [],
+        skip_desc_merge: bool = False,
+    ) -> nixl_xfer_handle:
+        """Make a transfer from rows of prepared lists.
+
+        operation: 'READ' (remote to local) or 'WRITE'
+        local_indices, remote_indices: lists of int or 1-D arrays of any
+            integer type, equally many
+        notif_msg: delivered to the peer when the data is there; empty: none
+
+        nixlInvalidParamError names the offending row.
+        """
+
+    def initialize_xfer(
+        self,
+        operation: str,
+        local_descs: nixlXferDList,
+        remote_descs: nixlXferDList,
+        remote_agent: _Name,
+        notif_msg: _Message = b"",
+        backends: Sequence[str] = [],
+    ) -> nixl_xfer_handle:
+        """Make a transfer from descriptors, row by row."""
+
+    def transfer(
+        self, handle: nixl_xfer_handle, notif_msg: _Message = b""
+    ) -> str:
+        """Start a transfer, or start it again: 'DONE' or 'PROC'.
+
+        It holds the caller for about 50 us at most. nixlRepostActiveError
+        while it is going on, nixlRemoteDisconnectError where the peer is
+        gone.
+        """
+
+    def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
+        """'DONE' or 'PROC'; a failed transfer raises its error."""
+
+    def cancel(self, handle: nixl_xfer_handle) -> bool:
+        """Stop a transfer; False: it had ended. No byte lands afterwards."""
+
+    def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
+        """Free a transfer; one that is going on is stopped first."""
+
+    def get_xfer_telemetry(
+        self, handle: nixl_xfer_handle
+    ) -> nixlXferTelemetry:
+        """Figures of a transfer; nixlNotPostedError before the first post."""
+
+    def query_xfer_backend(self, handle: nixl_xfer_handle) -> str:
+        """Name of the backend that the transfer uses."""
+
+    def estimate_xfer_cost(
+        self, req_handle: nixl_xfer_handle
+    ) -> tuple[int, int, str]:
+        """Duration and error margin in microseconds, and the method."""
+
+    # Waiting
+
+    def check_xfer_states(
+        self, handles: nixl_xfer_handle | Iterable[nixl_xfer_handle]
+    ) -> list[str]:
+        """'DONE', 'PROC' or 'ERR' for each; check_xfer_state() raises why."""
+
+    def wait(
+        self,
+        handles: nixl_xfer_handle | Iterable[nixl_xfer_handle],
+        timeout: float | None = None,
+        any_of: bool = False,
+    ) -> list[nixl_xfer_handle]:
+        """Sleep until all (or any) have ended; the handles that have.
+
+        timeout: in seconds; None: no limit
+
+        Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError
+        has what is still open in .pending; nixlClosedError.
+        """
+
+    def fileno(self) -> int:
+        """An eventfd, readable when a transfer ended or a notification came
+        since the last get_new_notifs(), check_xfer_states() or wait()."""
+
+    def _ended(
+        self, handles: nixl_xfer_handle | Iterable[nixl_xfer_handle]
+    ) -> list[nixl_xfer_handle]: ...
+    def _subscribe(self) -> int: ...
+    def _unsubscribe(self, fd: int) -> None: ...
+
+    # Notifications
+
+    def get_new_notifs(
+        self, backends: Sequence[str] = []
+    ) -> dict[str, list[bytes]]:
+        """Take all notifications that have come, by sender."""
+
+    def update_notifs(
+        self, backends: Sequence[str] = []
+    ) -> dict[str, list[bytes]]:
+        """Add the notifications that have come to .notifs; return that."""
+
+    def check_remote_xfer_done(
+        self,
+        remote_agent_name: _Name,
+        lookup_tag: _Message,
+        backends: Sequence[str] = [],
+        tag_is_prefix: bool = True,
+    ) -> bool:
+        """update_notifs(), then remove the first message of that peer that
+        begins with the tag (or contains it): True where there is one."""
+
+    def send_notif(
+        self,
+        remote_agent_name: _Name,
+        notif_msg: _Message,
+        backend: str | None = None,
+    ) -> None:
+        """Send a notification that belongs to no transfer."""
+
+    def _next_notif(self) -> tuple[str, bytes] | None: ...
+
+    # Looking in
+
+    def describe(self, peer: _Name | None = None) -> dict[str, Any]:
+        """What there is to say of the agent, or of a peer."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters; 'xfer_us_log2' is a histogram of 32 counts."""

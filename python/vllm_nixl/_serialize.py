@@ -1,0 +1,101 @@
+"""Descriptor lists as bytes: NIXL's pickles, read without running them.
+
+A pickle of a list is always the same few opcodes: the class by module and
+name, an empty argument tuple, the state as bytes.  Reading takes exactly
+those, so hostile bytes can make nothing but a descriptor list.
+"""
+
+from __future__ import annotations
+
+from ._core import nixlMismatchError, nixlRegDList, nixlXferDList
+
+_CLASSES: dict[str, type[nixlXferDList | nixlRegDList]] = {
+    "nixlXferDList": nixlXferDList,
+    "nixlRegDList": nixlRegDList,
+}
+_MODULES = frozenset(
+    f"{package}._bindings"
+    for package in (
+        "nixl",
+        "nixl_cu12",
+        "nixl_cu13",
+        "nixl_rocm",
+        "rixl",
+        "vllm_nixl",
+    )
+) | {"vllm_nixl._core"}
+
+_IGNORED = frozenset(
+    ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT")
+)
+_TEXTS = frozenset(("SHORT_BINUNICODE", "BINUNICODE"))
+_BYTES = frozenset(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"))
+_END = ["EMPTY_TUPLE", "NEWOBJ", "bytes", "BUILD", "STOP"]
+
+
+def serialize(descs: nixlXferDList | nixlRegDList) -> bytes:
+    import pickle
+
+    if not isinstance(descs, (nixlXferDList, nixlRegDList)):
+        raise TypeError(
+            "get_serialized_descs: descs must be a nixlXferDList or a "
+            f"nixlRegDList, not {type(descs).__name__}"
+        )
+    return pickle.dumps(descs)
+
+
+def _mismatch(cause: str) -> nixlMismatchError:
+    error = nixlMismatchError(f"NIXL_ERR_MISMATCH: deserialize_descs: {cause}")
+    error.operation = "deserialize_descs"
+    return error
+
+
+def _read(data: bytes) -> tuple[str, str, bytes]:
+    """Module, class and state of a pickle of one object."""
+    import pickletools
+
+    steps: list[str] = []
+    texts: list[str] = []
+    state = b""
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name in _IGNORED:
+            continue
+        if name in _TEXTS:
+            texts.append(str(argument))
+            name = "text"
+        elif name in _BYTES:
+            state = argument
+            name = "bytes"
+        elif name == "GLOBAL":
+            texts = str(argument).split(" ")
+            name = "class"
+        steps.append(name)
+        if len(steps) > 8:
+            break
+    if steps not in (
+        ["text", "text", "STACK_GLOBAL", *_END],
+        ["class", *_END],
+    ):
+        raise ValueError("not the pickle of one list")
+    module, kind = texts
+    return module, kind, state
+
+
+def deserialize(data: bytes) -> nixlXferDList | nixlRegDList:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(
+            "deserialize_descs: serialized_descs must be bytes, "
+            f"not {type(data).__name__}"
+        )
+    try:
+        module, kind, state = _read(bytes(data))
+    except Exception:  # pickletools raises whatever it meets
+        raise _mismatch(
+            "the bytes are no serialised descriptor list"
+        ) from None
+    if module not in _MODULES or kind not in _CLASSES:
+        raise _mismatch("the bytes are an object of another class")
+    descs = _CLASSES[kind](0)
+    descs.__setstate__(state)
+    return descs
