@@ -1,0 +1,318 @@
+"""asyncio: many waiters, many loops, cancellation, no polling."""
+
+import asyncio
+import gc
+import os
+import threading
+
+import pytest
+from support import deadline
+
+pytestmark = pytest.mark.beyond_stock
+
+PATIENCE = 30
+
+
+def run(coroutine):
+    async def limited():
+        return await asyncio.wait_for(coroutine, PATIENCE)
+
+    return asyncio.run(limited())
+
+
+@pytest.fixture
+def here(endpoint):
+    return endpoint()
+
+
+def open_files():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+# -- wait_async --------------------------------------------------------------
+
+
+def test_several_tasks_of_one_loop_wait_for_one_transfer(busy):
+    here, handle = busy
+
+    async def main():
+        tasks = [
+            asyncio.create_task(here.agent.wait_async(handle))
+            for _ in range(20)
+        ]
+        await asyncio.sleep(0)
+        assert here.agent.cancel(handle)
+        return await asyncio.gather(*tasks)
+
+    assert run(main()) == [[handle]] * 20
+
+
+def test_several_loops_wait_for_one_transfer(busy):
+    here, handle = busy
+    results = []
+    ready = threading.Barrier(5)
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async(handle))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(ready.wait)
+        return await task
+
+    threads = [
+        threading.Thread(target=lambda: results.append(run(main())))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    ready.wait(PATIENCE)
+    here.agent.cancel(handle)
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert results == [[handle]] * 4
+
+
+def test_polling_elsewhere_takes_no_wake_up_away(busy):
+    """Another thread looks all the time, and so clears the agent's events."""
+    here, handle = busy
+    stop = threading.Event()
+
+    def poll():
+        while not stop.is_set():
+            here.agent.check_xfer_states([handle])
+            here.agent.get_new_notifs()
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async([handle]))
+        await asyncio.sleep(0.05)
+        here.agent.cancel(handle)
+        return await task
+
+    try:
+        assert run(main()) == [handle]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_any_of_several(long_transfer):
+    here = long_transfer.here
+    slow = [long_transfer.make() for _ in range(2)]
+    for handle in slow:
+        here.agent.transfer(handle)
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async(slow, any_of=True))
+        await asyncio.sleep(0.01)
+        here.agent.cancel(slow[1])
+        return await task
+
+    assert run(main()) == [slow[1]]
+    for handle in slow:
+        handle.release()
+
+
+def test_a_timeout_has_what_is_open(api, busy):
+    here, handle = busy
+
+    async def main():
+        await here.agent.wait_async([handle], timeout=0.01)
+
+    with pytest.raises(api.nixlTimeoutError) as caught:
+        run(main())
+    assert caught.value.pending == [handle]
+    assert caught.value.index == 0
+    assert isinstance(caught.value, TimeoutError)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_timeout_is_a_duration(busy, timeout):
+    here, handle = busy
+    with pytest.raises(ValueError, match="timeout"):
+        run(here.agent.wait_async(handle, timeout))
+
+
+def test_a_released_handle_ends_the_wait(busy):
+    here, handle = busy
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async(handle))
+        await asyncio.sleep(0)
+        here.agent.release_xfer_handle(handle)
+        return await task
+
+    with pytest.raises(ValueError, match="released"):
+        run(main())
+
+
+def test_closing_the_agent_ends_the_wait(api, busy):
+    here, handle = busy
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async(handle))
+        await asyncio.sleep(0)
+        here.agent.close()
+        return await task
+
+    with pytest.raises(api.nixlClosedError):
+        run(main())
+
+
+def test_nothing_is_left_open(busy):
+    here, handle = busy
+
+    async def main():
+        before = open_files()
+        tasks = [
+            asyncio.create_task(here.agent.wait_async(handle))
+            for _ in range(10)
+        ]
+        await asyncio.sleep(0)
+        assert open_files() > before
+        for task in tasks[:5]:
+            task.cancel()
+        await asyncio.gather(*tasks[:5], return_exceptions=True)
+        here.agent.cancel(handle)
+        await asyncio.gather(*tasks[5:])
+        assert open_files() == before
+
+    run(main())
+
+
+def test_waiting_does_not_poll(busy):
+    here, handle = busy
+
+    async def main():
+        task = asyncio.create_task(here.agent.wait_async(handle))
+        await asyncio.sleep(0)
+        wakes = []
+        loop = asyncio.get_running_loop()
+        original = loop._run_once
+        loop._run_once = lambda: (wakes.append(1), original())[1]
+        await asyncio.sleep(0.2)
+        here.agent.cancel(handle)
+        await task
+        return len(wakes)
+
+    assert run(main()) < 20
+
+
+# -- notifications -----------------------------------------------------------
+
+
+async def take(agent, count):
+    got = []
+    async for sender, message in agent.notifications():
+        got.append((sender, message))
+        if len(got) == count:
+            return got
+    return got
+
+
+def test_notifications_come_in_order(pair):
+    here, there = pair
+    messages = [str(i).encode() for i in range(100)]
+
+    async def main():
+        task = asyncio.create_task(take(here.agent, 100))
+        await asyncio.sleep(0)
+        for message in messages:
+            there.send_notif(here.name, message)
+        return await task
+
+    assert run(main()) == [(there.name, message) for message in messages]
+
+
+def test_what_an_iterator_leaves_is_there_for_others(here):
+    for message in (b"1", b"2", b"3"):
+        here.agent.send_notif(here.name, message)
+
+    async def main():
+        iterator = here.agent.notifications()
+        first = await anext_of(iterator)
+        await iterator.aclose()
+        return first
+
+    assert run(main()) == (here.name, b"1")
+    assert here.gather_notifs(2) == [(here.name, b"2"), (here.name, b"3")]
+
+
+async def anext_of(iterator):
+    return await iterator.__anext__()
+
+
+def test_iterators_share_what_comes(here):
+    async def main():
+        tasks = [asyncio.create_task(take(here.agent, 5)) for _ in range(4)]
+        await asyncio.sleep(0)
+        for i in range(20):
+            here.agent.send_notif(here.name, str(i).encode())
+            if i % 3 == 0:
+                await asyncio.sleep(0)
+        return await asyncio.gather(*tasks)
+
+    taken = [int(message) for some in run(main()) for _, message in some]
+    assert sorted(taken) == list(range(20))
+
+
+def test_an_iterator_that_stops_wakes_the_next(here):
+    """It had taken three and used one; the others must not lie there."""
+
+    async def main():
+        first = here.agent.notifications()
+        task = asyncio.create_task(anext_of(first))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(take(here.agent, 2))
+        await asyncio.sleep(0)
+        for message in (b"1", b"2", b"3"):
+            here.agent.send_notif(here.name, message)
+        taken = [await task]
+        await first.aclose()
+        return taken + await second
+
+    taken = sorted(message for _, message in run(main()))
+    assert taken == [b"1", b"2", b"3"]
+
+
+def test_a_cancelled_iterator_loses_nothing(here):
+    async def main():
+        task = asyncio.create_task(take(here.agent, 2))
+        await asyncio.sleep(0)
+        here.agent.send_notif(here.name, b"kept?")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(main())
+    assert here.gather_notifs(1) == [(here.name, b"kept?")]
+
+
+def test_iterators_end_when_the_agent_closes(here):
+    async def main():
+        task = asyncio.create_task(take(here.agent, 1))
+        await asyncio.sleep(0)
+        here.agent.close()
+        return await task
+
+    assert run(main()) == []
+
+
+def test_loops_come_and_go(here):
+    before = open_files()
+    for i in range(20):
+        here.agent.send_notif(here.name, str(i).encode())
+        assert run(take(here.agent, 1)) == [(here.name, str(i).encode())]
+    assert open_files() == before
+
+
+def test_a_loop_that_was_dropped_harms_nobody(here):
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(take(here.agent, 1))
+    loop.run_until_complete(asyncio.sleep(0))
+    task.cancel()
+    loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+    loop.close()
+    here.agent.send_notif(here.name, b"later")
+    deadline.until(here.agent.get_new_notifs, "a notification")
