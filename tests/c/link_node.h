@@ -548,19 +548,26 @@ count_fds(void)
 }
 
 /* A socket that speaks no protocol, connected to a node's. */
-static inline int
-raw_connect(const char *name)
+static inline void
+raw_connect_fd(int fd, const char *name)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     memcpy(address.sun_path + 1, name, strlen(name));
-    assert_true(fd >= 0);
     assert_int_equal(
         connect(fd, (struct sockaddr *)&address,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
                             strlen(name))),
         0);
+}
+
+static inline int
+raw_connect(const char *name)
+{
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_true(fd >= 0);
+    raw_connect_fd(fd, name);
     return fd;
 }
 

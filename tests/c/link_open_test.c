@@ -457,6 +457,41 @@ test_hub_serves_in_a_flood_of_the_silent(void **state)
     assert_int_equal(node.account.bad, 0);
 }
 
+/* Without descriptors a connection waits; it is served when there are some. */
+static void
+test_hub_waits_for_descriptors(void **state)
+{
+    (void)state;
+    node_t node;
+    struct rlimit limit, none;
+    vnxi_writer_t writer = {0};
+    unsigned char message[64];
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    node_message(message, sizeof message, 0, 0);
+    write_hello(&writer, node.instance);
+    write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, sizeof message);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int next = dup(fd);
+    none = limit;
+    none.rlim_cur = (rlim_t)next;
+    close(next);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    raw_connect_fd(fd, node.info.socket);
+    assert_true(send(fd, writer.data, writer.len, MSG_NOSIGNAL) ==
+                (ssize_t)writer.len);
+    /* The hub has tried in vain once it lets go of the listener. */
+    usleep(150000);
+    assert_int_equal(node_look(&node).notifs, 0);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_true(node_wait(&node, &node.account.notifs, 1));
+    assert_int_equal(node_look(&node).bad, 0);
+    close(fd);
+    vnxi_writer_fini(&writer);
+    node_fini(&node);
+}
+
 /* -- Hostile listeners ---------------------------------------------------- */
 
 /* A socket of this process that is published as an agent's. */
@@ -568,6 +603,7 @@ main(void)
         cmocka_unit_test(test_hub_reads_frames_that_come_byte_by_byte),
         cmocka_unit_test(test_hub_drops_who_stays_silent),
         cmocka_unit_test(test_hub_serves_in_a_flood_of_the_silent),
+        cmocka_unit_test(test_hub_waits_for_descriptors),
         cmocka_unit_test(test_link_ends_by_what_a_listener_must_not_send),
         cmocka_unit_test(test_link_open_gives_up_on_a_full_backlog),
     };

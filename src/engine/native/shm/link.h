@@ -61,7 +61,8 @@ typedef struct vnxi_hub_events {
     /* NULL: every region that was loaded before that epoch. */
     void (*revoked)(void *context, vnxi_link_t *link, uint64_t epoch,
                     vnx_mem_t mem, const vnx_desc_t *desc);
-    /* A link that we opened has ended (not by vnxi_link_close()); once. */
+    /* A link that we opened has ended (not by vnxi_link_close()); once,
+     * perhaps before vnxi_link_open() has returned. */
     void (*ended)(void *context, vnxi_link_t *link, const char *cause);
 } vnxi_hub_events_t;
 
