@@ -18,9 +18,9 @@
 #define LINE 64u
 /* Below, the head and the tail are most of it. */
 #define STREAM_MIN 512u
-/* How much of the next piece is asked for while this one is copied: what the
- * processor would otherwise find out too late. */
-#define PREFETCH_BYTES 512u
+/* So much of the next piece is asked for while this one is copied: enough for
+ * the processor to find its page and to see where reading goes on. */
+#define PREFETCH_BYTES 128u
 
 /* -- Lines ---------------------------------------------------------------- */
 

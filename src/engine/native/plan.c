@@ -534,6 +534,7 @@ build(planner_t *planner)
     if (status == VNX_OK) {
         status = plan_rows(planner, count);
     }
+    planner->writer.plan->bytes = planner->bytes;
     if (status == VNX_OK && !vnxi_segments_finish(&planner->writer)) {
         return vnxi_error_no_memory(planner->error, args->operation,
                                     planner->writer.plan->segment_count *
@@ -561,7 +562,6 @@ vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
         memset(plan_p, 0, sizeof *plan_p);
         return status;
     }
-    plan_p->bytes = planner.bytes;
     plan_p->rows = args->local_rows.count;
     plan_p->all_direct = planner.direct;
     return VNX_OK;

@@ -63,11 +63,15 @@ grow_segments(vnxi_segment_writer_t *writer)
     return true; /* writer->last is about to be written anew */
 }
 
+/* The first time, to what bytes and pieces give if chunks are well filled. */
 static bool
 grow_chunks(vnxi_plan_t *plan)
 {
     bool small = plan->chunks == plan->small_chunk;
-    size_t capacity = small ? 16 : plan->chunk_capacity * 2;
+    uint64_t guess =
+        plan->bytes / VNXI_CHUNK_BYTES + plan->pieces / VNXI_CHUNK_PIECES;
+    size_t capacity =
+        small ? (size_t)guess + 8 : plan->chunk_capacity + guess + 8;
     vnxi_chunk_t *chunks =
         vnxi_recycle_grow(small ? NULL : plan->chunks,
                           small ? 0 : plan->chunk_capacity * sizeof *chunks,
@@ -205,36 +209,33 @@ put_long_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
 /* -- Merging -------------------------------------------------------------- */
 
 static inline void
-close_piece(vnxi_segment_writer_t *writer)
+close_piece(vnxi_segment_writer_t *writer, const vnxi_open_piece_t *open)
 {
-    if (writer->len == 0) {
+    if (open->len == 0) {
         return;
     }
     writer->pieces++;
-    if (writer->len <= VNXI_PIECE_MAX) {
-        put_piece(writer, writer->local, writer->remote, writer->len,
-                  writer->direct);
+    if (open->len <= VNXI_PIECE_MAX) {
+        put_piece(writer, open->local, open->remote, open->len, open->direct);
     } else {
-        put_long_piece(writer, writer->local, writer->remote, writer->len,
-                       writer->direct);
+        put_long_piece(writer, open->local, open->remote, open->len,
+                       open->direct);
     }
 }
 
+/* `open` is a copy of the writer's, or the writer's own. */
 static inline void
-add_row(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
-        uint64_t len, uint32_t direct)
+add_row(vnxi_segment_writer_t *writer, vnxi_open_piece_t *open,
+        const vnxi_open_piece_t *row)
 {
-    if (writer->merge && local == writer->local + writer->len &&
-        remote == writer->remote + writer->len && direct == writer->direct &&
-        writer->len != 0) {
-        writer->len += len;
+    if (writer->merge && row->local == open->local + open->len &&
+        row->remote == open->remote + open->len &&
+        row->direct == open->direct && open->len != 0) {
+        open->len += row->len;
         return;
     }
-    close_piece(writer);
-    writer->local = local;
-    writer->remote = remote;
-    writer->len = len;
-    writer->direct = direct;
+    close_piece(writer, open);
+    *open = *row;
 }
 
 /* The rows of a run between its first and its last, of which none continues
@@ -242,7 +243,7 @@ add_row(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
 static void
 add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
-    close_piece(writer);
+    close_piece(writer, &writer->open);
     writer->pieces += run->count;
     if (run->len <= VNXI_PIECE_MAX) {
         put_run(writer, run);
@@ -274,10 +275,17 @@ vnxi_segments_rows(vnxi_segment_writer_t *writer,
                    const vnxi_segment_rows_t *rows)
 {
     const vnxi_segment_rows_t in = *rows;
+    vnxi_open_piece_t open = writer->open; /* to be kept in registers */
     for (size_t i = 0; i < in.count; i++) {
-        add_row(writer, in.local[i], in.remote[i],
-                in.lens != NULL ? in.lens[i] : in.len, in.direct);
+        const vnxi_open_piece_t row = {
+            .local = in.local[i],
+            .remote = in.remote[i],
+            .len = in.lens != NULL ? in.lens[i] : in.len,
+            .direct = in.direct,
+        };
+        add_row(writer, &open, &row);
     }
+    writer->open = open;
     writer->rows_seen += in.count;
 }
 
@@ -285,15 +293,19 @@ void
 vnxi_segments_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
     size_t last = run->count - 1;
+    vnxi_open_piece_t row = {.local = run->local,
+                             .remote = run->remote,
+                             .len = run->len,
+                             .direct = run->direct};
 
     writer->rows_seen += run->count;
-    add_row(writer, run->local, run->remote, run->len, run->direct);
+    add_row(writer, &writer->open, &row);
     if (last == 0) {
         return;
     }
     if (writer->merge && run->local_stride == run->len &&
         run->remote_stride == run->len) {
-        writer->len += last * run->len;
+        writer->open.len += last * run->len;
         return;
     }
     vnxi_segment_run_t middle = *run;
@@ -301,10 +313,9 @@ vnxi_segments_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
     middle.remote += run->remote_stride;
     middle.count = last - 1;
     add_middle(writer, &middle);
-    writer->local = run->local + last * run->local_stride;
-    writer->remote = run->remote + last * run->remote_stride;
-    writer->len = run->len;
-    writer->direct = run->direct;
+    row.local = run->local + last * run->local_stride;
+    row.remote = run->remote + last * run->remote_stride;
+    writer->open = row;
 }
 
 /* -- Chunks --------------------------------------------------------------- */
@@ -367,7 +378,7 @@ make_chunks(vnxi_plan_t *plan)
 bool
 vnxi_segments_finish(vnxi_segment_writer_t *writer)
 {
-    close_piece(writer);
+    close_piece(writer, &writer->open);
     writer->plan->pieces = writer->pieces;
     return !writer->failed && make_chunks(writer->plan);
 }

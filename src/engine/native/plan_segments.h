@@ -7,6 +7,12 @@
 
 #include "engine/native/plan.h"
 
+/* The piece that the next row may continue; len 0: none. */
+typedef struct vnxi_open_piece {
+    uint64_t local, remote, len;
+    uint32_t direct;
+} vnxi_open_piece_t;
+
 typedef struct vnxi_segment_writer {
     vnxi_plan_t *plan; /* its segments so far; no chunks yet */
     size_t rows;       /* that will come, and... */
@@ -14,9 +20,7 @@ typedef struct vnxi_segment_writer {
                           be */
     bool merge;
     bool failed; /* no memory: what comes after is ignored */
-    /* The piece that the next row may continue; len 0: none. */
-    uint64_t local, remote, len;
-    uint32_t direct;
+    vnxi_open_piece_t open;
     uint64_t pieces; /* closed so far */
     /* The last segment (NULL: none yet), and where it would go on. */
     vnxi_segment_t *last;
@@ -47,8 +51,8 @@ void vnxi_segments_rows(vnxi_segment_writer_t *writer,
 void vnxi_segments_run(vnxi_segment_writer_t *writer,
                        const vnxi_segment_run_t *run);
 
-/* Writes what is open, and the chunks.  False: no memory; the plan is to be
- * freed by vnxi_plan_fini() either way. */
+/* Writes what is open, and the chunks; the plan's `bytes` are known by now.
+ * False: no memory; the plan is to be freed by vnxi_plan_fini() either way. */
 bool vnxi_segments_finish(vnxi_segment_writer_t *writer);
 
 #endif
