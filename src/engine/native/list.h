@@ -40,7 +40,8 @@ struct vnxi_list {
     size_t region_count;
     vnxi_list_block_t *blocks;
     size_t block_count;
-    /* private: storage */
+    /* private: how all blocks have their addresses, if alike; storage */
+    int addr_form;                    /* -1: not alike */
     size_t blocks_size;               /* 0: within the list's own memory */
     struct vnxi_list_arena *explicit; /* what the blocks point to, if not */
 };

@@ -51,22 +51,21 @@ void vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
                        size_t count, void *data, vnxi_list_block_t *block_p);
 
 static inline uint64_t
-vnxi_block_number(const vnxi_list_block_t *block, size_t i)
+vnxi_block_addr_as(const vnxi_list_block_t *block, vnxi_form_t form, size_t i)
 {
-    switch (block->addr_form) {
-    case VNXI_FORM_RUN:
-        return i;
-    case VNXI_FORM_U32:
-        return ((const uint32_t *)(const void *)block->data)[i];
-    default:
-        return ((const uint64_t *)(const void *)block->data)[i];
+    uint64_t number = i;
+    if (form == VNXI_FORM_U32) {
+        number = ((const uint32_t *)(const void *)block->data)[i];
+    } else if (form == VNXI_FORM_U64) {
+        number = ((const uint64_t *)(const void *)block->data)[i];
     }
+    return block->base + number * block->step;
 }
 
 static inline uint64_t
 vnxi_block_addr(const vnxi_list_block_t *block, size_t i)
 {
-    return block->base + vnxi_block_number(block, i) * block->step;
+    return vnxi_block_addr_as(block, (vnxi_form_t)block->addr_form, i);
 }
 
 static inline const void *

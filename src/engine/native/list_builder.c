@@ -550,6 +550,16 @@ finish_blocks(vnxi_builder_t *builder, vnxi_list_t **list_p,
     return VNX_OK;
 }
 
+static int
+common_addr_form(const vnxi_list_t *list)
+{
+    int form = list->blocks[0].addr_form;
+    for (size_t i = 1; i < list->block_count; i++) {
+        form = list->blocks[i].addr_form == form ? form : -1;
+    }
+    return form;
+}
+
 vnx_status_t
 vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
                  vnx_error_t *error)
@@ -569,6 +579,7 @@ vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
     if (status != VNX_OK) {
         return status;
     }
+    list->addr_form = common_addr_form(list);
     list->uniform = !builder->mixed;
     list->row_len = builder->mixed ? 0 : builder->row_len;
     builder_free(builder);

@@ -235,18 +235,44 @@ write_batch(planner_t *planner, size_t count)
 
 /* -- Scattered indices ---------------------------------------------------- */
 
+/* `form` is -1, or that of all blocks; inlined where it is a constant. */
+static inline __attribute__((always_inline)) void
+fetch_addrs_as(side_t *side, int form, const uint64_t *indices, size_t count)
+{
+    const vnxi_list_t *list = side->list;
+    const uint64_t delta = side->delta;
+    for (size_t i = 0; i < count; i++) {
+        const vnxi_list_block_t *block = vnxi_list_block_of(list, indices[i]);
+        size_t at = indices[i] & (VNXI_LIST_BLOCK - 1);
+        side->addrs[i] =
+            delta + (form < 0
+                         ? vnxi_block_addr(block, at)
+                         : vnxi_block_addr_as(block, (vnxi_form_t)form, at));
+    }
+}
+
+static void
+fetch_addrs(side_t *side, const uint64_t *indices, size_t count)
+{
+    switch (side->list->addr_form) {
+    case VNXI_FORM_RUN:
+        fetch_addrs_as(side, VNXI_FORM_RUN, indices, count);
+        break;
+    case VNXI_FORM_U32:
+        fetch_addrs_as(side, VNXI_FORM_U32, indices, count);
+        break;
+    default:
+        fetch_addrs_as(side, -1, indices, count);
+    }
+}
+
 static void
 fetch_rows(planner_t *planner, side_t *side, const uint64_t *indices,
            size_t count)
 {
     const vnxi_list_t *list = side->list;
-    const uint64_t delta = side->delta;
 
-    for (size_t i = 0; i < count; i++) {
-        side->addrs[i] =
-            delta + vnxi_block_addr(vnxi_list_block_of(list, indices[i]),
-                                    indices[i] & (VNXI_LIST_BLOCK - 1));
-    }
+    fetch_addrs(side, indices, count);
     for (size_t i = 0; i < count && !planner->uniform; i++) {
         side->lens[i] = vnxi_block_len(vnxi_list_block_of(list, indices[i]),
                                        indices[i] & (VNXI_LIST_BLOCK - 1));
@@ -266,15 +292,13 @@ fetch_batch(planner_t *planner, side_t *side, size_t count)
     const uint64_t *indices =
         vnxi_indices_read(side->indices, planner->at, count, side->scratch);
     const uint64_t rows = side->list->count;
-    unsigned out = 0;
 
-    for (size_t i = 0; i < count; i++) {
-        out |= indices[i] >= rows;
-    }
-    for (size_t i = 0; out != 0; i++) {
-        if (indices[i] >= rows) {
-            return bad_index(planner, side, planner->at + i, indices[i]);
+    if (!vnxi_indices_are_below(indices, count, rows)) {
+        size_t i = 0;
+        while (indices[i] < rows) {
+            i++;
         }
+        return bad_index(planner, side, planner->at + i, indices[i]);
     }
     fetch_rows(planner, side, indices, count);
     side->run_left = side->run_left > count ? side->run_left - count : 0;

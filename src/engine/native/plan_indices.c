@@ -9,6 +9,8 @@
 
 #include "base/cpu.h"
 
+typedef uint64_t v2u64_t
+    __attribute__((vector_size(16), aligned(8), may_alias));
 typedef uint64_t v4u64_t
     __attribute__((vector_size(32), aligned(8), may_alias));
 typedef uint32_t v8u32_t
@@ -103,6 +105,29 @@ run_u8(const uint8_t *data, size_t count)
         at++;
     }
     return at;
+}
+
+/* -- Limits --------------------------------------------------------------- */
+
+/* The top bit of `limit - 1 - index` is set where the index is too large, but
+ * for indices that have the top bit themselves. */
+bool
+vnxi_indices_are_below(const uint64_t *indices, size_t count, uint64_t limit)
+{
+    const uint64_t max = limit - 1;
+    const v2u64_t maxs = {max, max};
+    v2u64_t off = {0, 0};
+    size_t i = 0;
+
+    for (; count - i >= 4; i += 4) {
+        const v2u64_t *v = (const void *)(indices + i);
+        off |= (v[0] | (maxs - v[0])) | (v[1] | (maxs - v[1]));
+    }
+    uint64_t rest = off[0] | off[1];
+    for (; i < count; i++) {
+        rest |= indices[i] | (max - indices[i]);
+    }
+    return rest >> 63 == 0;
 }
 
 /* -- Types ---------------------------------------------------------------- */

@@ -20,6 +20,10 @@ size_t vnxi_indices_run(const vnx_indices_t *indices, size_t at,
 const uint64_t *vnxi_indices_read(const vnx_indices_t *indices, size_t at,
                                   size_t count, uint64_t *scratch);
 
+/* Are all of them less than `limit`, which is less than 2^63? */
+bool vnxi_indices_are_below(const uint64_t *indices, size_t count,
+                            uint64_t limit);
+
 /* Is the type one that is known? */
 bool vnxi_indices_type_is_known(vnx_index_type_t type);
 bool vnxi_indices_are_signed(const vnx_indices_t *indices);

@@ -344,6 +344,9 @@ add_scattered(vnxi_segment_writer_t *writer, const vnxi_segment_rows_t *rows,
         }
         local = rows->local[i];
         remote = rows->remote[i];
+        /* Else compilers pair the two in a vector register, from which every
+         * comparison takes them out again. */
+        __asm__("" : "+r"(local), "+r"(remote));
     }
     writer->open.local = local;
     writer->open.remote = remote;
