@@ -97,11 +97,13 @@ vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino)
     return added;
 }
 
+/* `name` in the open folder `at`; "" means `at` itself. */
 static bool
-is_file(int fd, uint64_t st_dev, uint64_t st_ino)
+is_file(int at, const char *name, uint64_t st_dev, uint64_t st_ino)
 {
     struct stat st;
-    return fstat(fd, &st) == 0 && st.st_dev == st_dev && st.st_ino == st_ino;
+    return fstatat(at, name, &st, AT_EMPTY_PATH) == 0 && st.st_dev == st_dev &&
+           st.st_ino == st_ino;
 }
 
 /* A duplicate of a descriptor of this process that fits; -1: none. */
@@ -118,14 +120,15 @@ duplicate_open_fd(uint64_t st_dev, uint64_t st_ino)
         if (entry == NULL) {
             break;
         }
-        int fd = (int)strtol(entry->d_name, NULL, 10); /* "." is 0 */
-        if (!is_file(fd, st_dev, st_ino)) {
+        /* Asked by name: the number is another thread's to close. */
+        if (!is_file(dirfd(dir), entry->d_name, st_dev, st_ino)) {
             continue;
         }
+        int fd = (int)strtol(entry->d_name, NULL, 10);
         copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
         /* Another thread may have closed and reused the number meanwhile:
          * what counts is what the duplicate is. */
-        if (copy >= 0 && (!is_file(copy, st_dev, st_ino) ||
+        if (copy >= 0 && (!is_file(copy, "", st_dev, st_ino) ||
                           vnxi_memfd_refusal(copy, true) != NULL)) {
             close(copy);
             copy = -1;
