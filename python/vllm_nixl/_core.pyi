@@ -397,6 +397,9 @@ class shared_buffer:
 
 # -- Side channel ------------------------------------------------------------
 
+class nixlAlreadyRunningError(nixlNotAllowedError, RuntimeError):
+    """the listener cannot be started: it is running already"""
+
 @final
 class TcpSideChannel:
     """A small server and client that hand metadata over, by TCP.

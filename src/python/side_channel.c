@@ -15,6 +15,7 @@
 #include "python/integers.h"
 #include "side_channel/side_channel.h"
 
+#define RUNNING_ERROR "nixlAlreadyRunningError"
 #define START "start_listener"
 #define REQUEST "request_metadata"
 
@@ -161,6 +162,53 @@ side_channel_dealloc(PyObject *op)
 
 /* -- Listener ------------------------------------------------------------- */
 
+/* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
+ * that know the side channel's forerunner catch here. */
+static int
+running_error_add(PyObject *module)
+{
+    PyObject *parent =
+        vnxi_py_state(module)->errors[VNXI_PY_STATUS_VNX_ERR_NOT_ALLOWED];
+    PyObject *bases = PyTuple_Pack(2, parent, PyExc_RuntimeError);
+    if (bases == NULL) {
+        return -1;
+    }
+    PyObject *made = PyErr_NewExceptionWithDoc(
+        "vllm_nixl._core." RUNNING_ERROR,
+        "the listener cannot be started: it is running already", bases, NULL);
+    Py_DECREF(bases);
+    if (made == NULL) {
+        return -1;
+    }
+    int ret = PyModule_AddObjectRef(module, RUNNING_ERROR, made);
+    Py_DECREF(made);
+    return ret;
+}
+
+static PyObject *
+raise_running(side_channel_t *self, const vnx_error_t *error)
+{
+    PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
+    PyObject *class = PyObject_GetAttrString(module, RUNNING_ERROR);
+    PyObject *raised = vnxi_py_error_new(self->state, error);
+
+    if (raised != NULL && class != NULL &&
+        PyObject_SetAttrString(raised, "__class__", class) == 0) {
+        PyErr_SetObject(class, raised);
+    }
+    Py_XDECREF(raised);
+    Py_XDECREF(class);
+    return NULL;
+}
+
+static PyObject *
+raise_start(side_channel_t *self, const vnx_error_t *error)
+{
+    return error->status == VNX_ERR_NOT_ALLOWED
+               ? raise_running(self, error)
+               : vnxi_py_raise(self->state, error);
+}
+
 PyDoc_STRVAR(start_doc,
              "start_listener($self, /, port, metadata, host=None)\n--\n\n"
              "Serve metadata. Returns the port (int).\n\n"
@@ -168,8 +216,9 @@ PyDoc_STRVAR(start_doc,
              "metadata: what requesters get (bytes-like; copied)\n"
              "host: the address to listen at; None or '': all of the "
              "machine's, IPv6 and IPv4\n\n"
-             "RuntimeError (nixlNotAllowedError) when it is running already, "
-             "nixlBackendError when the\naddress is in use.");
+             "nixlNotAllowedError, which is a RuntimeError here, when it is "
+             "running already;\nnixlBackendError when the address is in "
+             "use.");
 
 static PyObject *
 side_channel_start(PyObject *op, PyObject *args, PyObject *kwargs)
@@ -203,7 +252,7 @@ side_channel_start(PyObject *op, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS;
     vnxi_py_bytes_put(&metadata);
     return status == VNX_OK ? PyLong_FromLong(port)
-                            : vnxi_py_raise(self->state, &error);
+                            : raise_start(self, &error);
 }
 
 PyDoc_STRVAR(shutdown_doc,
@@ -442,6 +491,9 @@ static PyType_Spec side_channel_spec = {
 int
 vnxi_py_side_channel_add(PyObject *module)
 {
+    if (running_error_add(module) < 0) {
+        return -1;
+    }
     PyObject *type =
         PyType_FromModuleAndSpec(module, &side_channel_spec, NULL);
 

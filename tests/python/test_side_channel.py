@@ -7,6 +7,7 @@ import array
 import contextlib
 import inspect
 import os
+import pickle
 import resource
 import socket
 import struct
@@ -245,6 +246,10 @@ def test_a_second_start_is_refused_and_the_first_goes_on(channel):
     with pytest.raises(RuntimeError, match="already running") as info:
         channel.start_listener(0, b"second")
     assert isinstance(info.value, vllm_nixl.nixlNotAllowedError)
+    assert info.value.operation == "start_listener"
+    assert info.value.status == -6
+    copy = pickle.loads(pickle.dumps(info.value))
+    assert type(copy) is type(info.value)
     assert channel.request_metadata(HOST, port) == b"first"
 
 
