@@ -42,6 +42,7 @@ typedef struct node_account {
     size_t by_poller;            /* notifications taken in by `poller` */
     char sender[64];
     size_t revoked, ended;
+    size_t revoked_all; /* of them: all regions of earlier epochs */
     uint64_t epoch;
     vnx_mem_t mem;
     vnx_desc_t desc;
@@ -147,7 +148,8 @@ node_on_revoked(void *context, vnxi_link_t *link, uint64_t epoch,
     node->account.revoked++;
     node->account.epoch = epoch;
     node->account.mem = mem;
-    node->account.desc = *desc;
+    node->account.revoked_all += desc == NULL;
+    node->account.desc = desc != NULL ? *desc : (vnx_desc_t){0};
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->lock);
 }

@@ -522,6 +522,7 @@ check_end_by(const void *bytes, size_t len, const char *cause)
 
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     vnxi_shm_info_t info = node.info;
+    info.epoch = 0x0102030405060708;
     int listener = raw_listen(&info, 8);
     assert_int_equal(vnxi_link_open(node.hub, &info, &node, &link, NULL),
                      VNX_OK);
@@ -538,11 +539,12 @@ check_end_by(const void *bytes, size_t len, const char *cause)
         /* Our end is closed; HELLO is all that was sent on it. */
         char hello[512];
         ssize_t got = recv(fd, hello, sizeof hello, MSG_WAITALL);
-        assert_int_equal(got, 5 + 2 + 16 + 4 + 6 + 16);
+        assert_int_equal(got, 5 + 2 + 16 + 4 + 6 + 16 + 8);
         assert_memory_equal(hello + 5 + 2, node.instance, VNXI_SHM_ID_SIZE);
         assert_memory_equal(hello + 5 + 2 + 16 + 4, "decode", 6);
         assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6, "instance of raw",
                             VNXI_SHM_ID_SIZE);
+        assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6 + 16, &info.epoch, 8);
         close(fd);
     }
     vnxi_link_release(link);

@@ -458,6 +458,47 @@ test_link_tells_revocations_to_who_opened_it(void **state)
     peer_stop(&peer);
 }
 
+/* Whoever connects late has metadata of some epoch, and hears what was revoked
+ * since; what was forgotten is told as everything. */
+static void
+test_link_hears_what_was_revoked_before_it_came(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *links[3];
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    order_t few = {.kind = PEER_REVOKE, .count = 3}; /* at epoch 42 */
+    assert_int_equal(peer_do(&peer, &few), VNX_OK);
+    vnxi_shm_info_t info = peer.info;
+    info.epoch = 41;
+    open_to(&node, &info, &links[0]);
+    assert_true(node_wait(&node, &node.account.revoked, 3));
+    assert_int_equal(node_look(&node).epoch, 42);
+    assert_int_equal(node_look(&node).desc.addr, 0x1000 + 2);
+    vnxi_link_close(links[0]);
+
+    info.epoch = 42;
+    open_to(&node, &info, &links[1]);
+    assert_int_equal(node_send(links[1], 0, 0, 1, 40), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
+    assert_int_equal(node_look(&node).revoked, 3);
+    vnxi_link_close(links[1]);
+
+    order_t many = {.kind = PEER_REVOKE, .count = 3000};
+    assert_int_equal(peer_do(&peer, &many), VNX_OK);
+    info.epoch = 41;
+    open_to(&node, &info, &links[2]);
+    assert_true(node_wait(&node, &node.account.revoked_all, 1));
+    for (int i = 0; i < 3; i++) {
+        vnxi_link_release(links[i]);
+    }
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
 int
 main(void)
 {
@@ -474,6 +515,7 @@ main(void)
         cmocka_unit_test(test_link_many_pollers_take_each_message_once),
         cmocka_unit_test(test_link_idle_thread_sleeps),
         cmocka_unit_test(test_link_tells_revocations_to_who_opened_it),
+        cmocka_unit_test(test_link_hears_what_was_revoked_before_it_came),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,7 @@ take_hello(const vnxi_link_frame_t *frame, uint64_t sum)
     }
     must(hello.name_len > 0 && hello.name_len <= VNXI_LINK_FRAME_NAME_MAX);
     sum = mix(sum, hello.name, hello.name_len);
+    sum = mix(sum, &hello.epoch, sizeof hello.epoch);
     sum = mix(sum, hello.instance, VNXI_SHM_ID_SIZE);
     return mix(sum, hello.target, VNXI_SHM_ID_SIZE);
 }
