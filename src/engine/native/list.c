@@ -49,3 +49,28 @@ vnxi_list_revoked(const vnxi_list_t *list)
     }
     return NULL;
 }
+
+const vnxi_region_t *
+vnxi_list_region_of(const vnxi_list_t *list, const vnx_desc_t *row)
+{
+    const uint64_t end = row->addr + row->len;
+    size_t low = 0, high = list->region_count;
+
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        const vnxi_region_t *region = list->regions[middle];
+        if (region->dev < row->dev ||
+            (region->dev == row->dev && region->addr <= row->addr)) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    /* The last one that starts before the row may be nested in the one that
+     * holds it. */
+    while (low > 1 && !vnxi_region_holds(list->regions[low - 1], row->addr,
+                                         end, row->dev)) {
+        low--;
+    }
+    return list->regions[low - 1];
+}

@@ -102,6 +102,11 @@ vnxi_list_block_of(const vnxi_list_t *list, size_t row)
     return &list->blocks[row >> VNXI_LIST_BLOCK_BITS];
 }
 
+/* A region of the list that holds this row of it; borrowed.  O(log n) but for
+ * nested regions. */
+const vnxi_region_t *vnxi_list_region_of(const vnxi_list_t *list,
+                                         const vnx_desc_t *row);
+
 /* Memory that blocks point to: a chain of arenas, from base/recycle.h. */
 typedef struct vnxi_list_arena {
     struct vnxi_list_arena *next;

@@ -69,23 +69,6 @@ vnxi_finder_fini(vnxi_finder_t *finder)
     }
 }
 
-/* A region may be "all of it": then its end is out of range. */
-static uint64_t
-region_end(const vnxi_region_t *region)
-{
-    uint64_t end;
-    return __builtin_add_overflow(region->addr, region->len, &end) ? UINT64_MAX
-                                                                   : end;
-}
-
-static bool
-region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
-             uint64_t dev)
-{
-    return region->dev == dev && region->addr <= addr &&
-           end - region->addr <= region->len;
-}
-
 /* -- Hits ----------------------------------------------------------------- */
 
 static vnx_status_t
@@ -128,7 +111,7 @@ vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
                   uint64_t dev)
 {
     if (finder->last != NULL &&
-        region_holds(finder->last, addr, addr + len, dev)) {
+        vnxi_region_holds(finder->last, addr, addr + len, dev)) {
         return VNX_OK;
     }
     vnxi_region_t *region =
@@ -150,7 +133,7 @@ index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
         }
         index->starts[n] = region->addr;
         index->devs[n] = region->dev;
-        index->ends[n] = region_end(region);
+        index->ends[n] = vnxi_region_end(region);
         index->regions[n] = region;
         if (n > 0 && index->devs[n - 1] == region->dev &&
             index->ends[n - 1] > index->ends[n]) {

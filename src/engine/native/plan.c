@@ -17,22 +17,10 @@
 #include "engine/native/list_block.h"
 #include "engine/native/plan_indices.h"
 #include "engine/native/plan_segments.h"
+#include "engine/native/plan_side.h"
 
-#define BATCH 256u
 /* A shorter run is no cheaper than its rows. */
 #define RUN_MIN 16u
-
-typedef struct side {
-    const vnxi_list_t *list;
-    const vnx_indices_t *indices;
-    const char *name;
-    uint64_t delta; /* added to every address; local ones are ours */
-    uint64_t run_first;
-    size_t run_left; /* of the run that was found; 0: not known */
-    uint64_t addrs[BATCH];
-    uint64_t lens[BATCH]; /* unless both lists are uniform */
-    uint64_t scratch[BATCH];
-} side_t;
 
 typedef struct planner {
     const vnxi_plan_args_t *args;
@@ -43,15 +31,14 @@ typedef struct planner {
     bool direct;    /* where one_reach */
     uint64_t bytes;
     const vnxi_region_t *region; /* of the last remote row; NULL: none yet */
-    uint64_t devs[BATCH];        /* of remote rows; only if not one_reach */
     vnxi_segment_writer_t writer;
-    side_t local, remote;
+    vnxi_plan_side_t local, remote;
 } planner_t;
 
 /* -- Errors --------------------------------------------------------------- */
 
 static vnx_status_t
-bad_index(const planner_t *planner, const side_t *side, size_t place,
+bad_index(const planner_t *planner, const vnxi_plan_side_t *side, size_t place,
           uint64_t index)
 {
     const char *operation = planner->args->operation;
@@ -93,43 +80,13 @@ too_many_bytes(const planner_t *planner)
 
 /* -- Reach ---------------------------------------------------------------- */
 
-static bool
-region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t len,
-             uint64_t dev)
-{
-    return region->dev == dev && region->addr <= addr &&
-           addr - region->addr + len <= region->len;
-}
-
-/* The region of the list that holds a row of it.  Regions may be nested, so
- * the last one that starts before the row need not be it. */
 static const vnxi_region_t *
-region_of_row(const vnxi_list_t *list, uint64_t addr, uint64_t len,
-              uint64_t dev)
-{
-    size_t low = 0, high = list->region_count;
-    while (low < high) {
-        size_t middle = (low + high) / 2;
-        const vnxi_region_t *region = list->regions[middle];
-        if (region->dev < dev ||
-            (region->dev == dev && region->addr <= addr)) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    while (low > 1 && !region_holds(list->regions[low - 1], addr, len, dev)) {
-        low--;
-    }
-    return list->regions[low - 1];
-}
-
-static const vnxi_region_t *
-find_region(planner_t *planner, uint64_t addr, uint64_t len, uint64_t dev)
+find_region(planner_t *planner, const vnx_desc_t *row)
 {
     if (planner->region == NULL ||
-        !region_holds(planner->region, addr, len, dev)) {
-        planner->region = region_of_row(planner->remote.list, addr, len, dev);
+        !vnxi_region_holds(planner->region, row->addr, row->addr + row->len,
+                           row->dev)) {
+        planner->region = vnxi_list_region_of(planner->remote.list, row);
     }
     return planner->region;
 }
@@ -143,7 +100,7 @@ region_delta(const vnxi_region_t *region)
 /* -- Batches -------------------------------------------------------------- */
 
 static uint64_t
-batch_len(const planner_t *planner, const side_t *side, size_t i)
+batch_len(const planner_t *planner, const vnxi_plan_side_t *side, size_t i)
 {
     return planner->uniform ? side->list->row_len : side->lens[i];
 }
@@ -152,16 +109,17 @@ batch_len(const planner_t *planner, const side_t *side, size_t i)
 static void
 write_mixed(planner_t *planner, size_t count)
 {
-    side_t *local = &planner->local, *remote = &planner->remote;
+    vnxi_plan_side_t *local = &planner->local, *remote = &planner->remote;
     bool direct = false;
     size_t first = 0;
 
     for (size_t i = 0; i <= count; i++) {
         const vnxi_region_t *region = NULL;
         if (i < count) {
-            region =
-                find_region(planner, remote->addrs[i],
-                            batch_len(planner, remote, i), planner->devs[i]);
+            const vnx_desc_t row = {.addr = remote->addrs[i],
+                                    .len = batch_len(planner, remote, i),
+                                    .dev = remote->devs[i]};
+            region = find_region(planner, &row);
             remote->addrs[i] += region_delta(region);
             direct = i == 0 ? region->direct : direct;
         }
@@ -185,7 +143,8 @@ write_mixed(planner_t *planner, size_t count)
 static vnx_status_t
 compare_lengths(planner_t *planner, size_t count)
 {
-    const side_t *local = &planner->local, *remote = &planner->remote;
+    const vnxi_plan_side_t *local = &planner->local,
+                           *remote = &planner->remote;
     uint64_t differ = 0, bytes = planner->bytes;
     bool overflow = false;
 
@@ -235,59 +194,8 @@ write_batch(planner_t *planner, size_t count)
 
 /* -- Scattered indices ---------------------------------------------------- */
 
-/* `form` is -1, or that of all blocks; inlined where it is a constant. */
-static inline __attribute__((always_inline)) void
-fetch_addrs_as(side_t *side, int form, const uint64_t *indices, size_t count)
-{
-    const vnxi_list_t *list = side->list;
-    const uint64_t delta = side->delta;
-    for (size_t i = 0; i < count; i++) {
-        const vnxi_list_block_t *block = vnxi_list_block_of(list, indices[i]);
-        size_t at = indices[i] & (VNXI_LIST_BLOCK - 1);
-        side->addrs[i] =
-            delta + (form < 0
-                         ? vnxi_block_addr(block, at)
-                         : vnxi_block_addr_as(block, (vnxi_form_t)form, at));
-    }
-}
-
-static void
-fetch_addrs(side_t *side, const uint64_t *indices, size_t count)
-{
-    switch (side->list->addr_form) {
-    case VNXI_FORM_RUN:
-        fetch_addrs_as(side, VNXI_FORM_RUN, indices, count);
-        break;
-    case VNXI_FORM_U32:
-        fetch_addrs_as(side, VNXI_FORM_U32, indices, count);
-        break;
-    default:
-        fetch_addrs_as(side, -1, indices, count);
-    }
-}
-
-static void
-fetch_rows(planner_t *planner, side_t *side, const uint64_t *indices,
-           size_t count)
-{
-    const vnxi_list_t *list = side->list;
-
-    fetch_addrs(side, indices, count);
-    for (size_t i = 0; i < count && !planner->uniform; i++) {
-        side->lens[i] = vnxi_block_len(vnxi_list_block_of(list, indices[i]),
-                                       indices[i] & (VNXI_LIST_BLOCK - 1));
-    }
-    if (side == &planner->remote && !planner->one_reach) {
-        for (size_t i = 0; i < count; i++) {
-            planner->devs[i] =
-                vnxi_block_dev(vnxi_list_block_of(list, indices[i]),
-                               indices[i] & (VNXI_LIST_BLOCK - 1));
-        }
-    }
-}
-
 static vnx_status_t
-fetch_batch(planner_t *planner, side_t *side, size_t count)
+fetch_batch(planner_t *planner, vnxi_plan_side_t *side, size_t count)
 {
     const uint64_t *indices =
         vnxi_indices_read(side->indices, planner->at, count, side->scratch);
@@ -300,7 +208,7 @@ fetch_batch(planner_t *planner, side_t *side, size_t count)
         }
         return bad_index(planner, side, planner->at + i, indices[i]);
     }
-    fetch_rows(planner, side, indices, count);
+    vnxi_plan_side_fetch(side, indices, count);
     side->run_left = side->run_left > count ? side->run_left - count : 0;
     side->run_first += count;
     return VNX_OK;
@@ -319,7 +227,7 @@ plan_scattered(planner_t *planner, size_t count)
 /* -- Consecutive indices -------------------------------------------------- */
 
 static vnx_status_t
-check_run(const planner_t *planner, const side_t *side, size_t count)
+check_run(const planner_t *planner, const vnxi_plan_side_t *side, size_t count)
 {
     size_t rows = side->list->count;
     if (side->run_first < rows && count <= rows - side->run_first) {
@@ -330,19 +238,8 @@ check_run(const planner_t *planner, const side_t *side, size_t count)
                      side->run_first + good);
 }
 
-/* Rows first .. first + count of one block. */
-static void
-fetch_consecutive(planner_t *planner, side_t *side, size_t count)
-{
-    uint64_t indices[BATCH];
-    for (size_t i = 0; i < count; i++) {
-        indices[i] = side->run_first + i;
-    }
-    fetch_rows(planner, side, indices, count);
-}
-
 static size_t
-left_in_block(const side_t *side)
+left_in_block(const vnxi_plan_side_t *side)
 {
     return VNXI_LIST_BLOCK - (side->run_first & (VNXI_LIST_BLOCK - 1));
 }
@@ -377,10 +274,10 @@ reach_run(planner_t *planner, const vnxi_list_block_t *block,
         run->direct = planner->direct;
         return true;
     }
+    const vnx_desc_t first = {run->remote, run->len, block->dev};
+    const vnxi_region_t *region = find_region(planner, &first);
     uint64_t last = run->remote + (run->count - 1) * run->remote_stride;
-    const vnxi_region_t *region =
-        find_region(planner, run->remote, run->len, block->dev);
-    if (!region_holds(region, last, run->len, block->dev)) {
+    if (!vnxi_region_holds(region, last, last + run->len, block->dev)) {
         return false;
     }
     run->remote += region_delta(region);
@@ -393,7 +290,7 @@ reach_run(planner_t *planner, const vnxi_list_block_t *block,
 static vnx_status_t
 plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 {
-    const side_t *l = &planner->local, *r = &planner->remote;
+    const vnxi_plan_side_t *l = &planner->local, *r = &planner->remote;
     const vnxi_list_block_t *lb = vnxi_list_block_of(l->list, l->run_first);
     const vnxi_list_block_t *rb = vnxi_list_block_of(r->list, r->run_first);
     vnxi_segment_run_t run = {
@@ -428,7 +325,7 @@ plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 }
 
 static void
-skip(side_t *side, size_t count)
+skip(vnxi_plan_side_t *side, size_t count)
 {
     side->run_first += count;
     side->run_left -= count;
@@ -438,7 +335,7 @@ skip(side_t *side, size_t count)
 static vnx_status_t
 plan_run(planner_t *planner, size_t count)
 {
-    side_t *local = &planner->local, *remote = &planner->remote;
+    vnxi_plan_side_t *local = &planner->local, *remote = &planner->remote;
     vnx_status_t status = check_run(planner, local, count);
     if (status == VNX_OK) {
         status = check_run(planner, remote, count);
@@ -450,9 +347,9 @@ plan_run(planner_t *planner, size_t count)
         n = n < count ? n : count;
         status = plan_run_blocks(planner, n, &done);
         if (status == VNX_OK && !done) {
-            n = n < BATCH ? n : BATCH;
-            fetch_consecutive(planner, local, n);
-            fetch_consecutive(planner, remote, n);
+            n = n < VNXI_PLAN_BATCH ? n : VNXI_PLAN_BATCH;
+            vnxi_plan_side_fetch_run(local, n);
+            vnxi_plan_side_fetch_run(remote, n);
             status = write_batch(planner, n);
         }
         skip(local, n);
@@ -464,20 +361,8 @@ plan_run(planner_t *planner, size_t count)
 
 /* -- Building ------------------------------------------------------------- */
 
-static void
-side_init(side_t *side, const vnxi_list_t *list, const vnx_indices_t *indices,
-          const char *name)
-{
-    side->list = list;
-    side->indices = indices;
-    side->name = name;
-    side->delta = 0;
-    side->run_first = 0;
-    side->run_left = 0;
-}
-
 static size_t
-side_run(side_t *side, size_t at)
+side_run(vnxi_plan_side_t *side, size_t at)
 {
     if (side->run_left == 0) {
         side->run_left = vnxi_indices_run(side->indices, at, &side->run_first);
@@ -497,7 +382,8 @@ plan_rows(planner_t *planner, size_t count)
         if (run >= RUN_MIN || run == left) {
             status = plan_run(planner, run);
         } else {
-            status = plan_scattered(planner, left < BATCH ? left : BATCH);
+            status = plan_scattered(
+                planner, left < VNXI_PLAN_BATCH ? left : VNXI_PLAN_BATCH);
         }
     }
     return status;
@@ -536,8 +422,12 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
     planner->direct = args->remote->direct || !args->remote->one_reach;
     planner->bytes = 0;
     planner->region = NULL;
-    side_init(&planner->local, args->local, &args->local_rows, "local");
-    side_init(&planner->remote, args->remote, &args->remote_rows, "remote");
+    vnxi_plan_side_init(&planner->local, args->local, &args->local_rows,
+                        "local");
+    vnxi_plan_side_init(&planner->remote, args->remote, &args->remote_rows,
+                        "remote");
+    planner->local.want_lens = planner->remote.want_lens = !planner->uniform;
+    planner->remote.want_devs = !planner->one_reach;
     if (args->remote->one_reach && args->remote->direct) {
         planner->remote.delta = args->remote->delta;
     }

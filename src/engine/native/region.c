@@ -90,15 +90,6 @@ vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b)
     return order != 0 ? order : compare_u64(a->len, b->len);
 }
 
-/* Storage may be "all of it", 2^64 - 1 bytes from any start. */
-static uint64_t
-region_end(const vnxi_region_t *region)
-{
-    uint64_t end;
-    return __builtin_add_overflow(region->addr, region->len, &end) ? UINT64_MAX
-                                                                   : end;
-}
-
 /* -- Building a table ----------------------------------------------------- */
 
 static int
@@ -144,7 +135,8 @@ fill_group(vnxi_region_table_t *table, group_t *group, size_t first)
     for (; i < table->count && is_same_group(regions[first], regions[i]);
          i++) {
         table->addrs[i] = regions[i]->addr;
-        if (region_end(regions[i]) >= region_end(regions[farthest])) {
+        if (vnxi_region_end(regions[i]) >=
+            vnxi_region_end(regions[farthest])) {
             farthest = (uint32_t)i;
         }
         table->farthest[i] = farthest;
@@ -282,11 +274,11 @@ walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
           uint64_t end)
 {
     for (size_t i = last + 1; i-- > first;) {
-        if (region_end(table->regions[table->farthest[i]]) < end) {
+        if (vnxi_region_end(table->regions[table->farthest[i]]) < end) {
             return NULL;
         }
         vnxi_region_t *region = table->regions[i];
-        if (region_end(region) >= end && !is_revoked(region)) {
+        if (vnxi_region_end(region) >= end && !is_revoked(region)) {
             return region;
         }
     }
@@ -309,7 +301,7 @@ vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
     }
     size_t last = group->first + before - 1;
     vnxi_region_t *region = table->regions[table->farthest[last]];
-    if (region_end(region) < end) {
+    if (vnxi_region_end(region) < end) {
         return NULL;
     }
     if (is_revoked(region)) {

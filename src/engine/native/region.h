@@ -34,6 +34,25 @@ typedef struct vnxi_region {
     unsigned uses;             /* local: how often registered; registry lock */
 } vnxi_region_t;
 
+/* Past the last byte.  Storage may be "all of it", 2^64 - 1 bytes from any
+ * start: then the end of the address space. */
+static inline uint64_t
+vnxi_region_end(const vnxi_region_t *region)
+{
+    uint64_t end;
+    return __builtin_add_overflow(region->addr, region->len, &end) ? UINT64_MAX
+                                                                   : end;
+}
+
+/* Does it hold all of [addr, end)? */
+static inline bool
+vnxi_region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
+                  uint64_t dev)
+{
+    return region->dev == dev && region->addr <= addr &&
+           end <= vnxi_region_end(region);
+}
+
 vnxi_region_t *vnxi_region_retain(vnxi_region_t *region);
 void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
 
