@@ -15,6 +15,7 @@
 #include "engine/native/list.h"
 #include "engine/native/region.h"
 #include "engine/native/shm/link.h"
+#include "engine/native/shm/revocations.h"
 
 #define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
 
@@ -54,6 +55,7 @@ struct vnxi_engine {
 
     pthread_mutex_t peers_lock;
     vnxi_native_peer_t *peers; /* those with a link; peers_lock */
+    uintptr_t last_peer_id;    /* peers_lock */
 
     pthread_mutex_t flight_lock;
     pthread_cond_t landed;
@@ -74,12 +76,16 @@ struct vnxi_native_peer {
     vnxi_path_t path;
     vnxi_engine_t *local; /* PROCESS: the other engine, retained */
     vnxi_link_t *link;    /* PROCESS and SHM; owned */
+    uintptr_t id;         /* the link's cookie; never used again */
     vnxi_shm_info_t info;
     atomic_bool lost;
 
     pthread_mutex_t lock;
-    vnxi_region_table_t *table;       /* lock; NULL for SELF: the registry's */
-    uint64_t epoch;                   /* lock; of the last full blob */
+    vnxi_region_table_t *table; /* lock; NULL for SELF: the registry's */
+    uint64_t epoch;             /* lock; of the last full blob */
+    vnxi_revocation_t *early;   /* lock; owned: those that came before table */
+    size_t early_count;         /* lock */
+    bool early_all;             /* lock; one of them could not be kept */
     char cause[VNX_ERROR_CAUSE_MAX];  /* lock; set with lost */
     char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
                                          mapped; "" */
@@ -154,7 +160,8 @@ vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
 vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
                                             const void *name, size_t name_len,
                                             vnxi_path_t path);
-/* Put it where the hub's events find it. */
+/* Put it where the hub's events find it; before its link is opened, with its
+ * id as the cookie. */
 void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
 /* It turned out to be gone: mark it, and tell the core (once). */
 void vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause);
@@ -167,6 +174,10 @@ vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
                                     size_t len, vnx_error_t *error);
 vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                   vnx_bytes_t *members_p, vnx_error_t *error);
+
+/* Its first table (taken over), less what was revoked already. */
+void vnxi_native_peer_start(vnxi_native_peer_t *peer,
+                            vnxi_region_table_t *table, uint64_t epoch);
 
 /* Its regions now, with a reference of the caller's; NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);

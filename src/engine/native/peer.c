@@ -45,6 +45,7 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
 
     vnxi_link_release(peer->link);
     vnxi_region_table_release(peer->table);
+    free(peer->early);
     if (peer->local != NULL) {
         vnxi_native_unref(peer->local);
     }
@@ -61,6 +62,7 @@ vnxi_native_peer_enlist(vnxi_native_peer_t *peer)
 {
     vnxi_engine_t *engine = peer->engine;
     pthread_mutex_lock(&engine->peers_lock);
+    peer->id = ++engine->last_peer_id;
     peer->next = engine->peers;
     engine->peers = peer;
     pthread_mutex_unlock(&engine->peers_lock);
@@ -81,13 +83,17 @@ delist(vnxi_native_peer_t *peer)
     pthread_mutex_unlock(&engine->peers_lock);
 }
 
-/* The peer of that link with a reference, NULL where it was closed. */
+/* The peer of that link with a reference, NULL where it was closed.  By
+ * number: the link may not be known to the peer yet, and a late event of an
+ * old link must not find a new peer at the same address. */
 static vnxi_native_peer_t *
 find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
 {
+    uintptr_t id = (uintptr_t)vnxi_link_cookie(link);
+
     pthread_mutex_lock(&engine->peers_lock);
     vnxi_native_peer_t *peer = engine->peers;
-    while (peer != NULL && peer->link != link) {
+    while (peer != NULL && peer->id != id) {
         peer = peer->next;
     }
     if (peer != NULL) {
@@ -181,36 +187,81 @@ revoke_lock_held(vnxi_region_t *region, uint64_t epoch)
 }
 
 static void
-revoke_all_lock_held(vnxi_native_peer_t *peer, uint64_t epoch)
+apply_lock_held(vnxi_native_peer_t *peer, const vnxi_revocation_t *one)
 {
+    const vnx_desc_t *desc = &one->desc;
+
+    if (desc->len > 0) {
+        revoke_lock_held(vnxi_region_table_exact(peer->table, one->mem,
+                                                 desc->addr, desc->len,
+                                                 desc->dev),
+                         one->epoch);
+        return;
+    }
     for (size_t i = 0; i < vnxi_region_table_count(peer->table); i++) {
-        revoke_lock_held(vnxi_region_table_at(peer->table, i), epoch);
+        revoke_lock_held(vnxi_region_table_at(peer->table, i), one->epoch);
     }
 }
 
-/* Those of an agent in this process are its own objects: it has revoked them
- * itself. */
+/* The table is still being built.  Without memory for this one, all that the
+ * table will have counts as revoked. */
+static void
+keep_early_lock_held(vnxi_native_peer_t *peer, const vnxi_revocation_t *one)
+{
+    vnxi_revocation_t *grown =
+        realloc(peer->early, (peer->early_count + 1) * sizeof *peer->early);
+    if (grown == NULL) {
+        peer->early_all = true;
+        return;
+    }
+    peer->early = grown;
+    grown[peer->early_count++] = *one;
+}
+
+/* A desc of no length stands for all regions.  Those of an agent in this
+ * process are its own objects: it has revoked them itself. */
 static void
 on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
            const vnx_desc_t *desc)
 {
     vnxi_native_peer_t *peer = find_by_link(context, link);
+    vnxi_revocation_t one = {.epoch = epoch, .mem = mem};
+
     if (peer == NULL) {
         return;
     }
+    if (desc != NULL) {
+        one.desc = *desc;
+    }
     pthread_mutex_lock(&peer->lock);
     if (peer->local == NULL && peer->table != NULL) {
-        if (desc == NULL) {
-            revoke_all_lock_held(peer, epoch);
-        } else {
-            revoke_lock_held(vnxi_region_table_exact(peer->table, mem,
-                                                     desc->addr, desc->len,
-                                                     desc->dev),
-                             epoch);
-        }
+        apply_lock_held(peer, &one);
+    } else if (peer->local == NULL) {
+        keep_early_lock_held(peer, &one);
     }
     pthread_mutex_unlock(&peer->lock);
     vnxi_peer_release(&peer->base);
+}
+
+void
+vnxi_native_peer_start(vnxi_native_peer_t *peer, vnxi_region_table_t *table,
+                       uint64_t epoch)
+{
+    vnxi_revocation_t all = {.epoch = UINT64_MAX};
+
+    pthread_mutex_lock(&peer->lock);
+    peer->table = table;
+    peer->epoch = epoch;
+    for (size_t i = 0; i < peer->early_count; i++) {
+        apply_lock_held(peer, &peer->early[i]);
+    }
+    if (peer->early_all) {
+        apply_lock_held(peer, &all);
+    }
+    free(peer->early);
+    peer->early = NULL;
+    peer->early_count = 0;
+    pthread_mutex_unlock(&peer->lock);
 }
 
 /* -- Notifications ---------------------------------------------------------

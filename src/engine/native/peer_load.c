@@ -360,6 +360,26 @@ same_host_is_off(void)
     return value != NULL && strcmp(value, "0") == 0;
 }
 
+/* Its events may come as soon as the link is open. */
+static vnx_status_t
+connect_peer(loading_t *loading, vnxi_hub_t *hub, vnxi_native_peer_t *peer)
+{
+    vnxi_region_table_t *table;
+    vnx_status_t status = vnxi_link_open(hub, &loading->info, (void *)peer->id,
+                                         &peer->link, loading->error);
+
+    if (status != VNX_OK) {
+        vnxi_error_peer(loading->error, peer->base.name, peer->base.name_len);
+        return status;
+    }
+    status = build_table(loading, peer, NULL, false, &table);
+    if (status == VNX_OK) {
+        vnxi_native_peer_start(
+            peer, table, loading->info.partial ? 0 : loading->info.epoch);
+    }
+    return status;
+}
+
 static vnx_status_t
 new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 {
@@ -388,24 +408,12 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
     peer->base.ops = engine->self->base.ops;
     peer->local = local;
     peer->info = loading->info;
-    vnx_status_t status =
-        vnxi_link_open(hub, &loading->info, peer, &peer->link, loading->error);
-    if (status != VNX_OK) {
-        vnxi_error_peer(loading->error, peer->base.name, peer->base.name_len);
-    } else {
-        status = build_table(loading, peer, NULL, false, &peer->table);
-    }
+    vnxi_native_peer_enlist(peer);
+    vnx_status_t status = connect_peer(loading, hub, peer);
     if (status != VNX_OK) {
         vnxi_native_peer_close(&peer->base, "its metadata was refused");
-        vnxi_native_peer_destroy(&peer->base);
+        vnxi_peer_release(&peer->base);
         return status;
-    }
-    peer->epoch = loading->info.partial ? 0 : loading->info.epoch;
-    vnxi_native_peer_enlist(peer);
-    /* It may have ended before the hub's events could find it. */
-    if (vnxi_link_ended(peer->link)) {
-        vnxi_native_hub_events.ended(engine, peer->link,
-                                     "it ended while it was being loaded");
     }
     *peer_p = &peer->base;
     return VNX_OK;
