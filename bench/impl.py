@@ -6,9 +6,12 @@ uses only what both of them have; what ours has more is asked for by name.
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.metadata
 import mmap
-import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,21 +26,16 @@ class Impl:
     def __init__(self, name: str) -> None:
         self.name = name
         self.ours = name == "ours"
+        self.module: Any = importlib.import_module(
+            "vllm_nixl" if self.ours else "nixl._api"
+        )
         if self.ours:
-            import vllm_nixl as module
-
-            self.version = module.__version__
-            self.agent_class = module.NixlAgent
-            self.config_class = module.nixl_agent_config
+            self.version: str = self.module.__version__
+            self.agent_class = self.module.NixlAgent
         else:
-            from importlib.metadata import version
-
-            import nixl._api as module
-
-            self.version = version("nixl")
-            self.agent_class = module.nixl_agent
-            self.config_class = module.nixl_agent_config
-        self.module = module
+            self.version = importlib.metadata.version("nixl")
+            self.agent_class = self.module.nixl_agent
+        self.config_class = self.module.nixl_agent_config
 
     def agent(self, name: str) -> Any:
         return self.agent_class(name, self.config_class())
@@ -107,6 +105,19 @@ def scatter(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count).astype(np.int64)
 
 
-def rss_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _status_kib(field: str) -> int:
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    raise KeyError(field)
+
+
+def peak_growth(work: Callable[[], Any]) -> tuple[float, Any]:
+    """MB that the process grew by at the most while `work` ran."""
+    gc.collect()
+    before = _status_kib("VmRSS")
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # the peak starts again from here
+    result = work()
+    return max(0.0, (_status_kib("VmHWM") - before) * 1024 / 1e6), result
