@@ -84,4 +84,5 @@ def content(
     place = np.array(blocks, np.uint64) * np.uint64(words)
     place += np.uint64(layer << 40) + np.uint64(seed << 52)
     ramp = np.arange(words, dtype=np.uint64)
-    return (place[:, None] + ramp[None, :]) * STEP
+    words_of_blocks: np.ndarray = (place[:, None] + ramp[None, :]) * STEP
+    return words_of_blocks
