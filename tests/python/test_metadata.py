@@ -394,6 +394,35 @@ def test_describe_tells_of_a_peer(engine, pair):
 
 
 @pytest.mark.beyond_stock
+def test_describe_tells_which_regions_need_no_kernel(engine, pair):
+    """Shared ones are mapped; the others are not, and the reason is told."""
+    if not engine.two_processes:
+        pytest.skip("within a process everything is at hand")
+    here, there = pair
+    for kind in ("shared-buffer", "memfd", "dev-shm", "private"):
+        there.alloc(SIZE, kind)
+    here.add(there.metadata())
+    told = here.agent.describe(there.name)
+    assert told["regions"] == 4
+    assert told["regions_direct"] == 3
+
+
+@pytest.mark.beyond_stock
+def test_describe_has_names_as_they_are(endpoint, other):
+    here, there = endpoint(), other("préfill \u2192 0")
+    here.add(there.metadata())
+    there.close()
+    told = deadline.until(
+        lambda: (
+            (t := here.agent.describe(there.name))["state"] != "connected"
+            and t
+        ),
+        "the news that it left",
+    )
+    assert "Ã" not in str(told)
+
+
+@pytest.mark.beyond_stock
 def test_describe_knows_no_stranger(api, endpoint):
     with pytest.raises(api.nixlNotFoundError, match="nobody"):
         endpoint().agent.describe("nobody")
