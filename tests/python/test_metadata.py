@@ -395,16 +395,16 @@ def test_describe_tells_of_a_peer(engine, pair):
 
 @pytest.mark.beyond_stock
 def test_describe_tells_which_regions_need_no_kernel(engine, pair):
-    """Shared ones are mapped; the others are not, and the reason is told."""
+    """Memory that cannot shrink under the reader is mapped."""
     if not engine.two_processes:
         pytest.skip("within a process everything is at hand")
     here, there = pair
-    for kind in ("shared-buffer", "memfd", "dev-shm", "private"):
+    for kind in ("shared-buffer", "memfd", "memfd-private", "private"):
         there.alloc(SIZE, kind)
     here.add(there.metadata())
     told = here.agent.describe(there.name)
     assert told["regions"] == 4
-    assert told["regions_direct"] == 3
+    assert told["regions_direct"] == 2
 
 
 @pytest.mark.beyond_stock

@@ -189,24 +189,17 @@ def test_prepared_loopback_with_a_notification(endpoint):
     assert here.gather_notifs(1) == [(here.name, b"to myself")]
 
 
-def test_rows_of_no_length_move_nothing(pair):
-    """Stock takes them; so do we."""
-    here, there = pair
-    remote = there.alloc(4096, seed=10)
-    local = here.alloc(4096, seed=11)
-    here.add(there.metadata())
-    state = here.move(
-        "READ",
-        [(local.addr, 0, 0), (local.addr + 64, 64, 0)],
-        [(remote.addr, 0, 0), (remote.addr + 64, 64, 0)],
-        there.name,
-        b"empty and full",
-    )
-    assert state == "DONE"
-    want = bytearray(pattern(11, 4096))
-    want[64:128] = pattern(10, 4096)[64:128]
-    assert here.read(local.key) == bytes(want)
-    assert there.gather_notifs(1) == [(here.name, b"empty and full")]
+@pytest.mark.beyond_stock
+def test_a_row_of_no_length_is_refused(api, pair):
+    """Stock takes it; here it is an error of who made the list."""
+    here = pair[0]
+    local = here.alloc(4096)
+    for table in ([(local.addr, 0, 0)], [(local.addr, 8, 0)]):
+        left = [*table, (local.addr + 64, 0, 0)]
+        with pytest.raises(api.nixlInvalidParamError) as caught:
+            here.prepare("", left)
+        assert "length" in str(caught.value)
+        assert caught.value.index == (0 if table[0][1] == 0 else 1)
 
 
 def test_both_sides_move_at_the_same_time(pair, engine):

@@ -9,7 +9,7 @@ import sys
 import threading
 
 import pytest
-from support import deadline
+from support import deadline, usage
 from support.memory import pattern
 from support.peer import child_environment
 
@@ -192,8 +192,8 @@ from support.transfers import Long
 here, there = Endpoint("vllm_nixl", "here"), Endpoint("vllm_nixl", "there")
 long = Long(here, there)
 here.agent.transfer(long.handle)
-print("waiting", flush=True)
 try:
+    print("waiting", flush=True)
     {call}
 except KeyboardInterrupt:
     print("interrupted", here.agent.check_xfer_state(long.handle), flush=True)
@@ -221,6 +221,7 @@ def test_ctrl_c_interrupts(call):
         env=child_environment(),
     ) as child:
         assert child.stdout.readline() == "waiting\n"
+        deadline.until(lambda: usage.sleeps(child.pid), "sleep")
         child.send_signal(signal.SIGINT)
         out, _ = child.communicate(timeout=60)
     assert out == "interrupted PROC\nworks\n"

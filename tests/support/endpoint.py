@@ -73,7 +73,7 @@ class Endpoint:
         old = self.buffers[key]
         size, addr = old.size, old.addr
         self.buffers[key] = memory.Memory(size, kind, at=addr).fill(seed)
-        old.view.release()
+        old.forget()
 
     def fill(self, key, seed):
         self.buffers[key].fill(seed)

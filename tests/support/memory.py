@@ -41,7 +41,8 @@ def pattern(seed, size):
 
 def _open(place, size):
     if place == "memfd":
-        fd = os.memfd_create("vllm-nixl-test")
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        fd = os.memfd_create("vllm-nixl-test", flags)
     else:
         fd, path = tempfile.mkstemp(dir=place, prefix="vllm-nixl-test-")
         os.unlink(path)
@@ -63,7 +64,9 @@ class Memory:
         if at is not None:
             flags |= MAP_FIXED
         self.addr = _libc.mmap(at, size, READ_WRITE, flags, fd, offset)
-        if fd >= 0:
+        # Peers map what a descriptor is open of.
+        self.fd = fd if place == "memfd" else -1
+        if fd >= 0 and self.fd < 0:
             os.close(fd)
         if self.addr in (None, ctypes.c_void_p(-1).value):
             raise OSError(ctypes.get_errno(), f"mmap {size} bytes, {kind}")
@@ -73,11 +76,20 @@ class Memory:
         self.view[:] = pattern(seed, self.size)
         return self
 
+    def forget(self):
+        """Something else was mapped in its place."""
+        self.view.release()
+        self.addr = None
+        self.unmap()
+
     def unmap(self):
         if self.addr is not None:
             self.view.release()
             _libc.munmap(self.addr, self.size)
             self.addr = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Exported:

@@ -1,7 +1,7 @@
 """Transfers of a wanted length."""
 
-LONG_BLOCK = 32 << 20
-LONG_TIMES = 16000  # half a terabyte: no test waits for its end
+LONG_BLOCK = 8 << 20
+LONG_TIMES = 64000  # half a terabyte: no test waits for its end
 
 
 class Long:

@@ -22,6 +22,12 @@ def mappings():
     return Path("/proc/self/maps").read_text().count("\n")
 
 
+def sleeps(pid):
+    """Does the main thread of a process sleep?"""
+    stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
+    return stat.rsplit(")", 1)[1].split()[0] == "S"
+
+
 def switches():
     """Voluntary context switches of each thread."""
     found = {}
