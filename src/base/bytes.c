@@ -3,6 +3,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+uint64_t
+vnxi_hash(const void *data, size_t len)
+{
+    const unsigned char *bytes = data;
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < len; i++) {
+        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    }
+    return hash;
+}
+
 const unsigned char *
 vnxi_read_bytes(vnxi_reader_t *reader, size_t len)
 {

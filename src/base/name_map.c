@@ -3,15 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* FNV-1a, then a final mix: names are few, short, and often alike. */
+#include "base/bytes.h"
+
+/* With a final mix: names are few, short, and often alike. */
 static uint64_t
 hash_name(const void *name, size_t len)
 {
-    const unsigned char *bytes = name;
-    uint64_t hash = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < len; i++) {
-        hash = (hash ^ bytes[i]) * 0x100000001b3u;
-    }
+    uint64_t hash = vnxi_hash(name, len);
     return hash ^ (hash >> 32);
 }
 

@@ -32,8 +32,10 @@ static const char sample_bytes[] =
     "\x0d\x0c\x0b\x0a\x00\x00\x00\x00" /* start time */
     "\x44\x33\x22\x11\x00\x7f\x00\x00" /* nonce */
     "\xe8\x03\x00\x00"                 /* uid */
-    "\x06\x00vnx-AB";
+    "\x06\x00vnx-AB"
+    "\x26\x69\x80\x50\x4b\xfe\x9e\xa5" /* checksum */;
 #define SAMPLE_SIZE (sizeof sample_bytes - 1)
+#define HASH_SIZE 8
 #define PID_AT 4
 #define SOCKET_LEN_AT 76
 
@@ -100,6 +102,14 @@ test_shm_info_longest_socket_name_fits(void **state)
     vnxi_writer_fini(&writer);
 }
 
+/* Make the checksum that of what stands before it. */
+static void
+seal(char *bytes)
+{
+    uint64_t hash = vnxi_hash(bytes, SAMPLE_SIZE - HASH_SIZE);
+    memcpy(bytes + SAMPLE_SIZE - HASH_SIZE, &hash, sizeof hash);
+}
+
 static void
 test_shm_info_of_a_later_minor_version_is_taken(void **state)
 {
@@ -111,6 +121,7 @@ test_shm_info_of_a_later_minor_version_is_taken(void **state)
     memcpy(longer, sample_bytes, SAMPLE_SIZE);
     longer[1] = 9;
     longer[3] = (char)0x80; /* a flag that means nothing yet */
+    seal(longer);
     assert_int_equal(vnxi_shm_info_read(longer, sizeof longer, &info, NULL),
                      VNX_OK);
     assert_string_equal(info.socket, sample.socket);
@@ -142,6 +153,21 @@ test_shm_info_cut_off_anywhere_is_refused(void **state)
     }
 }
 
+/* An epoch that is too high would make every later blob an old one. */
+static void
+test_shm_info_changed_anywhere_is_refused(void **state)
+{
+    (void)state;
+    char bytes[SAMPLE_SIZE];
+    for (size_t at = 0; at < SAMPLE_SIZE; at++) {
+        for (unsigned bit = 0; bit < 8; bit++) {
+            memcpy(bytes, sample_bytes, SAMPLE_SIZE);
+            bytes[at] = (char)(bytes[at] ^ (1 << bit));
+            assert_info_refused(bytes, SAMPLE_SIZE, "");
+        }
+    }
+}
+
 static void
 test_shm_info_impossible_values_are_refused(void **state)
 {
@@ -155,7 +181,7 @@ test_shm_info_impossible_values_are_refused(void **state)
     bytes[SOCKET_LEN_AT] = VNXI_SHM_SOCKET_MAX;
     assert_info_refused(bytes, sizeof bytes, "socket name");
     memcpy(bytes, sample_bytes, SAMPLE_SIZE);
-    bytes[SAMPLE_SIZE - 1] = '\0';
+    bytes[SAMPLE_SIZE - HASH_SIZE - 1] = '\0';
     assert_info_refused(bytes, SAMPLE_SIZE, "socket name");
     bytes[SOCKET_LEN_AT + 1] = (char)0xff;
     assert_info_refused(bytes, sizeof bytes, "cut off");
@@ -303,6 +329,7 @@ main(void)
         cmocka_unit_test(test_shm_info_of_a_later_minor_version_is_taken),
         cmocka_unit_test(test_shm_info_of_another_major_version_is_refused),
         cmocka_unit_test(test_shm_info_cut_off_anywhere_is_refused),
+        cmocka_unit_test(test_shm_info_changed_anywhere_is_refused),
         cmocka_unit_test(test_shm_info_impossible_values_are_refused),
         cmocka_unit_test(test_shm_info_local_describes_this_process),
         cmocka_unit_test(test_shm_info_local_has_the_boot_id_of_the_kernel),

@@ -61,6 +61,7 @@ read_head(vnxi_reader_t *reader, const char *what, uint16_t *flags_p,
 void
 vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info)
 {
+    size_t start = writer->len;
     size_t socket_len = strnlen(info->socket, sizeof info->socket);
     write_head(writer, info->partial ? INFO_PARTIAL : 0);
     vnxi_write_u32(writer, info->pid);
@@ -73,6 +74,10 @@ vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info)
     vnxi_write_u32(writer, info->uid);
     vnxi_write_u16(writer, (uint16_t)socket_len);
     vnxi_write_bytes(writer, info->socket, socket_len);
+    if (!writer->failed) {
+        vnxi_write_u64(writer,
+                       vnxi_hash(writer->data + start, writer->len - start));
+    }
 }
 
 static void
@@ -120,6 +125,8 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
     info.nonce_addr = vnxi_read_u64(&reader);
     info.uid = vnxi_read_u32(&reader);
     bool socket_is_good = read_socket(&reader, info.socket);
+    uint64_t hash = vnxi_hash(data, len - vnxi_reader_left(&reader));
+    bool is_whole = vnxi_read_u64(&reader) == hash;
     if (reader.failed) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               INFO " is cut off");
@@ -134,6 +141,10 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               INFO " has an impossible process id %" PRIu32,
                               info.pid);
+    }
+    if (!is_whole) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              INFO " is damaged: its checksum is another");
     }
     *info_p = info;
     return VNX_OK;
