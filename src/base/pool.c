@@ -118,10 +118,36 @@ take_chunk_lock_held(size_t *chunk_p, bool *signal_p)
     return task;
 }
 
+static void
+remove_lock_held(vnxi_task_t *task)
+{
+    vnxi_task_t **at = &first;
+    while (*at != task) {
+        at = &(*at)->next;
+    }
+    *at = task->next;
+    if (last == &task->next) {
+        last = at;
+    }
+}
+
+/* Hand out no more; the task has a thread that counts as active. */
+static void
+drop_rest_lock_held(vnxi_task_t *task)
+{
+    if (task->next_chunk < task->chunks && task->active < task->max_parallel) {
+        remove_lock_held(task);
+    }
+    task->next_chunk = task->chunks;
+}
+
 /* Returns whether that was the end of the task. */
 static bool
-end_chunk_lock_held(vnxi_task_t *task)
+end_chunk_lock_held(vnxi_task_t *task, bool goes_on)
 {
+    if (!goes_on) {
+        drop_rest_lock_held(task);
+    }
     bool left = task->next_chunk < task->chunks;
     if (left && task->active == task->max_parallel) {
         append_lock_held(task);
@@ -149,9 +175,9 @@ worker(void *unused)
         if (signal) {
             pthread_cond_signal(&work);
         }
-        task->run(task, chunk);
+        bool goes_on = task->run(task, chunk);
         pthread_mutex_lock(&lock);
-        if (end_chunk_lock_held(task)) {
+        if (end_chunk_lock_held(task, goes_on)) {
             pthread_mutex_unlock(&lock);
             task->done(task);
             pthread_mutex_lock(&lock);

@@ -6,6 +6,7 @@
 #ifndef VNXI_BASE_POOL_H
 #define VNXI_BASE_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <vnx/error.h>
 
@@ -15,10 +16,11 @@ typedef struct vnxi_task vnxi_task_t;
  * before submission; the rest is the pool's. */
 struct vnxi_task {
     /* Work on one chunk, 0 <= chunk < chunks.  Chunks are handed out in order,
-     * to up to max_parallel threads at a time. */
-    void (*run)(vnxi_task_t *task, size_t chunk);
-    /* Called once, after the last chunk ran, on one of the threads; the task
-     * may be freed or submitted again in it. */
+     * to up to max_parallel threads at a time.  False: no further chunk is
+     * handed out, so that what is given up does not wait for its turns. */
+    bool (*run)(vnxi_task_t *task, size_t chunk);
+    /* Called once, after the last chunk that was handed out ran, on one of the
+     * threads; the task may be freed or submitted again in it. */
     void (*done)(vnxi_task_t *task);
     size_t chunks;         /* > 0 */
     unsigned max_parallel; /* > 0 */

@@ -26,12 +26,13 @@ typedef struct job {
     atomic_size_t order, runs, now, most, dones;
     atomic_bool out_of_order;
     size_t resubmissions;
+    size_t quit; /* the chunk after which no more are wanted, plus 1 */
     sem_t *gate; /* NULL, or each chunk takes one */
     sem_t entered, ended;
     atomic_uchar *seen; /* times that each chunk ran */
 } job_t;
 
-static void
+static bool
 job_run(vnxi_task_t *task, size_t chunk)
 {
     job_t *job = (job_t *)task;
@@ -51,6 +52,7 @@ job_run(vnxi_task_t *task, size_t chunk)
     }
     atomic_fetch_add(&job->runs, 1);
     atomic_fetch_sub(&job->now, 1);
+    return job->quit == 0 || chunk + 1 < job->quit;
 }
 
 static void
@@ -203,6 +205,41 @@ test_pool_short_task_is_not_held_up_by_a_long_one(void **state)
     sem_destroy(&long_gate);
 }
 
+/* What is given up does not wait for as many turns as it has chunks, while a
+ * task that blocks takes turns with it. */
+static void
+test_pool_drops_the_rest_of_what_is_given_up(void **state)
+{
+    (void)state;
+    enum { CHUNKS = 1000, QUIT = 10 };
+    for (unsigned parallel = 1; parallel <= 4; parallel++) {
+        sem_t gate;
+        sem_init(&gate, 0, 0);
+        job_t *other = job_create(CHUNKS, 1, &gate);
+        job_t *job = job_create(CHUNKS, parallel, NULL);
+        job->quit = QUIT;
+        job->resubmissions = 1;
+        for (int i = 0; i < 2 * QUIT + 8; i++) {
+            sem_post(&gate);
+        }
+        assert_int_equal(vnxi_pool_submit(&other->task, NULL), VNX_OK);
+        assert_int_equal(vnxi_pool_submit(&job->task, NULL), VNX_OK);
+        sem_wait(&job->ended);
+        assert_int_equal(atomic_load(&job->dones), 2);
+        assert_in_range(atomic_load(&job->runs), 2 * QUIT,
+                        2 * (QUIT + parallel - 1));
+
+        for (int i = 0; i < CHUNKS; i++) {
+            sem_post(&gate);
+        }
+        sem_wait(&other->ended);
+        job_check(other, 1);
+        job_free(job);
+        job_free(other);
+        sem_destroy(&gate);
+    }
+}
+
 static void
 test_pool_task_is_submitted_again_from_done(void **state)
 {
@@ -217,10 +254,11 @@ test_pool_task_is_submitted_again_from_done(void **state)
 
 static atomic_size_t freed;
 
-static void
+static bool
 free_run(vnxi_task_t *task, size_t chunk)
 {
     (void)task, (void)chunk;
+    return true;
 }
 
 static void
@@ -277,7 +315,7 @@ test_pool_takes_from_many_submitters(void **state)
 
 static atomic_int thread_ok;
 
-static void
+static bool
 look_run(vnxi_task_t *task, size_t chunk)
 {
     (void)task, (void)chunk;
@@ -289,6 +327,7 @@ look_run(vnxi_task_t *task, size_t chunk)
                                  sigismember(&blocked, SIGINT) == 1 &&
                                  sigismember(&blocked, SIGPROF) == 1 &&
                                  strcmp(name, "vnx-copy") == 0);
+    return true;
 }
 
 static void
@@ -404,6 +443,7 @@ main(void)
         cmocka_unit_test(test_pool_hands_out_in_order),
         cmocka_unit_test(test_pool_works_in_parallel_up_to_the_bound),
         cmocka_unit_test(test_pool_short_task_is_not_held_up_by_a_long_one),
+        cmocka_unit_test(test_pool_drops_the_rest_of_what_is_given_up),
         cmocka_unit_test(test_pool_task_is_submitted_again_from_done),
         cmocka_unit_test(test_pool_takes_from_many_submitters),
         cmocka_unit_test(test_pool_threads_have_a_name_and_block_signals),

@@ -163,14 +163,14 @@ copy_chunk(vnxi_exfer_t *exfer, size_t chunk, vnx_error_t *error)
     return status;
 }
 
-static void
+static bool
 run_chunk(vnxi_task_t *task, size_t chunk)
 {
     vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
     vnx_error_t error;
 
     if (atomic_load_explicit(&exfer->stop, memory_order_acquire)) {
-        return;
+        return false;
     }
     vnx_status_t status = check_on(exfer, &error);
     if (status == VNX_OK) {
@@ -179,6 +179,7 @@ run_chunk(vnxi_task_t *task, size_t chunk)
     if (status != VNX_OK) {
         fail(exfer, status, &error);
     }
+    return status == VNX_OK;
 }
 
 /* -- The end ---------------------------------------------------------------
