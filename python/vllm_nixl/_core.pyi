@@ -6,9 +6,16 @@ bytes unless they say otherwise.
 
 import enum
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Protocol, TypeAlias, final
+from typing import (
+    Any,
+    ClassVar,
+    Protocol,
+    TypeAlias,
+    final,
+    type_check_only,
+)
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer, Self, disjoint_base
 
 __version__: str
 
@@ -93,6 +100,13 @@ class nixlOutOfMemoryError(NixlError):
 class nixlClosedError(NixlError):
     """the agent is closed"""
 
+@type_check_only
+class _Exports:
+    """The buffer protocol, which has these methods from Python 3.12 on."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
 # -- Descriptor lists --------------------------------------------------------
 
 class _Device(Protocol):
@@ -117,7 +131,7 @@ _RegRow: TypeAlias = tuple[int, int, int, str | bytes]
 _Tensors: TypeAlias = _Tensor | Sequence[_Tensor]
 
 @final
-class nixlXferDList:
+class nixlXferDList(_Exports):
     """A list of descriptors of one memory type: (address, length, device id).
 
     type: a memory type, as nixl_mem_t or by name
@@ -179,11 +193,8 @@ class nixlXferDList:
     def __setstate__(self, state: bytes, /) -> None:
         """Take over what __getstate__() gave; nixlMismatchError."""
 
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
-
 @final
-class nixlRegDList:
+class nixlRegDList(_Exports):
     """A list of descriptors to register: (address, length, device id, meta
     info).
 
@@ -246,11 +257,8 @@ class nixlRegDList:
     def __setstate__(self, state: bytes, /) -> None:
         """Take over what __getstate__() gave; nixlMismatchError."""
 
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
-
 @final
-class nixlRemoteDList:
+class nixlRemoteDList(_Exports):
     """A list of descriptors of peers: (address, length, device id, name of
     the agent).
 
@@ -303,8 +311,6 @@ class nixlRemoteDList:
     __hash__: ClassVar[None]  # type: ignore[assignment]
     def __copy__(self) -> nixlRemoteDList: ...
     def __deepcopy__(self, memo: object, /) -> nixlRemoteDList: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
 
 # -- Handles -----------------------------------------------------------------
 
@@ -372,7 +378,7 @@ class nixlXferTelemetry:
 # -- Memory ------------------------------------------------------------------
 
 @final
-class shared_buffer:
+class shared_buffer(_Exports):
     """Zeroed memory that peers on this host map rather than copy through the
     kernel.
 
@@ -393,7 +399,6 @@ class shared_buffer:
         """Its size in bytes."""
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
 
 # -- Side channel ------------------------------------------------------------
 
@@ -451,6 +456,7 @@ _Name: TypeAlias = str | bytes
 _Message: TypeAlias = Buffer | str
 _Indices: TypeAlias = Sequence[int] | Buffer
 
+@disjoint_base
 class Agent:
     """A named endpoint that owns regions, peers, transfers and notifications.
 

@@ -65,7 +65,7 @@ def _read(data: bytes) -> tuple[str, str, bytes]:
             texts.append(str(argument))
             name = "text"
         elif name in _BYTES:
-            state = argument
+            state = bytes(argument or b"")
             name = "bytes"
         elif name == "GLOBAL":
             texts = str(argument).split(" ")

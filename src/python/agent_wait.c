@@ -90,16 +90,6 @@ set_list(const xfer_set_t *set, bool open)
 
 /* -- Waiting -------------------------------------------------------------- */
 
-static bool
-set_ready(const xfer_set_t *set, bool any)
-{
-    size_t open = 0;
-    for (size_t i = 0; i < set->count; i++) {
-        open += is_open(set->xfers[i]);
-    }
-    return open == 0 || (any && open < set->count);
-}
-
 /* "3 of 5 transfers have not ended in time: numbers 0, 2, 3". */
 static void
 timeout_describe(const xfer_set_t *set, vnx_error_t *error)
@@ -141,48 +131,45 @@ timeout_raise(vnxi_py_agent_t *self, const xfer_set_t *set)
     Py_XDECREF(exception);
 }
 
-/* A wait that the closing of the agent ended is no success, though its
- * transfers have ended too. */
-static bool
-closed_raise(vnxi_py_agent_t *self)
+static vnx_status_t
+slice_wait(vnxi_py_agent_t *self, const xfer_set_t *set, bool any,
+           uint64_t deadline, vnx_error_t *error)
 {
-    if (self->is_closed) {
-        vnx_error_t error;
-        vnxi_error_set(&error, VNX_ERR_CLOSED, "wait", "the agent is closed");
-        vnxi_py_raise(self->state, &error);
-    }
-    return self->is_closed;
+    uint64_t now = vnxi_clock_ns();
+    uint64_t left = deadline > now ? deadline - now : 0;
+    uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
+    vnx_status_t status;
+    Py_BEGIN_ALLOW_THREADS;
+    status =
+        vnx_agent_wait(self->agent, set->xfers, set->count, any, slice, error);
+    Py_END_ALLOW_THREADS;
+    return status;
 }
 
-/* Until the set is ready; false and an exception. */
+/* Until enough of them have ended; false and an exception.  The first look
+ * keeps the GIL: as a rule it is the last. */
 static bool
 set_wait(vnxi_py_agent_t *self, const xfer_set_t *set, bool any,
          uint64_t timeout_ns)
 {
+    vnx_error_t error;
     uint64_t deadline = vnxi_clock_deadline(timeout_ns);
-    while (!set_ready(set, any)) {
-        uint64_t now = vnxi_clock_ns();
-        if (now >= deadline) {
-            timeout_raise(self, set);
-            return false;
-        }
-        uint64_t left = deadline - now;
-        uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
-        vnx_error_t error;
-        vnx_status_t status;
-        Py_BEGIN_ALLOW_THREADS;
-        status = vnx_agent_wait(self->agent, set->xfers, set->count, any,
-                                slice, &error);
-        Py_END_ALLOW_THREADS;
-        if (status < 0 && status != VNX_ERR_TIMEOUT) {
-            vnxi_py_raise(self->state, &error);
-            return false;
-        }
+    vnx_status_t status =
+        vnx_agent_wait(self->agent, set->xfers, set->count, any, 0, &error);
+    while (status == VNX_ERR_TIMEOUT) {
         if (PyErr_CheckSignals() < 0) {
             return false;
         }
+        if (vnxi_clock_ns() >= deadline) {
+            timeout_raise(self, set);
+            return false;
+        }
+        status = slice_wait(self, set, any, deadline, &error);
     }
-    return !closed_raise(self);
+    if (status < 0) {
+        vnxi_py_raise(self->state, &error);
+    }
+    return status >= 0;
 }
 
 static const vnxi_py_signature_t wait_signature = {

@@ -124,6 +124,21 @@ row_fast(PyObject *item, vnx_desc_t *desc_p)
     return true;
 }
 
+/* Rows ahead of the one that is converted: by then it is in the cache. */
+#define AHEAD 12
+
+static inline void
+row_prefetch(PyObject *list, Py_ssize_t i)
+{
+    if (i + 2 * AHEAD < PySequence_Fast_GET_SIZE(list)) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i + AHEAD);
+        __builtin_prefetch(PySequence_Fast_GET_ITEM(list, i + 2 * AHEAD));
+        if (PyTuple_CheckExact(item) && PyTuple_GET_SIZE(item) > 0) {
+            __builtin_prefetch(PyTuple_GET_ITEM(item, 0));
+        }
+    }
+}
+
 /* The list's size is read at each row: code that a conversion runs, or another
  * thread between two chunks, may have changed it. */
 bool
@@ -140,6 +155,7 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
     bool good = true;
     for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        row_prefetch(list, i);
         good =
             row_fast(item, &rows[count]) ||
             vnxi_py_row_get(state, operation, i, item, 3, &rows[count], NULL);
