@@ -17,6 +17,8 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/fork.h"
@@ -29,7 +31,13 @@ static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 static vnxi_task_t *first, **last = &first; /* protected by lock, as below */
 static unsigned threads, idle, wanted;
 
-static void *worker(void *unused);
+/* Chunks are numbered as they are handed out.  running[i] is that of thread i,
+ * 0 while it has none. */
+static uint64_t handed_out, running[THREADS_MAX];
+static unsigned settlers;
+static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
+
+static void *worker(void *slot);
 
 static void
 forget_in_child(void)
@@ -39,6 +47,9 @@ forget_in_child(void)
     first = NULL;
     last = &first;
     threads = idle = wanted = 0;
+    pthread_cond_init(&ended, NULL);
+    memset(running, 0, sizeof running);
+    settlers = 0;
 }
 
 static void
@@ -81,7 +92,7 @@ start_thread_lock_held(void)
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    ret = pthread_create(&thread, &attr, worker, NULL);
+    ret = pthread_create(&thread, &attr, worker, &running[threads]);
     if (ret == 0) {
         threads++;
     }
@@ -106,11 +117,12 @@ call_thread_lock_held(void)
 }
 
 static vnxi_task_t *
-take_chunk_lock_held(size_t *chunk_p, bool *signal_p)
+take_chunk_lock_held(uint64_t *slot, size_t *chunk_p, bool *signal_p)
 {
     vnxi_task_t *task = remove_first_lock_held();
     *chunk_p = task->next_chunk++;
     task->active++;
+    *slot = ++handed_out;
     if (task->next_chunk < task->chunks && task->active < task->max_parallel) {
         append_lock_held(task);
     }
@@ -143,8 +155,12 @@ drop_rest_lock_held(vnxi_task_t *task)
 
 /* Returns whether that was the end of the task. */
 static bool
-end_chunk_lock_held(vnxi_task_t *task, bool goes_on)
+end_chunk_lock_held(uint64_t *slot, vnxi_task_t *task, bool goes_on)
 {
+    *slot = 0;
+    if (settlers > 0) {
+        pthread_cond_broadcast(&ended);
+    }
     if (!goes_on) {
         drop_rest_lock_held(task);
     }
@@ -157,9 +173,9 @@ end_chunk_lock_held(vnxi_task_t *task, bool goes_on)
 }
 
 static void *
-worker(void *unused)
+worker(void *argument)
 {
-    (void)unused;
+    uint64_t *slot = argument;
     pthread_setname_np(pthread_self(), "vnx-copy");
     pthread_mutex_lock(&lock);
     for (;;) {
@@ -170,14 +186,14 @@ worker(void *unused)
         }
         size_t chunk;
         bool signal;
-        vnxi_task_t *task = take_chunk_lock_held(&chunk, &signal);
+        vnxi_task_t *task = take_chunk_lock_held(slot, &chunk, &signal);
         pthread_mutex_unlock(&lock);
         if (signal) {
             pthread_cond_signal(&work);
         }
         bool goes_on = task->run(task, chunk);
         pthread_mutex_lock(&lock);
-        if (end_chunk_lock_held(task, goes_on)) {
+        if (end_chunk_lock_held(slot, task, goes_on)) {
             pthread_mutex_unlock(&lock);
             task->done(task);
             pthread_mutex_lock(&lock);
@@ -215,4 +231,28 @@ vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
         pthread_cond_signal(&work);
     }
     return VNX_OK;
+}
+
+static bool
+is_running_lock_held(uint64_t last_number)
+{
+    for (unsigned i = 0; i < threads; i++) {
+        if (running[i] != 0 && running[i] <= last_number) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+vnxi_pool_settle(void)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t last_number = handed_out;
+    settlers++;
+    while (is_running_lock_held(last_number)) {
+        pthread_cond_wait(&ended, &lock);
+    }
+    settlers--;
+    pthread_mutex_unlock(&lock);
 }

@@ -36,4 +36,9 @@ struct vnxi_task {
  * child a new pool is started. */
 vnx_status_t vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error);
 
+/* Wait until every chunk that is running now has ended: who told the tasks
+ * before not to touch something knows after that none does.  As long as one
+ * chunk takes; not to be called from a chunk. */
+void vnxi_pool_settle(void);
+
 #endif

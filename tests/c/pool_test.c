@@ -240,6 +240,56 @@ test_pool_drops_the_rest_of_what_is_given_up(void **state)
     }
 }
 
+static atomic_int settled;
+
+static void *
+settle(void *argument)
+{
+    vnxi_pool_settle();
+    atomic_store(&settled, 1);
+    return argument;
+}
+
+/* Two chunks run; a third begins after the call.  It returns when the two have
+ * ended, whatever the third does. */
+static void
+test_pool_settles_when_what_was_running_has_ended(void **state)
+{
+    (void)state;
+    pthread_t thread;
+    sem_t gate, later_gate;
+    sem_init(&gate, 0, 0);
+    sem_init(&later_gate, 0, 0);
+    job_t *job = job_create(2, 2, &gate);
+    job_t *later = job_create(1, 1, &later_gate);
+
+    vnxi_pool_settle(); /* nothing runs */
+    atomic_store(&settled, 0);
+    assert_int_equal(vnxi_pool_submit(&job->task, NULL), VNX_OK);
+    sem_wait(&job->entered);
+    sem_wait(&job->entered);
+    assert_int_equal(pthread_create(&thread, NULL, settle, NULL), 0);
+    sem_post(&gate);
+    while (atomic_load(&job->runs) == 0) {
+        usleep(100);
+    }
+    assert_int_equal(atomic_load(&settled), 0);
+    assert_int_equal(vnxi_pool_submit(&later->task, NULL), VNX_OK);
+    sem_wait(&later->entered);
+    sem_post(&gate);
+    sem_wait(&job->ended);
+    /* Unless it was called so late that it waits for the third one too. */
+    sem_post(&later_gate);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(atomic_load(&settled), 1);
+    sem_wait(&later->ended);
+    job_check(job, 1);
+    job_free(job);
+    job_free(later);
+    sem_destroy(&gate);
+    sem_destroy(&later_gate);
+}
+
 static void
 test_pool_task_is_submitted_again_from_done(void **state)
 {
@@ -444,6 +494,7 @@ main(void)
         cmocka_unit_test(test_pool_works_in_parallel_up_to_the_bound),
         cmocka_unit_test(test_pool_short_task_is_not_held_up_by_a_long_one),
         cmocka_unit_test(test_pool_drops_the_rest_of_what_is_given_up),
+        cmocka_unit_test(test_pool_settles_when_what_was_running_has_ended),
         cmocka_unit_test(test_pool_task_is_submitted_again_from_done),
         cmocka_unit_test(test_pool_takes_from_many_submitters),
         cmocka_unit_test(test_pool_threads_have_a_name_and_block_signals),

@@ -2,6 +2,7 @@
 
 import pytest
 from support import deadline
+from support.program import run_program
 from support.transfers import LONG_BLOCK, Long
 
 pytestmark = pytest.mark.beyond_stock
@@ -122,6 +123,82 @@ def test_memory_may_be_given_back_after_cancel(pair):
         here.unmap(transfer.local.key)
         there.deregister(transfer.remote.key)
         there.unmap(transfer.remote.key)
+
+
+# -- memory that is taken away meanwhile -------------------------------------
+
+WITHDRAWN = """
+import faulthandler
+faulthandler.enable()
+from support.endpoint import Endpoint
+from support.peer import PeerProcess
+from support.transfers import Long
+here, there = Endpoint(MODULE, "here"), {place}(MODULE, "there")
+for _ in range({rounds}):
+    long = Long(here, there, {operation!r}, {kind!r})
+    here.agent.transfer(long.handle)
+    owner, key = {side}
+    owner.deregister(key)
+    owner.unmap(key)
+    assert here.agent.wait([long.handle], timeout=30) == [long.handle]
+    try:
+        here.agent.check_xfer_state(long.handle)
+    except here.api.NixlError as error:
+        assert type(error).__name__ in (
+            "nixlNotFoundError", "nixlBackendError"), error
+    else:
+        raise AssertionError("it ended well")
+    again = Long(here, there)
+    again.short()
+    again.handle.release()
+there.close()
+here.close()
+"""
+PLACES = {"native-inproc": "Endpoint", "native-shm": "PeerProcess"}
+SIDES = {
+    "local": "here, long.local.key",
+    "remote": "there, long.remote.key",
+}
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+@pytest.mark.parametrize("kind", ["private", "shared-buffer"])
+@pytest.mark.parametrize("side", SIDES)
+def test_memory_is_the_users_once_it_is_deregistered(
+    engine, module, side, kind, operation
+):
+    """It may be unmapped at once, though a transfer was in flight on it.  In
+    a process of its own: a late access would be its end."""
+    source = WITHDRAWN.format(
+        place=PLACES[engine.name],
+        operation=operation,
+        kind=kind,
+        side=SIDES[side],
+        rounds=5,
+    )
+    run_program(source, module=module)
+
+
+CLOSED = """
+import faulthandler
+faulthandler.enable()
+from support.endpoint import Endpoint
+from support.transfers import Long
+here = Endpoint(MODULE, "here")
+for _ in range(10):
+    there = Endpoint(MODULE, "there")
+    long = Long(here, there)
+    here.agent.transfer(long.handle)
+    there.close()  # and its memory is unmapped
+    assert here.agent.wait([long.handle], timeout=30) == [long.handle]
+    long.handle.release()
+    here.deregister(long.local.key)
+    here.unmap(long.local.key)
+"""
+
+
+def test_memory_is_the_users_once_the_agent_is_closed(module):
+    run_program(CLOSED, module=module)
 
 
 def test_stats_count_what_was_cancelled(busy):

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/pool.h"
 
 static const vnxi_engine_ops_t native_ops;
 
@@ -137,6 +138,7 @@ native_stop(vnxi_engine_t *engine)
         pthread_cond_wait(&engine->landed, &engine->flight_lock);
     }
     pthread_mutex_unlock(&engine->flight_lock);
+    vnxi_pool_settle(); /* transfers of other agents from or to our memory */
 
     vnxi_hub_t *hub = atomic_load(&engine->hub);
     if (hub != NULL) {
@@ -176,10 +178,15 @@ native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
 {
     vnx_status_t status = vnxi_native_check_backends(
         engine, backends, "deregister_memory", error);
-    return status != VNX_OK
-               ? status
-               : vnxi_registry_remove(engine->registry, mem, descs, count,
+    if (status == VNX_OK) {
+        status = vnxi_registry_remove(engine->registry, mem, descs, count,
                                       tell_peers, engine, error);
+    }
+    if (status == VNX_OK) {
+        /* The memory is the user's again: nothing copies from or to it. */
+        vnxi_pool_settle();
+    }
+    return status;
 }
 
 /* -- Prepared lists --------------------------------------------------------

@@ -182,7 +182,7 @@ static void
 revoke_lock_held(vnxi_region_t *region, uint64_t epoch)
 {
     if (region != NULL && region->epoch < epoch) {
-        atomic_store_explicit(&region->revoked, true, memory_order_release);
+        vnxi_region_revoke(region);
     }
 }
 

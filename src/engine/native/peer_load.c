@@ -321,8 +321,7 @@ revoke_missing(vnxi_native_peer_t *peer, const vnxi_region_table_t *old,
         vnxi_region_t *region = vnxi_region_table_at(old, i);
         if (vnxi_region_table_exact(new, region->mem, region->addr,
                                     region->len, region->dev) != region) {
-            atomic_store_explicit(&region->revoked, true,
-                                  memory_order_release);
+            vnxi_region_revoke(region);
         }
     }
 }

@@ -75,6 +75,21 @@ vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev,
     return region;
 }
 
+static atomic_uint_fast64_t revocations;
+
+void
+vnxi_region_revoke(vnxi_region_t *region)
+{
+    atomic_store(&region->revoked, true);
+    atomic_fetch_add(&revocations, 1);
+}
+
+uint64_t
+vnxi_region_revocations(void)
+{
+    return atomic_load_explicit(&revocations, memory_order_acquire);
+}
+
 static int
 compare_u64(uint64_t a, uint64_t b)
 {

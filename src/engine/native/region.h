@@ -34,6 +34,14 @@ typedef struct vnxi_region {
     unsigned uses;             /* local: how often registered; registry lock */
 } vnxi_region_t;
 
+/* Mark it as revoked: no transfer is posted on it any more, and those in
+ * flight stop at their next chunk. */
+void vnxi_region_revoke(vnxi_region_t *region);
+
+/* How many were revoked in this process: who finds the number that it was
+ * need not look at its regions again. */
+uint64_t vnxi_region_revocations(void);
+
 /* Past the last byte.  Storage may be "all of it", 2^64 - 1 bytes from any
  * start: then the end of the address space. */
 static inline uint64_t

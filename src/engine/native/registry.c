@@ -351,7 +351,7 @@ take_out_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *gone,
     size_t at = lower_bound(regions, registry->count, gone[0]);
     size_t kept = at;
     for (size_t i = 0; i < gone_count; i++) {
-        atomic_store(&gone[i]->revoked, true);
+        vnxi_region_revoke(gone[i]);
         size_t from = at + 1;
         size_t left = registry->count - from;
         size_t run = i + 1 < gone_count

@@ -3,10 +3,11 @@
  *
  * Design notes.  A small transfer is copied by the caller's thread at once; a
  * larger one is a task of the copy threads, chunk by chunk.  Before each chunk
- * a thread looks whether to go on: cancelled, peer gone, engine stopped, or an
- * earlier chunk failed.  The first to fail writes the error; the last chunk's
- * thread sends the notification, if all went well, and reports the end.  From
- * that report on the transfer may be freed, so nothing touches it after.
+ * a thread looks whether to go on: cancelled, peer gone, engine stopped, a
+ * region deregistered, or an earlier chunk failed.  The first to fail writes
+ * the error; the last chunk's thread sends the notification, if all went well,
+ * and reports the end.  From that report on the transfer may be freed, so
+ * nothing touches it after.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +40,9 @@ struct vnxi_exfer {
     /* Of the post in progress. */
     const void *notif;
     size_t notif_len;
-    atomic_bool stop;    /* cancelled, or a chunk failed */
+    atomic_bool stop; /* cancelled, or a chunk failed */
+    /* When its regions were last looked at: vnxi_region_revocations(). */
+    atomic_uint_fast64_t revocations;
     atomic_bool failing; /* whoever raises it writes `error` */
     vnx_status_t status; /* VNX_OK until it fails; read after the last chunk */
     vnx_error_t error;
@@ -94,6 +97,7 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     exfer->cookie = args->cookie;
     atomic_init(&exfer->stop, false);
     atomic_init(&exfer->failing, false);
+    atomic_init(&exfer->revocations, 0);
     *facts_p = (vnxi_xfer_facts_t){exfer->plan.bytes, exfer->plan.rows,
                                    exfer->plan.pieces};
     *exfer_p = exfer;
@@ -121,6 +125,38 @@ fail(vnxi_exfer_t *exfer, vnx_status_t status, const vnx_error_t *error)
         exfer->status = status;
     }
     atomic_store(&exfer->stop, true);
+}
+
+static vnx_status_t
+check_revoked(const vnxi_list_t *list, const vnxi_native_peer_t *peer,
+              const char *side, vnx_error_t *error)
+{
+    const vnxi_region_t *region = vnxi_list_revoked(list);
+    if (__builtin_expect(region == NULL, 1)) {
+        return VNX_OK;
+    }
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+                   "the %s region at 0x%llx of %llu bytes, which rows of the "
+                   "list lie in, was deregistered",
+                   side, (unsigned long long)region->addr,
+                   (unsigned long long)region->len);
+    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+    return VNX_ERR_NOT_FOUND;
+}
+
+static vnx_status_t
+check_lists(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    uint64_t now = vnxi_region_revocations();
+    vnx_status_t status =
+        check_revoked(exfer->local, exfer->peer, "local", error);
+    if (status == VNX_OK) {
+        status = check_revoked(exfer->remote, exfer->peer, "remote", error);
+    }
+    if (status == VNX_OK) {
+        atomic_store_explicit(&exfer->revocations, now, memory_order_relaxed);
+    }
+    return status;
 }
 
 /* Why copying must not go on; VNX_OK where it may. */
@@ -173,6 +209,11 @@ run_chunk(vnxi_task_t *task, size_t chunk)
         return false;
     }
     vnx_status_t status = check_on(exfer, &error);
+    if (status == VNX_OK &&
+        atomic_load_explicit(&exfer->revocations, memory_order_relaxed) !=
+            vnxi_region_revocations()) {
+        status = check_lists(exfer, &error);
+    }
     if (status == VNX_OK) {
         status = copy_chunk(exfer, chunk, &error);
     }
@@ -260,33 +301,10 @@ task_done(vnxi_task_t *task)
  */
 
 static vnx_status_t
-check_revoked(const vnxi_list_t *list, const vnxi_native_peer_t *peer,
-              const char *side, vnx_error_t *error)
-{
-    const vnxi_region_t *region = vnxi_list_revoked(list);
-    if (__builtin_expect(region == NULL, 1)) {
-        return VNX_OK;
-    }
-    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
-                   "the %s region at 0x%llx of %llu bytes, which rows of the "
-                   "list lie in, was deregistered",
-                   side, (unsigned long long)region->addr,
-                   (unsigned long long)region->len);
-    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-    return VNX_ERR_NOT_FOUND;
-}
-
-static vnx_status_t
 check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnx_status_t status = check_on(exfer, error);
-    if (status == VNX_OK) {
-        status = check_revoked(exfer->local, exfer->peer, "local", error);
-    }
-    if (status == VNX_OK) {
-        status = check_revoked(exfer->remote, exfer->peer, "remote", error);
-    }
-    return status;
+    return status == VNX_OK ? check_lists(exfer, error) : status;
 }
 
 static vnx_status_t
