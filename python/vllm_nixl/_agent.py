@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from ._config import DEFAULT_COMM_PORT, nixl_agent_config
 from ._core import (
     Agent,
@@ -17,8 +15,10 @@ from ._core import (
 )
 from ._serialize import deserialize, serialize
 
+TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+    from typing import Any
 
     from ._aio import _Events
 

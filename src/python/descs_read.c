@@ -25,6 +25,21 @@ rows_read(vnxi_py_descs_t *self, const char *operation, PyObject *list)
     return true;
 }
 
+/* The first row from `first` on that has a negative number; -1: none. */
+static int64_t
+rows_negative(vnxi_py_descs_t *self, size_t first)
+{
+    const uint64_t *numbers = &self->rows[first].addr;
+    size_t count = self->count - first;
+    int64_t row;
+    self->exports++;
+    Py_BEGIN_ALLOW_THREADS;
+    row = vnxi_py_matrix_negative(numbers, count, 3);
+    Py_END_ALLOW_THREADS;
+    self->exports--;
+    return row;
+}
+
 static bool
 matrix_append(vnxi_py_descs_t *self, const char *operation,
               const vnxi_py_matrix_t *matrix)
@@ -45,8 +60,7 @@ matrix_append(vnxi_py_descs_t *self, const char *operation,
     }
     int64_t row = -1;
     if (matrix->is_signed) {
-        row =
-            vnxi_py_matrix_negative(&self->rows[first].addr, matrix->rows, 3);
+        row = rows_negative(self, first);
     }
     if (row >= 0) {
         vnxi_py_invalid(self->state, operation, row, "a number is negative");

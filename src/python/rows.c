@@ -1,5 +1,8 @@
 #include "python/rows.h"
 
+#include <sched.h>
+
+#include "base/clock.h"
 #include "python/errors.h"
 #include "python/integers.h"
 #include "python/scratch.h"
@@ -139,6 +142,42 @@ row_prefetch(PyObject *list, Py_ssize_t i)
     }
 }
 
+/* After so many chunks, about half a millisecond, others have a turn.  A
+ * thread that waits for the GIL needs so long to wake up; where it is dropped
+ * for less, it is taken again before anybody could have it. */
+#define TURN_CHUNKS 4
+#define TURN_NS 60000u
+
+static void
+turn_give(void)
+{
+    PyThreadState *first =
+        PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    if (PyThreadState_Next(first) == NULL) {
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    uint64_t end = vnxi_clock_deadline(TURN_NS);
+    do {
+        sched_yield();
+    } while (vnxi_clock_ns() < end);
+    Py_END_ALLOW_THREADS;
+}
+
+/* Hand on a full chunk, the `number`-th. */
+static bool
+chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
+           size_t number)
+{
+    if (!take(context, rows, VNXI_PY_ROWS_CHUNK)) {
+        return false;
+    }
+    if (number % TURN_CHUNKS == 0) {
+        turn_give();
+    }
+    return true;
+}
+
 /* The list's size is read at each row: code that a conversion runs, or another
  * thread between two chunks, may have changed it. */
 bool
@@ -151,7 +190,7 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
         return false;
     }
     vnx_desc_t *rows = scratch.data;
-    size_t count = 0;
+    size_t count = 0, chunks = 0;
     bool good = true;
     for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
@@ -160,7 +199,7 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
             row_fast(item, &rows[count]) ||
             vnxi_py_row_get(state, operation, i, item, 3, &rows[count], NULL);
         if (good && ++count == VNXI_PY_ROWS_CHUNK) {
-            good = take(context, rows, count);
+            good = chunk_take(take, context, rows, ++chunks);
             count = 0;
         }
     }
