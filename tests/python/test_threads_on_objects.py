@@ -1,0 +1,227 @@
+"""Threads that use and change the same Python objects at once.
+
+Nothing is asked of the results but that each is one of those that are
+possible; a crash or a hang is what these look for.
+"""
+
+import threading
+
+import pytest
+
+pytestmark = [pytest.mark.beyond_stock, pytest.mark.slow]
+
+ROWS = 20_000
+TIMES = 30
+
+
+def together(*functions):
+    """Run each TIMES in a thread of its own; returns what they raised."""
+    raised = []
+    start = threading.Barrier(len(functions))
+
+    def loop(function):
+        start.wait()
+        for _ in range(TIMES):
+            try:
+                function()
+            except Exception as error:
+                raised.append(error)
+
+    threads = [
+        threading.Thread(target=loop, args=(function,))
+        for function in functions
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+@pytest.fixture
+def here(endpoint):
+    return endpoint()
+
+
+@pytest.fixture
+def block(here):
+    return here.alloc(ROWS * 8)
+
+
+def rows_of(block, extra=()):
+    return [(block.addr + i * 8, 8, 0, *extra) for i in range(ROWS)]
+
+
+def test_a_list_shrinks_and_grows_while_it_is_prepared(here, block):
+    rows = rows_of(block)
+    spare = list(rows)
+
+    def change():
+        del rows[100:]
+        rows.extend(spare[100:])
+
+    def prepare():
+        here.agent.prep_xfer_dlist("", rows, "DRAM").release()
+
+    assert together(change, prepare, prepare) == []
+
+
+def test_a_descriptor_list_in_use_refuses_to_change(here, block):
+    lists = here.agent.get_xfer_descs(rows_of(block), "DRAM")
+
+    def change():
+        lists.remDesc(0)
+        lists.append((block.addr, 8, 0))
+
+    def prepare():
+        here.agent.prep_xfer_dlist("", lists).release()
+
+    raised = together(change, change, prepare, prepare)
+    assert all(isinstance(error, BufferError) for error in raised)
+    lists.clear()
+
+
+def test_registration_lists_are_held_while_they_are_registered(here, block):
+    lists = here.agent.get_reg_descs(
+        [(block.addr, 64, 0, b"meta %d" % i) for i in range(100)], "DRAM"
+    )
+
+    def change():
+        lists[5] = (block.addr, 64, 0, b"other")
+        lists.append((block.addr, 64, 0, b"new"))
+        lists.remDesc(lists.descCount() - 1)
+
+    def register():
+        here.agent.get_partial_agent_metadata(lists, True)
+
+    raised = together(change, register)
+    assert all(
+        isinstance(error, (BufferError, here.api.NixlError))
+        for error in raised
+    )
+
+
+def test_an_array_changes_while_it_is_prepared(here, block):
+    """Another thread writes rubbish into it: refused, or taken as it was."""
+    numpy = pytest.importorskip("numpy")
+    good = numpy.array(rows_of(block), numpy.uint64)
+    for dtype in (numpy.uint64, numpy.int64):
+        rows = good.astype(dtype)
+        whole = rows.copy()
+
+        def change(rows=rows, whole=whole):
+            rows[:, 0] = 3
+            rows[:, 1] = -1 if rows.dtype == "int64" else 2**64 - 1
+            rows[:] = whole
+
+        def prepare(rows=rows):
+            here.agent.prep_xfer_dlist("", rows, "DRAM").release()
+
+        raised = together(change, prepare, prepare)
+        assert all(isinstance(error, here.api.NixlError) for error in raised)
+
+
+def test_indices_change_while_a_transfer_is_made(here, block):
+    numpy = pytest.importorskip("numpy")
+    agent = here.agent
+    left = agent.prep_xfer_dlist("", rows_of(block), "DRAM")
+    right = agent.prep_xfer_dlist(here.name, rows_of(block), "DRAM")
+    indices = numpy.arange(ROWS)
+    others = list(range(ROWS))
+
+    def change():
+        indices[:] = 2**62
+        indices[:] = -1
+        indices[:] = numpy.arange(ROWS)
+
+    def shrink():
+        del others[10:]
+        others.extend(range(10, ROWS))
+
+    def make():
+        with agent.make_prepped_xfer("READ", left, indices, right, indices):
+            pass
+
+    def make_of_lists():
+        with agent.make_prepped_xfer("READ", left, others, right, others):
+            pass
+
+    raised = together(change, make, make, shrink, make_of_lists)
+    assert all(isinstance(error, here.api.NixlError) for error in raised)
+
+
+def test_lists_are_released_while_they_are_used(here, block):
+    agent = here.agent
+    rows = rows_of(block)
+    indices = list(range(ROWS))
+    current = {}
+
+    def prepare():
+        current["left"] = agent.prep_xfer_dlist("", rows, "DRAM")
+        current["right"] = agent.prep_xfer_dlist(here.name, rows, "DRAM")
+
+    def release():
+        for handle in list(current.values()):
+            handle.release()
+
+    def make():
+        agent.make_prepped_xfer(
+            "READ", current["left"], indices, current["right"], indices
+        ).release()
+
+    prepare()
+    raised = together(prepare, release, make, make)
+    assert all(isinstance(error, here.api.NixlError) for error in raised)
+
+
+def test_transfers_are_released_while_they_are_used(here, block):
+    agent = here.agent
+    left = agent.prep_xfer_dlist("", rows_of(block), "DRAM")
+    right = agent.prep_xfer_dlist(here.name, rows_of(block), "DRAM")
+    current = []
+
+    def make():
+        current.append(agent.make_prepped_xfer("READ", left, [0], right, [1]))
+        agent.transfer(current[-1])
+
+    def use():
+        if current:
+            handle = current[-1]
+            agent.check_xfer_states([handle])
+            agent.wait([handle], timeout=30)
+            agent.get_xfer_telemetry(handle)
+            agent.cancel(handle)
+
+    def release():
+        if current:
+            agent.release_xfer_handle(current.pop())
+
+    raised = together(make, use, use, release)
+    assert all(
+        isinstance(error, (here.api.NixlError, IndexError)) for error in raised
+    )
+    for handle in current:
+        handle.release()
+    assert agent.stats()["live_xfers"] == 0
+
+
+def test_many_take_notifications_and_each_comes_once(here):
+    agent = here.agent
+    taken = []
+    numbers = iter(range(10**9))
+
+    def send():
+        agent.send_notif(here.name, b"%d" % next(numbers))
+
+    def take():
+        for messages in agent.get_new_notifs().values():
+            taken.extend(messages)
+
+    def take_one():
+        pair = agent._next_notif()
+        if pair is not None:
+            taken.append(pair[1])
+
+    assert together(send, take, take_one, take_one, take) == []
+    taken.extend(here.take_notifs().get(here.name, []))
+    assert sorted(int(message) for message in taken) == list(range(TIMES))
