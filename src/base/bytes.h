@@ -26,7 +26,8 @@ static inline vnxi_reader_t
 vnxi_reader(const void *data, size_t len)
 {
     const unsigned char *bytes = data;
-    return (vnxi_reader_t){.at = bytes, .end = bytes + len, .failed = false};
+    return (vnxi_reader_t){
+        .at = bytes, .end = len > 0 ? bytes + len : bytes, .failed = false};
 }
 
 static inline size_t

@@ -181,7 +181,7 @@ vnxi_link_frame_reader_feed(vnxi_link_frame_reader_t *reader, const void *data,
                             size_t len)
 {
     reader->at = data;
-    reader->end = reader->at + len;
+    reader->end = len > 0 ? reader->at + len : reader->at;
 }
 
 vnxi_link_frame_result_t
