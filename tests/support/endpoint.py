@@ -5,9 +5,9 @@ The same class serves in this process and, behind a pipe, in a peer process
 """
 
 import collections
+import ctypes
 import itertools
 import os
-import signal
 import time
 
 from support import deadline, memory
@@ -50,6 +50,16 @@ class Endpoint:
         block = self.buffers[key]
         self.registered[key] = self.agent.register_memory(
             [(block.addr, block.size, 0, "")], "DRAM"
+        )
+
+    def register_descs(self, key, backends):
+        """In two calls, as vLLM does: the list first."""
+        block = self.buffers[key]
+        descs = self.agent.get_reg_descs(
+            [(block.addr, block.size, 0, "")], "DRAM"
+        )
+        self.registered[key] = self.agent.register_memory(
+            descs, backends=backends
         )
 
     def deregister(self, key):
@@ -247,8 +257,8 @@ class Endpoint:
         """An agent's method whose arguments and result are plain values."""
         return getattr(self.agent, method)(*args, **keywords)
 
-    def kill_self(self):
-        os.kill(os.getpid(), signal.SIGKILL)
+    def prctl(self, option, value):
+        ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
     def close(self):
         """Everything back, in the order in which a client would."""

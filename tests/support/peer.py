@@ -19,10 +19,13 @@ import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from support.api import Api
 from support.deadline import PATIENCE, DeadlineError
+from support.endpoint import Endpoint
 
 TESTS = Path(__file__).resolve().parent.parent
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 
 
 class PeerError(Exception):
@@ -38,17 +41,31 @@ class PeerGoneError(Exception):
 
 
 class PeerProcess:
-    def __init__(self, module, name, config=None, env=None, python=None):
+    """`python`: another interpreter; `user`: a user id to become, before the
+    agent is made; `wrap`: a command that runs the process."""
+
+    def __init__(
+        self,
+        module,
+        name,
+        config=None,
+        env=None,
+        python=None,
+        user=None,
+        wrap=(),
+    ):
         ours, theirs = socket.socketpair()
         self.name = name
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             [
+                *wrap,
                 python or sys.executable,
                 "-m",
                 "support.peer",
                 str(theirs.fileno()),
                 module,
+                *([] if user is None else [str(user)]),
             ],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -150,8 +167,6 @@ def child_environment(extra=None, python=None):
 
 def serve(pipe, module):
     """The peer's side: commands in, answers out, until "exit"."""
-    from support.endpoint import Endpoint
-
     endpoint = None
     while True:
         try:
@@ -174,7 +189,23 @@ def serve(pipe, module):
         endpoint.close()
 
 
-if __name__ == "__main__":
+def become(user):
+    """Another user, with everything imported that it might not read."""
+    Api(sys.argv[2])
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    # The kernel takes a process that changed for a secret one.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
+
+
+def main():
+    if len(sys.argv) > 3:
+        become(int(sys.argv[3]))
     # No orphans: a peer ends with the tests, however they end.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     serve(Connection(int(sys.argv[1])), sys.argv[2])
+
+
+if __name__ == "__main__":
+    main()

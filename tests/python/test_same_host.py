@@ -1,0 +1,219 @@
+"""Peers of this host that cannot be reached: refused, with the reason.
+
+Another user, another pid namespace, a process that forbids it, a switch.
+What the machine does not let a test set up is skipped.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import blob as grammar
+from support.memory import pattern
+from support.peer import PR_SET_DUMPABLE, PeerError, PeerProcess
+
+pytestmark = pytest.mark.beyond_stock
+
+SIZE = 64 * 1024
+NOBODY = 65534
+
+
+def works(here, there):
+    """Read a block of the peer's."""
+    remote, local = there.alloc(SIZE, seed=1), here.alloc(SIZE)
+    here.add(there.metadata())
+    here.move(
+        "READ", [(local.addr, SIZE, 0)], [(remote.addr, SIZE, 0)], there.name
+    )
+    assert here.read(local.key) == pattern(1, SIZE)
+
+
+# -- another user ------------------------------------------------------------
+
+
+@pytest.fixture
+def other_user(names, module, opened):
+    """An agent in a process of a user without rights over ours."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a process of another user")
+    opened.append(PeerProcess(module, names(), user=NOBODY))
+    return opened[-1]
+
+
+def test_another_user_cannot_load_us(api, endpoint, other_user):
+    """The kernel would not let it read our memory."""
+    here = endpoint()
+    here.alloc(SIZE)
+    with pytest.raises(PeerError) as caught:
+        other_user.add(here.metadata())
+    assert caught.value.kind == "nixlNotAllowedError"
+    text = caught.value.text
+    assert "NIXL_ERR_NOT_ALLOWED" in text
+    assert here.name in text
+    assert "user" in text or "permi" in text or "memory" in text
+
+
+def test_a_refused_user_goes_on_with_others(endpoint, other_user):
+    here = endpoint()
+    with pytest.raises(PeerError):
+        other_user.add(here.metadata())
+    block, room = other_user.alloc(SIZE, seed=2), other_user.alloc(SIZE)
+    other_user.move(
+        "READ",
+        [(room.addr, SIZE, 0)],
+        [(block.addr, SIZE, 0)],
+        other_user.name,
+    )
+    assert other_user.read(room.key) == pattern(2, SIZE)
+
+
+def test_being_asked_by_another_user_does_no_harm(endpoint, other_user, peer):
+    """Again and again; who is allowed is served as before."""
+    here, friend = endpoint(), peer()
+    for _ in range(20):
+        with pytest.raises(PeerError):
+            other_user.add(here.metadata())
+    works(friend, AsPeer(here))
+
+
+class AsPeer:
+    """An endpoint of this process with a peer's looks."""
+
+    def __init__(self, here):
+        self.here, self.name = here, here.name
+
+    def __getattr__(self, name):
+        return getattr(self.here, name)
+
+
+# -- a process that forbids it -----------------------------------------------
+
+
+def test_a_process_may_forbid_it(api, names, module, opened, endpoint):
+    """PR_SET_DUMPABLE 0, as set-user-id programs and `prctl` users have it:
+    without CAP_SYS_PTRACE its memory is nobody's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start two processes of another user")
+    pair = [PeerProcess(module, names(), user=NOBODY) for _ in range(2)]
+    opened.extend(pair)
+    reader, shy = pair
+    works(reader, shy)
+    reader.remove(shy.name)
+    shy.prctl(PR_SET_DUMPABLE, 0)
+    with pytest.raises(PeerError) as caught:
+        reader.add(shy.metadata())
+    assert caught.value.kind == "nixlNotAllowedError"
+    assert shy.name in caught.value.text
+    shy.prctl(PR_SET_DUMPABLE, 1)
+    works(reader, shy)
+
+
+# -- another pid namespace ---------------------------------------------------
+
+
+NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def can_unshare():
+    if shutil.which("unshare") is None:
+        return False
+    probe = [*NAMESPACE, sys.executable, "-c", ""]
+    done = subprocess.run(probe, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(
+    not can_unshare(), reason="a pid namespace cannot be made here"
+)
+def test_another_pid_namespace_is_refused_by_name(
+    api, endpoint, names, module, opened
+):
+    """Process ids mean nothing there: two containers of one host."""
+    here = endpoint()
+    here.alloc(SIZE)
+    opened.append(PeerProcess(module, names(), wrap=NAMESPACE))
+    there = opened[-1]
+    there.alloc(SIZE)
+    with pytest.raises(api.nixlBackendError, match="namespace") as caught:
+        here.add(there.metadata())
+    assert caught.value.peer == there.name
+    with pytest.raises(PeerError, match="namespace"):
+        there.add(here.metadata())
+
+
+# -- another host ------------------------------------------------------------
+
+
+def elsewhere(data):
+    """The metadata as if it came from a host with another boot id."""
+    return shm_field(data, 32, b"another boot id!")
+
+
+def test_a_peer_of_another_host_is_refused_with_the_cause(api, pair):
+    here, there = pair
+    here.remove(there.name)
+    with pytest.raises(api.nixlBackendError, match="host") as caught:
+        here.add(elsewhere(there.metadata()))
+    assert caught.value.peer == there.name
+    works(here, there)
+
+
+def test_same_host_paths_can_be_switched_off(api, endpoint, peer, monkeypatch):
+    """VLLM_NIXL_SAME_HOST=0; within the process all goes on."""
+    monkeypatch.setenv("VLLM_NIXL_SAME_HOST", "0")
+    here, there, beside = endpoint(), peer(), endpoint()
+    with pytest.raises(
+        api.nixlBackendError, match="VLLM_NIXL_SAME_HOST"
+    ) as caught:
+        here.add(there.metadata())
+    assert caught.value.peer == there.name
+    works(here, beside)
+
+
+# -- what stands in metadata is not believed ---------------------------------
+
+
+def shm_field(data, offset, value):
+    """Another value in the connection data, with the checksum right."""
+    found = grammar.parse(data)
+    info = bytearray(found.connections[b"SHM"])
+    info[offset : offset + len(value)] = value
+    hash_value = 0xCBF29CE484222325
+    for byte in info[:-8]:
+        hash_value = (hash_value ^ byte) * 0x100000001B3 % 2**64
+    info[-8:] = hash_value.to_bytes(8, "little")
+    return grammar.write(
+        found._replace(connections={**found.connections, b"SHM": bytes(info)})
+    )
+
+
+LIES = {
+    "pid of init": (4, (1).to_bytes(4, "little")),
+    "instance of nobody": (16, b"\x5a" * 16),
+    "start of another process": (56, (12345).to_bytes(8, "little")),
+    "nonce elsewhere": (64, (0x1000).to_bytes(8, "little")),
+    "nonce in the kernel": (64, (2**64 - 4096).to_bytes(8, "little")),
+    "socket of nobody": (78, b"nowhere"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_are_found_out(api, endpoint, peer, lie):
+    here, there = endpoint(), peer()
+    there.alloc(SIZE)
+    with pytest.raises(api.NixlError, match="NIXL_ERR_"):
+        here.add(shm_field(there.metadata(), *LIES[lie]))
+    assert not here.agent.check_remote_metadata(there.name)
+    works(here, there)
+
+
+def test_a_lie_does_not_take_a_peers_place(api, endpoint, peer):
+    """What was loaded before stays."""
+    here, there = endpoint(), peer()
+    works(here, there)
+    with pytest.raises(api.NixlError):
+        here.add(shm_field(there.metadata(), *LIES["instance of nobody"]))
+    assert here.agent.describe(there.name)["generation"] == 1
+    works(here, there)
