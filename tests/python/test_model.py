@@ -57,7 +57,8 @@ class Agents(stateful.RuleBasedStateMachine):
         self.bytes = bytearray(ROOM)
         self.owners = {name: Owner(f"model-{name}") for name in OWNERS}
         self.loaded = {}  # name: (life, pieces known)
-        self.lists = []  # (name, life, piece, handle)
+        self.removals = dict.fromkeys(OWNERS, 0)
+        self.lists = []  # (name, age, piece, registration, handle)
         self.sent = {name: [] for name in OWNERS}
         for name in OWNERS:
             for number in range(0, PIECES, 2):
@@ -124,7 +125,8 @@ class Agents(stateful.RuleBasedStateMachine):
     @stateful.rule(name=owner)
     def remove(self, name):
         self.agent.remove_remote_agent(f"model-{name}")
-        self.loaded.pop(name, None)
+        if self.loaded.pop(name, None) is not None:
+            self.removals[name] += 1
 
     def lives(self, name, life):
         """Is this the life of the owner that the reader has loaded now?"""
@@ -159,7 +161,8 @@ class Agents(stateful.RuleBasedStateMachine):
             assert one.registered[number] is not known[number]
             return
         registration = one.registered[number]
-        self.lists.append((name, life, number, registration, handle))
+        age = (life, self.removals[name])
+        self.lists.append((name, age, number, registration, handle))
 
     @stateful.rule(name=owner, number=piece)
     def prepare_what_is_not_known(self, name, number):
@@ -186,10 +189,11 @@ class Agents(stateful.RuleBasedStateMachine):
 
     def move(self, data, to, op):
         at = data.draw(st.integers(0, len(self.lists) - 1))
-        name, life, number, registration, remote = self.lists[at]
+        name, age, number, registration, remote = self.lists[at]
         one = self.owners[name]
         good = (
-            self.lives(name, life)
+            self.lives(name, age[0])
+            and age[1] == self.removals[name]
             and one.registered.get(number) is registration
         )
         message = b"%d" % len(self.sent[name])
@@ -203,7 +207,7 @@ class Agents(stateful.RuleBasedStateMachine):
                 went_well = True
         except self.api.NixlError:
             went_well = False
-        assert went_well == good, (name, life, number)
+        assert went_well == good, (name, age, number)
         if not went_well:
             return
         self.sent[name].append(message)
