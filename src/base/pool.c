@@ -15,7 +15,9 @@
 #include "base/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -35,6 +37,10 @@ static unsigned threads, idle, wanted;
  * 0 while it has none. */
 static uint64_t handed_out, running[THREADS_MAX];
 static unsigned settlers;
+
+/* Those who are in entered[phase % 2] came before the phase was changed. */
+static atomic_uint phase, entered[2];
+static pthread_mutex_t phase_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
 
 static void *worker(void *slot);
@@ -48,6 +54,9 @@ forget_in_child(void)
     last = &first;
     threads = idle = wanted = 0;
     pthread_cond_init(&ended, NULL);
+    pthread_mutex_init(&phase_lock, NULL);
+    atomic_store(&entered[0], 0);
+    atomic_store(&entered[1], 0);
     memset(running, 0, sizeof running);
     settlers = 0;
 }
@@ -244,9 +253,38 @@ is_running_lock_held(uint64_t last_number)
     return false;
 }
 
+unsigned
+vnxi_pool_enter(void)
+{
+    pthread_once(&once, watch_forks);
+    unsigned side = atomic_load(&phase) % 2;
+    atomic_fetch_add(&entered[side], 1);
+    return side;
+}
+
+void
+vnxi_pool_leave(unsigned side)
+{
+    atomic_fetch_sub(&entered[side], 1);
+}
+
+/* Who comes to the old side from now on, having read the phase before, looks
+ * at what it must not touch after we have looked at the side. */
+static void
+settle_entered(void)
+{
+    pthread_mutex_lock(&phase_lock);
+    unsigned side = atomic_fetch_add(&phase, 1) % 2;
+    while (atomic_load(&entered[side]) != 0) {
+        sched_yield();
+    }
+    pthread_mutex_unlock(&phase_lock);
+}
+
 void
 vnxi_pool_settle(void)
 {
+    settle_entered();
     pthread_mutex_lock(&lock);
     uint64_t last_number = handed_out;
     settlers++;

@@ -36,9 +36,16 @@ struct vnxi_task {
  * child a new pool is started. */
 vnx_status_t vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error);
 
-/* Wait until every chunk that is running now has ended: who told the tasks
- * before not to touch something knows after that none does.  As long as one
- * chunk takes; not to be called from a chunk. */
+/* Around work that a thread of a caller does itself instead of a chunk: what
+ * it must not touch it learns in between, by sequentially consistent loads.
+ * Short, and not nested. */
+unsigned vnxi_pool_enter(void);
+void vnxi_pool_leave(unsigned entered);
+
+/* Wait until every chunk that is running now, and all that is between enter
+ * and leave, has ended: who told everybody before not to touch something knows
+ * after that nobody does.  As long as one chunk takes; not to be called from a
+ * chunk. */
 void vnxi_pool_settle(void);
 
 #endif

@@ -42,8 +42,7 @@ const vnxi_region_t *
 vnxi_list_revoked(const vnxi_list_t *list)
 {
     for (size_t i = 0; i < list->region_count; i++) {
-        if (atomic_load_explicit(&list->regions[i]->revoked,
-                                 memory_order_acquire)) {
+        if (atomic_load(&list->regions[i]->revoked)) {
             return list->regions[i];
         }
     }

@@ -123,9 +123,8 @@ mark_lost(vnxi_native_peer_t *peer, const char *cause)
 bool
 vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
 {
-    return atomic_load_explicit(&peer->lost, memory_order_acquire) ||
-           (peer->local != NULL &&
-            atomic_load_explicit(&peer->local->stopped, memory_order_acquire));
+    return atomic_load(&peer->lost) ||
+           (peer->local != NULL && atomic_load(&peer->local->stopped));
 }
 
 vnx_status_t

@@ -166,7 +166,7 @@ check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
     if (vnxi_native_peer_gone(exfer->peer)) {
         return vnxi_native_peer_error(exfer->peer, "transfer", error);
     }
-    if (atomic_load_explicit(&exfer->engine->stopped, memory_order_acquire)) {
+    if (atomic_load(&exfer->engine->stopped)) {
         return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
                               "the agent was closed");
     }
@@ -307,10 +307,17 @@ check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
     return status == VNX_OK ? check_lists(exfer, error) : status;
 }
 
+/* The looks come after entering, so that who deregisters memory or closes an
+ * agent either is seen by them or waits for the copying. */
 static vnx_status_t
 post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
-    vnx_status_t status = copy_chunk(exfer, 0, error);
+    unsigned entered = vnxi_pool_enter();
+    vnx_status_t status = check_post(exfer, error);
+    if (status == VNX_OK) {
+        status = copy_chunk(exfer, 0, error);
+    }
+    vnxi_pool_leave(entered);
     if (status == VNX_OK) {
         status = send_notif(exfer, error);
     }
@@ -325,12 +332,16 @@ post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_engine_t *engine = exfer->engine;
 
+    vnx_status_t status = check_post(exfer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
     exfer->task = (vnxi_task_t){.run = run_chunk,
                                 .done = task_done,
                                 .chunks = exfer->plan.chunk_count,
                                 .max_parallel = engine->num_threads};
     take_off(engine);
-    vnx_status_t status = vnxi_pool_submit(&exfer->task, error);
+    status = vnxi_pool_submit(&exfer->task, error);
     if (status != VNX_OK) {
         land(engine);
         return status;
@@ -342,10 +353,6 @@ vnx_status_t
 vnxi_native_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
                       vnx_error_t *error)
 {
-    vnx_status_t status = check_post(exfer, error);
-    if (status != VNX_OK) {
-        return status;
-    }
     exfer->notif = notif;
     exfer->notif_len = notif_len;
     exfer->status = VNX_OK;
