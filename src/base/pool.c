@@ -268,15 +268,20 @@ vnxi_pool_leave(unsigned side)
     atomic_fetch_sub(&entered[side], 1);
 }
 
-/* Who comes to the old side from now on, having read the phase before, looks
- * at what it must not touch after we have looked at the side. */
+/* Who has read the phase but not entered yet may come to the old side after we
+ * looked at it.  It looks at what it must not touch after that, so this call
+ * need not wait for it; but the next one must, and would look at the other
+ * side.  So each waits for both sides, one after the other.  What it waits for
+ * is a copy of some 50 us, too short to sleep for. */
 static void
 settle_entered(void)
 {
     pthread_mutex_lock(&phase_lock);
-    unsigned side = atomic_fetch_add(&phase, 1) % 2;
-    while (atomic_load(&entered[side]) != 0) {
-        sched_yield();
+    for (int i = 0; i < 2; i++) {
+        unsigned side = atomic_fetch_add(&phase, 1) % 2;
+        while (atomic_load(&entered[side]) != 0) {
+            sched_yield();
+        }
     }
     pthread_mutex_unlock(&phase_lock);
 }
