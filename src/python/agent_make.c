@@ -135,14 +135,13 @@ typedef struct init {
     const char *const *backends;
 } init_t;
 
+/* The rows of both lists are pinned. */
 static PyObject *
-init_xfer(vnxi_py_agent_t *self, init_t *init)
+init_pinned(vnxi_py_agent_t *self, const init_t *init)
 {
     vnx_xfer_t *xfer;
     vnx_error_t error;
     vnx_status_t status;
-    init->local->exports++;
-    init->remote->exports++;
     Py_BEGIN_ALLOW_THREADS;
     status = vnx_xfer_create(
         self->agent, init->op, init->local->mem, init->local->rows,
@@ -150,10 +149,23 @@ init_xfer(vnxi_py_agent_t *self, init_t *init)
         init->remote->count, init->peer.data, init->peer.len, init->notif.data,
         init->notif.len, init->backends, &xfer, &error);
     Py_END_ALLOW_THREADS;
-    init->local->exports--;
-    init->remote->exports--;
     return status < 0 ? vnxi_py_raise(self->state, &error)
                       : vnxi_py_xfer_new(self, xfer);
+}
+
+static PyObject *
+init_xfer(vnxi_py_agent_t *self, const init_t *init)
+{
+    PyObject *handle = NULL;
+    if (!vnxi_py_descs_pin(init->local)) {
+        return NULL;
+    }
+    if (vnxi_py_descs_pin(init->remote)) {
+        handle = init_pinned(self, init);
+        vnxi_py_descs_unpin(init->remote);
+    }
+    vnxi_py_descs_unpin(init->local);
+    return handle;
 }
 
 static const vnxi_py_signature_t init_signature = {

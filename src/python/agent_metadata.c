@@ -201,14 +201,16 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
         known = peer.len > 0 &&
                 vnx_agent_check_peer(self->agent, peer.data, peer.len,
                                      VNX_MEM_DRAM, NULL, 0);
+    } else if (!vnxi_py_descs_pin(descs)) {
+        vnxi_py_bytes_put(&peer);
+        return NULL;
     } else {
-        descs->exports++;
         Py_BEGIN_ALLOW_THREADS;
         known = peer.len > 0 &&
                 vnx_agent_check_peer(self->agent, peer.data, peer.len,
                                      descs->mem, descs->rows, descs->count);
         Py_END_ALLOW_THREADS;
-        descs->exports--;
+        vnxi_py_descs_unpin(descs);
     }
     vnxi_py_bytes_put(&peer);
     return PyBool_FromLong(known);

@@ -1,9 +1,10 @@
 /*
  * Design note.  A million rows are prepared with the GIL dropped.  Arrays and
- * descriptor lists go to the library as they are, held by a buffer export;
- * lists of tuples are converted in chunks, and the GIL is dropped while each
- * is taken in, so other threads run in between.  Signed arrays go in chunks
- * too: each is looked through for negative numbers while it is in the cache.
+ * descriptor lists go to the library as they are, rows held by an export and
+ * runs by a reference; lists of tuples are converted in chunks, and the GIL is
+ * dropped while each is taken in, so other threads run in between.  Signed
+ * arrays go in chunks too: each is looked through for negative numbers while
+ * it is in the cache.
  */
 #include "python/agent.h"
 
@@ -13,6 +14,7 @@
 #include "python/descs.h"
 #include "python/handles.h"
 #include "python/rows.h"
+#include "python/scratch.h"
 
 #define INIT_AGENT "NIXL_INIT_AGENT"
 
@@ -200,6 +202,64 @@ prep_matrix(prep_t *prep, PyObject *source)
     return dlist;
 }
 
+/* Again, row by row: where runs are refused, the caller is to learn which of
+ * his rows it is, and how many runs there are is nothing he knows. */
+static vnx_dlist_t *
+prep_unrolled(prep_t *prep, const vnxi_py_runs_t *runs)
+{
+    vnxi_py_state_t *state = prep->self->state;
+    vnxi_py_scratch_t scratch;
+    vnxi_py_runs_at_t at = {0};
+    bool good = true;
+    if (!vnxi_py_scratch_take(state, VNXI_PY_ROWS_CHUNK * sizeof(vnx_desc_t),
+                              &scratch)) {
+        return NULL;
+    }
+    if (!builder_begin(prep)) {
+        vnxi_py_scratch_put(state, &scratch);
+        return NULL;
+    }
+    while (good && at.run < runs->count) {
+        size_t count =
+            vnxi_py_runs_unroll(runs, &at, scratch.data, VNXI_PY_ROWS_CHUNK);
+        good = chunk_feed(prep, scratch.data, count);
+    }
+    vnxi_py_scratch_put(state, &scratch);
+    return builder_end(prep, good);
+}
+
+static vnx_dlist_t *
+prep_runs(prep_t *prep, vnxi_py_runs_t *runs)
+{
+    vnx_dlist_t *dlist = NULL;
+    vnx_status_t status;
+    vnxi_py_runs_retain(runs);
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_dlist_create_strided(
+        prep->self->agent, prep->peer.data, prep->peer.len, prep->mem,
+        runs->items, runs->count, prep->backends, &dlist, &prep->error);
+    Py_END_ALLOW_THREADS;
+    if (status < 0) {
+        dlist = prep_unrolled(prep, runs);
+    }
+    vnxi_py_runs_release(runs);
+    return dlist;
+}
+
+static vnx_dlist_t *
+prep_contents(prep_t *prep, vnxi_py_descs_t *descs)
+{
+    if (descs->runs != NULL) {
+        return prep_runs(prep, descs->runs);
+    }
+    if (!vnxi_py_descs_pin(descs)) {
+        return NULL;
+    }
+    vnx_dlist_t *dlist = prep_plain(prep, descs->rows, descs->count);
+    vnxi_py_descs_unpin(descs);
+    return dlist;
+}
+
 /* Descriptor lists, and tensors, of which there are few. */
 static vnx_dlist_t *
 prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
@@ -211,9 +271,7 @@ prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
         return NULL;
     }
     prep->mem = descs->mem;
-    descs->exports++;
-    vnx_dlist_t *dlist = prep_plain(prep, descs->rows, descs->count);
-    descs->exports--;
+    vnx_dlist_t *dlist = prep_contents(prep, descs);
     Py_DECREF(descs);
     return dlist;
 }

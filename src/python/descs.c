@@ -6,9 +6,6 @@
 #include "python/errors.h"
 #include "python/rows.h"
 
-/* Copying or unmapping this many rows takes long enough to let others run. */
-#define DESCS_LARGE ((size_t)32 << 10)
-
 vnxi_py_descs_t *
 vnxi_py_descs_new(vnxi_py_state_t *state, vnxi_py_descs_kind_t kind,
                   vnx_mem_t mem)
@@ -23,8 +20,8 @@ vnxi_py_descs_new(vnxi_py_state_t *state, vnxi_py_descs_kind_t kind,
     return self;
 }
 
-static bool
-descs_movable(const vnxi_py_descs_t *self)
+bool
+vnxi_py_descs_movable(const vnxi_py_descs_t *self)
 {
     if (self->exports > 0) {
         PyErr_SetString(PyExc_BufferError,
@@ -63,7 +60,7 @@ descs_resize(vnxi_py_descs_t *self, size_t capacity)
 bool
 vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count)
 {
-    if (!descs_movable(self)) {
+    if (!vnxi_py_descs_unroll(self) || !vnxi_py_descs_movable(self)) {
         return false;
     }
     if (count <= self->capacity - self->count) {
@@ -85,7 +82,7 @@ extra_empty(const vnxi_py_descs_t *self)
 static void
 rows_copy(vnx_desc_t *to, const vnx_desc_t *from, size_t count)
 {
-    if (count < DESCS_LARGE) {
+    if (count < VNXI_PY_ROWS_LARGE) {
         memcpy(to, from, count * sizeof *to);
         return;
     }
@@ -187,11 +184,13 @@ vnxi_py_descs_append(vnxi_py_descs_t *self, const char *operation, int64_t row,
 bool
 vnxi_py_descs_clear(vnxi_py_descs_t *self)
 {
-    if (!descs_movable(self)) {
+    if (!vnxi_py_descs_movable(self)) {
         return false;
     }
     size_t count = self->count;
     self->count = 0;
+    vnxi_py_runs_release(self->runs);
+    self->runs = NULL;
     for (size_t i = 0; self->extras != NULL && i < count; i++) {
         Py_DECREF(self->extras[i]);
     }
@@ -268,7 +267,7 @@ descs_dealloc(PyObject *op)
 
     vnxi_py_descs_clear(self);
     PyMem_RawFree(self->extras);
-    if (self->capacity < DESCS_LARGE) {
+    if (self->capacity < VNXI_PY_ROWS_LARGE) {
         PyMem_RawFree(self->rows);
     } else {
         Py_BEGIN_ALLOW_THREADS;
@@ -299,6 +298,38 @@ extras_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
     return true;
 }
 
+static bool
+rows_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
+{
+    return a->count == b->count &&
+           (a->count == 0 ||
+            memcmp(a->rows, b->rows, a->count * sizeof *a->rows) == 0) &&
+           extras_equal(a, b);
+}
+
+/* 1 or 0; -1: exception. */
+static int
+contents_equal(vnxi_py_descs_t *a, vnxi_py_descs_t *b)
+{
+    if (a->mem != b->mem || a->count != b->count) {
+        return 0;
+    }
+    if (a->runs != NULL && b->runs != NULL &&
+        vnxi_py_runs_equal(a->runs, b->runs)) {
+        return 1;
+    }
+    if (!vnxi_py_descs_pin(a)) {
+        return -1;
+    }
+    int equal = -1;
+    if (vnxi_py_descs_pin(b)) {
+        equal = rows_equal(a, b);
+        vnxi_py_descs_unpin(b);
+    }
+    vnxi_py_descs_unpin(a);
+    return equal;
+}
+
 static PyObject *
 descs_compare(PyObject *op, PyObject *other_op, int what)
 {
@@ -306,13 +337,9 @@ descs_compare(PyObject *op, PyObject *other_op, int what)
         (what != Py_EQ && what != Py_NE)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
-    vnxi_py_descs_t *a = (vnxi_py_descs_t *)op;
-    vnxi_py_descs_t *b = (vnxi_py_descs_t *)other_op;
-    bool equal = a->mem == b->mem && a->count == b->count &&
-                 (a->count == 0 ||
-                  memcmp(a->rows, b->rows, a->count * sizeof *a->rows) == 0) &&
-                 extras_equal(a, b);
-    return PyBool_FromLong(equal == (what == Py_EQ));
+    int equal =
+        contents_equal((vnxi_py_descs_t *)op, (vnxi_py_descs_t *)other_op);
+    return equal < 0 ? NULL : PyBool_FromLong(equal == (what == Py_EQ));
 }
 
 #define DESCS_DOC(name, item)                                                \

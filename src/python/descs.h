@@ -4,14 +4,19 @@
  * (with the name of an agent).  One structure; the kind says what the fourth
  * item is.
  *
+ * A nixlXferDList that was read from a large array at regular strides keeps
+ * runs, which preparing takes as they are.  It has either runs or rows; the
+ * first call that needs rows turns the one into the other for good.
+ *
  * Always true, whatever they hold; unhashable; no subclasses.  While the GIL
  * is dropped over the rows, or a buffer of them is exported, `exports` is
- * above 0 and what would move them is refused with BufferError.
+ * above 0: there are rows, and what would move them is refused with
+ * BufferError.
  */
 #ifndef VNXI_PYTHON_DESCS_H
 #define VNXI_PYTHON_DESCS_H
 
-#include "python/module.h"
+#include "python/runs.h"
 
 typedef enum vnxi_py_descs_kind {
     VNXI_PY_DESCS_XFER,
@@ -25,7 +30,8 @@ typedef struct vnxi_py_descs {
     vnx_mem_t mem;
     size_t count, capacity;
     vnx_desc_t *rows;
-    PyObject **extras; /* bytes or str a row; NULL for kind XFER */
+    PyObject **extras;    /* bytes or str a row; NULL for kind XFER */
+    vnxi_py_runs_t *runs; /* not NULL: the rows, and `rows` is NULL */
     unsigned exports;
 } vnxi_py_descs_t;
 
@@ -54,7 +60,10 @@ vnxi_py_descs_name(const vnxi_py_descs_t *self)
 vnxi_py_descs_t *vnxi_py_descs_new(vnxi_py_state_t *state,
                                    vnxi_py_descs_kind_t kind, vnx_mem_t mem);
 
-/* Room for `count` more rows; BufferError while exported. */
+/* false and BufferError while exported. */
+bool vnxi_py_descs_movable(const vnxi_py_descs_t *self);
+
+/* Room for `count` more rows, no runs; BufferError while exported. */
 bool vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count);
 
 /* Append rows that have no extra, or an empty one. */
@@ -85,6 +94,23 @@ vnxi_py_descs_t *vnxi_py_descs_from(vnxi_py_state_t *state,
                                     const char *operation,
                                     vnxi_py_descs_kind_t kind,
                                     PyObject *source, PyObject *mem_type);
+
+/* descs_runs.c: make them the rows of an empty list.  false: it is none, or is
+ * exported; they stay the caller's. */
+bool vnxi_py_descs_take_runs(vnxi_py_descs_t *self, vnxi_py_runs_t *runs);
+
+/* From here on there are rows, until the GIL is dropped.  This may drop it: so
+ * call it first, check indices then.  false: MemoryError. */
+bool vnxi_py_descs_unroll(vnxi_py_descs_t *self);
+
+/* There are rows and they stay as they are, until vnxi_py_descs_unpin(). */
+bool vnxi_py_descs_pin(vnxi_py_descs_t *self);
+
+static inline void
+vnxi_py_descs_unpin(vnxi_py_descs_t *self)
+{
+    self->exports--;
+}
 
 /* agent_memory.c: the rows of a nixlRegDList as the library takes them, to be
  * freed with PyMem_Free(); NULL: exception.  They borrow the meta info: keep

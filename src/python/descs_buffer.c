@@ -23,6 +23,10 @@ vnxi_py_descs_getbuffer(PyObject *op, Py_buffer *view, int flags)
         PyErr_NoMemory();
         return -1;
     }
+    if (!vnxi_py_descs_pin(self)) {
+        PyMem_Free(layout);
+        return -1;
+    }
     Py_ssize_t count = (Py_ssize_t)self->count;
     *layout = (view_layout_t){.shape = {count, 3}, .strides = {24, 8}};
     view->buf = count > 0 ? (void *)self->rows : (void *)&nothing;
@@ -37,13 +41,12 @@ vnxi_py_descs_getbuffer(PyObject *op, Py_buffer *view, int flags)
     view->suboffsets = NULL;
     view->internal = layout;
     view->obj = Py_NewRef(op);
-    self->exports++;
     return 0;
 }
 
 void
 vnxi_py_descs_releasebuffer(PyObject *op, Py_buffer *view)
 {
-    ((vnxi_py_descs_t *)op)->exports--;
+    vnxi_py_descs_unpin((vnxi_py_descs_t *)op);
     PyMem_Free(view->internal);
 }

@@ -36,19 +36,11 @@ PyObject *
 vnxi_py_descs_item(PyObject *op, Py_ssize_t i)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
-    return vnxi_py_descs_check_index(self, i) < 0 ? NULL
-                                                  : row_tuple(self, (size_t)i);
-}
-
-/* Where the rows are in use, meta info must stay as it is too. */
-static bool
-row_replaceable(const vnxi_py_descs_t *self)
-{
-    if (self->exports > 0) {
-        PyErr_SetString(PyExc_BufferError,
-                        "the descriptor list is in use and cannot change");
+    if (!vnxi_py_descs_unroll(self) ||
+        vnxi_py_descs_check_index(self, i) < 0) {
+        return NULL;
     }
-    return self->exports == 0;
+    return row_tuple(self, (size_t)i);
 }
 
 int
@@ -67,7 +59,9 @@ vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value)
         return -1;
     }
     /* Only now: the conversion may have run any code. */
-    if (vnxi_py_descs_check_index(self, i) < 0 || !row_replaceable(self)) {
+    if (!vnxi_py_descs_unroll(self) ||
+        vnxi_py_descs_check_index(self, i) < 0 ||
+        !vnxi_py_descs_movable(self)) {
         Py_XDECREF(extra);
         return -1;
     }
@@ -131,6 +125,9 @@ descs_index(PyObject *op, PyObject *item)
         return NULL;
     }
     Py_XDECREF(extra);
+    if (!vnxi_py_descs_unroll(self)) {
+        return NULL;
+    }
     for (size_t i = 0; i < self->count; i++) {
         if (memcmp(&self->rows[i], &desc, sizeof desc) == 0) {
             return PyLong_FromSize_t(i);
@@ -150,8 +147,9 @@ descs_rem(PyObject *op, PyObject *item)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     Py_ssize_t i = PyNumber_AsSsize_t(item, PyExc_IndexError);
-    if ((i == -1 && PyErr_Occurred()) ||
-        vnxi_py_descs_check_index(self, i) < 0 || !row_replaceable(self)) {
+    if ((i == -1 && PyErr_Occurred()) || !vnxi_py_descs_unroll(self) ||
+        vnxi_py_descs_check_index(self, i) < 0 ||
+        !vnxi_py_descs_movable(self)) {
         return NULL;
     }
     PyObject *extra = self->extras != NULL ? self->extras[i] : NULL;
@@ -169,6 +167,9 @@ static PyObject *
 descs_print(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
+    if (!vnxi_py_descs_pin(self)) {
+        return NULL;
+    }
     PySys_WriteStdout("DescList of mem type %s: %zu descriptors\n",
                       vnx_mem_name(self->mem), self->count);
     for (size_t i = 0; i < self->count; i++) {
@@ -178,6 +179,7 @@ descs_print(PyObject *op, PyObject *Py_UNUSED(ignored))
                           (unsigned long long)row->len,
                           (unsigned long long)row->dev);
     }
+    vnxi_py_descs_unpin(self);
     Py_RETURN_NONE;
 }
 
@@ -190,9 +192,11 @@ descs_trim(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (trimmed == NULL) {
         return NULL;
     }
-    self->exports++;
-    bool good = vnxi_py_descs_extend(trimmed, self->rows, self->count);
-    self->exports--;
+    bool good = vnxi_py_descs_pin(self);
+    if (good) {
+        good = vnxi_py_descs_extend(trimmed, self->rows, self->count);
+        vnxi_py_descs_unpin(self);
+    }
     if (!good) {
         Py_CLEAR(trimmed);
     }
@@ -216,6 +220,22 @@ copy_rows(vnxi_py_descs_t *copy, const vnxi_py_descs_t *self)
     return true;
 }
 
+/* Into an empty list. */
+static bool
+copy_contents(vnxi_py_descs_t *copy, vnxi_py_descs_t *self)
+{
+    if (self->runs != NULL && vnxi_py_descs_take_runs(copy, self->runs)) {
+        vnxi_py_runs_retain(self->runs);
+        return true;
+    }
+    if (!vnxi_py_descs_pin(self)) {
+        return false;
+    }
+    bool good = copy_rows(copy, self);
+    vnxi_py_descs_unpin(self);
+    return good;
+}
+
 /* The items are numbers, bytes and str: a shallow copy is a deep one. */
 static PyObject *
 descs_copy(PyObject *op, PyObject *Py_UNUSED(memo))
@@ -223,13 +243,7 @@ descs_copy(PyObject *op, PyObject *Py_UNUSED(memo))
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     vnxi_py_descs_t *copy =
         vnxi_py_descs_new(self->state, self->kind, self->mem);
-    if (copy == NULL) {
-        return NULL;
-    }
-    self->exports++;
-    bool good = copy_rows(copy, self);
-    self->exports--;
-    if (!good) {
+    if (copy != NULL && !copy_contents(copy, self)) {
         Py_CLEAR(copy);
     }
     return (PyObject *)copy;

@@ -41,6 +41,41 @@ rows_negative(vnxi_py_descs_t *self, size_t first)
 }
 
 static bool
+matrix_rows(vnxi_py_descs_t *self, const char *operation,
+            const vnxi_py_matrix_t *matrix)
+{
+    if (!vnxi_py_descs_extend(self, (const vnx_desc_t *)matrix->data,
+                              matrix->rows)) {
+        return false;
+    }
+    int64_t row = -1;
+    if (matrix->is_signed) {
+        row = rows_negative(self, self->count - matrix->rows);
+    }
+    if (row >= 0) {
+        vnxi_py_invalid(self->state, operation, row, "a number is negative");
+    }
+    return row < 0;
+}
+
+/* false, and no exception: the rows are to be copied. */
+static bool
+matrix_runs(vnxi_py_descs_t *self, const vnxi_py_matrix_t *matrix)
+{
+    vnxi_py_runs_t *runs = self->kind == VNXI_PY_DESCS_XFER && self->count == 0
+                               ? vnxi_py_runs_read(matrix)
+                               : NULL;
+    if (runs == NULL) {
+        return false;
+    }
+    bool taken = vnxi_py_descs_take_runs(self, runs);
+    if (!taken) {
+        vnxi_py_runs_release(runs);
+    }
+    return taken;
+}
+
+static bool
 matrix_append(vnxi_py_descs_t *self, const char *operation,
               const vnxi_py_matrix_t *matrix)
 {
@@ -53,19 +88,7 @@ matrix_append(vnxi_py_descs_t *self, const char *operation,
                               "takes Nx5 ones");
         return false;
     }
-    size_t first = self->count;
-    if (!vnxi_py_descs_extend(self, (const vnx_desc_t *)matrix->data,
-                              matrix->rows)) {
-        return false;
-    }
-    int64_t row = -1;
-    if (matrix->is_signed) {
-        row = rows_negative(self, first);
-    }
-    if (row >= 0) {
-        vnxi_py_invalid(self->state, operation, row, "a number is negative");
-    }
-    return row < 0;
+    return matrix_runs(self, matrix) || matrix_rows(self, operation, matrix);
 }
 
 static bool
@@ -87,7 +110,8 @@ tensor_read(vnxi_py_descs_t *self, const char *operation, int64_t row,
     vnx_desc_t desc;
     vnx_mem_t mem;
     if (!vnxi_py_tensor_get(self->state, operation, row, tensor, &desc,
-                            &mem)) {
+                            &mem) ||
+        !vnxi_py_descs_unroll(self)) {
         return false;
     }
     if (self->count > 0 &&

@@ -75,8 +75,12 @@ vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     vnxi_writer_t writer = {0};
+    if (!vnxi_py_descs_pin(self)) {
+        return NULL;
+    }
     head_write(&writer, self);
     rows_write(&writer, self);
+    vnxi_py_descs_unpin(self);
     PyObject *bytes =
         writer.failed ? PyErr_NoMemory()
                       : PyBytes_FromStringAndSize((const char *)writer.data,
@@ -210,10 +214,12 @@ contents_swap(vnxi_py_descs_t *self, vnxi_py_descs_t *other)
     self->capacity = other->capacity;
     self->rows = other->rows;
     self->extras = other->extras;
+    self->runs = other->runs;
     other->count = old.count;
     other->capacity = old.capacity;
     other->rows = old.rows;
     other->extras = old.extras;
+    other->runs = old.runs;
 }
 
 PyObject *
@@ -230,7 +236,7 @@ vnxi_py_descs_setstate(PyObject *op, PyObject *state)
     }
     bool good = state_read(read, PyBytes_AS_STRING(state),
                            (size_t)PyBytes_GET_SIZE(state));
-    if (good && vnxi_py_descs_reserve(self, 0)) {
+    if (good && vnxi_py_descs_movable(self)) {
         contents_swap(self, read);
     } else if (!PyErr_Occurred()) {
         vnx_error_t error;

@@ -22,6 +22,9 @@ vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
 
 #define VNXI_PY_ROWS_CHUNK 4096
 
+/* Going through this many rows takes long enough to let others run. */
+#define VNXI_PY_ROWS_LARGE ((size_t)32 << 10)
+
 /* Row `row` of a list: a sequence of exactly `width` items, the first three
  * integers.  *extra_p (may be NULL) is the fourth, owned. */
 bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
