@@ -58,6 +58,9 @@ vnx_status_t
 vnx_dlist_feed(vnx_dlist_builder_t *builder, const vnx_desc_t *rows,
                size_t count, vnx_error_t *error)
 {
+    if (!vnxi_agent_usable(builder->agent)) {
+        return vnxi_agent_refuse(builder->agent, OPERATION, error);
+    }
     return builder->agent->ops->list_feed(builder->engine_builder, rows, count,
                                           error);
 }
@@ -67,6 +70,9 @@ vnx_dlist_feed_strided(vnx_dlist_builder_t *builder,
                        const vnx_strided_desc_t *rows, size_t count,
                        vnx_error_t *error)
 {
+    if (!vnxi_agent_usable(builder->agent)) {
+        return vnxi_agent_refuse(builder->agent, OPERATION, error);
+    }
     return builder->agent->ops->list_feed_strided(builder->engine_builder,
                                                   rows, count, error);
 }
@@ -76,6 +82,10 @@ vnx_dlist_finish(vnx_dlist_builder_t *builder, vnx_dlist_t **out_p,
                  vnx_error_t *error)
 {
     const vnxi_engine_ops_t *ops = builder->agent->ops;
+
+    if (!vnxi_agent_usable(builder->agent)) {
+        return vnxi_agent_refuse(builder->agent, OPERATION, error);
+    }
     vnx_dlist_t *dlist = malloc(sizeof *dlist);
     if (dlist == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *dlist);

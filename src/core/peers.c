@@ -166,6 +166,9 @@ vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "remove_remote_agent", error);
     }
+    if (name_len == 0) {
+        return VNX_OK; /* no agent has that name, and NULL means any one */
+    }
     pthread_mutex_lock(&agent->load_lock);
     remove_lock_held(agent, name, name_len,
                      "the peer was removed (remove_remote_agent)");
@@ -241,6 +244,15 @@ join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
     return VNX_OK;
 }
 
+static size_t
+count_peers(vnx_agent_t *agent)
+{
+    pthread_mutex_lock(&agent->peers_lock);
+    size_t count = agent->peers.count;
+    pthread_mutex_unlock(&agent->peers_lock);
+    return count;
+}
+
 vnx_status_t
 vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
                    vnx_bytes_t *json_p, vnx_error_t *error)
@@ -262,7 +274,7 @@ vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
         return vnxi_agent_refuse(agent, "describe", error);
     } else {
         snprintf(head, sizeof head, "\"engine\": \"%s\", \"peers\": %zu, ",
-                 agent->ops->name, agent->peers.count);
+                 agent->ops->name, count_peers(agent));
     }
     status = agent->ops->describe(agent->engine, peer, &members, error);
     if (status == VNX_OK) {

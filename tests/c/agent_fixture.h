@@ -55,6 +55,12 @@ deregister_at(vnx_agent_t *agent, const void *at, size_t len)
     assert_ok(vnx_agent_deregister(agent, VNX_MEM_DRAM, &desc, 1, NULL, e));
 }
 
+static inline vnx_desc_t
+desc_at(const void *at, size_t len)
+{
+    return (vnx_desc_t){(uint64_t)(uintptr_t)at, len, 0};
+}
+
 /* `loader` learns of `other`. */
 static inline void
 load_peer(vnx_agent_t *loader, vnx_agent_t *other)
@@ -75,6 +81,16 @@ prepare_rows(vnx_agent_t *agent, const char *peer, const void *at, size_t len,
     vnx_strided_desc_t row = {(uint64_t)(uintptr_t)at, len, 0, len, count};
     assert_ok(vnx_dlist_create_strided(agent, peer, strlen(peer), VNX_MEM_DRAM,
                                        &row, 1, NULL, &dlist, e));
+    return dlist;
+}
+
+static inline vnx_dlist_t *
+prepare_descs(vnx_agent_t *agent, const char *peer, const vnx_desc_t *rows,
+              size_t count)
+{
+    vnx_dlist_t *dlist = NULL;
+    assert_ok(vnx_dlist_create(agent, peer, strlen(peer), VNX_MEM_DRAM, rows,
+                               count, NULL, &dlist, e));
     return dlist;
 }
 
@@ -117,6 +133,14 @@ await_notif(vnx_agent_t *agent)
     }
     fail_msg("no notification came within 30 s");
     return NULL;
+}
+
+static inline vnx_agent_stats_t
+stats_of(const vnx_agent_t *agent)
+{
+    vnx_agent_stats_t stats;
+    vnx_agent_stats(agent, &stats);
+    return stats;
 }
 
 static inline void

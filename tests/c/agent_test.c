@@ -1,46 +1,7 @@
 /* The agent within one process: transfers, notifications, peers, lives. */
-#include "agent_fixture.h"
+#include "agent_pair.h"
 
 #include <pthread.h>
-#include <time.h>
-
-#define ROW 4096
-#define ROWS 4096
-
-typedef struct pair {
-    vnx_agent_t *a, *b;
-    unsigned char *at_a, *at_b;
-    size_t len;
-} pair_t;
-
-static int
-setup(void **state)
-{
-    pair_t *pair = calloc(1, sizeof *pair);
-    pair->len = (size_t)ROW * ROWS;
-    pair->at_a = calloc(1, pair->len);
-    pair->at_b = malloc(pair->len);
-    fill(pair->at_b, pair->len, 7);
-    pair->a = make_agent("A");
-    pair->b = make_agent("B");
-    register_at(pair->a, pair->at_a, pair->len);
-    register_at(pair->b, pair->at_b, pair->len);
-    load_peer(pair->a, pair->b);
-    *state = pair;
-    return 0;
-}
-
-static int
-teardown(void **state)
-{
-    pair_t *pair = *state;
-    vnx_agent_release(pair->a);
-    vnx_agent_release(pair->b);
-    free(pair->at_a);
-    free(pair->at_b);
-    free(pair);
-    return 0;
-}
 
 static void
 test_agent_reads_what_the_peer_has(void **state)
@@ -385,8 +346,6 @@ test_agent_serves_many_threads_at_once(void **state)
         pthread_join(threads[i], NULL);
     }
 }
-
-#define with_pair(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int
 main(void)

@@ -202,6 +202,10 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     if (status != VNX_OK) {
         return status;
     }
+    if (vnx_mem_name(mem) == NULL) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "%d is no memory type", (int)mem);
+    }
     if (peer != NULL && vnxi_native_peer_gone(vnxi_native_peer(peer))) {
         return vnxi_native_peer_error(vnxi_native_peer(peer), operation,
                                       error);
