@@ -14,7 +14,8 @@
  *            free at once.  "returns owned": the caller frees with the
  *            function that is named.  Objects may be released in any order.
  * Forks      An agent belongs to the process that made it.  In a forked child
- *            its calls return VNX_ERR_NOT_ALLOWED, releases do nothing.
+ *            its calls return VNX_ERR_NOT_ALLOWED and releases do nothing;
+ *            states, plugins and telemetry, which need no lock, still answer.
  * Errors     A call that returns vnx_status_t fills `error` (may be NULL) and
  *            leaves its outputs untouched when the status is negative.
  */

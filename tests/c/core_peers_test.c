@@ -460,6 +460,7 @@ test_core_peers_metadata_of_the_dead_is_refused(void **state)
     assert_true(load_blob(p->a, blob, &error) < 0);
     assert_string_equal(error.peer, "B");
     assert_true(is_described(p->a, "B", "\"state\": \"lost\""));
+    assert_true(is_described(p->a, "B", "\"cause\": "));
     assert_int_equal(vnx_agent_connect_peer(p->a, "B", 1, &error),
                      VNX_ERR_REMOTE_DISCONNECT);
 }

@@ -118,8 +118,8 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     char cause[sizeof peer->cause], no_map[sizeof peer->no_map];
     size_t regions, direct;
 
+    vnxi_native_peer_cause(peer, cause);
     pthread_mutex_lock(&peer->lock);
-    memcpy(cause, peer->cause, sizeof cause);
     memcpy(no_map, peer->no_map, sizeof no_map);
     pthread_mutex_unlock(&peer->lock);
     count_direct(peer, &regions, &direct);

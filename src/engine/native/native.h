@@ -182,8 +182,12 @@ void vnxi_native_peer_start(vnxi_native_peer_t *peer,
 /* Its regions now, with a reference of the caller's; NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);
 
-/* Is it gone?  Then the error, with peer and cause. */
+/* Is it gone? */
 bool vnxi_native_peer_gone(const vnxi_native_peer_t *peer);
+
+/* Why it is gone; "" where it is not.  The same as an error, with the peer. */
+void vnxi_native_peer_cause(vnxi_native_peer_t *peer,
+                            char cause_p[VNX_ERROR_CAUSE_MAX]);
 vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
                                     const char *operation, vnx_error_t *error);
 

@@ -127,15 +127,31 @@ vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
            (peer->local != NULL && atomic_load(&peer->local->stopped));
 }
 
+void
+vnxi_native_peer_cause(vnxi_native_peer_t *peer,
+                       char cause_p[VNX_ERROR_CAUSE_MAX])
+{
+    cause_p[0] = '\0';
+    pthread_mutex_lock(&peer->lock);
+    if (peer->cause[0] != '\0') {
+        memcpy(cause_p, peer->cause, VNX_ERROR_CAUSE_MAX);
+    } else if (vnxi_native_peer_gone(peer)) {
+        /* An agent of this process, whose stop is seen before its link ends.
+         */
+        snprintf(cause_p, VNX_ERROR_CAUSE_MAX, "the peer was closed");
+    }
+    pthread_mutex_unlock(&peer->lock);
+}
+
 vnx_status_t
 vnxi_native_peer_error(vnxi_native_peer_t *peer, const char *operation,
                        vnx_error_t *error)
 {
-    pthread_mutex_lock(&peer->lock);
+    char cause[VNX_ERROR_CAUSE_MAX];
+
+    vnxi_native_peer_cause(peer, cause);
     vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
-                   peer->cause[0] != '\0' ? peer->cause
-                                          : "the peer was closed");
-    pthread_mutex_unlock(&peer->lock);
+                   cause[0] != '\0' ? cause : "the agent was closed");
     vnxi_error_peer(error, peer->base.name, peer->base.name_len);
     return VNX_ERR_REMOTE_DISCONNECT;
 }
