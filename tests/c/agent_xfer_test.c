@@ -437,12 +437,6 @@ test_xfer_has_a_backend_and_an_estimate(void **state)
 
 /* -- Descriptors, without lists ------------------------------------------- */
 
-static vnx_desc_t
-desc_at(const unsigned char *at, uint64_t len)
-{
-    return (vnx_desc_t){(uint64_t)(uintptr_t)at, len, 0};
-}
-
 static vnx_status_t
 create(scene_t *s, const vnx_desc_t *local, const vnx_desc_t *remote,
        size_t count, const char *peer, vnx_error_t *error)
