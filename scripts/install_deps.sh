@@ -25,14 +25,6 @@ have_library() { pkg-config --exists "$1" 2>/dev/null; }
 # Each need is probed by what it is for, so that a compiler or a Python from
 # elsewhere counts as well as the distribution's.
 have_compiler() { have_command cc && have_command make; }
-have_python_headers() {
-    local python
-    python=$(find_python) && python_has_headers "$python"
-}
-have_python_venv() {
-    local python
-    python=$(find_python) && python_has_venv "$python"
-}
 have_fuzzer() {
     local out status=0
     have_command clang || return 1
@@ -58,13 +50,24 @@ need() {
     "$@" || MISSING+=("$package")
 }
 
+find_missing_python() {
+    local python
+    if python=$(find_python); then
+        need python3-dev python_has_headers "$python"
+        need python3-venv python_has_venv "$python"
+    elif [ -n "${PYTHON:-}" ]; then
+        exit 1 # find_python has said why
+    else
+        MISSING+=(python3 python3-dev python3-venv)
+    fi
+}
+
 find_missing() {
     local major
     MISSING=()
     need build-essential have_compiler
     need pkg-config have_command pkg-config
-    need python3-dev have_python_headers
-    need python3-venv have_python_venv
+    find_missing_python
     need libevent-dev have_library libevent_pthreads
     [ "$PURPOSE" = tests ] || return 0
     need libcmocka-dev have_library cmocka

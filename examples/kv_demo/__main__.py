@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from report import TELLERS, Bar, line, tell
+from report import TELLERS, Bar, line, tell, tell_served
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -121,6 +121,7 @@ class Demo:
         self.instances: list[Instance] = []
         self.freed: list[str] = []
         self.seen: set[str] = set()
+        self.served: dict[str, Any] = {}
         self.bar = Bar()
 
     def run(self) -> str:
@@ -162,17 +163,19 @@ class Demo:
             self._start("decode", ["--port", str(event["port"])])
         elif kind == "freed":
             self.freed.append(event["request"])
+        elif kind == "served":
+            self.served = event
         elif kind in TELLERS:
             self.bar.clear()
             TELLERS[kind](event)
 
     def _judge(self) -> str:
-        missing = set(TELLERS) - self.seen
+        missing = {*TELLERS, "served"} - self.seen
         if missing:
             return f"never happened: {', '.join(sorted(missing))}"
         if len(set(self.freed)) != self.options.requests:
             return f"freed {len(self.freed)} of {self.options.requests}"
-        line("notified", f"{len(self.freed)} of {len(self.freed)} freed")
+        tell_served(len(self.freed), self.served)
         return ""
 
 

@@ -72,12 +72,12 @@ def tell_checked(facts: dict[str, Any]) -> None:
     line("check", f"{facts['bytes']:,} bytes equal, spare blocks untouched")
 
 
-def tell_served(facts: dict[str, Any]) -> None:
+def tell_served(freed: int, facts: dict[str, Any]) -> None:
     share = facts["cpu_seconds"] / facts["seconds"] * 100
     line(
-        "",
-        f"prefill used {share:.2f} % of a core in the {facts['seconds']:.2f} "
-        "s that it waited for notifications",
+        "notified",
+        f"prefill freed all {freed} requests, and used {share:.2f} % of a "
+        f"core in the {facts['seconds']:.2f} s that it waited to be told",
     )
 
 
@@ -86,5 +86,4 @@ TELLERS = {
     "page": tell_page,
     "pulled": tell_pulled,
     "checked": tell_checked,
-    "served": tell_served,
 }
