@@ -523,8 +523,8 @@ first = rounds(TIMES)
 second = rounds(TIMES)
 third = rounds(TIMES)
 # What threads still had to close is closed in a moment.
-until(lambda: usage.fds() <= first[0], f"descriptors {first}, {third}")
-until(lambda: usage.threads() <= first[1], f"threads {first}, {third}")
+until(lambda: usage.fds() <= first[0], ("descriptors", first, third))
+until(lambda: usage.threads() <= first[1], ("threads", first, third))
 assert third[2] <= first[2] + 8, ("mappings", first, third)
 grown = third[3] - first[3]
 assert grown < 1 << 20 or grown < 40 * TIMES, ("memory", first, second, third)
