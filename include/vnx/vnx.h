@@ -206,7 +206,8 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
  * same name takes its place at once, and what was in flight to the old one
  * fails with VNX_ERR_REMOTE_DISCONNECT.
  * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
- * VNX_ERR_BACKEND (no common way to reach it; the cause names each). */
+ * VNX_ERR_BACKEND (no common way to reach it; the cause names each),
+ * VNX_ERR_NOT_ALLOWED (the kernel forbids it; the cause says how to mend). */
 vnx_status_t vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob,
                                      size_t len, vnx_bytes_t *name_p,
                                      vnx_error_t *error);
