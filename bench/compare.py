@@ -184,6 +184,24 @@ def print_line(line: dict[str, Any]) -> None:
     )
 
 
+def markdown(lines: list[dict[str, Any]]) -> str:
+    """The same table for docs/performance.md."""
+    names = ("", "ours", "stock", "bare loop", "x stock", "of bare", "target")
+    table = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    for line in lines:
+        sides = line["sides"]
+        best = [
+            figure(sides.get(side, {}).get("best"))
+            for side in ("ours", "stock", "bare")
+        ]
+        ratios = (line["times_better_than_stock"], line["of_bare"])
+        target = "" if line["target"] is None else f"{line['target']:g}"
+        cells = [f"{line['text']}, {line['unit']}", *best]
+        cells += [figure(ratio) for ratio in ratios]
+        table.append("| " + " | ".join([*cells, target]) + " |")
+    return "\n".join(table) + "\n"
+
+
 def machine() -> dict[str, Any]:
     model = ""
     with open("/proc/cpuinfo") as info:
@@ -225,6 +243,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--engine", help="ours: native or nixl")
     parser.add_argument("--json", metavar="FILE", help="write the result")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write the table for the docs"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.rows or []) - {row.name for row in ROWS}
     if unknown:
@@ -265,6 +286,8 @@ def main() -> int:
     if options.json:
         result = {"machine": about, "quick": options.quick, "rows": lines}
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(lines))
     return 1 if failed else 0
 
 
