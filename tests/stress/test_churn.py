@@ -80,8 +80,10 @@ def test_peers_come_and_go():
         gc.collect()
         last = usage.fds(), usage.threads(), usage.resident()
         # What threads still had to close is closed in a moment.
-        until(lambda: usage.fds() <= first[0], f"{first}, now {last}")
-        assert last[1] <= first[1], (first, last)
+        until(
+            lambda: usage.fds() <= first[0] and usage.threads() <= first[1],
+            f"{first}, now {last}",
+        )
         assert last[2] - first[2] < 4 << 20, (first, last)
         assert here.agent.stats()["peers"] == 0
         """
