@@ -136,7 +136,7 @@ walk_plan(const vnxi_plan_t *plan)
             bytes += piece.len;
         }
         assert_true(count > 0 && count <= VNXI_CHUNK_PIECES);
-        assert_true(bytes <= VNXI_CHUNK_BYTES);
+        assert_true(bytes <= vnxi_plan_chunk_bytes(plan));
     }
     return pieces;
 }
@@ -555,7 +555,7 @@ test_plan_chunks_are_neither_many_nor_big(void **state)
         vnxi_plan_t plan;
         check_plan(&args);
         assert_int_equal(vnxi_plan_build(&args, &plan, NULL), VNX_OK);
-        size_t fit = VNXI_CHUNK_BYTES / lens[i];
+        size_t fit = vnxi_plan_chunk_bytes(&plan) / lens[i];
         fit = fit < VNXI_CHUNK_PIECES ? fit : VNXI_CHUNK_PIECES;
         assert_int_equal(plan.chunk_count, (count + fit - 1) / fit);
         vnxi_plan_fini(&plan);

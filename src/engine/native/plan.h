@@ -15,6 +15,7 @@
 
 #define VNXI_PIECE_MAX (256u << 10)
 #define VNXI_CHUNK_BYTES (512u << 10)
+#define VNXI_CHUNK_BYTES_MAX (2048u << 10) /* of transfers of 128 MiB */
 #define VNXI_CHUNK_PIECES 512u
 
 typedef struct vnxi_segment {
@@ -33,7 +34,7 @@ typedef struct vnxi_chunk {
 typedef struct vnxi_plan {
     vnxi_segment_t *segments; /* owned */
     size_t segment_count;
-    vnxi_chunk_t *chunks; /* owned; each at most VNXI_CHUNK_BYTES and
+    vnxi_chunk_t *chunks; /* owned; each at most vnxi_plan_chunk_bytes() and
                              VNXI_CHUNK_PIECES, in order */
     size_t chunk_count;
     uint64_t bytes, pieces, rows; /* pieces: after merging, before cutting */
@@ -66,6 +67,17 @@ typedef struct vnxi_plan_args {
 vnx_status_t vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
                              vnx_error_t *error);
 void vnxi_plan_fini(vnxi_plan_t *plan);
+
+/* Bytes of a chunk: little enough that all threads have work to the end, more
+ * in a long transfer, since every call of the kernel has its price. */
+static inline uint64_t
+vnxi_plan_chunk_bytes(const vnxi_plan_t *plan)
+{
+    uint64_t part = plan->bytes / 64;
+    return part < VNXI_CHUNK_BYTES       ? VNXI_CHUNK_BYTES
+           : part > VNXI_CHUNK_BYTES_MAX ? VNXI_CHUNK_BYTES_MAX
+                                         : part;
+}
 
 /* A walk over the pieces of a chunk. */
 typedef struct vnxi_piece {

@@ -416,7 +416,7 @@ start_chunk(vnxi_plan_t *plan, size_t segment, uint64_t piece, room_t *room)
     }
     plan->chunks[plan->chunk_count++] =
         (vnxi_chunk_t){.segment = (uint32_t)segment, .piece = (uint32_t)piece};
-    *room = (room_t){VNXI_CHUNK_PIECES, VNXI_CHUNK_BYTES};
+    *room = (room_t){VNXI_CHUNK_PIECES, vnxi_plan_chunk_bytes(plan)};
     return true;
 }
 
