@@ -26,7 +26,6 @@ vnxi_error_set(vnx_error_t *error, vnx_status_t status, const char *operation,
     return status;
 }
 
-/* Names come from the network: what does not print is shown as '?'. */
 void
 vnxi_error_peer(vnx_error_t *error, const void *name, size_t len)
 {
@@ -36,8 +35,7 @@ vnxi_error_peer(vnx_error_t *error, const void *name, size_t len)
     const unsigned char *bytes = name;
     size_t n = len < sizeof error->peer ? len : sizeof error->peer - 1;
     for (size_t i = 0; i < n; i++) {
-        error->peer[i] =
-            bytes[i] >= 0x20 && bytes[i] < 0x7f ? (char)bytes[i] : '?';
+        error->peer[i] = vnxi_error_printable(bytes[i]);
     }
     error->peer[n] = '\0';
 }

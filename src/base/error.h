@@ -24,6 +24,14 @@ void vnxi_error_row(vnx_error_t *error, size_t row);
 void vnxi_error_desc(vnx_error_t *error, size_t row, uint64_t addr,
                      uint64_t len, uint64_t dev);
 
+/* A byte of a name for people to read: names come from the network, and what
+ * does not print is shown as '?'. */
+static inline char
+vnxi_error_printable(unsigned char byte)
+{
+    return byte >= 0x20 && byte < 0x7f ? (char)byte : '?';
+}
+
 /* VNX_ERR_NO_MEMORY for an allocation of `size` bytes. */
 vnx_status_t vnxi_error_no_memory(vnx_error_t *error, const char *operation,
                                   size_t size);

@@ -202,7 +202,6 @@ struct vnxi_engine_ops {
     void (*list_abort)(vnxi_builder_t *builder);
     size_t (*list_count)(const vnxi_list_t *list);
     size_t (*list_bytes)(const vnxi_list_t *list);
-    void (*list_retain)(vnxi_list_t *list);
     void (*list_release)(vnxi_list_t *list);
 
     /* -- Transfers ------------------------------------------------------- */

@@ -237,12 +237,6 @@ native_list_bytes(const vnxi_list_t *list)
     return list->bytes;
 }
 
-static void
-native_list_retain(vnxi_list_t *list)
-{
-    vnxi_list_retain(list);
-}
-
 /* -- Peers and notifications -----------------------------------------------
  */
 
@@ -291,7 +285,6 @@ static const vnxi_engine_ops_t native_ops = {
     .list_abort = vnxi_list_abort,
     .list_count = native_list_count,
     .list_bytes = native_list_bytes,
-    .list_retain = native_list_retain,
     .list_release = vnxi_list_release,
     .xfer_prepare = vnxi_native_xfer_prepare,
     .xfer_post = vnxi_native_xfer_post,

@@ -47,7 +47,6 @@ is_shm(vnxi_md_bytes_t backend)
 /* -- What the blob offers --------------------------------------------------
  */
 
-/* Names come from the network: what does not print is shown as '?'. */
 static void
 append_name(char *text, size_t size, vnxi_md_bytes_t name)
 {
@@ -59,8 +58,7 @@ append_name(char *text, size_t size, vnxi_md_bytes_t name)
         used += 2;
     }
     for (size_t i = 0; i < name.len && i < 32 && used + 1 < size; i++) {
-        text[used++] =
-            bytes[i] >= 0x20 && bytes[i] < 0x7f ? (char)bytes[i] : '?';
+        text[used++] = vnxi_error_printable(bytes[i]);
         text[used] = '\0';
     }
 }
