@@ -13,8 +13,8 @@
 
 #include "base/clock.h"
 #include "engine/native/copy.h"
-#include "engine/native/list.h"
 #include "engine/native/plan.h"
+#include "engine/parts/list.h"
 
 #define BASE ((uint64_t)1 << 32)
 #define ROWS 1000000u
@@ -81,8 +81,7 @@ make_table(size_t count, uint64_t len)
 {
     vnxi_region_t **regions = must_alloc(count * sizeof *regions);
     for (size_t i = 0; i < count; i++) {
-        regions[i] =
-            vnxi_region_create(VNX_MEM_DRAM, BASE + i * len, len, 0, NULL);
+        regions[i] = vnxi_region_create(VNX_MEM_DRAM, BASE + i * len, len, 0);
         must(regions[i] != NULL, "a region");
         regions[i]->direct = true;
     }

@@ -3,7 +3,7 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "engine/native/list_block.h"
+#include "engine/parts/list_block.h"
 
 #define K ((uint64_t)1024)
 #define BLOCK VNXI_LIST_BLOCK

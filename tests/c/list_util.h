@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-#include "engine/native/list.h"
+#include "engine/parts/list.h"
 
 #define LIST_UTIL_OPERATION "prep_xfer_dlist"
 
@@ -35,7 +35,7 @@ make_table(const region_spec_t *specs, size_t count)
     assert_non_null(regions);
     for (size_t i = 0; i < count; i++) {
         regions[i] = vnxi_region_create(VNX_MEM_DRAM, specs[i].addr,
-                                        specs[i].len, specs[i].dev, NULL);
+                                        specs[i].len, specs[i].dev);
         assert_non_null(regions[i]);
         regions[i]->direct = specs[i].direct;
         regions[i]->delta = specs[i].delta;

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/native/metadata.h"
+#include "engine/parts/metadata.h"
 #include "stock_blob.h"
 
 #define TEXT(text) ((vnxi_md_bytes_t){(text), sizeof(text) - 1})

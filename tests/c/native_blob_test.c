@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-#include "engine/native/metadata.h"
+#include "engine/parts/metadata.h"
 #include "engine/native/shm/shm_wire.h"
 
 static unsigned char memory[4 * 4096];

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/native/region.h"
+#include "engine/parts/region.h"
 
 #define DEVICES 3
 #define SPAN 4096
@@ -11,7 +11,7 @@
 static vnxi_region_t *
 region(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
 {
-    vnxi_region_t *made = vnxi_region_create(mem, addr, len, dev, NULL);
+    vnxi_region_t *made = vnxi_region_create(mem, addr, len, dev);
     assert_non_null(made);
     return made;
 }
@@ -29,7 +29,7 @@ table_of(vnxi_region_t **regions, size_t count)
 }
 
 static void
-test_region_new_one_is_neither_direct_nor_revoked_nor_shared(void **state)
+test_region_new_one_is_neither_direct_nor_revoked_nor_attached(void **state)
 {
     (void)state;
     vnxi_region_t *made = region(VNX_MEM_VRAM, 0x1000, 32, 7);
@@ -37,8 +37,7 @@ test_region_new_one_is_neither_direct_nor_revoked_nor_shared(void **state)
     assert_int_equal(made->mem, VNX_MEM_VRAM);
     assert_true(made->addr == 0x1000 && made->len == 32 && made->dev == 7);
     assert_false(made->direct);
-    assert_null(made->mapping);
-    assert_int_equal(made->share.fd, -1);
+    assert_null(made->attachment);
     assert_false(atomic_load(&made->revoked));
     assert_ptr_equal(vnxi_region_retain(made), made);
     vnxi_region_release(made);
@@ -350,7 +349,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(
-            test_region_new_one_is_neither_direct_nor_revoked_nor_shared),
+            test_region_new_one_is_neither_direct_nor_revoked_nor_attached),
         cmocka_unit_test(test_region_compare_orders_by_mem_dev_addr_len),
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),
         cmocka_unit_test(test_region_table_empty_holds_nothing),

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/native/region.h"
+#include "engine/parts/region.h"
 
 #define MANY 10000
 #define THREADS 6
@@ -20,7 +20,7 @@ row(uint64_t addr, uint64_t len)
 static int
 setup(void **state)
 {
-    *state = vnxi_registry_create();
+    *state = vnxi_registry_create(NULL, NULL);
     return *state == NULL;
 }
 
@@ -79,19 +79,96 @@ test_registry_holds_what_was_added_until_removed(void **state)
     assert_true(is_held(registry, 0x3000, 16));
 }
 
-static void
-test_registry_local_regions_are_direct(void **state)
-{
-    vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+/* An engine that attaches to regions, until it is told to fail. */
+typedef struct attacher {
+    vnxi_attachment_t attachment; /* of every region */
+    int attached, freed, fail_at;
+} attacher_t;
 
-    add(registry, rows, 1);
-    vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
-    const vnxi_region_t *region = vnxi_region_table_at(table, 0);
-    assert_true(region->direct);
-    assert_true(region->delta == 0);
-    assert_int_equal(region->share.fd, -1);
-    vnxi_region_table_release(table);
+static attacher_t attacher;
+
+static void
+count_free(vnxi_attachment_t *attachment)
+{
+    assert_ptr_equal(attachment, &attacher.attachment);
+    attacher.freed++;
+}
+
+static vnx_status_t
+attach(void *context, vnxi_region_t *region, vnx_error_t *error)
+{
+    assert_ptr_equal(context, &attacher);
+    if (attacher.attached == attacher.fail_at) {
+        error->status = VNX_ERR_BACKEND;
+        return VNX_ERR_BACKEND;
+    }
+    attacher.attached++;
+    region->attachment = &attacher.attachment;
+    return VNX_OK;
+}
+
+static int
+setup_attacher(void **state)
+{
+    attacher = (attacher_t){.attachment = {count_free}, .fail_at = -1};
+    *state = vnxi_registry_create(attach, &attacher);
+    return *state == NULL;
+}
+
+static void
+test_registry_attaches_to_each_new_region_once(void **state)
+{
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
+
+    add(*state, rows, 1);
+    assert_int_equal(attacher.attached, 1);
+    add(*state, rows, 2);
+    assert_int_equal(attacher.attached, 2);
+    assert_int_equal(attacher.freed, 0);
+    take_away(*state, rows, 2);
+    assert_int_equal(attacher.freed, 1);
+    take_away(*state, rows, 1);
+    assert_int_equal(attacher.freed, 2);
+}
+
+static void
+test_registry_adds_none_when_attaching_fails(void **state)
+{
+    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16),
+                                   row(0x3000, 16)};
+    vnx_error_t error;
+
+    add(*state, rows, 1);
+    attacher.fail_at = 2;
+    assert_int_equal(vnxi_registry_add(*state, VNX_MEM_DRAM, rows, 3, &error),
+                     VNX_ERR_BACKEND);
+    assert_int_equal(error.status, VNX_ERR_BACKEND);
+    assert_int_equal(attacher.freed, 1);
+    assert_int_equal(vnxi_registry_count(*state), 1);
+    take_away(*state, rows, 1); /* it counts one use, not two */
+    assert_int_equal(vnxi_registry_count(*state), 0);
+}
+
+static void
+test_registry_storage_of_no_length_is_all_of_it(void **state)
+{
+    const vnx_mem_t storage[] = {VNX_MEM_BLK, VNX_MEM_OBJ, VNX_MEM_FILE};
+    const vnx_reg_desc_t all = row(0, 0);
+    vnx_error_t error;
+
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(
+            vnxi_registry_add(*state, storage[i], &all, 1, &error), VNX_OK);
+        vnxi_region_table_t *table = vnxi_registry_snapshot(*state, NULL);
+        assert_non_null(
+            vnxi_region_table_find(table, storage[i], 1 << 20, 4096, 0));
+        vnxi_region_table_release(table);
+        assert_int_equal(vnxi_registry_remove(*state, storage[i], &all, 1,
+                                              NULL, NULL, &error),
+                         VNX_OK);
+    }
+    assert_int_equal(vnxi_registry_add(*state, VNX_MEM_VRAM, &all, 1, &error),
+                     VNX_ERR_INVALID_PARAM);
 }
 
 static void
@@ -205,24 +282,14 @@ test_registry_names_the_first_bad_row_and_adds_none(void **state)
 }
 
 static void
-test_registry_refuses_memory_that_nothing_moves(void **state)
+test_registry_refuses_what_is_no_memory_type(void **state)
 {
-    vnxi_registry_t *registry = *state;
     const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
-    const vnx_mem_t others[] = {VNX_MEM_VRAM, VNX_MEM_BLK, VNX_MEM_OBJ,
-                                VNX_MEM_FILE};
     vnx_error_t error;
 
-    for (size_t i = 0; i < 4; i++) {
-        assert_int_equal(
-            vnxi_registry_add(registry, others[i], rows, 1, &error),
-            VNX_ERR_NOT_SUPPORTED);
-        assert_non_null(strstr(error.cause, vnx_mem_name(others[i])));
-    }
-    assert_int_equal(
-        vnxi_registry_add(registry, (vnx_mem_t)9, rows, 1, &error),
-        VNX_ERR_INVALID_PARAM);
-    assert_int_equal(vnxi_registry_count(registry), 0);
+    assert_int_equal(vnxi_registry_add(*state, (vnx_mem_t)9, rows, 1, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_int_equal(vnxi_registry_count(*state), 0);
 }
 
 static void
@@ -427,13 +494,19 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_registry_holds_what_was_added_until_removed),
-        TEST(test_registry_local_regions_are_direct),
+        cmocka_unit_test_setup_teardown(
+            test_registry_attaches_to_each_new_region_once, setup_attacher,
+            teardown),
+        cmocka_unit_test_setup_teardown(
+            test_registry_adds_none_when_attaching_fails, setup_attacher,
+            teardown),
+        TEST(test_registry_storage_of_no_length_is_all_of_it),
         TEST(test_registry_snapshot_is_made_again_only_after_a_change),
         TEST(test_registry_removal_revokes_the_region_in_old_snapshots),
         TEST(test_registry_counts_uses_of_a_range),
         TEST(test_registry_keeps_devices_and_lengths_apart),
         TEST(test_registry_names_the_first_bad_row_and_adds_none),
-        TEST(test_registry_refuses_memory_that_nothing_moves),
+        TEST(test_registry_refuses_what_is_no_memory_type),
         TEST(test_registry_removal_is_all_or_none),
         TEST(test_registry_tells_of_each_region_that_goes),
         TEST(test_registry_nothing_to_do_is_no_change),

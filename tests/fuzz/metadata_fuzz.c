@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/native/metadata.h"
-#include "engine/native/region.h"
 #include "engine/native/shm/shm_wire.h"
+#include "engine/parts/metadata.h"
+#include "engine/parts/region.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -56,8 +56,8 @@ check_table(const vnxi_md_section_t *section)
     must(regions != NULL);
     for (size_t i = 0; i < section->count; i++) {
         const vnxi_md_region_t *row = &section->regions[i];
-        regions[i] = vnxi_region_create(section->mem, row->addr, row->len,
-                                        row->dev, NULL);
+        regions[i] =
+            vnxi_region_create(section->mem, row->addr, row->len, row->dev);
         must(regions[i] != NULL);
     }
     vnxi_region_table_t *table =

@@ -6,8 +6,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
-#include "engine/native/metadata.h"
 #include "engine/native/native.h"
+#include "engine/parts/metadata.h"
 
 #define BACKEND ((vnxi_md_bytes_t){"SHM", 3})
 
@@ -39,7 +39,8 @@ blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
     }
     for (size_t i = 0; i < count; i++) {
         size_t before = blob->region_bytes.len;
-        vnxi_shm_region_write(&blob->region_bytes, &regions[i]->share);
+        vnxi_share_t share = vnxi_region_share(regions[i]);
+        vnxi_shm_region_write(&blob->region_bytes, &share);
         blob->regions[i] = (vnxi_md_region_t){
             .addr = regions[i]->addr,
             .len = regions[i]->len,

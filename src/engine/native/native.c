@@ -89,7 +89,7 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->num_threads = config->num_threads;
     engine->host = config->host;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create();
+    engine->registry = vnxi_registry_create(vnxi_reach_attach_local, engine);
     engine->self = vnxi_native_peer_create(
         engine, config->agent_name, config->agent_name_len, VNXI_PATH_SELF);
     if (engine->name == NULL || engine->registry == NULL ||
@@ -150,12 +150,29 @@ native_stop(vnxi_engine_t *engine)
  */
 
 static vnx_status_t
+check_mem(vnx_mem_t mem, vnx_error_t *error)
+{
+    const char *name = vnx_mem_name(mem);
+    if (mem == VNX_MEM_DRAM || name == NULL) {
+        return VNX_OK; /* the registry refuses what is no memory type */
+    }
+    if (mem == VNX_MEM_VRAM) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
+                              "no backend of the native engine moves VRAM "
+                              "memory");
+    }
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
+                          "%s memory needs the nixl engine", name);
+}
+
+static vnx_status_t
 native_register(vnxi_engine_t *engine, vnx_mem_t mem,
                 const vnx_reg_desc_t *descs, size_t count,
                 const char *const *backends, vnx_error_t *error)
 {
     vnx_status_t status =
         vnxi_native_check_backends(engine, backends, "register_memory", error);
+    status = status == VNX_OK ? check_mem(mem, error) : status;
     return status != VNX_OK
                ? status
                : vnxi_registry_add(engine->registry, mem, descs, count, error);

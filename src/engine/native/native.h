@@ -12,8 +12,9 @@
 #include <stdatomic.h>
 
 #include "engine/engine.h"
-#include "engine/native/list.h"
-#include "engine/native/region.h"
+#include "engine/native/reach.h"
+#include "engine/parts/list.h"
+#include "engine/parts/region.h"
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/revocations.h"
 

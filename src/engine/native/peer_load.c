@@ -16,8 +16,8 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/metadata.h"
 #include "engine/native/native.h"
+#include "engine/parts/metadata.h"
 
 #define OPERATION "add_remote_agent"
 
@@ -125,10 +125,11 @@ count_regions(const vnxi_metadata_t *blob)
 static bool
 is_same(const vnxi_region_t *region, const vnxi_share_t *share)
 {
-    return share->fd < 0 ? region->share.st_ino == 0
-                         : region->share.offset == share->offset &&
-                               region->share.st_dev == share->st_dev &&
-                               region->share.st_ino == share->st_ino;
+    const vnxi_share_t known = vnxi_region_share(region);
+    return share->fd < 0 ? known.st_ino == 0
+                         : known.offset == share->offset &&
+                               known.st_dev == share->st_dev &&
+                               known.st_ino == share->st_ino;
 }
 
 /* Map it if it can be; where not, the kernel copies, and describe() says why.
@@ -148,23 +149,25 @@ map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
     return map;
 }
 
-static vnxi_region_t *
-make_region(vnxi_native_peer_t *peer, vnx_mem_t mem,
-            const vnxi_md_region_t *row, const vnxi_share_t *share,
-            uint64_t epoch)
+static vnx_status_t
+make_region(vnxi_native_peer_t *peer, const vnxi_region_t *like,
+            const vnxi_share_t *share, vnxi_region_t **region_p,
+            vnx_error_t *error)
 {
-    vnxi_share_map_t *map = map_share(peer, share, row->len);
     vnxi_region_t *region =
-        vnxi_region_create(mem, row->addr, row->len, row->dev, map);
-    if (region != NULL) {
-        region->epoch = epoch;
-        region->share = *share;
-        region->share.fd = -1; /* a number of the peer's: not ours to close */
-        if (share->fd < 0) {
-            region->share = VNXI_SHARE_NONE;
-        }
+        vnxi_region_create(like->mem, like->addr, like->len, like->dev);
+    if (region == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *region);
     }
-    return region;
+    region->epoch = like->epoch;
+    vnx_status_t status = vnxi_reach_attach_remote(
+        region, share, map_share(peer, share, like->len), error);
+    if (status != VNX_OK) {
+        vnxi_region_release(region);
+        return status;
+    }
+    *region_p = region;
+    return VNX_OK;
 }
 
 /* Regions of an agent in this process are its own objects, so that a
@@ -188,47 +191,56 @@ typedef struct table_build {
     region_list_t list;
 } table_build_t;
 
+/* A region that is loaded again stays the object that it was, so that lists
+ * prepared on it stay good.  Its epoch is read under the peer's lock in
+ * on_revoked(); a load is one at a time, and an epoch only grows. */
+static vnxi_region_t *
+keep_known(const table_build_t *build, const vnxi_region_t *like,
+           const vnxi_share_t *share)
+{
+    vnxi_region_t *known =
+        build->old == NULL
+            ? NULL
+            : vnxi_region_table_exact(build->old, like->mem, like->addr,
+                                      like->len, like->dev);
+    if (known == NULL || atomic_load(&known->revoked) ||
+        !is_same(known, share)) {
+        return NULL;
+    }
+    pthread_mutex_lock(&build->peer->lock);
+    known->epoch = like->epoch > known->epoch ? like->epoch : known->epoch;
+    pthread_mutex_unlock(&build->peer->lock);
+    return vnxi_region_retain(known);
+}
+
 static vnx_status_t
 add_row(table_build_t *build, vnx_mem_t mem, const vnxi_md_region_t *row)
 {
+    vnx_error_t *error = build->loading->error;
     vnxi_share_t share;
-    vnx_status_t status =
-        vnxi_shm_region_read(row->public_data.data, row->public_data.len,
-                             &share, build->loading->error);
+    vnxi_region_t *region;
+    vnx_status_t status = vnxi_shm_region_read(
+        row->public_data.data, row->public_data.len, &share, error);
     if (status != VNX_OK) {
         return status;
     }
-    vnxi_region_t *region;
     if (build->theirs != NULL) {
         region = borrow_region(build->theirs, mem, row);
-        if (region == NULL) {
-            return VNX_OK;
-        }
     } else {
-        vnxi_region_t *known =
-            build->old == NULL
-                ? NULL
-                : vnxi_region_table_exact(build->old, mem, row->addr, row->len,
-                                          row->dev);
-        if (known != NULL && !atomic_load(&known->revoked) &&
-            is_same(known, &share)) {
-            /* Under the peer's lock in on_revoked(); a load is one at a
-             * time, and an epoch only grows. */
-            pthread_mutex_lock(&build->peer->lock);
-            known->epoch =
-                build->epoch > known->epoch ? build->epoch : known->epoch;
-            pthread_mutex_unlock(&build->peer->lock);
-            region = vnxi_region_retain(known);
-        } else {
-            region = make_region(build->peer, mem, row, &share, build->epoch);
+        vnxi_region_t like = {.mem = mem,
+                              .addr = row->addr,
+                              .len = row->len,
+                              .dev = row->dev,
+                              .epoch = build->epoch};
+        region = keep_known(build, &like, &share);
+        if (region == NULL) {
+            status = make_region(build->peer, &like, &share, &region, error);
         }
     }
-    if (region == NULL) {
-        return vnxi_error_no_memory(build->loading->error, OPERATION,
-                                    sizeof *region);
+    if (status == VNX_OK && region != NULL) {
+        build->list.at[build->list.count++] = region;
     }
-    build->list.at[build->list.count++] = region;
-    return VNX_OK;
+    return status;
 }
 
 static vnx_status_t

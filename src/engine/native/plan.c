@@ -14,8 +14,8 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/list_block.h"
-#include "engine/native/plan_indices.h"
+#include "engine/parts/list_block.h"
+#include "engine/parts/indices.h"
 #include "engine/native/plan_segments.h"
 #include "engine/native/plan_side.h"
 

@@ -11,7 +11,7 @@
 #ifndef VNXI_NATIVE_PLAN_H
 #define VNXI_NATIVE_PLAN_H
 
-#include "engine/native/list.h"
+#include "engine/parts/list.h"
 
 #define VNXI_PIECE_MAX (256u << 10)
 #define VNXI_CHUNK_BYTES (512u << 10)

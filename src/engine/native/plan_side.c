@@ -1,6 +1,6 @@
 #include "engine/native/plan_side.h"
 
-#include "engine/native/list_block.h"
+#include "engine/parts/list_block.h"
 
 void
 vnxi_plan_side_init(vnxi_plan_side_t *side, const vnxi_list_t *list,

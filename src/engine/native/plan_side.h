@@ -5,7 +5,7 @@
 #ifndef VNXI_NATIVE_PLAN_SIDE_H
 #define VNXI_NATIVE_PLAN_SIDE_H
 
-#include "engine/native/list.h"
+#include "engine/parts/list.h"
 
 /* So many rows that all arrays stay in the first-level cache. */
 #define VNXI_PLAN_BATCH 256u

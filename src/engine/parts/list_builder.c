@@ -7,7 +7,7 @@
  *
  * A list of up to one block is a single piece of memory.
  */
-#include "engine/native/list_builder.h"
+#include "engine/parts/list_builder.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

@@ -6,8 +6,8 @@
  * snapshot, searched without a lock.  The registry is the local agent's set of
  * registrations; it makes a new snapshot when one is asked for after a change.
  */
-#ifndef VNXI_NATIVE_REGION_H
-#define VNXI_NATIVE_REGION_H
+#ifndef VNXI_PARTS_REGION_H
+#define VNXI_PARTS_REGION_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -15,7 +15,14 @@
 #include <stdint.h>
 #include <vnx/vnx.h>
 
-#include "engine/native/shm/share.h"
+/*
+ * What an engine keeps with a region: how it is reached, a handle of the
+ * library that moves it.  The engine's own object begins with this; it is
+ * freed with the region.
+ */
+typedef struct vnxi_attachment {
+    void (*free)(struct vnxi_attachment *attachment);
+} vnxi_attachment_t;
 
 typedef struct vnxi_region {
     atomic_uint refs;
@@ -26,12 +33,12 @@ typedef struct vnxi_region {
      * process: direct, delta 0.  A peer's shared mapping that is mapped here:
      * direct, our address = addr + delta.  Else by process_vm_readv. */
     bool direct;
-    uint64_t delta;            /* modulo 2^64 */
-    vnxi_share_map_t *mapping; /* owned; NULL unless mapped here */
-    vnxi_share_t share;        /* local: how peers can map it; fd -1: not */
-    uint64_t epoch;            /* a peer's: of the metadata it came by; the
-                                  maker sets it before others see it */
-    unsigned uses;             /* local: how often registered; registry lock */
+    uint64_t delta;                /* modulo 2^64 */
+    vnxi_attachment_t *attachment; /* owned; NULL: none.  Its maker sets it
+                                      before others see the region */
+    uint64_t epoch;                /* a peer's: of the metadata it came by; the
+                                      maker sets it before others see it */
+    unsigned uses; /* local: how often registered; registry lock */
 } vnxi_region_t;
 
 /* Mark it as revoked: no transfer is posted on it any more, and those in
@@ -64,10 +71,9 @@ vnxi_region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
 vnxi_region_t *vnxi_region_retain(vnxi_region_t *region);
 void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
 
-/* Make a region of a peer (one reference; share unset). NULL: no memory.
- * `mapping` is taken over. */
+/* Make a region (one reference, nothing attached).  NULL: no memory. */
 vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
-                                  uint64_t dev, vnxi_share_map_t *mapping);
+                                  uint64_t dev);
 
 /* Less than, equal to or greater than 0: the order of the wire, which is by
  * (mem, dev, addr, len). */
@@ -109,13 +115,23 @@ vnxi_region_t *vnxi_region_table_at(const vnxi_region_table_t *table,
 
 typedef struct vnxi_registry vnxi_registry_t;
 
-vnxi_registry_t *vnxi_registry_create(void);
+/*
+ * Attach to a region what the engine needs for it (region->attachment), or
+ * nothing.  Called for a region that is being registered, before others see
+ * it, on the caller's thread, one at a time; it may take its time, since only
+ * other registrations wait meanwhile.
+ */
+typedef vnx_status_t (*vnxi_attach_t)(void *context, vnxi_region_t *region,
+                                      vnx_error_t *error);
+
+/* `attach` may be NULL.  NULL: no memory. */
+vnxi_registry_t *vnxi_registry_create(vnxi_attach_t attach, void *context);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
-/* All or none.  Checks the memory type (VNX_ERR_NOT_SUPPORTED for all but
- * DRAM) and every row (VNX_ERR_INVALID_PARAM: len 0, addr + len overflows) and
- * names the first bad one.  A range registered again counts one use more.
- * Operation: "register_memory". */
+/* All or none.  Checks every row (VNX_ERR_INVALID_PARAM: no memory type,
+ * addr + len overflows, a length of 0; storage of length 0 is all of it,
+ * 2^64 - 1 bytes) and names the first bad one.  A range registered again
+ * counts one use more.  Operation: "register_memory". */
 vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
                                const vnx_reg_desc_t *descs, size_t count,
                                vnx_error_t *error);

@@ -5,10 +5,10 @@
  * Where that does not help, and rows are many, it makes itself an index of the
  * table that is searched without a branch.
  */
-#ifndef VNXI_NATIVE_LIST_FINDER_H
-#define VNXI_NATIVE_LIST_FINDER_H
+#ifndef VNXI_PARTS_LIST_FINDER_H
+#define VNXI_PARTS_LIST_FINDER_H
 
-#include "engine/native/list_block.h"
+#include "engine/parts/list_block.h"
 
 #define VNXI_FINDER_FEW 4
 

@@ -1,11 +1,11 @@
 /*
  * A list in the making: shared by list_builder.c and list_strided.c.
  */
-#ifndef VNXI_NATIVE_LIST_BUILDER_H
-#define VNXI_NATIVE_LIST_BUILDER_H
+#ifndef VNXI_PARTS_LIST_BUILDER_H
+#define VNXI_PARTS_LIST_BUILDER_H
 
-#include "engine/native/list_block.h"
-#include "engine/native/list_finder.h"
+#include "engine/parts/list_block.h"
+#include "engine/parts/list_finder.h"
 
 #define VNXI_LIST_ROWS_MAX ((uint64_t)1 << 40)
 #define VNXI_PENDING_FEW 4u

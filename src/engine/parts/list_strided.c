@@ -2,7 +2,7 @@
  * Strided rows into a list's builder: checked a region at a time, and whole
  * blocks are made without looking at the pieces.
  */
-#include "engine/native/list_builder.h"
+#include "engine/parts/list_builder.h"
 
 static vnx_desc_t
 piece_of(const vnx_strided_desc_t *row, uint64_t i)

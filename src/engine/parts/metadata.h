@@ -5,8 +5,8 @@
  * backend puts into its connection info and into a region's public metadata
  * is bytes here; for SHM see shm/shm_wire.h.
  */
-#ifndef VNXI_NATIVE_METADATA_H
-#define VNXI_NATIVE_METADATA_H
+#ifndef VNXI_PARTS_METADATA_H
+#define VNXI_PARTS_METADATA_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-#include "engine/native/list_block.h"
+#include "engine/parts/list_block.h"
 
 #include "base/recycle.h"
 

@@ -5,10 +5,10 @@
  * What needs memory lies behind `data`: the addresses first, then lengths,
  * then devices, each part aligned to 8.
  */
-#ifndef VNXI_NATIVE_LIST_BLOCK_H
-#define VNXI_NATIVE_LIST_BLOCK_H
+#ifndef VNXI_PARTS_LIST_BLOCK_H
+#define VNXI_PARTS_LIST_BLOCK_H
 
-#include "engine/native/list.h"
+#include "engine/parts/list.h"
 
 typedef enum {
     VNXI_FORM_RUN, /* addresses: one run.  Lengths, devices: all the same */

@@ -5,21 +5,28 @@
  * sorted batch, which is merged in (or taken out) with one memmove() for each
  * gap between its members, so that a single row costs a binary search and one
  * move, and a big batch one pass.  All that may fail or takes long (checking,
- * memory, finding out how a range is shared) is done before the lock is
- * taken, and all that frees after it.  The snapshot is dropped at a change and
- * made again when it is asked for.
+ * memory, attaching) is done before the lock is taken, and all that frees
+ * after it.  The snapshot is dropped at a change and made again when it is
+ * asked for.
+ *
+ * Changes are made one at a time (change_lock), so that what is new is known
+ * while the engine attaches to it, for as long as that may take, and lists can
+ * be prepared meanwhile.
  */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/region.h"
+#include "engine/parts/region.h"
 
 #define ADD "register_memory"
 #define REMOVE "deregister_memory"
 
 struct vnxi_registry {
+    vnxi_attach_t attach;
+    void *context;
+    pthread_mutex_t change_lock; /* taken first; held over a whole change */
     pthread_mutex_t lock;
     vnxi_region_t **regions; /* all below protected by lock; each retained */
     size_t count, capacity;
@@ -38,16 +45,16 @@ release_some(vnxi_region_t *const *regions, size_t count)
 }
 
 vnxi_registry_t *
-vnxi_registry_create(void)
+vnxi_registry_create(vnxi_attach_t attach, void *context)
 {
     vnxi_registry_t *registry = calloc(1, sizeof *registry);
     if (registry == NULL) {
         return NULL;
     }
-    if (pthread_mutex_init(&registry->lock, NULL) != 0) {
-        free(registry);
-        return NULL;
-    }
+    registry->attach = attach;
+    registry->context = context;
+    pthread_mutex_init(&registry->change_lock, NULL);
+    pthread_mutex_init(&registry->lock, NULL);
     return registry;
 }
 
@@ -61,6 +68,7 @@ vnxi_registry_free(vnxi_registry_t *registry)
     free(registry->regions);
     vnxi_region_table_release(registry->snapshot);
     pthread_mutex_destroy(&registry->lock);
+    pthread_mutex_destroy(&registry->change_lock);
     free(registry);
 }
 
@@ -104,39 +112,46 @@ registry_changed(vnxi_registry_t *registry)
 
 /* -- Adding --------------------------------------------------------------- */
 
-static vnx_status_t
-check_mem(vnx_mem_t mem, vnx_error_t *error)
+static bool
+is_storage(vnx_mem_t mem)
 {
-    const char *name = vnx_mem_name(mem);
-    if (name == NULL) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
-                              "%d is no memory type", (int)mem);
+    return mem == VNX_MEM_BLK || mem == VNX_MEM_OBJ || mem == VNX_MEM_FILE;
+}
+
+/* The region that a row stands for. */
+static vnxi_region_t
+row_key(vnx_mem_t mem, const vnx_reg_desc_t *row)
+{
+    bool all_of_it = row->desc.len == 0 && is_storage(mem);
+    return (vnxi_region_t){.mem = mem,
+                           .addr = row->desc.addr,
+                           .len = all_of_it ? UINT64_MAX : row->desc.len,
+                           .dev = row->desc.dev};
+}
+
+static const char *
+row_fault(vnx_mem_t mem, const vnx_desc_t *desc)
+{
+    if (desc->len == 0) {
+        return is_storage(mem) ? NULL : "the length is 0";
     }
-    if (mem == VNX_MEM_DRAM) {
-        return VNX_OK;
-    }
-    if (mem == VNX_MEM_VRAM) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
-                              "no backend of the native engine moves VRAM "
-                              "memory");
-    }
-    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
-                          "%s memory needs the nixl engine", name);
+    return desc->len > UINT64_MAX - desc->addr ? "address + length overflows"
+                                               : NULL;
 }
 
 static vnx_status_t
-check_rows(const vnx_reg_desc_t *descs, size_t count, vnx_error_t *error)
+check_rows(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
+           vnx_error_t *error)
 {
+    if (vnx_mem_name(mem) == NULL) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
+                              "%d is no memory type", (int)mem);
+    }
     for (size_t i = 0; i < count; i++) {
         const vnx_desc_t *desc = &descs[i].desc;
-        const char *cause = NULL;
-        if (desc->len == 0) {
-            cause = "the length is 0";
-        } else if (desc->len > UINT64_MAX - desc->addr) {
-            cause = "address + length overflows";
-        }
-        if (cause != NULL) {
-            vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD, "%s", cause);
+        const char *fault = row_fault(mem, desc);
+        if (fault != NULL) {
+            vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD, "%s", fault);
             vnxi_error_desc(error, i, desc->addr, desc->len, desc->dev);
             return VNX_ERR_INVALID_PARAM;
         }
@@ -179,9 +194,8 @@ make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
                                     count * sizeof(vnxi_region_t *));
     }
     for (size_t i = 0; i < count; i++) {
-        const vnx_desc_t *desc = &descs[i].desc;
-        regions[i] =
-            vnxi_region_create(mem, desc->addr, desc->len, desc->dev, NULL);
+        vnxi_region_t key = row_key(mem, &descs[i]);
+        regions[i] = vnxi_region_create(mem, key.addr, key.len, key.dev);
         if (regions[i] == NULL) {
             release_some(regions, i);
             free(regions);
@@ -192,9 +206,6 @@ make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
     }
     qsort(regions, count, sizeof(vnxi_region_t *), compare_places);
     *count_p = fold_equal(regions, count);
-    for (size_t i = 0; i < *count_p; i++) {
-        regions[i]->share = vnxi_share_find(regions[i]->addr, regions[i]->len);
-    }
     *regions_p = regions;
     return VNX_OK;
 }
@@ -218,24 +229,43 @@ reserve_lock_held(vnxi_registry_t *registry, size_t more)
     return true;
 }
 
-/* Count the uses of what is known already, and move it behind what is new,
- * which keeps its order.  How many are new. */
+/* Move what is known already behind what is new, which keeps its order.  How
+ * many are new. */
 static size_t
-split_known_lock_held(vnxi_registry_t *registry, vnxi_region_t **batch,
-                      size_t count)
+split_known(const vnxi_registry_t *registry, vnxi_region_t **batch,
+            size_t count)
 {
     size_t fresh = 0;
     for (size_t i = 0; i < count; i++) {
         vnxi_region_t *region = batch[i];
-        size_t at = registry_place(registry, region);
-        if (at < registry->count) {
-            registry->regions[at]->uses += region->uses;
-        } else {
+        if (registry_place(registry, region) == registry->count) {
             batch[i] = batch[fresh];
             batch[fresh++] = region;
         }
     }
     return fresh;
+}
+
+static vnx_status_t
+attach_all(const vnxi_registry_t *registry, vnxi_region_t *const *regions,
+           size_t count, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    for (size_t i = 0;
+         registry->attach != NULL && status == VNX_OK && i < count; i++) {
+        status = registry->attach(registry->context, regions[i], error);
+    }
+    return status;
+}
+
+static void
+count_uses_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *known,
+                     size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        size_t at = registry_place(registry, known[i]);
+        registry->regions[at]->uses += known[i]->uses;
+    }
 }
 
 /* Merge from the back: every member of the set moves once at most. */
@@ -255,16 +285,34 @@ merge_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *batch,
     registry->count += count;
 }
 
+/* The first `fresh` of the batch are new: the registry takes them over. */
+static vnx_status_t
+insert_batch(vnxi_registry_t *registry, vnxi_region_t *const *batch,
+             size_t count, size_t fresh, vnx_error_t *error)
+{
+    vnxi_region_table_t *old = NULL;
+    pthread_mutex_lock(&registry->lock);
+    bool has_room = reserve_lock_held(registry, fresh);
+    if (has_room) {
+        count_uses_lock_held(registry, batch + fresh, count - fresh);
+        merge_lock_held(registry, batch, fresh);
+        old = fresh > 0 ? registry_changed(registry) : NULL;
+    }
+    pthread_mutex_unlock(&registry->lock);
+    vnxi_region_table_release(old);
+    return has_room ? VNX_OK
+                    : vnxi_error_no_memory(error, ADD,
+                                           fresh * sizeof(vnxi_region_t *));
+}
+
 vnx_status_t
 vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
                   const vnx_reg_desc_t *descs, size_t count,
                   vnx_error_t *error)
 {
     vnxi_region_t **batch = NULL;
-    vnxi_region_table_t *old = NULL;
-    size_t batch_count = 0, fresh = 0;
-    vnx_status_t status = check_mem(mem, error);
-    status = status == VNX_OK ? check_rows(descs, count, error) : status;
+    size_t batch_count = 0;
+    vnx_status_t status = check_rows(mem, descs, count, error);
     if (status != VNX_OK || count == 0) {
         return status;
     }
@@ -273,33 +321,21 @@ vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
         return status;
     }
 
-    pthread_mutex_lock(&registry->lock);
-    if (reserve_lock_held(registry, batch_count)) {
-        fresh = split_known_lock_held(registry, batch, batch_count);
-        merge_lock_held(registry, batch, fresh);
-        old = fresh > 0 ? registry_changed(registry) : NULL;
-    } else {
-        status = vnxi_error_no_memory(error, ADD,
-                                      batch_count * sizeof(vnxi_region_t *));
+    pthread_mutex_lock(&registry->change_lock);
+    size_t fresh = split_known(registry, batch, batch_count);
+    status = attach_all(registry, batch, fresh, error);
+    if (status == VNX_OK) {
+        status = insert_batch(registry, batch, batch_count, fresh, error);
     }
-    pthread_mutex_unlock(&registry->lock);
+    pthread_mutex_unlock(&registry->change_lock);
 
-    vnxi_region_table_release(old);
-    release_some(batch + fresh, batch_count - fresh);
+    size_t kept = status == VNX_OK ? fresh : 0;
+    release_some(batch + kept, batch_count - kept);
     free(batch);
     return status;
 }
 
 /* -- Removing ------------------------------------------------------------- */
-
-static vnxi_region_t
-row_key(vnx_mem_t mem, const vnx_reg_desc_t *row)
-{
-    return (vnxi_region_t){.mem = mem,
-                           .addr = row->desc.addr,
-                           .len = row->desc.len,
-                           .dev = row->desc.dev};
-}
 
 static vnx_status_t
 fail_missing(const vnx_reg_desc_t *descs, size_t row, bool known,
@@ -381,6 +417,7 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                     count * sizeof(vnxi_region_t *));
     }
 
+    pthread_mutex_lock(&registry->change_lock);
     pthread_mutex_lock(&registry->lock);
     vnx_status_t status = take_uses_lock_held(registry, mem, descs, count,
                                               taken, &taken_count, error);
@@ -390,6 +427,7 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
         old = registry_changed(registry);
     }
     pthread_mutex_unlock(&registry->lock);
+    pthread_mutex_unlock(&registry->change_lock);
 
     for (size_t i = 0; gone != NULL && i < taken_count; i++) {
         gone(context, taken[i]);

@@ -9,7 +9,7 @@
  * nesting and overlaps cost nothing.  Regions of one type and device are a
  * group; there are few of them.
  */
-#include "engine/native/region.h"
+#include "engine/parts/region.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -43,35 +43,24 @@ void
 vnxi_region_release(vnxi_region_t *region)
 {
     if (region != NULL && atomic_fetch_sub(&region->refs, 1) == 1) {
-        vnxi_share_map_release(region->mapping);
-        vnxi_share_fini(&region->share);
+        if (region->attachment != NULL) {
+            region->attachment->free(region->attachment);
+        }
         free(region);
     }
 }
 
 vnxi_region_t *
-vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev,
-                   vnxi_share_map_t *mapping)
+vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
 {
     vnxi_region_t *region = malloc(sizeof *region);
     if (region == NULL) {
-        vnxi_share_map_release(mapping);
         return NULL;
     }
-    *region = (vnxi_region_t){
-        .mem = mem,
-        .addr = addr,
-        .len = len,
-        .dev = dev,
-        .mapping = mapping,
-        .share = VNXI_SHARE_NONE,
-    };
+    *region =
+        (vnxi_region_t){.mem = mem, .addr = addr, .len = len, .dev = dev};
     atomic_init(&region->refs, 1);
     atomic_init(&region->revoked, false);
-    if (mapping != NULL) {
-        region->direct = true;
-        region->delta = (uintptr_t)vnxi_share_map_data(mapping) - addr;
-    }
     return region;
 }
 

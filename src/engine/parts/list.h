@@ -9,14 +9,14 @@
  * within the block.  So 1 M rows at a regular stride take about 50 kB, 1 M
  * random ones 4 MB.
  */
-#ifndef VNXI_NATIVE_LIST_H
-#define VNXI_NATIVE_LIST_H
+#ifndef VNXI_PARTS_LIST_H
+#define VNXI_PARTS_LIST_H
 
 #include <stdatomic.h>
 #include <stdbool.h>
 
 #include "engine/engine.h"
-#include "engine/native/region.h"
+#include "engine/parts/region.h"
 
 #define VNXI_LIST_BLOCK_BITS 10
 #define VNXI_LIST_BLOCK (1u << VNXI_LIST_BLOCK_BITS)

@@ -8,7 +8,7 @@
  * that many of the smallest possible element; so what is allocated is never
  * more than about one and a half times the blob, whatever the blob says.
  */
-#include "engine/native/metadata.h"
+#include "engine/parts/metadata.h"
 
 #include <inttypes.h>
 #include <stdarg.h>

@@ -9,7 +9,7 @@
  * begins; `width` places from there are enough for every slot.  So a search is
  * one or two steps, without a branch that could be guessed wrong.
  */
-#include "engine/native/list_finder.h"
+#include "engine/parts/list_finder.h"
 
 #include <stdlib.h>
 #include <string.h>

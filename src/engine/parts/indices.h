@@ -1,8 +1,8 @@
 /*
  * Reading index arrays of any integer type.
  */
-#ifndef VNXI_NATIVE_PLAN_INDICES_H
-#define VNXI_NATIVE_PLAN_INDICES_H
+#ifndef VNXI_PARTS_INDICES_H
+#define VNXI_PARTS_INDICES_H
 
 #include <stdbool.h>
 #include <stddef.h>

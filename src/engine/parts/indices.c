@@ -5,7 +5,7 @@
  * Clang): the same function is compiled for AVX2 and for what every machine
  * has.
  */
-#include "engine/native/plan_indices.h"
+#include "engine/parts/indices.h"
 
 #include "base/cpu.h"
 
