@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from ._config import DEFAULT_COMM_PORT, nixl_agent_config
 from ._core import (
     Agent,
     TcpSideChannel,
+    _set_search_path,
     nixl_mem_t,
     nixl_xfer_handle,
     nixlNotSupportedError,
@@ -77,6 +80,7 @@ class NixlAgent(Agent):
             )
         if config.enable_listen:
             raise _not_supported("nixl_agent", _LISTENER_CAUSE)
+        _set_search_path(sys.path)
         super().__init__(
             agent_name, engine=config.engine, num_threads=config.num_threads
         )

@@ -19,6 +19,9 @@ from typing_extensions import Buffer, Self, disjoint_base
 
 __version__: str
 
+def _set_search_path(paths: list[str], /) -> None:
+    """Where libraries of Python packages are looked for."""
+
 class nixl_mem_t(enum.IntEnum):
     """Memory types, by NIXL's numbers."""
 

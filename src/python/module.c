@@ -14,16 +14,23 @@ PyDoc_STRVAR(module_doc,
              "The C part of vllm_nixl: agents, handles, descriptor lists,\n"
              "shared buffers and exceptions.  Import them from vllm_nixl.");
 
+static PyMethodDef module_methods[] = {
+    {"_set_search_path", vnxi_py_set_search_path, METH_O,
+     PyDoc_STR("Where libraries of Python packages are looked for.")},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
     {0, NULL},
 };
 
 static struct PyModuleDef module_def = {
-    PyModuleDef_HEAD_INIT,   .m_name = "vllm_nixl._core",
-    .m_doc = module_doc,     .m_size = sizeof(vnxi_py_state_t),
-    .m_slots = module_slots, .m_traverse = module_traverse,
-    .m_clear = module_clear, .m_free = module_free,
+    PyModuleDef_HEAD_INIT,         .m_name = "vllm_nixl._core",
+    .m_doc = module_doc,           .m_size = sizeof(vnxi_py_state_t),
+    .m_methods = module_methods,   .m_slots = module_slots,
+    .m_traverse = module_traverse, .m_clear = module_clear,
+    .m_free = module_free,
 };
 
 vnxi_py_state_t *

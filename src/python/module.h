@@ -82,6 +82,10 @@ int vnxi_py_shared_buffer_add(PyObject *module);
 int vnxi_py_enums_add(PyObject *module);
 int vnxi_py_errors_add(PyObject *module);
 
+/* A function of the module: where libraries that came as Python packages are
+ * looked for (base/search_path.h); a list as sys.path is. */
+PyObject *vnxi_py_set_search_path(PyObject *module, PyObject *paths);
+
 /* The common part of these. */
 int vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec);
 

@@ -1,0 +1,93 @@
+#include "base/search_path.h"
+
+#include <glob.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char **directories; /* protected by lock, as below */
+static size_t directory_count;
+
+static void
+free_all(char **dirs, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        free(dirs[i]);
+    }
+    free(dirs);
+}
+
+bool
+vnxi_search_path_set(const char *const *dirs, size_t count)
+{
+    char **copy = calloc(count + 1, sizeof *copy);
+    if (copy == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < count; i++) {
+        copy[i] = strdup(dirs[i]);
+        if (copy[i] == NULL) {
+            free_all(copy, i);
+            return false;
+        }
+    }
+    pthread_mutex_lock(&lock);
+    char **old = directories;
+    size_t old_count = directory_count;
+    directories = copy;
+    directory_count = count;
+    pthread_mutex_unlock(&lock);
+    free_all(old, old_count);
+    return true;
+}
+
+/* A directory's own name may hold characters that glob() takes for a pattern.
+ */
+static size_t
+escape(const char *text, char *target)
+{
+    size_t used = 0;
+    for (; *text != '\0'; text++) {
+        if (strchr("*?[]\\", *text) != NULL) {
+            target[used++] = '\\';
+        }
+        target[used++] = *text;
+    }
+    target[used] = '\0';
+    return used;
+}
+
+static char *
+find_in(const char *directory, const char *pattern)
+{
+    size_t size = 2 * strlen(directory) + strlen(pattern) + 2;
+    char *whole = malloc(size), *found = NULL;
+    glob_t matches = {0};
+
+    if (whole == NULL) {
+        return NULL;
+    }
+    size_t used = escape(directory, whole);
+    snprintf(whole + used, size - used, "/%s", pattern);
+    if (glob(whole, 0, NULL, &matches) == 0 && matches.gl_pathc > 0) {
+        found = strdup(matches.gl_pathv[0]);
+    }
+    globfree(&matches);
+    free(whole);
+    return found;
+}
+
+char *
+vnxi_search_path_find(const char *pattern)
+{
+    char *found = NULL;
+
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < directory_count && found == NULL; i++) {
+        found = find_in(directories[i], pattern);
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
