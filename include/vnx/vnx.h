@@ -109,12 +109,15 @@ typedef struct vnx_dlist vnx_dlist_t; /* prepared descriptor list */
 typedef struct vnx_xfer vnx_xfer_t;
 
 typedef struct vnx_agent_config {
-    size_t size;              /* sizeof(vnx_agent_config_t) */
-    const char *engine;       /* "auto" (NULL), "native", "nixl" */
-    unsigned num_threads;     /* copy threads of one transfer; 0: as many as
-                                 cores, at most 4 */
-    uint64_t notif_bytes_max; /* pending notifications; beyond it the oldest
-                                 is dropped.  0: 256 MiB */
+    size_t size;                 /* sizeof(vnx_agent_config_t) */
+    const char *engine;          /* "auto" (NULL), "native", "nixl" */
+    unsigned num_threads;        /* copy threads of one transfer; 0: as many as
+                                    cores, at most 4 */
+    uint64_t notif_bytes_max;    /* pending notifications; beyond it the oldest
+                                    is dropped.  0: 256 MiB */
+    const char *const *backends; /* NULL-terminated (copied), or NULL: what
+                                    will be created, so that "auto" takes an
+                                    engine that has all of it */
 } vnx_agent_config_t;
 
 /* Make an agent.  `name` (1 to 65535 bytes of any value, copied) is how peers
@@ -143,7 +146,8 @@ const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
 const char *vnx_agent_engine(const vnx_agent_t *agent);
 
 /* The i-th backend that this agent could create; NULL past the last one.
- * Static storage. */
+ * Before the first backend, of all engines that may be chosen.  Static
+ * storage. */
 const char *vnx_agent_plugin(vnx_agent_t *agent, size_t i);
 
 /* Memory types of a plugin (or of a created backend), as a bit set:
@@ -161,8 +165,9 @@ vnx_status_t vnx_agent_backend_param(vnx_agent_t *agent, const char *backend,
                                      size_t i, vnx_param_t *param_p,
                                      vnx_error_t *error);
 
-/* Create a backend ("UCX", "SHM").  The first one chooses the engine and
- * starts the agent's thread.  VNX_ERR_NOT_FOUND for an unknown name,
+/* Create a backend ("UCX", "SHM").  The first one chooses the engine ("auto":
+ * native where it has every backend asked for, else nixl) and starts the
+ * agent's thread.  VNX_ERR_NOT_FOUND for an unknown name,
  * VNX_ERR_NOT_ALLOWED when it exists already. */
 vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                                       const vnx_param_t *params,

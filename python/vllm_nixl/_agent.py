@@ -82,15 +82,18 @@ class NixlAgent(Agent):
             raise _not_supported("nixl_agent", _LISTENER_CAUSE)
         _set_search_path(sys.path)
         super().__init__(
-            agent_name, engine=config.engine, num_threads=config.num_threads
+            agent_name,
+            engine=config.engine,
+            num_threads=config.num_threads,
+            backends=config.backends,
         )
         self._side_channel: TcpSideChannel | None = None
         self._iterators: set[_Events] = set()
-        names = config.backends
-        if instantiate_all and nixl_conf is None:
-            names = self.plugin_list
-        for name in names:
+        for name in config.backends:
             self.create_backend(name)
+        if instantiate_all and nixl_conf is None:
+            for name in set(self.get_plugin_list()) - set(self.backends):
+                self.create_backend(name)
 
     # -- Descriptors between processes --------------------------------------
 

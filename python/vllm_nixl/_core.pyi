@@ -470,13 +470,16 @@ class Agent:
     num_threads: copy threads of one transfer; 0: as many as cores, at most 4
     notif_bytes_max: bytes of pending notifications beyond which the oldest is
         dropped; 0: 256 MiB
+    backends: names that will be created, so that 'auto' takes an engine that
+        has all of them
     """
 
     name: str
     """The name of the agent."""
 
     plugin_list: list[str]
-    """The backends that can be created."""
+    """The backends that can be created; before the first one, of all engines
+    that may be chosen."""
 
     notifs: dict[str, list[bytes]]
     """What update_notifs() and check_remote_xfer_done() have collected."""
@@ -484,6 +487,10 @@ class Agent:
     @property
     def backends(self) -> dict[str, int]:
         """The created backends: name to number."""
+
+    @property
+    def engine(self) -> str | None:
+        """'native' or 'nixl'; None before the first backend."""
 
     @property
     def closed(self) -> bool:
@@ -496,6 +503,7 @@ class Agent:
         engine: str | None = None,
         num_threads: int = 0,
         notif_bytes_max: int = 0,
+        backends: list[str] | None = None,
     ) -> None: ...
     def close(self) -> None:
         """Stop the agent's work for good.

@@ -13,23 +13,6 @@
 static const vnx_agent_config_t default_config = {
     .size = sizeof(vnx_agent_config_t)};
 
-static vnx_status_t
-choose_engine(const char *wanted, const vnxi_engine_ops_t **ops_p,
-              vnx_error_t *error)
-{
-    if (wanted == NULL || strcmp(wanted, "auto") == 0) {
-        wanted = "native";
-    }
-    *ops_p = vnxi_engine_find(wanted);
-    if (*ops_p == NULL) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
-                              "there is no engine '%s' in this build "
-                              "(there is 'native'; 'auto' takes it)",
-                              wanted);
-    }
-    return VNX_OK;
-}
-
 static unsigned
 default_threads(void)
 {
@@ -61,9 +44,7 @@ agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
 static void
 agent_free(vnx_agent_t *agent)
 {
-    if (agent->engine != NULL) {
-        agent->ops->destroy(agent->engine);
-    }
+    vnxi_choice_fini(&agent->choice);
     vnxi_name_map_fini(&agent->peers);
     vnxi_notifs_fini(&agent->notifs);
     vnxi_events_fini(&agent->events);
@@ -97,8 +78,6 @@ vnx_agent_create(const void *name, size_t name_len,
                  const vnx_agent_config_t *config, vnx_agent_t **out_p,
                  vnx_error_t *error)
 {
-    const vnxi_engine_ops_t *ops;
-
     if (config == NULL) {
         config = &default_config;
     }
@@ -112,15 +91,10 @@ vnx_agent_create(const void *name, size_t name_len,
                               "config.size is %zu, this library's is %zu",
                               config->size, sizeof *config);
     }
-    vnx_status_t status = choose_engine(config->engine, &ops, error);
-    if (status != VNX_OK) {
-        return status;
-    }
     vnx_agent_t *agent = agent_alloc(name, name_len);
     if (agent == NULL) {
         return vnxi_error_no_memory(error, "nixl_agent", sizeof *agent);
     }
-    agent->ops = ops;
     vnxi_fork_on_child(NULL); /* from now on forks are counted */
     agent->fork_count = vnxi_fork_count();
     agent->wall_minus_mono_us = vnxi_clock_wall_us() - vnxi_clock_ns() / 1000;
@@ -133,7 +107,9 @@ vnx_agent_create(const void *name, size_t name_len,
             config->num_threads ? config->num_threads : default_threads(),
         .host = {agent, vnxi_xfer_done, on_notif, vnxi_peers_lost},
     };
-    status = ops->create(&engine_config, &agent->engine, error);
+    vnx_status_t status =
+        vnxi_choice_init(&agent->choice, config->engine, config->backends,
+                         &engine_config, error);
     if (status != VNX_OK) {
         agent_free(agent);
         return status;
@@ -155,6 +131,21 @@ vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
                           "the agent is closed");
 }
 
+vnx_status_t
+vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
+                 vnx_error_t *error)
+{
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    if (!atomic_load_explicit(&agent->has_backend, memory_order_acquire)) {
+        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                              "the agent has no backend: call "
+                              "create_backend() first");
+    }
+    return VNX_OK;
+}
+
 static bool
 has_landed(void *context)
 {
@@ -169,7 +160,7 @@ vnx_agent_close(vnx_agent_t *agent)
         atomic_exchange(&agent->closed, true)) {
         return;
     }
-    agent->ops->stop(agent->engine);
+    vnxi_choice_stop(&agent->choice);
     vnxi_peers_close(agent);
     vnxi_events_signal(&agent->events);
     /* The engine has stopped, so this is a matter of microseconds. */
@@ -213,28 +204,89 @@ vnx_agent_engine(const vnx_agent_t *agent)
 const char *
 vnx_agent_plugin(vnx_agent_t *agent, size_t i)
 {
-    return agent->ops->plugin(agent->engine, i);
+    return atomic_load(&agent->has_backend)
+               ? agent->ops->plugin(agent->engine, i)
+               : vnxi_choice_plugin(&agent->choice, i);
+}
+
+/* The engine, or before it is chosen a candidate that has the backend. */
+static vnx_status_t
+engine_for(const vnx_agent_t *agent, const char *backend,
+           const char *operation, vnxi_candidate_t *out_p, vnx_error_t *error)
+{
+    const vnxi_candidate_t *candidate;
+
+    if (atomic_load(&agent->has_backend)) {
+        *out_p = (vnxi_candidate_t){agent->ops, agent->engine};
+        return VNX_OK;
+    }
+    vnx_status_t status = vnxi_choice_find(&agent->choice, backend, operation,
+                                           &candidate, error);
+    if (status == VNX_OK) {
+        *out_p = *candidate;
+    }
+    return status;
 }
 
 vnx_status_t
 vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
                       uint32_t *mems_p, vnx_error_t *error)
 {
-    return agent->ops->plugin_mems(agent->engine, backend, mems_p, error);
+    vnxi_candidate_t of;
+    vnx_status_t status =
+        engine_for(agent, backend, "get_plugin_mem_types", &of, error);
+    return status != VNX_OK
+               ? status
+               : of.ops->plugin_mems(of.engine, backend, mems_p, error);
 }
 
 vnx_status_t
 vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend, size_t i,
                        vnx_param_t *param_p, vnx_error_t *error)
 {
-    return agent->ops->param(agent->engine, backend, false, i, param_p, error);
+    vnxi_candidate_t of;
+    vnx_status_t status =
+        engine_for(agent, backend, "get_plugin_params", &of, error);
+    return status != VNX_OK
+               ? status
+               : of.ops->param(of.engine, backend, false, i, param_p, error);
 }
 
 vnx_status_t
 vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
                         vnx_param_t *param_p, vnx_error_t *error)
 {
-    return agent->ops->param(agent->engine, backend, true, i, param_p, error);
+    vnxi_candidate_t of;
+    vnx_status_t status =
+        engine_for(agent, backend, "get_backend_params", &of, error);
+    return status != VNX_OK ? status
+                            : of.ops->param(of.engine, backend, true, i,
+                                            param_p, error);
+}
+
+/* Choose an engine and create the first backend. */
+static vnx_status_t
+create_first_lock_held(vnx_agent_t *agent, const char *backend,
+                       const vnx_param_t *params, size_t param_count,
+                       vnx_error_t *error)
+{
+    const vnxi_candidate_t *chosen;
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "create_backend", error);
+    }
+    vnx_status_t status =
+        vnxi_choice_make_lock_held(&agent->choice, backend, &chosen, error);
+    if (status == VNX_OK) {
+        status = chosen->ops->backend_create(chosen->engine, backend, params,
+                                             param_count, error);
+    }
+    if (status == VNX_OK) {
+        agent->ops = chosen->ops;
+        agent->engine = chosen->engine;
+        atomic_store(&agent->has_backend, true);
+    }
+    return status;
 }
 
 vnx_status_t
@@ -245,37 +297,28 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "create_backend", error);
     }
-    vnx_status_t status = agent->ops->backend_create(
-        agent->engine, backend, params, param_count, error);
-    if (status == VNX_OK) {
-        atomic_store(&agent->has_backend, true);
+    pthread_mutex_lock(&agent->choice.lock);
+    bool is_first = !atomic_load(&agent->has_backend);
+    vnx_status_t status = VNX_OK;
+    if (is_first) {
+        status =
+            create_first_lock_held(agent, backend, params, param_count, error);
     }
-    return status;
+    pthread_mutex_unlock(&agent->choice.lock);
+    return is_first ? status
+                    : agent->ops->backend_create(agent->engine, backend,
+                                                 params, param_count, error);
 }
 
 /* -- Memory ----------------------------------------------------------------
  */
-
-static vnx_status_t
-need_backend(vnx_agent_t *agent, const char *operation, vnx_error_t *error)
-{
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, operation, error);
-    }
-    if (!atomic_load(&agent->has_backend)) {
-        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                              "the agent has no backend: call "
-                              "create_backend() first");
-    }
-    return VNX_OK;
-}
 
 vnx_status_t
 vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                    const vnx_reg_desc_t *descs, size_t count,
                    const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status = need_backend(agent, "register_memory", error);
+    vnx_status_t status = vnxi_agent_ready(agent, "register_memory", error);
     if (status != VNX_OK) {
         return status;
     }
@@ -292,7 +335,7 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                      const vnx_reg_desc_t *descs, size_t count,
                      const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status = need_backend(agent, "deregister_memory", error);
+    vnx_status_t status = vnxi_agent_ready(agent, "deregister_memory", error);
     if (status != VNX_OK) {
         return status;
     }
@@ -311,7 +354,7 @@ vnx_status_t
 vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
                    vnx_error_t *error)
 {
-    vnx_status_t status = need_backend(agent, "get_agent_metadata", error);
+    vnx_status_t status = vnxi_agent_ready(agent, "get_agent_metadata", error);
     return status != VNX_OK
                ? status
                : agent->ops->metadata(agent->engine, bytes_p, error);
@@ -324,7 +367,7 @@ vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                            vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
     vnx_status_t status =
-        need_backend(agent, "get_partial_agent_metadata", error);
+        vnxi_agent_ready(agent, "get_partial_agent_metadata", error);
     return status != VNX_OK
                ? status
                : agent->ops->partial_metadata(agent->engine, mem, descs, count,

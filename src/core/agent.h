@@ -2,6 +2,7 @@
  * The agent and what hangs on it, as the files of core/ share it.
  *
  * Lock order (take from left to right, never back):
+ *     choice.lock
  *     load_lock -> peers_lock
  * events.lock, notifs.lock and error_lock are leaves: nothing is called and no
  * other lock is taken while one is held.  Hot calls (posting, states, polling
@@ -17,6 +18,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/name_map.h"
+#include "core/choice.h"
 #include "core/events.h"
 #include "core/notifs.h"
 #include "engine/engine.h"
@@ -36,9 +38,10 @@ struct vnx_agent {
     size_t name_len;
     char *name;
 
-    const vnxi_engine_ops_t *ops;
+    vnxi_choice_t choice;
+    atomic_bool has_backend;      /* raised once; the engine is chosen */
+    const vnxi_engine_ops_t *ops; /* constant once has_backend, NULL before */
     vnxi_engine_t *engine;
-    atomic_bool has_backend;
     uint64_t wall_minus_mono_us; /* fixed at the making: for telemetry */
 
     pthread_mutex_t load_lock; /* one load, removal or close at a time */
@@ -74,6 +77,11 @@ vnxi_agent_usable(const vnx_agent_t *agent)
     return !vnxi_fork_crossed(agent->fork_count) &&
            !atomic_load_explicit(&agent->closed, memory_order_acquire);
 }
+
+/* May a call go on that needs an engine?  VNX_ERR_NOT_FOUND before the first
+ * backend. */
+vnx_status_t vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
+                              vnx_error_t *error);
 
 /* Why not, as an error. */
 vnx_status_t vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,

@@ -27,8 +27,9 @@ vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
     vnxi_peer_t *peer = NULL;
     vnx_status_t status;
 
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, OPERATION, error);
+    status = vnxi_agent_ready(agent, OPERATION, error);
+    if (status != VNX_OK) {
+        return status;
     }
     if (peer_len > 0) {
         status = vnxi_peers_find(agent, peer_name, peer_len, OPERATION, &peer,

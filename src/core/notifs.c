@@ -150,7 +150,8 @@ vnx_agent_take_notifs(vnx_agent_t *agent)
             1;
         atomic_store_explicit(&notifs->empty_polls, polls,
                               memory_order_relaxed);
-        if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent)) {
+        if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent) ||
+            !atomic_load(&agent->has_backend)) {
             return NULL;
         }
         agent->ops->notif_poll(agent->engine);

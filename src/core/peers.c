@@ -36,8 +36,9 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
                 const char *operation, vnxi_peer_t **peer_p,
                 vnx_error_t *error)
 {
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, operation, error);
+    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    if (status != VNX_OK) {
+        return status;
     }
     vnxi_peer_t *peer =
         is_self(agent, name, name_len)
@@ -103,11 +104,11 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     const void *name;
     size_t name_len;
 
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "add_remote_agent", error);
+    vnx_status_t status = vnxi_agent_ready(agent, "add_remote_agent", error);
+    if (status != VNX_OK) {
+        return status;
     }
-    vnx_status_t status =
-        agent->ops->metadata_name(blob, len, &name, &name_len, error);
+    status = agent->ops->metadata_name(blob, len, &name, &name_len, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -253,34 +254,64 @@ count_peers(vnx_agent_t *agent)
     return count;
 }
 
+/* Before the first backend there is no engine, and nothing to add. */
+static vnx_status_t
+describe_agent(vnx_agent_t *agent, vnx_bytes_t *json_p, vnx_error_t *error)
+{
+    vnx_bytes_t members = {NULL, 0};
+    char head[128 + VNXI_CHOICE_WHY];
+
+    if (!atomic_load(&agent->has_backend)) {
+        return join_json("\"engine\": null, \"peers\": 0", members, json_p,
+                         error);
+    }
+    snprintf(head, sizeof head,
+             "\"engine\": \"%s\", \"engine_why\": \"%s\", \"peers\": %zu, ",
+             agent->ops->name, agent->choice.why, count_peers(agent));
+    vnx_status_t status =
+        agent->ops->describe(agent->engine, NULL, &members, error);
+    if (status == VNX_OK) {
+        status = join_json(head, members, json_p, error);
+        free(members.data);
+    }
+    return status;
+}
+
+static vnx_status_t
+describe_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_bytes_t *json_p,
+              vnx_error_t *error)
+{
+    vnx_bytes_t members;
+    char head[64];
+
+    snprintf(head, sizeof head, "\"generation\": %llu, ",
+             (unsigned long long)peer->generation);
+    vnx_status_t status =
+        agent->ops->describe(agent->engine, peer, &members, error);
+    if (status == VNX_OK) {
+        status = join_json(head, members, json_p, error);
+        free(members.data);
+    }
+    return status;
+}
+
 vnx_status_t
 vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
                    vnx_bytes_t *json_p, vnx_error_t *error)
 {
     vnxi_peer_t *peer = NULL;
-    vnx_bytes_t members;
-    char head[128];
-    vnx_status_t status;
 
-    if (name_len > 0) {
-        status =
-            vnxi_peers_find(agent, name, name_len, "describe", &peer, error);
-        if (status != VNX_OK) {
-            return status;
-        }
-        snprintf(head, sizeof head, "\"generation\": %llu, ",
-                 (unsigned long long)peer->generation);
-    } else if (!vnxi_agent_usable(agent)) {
+    if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "describe", error);
-    } else {
-        snprintf(head, sizeof head, "\"engine\": \"%s\", \"peers\": %zu, ",
-                 agent->ops->name, count_peers(agent));
     }
-    status = agent->ops->describe(agent->engine, peer, &members, error);
+    if (name_len == 0) {
+        return describe_agent(agent, json_p, error);
+    }
+    vnx_status_t status =
+        vnxi_peers_find(agent, name, name_len, "describe", &peer, error);
     if (status == VNX_OK) {
-        status = join_json(head, members, json_p, error);
-        free(members.data);
+        status = describe_peer(agent, peer, json_p, error);
+        vnxi_peer_release(peer);
     }
-    vnxi_peer_release(peer);
     return status;
 }

@@ -3,23 +3,33 @@
  * bytes.  `native` (ours) and `nixl` (the stock library) fill it in; a third
  * can be written from this page.
  *
- * Life        create -> backend_create ... -> stop -> destroy.  stop() ends
+ * Life: create -> probe -> backend_create ... -> stop -> destroy.  stop() ends
  * the engine's threads and everything in flight; after it has returned no host
  * callback comes.  destroy() frees; the core calls it when no list, transfer
  * or peer of the engine is left.  stop() may be called on an engine that has
- * no backend. Threads     Every operation may be called from any thread,
- * several at once, except create, stop and destroy (once each) and the
- * operations on one builder (one thread at a time). Waiting     Only stop()
- * may wait for longer than a chunk of copying.  No operation waits for a
- * peer's answer. Locks       The core holds no lock of its own while it calls
- * an operation, but for peer_load / peer_close, which it serialises by its
- * load lock.  An engine holds no lock of its own while it calls a host
- *             callback that would be needed to enter the engine again.
- * Arguments   Borrowed for the call, unless it says "kept".
- * Outputs     Written on success only.
- * Errors      The engine writes the record (operation, peer, row, cause); the
- *             core hands it on.  `operation` names are those of the Python
- *             API, passed in where several calls share an operation.
+ * no backend.
+ *
+ * Threads: every operation may be called from any thread, several at once,
+ * except create, stop and destroy (once each) and the operations on one
+ * builder (one thread at a time).
+ *
+ * Waiting: only stop() may wait for longer than a chunk of copying, and probe
+ * and the first backend_create, which may open libraries.  No operation waits
+ * for a peer's answer.
+ *
+ * Locks: the core holds no lock of its own while it calls an operation, but
+ * for peer_load and peer_close, which it serialises by its load lock, and
+ * probe and the first backend_create, by the lock of its choice.  An engine
+ * holds no lock of its own while it calls a host callback that would be needed
+ * to enter the engine again.
+ *
+ * Arguments: borrowed for the call, unless it says "kept".
+ *
+ * Outputs: written on success only.
+ *
+ * Errors: the engine writes the record (operation, peer, row, cause); the core
+ * hands it on.  `operation` names are those of the Python API, passed in where
+ * several calls share an operation.
  */
 #ifndef VNXI_ENGINE_ENGINE_H
 #define VNXI_ENGINE_ENGINE_H
@@ -109,7 +119,13 @@ struct vnxi_engine_ops {
 
     /* -- Backends -------------------------------------------------------- */
 
-    /* The i-th backend that could be created; NULL past the end.  Static. */
+    /* Does the engine work on this machine?  Opens the libraries that it
+     * cannot do without; may take long the first time.  Otherwise an error
+     * with the cause; asked before the first backend_create. */
+    vnx_status_t (*probe)(vnxi_engine_t *engine, vnx_error_t *error);
+
+    /* The i-th backend that could be created; NULL past the end, and at once
+     * where the engine does not work here.  Static. */
     const char *(*plugin)(vnxi_engine_t *engine, size_t i);
     vnx_status_t (*plugin_mems)(vnxi_engine_t *engine, const char *backend,
                                 uint32_t *mems_p, vnx_error_t *error);

@@ -58,16 +58,17 @@ agent_create(vnxi_py_agent_t *self, PyObject *name_arg,
 static int
 agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"agent_name", "engine", "num_threads",
-                            "notif_bytes_max", NULL};
+    static char *names[] = {"agent_name",      "engine",   "num_threads",
+                            "notif_bytes_max", "backends", NULL};
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_agent_config_t config = {.size = sizeof config};
     unsigned long long notif_bytes_max = 0;
-    PyObject *name;
+    PyObject *name, *backends_arg = NULL;
+    vnxi_py_backends_t backends;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zIK:Agent", names,
-                                     &name, &config.engine,
-                                     &config.num_threads, &notif_bytes_max)) {
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O|$zIKO:Agent", names, &name, &config.engine,
+            &config.num_threads, &notif_bytes_max, &backends_arg)) {
         return -1;
     }
     if (self->agent != NULL) {
@@ -75,12 +76,12 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
                         "Agent.__init__() was called already");
         return -1;
     }
-    config.notif_bytes_max = notif_bytes_max;
-    if (!agent_create(self, name, &config)) {
+    if (!vnxi_py_backends_get("nixl_agent", NULL, backends_arg, &backends)) {
         return -1;
     }
-    self->plugin_list = vnxi_py_agent_plugins(self);
-    return self->plugin_list != NULL ? 0 : -1;
+    config.notif_bytes_max = notif_bytes_max;
+    config.backends = backends.list;
+    return agent_create(self, name, &config) ? 0 : -1;
 }
 
 static const vnxi_py_signature_t close_signature = {.name = "close"};
@@ -171,7 +172,7 @@ agent_dealloc(PyObject *op)
 
 PyDoc_STRVAR(agent_doc,
              "Agent(agent_name, *, engine=None, num_threads=0, "
-             "notif_bytes_max=0)\n--\n\n"
+             "notif_bytes_max=0, backends=None)\n--\n\n"
              "A named endpoint that owns regions, peers, transfers and "
              "notifications.  The base of\nNixlAgent, which see.\n\n"
              "agent_name: str or bytes, not empty\n"
@@ -179,7 +180,9 @@ PyDoc_STRVAR(agent_doc,
              "num_threads: copy threads of one transfer; 0: as many as cores, "
              "at most 4\n"
              "notif_bytes_max: bytes of pending notifications beyond which "
-             "the oldest is dropped;\n    0: 256 MiB\n\n"
+             "the oldest is dropped;\n    0: 256 MiB\n"
+             "backends: names that will be created, so that 'auto' takes an "
+             "engine that has\n    all of them\n\n"
              "Every method may be called from any thread at any time.");
 
 static PyMemberDef agent_members[] = {
@@ -187,15 +190,47 @@ static PyMemberDef agent_members[] = {
      "the name of the agent (str)"},
     {"backends", T_OBJECT_EX, offsetof(vnxi_py_agent_t, backends), READONLY,
      "the created backends: name -> number (dict)"},
-    {"plugin_list", T_OBJECT_EX, offsetof(vnxi_py_agent_t, plugin_list), 0,
-     "the backends that can be created (list of str)"},
     {"notifs", T_OBJECT_EX, offsetof(vnxi_py_agent_t, notifs), 0,
      "what update_notifs() and check_remote_xfer_done() have collected "
      "(dict)"},
     {NULL, 0, 0, 0, NULL},
 };
 
+/* Asking may load an engine's library, so it is not done before. */
+static PyObject *
+agent_get_plugin_list(PyObject *op, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    return self->plugin_list != NULL ? Py_NewRef(self->plugin_list)
+                                     : vnxi_py_agent_plugins(self);
+}
+
+static int
+agent_set_plugin_list(PyObject *op, PyObject *value, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    Py_XINCREF(value);
+    Py_XSETREF(self->plugin_list, value);
+    return 0;
+}
+
+static PyObject *
+agent_get_engine(PyObject *op, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    const char *name =
+        self->agent != NULL ? vnx_agent_engine(self->agent) : NULL;
+    return name != NULL ? PyUnicode_FromString(name) : Py_NewRef(Py_None);
+}
+
 static PyGetSetDef agent_getset[] = {
+    {"plugin_list", agent_get_plugin_list, agent_set_plugin_list,
+     "the backends that can be created (list of str)", NULL},
+    {"engine", agent_get_engine, NULL,
+     "'native' or 'nixl'; None before the first backend", NULL},
     {"closed", agent_get_closed, NULL, "was close() called? (bool)", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -15,7 +15,7 @@ typedef struct vnxi_py_agent {
     vnx_agent_t *agent;    /* owned; NULL before __init__ */
     PyObject *name;        /* str */
     PyObject *backends;    /* dict: name -> number, as created */
-    PyObject *plugin_list; /* list of str */
+    PyObject *plugin_list; /* what a client has set; NULL: asked for */
     PyObject *notifs;      /* dict: name of agent -> list of bytes */
     vnx_notif_t *taken;    /* owned; taken for _next_notif() */
     bool is_closed;

@@ -179,7 +179,7 @@ backend_get(const char *operation, PyObject *created, PyObject *name,
         vnxi_py_wrong_type(operation, "the name of a backend", "str", name);
         return false;
     }
-    int known = PyDict_Contains(created, name);
+    int known = created != NULL ? PyDict_Contains(created, name) : 1;
     Py_ssize_t len;
     const char *utf8 = known > 0 ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
     if (known == 0 || (utf8 != NULL && len >= VNXI_PY_BACKEND_NAME_MAX)) {

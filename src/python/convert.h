@@ -60,7 +60,7 @@ typedef struct vnxi_py_backends {
 } vnxi_py_backends_t;
 
 /* From None, a left-out argument, or a sequence of names that are all keys of
- * `created`; one that is not is a KeyError. */
+ * `created` (NULL: any name); one that is not is a KeyError. */
 bool vnxi_py_backends_get(const char *operation, PyObject *created,
                           PyObject *value, vnxi_py_backends_t *backends_p);
 

@@ -4,8 +4,10 @@
 static vnx_agent_t *
 make_bare(void)
 {
+    const vnx_agent_config_t config = {.size = sizeof config,
+                                       .engine = "native"};
     vnx_agent_t *agent = NULL;
-    assert_ok(vnx_agent_create("bare", 4, NULL, &agent, e));
+    assert_ok(vnx_agent_create("bare", 4, &config, &agent, e));
     return agent;
 }
 

@@ -131,6 +131,7 @@ def test_there_is_no_other_method(api):
         "plugin_list",
         "notifs",
         "closed",
+        "engine",
         "nixl_mems",
     }
     assert public - data == set(METHODS)

@@ -121,6 +121,15 @@ native_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
     return VNX_OK;
 }
 
+/* Needs nothing but the kernel. */
+static vnx_status_t
+native_probe(vnxi_engine_t *engine, vnx_error_t *error)
+{
+    (void)engine;
+    (void)error;
+    return VNX_OK;
+}
+
 /* In this order: no new work (stopped), no call from agents of this process
  * (inbound_lock), nothing in flight, no event from the hub. */
 static void
@@ -279,6 +288,7 @@ static const vnxi_engine_ops_t native_ops = {
     .create = native_create,
     .stop = native_stop,
     .destroy = vnxi_native_unref,
+    .probe = native_probe,
     .plugin = vnxi_native_plugin,
     .plugin_mems = vnxi_native_plugin_mems,
     .param = vnxi_native_param,

@@ -1,0 +1,249 @@
+#include "core/choice.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+
+/* In the order in which "auto" prefers them. */
+static const char *const engine_names[VNXI_CANDIDATES_MAX] = {"native",
+                                                              "nixl"};
+
+/* -- Life ----------------------------------------------------------------- */
+
+static vnx_status_t
+add_candidate(vnxi_choice_t *choice, const vnxi_engine_ops_t *ops,
+              const vnxi_engine_config_t *config, vnx_error_t *error)
+{
+    vnxi_candidate_t *candidate = &choice->candidates[choice->count];
+    vnx_status_t status = ops->create(config, &candidate->engine, error);
+    if (status == VNX_OK) {
+        candidate->ops = ops;
+        choice->count++;
+    }
+    return status;
+}
+
+static vnx_status_t
+add_all(vnxi_choice_t *choice, const vnxi_engine_config_t *config,
+        vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    for (size_t i = 0; status == VNX_OK && i < VNXI_CANDIDATES_MAX; i++) {
+        const vnxi_engine_ops_t *ops = vnxi_engine_find(engine_names[i]);
+        if (ops != NULL) {
+            status = add_candidate(choice, ops, config, error);
+        }
+    }
+    return status;
+}
+
+static vnx_status_t
+copy_wanted(vnxi_choice_t *choice, const char *const *backends,
+            vnx_error_t *error)
+{
+    size_t count = 0;
+    while (backends != NULL && backends[count] != NULL) {
+        count++;
+    }
+    choice->wanted = calloc(count + 1, sizeof *choice->wanted);
+    for (size_t i = 0; choice->wanted != NULL && i < count; i++) {
+        choice->wanted[i] = strdup(backends[i]);
+        if (choice->wanted[i] == NULL) {
+            return vnxi_error_no_memory(error, "nixl_agent", count);
+        }
+    }
+    return choice->wanted != NULL
+               ? VNX_OK
+               : vnxi_error_no_memory(error, "nixl_agent", count);
+}
+
+vnx_status_t
+vnxi_choice_init(vnxi_choice_t *choice, const char *name,
+                 const char *const *backends,
+                 const vnxi_engine_config_t *config, vnx_error_t *error)
+{
+    *choice = (vnxi_choice_t){.count = 0};
+    pthread_mutex_init(&choice->lock, NULL);
+    vnx_status_t status = copy_wanted(choice, backends, error);
+    if (status == VNX_OK && (name == NULL || strcmp(name, "auto") == 0)) {
+        status = add_all(choice, config, error);
+    } else if (status == VNX_OK) {
+        const vnxi_engine_ops_t *ops = vnxi_engine_find(name);
+        status = ops != NULL
+                     ? add_candidate(choice, ops, config, error)
+                     : vnxi_error_set(
+                           error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
+                           "there is no engine '%s' in this build", name);
+    }
+    if (status != VNX_OK) {
+        vnxi_choice_stop(choice);
+        vnxi_choice_fini(choice);
+    }
+    return status;
+}
+
+void
+vnxi_choice_stop(vnxi_choice_t *choice)
+{
+    pthread_mutex_lock(&choice->lock);
+    for (size_t i = 0; i < choice->count; i++) {
+        choice->candidates[i].ops->stop(choice->candidates[i].engine);
+    }
+    pthread_mutex_unlock(&choice->lock);
+}
+
+void
+vnxi_choice_fini(vnxi_choice_t *choice)
+{
+    for (size_t i = 0; i < choice->count; i++) {
+        choice->candidates[i].ops->destroy(choice->candidates[i].engine);
+    }
+    for (size_t i = 0; choice->wanted != NULL && choice->wanted[i] != NULL;
+         i++) {
+        free(choice->wanted[i]);
+    }
+    free(choice->wanted);
+    pthread_mutex_destroy(&choice->lock);
+    *choice = (vnxi_choice_t){.count = 0};
+}
+
+/* -- What each has -------------------------------------------------------- */
+
+static bool
+has_backend(const vnxi_candidate_t *candidate, const char *backend)
+{
+    const char *name;
+    for (size_t i = 0;
+         (name = candidate->ops->plugin(candidate->engine, i)) != NULL; i++) {
+        if (strcmp(name, backend) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool
+has_all(const vnxi_candidate_t *candidate, const char *backend,
+        char *const *wanted)
+{
+    bool all = has_backend(candidate, backend);
+    for (; all && wanted != NULL && *wanted != NULL; wanted++) {
+        all = has_backend(candidate, *wanted);
+    }
+    return all;
+}
+
+const char *
+vnxi_choice_plugin(const vnxi_choice_t *choice, size_t i)
+{
+    for (size_t k = 0; k < choice->count; k++) {
+        const vnxi_candidate_t *candidate = &choice->candidates[k];
+        const char *name;
+        for (size_t j = 0;
+             (name = candidate->ops->plugin(candidate->engine, j)) != NULL;
+             j++) {
+            bool known = false;
+            for (size_t before = 0; before < k; before++) {
+                known |= has_backend(&choice->candidates[before], name);
+            }
+            if (!known && i-- == 0) {
+                return name;
+            }
+        }
+    }
+    return NULL;
+}
+
+/* "native has UCX, SHM" or "nixl: the library was not found ..." */
+static void
+write_reason(const vnxi_candidate_t *candidate, FILE *out)
+{
+    vnx_error_t error;
+    const char *name;
+
+    if (candidate->ops->probe(candidate->engine, &error) != VNX_OK) {
+        fprintf(out, "%s does not work here: %s", candidate->ops->name,
+                error.cause);
+        return;
+    }
+    fprintf(out, "%s has", candidate->ops->name);
+    for (size_t i = 0;
+         (name = candidate->ops->plugin(candidate->engine, i)) != NULL; i++) {
+        fprintf(out, "%s %s", i > 0 ? "," : "", name);
+    }
+}
+
+static vnx_status_t
+error_none(const vnxi_choice_t *choice, const char *backend,
+           const char *operation, vnx_error_t *error)
+{
+    char reasons[VNX_ERROR_CAUSE_MAX] = "";
+    FILE *out = fmemopen(reasons, sizeof reasons, "w");
+    if (out == NULL) {
+        return vnxi_error_no_memory(error, operation, sizeof reasons);
+    }
+    for (size_t i = 0; i < choice->count; i++) {
+        fputs(i > 0 ? "; " : "", out);
+        write_reason(&choice->candidates[i], out);
+    }
+    fclose(out);
+    reasons[sizeof reasons - 1] = '\0';
+    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                          "no engine has the backend '%s' (and all others "
+                          "that were asked for): %s",
+                          backend, reasons);
+}
+
+vnx_status_t
+vnxi_choice_find(const vnxi_choice_t *choice, const char *backend,
+                 const char *operation, const vnxi_candidate_t **out_p,
+                 vnx_error_t *error)
+{
+    for (size_t i = 0; i < choice->count; i++) {
+        if (has_backend(&choice->candidates[i], backend)) {
+            *out_p = &choice->candidates[i];
+            return VNX_OK;
+        }
+    }
+    return error_none(choice, backend, operation, error);
+}
+
+/* -- Choosing ------------------------------------------------------------- */
+
+static void
+say_why(vnxi_choice_t *choice, size_t chosen, const char *backend)
+{
+    if (chosen == 0) {
+        snprintf(choice->why, sizeof choice->why,
+                 "auto: it has every backend asked for (%.64s)", backend);
+    } else {
+        snprintf(choice->why, sizeof choice->why,
+                 "auto: the engine %s has not every backend asked for "
+                 "(%.64s)",
+                 choice->candidates[0].ops->name, backend);
+    }
+}
+
+vnx_status_t
+vnxi_choice_make_lock_held(vnxi_choice_t *choice, const char *backend,
+                           const vnxi_candidate_t **out_p, vnx_error_t *error)
+{
+    if (choice->count == 1) {
+        /* It says itself what it lacks. */
+        snprintf(choice->why, sizeof choice->why, "it was asked for");
+        *out_p = &choice->candidates[0];
+        return (*out_p)->ops->probe((*out_p)->engine, error);
+    }
+    for (size_t i = 0; i < choice->count; i++) {
+        const vnxi_candidate_t *candidate = &choice->candidates[i];
+        if (has_all(candidate, backend, choice->wanted) &&
+            candidate->ops->probe(candidate->engine, NULL) == VNX_OK) {
+            say_why(choice, i, backend);
+            *out_p = candidate;
+            return VNX_OK;
+        }
+    }
+    return error_none(choice, backend, "create_backend", error);
+}
