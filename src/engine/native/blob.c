@@ -185,17 +185,3 @@ vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
     vnxi_region_table_release(table);
     return status;
 }
-
-vnx_status_t
-vnxi_native_metadata_name(const void *blob, size_t len, const void **name_p,
-                          size_t *name_len_p, vnx_error_t *error)
-{
-    vnxi_metadata_t picture;
-    vnx_status_t status = vnxi_metadata_parse(blob, len, &picture, error);
-    if (status == VNX_OK) {
-        *name_p = picture.agent.data;
-        *name_len_p = picture.agent.len;
-        vnxi_metadata_fini(&picture);
-    }
-    return status;
-}

@@ -1,56 +1,13 @@
 /*
  * What the engine says of itself and of a peer, as members of a JSON object.
  */
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "engine/native/native.h"
-
-static void
-write_text(vnxi_writer_t *out, const char *text)
-{
-    vnxi_write_bytes(out, text, strlen(text));
-}
-
-/* A quoted string; names and causes may hold any byte. */
-static void
-write_string(vnxi_writer_t *out, const char *text)
-{
-    char escape[8];
-
-    vnxi_write_u8(out, '"');
-    for (; *text != '\0'; text++) {
-        unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\' || c < 0x20 || c >= 0x7f) {
-            snprintf(escape, sizeof escape, "\\u%04x", c);
-            write_text(out, escape);
-        } else {
-            vnxi_write_u8(out, c);
-        }
-    }
-    vnxi_write_u8(out, '"');
-}
-
-static void
-write_member(vnxi_writer_t *out, const char *name, const char *value)
-{
-    write_text(out, ", \"");
-    write_text(out, name);
-    write_text(out, "\": ");
-    write_string(out, value);
-}
-
-static void
-write_number(vnxi_writer_t *out, const char *name, uint64_t value)
-{
-    char text[64];
-    snprintf(text, sizeof text, ", \"%s\": %" PRIu64, name, value);
-    write_text(out, text);
-}
 
 static void
 describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
@@ -59,22 +16,24 @@ describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
     const char *name;
     bool is_first = true;
 
-    write_text(out, "\"backends\": [");
+    vnxi_json_key(out, "backends");
+    vnxi_json_text(out, "[");
     for (size_t i = 0; (name = vnxi_native_plugin(engine, i)) != NULL; i++) {
         if (atomic_load(&engine->backends[i].created)) {
-            write_text(out, is_first ? "" : ", ");
-            write_string(out, name);
+            vnxi_json_text(out, is_first ? "" : ", ");
+            vnxi_json_string(out, name);
             is_first = false;
         }
     }
-    write_text(out, "]");
-    write_member(out, "reach",
-                 "agents of this process and of this host; other hosts cannot "
-                 "be reached by this version");
-    write_number(out, "num_threads", engine->num_threads);
-    write_number(out, "regions", vnxi_registry_count(engine->registry));
-    write_number(out, "accepted_links",
-                 hub != NULL ? vnxi_hub_accepted(hub) : 0);
+    vnxi_json_text(out, "]");
+    vnxi_json_member(
+        out, "reach",
+        "agents of this process and of this host; other hosts cannot "
+        "be reached by this version");
+    vnxi_json_number(out, "num_threads", engine->num_threads);
+    vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
+    vnxi_json_number(out, "accepted_links",
+                     hub != NULL ? vnxi_hub_accepted(hub) : 0);
 }
 
 /* How many of the peer's regions are copied without the kernel. */
@@ -124,22 +83,22 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     pthread_mutex_unlock(&peer->lock);
     count_direct(peer, &regions, &direct);
 
-    write_text(out, "\"state\": ");
-    write_string(out, vnxi_native_peer_gone(peer) ? "lost" : "connected");
-    write_member(out, "path", path_name(peer));
-    write_member(out, "why", path_reason(peer));
+    vnxi_json_member(out, "state",
+                     vnxi_native_peer_gone(peer) ? "lost" : "connected");
+    vnxi_json_member(out, "path", path_name(peer));
+    vnxi_json_member(out, "why", path_reason(peer));
     if (cause[0] != '\0') {
-        write_member(out, "cause", cause);
+        vnxi_json_member(out, "cause", cause);
     }
     if (no_map[0] != '\0') {
-        write_member(out, "not_mapped_because", no_map);
+        vnxi_json_member(out, "not_mapped_because", no_map);
     }
-    write_number(out, "pid", peer->info.pid);
-    write_number(out, "regions", regions);
-    write_number(out, "regions_direct", direct);
-    write_number(out, "transfers", atomic_load(&peer->xfers));
-    write_number(out, "bytes", atomic_load(&peer->bytes));
-    write_number(out, "notifs_sent", atomic_load(&peer->notifs));
+    vnxi_json_number(out, "pid", peer->info.pid);
+    vnxi_json_number(out, "regions", regions);
+    vnxi_json_number(out, "regions_direct", direct);
+    vnxi_json_number(out, "transfers", atomic_load(&peer->xfers));
+    vnxi_json_number(out, "bytes", atomic_load(&peer->bytes));
+    vnxi_json_number(out, "notifs_sent", atomic_load(&peer->notifs));
 }
 
 vnx_status_t

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/pool.h"
+#include "engine/parts/metadata.h"
 
 static const vnxi_engine_ops_t native_ops;
 
@@ -297,7 +298,7 @@ static const vnxi_engine_ops_t native_ops = {
     .mem_deregister = native_deregister,
     .metadata = vnxi_native_metadata,
     .partial_metadata = vnxi_native_partial_metadata,
-    .metadata_name = vnxi_native_metadata_name,
+    .metadata_name = vnxi_metadata_name,
     .peer_load = vnxi_native_peer_load,
     .peer_self = native_peer_self,
     .peer_close = vnxi_native_peer_close,

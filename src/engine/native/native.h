@@ -147,9 +147,6 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
                                           const char *const *backends,
                                           vnx_bytes_t *bytes_p,
                                           vnx_error_t *error);
-vnx_status_t vnxi_native_metadata_name(const void *blob, size_t len,
-                                       const void **name_p, size_t *name_len_p,
-                                       vnx_error_t *error);
 
 /* -- Peers (peer.c, peer_load.c) -------------------------------------------
  */

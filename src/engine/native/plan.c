@@ -10,14 +10,14 @@
  */
 #include "engine/native/plan.h"
 
-#include <inttypes.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/parts/list_block.h"
-#include "engine/parts/indices.h"
 #include "engine/native/plan_segments.h"
 #include "engine/native/plan_side.h"
+#include "engine/parts/indices.h"
+#include "engine/parts/list_block.h"
+#include "engine/parts/pairs.h"
 
 /* A shorter run is no cheaper than its rows. */
 #define RUN_MIN 16u
@@ -41,41 +41,23 @@ static vnx_status_t
 bad_index(const planner_t *planner, const vnxi_plan_side_t *side, size_t place,
           uint64_t index)
 {
-    const char *operation = planner->args->operation;
-    vnx_status_t status;
-    if (vnxi_indices_are_signed(side->indices)) {
-        status = vnxi_error_set(
-            planner->error, VNX_ERR_INVALID_PARAM, operation,
-            "%s index %" PRId64 " is not in the list of %zu rows", side->name,
-            (int64_t)index, side->list->count);
-    } else {
-        status = vnxi_error_set(
-            planner->error, VNX_ERR_INVALID_PARAM, operation,
-            "%s index %" PRIu64 " is not in the list of %zu rows", side->name,
-            index, side->list->count);
-    }
-    vnxi_error_row(planner->error, place);
-    return status;
+    const vnxi_pairs_side_t named = {side->name, side->list, side->indices};
+    return vnxi_pairs_bad_index(&named, place, index, planner->args->operation,
+                                planner->error);
 }
 
 static vnx_status_t
 unequal_lengths(const planner_t *planner, size_t place, uint64_t local,
                 uint64_t remote)
 {
-    vnx_status_t status = vnxi_error_set(
-        planner->error, VNX_ERR_INVALID_PARAM, planner->args->operation,
-        "the local row has %" PRIu64 " bytes, the remote one %" PRIu64, local,
-        remote);
-    vnxi_error_row(planner->error, place);
-    return status;
+    return vnxi_pairs_unequal(place, local, remote, planner->args->operation,
+                              planner->error);
 }
 
 static vnx_status_t
 too_many_bytes(const planner_t *planner)
 {
-    return vnxi_error_set(planner->error, VNX_ERR_INVALID_PARAM,
-                          planner->args->operation,
-                          "the lengths together pass 2^64");
+    return vnxi_pairs_too_long(planner->args->operation, planner->error);
 }
 
 /* -- Reach ---------------------------------------------------------------- */
@@ -389,27 +371,6 @@ plan_rows(planner_t *planner, size_t count)
     return status;
 }
 
-static vnx_status_t
-check_args(const vnxi_plan_args_t *args, vnx_error_t *error)
-{
-    size_t local = args->local_rows.count, remote = args->remote_rows.count;
-    if (local != remote) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
-                              "%zu local indices, but %zu remote ones", local,
-                              remote);
-    }
-    if (local == 0) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
-                              "there are no indices");
-    }
-    if (!vnxi_indices_type_is_known(args->local_rows.type) ||
-        !vnxi_indices_type_is_known(args->remote_rows.type)) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
-                              "no such type of indices");
-    }
-    return VNX_OK;
-}
-
 static void
 planner_init(planner_t *planner, const vnxi_plan_args_t *args,
              vnx_error_t *error)
@@ -462,7 +423,8 @@ vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
                 vnx_error_t *error)
 {
     planner_t planner; /* not zeroed: most of it is room for batches */
-    vnx_status_t status = check_args(args, error);
+    vnx_status_t status = vnxi_pairs_check(
+        &args->local_rows, &args->remote_rows, args->operation, error);
     if (status != VNX_OK) {
         return status;
     }

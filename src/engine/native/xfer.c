@@ -18,6 +18,7 @@
 #include "engine/native/native.h"
 #include "engine/native/plan.h"
 #include "engine/native/shm/vm.h"
+#include "engine/parts/pairs.h"
 
 /* What the caller's thread copies itself: about 50 us of work at the slower
  * of the speeds that were measured (4 GB/s through the kernel, 0.4 us a piece;
@@ -128,30 +129,15 @@ fail(vnxi_exfer_t *exfer, vnx_status_t status, const vnx_error_t *error)
 }
 
 static vnx_status_t
-check_revoked(const vnxi_list_t *list, const vnxi_native_peer_t *peer,
-              const char *side, vnx_error_t *error)
-{
-    const vnxi_region_t *region = vnxi_list_revoked(list);
-    if (__builtin_expect(region == NULL, 1)) {
-        return VNX_OK;
-    }
-    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
-                   "the %s region at 0x%llx of %llu bytes, which rows of the "
-                   "list lie in, was deregistered",
-                   side, (unsigned long long)region->addr,
-                   (unsigned long long)region->len);
-    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-    return VNX_ERR_NOT_FOUND;
-}
-
-static vnx_status_t
 check_lists(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     uint64_t now = vnxi_region_revocations();
+    const vnxi_peer_t *peer = &exfer->peer->base;
     vnx_status_t status =
-        check_revoked(exfer->local, exfer->peer, "local", error);
+        vnxi_pairs_check_regions(exfer->local, "local", peer, error);
     if (status == VNX_OK) {
-        status = check_revoked(exfer->remote, exfer->peer, "remote", error);
+        status =
+            vnxi_pairs_check_regions(exfer->remote, "remote", peer, error);
     }
     if (status == VNX_OK) {
         atomic_store_explicit(&exfer->revocations, now, memory_order_relaxed);

@@ -28,6 +28,7 @@ struct vnxi_list {
     atomic_uint refs;
     vnxi_peer_t *peer; /* retained; NULL: local */
     vnx_mem_t mem;
+    uint64_t backends;       /* as in vnxi_list_args_t */
     size_t count;            /* rows */
     size_t bytes;            /* memory that the list takes */
     bool direct;             /* every row's region is direct */
@@ -50,6 +51,8 @@ typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
     vnxi_region_table_t *table; /* retained by the builder */
     vnx_mem_t mem;
+    uint64_t backends;     /* a set, as the engine numbers them, that the list
+                              keeps for it; 0 where it wants none */
     const char *operation; /* static; for errors */
 } vnxi_list_args_t;
 

@@ -316,6 +316,7 @@ list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
     *list = (vnxi_list_t){
         .peer = builder->args.peer,
         .mem = builder->args.mem,
+        .backends = builder->args.backends,
         .count = builder->rows,
         .bytes = size,
         .one_reach = true,

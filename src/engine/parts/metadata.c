@@ -382,6 +382,20 @@ vnxi_metadata_fini(vnxi_metadata_t *metadata)
     *metadata = (vnxi_metadata_t){0};
 }
 
+vnx_status_t
+vnxi_metadata_name(const void *blob, size_t len, const void **name_p,
+                   size_t *name_len_p, vnx_error_t *error)
+{
+    vnxi_metadata_t metadata;
+    vnx_status_t status = vnxi_metadata_parse(blob, len, &metadata, error);
+    if (status == VNX_OK) {
+        *name_p = metadata.agent.data;
+        *name_len_p = metadata.agent.len;
+        vnxi_metadata_fini(&metadata);
+    }
+    return status;
+}
+
 /* -- Writing -------------------------------------------------------------- */
 
 static void

@@ -60,6 +60,12 @@ vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
                                  vnx_error_t *error);
 void vnxi_metadata_fini(vnxi_metadata_t *metadata);
 
+/* The agent's name in a blob, which is parsed and checked as a whole; borrowed
+ * from the blob. */
+vnx_status_t vnxi_metadata_name(const void *blob, size_t len,
+                                const void **name_p, size_t *name_len_p,
+                                vnx_error_t *error);
+
 /* Append the blob to `writer` (writer->failed: no memory).  Writes what stock
  * NIXL would read; sections must not be empty. */
 void vnxi_metadata_write(vnxi_writer_t *writer,

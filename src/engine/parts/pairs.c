@@ -1,0 +1,82 @@
+#include "engine/parts/pairs.h"
+
+#include <inttypes.h>
+
+#include "base/error.h"
+#include "engine/parts/indices.h"
+
+vnx_status_t
+vnxi_pairs_check(const vnx_indices_t *local, const vnx_indices_t *remote,
+                 const char *operation, vnx_error_t *error)
+{
+    if (local->count != remote->count) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "%zu local indices, but %zu remote ones",
+                              local->count, remote->count);
+    }
+    if (local->count == 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "there are no indices");
+    }
+    if (!vnxi_indices_type_is_known(local->type) ||
+        !vnxi_indices_type_is_known(remote->type)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "no such type of indices");
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_pairs_bad_index(const vnxi_pairs_side_t *side, size_t place,
+                     uint64_t index, const char *operation, vnx_error_t *error)
+{
+    vnx_status_t status;
+    if (vnxi_indices_are_signed(side->indices)) {
+        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "%s index %" PRId64
+                                " is not in the list of %zu rows",
+                                side->name, (int64_t)index, side->list->count);
+    } else {
+        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "%s index %" PRIu64
+                                " is not in the list of %zu rows",
+                                side->name, index, side->list->count);
+    }
+    vnxi_error_row(error, place);
+    return status;
+}
+
+vnx_status_t
+vnxi_pairs_unequal(size_t place, uint64_t local, uint64_t remote,
+                   const char *operation, vnx_error_t *error)
+{
+    vnx_status_t status = vnxi_error_set(
+        error, VNX_ERR_INVALID_PARAM, operation,
+        "the local row has %" PRIu64 " bytes, the remote one %" PRIu64, local,
+        remote);
+    vnxi_error_row(error, place);
+    return status;
+}
+
+vnx_status_t
+vnxi_pairs_too_long(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                          "the lengths together pass 2^64");
+}
+
+vnx_status_t
+vnxi_pairs_check_regions(const vnxi_list_t *list, const char *side,
+                         const vnxi_peer_t *peer, vnx_error_t *error)
+{
+    const vnxi_region_t *region = vnxi_list_revoked(list);
+    if (__builtin_expect(region == NULL, 1)) {
+        return VNX_OK;
+    }
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+                   "the %s region at 0x%" PRIx64 " of %" PRIu64
+                   " bytes, which rows of the list lie in, was deregistered",
+                   side, region->addr, region->len);
+    vnxi_error_peer(error, peer->name, peer->name_len);
+    return VNX_ERR_NOT_FOUND;
+}

@@ -1,0 +1,43 @@
+/*
+ * What is checked of the pairs of rows of a transfer, and in which words it is
+ * refused, whichever engine plans it.  All errors are VNX_ERR_INVALID_PARAM.
+ */
+#ifndef VNXI_PARTS_PAIRS_H
+#define VNXI_PARTS_PAIRS_H
+
+#include <vnx/vnx.h>
+
+#include "engine/parts/list.h"
+
+/* Both sides have as many indices, at least one, of a type that is known. */
+vnx_status_t vnxi_pairs_check(const vnx_indices_t *local,
+                              const vnx_indices_t *remote,
+                              const char *operation, vnx_error_t *error);
+
+/* One side of the pairs, for errors. */
+typedef struct vnxi_pairs_side {
+    const char *name; /* "local" */
+    const vnxi_list_t *list;
+    const vnx_indices_t *indices;
+} vnxi_pairs_side_t;
+
+/* The index at `place` (as its value modulo 2^64) is not in the list. */
+vnx_status_t vnxi_pairs_bad_index(const vnxi_pairs_side_t *side, size_t place,
+                                  uint64_t index, const char *operation,
+                                  vnx_error_t *error);
+
+/* The rows of the pair at `place` have not the same length. */
+vnx_status_t vnxi_pairs_unequal(size_t place, uint64_t local, uint64_t remote,
+                                const char *operation, vnx_error_t *error);
+
+/* All lengths together do not fit 64 bits. */
+vnx_status_t vnxi_pairs_too_long(const char *operation, vnx_error_t *error);
+
+/* VNX_ERR_NOT_FOUND where a region that rows of the list lie in was
+ * deregistered; `peer` is whom the error names. */
+vnx_status_t vnxi_pairs_check_regions(const vnxi_list_t *list,
+                                      const char *side,
+                                      const vnxi_peer_t *peer,
+                                      vnx_error_t *error);
+
+#endif
