@@ -4,13 +4,15 @@
 
 NixlAgent has the whole API of NIXL's nixl_agent (both names exist), and on top
 wait(), wait_async(), check_xfer_states(), cancel(), notifications(),
-describe() and the side channel.
+describe() and the side channel.  install() puts all of it in the place of
+`nixl` for programs that import that.
 
 Importing this starts no thread, opens no library, and imports neither numpy
 nor torch nor asyncio.
 """
 
 from ._agent import NixlAgent, nixl_agent
+from ._aliases import install, uninstall
 from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
 from ._core import (
     NixlError,
@@ -47,6 +49,7 @@ __all__ = [
     "NixlError",
     "TcpSideChannel",
     "__version__",
+    "install",
     "nixlBackendError",
     "nixlCancelledError",
     "nixlClosedError",
@@ -73,4 +76,5 @@ __all__ = [
     "nixl_thread_sync_t",
     "nixl_xfer_handle",
     "shared_buffer",
+    "uninstall",
 ]

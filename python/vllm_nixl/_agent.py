@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._aio import _Events
+    from ._raw import nixlAgent
 
 _LISTENER_CAUSE = (
     "the metadata listener is not part of this version; "
@@ -62,6 +63,7 @@ class NixlAgent(Agent):
         "cpu": nixl_mem_t.DRAM_SEG,
         "cuda": nixl_mem_t.VRAM_SEG,
     }
+    nixl_ops = {"WRITE": 1, "READ": 0}  # noqa: RUF012 - NIXL's attribute
 
     def __init__(
         self,
@@ -89,18 +91,46 @@ class NixlAgent(Agent):
         )
         self._side_channel: TcpSideChannel | None = None
         self._iterators: set[_Events] = set()
+        self._raw: nixlAgent | None = None
         for name in config.backends:
             self.create_backend(name)
         if instantiate_all and nixl_conf is None:
             for name in set(self.get_plugin_list()) - set(self.backends):
                 self.create_backend(name)
 
+    @property
+    def agent(self) -> nixlAgent:
+        """This agent by NIXL's raw calls, for clients that look under it.
+
+        A raw agent may be put in its place under the same name, as long as
+        neither has a backend; it is this agent afterwards.
+        """
+        if self._raw is None:
+            from ._raw import nixlAgent
+
+            self._raw = nixlAgent._of(self)
+        return self._raw
+
+    @agent.setter
+    def agent(self, raw: nixlAgent) -> None:
+        from ._raw import nixlAgent
+
+        if not isinstance(raw, nixlAgent):
+            raise TypeError(
+                f"agent must be a nixlAgent, not {type(raw).__name__}"
+            )
+        raw._move_to(self)
+        self._raw = raw
+
     # -- Descriptors between processes --------------------------------------
 
     def get_serialized_descs(
         self, descs: nixlXferDList | nixlRegDList
     ) -> bytes:
-        """A pickle of a nixlXferDList or nixlRegDList (bytes)."""
+        """A pickle of a nixlXferDList or nixlRegDList (bytes).
+
+        Stock NIXL reads it as well.
+        """
         return serialize(descs)
 
     def deserialize_descs(

@@ -31,6 +31,27 @@ class nixl_mem_t(enum.IntEnum):
     OBJ_SEG = 3
     FILE_SEG = 4
 
+class nixl_status_t(enum.IntEnum):
+    """What a call came to, by NIXL's numbers; ours begin at -100."""
+
+    NIXL_IN_PROG = 1
+    NIXL_SUCCESS = 0
+    NIXL_ERR_NOT_POSTED = -1
+    NIXL_ERR_INVALID_PARAM = -2
+    NIXL_ERR_BACKEND = -3
+    NIXL_ERR_NOT_FOUND = -4
+    NIXL_ERR_MISMATCH = -5
+    NIXL_ERR_NOT_ALLOWED = -6
+    NIXL_ERR_REPOST_ACTIVE = -7
+    NIXL_ERR_UNKNOWN = -8
+    NIXL_ERR_NOT_SUPPORTED = -9
+    NIXL_ERR_REMOTE_DISCONNECT = -10
+    NIXL_ERR_CANCELED = -11
+    NIXL_ERR_NO_TELEMETRY = -12
+    NIXL_ERR_TIMEOUT = -100
+    NIXL_ERR_NO_MEMORY = -101
+    NIXL_ERR_CLOSED = -102
+
 DRAM_SEG: nixl_mem_t
 VRAM_SEG: nixl_mem_t
 BLK_SEG: nixl_mem_t

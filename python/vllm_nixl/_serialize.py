@@ -2,7 +2,8 @@
 
 A pickle of a list is always the same few opcodes: the class by module and
 name, an empty argument tuple, the state as bytes.  Reading takes exactly
-those, so hostile bytes can make nothing but a descriptor list.
+those, so hostile bytes can make nothing but a descriptor list.  Written is the
+module that every NIXL can import, so that stock agents read our lists too.
 """
 
 from __future__ import annotations
@@ -33,15 +34,27 @@ _BYTES = frozenset(("SHORT_BINBYTES", "BINBYTES", "BINBYTES8"))
 _END = ["EMPTY_TUPLE", "NEWOBJ", "bytes", "BUILD", "STOP"]
 
 
-def serialize(descs: nixlXferDList | nixlRegDList) -> bytes:
-    import pickle
+def _text(value: str) -> bytes:
+    return b"\x8c" + bytes([len(value)]) + value.encode()
 
+
+def serialize(descs: nixlXferDList | nixlRegDList) -> bytes:
     if not isinstance(descs, (nixlXferDList, nixlRegDList)):
         raise TypeError(
             "get_serialized_descs: descs must be a nixlXferDList or a "
             f"nixlRegDList, not {type(descs).__name__}"
         )
-    return pickle.dumps(descs)
+    state = descs.__getstate__()
+    return b"".join(
+        (
+            b"\x80\x04",  # protocol 4
+            _text("nixl._bindings"),
+            _text(type(descs).__name__),
+            b"\x93)\x81",  # the class, no arguments, a new object
+            b"\x8e" + len(state).to_bytes(8, "little") + state,
+            b"b.",  # its state, the end
+        )
+    )
 
 
 def _mismatch(cause: str) -> nixlMismatchError:

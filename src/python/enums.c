@@ -1,18 +1,43 @@
 #include "python/module.h"
 
-/* nixl_mem_t is an enum.IntEnum, so that it prints by name and compares with
- * ints, as NIXL's does. */
+/* nixl_mem_t and nixl_status_t are enum.IntEnum, so that they print by name
+ * and compare with ints, as NIXL's do. */
 
-static PyObject *
-enum_make(PyObject *int_enum, const char *name, PyObject *members)
+/* An IntEnum prints as a number from Python 3.11 on, NIXL's by name. */
+static int
+enum_print_names(PyObject *made)
 {
-    PyObject *args = Py_BuildValue("(sO)", name, members);
+    PyObject *module = PyImport_ImportModule("enum");
+    PyObject *base =
+        module != NULL ? PyObject_GetAttrString(module, "Enum") : NULL;
+    PyObject *print =
+        base != NULL ? PyObject_GetAttrString(base, "__str__") : NULL;
+    int ret =
+        print != NULL ? PyObject_SetAttrString(made, "__str__", print) : -1;
+    Py_XDECREF(print);
+    Py_XDECREF(base);
+    Py_XDECREF(module);
+    return ret;
+}
+
+/* Takes `members`, which may be NULL with an exception set. */
+static PyObject *
+enum_add(PyObject *module, PyObject *int_enum, const char *name,
+         PyObject *members)
+{
+    PyObject *args =
+        members != NULL ? Py_BuildValue("(sO)", name, members) : NULL;
     PyObject *kwargs = Py_BuildValue("{s:s}", "module", "vllm_nixl._core");
     PyObject *made = args != NULL && kwargs != NULL
                          ? PyObject_Call(int_enum, args, kwargs)
                          : NULL;
     Py_XDECREF(kwargs);
     Py_XDECREF(args);
+    Py_XDECREF(members);
+    if (made != NULL && (enum_print_names(made) < 0 ||
+                         PyModule_AddObjectRef(module, name, made) < 0)) {
+        Py_CLEAR(made);
+    }
     return made;
 }
 
@@ -37,14 +62,8 @@ static int
 mem_enum_add(PyObject *module, PyObject *int_enum)
 {
     vnxi_py_state_t *state = vnxi_py_state(module);
-    PyObject *members = mem_members();
-    PyObject *made =
-        members != NULL ? enum_make(int_enum, "nixl_mem_t", members) : NULL;
-    Py_XDECREF(members);
-    if (made == NULL) {
-        return -1;
-    }
-    int ret = PyModule_AddObjectRef(module, "nixl_mem_t", made);
+    PyObject *made = enum_add(module, int_enum, "nixl_mem_t", mem_members());
+    int ret = made != NULL ? 0 : -1;
     for (int i = 0; ret == 0 && i < VNX_MEM_COUNT; i++) {
         state->mems[i] = PyObject_CallFunction(made, "i", i);
         PyObject *name = PyUnicode_FromFormat("%s_SEG", vnx_mem_name(i));
@@ -55,8 +74,28 @@ mem_enum_add(PyObject *module, PyObject *int_enum)
         }
         Py_XDECREF(name);
     }
-    Py_DECREF(made);
+    Py_XDECREF(made);
     return ret;
+}
+
+static PyObject *
+status_members(void)
+{
+#define STATUS_FORM(sym, num, name, text, pyclass) "si"
+#define STATUS_PAIR(sym, num, name, text, pyclass) , name, num
+    return Py_BuildValue(
+        "{" VNX_STATUS_TABLE(STATUS_FORM) "}" VNX_STATUS_TABLE(STATUS_PAIR));
+#undef STATUS_FORM
+#undef STATUS_PAIR
+}
+
+static int
+status_enum_add(PyObject *module, PyObject *int_enum)
+{
+    PyObject *made =
+        enum_add(module, int_enum, "nixl_status_t", status_members());
+    Py_XDECREF(made);
+    return made != NULL ? 0 : -1;
 }
 
 int
@@ -67,6 +106,7 @@ vnxi_py_enums_add(PyObject *module)
                              ? PyObject_GetAttrString(enum_module, "IntEnum")
                              : NULL;
     int ret = int_enum != NULL ? mem_enum_add(module, int_enum) : -1;
+    ret = ret == 0 ? status_enum_add(module, int_enum) : -1;
     Py_XDECREF(int_enum);
     Py_XDECREF(enum_module);
     return ret;
