@@ -45,10 +45,13 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
+    stock = metafunc.config.getoption("--module") == "nixl"
+    table = STOCK_ENGINES if stock else ENGINES
     if "engine" in metafunc.fixturenames:
-        stock = metafunc.config.getoption("--module") == "nixl"
-        names = STOCK_ENGINES if stock else ENGINES
-        metafunc.parametrize("engine", names, indirect=True)
+        metafunc.parametrize("engine", table, indirect=True)
+    if "inproc" in metafunc.fixturenames:
+        names = [name for name, (_, apart) in table.items() if not apart]
+        metafunc.parametrize("inproc", names, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -88,13 +91,23 @@ class Engine:
         self.two_processes = two_processes
 
 
-@pytest.fixture
-def engine(request, monkeypatch):
+def choose_engine(request, monkeypatch):
     table = {**ENGINES, **STOCK_ENGINES}
     env, two_processes = table[request.param]
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     return Engine(request.param, env, two_processes)
+
+
+@pytest.fixture
+def engine(request, monkeypatch):
+    return choose_engine(request, monkeypatch)
+
+
+@pytest.fixture
+def inproc(request, monkeypatch):
+    """Engines only, for a test that keeps all its agents in this process."""
+    return choose_engine(request, monkeypatch)
 
 
 @pytest.fixture

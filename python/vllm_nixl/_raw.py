@@ -456,7 +456,10 @@ class nixlAgent:
     def queryXferBackend(self, reqh: int) -> int:
         """The number of the backend that a transfer uses."""
         handle = self._xfer("queryXferBackend", reqh)
-        return self._agent.backends[self._agent.query_xfer_backend(handle)]
+        name = self._agent.query_xfer_backend(handle)
+        backends = self._agent.backends
+        # UCX stands for every path, SHM among them.
+        return backends[name if name in backends else "UCX"]
 
     def estimateXferCost(self, req_handle: int) -> tuple[int, int, int]:
         """Duration and error margin in microseconds, and a nixl_cost_t."""

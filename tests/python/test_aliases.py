@@ -1,0 +1,456 @@
+"""vllm_nixl in the place of nixl."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import pickle
+import pickletools
+import sys
+import types
+import warnings
+
+import pytest
+from support.program import run_program
+
+pytestmark = pytest.mark.beyond_stock
+
+PACKAGES = ["nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm", "rixl"]
+PARTS = ["_api", "_bindings", "_utils", "logging"]
+EVERY = [
+    name for top in PACKAGES for name in (top, *(f"{top}.{p}" for p in PARTS))
+]
+ON = {"VLLM_NIXL_AS_NIXL": "1"}
+# What NIXL 1.5.1 has by these names.
+STOCK_API = [
+    "DEFAULT_COMM_PORT",
+    "get_logger",
+    "logger",
+    "nixlBind",
+    "nixl_agent",
+    "nixl_agent_config",
+    "nixl_backend_handle",
+    "nixl_prepped_dlist_handle",
+    "nixl_thread_sync_t",
+    "nixl_xfer_handle",
+    "np",
+]
+STOCK_UTILS = ["ba_buf", "free_passthru", "malloc_passthru", "verify_transfer"]
+STOCK_LOGGING = ["get_logger", "set_log_level_by_env", "setup_logging"]
+
+
+@pytest.fixture
+def package():
+    return importlib.import_module("vllm_nixl")
+
+
+@pytest.fixture
+def clean(package, monkeypatch):
+    """No module of any of the names, during the test and after."""
+    package.uninstall()
+    for name in list(sys.modules):
+        if name.split(".")[0] in PACKAGES:
+            monkeypatch.delitem(sys.modules, name)
+    yield package
+    package.uninstall()
+
+
+@pytest.fixture
+def installed(clean):
+    assert clean.install() == EVERY
+    return clean
+
+
+# -- What is in place --------------------------------------------------------
+
+
+@pytest.mark.parametrize("top", PACKAGES)
+def test_every_name_can_be_imported(installed, top):
+    for name in (top, *(f"{top}.{part}" for part in PARTS)):
+        found = importlib.import_module(name)
+        assert sys.modules[name] is found
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.name in (name, found.__name__)
+    assert importlib.util.find_spec(top).submodule_search_locations == []
+    assert importlib.import_module(top).__path__ == []
+
+
+@pytest.mark.parametrize("top", PACKAGES)
+def test_all_names_mean_the_same(installed, top):
+    api = importlib.import_module(f"{top}._api")
+    assert api.nixl_agent is installed.NixlAgent
+    assert api.nixlBind is importlib.import_module(f"{top}._bindings")
+    names = importlib.import_module(top)
+    for part in PARTS:
+        assert getattr(names, part) is sys.modules[f"{top}.{part}"]
+    assert names.nixl_agent is installed.NixlAgent
+    assert names.nixlXferDList is installed.nixlXferDList
+    assert names.get_logger is sys.modules[f"{top}.logging"].get_logger
+
+
+def test_modules_have_all_that_stock_has(installed):
+    import nixl
+    import nixl._api
+    import nixl._utils
+    import nixl.logging
+
+    pytest.importorskip("numpy")
+    for name in STOCK_API:
+        assert hasattr(nixl._api, name)
+        assert getattr(nixl, name) is getattr(nixl._api, name)
+    for name in STOCK_UTILS:
+        assert getattr(nixl, name) is getattr(nixl._utils, name)
+    for name in STOCK_LOGGING:
+        assert getattr(nixl, name) is getattr(nixl.logging, name)
+
+
+def test_what_nixl_does_not_have_is_not_there(installed):
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("nixl.nothing")
+    with pytest.raises(ImportError):
+        exec("from nixl import nothing")
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = importlib.import_module("nixl._api").nothing
+
+
+def test_installing_twice_does_nothing(installed):
+    before = [sys.modules[name] for name in EVERY]
+    assert installed.install() == []
+    assert [sys.modules[name] for name in EVERY] == before
+
+
+def test_installing_again_mends_what_is_missing(installed):
+    del sys.modules["rixl._api"]
+    assert installed.install() == ["rixl._api"]
+
+
+def test_uninstalling_leaves_nothing(installed):
+    installed.uninstall()
+    assert not set(EVERY) & set(sys.modules)
+    installed.uninstall()
+    assert installed.install() == EVERY
+
+
+def test_no_distribution_owns_the_name(installed):
+    """vLLM reads the version of the one that does, and passes without."""
+    owners = importlib.metadata.packages_distributions()
+    for top in PACKAGES:
+        assert "vllm_nixl" not in owners.get(top, [])
+    assert "vllm_nixl" in {
+        name.replace("-", "_") for name in owners["vllm_nixl"]
+    }
+
+
+# -- Where stock NIXL was first ----------------------------------------------
+
+
+def stand_in():
+    """Modules as stock NIXL leaves them in sys.modules."""
+    agent = type("nixl_agent", (), {"__module__": "nixl_cu12._api"})
+    telemetry = type(
+        "nixlXferTelemetry", (), {"__module__": "nixl_cu12._bindings"}
+    )
+    modules = {
+        name: types.ModuleType(name)
+        for name in ("nixl", "nixl_cu12", "nixl_cu12._api")
+    }
+    modules["nixl._api"] = modules["nixl_cu12._api"]
+    modules["nixl_cu12._bindings"] = types.ModuleType("nixl_cu12._bindings")
+    for name in ("nixl", "nixl_cu12", "nixl_cu12._api"):
+        modules[name].nixl_agent = agent
+        modules[name].DEFAULT_COMM_PORT = 8888
+    modules["nixl_cu12._bindings"].nixlXferTelemetry = telemetry
+    return modules
+
+
+@pytest.fixture
+def stock(clean, monkeypatch):
+    modules = stand_in()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return modules
+
+
+@pytest.fixture
+def module_of(monkeypatch):
+    """module_of(name, **names): a module that is imported."""
+
+    def make(name, **names):
+        module = types.ModuleType(name)
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, name, module)
+        return module
+
+    return make
+
+
+def test_stock_that_was_imported_before_is_said(clean, stock, module_of):
+    module_of("a_client", Agent=stock["nixl"].nixl_agent)
+    with pytest.warns(RuntimeWarning, match="a_client") as caught:
+        assert clean.install() == EVERY
+    assert "nixl_cu12" in str(caught[0].message)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean.install()
+
+
+def test_what_clients_took_from_stock_becomes_ours(clean, stock, module_of):
+    client = module_of(
+        "a_client",
+        Agent=stock["nixl"].nixl_agent,
+        bindings=stock["nixl_cu12._bindings"],
+        port=8888,
+        own=clean,
+    )
+    with pytest.warns(RuntimeWarning):
+        clean.install()
+    import nixl._bindings
+
+    assert client.Agent is clean.NixlAgent
+    assert client.bindings is nixl._bindings
+    assert (client.port, client.own) == (8888, clean)
+    clean.uninstall()
+    assert client.Agent is stock["nixl"].nixl_agent
+    assert client.bindings is stock["nixl_cu12._bindings"]
+    for name, module in stock.items():
+        assert sys.modules[name] is module
+    assert "rixl" not in sys.modules
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_vllm_that_looked_before_sees_ours(clean, stock, module_of, found):
+    """It keeps stock's names, or None where it found no NIXL."""
+    agent = stock["nixl"].nixl_agent if found else None
+    names = {"NixlWrapper": agent, "nixl_agent_config": None}
+    base = "vllm.distributed"
+    utils = module_of(f"{base}.nixl_utils", nixlXferTelemetry=None, **names)
+    worker = module_of(
+        f"{base}.kv_transfer.kv_connector.v1.nixl.base_worker", **names
+    )
+    with pytest.warns(RuntimeWarning, match="base_worker"):
+        clean.install()
+    for module in (utils, worker):
+        assert module.NixlWrapper is clean.NixlAgent
+        assert module.nixl_agent_config is clean.nixl_agent_config
+    assert utils.nixlXferTelemetry is clean.nixlXferTelemetry
+    assert not hasattr(worker, "nixlXferTelemetry")
+    clean.uninstall()
+    assert utils.NixlWrapper is agent
+    assert worker.nixl_agent_config is None
+
+
+def test_vllm_without_any_nixl_sees_ours_silently(clean, module_of):
+    utils = module_of(
+        "vllm.distributed.nixl_utils", NixlWrapper=None, other=None
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clean.install()
+    assert utils.NixlWrapper is clean.NixlAgent
+    assert utils.other is None
+
+
+# -- Without a word in the program -------------------------------------------
+
+FACTS = """
+    import os, sys
+    facts = {
+        "nixl": "nixl" in sys.modules,
+        "ours": "vllm_nixl" in sys.modules,
+        "heavy": sorted(
+            {"numpy", "torch", "asyncio", "ctypes", "logging", "pickle",
+             "socket", "threading"} & set(sys.modules)),
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+    print(facts)
+"""
+
+
+def facts(value):
+    return eval(run_program(FACTS, env={"VLLM_NIXL_AS_NIXL": value}).stdout)
+
+
+@pytest.mark.parametrize("value", [None, "", "0", "true"])
+def test_nothing_happens_unless_asked_for(value):
+    found = facts(value)
+    assert (found["nixl"], found["ours"]) == (False, False)
+
+
+def test_the_environment_installs_at_the_start():
+    found = facts("1")
+    assert (found["nixl"], found["ours"]) == (True, True)
+    assert found["heavy"] == []
+    assert found["threads"] == 1
+
+
+def test_children_of_any_kind_have_the_names():
+    run_program(
+        """
+        import os, subprocess, sys
+        import nixl._api
+        child = os.fork()
+        if child == 0:
+            import nixl_cu13._api
+            same = nixl_cu13._api.nixl_agent is nixl._api.nixl_agent
+            os._exit(0 if same else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        program = "from nixl_cu12._api import nixl_agent; nixl_agent('a')"
+        subprocess.run([sys.executable, "-c", program], check=True)
+        """,
+        env=ON,
+    )
+
+
+@pytest.mark.parametrize(
+    "group", ["vllm.general_plugins", "sglang.srt.plugins"]
+)
+def test_clients_find_the_plug_in(clean, monkeypatch, group):
+    found = importlib.metadata.entry_points(group=group)
+    (ours,) = [item for item in found if item.name == "vllm_nixl"]
+    register = ours.load()
+    monkeypatch.delenv("VLLM_NIXL_AS_NIXL", raising=False)
+    assert register() is None
+    assert "nixl" not in sys.modules
+    monkeypatch.setenv("VLLM_NIXL_AS_NIXL", "1")
+    register()
+    register()
+    from nixl._api import nixl_agent
+
+    assert nixl_agent is clean.NixlAgent
+
+
+def test_the_wheel_has_the_hook_and_the_plug_ins(package):
+    files = importlib.metadata.files("vllm_nixl")
+    names = {str(path) for path in files}
+    assert "vllm_nixl.pth" in names
+    assert any(name.endswith("dist-info/entry_points.txt") for name in names)
+    tops = {name.split("/")[0] for name in names}
+    assert not tops & set(PACKAGES)
+
+
+# -- Pickles -----------------------------------------------------------------
+
+
+def globals_of(data):
+    """The names that a pickle imports."""
+    texts = [
+        argument
+        for opcode, argument, _ in pickletools.genops(data)
+        if "UNICODE" in opcode.name
+    ]
+    return tuple(texts[:2])
+
+
+@pytest.mark.parametrize("kind", ["nixlXferDList", "nixlRegDList"])
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_serialized_lists_name_what_stock_can_import(
+    api, endpoint, kind, count
+):
+    extra = ("meta",) if kind == "nixlRegDList" else ()
+    rows = [(0x1000 * i, 64, i, *extra) for i in range(count)]
+    made = getattr(api, kind)("DRAM", rows)
+    agent = endpoint().agent
+    data = agent.get_serialized_descs(made)
+    assert globals_of(data) == ("nixl._bindings", kind)
+    assert agent.deserialize_descs(data) == made
+    assert list(pickletools.genops(data))[-1][0].name == "STOP"
+
+
+@pytest.mark.parametrize("top", PACKAGES)
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickles_of_others_become_our_lists(installed, top, protocol):
+    """With the names in place Python's own pickle reads stock's lists."""
+    made = installed.nixlXferDList("DRAM", [(1, 2, 3)])
+    data = pickle.dumps(made, protocol)
+    theirs = installed.NixlAgent("pickles").get_serialized_descs(made)
+    old, new = b"nixl._bindings", f"{top}._bindings".encode()
+    theirs = theirs.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
+    for each in (data, theirs):
+        read = pickle.loads(each)
+        assert type(read) is installed.nixlXferDList
+        assert read == made
+
+
+# -- Logging -----------------------------------------------------------------
+
+LEVELS = {
+    "TRACE": "DEBUG",
+    "debug": "DEBUG",
+    "INFO": "INFO",
+    "WARN": "WARNING",
+    "ERROR": "ERROR",
+    "FATAL": "CRITICAL",
+    None: "INFO",
+    "": "INFO",
+}
+
+
+@pytest.mark.parametrize("value", LEVELS)
+def test_the_environment_sets_the_level_of_loggers(value):
+    run_program(
+        f"""
+        import logging
+        from nixl.logging import get_logger
+        ours = get_logger("__client")
+        assert ours is logging.getLogger("nixl.client")
+        assert ours.getEffectiveLevel() == logging.{LEVELS[value]}
+        (handler,) = logging.getLogger("nixl").handlers
+        assert handler.level == logging.NOTSET
+        get_logger("another")
+        assert logging.getLogger("nixl").handlers == [handler]
+        assert logging.getLogger().handlers == []
+        """,
+        env={**ON, "NIXL_LOG_LEVEL": value},
+    )
+
+
+def test_a_wrong_level_is_said_and_changes_nothing():
+    done = run_program(
+        """
+        import logging
+        from nixl._api import logger
+        assert logger.getEffectiveLevel() == logging.INFO
+        """,
+        env={**ON, "NIXL_LOG_LEVEL": "loud"},
+    )
+    assert "loud" in done.stdout
+
+
+def test_handlers_of_the_program_are_kept():
+    run_program(
+        """
+        import io, logging
+        mine = logging.StreamHandler(io.StringIO())
+        logging.getLogger("nixl").addHandler(mine)
+        from nixl.logging import get_logger
+        get_logger("client").error("something")
+        assert logging.getLogger("nixl").handlers == [mine]
+        assert "something" in mine.stream.getvalue()
+        """,
+        env=ON,
+    )
+
+
+# -- Plain memory ------------------------------------------------------------
+
+
+def test_memory_is_lent_filled_and_compared(package):
+    utils = importlib.import_module("vllm_nixl._utils")
+    left, right = utils.malloc_passthru(64), utils.malloc_passthru(64)
+    utils.ba_buf(left, 64)
+    utils.ba_buf(right, 64)
+    utils.verify_transfer(left, right, 64)
+    from support.memory import view_of
+
+    assert bytes(view_of(left, 64)) == b"\xba" * 64
+    view_of(right, 64)[7] = 0
+    utils.verify_transfer(left, right, 7)
+    with pytest.raises(AssertionError, match="byte 7 of 64"):
+        utils.verify_transfer(left, right, 64)
+    with pytest.raises(ValueError, match="-1"):
+        utils.malloc_passthru(-1)
+    with pytest.raises(MemoryError):
+        utils.malloc_passthru(2**62)
+    utils.free_passthru(left)
+    utils.free_passthru(right)
