@@ -155,3 +155,13 @@ def test_we_read_the_pickle_of_a_stock_list(stock, ours, what):
     made = ours.agent.deserialize_descs(pickled)
     assert made.__getstate__() == state
     assert made.descCount() == len(rows)
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_stock_reads_what_we_serialize(stock, ours, what):
+    kind, rows, mem_type = LISTS[what]
+    _, pickled = ours.list_state(kind, rows, mem_type)
+    there = stock()
+    assert there.rows_of_serialized(pickled) == ours.rows_of_serialized(
+        pickled
+    )

@@ -251,6 +251,11 @@ class Endpoint:
         made.__setstate__(state)
         return [made[i] for i in range(made.descCount())]
 
+    def rows_of_serialized(self, data):
+        """The rows of a list that get_serialized_descs() wrote."""
+        made = self.agent.deserialize_descs(data)
+        return [made[i] for i in range(made.descCount())]
+
     # -- anything else -------------------------------------------------------
 
     def call(self, method, *args, **keywords):
