@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ._config import DEFAULT_COMM_PORT, nixl_agent_config
+from ._config import nixl_agent_config
 from ._core import (
     Agent,
     TcpSideChannel,
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
     from ._aio import _Events
     from ._raw import nixlAgent
-
-_LISTENER_CAUSE = (
-    "the metadata listener is not part of this version; "
-    "use start_side_channel_listener() and request_remote_metadata()"
-)
 
 
 def _not_supported(operation: str, cause: str) -> nixlNotSupportedError:
@@ -80,9 +75,6 @@ class NixlAgent(Agent):
                 "nixl_conf must be a nixl_agent_config, "
                 f"not {type(nixl_conf).__name__}"
             )
-        if config.enable_listen:
-            raise _not_supported("nixl_agent", _LISTENER_CAUSE)
-        _set_search_path(sys.path)
         super().__init__(
             agent_name,
             engine=config.engine,
@@ -97,6 +89,14 @@ class NixlAgent(Agent):
         if instantiate_all and nixl_conf is None:
             for name in set(self.get_plugin_list()) - set(self.backends):
                 self.create_backend(name)
+        if config.enable_listen:
+            try:
+                self._listen(
+                    config.listen_host, config.port, config.listen_max_frame
+                )
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def agent(self) -> nixlAgent:
@@ -266,40 +266,6 @@ class NixlAgent(Agent):
         raise _not_supported(
             "release_mem_view", "no backend of this version has memory views"
         )
-
-    def send_local_metadata(
-        self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT
-    ) -> None:
-        """Not supported: see start_side_channel_listener()."""
-        raise _not_supported("send_local_metadata", _LISTENER_CAUSE)
-
-    def send_partial_agent_metadata(
-        self,
-        descs: nixlRegDList,
-        inc_conn_info: bool = False,
-        backends: list[str] = [],  # noqa: B006 - NIXL's default
-        ip_addr: str = "",
-        port: int = DEFAULT_COMM_PORT,
-        label: str = "",
-    ) -> None:
-        """Not supported: see start_side_channel_listener()."""
-        raise _not_supported("send_partial_agent_metadata", _LISTENER_CAUSE)
-
-    def fetch_remote_metadata(
-        self,
-        remote_agent: str,
-        ip_addr: str = "",
-        port: int = DEFAULT_COMM_PORT,
-        label: str = "",
-    ) -> None:
-        """Not supported: see request_remote_metadata()."""
-        raise _not_supported("fetch_remote_metadata", _LISTENER_CAUSE)
-
-    def invalidate_local_metadata(
-        self, ip_addr: str = "", port: int = DEFAULT_COMM_PORT
-    ) -> None:
-        """Not supported: see start_side_channel_listener()."""
-        raise _not_supported("invalidate_local_metadata", _LISTENER_CAUSE)
 
 
 nixl_agent = NixlAgent

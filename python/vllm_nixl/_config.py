@@ -61,10 +61,11 @@ class nixl_agent_config:
     Args:
         enable_prog_thread: Accepted and ignored: transfers always complete
             without being polled.
-        enable_listen_thread: Not supported: an agent that is made with it
-            raises nixlNotSupportedError. See
-            NixlAgent.start_side_channel_listener().
-        listen_port: Port of that thread, 0 to 65535.
+        enable_listen_thread: Start NIXL's metadata listener with the agent,
+            for peers that send their metadata, fetch ours or take theirs
+            back. It knows no secrets: whoever reaches the port may do that.
+        listen_port: Its port, 0 to 65535; 0 binds a free one, and
+            NixlAgent.listen_port tells which.
         capture_telemetry: Accepted and ignored: telemetry is always there.
         num_threads: Copy threads of one transfer; 0: as many as cores, at
             most 4.
@@ -73,6 +74,10 @@ class nixl_agent_config:
         sync_mode: Accepted and ignored: every call is thread-safe.
         engine: "auto", "native" or "nixl"; None: the environment variable
             VLLM_NIXL_ENGINE, and "auto" without it.
+        listen_host: Where the metadata listener listens: an address or a
+            name; "": every address of the machine, IPv6 and IPv4.
+        listen_max_frame: Bytes of metadata that it takes or sends at once, up
+            to 1 GiB; 0: 256 MiB.
 
     Every argument is an attribute and may be changed until the agent is made
     (under NIXL's names: enable_pthread, enable_listen, port).
@@ -89,6 +94,8 @@ class nixl_agent_config:
         sync_mode: nixl_thread_sync_t | None = None,
         *,
         engine: str | None = None,
+        listen_host: str = "",
+        listen_max_frame: int = 0,
     ) -> None:
         if sync_mode is not None and not isinstance(
             sync_mode, nixl_thread_sync_t
@@ -105,6 +112,14 @@ class nixl_agent_config:
         self.backends = _check_backends(backends)
         self.sync_mode = sync_mode
         self.engine = _check_engine(engine)
+        if not isinstance(listen_host, str):
+            raise TypeError(
+                f"listen_host must be a str, not {type(listen_host).__name__}"
+            )
+        self.listen_host = listen_host
+        self.listen_max_frame = _check_int(
+            "listen_max_frame", listen_max_frame, 0, 1 << 30
+        )
 
     def __repr__(self) -> str:
         values = ", ".join(

@@ -514,6 +514,10 @@ class Agent:
         """'native' or 'nixl'; None before the first backend."""
 
     @property
+    def listen_port(self) -> int:
+        """The port of the metadata listener; 0 when it does not listen."""
+
+    @property
     def closed(self) -> bool:
         """Was close() called?"""
 
@@ -649,6 +653,52 @@ class Agent:
         self, remote_agent: _Name, backends: Sequence[str] = []
     ) -> None:
         """Connect now rather than at the first transfer."""
+
+    # Metadata listener
+
+    def _listen(self, host: str, port: int, max_frame: int) -> None: ...
+    def send_local_metadata(
+        self, ip_addr: str = "", port: int = 8888
+    ) -> None:
+        """Send the agent's metadata, as it is now, to a peer's listener.
+
+        ip_addr: an address or a name; '' means a central metadata server,
+            which is not supported
+
+        Returns at once. NIXL's protocol has no answers: what goes wrong later
+        is logged, counted in stats() and shown by describe().
+        """
+
+    def send_partial_agent_metadata(
+        self,
+        descs: nixlRegDList,
+        inc_conn_info: bool = False,
+        backends: Sequence[str] = [],
+        ip_addr: str = "",
+        port: int = 8888,
+        label: str = "",
+    ) -> None:
+        """send_local_metadata() of the given regions only."""
+
+    def fetch_remote_metadata(
+        self,
+        remote_agent: _Name,
+        ip_addr: str = "",
+        port: int = 8888,
+        label: str = "",
+    ) -> None:
+        """Ask a peer's listener for its metadata, and load it when it comes.
+
+        remote_agent: who is expected there; another one is loaded too, with a
+            warning
+
+        Returns at once; check_remote_metadata() says when it is there.
+        """
+
+    def invalidate_local_metadata(
+        self, ip_addr: str = "", port: int = 8888
+    ) -> None:
+        """Have a peer's listener forget this agent."""
 
     # Prepared lists
 

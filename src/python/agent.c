@@ -4,12 +4,13 @@
 
 #include "python/convert.h"
 
-/* Closing and freeing end a thread, and wait for it. */
+/* Closing and freeing end threads, and wait for them. */
 static void
-agent_release(vnx_agent_t *agent)
+agent_release(vnxi_py_agent_t *self)
 {
     Py_BEGIN_ALLOW_THREADS;
-    vnx_agent_release(agent);
+    vnx_listener_free(self->listener);
+    vnx_agent_release(self->agent);
     Py_END_ALLOW_THREADS;
 }
 
@@ -95,6 +96,9 @@ VNXI_PY_METHOD(close)
     }
     self->is_closed = true;
     Py_BEGIN_ALLOW_THREADS;
+    if (self->listener != NULL) {
+        vnx_listener_stop(self->listener);
+    }
     vnx_agent_close(self->agent);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
@@ -164,7 +168,7 @@ agent_dealloc(PyObject *op)
     agent_clear(op);
     vnx_notif_free(self->taken);
     if (self->agent != NULL) {
-        agent_release(self->agent);
+        agent_release(self);
     }
     type->tp_free(op);
     Py_DECREF(type);
@@ -231,6 +235,9 @@ static PyGetSetDef agent_getset[] = {
      "the backends that can be created (list of str)", NULL},
     {"engine", agent_get_engine, NULL,
      "'native' or 'nixl'; None before the first backend", NULL},
+    {"listen_port", vnxi_py_agent_listen_port, NULL,
+     "the port of the metadata listener; 0 when it does not listen (int)",
+     NULL},
     {"closed", agent_get_closed, NULL, "was close() called? (bool)", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

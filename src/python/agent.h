@@ -5,19 +5,22 @@
 #ifndef VNXI_PYTHON_AGENT_H
 #define VNXI_PYTHON_AGENT_H
 
+#include <vnx/listener.h>
+
 #include "python/args.h"
 #include "python/errors.h"
 #include "python/module.h"
 
 typedef struct vnxi_py_agent {
     PyObject_HEAD vnxi_py_state_t
-        *state;            /* borrowed: our type keeps the module alive */
-    vnx_agent_t *agent;    /* owned; NULL before __init__ */
-    PyObject *name;        /* str */
-    PyObject *backends;    /* dict: name -> number, as created */
-    PyObject *plugin_list; /* what a client has set; NULL: asked for */
-    PyObject *notifs;      /* dict: name of agent -> list of bytes */
-    vnx_notif_t *taken;    /* owned; taken for _next_notif() */
+        *state;               /* borrowed: our type keeps the module alive */
+    vnx_agent_t *agent;       /* owned; NULL before __init__ */
+    vnx_listener_t *listener; /* owned; NULL before its first use */
+    PyObject *name;           /* str */
+    PyObject *backends;       /* dict: name -> number, as created */
+    PyObject *plugin_list;    /* what a client has set; NULL: asked for */
+    PyObject *notifs;         /* dict: name of agent -> list of bytes */
+    vnx_notif_t *taken;       /* owned; taken for _next_notif() */
     bool is_closed;
 } vnxi_py_agent_t;
 
@@ -73,6 +76,24 @@ VNXI_PY_METHOD(remove_remote_agent);
 VNXI_PY_METHOD(check_remote_metadata);
 VNXI_PY_METHOD(make_connection);
 
+/* What get_partial_agent_metadata() returns, for its first three arguments.
+ * *metadata_p is owned.  false: exception. */
+bool vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
+                              PyObject *const *values,
+                              vnx_bytes_t *metadata_p);
+
+/* agent_listener.c */
+VNXI_PY_METHOD(listen);
+VNXI_PY_METHOD(send_local_metadata);
+VNXI_PY_METHOD(send_partial_agent_metadata);
+VNXI_PY_METHOD(fetch_remote_metadata);
+VNXI_PY_METHOD(invalidate_local_metadata);
+PyObject *vnxi_py_agent_listen_port(PyObject *op, void *context);
+/* Its part of stats() and of describe().  false: exception. */
+bool vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict);
+bool vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self,
+                                     PyObject *dict);
+
 /* agent_prep.c */
 VNXI_PY_METHOD(prep_xfer_dlist);
 VNXI_PY_METHOD(release_dlist_handle);
@@ -108,6 +129,8 @@ VNXI_PY_METHOD(next_notif);
 /* agent_info.c */
 VNXI_PY_METHOD(describe);
 VNXI_PY_METHOD(stats);
+/* Set a key to `value`, which is taken and may be NULL.  false: exception. */
+bool vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value);
 
 /* telemetry.c: a nixlXferTelemetry. */
 PyObject *vnxi_py_telemetry_new(vnxi_py_state_t *state,

@@ -49,8 +49,15 @@ VNXI_PY_METHOD(describe)
         vnx_agent_describe(self->agent, peer.data, peer.len, &json, &error);
     Py_END_ALLOW_THREADS;
     vnxi_py_bytes_put(&peer);
-    return status < 0 ? vnxi_py_raise(self->state, &error)
-                      : json_object(&json);
+    if (status < 0) {
+        return vnxi_py_raise(self->state, &error);
+    }
+    PyObject *dict = json_object(&json);
+    if (dict != NULL && peer.len == 0 &&
+        !vnxi_py_agent_listener_describe(self, dict)) {
+        Py_CLEAR(dict);
+    }
+    return dict;
 }
 
 /* -- stats() -------------------------------------------------------------- */
@@ -76,9 +83,8 @@ VNXI_PY_METHOD(describe)
     X(live_dlists)         \
     X(live_xfers)
 
-/* Takes `value`, which may be NULL. */
-static bool
-dict_set(PyObject *dict, const char *key, PyObject *value)
+bool
+vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value)
 {
     bool good = value != NULL && PyDict_SetItemString(dict, key, value) == 0;
     Py_XDECREF(value);
@@ -97,8 +103,8 @@ numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
 #undef STATS_ROW
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (!dict_set(dict, rows[i].key,
-                      PyLong_FromUnsignedLongLong(rows[i].value))) {
+        if (!vnxi_py_dict_set(dict, rows[i].key,
+                              PyLong_FromUnsignedLongLong(rows[i].value))) {
             return false;
         }
     }
@@ -134,10 +140,11 @@ VNXI_PY_METHOD(stats)
     PyObject *dict = PyDict_New();
     if (dict != NULL &&
         (!numbers_set(dict, &stats) ||
-         !dict_set(dict, "xfer_us_log2",
-                   histogram(stats.xfer_us_log2,
-                             sizeof stats.xfer_us_log2 /
-                                 sizeof stats.xfer_us_log2[0])))) {
+         !vnxi_py_agent_listener_stats(self, dict) ||
+         !vnxi_py_dict_set(dict, "xfer_us_log2",
+                           histogram(stats.xfer_us_log2,
+                                     sizeof stats.xfer_us_log2 /
+                                         sizeof stats.xfer_us_log2[0])))) {
         Py_CLEAR(dict);
     }
     return dict;

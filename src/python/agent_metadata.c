@@ -35,27 +35,50 @@ VNXI_PY_METHOD(get_agent_metadata)
                       : bytes_object(&bytes);
 }
 
-static PyObject *
+static bool
 partial_metadata(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
-                 bool with_connection, const char *const *backends)
+                 bool with_connection, const char *const *backends,
+                 vnx_bytes_t *metadata_p)
 {
-    vnx_bytes_t bytes;
     vnx_error_t error;
     vnx_status_t status;
     vnx_reg_desc_t *rows = vnxi_py_reg_descs_rows(descs);
     if (rows == NULL) {
-        return NULL;
+        return false;
     }
     descs->exports++;
     Py_BEGIN_ALLOW_THREADS;
-    status =
-        vnx_agent_partial_metadata(self->agent, descs->mem, rows, descs->count,
-                                   with_connection, backends, &bytes, &error);
+    status = vnx_agent_partial_metadata(self->agent, descs->mem, rows,
+                                        descs->count, with_connection,
+                                        backends, metadata_p, &error);
     Py_END_ALLOW_THREADS;
     descs->exports--;
     PyMem_Free(rows);
-    return status < 0 ? vnxi_py_raise(self->state, &error)
-                      : bytes_object(&bytes);
+    if (status < 0) {
+        vnxi_py_raise(self->state, &error);
+    }
+    return status >= 0;
+}
+
+bool
+vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
+                         PyObject *const *values, vnx_bytes_t *metadata_p)
+{
+    vnxi_py_backends_t backends;
+    if (!vnxi_py_backends_get(operation, self->backends, values[2],
+                              &backends)) {
+        return false;
+    }
+    int with_connection = vnxi_py_args_bool(values[1], false);
+    if (with_connection < 0) {
+        return false;
+    }
+    if (!vnxi_py_descs_is(self->state, VNXI_PY_DESCS_REG, values[0])) {
+        vnxi_py_wrong_type(operation, "descs", "a nixlRegDList", values[0]);
+        return false;
+    }
+    return partial_metadata(self, (vnxi_py_descs_t *)values[0],
+                            with_connection > 0, backends.list, metadata_p);
 }
 
 static const vnxi_py_signature_t partial_signature = {
@@ -68,25 +91,15 @@ static const vnxi_py_signature_t partial_signature = {
 
 VNXI_PY_METHOD(get_partial_agent_metadata)
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     PyObject *values[3];
-    vnxi_py_backends_t backends;
+    vnx_bytes_t metadata;
     if (!vnxi_py_agent_begin(op, &partial_signature, args, nargs, kwnames,
                              values) ||
-        !vnxi_py_backends_get(partial_signature.name, self->backends,
-                              values[2], &backends)) {
+        !vnxi_py_partial_metadata((vnxi_py_agent_t *)op,
+                                  partial_signature.name, values, &metadata)) {
         return NULL;
     }
-    int with_connection = vnxi_py_args_bool(values[1], false);
-    if (with_connection < 0) {
-        return NULL;
-    }
-    if (!vnxi_py_descs_is(self->state, VNXI_PY_DESCS_REG, values[0])) {
-        return vnxi_py_wrong_type(partial_signature.name, "descs",
-                                  "a nixlRegDList", values[0]);
-    }
-    return partial_metadata(self, (vnxi_py_descs_t *)values[0],
-                            with_connection > 0, backends.list);
+    return bytes_object(&metadata);
 }
 
 static const vnxi_py_signature_t add_signature = {

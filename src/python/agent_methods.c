@@ -174,6 +174,53 @@ PyDoc_STRVAR(
     "where it is\n"
     "gone.");
 
+/* -- Metadata listener ---------------------------------------------------- */
+
+PyDoc_STRVAR(listen_doc,
+             "_listen($self, host, port, max_frame)\n--\n\n"
+             "Start the metadata listener; '' is every address, port 0 a free "
+             "one, max_frame 0\n"
+             "the default.");
+PyDoc_STRVAR(
+    send_local_metadata_doc,
+    "send_local_metadata($self, ip_addr='', port=8888)\n--\n\n"
+    "Send the agent's metadata, as it is now, to a peer's listener, which "
+    "loads it.\n"
+    "\n"
+    "ip_addr: an address or a name; '' means a central metadata server, "
+    "which is not\n"
+    "    supported\n"
+    "\n"
+    "Returns at once. NIXL's protocol has no answers: what goes wrong later "
+    "is logged,\n"
+    "counted in stats() and shown by describe().");
+PyDoc_STRVAR(
+    send_partial_agent_metadata_doc,
+    "send_partial_agent_metadata($self, descs, inc_conn_info=False, "
+    "backends=[], ip_addr='', port=8888, label='')\n--\n\n"
+    "send_local_metadata() of the given regions only.\n"
+    "\n"
+    "descs, inc_conn_info, backends: as for get_partial_agent_metadata()\n"
+    "label: for central metadata servers; ignored");
+PyDoc_STRVAR(
+    fetch_remote_metadata_doc,
+    "fetch_remote_metadata($self, remote_agent, ip_addr='', port=8888, "
+    "label='')\n--\n\n"
+    "Ask a peer's listener for its metadata, and load it when it comes.\n"
+    "\n"
+    "remote_agent: who is expected there (str or bytes); another one is "
+    "loaded too,\n"
+    "    with a warning\n"
+    "ip_addr, port: as for send_local_metadata()\n"
+    "label: for central metadata servers; ignored\n"
+    "\n"
+    "Returns at once; check_remote_metadata() says when it is there.");
+PyDoc_STRVAR(invalidate_local_metadata_doc,
+             "invalidate_local_metadata($self, ip_addr='', port=8888)\n--\n\n"
+             "Have a peer's listener forget this agent.\n"
+             "\n"
+             "ip_addr, port: as for send_local_metadata()");
+
 /* -- Prepared lists ------------------------------------------------------- */
 
 PyDoc_STRVAR(
@@ -418,6 +465,11 @@ PyMethodDef vnxi_py_agent_methods[] = {
     METHOD("remove_remote_agent", remove_remote_agent),
     METHOD("check_remote_metadata", check_remote_metadata),
     METHOD("make_connection", make_connection),
+    METHOD("_listen", listen),
+    METHOD("send_local_metadata", send_local_metadata),
+    METHOD("send_partial_agent_metadata", send_partial_agent_metadata),
+    METHOD("fetch_remote_metadata", fetch_remote_metadata),
+    METHOD("invalidate_local_metadata", invalidate_local_metadata),
     METHOD("prep_xfer_dlist", prep_xfer_dlist),
     METHOD("release_dlist_handle", release_dlist_handle),
     METHOD("make_prepped_xfer", make_prepped_xfer),

@@ -19,14 +19,18 @@
     X(fd)                \
     X(handle)            \
     X(handles)           \
+    X(host)              \
     X(inc_conn_info)     \
     X(index)             \
     X(initParams)        \
+    X(ip_addr)           \
     X(is_contiguous)     \
+    X(label)             \
     X(local_descs)       \
     X(local_indices)     \
     X(local_xfer_side)   \
     X(lookup_tag)        \
+    X(max_frame)         \
     X(mem_type)          \
     X(metadata)          \
     X(notif_msg)         \
@@ -34,6 +38,7 @@
     X(operation)         \
     X(peer)              \
     X(pending)           \
+    X(port)              \
     X(reg_list)          \
     X(remote_agent)      \
     X(remote_agent_name) \

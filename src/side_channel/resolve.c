@@ -24,7 +24,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-typedef struct lookup {
+struct vnxi_lookup {
     atomic_int refs; /* the caller's and the thread's */
     atomic_bool done;
     int done_fd; /* eventfd, readable when done */
@@ -32,7 +32,7 @@ typedef struct lookup {
     struct addrinfo *found;
     char service[8];
     char host[];
-} lookup_t;
+};
 
 static atomic_int lookups; /* threads that are looking a name up */
 
@@ -46,10 +46,10 @@ static const struct addrinfo hints_numeric = {
     .ai_flags = AI_NUMERICHOST,
 };
 
-static void
-lookup_release(lookup_t *lookup)
+void
+vnxi_lookup_release(vnxi_lookup_t *lookup)
 {
-    if (atomic_fetch_sub(&lookup->refs, 1) != 1) {
+    if (lookup == NULL || atomic_fetch_sub(&lookup->refs, 1) != 1) {
         return;
     }
     if (lookup->found != NULL) {
@@ -62,7 +62,7 @@ lookup_release(lookup_t *lookup)
 static void *
 lookup_main(void *arg)
 {
-    lookup_t *lookup = arg;
+    vnxi_lookup_t *lookup = arg;
     uint64_t one = 1;
 
     lookup->ret =
@@ -71,15 +71,15 @@ lookup_main(void *arg)
     ssize_t written = write(lookup->done_fd, &one, sizeof one);
     (void)written; /* a fresh eventfd takes a 1 */
     atomic_fetch_sub(&lookups, 1);
-    lookup_release(lookup);
+    vnxi_lookup_release(lookup);
     return NULL;
 }
 
-static lookup_t *
+static vnxi_lookup_t *
 lookup_create(const char *host, int port)
 {
     size_t size = strlen(host) + 1;
-    lookup_t *lookup = calloc(1, sizeof *lookup + size);
+    vnxi_lookup_t *lookup = calloc(1, sizeof *lookup + size);
     if (lookup == NULL) {
         return NULL;
     }
@@ -149,15 +149,16 @@ lookup_failed(int ret, const char **reason_p)
     }
 }
 
-static vnx_status_t
-await_lookup(lookup_t *lookup, const vnxi_wait_t *wait,
-             vnxi_addresses_t *out_p, const char **reason_p)
+int
+vnxi_lookup_fd(const vnxi_lookup_t *lookup)
 {
-    vnx_status_t status = vnxi_wait_fd(wait, lookup->done_fd, POLLIN);
-    if (status != VNX_OK) {
-        *reason_p = "the name service did not answer";
-        return status;
-    }
+    return lookup->done_fd;
+}
+
+vnx_status_t
+vnxi_lookup_result(const vnxi_lookup_t *lookup, vnxi_addresses_t *out_p,
+                   const char **reason_p)
+{
     /* Also tells a race checker that what the thread wrote is ours now. */
     if (!atomic_load_explicit(&lookup->done, memory_order_acquire)) {
         *reason_p = "the name service gave no answer";
@@ -169,32 +170,49 @@ await_lookup(lookup_t *lookup, const vnxi_wait_t *wait,
     return copy_found(lookup->found, out_p, reason_p);
 }
 
-static vnx_status_t
-resolve_name(const char *host, int port, const vnxi_wait_t *wait,
-             vnxi_addresses_t *out_p, const char **reason_p)
+vnx_status_t
+vnxi_lookup_start(const char *host, int port, vnxi_lookup_t **out_p,
+                  const char **reason_p)
 {
     if (atomic_fetch_add(&lookups, 1) >= VNXI_LOOKUPS_MAX) {
         atomic_fetch_sub(&lookups, 1);
         *reason_p = "too many name look-ups are still running";
         return VNX_ERR_BACKEND;
     }
-    lookup_t *lookup = lookup_create(host, port);
+    vnxi_lookup_t *lookup = lookup_create(host, port);
     if (lookup == NULL) {
         atomic_fetch_sub(&lookups, 1);
         *reason_p = "no memory or file descriptor for a name look-up";
         return VNX_ERR_NO_MEMORY;
     }
-    vnx_status_t status;
     atomic_fetch_add(&lookup->refs, 1);
-    if (spawn_detached(lookup_main, lookup) == 0) {
-        status = await_lookup(lookup, wait, out_p, reason_p);
-    } else {
+    if (spawn_detached(lookup_main, lookup) != 0) {
         atomic_fetch_sub(&lookup->refs, 1);
         atomic_fetch_sub(&lookups, 1);
+        vnxi_lookup_release(lookup);
         *reason_p = "no thread could be started for the name look-up";
-        status = VNX_ERR_BACKEND;
+        return VNX_ERR_BACKEND;
     }
-    lookup_release(lookup);
+    *out_p = lookup;
+    return VNX_OK;
+}
+
+static vnx_status_t
+resolve_name(const char *host, int port, const vnxi_wait_t *wait,
+             vnxi_addresses_t *out_p, const char **reason_p)
+{
+    vnxi_lookup_t *lookup;
+    vnx_status_t status = vnxi_lookup_start(host, port, &lookup, reason_p);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = vnxi_wait_fd(wait, lookup->done_fd, POLLIN);
+    if (status == VNX_OK) {
+        status = vnxi_lookup_result(lookup, out_p, reason_p);
+    } else {
+        *reason_p = "the name service did not answer";
+    }
+    vnxi_lookup_release(lookup);
     return status;
 }
 
@@ -216,8 +234,8 @@ resolve_localhost(int port, vnxi_addresses_t *out_p)
 }
 
 vnx_status_t
-vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
-             vnxi_addresses_t *out_p, const char **reason_p)
+vnxi_resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p,
+                     const char **reason_p)
 {
     struct addrinfo *found = NULL;
     char service[8];
@@ -228,7 +246,7 @@ vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
     snprintf(service, sizeof service, "%d", port);
     int ret = getaddrinfo(host, service, &hints_numeric, &found);
     if (ret == EAI_NONAME) {
-        return resolve_name(host, port, wait, out_p, reason_p);
+        return VNX_IN_PROG;
     }
     if (ret != 0) {
         return lookup_failed(ret, reason_p);
@@ -236,6 +254,16 @@ vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
     vnx_status_t status = copy_found(found, out_p, reason_p);
     freeaddrinfo(found);
     return status;
+}
+
+vnx_status_t
+vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
+             vnxi_addresses_t *out_p, const char **reason_p)
+{
+    vnx_status_t status = vnxi_resolve_at_once(host, port, out_p, reason_p);
+    return status == VNX_IN_PROG
+               ? resolve_name(host, port, wait, out_p, reason_p)
+               : status;
 }
 
 int

@@ -33,6 +33,24 @@ typedef struct vnxi_addresses {
 vnx_status_t vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
                           vnxi_addresses_t *out_p, const char **reason_p);
 
+/* The part of it that needs no look-up, and no waiting.  VNX_IN_PROG: `host`
+ * is another name. */
+vnx_status_t vnxi_resolve_at_once(const char *host, int port,
+                                  vnxi_addresses_t *out_p,
+                                  const char **reason_p);
+
+/* A look-up for those who wait by an event loop: started on its thread, its fd
+ * readable when there is a result, released whenever its owner has had
+ * enough.  Statuses as vnxi_resolve(). */
+typedef struct vnxi_lookup vnxi_lookup_t;
+vnx_status_t vnxi_lookup_start(const char *host, int port,
+                               vnxi_lookup_t **out_p, const char **reason_p);
+int vnxi_lookup_fd(const vnxi_lookup_t *lookup);
+vnx_status_t vnxi_lookup_result(const vnxi_lookup_t *lookup,
+                                vnxi_addresses_t *out_p,
+                                const char **reason_p);
+void vnxi_lookup_release(vnxi_lookup_t *lookup); /* NULL is allowed */
+
 /* The port of an IPv4 or IPv6 address, in our byte order. */
 int vnxi_address_port(const vnxi_address_t *address);
 void vnxi_address_set_port(vnxi_address_t *address, int port);

@@ -42,6 +42,17 @@ vnx_status_t vnxi_tcp_sockets_open(const vnxi_listen_params_t *params,
  * zeroed one is allowed. */
 void vnxi_tcp_sockets_close(vnxi_tcp_sockets_t *sockets);
 
+/* -- Loops ---------------------------------------------------------------- */
+
+/* A base for one thread: without locks, and no variable of the environment
+ * chooses its kernel interface.  NULL: it cannot be had. */
+struct event_base *vnxi_tcp_base_new(void);
+
+/* Start a thread with every signal blocked: they are the program's business,
+ * and a write to somebody who is gone shall not kill it.  0, or errno. */
+int vnxi_tcp_thread_new(pthread_t *thread_p, void *(*entry)(void *),
+                        void *arg);
+
 /* -- Listener ------------------------------------------------------------- */
 
 /* Where a connection stands, in the order in which room is made. */

@@ -181,10 +181,8 @@ listener_free(vnxi_tcp_listener_t *listener)
     free(listener);
 }
 
-/* Only its thread uses the base, so it needs no locks; and no variable of the
- * environment shall choose a slower kernel interface. */
-static struct event_base *
-create_base(void)
+struct event_base *
+vnxi_tcp_base_new(void)
 {
     struct event_config *config = event_config_new();
     struct event_base *base = NULL;
@@ -210,7 +208,7 @@ create_events(vnxi_tcp_listener_t *listener, uint32_t timeout_ms)
 {
     struct timeval tv = {.tv_sec = timeout_ms / 1000,
                          .tv_usec = (suseconds_t)(timeout_ms % 1000) * 1000};
-    struct event_base *base = listener->base = create_base();
+    struct event_base *base = listener->base = vnxi_tcp_base_new();
     if (base == NULL) {
         return false;
     }
@@ -234,16 +232,14 @@ create_events(vnxi_tcp_listener_t *listener, uint32_t timeout_ms)
                                                       EV_READ, on_stop, base));
 }
 
-/* With every signal blocked: they are the program's business, and a write to a
- * client that is gone shall not kill it. */
-static int
-start_thread(vnxi_tcp_listener_t *listener)
+int
+vnxi_tcp_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
 {
     sigset_t all, before;
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(&listener->thread, NULL, listener_main, listener);
+    int ret = pthread_create(thread_p, NULL, entry, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return ret;
 }
@@ -298,7 +294,7 @@ vnxi_tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
         status = start_failed(params, error, "making the loop", errno);
         goto err_free;
     }
-    int ret = start_thread(listener);
+    int ret = vnxi_tcp_thread_new(&listener->thread, listener_main, listener);
     if (ret != 0) {
         status = start_failed(params, error, "starting the thread", ret);
         goto err_free;

@@ -18,6 +18,7 @@ ALLOWED = {
     "engine": [],
     "core": ["engine/engine.h"],
     "side_channel": [],
+    "listener": ["side_channel/"],
     "python": ["core/", "side_channel/", "engine/engine.h"],
 }
 

@@ -1,0 +1,535 @@
+/*
+ * Design notes.  Whoever connects to a listener and whomever it connects to
+ * speak the same: frames of commands, either way.  So there is one kind of
+ * connection, and what belongs to those of ours alone is in client.c.
+ *
+ * Input stays in libevent's buffer until a frame is whole; its size is bounded
+ * by the announced length, that by max_frame, and the sum over all connections
+ * by `held`.  Output is one frame at a time, so that each has a deadline.
+ *
+ * A peer that asks faster than it reads the answers is not read any more
+ * until it does.  It is still read while a few answers are unsent: one that
+ * sends a long frame before it reads, as stock does, must not wait for us
+ * while we wait for it.
+ */
+#include <errno.h>
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/fork_fds.h"
+#include "listener/listener.h"
+
+#define READ_MAX (256u << 10) /* of one connection in a round of the loop */
+#define WRITE_MAX (512u << 10)
+
+vnxi_meta_frame_t *
+vnxi_meta_frame_new(vnxi_meta_verb_t verb, const void *body, size_t body_len,
+                    const void *peer, size_t peer_len)
+{
+    size_t len = VNXI_META_PREFIX + body_len;
+    vnxi_meta_frame_t *frame = malloc(sizeof *frame + len + peer_len);
+    if (frame == NULL) {
+        return NULL;
+    }
+    *frame =
+        (vnxi_meta_frame_t){.verb = verb, .len = len, .peer_len = peer_len};
+    vnxi_meta_prefix_write(verb, body_len, frame->bytes);
+    if (body_len > 0) {
+        memcpy(frame->bytes + VNXI_META_PREFIX, body, body_len);
+    }
+    if (peer_len > 0) {
+        memcpy(frame->bytes + len, peer, peer_len);
+    }
+    return frame;
+}
+
+void
+vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host, int port)
+{
+    snprintf(text, VNXI_META_ENDPOINT,
+             strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
+}
+
+/* -- Ends ----------------------------------------------------------------- */
+
+/* `bytes` more or fewer are in memory for this connection. */
+static void
+hold(vnxi_meta_conn_t *conn, size_t bytes)
+{
+    conn->listener->loop.held += bytes - conn->held;
+    conn->held = bytes;
+}
+
+static size_t
+input_len(const vnxi_meta_conn_t *conn)
+{
+    return evbuffer_get_length(bufferevent_get_input(conn->bev));
+}
+
+static void
+drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
+{
+    conn->replies--;
+    conn->reply_bytes -= frame->len;
+    free(frame);
+}
+
+/* Frames of ours among `frames` fail, and all of them are freed. */
+static void
+drop_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames)
+{
+    vnxi_meta_frame_t *frame;
+
+    while ((frame = TAILQ_FIRST(frames)) != NULL) {
+        TAILQ_REMOVE(frames, frame, link);
+        if (frame->is_reply) {
+            drop_reply(conn, frame);
+            continue;
+        }
+        vnxi_meta_unsent(conn->listener, frame, conn->endpoint, VNX_ERR_CLOSED,
+                         "the agent's metadata listener was stopped before "
+                         "this was done");
+        if (frames == &conn->out) {
+            vnxi_meta_loop_left(conn->listener);
+        }
+    }
+}
+
+void
+vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list)
+{
+    vnxi_meta_loop_t *loop = &conn->listener->loop;
+
+    if (conn->list != NULL) {
+        TAILQ_REMOVE(conn->list, conn, link);
+    } else if (conn->is_ours) {
+        loop->opened++;
+    } else {
+        loop->accepted++;
+        vnxi_meta_count(&conn->listener->counters.open);
+    }
+    conn->list = list;
+    if (list != NULL) {
+        TAILQ_INSERT_TAIL(list, conn, link);
+    } else if (conn->is_ours) {
+        loop->opened--;
+    } else {
+        loop->accepted--;
+        atomic_fetch_sub(&conn->listener->counters.open, 1);
+    }
+}
+
+void
+vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
+{
+    event_del(conn->in_timer);
+    event_del(conn->out_timer);
+    event_del(conn->reply_timer);
+    if (conn->bev != NULL) {
+        bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
+        bufferevent_free(conn->bev);
+        conn->bev = NULL;
+    }
+    if (conn->fd >= 0) {
+        /* A forked child may hold a copy of the socket: closing ours would
+         * not tell the peer. */
+        shutdown(conn->fd, SHUT_RDWR);
+        vnxi_fork_fd_close(conn->fd);
+        conn->fd = -1;
+    }
+    conn->is_writing = conn->is_paused = conn->is_in_frame = false;
+    hold(conn, 0);
+}
+
+void
+vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
+{
+    vnxi_meta_conn_cut(conn);
+    drop_frames(conn, &conn->awaiting);
+    drop_frames(conn, &conn->out);
+    vnxi_meta_target_fini(&conn->target);
+    if (conn->list != NULL) {
+        vnxi_meta_conn_list(conn, NULL);
+    }
+    event_free(conn->in_timer);
+    event_free(conn->out_timer);
+    event_free(conn->reply_timer);
+    free(conn);
+}
+
+static void
+conn_end(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
+{
+    if (conn->is_ours) {
+        vnxi_meta_client_failed(conn, status, cause);
+    } else {
+        vnxi_meta_conn_free(conn);
+    }
+}
+
+/* What it brought is not to be had from a listener of NIXL's. */
+static void
+conn_refuse(vnxi_meta_conn_t *conn, const char *cause)
+{
+    vnx_error_t failure;
+
+    vnxi_meta_count(&conn->listener->counters.refused);
+    if (!conn->is_ours) {
+        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "metadata_listener",
+                       "connection closed: %s", cause);
+        vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
+        vnxi_meta_failure(conn->listener, &failure);
+    }
+    conn_end(conn, VNX_ERR_MISMATCH, cause);
+}
+
+static void
+conn_late(vnxi_meta_conn_t *conn, const char *cause)
+{
+    vnxi_meta_count(&conn->listener->counters.timed_out);
+    conn_end(conn, VNX_ERR_TIMEOUT, cause);
+}
+
+bool
+vnxi_meta_conn_evict(vnx_listener_t *listener)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+    vnxi_meta_conn_t *conn = TAILQ_FIRST(&loop->strangers);
+
+    if (conn == NULL) {
+        conn = TAILQ_FIRST(&loop->known);
+    }
+    if (conn == NULL) {
+        return false;
+    }
+    vnxi_meta_count(&listener->counters.evicted);
+    vnxi_meta_conn_free(conn);
+    return true;
+}
+
+/* -- Frames out ----------------------------------------------------------- */
+
+/* Where memory is out for the buffer's part of it, the timer ends the frame.
+ */
+static void
+write_next(vnxi_meta_conn_t *conn)
+{
+    vnxi_meta_frame_t *frame = TAILQ_FIRST(&conn->out);
+
+    if (frame == NULL || conn->is_writing || conn->state != VNXI_META_OPEN) {
+        return;
+    }
+    conn->is_writing = true;
+    event_add(conn->out_timer, conn->listener->loop.timeout);
+    evbuffer_add_reference(bufferevent_get_output(conn->bev), frame->bytes,
+                           frame->len, NULL, NULL);
+}
+
+void
+vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
+{
+    TAILQ_INSERT_TAIL(&conn->out, frame, link);
+    if (frame->is_reply) {
+        conn->replies++;
+        conn->reply_bytes += frame->len;
+    }
+    write_next(conn);
+}
+
+/* The kernel has the first frame. */
+static void
+frame_written(vnxi_meta_conn_t *conn)
+{
+    vnx_listener_t *listener = conn->listener;
+    vnxi_meta_frame_t *frame = TAILQ_FIRST(&conn->out);
+
+    TAILQ_REMOVE(&conn->out, frame, link);
+    conn->is_writing = false;
+    event_del(conn->out_timer);
+    if (frame->is_reply) {
+        vnxi_meta_count(&listener->counters.served);
+        drop_reply(conn, frame);
+        hold(conn, input_len(conn) + conn->reply_bytes);
+        return;
+    }
+    conn->is_proven = true;
+    if (frame->verb != VNXI_META_SEND) {
+        vnxi_meta_sent(listener, frame);
+    } else {
+        if (TAILQ_EMPTY(&conn->awaiting)) {
+            event_add(conn->reply_timer, listener->loop.timeout);
+        }
+        TAILQ_INSERT_TAIL(&conn->awaiting, frame, link);
+    }
+    vnxi_meta_loop_left(listener);
+}
+
+vnxi_meta_frame_t *
+vnxi_meta_conn_answered(vnxi_meta_conn_t *conn)
+{
+    vnxi_meta_frame_t *frame = TAILQ_FIRST(&conn->awaiting);
+
+    if (frame == NULL) {
+        return NULL;
+    }
+    TAILQ_REMOVE(&conn->awaiting, frame, link);
+    if (TAILQ_EMPTY(&conn->awaiting)) {
+        event_del(conn->reply_timer);
+    } else {
+        event_add(conn->reply_timer, conn->listener->loop.timeout);
+    }
+    return frame;
+}
+
+/* -- Frames in ------------------------------------------------------------ */
+
+/* One whole frame at the head of the input, of `len` bytes without its
+ * header.  NULL, or why the connection shall end. */
+static const char *
+take_frame(vnxi_meta_conn_t *conn, size_t len)
+{
+    vnxi_meta_loop_t *loop = &conn->listener->loop;
+    struct evbuffer *input = bufferevent_get_input(conn->bev);
+    size_t whole = VNXI_META_HEADER + len;
+
+    unsigned char *bytes = evbuffer_pullup(input, (ev_ssize_t)whole);
+    if (bytes == NULL) {
+        return "out of memory for its frame";
+    }
+    const char *cause = vnxi_meta_perform(conn, bytes + VNXI_META_HEADER, len);
+    evbuffer_drain(input, whole);
+    conn->is_proven = true;
+    conn->is_in_frame = false;
+    vnxi_meta_conn_list(conn, conn->is_ours ? &loop->targets : &loop->known);
+    return cause;
+}
+
+/* The frames that are whole, until too many answers are unsent.  NULL, or why
+ * the connection shall end. */
+static const char *
+take_frames(vnxi_meta_conn_t *conn)
+{
+    struct evbuffer *input = bufferevent_get_input(conn->bev);
+    unsigned char header[VNXI_META_HEADER];
+    const char *cause = NULL;
+
+    while (cause == NULL && conn->replies < VNXI_META_REPLIES_MAX &&
+           evbuffer_copyout(input, header, sizeof header) ==
+               (ev_ssize_t)sizeof header) {
+        uint64_t len = vnxi_meta_header_read(header);
+        if (len > conn->listener->options.max_frame) {
+            return "a frame above max_frame";
+        }
+        if (len < VNXI_META_COMMAND_MIN) {
+            return "a frame without a command";
+        }
+        if (evbuffer_get_length(input) < sizeof header + len) {
+            break;
+        }
+        cause = take_frame(conn, len);
+    }
+    return cause;
+}
+
+/* Each frame has its time, from its first byte to its last; and so has the
+ * first command of a stranger, from the beginning. */
+static void
+set_in_timer(vnxi_meta_conn_t *conn)
+{
+    if (conn->is_paused ||
+        (input_len(conn) == 0 && (conn->is_proven || conn->is_ours))) {
+        event_del(conn->in_timer);
+        conn->is_in_frame = false;
+    } else if (!conn->is_in_frame && (conn->is_proven || conn->is_ours)) {
+        event_add(conn->in_timer, conn->listener->loop.timeout);
+        conn->is_in_frame = true;
+    }
+}
+
+static void
+set_paused(vnxi_meta_conn_t *conn)
+{
+    bool pause = conn->replies >= VNXI_META_REPLIES_MAX;
+    if (pause != conn->is_paused) {
+        conn->is_paused = pause;
+        (pause ? bufferevent_disable : bufferevent_enable)(conn->bev, EV_READ);
+    }
+}
+
+/* The connection may be gone after it. */
+static void
+look_at_input(vnxi_meta_conn_t *conn)
+{
+    vnx_listener_t *listener = conn->listener;
+
+    const char *cause = take_frames(conn);
+    if (cause == NULL) {
+        hold(conn, input_len(conn) + conn->reply_bytes);
+        if (listener->loop.held > 2 * listener->options.max_frame) {
+            cause = "too many bytes of unfinished frames";
+        }
+    }
+    if (cause != NULL) {
+        conn_refuse(conn, cause);
+        return;
+    }
+    set_paused(conn);
+    set_in_timer(conn);
+}
+
+static void
+on_read(struct bufferevent *bev, void *arg)
+{
+    (void)bev;
+    look_at_input(arg);
+}
+
+static void
+on_written(struct bufferevent *bev, void *arg)
+{
+    vnxi_meta_conn_t *conn = arg;
+
+    if (!conn->is_writing ||
+        evbuffer_get_length(bufferevent_get_output(bev)) > 0) {
+        return;
+    }
+    frame_written(conn);
+    write_next(conn);
+    if (conn->is_paused) {
+        look_at_input(conn);
+    }
+}
+
+static void
+on_event(struct bufferevent *bev, short what, void *arg)
+{
+    (void)bev;
+    vnxi_meta_conn_t *conn = arg;
+    const char *cause = (what & BEV_EVENT_EOF) != 0
+                            ? "the peer closed the connection"
+                            : strerror(EVUTIL_SOCKET_ERROR());
+
+    if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
+        conn_refuse(conn, "it ended in the middle of a frame");
+    } else {
+        conn_end(conn, VNX_ERR_BACKEND, cause);
+    }
+}
+
+/* -- Deadlines ------------------------------------------------------------ */
+
+static void
+on_in_deadline(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    conn_late(arg, "the rest of a frame did not come in time");
+}
+
+static void
+on_out_deadline(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    vnxi_meta_conn_t *conn = arg;
+
+    if (conn->state != VNXI_META_OPEN) {
+        vnxi_meta_client_late(conn);
+    } else {
+        conn_late(conn, "it did not take a frame in time");
+    }
+}
+
+/* An answer that has begun to come has the in_timer. */
+static void
+on_reply_deadline(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    vnxi_meta_conn_t *conn = arg;
+
+    if (conn->is_in_frame) {
+        event_add(conn->reply_timer, conn->listener->loop.timeout);
+    } else {
+        conn_late(conn, "no metadata came in time");
+    }
+}
+
+/* -- Beginnings ----------------------------------------------------------- */
+
+static void
+event_free_if(struct event *event)
+{
+    if (event != NULL) {
+        event_free(event);
+    }
+}
+
+vnxi_meta_conn_t *
+vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
+{
+    struct event_base *base = listener->loop.base;
+    vnxi_meta_conn_t *conn = calloc(1, sizeof *conn);
+    if (conn == NULL) {
+        return NULL;
+    }
+    conn->listener = listener;
+    conn->is_ours = is_ours;
+    conn->fd = -1;
+    TAILQ_INIT(&conn->out);
+    TAILQ_INIT(&conn->awaiting);
+    conn->in_timer = evtimer_new(base, on_in_deadline, conn);
+    conn->out_timer = evtimer_new(base, on_out_deadline, conn);
+    conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
+    if (conn->in_timer == NULL || conn->out_timer == NULL ||
+        conn->reply_timer == NULL) {
+        event_free_if(conn->in_timer);
+        event_free_if(conn->out_timer);
+        event_free_if(conn->reply_timer);
+        free(conn);
+        return NULL;
+    }
+    return conn;
+}
+
+/* A peer whose host is gone says nothing: have the kernel find out. */
+static void
+set_socket(int fd, unsigned timeout_ms)
+{
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms,
+               sizeof timeout_ms);
+}
+
+bool
+vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
+{
+    vnx_listener_t *listener = conn->listener;
+
+    conn->fd = fd;
+    conn->bev = bufferevent_socket_new(listener->loop.base, fd, 0);
+    if (conn->bev == NULL) {
+        return false;
+    }
+    conn->state = VNXI_META_OPEN;
+    conn->is_proven = false;
+    set_socket(fd, listener->options.timeout_ms);
+    /* What is beyond a frame is held back by the kernel, not kept by us. */
+    bufferevent_setwatermark(conn->bev, EV_READ, 0,
+                             VNXI_META_HEADER + listener->options.max_frame);
+    bufferevent_set_max_single_read(conn->bev, READ_MAX);
+    bufferevent_set_max_single_write(conn->bev, WRITE_MAX);
+    bufferevent_setcb(conn->bev, on_read, on_written, on_event, conn);
+    bufferevent_enable(conn->bev, EV_READ);
+    if (!conn->is_ours) {
+        event_add(conn->in_timer, listener->loop.timeout);
+    }
+    write_next(conn);
+    return true;
+}

@@ -1,0 +1,434 @@
+#include "listener/listener.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/log.h"
+
+#define OPERATION "metadata_listener"
+#define CONNECTIONS_MAX 1024
+#define FRAME_MIN 4096
+
+/* -- Life ----------------------------------------------------------------- */
+
+/* A quarter of the file descriptors that the process may have, since it has
+ * other uses for them. */
+static uint32_t
+default_connections(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
+        limit.rlim_cur / 4 >= CONNECTIONS_MAX) {
+        return CONNECTIONS_MAX;
+    }
+    return limit.rlim_cur < 4 ? 1 : (uint32_t)(limit.rlim_cur / 4);
+}
+
+static vnx_status_t
+options_read(const vnx_listener_options_t *given,
+             vnx_listener_options_t *out_p, vnx_error_t *error)
+{
+    vnx_listener_options_t all = {.size = sizeof all};
+
+    if (given != NULL) {
+        if (given->size != sizeof all) {
+            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                                  "options.size is %zu, this library's is %zu",
+                                  given->size, sizeof all);
+        }
+        all = *given;
+    }
+    if (all.max_frame == 0) {
+        all.max_frame = VNX_LISTENER_MAX_FRAME;
+    }
+    if (all.max_frame < FRAME_MIN ||
+        all.max_frame > VNX_LISTENER_MAX_FRAME_LIMIT) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                              "max_frame %" PRIu64 " is not in %d to %u",
+                              all.max_frame, FRAME_MIN,
+                              VNX_LISTENER_MAX_FRAME_LIMIT);
+    }
+    if (all.max_connections == 0) {
+        all.max_connections = default_connections();
+    }
+    if (all.timeout_ms == 0) {
+        all.timeout_ms = VNX_LISTENER_TIMEOUT_MS;
+    }
+    *out_p = all;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
+                    vnx_listener_t **out_p, vnx_error_t *error)
+{
+    vnx_listener_options_t all;
+    vnx_status_t status = options_read(options, &all, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnx_listener_t *listener = calloc(1, sizeof *listener);
+    if (listener == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *listener);
+    }
+    listener->agent = vnx_agent_retain(agent);
+    listener->options = all;
+    listener->forks = vnxi_fork_count();
+    listener->wake_fd = -1;
+    pthread_mutex_init(&listener->lock, NULL);
+    pthread_mutex_init(&listener->stop_lock, NULL);
+    TAILQ_INIT(&listener->inbox);
+    *out_p = listener;
+    return VNX_OK;
+}
+
+/* The locks may be held for ever and the loop's memory in any state. */
+static bool
+is_parents(const vnx_listener_t *listener)
+{
+    return vnxi_fork_crossed(listener->forks);
+}
+
+void
+vnx_listener_stop(vnx_listener_t *listener)
+{
+    if (is_parents(listener)) {
+        return;
+    }
+    pthread_mutex_lock(&listener->stop_lock);
+    pthread_mutex_lock(&listener->lock);
+    bool was_running = listener->is_running;
+    listener->is_stopping = true;
+    listener->is_running = false;
+    atomic_store(&listener->port, 0);
+    if (was_running) {
+        vnxi_meta_loop_wake(listener);
+    }
+    pthread_mutex_unlock(&listener->lock);
+    if (was_running) {
+        pthread_join(listener->thread, NULL);
+        vnxi_meta_loop_fini(listener);
+    }
+    pthread_mutex_unlock(&listener->stop_lock);
+}
+
+void
+vnx_listener_free(vnx_listener_t *listener)
+{
+    if (listener == NULL || is_parents(listener)) {
+        return;
+    }
+    vnx_listener_stop(listener);
+    pthread_mutex_destroy(&listener->stop_lock);
+    pthread_mutex_destroy(&listener->lock);
+    vnx_agent_release(listener->agent);
+    free(listener);
+}
+
+int
+vnx_listener_port(const vnx_listener_t *listener)
+{
+    return is_parents(listener) ? 0 : atomic_load(&listener->port);
+}
+
+bool
+vnx_listener_failure(vnx_listener_t *listener, vnx_error_t *failure_p)
+{
+    if (is_parents(listener)) {
+        return false;
+    }
+    pthread_mutex_lock(&listener->lock);
+    bool has_failure = listener->has_failure;
+    if (has_failure) {
+        *failure_p = listener->failure;
+    }
+    pthread_mutex_unlock(&listener->lock);
+    return has_failure;
+}
+
+static vnx_status_t
+refuse_parents(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                          "the metadata listener was made before a fork; make "
+                          "one in this process");
+}
+
+/* There is a thread from now on.  The lock is held. */
+static vnx_status_t
+run_lock_held(vnx_listener_t *listener, const char *operation,
+              vnx_error_t *error)
+{
+    if (listener->is_stopping) {
+        return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
+                              "the metadata listener was stopped");
+    }
+    if (listener->is_running) {
+        return VNX_OK;
+    }
+    vnx_status_t status = vnxi_meta_loop_start(listener, operation, error);
+    listener->is_running = status == VNX_OK;
+    return status;
+}
+
+/* -- Listening ------------------------------------------------------------ */
+
+static vnx_status_t
+start_begin(vnx_listener_t *listener, vnx_error_t *error)
+{
+    pthread_mutex_lock(&listener->lock);
+    bool is_taken = listener->is_starting || atomic_load(&listener->port) != 0;
+    if (!is_taken) {
+        listener->is_starting = true;
+    }
+    pthread_mutex_unlock(&listener->lock);
+    return is_taken ? vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                                     "it is listening already")
+                    : VNX_OK;
+}
+
+static vnx_status_t
+sockets_open(const char *host, int port, vnxi_tcp_sockets_t *sockets_p,
+             vnx_error_t *error)
+{
+    char endpoint[VNXI_META_ENDPOINT];
+    vnxi_listen_params_t params = {
+        .host = host != NULL && host[0] != '\0' ? host : NULL,
+        .port = port,
+        .endpoint = endpoint,
+    };
+
+    vnxi_meta_endpoint(endpoint, params.host != NULL ? host : "*", port);
+    vnx_status_t status = vnxi_tcp_sockets_open(&params, sockets_p, error);
+    if (status != VNX_OK && error != NULL) {
+        error->operation = OPERATION;
+    }
+    return status;
+}
+
+/* Takes the sockets where it succeeds. */
+static vnx_status_t
+start_end(vnx_listener_t *listener, const vnxi_tcp_sockets_t *sockets,
+          vnx_error_t *error)
+{
+    pthread_mutex_lock(&listener->lock);
+    listener->is_starting = false;
+    vnx_status_t status =
+        sockets != NULL ? run_lock_held(listener, OPERATION, error) : VNX_OK;
+    if (sockets != NULL && status == VNX_OK) {
+        listener->new_sockets = *sockets;
+        atomic_store(&listener->port, sockets->port);
+        vnxi_meta_loop_wake(listener);
+    }
+    pthread_mutex_unlock(&listener->lock);
+    return status;
+}
+
+vnx_status_t
+vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
+                   int *port_p, vnx_error_t *error)
+{
+    vnxi_tcp_sockets_t sockets = {0};
+
+    if (is_parents(listener)) {
+        return refuse_parents(OPERATION, error);
+    }
+    if (port < 0 || port > 65535) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                              "port %d is not in 0 to 65535", port);
+    }
+    vnx_status_t status = start_begin(listener, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = sockets_open(host, port, &sockets, error);
+    if (status != VNX_OK) {
+        start_end(listener, NULL, NULL);
+        return status;
+    }
+    int bound = sockets.port;
+    status = start_end(listener, &sockets, error);
+    if (status != VNX_OK) {
+        vnxi_tcp_sockets_close(&sockets);
+        return status;
+    }
+    vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);
+    if (port_p != NULL) {
+        *port_p = bound;
+    }
+    return VNX_OK;
+}
+
+/* -- Commands ------------------------------------------------------------- */
+
+typedef struct submission {
+    vnxi_meta_verb_t verb;
+    const char *host;
+    int port;
+    const void *body;
+    size_t body_len;
+    const void *peer;
+    size_t peer_len;
+} submission_t;
+
+static vnx_status_t
+check(const vnx_listener_t *listener, const submission_t *given,
+      vnx_error_t *error)
+{
+    const char *operation = vnxi_meta_operation(given->verb);
+
+    if (is_parents(listener)) {
+        return refuse_parents(operation, error);
+    }
+    if (given->host == NULL || given->host[0] == '\0') {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "no host");
+    }
+    if (given->port < 1 || given->port > 65535) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "port %d is not in 1 to 65535", given->port);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+check_body(const vnx_listener_t *listener, const submission_t *given,
+           vnx_error_t *error)
+{
+    const char *operation = vnxi_meta_operation(given->verb);
+
+    if (given->body_len >
+        listener->options.max_frame - VNXI_META_COMMAND_MIN) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "%zu bytes are above max_frame (%" PRIu64 ")",
+                              given->body_len, listener->options.max_frame);
+    }
+    if (vnxi_meta_has_mark(given->body, given->body_len)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the bytes '" VNXI_META_MARK "' are in it, by "
+                              "which receivers tell commands apart");
+    }
+    return VNX_OK;
+}
+
+static vnxi_meta_order_t *
+order_new(const submission_t *given)
+{
+    size_t host_size = strlen(given->host) + 1;
+    vnxi_meta_order_t *order = malloc(sizeof *order + host_size);
+    if (order == NULL) {
+        return NULL;
+    }
+    order->frame =
+        vnxi_meta_frame_new(given->verb, given->body, given->body_len,
+                            given->peer, given->peer_len);
+    if (order->frame == NULL) {
+        free(order);
+        return NULL;
+    }
+    order->port = given->port;
+    memcpy(order->host, given->host, host_size);
+    return order;
+}
+
+/* Takes the order where it succeeds.  The lock is held. */
+static vnx_status_t
+submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
+                 const char *operation, vnx_error_t *error)
+{
+    vnxi_meta_counters_t *counters = &listener->counters;
+    uint64_t count = atomic_load(&counters->pending);
+    uint64_t bytes = atomic_load(&counters->pending_bytes);
+
+    if (count >= VNXI_META_PENDING_MAX ||
+        bytes + order->frame->len > 2 * listener->options.max_frame) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
+                              "%" PRIu64 " commands of %" PRIu64
+                              " bytes are waiting already",
+                              count, bytes);
+    }
+    vnx_status_t status = run_lock_held(listener, operation, error);
+    if (status == VNX_OK) {
+        atomic_fetch_add(&counters->pending, 1);
+        atomic_fetch_add(&counters->pending_bytes, order->frame->len);
+        TAILQ_INSERT_TAIL(&listener->inbox, order, link);
+        vnxi_meta_loop_wake(listener);
+    }
+    return status;
+}
+
+static vnx_status_t
+submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
+{
+    const char *operation = vnxi_meta_operation(given->verb);
+
+    vnx_status_t status = check_body(listener, given, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_meta_order_t *order = order_new(given);
+    if (order == NULL) {
+        return vnxi_error_no_memory(error, operation, given->body_len);
+    }
+    pthread_mutex_lock(&listener->lock);
+    status = submit_lock_held(listener, order, operation, error);
+    pthread_mutex_unlock(&listener->lock);
+    if (status != VNX_OK) {
+        free(order->frame);
+        free(order);
+    }
+    return status;
+}
+
+vnx_status_t
+vnx_listener_send(vnx_listener_t *listener, const char *host, int port,
+                  const void *metadata, size_t length, vnx_error_t *error)
+{
+    vnx_bytes_t whole = {0};
+    submission_t given = {.verb = VNXI_META_LOAD,
+                          .host = host,
+                          .port = port,
+                          .body = metadata,
+                          .body_len = length};
+
+    vnx_status_t status = check(listener, &given, error);
+    if (status == VNX_OK && metadata == NULL) {
+        status = vnx_agent_metadata(listener->agent, &whole, error);
+        given.body = whole.data;
+        given.body_len = whole.len;
+    }
+    if (status == VNX_OK) {
+        status = submit(listener, &given, error);
+    }
+    free(whole.data);
+    return status;
+}
+
+vnx_status_t
+vnx_listener_fetch(vnx_listener_t *listener, const char *host, int port,
+                   const void *peer, size_t peer_len, vnx_error_t *error)
+{
+    submission_t given = {.verb = VNXI_META_SEND,
+                          .host = host,
+                          .port = port,
+                          .peer = peer,
+                          .peer_len = peer != NULL ? peer_len : 0};
+
+    vnx_status_t status = check(listener, &given, error);
+    return status != VNX_OK ? status : submit(listener, &given, error);
+}
+
+vnx_status_t
+vnx_listener_invalidate(vnx_listener_t *listener, const char *host, int port,
+                        vnx_error_t *error)
+{
+    submission_t given = {.verb = VNXI_META_INVL, .host = host, .port = port};
+
+    given.body = vnx_agent_name(listener->agent, &given.body_len);
+    vnx_status_t status = check(listener, &given, error);
+    return status != VNX_OK ? status : submit(listener, &given, error);
+}

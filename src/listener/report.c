@@ -1,0 +1,121 @@
+/*
+ * Design notes.  Commands have no answers, so a failure has no caller: it is
+ * kept as the last one, counted and logged.  Failures of our own commands are
+ * as many as our callers make.  Strangers can bring any number, so their
+ * warnings are bounded by the second.
+ */
+#include "listener/listener.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+
+#define WARNINGS_A_SECOND 10
+#define LINE_MAX_LEN 768
+
+const char *
+vnxi_meta_operation(vnxi_meta_verb_t verb)
+{
+    switch (verb) {
+    case VNXI_META_LOAD:
+        return "send_local_metadata";
+    case VNXI_META_SEND:
+        return "fetch_remote_metadata";
+    default:
+        return "invalidate_local_metadata";
+    }
+}
+
+static void
+keep(vnx_listener_t *listener, const vnx_error_t *failure)
+{
+    pthread_mutex_lock(&listener->lock);
+    listener->failure = *failure;
+    listener->has_failure = true;
+    pthread_mutex_unlock(&listener->lock);
+}
+
+static void
+warn(const vnx_error_t *failure)
+{
+    char line[LINE_MAX_LEN];
+    vnx_error_format(failure, line, sizeof line);
+    vnxi_log(VNXI_LOG_WARNING, "metadata listener: %s", line);
+}
+
+static void
+frame_done(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_counters_t *counters = &listener->counters;
+    atomic_fetch_sub(&counters->pending, 1);
+    atomic_fetch_sub(&counters->pending_bytes, frame->len);
+    free(frame);
+}
+
+void
+vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_count(&listener->counters.sent);
+    frame_done(listener, frame);
+}
+
+void
+vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
+                 const char *endpoint, vnx_status_t status, const char *cause)
+{
+    vnx_error_t failure;
+
+    vnxi_error_set(&failure, status, vnxi_meta_operation(frame->verb), "%s",
+                   cause);
+    vnxi_error_peer(&failure, endpoint, strlen(endpoint));
+    keep(listener, &failure);
+    warn(&failure);
+    vnxi_meta_count(&listener->counters.send_failures);
+    frame_done(listener, frame);
+}
+
+void
+vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+    uint64_t second = vnxi_clock_ns() / 1000000000u;
+
+    keep(listener, failure);
+    if (second != loop->log_second) {
+        loop->log_second = second;
+        loop->log_count = 0;
+    }
+    if (loop->log_count++ < WARNINGS_A_SECOND) {
+        warn(failure);
+    }
+}
+
+static uint64_t
+get(const atomic_uint_fast64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+void
+vnx_listener_stats(const vnx_listener_t *listener,
+                   vnx_listener_stats_t *stats_p)
+{
+    const vnxi_meta_counters_t *counters = &listener->counters;
+    *stats_p = (vnx_listener_stats_t){
+        .accepted = get(&counters->accepted),
+        .open = get(&counters->open),
+        .refused = get(&counters->refused),
+        .timed_out = get(&counters->timed_out),
+        .evicted = get(&counters->evicted),
+        .loaded = get(&counters->loaded),
+        .load_failures = get(&counters->load_failures),
+        .served = get(&counters->served),
+        .invalidated = get(&counters->invalidated),
+        .sent = get(&counters->sent),
+        .send_failures = get(&counters->send_failures),
+        .pending = get(&counters->pending),
+    };
+}
