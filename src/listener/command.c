@@ -90,19 +90,29 @@ serve(vnxi_meta_conn_t *conn)
     }
 }
 
+/* Is it a peer's name?  Ours is no peer's. */
+static bool
+is_peer(vnx_agent_t *agent, const void *name, size_t len)
+{
+    size_t own_len;
+    const void *own = vnx_agent_name(agent, &own_len);
+    return len > 0 && (len != own_len || memcmp(name, own, len) != 0) &&
+           vnx_agent_check_peer(agent, name, len, VNX_MEM_DRAM, NULL, 0);
+}
+
 static void
 invalidate(vnxi_meta_conn_t *conn, const vnxi_meta_command_t *command)
 {
     vnx_listener_t *listener = conn->listener;
     vnx_error_t failure;
 
-    bool was_known = command->len > 0 &&
-                     vnx_agent_check_peer(listener->agent, command->body,
-                                          command->len, VNX_MEM_DRAM, NULL, 0);
+    if (!is_peer(listener->agent, command->body, command->len)) {
+        return;
+    }
     if (vnx_agent_remove_peer(listener->agent, command->body, command->len,
                               &failure) < 0) {
         report(conn, &failure);
-    } else if (was_known) {
+    } else {
         vnxi_meta_count(&listener->counters.invalidated);
     }
 }

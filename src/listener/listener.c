@@ -284,6 +284,15 @@ check(const vnx_listener_t *listener, const submission_t *given,
     if (is_parents(listener)) {
         return refuse_parents(operation, error);
     }
+    /* Removing nobody asks whether the agent is usable. */
+    vnx_status_t status =
+        vnx_agent_remove_peer(listener->agent, NULL, 0, error);
+    if (status != VNX_OK) {
+        if (error != NULL) {
+            error->operation = operation;
+        }
+        return status;
+    }
     if (given->host == NULL || given->host[0] == '\0') {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
                               "no host");

@@ -1,0 +1,426 @@
+/* Strangers at a metadata listener that mean ill, or are ill: each costs its
+ * own connection, nobody else's. */
+#include "listener_fixture.h"
+
+#include <sys/resource.h>
+#include <sys/socket.h>
+
+#define FRAME_MAX (64u << 10)
+
+/* A node whose limits a test reaches soon. */
+static node_t
+node_small(uint32_t timeout_ms)
+{
+    vnx_listener_options_t options = {.size = sizeof options,
+                                      .max_frame = FRAME_MAX,
+                                      .max_connections = 8,
+                                      .timeout_ms = timeout_ms};
+    return node_listening("here", &options);
+}
+
+/* `data` ends its connection, and is counted. */
+static void
+expect_refused(const void *data, size_t len, const char *cause)
+{
+    node_t node = node_small(20000);
+    int fd = peer_connect(node.port);
+
+    peer_send(fd, data, len);
+    peer_expect_end(fd);
+    WAIT_UNTIL(counts(&node).refused == 1);
+    assert_says(failure_of(&node), cause);
+    assert_says(failure_of(&node), "127.0.0.1");
+    expect_service(&node);
+    node_free(&node);
+}
+
+static void
+test_attack_other_protocols(void **state)
+{
+    (void)state;
+    static const char http[] = "GET /metadata HTTP/1.1\r\nHost: x\r\n\r\n";
+    static const char tls[] = "\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03";
+    static const char side[] = "\0\0\0\x0cGET_METADATA";
+    expect_refused(http, sizeof http - 1, "above max_frame");
+    expect_refused(tls, sizeof tls - 1, "above max_frame");
+    expect_refused(side, sizeof side - 1, "above max_frame");
+}
+
+static void
+test_attack_lengths(void **state)
+{
+    (void)state;
+    unsigned char header[8];
+
+    put_length(header, FRAME_MAX + 1);
+    expect_refused(header, 8, "above max_frame");
+    put_length(header, UINT64_MAX);
+    expect_refused(header, 8, "above max_frame");
+    put_length(header, UINT64_MAX - 7);
+    expect_refused(header, 8, "above max_frame");
+    put_length(header, 0);
+    expect_refused(header, 8, "without a command");
+    put_length(header, 12);
+    expect_refused(header, 8, "without a command");
+}
+
+static void
+test_attack_frames_that_are_none(void **state)
+{
+    (void)state;
+    unsigned char frame[8 + 64];
+    char many[8 + 17 * 13 + 1];
+
+    put_length(frame, 64);
+    memset(frame + 8, 'x', 64);
+    expect_refused(frame, sizeof frame, "not a frame");
+    put_length((unsigned char *)many, 17 * 13);
+    for (int i = 0; i < 17; i++) {
+        memcpy(many + 8 + 13 * i, "NIXLCOMM:INVL", 13);
+    }
+    expect_refused(many, sizeof many - 1, "too many commands");
+}
+
+static void
+test_attack_end_in_the_middle(void **state)
+{
+    (void)state;
+    node_t node = node_small(20000);
+
+    for (int i = 0; i < 10; i++) {
+        int fd = peer_connect(node.port);
+        peer_send(fd, "\x40\0\0\0\0\0\0\0NIXL", i % 2 ? 4 : 12);
+        if (i % 3) {
+            peer_reset(fd);
+        } else {
+            close(fd);
+        }
+    }
+    WAIT_UNTIL(counts(&node).accepted == 10 && counts(&node).open == 0);
+    expect_service(&node);
+    node_free(&node);
+}
+
+/* -- Metadata that is none ------------------------------------------------ */
+
+/* The connection goes on: it may be a peer's, and what is wrong ours. */
+static void
+test_attack_metadata(void **state)
+{
+    (void)state;
+    node_t node = node_small(20000);
+    vnx_bytes_t own;
+    unsigned char junk[512];
+    int fd = peer_connect(node.port);
+    size_t len;
+
+    fill(junk, sizeof junk, 3);
+    assert_ok(vnx_agent_metadata(node.agent, &own, e));
+    raw_command(fd, "LOAD", junk, sizeof junk);
+    raw_command(fd, "LOAD", NULL, 0);
+    raw_command(fd, "LOAD", own.data, own.len - 1);
+    raw_command(fd, "LOAD", own.data, own.len);
+    WAIT_UNTIL(counts(&node).load_failures == 4);
+    assert_says(failure_of(&node), "NIXL_ERR_INVALID_PARAM");
+    assert_says(failure_of(&node), "own");
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    assert_int_equal(counts(&node).loaded, 0);
+    assert_int_equal(counts(&node).refused, 0);
+    free(own.data);
+    close(fd);
+    node_free(&node);
+}
+
+static void
+test_attack_invalidation_of_anybody(void **state)
+{
+    (void)state;
+    node_t node = node_small(20000);
+    char name[60000];
+    int fd = peer_connect(node.port);
+    size_t len;
+
+    memset(name, 'n', sizeof name);
+    raw_command(fd, "INVL", name, sizeof name);
+    raw_command(fd, "INVL", "here", 4); /* ourselves */
+    raw_command(fd, "INVL", "\0\xff", 2);
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    assert_int_equal(counts(&node).invalidated, 0);
+    close(fd);
+    node_free(&node);
+}
+
+/* -- Time ----------------------------------------------------------------- */
+
+static void
+expect_timed_out(const void *data, size_t len)
+{
+    node_t node = node_small(150);
+    int fd = peer_connect(node.port);
+
+    if (len > 0) {
+        peer_send(fd, data, len);
+    }
+    peer_expect_end(fd);
+    WAIT_UNTIL(counts(&node).timed_out == 1);
+    expect_service(&node);
+    node_free(&node);
+}
+
+static void
+test_attack_silence(void **state)
+{
+    (void)state;
+    static const char half[] = "\x0d\0\0\0\0\0\0\0NIXLCOM";
+    static const char after[] = "\x0e\0\0\0\0\0\0\0NIXLCOMM:INVLx\x0d";
+    expect_timed_out(NULL, 0);
+    expect_timed_out("\x0d", 1);
+    expect_timed_out(half, sizeof half - 1);
+    expect_timed_out(after, sizeof after - 1);
+}
+
+/* Bytes that drip in do not buy time. */
+static void
+test_attack_drip(void **state)
+{
+    (void)state;
+    node_t node = node_small(200);
+    int fd = peer_connect(node.port);
+
+    raw_command(fd, "INVL", "x", 1); /* not a stranger any more */
+    peer_send(fd, "\x00\x01\0\0\0\0\0\0", 8);
+    for (int i = 0; i < 250 && counts(&node).timed_out == 0; i++) {
+        if (send(fd, "N", 1, MSG_NOSIGNAL) < 0) {
+            break;
+        }
+        usleep(10000);
+    }
+    WAIT_UNTIL(counts(&node).timed_out == 1);
+    close(fd);
+    node_free(&node);
+}
+
+/* One that has sent a command may be silent for as long as it likes. */
+static void
+test_attack_is_not_a_peer_that_has_nothing_to_say(void **state)
+{
+    (void)state;
+    node_t node = node_small(100);
+    int fd = peer_connect(node.port), other = peer_connect(node.port);
+    size_t len;
+
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    peer_expect_end(other); /* more than the time-out has passed */
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    close(fd);
+    node_free(&node);
+}
+
+/* One that asks and asks and reads nothing. */
+static void
+test_attack_answers_that_nobody_reads(void **state)
+{
+    (void)state;
+    static unsigned char memory[4096];
+    node_t node = node_small(300);
+    static const char ask[] = "\x0d\0\0\0\0\0\0\0NIXLCOMM:SEND";
+    int fd = peer_connect(node.port);
+
+    for (size_t i = 0; i < sizeof memory; i += 64) {
+        register_at(node.agent, memory + i, 4); /* some 3 KB of metadata */
+    }
+    while (send(fd, ask, sizeof ask - 1, MSG_NOSIGNAL | MSG_DONTWAIT) > 0) {
+    }
+    expect_service(&node);
+    WAIT_UNTIL(counts(&node).timed_out == 1);
+    peer_expect_end(fd);
+    expect_service(&node);
+    node_free(&node);
+}
+
+/* -- Crowds --------------------------------------------------------------- */
+
+static void
+test_attack_crowd_gives_way(void **state)
+{
+    (void)state;
+    enum { CROWD = 40 };
+    node_t node = node_small(20000);
+    int known = peer_connect(node.port), fds[CROWD];
+    size_t len;
+
+    raw_command(known, "SEND", NULL, 0);
+    free(raw_load(known, &len));
+    for (int i = 0; i < CROWD; i++) {
+        fds[i] = peer_connect(node.port);
+        peer_send(fds[i], "\x0d", i % 2);
+    }
+    expect_service(&node);
+    WAIT_UNTIL(counts(&node).accepted == CROWD + 2);
+    assert_true(counts(&node).open <= 8);
+    assert_true(counts(&node).evicted >= CROWD + 2 - 8 - 1);
+    raw_command(known, "SEND", NULL, 0); /* strangers went first */
+    free(raw_load(known, &len));
+    for (int i = 0; i < CROWD; i++) {
+        close(fds[i]);
+    }
+    close(known);
+    node_free(&node);
+}
+
+static void
+test_attack_connect_and_leave(void **state)
+{
+    (void)state;
+    enum { STORM = 500 };
+    node_t node = node_small(20000);
+    size_t before = open_fds();
+
+    for (int i = 0; i < STORM; i++) {
+        peer_reset(peer_connect(node.port));
+    }
+    expect_service(&node);
+    WAIT_UNTIL(counts(&node).open == 0);
+    WAIT_UNTIL(open_fds() <= before);
+    node_free(&node);
+}
+
+/* Many unfinished frames: their sum is bounded, whoever they are from. */
+static void
+test_attack_unfinished_frames(void **state)
+{
+    (void)state;
+    node_t node = node_small(20000);
+    unsigned char header[8], *body = pattern(FRAME_MAX, 5);
+    int fds[4];
+
+    put_length(header, FRAME_MAX);
+    memcpy(body, "NIXLCOMM:LOAD", 13);
+    for (int i = 0; i < 4; i++) {
+        fds[i] = peer_connect(node.port);
+        peer_send(fds[i], header, 8);
+        peer_send(fds[i], body, FRAME_MAX - 1);
+    }
+    WAIT_UNTIL(counts(&node).refused >= 1);
+    assert_says(failure_of(&node), "too many bytes");
+    for (int i = 0; i < 4; i++) {
+        close(fds[i]);
+    }
+    WAIT_UNTIL(counts(&node).open == 0);
+    expect_service(&node);
+    free(body);
+    node_free(&node);
+}
+
+/* No file descriptor is left: service goes on when there is one again. */
+static void
+test_attack_fds_run_out(void **state)
+{
+    (void)state;
+    struct rlimit limit, tight;
+    vnx_listener_options_t options = {.size = sizeof options,
+                                      .max_connections = 1000};
+    node_t node = node_listening("here", &options);
+    int fds[64];
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    for (int i = 0; i < 64; i++) {
+        fds[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_true(fds[i] >= 0);
+    }
+    tight = limit;
+    tight.rlim_cur = (rlim_t)fds[63] + 9;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &tight), 0);
+    struct sockaddr_storage addr;
+    socklen_t len = sizeof addr;
+    int first = peer_connect(node.port);
+    assert_int_equal(getpeername(first, (void *)&addr, &len), 0);
+    for (int i = 0; i < 64; i++) {
+        assert_int_equal(connect(fds[i], (void *)&addr, len), 0);
+    }
+    WAIT_UNTIL(counts(&node).evicted > 0);
+    close(first);
+    for (int i = 0; i < 64; i++) {
+        close(fds[i]);
+    }
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    expect_service(&node);
+    node_free(&node);
+}
+
+/* -- The listener that we ask --------------------------------------------- */
+
+static const void *answer;
+static size_t answer_len;
+
+static void
+serve_answer(peer_server_t *server, int client)
+{
+    char request[21];
+    if (peer_recv(client, request, sizeof request) == sizeof request) {
+        send(client, answer, answer_len, MSG_NOSIGNAL);
+    }
+    peer_serve_silence(server, client);
+}
+
+static void
+expect_bad_answer(const void *data, size_t len, const char *cause)
+{
+    vnx_listener_options_t options = {.size = sizeof options,
+                                      .timeout_ms = 200};
+    node_t node = node_new("here", &options);
+    peer_server_t server = {0};
+
+    answer = data;
+    answer_len = len;
+    peer_server_start(&server, serve_answer);
+    assert_ok(
+        vnx_listener_fetch(node.listener, HERE, server.port, NULL, 0, e));
+    WAIT_UNTIL(counts(&node).pending == 0);
+    assert_says(failure_of(&node), cause);
+    assert_int_equal(counts(&node).loaded, 0);
+    node_free(&node);
+    peer_server_stop(&server);
+}
+
+static void
+test_attack_by_the_one_that_was_asked(void **state)
+{
+    (void)state;
+    static const char http[] = "HTTP/1.1 400 Bad Request\r\n\r\n";
+    static const char half[] = "\xff\0\0\0\0\0\0\0NIXLCOMM:LOADnixlSer";
+    static const char junk[] = "\x14\0\0\0\0\0\0\0NIXLCOMM:LOADnixlSer";
+    static const char none[] = "\x14\0\0\0\0\0\0\0IXLCOMM:LOADnixlSerD";
+    expect_bad_answer(http, sizeof http - 1, "above max_frame");
+    expect_bad_answer(half, sizeof half - 1, "did not come in time");
+    expect_bad_answer(junk, sizeof junk - 1, "NIXL_ERR_MISMATCH");
+    expect_bad_answer(none, sizeof none - 1, "not a frame");
+    expect_bad_answer("", 0, "no metadata came");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_attack_other_protocols),
+        cmocka_unit_test(test_attack_lengths),
+        cmocka_unit_test(test_attack_frames_that_are_none),
+        cmocka_unit_test(test_attack_end_in_the_middle),
+        cmocka_unit_test(test_attack_metadata),
+        cmocka_unit_test(test_attack_invalidation_of_anybody),
+        cmocka_unit_test(test_attack_silence),
+        cmocka_unit_test(test_attack_drip),
+        cmocka_unit_test(test_attack_is_not_a_peer_that_has_nothing_to_say),
+        cmocka_unit_test(test_attack_answers_that_nobody_reads),
+        cmocka_unit_test(test_attack_crowd_gives_way),
+        cmocka_unit_test(test_attack_connect_and_leave),
+        cmocka_unit_test(test_attack_unfinished_frames),
+        cmocka_unit_test(test_attack_fds_run_out),
+        cmocka_unit_test(test_attack_by_the_one_that_was_asked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
