@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 from ._config import nixl_agent_config
 from ._core import (
     Agent,
     TcpSideChannel,
-    _set_search_path,
     nixl_mem_t,
     nixl_xfer_handle,
     nixlNotSupportedError,

@@ -657,9 +657,7 @@ class Agent:
     # Metadata listener
 
     def _listen(self, host: str, port: int, max_frame: int) -> None: ...
-    def send_local_metadata(
-        self, ip_addr: str = "", port: int = 8888
-    ) -> None:
+    def send_local_metadata(self, ip_addr: str = "", port: int = 8888) -> None:
         """Send the agent's metadata, as it is now, to a peer's listener.
 
         ip_addr: an address or a name; '' means a central metadata server,
