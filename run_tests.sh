@@ -18,11 +18,9 @@ say "  $("$VENV/bin/python" --version) in .venv," \
     "$(gcc --version | head -n 1), $(clang --version | head -n 1)"
 
 section "C library"
-start 900 "C tests, gcc" c gcc
-start 900 "C tests, clang" c clang
-finish_checks
-start 1200 "C tests, ASan and UBSan" c asan
-start 1200 "C tests, TSan" c tsan
+check 900 "C tests, gcc" c gcc
+start 1200 "C tests, clang, ASan and UBSan" c asan
+start 1200 "C tests, gcc, TSan" c tsan
 finish_checks
 start 600 "fuzzing" fuzz
 start 600 "library, installed" library
@@ -41,7 +39,7 @@ finish_checks
 
 section "Python tests"
 check 1200 "Python $("$VENV/bin/python" -c \
-    'import sys; print("%d.%d" % sys.version_info[:2])')" pytest tests/python
+    'import sys; print("%d.%d" % sys.version_info[:2])')" pytest_side_by_side tests/python
 check 1200 "stress" pytest tests/stress
 check 600 "examples" pytest examples
 check 900 "stock NIXL" interop

@@ -5,9 +5,10 @@ STOCK_VENV="$WORK/venv-stock"
 
 # What the tests use beside the package; the demo and the bench need numpy.
 DEMO_NEEDS=(numpy)
-TEST_NEEDS=(numpy pytest hypothesis)
+TEST_NEEDS=(numpy pytest pytest-xdist hypothesis)
 # What is most likely to differ between versions of Python: the surface, the
-# conversions, the protocols, and that bytes arrive.
+# conversions, the protocols, and that bytes arrive (within the process: how
+# they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects errors
     wrong_input side_channel transfer aio)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
@@ -52,6 +53,11 @@ check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
 }
 
+# The same, on every core: most tests start a process and wait for it.
+check_pytest_side_by_side() {
+    run_pytest "$VENV/bin/python" -n "$(nproc)" --dist worksteal "$@"
+}
+
 # check_other_python VERSION PYTHON: build, install and use the package there.
 check_other_python() {
     local version=$1 python=$2 venv="$WORK/venv-$1"
@@ -60,7 +66,7 @@ check_other_python() {
     make_venv "$venv" "$python"
     pip_install "$venv" "${TEST_NEEDS[@]}"
     install_package "$venv"
-    run_pytest "$venv/bin/python" -m "not slow" \
+    run_pytest "$venv/bin/python" -m "not slow" -k "not shm" \
         $(printf "tests/python/test_%s.py " "${SMOKE_TESTS[@]}")
 }
 

@@ -465,6 +465,8 @@ TIMES = 300
 def once():
     agent.remove_remote_agent("there")
     agent.add_remote_agent(there.metadata())
+    agent.send_notif("there", b"x")  # it has accepted when that is there
+    there.gather_notifs(1)
 """,
     "notifications": """
 def once():
