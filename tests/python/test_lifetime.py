@@ -514,7 +514,7 @@ TIMES = 3000
 {source}
 small = here
 def at_rest():
-    """Threads have accepted and closed what is under way: 50 looks alike."""
+    # Threads have accepted and closed what is under way: 50 looks alike.
     looks = [0]
     def look():
         looks.append(usage.fds())
