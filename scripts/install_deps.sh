@@ -68,7 +68,8 @@ find_missing() {
     need build-essential have_compiler
     need pkg-config have_command pkg-config
     find_missing_python
-    need libevent-dev have_library libevent_pthreads
+    need libevent-dev have_library libevent_openssl
+    need libssl-dev have_library openssl
     [ "$PURPOSE" = tests ] || return 0
     need libcmocka-dev have_library cmocka
     need clang have_command clang

@@ -10,7 +10,8 @@ TEST_NEEDS=(numpy pytest pytest-xdist hypothesis)
 # conversions, the protocols, and that bytes arrive (within the process: how
 # they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects errors
-    wrong_input side_channel transfer aio)
+    wrong_input side_channel transports
+    transfer aio)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.

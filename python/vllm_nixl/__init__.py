@@ -16,7 +16,6 @@ from ._aliases import install, uninstall
 from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
 from ._core import (
     NixlError,
-    TcpSideChannel,
     __version__,
     nixl_mem_t,
     nixl_prepped_dlist_handle,
@@ -42,12 +41,15 @@ from ._core import (
     nixlXferTelemetry,
     shared_buffer,
 )
+from ._side_channel import HttpSideChannel, TcpSideChannel, ZmqSideChannel
 
 __all__ = [
     "DEFAULT_COMM_PORT",
+    "HttpSideChannel",
     "NixlAgent",
     "NixlError",
     "TcpSideChannel",
+    "ZmqSideChannel",
     "__version__",
     "install",
     "nixlBackendError",

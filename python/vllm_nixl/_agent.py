@@ -5,7 +5,6 @@ from __future__ import annotations
 from ._config import nixl_agent_config
 from ._core import (
     Agent,
-    TcpSideChannel,
     nixl_mem_t,
     nixl_xfer_handle,
     nixlNotSupportedError,
@@ -14,6 +13,7 @@ from ._core import (
     nixlXferDList,
 )
 from ._serialize import deserialize, serialize
+from ._side_channel import TcpSideChannel
 
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:

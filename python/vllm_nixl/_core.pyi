@@ -5,7 +5,8 @@ bytes unless they say otherwise.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from typing import (
     Any,
     ClassVar,
@@ -429,42 +430,84 @@ class shared_buffer(_Exports):
 class nixlAlreadyRunningError(nixlNotAllowedError, RuntimeError):
     """the listener cannot be started: it is running already"""
 
-@final
-class TcpSideChannel:
-    """A small server and client that hand metadata over, by TCP.
+_Key: TypeAlias = str | bytes | tuple[int, ...] | None
+_Metadata: TypeAlias = Buffer | Mapping[_Key, Buffer]
+_Peer: TypeAlias = tuple[str, int] | tuple[str, int, _Key]
 
-    max_frame: bytes of one reply that is accepted or served; None: 256 MiB
-    max_connections: at once; None: 4096, or what the limit on files lets
-    client_timeout_ms: a client's whole exchange, at the server; None: 5000
+@disjoint_base
+class SideChannel:
+    """A small server and client that hand metadata over.
+
+    The common part of TcpSideChannel, ZmqSideChannel and HttpSideChannel.
     """
 
-    def __new__(
-        cls,
-        *,
-        max_frame: int | None = None,
-        max_connections: int | None = None,
-        client_timeout_ms: int | None = None,
-    ) -> Self: ...
     def start_listener(
-        self, port: int, metadata: Buffer, host: str | None = None
+        self,
+        port: int | None,
+        metadata: _Metadata,
+        host: str | Sequence[str] | None = None,
     ) -> int:
-        """Serve metadata. Returns the port; 0 binds a free one."""
+        """Serve metadata. Returns the port; 0 binds a free one.
+
+        port: None is VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600
+        metadata: bytes, or a mapping from key to bytes; '' or None is the
+            default key, (0, 1) the same as '0,1'
+        host: an address, a name, an interface, or several; None or '' is
+            VLLM_NIXL_SIDE_CHANNEL_HOST, or every address of the machine
+        """
+
+    def set_metadata(self, metadata: _Metadata, key: _Key = None) -> None:
+        """Serve other metadata from now on, while the listener runs."""
+
+    def remove_metadata(self, key: _Key = None) -> None:
+        """Serve nothing under the key any more."""
+
+    def advertised_address(self, peer: str | None = None) -> tuple[str, int]:
+        """What to tell peers: host and port of the running listener."""
 
     def request_metadata(
-        self, host: str, port: int, timeout_ms: int = 5000
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        key: _Key = None,
+        retries: int | None = 0,
     ) -> bytes:
         """Fetch what the listener at host:port serves.
 
         timeout_ms bounds the whole exchange. Other threads run meanwhile.
+        retries: further tries where the peer is not there yet; None: until
+            the timeout
         """
 
+    def request_many(
+        self,
+        peers: Iterable[_Peer],
+        timeout_ms: int = 5000,
+        *,
+        retries: int | None = 0,
+    ) -> list[bytes | Exception]:
+        """Ask many peers at once, from this thread alone.
+
+        Returns the bytes, or the exception that request_metadata() would have
+        raised, of each peer in the same order.
+        """
+
+    def _begin(
+        self,
+        peers: Iterable[_Peer],
+        timeout_ms: int = 5000,
+        *,
+        retries: int | None = 0,
+    ) -> SideChannelRequests: ...
     def shutdown(self) -> None:
         """Stop serving, without waiting for clients; the port is free."""
 
     def is_running(self) -> bool:
         """Is the listener running?"""
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> dict[str, Any]:
         """Counters of the listener since it was made."""
 
     @property
@@ -473,6 +516,79 @@ class TcpSideChannel:
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
+
+class TcpSideChannel(SideChannel):
+    """A side channel by TCP."""
+
+    def __new__(
+        cls,
+        *,
+        max_frame: int | None = None,
+        max_connections: int | None = None,
+        client_timeout_ms: int | None = None,
+        idle_timeout_ms: int | None = None,
+        max_rate: int | None = None,
+        tls: bool = False,
+        tls_certificate: str | PathLike[str] | None = None,
+        tls_key: str | PathLike[str] | None = None,
+        tls_ca: str | PathLike[str] | None = None,
+        tls_name: str | None = None,
+        secret: str | None = None,
+        advertise: str | None = None,
+    ) -> Self: ...
+
+class ZmqSideChannel(SideChannel):
+    """A side channel by ZeroMQ, as vLLM speaks it."""
+
+    def __new__(
+        cls,
+        *,
+        max_frame: int | None = None,
+        max_connections: int | None = None,
+        client_timeout_ms: int | None = None,
+        idle_timeout_ms: int | None = None,
+        max_rate: int | None = None,
+        tls: bool = False,
+        tls_certificate: str | PathLike[str] | None = None,
+        tls_key: str | PathLike[str] | None = None,
+        tls_ca: str | PathLike[str] | None = None,
+        tls_name: str | None = None,
+        secret: str | None = None,
+        advertise: str | None = None,
+    ) -> Self: ...
+
+class HttpSideChannel(SideChannel):
+    """A side channel by HTTP."""
+
+    def __new__(
+        cls,
+        *,
+        max_frame: int | None = None,
+        max_connections: int | None = None,
+        client_timeout_ms: int | None = None,
+        idle_timeout_ms: int | None = None,
+        max_rate: int | None = None,
+        tls: bool = False,
+        tls_certificate: str | PathLike[str] | None = None,
+        tls_key: str | PathLike[str] | None = None,
+        tls_ca: str | PathLike[str] | None = None,
+        tls_name: str | None = None,
+        secret: str | None = None,
+        advertise: str | None = None,
+    ) -> Self: ...
+
+@final
+class SideChannelRequests:
+    """Requests of a side channel that are under way, for event loops."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when step() has work."""
+
+    def step(self) -> int:
+        """Do what can be done without waiting; how many are open."""
+
+    def take(self) -> list[bytes | Exception]:
+        """The answers, once none is open, as of request_many()."""
 
 # -- Agent -------------------------------------------------------------------
 

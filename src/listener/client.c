@@ -22,7 +22,7 @@ target_stop(vnxi_meta_target_t *target)
         event_free(target->event);
         target->event = NULL;
     }
-    vnxi_lookup_release(target->lookup);
+    vnxi_lookup_end(target->lookup);
     target->lookup = NULL;
 }
 
@@ -55,29 +55,11 @@ on_lookup(evutil_socket_t fd, short what, void *arg)
     const char *reason;
 
     vnx_status_t status =
-        vnxi_lookup_result(target->lookup, &target->addresses, &reason);
+        vnxi_lookup_step(target->lookup, &target->addresses, &reason);
     target_stop(target);
     if (status == VNX_OK) {
         try_next(conn);
     } else {
-        vnxi_meta_client_failed(conn, status, reason);
-    }
-}
-
-static void
-look_up(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    const char *reason;
-
-    vnx_status_t status = vnxi_lookup_start(target->host, target->port,
-                                            &target->lookup, &reason);
-    if (status == VNX_OK &&
-        !watch(conn, vnxi_lookup_fd(target->lookup), EV_READ, on_lookup)) {
-        status = VNX_ERR_NO_MEMORY;
-        reason = "out of memory";
-    }
-    if (status != VNX_OK) {
         vnxi_meta_client_failed(conn, status, reason);
     }
 }
@@ -93,13 +75,17 @@ begin(vnxi_meta_conn_t *conn)
     conn->is_proven = false;
     target->next = 0;
     event_add(conn->out_timer, conn->listener->loop.timeout);
-    vnx_status_t status = vnxi_resolve_at_once(target->host, target->port,
-                                               &target->addresses, &reason);
+    vnx_status_t status =
+        vnxi_lookup_begin(target->host, target->port, &target->addresses,
+                          &target->lookup, &reason);
+    if (status == VNX_IN_PROG &&
+        !watch(conn, vnxi_lookup_fd(target->lookup), EV_READ, on_lookup)) {
+        status = VNX_ERR_NO_MEMORY;
+        reason = "out of memory";
+    }
     if (status == VNX_OK) {
         try_next(conn);
-    } else if (status == VNX_IN_PROG) {
-        look_up(conn);
-    } else {
+    } else if (status != VNX_IN_PROG) {
         vnxi_meta_client_failed(conn, status, reason);
     }
 }

@@ -192,7 +192,7 @@ start_begin(vnx_listener_t *listener, vnx_error_t *error)
 }
 
 static vnx_status_t
-sockets_open(const char *host, int port, vnxi_tcp_sockets_t *sockets_p,
+sockets_open(const char *host, int port, vnxi_sockets_t *sockets_p,
              vnx_error_t *error)
 {
     char endpoint[VNXI_META_ENDPOINT];
@@ -203,7 +203,7 @@ sockets_open(const char *host, int port, vnxi_tcp_sockets_t *sockets_p,
     };
 
     vnxi_meta_endpoint(endpoint, params.host != NULL ? host : "*", port);
-    vnx_status_t status = vnxi_tcp_sockets_open(&params, sockets_p, error);
+    vnx_status_t status = vnxi_sockets_open(&params, sockets_p, error);
     if (status != VNX_OK && error != NULL) {
         error->operation = OPERATION;
     }
@@ -212,7 +212,7 @@ sockets_open(const char *host, int port, vnxi_tcp_sockets_t *sockets_p,
 
 /* Takes the sockets where it succeeds. */
 static vnx_status_t
-start_end(vnx_listener_t *listener, const vnxi_tcp_sockets_t *sockets,
+start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
           vnx_error_t *error)
 {
     pthread_mutex_lock(&listener->lock);
@@ -232,7 +232,7 @@ vnx_status_t
 vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
                    int *port_p, vnx_error_t *error)
 {
-    vnxi_tcp_sockets_t sockets = {0};
+    vnxi_sockets_t sockets = {0};
 
     if (is_parents(listener)) {
         return refuse_parents(OPERATION, error);
@@ -253,7 +253,7 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
     int bound = sockets.port;
     status = start_end(listener, &sockets, error);
     if (status != VNX_OK) {
-        vnxi_tcp_sockets_close(&sockets);
+        vnxi_sockets_close(&sockets);
         return status;
     }
     vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);

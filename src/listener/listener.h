@@ -24,7 +24,8 @@
 #include <vnx/listener.h>
 
 #include "listener/codec.h"
-#include "side_channel/tcp.h"
+#include "side_channel/loop.h"
+#include "side_channel/sockets.h"
 
 #define VNXI_META_ENDPOINT 80
 #define VNXI_META_COMMANDS_MAX 16  /* of one frame */
@@ -81,7 +82,7 @@ typedef struct vnxi_meta_loop {
     struct event *wake_event;
     struct event *resume_event; /* ends a pause of accepting */
     struct event *linger_event; /* ends the thread at last */
-    vnxi_tcp_sockets_t sockets;
+    vnxi_sockets_t sockets;
     struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX];
     unsigned batch; /* accepted since the last pause */
     /* Each list has the longest idle one first. */
@@ -108,7 +109,7 @@ struct vnx_listener {
     bool is_stopping;
     bool is_starting; /* a vnx_listener_start() is under way */
     struct vnxi_meta_orders inbox;
-    vnxi_tcp_sockets_t new_sockets; /* for the loop to take */
+    vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;
     bool has_failure;
 

@@ -108,7 +108,7 @@ on_accept_error(struct evconnlistener *acceptor, void *arg)
 }
 
 static void
-attach(vnx_listener_t *listener, const vnxi_tcp_sockets_t *sockets)
+attach(vnx_listener_t *listener, const vnxi_sockets_t *sockets)
 {
     vnxi_meta_loop_t *loop = &listener->loop;
 
@@ -168,7 +168,7 @@ on_wake(evutil_socket_t fd, short what, void *arg)
     (void)got; /* woken is woken */
     pthread_mutex_lock(&listener->lock);
     TAILQ_CONCAT(&orders, &listener->inbox, link);
-    vnxi_tcp_sockets_t sockets = listener->new_sockets;
+    vnxi_sockets_t sockets = listener->new_sockets;
     listener->new_sockets.count = 0;
     bool is_stopping = listener->is_stopping;
     pthread_mutex_unlock(&listener->lock);
@@ -225,7 +225,7 @@ create_events(vnx_listener_t *listener)
     TAILQ_INIT(&loop->strangers);
     TAILQ_INIT(&loop->known);
     TAILQ_INIT(&loop->targets);
-    loop->base = vnxi_tcp_base_new();
+    loop->base = vnxi_loop_base_new();
     listener->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (loop->base == NULL || listener->wake_fd < 0) {
         return false;
@@ -270,7 +270,7 @@ vnxi_meta_loop_fini(vnx_listener_t *listener)
             evconnlistener_free(loop->acceptors[i]);
         }
     }
-    vnxi_tcp_sockets_close(&loop->sockets);
+    vnxi_sockets_close(&loop->sockets);
     event_free_if(loop->wake_event);
     event_free_if(loop->resume_event);
     event_free_if(loop->linger_event);
@@ -293,7 +293,7 @@ vnxi_meta_loop_start(vnx_listener_t *listener, const char *operation,
 
     if (create_events(listener)) {
         what = "starting the thread";
-        err = vnxi_tcp_thread_new(&listener->thread, loop_main, listener);
+        err = vnxi_loop_thread_new(&listener->thread, loop_main, listener);
         if (err == 0) {
             return VNX_OK;
         }

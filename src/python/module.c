@@ -117,6 +117,7 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
         Py_VISIT(state->types[i]);
     }
     Py_VISIT(state->error_base);
+    Py_VISIT(state->running_error);
     return 0;
 }
 
@@ -137,6 +138,7 @@ module_clear(PyObject *module)
         Py_CLEAR(state->types[i]);
     }
     Py_CLEAR(state->error_base);
+    Py_CLEAR(state->running_error);
     return 0;
 }
 

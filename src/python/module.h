@@ -45,6 +45,7 @@ typedef enum vnxi_py_type {
     VNXI_PY_TYPE_REMOTE_DESCS,
     VNXI_PY_TYPE_TELEMETRY,
     VNXI_PY_TYPE_SHARED_BUFFER,
+    VNXI_PY_TYPE_SIDE_REQUESTS,
     VNXI_PY_TYPE_COUNT
 } vnxi_py_type_t;
 
@@ -52,6 +53,7 @@ typedef struct vnxi_py_state {
     PyObject *names[VNXI_PY_NAME_COUNT];    /* interned */
     PyObject *errors[VNXI_PY_STATUS_COUNT]; /* NULL: not an error */
     PyObject *error_base;                   /* NixlError */
+    PyObject *running_error;                /* nixlAlreadyRunningError */
     PyObject *mems[VNX_MEM_COUNT];          /* members of nixl_mem_t */
     PyTypeObject *types[VNXI_PY_TYPE_COUNT];
     void *scratch; /* see scratch.h */

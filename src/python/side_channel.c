@@ -1,156 +1,179 @@
 /*
  * Design notes.  The channel is made with the object and lives as long, so
  * there is nothing to guard: every method copies what it needs out of Python
- * objects, drops the GIL and calls.  A request looks for signals while it
- * waits, so that Ctrl-C ends it.
+ * objects, drops the GIL and calls.
  */
 #include "python/side_channel.h"
 
-#include <limits.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "python/convert.h"
 #include "python/errors.h"
-#include "python/integers.h"
-#include "side_channel/side_channel.h"
 
 #define RUNNING_ERROR "nixlAlreadyRunningError"
-#define START "start_listener"
-#define REQUEST "request_metadata"
-
-typedef struct side_channel {
-    PyObject_HEAD vnx_side_channel_t *channel; /* owned; fixed at the making */
-    vnxi_py_state_t *state;                    /* of the type's module */
-} side_channel_t;
-
-/* -- Arguments ------------------------------------------------------------ */
-
-/* An int from `min` to `max`.  false: exception. */
-static bool
-int_get(vnxi_py_state_t *state, const char *operation, const char *what,
-        PyObject *value, uint64_t *number_p, uint64_t min, uint64_t max)
-{
-    uint64_t number = 0;
-
-    switch (vnxi_py_int_get(value, &number)) {
-    case VNXI_PY_INT_OK:
-        if (number >= min && number <= max) {
-            *number_p = number;
-            return true;
-        }
-        break;
-    case VNXI_PY_INT_RANGE:
-        break;
-    case VNXI_PY_INT_TYPE:
-        vnxi_py_wrong_type(operation, what, "an int", value);
-        return false;
-    default:
-        return false;
-    }
-    vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                    "%s is not in %llu to %llu", what, (unsigned long long)min,
-                    (unsigned long long)max);
-    return false;
-}
-
-static bool
-port_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
-         int min, int *port_p)
-{
-    uint64_t number;
-
-    if (!int_get(state, operation, "port", value, &number, (uint64_t)min,
-                 65535)) {
-        return false;
-    }
-    *port_p = (int)number;
-    return true;
-}
-
-/* Borrowed from `value`. */
-static const char *
-host_get(vnxi_py_state_t *state, const char *operation, PyObject *value)
-{
-    Py_ssize_t len;
-
-    if (!PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, "host", "a str", value);
-        return NULL;
-    }
-    const char *host = PyUnicode_AsUTF8AndSize(value, &len);
-    if (host != NULL && strlen(host) != (size_t)len) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "host has a null character");
-        return NULL;
-    }
-    return host;
-}
 
 /* -- Making --------------------------------------------------------------- */
 
 /* None leaves the default, which is 0 to C. */
 static bool
-option_get(vnxi_py_state_t *state, const char *name, PyObject *value,
-           uint32_t *option_p)
+option_int(vnxi_py_state_t *state, const char *class, const char *name,
+           PyObject *value, uint32_t *option_p)
 {
     uint64_t number;
 
     if (value == NULL || value == Py_None) {
         return true;
     }
-    if (!int_get(state, "TcpSideChannel", name, value, &number, 1,
-                 UINT32_MAX)) {
+    if (!vnxi_py_side_int(state, class, name, value, 1, UINT32_MAX, &number)) {
         return false;
     }
     *option_p = (uint32_t)number;
     return true;
 }
 
+/* None leaves the default, which is NULL to C; borrowed. */
 static bool
-options_get(vnxi_py_state_t *state, PyObject *args, PyObject *kwargs,
+option_text(vnxi_py_state_t *state, const char *class, const char *name,
+            PyObject *value, const char **option_p)
+{
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    *option_p = vnxi_py_side_text(state, class, name, value);
+    return *option_p != NULL;
+}
+
+static bool
+option_path(vnxi_py_state_t *state, const char *class, const char *name,
+            PyObject **value, const char **option_p)
+{
+    if (*value == NULL || *value == Py_None) {
+        *value = NULL;
+        return true;
+    }
+    *value = PyOS_FSPath(*value); /* owned from here on */
+    return *value != NULL && option_text(state, class, name, *value, option_p);
+}
+
+enum { INTS = 5, PATHS = 3, TEXTS = 3 };
+
+/* Read the options into `options`, which borrow from the arguments and from
+ * `paths`. */
+static bool
+options_get(vnxi_py_state_t *state, const char *class, PyObject *args,
+            PyObject *kwargs, PyObject *paths[PATHS],
             vnx_side_channel_options_t *options)
 {
-    static char *names[] = {"max_frame", "max_connections",
-                            "client_timeout_ms", NULL};
-    PyObject *frame = NULL, *connections = NULL, *timeout = NULL;
+    static char *names[] = {"max_frame",
+                            "max_connections",
+                            "client_timeout_ms",
+                            "idle_timeout_ms",
+                            "max_rate",
+                            "tls",
+                            "tls_certificate",
+                            "tls_key",
+                            "tls_ca",
+                            "tls_name",
+                            "secret",
+                            "advertise",
+                            NULL};
+    uint32_t *int_options[INTS] = {
+        &options->max_frame, &options->max_connections,
+        &options->client_timeout_ms, &options->idle_timeout_ms,
+        &options->max_rate};
+    const char **path_options[PATHS] = {&options->tls_certificate,
+                                        &options->tls_key, &options->tls_ca};
+    const char **text_options[TEXTS] = {&options->tls_name, &options->secret,
+                                        &options->advertise};
+    PyObject *ints[INTS] = {0}, *texts[TEXTS] = {0};
+    int tls = 0;
+    bool done = PyArg_ParseTupleAndKeywords(
+        args, kwargs, "|$OOOOOpOOOOOO", names, &ints[0], &ints[1], &ints[2],
+        &ints[3], &ints[4], &tls, &paths[0], &paths[1], &paths[2], &texts[0],
+        &texts[1], &texts[2]);
 
-    return PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOO:TcpSideChannel",
-                                       names, &frame, &connections,
-                                       &timeout) &&
-           option_get(state, names[0], frame, &options->max_frame) &&
-           option_get(state, names[1], connections,
-                      &options->max_connections) &&
-           option_get(state, names[2], timeout, &options->client_timeout_ms);
+    for (int i = 0; i < INTS; i++) {
+        done = done &&
+               option_int(state, class, names[i], ints[i], int_options[i]);
+    }
+    for (int i = 0; i < TEXTS; i++) {
+        done = done && option_text(state, class, names[INTS + 1 + PATHS + i],
+                                   texts[i], text_options[i]);
+    }
+    for (int i = 0; i < PATHS; i++) {
+        if (done) {
+            done = option_path(state, class, names[INTS + 1 + i], &paths[i],
+                               path_options[i]);
+        } else {
+            paths[i] = NULL;
+        }
+    }
+    options->tls = (uint32_t)tls;
+    return done;
+}
+
+static const char *
+class_name(PyTypeObject *type)
+{
+    const char *dot = strrchr(type->tp_name, '.');
+    return dot != NULL ? dot + 1 : type->tp_name;
 }
 
 static PyObject *
-side_channel_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+side_channel_make(PyTypeObject *type, PyObject *args, PyObject *kwargs,
+                  vnx_side_channel_kind_t kind)
 {
     vnx_side_channel_options_t options = {.size = sizeof options};
+    PyObject *paths[PATHS] = {0};
+    vnx_side_channel_t *channel = NULL;
+    PyObject *made = NULL;
     vnx_error_t error;
 
     vnxi_py_state_t *state = vnxi_py_state_of_type(type);
-    if (state == NULL || !options_get(state, args, kwargs, &options)) {
+    if (state == NULL) {
         return NULL;
     }
-    side_channel_t *self = (side_channel_t *)type->tp_alloc(type, 0);
-    if (self == NULL) {
+    if (options_get(state, class_name(type), args, kwargs, paths, &options)) {
+        if (vnx_side_channel_create(kind, &options, &channel, &error) !=
+            VNX_OK) {
+            vnxi_py_raise(state, &error);
+        } else {
+            made = type->tp_alloc(type, 0);
+        }
+    }
+    for (int i = 0; i < PATHS; i++) {
+        Py_XDECREF(paths[i]);
+    }
+    if (made == NULL) {
+        vnx_side_channel_free(channel);
         return NULL;
     }
-    self->state = state;
-    if (vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, &options, &self->channel,
-                                &error) != VNX_OK) {
-        Py_DECREF(self);
-        return vnxi_py_raise(state, &error);
-    }
-    return (PyObject *)self;
+    ((vnxi_py_side_channel_t *)made)->state = state;
+    ((vnxi_py_side_channel_t *)made)->channel = channel;
+    return made;
+}
+
+static PyObject *
+tcp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_TCP);
+}
+
+static PyObject *
+zmq_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_ZMQ);
+}
+
+static PyObject *
+http_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_HTTP);
 }
 
 static void
 side_channel_dealloc(PyObject *op)
 {
-    side_channel_t *self = (side_channel_t *)op;
+    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
     PyTypeObject *type = Py_TYPE(op);
 
     Py_BEGIN_ALLOW_THREADS;
@@ -160,115 +183,7 @@ side_channel_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
-/* -- Listener ------------------------------------------------------------- */
-
-/* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
- * that know the side channel's forerunner catch here. */
-static int
-running_error_add(PyObject *module)
-{
-    PyObject *parent =
-        vnxi_py_state(module)->errors[VNXI_PY_STATUS_VNX_ERR_NOT_ALLOWED];
-    PyObject *bases = PyTuple_Pack(2, parent, PyExc_RuntimeError);
-    if (bases == NULL) {
-        return -1;
-    }
-    PyObject *made = PyErr_NewExceptionWithDoc(
-        "vllm_nixl._core." RUNNING_ERROR,
-        "the listener cannot be started: it is running already", bases, NULL);
-    Py_DECREF(bases);
-    if (made == NULL) {
-        return -1;
-    }
-    int ret = PyModule_AddObjectRef(module, RUNNING_ERROR, made);
-    Py_DECREF(made);
-    return ret;
-}
-
-static PyObject *
-raise_running(side_channel_t *self, const vnx_error_t *error)
-{
-    PyObject *module = PyType_GetModule(Py_TYPE(self)); /* borrowed */
-    PyObject *class = PyObject_GetAttrString(module, RUNNING_ERROR);
-    PyObject *raised = vnxi_py_error_new(self->state, error);
-
-    if (raised != NULL && class != NULL &&
-        PyObject_SetAttrString(raised, "__class__", class) == 0) {
-        PyErr_SetObject(class, raised);
-    }
-    Py_XDECREF(raised);
-    Py_XDECREF(class);
-    return NULL;
-}
-
-static PyObject *
-raise_start(side_channel_t *self, const vnx_error_t *error)
-{
-    return error->status == VNX_ERR_NOT_ALLOWED
-               ? raise_running(self, error)
-               : vnxi_py_raise(self->state, error);
-}
-
-PyDoc_STRVAR(start_doc,
-             "start_listener($self, /, port, metadata, host=None)\n--\n\n"
-             "Serve metadata. Returns the port (int).\n\n"
-             "port: 0 binds a free one\n"
-             "metadata: what requesters get (bytes-like; copied)\n"
-             "host: the address to listen at; None or '': all of the "
-             "machine's, IPv6 and IPv4\n\n"
-             "nixlNotAllowedError, which is a RuntimeError here, when it is "
-             "running already;\nnixlBackendError when the address is in "
-             "use.");
-
-static PyObject *
-side_channel_start(PyObject *op, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"port", "metadata", "host", NULL};
-    side_channel_t *self = (side_channel_t *)op;
-    PyObject *port_arg, *metadata_arg, *host_arg = Py_None;
-    vnxi_py_bytes_t metadata;
-    const char *host = NULL;
-    int port;
-    vnx_error_t error;
-    vnx_status_t status;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:" START, names,
-                                     &port_arg, &metadata_arg, &host_arg) ||
-        !port_get(self->state, START, port_arg, 0, &port)) {
-        return NULL;
-    }
-    if (host_arg != Py_None) {
-        host = host_get(self->state, START, host_arg);
-        if (host == NULL) {
-            return NULL;
-        }
-    }
-    if (!vnxi_py_message_get(START, "metadata", metadata_arg, &metadata)) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_side_channel_start(self->channel, host, port, metadata.data,
-                                    metadata.len, &port, &error);
-    Py_END_ALLOW_THREADS;
-    vnxi_py_bytes_put(&metadata);
-    return status == VNX_OK ? PyLong_FromLong(port)
-                            : raise_start(self, &error);
-}
-
-PyDoc_STRVAR(shutdown_doc,
-             "shutdown($self, /)\n--\n\n"
-             "Stop serving; clients are not waited for.\n\n"
-             "The port is free when this returns. Nothing happens when the "
-             "listener is not running.");
-
-static PyObject *
-side_channel_shutdown(PyObject *op, PyObject *Py_UNUSED(arg))
-{
-    Py_BEGIN_ALLOW_THREADS;
-    vnx_side_channel_shutdown(((side_channel_t *)op)->channel);
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
-}
+/* -- State and counters --------------------------------------------------- */
 
 PyDoc_STRVAR(is_running_doc, "is_running($self, /)\n--\n\n"
                              "Is the listener running? Never waits (bool).");
@@ -277,132 +192,99 @@ static PyObject *
 side_channel_is_running(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     return PyBool_FromLong(
-        vnx_side_channel_is_running(((side_channel_t *)op)->channel));
+        vnx_side_channel_is_running(((vnxi_py_side_channel_t *)op)->channel));
 }
 
-PyDoc_STRVAR(stats_doc,
-             "stats($self, /)\n--\n\n"
-             "Counters of the listener since it was made (dict of int).\n\n"
-             "accepted: connections taken\n"
-             "served: replies sent whole\n"
-             "refused: connections closed for what they sent\n"
-             "timed_out: those that did not end within client_timeout_ms\n"
-             "evicted: those closed to make room for a new one\n"
-             "open: connections now");
+PyDoc_STRVAR(
+    stats_doc,
+    "stats($self, /)\n--\n\n"
+    "Counters of the listener since it was made (dict).\n\n"
+    "accepted: connections taken\n"
+    "served: replies sent whole\n"
+    "refused: clients turned away for what they sent; refusals: the same by "
+    "reason (dict)\n"
+    "timed_out: those that did not end within client_timeout_ms, or were "
+    "idle too long\n"
+    "evicted: those closed to make room for a new one\n"
+    "open: connections now\n"
+    "bytes_received, bytes_sent\n"
+    "latency: replies by their time, [0] below 1 us, [i] from 2**(i-1) to "
+    "2**i us (list)");
+
+static bool
+put(PyObject *dict, const char *name, PyObject *value)
+{
+    bool done = value != NULL && PyDict_SetItemString(dict, name, value) == 0;
+    Py_XDECREF(value);
+    return done;
+}
+
+static bool
+put_number(PyObject *dict, const char *name, uint64_t number)
+{
+    return put(dict, name, PyLong_FromUnsignedLongLong(number));
+}
+
+static PyObject *
+refusals_new(const vnx_side_channel_stats_t *stats)
+{
+    PyObject *dict = PyDict_New();
+
+    for (int i = 0; dict != NULL && i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
+        if (!put_number(
+                dict,
+                vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i),
+                stats->refusals[i])) {
+            Py_CLEAR(dict);
+        }
+    }
+    return dict;
+}
+
+static PyObject *
+latency_new(const vnx_side_channel_stats_t *stats)
+{
+    PyObject *list = PyList_New(VNX_SIDE_CHANNEL_LATENCIES);
+
+    for (int i = 0; list != NULL && i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
+        PyObject *number = PyLong_FromUnsignedLongLong(stats->latency[i]);
+        if (number == NULL) {
+            Py_CLEAR(list);
+        } else {
+            PyList_SET_ITEM(list, i, number);
+        }
+    }
+    return list;
+}
 
 static PyObject *
 side_channel_stats(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     vnx_side_channel_stats_t stats;
+    PyObject *dict = PyDict_New();
 
-    vnx_side_channel_stats(((side_channel_t *)op)->channel, &stats);
-    return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K}", "accepted",
-                         (unsigned long long)stats.accepted, "served",
-                         (unsigned long long)stats.served, "refused",
-                         (unsigned long long)stats.refused, "timed_out",
-                         (unsigned long long)stats.timed_out, "evicted",
-                         (unsigned long long)stats.evicted, "open",
-                         (unsigned long long)stats.open);
-}
-
-/* -- Request -------------------------------------------------------------- */
-
-/* Called every so often while a request waits without the GIL: take it, and
- * let Python run the handlers of signals that came. */
-static bool
-signal_raised(void *arg)
-{
-    PyThreadState **thread = arg;
-
-    PyEval_RestoreThread(*thread);
-    bool raised = PyErr_CheckSignals() < 0;
-    *thread = PyEval_SaveThread();
-    return raised;
-}
-
-/* As bytes; takes `data`.  Copied without the GIL: it may be large, and nobody
- * else has the object yet. */
-static PyObject *
-bytes_of(void *data, size_t len)
-{
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
-
-    if (bytes != NULL) {
-        char *to = PyBytes_AS_STRING(bytes);
-        Py_BEGIN_ALLOW_THREADS;
-        memcpy(to, data, len);
-        Py_END_ALLOW_THREADS;
-    }
-    free(data);
-    return bytes;
-}
-
-PyDoc_STRVAR(
-    request_doc,
-    "request_metadata($self, /, host, port, timeout_ms=5000)\n--\n\n"
-    "Fetch what the listener at host:port serves (bytes).\n\n"
-    "timeout_ms bounds the whole exchange: look-up of the name, connecting to "
-    "each of its addresses,\nsending, receiving. None: 5000. Other threads "
-    "run meanwhile; Ctrl-C ends it.\n\n"
-    "nixlTimeoutError after that, nixlNotFoundError for an unknown name, "
-    "nixlMismatchError for a\nreply above max_frame, nixlBackendError for "
-    "everything else that fails.");
-
-static PyObject *
-request_run(side_channel_t *self, const char *host, int port, int timeout_ms)
-{
-    vnx_error_t error;
-    void *data;
-    size_t len;
-
-    PyThreadState *thread = PyEval_SaveThread();
-    vnxi_side_request_t request = {.host = host,
-                                   .port = port,
-                                   .timeout_ms = timeout_ms,
-                                   .interrupted = signal_raised,
-                                   .arg = &thread};
-    vnx_status_t status = vnxi_side_channel_request(self->channel, &request,
-                                                    &data, &len, &error);
-    PyEval_RestoreThread(thread);
-    if (status == VNX_ERR_CANCELED) {
-        return NULL; /* with what the signal's handler raised */
-    }
-    return status == VNX_OK ? bytes_of(data, len)
-                            : vnxi_py_raise(self->state, &error);
-}
-
-static PyObject *
-side_channel_request(PyObject *op, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"host", "port", "timeout_ms", NULL};
-    side_channel_t *self = (side_channel_t *)op;
-    PyObject *host_arg, *port_arg, *timeout_arg = Py_None;
-    uint64_t timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS;
-    int port;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:" REQUEST, names,
-                                     &host_arg, &port_arg, &timeout_arg)) {
+    vnx_side_channel_stats(((vnxi_py_side_channel_t *)op)->channel, &stats);
+    if (dict == NULL || !put_number(dict, "accepted", stats.accepted) ||
+        !put_number(dict, "served", stats.served) ||
+        !put_number(dict, "refused", stats.refused) ||
+        !put_number(dict, "timed_out", stats.timed_out) ||
+        !put_number(dict, "evicted", stats.evicted) ||
+        !put_number(dict, "open", stats.open) ||
+        !put_number(dict, "bytes_received", stats.bytes_received) ||
+        !put_number(dict, "bytes_sent", stats.bytes_sent) ||
+        !put(dict, "refusals", refusals_new(&stats)) ||
+        !put(dict, "latency", latency_new(&stats))) {
+        Py_XDECREF(dict);
         return NULL;
     }
-    const char *host = host_get(self->state, REQUEST, host_arg);
-    if (host == NULL || !port_get(self->state, REQUEST, port_arg, 1, &port)) {
-        return NULL;
-    }
-    if (timeout_arg != Py_None &&
-        !int_get(self->state, REQUEST, "timeout_ms", timeout_arg, &timeout_ms,
-                 1, INT_MAX)) {
-        return NULL;
-    }
-    return request_run(self, host, port, (int)timeout_ms);
+    return dict;
 }
-
-/* -- The type ------------------------------------------------------------- */
 
 static PyObject *
 side_channel_get_port(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyLong_FromLong(
-        vnx_side_channel_port(((side_channel_t *)op)->channel));
+        vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel));
 }
 
 PyDoc_STRVAR(enter_doc, "__enter__($self, /)\n--\n\n"
@@ -411,41 +293,25 @@ PyDoc_STRVAR(enter_doc, "__enter__($self, /)\n--\n\n"
 static PyObject *
 side_channel_enter(PyObject *op, PyObject *Py_UNUSED(arg))
 {
-    Py_INCREF(op);
-    return op;
-}
-
-PyDoc_STRVAR(exit_doc, "__exit__($self, /, *args)\n--\n\n"
-                       "shutdown().");
-
-static PyObject *
-side_channel_exit(PyObject *op, PyObject *Py_UNUSED(args))
-{
-    return side_channel_shutdown(op, NULL);
+    return Py_NewRef(op);
 }
 
 static PyObject *
 side_channel_repr(PyObject *op)
 {
-    int port = vnx_side_channel_port(((side_channel_t *)op)->channel);
+    int port = vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel);
+    const char *name = class_name(Py_TYPE(op));
 
-    if (port == 0) {
-        return PyUnicode_FromString("<TcpSideChannel, not running>");
-    }
-    return PyUnicode_FromFormat("<TcpSideChannel on port %d>", port);
+    return port == 0 ? PyUnicode_FromFormat("<%s, not running>", name)
+                     : PyUnicode_FromFormat("<%s on port %d>", name, port);
 }
 
-#define WITH_KEYWORDS(function) \
-    ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
+/* -- The types ------------------------------------------------------------ */
 
-static PyMethodDef side_channel_methods[] = {
-    {START, WITH_KEYWORDS(side_channel_start), start_doc},
-    {REQUEST, WITH_KEYWORDS(side_channel_request), request_doc},
-    {"shutdown", side_channel_shutdown, METH_NOARGS, shutdown_doc},
+static PyMethodDef state_methods[] = {
     {"is_running", side_channel_is_running, METH_NOARGS, is_running_doc},
     {"stats", side_channel_stats, METH_NOARGS, stats_doc},
     {"__enter__", side_channel_enter, METH_NOARGS, enter_doc},
-    {"__exit__", side_channel_exit, METH_VARARGS, exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -455,52 +321,152 @@ static PyGetSetDef side_channel_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+#define OPTIONS_SIGNATURE                                                \
+    "(*, max_frame=None, max_connections=None, client_timeout_ms=None, " \
+    "idle_timeout_ms=None, max_rate=None, tls=False, "                   \
+    "tls_certificate=None, tls_key=None, tls_ca=None, tls_name=None, "   \
+    "secret=None, advertise=None)\n--\n\n"
+#define OPTIONS_DOC                                                         \
+    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "   \
+    "256 MiB\n"                                                             \
+    "max_connections: at once; the longest idle gives way; None: 4096, "    \
+    "or what the process\n    may open\n"                                   \
+    "client_timeout_ms: a client's whole exchange, at the server; None: "   \
+    "5000\n"                                                                \
+    "idle_timeout_ms: a client that neither sends nor takes; None: "        \
+    "client_timeout_ms\n"                                                   \
+    "max_rate: new connections a second from one address; None: no limit\n" \
+    "tls: speak TLS; so does each of the next four that is given\n"         \
+    "tls_certificate, tls_key: PEM files, to listen\n"                      \
+    "tls_ca: PEM file, whom requests trust; None: the system's\n"           \
+    "tls_name: the name that requests expect in the certificate; None: "    \
+    "the host\n"                                                            \
+    "secret: shared by all that may exchange; None: "                       \
+    "VLLM_NIXL_SIDE_CHANNEL_SECRET\n"                                       \
+    "advertise: the host for advertised_address()"
+
+PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"
+                       "The common part of TcpSideChannel, ZmqSideChannel and "
+                       "HttpSideChannel.");
 PyDoc_STRVAR(
-    side_channel_doc,
-    "TcpSideChannel(*, max_frame=None, max_connections=None, "
-    "client_timeout_ms=None)\n--\n\n"
-    "A small server and client that hand metadata over, by TCP.\n\n"
-    "Speaks the protocol of docs/wire.md: one request and one reply a "
-    "connection. The listener\nhas one thread however many clients there "
-    "are; slow, silent and ill-behaved ones cost only\ntheir own "
-    "connection. Every method may be called from any thread.\n\n"
-    "max_frame: bytes of one reply that are accepted or served; None: 256 "
-    "MiB\n"
-    "max_connections: at once; the longest idle gives way; None: 4096, or "
-    "what the process may open\n"
-    "client_timeout_ms: a client's whole exchange, at the server; None: "
-    "5000");
+    tcp_doc,
+    "TcpSideChannel" OPTIONS_SIGNATURE "A side channel by TCP.\n\n"
+    "The listener has one thread however many clients there are; "
+    "slow, silent and\nill-behaved ones cost only their own "
+    "connection. Every method may be called from any\nthread." OPTIONS_DOC);
+PyDoc_STRVAR(zmq_doc,
+             "ZmqSideChannel" OPTIONS_SIGNATURE
+             "A side channel by ZeroMQ, as vLLM's NIXL connector speaks "
+             "it.\n\nnixlNotSupportedError where it was left out of the "
+             "build." OPTIONS_DOC);
+PyDoc_STRVAR(http_doc,
+             "HttpSideChannel" OPTIONS_SIGNATURE
+             "A side channel by HTTP.\n\nnixlNotSupportedError where it was "
+             "left out of the build." OPTIONS_DOC);
 
-static PyType_Slot side_channel_slots[] = {
-    {Py_tp_doc, (void *)side_channel_doc},
-    {Py_tp_new, side_channel_new},
-    {Py_tp_dealloc, side_channel_dealloc},
-    {Py_tp_repr, side_channel_repr},
-    {Py_tp_methods, side_channel_methods},
-    {Py_tp_getset, side_channel_getset},
-    {0, NULL},
+static PyType_Slot base_slots[] = {
+    {Py_tp_doc, (void *)base_doc},       {Py_tp_dealloc, side_channel_dealloc},
+    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, state_methods},
+    {Py_tp_getset, side_channel_getset}, {0, NULL},
 };
 
-static PyType_Spec side_channel_spec = {
-    .name = "vllm_nixl._core.TcpSideChannel",
-    .basicsize = sizeof(side_channel_t),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
-    .slots = side_channel_slots,
+static PyType_Spec base_spec = {
+    .name = "vllm_nixl._core.SideChannel",
+    .basicsize = sizeof(vnxi_py_side_channel_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = base_slots,
 };
 
-int
-vnxi_py_side_channel_add(PyObject *module)
+#define TRANSPORT_TYPE(kind, class)                         \
+    static PyType_Slot kind##_slots[] = {                   \
+        {Py_tp_doc, (void *)kind##_doc},                    \
+        {Py_tp_new, kind##_new},                            \
+        {0, NULL},                                          \
+    };                                                      \
+    static PyType_Spec kind##_spec = {                      \
+        .name = "vllm_nixl._core." class,                   \
+        .basicsize = sizeof(vnxi_py_side_channel_t),        \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | \
+                 Py_TPFLAGS_IMMUTABLETYPE,                  \
+        .slots = kind##_slots,                              \
+    };
+
+TRANSPORT_TYPE(tcp, "TcpSideChannel")
+TRANSPORT_TYPE(zmq, "ZmqSideChannel")
+TRANSPORT_TYPE(http, "HttpSideChannel")
+
+/* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
+ * that know the side channel's forerunner catch here. */
+static int
+running_error_add(PyObject *module)
 {
-    if (running_error_add(module) < 0) {
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    PyObject *parent = state->errors[VNXI_PY_STATUS_VNX_ERR_NOT_ALLOWED];
+    PyObject *bases = PyTuple_Pack(2, parent, PyExc_RuntimeError);
+
+    if (bases == NULL) {
         return -1;
     }
-    PyObject *type =
-        PyType_FromModuleAndSpec(module, &side_channel_spec, NULL);
+    state->running_error = PyErr_NewExceptionWithDoc(
+        "vllm_nixl._core." RUNNING_ERROR,
+        "the listener cannot be started: it is running already", bases, NULL);
+    Py_DECREF(bases);
+    return state->running_error == NULL
+               ? -1
+               : PyModule_AddObjectRef(module, RUNNING_ERROR,
+                                       state->running_error);
+}
+
+/* The methods of other files, as if they stood in state_methods. */
+static int
+methods_add(PyObject *type, PyMethodDef *methods)
+{
+    for (PyMethodDef *method = methods; method->ml_name != NULL; method++) {
+        PyObject *made = PyDescr_NewMethod((PyTypeObject *)type, method);
+        if (made == NULL ||
+            PyObject_SetAttrString(type, method->ml_name, made) != 0) {
+            Py_XDECREF(made);
+            return -1;
+        }
+        Py_DECREF(made);
+    }
+    return 0;
+}
+
+static int
+transport_add(PyObject *module, PyObject *base, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
 
     if (type == NULL) {
         return -1;
     }
     int ret = PyModule_AddType(module, (PyTypeObject *)type);
     Py_DECREF(type);
+    return ret;
+}
+
+int
+vnxi_py_side_channel_add(PyObject *module)
+{
+    if (running_error_add(module) < 0 ||
+        vnxi_py_side_requests_add(module) < 0) {
+        return -1;
+    }
+    PyObject *base = PyType_FromModuleAndSpec(module, &base_spec, NULL);
+    if (base == NULL) {
+        return -1;
+    }
+    int ret = -1;
+    if (methods_add(base, vnxi_py_side_listen_methods) == 0 &&
+        methods_add(base, vnxi_py_side_ask_methods) == 0 &&
+        PyModule_AddType(module, (PyTypeObject *)base) == 0 &&
+        transport_add(module, base, &tcp_spec) == 0 &&
+        transport_add(module, base, &zmq_spec) == 0 &&
+        transport_add(module, base, &http_spec) == 0) {
+        ret = 0;
+    }
+    Py_DECREF(base);
     return ret;
 }

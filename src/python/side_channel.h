@@ -1,12 +1,62 @@
 /*
- * TcpSideChannel: vnx/side_channel.h as a Python type.
+ * The side channels: vnx/side_channel.h as Python types.  One implementation,
+ * SideChannel, and under it a class for each transport, which differ in their
+ * names alone.
+ *
+ *   side_channel.c         the types, making, counters
+ *   side_channel_args.c    arguments
+ *   side_channel_listen.c  methods about listening
+ *   side_channel_ask.c     requests, and SideChannelRequests for event loops
  */
 #ifndef VNXI_PYTHON_SIDE_CHANNEL_H
 #define VNXI_PYTHON_SIDE_CHANNEL_H
 
+#include "python/convert.h"
 #include "python/module.h"
+#include "side_channel/side_channel.h"
 
-/* Make the type and add it to the module: 0, or -1 with an exception. */
+typedef struct vnxi_py_side_channel {
+    PyObject_HEAD vnx_side_channel_t *channel; /* owned; fixed at the making */
+    vnxi_py_state_t *state;                    /* of the type's module */
+} vnxi_py_side_channel_t;
+
+/* Make the types and add them to the module: 0, or -1 with an exception. */
 int vnxi_py_side_channel_add(PyObject *module);
+int vnxi_py_side_requests_add(PyObject *module);
+
+extern PyMethodDef vnxi_py_side_listen_methods[];
+extern PyMethodDef vnxi_py_side_ask_methods[];
+
+/* -- Arguments; each false: exception ------------------------------------- */
+
+/* An int from `min` to `max`. */
+bool vnxi_py_side_int(vnxi_py_state_t *state, const char *operation,
+                      const char *what, PyObject *value, uint64_t min,
+                      uint64_t max, uint64_t *number_p);
+
+/* A port from `min` up. */
+bool vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
+                       PyObject *value, int min, int *port_p);
+
+/* A str without null characters, borrowed from `value`; NULL: exception. */
+const char *vnxi_py_side_text(vnxi_py_state_t *state, const char *operation,
+                              const char *what, PyObject *value);
+
+/* A key: None, str, bytes, or a tuple of ints, whose text is "0,1".  To be
+ * given back with vnxi_py_bytes_put(). */
+bool vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
+                      PyObject *value, vnxi_py_bytes_t *key_p);
+
+/* Blobs of an argument that is bytes-like or a mapping from keys. */
+typedef struct vnxi_py_blobs {
+    vnx_side_channel_blob_t *blobs;
+    size_t count;
+    PyObject *items; /* what they lie in */
+    vnxi_py_bytes_t *bytes;
+} vnxi_py_blobs_t;
+
+bool vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
+                        PyObject *value, vnxi_py_blobs_t *blobs_p);
+void vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs);
 
 #endif

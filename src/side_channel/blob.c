@@ -2,22 +2,42 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
-#include "side_channel/frame.h"
+#include "side_channel/proof.h"
+
+static bool
+add_digest(vnxi_blob_t *blob)
+{
+#ifdef VNXI_SIDE_CHANNEL_TLS
+    return vnxi_proof_digest(blob->data, blob->len, blob->digest);
+#else
+    (void)blob;
+    return true;
+#endif
+}
 
 vnxi_blob_t *
-vnxi_blob_create(const void *data, uint32_t len)
+vnxi_blob_create(const void *data, size_t len, bool digest)
 {
-    size_t whole = (size_t)len + VNXI_FRAME_HEADER;
-    vnxi_blob_t *blob = malloc(sizeof *blob + whole);
+    vnxi_blob_t *blob =
+        len <= SIZE_MAX - sizeof *blob ? malloc(sizeof *blob + len) : NULL;
     if (blob == NULL) {
         return NULL;
     }
     atomic_init(&blob->refs, 1);
-    blob->len = whole;
-    vnxi_frame_encode_header(len, blob->frame);
+    /* Where the system gives nothing (it always does), the address will do. */
+    if (getrandom(&blob->version, sizeof blob->version, GRND_NONBLOCK) !=
+        (ssize_t)sizeof blob->version) {
+        blob->version = (uintptr_t)blob;
+    }
+    blob->len = len;
     if (len > 0) {
-        memcpy(blob->frame + VNXI_FRAME_HEADER, data, len);
+        memcpy(blob->data, data, len);
+    }
+    if (digest && !add_digest(blob)) {
+        free(blob);
+        return NULL;
     }
     return blob;
 }

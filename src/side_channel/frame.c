@@ -20,10 +20,12 @@ decode_header(const unsigned char header[VNXI_FRAME_HEADER])
 }
 
 void
-vnxi_frame_decoder_init(vnxi_frame_decoder_t *decoder, uint32_t max)
+vnxi_frame_decoder_init(vnxi_frame_decoder_t *decoder, uint32_t max,
+                        size_t head_max)
 {
     memset(decoder, 0, sizeof *decoder);
     decoder->max = max;
+    decoder->head_max = head_max;
 }
 
 void
@@ -31,6 +33,18 @@ vnxi_frame_decoder_fini(vnxi_frame_decoder_t *decoder)
 {
     free(decoder->data);
     decoder->data = NULL;
+}
+
+static size_t
+head_len(const vnxi_frame_decoder_t *decoder)
+{
+    return decoder->len < decoder->head_max ? decoder->len : decoder->head_max;
+}
+
+static size_t
+body_len(const vnxi_frame_decoder_t *decoder)
+{
+    return decoder->len - head_len(decoder);
 }
 
 void *
@@ -44,6 +58,10 @@ vnxi_frame_space(vnxi_frame_decoder_t *decoder, size_t *size_p)
         *size_p = VNXI_FRAME_HEADER - decoder->header_have;
         return decoder->header + decoder->header_have;
     }
+    if (decoder->head_have < head_len(decoder)) {
+        *size_p = head_len(decoder) - decoder->head_have;
+        return decoder->head + decoder->head_have;
+    }
     *size_p = decoder->capacity - decoder->have;
     return decoder->data + decoder->have;
 }
@@ -55,8 +73,8 @@ grow(vnxi_frame_decoder_t *decoder)
 {
     size_t capacity =
         decoder->capacity == 0 ? VNXI_FRAME_CHUNK : 2 * decoder->capacity;
-    if (capacity > decoder->len) {
-        capacity = decoder->len;
+    if (capacity > body_len(decoder)) {
+        capacity = body_len(decoder);
     }
     void *data = realloc(decoder->data, capacity > 0 ? capacity : 1);
     if (data == NULL) {
@@ -65,6 +83,15 @@ grow(vnxi_frame_decoder_t *decoder)
     decoder->data = data;
     decoder->capacity = capacity;
     return VNXI_FRAME_MORE;
+}
+
+static vnxi_frame_state_t
+begin_body(vnxi_frame_decoder_t *decoder)
+{
+    if (grow(decoder) != VNXI_FRAME_MORE) {
+        return VNXI_FRAME_NO_MEMORY;
+    }
+    return body_len(decoder) == 0 ? VNXI_FRAME_WHOLE : VNXI_FRAME_MORE;
 }
 
 static vnxi_frame_state_t
@@ -78,17 +105,22 @@ commit_header(vnxi_frame_decoder_t *decoder, size_t count)
     if (decoder->len > decoder->max) {
         return VNXI_FRAME_TOO_LONG;
     }
-    if (grow(decoder) != VNXI_FRAME_MORE) {
-        return VNXI_FRAME_NO_MEMORY;
-    }
-    return decoder->len == 0 ? VNXI_FRAME_WHOLE : VNXI_FRAME_MORE;
+    return head_len(decoder) > 0 ? VNXI_FRAME_MORE : begin_body(decoder);
+}
+
+static vnxi_frame_state_t
+commit_head(vnxi_frame_decoder_t *decoder, size_t count)
+{
+    decoder->head_have += count;
+    return decoder->head_have < head_len(decoder) ? VNXI_FRAME_MORE
+                                                  : begin_body(decoder);
 }
 
 static vnxi_frame_state_t
 commit_body(vnxi_frame_decoder_t *decoder, size_t count)
 {
     decoder->have += count;
-    if (decoder->have == decoder->len) {
+    if (decoder->have == body_len(decoder)) {
         return VNXI_FRAME_WHOLE;
     }
     return decoder->have < decoder->capacity ? VNXI_FRAME_MORE : grow(decoder);
@@ -97,10 +129,15 @@ commit_body(vnxi_frame_decoder_t *decoder, size_t count)
 vnxi_frame_state_t
 vnxi_frame_commit(vnxi_frame_decoder_t *decoder, size_t count)
 {
-    if (decoder->state == VNXI_FRAME_MORE) {
-        decoder->state = decoder->header_have < VNXI_FRAME_HEADER
-                             ? commit_header(decoder, count)
-                             : commit_body(decoder, count);
+    if (decoder->state != VNXI_FRAME_MORE) {
+        return decoder->state;
+    }
+    if (decoder->header_have < VNXI_FRAME_HEADER) {
+        decoder->state = commit_header(decoder, count);
+    } else if (decoder->head_have < head_len(decoder)) {
+        decoder->state = commit_head(decoder, count);
+    } else {
+        decoder->state = commit_body(decoder, count);
     }
     return decoder->state;
 }
@@ -113,6 +150,6 @@ vnxi_frame_take(vnxi_frame_decoder_t *decoder, size_t *len_p)
     }
     void *data = decoder->data;
     decoder->data = NULL;
-    *len_p = decoder->len;
+    *len_p = body_len(decoder);
     return data;
 }

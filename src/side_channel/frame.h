@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #define VNXI_FRAME_HEADER 4u
+#define VNXI_FRAME_HEAD_MAX 33u
 #define VNXI_FRAME_CHUNK (64u << 10) /* the buffer's first size, at most */
 
 typedef enum vnxi_frame_state {
@@ -25,22 +26,27 @@ typedef enum vnxi_frame_state {
 
 typedef struct vnxi_frame_decoder {
     vnxi_frame_state_t state;
-    uint32_t max;        /* cap on a frame's length */
-    uint32_t len;        /* announced; valid when the header is complete */
-    size_t header_have;  /* bytes of the header that came */
-    size_t have;         /* bytes of the body that came */
-    size_t capacity;     /* of data; never above len, nor above twice `have`
-                            once that is more than a chunk */
+    uint32_t max;       /* cap on a frame's length */
+    uint32_t len;       /* announced; valid when the header is complete */
+    size_t header_have; /* bytes of the header that came */
+    size_t head_max;    /* so many bytes before the body go to `head` */
+    size_t head_have;   /* of them came; all that there are in a short frame */
+    size_t have;        /* bytes of the body that came */
+    size_t capacity; /* of data; never above the body, nor above twice `have`
+                        once that is more than a chunk */
     unsigned char *data; /* owned */
     unsigned char header[VNXI_FRAME_HEADER];
+    unsigned char head[VNXI_FRAME_HEAD_MAX];
 } vnxi_frame_decoder_t;
 
 /* Write the header of a frame of `len` bytes. */
 void vnxi_frame_encode_header(uint32_t len,
                               unsigned char header[VNXI_FRAME_HEADER]);
 
-/* Begin a frame of at most `max` bytes.  Allocates nothing. */
-void vnxi_frame_decoder_init(vnxi_frame_decoder_t *decoder, uint32_t max);
+/* Begin a frame of at most `max` bytes, whose first `head_max` (at most
+ * VNXI_FRAME_HEAD_MAX) are not for vnxi_frame_take().  Allocates nothing. */
+void vnxi_frame_decoder_init(vnxi_frame_decoder_t *decoder, uint32_t max,
+                             size_t head_max);
 
 /* Free what the decoder owns; a zeroed one too.  May be called again. */
 void vnxi_frame_decoder_fini(vnxi_frame_decoder_t *decoder);
@@ -55,8 +61,9 @@ void *vnxi_frame_space(vnxi_frame_decoder_t *decoder, size_t *size_p);
 vnxi_frame_state_t vnxi_frame_commit(vnxi_frame_decoder_t *decoder,
                                      size_t count);
 
-/* Take the body of a whole frame: owned, free() it; not NULL though *len_p may
- * be 0.  NULL when there is none, or when it was taken already. */
+/* Take the body of a whole frame, which is what follows the head: owned,
+ * free() it; not NULL though *len_p may be 0.  NULL when there is none, or
+ * when it was taken already. */
 void *vnxi_frame_take(vnxi_frame_decoder_t *decoder, size_t *len_p);
 
 #endif

@@ -10,6 +10,8 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <ifaddrs.h>
+#include <limits.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -23,6 +25,8 @@
 #include <strings.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include "base/clock.h"
 
 struct vnxi_lookup {
     atomic_int refs; /* the caller's and the thread's */
@@ -46,10 +50,10 @@ static const struct addrinfo hints_numeric = {
     .ai_flags = AI_NUMERICHOST,
 };
 
-void
-vnxi_lookup_release(vnxi_lookup_t *lookup)
+static void
+lookup_release(vnxi_lookup_t *lookup)
 {
-    if (lookup == NULL || atomic_fetch_sub(&lookup->refs, 1) != 1) {
+    if (atomic_fetch_sub(&lookup->refs, 1) != 1) {
         return;
     }
     if (lookup->found != NULL) {
@@ -71,7 +75,7 @@ lookup_main(void *arg)
     ssize_t written = write(lookup->done_fd, &one, sizeof one);
     (void)written; /* a fresh eventfd takes a 1 */
     atomic_fetch_sub(&lookups, 1);
-    vnxi_lookup_release(lookup);
+    lookup_release(lookup);
     return NULL;
 }
 
@@ -149,30 +153,9 @@ lookup_failed(int ret, const char **reason_p)
     }
 }
 
-int
-vnxi_lookup_fd(const vnxi_lookup_t *lookup)
-{
-    return lookup->done_fd;
-}
-
-vnx_status_t
-vnxi_lookup_result(const vnxi_lookup_t *lookup, vnxi_addresses_t *out_p,
-                   const char **reason_p)
-{
-    /* Also tells a race checker that what the thread wrote is ours now. */
-    if (!atomic_load_explicit(&lookup->done, memory_order_acquire)) {
-        *reason_p = "the name service gave no answer";
-        return VNX_ERR_BACKEND;
-    }
-    if (lookup->ret != 0) {
-        return lookup_failed(lookup->ret, reason_p);
-    }
-    return copy_found(lookup->found, out_p, reason_p);
-}
-
-vnx_status_t
-vnxi_lookup_start(const char *host, int port, vnxi_lookup_t **out_p,
-                  const char **reason_p)
+static vnx_status_t
+lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
+            const char **reason_p)
 {
     if (atomic_fetch_add(&lookups, 1) >= VNXI_LOOKUPS_MAX) {
         atomic_fetch_sub(&lookups, 1);
@@ -189,31 +172,12 @@ vnxi_lookup_start(const char *host, int port, vnxi_lookup_t **out_p,
     if (spawn_detached(lookup_main, lookup) != 0) {
         atomic_fetch_sub(&lookup->refs, 1);
         atomic_fetch_sub(&lookups, 1);
-        vnxi_lookup_release(lookup);
+        lookup_release(lookup);
         *reason_p = "no thread could be started for the name look-up";
         return VNX_ERR_BACKEND;
     }
-    *out_p = lookup;
-    return VNX_OK;
-}
-
-static vnx_status_t
-resolve_name(const char *host, int port, const vnxi_wait_t *wait,
-             vnxi_addresses_t *out_p, const char **reason_p)
-{
-    vnxi_lookup_t *lookup;
-    vnx_status_t status = vnxi_lookup_start(host, port, &lookup, reason_p);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = vnxi_wait_fd(wait, lookup->done_fd, POLLIN);
-    if (status == VNX_OK) {
-        status = vnxi_lookup_result(lookup, out_p, reason_p);
-    } else {
-        *reason_p = "the name service did not answer";
-    }
-    vnxi_lookup_release(lookup);
-    return status;
+    *lookup_p = lookup;
+    return VNX_IN_PROG;
 }
 
 /* The name is reserved for the loopback addresses (RFC 6761, 6.3), so it
@@ -234,8 +198,8 @@ resolve_localhost(int port, vnxi_addresses_t *out_p)
 }
 
 vnx_status_t
-vnxi_resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p,
-                     const char **reason_p)
+vnxi_lookup_begin(const char *host, int port, vnxi_addresses_t *out_p,
+                  vnxi_lookup_t **lookup_p, const char **reason_p)
 {
     struct addrinfo *found = NULL;
     char service[8];
@@ -246,7 +210,7 @@ vnxi_resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p,
     snprintf(service, sizeof service, "%d", port);
     int ret = getaddrinfo(host, service, &hints_numeric, &found);
     if (ret == EAI_NONAME) {
-        return VNX_IN_PROG;
+        return lookup_name(host, port, lookup_p, reason_p);
     }
     if (ret != 0) {
         return lookup_failed(ret, reason_p);
@@ -256,14 +220,118 @@ vnxi_resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p,
     return status;
 }
 
+int
+vnxi_lookup_fd(const vnxi_lookup_t *lookup)
+{
+    return lookup->done_fd;
+}
+
 vnx_status_t
-vnxi_resolve(const char *host, int port, const vnxi_wait_t *wait,
+vnxi_lookup_step(const vnxi_lookup_t *lookup, vnxi_addresses_t *out_p,
+                 const char **reason_p)
+{
+    if (!atomic_load_explicit(&lookup->done, memory_order_acquire)) {
+        return VNX_IN_PROG;
+    }
+    return lookup->ret == 0 ? copy_found(lookup->found, out_p, reason_p)
+                            : lookup_failed(lookup->ret, reason_p);
+}
+
+void
+vnxi_lookup_end(vnxi_lookup_t *lookup)
+{
+    if (lookup != NULL) {
+        lookup_release(lookup);
+    }
+}
+
+/* Until it is readable; false: `deadline` came first. */
+static bool
+wait_readable(int fd, uint64_t deadline)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    uint64_t now;
+
+    while ((now = vnxi_clock_ns()) < deadline) {
+        uint64_t ms = (deadline - now + 999999) / 1000000;
+        if (poll(&entry, 1, ms > INT_MAX ? INT_MAX : (int)ms) > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+vnx_status_t
+vnxi_resolve(const char *host, int port, uint64_t deadline,
              vnxi_addresses_t *out_p, const char **reason_p)
 {
-    vnx_status_t status = vnxi_resolve_at_once(host, port, out_p, reason_p);
-    return status == VNX_IN_PROG
-               ? resolve_name(host, port, wait, out_p, reason_p)
-               : status;
+    vnxi_lookup_t *lookup = NULL;
+
+    vnx_status_t status =
+        vnxi_lookup_begin(host, port, out_p, &lookup, reason_p);
+    if (status != VNX_IN_PROG) {
+        return status;
+    }
+    if (wait_readable(lookup->done_fd, deadline)) {
+        status = vnxi_lookup_step(lookup, out_p, reason_p);
+    } else {
+        *reason_p = "the name service did not answer";
+        status = VNX_ERR_TIMEOUT;
+    }
+    vnxi_lookup_end(lookup);
+    return status;
+}
+
+static socklen_t
+address_size(const struct sockaddr *addr)
+{
+    if (addr == NULL) {
+        return 0;
+    }
+    switch (addr->sa_family) {
+    case AF_INET:
+        return sizeof(struct sockaddr_in);
+    case AF_INET6:
+        return sizeof(struct sockaddr_in6);
+    default:
+        return 0;
+    }
+}
+
+vnx_status_t
+vnxi_resolve_interface(const char *name, int port, vnxi_addresses_t *out_p)
+{
+    struct ifaddrs *all, *one;
+
+    out_p->count = 0;
+    if (getifaddrs(&all) != 0) {
+        return VNX_ERR_NOT_FOUND;
+    }
+    for (one = all; one != NULL; one = one->ifa_next) {
+        socklen_t len = address_size(one->ifa_addr);
+        if (len > 0 && strcmp(one->ifa_name, name) == 0) {
+            add_address(out_p, one->ifa_addr, len);
+        }
+    }
+    freeifaddrs(all);
+    for (size_t i = 0; i < out_p->count; i++) {
+        vnxi_address_set_port(&out_p->list[i], port);
+    }
+    return out_p->count > 0 ? VNX_OK : VNX_ERR_NOT_FOUND;
+}
+
+bool
+vnxi_address_parse(const char *host, vnxi_addresses_t *out_p)
+{
+    struct addrinfo *found = NULL;
+    const char *reason;
+
+    if (getaddrinfo(host, NULL, &hints_numeric, &found) != 0) {
+        return false;
+    }
+    vnx_status_t status = copy_found(found, out_p, &reason);
+    freeaddrinfo(found);
+    return status == VNX_OK;
 }
 
 int
@@ -294,4 +362,18 @@ vnxi_address_text(const vnxi_address_t *address, char text[VNXI_ADDRESS_TEXT])
                     VNXI_ADDRESS_TEXT, NULL, 0, NI_NUMERICHOST) != 0) {
         snprintf(text, VNXI_ADDRESS_TEXT, "?");
     }
+}
+
+bool
+vnxi_address_is_loopback(const vnxi_address_t *address)
+{
+    const struct sockaddr_in *v4 = (const void *)&address->addr;
+    const struct sockaddr_in6 *v6 = (const void *)&address->addr;
+
+    if (address->addr.ss_family == AF_INET) {
+        return ntohl(v4->sin_addr.s_addr) >> 24 == 127;
+    }
+    return IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr) ||
+           (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr) &&
+            v6->sin6_addr.s6_addr[12] == 127);
 }

@@ -1,44 +1,31 @@
 /*
- * Design notes.  A channel has at most one listener.  The lock guards the
- * pointer to it and is held while one is stopped (which is short: no client is
- * waited for), so that whoever returns from a shutdown finds the port free.
- * It is not held while one is started, since a host's name may have to be
- * looked up; `starting` keeps a second start out meanwhile, and a shutdown
- * that comes then is one that came before.
+ * Design notes.  A channel has at most one listener, and a book that lives
+ * with it.  The lock guards the pointers to both and is held while a listener
+ * is stopped (which is short: no client is waited for), so that whoever
+ * returns from a shutdown finds the port free.  It is not held while one is
+ * started, since a host's name may have to be looked up; `starting` keeps a
+ * second start out meanwhile, and a shutdown that comes then is one that came
+ * before.
  *
  * Calls hold a reference: freeing a channel while other threads are inside it
- * is safe, the last one out destroys it.  A request needs nothing of the
- * channel but two constants, so it works in a forked child too, where the
- * listener and its thread are the parent's.
+ * is safe, the last one out destroys it.
  */
-#include "side_channel/side_channel.h"
-
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork.h"
-#include "side_channel/transport.h"
+#include "base/log.h"
+#include "side_channel/channel.h"
+#include "side_channel/options.h"
 
-#define CONNECTIONS_MAX 4096
-
-struct vnx_side_channel {
-    atomic_size_t refs;
-    const vnxi_transport_t *transport;
-    vnx_side_channel_options_t options; /* all set; constant */
-    unsigned forks;                     /* at the making */
-    atomic_int port;                    /* bound; 0: not running */
-    vnxi_side_stats_t stats;
-    pthread_mutex_t lock;
-    vnxi_listener_t *listener; /* protected by lock */
-    bool starting;             /* protected by lock */
-};
+#define OP_SET "set_metadata"
+#define OP_REMOVE "remove_metadata"
+#define HOST_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_HOST"
+#define PORT_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_PORT"
+#define PORT_DEFAULT 5600
 
 static const vnxi_transport_t *
 transport_find(vnx_side_channel_kind_t kind)
@@ -48,51 +35,38 @@ transport_find(vnx_side_channel_kind_t kind)
     case VNX_SIDE_CHANNEL_TCP:
         return &vnxi_transport_tcp;
 #endif
+#ifdef VNXI_SIDE_CHANNEL_ZMQ
+    case VNX_SIDE_CHANNEL_ZMQ:
+        return &vnxi_transport_zmq;
+#endif
+#ifdef VNXI_SIDE_CHANNEL_HTTP
+    case VNX_SIDE_CHANNEL_HTTP:
+        return &vnxi_transport_http;
+#endif
     default:
         return NULL;
     }
 }
 
-/* Half of the file descriptors that the process may have, since it has other
- * uses for them. */
-static uint32_t
-default_connections(void)
+bool
+vnx_side_channel_has(vnx_side_channel_kind_t kind)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 2 >= CONNECTIONS_MAX) {
-        return CONNECTIONS_MAX;
-    }
-    return limit.rlim_cur < 2 ? 1 : (uint32_t)(limit.rlim_cur / 2);
+    return transport_find(kind) != NULL;
 }
 
-static vnx_status_t
-options_read(const vnx_side_channel_options_t *given,
-             vnx_side_channel_options_t *out_p, vnx_error_t *error)
+static const char *
+kind_name(vnx_side_channel_kind_t kind)
 {
-    vnx_side_channel_options_t all = {0};
-
-    if (given != NULL) {
-        if (given->size < sizeof given->size || given->size > sizeof all) {
-            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
-                                  "options.size is %zu, this library knows "
-                                  "up to %zu",
-                                  given->size, sizeof all);
-        }
-        memcpy(&all, given, given->size);
+    switch (kind) {
+    case VNX_SIDE_CHANNEL_TCP:
+        return "TCP";
+    case VNX_SIDE_CHANNEL_ZMQ:
+        return "ZMQ";
+    case VNX_SIDE_CHANNEL_HTTP:
+        return "HTTP";
+    default:
+        return "that number";
     }
-    all.size = sizeof all;
-    if (all.max_frame == 0) {
-        all.max_frame = VNX_SIDE_CHANNEL_MAX_FRAME;
-    }
-    if (all.max_connections == 0) {
-        all.max_connections = default_connections();
-    }
-    if (all.client_timeout_ms == 0) {
-        all.client_timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS;
-    }
-    *out_p = all;
-    return VNX_OK;
 }
 
 vnx_status_t
@@ -100,23 +74,23 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
                         const vnx_side_channel_options_t *options,
                         vnx_side_channel_t **out_p, vnx_error_t *error)
 {
-    vnx_side_channel_options_t all;
-    vnx_status_t status = options_read(options, &all, error);
-    if (status != VNX_OK) {
-        return status;
-    }
     const vnxi_transport_t *transport = transport_find(kind);
     if (transport == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
-                              "transport %d is not in this build", (int)kind);
+                              "the transport %s is not in this build",
+                              kind_name(kind));
     }
     vnx_side_channel_t *channel = calloc(1, sizeof *channel);
     if (channel == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_CREATE, sizeof *channel);
     }
+    vnx_status_t status = vnxi_options_read(options, &channel->options, error);
+    if (status != VNX_OK) {
+        free(channel);
+        return status;
+    }
     atomic_init(&channel->refs, 1);
     channel->transport = transport;
-    channel->options = all;
     channel->forks = vnxi_fork_count();
     pthread_mutex_init(&channel->lock, NULL);
     *out_p = channel;
@@ -129,18 +103,22 @@ stop_lock_held(vnx_side_channel_t *channel)
     if (channel->listener != NULL) {
         atomic_store(&channel->port, 0);
         channel->transport->stop(channel->listener);
+        vnxi_book_release(channel->book);
+        free(channel->host);
         channel->listener = NULL;
+        channel->book = NULL;
+        channel->host = NULL;
     }
 }
 
-static void
-channel_enter(vnx_side_channel_t *channel)
+void
+vnxi_channel_enter(vnx_side_channel_t *channel)
 {
     atomic_fetch_add_explicit(&channel->refs, 1, memory_order_relaxed);
 }
 
-static void
-channel_leave(vnx_side_channel_t *channel)
+void
+vnxi_channel_leave(vnx_side_channel_t *channel)
 {
     if (atomic_fetch_sub_explicit(&channel->refs, 1, memory_order_acq_rel) !=
         1) {
@@ -148,12 +126,12 @@ channel_leave(vnx_side_channel_t *channel)
     }
     stop_lock_held(channel); /* nobody else is left */
     pthread_mutex_destroy(&channel->lock);
+    vnxi_options_fini(&channel->options);
     free(channel);
 }
 
-/* The lock may be held for ever and the listener's memory in any state. */
-static bool
-is_parents(const vnx_side_channel_t *channel)
+bool
+vnxi_channel_is_parents(const vnx_side_channel_t *channel)
 {
     return vnxi_fork_crossed(channel->forks);
 }
@@ -161,25 +139,92 @@ is_parents(const vnx_side_channel_t *channel)
 void
 vnx_side_channel_free(vnx_side_channel_t *channel)
 {
-    if (channel == NULL || is_parents(channel)) {
+    if (channel == NULL || vnxi_channel_is_parents(channel)) {
         return;
     }
     vnx_side_channel_shutdown(channel);
-    channel_leave(channel);
+    vnxi_channel_leave(channel);
 }
 
-static void
-endpoint_write(char *buffer, size_t size, const char *host, int port)
+vnx_status_t
+vnxi_params_read(const char *operation, const void *given, size_t given_size,
+                 void *out_p, size_t size, vnx_error_t *error)
 {
-    const char *format = strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d";
-    snprintf(buffer, size, format, host, port);
+    if (given_size < sizeof given_size || given_size > size) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "params.size is %zu, this library knows up to "
+                              "%zu",
+                              given_size, size);
+    }
+    memset(out_p, 0, size);
+    memcpy(out_p, given, given_size);
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_key_check(const char *operation, const void *key, size_t key_len,
+               vnx_error_t *error)
+{
+    if (key_len > VNX_SIDE_CHANNEL_KEY_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "a key of %zu bytes is above %d", key_len,
+                              VNX_SIDE_CHANNEL_KEY_MAX);
+    }
+    if (key == NULL && key_len > 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the key is NULL, its length is %zu", key_len);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+blob_check(const vnx_side_channel_t *channel, const char *operation,
+           const vnx_side_channel_blob_t *blob, vnx_error_t *error)
+{
+    if (blob->length > channel->options.max_frame) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, operation,
+            "metadata of %zu bytes is above max_frame (%" PRIu32 ")",
+            blob->length, channel->options.max_frame);
+    }
+    if (blob->data == NULL && blob->length > 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "metadata is NULL, its length is %zu",
+                              blob->length);
+    }
+    return vnxi_key_check(operation, blob->key, blob->key_length, error);
+}
+
+/* What the environment says, where the caller leaves it to that. */
+static vnx_status_t
+fill_address(vnx_side_channel_start_params_t *params, vnx_error_t *error)
+{
+    const char *host = getenv(HOST_VARIABLE), *port = getenv(PORT_VARIABLE);
+    char *end;
+
+    if (params->host == NULL || params->host[0] == '\0') {
+        params->host = host != NULL && host[0] != '\0' ? host : NULL;
+    }
+    if (params->port == VNX_SIDE_CHANNEL_PORT_DEFAULT) {
+        params->port = PORT_DEFAULT;
+        if (port != NULL && port[0] != '\0') {
+            long number = strtol(port, &end, 10);
+            if (*end != '\0' || number < 0 || number > 65535) {
+                return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
+                                      VNXI_OP_START,
+                                      PORT_VARIABLE " is no port");
+            }
+            params->port = (int)number;
+        }
+    }
+    return VNX_OK;
 }
 
 static vnx_status_t
 start_check(const vnx_side_channel_t *channel,
-            const vnxi_listen_params_t *params, vnx_error_t *error)
+            const vnx_side_channel_start_params_t *params, vnx_error_t *error)
 {
-    if (is_parents(channel)) {
+    if (vnxi_channel_is_parents(channel)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
                               "the side channel was made before a fork; make "
                               "one in this process");
@@ -188,17 +233,40 @@ start_check(const vnx_side_channel_t *channel,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
                               "port %d is not in 0 to 65535", params->port);
     }
-    if (params->length > channel->options.max_frame) {
-        return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
-            "metadata of %zu bytes is above max_frame (%" PRIu32 ")",
-            params->length, channel->options.max_frame);
-    }
-    if (params->metadata == NULL && params->length > 0) {
+    if (channel->options.tls && channel->options.tls_certificate == NULL) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
-                              "metadata is NULL, its length is %zu",
-                              params->length);
+                              "a listener with TLS needs tls_certificate and "
+                              "tls_key");
     }
+    for (size_t i = 0; i < params->count; i++) {
+        vnx_status_t status =
+            blob_check(channel, VNXI_OP_START, &params->blobs[i], error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+book_make(const vnx_side_channel_t *channel,
+          const vnx_side_channel_start_params_t *params, vnxi_book_t **out_p,
+          vnx_error_t *error)
+{
+    vnxi_book_t *book = vnxi_book_create(channel->options.secret != NULL);
+    size_t wanted = sizeof(void *);
+
+    for (size_t i = 0; book != NULL && i < params->count; i++) {
+        if (!vnxi_book_set(book, &params->blobs[i])) {
+            vnxi_book_release(book);
+            book = NULL;
+            wanted = params->blobs[i].length;
+        }
+    }
+    if (book == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_START, wanted);
+    }
+    *out_p = book;
     return VNX_OK;
 }
 
@@ -218,15 +286,80 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
     return status;
 }
 
-/* `listener` NULL: it did not come to be. */
+/* Takes the book and the host.  `listener` NULL: it did not come to be. */
 static void
-start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener)
+start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
+          vnxi_book_t *book, char *host)
 {
     pthread_mutex_lock(&channel->lock);
     channel->starting = false;
-    channel->listener = listener;
-    atomic_store(&channel->port, listener != NULL ? listener->port : 0);
+    if (listener != NULL) {
+        channel->listener = listener;
+        channel->book = book;
+        channel->host = host;
+        atomic_store(&channel->port, listener->port);
+    }
     pthread_mutex_unlock(&channel->lock);
+    if (listener == NULL) {
+        vnxi_book_release(book);
+        free(host);
+    }
+}
+
+static vnx_status_t
+start_listening(vnx_side_channel_t *channel,
+                const vnx_side_channel_start_params_t *params, int *port_p,
+                vnx_error_t *error)
+{
+    char endpoint[VNX_ERROR_PEER_MAX];
+    const char *host = params->host;
+    vnxi_listen_params_t listen = {.host = host,
+                                   .port = params->port,
+                                   .endpoint = endpoint,
+                                   .options = &channel->options,
+                                   .stats = &channel->stats};
+    vnxi_listener_t *listener = NULL;
+    char *kept = host != NULL ? strdup(host) : NULL;
+
+    snprintf(endpoint, sizeof endpoint,
+             host != NULL && strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d",
+             host != NULL ? host : "*", params->port);
+    vnx_status_t status = book_make(channel, params, &listen.book, error);
+    if (status == VNX_OK) {
+        status = channel->transport->listen(&listen, &listener, error);
+    }
+    if (status == VNX_OK && port_p != NULL) {
+        *port_p = listener->port;
+    }
+    start_end(channel, listener, listen.book, kept);
+    return status;
+}
+
+vnx_status_t
+vnx_side_channel_start_with(vnx_side_channel_t *channel,
+                            const vnx_side_channel_start_params_t *given,
+                            int *port_p, vnx_error_t *error)
+{
+    vnx_side_channel_start_params_t params;
+
+    vnx_status_t status = vnxi_params_read(VNXI_OP_START, given, given->size,
+                                           &params, sizeof params, error);
+    if (status == VNX_OK) {
+        status = fill_address(&params, error);
+    }
+    if (status == VNX_OK) {
+        status = start_check(channel, &params, error);
+    }
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_channel_enter(channel);
+    status = start_begin(channel, error);
+    if (status == VNX_OK) {
+        status = start_listening(channel, &params, port_p, error);
+    }
+    vnxi_channel_leave(channel);
+    return status;
 }
 
 vnx_status_t
@@ -234,54 +367,98 @@ vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                        const void *metadata, size_t length, int *port_p,
                        vnx_error_t *error)
 {
-    char endpoint[VNX_ERROR_PEER_MAX];
-    vnxi_listen_params_t params = {
-        .host = host != NULL && host[0] != '\0' ? host : NULL,
-        .port = port,
-        .endpoint = endpoint,
-        .metadata = metadata,
-        .length = length,
-        .options = channel->options,
-        .stats = &channel->stats,
-    };
-    vnxi_listener_t *listener = NULL;
+    vnx_side_channel_blob_t blob = {.data = metadata, .length = length};
+    vnx_side_channel_start_params_t params = {.size = sizeof params,
+                                              .host = host,
+                                              .port = port,
+                                              .blobs = &blob,
+                                              .count = 1};
+    return port < 0
+               ? vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
+                                "port %d is not in 0 to 65535", port)
+               : vnx_side_channel_start_with(channel, &params, port_p, error);
+}
 
-    vnx_status_t status = start_check(channel, &params, error);
+/* The book of the running listener, retained. */
+static vnx_status_t
+book_get(vnx_side_channel_t *channel, const char *operation,
+         vnxi_book_t **book_p, vnx_error_t *error)
+{
+    vnxi_book_t *book = NULL;
+
+    if (!vnxi_channel_is_parents(channel)) {
+        pthread_mutex_lock(&channel->lock);
+        if (channel->book != NULL) {
+            book = vnxi_book_retain(channel->book);
+        }
+        pthread_mutex_unlock(&channel->lock);
+    }
+    if (book == NULL) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                              "the listener is not running");
+    }
+    *book_p = book;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_side_channel_set(vnx_side_channel_t *channel,
+                     const vnx_side_channel_blob_t *blob, vnx_error_t *error)
+{
+    vnxi_book_t *book;
+
+    vnx_status_t status = blob_check(channel, OP_SET, blob, error);
+    if (status == VNX_OK) {
+        status = book_get(channel, OP_SET, &book, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
-    endpoint_write(endpoint, sizeof endpoint,
-                   params.host != NULL ? params.host : "*", port);
-    channel_enter(channel);
-    status = start_begin(channel, error);
-    if (status == VNX_OK) {
-        status = channel->transport->listen(&params, &listener, error);
-        if (status == VNX_OK && port_p != NULL) {
-            *port_p = listener->port;
-        }
-        start_end(channel, listener);
+    if (!vnxi_book_set(book, blob)) {
+        status = vnxi_error_no_memory(error, OP_SET, blob->length);
     }
-    channel_leave(channel);
+    vnxi_book_release(book);
+    return status;
+}
+
+vnx_status_t
+vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
+                        size_t key_length, vnx_error_t *error)
+{
+    vnxi_book_t *book;
+
+    vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
+    if (status == VNX_OK) {
+        status = book_get(channel, OP_REMOVE, &book, error);
+    }
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (!vnxi_book_remove(book, key, key_length)) {
+        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
+                                "nothing is served under that key");
+    }
+    vnxi_book_release(book);
     return status;
 }
 
 void
 vnx_side_channel_shutdown(vnx_side_channel_t *channel)
 {
-    if (is_parents(channel)) {
+    if (vnxi_channel_is_parents(channel)) {
         return;
     }
-    channel_enter(channel);
+    vnxi_channel_enter(channel);
     pthread_mutex_lock(&channel->lock);
     stop_lock_held(channel);
     pthread_mutex_unlock(&channel->lock);
-    channel_leave(channel);
+    vnxi_channel_leave(channel);
 }
 
 int
 vnx_side_channel_port(const vnx_side_channel_t *channel)
 {
-    return is_parents(channel) ? 0 : atomic_load(&channel->port);
+    return vnxi_channel_is_parents(channel) ? 0 : atomic_load(&channel->port);
 }
 
 bool
@@ -294,72 +471,5 @@ void
 vnx_side_channel_stats(const vnx_side_channel_t *channel,
                        vnx_side_channel_stats_t *stats_p)
 {
-    const vnxi_side_stats_t *stats = &channel->stats;
-    *stats_p = (vnx_side_channel_stats_t){
-        .accepted = atomic_load(&stats->accepted),
-        .served = atomic_load(&stats->served),
-        .refused = atomic_load(&stats->refused),
-        .timed_out = atomic_load(&stats->timed_out),
-        .evicted = atomic_load(&stats->evicted),
-        .open = atomic_load(&stats->open),
-    };
-}
-
-static vnx_status_t
-request_check(const vnxi_side_request_t *request, vnx_error_t *error)
-{
-    if (request->host == NULL || request->host[0] == '\0') {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
-                              "no host");
-    }
-    if (request->port < 1 || request->port > 65535) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
-                              "port %d is not in 1 to 65535", request->port);
-    }
-    if (request->timeout_ms <= 0) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
-                              "a timeout of %d ms is not above 0",
-                              request->timeout_ms);
-    }
-    return VNX_OK;
-}
-
-vnx_status_t
-vnxi_side_channel_request(vnx_side_channel_t *channel,
-                          const vnxi_side_request_t *request,
-                          void **metadata_p, size_t *length_p,
-                          vnx_error_t *error)
-{
-    char endpoint[VNX_ERROR_PEER_MAX];
-    const vnxi_transport_t *transport = channel->transport;
-    uint32_t max_frame = channel->options.max_frame;
-
-    vnx_status_t status = request_check(request, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    endpoint_write(endpoint, sizeof endpoint, request->host, request->port);
-    uint64_t now = vnxi_clock_ns();
-    vnxi_request_params_t params = {
-        .host = request->host,
-        .port = request->port,
-        .endpoint = endpoint,
-        .max_frame = max_frame,
-        .wait = {.start = now,
-                 .deadline = now + (uint64_t)request->timeout_ms * 1000000,
-                 .interrupted = request->interrupted,
-                 .arg = request->arg},
-    };
-    return transport->request(&params, metadata_p, length_p, error);
-}
-
-vnx_status_t
-vnx_side_channel_request(vnx_side_channel_t *channel, const char *host,
-                         int port, int timeout_ms, void **metadata_p,
-                         size_t *length_p, vnx_error_t *error)
-{
-    vnxi_side_request_t request = {
-        .host = host, .port = port, .timeout_ms = timeout_ms};
-    return vnxi_side_channel_request(channel, &request, metadata_p, length_p,
-                                     error);
+    vnxi_stats_read(&channel->stats, stats_p);
 }

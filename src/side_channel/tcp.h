@@ -1,57 +1,29 @@
 /*
- * TCP transport: one request frame, one reply frame, then the server closes.
- * The bytes: docs/wire.md.
+ * TCP transport: frames of requests and replies, one exchange a connection,
+ * then the server closes.  The bytes: docs/wire.md.
  *
  *   tcp.c           the transport: constants and slots
- *   tcp_socket.c    binding the listening sockets
+ *   tcp_wire.c      what frames say
  *   tcp_listener.c  a listener's life, its thread, accepting
- *   tcp_conn.c      one client's exchange, at the server
+ *   tcp_conn.c      one client's connection, at the server
+ *   tcp_tls.c       TLS under that connection
+ *   tcp_answer.c    what a client is told
  *   tcp_client.c    the exchange, at the client
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_H
 #define VNXI_SIDE_CHANNEL_TCP_H
 
+#include <event2/bufferevent.h>
 #include <event2/event.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <sys/queue.h>
 
-#include "side_channel/blob.h"
-#include "side_channel/resolve.h"
+#include "side_channel/frame.h"
+#include "side_channel/proof.h"
+#include "side_channel/sockets.h"
+#include "side_channel/tcp_wire.h"
 #include "side_channel/transport.h"
-
-#define VNXI_TCP_REQUEST "GET_METADATA"
-#define VNXI_TCP_REQUEST_LEN 12u
-#define VNXI_TCP_REQUEST_MAX 1036u /* room for later requests */
-
-/* -- Listening sockets ---------------------------------------------------- */
-
-typedef struct vnxi_tcp_sockets {
-    size_t count;
-    int fds[VNXI_ADDRESSES_MAX]; /* owned */
-    int port;                    /* of all of them */
-} vnxi_tcp_sockets_t;
-
-/* Bind and listen on every address that params->host stands for; all on one
- * port.  Statuses as vnx_side_channel_start(). */
-vnx_status_t vnxi_tcp_sockets_open(const vnxi_listen_params_t *params,
-                                   vnxi_tcp_sockets_t *out_p,
-                                   vnx_error_t *error);
-
-/* Free the port, also where a forked child holds copies of the sockets.  A
- * zeroed one is allowed. */
-void vnxi_tcp_sockets_close(vnxi_tcp_sockets_t *sockets);
-
-/* -- Loops ---------------------------------------------------------------- */
-
-/* A base for one thread: without locks, and no variable of the environment
- * chooses its kernel interface.  NULL: it cannot be had. */
-struct event_base *vnxi_tcp_base_new(void);
-
-/* Start a thread with every signal blocked: they are the program's business,
- * and a write to somebody who is gone shall not kill it.  0, or errno. */
-int vnxi_tcp_thread_new(pthread_t *thread_p, void *(*entry)(void *),
-                        void *arg);
 
 /* -- Listener ------------------------------------------------------------- */
 
@@ -70,9 +42,11 @@ TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
  * `stop_fd` and `thread`. */
 typedef struct vnxi_tcp_listener {
     vnxi_listener_t super;
-    vnxi_side_stats_t *stats; /* borrowed */
-    vnxi_tcp_sockets_t sockets;
-    vnxi_blob_t *reply;
+    const vnx_side_channel_options_t *options; /* borrowed */
+    vnxi_side_stats_t *stats;                  /* borrowed */
+    vnxi_book_t *book;                         /* borrowed */
+    void *tls; /* owned: SSL_CTX *; NULL: plain */
+    vnxi_sockets_t sockets;
     struct event_base *base;
     struct event *accept_events[VNXI_ADDRESSES_MAX];
     struct event *resume_event; /* ends a pause of accepting */
@@ -81,7 +55,8 @@ typedef struct vnxi_tcp_listener {
     int reserve_fd; /* given up to refuse a client when fds run out */
     pthread_t thread;
     const struct timeval *timeout; /* a client's; the base's common one */
-    size_t open, max;              /* connections */
+    const struct timeval *idle;    /* likewise; NULL: no shorter than that */
+    size_t open;                   /* connections */
     /* By state, the longest idle first: READ and LINGER by age (bytes that
      * drip in make nobody younger), WRITE by the last byte taken. */
     struct vnxi_tcp_conns conns[VNXI_TCP_STATES];
@@ -93,6 +68,23 @@ void vnxi_tcp_stop(vnxi_listener_t *listener);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 
+struct vnxi_tcp_conn {
+    TAILQ_ENTRY(vnxi_tcp_conn) link; /* listener->conns[state] */
+    vnxi_tcp_listener_t *listener;
+    int fd; /* owned; closed at once, where a bufferevent
+               closes in a later round of the loop: whoever
+               needs an fd needs it now */
+    struct bufferevent *bev;
+    void *tls; /* owned: SSL *; NULL: plain */
+    struct event *timer;
+    uint64_t start; /* vnxi_clock_ns() */
+    vnxi_tcp_state_t state;
+    bool turned_away; /* what is being written is no blob */
+    vnxi_frame_decoder_t request;
+    vnxi_tcp_kind_t last; /* of the request before; SEED: none */
+    vnxi_proof_t proof;
+};
+
 /* Take over `fd`, making room first where the listener is full. */
 void vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd);
 
@@ -103,10 +95,22 @@ bool vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener);
 /* Cut all of them off. */
 void vnxi_tcp_conn_close_all(vnxi_tcp_listener_t *listener);
 
+/* What becomes of a connection after a whole request. */
+typedef enum vnxi_tcp_next {
+    VNXI_TCP_NEXT_READ,  /* a reply is on its way, another request comes */
+    VNXI_TCP_NEXT_WRITE, /* the last reply is on its way */
+    VNXI_TCP_NEXT_CLOSE, /* at once */
+} vnxi_tcp_next_t;
+
+/* Answer the request that came whole: into the connection's output. */
+vnxi_tcp_next_t vnxi_tcp_answer(vnxi_tcp_conn_t *conn);
+
 /* -- Client --------------------------------------------------------------- */
 
-vnx_status_t vnxi_tcp_request(const vnxi_request_params_t *params,
-                              void **metadata_p, size_t *length_p,
-                              vnx_error_t *error);
+vnx_status_t vnxi_tcp_begin(const vnxi_request_params_t *params,
+                            vnxi_exchange_t **out_p, vnx_error_t *error);
+vnx_status_t vnxi_tcp_step(vnxi_exchange_t *exchange, void **data_p,
+                           size_t *len_p, vnx_error_t *error);
+void vnxi_tcp_end(vnxi_exchange_t *exchange);
 
 #endif

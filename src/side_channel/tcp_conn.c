@@ -2,39 +2,26 @@
  * Design notes.  A connection goes READ -> WRITE -> LINGER and has one timer
  * over all of it, set when it is accepted.
  *
- * READ    a request is read into a decoder with a small cap.  Anything but
- *         the one request of the protocol closes the connection.
- * WRITE   the reply is sent from the shared blob; nothing is read any more.
- * LINGER  the reply is with the kernel and our side is closed; the client
+ * READ    a request is read into a decoder with a small cap, and answered by
+ *         tcp_answer.c; a proof takes several.
+ * WRITE   the last reply is sent, a blob from where it is shared; nothing is
+ *         read any more.
+ * LINGER  the last reply is with the kernel and our side is closed; the client
  *         closes, and its end of file frees the connection.  A client that
  *         does not, within its time, is reset, so that what it never read
  *         does not stay with the kernel either.
  */
-#include "side_channel/tcp.h"
-
 #include <event2/buffer.h>
-#include <event2/bufferevent.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "side_channel/frame.h"
+#include "side_channel/tcp.h"
+#include "side_channel/tcp_tls.h"
 
 #define WRITE_MAX (512u << 10) /* of one client in a round of the loop */
-
-struct vnxi_tcp_conn {
-    TAILQ_ENTRY(vnxi_tcp_conn) link; /* listener->conns[state] */
-    vnxi_tcp_listener_t *listener;
-    int fd; /* owned; closed at once, where a bufferevent
-               closes in a later round of the loop: whoever
-               needs an fd needs it now */
-    struct bufferevent *bev;
-    struct event *timer;
-    vnxi_tcp_state_t state;
-    vnxi_frame_decoder_t request;
-};
 
 static void on_progress(struct evbuffer *output,
                         const struct evbuffer_cb_info *info, void *arg);
@@ -58,6 +45,7 @@ conn_free(vnxi_tcp_conn_t *conn)
         bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
         bufferevent_free(conn->bev);
     }
+    vnxi_tcp_tls_free(conn);
     close(conn->fd);
     if (conn->timer != NULL) {
         event_free(conn->timer);
@@ -88,43 +76,27 @@ conn_reset(vnxi_tcp_conn_t *conn)
     conn_close(conn);
 }
 
+/* The last reply is on its way: read no more. */
 static void
-conn_refuse(vnxi_tcp_conn_t *conn)
+conn_finish(vnxi_tcp_conn_t *conn)
 {
-    vnxi_stat_add(&conn->listener->stats->refused);
-    conn_close(conn);
-}
-
-static void
-release_reply(const void *data, size_t len, void *arg)
-{
-    (void)data, (void)len;
-    vnxi_blob_release(arg);
-}
-
-static void
-conn_reply(vnxi_tcp_conn_t *conn)
-{
-    vnxi_blob_t *reply = vnxi_blob_retain(conn->listener->reply);
-    struct evbuffer *output = bufferevent_get_output(conn->bev);
-
     bufferevent_disable(conn->bev, EV_READ);
     evbuffer_drain(bufferevent_get_input(conn->bev), SIZE_MAX);
-    vnxi_frame_decoder_fini(&conn->request);
     conn_move(conn, VNXI_TCP_WRITE);
-    if (evbuffer_add_reference(output, reply->frame, reply->len, release_reply,
-                               reply) != 0) {
-        vnxi_blob_release(reply);
-        conn_close(conn);
-    }
 }
 
-static bool
-is_request(const vnxi_frame_decoder_t *decoder)
+static void
+conn_answer(vnxi_tcp_conn_t *conn)
 {
-    return decoder->state == VNXI_FRAME_WHOLE &&
-           decoder->len == VNXI_TCP_REQUEST_LEN &&
-           memcmp(decoder->data, VNXI_TCP_REQUEST, VNXI_TCP_REQUEST_LEN) == 0;
+    vnxi_tcp_next_t next = vnxi_tcp_answer(conn);
+
+    vnxi_frame_decoder_fini(&conn->request);
+    vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX, 0);
+    if (next == VNXI_TCP_NEXT_WRITE) {
+        conn_finish(conn);
+    } else if (next == VNXI_TCP_NEXT_CLOSE) {
+        conn_close(conn);
+    }
 }
 
 static void
@@ -143,37 +115,60 @@ on_read(struct bufferevent *bev, void *arg)
         if (size == 0) {
             return; /* the rest has yet to come */
         }
+        vnxi_stat_add_count(&conn->listener->stats->bytes_received, size);
         vnxi_frame_commit(&conn->request, size);
     }
-    if (is_request(&conn->request)) {
-        conn_reply(conn);
-    } else {
-        conn_refuse(conn);
-    }
+    conn_answer(conn);
 }
 
-/* The reply is all with the kernel. */
+/* What was to be written is with the kernel; the call may come late, when the
+ * last reply has been added. */
 static void
 on_written(struct bufferevent *bev, void *arg)
 {
     vnxi_tcp_conn_t *conn = arg;
 
-    if (conn->state == VNXI_TCP_WRITE) {
-        vnxi_stat_add(&conn->listener->stats->served);
+    if (conn->state == VNXI_TCP_WRITE &&
+        evbuffer_get_length(bufferevent_get_output(bev)) == 0) {
+        if (!conn->turned_away) {
+            vnxi_stat_served(conn->listener->stats, conn->start);
+        }
+        vnxi_tcp_tls_goodbye(conn);
         shutdown(conn->fd, SHUT_WR);
         conn_move(conn, VNXI_TCP_LINGER);
         bufferevent_enable(bev, EV_READ);
     }
 }
 
+/* Its time is up; reset, so that what it never read does not stay. */
+static void
+conn_expire(vnxi_tcp_conn_t *conn)
+{
+    if (conn->state != VNXI_TCP_LINGER) {
+        vnxi_stat_add(&conn->listener->stats->timed_out);
+    }
+    conn_reset(conn);
+}
+
+/* End of file or an error, and it is gone; or it was idle for too long. */
 static void
 on_event(struct bufferevent *bev, short what, void *arg)
 {
-    (void)bev, (void)what; /* end of file or an error: it is gone */
+    (void)bev;
     vnxi_tcp_conn_t *conn = arg;
 
-    if (conn->state == VNXI_TCP_READ && conn->request.header_have > 0) {
-        conn_refuse(conn); /* in the middle of a request */
+    if (what & BEV_EVENT_CONNECTED) {
+        return; /* TLS is up */
+    }
+    if (what & BEV_EVENT_TIMEOUT) {
+        conn_expire(conn);
+    } else if ((what & BEV_EVENT_ERROR) && vnxi_tcp_tls_is_shaking(conn)) {
+        vnxi_stat_refused(conn->listener->stats, VNX_SIDE_CHANNEL_REFUSED_TLS);
+        conn_close(conn);
+    } else if (conn->state == VNXI_TCP_READ && conn->request.header_have > 0) {
+        vnxi_stat_refused(conn->listener->stats,
+                          VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+        conn_close(conn); /* in the middle of a request */
     } else if (conn->state == VNXI_TCP_WRITE) {
         conn_reset(conn);
     } else {
@@ -189,6 +184,7 @@ on_progress(struct evbuffer *output, const struct evbuffer_cb_info *info,
     (void)output;
     vnxi_tcp_conn_t *conn = arg;
 
+    vnxi_stat_add_count(&conn->listener->stats->bytes_sent, info->n_deleted);
     if (conn->state == VNXI_TCP_WRITE && info->n_deleted > 0) {
         conn_move(conn, VNXI_TCP_WRITE);
     }
@@ -198,12 +194,15 @@ static void
 on_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    vnxi_tcp_conn_t *conn = arg;
+    conn_expire(arg);
+}
 
-    if (conn->state != VNXI_TCP_LINGER) {
-        vnxi_stat_add(&conn->listener->stats->timed_out);
-    }
-    conn_reset(conn);
+static struct bufferevent *
+bev_new(vnxi_tcp_conn_t *conn)
+{
+    return conn->listener->tls != NULL
+               ? vnxi_tcp_tls_bufferevent(conn)
+               : bufferevent_socket_new(conn->listener->base, conn->fd, 0);
 }
 
 /* Takes `fd`. */
@@ -217,14 +216,15 @@ conn_new(vnxi_tcp_listener_t *listener, int fd)
     }
     conn->fd = fd;
     conn->listener = listener;
+    conn->start = vnxi_clock_ns();
     conn->state = VNXI_TCP_READ;
-    vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX);
+    vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX, 0);
     conn->timer = evtimer_new(listener->base, on_deadline, conn);
     if (conn->timer == NULL ||
         event_add(conn->timer, listener->timeout) != 0) {
         goto err_free;
     }
-    conn->bev = bufferevent_socket_new(listener->base, fd, 0);
+    conn->bev = bev_new(conn);
     if (conn->bev == NULL) {
         goto err_free;
     }
@@ -244,6 +244,10 @@ conn_begin(vnxi_tcp_conn_t *conn)
     bufferevent_setwatermark(bev, EV_READ, 0,
                              VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX);
     bufferevent_set_max_single_write(bev, WRITE_MAX);
+    if (conn->listener->idle != NULL) {
+        bufferevent_set_timeouts(bev, conn->listener->idle,
+                                 conn->listener->idle);
+    }
     bufferevent_setcb(bev, on_read, on_written, on_event, conn);
     evbuffer_add_cb(bufferevent_get_output(bev), on_progress, conn);
     bufferevent_enable(bev, EV_READ);
@@ -255,7 +259,7 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
     int on = 1;
 
     vnxi_stat_add(&listener->stats->accepted);
-    if (listener->open >= listener->max) {
+    if (listener->open >= listener->options->max_connections) {
         vnxi_tcp_conn_evict(listener);
     }
     vnxi_tcp_conn_t *conn = conn_new(listener, fd);

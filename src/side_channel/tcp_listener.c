@@ -10,12 +10,10 @@
  * way; and where none can, a reserve fd is given up for the moment it takes to
  * refuse the newcomer.
  */
-#include "side_channel/tcp.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -23,6 +21,9 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "side_channel/loop.h"
+#include "side_channel/tcp.h"
+#include "side_channel/tcp_tls.h"
 
 #define ACCEPT_BATCH 64
 #define PAUSE_MS 50 /* of accepting, when the system has nothing to give */
@@ -167,7 +168,8 @@ listener_free(vnxi_tcp_listener_t *listener)
     }
     event_free_if(listener->resume_event);
     event_free_if(listener->stop_event);
-    vnxi_tcp_sockets_close(&listener->sockets);
+    vnxi_tcp_tls_stop(listener);
+    vnxi_sockets_close(&listener->sockets);
     if (listener->base != NULL) {
         event_base_free(listener->base);
     }
@@ -177,23 +179,7 @@ listener_free(vnxi_tcp_listener_t *listener)
     if (listener->reserve_fd >= 0) {
         close(listener->reserve_fd);
     }
-    vnxi_blob_release(listener->reply);
     free(listener);
-}
-
-struct event_base *
-vnxi_tcp_base_new(void)
-{
-    struct event_config *config = event_config_new();
-    struct event_base *base = NULL;
-    if (config == NULL) {
-        return NULL;
-    }
-    event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK);
-    event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
-    base = event_base_new_with_config(config);
-    event_config_free(config);
-    return base;
 }
 
 static bool
@@ -203,17 +189,27 @@ add_event(struct event **event_p, struct event *event)
     return event != NULL && event_add(event, NULL) == 0;
 }
 
-static bool
-create_events(vnxi_tcp_listener_t *listener, uint32_t timeout_ms)
+/* All clients have one timeout: a queue, not a heap of thousands. */
+static const struct timeval *
+common_timeout(struct event_base *base, uint32_t ms)
 {
-    struct timeval tv = {.tv_sec = timeout_ms / 1000,
-                         .tv_usec = (suseconds_t)(timeout_ms % 1000) * 1000};
-    struct event_base *base = listener->base = vnxi_tcp_base_new();
+    struct timeval tv = {.tv_sec = ms / 1000,
+                         .tv_usec = (suseconds_t)(ms % 1000) * 1000};
+    return event_base_init_common_timeout(base, &tv);
+}
+
+static bool
+create_events(vnxi_tcp_listener_t *listener)
+{
+    const vnx_side_channel_options_t *options = listener->options;
+    struct event_base *base = listener->base = vnxi_loop_base_new();
     if (base == NULL) {
         return false;
     }
-    /* All clients have one timeout: a queue, not a heap of thousands. */
-    listener->timeout = event_base_init_common_timeout(base, &tv);
+    listener->timeout = common_timeout(base, options->client_timeout_ms);
+    if (options->idle_timeout_ms < options->client_timeout_ms) {
+        listener->idle = common_timeout(base, options->idle_timeout_ms);
+    }
     listener->resume_event = evtimer_new(base, on_resume, listener);
     listener->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     listener->reserve_fd = open_reserve();
@@ -232,18 +228,6 @@ create_events(vnxi_tcp_listener_t *listener, uint32_t timeout_ms)
                                                       EV_READ, on_stop, base));
 }
 
-int
-vnxi_tcp_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
-{
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(thread_p, NULL, entry, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return ret;
-}
-
 static vnxi_tcp_listener_t *
 listener_new(const vnxi_listen_params_t *params)
 {
@@ -251,17 +235,12 @@ listener_new(const vnxi_listen_params_t *params)
     if (listener == NULL) {
         return NULL;
     }
+    listener->options = params->options;
     listener->stats = params->stats;
-    listener->max = params->options.max_connections;
+    listener->book = params->book;
     listener->stop_fd = listener->reserve_fd = -1;
     for (int i = 0; i < VNXI_TCP_STATES; i++) {
         TAILQ_INIT(&listener->conns[i]);
-    }
-    listener->reply =
-        vnxi_blob_create(params->metadata, (uint32_t)params->length);
-    if (listener->reply == NULL) {
-        listener_free(listener);
-        return NULL;
     }
     return listener;
 }
@@ -282,19 +261,18 @@ vnxi_tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
 {
     vnxi_tcp_listener_t *listener = listener_new(params);
     if (listener == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START, params->length);
+        return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }
-    vnx_status_t status =
-        vnxi_tcp_sockets_open(params, &listener->sockets, error);
+    vnx_status_t status = vnxi_sockets_open(params, &listener->sockets, error);
     if (status != VNX_OK) {
         goto err_free;
     }
     listener->super.port = listener->sockets.port;
-    if (!create_events(listener, params->options.client_timeout_ms)) {
+    if (!create_events(listener)) {
         status = start_failed(params, error, "making the loop", errno);
         goto err_free;
     }
-    int ret = vnxi_tcp_thread_new(&listener->thread, listener_main, listener);
+    int ret = vnxi_loop_thread_new(&listener->thread, listener_main, listener);
     if (ret != 0) {
         status = start_failed(params, error, "starting the thread", ret);
         goto err_free;

@@ -2,65 +2,69 @@
  * What stands behind a side channel: a transport.  One constant of this type
  * for each, named vnxi_transport_<name>; side_channel.c lists them.
  *
- * The front (side_channel.c) checks arguments, keeps one listener for a
- * channel, counts, and knows of forks; a transport knows its wire format.
- * Parameters were checked: ports are in range, metadata is within max_frame,
- * every option has its value.
+ * The front (side_channel.c, ask.c) checks arguments, keeps one listener for a
+ * channel and the book that it serves, counts, and knows of forks; batch.c
+ * runs exchanges, waits for them and tries again; a transport knows its wire
+ * format.  Parameters were checked: ports are in range, keys are not too
+ * long, blobs are within max_frame, every option has its value.
+ *
+ * A transport that cannot prove a shared secret, or cannot speak TLS, refuses
+ * to listen and to ask where that option is set: VNX_ERR_NOT_SUPPORTED.  No
+ * secret is ever in an error or in the log.
  */
 #ifndef VNXI_SIDE_CHANNEL_TRANSPORT_H
 #define VNXI_SIDE_CHANNEL_TRANSPORT_H
 
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <vnx/error.h>
 #include <vnx/side_channel.h>
 
-#include "side_channel/wait.h"
+#include "side_channel/book.h"
+#include "side_channel/stats.h"
 
 #define VNXI_OP_CREATE "side_channel_create"
 #define VNXI_OP_START "start_listener"
 #define VNXI_OP_REQUEST "request_metadata"
 
-/* Relaxed counters: each is right by itself, not with the others. */
-typedef struct vnxi_side_stats {
-    atomic_uint_fast64_t accepted, served, refused, timed_out, evicted, open;
-} vnxi_side_stats_t;
-
-static inline void
-vnxi_stat_add(atomic_uint_fast64_t *counter)
-{
-    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-}
-
-static inline void
-vnxi_stat_sub(atomic_uint_fast64_t *counter)
-{
-    atomic_fetch_sub_explicit(counter, 1, memory_order_relaxed);
-}
-
+/* Borrowed by listen() until the listener is stopped, all but `host` and
+ * `endpoint`, which last for the call. */
 typedef struct vnxi_listen_params {
-    const char *host;     /* borrowed; NULL: every address */
+    const char *host;     /* NULL: every address; else as in
+                             vnx_side_channel_start_params_t, for
+                             vnxi_sockets_open() or vnxi_bind_addresses() */
     int port;             /* 0: any free one */
-    const char *endpoint; /* "host:port" for errors; borrowed */
-    const void *metadata; /* borrowed: copy it */
-    size_t length;        /* of metadata */
-    vnx_side_channel_options_t options;
-    vnxi_side_stats_t *stats; /* outlives the listener */
+    const char *endpoint; /* "host:port" for errors */
+    vnxi_book_t *book;    /* look keys up as they are asked for, never before:
+                             they may be set and removed at any time */
+    const vnx_side_channel_options_t *options;
+    vnxi_side_stats_t *stats;
 } vnxi_listen_params_t;
 
+/* Borrowed by begin() until the exchange ended. */
 typedef struct vnxi_request_params {
-    const char *host; /* borrowed */
+    const char *host;
     int port;
-    const char *endpoint; /* "host:port" for errors; borrowed */
-    uint32_t max_frame;
-    vnxi_wait_t wait; /* over the whole exchange */
+    const void *key; /* not NULL; 0 bytes: the default */
+    size_t key_len;
+    const char *endpoint; /* "host:port" for errors */
+    const vnx_side_channel_options_t *options;
+    uint64_t start, deadline; /* vnxi_clock_ns(): over the whole exchange */
 } vnxi_request_params_t;
 
 /* The head of every transport's listener; it is listening while it exists. */
 typedef struct vnxi_listener {
     int port; /* bound; constant */
 } vnxi_listener_t;
+
+/* The head of every transport's exchange at the client: what it waits for.
+ * A descriptor that is waited for in a step may be closed in the next. */
+typedef struct vnxi_exchange {
+    int fd;        /* -1: nothing but the time */
+    short events;  /* POLLIN, POLLOUT */
+    uint64_t wake; /* step again at this time at the latest; UINT64_MAX:
+                      params->deadline will do */
+} vnxi_exchange_t;
 
 typedef struct vnxi_transport {
     const char *name; /* "TCP" */
@@ -76,16 +80,48 @@ typedef struct vnxi_transport {
      * wait for clients.  Never called in a forked child. */
     void (*stop)(vnxi_listener_t *listener);
 
-    /* One exchange, on the caller's thread; waits by params->wait only.  No
-     * lock is held.  Statuses and outputs: vnx_side_channel_request(), and
-     * VNX_ERR_CANCELED when wait.interrupted said so. */
-    vnx_status_t (*request)(const vnxi_request_params_t *params,
-                            void **metadata_p, size_t *length_p,
-                            vnx_error_t *error);
+    /* An exchange at the client, as a machine that never waits; of one thread
+     * at a time.  Returns owned: end().  Does as little as it can: the first
+     * step begins. */
+    vnx_status_t (*begin)(const vnxi_request_params_t *params,
+                          vnxi_exchange_t **out_p, vnx_error_t *error);
+
+    /* Do what can be done now.  Called once after begin(), then when `fd` has
+     * one of `events` or an error, when `wake` or the deadline is past, and at
+     * any time for no reason.
+     * VNX_IN_PROG: fd, events and wake say what it waits for now.
+     * VNX_OK: *data_p (free(); not NULL) and *len_p are the blob.
+     * Anything else: it failed and the record says how, in what phase, and
+     * after how long (vnxi_exchange_failed()).  Statuses:
+     * vnx_side_channel_request_with(); VNX_ERR_TIMEOUT once the deadline is
+     * past, whatever else could be done: who floods us meets it too.  Not
+     * called again after the last two. */
+    vnx_status_t (*step)(vnxi_exchange_t *exchange, void **data_p,
+                         size_t *len_p, vnx_error_t *error);
+
+    /* Free it, at any stage. */
+    void (*end)(vnxi_exchange_t *exchange);
 } vnxi_transport_t;
+
+/* Fill the record of a failed exchange: "<phase> <whom>: <reason> (after 12
+ * ms)" with the endpoint as the peer; returns `status`. */
+vnx_status_t vnxi_exchange_failed(const vnxi_request_params_t *params,
+                                  vnx_status_t status, const char *phase,
+                                  const char *whom, const char *reason,
+                                  vnx_error_t *error);
+
+/* The record of a key that the other side does not serve. */
+vnx_status_t vnxi_exchange_no_key(const vnxi_request_params_t *params,
+                                  vnx_error_t *error);
 
 #ifdef VNXI_SIDE_CHANNEL_TCP
 extern const vnxi_transport_t vnxi_transport_tcp;
+#endif
+#ifdef VNXI_SIDE_CHANNEL_ZMQ
+extern const vnxi_transport_t vnxi_transport_zmq;
+#endif
+#ifdef VNXI_SIDE_CHANNEL_HTTP
+extern const vnxi_transport_t vnxi_transport_http;
 #endif
 
 #endif

@@ -58,7 +58,7 @@ test_frame_decodes_however_it_is_cut(void **state)
     for (size_t step = 1; step <= 16; step++) {
         vnxi_frame_decoder_t decoder;
         size_t len = 0;
-        vnxi_frame_decoder_init(&decoder, 12);
+        vnxi_frame_decoder_init(&decoder, 12, 0);
         assert_int_equal(feed(&decoder, wire, 16, step), 16);
         assert_int_equal(decoder.state, VNXI_FRAME_WHOLE);
         void *body = vnxi_frame_take(&decoder, &len);
@@ -78,7 +78,7 @@ test_frame_wants_more_after_every_shorter_piece(void **state)
     for (size_t cut = 0; cut < 16; cut++) {
         vnxi_frame_decoder_t decoder;
         size_t len = 77;
-        vnxi_frame_decoder_init(&decoder, 12);
+        vnxi_frame_decoder_init(&decoder, 12, 0);
         feed(&decoder, wire, cut, 16);
         assert_int_equal(decoder.state, VNXI_FRAME_MORE);
         assert_null(vnxi_frame_take(&decoder, &len));
@@ -96,7 +96,7 @@ test_frame_takes_no_byte_of_the_next_one(void **state)
     static const unsigned char wire[] = "\0\0\0\002ab\0\0\0\001c";
     vnxi_frame_decoder_t decoder;
 
-    vnxi_frame_decoder_init(&decoder, 100);
+    vnxi_frame_decoder_init(&decoder, 100, 0);
     assert_int_equal(feed(&decoder, wire, 11, 11), 6);
     assert_int_equal(decoder.state, VNXI_FRAME_WHOLE);
     vnxi_frame_decoder_fini(&decoder);
@@ -109,7 +109,7 @@ test_frame_of_no_bytes_is_whole_and_not_null(void **state)
     vnxi_frame_decoder_t decoder;
     size_t len = 77;
 
-    vnxi_frame_decoder_init(&decoder, 0);
+    vnxi_frame_decoder_init(&decoder, 0, 0);
     assert_int_equal(feed(&decoder, (const void *)"\0\0\0\0", 4, 4), 4);
     assert_int_equal(decoder.state, VNXI_FRAME_WHOLE);
     void *body = vnxi_frame_take(&decoder, &len);
@@ -127,12 +127,12 @@ test_frame_cap_is_inclusive(void **state)
     unsigned char header[VNXI_FRAME_HEADER];
 
     vnxi_frame_encode_header(1000, header);
-    vnxi_frame_decoder_init(&decoder, 1000);
+    vnxi_frame_decoder_init(&decoder, 1000, 0);
     feed(&decoder, header, 4, 4);
     assert_int_equal(decoder.state, VNXI_FRAME_MORE);
     vnxi_frame_decoder_fini(&decoder);
 
-    vnxi_frame_decoder_init(&decoder, 999);
+    vnxi_frame_decoder_init(&decoder, 999, 0);
     feed(&decoder, header, 4, 1);
     assert_int_equal(decoder.state, VNXI_FRAME_TOO_LONG);
     assert_int_equal(decoder.len, 1000);
@@ -147,7 +147,7 @@ test_frame_final_states_take_nothing_more(void **state)
     vnxi_frame_decoder_t decoder;
     size_t size = 77;
 
-    vnxi_frame_decoder_init(&decoder, 8);
+    vnxi_frame_decoder_init(&decoder, 8, 0);
     feed(&decoder, (const void *)"\xff\xff\xff\xff", 4, 4);
     assert_int_equal(decoder.state, VNXI_FRAME_TOO_LONG);
     assert_null(vnxi_frame_space(&decoder, &size));
@@ -170,7 +170,7 @@ test_frame_buffer_grows_with_what_came(void **state)
     for (uint32_t i = 0; i < len; i++) {
         wire[VNXI_FRAME_HEADER + i] = (unsigned char)(i * 7 >> 3);
     }
-    vnxi_frame_decoder_init(&decoder, len);
+    vnxi_frame_decoder_init(&decoder, len, 0);
     for (size_t at = 0; at < VNXI_FRAME_HEADER + len; at += 4096) {
         size_t left = VNXI_FRAME_HEADER + len - at;
         feed(&decoder, wire + at, left < 4096 ? left : 4096, 4096);
@@ -195,7 +195,7 @@ test_frame_out_of_memory_is_a_state(void **state)
 
     bytes[0] = 1; /* 16 MiB */
     realloc_limit = VNXI_FRAME_CHUNK;
-    vnxi_frame_decoder_init(&decoder, UINT32_MAX);
+    vnxi_frame_decoder_init(&decoder, UINT32_MAX, 0);
     feed(&decoder, bytes, 4, 4);
     assert_int_equal(decoder.state, VNXI_FRAME_MORE);
     assert_int_equal(decoder.capacity, VNXI_FRAME_CHUNK);
@@ -204,7 +204,7 @@ test_frame_out_of_memory_is_a_state(void **state)
     vnxi_frame_decoder_fini(&decoder);
 
     realloc_limit = 0;
-    vnxi_frame_decoder_init(&decoder, UINT32_MAX);
+    vnxi_frame_decoder_init(&decoder, UINT32_MAX, 0);
     feed(&decoder, bytes, 4, 4);
     assert_int_equal(decoder.state, VNXI_FRAME_NO_MEMORY);
     vnxi_frame_decoder_fini(&decoder);

@@ -4,6 +4,7 @@
 
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -64,22 +65,21 @@ __wrap_getaddrinfo(const char *host, const char *service,
     return ret;
 }
 
-static vnxi_wait_t
-wait_ms(uint64_t ms)
+static uint64_t
+in_ms(uint64_t ms)
 {
-    uint64_t now = vnxi_clock_ns();
-    return (vnxi_wait_t){.start = now, .deadline = now + ms * 1000000};
+    return vnxi_clock_ns() + ms * 1000000;
 }
 
 static void
 expect_one(const char *host, const char *address)
 {
     vnxi_addresses_t found;
-    vnxi_wait_t wait = wait_ms(20000);
     const char *reason = "";
     char text[VNXI_ADDRESS_TEXT];
 
-    assert_int_equal(vnxi_resolve(host, 4711, &wait, &found, &reason), VNX_OK);
+    assert_int_equal(vnxi_resolve(host, 4711, in_ms(20000), &found, &reason),
+                     VNX_OK);
     assert_int_equal(found.count, 1);
     vnxi_address_text(&found.list[0], text);
     assert_string_equal(text, address);
@@ -92,10 +92,10 @@ static void
 expect_failure(const char *host, uint64_t ms, vnx_status_t status)
 {
     vnxi_addresses_t found;
-    vnxi_wait_t wait = wait_ms(ms);
     const char *reason = "";
 
-    assert_int_equal(vnxi_resolve(host, 1, &wait, &found, &reason), status);
+    assert_int_equal(vnxi_resolve(host, 1, in_ms(ms), &found, &reason),
+                     status);
     assert_true(strlen(reason) > 0);
 }
 
@@ -116,13 +116,12 @@ test_resolve_localhost_is_both_loopbacks_and_asks_nobody(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
-    vnxi_wait_t wait = wait_ms(20000);
     const char *reason;
     char text[VNXI_ADDRESS_TEXT];
     int before = atomic_load(&asked);
 
-    assert_int_equal(vnxi_resolve("LocalHost", 80, &wait, &found, &reason),
-                     VNX_OK);
+    assert_int_equal(
+        vnxi_resolve("LocalHost", 80, in_ms(20000), &found, &reason), VNX_OK);
     assert_int_equal(found.count, 2);
     vnxi_address_text(&found.list[0], text);
     assert_string_equal(text, "127.0.0.1");
@@ -144,11 +143,10 @@ test_resolve_takes_no_more_addresses_than_fit(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
-    vnxi_wait_t wait = wait_ms(20000);
     const char *reason;
 
-    assert_int_equal(vnxi_resolve("many.test", 80, &wait, &found, &reason),
-                     VNX_OK);
+    assert_int_equal(
+        vnxi_resolve("many.test", 80, in_ms(20000), &found, &reason), VNX_OK);
     assert_int_equal(found.count, VNXI_ADDRESSES_MAX);
 }
 
@@ -174,29 +172,71 @@ test_resolve_does_not_outlive_its_deadline(void **state)
     WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
 }
 
-static bool
-give_up(void *arg)
-{
-    return ++*(int *)arg == 2;
-}
-
 static void
-test_resolve_can_be_interrupted(void **state)
+test_resolve_can_be_waited_for_and_given_up(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
-    int count = 0;
+    vnxi_lookup_t *lookup = NULL;
     const char *reason;
-    vnxi_wait_t wait = wait_ms(60000);
+    size_t fds = open_fds();
 
-    wait.interrupted = give_up;
-    wait.arg = &count;
     atomic_store(&silent, true);
-    assert_int_equal(vnxi_resolve("silent.test", 1, &wait, &found, &reason),
-                     VNX_ERR_CANCELED);
-    assert_int_equal(count, 2);
+    assert_int_equal(
+        vnxi_lookup_begin("silent.test", 1, &found, &lookup, &reason),
+        VNX_IN_PROG);
+    assert_int_equal(vnxi_lookup_step(lookup, &found, &reason), VNX_IN_PROG);
+    vnxi_lookup_end(lookup); /* does not wait for the thread */
     atomic_store(&silent, false);
+    assert_int_equal(
+        vnxi_lookup_begin("two.test", 1, &found, &lookup, &reason),
+        VNX_IN_PROG);
+    struct pollfd entry = {.fd = vnxi_lookup_fd(lookup), .events = POLLIN};
+    assert_int_equal(poll(&entry, 1, 20000), 1);
+    assert_int_equal(vnxi_lookup_step(lookup, &found, &reason), VNX_OK);
+    assert_int_equal(found.count, 1);
+    vnxi_lookup_end(lookup);
+    vnxi_lookup_end(NULL);
     WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
+    WAIT_UNTIL(open_fds() == fds);
+}
+
+static void
+test_resolve_interface_has_its_addresses(void **state)
+{
+    (void)state;
+    vnxi_addresses_t found;
+
+    assert_int_equal(vnxi_resolve_interface("lo", 4711, &found), VNX_OK);
+    assert_true(found.count >= 1);
+    for (size_t i = 0; i < found.count; i++) {
+        assert_true(vnxi_address_is_loopback(&found.list[i]));
+        assert_int_equal(vnxi_address_port(&found.list[i]), 4711);
+    }
+    assert_int_equal(vnxi_resolve_interface("none0", 1, &found),
+                     VNX_ERR_NOT_FOUND);
+}
+
+static void
+test_resolve_tells_loopback(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        bool loopback;
+    } cases[] = {
+        {"127.0.0.1", true},        {"127.9.9.9", true}, {"::1", true},
+        {"::ffff:127.0.0.1", true}, {"10.0.0.1", false}, {"::", false},
+        {"fd00::1", false},         {"0.0.0.0", false},
+    };
+    vnxi_addresses_t found;
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_true(vnxi_address_parse(cases[i].text, &found));
+        assert_int_equal(vnxi_address_is_loopback(&found.list[0]),
+                         cases[i].loopback);
+    }
+    assert_false(vnxi_address_parse("two.test", &found));
 }
 
 static void
@@ -230,7 +270,9 @@ main(void)
         cmocka_unit_test(test_resolve_takes_no_more_addresses_than_fit),
         cmocka_unit_test(test_resolve_unknown_name_and_failing_service_differ),
         cmocka_unit_test(test_resolve_does_not_outlive_its_deadline),
-        cmocka_unit_test(test_resolve_can_be_interrupted),
+        cmocka_unit_test(test_resolve_can_be_waited_for_and_given_up),
+        cmocka_unit_test(test_resolve_interface_has_its_addresses),
+        cmocka_unit_test(test_resolve_tells_loopback),
         cmocka_unit_test(test_resolve_bounds_the_look_ups_left_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -386,23 +386,24 @@ test_side_channel_request_can_be_interrupted(void **state)
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
     peer_server_t server = {0};
+    vnx_side_channel_answer_t answer;
+    vnxi_side_batch_t *batch;
     int count = 0;
-    void *got = NULL;
-    size_t len;
-    vnx_error_t error;
 
     peer_server_start(&server, peer_serve_silence);
-    vnxi_side_request_t request = {.host = "127.0.0.1",
-                                   .port = server.port,
-                                   .timeout_ms = 60000,
-                                   .interrupted = give_up,
-                                   .arg = &count};
-    assert_int_equal(
-        vnxi_side_channel_request(channel, &request, &got, &len, &error),
-        VNX_ERR_CANCELED);
+    vnx_side_channel_request_params_t params = {.size = sizeof params,
+                                                .host = "127.0.0.1",
+                                                .port = server.port,
+                                                .timeout_ms = 60000};
+    assert_int_equal(vnxi_side_batch_begin(channel, &params, 1, &batch, NULL),
+                     VNX_OK);
+    assert_false(vnxi_side_batch_run(batch, give_up, &count));
     assert_int_equal(count, 3);
-    assert_null(got);
-    assert_non_null(strstr(error.cause, "interrupted"));
+    vnxi_side_batch_take(batch, 0, &answer);
+    assert_int_equal(answer.status, VNX_ERR_CANCELED);
+    assert_null(answer.metadata);
+    assert_non_null(strstr(answer.error.cause, "interrupted"));
+    vnxi_side_batch_free(batch);
     peer_server_stop(&server);
     vnx_side_channel_free(channel);
 }

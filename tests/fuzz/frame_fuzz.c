@@ -83,7 +83,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     uint32_t max = caps[data[0] % (sizeof caps / sizeof caps[0])];
     size_t piece = (size_t)data[1] + 1;
-    vnxi_frame_decoder_init(&decoder, max);
+    vnxi_frame_decoder_init(&decoder, max, 0);
     size_t taken = feed(&decoder, data + 2, size - 2, piece);
     must(decoder.state == expected_state(data + 2, size - 2, max));
     if (decoder.state == VNXI_FRAME_WHOLE) {

@@ -577,7 +577,13 @@ def test_metadata_above_max_frame_is_refused():
 def test_signatures_are_shown():
     expected = {
         "start_listener": "(self, /, port, metadata, host=None)",
-        "request_metadata": "(self, /, host, port, timeout_ms=5000)",
+        "request_metadata": (
+            "(self, /, host, port, timeout_ms=5000, *, key=None, retries=0)"
+        ),
+        "request_many": "(self, /, peers, timeout_ms=5000, *, retries=0)",
+        "set_metadata": "(self, /, metadata, key=None)",
+        "remove_metadata": "(self, /, key=None)",
+        "advertised_address": "(self, /, peer=None)",
         "shutdown": "(self, /)",
         "is_running": "(self, /)",
         "stats": "(self, /)",

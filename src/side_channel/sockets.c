@@ -6,11 +6,12 @@
  * table is only read by the child: losing a race with a fork leaves one copy
  * open there, which the shutdown still reaches.
  */
-#include "side_channel/tcp.h"
+#include "side_channel/sockets.h"
 
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -58,7 +59,7 @@ forget(int fd)
 }
 
 void
-vnxi_tcp_sockets_close(vnxi_tcp_sockets_t *sockets)
+vnxi_sockets_close(vnxi_sockets_t *sockets)
 {
     for (size_t i = 0; i < sockets->count; i++) {
         shutdown(sockets->fds[i], SHUT_RDWR);
@@ -107,7 +108,7 @@ bound_port(int fd)
 
 /* One more socket, listening on `address`; -1 and errno. */
 static int
-add_socket(vnxi_tcp_sockets_t *sockets, const vnxi_address_t *address)
+add_socket(vnxi_sockets_t *sockets, const vnxi_address_t *address)
 {
     int fd = socket(address->addr.ss_family,
                     SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -139,8 +140,8 @@ is_missing(int err)
 /* All on one port.  Returns 0, or errno with the sockets closed and
  * *failed_p. */
 static int
-add_all(vnxi_tcp_sockets_t *sockets, const vnxi_addresses_t *addresses,
-        int port, size_t *failed_p)
+add_all(vnxi_sockets_t *sockets, const vnxi_addresses_t *addresses, int port,
+        size_t *failed_p)
 {
     int missing = 0;
 
@@ -154,7 +155,7 @@ add_all(vnxi_tcp_sockets_t *sockets, const vnxi_addresses_t *addresses,
         missing = errno;
         *failed_p = i;
         if (!is_missing(missing)) {
-            vnxi_tcp_sockets_close(sockets);
+            vnxi_sockets_close(sockets);
             return missing;
         }
     }
@@ -163,9 +164,9 @@ add_all(vnxi_tcp_sockets_t *sockets, const vnxi_addresses_t *addresses,
 
 static vnx_status_t
 open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
-         vnxi_tcp_sockets_t *out_p, vnx_error_t *error)
+         vnxi_sockets_t *out_p, vnx_error_t *error)
 {
-    vnxi_tcp_sockets_t sockets = {0};
+    vnxi_sockets_t sockets = {0};
     char text[VNXI_ADDRESS_TEXT];
     size_t failed = 0;
     int err = 0;
@@ -190,11 +191,11 @@ open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
 
 /* IPv6 with IPv4 mapped into it, and where the machine has no IPv6, IPv4. */
 static vnx_status_t
-open_any(const vnxi_listen_params_t *params, vnxi_tcp_sockets_t *out_p,
+open_any(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,
          vnx_error_t *error)
 {
     vnxi_addresses_t any = {.count = 1};
-    vnxi_tcp_sockets_t sockets = {0};
+    vnxi_sockets_t sockets = {0};
     size_t failed;
 
     any.list[0].addr.ss_family = AF_INET6;
@@ -211,32 +212,111 @@ open_any(const vnxi_listen_params_t *params, vnxi_tcp_sockets_t *out_p,
     return open_all(params, &any, out_p, error);
 }
 
-vnx_status_t
-vnxi_tcp_sockets_open(const vnxi_listen_params_t *params,
-                      vnxi_tcp_sockets_t *out_p, vnx_error_t *error)
+static bool
+has_address(const vnxi_addresses_t *addresses, const vnxi_address_t *address)
 {
-    vnxi_addresses_t addresses;
-    const char *reason;
-    uint64_t now = vnxi_clock_ns();
-    vnxi_wait_t wait = {.start = now,
-                        .deadline = now + VNX_SIDE_CHANNEL_TIMEOUT_MS *
-                                              UINT64_C(1000000)};
-
-    vnxi_fork_on_child(close_noted_in_child);
-    if (params->host == NULL) {
-        return open_any(params, out_p, error);
+    for (size_t i = 0; i < addresses->count; i++) {
+        if (addresses->list[i].len == address->len &&
+            memcmp(&addresses->list[i].addr, &address->addr, address->len) ==
+                0) {
+            return true;
+        }
     }
-    vnx_status_t status =
-        vnxi_resolve(params->host, params->port, &wait, &addresses, &reason);
+    return false;
+}
+
+static void
+add_new(vnxi_addresses_t *all, const vnxi_addresses_t *more)
+{
+    for (size_t i = 0; i < more->count; i++) {
+        if (all->count < VNXI_ADDRESSES_MAX &&
+            !has_address(all, &more->list[i])) {
+            all->list[all->count++] = more->list[i];
+        }
+    }
+}
+
+/* One of the hosts between the commas. */
+static vnx_status_t
+resolve_one(const vnxi_listen_params_t *params, const char *host,
+            uint64_t start, vnxi_addresses_t *all, vnx_error_t *error)
+{
+    uint64_t wait = VNX_SIDE_CHANNEL_TIMEOUT_MS * UINT64_C(1000000);
+    vnxi_addresses_t found;
+    const char *reason;
+
+    vnx_status_t status = vnxi_resolve_interface(host, params->port, &found);
+    if (status != VNX_OK) {
+        status =
+            vnxi_resolve(host, params->port, start + wait, &found, &reason);
+    }
     if (status == VNX_OK) {
-        return open_all(params, &addresses, out_p, error);
+        add_new(all, &found);
+        return VNX_OK;
     }
     if (status == VNX_ERR_NOT_FOUND) {
         status = VNX_ERR_INVALID_PARAM;
     }
     vnxi_error_set(error, status, VNXI_OP_START,
-                   "resolving: %s (after %lu ms)", reason,
-                   vnxi_wait_elapsed_ms(&wait));
+                   "resolving '%s': %s (after %llu ms)", host, reason,
+                   (unsigned long long)(vnxi_clock_ns() - start) / 1000000);
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return status;
+}
+
+/* Spaces around commas are the writer's. */
+static char *
+next_host(char **rest)
+{
+    char *host = strsep(rest, ",");
+    if (host == NULL) {
+        return NULL;
+    }
+    host += strspn(host, " ");
+    host[strcspn(host, " ")] = '\0';
+    return host;
+}
+
+vnx_status_t
+vnxi_bind_addresses(const vnxi_listen_params_t *params,
+                    vnxi_addresses_t *out_p, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    vnxi_addresses_t all = {0};
+    uint64_t start = vnxi_clock_ns();
+    char *copy = strdup(params->host), *rest = copy, *host;
+
+    if (copy == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_START,
+                                    strlen(params->host) + 1);
+    }
+    while (status == VNX_OK && (host = next_host(&rest)) != NULL) {
+        if (host[0] == '\0') {
+            status =
+                vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
+                               "host '%s' has an empty part", params->host);
+        } else {
+            status = resolve_one(params, host, start, &all, error);
+        }
+    }
+    free(copy);
+    if (status == VNX_OK) {
+        *out_p = all;
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_sockets_open(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,
+                  vnx_error_t *error)
+{
+    vnxi_addresses_t addresses;
+
+    vnxi_fork_on_child(close_noted_in_child);
+    if (params->host == NULL) {
+        return open_any(params, out_p, error);
+    }
+    vnx_status_t status = vnxi_bind_addresses(params, &addresses, error);
+    return status == VNX_OK ? open_all(params, &addresses, out_p, error)
+                            : status;
 }

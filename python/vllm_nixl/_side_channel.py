@@ -1,0 +1,80 @@
+"""Side channels: those of the extension, with twins for asyncio.
+
+Design note.  Requests under way are one descriptor to the event loop, however
+many they are: no thread waits for them.  The descriptor is readable when
+there is a step to take, deadlines and further tries included.
+"""
+
+from __future__ import annotations
+
+from . import _core
+
+TYPE_CHECKING = False  # importing typing would take as long as all the rest
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ._core import SideChannelRequests, _Key, _Peer
+
+
+async def _finish(requests: SideChannelRequests) -> list[bytes | Exception]:
+    import asyncio
+
+    if requests.step() > 0:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def step() -> None:
+            if requests.step() == 0 and not done.done():
+                done.set_result(None)
+
+        loop.add_reader(requests.fileno(), step)
+        try:
+            await done
+        finally:
+            if not loop.is_closed():
+                loop.remove_reader(requests.fileno())
+    return requests.take()
+
+
+class _Async(_core.SideChannel):
+    """What the transports have for asyncio."""
+
+    async def request_metadata_async(
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        key: _Key = None,
+        retries: int | None = 0,
+    ) -> bytes:
+        """request_metadata() for asyncio; other tasks run meanwhile."""
+        peers = [(host, port, key)]
+        requests = self._begin(peers, timeout_ms, retries=retries)
+        (answer,) = await _finish(requests)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def request_many_async(
+        self,
+        peers: Iterable[_Peer],
+        timeout_ms: int = 5000,
+        *,
+        retries: int | None = 0,
+    ) -> list[bytes | Exception]:
+        """request_many() for asyncio; other tasks run meanwhile."""
+        requests = self._begin(peers, timeout_ms, retries=retries)
+        return await _finish(requests)
+
+
+class TcpSideChannel(_core.TcpSideChannel, _Async):
+    __doc__ = _core.TcpSideChannel.__doc__
+
+
+class ZmqSideChannel(_core.ZmqSideChannel, _Async):
+    __doc__ = _core.ZmqSideChannel.__doc__
+
+
+class HttpSideChannel(_core.HttpSideChannel, _Async):
+    __doc__ = _core.HttpSideChannel.__doc__

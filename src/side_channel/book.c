@@ -1,0 +1,148 @@
+#include "side_channel/book.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/name_map.h"
+
+/* The map borrows the key, so it lies with what the map points to. */
+typedef struct entry {
+    vnxi_blob_t *blob; /* owned */
+    unsigned char key[];
+} entry_t;
+
+struct vnxi_book {
+    atomic_size_t refs;
+    bool digests;
+    pthread_mutex_t lock;
+    vnxi_name_map_t entries; /* protected by lock */
+};
+
+vnxi_book_t *
+vnxi_book_create(bool digests)
+{
+    vnxi_book_t *book = calloc(1, sizeof *book);
+    if (book != NULL) {
+        atomic_init(&book->refs, 1);
+        book->digests = digests;
+        pthread_mutex_init(&book->lock, NULL);
+    }
+    return book;
+}
+
+vnxi_book_t *
+vnxi_book_retain(vnxi_book_t *book)
+{
+    atomic_fetch_add_explicit(&book->refs, 1, memory_order_relaxed);
+    return book;
+}
+
+static void
+entry_free(entry_t *entry)
+{
+    if (entry != NULL) {
+        vnxi_blob_release(entry->blob);
+        free(entry);
+    }
+}
+
+void
+vnxi_book_release(vnxi_book_t *book)
+{
+    size_t cursor = 0;
+    entry_t *entry;
+
+    if (book == NULL ||
+        atomic_fetch_sub_explicit(&book->refs, 1, memory_order_acq_rel) != 1) {
+        return;
+    }
+    while ((entry = vnxi_name_map_next(&book->entries, &cursor)) != NULL) {
+        entry_free(entry);
+    }
+    vnxi_name_map_fini(&book->entries);
+    pthread_mutex_destroy(&book->lock);
+    free(book);
+}
+
+static entry_t *
+entry_new(const vnx_side_channel_blob_t *blob, bool digest)
+{
+    entry_t *entry = malloc(sizeof *entry + blob->key_length);
+    if (entry == NULL) {
+        return NULL;
+    }
+    if (blob->key_length > 0) {
+        memcpy(entry->key, blob->key, blob->key_length);
+    }
+    entry->blob = vnxi_blob_create(blob->data, blob->length, digest);
+    if (entry->blob == NULL) {
+        free(entry);
+        return NULL;
+    }
+    return entry;
+}
+
+bool
+vnxi_book_set(vnxi_book_t *book, const vnx_side_channel_blob_t *blob)
+{
+    entry_t *entry = entry_new(blob, book->digests);
+    if (entry == NULL) {
+        return false;
+    }
+    pthread_mutex_lock(&book->lock);
+    entry_t *old =
+        vnxi_name_map_get(&book->entries, entry->key, blob->key_length);
+    bool done =
+        vnxi_name_map_set(&book->entries, entry->key, blob->key_length, entry);
+    pthread_mutex_unlock(&book->lock);
+    entry_free(done ? old : entry);
+    return done;
+}
+
+bool
+vnxi_book_remove(vnxi_book_t *book, const void *key, size_t key_len)
+{
+    pthread_mutex_lock(&book->lock);
+    entry_t *old = vnxi_name_map_remove(&book->entries, key, key_len);
+    pthread_mutex_unlock(&book->lock);
+    entry_free(old);
+    return old != NULL;
+}
+
+vnxi_blob_t *
+vnxi_book_find(vnxi_book_t *book, const void *key, size_t key_len)
+{
+    vnxi_blob_t *blob = NULL;
+
+    pthread_mutex_lock(&book->lock);
+    entry_t *entry = vnxi_name_map_get(&book->entries, key, key_len);
+    if (entry != NULL) {
+        blob = vnxi_blob_retain(entry->blob);
+    }
+    pthread_mutex_unlock(&book->lock);
+    return blob;
+}
+
+size_t
+vnxi_book_rank_key(int64_t pp_rank, int64_t tp_rank,
+                   char key[VNXI_RANK_KEY_MAX])
+{
+    return (size_t)snprintf(key, VNXI_RANK_KEY_MAX, "%" PRId64 ",%" PRId64,
+                            pp_rank, tp_rank);
+}
+
+void
+vnxi_book_key_text(const void *key, size_t key_len, char *text, size_t size)
+{
+    const unsigned char *bytes = key;
+    size_t count = key_len < size - 1 ? key_len : size - 1;
+
+    for (size_t i = 0; i < count; i++) {
+        text[i] = vnxi_error_printable(bytes[i]);
+    }
+    text[count] = '\0';
+}

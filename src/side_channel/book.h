@@ -1,0 +1,50 @@
+/*
+ * The book of a listener: which blob is served under which key.  Written by
+ * the program, read by the transport's thread, at the same time; what was
+ * found stays valid, whatever is written after.
+ *
+ * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty one is the default.
+ * Ranks have one text in all transports: vnxi_book_rank_key().
+ */
+#ifndef VNXI_SIDE_CHANNEL_BOOK_H
+#define VNXI_SIDE_CHANNEL_BOOK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/side_channel.h>
+
+#include "side_channel/blob.h"
+
+typedef struct vnxi_book vnxi_book_t;
+
+/* Empty; `digests`: of blobs with their digest.  NULL: no memory.  Returns
+ * owned: vnxi_book_release(). */
+vnxi_book_t *vnxi_book_create(bool digests);
+vnxi_book_t *vnxi_book_retain(vnxi_book_t *book);
+void vnxi_book_release(vnxi_book_t *book); /* NULL is allowed */
+
+/* Copy the blob in, in the place of what its key had.  The lock is not held
+ * while bytes are copied.  False: no memory, nothing has changed. */
+bool vnxi_book_set(vnxi_book_t *book, const vnx_side_channel_blob_t *blob);
+
+/* False: there was none. */
+bool vnxi_book_remove(vnxi_book_t *book, const void *key, size_t key_len);
+
+/* The blob, retained: vnxi_blob_release(); NULL: nothing is served under the
+ * key.  Copies nothing, waits for nobody who does. */
+vnxi_blob_t *vnxi_book_find(vnxi_book_t *book, const void *key,
+                            size_t key_len);
+
+#define VNXI_RANK_KEY_MAX 44
+
+/* "0,1" for pipeline rank 0 and tensor rank 1; its length. */
+size_t vnxi_book_rank_key(int64_t pp_rank, int64_t tp_rank,
+                          char key[VNXI_RANK_KEY_MAX]);
+
+/* A key for people to read, cut to fit, never more than `size` bytes: keys
+ * come from the network, and what does not print is shown as '?'. */
+void vnxi_book_key_text(const void *key, size_t key_len, char *text,
+                        size_t size);
+
+#endif

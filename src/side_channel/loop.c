@@ -1,0 +1,30 @@
+#include "side_channel/loop.h"
+
+#include <signal.h>
+
+struct event_base *
+vnxi_loop_base_new(void)
+{
+    struct event_config *config = event_config_new();
+    struct event_base *base = NULL;
+    if (config == NULL) {
+        return NULL;
+    }
+    event_config_set_flag(config, EVENT_BASE_FLAG_NOLOCK);
+    event_config_set_flag(config, EVENT_BASE_FLAG_IGNORE_ENV);
+    base = event_base_new_with_config(config);
+    event_config_free(config);
+    return base;
+}
+
+int
+vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int ret = pthread_create(thread_p, NULL, entry, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return ret;
+}

@@ -1,0 +1,19 @@
+/*
+ * Event loops that belong to one thread each (libevent).
+ */
+#ifndef VNXI_SIDE_CHANNEL_LOOP_H
+#define VNXI_SIDE_CHANNEL_LOOP_H
+
+#include <event2/event.h>
+#include <pthread.h>
+
+/* A base for one thread: without locks, and no variable of the environment
+ * chooses its kernel interface.  NULL: it cannot be had. */
+struct event_base *vnxi_loop_base_new(void);
+
+/* Start a thread with every signal blocked: they are the program's business,
+ * and a write to somebody who is gone shall not kill it.  0, or errno. */
+int vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *),
+                         void *arg);
+
+#endif

@@ -1,0 +1,161 @@
+#include "side_channel/options.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/error.h"
+#include "side_channel/transport.h"
+
+#define CONNECTIONS_MAX 4096
+#define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
+/* Before a blob some transports write a status and a seal, and the length of
+ * all of it has to fit too. */
+#define MAX_FRAME_LIMIT (UINT32_MAX - 64)
+
+/* Half of the file descriptors that the process may have, since it has other
+ * uses for them. */
+static uint32_t
+default_connections(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
+        limit.rlim_cur / 2 >= CONNECTIONS_MAX) {
+        return CONNECTIONS_MAX;
+    }
+    return limit.rlim_cur < 2 ? 1 : (uint32_t)(limit.rlim_cur / 2);
+}
+
+static void
+set_defaults(vnx_side_channel_options_t *options)
+{
+    if (options->max_frame == 0) {
+        options->max_frame = VNX_SIDE_CHANNEL_MAX_FRAME;
+    }
+    if (options->max_frame > MAX_FRAME_LIMIT) {
+        options->max_frame = MAX_FRAME_LIMIT;
+    }
+    if (options->max_connections == 0) {
+        options->max_connections = default_connections();
+    }
+    if (options->client_timeout_ms == 0) {
+        options->client_timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS;
+    }
+    if (options->idle_timeout_ms == 0 ||
+        options->idle_timeout_ms > options->client_timeout_ms) {
+        options->idle_timeout_ms = options->client_timeout_ms;
+    }
+    if (options->tls_certificate != NULL || options->tls_ca != NULL ||
+        options->tls_name != NULL) {
+        options->tls = 1;
+    }
+    if (options->secret == NULL) {
+        const char *secret = getenv(SECRET_VARIABLE);
+        options->secret = secret != NULL && secret[0] != '\0' ? secret : NULL;
+    }
+}
+
+/* The secret itself is in no message. */
+static vnx_status_t
+check(const vnx_side_channel_options_t *options, vnx_error_t *error)
+{
+    if ((options->tls_certificate != NULL) != (options->tls_key != NULL)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
+                              "tls_certificate and tls_key go together");
+    }
+    if (options->secret != NULL &&
+        strlen(options->secret) < VNX_SIDE_CHANNEL_SECRET_MIN) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
+            "the shared secret has %zu bytes, %d are the least",
+            strlen(options->secret), VNX_SIDE_CHANNEL_SECRET_MIN);
+    }
+#ifndef VNXI_SIDE_CHANNEL_TLS
+    if (options->secret != NULL || options->tls) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
+                              "shared secrets and TLS are not in this build");
+    }
+#endif
+    return VNX_OK;
+}
+
+static bool
+copy_string(const char **string)
+{
+    if (*string == NULL) {
+        return true;
+    }
+    *string = strdup(*string);
+    return *string != NULL;
+}
+
+/* False: no memory; what was copied is freed, the rest is NULL. */
+static bool
+copy_strings(vnx_side_channel_options_t *options)
+{
+    const char **strings[] = {&options->tls_certificate, &options->tls_key,
+                              &options->tls_ca,          &options->tls_name,
+                              &options->secret,          &options->advertise};
+    const size_t count = sizeof strings / sizeof strings[0];
+
+    for (size_t i = 0; i < count; i++) {
+        if (!copy_string(strings[i])) {
+            while (++i < count) {
+                *strings[i] = NULL;
+            }
+            vnxi_options_fini(options);
+            return false;
+        }
+    }
+    return true;
+}
+
+vnx_status_t
+vnxi_options_read(const vnx_side_channel_options_t *given,
+                  vnx_side_channel_options_t *out_p, vnx_error_t *error)
+{
+    vnx_side_channel_options_t all = {0};
+
+    if (given != NULL) {
+        if (given->size < sizeof given->size || given->size > sizeof all) {
+            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
+                                  "options.size is %zu, this library knows "
+                                  "up to %zu",
+                                  given->size, sizeof all);
+        }
+        memcpy(&all, given, given->size);
+    }
+    all.size = sizeof all;
+    set_defaults(&all);
+    vnx_status_t status = check(&all, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (!copy_strings(&all)) {
+        return vnxi_error_no_memory(error, VNXI_OP_CREATE, sizeof all);
+    }
+    *out_p = all;
+    return VNX_OK;
+}
+
+static void
+free_string(const char **string)
+{
+    free((void *)(uintptr_t)*string);
+    *string = NULL;
+}
+
+void
+vnxi_options_fini(vnx_side_channel_options_t *options)
+{
+    if (options->secret != NULL) {
+        explicit_bzero((void *)(uintptr_t)options->secret,
+                       strlen(options->secret));
+    }
+    free_string(&options->tls_certificate);
+    free_string(&options->tls_key);
+    free_string(&options->tls_ca);
+    free_string(&options->tls_name);
+    free_string(&options->secret);
+    free_string(&options->advertise);
+}

@@ -1,0 +1,20 @@
+/*
+ * The options of a side channel: read from a caller of any version, checked,
+ * with every default, and with strings of our own.
+ */
+#ifndef VNXI_SIDE_CHANNEL_OPTIONS_H
+#define VNXI_SIDE_CHANNEL_OPTIONS_H
+
+#include <vnx/side_channel.h>
+
+/* `given` may be NULL.  On VNX_OK *out_p has every option but the strings
+ * that stay NULL, and `tls` says whether TLS is spoken; owned:
+ * vnxi_options_fini().  Statuses: vnx_side_channel_create(). */
+vnx_status_t vnxi_options_read(const vnx_side_channel_options_t *given,
+                               vnx_side_channel_options_t *out_p,
+                               vnx_error_t *error);
+
+/* Free the strings; the secret is wiped.  May be called again. */
+void vnxi_options_fini(vnx_side_channel_options_t *options);
+
+#endif

@@ -1,0 +1,33 @@
+/*
+ * Listening sockets, for the transports that accept TCP connections
+ * themselves; and the addresses behind them, for those that leave that to a
+ * library.
+ */
+#ifndef VNXI_SIDE_CHANNEL_SOCKETS_H
+#define VNXI_SIDE_CHANNEL_SOCKETS_H
+
+#include "side_channel/resolve.h"
+#include "side_channel/transport.h"
+
+typedef struct vnxi_sockets {
+    size_t count;
+    int fds[VNXI_ADDRESSES_MAX]; /* owned */
+    int port;                    /* of all of them */
+} vnxi_sockets_t;
+
+/* Bind and listen on every address that params->host stands for; all on one
+ * port.  The sockets do not block.  Statuses as vnx_side_channel_start(). */
+vnx_status_t vnxi_sockets_open(const vnxi_listen_params_t *params,
+                               vnxi_sockets_t *out_p, vnx_error_t *error);
+
+/* Free the port, also where a forked child holds copies of the sockets.  A
+ * zeroed one is allowed. */
+void vnxi_sockets_close(vnxi_sockets_t *sockets);
+
+/* The addresses that a host (not NULL) stands for, as
+ * vnx_side_channel_start_params_t says; of equal ones the first.  Statuses as
+ * vnx_side_channel_start(). */
+vnx_status_t vnxi_bind_addresses(const vnxi_listen_params_t *params,
+                                 vnxi_addresses_t *out_p, vnx_error_t *error);
+
+#endif

@@ -1,0 +1,338 @@
+/*
+ * Design notes.  The client's socket is written through a BIO of our own,
+ * since OpenSSL's uses write(), and a server that is gone would raise SIGPIPE
+ * in a thread that is the program's.
+ *
+ * A context is made for each exchange: the files are read then, so that a
+ * certificate that was renewed is taken up without a restart.
+ */
+#include "side_channel/tls.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/error.h"
+#include "side_channel/transport.h"
+
+static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
+static BIO_METHOD *bio_method; /* of the process; never freed */
+
+/* -- The BIO over a socket ------------------------------------------------ */
+
+static int
+socket_of(BIO *bio)
+{
+    return (int)(intptr_t)BIO_get_data(bio);
+}
+
+static int
+on_write(BIO *bio, const char *data, int len)
+{
+    ssize_t count = send(socket_of(bio), data, (size_t)len, MSG_NOSIGNAL);
+
+    BIO_clear_retry_flags(bio);
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+        BIO_set_retry_write(bio);
+    }
+    return (int)count;
+}
+
+static int
+on_read(BIO *bio, char *data, int size)
+{
+    ssize_t count = recv(socket_of(bio), data, (size_t)size, 0);
+
+    BIO_clear_retry_flags(bio);
+    if (count < 0 && (errno == EAGAIN || errno == EINTR)) {
+        BIO_set_retry_read(bio);
+    }
+    return (int)count;
+}
+
+static long
+on_ctrl(BIO *bio, int command, long number, void *pointer)
+{
+    (void)bio, (void)number, (void)pointer;
+    return command == BIO_CTRL_FLUSH; /* nothing is kept back */
+}
+
+static void
+make_bio_method(void)
+{
+    bio_method =
+        BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "vnx socket");
+    if (bio_method != NULL) {
+        BIO_meth_set_write(bio_method, on_write);
+        BIO_meth_set_read(bio_method, on_read);
+        BIO_meth_set_ctrl(bio_method, on_ctrl);
+    }
+}
+
+static bool
+attach(SSL *ssl, int fd)
+{
+    pthread_once(&bio_once, make_bio_method);
+    BIO *bio = bio_method != NULL ? BIO_new(bio_method) : NULL;
+    if (bio == NULL) {
+        return false;
+    }
+    BIO_set_data(bio, (void *)(intptr_t)fd);
+    BIO_set_init(bio, 1);
+    SSL_set_bio(ssl, bio, bio);
+    return true;
+}
+
+/* -- Reasons -------------------------------------------------------------- */
+
+/* OpenSSL's own words for the last error of this thread. */
+static const char *
+last_reason(void)
+{
+    unsigned long code = ERR_peek_last_error();
+    const char *text = ERR_SYSTEM_ERROR(code) ? strerror(ERR_GET_REASON(code))
+                                              : ERR_reason_error_string(code);
+    return text != NULL ? text : "unknown error";
+}
+
+static vnx_status_t
+stream_error(vnxi_stream_t *stream, vnx_status_t status, const char *text)
+{
+    snprintf(stream->reason, sizeof stream->reason, "%s", text);
+    return status;
+}
+
+/* The other end speaks, but not TLS. */
+static bool
+is_not_tls(int reason)
+{
+    switch (reason) {
+    case SSL_R_WRONG_VERSION_NUMBER:
+    case SSL_R_HTTP_REQUEST:
+    case SSL_R_HTTPS_PROXY_REQUEST:
+    case SSL_R_PACKET_LENGTH_TOO_LONG:
+    case SSL_R_RECORD_TOO_SMALL:
+    case SSL_R_UNEXPECTED_MESSAGE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static vnx_status_t
+not_verified(vnxi_stream_t *stream)
+{
+    long result = SSL_get_verify_result(stream->tls);
+
+    snprintf(stream->reason, sizeof stream->reason,
+             "the certificate is not trusted: %s",
+             X509_verify_cert_error_string(result));
+    return VNX_ERR_NOT_ALLOWED;
+}
+
+static vnx_status_t
+protocol_error(vnxi_stream_t *stream)
+{
+    unsigned long code = ERR_peek_last_error();
+
+    if (SSL_get_verify_result(stream->tls) != X509_V_OK) {
+        return not_verified(stream);
+    }
+    if (is_not_tls(ERR_GET_REASON(code))) {
+        return stream_error(stream, VNX_ERR_MISMATCH,
+                            "the other end speaks no TLS");
+    }
+    snprintf(stream->reason, sizeof stream->reason, "TLS failed: %s",
+             last_reason());
+    return VNX_ERR_BACKEND;
+}
+
+/* What a call of OpenSSL came to that returned `ret`. */
+static vnx_status_t
+outcome(vnxi_stream_t *stream, int ret)
+{
+    switch (SSL_get_error(stream->tls, ret)) {
+    case SSL_ERROR_NONE:
+        return VNX_OK;
+    case SSL_ERROR_WANT_READ:
+        stream->events = POLLIN;
+        return VNX_IN_PROG;
+    case SSL_ERROR_WANT_WRITE:
+        stream->events = POLLOUT;
+        return VNX_IN_PROG;
+    case SSL_ERROR_SYSCALL:
+        return stream_error(stream, VNX_ERR_BACKEND,
+                            errno != 0 ? strerror(errno)
+                                       : "the connection was closed");
+    default:
+        return protocol_error(stream);
+    }
+}
+
+/* -- Client --------------------------------------------------------------- */
+
+/* A file that cannot be read is told by its name and why. */
+static vnx_status_t
+load_ca(vnxi_stream_t *stream, SSL_CTX *ctx, const char *path)
+{
+    if (path == NULL) {
+        return SSL_CTX_set_default_verify_paths(ctx) == 1
+                   ? VNX_OK
+                   : stream_error(stream, VNX_ERR_BACKEND,
+                                  "the system has no trusted certificates");
+    }
+    if (SSL_CTX_load_verify_locations(ctx, path, NULL) == 1) {
+        return VNX_OK;
+    }
+    snprintf(stream->reason, sizeof stream->reason, "tls_ca '%s': %s", path,
+             last_reason());
+    return VNX_ERR_INVALID_PARAM;
+}
+
+/* The name, or the address, that the certificate has to be for. */
+static bool
+expect_name(SSL *ssl, const char *name)
+{
+    unsigned char address[sizeof(struct in6_addr)];
+
+    if (inet_pton(AF_INET, name, address) == 1 ||
+        inet_pton(AF_INET6, name, address) == 1) {
+        return X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(ssl), name) == 1;
+    }
+    SSL_set_hostflags(ssl, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
+    return SSL_set_tlsext_host_name(ssl, name) == 1 &&
+           SSL_set1_host(ssl, name) == 1;
+}
+
+static vnx_status_t
+client_begin(vnxi_stream_t *stream, SSL_CTX *ctx, const char *name)
+{
+    SSL *ssl = stream->tls = SSL_new(ctx);
+
+    if (ssl == NULL || !expect_name(ssl, name) || !attach(ssl, stream->fd)) {
+        return stream_error(stream, VNX_ERR_NO_MEMORY, last_reason());
+    }
+    SSL_set_connect_state(ssl);
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
+                     const vnx_side_channel_options_t *options)
+{
+    ERR_clear_error();
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    if (ctx == NULL) {
+        return stream_error(stream, VNX_ERR_NO_MEMORY, last_reason());
+    }
+    SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
+    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
+    SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
+                              SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    vnx_status_t status = load_ca(stream, ctx, options->tls_ca);
+    if (status == VNX_OK) {
+        status = client_begin(
+            stream, ctx, options->tls_name != NULL ? options->tls_name : host);
+    }
+    SSL_CTX_free(ctx); /* the connection holds it */
+    return status;
+}
+
+void
+vnxi_tls_client_close(vnxi_stream_t *stream)
+{
+    if (stream->tls != NULL) {
+        if (SSL_is_init_finished(stream->tls)) {
+            SSL_shutdown(stream->tls); /* says so; does not wait */
+        }
+        SSL_free(stream->tls);
+        stream->tls = NULL;
+    }
+}
+
+vnx_status_t
+vnxi_tls_client_shake(vnxi_stream_t *stream)
+{
+    ERR_clear_error();
+    errno = 0;
+    return outcome(stream, SSL_do_handshake(stream->tls));
+}
+
+vnx_status_t
+vnxi_tls_client_send(vnxi_stream_t *stream, const void *data, size_t len,
+                     size_t *count_p)
+{
+    ERR_clear_error();
+    errno = 0;
+    int ret = SSL_write_ex(stream->tls, data, len, count_p);
+    return ret == 1 ? VNX_OK : outcome(stream, ret);
+}
+
+/* The end, said properly or not, is an end: whoever reads frames sees whether
+ * one was cut. */
+vnx_status_t
+vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
+                     size_t *count_p)
+{
+    ERR_clear_error();
+    errno = 0;
+    int ret = SSL_read_ex(stream->tls, data, size, count_p);
+    if (ret == 1) {
+        return VNX_OK;
+    }
+    int error = SSL_get_error(stream->tls, ret);
+    if (error == SSL_ERROR_ZERO_RETURN ||
+        (error == SSL_ERROR_SSL && ERR_GET_REASON(ERR_peek_last_error()) ==
+                                       SSL_R_UNEXPECTED_EOF_WHILE_READING)) {
+        *count_p = 0;
+        return VNX_OK;
+    }
+    return outcome(stream, ret);
+}
+
+/* -- Server --------------------------------------------------------------- */
+
+static vnx_status_t
+file_failed(vnx_error_t *error, const char *option, const char *path)
+{
+    return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
+                          "%s '%s': %s", option, path, last_reason());
+}
+
+vnx_status_t
+vnxi_tls_server_context(const vnx_side_channel_options_t *options,
+                        void **ctx_p, vnx_error_t *error)
+{
+    ERR_clear_error();
+    SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
+    if (ctx == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+    }
+    vnx_status_t status = VNX_OK;
+    SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
+    /* One exchange a connection: sessions would only cost memory. */
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_num_tickets(ctx, 0);
+    SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION);
+    if (SSL_CTX_use_certificate_chain_file(ctx, options->tls_certificate) !=
+        1) {
+        status =
+            file_failed(error, "tls_certificate", options->tls_certificate);
+    } else if (SSL_CTX_use_PrivateKey_file(ctx, options->tls_key,
+                                           SSL_FILETYPE_PEM) != 1) {
+        status = file_failed(error, "tls_key", options->tls_key);
+    }
+    if (status != VNX_OK) {
+        SSL_CTX_free(ctx);
+        return status;
+    }
+    *ctx_p = ctx;
+    return VNX_OK;
+}
