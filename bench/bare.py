@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from impl import MIB, scatter
+from impl import MIB, scatter, tail
 from measure_pair import SEEDS, VOLUME
 
 HERE = Path(__file__).resolve().parent
@@ -52,3 +52,10 @@ def latency(program: Path, block: int, quick: bool) -> Samples:
     count = 500 if quick else 5000
     seconds = _run(program, "latency", MIB, block, count)
     return {"us": [statistics.median(seconds[count // 10 :]) * 1e6]}
+
+
+def wakes(program: Path, busy_us: int, quick: bool) -> Samples:
+    """What it costs to wake a sleeping thread: as tail() has it."""
+    command = [str(program), "wake", str(busy_us), "50" if quick else "500"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return tail([float(line) for line in done.stdout.split()])

@@ -64,6 +64,8 @@ class Bench:
             kind, block = row.bare or ("", 0)
             if kind == "latency":
                 return bare.latency(self.bare, block, self.quick)
+            if kind == "wake":
+                return bare.wakes(self.bare, block, self.quick)
             return bare.bandwidth(self.bare, kind, block, self.quick)
         command = [self.pythons[side], str(HERE / "worker.py"), side, row.name]
         if self.quick:

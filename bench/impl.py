@@ -121,3 +121,12 @@ def peak_growth(work: Callable[[], Any]) -> tuple[float, Any]:
         reset.write("5")  # the peak starts again from here
     result = work()
     return max(0.0, (_status_kib("VmHWM") - before) * 1024 / 1e6), result
+
+
+def tail(seconds: list[float]) -> dict[str, list[float]]:
+    """Microseconds that 99 % of the calls keep to, and the longest one."""
+    ordered = sorted(seconds)
+    return {
+        "p99_us": [ordered[len(ordered) * 99 // 100] * 1e6],
+        "longest_us": [ordered[-1] * 1e6],
+    }

@@ -24,7 +24,8 @@ class Row:
     name: str
     metrics: list[Metric]
     stock: bool = True
-    bare: tuple[str, int] | None = None  # kind of loop, block size
+    # Kind of loop; block size in bytes, or the time of a wake-up's work in us.
+    bare: tuple[str, int] | None = None
     slow: bool = field(default=False)  # one repetition is enough
 
 
@@ -101,6 +102,15 @@ ROWS = [
             Metric("caller_ms", "transfer(), 100 k x 512 B", "ms", 0.1),
             Metric("all_ms", "the same, until it is done", "ms", 60),
         ],
+    ),
+    Row(
+        "transfer_tail",
+        [
+            Metric("p99_us", "transfer() of them, p99 of 500", "us", 100),
+            Metric("longest_us", "the same, the longest", "us", 100),
+        ],
+        stock=False,
+        bare=("wake", 7000),  # the other thread is busy for about so long
     ),
     _read("read_4k", 4 << 10, 4.8, "4 KiB"),
     _read("read_16k", 16 << 10, 7, "16 KiB"),
