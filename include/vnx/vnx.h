@@ -191,6 +191,25 @@ vnx_status_t vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                   const char *const *backends,
                                   vnx_error_t *error);
 
+/* What a storage backend knows of a descriptor (a file, an object). */
+typedef struct vnx_mem_info {
+    bool is_there;
+    vnx_param_t *params; /* "size", "mtime", ...; sorted by key */
+    size_t param_count;
+} vnx_mem_info_t;
+
+/* Ask a backend for storage whether what the rows name (by `meta`: a path, a
+ * key) is there, and what it knows of it.  (*infos_p)[count] is owned:
+ * vnx_mem_infos_free().  VNX_ERR_NOT_SUPPORTED where the backend has no
+ * storage, VNX_ERR_NOT_FOUND for one that was not created.  May wait for the
+ * storage. */
+vnx_status_t vnx_agent_query_memory(vnx_agent_t *agent, vnx_mem_t mem,
+                                    const vnx_reg_desc_t *descs, size_t count,
+                                    const char *backend,
+                                    vnx_mem_info_t **infos_p,
+                                    vnx_error_t *error);
+void vnx_mem_infos_free(vnx_mem_info_t *infos, size_t count);
+
 /* -- Metadata and peers --------------------------------------------------- */
 
 /* Everything a peer needs.  Returns owned: free(bytes_p->data). */

@@ -259,9 +259,9 @@ vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
     vnxi_candidate_t of;
     vnx_status_t status =
         engine_for(agent, backend, "get_backend_params", &of, error);
-    return status != VNX_OK ? status
-                            : of.ops->param(of.engine, backend, true, i,
-                                            param_p, error);
+    return status != VNX_OK
+               ? status
+               : of.ops->param(of.engine, backend, true, i, param_p, error);
 }
 
 /* Choose an engine and create the first backend. */
@@ -345,6 +345,44 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
         vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
     }
     return status;
+}
+
+vnx_status_t
+vnx_agent_query_memory(vnx_agent_t *agent, vnx_mem_t mem,
+                       const vnx_reg_desc_t *descs, size_t count,
+                       const char *backend, vnx_mem_info_t **infos_p,
+                       vnx_error_t *error)
+{
+    vnx_status_t status = vnxi_agent_ready(agent, "query_memory", error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnx_mem_info_t *infos = calloc(count + 1, sizeof *infos);
+    if (infos == NULL) {
+        return vnxi_error_no_memory(error, "query_memory",
+                                    count * sizeof *infos);
+    }
+    status = agent->ops->mem_query(agent->engine, mem, descs, count, backend,
+                                   infos, error);
+    if (status != VNX_OK) {
+        vnx_mem_infos_free(infos, count);
+        return status;
+    }
+    *infos_p = infos;
+    return VNX_OK;
+}
+
+void
+vnx_mem_infos_free(vnx_mem_info_t *infos, size_t count)
+{
+    for (size_t i = 0; infos != NULL && i < count; i++) {
+        for (size_t k = 0; k < infos[i].param_count; k++) {
+            free((char *)infos[i].params[k].key);
+            free((char *)infos[i].params[k].value);
+        }
+        free(infos[i].params);
+    }
+    free(infos);
 }
 
 /* -- Metadata of our own ---------------------------------------------------

@@ -150,6 +150,14 @@ struct vnxi_engine_ops {
                                    const char *const *backends,
                                    vnx_error_t *error);
 
+    /* What a backend for storage knows of each row: infos[count], zeroed by
+     * the core, which frees what is written also after an error.  Engines
+     * without storage: VNX_ERR_NOT_SUPPORTED.  May wait for the storage. */
+    vnx_status_t (*mem_query)(vnxi_engine_t *engine, vnx_mem_t mem,
+                              const vnx_reg_desc_t *descs, size_t count,
+                              const char *backend, vnx_mem_info_t *infos,
+                              vnx_error_t *error);
+
     /* -- Metadata and peers ---------------------------------------------- */
 
     vnx_status_t (*metadata)(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,

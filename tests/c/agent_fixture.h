@@ -26,11 +26,17 @@
         }                                                                     \
     } while (0)
 
+/* On the engine that VNX_TEST_ENGINE names, else on native. */
 static inline vnx_agent_t *
 make_agent(const char *name)
 {
+    const char *engine = getenv("VNX_TEST_ENGINE");
+    vnx_agent_config_t config = {
+        .size = sizeof config,
+        .engine = engine != NULL ? engine : "native",
+    };
     vnx_agent_t *agent = NULL;
-    assert_ok(vnx_agent_create(name, strlen(name), NULL, &agent, e));
+    assert_ok(vnx_agent_create(name, strlen(name), &config, &agent, e));
     assert_ok(vnx_agent_create_backend(agent, "UCX", NULL, 0, e));
     return agent;
 }

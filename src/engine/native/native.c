@@ -13,14 +13,6 @@
 #include "base/pool.h"
 #include "engine/parts/metadata.h"
 
-static const vnxi_engine_ops_t native_ops;
-
-const vnxi_engine_ops_t *
-vnxi_engine_find(const char *name)
-{
-    return strcmp(name, native_ops.name) == 0 ? &native_ops : NULL;
-}
-
 /* -- Life ------------------------------------------------------------------
  */
 
@@ -101,7 +93,7 @@ engine_alloc(const vnxi_engine_config_t *config)
     memcpy(engine->name, config->agent_name, config->agent_name_len);
     engine->name[config->agent_name_len] = '\0';
     engine->name_len = config->agent_name_len;
-    engine->self->base.ops = &native_ops;
+    engine->self->base.ops = &vnxi_native_ops;
     return engine;
 }
 
@@ -216,6 +208,26 @@ native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
     return status;
 }
 
+static vnx_status_t
+native_query(vnxi_engine_t *engine, vnx_mem_t mem, const vnx_reg_desc_t *descs,
+             size_t count, const char *backend, vnx_mem_info_t *infos,
+             vnx_error_t *error)
+{
+    const char *const backends[] = {backend, NULL};
+    (void)mem;
+    (void)descs;
+    (void)count;
+    (void)infos;
+    vnx_status_t status =
+        vnxi_native_check_backends(engine, backends, "query_memory", error);
+    return status != VNX_OK
+               ? status
+               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "query_memory",
+                                "backend %s of the native engine has no "
+                                "storage to ask",
+                                backend);
+}
+
 /* -- Prepared lists --------------------------------------------------------
  */
 
@@ -282,7 +294,7 @@ native_notif_poll(vnxi_engine_t *engine)
     }
 }
 
-static const vnxi_engine_ops_t native_ops = {
+const vnxi_engine_ops_t vnxi_native_ops = {
     .abi = VNXI_ENGINE_ABI,
     .size = sizeof(vnxi_engine_ops_t),
     .name = "native",
@@ -296,6 +308,7 @@ static const vnxi_engine_ops_t native_ops = {
     .backend_create = vnxi_native_backend_create,
     .mem_register = native_register,
     .mem_deregister = native_deregister,
+    .mem_query = native_query,
     .metadata = vnxi_native_metadata,
     .partial_metadata = vnxi_native_partial_metadata,
     .metadata_name = vnxi_metadata_name,

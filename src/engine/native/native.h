@@ -13,10 +13,10 @@
 
 #include "engine/engine.h"
 #include "engine/native/reach.h"
-#include "engine/parts/list.h"
-#include "engine/parts/region.h"
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/revocations.h"
+#include "engine/parts/list.h"
+#include "engine/parts/region.h"
 
 #define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
 
@@ -100,6 +100,8 @@ vnxi_native_peer(vnxi_peer_t *peer)
 {
     return (vnxi_native_peer_t *)peer; /* base is the first member */
 }
+
+extern const vnxi_engine_ops_t vnxi_native_ops;
 
 void vnxi_native_retain(vnxi_engine_t *engine);
 void vnxi_native_unref(vnxi_engine_t *engine);

@@ -79,6 +79,10 @@ vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
  * (mem, dev, addr, len). */
 int vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b);
 
+/* The values of the region that a row to register stands for: storage of
+ * length 0 is all of it.  For comparing; not counted, nothing attached. */
+vnxi_region_t vnxi_region_key(vnx_mem_t mem, const vnx_reg_desc_t *row);
+
 /* -- Tables ----------------------------------------------------------------
  */
 
@@ -128,10 +132,14 @@ typedef vnx_status_t (*vnxi_attach_t)(void *context, vnxi_region_t *region,
 vnxi_registry_t *vnxi_registry_create(vnxi_attach_t attach, void *context);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
-/* All or none.  Checks every row (VNX_ERR_INVALID_PARAM: no memory type,
- * addr + len overflows, a length of 0; storage of length 0 is all of it,
- * 2^64 - 1 bytes) and names the first bad one.  A range registered again
- * counts one use more.  Operation: "register_memory". */
+/* Checks every row (VNX_ERR_INVALID_PARAM: no memory type, addr + len
+ * overflows, a length of 0; storage of length 0 is all of it, 2^64 - 1 bytes)
+ * and names the first bad one.  Operation: "register_memory". */
+vnx_status_t vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs,
+                                 size_t count, vnx_error_t *error);
+
+/* All or none, checked as above.  A range registered again counts one use
+ * more. */
 vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
                                const vnx_reg_desc_t *descs, size_t count,
                                vnx_error_t *error);

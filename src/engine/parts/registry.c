@@ -118,9 +118,8 @@ is_storage(vnx_mem_t mem)
     return mem == VNX_MEM_BLK || mem == VNX_MEM_OBJ || mem == VNX_MEM_FILE;
 }
 
-/* The region that a row stands for. */
-static vnxi_region_t
-row_key(vnx_mem_t mem, const vnx_reg_desc_t *row)
+vnxi_region_t
+vnxi_region_key(vnx_mem_t mem, const vnx_reg_desc_t *row)
 {
     bool all_of_it = row->desc.len == 0 && is_storage(mem);
     return (vnxi_region_t){.mem = mem,
@@ -139,9 +138,9 @@ row_fault(vnx_mem_t mem, const vnx_desc_t *desc)
                                                : NULL;
 }
 
-static vnx_status_t
-check_rows(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
-           vnx_error_t *error)
+vnx_status_t
+vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
+                    vnx_error_t *error)
 {
     if (vnx_mem_name(mem) == NULL) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
@@ -194,7 +193,7 @@ make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
                                     count * sizeof(vnxi_region_t *));
     }
     for (size_t i = 0; i < count; i++) {
-        vnxi_region_t key = row_key(mem, &descs[i]);
+        vnxi_region_t key = vnxi_region_key(mem, &descs[i]);
         regions[i] = vnxi_region_create(mem, key.addr, key.len, key.dev);
         if (regions[i] == NULL) {
             release_some(regions, i);
@@ -312,7 +311,7 @@ vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
 {
     vnxi_region_t **batch = NULL;
     size_t batch_count = 0;
-    vnx_status_t status = check_rows(mem, descs, count, error);
+    vnx_status_t status = vnxi_registry_check(mem, descs, count, error);
     if (status != VNX_OK || count == 0) {
         return status;
     }
@@ -359,12 +358,12 @@ take_uses_lock_held(vnxi_registry_t *registry, vnx_mem_t mem,
 {
     size_t gone_count = 0;
     for (size_t i = 0; i < count; i++) {
-        vnxi_region_t key = row_key(mem, &descs[i]);
+        vnxi_region_t key = vnxi_region_key(mem, &descs[i]);
         size_t at = registry_place(registry, &key);
         bool known = at < registry->count;
         if (!known || registry->regions[at]->uses == 0) {
             for (size_t k = 0; k < i; k++) {
-                key = row_key(mem, &descs[k]);
+                key = vnxi_region_key(mem, &descs[k]);
                 at = registry_place(registry, &key);
                 registry->regions[at]->uses++;
             }

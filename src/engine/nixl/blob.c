@@ -1,0 +1,224 @@
+/*
+ * Our metadata, as the library writes it.
+ *
+ * Design notes.  Partial metadata is cut out of the whole: the library cannot
+ * be told to put connections beside some regions, and does not say which
+ * region it missed.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "engine/nixl/nixl.h"
+#include "engine/parts/metadata.h"
+
+#define WHOLE "get_agent_metadata"
+#define PART "get_partial_agent_metadata"
+
+/* Owned: free(). */
+static vnx_status_t
+whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
+           vnx_error_t *error)
+{
+    void *data = NULL;
+    size_t len = 0;
+    char names[128];
+
+    if (!vnxi_nixl_enter(engine)) {
+        return vnxi_nixl_stopped(operation, error);
+    }
+    int code = engine->capi->get_local_md(engine->agent, &data, &len);
+    if (code == VNXI_CAPI_OK) {
+        vnxi_nixl_poller_listen(engine);
+    }
+    vnxi_nixl_leave(engine);
+    if (code == VNXI_CAPI_INVALID_PARAM) {
+        vnxi_nixl_backend_names(
+            engine,
+            UINT32_MAX >>
+                (VNXI_NIXL_BACKENDS_MAX - atomic_load(&engine->backend_count)),
+            names, sizeof names);
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "no backend of this agent reaches other agents "
+                              "(it has %s)",
+                              names);
+    }
+    if (code != VNXI_CAPI_OK) {
+        return vnxi_nixl_failed(code, operation, "writing metadata", error);
+    }
+    *bytes_p = (vnx_bytes_t){data, len};
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_nixl_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
+                   vnx_error_t *error)
+{
+    return whole_blob(engine, WHOLE, bytes_p, error);
+}
+
+/* -- Cutting ---------------------------------------------------------------
+ */
+
+/* The rows that are wanted, in the order of the wire. */
+typedef struct wanted {
+    vnxi_region_t *keys; /* owned */
+    size_t count;
+} wanted_t;
+
+static int
+compare_keys(const void *a, const void *b)
+{
+    return vnxi_region_compare(a, b);
+}
+
+static vnx_status_t
+wanted_init(wanted_t *wanted, vnxi_engine_t *engine, vnx_mem_t mem,
+            const vnx_reg_desc_t *descs, size_t count, vnx_error_t *error)
+{
+    vnxi_region_table_t *table =
+        vnxi_registry_snapshot(engine->registry, NULL);
+    vnx_status_t status = VNX_OK;
+
+    wanted->keys = malloc((count + 1) * sizeof *wanted->keys);
+    if (table == NULL || wanted->keys == NULL) {
+        status =
+            vnxi_error_no_memory(error, PART, count * sizeof *wanted->keys);
+    }
+    for (size_t i = 0; status == VNX_OK && i < count; i++) {
+        vnxi_region_t key = vnxi_region_key(mem, &descs[i]);
+        wanted->keys[i] = key;
+        if (vnxi_region_table_exact(table, mem, key.addr, key.len, key.dev) ==
+            NULL) {
+            const vnx_desc_t *d = &descs[i].desc;
+            status = vnxi_error_set(
+                error, VNX_ERR_NOT_FOUND, PART,
+                "no region is registered with exactly these values");
+            vnxi_error_desc(error, i, d->addr, d->len, d->dev);
+        }
+    }
+    vnxi_region_table_release(table);
+    if (status != VNX_OK) {
+        free(wanted->keys);
+        return status;
+    }
+    wanted->count = count;
+    qsort(wanted->keys, count, sizeof *wanted->keys, compare_keys);
+    return VNX_OK;
+}
+
+static void
+cut_section(const wanted_t *wanted, vnxi_md_section_t *section)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < section->count; i++) {
+        const vnxi_md_region_t *row = &section->regions[i];
+        vnxi_region_t key = {.mem = section->mem,
+                             .addr = row->addr,
+                             .len = row->len,
+                             .dev = row->dev};
+        if (bsearch(&key, wanted->keys, wanted->count, sizeof key,
+                    compare_keys) != NULL) {
+            section->regions[kept++] = *row;
+        }
+    }
+    section->count = kept;
+}
+
+static bool
+is_named(vnxi_md_bytes_t backend, const char *const *backends)
+{
+    if (backends == NULL) {
+        return true;
+    }
+    for (; *backends != NULL; backends++) {
+        if (strlen(*backends) == backend.len &&
+            memcmp(*backends, backend.data, backend.len) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Keep the wanted regions of the named backends; an empty section must not be
+ * written.  What is dropped is freed. */
+static void
+cut(vnxi_metadata_t *blob, const wanted_t *wanted, bool with_connection,
+    const char *const *backends)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < blob->section_count; i++) {
+        vnxi_md_section_t *section = &blob->sections[i];
+        if (is_named(section->backend, backends)) {
+            cut_section(wanted, section);
+        } else {
+            section->count = 0;
+        }
+        if (section->count > 0) {
+            blob->sections[kept++] = *section;
+        } else {
+            free(section->regions);
+        }
+    }
+    blob->section_count = kept;
+    kept = 0;
+    for (size_t i = 0; with_connection && i < blob->conn_count; i++) {
+        if (is_named(blob->conns[i].backend, backends)) {
+            blob->conns[kept++] = blob->conns[i];
+        }
+    }
+    blob->conn_count = kept;
+}
+
+static vnx_status_t
+write_blob(const vnxi_metadata_t *blob, vnx_bytes_t *bytes_p,
+           vnx_error_t *error)
+{
+    vnxi_writer_t out = {0};
+
+    vnxi_metadata_write(&out, blob);
+    if (out.failed) {
+        vnxi_writer_fini(&out);
+        return vnxi_error_no_memory(error, PART, 0);
+    }
+    *bytes_p = (vnx_bytes_t){out.data, out.len};
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
+                           const vnx_reg_desc_t *descs, size_t count,
+                           bool with_connection, const char *const *backends,
+                           vnx_bytes_t *bytes_p, vnx_error_t *error)
+{
+    vnxi_metadata_t blob;
+    vnx_bytes_t whole;
+    wanted_t wanted;
+    uint32_t set;
+
+    vnx_status_t status =
+        vnxi_nixl_backend_set(engine, backends, PART, &set, error);
+    if (status == VNX_OK) {
+        status = wanted_init(&wanted, engine, mem, descs, count, error);
+    }
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = whole_blob(engine, PART, &whole, error);
+    if (status != VNX_OK) {
+        goto out_wanted;
+    }
+    status = vnxi_metadata_parse(whole.data, whole.len, &blob, error);
+    if (status == VNX_OK) {
+        cut(&blob, &wanted, with_connection, backends);
+        status = write_blob(&blob, bytes_p, error);
+        vnxi_metadata_fini(&blob);
+    }
+    free(whole.data);
+out_wanted:
+    free(wanted.keys);
+    return status;
+}

@@ -1,0 +1,85 @@
+/*
+ * What the engine says of itself and of a peer, as members of a JSON object.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "engine/nixl/nixl.h"
+
+static void
+describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
+{
+    size_t count = atomic_load(&engine->backend_count);
+
+    vnxi_json_key(out, "backends");
+    vnxi_json_text(out, "[");
+    for (size_t i = 0; i < count; i++) {
+        vnxi_json_text(out, i > 0 ? ", " : "");
+        vnxi_json_string(out, engine->backends[i].name);
+    }
+    vnxi_json_text(out, "]");
+    vnxi_json_member(out, "library", vnxi_nixl_library_path());
+    vnxi_json_member(out, "reach", "what NIXL's backends reach");
+    vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
+}
+
+static void
+describe_paths(const vnxi_nixl_peer_t *peer, vnxi_region_table_t *table,
+               vnxi_writer_t *out)
+{
+    char names[128];
+    uint32_t set = 0;
+    size_t count = table != NULL ? vnxi_region_table_count(table) : 0;
+
+    for (size_t i = 0; i < count; i++) {
+        set |= (uint32_t)atomic_load(
+            &vnxi_nixl_region(vnxi_region_table_at(table, i))->backends);
+    }
+    vnxi_nixl_backend_names(peer->engine, set, names, sizeof names);
+    vnxi_json_member(out, "path", names);
+    vnxi_json_member(out, "why",
+                     peer->is_self
+                         ? "the agent itself: NIXL's backends copy within it"
+                         : "the backends that have regions of the peer's");
+    vnxi_json_number(out, "regions", count);
+}
+
+static void
+describe_peer(vnxi_nixl_peer_t *peer, vnxi_writer_t *out)
+{
+    vnxi_region_table_t *table = vnxi_nixl_peer_table(peer);
+    bool gone = atomic_load(&peer->gone);
+
+    vnxi_json_member(out, "state", gone ? "lost" : "connected");
+    describe_paths(peer, table, out);
+    if (gone) {
+        pthread_mutex_lock(&peer->lock);
+        vnxi_json_member(out, "cause", peer->cause);
+        pthread_mutex_unlock(&peer->lock);
+    }
+    vnxi_json_number(out, "transfers", atomic_load(&peer->xfers));
+    vnxi_json_number(out, "bytes", atomic_load(&peer->bytes));
+    vnxi_json_number(out, "notifs_sent", atomic_load(&peer->notifs));
+    vnxi_region_table_release(table);
+}
+
+vnx_status_t
+vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                   vnx_bytes_t *members_p, vnx_error_t *error)
+{
+    vnxi_writer_t out = {0};
+
+    if (peer != NULL) {
+        describe_peer(vnxi_nixl_peer(peer), &out);
+    } else {
+        describe_engine(engine, &out);
+    }
+    if (out.failed) {
+        vnxi_writer_fini(&out);
+        return vnxi_error_no_memory(error, "describe", 0);
+    }
+    *members_p = (vnx_bytes_t){out.data, out.len};
+    return VNX_OK;
+}

@@ -1,0 +1,259 @@
+#include "engine/nixl/library.h"
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/search_path.h"
+
+#define ENVIRONMENT "VLLM_NIXL_LIBRARY"
+#define FILE_NAME "libnixl_capi.so"
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_capi_t library; /* protected by lock until `is_open` */
+static bool is_open;        /* protected by lock */
+static char path[PATH_MAX]; /* protected by lock until `is_open` */
+
+/* -- Which wheel -----------------------------------------------------------
+ */
+
+/* The major version of the CUDA runtime in this process; 0: none. */
+static int
+loaded_cuda(void)
+{
+    static const struct {
+        const char *file;
+        int major;
+    } runtimes[] = {{"libcudart.so.13", 13}, {"libcudart.so.12", 12}};
+
+    for (size_t i = 0; i < sizeof runtimes / sizeof *runtimes; i++) {
+        void *handle = dlopen(runtimes[i].file, RTLD_LAZY | RTLD_NOLOAD);
+        if (handle != NULL) {
+            dlclose(handle);
+            return runtimes[i].major;
+        }
+    }
+    return 0;
+}
+
+/* The major version that the installed torch was built for; 0: none.  Its
+ * version.py has a line like: cuda: Optional[str] = '12.8' */
+static int
+torch_cuda(void)
+{
+    char line[256];
+    int major = 0;
+    char *file = vnxi_search_path_find("torch/version.py");
+    FILE *stream = file != NULL ? fopen(file, "re") : NULL;
+
+    while (stream != NULL && fgets(line, sizeof line, stream) != NULL) {
+        const char *value = strchr(line, '=');
+        if (strncmp(line, "cuda", 4) == 0 && value != NULL) {
+            value += strcspn(value, "'\"0123456789");
+            major = atoi(value + strspn(value, "'\""));
+        }
+    }
+    if (stream != NULL) {
+        fclose(stream);
+    }
+    free(file);
+    return major;
+}
+
+static char *
+find_in_wheel(const char *package)
+{
+    char pattern[128];
+    snprintf(pattern, sizeof pattern, ".%s.mesonpy.libs/" FILE_NAME, package);
+    return vnxi_search_path_find(pattern);
+}
+
+/* The wheel's library; NULL: there is no wheel.  Owned. */
+static char *
+find_wheel(void)
+{
+    static const char *const packages[] = {"nixl_cu13", "nixl_cu12",
+                                           "nixl_rocm"};
+    int cuda = loaded_cuda();
+    char chosen[32], *found = NULL;
+
+    cuda = cuda != 0 ? cuda : torch_cuda();
+    if (cuda != 0) {
+        snprintf(chosen, sizeof chosen, "nixl_cu%d", cuda);
+        found = find_in_wheel(chosen);
+    }
+    for (size_t i = 0; found == NULL && i < sizeof packages / sizeof *packages;
+         i++) {
+        found = find_in_wheel(packages[i]);
+    }
+    return found;
+}
+
+/* -- Opening ---------------------------------------------------------------
+ */
+
+static vnx_status_t
+look_up(void *handle, const char *operation, vnx_error_t *error)
+{
+    static const char *const names[] = {
+#define NAME(name, arguments) "nixl_capi_" #name,
+        VNXI_CAPI_TABLE(NAME)
+#undef NAME
+    };
+    void *found[sizeof names / sizeof *names];
+
+    _Static_assert(sizeof found == sizeof library, "a pointer each");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        found[i] = dlsym(handle, names[i]);
+        if (found[i] == NULL) {
+            return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
+                                  "%.200s has no function %s: NIXL 0.10.1 or "
+                                  "later is needed",
+                                  path, names[i]);
+        }
+    }
+    memcpy(&library, found, sizeof found);
+    return VNX_OK;
+}
+
+static vnx_status_t
+open_file(const char *file, const char *operation, vnx_error_t *error)
+{
+    void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
+                              "the NIXL library cannot be opened: %.240s",
+                              dlerror());
+    }
+    snprintf(path, sizeof path, "%s", file);
+    vnx_status_t status = look_up(handle, operation, error);
+    if (status != VNX_OK) {
+        dlclose(handle);
+        return status;
+    }
+    is_open = true;
+    vnxi_log(VNXI_LOG_INFO, "opened %s", path);
+    return VNX_OK;
+}
+
+static vnx_status_t
+open_lock_held(const char *operation, vnx_error_t *error)
+{
+    const char *wanted = getenv(ENVIRONMENT);
+    if (wanted != NULL && wanted[0] != '\0') {
+        return open_file(wanted, operation, error);
+    }
+    char *wheel = find_wheel();
+    if (wheel != NULL) {
+        vnx_status_t status = open_file(wheel, operation, error);
+        free(wheel);
+        return status;
+    }
+    vnx_status_t status = open_file(FILE_NAME, operation, NULL);
+    if (status != VNX_OK) {
+        vnxi_error_set(
+            error, status, operation,
+            "the NIXL library is not installed: there is no wheel "
+            "nixl-cu13 or nixl-cu12 and no " FILE_NAME
+            " that the system knows (pip install nixl, or set " ENVIRONMENT
+            " to the file)");
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_nixl_library(const char *operation, const vnxi_capi_t **capi_p,
+                  vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    pthread_mutex_lock(&lock);
+    if (!is_open) {
+        status = open_lock_held(operation, error);
+    }
+    pthread_mutex_unlock(&lock);
+    if (status == VNX_OK) {
+        *capi_p = &library;
+    }
+    return status;
+}
+
+const char *
+vnxi_nixl_library_path(void)
+{
+    pthread_mutex_lock(&lock);
+    const char *found = is_open ? path : "";
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+/* -- Plugins ---------------------------------------------------------------
+ */
+
+/* The folder that the library takes plugins from: NIXL_PLUGIN_DIR, else
+ * "plugins" beside libnixl.so, which lies where libnixl_capi.so does. */
+static void
+plugin_file(const char *plugin, char *file, size_t size)
+{
+    const char *folder = getenv("NIXL_PLUGIN_DIR");
+    const char *slash = strrchr(vnxi_nixl_library_path(), '/');
+
+    if (folder != NULL && folder[0] != '\0') {
+        snprintf(file, size, "%s/libplugin_%s.so", folder, plugin);
+    } else if (slash != NULL) {
+        snprintf(file, size, "%.*s/plugins/libplugin_%s.so",
+                 (int)(slash - vnxi_nixl_library_path()),
+                 vnxi_nixl_library_path(), plugin);
+    } else {
+        snprintf(file, size, "libplugin_%s.so", plugin);
+    }
+}
+
+void
+vnxi_nixl_plugin_fault(const char *plugin, char *text, size_t size)
+{
+    char file[PATH_MAX];
+
+    text[0] = '\0';
+    plugin_file(plugin, file, sizeof file);
+    void *handle = dlopen(file, RTLD_LAZY | RTLD_LOCAL);
+    if (handle == NULL) {
+        snprintf(text, size, "%s", dlerror());
+    } else {
+        dlclose(handle);
+    }
+}
+
+/* -- Names -----------------------------------------------------------------
+ */
+
+typedef struct name {
+    struct name *next;
+    char text[];
+} name_t;
+
+static name_t *names; /* protected by lock */
+
+const char *
+vnxi_nixl_intern(const char *text)
+{
+    size_t size = strlen(text) + 1;
+
+    pthread_mutex_lock(&lock);
+    name_t *name = names;
+    while (name != NULL && strcmp(name->text, text) != 0) {
+        name = name->next;
+    }
+    if (name == NULL && (name = malloc(sizeof *name + size)) != NULL) {
+        memcpy(name->text, text, size);
+        name->next = names;
+        names = name;
+    }
+    pthread_mutex_unlock(&lock);
+    return name != NULL ? name->text : NULL;
+}

@@ -1,0 +1,485 @@
+/*
+ * Registration.
+ *
+ * Design notes.  The library registers a range as often as it is told; the
+ * registry counts uses, so the library has each range once a backend.  What is
+ * new of a batch goes to one backend after the other, in one call each, so
+ * that it is known which have it.  Without a choice of the caller's, one that
+ * takes it is enough; a backend that was asked for by name must take it.
+ *
+ * Deregistering revokes first, so that no new post begins; then it waits for
+ * the posts that are in the library, and for the transfers in flight from or
+ * to those regions, which cannot be stopped; only then the library forgets
+ * them.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "engine/nixl/xfer.h"
+
+#define ADD "register_memory"
+#define REMOVE "deregister_memory"
+
+/* How long a transfer in flight is waited for. */
+#define LAND_NS 5000000000u
+
+/* What is being registered: the rows that stand for different regions, in the
+ * order of the wire, and the backends that have each by now. */
+typedef struct batch_row {
+    const vnx_reg_desc_t *desc;
+    vnxi_region_t key;
+    uint32_t before, now;
+} batch_row_t;
+
+struct vnxi_nixl_batch {
+    vnxi_engine_t *engine;
+    vnx_mem_t mem;
+    batch_row_t *rows; /* owned */
+    size_t count;
+    vnxi_region_table_t *table; /* owned; before */
+};
+
+/* -- What is kept with a region --------------------------------------------
+ */
+
+static void
+region_free(vnxi_attachment_t *attachment)
+{
+    vnxi_nixl_region_t *region = (vnxi_nixl_region_t *)attachment;
+    free(region->meta);
+    free(region);
+}
+
+vnx_status_t
+vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
+                        const void *meta, size_t meta_len,
+                        const char *operation, vnx_error_t *error)
+{
+    vnxi_nixl_region_t *kept = calloc(1, sizeof *kept);
+    char *copy = meta_len > 0 ? malloc(meta_len) : NULL;
+
+    if (kept == NULL || (meta_len > 0 && copy == NULL)) {
+        free(kept);
+        free(copy);
+        return vnxi_error_no_memory(error, operation, sizeof *kept + meta_len);
+    }
+    if (meta_len > 0) {
+        memcpy(copy, meta, meta_len);
+    }
+    kept->super.free = region_free;
+    atomic_init(&kept->backends, backends);
+    kept->meta = copy;
+    kept->meta_len = meta_len;
+    region->attachment = &kept->super;
+    return VNX_OK;
+}
+
+/* -- The batch -------------------------------------------------------------
+ */
+
+static int
+compare_rows(const void *a, const void *b)
+{
+    const batch_row_t *left = a, *right = b;
+    return vnxi_region_compare(&left->key, &right->key);
+}
+
+static const vnxi_region_t *
+known_region(const vnxi_region_table_t *table, const vnxi_region_t *key)
+{
+    return vnxi_region_table_exact(table, key->mem, key->addr, key->len,
+                                   key->dev);
+}
+
+static vnx_status_t
+batch_init(vnxi_nixl_batch_t *batch, const vnx_reg_desc_t *descs, size_t count,
+           vnx_error_t *error)
+{
+    size_t kept = 0;
+
+    batch->table = vnxi_registry_snapshot(batch->engine->registry, NULL);
+    batch->rows = malloc((count + 1) * sizeof *batch->rows);
+    if (batch->table == NULL || batch->rows == NULL) {
+        return vnxi_error_no_memory(error, ADD, count * sizeof *batch->rows);
+    }
+    for (size_t i = 0; i < count; i++) {
+        batch->rows[i] = (batch_row_t){
+            &descs[i], vnxi_region_key(batch->mem, &descs[i]), 0, 0};
+    }
+    qsort(batch->rows, count, sizeof *batch->rows, compare_rows);
+    for (size_t i = 0; i < count; i++) {
+        if (kept == 0 ||
+            compare_rows(&batch->rows[kept - 1], &batch->rows[i]) != 0) {
+            batch->rows[kept++] = batch->rows[i];
+        }
+    }
+    batch->count = kept;
+    for (size_t i = 0; i < kept; i++) {
+        batch_row_t *row = &batch->rows[i];
+        const vnxi_region_t *known = known_region(batch->table, &row->key);
+        row->before = row->now =
+            known != NULL
+                ? (uint32_t)atomic_load(&vnxi_nixl_region(known)->backends)
+                : 0;
+    }
+    return VNX_OK;
+}
+
+static void
+batch_fini(vnxi_nixl_batch_t *batch)
+{
+    vnxi_region_table_release(batch->table);
+    free(batch->rows);
+}
+
+/* The registry's hook: a region of the batch. */
+vnx_status_t
+vnxi_nixl_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
+{
+    const vnxi_nixl_batch_t *batch = ((vnxi_engine_t *)context)->batch;
+    batch_row_t key = {.key = *region};
+    const batch_row_t *row = bsearch(&key, batch->rows, batch->count,
+                                     sizeof *batch->rows, compare_rows);
+
+    return vnxi_nixl_region_attach(region, row->now, row->desc->meta,
+                                   row->desc->meta_len, ADD, error);
+}
+
+/* -- The library's lists ---------------------------------------------------
+ */
+
+static vnxi_capi_reg_list_t *
+make_list(const vnxi_capi_t *capi, vnx_mem_t mem)
+{
+    vnxi_capi_reg_list_t *list = NULL;
+    return capi->create_reg_dlist((int)mem, &list) == VNXI_CAPI_OK ? list
+                                                                   : NULL;
+}
+
+static bool
+add_region(const vnxi_capi_t *capi, vnxi_capi_reg_list_t *list,
+           const vnxi_region_t *key, const void *meta, size_t meta_len)
+{
+    /* Storage of length 0 is all of it, there as here. */
+    uint64_t len = key->len == UINT64_MAX ? 0 : key->len;
+    return capi->reg_dlist_add_desc(list, key->addr, len, key->dev,
+                                    meta_len > 0 ? meta : "",
+                                    meta_len) == VNXI_CAPI_OK;
+}
+
+/* The rows of the batch that `backend` has got now (or has not yet). */
+static vnxi_capi_reg_list_t *
+list_rows(const vnxi_nixl_batch_t *batch, uint32_t bit, bool got,
+          size_t *count_p)
+{
+    const vnxi_capi_t *capi = batch->engine->capi;
+    vnxi_capi_reg_list_t *list = make_list(capi, batch->mem);
+    bool good = list != NULL;
+
+    *count_p = 0;
+    for (size_t i = 0; good && i < batch->count; i++) {
+        const batch_row_t *row = &batch->rows[i];
+        bool is_new = (row->now & bit) != 0 && (row->before & bit) == 0;
+        if (got ? is_new : (row->now & bit) == 0) {
+            good = add_region(capi, list, &row->key, row->desc->meta,
+                              row->desc->meta_len);
+            ++*count_p;
+        }
+    }
+    if (!good && list != NULL) {
+        capi->destroy_reg_dlist(list);
+        list = NULL;
+    }
+    return list;
+}
+
+static vnx_status_t
+add_to_backend(vnxi_nixl_batch_t *batch, size_t backend, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = batch->engine;
+    const vnxi_capi_t *capi = engine->capi;
+    uint32_t bit = 1u << backend;
+    size_t count;
+    vnxi_capi_reg_list_t *list = list_rows(batch, bit, false, &count);
+    char what[96];
+
+    if (list == NULL) {
+        return vnxi_error_no_memory(error, ADD, batch->count);
+    }
+    int code = count == 0
+                   ? VNXI_CAPI_OK
+                   : capi->register_mem(engine->agent, list,
+                                        engine->backends[backend].options);
+    capi->destroy_reg_dlist(list);
+    if (code != VNXI_CAPI_OK) {
+        snprintf(what, sizeof what, "registering %zu %s regions with %s",
+                 count, vnx_mem_name(batch->mem),
+                 engine->backends[backend].name);
+        return vnxi_nixl_failed(code, ADD, what, error);
+    }
+    for (size_t i = 0; i < batch->count; i++) {
+        batch->rows[i].now |= bit;
+    }
+    return VNX_OK;
+}
+
+/* Take back what this batch has registered. */
+static void
+undo(vnxi_nixl_batch_t *batch)
+{
+    vnxi_engine_t *engine = batch->engine;
+    const vnxi_capi_t *capi = engine->capi;
+    size_t count;
+
+    for (size_t i = 0; i < atomic_load(&engine->backend_count); i++) {
+        vnxi_capi_reg_list_t *list = list_rows(batch, 1u << i, true, &count);
+        if (list != NULL && count > 0) {
+            capi->deregister_mem(engine->agent, list,
+                                 engine->backends[i].options);
+        }
+        if (list != NULL) {
+            capi->destroy_reg_dlist(list);
+        }
+    }
+}
+
+/* -- Registering -----------------------------------------------------------
+ */
+
+static vnx_status_t
+no_backend_for(vnxi_engine_t *engine, vnx_mem_t mem, uint32_t set,
+               vnx_error_t *error)
+{
+    char names[128];
+    vnxi_nixl_backend_names(engine, set, names, sizeof names);
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
+                          "no backend takes %s memory (asked: %s)",
+                          vnx_mem_name(mem), names);
+}
+
+/* Those asked for must all take the batch; of all there are, one. */
+static vnx_status_t
+add_to_backends(vnxi_nixl_batch_t *batch, uint32_t set, bool all,
+                vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    bool one = false;
+
+    for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX; i++) {
+        if ((set >> i & 1u) == 0) {
+            continue;
+        }
+        vnx_status_t added = add_to_backend(batch, i, error);
+        one |= added == VNX_OK;
+        status = status == VNX_OK ? added : status;
+        if (all && added != VNX_OK) {
+            return added;
+        }
+    }
+    return one ? VNX_OK : status;
+}
+
+/* Regions that were known to other backends already. */
+static void
+note_known(const vnxi_nixl_batch_t *batch)
+{
+    for (size_t i = 0; i < batch->count; i++) {
+        const batch_row_t *row = &batch->rows[i];
+        const vnxi_region_t *known =
+            row->now != row->before ? known_region(batch->table, &row->key)
+                                    : NULL;
+        if (known != NULL) {
+            atomic_fetch_or(&vnxi_nixl_region(known)->backends, row->now);
+        }
+    }
+}
+
+static vnx_status_t
+register_lock_held(vnxi_nixl_batch_t *batch, const vnx_reg_desc_t *descs,
+                   size_t count, uint32_t set, bool all, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = batch->engine;
+    vnx_status_t status = batch_init(batch, descs, count, error);
+
+    if (status == VNX_OK) {
+        status = add_to_backends(batch, set, all, error);
+    }
+    if (status == VNX_OK) {
+        engine->batch = batch;
+        status = vnxi_registry_add(engine->registry, batch->mem, descs, count,
+                                   error);
+        engine->batch = NULL;
+    }
+    if (status == VNX_OK) {
+        note_known(batch);
+    } else if (batch->rows != NULL) {
+        undo(batch);
+    }
+    batch_fini(batch);
+    return status;
+}
+
+vnx_status_t
+vnxi_nixl_register(vnxi_engine_t *engine, vnx_mem_t mem,
+                   const vnx_reg_desc_t *descs, size_t count,
+                   const char *const *backends, vnx_error_t *error)
+{
+    vnxi_nixl_batch_t batch = {.engine = engine, .mem = mem};
+    uint32_t asked = 0;
+
+    vnx_status_t status =
+        vnxi_nixl_backend_set(engine, backends, ADD, &asked, error);
+    if (status == VNX_OK) {
+        status = vnxi_registry_check(mem, descs, count, error);
+    }
+    if (status == VNX_OK) {
+        status = vnxi_nixl_check_files(mem, descs, count, error);
+    }
+    if (status != VNX_OK || count == 0) {
+        return status;
+    }
+    uint32_t able = vnxi_nixl_backends_for(engine, mem);
+    uint32_t set = asked != 0 ? asked : able;
+    if ((set & able) != set || set == 0) {
+        return no_backend_for(engine, mem, asked, error);
+    }
+    pthread_mutex_lock(&engine->mem_lock);
+    if (vnxi_nixl_enter(engine)) {
+        status =
+            register_lock_held(&batch, descs, count, set, asked != 0, error);
+        vnxi_nixl_leave(engine);
+    } else {
+        status = vnxi_nixl_stopped(ADD, error);
+    }
+    pthread_mutex_unlock(&engine->mem_lock);
+    return status;
+}
+
+/* -- Deregistering ---------------------------------------------------------
+ */
+
+typedef struct gone {
+    vnxi_region_t **regions; /* owned, each retained */
+    size_t count;
+} gone_t;
+
+static void
+collect(void *context, const vnxi_region_t *region)
+{
+    gone_t *gone = context;
+    gone->regions[gone->count++] = vnxi_region_retain((vnxi_region_t *)region);
+}
+
+/* True: nothing is in flight on what was revoked. */
+static bool
+wait_landed(vnxi_engine_t *engine)
+{
+    static const struct timespec pause = {0, 50000};
+    uint64_t deadline = vnxi_clock_deadline(LAND_NS);
+
+    vnxi_nixl_settle(engine);
+    while (vnxi_nixl_poller_has_revoked(engine)) {
+        if (vnxi_clock_ns() > deadline) {
+            return false;
+        }
+        nanosleep(&pause, NULL);
+        if (!vnxi_nixl_enter(engine)) {
+            return false;
+        }
+        vnxi_nixl_poller_turn(engine);
+        vnxi_nixl_leave(engine);
+    }
+    return true;
+}
+
+static void
+remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
+                    size_t backend)
+{
+    const vnxi_capi_t *capi = engine->capi;
+    vnxi_capi_reg_list_t *list = make_list(capi, mem);
+    bool good = list != NULL;
+    size_t count = 0;
+
+    for (size_t i = 0; good && i < gone->count; i++) {
+        const vnxi_nixl_region_t *kept = vnxi_nixl_region(gone->regions[i]);
+        if ((atomic_load(&kept->backends) >> backend & 1u) != 0) {
+            good = add_region(capi, list, gone->regions[i], kept->meta,
+                              kept->meta_len);
+            count++;
+        }
+    }
+    if (good && count > 0) {
+        good = capi->deregister_mem(engine->agent, list,
+                                    engine->backends[backend].options) ==
+               VNXI_CAPI_OK;
+    }
+    if (list != NULL) {
+        capi->destroy_reg_dlist(list);
+    }
+    if (!good) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "NIXL's backend %s keeps %zu %s regions that were "
+                 "deregistered",
+                 engine->backends[backend].name, count, vnx_mem_name(mem));
+    }
+}
+
+static void
+forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone)
+{
+    if (gone->count == 0) {
+        return;
+    }
+    if (!wait_landed(engine)) {
+        /* They stay registered, as their bytes may still come. */
+        vnxi_log(VNXI_LOG_ERROR,
+                 "a transfer does not end whose memory was deregistered: its "
+                 "registration stays with NIXL");
+        return;
+    }
+    if (vnxi_nixl_enter(engine)) {
+        size_t count = atomic_load(&engine->backend_count);
+        for (size_t i = 0; i < count; i++) {
+            remove_from_backend(engine, mem, gone, i);
+        }
+        vnxi_nixl_leave(engine);
+    }
+}
+
+vnx_status_t
+vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
+                     const vnx_reg_desc_t *descs, size_t count,
+                     const char *const *backends, vnx_error_t *error)
+{
+    gone_t gone = {.count = 0};
+    uint32_t asked = 0;
+
+    vnx_status_t status =
+        vnxi_nixl_backend_set(engine, backends, REMOVE, &asked, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    gone.regions = malloc((count + 1) * sizeof(vnxi_region_t *));
+    if (gone.regions == NULL) {
+        return vnxi_error_no_memory(error, REMOVE,
+                                    count * sizeof(vnxi_region_t *));
+    }
+    pthread_mutex_lock(&engine->mem_lock);
+    status = vnxi_registry_remove(engine->registry, mem, descs, count, collect,
+                                  &gone, error);
+    if (status == VNX_OK) {
+        forget(engine, mem, &gone);
+    }
+    pthread_mutex_unlock(&engine->mem_lock);
+    for (size_t i = 0; i < gone.count; i++) {
+        vnxi_region_release(gone.regions[i]);
+    }
+    free(gone.regions);
+    return status;
+}

@@ -1,0 +1,273 @@
+/*
+ * The nixl engine, as its files share it: the stock NIXL library behind the
+ * engine contract.
+ *
+ * What the library is asked, this engine knows already: registrations, peers'
+ * regions and prepared lists are the same parts as in the native engine, so
+ * bad input is refused with the same words and the library, which tells no
+ * causes, is asked what can go right.  A prepared list takes nothing of the
+ * library's; a transfer gives it the merged pieces of its pairs.
+ *
+ * Lock order (from left to right, never back):
+ *     load (core) -> backend_lock or mem_lock -> gate -> flight_lock
+ *         -> inbox_lock
+ * xfers_lock, take_lock and a peer's lock are leaves of ours; the library has
+ * locks of its own below all of them.
+ *
+ * The gate is held for reading by whoever enters the library with a region or
+ * a peer in hand.  To take it for writing and to let it go again means to wait
+ * until nobody uses what was revoked before (vnxi_nixl_settle).
+ */
+#ifndef VNXI_NIXL_NIXL_H
+#define VNXI_NIXL_NIXL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/engine.h"
+#include "engine/nixl/library.h"
+#include "engine/nixl/ops.h"
+#include "engine/nixl/poller.h"
+#include "engine/parts/list.h"
+#include "engine/parts/region.h"
+
+#define VNXI_NIXL_BACKENDS_MAX 32 /* bits of a set of backends */
+
+typedef struct vnxi_nixl_peer vnxi_nixl_peer_t;
+typedef struct vnxi_nixl_batch vnxi_nixl_batch_t; /* memory.c */
+
+/* Texts of the library's, copied. */
+typedef struct vnxi_nixl_params {
+    vnx_param_t *at; /* owned, with the texts */
+    size_t count;
+} vnxi_nixl_params_t;
+
+typedef struct vnxi_nixl_plugin {
+    const char *name; /* interned */
+    bool was_asked;   /* what follows was found out */
+    uint32_t mems;
+    vnxi_nixl_params_t params;
+} vnxi_nixl_plugin_t;
+
+/* Written once, before backend_count counts it. */
+typedef struct vnxi_nixl_backend {
+    const char *name; /* interned */
+    vnxi_capi_backend_t *handle;
+    vnxi_capi_options_t *options; /* "this backend alone"; never changed */
+    uint32_t mems;
+    vnxi_nixl_params_t params;
+} vnxi_nixl_backend_t;
+
+struct vnxi_engine {
+    unsigned fork_count;
+    atomic_bool stopped;
+    char *name; /* owned */
+    size_t name_len;
+    unsigned num_threads;
+    vnxi_engine_host_t host;
+    atomic_uint postings; /* posts on the copy threads */
+
+    pthread_mutex_t backend_lock;
+    const vnxi_capi_t *capi;     /* set once, with agent */
+    vnxi_capi_agent_t *agent;    /* backend_lock; fixed from the first backend
+                                    until stop() */
+    bool is_listed;              /* backend_lock; the plugins are known */
+    vnxi_nixl_plugin_t *plugins; /* backend_lock */
+    size_t plugin_count;         /* backend_lock */
+    vnxi_nixl_backend_t backends[VNXI_NIXL_BACKENDS_MAX];
+    atomic_size_t backend_count;
+
+    pthread_rwlock_t gate;
+
+    pthread_mutex_t mem_lock;  /* one registration or deregistration a time */
+    vnxi_registry_t *registry; /* changed with mem_lock only */
+    vnxi_nixl_batch_t *batch;  /* mem_lock: what is being registered */
+
+    vnxi_nixl_peer_t *self;
+    vnxi_nixl_poller_t poller;
+
+    pthread_mutex_t xfers_lock;
+    vnxi_exfer_t *xfers; /* all that there are; xfers_lock */
+};
+
+/* What this engine keeps with a region. */
+typedef struct vnxi_nixl_region {
+    vnxi_attachment_t super;       /* first */
+    atomic_uint_fast32_t backends; /* those that have it */
+    uint64_t digest;               /* a peer's: of what they published */
+    char *meta;                    /* ours: a path, a key; owned */
+    size_t meta_len;
+} vnxi_nixl_region_t;
+
+static inline vnxi_nixl_region_t *
+vnxi_nixl_region(const vnxi_region_t *region)
+{
+    return (vnxi_nixl_region_t *)region->attachment;
+}
+
+/* Attach; VNX_ERR_NO_MEMORY. */
+vnx_status_t vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
+                                     const void *meta, size_t meta_len,
+                                     const char *operation,
+                                     vnx_error_t *error);
+
+struct vnxi_nixl_peer {
+    vnxi_peer_t base;
+    vnxi_engine_t *engine; /* outlives the peer */
+    bool is_self;
+    atomic_bool gone;
+    atomic_bool posts_at_once; /* a large post to it takes no time */
+
+    /* By which its instance is told from others; the core's load lock. */
+    struct vnxi_nixl_conn *conns; /* owned */
+    size_t conn_count;
+    bool is_loaded; /* the library has it, by this name */
+
+    pthread_mutex_t lock;
+    vnxi_region_table_t *table;      /* lock; NULL for self: the registry's */
+    char cause[VNX_ERROR_CAUSE_MAX]; /* lock; set before gone */
+
+    atomic_uint_fast64_t bytes, xfers, notifs; /* moved, ended, sent */
+};
+
+static inline vnxi_nixl_peer_t *
+vnxi_nixl_peer(vnxi_peer_t *peer)
+{
+    return (vnxi_nixl_peer_t *)peer; /* base is the first member */
+}
+
+/* -- Entering the library (engine.c) ---------------------------------------
+ */
+
+/* False: the engine has stopped, and the library's agent is gone. */
+bool vnxi_nixl_enter(vnxi_engine_t *engine);
+void vnxi_nixl_leave(vnxi_engine_t *engine);
+
+/* Until everybody who entered before has left. */
+void vnxi_nixl_settle(vnxi_engine_t *engine);
+
+vnx_status_t vnxi_nixl_stopped(const char *operation, vnx_error_t *error);
+
+/* A number that the library returned, as a status of ours, with the words for
+ * it: `what` is what it was to do. */
+vnx_status_t vnxi_nixl_failed(int code, const char *operation,
+                              const char *what, vnx_error_t *error);
+
+/* -- Backends (backends.c) --------------------------------------------------
+ */
+
+vnx_status_t vnxi_nixl_probe(vnxi_engine_t *engine, vnx_error_t *error);
+const char *vnxi_nixl_plugin(vnxi_engine_t *engine, size_t i);
+vnx_status_t vnxi_nixl_plugin_mems(vnxi_engine_t *engine, const char *backend,
+                                   uint32_t *mems_p, vnx_error_t *error);
+vnx_status_t vnxi_nixl_param(vnxi_engine_t *engine, const char *backend,
+                             bool created, size_t i, vnx_param_t *param_p,
+                             vnx_error_t *error);
+vnx_status_t vnxi_nixl_backend_create(vnxi_engine_t *engine,
+                                      const char *backend,
+                                      const vnx_param_t *params, size_t count,
+                                      vnx_error_t *error);
+void vnxi_nixl_backends_fini(vnxi_engine_t *engine);
+
+/* The set that a NULL-terminated list of names means; 0 for NULL.
+ * VNX_ERR_NOT_FOUND for a name that is no created backend's. */
+vnx_status_t vnxi_nixl_backend_set(vnxi_engine_t *engine,
+                                   const char *const *backends,
+                                   const char *operation, uint32_t *set_p,
+                                   vnx_error_t *error);
+/* Those that were created and take memory of that type. */
+uint32_t vnxi_nixl_backends_for(vnxi_engine_t *engine, vnx_mem_t mem);
+/* "UCX, POSIX". */
+void vnxi_nixl_backend_names(vnxi_engine_t *engine, uint32_t set, char *text,
+                             size_t size);
+/* Key and value pairs of the library's; frees the handle. */
+vnx_status_t vnxi_nixl_params_take(const vnxi_capi_t *capi,
+                                   vnxi_capi_params_t *params,
+                                   vnxi_nixl_params_t *params_p);
+void vnxi_nixl_params_fini(vnxi_nixl_params_t *params);
+
+/* -- Memory (memory.c, query.c) ---------------------------------------------
+ */
+
+vnx_status_t vnxi_nixl_register(vnxi_engine_t *engine, vnx_mem_t mem,
+                                const vnx_reg_desc_t *descs, size_t count,
+                                const char *const *backends,
+                                vnx_error_t *error);
+vnx_status_t vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
+                                  const vnx_reg_desc_t *descs, size_t count,
+                                  const char *const *backends,
+                                  vnx_error_t *error);
+vnx_status_t vnxi_nixl_attach(void *context, vnxi_region_t *region,
+                              vnx_error_t *error); /* the registry's hook */
+vnx_status_t vnxi_nixl_query(vnxi_engine_t *engine, vnx_mem_t mem,
+                             const vnx_reg_desc_t *descs, size_t count,
+                             const char *backend, vnx_mem_info_t *infos,
+                             vnx_error_t *error);
+
+/* -- Metadata (blob.c) ------------------------------------------------------
+ */
+
+vnx_status_t vnxi_nixl_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
+                                vnx_error_t *error);
+vnx_status_t vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
+                                        const vnx_reg_desc_t *descs,
+                                        size_t count, bool with_connection,
+                                        const char *const *backends,
+                                        vnx_bytes_t *bytes_p,
+                                        vnx_error_t *error);
+
+/* -- Peers (peer.c, peer_load.c) --------------------------------------------
+ */
+
+/* An object without regions; one reference.  NULL: no memory. */
+vnxi_nixl_peer_t *vnxi_nixl_peer_create(vnxi_engine_t *engine,
+                                        const void *name, size_t name_len);
+vnx_status_t vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
+                                 const void *blob, size_t len,
+                                 vnxi_peer_t **peer_p, vnx_error_t *error);
+void vnxi_nixl_conns_free(struct vnxi_nixl_conn *conns, size_t count);
+void vnxi_nixl_peer_close(vnxi_peer_t *peer, const char *cause);
+void vnxi_nixl_peer_destroy(vnxi_peer_t *peer);
+vnx_status_t vnxi_nixl_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);
+bool vnxi_nixl_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
+                           const vnx_desc_t *descs, size_t count);
+vnx_status_t vnxi_nixl_notif_send(vnxi_peer_t *peer, const void *message,
+                                  size_t len, vnx_error_t *error);
+vnx_status_t vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                                vnx_bytes_t *members_p, vnx_error_t *error);
+
+/* Its regions now, with a reference of the caller's; NULL: no memory. */
+vnxi_region_table_t *vnxi_nixl_peer_table(vnxi_nixl_peer_t *peer);
+
+/* Why it is gone, as an error. */
+vnx_status_t vnxi_nixl_peer_error(vnxi_nixl_peer_t *peer,
+                                  const char *operation, vnx_error_t *error);
+
+/* The library failed to do `what` with the peer: because it is gone (then it
+ * is marked as lost, and the core is told), or for another reason. */
+vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
+                                   const char *operation, const char *what,
+                                   vnx_error_t *error);
+
+/* -- Transfers (xfer.c, post.c, walk.c, storage.c)
+ * ----------------------------------
+ */
+
+vnx_status_t vnxi_nixl_xfer_prepare(vnxi_engine_t *engine,
+                                    const vnxi_xfer_args_t *args,
+                                    vnxi_exfer_t **exfer_p,
+                                    vnxi_xfer_facts_t *facts_p,
+                                    vnx_error_t *error);
+vnx_status_t vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif,
+                                 size_t notif_len, vnx_error_t *error);
+vnx_status_t vnxi_nixl_xfer_cancel(vnxi_exfer_t *exfer);
+void vnxi_nixl_xfer_release(vnxi_exfer_t *exfer);
+const char *vnxi_nixl_xfer_backend(const vnxi_exfer_t *exfer);
+void vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
+                             int64_t *margin_us_p);
+
+/* Give back what every transfer has of the library's: none is in flight, and
+ * nobody enters any more. */
+void vnxi_nixl_xfers_drop(vnxi_engine_t *engine);
+
+#endif

@@ -1,0 +1,348 @@
+/*
+ * Design notes.  A post that is left in progress goes to the inbox, under a
+ * lock that is held for moments only; the thread moves it to `flights`, which
+ * are the business of whoever holds flight_lock: nobody else touches the
+ * library's requests of transfers in flight.  So a thread that needs something
+ * ended (a peer is closed, memory is deregistered, the engine stops) does it
+ * by itself, under that lock.  Ends are reported after the lock is let go.
+ */
+#include "engine/nixl/poller.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "engine/nixl/xfer.h"
+
+#define FLIGHT_MIN_NS 20000u
+#define FLIGHT_MAX_NS 1000000u
+#define NOTIF_MIN_NS 50000u
+#define NOTIF_MAX_NS 5000000u
+
+void
+vnxi_nixl_poller_init(vnxi_nixl_poller_t *poller)
+{
+    pthread_condattr_t attr;
+
+    pthread_mutex_init(&poller->inbox_lock, NULL);
+    pthread_mutex_init(&poller->flight_lock, NULL);
+    pthread_mutex_init(&poller->take_lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&poller->wake, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+void
+vnxi_nixl_poller_fini(vnxi_nixl_poller_t *poller)
+{
+    pthread_cond_destroy(&poller->wake);
+    pthread_mutex_destroy(&poller->take_lock);
+    pthread_mutex_destroy(&poller->flight_lock);
+    pthread_mutex_destroy(&poller->inbox_lock);
+}
+
+/* -- Ends ------------------------------------------------------------------
+ */
+
+/* The transfer may be posted again or be freed in the callback. */
+static void
+report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
+{
+    while (ended != NULL) {
+        vnxi_exfer_t *exfer = ended;
+        vnx_status_t status = exfer->end;
+        vnx_error_t error;
+
+        ended = exfer->next_flight;
+        if (status != VNX_OK) {
+            error = exfer->error;
+        }
+        engine->host.xfer_done(engine->host.context, exfer->cookie, status,
+                               status != VNX_OK ? &error : NULL);
+    }
+}
+
+static void
+take_inbox_flight_lock_held(vnxi_nixl_poller_t *poller)
+{
+    pthread_mutex_lock(&poller->inbox_lock);
+    vnxi_exfer_t *posted = poller->inbox;
+    poller->inbox = NULL;
+    pthread_mutex_unlock(&poller->inbox_lock);
+    while (posted != NULL) {
+        vnxi_exfer_t *next = posted->next_flight;
+        posted->next_flight = poller->flights;
+        poller->flights = posted;
+        posted = next;
+    }
+}
+
+size_t
+vnxi_nixl_poller_turn(vnxi_engine_t *engine)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    const vnxi_capi_t *capi = engine->capi;
+    vnxi_exfer_t *ended = NULL;
+    size_t left = 0;
+
+    pthread_mutex_lock(&poller->flight_lock);
+    take_inbox_flight_lock_held(poller);
+    for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
+        vnxi_exfer_t *exfer = *at;
+        int code = capi->get_xfer_status(engine->agent, exfer->request);
+        exfer->end = vnxi_nixl_xfer_outcome(exfer, code, &exfer->error);
+        if (exfer->end == VNX_IN_PROG) {
+            at = &exfer->next_flight;
+            left++;
+            continue;
+        }
+        *at = exfer->next_flight;
+        exfer->next_flight = ended;
+        ended = exfer;
+    }
+    pthread_mutex_unlock(&poller->flight_lock);
+    if (ended != NULL) {
+        vnxi_nixl_poller_touch(engine);
+        report(engine, ended);
+    }
+    return left;
+}
+
+bool
+vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    bool found = false;
+
+    pthread_mutex_lock(&poller->flight_lock);
+    take_inbox_flight_lock_held(poller);
+    for (vnxi_exfer_t *exfer = poller->flights; exfer != NULL && !found;
+         exfer = exfer->next_flight) {
+        found = vnxi_list_revoked(exfer->local) != NULL ||
+                vnxi_list_revoked(exfer->remote) != NULL;
+    }
+    pthread_mutex_unlock(&poller->flight_lock);
+    return found;
+}
+
+void
+vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
+                       vnx_status_t status, const char *cause)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    vnxi_exfer_t *ended = NULL;
+
+    pthread_mutex_lock(&poller->flight_lock);
+    take_inbox_flight_lock_held(poller);
+    for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
+        vnxi_exfer_t *exfer = *at;
+        if (peer != NULL && exfer->peer != peer) {
+            at = &exfer->next_flight;
+            continue;
+        }
+        *at = exfer->next_flight;
+        exfer->next_flight = ended;
+        ended = exfer;
+        exfer->end =
+            vnxi_error_set(&exfer->error, status, "transfer", "%s", cause);
+        vnxi_error_peer(&exfer->error, exfer->peer->base.name,
+                        exfer->peer->base.name_len);
+        if (peer != NULL) {
+            vnxi_nixl_xfer_give_back(exfer);
+        } else {
+            exfer->request = NULL; /* left behind with the library's agent */
+        }
+    }
+    pthread_mutex_unlock(&poller->flight_lock);
+    report(engine, ended);
+}
+
+/* -- Notifications ---------------------------------------------------------
+ */
+
+static void
+deliver(vnxi_engine_t *engine, const char *sender)
+{
+    const vnxi_capi_t *capi = engine->capi;
+    vnxi_capi_notifs_t *notifs = engine->poller.notifs;
+    const void *message = NULL;
+    size_t count = 0, len = 0;
+
+    capi->notif_map_get_notifs_size(notifs, sender, &count);
+    for (size_t i = 0; i < count; i++) {
+        if (capi->notif_map_get_notif(notifs, sender, i, &message, &len) ==
+            VNXI_CAPI_OK) {
+            engine->host.notif(engine->host.context, sender, strlen(sender),
+                               message, len);
+        }
+    }
+}
+
+void
+vnxi_nixl_take_notifs(vnxi_engine_t *engine)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    const vnxi_capi_t *capi = engine->capi;
+    const char *sender = NULL;
+    size_t senders = 0;
+
+    if (pthread_mutex_trylock(&poller->take_lock) != 0) {
+        return;
+    }
+    if (capi->get_notifs(engine->agent, poller->notifs, NULL) ==
+        VNXI_CAPI_OK) {
+        capi->notif_map_size(poller->notifs, &senders);
+    }
+    for (size_t i = 0; i < senders; i++) {
+        if (capi->notif_map_get_agent_at(poller->notifs, i, &sender) ==
+            VNXI_CAPI_OK) {
+            deliver(engine, sender);
+        }
+    }
+    if (senders > 0) {
+        capi->notif_map_clear(poller->notifs);
+        vnxi_nixl_poller_touch(engine);
+    }
+    pthread_mutex_unlock(&poller->take_lock);
+}
+
+/* -- The thread ------------------------------------------------------------
+ */
+
+void
+vnxi_nixl_poller_touch(vnxi_engine_t *engine)
+{
+    atomic_store_explicit(&engine->poller.last_event_ns, vnxi_clock_ns(),
+                          memory_order_relaxed);
+}
+
+void
+vnxi_nixl_poller_listen(vnxi_engine_t *engine)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+
+    if (!atomic_exchange(&poller->listens, true)) {
+        pthread_mutex_lock(&poller->inbox_lock);
+        pthread_cond_signal(&poller->wake);
+        pthread_mutex_unlock(&poller->inbox_lock);
+    }
+}
+
+void
+vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+
+    vnxi_nixl_poller_touch(engine);
+    pthread_mutex_lock(&poller->inbox_lock);
+    bool was_empty = poller->inbox == NULL;
+    exfer->next_flight = poller->inbox;
+    poller->inbox = exfer;
+    if (was_empty) {
+        pthread_cond_signal(&poller->wake);
+    }
+    pthread_mutex_unlock(&poller->inbox_lock);
+}
+
+/* A part of the time since something happened, within limits. */
+static uint64_t
+pause_ns(vnxi_engine_t *engine, size_t in_flight)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    uint64_t last =
+        atomic_load_explicit(&poller->last_event_ns, memory_order_relaxed);
+    uint64_t now = vnxi_clock_ns(), quiet = now > last ? now - last : 0;
+    uint64_t min = in_flight > 0 ? FLIGHT_MIN_NS : NOTIF_MIN_NS;
+    uint64_t max = in_flight > 0 ? FLIGHT_MAX_NS : NOTIF_MAX_NS;
+
+    if (in_flight == 0 && !atomic_load(&poller->listens)) {
+        return UINT64_MAX;
+    }
+    quiet /= 8;
+    return quiet < min ? min : quiet > max ? max : quiet;
+}
+
+/* Until it is time, or something is posted, or somebody listens for the first
+ * time.  False: stop. */
+static bool
+rest(vnxi_engine_t *engine, size_t in_flight)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    uint64_t pause = pause_ns(engine, in_flight);
+    struct timespec until = vnxi_clock_timespec(vnxi_clock_deadline(pause));
+
+    pthread_mutex_lock(&poller->inbox_lock);
+    if (!poller->stop && poller->inbox == NULL) {
+        if (pause != UINT64_MAX) {
+            pthread_cond_timedwait(&poller->wake, &poller->inbox_lock, &until);
+        } else if (!atomic_load(&poller->listens)) {
+            pthread_cond_wait(&poller->wake, &poller->inbox_lock);
+        }
+    }
+    bool goes_on = !poller->stop;
+    pthread_mutex_unlock(&poller->inbox_lock);
+    return goes_on;
+}
+
+static void *
+poller_main(void *context)
+{
+    vnxi_engine_t *engine = context;
+    size_t in_flight = 0;
+
+    prctl(PR_SET_NAME, "vnx-nixl");
+    prctl(PR_SET_TIMERSLACK, 1000ul); /* pauses are as short as 20 us */
+    while (rest(engine, in_flight)) {
+        in_flight = vnxi_nixl_poller_turn(engine);
+        if (atomic_load(&engine->poller.listens)) {
+            vnxi_nixl_take_notifs(engine);
+        }
+    }
+    return NULL;
+}
+
+vnx_status_t
+vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+    sigset_t all, before;
+
+    if (poller->notifs == NULL &&
+        engine->capi->create_notif_map(&poller->notifs) != VNXI_CAPI_OK) {
+        poller->notifs = NULL;
+        return vnxi_error_no_memory(error, "create_backend", 0);
+    }
+    if (poller->is_started) {
+        return VNX_OK;
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int err = pthread_create(&poller->thread, NULL, poller_main, engine);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (err != 0) {
+        return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "create_backend",
+                              "pthread_create: %s", strerror(err));
+    }
+    poller->is_started = true;
+    return VNX_OK;
+}
+
+void
+vnxi_nixl_poller_stop(vnxi_engine_t *engine)
+{
+    vnxi_nixl_poller_t *poller = &engine->poller;
+
+    pthread_mutex_lock(&poller->inbox_lock);
+    poller->stop = true;
+    pthread_cond_signal(&poller->wake);
+    pthread_mutex_unlock(&poller->inbox_lock);
+    if (poller->is_started) {
+        pthread_join(poller->thread, NULL);
+        poller->is_started = false;
+    }
+}

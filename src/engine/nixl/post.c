@@ -1,0 +1,230 @@
+/*
+ * Posting transfers.
+ *
+ * Design notes.  A backend may do all of the work in posting: UCX copies
+ * between processes of a host right there, POSIX writes into the page cache.
+ * A large transfer is therefore posted by a copy thread, unless the last large
+ * one to the same peer took no time, as over a network that moves bytes by
+ * itself.  What a small one has not done when it is posted gets a few
+ * microseconds more, and is then left to the poller.
+ */
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/pool.h"
+#include "engine/nixl/xfer.h"
+#include "engine/parts/pairs.h"
+
+/* A wake-up of the poller costs more than this. */
+#define LINGER_NS 15000u
+
+/* A large post that takes longer did the work itself. */
+#define SLOW_NS 50000u
+
+/* -- On whichever thread -------------------------------------------------- */
+
+/* The notification as the library takes it; NULL options where there never was
+ * one.  The bytes may differ from those of the last post.  To ourselves it is
+ * delivered without the library, whose storage backends send none. */
+static vnx_status_t
+set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    const vnxi_capi_t *capi = exfer->engine->capi;
+
+    if (exfer->notif == NULL || exfer->peer->is_self) {
+        return VNX_OK;
+    }
+    if (exfer->options == NULL &&
+        capi->create_opt_args(&exfer->options) != VNXI_CAPI_OK) {
+        exfer->options = NULL;
+        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+    }
+    if (capi->opt_args_set_notif_msg(exfer->options, exfer->notif,
+                                     exfer->notif_len) != VNXI_CAPI_OK ||
+        capi->opt_args_set_has_notif(exfer->options, true) != VNXI_CAPI_OK) {
+        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+
+    if (atomic_load(&peer->gone)) {
+        return vnxi_nixl_peer_error(peer, "transfer", error);
+    }
+    vnx_status_t status =
+        vnxi_pairs_check_regions(exfer->local, "local", &peer->base, error);
+    return status == VNX_OK ? vnxi_pairs_check_regions(exfer->remote, "remote",
+                                                       &peer->base, error)
+                            : status;
+}
+
+static int
+linger(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    uint64_t end = vnxi_clock_deadline(LINGER_NS);
+    int code;
+
+    do {
+        code = engine->capi->get_xfer_status(engine->agent, exfer->request);
+    } while (code == VNXI_CAPI_IN_PROGRESS && vnxi_clock_ns() < end);
+    return code;
+}
+
+static vnx_status_t
+enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    uint64_t start = exfer->is_large ? vnxi_clock_ns() : 0;
+    int code = engine->capi->post_xfer_req(engine->agent, exfer->request,
+                                           exfer->options);
+
+    if (exfer->is_large) {
+        atomic_store_explicit(&exfer->peer->posts_at_once,
+                              vnxi_clock_ns() - start <= SLOW_NS,
+                              memory_order_relaxed);
+    } else if (code == VNXI_CAPI_IN_PROGRESS) {
+        code = linger(exfer);
+    }
+    if (code == VNXI_CAPI_IN_PROGRESS) {
+        vnxi_nixl_poller_add(engine, exfer);
+        return VNX_IN_PROG;
+    }
+    return vnxi_nixl_xfer_outcome(exfer, code, error);
+}
+
+/* With the gate held over checks and post, so that who deregisters memory or
+ * closes the peer either is seen by the checks or finds the transfer in
+ * flight. */
+static vnx_status_t
+post(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    if (!vnxi_nixl_enter(engine)) {
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                              "the agent was closed");
+    }
+    vnx_status_t status = check_post(exfer, error);
+    if (status == VNX_OK) {
+        status = set_notif(exfer, error);
+    }
+    if (status == VNX_OK) {
+        status = enter_library(exfer, error);
+    }
+    vnxi_nixl_leave(engine);
+    return status;
+}
+
+/* -- On a copy thread ------------------------------------------------------
+ */
+
+/* Not part of the transfer, which may be posted again, or be gone, before the
+ * pool is done with the task. */
+typedef struct posting {
+    vnxi_task_t task; /* first: the task is this */
+    vnxi_exfer_t *exfer;
+} posting_t;
+
+static bool
+run_posting(vnxi_task_t *task, size_t chunk)
+{
+    vnxi_exfer_t *exfer = ((posting_t *)task)->exfer;
+    vnxi_engine_t *engine = exfer->engine;
+    unsigned stage = VNXI_NIXL_QUEUED;
+    vnx_status_t status;
+    vnx_error_t error;
+    (void)chunk;
+
+    if (atomic_compare_exchange_strong(&exfer->stage, &stage,
+                                       VNXI_NIXL_ENTERED)) {
+        status = post(exfer, &error);
+    } else {
+        status = vnxi_error_set(&error, VNX_ERR_CANCELED, "transfer",
+                                "the transfer was cancelled");
+    }
+    if (status != VNX_IN_PROG) {
+        engine->host.xfer_done(engine->host.context, exfer->cookie, status,
+                               status != VNX_OK ? &error : NULL);
+    }
+    atomic_fetch_sub(&engine->postings, 1);
+    return true;
+}
+
+static void
+free_posting(vnxi_task_t *task)
+{
+    free(task);
+}
+
+static vnx_status_t
+submit(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    posting_t *posting = malloc(sizeof *posting);
+
+    if (posting == NULL) {
+        return vnxi_error_no_memory(error, "transfer", sizeof *posting);
+    }
+    posting->exfer = exfer;
+    posting->task = (vnxi_task_t){.run = run_posting,
+                                  .done = free_posting,
+                                  .chunks = 1,
+                                  .max_parallel = engine->num_threads};
+    atomic_store(&exfer->stage, VNXI_NIXL_QUEUED);
+    atomic_fetch_add(&engine->postings, 1);
+    vnx_status_t status = vnxi_pool_submit(&posting->task, error);
+    if (status != VNX_OK) {
+        atomic_fetch_sub(&engine->postings, 1);
+        free(posting);
+        return status;
+    }
+    return VNX_IN_PROG;
+}
+
+/* -- Posting and stopping --------------------------------------------------
+ */
+
+/* What would fail at once is told at once, also of a large one. */
+static vnx_status_t
+check_early(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    return atomic_load(&exfer->engine->stopped)
+               ? vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                                "the agent was closed")
+               : check_post(exfer, error);
+}
+
+vnx_status_t
+vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
+                    vnx_error_t *error)
+{
+    exfer->notif = notif;
+    exfer->notif_len = notif_len;
+    atomic_store_explicit(&exfer->stage, VNXI_NIXL_ENTERED,
+                          memory_order_relaxed);
+    if (!exfer->is_large || atomic_load_explicit(&exfer->peer->posts_at_once,
+                                                 memory_order_relaxed)) {
+        return post(exfer, error);
+    }
+    vnx_status_t status = check_early(exfer, error);
+    return status == VNX_OK ? submit(exfer, error) : status;
+}
+
+/* What waits for a copy thread can be stopped.  A request that the library has
+ * can not: it would be freed without waiting for its bytes, or even for the
+ * backend to be done with it. */
+vnx_status_t
+vnxi_nixl_xfer_cancel(vnxi_exfer_t *exfer)
+{
+    unsigned stage = VNXI_NIXL_QUEUED;
+    bool stopped = atomic_compare_exchange_strong(&exfer->stage, &stage,
+                                                  VNXI_NIXL_CANCELLED) ||
+                   stage == VNXI_NIXL_CANCELLED;
+    return stopped ? VNX_OK : VNX_ERR_NOT_SUPPORTED;
+}

@@ -1,0 +1,400 @@
+/*
+ * From pairs of rows to the library's descriptor lists.
+ *
+ * Design notes.  The library is given pieces, not indices into lists that it
+ * keeps: a piece is what can be merged of neighbouring pairs, and merging here
+ * costs a tenth of what a descriptor costs there.  Where both index arrays go
+ * up by one, blocks of rows that are back to back become one piece without a
+ * look at the rows.
+ *
+ * A piece must lie in one region of the library's on each side.  A row does,
+ * so only merging is asked: while the region that holds the piece so far holds
+ * the next row too.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/nixl/xfer.h"
+#include "engine/parts/indices.h"
+#include "engine/parts/list_block.h"
+#include "engine/parts/pairs.h"
+
+#define BATCH 256u
+#define RUN_MIN 16u /* a shorter run is no cheaper than its rows */
+
+typedef struct side {
+    vnxi_pairs_side_t named;
+    vnxi_capi_xfer_list_t *out;
+    vnx_desc_t open;             /* the piece so far */
+    const vnxi_region_t *region; /* that holds it; NULL: not looked up */
+    uint64_t run_first;
+    size_t run_left; /* 0: not known */
+    const uint64_t *indices;
+    uint64_t scratch[BATCH];
+} side_t;
+
+typedef struct walk {
+    const vnxi_capi_t *capi;
+    const vnxi_xfer_args_t *args;
+    vnx_error_t *error;
+    vnxi_nixl_pieces_t *out;
+    size_t at; /* pairs done */
+    bool merge;
+    bool is_open;
+    size_t open_place;
+    side_t local, remote;
+} walk_t;
+
+/* -- Pieces ----------------------------------------------------------------
+ */
+
+static vnx_status_t
+no_memory(const walk_t *walk)
+{
+    return vnxi_error_no_memory(walk->error, walk->args->operation,
+                                walk->out->count * sizeof(vnx_desc_t));
+}
+
+static bool
+keep_storage_piece(walk_t *walk)
+{
+    vnxi_nixl_pieces_t *out = walk->out;
+
+    if (walk->args->remote->mem != VNX_MEM_FILE) {
+        return true;
+    }
+    if (out->count == out->storage_capacity) {
+        size_t capacity = 2 * out->storage_capacity + 16;
+        vnxi_nixl_piece_t *grown =
+            realloc(out->storage, capacity * sizeof *grown);
+        if (grown == NULL) {
+            return false;
+        }
+        out->storage = grown;
+        out->storage_capacity = capacity;
+    }
+    out->storage[out->count] =
+        (vnxi_nixl_piece_t){walk->remote.open, walk->open_place};
+    return true;
+}
+
+static vnx_status_t
+close_piece(walk_t *walk)
+{
+    const vnxi_capi_t *capi = walk->capi;
+    const vnx_desc_t *l = &walk->local.open, *r = &walk->remote.open;
+
+    if (!walk->is_open) {
+        return VNX_OK;
+    }
+    walk->is_open = false;
+    if (!keep_storage_piece(walk) ||
+        capi->xfer_dlist_add_desc(walk->local.out, l->addr, l->len, l->dev) !=
+            VNXI_CAPI_OK ||
+        capi->xfer_dlist_add_desc(walk->remote.out, r->addr, r->len, r->dev) !=
+            VNXI_CAPI_OK) {
+        return no_memory(walk);
+    }
+    walk->out->count++;
+    return VNX_OK;
+}
+
+/* Does the open piece's region hold `next`, which follows it, too? */
+static bool
+reaches(side_t *side, const vnx_desc_t *next)
+{
+    const vnxi_list_t *list = side->named.list;
+
+    if (list->region_count == 1) {
+        return true;
+    }
+    if (side->region == NULL) {
+        side->region = vnxi_list_region_of(list, &side->open);
+    }
+    return vnxi_region_holds(side->region, next->addr, next->addr + next->len,
+                             next->dev);
+}
+
+static bool
+follows(side_t *side, const vnx_desc_t *next)
+{
+    return next->addr == side->open.addr + side->open.len &&
+           next->dev == side->open.dev && reaches(side, next);
+}
+
+/* Rows (or several, back to back in a region of each side) of one length. */
+static vnx_status_t
+add_pair(walk_t *walk, size_t place, const vnx_desc_t *l, const vnx_desc_t *r)
+{
+    if (walk->is_open && walk->merge && follows(&walk->local, l) &&
+        follows(&walk->remote, r)) {
+        walk->local.open.len += l->len;
+        walk->remote.open.len += r->len;
+    } else {
+        vnx_status_t status = close_piece(walk);
+        if (status != VNX_OK) {
+            return status;
+        }
+        walk->is_open = true;
+        walk->open_place = place;
+        walk->local.open = *l;
+        walk->remote.open = *r;
+        walk->local.region = walk->remote.region = NULL;
+    }
+    if (__builtin_add_overflow(walk->out->bytes, l->len, &walk->out->bytes)) {
+        return vnxi_pairs_too_long(walk->args->operation, walk->error);
+    }
+    return VNX_OK;
+}
+
+/* -- Scattered indices -----------------------------------------------------
+ */
+
+static vnx_status_t
+bad_index(const walk_t *walk, const side_t *side, size_t place, uint64_t index)
+{
+    return vnxi_pairs_bad_index(&side->named, place, index,
+                                walk->args->operation, walk->error);
+}
+
+static vnx_status_t
+read_indices(walk_t *walk, side_t *side, size_t count)
+{
+    size_t rows = side->named.list->count;
+
+    side->indices =
+        vnxi_indices_read(side->named.indices, walk->at, count, side->scratch);
+    if (vnxi_indices_are_below(side->indices, count, rows)) {
+        return VNX_OK;
+    }
+    size_t i = 0;
+    while (side->indices[i] < rows) {
+        i++;
+    }
+    return bad_index(walk, side, walk->at + i, side->indices[i]);
+}
+
+static void
+skip(side_t *side, size_t count)
+{
+    side->run_left = side->run_left > count ? side->run_left - count : 0;
+    side->run_first += count;
+}
+
+static vnx_status_t
+walk_batch(walk_t *walk, size_t count)
+{
+    vnx_status_t status = read_indices(walk, &walk->local, count);
+    if (status == VNX_OK) {
+        status = read_indices(walk, &walk->remote, count);
+    }
+    for (size_t i = 0; status == VNX_OK && i < count; i++) {
+        vnx_desc_t l =
+            vnxi_list_row(walk->local.named.list, walk->local.indices[i]);
+        vnx_desc_t r =
+            vnxi_list_row(walk->remote.named.list, walk->remote.indices[i]);
+        status = l.len == r.len
+                     ? add_pair(walk, walk->at + i, &l, &r)
+                     : vnxi_pairs_unequal(walk->at + i, l.len, r.len,
+                                          walk->args->operation, walk->error);
+    }
+    walk->at += count;
+    skip(&walk->local, count);
+    skip(&walk->remote, count);
+    return status;
+}
+
+/* -- Consecutive indices ---------------------------------------------------
+ */
+
+static size_t
+side_run(const walk_t *walk, side_t *side)
+{
+    if (side->run_left == 0) {
+        side->run_left =
+            vnxi_indices_run(side->named.indices, walk->at, &side->run_first);
+    }
+    return side->run_left;
+}
+
+/* How many of the run's rows (at most `count`) lie back to back in this block
+ * and in one region; *desc_p is all of them.  0: the block is not like that.
+ */
+static size_t
+dense_rows(const side_t *side, size_t count, vnx_desc_t *desc_p,
+           uint64_t *row_len_p)
+{
+    const vnxi_list_t *list = side->named.list;
+    const vnxi_list_block_t *block = vnxi_list_block_of(list, side->run_first);
+    size_t at = side->run_first & (VNXI_LIST_BLOCK - 1);
+    size_t left = VNXI_LIST_BLOCK - at;
+
+    if (block->addr_form != VNXI_FORM_RUN ||
+        block->len_form != VNXI_FORM_RUN || block->dev_form != VNXI_FORM_RUN ||
+        block->step != block->len) {
+        return 0;
+    }
+    count = count < left ? count : left;
+    *row_len_p = block->len;
+    *desc_p = (vnx_desc_t){vnxi_block_addr(block, at), block->len, block->dev};
+    if (list->region_count > 1) {
+        const vnxi_region_t *region = vnxi_list_region_of(list, desc_p);
+        uint64_t fits = (vnxi_region_end(region) - desc_p->addr) / block->len;
+        count = fits < count ? (size_t)fits : count;
+    }
+    return count;
+}
+
+/* A stretch of a run; *done_p: whether it was taken as a whole. */
+static vnx_status_t
+walk_dense(walk_t *walk, size_t count, bool *done_p)
+{
+    uint64_t local_len = 0, remote_len = 0;
+    vnx_desc_t l, r;
+
+    size_t n = dense_rows(&walk->local, count, &l, &local_len);
+    n = n > 0 ? dense_rows(&walk->remote, n, &r, &remote_len) : 0;
+    *done_p = n > 0;
+    if (n == 0) {
+        return VNX_OK;
+    }
+    if (local_len != remote_len) {
+        return vnxi_pairs_unequal(walk->at, local_len, remote_len,
+                                  walk->args->operation, walk->error);
+    }
+    l.len = r.len = local_len * n; /* they lie in a region: no overflow */
+    vnx_status_t status = add_pair(walk, walk->at, &l, &r);
+    walk->at += n;
+    skip(&walk->local, n);
+    skip(&walk->remote, n);
+    return status;
+}
+
+static vnx_status_t
+check_run(const walk_t *walk, const side_t *side, size_t count)
+{
+    size_t rows = side->named.list->count;
+    if (side->run_first < rows && count <= rows - side->run_first) {
+        return VNX_OK;
+    }
+    size_t good = side->run_first < rows ? rows - side->run_first : 0;
+    return bad_index(walk, side, walk->at + good, side->run_first + good);
+}
+
+/* Both runs go on for `count` indices. */
+static vnx_status_t
+walk_run(walk_t *walk, size_t count)
+{
+    size_t end = walk->at + count;
+    vnx_status_t status = check_run(walk, &walk->local, count);
+    if (status == VNX_OK) {
+        status = check_run(walk, &walk->remote, count);
+    }
+    while (status == VNX_OK && walk->at < end) {
+        size_t left = end - walk->at;
+        bool done = false;
+        if (walk->merge) {
+            status = walk_dense(walk, left, &done);
+        }
+        if (status == VNX_OK && !done) {
+            status = walk_batch(walk, left < BATCH ? left : BATCH);
+        }
+    }
+    return status;
+}
+
+/* -- The whole -------------------------------------------------------------
+ */
+
+static vnx_status_t
+walk_all(walk_t *walk)
+{
+    size_t count = walk->args->local_rows.count;
+    vnx_status_t status = VNX_OK;
+
+    while (status == VNX_OK && walk->at < count) {
+        size_t left = count - walk->at;
+        size_t l = side_run(walk, &walk->local);
+        size_t r = side_run(walk, &walk->remote);
+        size_t run = l < r ? l : r;
+        if (run >= RUN_MIN || run == left) {
+            status = walk_run(walk, run);
+        } else {
+            status = walk_batch(walk, left < BATCH ? left : BATCH);
+        }
+    }
+    return status == VNX_OK ? close_piece(walk) : status;
+}
+
+/* Storage is given the rows as they are: a backend works on its pieces side by
+ * side, and a single one may not be longer than the kernel takes at once. */
+static bool
+is_memory(vnx_mem_t mem)
+{
+    return mem == VNX_MEM_DRAM || mem == VNX_MEM_VRAM;
+}
+
+static void
+side_init(side_t *side, const char *name, const vnxi_list_t *list,
+          const vnx_indices_t *indices, vnxi_capi_xfer_list_t *out)
+{
+    side->named = (vnxi_pairs_side_t){name, list, indices};
+    side->out = out;
+    side->region = NULL;
+    side->run_first = 0;
+    side->run_left = 0;
+}
+
+vnx_status_t
+vnxi_nixl_walk(const vnxi_capi_t *capi, const vnxi_xfer_args_t *args,
+               vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error)
+{
+    vnxi_nixl_pieces_t pieces = {0};
+    walk_t walk; /* not zeroed: most of it is room for batches */
+
+    vnx_status_t status = vnxi_pairs_check(
+        &args->local_rows, &args->remote_rows, args->operation, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (capi->create_xfer_dlist((int)args->local->mem, &pieces.local) !=
+            VNXI_CAPI_OK ||
+        capi->create_xfer_dlist((int)args->remote->mem, &pieces.remote) !=
+            VNXI_CAPI_OK) {
+        vnxi_nixl_pieces_fini(capi, &pieces);
+        return vnxi_error_no_memory(error, args->operation, 0);
+    }
+    walk.capi = capi;
+    walk.args = args;
+    walk.error = error;
+    walk.out = &pieces;
+    walk.at = 0;
+    walk.merge = !args->no_merge && is_memory(args->local->mem) &&
+                 is_memory(args->remote->mem);
+    walk.is_open = false;
+    side_init(&walk.local, "local", args->local, &args->local_rows,
+              pieces.local);
+    side_init(&walk.remote, "remote", args->remote, &args->remote_rows,
+              pieces.remote);
+    status = walk_all(&walk);
+    if (status != VNX_OK) {
+        vnxi_nixl_pieces_fini(capi, &pieces);
+        return status;
+    }
+    *pieces_p = pieces;
+    return VNX_OK;
+}
+
+void
+vnxi_nixl_pieces_fini(const vnxi_capi_t *capi, vnxi_nixl_pieces_t *pieces)
+{
+    if (pieces->local != NULL) {
+        capi->destroy_xfer_dlist(pieces->local);
+    }
+    if (pieces->remote != NULL) {
+        capi->destroy_xfer_dlist(pieces->remote);
+    }
+    free(pieces->storage);
+    *pieces = (vnxi_nixl_pieces_t){0};
+}

@@ -1,0 +1,307 @@
+/*
+ * Transfers: making them, their end, and what is known of them.  Posting them
+ * is in post.c.
+ *
+ * Design notes.  A transfer is a request of the library's, made from pieces.
+ * Which backend moves it is decided here, by trying those that have the
+ * regions of both sides one by one: the library would take any that has them,
+ * even one that cannot move between memories, and cannot say which it was.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/nixl/xfer.h"
+#include "engine/parts/pairs.h"
+
+/* What takes longer than about 50 us where the backend copies in posting. */
+#define LARGE_BYTES (256u << 10)
+#define LARGE_PIECES 64u
+
+#define MEMORY (1u << VNX_MEM_DRAM | 1u << VNX_MEM_VRAM)
+
+/* -- Choosing a backend ----------------------------------------------------
+ */
+
+/* Those that have every region of the list, and that the list may use. */
+static uint32_t
+list_backends(const vnxi_list_t *list)
+{
+    uint32_t set = list->backends != 0 ? (uint32_t)list->backends : UINT32_MAX;
+
+    for (size_t i = 0; i < list->region_count; i++) {
+        set &= (uint32_t)atomic_load(
+            &vnxi_nixl_region(list->regions[i])->backends);
+    }
+    return set;
+}
+
+static vnx_status_t
+no_common_backend(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
+                  vnx_error_t *error)
+{
+    char local[64], remote[64];
+    uint32_t all = UINT32_MAX >> (VNXI_NIXL_BACKENDS_MAX -
+                                  atomic_load(&engine->backend_count));
+
+    vnxi_nixl_backend_names(engine, list_backends(args->local) & all, local,
+                            sizeof local);
+    vnxi_nixl_backend_names(engine, list_backends(args->remote) & all, remote,
+                            sizeof remote);
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, args->operation,
+                   "no backend has the regions of both sides: the local rows "
+                   "are registered with %s, the remote ones with %s",
+                   local, remote);
+    vnxi_error_peer(error, args->remote->peer->name,
+                    args->remote->peer->name_len);
+    return VNX_ERR_NOT_FOUND;
+}
+
+/* Between memories, a backend for storage is the last to be tried. */
+static bool
+comes_first(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
+            size_t backend)
+{
+    uint32_t mems = 1u << args->local->mem | 1u << args->remote->mem;
+    return (mems & ~MEMORY) != 0 ||
+           (engine->backends[backend].mems & ~MEMORY) == 0;
+}
+
+static int
+try_backends(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
+             const vnxi_nixl_pieces_t *pieces, uint32_t set)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    int code = VNXI_CAPI_NOT_FOUND;
+
+    for (int round = 0; round < 2; round++) {
+        for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX; i++) {
+            if ((set >> i & 1u) == 0 ||
+                comes_first(engine, args, i) != (round == 0)) {
+                continue;
+            }
+            vnxi_capi_request_t *request = NULL;
+            code = engine->capi->create_xfer_req(
+                engine->agent, (int)args->op, pieces->local, pieces->remote,
+                exfer->peer->base.name, &request, engine->backends[i].options);
+            if (code == VNXI_CAPI_OK) {
+                exfer->request = request;
+                exfer->backend = engine->backends[i].name;
+                return code;
+            }
+        }
+    }
+    return code;
+}
+
+/* -- Preparing -------------------------------------------------------------
+ */
+
+static void
+enlist(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    pthread_mutex_lock(&engine->xfers_lock);
+    exfer->next = engine->xfers;
+    if (exfer->next != NULL) {
+        exfer->next->previous = exfer;
+    }
+    engine->xfers = exfer;
+    pthread_mutex_unlock(&engine->xfers_lock);
+}
+
+static void
+delist(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    pthread_mutex_lock(&engine->xfers_lock);
+    if (exfer->previous != NULL) {
+        exfer->previous->next = exfer->next;
+    } else {
+        engine->xfers = exfer->next;
+    }
+    if (exfer->next != NULL) {
+        exfer->next->previous = exfer->previous;
+    }
+    pthread_mutex_unlock(&engine->xfers_lock);
+}
+
+/* With the gate held. */
+static vnx_status_t
+make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
+             vnxi_nixl_pieces_t *pieces, vnx_error_t *error)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+    uint32_t set = list_backends(args->local) & list_backends(args->remote);
+
+    if (atomic_load(&peer->gone)) {
+        return vnxi_nixl_peer_error(peer, args->operation, error);
+    }
+    if (set == 0) {
+        return no_common_backend(exfer->engine, args, error);
+    }
+    vnx_status_t status =
+        vnxi_nixl_walk(exfer->engine->capi, args, pieces, error);
+    if (status != VNX_OK) {
+        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+        return status;
+    }
+    if (vnxi_list_revoked(args->local) != NULL ||
+        vnxi_list_revoked(args->remote) != NULL) {
+        return VNX_OK; /* no post of it will get past the checks */
+    }
+    int code = try_backends(exfer, args, pieces, set);
+    return code == VNXI_CAPI_OK
+               ? VNX_OK
+               : vnxi_nixl_peer_failed(peer, code, args->operation,
+                                       "making the transfer", error);
+}
+
+vnx_status_t
+vnxi_nixl_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
+                       vnxi_exfer_t **exfer_p, vnxi_xfer_facts_t *facts_p,
+                       vnx_error_t *error)
+{
+    vnxi_nixl_pieces_t pieces = {0};
+    vnxi_exfer_t *exfer = malloc(sizeof *exfer);
+
+    if (exfer == NULL) {
+        return vnxi_error_no_memory(error, args->operation, sizeof *exfer);
+    }
+    memset(exfer, 0, offsetof(vnxi_exfer_t, error));
+    exfer->engine = engine;
+    exfer->peer = vnxi_nixl_peer(args->remote->peer);
+    exfer->op = args->op;
+    exfer->cookie = args->cookie;
+    if (!vnxi_nixl_enter(engine)) {
+        free(exfer);
+        return vnxi_nixl_stopped(args->operation, error);
+    }
+    vnx_status_t status = make_request(exfer, args, &pieces, error);
+    if (status == VNX_OK) {
+        *facts_p = (vnxi_xfer_facts_t){pieces.bytes, args->local_rows.count,
+                                       pieces.count};
+        exfer->bytes = pieces.bytes;
+        exfer->is_large =
+            pieces.bytes > LARGE_BYTES || pieces.count > LARGE_PIECES;
+        exfer->pieces = pieces.storage;
+        exfer->piece_count = pieces.storage != NULL ? pieces.count : 0;
+        pieces.storage = NULL;
+        exfer->local = vnxi_list_retain((vnxi_list_t *)args->local);
+        exfer->remote = vnxi_list_retain((vnxi_list_t *)args->remote);
+        enlist(exfer);
+        *exfer_p = exfer;
+    } else {
+        free(exfer);
+    }
+    vnxi_nixl_pieces_fini(engine->capi, &pieces);
+    vnxi_nixl_leave(engine);
+    return status;
+}
+
+void
+vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    const vnxi_capi_t *capi = engine->capi;
+
+    if (exfer->request != NULL) {
+        /* What the library refuses to release is its own to keep. */
+        if (capi->release_xfer_req(engine->agent, exfer->request) ==
+            VNXI_CAPI_OK) {
+            capi->destroy_xfer_req(exfer->request);
+        }
+        exfer->request = NULL;
+    }
+    if (exfer->options != NULL) {
+        capi->destroy_opt_args(exfer->options);
+        exfer->options = NULL;
+    }
+}
+
+void
+vnxi_nixl_xfers_drop(vnxi_engine_t *engine)
+{
+    pthread_mutex_lock(&engine->xfers_lock);
+    for (vnxi_exfer_t *exfer = engine->xfers; exfer != NULL;
+         exfer = exfer->next) {
+        vnxi_nixl_xfer_give_back(exfer);
+    }
+    pthread_mutex_unlock(&engine->xfers_lock);
+}
+
+/* Before stop() has dropped the requests, or after it: not while it does. */
+void
+vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    pthread_rwlock_rdlock(&engine->gate);
+    delist(exfer);
+    vnxi_nixl_xfer_give_back(exfer);
+    pthread_rwlock_unlock(&engine->gate);
+    vnxi_list_release(exfer->local);
+    vnxi_list_release(exfer->remote);
+    free(exfer->pieces);
+    free(exfer);
+}
+
+/* -- The end ---------------------------------------------------------------
+ */
+
+vnx_status_t
+vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+    vnx_error_t unused;
+
+    if (code == VNXI_CAPI_IN_PROGRESS) {
+        return VNX_IN_PROG;
+    }
+    if (code == VNXI_CAPI_OK) {
+        if (peer->is_self && exfer->notif != NULL) {
+            exfer->engine->host.notif(exfer->engine->host.context,
+                                      peer->base.name, peer->base.name_len,
+                                      exfer->notif, exfer->notif_len);
+        }
+        atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&peer->bytes, exfer->bytes,
+                                  memory_order_relaxed);
+        return VNX_OK;
+    }
+    error = error != NULL ? error : &unused;
+    if (exfer->piece_count > 0 && vnxi_nixl_storage_fault(exfer, error)) {
+        return error->status;
+    }
+    return vnxi_nixl_peer_failed(peer, code, "transfer", "the transfer",
+                                 error);
+}
+
+/* -- Facts -----------------------------------------------------------------
+ */
+
+const char *
+vnxi_nixl_xfer_backend(const vnxi_exfer_t *exfer)
+{
+    return exfer->backend != NULL ? exfer->backend : "none";
+}
+
+/* Zero where the backend does not estimate. */
+void
+vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
+                        int64_t *margin_us_p)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    int64_t duration = 0, margin = 0;
+    int method = 0, code = VNXI_CAPI_BACKEND;
+
+    if (exfer->request != NULL && vnxi_nixl_enter(engine)) {
+        code = engine->capi->estimate_xfer_cost(
+            engine->agent, exfer->request, NULL, &duration, &margin, &method);
+        vnxi_nixl_leave(engine);
+    }
+    *duration_us_p = code == VNXI_CAPI_OK ? duration : 0;
+    *margin_us_p = code == VNXI_CAPI_OK ? margin : 0;
+}
