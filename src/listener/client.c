@@ -257,9 +257,7 @@ sort_out(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
     while ((frame = TAILQ_FIRST(from)) != NULL) {
         TAILQ_REMOVE(from, frame, link);
         if (frame->is_reply) {
-            conn->replies--;
-            conn->reply_bytes -= frame->len;
-            free(frame);
+            vnxi_meta_conn_drop_reply(conn, frame);
         } else if (is_old && !frame->is_again) {
             frame->is_again = true;
             listener->loop.unsent += !was_unsent;

@@ -17,7 +17,6 @@
 #include <event2/bufferevent.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,34 +27,6 @@
 
 #define READ_MAX (256u << 10) /* of one connection in a round of the loop */
 #define WRITE_MAX (512u << 10)
-
-vnxi_meta_frame_t *
-vnxi_meta_frame_new(vnxi_meta_verb_t verb, const void *body, size_t body_len,
-                    const void *peer, size_t peer_len)
-{
-    size_t len = VNXI_META_PREFIX + body_len;
-    vnxi_meta_frame_t *frame = malloc(sizeof *frame + len + peer_len);
-    if (frame == NULL) {
-        return NULL;
-    }
-    *frame =
-        (vnxi_meta_frame_t){.verb = verb, .len = len, .peer_len = peer_len};
-    vnxi_meta_prefix_write(verb, body_len, frame->bytes);
-    if (body_len > 0) {
-        memcpy(frame->bytes + VNXI_META_PREFIX, body, body_len);
-    }
-    if (peer_len > 0) {
-        memcpy(frame->bytes + len, peer, peer_len);
-    }
-    return frame;
-}
-
-void
-vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host, int port)
-{
-    snprintf(text, VNXI_META_ENDPOINT,
-             strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
-}
 
 /* -- Ends ----------------------------------------------------------------- */
 
@@ -73,8 +44,8 @@ input_len(const vnxi_meta_conn_t *conn)
     return evbuffer_get_length(bufferevent_get_input(conn->bev));
 }
 
-static void
-drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
+void
+vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
 {
     conn->replies--;
     conn->reply_bytes -= frame->len;
@@ -90,7 +61,7 @@ drop_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames)
     while ((frame = TAILQ_FIRST(frames)) != NULL) {
         TAILQ_REMOVE(frames, frame, link);
         if (frame->is_reply) {
-            drop_reply(conn, frame);
+            vnxi_meta_conn_drop_reply(conn, frame);
             continue;
         }
         vnxi_meta_unsent(conn->listener, frame, conn->endpoint, VNX_ERR_CLOSED,
@@ -255,7 +226,7 @@ frame_written(vnxi_meta_conn_t *conn)
     event_del(conn->out_timer);
     if (frame->is_reply) {
         vnxi_meta_count(&listener->counters.served);
-        drop_reply(conn, frame);
+        vnxi_meta_conn_drop_reply(conn, frame);
         hold(conn, input_len(conn) + conn->reply_bytes);
         return;
     }
@@ -461,14 +432,6 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 
 /* -- Beginnings ----------------------------------------------------------- */
 
-static void
-event_free_if(struct event *event)
-{
-    if (event != NULL) {
-        event_free(event);
-    }
-}
-
 vnxi_meta_conn_t *
 vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
 {
@@ -487,9 +450,9 @@ vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
     if (conn->in_timer == NULL || conn->out_timer == NULL ||
         conn->reply_timer == NULL) {
-        event_free_if(conn->in_timer);
-        event_free_if(conn->out_timer);
-        event_free_if(conn->reply_timer);
+        vnxi_meta_event_free(conn->in_timer);
+        vnxi_meta_event_free(conn->out_timer);
+        vnxi_meta_event_free(conn->reply_timer);
         free(conn);
         return NULL;
     }

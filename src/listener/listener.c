@@ -324,26 +324,6 @@ check_body(const vnx_listener_t *listener, const submission_t *given,
     return VNX_OK;
 }
 
-static vnxi_meta_order_t *
-order_new(const submission_t *given)
-{
-    size_t host_size = strlen(given->host) + 1;
-    vnxi_meta_order_t *order = malloc(sizeof *order + host_size);
-    if (order == NULL) {
-        return NULL;
-    }
-    order->frame =
-        vnxi_meta_frame_new(given->verb, given->body, given->body_len,
-                            given->peer, given->peer_len);
-    if (order->frame == NULL) {
-        free(order);
-        return NULL;
-    }
-    order->port = given->port;
-    memcpy(order->host, given->host, host_size);
-    return order;
-}
-
 /* Takes the order where it succeeds.  The lock is held. */
 static vnx_status_t
 submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
@@ -379,7 +359,11 @@ submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    vnxi_meta_order_t *order = order_new(given);
+    vnxi_meta_frame_t *frame =
+        vnxi_meta_frame_new(given->verb, given->body, given->body_len,
+                            given->peer, given->peer_len);
+    vnxi_meta_order_t *order =
+        vnxi_meta_order_new(given->host, given->port, frame);
     if (order == NULL) {
         return vnxi_error_no_memory(error, operation, given->body_len);
     }
@@ -387,8 +371,7 @@ submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
     status = submit_lock_held(listener, order, operation, error);
     pthread_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
-        free(order->frame);
-        free(order);
+        vnxi_meta_order_free(order);
     }
     return status;
 }

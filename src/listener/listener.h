@@ -2,6 +2,7 @@
  * The metadata listener, as the files of listener/ share it.
  *
  *   codec.c     the bytes of frames and commands
+ *   frame.c     a frame on its way out, and where it goes
  *   listener.c  the public calls, on the callers' threads
  *   report.c    counters, the last failure, the log
  *   loop.c      the thread: its life, accepting, what callers hand over
@@ -62,6 +63,16 @@ typedef struct vnxi_meta_order {
     char host[];
 } vnxi_meta_order_t;
 TAILQ_HEAD(vnxi_meta_orders, vnxi_meta_order);
+
+/* Takes the frame, also where it fails; `frame` NULL fails.  NULL: out of
+ * memory. */
+vnxi_meta_order_t *vnxi_meta_order_new(const char *host, int port,
+                                       vnxi_meta_frame_t *frame);
+void vnxi_meta_order_free(vnxi_meta_order_t *order);
+
+/* "host:port" for people. */
+void vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host,
+                        int port);
 
 /* -- The listener --------------------------------------------------------- */
 
@@ -124,6 +135,15 @@ struct vnx_listener {
 /* Make the base and start the thread.  The lock is held. */
 vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
                                   const char *operation, vnx_error_t *error);
+
+/* NULL is allowed. */
+static inline void
+vnxi_meta_event_free(struct event *event)
+{
+    if (event != NULL) {
+        event_free(event);
+    }
+}
 
 /* Have the thread look at the inbox. */
 void vnxi_meta_loop_wake(vnx_listener_t *listener);
@@ -194,12 +214,12 @@ void vnxi_meta_conn_cut(vnxi_meta_conn_t *conn);
 /* Cut, fail what waits, and free. */
 void vnxi_meta_conn_free(vnxi_meta_conn_t *conn);
 
+/* Free an answer that is in no list any more. */
+void vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn,
+                               vnxi_meta_frame_t *frame);
+
 /* Make room for one that is to be accepted.  False: there is none to close. */
 bool vnxi_meta_conn_evict(vnx_listener_t *listener);
-
-/* "host:port" for people. */
-void vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host,
-                        int port);
 
 /* Take out the SEND that a LOAD answers.  Returns owned; NULL: none. */
 vnxi_meta_frame_t *vnxi_meta_conn_answered(vnxi_meta_conn_t *conn);

@@ -241,14 +241,6 @@ create_events(vnx_listener_t *listener)
 }
 
 static void
-event_free_if(struct event *event)
-{
-    if (event != NULL) {
-        event_free(event);
-    }
-}
-
-static void
 free_all(struct vnxi_meta_conns *conns)
 {
     vnxi_meta_conn_t *conn;
@@ -271,9 +263,9 @@ vnxi_meta_loop_fini(vnx_listener_t *listener)
         }
     }
     vnxi_sockets_close(&loop->sockets);
-    event_free_if(loop->wake_event);
-    event_free_if(loop->resume_event);
-    event_free_if(loop->linger_event);
+    vnxi_meta_event_free(loop->wake_event);
+    vnxi_meta_event_free(loop->resume_event);
+    vnxi_meta_event_free(loop->linger_event);
     if (loop->base != NULL) {
         event_base_free(loop->base);
     }

@@ -4,40 +4,12 @@ The stock agents run in a Python that has the `nixl` wheel; its path is in
 VLLM_NIXL_STOCK_PYTHON.
 """
 
-import os
-import subprocess
-
 import pytest
 from support import blob as grammar
 from support.memory import pattern
-from support.peer import PeerError, PeerProcess
+from support.peer import PeerError
 
-STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
 SIZE = 4096
-
-
-def why_not():
-    if not STOCK:
-        return "VLLM_NIXL_STOCK_PYTHON names no Python with the nixl wheel"
-    probe = [STOCK, "-c", "import nixl._api"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode:
-        return f"{STOCK} cannot import nixl"
-    return None
-
-
-REASON = why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-
-
-@pytest.fixture
-def stock(names, opened):
-    """stock(): a stock agent in a process of its own."""
-
-    def make():
-        opened.append(PeerProcess("nixl", names(), python=STOCK))
-        return opened[-1]
-
-    return make
 
 
 @pytest.fixture

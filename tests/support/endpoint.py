@@ -108,18 +108,37 @@ class Endpoint:
     def metadata(self):
         return self.agent.get_agent_metadata()
 
-    def partial_metadata(self, keys, connection):
+    def _regions(self, keys):
+        """A list for registration of whole buffers."""
         rows = [
             (self.buffers[key].addr, self.buffers[key].size, 0, "")
             for key in keys
         ]
         api = self.api
-        lists = (
+        return (
             self.agent.get_reg_descs(rows, "DRAM")
             if rows
             else api.nixlRegDList(api.DRAM_SEG)
         )
+
+    def partial_metadata(self, keys, connection):
+        lists = self._regions(keys)
         return self.agent.get_partial_agent_metadata(lists, connection)
+
+    def send_partial(self, keys, ip_addr, port):
+        """By the metadata listener, with connection data."""
+        self.agent.send_partial_agent_metadata(
+            self._regions(keys), True, ip_addr=ip_addr, port=port
+        )
+
+    def knows(self, peer, block=None):
+        """Is the peer's metadata here, with this buffer of its?"""
+        if block is None:
+            return self.agent.check_remote_metadata(peer)
+        descs = self.agent.get_xfer_descs(
+            [(block.addr, block.size, 0)], "DRAM"
+        )
+        return self.agent.check_remote_metadata(peer, descs)
 
     def add(self, blob):
         return self.agent.add_remote_agent(blob)

@@ -1,0 +1,45 @@
+"""Stock agents in processes of their own, and ours beside them.
+
+The stock agents run in a Python that has the `nixl` wheel; its path is in
+VLLM_NIXL_STOCK_PYTHON.
+"""
+
+import functools
+import os
+import subprocess
+
+import pytest
+from support.peer import PeerProcess
+
+STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
+
+
+@functools.cache
+def why_no_stock():
+    if not STOCK:
+        return "VLLM_NIXL_STOCK_PYTHON names no Python with the nixl wheel"
+    probe = [STOCK, "-c", "import nixl._api"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        return f"{STOCK} cannot import nixl"
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    reason = why_no_stock()
+    if reason is not None:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def stock(names, opened):
+    """stock(name=None, env=None, **config): a stock agent in a process of its
+    own."""
+
+    def make(name=None, env=None, **config):
+        opened.append(
+            PeerProcess("nixl", name or names(), config, env, python=STOCK)
+        )
+        return opened[-1]
+
+    return make
