@@ -459,11 +459,13 @@ vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
     return conn;
 }
 
-/* A peer whose host is gone says nothing: have the kernel find out. */
+/* A peer whose host is gone says nothing: have the kernel find out, after our
+ * own deadlines. */
 static void
 set_socket(int fd, unsigned timeout_ms)
 {
     int on = 1;
+    timeout_ms *= 2;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms,
