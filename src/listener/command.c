@@ -50,8 +50,8 @@ load(vnxi_meta_conn_t *conn, const vnxi_meta_command_t *command)
     vnx_status_t status = vnx_agent_load_metadata(
         listener->agent, command->body, command->len, &name, &failure);
     if (status < 0) {
-        vnxi_meta_count(&listener->counters.load_failures);
         report(conn, &failure);
+        vnxi_meta_count(&listener->counters.load_failures);
     } else {
         vnxi_meta_count(&listener->counters.loaded);
     }

@@ -151,13 +151,13 @@ conn_refuse(vnxi_meta_conn_t *conn, const char *cause)
 {
     vnx_error_t failure;
 
-    vnxi_meta_count(&conn->listener->counters.refused);
     if (!conn->is_ours) {
         vnxi_error_set(&failure, VNX_ERR_MISMATCH, "metadata_listener",
                        "connection closed: %s", cause);
         vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
         vnxi_meta_failure(conn->listener, &failure);
     }
+    vnxi_meta_count(&conn->listener->counters.refused);
     conn_end(conn, VNX_ERR_MISMATCH, cause);
 }
 
