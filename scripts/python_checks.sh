@@ -11,7 +11,7 @@ TEST_NEEDS=(numpy pytest pytest-xdist hypothesis)
 # they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects errors
     wrong_input side_channel transports
-    transfer aio)
+    transfer aio aliases bindings_raw)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.
@@ -73,13 +73,13 @@ check_other_python() {
 
 # The stock wheel in an environment of its own: its name is not ours to take.
 stock_ready() {
-    "$STOCK_VENV/bin/python" -c 'import nixl._api' 2>/dev/null
+    "$STOCK_VENV/bin/python" -c 'import nixl._api, pytest' 2>/dev/null
 }
 
 install_stock() {
     make_venv "$STOCK_VENV" "$VENV/bin/python"
     stock_ready && return
-    pip_install "$STOCK_VENV" numpy &&
+    pip_install "$STOCK_VENV" numpy pytest &&
         pip_install "$STOCK_VENV" --no-deps 'nixl==1.5.1' 'nixl-cu12==1.5.1' &&
         stock_ready
 }
@@ -91,6 +91,8 @@ check_interop() {
     install_stock || skip "the stock nixl wheel cannot be installed here"
     VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python" \
         run_pytest "$VENV/bin/python" tests/interop
+    NIXL_LOG_LEVEL=ERROR run_pytest "$STOCK_VENV/bin/python" --module nixl \
+        tests/python/clients tests/python/test_bindings_raw.py
 }
 
 check_demo() {

@@ -136,9 +136,6 @@ def test_no_distribution_owns_the_name(installed):
     owners = importlib.metadata.packages_distributions()
     for top in PACKAGES:
         assert "vllm_nixl" not in owners.get(top, [])
-    assert "vllm_nixl" in {
-        name.replace("-", "_") for name in owners["vllm_nixl"]
-    }
 
 
 # -- Where stock NIXL was first ----------------------------------------------
