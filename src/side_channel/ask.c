@@ -155,7 +155,7 @@ vnx_side_channel_request_many(vnx_side_channel_t *channel,
                               size_t count, vnx_side_channel_answer_t *answers,
                               vnx_error_t *error)
 {
-    vnxi_side_batch_t *batch;
+    vnxi_side_batch_t *batch = NULL;
 
     vnx_status_t status =
         vnxi_side_batch_begin(channel, params, count, &batch, error);

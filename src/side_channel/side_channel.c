@@ -405,7 +405,7 @@ vnx_status_t
 vnx_side_channel_set(vnx_side_channel_t *channel,
                      const vnx_side_channel_blob_t *blob, vnx_error_t *error)
 {
-    vnxi_book_t *book;
+    vnxi_book_t *book = NULL;
 
     vnx_status_t status = blob_check(channel, OP_SET, blob, error);
     if (status == VNX_OK) {
@@ -425,7 +425,7 @@ vnx_status_t
 vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
                         size_t key_length, vnx_error_t *error)
 {
-    vnxi_book_t *book;
+    vnxi_book_t *book = NULL;
 
     vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
     if (status == VNX_OK) {
