@@ -22,6 +22,11 @@ ENGINES = {
     "native-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
     "native-shm": ({"VLLM_NIXL_ENGINE": "native"}, True),
 }
+# The stock library behind our agent: `--engine nixl`, where it is installed.
+NIXL_ENGINES = {
+    "nixl-inproc": ({"VLLM_NIXL_ENGINE": "nixl"}, False),
+    "nixl-two-processes": ({"VLLM_NIXL_ENGINE": "nixl"}, True),
+}
 STOCK_ENGINES = {
     "stock-inproc": ({}, False),
     "stock-two-processes": ({}, True),
@@ -35,6 +40,12 @@ def pytest_addoption(parser):
         default="vllm_nixl",
         help="the module under test: vllm_nixl, or nixl for the stock one",
     )
+    parser.addoption(
+        "--engine",
+        default="native",
+        choices=["native", "nixl"],
+        help="the engine of the agents under test",
+    )
 
 
 def pytest_configure(config):
@@ -42,6 +53,12 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "beyond_stock: stock NIXL does not do this"
     )
+
+
+def engines(config):
+    if config.getoption("--module") == "nixl":
+        return STOCK_ENGINES
+    return NIXL_ENGINES if config.getoption("--engine") == "nixl" else ENGINES
 
 
 def pytest_generate_tests(metafunc):
@@ -92,7 +109,7 @@ class Engine:
 
 
 def choose_engine(request, monkeypatch):
-    table = {**ENGINES, **STOCK_ENGINES}
+    table = {**ENGINES, **NIXL_ENGINES, **STOCK_ENGINES}
     env, two_processes = table[request.param]
     for key, value in env.items():
         monkeypatch.setenv(key, value)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from ._config import nixl_agent_config
 from ._core import (
     Agent,
+    _set_search_path,
     nixl_mem_t,
     nixl_xfer_handle,
     nixlNotSupportedError,
@@ -72,6 +75,7 @@ class NixlAgent(Agent):
                 "nixl_conf must be a nixl_agent_config, "
                 f"not {type(nixl_conf).__name__}"
             )
+        _set_search_path(sys.path)
         super().__init__(
             agent_name,
             engine=config.engine,

@@ -172,7 +172,8 @@ _Static_assert(offsetof(vnxi_capi_agent_config_t, sync) == 8 &&
                   vnxi_capi_query_t * query, vnxi_capi_options_t * options))
 
 typedef struct vnxi_capi {
-#define VNXI_CAPI_MEMBER(name, arguments) int(*name) arguments;
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration */
+#define VNXI_CAPI_MEMBER(name, arguments) int (*name) arguments;
     VNXI_CAPI_TABLE(VNXI_CAPI_MEMBER)
 #undef VNXI_CAPI_MEMBER
 } vnxi_capi_t;
