@@ -195,7 +195,7 @@ vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
                            vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
     vnxi_metadata_t blob;
-    vnx_bytes_t whole;
+    vnx_bytes_t whole = {0};
     wanted_t wanted;
     uint32_t set;
 
