@@ -62,8 +62,7 @@ def engines(config):
 
 
 def pytest_generate_tests(metafunc):
-    stock = metafunc.config.getoption("--module") == "nixl"
-    table = STOCK_ENGINES if stock else ENGINES
+    table = engines(metafunc.config)
     if "engine" in metafunc.fixturenames:
         metafunc.parametrize("engine", table, indirect=True)
     if "inproc" in metafunc.fixturenames:
