@@ -163,7 +163,7 @@ choose(const char *advertise, const char *bound,
     const char *list = advertise != NULL ? advertise : environment;
 
     if (list == NULL || list[0] == '\0') {
-        list = bound != NULL ? bound : "*";
+        list = bound != NULL ? bound : "*"; /* stopped meanwhile */
     }
     first_host(list, host);
     if (is_wildcard(host)) {

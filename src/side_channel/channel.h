@@ -22,7 +22,7 @@ struct vnx_side_channel {
     pthread_mutex_t lock;
     vnxi_listener_t *listener; /* protected by lock, as all below */
     vnxi_book_t *book;         /* the listener's; NULL with it */
-    char *host;                /* that it was told to bind; NULL: every one */
+    char *host;                /* that it was told to bind; "*": every one */
     bool starting;
 };
 

@@ -319,12 +319,15 @@ start_listening(vnx_side_channel_t *channel,
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_listener_t *listener = NULL;
-    char *kept = host != NULL ? strdup(host) : NULL;
+    char *kept = strdup(host != NULL ? host : "*");
 
     snprintf(endpoint, sizeof endpoint,
              host != NULL && strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d",
              host != NULL ? host : "*", params->port);
-    vnx_status_t status = book_make(channel, params, &listen.book, error);
+    vnx_status_t status =
+        kept != NULL
+            ? book_make(channel, params, &listen.book, error)
+            : vnxi_error_no_memory(error, VNXI_OP_START, sizeof endpoint);
     if (status == VNX_OK) {
         status = channel->transport->listen(&listen, &listener, error);
     }

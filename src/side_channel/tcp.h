@@ -21,6 +21,7 @@
 
 #include "side_channel/frame.h"
 #include "side_channel/proof.h"
+#include "side_channel/rate.h"
 #include "side_channel/sockets.h"
 #include "side_channel/tcp_wire.h"
 #include "side_channel/transport.h"
@@ -47,6 +48,7 @@ typedef struct vnxi_tcp_listener {
     vnxi_book_t *book;                         /* borrowed */
     void *tls; /* owned: SSL_CTX *; NULL: plain */
     vnxi_sockets_t sockets;
+    vnxi_rate_t *rate; /* NULL: no limit */
     struct event_base *base;
     struct event *accept_events[VNXI_ADDRESSES_MAX];
     struct event *resume_event; /* ends a pause of accepting */

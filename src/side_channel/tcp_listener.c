@@ -110,15 +110,32 @@ is_clients(int err)
 }
 
 static void
+welcome(vnxi_tcp_listener_t *listener, int client,
+        const struct sockaddr_storage *from)
+{
+    if (listener->rate != NULL &&
+        !vnxi_rate_take(listener->rate, from, vnxi_clock_ns())) {
+        vnxi_stat_add(&listener->stats->accepted);
+        vnxi_stat_refused(listener->stats, VNX_SIDE_CHANNEL_REFUSED_RATE);
+        close(client);
+        return;
+    }
+    vnxi_tcp_conn_open(listener, client);
+}
+
+static void
 on_accept(evutil_socket_t fd, short what, void *arg)
 {
     (void)what;
     vnxi_tcp_listener_t *listener = arg;
 
     for (int i = 0; i < ACCEPT_BATCH; i++) {
-        int client = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        struct sockaddr_storage from = {0};
+        socklen_t len = sizeof from;
+        int client =
+            accept4(fd, (void *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (client >= 0) {
-            vnxi_tcp_conn_open(listener, client);
+            welcome(listener, client, &from);
         } else if (errno == EAGAIN) {
             return;
         } else if (errno == EMFILE || errno == ENFILE) {
@@ -169,6 +186,7 @@ listener_free(vnxi_tcp_listener_t *listener)
     event_free_if(listener->resume_event);
     event_free_if(listener->stop_event);
     vnxi_tcp_tls_stop(listener);
+    vnxi_rate_free(listener->rate);
     vnxi_sockets_close(&listener->sockets);
     if (listener->base != NULL) {
         event_base_free(listener->base);
@@ -241,6 +259,13 @@ listener_new(const vnxi_listen_params_t *params)
     listener->stop_fd = listener->reserve_fd = -1;
     for (int i = 0; i < VNXI_TCP_STATES; i++) {
         TAILQ_INIT(&listener->conns[i]);
+    }
+    if (params->options->max_rate > 0) {
+        listener->rate = vnxi_rate_create(params->options->max_rate);
+        if (listener->rate == NULL) {
+            free(listener);
+            return NULL;
+        }
     }
     return listener;
 }

@@ -1,0 +1,203 @@
+#include "vnx_test.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "side_channel/book.h"
+
+static bool
+put(vnxi_book_t *book, const char *key, const char *data)
+{
+    vnx_side_channel_blob_t blob = {.key = key,
+                                    .key_length = strlen(key),
+                                    .data = data,
+                                    .length = strlen(data)};
+    return vnxi_book_set(book, &blob);
+}
+
+static void
+expect(vnxi_book_t *book, const char *key, const char *data)
+{
+    vnxi_blob_t *blob = vnxi_book_find(book, key, strlen(key));
+
+    if (data == NULL) {
+        assert_null(blob);
+        return;
+    }
+    assert_non_null(blob);
+    assert_int_equal(blob->len, strlen(data));
+    assert_memory_equal(blob->data, data, blob->len);
+    vnxi_blob_release(blob);
+}
+
+static void
+test_book_has_what_was_set_until_it_is_removed(void **state)
+{
+    (void)state;
+    vnxi_book_t *book = vnxi_book_create(false);
+
+    expect(book, "", NULL);
+    assert_true(put(book, "", "default"));
+    assert_true(put(book, "0,1", "one"));
+    expect(book, "", "default");
+    expect(book, "0,1", "one");
+    expect(book, "0,", NULL);
+    expect(book, "0,10", NULL);
+    assert_true(put(book, "0,1", "other"));
+    expect(book, "0,1", "other");
+    assert_true(vnxi_book_remove(book, "0,1", 3));
+    assert_false(vnxi_book_remove(book, "0,1", 3));
+    expect(book, "0,1", NULL);
+    expect(book, "", "default");
+    vnxi_book_release(book);
+    vnxi_book_release(NULL);
+}
+
+static void
+test_book_keys_are_bytes(void **state)
+{
+    (void)state;
+    static const unsigned char keys[][2] = {{0, 0}, {0, 1}, {1, 0}, {255, 0}};
+    vnxi_book_t *book = vnxi_book_create(false);
+
+    for (size_t i = 0; i < 4; i++) {
+        for (size_t len = 1; len <= 2; len++) {
+            vnx_side_channel_blob_t blob = {.key = keys[i],
+                                            .key_length = len,
+                                            .data = &keys[i],
+                                            .length = len};
+            assert_true(vnxi_book_set(book, &blob));
+        }
+    }
+    vnxi_blob_t *blob = vnxi_book_find(book, "\0\1", 2);
+    assert_memory_equal(blob->data, "\0\1", 2);
+    vnxi_blob_release(blob);
+    blob = vnxi_book_find(book, "\xff", 1);
+    assert_int_equal(blob->len, 1);
+    vnxi_blob_release(blob);
+    vnxi_book_release(book);
+}
+
+static void
+test_book_what_was_found_outlives_the_book(void **state)
+{
+    (void)state;
+    vnxi_book_t *book = vnxi_book_create(false);
+
+    put(book, "k", "first");
+    vnxi_blob_t *first = vnxi_book_find(book, "k", 1);
+    vnxi_blob_t *again = vnxi_book_find(book, "k", 1);
+    assert_ptr_equal(first, again); /* the bytes exist once */
+    put(book, "k", "second");
+    vnxi_blob_t *second = vnxi_book_find(book, "k", 1);
+    assert_true(first->version != second->version);
+    vnxi_book_release(vnxi_book_retain(book));
+    vnxi_book_release(book);
+    assert_memory_equal(first->data, "first", 5);
+    assert_memory_equal(second->data, "second", 6);
+    vnxi_blob_release(first);
+    vnxi_blob_release(again);
+    vnxi_blob_release(second);
+}
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+static void
+test_book_has_digests_where_they_are_wanted(void **state)
+{
+    (void)state;
+    static const unsigned char abc[32] = {
+        0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40,
+        0xde, 0x5d, 0xae, 0x22, 0x23, 0xb0, 0x03, 0x61, 0xa3, 0x96, 0x17,
+        0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad};
+    vnxi_book_t *book = vnxi_book_create(true);
+
+    put(book, "", "abc");
+    vnxi_blob_t *blob = vnxi_book_find(book, "", 0);
+    assert_memory_equal(blob->digest, abc, sizeof abc);
+    vnxi_blob_release(blob);
+    vnxi_book_release(book);
+}
+#endif
+
+static void
+test_book_ranks_have_one_text(void **state)
+{
+    (void)state;
+    char key[VNXI_RANK_KEY_MAX];
+
+    assert_int_equal(vnxi_book_rank_key(0, 1, key), 3);
+    assert_string_equal(key, "0,1");
+    assert_int_equal(vnxi_book_rank_key(INT64_MIN, INT64_MIN, key), 41);
+    assert_string_equal(key, "-9223372036854775808,-9223372036854775808");
+}
+
+static void
+test_book_keys_are_shown_in_print_and_cut(void **state)
+{
+    (void)state;
+    char text[8];
+
+    vnxi_book_key_text("a\n\xff\0b", 5, text, sizeof text);
+    assert_string_equal(text, "a???b");
+    vnxi_book_key_text("0123456789", 10, text, sizeof text);
+    assert_string_equal(text, "0123456");
+    vnxi_book_key_text("", 0, text, sizeof text);
+    assert_string_equal(text, "");
+}
+
+/* -- At the same time ----------------------------------------------------- */
+
+static atomic_bool stop;
+
+static void *
+replace_often(void *arg)
+{
+    static const char *const texts[] = {"aaaaaaaa", "bbbbbbbb"};
+
+    for (int i = 0; i < 3000; i++) {
+        put(arg, "k", texts[i % 2]);
+        if (i % 16 == 0) {
+            vnxi_book_remove(arg, "other", 5);
+            put(arg, "other", "x");
+        }
+    }
+    atomic_store(&stop, true);
+    return NULL;
+}
+
+static void
+test_book_is_read_while_it_is_written(void **state)
+{
+    (void)state;
+    vnxi_book_t *book = vnxi_book_create(false);
+    pthread_t thread;
+
+    put(book, "k", "aaaaaaaa");
+    pthread_create(&thread, NULL, replace_often, book);
+    while (!atomic_load(&stop)) {
+        vnxi_blob_t *blob = vnxi_book_find(book, "k", 1);
+        assert_non_null(blob);
+        assert_true(blob->data[0] == blob->data[7]);
+        vnxi_blob_release(blob);
+    }
+    pthread_join(thread, NULL);
+    vnxi_book_release(book);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_book_has_what_was_set_until_it_is_removed),
+        cmocka_unit_test(test_book_keys_are_bytes),
+        cmocka_unit_test(test_book_what_was_found_outlives_the_book),
+#ifdef VNXI_SIDE_CHANNEL_TLS
+        cmocka_unit_test(test_book_has_digests_where_they_are_wanted),
+#endif
+        cmocka_unit_test(test_book_ranks_have_one_text),
+        cmocka_unit_test(test_book_keys_are_shown_in_print_and_cut),
+        cmocka_unit_test(test_book_is_read_while_it_is_written),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

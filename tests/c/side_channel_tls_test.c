@@ -1,0 +1,430 @@
+/* Secrets and TLS, between two of our own: who is let in, who is not, and what
+ * each is told. */
+#include "side_channel_peer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define SECRET "correct horse battery staple"
+
+static char folder[64]; /* of the certificates */
+
+static const char *
+in_folder(const char *name, char path[128])
+{
+    snprintf(path, 128, "%s/%s", folder, name);
+    return path;
+}
+
+static int
+make_certificates(void **state)
+{
+    (void)state;
+    char command[512];
+
+    strcpy(folder, "/tmp/vnx-tls-XXXXXX");
+    assert_non_null(mkdtemp(folder));
+    snprintf(command, sizeof command, "sh '%s' '%s'", VNX_MAKE_CERTIFICATES,
+             folder);
+    return system(command);
+}
+
+static int
+remove_certificates(void **state)
+{
+    (void)state;
+    char command[128];
+
+    snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    return system(command);
+}
+
+static vnx_side_channel_t *
+secret_channel(const char *secret)
+{
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .secret = secret};
+    return channel_new(&options);
+}
+
+static vnx_side_channel_t *
+tls_server(const char *certificate, const char *secret)
+{
+    char paths[2][128];
+    vnx_side_channel_options_t options = {
+        .size = sizeof options,
+        .tls_certificate = in_folder(certificate, paths[0]),
+        .tls_key = in_folder("server.key", paths[1]),
+        .secret = secret};
+    return channel_new(&options);
+}
+
+static vnx_side_channel_t *
+tls_client(const char *ca, const char *name, const char *secret)
+{
+    char path[128];
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .tls_ca = in_folder(ca, path),
+                                          .tls_name = name,
+                                          .secret = secret};
+    return channel_new(&options);
+}
+
+/* -- Secrets -------------------------------------------------------------- */
+
+static void
+test_tls_secret_lets_in_who_knows_it(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *server = secret_channel(SECRET);
+    vnx_side_channel_t *friend = secret_channel(SECRET);
+    unsigned char *data = pattern(1u << 20, 3);
+    int port = channel_start(server, data, 1u << 20);
+
+    for (int i = 0; i < 3; i++) {
+        channel_expect(friend, port, data, 1u << 20);
+    }
+    WAIT_UNTIL(channel_stats(server).served == 3);
+    assert_int_equal(channel_stats(server).refused, 0);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(friend);
+    free(data);
+}
+
+static void
+test_tls_secret_keeps_others_out(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *server = secret_channel(SECRET);
+    vnx_side_channel_t *other = secret_channel(SECRET "r");
+    vnx_side_channel_t *stranger = channel_new(NULL);
+    int port = channel_start(server, "x", 1);
+
+    channel_expect_failure(other, port, 20000, VNX_ERR_NOT_ALLOWED,
+                           "secrets differ");
+    channel_expect_failure(stranger, port, 20000, VNX_ERR_BACKEND,
+                           "without a reply");
+    vnx_side_channel_stats_t stats = channel_stats(server);
+    assert_int_equal(stats.refusals[VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF], 1);
+    assert_int_equal(stats.refusals[VNX_SIDE_CHANNEL_REFUSED_NO_PROOF], 1);
+    assert_int_equal(stats.served, 0);
+    vnx_side_channel_free(server);
+    int open = channel_start(stranger, "x", 1);
+    channel_expect_failure(other, open, 20000, VNX_ERR_NOT_ALLOWED,
+                           "no shared secret");
+    vnx_side_channel_free(other);
+    vnx_side_channel_free(stranger);
+}
+
+/* Frames of a proof in any other order than the right one, each with the right
+ * length: none of them brings a byte of metadata. */
+static void
+test_tls_secret_steps_have_one_order(void **state)
+{
+    (void)state;
+    static const char kinds[] = {1, 2, 3, 4};
+    vnx_side_channel_t *server = secret_channel(SECRET);
+    int port = channel_start(server, "x", 1);
+    char got[512];
+
+    for (int i = 0; i < 64; i++) {
+        unsigned char frames[3][41] = {{0}};
+        int fd = peer_connect(port);
+        for (int j = 0; j < 3; j++) {
+            frames[j][3] = 37;
+            memcpy(frames[j] + 4, "VNX1", 4);
+            frames[j][8] = (unsigned char)kinds[i >> (2 * j) & 3];
+            (void)!send(fd, frames[j], sizeof frames[j], MSG_NOSIGNAL);
+        }
+        size_t len = peer_recv(fd, got, sizeof got);
+        assert_null(memchr(got, 'x', len < 5 ? len : 5));
+        for (size_t at = 0; at + 5 <= len;
+             at += 4 + (size_t)(unsigned char)got[at + 3]) {
+            assert_int_not_equal(got[at + 4], 0); /* no blob */
+        }
+        close(fd);
+    }
+    assert_int_equal(channel_stats(server).served, 0);
+    vnx_side_channel_free(server);
+}
+
+static void
+test_tls_secret_of_few_bytes_is_refused(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .secret = "hunter2"};
+    vnx_side_channel_t *channel = NULL;
+    vnx_error_t error;
+
+    assert_int_equal(vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, &options,
+                                             &channel, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_null(channel);
+    assert_null(strstr(error.cause, "hunter2"));
+}
+
+/* -- TLS ------------------------------------------------------------------ */
+
+static void
+test_tls_carries_every_size(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = {0, 1, 40000, 8u << 20};
+    vnx_side_channel_t *server = tls_server("server.pem", NULL);
+    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
+
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        unsigned char *data = pattern(sizes[i], (unsigned)i);
+        int port = channel_start(server, data, sizes[i]);
+        channel_expect(client, port, data, sizes[i]);
+        channel_expect(client, port, data, sizes[i]);
+        vnx_side_channel_shutdown(server);
+        free(data);
+    }
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+static void
+test_tls_and_a_secret_go_together(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *server = tls_server("server.pem", SECRET);
+    vnx_side_channel_t *friend = tls_client("ca.pem", NULL, SECRET);
+    vnx_side_channel_t *stranger = tls_client("ca.pem", NULL, NULL);
+    int port = channel_start(server, "metadata", 8);
+
+    channel_expect(friend, port, "metadata", 8);
+    channel_expect_failure(stranger, port, 20000, VNX_ERR_BACKEND,
+                           "without a reply");
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(friend);
+    vnx_side_channel_free(stranger);
+}
+
+/* What a client with `ca` and `name` is told of `certificate`. */
+static void
+expect_told(const char *certificate, const char *ca, const char *name,
+            const char *text)
+{
+    vnx_side_channel_t *server = tls_server(certificate, NULL);
+    vnx_side_channel_t *client = tls_client(ca, name, NULL);
+    int port = channel_start(server, "x", 1);
+
+    channel_expect_failure(client, port, 20000, VNX_ERR_NOT_ALLOWED, text);
+    WAIT_UNTIL(channel_stats(server).open == 0);
+    assert_int_equal(channel_stats(server).served, 0);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+static void
+test_tls_certificates_are_checked(void **state)
+{
+    (void)state;
+    expect_told("expired.pem", "ca.pem", NULL, "expired");
+    expect_told("other.pem", "ca.pem", NULL, "mismatch");
+    expect_told("server.pem", "ca.pem", "other.test", "mismatch");
+    expect_told("stranger.pem", "ca.pem", NULL, "issuer");
+    expect_told("server.pem", "nobody.pem", NULL, "issuer");
+
+    vnx_side_channel_t *server = tls_server("other.pem", NULL);
+    vnx_side_channel_t *client = tls_client("ca.pem", "other.test", NULL);
+    int port = channel_start(server, "x", 1);
+    channel_expect(client, port, "x", 1);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+/* Without having read a request. */
+static void
+serve_at_once(peer_server_t *server, int client)
+{
+    char hello[1];
+
+    send(client, server->reply, server->reply_len, MSG_NOSIGNAL);
+    while (recv(client, hello, sizeof hello, 0) > 0) {
+    }
+}
+
+static void
+test_tls_to_plain_and_plain_to_tls_are_told(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *plain = channel_new(NULL);
+    vnx_side_channel_t *server = tls_server("server.pem", NULL);
+    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
+    peer_server_t raw = {.reply = "HTTP/1.1 400 Bad Request\r\n\r\n",
+                         .reply_len = 28};
+    int plain_port = channel_start(plain, "x", 1);
+    int tls_port = channel_start(server, "x", 1);
+
+    channel_expect_failure(client, plain_port, 20000, VNX_ERR_BACKEND,
+                           "TLS with 127.0.0.1:");
+    /* An alert is no reply of the protocol, or the end comes first. */
+    vnx_error_t error;
+    void *got;
+    size_t len;
+    vnx_status_t status = vnx_side_channel_request(
+        plain, "127.0.0.1", tls_port, 20000, &got, &len, &error);
+    assert_true(status == VNX_ERR_MISMATCH || status == VNX_ERR_BACKEND);
+    WAIT_UNTIL(channel_stats(server).refusals[VNX_SIDE_CHANNEL_REFUSED_TLS] ==
+               1);
+    channel_expect(client, tls_port, "x", 1);
+    peer_server_start(&raw, serve_at_once);
+    channel_expect_failure(client, raw.port, 20000, VNX_ERR_MISMATCH,
+                           "speaks no TLS");
+    peer_server_stop(&raw);
+    vnx_side_channel_free(plain);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+static void
+test_tls_silent_and_half_handshakes_hold_nobody(void **state)
+{
+    (void)state;
+    char paths[2][128];
+    vnx_side_channel_options_t options = {
+        .size = sizeof options,
+        .client_timeout_ms = 300,
+        .tls_certificate = in_folder("server.pem", paths[0]),
+        .tls_key = in_folder("server.key", paths[1])};
+    vnx_side_channel_t *server = channel_new(&options);
+    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
+    int port = channel_start(server, "x", 1);
+    int fds[40];
+
+    for (int i = 0; i < 40; i++) {
+        fds[i] = peer_connect(port);
+        peer_send(fds[i], "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+                  (size_t)i % 12);
+    }
+    for (int i = 0; i < 5; i++) {
+        channel_expect(client, port, "x", 1);
+    }
+    for (int i = 0; i < 40; i++) {
+        peer_expect_end(fds[i]);
+    }
+    WAIT_UNTIL(channel_stats(server).open == 0);
+    peer_server_t silent = {0};
+    peer_server_start(&silent, peer_serve_silence);
+    channel_expect_failure(client, silent.port, 100, VNX_ERR_TIMEOUT,
+                           "TLS with 127.0.0.1: timed out");
+    peer_server_stop(&silent);
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+static void
+test_tls_shutdown_in_the_middle_leaves_nothing(void **state)
+{
+    (void)state;
+    size_t fds = open_fds();
+    const size_t len = 16u << 20;
+    unsigned char *data = pattern(len, 9);
+
+    for (int i = 0; i < 5; i++) {
+        vnx_side_channel_t *server = tls_server("server.pem", NULL);
+        vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
+        int port = channel_start(server, data, len);
+        int half = peer_connect(port);
+        peer_send(half, "\x16\x03\x01", 3);
+        channel_expect(client, port, data, len);
+        vnx_side_channel_free(server);
+        vnx_side_channel_free(client);
+        close(half);
+    }
+    assert_int_equal(open_fds(), fds);
+    free(data);
+}
+
+/* -- Files ---------------------------------------------------------------- */
+
+static void
+expect_start_failure(const char *certificate, const char *key,
+                     const char *text)
+{
+    char paths[2][128];
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .tls_certificate =
+                                              in_folder(certificate, paths[0]),
+                                          .tls_key = in_folder(key, paths[1])};
+    vnx_side_channel_t *channel = channel_new(&options);
+    vnx_error_t error;
+
+    assert_int_equal(
+        vnx_side_channel_start(channel, NULL, 0, "x", 1, NULL, &error),
+        VNX_ERR_INVALID_PARAM);
+    if (strstr(error.cause, text) == NULL) {
+        fail_msg("'%s' is not in '%s'", text, error.cause);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_tls_files_that_are_missing_or_wrong_are_named(void **state)
+{
+    (void)state;
+    expect_start_failure("none.pem", "server.key", "none.pem': No such file");
+    expect_start_failure("server.pem", "none.key", "none.key': No such file");
+    expect_start_failure("server.key", "server.key", "tls_certificate '");
+    expect_start_failure("server.pem", "ca.pem", "tls_key '");
+    expect_start_failure("server.pem", "other.key", "mismatch");
+
+    vnx_side_channel_t *server = tls_server("server.pem", NULL);
+    vnx_side_channel_t *client = tls_client("none.pem", NULL, NULL);
+    int port = channel_start(server, "x", 1);
+    channel_expect_failure(client, port, 20000, VNX_ERR_INVALID_PARAM,
+                           "none.pem': No such file");
+    vnx_side_channel_free(server);
+    vnx_side_channel_free(client);
+}
+
+static void
+test_tls_options_that_do_not_go_together_are_refused(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .tls_certificate = "server.pem"};
+    vnx_side_channel_t *channel = NULL;
+    vnx_error_t error;
+
+    assert_int_equal(vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, &options,
+                                             &channel, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "go together"));
+    options.tls_certificate = NULL;
+    options.tls = 1;
+    channel = channel_new(&options);
+    assert_int_equal(
+        vnx_side_channel_start(channel, NULL, 0, "x", 1, NULL, &error),
+        VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "tls_certificate"));
+    vnx_side_channel_free(channel);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tls_secret_lets_in_who_knows_it),
+        cmocka_unit_test(test_tls_secret_keeps_others_out),
+        cmocka_unit_test(test_tls_secret_steps_have_one_order),
+        cmocka_unit_test(test_tls_secret_of_few_bytes_is_refused),
+        cmocka_unit_test(test_tls_carries_every_size),
+        cmocka_unit_test(test_tls_and_a_secret_go_together),
+        cmocka_unit_test(test_tls_certificates_are_checked),
+        cmocka_unit_test(test_tls_to_plain_and_plain_to_tls_are_told),
+        cmocka_unit_test(test_tls_silent_and_half_handshakes_hold_nobody),
+        cmocka_unit_test(test_tls_shutdown_in_the_middle_leaves_nothing),
+        cmocka_unit_test(test_tls_files_that_are_missing_or_wrong_are_named),
+        cmocka_unit_test(test_tls_options_that_do_not_go_together_are_refused),
+    };
+    return cmocka_run_group_tests(tests, make_certificates,
+                                  remove_certificates);
+}
