@@ -85,7 +85,8 @@ conn_finish(vnxi_tcp_conn_t *conn)
     conn_move(conn, VNXI_TCP_WRITE);
 }
 
-static void
+/* True: it goes on, with the next request. */
+static bool
 conn_answer(vnxi_tcp_conn_t *conn)
 {
     vnxi_tcp_next_t next = vnxi_tcp_answer(conn);
@@ -97,28 +98,39 @@ conn_answer(vnxi_tcp_conn_t *conn)
     } else if (next == VNXI_TCP_NEXT_CLOSE) {
         conn_close(conn);
     }
+    return next == VNXI_TCP_NEXT_READ;
+}
+
+/* Take what has come of a request; true: it is whole. */
+static bool
+conn_read(vnxi_tcp_conn_t *conn)
+{
+    size_t size;
+    void *space;
+
+    while ((space = vnxi_frame_space(&conn->request, &size)) != NULL) {
+        size = bufferevent_read(conn->bev, space, size);
+        if (size == 0) {
+            return false;
+        }
+        vnxi_stat_add_count(&conn->listener->stats->bytes_received, size);
+        vnxi_frame_commit(&conn->request, size);
+    }
+    return true;
 }
 
 static void
 on_read(struct bufferevent *bev, void *arg)
 {
+    (void)bev;
     vnxi_tcp_conn_t *conn = arg;
-    size_t size;
-    void *space;
 
     if (conn->state != VNXI_TCP_READ) {
         conn_close(conn); /* it wants a second reply on the connection */
         return;
     }
-    while ((space = vnxi_frame_space(&conn->request, &size)) != NULL) {
-        size = bufferevent_read(bev, space, size);
-        if (size == 0) {
-            return; /* the rest has yet to come */
-        }
-        vnxi_stat_add_count(&conn->listener->stats->bytes_received, size);
-        vnxi_frame_commit(&conn->request, size);
+    while (conn_read(conn) && conn_answer(conn)) {
     }
-    conn_answer(conn);
 }
 
 /* What was to be written is with the kernel; the call may come late, when the

@@ -189,6 +189,8 @@ listener_free(vnxi_tcp_listener_t *listener)
     vnxi_rate_free(listener->rate);
     vnxi_sockets_close(&listener->sockets);
     if (listener->base != NULL) {
+        /* What was freed with a call still to come is gone after a round. */
+        event_base_loop(listener->base, EVLOOP_NONBLOCK);
         event_base_free(listener->base);
     }
     if (listener->stop_fd >= 0) {
@@ -288,7 +290,10 @@ vnxi_tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }
-    vnx_status_t status = vnxi_sockets_open(params, &listener->sockets, error);
+    vnx_status_t status = vnxi_tcp_tls_start(listener, error);
+    if (status == VNX_OK) {
+        status = vnxi_sockets_open(params, &listener->sockets, error);
+    }
     if (status != VNX_OK) {
         goto err_free;
     }

@@ -92,11 +92,12 @@ attach(SSL *ssl, int fd)
 
 /* -- Reasons -------------------------------------------------------------- */
 
-/* OpenSSL's own words for the last error of this thread. */
+/* OpenSSL's own words for the first error of this thread's last call: those
+ * that follow only say who was told of it. */
 static const char *
-last_reason(void)
+first_reason(void)
 {
-    unsigned long code = ERR_peek_last_error();
+    unsigned long code = ERR_peek_error();
     const char *text = ERR_SYSTEM_ERROR(code) ? strerror(ERR_GET_REASON(code))
                                               : ERR_reason_error_string(code);
     return text != NULL ? text : "unknown error";
@@ -150,7 +151,7 @@ protocol_error(vnxi_stream_t *stream)
                             "the other end speaks no TLS");
     }
     snprintf(stream->reason, sizeof stream->reason, "TLS failed: %s",
-             last_reason());
+             first_reason());
     return VNX_ERR_BACKEND;
 }
 
@@ -192,7 +193,7 @@ load_ca(vnxi_stream_t *stream, SSL_CTX *ctx, const char *path)
         return VNX_OK;
     }
     snprintf(stream->reason, sizeof stream->reason, "tls_ca '%s': %s", path,
-             last_reason());
+             first_reason());
     return VNX_ERR_INVALID_PARAM;
 }
 
@@ -217,7 +218,7 @@ client_begin(vnxi_stream_t *stream, SSL_CTX *ctx, const char *name)
     SSL *ssl = stream->tls = SSL_new(ctx);
 
     if (ssl == NULL || !expect_name(ssl, name) || !attach(ssl, stream->fd)) {
-        return stream_error(stream, VNX_ERR_NO_MEMORY, last_reason());
+        return stream_error(stream, VNX_ERR_NO_MEMORY, first_reason());
     }
     SSL_set_connect_state(ssl);
     return VNX_OK;
@@ -230,7 +231,7 @@ vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
     ERR_clear_error();
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
     if (ctx == NULL) {
-        return stream_error(stream, VNX_ERR_NO_MEMORY, last_reason());
+        return stream_error(stream, VNX_ERR_NO_MEMORY, first_reason());
     }
     SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
@@ -289,6 +290,7 @@ vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
     }
     int error = SSL_get_error(stream->tls, ret);
     if (error == SSL_ERROR_ZERO_RETURN ||
+        (error == SSL_ERROR_SYSCALL && errno == 0) ||
         (error == SSL_ERROR_SSL && ERR_GET_REASON(ERR_peek_last_error()) ==
                                        SSL_R_UNEXPECTED_EOF_WHILE_READING)) {
         *count_p = 0;
@@ -303,7 +305,7 @@ static vnx_status_t
 file_failed(vnx_error_t *error, const char *option, const char *path)
 {
     return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
-                          "%s '%s': %s", option, path, last_reason());
+                          "%s '%s': %s", option, path, first_reason());
 }
 
 vnx_status_t

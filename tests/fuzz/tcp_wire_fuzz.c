@@ -1,0 +1,46 @@
+/*
+ * Requests of the TCP side channel from anywhere.  What is taken for one is
+ * written again and has to be the same bytes: there is one way to say each.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "side_channel/tcp_wire.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+static void
+must(bool holds)
+{
+    if (!holds) {
+        abort();
+    }
+}
+
+static bool
+is_within(const unsigned char *part, size_t len, const uint8_t *data,
+          size_t size)
+{
+    return part == NULL || (part >= data && part + len <= data + size);
+}
+
+int
+LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    unsigned char again[VNXI_TCP_REQUEST_MAX];
+    vnxi_tcp_request_t request = {0};
+
+    if (size > VNXI_TCP_REQUEST_MAX ||
+        !vnxi_tcp_request_parse(data, size, &request)) {
+        return 0;
+    }
+    must(request.key_len <= VNX_SIDE_CHANNEL_KEY_MAX);
+    must(is_within(request.nonce, VNXI_TCP_NONCE, data, size));
+    must(is_within(request.mac, VNXI_TCP_MAC, data, size));
+    must(is_within(request.key, request.key_len, data, size));
+    must(vnxi_tcp_request_encode(&request, again) == size);
+    must(memcmp(again, data, size) == 0);
+    return 0;
+}

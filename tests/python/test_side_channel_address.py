@@ -1,0 +1,140 @@
+"""Where a side channel listens, and what it tells others of that."""
+
+import contextlib
+import socket
+
+import pytest
+
+with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
+    import vllm_nixl
+    from vllm_nixl import TcpSideChannel
+
+pytestmark = [pytest.mark.beyond_stock, pytest.mark.usefixtures("module")]
+
+HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
+PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
+
+
+@pytest.fixture
+def channel():
+    with TcpSideChannel() as made:
+        yield made
+
+
+def answers(channel, host, port):
+    try:
+        return channel.request_metadata(host, port) == b"x"
+    except vllm_nixl.nixlBackendError:
+        return False
+
+
+def own_address():
+    """An address of this machine that is no loopback, or a skip."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        return sock.getsockname()[0]
+
+
+# -- Binding ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.2,127.0.0.3", " 127.0.0.2 , 127.0.0.3", None]
+)
+def test_several_addresses_have_one_port(channel, host):
+    given = host if host is not None else ["127.0.0.2", "127.0.0.3"]
+    port = channel.start_listener(0, b"x", host=given)
+    assert answers(channel, "127.0.0.2", port)
+    assert answers(channel, "127.0.0.3", port)
+    assert not answers(channel, "127.0.0.1", port)
+
+
+def test_an_interface_stands_for_its_addresses(channel):
+    port = channel.start_listener(0, b"x", host="lo")
+    assert answers(channel, "127.0.0.1", port)
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.9", 0)):
+        assert not answers(channel, "127.0.0.9", port)
+
+
+def test_an_address_twice_is_bound_once(channel):
+    port = channel.start_listener(0, b"x", host="127.0.0.1,localhost,lo")
+    assert answers(channel, "127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1,", ",", "127.0.0.1,,127.0.0.2"])
+def test_an_empty_part_is_refused(channel, host):
+    with pytest.raises(ValueError, match="empty part"):
+        channel.start_listener(0, b"x", host=host)
+
+
+def test_an_unknown_host_is_named(channel):
+    with pytest.raises(vllm_nixl.NixlError, match=r"none\.invalid"):
+        channel.start_listener(0, b"x", host="127.0.0.1,none.invalid")
+    assert not channel.is_running()
+
+
+def test_the_environment_says_where(channel, monkeypatch):
+    with socket.create_server(("127.0.0.4", 0)) as probe:
+        free = probe.getsockname()[1]
+    monkeypatch.setenv(HOST, "127.0.0.4")
+    monkeypatch.setenv(PORT, str(free))
+    assert channel.start_listener(None, b"x") == free
+    assert answers(channel, "127.0.0.4", free)
+    assert not answers(channel, "127.0.0.1", free)
+    assert channel.advertised_address() == ("127.0.0.4", free)
+    channel.shutdown()
+    # What the caller says goes before it.
+    port = channel.start_listener(0, b"x", host="127.0.0.5")
+    assert answers(channel, "127.0.0.5", port)
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536", "1x"])
+def test_a_port_of_the_environment_that_is_none_is_refused(
+    channel, monkeypatch, port
+):
+    monkeypatch.setenv(PORT, port)
+    with pytest.raises(ValueError, match=PORT):
+        channel.start_listener(None, b"x")
+    assert channel.start_listener(0, b"x") > 0  # it was not asked for
+
+
+# -- Advertising ------------------------------------------------------------
+
+
+def test_what_is_bound_is_advertised(channel):
+    port = channel.start_listener(0, b"x", host="127.0.0.3,127.0.0.2")
+    assert channel.advertised_address() == ("127.0.0.3", port)
+    channel.shutdown()
+    with pytest.raises(vllm_nixl.nixlNotAllowedError):
+        channel.advertised_address()
+
+
+def test_an_interface_is_advertised_by_its_address(channel):
+    port = channel.start_listener(0, b"x", host="lo")
+    assert channel.advertised_address() == ("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_every_address_is_advertised_as_one_that_others_reach(channel, host):
+    expected = own_address()
+    port = channel.start_listener(0, b"x", host=host)
+    assert channel.advertised_address("192.0.2.7")[1] == port
+    assert answers(channel, channel.advertised_address()[0], port)
+    assert channel.advertised_address()[0] != "127.0.0.1"
+    assert answers(channel, expected, port)
+
+
+def test_advertise_goes_before_all(monkeypatch):
+    monkeypatch.setenv(HOST, "127.0.0.4")
+    with TcpSideChannel(advertise="node7.cluster") as channel:
+        port = channel.start_listener(0, b"x")
+        assert channel.advertised_address() == ("node7.cluster", port)
+
+
+@pytest.mark.parametrize("peer", [None, "localhost", "::1", "192.0.2.7"])
+def test_who_shall_ask_does_not_change_the_address(channel, peer):
+    port = channel.start_listener(0, b"x", host="127.0.0.1")
+    assert channel.advertised_address(peer) == ("127.0.0.1", port)
