@@ -19,17 +19,12 @@ if TYPE_CHECKING:
 PACKAGES = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm", "rixl")
 _SUBMODULES = ("_api", "_bindings", "_utils", "logging")
 
-# Where vLLM keeps NIXL's names: None there where it found no NIXL.
+# The names by which vLLM's modules hold NIXL's, None where it found no NIXL.
 _VLLM_NAMES = {
     "NixlWrapper": "nixl_agent",
     "nixl_agent_config": "nixl_agent_config",
     "nixlXferTelemetry": "nixlXferTelemetry",
 }
-_VLLM_MODULES = (
-    "vllm.distributed.nixl_utils",
-    "vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker",
-)
-
 _lock = allocate_lock()
 _own: dict[str, ModuleType] = {}
 _replaced: dict[str, ModuleType] = {}
@@ -108,9 +103,9 @@ def _make_package(name: str, parts: dict[str, ModuleType]) -> ModuleType:
     package.__path__ = spec.submodule_search_locations or []
     package.__package__ = name
     package.__file__ = __file__
-    for part in (*parts.values(), parts["_api"]):
+    for part in parts.values():
         for key, value in vars(part).items():
-            if key[0] != "_" and key not in ("annotations", "TYPE_CHECKING"):
+            if key[0] != "_":
                 setattr(package, key, value)
     vars(package).update(parts)
     # What _api makes at first use.
@@ -128,23 +123,30 @@ def _rebind(stock: dict[str, ModuleType]) -> list[str]:
     """
     users = set()
     counterparts = _counterparts(stock)
-    if counterparts:
-        for module in list(sys.modules.values()):
-            # Not everything that programs put there is a module.
-            if (
-                isinstance(module, type(sys))
-                and id(module) not in counterparts
-            ):
-                for name, value in list(vars(module).items()):
-                    if id(value) in counterparts:
-                        users.add(_bind(module, name, counterparts[id(value)]))
-    ours = vars(_own["nixl"])
-    for module_name in _VLLM_MODULES:
-        vllm = sys.modules.get(module_name)
-        for name, wanted in _VLLM_NAMES.items():
-            if vllm is not None and vars(vllm).get(name, ours) is None:
-                users.add(_bind(vllm, name, ours[wanted]))
+    for module in list(sys.modules.values()):
+        # Not everything that programs put there is a module.
+        if isinstance(module, type(sys)) and id(module) not in counterparts:
+            for name, new in _changes(module, counterparts).items():
+                _rebound.append((module, name, vars(module)[name]))
+                setattr(module, name, new)
+                users.add(module.__name__)
     return sorted(users)
+
+
+def _changes(
+    module: ModuleType, counterparts: dict[int, object]
+) -> dict[str, object]:
+    """By name: what a module should have of ours."""
+    found = {}
+    if counterparts:
+        for name, value in list(vars(module).items()):
+            if id(value) in counterparts:
+                found[name] = counterparts[id(value)]
+    if module.__name__.partition(".")[0] == "vllm":
+        for name, wanted in _VLLM_NAMES.items():
+            if vars(module).get(name, _own) is None:
+                found[name] = vars(_own["nixl"])[wanted]
+    return found
 
 
 def _counterparts(stock: dict[str, ModuleType]) -> dict[int, object]:
@@ -161,12 +163,6 @@ def _counterparts(stock: dict[str, ModuleType]) -> dict[int, object]:
             ):
                 found[id(value)] = ours[name]
     return found
-
-
-def _bind(module: ModuleType, name: str, value: object) -> str:
-    _rebound.append((module, name, vars(module)[name]))
-    setattr(module, name, value)
-    return module.__name__
 
 
 def _warn(stock: dict[str, ModuleType], users: list[str]) -> None:

@@ -241,11 +241,13 @@ def test_vllm_without_any_nixl_sees_ours_silently(clean, module_of):
     utils = module_of(
         "vllm.distributed.nixl_utils", NixlWrapper=None, other=None
     )
+    client = module_of("a_client", NixlWrapper=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clean.install()
     assert utils.NixlWrapper is clean.NixlAgent
     assert utils.other is None
+    assert client.NixlWrapper is None
 
 
 # -- Without a word in the program -------------------------------------------
