@@ -6,9 +6,12 @@
  *   tcp_wire.c      what frames say
  *   tcp_listener.c  a listener's life, its thread, accepting
  *   tcp_conn.c      one client's connection, at the server
+ *   tcp_frames.c    frames over that connection
  *   tcp_tls.c       TLS under that connection
  *   tcp_answer.c    what a client is told
  *   tcp_client.c    the exchange, at the client
+ *
+ * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_H
 #define VNXI_SIDE_CHANNEL_TCP_H
@@ -37,12 +40,46 @@ typedef enum vnxi_tcp_state {
 #define VNXI_TCP_STATES 3
 
 typedef struct vnxi_tcp_conn vnxi_tcp_conn_t;
+
+/* What becomes of a connection after its input was looked at. */
+typedef enum vnxi_tcp_next {
+    VNXI_TCP_NEXT_READ,  /* more has to come */
+    VNXI_TCP_NEXT_WRITE, /* the last reply of an exchange is on its way */
+    VNXI_TCP_NEXT_CLOSE, /* at once */
+} vnxi_tcp_next_t;
+
+/* What is spoken over the connections of a listener. */
+typedef struct vnxi_tcp_protocol {
+    const char *thread_name;
+    size_t conn_size; /* of a connection; vnxi_tcp_conn_t is its head */
+    size_t input_max; /* more of a client's bytes stay with the kernel */
+    bool keeps;       /* one exchange may follow another; one that comes early
+                         stays in the input */
+
+    /* A connection was made, all of it after the head zeroed; may write.
+     * False: no memory. */
+    bool (*begin)(vnxi_tcp_conn_t *conn);
+
+    /* Input came: take what can be taken, into the output with what is
+     * answered, and count the bytes.  At most one exchange. */
+    vnxi_tcp_next_t (*read)(vnxi_tcp_conn_t *conn);
+
+    /* The client has left; in the middle of something? */
+    bool (*is_midway)(const vnxi_tcp_conn_t *conn);
+
+    /* Free what the protocol keeps with a connection. */
+    void (*fini)(vnxi_tcp_conn_t *conn);
+} vnxi_tcp_protocol_t;
+
+extern const vnxi_tcp_protocol_t vnxi_tcp_frames;
+
 TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
 
 /* The loop thread's alone between its start and its end, but for `super`,
  * `stop_fd` and `thread`. */
 typedef struct vnxi_tcp_listener {
     vnxi_listener_t super;
+    const vnxi_tcp_protocol_t *protocol;
     const vnx_side_channel_options_t *options; /* borrowed */
     vnxi_side_stats_t *stats;                  /* borrowed */
     vnxi_book_t *book;                         /* borrowed */
@@ -64,8 +101,10 @@ typedef struct vnxi_tcp_listener {
     struct vnxi_tcp_conns conns[VNXI_TCP_STATES];
 } vnxi_tcp_listener_t;
 
-vnx_status_t vnxi_tcp_listen(const vnxi_listen_params_t *params,
-                             vnxi_listener_t **out_p, vnx_error_t *error);
+/* As the slots of vnxi_transport_t, whatever is spoken. */
+vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
+                                 const vnxi_listen_params_t *params,
+                                 vnxi_listener_t **out_p, vnx_error_t *error);
 void vnxi_tcp_stop(vnxi_listener_t *listener);
 
 /* -- One client at the server; the loop thread only ----------------------- */
@@ -79,9 +118,10 @@ struct vnxi_tcp_conn {
     struct bufferevent *bev;
     void *tls; /* owned: SSL *; NULL: plain */
     struct event *timer;
-    uint64_t start; /* vnxi_clock_ns() */
+    uint64_t start; /* vnxi_clock_ns(); of the exchange */
     vnxi_tcp_state_t state;
     bool turned_away; /* what is being written is no blob */
+    /* Of frames: */
     vnxi_frame_decoder_t request;
     vnxi_tcp_kind_t last; /* of the request before; SEED: none */
     vnxi_proof_t proof;
@@ -96,13 +136,6 @@ bool vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener);
 
 /* Cut all of them off. */
 void vnxi_tcp_conn_close_all(vnxi_tcp_listener_t *listener);
-
-/* What becomes of a connection after a whole request. */
-typedef enum vnxi_tcp_next {
-    VNXI_TCP_NEXT_READ,  /* a reply is on its way, another request comes */
-    VNXI_TCP_NEXT_WRITE, /* the last reply is on its way */
-    VNXI_TCP_NEXT_CLOSE, /* at once */
-} vnxi_tcp_next_t;
 
 /* Answer the request that came whole: into the connection's output. */
 vnxi_tcp_next_t vnxi_tcp_answer(vnxi_tcp_conn_t *conn);

@@ -1,5 +1,5 @@
 /*
- * Design notes.  An exchange goes RESOLVE -> CONNECT -> SHAKE -> TALK.  Plain
+ * Design notes.  An exchange goes DIAL -> SHAKE -> TALK.  Plain
  * non-blocking sockets; every step does what it can and says what it waits
  * for, and looks at the one deadline first, so that a peer that never lets the
  * socket run dry meets it too.
@@ -16,13 +16,12 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "side_channel/connect.h"
+#include "side_channel/dial.h"
 #include "side_channel/stream.h"
 #include "side_channel/tcp.h"
 
 typedef enum stage {
-    STAGE_RESOLVE,
-    STAGE_CONNECT,
+    STAGE_DIAL,
     STAGE_SHAKE,
     STAGE_TALK,
 } stage_t;
@@ -31,9 +30,7 @@ typedef struct tcp_exchange {
     vnxi_exchange_t super;
     const vnxi_request_params_t *params; /* borrowed */
     stage_t stage;
-    vnxi_lookup_t *lookup;
-    vnxi_connector_t connector;
-    char address[VNXI_ADDRESS_TEXT]; /* "": not known yet */
+    vnxi_dial_t dial;
     vnxi_stream_t stream;
     vnxi_tcp_kind_t asked; /* the request under way */
     unsigned char out[VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX];
@@ -49,10 +46,8 @@ static const char *
 phase(const tcp_exchange_t *exchange)
 {
     switch (exchange->stage) {
-    case STAGE_RESOLVE:
-        return "resolving";
-    case STAGE_CONNECT:
-        return "connecting to";
+    case STAGE_DIAL:
+        return vnxi_dial_phase(&exchange->dial);
     case STAGE_SHAKE:
         return "TLS with";
     default:
@@ -65,10 +60,8 @@ static vnx_status_t
 failed(tcp_exchange_t *exchange, vnx_status_t status, const char *reason)
 {
     return vnxi_exchange_failed(exchange->params, status, phase(exchange),
-                                exchange->address[0] != '\0'
-                                    ? exchange->address
-                                    : exchange->params->host,
-                                reason, exchange->error);
+                                vnxi_dial_whom(&exchange->dial), reason,
+                                exchange->error);
 }
 
 /* What a stream came to that is not VNX_OK. */
@@ -405,22 +398,15 @@ shake(tcp_exchange_t *exchange)
 }
 
 static vnx_status_t
-connect_some(tcp_exchange_t *exchange)
+dial(tcp_exchange_t *exchange)
 {
     const vnxi_request_params_t *params = exchange->params;
-    vnxi_connector_t *connector = &exchange->connector;
     int fd = -1;
 
-    vnx_status_t status = vnxi_connector_step(connector, vnxi_clock_ns(), &fd);
-    vnxi_address_text(&connector->addresses.list[connector->last],
-                      exchange->address);
-    if (status == VNX_IN_PROG) {
-        vnxi_connector_wait(connector, &exchange->super.fd,
-                            &exchange->super.events, &exchange->super.wake);
-        return VNX_IN_PROG;
-    }
+    vnx_status_t status = vnxi_dial_step(&exchange->dial, &exchange->super,
+                                         &fd, exchange->error);
     if (status != VNX_OK) {
-        return failed(exchange, status, strerror(connector->err));
+        return status;
     }
     exchange->stage = STAGE_SHAKE;
     status =
@@ -428,32 +414,6 @@ connect_some(tcp_exchange_t *exchange)
     return status == VNX_OK
                ? VNX_OK
                : failed(exchange, status, exchange->stream.reason);
-}
-
-static vnx_status_t
-resolve(tcp_exchange_t *exchange)
-{
-    const vnxi_request_params_t *params = exchange->params;
-    vnxi_addresses_t found;
-    const char *reason = "";
-
-    vnx_status_t status =
-        exchange->lookup == NULL
-            ? vnxi_lookup_begin(params->host, params->port, &found,
-                                &exchange->lookup, &reason)
-            : vnxi_lookup_step(exchange->lookup, &found, &reason);
-    if (status == VNX_IN_PROG) {
-        exchange->super.fd = vnxi_lookup_fd(exchange->lookup);
-        exchange->super.events = POLLIN;
-        return VNX_IN_PROG;
-    }
-    if (status != VNX_OK) {
-        return failed(exchange, status, reason);
-    }
-    vnxi_connector_init(&exchange->connector, &found, vnxi_clock_ns(),
-                        params->deadline);
-    exchange->stage = STAGE_CONNECT;
-    return VNX_OK;
 }
 
 /* -- The transport's slots ------------------------------------------------ */
@@ -468,7 +428,7 @@ vnxi_tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     }
     exchange->params = params;
     exchange->super.fd = exchange->stream.fd = -1;
-    exchange->connector.epoll_fd = -1;
+    vnxi_dial_init(&exchange->dial, params);
     *out_p = &exchange->super;
     return VNX_OK;
 }
@@ -485,11 +445,8 @@ vnxi_tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
     if (is_late(exchange)) {
         return failed(exchange, VNX_ERR_TIMEOUT, "timed out");
     }
-    if (exchange->stage == STAGE_RESOLVE) {
-        status = resolve(exchange);
-    }
-    if (status == VNX_OK && exchange->stage == STAGE_CONNECT) {
-        status = connect_some(exchange);
+    if (exchange->stage == STAGE_DIAL) {
+        status = dial(exchange);
     }
     if (status == VNX_OK && exchange->stage == STAGE_SHAKE) {
         status = shake(exchange);
@@ -505,8 +462,7 @@ vnxi_tcp_end(vnxi_exchange_t *super)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
-    vnxi_lookup_end(exchange->lookup);
-    vnxi_connector_fini(&exchange->connector);
+    vnxi_dial_fini(&exchange->dial);
     vnxi_stream_close(&exchange->stream);
     vnxi_frame_decoder_fini(&exchange->reply);
     free(exchange);

@@ -2,14 +2,17 @@
  * Design notes.  A connection goes READ -> WRITE -> LINGER and has one timer
  * over all of it, set when it is accepted.
  *
- * READ    a request is read into a decoder with a small cap, and answered by
- *         tcp_answer.c; a proof takes several.
+ * READ    the protocol takes input as it comes, little of it, and answers.
  * WRITE   the last reply is sent, a blob from where it is shared; nothing is
  *         read any more.
  * LINGER  the last reply is with the kernel and our side is closed; the client
  *         closes, and its end of file frees the connection.  A client that
  *         does not, within its time, is reset, so that what it never read
  *         does not stay with the kernel either.
+ *
+ * Where the protocol keeps connections, LINGER leads back to READ: our side
+ * stays open, the timer runs in an exchange only, and who has been served and
+ * asks nothing more is the first to give way.
  */
 #include <event2/buffer.h>
 #include <netinet/in.h>
@@ -50,7 +53,7 @@ conn_free(vnxi_tcp_conn_t *conn)
     if (conn->timer != NULL) {
         event_free(conn->timer);
     }
-    vnxi_frame_decoder_fini(&conn->request);
+    conn->listener->protocol->fini(conn);
     free(conn);
 }
 
@@ -81,42 +84,47 @@ static void
 conn_finish(vnxi_tcp_conn_t *conn)
 {
     bufferevent_disable(conn->bev, EV_READ);
-    evbuffer_drain(bufferevent_get_input(conn->bev), SIZE_MAX);
+    if (!conn->listener->protocol->keeps) {
+        evbuffer_drain(bufferevent_get_input(conn->bev), SIZE_MAX);
+    }
     conn_move(conn, VNXI_TCP_WRITE);
 }
 
-/* True: it goes on, with the next request. */
+/* False: the connection is gone. */
 static bool
-conn_answer(vnxi_tcp_conn_t *conn)
+conn_read(vnxi_tcp_conn_t *conn)
 {
-    vnxi_tcp_next_t next = vnxi_tcp_answer(conn);
+    vnxi_tcp_next_t next = conn->listener->protocol->read(conn);
 
-    vnxi_frame_decoder_fini(&conn->request);
-    vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX, 0);
     if (next == VNXI_TCP_NEXT_WRITE) {
         conn_finish(conn);
     } else if (next == VNXI_TCP_NEXT_CLOSE) {
         conn_close(conn);
-    }
-    return next == VNXI_TCP_NEXT_READ;
-}
-
-/* Take what has come of a request; true: it is whole. */
-static bool
-conn_read(vnxi_tcp_conn_t *conn)
-{
-    size_t size;
-    void *space;
-
-    while ((space = vnxi_frame_space(&conn->request, &size)) != NULL) {
-        size = bufferevent_read(conn->bev, space, size);
-        if (size == 0) {
-            return false;
-        }
-        vnxi_stat_add_count(&conn->listener->stats->bytes_received, size);
-        vnxi_frame_commit(&conn->request, size);
+        return false;
     }
     return true;
+}
+
+static void
+conn_rest(vnxi_tcp_conn_t *conn)
+{
+    event_del(conn->timer);
+    conn_move(conn, VNXI_TCP_LINGER);
+}
+
+/* Another exchange begins on a connection that was kept; or what came has
+ * nothing to do with one. */
+static void
+conn_resume(vnxi_tcp_conn_t *conn)
+{
+    conn->start = vnxi_clock_ns();
+    conn->turned_away = false;
+    event_add(conn->timer, conn->listener->timeout);
+    conn_move(conn, VNXI_TCP_READ);
+    if (conn_read(conn) && conn->state == VNXI_TCP_READ &&
+        !conn->listener->protocol->is_midway(conn)) {
+        conn_rest(conn);
+    }
 }
 
 static void
@@ -125,11 +133,23 @@ on_read(struct bufferevent *bev, void *arg)
     (void)bev;
     vnxi_tcp_conn_t *conn = arg;
 
-    if (conn->state != VNXI_TCP_READ) {
+    if (conn->state == VNXI_TCP_LINGER && conn->listener->protocol->keeps) {
+        conn_resume(conn);
+    } else if (conn->state == VNXI_TCP_READ) {
+        conn_read(conn);
+    } else {
         conn_close(conn); /* it wants a second reply on the connection */
-        return;
     }
-    while (conn_read(conn) && conn_answer(conn)) {
+}
+
+/* An exchange is over, another may come, or has come already. */
+static void
+conn_keep(vnxi_tcp_conn_t *conn)
+{
+    conn_rest(conn);
+    bufferevent_enable(conn->bev, EV_READ);
+    if (evbuffer_get_length(bufferevent_get_input(conn->bev)) > 0) {
+        on_read(conn->bev, conn);
     }
 }
 
@@ -144,6 +164,10 @@ on_written(struct bufferevent *bev, void *arg)
         evbuffer_get_length(bufferevent_get_output(bev)) == 0) {
         if (!conn->turned_away) {
             vnxi_stat_served(conn->listener->stats, conn->start);
+        }
+        if (conn->listener->protocol->keeps) {
+            conn_keep(conn);
+            return;
         }
         vnxi_tcp_tls_goodbye(conn);
         shutdown(conn->fd, SHUT_WR);
@@ -177,7 +201,8 @@ on_event(struct bufferevent *bev, short what, void *arg)
     } else if ((what & BEV_EVENT_ERROR) && vnxi_tcp_tls_is_shaking(conn)) {
         vnxi_stat_refused(conn->listener->stats, VNX_SIDE_CHANNEL_REFUSED_TLS);
         conn_close(conn);
-    } else if (conn->state == VNXI_TCP_READ && conn->request.header_have > 0) {
+    } else if (conn->state == VNXI_TCP_READ &&
+               conn->listener->protocol->is_midway(conn)) {
         vnxi_stat_refused(conn->listener->stats,
                           VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
         conn_close(conn); /* in the middle of a request */
@@ -221,7 +246,7 @@ bev_new(vnxi_tcp_conn_t *conn)
 static vnxi_tcp_conn_t *
 conn_new(vnxi_tcp_listener_t *listener, int fd)
 {
-    vnxi_tcp_conn_t *conn = calloc(1, sizeof *conn);
+    vnxi_tcp_conn_t *conn = calloc(1, listener->protocol->conn_size);
     if (conn == NULL) {
         close(fd);
         return NULL;
@@ -230,14 +255,13 @@ conn_new(vnxi_tcp_listener_t *listener, int fd)
     conn->listener = listener;
     conn->start = vnxi_clock_ns();
     conn->state = VNXI_TCP_READ;
-    vnxi_frame_decoder_init(&conn->request, VNXI_TCP_REQUEST_MAX, 0);
     conn->timer = evtimer_new(listener->base, on_deadline, conn);
     if (conn->timer == NULL ||
         event_add(conn->timer, listener->timeout) != 0) {
         goto err_free;
     }
     conn->bev = bev_new(conn);
-    if (conn->bev == NULL) {
+    if (conn->bev == NULL || !listener->protocol->begin(conn)) {
         goto err_free;
     }
     return conn;
@@ -254,7 +278,7 @@ conn_begin(vnxi_tcp_conn_t *conn)
 
     /* What a client sends is held back by the kernel, not kept by us. */
     bufferevent_setwatermark(bev, EV_READ, 0,
-                             VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX);
+                             conn->listener->protocol->input_max);
     bufferevent_set_max_single_write(bev, WRITE_MAX);
     if (conn->listener->idle != NULL) {
         bufferevent_set_timeouts(bev, conn->listener->idle,

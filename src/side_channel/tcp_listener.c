@@ -159,7 +159,7 @@ static void *
 listener_main(void *arg)
 {
     vnxi_tcp_listener_t *listener = arg;
-    pthread_setname_np(pthread_self(), "vnx-tcp");
+    pthread_setname_np(pthread_self(), listener->protocol->thread_name);
     if (event_base_dispatch(listener->base) != 0) {
         vnxi_log(VNXI_LOG_ERROR, "side channel on port %d: the loop ended: %s",
                  listener->super.port, strerror(errno));
@@ -249,12 +249,14 @@ create_events(vnxi_tcp_listener_t *listener)
 }
 
 static vnxi_tcp_listener_t *
-listener_new(const vnxi_listen_params_t *params)
+listener_new(const vnxi_tcp_protocol_t *protocol,
+             const vnxi_listen_params_t *params)
 {
     vnxi_tcp_listener_t *listener = calloc(1, sizeof *listener);
     if (listener == NULL) {
         return NULL;
     }
+    listener->protocol = protocol;
     listener->options = params->options;
     listener->stats = params->stats;
     listener->book = params->book;
@@ -283,10 +285,11 @@ start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
 }
 
 vnx_status_t
-vnxi_tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
-                vnx_error_t *error)
+vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
+                    const vnxi_listen_params_t *params,
+                    vnxi_listener_t **out_p, vnx_error_t *error)
 {
-    vnxi_tcp_listener_t *listener = listener_new(params);
+    vnxi_tcp_listener_t *listener = listener_new(protocol, params);
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }

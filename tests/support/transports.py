@@ -43,4 +43,5 @@ class Transport:
 
 TRANSPORTS = [
     Transport("tcp", "TcpSideChannel"),
+    Transport("zmq", "ZmqSideChannel", has_secret=False, has_tls=False),
 ]

@@ -1,0 +1,390 @@
+/*
+ * Design notes.  A connection begins with a greeting and READY of both sides;
+ * ours is sent when the other's greeting is whole, since libzmq's engine takes
+ * a READY that comes with the greeting for an error.
+ *
+ * Then come messages.  A frame is looked at when it is whole in the input,
+ * which holds a few of them at most: what a client may send before it has read
+ * its answer is bounded by that, and a message of a thousand frames costs no
+ * more than one.  A message that is no request is answered where it has the
+ * delimiter that an answer needs, and dropped where it has not.
+ *
+ * Whatever breaks the framing itself closes the connection; a client on libzmq
+ * connects again by itself.
+ */
+#include <event2/buffer.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "side_channel/zmq.h"
+#include "side_channel/zmq_wire.h"
+#include "side_channel/zmtp.h"
+
+#define INPUT_MAX (2 * (VNXI_ZMTP_HEADER_MAX + VNXI_ZMTP_SMALL_MAX))
+#define PONGS_MAX 1024u /* bytes of them that a client has yet to read */
+#define PARTS_MAX 64u   /* of a message */
+
+typedef enum stage {
+    STAGE_GREETING,
+    STAGE_READY,
+    STAGE_MESSAGE,
+} stage_t;
+
+typedef struct zmq_conn {
+    vnxi_tcp_conn_t super;
+    stage_t stage;
+    /* Of the message that comes: */
+    unsigned parts;
+    bool has_delimiter;
+    bool is_request;
+    vnxi_zmq_request_t request; /* where it is one */
+    /* From READY: */
+    bool names_key;
+    unsigned char key_len;
+    unsigned char key[VNX_SIDE_CHANNEL_KEY_MAX];
+} zmq_conn_t;
+
+/* Go on with what is in the input. */
+#define NEXT_AGAIN ((vnxi_tcp_next_t)-1)
+
+static struct evbuffer *
+output_of(const zmq_conn_t *conn)
+{
+    return bufferevent_get_output(conn->super.bev);
+}
+
+static void
+count_refused(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
+{
+    vnxi_stat_refused(conn->super.listener->stats, why);
+}
+
+static vnxi_tcp_next_t
+hang_up(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
+{
+    count_refused(conn, why);
+    return VNXI_TCP_NEXT_CLOSE;
+}
+
+static void
+input_drain(zmq_conn_t *conn, size_t len)
+{
+    evbuffer_drain(bufferevent_get_input(conn->super.bev), len);
+    vnxi_stat_add_count(&conn->super.listener->stats->bytes_received, len);
+}
+
+/* -- Answers -------------------------------------------------------------- */
+
+/* The delimiter, then the header of the first frame. */
+static bool
+add_head(zmq_conn_t *conn, bool more, size_t len)
+{
+    unsigned char head[2 * VNXI_ZMTP_HEADER_MAX];
+
+    size_t size = vnxi_zmtp_header_encode(true, 0, head);
+    size += vnxi_zmtp_header_encode(more, len, head + size);
+    return evbuffer_add(output_of(conn), head, size) == 0;
+}
+
+static bool
+add_last(zmq_conn_t *conn, const void *data, size_t len)
+{
+    unsigned char header[VNXI_ZMTP_HEADER_MAX];
+
+    size_t size = vnxi_zmtp_header_encode(false, len, header);
+    return evbuffer_add(output_of(conn), header, size) == 0 &&
+           evbuffer_add(output_of(conn), data, len) == 0;
+}
+
+static bool
+add_clock(zmq_conn_t *conn)
+{
+    unsigned char clock[VNXI_ZMQ_CLOCK];
+
+    vnxi_zmq_clock_encode((double)vnxi_clock_ns() / 1e9, clock);
+    return add_last(conn, clock, sizeof clock);
+}
+
+static vnxi_tcp_next_t
+refuse(zmq_conn_t *conn, const char *text, vnx_side_channel_refusal_t why)
+{
+    unsigned char refusal[VNXI_ZMQ_REFUSAL_MAX], clock[VNXI_ZMQ_CLOCK];
+    size_t len = vnxi_zmq_refusal_encode(text, refusal);
+
+    count_refused(conn, why);
+    conn->super.turned_away = true;
+    vnxi_zmq_no_clock_encode(clock);
+    return add_head(conn, true, len) &&
+                   evbuffer_add(output_of(conn), refusal, len) == 0 &&
+                   add_last(conn, clock, sizeof clock)
+               ? VNXI_TCP_NEXT_WRITE
+               : VNXI_TCP_NEXT_CLOSE;
+}
+
+static vnxi_blob_t *
+find_ranks(vnxi_book_t *book, int64_t pp_rank, int64_t tp_rank)
+{
+    char key[VNXI_RANK_KEY_MAX];
+    size_t len = vnxi_book_rank_key(pp_rank, tp_rank, key);
+    return vnxi_book_find(book, key, len);
+}
+
+static vnxi_blob_t *
+find_rank(vnxi_book_t *book, int64_t tp_rank)
+{
+    char key[VNXI_RANK_KEY_MAX];
+    int len = snprintf(key, sizeof key, "%lld", (long long)tp_rank);
+    return vnxi_book_find(book, key, (size_t)len);
+}
+
+/* Older connectors know the first pipeline rank alone, and who serves one blob
+ * serves it as rank 0. */
+static vnxi_blob_t *
+find_blob(const zmq_conn_t *conn)
+{
+    const vnxi_zmq_request_t *request = &conn->request;
+    vnxi_book_t *book = conn->super.listener->book;
+    int64_t pp_rank = request->pp_rank, tp_rank = request->tp_rank;
+    vnxi_blob_t *blob;
+
+    if (conn->names_key) {
+        return vnxi_book_find(book, conn->key, conn->key_len);
+    }
+    blob = request->has_pp_rank ? find_ranks(book, pp_rank, tp_rank)
+                                : find_rank(book, tp_rank);
+    if (blob == NULL && pp_rank == 0) {
+        blob = request->has_pp_rank ? find_rank(book, tp_rank)
+                                    : find_ranks(book, 0, tp_rank);
+    }
+    if (blob == NULL && pp_rank == 0 && tp_rank == 0) {
+        blob = vnxi_book_find(book, "", 0);
+    }
+    return blob;
+}
+
+/* Takes the reference to `blob`. */
+static bool
+add_blob(zmq_conn_t *conn, vnxi_blob_t *blob)
+{
+    if (blob->len > 0 &&
+        evbuffer_add_reference(output_of(conn), blob->data, blob->len,
+                               vnxi_blob_sent, blob) == 0) {
+        return true;
+    }
+    bool is_empty = blob->len == 0;
+    vnxi_blob_release(blob);
+    return is_empty;
+}
+
+static vnxi_tcp_next_t
+answer(zmq_conn_t *conn)
+{
+    bool clock = conn->request.has_pp_rank;
+    vnxi_blob_t *blob = find_blob(conn);
+
+    if (blob == NULL) {
+        return refuse(conn, VNXI_ZMQ_UNKNOWN_KEY,
+                      VNX_SIDE_CHANNEL_REFUSED_UNKNOWN_KEY);
+    }
+    if (!add_head(conn, clock, blob->len)) {
+        vnxi_blob_release(blob);
+        return VNXI_TCP_NEXT_CLOSE;
+    }
+    return add_blob(conn, blob) && (!clock || add_clock(conn))
+               ? VNXI_TCP_NEXT_WRITE
+               : VNXI_TCP_NEXT_CLOSE;
+}
+
+/* -- What comes ----------------------------------------------------------- */
+
+/* A message is whole. */
+static vnxi_tcp_next_t
+take_message(zmq_conn_t *conn)
+{
+    bool has_delimiter = conn->has_delimiter;
+    bool is_request = conn->is_request && conn->parts == 2;
+
+    conn->parts = 0;
+    if (is_request) {
+        return answer(conn);
+    }
+    if (has_delimiter) {
+        return refuse(conn, VNXI_ZMQ_MALFORMED,
+                      VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    }
+    count_refused(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    return NEXT_AGAIN;
+}
+
+static vnxi_tcp_next_t
+take_part(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
+          const unsigned char *body)
+{
+    size_t len = (size_t)frame->len;
+
+    if (conn->parts == 0) {
+        conn->has_delimiter = frame->more && len == 0;
+        conn->is_request = false;
+    } else if (conn->parts == 1 && conn->has_delimiter) {
+        conn->is_request = vnxi_zmq_request_parse(body, len, &conn->request);
+    }
+    if (++conn->parts > PARTS_MAX) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG);
+    }
+    return frame->more ? NEXT_AGAIN : take_message(conn);
+}
+
+static vnxi_tcp_next_t
+take_command(zmq_conn_t *conn, const unsigned char *body, size_t len)
+{
+    unsigned char pong[VNXI_ZMTP_COMMAND_MAX];
+    size_t size = vnxi_zmtp_pong(body, len, pong);
+
+    if (size == 0) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    }
+    /* One that asks whether we live, and does not read that we do. */
+    if (evbuffer_get_length(output_of(conn)) > PONGS_MAX) {
+        return VNXI_TCP_NEXT_CLOSE;
+    }
+    return evbuffer_add(output_of(conn), pong, size) == 0
+               ? NEXT_AGAIN
+               : VNXI_TCP_NEXT_CLOSE;
+}
+
+static vnxi_tcp_next_t
+take_ready(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
+           const unsigned char *body)
+{
+    vnxi_zmtp_ready_t ready;
+
+    if (!frame->command ||
+        !vnxi_zmtp_ready_parse(body, (size_t)frame->len, &ready) ||
+        (!vnxi_zmtp_type_is(&ready, "REQ") &&
+         !vnxi_zmtp_type_is(&ready, "DEALER") &&
+         !vnxi_zmtp_type_is(&ready, "ROUTER"))) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    }
+    if (ready.key != NULL) {
+        conn->names_key = true;
+        conn->key_len = (unsigned char)ready.key_len;
+        memcpy(conn->key, ready.key, ready.key_len);
+    }
+    conn->stage = STAGE_MESSAGE;
+    return NEXT_AGAIN;
+}
+
+static vnxi_tcp_next_t
+take_frame(zmq_conn_t *conn)
+{
+    struct evbuffer *input = bufferevent_get_input(conn->super.bev);
+    unsigned char header[VNXI_ZMTP_HEADER_MAX];
+    vnxi_zmtp_frame_t frame;
+
+    ssize_t have = evbuffer_copyout(input, header, sizeof header);
+    vnxi_zmtp_state_t state =
+        vnxi_zmtp_header_parse(header, have > 0 ? (size_t)have : 0, &frame);
+    if (state == VNXI_ZMTP_MORE) {
+        return VNXI_TCP_NEXT_READ;
+    }
+    if (state == VNXI_ZMTP_BAD) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    }
+    if (frame.len > VNXI_ZMTP_SMALL_MAX) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG);
+    }
+    size_t size = frame.header + (size_t)frame.len;
+    if (evbuffer_get_length(input) < size) {
+        return VNXI_TCP_NEXT_READ;
+    }
+    const unsigned char *bytes = evbuffer_pullup(input, (ssize_t)size);
+    if (bytes == NULL) {
+        return VNXI_TCP_NEXT_CLOSE;
+    }
+    const unsigned char *body = bytes + frame.header;
+    vnxi_tcp_next_t next =
+        conn->stage == STAGE_READY ? take_ready(conn, &frame, body)
+        : frame.command ? take_command(conn, body, (size_t)frame.len)
+                        : take_part(conn, &frame, body);
+    input_drain(conn, size);
+    return next;
+}
+
+static vnxi_tcp_next_t
+take_greeting(zmq_conn_t *conn)
+{
+    unsigned char greeting[VNXI_ZMTP_GREETING];
+    unsigned char ready[VNXI_ZMTP_COMMAND_MAX];
+
+    ssize_t have = evbuffer_copyout(bufferevent_get_input(conn->super.bev),
+                                    greeting, sizeof greeting);
+    size_t len = have > 0 ? (size_t)have : 0;
+    if (vnxi_zmtp_greeting_check(greeting, len) != NULL) {
+        return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    }
+    if (len < sizeof greeting) {
+        return VNXI_TCP_NEXT_READ;
+    }
+    input_drain(conn, sizeof greeting);
+    conn->stage = STAGE_READY;
+    len = vnxi_zmtp_ready_listener(ready);
+    return evbuffer_add(output_of(conn), ready, len) == 0
+               ? NEXT_AGAIN
+               : VNXI_TCP_NEXT_CLOSE;
+}
+
+static vnxi_tcp_next_t
+zmq_read(vnxi_tcp_conn_t *super)
+{
+    zmq_conn_t *conn = (zmq_conn_t *)super;
+    vnxi_tcp_next_t next;
+
+    do {
+        next = conn->stage == STAGE_GREETING ? take_greeting(conn)
+                                             : take_frame(conn);
+    } while (next == NEXT_AGAIN);
+    return next;
+}
+
+/* -- The connection ------------------------------------------------------- */
+
+static bool
+zmq_begin(vnxi_tcp_conn_t *super)
+{
+    zmq_conn_t *conn = (zmq_conn_t *)super;
+    unsigned char greeting[VNXI_ZMTP_GREETING];
+    int on = 1;
+
+    /* It may be kept for ever, and its host be gone without a word. */
+    setsockopt(super->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    vnxi_zmtp_greeting(greeting);
+    return evbuffer_add(output_of(conn), greeting, sizeof greeting) == 0;
+}
+
+static bool
+zmq_is_midway(const vnxi_tcp_conn_t *super)
+{
+    const zmq_conn_t *conn = (const zmq_conn_t *)super;
+    struct evbuffer *input = bufferevent_get_input(super->bev);
+
+    return conn->stage == STAGE_READY || conn->parts > 0 ||
+           evbuffer_get_length(input) > 0;
+}
+
+static void
+zmq_fini(vnxi_tcp_conn_t *conn)
+{
+    (void)conn;
+}
+
+const vnxi_tcp_protocol_t vnxi_zmq_protocol = {
+    .thread_name = "vnx-zmq",
+    .conn_size = sizeof(zmq_conn_t),
+    .input_max = INPUT_MAX,
+    .keeps = true,
+    .begin = zmq_begin,
+    .read = zmq_read,
+    .is_midway = zmq_is_midway,
+    .fini = zmq_fini,
+};

@@ -1,0 +1,265 @@
+#include "side_channel/zmq_wire.h"
+
+#include <string.h>
+
+#include "base/bytes.h"
+#include "side_channel/big_endian.h"
+
+#define REQUEST_NAME "get_meta_msg"
+#define REQUEST_NAME_LEN 12u
+#define RANK_DIGITS_MAX 19
+
+/* The first bytes of what msgpack has. */
+#define FIXMAP_1 0x81u
+#define FIXARRAY 0x90u
+#define FIXSTR 0xa0u
+#define BIN8 0xc4u
+#define FLOAT64 0xcbu
+#define UINT8 0xccu
+#define INT8 0xd0u
+#define INT64 0xd3u
+#define STR8 0xd9u
+#define ARRAY16 0xdcu
+#define ARRAY32 0xddu
+#define NEGATIVE_FIXINT 0xe0u
+
+/* -- Reading -------------------------------------------------------------- */
+
+static bool
+take_big(vnxi_reader_t *reader, size_t len, uint64_t *number_p)
+{
+    const unsigned char *bytes = vnxi_read_bytes(reader, len);
+
+    if (bytes == NULL) {
+        return false;
+    }
+    *number_p = vnxi_big_get(bytes, len);
+    return true;
+}
+
+static bool
+take_array(vnxi_reader_t *reader, uint64_t *count_p)
+{
+    const unsigned char *first = vnxi_read_bytes(reader, 1);
+
+    if (first == NULL) {
+        return false;
+    }
+    if (*first == ARRAY16 || *first == ARRAY32) {
+        return take_big(reader, *first == ARRAY16 ? 2 : 4, count_p);
+    }
+    *count_p = *first & 0x0fu;
+    return (*first & 0xf0u) == FIXARRAY;
+}
+
+/* The bytes of a bin or a string; `first` is the form whose length has one
+ * byte, the next two have 2 and 4. */
+static const unsigned char *
+take_bytes(vnxi_reader_t *reader, unsigned first, uint64_t *len_p)
+{
+    const unsigned char *type = vnxi_read_bytes(reader, 1);
+
+    if (type == NULL || *type < first || *type > first + 2 ||
+        !take_big(reader, (size_t)1 << (*type - first), len_p) ||
+        *len_p > vnxi_reader_left(reader)) {
+        return NULL;
+    }
+    return vnxi_read_bytes(reader, (size_t)*len_p);
+}
+
+/* Of any of the ten forms of an integer. */
+static bool
+take_int(vnxi_reader_t *reader, int64_t *number_p)
+{
+    const unsigned char *type = vnxi_read_bytes(reader, 1);
+    uint64_t number;
+
+    if (type == NULL) {
+        return false;
+    }
+    if (*type < 0x80u || *type >= NEGATIVE_FIXINT) {
+        *number_p = (int8_t)*type;
+        return true;
+    }
+    if (*type < UINT8 || *type > INT64) {
+        return false;
+    }
+    bool is_signed = *type >= INT8;
+    size_t len = (size_t)1 << (*type - (is_signed ? INT8 : UINT8));
+    if (!take_big(reader, len, &number) ||
+        (!is_signed && number > INT64_MAX)) {
+        return false;
+    }
+    unsigned spare = is_signed ? 64 - 8 * (unsigned)len : 0;
+    *number_p = (int64_t)(number << spare) >> spare;
+    return true;
+}
+
+bool
+vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
+                       vnxi_zmq_request_t *out_p)
+{
+    vnxi_reader_t reader = vnxi_reader(bytes, len);
+    vnxi_zmq_request_t request = {0};
+    uint64_t count, name_len;
+
+    if (!take_array(&reader, &count) || count < 2 || count > 3) {
+        return false;
+    }
+    const unsigned char *name = take_bytes(&reader, BIN8, &name_len);
+    if (name == NULL || name_len != REQUEST_NAME_LEN ||
+        memcmp(name, REQUEST_NAME, REQUEST_NAME_LEN) != 0) {
+        return false;
+    }
+    request.has_pp_rank = count == 3;
+    if ((request.has_pp_rank && !take_int(&reader, &request.pp_rank)) ||
+        !take_int(&reader, &request.tp_rank) ||
+        vnxi_reader_left(&reader) > 0) {
+        return false;
+    }
+    *out_p = request;
+    return true;
+}
+
+/* -- Writing -------------------------------------------------------------- */
+
+/* In the shortest form, as msgpack's writers do. */
+static size_t
+put_int(unsigned char *bytes, int64_t number)
+{
+    if (number >= 0 && number < 0x80) {
+        bytes[0] = (unsigned char)number;
+        return 1;
+    }
+    unsigned form = 0;
+    while (form < 3 && number >> (8u << form) != 0) {
+        form++;
+    }
+    bytes[0] = (unsigned char)((number < 0 ? INT8 : UINT8) + form);
+    vnxi_big_put(bytes + 1, (size_t)1 << form, (uint64_t)number);
+    return 1 + ((size_t)1 << form);
+}
+
+size_t
+vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
+                        unsigned char bytes[VNXI_ZMQ_REQUEST_MAX])
+{
+    size_t len = 0;
+
+    bytes[len++] = (unsigned char)(FIXARRAY + (request->has_pp_rank ? 3 : 2));
+    bytes[len++] = BIN8;
+    bytes[len++] = REQUEST_NAME_LEN;
+    memcpy(bytes + len, REQUEST_NAME, REQUEST_NAME_LEN);
+    len += REQUEST_NAME_LEN;
+    if (request->has_pp_rank) {
+        len += put_int(bytes + len, request->pp_rank);
+    }
+    return len + put_int(bytes + len, request->tp_rank);
+}
+
+/* -- Keys ----------------------------------------------------------------- */
+
+/* Digits as vnxi_book_rank_key() writes them, and no others; how many. */
+static size_t
+rank_parse(const char *text, size_t len, int64_t *rank_p)
+{
+    uint64_t rank = 0;
+    size_t count = 0;
+
+    while (count < len && text[count] >= '0' && text[count] <= '9') {
+        rank = rank * 10 + (uint64_t)(text[count] - '0');
+        if (++count > RANK_DIGITS_MAX) {
+            return 0;
+        }
+    }
+    if ((count > 1 && text[0] == '0') || rank > INT64_MAX) {
+        return 0;
+    }
+    *rank_p = (int64_t)rank;
+    return count;
+}
+
+bool
+vnxi_zmq_request_of_key(const void *key, size_t key_len,
+                        vnxi_zmq_request_t *out_p)
+{
+    vnxi_zmq_request_t request = {0};
+    const char *text = key;
+
+    size_t count = rank_parse(text, key_len, &request.tp_rank);
+    if (count > 0 && count < key_len && text[count] == ',') {
+        request.has_pp_rank = true;
+        request.pp_rank = request.tp_rank;
+        text += count + 1;
+        key_len -= count + 1;
+        count = rank_parse(text, key_len, &request.tp_rank);
+    }
+    if (count == 0 || count != key_len) {
+        return false;
+    }
+    *out_p = request;
+    return true;
+}
+
+/* -- Clock and refusal ---------------------------------------------------- */
+
+void
+vnxi_zmq_clock_encode(double seconds, unsigned char bytes[VNXI_ZMQ_CLOCK])
+{
+    uint64_t bits;
+
+    memcpy(&bits, &seconds, sizeof bits);
+    bytes[0] = FLOAT64;
+    vnxi_big_put(bytes + 1, 8, bits);
+}
+
+void
+vnxi_zmq_no_clock_encode(unsigned char bytes[VNXI_ZMQ_CLOCK])
+{
+    bytes[0] = FLOAT64;
+    vnxi_big_put(bytes + 1, 8, UINT64_C(0x7ff8) << 48);
+}
+
+bool
+vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len)
+{
+    unsigned char no_clock[VNXI_ZMQ_CLOCK];
+
+    vnxi_zmq_no_clock_encode(no_clock);
+    return len == sizeof no_clock && memcmp(bytes, no_clock, len) == 0;
+}
+
+/* A map of one: "error" to the text. */
+static const unsigned char refusal_head[] = {FIXMAP_1, FIXSTR + 5, 'e', 'r',
+                                             'r',      'o',        'r'};
+
+size_t
+vnxi_zmq_refusal_encode(const char *text,
+                        unsigned char bytes[VNXI_ZMQ_REFUSAL_MAX])
+{
+    size_t text_len = strlen(text), len = sizeof refusal_head;
+
+    memcpy(bytes, refusal_head, len);
+    bytes[len++] = STR8;
+    bytes[len++] = (unsigned char)text_len;
+    memcpy(bytes + len, text, text_len);
+    return len + text_len;
+}
+
+const unsigned char *
+vnxi_zmq_refusal_parse(const unsigned char *bytes, size_t len, size_t *len_p)
+{
+    vnxi_reader_t reader = vnxi_reader(bytes, len);
+    const unsigned char *head = vnxi_read_bytes(&reader, sizeof refusal_head);
+    uint64_t text_len;
+
+    if (head == NULL || memcmp(head, refusal_head, sizeof refusal_head) != 0) {
+        return NULL;
+    }
+    const unsigned char *text = take_bytes(&reader, STR8, &text_len);
+    if (text == NULL || vnxi_reader_left(&reader) > 0) {
+        return NULL;
+    }
+    *len_p = (size_t)text_len;
+    return text;
+}

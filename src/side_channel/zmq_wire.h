@@ -1,0 +1,60 @@
+/*
+ * What vLLM's handshake says over ZMTP: msgpack, as little of it as there is
+ * in it.  Encoding and strict parsing of bytes; no I/O, no clock, no memory.
+ * The bytes: docs/wire.md.
+ *
+ *   request  array: bin "get_meta_msg", then int pp_rank, int tp_rank
+ *            (connector version 12), or int tp_rank alone (older ones)
+ *   reply    the blob; to version 12 a second frame with a float 64, the
+ *            listener's clock
+ *   refusal  a map with a text, which is no blob of vLLM's in any version, and
+ *            a second frame with a float 64 that is no number
+ */
+#ifndef VNXI_SIDE_CHANNEL_ZMQ_WIRE_H
+#define VNXI_SIDE_CHANNEL_ZMQ_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define VNXI_ZMQ_REQUEST_MAX 40u
+#define VNXI_ZMQ_CLOCK 9u
+#define VNXI_ZMQ_REFUSAL_MAX 128u
+
+#define VNXI_ZMQ_UNKNOWN_KEY "nothing is served under that key"
+#define VNXI_ZMQ_MALFORMED "not a request for metadata"
+
+typedef struct vnxi_zmq_request {
+    bool has_pp_rank; /* connector version 12 */
+    int64_t pp_rank, tp_rank;
+} vnxi_zmq_request_t;
+
+/* False: it is no request. */
+bool vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
+                            vnxi_zmq_request_t *out_p);
+
+/* The length of what was written. */
+size_t vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
+                               unsigned char bytes[VNXI_ZMQ_REQUEST_MAX]);
+
+/* The request for a key that stands for ranks, "0,1" or "1".  False: it is
+ * another key. */
+bool vnxi_zmq_request_of_key(const void *key, size_t key_len,
+                             vnxi_zmq_request_t *out_p);
+
+void vnxi_zmq_clock_encode(double seconds,
+                           unsigned char bytes[VNXI_ZMQ_CLOCK]);
+
+/* The clock of a refusal. */
+void vnxi_zmq_no_clock_encode(unsigned char bytes[VNXI_ZMQ_CLOCK]);
+bool vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len);
+
+/* `text` of at most 100 bytes; the length of what was written. */
+size_t vnxi_zmq_refusal_encode(const char *text,
+                               unsigned char bytes[VNXI_ZMQ_REFUSAL_MAX]);
+
+/* The text of a refusal, borrowed; NULL: it is none. */
+const unsigned char *vnxi_zmq_refusal_parse(const unsigned char *bytes,
+                                            size_t len, size_t *len_p);
+
+#endif
