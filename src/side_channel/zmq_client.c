@@ -11,12 +11,13 @@
  * A frame is read in two receives, its header and its body, never more than
  * is wanted: the body of the blob goes where it stays.
  */
-#include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/error.h"
 #include "side_channel/dial.h"
@@ -403,13 +404,15 @@ static vnx_status_t
 dial(zmq_exchange_t *exchange)
 {
     const vnxi_request_params_t *params = exchange->params;
-    int fd = -1;
+    int fd = -1, on = 1;
 
     vnx_status_t status = vnxi_dial_step(&exchange->dial, &exchange->super,
                                          &fd, exchange->error);
     if (status != VNX_OK) {
         return status;
     }
+    /* Several small pieces go out before anything large comes back. */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     exchange->stage = STAGE_GREETING;
     put_greeting(exchange);
     status =
