@@ -86,18 +86,25 @@ was_dropped(const vnxi_nixl_peer_t *peer)
                                          NULL) != VNXI_CAPI_OK;
 }
 
-vnx_status_t
-vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
-                      const char *what, vnx_error_t *error)
+static void
+lose(vnxi_nixl_peer_t *peer, const char *operation)
 {
     const vnxi_engine_host_t *host = &peer->engine->host;
     vnx_error_t lost;
 
-    if (was_dropped(peer) &&
-        mark_gone(peer, "the connection broke: the agent ended, or the "
-                        "network failed")) {
+    if (mark_gone(peer, "the connection broke: the agent ended, a transfer "
+                        "failed on its side, or the network did")) {
         vnxi_nixl_peer_error(peer, operation, &lost);
         host->peer_lost(host->context, &peer->base, &lost);
+    }
+}
+
+vnx_status_t
+vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
+                      const char *what, vnx_error_t *error)
+{
+    if (was_dropped(peer)) {
+        lose(peer, operation);
     }
     if (atomic_load(&peer->gone)) {
         return vnxi_nixl_peer_error(peer, operation, error);
@@ -217,6 +224,11 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
     } else {
         int code = engine->capi->gen_notif(engine->agent, peer->base.name,
                                            len > 0 ? message : "", len, NULL);
+        if (code == VNXI_CAPI_BACKEND) {
+            /* Nothing but a broken connection stops a notification, and here
+             * the library does not drop the peer. */
+            lose(peer, operation);
+        }
         if (code != VNXI_CAPI_OK) {
             status = vnxi_nixl_peer_failed(peer, code, operation,
                                            "sending the notification", error);
