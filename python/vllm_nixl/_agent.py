@@ -237,20 +237,6 @@ class NixlAgent(Agent):
 
     # -- What this version does not have ------------------------------------
 
-    def query_memory(
-        self, reg_list: Any, backend: str, mem_type: str | None = None
-    ) -> list[dict[str, str] | None]:
-        """Not supported: no backend of this version has storage."""
-        if backend not in self.backends:
-            raise ValueError(
-                f"query_memory: the agent has no backend {backend!r}; "
-                f"it has {list(self.backends)}"
-            )
-        self.get_reg_descs(reg_list, mem_type)
-        raise _not_supported(
-            "query_memory", f"backend {backend} has no storage to ask"
-        )
-
     def prep_mem_view(
         self,
         dlist: nixlXferDList | nixlRemoteDList,

@@ -735,6 +735,25 @@ class Agent:
         nixlNotFoundError (naming the row) for what is not registered.
         """
 
+    def query_memory(
+        self,
+        reg_list: nixlRegDList | Sequence[tuple[int, int, int, str | bytes]],
+        backend: str,
+        mem_type: str | None = None,
+    ) -> list[dict[str, str] | None]:
+        """What a backend for storage knows of files or objects.
+
+        Args:
+            reg_list: As for register_memory(); the fourth value of each row,
+                a path or a key, says what is asked for.
+            backend: Its name.
+            mem_type: "FILE", "OBJ", ... unless it is in reg_list.
+
+        Returns a list with a dict for each row that is there ("size",
+        "mtime", ...; str to str), and None for one that is not.
+        nixlNotSupportedError where the backend has no storage.
+        """
+
     # Metadata and peers
 
     def get_agent_metadata(self) -> bytes:

@@ -68,6 +68,9 @@ VNXI_PY_METHOD(get_remote_descs);
 VNXI_PY_METHOD(register_memory);
 VNXI_PY_METHOD(deregister_memory);
 
+/* agent_query.c */
+VNXI_PY_METHOD(query_memory);
+
 /* agent_metadata.c */
 VNXI_PY_METHOD(get_agent_metadata);
 VNXI_PY_METHOD(get_partial_agent_metadata);

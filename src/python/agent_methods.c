@@ -123,6 +123,18 @@ PyDoc_STRVAR(deregister_memory_doc,
 
 /* -- Metadata and peers --------------------------------------------------- */
 
+PyDoc_STRVAR(
+    query_memory_doc,
+    "query_memory($self, reg_list, backend, mem_type=None)\n--\n\n"
+    "What a backend for storage knows of files or objects.\n\n"
+    "Args:\n"
+    "    reg_list: As for register_memory(); the fourth value of each row,\n"
+    "        a path or a key, says what is asked for.\n"
+    "    backend: Its name.\n"
+    "    mem_type: \"FILE\", \"OBJ\", ... unless it is in reg_list.\n\n"
+    "Returns a list with a dict for each row that is there (\"size\",\n"
+    "\"mtime\", ...; str to str), and None for one that is not.\n"
+    "nixlNotSupportedError where the backend has no storage.");
 PyDoc_STRVAR(get_agent_metadata_doc,
              "get_agent_metadata($self)\n--\n\n"
              "Everything that a peer needs to reach this agent's registered "
@@ -459,6 +471,7 @@ PyMethodDef vnxi_py_agent_methods[] = {
     METHOD("get_remote_descs", get_remote_descs),
     METHOD("register_memory", register_memory),
     METHOD("deregister_memory", deregister_memory),
+    METHOD("query_memory", query_memory),
     METHOD("get_agent_metadata", get_agent_metadata),
     METHOD("get_partial_agent_metadata", get_partial_agent_metadata),
     METHOD("add_remote_agent", add_remote_agent),
