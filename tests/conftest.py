@@ -53,6 +53,9 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "beyond_stock: stock NIXL does not do this"
     )
+    config.addinivalue_line(
+        "markers", "nixl_differs(how): the engine nixl does otherwise"
+    )
 
 
 def engines(config):
@@ -71,12 +74,19 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--module") != "nixl":
-        return
-    skip = pytest.mark.skip(reason="stock NIXL does not do this")
+    stock = config.getoption("--module") == "nixl"
+    nixl = config.getoption("--engine") == "nixl"
     for item in items:
-        if item.get_closest_marker("beyond_stock"):
-            item.add_marker(skip)
+        differs = item.get_closest_marker("nixl_differs")
+        if stock and item.get_closest_marker("beyond_stock"):
+            reason = "stock NIXL does not do this"
+        elif nixl and differs:
+            reason = f"engine nixl: {differs.args[0]}"
+        elif nixl and "long_transfer" in item.fixturenames:
+            reason = "engine nixl: a transfer in flight cannot be stopped"
+        else:
+            continue
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,9 @@
 
 import os
 import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import pytest
 from support import deadline
@@ -10,6 +12,7 @@ from support.memory import pattern
 from support.nixl import why_no_library
 
 BLOCK = 1 << 16
+OFFLOAD = Path(__file__).resolve().parents[2] / "examples" / "offload.py"
 
 pytestmark = pytest.mark.skipif(
     why_no_library() is not None, reason=str(why_no_library())
@@ -310,5 +313,31 @@ def test_a_plugin_that_cannot_be_loaded_says_why(api, storage):
     agent = storage.agent
     if agent.get_plugin_mem_types("GDS"):
         pytest.skip("GDS can be loaded here")
-    with pytest.raises(api.nixlBackendError, match="lib.*\\.so"):
+    with pytest.raises(api.nixlBackendError, match=r"lib.*\.so"):
         agent.create_backend("GDS")
+
+
+def test_the_example_offloads_and_reads_back(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(OFFLOAD), "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "every block is what it was" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_example_says_what_is_missing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(OFFLOAD), "--folder", str(tmp_path)],
+        env={**os.environ, "VLLM_NIXL_LIBRARY": "/nowhere/libnixl_capi.so"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "/nowhere/libnixl_capi.so" in done.stdout

@@ -100,7 +100,17 @@ def test_an_agent_is_made_once(agent):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "mit Umlaut ü", "\N{SNOWMAN}", "a\0b", "x" * 300]
+    "name",
+    [
+        "plain",
+        "mit Umlaut ü",
+        "\N{SNOWMAN}",
+        pytest.param(
+            "a\0b",
+            marks=pytest.mark.nixl_differs("C strings cannot hold the name"),
+        ),
+        "x" * 300,
+    ],
 )
 def test_names_are_any_text(endpoint, name):
     left, right = endpoint(), endpoint(name)

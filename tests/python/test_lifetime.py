@@ -379,6 +379,7 @@ def action():
 }
 
 
+@pytest.mark.nixl_differs("UCX does not work in a forked child")
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("in_flight", [False, True])
 @pytest.mark.parametrize("child", CHILDREN)
@@ -399,6 +400,7 @@ assert there.gather_notifs(1) == [("child", b"from the child")]
     run_program(SETTING + post + FORK + CHILDREN[child] + after, module=module)
 
 
+@pytest.mark.nixl_differs("transfers in flight cannot be stopped")
 @pytest.mark.beyond_stock
 def test_a_forked_child_may_just_exit(module):
     """multiprocessing's fork method, with the agent as a global."""

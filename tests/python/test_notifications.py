@@ -276,6 +276,7 @@ def begin(there, method, key):
 # -- failed transfers --------------------------------------------------------
 
 
+@pytest.mark.nixl_differs("UCX gives the peer up after a failed transfer")
 @pytest.mark.beyond_stock
 def test_a_transfer_that_fails_sends_no_notification(api, endpoint, peer):
     """The peer's memory went away; the agent and the peer are fine."""
