@@ -70,6 +70,7 @@ find_missing() {
     find_missing_python
     need libevent-dev have_library libevent_openssl
     need libssl-dev have_library openssl
+    need libcurl4-openssl-dev have_library libcurl
     [ "$PURPOSE" = tests ] || return 0
     need libcmocka-dev have_library cmocka
     need clang have_command clang

@@ -44,4 +44,5 @@ class Transport:
 TRANSPORTS = [
     Transport("tcp", "TcpSideChannel"),
     Transport("zmq", "ZmqSideChannel", has_secret=False, has_tls=False),
+    Transport("http", "HttpSideChannel"),
 ]

@@ -1,0 +1,48 @@
+/*
+ * One request by libcurl: what it is told, and what it came to.  Of one
+ * thread at a time; never waits.
+ */
+#ifndef VNXI_SIDE_CHANNEL_HTTP_EASY_H
+#define VNXI_SIDE_CHANNEL_HTTP_EASY_H
+
+#include <curl/curl.h>
+#include <stdbool.h>
+
+#include "side_channel/resolve.h"
+#include "side_channel/transport.h"
+
+typedef struct vnxi_http_easy {
+    const vnxi_request_params_t *params; /* borrowed */
+    CURL *curl;                          /* owned, as all below */
+    CURLU *url;
+    struct curl_slist *headers, *addresses, *target;
+    char address[VNXI_ADDRESS_TEXT]; /* last connected to; "": none yet */
+    char text[CURL_ERROR_SIZE];      /* libcurl's words for a failure */
+    bool is_chunked;                 /* the reply tells its end by that */
+    unsigned char *body;             /* NULL: nothing yet */
+    size_t len, capacity;
+    vnx_status_t stopped; /* why we broke it off; VNX_OK: we did not */
+} vnxi_http_easy_t;
+
+/* Have it ready for a multi handle; `found`: the addresses of the host, NULL:
+ * libcurl knows (it is numeric, or a proxy's business).  The address of `easy`
+ * is kept.  Errors: the record is written. */
+vnx_status_t vnxi_http_easy_open(vnxi_http_easy_t *easy,
+                                 const vnxi_request_params_t *params,
+                                 const vnxi_addresses_t *found,
+                                 vnx_error_t *error);
+
+/* All zeros is allowed; may be called again. */
+void vnxi_http_easy_close(vnxi_http_easy_t *easy);
+
+/* libcurl ended it with `code`: the reply, or the record of the failure. */
+vnx_status_t vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code,
+                                 void **data_p, size_t *len_p,
+                                 vnx_error_t *error);
+
+/* Write the record of a failure in whatever phase it is in. */
+vnx_status_t vnxi_http_easy_failed(const vnxi_http_easy_t *easy,
+                                   vnx_status_t status, const char *reason,
+                                   vnx_error_t *error);
+
+#endif

@@ -1,0 +1,427 @@
+/* Clients of the HTTP side channel that mean ill, or are ill: each costs its
+ * own exchange, nobody else's. */
+#include "http_peer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+
+#define BLOB "the metadata of a well-behaved exchange"
+#define BLOB_LEN (sizeof BLOB - 1)
+#define SERVED 20 /* exchanges that must succeed meanwhile */
+#define REQUEST HTTP_GET("/metadata") "\r\n"
+#define REQUEST_LEN (sizeof(REQUEST) - 1)
+
+static char reply[HTTP_REPLY_MAX];
+
+static void
+expect_service(vnx_side_channel_t *channel, int port)
+{
+    for (int i = 0; i < SERVED; i++) {
+        channel_expect(channel, port, BLOB, BLOB_LEN);
+    }
+}
+
+static void
+crowd(const void *data, size_t len)
+{
+    size_t limit = raise_fd_limit();
+    size_t count = limit > 1400 ? 500 : (limit - 200) / 2;
+    vnx_side_channel_options_t options = {
+        .size = sizeof options, .max_connections = (uint32_t)count + 100};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int *fds = calloc(count, sizeof *fds);
+
+    assert_non_null(fds);
+    for (size_t i = 0; i < count; i++) {
+        fds[i] = peer_connect(port);
+        if (len > 0) {
+            peer_send(fds[i], data, len);
+        }
+    }
+    expect_service(channel, port);
+    assert_int_equal(channel_stats(channel).evicted, 0);
+    vnx_side_channel_free(channel); /* does not wait for them */
+    for (size_t i = 0; i < count; i++) {
+        peer_expect_end(fds[i]);
+    }
+    free(fds);
+}
+
+static void
+test_http_limits_crowds_do_not_stop_service(void **state)
+{
+    (void)state;
+    crowd(NULL, 0);
+    crowd("G", 1);
+    crowd(REQUEST, REQUEST_LEN - 1);
+}
+
+static void
+test_http_limits_a_crowd_beyond_the_table_gives_way(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_connections = 16};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fds[300];
+
+    raise_fd_limit();
+    for (int i = 0; i < 300; i++) {
+        fds[i] = peer_connect(port);
+    }
+    expect_service(channel, port);
+    WAIT_UNTIL(channel_stats(channel).accepted == 300 + SERVED);
+    assert_true(channel_stats(channel).evicted >= 300 - 16);
+    assert_true(channel_stats(channel).open <= 16);
+    peer_expect_end(fds[0]); /* the oldest went first */
+    for (int i = 1; i < 300; i++) {
+        close(fds[i]);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_kept_connections_give_way_first(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_connections = 3,
+                                          .client_timeout_ms = 3600000};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int half = peer_connect(port), kept[4];
+
+    peer_send(half, "GET /meta", 9);
+    for (int i = 0; i < 4; i++) {
+        kept[i] = peer_connect(port);
+        peer_send(kept[i], REQUEST, REQUEST_LEN);
+        http_read_replies(kept[i], 1, reply);
+    }
+    peer_expect_end(kept[0]);
+    assert_int_equal(channel_stats(channel).evicted, 0);
+    peer_send(half, "data HTTP/1.1\r\n" HTTP_LAST, 36);
+    http_read_replies(half, 1, reply);
+    assert_int_equal(http_status(reply), 200);
+    close(half);
+    for (int i = 1; i < 4; i++) {
+        close(kept[i]);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_silence_and_drips_end_at_the_deadline(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 300};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    uint64_t start = vnxi_clock_ns();
+
+    peer_expect_end(peer_connect(port));
+    assert_int_equal(channel_stats(channel).timed_out, 1);
+    int fd = peer_connect(port);
+    for (size_t i = 0; i < REQUEST_LEN; i++) { /* 37 at 20 ms: 740 ms */
+        if (send(fd, &(REQUEST)[i], 1, MSG_NOSIGNAL) != 1) {
+            break;
+        }
+        usleep(20000);
+    }
+    peer_expect_end(fd);
+    assert_int_equal(channel_stats(channel).timed_out, 2);
+    assert_true(vnxi_clock_ns() - start < UINT64_C(10000000000));
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_idle_ones_end_sooner(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 3600000,
+                                          .idle_timeout_ms = 50};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    peer_expect_end(peer_connect(port));
+    assert_int_equal(channel_stats(channel).timed_out, 1);
+    /* One that was answered and stays has done nothing wrong. */
+    int fd = peer_connect(port);
+    peer_send(fd, REQUEST, REQUEST_LEN);
+    http_read_replies(fd, 1, reply);
+    peer_expect_end(fd);
+    assert_int_equal(channel_stats(channel).timed_out, 1);
+    assert_int_equal(channel_stats(channel).refused, 0);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_a_kept_connection_has_its_time_anew(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 400};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = peer_connect(port);
+
+    for (int i = 0; i < 4; i++) { /* 800 ms in all */
+        peer_send(fd, REQUEST, REQUEST_LEN);
+        http_read_replies(fd, 1, reply);
+        usleep(200000);
+    }
+    assert_int_equal(channel_stats(channel).served, 4);
+    assert_int_equal(channel_stats(channel).accepted, 1);
+    close(fd);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_garbage_costs_its_connection(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t len;
+    } garbage[] = {
+        {"\xff\xff\xff\xff\r\n\r\n", 8},
+        {"\0\0\0\014GET_METADATA\r\n", 18},      /* TCP */
+        {"\x16\x03\x01\x02\0\x01\0\x01\xfc", 9}, /* TLS */
+        {"\xff\0\0\0\0\0\0\0\x01\x7f", 10},      /* ZMTP */
+        {"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24},
+    };
+    const size_t count = sizeof garbage / sizeof garbage[0];
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 500};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    for (size_t i = 0; i < count; i++) {
+        http_ask(port, garbage[i].bytes, garbage[i].len, reply);
+        assert_null(strstr(reply, BLOB));
+        channel_expect(channel, port, BLOB, BLOB_LEN);
+    }
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_int_equal(channel_stats(channel).refused +
+                         channel_stats(channel).timed_out,
+                     count);
+    vnx_side_channel_free(channel);
+}
+
+/* Up to the cap and beyond, without an end of the line. */
+static void
+test_http_limits_headers_have_a_longest(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = http_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    char junk[16384];
+
+    memset(junk, 'a', sizeof junk);
+    memcpy(junk, "GET /", 5);
+    int fd = peer_connect(port);
+    for (int i = 0; i < 1024; i++) { /* 16 MiB: it does not take them */
+        if (send(fd, junk, sizeof junk, MSG_NOSIGNAL) <= 0) {
+            break;
+        }
+    }
+    peer_expect_end(fd);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_int_equal(channel_stats(channel).refused, 1);
+    assert_true(channel_stats(channel).bytes_received < 65536);
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_resets_and_storms_leave_nothing(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = http_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    expect_service(channel, port);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    size_t fds = open_fds();
+    for (size_t cut = 0; cut <= REQUEST_LEN; cut++) {
+        int fd = peer_connect(port);
+        peer_send(fd, REQUEST, cut);
+        peer_reset(fd);
+    }
+    for (int i = 0; i < 1000; i++) {
+        int fd = peer_connect(port);
+        if (i % 2 == 0) {
+            close(fd);
+        } else {
+            peer_reset(fd);
+        }
+    }
+    expect_service(channel, port);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    WAIT_UNTIL(open_fds() == fds);
+    vnx_side_channel_free(channel);
+}
+
+/* Asks for more than the kernel's buffers hold, and never reads it; what it
+ * goes on sending is not taken in. */
+static int
+never_reading(int port)
+{
+    int small = 4096, fd = peer_connect(port);
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    peer_send(fd, REQUEST, REQUEST_LEN);
+    return fd;
+}
+
+static void
+test_http_limits_never_reading_readers_are_reset(void **state)
+{
+    (void)state;
+    const size_t len = 16u << 20;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 500};
+    vnx_side_channel_t *channel = http_new(&options);
+    unsigned char *data = pattern(len, 1);
+    int port = channel_start(channel, data, len);
+    static char junk[1 << 16];
+    int fds[16];
+
+    for (int i = 0; i < 16; i++) {
+        fds[i] = never_reading(port);
+        while (send(fds[i], junk, sizeof junk, MSG_NOSIGNAL | MSG_DONTWAIT) >
+               0) {
+        }
+    }
+    WAIT_UNTIL(channel_stats(channel).timed_out == 16);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_int_equal(channel_stats(channel).served, 0);
+    assert_true(channel_stats(channel).bytes_received < 16 * 65536);
+    for (int i = 0; i < 16; i++) {
+        close(fds[i]);
+    }
+    free(data);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_never_reading_readers_give_way(void **state)
+{
+    (void)state;
+    const size_t len = 16u << 20;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_connections = 4,
+                                          .client_timeout_ms = 3600000};
+    vnx_side_channel_t *channel = http_new(&options);
+    unsigned char *data = pattern(len, 1);
+    int port = channel_start(channel, data, len);
+    int fds[4];
+
+    for (int i = 0; i < 4; i++) {
+        fds[i] = never_reading(port);
+    }
+    WAIT_UNTIL(channel_stats(channel).open == 4);
+    channel_expect(channel, port, data, len);
+    assert_true(channel_stats(channel).evicted >= 1);
+    for (int i = 0; i < 4; i++) {
+        close(fds[i]);
+    }
+    free(data);
+    vnx_side_channel_free(channel);
+}
+
+/* The process has no file descriptor left for one more client. */
+static void
+test_http_limits_out_of_file_descriptors(void **state)
+{
+    (void)state;
+    static int hoard[4096];
+    struct rlimit before, low;
+    size_t count = 0;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 3600000};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    getrlimit(RLIMIT_NOFILE, &before);
+    low = before;
+    low.rlim_cur = open_fds() + 64;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    while (count < 4096 && (hoard[count] = dup(0)) >= 0) {
+        count++;
+    }
+    assert_int_equal(errno, EMFILE);
+    /* Nobody can give way: it is taken and closed, not left waiting. */
+    close(hoard[--count]);
+    peer_expect_end(peer_connect(port));
+    assert_int_equal(channel_stats(channel).open, 0);
+    /* A silent one gives way to the next. */
+    close(hoard[--count]);
+    int silent = peer_connect(port);
+    WAIT_UNTIL(channel_stats(channel).open == 1);
+    close(hoard[--count]);
+    http_ask(port, HTTP_GET("/metadata") HTTP_LAST,
+             sizeof(HTTP_GET("/metadata") HTTP_LAST) - 1, reply);
+    assert_non_null(strstr(reply, BLOB));
+    peer_expect_end(silent);
+    while (count > 0) {
+        close(hoard[--count]);
+    }
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    expect_service(channel, port);
+    assert_true(channel_stats(channel).evicted >= 2);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_http_limits_who_comes_too_often_is_sent_away(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_rate = 5};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    for (int i = 0; i < 40; i++) {
+        peer_reset(peer_connect(port));
+    }
+    WAIT_UNTIL(channel_stats(channel).accepted == 40);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_in_range(
+        channel_stats(channel).refusals[VNX_SIDE_CHANNEL_REFUSED_RATE], 20,
+        30);
+    vnx_side_channel_free(channel);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_http_limits_crowds_do_not_stop_service),
+        cmocka_unit_test(test_http_limits_a_crowd_beyond_the_table_gives_way),
+        cmocka_unit_test(test_http_limits_kept_connections_give_way_first),
+        cmocka_unit_test(
+            test_http_limits_silence_and_drips_end_at_the_deadline),
+        cmocka_unit_test(test_http_limits_idle_ones_end_sooner),
+        cmocka_unit_test(test_http_limits_a_kept_connection_has_its_time_anew),
+        cmocka_unit_test(test_http_limits_garbage_costs_its_connection),
+        cmocka_unit_test(test_http_limits_headers_have_a_longest),
+        cmocka_unit_test(test_http_limits_resets_and_storms_leave_nothing),
+        cmocka_unit_test(test_http_limits_never_reading_readers_are_reset),
+        cmocka_unit_test(test_http_limits_never_reading_readers_give_way),
+        cmocka_unit_test(test_http_limits_out_of_file_descriptors),
+        cmocka_unit_test(test_http_limits_who_comes_too_often_is_sent_away),
+    };
+    http_no_proxy();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
