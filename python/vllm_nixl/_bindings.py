@@ -10,10 +10,10 @@ from enum import Enum, IntEnum
 
 from ._config import DEFAULT_COMM_PORT as DEFAULT_COMM_PORT
 from ._config import nixl_thread_sync_t
+from ._config import nixlAgentConfig as nixlAgentConfig
 from ._core import *  # noqa: F403 - errors, lists, memory types: all of it
 from ._core import nixl_status_t
 from ._raw import nixlAgent as nixlAgent
-from ._raw import nixlAgentConfig as nixlAgentConfig
 
 
 class nixl_xfer_op_t(IntEnum):

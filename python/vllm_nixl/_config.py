@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from enum import Enum
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import timedelta
+
 DEFAULT_COMM_PORT = 8888
 
 _ENGINES = ("auto", "native", "nixl")
@@ -126,3 +130,56 @@ class nixl_agent_config:
             f"{key}={value!r}" for key, value in vars(self).items()
         )
         return f"nixl_agent_config({values})"
+
+
+class nixlAgentConfig:
+    """What a raw agent is made with: NIXL's arguments, by place or by name.
+
+    useProgThread, syncMode, pthrDelay, lthrDelay, captureTelemetry and
+    etcdWatchTimeout are accepted and ignored; numWorkers always was.
+    """
+
+    def __init__(
+        self,
+        useProgThread: bool = False,
+        useListenThread: bool = False,
+        listenPort: int = DEFAULT_COMM_PORT,
+        syncMode: nixl_thread_sync_t = (
+            nixl_thread_sync_t.NIXL_THREAD_SYNC_DEFAULT
+        ),
+        numWorkers: int = 1,
+        pthrDelay: int = 0,
+        lthrDelay: int = 100000,
+        captureTelemetry: bool = False,
+    ) -> None:
+        self.useProgThread = useProgThread
+        self.useListenThread = useListenThread
+        self.listenPort = listenPort
+        self.syncMode = syncMode
+        self.pthrDelay = pthrDelay
+        self.lthrDelay = lthrDelay
+        self.captureTelemetry = captureTelemetry
+        self._etcd_watch_timeout: timedelta | None = None
+
+    @property
+    def etcdWatchTimeout(self) -> timedelta:
+        """5 seconds unless it was set."""
+        if self._etcd_watch_timeout is None:
+            from datetime import timedelta
+
+            self._etcd_watch_timeout = timedelta(seconds=5)
+        return self._etcd_watch_timeout
+
+    @etcdWatchTimeout.setter
+    def etcdWatchTimeout(self, value: timedelta) -> None:
+        self._etcd_watch_timeout = value
+
+    def _for_agent(self) -> nixl_agent_config:
+        return nixl_agent_config(
+            self.useProgThread,
+            self.useListenThread,
+            self.listenPort,
+            self.captureTelemetry,
+            backends=[],
+            sync_mode=self.syncMode,
+        )

@@ -1,4 +1,4 @@
-"""nixlAgent and nixlAgentConfig: the raw agent of NIXL's bindings.
+"""nixlAgent: the raw agent of NIXL's bindings.
 
 Design note.  A raw agent is a view of a NixlAgent: it turns NIXL's numbers
 (backends, prepared lists, transfers) into our objects and results into
@@ -12,11 +12,7 @@ from __future__ import annotations
 import itertools
 
 from ._agent import NixlAgent
-from ._config import (
-    DEFAULT_COMM_PORT,
-    nixl_agent_config,
-    nixl_thread_sync_t,
-)
+from ._config import nixlAgentConfig
 from ._core import (
     nixl_prepped_dlist_handle,
     nixl_status_t,
@@ -28,7 +24,6 @@ from ._core import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import timedelta
     from typing import Any, TypeVar
 
     from ._core import (
@@ -59,59 +54,6 @@ def _invalid(operation: str, cause: str) -> nixlInvalidParamError:
     )
     error.operation = operation
     return error
-
-
-class nixlAgentConfig:
-    """What a raw agent is made with: NIXL's arguments, by place or by name.
-
-    useProgThread, syncMode, pthrDelay, lthrDelay, captureTelemetry and
-    etcdWatchTimeout are accepted and ignored; numWorkers always was.
-    """
-
-    def __init__(
-        self,
-        useProgThread: bool = False,
-        useListenThread: bool = False,
-        listenPort: int = DEFAULT_COMM_PORT,
-        syncMode: nixl_thread_sync_t = (
-            nixl_thread_sync_t.NIXL_THREAD_SYNC_DEFAULT
-        ),
-        numWorkers: int = 1,
-        pthrDelay: int = 0,
-        lthrDelay: int = 100000,
-        captureTelemetry: bool = False,
-    ) -> None:
-        self.useProgThread = useProgThread
-        self.useListenThread = useListenThread
-        self.listenPort = listenPort
-        self.syncMode = syncMode
-        self.pthrDelay = pthrDelay
-        self.lthrDelay = lthrDelay
-        self.captureTelemetry = captureTelemetry
-        self._etcd_watch_timeout: timedelta | None = None
-
-    @property
-    def etcdWatchTimeout(self) -> timedelta:
-        """5 seconds unless it was set."""
-        if self._etcd_watch_timeout is None:
-            from datetime import timedelta
-
-            self._etcd_watch_timeout = timedelta(seconds=5)
-        return self._etcd_watch_timeout
-
-    @etcdWatchTimeout.setter
-    def etcdWatchTimeout(self, value: timedelta) -> None:
-        self._etcd_watch_timeout = value
-
-    def _for_agent(self) -> nixl_agent_config:
-        return nixl_agent_config(
-            self.useProgThread,
-            self.useListenThread,
-            self.listenPort,
-            self.captureTelemetry,
-            backends=[],
-            sync_mode=self.syncMode,
-        )
 
 
 class nixlAgent:
