@@ -36,6 +36,12 @@ TEST_LIMIT = 240  # seconds, after which a hanging test shows its stacks
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--attack-seconds",
+        type=float,
+        default=0.5,
+        help="how long each attack on a side channel goes on",
+    )
+    parser.addoption(
         "--module",
         default="vllm_nixl",
         help="the module under test: vllm_nixl, or nixl for the stock one",

@@ -6,10 +6,36 @@ runs for it.  One that was left out of the build is skipped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 import vllm_nixl
+
+from support import attacks
+
+TCP_REQUEST = b"\x00\x00\x00\x0cGET_METADATA"
+TCP_OTHER_KEY = b"\x00\x00\x00\x08VNX1\x010,2"
+#: HELLO, PROVE and SEALED, as they were heard on another connection.
+TCP_REPLAY = (
+    b"\x00\x00\x00\x25VNX1\x02"
+    + bytes(32)
+    + b"\x00\x00\x00\x25VNX1\x03"
+    + bytes(32)
+    + b"\x00\x00\x00\x28VNX1\x04"
+    + bytes(32)
+    + b"0,1"
+)
+
+HTTP_REQUEST = b"GET /metadata HTTP/1.1\r\nHost: localhost\r\n\r\n"
+#: Greeting, READY and the handshake of rank (0, 0), by ZMTP 3.1.
+ZMQ_REQUEST = (
+    b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x01"
+    + b"NULL".ljust(20, b"\x00")
+    + bytes(32)
+    + b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
+    + b"\x01\x00\x00\x11\x93\xc4\x0cget_meta_msg\x00\x00"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +54,10 @@ class Transport:
     has_tls: bool = True
     #: Does a key that is no text and no rank go through?
     any_key: bool = True
+    #: A request for the default, as a raw client sends it.
+    raw_request: bytes = b""
+    #: Attacks of its own, by name: see support.attacks.
+    attacks: dict[str, Callable[..., None]] = field(default_factory=dict)
 
     def make(self, **options):
         """A side channel; the test is skipped where there is none."""
@@ -42,7 +72,21 @@ class Transport:
 
 
 TRANSPORTS = [
-    Transport("tcp", "TcpSideChannel"),
-    Transport("zmq", "ZmqSideChannel", has_secret=False, has_tls=False),
-    Transport("http", "HttpSideChannel"),
+    Transport(
+        "tcp",
+        "TcpSideChannel",
+        raw_request=TCP_REQUEST,
+        attacks={
+            "other keys": attacks.saying(TCP_OTHER_KEY),
+            "replayed proof": attacks.saying(TCP_REPLAY),
+        },
+    ),
+    Transport(
+        "zmq",
+        "ZmqSideChannel",
+        has_secret=False,
+        has_tls=False,
+        raw_request=ZMQ_REQUEST,
+    ),
+    Transport("http", "HttpSideChannel", raw_request=HTTP_REQUEST),
 ]
