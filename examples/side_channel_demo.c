@@ -1,9 +1,11 @@
 /*
  * Two instances, prefill and decode, that hand their metadata to each other
- * over the side channel: one after the other, then both at once, then a crowd.
+ * over the side channel: one after the other, both at once, a crowd, and then
+ * the metadata of several ranks, asked for at once from one thread.
  *
  *   side_channel_demo [--prefill-port N] [--decode-port N]
  *                     [--prefill-bytes N] [--decode-bytes N] [--clients N]
+ *                     [--transport tcp|zmq|http] [--secret TEXT]
  *
  * Ports are 18000 and 18001 unless told otherwise; 0 takes any free one.
  * Exits with 1 when anything fails or any byte is wrong.
@@ -18,6 +20,10 @@
 #include <vnx/side_channel.h>
 
 #define CLIENTS_MAX 64
+#define RANKS 4
+
+static vnx_side_channel_kind_t transport = VNX_SIDE_CHANNEL_TCP;
+static vnx_side_channel_options_t options = {.size = sizeof options};
 
 typedef struct instance {
     const char *name;
@@ -66,7 +72,7 @@ instance_start(instance_t *instance)
     for (size_t i = 0; i < instance->size; i++) {
         instance->metadata[i] = (unsigned char)(i * 31 + instance->name[0]);
     }
-    if (vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, NULL, &instance->channel,
+    if (vnx_side_channel_create(transport, &options, &instance->channel,
                                 &error) != VNX_OK ||
         vnx_side_channel_start(instance->channel, NULL, instance->port,
                                instance->metadata, instance->size,
@@ -191,6 +197,96 @@ crowd(const exchange_t *pattern, int count)
     return result;
 }
 
+/* A key of each rank, as in every transport: pipeline and tensor rank. */
+static size_t
+rank_key(int rank, char key[16])
+{
+    return (size_t)snprintf(key, 16, "0,%d", rank);
+}
+
+/* Serve more while the listener runs. */
+static int
+ranks_serve(const instance_t *server)
+{
+    vnx_error_t error;
+    char key[16];
+
+    for (int rank = 0; rank < RANKS; rank++) {
+        vnx_side_channel_blob_t blob = {.key = key,
+                                        .key_length = rank_key(rank, key),
+                                        .data = key,
+                                        .length = strlen(key)};
+        if (vnx_side_channel_set(server->channel, &blob, &error) != VNX_OK) {
+            return print_error(server->name, &error);
+        }
+    }
+    return 0;
+}
+
+static int
+ranks_compare(vnx_side_channel_answer_t *answer, const char *key)
+{
+    int result = 0;
+
+    if (answer->status != VNX_OK) {
+        return print_error(key, &answer->error);
+    }
+    if (answer->length != strlen(key) ||
+        memcmp(answer->metadata, key, answer->length) != 0) {
+        fprintf(stderr, "rank %s: other bytes came\n", key);
+        result = -1;
+    }
+    free(answer->metadata);
+    return result;
+}
+
+static int
+ranks(const instance_t *client, const instance_t *server)
+{
+    vnx_side_channel_request_params_t params[RANKS];
+    vnx_side_channel_answer_t answers[RANKS];
+    char keys[RANKS][16];
+    vnx_error_t error;
+    int result = 0;
+
+    if (ranks_serve(server) != 0) {
+        return -1;
+    }
+    for (int i = 0; i < RANKS; i++) {
+        params[i] = (vnx_side_channel_request_params_t){
+            .size = sizeof params[i],
+            .host = "localhost",
+            .port = server->port,
+            .timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS,
+            .key = keys[i],
+            .key_length = rank_key(i, keys[i])};
+    }
+    double start = now_ms();
+    if (vnx_side_channel_request_many(client->channel, params, RANKS, answers,
+                                      &error) != VNX_OK) {
+        return print_error(client->name, &error);
+    }
+    printf("ranks: %d at once in %.3f ms\n", RANKS, now_ms() - start);
+    for (int i = 0; i < RANKS; i++) {
+        result |= ranks_compare(&answers[i], keys[i]);
+    }
+    return result;
+}
+
+static vnx_side_channel_kind_t
+kind_of(const char *name)
+{
+    static const char *const names[] = {"tcp", "zmq", "http"};
+
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return (vnx_side_channel_kind_t)i;
+        }
+    }
+    fprintf(stderr, "'%s' is no transport\n", name);
+    exit(2);
+}
+
 static size_t
 number(const char *text, size_t max)
 {
@@ -209,17 +305,19 @@ static void
 read_options(int argc, char **argv, instance_t *prefill, instance_t *decode,
              int *clients_p)
 {
-    static const struct option options[] = {
+    static const struct option known[] = {
         {"prefill-port", required_argument, NULL, 'p'},
         {"decode-port", required_argument, NULL, 'd'},
         {"prefill-bytes", required_argument, NULL, 'P'},
         {"decode-bytes", required_argument, NULL, 'D'},
         {"clients", required_argument, NULL, 'c'},
+        {"transport", required_argument, NULL, 't'},
+        {"secret", required_argument, NULL, 's'},
         {0},
     };
     int option;
 
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "", known, NULL)) != -1) {
         switch (option) {
         case 'p':
             prefill->port = (int)number(optarg, 65535);
@@ -235,6 +333,12 @@ read_options(int argc, char **argv, instance_t *prefill, instance_t *decode,
             break;
         case 'c':
             *clients_p = (int)number(optarg, CLIENTS_MAX);
+            break;
+        case 't':
+            transport = kind_of(optarg);
+            break;
+        case 's':
+            options.secret = optarg;
             break;
         default:
             exit(2);
@@ -258,6 +362,7 @@ main(int argc, char **argv)
         result = one_by_one(exchanges, 2);
         result |= both_at_once(exchanges, 2);
         result |= crowd(exchanges, clients);
+        result |= ranks(&decode, &prefill);
     }
     instance_stop(&prefill);
     instance_stop(&decode);

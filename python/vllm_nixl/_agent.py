@@ -20,10 +20,11 @@ from ._side_channel import TcpSideChannel
 
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from typing import Any
 
     from ._aio import _Events
+    from ._core import _Key, _Metadata
     from ._raw import nixlAgent
 
 
@@ -184,30 +185,49 @@ class NixlAgent(Agent):
         return self._side_channel
 
     def start_side_channel_listener(
-        self, port: int, metadata: bytes, host: str = ""
+        self,
+        port: int | None,
+        metadata: _Metadata,
+        host: str | Sequence[str] = "",
     ) -> int:
         """Serve `metadata` over TCP. Returns the port.
 
         Args:
-            port: 0 binds a free one.
+            port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or
+                5600.
             metadata: What requesters get, as a rule get_agent_metadata()
-                (bytes; copied).
-            host: The address to listen at; "": all of the machine's.
+                (bytes; copied), or a mapping from key to that.
+            host: Where to listen; "": VLLM_NIXL_SIDE_CHANNEL_HOST, or all of
+                the machine's addresses.
 
         nixlNotAllowedError where it is running already.
         """
         return self._channel().start_listener(port, metadata, host=host)
 
     def request_remote_metadata(
-        self, host: str, port: int, timeout_ms: int = 5000
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        key: _Key = None,
+        retries: int | None = 0,
     ) -> bytes:
         """Fetch what the listener at host:port serves (bytes).
 
-        timeout_ms bounds the whole exchange; nixlTimeoutError after it,
-        nixlBackendError where nobody listens. Other threads run meanwhile.
+        Args:
+            host: A name or an address.
+            port: The port that it listens on.
+            timeout_ms: Bounds the whole exchange; nixlTimeoutError after it.
+            key: Whose metadata; None: the default.
+            retries: Further tries where nobody listens yet; None: until the
+                timeout.
+
+        nixlBackendError where nobody listens, nixlNotFoundError where nothing
+        is served under the key. Other threads run meanwhile.
         """
         return self._channel().request_metadata(
-            host, port, timeout_ms=timeout_ms
+            host, port, timeout_ms=timeout_ms, key=key, retries=retries
         )
 
     def stop_side_channel_listener(self) -> None:

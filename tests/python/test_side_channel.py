@@ -614,6 +614,9 @@ def test_the_agents_methods():
         assert not prefill.is_side_channel_running()
         with pytest.raises(vllm_nixl.nixlBackendError):
             decode.request_remote_metadata(HOST, port, timeout_ms=1000)
-        assert prefill.start_side_channel_listener(port, b"new") == port
+        both = {None: b"new", (0, 1): b"one"}
+        assert prefill.start_side_channel_listener(port, both) == port
         assert decode.request_remote_metadata(HOST, port) == b"new"
+        got = decode.request_remote_metadata(HOST, port, key=(0, 1), retries=9)
+        assert got == b"one"
     assert not prefill.is_side_channel_running()

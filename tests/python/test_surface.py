@@ -72,7 +72,9 @@ OWN_METHODS = {
     "fileno": "",
     "is_side_channel_running": "",
     "notifications": "",
-    "request_remote_metadata": "host, port, timeout_ms=5000",
+    "request_remote_metadata": (
+        "host, port, timeout_ms=5000, *, key=None, retries=0"
+    ),
     "start_side_channel_listener": "port, metadata, host=''",
     "stats": "",
     "stop_side_channel_listener": "",
