@@ -185,31 +185,12 @@ side_channel_dealloc(PyObject *op)
 
 /* -- State and counters --------------------------------------------------- */
 
-PyDoc_STRVAR(is_running_doc, "is_running($self, /)\n--\n\n"
-                             "Is the listener running? Never waits (bool).");
-
-static PyObject *
-side_channel_is_running(PyObject *op, PyObject *Py_UNUSED(arg))
+PyObject *
+vnxi_py_side_is_running(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     return PyBool_FromLong(
         vnx_side_channel_is_running(((vnxi_py_side_channel_t *)op)->channel));
 }
-
-PyDoc_STRVAR(
-    stats_doc,
-    "stats($self, /)\n--\n\n"
-    "Counters of the listener since it was made (dict).\n\n"
-    "accepted: connections taken\n"
-    "served: replies sent whole\n"
-    "refused: clients turned away for what they sent; refusals: the same by "
-    "reason (dict)\n"
-    "timed_out: those that did not end within client_timeout_ms, or were "
-    "idle too long\n"
-    "evicted: those closed to make room for a new one\n"
-    "open: connections now\n"
-    "bytes_received, bytes_sent\n"
-    "latency: replies by their time, [0] below 1 us, [i] from 2**(i-1) to "
-    "2**i us (list)");
 
 static bool
 put(PyObject *dict, const char *name, PyObject *value)
@@ -257,8 +238,8 @@ latency_new(const vnx_side_channel_stats_t *stats)
     return list;
 }
 
-static PyObject *
-side_channel_stats(PyObject *op, PyObject *Py_UNUSED(arg))
+PyObject *
+vnxi_py_side_stats(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     vnx_side_channel_stats_t stats;
     PyObject *dict = PyDict_New();
@@ -287,11 +268,8 @@ side_channel_get_port(PyObject *op, void *Py_UNUSED(closure))
         vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel));
 }
 
-PyDoc_STRVAR(enter_doc, "__enter__($self, /)\n--\n\n"
-                        "The side channel itself.");
-
-static PyObject *
-side_channel_enter(PyObject *op, PyObject *Py_UNUSED(arg))
+PyObject *
+vnxi_py_side_enter(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     return Py_NewRef(op);
 }
@@ -307,13 +285,6 @@ side_channel_repr(PyObject *op)
 }
 
 /* -- The types ------------------------------------------------------------ */
-
-static PyMethodDef state_methods[] = {
-    {"is_running", side_channel_is_running, METH_NOARGS, is_running_doc},
-    {"stats", side_channel_stats, METH_NOARGS, stats_doc},
-    {"__enter__", side_channel_enter, METH_NOARGS, enter_doc},
-    {NULL, NULL, 0, NULL},
-};
 
 static PyGetSetDef side_channel_getset[] = {
     {"port", side_channel_get_port, NULL,
@@ -366,7 +337,7 @@ PyDoc_STRVAR(http_doc,
 
 static PyType_Slot base_slots[] = {
     {Py_tp_doc, (void *)base_doc},       {Py_tp_dealloc, side_channel_dealloc},
-    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, state_methods},
+    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, vnxi_py_side_methods},
     {Py_tp_getset, side_channel_getset}, {0, NULL},
 };
 
@@ -374,7 +345,7 @@ static PyType_Spec base_spec = {
     .name = "vllm_nixl._core.SideChannel",
     .basicsize = sizeof(vnxi_py_side_channel_t),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE |
-             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = base_slots,
 };
 
@@ -418,22 +389,6 @@ running_error_add(PyObject *module)
                                        state->running_error);
 }
 
-/* The methods of other files, as if they stood in state_methods. */
-static int
-methods_add(PyObject *type, PyMethodDef *methods)
-{
-    for (PyMethodDef *method = methods; method->ml_name != NULL; method++) {
-        PyObject *made = PyDescr_NewMethod((PyTypeObject *)type, method);
-        if (made == NULL ||
-            PyObject_SetAttrString(type, method->ml_name, made) != 0) {
-            Py_XDECREF(made);
-            return -1;
-        }
-        Py_DECREF(made);
-    }
-    return 0;
-}
-
 static int
 transport_add(PyObject *module, PyObject *base, PyType_Spec *spec)
 {
@@ -459,9 +414,7 @@ vnxi_py_side_channel_add(PyObject *module)
         return -1;
     }
     int ret = -1;
-    if (methods_add(base, vnxi_py_side_listen_methods) == 0 &&
-        methods_add(base, vnxi_py_side_ask_methods) == 0 &&
-        PyModule_AddType(module, (PyTypeObject *)base) == 0 &&
+    if (PyModule_AddType(module, (PyTypeObject *)base) == 0 &&
         transport_add(module, base, &tcp_spec) == 0 &&
         transport_add(module, base, &zmq_spec) == 0 &&
         transport_add(module, base, &http_spec) == 0) {

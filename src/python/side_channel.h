@@ -4,6 +4,7 @@
  * names alone.
  *
  *   side_channel.c         the types, making, counters
+ *   side_channel_methods.c their methods, and what help() says of them
  *   side_channel_args.c    arguments
  *   side_channel_listen.c  methods about listening
  *   side_channel_ask.c     requests, and SideChannelRequests for event loops
@@ -24,8 +25,23 @@ typedef struct vnxi_py_side_channel {
 int vnxi_py_side_channel_add(PyObject *module);
 int vnxi_py_side_requests_add(PyObject *module);
 
-extern PyMethodDef vnxi_py_side_listen_methods[];
-extern PyMethodDef vnxi_py_side_ask_methods[];
+/* -- Methods ------------------------------------------------------------- */
+
+extern PyMethodDef vnxi_py_side_methods[];
+
+PyObject *vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_remove(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_advertised(PyObject *op, PyObject *args,
+                                  PyObject *kwargs);
+PyObject *vnxi_py_side_shutdown(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_is_running(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_stats(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_enter(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_exit(PyObject *op, PyObject *arg);
 
 /* -- Arguments; each false: exception ------------------------------------- */
 

@@ -17,9 +17,6 @@
 #define MANY "request_many"
 #define BEGIN "_begin"
 
-#define WITH_KEYWORDS(function) \
-    ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
-
 /* Requests under way, of one thread at a time. */
 typedef struct side_requests {
     PyObject_HEAD vnxi_side_batch_t *batch; /* owned; NULL: taken */
@@ -242,26 +239,8 @@ batch_free(vnxi_side_batch_t *batch)
     Py_END_ALLOW_THREADS;
 }
 
-PyDoc_STRVAR(
-    request_doc,
-    "request_metadata($self, /, host, port, timeout_ms=5000, *, key=None, "
-    "retries=0)\n--\n\n"
-    "Fetch what the listener at host:port serves (bytes).\n\n"
-    "timeout_ms: bounds the whole exchange: look-up of the name, connecting "
-    "to each of its\n    addresses, proving, sending, receiving, further "
-    "tries; None: 5000\n"
-    "key: whose metadata: a str, bytes, or a tuple of ints; None: the "
-    "default\n"
-    "retries: further tries where the peer is not there yet or breaks off; "
-    "None: until the\n    timeout\n\n"
-    "Other threads run meanwhile; Ctrl-C ends it.\n\n"
-    "nixlTimeoutError after that, nixlNotFoundError for an unknown name or "
-    "key,\nnixlNotAllowedError where secrets differ or a certificate is not "
-    "trusted,\nnixlMismatchError for a reply above max_frame, "
-    "nixlBackendError for everything else that\nfails.");
-
-static PyObject *
-side_channel_request(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"host", "port",    "timeout_ms",
                             "key",  "retries", NULL};
@@ -292,17 +271,8 @@ side_channel_request(PyObject *op, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-PyDoc_STRVAR(
-    many_doc,
-    "request_many($self, /, peers, timeout_ms=5000, *, retries=0)\n--\n\n"
-    "Ask many peers at once, from this thread alone.\n\n"
-    "peers: an iterable of (host, port) or (host, port, key)\n\n"
-    "Returns a list in the same order: the bytes, or the exception that "
-    "request_metadata()\nwould have raised. timeout_ms and retries are those "
-    "of each request.");
-
-static PyObject *
-side_channel_many(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"peers", "timeout_ms", "retries", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -345,10 +315,6 @@ requests_leave(side_requests_t *self)
     atomic_store(&self->busy, false);
 }
 
-PyDoc_STRVAR(begin_doc,
-             "_begin($self, /, peers, timeout_ms=5000, *, retries=0)\n--\n\n"
-             "As request_many(), without waiting (SideChannelRequests).");
-
 static PyObject *
 requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
 {
@@ -374,8 +340,8 @@ requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
     return (PyObject *)made;
 }
 
-static PyObject *
-side_channel_begin(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"peers", "timeout_ms", "retries", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -494,10 +460,3 @@ vnxi_py_side_requests_add(PyObject *module)
     return vnxi_py_type_add(module, VNXI_PY_TYPE_SIDE_REQUESTS,
                             &requests_spec);
 }
-
-PyMethodDef vnxi_py_side_ask_methods[] = {
-    {REQUEST, WITH_KEYWORDS(side_channel_request), request_doc},
-    {MANY, WITH_KEYWORDS(side_channel_many), many_doc},
-    {BEGIN, WITH_KEYWORDS(side_channel_begin), begin_doc},
-    {NULL, NULL, 0, NULL},
-};

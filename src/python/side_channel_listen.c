@@ -6,9 +6,6 @@
 #define REMOVE "remove_metadata"
 #define ADVERTISED "advertised_address"
 
-#define WITH_KEYWORDS(function) \
-    ((PyCFunction)(void (*)(void))(function)), METH_VARARGS | METH_KEYWORDS
-
 /* -- Starting ------------------------------------------------------------- */
 
 /* The exception of the class that NixlError's rules give, and RuntimeError,
@@ -69,23 +66,8 @@ start(vnxi_py_side_channel_t *self, vnx_side_channel_start_params_t *params,
                             : raise_start(self, &error);
 }
 
-PyDoc_STRVAR(
-    start_doc,
-    "start_listener($self, /, port, metadata, host=None)\n--\n\n"
-    "Serve metadata. Returns the port (int).\n\n"
-    "port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600\n"
-    "metadata: what requesters get (bytes-like; copied), or a mapping from "
-    "key to that.\n    A key is a str, bytes, or a tuple of ints such as "
-    "(pp_rank, tp_rank), which is the\n    same as '0,1'; '' or None is the "
-    "default, for those that name none\nhost: where to listen: an address, "
-    "a name, an interface ('eth0'), or several, in a list\n    or with "
-    "commas; None or '': VLLM_NIXL_SIDE_CHANNEL_HOST, or all of the "
-    "machine's\n    addresses, IPv6 and IPv4\n\n"
-    "nixlNotAllowedError, which is a RuntimeError here, when it is running "
-    "already;\nnixlBackendError when the address is in use.");
-
-static PyObject *
-side_channel_start(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"port", "metadata", "host", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -116,13 +98,6 @@ side_channel_start(PyObject *op, PyObject *args, PyObject *kwargs)
 
 /* -- While it runs -------------------------------------------------------- */
 
-PyDoc_STRVAR(set_doc,
-             "set_metadata($self, /, metadata, key=None)\n--\n\n"
-             "Serve other metadata from now on, while the listener runs.\n\n"
-             "metadata: bytes-like for `key`, or a mapping from key to that; "
-             "other keys stay\n\n"
-             "nixlNotAllowedError when it is not running.");
-
 static bool
 set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
 {
@@ -140,8 +115,8 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
     return status == VNX_OK;
 }
 
-static PyObject *
-side_channel_set(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"metadata", "key", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -174,13 +149,8 @@ side_channel_set(PyObject *op, PyObject *args, PyObject *kwargs)
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
-PyDoc_STRVAR(remove_doc, "remove_metadata($self, /, key=None)\n--\n\n"
-                         "Serve nothing under the key any more.\n\n"
-                         "nixlNotFoundError where nothing was; "
-                         "nixlNotAllowedError when not running.");
-
-static PyObject *
-side_channel_remove(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_remove(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"key", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -200,17 +170,8 @@ side_channel_remove(PyObject *op, PyObject *args, PyObject *kwargs)
                             : vnxi_py_raise(self->state, &error);
 }
 
-PyDoc_STRVAR(
-    advertised_doc,
-    "advertised_address($self, /, peer=None)\n--\n\n"
-    "What to tell peers: (host, port) of the running listener.\n\n"
-    "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was "
-    "bound, or the\nmachine's own first address that is no loopback.\n\n"
-    "peer: who shall ask; a warning is logged where it cannot reach the "
-    "address, being on\n    another host than this loopback");
-
-static PyObject *
-side_channel_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
+PyObject *
+vnxi_py_side_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"peer", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
@@ -238,14 +199,8 @@ side_channel_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
 
 /* -- Stopping ------------------------------------------------------------- */
 
-PyDoc_STRVAR(shutdown_doc,
-             "shutdown($self, /)\n--\n\n"
-             "Stop serving; clients are not waited for.\n\n"
-             "The port is free when this returns. Nothing happens when the "
-             "listener is not running.");
-
-static PyObject *
-side_channel_shutdown(PyObject *op, PyObject *Py_UNUSED(arg))
+PyObject *
+vnxi_py_side_shutdown(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     Py_BEGIN_ALLOW_THREADS;
     vnx_side_channel_shutdown(((vnxi_py_side_channel_t *)op)->channel);
@@ -253,21 +208,8 @@ side_channel_shutdown(PyObject *op, PyObject *Py_UNUSED(arg))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(exit_doc, "__exit__($self, /, *args)\n--\n\n"
-                       "shutdown().");
-
-static PyObject *
-side_channel_exit(PyObject *op, PyObject *Py_UNUSED(args))
+PyObject *
+vnxi_py_side_exit(PyObject *op, PyObject *Py_UNUSED(args))
 {
-    return side_channel_shutdown(op, NULL);
+    return vnxi_py_side_shutdown(op, NULL);
 }
-
-PyMethodDef vnxi_py_side_listen_methods[] = {
-    {START, WITH_KEYWORDS(side_channel_start), start_doc},
-    {SET, WITH_KEYWORDS(side_channel_set), set_doc},
-    {REMOVE, WITH_KEYWORDS(side_channel_remove), remove_doc},
-    {ADVERTISED, WITH_KEYWORDS(side_channel_advertised), advertised_doc},
-    {"shutdown", side_channel_shutdown, METH_NOARGS, shutdown_doc},
-    {"__exit__", side_channel_exit, METH_VARARGS, exit_doc},
-    {NULL, NULL, 0, NULL},
-};
