@@ -1,0 +1,383 @@
+#include "engine/native/ucx/conn.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/notif.h"
+
+/* -- Making and releasing --------------------------------------------------
+ */
+
+vnxi_ucx_conn_t *
+vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn)
+{
+    atomic_fetch_add_explicit(&conn->refs, 1, memory_order_relaxed);
+    return conn;
+}
+
+void
+vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn)
+{
+    if (conn != NULL && atomic_fetch_sub(&conn->refs, 1) == 1) {
+        vnxi_ucx_t *ucx = conn->ucx;
+        pthread_mutex_destroy(&conn->lock);
+        free(conn);
+        vnxi_ucx_release(ucx);
+    }
+}
+
+/* 0xff ends the lists that an address is made of. */
+static vnxi_ucx_conn_t *
+conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
+{
+    size_t ends = ucx->worker_count * sizeof(vnxi_ucx_end_t);
+    vnxi_ucx_conn_t *conn =
+        malloc(sizeof *conn + ends + len + VNXI_UCX_PADDING);
+    if (conn == NULL) {
+        return NULL;
+    }
+    memset(conn, 0, sizeof *conn);
+    unsigned char *copy = (unsigned char *)conn->ends + ends;
+    memcpy(copy, address, len);
+    memset(copy + len, 0xff, VNXI_UCX_PADDING);
+    atomic_init(&conn->refs, 1);
+    pthread_mutex_init(&conn->lock, NULL);
+    conn->ucx = ucx;
+    conn->address = copy;
+    conn->address_len = len;
+    for (unsigned i = 0; i < ucx->worker_count; i++) {
+        vnxi_ucx_end_init(&conn->ends[i], conn, &ucx->workers[i]);
+    }
+    vnxi_ucx_retain(ucx);
+    return conn;
+}
+
+static void warm_up(vnxi_ucx_end_t *end);
+
+vnx_status_t
+vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
+                   uintptr_t cookie, vnxi_ucx_conn_t **conn_p,
+                   vnx_error_t *error)
+{
+    if (len == 0 || len > VNXI_UCX_ADDRESS_MAX) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
+                              "%zu bytes are no address of UCX", len);
+    }
+    vnxi_ucx_conn_t *conn = conn_alloc(ucx, address, len);
+    if (conn == NULL) {
+        return vnxi_error_no_memory(error, "add_remote_agent",
+                                    len + VNXI_UCX_PADDING);
+    }
+    conn->cookie = cookie;
+    warm_up(&conn->ends[0]);
+    *conn_p = conn;
+    return VNX_OK;
+}
+
+bool
+vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
+                    size_t len)
+{
+    return conn->address_len == len &&
+           memcmp(conn->address, address, len) == 0;
+}
+
+/* -- Warming up ------------------------------------------------------------
+ */
+
+static void
+note_transports(vnxi_ucx_end_t *end)
+{
+    vnxi_ucp_transport_t entries[8];
+    vnxi_ucp_ep_attr_t attr = {.field_mask = VNXI_UCP_EP_ATTR_TRANSPORTS};
+    vnxi_ucx_conn_t *conn = end->conn;
+    size_t used = 0;
+
+    attr.transports.entries = entries;
+    attr.transports.num_entries = sizeof entries / sizeof entries[0];
+    attr.transports.entry_size = sizeof entries[0];
+    if (vnxi_ucx_calls(end->worker)->ucp_ep_query(end->ep, &attr) !=
+        VNXI_UCS_OK) {
+        return;
+    }
+    pthread_mutex_lock(&conn->lock);
+    for (unsigned i = 0; i < attr.transports.num_entries; i++) {
+        int len =
+            snprintf(conn->transports + used, sizeof conn->transports - used,
+                     "%s%s/%s", used > 0 ? ", " : "",
+                     entries[i].transport_name, entries[i].device_name);
+        used += (size_t)len;
+        if (used >= sizeof conn->transports) {
+            break;
+        }
+    }
+    pthread_mutex_unlock(&conn->lock);
+}
+
+static void
+become_wired(vnxi_ucx_end_t *end)
+{
+    if (end->state == VNXI_UCX_END_OPEN && !atomic_load(&end->conn->wired)) {
+        note_transports(end);
+        atomic_store(&end->conn->wired, true);
+    }
+}
+
+static void
+on_warm(void *request, vnxi_ucs_status_t status, void *user_data)
+{
+    vnxi_ucx_end_t *end = user_data;
+    if (status == VNXI_UCS_OK) {
+        become_wired(end);
+    }
+    vnxi_ucx_calls(end->worker)->ucp_request_free(request);
+    vnxi_ucx_conn_release(end->conn);
+}
+
+/* A flush asks for the peer's answer, and without one nothing is known of it;
+ * an endpoint alone sends nothing. */
+static void
+run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
+{
+    vnxi_ucx_end_t *end =
+        (vnxi_ucx_end_t *)((char *)command -
+                           offsetof(vnxi_ucx_end_t, warm_command));
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
+        .cb.send = on_warm,
+        .user_data = end,
+    };
+
+    atomic_store(&end->warm_queued, false);
+    if (vnxi_ucx_end_open(end, "make_connection", NULL) == VNX_OK) {
+        vnxi_ucx_conn_retain(end->conn);
+        vnxi_ucs_ptr_t ptr =
+            vnxi_ucx_calls(worker)->ucp_ep_flush_nbx(end->ep, &param);
+        if (!vnxi_ucs_is_request(ptr)) {
+            if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
+                become_wired(end);
+            }
+            vnxi_ucx_conn_release(end->conn);
+        }
+    }
+    vnxi_ucx_conn_release(end->conn); /* the command's */
+}
+
+static void
+warm_up(vnxi_ucx_end_t *end)
+{
+    if (atomic_exchange(&end->warm_queued, true)) {
+        return;
+    }
+    end->warm_command.run = run_warm_up;
+    vnxi_ucx_conn_retain(end->conn);
+    if (!vnxi_ucx_worker_push(end->worker, &end->warm_command)) {
+        vnxi_ucx_conn_release(end->conn);
+    }
+}
+
+void
+vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
+{
+    for (unsigned i = 0; i < conn->ucx->worker_count; i++) {
+        warm_up(&conn->ends[i]);
+    }
+}
+
+bool
+vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn)
+{
+    return atomic_load(&conn->wired);
+}
+
+void
+vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p, size_t size)
+{
+    pthread_mutex_lock(&conn->lock);
+    snprintf(text_p, size, "%s", conn->transports);
+    pthread_mutex_unlock(&conn->lock);
+}
+
+/* -- The end ---------------------------------------------------------------
+ */
+
+/* By a command, so that it comes after what was queued before. */
+static void
+run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
+{
+    vnxi_ucx_end_t *end =
+        (vnxi_ucx_end_t *)((char *)command -
+                           offsetof(vnxi_ucx_end_t, close_command));
+    (void)worker;
+    end->close_wanted = true; /* the thread looks at its duties after this */
+    vnxi_ucx_conn_release(end->conn);
+}
+
+/* Once in a connection's life: whoever raised `dead`. */
+static void
+wake_ends(vnxi_ucx_conn_t *conn)
+{
+    for (unsigned i = 0; i < conn->ucx->worker_count; i++) {
+        vnxi_ucx_end_t *end = &conn->ends[i];
+        end->close_command.run = run_close;
+        vnxi_ucx_conn_retain(conn);
+        if (!vnxi_ucx_worker_push_if_started(end->worker,
+                                             &end->close_command)) {
+            vnxi_ucx_conn_release(conn);
+        }
+    }
+}
+
+/* True for the first caller. */
+static bool
+mark_dead(vnxi_ucx_conn_t *conn, const char *cause, bool failed)
+{
+    pthread_mutex_lock(&conn->lock);
+    bool is_first = !atomic_load(&conn->dead);
+    if (is_first) {
+        snprintf(conn->cause, sizeof conn->cause, "%s", cause);
+        atomic_store(&conn->dead, true);
+    }
+    if (failed) {
+        atomic_store(&conn->failed, true);
+    }
+    pthread_mutex_unlock(&conn->lock);
+    return is_first;
+}
+
+void
+vnxi_ucx_conn_fail(vnxi_ucx_conn_t *conn, const char *cause)
+{
+    const vnxi_ucx_events_t *events = &conn->ucx->events;
+    if (mark_dead(conn, cause, true)) {
+        wake_ends(conn);
+        events->lost(events->context, conn->cookie, cause);
+    }
+}
+
+void
+vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn)
+{
+    if (mark_dead(conn, "the connection was closed", false)) {
+        wake_ends(conn);
+    }
+}
+
+vnx_status_t
+vnxi_ucx_conn_error(vnxi_ucx_conn_t *conn, const char *operation,
+                    vnx_error_t *error)
+{
+    char cause[VNX_ERROR_CAUSE_MAX];
+
+    pthread_mutex_lock(&conn->lock);
+    memcpy(cause, conn->cause, sizeof cause);
+    pthread_mutex_unlock(&conn->lock);
+    return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
+                          cause[0] != '\0' ? cause : "the agent was closed");
+}
+
+/* -- Notifications ---------------------------------------------------------
+ */
+
+typedef struct message {
+    vnxi_ucx_command_t super; /* first */
+    vnxi_ucx_conn_t *conn;    /* retained */
+    vnxi_writer_t payload;
+} message_t;
+
+static void
+message_free(message_t *message)
+{
+    atomic_fetch_sub(&message->conn->queued, message->payload.len);
+    vnxi_ucx_conn_release(message->conn);
+    vnxi_writer_fini(&message->payload);
+    free(message);
+}
+
+static void
+on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
+{
+    message_t *message = user_data;
+    (void)status; /* where it failed, so did the connection */
+    message->conn->ucx->library->ucp.ucp_request_free(request);
+    message_free(message);
+}
+
+static void
+run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
+{
+    message_t *message = (message_t *)super;
+    vnxi_ucx_end_t *end = &message->conn->ends[worker->index];
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask =
+            VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_FLAGS,
+        .flags = VNXI_UCP_AM_SEND_EAGER,
+        .cb.send = on_sent,
+        .user_data = message,
+    };
+
+    vnx_status_t status = vnxi_ucx_end_open(end, "send_notif", NULL);
+    if (status == VNX_IN_PROG) {
+        vnxi_ucx_end_wait(end, super); /* after a reset */
+        return;
+    }
+    if (status == VNX_OK) {
+        vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
+            end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
+            message->payload.len, &param);
+        if (vnxi_ucs_is_request(ptr)) {
+            return;
+        }
+    }
+    message_free(message);
+}
+
+static bool
+reserve(vnxi_ucx_conn_t *conn, size_t len)
+{
+    size_t before = atomic_fetch_add(&conn->queued, len);
+    if (before > VNXI_UCX_NOTIF_QUEUE_MAX) {
+        atomic_fetch_sub(&conn->queued, len);
+        return false;
+    }
+    return true;
+}
+
+vnx_status_t
+vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn, const void *data, size_t len,
+                         vnx_error_t *error)
+{
+    static const char operation[] = "send_notif";
+    message_t *message = calloc(1, sizeof *message);
+
+    if (atomic_load(&conn->dead)) {
+        free(message);
+        return vnxi_ucx_conn_error(conn, operation, error);
+    }
+    if (message != NULL) {
+        vnxi_ucx_notif_write(&message->payload, conn->ucx->name,
+                             conn->ucx->name_len, data, len);
+    }
+    if (message == NULL || message->payload.failed) {
+        free(message);
+        return vnxi_error_no_memory(error, operation, len);
+    }
+    if (!reserve(conn, message->payload.len)) {
+        vnxi_writer_fini(&message->payload);
+        free(message);
+        return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
+                              "notifications of %u MiB are waiting for the "
+                              "peer to take them",
+                              VNXI_UCX_NOTIF_QUEUE_MAX >> 20);
+    }
+    message->super.run = run_send;
+    message->conn = vnxi_ucx_conn_retain(conn);
+    if (!vnxi_ucx_worker_push(&conn->ucx->workers[0], &message->super)) {
+        message_free(message);
+        return vnxi_ucx_conn_error(conn, operation, error);
+    }
+    return VNX_OK;
+}

@@ -1,0 +1,67 @@
+/*
+ * Connections: from each of our workers to a peer's worker 0, made on the
+ * worker's thread when it is first needed.
+ *
+ * A connection fails once and for good: the peer's process ended, its host
+ * cannot be reached, UCX refuses the address.  The first worker to notice says
+ * so (`lost`), and all workers close their ends by force, which ends what is
+ * pending on them.  A reset, which ends a stall, closes one worker's end; the
+ * next use opens it again.
+ */
+#ifndef VNXI_NATIVE_UCX_CONN_H
+#define VNXI_NATIVE_UCX_CONN_H
+
+#include "engine/native/ucx/context.h"
+
+typedef struct vnxi_ucx_conn vnxi_ucx_conn_t;
+typedef struct vnxi_ucx_key vnxi_ucx_key_t;
+
+#define VNXI_UCX_ADDRESS_MAX (64u << 10)
+#define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
+
+/* Make a connection to this address (copied), and begin to connect in the
+ * background.  One reference, the caller's.  VNX_ERR_MISMATCH: that cannot be
+ * an address; VNX_ERR_NO_MEMORY.  `cookie` is for `lost`. */
+vnx_status_t vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address,
+                                size_t len, uintptr_t cookie,
+                                vnxi_ucx_conn_t **conn_p, vnx_error_t *error);
+bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
+                         size_t len);
+
+/* Connect from every worker, in the background. */
+void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
+
+/* Has the peer answered? */
+bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
+
+/* Nothing is posted from now on; what is queued is sent, within half a second,
+ * and then the ends are closed.  No `lost` afterwards.  Idempotent. */
+void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
+
+vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);
+void vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn); /* NULL is allowed */
+
+/* Queue a notification (copied); they go in the order of the calls.
+ * VNX_ERR_REMOTE_DISCONNECT; VNX_ERR_BACKEND: VNXI_UCX_NOTIF_QUEUE_MAX bytes
+ * are waiting already. */
+vnx_status_t vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn,
+                                      const void *message, size_t len,
+                                      vnx_error_t *error);
+
+/* The transports in use, "rma: cma, am: tcp/lo"-like text of UCX's names; ""
+ * while not connected.  A copy of what was found when the peer answered. */
+void vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p,
+                              size_t size);
+
+/* -- Keys ------------------------------------------------------------------
+ */
+
+/* A peer's key for one of its regions, from its metadata (copied); handed to
+ * UCX when first used.  VNX_ERR_MISMATCH: that is no key. */
+vnx_status_t vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes,
+                                 size_t len, vnxi_ucx_key_t **key_p,
+                                 vnx_error_t *error);
+bool vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len);
+void vnxi_ucx_key_release(vnxi_ucx_key_t *key); /* NULL is allowed */
+
+#endif

@@ -1,0 +1,380 @@
+#include "engine/native/ucx/context.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/ucx/notif.h"
+#include "engine/native/ucx/park.h"
+#include "engine/native/ucx/worker.h"
+
+#define OPERATION "create_backend"
+
+/* -- Configuration ---------------------------------------------------------
+ */
+
+/* What stock NIXL sets, so that both ends choose the same protocols.  A key
+ * that this UCX does not know (of its InfiniBand module) is no error. */
+static const struct {
+    unsigned minor; /* of the version from which on */
+    const char *key, *value;
+} settings[] = {
+    {19, "RNDV_THRESH", "inf"},
+    {19, "MAX_RMA_RAILS", "2"},
+    {19, "IB_PCI_RELAXED_ORDERING", "try"},
+    {21, "RC_GDA_NUM_CHANNELS", "4"},
+    {21, "MAX_HCA_PER_GPU", "auto"},
+    {22, "RNDV_PIPELINE_ERROR_HANDLING", "y"},
+};
+
+/* The environment has the last word. */
+static bool
+is_in_environment(const char *key)
+{
+    char name[128];
+    snprintf(name, sizeof name, "UCX_%s", key);
+    return getenv(name) != NULL;
+}
+
+static vnx_status_t
+modify(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
+       const char *key, const char *value, vnx_error_t *error)
+{
+    if (is_in_environment(key)) {
+        return VNX_OK;
+    }
+    vnxi_ucs_status_t status =
+        library->ucp.ucp_config_modify(config, key, value);
+    return status == VNXI_UCS_OK
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                                "UCX refuses %s=%s: %s", key, value,
+                                library->ucp.ucs_status_string(status));
+}
+
+/* "mlx5_0,mlx5_1" as UCX wants it: "mlx5_0:1,mlx5_1:1". */
+static vnx_status_t
+set_devices(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
+            const char *list, vnx_error_t *error)
+{
+    char devices[512] = "", *copy = strdup(list), *rest = NULL;
+    size_t used = 0;
+
+    if (copy == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, strlen(list));
+    }
+    for (char *one = strtok_r(copy, ", ", &rest); one != NULL;
+         one = strtok_r(NULL, ", ", &rest)) {
+        int len =
+            snprintf(devices + used, sizeof devices - used, "%s%s%s",
+                     used > 0 ? "," : "", one, strchr(one, ':') ? "" : ":1");
+        used += (size_t)len;
+        if (used >= sizeof devices) {
+            free(copy);
+            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                                  "device_list is too long");
+        }
+    }
+    free(copy);
+    return used == 0 ? VNX_OK
+                     : modify(library, config, "NET_DEVICES", devices, error);
+}
+
+/* "KEY=value,KEY=value" */
+static vnx_status_t
+set_engine_config(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
+                  const char *text, vnx_error_t *error)
+{
+    char *copy = strdup(text), *rest = NULL;
+    vnx_status_t status = VNX_OK;
+
+    if (copy == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, strlen(text));
+    }
+    for (char *one = strtok_r(copy, ",", &rest);
+         one != NULL && status == VNX_OK; one = strtok_r(NULL, ",", &rest)) {
+        char *value = strchr(one, '=');
+        if (value == NULL) {
+            status =
+                vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                               "engine_config: '%s' is no KEY=value", one);
+        } else {
+            *value = '\0';
+            status = modify(library, config, one, value + 1, error);
+        }
+    }
+    free(copy);
+    return status;
+}
+
+static vnx_status_t
+configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
+          const vnxi_ucx_config_t *wish, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+        if (library->minor >= settings[i].minor) {
+            (void)modify(library, config, settings[i].key, settings[i].value,
+                         NULL);
+        }
+    }
+    for (size_t i = 0; status == VNX_OK && i < wish->param_count; i++) {
+        const vnx_param_t *param = &wish->params[i];
+        if (strcmp(param->key, "device_list") == 0) {
+            status = set_devices(library, config, param->value, error);
+        } else if (strcmp(param->key, "engine_config") == 0) {
+            status = set_engine_config(library, config, param->value, error);
+        }
+    }
+    return status;
+}
+
+/* -- Making ----------------------------------------------------------------
+ */
+
+static vnx_status_t
+ucx_error(const vnxi_ucx_t *ucx, vnxi_ucs_status_t status, const char *what,
+          vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "%s: %s: %s",
+                          ucx->version, what,
+                          ucx->library->ucp.ucs_status_string(status));
+}
+
+static vnx_status_t
+make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
+             vnx_error_t *error)
+{
+    const vnxi_ucp_functions_t *ucp = &ucx->library->ucp;
+    vnxi_ucp_params_t params = {
+        .field_mask =
+            VNXI_UCP_PARAM_FEATURES | VNXI_UCP_PARAM_MT_WORKERS_SHARED,
+        .features = VNXI_UCP_FEATURE_RMA | VNXI_UCP_FEATURE_AMO32 |
+                    VNXI_UCP_FEATURE_AMO64 | VNXI_UCP_FEATURE_AM |
+                    VNXI_UCP_FEATURE_WAKEUP,
+        .mt_workers_shared = 1, /* memory is mapped from any thread */
+    };
+    vnxi_ucp_context_attr_t attr = {.field_mask = VNXI_UCP_ATTR_MEMORY_TYPES};
+    vnxi_ucp_config_t *config;
+
+    vnxi_ucs_status_t ucs = ucp->ucp_config_read(NULL, NULL, &config);
+    if (ucs != VNXI_UCS_OK) {
+        return ucx_error(ucx, ucs, "its configuration cannot be read", error);
+    }
+    vnx_status_t status = configure(ucx->library, config, wish, error);
+    if (status == VNX_OK) {
+        ucs = ucp->ucp_init_version(VNXI_UCP_API_MAJOR, VNXI_UCP_API_MINOR,
+                                    &params, config, &ucx->context);
+        if (ucs != VNXI_UCS_OK) {
+            status = ucx_error(ucx, ucs, "ucp_init", error);
+        }
+    }
+    ucp->ucp_config_release(config);
+    if (status == VNX_OK &&
+        ucp->ucp_context_query(ucx->context, &attr) == VNXI_UCS_OK) {
+        ucx->memory_types = attr.memory_types;
+    }
+    return status;
+}
+
+/* On worker 0's thread: what is asked of it before anybody else knows it. */
+typedef struct open_command {
+    vnxi_ucx_command_t super;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool done;
+    vnxi_ucs_status_t status;
+} open_command_t;
+
+static vnxi_ucs_status_t
+take_address(vnxi_ucx_worker_t *worker)
+{
+    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(worker);
+    vnxi_ucp_worker_attr_t attr = {.field_mask = VNXI_UCP_WORKER_ATTR_ADDRESS};
+    vnxi_ucx_t *ucx = worker->ucx;
+
+    vnxi_ucs_status_t status = ucp->ucp_worker_query(worker->handle, &attr);
+    if (status != VNXI_UCS_OK) {
+        return status;
+    }
+    ucx->address = malloc(attr.address_length);
+    if (ucx->address != NULL) {
+        memcpy(ucx->address, attr.address, attr.address_length);
+        ucx->address_len = attr.address_length;
+    }
+    ucp->ucp_worker_release_address(worker->handle, attr.address);
+    return ucx->address != NULL ? VNXI_UCS_OK : VNXI_UCS_ERR_NO_MEMORY;
+}
+
+static void
+open_worker(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
+{
+    open_command_t *command = (open_command_t *)super;
+    vnxi_ucs_status_t status = vnxi_ucx_notif_listen(worker);
+
+    if (status == VNXI_UCS_OK) {
+        status = take_address(worker);
+    }
+    pthread_mutex_lock(&command->lock);
+    command->status = status;
+    command->done = true;
+    pthread_cond_signal(&command->changed);
+    pthread_mutex_unlock(&command->lock);
+}
+
+static vnx_status_t
+open_first(vnxi_ucx_t *ucx, vnx_error_t *error)
+{
+    open_command_t command = {.super.run = open_worker};
+    vnx_status_t status = vnxi_ucx_worker_start(&ucx->workers[0], error);
+
+    if (status != VNX_OK) {
+        return status;
+    }
+    pthread_mutex_init(&command.lock, NULL);
+    pthread_cond_init(&command.changed, NULL);
+    pthread_mutex_lock(&command.lock);
+    if (vnxi_ucx_worker_push(&ucx->workers[0], &command.super)) {
+        while (!command.done) {
+            pthread_cond_wait(&command.changed, &command.lock);
+        }
+    }
+    pthread_mutex_unlock(&command.lock);
+    pthread_cond_destroy(&command.changed);
+    pthread_mutex_destroy(&command.lock);
+    return command.status == VNXI_UCS_OK
+               ? VNX_OK
+               : ucx_error(ucx, command.status, "its worker", error);
+}
+
+static vnxi_ucx_t *
+ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config)
+{
+    unsigned count = config->workers < VNXI_UCX_WORKERS_MAX
+                         ? config->workers
+                         : VNXI_UCX_WORKERS_MAX;
+    vnxi_ucx_t *ucx = calloc(1, sizeof *ucx + count * sizeof ucx->workers[0]);
+    char *name = malloc(config->name_len + 1);
+
+    if (ucx == NULL || name == NULL) {
+        free(ucx);
+        free(name);
+        return NULL;
+    }
+    memcpy(name, config->name, config->name_len);
+    atomic_init(&ucx->refs, 1);
+    pthread_mutex_init(&ucx->xfers_lock, NULL);
+    pthread_cond_init(&ucx->xfer_ended, NULL);
+    ucx->library = library;
+    ucx->name = name;
+    ucx->name_len = config->name_len;
+    ucx->stall_timeout_ns = config->stall_timeout_ns;
+    ucx->events = config->events;
+    ucx->worker_count = count;
+    snprintf(ucx->version, sizeof ucx->version, "UCX %u.%u, %s",
+             library->major, library->minor, library->path);
+    for (unsigned i = 0; i < count; i++) {
+        vnxi_ucx_worker_init(&ucx->workers[i], ucx, i);
+    }
+    return ucx;
+}
+
+vnx_status_t
+vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
+                vnx_error_t *error)
+{
+    const char *why;
+    const vnxi_ucx_library_t *library = vnxi_ucx_library(&why);
+
+    if (library == NULL) {
+        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
+                              "no libucp: %s", why);
+    }
+    vnxi_ucx_t *ucx = ucx_alloc(library, config);
+    if (ucx == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *ucx);
+    }
+    vnx_status_t status = make_context(ucx, config, error);
+    if (status == VNX_OK) {
+        vnxi_ucx_park_add(ucx);
+        status = open_first(ucx, error);
+    }
+    if (status != VNX_OK) {
+        vnxi_ucx_stop(ucx);
+        vnxi_ucx_release(ucx);
+        return status;
+    }
+    *ucx_p = ucx;
+    return VNX_OK;
+}
+
+/* -- The end ---------------------------------------------------------------
+ */
+
+void
+vnxi_ucx_stop(vnxi_ucx_t *ucx)
+{
+    atomic_store(&ucx->stopped, true);
+    for (unsigned i = 0; i < ucx->worker_count; i++) {
+        vnxi_ucx_worker_stop(&ucx->workers[i]);
+    }
+    vnxi_ucx_park_remove(ucx);
+}
+
+void
+vnxi_ucx_retain(vnxi_ucx_t *ucx)
+{
+    atomic_fetch_add_explicit(&ucx->refs, 1, memory_order_relaxed);
+}
+
+void
+vnxi_ucx_release(vnxi_ucx_t *ucx)
+{
+    if (ucx == NULL || atomic_fetch_sub(&ucx->refs, 1) != 1) {
+        return;
+    }
+    if (vnxi_ucx_parked()) {
+        return; /* threads stand in it, and the process ends */
+    }
+    for (unsigned i = 0; i < ucx->worker_count; i++) {
+        vnxi_ucx_worker_fini(&ucx->workers[i]);
+    }
+    if (ucx->context != NULL) {
+        ucx->library->ucp.ucp_cleanup(ucx->context);
+    }
+    pthread_cond_destroy(&ucx->xfer_ended);
+    pthread_mutex_destroy(&ucx->xfers_lock);
+    free(ucx->address);
+    free(ucx->name);
+    free(ucx);
+}
+
+/* -- Facts -----------------------------------------------------------------
+ */
+
+const void *
+vnxi_ucx_address(const vnxi_ucx_t *ucx, size_t *len_p)
+{
+    *len_p = ucx->address_len;
+    return ucx->address;
+}
+
+bool
+vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx)
+{
+    return (ucx->memory_types >> VNXI_UCS_MEMORY_CUDA & 1) != 0;
+}
+
+const char *
+vnxi_ucx_version(const vnxi_ucx_t *ucx)
+{
+    return ucx->version;
+}
+
+unsigned
+vnxi_ucx_workers(const vnxi_ucx_t *ucx)
+{
+    return ucx->worker_count;
+}

@@ -1,0 +1,277 @@
+/*
+ * Design notes.  UCX calls the error handler while it progresses, where an
+ * endpoint had better not be closed, so that is left to the next look.  The
+ * handler's argument is the end, which stays as long as the endpoint: its
+ * connection is retained while it is not IDLE.  Endpoint pointers say nothing,
+ * since UCX uses them again.
+ *
+ * Handles of keys belong to an endpoint's configuration; they go with it, and
+ * are made anew for the next one.
+ */
+#include "engine/native/ucx/end.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+
+#define FLUSH_DEADLINE_NS 500000000u
+#define CLOSE_DEADLINE_NS 1000000000u
+#define CLOSE_LOOK_NS 1000000u
+
+static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
+
+void
+vnxi_ucx_end_init(vnxi_ucx_end_t *end, vnxi_ucx_conn_t *conn,
+                  vnxi_ucx_worker_t *worker)
+{
+    *end = (vnxi_ucx_end_t){.duty.look = look, .conn = conn, .worker = worker};
+    end->slots.prev = end->slots.next = &end->slots;
+    end->waiting_last = &end->waiting;
+}
+
+static bool
+must_close(const vnxi_ucx_end_t *end)
+{
+    return end->close_wanted || end->worker->draining ||
+           atomic_load(&end->conn->failed);
+}
+
+/* -- Opening ---------------------------------------------------------------
+ */
+
+static void
+on_error(void *arg, vnxi_ucp_ep_t ep, vnxi_ucs_status_t status)
+{
+    vnxi_ucx_end_t *end = arg;
+    char cause[160];
+
+    (void)ep;
+    if (end->state == VNXI_UCX_END_CLOSING) {
+        return;
+    }
+    end->state = VNXI_UCX_END_FAILED;
+    snprintf(cause, sizeof cause, "the connection by UCX failed: %s",
+             vnxi_ucx_calls(end->worker)->ucs_status_string(status));
+    vnxi_ucx_conn_fail(end->conn, cause);
+}
+
+static vnxi_ucs_status_t
+create_ep(vnxi_ucx_end_t *end)
+{
+    const vnxi_ucp_ep_params_t params = {
+        .field_mask = VNXI_UCP_EP_PARAM_REMOTE_ADDRESS |
+                      VNXI_UCP_EP_PARAM_ERR_MODE |
+                      VNXI_UCP_EP_PARAM_ERR_HANDLER,
+        .address = end->conn->address,
+        .err_mode = VNXI_UCP_ERR_MODE_PEER,
+        .err_handler = {.cb = on_error, .arg = end},
+    };
+    return vnxi_ucx_calls(end->worker)
+        ->ucp_ep_create(end->worker->handle, &params, &end->ep);
+}
+
+vnx_status_t
+vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
+                  vnx_error_t *error)
+{
+    char cause[VNX_ERROR_CAUSE_MAX];
+
+    if (end->state == VNXI_UCX_END_OPEN && !must_close(end)) {
+        return VNX_OK;
+    }
+    if (atomic_load(&end->conn->dead) || must_close(end)) {
+        return vnxi_ucx_conn_error(end->conn, operation, error);
+    }
+    if (end->state != VNXI_UCX_END_IDLE) {
+        return VNX_IN_PROG;
+    }
+    if (end->worker->handle == NULL) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, operation, "%s",
+                              end->worker->cause);
+    }
+    vnxi_ucs_status_t status = create_ep(end);
+    if (status != VNXI_UCS_OK) {
+        snprintf(cause, sizeof cause, "UCX cannot connect to it: %s",
+                 vnxi_ucx_calls(end->worker)->ucs_status_string(status));
+        vnxi_ucx_conn_fail(end->conn, cause);
+        return vnxi_ucx_conn_error(end->conn, operation, error);
+    }
+    end->state = VNXI_UCX_END_OPEN;
+    end->opening++;
+    vnxi_ucx_conn_retain(end->conn);
+    vnxi_ucx_duty_add(end->worker, &end->duty);
+    return VNX_OK;
+}
+
+/* -- Closing ---------------------------------------------------------------
+ */
+
+static void
+on_closed(void *request, vnxi_ucs_status_t status, void *user_data)
+{
+    vnxi_ucx_end_t *end = user_data;
+    (void)status;
+    end->closed = true;
+    vnxi_ucx_calls(end->worker)->ucp_request_free(request);
+    vnxi_ucx_conn_release(end->conn);
+}
+
+static void
+close_ep(vnxi_ucx_end_t *end, bool by_force)
+{
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask =
+            VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_FLAGS,
+        .flags = by_force ? VNXI_UCP_EP_CLOSE_FORCE : 0,
+        .cb.send = on_closed,
+        .user_data = end,
+    };
+    end->state = VNXI_UCX_END_CLOSING;
+    end->closed = false;
+    end->deadline = vnxi_clock_deadline(CLOSE_DEADLINE_NS);
+    vnxi_ucx_conn_retain(end->conn);
+    vnxi_ucs_ptr_t ptr =
+        vnxi_ucx_calls(end->worker)->ucp_ep_close_nbx(end->ep, &param);
+    if (!vnxi_ucs_is_request(ptr)) {
+        end->closed = true;
+        vnxi_ucx_conn_release(end->conn);
+    }
+}
+
+static void
+drop_keys(vnxi_ucx_end_t *end)
+{
+    while (end->slots.next != &end->slots) {
+        vnxi_ucx_slot_t *slot = end->slots.next;
+        slot->next->prev = &end->slots;
+        end->slots.next = slot->next;
+        vnxi_ucx_calls(end->worker)->ucp_rkey_destroy(slot->handle);
+        slot->handle = NULL;
+        slot->prev = slot->next = NULL;
+        atomic_store(&slot->used, false);
+    }
+}
+
+void
+vnxi_ucx_end_wait(vnxi_ucx_end_t *end, vnxi_ucx_command_t *command)
+{
+    command->next = NULL;
+    *end->waiting_last = command;
+    end->waiting_last = &command->next;
+}
+
+static void
+become_idle(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_command_t *command = end->waiting;
+
+    drop_keys(end);
+    end->ep = NULL;
+    end->state = VNXI_UCX_END_IDLE;
+    end->waiting = NULL;
+    end->waiting_last = &end->waiting;
+    vnxi_ucx_duty_remove(end->worker, &end->duty);
+    while (command != NULL) {
+        vnxi_ucx_command_t *next = command->next;
+        command->run(command, end->worker);
+        command = next;
+    }
+    vnxi_ucx_conn_release(end->conn); /* the end may be gone with it */
+}
+
+void
+vnxi_ucx_end_reset(vnxi_ucx_end_t *end)
+{
+    if (end->state != VNXI_UCX_END_IDLE &&
+        end->state != VNXI_UCX_END_CLOSING) {
+        close_ep(end, true);
+    }
+}
+
+static void
+on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
+{
+    vnxi_ucx_end_t *end = user_data;
+    (void)status;
+    if (end->state == VNXI_UCX_END_FLUSHING) {
+        end->deadline = 0; /* due */
+    }
+    vnxi_ucx_calls(end->worker)->ucp_request_free(request);
+    vnxi_ucx_conn_release(end->conn);
+}
+
+/* What is queued goes first; a peer that does not take it has half a second.
+ */
+static void
+begin_flush(vnxi_ucx_end_t *end)
+{
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
+        .cb.send = on_flushed,
+        .user_data = end,
+    };
+    end->state = VNXI_UCX_END_FLUSHING;
+    end->deadline = vnxi_clock_deadline(FLUSH_DEADLINE_NS);
+    vnxi_ucx_conn_retain(end->conn);
+    vnxi_ucs_ptr_t ptr =
+        vnxi_ucx_calls(end->worker)->ucp_ep_flush_nbx(end->ep, &param);
+    if (!vnxi_ucs_is_request(ptr)) {
+        vnxi_ucx_conn_release(end->conn);
+        close_ep(end, vnxi_ucs_status(ptr) != VNXI_UCS_OK);
+    }
+}
+
+static uint64_t
+look(vnxi_ucx_duty_t *duty, uint64_t now)
+{
+    vnxi_ucx_end_t *end = (vnxi_ucx_end_t *)duty;
+
+    if (end->state == VNXI_UCX_END_OPEN && must_close(end)) {
+        if (atomic_load(&end->conn->failed)) {
+            close_ep(end, true);
+        } else {
+            begin_flush(end);
+        }
+    } else if (end->state == VNXI_UCX_END_FAILED) {
+        close_ep(end, true);
+    } else if (end->state == VNXI_UCX_END_FLUSHING && now >= end->deadline) {
+        close_ep(end, end->deadline != 0);
+    }
+    if (end->state == VNXI_UCX_END_CLOSING) {
+        if (end->closed || now >= end->deadline) {
+            become_idle(end);
+            return UINT64_MAX;
+        }
+        return now + CLOSE_LOOK_NS;
+    }
+    return end->state == VNXI_UCX_END_FLUSHING ? end->deadline : UINT64_MAX;
+}
+
+/* -- Keys ------------------------------------------------------------------
+ */
+
+vnxi_ucs_status_t
+vnxi_ucx_end_key(vnxi_ucx_end_t *end, vnxi_ucx_key_t *key,
+                 vnxi_ucp_rkey_t *handle_p)
+{
+    vnxi_ucx_slot_t *slot = &key->slots[end->worker->index];
+
+    if (__builtin_expect(slot->handle == NULL, 0)) {
+        vnxi_ucs_status_t status =
+            vnxi_ucx_calls(end->worker)
+                ->ucp_ep_rkey_unpack(end->ep, key->bytes, &slot->handle);
+        if (status != VNXI_UCS_OK) {
+            slot->handle = NULL;
+            return status;
+        }
+        slot->prev = &end->slots;
+        slot->next = end->slots.next;
+        slot->next->prev = slot;
+        end->slots.next = slot;
+        atomic_store(&slot->used, true);
+    }
+    *handle_p = slot->handle;
+    return VNXI_UCS_OK;
+}

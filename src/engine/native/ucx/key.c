@@ -1,0 +1,106 @@
+/*
+ * Keys of a peer's regions.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/ucx/end.h"
+
+/* A map of 8 bytes and a memory type; what follows is UCX's own. */
+#define KEY_MIN 9u
+#define KEY_MAX 8192u
+#define KEY_MEMORY_TYPE 8
+
+/* UCX reads a key without knowing where it ends, and takes the memory type for
+ * an index. */
+static bool
+is_key(const unsigned char *bytes, size_t len)
+{
+    return len >= KEY_MIN && len <= KEY_MAX &&
+           bytes[KEY_MEMORY_TYPE] <= VNXI_UCS_MEMORY_ZE_MANAGED;
+}
+
+vnx_status_t
+vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes, size_t len,
+                    vnxi_ucx_key_t **key_p, vnx_error_t *error)
+{
+    unsigned workers = conn->ucx->worker_count;
+    size_t slots = workers * sizeof(vnxi_ucx_slot_t);
+
+    if (!is_key(bytes, len)) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
+                              "%zu bytes of a region's public data are no key "
+                              "of UCX",
+                              len);
+    }
+    vnxi_ucx_key_t *key = malloc(sizeof *key + slots + len);
+    if (key == NULL) {
+        return vnxi_error_no_memory(error, "add_remote_agent", len);
+    }
+    memset(key, 0, sizeof *key + slots);
+    unsigned char *copy = (unsigned char *)key->slots + slots;
+    memcpy(copy, bytes, len);
+    atomic_init(&key->refs, 1);
+    key->conn = vnxi_ucx_conn_retain(conn);
+    key->bytes = copy;
+    key->len = len;
+    *key_p = key;
+    return VNX_OK;
+}
+
+bool
+vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len)
+{
+    return key->len == len && memcmp(key->bytes, bytes, len) == 0;
+}
+
+/* -- Giving up -------------------------------------------------------------
+ */
+
+static void give_up(vnxi_ucx_key_t *key);
+
+static void
+run_give_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
+{
+    vnxi_ucx_key_t *key =
+        (vnxi_ucx_key_t *)((char *)command -
+                           offsetof(vnxi_ucx_key_t, command));
+    vnxi_ucx_slot_t *slot = &key->slots[worker->index];
+
+    if (slot->handle != NULL) {
+        slot->prev->next = slot->next;
+        slot->next->prev = slot->prev;
+        vnxi_ucx_calls(worker)->ucp_rkey_destroy(slot->handle);
+        slot->handle = NULL;
+        atomic_store(&slot->used, false);
+    }
+    give_up(key);
+}
+
+/* From worker to worker, and then it is free.  A worker that has ended has
+ * given up its handles before. */
+static void
+give_up(vnxi_ucx_key_t *key)
+{
+    vnxi_ucx_t *ucx = key->conn->ucx;
+
+    while (key->next_worker < ucx->worker_count) {
+        unsigned i = key->next_worker++;
+        if (atomic_load(&key->slots[i].used) &&
+            vnxi_ucx_worker_push(&ucx->workers[i], &key->command)) {
+            return;
+        }
+    }
+    vnxi_ucx_conn_release(key->conn);
+    free(key);
+}
+
+void
+vnxi_ucx_key_release(vnxi_ucx_key_t *key)
+{
+    if (key != NULL && atomic_fetch_sub(&key->refs, 1) == 1) {
+        key->command.run = run_give_up;
+        give_up(key);
+    }
+}

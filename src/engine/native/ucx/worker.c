@@ -1,0 +1,436 @@
+/*
+ * Design notes.  A command is queued under the lock; the eventfd is written
+ * only where the thread is about to sleep or sleeps, which it says under the
+ * same lock after it has found the queue empty.
+ *
+ * ucp_worker_arm() must come after progress has found nothing; what came in
+ * between makes it say BUSY.  A round that brought nothing although UCX woke
+ * us counts as fruitless, and after some of these the thread watches its own
+ * eventfd only, for longer and longer, so that a storm of wakes costs little
+ * and a command is still taken at once.
+ */
+#include "engine/native/ucx/worker.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork_fds.h"
+#include "engine/native/ucx/park.h"
+
+#define PATIENCE 8u             /* fruitless wakes that are let pass */
+#define BACKOFF_NS 50000u       /* doubled with each one after that... */
+#define BACKOFF_MAX_NS 1000000u /* ...up to this */
+#define STOP_DEADLINE_NS 2000000000u
+
+void
+vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
+                     unsigned index)
+{
+    *worker = (vnxi_ucx_worker_t){.ucx = ucx, .index = index, .ucx_fd = -1};
+    worker->wake_fd = -1;
+    worker->last = &worker->first;
+    worker->duties.prev = worker->duties.next = &worker->duties;
+    worker->cursor = &worker->duties;
+    pthread_mutex_init(&worker->lock, NULL);
+    pthread_cond_init(&worker->changed, NULL);
+}
+
+void
+vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
+{
+    vnxi_fork_fd_close(worker->wake_fd);
+    pthread_cond_destroy(&worker->changed);
+    pthread_mutex_destroy(&worker->lock);
+}
+
+/* -- Duties ----------------------------------------------------------------
+ */
+
+void
+vnxi_ucx_duty_add(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty)
+{
+    vnxi_ucx_duty_t *ring = &worker->duties;
+    duty->prev = ring->prev;
+    duty->next = ring;
+    ring->prev->next = duty;
+    ring->prev = duty;
+}
+
+void
+vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty)
+{
+    if (worker->cursor == duty) {
+        worker->cursor = duty->next;
+    }
+    duty->prev->next = duty->next;
+    duty->next->prev = duty->prev;
+    duty->prev = duty->next = NULL;
+}
+
+/* Each posts some; true: one of them has more. */
+static bool
+take_turns(vnxi_ucx_worker_t *worker)
+{
+    bool more = false;
+    for (worker->cursor = worker->duties.next;
+         worker->cursor != &worker->duties;) {
+        vnxi_ucx_duty_t *duty = worker->cursor;
+        worker->cursor = duty->next;
+        more |= duty->turn != NULL && duty->turn(duty);
+    }
+    return more;
+}
+
+/* When to look again at the latest. */
+static uint64_t
+look_after_all(vnxi_ucx_worker_t *worker)
+{
+    uint64_t now = vnxi_clock_ns(), next = UINT64_MAX;
+    for (worker->cursor = worker->duties.next;
+         worker->cursor != &worker->duties;) {
+        vnxi_ucx_duty_t *duty = worker->cursor;
+        worker->cursor = duty->next;
+        uint64_t due = duty->look(duty, now);
+        next = due < next ? due : next;
+    }
+    return next;
+}
+
+/* -- Sleeping --------------------------------------------------------------
+ */
+
+/* Until a command comes, UCX has something (`watch_ucx`), or the time has
+ * come.  What woke us. */
+static void
+wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
+         bool *by_ucx_p)
+{
+    struct pollfd fds[] = {
+        {.fd = worker->wake_fd, .events = POLLIN},
+        {.fd = worker->ucx_fd, .events = POLLIN},
+    };
+    uint64_t now = due == UINT64_MAX ? 0 : vnxi_clock_ns();
+    struct timespec timeout = vnxi_clock_timespec(due > now ? due - now : 0);
+    uint64_t count;
+
+    ppoll(fds, watch_ucx ? 2 : 1, due == UINT64_MAX ? NULL : &timeout, NULL);
+    if (fds[0].revents != 0 &&
+        read(worker->wake_fd, &count, sizeof count) < 0) {
+        /* Nobody else reads it: nothing to be done. */
+        (void)count;
+    }
+    *by_ucx_p = watch_ucx && fds[1].revents != 0;
+}
+
+/* Say that we sleep, unless there is something to do. */
+static bool
+may_sleep(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool may = worker->first == NULL && !worker->nudged;
+    worker->sleeping = may;
+    pthread_mutex_unlock(&worker->lock);
+    return may;
+}
+
+static void
+awake(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    worker->sleeping = false;
+    pthread_mutex_unlock(&worker->lock);
+}
+
+static uint64_t
+backoff_ns(unsigned fruitless)
+{
+    unsigned over = fruitless - PATIENCE;
+    uint64_t ns = over < 5 ? (uint64_t)BACKOFF_NS << over : BACKOFF_MAX_NS;
+    return ns < BACKOFF_MAX_NS ? ns : BACKOFF_MAX_NS;
+}
+
+static void
+sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
+{
+    bool is_storm = worker->fruitless > PATIENCE, by_ucx = false;
+
+    if (is_storm) {
+        uint64_t end = vnxi_clock_deadline(backoff_ns(worker->fruitless));
+        due = end < due ? end : due;
+    } else if (worker->handle != NULL &&
+               vnxi_ucx_calls(worker)->ucp_worker_arm(worker->handle) ==
+                   VNXI_UCS_ERR_BUSY) {
+        worker->fruitless++;
+        return;
+    }
+    if (may_sleep(worker)) {
+        wait_for(worker, !is_storm && worker->handle != NULL, due, &by_ucx);
+        awake(worker);
+    }
+    worker->fruitless += by_ucx || is_storm;
+}
+
+/* -- The thread ------------------------------------------------------------
+ */
+
+static void
+run_commands(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    vnxi_ucx_command_t *command = worker->first;
+    worker->first = NULL;
+    worker->last = &worker->first;
+    pthread_mutex_unlock(&worker->lock);
+    while (command != NULL) {
+        vnxi_ucx_command_t *next = command->next;
+        command->run(command, worker); /* may free it, or queue it again */
+        command = next;
+    }
+}
+
+static bool
+progress(vnxi_ucx_worker_t *worker)
+{
+    bool any = false;
+    /* A bound, so that commands are taken while data streams in. */
+    for (unsigned i = 0; worker->handle != NULL && i < 256; i++) {
+        if (vnxi_ucx_calls(worker)->ucp_worker_progress(worker->handle) == 0) {
+            break;
+        }
+        any = true;
+    }
+    return any;
+}
+
+/* For good: see park.h. */
+static void __attribute__((noreturn)) park(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    worker->parked = true;
+    for (;;) {
+        pthread_cond_broadcast(&worker->changed);
+        pthread_cond_wait(&worker->changed, &worker->lock);
+    }
+}
+
+/* True: it is time to end. */
+static bool
+is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool stopping = worker->stopping && worker->first == NULL;
+    bool exiting = worker->park;
+    /* All is looked at in the round that begins, but for the end. */
+    worker->nudged = worker->stopping && !stopping;
+    pthread_mutex_unlock(&worker->lock);
+    if (exiting) {
+        park(worker);
+    }
+    if (stopping && !worker->draining) {
+        worker->draining = true;
+        *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
+    }
+    return stopping && (worker->duties.next == &worker->duties ||
+                        vnxi_clock_ns() >= *stop_deadline);
+}
+
+static void
+work(vnxi_ucx_worker_t *worker)
+{
+    uint64_t stop_deadline = UINT64_MAX;
+
+    while (!is_over(worker, &stop_deadline)) {
+        run_commands(worker);
+        bool more = take_turns(worker);
+        bool moved = progress(worker);
+        if (moved) {
+            worker->fruitless = 0;
+        }
+        uint64_t due = look_after_all(worker);
+        if (!more && !moved && due > vnxi_clock_ns()) {
+            sleep_some(worker, due < stop_deadline ? due : stop_deadline);
+        }
+    }
+}
+
+/* -- Making the worker -----------------------------------------------------
+ */
+
+static vnxi_ucs_status_t
+make(vnxi_ucx_worker_t *worker)
+{
+    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(worker);
+    vnxi_ucp_worker_params_t params = {
+        .field_mask = VNXI_UCP_WORKER_PARAM_THREAD_MODE,
+        .thread_mode = VNXI_UCP_THREAD_MODE_SERIALIZED,
+    };
+    vnxi_ucp_worker_t handle;
+
+    vnxi_ucs_status_t status =
+        ucp->ucp_worker_create(worker->ucx->context, &params, &handle);
+    if (status != VNXI_UCS_OK) {
+        return status;
+    }
+    status = ucp->ucp_worker_get_efd(handle, &worker->ucx_fd);
+    if (status != VNXI_UCS_OK) {
+        ucp->ucp_worker_destroy(handle);
+        return status;
+    }
+    worker->handle = handle;
+    return VNXI_UCS_OK;
+}
+
+static void
+become_ready(vnxi_ucx_worker_t *worker)
+{
+    vnxi_ucs_status_t status = make(worker);
+    if (status != VNXI_UCS_OK) {
+        snprintf(worker->cause, sizeof worker->cause,
+                 "UCX cannot make a worker: %s",
+                 vnxi_ucx_calls(worker)->ucs_status_string(status));
+    }
+    pthread_mutex_lock(&worker->lock);
+    worker->ready = true;
+    pthread_cond_broadcast(&worker->changed);
+    pthread_mutex_unlock(&worker->lock);
+}
+
+static void *
+thread_main(void *argument)
+{
+    vnxi_ucx_worker_t *worker = argument;
+
+    pthread_setname_np(pthread_self(), "vnx-ucx");
+    become_ready(worker);
+    work(worker);
+    if (worker->handle != NULL) {
+        vnxi_ucx_calls(worker)->ucp_worker_destroy(worker->handle);
+        worker->handle = NULL;
+    }
+    pthread_mutex_lock(&worker->lock);
+    worker->ended = true;
+    pthread_cond_broadcast(&worker->changed);
+    pthread_mutex_unlock(&worker->lock);
+    return NULL;
+}
+
+static int
+start_lock_held(vnxi_ucx_worker_t *worker)
+{
+    sigset_t all, before;
+
+    if (worker->started) {
+        return 0;
+    }
+    if (worker->wake_fd < 0) {
+        worker->wake_fd =
+            vnxi_fork_fd_own(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    }
+    if (worker->wake_fd < 0) {
+        return errno;
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int ret = pthread_create(&worker->thread, NULL, thread_main, worker);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    worker->started = ret == 0;
+    return ret;
+}
+
+vnx_status_t
+vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
+{
+    pthread_mutex_lock(&worker->lock);
+    int ret = start_lock_held(worker);
+    while (ret == 0 && !worker->ready) {
+        pthread_cond_wait(&worker->changed, &worker->lock);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    if (ret != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
+                              "no thread for UCX can be started: %s",
+                              strerrordesc_np(ret));
+    }
+    return worker->cause[0] == '\0'
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend", "%s",
+                                worker->cause);
+}
+
+/* -- Commands --------------------------------------------------------------
+ */
+
+void
+vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
+{
+    uint64_t one = 1;
+
+    worker->nudged = true; /* where it is about to sleep, it looks again */
+    if (worker->sleeping &&
+        write(worker->wake_fd, &one, sizeof one) != sizeof one) {
+        worker->sleeping = true; /* it is readable already */
+    }
+}
+
+void
+vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    vnxi_ucx_worker_wake_lock_held(worker);
+    pthread_mutex_unlock(&worker->lock);
+}
+
+static void
+append_lock_held(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
+{
+    command->next = NULL;
+    *worker->last = command;
+    worker->last = &command->next;
+    vnxi_ucx_worker_wake_lock_held(worker);
+}
+
+bool
+vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool is_open = !worker->stopping && start_lock_held(worker) == 0;
+    if (is_open) {
+        append_lock_held(worker, command);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return is_open;
+}
+
+bool
+vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
+                                vnxi_ucx_command_t *command)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool is_open = !worker->stopping && worker->started;
+    if (is_open) {
+        append_lock_held(worker, command);
+    }
+    pthread_mutex_unlock(&worker->lock);
+    return is_open;
+}
+
+void
+vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool started = worker->started;
+    worker->stopping = true;
+    vnxi_ucx_worker_wake_lock_held(worker);
+    pthread_mutex_unlock(&worker->lock);
+    if (started && !vnxi_ucx_parked()) {
+        pthread_join(worker->thread, NULL);
+        worker->started = false;
+    }
+}

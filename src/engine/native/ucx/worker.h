@@ -1,0 +1,126 @@
+/*
+ * A worker of UCX and its thread; for the files of this folder.
+ *
+ * The thread runs commands, gives each transfer a turn, lets UCX progress
+ * until nothing more happens, looks at deadlines, arms the worker and sleeps.
+ * Where UCX wakes it and has nothing to do (a connection that its peer does
+ * not answer keeps the descriptor readable), it looks less and less often, up
+ * to a millisecond apart.
+ */
+#ifndef VNXI_NATIVE_UCX_WORKER_H
+#define VNXI_NATIVE_UCX_WORKER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "engine/native/ucx/context.h"
+#include "engine/native/ucx/library.h"
+
+typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
+
+/* Embedded in what it is about; queued at most once at a time.  `run` is
+ * called on the thread, once and in order; also while the worker stops, when
+ * worker->handle may be NULL because it could not be made. */
+typedef struct vnxi_ucx_command {
+    void (*run)(struct vnxi_ucx_command *command, vnxi_ucx_worker_t *worker);
+    struct vnxi_ucx_command *next;
+} vnxi_ucx_command_t;
+
+/*
+ * What a worker has to look after, embedded in the object; belongs to the
+ * thread.  Called in each round:
+ *   turn   post some more; true: there is more to post at once
+ *   look   `now` (vnxi_clock_ns()): do what is due; returns when to be called
+ *          again, UINT64_MAX for never.  May remove the duty.
+ */
+typedef struct vnxi_ucx_duty {
+    bool (*turn)(struct vnxi_ucx_duty *duty); /* NULL: nothing to post */
+    uint64_t (*look)(struct vnxi_ucx_duty *duty, uint64_t now);
+    struct vnxi_ucx_duty *prev, *next;
+} vnxi_ucx_duty_t;
+
+struct vnxi_ucx_worker {
+    vnxi_ucx_t *ucx;
+    unsigned index;
+
+    /* The thread's own. */
+    vnxi_ucp_worker_t handle; /* NULL: could not be made, see `cause` */
+    int ucx_fd;
+    vnxi_ucx_duty_t duties;  /* head of a ring */
+    vnxi_ucx_duty_t *cursor; /* the next in a round; survives removals */
+    unsigned fruitless;      /* wakes in a row that brought nothing */
+    bool draining; /* stopping, and every command has run: let go of all */
+    char cause[VNX_ERROR_CAUSE_MAX];
+
+    int wake_fd;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool started, ready, ended; /* all below protected by lock */
+    bool sleeping, nudged, stopping;
+    bool park, parked; /* the process exits: park.h */
+    vnxi_ucx_command_t *first, **last;
+};
+
+struct vnxi_ucx {
+    atomic_uint refs;
+    const vnxi_ucx_library_t *library;
+    vnxi_ucp_context_t context;
+    uint64_t memory_types;
+    char *name;
+    size_t name_len;
+    uint64_t stall_timeout_ns;
+    vnxi_ucx_events_t events;
+    unsigned char *address; /* of worker 0 */
+    size_t address_len;
+    char version[256];
+    atomic_bool stopped;
+    pthread_mutex_t xfers_lock; /* transfer.c */
+    pthread_cond_t xfer_ended;
+    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock */
+    unsigned worker_count;
+    struct vnxi_ucx *next; /* all of the process; park.c */
+    vnxi_ucx_worker_t workers[];
+};
+
+static inline const vnxi_ucp_functions_t *
+vnxi_ucx_calls(const vnxi_ucx_worker_t *worker)
+{
+    return &worker->ucx->library->ucp;
+}
+
+/* -- For the other threads -------------------------------------------------
+ */
+
+void vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
+                          unsigned index);
+void vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker);
+
+/* Start the thread, if it was not, and wait until it is ready.  Errors of the
+ * thread's making and of UCX's. */
+vnx_status_t vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker,
+                                   vnx_error_t *error);
+
+/* Queue; starts the thread if need be.  False: the worker has ended or its
+ * thread could not be started, and the command will not run. */
+bool vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker,
+                          vnxi_ucx_command_t *command);
+
+/* The same where there is something to do only if it was started. */
+bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
+                                     vnxi_ucx_command_t *command);
+
+/* Have the thread look at its duties.  Any thread. */
+void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
+void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
+
+/* Run what is queued, let go of all duties, destroy the worker, join. */
+void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
+
+/* -- For what runs on the thread -------------------------------------------
+ */
+
+void vnxi_ucx_duty_add(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty);
+void vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty);
+
+#endif

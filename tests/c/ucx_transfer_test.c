@@ -1,0 +1,131 @@
+#include "ucx_pair.h"
+
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static ucx_side_t here, there;
+
+static void
+fill(unsigned char *bytes, size_t len, unsigned seed)
+{
+    uint64_t state = seed * 0x9e3779b97f4a7c15u + 1;
+    for (size_t i = 0; i < len; i++) {
+        bytes[i] = (unsigned char)next_random(&state);
+    }
+}
+
+static void
+open_pair(unsigned workers)
+{
+    ucx_need_library();
+    ucx_side_open(&here, "here", workers, 20.0);
+    ucx_side_open(&there, "there", workers, 20.0);
+}
+
+static void
+close_pair(void)
+{
+    ucx_side_close(&here);
+    ucx_side_close(&there);
+}
+
+/* Scattered pieces of two regions, in turned order: merged nowhere. */
+static void
+move_scattered(unsigned workers, vnx_op_t op, size_t piece, size_t count)
+{
+    size_t half = piece * count / 2;
+    unsigned char *mine = malloc(2 * half), *theirs = malloc(2 * half);
+    vnx_desc_t *left = calloc(count, sizeof *left);
+    vnx_desc_t *right = calloc(count, sizeof *right);
+    ucx_flight_t flight;
+
+    open_pair(workers);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 7);
+    fill(mine, 2 * half, 1);
+    fill(theirs, 2 * half, 2);
+    vnxi_region_t *local[] = {ucx_region(&here, NULL, mine, half),
+                              ucx_region(&here, NULL, mine + half, half)};
+    vnxi_region_t *remote[] = {
+        ucx_region(&there, conn, theirs, half),
+        ucx_region(&there, conn, theirs + half, half)};
+    for (size_t i = 0; i < count; i++) {
+        left[i] = (vnx_desc_t){(uintptr_t)mine + i * piece, piece, 0};
+        right[i] = (vnx_desc_t){
+            (uintptr_t)theirs + (count - 1 - i) * piece, piece, 0};
+    }
+    ucx_flight_make(&flight, &(ucx_flight_spec_t){
+                                 .conn = conn,
+                                 .op = op,
+                                 .local = local,
+                                 .remote = remote,
+                                 .local_regions = 2,
+                                 .remote_regions = 2,
+                                 .local_rows = left,
+                                 .remote_rows = right,
+                                 .rows = count,
+                             });
+    for (int round = 0; round < 2; round++) {
+        fill(op == VNX_OP_READ ? mine : theirs, 2 * half, 3 + round);
+        assert_int_equal(ucx_flight_post(&flight), VNX_IN_PROG);
+        if (ucx_flight_await(&flight) != VNX_OK) {
+            fail_msg("%s", flight.error.cause);
+        }
+        for (size_t i = 0; i < count; i++) {
+            assert_memory_equal(mine + i * piece,
+                                theirs + (count - 1 - i) * piece, piece);
+        }
+    }
+    ucx_flight_free(&flight);
+    for (int i = 0; i < 2; i++) {
+        vnxi_region_release(local[i]);
+        vnxi_region_release(remote[i]);
+    }
+    vnxi_ucx_conn_close(conn);
+    vnxi_ucx_conn_release(conn);
+    close_pair();
+    free(mine), free(theirs), free(left), free(right);
+}
+
+static void
+test_ucx_transfer_read_scattered(void **state)
+{
+    (void)state;
+    move_scattered(1, VNX_OP_READ, 4096, 5000);
+}
+
+static void
+test_ucx_transfer_write_scattered(void **state)
+{
+    (void)state;
+    move_scattered(1, VNX_OP_WRITE, 4096, 5000);
+}
+
+static void
+test_ucx_transfer_is_split_over_workers(void **state)
+{
+    (void)state;
+    move_scattered(3, VNX_OP_READ, 40000, 400);
+    move_scattered(3, VNX_OP_WRITE, 40000, 400);
+}
+
+static void
+test_ucx_transfer_of_odd_sizes(void **state)
+{
+    (void)state;
+    move_scattered(2, VNX_OP_WRITE, 7, 3000);
+    move_scattered(2, VNX_OP_READ, 7, 3000);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ucx_transfer_read_scattered),
+        cmocka_unit_test(test_ucx_transfer_write_scattered),
+        cmocka_unit_test(test_ucx_transfer_is_split_over_workers),
+        cmocka_unit_test(test_ucx_transfer_of_odd_sizes),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
