@@ -1,41 +1,29 @@
 /*
  * The backends of the native engine.  "UCX" is the name that every client
- * passes; on this engine it stands for the best path to each peer (within the
- * process, SHM on the same host), so both names make the same thing available.
+ * passes; on this engine it stands for the best path to each peer: within the
+ * process, SHM on the same host, and where a libucp can be loaded UCX to
+ * other hosts and to stock agents.  Where none can, the name is taken all the
+ * same, with one warning.  "SHM" alone is SHM alone.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "engine/native/native.h"
 
-typedef struct backend_kind {
-    const char *name;
-    uint32_t mems;
-} backend_kind_t;
+typedef enum kind { KIND_UCX, KIND_SHM } kind_t;
 
-static const backend_kind_t kinds[VNXI_NATIVE_BACKENDS] = {
-    {"UCX", 1u << VNX_MEM_DRAM},
-    {"SHM", 1u << VNX_MEM_DRAM},
+static const char *const kinds[VNXI_NATIVE_BACKENDS] = {
+    [KIND_UCX] = "UCX",
+    [KIND_SHM] = "SHM",
 };
-
-static pthread_once_t warned = PTHREAD_ONCE_INIT;
-
-static void
-warn_one_host(void)
-{
-    vnxi_log(VNXI_LOG_WARNING,
-             "backend UCX of the native engine reaches peers on this host "
-             "only: this version has no path to other hosts yet");
-}
 
 /* The place in `kinds`, or -1. */
 static int
 kind_find(const char *name)
 {
     for (int i = 0; i < VNXI_NATIVE_BACKENDS; i++) {
-        if (strcmp(kinds[i].name, name) == 0) {
+        if (strcmp(kinds[i], name) == 0) {
             return i;
         }
     }
@@ -55,24 +43,23 @@ const char *
 vnxi_native_plugin(vnxi_engine_t *engine, size_t i)
 {
     (void)engine;
-    return i < VNXI_NATIVE_BACKENDS ? kinds[i].name : NULL;
+    return i < VNXI_NATIVE_BACKENDS ? kinds[i] : NULL;
 }
 
 vnx_status_t
 vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
                         uint32_t *mems_p, vnx_error_t *error)
 {
-    (void)engine;
     int kind = kind_find(backend);
     if (kind < 0) {
         return unknown_backend("get_plugin_mem_types", backend, error);
     }
-    *mems_p = kinds[kind].mems;
+    *mems_p = kind == KIND_UCX ? vnxi_native_mems(engine) : 1u << VNX_MEM_DRAM;
     return VNX_OK;
 }
 
-/* The backends take any parameter of stock's (they configure transports that
- * this engine does not use) and have no defaults of their own. */
+/* The backends take any parameter of stock's: those that say something to UCX
+ * are handed on, and what configures stock's threads has no meaning here. */
 vnx_status_t
 vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
                   size_t i, vnx_param_t *param_p, vnx_error_t *error)
@@ -172,7 +159,7 @@ create_lock_held(vnxi_engine_t *engine, int kind, const vnx_param_t *params,
 
     if (atomic_load(&backend->created)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, "create_backend",
-                              "backend '%s' exists already", kinds[kind].name);
+                              "backend '%s' exists already", kinds[kind]);
     }
     vnx_status_t status = need_hub_lock_held(engine, error);
     if (status != VNX_OK) {
@@ -181,6 +168,13 @@ create_lock_held(vnxi_engine_t *engine, int kind, const vnx_param_t *params,
     if (!params_copy(backend, params, count)) {
         return vnxi_error_no_memory(error, "create_backend",
                                     count * sizeof *params);
+    }
+    if (kind == KIND_UCX) {
+        status = vnxi_native_open_ucx(engine, params, count, error);
+    }
+    if (status != VNX_OK) {
+        params_free(backend);
+        return status;
     }
     atomic_store(&backend->created, true);
     return VNX_OK;
@@ -194,9 +188,6 @@ vnxi_native_backend_create(vnxi_engine_t *engine, const char *backend,
     int kind = kind_find(backend);
     if (kind < 0) {
         return unknown_backend("create_backend", backend, error);
-    }
-    if (strcmp(backend, "UCX") == 0) {
-        pthread_once(&warned, warn_one_host);
     }
     pthread_mutex_lock(&engine->backend_lock);
     vnx_status_t status = create_lock_held(engine, kind, params, count, error);

@@ -1,6 +1,6 @@
 /*
- * Our own metadata: one connection, SHM, and one section for each memory type
- * that has regions.
+ * Our own metadata: the connections UCX (where it was opened) and SHM, and for
+ * each of them one section for each memory type that has regions it reaches.
  */
 #include <stdlib.h>
 
@@ -9,14 +9,21 @@
 #include "engine/native/native.h"
 #include "engine/parts/metadata.h"
 
-#define BACKEND ((vnxi_md_bytes_t){"SHM", 3})
+#define UCX ((vnxi_md_bytes_t){"UCX", 3})
+#define SHM ((vnxi_md_bytes_t){"SHM", 3})
+#define BACKENDS 2u
+
+/* How one backend describes a region; false: it does not reach it. */
+typedef bool (*write_region_t)(vnxi_writer_t *writer,
+                               const vnxi_region_t *region);
 
 /* A blob in the making: the codec's picture of it, and the bytes behind. */
 typedef struct blob {
     vnxi_metadata_t picture;
-    vnxi_md_conn_t conn;
-    vnxi_md_section_t sections[VNX_MEM_COUNT];
-    vnxi_md_region_t *regions;
+    vnxi_md_conn_t conns[BACKENDS];
+    vnxi_md_section_t sections[BACKENDS * VNX_MEM_COUNT];
+    vnxi_md_region_t *regions; /* of all sections */
+    size_t region_count;
     vnxi_writer_t conn_bytes, region_bytes;
 } blob_t;
 
@@ -28,51 +35,95 @@ blob_fini(blob_t *blob)
     vnxi_writer_fini(&blob->region_bytes);
 }
 
-/* The public data of all regions lie in one growing buffer, so their addresses
- * are known only when it is complete: first lengths, then addresses. */
 static bool
-blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
+write_shm(vnxi_writer_t *writer, const vnxi_region_t *region)
 {
-    blob->regions = calloc(count ? count : 1, sizeof *blob->regions);
-    if (blob->regions == NULL) {
+    if (region->mem != VNX_MEM_DRAM) {
         return false;
     }
+    const vnxi_share_t share = vnxi_region_share(region);
+    vnxi_shm_region_write(writer, &share);
+    return true;
+}
+
+/* Always the same bytes, as stock agents want it. */
+static bool
+write_ucx(vnxi_writer_t *writer, const vnxi_region_t *region)
+{
+    const vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(region);
+    if (mem == NULL) {
+        return false;
+    }
+    vnxi_write_bytes(writer, mem->key, mem->key_len);
+    return true;
+}
+
+/* Of one backend; the regions come sorted by memory type first. */
+static void
+blob_add_sections(blob_t *blob, vnxi_md_bytes_t backend, write_region_t write,
+                  vnxi_region_t *const *regions, size_t count)
+{
+    vnxi_md_section_t *section = NULL;
+
     for (size_t i = 0; i < count; i++) {
         size_t before = blob->region_bytes.len;
-        vnxi_share_t share = vnxi_region_share(regions[i]);
-        vnxi_shm_region_write(&blob->region_bytes, &share);
-        blob->regions[i] = (vnxi_md_region_t){
+        if (!write(&blob->region_bytes, regions[i])) {
+            continue;
+        }
+        if (section == NULL || section->mem != regions[i]->mem) {
+            section = &blob->sections[blob->picture.section_count++];
+            *section = (vnxi_md_section_t){
+                .backend = backend,
+                .mem = regions[i]->mem,
+                .regions = &blob->regions[blob->region_count],
+            };
+        }
+        section->count++;
+        blob->regions[blob->region_count++] = (vnxi_md_region_t){
             .addr = regions[i]->addr,
             .len = regions[i]->len,
             .dev = regions[i]->dev,
             .public_data = {NULL, blob->region_bytes.len - before},
         };
     }
+}
+
+/* The public data of all regions lie in one growing buffer, so their addresses
+ * are known only when it is complete: first lengths, then addresses. */
+static bool
+blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
+{
+    blob->regions = calloc(BACKENDS * count + 1, sizeof *blob->regions);
+    if (blob->regions == NULL) {
+        return false;
+    }
+    blob->picture.sections = blob->sections;
+    blob_add_sections(blob, UCX, write_ucx, regions, count);
+    blob_add_sections(blob, SHM, write_shm, regions, count);
     const unsigned char *at = blob->region_bytes.data;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < blob->region_count; i++) {
         blob->regions[i].public_data.data = at;
         at += blob->regions[i].public_data.len;
     }
     return !blob->region_bytes.failed;
 }
 
-/* The regions come sorted by memory type first. */
 static void
-blob_cut_sections(blob_t *blob, vnxi_region_t *const *regions, size_t count)
+blob_add_conns(blob_t *blob, vnxi_engine_t *engine,
+               const vnxi_shm_info_t *info)
 {
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (n == 0 || blob->sections[n - 1].mem != regions[i]->mem) {
-            blob->sections[n++] = (vnxi_md_section_t){
-                .backend = BACKEND,
-                .mem = regions[i]->mem,
-                .regions = &blob->regions[i],
-            };
-        }
-        blob->sections[n - 1].count++;
+    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
+    vnxi_md_bytes_t address;
+
+    blob->picture.conns = blob->conns;
+    if (ucx != NULL) {
+        address.data = vnxi_ucx_address(ucx, &address.len);
+        blob->conns[blob->picture.conn_count++] =
+            (vnxi_md_conn_t){UCX, address};
     }
-    blob->picture.sections = blob->sections;
-    blob->picture.section_count = n;
+    vnxi_shm_info_write(&blob->conn_bytes, info);
+    blob->conns[blob->picture.conn_count++] =
+        (vnxi_md_conn_t){SHM, {blob->conn_bytes.data, blob->conn_bytes.len}};
 }
 
 static vnx_status_t
@@ -84,15 +135,10 @@ blob_make(vnxi_engine_t *engine, vnxi_region_t *const *regions, size_t count,
     vnxi_writer_t out = {0};
 
     if (info != NULL) {
-        vnxi_shm_info_write(&blob.conn_bytes, info);
-        blob.conn = (vnxi_md_conn_t){
-            BACKEND, {blob.conn_bytes.data, blob.conn_bytes.len}};
-        blob.picture.conns = &blob.conn;
-        blob.picture.conn_count = 1;
+        blob_add_conns(&blob, engine, info);
     }
     bool is_made = blob_write_regions(&blob, regions, count);
     if (is_made) {
-        blob_cut_sections(&blob, regions, count);
         vnxi_metadata_write(&out, &blob.picture);
         is_made = !out.failed && !blob.conn_bytes.failed;
     }

@@ -10,6 +10,28 @@
 #include "engine/native/native.h"
 
 static void
+write_reach(vnxi_engine_t *engine, vnxi_writer_t *out)
+{
+    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
+    char text[VNX_ERROR_CAUSE_MAX + 128];
+
+    if (ucx != NULL) {
+        vnxi_json_member(
+            out, "reach",
+            "agents of this process, of this host, of other hosts, "
+            "and stock NIXL agents");
+        vnxi_json_member(out, "ucx", vnxi_ucx_version(ucx));
+        vnxi_json_number(out, "ucx_workers", vnxi_ucx_workers(ucx));
+        return;
+    }
+    snprintf(text, sizeof text,
+             "agents of this process and of this host; other hosts cannot be "
+             "reached%s%s",
+             engine->no_ucx[0] != '\0' ? ": " : "", engine->no_ucx);
+    vnxi_json_member(out, "reach", text);
+}
+
+static void
 describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
 {
     vnxi_hub_t *hub = atomic_load(&engine->hub);
@@ -26,10 +48,7 @@ describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
         }
     }
     vnxi_json_text(out, "]");
-    vnxi_json_member(
-        out, "reach",
-        "agents of this process and of this host; other hosts cannot "
-        "be reached by this version");
+    write_reach(engine, out);
     vnxi_json_number(out, "num_threads", engine->num_threads);
     vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
     vnxi_json_number(out, "accepted_links",
@@ -53,7 +72,20 @@ count_direct(vnxi_native_peer_t *peer, size_t *count_p, size_t *direct_p)
 static const char *
 path_name(const vnxi_native_peer_t *peer)
 {
-    return peer->path == VNXI_PATH_SHM ? "SHM" : "process";
+    return peer->path == VNXI_PATH_SHM   ? "SHM"
+           : peer->path == VNXI_PATH_UCX ? "UCX"
+                                         : "process";
+}
+
+static const char *
+state_name(const vnxi_native_peer_t *peer)
+{
+    if (vnxi_native_peer_gone(peer)) {
+        return "lost";
+    }
+    return peer->ucx != NULL && !vnxi_ucx_conn_is_wired(peer->ucx)
+               ? "connecting"
+               : "connected";
 }
 
 static const char *
@@ -64,11 +96,23 @@ path_reason(const vnxi_native_peer_t *peer)
         return "the agent itself: copied within the process";
     case VNXI_PATH_PROCESS:
         return "an agent of this process: copied within the process";
+    case VNXI_PATH_UCX:
+        return "the network, or what UCX has within a host";
     case VNXI_PATH_SHM:
         break;
     }
     return "the same host: the kernel copies between the processes, and "
            "shared mappings are copied directly";
+}
+
+/* The process id of a stock agent is not known: 0. */
+static void
+describe_ucx(vnxi_native_peer_t *peer, vnxi_writer_t *out)
+{
+    char transports[160];
+    vnxi_ucx_conn_transports(peer->ucx, transports, sizeof transports);
+    vnxi_json_member(out, "not_shm_because", peer->no_shm);
+    vnxi_json_member(out, "transports", transports);
 }
 
 static void
@@ -83,8 +127,7 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     pthread_mutex_unlock(&peer->lock);
     count_direct(peer, &regions, &direct);
 
-    vnxi_json_member(out, "state",
-                     vnxi_native_peer_gone(peer) ? "lost" : "connected");
+    vnxi_json_member(out, "state", state_name(peer));
     vnxi_json_member(out, "path", path_name(peer));
     vnxi_json_member(out, "why", path_reason(peer));
     if (cause[0] != '\0') {
@@ -92,6 +135,9 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     }
     if (no_map[0] != '\0') {
         vnxi_json_member(out, "not_mapped_because", no_map);
+    }
+    if (peer->ucx != NULL) {
+        describe_ucx(peer, out);
     }
     vnxi_json_number(out, "pid", peer->info.pid);
     vnxi_json_number(out, "regions", regions);

@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/pool.h"
+#include "engine/native/reach.h"
+#include "engine/native/ucx/transfer.h"
 #include "engine/parts/metadata.h"
 
 /* -- Life ------------------------------------------------------------------
@@ -36,6 +38,8 @@ engine_free(vnxi_engine_t *engine)
         vnxi_registry_free(engine->registry);
     }
     vnxi_native_backends_fini(engine);
+    vnxi_ucx_release(atomic_load(&engine->ucx));
+    pthread_mutex_destroy(&engine->map_lock);
     pthread_cond_destroy(&engine->landed);
     pthread_mutex_destroy(&engine->flight_lock);
     pthread_mutex_destroy(&engine->peers_lock);
@@ -77,12 +81,13 @@ engine_alloc(const vnxi_engine_config_t *config)
     pthread_mutex_init(&engine->backend_lock, NULL);
     pthread_mutex_init(&engine->peers_lock, NULL);
     pthread_mutex_init(&engine->flight_lock, NULL);
+    pthread_mutex_init(&engine->map_lock, NULL);
     pthread_cond_init(&engine->landed, NULL);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;
     engine->host = config->host;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create(vnxi_reach_attach_local, engine);
+    engine->registry = vnxi_registry_create(vnxi_native_attach, engine);
     engine->self = vnxi_native_peer_create(
         engine, config->agent_name, config->agent_name_len, VNXI_PATH_SELF);
     if (engine->name == NULL || engine->registry == NULL ||
@@ -135,6 +140,10 @@ native_stop(vnxi_engine_t *engine)
     pthread_mutex_unlock(&engine->backend_lock);
 
     vnxi_directory_remove(engine);
+    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
+    if (ucx != NULL) {
+        vnxi_ucx_settle(ucx);
+    }
     pthread_mutex_lock(&engine->flight_lock);
     while (engine->in_flight > 0) {
         pthread_cond_wait(&engine->landed, &engine->flight_lock);
@@ -146,22 +155,28 @@ native_stop(vnxi_engine_t *engine)
     if (hub != NULL) {
         vnxi_hub_stop(hub);
     }
+    if (ucx != NULL) {
+        vnxi_ucx_stop(ucx);
+    }
 }
 
 /* -- Memory ----------------------------------------------------------------
  */
 
 static vnx_status_t
-check_mem(vnx_mem_t mem, vnx_error_t *error)
+check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
 {
     const char *name = vnx_mem_name(mem);
-    if (mem == VNX_MEM_DRAM || name == NULL) {
+    if (name == NULL || (vnxi_native_mems(engine) >> mem & 1) != 0) {
         return VNX_OK; /* the registry refuses what is no memory type */
     }
     if (mem == VNX_MEM_VRAM) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
                               "no backend of the native engine moves VRAM "
-                              "memory");
+                              "memory here: %s",
+                              engine->no_ucx[0] != '\0'
+                                  ? engine->no_ucx
+                                  : "UCX has no support for CUDA");
     }
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
                           "%s memory needs the nixl engine", name);
@@ -174,20 +189,48 @@ native_register(vnxi_engine_t *engine, vnx_mem_t mem,
 {
     vnx_status_t status =
         vnxi_native_check_backends(engine, backends, "register_memory", error);
-    status = status == VNX_OK ? check_mem(mem, error) : status;
+    status = status == VNX_OK ? check_mem(engine, mem, error) : status;
     return status != VNX_OK
                ? status
                : vnxi_registry_add(engine->registry, mem, descs, count, error);
 }
 
+/* The regions that a call takes away. */
+typedef struct removal {
+    vnxi_engine_t *engine;
+    vnxi_region_t **regions; /* each retained */
+    size_t count;
+} removal_t;
+
 static void
-tell_peers(void *context, const vnxi_region_t *region)
+on_removed(void *context, const vnxi_region_t *region)
 {
-    vnxi_engine_t *engine = context;
+    removal_t *removal = context;
+    vnxi_engine_t *engine = removal->engine;
     vnx_desc_t desc = {region->addr, region->len, region->dev};
+
     vnxi_hub_revoke(atomic_load(&engine->hub),
                     vnxi_registry_epoch(engine->registry), region->mem, &desc,
                     1);
+    removal->regions[removal->count++] =
+        vnxi_region_retain((vnxi_region_t *)region);
+}
+
+/* The memory is the user's again: nothing copies from or to it, and UCX lets
+ * go of it. */
+static void
+finish_removal(removal_t *removal)
+{
+    vnxi_ucx_t *ucx = atomic_load(&removal->engine->ucx);
+
+    vnxi_pool_settle();
+    if (ucx != NULL) {
+        vnxi_ucx_settle(ucx);
+    }
+    for (size_t i = 0; i < removal->count; i++) {
+        vnxi_reach_unmap_ucx(removal->regions[i]);
+        vnxi_region_release(removal->regions[i]);
+    }
 }
 
 static vnx_status_t
@@ -195,16 +238,25 @@ native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
                   const vnx_reg_desc_t *descs, size_t count,
                   const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_native_check_backends(
-        engine, backends, "deregister_memory", error);
-    if (status == VNX_OK) {
-        status = vnxi_registry_remove(engine->registry, mem, descs, count,
-                                      tell_peers, engine, error);
+    static const char operation[] = "deregister_memory";
+    removal_t removal = {.engine = engine};
+
+    vnx_status_t status =
+        vnxi_native_check_backends(engine, backends, operation, error);
+    if (status != VNX_OK) {
+        return status;
     }
-    if (status == VNX_OK) {
-        /* The memory is the user's again: nothing copies from or to it. */
-        vnxi_pool_settle();
+    removal.regions = calloc(count + 1, sizeof(vnxi_region_t *));
+    if (removal.regions == NULL) {
+        return vnxi_error_no_memory(error, operation,
+                                    count * sizeof(vnxi_region_t *));
     }
+    status = vnxi_registry_remove(engine->registry, mem, descs, count,
+                                  on_removed, &removal, error);
+    if (status == VNX_OK) {
+        finish_removal(&removal);
+    }
+    free(removal.regions);
     return status;
 }
 

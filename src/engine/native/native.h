@@ -15,6 +15,7 @@
 #include "engine/native/reach.h"
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/revocations.h"
+#include "engine/native/ucx/conn.h"
 #include "engine/parts/list.h"
 #include "engine/parts/region.h"
 
@@ -50,6 +51,9 @@ struct vnxi_engine {
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
     vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
+    _Atomic(vnxi_ucx_t *) ucx; /* NULL: none, and no_ucx says why */
+    char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
+    pthread_mutex_t map_lock;         /* mapping regions by UCX */
 
     vnxi_registry_t *registry;
     vnxi_native_peer_t *self;
@@ -69,6 +73,7 @@ typedef enum vnxi_path {
     VNXI_PATH_SELF,
     VNXI_PATH_PROCESS, /* another agent of this process */
     VNXI_PATH_SHM,
+    VNXI_PATH_UCX,
 } vnxi_path_t;
 
 struct vnxi_native_peer {
@@ -77,7 +82,9 @@ struct vnxi_native_peer {
     vnxi_path_t path;
     vnxi_engine_t *local; /* PROCESS: the other engine, retained */
     vnxi_link_t *link;    /* PROCESS and SHM; owned */
-    uintptr_t id;         /* the link's cookie; never used again */
+    vnxi_ucx_conn_t *ucx; /* UCX; owned */
+    uintptr_t id; /* the link's or the connection's cookie; never used again */
+    bool has_info; /* of an agent of ours; what UCX reaches may be stock */
     vnxi_shm_info_t info;
     atomic_bool lost;
 
@@ -90,6 +97,7 @@ struct vnxi_native_peer {
     char cause[VNX_ERROR_CAUSE_MAX];  /* lock; set with lost */
     char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
                                          mapped; "" */
+    char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why not by SHM; fixed with it */
 
     atomic_uint_fast64_t bytes, xfers, notifs; /* sent or fetched */
     vnxi_native_peer_t *next;                  /* engine->peers_lock */
@@ -137,6 +145,19 @@ vnx_status_t vnxi_native_check_backends(vnxi_engine_t *engine,
                                         const char *const *backends,
                                         const char *operation,
                                         vnx_error_t *error);
+
+/* Open UCX (backend_ucx.c); the caller holds backend_lock.  Without a library:
+ * VNX_OK, one warning a process, and engine->no_ucx says why. */
+vnx_status_t vnxi_native_open_ucx(vnxi_engine_t *engine,
+                                  const vnx_param_t *params, size_t count,
+                                  vnx_error_t *error);
+
+/* The memory types that can be registered, by bits. */
+uint32_t vnxi_native_mems(const vnxi_engine_t *engine);
+
+/* The registry's hook; the context is the engine. */
+vnx_status_t vnxi_native_attach(void *engine, vnxi_region_t *region,
+                                vnx_error_t *error);
 
 /* -- Our metadata (blob.c) -------------------------------------------------
  */
@@ -190,6 +211,11 @@ void vnxi_native_peer_cause(vnxi_native_peer_t *peer,
                             char cause_p[VNX_ERROR_CAUSE_MAX]);
 vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
                                     const char *operation, vnx_error_t *error);
+
+/* What UCX calls; the context is the engine. */
+void vnxi_native_on_notif(void *engine, const void *sender, size_t sender_len,
+                          const void *message, size_t message_len);
+void vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause);
 
 /* What the hub calls. */
 extern const vnxi_hub_events_t vnxi_native_hub_events;

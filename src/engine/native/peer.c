@@ -45,6 +45,7 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
 
     vnxi_link_release(peer->link);
     vnxi_region_table_release(peer->table);
+    vnxi_ucx_conn_release(peer->ucx);
     free(peer->early);
     if (peer->local != NULL) {
         vnxi_native_unref(peer->local);
@@ -83,14 +84,12 @@ delist(vnxi_native_peer_t *peer)
     pthread_mutex_unlock(&engine->peers_lock);
 }
 
-/* The peer of that link with a reference, NULL where it was closed.  By
- * number: the link may not be known to the peer yet, and a late event of an
- * old link must not find a new peer at the same address. */
+/* The peer of that link or connection with a reference, NULL where it was
+ * closed.  By number: the link may not be known to the peer yet, and a late
+ * event of an old link must not find a new peer at the same address. */
 static vnxi_native_peer_t *
-find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
+find_by_id(vnxi_engine_t *engine, uintptr_t id)
 {
-    uintptr_t id = (uintptr_t)vnxi_link_cookie(link);
-
     pthread_mutex_lock(&engine->peers_lock);
     vnxi_native_peer_t *peer = engine->peers;
     while (peer != NULL && peer->id != id) {
@@ -101,6 +100,12 @@ find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
     }
     pthread_mutex_unlock(&engine->peers_lock);
     return peer;
+}
+
+static vnxi_native_peer_t *
+find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
+{
+    return find_by_id(engine, (uintptr_t)vnxi_link_cookie(link));
 }
 
 /* -- The end ---------------------------------------------------------------
@@ -166,6 +171,9 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
     if (peer->link != NULL) {
         vnxi_link_close(peer->link);
     }
+    if (peer->ucx != NULL) {
+        vnxi_ucx_conn_close(peer->ucx);
+    }
 }
 
 void
@@ -184,6 +192,16 @@ static void
 on_ended(void *context, vnxi_link_t *link, const char *cause)
 {
     vnxi_native_peer_t *peer = find_by_link(context, link);
+    if (peer != NULL) {
+        vnxi_native_peer_lose(peer, cause);
+        vnxi_peer_release(&peer->base);
+    }
+}
+
+void
+vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause)
+{
+    vnxi_native_peer_t *peer = find_by_id(engine, id);
     if (peer != NULL) {
         vnxi_native_peer_lose(peer, cause);
         vnxi_peer_release(&peer->base);
@@ -282,9 +300,9 @@ vnxi_native_peer_start(vnxi_native_peer_t *peer, vnxi_region_table_t *table,
 /* -- Notifications ---------------------------------------------------------
  */
 
-static void
-on_notif(void *context, const void *sender, size_t sender_len,
-         const void *message, size_t message_len)
+void
+vnxi_native_on_notif(void *context, const void *sender, size_t sender_len,
+                     const void *message, size_t message_len)
 {
     vnxi_engine_t *engine = context;
     engine->host.notif(engine->host.context, sender, sender_len, message,
@@ -292,7 +310,7 @@ on_notif(void *context, const void *sender, size_t sender_len,
 }
 
 const vnxi_hub_events_t vnxi_native_hub_events = {
-    .notif = on_notif,
+    .notif = vnxi_native_on_notif,
     .revoked = on_revoked,
     .ended = on_ended,
 };
@@ -323,8 +341,11 @@ vnxi_native_notif_send(vnxi_peer_t *base, const void *message, size_t len,
     if (vnxi_native_peer_gone(peer)) {
         return vnxi_native_peer_error(peer, operation, error);
     }
-    if (peer->path == VNXI_PATH_SHM) {
-        status = vnxi_link_send_notif(peer->link, message, len, error);
+    if (peer->path == VNXI_PATH_SHM || peer->path == VNXI_PATH_UCX) {
+        status =
+            peer->path == VNXI_PATH_SHM
+                ? vnxi_link_send_notif(peer->link, message, len, error)
+                : vnxi_ucx_conn_send_notif(peer->ucx, message, len, error);
         if (status != VNX_OK) {
             vnxi_error_peer(error, base->name, base->name_len);
         }
@@ -374,12 +395,17 @@ vnxi_native_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
     return covers;
 }
 
-/* Loading its metadata has connected it. */
+/* Loading its metadata has connected it; what is left to do is in the
+ * background, and describe() tells when it is done. */
 vnx_status_t
 vnxi_native_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
 {
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
-    return vnxi_native_peer_gone(peer)
-               ? vnxi_native_peer_error(peer, "make_connection", error)
-               : VNX_OK;
+    if (vnxi_native_peer_gone(peer)) {
+        return vnxi_native_peer_error(peer, "make_connection", error);
+    }
+    if (peer->ucx != NULL) {
+        vnxi_ucx_conn_warm_up(peer->ucx);
+    }
+    return VNX_OK;
 }

@@ -11,21 +11,25 @@
  * one with some regions, or without connection data, only adds. An older full
  * blob than the last one loaded (its epoch says so) changes nothing.
  */
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "engine/native/native.h"
-#include "engine/parts/metadata.h"
+#include "engine/native/peer_table.h"
 
 #define OPERATION "add_remote_agent"
 
 typedef struct loading {
     vnxi_engine_t *engine;
     const vnxi_metadata_t *blob;
-    bool has_info;
+    bool has_info; /* it is an agent of ours */
     vnxi_shm_info_t info;
+    vnxi_md_bytes_t address; /* of UCX; of length 0: none */
     vnx_error_t *error;
 } loading_t;
 
@@ -39,9 +43,10 @@ refuse(loading_t *loading, vnx_status_t status, const char *cause)
 }
 
 static bool
-is_shm(vnxi_md_bytes_t backend)
+is_named(vnxi_md_bytes_t backend, const char *name)
 {
-    return backend.len == 3 && memcmp(backend.data, "SHM", 3) == 0;
+    return backend.len == strlen(name) &&
+           memcmp(backend.data, name, backend.len) == 0;
 }
 
 /* -- What the blob offers --------------------------------------------------
@@ -66,255 +71,45 @@ append_name(char *text, size_t size, vnxi_md_bytes_t name)
 static vnx_status_t
 no_common_backend(loading_t *loading)
 {
-    char offers[128] = "", cause[256];
+    const vnxi_engine_t *engine = loading->engine;
+    char offers[128] = "", cause[VNX_ERROR_CAUSE_MAX];
 
     for (size_t i = 0; i < loading->blob->conn_count; i++) {
         append_name(offers, sizeof offers, loading->blob->conns[i].backend);
     }
     snprintf(cause, sizeof cause,
              "no way to reach it: it offers %s, this agent only SHM (agents "
-             "of vllm_nixl on the same host)",
-             offers);
+             "of vllm_nixl on the same host)%s%.200s",
+             offers, engine->no_ucx[0] != '\0' ? "; UCX is missing: " : "",
+             engine->no_ucx);
     return refuse(loading, VNX_ERR_BACKEND, cause);
 }
 
 static vnx_status_t
-read_info(loading_t *loading)
+read_conns(loading_t *loading)
 {
-    for (size_t i = 0; i < loading->blob->conn_count; i++) {
+    vnx_status_t status = VNX_OK;
+
+    for (size_t i = 0; status == VNX_OK && i < loading->blob->conn_count;
+         i++) {
         const vnxi_md_conn_t *conn = &loading->blob->conns[i];
-        if (is_shm(conn->backend)) {
+        if (is_named(conn->backend, "SHM")) {
             loading->has_info = true;
-            return vnxi_shm_info_read(conn->info.data, conn->info.len,
-                                      &loading->info, loading->error);
+            status = vnxi_shm_info_read(conn->info.data, conn->info.len,
+                                        &loading->info, loading->error);
+        } else if (is_named(conn->backend, "UCX")) {
+            loading->address = conn->info;
         }
     }
-    return loading->blob->conn_count == 0 ? VNX_OK
-                                          : no_common_backend(loading);
+    return status;
 }
 
-/* -- Building the table ----------------------------------------------------
- */
-
-typedef struct region_list {
-    vnxi_region_t **at; /* each retained */
-    size_t count, capacity;
-} region_list_t;
-
-static void
-region_list_fini(region_list_t *list)
-{
-    for (size_t i = 0; i < list->count; i++) {
-        vnxi_region_release(list->at[i]);
-    }
-    free(list->at);
-}
-
-static size_t
-count_regions(const vnxi_metadata_t *blob)
-{
-    size_t count = 0;
-    for (size_t i = 0; i < blob->section_count; i++) {
-        count +=
-            is_shm(blob->sections[i].backend) ? blob->sections[i].count : 0;
-    }
-    return count;
-}
-
-/* The same memory, reached in the same way. */
+/* Both sides have it. */
 static bool
-is_same(const vnxi_region_t *region, const vnxi_share_t *share)
+offers_ucx(const loading_t *loading)
 {
-    const vnxi_share_t known = vnxi_region_share(region);
-    return share->fd < 0 ? known.st_ino == 0
-                         : known.offset == share->offset &&
-                               known.st_dev == share->st_dev &&
-                               known.st_ino == share->st_ino;
-}
-
-/* Map it if it can be; where not, the kernel copies, and describe() says why.
- */
-static vnxi_share_map_t *
-map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
-{
-    vnxi_share_map_t *map = NULL;
-    vnx_error_t error;
-
-    if (share->fd >= 0 && vnxi_share_map(vnxi_link_pidfd(peer->link), share,
-                                         len, &map, &error) != VNX_OK) {
-        pthread_mutex_lock(&peer->lock);
-        memcpy(peer->no_map, error.cause, sizeof peer->no_map);
-        pthread_mutex_unlock(&peer->lock);
-    }
-    return map;
-}
-
-static vnx_status_t
-make_region(vnxi_native_peer_t *peer, const vnxi_region_t *like,
-            const vnxi_share_t *share, vnxi_region_t **region_p,
-            vnx_error_t *error)
-{
-    vnxi_region_t *region =
-        vnxi_region_create(like->mem, like->addr, like->len, like->dev);
-    if (region == NULL) {
-        return vnxi_error_no_memory(error, OPERATION, sizeof *region);
-    }
-    region->epoch = like->epoch;
-    vnx_status_t status = vnxi_reach_attach_remote(
-        region, share, map_share(peer, share, like->len), error);
-    if (status != VNX_OK) {
-        vnxi_region_release(region);
-        return status;
-    }
-    *region_p = region;
-    return VNX_OK;
-}
-
-/* Regions of an agent in this process are its own objects, so that a
- * deregistration there is seen here at once.  One that is gone already stays
- * out of the table. */
-static vnxi_region_t *
-borrow_region(const vnxi_region_table_t *theirs, vnx_mem_t mem,
-              const vnxi_md_region_t *row)
-{
-    vnxi_region_t *region =
-        vnxi_region_table_exact(theirs, mem, row->addr, row->len, row->dev);
-    return region != NULL ? vnxi_region_retain(region) : NULL;
-}
-
-typedef struct table_build {
-    loading_t *loading;
-    vnxi_native_peer_t *peer;
-    const vnxi_region_table_t *old;    /* NULL: the peer is new */
-    const vnxi_region_table_t *theirs; /* PROCESS only */
-    uint64_t epoch;
-    region_list_t list;
-} table_build_t;
-
-/* A region that is loaded again stays the object that it was, so that lists
- * prepared on it stay good.  Its epoch is read under the peer's lock in
- * on_revoked(); a load is one at a time, and an epoch only grows. */
-static vnxi_region_t *
-keep_known(const table_build_t *build, const vnxi_region_t *like,
-           const vnxi_share_t *share)
-{
-    vnxi_region_t *known =
-        build->old == NULL
-            ? NULL
-            : vnxi_region_table_exact(build->old, like->mem, like->addr,
-                                      like->len, like->dev);
-    if (known == NULL || atomic_load(&known->revoked) ||
-        !is_same(known, share)) {
-        return NULL;
-    }
-    pthread_mutex_lock(&build->peer->lock);
-    known->epoch = like->epoch > known->epoch ? like->epoch : known->epoch;
-    pthread_mutex_unlock(&build->peer->lock);
-    return vnxi_region_retain(known);
-}
-
-static vnx_status_t
-add_row(table_build_t *build, vnx_mem_t mem, const vnxi_md_region_t *row)
-{
-    vnx_error_t *error = build->loading->error;
-    vnxi_share_t share;
-    vnxi_region_t *region;
-    vnx_status_t status = vnxi_shm_region_read(
-        row->public_data.data, row->public_data.len, &share, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (build->theirs != NULL) {
-        region = borrow_region(build->theirs, mem, row);
-    } else {
-        vnxi_region_t like = {.mem = mem,
-                              .addr = row->addr,
-                              .len = row->len,
-                              .dev = row->dev,
-                              .epoch = build->epoch};
-        region = keep_known(build, &like, &share);
-        if (region == NULL) {
-            status = make_region(build->peer, &like, &share, &region, error);
-        }
-    }
-    if (status == VNX_OK && region != NULL) {
-        build->list.at[build->list.count++] = region;
-    }
-    return status;
-}
-
-static vnx_status_t
-add_blob_rows(table_build_t *build)
-{
-    const vnxi_metadata_t *blob = build->loading->blob;
-    for (size_t i = 0; i < blob->section_count; i++) {
-        const vnxi_md_section_t *section = &blob->sections[i];
-        for (size_t j = 0; is_shm(section->backend) && j < section->count;
-             j++) {
-            vnx_status_t status =
-                add_row(build, section->mem, &section->regions[j]);
-            if (status != VNX_OK) {
-                return status;
-            }
-        }
-    }
-    return VNX_OK;
-}
-
-/* Metadata that only adds keeps what was there. */
-static void
-add_old_rows(table_build_t *build)
-{
-    for (size_t i = 0; i < vnxi_region_table_count(build->old); i++) {
-        vnxi_region_t *region = vnxi_region_table_at(build->old, i);
-        if (!atomic_load(&region->revoked)) {
-            build->list.at[build->list.count++] = vnxi_region_retain(region);
-        }
-    }
-}
-
-static vnx_status_t
-build_table(loading_t *loading, vnxi_native_peer_t *peer,
-            const vnxi_region_table_t *old, bool adds_only,
-            vnxi_region_table_t **table_p)
-{
-    table_build_t build = {
-        .loading = loading,
-        .peer = peer,
-        .old = old,
-        .epoch = loading->has_info ? loading->info.epoch : peer->epoch,
-    };
-    vnxi_region_table_t *theirs = NULL;
-    vnx_status_t status;
-
-    if (peer->local != NULL) {
-        build.theirs = theirs =
-            vnxi_registry_snapshot(peer->local->registry, NULL);
-    }
-    size_t room = count_regions(loading->blob) + 1 +
-                  (old != NULL ? vnxi_region_table_count(old) : 0);
-    build.list.at = calloc(room, sizeof(vnxi_region_t *));
-    if (build.list.at == NULL || (peer->local != NULL && theirs == NULL)) {
-        status = vnxi_error_no_memory(loading->error, OPERATION,
-                                      room * sizeof *build.list.at);
-        goto out;
-    }
-    status = add_blob_rows(&build);
-    if (status != VNX_OK) {
-        goto out;
-    }
-    if (adds_only && old != NULL) {
-        add_old_rows(&build);
-    }
-    *table_p = vnxi_region_table_create(build.list.at, build.list.count);
-    if (*table_p == NULL) {
-        status = vnxi_error_no_memory(loading->error, OPERATION,
-                                      room * sizeof *build.list.at);
-    }
-out:
-    region_list_fini(&build.list);
-    vnxi_region_table_release(theirs);
-    return status;
+    return loading->address.len > 0 &&
+           atomic_load(&loading->engine->ucx) != NULL;
 }
 
 /* -- The same instance again -----------------------------------------------
@@ -344,7 +139,14 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
         return VNX_OK;
     }
     vnxi_region_table_t *old = vnxi_native_peer_table(peer), *table;
-    vnx_status_t status = build_table(loading, peer, old, adds_only, &table);
+    const vnxi_peer_table_args_t args = {
+        .blob = loading->blob,
+        .peer = peer,
+        .old = old,
+        .adds_only = adds_only,
+        .epoch = loading->has_info ? loading->info.epoch : peer->epoch,
+    };
+    vnx_status_t status = vnxi_peer_table_build(&args, &table, loading->error);
     if (status == VNX_OK) {
         pthread_mutex_lock(&peer->lock);
         vnxi_region_table_release(peer->table);
@@ -369,45 +171,52 @@ same_host_is_off(void)
     return value != NULL && strcmp(value, "0") == 0;
 }
 
-/* Its events may come as soon as the link is open. */
+/* Its events may come as soon as this begins. */
 static vnx_status_t
-connect_peer(loading_t *loading, vnxi_hub_t *hub, vnxi_native_peer_t *peer)
+connect_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
-    vnxi_region_table_t *table;
-    vnx_status_t status = vnxi_link_open(hub, &loading->info, (void *)peer->id,
-                                         &peer->link, loading->error);
+    vnxi_engine_t *engine = loading->engine;
+    if (peer->path == VNXI_PATH_UCX) {
+        return vnxi_ucx_conn_open(atomic_load(&engine->ucx),
+                                  loading->address.data, loading->address.len,
+                                  peer->id, &peer->ucx, loading->error);
+    }
+    return vnxi_link_open(atomic_load(&engine->hub), &loading->info,
+                          (void *)peer->id, &peer->link, loading->error);
+}
 
+static vnx_status_t
+start_peer(loading_t *loading, vnxi_native_peer_t *peer)
+{
+    const vnxi_peer_table_args_t args = {
+        .blob = loading->blob,
+        .peer = peer,
+        .epoch = loading->has_info ? loading->info.epoch : 0,
+    };
+    vnxi_region_table_t *table;
+
+    vnx_status_t status = connect_peer(loading, peer);
+    if (status == VNX_OK) {
+        status = vnxi_peer_table_build(&args, &table, loading->error);
+    }
     if (status != VNX_OK) {
         vnxi_error_peer(loading->error, peer->base.name, peer->base.name_len);
         return status;
     }
-    status = build_table(loading, peer, NULL, false, &table);
-    if (status == VNX_OK) {
-        vnxi_native_peer_start(
-            peer, table, loading->info.partial ? 0 : loading->info.epoch);
-    }
-    return status;
+    vnxi_native_peer_start(
+        peer, table,
+        loading->has_info && !loading->info.partial ? loading->info.epoch : 0);
+    return VNX_OK;
 }
 
+/* `local` (a reference, taken over): the agent of this process that it is. */
 static vnx_status_t
-new_peer(loading_t *loading, vnxi_peer_t **peer_p)
+open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
+          vnxi_peer_t **peer_p)
 {
     vnxi_engine_t *engine = loading->engine;
-    vnxi_hub_t *hub = atomic_load(&engine->hub);
-    if (hub == NULL) {
-        return refuse(loading, VNX_ERR_NOT_FOUND,
-                      "this agent has no backend: call create_backend() "
-                      "first");
-    }
-    vnxi_engine_t *local = vnxi_directory_find(loading->info.instance);
-    if (local == NULL && same_host_is_off()) {
-        return refuse(loading, VNX_ERR_BACKEND,
-                      "it is on this host, where VLLM_NIXL_SAME_HOST=0 "
-                      "switches SHM off, and there is no other path");
-    }
     vnxi_native_peer_t *peer = vnxi_native_peer_create(
-        engine, loading->blob->agent.data, loading->blob->agent.len,
-        local != NULL ? VNXI_PATH_PROCESS : VNXI_PATH_SHM);
+        engine, loading->blob->agent.data, loading->blob->agent.len, path);
     if (peer == NULL) {
         if (local != NULL) {
             vnxi_native_unref(local);
@@ -416,9 +225,10 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
     }
     peer->base.ops = engine->self->base.ops;
     peer->local = local;
+    peer->has_info = loading->has_info;
     peer->info = loading->info;
     vnxi_native_peer_enlist(peer);
-    vnx_status_t status = connect_peer(loading, hub, peer);
+    vnx_status_t status = start_peer(loading, peer);
     if (status != VNX_OK) {
         vnxi_native_peer_close(&peer->base, "its metadata was refused");
         vnxi_peer_release(&peer->base);
@@ -428,13 +238,117 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
     return VNX_OK;
 }
 
+/* -- Which path ------------------------------------------------------------
+ */
+
+static bool
+is_same_host(const loading_t *loading)
+{
+    const vnxi_shm_info_t *ours = &loading->engine->info;
+    return loading->has_info &&
+           memcmp(loading->info.boot, ours->boot, VNXI_SHM_ID_SIZE) == 0;
+}
+
+/* Its process, which we would see, has ended: no other path leads there. */
+static bool
+is_dead_here(const loading_t *loading)
+{
+    return is_same_host(loading) &&
+           loading->info.pid_namespace ==
+               loading->engine->info.pid_namespace &&
+           kill((pid_t)loading->info.pid, 0) != 0 && errno == ESRCH;
+}
+
+static pthread_once_t warned = PTHREAD_ONCE_INIT;
+static char slow_cause[VNX_ERROR_CAUSE_MAX]; /* written in a load, of which
+                                                there is one at a time */
+
+static void
+warn_slow(void)
+{
+    vnxi_log(VNXI_LOG_WARNING,
+             "a peer on this host is reached by UCX, which is slower than "
+             "SHM: %s",
+             slow_cause);
+}
+
+static vnx_status_t
+open_by_ucx(loading_t *loading, const char *no_shm, vnxi_peer_t **peer_p)
+{
+    vnx_status_t status = open_peer(loading, VNXI_PATH_UCX, NULL, peer_p);
+    if (status == VNX_OK) {
+        vnxi_native_peer_t *peer = vnxi_native_peer(*peer_p);
+        snprintf(peer->no_shm, sizeof peer->no_shm, "%s", no_shm);
+    }
+    return status;
+}
+
+/* SHM, and where that is refused UCX if there is. */
+static vnx_status_t
+open_by_shm(loading_t *loading, vnxi_peer_t **peer_p)
+{
+    vnx_status_t status = open_peer(loading, VNXI_PATH_SHM, NULL, peer_p);
+    char no_shm[VNX_ERROR_CAUSE_MAX];
+
+    if ((status != VNX_ERR_BACKEND && status != VNX_ERR_NOT_ALLOWED) ||
+        !offers_ucx(loading) || is_dead_here(loading)) {
+        return status;
+    }
+    memcpy(no_shm, loading->error->cause, sizeof no_shm);
+    status = open_by_ucx(loading, no_shm, peer_p);
+    if (status == VNX_OK && is_same_host(loading)) {
+        memcpy(slow_cause, no_shm, sizeof slow_cause);
+        pthread_once(&warned, warn_slow);
+    }
+    return status;
+}
+
+static vnx_status_t
+new_peer(loading_t *loading, vnxi_peer_t **peer_p)
+{
+    bool by_ucx = offers_ucx(loading), same_host = !same_host_is_off();
+    vnxi_engine_t *local = NULL;
+
+    if (atomic_load(&loading->engine->hub) == NULL) {
+        return refuse(loading, VNX_ERR_NOT_FOUND,
+                      "this agent has no backend: call create_backend() "
+                      "first");
+    }
+    if (!loading->has_info) {
+        return by_ucx ? open_by_ucx(loading, "it is no agent of vllm_nixl",
+                                    peer_p)
+                      : no_common_backend(loading);
+    }
+    if (same_host || !by_ucx) {
+        local = vnxi_directory_find(loading->info.instance);
+    }
+    if (local != NULL) {
+        return open_peer(loading, VNXI_PATH_PROCESS, local, peer_p);
+    }
+    if (same_host) {
+        return open_by_shm(loading, peer_p);
+    }
+    return by_ucx
+               ? open_by_ucx(loading, "VLLM_NIXL_SAME_HOST=0 switches it off",
+                             peer_p)
+               : refuse(loading, VNX_ERR_BACKEND,
+                        "VLLM_NIXL_SAME_HOST=0 switches SHM off, and there "
+                        "is no other path to it");
+}
+
 /* -- Which of both ---------------------------------------------------------
  */
 
 static bool
-is_same_instance(const vnxi_native_peer_t *peer, const vnxi_shm_info_t *info)
+is_same_instance(const loading_t *loading, const vnxi_native_peer_t *peer)
 {
-    return memcmp(peer->info.instance, info->instance, VNXI_SHM_ID_SIZE) == 0;
+    if (loading->has_info && peer->has_info) {
+        return memcmp(peer->info.instance, loading->info.instance,
+                      VNXI_SHM_ID_SIZE) == 0;
+    }
+    return peer->ucx != NULL && loading->address.len > 0 &&
+           vnxi_ucx_conn_is_to(peer->ucx, loading->address.data,
+                               loading->address.len);
 }
 
 static vnx_status_t
@@ -443,17 +357,17 @@ load(loading_t *loading, vnxi_peer_t *current, vnxi_peer_t **peer_p)
     vnxi_native_peer_t *known =
         current != NULL ? vnxi_native_peer(current) : NULL;
     bool is_alive = known != NULL && !vnxi_native_peer_gone(known);
+    bool has_conn = loading->blob->conn_count > 0;
 
-    if (!loading->has_info && known == NULL) {
+    if (!has_conn && known == NULL) {
         return refuse(loading, VNX_ERR_NOT_FOUND,
                       "metadata without connection data of an agent that is "
                       "not known: load its full metadata first");
     }
-    if (!loading->has_info && !is_alive) {
+    if (!has_conn && !is_alive) {
         return vnxi_native_peer_error(known, OPERATION, loading->error);
     }
-    if (!loading->has_info ||
-        (is_alive && is_same_instance(known, &loading->info))) {
+    if (!has_conn || (is_alive && is_same_instance(loading, known))) {
         vnx_status_t status = update_peer(loading, known);
         if (status == VNX_OK) {
             *peer_p = current;
@@ -479,7 +393,7 @@ vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
     if (status != VNX_OK) {
         return status;
     }
-    status = read_info(&loading);
+    status = read_conns(&loading);
     if (status == VNX_OK) {
         status = load(&loading, current, peer_p);
     }

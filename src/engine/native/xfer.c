@@ -17,7 +17,9 @@
 #include "engine/native/copy.h"
 #include "engine/native/native.h"
 #include "engine/native/plan.h"
+#include "engine/native/reach.h"
 #include "engine/native/shm/vm.h"
+#include "engine/native/ucx/transfer.h"
 #include "engine/parts/pairs.h"
 
 /* What the caller's thread copies itself: about 50 us of work at the slower
@@ -37,6 +39,7 @@ struct vnxi_exfer {
     const char *operation;
     void *cookie;
     vnxi_plan_t plan;
+    vnxi_ucx_xfer_t *ucx; /* owned; NULL: copied by us */
 
     /* Of the post in progress. */
     const void *notif;
@@ -58,6 +61,33 @@ fits_inline(const vnxi_plan_t *plan)
     return plan->chunk_count == 1 && plan->pieces <= INLINE_PIECES &&
            plan->bytes <=
                (plan->all_direct ? INLINE_BYTES_DIRECT : INLINE_BYTES_VM);
+}
+
+static vnx_status_t check_go_on(void *context, vnx_error_t *error);
+static void ucx_done(void *context, vnx_status_t status,
+                     const vnx_error_t *error);
+
+/* What UCX moves is not copied by us. */
+static vnx_status_t
+prepare_ucx(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    const vnxi_ucx_xfer_args_t args = {
+        .conn = exfer->peer->ucx,
+        .plan = &exfer->plan,
+        .op = exfer->op,
+        .local = exfer->local,
+        .remote = exfer->remote,
+        .mem_of = vnxi_region_ucx_mem,
+        .key_of = vnxi_region_ucx_key,
+        .context = exfer,
+        .go_on = check_go_on,
+        .done = ucx_done,
+    };
+    exfer->is_small = false;
+    exfer->ucx = vnxi_ucx_xfer_create(&args);
+    return exfer->ucx != NULL
+               ? VNX_OK
+               : vnxi_error_no_memory(error, exfer->operation, sizeof args);
 }
 
 vnx_status_t
@@ -99,6 +129,14 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     atomic_init(&exfer->stop, false);
     atomic_init(&exfer->failing, false);
     atomic_init(&exfer->revocations, 0);
+    exfer->ucx = NULL;
+    if (peer->path == VNXI_PATH_UCX) {
+        status = prepare_ucx(exfer, error);
+        if (status != VNX_OK) {
+            vnxi_native_xfer_release(exfer);
+            return status;
+        }
+    }
     *facts_p = (vnxi_xfer_facts_t){exfer->plan.bytes, exfer->plan.rows,
                                    exfer->plan.pieces};
     *exfer_p = exfer;
@@ -108,6 +146,7 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
 void
 vnxi_native_xfer_release(vnxi_exfer_t *exfer)
 {
+    vnxi_ucx_xfer_free(exfer->ucx);
     vnxi_plan_fini(&exfer->plan);
     vnxi_list_release(exfer->local);
     vnxi_list_release(exfer->remote);
@@ -159,6 +198,21 @@ check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* The same with the lists, which are looked at only when any region in the
+ * process was revoked since. */
+static vnx_status_t
+check_go_on(void *context, vnx_error_t *error)
+{
+    vnxi_exfer_t *exfer = context;
+    vnx_status_t status = check_on(exfer, error);
+    if (status == VNX_OK &&
+        atomic_load_explicit(&exfer->revocations, memory_order_relaxed) !=
+            vnxi_region_revocations()) {
+        status = check_lists(exfer, error);
+    }
+    return status;
+}
+
 static vnx_status_t
 copy_chunk(vnxi_exfer_t *exfer, size_t chunk, vnx_error_t *error)
 {
@@ -194,12 +248,7 @@ run_chunk(vnxi_task_t *task, size_t chunk)
     if (atomic_load_explicit(&exfer->stop, memory_order_acquire)) {
         return false;
     }
-    vnx_status_t status = check_on(exfer, &error);
-    if (status == VNX_OK &&
-        atomic_load_explicit(&exfer->revocations, memory_order_relaxed) !=
-            vnxi_region_revocations()) {
-        status = check_lists(exfer, &error);
-    }
+    vnx_status_t status = check_go_on(exfer, &error);
     if (status == VNX_OK) {
         status = copy_chunk(exfer, chunk, &error);
     }
@@ -267,20 +316,45 @@ settle(vnxi_exfer_t *exfer)
     return status;
 }
 
+/* From the report on the transfer may be posted again or freed. */
 static void
-task_done(vnxi_task_t *task)
+report(vnxi_exfer_t *exfer, vnx_status_t status)
 {
-    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
     vnxi_engine_host_t host = exfer->engine->host;
-    vnx_status_t status = settle(exfer);
     vnx_error_t error;
 
     if (status != VNX_OK) {
-        error = exfer->error; /* the transfer may be posted again at once */
+        error = exfer->error;
     }
     land(exfer->engine);
     host.xfer_done(host.context, exfer->cookie, status,
                    status != VNX_OK ? &error : NULL);
+}
+
+static void
+task_done(vnxi_task_t *task)
+{
+    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
+    report(exfer, settle(exfer));
+}
+
+/* A peer that is gone has a cause, which says more than UCX. */
+static void
+ucx_done(void *context, vnx_status_t status, const vnx_error_t *error)
+{
+    vnxi_exfer_t *exfer = context;
+    vnxi_native_peer_t *peer = exfer->peer;
+
+    if (status == VNX_OK) {
+        status = settle(exfer);
+    } else if (status == VNX_ERR_REMOTE_DISCONNECT &&
+               vnxi_native_peer_gone(peer)) {
+        vnxi_native_peer_error(peer, "transfer", &exfer->error);
+    } else {
+        exfer->error = *error;
+        vnxi_error_peer(&exfer->error, peer->base.name, peer->base.name_len);
+    }
+    report(exfer, status);
 }
 
 /* -- Posting ---------------------------------------------------------------
@@ -314,6 +388,16 @@ post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
 }
 
 static vnx_status_t
+submit(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    exfer->task = (vnxi_task_t){.run = run_chunk,
+                                .done = task_done,
+                                .chunks = exfer->plan.chunk_count,
+                                .max_parallel = exfer->engine->num_threads};
+    return vnxi_pool_submit(&exfer->task, error);
+}
+
+static vnx_status_t
 post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_engine_t *engine = exfer->engine;
@@ -322,13 +406,10 @@ post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    exfer->task = (vnxi_task_t){.run = run_chunk,
-                                .done = task_done,
-                                .chunks = exfer->plan.chunk_count,
-                                .max_parallel = engine->num_threads};
     take_off(engine);
-    status = vnxi_pool_submit(&exfer->task, error);
-    if (status != VNX_OK) {
+    status = exfer->ucx != NULL ? vnxi_ucx_xfer_post(exfer->ucx, error)
+                                : submit(exfer, error);
+    if (status < 0) {
         land(engine);
         return status;
     }
@@ -352,6 +433,9 @@ vnx_status_t
 vnxi_native_xfer_cancel(vnxi_exfer_t *exfer)
 {
     atomic_store(&exfer->stop, true);
+    if (exfer->ucx != NULL) {
+        vnxi_ucx_xfer_cancel(exfer->ucx);
+    }
     return VNX_OK;
 }
 
@@ -363,8 +447,7 @@ vnxi_native_xfer_backend(const vnxi_exfer_t *exfer)
 {
     /* Within the process no backend moves the bytes; clients know two names.
      */
-    (void)exfer;
-    return "SHM";
+    return exfer->ucx != NULL ? "UCX" : "SHM";
 }
 
 /* From the speeds of one core of a small machine: 4 GB/s and 0.4 us a piece
