@@ -74,6 +74,12 @@ vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty)
     duty->prev = duty->next = NULL;
 }
 
+static bool
+has_no_duties(const vnxi_ucx_worker_t *worker)
+{
+    return worker->duties.next == &worker->duties;
+}
+
 /* Each posts some; true: one of them has more. */
 static bool
 take_turns(vnxi_ucx_worker_t *worker)
@@ -237,8 +243,8 @@ is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
     }
-    return stopping && (worker->duties.next == &worker->duties ||
-                        vnxi_clock_ns() >= *stop_deadline);
+    return stopping &&
+           (has_no_duties(worker) || vnxi_clock_ns() >= *stop_deadline);
 }
 
 static void
@@ -254,7 +260,8 @@ work(vnxi_ucx_worker_t *worker)
             worker->fruitless = 0;
         }
         uint64_t due = look_after_all(worker);
-        if (!more && !moved && due > vnxi_clock_ns()) {
+        bool done = worker->draining && has_no_duties(worker);
+        if (!more && !moved && !done && due > vnxi_clock_ns()) {
             sleep_some(worker, due < stop_deadline ? due : stop_deadline);
         }
     }
