@@ -17,10 +17,22 @@ from support.peer import PeerProcess
 from support.transfers import Long
 
 # Where the two sides of a transfer live, and by what they are joined:
-# (environment of both, the target has a process of its own).
+# (environment of both, the target has a process of its own).  A process loads
+# one libucp at most, and making an agent takes longer with one: so that runs
+# by itself, `--engine ucx`.
 ENGINES = {
     "native-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
     "native-shm": ({"VLLM_NIXL_ENGINE": "native"}, True),
+}
+UCX_ENGINES = {
+    "native-ucx": (
+        {"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_SAME_HOST": "0"},
+        True,
+    ),
+    "native-ucx-inproc": (
+        {"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_SAME_HOST": "0"},
+        False,
+    ),
 }
 # The stock library behind our agent: `--engine nixl`, where it is installed.
 NIXL_ENGINES = {
@@ -49,8 +61,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--engine",
         default="native",
-        choices=["native", "nixl"],
-        help="the engine of the agents under test",
+        choices=["native", "nixl", "ucx"],
+        help="the engine of the agents under test; ucx: native, by UCX only",
     )
 
 
@@ -63,11 +75,15 @@ def pytest_configure(config):
         "markers", "nixl_differs(how): the engine nixl does otherwise"
     )
 
+    if config.getoption("--engine") == "native":
+        os.environ.setdefault("VLLM_NIXL_UCX_LIBRARY", "none")
+
 
 def engines(config):
     if config.getoption("--module") == "nixl":
         return STOCK_ENGINES
-    return NIXL_ENGINES if config.getoption("--engine") == "nixl" else ENGINES
+    tables = {"native": ENGINES, "nixl": NIXL_ENGINES, "ucx": UCX_ENGINES}
+    return tables[config.getoption("--engine")]
 
 
 def pytest_generate_tests(metafunc):
@@ -124,7 +140,7 @@ class Engine:
 
 
 def choose_engine(request, monkeypatch):
-    table = {**ENGINES, **NIXL_ENGINES, **STOCK_ENGINES}
+    table = {**ENGINES, **UCX_ENGINES, **NIXL_ENGINES, **STOCK_ENGINES}
     env, two_processes = table[request.param]
     for key, value in env.items():
         monkeypatch.setenv(key, value)

@@ -45,31 +45,195 @@ await_wired(vnxi_ucx_conn_t *conn)
     }
 }
 
+/* -- Connecting ------------------------------------------------------------
+ */
+
 static void
-test_ucx_conn_both_ways_and_closed(void **state)
+test_ucx_conn_both_ways(void **state)
 {
+    char transports[128];
     (void)state;
     open_pair();
     vnxi_ucx_conn_t *out = ucx_side_connect(&here, &there, 1);
     vnxi_ucx_conn_t *back = ucx_side_connect(&there, &here, 2);
     await_wired(out);
     await_wired(back);
-    uint64_t t0 = vnxi_clock_ns();
+    vnxi_ucx_conn_transports(out, transports, sizeof transports);
+    assert_true(strlen(transports) > 0);
     end_conn(back);
-    ucx_side_close(&there);
-    print_message("%f\n", (double)(vnxi_clock_ns() - t0) / 1e9);
-    t0 = vnxi_clock_ns();
     end_conn(out);
+    close_pair();
+    assert_int_equal(here.lost_count, 0);
+}
+
+static void
+test_ucx_conn_knows_its_address(void **state)
+{
+    size_t len;
+    (void)state;
+    open_pair();
+    const char *address = vnxi_ucx_address(there.ucx, &len);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    assert_true(vnxi_ucx_conn_is_to(conn, address, len));
+    assert_false(vnxi_ucx_conn_is_to(conn, address, len - 1));
+    address = vnxi_ucx_address(here.ucx, &len);
+    assert_false(vnxi_ucx_conn_is_to(conn, address, len));
+    end_conn(conn);
+    close_pair();
+}
+
+static void
+test_ucx_conn_refuses_what_is_no_address(void **state)
+{
+    vnxi_ucx_conn_t *conn;
+    vnx_error_t error;
+    char *big = calloc(1, VNXI_UCX_ADDRESS_MAX + 1);
+    (void)state;
+    open_pair();
+    assert_int_equal(vnxi_ucx_conn_open(here.ucx, big, 0, 1, &conn, &error),
+                     VNX_ERR_MISMATCH);
+    assert_int_equal(vnxi_ucx_conn_open(here.ucx, big,
+                                        VNXI_UCX_ADDRESS_MAX + 1, 1, &conn,
+                                        &error),
+                     VNX_ERR_MISMATCH);
+    close_pair();
+    free(big);
+}
+
+/* The agent behind an address is gone: that is noticed in the background. */
+static void
+test_ucx_conn_to_nobody_is_lost(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    open_pair();
+    size_t len;
+    const void *address = vnxi_ucx_address(there.ucx, &len);
+    void *copy = malloc(len);
+    memcpy(copy, address, len);
+    ucx_side_close(&there);
+
+    vnxi_ucx_conn_t *conn = NULL;
+    assert_int_equal(
+        vnxi_ucx_conn_open(here.ucx, copy, len, 77, &conn, &error), VNX_OK);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 77);
+    assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_non_null(strstr(error.cause, "UCX"));
+    end_conn(conn);
     ucx_side_close(&here);
-    print_message("%f\n", (double)(vnxi_clock_ns() - t0) / 1e9);
+    assert_int_equal(here.lost_count, 1);
+    free(copy);
+}
+
+/* -- Notifications ---------------------------------------------------------
+ */
+
+static void
+check_message(const ucx_message_t *message, const char *sender,
+              const void *bytes, size_t len)
+{
+    assert_string_equal(message->sender, sender);
+    assert_int_equal(message->len, len);
+    assert_memory_equal(message->bytes, bytes, len);
+}
+
+static void
+test_ucx_notif_of_any_size_in_order(void **state)
+{
+    static const size_t sizes[] = {0, 1, 100, 9000, 300000, 2, 5000000, 3};
+    size_t count = sizeof sizes / sizeof sizes[0];
+    unsigned char *bytes = malloc(5000000);
+    (void)state;
+    open_pair();
+    for (size_t i = 0; i < 5000000; i++) {
+        bytes[i] = (unsigned char)(i * 2654435761u >> 13);
+    }
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    for (size_t i = 0; i < count; i++) {
+        send_to(conn, bytes, sizes[i]);
+    }
+    ucx_side_await_messages(&there, count);
+    for (size_t i = 0; i < count; i++) {
+        check_message(&there.messages[i], "here", bytes, sizes[i]);
+    }
+    end_conn(conn);
+    close_pair();
+    free(bytes);
+}
+
+/* What was sent before the end arrives, though nobody waited for it. */
+static void
+test_ucx_notif_sent_before_the_end_arrives(void **state)
+{
+    (void)state;
+    open_pair();
+    for (unsigned i = 0; i < 5; i++) {
+        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
+        for (unsigned k = 0; k < 50; k++) {
+            send_to(conn, &k, sizeof k);
+        }
+        end_conn(conn);
+        ucx_side_await_messages(&there, (size_t)50 * (i + 1));
+    }
+    for (unsigned i = 0; i < 250; i++) {
+        unsigned k = i % 50;
+        check_message(&there.messages[i], "here", &k, sizeof k);
+    }
+    close_pair();
+}
+
+static void
+test_ucx_notif_after_close_is_refused(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    open_pair();
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    vnxi_ucx_conn_close(conn);
+    vnxi_ucx_conn_close(conn);
+    assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    vnxi_ucx_conn_release(conn);
+    close_pair();
+}
+
+/* -- Keys ------------------------------------------------------------------
+ */
+
+static void
+test_ucx_key_refuses_what_is_no_key(void **state)
+{
+    unsigned char bytes[16] = {0};
+    vnxi_ucx_key_t *key;
+    vnx_error_t error;
+    (void)state;
+    open_pair();
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    for (size_t len = 0; len < 9; len++) {
+        assert_int_equal(vnxi_ucx_key_create(conn, bytes, len, &key, &error),
+                         VNX_ERR_MISMATCH);
+    }
+    bytes[8] = 200; /* no memory type */
+    assert_int_equal(vnxi_ucx_key_create(conn, bytes, 16, &key, &error),
+                     VNX_ERR_MISMATCH);
+    end_conn(conn);
+    close_pair();
 }
 
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ucx_conn_both_ways_and_closed),
+        cmocka_unit_test(test_ucx_conn_both_ways),
+        cmocka_unit_test(test_ucx_conn_knows_its_address),
+        cmocka_unit_test(test_ucx_conn_refuses_what_is_no_address),
+        cmocka_unit_test(test_ucx_conn_to_nobody_is_lost),
+        cmocka_unit_test(test_ucx_notif_of_any_size_in_order),
+        cmocka_unit_test(test_ucx_notif_sent_before_the_end_arrives),
+        cmocka_unit_test(test_ucx_notif_after_close_is_refused),
+        cmocka_unit_test(test_ucx_key_refuses_what_is_no_key),
     };
-    (void)send_to, (void)close_pair;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

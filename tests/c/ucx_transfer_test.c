@@ -47,13 +47,12 @@ move_scattered(unsigned workers, vnx_op_t op, size_t piece, size_t count)
     fill(theirs, 2 * half, 2);
     vnxi_region_t *local[] = {ucx_region(&here, NULL, mine, half),
                               ucx_region(&here, NULL, mine + half, half)};
-    vnxi_region_t *remote[] = {
-        ucx_region(&there, conn, theirs, half),
-        ucx_region(&there, conn, theirs + half, half)};
+    vnxi_region_t *remote[] = {ucx_region(&there, conn, theirs, half),
+                               ucx_region(&there, conn, theirs + half, half)};
     for (size_t i = 0; i < count; i++) {
         left[i] = (vnx_desc_t){(uintptr_t)mine + i * piece, piece, 0};
-        right[i] = (vnx_desc_t){
-            (uintptr_t)theirs + (count - 1 - i) * piece, piece, 0};
+        right[i] = (vnx_desc_t){(uintptr_t)theirs + (count - 1 - i) * piece,
+                                piece, 0};
     }
     ucx_flight_make(&flight, &(ucx_flight_spec_t){
                                  .conn = conn,

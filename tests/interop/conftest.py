@@ -7,11 +7,15 @@ VLLM_NIXL_STOCK_PYTHON.
 import functools
 import os
 import subprocess
+import sys
 
 import pytest
 from support.peer import PeerProcess
 
 STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
+
+# UCX is what joins them, so it is not switched off here.
+os.environ.setdefault("VLLM_NIXL_UCX_LIBRARY", "")
 
 
 @functools.cache
@@ -29,6 +33,30 @@ def pytest_collection_modifyitems(items):
     if reason is not None:
         for item in items:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@functools.cache
+def why_no_ucx():
+    """None where our agents find a libucp."""
+    probe = (
+        "import vllm_nixl, json; a = vllm_nixl.NixlAgent('probe');"
+        "print(a.describe().get('ucx', '')); a.close()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        check=True,
+        text=True,
+        env={**os.environ, "VLLM_NIXL_ENGINE": "native"},
+    )
+    return None if done.stdout.strip() else f"no libucp: {done.stderr}"
+
+
+@pytest.fixture
+def need_ucx():
+    reason = why_no_ucx()
+    if reason is not None:
+        pytest.skip(reason)
 
 
 @pytest.fixture

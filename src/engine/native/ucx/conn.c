@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/native/ucx/end.h"
 #include "engine/native/ucx/notif.h"
@@ -325,6 +326,7 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
         return;
     }
     if (status == VNX_OK) {
+        end->sent_at = vnxi_clock_ns();
         vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
             end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
             message->payload.len, &param);

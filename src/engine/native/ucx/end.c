@@ -5,6 +5,11 @@
  * connection is retained while it is not IDLE.  Endpoint pointers say nothing,
  * since UCX uses them again.
  *
+ * A flush says that messages have left, not that they were read; and a TCP
+ * socket that is closed while something unread has come to it takes back what
+ * the peer has not read yet.  So an end that has just sent a notification
+ * lingers a moment before it is closed.
+ *
  * Handles of keys belong to an endpoint's configuration; they go with it, and
  * are made anew for the next one.
  */
@@ -17,6 +22,7 @@
 #include "base/error.h"
 
 #define FLUSH_DEADLINE_NS 500000000u
+#define LINGER_NS 100000000u
 #define CLOSE_DEADLINE_NS 1000000000u
 #define CLOSE_LOOK_NS 1000000u
 
@@ -78,14 +84,11 @@ vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
 {
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    if (end->state == VNXI_UCX_END_OPEN && !must_close(end)) {
-        return VNX_OK;
-    }
-    if (atomic_load(&end->conn->dead) || must_close(end)) {
+    if (must_close(end)) {
         return vnxi_ucx_conn_error(end->conn, operation, error);
     }
     if (end->state != VNXI_UCX_END_IDLE) {
-        return VNX_IN_PROG;
+        return end->state == VNXI_UCX_END_OPEN ? VNX_OK : VNX_IN_PROG;
     }
     if (end->worker->handle == NULL) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation, "%s",
@@ -196,7 +199,8 @@ on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
     vnxi_ucx_end_t *end = user_data;
     (void)status;
     if (end->state == VNXI_UCX_END_FLUSHING) {
-        end->deadline = 0; /* due */
+        end->flushed = true;
+        end->deadline = end->sent_at + LINGER_NS;
     }
     vnxi_ucx_calls(end->worker)->ucp_request_free(request);
     vnxi_ucx_conn_release(end->conn);
@@ -213,13 +217,15 @@ begin_flush(vnxi_ucx_end_t *end)
         .user_data = end,
     };
     end->state = VNXI_UCX_END_FLUSHING;
+    end->flushed = false;
     end->deadline = vnxi_clock_deadline(FLUSH_DEADLINE_NS);
     vnxi_ucx_conn_retain(end->conn);
     vnxi_ucs_ptr_t ptr =
         vnxi_ucx_calls(end->worker)->ucp_ep_flush_nbx(end->ep, &param);
     if (!vnxi_ucs_is_request(ptr)) {
+        end->flushed = vnxi_ucs_status(ptr) == VNXI_UCS_OK;
+        end->deadline = end->flushed ? end->sent_at + LINGER_NS : 0;
         vnxi_ucx_conn_release(end->conn);
-        close_ep(end, vnxi_ucs_status(ptr) != VNXI_UCS_OK);
     }
 }
 
@@ -237,7 +243,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
     } else if (end->state == VNXI_UCX_END_FAILED) {
         close_ep(end, true);
     } else if (end->state == VNXI_UCX_END_FLUSHING && now >= end->deadline) {
-        close_ep(end, end->deadline != 0);
+        close_ep(end, !end->flushed);
     }
     if (end->state == VNXI_UCX_END_CLOSING) {
         if (end->closed || now >= end->deadline) {

@@ -33,6 +33,8 @@ typedef struct vnxi_ucx_end {
     vnxi_ucx_end_state_t state;
     vnxi_ucp_ep_t ep;
     bool close_wanted; /* by conn_close() or a failure elsewhere */
+    bool flushed;      /* FLUSHING: all has left */
+    uint64_t sent_at;  /* the last notification */
     bool closed;       /* CLOSING: UCX has let go of it */
     uint64_t deadline; /* of FLUSHING, CLOSING */
     uint64_t opening;  /* counts openings: who began in an earlier one knows
@@ -76,8 +78,9 @@ struct vnxi_ucx_key {
 void vnxi_ucx_end_init(vnxi_ucx_end_t *end, vnxi_ucx_conn_t *conn,
                        vnxi_ucx_worker_t *worker);
 
-/* Make it OPEN.  VNX_OK; VNX_IN_PROG: an earlier one is being closed, try
- * again soon; VNX_ERR_REMOTE_DISCONNECT and its record: it cannot be. */
+/* Make it OPEN, also where the connection was closed since, for what was
+ * queued before that.  VNX_OK; VNX_IN_PROG: an earlier one is being closed,
+ * try again soon; VNX_ERR_REMOTE_DISCONNECT and its record: it cannot be. */
 vnx_status_t vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
                                vnx_error_t *error);
 

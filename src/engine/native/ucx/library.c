@@ -1,7 +1,10 @@
 /*
  * Design notes.  RTLD_LOCAL, so that another copy of UCX in the process (stock
- * NIXL's, an MPI's) and this one do not see each other.  Of the log levels UCX
- * calls "diag" what is no news to a user, so it counts as debugging here.
+ * NIXL's, an MPI's) and this one do not see each other.
+ *
+ * What UCX logs as an error comes to our callers as a status with its text,
+ * and some of it (a connection that is refused, because the peer has ended) is
+ * a normal event here; so its errors and warnings are information to us.
  */
 #include "engine/native/ucx/library.h"
 
@@ -67,9 +70,7 @@ on_log(const char *file, unsigned line, const char *function, int level,
 
     (void)file, (void)line, (void)function, (void)component;
     vsnprintf(text, sizeof text, message, args);
-    vnxi_log(level <= VNXI_UCS_LOG_ERROR  ? VNXI_LOG_ERROR
-             : level == VNXI_UCS_LOG_WARN ? VNXI_LOG_WARNING
-                                          : VNXI_LOG_DEBUG,
+    vnxi_log(level <= VNXI_UCS_LOG_WARN ? VNXI_LOG_INFO : VNXI_LOG_DEBUG,
              "UCX: %s", text);
     return VNXI_UCS_LOG_STOP;
 }

@@ -380,7 +380,11 @@ static bool
 has_end(share_t *share)
 {
     vnx_error_t error;
-    vnx_status_t status = vnxi_ucx_end_open(share->end, OPERATION, &error);
+    vnxi_ucx_conn_t *conn = share->xfer->args.conn;
+    vnx_status_t status =
+        atomic_load(&conn->dead)
+            ? vnxi_ucx_conn_error(conn, OPERATION, &error)
+            : vnxi_ucx_end_open(share->end, OPERATION, &error);
 
     if (status == VNX_OK && share->opening != 0 &&
         share->opening != share->end->opening) {
