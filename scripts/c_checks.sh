@@ -50,11 +50,24 @@ fixed_layout() {
     fi
 }
 
+# The libucp that C tests use: that of the wheel in .venv.  Not under the
+# sanitizers, which take what it does between threads and in the memory of
+# other processes for faults.
+find_libucp() {
+    case "$1" in
+    gcc | clang)
+        find "$ROOT"/.venv/lib -path '*/libucx/lib/libucp.so.0' | head -n 1
+        ;;
+    esac
+}
+
 # check_c FLAVOUR: build it with that compiler and run every C test.
 check_c() {
     local flavour=$1 run="" multiplier=1
     c_build "$flavour"
     sanitizer_options
+    VLLM_NIXL_UCX_LIBRARY=$(find_libucp "$flavour")
+    export VLLM_NIXL_UCX_LIBRARY=${VLLM_NIXL_UCX_LIBRARY:-none}
     case "$flavour" in
     asan) multiplier=3 ;;
     tsan) multiplier=5 run=fixed_layout ;;
