@@ -1,0 +1,840 @@
+/*
+ * The ZMQ side channel with the other end written from the bytes: blocking
+ * sockets that say what libzmq says, and what it never would.
+ */
+#include "side_channel_peer.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "side_channel/zmq_wire.h"
+
+#define BLOB "the blob of rank 0"
+#define BLOB_LEN (sizeof BLOB - 1)
+
+#define GREETING "\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL"
+#define GREETING_LEN 64
+#define READY_BODY "\5READY\x0bSocket-Type\0\0\0"
+#define REQ_READY "\4\x26" READY_BODY "\3REQ\x08Identity\0\0\0\0"
+#define ROUTER_READY "\4\x29" READY_BODY "\6ROUTER\x08Identity\0\0\0\0"
+#define OUR_READY_LEN 54 /* of a listener of ours, with its header */
+
+/* Literals with their zeros. */
+#define SEND(fd, literal) peer_send(fd, literal, sizeof(literal) - 1)
+#define EXPECT(fd, literal) expect_bytes(fd, literal, sizeof(literal) - 1)
+
+#define NAME "\xc4\x0cget_meta_msg"
+/* Delimiter and request: of rank 0, 0, of an unknown one, of an older 0. */
+#define ASK_0_0 "\1\0\0\x11\x93" NAME "\0\0"
+#define ASK_7_7 "\1\0\0\x11\x93" NAME "\7\7"
+#define ASK_0 "\1\0\0\x10\x92" NAME "\0"
+#define REPLY_0 "\1\0\0\x12" BLOB
+#define REFUSAL(size, text_size, text) \
+    "\1\0\1" size "\x81\xa5"           \
+    "error\xd9" text_size text "\0\x9\xcb\x7f\xf8\0\0\0\0\0\0"
+#define UNKNOWN REFUSAL("\x29", "\x20", VNXI_ZMQ_UNKNOWN_KEY)
+#define MALFORMED REFUSAL("\x23", "\x1a", VNXI_ZMQ_MALFORMED)
+
+static vnx_side_channel_t *
+zmq_new(const vnx_side_channel_options_t *options)
+{
+    vnx_side_channel_t *channel;
+    assert_int_equal(
+        vnx_side_channel_create(VNX_SIDE_CHANNEL_ZMQ, options, &channel, NULL),
+        VNX_OK);
+    return channel;
+}
+
+static void
+expect_bytes(int fd, const void *bytes, size_t len)
+{
+    unsigned char got[1024];
+
+    assert_true(len <= sizeof got);
+    assert_int_equal(peer_recv(fd, got, len), len);
+    assert_memory_equal(got, bytes, len);
+}
+
+static void
+send_greeting(int fd)
+{
+    static const char greeting[GREETING_LEN] = GREETING;
+    peer_send(fd, greeting, sizeof greeting);
+}
+
+/* Connected as libzmq's REQ, with the hands shaken. */
+static int
+req_connect(int port)
+{
+    static const char greeting[GREETING_LEN] = GREETING;
+    char ready[OUR_READY_LEN];
+    int fd = peer_connect(port);
+
+    send_greeting(fd);
+    expect_bytes(fd, greeting, sizeof greeting);
+    SEND(fd, REQ_READY);
+    assert_int_equal(peer_recv(fd, ready, sizeof ready), sizeof ready);
+    assert_memory_equal(ready + 2, READY_BODY, sizeof READY_BODY - 1);
+    return fd;
+}
+
+/* The reply to version 12: the blob, then a clock that is a number. */
+static void
+expect_reply(int fd)
+{
+    unsigned char clock[11];
+
+    EXPECT(fd, "\1\0\1\x12" BLOB);
+    assert_int_equal(peer_recv(fd, clock, sizeof clock), sizeof clock);
+    assert_memory_equal(clock, "\0\x9\xcb", 3);
+    assert_false(vnxi_zmq_is_no_clock(clock + 2, 9));
+}
+
+static uint64_t
+refusals(const vnx_side_channel_t *channel, vnx_side_channel_refusal_t why)
+{
+    return channel_stats(channel).refusals[why];
+}
+
+/* -- Listener: requests --------------------------------------------------- */
+
+static void
+test_zmq_listener_answers_both_versions(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port);
+
+    for (int i = 0; i < 3; i++) { /* one connection, kept */
+        SEND(fd, ASK_0_0);
+        expect_reply(fd);
+        SEND(fd, ASK_0);
+        EXPECT(fd, REPLY_0);
+    }
+    WAIT_UNTIL(channel_stats(channel).served == 6);
+    assert_int_equal(channel_stats(channel).accepted, 1);
+    close(fd);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_int_equal(channel_stats(channel).refused, 0);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_finds_ranks_in_either_form(void **state)
+{
+    (void)state;
+    static const vnx_side_channel_blob_t blobs[] = {
+        {.key = "0,3", .key_length = 3, .data = "three", .length = 5},
+        {.key = "5", .key_length = 1, .data = "five", .length = 4},
+        {.key = "1,5", .key_length = 3, .data = "other", .length = 5},
+    };
+    vnx_side_channel_start_params_t params = {
+        .size = sizeof params, .blobs = blobs, .count = 3};
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = 0;
+
+    assert_int_equal(
+        vnx_side_channel_start_with(channel, &params, &port, NULL), VNX_OK);
+    int fd = req_connect(port);
+    SEND(fd, "\1\0\0\x10\x92" NAME "\3");
+    EXPECT(fd, "\1\0\0\5three");
+    SEND(fd, "\1\0\0\x11\x93" NAME "\0\5");
+    EXPECT(fd, "\1\0\1\4"
+               "five\0\x9\xcb");
+    char rest[8];
+    assert_int_equal(peer_recv(fd, rest, 8), 8);
+    SEND(fd, "\1\0\0\x11\x93" NAME "\2\5"); /* no rank of another pipeline */
+    EXPECT(fd, UNKNOWN);
+    SEND(fd, ASK_0_0); /* nothing is served by default */
+    EXPECT(fd, UNKNOWN);
+    SEND(fd, "\1\0\0\x11\x93" NAME "\xff\0"); /* rank -1 */
+    EXPECT(fd, UNKNOWN);
+    close(fd);
+    assert_int_equal(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_UNKNOWN_KEY),
+                     3);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_answers_early_requests_in_order(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port);
+
+    for (int i = 0; i < 200; i++) {
+        SEND(fd, ASK_0 ASK_7_7 ASK_0_0);
+    }
+    for (int i = 0; i < 200; i++) {
+        EXPECT(fd, REPLY_0);
+        EXPECT(fd, UNKNOWN);
+        expect_reply(fd);
+    }
+    close(fd);
+    WAIT_UNTIL(channel_stats(channel).served == 400);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_takes_bytes_one_by_one(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = peer_connect(port);
+    static const char greeting[GREETING_LEN] = GREETING;
+    static const char rest[] = REQ_READY ASK_0;
+    char ready[GREETING_LEN + OUR_READY_LEN];
+
+    for (size_t i = 0; i < sizeof greeting; i++) {
+        peer_send(fd, greeting + i, 1);
+    }
+    assert_int_equal(peer_recv(fd, ready, sizeof ready), sizeof ready);
+    for (size_t i = 0; i < sizeof rest - 1; i++) {
+        peer_send(fd, rest + i, 1);
+    }
+    EXPECT(fd, REPLY_0);
+    close(fd);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_keys_by_name(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    vnx_side_channel_blob_t blob = {
+        .key = "a key", .key_length = 5, .data = "named", .length = 5};
+    static const char ready[] = "\4\x39" READY_BODY "\3REQ\x08Identity\0\0\0\0"
+                                "\x09X-Vnx-Key\0\0\0\5"
+                                "a key";
+    char theirs[GREETING_LEN + OUR_READY_LEN];
+    int fd = peer_connect(port);
+
+    assert_int_equal(vnx_side_channel_set(channel, &blob, NULL), VNX_OK);
+    send_greeting(fd);
+    assert_int_equal(peer_recv(fd, theirs, sizeof theirs), sizeof theirs);
+    SEND(fd, ready);
+    SEND(fd, ASK_0); /* the name goes before the rank */
+    EXPECT(fd, "\1\0\0\5named");
+    assert_int_equal(vnx_side_channel_remove(channel, "a key", 5, NULL),
+                     VNX_OK);
+    SEND(fd, ASK_0); /* and nothing else is in its place */
+    EXPECT(fd, UNKNOWN);
+    close(fd);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_pongs(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 150};
+    vnx_side_channel_t *channel = zmq_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port);
+
+    SEND(fd, "\4\x0b\4PING\0\x0a"
+             "abcd" ASK_0);
+    EXPECT(fd, "\4\x9\4PONGabcd" REPLY_0);
+    /* Kept beyond the time of an exchange, whether or not it is asked. */
+    for (int i = 0; i < 4; i++) {
+        usleep(60000);
+        SEND(fd, "\4\x07\4PING\0\x0a");
+        EXPECT(fd, "\4\x5\4PONG");
+    }
+    SEND(fd, ASK_0);
+    EXPECT(fd, REPLY_0);
+    assert_int_equal(channel_stats(channel).timed_out, 0);
+    close(fd);
+    vnx_side_channel_free(channel);
+}
+
+/* -- Listener: what is no request ----------------------------------------- */
+
+static void
+test_zmq_listener_answers_what_is_no_request(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port);
+
+    SEND(fd, "\1\0\0\0"); /* an empty request */
+    EXPECT(fd, MALFORMED);
+    SEND(fd, "\1\0\0\1\xc1"); /* no msgpack */
+    EXPECT(fd, MALFORMED);
+    SEND(fd, "\1\0\0\x0f\x91" NAME); /* an array of one */
+    EXPECT(fd, MALFORMED);
+    SEND(fd, "\1\0\0\x12\x94" NAME "\0\0\0");
+    EXPECT(fd, MALFORMED);
+    SEND(fd, "\1\0\1\x10\x92" NAME "\0\0\0"); /* a frame too many */
+    EXPECT(fd, MALFORMED);
+    SEND(fd, "\1\0\1\0\0\x10\x92" NAME "\0"); /* a second delimiter */
+    EXPECT(fd, MALFORMED);
+    assert_int_equal(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_MALFORMED), 6);
+    /* Nothing can be answered where the delimiter is missing. */
+    SEND(fd, "\0\x10\x92" NAME "\0");
+    SEND(fd, "\0\0");
+    SEND(fd, "\1\1x\0\x10\x92" NAME "\0");
+    WAIT_UNTIL(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_MALFORMED) == 9);
+    SEND(fd, ASK_0);
+    EXPECT(fd, REPLY_0);
+    close(fd);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_closes_on_broken_framing(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes;
+        size_t len;
+        vnx_side_channel_refusal_t why;
+    } cases[] = {
+        {"\x80\0", 2, VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
+        {"\5\0", 2, VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
+        {"\4\0", 2, VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
+        {"\4\6\5ERROR", 8, VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
+        {REQ_READY, 40, VNX_SIDE_CHANNEL_REFUSED_MALFORMED}, /* again */
+        {"\2\0\0\0\0\0\0\4\x0d", 9, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG},
+        {"\3\xff\xff\xff\xff\xff\xff\xff\xff", 9,
+         VNX_SIDE_CHANNEL_REFUSED_TOO_LONG},
+        {"\2\0\0\0\0\xff\xff\xff\xff", 9, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG},
+    };
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint64_t before = refusals(channel, cases[i].why);
+        int fd = req_connect(port);
+        peer_send(fd, cases[i].bytes, cases[i].len);
+        peer_expect_end(fd);
+        WAIT_UNTIL(refusals(channel, cases[i].why) == before + 1);
+        channel_expect(channel, port, BLOB, BLOB_LEN);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_listener_closes_on_a_broken_handshake(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *bytes; /* at the place of the greeting, or behind it */
+        size_t len;
+        bool greets;
+    } cases[] = {
+        {"GET /metadata HTTP/1.1\r\n\r\n", 26, false},
+        {"\x16\3\1\2\0\1\0\1\xfc\3\3", 11, false},
+        {"\0\0\0\x0cGET_METADATA", 16, false},
+        {"\xff\0\0\0\0\0\0\0\1\x7e", 10, false},
+        {"\xff\0\0\0\0\0\0\0\1\x7f\1\0", 12, false}, /* ZMTP 2 */
+        {"\xff\0\0\0\0\0\0\0\1\x7f\3\1CURVE", 17, false},
+        {ASK_0, sizeof ASK_0 - 1, true}, /* before READY */
+        {"\4\x1a" READY_BODY "\3SUB", 28, true},
+        {"\4\x06\5READY", 8, true}, /* of no type */
+        {"\4\x07\5READY\1", 9, true},
+        {"\4\6\5READX", 8, true},
+        {"\2\0\0\0\0\0\0\4\x0d", 9, true},
+    };
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint64_t before = channel_stats(channel).refused;
+        int fd = peer_connect(port);
+        if (cases[i].greets) {
+            send_greeting(fd);
+        }
+        peer_send(fd, cases[i].bytes, cases[i].len);
+        peer_expect_end(fd);
+        WAIT_UNTIL(channel_stats(channel).refused == before + 1);
+    }
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    vnx_side_channel_free(channel);
+}
+
+/* -- Listener: attacks ---------------------------------------------------- */
+
+static void
+test_zmq_attack_endless_message(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port);
+
+    /* Frames of a message that never ends, without a body: each costs libzmq
+     * 64 bytes for as long as it comes. */
+    for (int i = 0; i < 65; i++) {
+        SEND(fd, "\1\0");
+    }
+    peer_expect_end(fd);
+    assert_int_equal(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG), 1);
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_attack_identities_are_nobodys(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    static const char ready[] =
+        "\4\x2b" READY_BODY "\3REQ\x08Identity\0\0\0\5\0\x6b\x8b\x45\x68";
+    int fds[8];
+
+    /* Of the form that libzmq's ROUTER gives to its clients; one that was
+     * taken before ends the process there. */
+    for (int i = 0; i < 8; i++) {
+        char theirs[GREETING_LEN + OUR_READY_LEN];
+        fds[i] = peer_connect(port);
+        send_greeting(fds[i]);
+        assert_int_equal(peer_recv(fds[i], theirs, sizeof theirs),
+                         sizeof theirs);
+        SEND(fds[i], ready);
+        SEND(fds[i], ASK_0);
+    }
+    for (int i = 0; i < 8; i++) {
+        EXPECT(fds[i], REPLY_0);
+        close(fds[i]);
+    }
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_attack_reader_that_never_reads(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 300};
+    vnx_side_channel_t *channel = zmq_new(&options);
+    size_t len = 16u << 20;
+    unsigned char *blob = pattern(len, 7);
+    int port = channel_start(channel, blob, len);
+    int fds[20];
+
+    for (int i = 0; i < 20; i++) {
+        fds[i] = req_connect(port);
+        for (int j = 0; j < 50; j++) {
+            SEND(fds[i], ASK_0);
+        }
+    }
+    channel_expect(channel, port, blob, len);
+    WAIT_UNTIL(channel_stats(channel).timed_out == 20);
+    WAIT_UNTIL(channel_stats(channel).open <= 1);
+    for (int i = 0; i < 20; i++) {
+        close(fds[i]);
+    }
+    channel_expect(channel, port, blob, len);
+    free(blob);
+    vnx_side_channel_free(channel);
+}
+
+/* Who asks for signs of life and does not read them is closed. */
+static void
+test_zmq_attack_pings_without_end(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fd = req_connect(port), small = 1;
+    static const char ping[] = "\4\x17\4PING\0\x0a"
+                               "0123456789abcdef";
+
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+    SEND(fd, ASK_0);
+    EXPECT(fd, REPLY_0);
+    while (send(fd, ping, sizeof ping - 1, MSG_NOSIGNAL) > 0) {
+    }
+    close(fd);
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    WAIT_UNTIL(channel_stats(channel).open <= 1);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_attack_crowd_that_was_served_gives_way(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_connections = 16};
+    vnx_side_channel_t *channel = zmq_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    int fds[100];
+
+    for (int i = 0; i < 100; i++) {
+        fds[i] = req_connect(port);
+        SEND(fds[i], ASK_0);
+        EXPECT(fds[i], REPLY_0);
+    }
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    assert_true(channel_stats(channel).open <= 16);
+    assert_int_equal(channel_stats(channel).served, 101);
+    assert_int_equal(channel_stats(channel).evicted, 0); /* all were served */
+    for (int i = 0; i < 100; i++) {
+        close(fds[i]);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_attack_silent_client_is_cut_off(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 50};
+    vnx_side_channel_t *channel = zmq_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+
+    peer_expect_end(peer_connect(port));
+    int fd = peer_connect(port);
+    SEND(fd, "\xff");
+    peer_expect_end(fd);
+    peer_expect_end(req_connect(port)); /* that asks nothing */
+    fd = req_connect(port);
+    SEND(fd, ASK_0);
+    EXPECT(fd, REPLY_0);
+    SEND(fd, "\1\0\0\x10"); /* half of another request */
+    peer_expect_end(fd);
+    assert_int_equal(channel_stats(channel).timed_out, 4);
+    assert_int_equal(channel_stats(channel).open, 0);
+    vnx_side_channel_free(channel);
+}
+
+/* -- Client --------------------------------------------------------------- */
+
+/* Shake hands as a listener of vLLM's, then read `ask`, then send the reply
+ * and hold the client until the server stops. */
+static void
+serve_as_stock(peer_server_t *server, int client, const char *ask, size_t len)
+{
+    char greeting[GREETING_LEN], ready[256], request[64];
+
+    send_greeting(client);
+    if (peer_recv(client, greeting, sizeof greeting) != sizeof greeting) {
+        return;
+    }
+    SEND(client, ROUTER_READY);
+    if (peer_recv(client, ready, 2) != 2 ||
+        peer_recv(client, ready + 2, (unsigned char)ready[1]) !=
+            (unsigned char)ready[1]) {
+        return;
+    }
+    if (peer_recv(client, request, len) != len ||
+        memcmp(request, ask, len) != 0) {
+        return;
+    }
+    send(client, server->reply, server->reply_len, MSG_NOSIGNAL);
+    peer_server_stopped(server, -1);
+}
+
+static void
+serve_0_0(peer_server_t *server, int client)
+{
+    serve_as_stock(server, client, ASK_0_0, sizeof ASK_0_0 - 1);
+}
+
+static void
+serve_0(peer_server_t *server, int client)
+{
+    serve_as_stock(server, client, ASK_0, sizeof ASK_0 - 1);
+}
+
+/* What a listener says at all, whatever the client says. */
+static void
+serve_bytes(peer_server_t *server, int client)
+{
+    send(client, server->reply, server->reply_len, MSG_NOSIGNAL);
+    shutdown(client, SHUT_WR);
+    peer_server_stopped(server, -1);
+}
+
+static vnx_status_t
+ask(vnx_side_channel_t *channel, int port, const char *key, int timeout_ms,
+    vnx_error_t *error)
+{
+    vnx_side_channel_request_params_t params = {
+        .size = sizeof params,
+        .host = "127.0.0.1",
+        .port = port,
+        .timeout_ms = timeout_ms,
+        .key = key,
+        .key_length = strlen(key),
+    };
+    void *data = NULL;
+    size_t len = 0;
+
+    vnx_status_t status =
+        vnx_side_channel_request_with(channel, &params, &data, &len, error);
+    if (status == VNX_OK) {
+        assert_int_equal(len, BLOB_LEN);
+        assert_memory_equal(data, BLOB, len);
+        free(data);
+    }
+    return status;
+}
+
+static void
+test_zmq_client_asks_as_stock_does(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *key, *reply;
+        size_t len;
+        void (*serve)(peer_server_t *, int);
+    } cases[] = {
+#define CASE(key, reply, serve) {key, reply, sizeof(reply) - 1, serve}
+        CASE("", "\1\0\1\x12" BLOB "\0\x9\xcb\x40\0\0\0\0\0\0\0", serve_0_0),
+        CASE("0,0", "\1\0\1\x12" BLOB "\0\x9\xcb\x40\0\0\0\0\0\0\0",
+             serve_0_0),
+        CASE("0,0", "\1\0\0\x12" BLOB, serve_0_0), /* no clock */
+        CASE("0", "\1\0\0\x12" BLOB, serve_0),
+        CASE("0", "\4\x7\4PING\0\x0a\1\0\0\x12" BLOB, serve_0),
+        CASE("0", "\3\0\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\x12" BLOB, serve_0),
+        /* A clock that is none is a refusal of ours, not of stock's. */
+        CASE("0,0", "\1\0\1\x12" BLOB "\0\x9\xcb\x7f\xf8\0\0\0\0\0\0",
+             serve_0_0),
+#undef CASE
+    };
+    vnx_side_channel_t *channel = zmq_new(NULL);
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        peer_server_t server = {.reply = cases[i].reply,
+                                .reply_len = cases[i].len};
+        vnx_error_t error = {0};
+        peer_server_start(&server, cases[i].serve);
+        assert_int_equal(
+            ask(channel, server.port, cases[i].key, 20000, &error), VNX_OK);
+        peer_server_stop(&server);
+    }
+    vnx_side_channel_free(channel);
+}
+
+/* Stock's listener would end at any other request, so nothing is said. */
+static void
+serve_ready_alone(peer_server_t *server, int client)
+{
+    char bytes[512];
+
+    send_greeting(client);
+    SEND(client, ROUTER_READY);
+    size_t len = peer_recv(client, bytes, sizeof bytes);
+    assert_true(len < sizeof bytes);
+    assert_null(memmem(bytes, len, "get_meta_msg", 12));
+    (void)server;
+}
+
+static void
+test_zmq_client_asks_stock_for_ranks_alone(void **state)
+{
+    (void)state;
+    vnx_side_channel_t *channel = zmq_new(NULL);
+    peer_server_t server = {0};
+    vnx_error_t error = {0};
+
+    peer_server_start(&server, serve_ready_alone);
+    assert_int_equal(ask(channel, server.port, "a name", 20000, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "ranks"));
+    assert_int_equal(ask(channel, server.port, "0,1,2", 20000, &error),
+                     VNX_ERR_NOT_FOUND);
+    peer_server_stop(&server);
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_client_refuses_replies_that_are_none(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reply;
+        size_t len;
+    } cases[] = {
+#define CASE(reply) {reply, sizeof(reply) - 1}
+        CASE("\0\x12" BLOB),                   /* no delimiter */
+        CASE("\1\1x\0\x12" BLOB),              /* one that is not empty */
+        CASE("\0\0"),                          /* nothing else */
+        CASE("\1\0\1\x12" BLOB "\1\1x\0\1x"),  /* a fourth frame */
+        CASE("\1\0\1\1x\2\0\0\0\0\0\0\4\x0d"), /* a long clock */
+        CASE("\2\0\0\0\0\0\0\4\x0d"),          /* a long delimiter */
+        CASE("\1\0\2\0\0\0\0\0\0\x27\x11"),    /* above max_frame */
+        CASE("\1\0\2\xff\xff\xff\xff\xff\xff\xff\xff"),
+        CASE("\4\6\5ERROR"),
+        CASE("\x80"
+             "1"),
+#undef CASE
+    };
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_frame = 10000};
+    vnx_side_channel_t *channel = zmq_new(&options);
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        peer_server_t server = {.reply = cases[i].reply,
+                                .reply_len = cases[i].len};
+        vnx_error_t error = {0};
+        peer_server_start(&server, serve_0_0);
+        assert_int_equal(ask(channel, server.port, "0,0", 20000, &error),
+                         VNX_ERR_MISMATCH);
+        peer_server_stop(&server);
+    }
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_client_refuses_other_protocols(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reply;
+        size_t len;
+        vnx_status_t status;
+    } cases[] = {
+#define CASE(reply, status) {reply, sizeof(reply) - 1, status}
+        CASE("HTTP/1.1 400 Bad Request\r\n\r\n", VNX_ERR_MISMATCH),
+        CASE("\0\0\0\0", VNX_ERR_MISMATCH),
+        CASE("\xff\0\0\0\0\0\0\0\1\x7f\1\0", VNX_ERR_MISMATCH),
+        CASE("\xff\0\0\0\0\0\0\0\1\x7f\3\1CURVE", VNX_ERR_MISMATCH),
+        CASE("\xff\0\0\0\0\0\0\0\1\x7f\3", VNX_ERR_BACKEND), /* cut off */
+        CASE("", VNX_ERR_BACKEND),
+#undef CASE
+    };
+    vnx_side_channel_t *channel = zmq_new(NULL);
+
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        peer_server_t server = {.reply = cases[i].reply,
+                                .reply_len = cases[i].len};
+        vnx_error_t error = {0};
+        peer_server_start(&server, serve_bytes);
+        assert_int_equal(ask(channel, server.port, "0,0", 20000, &error),
+                         cases[i].status);
+        peer_server_stop(&server);
+    }
+    vnx_side_channel_free(channel);
+}
+
+/* Signs of life are asked for without end. */
+static void
+serve_pings(peer_server_t *server, int client)
+{
+    static const char ping[] = "\4\x07\4PING\0\x0a";
+
+    send_greeting(client);
+    SEND(client, ROUTER_READY);
+    while (!peer_server_stopped(server, 0) &&
+           send(client, ping, sizeof ping - 1, MSG_NOSIGNAL) > 0) {
+    }
+}
+
+/* Of a great blob a byte at a time. */
+static void
+serve_drip(peer_server_t *server, int client)
+{
+    static const char blob[] = "\1\0\2\0\0\0\0\0\1\0\0";
+
+    send_greeting(client);
+    SEND(client, ROUTER_READY);
+    send(client, blob, sizeof blob - 1, MSG_NOSIGNAL);
+    while (!peer_server_stopped(server, 5) &&
+           send(client, "x", 1, MSG_NOSIGNAL) == 1) {
+    }
+}
+
+static void
+test_zmq_client_keeps_its_deadline(void **state)
+{
+    (void)state;
+    void (*const serves[])(peer_server_t *, int) = {serve_pings, serve_drip,
+                                                    peer_serve_silence};
+    vnx_side_channel_t *channel = zmq_new(NULL);
+
+    for (size_t i = 0; i < sizeof serves / sizeof serves[0]; i++) {
+        peer_server_t server = {0};
+        vnx_error_t error = {0};
+        peer_server_start(&server, serves[i]);
+        assert_int_equal(ask(channel, server.port, "0,0", 150, &error),
+                         VNX_ERR_TIMEOUT);
+        peer_server_stop(&server);
+    }
+    vnx_side_channel_free(channel);
+}
+
+/* -- What it cannot do ---------------------------------------------------- */
+
+static void
+expect_refused(const vnx_side_channel_options_t *options, const char *text)
+{
+    vnx_side_channel_t *channel;
+    vnx_error_t error = {0};
+    int port;
+
+    vnx_status_t status = vnx_side_channel_create(VNX_SIDE_CHANNEL_ZMQ,
+                                                  options, &channel, &error);
+    if (status == VNX_ERR_NOT_SUPPORTED) {
+        return; /* a build that knows no secrets at all */
+    }
+    assert_int_equal(status, VNX_OK);
+    assert_int_equal(
+        vnx_side_channel_start(channel, "127.0.0.1", 0, "x", 1, &port, &error),
+        VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, text));
+    assert_null(strstr(error.cause, "hunter22"));
+    assert_int_equal(ask(channel, 9, "0,0", 1000, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, text));
+    vnx_side_channel_free(channel);
+}
+
+static void
+test_zmq_refuses_secrets_and_tls(void **state)
+{
+    (void)state;
+    vnx_side_channel_options_t secret = {.size = sizeof secret,
+                                         .secret = "hunter22"};
+    vnx_side_channel_options_t tls = {.size = sizeof tls,
+                                      .tls_certificate = "/nowhere",
+                                      .tls_key = "/nowhere"};
+
+    expect_refused(&secret, "shared secret");
+    expect_refused(&tls, "TLS");
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_zmq_listener_answers_both_versions),
+        cmocka_unit_test(test_zmq_listener_finds_ranks_in_either_form),
+        cmocka_unit_test(test_zmq_listener_answers_early_requests_in_order),
+        cmocka_unit_test(test_zmq_listener_takes_bytes_one_by_one),
+        cmocka_unit_test(test_zmq_listener_keys_by_name),
+        cmocka_unit_test(test_zmq_listener_pongs),
+        cmocka_unit_test(test_zmq_listener_answers_what_is_no_request),
+        cmocka_unit_test(test_zmq_listener_closes_on_broken_framing),
+        cmocka_unit_test(test_zmq_listener_closes_on_a_broken_handshake),
+        cmocka_unit_test(test_zmq_attack_endless_message),
+        cmocka_unit_test(test_zmq_attack_identities_are_nobodys),
+        cmocka_unit_test(test_zmq_attack_reader_that_never_reads),
+        cmocka_unit_test(test_zmq_attack_pings_without_end),
+        cmocka_unit_test(test_zmq_attack_crowd_that_was_served_gives_way),
+        cmocka_unit_test(test_zmq_attack_silent_client_is_cut_off),
+        cmocka_unit_test(test_zmq_client_asks_as_stock_does),
+        cmocka_unit_test(test_zmq_client_asks_stock_for_ranks_alone),
+        cmocka_unit_test(test_zmq_client_refuses_replies_that_are_none),
+        cmocka_unit_test(test_zmq_client_refuses_other_protocols),
+        cmocka_unit_test(test_zmq_client_keeps_its_deadline),
+        cmocka_unit_test(test_zmq_refuses_secrets_and_tls),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
