@@ -127,6 +127,8 @@ def summarize(row: Row, found: dict[str, Samples]) -> list[dict[str, Any]]:
     """What the table and the JSON say of each metric of a row."""
     lines = []
     for metric in row.metrics:
+        if metric.key not in found["ours"]:
+            continue  # what it takes is not installed
         sides = {
             side: {
                 "best": best(metric, samples[metric.key]),

@@ -1,11 +1,17 @@
-"""Rows about the side channel; only ours has one."""
+"""Rows about the side channel; only ours has one.
+
+vLLM has a handshake over ZeroMQ: it is measured beside ours where pyzmq and
+msgpack are installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 from peer import Peer
@@ -36,11 +42,11 @@ def _hang(port: int, count: int) -> list[socket.socket]:
     return clients
 
 
-def _requests(channel: Any, port: int, count: int) -> Samples:
+def _requests(ask: Callable[[], bytes], count: int) -> Samples:
     seconds = []
     for _ in range(count):
         started = time.perf_counter()
-        blob = channel.request_metadata("127.0.0.1", port)
+        blob = ask()
         seconds.append(time.perf_counter() - started)
         if len(blob) != 1024:
             raise RuntimeError("a reply of the wrong size")
@@ -56,7 +62,10 @@ def _measure(impl: Any, quick: bool, hanging: int) -> Samples:
         port = peer.ask("listen", bytes=1024)["port"]
         clients = _hang(port, hanging)
         channel = impl.module.TcpSideChannel()
-        return _requests(channel, port, 300 if quick else 3000)
+        return _requests(
+            lambda: channel.request_metadata("127.0.0.1", port),
+            300 if quick else 3000,
+        )
     finally:
         for client in clients:
             client.close()
@@ -71,3 +80,33 @@ def side_channel(impl: Any, quick: bool) -> Samples:
 def side_channel_crowd(impl: Any, quick: bool) -> Samples:
     """The same with 2 000 clients that hang on the server."""
     return _measure(impl, quick, HANGING)
+
+
+def side_channel_zmq(impl: Any, quick: bool) -> Samples:
+    """vLLM's handshake: ours at both ends, and pyzmq at both ends, in turns.
+
+    Ours with a new connection for each exchange, as the other.
+    """
+    peer = Peer(impl.name, "server", 1 << 20)
+    count, rounds = (60, 1) if quick else (200, 5)
+    channel = impl.module.ZmqSideChannel()
+
+    def port_of(kind: str) -> int:
+        return int(peer.ask("listen", kind=kind, bytes=1024)["port"])
+
+    try:
+        ours = port_of("ZmqSideChannel")
+        asks = {"": lambda: channel.request_metadata("127.0.0.1", ours)}
+        if all(map(importlib.util.find_spec, ("zmq", "msgpack"))):
+            import stock_handshake
+
+            theirs = port_of("pyzmq")
+            asks["pyzmq_"] = lambda: stock_handshake.ask(theirs)
+        found: Samples = {}
+        for _ in range(rounds):
+            for prefix, ask in asks.items():
+                for key, values in _requests(ask, count).items():
+                    found.setdefault(prefix + key, []).extend(values)
+        return found
+    finally:
+        peer.close()

@@ -110,12 +110,17 @@ def serve(impl: Any, name: str, size: int, shared: bool) -> None:
         elif order["do"] == "echo":
             echo(agent, known, order["count"])
         elif order["do"] == "listen":
-            say(port=listen(impl, order["bytes"]))
+            kind = order.get("kind", "TcpSideChannel")
+            say(port=listen(impl, kind, order["bytes"]))
 
 
-def listen(impl: Any, size: int) -> int:
-    """Serve so many bytes over the side channel."""
-    channel = impl.module.TcpSideChannel()
+def listen(impl: Any, kind: str, size: int) -> int:
+    """Serve so many bytes over a side channel, or as vLLM does (pyzmq)."""
+    if kind == "pyzmq":
+        import stock_handshake
+
+        return stock_handshake.listen(bytes(size))
+    channel = getattr(impl.module, kind)()
     port = channel.start_listener(0, bytes(size))
     LISTENERS.append(channel)
     return int(port)

@@ -149,4 +149,14 @@ ROWS = [
         ],
         stock=False,
     ),
+    Row(
+        "side_channel_zmq",
+        [
+            Metric("p50_us", "vLLM's handshake by ZMQ, 1 KiB, p50", "us", 600),
+            Metric("p99_us", "the same, p99", "us", 5000),
+            Metric("pyzmq_p50_us", "pyzmq doing it, p50", "us", None),
+            Metric("pyzmq_p99_us", "the same, p99", "us", None),
+        ],
+        stock=False,
+    ),
 ]

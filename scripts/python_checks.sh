@@ -5,7 +5,7 @@ STOCK_VENV="$WORK/venv-stock"
 
 # What the tests use beside the package; the demo and the bench need numpy.
 DEMO_NEEDS=(numpy)
-TEST_NEEDS=(numpy pytest pytest-xdist hypothesis libucx-cu12)
+TEST_NEEDS=(numpy pytest pytest-xdist hypothesis libucx-cu12 pyzmq msgpack)
 # What is most likely to differ between versions of Python: the surface, the
 # conversions, the protocols, and that bytes arrive (within the process: how
 # they travel does not depend on Python).

@@ -184,9 +184,14 @@ receive(zmq_exchange_t *exchange, void *space, size_t size, size_t *count_p)
     if (status != VNX_OK) {
         return stream_failed(exchange, status);
     }
-    return *count_p > 0 ? VNX_OK
-                        : failed(exchange, VNX_ERR_BACKEND,
-                                 "the connection was closed without a reply");
+    if (*count_p > 0) {
+        return VNX_OK;
+    }
+    return failed(exchange, VNX_ERR_BACKEND,
+                  exchange->stage == STAGE_REPLY
+                      ? "the connection was closed without a reply"
+                      : "the connection was closed (as by a listener that "
+                        "wants another ZMTP mechanism than NULL)");
 }
 
 /* Until `want` bytes are in `in`. */
@@ -206,19 +211,28 @@ receive_in(zmq_exchange_t *exchange, size_t want)
     return VNX_OK;
 }
 
+static bool
+is_blob(const zmq_exchange_t *exchange)
+{
+    return exchange->stage == STAGE_REPLY && exchange->part == PART_BLOB &&
+           !exchange->frame.command;
+}
+
 static vnx_status_t
 failed_length(zmq_exchange_t *exchange, uint32_t max)
 {
-    char reason[96];
+    char reason[128];
 
     if (exchange->frame.len <= max) {
         return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for the reply");
     }
     snprintf(reason, sizeof reason,
-             "a frame of %" PRIu64 " bytes is above %s (%" PRIu32 ")",
-             exchange->frame.len,
-             max > VNXI_ZMTP_SMALL_MAX ? "max_frame" : "what it may have",
-             max);
+             is_blob(exchange)
+                 ? "a reply of %" PRIu64 " bytes is above max_frame (%" PRIu32
+                   ")"
+                 : "no reply of this protocol: a frame of %" PRIu64
+                   " bytes, at most %" PRIu32 " are in the place of it",
+             exchange->frame.len, max);
     return failed(exchange, VNX_ERR_MISMATCH, reason);
 }
 

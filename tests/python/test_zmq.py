@@ -1,0 +1,513 @@
+"""ZmqSideChannel with stock vLLM's handshake on the other end, both roles.
+
+The other end is pyzmq and msgpack, used as vLLM's connector uses them; what
+every side channel does is in test_transports.py.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import threading
+import time
+
+import pytest
+from support import zmtp
+from support.deadline import until
+from support.program import run_program
+
+with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
+    import vllm_nixl
+
+msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed")
+zmq = pytest.importorskip("zmq", reason="pyzmq is not installed")
+
+pytestmark = [pytest.mark.beyond_stock, pytest.mark.usefixtures("module")]
+
+HOST = "127.0.0.1"
+GET_META_MSG = b"get_meta_msg"
+
+
+def make(**options):
+    try:
+        return vllm_nixl.ZmqSideChannel(**options)
+    except vllm_nixl.nixlNotSupportedError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def channel():
+    with make() as made:
+        yield made
+
+
+@pytest.fixture
+def context():
+    made = zmq.Context()
+    yield made
+    made.destroy(linger=0)
+
+
+# -- Stock vLLM -------------------------------------------------------------
+
+
+def payload_of(rank):
+    """A NixlHandshakePayload, as vLLM's worker encodes it."""
+    metadata = {
+        "engine_id": f"engine-{rank}",
+        "agent_metadata": os.urandom(300),
+        "kv_caches_base_addr": [1 << 46, 2 << 46],
+        "device_id": rank,
+        "num_blocks": 1000,
+        "block_lens": [65536] * 2,
+        "kv_cache_layout": "HND",
+        "block_size": 16,
+    }
+    return msgpack.packb(
+        {
+            "compatibility_hash": "0" * 64,
+            "agent_metadata_bytes": msgpack.packb(metadata),
+        }
+    )
+
+
+class StockError(RuntimeError):
+    """What vLLM raises of a payload that it cannot decode."""
+
+
+def decode_payload(data):
+    """As vLLM: a map that lacks a field is no NixlHandshakePayload."""
+    try:
+        payload = msgpack.unpackb(data)
+        return payload["compatibility_hash"], payload["agent_metadata_bytes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StockError("Failed to decode NixlHandshakePayload") from error
+
+
+def stock_ask(context, port, *ranks, host=HOST):
+    """vLLM's client; ranks are (pp_rank, tp_rank), or (tp_rank,)."""
+    with context.socket(zmq.REQ) as sock:
+        sock.setsockopt(zmq.IPV6, ":" in host)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.RCVTIMEO, 5000)
+        where = f"[{host}]" if ":" in host else host
+        sock.connect(f"tcp://{where}:{port}")
+        sock.send(msgpack.packb((GET_META_MSG, *ranks)))
+        return sock.recv_multipart()
+
+
+class StockListener:
+    """vLLM's listener, with its manners: what it does not know ends it."""
+
+    def __init__(self, context, blobs, version=12):
+        self.blobs, self.version = blobs, version
+        self.sock = context.socket(zmq.ROUTER)
+        self.sock.setsockopt(zmq.LINGER, 0)
+        self.port = self.sock.bind_to_random_port(f"tcp://{HOST}")
+        self.failure = None
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self):
+        try:
+            while True:
+                identity, _, data = self.sock.recv_multipart()
+                if data == b"stop":
+                    return
+                name, *ranks = msgpack.unpackb(data)
+                assert name == GET_META_MSG
+                assert len(ranks) == (2 if self.version >= 12 else 1)
+                reply = [identity, b"", self.blobs[tuple(ranks)]]
+                if self.version >= 12:
+                    reply.append(msgpack.packb(time.perf_counter()))
+                self.sock.send_multipart(reply)
+        except Exception as error:
+            self.failure = error
+        finally:
+            self.sock.close()
+
+    def stop(self, context):
+        if self.thread.is_alive():
+            with context.socket(zmq.REQ) as sock:
+                sock.setsockopt(zmq.LINGER, 1000)
+                sock.connect(f"tcp://{HOST}:{self.port}")
+                sock.send(b"stop")
+                self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+@contextlib.contextmanager
+def stock_listener(context, blobs, version=12):
+    listener = StockListener(context, blobs, version)
+    try:
+        yield listener
+    finally:
+        listener.stop(context)
+
+
+# -- Our listener, stock's client -------------------------------------------
+
+
+def test_stock_gets_every_rank(channel, context):
+    blobs = {(pp, tp): payload_of(tp) for pp in range(2) for tp in range(4)}
+    port = channel.start_listener(0, blobs)
+    for ranks, blob in blobs.items():
+        got, clock = stock_ask(context, port, *ranks)
+        assert got == blob
+        assert decode_payload(got)[0] == "0" * 64
+        assert abs(msgpack.unpackb(clock) - time.perf_counter()) < 60
+    until(lambda: channel.stats()["served"] == len(blobs), "the count")
+
+
+def test_older_stock_gets_one_frame(channel, context):
+    port = channel.start_listener(0, {(0, 0): b"a", (0, 1): b"b", (2,): b"c"})
+    assert stock_ask(context, port, 0) == [b"a"]
+    assert stock_ask(context, port, 1) == [b"b"]
+    assert stock_ask(context, port, 2) == [b"c"]
+
+
+def test_one_blob_is_rank_0(channel, context):
+    port = channel.start_listener(0, b"the only one")
+    assert stock_ask(context, port, 0, 0)[0] == b"the only one"
+    assert stock_ask(context, port, 0) == [b"the only one"]
+    assert decode_is_refused(stock_ask(context, port, 0, 1))
+    assert decode_is_refused(stock_ask(context, port, 1))
+
+
+def decode_is_refused(reply):
+    with pytest.raises(StockError):
+        decode_payload(reply[0])
+    text = msgpack.unpackb(reply[0])["error"]
+    return text == "nothing is served under that key"
+
+
+def test_an_unknown_rank_is_an_error_at_once(channel, context):
+    port = channel.start_listener(0, {(0, 0): payload_of(0)})
+    for ranks in ((0, 1), (1, 0), (9,), (-1, 0), (1 << 62, 1 << 62)):
+        reply = stock_ask(context, port, *ranks)
+        assert decode_is_refused(reply)
+        # Where a clock is expected there is a float; it is no number.
+        assert math.isnan(msgpack.unpackb(reply[1]))
+    assert channel.stats()["refusals"]["unknown_key"] == 5
+    assert stock_ask(context, port, 0, 0)[0]
+
+
+def test_a_kept_socket_asks_again_and_again(channel, context):
+    port = channel.start_listener(0, {(0, 0): b"old"})
+    with context.socket(zmq.REQ) as sock:
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        for i in range(50):
+            channel.set_metadata(str(i).encode(), key=(0, 0))
+            sock.send(msgpack.packb((GET_META_MSG, 0, 0)))
+            assert sock.recv_multipart()[0] == str(i).encode()
+    assert channel.stats()["accepted"] == 1
+
+
+def test_heartbeats_are_answered(channel, context):
+    port = channel.start_listener(0, {(0, 0): b"x"})
+    with context.socket(zmq.REQ) as sock:
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.HEARTBEAT_IVL, 20)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2000)
+        sock.connect(f"tcp://{HOST}:{port}")
+        sock.send(msgpack.packb((GET_META_MSG, 0, 0)))
+        assert sock.recv_multipart()[0] == b"x"
+        sent = channel.stats()["bytes_sent"]
+        until(lambda: channel.stats()["bytes_sent"] > sent + 50, "PONGs")
+        sock.send(msgpack.packb((GET_META_MSG, 0, 0)))
+        assert sock.recv_multipart()[0] == b"x"
+    assert channel.stats()["accepted"] == 1
+
+
+def test_a_dealer_may_ask_ahead(channel, context):
+    port = channel.start_listener(0, {(0, i): bytes([i]) for i in range(50)})
+    with context.socket(zmq.DEALER) as sock:
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        for i in range(50):
+            ask = msgpack.packb((GET_META_MSG, 0, i))
+            sock.send_multipart([b"", ask])
+        for i in range(50):
+            assert sock.recv_multipart()[:2] == [b"", bytes([i])]
+
+
+def test_64_mib_arrive_at_stock(channel, context):
+    data = os.urandom(1 << 20) * 64
+    port = channel.start_listener(0, {(0, 0): data})
+    assert stock_ask(context, port, 0, 0)[0] == data
+
+
+def test_stock_comes_by_ipv6(channel, context):
+    try:
+        port = channel.start_listener(0, b"six", "::1")
+    except vllm_nixl.NixlError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    assert stock_ask(context, port, 0, host="::1") == [b"six"]
+    assert channel.request_metadata("::1", port) == b"six"
+
+
+def test_stock_finds_a_listener_that_came_back(channel, context):
+    port = channel.start_listener(0, b"first")
+    with context.socket(zmq.REQ) as sock:
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        sock.send(msgpack.packb((GET_META_MSG, 0)))
+        assert sock.recv_multipart() == [b"first"]
+        channel.shutdown()
+        channel.start_listener(port, b"second")
+        sock.send(msgpack.packb((GET_META_MSG, 0)))
+        assert sock.recv_multipart() == [b"second"]
+
+
+# -- Messages that end stock's listener -------------------------------------
+
+NO_REQUESTS = {
+    "nothing": [b"", b""],
+    "no msgpack": [b"", b"\xc1"],
+    "cut": [b"", b"\x93\xc4\x0cget_meta"],
+    "one": [b"", msgpack.packb((GET_META_MSG,))],
+    "four": [b"", msgpack.packb((GET_META_MSG, 0, 0, 0))],
+    "another name": [b"", msgpack.packb((b"get_meta_msG", 0, 0))],
+    "ranks of text": [b"", msgpack.packb((GET_META_MSG, "0", "0"))],
+    "a rank too large": [b"", msgpack.packb((GET_META_MSG, 0, (1 << 64) - 1))],
+    "deep": [b"", b"\x91" * 1000],
+    "extra frame": [b"", msgpack.packb((GET_META_MSG, 0, 0)), b"x"],
+    "two delimiters": [b"", b"", msgpack.packb((GET_META_MSG, 0, 0))],
+    "many frames": [b"", *[b"x"] * 50],
+}
+NOT_ANSWERED = {
+    "no delimiter": [msgpack.packb((GET_META_MSG, 0, 0))],
+    "a delimiter alone": [b""],
+    "a full delimiter": [b"x", msgpack.packb((GET_META_MSG, 0, 0))],
+}
+CLOSED = {
+    "long": [b"", b"\x93" * 2000],
+    "a thousand frames": [b"", *[b"x"] * 1000],
+}
+
+
+def send_and_ask(context, port, parts, answers):
+    """Send it, then a request on the same socket; what comes back."""
+    with context.socket(zmq.DEALER) as sock:
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        sock.send_multipart(parts)
+        sock.send_multipart([b"", msgpack.packb((GET_META_MSG, 0, 0))])
+        return [sock.recv_multipart() for _ in range(answers)]
+
+
+@pytest.mark.parametrize("name", NO_REQUESTS)
+def test_no_request_is_answered_so(channel, context, name):
+    port = channel.start_listener(0, {(0, 0): b"blob"})
+    answers = send_and_ask(context, port, NO_REQUESTS[name], 2)
+    text = msgpack.unpackb(answers[0][1])["error"]
+    assert text == "not a request for metadata"
+    assert answers[1][1] == b"blob"
+    assert channel.stats()["refusals"]["malformed"] == 1
+
+
+@pytest.mark.parametrize("name", NOT_ANSWERED)
+def test_what_cannot_be_answered_is_dropped(channel, context, name):
+    port = channel.start_listener(0, {(0, 0): b"blob"})
+    answers = send_and_ask(context, port, NOT_ANSWERED[name], 1)
+    assert answers[0][1] == b"blob"
+    assert channel.stats()["refusals"]["malformed"] == 1
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_what_is_too_long_costs_the_connection(channel, context, name):
+    port = channel.start_listener(0, {(0, 0): b"blob"})
+    with context.socket(zmq.DEALER) as sock:
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        sock.send_multipart(CLOSED[name])
+        until(lambda: channel.stats()["refusals"]["too_long"], "the refusal")
+    assert stock_ask(context, port, 0, 0)[0] == b"blob"
+
+
+@pytest.mark.parametrize("kind", ["SUB", "XSUB", "PUSH", "PAIR", "REP", "PUB"])
+def test_sockets_of_other_kinds_are_turned_away(channel, context, kind):
+    port = channel.start_listener(0, {(0, 0): b"blob"})
+    with context.socket(getattr(zmq, kind)) as sock:
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        until(lambda: channel.stats()["refused"], "the refusal")
+    assert stock_ask(context, port, 0, 0)[0] == b"blob"
+
+
+def test_identities_belong_to_nobody(channel, context):
+    port = channel.start_listener(0, {(0, 0): b"blob"})
+    socks = []
+    for _ in range(4):
+        sock = context.socket(zmq.REQ)
+        sock.setsockopt(zmq.IDENTITY, b"the same")
+        sock.setsockopt(zmq.RCVTIMEO, 20_000)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.connect(f"tcp://{HOST}:{port}")
+        sock.send(msgpack.packb((GET_META_MSG, 0, 0)))
+        socks.append(sock)
+    for sock in socks:
+        assert sock.recv_multipart()[0] == b"blob"
+        sock.close()
+
+
+# -- Stock's listener, our client -------------------------------------------
+
+
+def test_we_get_every_rank_of_stock(channel, context):
+    blobs = {(pp, tp): payload_of(tp) for pp in range(2) for tp in range(3)}
+    with stock_listener(context, blobs) as stock:
+        for ranks, blob in blobs.items():
+            got = channel.request_metadata(HOST, stock.port, key=ranks)
+            assert got == blob
+        # Stock has no default: it is its first rank.
+        assert channel.request_metadata(HOST, stock.port) == blobs[0, 0]
+        peers = [(HOST, stock.port, ranks) for ranks in blobs] * 10
+        assert channel.request_many(peers) == list(blobs.values()) * 10
+
+
+def test_we_get_ranks_of_older_stock(channel, context):
+    blobs = {(0,): b"zero", (200,): b"many"}
+    with stock_listener(context, blobs, version=11) as stock:
+        for ranks, blob in blobs.items():
+            got = channel.request_metadata(HOST, stock.port, key=ranks)
+            assert got == blob
+
+
+def test_64_mib_arrive_from_stock(channel, context):
+    data = os.urandom(1 << 20) * 64
+    with stock_listener(context, {(0, 0): data}) as stock:
+        got = channel.request_metadata(HOST, stock.port, 60_000, key=(0, 0))
+        assert got == data
+
+
+def test_a_name_does_not_end_stocks_listener(channel, context):
+    with stock_listener(context, {(0, 0): b"x"}) as stock:
+        with pytest.raises(vllm_nixl.nixlNotFoundError, match="ranks"):
+            channel.request_metadata(HOST, stock.port, key="prefill")
+        got = channel.request_metadata(HOST, stock.port, key=(0, 0))
+        assert got == b"x"
+        assert stock.failure is None
+
+
+def test_a_rank_that_ends_stocks_listener_is_our_timeout(channel, context):
+    with stock_listener(context, {(0, 0): b"x"}) as stock:
+        with pytest.raises((TimeoutError, vllm_nixl.nixlBackendError)):
+            channel.request_metadata(
+                HOST, stock.port, timeout_ms=300, key=(5, 5)
+            )
+        stock.thread.join(30)
+        assert isinstance(stock.failure, KeyError)
+
+
+def test_a_blob_above_max_frame_is_refused(context):
+    with (
+        make(max_frame=1000) as small,
+        stock_listener(context, {(0, 0): b"x" * 1001}) as stock,
+        pytest.raises(vllm_nixl.nixlMismatchError, match="max_frame"),
+    ):
+        small.request_metadata(HOST, stock.port, key=(0, 0))
+
+
+@pytest.mark.parametrize("kind", ["DEALER", "REP", "PUB", "PULL"])
+def test_other_sockets_are_no_listeners(channel, context, kind):
+    with context.socket(getattr(zmq, kind)) as sock:
+        port = sock.bind_to_random_port(f"tcp://{HOST}")
+        with pytest.raises(vllm_nixl.NixlError):
+            channel.request_metadata(HOST, port, timeout_ms=300)
+
+
+def test_a_curve_server_is_an_error_at_once(channel, context):
+    if not zmq.has("curve"):
+        pytest.skip("pyzmq has no CURVE")
+    with context.socket(zmq.ROUTER) as sock:
+        sock.curve_server = True
+        sock.curve_publickey, sock.curve_secretkey = zmq.curve_keypair()
+        port = sock.bind_to_random_port(f"tcp://{HOST}")
+        with pytest.raises(vllm_nixl.NixlError, match="shaking hands") as info:
+            channel.request_metadata(HOST, port, timeout_ms=60_000)
+        assert not isinstance(info.value, TimeoutError)
+
+
+# -- The process ------------------------------------------------------------
+
+
+def test_no_library_is_loaded_and_no_thread_left():
+    done = run_program(
+        """
+        import os, vllm_nixl
+        threads = len(os.listdir("/proc/self/task"))
+        with vllm_nixl.ZmqSideChannel() as made:
+            port = made.start_listener(0, b"x")
+            assert made.request_metadata("127.0.0.1", port) == b"x"
+            assert len(os.listdir("/proc/self/task")) == threads + 1
+        assert "libzmq" not in open("/proc/self/maps").read()
+        left = vllm_nixl.ZmqSideChannel()
+        left.start_listener(0, b"running at the end of the program")
+        print("done")
+        """
+    )
+    assert done.stdout.strip() == "done"
+
+
+def test_a_forked_child_asks_its_parent(channel):
+    port = channel.start_listener(0, b"parent")
+    pid = os.fork()
+    if pid == 0:
+        ok = (
+            not channel.is_running()
+            and channel.request_metadata(HOST, port) == b"parent"
+        )
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert channel.request_metadata(HOST, port) == b"parent"
+
+
+# -- Secrets and TLS --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"secret": "hunter2 hunter2"}, {"tls": True}]
+)
+def test_what_zmq_has_not_is_refused(options):
+    with make(**options) as made:
+        with pytest.raises(vllm_nixl.nixlNotSupportedError) as info:
+            made.request_metadata(HOST, 9)
+        assert "hunter2" not in str(info.value)
+        assert "TCP" in str(info.value)
+        if "secret" in options:
+            with pytest.raises(vllm_nixl.nixlNotSupportedError):
+                made.start_listener(0, b"x")
+
+
+# -- Counting ---------------------------------------------------------------
+
+
+def test_what_is_counted(channel):
+    port = channel.start_listener(0, {(0, 0): b"x" * 1000})
+    ask = zmtp.message(b"", msgpack.packb((GET_META_MSG, 0, 0)))
+    with zmtp.shaken(port) as sock:
+        sock.sendall(ask)
+        size = 2 + 9 + 1000 + 2 + 9
+        assert len(zmtp.read(sock, size)) == size
+        until(lambda: channel.stats()["served"] == 1, "the count")
+        stats = channel.stats()
+        assert stats["open"] == 1
+        assert stats["bytes_received"] == 64 + len(zmtp.ready()) + len(ask)
+        assert stats["bytes_sent"] == zmtp.LISTENER_BYTES + size
+        assert sum(stats["latency"]) == 1
+    until(lambda: channel.stats()["open"] == 0, "the end")
+
+
+def test_a_rate_above_the_limit_is_refused():
+    with make(max_rate=5) as made, contextlib.ExitStack() as stack:
+        port = made.start_listener(0, b"x")
+        for _ in range(50):
+            stack.enter_context(socket.create_connection((HOST, port)))
+        until(lambda: made.stats()["refusals"]["rate"] > 0, "a refusal")

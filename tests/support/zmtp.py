@@ -1,0 +1,63 @@
+"""ZMTP 3.1 from its bytes: what a REQ of libzmq sends, with raw sockets."""
+
+import contextlib
+import socket
+import struct
+
+HOST = "127.0.0.1"
+GREETING = (
+    b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0")
+).ljust(64, b"\0")
+#: What a listener of ours says before the first reply.
+LISTENER_BYTES = 64 + 54
+
+
+def ready(socket_type=b"REQ", **properties):
+    body = b"\x05READY"
+    for name, value in {
+        b"Socket-Type": socket_type,
+        b"Identity": b"",
+        **{key.encode(): value for key, value in properties.items()},
+    }.items():
+        body += bytes([len(name)]) + name + struct.pack(">I", len(value))
+        body += value
+    return b"\x04" + bytes([len(body)]) + body
+
+
+def frame(data, more=False):
+    if len(data) > 255:
+        return bytes([2 | more]) + struct.pack(">Q", len(data)) + data
+    return bytes([more, len(data)]) + data
+
+
+def message(*parts):
+    last = len(parts) - 1
+    return b"".join(frame(part, i < last) for i, part in enumerate(parts))
+
+
+def read(sock, count):
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def read_to_end(sock):
+    data = b""
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        while piece := sock.recv(1 << 16):
+            data += piece
+    return data
+
+
+def shaken(port, socket_type=b"REQ", **properties):
+    """A connected socket that has shaken hands with a listener of ours."""
+    sock = socket.create_connection((HOST, port), timeout=30)
+    sock.sendall(GREETING)
+    read(sock, 64)
+    sock.sendall(ready(socket_type, **properties))
+    read(sock, LISTENER_BYTES - 64)
+    return sock
