@@ -236,7 +236,7 @@ test_zmq_listener_pongs(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 150};
+                                          .client_timeout_ms = 400};
     vnx_side_channel_t *channel = zmq_new(&options);
     int port = channel_start(channel, BLOB, BLOB_LEN);
     int fd = req_connect(port);
@@ -246,7 +246,7 @@ test_zmq_listener_pongs(void **state)
     EXPECT(fd, "\4\x9\4PONGabcd" REPLY_0);
     /* Kept beyond the time of an exchange, whether or not it is asked. */
     for (int i = 0; i < 4; i++) {
-        usleep(60000);
+        usleep(150000);
         SEND(fd, "\4\x07\4PING\0\x0a");
         EXPECT(fd, "\4\x5\4PONG");
     }
@@ -418,27 +418,31 @@ test_zmq_attack_reader_that_never_reads(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 1000};
+                                          .client_timeout_ms = 500};
+    vnx_side_channel_blob_t large = {
+        .key = "7,7", .key_length = 3, .length = 16u << 20};
     vnx_side_channel_t *channel = zmq_new(&options);
-    size_t len = 8u << 20;
-    unsigned char *blob = pattern(len, 7);
-    int port = channel_start(channel, blob, len);
+    int port = channel_start(channel, BLOB, BLOB_LEN);
+    unsigned char *bytes = pattern(large.length, 7);
     int fds[20];
 
+    large.data = bytes;
+    assert_int_equal(vnx_side_channel_set(channel, &large, NULL), VNX_OK);
     for (int i = 0; i < 20; i++) {
         fds[i] = req_connect(port);
         for (int j = 0; j < 50; j++) {
-            SEND(fds[i], ASK_0);
+            SEND(fds[i], ASK_7_7);
         }
+        channel_expect(channel, port, BLOB, BLOB_LEN);
     }
-    channel_expect(channel, port, blob, len);
     WAIT_UNTIL(channel_stats(channel).timed_out == 20);
-    WAIT_UNTIL(channel_stats(channel).open <= 1);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
     for (int i = 0; i < 20; i++) {
         close(fds[i]);
     }
-    channel_expect(channel, port, blob, len);
-    free(blob);
+    channel_expect(channel, port, BLOB, BLOB_LEN);
+    WAIT_UNTIL(channel_stats(channel).served == 21);
+    free(bytes);
     vnx_side_channel_free(channel);
 }
 
@@ -494,7 +498,7 @@ test_zmq_attack_silent_client_is_cut_off(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 50};
+                                          .client_timeout_ms = 250};
     vnx_side_channel_t *channel = zmq_new(&options);
     int port = channel_start(channel, BLOB, BLOB_LEN);
 

@@ -511,3 +511,50 @@ def test_a_rate_above_the_limit_is_refused():
         for _ in range(50):
             stack.enter_context(socket.create_connection((HOST, port)))
         until(lambda: made.stats()["refusals"]["rate"] > 0, "a refusal")
+
+
+# -- Memory -----------------------------------------------------------------
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_messages_without_end_hold_no_memory(channel):
+    port = channel.start_listener(0, b"blob")
+    data = b"\x01\x00" * (1 << 19)
+    before = resident()
+    for _ in range(20):
+        with zmtp.shaken(port) as sock, contextlib.suppress(OSError):
+            sock.sendall(data)
+    until(lambda: channel.stats()["refusals"]["too_long"] == 20, "the count")
+    assert resident() - before < 32 << 20
+    assert channel.request_metadata(HOST, port) == b"blob"
+
+
+def test_readers_that_never_read_hold_no_memory(context):
+    blob = os.urandom(4 << 20)
+    ask = zmtp.message(b"", zmtp.GET_META_MSG + b"\0\0")
+    with make(client_timeout_ms=1000) as made, contextlib.ExitStack() as stack:
+        port = made.start_listener(0, blob)
+        socks = [stack.enter_context(zmtp.shaken(port)) for _ in range(30)]
+        before = resident()
+        for sock in socks:
+            sock.settimeout(0.01)
+            with contextlib.suppress(OSError):
+                sock.sendall(ask * 1000)
+        assert stock_ask(context, port, 0, 0)[0] == blob
+        assert resident() - before < 64 << 20
+        until(lambda: made.stats()["timed_out"] == 30, "the end of them")
+        assert stock_ask(context, port, 0, 0)[0] == blob
+
+
+def test_a_crowd_that_shook_hands_is_held(channel):
+    port = channel.start_listener(0, b"blob")
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(zmtp.shaken(port))
+        for _ in range(20):
+            assert channel.request_metadata(HOST, port) == b"blob"
+        assert channel.stats()["open"] >= 300

@@ -85,6 +85,14 @@ def saying(said):
     return attack
 
 
+def holding(said):
+    def attack(attacker):
+        attacker.hold(said)
+        attacker.over(3600)
+
+    return attack
+
+
 def silent(attacker):
     attacker.hold()
     attacker.over(3600)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 import vllm_nixl
 
-from support import attacks
+from support import attacks, zmtp
 
 TCP_REQUEST = b"\x00\x00\x00\x0cGET_METADATA"
 TCP_OTHER_KEY = b"\x00\x00\x00\x08VNX1\x010,2"
@@ -28,14 +28,32 @@ TCP_REPLAY = (
 )
 
 HTTP_REQUEST = b"GET /metadata HTTP/1.1\r\nHost: localhost\r\n\r\n"
-#: Greeting, READY and the handshake of rank (0, 0), by ZMTP 3.1.
-ZMQ_REQUEST = (
-    b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03\x01"
-    + b"NULL".ljust(20, b"\x00")
-    + bytes(32)
-    + b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x03REQ"
-    + b"\x01\x00\x00\x11\x93\xc4\x0cget_meta_msg\x00\x00"
-)
+#: Of vLLM: what a ROUTER would be asked for rank (0, 0), and for (7, 7).
+ZMQ_REQUEST = zmtp.HANDS + zmtp.message(b"", zmtp.GET_META_MSG + b"\0\0")
+ZMQ_OTHER_RANK = zmtp.HANDS + zmtp.message(b"", zmtp.GET_META_MSG + b"\7\7")
+ZMQ_REQUEST_AND_MORE = [b"", zmtp.GET_META_MSG + b"\0\0", b"x"]
+ZMQ_ATTACKS = {
+    "wrong rank": attacks.saying(ZMQ_OTHER_RANK),
+    "undecodable": attacks.saying(zmtp.HANDS + zmtp.message(b"", b"\xc1")),
+    "extra frames": attacks.saying(
+        zmtp.HANDS + zmtp.message(*ZMQ_REQUEST_AND_MORE)
+    ),
+    "missing frames": attacks.saying(zmtp.HANDS + zmtp.message(b"") * 50),
+    "missing delimiter": attacks.saying(
+        zmtp.HANDS + zmtp.message(*ZMQ_REQUEST_AND_MORE[1:]) * 50
+    ),
+    "long frame": attacks.saying(
+        zmtp.HANDS + b"\x02" + (1 << 30).to_bytes(8, "big")
+    ),
+    "longest frame": attacks.saying(zmtp.HANDS + b"\x03" + b"\xff" * 8),
+    "message without end": attacks.saying(zmtp.HANDS + b"\1\0" * 9999),
+    "pings": attacks.saying(zmtp.HANDS + b"\x04\x07\x04PING\0\x0a" * 2000),
+    "shaken and silent": attacks.holding(zmtp.HANDS),
+    "half a request": attacks.holding(ZMQ_REQUEST[:-4]),
+    "identity": attacks.holding(
+        zmtp.GREETING + zmtp.ready(identity=b"\0\x6b\x8b\x45\x68")
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ TRANSPORTS = [
         has_secret=False,
         has_tls=False,
         raw_request=ZMQ_REQUEST,
+        attacks=ZMQ_ATTACKS,
     ),
     Transport("http", "HttpSideChannel", raw_request=HTTP_REQUEST),
 ]

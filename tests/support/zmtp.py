@@ -10,18 +10,25 @@ GREETING = (
 ).ljust(64, b"\0")
 #: What a listener of ours says before the first reply.
 LISTENER_BYTES = 64 + 54
+#: The head of vLLM's request, connector version 12; two ranks follow.
+GET_META_MSG = b"\x93\xc4\x0cget_meta_msg"
 
 
-def ready(socket_type=b"REQ", **properties):
+def ready(socket_type=b"REQ", identity=b"", **properties):
+    named = {name.encode(): value for name, value in properties.items()}
     body = b"\x05READY"
     for name, value in {
         b"Socket-Type": socket_type,
-        b"Identity": b"",
-        **{key.encode(): value for key, value in properties.items()},
+        b"Identity": identity,
+        **named,
     }.items():
         body += bytes([len(name)]) + name + struct.pack(">I", len(value))
         body += value
     return b"\x04" + bytes([len(body)]) + body
+
+
+#: The hands of a client, from its side.
+HANDS = GREETING + ready()
 
 
 def frame(data, more=False):
