@@ -62,14 +62,17 @@ struct vnxi_batch {
 /* -- Making --------------------------------------------------------------- */
 
 static size_t
-window_size(void)
+window_size(const vnxi_transport_t *transport)
 {
+    size_t each = transport->fds > 0 ? transport->fds : 1, most;
     struct rlimit limit;
+
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 2 >= WINDOW_MAX) {
+        limit.rlim_cur / 2 / each >= WINDOW_MAX) {
         return WINDOW_MAX;
     }
-    return limit.rlim_cur < 2 ? 1 : (size_t)limit.rlim_cur / 2;
+    most = (size_t)limit.rlim_cur / 2 / each;
+    return most > 0 ? most : 1;
 }
 
 static bool
@@ -118,7 +121,7 @@ batch_new(const vnxi_transport_t *transport, size_t count)
     if (batch != NULL) {
         batch->transport = transport;
         batch->count = batch->open = count;
-        batch->window = window_size();
+        batch->window = window_size(transport);
         batch->epoll_fd = batch->timer_fd = -1;
     }
     return batch;

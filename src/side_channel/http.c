@@ -2,6 +2,7 @@
 
 const vnxi_transport_t vnxi_transport_http = {
     .name = "HTTP",
+    .fds = 5, /* a socket or two, our epoll set, libcurl's pair */
     .listen = vnxi_http_listen,
     .stop = vnxi_http_stop,
     .begin = vnxi_http_begin,

@@ -122,8 +122,10 @@ on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
         memcpy(&address.addr, &addr->addr, addr->addrlen);
         vnxi_address_text(&address, easy->address);
     }
-    return socket(addr->family, addr->socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
-                  addr->protocol);
+    easy->fd =
+        socket(addr->family, addr->socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
+               addr->protocol);
+    return easy->fd;
 }
 
 /* -- What is told --------------------------------------------------------- */
@@ -332,13 +334,28 @@ has_happened(const vnxi_http_easy_t *easy, CURLINFO when)
            curl_easy_getinfo(easy->curl, when, &us) == CURLE_OK && us > 0;
 }
 
+/* libcurl takes the time of a connection when TLS is up, too. */
+static bool
+is_connected(const vnxi_http_easy_t *easy)
+{
+    struct sockaddr_storage peer;
+    socklen_t len = sizeof peer;
+
+    if (has_happened(easy, CURLINFO_CONNECT_TIME_T)) {
+        return true;
+    }
+    return easy->code == CURLE_OK
+               ? getpeername(easy->fd, (void *)&peer, &len) == 0
+               : easy->code != CURLE_COULDNT_CONNECT;
+}
+
 static const char *
 phase(const vnxi_http_easy_t *easy)
 {
     if (easy->address[0] == '\0') {
         return "resolving";
     }
-    if (!has_happened(easy, CURLINFO_CONNECT_TIME_T)) {
+    if (!is_connected(easy)) {
         return "connecting to";
     }
     if (easy->params->options->tls &&
@@ -535,6 +552,7 @@ vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code, void **data_p,
 {
     long status = 0;
 
+    easy->code = code;
     curl_easy_getinfo(easy->curl, CURLINFO_RESPONSE_CODE, &status);
     if (easy->stopped != VNX_OK) {
         return failed_stopped(easy, error);

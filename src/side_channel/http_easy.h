@@ -18,6 +18,8 @@ typedef struct vnxi_http_easy {
     struct curl_slist *headers, *addresses, *target;
     char address[VNXI_ADDRESS_TEXT]; /* last connected to; "": none yet */
     char text[CURL_ERROR_SIZE];      /* libcurl's words for a failure */
+    int fd;                          /* libcurl's: the one for that address */
+    CURLcode code;                   /* how it ended; CURLE_OK: not yet */
     bool is_chunked;                 /* the reply tells its end by that */
     unsigned char *body;             /* NULL: nothing yet */
     size_t len, capacity;

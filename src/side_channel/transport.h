@@ -68,6 +68,7 @@ typedef struct vnxi_exchange {
 
 typedef struct vnxi_transport {
     const char *name; /* "TCP" */
+    unsigned fds;     /* descriptors that one exchange holds; 0: one */
 
     /* Bind, listen, start the thread.  Waits for nothing but the look-up of a
      * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  No lock is
