@@ -1,18 +1,18 @@
 /*
  * Design notes.  One epoll set for all exchanges of a batch (none where it is
- * just one that is waited for).  Registrations
- * are one-shot and set anew after each step: a descriptor that a transport
- * closed, and that lives on in a forked child, can be heard of once at most,
- * and a step for no reason does no harm.
+ * just one that is waited for).  Registrations are one-shot and set anew after
+ * each step: a descriptor that a transport closed, and that lives on in a
+ * forked child, can be heard of once at most, and a step for no reason does no
+ * harm.
  *
- * A job that is not open for trouble with its peer rests, and is begun anew
- * when its time has come.  `next_wake` is the earliest time at which any job
+ * A job (job.c) whose peer is not there rests, and is begun anew when its time
+ * has come.  `next_wake` is the earliest time at which any job
  * has to be looked at, or earlier: all are looked at only once it is past.
  *
  * As many jobs are begun as half of the file descriptors that the process may
  * have; the rest waits for its turn, while its time runs.
  */
-#include "side_channel/batch.h"
+#include "side_channel/job.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -29,35 +29,8 @@
 #define EVENTS 64
 #define ROUNDS_MAX 64 /* in one call; others have work too */
 #define WINDOW_MAX 8192
-#define BACKOFF_MAX_MS 1000
 #define TIMER UINT32_MAX /* as the index of an event */
 #define MS UINT64_C(1000000)
-
-typedef enum job_state {
-    JOB_QUEUED,
-    JOB_TRYING,  /* has an exchange */
-    JOB_RESTING, /* until `wake` */
-    JOB_ENDED,   /* has its answer */
-} job_state_t;
-
-typedef struct job {
-    job_state_t state;
-    int fd; /* last registered; -1: none */
-    uint32_t retries, backoff_ms;
-    uint64_t wake;
-    vnxi_exchange_t *exchange;
-    vnxi_request_params_t params;
-    char *text; /* owned: what params point to */
-    vnx_side_channel_answer_t answer;
-} job_t;
-
-struct vnxi_batch {
-    const vnxi_transport_t *transport;
-    int epoll_fd, timer_fd; /* timer_fd -1: nobody asked for vnxi_batch_fd() */
-    size_t count, open, begun, trying, window;
-    uint64_t next_wake;
-    job_t jobs[];
-};
 
 /* -- Making --------------------------------------------------------------- */
 
@@ -75,49 +48,14 @@ window_size(const vnxi_transport_t *transport)
     return most > 0 ? most : 1;
 }
 
-static bool
-job_init(job_t *job, const vnx_side_channel_request_params_t *given,
-         const vnx_side_channel_options_t *options, uint64_t now)
-{
-    size_t host_size = strlen(given->host) + 1;
-    const char *format =
-        strchr(given->host, ':') != NULL ? "[%s]:%d" : "%s:%d";
-    char *text = malloc(host_size + given->key_length + VNX_ERROR_PEER_MAX);
-
-    if (text == NULL) {
-        return false;
-    }
-    char *key = text + host_size, *endpoint = key + given->key_length;
-    memcpy(text, given->host, host_size);
-    if (given->key_length > 0) {
-        memcpy(key, given->key, given->key_length);
-    }
-    snprintf(endpoint, VNX_ERROR_PEER_MAX, format, given->host, given->port);
-    job->fd = -1;
-    job->text = text;
-    job->retries = given->retries;
-    job->backoff_ms = given->backoff_ms > 0 ? given->backoff_ms
-                                            : VNX_SIDE_CHANNEL_BACKOFF_MS;
-    job->params = (vnxi_request_params_t){
-        .host = text,
-        .port = given->port,
-        .key = key,
-        .key_len = given->key_length,
-        .endpoint = endpoint,
-        .options = options,
-        .start = now,
-        .deadline = now + (uint64_t)given->timeout_ms * MS,
-    };
-    return true;
-}
-
 static vnxi_batch_t *
 batch_new(const vnxi_transport_t *transport, size_t count)
 {
-    if (count > (SIZE_MAX - sizeof(vnxi_batch_t)) / sizeof(job_t)) {
+    if (count > (SIZE_MAX - sizeof(vnxi_batch_t)) / sizeof(vnxi_job_t)) {
         return NULL;
     }
-    vnxi_batch_t *batch = calloc(1, sizeof *batch + count * sizeof(job_t));
+    vnxi_batch_t *batch =
+        calloc(1, sizeof *batch + count * sizeof(vnxi_job_t));
     if (batch != NULL) {
         batch->transport = transport;
         batch->count = batch->open = count;
@@ -148,7 +86,7 @@ vnxi_batch_create(const vnxi_transport_t *transport,
 
     if (batch == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
-                                    count * sizeof(job_t));
+                                    count * sizeof(vnxi_job_t));
     }
     if (count > 1) {
         vnx_status_t status = set_make(batch, error);
@@ -158,7 +96,7 @@ vnxi_batch_create(const vnxi_transport_t *transport,
         }
     }
     for (size_t i = 0; i < count; i++) {
-        if (!job_init(&batch->jobs[i], &params[i], options, now)) {
+        if (!vnxi_job_init(&batch->jobs[i], &params[i], options, now)) {
             vnxi_batch_free(batch);
             return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
                                         VNX_ERROR_PEER_MAX);
@@ -175,7 +113,7 @@ vnxi_batch_free(vnxi_batch_t *batch)
         return;
     }
     for (size_t i = 0; i < batch->count; i++) {
-        job_t *job = &batch->jobs[i];
+        vnxi_job_t *job = &batch->jobs[i];
         if (job->exchange != NULL) {
             batch->transport->end(job->exchange);
         }
@@ -191,169 +129,15 @@ vnxi_batch_free(vnxi_batch_t *batch)
     free(batch);
 }
 
-/* -- One job -------------------------------------------------------------- */
-
-static void
-job_stop_trying(vnxi_batch_t *batch, job_t *job)
-{
-    if (job->state == JOB_TRYING) {
-        batch->trying--;
-        if (job->exchange != NULL) {
-            batch->transport->end(job->exchange);
-            job->exchange = NULL;
-        }
-    }
-    job->fd = -1;
-}
-
-/* With the answer as it stands. */
-static void
-job_end(vnxi_batch_t *batch, job_t *job, vnx_status_t status)
-{
-    job_stop_trying(batch, job);
-    job->answer.status = status;
-    job->state = JOB_ENDED;
-    batch->open--;
-}
-
-/* The peer is not there yet, or broke off. */
-static bool
-is_worth_another_try(vnx_status_t status)
-{
-    return status == VNX_ERR_BACKEND || status == VNX_ERR_NOT_FOUND;
-}
-
-/* Half of it at random, so that a crowd that was sent away together does not
- * come back together. */
-static uint64_t
-backoff_ns(job_t *job, uint64_t now)
-{
-    uint64_t ns = job->backoff_ms * MS;
-    job->backoff_ms *= 2;
-    if (job->backoff_ms > BACKOFF_MAX_MS) {
-        job->backoff_ms = BACKOFF_MAX_MS;
-    }
-    return ns / 2 + (now ^ (uintptr_t)job) % (ns / 2 + 1);
-}
-
-static void
-batch_wake(vnxi_batch_t *batch, job_t *job, uint64_t wake)
-{
-    job->wake = wake < job->params.deadline ? wake : job->params.deadline;
-    if (job->wake < batch->next_wake) {
-        batch->next_wake = job->wake;
-    }
-}
-
-static void
-job_failed(vnxi_batch_t *batch, job_t *job, vnx_status_t status)
-{
-    uint64_t now = vnxi_clock_ns();
-
-    if (job->retries > 0 && is_worth_another_try(status)) {
-        uint64_t wake = now + backoff_ns(job, now);
-        if (wake < job->params.deadline) {
-            if (job->retries != VNX_SIDE_CHANNEL_RETRY_ALWAYS) {
-                job->retries--;
-            }
-            job_stop_trying(batch, job);
-            job->state = JOB_RESTING;
-            batch_wake(batch, job, wake);
-            return;
-        }
-    }
-    job_end(batch, job, status);
-}
-
-/* Returns 0 or errno. */
-static int
-job_watch(vnxi_batch_t *batch, job_t *job)
-{
-    const vnxi_exchange_t *exchange = job->exchange;
-    struct epoll_event event = {
-        .events = EPOLLONESHOT |
-                  (exchange->events & POLLIN ? (uint32_t)EPOLLIN : 0) |
-                  (exchange->events & POLLOUT ? (uint32_t)EPOLLOUT : 0),
-        .data.u32 = (uint32_t)(job - batch->jobs)};
-    int op = exchange->fd == job->fd ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-    int ret = 0;
-
-    job->fd = exchange->fd;
-    if (exchange->fd >= 0 && batch->epoll_fd >= 0) {
-        ret = epoll_ctl(batch->epoll_fd, op, exchange->fd, &event);
-        if (ret != 0 && (errno == ENOENT || errno == EEXIST)) {
-            op = op == EPOLL_CTL_MOD ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-            ret = epoll_ctl(batch->epoll_fd, op, exchange->fd, &event);
-        }
-    }
-    return ret == 0 ? 0 : errno;
-}
-
-static void
-job_step(vnxi_batch_t *batch, job_t *job)
-{
-    vnx_side_channel_answer_t *answer = &job->answer;
-    const vnxi_request_params_t *params = &job->params;
-
-    vnx_status_t status = batch->transport->step(
-        job->exchange, &answer->metadata, &answer->length, &answer->error);
-    if (status == VNX_IN_PROG) {
-        int err = job_watch(batch, job);
-        if (err == 0) {
-            batch_wake(batch, job, job->exchange->wake);
-            return;
-        }
-        status =
-            vnxi_exchange_failed(params, VNX_ERR_BACKEND, "waiting for",
-                                 params->host, strerror(err), &answer->error);
-    }
-    if (status == VNX_OK) {
-        job_end(batch, job, VNX_OK);
-    } else {
-        job_failed(batch, job, status);
-    }
-}
-
-static void
-job_try(vnxi_batch_t *batch, job_t *job)
-{
-    job->state = JOB_TRYING;
-    batch->trying++;
-    vnx_status_t status = batch->transport->begin(&job->params, &job->exchange,
-                                                  &job->answer.error);
-    if (status == VNX_OK) {
-        job_step(batch, job);
-    } else {
-        job_failed(batch, job, status);
-    }
-}
-
-/* Its time has come. */
-static void
-job_wake(vnxi_batch_t *batch, job_t *job, uint64_t now)
-{
-    const vnxi_request_params_t *params = &job->params;
-
-    if (job->state == JOB_TRYING) {
-        job_step(batch, job);
-    } else if (now >= params->deadline) {
-        vnxi_exchange_failed(params, VNX_ERR_TIMEOUT, "waiting to ask",
-                             params->host, "timed out", &job->answer.error);
-        job_end(batch, job, VNX_ERR_TIMEOUT);
-    } else if (job->state == JOB_RESTING) {
-        job_try(batch, job);
-    }
-}
-
 /* -- All of them ---------------------------------------------------------- */
 
 static void
 begin_some(vnxi_batch_t *batch)
 {
     while (batch->begun < batch->count && batch->trying < batch->window) {
-        job_t *job = &batch->jobs[batch->begun++];
-        if (job->state == JOB_QUEUED) {
-            job_try(batch, job);
+        vnxi_job_t *job = &batch->jobs[batch->begun++];
+        if (job->state == VNXI_JOB_QUEUED) {
+            vnxi_job_try(batch, job);
         }
     }
 }
@@ -368,17 +152,17 @@ wake_due(vnxi_batch_t *batch)
     }
     batch->next_wake = UINT64_MAX;
     for (size_t i = 0; i < batch->count; i++) {
-        job_t *job = &batch->jobs[i];
-        if (job->state == JOB_ENDED) {
+        vnxi_job_t *job = &batch->jobs[i];
+        if (job->state == VNXI_JOB_ENDED) {
             continue;
         }
-        if (job->state == JOB_QUEUED) {
+        if (job->state == VNXI_JOB_QUEUED) {
             job->wake = job->params.deadline;
         }
         if (now >= job->wake) {
-            job_wake(batch, job, now);
+            vnxi_job_wake(batch, job, now);
         } else {
-            batch_wake(batch, job, job->wake);
+            vnxi_job_wake_at(batch, job, job->wake);
         }
     }
 }
@@ -426,8 +210,8 @@ batch_round(vnxi_batch_t *batch, int timeout_ms)
         uint32_t index = events[i].data.u32;
         if (index == TIMER) {
             timer_drain(batch);
-        } else if (batch->jobs[index].state == JOB_TRYING) {
-            job_step(batch, &batch->jobs[index]);
+        } else if (batch->jobs[index].state == VNXI_JOB_TRYING) {
+            vnxi_job_step(batch, &batch->jobs[index]);
         }
     }
     wake_due(batch);
@@ -447,12 +231,12 @@ static void
 cancel_all(vnxi_batch_t *batch)
 {
     for (size_t i = 0; i < batch->count; i++) {
-        job_t *job = &batch->jobs[i];
-        if (job->state != JOB_ENDED) {
+        vnxi_job_t *job = &batch->jobs[i];
+        if (job->state != VNXI_JOB_ENDED) {
             vnxi_exchange_failed(&job->params, VNX_ERR_CANCELED, "waiting for",
                                  job->params.host, "interrupted",
                                  &job->answer.error);
-            job_end(batch, job, VNX_ERR_CANCELED);
+            vnxi_job_end(batch, job, VNX_ERR_CANCELED);
         }
     }
 }
