@@ -54,6 +54,32 @@ ZMQ_ATTACKS = {
         zmtp.GREETING + zmtp.ready(identity=b"\0\x6b\x8b\x45\x68")
     ),
 }
+HTTP_ATTACKS = {
+    "other key": attacks.saying(HTTP_REQUEST.replace(b" HTTP", b"/7,7 HTTP")),
+    "token": attacks.saying(
+        HTTP_REQUEST[:-2] + b"Authorization: Bearer guess\r\n\r\n"
+    ),
+    "long line": attacks.saying(b"GET /" + b"a" * 99_999),
+    "header without end": attacks.saying(
+        HTTP_REQUEST[:-2] + b"X: 0123456789\r\n" * 9999
+    ),
+    "long body": attacks.saying(
+        b"POST /metadata HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n"
+        + b"x" * 99_999
+    ),
+    "chunks without end": attacks.saying(
+        b"POST /metadata HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + b"1\r\nx\r\n" * 9999
+    ),
+    "longest chunk": attacks.saying(
+        b"GET /metadata/0,9 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"ffffffffffffffff\r\n"
+    ),
+    "many at once": attacks.saying(
+        HTTP_REQUEST.replace(b" HTTP", b"/9 HTTP") * 500
+    ),
+    "kept": attacks.holding(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,5 +133,10 @@ TRANSPORTS = [
         raw_request=ZMQ_REQUEST,
         attacks=ZMQ_ATTACKS,
     ),
-    Transport("http", "HttpSideChannel", raw_request=HTTP_REQUEST),
+    Transport(
+        "http",
+        "HttpSideChannel",
+        raw_request=HTTP_REQUEST,
+        attacks=HTTP_ATTACKS,
+    ),
 ]
