@@ -457,6 +457,13 @@ vnxi_nixl_backend_set(vnxi_engine_t *engine, const char *const *backends,
 }
 
 uint32_t
+vnxi_nixl_all_backends(vnxi_engine_t *engine)
+{
+    size_t count = atomic_load(&engine->backend_count);
+    return count > 0 ? UINT32_MAX >> (VNXI_NIXL_BACKENDS_MAX - count) : 0;
+}
+
+uint32_t
 vnxi_nixl_backends_for(vnxi_engine_t *engine, vnx_mem_t mem)
 {
     size_t count = atomic_load(&engine->backend_count);

@@ -34,11 +34,8 @@ whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
     }
     vnxi_nixl_leave(engine);
     if (code == VNXI_CAPI_INVALID_PARAM) {
-        vnxi_nixl_backend_names(
-            engine,
-            UINT32_MAX >>
-                (VNXI_NIXL_BACKENDS_MAX - atomic_load(&engine->backend_count)),
-            names, sizeof names);
+        vnxi_nixl_backend_names(engine, vnxi_nixl_all_backends(engine), names,
+                                sizeof names);
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
                               "no backend of this agent reaches other agents "
                               "(it has %s)",

@@ -173,7 +173,7 @@ _Static_assert(offsetof(vnxi_capi_agent_config_t, sync) == 8 &&
 
 typedef struct vnxi_capi {
 /* NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration */
-#define VNXI_CAPI_MEMBER(name, arguments) int (*name) arguments;
+#define VNXI_CAPI_MEMBER(name, arguments) int(*name) arguments;
     VNXI_CAPI_TABLE(VNXI_CAPI_MEMBER)
 #undef VNXI_CAPI_MEMBER
 } vnxi_capi_t;

@@ -175,7 +175,8 @@ vnx_status_t vnxi_nixl_backend_set(vnxi_engine_t *engine,
                                    const char *const *backends,
                                    const char *operation, uint32_t *set_p,
                                    vnx_error_t *error);
-/* Those that were created and take memory of that type. */
+/* Those that were created; and that take memory of that type. */
+uint32_t vnxi_nixl_all_backends(vnxi_engine_t *engine);
 uint32_t vnxi_nixl_backends_for(vnxi_engine_t *engine, vnx_mem_t mem);
 /* "UCX, POSIX". */
 void vnxi_nixl_backend_names(vnxi_engine_t *engine, uint32_t set, char *text,

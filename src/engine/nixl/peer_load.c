@@ -84,7 +84,7 @@ static vnx_status_t
 no_common_backend(loading_t *loading)
 {
     char offers[128] = "", ours[128], cause[VNX_ERROR_CAUSE_MAX];
-    size_t used = 0, count = atomic_load(&loading->engine->backend_count);
+    size_t used = 0;
 
     for (size_t i = 0;
          i < loading->blob->conn_count && used + 34 < sizeof offers; i++) {
@@ -96,10 +96,9 @@ no_common_backend(loading_t *loading)
         }
         offers[used] = '\0';
     }
-    vnxi_nixl_backend_names(
-        loading->engine,
-        count > 0 ? UINT32_MAX >> (VNXI_NIXL_BACKENDS_MAX - count) : 0, ours,
-        sizeof ours);
+    vnxi_nixl_backend_names(loading->engine,
+                            vnxi_nixl_all_backends(loading->engine), ours,
+                            sizeof ours);
     snprintf(cause, sizeof cause,
              "no way to reach it: it offers %s, this agent has %s", offers,
              ours);

@@ -36,13 +36,27 @@ list_backends(const vnxi_list_t *list)
     return set;
 }
 
+/* What the caller left to choose from. */
+static uint32_t
+allowed(vnxi_engine_t *engine, const vnxi_xfer_args_t *args)
+{
+    uint32_t set = vnxi_nixl_all_backends(engine);
+
+    if (args->local->backends != 0) {
+        set &= (uint32_t)args->local->backends;
+    }
+    if (args->remote->backends != 0) {
+        set &= (uint32_t)args->remote->backends;
+    }
+    return set;
+}
+
 static vnx_status_t
 no_common_backend(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
                   vnx_error_t *error)
 {
     char local[64], remote[64];
-    uint32_t all = UINT32_MAX >> (VNXI_NIXL_BACKENDS_MAX -
-                                  atomic_load(&engine->backend_count));
+    uint32_t all = vnxi_nixl_all_backends(engine);
 
     vnxi_nixl_backend_names(engine, list_backends(args->local) & all, local,
                             sizeof local);
@@ -139,9 +153,6 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     if (atomic_load(&peer->gone)) {
         return vnxi_nixl_peer_error(peer, args->operation, error);
     }
-    if (set == 0) {
-        return no_common_backend(exfer->engine, args, error);
-    }
     vnx_status_t status =
         vnxi_nixl_walk(exfer->engine->capi, args, pieces, error);
     if (status != VNX_OK) {
@@ -152,11 +163,15 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
         vnxi_list_revoked(args->remote) != NULL) {
         return VNX_OK; /* no post of it will get past the checks */
     }
-    int code = try_backends(exfer, args, pieces, set);
-    return code == VNXI_CAPI_OK
-               ? VNX_OK
-               : vnxi_nixl_peer_failed(peer, code, args->operation,
-                                       "making the transfer", error);
+    /* Of regions that overlap one is known here; the library looks at all. */
+    int code = try_backends(exfer, args, pieces,
+                            set != 0 ? set : allowed(exfer->engine, args));
+    if (code == VNXI_CAPI_OK) {
+        return VNX_OK;
+    }
+    return set == 0 ? no_common_backend(exfer->engine, args, error)
+                    : vnxi_nixl_peer_failed(peer, code, args->operation,
+                                            "making the transfer", error);
 }
 
 vnx_status_t

@@ -1,0 +1,997 @@
+/*
+ * A library with the interface of libnixl_capi.so, for tests on machines
+ * without NIXL and under sanitizers.  Agents of one process know each other
+ * by name; bytes are moved by memcpy(); what a test wants to go otherwise it
+ * says in `fake_nixl` (fake_nixl.h).  It keeps the real library's habits that
+ * hurt: outputs that are written by calls that fail, notifications that leave
+ * only when somebody asks for the state, handles that must be released.
+ */
+#include "fake_nixl.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/nixl/capi.h"
+#include "engine/parts/metadata.h"
+
+#define EXPORT __attribute__((visibility("default")))
+#define GARBAGE ((void *)(uintptr_t)0xdeadbeef)
+#define MANY 64
+
+typedef struct blob {
+    char *data;
+    size_t len;
+} blob_t;
+
+typedef struct row {
+    uint64_t addr, len, dev;
+} row_t;
+
+struct vnxi_capi_xfer_list {
+    int mem;
+    row_t *rows;
+    size_t count;
+};
+
+struct vnxi_capi_reg_list {
+    struct vnxi_capi_xfer_list list;
+};
+
+struct vnxi_capi_backend {
+    char name[32];
+};
+
+struct vnxi_capi_options {
+    vnxi_capi_backend_t *backend;
+    blob_t notif;
+    bool has_notif;
+};
+
+struct vnxi_capi_params {
+    char key[MANY][32], value[MANY][32];
+    size_t count;
+};
+
+struct vnxi_capi_param_iter {
+    vnxi_capi_params_t *params;
+    size_t at;
+};
+
+struct vnxi_capi_mems {
+    int mems[4];
+    size_t count;
+};
+
+struct vnxi_capi_strings {
+    const char *names[4];
+    size_t count;
+};
+
+typedef struct notif {
+    char sender[64];
+    blob_t message;
+    struct notif *next;
+} notif_t;
+
+struct vnxi_capi_notifs {
+    notif_t *first;
+};
+
+struct vnxi_capi_query {
+    bool has[MANY];
+    size_t count;
+};
+
+typedef struct region {
+    row_t row;
+    int mem;
+    char backend[32];
+    struct region *next;
+} region_t;
+
+struct vnxi_capi_agent {
+    uint64_t instance; /* how peers connect to it */
+    char name[64];
+    region_t *regions;
+    char peers[MANY][64];
+    size_t peer_count;
+    notif_t *inbox;
+    vnxi_capi_agent_t *next;
+};
+
+struct vnxi_capi_request {
+    vnxi_capi_agent_t *agent;
+    char peer[64];
+    int op;
+    vnxi_capi_xfer_list_t local, remote;
+    blob_t notif;
+    bool has_notif, is_posted, is_released;
+    int polls_left;
+};
+
+EXPORT fake_nixl_t fake_nixl;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_capi_agent_t *agents; /* protected by lock, and all they have */
+static uint64_t last_instance;    /* protected by lock */
+
+static void
+lives(int by)
+{
+    atomic_fetch_add(&fake_nixl.handles, by);
+}
+
+static void *
+make(size_t size)
+{
+    lives(1);
+    return calloc(1, size);
+}
+
+static int
+unmake(void *handle)
+{
+    lives(-1);
+    free(handle);
+    return 0;
+}
+
+static blob_t
+copy_blob(const void *data, size_t len)
+{
+    blob_t blob = {malloc(len + 1), len};
+    if (len > 0) {
+        memcpy(blob.data, data, len);
+    }
+    return blob;
+}
+
+static void
+copy_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source)
+{
+    *target = *source;
+    target->rows = malloc((source->count + 1) * sizeof(row_t));
+    if (source->count > 0) {
+        memcpy(target->rows, source->rows, source->count * sizeof(row_t));
+    }
+}
+
+static void
+add_row(vnxi_capi_xfer_list_t *list, uint64_t addr, uint64_t len, uint64_t dev)
+{
+    list->rows = realloc(list->rows, (list->count + 1) * sizeof(row_t));
+    list->rows[list->count++] = (row_t){addr, len, dev};
+}
+
+/* -- Agents -----------------------------------------------------------------
+ */
+
+static vnxi_capi_agent_t *
+find_agent_lock_held(const char *name)
+{
+    vnxi_capi_agent_t *agent = agents;
+    while (agent != NULL && strcmp(agent->name, name) != 0) {
+        agent = agent->next;
+    }
+    return agent;
+}
+
+EXPORT int
+nixl_capi_create_configured_agent(const char *name,
+                                  const vnxi_capi_agent_config_t *config,
+                                  vnxi_capi_agent_t **agent_p)
+{
+    fake_nixl.progress_thread = config->progress_thread;
+    fake_nixl.progress_delay_us = config->progress_delay_us;
+    vnxi_capi_agent_t *agent = make(sizeof *agent);
+    strncpy(agent->name, name, sizeof agent->name - 1);
+    pthread_mutex_lock(&lock);
+    agent->instance = ++last_instance;
+    agent->next = agents;
+    agents = agent;
+    pthread_mutex_unlock(&lock);
+    *agent_p = agent;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
+{
+    pthread_mutex_lock(&lock);
+    vnxi_capi_agent_t **at = &agents;
+    while (*at != agent) {
+        at = &(*at)->next;
+    }
+    *at = agent->next;
+    pthread_mutex_unlock(&lock);
+    while (agent->regions != NULL) {
+        region_t *next = agent->regions->next;
+        fake_nixl.left_registered++;
+        free(agent->regions);
+        agent->regions = next;
+    }
+    while (agent->inbox != NULL) {
+        notif_t *next = agent->inbox->next;
+        free(agent->inbox->message.data);
+        free(agent->inbox);
+        agent->inbox = next;
+    }
+    return unmake(agent);
+}
+
+/* -- Metadata ---------------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_get_local_md(vnxi_capi_agent_t *agent, void **data_p, size_t *len_p)
+{
+    vnxi_md_region_t rows[MANY];
+    vnxi_md_conn_t conn = {{"UCX", 3},
+                           {&agent->instance, sizeof agent->instance}};
+    vnxi_md_section_t section = {{"UCX", 3}, VNX_MEM_DRAM, rows, 0};
+    vnxi_metadata_t blob = {
+        {agent->name, strlen(agent->name)}, &conn, 1, &section, 0};
+    vnxi_writer_t out = {0};
+
+    pthread_mutex_lock(&lock);
+    for (region_t *at = agent->regions; at != NULL; at = at->next) {
+        if (strcmp(at->backend, "UCX") == 0) {
+            rows[section.count++] =
+                (vnxi_md_region_t){at->row.addr,
+                                   at->row.len,
+                                   at->row.dev,
+                                   {&fake_nixl.key, sizeof fake_nixl.key}};
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    blob.section_count = section.count > 0;
+    vnxi_metadata_write(&out, &blob);
+    *data_p = out.data;
+    *len_p = out.len;
+    return 0;
+}
+
+static size_t
+peer_place(const vnxi_capi_agent_t *agent, const char *name)
+{
+    size_t i = 0;
+    while (i < agent->peer_count && strcmp(agent->peers[i], name) != 0) {
+        i++;
+    }
+    return i;
+}
+
+EXPORT int
+nixl_capi_load_remote_md(vnxi_capi_agent_t *agent, const void *data,
+                         size_t len, char **name_p)
+{
+    const void *name;
+    size_t name_len;
+    *name_p = GARBAGE;
+    if (fake_nixl.fail_load != 0 ||
+        vnxi_metadata_name(data, len, &name, &name_len, NULL) != VNX_OK) {
+        return fake_nixl.fail_load != 0 ? fake_nixl.fail_load : -2;
+    }
+    *name_p = strndup(name, name_len);
+    pthread_mutex_lock(&lock);
+    fake_nixl.loads++;
+    if (peer_place(agent, *name_p) == agent->peer_count) {
+        strcpy(agent->peers[agent->peer_count++], *name_p);
+    }
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_invalidate_remote_md(vnxi_capi_agent_t *agent, const char *name)
+{
+    pthread_mutex_lock(&lock);
+    size_t at = peer_place(agent, name);
+    bool known = at < agent->peer_count;
+    if (known) {
+        memmove(agent->peers[at], agent->peers[at + 1],
+                (--agent->peer_count - at) * sizeof agent->peers[0]);
+    }
+    pthread_mutex_unlock(&lock);
+    return known ? 0 : -6;
+}
+
+EXPORT int
+nixl_capi_check_remote_md(vnxi_capi_agent_t *agent, const char *name,
+                          vnxi_capi_xfer_list_t *descs)
+{
+    (void)descs;
+    pthread_mutex_lock(&lock);
+    bool known = peer_place(agent, name) < agent->peer_count;
+    pthread_mutex_unlock(&lock);
+    return known && !fake_nixl.drops_peers ? 0 : -6;
+}
+
+EXPORT int
+nixl_capi_agent_make_connection(vnxi_capi_agent_t *agent, const char *name,
+                                vnxi_capi_options_t *options)
+{
+    (void)options;
+    return nixl_capi_check_remote_md(agent, name, NULL);
+}
+
+/* -- Plugins and backends ---------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_get_available_plugins(vnxi_capi_agent_t *agent,
+                                vnxi_capi_strings_t **names_p)
+{
+    (void)agent;
+    *names_p = make(sizeof **names_p);
+    **names_p = (vnxi_capi_strings_t){{"UCX", "POSIX", "BROKEN"}, 3};
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_string_list(vnxi_capi_strings_t *names)
+{
+    return unmake(names);
+}
+
+EXPORT int
+nixl_capi_string_list_size(vnxi_capi_strings_t *names, size_t *size_p)
+{
+    *size_p = names->count;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_string_list_get(vnxi_capi_strings_t *names, size_t i,
+                          const char **name_p)
+{
+    *name_p = names->names[i];
+    return 0;
+}
+
+static int
+describe_plugin(const char *plugin, vnxi_capi_mems_t **mems_p,
+                vnxi_capi_params_t **params_p)
+{
+    *mems_p = GARBAGE;
+    *params_p = GARBAGE;
+    if (strcmp(plugin, "BROKEN") == 0) {
+        return -2;
+    }
+    *mems_p = make(sizeof **mems_p);
+    *params_p = make(sizeof **params_p);
+    bool is_ucx = strcmp(plugin, "UCX") == 0;
+    **mems_p = (vnxi_capi_mems_t){{0, is_ucx ? 1 : 4}, 2};
+    if (is_ucx) {
+        (*params_p)->count = 2;
+        strcpy((*params_p)->key[0], "num_workers");
+        strcpy((*params_p)->value[0], "1");
+        strcpy((*params_p)->key[1], "devices");
+        strcpy((*params_p)->value[1], "");
+    }
+    return 0;
+}
+
+EXPORT int
+nixl_capi_get_plugin_params(vnxi_capi_agent_t *agent, const char *plugin,
+                            vnxi_capi_mems_t **mems_p,
+                            vnxi_capi_params_t **params_p)
+{
+    (void)agent;
+    return describe_plugin(plugin, mems_p, params_p);
+}
+
+EXPORT int
+nixl_capi_get_backend_params(vnxi_capi_agent_t *agent,
+                             vnxi_capi_backend_t *backend,
+                             vnxi_capi_mems_t **mems_p,
+                             vnxi_capi_params_t **params_p)
+{
+    (void)agent;
+    return describe_plugin(backend->name, mems_p, params_p);
+}
+
+EXPORT int
+nixl_capi_destroy_mem_list(vnxi_capi_mems_t *mems)
+{
+    return unmake(mems);
+}
+
+EXPORT int
+nixl_capi_mem_list_size(vnxi_capi_mems_t *mems, size_t *size_p)
+{
+    *size_p = mems->count;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_mem_list_get(vnxi_capi_mems_t *mems, size_t i, int *mem_p)
+{
+    *mem_p = mems->mems[i];
+    return 0;
+}
+
+EXPORT int
+nixl_capi_create_params(vnxi_capi_params_t **params_p)
+{
+    *params_p = make(sizeof **params_p);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_params(vnxi_capi_params_t *params)
+{
+    return unmake(params);
+}
+
+EXPORT int
+nixl_capi_params_add(vnxi_capi_params_t *params, const char *key,
+                     const char *value)
+{
+    size_t i = 0;
+    while (i < params->count && strcmp(params->key[i], key) != 0) {
+        i++;
+    }
+    params->count += i == params->count;
+    strcpy(params->key[i], key);
+    strcpy(params->value[i], value);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_params_is_empty(vnxi_capi_params_t *params, bool *is_empty_p)
+{
+    *is_empty_p = params->count == 0;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_params_create_iterator(vnxi_capi_params_t *params,
+                                 vnxi_capi_param_iter_t **iter_p)
+{
+    *iter_p = make(sizeof **iter_p);
+    (*iter_p)->params = params;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_params_iterator_next(vnxi_capi_param_iter_t *iter,
+                               const char **key_p, const char **value_p,
+                               bool *has_next_p)
+{
+    if (iter->at < iter->params->count) {
+        *key_p = iter->params->key[iter->at];
+        *value_p = iter->params->value[iter->at];
+        iter->at++;
+    }
+    *has_next_p = iter->at < iter->params->count;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_params_destroy_iterator(vnxi_capi_param_iter_t *iter)
+{
+    return unmake(iter);
+}
+
+EXPORT int
+nixl_capi_create_backend(vnxi_capi_agent_t *agent, const char *plugin,
+                         vnxi_capi_params_t *params,
+                         vnxi_capi_backend_t **backend_p)
+{
+    (void)agent;
+    *backend_p = GARBAGE;
+    if (strcmp(plugin, "BROKEN") == 0) {
+        return -2;
+    }
+    fake_nixl.params_given = params->count;
+    *backend_p = make(sizeof **backend_p);
+    strcpy((*backend_p)->name, plugin);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_backend(vnxi_capi_backend_t *backend)
+{
+    return unmake(backend);
+}
+
+/* -- Options ----------------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_create_opt_args(vnxi_capi_options_t **options_p)
+{
+    *options_p = make(sizeof **options_p);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_opt_args(vnxi_capi_options_t *options)
+{
+    free(options->notif.data);
+    return unmake(options);
+}
+
+EXPORT int
+nixl_capi_opt_args_add_backend(vnxi_capi_options_t *options,
+                               vnxi_capi_backend_t *backend)
+{
+    options->backend = backend;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_opt_args_set_notif_msg(vnxi_capi_options_t *options,
+                                 const void *data, size_t len)
+{
+    free(options->notif.data);
+    options->notif = copy_blob(data, len);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_opt_args_set_has_notif(vnxi_capi_options_t *options, bool has_notif)
+{
+    options->has_notif = has_notif;
+    return 0;
+}
+
+/* -- Lists ------------------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_create_reg_dlist(int mem, vnxi_capi_reg_list_t **list_p)
+{
+    *list_p = make(sizeof **list_p);
+    (*list_p)->list.mem = mem;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_reg_dlist(vnxi_capi_reg_list_t *list)
+{
+    free(list->list.rows);
+    return unmake(list);
+}
+
+EXPORT int
+nixl_capi_reg_dlist_add_desc(vnxi_capi_reg_list_t *list, uintptr_t addr,
+                             size_t len, uint64_t dev, const void *meta,
+                             size_t meta_len)
+{
+    (void)meta;
+    (void)meta_len;
+    add_row(&list->list, addr, len, dev);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_create_xfer_dlist(int mem, vnxi_capi_xfer_list_t **list_p)
+{
+    *list_p = make(sizeof **list_p);
+    (*list_p)->mem = mem;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_xfer_dlist(vnxi_capi_xfer_list_t *list)
+{
+    free(list->rows);
+    return unmake(list);
+}
+
+EXPORT int
+nixl_capi_xfer_dlist_add_desc(vnxi_capi_xfer_list_t *list, uintptr_t addr,
+                              size_t len, uint64_t dev)
+{
+    add_row(list, addr, len, dev);
+    return 0;
+}
+
+/* -- Memory -----------------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_register_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
+                       vnxi_capi_options_t *options)
+{
+    if (strcmp(options->backend->name, fake_nixl.refuses) == 0) {
+        return -2;
+    }
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < list->list.count; i++) {
+        region_t *region = calloc(1, sizeof *region);
+        *region = (region_t){.row = list->list.rows[i],
+                             .mem = list->list.mem,
+                             .next = agent->regions};
+        strcpy(region->backend, options->backend->name);
+        agent->regions = region;
+    }
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+static bool
+take_region_lock_held(vnxi_capi_agent_t *agent, int mem, const row_t *row,
+                      const char *backend)
+{
+    for (region_t **at = &agent->regions; *at != NULL; at = &(*at)->next) {
+        region_t *found = *at;
+        if (found->mem == mem && strcmp(found->backend, backend) == 0 &&
+            memcmp(&found->row, row, sizeof *row) == 0) {
+            *at = found->next;
+            free(found);
+            return true;
+        }
+    }
+    return false;
+}
+
+EXPORT int
+nixl_capi_deregister_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
+                         vnxi_capi_options_t *options)
+{
+    bool good = true;
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < list->list.count; i++) {
+        good &=
+            take_region_lock_held(agent, list->list.mem, &list->list.rows[i],
+                                  options->backend->name);
+    }
+    pthread_mutex_unlock(&lock);
+    return good ? 0 : -6;
+}
+
+/* -- Transfers --------------------------------------------------------------
+ */
+
+/* Each row lies in a region that the backend has. */
+static bool
+covers(vnxi_capi_agent_t *agent, const vnxi_capi_xfer_list_t *list,
+       const char *backend)
+{
+    bool all = true;
+    pthread_mutex_lock(&lock);
+    for (size_t i = 0; agent != NULL && i < list->count; i++) {
+        const row_t *row = &list->rows[i];
+        bool found = false;
+        for (region_t *at = agent->regions; at != NULL; at = at->next) {
+            found |= at->mem == list->mem && at->row.dev == row->dev &&
+                     strcmp(at->backend, backend) == 0 &&
+                     at->row.addr <= row->addr &&
+                     (at->row.len == 0 ||
+                      row->addr + row->len <= at->row.addr + at->row.len);
+        }
+        all &= found;
+    }
+    pthread_mutex_unlock(&lock);
+    return all;
+}
+
+EXPORT int
+nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
+                          vnxi_capi_xfer_list_t *local,
+                          vnxi_capi_xfer_list_t *remote, const char *name,
+                          vnxi_capi_request_t **request_p,
+                          vnxi_capi_options_t *options)
+{
+    *request_p = GARBAGE;
+    strcpy(fake_nixl.tried, options->backend->name);
+    if (fake_nixl.fail_create != 0) {
+        return fake_nixl.fail_create;
+    }
+    if (!covers(agent, local, options->backend->name) ||
+        (strcmp(name, agent->name) == 0 &&
+         !covers(agent, remote, options->backend->name)) ||
+        (strcmp(name, agent->name) != 0 &&
+         strcmp(options->backend->name, "UCX") != 0)) {
+        return -6;
+    }
+    vnxi_capi_request_t *request = make(sizeof *request);
+    request->agent = agent;
+    strcpy(request->peer, name);
+    request->op = op;
+    copy_rows(&request->local, local);
+    copy_rows(&request->remote, remote);
+    fake_nixl.pieces = local->count;
+    *request_p = request;
+    return 0;
+}
+
+static void
+move_bytes(const vnxi_capi_request_t *request)
+{
+    for (size_t i = 0; i < request->local.count; i++) {
+        void *l = (void *)(uintptr_t)request->local.rows[i].addr;
+        void *r = (void *)(uintptr_t)request->remote.rows[i].addr;
+        memcpy(request->op == 0 ? l : r, request->op == 0 ? r : l,
+               request->local.rows[i].len);
+    }
+}
+
+static void
+send_lock_held(const vnxi_capi_agent_t *from, const char *to,
+               const blob_t *message)
+{
+    vnxi_capi_agent_t *target = find_agent_lock_held(to);
+    if (target == NULL) {
+        return;
+    }
+    notif_t *notif = calloc(1, sizeof *notif), **at = &target->inbox;
+    strcpy(notif->sender, from->name);
+    notif->message = copy_blob(message->data, message->len);
+    while (*at != NULL) {
+        at = &(*at)->next;
+    }
+    *at = notif;
+}
+
+static int
+finish(vnxi_capi_request_t *request)
+{
+    if (fake_nixl.fail_status != 0) {
+        request->is_posted = false;
+        return fake_nixl.fail_status;
+    }
+    if (request->polls_left > 0 || fake_nixl.hangs) {
+        request->polls_left -= request->polls_left > 0;
+        return 1;
+    }
+    if (request->is_posted) {
+        request->is_posted = false;
+        move_bytes(request);
+        if (request->has_notif) {
+            pthread_mutex_lock(&lock);
+            send_lock_held(request->agent, request->peer, &request->notif);
+            pthread_mutex_unlock(&lock);
+        }
+    }
+    return 0;
+}
+
+EXPORT int
+nixl_capi_post_xfer_req(vnxi_capi_agent_t *agent, vnxi_capi_request_t *request,
+                        vnxi_capi_options_t *options)
+{
+    (void)agent;
+    if (fake_nixl.fail_post != 0) {
+        return fake_nixl.fail_post;
+    }
+    if (options != NULL) { /* without one it takes the old one away */
+        free(request->notif.data);
+        request->notif = copy_blob(options->notif.data, options->notif.len);
+        request->has_notif = options->has_notif;
+    }
+    request->is_posted = true;
+    request->polls_left = fake_nixl.polls;
+    return finish(request);
+}
+
+EXPORT int
+nixl_capi_get_xfer_status(vnxi_capi_agent_t *agent,
+                          vnxi_capi_request_t *request)
+{
+    (void)agent;
+    return finish(request);
+}
+
+EXPORT int
+nixl_capi_release_xfer_req(vnxi_capi_agent_t *agent,
+                           vnxi_capi_request_t *request)
+{
+    (void)agent;
+    fake_nixl.released_active += request->is_posted;
+    request->is_released = true;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_xfer_req(vnxi_capi_request_t *request)
+{
+    if (!request->is_released) {
+        return -3;
+    }
+    free(request->local.rows);
+    free(request->remote.rows);
+    free(request->notif.data);
+    return unmake(request);
+}
+
+EXPORT int
+nixl_capi_estimate_xfer_cost(vnxi_capi_agent_t *agent,
+                             vnxi_capi_request_t *request,
+                             vnxi_capi_options_t *options,
+                             int64_t *duration_us_p, int64_t *margin_us_p,
+                             int *method_p)
+{
+    (void)agent;
+    (void)request;
+    (void)options;
+    *duration_us_p = 7;
+    *margin_us_p = 3;
+    *method_p = 0;
+    return fake_nixl.fail_estimate;
+}
+
+/* -- Notifications ----------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_create_notif_map(vnxi_capi_notifs_t **notifs_p)
+{
+    *notifs_p = make(sizeof **notifs_p);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_notif_map_clear(vnxi_capi_notifs_t *notifs)
+{
+    while (notifs->first != NULL) {
+        notif_t *next = notifs->first->next;
+        free(notifs->first->message.data);
+        free(notifs->first);
+        notifs->first = next;
+    }
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_notif_map(vnxi_capi_notifs_t *notifs)
+{
+    nixl_capi_notif_map_clear(notifs);
+    return unmake(notifs);
+}
+
+/* The senders are looked at one by one: the n-th of them. */
+static const notif_t *
+sender_at(const vnxi_capi_notifs_t *notifs, size_t n)
+{
+    for (const notif_t *at = notifs->first; at != NULL; at = at->next) {
+        const notif_t *before = notifs->first;
+        while (before != at && strcmp(before->sender, at->sender) != 0) {
+            before = before->next;
+        }
+        if (before == at && n-- == 0) {
+            return at;
+        }
+    }
+    return NULL;
+}
+
+EXPORT int
+nixl_capi_notif_map_size(vnxi_capi_notifs_t *notifs, size_t *size_p)
+{
+    *size_p = 0;
+    while (sender_at(notifs, *size_p) != NULL) {
+        ++*size_p;
+    }
+    return 0;
+}
+
+EXPORT int
+nixl_capi_notif_map_get_agent_at(vnxi_capi_notifs_t *notifs, size_t i,
+                                 const char **name_p)
+{
+    *name_p = sender_at(notifs, i)->sender;
+    return 0;
+}
+
+static const notif_t *
+message_at(const vnxi_capi_notifs_t *notifs, const char *name, size_t i)
+{
+    const notif_t *at = notifs->first;
+    while (at != NULL && (strcmp(at->sender, name) != 0 || i-- > 0)) {
+        at = at->next;
+    }
+    return at;
+}
+
+EXPORT int
+nixl_capi_notif_map_get_notifs_size(vnxi_capi_notifs_t *notifs,
+                                    const char *name, size_t *size_p)
+{
+    *size_p = 0;
+    while (message_at(notifs, name, *size_p) != NULL) {
+        ++*size_p;
+    }
+    return 0;
+}
+
+EXPORT int
+nixl_capi_notif_map_get_notif(vnxi_capi_notifs_t *notifs, const char *name,
+                              size_t i, const void **data_p, size_t *len_p)
+{
+    const notif_t *at = message_at(notifs, name, i);
+    *data_p = at->message.data;
+    *len_p = at->message.len;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_get_notifs(vnxi_capi_agent_t *agent, vnxi_capi_notifs_t *notifs,
+                     vnxi_capi_options_t *options)
+{
+    (void)options;
+    notif_t **at = &notifs->first;
+    while (*at != NULL) {
+        at = &(*at)->next;
+    }
+    pthread_mutex_lock(&lock);
+    *at = agent->inbox;
+    agent->inbox = NULL;
+    fake_nixl.looks++;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_gen_notif(vnxi_capi_agent_t *agent, const char *name,
+                    const void *data, size_t len, vnxi_capi_options_t *options)
+{
+    const blob_t message = {(char *)data, len};
+    (void)options;
+    if (fake_nixl.fail_notif != 0) {
+        return fake_nixl.fail_notif;
+    }
+    pthread_mutex_lock(&lock);
+    send_lock_held(agent, name, &message);
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+/* -- Asking storage ---------------------------------------------------------
+ */
+
+EXPORT int
+nixl_capi_create_query_resp_list(vnxi_capi_query_t **query_p)
+{
+    *query_p = make(sizeof **query_p);
+    return 0;
+}
+
+EXPORT int
+nixl_capi_destroy_query_resp_list(vnxi_capi_query_t *query)
+{
+    return unmake(query);
+}
+
+EXPORT int
+nixl_capi_query_resp_list_size(vnxi_capi_query_t *query, size_t *size_p)
+{
+    *size_p = query->count;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_query_resp_list_has_value(vnxi_capi_query_t *query, size_t i,
+                                    bool *has_value_p)
+{
+    *has_value_p = query->has[i];
+    return 0;
+}
+
+EXPORT int
+nixl_capi_query_resp_list_get_params(vnxi_capi_query_t *query, size_t i,
+                                     vnxi_capi_params_t **params_p)
+{
+    (void)query;
+    (void)i;
+    *params_p = make(sizeof **params_p);
+    return nixl_capi_params_add(*params_p, "size", "5");
+}
+
+/* Every second row is there. */
+EXPORT int
+nixl_capi_query_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
+                    vnxi_capi_query_t *query, vnxi_capi_options_t *options)
+{
+    (void)agent;
+    (void)options;
+    query->count = list->list.count;
+    for (size_t i = 0; i < query->count; i++) {
+        query->has[i] = i % 2 == 0;
+    }
+    return 0;
+}

@@ -1,0 +1,33 @@
+/* What a test says to the fake NIXL library, and what it has seen. */
+#ifndef FAKE_NIXL_H
+#define FAKE_NIXL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct fake_nixl {
+    /* Said by the test. Numbers that calls are to fail with; 0: they do not */
+    atomic_int fail_load, fail_create, fail_post, fail_status, fail_notif;
+    atomic_int fail_estimate;
+    atomic_int polls;  /* how often a post is looked at until it has ended */
+    atomic_bool hangs; /* posts do not end */
+    atomic_bool drops_peers; /* connections have failed */
+    uint64_t key;            /* that is published with regions */
+    char refuses[32];        /* a backend that takes no registration */
+
+    /* Seen by the library. */
+    atomic_int handles;         /* that live */
+    atomic_int left_registered; /* when agents were destroyed */
+    atomic_int released_active; /* requests that had not ended */
+    atomic_int loads;           /* of metadata */
+    atomic_int looks;           /* for notifications */
+    size_t pieces;              /* of the last transfer made */
+    size_t params_given;        /* to the last backend made */
+    char tried[32];             /* the backend of the last transfer */
+    bool progress_thread;       /* of the last agent made */
+    uint64_t progress_delay_us;
+} fake_nixl_t;
+
+#endif

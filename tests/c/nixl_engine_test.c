@@ -1,0 +1,905 @@
+/* The engine nixl over a library that does what tests want (fake_nixl.c). */
+#include "agent_fixture.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "fake_nixl.h"
+
+#define SIZE 65536
+
+static fake_nixl_t *fake;
+
+typedef struct duo {
+    vnx_agent_t *a, *b;
+    unsigned char *at_a, *at_b; /* SIZE bytes each, registered */
+} duo_t;
+
+static vnx_agent_t *
+make_bare(const char *name)
+{
+    vnx_agent_config_t config = {.size = sizeof config, .engine = "nixl"};
+    vnx_agent_t *agent = NULL;
+    assert_ok(vnx_agent_create(name, strlen(name), &config, &agent, e));
+    return agent;
+}
+
+static vnx_agent_t *
+make_nixl(const char *name)
+{
+    vnx_agent_t *agent = make_bare(name);
+    assert_ok(vnx_agent_create_backend(agent, "UCX", NULL, 0, e));
+    return agent;
+}
+
+static int
+setup(void **state)
+{
+    duo_t *duo = calloc(1, sizeof *duo);
+
+    memset((void *)fake, 0, sizeof *fake);
+    duo->a = make_nixl("A");
+    duo->b = make_nixl("B");
+    duo->at_a = calloc(1, SIZE);
+    duo->at_b = malloc(SIZE);
+    fill(duo->at_b, SIZE, 1);
+    register_at(duo->a, duo->at_a, SIZE);
+    register_at(duo->b, duo->at_b, SIZE);
+    load_peer(duo->a, duo->b);
+    *state = duo;
+    return 0;
+}
+
+/* Whatever a test did, the library has everything back. */
+static int
+teardown(void **state)
+{
+    duo_t *duo = *state;
+
+    vnx_agent_release(duo->a);
+    vnx_agent_release(duo->b);
+    free(duo->at_a);
+    free(duo->at_b);
+    free(duo);
+    assert_int_equal(fake->handles, 0);
+    return 0;
+}
+
+static vnx_xfer_t *
+make_read(duo_t *duo, size_t len, size_t rows, const char *notif)
+{
+    vnx_dlist_t *local = prepare_rows(duo->a, "", duo->at_a, len, rows);
+    vnx_dlist_t *remote = prepare_rows(duo->a, "B", duo->at_b, len, rows);
+    vnx_xfer_t *xfer =
+        make_xfer(duo->a, VNX_OP_READ, local, remote, rows, notif);
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+    return xfer;
+}
+
+static void
+release(vnx_xfer_t *xfer)
+{
+    assert_ok(vnx_xfer_release(xfer, e));
+}
+
+/* -- Backends ---------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_lists_plugins_and_their_parameters(void **state)
+{
+    duo_t *duo = *state;
+    vnx_param_t param;
+    uint32_t mems;
+
+    assert_string_equal(vnx_agent_plugin(duo->a, 1), "POSIX");
+    assert_null(vnx_agent_plugin(duo->a, 3));
+    assert_ok(vnx_agent_plugin_mems(duo->a, "POSIX", &mems, e));
+    assert_int_equal(mems, 1u << VNX_MEM_DRAM | 1u << VNX_MEM_FILE);
+    assert_ok(vnx_agent_plugin_param(duo->a, "UCX", 1, &param, e));
+    assert_string_equal(param.key, "num_workers");
+    assert_string_equal(param.value, "1");
+    assert_ok(vnx_agent_plugin_param(duo->a, "UCX", 2, &param, e));
+    assert_null(param.key);
+    assert_ok(vnx_agent_plugin_param(duo->a, "POSIX", 0, &param, e));
+    assert_null(param.key);
+}
+
+static void
+test_nixl_engine_lists_a_broken_plugin_with_nothing(void **state)
+{
+    duo_t *duo = *state;
+    uint32_t mems = 99;
+    vnx_param_t param;
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_plugin_mems(duo->a, "BROKEN", &mems, e));
+    assert_int_equal(mems, 0);
+    assert_ok(vnx_agent_plugin_param(duo->a, "BROKEN", 0, &param, e));
+    assert_null(param.key);
+    assert_int_equal(
+        vnx_agent_create_backend(duo->a, "BROKEN", NULL, 0, &error),
+        VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "BROKEN"));
+}
+
+static void
+test_nixl_engine_backends_are_created_once_with_defaults(void **state)
+{
+    duo_t *duo = *state;
+    vnx_param_t given = {"num_workers", "4"}, more = {"other", "x"};
+    vnx_param_t both[] = {given, more};
+    vnx_error_t error;
+    vnx_agent_t *agent = make_bare("C");
+
+    assert_ok(vnx_agent_create_backend(agent, "UCX", both, 2, e));
+    assert_int_equal(fake->params_given, 3); /* and "devices" */
+    assert_int_equal(vnx_agent_create_backend(agent, "UCX", NULL, 0, &error),
+                     VNX_ERR_NOT_ALLOWED);
+    assert_int_equal(vnx_agent_create_backend(agent, "NOPE", NULL, 0, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "POSIX"));
+    vnx_agent_release(agent);
+    assert_string_equal(vnx_agent_engine(duo->a), "nixl");
+}
+
+static void
+test_nixl_engine_has_a_progress_thread_that_sleeps(void **state)
+{
+    (void)state;
+    assert_true(fake->progress_thread);
+    assert_true(fake->progress_delay_us >= 10000);
+}
+
+static void
+test_nixl_engine_takes_no_name_with_a_nul(void **state)
+{
+    vnx_agent_config_t config = {.size = sizeof config, .engine = "nixl"};
+    vnx_agent_t *agent = NULL;
+    vnx_error_t error;
+    (void)state;
+
+    assert_ok(vnx_agent_create("a\0b", 3, &config, &agent, e));
+    assert_int_equal(vnx_agent_create_backend(agent, "UCX", NULL, 0, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    vnx_agent_release(agent);
+}
+
+/* -- Memory -----------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_registers_once_however_often(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t rows[] = {region_of(duo->at_a, SIZE),
+                             region_of(duo->at_a, SIZE)};
+
+    assert_ok(vnx_agent_register(duo->a, VNX_MEM_DRAM, rows, 2, NULL, e));
+    assert_ok(vnx_agent_deregister(duo->a, VNX_MEM_DRAM, rows, 2, NULL, e));
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL); /* one use is left */
+    run_xfer(duo->a, xfer);
+    release(xfer);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    vnx_agent_close(duo->a);
+    assert_int_equal(fake->left_registered, 0);
+}
+
+static void
+test_nixl_engine_takes_a_backend_that_will(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t row = region_of(duo->at_a, 512);
+    const char *const both[] = {"UCX", "POSIX", NULL};
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    strcpy(fake->refuses, "POSIX");
+    assert_ok(vnx_agent_register(duo->a, VNX_MEM_DRAM, &row, 1, NULL, e));
+    row = region_of(duo->at_a, 1024);
+    assert_int_equal(
+        vnx_agent_register(duo->a, VNX_MEM_DRAM, &row, 1, both, &error),
+        VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "POSIX"));
+    deregister_at(duo->a, duo->at_a, 512);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    vnx_agent_close(duo->a);
+    assert_int_equal(fake->left_registered, 0); /* it was undone with UCX */
+}
+
+static void
+test_nixl_engine_adds_a_backend_to_a_known_region(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t row = region_of(duo->at_a, SIZE);
+    const char *const posix[] = {"POSIX", NULL};
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    assert_ok(vnx_agent_register(duo->a, VNX_MEM_DRAM, &row, 1, posix, e));
+    assert_ok(vnx_agent_deregister(duo->a, VNX_MEM_DRAM, &row, 1, NULL, e));
+    assert_ok(vnx_agent_deregister(duo->a, VNX_MEM_DRAM, &row, 1, NULL, e));
+    vnx_agent_close(duo->a);
+    assert_int_equal(fake->left_registered, 0);
+}
+
+static void
+test_nixl_engine_refuses_memory_that_no_backend_takes(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t row = region_of(duo->at_a, 64);
+    vnx_error_t error;
+
+    assert_int_equal(
+        vnx_agent_register(duo->a, VNX_MEM_OBJ, &row, 1, NULL, &error),
+        VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, "OBJ"));
+    assert_int_equal(
+        vnx_agent_register(duo->a, (vnx_mem_t)5, &row, 1, NULL, &error),
+        VNX_ERR_INVALID_PARAM);
+}
+
+/* -- Transfers --------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_moves_bytes(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 1024, 64, NULL);
+
+    run_xfer(duo->a, xfer);
+    assert_memory_equal(duo->at_a, duo->at_b, SIZE);
+    assert_string_equal(vnx_xfer_backend(xfer), "UCX");
+    release(xfer);
+}
+
+static void
+test_nixl_engine_merges_neighbours(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = NULL;
+    vnx_dlist_t *local = prepare_rows(duo->a, "", duo->at_a, 16, 4096);
+    vnx_dlist_t *remote = prepare_rows(duo->a, "B", duo->at_b, 16, 4096);
+    int32_t scattered[] = {5, 6, 7, 100, 101, 9};
+    vnx_indices_t some = {scattered, 6, VNX_INDEX_I32};
+
+    xfer = make_xfer(duo->a, VNX_OP_READ, local, remote, 4096, NULL);
+    assert_int_equal(fake->pieces, 1);
+    release(xfer);
+    assert_ok(vnx_xfer_create_prepped(duo->a, VNX_OP_READ, local, some, remote,
+                                      some, NULL, 0, false, &xfer, e));
+    assert_int_equal(fake->pieces, 3);
+    run_xfer(duo->a, xfer);
+    assert_memory_equal(duo->at_a + 80, duo->at_b + 80, 48);
+    assert_memory_equal(duo->at_a + 1600, duo->at_b + 1600, 32);
+    assert_memory_equal(duo->at_a + 144, duo->at_b + 144, 16);
+    assert_int_equal(duo->at_a[128], 0);
+    release(xfer);
+    assert_ok(vnx_xfer_create_prepped(duo->a, VNX_OP_READ, local, all_rows(40),
+                                      remote, all_rows(40), NULL, 0, true,
+                                      &xfer, e));
+    assert_int_equal(fake->pieces, 40);
+    release(xfer);
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+}
+
+/* The library finds a piece in one region or not at all. */
+static void
+test_nixl_engine_merges_within_regions_only(void **state)
+{
+    duo_t *duo = *state;
+    unsigned char *halves = calloc(2, 4096);
+
+    register_at(duo->a, halves, 4096);
+    register_at(duo->a, halves + 4096, 4096);
+    vnx_dlist_t *local = prepare_rows(duo->a, "", halves, 64, 128);
+    vnx_dlist_t *remote = prepare_rows(duo->a, "B", duo->at_b, 64, 128);
+    vnx_xfer_t *xfer =
+        make_xfer(duo->a, VNX_OP_READ, local, remote, 128, NULL);
+    assert_int_equal(fake->pieces, 2);
+    run_xfer(duo->a, xfer);
+    assert_memory_equal(halves, duo->at_b, 8192);
+    release(xfer);
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+    vnx_agent_close(duo->a);
+    free(halves);
+}
+
+static void
+test_nixl_engine_refuses_pairs_in_the_words_of_native(void **state)
+{
+    duo_t *duo = *state;
+    vnx_dlist_t *local = prepare_rows(duo->a, "", duo->at_a, 64, 4);
+    vnx_dlist_t *remote = prepare_rows(duo->a, "B", duo->at_b, 32, 4);
+    int64_t bad[] = {0, 4}, negative[] = {0, -1};
+    vnx_indices_t two = all_rows(2);
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error;
+    const struct {
+        vnx_indices_t mine, theirs;
+        const char *words;
+        int64_t row;
+    } cases[] = {
+        {{bad, 2, VNX_INDEX_I64}, two, "local index 4", 1},
+        {two, {negative, 2, VNX_INDEX_I64}, "remote index -1", 1},
+        {two, two, "64 bytes, the remote one 32", 0},
+        {two, all_rows(1), "2 local indices, but 1", -1},
+        {all_rows(0), all_rows(0), "no indices", -1},
+    };
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        assert_int_equal(vnx_xfer_create_prepped(
+                             duo->a, VNX_OP_READ, local, cases[i].mine, remote,
+                             cases[i].theirs, NULL, 0, false, &xfer, &error),
+                         VNX_ERR_INVALID_PARAM);
+        assert_non_null(strstr(error.cause, cases[i].words));
+        assert_int_equal(error.row, cases[i].row);
+    }
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+}
+
+static void
+test_nixl_engine_ends_transfers_without_being_polled(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 1024, 2, "landed");
+
+    fake->polls = 1000000;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    fake->polls = 0;
+    assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_IN_PROG);
+    vnx_xfer_abandon(xfer); /* ends by itself; close() waits for it */
+    xfer = make_read(duo, 512, 1, "landed");
+    fake->polls = 100;
+    run_xfer(duo->a, xfer);
+    vnx_notif_t *notif = await_notif(duo->b);
+    assert_memory_equal(notif->message, "landed", 6);
+    assert_memory_equal(notif->sender, "A", 1);
+    vnx_notif_free(notif);
+    release(xfer);
+    fake->fail_status = -2; /* lets the first one end */
+    vnx_agent_close(duo->a);
+}
+
+static void
+test_nixl_engine_posts_large_transfers_elsewhere(void **state)
+{
+    duo_t *duo = *state;
+    vnx_desc_t rows[128];
+    vnx_dlist_t *lists[2];
+
+    for (size_t i = 0; i < 128; i++) {
+        rows[i] = desc_at(duo->at_a + i * 128, 64);
+    }
+    lists[0] = prepare_descs(duo->a, "", rows, 128);
+    for (size_t i = 0; i < 128; i++) {
+        rows[i] = desc_at(duo->at_b + i * 128, 64);
+    }
+    lists[1] = prepare_descs(duo->a, "B", rows, 128);
+    vnx_xfer_t *xfer =
+        make_xfer(duo->a, VNX_OP_READ, lists[0], lists[1], 128, "all");
+    for (int i = 0; i < 20; i++) {
+        run_xfer(duo->a, xfer);
+        vnx_notif_free(await_notif(duo->b));
+    }
+    assert_memory_equal(duo->at_a + 127 * 128, duo->at_b + 127 * 128, 64);
+    release(xfer);
+    vnx_dlist_release(lists[0]);
+    vnx_dlist_release(lists[1]);
+}
+
+static void
+test_nixl_engine_keeps_the_notification_of_before(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, "first");
+    static const char *const expected[] = {"first", "first", "again", "again"};
+
+    for (int i = 0; i < 4; i++) {
+        assert_ok(vnx_xfer_post(xfer, i == 2 ? "again" : NULL, 5, e));
+        vnx_notif_t *notif = await_notif(duo->b);
+        assert_int_equal(notif->message_len, 5);
+        assert_memory_equal(notif->message, expected[i], 5);
+        vnx_notif_free(notif);
+    }
+    release(xfer);
+}
+
+static void
+test_nixl_engine_notifies_itself_of_its_own_transfers(void **state)
+{
+    duo_t *duo = *state;
+    vnx_dlist_t *local = prepare_rows(duo->a, "", duo->at_a, 64, 2);
+    vnx_dlist_t *remote = prepare_rows(duo->a, "A", duo->at_a + 512, 64, 2);
+    vnx_xfer_t *xfer =
+        make_xfer(duo->a, VNX_OP_WRITE, local, remote, 2, "mine");
+
+    run_xfer(duo->a, xfer);
+    vnx_notif_t *notif = await_notif(duo->a);
+    assert_memory_equal(notif->sender, "A", 1);
+    assert_memory_equal(notif->message, "mine", 4);
+    vnx_notif_free(notif);
+    release(xfer);
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+}
+
+static void
+test_nixl_engine_tells_backends_by_what_they_have(void **state)
+{
+    duo_t *duo = *state;
+    const char *const posix[] = {"POSIX", NULL};
+    unsigned char *only = calloc(1, 64);
+    vnx_reg_desc_t row = region_of(only, 64);
+    vnx_desc_t here = desc_at(only, 64), there = desc_at(duo->at_b, 64);
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    assert_ok(vnx_agent_register(duo->a, VNX_MEM_DRAM, &row, 1, posix, e));
+    assert_int_equal(vnx_xfer_create(duo->a, VNX_OP_READ, VNX_MEM_DRAM, &here,
+                                     1, VNX_MEM_DRAM, &there, 1, "B", 1, NULL,
+                                     0, NULL, &xfer, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "POSIX"));
+    assert_non_null(strstr(error.cause, "UCX"));
+    vnx_agent_close(duo->a);
+    free(only);
+}
+
+static void
+test_nixl_engine_cannot_stop_what_the_library_has(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+    bool stopped = true;
+
+    fake->hangs = true;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    assert_int_equal(vnx_xfer_cancel(xfer, &stopped, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(vnx_xfer_release(xfer, &error), VNX_ERR_NOT_SUPPORTED);
+    fake->hangs = false;
+    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, false, SECONDS(30), e));
+    release(xfer);
+    assert_int_equal(fake->released_active, 0);
+}
+
+static void
+test_nixl_engine_deregisters_after_what_is_in_flight(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    fake->polls = 2000000;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    fake->polls = 0;
+    vnx_xfer_abandon(xfer);
+    xfer = make_read(duo, 64, 1, NULL);
+    fake->fail_status = -2;
+    deregister_at(duo->a, duo->at_a, SIZE);
+    fake->fail_status = 0;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "deregistered"));
+    assert_int_equal(stats_of(duo->a).xfers_failed, 2);
+    release(xfer);
+}
+
+/* -- What fails -------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_failures_have_a_cause(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL), *none = NULL;
+    vnx_desc_t here = desc_at(duo->at_a, 64), there = desc_at(duo->at_b, 64);
+    vnx_error_t error;
+
+    fake->fail_create = -2;
+    assert_int_equal(vnx_xfer_create(duo->a, VNX_OP_READ, VNX_MEM_DRAM, &here,
+                                     1, VNX_MEM_DRAM, &there, 1, "B", 1, NULL,
+                                     0, NULL, &none, &error),
+                     VNX_ERR_BACKEND);
+    assert_string_equal(error.peer, "B");
+    assert_null(none);
+    fake->fail_post = -1;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_INVALID_PARAM);
+    fake->fail_post = 0;
+    fake->fail_status = -2;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_BACKEND);
+    fake->fail_status = 0;
+    run_xfer(duo->a, xfer); /* it may be posted again */
+    release(xfer);
+}
+
+static void
+test_nixl_engine_tells_a_lost_peer_by_what_the_library_forgot(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    fake->drops_peers = true;
+    fake->fail_post = -2;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    fake->fail_post = 0;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(stats_of(duo->a).peers_lost, 1);
+    assert_int_equal(vnx_agent_send_notif(duo->a, "B", 1, "x", 1, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_false(vnx_agent_check_peer(duo->a, "B", 1, VNX_MEM_DRAM, NULL, 0));
+    fake->drops_peers = false;
+    load_peer(duo->a, duo->b); /* it is there again */
+    assert_true(vnx_agent_check_peer(duo->a, "B", 1, VNX_MEM_DRAM, NULL, 0));
+    release(xfer);
+}
+
+static void
+test_nixl_engine_a_broken_notification_means_a_lost_peer(void **state)
+{
+    duo_t *duo = *state;
+    vnx_error_t error;
+
+    fake->fail_notif = -2;
+    assert_int_equal(vnx_agent_send_notif(duo->a, "B", 1, "x", 1, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(stats_of(duo->a).peers_lost, 1);
+}
+
+static void
+test_nixl_engine_estimates_what_the_backend_does(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    int64_t duration = -1, margin = -1;
+
+    vnx_xfer_estimate(xfer, &duration, &margin);
+    assert_int_equal(duration, 7);
+    assert_int_equal(margin, 3);
+    fake->fail_estimate = -2;
+    vnx_xfer_estimate(xfer, &duration, &margin);
+    assert_int_equal(duration, 0);
+    assert_int_equal(margin, 0);
+    release(xfer);
+}
+
+/* -- Peers ------------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_a_restarted_peer_takes_its_own_place(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    vnx_agent_release(duo->b);
+    duo->b = make_nixl("B");
+    register_at(duo->b, duo->at_b, SIZE);
+    load_peer(duo->a, duo->b);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_non_null(strstr(error.cause, "another instance"));
+    release(xfer);
+    xfer = make_read(duo, 64, 1, NULL);
+    run_xfer(duo->a, xfer);
+    release(xfer);
+}
+
+static void
+test_nixl_engine_another_key_is_another_generation(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    load_peer(duo->a, duo->b); /* nothing new: lists go on */
+    run_xfer(duo->a, xfer);
+    fake->key = 7;
+    load_peer(duo->a, duo->b);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_non_null(strstr(error.cause, "registered again"));
+    release(xfer);
+}
+
+static void
+test_nixl_engine_loading_adds_regions(void **state)
+{
+    duo_t *duo = *state;
+    unsigned char *more = calloc(1, 4096);
+    vnx_desc_t desc = desc_at(more, 4096);
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+
+    assert_false(vnx_agent_check_peer(duo->a, "B", 1, VNX_MEM_DRAM, &desc, 1));
+    register_at(duo->b, more, 4096);
+    load_peer(duo->a, duo->b);
+    assert_true(vnx_agent_check_peer(duo->a, "B", 1, VNX_MEM_DRAM, &desc, 1));
+    run_xfer(duo->a, xfer);
+    release(xfer);
+    vnx_agent_close(duo->b);
+    free(more);
+}
+
+static void
+test_nixl_engine_a_failed_load_leaves_no_stranger(void **state)
+{
+    duo_t *duo = *state;
+    vnx_agent_t *c = make_nixl("C");
+    vnx_bytes_t blob, name;
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_metadata(c, &blob, e));
+    fake->fail_load = -2;
+    assert_int_equal(
+        vnx_agent_load_metadata(duo->a, blob.data, blob.len, &name, &error),
+        VNX_ERR_REMOTE_DISCONNECT);
+    assert_false(vnx_agent_check_peer(duo->a, "C", 1, VNX_MEM_DRAM, NULL, 0));
+    fake->fail_load = 0;
+    assert_int_equal(vnx_agent_load_metadata(duo->a, blob.data, blob.len - 1,
+                                             &name, &error),
+                     VNX_ERR_MISMATCH);
+    free(blob.data);
+    load_peer(duo->a, c);
+    vnx_agent_release(c);
+}
+
+static void
+test_nixl_engine_removal_fails_what_is_in_flight(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    fake->hangs = true;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    assert_ok(vnx_agent_remove_peer(duo->a, "B", 1, e));
+    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
+    assert_string_equal(error.peer, "B");
+    assert_int_equal(fake->released_active, 1);
+    release(xfer);
+}
+
+static void
+test_nixl_engine_cuts_partial_metadata(void **state)
+{
+    duo_t *duo = *state;
+    unsigned char *more = calloc(1, 4096);
+    vnx_reg_desc_t wanted = region_of(more, 4096);
+    vnx_desc_t new = desc_at(more, 64), old = desc_at(duo->at_b, 64);
+    vnx_bytes_t blob, name;
+    vnx_error_t error;
+    vnx_agent_t *c = make_nixl("C");
+
+    register_at(duo->b, more, 4096);
+    assert_ok(vnx_agent_partial_metadata(duo->b, VNX_MEM_DRAM, &wanted, 1,
+                                         true, NULL, &blob, e));
+    assert_ok(vnx_agent_load_metadata(c, blob.data, blob.len, &name, e));
+    assert_true(vnx_agent_check_peer(c, "B", 1, VNX_MEM_DRAM, &new, 1));
+    assert_false(vnx_agent_check_peer(c, "B", 1, VNX_MEM_DRAM, &old, 1));
+    free(blob.data);
+    free(name.data);
+    wanted.desc.len = 64;
+    assert_int_equal(vnx_agent_partial_metadata(duo->b, VNX_MEM_DRAM, &wanted,
+                                                1, true, NULL, &blob, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_int_equal(error.row, 0);
+    vnx_agent_release(c);
+    vnx_agent_close(duo->b);
+    free(more);
+}
+
+/* -- Notifications ----------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_notifications_keep_their_order(void **state)
+{
+    duo_t *duo = *state;
+    char text[16];
+    int next = 0;
+
+    for (int i = 0; i < 100; i++) {
+        int len = snprintf(text, sizeof text, "%d", i);
+        assert_ok(vnx_agent_send_notif(duo->a, "B", 1, text, (size_t)len, e));
+    }
+    while (next < 100) {
+        vnx_notif_t *chain = await_notif(duo->b);
+        for (vnx_notif_t *at = chain; at != NULL; at = at->next, next++) {
+            int len = snprintf(text, sizeof text, "%d", next);
+            assert_int_equal(at->message_len, len);
+            assert_memory_equal(at->message, text, (size_t)len);
+        }
+        vnx_notif_free(chain);
+    }
+}
+
+/* -- Storage ----------------------------------------------------------------
+ */
+
+static int
+open_file(size_t size)
+{
+    char path[] = "/tmp/vnx-nixl-test-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    unlink(path);
+    assert_int_equal(ftruncate(fd, (off_t)size), 0);
+    return fd;
+}
+
+static void
+test_nixl_engine_names_the_row_that_passes_the_end(void **state)
+{
+    duo_t *duo = *state;
+    int fd = open_file(100);
+    vnx_reg_desc_t file = {
+        .desc = {0, 0, (uint64_t)fd}, .meta = "some/path", .meta_len = 9};
+    vnx_desc_t here[] = {desc_at(duo->at_a, 64), desc_at(duo->at_a + 64, 64)};
+    vnx_desc_t there[] = {{0, 64, (uint64_t)fd}, {64, 64, (uint64_t)fd}};
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    register_at(duo->a, duo->at_a, 128);
+    assert_ok(vnx_agent_register(duo->a, VNX_MEM_FILE, &file, 1, NULL, e));
+    assert_ok(vnx_xfer_create(duo->a, VNX_OP_READ, VNX_MEM_DRAM, here, 2,
+                              VNX_MEM_FILE, there, 2, "A", 1, NULL, 0, NULL,
+                              &xfer, e));
+    assert_string_equal(vnx_xfer_backend(xfer), "POSIX");
+    assert_int_equal(fake->pieces, 2); /* storage is not merged */
+    fake->fail_post = -2;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_BACKEND);
+    assert_int_equal(error.row, 1);
+    assert_non_null(strstr(error.cause, "some/path"));
+    assert_non_null(strstr(error.cause, "100 bytes"));
+    close(fd);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_BACKEND);
+    assert_int_equal(error.row, 0);
+    assert_non_null(strstr(error.cause, "not open"));
+    release(xfer);
+}
+
+static void
+test_nixl_engine_registers_open_files_only(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t file = {
+        .desc = {0, 64, 1u << 20}, .meta = "/nowhere/x", .meta_len = 10};
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    assert_int_equal(
+        vnx_agent_register(duo->a, VNX_MEM_FILE, &file, 1, NULL, &error),
+        VNX_ERR_NOT_FOUND);
+    assert_int_equal(error.row, 0);
+    assert_non_null(strstr(error.cause, "/nowhere/x"));
+    assert_non_null(strstr(error.cause, "no such file"));
+}
+
+static void
+test_nixl_engine_asks_storage(void **state)
+{
+    duo_t *duo = *state;
+    vnx_reg_desc_t rows[3] = {{.meta = "a", .meta_len = 1}};
+    vnx_mem_info_t *infos = NULL;
+    vnx_error_t error;
+
+    assert_ok(vnx_agent_create_backend(duo->a, "POSIX", NULL, 0, e));
+    assert_ok(vnx_agent_query_memory(duo->a, VNX_MEM_FILE, rows, 3, "POSIX",
+                                     &infos, e));
+    assert_true(infos[0].is_there);
+    assert_false(infos[1].is_there);
+    assert_int_equal(infos[2].param_count, 1);
+    assert_string_equal(infos[2].params[0].key, "size");
+    assert_string_equal(infos[2].params[0].value, "5");
+    vnx_mem_infos_free(infos, 3);
+    assert_int_equal(vnx_agent_query_memory(duo->a, VNX_MEM_FILE, rows, 3,
+                                            "UCX", &infos, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(vnx_agent_query_memory(duo->a, VNX_MEM_FILE, rows, 3,
+                                            "GDS", &infos, &error),
+                     VNX_ERR_NOT_FOUND);
+}
+
+/* -- The end ----------------------------------------------------------------
+ */
+
+static void
+test_nixl_engine_closing_waits_for_what_is_in_flight(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, "done");
+    vnx_error_t error;
+
+    fake->polls = 200000;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    fake->fail_status = -2;
+    vnx_agent_close(duo->a);
+    fake->fail_status = 0;
+    assert_int_equal(fake->released_active, 0);
+    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_BACKEND);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_CLOSED);
+    release(xfer);
+}
+
+static void
+test_nixl_engine_describes_itself_and_peers(void **state)
+{
+    duo_t *duo = *state;
+    vnx_bytes_t json;
+
+    assert_ok(vnx_agent_describe(duo->a, NULL, 0, &json, e));
+    assert_non_null(memmem(json.data, json.len, "libfake_nixl", 12));
+    assert_non_null(memmem(json.data, json.len, "\"UCX\"", 5));
+    free(json.data);
+    assert_ok(vnx_agent_describe(duo->a, "B", 1, &json, e));
+    assert_non_null(memmem(json.data, json.len, "\"connected\"", 11));
+    free(json.data);
+}
+
+#define with_duo(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_duo(test_nixl_engine_lists_plugins_and_their_parameters),
+        with_duo(test_nixl_engine_lists_a_broken_plugin_with_nothing),
+        with_duo(test_nixl_engine_backends_are_created_once_with_defaults),
+        with_duo(test_nixl_engine_has_a_progress_thread_that_sleeps),
+        with_duo(test_nixl_engine_takes_no_name_with_a_nul),
+        with_duo(test_nixl_engine_registers_once_however_often),
+        with_duo(test_nixl_engine_takes_a_backend_that_will),
+        with_duo(test_nixl_engine_adds_a_backend_to_a_known_region),
+        with_duo(test_nixl_engine_refuses_memory_that_no_backend_takes),
+        with_duo(test_nixl_engine_moves_bytes),
+        with_duo(test_nixl_engine_merges_neighbours),
+        with_duo(test_nixl_engine_merges_within_regions_only),
+        with_duo(test_nixl_engine_refuses_pairs_in_the_words_of_native),
+        with_duo(test_nixl_engine_ends_transfers_without_being_polled),
+        with_duo(test_nixl_engine_posts_large_transfers_elsewhere),
+        with_duo(test_nixl_engine_keeps_the_notification_of_before),
+        with_duo(test_nixl_engine_notifies_itself_of_its_own_transfers),
+        with_duo(test_nixl_engine_tells_backends_by_what_they_have),
+        with_duo(test_nixl_engine_cannot_stop_what_the_library_has),
+        with_duo(test_nixl_engine_deregisters_after_what_is_in_flight),
+        with_duo(test_nixl_engine_failures_have_a_cause),
+        with_duo(
+            test_nixl_engine_tells_a_lost_peer_by_what_the_library_forgot),
+        with_duo(test_nixl_engine_a_broken_notification_means_a_lost_peer),
+        with_duo(test_nixl_engine_estimates_what_the_backend_does),
+        with_duo(test_nixl_engine_a_restarted_peer_takes_its_own_place),
+        with_duo(test_nixl_engine_another_key_is_another_generation),
+        with_duo(test_nixl_engine_loading_adds_regions),
+        with_duo(test_nixl_engine_a_failed_load_leaves_no_stranger),
+        with_duo(test_nixl_engine_removal_fails_what_is_in_flight),
+        with_duo(test_nixl_engine_cuts_partial_metadata),
+        with_duo(test_nixl_engine_notifications_keep_their_order),
+        with_duo(test_nixl_engine_names_the_row_that_passes_the_end),
+        with_duo(test_nixl_engine_registers_open_files_only),
+        with_duo(test_nixl_engine_asks_storage),
+        with_duo(test_nixl_engine_closing_waits_for_what_is_in_flight),
+        with_duo(test_nixl_engine_describes_itself_and_peers),
+    };
+    void *library = dlopen(FAKE_NIXL, RTLD_NOW);
+
+    if (library == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    fake = dlsym(library, "fake_nixl");
+    setenv("VLLM_NIXL_LIBRARY", FAKE_NIXL, 1);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
