@@ -88,10 +88,14 @@ list_plugins(vnxi_engine_t *engine)
     }
     capi->string_list_size(names, &count);
     engine->plugins = calloc(count + 1, sizeof *engine->plugins);
+    engine->plugin_count = 0;
     for (size_t i = 0; engine->plugins != NULL && i < count; i++) {
-        if (capi->string_list_get(names, i, &name) == VNXI_CAPI_OK &&
-            (name = vnxi_nixl_intern(name)) != NULL) {
-            engine->plugins[engine->plugin_count++].name = name;
+        const char *kept = NULL;
+        if (capi->string_list_get(names, i, &name) == VNXI_CAPI_OK) {
+            kept = vnxi_nixl_intern(name);
+        }
+        if (kept != NULL) {
+            engine->plugins[engine->plugin_count++].name = kept;
         }
     }
     capi->destroy_string_list(names);

@@ -71,37 +71,43 @@ compare_keys(const void *a, const void *b)
 }
 
 static vnx_status_t
+not_registered(const vnx_desc_t *desc, size_t row, vnx_error_t *error)
+{
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, PART,
+                   "no region is registered with exactly these values");
+    vnxi_error_desc(error, row, desc->addr, desc->len, desc->dev);
+    return VNX_ERR_NOT_FOUND;
+}
+
+static vnx_status_t
 wanted_init(wanted_t *wanted, vnxi_engine_t *engine, vnx_mem_t mem,
             const vnx_reg_desc_t *descs, size_t count, vnx_error_t *error)
 {
+    vnx_status_t status = VNX_OK;
     vnxi_region_table_t *table =
         vnxi_registry_snapshot(engine->registry, NULL);
-    vnx_status_t status = VNX_OK;
+    vnxi_region_t *keys = malloc((count + 1) * sizeof *keys);
 
-    wanted->keys = malloc((count + 1) * sizeof *wanted->keys);
-    if (table == NULL || wanted->keys == NULL) {
-        status =
-            vnxi_error_no_memory(error, PART, count * sizeof *wanted->keys);
+    if (table == NULL || keys == NULL) {
+        vnxi_region_table_release(table);
+        free(keys);
+        return vnxi_error_no_memory(error, PART, count * sizeof *keys);
     }
     for (size_t i = 0; status == VNX_OK && i < count; i++) {
-        vnxi_region_t key = vnxi_region_key(mem, &descs[i]);
-        wanted->keys[i] = key;
-        if (vnxi_region_table_exact(table, mem, key.addr, key.len, key.dev) ==
-            NULL) {
-            const vnx_desc_t *d = &descs[i].desc;
-            status = vnxi_error_set(
-                error, VNX_ERR_NOT_FOUND, PART,
-                "no region is registered with exactly these values");
-            vnxi_error_desc(error, i, d->addr, d->len, d->dev);
+        vnxi_region_t *key = &keys[i];
+        *key = vnxi_region_key(mem, &descs[i]);
+        if (vnxi_region_table_exact(table, mem, key->addr, key->len,
+                                    key->dev) == NULL) {
+            status = not_registered(&descs[i].desc, i, error);
         }
     }
     vnxi_region_table_release(table);
     if (status != VNX_OK) {
-        free(wanted->keys);
+        free(keys);
         return status;
     }
-    wanted->count = count;
-    qsort(wanted->keys, count, sizeof *wanted->keys, compare_keys);
+    qsort(keys, count, sizeof *keys, compare_keys);
+    *wanted = (wanted_t){keys, count};
     return VNX_OK;
 }
 
@@ -193,7 +199,7 @@ vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 {
     vnxi_metadata_t blob;
     vnx_bytes_t whole = {0};
-    wanted_t wanted;
+    wanted_t wanted = {0};
     uint32_t set;
 
     vnx_status_t status =
