@@ -114,7 +114,8 @@ bool
 vnxi_book_remove(vnxi_book_t *book, const void *key, size_t key_len)
 {
     pthread_mutex_lock(&book->lock);
-    entry_t *old = vnxi_name_map_remove(&book->entries, name_of(key, key_len), key_len);
+    entry_t *old =
+        vnxi_name_map_remove(&book->entries, name_of(key, key_len), key_len);
     pthread_mutex_unlock(&book->lock);
     entry_free(old);
     return old != NULL;
@@ -126,7 +127,8 @@ vnxi_book_find(vnxi_book_t *book, const void *key, size_t key_len)
     vnxi_blob_t *blob = NULL;
 
     pthread_mutex_lock(&book->lock);
-    entry_t *entry = vnxi_name_map_get(&book->entries, name_of(key, key_len), key_len);
+    entry_t *entry =
+        vnxi_name_map_get(&book->entries, name_of(key, key_len), key_len);
     if (entry != NULL) {
         blob = vnxi_blob_retain(entry->blob);
     }
