@@ -21,7 +21,6 @@ from ._side_channel import TcpSideChannel
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
-    from typing import Any
 
     from ._aio import _Events
     from ._core import _Key, _Metadata
