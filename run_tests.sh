@@ -40,6 +40,7 @@ finish_checks
 section "Python tests"
 check 1200 "Python $("$VENV/bin/python" -c \
     'import sys; print("%d.%d" % sys.version_info[:2])')" pytest_side_by_side tests/python
+check 900 "agents by UCX" pytest_ucx
 check 1200 "stress" pytest tests/stress
 check 600 "examples" pytest examples
 check 900 "stock NIXL" interop

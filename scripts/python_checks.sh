@@ -61,6 +61,15 @@ check_pytest_side_by_side() {
     run_pytest "$VENV/bin/python" -n "$(nproc)" --dist worksteal "$@"
 }
 
+# The agent by UCX alone: that bytes, notifications and ends arrive.
+check_pytest_ucx() {
+    "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
+        skip "there is no libucx wheel"
+    check_pytest_side_by_side --engine ucx -k "ucx" \
+        tests/python/test_transfer.py tests/python/test_notifications.py \
+        tests/python/test_restart.py tests/python/test_cancel.py
+}
+
 # check_other_python VERSION PYTHON: build, install and use the package there.
 check_other_python() {
     local version=$1 python=$2 venv="$WORK/venv-$1"

@@ -303,6 +303,17 @@ open_by_shm(loading_t *loading, vnxi_peer_t **peer_p)
     return status;
 }
 
+static bool
+has_vram(const loading_t *loading)
+{
+    for (size_t i = 0; i < loading->blob->section_count; i++) {
+        if (loading->blob->sections[i].mem == VNX_MEM_VRAM) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static vnx_status_t
 new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 {
@@ -318,6 +329,10 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
         return by_ucx ? open_by_ucx(loading, "it is no agent of vllm_nixl",
                                     peer_p)
                       : no_common_backend(loading);
+    }
+    if (by_ucx && has_vram(loading)) {
+        return open_by_ucx(
+            loading, "it has memory of GPUs, which SHM does not move", peer_p);
     }
     if (same_host || !by_ucx) {
         local = vnxi_directory_find(loading->info.instance);

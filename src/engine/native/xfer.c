@@ -108,6 +108,14 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     if (vnxi_native_peer_gone(peer)) {
         return vnxi_native_peer_error(peer, args->operation, error);
     }
+    if (peer->path != VNXI_PATH_UCX && (args->local->mem != VNX_MEM_DRAM ||
+                                        args->remote->mem != VNX_MEM_DRAM)) {
+        vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, args->operation,
+                       "only UCX moves memory of GPUs, and this peer is not "
+                       "reached by it");
+        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+        return VNX_ERR_NOT_SUPPORTED;
+    }
     vnxi_exfer_t *exfer = malloc(sizeof *exfer);
     if (exfer == NULL) {
         return vnxi_error_no_memory(error, args->operation, sizeof *exfer);
