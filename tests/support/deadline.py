@@ -21,6 +21,15 @@ def until(condition, what, timeout=PATIENCE, pause=0.0005):
         time.sleep(pause)
 
 
+def error_of(call):
+    """The name of the class of what call() raises; None: nothing."""
+    try:
+        call()
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+
 def finish(agent, handle, timeout=PATIENCE):
     """Poll a posted transfer to its end, as stock's clients do."""
     until(

@@ -6,11 +6,12 @@ The same class serves in this process and, behind a pipe, in a peer process
 
 import collections
 import ctypes
+import gc
 import itertools
 import os
 import time
 
-from support import deadline, memory
+from support import deadline, memory, rounds, usage
 from support.api import Api
 from support.transfers import LONG_TIMES
 
@@ -73,6 +74,13 @@ class Endpoint:
             self.agent.deregister_memory(
                 self.agent.get_reg_descs(rows, "DRAM")
             )
+
+    def forget_all_but(self, *keys):
+        """Deregister and unmap all other buffers."""
+        for key in self.buffers.keys() - set(keys):
+            if key in self.registered:
+                self.deregister(key)
+            self.unmap(key)
 
     def unmap(self, key):
         """Take the memory away, registered or not."""
@@ -189,6 +197,52 @@ class Endpoint:
         self.release(key)
         return state
 
+    def move_to_serialized(self, operation, key, serialized, peer):
+        """A transfer between a buffer and a list that came from a peer."""
+        agent = self.agent
+        remote = agent.deserialize_descs(serialized)
+        at, local = self.buffers[key].addr, []
+        for i in range(remote.descCount()):
+            local.append((at, remote[i][1], 0))
+            at += remote[i][1]
+        handle = agent.initialize_xfer(
+            operation, agent.get_xfer_descs(local, "DRAM"), remote, peer, b""
+        )
+        state = deadline.run(agent, handle)
+        handle.release()
+        return state == "DONE"
+
+    def start_endless(self, operation, peer, key, remote):
+        """A transfer of this buffer that goes on until it is stopped; its
+        handle."""
+        block = self.buffers[key]
+        left = self.prepare("", [(block.addr, block.size, 0)])
+        right = self.prepare(peer, [(remote, block.size, 0)])
+        indices = [0] * LONG_TIMES
+        handle = self.make(operation, left, right, b"", (indices, indices))
+        state = self.post(handle)
+        self.release(left)
+        self.release(right)
+        if state != "PROC":
+            raise AssertionError(f"{state}: it has ended already")
+        return handle
+
+    def error_within(self, key, timeout):
+        """The class of the error in which a transfer ends in time."""
+        handle = self.handles[key]
+        self.agent.wait([handle], timeout)
+        return deadline.error_of(lambda: self.agent.check_xfer_state(handle))
+
+    def refusal_within(self, peer, timeout):
+        """The class of the error that messages to a peer begin to raise."""
+        return deadline.until(
+            lambda: deadline.error_of(
+                lambda: self.agent.send_notif(peer, b"anybody?")
+            ),
+            f"the news that {peer} is gone",
+            timeout,
+        )
+
     def start_long(self, peer, remote, size):
         """Read one block of a peer's again and again, until stopped."""
         local = self.alloc(size)
@@ -199,6 +253,9 @@ class Endpoint:
             self.make("READ", left, right, b"", (indices, indices))
         )
 
+    def cancel(self, key):
+        return self.agent.cancel(self.handles[key])
+
     def release(self, key):
         self.handles.pop(key).release()
 
@@ -206,6 +263,53 @@ class Endpoint:
         key = next(self.keys)
         self.handles[key] = handle
         return key
+
+    # -- slots (support.rounds) ----------------------------------------------
+
+    def stamp_slots(self, key, slot, first=0):
+        rounds.stamp_all(self.buffers[key].view, slot, first)
+
+    def _with_slots(self, work, key, slot, peer, remote, *rest):
+        view = self.buffers[key].view
+        sides = rounds.lists(
+            self.agent,
+            peer,
+            self.buffers[key].addr,
+            remote,
+            slot,
+            len(view) // slot,
+        )
+        try:
+            return work(self.agent, sides, *rest)
+        finally:
+            for side in sides:
+                side.release()
+
+    def read_slots(self, key, slot, peer, remote, count, first=0):
+        """READ after READ into this buffer; the rounds that came wrong."""
+        view = self.buffers[key].view
+        return self._with_slots(
+            rounds.read, key, slot, peer, remote, view, slot, count, first
+        )
+
+    def read_slots_at_once(self, key, slot, peer, remote, first=0):
+        view = self.buffers[key].view
+        return self._with_slots(
+            rounds.scattered, key, slot, peer, remote, view, slot, first
+        )
+
+    def write_slots(self, key, slot, peer, remote, count):
+        """WRITE after WRITE out of this buffer, each with its number."""
+        self._with_slots(rounds.write, key, slot, peer, remote, count)
+
+    def send_numbers(self, peer, count):
+        for number in range(count):
+            self.agent.send_notif(peer, number.to_bytes(8, "little"))
+
+    def gather_numbers(self, count):
+        """The numbers of `count` notifications, in their order."""
+        notifs = deadline.gather_notifs(self.agent, count)
+        return [int.from_bytes(message, "little") for _, message in notifs]
 
     # -- notifications -------------------------------------------------------
 
@@ -274,6 +378,16 @@ class Endpoint:
         """The rows of a list that get_serialized_descs() wrote."""
         made = self.agent.deserialize_descs(data)
         return [made[i] for i in range(made.descCount())]
+
+    def holds(self):
+        """What the process holds: descriptors, threads, mappings, bytes."""
+        gc.collect()
+        return (
+            usage.fds(),
+            usage.threads(),
+            usage.mappings(),
+            usage.resident(),
+        )
 
     # -- anything else -------------------------------------------------------
 

@@ -1,0 +1,345 @@
+"""UCX between a stock agent and ours, each in a process of its own.
+
+With the transports that UCX chooses and with TCP alone; ours with the UCX of
+the libucx wheel and with that of the NIXL wheel.
+"""
+
+import itertools
+import os
+
+import pytest
+from support import ucx
+from support.deadline import until
+from support.memory import pattern
+from support.peer import PeerError, PeerProcess
+
+STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
+ROUNDS = 1000
+SLOT = 4096
+COUNT = 1000  # slots
+STAMP = 1 << 40
+
+CASES = list(itertools.product(ucx.TRANSPORTS, ["libucx", "nixl"]))
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
+def case(request):
+    """(transport, the library that ours shall use)"""
+    transport, source = request.param
+    path = ucx.library(source)
+    if path is None:
+        pytest.skip(f"there is no {source} wheel with UCX here")
+    return transport, path
+
+
+def start(case, kind, name, **config):
+    """An agent of "ours" or "stock" in a process."""
+    transport, path = case
+    if kind == "stock":
+        env, python = ucx.TRANSPORTS[transport], STOCK
+        return PeerProcess("nixl", name, config, env, python)
+    env = ucx.environment(path, transport)
+    return PeerProcess("vllm_nixl", name, config, env)
+
+
+@pytest.fixture
+def make(case, names, opened):
+    """make("ours") and make("stock"): an agent in a process."""
+
+    def made(kind, name=None, **config):
+        opened.append(start(case, kind, name or names(), **config))
+        return opened[-1]
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def couple(case):
+    """One of ours and one of stock, for all tests that leave them well."""
+    with (
+        start(case, "ours", "ours") as ours,
+        start(case, "stock", "stock") as stock,
+    ):
+        for one in (ours, stock):
+            one.block = one.alloc(SLOT * COUNT)
+        yield ours, stock
+
+
+@pytest.fixture(params=["ours", "stock"])
+def pair(request, couple, meet):
+    """(initiator, target): one of them is ours; they know each other."""
+    here, there = couple if request.param == "ours" else couple[::-1]
+    meet(here, there)
+    yield here, there
+    assert here.take_notifs() == there.take_notifs() == {}
+    here.forget_all_but(here.block.key)
+    there.forget_all_but(there.block.key)
+    here.remove(there.name)
+    there.remove(here.name)
+
+
+def alloc_known(here, there, *args, **keywords):
+    """A new buffer of `there`, known to `here`."""
+    block = there.alloc(*args, **keywords)
+    here.add(there.metadata())
+    return block
+
+
+def read(here, there, key, addr, size):
+    """`here` has these bytes of `there` in a new buffer."""
+    room = here.alloc(size)
+    here.move("READ", [(room.addr, size, 0)], [(addr, size, 0)], there.name)
+    got = here.read(room.key)
+    assert len(got) == size
+    return got
+
+
+# -- Every byte --------------------------------------------------------------
+
+
+def test_reads(pair):
+    here, there = pair
+    there.stamp_slots(there.block.key, SLOT, STAMP)
+    wrong = here.ask(
+        "read_slots",
+        here.block.key,
+        SLOT,
+        there.name,
+        there.block.addr,
+        ROUNDS,
+        STAMP,
+        timeout=120,
+    )
+    assert wrong == []
+    assert (
+        here.read_slots_at_once(
+            here.block.key, SLOT, there.name, there.block.addr, STAMP
+        )
+        == 0
+    )
+
+
+def test_writes_are_there_when_their_notifications_are(pair):
+    here, there = pair
+    here.stamp_slots(here.block.key, SLOT)
+    there.send("check_slots_as_told", there.block.key, SLOT, COUNT)
+    here.ask(
+        "write_slots",
+        here.block.key,
+        SLOT,
+        there.name,
+        there.block.addr,
+        COUNT,
+        timeout=120,
+    )
+    wrong, seen = there.answer(120)
+    assert wrong == []
+    assert seen == list(range(COUNT))
+    assert there.checksum(there.block.key) == here.checksum(here.block.key)
+
+
+def test_notifications_come_once_and_in_order(pair):
+    here, there = pair
+    here.send("send_numbers", there.name, ROUNDS)
+    there.send("send_numbers", here.name, ROUNDS)
+    here.answer()
+    there.answer()
+    assert there.gather_numbers(ROUNDS) == list(range(ROUNDS))
+    assert here.gather_numbers(ROUNDS) == list(range(ROUNDS))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 4096, 300_000, 2_000_000])
+def test_notifications_of_any_size(pair, size):
+    here, there = pair
+    here.send_notif(there.name, pattern(size, size))
+    assert there.gather_notifs(1) == [(here.name, pattern(size, size))]
+
+
+@pytest.mark.parametrize("size", [1, 7, 4095, 65537, 3_000_001])
+def test_transfers_of_any_size(pair, size):
+    """Unaligned, both ways, with what surrounds them."""
+    here, there = pair
+    source = alloc_known(here, there, size + 64, seed=1)
+    room = here.alloc(size + 64, seed=2)
+    state = here.move(
+        "READ",
+        [(room.addr + 13, size, 0)],
+        [(source.addr + 17, size, 0)],
+        there.name,
+    )
+    assert state == "DONE"
+    expected = bytearray(pattern(2, size + 64))
+    expected[13 : 13 + size] = pattern(1, size + 64)[17 : 17 + size]
+    assert here.read(room.key) == expected
+
+    here.move(
+        "WRITE",
+        [(room.addr + 13, size, 0)],
+        [(source.addr + 29, size, 0)],
+        there.name,
+        b"written",
+    )
+    assert there.gather_notifs(1) == [(here.name, b"written")]
+    written = bytearray(pattern(1, size + 64))
+    written[29 : 29 + size] = expected[13 : 13 + size]
+    assert there.read(source.key) == written
+
+
+def test_a_read_tells_its_target(pair):
+    here, there = pair
+    source, room = alloc_known(here, there, SLOT, seed=4), here.alloc(SLOT)
+    here.move(
+        "READ",
+        [(room.addr, SLOT, 0)],
+        [(source.addr, SLOT, 0)],
+        there.name,
+        b"you may free it",
+    )
+    assert here.read(room.key) == pattern(4, SLOT)
+    assert there.gather_notifs(1) == [(here.name, b"you may free it")]
+
+
+# -- Metadata ----------------------------------------------------------------
+
+
+def test_descriptor_lists_travel(pair):
+    """The target describes its slots, the initiator uses the list."""
+    here, there = pair
+    there.stamp_slots(there.block.key, SLOT, STAMP)
+    rows = [(there.block.addr + i * SLOT, SLOT, 0) for i in (3, 1, 4, 15, 9)]
+    _, serialized = there.list_state("xfer", rows)
+    assert [tuple(row) for row in here.rows_of_serialized(serialized)] == rows
+    room = here.alloc(SLOT * len(rows))
+    assert here.move_to_serialized("READ", room.key, serialized, there.name)
+    for i, number in enumerate((3, 1, 4, 15, 9)):
+        got = here.read(room.key, i * SLOT, SLOT)
+        assert got == (STAMP + number).to_bytes(8, "little") * (SLOT // 8)
+
+
+def test_what_was_registered_since_is_loaded_again(pair):
+    here, there = pair
+    for seed in range(1, 6):
+        more = alloc_known(here, there, SLOT * seed, seed=seed)
+        got = read(here, there, more.key, more.addr, more.size)
+        assert got == pattern(seed, more.size)
+
+
+def test_what_was_deregistered_is_refused(pair):
+    """And comes back when it is registered again."""
+    here, there = pair
+    block = alloc_known(here, there, SLOT, seed=8)
+    assert read(here, there, block.key, block.addr, SLOT) == pattern(8, SLOT)
+    there.deregister(block.key)
+    here.remove(there.name)
+    here.add(there.metadata())
+    with pytest.raises(PeerError, match=r"NIXL_ERR_NOT_FOUND|InvalidParam"):
+        read(here, there, block.key, block.addr, SLOT)
+    there.register(block.key)
+    here.remove(there.name)
+    here.add(there.metadata())
+    assert read(here, there, block.key, block.addr, SLOT) == pattern(8, SLOT)
+
+
+def test_metadata_in_parts(pair):
+    here, there = pair
+    blocks = [there.alloc(SLOT, seed=seed) for seed in (1, 2, 3)]
+    here.remove(there.name)
+    here.add(there.partial_metadata([blocks[0].key], True))
+    for seed, block in enumerate(blocks, 1):
+        if seed > 1:
+            assert not here.knows(there.name, block)
+            here.add(there.partial_metadata([block.key], False))
+        assert here.knows(there.name, block)
+        got = read(here, there, block.key, block.addr, SLOT)
+        assert got == pattern(seed, SLOT)
+
+
+def test_metadata_again_and_again_changes_nothing(pair):
+    here, there = pair
+    blob = there.metadata()
+    assert all(there.metadata() == blob for _ in range(3))
+    there.stamp_slots(there.block.key, SLOT, STAMP)
+    for _ in range(20):
+        assert here.add(blob) == there.name.encode()
+    wrong = here.read_slots(
+        here.block.key, SLOT, there.name, there.block.addr, 50, STAMP
+    )
+    assert wrong == []
+
+
+# -- Lives -------------------------------------------------------------------
+
+
+def test_a_target_that_restarts_is_met_again(make, meet):
+    """Our metadata under the same name, after a proper end."""
+    here = make("ours")
+    room = here.alloc(SLOT)
+    for seed in range(1, 4):
+        there = make("stock", "phoenix")
+        block = there.alloc(SLOT, seed=seed)
+        meet(here, there)
+        here.move(
+            "READ",
+            [(room.addr, SLOT, 0)],
+            [(block.addr, SLOT, 0)],
+            "phoenix",
+            b"read",
+        )
+        assert here.read(room.key) == pattern(seed, SLOT)
+        assert there.gather_notifs(1) == [(here.name, b"read")]
+        there.close()
+
+
+def test_we_restart_and_stock_meets_us_again(make, meet):
+    """Stock wants the old one removed first."""
+    there = make("stock")
+    room = there.alloc(SLOT)
+    for seed in range(1, 4):
+        here = make("ours", "phoenix")
+        block = here.alloc(SLOT, seed=seed)
+        meet(here, there)
+        there.move(
+            "READ",
+            [(room.addr, SLOT, 0)],
+            [(block.addr, SLOT, 0)],
+            "phoenix",
+            b"read",
+        )
+        assert there.read(room.key) == pattern(seed, SLOT)
+        assert here.gather_notifs(1) == [(there.name, b"read")]
+        here.close()
+        there.remove("phoenix")
+
+
+def test_many_stock_agents_at_once(make, meet):
+    """One of ours and several of stock, all talking."""
+    here = make("ours")
+    others = [make("stock") for _ in range(3)]
+    room = here.alloc(SLOT)
+    for seed, there in enumerate(others):
+        there.block = there.alloc(SLOT, seed=seed)
+        meet(here, there)
+    for _ in range(10):
+        for seed, there in enumerate(others):
+            here.move(
+                "READ",
+                [(room.addr, SLOT, 0)],
+                [(there.block.addr, SLOT, 0)],
+                there.name,
+            )
+            assert here.read(room.key) == pattern(seed, SLOT)
+            there.send_notif(here.name, there.name.encode())
+    got = here.gather_notifs(30)
+    for there in others:
+        assert got.count((there.name, there.name.encode())) == 10
+
+
+def test_we_say_how_stock_is_reached(make, meet):
+    here, there = make("ours"), make("stock")
+    there.alloc(SLOT)
+    meet(here, there)
+    found = here.call("describe", there.name)
+    assert found["path"] == "UCX"
+    until(
+        lambda: here.call("check_remote_metadata", there.name), "its metadata"
+    )

@@ -1,0 +1,131 @@
+"""Peers that are reached by UCX are killed and stopped."""
+
+import signal
+
+import pytest
+from support import mourning, ucx
+from support.peer import PeerError, PeerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+
+ROUNDS = mourning.ROUNDS or 6
+LIMIT = "0.5"  # seconds without progress
+
+
+@pytest.fixture(params=ucx.TRANSPORTS)
+def transport(request):
+    return request.param
+
+
+@pytest.fixture
+def start(names, opened, transport):
+    """start(name=None, env=None): an agent that knows UCX alone."""
+    path = ucx.any_library()
+    if path is None:
+        pytest.skip("there is no wheel with UCX here")
+
+    def made(name=None, env=None):
+        env = {**ucx.environment(path, transport), **(env or {})}
+        opened.append(PeerProcess("vllm_nixl", name or names(), {}, env))
+        return opened[-1]
+
+    return made
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE", "idle"])
+def test_a_killed_peer_is_an_error_and_may_come_back(start, operation):
+    here = start()
+    survivor = mourning.Survivor(here, lambda: start("victim"))
+    bystander = start()
+    bystander.block = bystander.alloc(mourning.SIZE)
+    bystander.stamp_slots(bystander.block.key, 4096, 1 << 30)
+    here.add(bystander.metadata())
+    bystander.add(here.metadata())
+    survivor.mourn(operation, ROUNDS)
+    survivor.exchange(bystander)
+
+
+def test_many_die_at_once(start):
+    here = start()
+    survivor = mourning.Survivor(here, None)
+    victims, handles = [], []
+    for _ in range(4):
+        victims.append(start())
+        survivor.start_victim = lambda: victims[-1]
+        survivor.meet()
+    for victim in victims:
+        handles.append(
+            here.start_endless(
+                "READ", victim.name, survivor.room.key, victim.block.addr
+            )
+        )
+    for victim in victims:
+        victim.process.kill()
+    for handle in handles:
+        error = here.error_within(handle, mourning.NOTICED + 4)
+        assert error == mourning.GONE
+    for victim in victims:
+        victim.kill()
+    survivor.start_victim = start
+    survivor.exchange(survivor.meet())
+
+
+def test_a_peer_that_leaves_is_an_error(start):
+    """It closes its agent and exits properly, during a transfer."""
+    here = start()
+    survivor = mourning.Survivor(here, start)
+    victim = survivor.meet()
+    handle = here.start_endless(
+        "READ", victim.name, survivor.room.key, victim.block.addr
+    )
+    victim.close()
+    assert here.error_within(handle, mourning.NOTICED) == mourning.GONE
+    survivor.exchange(survivor.meet())
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_stopped_peer_does_not_hold_us_up(start, transport, operation):
+    """SIGSTOP: TCP needs it to run, so the deadline ends the transfer; the
+    agent goes on, and so does the peer when it may."""
+    if transport != "tcp":
+        pytest.skip("the kernel copies from a stopped process")
+    here = start(env={"VLLM_NIXL_UCX_TIMEOUT": LIMIT})
+    survivor = mourning.Survivor(here, start)
+    victim, other = survivor.meet(), survivor.meet()
+    survivor.exchange(victim)
+    buffer = survivor.room if operation == "READ" else survivor.block
+    victim.process.send_signal(signal.SIGSTOP)
+    try:
+        handle = here.start_endless(
+            operation, victim.name, buffer.key, victim.block.addr
+        )
+        survivor.exchange(other)
+        assert here.error_within(handle, 10) == "nixlTimeoutError"
+        survivor.exchange(other)
+        here.release(handle)
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
+    survivor.meet_again(victim)
+    survivor.exchange(victim)
+
+
+def test_a_stopped_peer_stops_no_cancel(start, transport):
+    here = start()
+    survivor = mourning.Survivor(here, start)
+    victim, other = survivor.meet(), survivor.meet()
+    survivor.exchange(victim)
+    handle = here.start_endless(
+        "READ", victim.name, survivor.room.key, victim.block.addr
+    )
+    victim.process.send_signal(signal.SIGSTOP)
+    try:
+        assert here.cancel(handle)
+        with pytest.raises(PeerError) as caught:
+            here.state(handle)
+        assert caught.value.kind == "nixlCancelledError"
+        here.release(handle)
+        survivor.exchange(other)
+    finally:
+        victim.process.send_signal(signal.SIGCONT)
+    survivor.meet_again(victim)
+    survivor.exchange(victim)

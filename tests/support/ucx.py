@@ -1,0 +1,59 @@
+"""Where libraries of UCX are, and what agents use them with.
+
+`environment(...)` is for agents of ours that shall reach peers on this host
+as if it were another.
+"""
+
+import glob
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+# As in a user's environment: whatever UCX finds, or TCP alone.
+TRANSPORTS = {"default": {}, "tcp": {"UCX_TLS": "tcp"}}
+
+
+def libucx_wheel():
+    """The library of the libucx wheel in this Python, or None."""
+    spec = importlib.util.find_spec("libucx")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    found = Path(
+        next(iter(spec.submodule_search_locations)), "lib/libucp.so.0"
+    )
+    return str(found) if found.exists() else None
+
+
+def nixl_wheel(python):
+    """The library in the NIXL wheel of another Python, or None."""
+    if not python:
+        return None
+    probe = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    done = subprocess.run(
+        [python, "-c", probe], capture_output=True, text=True, check=False
+    )
+    folder = done.stdout.strip()
+    found = glob.glob(f"{folder}/nixl_cu*.libs/libucp-*.so*")
+    return found[0] if found else None
+
+
+def library(source):
+    """The file of a source, "libucx" or "nixl"; None: it is not there."""
+    if source == "libucx":
+        return libucx_wheel()
+    return nixl_wheel(os.environ.get("VLLM_NIXL_STOCK_PYTHON"))
+
+
+def any_library():
+    return library("libucx") or library("nixl")
+
+
+def environment(path, transport="default"):
+    """For an agent of ours that uses this library and no shared memory."""
+    return {
+        "VLLM_NIXL_ENGINE": "native",
+        "VLLM_NIXL_SAME_HOST": "0",
+        "VLLM_NIXL_UCX_LIBRARY": path,
+        **TRANSPORTS[transport],
+    }
