@@ -53,6 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="seconds after which the demo gives up (120)",
     )
     parser.add_argument("--role", choices=("prefill", "decode"), help=_HIDE)
+    parser.add_argument("--host", default="127.0.0.1", help=_HIDE)
     parser.add_argument("--port", type=int, default=0, help=_HIDE)
     options = parser.parse_args(arguments)
     if options.block_kib % 4:

@@ -38,7 +38,7 @@ class Decode:
         agent = self.agent
         started = time.perf_counter()
         payload = agent.request_remote_metadata(
-            "127.0.0.1", self.options.port, self.options.timeout * 1000
+            self.options.host, self.options.port, self.options.timeout * 1000
         )
         fetched = time.perf_counter()
         self.peer = json.loads(payload)

@@ -27,8 +27,8 @@ def case(request):
     """(transport, the library that ours shall use)"""
     transport, source = request.param
     path = ucx.library(source)
-    if path is None:
-        pytest.skip(f"there is no {source} wheel with UCX here")
+    if ucx.why_not(path) is not None:
+        pytest.skip(f"{source}: {ucx.why_not(path)}")
     return transport, path
 
 

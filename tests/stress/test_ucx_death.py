@@ -8,7 +8,7 @@ from support.peer import PeerError, PeerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
-ROUNDS = mourning.ROUNDS or 6
+ROUNDS = mourning.ROUNDS or 5
 LIMIT = "0.5"  # seconds without progress
 
 
@@ -21,8 +21,8 @@ def transport(request):
 def start(names, opened, transport):
     """start(name=None, env=None): an agent that knows UCX alone."""
     path = ucx.any_library()
-    if path is None:
-        pytest.skip("there is no wheel with UCX here")
+    if ucx.why_not(path) is not None:
+        pytest.skip(ucx.why_not(path))
 
     def made(name=None, env=None):
         env = {**ucx.environment(path, transport), **(env or {})}
@@ -86,18 +86,20 @@ def test_a_peer_that_leaves_is_an_error(start):
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 def test_a_stopped_peer_does_not_hold_us_up(start, transport, operation):
     """SIGSTOP: TCP needs it to run, so the deadline ends the transfer; the
-    agent goes on, and so does the peer when it may."""
+    agent goes on, and reaches the peer again when it runs again."""
     if transport != "tcp":
         pytest.skip("the kernel copies from a stopped process")
     here = start(env={"VLLM_NIXL_UCX_TIMEOUT": LIMIT})
     survivor = mourning.Survivor(here, start)
     victim, other = survivor.meet(), survivor.meet()
     survivor.exchange(victim)
+    target = victim.alloc(mourning.SIZE)
+    here.add(victim.metadata())
     buffer = survivor.room if operation == "READ" else survivor.block
     victim.process.send_signal(signal.SIGSTOP)
     try:
         handle = here.start_endless(
-            operation, victim.name, buffer.key, victim.block.addr
+            operation, victim.name, buffer.key, target.addr
         )
         survivor.exchange(other)
         assert here.error_within(handle, 10) == "nixlTimeoutError"
@@ -105,11 +107,12 @@ def test_a_stopped_peer_does_not_hold_us_up(start, transport, operation):
         here.release(handle)
     finally:
         victim.process.send_signal(signal.SIGCONT)
-    survivor.meet_again(victim)
-    survivor.exchange(victim)
+    here.add(victim.metadata())
+    survivor.read_from(victim)
+    survivor.exchange(other)
 
 
-def test_a_stopped_peer_stops_no_cancel(start, transport):
+def test_a_stopped_peer_stops_no_cancel(start):
     here = start()
     survivor = mourning.Survivor(here, start)
     victim, other = survivor.meet(), survivor.meet()
@@ -127,5 +130,5 @@ def test_a_stopped_peer_stops_no_cancel(start, transport):
         survivor.exchange(other)
     finally:
         victim.process.send_signal(signal.SIGCONT)
-    survivor.meet_again(victim)
-    survivor.exchange(victim)
+    here.add(victim.metadata())
+    survivor.read_from(victim)

@@ -389,6 +389,12 @@ class Endpoint:
             usage.resident(),
         )
 
+    def idle_cpu(self, seconds):
+        """CPU seconds of the process while it does nothing for so long."""
+        before = time.process_time()
+        time.sleep(seconds)
+        return time.process_time() - before
+
     # -- anything else -------------------------------------------------------
 
     def call(self, method, *args, **keywords):

@@ -34,19 +34,16 @@ class Survivor:
         victim.add(self.here.metadata())
         return victim
 
-    def meet_again(self, victim):
-        """Both load the other's metadata, as after a connection was cut."""
-        victim.stamp_slots(victim.block.key, 4096, 1 << 30)
-        self.here.add(victim.metadata())
-        victim.add(self.here.metadata())
+    def read_from(self, victim):
+        wrong = self.here.read_slots(
+            self.room.key, 4096, victim.name, victim.block.addr, 20, 1 << 30
+        )
+        assert wrong == []
 
     def exchange(self, victim):
         """Everything works between the two."""
         here = self.here
-        wrong = here.read_slots(
-            self.room.key, 4096, victim.name, victim.block.addr, 20, 1 << 30
-        )
-        assert wrong == []
+        self.read_from(victim)
         room = victim.alloc(SIZE)
         victim.stamp_slots(room.key, 4096)
         wrong = victim.read_slots(

@@ -4,11 +4,15 @@
 as if it were another.
 """
 
+import functools
 import glob
 import importlib.util
 import os
 import subprocess
+import sys
 from pathlib import Path
+
+from support.peer import child_environment
 
 # As in a user's environment: whatever UCX finds, or TCP alone.
 TRANSPORTS = {"default": {}, "tcp": {"UCX_TLS": "tcp"}}
@@ -57,3 +61,26 @@ def environment(path, transport="default"):
         "VLLM_NIXL_UCX_LIBRARY": path,
         **TRANSPORTS[transport],
     }
+
+
+@functools.cache
+def why_not(path):
+    """Why agents of ours cannot use that library; None: they can."""
+    if path is None:
+        return "there is no wheel with UCX here"
+    probe = (
+        "from support import blob; import vllm_nixl; "
+        "agent = vllm_nixl.nixl_agent('probe'); "
+        "found = blob.parse(agent.get_agent_metadata()); "
+        "raise SystemExit(0 if b'UCX' in found.connections else 3)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(environment(path)),
+    )
+    if done.returncode == 0:
+        return None
+    return f"our metadata has no connection by UCX: {done.stderr.strip()}"

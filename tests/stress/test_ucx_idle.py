@@ -1,0 +1,50 @@
+"""An agent with ten peers by UCX does nothing when nothing is asked."""
+
+import time
+
+import pytest
+from support import ucx
+from support.peer import PeerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+
+PEERS = 10
+SECONDS = 3.0
+CORE = 0.005  # of a core, what idle agents may use
+SLOT = 4096
+
+
+@pytest.fixture(params=ucx.TRANSPORTS)
+def start(request, names, opened):
+    path = ucx.any_library()
+    if ucx.why_not(path) is not None:
+        pytest.skip(ucx.why_not(path))
+
+    def made():
+        env = ucx.environment(path, request.param)
+        opened.append(PeerProcess("vllm_nixl", names(), {}, env))
+        return opened[-1]
+
+    return made
+
+
+def test_an_agent_with_ten_peers_sleeps(start):
+    """Connected both ways, with something transferred over each."""
+    here = start()
+    room = here.alloc(SLOT)
+    for seed in range(PEERS):
+        there = start()
+        block = there.alloc(SLOT, seed=seed)
+        here.add(there.metadata())
+        there.add(here.metadata())
+        here.move(
+            "READ",
+            [(room.addr, SLOT, 0)],
+            [(block.addr, SLOT, 0)],
+            there.name,
+        )
+        there.send_notif(here.name, b"hello")
+    here.gather_notifs(PEERS)
+    time.sleep(0.5)  # connecting ends in the background
+    used = here.idle_cpu(SECONDS)
+    assert used / SECONDS < CORE
