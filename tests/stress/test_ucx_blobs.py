@@ -25,26 +25,28 @@ ERRORS = {
 }
 
 
-@pytest.fixture
-def start(names, opened):
+@pytest.fixture(scope="module")
+def couple():
+    """(one that is lied to, the one of whom lies are told)"""
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
-
-    def made():
-        env = ucx.environment(path)
-        opened.append(PeerProcess("vllm_nixl", names(), {}, env))
-        return opened[-1]
-
-    return made
+    env = ucx.environment(path)
+    with (
+        PeerProcess("vllm_nixl", "here", {}, env) as here,
+        PeerProcess("vllm_nixl", "there", {}, env) as there,
+    ):
+        there.block = there.alloc(SIZE, seed=1)
+        here.guarded = here.alloc(SIZE + 2 * GUARD, seed=2)
+        yield here, there
 
 
 @pytest.fixture
-def pair(start):
-    here, there = start(), start()
-    there.block = there.alloc(SIZE, seed=1)
-    here.guarded = here.alloc(SIZE + 2 * GUARD, seed=2)
-    return here, there
+def pair(couple):
+    here, there = couple
+    here.fill(here.guarded.key, 2)
+    here.remove(there.name)
+    return couple
 
 
 def with_regions(data, change):

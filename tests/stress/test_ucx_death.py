@@ -8,7 +8,7 @@ from support.peer import PeerError, PeerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
-ROUNDS = mourning.ROUNDS or 5
+ROUNDS = mourning.ROUNDS or 8
 LIMIT = "0.5"  # seconds without progress
 
 

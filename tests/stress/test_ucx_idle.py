@@ -14,14 +14,14 @@ CORE = 0.005  # of a core, what idle agents may use
 SLOT = 4096
 
 
-@pytest.fixture(params=ucx.TRANSPORTS)
-def start(request, names, opened):
+@pytest.fixture
+def start(names, opened):
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
 
     def made():
-        env = ucx.environment(path, request.param)
+        env = ucx.environment(path)
         opened.append(PeerProcess("vllm_nixl", names(), {}, env))
         return opened[-1]
 

@@ -23,6 +23,9 @@ static const struct {
     {19, "RNDV_THRESH", "inf"},
     {19, "MAX_RMA_RAILS", "2"},
     {19, "IB_PCI_RELAXED_ORDERING", "try"},
+    /* UCX's own PUT over TCP crashes the process when a connection is closed
+     * by force while PUTs are on it (seen in 1.22 and 1.23). */
+    {19, "TCP_PUT_ENABLE", "n"},
     {21, "RC_GDA_NUM_CHANNELS", "4"},
     {21, "MAX_HCA_PER_GPU", "auto"},
     {22, "RNDV_PIPELINE_ERROR_HANDLING", "y"},
