@@ -73,6 +73,7 @@ find_missing() {
     need libcurl4-openssl-dev have_library libcurl
     [ "$PURPOSE" = tests ] || return 0
     need libcmocka-dev have_library cmocka
+    need iproute2 have_command ip
     need clang have_command clang
     need clang-format have_command clang-format
     need clang-tidy have_command clang-tidy
