@@ -8,7 +8,8 @@
  *   http_conn.c      one client's connection, at the server
  *   http_answer.c    what a client is told
  *   http_client.c    the exchange, at the client: its steps
- *   http_easy.c      what libcurl is told, and what comes of it
+ *   http_easy.c      what libcurl is told, and what comes in
+ *   http_outcome.c   what an exchange came to
  */
 #ifndef VNXI_SIDE_CHANNEL_HTTP_H
 #define VNXI_SIDE_CHANNEL_HTTP_H

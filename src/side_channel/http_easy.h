@@ -37,6 +37,11 @@ vnx_status_t vnxi_http_easy_open(vnxi_http_easy_t *easy,
 /* All zeros is allowed; may be called again. */
 void vnxi_http_easy_close(vnxi_http_easy_t *easy);
 
+/* The length that the reply announced; -1: none. */
+curl_off_t vnxi_http_easy_length(const vnxi_http_easy_t *easy);
+
+/* -- http_outcome.c ------------------------------------------------------- */
+
 /* libcurl ended it with `code`: the reply, or the record of the failure. */
 vnx_status_t vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code,
                                  void **data_p, size_t *len_p,

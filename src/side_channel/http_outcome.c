@@ -1,0 +1,273 @@
+/*
+ * Design notes.  What a failure is called is decided here, in the words that
+ * the other transports have for it.  libcurl's own words are shown where they
+ * say more; those of the other side never are.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/error.h"
+#include "side_channel/http_easy.h"
+
+#define REASON_MAX 256
+
+/* -- What it came to ------------------------------------------------------ */
+
+static bool
+has_happened(const vnxi_http_easy_t *easy, CURLINFO when)
+{
+    curl_off_t us = 0;
+    return easy->curl != NULL &&
+           curl_easy_getinfo(easy->curl, when, &us) == CURLE_OK && us > 0;
+}
+
+/* libcurl takes the time of a connection when TLS is up, too. */
+static bool
+is_connected(const vnxi_http_easy_t *easy)
+{
+    struct sockaddr_storage peer;
+    socklen_t len = sizeof peer;
+
+    if (has_happened(easy, CURLINFO_CONNECT_TIME_T)) {
+        return true;
+    }
+    return easy->code == CURLE_OK
+               ? getpeername(easy->fd, (void *)&peer, &len) == 0
+               : easy->code != CURLE_COULDNT_CONNECT;
+}
+
+static const char *
+phase(const vnxi_http_easy_t *easy)
+{
+    if (easy->address[0] == '\0') {
+        return "resolving";
+    }
+    if (!is_connected(easy)) {
+        return "connecting to";
+    }
+    if (easy->params->options->tls &&
+        !has_happened(easy, CURLINFO_APPCONNECT_TIME_T)) {
+        return "TLS with";
+    }
+    return "receiving from";
+}
+
+vnx_status_t
+vnxi_http_easy_failed(const vnxi_http_easy_t *easy, vnx_status_t status,
+                      const char *reason, vnx_error_t *error)
+{
+    return vnxi_exchange_failed(easy->params, status, phase(easy),
+                                easy->address[0] != '\0' ? easy->address
+                                                         : easy->params->host,
+                                reason, error);
+}
+
+static vnx_status_t
+failed_too_long(const vnxi_http_easy_t *easy, vnx_error_t *error)
+{
+    char reason[REASON_MAX];
+
+    snprintf(reason, sizeof reason,
+             "the reply is above max_frame (%" PRIu32 ")",
+             easy->params->options->max_frame);
+    return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason, error);
+}
+
+/* A status other than 200. */
+static vnx_status_t
+failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
+{
+    bool has_secret = easy->params->options->secret != NULL;
+    char reason[REASON_MAX];
+
+    switch (code) {
+    case 401:
+        return vnxi_http_easy_failed(
+            easy, VNX_ERR_NOT_ALLOWED,
+            has_secret ? "the shared secrets differ"
+                       : "this listener wants a shared secret to be proved",
+            error);
+    case 403:
+        return vnxi_http_easy_failed(
+            easy, VNX_ERR_NOT_ALLOWED,
+            has_secret ? "this listener has no shared secret to be proved"
+                       : "it is forbidden (status 403)",
+            error);
+    case 404:
+        return vnxi_exchange_no_key(easy->params, error);
+    default:
+        snprintf(reason, sizeof reason,
+                 code >= 300 && code < 400
+                     ? "status %ld: redirects are not followed"
+                     : "status %ld",
+                 code);
+        return vnxi_http_easy_failed(
+            easy,
+            code == 429 || code >= 500 ? VNX_ERR_BACKEND : VNX_ERR_MISMATCH,
+            reason, error);
+    }
+}
+
+static vnx_status_t
+failed_early(const vnxi_http_easy_t *easy, vnx_error_t *error)
+{
+    curl_off_t length = vnxi_http_easy_length(easy);
+    char reason[REASON_MAX];
+
+    if (length >= 0) {
+        snprintf(reason, sizeof reason,
+                 "the connection was closed after %zu of %" PRId64 " bytes",
+                 easy->len, (int64_t)length);
+    } else {
+        snprintf(reason, sizeof reason,
+                 "the connection was closed in the reply, after %zu bytes",
+                 easy->len);
+    }
+    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason, error);
+}
+
+/* libcurl's words, or the system's where they are more to the point. */
+static const char *
+words(const vnxi_http_easy_t *easy, CURLcode code)
+{
+    long err = 0;
+
+    curl_easy_getinfo(easy->curl, CURLINFO_OS_ERRNO, &err);
+    if (err != 0 && (code == CURLE_COULDNT_CONNECT ||
+                     code == CURLE_RECV_ERROR || code == CURLE_SEND_ERROR)) {
+        return strerror((int)err);
+    }
+    return easy->text[0] != '\0' ? easy->text : curl_easy_strerror(code);
+}
+
+/* OpenSSL's words for bytes that are no TLS. */
+static bool
+is_not_tls(const char *text)
+{
+    static const char *const signs[] = {
+        "wrong version number", "http request", "packet length too long",
+        "record too small", "unexpected message"};
+
+    for (size_t i = 0; i < sizeof signs / sizeof signs[0]; i++) {
+        if (strstr(text, signs[i]) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static vnx_status_t
+failed_tls(const vnxi_http_easy_t *easy, CURLcode code, vnx_error_t *error)
+{
+    const char *text = words(easy, code), *ca = easy->params->options->tls_ca;
+    char reason[REASON_MAX + CURL_ERROR_SIZE];
+
+    if (code == CURLE_SSL_CACERT_BADFILE) {
+        snprintf(reason, sizeof reason, "tls_ca '%.200s': %s",
+                 ca != NULL ? ca : "", text);
+        return vnxi_http_easy_failed(easy, VNX_ERR_INVALID_PARAM, reason,
+                                     error);
+    }
+    if (code == CURLE_PEER_FAILED_VERIFICATION) {
+        snprintf(reason, sizeof reason, "the certificate is not trusted: %s",
+                 text);
+        return vnxi_http_easy_failed(easy, VNX_ERR_NOT_ALLOWED, reason, error);
+    }
+    if (is_not_tls(text)) {
+        return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH,
+                                     "the other end speaks no TLS", error);
+    }
+    snprintf(reason, sizeof reason, "TLS failed: %s", text);
+    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason, error);
+}
+
+static vnx_status_t
+failed_stopped(const vnxi_http_easy_t *easy, vnx_error_t *error)
+{
+    switch (easy->stopped) {
+    case VNX_ERR_TIMEOUT:
+        return vnxi_http_easy_failed(easy, VNX_ERR_TIMEOUT, "timed out",
+                                     error);
+    case VNX_ERR_NO_MEMORY:
+        return vnxi_http_easy_failed(easy, VNX_ERR_NO_MEMORY,
+                                     "no memory for the reply", error);
+    default:
+        return failed_too_long(easy, error);
+    }
+}
+
+static vnx_status_t
+failed_code(const vnxi_http_easy_t *easy, CURLcode code, vnx_error_t *error)
+{
+    char reason[REASON_MAX + CURL_ERROR_SIZE];
+
+    switch (code) {
+    case CURLE_COULDNT_RESOLVE_HOST:
+        return vnxi_http_easy_failed(easy, VNX_ERR_NOT_FOUND,
+                                     words(easy, code), error);
+    case CURLE_FILESIZE_EXCEEDED:
+        return failed_too_long(easy, error);
+    case CURLE_GOT_NOTHING:
+        return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND,
+                                     "the connection was closed without a "
+                                     "reply",
+                                     error);
+    case CURLE_PARTIAL_FILE:
+        return failed_early(easy, error);
+    case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_PEER_FAILED_VERIFICATION:
+    case CURLE_SSL_CONNECT_ERROR:
+        return failed_tls(easy, code, error);
+    case CURLE_OUT_OF_MEMORY:
+        return vnxi_http_easy_failed(easy, VNX_ERR_NO_MEMORY,
+                                     "no memory for the request", error);
+    case CURLE_UNSUPPORTED_PROTOCOL:
+    case CURLE_WEIRD_SERVER_REPLY:
+    case CURLE_BAD_CONTENT_ENCODING:
+        snprintf(reason, sizeof reason, "no reply of this protocol: %s",
+                 words(easy, code));
+        return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason, error);
+    default:
+        return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, words(easy, code),
+                                     error);
+    }
+}
+
+vnx_status_t
+vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code, void **data_p,
+                    size_t *len_p, vnx_error_t *error)
+{
+    long status = 0;
+
+    easy->code = code;
+    curl_easy_getinfo(easy->curl, CURLINFO_RESPONSE_CODE, &status);
+    if (easy->stopped != VNX_OK) {
+        return failed_stopped(easy, error);
+    }
+    if (code != CURLE_OK && code != CURLE_HTTP_RETURNED_ERROR) {
+        return failed_code(easy, code, error);
+    }
+    if (status != 200) {
+        return failed_status(easy, status, error);
+    }
+    if (vnxi_http_easy_length(easy) < 0 && !easy->is_chunked) {
+        return vnxi_http_easy_failed(
+            easy, VNX_ERR_MISMATCH,
+            "a reply without a length: its end could not be told from a cut",
+            error);
+    }
+    if (easy->body == NULL) { /* not NULL, even when empty */
+        easy->body = malloc(1);
+    }
+    if (easy->body == NULL) {
+        easy->stopped = VNX_ERR_NO_MEMORY;
+        return failed_stopped(easy, error);
+    }
+    *data_p = easy->body;
+    *len_p = easy->len;
+    easy->body = NULL;
+    return VNX_OK;
+}
