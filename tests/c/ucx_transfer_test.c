@@ -1,10 +1,5 @@
 #include "ucx_pair.h"
 
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 static ucx_side_t here, there;
 
 static void
@@ -117,6 +112,119 @@ test_ucx_transfer_of_odd_sizes(void **state)
     move_scattered(2, VNX_OP_READ, 7, 3000);
 }
 
+/* -- Stopping --------------------------------------------------------------
+ */
+
+#define LONG_PIECE 65536u
+#define LONG_COUNT 4000u
+
+/* A transfer that does not end by itself soon: one block again and again. */
+typedef struct long_flight {
+    unsigned char *mine, *theirs;
+    vnxi_ucx_conn_t *conn;
+    vnxi_region_t *local[1], *remote[1];
+    ucx_flight_t flight;
+} long_flight_t;
+
+static void
+long_make(long_flight_t *it)
+{
+    vnx_desc_t *left = calloc(LONG_COUNT, sizeof *left);
+    vnx_desc_t *right = calloc(LONG_COUNT, sizeof *right);
+    open_pair(2);
+    it->mine = calloc(1, LONG_PIECE);
+    it->theirs = calloc(1, LONG_PIECE);
+    it->conn = ucx_side_connect(&here, &there, 1);
+    it->local[0] = ucx_region(&here, NULL, it->mine, LONG_PIECE);
+    it->remote[0] = ucx_region(&there, it->conn, it->theirs, LONG_PIECE);
+    for (unsigned i = 0; i < LONG_COUNT; i++) {
+        left[i] = (vnx_desc_t){(uintptr_t)it->mine, LONG_PIECE, 0};
+        right[i] = (vnx_desc_t){(uintptr_t)it->theirs, LONG_PIECE, 0};
+    }
+    ucx_flight_make(&it->flight, &(ucx_flight_spec_t){
+                                     .conn = it->conn,
+                                     .op = VNX_OP_READ,
+                                     .local = it->local,
+                                     .remote = it->remote,
+                                     .local_regions = 1,
+                                     .remote_regions = 1,
+                                     .local_rows = left,
+                                     .remote_rows = right,
+                                     .rows = LONG_COUNT,
+                                     .no_merge = true,
+                                 });
+    free(left), free(right);
+}
+
+static void
+long_free(long_flight_t *it)
+{
+    ucx_flight_free(&it->flight);
+    vnxi_region_release(it->local[0]);
+    vnxi_region_release(it->remote[0]);
+    vnxi_ucx_conn_close(it->conn);
+    vnxi_ucx_conn_release(it->conn);
+    close_pair();
+    free(it->mine), free(it->theirs);
+}
+
+static void
+test_ucx_transfer_is_cancelled_and_posted_again(void **state)
+{
+    long_flight_t it;
+    (void)state;
+    long_make(&it);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+        vnxi_ucx_xfer_cancel(it.flight.xfer);
+        assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_CANCELED);
+    }
+    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&it.flight), VNX_OK);
+    long_free(&it);
+}
+
+static void
+test_ucx_transfer_that_must_not_go_on_stops(void **state)
+{
+    long_flight_t it;
+    (void)state;
+    long_make(&it);
+    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+    atomic_store(&it.flight.refuse, true);
+    vnxi_ucx_settle(here.ucx);
+    /* It has landed: the memory could be unmapped now. */
+    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_NOT_FOUND);
+    assert_string_equal(it.flight.error.cause, "it must not go on");
+    long_free(&it);
+}
+
+static void
+test_ucx_transfer_on_a_closed_connection_fails(void **state)
+{
+    long_flight_t it;
+    (void)state;
+    long_make(&it);
+    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+    vnxi_ucx_conn_close(it.conn);
+    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_REMOTE_DISCONNECT);
+    long_free(&it);
+}
+
+static void
+test_ucx_transfer_of_unmapped_memory_fails(void **state)
+{
+    long_flight_t it;
+    (void)state;
+    long_make(&it);
+    vnxi_ucx_mem_unmap(ucx_mem_of(it.local[0]));
+    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_INVALID_PARAM);
+    long_free(&it);
+}
+
 int
 main(void)
 {
@@ -125,6 +233,10 @@ main(void)
         cmocka_unit_test(test_ucx_transfer_write_scattered),
         cmocka_unit_test(test_ucx_transfer_is_split_over_workers),
         cmocka_unit_test(test_ucx_transfer_of_odd_sizes),
+        cmocka_unit_test(test_ucx_transfer_is_cancelled_and_posted_again),
+        cmocka_unit_test(test_ucx_transfer_that_must_not_go_on_stops),
+        cmocka_unit_test(test_ucx_transfer_on_a_closed_connection_fails),
+        cmocka_unit_test(test_ucx_transfer_of_unmapped_memory_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

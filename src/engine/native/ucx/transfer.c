@@ -8,17 +8,12 @@
  * connection, and may come before it is known to have failed.  So a share
  * whose pieces failed waits a moment for the connection to say why.
  */
-#include "engine/native/ucx/transfer.h"
-
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "engine/native/ucx/end.h"
-
-#define OPERATION "transfer"
+#include "engine/native/ucx/share.h"
 
 /* In flight at a worker, of one transfer: what keeps TCP busy. */
 #define WINDOW_BYTES (32u << 20)
@@ -28,38 +23,6 @@
 #define STOP_PATIENCE_NS 1000000000u
 #define GRACE_NS 100000000u
 #define REOPEN_LOOK_NS 1000000u
-
-typedef struct share {
-    vnxi_ucx_duty_t duty; /* first */
-    vnxi_ucx_command_t command;
-    vnxi_ucx_xfer_t *xfer;
-    vnxi_ucx_end_t *end;
-    /* Of the post in progress; the thread's own. */
-    bool posting; /* there may be more to post */
-    bool in_chunk, has_piece;
-    bool flushing;
-    bool moved;
-    vnxi_walk_t walk;
-    vnxi_piece_t piece; /* the rest of it */
-    size_t pending;     /* requests in flight */
-    uint64_t opening;   /* the end's, at the first piece; 0: none was posted */
-    uint64_t moved_at, grace_end;
-    const vnxi_region_t *local, *remote; /* of the last piece */
-} share_t;
-
-struct vnxi_ucx_xfer {
-    vnxi_ucx_xfer_args_t args;
-    atomic_size_t next_chunk;
-    atomic_uint shares_left;
-    atomic_bool stop;
-    atomic_bool failing; /* whoever raises it writes the two below */
-    bool by_ucx;         /* the error is UCX's: the connection may know more */
-    vnx_error_t error;
-    vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
-    size_t window; /* requests in flight of a share, or a chunk more */
-    unsigned share_count;
-    share_t shares[];
-};
 
 static bool turn(vnxi_ucx_duty_t *duty);
 static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
@@ -96,7 +59,7 @@ vnxi_ucx_xfer_create(const vnxi_ucx_xfer_args_t *args)
     xfer->share_count = count;
     xfer->window = window_of(args->plan);
     for (unsigned i = 0; i < count; i++) {
-        share_t *share = &xfer->shares[i];
+        vnxi_ucx_share_t *share = &xfer->shares[i];
         share->duty.turn = turn;
         share->duty.look = look;
         share->command.run = start;
@@ -115,193 +78,12 @@ vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer)
     }
 }
 
-/* -- Failing ---------------------------------------------------------------
- */
-
-static void
-fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error, bool by_ucx)
-{
-    if (!atomic_exchange(&xfer->failing, true)) {
-        xfer->error = *error;
-        xfer->by_ucx = by_ucx;
-    }
-    atomic_store(&xfer->stop, true);
-}
-
-static void
-fail_by_ucx(share_t *share, vnxi_ucs_status_t status, const char *what,
-            uint64_t remote, uint64_t len)
-{
-    vnx_error_t error;
-    vnxi_error_set(
-        &error, vnxi_ucx_status(status), OPERATION,
-        "UCX: %s (the peer's address 0x%" PRIx64 ", %" PRIu64 " bytes): %s",
-        what, remote, len,
-        vnxi_ucx_calls(share->end->worker)->ucs_status_string(status));
-    fail(share->xfer, &error, true);
-}
-
-/* -- Pieces ----------------------------------------------------------------
- */
-
-static bool
-holds(const vnxi_region_t *region, uint64_t addr)
-{
-    return region->addr <= addr && addr < vnxi_region_end(region);
-}
-
-/* A region of the list that holds this address.  Each row lies in one, so
- * there is one.  They are sorted by device, then by address. */
-static const vnxi_region_t *
-find_region(const vnxi_list_t *list, uint64_t addr)
-{
-    size_t low = 0, high = list->region_count;
-    vnxi_region_t *const *regions = list->regions;
-
-    if (high > 0 && regions[0]->dev == regions[high - 1]->dev) {
-        while (low < high) {
-            size_t middle = low + (high - low) / 2;
-            if (regions[middle]->addr <= addr) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-    } else {
-        low = high;
-    }
-    while (low-- > 0) {
-        if (holds(regions[low], addr)) {
-            return regions[low];
-        }
-    }
-    return NULL;
-}
-
-/* Both sides' regions at the piece's beginning, and how far both go. */
-static bool
-find_regions(share_t *share, uint64_t *len_p)
-{
-    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
-    const vnxi_piece_t *piece = &share->piece;
-
-    if (share->local == NULL || !holds(share->local, piece->local)) {
-        share->local = find_region(args->local, piece->local);
-    }
-    if (share->remote == NULL || !holds(share->remote, piece->remote)) {
-        share->remote = find_region(args->remote, piece->remote);
-    }
-    if (share->local == NULL || share->remote == NULL) {
-        return false;
-    }
-    uint64_t local = vnxi_region_end(share->local) - piece->local;
-    uint64_t remote = vnxi_region_end(share->remote) - piece->remote;
-    uint64_t len = piece->len;
-    len = local < len ? local : len;
-    *len_p = remote < len ? remote : len;
-    return true;
-}
-
-/* What was cancelled because the transfer stops is no failure. */
-static void
-note_failure(share_t *share, vnxi_ucs_status_t status)
-{
-    if (status != VNXI_UCS_ERR_CANCELED || !atomic_load(&share->xfer->stop)) {
-        fail_by_ucx(share, status, "a piece failed", share->piece.remote, 0);
-    }
-}
-
-static void
-on_piece(void *request, vnxi_ucs_status_t status, void *user_data)
-{
-    share_t *share = user_data;
-    share->pending--;
-    share->moved = true;
-    if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
-        note_failure(share, status);
-    }
-    vnxi_ucx_calls(share->end->worker)->ucp_request_free(request);
-}
-
-static vnxi_ucs_ptr_t
-post_part(share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
-          uint64_t len)
-{
-    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(share->end->worker);
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask =
-            VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_MEMH,
-        .cb.send = on_piece,
-        .user_data = share,
-        .memh = memory,
-    };
-    void *local = (void *)(uintptr_t)share->piece.local;
-
-    return share->xfer->args.op == VNX_OP_READ
-               ? ucp->ucp_get_nbx(share->end->ep, local, len,
-                                  share->piece.remote, key, &param)
-               : ucp->ucp_put_nbx(share->end->ep, local, len,
-                                  share->piece.remote, key, &param);
-}
-
-/* What UCX needs for it. */
-static bool
-find_handles(share_t *share, vnxi_ucp_mem_t *memory_p, vnxi_ucp_rkey_t *key_p)
-{
-    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
-    vnxi_ucx_mem_t *mem = args->mem_of(share->local);
-    vnxi_ucx_key_t *key = args->key_of(share->remote);
-    vnxi_ucs_status_t status = VNXI_UCS_ERR_INVALID_PARAM;
-
-    *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
-    if (key != NULL && *memory_p != NULL) {
-        status = vnxi_ucx_end_key(share->end, key, key_p);
-    }
-    if (status != VNXI_UCS_OK) {
-        fail_by_ucx(share, status, "its key for the region is of no use",
-                    share->remote->addr, share->remote->len);
-    }
-    return status == VNXI_UCS_OK;
-}
-
-/* The piece, or as much of it as lies in one region on each side. */
-static bool
-post_some(share_t *share)
-{
-    vnxi_piece_t *piece = &share->piece;
-    vnxi_ucp_mem_t memory;
-    vnxi_ucp_rkey_t key;
-    uint64_t len;
-
-    if (!find_regions(share, &len)) {
-        fail_by_ucx(share, VNXI_UCS_ERR_INVALID_ADDR, "no region holds it",
-                    piece->remote, piece->len);
-        return false;
-    }
-    if (!find_handles(share, &memory, &key)) {
-        return false;
-    }
-    vnxi_ucs_ptr_t ptr = post_part(share, memory, key, len);
-    if (vnxi_ucs_is_request(ptr)) {
-        share->pending++;
-    } else if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-        fail_by_ucx(share, vnxi_ucs_status(ptr), "a piece was refused",
-                    piece->remote, len);
-        return false;
-    }
-    piece->local += len;
-    piece->remote += len;
-    piece->len -= len;
-    share->has_piece = piece->len > 0;
-    return true;
-}
-
 /* -- Chunks ----------------------------------------------------------------
  */
 
 /* The next chunk, unless there is none or it must not go on. */
 static bool
-take_chunk(share_t *share)
+take_chunk(vnxi_ucx_share_t *share)
 {
     vnxi_ucx_xfer_t *xfer = share->xfer;
     vnx_error_t error;
@@ -310,7 +92,7 @@ take_chunk(share_t *share)
         return false;
     }
     if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
-        fail(xfer, &error, false);
+        vnxi_ucx_xfer_fail(xfer, &error, false);
         return false;
     }
     size_t chunk = atomic_fetch_add(&xfer->next_chunk, 1);
@@ -323,13 +105,13 @@ take_chunk(share_t *share)
 }
 
 static void
-post_chunk(share_t *share)
+post_chunk(vnxi_ucx_share_t *share)
 {
     while (share->has_piece || vnxi_walk_next(&share->walk, &share->piece)) {
         share->has_piece = true;
         if (share->piece.len == 0) {
             share->has_piece = false;
-        } else if (!post_some(share)) {
+        } else if (!vnxi_ucx_share_post(share)) {
             share->posting = share->has_piece = false;
             return;
         }
@@ -338,11 +120,11 @@ post_chunk(share_t *share)
 }
 
 static void
-begin_flush(share_t *share)
+begin_flush(vnxi_ucx_share_t *share)
 {
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = on_piece,
+        .cb.send = vnxi_ucx_share_on_request,
         .user_data = share,
     };
     share->flushing = true;
@@ -352,15 +134,15 @@ begin_flush(share_t *share)
     if (!vnxi_ucs_is_request(ptr)) {
         share->pending--;
         if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-            fail_by_ucx(share, vnxi_ucs_status(ptr), "a flush was refused", 0,
-                        0);
+            vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr),
+                                "a flush was refused", 0, 0);
         }
     }
 }
 
 /* A share of a WRITE that posted something must see it arrive. */
 static bool
-needs_flush(const share_t *share)
+needs_flush(const vnxi_ucx_share_t *share)
 {
     return share->xfer->args.op == VNX_OP_WRITE && share->opening != 0 &&
            !share->flushing && !atomic_load(&share->xfer->failing);
@@ -369,7 +151,7 @@ needs_flush(const share_t *share)
 static vnx_status_t
 fail_reset(vnx_error_t *error)
 {
-    return vnxi_error_set(error, VNX_ERR_TIMEOUT, OPERATION,
+    return vnxi_error_set(error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
                           "the connection was reset because another transfer "
                           "made no progress on it");
 }
@@ -377,21 +159,21 @@ fail_reset(vnx_error_t *error)
 /* The connection's end, ready to post on.  Where it was reset since the first
  * piece, what was posted before may not have arrived. */
 static bool
-has_end(share_t *share)
+has_end(vnxi_ucx_share_t *share)
 {
     vnx_error_t error;
     vnxi_ucx_conn_t *conn = share->xfer->args.conn;
     vnx_status_t status =
         atomic_load(&conn->dead)
-            ? vnxi_ucx_conn_error(conn, OPERATION, &error)
-            : vnxi_ucx_end_open(share->end, OPERATION, &error);
+            ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)
+            : vnxi_ucx_end_open(share->end, VNXI_UCX_TRANSFER, &error);
 
     if (status == VNX_OK && share->opening != 0 &&
         share->opening != share->end->opening) {
         status = fail_reset(&error);
     }
     if (status < 0) {
-        fail(share->xfer, &error, false);
+        vnxi_ucx_xfer_fail(share->xfer, &error, false);
         share->posting = false;
     }
     return status == VNX_OK;
@@ -400,7 +182,7 @@ has_end(share_t *share)
 static bool
 turn(vnxi_ucx_duty_t *duty)
 {
-    share_t *share = (share_t *)duty;
+    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
 
     if (!share->posting && !needs_flush(share)) {
         return false;
@@ -460,7 +242,7 @@ static vnx_status_t
 explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
 {
     if (atomic_load(&conn->dead)) {
-        return vnxi_ucx_conn_error(conn, OPERATION, error);
+        return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
     return error->status == VNX_ERR_REMOTE_DISCONNECT ? fail_reset(error)
                                                       : error->status;
@@ -481,7 +263,7 @@ report(vnxi_ucx_xfer_t *xfer)
             status = explain(conn, &error);
         }
     } else if (atomic_load(&xfer->stop)) {
-        status = vnxi_error_set(&error, VNX_ERR_CANCELED, OPERATION,
+        status = vnxi_error_set(&error, VNX_ERR_CANCELED, VNXI_UCX_TRANSFER,
                                 "the transfer was cancelled");
     }
     delist(xfer);
@@ -490,7 +272,7 @@ report(vnxi_ucx_xfer_t *xfer)
 }
 
 static void
-share_end(share_t *share)
+share_end(vnxi_ucx_share_t *share)
 {
     vnxi_ucx_xfer_t *xfer = share->xfer;
     vnxi_ucx_duty_remove(share->end->worker, &share->duty);
@@ -501,7 +283,7 @@ share_end(share_t *share)
 
 /* UCX's error came first; does the connection know better? */
 static bool
-waits_for_cause(share_t *share, uint64_t now)
+waits_for_cause(vnxi_ucx_share_t *share, uint64_t now)
 {
     vnxi_ucx_xfer_t *xfer = share->xfer;
     if (!atomic_load(&xfer->failing) || !xfer->by_ucx ||
@@ -515,20 +297,20 @@ waits_for_cause(share_t *share, uint64_t now)
 }
 
 static void
-fail_stalled(share_t *share)
+fail_stalled(vnxi_ucx_share_t *share)
 {
     vnx_error_t error;
     vnxi_error_set(
-        &error, VNX_ERR_TIMEOUT, OPERATION,
+        &error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
         "nothing moved for %.3g s, with %zu requests waiting for the peer",
         (double)share->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
         share->pending);
-    fail(share->xfer, &error, false);
+    vnxi_ucx_xfer_fail(share->xfer, &error, false);
 }
 
 /* How long nothing may move; 0: for ever. */
 static uint64_t
-patience(const share_t *share)
+patience(const vnxi_ucx_share_t *share)
 {
     uint64_t limit = share->xfer->args.conn->ucx->stall_timeout_ns;
     return atomic_load(&share->xfer->stop) &&
@@ -540,7 +322,7 @@ patience(const share_t *share)
 static uint64_t
 look(vnxi_ucx_duty_t *duty, uint64_t now)
 {
-    share_t *share = (share_t *)duty;
+    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
 
     if (share->moved || share->moved_at == 0) {
         share->moved = false;
@@ -581,7 +363,9 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
 static void
 start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
-    share_t *share = (share_t *)((char *)command - offsetof(share_t, command));
+    vnxi_ucx_share_t *share =
+        (vnxi_ucx_share_t *)((char *)command -
+                             offsetof(vnxi_ucx_share_t, command));
 
     share->posting = true;
     share->in_chunk = share->has_piece = false;
@@ -611,7 +395,7 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
     }
     if (pushed == 0) {
         delist(xfer);
-        return vnxi_ucx_conn_error(conn, OPERATION, error);
+        return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
     unsigned gone = count - pushed + 1;
     if (atomic_fetch_sub(&xfer->shares_left, gone) == gone) {
@@ -641,7 +425,7 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
         vnx_error_t error;
         if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
             count++;
-            fail(xfer, &error, false);
+            vnxi_ucx_xfer_fail(xfer, &error, false);
             vnxi_ucx_xfer_cancel(xfer);
         }
     }

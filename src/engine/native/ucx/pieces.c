@@ -1,0 +1,194 @@
+/*
+ * Pieces of a transfer: finding what UCX needs for each, posting it, and what
+ * becomes of it.
+ */
+#include <inttypes.h>
+
+#include "base/error.h"
+#include "engine/native/ucx/share.h"
+
+/* -- Failing ---------------------------------------------------------------
+ */
+
+void
+vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
+                   bool by_ucx)
+{
+    if (!atomic_exchange(&xfer->failing, true)) {
+        xfer->error = *error;
+        xfer->by_ucx = by_ucx;
+    }
+    atomic_store(&xfer->stop, true);
+}
+
+void
+vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
+                    const char *what, uint64_t remote, uint64_t len)
+{
+    vnx_error_t error;
+    vnxi_error_set(
+        &error, vnxi_ucx_status(status), VNXI_UCX_TRANSFER,
+        "UCX: %s (the peer's address 0x%" PRIx64 ", %" PRIu64 " bytes): %s",
+        what, remote, len,
+        vnxi_ucx_calls(share->end->worker)->ucs_status_string(status));
+    vnxi_ucx_xfer_fail(share->xfer, &error, true);
+}
+
+/* -- Pieces ----------------------------------------------------------------
+ */
+
+static bool
+holds(const vnxi_region_t *region, uint64_t addr)
+{
+    return region->addr <= addr && addr < vnxi_region_end(region);
+}
+
+/* A region of the list that holds this address.  Each row lies in one, so
+ * there is one.  They are sorted by device, then by address. */
+static const vnxi_region_t *
+find_region(const vnxi_list_t *list, uint64_t addr)
+{
+    size_t low = 0, high = list->region_count;
+    vnxi_region_t *const *regions = list->regions;
+
+    if (high > 0 && regions[0]->dev == regions[high - 1]->dev) {
+        while (low < high) {
+            size_t middle = low + (high - low) / 2;
+            if (regions[middle]->addr <= addr) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+    } else {
+        low = high;
+    }
+    while (low-- > 0) {
+        if (holds(regions[low], addr)) {
+            return regions[low];
+        }
+    }
+    return NULL;
+}
+
+/* Both sides' regions at the piece's beginning, and how far both go. */
+static bool
+find_regions(vnxi_ucx_share_t *share, uint64_t *len_p)
+{
+    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
+    const vnxi_piece_t *piece = &share->piece;
+
+    if (share->local == NULL || !holds(share->local, piece->local)) {
+        share->local = find_region(args->local, piece->local);
+    }
+    if (share->remote == NULL || !holds(share->remote, piece->remote)) {
+        share->remote = find_region(args->remote, piece->remote);
+    }
+    if (share->local == NULL || share->remote == NULL) {
+        return false;
+    }
+    uint64_t local = vnxi_region_end(share->local) - piece->local;
+    uint64_t remote = vnxi_region_end(share->remote) - piece->remote;
+    uint64_t len = piece->len;
+    len = local < len ? local : len;
+    *len_p = remote < len ? remote : len;
+    return true;
+}
+
+/* What was cancelled because the transfer stops is no failure. */
+static void
+note_failure(vnxi_ucx_share_t *share, vnxi_ucs_status_t status)
+{
+    if (status != VNXI_UCS_ERR_CANCELED || !atomic_load(&share->xfer->stop)) {
+        vnxi_ucx_share_fail(share, status, "a piece failed",
+                            share->piece.remote, 0);
+    }
+}
+
+void
+vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
+                          void *user_data)
+{
+    vnxi_ucx_share_t *share = user_data;
+    share->pending--;
+    share->moved = true;
+    if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
+        note_failure(share, status);
+    }
+    vnxi_ucx_calls(share->end->worker)->ucp_request_free(request);
+}
+
+static vnxi_ucs_ptr_t
+post_part(vnxi_ucx_share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
+          uint64_t len)
+{
+    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(share->end->worker);
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask =
+            VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_MEMH,
+        .cb.send = vnxi_ucx_share_on_request,
+        .user_data = share,
+        .memh = memory,
+    };
+    void *local = (void *)(uintptr_t)share->piece.local;
+
+    return share->xfer->args.op == VNX_OP_READ
+               ? ucp->ucp_get_nbx(share->end->ep, local, len,
+                                  share->piece.remote, key, &param)
+               : ucp->ucp_put_nbx(share->end->ep, local, len,
+                                  share->piece.remote, key, &param);
+}
+
+/* What UCX needs for it. */
+static bool
+find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
+             vnxi_ucp_rkey_t *key_p)
+{
+    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
+    vnxi_ucx_mem_t *mem = args->mem_of(share->local);
+    vnxi_ucx_key_t *key = args->key_of(share->remote);
+    vnxi_ucs_status_t status = VNXI_UCS_ERR_INVALID_PARAM;
+
+    *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
+    if (key != NULL && *memory_p != NULL) {
+        status = vnxi_ucx_end_key(share->end, key, key_p);
+    }
+    if (status != VNXI_UCS_OK) {
+        vnxi_ucx_share_fail(share, status,
+                            "its key for the region is of no use",
+                            share->remote->addr, share->remote->len);
+    }
+    return status == VNXI_UCS_OK;
+}
+
+/* The piece, or as much of it as lies in one region on each side. */
+bool
+vnxi_ucx_share_post(vnxi_ucx_share_t *share)
+{
+    vnxi_piece_t *piece = &share->piece;
+    vnxi_ucp_mem_t memory;
+    vnxi_ucp_rkey_t key;
+    uint64_t len;
+
+    if (!find_regions(share, &len)) {
+        vnxi_ucx_share_fail(share, VNXI_UCS_ERR_INVALID_ADDR,
+                            "no region holds it", piece->remote, piece->len);
+        return false;
+    }
+    if (!find_handles(share, &memory, &key)) {
+        return false;
+    }
+    vnxi_ucs_ptr_t ptr = post_part(share, memory, key, len);
+    if (vnxi_ucs_is_request(ptr)) {
+        share->pending++;
+    } else if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
+        vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr), "a piece was refused",
+                            piece->remote, len);
+        return false;
+    }
+    piece->local += len;
+    piece->remote += len;
+    piece->len -= len;
+    share->has_piece = piece->len > 0;
+    return true;
+}

@@ -1,0 +1,60 @@
+/*
+ * A transfer in flight, and each worker's share of it; for transfer.c and
+ * pieces.c.
+ */
+#ifndef VNXI_NATIVE_UCX_SHARE_H
+#define VNXI_NATIVE_UCX_SHARE_H
+
+#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/transfer.h"
+
+#define VNXI_UCX_TRANSFER "transfer" /* the operation, in errors */
+
+typedef struct vnxi_ucx_share {
+    vnxi_ucx_duty_t duty; /* first */
+    vnxi_ucx_command_t command;
+    vnxi_ucx_xfer_t *xfer;
+    vnxi_ucx_end_t *end;
+    /* Of the post in progress; the thread's own. */
+    bool posting; /* there may be more to post */
+    bool in_chunk, has_piece;
+    bool flushing;
+    bool moved;
+    vnxi_walk_t walk;
+    vnxi_piece_t piece; /* the rest of it */
+    size_t pending;     /* requests in flight */
+    uint64_t opening;   /* the end's, at the first piece; 0: none was posted */
+    uint64_t moved_at, grace_end;
+    const vnxi_region_t *local, *remote; /* of the last piece */
+} vnxi_ucx_share_t;
+
+struct vnxi_ucx_xfer {
+    vnxi_ucx_xfer_args_t args;
+    atomic_size_t next_chunk;
+    atomic_uint shares_left;
+    atomic_bool stop;
+    atomic_bool failing; /* whoever raises it writes the two below */
+    bool by_ucx;         /* the error is UCX's: the connection may know more */
+    vnx_error_t error;
+    vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
+    size_t window; /* requests in flight of a share, or a chunk more */
+    unsigned share_count;
+    vnxi_ucx_share_t shares[];
+};
+
+/* Post the share's piece, or as much of it as lies in one region on each side.
+ * False: it could not be, and the transfer fails. */
+bool vnxi_ucx_share_post(vnxi_ucx_share_t *share);
+
+/* A request of the share has ended: the callback of all of them. */
+void vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
+                               void *user_data);
+
+/* The transfer fails; the first cause stands.  By UCX: the connection may know
+ * a better one. */
+void vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
+                        bool by_ucx);
+void vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
+                         const char *what, uint64_t remote, uint64_t len);
+
+#endif
