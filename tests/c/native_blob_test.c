@@ -3,8 +3,8 @@
 
 #include <unistd.h>
 
-#include "engine/parts/metadata.h"
 #include "engine/native/shm/shm_wire.h"
+#include "engine/parts/metadata.h"
 
 static unsigned char memory[4 * 4096];
 
