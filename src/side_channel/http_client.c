@@ -10,7 +10,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -34,15 +33,6 @@ typedef struct http_exchange {
     vnxi_http_easy_t easy;
 } http_exchange_t;
 
-static pthread_once_t global_once = PTHREAD_ONCE_INIT;
-static CURLcode global_code;
-
-static void
-global_init(void)
-{
-    global_code = curl_global_init(CURL_GLOBAL_DEFAULT);
-}
-
 /* -- What libcurl waits for ----------------------------------------------- */
 
 static int
@@ -59,7 +49,7 @@ on_watch(CURL *curl, curl_socket_t fd, int what, void *arg, void *known)
         epoll_ctl(exchange->epoll_fd, EPOLL_CTL_DEL, fd, &event);
         return 0;
     }
-    curl_multi_assign(exchange->multi, fd, exchange);
+    vnxi_curl.multi_assign(exchange->multi, fd, exchange);
     return epoll_ctl(exchange->epoll_fd,
                      known != NULL ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd,
                      &event);
@@ -117,15 +107,15 @@ open_multi(http_exchange_t *exchange, const vnxi_addresses_t *found,
     }
     errno = 0;
     exchange->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    exchange->multi = exchange->epoll_fd >= 0 ? curl_multi_init() : NULL;
+    exchange->multi = exchange->epoll_fd >= 0 ? vnxi_curl.multi_init() : NULL;
     if (exchange->multi == NULL) {
         return no_multi(exchange, error);
     }
-    curl_multi_setopt(exchange->multi, CURLMOPT_SOCKETFUNCTION, on_watch);
-    curl_multi_setopt(exchange->multi, CURLMOPT_SOCKETDATA, exchange);
-    curl_multi_setopt(exchange->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-    curl_multi_setopt(exchange->multi, CURLMOPT_TIMERDATA, exchange);
-    return curl_multi_add_handle(exchange->multi, exchange->easy.curl) ==
+    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_SOCKETFUNCTION, on_watch);
+    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_SOCKETDATA, exchange);
+    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_TIMERDATA, exchange);
+    return vnxi_curl.multi_add_handle(exchange->multi, exchange->easy.curl) ==
                    CURLM_OK
                ? VNX_OK
                : no_multi(exchange, error);
@@ -176,14 +166,14 @@ drive(http_exchange_t *exchange)
 
     if (vnxi_clock_ns() >= exchange->timer) {
         exchange->timer = UINT64_MAX;
-        curl_multi_socket_action(exchange->multi, CURL_SOCKET_TIMEOUT, 0,
-                                 &running);
+        vnxi_curl.multi_socket_action(exchange->multi, CURL_SOCKET_TIMEOUT, 0,
+                                      &running);
         return true;
     }
     count = epoll_wait(exchange->epoll_fd, events, EVENTS, 0);
     for (int i = 0; i < count; i++) {
         uint32_t what = events[i].events;
-        curl_multi_socket_action(
+        vnxi_curl.multi_socket_action(
             exchange->multi, events[i].data.fd,
             (what & EPOLLIN ? CURL_CSELECT_IN : 0) |
                 (what & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
@@ -200,7 +190,8 @@ has_ended(http_exchange_t *exchange, CURLcode *code_p)
     CURLMsg *message;
     int left;
 
-    while ((message = curl_multi_info_read(exchange->multi, &left)) != NULL) {
+    while ((message = vnxi_curl.multi_info_read(exchange->multi, &left)) !=
+           NULL) {
         if (message->msg == CURLMSG_DONE) {
             *code_p = message->data.result;
             return true;
@@ -235,11 +226,9 @@ vnxi_http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
 {
     const char *secret = params->options->secret;
 
-    pthread_once(&global_once, global_init);
-    if (global_code != CURLE_OK) {
-        return vnxi_exchange_failed(params, VNX_ERR_BACKEND, "starting to ask",
-                                    params->host,
-                                    curl_easy_strerror(global_code), error);
+    vnx_status_t status = vnxi_curl_load(VNXI_OP_REQUEST, error);
+    if (status != VNX_OK) {
+        return status;
     }
     if (secret != NULL && !vnxi_http_is_token(secret)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
@@ -282,11 +271,11 @@ vnxi_http_end(vnxi_exchange_t *super)
 
     vnxi_lookup_end(exchange->lookup);
     if (exchange->multi != NULL) {
-        curl_multi_remove_handle(exchange->multi, exchange->easy.curl);
+        vnxi_curl.multi_remove_handle(exchange->multi, exchange->easy.curl);
     }
     vnxi_http_easy_close(&exchange->easy);
     if (exchange->multi != NULL) {
-        curl_multi_cleanup(exchange->multi);
+        vnxi_curl.multi_cleanup(exchange->multi);
     }
     if (exchange->epoll_fd >= 0) {
         close(exchange->epoll_fd);

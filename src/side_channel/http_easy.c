@@ -36,7 +36,8 @@ curl_off_t
 vnxi_http_easy_length(const vnxi_http_easy_t *easy)
 {
     curl_off_t length = -1;
-    curl_easy_getinfo(easy->curl, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
+    vnxi_curl.easy_getinfo(easy->curl, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T,
+                           &length);
     return length;
 }
 
@@ -157,17 +158,20 @@ make_url(vnxi_http_easy_t *easy)
     host_text(name, "%25", host, sizeof host);
     snprintf(port, sizeof port, "%d", params->port);
     vnxi_http_path(params->key, params->key_len, path);
-    return curl_url_set(easy->url, CURLUPART_SCHEME,
-                        options->tls ? "https" : "http", 0) == CURLUE_OK &&
-           curl_url_set(easy->url, CURLUPART_HOST, host, 0) == CURLUE_OK &&
-           curl_url_set(easy->url, CURLUPART_PORT, port, 0) == CURLUE_OK &&
-           curl_url_set(easy->url, CURLUPART_PATH, path, 0) == CURLUE_OK;
+    return vnxi_curl.url_set(easy->url, CURLUPART_SCHEME,
+                             options->tls ? "https" : "http",
+                             0) == CURLUE_OK &&
+           vnxi_curl.url_set(easy->url, CURLUPART_HOST, host, 0) ==
+               CURLUE_OK &&
+           vnxi_curl.url_set(easy->url, CURLUPART_PORT, port, 0) ==
+               CURLUE_OK &&
+           vnxi_curl.url_set(easy->url, CURLUPART_PATH, path, 0) == CURLUE_OK;
 }
 
 static bool
 list_add(struct curl_slist **list, const char *text)
 {
-    struct curl_slist *more = curl_slist_append(*list, text);
+    struct curl_slist *more = vnxi_curl.slist_append(*list, text);
     if (more != NULL) {
         *list = more;
     }
@@ -244,38 +248,41 @@ tell(vnxi_http_easy_t *easy)
     CURL *curl = easy->curl;
     const vnx_side_channel_options_t *options = easy->params->options;
 
-    curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, easy->text);
-    curl_easy_setopt(curl, CURLOPT_PRIVATE, easy);
-    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
-    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, easy->headers);
-    curl_easy_setopt(curl, CURLOPT_RESOLVE, easy->addresses);
-    curl_easy_setopt(curl, CURLOPT_CONNECT_TO, easy->target);
-    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
-    curl_easy_setopt(curl, CURLOPT_WRITEDATA, easy);
-    curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
-    curl_easy_setopt(curl, CURLOPT_HEADERDATA, easy);
-    curl_easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, on_socket);
-    curl_easy_setopt(curl, CURLOPT_OPENSOCKETDATA, easy);
-    curl_easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
-    curl_easy_setopt(curl, CURLOPT_HAPPY_EYEBALLS_TIMEOUT_MS, EYEBALLS_MS);
-    curl_easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION);
-    curl_easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no such bodies */
-    curl_easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE,
-                     (curl_off_t)options->max_frame);
+    vnxi_curl.easy_setopt(curl, CURLOPT_ERRORBUFFER, easy->text);
+    vnxi_curl.easy_setopt(curl, CURLOPT_PRIVATE, easy);
+    vnxi_curl.easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HTTPHEADER, easy->headers);
+    vnxi_curl.easy_setopt(curl, CURLOPT_RESOLVE, easy->addresses);
+    vnxi_curl.easy_setopt(curl, CURLOPT_CONNECT_TO, easy->target);
+    vnxi_curl.easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
+    vnxi_curl.easy_setopt(curl, CURLOPT_WRITEDATA, easy);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HEADERDATA, easy);
+    vnxi_curl.easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, on_socket);
+    vnxi_curl.easy_setopt(curl, CURLOPT_OPENSOCKETDATA, easy);
+    vnxi_curl.easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HAPPY_EYEBALLS_TIMEOUT_MS,
+                          EYEBALLS_MS);
+    vnxi_curl.easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION);
+    vnxi_curl.easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no such bodies */
+    vnxi_curl.easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE,
+                          (curl_off_t)options->max_frame);
 #if LIBCURL_VERSION_NUM >= 0x075700
-    curl_easy_setopt(curl, CURLOPT_QUICK_EXIT, 1L); /* waits for no look-up */
+    vnxi_curl.easy_setopt(curl, CURLOPT_QUICK_EXIT,
+                          1L); /* waits for no look-up */
 #endif
     if (options->tls_ca != NULL) {
-        curl_easy_setopt(curl, CURLOPT_CAINFO, options->tls_ca);
-        curl_easy_setopt(curl, CURLOPT_CAPATH, NULL);
+        vnxi_curl.easy_setopt(curl, CURLOPT_CAINFO, options->tls_ca);
+        vnxi_curl.easy_setopt(curl, CURLOPT_CAPATH, NULL);
     }
-    return curl_easy_setopt(curl, CURLOPT_CURLU, easy->url) == CURLE_OK &&
-           curl_easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L) == CURLE_OK &&
-           curl_easy_setopt(curl, CURLOPT_HTTP_VERSION,
-                            (long)CURL_HTTP_VERSION_1_1) == CURLE_OK &&
+    return vnxi_curl.easy_setopt(curl, CURLOPT_CURLU, easy->url) == CURLE_OK &&
+           vnxi_curl.easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L) ==
+               CURLE_OK &&
+           vnxi_curl.easy_setopt(curl, CURLOPT_HTTP_VERSION,
+                                 (long)CURL_HTTP_VERSION_1_1) == CURLE_OK &&
            (!options->tls ||
-            curl_easy_setopt(curl, CURLOPT_SSLVERSION,
-                             (long)CURL_SSLVERSION_TLSv1_2) == CURLE_OK);
+            vnxi_curl.easy_setopt(curl, CURLOPT_SSLVERSION,
+                                  (long)CURL_SSLVERSION_TLSv1_2) == CURLE_OK);
 }
 
 vnx_status_t
@@ -284,8 +291,8 @@ vnxi_http_easy_open(vnxi_http_easy_t *easy,
                     const vnxi_addresses_t *found, vnx_error_t *error)
 {
     easy->params = params;
-    easy->curl = curl_easy_init();
-    easy->url = curl_url();
+    easy->curl = vnxi_curl.easy_init();
+    easy->url = vnxi_curl.url();
     if (easy->curl == NULL || easy->url == NULL || !make_headers(easy) ||
         !make_target(easy) ||
         (found != NULL && !make_addresses(easy, found))) {
@@ -307,17 +314,17 @@ free_headers(struct curl_slist *headers)
     for (struct curl_slist *one = headers; one != NULL; one = one->next) {
         explicit_bzero(one->data, strlen(one->data)); /* it has the token */
     }
-    curl_slist_free_all(headers);
+    vnxi_curl.slist_free_all(headers);
 }
 
 void
 vnxi_http_easy_close(vnxi_http_easy_t *easy)
 {
-    curl_easy_cleanup(easy->curl);
-    curl_url_cleanup(easy->url);
+    vnxi_curl.easy_cleanup(easy->curl);
+    vnxi_curl.url_cleanup(easy->url);
     free_headers(easy->headers);
-    curl_slist_free_all(easy->addresses);
-    curl_slist_free_all(easy->target);
+    vnxi_curl.slist_free_all(easy->addresses);
+    vnxi_curl.slist_free_all(easy->target);
     free(easy->body);
     *easy = (vnxi_http_easy_t){0};
 }

@@ -5,9 +5,9 @@
 #ifndef VNXI_SIDE_CHANNEL_HTTP_EASY_H
 #define VNXI_SIDE_CHANNEL_HTTP_EASY_H
 
-#include <curl/curl.h>
 #include <stdbool.h>
 
+#include "side_channel/curl.h"
 #include "side_channel/resolve.h"
 #include "side_channel/transport.h"
 

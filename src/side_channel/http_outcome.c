@@ -21,7 +21,7 @@ has_happened(const vnxi_http_easy_t *easy, CURLINFO when)
 {
     curl_off_t us = 0;
     return easy->curl != NULL &&
-           curl_easy_getinfo(easy->curl, when, &us) == CURLE_OK && us > 0;
+           vnxi_curl.easy_getinfo(easy->curl, when, &us) == CURLE_OK && us > 0;
 }
 
 /* libcurl takes the time of a connection when TLS is up, too. */
@@ -135,12 +135,12 @@ words(const vnxi_http_easy_t *easy, CURLcode code)
 {
     long err = 0;
 
-    curl_easy_getinfo(easy->curl, CURLINFO_OS_ERRNO, &err);
+    vnxi_curl.easy_getinfo(easy->curl, CURLINFO_OS_ERRNO, &err);
     if (err != 0 && (code == CURLE_COULDNT_CONNECT ||
                      code == CURLE_RECV_ERROR || code == CURLE_SEND_ERROR)) {
         return strerror((int)err);
     }
-    return easy->text[0] != '\0' ? easy->text : curl_easy_strerror(code);
+    return easy->text[0] != '\0' ? easy->text : vnxi_curl.easy_strerror(code);
 }
 
 /* OpenSSL's words for bytes that are no TLS. */
@@ -243,7 +243,7 @@ vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code, void **data_p,
     long status = 0;
 
     easy->code = code;
-    curl_easy_getinfo(easy->curl, CURLINFO_RESPONSE_CODE, &status);
+    vnxi_curl.easy_getinfo(easy->curl, CURLINFO_RESPONSE_CODE, &status);
     if (easy->stopped != VNX_OK) {
         return failed_stopped(easy, error);
     }

@@ -1,0 +1,36 @@
+/*
+ * libcurl, opened at the first HTTP request: it brings some twenty libraries
+ * with it, which is more than importing this one may cost.
+ */
+#ifndef VNXI_SIDE_CHANNEL_CURL_H
+#define VNXI_SIDE_CHANNEL_CURL_H
+
+#include <curl/curl.h>
+#include <vnx/error.h>
+
+/* Without the prefix "curl_", by which some of them are macros too. */
+#define VNXI_CURL_CALLS(CALL)                                                \
+    CALL(easy_cleanup)                                                       \
+    CALL(easy_getinfo) CALL(easy_init) CALL(easy_setopt) CALL(easy_strerror) \
+        CALL(global_init) CALL(multi_add_handle) CALL(multi_assign)          \
+            CALL(multi_cleanup) CALL(multi_info_read) CALL(multi_init)       \
+                CALL(multi_remove_handle) CALL(multi_setopt)                 \
+                    CALL(multi_socket_action) CALL(slist_append)             \
+                        CALL(slist_free_all) CALL(url) CALL(url_cleanup)     \
+                            CALL(url_set)
+
+typedef struct vnxi_curl {
+#define VNXI_CURL_POINTER(name) __typeof__(curl_##name) *name;
+    VNXI_CURL_CALLS(VNXI_CURL_POINTER)
+#undef VNXI_CURL_POINTER
+} vnxi_curl_t;
+
+/* Constant once vnxi_curl_load() has returned VNX_OK. */
+extern vnxi_curl_t vnxi_curl;
+
+/* Open it, once in the process; any thread.  VNX_ERR_NOT_SUPPORTED where it is
+ * not installed or lacks a function, with its name; VNX_ERR_BACKEND where it
+ * does not start. */
+vnx_status_t vnxi_curl_load(const char *operation, vnx_error_t *error);
+
+#endif
