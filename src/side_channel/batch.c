@@ -167,6 +167,14 @@ wake_due(vnxi_batch_t *batch)
     }
 }
 
+/* After anything that may have ended some: `next_wake` is right then. */
+static void
+look_at_all(vnxi_batch_t *batch)
+{
+    wake_due(batch);
+    begin_some(batch);
+}
+
 static void
 timer_drain(vnxi_batch_t *batch)
 {
@@ -201,7 +209,6 @@ batch_round(vnxi_batch_t *batch, int timeout_ms)
 {
     struct epoll_event events[EVENTS];
 
-    begin_some(batch);
     if (batch->open == 0) {
         return 0;
     }
@@ -214,7 +221,7 @@ batch_round(vnxi_batch_t *batch, int timeout_ms)
             vnxi_job_step(batch, &batch->jobs[index]);
         }
     }
-    wake_due(batch);
+    look_at_all(batch);
     return count;
 }
 
@@ -248,8 +255,7 @@ vnxi_batch_run(vnxi_batch_t *batch, vnxi_batch_interrupted_t interrupted,
     uint64_t most_ms = interrupted != NULL ? VNXI_BATCH_SLICE_MS : 60000;
     uint64_t asked = vnxi_clock_ns();
 
-    begin_some(batch); /* sets the first next_wake, from 0 */
-    wake_due(batch);
+    look_at_all(batch); /* sets the first next_wake, from 0 */
     while (batch->open > 0) {
         uint64_t now = vnxi_clock_ns();
         int count = batch_round(batch, round_ms(batch, now, most_ms));

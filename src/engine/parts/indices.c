@@ -132,11 +132,15 @@ vnxi_indices_are_below(const uint64_t *indices, size_t count, uint64_t limit)
 
 /* -- Types ---------------------------------------------------------------- */
 
-/* A run that was found modulo 2^bits ends where the type does. */
+/* A run that was found modulo 2^bits ends where the type does; a negative
+ * index, which is above `max`, is one by itself. */
 static size_t
 cut_at(size_t run, uint64_t first, uint64_t max)
 {
-    return first <= max && max - first < run ? (size_t)(max - first) + 1 : run;
+    if (first > max) {
+        return 1;
+    }
+    return max - first < run ? (size_t)(max - first) + 1 : run;
 }
 
 #define CASE_RUN(symbol, type, max, found)                   \

@@ -1,0 +1,403 @@
+/* From a host's name to a connected socket: attempts and their order, what is
+ * waited for, in which words it fails. */
+#include "side_channel_peer.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "side_channel/dial.h"
+
+#define SECOND UINT64_C(1000000000)
+
+static vnxi_address_t
+address_of(const char *text, int port)
+{
+    vnxi_addresses_t found;
+    assert_true(vnxi_address_parse(text, &found));
+    vnxi_address_set_port(&found.list[0], port);
+    return found.list[0];
+}
+
+/* A loopback socket on a free port; `backlog` -1: bound, not listening. */
+static int
+listen_on(int backlog, int *port_p)
+{
+    struct sockaddr_in any = {.sin_family = AF_INET,
+                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof any;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_true(fd >= 0);
+    assert_int_equal(bind(fd, (void *)&any, sizeof any), 0);
+    if (backlog >= 0) {
+        assert_int_equal(listen(fd, backlog), 0);
+    }
+    assert_int_equal(getsockname(fd, (void *)&any, &len), 0);
+    *port_p = ntohs(any.sin_port);
+    return fd;
+}
+
+/* A port whose queue is full: it answers nobody. */
+typedef struct mute {
+    int fd, port, waiting[4];
+} mute_t;
+
+static void
+mute_open(mute_t *mute)
+{
+    mute->fd = listen_on(0, &mute->port);
+    vnxi_address_t to = address_of("127.0.0.1", mute->port);
+    for (size_t i = 0; i < 4; i++) {
+        mute->waiting[i] =
+            socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        (void)!connect(mute->waiting[i], (void *)&to.addr, to.len);
+    }
+}
+
+static void
+mute_close(mute_t *mute)
+{
+    for (size_t i = 0; i < 4; i++) {
+        close(mute->waiting[i]);
+    }
+    close(mute->fd);
+}
+
+static int
+port_of_peer(int fd)
+{
+    struct sockaddr_in peer;
+    socklen_t len = sizeof peer;
+    assert_int_equal(getpeername(fd, (void *)&peer, &len), 0);
+    return ntohs(peer.sin_port);
+}
+
+static void
+connector_of(vnxi_connector_t *connector, const vnxi_address_t *list,
+             size_t count, uint64_t now, uint64_t time)
+{
+    vnxi_addresses_t addresses = {.count = count};
+    memcpy(addresses.list, list, count * sizeof *list);
+    vnxi_connector_init(connector, &addresses, now, now + time);
+}
+
+/* Step for as long as there is something to do at `now`. */
+static vnx_status_t
+settle(vnxi_connector_t *connector, uint64_t now, int *fd_p)
+{
+    struct pollfd entry;
+    uint64_t wake;
+
+    for (;;) {
+        vnx_status_t status = vnxi_connector_step(connector, now, fd_p);
+        if (status != VNX_IN_PROG) {
+            return status;
+        }
+        vnxi_connector_wait(connector, &entry.fd, &entry.events, &wake);
+        if (wake > now && poll(&entry, 1, 20) == 0) {
+            return VNX_IN_PROG;
+        }
+    }
+}
+
+/* -- The connector -------------------------------------------------------- */
+
+static void
+test_connector_takes_families_in_turn(void **state)
+{
+    const vnxi_address_t list[] = {
+        address_of("::1", 1), address_of("::2", 1), address_of("::3", 1),
+        address_of("10.0.0.1", 1), address_of("10.0.0.2", 1)};
+    static const char *const want[] = {"::1", "10.0.0.1", "::2", "10.0.0.2",
+                                       "::3"};
+    char text[VNXI_ADDRESS_TEXT];
+    vnxi_connector_t connector;
+    (void)state;
+
+    connector_of(&connector, list, 5, 0, SECOND);
+    assert_int_equal(connector.addresses.count, 5);
+    for (size_t i = 0; i < 5; i++) {
+        vnxi_address_text(&connector.addresses.list[i], text);
+        assert_string_equal(text, want[i]);
+    }
+    vnxi_connector_fini(&connector);
+}
+
+static void
+test_connector_connects_and_gives_the_socket_away(void **state)
+{
+    int port, fd = -1, listener = listen_on(5, &port);
+    const vnxi_address_t list[] = {address_of("127.0.0.1", port)};
+    vnxi_connector_t connector;
+    size_t before = open_fds();
+    (void)state;
+
+    connector_of(&connector, list, 1, 0, SECOND);
+    assert_int_equal(settle(&connector, 0, &fd), VNX_OK);
+    assert_int_equal(port_of_peer(fd), port);
+    assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+    assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
+    vnxi_connector_fini(&connector);
+    assert_int_equal(port_of_peer(fd), port); /* ours still */
+    close(fd);
+    assert_int_equal(open_fds(), before);
+    close(listener);
+}
+
+/* One that refuses costs no quarter of a second. */
+static void
+test_connector_goes_on_at_once_where_one_refuses(void **state)
+{
+    int dead, port, fd = -1, bound = listen_on(-1, &dead),
+                    listener = listen_on(5, &port);
+    const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
+                                   address_of("127.0.0.1", dead),
+                                   address_of("127.0.0.1", port)};
+    vnxi_connector_t connector;
+    (void)state;
+
+    connector_of(&connector, list, 3, 0, 60 * SECOND);
+    assert_int_equal(settle(&connector, 0, &fd), VNX_OK);
+    assert_int_equal(port_of_peer(fd), port);
+    assert_int_equal(connector.begun, 3);
+    assert_int_equal(connector.last, 2);
+    close(fd);
+    close(listener);
+    close(bound);
+}
+
+static void
+test_connector_tells_of_the_last_failure(void **state)
+{
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
+                                   address_of("127.0.0.2", dead)};
+    vnxi_connector_t connector;
+    size_t before = open_fds();
+    (void)state;
+
+    connector_of(&connector, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&connector, 0, &fd), VNX_ERR_BACKEND);
+    assert_int_equal(connector.err, ECONNREFUSED);
+    assert_int_equal(connector.last, 1);
+    assert_int_equal(fd, -1);
+    assert_int_equal(open_fds(), before);
+    close(bound);
+}
+
+/* One that is silent is overtaken after its time, by a clock of our own. */
+static void
+test_connector_begins_the_next_when_its_time_has_come(void **state)
+{
+    mute_t mute;
+    mute_open(&mute);
+    int port, fd = -1, listener = listen_on(5, &port), watched;
+    const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
+                                   address_of("127.0.0.1", port)};
+    vnxi_connector_t connector;
+    size_t before = open_fds();
+    short events;
+    uint64_t wake;
+    (void)state;
+
+    connector_of(&connector, list, 2, 1000, 60 * SECOND);
+    assert_int_equal(settle(&connector, 1000, &fd), VNX_IN_PROG);
+    vnxi_connector_wait(&connector, &watched, &events, &wake);
+    assert_int_equal(events, POLLOUT);
+    assert_int_equal(watched, connector.fds[0]);
+    assert_true(wake == 1000 + SECOND / 4);
+    assert_int_equal(settle(&connector, wake - 1, &fd), VNX_IN_PROG);
+    assert_int_equal(connector.begun, 1);
+    assert_int_equal(settle(&connector, wake, &fd), VNX_OK);
+    assert_int_equal(port_of_peer(fd), port);
+    close(fd);
+    assert_int_equal(open_fds(), before); /* the silent one was closed */
+    close(listener);
+    mute_close(&mute);
+}
+
+/* Little time is shared out among all addresses. */
+static void
+test_connector_hurries_where_time_is_short(void **state)
+{
+    mute_t mute;
+    mute_open(&mute);
+    vnxi_address_t list[10];
+    vnxi_connector_t connector;
+    uint64_t wake;
+    short events;
+    int fd = -1, watched;
+    (void)state;
+
+    for (size_t i = 0; i < 10; i++) {
+        list[i] = address_of("127.0.0.1", mute.port);
+    }
+    connector_of(&connector, list, 10, 0, 100);
+    for (uint64_t now = 0; now < 100; now += 10) {
+        assert_int_equal(settle(&connector, now, &fd), VNX_IN_PROG);
+        assert_int_equal(connector.begun, now / 10 + 1);
+    }
+    vnxi_connector_wait(&connector, &watched, &events, &wake);
+    assert_int_equal(watched, connector.epoll_fd); /* over all of them */
+    assert_int_equal(events, POLLIN);
+    assert_true(wake == UINT64_MAX); /* none is left to begin */
+    vnxi_connector_fini(&connector);
+    vnxi_connector_fini(&connector);            /* again */
+    connector_of(&connector, list, 10, 100, 0); /* no time at all */
+    assert_int_equal(settle(&connector, 100, &fd), VNX_IN_PROG);
+    assert_int_equal(connector.begun, 10);
+    vnxi_connector_fini(&connector);
+    mute_close(&mute);
+}
+
+/* The set of several attempts is readable once one of them can be written. */
+static void
+test_connector_set_hears_of_each_attempt(void **state)
+{
+    mute_t mute;
+    mute_open(&mute);
+    const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
+                                   address_of("127.0.0.2", mute.port)};
+    vnxi_connector_t connector;
+    struct pollfd entry;
+    uint64_t wake;
+    int fd = -1;
+    (void)state;
+
+    connector_of(&connector, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&connector, 0, &fd), VNX_IN_PROG);
+    /* 127.0.0.2 has no listener: the second attempt is refused. */
+    vnx_status_t status = settle(&connector, SECOND, &fd);
+    assert_int_equal(status, VNX_IN_PROG);
+    vnxi_connector_wait(&connector, &entry.fd, &entry.events, &wake);
+    assert_int_equal(poll(&entry, 1, 0), 0);
+    while (poll(&entry, 1, 100) == 0) { /* make room in the queue */
+        close(accept(mute.fd, NULL, NULL));
+    }
+    assert_int_equal(settle(&connector, SECOND, &fd), VNX_OK);
+    assert_int_equal(port_of_peer(fd), mute.port);
+    close(fd);
+    mute_close(&mute);
+}
+
+/* -- Dialling ------------------------------------------------------------- */
+
+static vnxi_request_params_t
+params_to(const char *host, int port)
+{
+    uint64_t now = vnxi_clock_ns();
+    return (vnxi_request_params_t){.host = host,
+                                   .port = port,
+                                   .key = "",
+                                   .endpoint = "the endpoint",
+                                   .start = now,
+                                   .deadline = now + 20 * SECOND};
+}
+
+/* Step until it ends, waiting as the exchange says. */
+static vnx_status_t
+dial_run(vnxi_dial_t *dial, int *fd_p, vnx_error_t *error)
+{
+    vnxi_exchange_t exchange = {-1, 0, UINT64_MAX};
+    for (;;) {
+        vnx_status_t status = vnxi_dial_step(dial, &exchange, fd_p, error);
+        if (status != VNX_IN_PROG) {
+            return status;
+        }
+        struct pollfd entry = {.fd = exchange.fd, .events = exchange.events};
+        poll(&entry, 1, exchange.wake == UINT64_MAX ? 20000 : 250);
+    }
+}
+
+static void
+test_dial_connects_to_a_number_and_to_localhost(void **state)
+{
+    static const char *const hosts[] = {"127.0.0.1", "localhost"};
+    int port, listener = listen_on(5, &port);
+    (void)state;
+
+    for (size_t i = 0; i < 2; i++) {
+        vnxi_request_params_t params = params_to(hosts[i], port);
+        vnxi_dial_t dial;
+        int fd = -1;
+        vnxi_dial_init(&dial, &params);
+        assert_string_equal(vnxi_dial_whom(&dial), hosts[i]);
+        assert_string_equal(vnxi_dial_phase(&dial), "resolving");
+        assert_int_equal(dial_run(&dial, &fd, NULL), VNX_OK);
+        assert_int_equal(port_of_peer(fd), port);
+        assert_string_equal(vnxi_dial_whom(&dial), "127.0.0.1");
+        assert_string_equal(vnxi_dial_phase(&dial), "connecting to");
+        vnxi_dial_fini(&dial);
+        close(fd);
+    }
+    close(listener);
+}
+
+static void
+test_dial_says_who_refused(void **state)
+{
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    vnxi_request_params_t params = params_to("127.0.0.1", dead);
+    vnx_error_t error = {0};
+    vnxi_dial_t dial;
+    (void)state;
+
+    vnxi_dial_init(&dial, &params);
+    assert_int_equal(dial_run(&dial, &fd, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "connecting to 127.0.0.1: "));
+    assert_non_null(strstr(error.cause, strerror(ECONNREFUSED)));
+    assert_non_null(strstr(error.cause, " ms)"));
+    assert_string_equal(error.operation, "request_metadata");
+    assert_string_equal(error.peer, "the endpoint");
+    vnxi_dial_fini(&dial);
+    close(bound);
+}
+
+/* The resolver's answer is awaited by the exchange's descriptor, not here. */
+static void
+test_dial_is_given_up_while_it_resolves(void **state)
+{
+    vnxi_request_params_t params = params_to("no-such-host.invalid", 1);
+    vnxi_exchange_t exchange = {-1, 0, UINT64_MAX};
+    vnx_error_t error = {0};
+    vnxi_dial_t dial;
+    int fd = -1;
+    (void)state;
+
+    vnxi_dial_init(&dial, &params);
+    vnx_status_t status = vnxi_dial_step(&dial, &exchange, &fd, &error);
+    if (status == VNX_IN_PROG) {
+        assert_true(exchange.fd >= 0);
+        assert_int_equal(exchange.events, POLLIN);
+    }
+    assert_string_equal(vnxi_dial_phase(&dial), "resolving");
+    assert_string_equal(vnxi_dial_whom(&dial), "no-such-host.invalid");
+    vnxi_dial_fini(&dial);
+    vnxi_dial_fini(&dial); /* again */
+    assert_int_equal(fd, -1);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_connector_takes_families_in_turn),
+        cmocka_unit_test(test_connector_connects_and_gives_the_socket_away),
+        cmocka_unit_test(test_connector_goes_on_at_once_where_one_refuses),
+        cmocka_unit_test(test_connector_tells_of_the_last_failure),
+        cmocka_unit_test(
+            test_connector_begins_the_next_when_its_time_has_come),
+        cmocka_unit_test(test_connector_hurries_where_time_is_short),
+        cmocka_unit_test(test_connector_set_hears_of_each_attempt),
+        cmocka_unit_test(test_dial_connects_to_a_number_and_to_localhost),
+        cmocka_unit_test(test_dial_says_who_refused),
+        cmocka_unit_test(test_dial_is_given_up_while_it_resolves),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

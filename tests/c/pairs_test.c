@@ -1,0 +1,175 @@
+/* What is checked of pairs of rows, and in which words it is refused. */
+#include "list_util.h"
+
+#include <string.h>
+
+#include "engine/parts/pairs.h"
+
+static uint64_t cells[4];
+
+static vnx_indices_t
+some(size_t count, vnx_index_type_t type)
+{
+    return (vnx_indices_t){cells, count, type};
+}
+
+static void
+assert_refused(vnx_status_t status, const vnx_error_t *error,
+               const char *operation, const char *cause)
+{
+    assert_int_equal(status, VNX_ERR_INVALID_PARAM);
+    assert_int_equal(error->status, VNX_ERR_INVALID_PARAM);
+    assert_string_equal(error->operation, operation);
+    assert_string_equal(error->cause, cause);
+}
+
+static void
+test_pairs_are_as_many_on_both_sides(void **state)
+{
+    vnx_indices_t one = some(1, VNX_INDEX_I64), two = some(2, VNX_INDEX_U8);
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_refused(vnxi_pairs_check(&two, &one, "make", &error), &error,
+                   "make", "2 local indices, but 1 remote ones");
+    assert_refused(vnxi_pairs_check(&one, &two, "make", &error), &error,
+                   "make", "1 local indices, but 2 remote ones");
+    assert_int_equal(error.row, -1);
+    assert_int_equal(vnxi_pairs_check(&two, &two, "make", &error), VNX_OK);
+}
+
+static void
+test_pairs_are_at_least_one(void **state)
+{
+    vnx_indices_t none = some(0, VNX_INDEX_I64);
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
+                   "make", "there are no indices");
+    none.data = NULL; /* all rows, of which there are none */
+    assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
+                   "make", "there are no indices");
+}
+
+static void
+test_pairs_have_a_type_on_either_side(void **state)
+{
+    vnx_indices_t good = some(1, VNX_INDEX_U8);
+    vnx_indices_t bad = some(1, (vnx_index_type_t)(VNX_INDEX_U8 + 1));
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_refused(vnxi_pairs_check(&good, &bad, "make", &error), &error,
+                   "make", "no such type of indices");
+    assert_refused(vnxi_pairs_check(&bad, &good, "make", &error), &error,
+                   "make", "no such type of indices");
+}
+
+static void
+test_pairs_name_an_index_as_the_caller_wrote_it(void **state)
+{
+    vnx_indices_t indices = some(4, VNX_INDEX_I32);
+    const region_spec_t spec = {0x1000, 0x1000, 0, true, 0};
+    const vnx_desc_t rows[] = {{0x1000, 8, 0}, {0x1008, 8, 0}};
+    vnxi_region_table_t *table = make_table(&spec, 1);
+    vnxi_list_t *list = make_list(table, rows, 2);
+    vnxi_pairs_side_t side = {"remote", list, &indices};
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_refused(
+        vnxi_pairs_bad_index(&side, 3, (uint64_t)-7, "make", &error), &error,
+        "make", "remote index -7 is not in the list of 2 rows");
+    assert_int_equal(error.row, 3);
+    indices.type = VNX_INDEX_U64;
+    side.name = "local";
+    assert_refused(vnxi_pairs_bad_index(&side, 0, UINT64_MAX, "make", &error),
+                   &error, "make",
+                   "local index 18446744073709551615 is not in the list of 2 "
+                   "rows");
+    assert_int_equal(error.row, 0);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
+static void
+test_pairs_name_both_lengths_and_the_place(void **state)
+{
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_refused(vnxi_pairs_unequal(12, 64, UINT64_MAX, "make", &error),
+                   &error, "make",
+                   "the local row has 64 bytes, the remote one "
+                   "18446744073709551615");
+    assert_int_equal(error.row, 12);
+    assert_refused(vnxi_pairs_too_long("initialize", &error), &error,
+                   "initialize", "the lengths together pass 2^64");
+    assert_int_equal(error.row, -1);
+}
+
+/* The region that went is named, not another one of the list's. */
+static void
+test_pairs_name_the_region_that_went(void **state)
+{
+    static char name[] = "B";
+    const region_spec_t specs[] = {{0x1000, 0x1000, 0, true, 0},
+                                   {0x8000, 0x2000, 0, true, 0}};
+    const vnx_desc_t rows[] = {{0x1000, 8, 0}, {0x8000, 8, 0}};
+    vnxi_peer_t peer = {.name = name, .name_len = 1};
+    vnxi_region_table_t *table = make_table(specs, 2);
+    vnxi_list_t *list = make_list(table, rows, 2);
+    vnx_error_t error = {0};
+    (void)state;
+
+    assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
+                     VNX_OK);
+    vnxi_region_t *gone =
+        vnxi_region_table_exact(table, VNX_MEM_DRAM, 0x8000, 0x2000, 0);
+    vnxi_region_revoke(gone);
+    assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_string_equal(error.operation, "transfer");
+    assert_string_equal(error.cause,
+                        "the remote region at 0x8000 of 8192 bytes, which "
+                        "rows of the list lie in, was deregistered");
+    assert_string_equal(error.peer, "B");
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
+/* A list does not mind what became of regions that it has no row in. */
+static void
+test_pairs_mind_only_regions_that_rows_touch(void **state)
+{
+    const region_spec_t specs[] = {{0x1000, 0x1000, 0, true, 0},
+                                   {0x8000, 0x2000, 0, true, 0}};
+    const vnx_desc_t row = {0x1000, 8, 0};
+    vnxi_peer_t peer = {0};
+    vnxi_region_table_t *table = make_table(specs, 2);
+    vnxi_list_t *list = make_list(table, &row, 1);
+    (void)state;
+
+    vnxi_region_revoke(
+        vnxi_region_table_exact(table, VNX_MEM_DRAM, 0x8000, 0x2000, 0));
+    assert_int_equal(vnxi_pairs_check_regions(list, "local", &peer, NULL),
+                     VNX_OK);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_pairs_are_as_many_on_both_sides),
+        cmocka_unit_test(test_pairs_are_at_least_one),
+        cmocka_unit_test(test_pairs_have_a_type_on_either_side),
+        cmocka_unit_test(test_pairs_name_an_index_as_the_caller_wrote_it),
+        cmocka_unit_test(test_pairs_name_both_lengths_and_the_place),
+        cmocka_unit_test(test_pairs_name_the_region_that_went),
+        cmocka_unit_test(test_pairs_mind_only_regions_that_rows_touch),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,168 @@
+/* What native attaches to a region: how it is reached, and who gives up
+ * what. */
+#include "share_help.h"
+
+#include "engine/native/reach.h"
+
+static vnxi_region_t *
+region_at(vnx_mem_t mem, const void *data, size_t len)
+{
+    vnxi_region_t *region = vnxi_region_create(mem, (uintptr_t)data, len, 0);
+    assert_non_null(region);
+    return region;
+}
+
+/* A region nobody attached anything to is reached by nothing. */
+static void
+test_reach_of_a_bare_region_is_none(void **state)
+{
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, state, 64);
+
+    assert_null(vnxi_region_reach(region));
+    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_null(vnxi_region_ucx_mem(region));
+    assert_null(vnxi_region_ucx_key(region));
+    vnxi_reach_unmap_ucx(region); /* there is nothing to unmap */
+    vnxi_region_release(region);
+}
+
+static void
+test_reach_local_finds_what_peers_can_map(void **state)
+{
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    void *data = vnx_shared_buffer_data(buffer);
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
+    assert_true(region->direct);
+    assert_int_equal(region->delta, 0);
+    vnxi_share_t share = vnxi_region_share(region);
+    assert_true(share.fd >= 0);
+    assert_int_equal(share.offset, 0);
+    vnxi_region_release(region);
+    vnx_shared_buffer_free(buffer);
+}
+
+static void
+test_reach_local_private_memory_is_direct_and_not_shared(void **state)
+{
+    void *data = malloc(SIZE);
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
+    assert_true(region->direct);
+    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_null(vnxi_region_ucx_mem(region));
+    vnxi_region_release(region);
+    free(data);
+}
+
+/* No load and store goes to what is not memory of the host. */
+static void
+test_reach_local_storage_is_not_direct(void **state)
+{
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    void *data = vnx_shared_buffer_data(buffer);
+    vnx_error_t error;
+    (void)state;
+
+    for (int mem = VNX_MEM_DRAM + 1; mem <= VNX_MEM_FILE; mem++) {
+        vnxi_region_t *region = region_at((vnx_mem_t)mem, data, SIZE);
+        assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
+        assert_false(region->direct);
+        assert_int_equal(vnxi_region_share(region).fd, -1);
+        vnxi_region_release(region);
+    }
+    vnx_shared_buffer_free(buffer);
+}
+
+/* However often: the region's end gives its descriptor up. */
+static void
+test_reach_local_leaves_no_descriptor(void **state)
+{
+    vnx_shared_buffer_t *buffer = make_buffer(SIZE);
+    void *data = vnx_shared_buffer_data(buffer);
+    vnx_error_t error;
+    size_t before = count_open_fds();
+    (void)state;
+
+    for (int i = 0; i < 20; i++) {
+        vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
+        assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
+        vnxi_region_release(region);
+    }
+    assert_int_equal(count_open_fds(), before);
+    vnx_shared_buffer_free(buffer);
+}
+
+/* The number of a peer's descriptor may be one of ours: it is not closed. */
+static void
+test_reach_remote_closes_no_descriptor_of_ours(void **state)
+{
+    int mine = make_memfd(0, SIZE);
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
+    const vnxi_share_t share = {.fd = mine, .offset = 4096};
+    vnx_error_t error;
+    struct stat stat;
+    (void)state;
+
+    assert_int_equal(vnxi_reach_attach_remote(region, &share, NULL, &error),
+                     VNX_OK);
+    assert_false(region->direct); /* it is not mapped here */
+    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_int_equal(vnxi_region_share(region).offset, 4096);
+    vnxi_region_release(region);
+    assert_int_equal(fstat(mine, &stat), 0);
+    close(mine);
+}
+
+static void
+test_reach_remote_that_is_not_shared_has_no_share(void **state)
+{
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
+    const vnxi_share_t none = {.fd = -1, .offset = 777};
+    vnx_error_t error;
+    (void)state;
+
+    assert_int_equal(vnxi_reach_attach_remote(region, &none, NULL, &error),
+                     VNX_OK);
+    assert_int_equal(vnxi_region_share(region).offset, 0);
+    assert_false(region->direct);
+    vnxi_region_release(region);
+}
+
+/* Key and memory of UCX that there are not: freeing is not troubled. */
+static void
+test_reach_remote_without_a_key_is_freed(void **state)
+{
+    vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
+    vnx_error_t error;
+    (void)state;
+
+    assert_int_equal(vnxi_reach_attach_key(region, NULL, &error), VNX_OK);
+    assert_null(vnxi_region_ucx_key(region));
+    assert_false(region->direct);
+    assert_int_equal(vnxi_region_share(region).fd, -1);
+    vnxi_region_release(region);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reach_of_a_bare_region_is_none),
+        cmocka_unit_test(test_reach_local_finds_what_peers_can_map),
+        cmocka_unit_test(
+            test_reach_local_private_memory_is_direct_and_not_shared),
+        cmocka_unit_test(test_reach_local_storage_is_not_direct),
+        cmocka_unit_test(test_reach_local_leaves_no_descriptor),
+        cmocka_unit_test(test_reach_remote_closes_no_descriptor_of_ours),
+        cmocka_unit_test(test_reach_remote_that_is_not_shared_has_no_share),
+        cmocka_unit_test(test_reach_remote_without_a_key_is_freed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

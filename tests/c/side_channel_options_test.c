@@ -1,0 +1,396 @@
+/* Options of a side channel, what it counts, and its loop's threads. */
+#include "vnx_test.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "side_channel/loop.h"
+#include "side_channel/options.h"
+#include "side_channel/stats.h"
+
+#define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+static const bool have_tls = true;
+#else
+static const bool have_tls = false;
+#endif
+
+static int
+forget_secret(void **state)
+{
+    (void)state;
+    return unsetenv(SECRET_VARIABLE);
+}
+
+static vnx_side_channel_options_t
+read_well(const vnx_side_channel_options_t *given)
+{
+    vnx_side_channel_options_t all;
+    vnx_error_t error;
+    if (vnxi_options_read(given, &all, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+    return all;
+}
+
+static void
+assert_refused(const vnx_side_channel_options_t *given, vnx_status_t status,
+               const char *words)
+{
+    vnx_side_channel_options_t all = {.max_frame = 4711};
+    vnx_error_t error;
+    assert_int_equal(vnxi_options_read(given, &all, &error), status);
+    assert_int_equal(all.max_frame, 4711); /* outputs only on success */
+    assert_string_equal(error.operation, "side_channel_create");
+    assert_non_null(strstr(error.cause, words));
+}
+
+/* -- Options -------------------------------------------------------------- */
+
+static void
+test_options_are_all_set(void **state)
+{
+    const vnx_side_channel_options_t empty = {.size = sizeof empty};
+    (void)state;
+
+    for (int i = 0; i < 2; i++) {
+        vnx_side_channel_options_t all = read_well(i ? &empty : NULL);
+        assert_int_equal(all.size, sizeof all);
+        assert_int_equal(all.max_frame, VNX_SIDE_CHANNEL_MAX_FRAME);
+        assert_in_range(all.max_connections, 1, 4096);
+        assert_int_equal(all.client_timeout_ms, VNX_SIDE_CHANNEL_TIMEOUT_MS);
+        assert_int_equal(all.idle_timeout_ms, all.client_timeout_ms);
+        assert_int_equal(all.max_rate, 0);
+        assert_int_equal(all.tls, 0);
+        assert_null(all.secret);
+        assert_null(all.advertise);
+        vnxi_options_fini(&all);
+    }
+}
+
+static void
+test_options_given_are_kept_and_bounded(void **state)
+{
+    const vnx_side_channel_options_t given = {
+        .size = sizeof given,
+        .max_frame = UINT32_MAX,
+        .max_connections = 3,
+        .client_timeout_ms = 100,
+        .idle_timeout_ms = 200,
+        .max_rate = 9,
+    };
+    vnx_side_channel_options_t all = read_well(&given);
+    (void)state;
+
+    /* A frame's length has to fit with what stands before the blob. */
+    assert_in_range(all.max_frame, UINT32_MAX - 4096, UINT32_MAX - 64);
+    assert_int_equal(all.max_connections, 3);
+    assert_int_equal(all.client_timeout_ms, 100);
+    assert_int_equal(all.idle_timeout_ms, 100); /* it cannot outlast */
+    assert_int_equal(all.max_rate, 9);
+    vnxi_options_fini(&all);
+}
+
+/* A program that was built with an older header passes fewer of them. */
+static void
+test_options_of_an_older_program_are_taken(void **state)
+{
+    vnx_side_channel_options_t given;
+    (void)state;
+
+    memset(&given, 0xa5, sizeof given); /* beyond its size: not looked at */
+    given.size = offsetof(vnx_side_channel_options_t, client_timeout_ms);
+    given.max_frame = 1000;
+    given.max_connections = 2;
+    vnx_side_channel_options_t all = read_well(&given);
+    assert_int_equal(all.max_frame, 1000);
+    assert_int_equal(all.client_timeout_ms, VNX_SIDE_CHANNEL_TIMEOUT_MS);
+    assert_null(all.advertise);
+    vnxi_options_fini(&all);
+}
+
+static void
+test_options_of_an_unknown_size_are_refused(void **state)
+{
+    vnx_side_channel_options_t given = {0};
+    (void)state;
+
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "options.size is 0");
+    given.size = sizeof given.size - 1;
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "options.size is 7");
+    given.size = sizeof given + 1;
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "knows up to");
+}
+
+static void
+test_options_strings_are_copied(void **state)
+{
+    char host[] = "10.0.0.1";
+    const vnx_side_channel_options_t given = {.size = sizeof given,
+                                              .advertise = host};
+    vnx_side_channel_options_t all = read_well(&given);
+    (void)state;
+
+    memset(host, 'x', sizeof host - 1);
+    assert_string_equal(all.advertise, "10.0.0.1");
+    vnxi_options_fini(&all);
+    assert_null(all.advertise);
+    vnxi_options_fini(&all); /* again */
+}
+
+static void
+test_options_secret_has_a_least_length_and_is_not_told(void **state)
+{
+    vnx_side_channel_options_t given = {.size = sizeof given,
+                                        .secret = "s3cr3t!"};
+    vnx_side_channel_options_t all;
+    vnx_error_t error;
+    (void)state;
+
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "7 bytes, 8 are the least");
+    assert_int_not_equal(vnxi_options_read(&given, &all, &error), VNX_OK);
+    assert_null(strstr(error.cause, "s3cr3t"));
+    given.secret = "s3cr3t!!";
+    if (!have_tls) {
+        assert_refused(&given, VNX_ERR_NOT_SUPPORTED, "not in this build");
+        return;
+    }
+    all = read_well(&given);
+    assert_string_equal(all.secret, "s3cr3t!!");
+    assert_ptr_not_equal(all.secret, given.secret);
+    vnxi_options_fini(&all);
+}
+
+static void
+test_options_secret_comes_from_the_environment(void **state)
+{
+    vnx_side_channel_options_t given = {.size = sizeof given};
+    (void)state;
+
+    setenv(SECRET_VARIABLE, "", 1); /* is none */
+    vnx_side_channel_options_t all = read_well(&given);
+    assert_null(all.secret);
+    vnxi_options_fini(&all);
+
+    setenv(SECRET_VARIABLE, "short", 1);
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "5 bytes");
+    if (!have_tls) {
+        return;
+    }
+    setenv(SECRET_VARIABLE, "of the environment", 1);
+    all = read_well(&given);
+    assert_string_equal(all.secret, "of the environment");
+    vnxi_options_fini(&all);
+    given.secret = "of the program";
+    all = read_well(&given);
+    assert_string_equal(all.secret, "of the program");
+    vnxi_options_fini(&all);
+}
+
+static void
+test_options_of_tls_turn_it_on(void **state)
+{
+    const vnx_side_channel_options_t each[] = {
+        {.size = sizeof each[0], .tls = 1},
+        {.size = sizeof each[0], .tls_ca = "ca.pem"},
+        {.size = sizeof each[0], .tls_name = "prefill"},
+        {.size = sizeof each[0],
+         .tls_certificate = "cert.pem",
+         .tls_key = "key.pem"},
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof each / sizeof each[0]; i++) {
+        if (have_tls) {
+            vnx_side_channel_options_t all = read_well(&each[i]);
+            assert_int_equal(all.tls, 1);
+            vnxi_options_fini(&all);
+        } else {
+            assert_refused(&each[i], VNX_ERR_NOT_SUPPORTED, "TLS");
+        }
+    }
+}
+
+static void
+test_options_certificate_and_key_go_together(void **state)
+{
+    vnx_side_channel_options_t given = {.size = sizeof given,
+                                        .tls_certificate = "cert.pem"};
+    (void)state;
+
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "go together");
+    given.tls_certificate = NULL;
+    given.tls_key = "key.pem";
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "go together");
+}
+
+/* Half of the descriptors are others'. */
+static void
+test_options_connections_follow_the_limit(void **state)
+{
+    struct rlimit before, few;
+    (void)state;
+
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few = before;
+    few.rlim_cur = 64;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    vnx_side_channel_options_t all = read_well(NULL);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_int_equal(all.max_connections, 32);
+    vnxi_options_fini(&all);
+}
+
+/* -- Counters ------------------------------------------------------------- */
+
+static void
+test_stats_are_read_as_they_were_counted(void **state)
+{
+    static vnxi_side_stats_t stats;
+    vnx_side_channel_stats_t out;
+    (void)state;
+
+    vnxi_stat_add(&stats.accepted);
+    vnxi_stat_add_count(&stats.bytes_received, 12);
+    vnxi_stat_add_count(&stats.bytes_sent, UINT64_C(1) << 40);
+    vnxi_stat_add_count(&stats.open, 3);
+    vnxi_stat_sub(&stats.open);
+    vnxi_stat_add_count(&stats.timed_out, 5);
+    vnxi_stat_add_count(&stats.evicted, 6);
+    for (int why = 0; why < VNX_SIDE_CHANNEL_REFUSALS; why++) {
+        for (int i = 0; i <= why; i++) {
+            vnxi_stat_refused(&stats, (vnx_side_channel_refusal_t)why);
+        }
+    }
+    vnxi_stats_read(&stats, &out);
+    assert_int_equal(out.accepted, 1);
+    assert_int_equal(out.bytes_received, 12);
+    assert_true(out.bytes_sent == UINT64_C(1) << 40);
+    assert_int_equal(out.open, 2);
+    assert_int_equal(out.timed_out, 5);
+    assert_int_equal(out.evicted, 6);
+    uint64_t sum = 0;
+    for (int why = 0; why < VNX_SIDE_CHANNEL_REFUSALS; why++) {
+        assert_int_equal(out.refusals[why], why + 1);
+        sum += out.refusals[why];
+    }
+    assert_int_equal(out.refused, sum);
+}
+
+/* A reply that took as long as `ns`, or a little longer, in its place. */
+static void
+test_stats_latency_has_a_place_for_any_time(void **state)
+{
+    static vnxi_side_stats_t stats;
+    vnx_side_channel_stats_t out;
+    uint64_t now = vnxi_clock_ns();
+    (void)state;
+
+    vnxi_stat_served(&stats, now - UINT64_C(50000000)); /* 50 ms and more */
+    vnxi_stats_read(&stats, &out);
+    uint64_t below = 0, all = 0;
+    for (int i = 0; i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
+        all += out.latency[i];
+        below += i < 16 ? out.latency[i] : 0; /* [15] ends at 32.8 ms */
+    }
+    assert_int_equal(all, 1);
+    assert_int_equal(below, 0);
+    assert_int_equal(out.served, 1);
+
+    vnxi_stat_served(&stats, now - (UINT64_C(1) << 62)); /* 146 years */
+    vnxi_stats_read(&stats, &out);
+    assert_int_equal(out.latency[VNX_SIDE_CHANNEL_LATENCIES - 1], 1);
+    assert_int_equal(out.served, 2);
+}
+
+static void
+test_stats_every_refusal_has_a_name_of_its_own(void **state)
+{
+    (void)state;
+
+    for (int i = 0; i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
+        const char *name =
+            vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i);
+        assert_non_null(name);
+        for (int j = 0; j < i; j++) {
+            assert_string_not_equal(name, vnx_side_channel_refusal_name(
+                                              (vnx_side_channel_refusal_t)j));
+        }
+    }
+    assert_string_equal(
+        vnx_side_channel_refusal_name(VNX_SIDE_CHANNEL_REFUSED_RATE), "rate");
+    assert_null(vnx_side_channel_refusal_name(VNX_SIDE_CHANNEL_REFUSALS));
+    assert_null(vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)-1));
+}
+
+/* -- Threads -------------------------------------------------------------- */
+
+static void *
+note_mask(void *argument)
+{
+    pthread_sigmask(SIG_SETMASK, NULL, argument);
+    return NULL;
+}
+
+static void
+test_loop_thread_takes_no_signal_and_ours_stay(void **state)
+{
+    sigset_t mine, before, after, its;
+    pthread_t thread;
+    (void)state;
+
+    sigemptyset(&mine);
+    sigaddset(&mine, SIGUSR2);
+    pthread_sigmask(SIG_SETMASK, &mine, &before);
+    assert_int_equal(vnxi_loop_thread_new(&thread, note_mask, &its), 0);
+    pthread_join(thread, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, &after);
+    assert_true(sigismember(&its, SIGPIPE) && sigismember(&its, SIGINT) &&
+                sigismember(&its, SIGUSR1));
+    assert_true(sigismember(&after, SIGUSR2));
+    assert_false(sigismember(&after, SIGPIPE));
+}
+
+static void
+test_loop_base_minds_no_variable(void **state)
+{
+    struct event_base *base;
+    (void)state;
+
+    setenv("EVENT_NOEPOLL", "1", 1);
+    base = vnxi_loop_base_new();
+    unsetenv("EVENT_NOEPOLL");
+    assert_non_null(base);
+    assert_string_equal(event_base_get_method(base), "epoll");
+    event_base_free(base);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_options_are_all_set),
+        cmocka_unit_test(test_options_given_are_kept_and_bounded),
+        cmocka_unit_test(test_options_of_an_older_program_are_taken),
+        cmocka_unit_test(test_options_of_an_unknown_size_are_refused),
+        cmocka_unit_test(test_options_strings_are_copied),
+        cmocka_unit_test(
+            test_options_secret_has_a_least_length_and_is_not_told),
+        cmocka_unit_test_teardown(
+            test_options_secret_comes_from_the_environment, forget_secret),
+        cmocka_unit_test(test_options_of_tls_turn_it_on),
+        cmocka_unit_test(test_options_certificate_and_key_go_together),
+        cmocka_unit_test(test_options_connections_follow_the_limit),
+        cmocka_unit_test(test_stats_are_read_as_they_were_counted),
+        cmocka_unit_test(test_stats_latency_has_a_place_for_any_time),
+        cmocka_unit_test(test_stats_every_refusal_has_a_name_of_its_own),
+        cmocka_unit_test(test_loop_thread_takes_no_signal_and_ours_stay),
+        cmocka_unit_test(test_loop_base_minds_no_variable),
+    };
+    return cmocka_run_group_tests(tests, forget_secret, NULL);
+}
