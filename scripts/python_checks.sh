@@ -13,7 +13,7 @@ SMOKE_TESTS=(surface import calls descs indices list_objects errors
     wrong_input side_channel transports
     transfer aio aliases bindings_raw)
 # On the engine nixl, whose agents take a fifth of a second to make.
-NIXL_TESTS=(transfer notifications)
+NIXL_TESTS=(transfer notifications parity)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.

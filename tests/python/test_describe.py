@@ -1,0 +1,304 @@
+"""What agents and side channels tell of themselves: every key, its type, and
+that it follows what happens."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from support.deadline import until
+from support.transports import TRANSPORTS
+
+pytestmark = pytest.mark.beyond_stock
+
+HERE = "127.0.0.1"
+SIZE = 4096
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+AGENT = {
+    "engine": str,
+    "engine_why": str,
+    "peers": int,
+    "backends": list,
+    "reach": str,
+    "regions": int,
+}
+NATIVE_AGENT = {"num_threads": int, "accepted_links": int, "ucx": str}
+PEER = {
+    "generation": int,
+    "state": str,
+    "path": str,
+    "why": str,
+    "regions": int,
+    "transfers": int,
+    "bytes": int,
+    "notifs_sent": int,
+}
+NATIVE_PEER = {"pid": int, "regions_direct": int}
+COUNTERS = [
+    "xfers_posted",
+    "xfers_done",
+    "xfers_failed",
+    "xfers_cancelled",
+    "bytes_read",
+    "bytes_written",
+    "rows",
+    "pieces",
+    "notifs_sent",
+    "notifs_received",
+    "notifs_dropped",
+    "notifs_pending",
+    "notif_bytes_pending",
+    "peers",
+    "peers_lost",
+    "regions",
+    "live_dlists",
+    "live_xfers",
+    "listener_accepted",
+    "listener_open",
+    "listener_refused",
+    "listener_timed_out",
+    "listener_evicted",
+    "listener_loaded",
+    "listener_load_failures",
+    "listener_served",
+    "listener_invalidated",
+    "listener_sent",
+    "listener_send_failures",
+    "listener_pending",
+]
+
+
+def has_shape(value, shape):
+    """All keys of the shape, each of its type."""
+    wrong = {
+        key: value.get(key)
+        for key, kind in shape.items()
+        if type(value.get(key)) is not kind
+    }
+    assert wrong == {}
+
+
+# -- The agent ---------------------------------------------------------------
+
+
+def test_an_agent_tells_what_it_is(endpoint, engine):
+    here = endpoint()
+    has_shape(here.agent.describe(), {**AGENT, **NATIVE_AGENT})
+    described = here.agent.describe()
+    assert described["engine"] == engine.env["VLLM_NIXL_ENGINE"]
+    assert described["backends"] == ["UCX"]
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_an_agent_tells_of_what_it_has(endpoint):
+    here, there = endpoint(), endpoint()
+    before = here.agent.describe()
+    assert (before["peers"], before["regions"]) == (0, 0)
+    block = here.alloc(SIZE)
+    here.alloc(SIZE)
+    here.add(there.metadata())
+    after = here.agent.describe()
+    assert (after["peers"], after["regions"]) == (1, 2)
+    here.deregister(block.key)
+    here.remove(there.name)
+    last = here.agent.describe()
+    assert (last["peers"], last["regions"]) == (0, 1)
+
+
+def test_an_agent_without_a_backend_has_not_chosen(api, names, monkeypatch):
+    monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
+    config = api.nixl_agent_config(backends=[])
+    with api.NixlAgent(names(), config) as agent:
+        before = agent.describe()
+        assert before["peers"] == 0
+        assert not before.get("backends")
+        agent.create_backend("SHM", {})
+        after = agent.describe()
+    assert after["engine"] == "native"
+    assert after["backends"] == ["SHM"]
+    assert "(SHM)" in after["engine_why"]
+
+
+def test_a_description_is_the_callers(endpoint):
+    here = endpoint()
+    first = here.agent.describe()
+    first["peers"] = "spoilt"
+    first["backends"].append("spoilt")
+    assert here.agent.describe()["peers"] == 0
+    assert here.agent.describe()["backends"] == ["UCX"]
+
+
+# -- A peer ------------------------------------------------------------------
+
+
+def test_a_peer_is_told_of(pair):
+    here, there = pair
+    described = here.agent.describe(there.name)
+    has_shape(described, {**PEER, **NATIVE_PEER})
+    assert described["pid"] == there.pid()
+    assert described["generation"] >= 1
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_a_peer_of_another_process_goes_by_the_host(engine, pair):
+    here, there = pair
+    path = here.agent.describe(there.name)["path"]
+    if not engine.two_processes:
+        assert path == "process"
+    else:
+        assert path in ("SHM", "process_vm", "host"), path
+
+
+def test_a_peer_counts_what_went_to_it(endpoint, other):
+    here, there = endpoint(), other()
+    local, remote = here.alloc(SIZE), there.alloc(SIZE, seed=2)
+    here.add(there.metadata())
+    for count in range(1, 4):
+        here.move(
+            "READ",
+            [(local.addr, SIZE, 0)],
+            [(remote.addr, SIZE, 0)],
+            there.name,
+        )
+        here.send_notif(there.name, b"x")
+        described = here.agent.describe(there.name)
+        assert described["transfers"] == count
+        assert described["bytes"] == count * SIZE
+        assert described["notifs_sent"] == count
+    assert described["regions"] == 1
+
+
+def test_a_peer_that_came_back_is_a_later_generation(endpoint, names):
+    here, name = endpoint(), names()
+    seen = []
+    for _ in range(3):
+        there = endpoint(name)
+        here.add(there.metadata())
+        seen.append(here.agent.describe(name)["generation"])
+        there.close()
+    assert seen == sorted(set(seen))
+
+
+# -- Counters ----------------------------------------------------------------
+
+
+def test_counters_are_these_and_start_at_nothing(endpoint):
+    stats = endpoint().agent.stats()
+    assert set(stats) == {*COUNTERS, "xfer_us_log2"}
+    assert {key: stats[key] for key in COUNTERS if stats[key]} == {}
+    assert all(type(stats[key]) is int for key in COUNTERS)
+    assert stats["xfer_us_log2"] == [0] * 32
+
+
+def test_counters_follow_transfers(endpoint):
+    here, there = endpoint(), endpoint()
+    local, remote = here.alloc(SIZE), there.alloc(SIZE)
+    here.add(there.metadata())
+    left, right = [(local.addr, SIZE, 0)], [(remote.addr, SIZE, 0)]
+    for _ in range(2):
+        here.move("READ", left, right, there.name)
+    here.move("WRITE", left, right, there.name, b"done")
+    there.gather_notifs(1)
+    stats = here.agent.stats()
+    assert stats["xfers_posted"] == stats["xfers_done"] == 3
+    assert stats["bytes_read"] == 2 * SIZE
+    assert stats["bytes_written"] == SIZE
+    assert stats["rows"] == stats["pieces"] == 3
+    assert stats["notifs_sent"] == 1
+    assert sum(stats["xfer_us_log2"]) == 3
+    assert stats["xfers_failed"] == stats["xfers_cancelled"] == 0
+    assert there.agent.stats()["notifs_received"] == 1
+
+
+def test_counters_of_what_lives_come_down_again(endpoint):
+    here, there = endpoint(), endpoint()
+    local, remote = here.alloc(SIZE), there.alloc(SIZE)
+    here.add(there.metadata())
+    left = here.prepare("", [(local.addr, SIZE, 0)])
+    right = here.prepare(there.name, [(remote.addr, SIZE, 0)])
+    handle = here.make("READ", left, right)
+    stats = here.agent.stats()
+    assert (stats["live_dlists"], stats["live_xfers"]) == (2, 1)
+    for key in (handle, left, right):
+        here.release(key)
+    stats = here.agent.stats()
+    assert (stats["live_dlists"], stats["live_xfers"]) == (0, 0)
+
+
+def test_pending_notifications_are_counted(endpoint):
+    here, there = endpoint(), endpoint()
+    there.add(here.metadata())
+    for size in (1, 10, 100):
+        there.send_notif(here.name, bytes(size))
+    until(lambda: here.agent.stats()["notifs_pending"] == 3, "3 notifications")
+    assert here.agent.stats()["notif_bytes_pending"] >= 111
+    here.take_notifs()
+    stats = here.agent.stats()
+    assert stats["notifs_pending"] == stats["notif_bytes_pending"] == 0
+    assert stats["notifs_received"] == 3
+
+
+# -- The metadata listener ---------------------------------------------------
+
+
+def test_a_listener_is_told_of(endpoint):
+    here = endpoint(enable_listen_thread=True, listen_port=0, listen_host=HERE)
+    told = here.agent.describe()["metadata_listener"]
+    assert told["port"] == here.agent.listen_port
+    assert "last_failure" not in told or not told["last_failure"]
+    there = endpoint()
+    there.agent.send_local_metadata(HERE, here.agent.listen_port)
+    until(lambda: here.agent.stats()["listener_loaded"] == 1, "its metadata")
+    there.agent.send_local_metadata(HERE, 1)  # nobody listens there
+    until(
+        lambda: there.agent.stats()["listener_send_failures"] == 1,
+        "the failure",
+    )
+    failure = there.agent.describe()["metadata_listener"]["last_failure"]
+    assert "127.0.0.1" in failure
+
+
+# -- Side channels -----------------------------------------------------------
+
+
+@pytest.fixture(params=TRANSPORTS, ids=lambda row: row.name)
+def channel(request, module):
+    with request.param.make() as made:
+        yield made
+
+
+def documented():
+    """Counters of the page, and the reasons of refusals."""
+    text = (DOCS / "side_channel.md").read_text()
+    part = text.split("### Counters", 1)[1].split("\n##", 1)[0]
+    reasons = re.search(r"by reason \(([^)]*)\)", part).group(1)
+    rest = part.replace(reasons, "").replace("`stats()`", "")
+    return re.findall(r"`(\w+)`", rest), re.findall(r"`(\w+)`", reasons)
+
+
+def test_side_channels_count_what_the_page_says(channel):
+    if not DOCS.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    counters, reasons = documented()
+    stats = channel.stats()
+    assert sorted(stats) == sorted(counters)
+    assert sorted(stats["refusals"]) == sorted(reasons)
+    assert len(stats["latency"]) == 32
+    assert not any(stats["refusals"].values())
+
+
+def test_side_channels_count_replies_and_strangers(channel):
+    port = channel.start_listener(0, {"a": b"first"}, host=HERE)
+    for _ in range(3):
+        assert channel.request_metadata(HERE, port, key="a") == b"first"
+    with pytest.raises(Exception, match="'b'"):
+        channel.request_metadata(HERE, port, key="b")
+    until(lambda: channel.stats()["served"] >= 3, "three replies")
+    stats = channel.stats()
+    assert sum(stats["latency"]) == stats["served"]
+    assert stats["refused"] == sum(stats["refusals"].values())
+    assert stats["refusals"]["unknown_key"] == 1
+    assert stats["bytes_sent"] >= 3 * len(b"first")
+    channel.shutdown()
+    assert channel.stats()["served"] == stats["served"]

@@ -1,0 +1,159 @@
+"""Which engine an agent gets: by argument, by the environment, by its
+backends, and what is said where none will do."""
+
+import pytest
+from support.nixl import why_no_library
+from support.program import run_program
+
+pytestmark = pytest.mark.beyond_stock
+
+NO_LIBRARY = {"VLLM_NIXL_LIBRARY": "/no/such/libnixl_capi.so"}
+
+
+@pytest.fixture
+def made(api, names, monkeypatch, opened):
+    """made(**config): an agent; no variable chooses for it."""
+    monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
+
+    def make(**config):
+        agent = api.NixlAgent(names(), api.nixl_agent_config(**config))
+        opened.append(agent)
+        return agent
+
+    return make
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    for key, value in NO_LIBRARY.items():
+        monkeypatch.setenv(key, value)
+
+
+def chosen(agent):
+    described = agent.describe()
+    return described["engine"], described["engine_why"]
+
+
+def test_the_argument_chooses(made):
+    assert chosen(made(engine="native")) == ("native", "it was asked for")
+
+
+def test_the_environment_chooses(made, monkeypatch):
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
+    assert chosen(made()) == ("native", "it was asked for")
+
+
+def test_the_argument_is_before_the_environment(made, monkeypatch):
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "no such engine")
+    assert chosen(made(engine="native"))[0] == "native"
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "nixl")
+    engine, why = chosen(made(engine="auto"))
+    assert engine == "native"
+    assert why.startswith("auto: ")
+
+
+def test_the_environment_is_read_with_the_configuration(
+    api, names, monkeypatch
+):
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
+    config = api.nixl_agent_config()
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "nixl")
+    with api.NixlAgent(names(), config) as agent:
+        assert chosen(agent)[0] == "native"
+
+
+@pytest.mark.parametrize("backends", [["UCX"], ["SHM"], ["UCX", "SHM"]])
+def test_auto_takes_native_where_it_has_every_backend(made, backends):
+    agent = made(backends=backends)
+    engine, why = chosen(agent)
+    assert engine == "native"
+    assert why == f"auto: it has every backend asked for ({backends[0]})"
+    assert sorted(agent.backends) == sorted(backends)
+
+
+def test_auto_chooses_with_the_first_backend(made, api):
+    agent = made(backends=[])
+    agent.create_backend("SHM", {})
+    assert chosen(agent)[0] == "native"
+    with pytest.raises(api.nixlNotFoundError, match=r"native.*'POSIX'"):
+        agent.create_backend("POSIX", {})
+    agent.create_backend("UCX", {})
+    assert sorted(agent.backends) == ["SHM", "UCX"]
+
+
+def test_auto_says_why_no_engine_will_do(made, api, no_library):
+    with pytest.raises(api.nixlNotFoundError) as caught:
+        made(backends=["UCX", "NOPE"])
+    text = str(caught.value)
+    assert "no engine has the backend" in text
+    assert "native has UCX, SHM" in text
+    assert "nixl does not work here" in text
+    assert "/no/such/libnixl_capi.so" in text
+
+
+def test_nixl_without_its_library_says_which_file(made, api, no_library):
+    with pytest.raises(api.NixlError, match=r"/no/such/libnixl_capi\.so"):
+        made(engine="nixl")
+
+
+def test_a_library_that_is_none_is_named(made, api, monkeypatch, tmp_path):
+    wrong = tmp_path / "libnixl_capi.so"
+    wrong.write_text("no library")
+    monkeypatch.setenv("VLLM_NIXL_LIBRARY", str(wrong))
+    with pytest.raises(api.NixlError) as caught:
+        made(engine="nixl")
+    assert str(wrong) in str(caught.value)
+
+
+def test_an_engine_that_is_asked_for_is_not_replaced(made, api, no_library):
+    with pytest.raises(api.NixlError):
+        made(engine="nixl", backends=["UCX"])
+    with pytest.raises(api.nixlNotFoundError, match=r"it has UCX and SHM"):
+        made(engine="native", backends=["POSIX"])
+
+
+def test_plugins_are_those_of_the_engine(made, no_library):
+    assert sorted(made(engine="native").get_plugin_list()) == ["SHM", "UCX"]
+    assert {"SHM", "UCX"} <= set(made(engine="auto").get_plugin_list())
+
+
+def test_one_agent_does_not_choose_for_another(made, api, no_library):
+    with pytest.raises(api.NixlError):
+        made(engine="nixl")
+    first, second = made(backends=["SHM"]), made(backends=["UCX"])
+    assert chosen(first)[0] == chosen(second)[0] == "native"
+    assert list(first.backends) == ["SHM"]
+    assert list(second.backends) == ["UCX"]
+
+
+def test_auto_takes_nixl_for_what_native_has_not(module):
+    reason = why_no_library()
+    if reason:
+        pytest.skip(reason)
+    done = run_program(
+        """
+        from vllm_nixl import NixlAgent, nixl_agent_config
+        agent = NixlAgent("a", nixl_agent_config(backends=["POSIX", "UCX"]))
+        print(agent.describe()["engine"], sorted(agent.backends))
+        print(agent.describe()["engine_why"])
+        """,
+        env={"VLLM_NIXL_ENGINE": None, "NIXL_LOG_LEVEL": "FATAL"},
+    )
+    first, why = done.stdout.splitlines()[-2:]
+    assert first == "nixl ['POSIX', 'UCX']"
+    assert why.startswith("auto: the engine native has not every backend")
+
+
+def test_nothing_of_nixl_is_looked_for_until_it_is_wanted(module):
+    """The default costs no search for a library that is not needed."""
+    run_program(
+        """
+        import sys
+        from vllm_nixl import NixlAgent
+        with NixlAgent("a") as agent:
+            assert agent.describe()["engine"] == "native"
+        with open("/proc/self/maps") as maps:
+            assert "libnixl" not in maps.read()
+        """,
+        env={"VLLM_NIXL_ENGINE": None, "VLLM_NIXL_UCX_LIBRARY": "none"},
+    )
