@@ -65,7 +65,7 @@ check_pytest_side_by_side() {
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
         skip "there is no libucx wheel"
-    check_pytest_side_by_side --engine ucx -k "ucx" \
+    check_pytest_side_by_side --engine ucx -k "ucx and not inproc" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py
 }
