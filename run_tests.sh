@@ -29,21 +29,27 @@ finish_checks
 section "package"
 check 600 "pip install" install
 
-section "lint"
+section "lint, and the stock wheel to test beside"
 start 300 "clang-format" c_format
 start 900 "clang-tidy" c_tidy
 start 300 "ruff" python_lint
 start 300 "mypy" python_types
 start 300 "stubtest" python_stubs
+start 600 "stock NIXL" stock
 finish_checks
 
+# Most of these wait for other processes, so they are run beside each other.
 section "Python tests"
-check 1200 "Python $("$VENV/bin/python" -c \
-    'import sys; print("%d.%d" % sys.version_info[:2])')" pytest_side_by_side tests/python
-check 900 "agents by UCX" pytest_ucx
-check 1200 "stress" pytest tests/stress
-check 600 "examples" pytest examples
-check 900 "stock NIXL" interop
+start 1200 "Python $("$VENV/bin/python" -c \
+    'import sys; print("%d.%d" % sys.version_info[:2])')" pytest tests/python
+start 1200 "stress" pytest tests/stress
+start 600 "examples" pytest examples
+finish_checks
+start 900 "beside stock NIXL" interop
+start 900 "agents by NIXL's library" pytest_nixl
+start 900 "clients, on stock NIXL" clients_on_stock
+start 900 "agents by UCX" pytest_ucx
+finish_checks
 while read -r version python; do
     start 900 "Python $version" other_python "$version" "$python"
 done < <(find_other_pythons "$PYTHON")

@@ -5,7 +5,7 @@ STOCK_VENV="$WORK/venv-stock"
 
 # What the tests use beside the package; the demo and the bench need numpy.
 DEMO_NEEDS=(numpy)
-TEST_NEEDS=(numpy pytest pytest-xdist hypothesis libucx-cu12 pyzmq msgpack)
+TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
 # What is most likely to differ between versions of Python: the surface, the
 # conversions, the protocols, and that bytes arrive (within the process: how
 # they travel does not depend on Python).
@@ -56,16 +56,11 @@ check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
 }
 
-# The same, on every core: most tests start a process and wait for it.
-check_pytest_side_by_side() {
-    run_pytest "$VENV/bin/python" -n "$(nproc)" --dist worksteal "$@"
-}
-
 # The agent by UCX alone: that bytes, notifications and ends arrive.
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
         skip "there is no libucx wheel"
-    check_pytest_side_by_side --engine ucx -k "ucx and not inproc" \
+    run_pytest "$VENV/bin/python" --engine ucx -k "ucx and not inproc" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py
 }
@@ -101,18 +96,37 @@ install_stock() {
         stock_ready
 }
 
-check_interop() {
-    if [ ! -d "$ROOT/tests/interop" ]; then
-        skip "there are no interop tests yet"
-    fi
+check_stock() {
     install_stock || skip "the stock nixl wheel cannot be installed here"
+}
+
+need_stock() {
+    stock_ready || skip "the stock nixl wheel is not there"
     export VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python"
     VLLM_NIXL_LIBRARY=$(stock_library)
     export VLLM_NIXL_LIBRARY
-    NIXL_LOG_LEVEL=FATAL run_pytest "$VENV/bin/python" tests/interop
-    NIXL_LOG_LEVEL=FATAL VLLM_NIXL_ENGINE=nixl run_pytest "$VENV/bin/python" \
-        --engine nixl $(printf "tests/python/test_%s.py " "${NIXL_TESTS[@]}")
-    NIXL_LOG_LEVEL=ERROR run_pytest "$STOCK_VENV/bin/python" --module nixl \
+}
+
+# Ours and stock's agents, in processes of their own.
+check_interop() {
+    need_stock
+    export NIXL_LOG_LEVEL=FATAL
+    run_pytest "$VENV/bin/python" tests/interop
+}
+
+# The agent on the engine nixl.
+check_pytest_nixl() {
+    need_stock
+    export NIXL_LOG_LEVEL=FATAL VLLM_NIXL_ENGINE=nixl
+    run_pytest "$VENV/bin/python" --engine nixl -k "not inproc" \
+        $(printf "tests/python/test_%s.py " "${NIXL_TESTS[@]}")
+}
+
+# What tests clients' ways asks of ours is what stock does.
+check_clients_on_stock() {
+    need_stock
+    export NIXL_LOG_LEVEL=ERROR
+    run_pytest "$STOCK_VENV/bin/python" --module nixl \
         tests/python/clients tests/python/test_bindings_raw.py
 }
 
