@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "json_check.h"
 
 static void
 assert_written(vnxi_writer_t *out, const char *text)
@@ -48,6 +49,88 @@ test_json_empty_string(void **state)
     assert_written(&out, "\"\": \"\"");
 }
 
+/* The members between braces, as a text; what they are written to is freed. */
+static void
+object_text(vnxi_writer_t *out, char *text, size_t size)
+{
+    assert_false(out->failed);
+    assert_true(out->len + 3 <= size);
+    text[0] = '{';
+    memcpy(text + 1, out->data, out->len);
+    memcpy(text + 1 + out->len, "}", 2);
+    vnxi_writer_fini(out);
+}
+
+/* Whatever byte a name or a value has, the text is JSON and of ASCII. */
+static void
+test_json_of_any_byte_is_valid(void **state)
+{
+    (void)state;
+
+    for (int byte = 1; byte < 256; byte++) {
+        const char value[] = {'a', (char)byte, 'z', '\0'};
+        vnxi_writer_t out = {0};
+        char text[128];
+        vnxi_json_member(&out, value, value);
+        vnxi_json_number(&out, "n", (uint64_t)byte);
+        object_text(&out, text, sizeof text);
+        if (!json_is_valid(text)) {
+            fail_msg("byte %d: %s", byte, text);
+        }
+        for (const char *at = text; *at != '\0'; at++) {
+            assert_in_range((unsigned char)*at, 0x20, 0x7e);
+        }
+    }
+}
+
+/* Two bytes that look like one escape are not taken for it. */
+static void
+test_json_backslashes_stay_apart(void **state)
+{
+    static const char *const values[] = {"\\", "\\\"", "\\u0041",
+                                         "\"", "\\\\", "{\"a\": 1}"};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+        vnxi_writer_t out = {0};
+        char text[128];
+        vnxi_json_member(&out, "value", values[i]);
+        object_text(&out, text, sizeof text);
+        assert_true(json_is_valid(text));
+        assert_null(strstr(text, values[i][0] == '{' ? "\"a\"" : "\\\""));
+    }
+}
+
+static void
+test_json_of_no_member_is_an_object(void **state)
+{
+    vnxi_writer_t out = {0};
+    char text[8];
+    (void)state;
+
+    object_text(&out, text, sizeof text);
+    assert_string_equal(text, "{}");
+    assert_true(json_is_valid(text));
+}
+
+/* What is checked with can tell what is no JSON. */
+static void
+test_json_checker_refuses_what_is_none(void **state)
+{
+    static const char *const wrong[] = {
+        "",          "{",      "{}}",         "{\"a\"}",   "{\"a\":}", "[1,]",
+        "01",        "\"\n\"", "\"\\x\"",     "{\"a\" 1}", "nul",      "1.",
+        "\"\\u12\"", "[1 2]",  "{\"a\": 1,}", "-",         "1e",       "\"a"};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        if (json_is_valid(wrong[i])) {
+            fail_msg("taken for JSON: %s", wrong[i]);
+        }
+    }
+    assert_true(json_is_valid(" {\"a\": [1, -0.5e+3, null, \"\\u00e4\"]} "));
+}
+
 int
 main(void)
 {
@@ -55,6 +138,10 @@ main(void)
         cmocka_unit_test(test_json_members_have_commas_between_them),
         cmocka_unit_test(test_json_strings_escape_what_json_cannot_hold),
         cmocka_unit_test(test_json_empty_string),
+        cmocka_unit_test(test_json_of_any_byte_is_valid),
+        cmocka_unit_test(test_json_backslashes_stay_apart),
+        cmocka_unit_test(test_json_of_no_member_is_an_object),
+        cmocka_unit_test(test_json_checker_refuses_what_is_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

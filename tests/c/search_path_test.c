@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,6 +106,72 @@ test_search_path_is_replaced_as_a_whole(void **state)
     assert_null(vnxi_search_path_find("libthree.so"));
 }
 
+/* The strings are copied, so the caller may reuse them. */
+static void
+test_search_path_keeps_no_pointer_of_the_callers(void **state)
+{
+    char directory[sizeof second];
+    const char *dirs[] = {directory};
+    (void)state;
+
+    memcpy(directory, second, sizeof directory);
+    assert_true(vnxi_search_path_set(dirs, 1));
+    memset(directory, 'x', sizeof directory - 1);
+    assert_found("libthree.so", second, "libthree.so");
+}
+
+static void
+test_search_path_takes_the_first_by_name(void **state)
+{
+    const char *dirs[] = {second};
+    (void)state;
+
+    touch(second, "libmany.so.2");
+    touch(second, "libmany.so.1");
+    touch(second, ".libmany.so.0"); /* hidden: by its whole name only */
+    assert_true(vnxi_search_path_set(dirs, 1));
+    assert_found("libmany.so.*", second, "libmany.so.1");
+    assert_found("*libmany.so.?", second, "libmany.so.1");
+    assert_found(".libmany.so.*", second, ".libmany.so.0");
+    assert_null(vnxi_search_path_find("libmany.so.[3-9]"));
+}
+
+typedef struct changing {
+    atomic_bool stop;
+} changing_t;
+
+static void *
+change_all_the_time(void *argument)
+{
+    changing_t *changing = argument;
+    const char *both[] = {first, second};
+    while (!atomic_load(&changing->stop)) {
+        vnxi_search_path_set(both, 2);
+        vnxi_search_path_set(both + 1, 1);
+    }
+    return NULL;
+}
+
+/* Who looks while others change it sees one list or the other, whole. */
+static void
+test_search_path_is_looked_at_while_it_changes(void **state)
+{
+    const char *dirs[] = {second};
+    changing_t changing = {.stop = false};
+    pthread_t thread;
+    (void)state;
+
+    assert_true(vnxi_search_path_set(dirs, 1));
+    assert_int_equal(
+        pthread_create(&thread, NULL, change_all_the_time, &changing), 0);
+    for (int i = 0; i < 300; i++) {
+        assert_found("libthree.so", second, "libthree.so"); /* in both */
+        assert_null(vnxi_search_path_find("libfour.so"));
+    }
+    atomic_store(&changing.stop, true);
+    pthread_join(thread, NULL);
+}
+
 int
 main(void)
 {
@@ -112,6 +180,9 @@ main(void)
         cmocka_unit_test(test_search_path_finds_in_order_and_by_pattern),
         cmocka_unit_test(test_search_path_skips_what_is_not_there),
         cmocka_unit_test(test_search_path_is_replaced_as_a_whole),
+        cmocka_unit_test(test_search_path_keeps_no_pointer_of_the_callers),
+        cmocka_unit_test(test_search_path_takes_the_first_by_name),
+        cmocka_unit_test(test_search_path_is_looked_at_while_it_changes),
     };
     return cmocka_run_group_tests(tests, make_tree, remove_tree);
 }

@@ -336,6 +336,26 @@ class Twins(stateful.RuleBasedStateMachine):
             self.run(before)
             self.release(before, "xfers")
 
+    @stateful.rule(
+        kind=operation,
+        ours=st.lists(piece, min_size=1, max_size=4, unique=True),
+        notif=message,
+    )
+    def move_prepared(self, kind, ours, notif):
+        """The same from the first lists, where they are still there."""
+        before = len(self.sides[0].xfers)
+        if len(self.sides[0].lists) < 2:
+            return
+        made = self.both(
+            lambda s: s.calls.make(
+                kind, s.lists[0], s.lists[1], ours, ours[::-1], notif
+            )
+        )
+        self.keep("xfers", made)
+        if made is not None:
+            self.run(before)
+            self.release(before, "xfers")
+
     @stateful.rule(number=pick)
     def run(self, number):
         at = self.some("xfers", number)
