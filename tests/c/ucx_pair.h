@@ -234,12 +234,14 @@ typedef struct ucx_flight {
     vnx_status_t status;
     vnx_error_t error;
     atomic_bool refuse; /* go_on says no */
+    atomic_int asked;   /* so often was go_on called */
 } ucx_flight_t;
 
 static inline vnx_status_t
 ucx_flight_go_on(void *context, vnx_error_t *error)
 {
     ucx_flight_t *flight = context;
+    atomic_fetch_add(&flight->asked, 1);
     if (!atomic_load(&flight->refuse)) {
         return VNX_OK;
     }

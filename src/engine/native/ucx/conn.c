@@ -298,11 +298,26 @@ message_free(message_t *message)
     free(message);
 }
 
+/* No notification is lost unsaid: what follows it must not arrive without it,
+ * so that the connection ends. */
+static void
+note_unsent(message_t *message, vnxi_ucs_status_t status)
+{
+    char cause[160];
+
+    if (status != VNXI_UCS_OK) {
+        snprintf(cause, sizeof cause,
+                 "a notification could not be sent by UCX: %s",
+                 message->conn->ucx->library->ucp.ucs_status_string(status));
+        vnxi_ucx_conn_fail(message->conn, cause);
+    }
+}
+
 static void
 on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
 {
     message_t *message = user_data;
-    (void)status; /* where it failed, so did the connection */
+    note_unsent(message, status);
     message->conn->ucx->library->ucp.ucp_request_free(request);
     message_free(message);
 }
@@ -333,6 +348,7 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
         if (vnxi_ucs_is_request(ptr)) {
             return;
         }
+        note_unsent(message, vnxi_ucs_status(ptr));
     }
     message_free(message);
 }

@@ -6,7 +6,8 @@
  * cannot be reached, UCX refuses the address.  The first worker to notice says
  * so (`lost`), and all workers close their ends by force, which ends what is
  * pending on them.  A reset, which ends a stall, closes one worker's end; the
- * next use opens it again.
+ * next use opens it again.  A notification that UCX could not send, in a reset
+ * or otherwise, fails the connection: none is lost unsaid.
  */
 #ifndef VNXI_NATIVE_UCX_CONN_H
 #define VNXI_NATIVE_UCX_CONN_H

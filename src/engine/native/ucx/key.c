@@ -12,6 +12,10 @@
 #define KEY_MAX 8192u
 #define KEY_MEMORY_TYPE 8
 
+/* A part's length is one byte and there are 64 parts at most: what is cut
+ * short says by the zeros after it that the others are empty. */
+#define KEY_PADDING 512u
+
 /* UCX reads a key without knowing where it ends, and takes the memory type for
  * an index. */
 static bool
@@ -34,13 +38,14 @@ vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes, size_t len,
                               "of UCX",
                               len);
     }
-    vnxi_ucx_key_t *key = malloc(sizeof *key + slots + len);
+    vnxi_ucx_key_t *key = malloc(sizeof *key + slots + len + KEY_PADDING);
     if (key == NULL) {
         return vnxi_error_no_memory(error, "add_remote_agent", len);
     }
     memset(key, 0, sizeof *key + slots);
     unsigned char *copy = (unsigned char *)key->slots + slots;
     memcpy(copy, bytes, len);
+    memset(copy + len, 0, KEY_PADDING);
     atomic_init(&key->refs, 1);
     key->conn = vnxi_ucx_conn_retain(conn);
     key->bytes = copy;

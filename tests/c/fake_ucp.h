@@ -1,0 +1,71 @@
+/* What a test says to the fake libucp, what it has seen, and what can be done
+ * to it. */
+#ifndef FAKE_UCP_H
+#define FAKE_UCP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum fake_ucp_kind {
+    FAKE_GET,
+    FAKE_PUT,
+    FAKE_AM,
+    FAKE_FLUSH,
+    FAKE_CLOSE,
+    FAKE_KINDS,
+} fake_ucp_kind_t;
+
+/* Of one kind of request; said by the test. */
+typedef struct fake_ucp_orders {
+    atomic_bool hold;       /* they end when the test says so */
+    atomic_bool at_once;    /* done in the call, without a request */
+    atomic_int refuse_post; /* this one (from 1 on; -1: all) is refused... */
+    atomic_int refusal;     /* ...with this status */
+    atomic_int fail_post;   /* this one ends... */
+    atomic_int failure;     /* ...with this status */
+    atomic_int posts;       /* seen */
+} fake_ucp_orders_t;
+
+typedef struct fake_ucp {
+    fake_ucp_orders_t of[FAKE_KINDS];
+    /* Said by the test.  Statuses that calls are to fail with; 0: they do not
+     */
+    atomic_int fail_config, fail_init, fail_worker, fail_efd, fail_query;
+    atomic_int fail_listen, fail_ep, fail_map, fail_pack, fail_unpack;
+    atomic_int fail_transports;
+    atomic_bool inside;      /* callbacks come from within posts, too */
+    atomic_bool error_first; /* the endpoint's error before its requests' */
+    atomic_bool storm;       /* the descriptor is always readable */
+    atomic_int busy;         /* so many times is arming BUSY */
+    atomic_int transports;   /* that an endpoint has; 0: one */
+    atomic_int cuda;         /* has it CUDA's memory? */
+
+    /* Seen by the library. */
+    atomic_int configs, contexts, workers, eps, mems, keys; /* that live */
+    atomic_int buffers, addresses, requests;                /* likewise */
+    atomic_int misuses;        /* calls that UCX does not allow; see stderr */
+    atomic_int forced, closed; /* endpoints, by how they were closed */
+    atomic_int unpacks;
+    atomic_int arms, turns; /* calls of arm and progress */
+    atomic_int left_open;   /* endpoints of workers that end */
+    atomic_int modules_set; /* the option MODULES */
+    char settings[2048];    /* "KEY=value;" each, of the last context */
+} fake_ucp_t;
+
+typedef struct fake_ucp_calls {
+    /* Requests that are held, oldest first; the length of one of them. */
+    size_t (*held)(fake_ucp_kind_t kind);
+    size_t (*held_len)(fake_ucp_kind_t kind, size_t index);
+    /* End one of them with this status.  False: there is none. */
+    bool (*end)(fake_ucp_kind_t kind, size_t index, int status);
+    /* Active message 0 comes to each worker that listens. */
+    void (*deliver)(const void *data, size_t len, uint64_t attr);
+    /* Every endpoint fails with this status. */
+    void (*break_eps)(int status);
+    /* The log handler gets this. */
+    void (*log)(int level, const char *format, ...);
+} fake_ucp_calls_t;
+
+#endif

@@ -1,0 +1,468 @@
+/* Connections and their ends over a libucp that does what tests want. */
+#include "ucx_fake.h"
+
+static void
+assert_refused(vnxi_ucx_conn_t *conn, const char *cause)
+{
+    vnx_error_t error;
+    assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_string_equal(error.operation, "send_notif");
+    if (strstr(error.cause, cause) == NULL) {
+        fail_msg("'%s' is not in '%s'", cause, error.cause);
+    }
+}
+
+/* -- Opening ---------------------------------------------------------------
+ */
+
+static void
+test_ucx_conn_life_begins_with_a_flush(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    hold(FAKE_FLUSH, true);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    assert_false(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_FLUSH, false);
+    end_all(FAKE_FLUSH, VNXI_UCS_OK);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(fake->forced, 0);
+    assert_int_equal(fake->closed, 1);
+}
+
+static void
+test_ucx_conn_life_a_flush_at_once_wires_it(void **state)
+{
+    (void)state;
+    atomic_store(&fake->of[FAKE_FLUSH].at_once, true);
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    end_conn(conn);
+    close_sides();
+}
+
+/* Neither an answer that says no nor a refusal is an answer. */
+static void
+test_ucx_conn_life_a_failed_flush_does_not_wire_it(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    let_fail(FAKE_FLUSH, 1, VNXI_UCS_ERR_TIMED_OUT);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(posts(FAKE_FLUSH) == 1);
+    send_to(conn, "one", 3);
+    ucx_side_await_messages(&there, 1);
+    assert_false(vnxi_ucx_conn_is_wired(conn));
+
+    refuse(FAKE_FLUSH, 2, VNXI_UCS_ERR_NO_MEMORY);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(posts(FAKE_FLUSH) == 2);
+    send_to(conn, "two", 3);
+    ucx_side_await_messages(&there, 2);
+    assert_false(vnxi_ucx_conn_is_wired(conn));
+
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    assert_int_equal(fake->eps, 1);
+    end_conn(conn);
+    close_sides();
+}
+
+static void
+test_ucx_conn_life_tells_its_transports(void **state)
+{
+    char text[128], little[8];
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    vnxi_ucx_conn_transports(conn, text, sizeof text);
+    assert_string_equal(text, "transport/device_of_some_length");
+    vnxi_ucx_conn_transports(conn, little, sizeof little);
+    assert_string_equal(little, "transpo");
+    end_conn(conn);
+    close_sides();
+}
+
+/* More than there is room for, and a UCX that cannot say. */
+static void
+test_ucx_conn_life_transports_that_are_many_or_unknown(void **state)
+{
+    char text[256];
+    (void)state;
+    open_sides(1, 20.0);
+    atomic_store(&fake->transports, 100);
+    vnxi_ucx_conn_t *many = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(many));
+    vnxi_ucx_conn_transports(many, text, sizeof text);
+    assert_true(strlen(text) < 128);
+    assert_memory_equal(text, "transport/device_of_some_length, transport/",
+                        43);
+    atomic_store(&fake->fail_transports, VNXI_UCS_ERR_INVALID_PARAM);
+    vnxi_ucx_conn_t *unknown = ucx_side_connect(&here, &there, 2);
+    AWAIT(vnxi_ucx_conn_is_wired(unknown));
+    vnxi_ucx_conn_transports(unknown, text, sizeof text);
+    assert_string_equal(text, "");
+    end_conn(many);
+    end_conn(unknown);
+    close_sides();
+}
+
+static void
+test_ucx_conn_life_warms_up_every_worker_once(void **state)
+{
+    (void)state;
+    open_sides(4, 20.0);
+    assert_int_equal(fake->workers, 2); /* the others: when needed */
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(atomic_load(&fake->eps) == 4);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(posts(FAKE_FLUSH) >= 5);
+    assert_int_equal(fake->eps, 4);
+    assert_int_equal(fake->workers, 5);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(fake->closed, 4);
+}
+
+static void
+test_ucx_conn_life_that_ucx_refuses_is_lost(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    atomic_store(&fake->fail_ep, VNXI_UCS_ERR_UNREACHABLE);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 5);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 5);
+    assert_string_equal(here.lost_cause,
+                        "UCX cannot connect to it: fake status -6");
+    assert_refused(conn, "UCX cannot connect to it: fake status -6");
+    assert_false(vnxi_ucx_conn_is_wired(conn));
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+    assert_int_equal(there.lost_count, 0);
+}
+
+static void
+test_ucx_conn_life_with_garbage_for_an_address_is_lost(void **state)
+{
+    vnxi_ucx_conn_t *conn;
+    vnx_error_t error;
+    (void)state;
+    open_sides(1, 20.0);
+    /* Cut short, so that the library reads what comes after it. */
+    assert_int_equal(vnxi_ucx_conn_open(here.ucx, "FAKE", 4, 6, &conn, &error),
+                     VNX_OK);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 6);
+    assert_refused(conn, "fake status -7");
+    end_conn(conn);
+    close_sides();
+}
+
+/* -- Errors ----------------------------------------------------------------
+ */
+
+static void
+test_ucx_conn_life_an_error_is_told_once(void **state)
+{
+    (void)state;
+    open_sides(3, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 9);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(atomic_load(&fake->eps) == 3 && vnxi_ucx_conn_is_wired(conn));
+    calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 9);
+    assert_string_equal(here.lost_cause,
+                        "the connection by UCX failed: fake status -25");
+    /* All of its ends are closed, though only one said so first. */
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(fake->forced, 3);
+    assert_refused(conn, "fake status -25");
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
+static void
+lose_while_messages_wait(bool error_first)
+{
+    open_sides(1, 20.0);
+    atomic_store(&fake->error_first, error_first);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 3);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_AM, true);
+    for (int i = 0; i < 20; i++) {
+        send_to(conn, &i, sizeof i);
+    }
+    AWAIT(calls->held(FAKE_AM) == 20);
+    calls->break_eps(VNXI_UCS_ERR_ENDPOINT_TIMEOUT);
+    ucx_side_await_lost(&here);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(calls->held(FAKE_AM), 0);
+    assert_refused(conn, "fake status -80");
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(there.message_count, 0);
+}
+
+static void
+test_ucx_conn_life_error_while_messages_wait(void **state)
+{
+    (void)state;
+    lose_while_messages_wait(true);
+}
+
+static void
+test_ucx_conn_life_error_after_its_messages(void **state)
+{
+    (void)state;
+    lose_while_messages_wait(false);
+}
+
+/* The handler is called from within the call that posts. */
+static void
+test_ucx_conn_life_error_within_a_post(void **state)
+{
+    (void)state;
+    atomic_store(&fake->inside, true);
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 3);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    for (int i = 0; i < 50; i++) {
+        vnx_error_t error;
+        if (i == 25) {
+            calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+        }
+        vnx_status_t status = vnxi_ucx_conn_send_notif(conn, "x", 1, &error);
+        assert_true(status == VNX_OK || status == VNX_ERR_REMOTE_DISCONNECT);
+    }
+    ucx_side_await_lost(&here);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
+/* Errors that come of a connection that is being closed are no news. */
+static void
+test_ucx_conn_life_error_after_the_close_is_no_loss(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 3);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_FLUSH, true);
+    vnxi_ucx_conn_close(conn);
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_refused(conn, "the connection was closed");
+    vnxi_ucx_conn_release(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 0);
+}
+
+static void
+test_ucx_conn_life_one_fails_and_the_other_stays(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *good = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(good));
+    atomic_store(&fake->fail_ep, VNXI_UCS_ERR_REJECTED);
+    vnxi_ucx_conn_t *bad = ucx_side_connect(&here, &there, 2);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 2);
+    send_to(good, "x", 1);
+    ucx_side_await_messages(&there, 1);
+    assert_refused(bad, "fake status -23");
+    end_conn(bad);
+    end_conn(good);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
+/* -- Closing ---------------------------------------------------------------
+ */
+
+static void
+test_ucx_conn_life_closing_sends_what_is_queued(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    for (int i = 0; i < 30; i++) {
+        send_to(conn, &i, sizeof i);
+    }
+    vnxi_ucx_conn_close(conn);
+    assert_refused(conn, "the connection was closed");
+    ucx_side_await_messages(&there, 30);
+    vnxi_ucx_conn_release(conn);
+    close_sides();
+    assert_int_equal(fake->forced, 0);
+    assert_int_equal(here.lost_count, 0);
+}
+
+/* A flush that fails or is refused: then by force. */
+static void
+test_ucx_conn_life_closing_without_a_flush_is_by_force(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    refuse(FAKE_FLUSH, -1, VNXI_UCS_ERR_CONNECTION_RESET);
+    vnxi_ucx_conn_close(conn);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(fake->forced, 1);
+    vnxi_ucx_conn_release(conn);
+    close_sides();
+}
+
+static void
+test_ucx_conn_life_closing_does_not_wait_for_ever(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_FLUSH, true);
+    hold(FAKE_AM, true);
+    send_to(conn, "never", 5);
+    end_conn(conn);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(fake->forced, 1);
+    assert_int_equal(calls->held(FAKE_AM), 0);
+    close_sides();
+    assert_int_equal(there.message_count, 0);
+}
+
+static void
+test_ucx_conn_life_closes_that_end_at_once(void **state)
+{
+    (void)state;
+    atomic_store(&fake->of[FAKE_CLOSE].at_once, true);
+    open_sides(2, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    vnxi_ucx_conn_warm_up(conn);
+    AWAIT(atomic_load(&fake->eps) == 2);
+    end_conn(conn);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    close_sides();
+    assert_int_equal(fake->requests, 0);
+}
+
+/* The agent's end closes all of them, whoever still holds them. */
+static void
+test_ucx_conn_life_stopping_closes_all(void **state)
+{
+    vnx_error_t error;
+    vnxi_ucx_conn_t *conns[8];
+    (void)state;
+    open_sides(2, 20.0);
+    for (int i = 0; i < 8; i++) {
+        conns[i] = ucx_side_connect(&here, &there, i);
+        vnxi_ucx_conn_warm_up(conns[i]);
+    }
+    AWAIT(atomic_load(&fake->eps) == 16);
+    vnxi_ucx_stop(here.ucx);
+    assert_int_equal(fake->eps, 0);
+    for (int i = 0; i < 8; i++) {
+        assert_int_equal(vnxi_ucx_conn_send_notif(conns[i], "x", 1, &error),
+                         VNX_ERR_REMOTE_DISCONNECT);
+        assert_true(strlen(error.cause) > 0);
+        vnxi_ucx_conn_warm_up(conns[i]);
+        end_conn(conns[i]);
+    }
+    close_sides();
+    assert_int_equal(here.lost_count, 0);
+}
+
+static void
+test_ucx_conn_life_is_opened_after_the_stop(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_stop(here.ucx);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    assert_refused(conn, "closed");
+    end_conn(conn);
+    close_sides();
+}
+
+/* The one who made it has let go of it, and its address is there still. */
+static void
+test_ucx_conn_life_outlives_what_it_was_made_of(void **state)
+{
+    size_t len;
+    (void)state;
+    open_sides(1, 20.0);
+    const void *address = vnxi_ucx_address(there.ucx, &len);
+    void *copy = malloc(len);
+    memcpy(copy, address, len);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    close_sides();
+    assert_int_equal(fake->contexts, 1); /* the connection holds it */
+    assert_true(vnxi_ucx_conn_is_to(conn, copy, len));
+    end_conn(conn);
+    free(copy);
+}
+
+static void
+test_ucx_conn_life_many_come_and_go(void **state)
+{
+    (void)state;
+    open_sides(2, 20.0);
+    for (int i = 0; i < 200; i++) {
+        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
+        if (i % 3 == 0) {
+            vnxi_ucx_conn_warm_up(conn);
+        }
+        if (i % 5 == 0) {
+            calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+        }
+        end_conn(conn);
+    }
+    AWAIT(atomic_load(&fake->eps) == 0);
+    close_sides();
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_fake(test_ucx_conn_life_begins_with_a_flush),
+        with_fake(test_ucx_conn_life_a_flush_at_once_wires_it),
+        with_fake(test_ucx_conn_life_a_failed_flush_does_not_wire_it),
+        with_fake(test_ucx_conn_life_tells_its_transports),
+        with_fake(test_ucx_conn_life_transports_that_are_many_or_unknown),
+        with_fake(test_ucx_conn_life_warms_up_every_worker_once),
+        with_fake(test_ucx_conn_life_that_ucx_refuses_is_lost),
+        with_fake(test_ucx_conn_life_with_garbage_for_an_address_is_lost),
+        with_fake(test_ucx_conn_life_an_error_is_told_once),
+        with_fake(test_ucx_conn_life_error_while_messages_wait),
+        with_fake(test_ucx_conn_life_error_after_its_messages),
+        with_fake(test_ucx_conn_life_error_within_a_post),
+        with_fake(test_ucx_conn_life_error_after_the_close_is_no_loss),
+        with_fake(test_ucx_conn_life_one_fails_and_the_other_stays),
+        with_fake(test_ucx_conn_life_closing_sends_what_is_queued),
+        with_fake(test_ucx_conn_life_closing_without_a_flush_is_by_force),
+        with_fake(test_ucx_conn_life_closing_does_not_wait_for_ever),
+        with_fake(test_ucx_conn_life_closes_that_end_at_once),
+        with_fake(test_ucx_conn_life_stopping_closes_all),
+        with_fake(test_ucx_conn_life_is_opened_after_the_stop),
+        with_fake(test_ucx_conn_life_outlives_what_it_was_made_of),
+        with_fake(test_ucx_conn_life_many_come_and_go),
+    };
+    return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,235 @@
+/*
+ * The backend over a library that does what tests want (fake_ucp.c): two
+ * agents' shares of UCX, "here" and "there".
+ */
+#ifndef UCX_FAKE_H
+#define UCX_FAKE_H
+
+#include "ucx_pair.h"
+
+#include <dlfcn.h>
+#include <sched.h>
+#include <unistd.h>
+
+#include "fake_ucp.h"
+
+static fake_ucp_t *fake;
+static const fake_ucp_calls_t *calls;
+static ucx_side_t here, there;
+
+/* Something that another thread brings about. */
+#define AWAIT(condition)                                                  \
+    do {                                                                  \
+        uint64_t end_of_patience_ = vnxi_clock_deadline(UCX_PATIENCE_NS); \
+        while (!(condition)) {                                            \
+            if (vnxi_clock_ns() > end_of_patience_) {                     \
+                fail_msg("in vain: %s", #condition);                      \
+            }                                                             \
+            sched_yield();                                                \
+        }                                                                 \
+    } while (0)
+
+/* Before anything of the backend is called. */
+static inline int
+fake_load(void)
+{
+    void *library = dlopen(FAKE_UCP, RTLD_NOW);
+    if (library == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    fake = dlsym(library, "fake_ucp");
+    calls = dlsym(library, "fake_ucp_calls");
+    setenv("VLLM_NIXL_UCX_LIBRARY", FAKE_UCP, 1);
+    return 0;
+}
+
+static inline int
+fake_reset(void **state)
+{
+    (void)state;
+    memset((void *)fake, 0, sizeof *fake);
+    return 0;
+}
+
+/* Whatever a test did, the library has everything back. */
+static inline int
+fake_check(void **state)
+{
+    (void)state;
+    assert_int_equal(fake->misuses, 0);
+    assert_int_equal(fake->requests, 0);
+    assert_int_equal(fake->keys, 0);
+    assert_int_equal(fake->left_open, 0);
+    assert_int_equal(fake->eps, 0);
+    assert_int_equal(fake->mems, 0);
+    assert_int_equal(fake->buffers, 0);
+    assert_int_equal(fake->addresses, 0);
+    assert_int_equal(fake->workers, 0);
+    assert_int_equal(fake->contexts, 0);
+    assert_int_equal(fake->configs, 0);
+    return 0;
+}
+
+#define with_fake(test) \
+    cmocka_unit_test_setup_teardown(test, fake_reset, fake_check)
+
+static inline void
+hold(fake_ucp_kind_t kind, bool on)
+{
+    atomic_store(&fake->of[kind].hold, on);
+}
+
+/* How many requests of this kind have been posted. */
+static inline int
+posts(fake_ucp_kind_t kind)
+{
+    return atomic_load(&fake->of[kind].posts);
+}
+
+/* All that are held end so. */
+static inline void
+end_all(fake_ucp_kind_t kind, int status)
+{
+    while (calls->end(kind, 0, status)) {
+    }
+}
+
+static inline void
+refuse(fake_ucp_kind_t kind, int number, int status)
+{
+    atomic_store(&fake->of[kind].refusal, status);
+    atomic_store(&fake->of[kind].refuse_post, number);
+}
+
+static inline void
+let_fail(fake_ucp_kind_t kind, int number, int status)
+{
+    atomic_store(&fake->of[kind].failure, status);
+    atomic_store(&fake->of[kind].fail_post, number);
+}
+
+static inline void
+open_sides(unsigned workers, double stall_seconds)
+{
+    ucx_side_open(&here, "here", workers, stall_seconds);
+    ucx_side_open(&there, "there", workers, stall_seconds);
+}
+
+static inline void
+close_sides(void)
+{
+    ucx_side_close(&here);
+    ucx_side_close(&there);
+}
+
+static inline void
+end_conn(vnxi_ucx_conn_t *conn)
+{
+    vnxi_ucx_conn_close(conn);
+    vnxi_ucx_conn_release(conn);
+}
+
+static inline void
+send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
+{
+    vnx_error_t error;
+    if (vnxi_ucx_conn_send_notif(conn, message, len, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+}
+
+/* -- Bytes to move ---------------------------------------------------------
+ */
+
+/* Rows of one size each, in turned order, so that nothing is merged. */
+typedef struct ground {
+    vnxi_ucx_conn_t *conn;
+    unsigned char *mine, *theirs;
+    size_t row, rows;
+    vnxi_region_t *local, *remote;
+} ground_t;
+
+static inline void
+ground_open(ground_t *ground, vnxi_ucx_conn_t *conn, size_t row, size_t rows)
+{
+    size_t size = row * rows;
+    *ground = (ground_t){.conn = conn, .row = row, .rows = rows};
+    ground->mine = malloc(size);
+    ground->theirs = malloc(size);
+    ground->local = ucx_region(&here, NULL, ground->mine, size);
+    ground->remote = ucx_region(&there, conn, ground->theirs, size);
+}
+
+static inline void
+ground_fill(ground_t *ground)
+{
+    size_t size = ground->row * ground->rows;
+    uint64_t seed = 88172645463325252u;
+    for (size_t i = 0; i < size; i += sizeof seed) {
+        size_t len = size - i < sizeof seed ? size - i : sizeof seed;
+        uint64_t other = ~next_random(&seed);
+        memcpy(ground->mine + i, &seed, len);
+        memcpy(ground->theirs + i, &other, len);
+    }
+}
+
+static inline bool
+ground_is_equal(const ground_t *ground)
+{
+    size_t row = ground->row;
+    for (size_t i = 0; i < ground->rows; i++) {
+        size_t other = ground->rows - 1 - i;
+        if (memcmp(ground->mine + i * row, ground->theirs + other * row,
+                   row) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static inline void
+ground_close(ground_t *ground)
+{
+    vnxi_region_release(ground->local);
+    vnxi_region_release(ground->remote);
+    free(ground->mine);
+    free(ground->theirs);
+}
+
+static inline void
+ground_flight(ground_t *ground, ucx_flight_t *flight, vnx_op_t op)
+{
+    vnx_desc_t *left = calloc(ground->rows, sizeof *left);
+    vnx_desc_t *right = calloc(ground->rows, sizeof *right);
+    size_t row = ground->row;
+
+    for (size_t i = 0; i < ground->rows; i++) {
+        size_t other = ground->rows - 1 - i;
+        left[i] = (vnx_desc_t){(uintptr_t)ground->mine + i * row, row, 0};
+        right[i] =
+            (vnx_desc_t){(uintptr_t)ground->theirs + other * row, row, 0};
+    }
+    ucx_flight_make(flight, &(ucx_flight_spec_t){.conn = ground->conn,
+                                                 .op = op,
+                                                 .local = &ground->local,
+                                                 .remote = &ground->remote,
+                                                 .local_regions = 1,
+                                                 .remote_regions = 1,
+                                                 .local_rows = left,
+                                                 .remote_rows = right,
+                                                 .rows = ground->rows});
+    free(left);
+    free(right);
+}
+
+static inline bool
+flight_has_ended(ucx_flight_t *flight)
+{
+    pthread_mutex_lock(&flight->lock);
+    bool ended = flight->ended;
+    pthread_mutex_unlock(&flight->lock);
+    return ended;
+}
+
+#endif

@@ -1,0 +1,852 @@
+/* Transfers over a libucp that does what tests want. */
+#include "ucx_fake.h"
+
+static ground_t ground;
+static ucx_flight_t flight;
+static vnxi_ucx_conn_t *conn;
+
+/* `rows` of `row` bytes each, from here to there or back. */
+static void
+begin(unsigned workers, double stall_seconds, vnx_op_t op, size_t row,
+      size_t rows)
+{
+    open_sides(workers, stall_seconds);
+    conn = ucx_side_connect(&here, &there, 7);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    ground_open(&ground, conn, row, rows);
+    ground_flight(&ground, &flight, op);
+}
+
+static void
+finish(void)
+{
+    ucx_flight_free(&flight);
+    ground_close(&ground);
+    end_conn(conn);
+    close_sides();
+}
+
+static void
+post_it(void)
+{
+    if (ucx_flight_post(&flight) != VNX_IN_PROG) {
+        fail_msg("%s", flight.error.cause);
+    }
+}
+
+static void
+assert_cause(const char *part)
+{
+    if (strstr(flight.error.cause, part) == NULL) {
+        fail_msg("'%s' is not in '%s'", part, flight.error.cause);
+    }
+}
+
+static void
+assert_ends(vnx_status_t status, const char *cause)
+{
+    assert_int_equal(ucx_flight_await(&flight), status);
+    if (status != VNX_OK) {
+        assert_string_equal(flight.error.operation, "transfer");
+        assert_int_equal(flight.error.status, status);
+        assert_cause(cause);
+    }
+}
+
+/* -- Bytes -----------------------------------------------------------------
+ */
+
+static void
+move_bytes(unsigned workers, vnx_op_t op, size_t row, size_t rows)
+{
+    begin(workers, 20.0, op, row, rows);
+    for (int round = 0; round < 2; round++) {
+        ground_fill(&ground);
+        post_it();
+        assert_ends(VNX_OK, "");
+        assert_true(ground_is_equal(&ground));
+    }
+    finish();
+}
+
+static void
+test_ucx_xfer_moves_bytes(void **state)
+{
+    (void)state;
+    move_bytes(1, VNX_OP_READ, 100, 1000);
+    move_bytes(1, VNX_OP_WRITE, 100, 1000);
+    move_bytes(3, VNX_OP_READ, 1000, 1500);
+    move_bytes(3, VNX_OP_WRITE, 1000, 1500);
+    move_bytes(1, VNX_OP_READ, 1, 1);
+}
+
+/* UCX that is done within the call, and calls back from within others. */
+static void
+test_ucx_xfer_moves_bytes_at_once(void **state)
+{
+    (void)state;
+    for (int i = 0; i < FAKE_KINDS; i++) {
+        atomic_store(&fake->of[i].at_once, true);
+    }
+    move_bytes(2, VNX_OP_READ, 64, 1200);
+    move_bytes(2, VNX_OP_WRITE, 64, 1200);
+}
+
+static void
+test_ucx_xfer_callbacks_within_posts(void **state)
+{
+    (void)state;
+    atomic_store(&fake->inside, true);
+    move_bytes(2, VNX_OP_READ, 64, 1200);
+    move_bytes(2, VNX_OP_WRITE, 64, 1200);
+}
+
+/* A piece may span regions, which have a key each. */
+static void
+test_ucx_xfer_cuts_at_regions(void **state)
+{
+    enum { PART = 1000, PARTS = 7 };
+    unsigned char *mine, *theirs;
+    vnxi_region_t *local[1], *remote[PARTS];
+    (void)state;
+    open_sides(1, 20.0);
+    conn = ucx_side_connect(&here, &there, 7);
+    mine = calloc(PARTS, PART);
+    theirs = malloc(PARTS * PART);
+    for (size_t i = 0; i < PARTS * PART; i++) {
+        theirs[i] = (unsigned char)(i * 31 >> 2);
+    }
+    local[0] = ucx_region(&here, NULL, mine, PARTS * PART);
+    for (size_t i = 0; i < PARTS; i++) {
+        remote[i] = ucx_region(&there, conn, theirs + i * PART, PART);
+    }
+    vnx_desc_t left[PARTS], right[PARTS];
+    for (size_t i = 0; i < PARTS; i++) {
+        left[i] = (vnx_desc_t){(uintptr_t)mine + i * PART, PART, 0};
+        right[i] = (vnx_desc_t){(uintptr_t)theirs + i * PART, PART, 0};
+    }
+    ucx_flight_make(&flight, &(ucx_flight_spec_t){.conn = conn,
+                                                  .op = VNX_OP_READ,
+                                                  .local = local,
+                                                  .remote = remote,
+                                                  .local_regions = 1,
+                                                  .remote_regions = PARTS,
+                                                  .local_rows = left,
+                                                  .remote_rows = right,
+                                                  .rows = PARTS});
+    post_it();
+    assert_ends(VNX_OK, "");
+    assert_memory_equal(mine, theirs, PARTS * PART);
+    assert_int_equal(fake->unpacks, PARTS);
+    assert_int_equal(posts(FAKE_GET), PARTS);
+    ucx_flight_free(&flight);
+    vnxi_region_release(local[0]);
+    for (size_t i = 0; i < PARTS; i++) {
+        vnxi_region_release(remote[i]);
+    }
+    end_conn(conn);
+    close_sides();
+    free(mine);
+    free(theirs);
+}
+
+static void
+test_ucx_xfer_unpacks_a_key_once_a_worker(void **state)
+{
+    (void)state;
+    begin(3, 20.0, VNX_OP_READ, 1024, 2000);
+    for (int i = 0; i < 5; i++) {
+        post_it();
+        assert_ends(VNX_OK, "");
+    }
+    assert_in_range(fake->unpacks, 1, 3);
+    finish();
+}
+
+/* -- The order of ends -----------------------------------------------------
+ */
+
+static void
+test_ucx_xfer_ends_in_any_order(void **state)
+{
+    uint64_t seed = 42;
+    (void)state;
+    hold(FAKE_GET, true);
+    begin(1, 20.0, VNX_OP_READ, 128, 60);
+    ground_fill(&ground);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 60);
+    for (size_t left = 60; left > 0; left--) {
+        assert_false(flight_has_ended(&flight));
+        assert_true(calls->end(FAKE_GET, next_random(&seed) % left, 0));
+    }
+    assert_ends(VNX_OK, "");
+    assert_true(ground_is_equal(&ground));
+    assert_int_equal(posts(FAKE_FLUSH), 1); /* the connection's */
+    finish();
+}
+
+/* A WRITE has arrived when a flush says so. */
+static void
+test_ucx_xfer_write_waits_for_its_flush(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    AWAIT(atomic_load(&fake->requests) == 1);
+    assert_false(flight_has_ended(&flight));
+    assert_int_equal(posts(FAKE_PUT), 40);
+    hold(FAKE_FLUSH, false);
+    end_all(FAKE_FLUSH, 0);
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+/* The flush comes back before a piece. */
+static void
+test_ucx_xfer_write_waits_for_its_pieces(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    hold(FAKE_PUT, true);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    end_all(FAKE_FLUSH, 0);
+    for (int i = 0; i < 39; i++) {
+        calls->end(FAKE_PUT, 0, 0);
+    }
+    AWAIT(atomic_load(&fake->requests) == 1);
+    assert_false(flight_has_ended(&flight));
+    hold(FAKE_FLUSH, false);
+    end_all(FAKE_PUT, 0);
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+/* Each worker that wrote, and so took the key, flushes by itself. */
+static void
+test_ucx_xfer_write_flushes_at_every_worker(void **state)
+{
+    (void)state;
+    begin(3, 20.0, VNX_OP_WRITE, 65536, 256);
+    hold(FAKE_PUT, true);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    AWAIT(calls->held(FAKE_PUT) == 256);
+    size_t used = (size_t)atomic_load(&fake->unpacks);
+    assert_in_range(used, 1, 3);
+    AWAIT(calls->held(FAKE_FLUSH) == used);
+    end_all(FAKE_PUT, 0);
+    AWAIT(atomic_load(&fake->requests) == (int)used);
+    for (size_t i = 0; i < used; i++) {
+        assert_false(flight_has_ended(&flight));
+        assert_true(calls->end(FAKE_FLUSH, 0, 0));
+    }
+    hold(FAKE_FLUSH, false);
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+/* -- Failures --------------------------------------------------------------
+ */
+
+/* The status of every piece counts, whatever the flush says. */
+static void
+test_ucx_xfer_write_whose_piece_failed(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    hold(FAKE_PUT, true);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    assert_true(calls->end(FAKE_PUT, 17, -3));
+    end_all(FAKE_PUT, 0);
+    end_all(FAKE_FLUSH, 0);
+    hold(FAKE_FLUSH, false);
+    assert_ends(VNX_ERR_BACKEND, "a piece failed");
+    assert_cause("fake status -3");
+
+    /* And the next time all is well. */
+    hold(FAKE_PUT, false);
+    post_it();
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+static void
+test_ucx_xfer_write_whose_last_piece_failed(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    let_fail(FAKE_PUT, 40, VNXI_UCS_ERR_NO_MEMORY);
+    post_it();
+    assert_ends(VNX_ERR_NO_MEMORY, "fake status -4");
+    finish();
+}
+
+static void
+test_ucx_xfer_write_whose_flush_failed(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 4);
+    let_fail(FAKE_FLUSH, 2, -3);
+    post_it();
+    assert_ends(VNX_ERR_BACKEND, "fake status -3");
+    refuse(FAKE_FLUSH, 3, -3);
+    post_it();
+    assert_ends(VNX_ERR_BACKEND, "a flush was refused");
+    finish();
+}
+
+/* Nothing more is posted, and what is in flight is waited for. */
+static void
+test_ucx_xfer_piece_that_is_refused(void **state)
+{
+    char text[64];
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 40);
+    hold(FAKE_GET, true);
+    refuse(FAKE_GET, 11, VNXI_UCS_ERR_INVALID_PARAM);
+    post_it();
+    AWAIT(posts(FAKE_GET) == 11);
+    assert_false(flight_has_ended(&flight));
+    assert_int_equal(calls->held(FAKE_GET), 10);
+    end_all(FAKE_GET, 0);
+    assert_ends(VNX_ERR_INVALID_PARAM, "a piece was refused");
+    snprintf(text, sizeof text, "0x%lx, 128 bytes",
+             (unsigned long)(uintptr_t)ground.theirs + 29 * 128);
+    assert_cause(text);
+    assert_int_equal(posts(FAKE_GET), 11);
+    finish();
+}
+
+static void
+test_ucx_xfer_key_that_ucx_refuses(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 40);
+    atomic_store(&fake->fail_unpack, VNXI_UCS_ERR_UNREACHABLE);
+    post_it();
+    /* The connection lives, so that "unreachable" is no lost peer. */
+    assert_int_not_equal(ucx_flight_await(&flight), VNX_OK);
+    assert_int_equal(posts(FAKE_GET), 0);
+    atomic_store(&fake->fail_unpack, 0);
+    post_it();
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+/* What is not mapped any more is not used. */
+static void
+test_ucx_xfer_memory_that_is_unmapped(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 40);
+    vnxi_ucx_mem_unmap(ucx_mem_of(ground.local));
+    post_it();
+    assert_ends(VNX_ERR_INVALID_PARAM, "its key for the region is of no use");
+    assert_int_equal(posts(FAKE_PUT), 0);
+    finish();
+}
+
+static void
+lose(bool error_first, vnx_op_t op)
+{
+    begin(2, 20.0, op, 128, 1500);
+    atomic_store(&fake->error_first, error_first);
+    hold(op == VNX_OP_READ ? FAKE_GET : FAKE_PUT, true);
+    post_it();
+    AWAIT(posts(op == VNX_OP_READ ? FAKE_GET : FAKE_PUT) == 1500);
+    calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+    assert_ends(VNX_ERR_REMOTE_DISCONNECT,
+                "the connection by UCX failed: fake status -25");
+    ucx_side_await_lost(&here);
+    post_it();
+    assert_ends(VNX_ERR_REMOTE_DISCONNECT,
+                "the connection by UCX failed: fake status -25");
+    finish();
+    hold(op == VNX_OP_READ ? FAKE_GET : FAKE_PUT, false);
+    assert_int_equal(here.lost_count, 1);
+    for (int i = 0; i < FAKE_KINDS; i++) {
+        atomic_store(&fake->of[i].posts, 0);
+    }
+}
+
+/* The requests' errors come before or after the endpoint's. */
+static void
+test_ucx_xfer_tells_why_the_connection_failed(void **state)
+{
+    (void)state;
+    lose(true, VNX_OP_READ);
+    lose(false, VNX_OP_READ);
+    lose(true, VNX_OP_WRITE);
+    lose(false, VNX_OP_WRITE);
+}
+
+/* The pieces fail, and the reason is known a little later. */
+static void
+test_ucx_xfer_waits_for_the_reason(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 8);
+    hold(FAKE_GET, true);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 8);
+    end_all(FAKE_GET, VNXI_UCS_ERR_TIMED_OUT);
+    calls->break_eps(VNXI_UCS_ERR_ENDPOINT_TIMEOUT);
+    assert_ends(VNX_ERR_REMOTE_DISCONNECT, "fake status -80");
+    finish();
+}
+
+static void
+test_ucx_xfer_on_a_closed_connection(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 8);
+    vnxi_ucx_conn_close(conn);
+    post_it();
+    assert_ends(VNX_ERR_REMOTE_DISCONNECT, "the connection was closed");
+    assert_int_equal(posts(FAKE_GET), 0);
+    finish();
+}
+
+static void
+test_ucx_xfer_after_the_stop_is_refused(void **state)
+{
+    (void)state;
+    begin(2, 20.0, VNX_OP_READ, 128, 8);
+    vnxi_ucx_stop(here.ucx);
+    assert_int_equal(ucx_flight_post(&flight), VNX_ERR_REMOTE_DISCONNECT);
+    assert_true(strlen(flight.error.cause) > 0);
+    finish();
+}
+
+/* -- Windows and turns -----------------------------------------------------
+ */
+
+static void
+test_ucx_xfer_keeps_a_window(void **state)
+{
+    enum { ROW = 65536, ROWS = 1024 };
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, ROW, ROWS);
+    hold(FAKE_GET, true);
+    post_it();
+    /* 32 MiB, and one chunk more at most. */
+    AWAIT(calls->held(FAKE_GET) >= 511);
+    send_to(conn, "x", 1); /* the thread has gone round since */
+    ucx_side_await_messages(&there, 1);
+    size_t in_flight = calls->held(FAKE_GET);
+    assert_in_range(in_flight, 500, 512 + 64);
+    /* What ends makes room for as many. */
+    for (int i = 0; i < 200; i++) {
+        calls->end(FAKE_GET, 0, 0);
+    }
+    AWAIT(posts(FAKE_GET) >= (int)in_flight + 100);
+    assert_true(calls->held(FAKE_GET) <= 512 + 64);
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    hold(FAKE_GET, false);
+    end_all(FAKE_GET, VNXI_UCS_ERR_CANCELED);
+    assert_ends(VNX_ERR_CANCELED, "cancelled");
+    finish();
+}
+
+/* A short transfer does not wait for a long one that was posted before. */
+static void
+test_ucx_xfer_short_ones_pass_long_ones(void **state)
+{
+    ground_t little;
+    ucx_flight_t quick;
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 65536, 1024);
+    ground_open(&little, conn, 100, 10);
+    ground_flight(&little, &quick, VNX_OP_READ);
+    ground_fill(&little);
+    hold(FAKE_GET, true);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) >= 511);
+    for (int round = 0; round < 3; round++) {
+        hold(FAKE_GET, false);
+        assert_int_equal(ucx_flight_post(&quick), VNX_IN_PROG);
+        assert_int_equal(ucx_flight_await(&quick), VNX_OK);
+        assert_true(ground_is_equal(&little));
+        assert_false(flight_has_ended(&flight));
+    }
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    end_all(FAKE_GET, VNXI_UCS_ERR_CANCELED);
+    assert_ends(VNX_ERR_CANCELED, "cancelled");
+    ucx_flight_free(&quick);
+    ground_close(&little);
+    finish();
+}
+
+static void
+test_ucx_xfer_many_at_a_time(void **state)
+{
+    enum { MANY = 24 };
+    ground_t grounds[MANY];
+    ucx_flight_t flights[MANY];
+    (void)state;
+    open_sides(2, 20.0);
+    conn = ucx_side_connect(&here, &there, 1);
+    for (size_t i = 0; i < MANY; i++) {
+        ground_open(&grounds[i], conn, 64 + i, 200);
+        ground_fill(&grounds[i]);
+        ground_flight(&grounds[i], &flights[i],
+                      i % 2 == 0 ? VNX_OP_READ : VNX_OP_WRITE);
+    }
+    for (int round = 0; round < 4; round++) {
+        for (size_t i = 0; i < MANY; i++) {
+            assert_int_equal(ucx_flight_post(&flights[i]), VNX_IN_PROG);
+        }
+        for (size_t i = 0; i < MANY; i++) {
+            assert_int_equal(ucx_flight_await(&flights[i]), VNX_OK);
+            assert_true(ground_is_equal(&grounds[i]));
+        }
+    }
+    for (size_t i = 0; i < MANY; i++) {
+        ucx_flight_free(&flights[i]);
+        ground_close(&grounds[i]);
+    }
+    end_conn(conn);
+    close_sides();
+}
+
+/* -- Stopping --------------------------------------------------------------
+ */
+
+static void
+test_ucx_xfer_cancel_waits_for_what_is_in_flight(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 2000);
+    hold(FAKE_GET, true);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 2000);
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    for (int i = 0; i < 1999; i++) {
+        assert_true(calls->end(FAKE_GET, 0, 0));
+    }
+    AWAIT(atomic_load(&fake->requests) == 1);
+    assert_false(flight_has_ended(&flight));
+    end_all(FAKE_GET, 0);
+    assert_ends(VNX_ERR_CANCELED, "the transfer was cancelled");
+    finish();
+}
+
+/* Pieces of a transfer that stops may be cancelled, which is no failure. */
+static void
+test_ucx_xfer_cancelled_pieces_are_no_failure(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_WRITE, 128, 20);
+    hold(FAKE_PUT, true);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    AWAIT(calls->held(FAKE_PUT) == 20);
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    end_all(FAKE_PUT, VNXI_UCS_ERR_CANCELED);
+    end_all(FAKE_FLUSH, VNXI_UCS_ERR_CANCELED);
+    hold(FAKE_FLUSH, false);
+    AWAIT(calls->end(FAKE_FLUSH, 0, 0) || flight_has_ended(&flight));
+    assert_ends(VNX_ERR_CANCELED, "the transfer was cancelled");
+    finish();
+}
+
+/* It may be posted again from where its end is told. */
+static void
+test_ucx_xfer_is_posted_again_after_each_end(void **state)
+{
+    (void)state;
+    begin(2, 20.0, VNX_OP_READ, 512, 1200);
+    for (int i = 0; i < 12; i++) {
+        ground_fill(&ground);
+        post_it();
+        if (i % 3 == 0) {
+            vnxi_ucx_xfer_cancel(flight.xfer);
+            vnx_status_t status = ucx_flight_await(&flight);
+            assert_true(status == VNX_OK || status == VNX_ERR_CANCELED);
+        } else {
+            assert_ends(VNX_OK, "");
+            assert_true(ground_is_equal(&ground));
+        }
+    }
+    finish();
+}
+
+static void
+test_ucx_xfer_that_must_not_go_on(void **state)
+{
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 20);
+    atomic_store(&flight.refuse, true);
+    post_it();
+    assert_int_equal(ucx_flight_await(&flight), VNX_ERR_NOT_FOUND);
+    assert_cause("it must not go on");
+    assert_int_equal(posts(FAKE_GET), 0);
+    atomic_store(&flight.refuse, false);
+    post_it();
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+static void *
+settle(void *ucx)
+{
+    vnxi_ucx_settle(ucx);
+    return NULL;
+}
+
+/* Waits for those only that must not go on. */
+static void
+test_ucx_xfer_settles(void **state)
+{
+    ground_t other;
+    ucx_flight_t lasting;
+    pthread_t thread;
+    (void)state;
+    begin(1, 20.0, VNX_OP_READ, 128, 20);
+    ground_open(&other, conn, 100, 10);
+    ground_flight(&other, &lasting, VNX_OP_READ);
+    hold(FAKE_GET, true);
+    vnxi_ucx_settle(here.ucx); /* nothing is in flight */
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 20);
+    vnxi_ucx_settle(here.ucx); /* nor anything that must not go on */
+    int asked = atomic_load(&flight.asked);
+    atomic_store(&flight.refuse, true);
+    assert_int_equal(pthread_create(&thread, NULL, settle, here.ucx), 0);
+    AWAIT(atomic_load(&flight.asked) > asked);
+    /* Posting takes the lock that is held until it waits. */
+    assert_int_equal(ucx_flight_post(&lasting), VNX_IN_PROG);
+    AWAIT(calls->held(FAKE_GET) == 30);
+    for (int i = 0; i < 20; i++) {
+        assert_false(flight_has_ended(&flight));
+        assert_true(calls->end(FAKE_GET, 0, 0));
+    }
+    pthread_join(thread, NULL);
+    assert_int_equal(fake->requests, 10); /* nothing of it lands any more */
+    assert_int_equal(ucx_flight_await(&flight), VNX_ERR_NOT_FOUND);
+    assert_false(flight_has_ended(&lasting));
+    end_all(FAKE_GET, 0);
+    assert_int_equal(ucx_flight_await(&lasting), VNX_OK);
+    ucx_flight_free(&lasting);
+    ground_close(&other);
+    finish();
+}
+
+/* -- Stalls ----------------------------------------------------------------
+ */
+
+/* Requests that never end are ended by force, and the next transfer opens the
+ * connection again. */
+static void
+test_ucx_xfer_stall_resets_the_connection(void **state)
+{
+    (void)state;
+    begin(1, 0.05, VNX_OP_READ, 128, 20);
+    hold(FAKE_GET, true);
+    for (int round = 1; round <= 3; round++) {
+        post_it();
+        assert_ends(VNX_ERR_TIMEOUT, "nothing moved for 0.05 s, with 20 ");
+        assert_int_equal(fake->forced, round);
+    }
+    hold(FAKE_GET, false);
+    ground_fill(&ground);
+    post_it();
+    assert_ends(VNX_OK, "");
+    assert_true(ground_is_equal(&ground));
+    assert_int_equal(fake->unpacks, 4); /* keys go with their endpoint */
+    finish();
+    assert_int_equal(here.lost_count, 0);
+}
+
+/* End a piece every few ms until more than the timeout has passed.  False: we
+ * were held up for so long ourselves that it says nothing. */
+static bool
+move_slowly(uint64_t timeout_ns)
+{
+    uint64_t begun = vnxi_clock_ns(), last = begun, now = begun;
+    bool told = true;
+
+    while (now - begun < timeout_ns + timeout_ns / 4) {
+        AWAIT((now = vnxi_clock_ns()) - last >= 4000000);
+        told &= now - last < timeout_ns / 2;
+        last = now;
+        calls->end(FAKE_GET, 0, 0);
+    }
+    return told;
+}
+
+/* One that moves a little now and then does not stall. */
+static void
+test_ucx_xfer_slow_is_no_stall(void **state)
+{
+    bool told = false;
+    (void)state;
+    hold(FAKE_GET, true);
+    begin(1, 0.12, VNX_OP_READ, 128, 100);
+    while (!told) {
+        int before = posts(FAKE_GET);
+        post_it();
+        AWAIT(posts(FAKE_GET) == before + 100);
+        told = move_slowly(120000000);
+        end_all(FAKE_GET, 0);
+        vnx_status_t status = ucx_flight_await(&flight);
+        assert_true(!told || status == VNX_OK);
+    }
+    assert_int_equal(fake->forced, 0);
+    finish();
+}
+
+/* What else was in flight there cannot be trusted any more, and says why. */
+static void
+test_ucx_xfer_stall_ends_its_neighbours(void **state)
+{
+    ground_t other;
+    ucx_flight_t neighbour;
+    (void)state;
+    begin(1, 0.05, VNX_OP_READ, 128, 20);
+    ground_open(&other, conn, 100, 10);
+    ground_flight(&other, &neighbour, VNX_OP_WRITE);
+    hold(FAKE_GET, true);
+    hold(FAKE_PUT, true);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 20);
+    assert_int_equal(ucx_flight_post(&neighbour), VNX_IN_PROG);
+    assert_ends(VNX_ERR_TIMEOUT, "");
+    assert_int_equal(ucx_flight_await(&neighbour), VNX_ERR_TIMEOUT);
+    assert_int_equal(fake->forced, 1);
+    hold(FAKE_GET, false);
+    hold(FAKE_PUT, false);
+    ground_fill(&other);
+    assert_int_equal(ucx_flight_post(&neighbour), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&neighbour), VNX_OK);
+    assert_true(ground_is_equal(&other));
+    ucx_flight_free(&neighbour);
+    ground_close(&other);
+    finish();
+}
+
+/* Notifications that come while it is being closed leave after it. */
+static void
+test_ucx_xfer_messages_wait_for_the_reset(void **state)
+{
+    (void)state;
+    begin(1, 0.05, VNX_OP_READ, 128, 20);
+    hold(FAKE_GET, true);
+    hold(FAKE_CLOSE, true);
+    post_it();
+    assert_ends(VNX_ERR_TIMEOUT, "");
+    AWAIT(calls->held(FAKE_CLOSE) == 1);
+    for (int i = 0; i < 10; i++) {
+        send_to(conn, &i, sizeof i);
+    }
+    assert_int_equal(posts(FAKE_AM), 0);
+    hold(FAKE_CLOSE, false);
+    end_all(FAKE_CLOSE, 0);
+    ucx_side_await_messages(&there, 10);
+    for (int i = 0; i < 10; i++) {
+        assert_memory_equal(there.messages[i].bytes, &i, sizeof i);
+    }
+    finish();
+}
+
+/* A transfer that comes while it is being closed waits, too. */
+static void
+test_ucx_xfer_waits_for_the_reset(void **state)
+{
+    (void)state;
+    begin(1, 0.05, VNX_OP_WRITE, 128, 20);
+    hold(FAKE_PUT, true);
+    hold(FAKE_CLOSE, true);
+    post_it();
+    assert_ends(VNX_ERR_TIMEOUT, "");
+    AWAIT(calls->held(FAKE_CLOSE) == 1);
+    hold(FAKE_PUT, false);
+    ground_fill(&ground);
+    post_it();
+    hold(FAKE_CLOSE, false);
+    end_all(FAKE_CLOSE, 0);
+    assert_ends(VNX_OK, "");
+    assert_true(ground_is_equal(&ground));
+    finish();
+}
+
+/* Cancelled and stuck: by force, too, and it is cancelled all the same. */
+static void
+test_ucx_xfer_cancel_of_what_is_stuck(void **state)
+{
+    (void)state;
+    begin(1, 0.1, VNX_OP_READ, 128, 20);
+    hold(FAKE_GET, true);
+    post_it();
+    AWAIT(calls->held(FAKE_GET) == 20);
+    vnxi_ucx_xfer_cancel(flight.xfer);
+    assert_ends(VNX_ERR_CANCELED, "the transfer was cancelled");
+    assert_int_equal(fake->forced, 1);
+    assert_int_equal(calls->held(FAKE_GET), 0);
+    finish();
+}
+
+/* A flush that never ends is a stall as well. */
+static void
+test_ucx_xfer_stall_of_a_flush(void **state)
+{
+    (void)state;
+    begin(1, 0.05, VNX_OP_WRITE, 128, 20);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    assert_ends(VNX_ERR_TIMEOUT, "with 1 requests");
+    hold(FAKE_FLUSH, false);
+    post_it();
+    assert_ends(VNX_OK, "");
+    finish();
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_fake(test_ucx_xfer_moves_bytes),
+        with_fake(test_ucx_xfer_moves_bytes_at_once),
+        with_fake(test_ucx_xfer_callbacks_within_posts),
+        with_fake(test_ucx_xfer_cuts_at_regions),
+        with_fake(test_ucx_xfer_unpacks_a_key_once_a_worker),
+        with_fake(test_ucx_xfer_ends_in_any_order),
+        with_fake(test_ucx_xfer_write_waits_for_its_flush),
+        with_fake(test_ucx_xfer_write_waits_for_its_pieces),
+        with_fake(test_ucx_xfer_write_flushes_at_every_worker),
+        with_fake(test_ucx_xfer_write_whose_piece_failed),
+        with_fake(test_ucx_xfer_write_whose_last_piece_failed),
+        with_fake(test_ucx_xfer_write_whose_flush_failed),
+        with_fake(test_ucx_xfer_piece_that_is_refused),
+        with_fake(test_ucx_xfer_key_that_ucx_refuses),
+        with_fake(test_ucx_xfer_memory_that_is_unmapped),
+        with_fake(test_ucx_xfer_tells_why_the_connection_failed),
+        with_fake(test_ucx_xfer_waits_for_the_reason),
+        with_fake(test_ucx_xfer_on_a_closed_connection),
+        with_fake(test_ucx_xfer_after_the_stop_is_refused),
+        with_fake(test_ucx_xfer_keeps_a_window),
+        with_fake(test_ucx_xfer_short_ones_pass_long_ones),
+        with_fake(test_ucx_xfer_many_at_a_time),
+        with_fake(test_ucx_xfer_cancel_waits_for_what_is_in_flight),
+        with_fake(test_ucx_xfer_cancelled_pieces_are_no_failure),
+        with_fake(test_ucx_xfer_is_posted_again_after_each_end),
+        with_fake(test_ucx_xfer_that_must_not_go_on),
+        with_fake(test_ucx_xfer_settles),
+        with_fake(test_ucx_xfer_stall_resets_the_connection),
+        with_fake(test_ucx_xfer_slow_is_no_stall),
+        with_fake(test_ucx_xfer_stall_ends_its_neighbours),
+        with_fake(test_ucx_xfer_messages_wait_for_the_reset),
+        with_fake(test_ucx_xfer_waits_for_the_reset),
+        with_fake(test_ucx_xfer_cancel_of_what_is_stuck),
+        with_fake(test_ucx_xfer_stall_of_a_flush),
+    };
+    return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+}
