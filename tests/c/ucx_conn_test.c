@@ -7,7 +7,6 @@ static ucx_side_t here, there;
 static void
 open_pair(void)
 {
-    ucx_need_library();
     ucx_side_open(&here, "here", 1, 20.0);
     ucx_side_open(&there, "there", 1, 20.0);
 }
@@ -235,5 +234,5 @@ main(void)
         cmocka_unit_test(test_ucx_notif_after_close_is_refused),
         cmocka_unit_test(test_ucx_key_refuses_what_is_no_key),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return ucx_run_group_tests(tests);
 }

@@ -14,7 +14,6 @@ fill(unsigned char *bytes, size_t len, unsigned seed)
 static void
 open_pair(unsigned workers)
 {
-    ucx_need_library();
     ucx_side_open(&here, "here", workers, 20.0);
     ucx_side_open(&there, "there", workers, 20.0);
 }
@@ -238,5 +237,5 @@ main(void)
         cmocka_unit_test(test_ucx_transfer_on_a_closed_connection_fails),
         cmocka_unit_test(test_ucx_transfer_of_unmapped_memory_fails),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return ucx_run_group_tests(tests);
 }
