@@ -9,15 +9,28 @@
 #include <vnx/error.h>
 
 /* Without the prefix "curl_", by which some of them are macros too. */
-#define VNXI_CURL_CALLS(CALL)                                                \
-    CALL(easy_cleanup)                                                       \
-    CALL(easy_getinfo) CALL(easy_init) CALL(easy_setopt) CALL(easy_strerror) \
-        CALL(global_init) CALL(multi_add_handle) CALL(multi_assign)          \
-            CALL(multi_cleanup) CALL(multi_info_read) CALL(multi_init)       \
-                CALL(multi_remove_handle) CALL(multi_setopt)                 \
-                    CALL(multi_socket_action) CALL(slist_append)             \
-                        CALL(slist_free_all) CALL(url) CALL(url_cleanup)     \
-                            CALL(url_set)
+/* clang-format off */
+#define VNXI_CURL_CALLS(CALL) \
+    CALL(easy_cleanup) \
+    CALL(easy_getinfo) \
+    CALL(easy_init) \
+    CALL(easy_setopt) \
+    CALL(easy_strerror) \
+    CALL(global_init) \
+    CALL(multi_add_handle) \
+    CALL(multi_assign) \
+    CALL(multi_cleanup) \
+    CALL(multi_info_read) \
+    CALL(multi_init) \
+    CALL(multi_remove_handle) \
+    CALL(multi_setopt) \
+    CALL(multi_socket_action) \
+    CALL(slist_append) \
+    CALL(slist_free_all) \
+    CALL(url) \
+    CALL(url_cleanup) \
+    CALL(url_set)
+/* clang-format on */
 
 typedef struct vnxi_curl {
 #define VNXI_CURL_POINTER(name) __typeof__(curl_##name) *name;
