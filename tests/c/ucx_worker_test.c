@@ -1,0 +1,304 @@
+/* Contexts, workers and their threads over a libucp that does what tests
+ * want. */
+#include "ucx_fake.h"
+
+#include <sys/wait.h>
+
+static vnx_status_t
+create(const vnxi_ucx_config_t *wish, vnx_error_t *error)
+{
+    vnxi_ucx_config_t config = *wish;
+    vnxi_ucx_t *ucx = NULL;
+    config.name = "here";
+    config.name_len = 4;
+    config.events.context = &here;
+    vnx_status_t status = vnxi_ucx_create(&config, &ucx, error);
+    if (status == VNX_OK) {
+        vnxi_ucx_stop(ucx);
+        vnxi_ucx_release(ucx);
+    } else {
+        assert_null(ucx);
+        assert_string_equal(error->operation, "create_backend");
+    }
+    return status;
+}
+
+static vnx_status_t
+create_with(const char *key, const char *value, vnx_error_t *error)
+{
+    vnx_param_t param = {.key = key, .value = value};
+    return create(
+        &(vnxi_ucx_config_t){.workers = 1, .params = &param, .param_count = 1},
+        error);
+}
+
+static bool
+has_setting(const char *text)
+{
+    return strstr(fake->settings, text) != NULL;
+}
+
+/* -- Configuration ---------------------------------------------------------
+ */
+
+static void
+test_ucx_worker_settings_are_those_of_nixl(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    assert_int_equal(create_with("other", "x", &error), VNX_OK);
+    assert_true(has_setting("RNDV_THRESH=inf;"));
+    assert_true(has_setting("MAX_RMA_RAILS=2;"));
+    assert_true(has_setting("RNDV_PIPELINE_ERROR_HANDLING=y;"));
+    assert_false(has_setting("other"));
+}
+
+static void
+test_ucx_worker_environment_has_the_last_word(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    setenv("UCX_RNDV_THRESH", "1m", 1);
+    setenv("UCX_NET_DEVICES", "eth0", 1);
+    vnx_status_t status = create_with("device_list", "mlx5_0", &error);
+    unsetenv("UCX_RNDV_THRESH");
+    unsetenv("UCX_NET_DEVICES");
+    assert_int_equal(status, VNX_OK);
+    assert_false(has_setting("RNDV_THRESH"));
+    assert_false(has_setting("NET_DEVICES"));
+    assert_true(has_setting("MAX_RMA_RAILS=2;"));
+}
+
+static void
+test_ucx_worker_devices(void **state)
+{
+    char many[2000];
+    vnx_error_t error;
+    (void)state;
+    assert_int_equal(create_with("device_list", "a,b:2, c", &error), VNX_OK);
+    assert_true(has_setting("NET_DEVICES=a:1,b:2,c:1;"));
+    assert_int_equal(create_with("device_list", " ,,", &error), VNX_OK);
+    assert_false(has_setting("NET_DEVICES"));
+    for (size_t i = 0; i < sizeof many; i++) {
+        many[i] = i % 8 == 7 ? ',' : 'x';
+    }
+    many[sizeof many - 1] = '\0';
+    assert_int_equal(create_with("device_list", many, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "device_list is too long"));
+}
+
+static void
+test_ucx_worker_engine_config(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    assert_int_equal(create_with("engine_config", "A=1,B=x=y", &error),
+                     VNX_OK);
+    assert_true(has_setting("A=1;B=x=y;"));
+    assert_int_equal(create_with("engine_config", "A=1,B", &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "'B' is no KEY=value"));
+    assert_int_equal(create_with("engine_config", "NO_SUCH_KEY=1", &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_string_equal(error.cause,
+                        "UCX refuses NO_SUCH_KEY=1: fake status -12");
+}
+
+/* -- Making ----------------------------------------------------------------
+ */
+
+static void
+test_ucx_worker_each_step_that_fails(void **state)
+{
+    atomic_int *const steps[] = {&fake->fail_config, &fake->fail_init,
+                                 &fake->fail_worker, &fake->fail_efd,
+                                 &fake->fail_query,  &fake->fail_listen};
+    vnx_error_t error;
+    (void)state;
+    for (size_t i = 0; i < sizeof steps / sizeof steps[0]; i++) {
+        atomic_store(steps[i], -3);
+        assert_int_equal(create(&(vnxi_ucx_config_t){.workers = 2}, &error),
+                         VNX_ERR_BACKEND);
+        assert_non_null(strstr(error.cause, "fake status -3"));
+        atomic_store(steps[i], 0);
+        fake_check(state);
+    }
+    assert_int_equal(create(&(vnxi_ucx_config_t){.workers = 2}, &error),
+                     VNX_OK);
+}
+
+static void
+test_ucx_worker_facts(void **state)
+{
+    size_t len, again;
+    (void)state;
+    atomic_store(&fake->cuda, 1);
+    open_sides(100, 20.0);
+    assert_int_equal(vnxi_ucx_workers(here.ucx), VNXI_UCX_WORKERS_MAX);
+    assert_true(vnxi_ucx_has_cuda(here.ucx));
+    assert_string_equal(vnxi_ucx_version(here.ucx), "UCX 1.22, " FAKE_UCP);
+    const void *address = vnxi_ucx_address(here.ucx, &len);
+    assert_ptr_equal(vnxi_ucx_address(here.ucx, &again), address);
+    assert_int_equal(again, len);
+    const void *other = vnxi_ucx_address(there.ucx, &again);
+    assert_true(again != len || memcmp(address, other, len) != 0);
+    close_sides();
+    atomic_store(&fake->cuda, 0);
+    ucx_side_open(&here, "here", 1, 20.0);
+    assert_false(vnxi_ucx_has_cuda(here.ucx));
+    ucx_side_close(&here);
+}
+
+/* A later worker that cannot be made fails what needs it, with its reason. */
+static void
+test_ucx_worker_that_cannot_be_made_later(void **state)
+{
+    ground_t ground;
+    ucx_flight_t flight;
+    (void)state;
+    open_sides(2, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    atomic_store(&fake->fail_worker, VNXI_UCS_ERR_NO_MEMORY);
+    vnxi_ucx_conn_warm_up(conn);
+    ground_open(&ground, conn, 1000, 4000);
+    ground_flight(&ground, &flight, VNX_OP_READ);
+    hold(FAKE_GET, true); /* so that it does not end before that is seen */
+    assert_int_equal(ucx_flight_post(&flight), VNX_IN_PROG);
+    AWAIT((calls->end(FAKE_GET, 0, 0), flight_has_ended(&flight)));
+    assert_int_equal(ucx_flight_await(&flight), VNX_ERR_BACKEND);
+    assert_string_equal(flight.error.cause,
+                        "UCX cannot make a worker: fake status -4");
+    ucx_flight_free(&flight);
+    ground_close(&ground);
+    end_conn(conn);
+    close_sides();
+}
+
+/* -- Waking ----------------------------------------------------------------
+ */
+
+static void
+test_ucx_worker_sleeps_where_nothing_happens(void **state)
+{
+    (void)state;
+    ucx_side_open(&here, "here", 1, 20.0);
+    AWAIT(atomic_load(&fake->arms) > 0);
+    int turns = atomic_load(&fake->turns);
+    uint64_t end = vnxi_clock_deadline(30000000);
+    AWAIT(vnxi_clock_ns() >= end);
+    assert_true(atomic_load(&fake->turns) <= turns + 3);
+    ucx_side_close(&here);
+}
+
+static void
+test_ucx_worker_that_is_busy_looks_again(void **state)
+{
+    (void)state;
+    atomic_store(&fake->busy, 6);
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    for (int i = 0; i < 20; i++) {
+        atomic_store(&fake->busy, i);
+        send_to(conn, &i, sizeof i);
+        ucx_side_await_messages(&there, (size_t)i + 1);
+    }
+    end_conn(conn);
+    close_sides();
+}
+
+/* A descriptor that is readable for nothing costs a thousand looks a second
+ * at most, and what comes by command is taken at once. */
+static void
+test_ucx_worker_in_a_storm_of_wakes(void **state)
+{
+    (void)state;
+    ucx_side_open(&here, "here", 1, 20.0);
+    atomic_store(&fake->storm, true);
+    int before = atomic_load(&fake->turns);
+    uint64_t begun = vnxi_clock_ns();
+    calls->deliver("x", 1, 0); /* wakes it */
+    AWAIT(atomic_load(&fake->turns) >= before + 60);
+    uint64_t ms = (vnxi_clock_ns() - begun) / 1000000u;
+    /* Some let pass, some that are doubled, then one a millisecond. */
+    assert_true(ms >= 60 - 24);
+    atomic_store(&fake->storm, false);
+    ucx_side_close(&here);
+}
+
+static void
+test_ucx_worker_takes_commands_in_a_storm(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    atomic_store(&fake->storm, true);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    for (int i = 0; i < 100; i++) {
+        send_to(conn, &i, sizeof i);
+        ucx_side_await_messages(&there, (size_t)i + 1);
+    }
+    end_conn(conn);
+    close_sides();
+}
+
+/* -- The end of the process ------------------------------------------------
+ */
+
+static bool is_child;
+
+/* Runs after what stands the threads still: nothing may move any more. */
+static void
+look_at_the_end(void)
+{
+    if (!is_child) {
+        return;
+    }
+    int turns = atomic_load(&fake->turns);
+    calls->deliver("x", 1, 0);
+    uint64_t end = vnxi_clock_deadline(20000000);
+    while (vnxi_clock_ns() < end) {
+        sched_yield();
+    }
+    _exit(atomic_load(&fake->turns) == turns ? 42 : 43);
+}
+
+static void
+test_ucx_worker_stands_still_at_exit(void **state)
+{
+    int status;
+    (void)state;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        is_child = true;
+        atomic_store(&fake->storm, true);
+        open_sides(2, 20.0);
+        vnxi_ucx_conn_warm_up(ucx_side_connect(&here, &there, 1));
+        exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 42);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_fake(test_ucx_worker_settings_are_those_of_nixl),
+        with_fake(test_ucx_worker_environment_has_the_last_word),
+        with_fake(test_ucx_worker_devices),
+        with_fake(test_ucx_worker_engine_config),
+        with_fake(test_ucx_worker_each_step_that_fails),
+        with_fake(test_ucx_worker_facts),
+        with_fake(test_ucx_worker_that_cannot_be_made_later),
+        with_fake(test_ucx_worker_sleeps_where_nothing_happens),
+        with_fake(test_ucx_worker_that_is_busy_looks_again),
+        with_fake(test_ucx_worker_in_a_storm_of_wakes),
+        with_fake(test_ucx_worker_takes_commands_in_a_storm),
+        with_fake(test_ucx_worker_stands_still_at_exit),
+    };
+    atexit(look_at_the_end); /* before the backend's own */
+    return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+}
