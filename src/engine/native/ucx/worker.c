@@ -6,8 +6,9 @@
  * ucp_worker_arm() must come after progress has found nothing; what came in
  * between makes it say BUSY.  A round that brought nothing although UCX woke
  * us counts as fruitless, and after some of these the thread watches its own
- * eventfd only, for longer and longer, so that a storm of wakes costs little
- * and a command is still taken at once.
+ * eventfd only for a while, longer and longer, before it lets UCX wake it
+ * again.  So a storm of wakes costs little, a command is still taken at once,
+ * and when the storm is over the thread sleeps as before.
  */
 #include "engine/native/ucx/worker.h"
 
@@ -165,9 +166,11 @@ backoff_ns(unsigned fruitless)
 static void
 sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
 {
-    bool is_storm = worker->fruitless > PATIENCE, by_ucx = false;
+    bool pause = worker->fruitless > PATIENCE && !worker->paused;
+    bool by_ucx = false;
 
-    if (is_storm) {
+    worker->paused = pause;
+    if (pause) {
         uint64_t end = vnxi_clock_deadline(backoff_ns(worker->fruitless));
         due = end < due ? end : due;
     } else if (worker->handle != NULL &&
@@ -177,10 +180,10 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
         return;
     }
     if (may_sleep(worker)) {
-        wait_for(worker, !is_storm && worker->handle != NULL, due, &by_ucx);
+        wait_for(worker, !pause && worker->handle != NULL, due, &by_ucx);
         awake(worker);
     }
-    worker->fruitless += by_ucx || is_storm;
+    worker->fruitless += by_ucx;
 }
 
 /* -- The thread ------------------------------------------------------------

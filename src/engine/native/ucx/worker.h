@@ -49,6 +49,7 @@ struct vnxi_ucx_worker {
     vnxi_ucx_duty_t duties;  /* head of a ring */
     vnxi_ucx_duty_t *cursor; /* the next in a round; survives removals */
     unsigned fruitless;      /* wakes in a row that brought nothing */
+    bool paused;             /* it has just slept without UCX */
     bool draining; /* stopping, and every command has run: let go of all */
     char cause[VNX_ERROR_CAUSE_MAX];
 
