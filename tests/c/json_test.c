@@ -1,6 +1,7 @@
 /* Writing members of a JSON object. */
 #include "vnx_test.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/json.h"
@@ -55,9 +56,8 @@ object_text(vnxi_writer_t *out, char *text, size_t size)
 {
     assert_false(out->failed);
     assert_true(out->len + 3 <= size);
-    text[0] = '{';
-    memcpy(text + 1, out->data, out->len);
-    memcpy(text + 1 + out->len, "}", 2);
+    snprintf(text, size, "{%.*s}", (int)out->len,
+             out->len > 0 ? (const char *)out->data : "");
     vnxi_writer_fini(out);
 }
 
