@@ -33,6 +33,7 @@
 /* clang-format on */
 
 typedef struct vnxi_curl {
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration */
 #define VNXI_CURL_POINTER(name) __typeof__(curl_##name) *name;
     VNXI_CURL_CALLS(VNXI_CURL_POINTER)
 #undef VNXI_CURL_POINTER

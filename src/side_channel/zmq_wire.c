@@ -78,7 +78,7 @@ take_int(vnxi_reader_t *reader, int64_t *number_p)
         return false;
     }
     if (*type < 0x80u || *type >= NEGATIVE_FIXINT) {
-        *number_p = (int8_t)*type;
+        *number_p = *type < 0x80u ? *type : *type - 0x100;
         return true;
     }
     if (*type < UINT8 || *type > INT64) {

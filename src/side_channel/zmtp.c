@@ -49,8 +49,9 @@ vnxi_zmtp_greeting_check(const unsigned char *bytes, size_t len)
     if (mechanism > MECHANISM_LEN) {
         mechanism = MECHANISM_LEN;
     }
-    if (mechanism > 0 && memcmp(bytes + MECHANISM_AT,
-                                greeting_bytes + MECHANISM_AT, mechanism)) {
+    if (mechanism > 0 &&
+        memcmp(bytes + MECHANISM_AT, greeting_bytes + MECHANISM_AT,
+               mechanism) != 0) {
         return "the other end wants a ZMTP mechanism that is not NULL";
     }
     return NULL;

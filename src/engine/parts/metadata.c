@@ -174,6 +174,13 @@ is_text(const vnxi_md_bytes_t *value, const char *text)
 /* -- Connections ---------------------------------------------------------- */
 
 static bool
+is_same(const vnxi_md_bytes_t *a, const vnxi_md_bytes_t *b)
+{
+    return a->len == b->len &&
+           (a->len == 0 || memcmp(a->data, b->data, a->len) == 0);
+}
+
+static bool
 take_conn(parser_t *parser, vnxi_metadata_t *metadata)
 {
     const unsigned char *at = parser->reader.at;
@@ -183,9 +190,7 @@ take_conn(parser_t *parser, vnxi_metadata_t *metadata)
         return false;
     }
     for (size_t i = 0; i < metadata->conn_count; i++) {
-        const vnxi_md_bytes_t *other = &metadata->conns[i].backend;
-        if (other->len == conn.backend.len &&
-            memcmp(other->data, conn.backend.data, other->len) == 0) {
+        if (is_same(&metadata->conns[i].backend, &conn.backend)) {
             return fail(parser, at, "a second connection of one backend");
         }
     }

@@ -330,6 +330,7 @@ typedef int (*vnxi_ucs_log_func_t)(const char *file, unsigned line,
     X(void, ucs_log_push_handler, (vnxi_ucs_log_func_t handler))
 
 typedef struct vnxi_ucp_functions {
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration */
 #define VNXI_UCP_POINTER(result, name, parameters) result(*name) parameters;
     VNXI_UCP_FUNCTIONS(VNXI_UCP_POINTER)
 #undef VNXI_UCP_POINTER
