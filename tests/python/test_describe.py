@@ -23,7 +23,8 @@ AGENT = {
     "reach": str,
     "regions": int,
 }
-NATIVE_AGENT = {"num_threads": int, "accepted_links": int, "ucx": str}
+NATIVE_AGENT = {"num_threads": int, "accepted_links": int}
+UCX = {"ucx": str, "ucx_workers": int}
 PEER = {
     "generation": int,
     "state": str,
@@ -88,6 +89,11 @@ def test_an_agent_tells_what_it_is(endpoint, engine):
     described = here.agent.describe()
     assert described["engine"] == engine.env["VLLM_NIXL_ENGINE"]
     assert described["backends"] == ["UCX"]
+    if "ucx" in described:
+        has_shape(described, UCX)
+        assert "of other hosts" in described["reach"]
+    else:
+        assert "other hosts cannot be reached" in described["reach"]
     assert json.loads(json.dumps(described)) == described
 
 
