@@ -89,7 +89,7 @@ check_fuzz() {
         echo "-- $name: $(find "$corpus" -type f | wc -l) stored inputs"
         "$target" -runs=0 "$corpus"
         mkdir -p "$WORK/fuzz-found/$name"
-        "$target" -runs=200000 -max_total_time=6 -max_len=8192 -seed=1 \
+        "$target" -runs=200000 -max_total_time=3 -max_len=8192 -seed=1 \
             -print_final_stats=1 \
             -artifact_prefix="$WORK/fuzz-found/" \
             "$WORK/fuzz-found/$name" "$corpus"
