@@ -266,9 +266,7 @@ vnxi_meta_loop_fini(vnx_listener_t *listener)
     vnxi_meta_event_free(loop->wake_event);
     vnxi_meta_event_free(loop->resume_event);
     vnxi_meta_event_free(loop->linger_event);
-    if (loop->base != NULL) {
-        event_base_free(loop->base);
-    }
+    vnxi_loop_base_free(loop->base);
     if (listener->wake_fd >= 0) {
         close(listener->wake_fd);
     }

@@ -173,9 +173,7 @@ listener_free(vnxi_http_listener_t *listener)
     event_free_if(listener->resume_event);
     event_free_if(listener->stop_event);
     vnxi_sockets_close(&listener->sockets);
-    if (listener->base != NULL) {
-        event_base_free(listener->base);
-    }
+    vnxi_loop_base_free(listener->base);
 #ifdef VNXI_SIDE_CHANNEL_TLS
     SSL_CTX_free(listener->tls);
 #endif

@@ -17,6 +17,15 @@ vnxi_loop_base_new(void)
     return base;
 }
 
+void
+vnxi_loop_base_free(struct event_base *base)
+{
+    if (base != NULL) {
+        event_base_loop(base, EVLOOP_NONBLOCK);
+        event_base_free(base);
+    }
+}
+
 int
 vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
 {

@@ -11,6 +11,10 @@
  * chooses its kernel interface.  NULL: it cannot be had. */
 struct event_base *vnxi_loop_base_new(void);
 
+/* Free it, after everything that hung on it: what was freed with a call still
+ * to come (a bufferevent) is gone after one more round.  NULL is allowed. */
+void vnxi_loop_base_free(struct event_base *base);
+
 /* Start a thread with every signal blocked: they are the program's business,
  * and a write to somebody who is gone shall not kill it.  0, or errno. */
 int vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *),

@@ -188,11 +188,7 @@ listener_free(vnxi_tcp_listener_t *listener)
     vnxi_tcp_tls_stop(listener);
     vnxi_rate_free(listener->rate);
     vnxi_sockets_close(&listener->sockets);
-    if (listener->base != NULL) {
-        /* What was freed with a call still to come is gone after a round. */
-        event_base_loop(listener->base, EVLOOP_NONBLOCK);
-        event_base_free(listener->base);
-    }
+    vnxi_loop_base_free(listener->base);
     if (listener->stop_fd >= 0) {
         close(listener->stop_fd);
     }
