@@ -450,9 +450,9 @@ vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
     if (conn->in_timer == NULL || conn->out_timer == NULL ||
         conn->reply_timer == NULL) {
-        vnxi_meta_event_free(conn->in_timer);
-        vnxi_meta_event_free(conn->out_timer);
-        vnxi_meta_event_free(conn->reply_timer);
+        vnxi_loop_event_free(conn->in_timer);
+        vnxi_loop_event_free(conn->out_timer);
+        vnxi_loop_event_free(conn->reply_timer);
         free(conn);
         return NULL;
     }

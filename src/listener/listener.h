@@ -136,15 +136,6 @@ struct vnx_listener {
 vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
                                   const char *operation, vnx_error_t *error);
 
-/* NULL is allowed. */
-static inline void
-vnxi_meta_event_free(struct event *event)
-{
-    if (event != NULL) {
-        event_free(event);
-    }
-}
-
 /* Have the thread look at the inbox. */
 void vnxi_meta_loop_wake(vnx_listener_t *listener);
 

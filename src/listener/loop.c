@@ -185,13 +185,6 @@ on_wake(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-static void
-on_linger(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    event_base_loopbreak(arg);
-}
-
 void
 vnxi_meta_loop_wake(vnx_listener_t *listener)
 {
@@ -232,7 +225,8 @@ create_events(vnx_listener_t *listener)
     }
     loop->timeout = event_base_init_common_timeout(loop->base, &tv);
     loop->resume_event = evtimer_new(loop->base, on_resume, loop);
-    loop->linger_event = evtimer_new(loop->base, on_linger, loop->base);
+    loop->linger_event =
+        evtimer_new(loop->base, vnxi_loop_on_stop, loop->base);
     loop->wake_event = event_new(loop->base, listener->wake_fd,
                                  EV_READ | EV_PERSIST, on_wake, listener);
     return loop->timeout != NULL && loop->resume_event != NULL &&
@@ -263,9 +257,9 @@ vnxi_meta_loop_fini(vnx_listener_t *listener)
         }
     }
     vnxi_sockets_close(&loop->sockets);
-    vnxi_meta_event_free(loop->wake_event);
-    vnxi_meta_event_free(loop->resume_event);
-    vnxi_meta_event_free(loop->linger_event);
+    vnxi_loop_event_free(loop->wake_event);
+    vnxi_loop_event_free(loop->resume_event);
+    vnxi_loop_event_free(loop->linger_event);
     vnxi_loop_base_free(loop->base);
     if (listener->wake_fd >= 0) {
         close(listener->wake_fd);

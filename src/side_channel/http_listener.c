@@ -11,7 +11,6 @@
  * fd is given up for the moment it takes to refuse the newcomer.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +21,7 @@
 #include "base/log.h"
 #include "side_channel/http.h"
 #include "side_channel/loop.h"
+#include "side_channel/reserve.h"
 #include "side_channel/tls.h"
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
@@ -36,12 +36,6 @@
 static _Thread_local vnxi_http_listener_t *running;
 
 /* -- Accepting ------------------------------------------------------------ */
-
-static int
-open_reserve(void)
-{
-    return open("/dev/null", O_RDONLY | O_CLOEXEC);
-}
 
 void
 vnxi_http_pause(vnxi_http_listener_t *listener, bool long_one)
@@ -80,20 +74,6 @@ on_adopt(evutil_socket_t fd, short what, void *arg)
     vnxi_http_conn_adopt_all(listener);
 }
 
-/* Take the newcomer with the reserve fd, and close it. */
-static void
-refuse_one(vnxi_http_listener_t *listener, int fd)
-{
-    close(listener->reserve_fd);
-    int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
-    if (client >= 0) {
-        vnxi_stat_add(&listener->stats->accepted);
-        vnxi_stat_add(&listener->stats->evicted);
-        close(client);
-    }
-    listener->reserve_fd = open_reserve();
-}
-
 /* accept() failed for a reason that is not the client's. */
 static void
 on_starved(struct evconnlistener *acceptor, void *arg)
@@ -112,22 +92,16 @@ on_starved(struct evconnlistener *acceptor, void *arg)
         return; /* accepted in the next round */
     }
     if (listener->reserve_fd >= 0) {
-        refuse_one(listener, fd);
+        vnxi_reserve_refuse(listener->reserve_fd, fd, listener->stats);
+        listener->reserve_fd = vnxi_reserve_open();
     }
     if (listener->reserve_fd < 0) {
-        listener->reserve_fd = open_reserve();
+        listener->reserve_fd = vnxi_reserve_open();
         vnxi_http_pause(listener, true);
     }
 }
 
 /* -- The thread ----------------------------------------------------------- */
-
-static void
-on_stop(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    event_base_loopbreak(arg);
-}
 
 static void *
 listener_main(void *arg)
@@ -146,14 +120,6 @@ listener_main(void *arg)
 /* -- Making --------------------------------------------------------------- */
 
 static void
-event_free_if(struct event *event)
-{
-    if (event != NULL) {
-        event_free(event);
-    }
-}
-
-static void
 close_if(int fd)
 {
     if (fd >= 0) {
@@ -169,9 +135,9 @@ listener_free(vnxi_http_listener_t *listener)
     if (listener->http != NULL) {
         evhttp_free(listener->http); /* and the acceptors */
     }
-    event_free_if(listener->adopt_event);
-    event_free_if(listener->resume_event);
-    event_free_if(listener->stop_event);
+    vnxi_loop_event_free(listener->adopt_event);
+    vnxi_loop_event_free(listener->resume_event);
+    vnxi_loop_event_free(listener->stop_event);
     vnxi_sockets_close(&listener->sockets);
     vnxi_loop_base_free(listener->base);
 #ifdef VNXI_SIDE_CHANNEL_TLS
@@ -237,14 +203,14 @@ create_events(vnxi_http_listener_t *listener)
         return false;
     }
     listener->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    listener->reserve_fd = open_reserve();
+    listener->reserve_fd = vnxi_reserve_open();
     if (listener->stop_fd < 0 || listener->reserve_fd < 0) {
         return false;
     }
     listener->adopt_event = event_new(base, -1, 0, on_adopt, listener);
     listener->resume_event = evtimer_new(base, on_resume, listener);
     listener->stop_event =
-        event_new(base, listener->stop_fd, EV_READ, on_stop, base);
+        event_new(base, listener->stop_fd, EV_READ, vnxi_loop_on_stop, base);
     return listener->adopt_event != NULL && listener->resume_event != NULL &&
            listener->stop_event != NULL &&
            event_add(listener->stop_event, NULL) == 0 &&
@@ -266,16 +232,6 @@ listener_new(const vnxi_listen_params_t *params)
         TAILQ_INIT(&listener->conns[i]);
     }
     return listener;
-}
-
-static vnx_status_t
-start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
-             const char *what, int err)
-{
-    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
-                   strerror(err));
-    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
-    return VNX_ERR_BACKEND;
 }
 
 /* What the options ask for that can be wrong. */
@@ -325,12 +281,12 @@ vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
     }
     listener->super.port = listener->sockets.port;
     if (!create_events(listener)) {
-        status = start_failed(params, error, "making the loop", errno);
+        status = vnxi_start_failed(params, error, "making the loop", errno);
         goto err_free;
     }
     int ret = vnxi_loop_thread_new(&listener->thread, listener_main, listener);
     if (ret != 0) {
-        status = start_failed(params, error, "starting the thread", ret);
+        status = vnxi_start_failed(params, error, "starting the thread", ret);
         goto err_free;
     }
     *out_p = &listener->super;

@@ -26,6 +26,21 @@ vnxi_loop_base_free(struct event_base *base)
     }
 }
 
+void
+vnxi_loop_event_free(struct event *event)
+{
+    if (event != NULL) {
+        event_free(event);
+    }
+}
+
+void
+vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base)
+{
+    (void)fd, (void)what;
+    event_base_loopbreak(base);
+}
+
 int
 vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
 {

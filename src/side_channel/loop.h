@@ -15,6 +15,12 @@ struct event_base *vnxi_loop_base_new(void);
  * to come (a bufferevent) is gone after one more round.  NULL is allowed. */
 void vnxi_loop_base_free(struct event_base *base);
 
+/* event_free(); NULL is allowed. */
+void vnxi_loop_event_free(struct event *event);
+
+/* What an event of the loop calls that shall end it; `base` is the base. */
+void vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base);
+
 /* Start a thread with every signal blocked: they are the program's business,
  * and a write to somebody who is gone shall not kill it.  0, or errno. */
 int vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *),

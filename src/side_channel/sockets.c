@@ -189,6 +189,16 @@ open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
     return VNX_ERR_BACKEND;
 }
 
+vnx_status_t
+vnxi_start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
+                  const char *what, int err)
+{
+    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
+                   strerror(err));
+    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    return VNX_ERR_BACKEND;
+}
+
 /* IPv6 with IPv4 mapped into it, and where the machine has no IPv6, IPv4. */
 static vnx_status_t
 open_any(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,

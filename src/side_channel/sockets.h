@@ -20,6 +20,10 @@ typedef struct vnxi_sockets {
 vnx_status_t vnxi_sockets_open(const vnxi_listen_params_t *params,
                                vnxi_sockets_t *out_p, vnx_error_t *error);
 
+/* Why a listener cannot start, with the errno of what went wrong. */
+vnx_status_t vnxi_start_failed(const vnxi_listen_params_t *params,
+                               vnx_error_t *error, const char *what, int err);
+
 /* Free the port, also where a forked child holds copies of the sockets.  A
  * zeroed one is allowed. */
 void vnxi_sockets_close(vnxi_sockets_t *sockets);

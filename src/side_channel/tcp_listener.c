@@ -12,7 +12,6 @@
  */
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,17 +21,12 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "side_channel/loop.h"
+#include "side_channel/reserve.h"
 #include "side_channel/tcp.h"
 #include "side_channel/tcp_tls.h"
 
 #define ACCEPT_BATCH 64
 #define PAUSE_MS 50 /* of accepting, when the system has nothing to give */
-
-static int
-open_reserve(void)
-{
-    return open("/dev/null", O_RDONLY | O_CLOEXEC);
-}
 
 static void
 accept_pause(vnxi_tcp_listener_t *listener)
@@ -74,15 +68,9 @@ accept_starved(vnxi_tcp_listener_t *listener, int fd)
         return; /* accepted in the next round */
     }
     if (listener->reserve_fd >= 0) {
-        close(listener->reserve_fd);
-        int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
-        if (client >= 0) {
-            vnxi_stat_add(&listener->stats->accepted);
-            vnxi_stat_add(&listener->stats->evicted);
-            close(client);
-        }
+        vnxi_reserve_refuse(listener->reserve_fd, fd, listener->stats);
     }
-    listener->reserve_fd = open_reserve();
+    listener->reserve_fd = vnxi_reserve_open();
     if (listener->reserve_fd < 0) {
         accept_pause(listener);
     }
@@ -148,13 +136,6 @@ on_accept(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-static void
-on_stop(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    event_base_loopbreak(arg);
-}
-
 static void *
 listener_main(void *arg)
 {
@@ -167,24 +148,16 @@ listener_main(void *arg)
     return NULL;
 }
 
-static void
-event_free_if(struct event *event)
-{
-    if (event != NULL) {
-        event_free(event);
-    }
-}
-
 /* A listener in any stage of its making, and no thread. */
 static void
 listener_free(vnxi_tcp_listener_t *listener)
 {
     vnxi_tcp_conn_close_all(listener);
     for (size_t i = 0; i < VNXI_ADDRESSES_MAX; i++) {
-        event_free_if(listener->accept_events[i]);
+        vnxi_loop_event_free(listener->accept_events[i]);
     }
-    event_free_if(listener->resume_event);
-    event_free_if(listener->stop_event);
+    vnxi_loop_event_free(listener->resume_event);
+    vnxi_loop_event_free(listener->stop_event);
     vnxi_tcp_tls_stop(listener);
     vnxi_rate_free(listener->rate);
     vnxi_sockets_close(&listener->sockets);
@@ -228,7 +201,7 @@ create_events(vnxi_tcp_listener_t *listener)
     }
     listener->resume_event = evtimer_new(base, on_resume, listener);
     listener->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    listener->reserve_fd = open_reserve();
+    listener->reserve_fd = vnxi_reserve_open();
     if (listener->timeout == NULL || listener->resume_event == NULL ||
         listener->stop_fd < 0 || listener->reserve_fd < 0) {
         return false;
@@ -240,8 +213,9 @@ create_events(vnxi_tcp_listener_t *listener)
             return false;
         }
     }
-    return add_event(&listener->stop_event, event_new(base, listener->stop_fd,
-                                                      EV_READ, on_stop, base));
+    return add_event(
+        &listener->stop_event,
+        event_new(base, listener->stop_fd, EV_READ, vnxi_loop_on_stop, base));
 }
 
 static vnxi_tcp_listener_t *
@@ -270,16 +244,6 @@ listener_new(const vnxi_tcp_protocol_t *protocol,
     return listener;
 }
 
-static vnx_status_t
-start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
-             const char *what, int err)
-{
-    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
-                   strerror(err));
-    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
-    return VNX_ERR_BACKEND;
-}
-
 vnx_status_t
 vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                     const vnxi_listen_params_t *params,
@@ -298,12 +262,12 @@ vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
     }
     listener->super.port = listener->sockets.port;
     if (!create_events(listener)) {
-        status = start_failed(params, error, "making the loop", errno);
+        status = vnxi_start_failed(params, error, "making the loop", errno);
         goto err_free;
     }
     int ret = vnxi_loop_thread_new(&listener->thread, listener_main, listener);
     if (ret != 0) {
-        status = start_failed(params, error, "starting the thread", ret);
+        status = vnxi_start_failed(params, error, "starting the thread", ret);
         goto err_free;
     }
     *out_p = &listener->super;

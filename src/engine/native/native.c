@@ -316,18 +316,6 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     return status;
 }
 
-static size_t
-native_list_count(const vnxi_list_t *list)
-{
-    return list->count;
-}
-
-static size_t
-native_list_bytes(const vnxi_list_t *list)
-{
-    return list->bytes;
-}
-
 /* -- Peers and notifications -----------------------------------------------
  */
 
@@ -376,8 +364,8 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .list_feed_strided = vnxi_list_feed_strided,
     .list_finish = vnxi_list_finish,
     .list_abort = vnxi_list_abort,
-    .list_count = native_list_count,
-    .list_bytes = native_list_bytes,
+    .list_count = vnxi_list_count,
+    .list_bytes = vnxi_list_bytes,
     .list_release = vnxi_list_release,
     .xfer_prepare = vnxi_native_xfer_prepare,
     .xfer_post = vnxi_native_xfer_post,

@@ -254,18 +254,6 @@ nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     return status;
 }
 
-static size_t
-nixl_list_count(const vnxi_list_t *list)
-{
-    return list->count;
-}
-
-static size_t
-nixl_list_bytes(const vnxi_list_t *list)
-{
-    return list->bytes;
-}
-
 /* -- The table -------------------------------------------------------------
  */
 
@@ -314,8 +302,8 @@ const vnxi_engine_ops_t vnxi_nixl_ops = {
     .list_feed_strided = vnxi_list_feed_strided,
     .list_finish = vnxi_list_finish,
     .list_abort = vnxi_list_abort,
-    .list_count = nixl_list_count,
-    .list_bytes = nixl_list_bytes,
+    .list_count = vnxi_list_count,
+    .list_bytes = vnxi_list_bytes,
     .list_release = vnxi_list_release,
     .xfer_prepare = vnxi_nixl_xfer_prepare,
     .xfer_post = vnxi_nixl_xfer_post,

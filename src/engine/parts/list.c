@@ -73,3 +73,15 @@ vnxi_list_region_of(const vnxi_list_t *list, const vnx_desc_t *row)
     }
     return list->regions[low - 1];
 }
+
+size_t
+vnxi_list_count(const vnxi_list_t *list)
+{
+    return list->count;
+}
+
+size_t
+vnxi_list_bytes(const vnxi_list_t *list)
+{
+    return list->bytes;
+}

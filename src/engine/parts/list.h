@@ -80,6 +80,9 @@ void vnxi_list_abort(vnxi_builder_t *builder);
 vnxi_list_t *vnxi_list_retain(vnxi_list_t *list);
 void vnxi_list_release(vnxi_list_t *list);
 
+size_t vnxi_list_count(const vnxi_list_t *list); /* its rows */
+size_t vnxi_list_bytes(const vnxi_list_t *list); /* memory that it takes */
+
 /* Row i (< count, the caller has checked): about 2 ns. */
 vnx_desc_t vnxi_list_row(const vnxi_list_t *list, size_t i);
 
