@@ -72,13 +72,20 @@ report_check() {
     if [ "$status" = 0 ]; then
         printf '  ok   %-34s %4s s  %s\n' "$label" "$seconds" "$summary"
     else
-        FAIL_NOTES+=("$label (log: ${id#"$ROOT"/}.log)")
+        FAIL_NOTES+=("$label (log: ${id#"$ROOT"/}.log)"
+            "$(telling_lines "$id.log" 20)")
         printf '  FAIL %-34s %4s s  status %s\n' "$label" "$seconds" "$status"
-        tail -n 200 "$id.log" | without_urls | sed 's/^/       | /'
+        telling_lines "$id.log" 200
     fi
     if [ -n "$summary" ]; then
         SUMMARY_LINES+=("$(printf '%-34s %s' "$label" "$summary")")
     fi
+}
+
+# telling_lines LOG N: its last lines, without what was built or passed.
+telling_lines() {
+    grep -v -E '^\[[0-9]+/[0-9]+\] |^ *[0-9]+/[0-9]+ .* OK +[0-9.]+s' "$1" |
+        tail -n "$2" | without_urls | sed 's/^/       | /'
 }
 
 # The closing line of a test runner in a log: pytest's, or meson's counts.
