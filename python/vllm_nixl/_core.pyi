@@ -989,7 +989,8 @@ class Agent:
     # Looking in
 
     def describe(self, peer: _Name | None = None) -> dict[str, Any]:
-        """What there is to say of the agent, or of a peer."""
+        """What there is to say of the agent, or of a peer: the keys are in
+        docs/telemetry.md."""
 
     def stats(self) -> dict[str, Any]:
         """Counters; 'xfer_us_log2' is a histogram of 32 counts."""

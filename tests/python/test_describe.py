@@ -80,6 +80,16 @@ def has_shape(value, shape):
     assert wrong == {}
 
 
+def page_keys(heading):
+    """The keys in the first column of that table of docs/telemetry.md."""
+    if not DOCS.is_dir():
+        pytest.skip("the documentation is not beside the tests")
+    text = (DOCS / "telemetry.md").read_text()
+    part = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    cells = [row.split("|")[1] for row in part.splitlines() if "| `" in row]
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
 # -- The agent ---------------------------------------------------------------
 
 
@@ -95,6 +105,7 @@ def test_an_agent_tells_what_it_is(endpoint, engine):
     else:
         assert "other hosts cannot be reached" in described["reach"]
     assert json.loads(json.dumps(described)) == described
+    assert set(described) <= page_keys("agent.describe()")
 
 
 def test_an_agent_tells_of_what_it_has(endpoint):
@@ -145,6 +156,7 @@ def test_a_peer_is_told_of(pair):
     assert described["pid"] == there.pid()
     assert described["generation"] >= 1
     assert json.loads(json.dumps(described)) == described
+    assert set(described) <= page_keys("agent.describe(peer)")
 
 
 def test_a_peer_of_another_process_goes_by_the_host(engine, pair):
@@ -192,6 +204,7 @@ def test_a_peer_that_came_back_is_a_later_generation(endpoint, names):
 def test_counters_are_these_and_start_at_nothing(endpoint):
     stats = endpoint().agent.stats()
     assert set(stats) == {*COUNTERS, "xfer_us_log2"}
+    assert set(stats) == page_keys("agent.stats()")
     assert {key: stats[key] for key in COUNTERS if stats[key]} == {}
     assert all(type(stats[key]) is int for key in COUNTERS)
     assert stats["xfer_us_log2"] == [0] * 32
