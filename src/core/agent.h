@@ -108,6 +108,8 @@ void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
 
 /* Borrowed: the transfer keeps it alive. */
 vnx_agent_t *vnxi_xfer_agent(const vnx_xfer_t *xfer);
+/* It is not in flight. */
+bool vnxi_xfer_has_ended(const vnx_xfer_t *xfer);
 
 /* The engine says that a transfer has ended (host callback). */
 void vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,

@@ -1,12 +1,6 @@
 #include "base/clock.h"
 #include "core/agent.h"
 
-static bool
-has_ended(const vnx_xfer_t *xfer)
-{
-    return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
-}
-
 typedef struct waiting {
     vnx_agent_t *agent;
     vnx_xfer_t *const *xfers;
@@ -25,13 +19,13 @@ is_over(void *context)
     }
     if (!waiting->any) {
         while (waiting->first_open < waiting->count &&
-               has_ended(waiting->xfers[waiting->first_open])) {
+               vnxi_xfer_has_ended(waiting->xfers[waiting->first_open])) {
             waiting->first_open++;
         }
         return waiting->first_open == waiting->count;
     }
     for (size_t i = 0; i < waiting->count; i++) {
-        if (has_ended(waiting->xfers[i])) {
+        if (vnxi_xfer_has_ended(waiting->xfers[i])) {
             return true;
         }
     }

@@ -390,6 +390,12 @@ vnx_xfer_state(const vnx_xfer_t *xfer)
                                                   memory_order_acquire);
 }
 
+bool
+vnxi_xfer_has_ended(const vnx_xfer_t *xfer)
+{
+    return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
+}
+
 static vnx_status_t
 failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
 {
@@ -474,9 +480,9 @@ vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
  */
 
 static bool
-has_ended(void *context)
+is_over(void *xfer)
 {
-    return vnx_xfer_state(context) != VNX_XFER_POSTED;
+    return vnxi_xfer_has_ended(xfer);
 }
 
 vnx_status_t
@@ -487,7 +493,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     if (vnxi_fork_crossed(agent->fork_count)) {
         return vnxi_agent_refuse(agent, "cancel", error);
     }
-    if (has_ended(xfer)) {
+    if (vnxi_xfer_has_ended(xfer)) {
         *stopped_p = false;
         return VNX_OK;
     }
@@ -498,7 +504,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
                               "now; it goes on and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
-    if (!vnxi_events_wait(&agent->events, has_ended, xfer,
+    if (!vnxi_events_wait(&agent->events, is_over, xfer,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
         return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
                               "the transfer did not stop within 10 s; it goes "

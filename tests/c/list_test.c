@@ -642,7 +642,7 @@ test_list_holds_its_peer_and_names_it(void **state)
     atomic_init(&peer.refs, 1);
     vnxi_region_table_t *table = make_table(&big, 1);
     vnxi_list_args_t args = {.peer = &peer,
-                             .table = table,
+                             .table = vnxi_region_table_retain(table),
                              .mem = VNX_MEM_DRAM,
                              .operation = LIST_UTIL_OPERATION};
     const vnx_desc_t rows[] = {{big.addr, 8, 0}, {1, 8, 0}};
@@ -656,6 +656,7 @@ test_list_holds_its_peer_and_names_it(void **state)
     vnxi_list_abort(builder);
     assert_int_equal(atomic_load(&peer.refs), 1);
 
+    vnxi_region_table_retain(table);
     assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);
     assert_int_equal(vnxi_list_feed(builder, rows, 1, NULL), VNX_OK);
     vnxi_list_t *list = finish_list(builder);
@@ -668,6 +669,27 @@ test_list_holds_its_peer_and_names_it(void **state)
     assert_int_equal(peers_destroyed, 1);
     vnxi_list_release(NULL);
     vnxi_region_table_release(table);
+}
+
+/* The reference to the table is given up: the leak checker would see. */
+static void
+test_list_begin_refuses_what_is_no_memory_type(void **state)
+{
+    (void)state;
+    vnxi_list_args_t args = {.table = make_table(&big, 1),
+                             .mem = (vnx_mem_t)77,
+                             .operation = LIST_UTIL_OPERATION};
+    vnxi_builder_t *builder = NULL;
+    vnx_error_t error;
+
+    assert_int_equal(vnxi_list_begin(&args, &builder, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "77 is no memory type"));
+    args.table = NULL;
+    args.mem = VNX_MEM_DRAM;
+    assert_int_equal(vnxi_list_begin(&args, &builder, &error),
+                     VNX_ERR_NO_MEMORY);
+    assert_null(builder);
 }
 
 /* The table goes; the regions live as long as the list. */
@@ -804,6 +826,7 @@ main(void)
         cmocka_unit_test(test_list_must_not_be_empty),
         cmocka_unit_test(test_list_builder_is_aborted_at_any_moment),
         cmocka_unit_test(test_list_holds_its_peer_and_names_it),
+        cmocka_unit_test(test_list_begin_refuses_what_is_no_memory_type),
         cmocka_unit_test(test_list_sees_revocation_and_outlives_the_table),
         cmocka_unit_test(test_list_takes_no_revoked_region),
         cmocka_unit_test(test_list_knows_how_its_regions_are_reached),

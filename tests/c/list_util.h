@@ -52,8 +52,9 @@ make_table(const region_spec_t *specs, size_t count)
 static inline vnxi_builder_t *
 begin_list(vnxi_region_table_t *table)
 {
-    vnxi_list_args_t args = {
-        .table = table, .mem = VNX_MEM_DRAM, .operation = LIST_UTIL_OPERATION};
+    vnxi_list_args_t args = {.table = vnxi_region_table_retain(table),
+                             .mem = VNX_MEM_DRAM,
+                             .operation = LIST_UTIL_OPERATION};
     vnxi_builder_t *builder = NULL;
     assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);
     assert_non_null(builder);

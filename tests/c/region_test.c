@@ -103,6 +103,24 @@ test_region_table_empty_holds_nothing(void **state)
 }
 
 static void
+test_region_table_covers_all_or_nothing(void **state)
+{
+    (void)state;
+    vnxi_region_t *two[] = {region(VNX_MEM_DRAM, 0x1000, 0x100, 0),
+                            region(VNX_MEM_DRAM, 0x3000, 0x100, 0)};
+    vnxi_region_table_t *table = table_of(two, 2);
+    const vnx_desc_t descs[] = {
+        {0x1000, 0x10, 0}, {0x3080, 0x80, 0}, {0x3080, 0x81, 0}};
+
+    assert_true(vnxi_region_table_covers(table, VNX_MEM_DRAM, descs, 0));
+    assert_true(vnxi_region_table_covers(table, VNX_MEM_DRAM, descs, 2));
+    assert_false(vnxi_region_table_covers(table, VNX_MEM_DRAM, descs, 3));
+    assert_false(vnxi_region_table_covers(table, VNX_MEM_VRAM, descs, 1));
+    assert_false(vnxi_region_table_covers(NULL, VNX_MEM_DRAM, descs, 0));
+    vnxi_region_table_release(table);
+}
+
+static void
 test_region_table_find_minds_both_ends(void **state)
 {
     (void)state;
@@ -354,6 +372,7 @@ main(void)
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),
         cmocka_unit_test(test_region_table_empty_holds_nothing),
         cmocka_unit_test(test_region_table_find_minds_both_ends),
+        cmocka_unit_test(test_region_table_covers_all_or_nothing),
         cmocka_unit_test(test_region_table_find_keeps_types_and_devices_apart),
         cmocka_unit_test(
             test_region_table_neighbours_do_not_hold_what_spans_them),

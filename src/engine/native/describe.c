@@ -118,7 +118,7 @@ describe_ucx(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 static void
 describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {
-    char cause[sizeof peer->cause], no_map[sizeof peer->no_map];
+    char cause[VNX_ERROR_CAUSE_MAX], no_map[sizeof peer->no_map];
     size_t regions, direct;
 
     vnxi_native_peer_cause(peer, cause);

@@ -98,7 +98,6 @@ engine_alloc(const vnxi_engine_config_t *config)
     memcpy(engine->name, config->agent_name, config->agent_name_len);
     engine->name[config->agent_name_len] = '\0';
     engine->name_len = config->agent_name_len;
-    engine->self->base.ops = &vnxi_native_ops;
     return engine;
 }
 
@@ -293,10 +292,6 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     if (status != VNX_OK) {
         return status;
     }
-    if (vnx_mem_name(mem) == NULL) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "%d is no memory type", (int)mem);
-    }
     if (peer != NULL && vnxi_native_peer_gone(vnxi_native_peer(peer))) {
         return vnxi_native_peer_error(vnxi_native_peer(peer), operation,
                                       error);
@@ -308,12 +303,7 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
         .mem = mem,
         .operation = operation,
     };
-    if (args.table == NULL) {
-        return vnxi_error_no_memory(error, operation, 0);
-    }
-    status = vnxi_list_begin(&args, builder_p, error);
-    vnxi_region_table_release(args.table); /* the builder has its own */
-    return status;
+    return vnxi_list_begin(&args, builder_p, error);
 }
 
 /* -- Peers and notifications -----------------------------------------------

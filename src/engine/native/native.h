@@ -17,6 +17,7 @@
 #include "engine/native/shm/revocations.h"
 #include "engine/native/ucx/conn.h"
 #include "engine/parts/list.h"
+#include "engine/parts/peer.h"
 #include "engine/parts/region.h"
 
 #define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
@@ -86,7 +87,7 @@ struct vnxi_native_peer {
     uintptr_t id; /* the link's or the connection's cookie; never used again */
     bool has_info; /* of an agent of ours; what UCX reaches may be stock */
     vnxi_shm_info_t info;
-    atomic_bool lost;
+    vnxi_peer_end_t end;
 
     pthread_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for SELF: the registry's */
@@ -94,7 +95,6 @@ struct vnxi_native_peer {
     vnxi_revocation_t *early;   /* lock; owned: those that came before table */
     size_t early_count;         /* lock */
     bool early_all;             /* lock; one of them could not be kept */
-    char cause[VNX_ERROR_CAUSE_MAX];  /* lock; set with lost */
     char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
                                          mapped; "" */
     char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why not by SHM; fixed with it */

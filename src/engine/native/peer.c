@@ -1,7 +1,7 @@
 /*
  * Peers of the native engine: their life, their end, notifications to them.
  *
- * Design notes.  `lost` is raised once, with the cause, by whichever comes
+ * Design notes.  The end is marked once, with the cause, by whichever comes
  * first: the link's end, a copy that finds nobody there, a close by the core.
  * Everything that works for the peer looks at it: posting, each chunk of
  * copying, sending. The hub's events name a link; the peer is found in the
@@ -20,20 +20,14 @@ vnxi_native_peer_create(vnxi_engine_t *engine, const void *name,
                         size_t name_len, vnxi_path_t path)
 {
     vnxi_native_peer_t *peer = calloc(1, sizeof *peer);
-    char *copy = malloc(name_len + 1);
-    if (peer == NULL || copy == NULL) {
+    if (peer == NULL ||
+        !vnxi_peer_init(&peer->base, &vnxi_native_ops, name, name_len)) {
         free(peer);
-        free(copy);
         return NULL;
     }
-    memcpy(copy, name, name_len);
-    copy[name_len] = '\0';
-    atomic_init(&peer->base.refs, 1);
-    peer->base.name = copy;
-    peer->base.name_len = name_len;
     peer->engine = engine;
     peer->path = path;
-    atomic_init(&peer->lost, false);
+    vnxi_peer_end_init(&peer->end);
     pthread_mutex_init(&peer->lock, NULL);
     return peer;
 }
@@ -51,7 +45,8 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
         vnxi_native_unref(peer->local);
     }
     pthread_mutex_destroy(&peer->lock);
-    free(peer->base.name);
+    vnxi_peer_end_fini(&peer->end);
+    vnxi_peer_fini(&peer->base);
     free(peer);
 }
 
@@ -111,24 +106,10 @@ find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
 /* -- The end ---------------------------------------------------------------
  */
 
-/* True for the first caller. */
-static bool
-mark_lost(vnxi_native_peer_t *peer, const char *cause)
-{
-    pthread_mutex_lock(&peer->lock);
-    bool is_first = !atomic_load(&peer->lost);
-    if (is_first) {
-        snprintf(peer->cause, sizeof peer->cause, "%s", cause);
-        atomic_store(&peer->lost, true);
-    }
-    pthread_mutex_unlock(&peer->lock);
-    return is_first;
-}
-
 bool
 vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
 {
-    return atomic_load(&peer->lost) ||
+    return vnxi_peer_end_has_come(&peer->end) ||
            (peer->local != NULL && atomic_load(&peer->local->stopped));
 }
 
@@ -136,16 +117,12 @@ void
 vnxi_native_peer_cause(vnxi_native_peer_t *peer,
                        char cause_p[VNX_ERROR_CAUSE_MAX])
 {
-    cause_p[0] = '\0';
-    pthread_mutex_lock(&peer->lock);
-    if (peer->cause[0] != '\0') {
-        memcpy(cause_p, peer->cause, VNX_ERROR_CAUSE_MAX);
-    } else if (vnxi_native_peer_gone(peer)) {
+    vnxi_peer_end_cause(&peer->end, cause_p);
+    if (cause_p[0] == '\0' && vnxi_native_peer_gone(peer)) {
         /* An agent of this process, whose stop is seen before its link ends.
          */
         snprintf(cause_p, VNX_ERROR_CAUSE_MAX, "the peer was closed");
     }
-    pthread_mutex_unlock(&peer->lock);
 }
 
 vnx_status_t
@@ -155,10 +132,9 @@ vnxi_native_peer_error(vnxi_native_peer_t *peer, const char *operation,
     char cause[VNX_ERROR_CAUSE_MAX];
 
     vnxi_native_peer_cause(peer, cause);
-    vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
-                   cause[0] != '\0' ? cause : "the agent was closed");
-    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-    return VNX_ERR_REMOTE_DISCONNECT;
+    return vnxi_peer_ended(&peer->base,
+                           cause[0] != '\0' ? cause : "the agent was closed",
+                           operation, error);
 }
 
 void
@@ -166,7 +142,7 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
 {
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
 
-    mark_lost(peer, cause);
+    vnxi_peer_end_mark(&peer->end, cause);
     delist(peer);
     if (peer->link != NULL) {
         vnxi_link_close(peer->link);
@@ -182,7 +158,7 @@ vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause)
     const vnxi_engine_host_t *host = &peer->engine->host;
     vnx_error_t error;
 
-    if (mark_lost(peer, cause)) {
+    if (vnxi_peer_end_mark(&peer->end, cause)) {
         vnxi_native_peer_error(peer, "transfer", &error);
         host->peer_lost(host->context, &peer->base, &error);
     }
@@ -386,11 +362,8 @@ vnxi_native_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
         return false;
     }
     vnxi_region_table_t *table = vnxi_native_peer_table(peer);
-    bool covers = table != NULL;
-    for (size_t i = 0; covers && i < count; i++) {
-        covers = vnxi_region_table_find(table, mem, descs[i].addr,
-                                        descs[i].len, descs[i].dev) != NULL;
-    }
+    bool covers = vnxi_region_table_covers(table, mem, descs, count);
+
     vnxi_region_table_release(table);
     return covers;
 }

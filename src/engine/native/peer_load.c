@@ -223,7 +223,6 @@ open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
         }
         return vnxi_error_no_memory(loading->error, OPERATION, sizeof *peer);
     }
-    peer->base.ops = engine->self->base.ops;
     peer->local = local;
     peer->has_info = loading->has_info;
     peer->info = loading->info;

@@ -50,14 +50,13 @@ static void
 describe_peer(vnxi_nixl_peer_t *peer, vnxi_writer_t *out)
 {
     vnxi_region_table_t *table = vnxi_nixl_peer_table(peer);
-    bool gone = atomic_load(&peer->gone);
+    char cause[VNX_ERROR_CAUSE_MAX];
 
-    vnxi_json_member(out, "state", gone ? "lost" : "connected");
+    vnxi_peer_end_cause(&peer->end, cause);
+    vnxi_json_member(out, "state", cause[0] != '\0' ? "lost" : "connected");
     describe_paths(peer, table, out);
-    if (gone) {
-        pthread_mutex_lock(&peer->lock);
-        vnxi_json_member(out, "cause", peer->cause);
-        pthread_mutex_unlock(&peer->lock);
+    if (cause[0] != '\0') {
+        vnxi_json_member(out, "cause", cause);
     }
     vnxi_json_number(out, "transfers", atomic_load(&peer->xfers));
     vnxi_json_number(out, "bytes", atomic_load(&peer->bytes));

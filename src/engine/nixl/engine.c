@@ -231,11 +231,7 @@ nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     if (status != VNX_OK) {
         return status;
     }
-    if (vnx_mem_name(mem) == NULL) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "%d is no memory type", (int)mem);
-    }
-    if (peer != NULL && atomic_load(&vnxi_nixl_peer(peer)->gone)) {
+    if (peer != NULL && vnxi_peer_end_has_come(&vnxi_nixl_peer(peer)->end)) {
         return vnxi_nixl_peer_error(vnxi_nixl_peer(peer), operation, error);
     }
     vnxi_list_args_t args = {
@@ -246,12 +242,7 @@ nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
         .backends = set,
         .operation = operation,
     };
-    if (args.table == NULL) {
-        return vnxi_error_no_memory(error, operation, 0);
-    }
-    status = vnxi_list_begin(&args, builder_p, error);
-    vnxi_region_table_release(args.table); /* the builder has its own */
-    return status;
+    return vnxi_list_begin(&args, builder_p, error);
 }
 
 /* -- The table -------------------------------------------------------------

@@ -29,6 +29,7 @@
 #include "engine/nixl/ops.h"
 #include "engine/nixl/poller.h"
 #include "engine/parts/list.h"
+#include "engine/parts/peer.h"
 #include "engine/parts/region.h"
 
 #define VNXI_NIXL_BACKENDS_MAX 32 /* bits of a set of backends */
@@ -115,7 +116,7 @@ struct vnxi_nixl_peer {
     vnxi_peer_t base;
     vnxi_engine_t *engine; /* outlives the peer */
     bool is_self;
-    atomic_bool gone;
+    vnxi_peer_end_t end;
     atomic_bool posts_at_once; /* a large post to it takes no time */
 
     /* By which its instance is told from others; the core's load lock. */
@@ -124,8 +125,7 @@ struct vnxi_nixl_peer {
     bool is_loaded; /* the library has it, by this name */
 
     pthread_mutex_t lock;
-    vnxi_region_table_t *table;      /* lock; NULL for self: the registry's */
-    char cause[VNX_ERROR_CAUSE_MAX]; /* lock; set before gone */
+    vnxi_region_table_t *table; /* lock; NULL for self: the registry's */
 
     atomic_uint_fast64_t bytes, xfers, notifs; /* moved, ended, sent */
 };

@@ -3,11 +3,10 @@
  *
  * Design notes.  The library knows peers by name, one a name; this engine has
  * an object a generation, of which `is_loaded` says that it is the one that
- * the library has.  `gone` is raised once, with the cause: by a close, by
+ * the library has.  The end is marked once, with the cause: by a close, by
  * another instance of the name, or by a failure after which the library does
  * not know the name any more, which is how it tells of a broken connection.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,19 +17,13 @@ vnxi_nixl_peer_t *
 vnxi_nixl_peer_create(vnxi_engine_t *engine, const void *name, size_t name_len)
 {
     vnxi_nixl_peer_t *peer = calloc(1, sizeof *peer);
-    char *copy = malloc(name_len + 1);
-    if (peer == NULL || copy == NULL) {
+    if (peer == NULL ||
+        !vnxi_peer_init(&peer->base, &vnxi_nixl_ops, name, name_len)) {
         free(peer);
-        free(copy);
         return NULL;
     }
-    memcpy(copy, name, name_len);
-    copy[name_len] = '\0';
-    atomic_init(&peer->base.refs, 1);
-    peer->base.ops = &vnxi_nixl_ops;
-    peer->base.name = copy;
-    peer->base.name_len = name_len;
     peer->engine = engine;
+    vnxi_peer_end_init(&peer->end);
     pthread_mutex_init(&peer->lock, NULL);
     return peer;
 }
@@ -43,37 +36,22 @@ vnxi_nixl_peer_destroy(vnxi_peer_t *base)
     vnxi_region_table_release(peer->table);
     vnxi_nixl_conns_free(peer->conns, peer->conn_count);
     pthread_mutex_destroy(&peer->lock);
-    free(peer->base.name);
+    vnxi_peer_end_fini(&peer->end);
+    vnxi_peer_fini(&peer->base);
     free(peer);
 }
 
 /* -- The end ---------------------------------------------------------------
  */
 
-/* True for the first caller. */
-static bool
-mark_gone(vnxi_nixl_peer_t *peer, const char *cause)
-{
-    pthread_mutex_lock(&peer->lock);
-    bool is_first = !atomic_load(&peer->gone);
-    if (is_first) {
-        snprintf(peer->cause, sizeof peer->cause, "%s", cause);
-        atomic_store(&peer->gone, true);
-    }
-    pthread_mutex_unlock(&peer->lock);
-    return is_first;
-}
-
 vnx_status_t
 vnxi_nixl_peer_error(vnxi_nixl_peer_t *peer, const char *operation,
                      vnx_error_t *error)
 {
-    pthread_mutex_lock(&peer->lock);
-    vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
-                   peer->cause);
-    pthread_mutex_unlock(&peer->lock);
-    vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-    return VNX_ERR_REMOTE_DISCONNECT;
+    char cause[VNX_ERROR_CAUSE_MAX];
+
+    vnxi_peer_end_cause(&peer->end, cause);
+    return vnxi_peer_ended(&peer->base, cause, operation, error);
 }
 
 /* The library drops a peer whose connection has failed. */
@@ -81,7 +59,7 @@ static bool
 was_dropped(const vnxi_nixl_peer_t *peer)
 {
     const vnxi_engine_t *engine = peer->engine;
-    return !peer->is_self && !atomic_load(&peer->gone) &&
+    return !peer->is_self && !vnxi_peer_end_has_come(&peer->end) &&
            engine->capi->check_remote_md(engine->agent, peer->base.name,
                                          NULL) != VNXI_CAPI_OK;
 }
@@ -92,8 +70,9 @@ lose(vnxi_nixl_peer_t *peer, const char *operation)
     const vnxi_engine_host_t *host = &peer->engine->host;
     vnx_error_t lost;
 
-    if (mark_gone(peer, "the connection broke: the agent ended, a transfer "
-                        "failed on its side, or the network did")) {
+    if (vnxi_peer_end_mark(&peer->end,
+                           "the connection broke: the agent ended, a transfer "
+                           "failed on its side, or the network did")) {
         vnxi_nixl_peer_error(peer, operation, &lost);
         host->peer_lost(host->context, &peer->base, &lost);
     }
@@ -106,7 +85,7 @@ vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
     if (was_dropped(peer)) {
         lose(peer, operation);
     }
-    if (atomic_load(&peer->gone)) {
+    if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, operation, error);
     }
     vnx_status_t status = vnxi_nixl_failed(code, operation, what, error);
@@ -122,7 +101,7 @@ vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
     vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
     vnxi_engine_t *engine = peer->engine;
 
-    mark_gone(peer, cause);
+    vnxi_peer_end_mark(&peer->end, cause);
     if (!peer->is_loaded) {
         return;
     }
@@ -157,13 +136,9 @@ vnxi_nixl_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
 {
     vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
     vnxi_region_table_t *table =
-        atomic_load(&peer->gone) ? NULL : vnxi_nixl_peer_table(peer);
-    bool covers = table != NULL;
+        vnxi_peer_end_has_come(&peer->end) ? NULL : vnxi_nixl_peer_table(peer);
+    bool covers = vnxi_region_table_covers(table, mem, descs, count);
 
-    for (size_t i = 0; covers && i < count; i++) {
-        covers = vnxi_region_table_find(table, mem, descs[i].addr,
-                                        descs[i].len, descs[i].dev) != NULL;
-    }
     vnxi_region_table_release(table);
     return covers;
 }
@@ -176,7 +151,7 @@ vnxi_nixl_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
     vnxi_engine_t *engine = peer->engine;
     vnx_status_t status = VNX_OK;
 
-    if (atomic_load(&peer->gone)) {
+    if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, operation, error);
     }
     if (peer->is_self) {
@@ -213,7 +188,7 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
     vnxi_engine_t *engine = peer->engine;
     vnx_status_t status = VNX_OK;
 
-    if (atomic_load(&peer->gone)) {
+    if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, operation, error);
     }
     if (!vnxi_nixl_enter(engine)) {

@@ -425,7 +425,7 @@ update_peer(loading_t *loading, vnxi_nixl_peer_t *peer, vnxi_peer_t **peer_p)
 static vnx_status_t
 load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
 {
-    bool is_alive = known != NULL && !atomic_load(&known->gone);
+    bool is_alive = known != NULL && !vnxi_peer_end_has_come(&known->end);
     bool has_conns = loading->blob->conn_count > 0;
 
     if (memchr(loading->blob->agent.data, 0, loading->blob->agent.len) !=

@@ -53,7 +53,7 @@ check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_nixl_peer_t *peer = exfer->peer;
 
-    if (atomic_load(&peer->gone)) {
+    if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, "transfer", error);
     }
     vnx_status_t status =

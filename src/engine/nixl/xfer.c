@@ -150,7 +150,7 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     vnxi_nixl_peer_t *peer = exfer->peer;
     uint32_t set = list_backends(args->local) & list_backends(args->remote);
 
-    if (atomic_load(&peer->gone)) {
+    if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, args->operation, error);
     }
     vnx_status_t status =

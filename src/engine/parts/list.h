@@ -49,13 +49,15 @@ struct vnxi_list {
 
 typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
-    vnxi_region_table_t *table; /* retained by the builder */
+    vnxi_region_table_t *table; /* taken over; NULL: there was no memory */
     vnx_mem_t mem;
     uint64_t backends;     /* a set, as the engine numbers them, that the list
                               keeps for it; 0 where it wants none */
     const char *operation; /* static; for errors */
 } vnxi_list_args_t;
 
+/* VNX_ERR_INVALID_PARAM for what is no memory type.  The reference to the
+ * table is given up on failure too. */
 vnx_status_t vnxi_list_begin(const vnxi_list_args_t *args,
                              vnxi_builder_t **builder_p, vnx_error_t *error);
 

@@ -174,9 +174,16 @@ vnx_status_t
 vnxi_list_begin(const vnxi_list_args_t *args, vnxi_builder_t **builder_p,
                 vnx_error_t *error)
 {
-    vnxi_builder_t *builder = malloc(sizeof *builder);
+    if (vnx_mem_name(args->mem) == NULL) {
+        vnxi_region_table_release(args->table);
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
+                              "%d is no memory type", (int)args->mem);
+    }
+    vnxi_builder_t *builder =
+        args->table != NULL ? malloc(sizeof *builder) : NULL;
     if (builder == NULL) {
-        return vnxi_error_no_memory(error, args->operation, sizeof *builder);
+        vnxi_region_table_release(args->table);
+        return vnxi_error_no_memory(error, args->operation, 0);
     }
     builder->args = *args;
     vnxi_finder_init(&builder->finder, args->table, args->mem);
@@ -187,7 +194,6 @@ vnxi_list_begin(const vnxi_list_args_t *args, vnxi_builder_t **builder_p,
     builder->mixed = false;
     builder->pending = builder->few;
     builder->pending_count = 0;
-    vnxi_region_table_retain(args->table);
     if (args->peer != NULL) {
         vnxi_peer_retain(args->peer);
     }

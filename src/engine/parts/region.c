@@ -314,6 +314,19 @@ vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
     return region;
 }
 
+bool
+vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
+                         const vnx_desc_t *descs, size_t count)
+{
+    bool covers = table != NULL;
+
+    for (size_t i = 0; covers && i < count; i++) {
+        covers = vnxi_region_table_find(table, mem, descs[i].addr,
+                                        descs[i].len, descs[i].dev) != NULL;
+    }
+    return covers;
+}
+
 vnxi_region_t *
 vnxi_region_table_exact(const vnxi_region_table_t *table, vnx_mem_t mem,
                         uint64_t addr, uint64_t len, uint64_t dev)

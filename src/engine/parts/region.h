@@ -104,6 +104,10 @@ vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev);
 
+/* Each of these lies within one region that is not revoked; of NULL: none. */
+bool vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
+                              const vnx_desc_t *descs, size_t count);
+
 /* The region with exactly these values, revoked or not; NULL for none. */
 vnxi_region_t *vnxi_region_table_exact(const vnxi_region_table_t *table,
                                        vnx_mem_t mem, uint64_t addr,
