@@ -19,15 +19,15 @@ from peer import Peer
 Samples = dict[str, list[float]]
 
 HANGING = 2000
+PEERS = 1000
 # Nothing, one byte of a length, the start of a request, and no request at
 # all; the last is refused at once, the others hang on to their connection.
 OPENINGS = (b"", b"\0", b"\0\0\0\x0cGET_", b"\xff garbage, not a request")
 
 
-def _raise_file_limit() -> None:
+def _raise_file_limit(wanted: int) -> None:
     """Room for the clients in this process and in the server it starts."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = HANGING * 2 + 200
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -54,14 +54,16 @@ def _requests(ask: Callable[[], bytes], count: int) -> Samples:
     return {"p50_us": [cuts[49] * 1e6], "p99_us": [cuts[98] * 1e6]}
 
 
-def _measure(impl: Any, quick: bool, hanging: int) -> Samples:
-    _raise_file_limit()
+def _measure(
+    impl: Any, quick: bool, hanging: int, kind: str = "TcpSideChannel"
+) -> Samples:
+    _raise_file_limit(HANGING * 2 + 200)
     peer = Peer(impl.name, "server", 1 << 20)
     clients: list[socket.socket] = []
     try:
-        port = peer.ask("listen", bytes=1024)["port"]
+        port = peer.ask("listen", kind=kind, bytes=1024)["port"]
         clients = _hang(port, hanging)
-        channel = impl.module.TcpSideChannel()
+        channel = getattr(impl.module, kind)()
         return _requests(
             lambda: channel.request_metadata("127.0.0.1", port),
             300 if quick else 3000,
@@ -80,6 +82,34 @@ def side_channel(impl: Any, quick: bool) -> Samples:
 def side_channel_crowd(impl: Any, quick: bool) -> Samples:
     """The same with 2 000 clients that hang on the server."""
     return _measure(impl, quick, HANGING)
+
+
+def side_channel_http(impl: Any, quick: bool) -> Samples:
+    """1 KiB of metadata asked for by HTTP, a new connection for each."""
+    return _measure(impl, quick, 0, "HttpSideChannel")
+
+
+def side_channel_many(impl: Any, quick: bool) -> Samples:
+    """So many different peers asked at once, by one thread."""
+    _raise_file_limit(10 * PEERS + 200)
+    found: Samples = {}
+    for name in ("Tcp", "Zmq", "Http"):
+        kind = f"{name}SideChannel"
+        channel = getattr(impl.module, kind)()
+        peer = Peer(impl.name, "server", 1 << 20)
+        try:
+            answer = peer.ask("listen", kind=kind, count=PEERS, bytes=1024)
+            peers = [("127.0.0.1", port) for port in answer["ports"]]
+            samples = found.setdefault(f"{name.lower()}_ms", [])
+            for _ in range(1 if quick else 3):
+                started = time.perf_counter()
+                answers = channel.request_many(peers)
+                samples.append((time.perf_counter() - started) * 1e3)
+                if any(blob != bytes(1024) for blob in answers):
+                    raise RuntimeError("a peer did not answer")
+        finally:
+            peer.close()
+    return found
 
 
 def side_channel_zmq(impl: Any, quick: bool) -> Samples:

@@ -111,7 +111,9 @@ def serve(impl: Any, name: str, size: int, shared: bool) -> None:
             echo(agent, known, order["count"])
         elif order["do"] == "listen":
             kind = order.get("kind", "TcpSideChannel")
-            say(port=listen(impl, kind, order["bytes"]))
+            count = order.get("count", 1)
+            ports = [listen(impl, kind, order["bytes"]) for _ in range(count)]
+            say(port=ports[0], ports=ports)
 
 
 def listen(impl: Any, kind: str, size: int) -> int:

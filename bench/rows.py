@@ -159,4 +159,21 @@ ROWS = [
         ],
         stock=False,
     ),
+    Row(
+        "side_channel_http",
+        [
+            Metric("p50_us", "side channel by HTTP, 1 KiB, p50", "us", 1000),
+            Metric("p99_us", "the same, p99", "us", 5000),
+        ],
+        stock=False,
+    ),
+    Row(
+        "side_channel_many",
+        [
+            Metric("tcp_ms", "1 000 peers asked at once, TCP", "ms", 1000),
+            Metric("zmq_ms", "the same, ZMQ", "ms", 1000),
+            Metric("http_ms", "the same, HTTP", "ms", 1000),
+        ],
+        stock=False,
+    ),
 ]

@@ -50,8 +50,14 @@ def pytest_addoption(parser):
     parser.addoption(
         "--attack-seconds",
         type=float,
-        default=0.5,
+        default=0.3,
         help="how long each attack on a side channel goes on",
+    )
+    parser.addoption(
+        "--crowd",
+        type=int,
+        default=1000,
+        help="how many come to a side channel at once",
     )
     parser.addoption(
         "--module",

@@ -235,8 +235,9 @@ typedef struct vnx_side_channel_request_params {
     int timeout_ms;  /* above 0 */
     const void *key; /* NULL: the default */
     size_t key_length;
-    uint32_t retries;    /* further tries where the peer is not there (yet), or
-                            breaks off; within the timeout */
+    uint32_t retries;    /* further tries where the peer or its name is not
+                            there (yet), or it breaks off; within the timeout.
+                            What it answers stands, an unknown key too */
     uint32_t backoff_ms; /* before the second try, doubled each time to one
                             second at most; VNX_SIDE_CHANNEL_BACKOFF_MS */
 } vnx_side_channel_request_params_t;
@@ -250,7 +251,9 @@ typedef struct vnx_side_channel_request_params {
  * VNX_ERR_NOT_FOUND (unknown name, nothing under the key), VNX_ERR_NOT_ALLOWED
  * (the secrets differ, or one side has none; the certificate is not trusted),
  * VNX_ERR_MISMATCH (the reply is no reply of this protocol, or above
- * max_frame), VNX_ERR_INVALID_PARAM, VNX_ERR_NO_MEMORY. */
+ * max_frame), VNX_ERR_INVALID_PARAM, VNX_ERR_NO_MEMORY.  Over TCP, who has no
+ * secret and asks for the default speaks the first protocol, in which a
+ * listener that has one can only hang up: VNX_ERR_BACKEND. */
 vnx_status_t
 vnx_side_channel_request_with(vnx_side_channel_t *channel,
                               const vnx_side_channel_request_params_t *params,

@@ -183,9 +183,11 @@ vnx_side_channel_advertised(vnx_side_channel_t *channel, const char *peer,
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OP_ADVERTISED,
                               "the listener is not running");
     }
+    vnxi_channel_enter(channel);
     pthread_mutex_lock(&channel->lock);
     choose(channel->options.advertise, channel->host, host);
     pthread_mutex_unlock(&channel->lock);
+    vnxi_channel_leave(channel);
     if (port_p != NULL) {
         *port_p = port;
     }

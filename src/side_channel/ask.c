@@ -97,14 +97,14 @@ vnxi_side_batch_begin(vnx_side_channel_t *channel,
     if (batch == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *batch);
     }
+    vnxi_channel_enter(channel);
+    batch->channel = channel;
     vnx_status_t status =
         batch_make(channel, params, count, &batch->batch, error);
     if (status != VNX_OK) {
-        free(batch);
+        vnxi_side_batch_free(batch);
         return status;
     }
-    vnxi_channel_enter(channel);
-    batch->channel = channel;
     *out_p = batch;
     return VNX_OK;
 }

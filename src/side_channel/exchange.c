@@ -19,10 +19,12 @@ vnxi_exchange_failed(const vnxi_request_params_t *params, vnx_status_t status,
 }
 
 vnx_status_t
-vnxi_exchange_no_key(const vnxi_request_params_t *params, vnx_error_t *error)
+vnxi_exchange_no_key(vnxi_exchange_t *exchange,
+                     const vnxi_request_params_t *params, vnx_error_t *error)
 {
     char text[KEY_TEXT_MAX];
 
+    exchange->answered = true;
     if (params->key_len == 0) {
         vnxi_error_set(error, VNX_ERR_NOT_FOUND, VNXI_OP_REQUEST,
                        "nothing is served by default: name a key");

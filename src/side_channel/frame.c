@@ -3,20 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "side_channel/big_endian.h"
+
 void
 vnxi_frame_encode_header(uint32_t len, unsigned char header[VNXI_FRAME_HEADER])
 {
-    header[0] = (unsigned char)(len >> 24);
-    header[1] = (unsigned char)(len >> 16);
-    header[2] = (unsigned char)(len >> 8);
-    header[3] = (unsigned char)len;
-}
-
-static uint32_t
-decode_header(const unsigned char header[VNXI_FRAME_HEADER])
-{
-    return (uint32_t)header[0] << 24 | (uint32_t)header[1] << 16 |
-           (uint32_t)header[2] << 8 | (uint32_t)header[3];
+    vnxi_big_put(header, VNXI_FRAME_HEADER, len);
 }
 
 void
@@ -101,7 +93,7 @@ commit_header(vnxi_frame_decoder_t *decoder, size_t count)
     if (decoder->header_have < VNXI_FRAME_HEADER) {
         return VNXI_FRAME_MORE;
     }
-    decoder->len = decode_header(decoder->header);
+    decoder->len = (uint32_t)vnxi_big_get(decoder->header, VNXI_FRAME_HEADER);
     if (decoder->len > decoder->max) {
         return VNXI_FRAME_TOO_LONG;
     }

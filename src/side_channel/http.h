@@ -4,7 +4,7 @@
  *
  *   http.c           the transport: constants and slots
  *   http_wire.c      what requests say
- *   http_listener.c  a listener's life, its thread, accepting
+ *   http_listener.c  accepting, by libevent's server (over server.c)
  *   http_conn.c      one client's connection, at the server
  *   http_answer.c    what a client is told
  *   http_client.c    the exchange, at the client: its steps
@@ -19,15 +19,12 @@
 #include <event2/event.h>
 #include <event2/http.h>
 #include <event2/listener.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <sys/queue.h>
 
 #include "base/name_map.h"
 #include "side_channel/http_wire.h"
-#include "side_channel/rate.h"
-#include "side_channel/sockets.h"
-#include "side_channel/transport.h"
+#include "side_channel/server.h"
 
 #define VNXI_HTTP_HEADERS_MAX 8192 /* a request's line and header */
 #define VNXI_HTTP_BODY_MAX 1024    /* a GET has none; it is not read */
@@ -46,25 +43,12 @@ typedef enum vnxi_http_state {
 typedef struct vnxi_http_conn vnxi_http_conn_t;
 TAILQ_HEAD(vnxi_http_conns, vnxi_http_conn);
 
-/* The loop thread's alone between its start and its end, but for `super`,
- * `stop_fd` and `thread`. */
+/* The loop thread's alone between its start and its end. */
 typedef struct vnxi_http_listener {
-    vnxi_listener_t super;
-    const vnx_side_channel_options_t *options; /* borrowed */
-    vnxi_side_stats_t *stats;                  /* borrowed */
-    vnxi_book_t *book;                         /* borrowed */
-    void *tls;         /* owned: SSL_CTX *; NULL: plain */
-    vnxi_rate_t *rate; /* NULL: everybody may come */
-    vnxi_sockets_t sockets;
-    struct event_base *base;
+    vnxi_server_t super;
     struct evhttp *http;
     struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX]; /* http's */
     struct event *adopt_event;                            /* for new ones */
-    struct event *resume_event; /* ends a pause of accepting */
-    struct event *stop_event;
-    int stop_fd;    /* eventfd: written to end the thread */
-    int reserve_fd; /* given up to refuse a client when fds run out */
-    pthread_t thread;
     unsigned batch; /* accepted in this round of the loop */
     size_t open;    /* connections */
     /* By state, the longest idle first: READ and KEPT by age (bytes that drip
@@ -76,10 +60,6 @@ typedef struct vnxi_http_listener {
 vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
                               vnxi_listener_t **out_p, vnx_error_t *error);
 void vnxi_http_stop(vnxi_listener_t *listener);
-
-/* Take a rest from accepting, until the next round of the loop or, with
- * `long_one`, until the system may have something to give again. */
-void vnxi_http_pause(vnxi_http_listener_t *listener, bool long_one);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

@@ -117,7 +117,7 @@ refuse(vnxi_http_conn_t *conn, struct evhttp_request *request,
        refusal_t refusal)
 {
     conn->turned_away = true;
-    vnxi_stat_refused(conn->listener->stats, refusals[refusal].why);
+    vnxi_stat_refused(conn->listener->super.stats, refusals[refusal].why);
     if (refusals[refusal].status == 401) {
         add_header(request, "WWW-Authenticate", "Bearer");
     } else if (refusals[refusal].status == 405) {
@@ -135,7 +135,8 @@ refuse(vnxi_http_conn_t *conn, struct evhttp_request *request,
 static bool
 is_secret(const vnxi_http_conn_t *conn, const char *token, size_t len)
 {
-    return vnxi_secret_equal(conn->listener->options->secret, token, len);
+    return vnxi_secret_equal(conn->listener->super.options->secret, token,
+                             len);
 }
 #else
 static bool
@@ -150,7 +151,7 @@ static bool
 may_ask(const vnxi_http_conn_t *conn, struct evhttp_request *request,
         refusal_t *refusal_p)
 {
-    bool has_secret = conn->listener->options->secret != NULL;
+    bool has_secret = conn->listener->super.options->secret != NULL;
     const char *token;
     size_t len;
 
@@ -224,8 +225,8 @@ answer_metadata(vnxi_http_conn_t *conn, struct evhttp_request *request,
         refuse(conn, request, refusal);
         return;
     }
-    vnxi_blob_t *blob =
-        vnxi_book_find(conn->listener->book, target->key, target->key_len);
+    vnxi_blob_t *blob = vnxi_book_find(conn->listener->super.book, target->key,
+                                       target->key_len);
     if (blob == NULL) {
         refuse(conn, request, REFUSE_UNKNOWN_KEY);
     } else {

@@ -239,6 +239,7 @@ vnxi_http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
     }
     exchange->params = exchange->easy.params = params;
+    exchange->easy.exchange = &exchange->super;
     exchange->super.fd = exchange->epoll_fd = -1;
     exchange->timer = UINT64_MAX;
     *out_p = &exchange->super;

@@ -45,12 +45,12 @@
 static struct bufferevent *
 bev_new_tls(vnxi_http_listener_t *listener)
 {
-    SSL *ssl = SSL_new(listener->tls);
+    SSL *ssl = SSL_new(listener->super.tls);
     if (ssl == NULL) {
         return NULL;
     }
     struct bufferevent *bev = bufferevent_openssl_socket_new(
-        listener->base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING,
+        listener->super.base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING,
         BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS);
     if (bev == NULL) {
         SSL_free(ssl);
@@ -63,7 +63,7 @@ bev_new_tls(vnxi_http_listener_t *listener)
 static bool
 is_shaking(const vnxi_http_conn_t *conn)
 {
-    return conn->listener->tls != NULL &&
+    return conn->listener->super.tls != NULL &&
            !SSL_is_init_finished(bufferevent_openssl_get_ssl(conn->bev));
 }
 
@@ -71,7 +71,7 @@ is_shaking(const vnxi_http_conn_t *conn)
 static void
 say_goodbye(vnxi_http_conn_t *conn)
 {
-    if (conn->listener->tls != NULL && conn->state == VNXI_HTTP_KEPT) {
+    if (conn->listener->super.tls != NULL && conn->state == VNXI_HTTP_KEPT) {
         SSL_shutdown(bufferevent_openssl_get_ssl(conn->bev));
         ERR_clear_error();
     }
@@ -128,7 +128,7 @@ conn_free(vnxi_http_conn_t *conn)
     vnxi_name_map_remove(&listener->by_bev, &conn->bev, sizeof conn->bev);
     TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
     listener->open--;
-    vnxi_stat_sub(&listener->stats->open);
+    vnxi_stat_sub(&listener->super.stats->open);
     event_free(conn->timer);
     bufferevent_decref(conn->bev);
     free(conn);
@@ -138,7 +138,7 @@ conn_free(vnxi_http_conn_t *conn)
 static void
 count_end(vnxi_http_conn_t *conn)
 {
-    vnxi_side_stats_t *stats = conn->listener->stats;
+    vnxi_side_stats_t *stats = conn->listener->super.stats;
 
     if (conn->counted) {
         return;
@@ -200,7 +200,8 @@ on_input(struct evbuffer *input, const struct evbuffer_cb_info *info,
     if (info->n_added == 0) {
         return;
     }
-    vnxi_stat_add_count(&conn->listener->stats->bytes_received, info->n_added);
+    vnxi_stat_add_count(&conn->listener->super.stats->bytes_received,
+                        info->n_added);
     conn->active = vnxi_clock_ns();
     if (conn->state == VNXI_HTTP_KEPT) {
         conn->start = conn->active;
@@ -234,7 +235,7 @@ note_refusal(vnxi_http_conn_t *conn, struct evbuffer *output)
         return; /* 100: go on */
     }
     conn->turned_away = true;
-    vnxi_stat_refused(conn->listener->stats,
+    vnxi_stat_refused(conn->listener->super.stats,
                       status == TOO_LONG || status == URI_TOO_LONG
                           ? VNX_SIDE_CHANNEL_REFUSED_TOO_LONG
                           : VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
@@ -253,7 +254,8 @@ on_output(struct evbuffer *output, const struct evbuffer_cb_info *info,
     if (info->n_deleted == 0) {
         return;
     }
-    vnxi_stat_add_count(&conn->listener->stats->bytes_sent, info->n_deleted);
+    vnxi_stat_add_count(&conn->listener->super.stats->bytes_sent,
+                        info->n_deleted);
     conn->active = vnxi_clock_ns();
     if (conn->state == VNXI_HTTP_WRITE) {
         conn_move(conn, VNXI_HTTP_WRITE); /* who takes is not idle */
@@ -265,7 +267,7 @@ on_output(struct evbuffer *output, const struct evbuffer_cb_info *info,
 static uint64_t
 due_at(const vnxi_http_conn_t *conn)
 {
-    const vnx_side_channel_options_t *options = conn->listener->options;
+    const vnx_side_channel_options_t *options = conn->listener->super.options;
     uint64_t idle = conn->active + options->idle_timeout_ms * MS;
     uint64_t whole = conn->start + options->client_timeout_ms * MS;
 
@@ -292,7 +294,7 @@ on_timer(evutil_socket_t fd, short what, void *arg)
         return;
     }
     if (conn->state != VNXI_HTTP_KEPT) {
-        vnxi_stat_add(&conn->listener->stats->timed_out);
+        vnxi_stat_add(&conn->listener->super.stats->timed_out);
     }
     conn_drop(conn);
 }
@@ -310,7 +312,7 @@ conn_new(vnxi_http_listener_t *listener, struct bufferevent *bev)
     conn->listener = listener;
     conn->bev = bev;
     conn->start = conn->active = vnxi_clock_ns();
-    conn->timer = evtimer_new(listener->base, on_timer, conn);
+    conn->timer = evtimer_new(listener->super.base, on_timer, conn);
     if (conn->timer == NULL) {
         goto err_conn;
     }
@@ -337,15 +339,15 @@ vnxi_http_conn_new(struct event_base *base, void *arg)
     vnxi_http_listener_t *listener = arg;
 
     vnxi_http_conn_adopt_all(listener);
-    vnxi_stat_add(&listener->stats->accepted);
-    if (listener->open >= listener->options->max_connections) {
+    vnxi_stat_add(&listener->super.stats->accepted);
+    if (listener->open >= listener->super.options->max_connections) {
         vnxi_http_conn_evict(listener);
     }
     if (++listener->batch >= ACCEPT_BATCH) {
-        vnxi_http_pause(listener, false);
+        vnxi_server_pause(&listener->super, false);
     }
     event_active(listener->adopt_event, EV_TIMEOUT, 0);
-    struct bufferevent *bev = listener->tls != NULL
+    struct bufferevent *bev = listener->super.tls != NULL
                                   ? bev_new_tls(listener)
                                   : bufferevent_socket_new(base, -1, 0);
     vnxi_http_conn_t *conn = bev != NULL ? conn_new(listener, bev) : NULL;
@@ -356,7 +358,7 @@ vnxi_http_conn_new(struct event_base *base, void *arg)
     conn->state = VNXI_HTTP_NEW;
     TAILQ_INSERT_TAIL(&listener->conns[VNXI_HTTP_NEW], conn, link);
     listener->open++;
-    vnxi_stat_add(&listener->stats->open);
+    vnxi_stat_add(&listener->super.stats->open);
     return bev;
 }
 
@@ -368,12 +370,12 @@ comes_too_often(const vnxi_http_conn_t *conn)
     char *text = NULL;
     ev_uint16_t port;
 
-    if (conn->listener->rate == NULL) {
+    if (conn->listener->super.rate == NULL) {
         return false;
     }
     evhttp_connection_get_peer(conn->evcon, &text, &port);
     return text != NULL && vnxi_address_parse(text, &from) &&
-           !vnxi_rate_take(conn->listener->rate, &from.list[0].addr,
+           !vnxi_rate_take(conn->listener->super.rate, &from.list[0].addr,
                            conn->start);
 }
 
@@ -393,7 +395,7 @@ conn_adopt(vnxi_http_conn_t *conn)
     evhttp_connection_set_closecb(evcon, on_close, conn);
     conn_move(conn, VNXI_HTTP_READ);
     if (comes_too_often(conn)) {
-        vnxi_stat_refused(conn->listener->stats,
+        vnxi_stat_refused(conn->listener->super.stats,
                           VNX_SIDE_CHANNEL_REFUSED_RATE);
         conn_reset(conn);
         return;
@@ -448,7 +450,7 @@ vnxi_http_conn_written(struct evhttp_request *request, void *arg)
     vnxi_http_conn_t *conn = arg;
 
     if (!conn->turned_away) {
-        vnxi_stat_served(conn->listener->stats, conn->start);
+        vnxi_stat_served(conn->listener->super.stats, conn->start);
     }
     conn->active = vnxi_clock_ns();
     conn->has_sent = false;
@@ -467,7 +469,7 @@ vnxi_http_conn_evict(vnxi_http_listener_t *listener)
             continue;
         }
         if (state != VNXI_HTTP_KEPT) {
-            vnxi_stat_add(&listener->stats->evicted);
+            vnxi_stat_add(&listener->super.stats->evicted);
         }
         conn_drop(conn);
         return true;

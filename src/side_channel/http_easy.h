@@ -12,6 +12,7 @@
 #include "side_channel/transport.h"
 
 typedef struct vnxi_http_easy {
+    vnxi_exchange_t *exchange;           /* borrowed: whose request it is */
     const vnxi_request_params_t *params; /* borrowed */
     CURL *curl;                          /* owned, as all below */
     CURLU *url;

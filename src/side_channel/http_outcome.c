@@ -97,7 +97,7 @@ failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
                        : "it is forbidden (status 403)",
             error);
     case 404:
-        return vnxi_exchange_no_key(easy->params, error);
+        return vnxi_exchange_no_key(easy->exchange, easy->params, error);
     default:
         snprintf(reason, sizeof reason,
                  code >= 300 && code < 400

@@ -69,11 +69,13 @@ vnxi_job_end(vnxi_batch_t *batch, vnxi_job_t *job, vnx_status_t status)
     batch->open--;
 }
 
-/* The peer is not there yet, or broke off. */
+/* The peer, or its name, is not there yet, or it broke off. */
 static bool
-is_worth_another_try(vnx_status_t status)
+is_worth_another_try(const vnxi_job_t *job, vnx_status_t status)
 {
-    return status == VNX_ERR_BACKEND || status == VNX_ERR_NOT_FOUND;
+    bool has_answered = job->exchange != NULL && job->exchange->answered;
+    return status == VNX_ERR_BACKEND ||
+           (status == VNX_ERR_NOT_FOUND && !has_answered);
 }
 
 /* Half of it at random, so that a crowd that was sent away together does not
@@ -103,7 +105,7 @@ job_failed(vnxi_batch_t *batch, vnxi_job_t *job, vnx_status_t status)
 {
     uint64_t now = vnxi_clock_ns();
 
-    if (job->retries > 0 && is_worth_another_try(status)) {
+    if (job->retries > 0 && is_worth_another_try(job, status)) {
         uint64_t wake = now + backoff_ns(job, now);
         if (wake < job->params.deadline) {
             if (job->retries != VNX_SIDE_CHANNEL_RETRY_ALWAYS) {

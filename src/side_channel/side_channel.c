@@ -345,6 +345,7 @@ vnx_side_channel_start_with(vnx_side_channel_t *channel,
 {
     vnx_side_channel_start_params_t params;
 
+    vnxi_channel_enter(channel);
     vnx_status_t status = vnxi_params_read(VNXI_OP_START, given, given->size,
                                            &params, sizeof params, error);
     if (status == VNX_OK) {
@@ -353,11 +354,9 @@ vnx_side_channel_start_with(vnx_side_channel_t *channel,
     if (status == VNX_OK) {
         status = start_check(channel, &params, error);
     }
-    if (status != VNX_OK) {
-        return status;
+    if (status == VNX_OK) {
+        status = start_begin(channel, error);
     }
-    vnxi_channel_enter(channel);
-    status = start_begin(channel, error);
     if (status == VNX_OK) {
         status = start_listening(channel, &params, port_p, error);
     }
@@ -410,17 +409,16 @@ vnx_side_channel_set(vnx_side_channel_t *channel,
 {
     vnxi_book_t *book = NULL;
 
+    vnxi_channel_enter(channel);
     vnx_status_t status = blob_check(channel, OP_SET, blob, error);
     if (status == VNX_OK) {
         status = book_get(channel, OP_SET, &book, error);
     }
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (!vnxi_book_set(book, blob)) {
+    if (status == VNX_OK && !vnxi_book_set(book, blob)) {
         status = vnxi_error_no_memory(error, OP_SET, blob->length);
     }
     vnxi_book_release(book);
+    vnxi_channel_leave(channel);
     return status;
 }
 
@@ -430,18 +428,17 @@ vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
 {
     vnxi_book_t *book = NULL;
 
+    vnxi_channel_enter(channel);
     vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
     if (status == VNX_OK) {
         status = book_get(channel, OP_REMOVE, &book, error);
     }
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (!vnxi_book_remove(book, key, key_length)) {
+    if (status == VNX_OK && !vnxi_book_remove(book, key, key_length)) {
         status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
                                 "nothing is served under that key");
     }
     vnxi_book_release(book);
+    vnxi_channel_leave(channel);
     return status;
 }
 

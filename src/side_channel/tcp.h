@@ -4,12 +4,12 @@
  *
  *   tcp.c           the transport: constants and slots
  *   tcp_wire.c      what frames say
- *   tcp_listener.c  a listener's life, its thread, accepting
+ *   tcp_listener.c  accepting (over server.c)
  *   tcp_conn.c      one client's connection, at the server
  *   tcp_frames.c    frames over that connection
  *   tcp_tls.c       TLS under that connection
  *   tcp_answer.c    what a client is told
- *   tcp_client.c    the exchange, at the client
+ *   tcp_client.c    the exchange, at the client (over talk.c)
  *
  * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
  */
@@ -18,14 +18,12 @@
 
 #include <event2/bufferevent.h>
 #include <event2/event.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <sys/queue.h>
 
 #include "side_channel/frame.h"
 #include "side_channel/proof.h"
-#include "side_channel/rate.h"
-#include "side_channel/sockets.h"
+#include "side_channel/server.h"
 #include "side_channel/tcp_wire.h"
 #include "side_channel/transport.h"
 
@@ -75,24 +73,11 @@ extern const vnxi_tcp_protocol_t vnxi_tcp_frames;
 
 TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
 
-/* The loop thread's alone between its start and its end, but for `super`,
- * `stop_fd` and `thread`. */
+/* The loop thread's alone between its start and its end. */
 typedef struct vnxi_tcp_listener {
-    vnxi_listener_t super;
+    vnxi_server_t super;
     const vnxi_tcp_protocol_t *protocol;
-    const vnx_side_channel_options_t *options; /* borrowed */
-    vnxi_side_stats_t *stats;                  /* borrowed */
-    vnxi_book_t *book;                         /* borrowed */
-    void *tls; /* owned: SSL_CTX *; NULL: plain */
-    vnxi_sockets_t sockets;
-    vnxi_rate_t *rate; /* NULL: no limit */
-    struct event_base *base;
     struct event *accept_events[VNXI_ADDRESSES_MAX];
-    struct event *resume_event; /* ends a pause of accepting */
-    struct event *stop_event;
-    int stop_fd;    /* eventfd: written to end the thread */
-    int reserve_fd; /* given up to refuse a client when fds run out */
-    pthread_t thread;
     const struct timeval *timeout; /* a client's; the base's common one */
     const struct timeval *idle;    /* likewise; NULL: no shorter than that */
     size_t open;                   /* connections */

@@ -13,7 +13,7 @@
 static bool
 has_secret(const vnxi_tcp_conn_t *conn)
 {
-    return conn->listener->options->secret != NULL;
+    return conn->listener->super.options->secret != NULL;
 }
 
 /* The frame's length, the status, and the seal where there is one. */
@@ -46,7 +46,7 @@ add_short(vnxi_tcp_conn_t *conn, vnxi_tcp_status_t status, const void *data,
 static void
 refuse(vnxi_tcp_conn_t *conn, vnx_side_channel_refusal_t why)
 {
-    vnxi_stat_refused(conn->listener->stats, why);
+    vnxi_stat_refused(conn->listener->super.stats, why);
     conn->turned_away = true;
 }
 
@@ -97,7 +97,7 @@ answer_seed(vnxi_tcp_conn_t *conn)
     if (has_secret(conn)) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_NO_PROOF);
     }
-    vnxi_blob_t *blob = vnxi_book_find(conn->listener->book, "", 0);
+    vnxi_blob_t *blob = vnxi_book_find(conn->listener->super.book, "", 0);
     if (blob == NULL) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_UNKNOWN_KEY);
     }
@@ -116,8 +116,8 @@ answer_get(vnxi_tcp_conn_t *conn, const vnxi_tcp_request_t *request)
         return turn_away(conn, VNXI_TCP_NO_PROOF,
                          VNX_SIDE_CHANNEL_REFUSED_NO_PROOF);
     }
-    vnxi_blob_t *blob =
-        vnxi_book_find(conn->listener->book, request->key, request->key_len);
+    vnxi_blob_t *blob = vnxi_book_find(conn->listener->super.book,
+                                       request->key, request->key_len);
     if (blob == NULL) {
         return turn_away(conn, VNXI_TCP_UNKNOWN_KEY,
                          VNX_SIDE_CHANNEL_REFUSED_UNKNOWN_KEY);
@@ -140,7 +140,7 @@ answer_hello(vnxi_tcp_conn_t *conn, const vnxi_tcp_request_t *request)
         return turn_away(conn, VNXI_TCP_NO_SECRET,
                          VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF);
     }
-    proof->secret = conn->listener->options->secret;
+    proof->secret = conn->listener->super.options->secret;
     memcpy(proof->client_nonce, request->nonce, VNXI_NONCE_LEN);
     return vnxi_proof_nonce(proof->server_nonce) &&
                    add_short(conn, VNXI_TCP_CHALLENGE, proof->server_nonce,
@@ -195,8 +195,8 @@ answer_sealed(vnxi_tcp_conn_t *conn, const vnxi_tcp_request_t *request)
         return turn_away(conn, VNXI_TCP_WRONG_PROOF,
                          VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF);
     }
-    vnxi_blob_t *blob =
-        vnxi_book_find(conn->listener->book, request->key, request->key_len);
+    vnxi_blob_t *blob = vnxi_book_find(conn->listener->super.book,
+                                       request->key, request->key_len);
     if (blob == NULL) {
         return answer_unknown_sealed(conn, request);
     }

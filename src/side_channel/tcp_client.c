@@ -1,79 +1,33 @@
 /*
- * Design notes.  An exchange goes DIAL -> SHAKE -> TALK.  Plain
- * non-blocking sockets; every step does what it can and says what it waits
- * for, and looks at the one deadline first, so that a peer that never lets the
- * socket run dry meets it too.
- *
- * TALK is one request and its reply; with a secret three: HELLO, PROVE,
- * SEALED (docs/wire.md).  The key that is asked for is named in the last, when
- * the other side has proved itself.
+ * Design notes.  Over an open stream (talk.c) one request is sent and its
+ * reply read; with a secret three: HELLO, PROVE, SEALED (docs/wire.md).  The
+ * key that is asked for is named in the last, when the other side has proved
+ * itself.
  */
-#include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "side_channel/dial.h"
-#include "side_channel/stream.h"
+#include "side_channel/talk.h"
 #include "side_channel/tcp.h"
 
-typedef enum stage {
-    STAGE_DIAL,
-    STAGE_SHAKE,
-    STAGE_TALK,
-} stage_t;
-
 typedef struct tcp_exchange {
-    vnxi_exchange_t super;
-    const vnxi_request_params_t *params; /* borrowed */
-    stage_t stage;
-    vnxi_dial_t dial;
-    vnxi_stream_t stream;
+    vnxi_talk_t talk;
+    bool has_asked;        /* the first request */
     vnxi_tcp_kind_t asked; /* the request under way */
     unsigned char out[VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX];
-    size_t out_len, out_sent;
     vnxi_frame_decoder_t reply;
     vnxi_proof_t proof;
-    vnx_error_t *error; /* the step's */
 } tcp_exchange_t;
 
 /* -- Failing -------------------------------------------------------------- */
 
-static const char *
-phase(const tcp_exchange_t *exchange)
-{
-    switch (exchange->stage) {
-    case STAGE_DIAL:
-        return vnxi_dial_phase(&exchange->dial);
-    case STAGE_SHAKE:
-        return "TLS with";
-    default:
-        return exchange->out_sent < exchange->out_len ? "sending to"
-                                                      : "receiving from";
-    }
-}
-
 static vnx_status_t
 failed(tcp_exchange_t *exchange, vnx_status_t status, const char *reason)
 {
-    return vnxi_exchange_failed(exchange->params, status, phase(exchange),
-                                vnxi_dial_whom(&exchange->dial), reason,
-                                exchange->error);
-}
-
-/* What a stream came to that is not VNX_OK. */
-static vnx_status_t
-stream_failed(tcp_exchange_t *exchange, vnx_status_t status)
-{
-    if (status == VNX_IN_PROG) {
-        exchange->super.fd = exchange->stream.fd;
-        exchange->super.events = exchange->stream.events;
-        return VNX_IN_PROG;
-    }
-    return failed(exchange, status, exchange->stream.reason);
+    return vnxi_talk_failed(&exchange->talk, status, reason);
 }
 
 static vnx_status_t
@@ -111,7 +65,7 @@ failed_frame(tcp_exchange_t *exchange)
     }
     snprintf(reason, sizeof reason,
              "a reply of %" PRIu32 " bytes is above max_frame (%" PRIu32 ")",
-             reply->len, exchange->params->options->max_frame);
+             reply->len, exchange->talk.params->options->max_frame);
     return failed(exchange, VNX_ERR_MISMATCH, reason);
 }
 
@@ -126,17 +80,16 @@ ask(tcp_exchange_t *exchange, const vnxi_tcp_request_t *request, size_t head,
         vnxi_tcp_request_encode(request, exchange->out + VNXI_FRAME_HEADER);
 
     vnxi_frame_encode_header((uint32_t)len, exchange->out);
-    exchange->out_len = VNXI_FRAME_HEADER + len;
-    exchange->out_sent = 0;
+    exchange->talk.out_len = VNXI_FRAME_HEADER + len;
     exchange->asked = request->kind;
     vnxi_frame_decoder_fini(&exchange->reply);
     vnxi_frame_decoder_init(&exchange->reply, (uint32_t)head + max, head);
 }
 
-static vnx_status_t
+static void
 ask_plainly(tcp_exchange_t *exchange)
 {
-    const vnxi_request_params_t *params = exchange->params;
+    const vnxi_request_params_t *params = exchange->talk.params;
     uint32_t max = params->options->max_frame;
 
     if (params->key_len == 0) { /* what every server knows */
@@ -147,7 +100,6 @@ ask_plainly(tcp_exchange_t *exchange)
                                       .key_len = params->key_len};
         ask(exchange, &request, 1, max);
     }
-    return VNX_OK;
 }
 
 /* A status that is not the one that was hoped for. */
@@ -169,14 +121,14 @@ ask_hello(tcp_exchange_t *exchange)
 {
     vnxi_proof_t *proof = &exchange->proof;
 
-    proof->secret = exchange->params->options->secret;
+    proof->secret = exchange->talk.params->options->secret;
     if (!vnxi_proof_nonce(proof->client_nonce)) {
         return failed(exchange, VNX_ERR_BACKEND, "no random numbers");
     }
     vnxi_tcp_request_t request = {.kind = VNXI_TCP_HELLO,
                                   .nonce = proof->client_nonce};
     ask(exchange, &request, 1, VNXI_TCP_TEXT_MAX);
-    return VNX_IN_PROG;
+    return VNX_OK;
 }
 
 /* VNX_OK: the reply has that status and a body of `len` bytes. */
@@ -216,7 +168,7 @@ take_challenge(tcp_exchange_t *exchange)
 static vnx_status_t
 take_proof(tcp_exchange_t *exchange)
 {
-    const vnxi_request_params_t *params = exchange->params;
+    const vnxi_request_params_t *params = exchange->talk.params;
     unsigned char mac[VNXI_MAC_LEN];
 
     vnx_status_t status = expect(exchange, VNXI_TCP_PROVED, VNXI_MAC_LEN);
@@ -245,7 +197,7 @@ static vnx_status_t
 check_seal(tcp_exchange_t *exchange)
 {
     const vnxi_frame_decoder_t *reply = &exchange->reply;
-    const vnxi_request_params_t *params = exchange->params;
+    const vnxi_request_params_t *params = exchange->talk.params;
     unsigned char digest[VNXI_DIGEST_LEN], mac[VNXI_MAC_LEN];
 
     if (reply->head_have < VNXI_TCP_REPLY_HEAD ||
@@ -284,7 +236,7 @@ take_status(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
         return VNX_OK;
     }
     if (status == VNXI_TCP_UNKNOWN_KEY) {
-        return vnxi_exchange_no_key(exchange->params, exchange->error);
+        return vnxi_talk_no_key(&exchange->talk);
     }
     return status_failed(exchange, status);
 }
@@ -316,28 +268,6 @@ take_reply(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
 }
 
 static vnx_status_t
-send_some(tcp_exchange_t *exchange)
-{
-    while (exchange->out_sent < exchange->out_len) {
-        size_t count = 0;
-        vnx_status_t status = vnxi_stream_send(
-            &exchange->stream, exchange->out + exchange->out_sent,
-            exchange->out_len - exchange->out_sent, &count);
-        if (status != VNX_OK) {
-            return stream_failed(exchange, status);
-        }
-        exchange->out_sent += count;
-    }
-    return VNX_OK;
-}
-
-static bool
-is_late(const tcp_exchange_t *exchange)
-{
-    return vnxi_clock_ns() >= exchange->params->deadline;
-}
-
-static vnx_status_t
 receive_some(tcp_exchange_t *exchange)
 {
     void *space;
@@ -346,14 +276,9 @@ receive_some(tcp_exchange_t *exchange)
     while ((space = vnxi_frame_space(&exchange->reply, &size)) != NULL) {
         size_t count = 0;
         vnx_status_t status =
-            is_late(exchange)
-                ? failed(exchange, VNX_ERR_TIMEOUT, "timed out")
-                : vnxi_stream_recv(&exchange->stream, space, size, &count);
-        if (status == VNX_ERR_TIMEOUT) {
-            return status;
-        }
+            vnxi_talk_recv(&exchange->talk, space, size, &count);
         if (status != VNX_OK) {
-            return stream_failed(exchange, status);
+            return status;
         }
         if (count == 0) {
             return failed_early_end(exchange);
@@ -365,12 +290,26 @@ receive_some(tcp_exchange_t *exchange)
 }
 
 static vnx_status_t
+ask_first(tcp_exchange_t *exchange)
+{
+    if (exchange->has_asked) {
+        return VNX_OK;
+    }
+    exchange->has_asked = true;
+    if (exchange->talk.params->options->secret != NULL) {
+        return ask_hello(exchange);
+    }
+    ask_plainly(exchange);
+    return VNX_OK;
+}
+
+static vnx_status_t
 talk(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
 {
     vnx_status_t status;
 
     do {
-        status = send_some(exchange);
+        status = vnxi_talk_send(&exchange->talk);
         if (status == VNX_OK) {
             status = receive_some(exchange);
         }
@@ -380,40 +319,6 @@ talk(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
         status = take_reply(exchange, data_p, len_p);
     } while (status == VNX_IN_PROG); /* there is another request to send */
     return status;
-}
-
-/* -- Getting there -------------------------------------------------------- */
-
-static vnx_status_t
-shake(tcp_exchange_t *exchange)
-{
-    vnx_status_t status = vnxi_stream_shake(&exchange->stream);
-    if (status != VNX_OK) {
-        return stream_failed(exchange, status);
-    }
-    exchange->stage = STAGE_TALK;
-    status = exchange->params->options->secret != NULL ? ask_hello(exchange)
-                                                       : ask_plainly(exchange);
-    return status == VNX_IN_PROG ? VNX_OK : status;
-}
-
-static vnx_status_t
-dial(tcp_exchange_t *exchange)
-{
-    const vnxi_request_params_t *params = exchange->params;
-    int fd = -1;
-
-    vnx_status_t status = vnxi_dial_step(&exchange->dial, &exchange->super,
-                                         &fd, exchange->error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    exchange->stage = STAGE_SHAKE;
-    status =
-        vnxi_stream_open(&exchange->stream, fd, params->host, params->options);
-    return status == VNX_OK
-               ? VNX_OK
-               : failed(exchange, status, exchange->stream.reason);
 }
 
 /* -- The transport's slots ------------------------------------------------ */
@@ -426,10 +331,8 @@ vnxi_tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     if (exchange == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
     }
-    exchange->params = params;
-    exchange->super.fd = exchange->stream.fd = -1;
-    vnxi_dial_init(&exchange->dial, params);
-    *out_p = &exchange->super;
+    vnxi_talk_init(&exchange->talk, params, exchange->out);
+    *out_p = &exchange->talk.super;
     return VNX_OK;
 }
 
@@ -438,23 +341,12 @@ vnxi_tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
               vnx_error_t *error)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
-    vnx_status_t status = VNX_OK;
 
-    exchange->error = error;
-    super->wake = UINT64_MAX;
-    if (is_late(exchange)) {
-        return failed(exchange, VNX_ERR_TIMEOUT, "timed out");
-    }
-    if (exchange->stage == STAGE_DIAL) {
-        status = dial(exchange);
-    }
-    if (status == VNX_OK && exchange->stage == STAGE_SHAKE) {
-        status = shake(exchange);
-    }
+    vnx_status_t status = vnxi_talk_step(&exchange->talk, error);
     if (status == VNX_OK) {
-        status = talk(exchange, data_p, len_p);
+        status = ask_first(exchange);
     }
-    return status;
+    return status == VNX_OK ? talk(exchange, data_p, len_p) : status;
 }
 
 void
@@ -462,8 +354,7 @@ vnxi_tcp_end(vnxi_exchange_t *super)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
-    vnxi_dial_fini(&exchange->dial);
-    vnxi_stream_close(&exchange->stream);
+    vnxi_talk_fini(&exchange->talk);
     vnxi_frame_decoder_fini(&exchange->reply);
     free(exchange);
 }

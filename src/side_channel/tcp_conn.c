@@ -66,7 +66,7 @@ conn_close(vnxi_tcp_conn_t *conn)
     shutdown(conn->fd, SHUT_RDWR);
     TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
     listener->open--;
-    vnxi_stat_sub(&listener->stats->open);
+    vnxi_stat_sub(&listener->super.stats->open);
     conn_free(conn);
 }
 
@@ -163,7 +163,7 @@ on_written(struct bufferevent *bev, void *arg)
     if (conn->state == VNXI_TCP_WRITE &&
         evbuffer_get_length(bufferevent_get_output(bev)) == 0) {
         if (!conn->turned_away) {
-            vnxi_stat_served(conn->listener->stats, conn->start);
+            vnxi_stat_served(conn->listener->super.stats, conn->start);
         }
         if (conn->listener->protocol->keeps) {
             conn_keep(conn);
@@ -181,7 +181,7 @@ static void
 conn_expire(vnxi_tcp_conn_t *conn)
 {
     if (conn->state != VNXI_TCP_LINGER) {
-        vnxi_stat_add(&conn->listener->stats->timed_out);
+        vnxi_stat_add(&conn->listener->super.stats->timed_out);
     }
     conn_reset(conn);
 }
@@ -199,11 +199,12 @@ on_event(struct bufferevent *bev, short what, void *arg)
     if (what & BEV_EVENT_TIMEOUT) {
         conn_expire(conn);
     } else if ((what & BEV_EVENT_ERROR) && vnxi_tcp_tls_is_shaking(conn)) {
-        vnxi_stat_refused(conn->listener->stats, VNX_SIDE_CHANNEL_REFUSED_TLS);
+        vnxi_stat_refused(conn->listener->super.stats,
+                          VNX_SIDE_CHANNEL_REFUSED_TLS);
         conn_close(conn);
     } else if (conn->state == VNXI_TCP_READ &&
                conn->listener->protocol->is_midway(conn)) {
-        vnxi_stat_refused(conn->listener->stats,
+        vnxi_stat_refused(conn->listener->super.stats,
                           VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
         conn_close(conn); /* in the middle of a request */
     } else if (conn->state == VNXI_TCP_WRITE) {
@@ -221,7 +222,8 @@ on_progress(struct evbuffer *output, const struct evbuffer_cb_info *info,
     (void)output;
     vnxi_tcp_conn_t *conn = arg;
 
-    vnxi_stat_add_count(&conn->listener->stats->bytes_sent, info->n_deleted);
+    vnxi_stat_add_count(&conn->listener->super.stats->bytes_sent,
+                        info->n_deleted);
     if (conn->state == VNXI_TCP_WRITE && info->n_deleted > 0) {
         conn_move(conn, VNXI_TCP_WRITE);
     }
@@ -237,9 +239,10 @@ on_deadline(evutil_socket_t fd, short what, void *arg)
 static struct bufferevent *
 bev_new(vnxi_tcp_conn_t *conn)
 {
-    return conn->listener->tls != NULL
+    return conn->listener->super.tls != NULL
                ? vnxi_tcp_tls_bufferevent(conn)
-               : bufferevent_socket_new(conn->listener->base, conn->fd, 0);
+               : bufferevent_socket_new(conn->listener->super.base, conn->fd,
+                                        0);
 }
 
 /* Takes `fd`. */
@@ -255,7 +258,7 @@ conn_new(vnxi_tcp_listener_t *listener, int fd)
     conn->listener = listener;
     conn->start = vnxi_clock_ns();
     conn->state = VNXI_TCP_READ;
-    conn->timer = evtimer_new(listener->base, on_deadline, conn);
+    conn->timer = evtimer_new(listener->super.base, on_deadline, conn);
     if (conn->timer == NULL ||
         event_add(conn->timer, listener->timeout) != 0) {
         goto err_free;
@@ -294,8 +297,8 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
 {
     int on = 1;
 
-    vnxi_stat_add(&listener->stats->accepted);
-    if (listener->open >= listener->options->max_connections) {
+    vnxi_stat_add(&listener->super.stats->accepted);
+    if (listener->open >= listener->super.options->max_connections) {
         vnxi_tcp_conn_evict(listener);
     }
     vnxi_tcp_conn_t *conn = conn_new(listener, fd);
@@ -305,7 +308,7 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     TAILQ_INSERT_TAIL(&listener->conns[VNXI_TCP_READ], conn, link);
     listener->open++;
-    vnxi_stat_add(&listener->stats->open);
+    vnxi_stat_add(&listener->super.stats->open);
     conn_begin(conn);
 }
 
@@ -320,7 +323,7 @@ vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener)
         if (state == VNXI_TCP_LINGER) {
             conn_close(conn); /* it has its reply: nobody is cut off */
         } else {
-            vnxi_stat_add(&listener->stats->evicted);
+            vnxi_stat_add(&listener->super.stats->evicted);
             conn_reset(conn);
         }
         return true;

@@ -27,7 +27,8 @@ take(vnxi_tcp_conn_t *conn)
         if (size == 0) {
             return false;
         }
-        vnxi_stat_add_count(&conn->listener->stats->bytes_received, size);
+        vnxi_stat_add_count(&conn->listener->super.stats->bytes_received,
+                            size);
         vnxi_frame_commit(&conn->request, size);
     }
     return true;

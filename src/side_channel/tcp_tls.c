@@ -4,42 +4,18 @@
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 
-#include "side_channel/tls.h"
-
-vnx_status_t
-vnxi_tcp_tls_start(vnxi_tcp_listener_t *listener, vnx_error_t *error)
-{
-    if (!listener->options->tls) {
-        return VNX_OK;
-    }
-    vnx_status_t status =
-        vnxi_tls_server_context(listener->options, &listener->tls, error);
-    if (status == VNX_OK) {
-        /* Buffers of those who say nothing are given back. */
-        SSL_CTX_set_mode(listener->tls, SSL_MODE_RELEASE_BUFFERS);
-    }
-    return status;
-}
-
-void
-vnxi_tcp_tls_stop(vnxi_tcp_listener_t *listener)
-{
-    SSL_CTX_free(listener->tls);
-    listener->tls = NULL;
-}
-
 /* Its callbacks come from the loop, never from within a call of OpenSSL: they
  * may free the connection. */
 struct bufferevent *
 vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn)
 {
-    conn->tls = SSL_new(conn->listener->tls);
+    conn->tls = SSL_new(conn->listener->super.tls);
     if (conn->tls == NULL) {
         return NULL;
     }
     struct bufferevent *bev = bufferevent_openssl_socket_new(
-        conn->listener->base, conn->fd, conn->tls, BUFFEREVENT_SSL_ACCEPTING,
-        BEV_OPT_DEFER_CALLBACKS);
+        conn->listener->super.base, conn->fd, conn->tls,
+        BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_DEFER_CALLBACKS);
     if (bev != NULL) {
         bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);
     }

@@ -1,6 +1,6 @@
 /*
  * TLS under a connection of the TCP listener; nothing at all in a build
- * without it.  The loop thread only, but for starting and stopping.
+ * without it.  The loop thread only.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_TLS_H
 #define VNXI_SIDE_CHANNEL_TCP_TLS_H
@@ -8,12 +8,6 @@
 #include "side_channel/tcp.h"
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
-
-/* Read the files, where the options ask for TLS.  Statuses:
- * vnx_side_channel_start_with(). */
-vnx_status_t vnxi_tcp_tls_start(vnxi_tcp_listener_t *listener,
-                                vnx_error_t *error);
-void vnxi_tcp_tls_stop(vnxi_tcp_listener_t *listener);
 
 /* A bufferevent that shakes hands first; NULL: no memory. */
 struct bufferevent *vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn);
@@ -27,19 +21,6 @@ void vnxi_tcp_tls_free(vnxi_tcp_conn_t *conn);
 bool vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn);
 
 #else
-
-static inline vnx_status_t
-vnxi_tcp_tls_start(vnxi_tcp_listener_t *listener, vnx_error_t *error)
-{
-    (void)listener, (void)error;
-    return VNX_OK;
-}
-
-static inline void
-vnxi_tcp_tls_stop(vnxi_tcp_listener_t *listener)
-{
-    (void)listener;
-}
 
 static inline struct bufferevent *
 vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn)

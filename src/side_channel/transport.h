@@ -15,6 +15,7 @@
 #ifndef VNXI_SIDE_CHANNEL_TRANSPORT_H
 #define VNXI_SIDE_CHANNEL_TRANSPORT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <vnx/error.h>
@@ -64,6 +65,8 @@ typedef struct vnxi_exchange {
     short events;  /* POLLIN, POLLOUT */
     uint64_t wake; /* step again at this time at the latest; UINT64_MAX:
                       params->deadline will do */
+    bool answered; /* VNX_ERR_NOT_FOUND is what the other side said: asking
+                      again would not change it */
 } vnxi_exchange_t;
 
 typedef struct vnxi_transport {
@@ -111,8 +114,10 @@ vnx_status_t vnxi_exchange_failed(const vnxi_request_params_t *params,
                                   const char *whom, const char *reason,
                                   vnx_error_t *error);
 
-/* The record of a key that the other side does not serve. */
-vnx_status_t vnxi_exchange_no_key(const vnxi_request_params_t *params,
+/* The other side answered that it does not serve the key: VNX_ERR_NOT_FOUND
+ * and its record. */
+vnx_status_t vnxi_exchange_no_key(vnxi_exchange_t *exchange,
+                                  const vnxi_request_params_t *params,
                                   vnx_error_t *error);
 
 #ifdef VNXI_SIDE_CHANNEL_TCP

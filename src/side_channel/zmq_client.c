@@ -1,8 +1,8 @@
 /*
- * Design notes.  An exchange goes DIAL -> GREETING -> READY -> REPLY over a
- * plain non-blocking socket, as tcp_client.c does: a port on which nobody
- * listens is an error at once, and there is neither a thread nor a context
- * that a fork or the end of the program could meet in the wrong moment.
+ * Design notes.  Over an open stream (talk.c) an exchange goes GREETING ->
+ * READY -> REPLY: a port on which nobody listens is an error at once, and
+ * there is neither a thread nor a context that a fork or the end of the
+ * program could meet in the wrong moment.
  *
  * The request is sent when the listener's READY has come, which says whether
  * it knows keys that are no ranks: one of vLLM's own is asked for ranks alone,
@@ -12,17 +12,13 @@
  * is wanted: the body of the blob goes where it stays.
  */
 #include <inttypes.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/error.h"
-#include "side_channel/dial.h"
 #include "side_channel/frame.h"
-#include "side_channel/stream.h"
+#include "side_channel/talk.h"
 #include "side_channel/zmq.h"
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
@@ -31,7 +27,6 @@
 #define OUT_MAX (VNXI_ZMTP_COMMAND_MAX + VNXI_ZMTP_GREETING)
 
 typedef enum stage {
-    STAGE_DIAL,
     STAGE_GREETING,
     STAGE_READY,
     STAGE_REPLY,
@@ -46,16 +41,12 @@ typedef enum part {
 } part_t;
 
 typedef struct zmq_exchange {
-    vnxi_exchange_t super;
-    const vnxi_request_params_t *params; /* borrowed */
+    vnxi_talk_t talk;
     stage_t stage;
-    vnxi_dial_t dial;
-    vnxi_stream_t stream;
     vnxi_zmq_request_t request;
     bool is_rank; /* the key is one of ranks, or the default */
     bool knows_keys;
     unsigned char out[OUT_MAX];
-    size_t out_len, out_sent;
     /* What comes: the greeting, or the header of a frame, into `in`; then the
      * frame's body. */
     unsigned char in[VNXI_ZMTP_GREETING];
@@ -66,42 +57,14 @@ typedef struct zmq_exchange {
     part_t part;
     void *blob; /* owned */
     size_t blob_len;
-    vnx_error_t *error; /* the step's */
 } zmq_exchange_t;
 
 /* -- Failing -------------------------------------------------------------- */
 
-static const char *
-phase(const zmq_exchange_t *exchange)
-{
-    switch (exchange->stage) {
-    case STAGE_DIAL:
-        return vnxi_dial_phase(&exchange->dial);
-    case STAGE_REPLY:
-        return exchange->out_sent < exchange->out_len ? "sending to"
-                                                      : "receiving from";
-    default:
-        return "shaking hands with";
-    }
-}
-
 static vnx_status_t
 failed(zmq_exchange_t *exchange, vnx_status_t status, const char *reason)
 {
-    return vnxi_exchange_failed(exchange->params, status, phase(exchange),
-                                vnxi_dial_whom(&exchange->dial), reason,
-                                exchange->error);
-}
-
-static vnx_status_t
-stream_failed(zmq_exchange_t *exchange, vnx_status_t status)
-{
-    if (status == VNX_IN_PROG) {
-        exchange->super.fd = exchange->stream.fd;
-        exchange->super.events = exchange->stream.events;
-        return VNX_IN_PROG;
-    }
-    return failed(exchange, status, exchange->stream.reason);
+    return vnxi_talk_failed(&exchange->talk, status, reason);
 }
 
 /* What came is not what vLLM's listener would say. */
@@ -111,51 +74,28 @@ no_reply(zmq_exchange_t *exchange)
     return failed(exchange, VNX_ERR_MISMATCH, "no reply of this protocol");
 }
 
-static bool
-is_late(const zmq_exchange_t *exchange)
-{
-    return vnxi_clock_ns() >= exchange->params->deadline;
-}
-
 /* -- Sending -------------------------------------------------------------- */
-
-static vnx_status_t
-send_some(zmq_exchange_t *exchange)
-{
-    while (exchange->out_sent < exchange->out_len) {
-        size_t count = 0;
-        vnx_status_t status = vnxi_stream_send(
-            &exchange->stream, exchange->out + exchange->out_sent,
-            exchange->out_len - exchange->out_sent, &count);
-        if (status != VNX_OK) {
-            return stream_failed(exchange, status);
-        }
-        exchange->out_sent += count;
-    }
-    exchange->out_len = exchange->out_sent = 0;
-    return VNX_OK;
-}
 
 /* All that came before has been sent: there is room. */
 static unsigned char *
 out_end(zmq_exchange_t *exchange)
 {
-    return exchange->out + exchange->out_len;
+    return exchange->out + exchange->talk.out_len;
 }
 
 static void
 put_greeting(zmq_exchange_t *exchange)
 {
     vnxi_zmtp_greeting(exchange->out);
-    exchange->out_len = VNXI_ZMTP_GREETING;
+    exchange->talk.out_len = VNXI_ZMTP_GREETING;
 }
 
 static void
 put_ready(zmq_exchange_t *exchange)
 {
-    const vnxi_request_params_t *params = exchange->params;
-    exchange->out_len += vnxi_zmtp_ready_client(params->key, params->key_len,
-                                                out_end(exchange));
+    const vnxi_request_params_t *params = exchange->talk.params;
+    exchange->talk.out_len += vnxi_zmtp_ready_client(
+        params->key, params->key_len, out_end(exchange));
 }
 
 static void
@@ -164,11 +104,12 @@ put_request(zmq_exchange_t *exchange)
     unsigned char request[VNXI_ZMQ_REQUEST_MAX];
     size_t len = vnxi_zmq_request_encode(&exchange->request, request);
 
-    exchange->out_len += vnxi_zmtp_header_encode(true, 0, out_end(exchange));
-    exchange->out_len +=
+    exchange->talk.out_len +=
+        vnxi_zmtp_header_encode(true, 0, out_end(exchange));
+    exchange->talk.out_len +=
         vnxi_zmtp_header_encode(false, len, out_end(exchange));
     memcpy(out_end(exchange), request, len);
-    exchange->out_len += len;
+    exchange->talk.out_len += len;
 }
 
 /* -- Receiving ------------------------------------------------------------ */
@@ -176,16 +117,10 @@ put_request(zmq_exchange_t *exchange)
 static vnx_status_t
 receive(zmq_exchange_t *exchange, void *space, size_t size, size_t *count_p)
 {
-    if (is_late(exchange)) {
-        return failed(exchange, VNX_ERR_TIMEOUT, "timed out");
-    }
     vnx_status_t status =
-        vnxi_stream_recv(&exchange->stream, space, size, count_p);
-    if (status != VNX_OK) {
-        return stream_failed(exchange, status);
-    }
-    if (*count_p > 0) {
-        return VNX_OK;
+        vnxi_talk_recv(&exchange->talk, space, size, count_p);
+    if (status != VNX_OK || *count_p > 0) {
+        return status;
     }
     return failed(exchange, VNX_ERR_BACKEND,
                   exchange->stage == STAGE_REPLY
@@ -241,10 +176,9 @@ failed_length(zmq_exchange_t *exchange, uint32_t max)
 static vnx_status_t
 body_begin(zmq_exchange_t *exchange)
 {
-    bool is_blob = exchange->stage == STAGE_REPLY &&
-                   exchange->part == PART_BLOB && !exchange->frame.command;
-    uint32_t max =
-        is_blob ? exchange->params->options->max_frame : VNXI_ZMTP_SMALL_MAX;
+    uint32_t max = is_blob(exchange)
+                       ? exchange->talk.params->options->max_frame
+                       : VNXI_ZMTP_SMALL_MAX;
     size_t size;
 
     if (exchange->frame.len > max) {
@@ -332,12 +266,14 @@ take_ready(zmq_exchange_t *exchange)
     }
     exchange->knows_keys = ready.knows_keys;
     if (!exchange->is_rank && !exchange->knows_keys) {
+        exchange->talk.super.answered = true;
         return failed(exchange, VNX_ERR_NOT_FOUND,
                       "the listener is one of vLLM's own, which serve ranks "
                       "alone, and the key is no rank");
     }
     put_request(exchange);
     exchange->stage = STAGE_REPLY;
+    exchange->talk.doing = NULL;
     return VNX_IN_PROG;
 }
 
@@ -345,9 +281,9 @@ take_ready(zmq_exchange_t *exchange)
 static vnx_status_t
 take_command(zmq_exchange_t *exchange)
 {
-    exchange->out_len =
+    exchange->talk.out_len =
         vnxi_zmtp_pong(body_of(exchange), exchange->body.len, exchange->out);
-    return exchange->out_len > 0 ? VNX_IN_PROG : no_reply(exchange);
+    return exchange->talk.out_len > 0 ? VNX_IN_PROG : no_reply(exchange);
 }
 
 static vnx_status_t
@@ -363,7 +299,7 @@ refused(zmq_exchange_t *exchange)
     }
     if (len == strlen(VNXI_ZMQ_UNKNOWN_KEY) &&
         memcmp(reason, VNXI_ZMQ_UNKNOWN_KEY, len) == 0) {
-        return vnxi_exchange_no_key(exchange->params, exchange->error);
+        return vnxi_talk_no_key(&exchange->talk);
     }
     vnxi_book_key_text(reason, len, text, sizeof text);
     return failed(exchange, VNX_ERR_MISMATCH, text);
@@ -414,33 +350,11 @@ take_frame(zmq_exchange_t *exchange)
 
 /* -- Stages --------------------------------------------------------------- */
 
-static vnx_status_t
-dial(zmq_exchange_t *exchange)
-{
-    const vnxi_request_params_t *params = exchange->params;
-    int fd = -1, on = 1;
-
-    vnx_status_t status = vnxi_dial_step(&exchange->dial, &exchange->super,
-                                         &fd, exchange->error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    /* Several small pieces go out before anything large comes back. */
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    exchange->stage = STAGE_GREETING;
-    put_greeting(exchange);
-    status =
-        vnxi_stream_open(&exchange->stream, fd, params->host, params->options);
-    return status == VNX_OK
-               ? VNX_OK
-               : failed(exchange, status, exchange->stream.reason);
-}
-
 /* READY waits for the other side's greeting, as libzmq's listeners want it. */
 static vnx_status_t
 greet(zmq_exchange_t *exchange)
 {
-    vnx_status_t status = send_some(exchange);
+    vnx_status_t status = vnxi_talk_send(&exchange->talk);
     if (status == VNX_OK) {
         status = receive_in(exchange, VNXI_ZMTP_GREETING);
     }
@@ -466,7 +380,7 @@ talk(zmq_exchange_t *exchange)
     vnx_status_t status;
 
     do {
-        status = send_some(exchange);
+        status = vnxi_talk_send(&exchange->talk);
         if (status == VNX_OK) {
             status = receive_frame(exchange);
         }
@@ -488,16 +402,16 @@ vnxi_zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     if (exchange == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
     }
-    exchange->params = params;
-    exchange->super.fd = exchange->stream.fd = -1;
-    vnxi_dial_init(&exchange->dial, params);
+    vnxi_talk_init(&exchange->talk, params, exchange->out);
+    exchange->talk.doing = "shaking hands with";
+    put_greeting(exchange);
     exchange->is_rank = params->key_len == 0 ||
                         vnxi_zmq_request_of_key(params->key, params->key_len,
                                                 &exchange->request);
     if (params->key_len == 0 || !exchange->is_rank) {
         exchange->request.has_pp_rank = true; /* and both are 0 */
     }
-    *out_p = &exchange->super;
+    *out_p = &exchange->talk.super;
     return VNX_OK;
 }
 
@@ -506,16 +420,8 @@ vnxi_zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
               vnx_error_t *error)
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
-    vnx_status_t status = VNX_OK;
 
-    exchange->error = error;
-    super->wake = UINT64_MAX;
-    if (is_late(exchange)) {
-        return failed(exchange, VNX_ERR_TIMEOUT, "timed out");
-    }
-    if (exchange->stage == STAGE_DIAL) {
-        status = dial(exchange);
-    }
+    vnx_status_t status = vnxi_talk_step(&exchange->talk, error);
     if (status == VNX_OK && exchange->stage == STAGE_GREETING) {
         status = greet(exchange);
     }
@@ -535,8 +441,7 @@ vnxi_zmq_end(vnxi_exchange_t *super)
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
 
-    vnxi_dial_fini(&exchange->dial);
-    vnxi_stream_close(&exchange->stream);
+    vnxi_talk_fini(&exchange->talk);
     vnxi_frame_decoder_fini(&exchange->body);
     free(exchange->blob);
     free(exchange);

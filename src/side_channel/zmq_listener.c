@@ -57,7 +57,7 @@ output_of(const zmq_conn_t *conn)
 static void
 count_refused(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
 {
-    vnxi_stat_refused(conn->super.listener->stats, why);
+    vnxi_stat_refused(conn->super.listener->super.stats, why);
 }
 
 static vnxi_tcp_next_t
@@ -71,7 +71,8 @@ static void
 input_drain(zmq_conn_t *conn, size_t len)
 {
     evbuffer_drain(bufferevent_get_input(conn->super.bev), len);
-    vnxi_stat_add_count(&conn->super.listener->stats->bytes_received, len);
+    vnxi_stat_add_count(&conn->super.listener->super.stats->bytes_received,
+                        len);
 }
 
 /* -- Answers -------------------------------------------------------------- */
@@ -144,7 +145,7 @@ static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
     const vnxi_zmq_request_t *request = &conn->request;
-    vnxi_book_t *book = conn->super.listener->book;
+    vnxi_book_t *book = conn->super.listener->super.book;
     int64_t pp_rank = request->pp_rank, tp_rank = request->tp_rank;
     vnxi_blob_t *blob;
 

@@ -304,7 +304,7 @@ params_to(const char *host, int port)
 static vnx_status_t
 dial_run(vnxi_dial_t *dial, int *fd_p, vnx_error_t *error)
 {
-    vnxi_exchange_t exchange = {-1, 0, UINT64_MAX};
+    vnxi_exchange_t exchange = {.fd = -1, .wake = UINT64_MAX};
     for (;;) {
         vnx_status_t status = vnxi_dial_step(dial, &exchange, fd_p, error);
         if (status != VNX_IN_PROG) {
@@ -364,7 +364,7 @@ static void
 test_dial_is_given_up_while_it_resolves(void **state)
 {
     vnxi_request_params_t params = params_to("no-such-host.invalid", 1);
-    vnxi_exchange_t exchange = {-1, 0, UINT64_MAX};
+    vnxi_exchange_t exchange = {.fd = -1, .wake = UINT64_MAX};
     vnx_error_t error = {0};
     vnxi_dial_t dial;
     int fd = -1;

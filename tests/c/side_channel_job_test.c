@@ -18,6 +18,7 @@
 #include "side_channel/batch.h"
 
 #define TRIES 64
+#define MS UINT64_C(1000000)
 
 /* What each try of a request comes to; the last one is for all further. */
 typedef struct script {
@@ -33,6 +34,7 @@ static struct world {
     uint64_t times[TRIES]; /* of each begin() */
     int fd;                /* what exchanges wait for; -1: the time alone */
     uint64_t wake_ns;      /* a step after so long; 0: none */
+    size_t answered;       /* the try that fails by what the peer said */
     char last_key[32], last_endpoint[VNX_ERROR_PEER_MAX];
 } world;
 
@@ -60,7 +62,7 @@ fake_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
                                     params->host, "no luck", error);
     }
     exchange_t *exchange = calloc(1, sizeof *exchange);
-    exchange->super = (vnxi_exchange_t){-1, 0, UINT64_MAX};
+    exchange->super = (vnxi_exchange_t){.fd = -1, .wake = UINT64_MAX};
     exchange->params = params;
     exchange->script = script;
     world.open++;
@@ -92,6 +94,7 @@ fake_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
         return VNX_IN_PROG;
     }
     if (exchange->script->end != VNX_OK) {
+        super->answered = world.begun == world.answered;
         return vnxi_exchange_failed(params, exchange->script->end, "asking",
                                     params->host, "no luck", error);
     }
@@ -262,6 +265,23 @@ test_job_does_not_try_again_what_stays_wrong(void **state)
     }
 }
 
+/* A name that is not known may come to be; a key that is not served was looked
+ * for by the one who would know. */
+static void
+test_job_takes_no_for_an_answer(void **state)
+{
+    SCENE({VNX_OK, VNX_ERR_NOT_FOUND, 1}, {VNX_OK, VNX_ERR_NOT_FOUND, 1},
+          {VNX_OK, VNX_OK, 0});
+    vnx_side_channel_request_params_t params =
+        asking("peer", 20000, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
+
+    world.wake_ns = 1000;
+    world.answered = 2;
+    vnx_side_channel_answer_t answer = ask(&params);
+    assert_failed(&answer, VNX_ERR_NOT_FOUND, "no luck");
+    assert_int_equal(world.begun, 2);
+}
+
 /* Half of each pause is certain: 2, 4, 8, ... ms, twice as much each time. */
 static void
 test_job_rests_longer_each_time(void **state)
@@ -274,7 +294,7 @@ test_job_rests_longer_each_time(void **state)
     assert_int_equal(world.begun, 6);
     for (size_t i = 1; i < 6; i++) {
         uint64_t rested = world.times[i] - world.times[i - 1];
-        assert_true(rested >= (UINT64_C(1000000) << (i - 1)));
+        assert_true(rested >= MS << (i - 1));
     }
 }
 
@@ -284,7 +304,7 @@ test_job_stops_trying_when_no_time_is_left(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
-        asking("peer", 40, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
+        asking("peer", 400, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
     uint64_t start = vnxi_clock_ns();
 
     vnx_side_channel_answer_t answer = ask(&params);
@@ -292,7 +312,7 @@ test_job_stops_trying_when_no_time_is_left(void **state)
     assert_true(world.begun >= 2);
     /* It gave up before its deadline, for the pause would have passed it. */
     for (size_t i = 0; i < world.begun; i++) {
-        assert_true(world.times[i] < start + 40 * UINT64_C(1000000) || i == 0);
+        assert_true(world.times[i] < start + 400 * MS || i == 0);
     }
 }
 
@@ -300,10 +320,10 @@ static void
 test_job_that_hears_nothing_ends_at_its_deadline(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
-    vnx_side_channel_request_params_t params = asking("peer", 20, 9);
+    vnx_side_channel_request_params_t params = asking("peer", 200, 9);
 
     vnx_side_channel_answer_t answer = ask(&params);
-    assert_failed(&answer, VNX_ERR_TIMEOUT, "timed out (after 2");
+    assert_failed(&answer, VNX_ERR_TIMEOUT, "asking peer: timed out (after ");
     assert_int_equal(world.begun, 1); /* a timeout is no further try */
     assert_true(world.steps <= 3);    /* it slept */
 }
@@ -433,7 +453,7 @@ static void
 test_jobs_that_never_had_their_turn_end_in_time(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
-    vnx_side_channel_request_params_t params[2] = {asking("first", 60, 0),
+    vnx_side_channel_request_params_t params[2] = {asking("first", 400, 0),
                                                    asking("second", 20, 0)};
     vnx_side_channel_answer_t answers[2];
     vnxi_transport_t greedy = fake;
@@ -462,6 +482,7 @@ main(void)
         cmocka_unit_test(test_job_tries_again_what_may_come_yet),
         cmocka_unit_test(test_job_ends_when_its_tries_are_spent),
         cmocka_unit_test(test_job_does_not_try_again_what_stays_wrong),
+        cmocka_unit_test(test_job_takes_no_for_an_answer),
         cmocka_unit_test(test_job_rests_longer_each_time),
         cmocka_unit_test(test_job_stops_trying_when_no_time_is_left),
         cmocka_unit_test(test_job_that_hears_nothing_ends_at_its_deadline),

@@ -1,46 +1,12 @@
 /* Secrets and TLS, between two of our own: who is let in, who is not, and what
  * each is told. */
-#include "side_channel_peer.h"
+#include "certificates.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#define SECRET "correct horse battery staple"
-
-static char folder[64]; /* of the certificates */
-
-static const char *
-in_folder(const char *name, char path[128])
-{
-    snprintf(path, 128, "%s/%s", folder, name);
-    return path;
-}
-
-static int
-make_certificates(void **state)
-{
-    (void)state;
-    char command[512];
-
-    strcpy(folder, "/tmp/vnx-tls-XXXXXX");
-    assert_non_null(mkdtemp(folder));
-    snprintf(command, sizeof command, "sh '%s' '%s'", VNX_MAKE_CERTIFICATES,
-             folder);
-    return system(command);
-}
-
-static int
-remove_certificates(void **state)
-{
-    (void)state;
-    char command[128];
-
-    snprintf(command, sizeof command, "rm -rf '%s'", folder);
-    return system(command);
-}
 
 static vnx_side_channel_t *
 secret_channel(const char *secret)
@@ -54,11 +20,8 @@ static vnx_side_channel_t *
 tls_server(const char *certificate, const char *secret)
 {
     char paths[2][128];
-    vnx_side_channel_options_t options = {
-        .size = sizeof options,
-        .tls_certificate = in_folder(certificate, paths[0]),
-        .tls_key = in_folder("server.key", paths[1]),
-        .secret = secret};
+    vnx_side_channel_options_t options =
+        server_options(certificate, secret, paths);
     return channel_new(&options);
 }
 
@@ -66,10 +29,8 @@ static vnx_side_channel_t *
 tls_client(const char *ca, const char *name, const char *secret)
 {
     char path[128];
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .tls_ca = in_folder(ca, path),
-                                          .tls_name = name,
-                                          .secret = secret};
+    vnx_side_channel_options_t options =
+        client_options(ca, name, secret, path);
     return channel_new(&options);
 }
 

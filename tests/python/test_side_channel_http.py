@@ -6,8 +6,6 @@ curl and http.client ask it; http.server and raw sockets are asked by it.
 import contextlib
 import http.client
 import http.server
-import os
-import resource
 import shutil
 import socket
 import ssl
@@ -16,7 +14,6 @@ import threading
 
 import pytest
 from support.certificates import make_certificates
-from support.deadline import until
 
 with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
     import vllm_nixl
@@ -251,38 +248,3 @@ def test_chunks_are_put_together(client):
     )
     with raw_server(reply) as port:
         assert client.request_metadata(HOST, port) == b"abcdefg"
-
-
-# -- Limits -----------------------------------------------------------------
-
-
-def rss():
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("VmRSS"))
-    return int(line.split()[1]) << 10
-
-
-def test_a_crowd_is_held_with_bounded_memory():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    count = int(os.environ.get("VNX_TEST_CROWD", "1000"))
-    need = 2 * count + len(os.listdir("/proc/self/fd")) + 100
-    if soft < need:
-        if hard != resource.RLIM_INFINITY and hard < need:
-            pytest.skip(f"needs {need} file descriptors, may have {hard}")
-        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
-    with (
-        make(max_connections=count + 50) as server,
-        contextlib.ExitStack() as crowd,
-    ):
-        port = server.start_listener(0, BLOB)
-        assert server.request_metadata(HOST, port) == BLOB
-        before = rss()
-        for i in range(count):
-            sock = socket.create_connection((HOST, port), timeout=30)
-            crowd.enter_context(sock)
-            sock.sendall(b"GET /metadata HT"[: i % 16])
-        until(lambda: server.stats()["accepted"] == count + 1, "the crowd")
-        for _ in range(20):
-            assert server.request_metadata(HOST, port) == BLOB
-        assert server.stats()["evicted"] == 0
-        assert rss() - before < count * 10_000 + (4 << 20)

@@ -273,6 +273,16 @@ def test_further_tries_wait_for_a_server_that_starts(server, client):
     timer.join()
 
 
+def test_an_unknown_key_is_not_asked_for_again(server, client):
+    port = server.start_listener(0, BLOB)
+    with pytest.raises(vllm_nixl.nixlNotFoundError):
+        client.request_metadata(HOST, port, key=(7, 7), retries=None)
+    answers = client.request_many([(HOST, port, (7, 7))] * 3, retries=9)
+    assert {type(one) for one in answers} == {vllm_nixl.nixlNotFoundError}
+    until(lambda: server.stats()["refusals"]["unknown_key"] == 4, "the counts")
+    assert server.stats()["accepted"] == 4
+
+
 # -- Many at once -----------------------------------------------------------
 
 

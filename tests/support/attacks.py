@@ -3,7 +3,8 @@
 An attack is a function of an Attacker that does its worst until it is told to
 stop; whatever it reads on the way is kept, so that a test can tell whether it
 got what it should not.  ATTACKS are for every transport; a transport adds its
-own in support.transports.
+own in support.transports.  TLS_ATTACKS and SECRET_ATTACKS are for listeners
+that have these.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Attacker:
         self.transport = transport
         self.port = port
         self.request = transport.raw_request
+        #: What a friend sent in an exchange that was listened to.
+        self.overheard = b""
         self.heard = b""
         self.random = random.Random(20)
         self._stop = threading.Event()
@@ -150,6 +153,42 @@ def mutated_requests(attacker):
             sock.sendall(request)
 
 
+def plain_request(attacker):
+    while not attacker.over():
+        attacker.say(attacker.request)
+
+
+def wrong_secret(attacker):
+    number = 0
+    while not attacker.over():
+        number += 1
+        secret = f"a guess, number {number}"
+        with attacker.transport.make(secret=secret) as other:
+            peers = [(HOST, attacker.port, (0, 1)), (HOST, attacker.port)]
+            for answer in other.request_many(peers * 3, 2000):
+                if isinstance(answer, bytes):
+                    attacker.heard += answer
+
+
+def replayed(attacker):
+    while not attacker.over():
+        attacker.say(attacker.overheard)
+
+
+TLS_ATTACKS = {
+    "plain": plain_request,
+    "silent": silent,
+    "half a handshake": holding(TLS_HELLO),
+    "drip": drip,
+    "random": random_bytes,
+    "connect and close": connect_close_storm,
+}
+SECRET_ATTACKS = {
+    "no proof": plain_request,
+    "wrong secret": wrong_secret,
+    "never proving": silent,
+    "random": random_bytes,
+}
 ATTACKS = {
     "silent": silent,
     "one byte": one_byte,

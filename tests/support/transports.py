@@ -16,7 +16,7 @@ from support import attacks, zmtp
 
 TCP_REQUEST = b"\x00\x00\x00\x0cGET_METADATA"
 TCP_OTHER_KEY = b"\x00\x00\x00\x08VNX1\x010,2"
-#: HELLO, PROVE and SEALED, as they were heard on another connection.
+#: HELLO, PROVE and SEALED of one who does not know the secret.
 TCP_REPLAY = (
     b"\x00\x00\x00\x25VNX1\x02"
     + bytes(32)
@@ -54,11 +54,10 @@ ZMQ_ATTACKS = {
         zmtp.GREETING + zmtp.ready(identity=b"\0\x6b\x8b\x45\x68")
     ),
 }
+HTTP_GUESS = HTTP_REQUEST[:-2] + b"Authorization: Bearer guess\r\n\r\n"
 HTTP_ATTACKS = {
     "other key": attacks.saying(HTTP_REQUEST.replace(b" HTTP", b"/7,7 HTTP")),
-    "token": attacks.saying(
-        HTTP_REQUEST[:-2] + b"Authorization: Bearer guess\r\n\r\n"
-    ),
+    "token": attacks.saying(HTTP_GUESS),
     "long line": attacks.saying(b"GET /" + b"a" * 99_999),
     "header without end": attacks.saying(
         HTTP_REQUEST[:-2] + b"X: 0123456789\r\n" * 9999
@@ -102,6 +101,10 @@ class Transport:
     raw_request: bytes = b""
     #: Attacks of its own, by name: see support.attacks.
     attacks: dict[str, Callable[..., None]] = field(default_factory=dict)
+    #: The same, on a listener with a secret.
+    secret_attacks: dict[str, Callable[..., None]] = field(
+        default_factory=dict
+    )
 
     def make(self, **options):
         """A side channel; the test is skipped where there is none."""
@@ -122,7 +125,11 @@ TRANSPORTS = [
         raw_request=TCP_REQUEST,
         attacks={
             "other keys": attacks.saying(TCP_OTHER_KEY),
-            "replayed proof": attacks.saying(TCP_REPLAY),
+            "proof of nothing": attacks.saying(TCP_REPLAY),
+        },
+        secret_attacks={
+            "replayed proof": attacks.replayed,
+            "proof of nothing": attacks.saying(TCP_REPLAY),
         },
     ),
     Transport(
@@ -138,5 +145,6 @@ TRANSPORTS = [
         "HttpSideChannel",
         raw_request=HTTP_REQUEST,
         attacks=HTTP_ATTACKS,
+        secret_attacks={"token": attacks.saying(HTTP_GUESS)},
     ),
 ]

@@ -1,0 +1,257 @@
+#include "side_channel/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "side_channel/loop.h"
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+#include <openssl/ssl.h>
+
+#include "side_channel/tls.h"
+#endif
+
+#define PAUSE_MS 50 /* of accepting, when the system has nothing to give */
+
+/* -- Accepting ------------------------------------------------------------ */
+
+void
+vnxi_server_pause(vnxi_server_t *server, bool long_one)
+{
+    struct timeval tv = {.tv_usec = PAUSE_MS * 1000};
+
+    server->ops->accept(server, false);
+    if (long_one) {
+        event_add(server->resume_event, &tv);
+    } else {
+        event_active(server->resume_event, EV_TIMEOUT, 0);
+    }
+}
+
+static void
+on_resume(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    vnxi_server_t *server = arg;
+    server->ops->accept(server, true);
+}
+
+static int
+reserve_open(void)
+{
+    return open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* Take a client with the reserve's descriptor, and close it. */
+static void
+refuse_one(vnxi_server_t *server, int fd)
+{
+    if (server->reserve_fd >= 0) {
+        close(server->reserve_fd);
+        int client = accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+        if (client >= 0) {
+            vnxi_stat_add(&server->stats->accepted);
+            vnxi_stat_add(&server->stats->evicted);
+            close(client);
+        }
+    }
+    server->reserve_fd = reserve_open();
+}
+
+/* accept() says that no descriptor is left whether or not a client is there.
+ */
+static bool
+has_client(int fd)
+{
+    struct pollfd entry = {.fd = fd, .events = POLLIN};
+    return poll(&entry, 1, 0) > 0;
+}
+
+void
+vnxi_server_starved(vnxi_server_t *server, int fd, int err)
+{
+    if (err != EMFILE && err != ENFILE) {
+        vnxi_server_pause(server, true);
+        return;
+    }
+    if (!has_client(fd) || server->ops->evict(server)) {
+        return; /* accepted in the next round */
+    }
+    refuse_one(server, fd);
+    if (server->reserve_fd < 0) {
+        vnxi_server_pause(server, true);
+    }
+}
+
+/* -- The thread ----------------------------------------------------------- */
+
+static _Thread_local vnxi_server_t *running;
+
+vnxi_server_t *
+vnxi_server_running(void)
+{
+    return running;
+}
+
+static void *
+server_main(void *arg)
+{
+    vnxi_server_t *server = arg;
+
+    running = server;
+    if (event_base_dispatch(server->base) != 0) {
+        vnxi_log(VNXI_LOG_ERROR, "side channel on port %d: the loop ended: %s",
+                 server->super.port, strerror(errno));
+    }
+    return NULL;
+}
+
+vnx_status_t
+vnxi_server_start(vnxi_server_t *server, const char *name,
+                  const vnxi_listen_params_t *params, vnx_error_t *error)
+{
+    int ret = vnxi_loop_thread_new(&server->thread, server_main, server);
+    if (ret != 0) {
+        return vnxi_start_failed(params, error, "starting the thread", ret);
+    }
+    pthread_setname_np(server->thread, name);
+    return VNX_OK;
+}
+
+void
+vnxi_server_join(vnxi_server_t *server)
+{
+    uint64_t one = 1;
+
+    ssize_t written = write(server->stop_fd, &one, sizeof one);
+    (void)written; /* an eventfd of ours takes a 1 */
+    pthread_join(server->thread, NULL);
+}
+
+/* -- Making --------------------------------------------------------------- */
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+
+static vnx_status_t
+tls_start(vnxi_server_t *server, vnx_error_t *error)
+{
+    if (!server->options->tls) {
+        return VNX_OK;
+    }
+    vnx_status_t status =
+        vnxi_tls_server_context(server->options, &server->tls, error);
+    if (status == VNX_OK) {
+        /* Buffers of those who say nothing are given back. */
+        SSL_CTX_set_mode(server->tls, SSL_MODE_RELEASE_BUFFERS);
+    }
+    return status;
+}
+
+static void
+tls_stop(vnxi_server_t *server)
+{
+    SSL_CTX_free(server->tls);
+}
+
+#else
+
+static vnx_status_t
+tls_start(vnxi_server_t *server, vnx_error_t *error)
+{
+    (void)server, (void)error;
+    return VNX_OK; /* never with TLS: vnx_side_channel_create() */
+}
+
+static void
+tls_stop(vnxi_server_t *server)
+{
+    (void)server;
+}
+
+#endif
+
+static bool
+loop_make(vnxi_server_t *server)
+{
+    struct event_base *base = server->base = vnxi_loop_base_new();
+
+    if (base == NULL) {
+        return false;
+    }
+    server->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->reserve_fd = reserve_open();
+    if (server->stop_fd < 0 || server->reserve_fd < 0) {
+        return false;
+    }
+    server->resume_event = evtimer_new(base, on_resume, server);
+    server->stop_event =
+        event_new(base, server->stop_fd, EV_READ, vnxi_loop_on_stop, base);
+    return server->resume_event != NULL && server->stop_event != NULL &&
+           event_add(server->stop_event, NULL) == 0;
+}
+
+static vnx_status_t
+rate_make(vnxi_server_t *server, vnx_error_t *error)
+{
+    uint32_t most = server->options->max_rate;
+
+    if (most > 0) {
+        server->rate = vnxi_rate_create(most);
+    }
+    return most == 0 || server->rate != NULL
+               ? VNX_OK
+               : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+}
+
+vnx_status_t
+vnxi_server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
+                 const vnxi_listen_params_t *params, vnx_error_t *error)
+{
+    server->ops = ops;
+    server->options = params->options;
+    server->stats = params->stats;
+    server->book = params->book;
+    server->stop_fd = server->reserve_fd = -1;
+    vnx_status_t status = rate_make(server, error);
+    if (status == VNX_OK) {
+        status = tls_start(server, error);
+    }
+    if (status == VNX_OK) {
+        status = vnxi_sockets_open(params, &server->sockets, error);
+    }
+    if (status != VNX_OK) {
+        return status;
+    }
+    server->super.port = server->sockets.port;
+    return loop_make(server)
+               ? VNX_OK
+               : vnxi_start_failed(params, error, "making the loop", errno);
+}
+
+static void
+close_if(int fd)
+{
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+void
+vnxi_server_fini(vnxi_server_t *server)
+{
+    vnxi_loop_event_free(server->resume_event);
+    vnxi_loop_event_free(server->stop_event);
+    vnxi_sockets_close(&server->sockets);
+    vnxi_loop_base_free(server->base);
+    tls_stop(server);
+    vnxi_rate_free(server->rate);
+    close_if(server->stop_fd);
+    close_if(server->reserve_fd);
+}

@@ -1,0 +1,144 @@
+"""Thousands of connections, and thousands of peers.
+
+--crowd says how many (1000 unless told otherwise; 10000 is a good measure).
+"""
+
+import contextlib
+import os
+import resource
+import socket
+import time
+
+import pytest
+from support import zmtp
+from support.deadline import until
+from support.transports import TRANSPORTS
+from support.usage import fds, resident
+
+pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+
+HOST = "127.0.0.1"
+BLOB = bytes(range(256)) * 4
+MEMORY_MOST = 100 << 20
+MEMORY_EACH = 10_000
+
+#: What each of them says, in turns, before it says no more.
+OPENINGS = {
+    "tcp": [b"", b"\0", b"\0\0\0\x0cGET_METADAT"],
+    "zmq": [b"", zmtp.GREETING, zmtp.HANDS],
+    "http": [b"", b"G", b"GET /metadata HTTP/1.1\r\nHost: x\r\n"],
+}
+
+
+def room_for(count):
+    """Let this process open `count` files more, or skip."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = count + len(os.listdir("/proc/self/fd")) + 200
+    if soft < need:
+        most = hard if hard == resource.RLIM_INFINITY else max(hard, need)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (need, most))
+        except (OSError, ValueError):
+            pytest.skip(f"needs {need} file descriptors, may have {hard}")
+
+
+@pytest.fixture(params=TRANSPORTS, ids=lambda row: row.name)
+def transport(request):
+    return request.param
+
+
+@pytest.fixture
+def crowd(request):
+    return request.config.getoption("--crowd")
+
+
+def gather(stack, transport, port, count):
+    openings = OPENINGS[transport.name]
+    for number in range(count):
+        sock = socket.create_connection((HOST, port), timeout=30)
+        stack.enter_context(sock)
+        sock.sendall(openings[number % len(openings)])
+
+
+def ask_often(client, port):
+    """What each of many requests took, in ms, the shortest first."""
+    times = []
+    for _ in range(200):
+        start = time.monotonic()
+        assert client.request_metadata(HOST, port) == BLOB
+        times.append((time.monotonic() - start) * 1e3)
+    return sorted(times)
+
+
+def show(what, count, times, memory):
+    """For those who look (pytest -s)."""
+    p50, p99 = (times[len(times) * part // 100] for part in (50, 99))
+    print(
+        f"{what} {count}: {memory / (1 << 20):.1f} MiB, "
+        f"p50 {p50:.2f} ms, p99 {p99:.2f} ms"
+    )
+
+
+def test_a_crowd_is_held_and_others_are_served(transport, crowd):
+    room_for(2 * crowd)
+    with (
+        transport.make(
+            max_connections=crowd + 50, client_timeout_ms=120_000
+        ) as server,
+        transport.make() as client,
+        contextlib.ExitStack() as stack,
+    ):
+        port = server.start_listener(0, BLOB)
+        ask_often(client, port)
+        before = resident()
+        gather(stack, transport, port, crowd)
+        until(lambda: server.stats()["open"] >= crowd, "the crowd")
+        times = ask_often(client, port)
+        memory = resident() - before
+        assert server.stats()["evicted"] == 0
+        assert memory < min(MEMORY_MOST, crowd * MEMORY_EACH + (4 << 20))
+        show("held", crowd, times, memory)
+
+
+def test_a_crowd_beyond_the_limit_is_refused_and_others_are_served(
+    transport, crowd
+):
+    most = crowd // 4
+    room_for(crowd + most)
+    with (
+        transport.make(max_connections=most) as server,
+        transport.make() as client,
+        contextlib.ExitStack() as stack,
+    ):
+        port = server.start_listener(0, BLOB)
+        ask_often(client, port)
+        before = resident()
+        gather(stack, transport, port, crowd)
+        times = ask_often(client, port)
+        memory = resident() - before
+        until(
+            lambda: server.stats()["evicted"] >= crowd - most, "those refused"
+        )
+        assert server.stats()["open"] <= most
+        assert memory < min(MEMORY_MOST, crowd * MEMORY_EACH + (4 << 20))
+        show("refused", crowd, times, memory)
+
+
+def test_a_crowd_of_peers_is_asked_at_once(transport, crowd):
+    peers = min(crowd, 1000)
+    room_for(10 * peers)
+    before = fds()
+    with contextlib.ExitStack() as stack, transport.make() as client:
+        ports = {}
+        for number in range(peers):
+            server = stack.enter_context(transport.make())
+            blob = b"peer %d" % number
+            ports[server.start_listener(0, blob, host=HOST)] = blob
+        start = time.monotonic()
+        answers = client.request_many(
+            [(HOST, port) for port in ports], timeout_ms=60_000
+        )
+        took = time.monotonic() - start
+        assert answers == list(ports.values())
+        print(f"{peers} peers: {took:.3f} s")
+    until(lambda: fds() <= before, "the end of the descriptors")
