@@ -112,6 +112,7 @@ job_failed(vnxi_batch_t *batch, vnxi_job_t *job, vnx_status_t status)
                 job->retries--;
             }
             job_stop_trying(batch, job);
+            job->answer.status = status;
             job->state = VNXI_JOB_RESTING;
             vnxi_job_wake_at(batch, job, wake);
             return;
@@ -191,11 +192,15 @@ vnxi_job_wake(vnxi_batch_t *batch, vnxi_job_t *job, uint64_t now)
 
     if (job->state == VNXI_JOB_TRYING) {
         vnxi_job_step(batch, job);
-    } else if (now >= params->deadline) {
+    } else if (now < params->deadline) {
+        if (job->state == VNXI_JOB_RESTING) {
+            vnxi_job_try(batch, job);
+        }
+    } else if (job->state == VNXI_JOB_RESTING) {
+        vnxi_job_end(batch, job, job->answer.status); /* the last try's */
+    } else {
         vnxi_exchange_failed(params, VNX_ERR_TIMEOUT, "waiting to ask",
                              params->host, "timed out", &job->answer.error);
         vnxi_job_end(batch, job, VNX_ERR_TIMEOUT);
-    } else if (job->state == VNXI_JOB_RESTING) {
-        vnxi_job_try(batch, job);
     }
 }

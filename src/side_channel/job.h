@@ -9,7 +9,7 @@
 typedef enum vnxi_job_state {
     VNXI_JOB_QUEUED,
     VNXI_JOB_TRYING,  /* has an exchange */
-    VNXI_JOB_RESTING, /* until `wake` */
+    VNXI_JOB_RESTING, /* until `wake`; has the answer of its last try */
     VNXI_JOB_ENDED,   /* has its answer */
 } vnxi_job_state_t;
 

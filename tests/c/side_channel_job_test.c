@@ -316,6 +316,30 @@ test_job_stops_trying_when_no_time_is_left(void **state)
     }
 }
 
+/* So is it where nobody looked until its time was over. */
+static void
+test_job_that_overslept_tells_its_last_failure(void **state)
+{
+    SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
+    vnx_side_channel_request_params_t params =
+        asking("peer", 200, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
+    vnx_side_channel_answer_t answer;
+
+    params.backoff_ms = 150;
+    vnxi_batch_t *batch = batch_of(&params, 1);
+    uint64_t end = vnxi_clock_ns() + 200 * MS;
+    assert_int_equal(vnxi_batch_watch(batch, NULL), VNX_OK);
+    assert_int_equal(world.begun, 1);
+    while (vnxi_clock_ns() < end) {
+        usleep(1000);
+    }
+    assert_int_equal(vnxi_batch_step(batch), 0);
+    vnxi_batch_take(batch, 0, &answer);
+    vnxi_batch_free(batch);
+    assert_failed(&answer, VNX_ERR_BACKEND, "no luck");
+    assert_int_equal(world.begun, 1);
+}
+
 static void
 test_job_that_hears_nothing_ends_at_its_deadline(void **state)
 {
@@ -485,6 +509,7 @@ main(void)
         cmocka_unit_test(test_job_takes_no_for_an_answer),
         cmocka_unit_test(test_job_rests_longer_each_time),
         cmocka_unit_test(test_job_stops_trying_when_no_time_is_left),
+        cmocka_unit_test(test_job_that_overslept_tells_its_last_failure),
         cmocka_unit_test(test_job_that_hears_nothing_ends_at_its_deadline),
         cmocka_unit_test(test_job_is_stepped_when_it_asked_for_it),
         cmocka_unit_test(test_jobs_may_wait_for_one_descriptor_each),
