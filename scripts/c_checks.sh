@@ -21,11 +21,14 @@ c_build() {
     case "$flavour" in
     gcc) CC=gcc c_setup gcc ;;
     clang) CC=clang c_setup clang ;;
-    asan)
-        CC=clang c_setup asan -Db_sanitize=address,undefined \
-            -Db_lundef=false
+    asan) # not optimised: built in half the time, and nothing is left out
+        CC=clang c_setup asan --buildtype=debug \
+            -Db_sanitize=address,undefined -Db_lundef=false
         ;;
-    tsan) CC=gcc c_setup tsan -Db_sanitize=thread -Db_lundef=false ;;
+    tsan) # without its optimiser gcc warns of what cannot be
+        CC=gcc c_setup tsan --buildtype=debug -Dwerror=false \
+            -Db_sanitize=thread -Db_lundef=false
+        ;;
     fuzz)
         CC=clang c_setup fuzz -Db_sanitize=address,undefined \
             -Db_lundef=false -Dfuzz=true -Dtests=false -Dexamples=false

@@ -113,9 +113,11 @@ source_hash() {
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }
 
-# install_package VENV: the checkout, unless the same source is there already.
+# install_package VENV PIP-OPTIONS...: the checkout, unless the same source is
+# there already.
 install_package() {
     local venv=$1 hash stamp
+    shift
     hash=$(source_hash)
     stamp="$venv/.vllm_nixl-source"
     if [ "$(cat "$stamp" 2>/dev/null)" = "$hash" ] &&
@@ -123,6 +125,6 @@ install_package() {
         return
     fi
     rm -f "$stamp"
-    pip_install "$venv" --force-reinstall --no-deps "$ROOT" || return
+    pip_install "$venv" --force-reinstall --no-deps "$@" "$ROOT" || return
     say "$hash" >"$stamp"
 }

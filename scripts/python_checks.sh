@@ -71,7 +71,10 @@ check_other_python() {
     python_has_headers "$python" || skip "$python has no Python.h"
     make_venv "$venv" "$python"
     pip_install "$venv" "${TEST_NEEDS[@]}"
-    install_package "$venv"
+    # What differs between Pythons does not differ by optimisation, and this
+    # is built in a third of the time.
+    install_package "$venv" --config-settings=setup-args=-Doptimization=0 \
+        --config-settings=setup-args=-Dwerror=false
     run_pytest "$venv/bin/python" -m "not slow" -k "not shm" \
         $(printf "tests/python/test_%s.py " "${SMOKE_TESTS[@]}")
 }

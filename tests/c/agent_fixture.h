@@ -149,7 +149,7 @@ stats_of(const vnx_agent_t *agent)
     return stats;
 }
 
-static inline void
+static VNX_TEST_UNWATCHED void
 fill(unsigned char *at, size_t len, unsigned seed)
 {
     for (size_t i = 0; i < len; i++) {
