@@ -451,11 +451,15 @@ vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
         return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "get_xfer_telemetry",
                               "the transfer was not posted: call transfer()");
     }
+    uint64_t post = atomic_load_explicit(&xfer->post_ns, memory_order_relaxed);
+    uint64_t whole = end > start ? end - start : 0;
+    if (end != 0 && post > whole) {
+        post = whole; /* it had ended before the post returned */
+    }
     *telemetry_p = (vnx_xfer_telemetry_t){
         .start_us = start / 1000 + xfer->agent->wall_minus_mono_us,
-        .post_us =
-            atomic_load_explicit(&xfer->post_ns, memory_order_relaxed) / 1000,
-        .xfer_us = end > start ? (end - start) / 1000 : 0,
+        .post_us = post / 1000,
+        .xfer_us = whole / 1000,
         .total_bytes = xfer->facts.bytes,
         .desc_count = xfer->facts.rows,
         .merged_count = xfer->facts.pieces,

@@ -583,6 +583,13 @@ nixl_capi_destroy_xfer_dlist(vnxi_capi_xfer_list_t *list)
 }
 
 EXPORT int
+nixl_capi_xfer_dlist_clear(vnxi_capi_xfer_list_t *list)
+{
+    list->count = 0;
+    return 0;
+}
+
+EXPORT int
 nixl_capi_xfer_dlist_add_desc(vnxi_capi_xfer_list_t *list, uintptr_t addr,
                               size_t len, uint64_t dev)
 {
@@ -731,11 +738,17 @@ send_lock_held(const vnxi_capi_agent_t *from, const char *to,
 static int
 finish(vnxi_capi_request_t *request)
 {
+    int once = atomic_exchange(&fake_nixl.fail_once, 0);
+
+    if (once != 0) {
+        request->is_posted = false;
+        return once;
+    }
     if (fake_nixl.fail_status != 0) {
         request->is_posted = false;
         return fake_nixl.fail_status;
     }
-    if (request->polls_left > 0 || fake_nixl.hangs) {
+    if (!fake_nixl.lands && (request->polls_left > 0 || fake_nixl.hangs)) {
         request->polls_left -= request->polls_left > 0;
         return 1;
     }

@@ -11,8 +11,10 @@ typedef struct fake_nixl {
     /* Said by the test. Numbers that calls are to fail with; 0: they do not */
     atomic_int fail_load, fail_create, fail_post, fail_status, fail_notif;
     atomic_int fail_estimate;
+    atomic_int fail_once; /* the next post or look alone fails, with this */
     atomic_int polls;  /* how often a post is looked at until it has ended */
     atomic_bool hangs; /* posts do not end */
+    atomic_bool lands; /* posts end when they are looked at */
     atomic_bool drops_peers; /* connections have failed */
     uint64_t key;            /* that is published with regions */
     char refuses[32];        /* a backend that takes no registration */

@@ -495,12 +495,12 @@ test_nixl_engine_deregisters_after_what_is_in_flight(void **state)
     fake->polls = 0;
     vnx_xfer_abandon(xfer);
     xfer = make_read(duo, 64, 1, NULL);
-    fake->fail_status = -2;
+    fake->lands = true;
     deregister_at(duo->a, duo->at_a, SIZE);
-    fake->fail_status = 0;
+    assert_int_equal(stats_of(duo->a).xfers_done, 1);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_NOT_FOUND);
     assert_non_null(strstr(error.cause, "deregistered"));
-    assert_int_equal(stats_of(duo->a).xfers_failed, 2);
+    assert_int_equal(stats_of(duo->a).xfers_failed, 1);
     release(xfer);
 }
 
@@ -526,10 +526,48 @@ test_nixl_engine_failures_have_a_cause(void **state)
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
                      VNX_ERR_INVALID_PARAM);
     fake->fail_post = 0;
-    fake->fail_status = -2;
-    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_BACKEND);
-    fake->fail_status = 0;
     run_xfer(duo->a, xfer); /* it may be posted again */
+    release(xfer);
+}
+
+static void
+test_nixl_engine_posts_a_failed_transfer_once_more(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, "read");
+
+    for (int polls = 0; polls <= 400; polls += 400) {
+        fake->polls = polls; /* done at once, or by the poller */
+        fake->fail_once = -2;
+        run_xfer(duo->a, xfer);
+        assert_int_equal(fake->fail_once, 0);
+        assert_memory_equal(duo->at_a, duo->at_b, 64);
+        memset(duo->at_a, 0, 64);
+        vnx_notif_free(await_notif(duo->b));
+    }
+    assert_int_equal(stats_of(duo->a).xfers_failed, 0);
+    release(xfer);
+}
+
+static void
+test_nixl_engine_loses_a_peer_whose_transfer_fails_twice(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    vnx_error_t error;
+
+    fake->fail_status = -2;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_string_equal(error.peer, "B");
+    fake->fail_status = 0;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(stats_of(duo->a).peers_lost, 1);
+    release(xfer);
+    load_peer(duo->a, duo->b);
+    xfer = make_read(duo, 64, 1, NULL);
+    run_xfer(duo->a, xfer);
     release(xfer);
 }
 
@@ -841,7 +879,7 @@ test_nixl_engine_closing_waits_for_what_is_in_flight(void **state)
     vnx_agent_close(duo->a);
     fake->fail_status = 0;
     assert_int_equal(fake->released_active, 0);
-    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_BACKEND);
+    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_CLOSED);
     release(xfer);
 }
@@ -888,6 +926,8 @@ main(void)
         with_duo(test_nixl_engine_cannot_stop_what_the_library_has),
         with_duo(test_nixl_engine_deregisters_after_what_is_in_flight),
         with_duo(test_nixl_engine_failures_have_a_cause),
+        with_duo(test_nixl_engine_posts_a_failed_transfer_once_more),
+        with_duo(test_nixl_engine_loses_a_peer_whose_transfer_fails_twice),
         with_duo(
             test_nixl_engine_tells_a_lost_peer_by_what_the_library_forgot),
         with_duo(test_nixl_engine_a_broken_notification_means_a_lost_peer),

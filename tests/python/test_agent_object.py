@@ -51,9 +51,10 @@ def test_backends_are_numbered_as_they_are_created(api, names):
     config = api.nixl_agent_config(backends=[])
     with api.nixl_agent(names(), config) as agent:
         assert agent.backends == {}
-        assert agent.create_backend("SHM", {}) is None
+        (other,) = {"SHM", "POSIX"} & set(agent.plugin_list)
+        assert agent.create_backend(other, {}) is None
         agent.create_backend(backend="UCX", initParams={"num_threads": "2"})
-        assert agent.backends == {"SHM": 1, "UCX": 2}
+        assert agent.backends == {other: 1, "UCX": 2}
 
 
 def test_parameters_of_backends_may_be_numbers(api, names):
@@ -64,7 +65,7 @@ def test_parameters_of_backends_may_be_numbers(api, names):
 
 
 def test_what_was_asked_of_a_backend_is_told(agent):
-    for plugin in agent.get_plugin_list():
+    for plugin in {"UCX", "SHM", "POSIX"} & set(agent.get_plugin_list()):
         assert "DRAM_SEG" in agent.get_plugin_mem_types(plugin)
         params = agent.get_plugin_params(plugin)
         assert all(isinstance(value, str) for value in params.values())
@@ -113,6 +114,7 @@ def test_what_a_parameter_raises_is_passed_on(api, names):
         assert agent.backends == {}
 
 
+@pytest.mark.nixl_differs("some of its plugins lack a library here")
 def test_every_backend_may_be_created_at_once(api, names):
     with api.nixl_agent(names(), None, True) as agent:
         assert sorted(agent.backends) == sorted(agent.plugin_list)

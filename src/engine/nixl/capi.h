@@ -130,6 +130,7 @@ _Static_assert(offsetof(vnxi_capi_agent_config_t, sync) == 8 &&
     X(destroy_xfer_dlist, (vnxi_capi_xfer_list_t * list))                     \
     X(xfer_dlist_add_desc, (vnxi_capi_xfer_list_t * list, uintptr_t addr,     \
                             size_t len, uint64_t dev))                        \
+    X(xfer_dlist_clear, (vnxi_capi_xfer_list_t * list))                       \
     X(create_xfer_req,                                                        \
       (vnxi_capi_agent_t * agent, int op, vnxi_capi_xfer_list_t *local,       \
        vnxi_capi_xfer_list_t *remote, const char *name,                       \

@@ -82,6 +82,7 @@ engine_free(vnxi_engine_t *engine)
     vnxi_registry_free(engine->registry);
     vnxi_nixl_backends_fini(engine);
     vnxi_nixl_poller_fini(&engine->poller);
+    vnxi_nixl_lists_fini(engine);
     pthread_mutex_destroy(&engine->xfers_lock);
     pthread_mutex_destroy(&engine->mem_lock);
     pthread_rwlock_destroy(&engine->gate);
@@ -101,6 +102,7 @@ engine_alloc(const vnxi_engine_config_t *config)
     pthread_rwlock_init(&engine->gate, NULL);
     pthread_mutex_init(&engine->mem_lock, NULL);
     pthread_mutex_init(&engine->xfers_lock, NULL);
+    pthread_mutex_init(&engine->lists.lock, NULL);
     vnxi_nixl_poller_init(&engine->poller);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;

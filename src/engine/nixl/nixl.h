@@ -59,6 +59,18 @@ typedef struct vnxi_nixl_backend {
     vnxi_nixl_params_t params;
 } vnxi_nixl_backend_t;
 
+#define VNXI_NIXL_LISTS_MAX 8
+
+/* Empty lists of the library's, with the room that they had; lists.c. */
+typedef struct vnxi_nixl_lists {
+    pthread_mutex_t lock; /* a leaf */
+    struct {
+        vnx_mem_t mem;
+        vnxi_capi_xfer_list_t *list;
+    } at[VNXI_NIXL_LISTS_MAX];
+    size_t count;
+} vnxi_nixl_lists_t;
+
 struct vnxi_engine {
     unsigned fork_count;
     atomic_bool stopped;
@@ -89,6 +101,7 @@ struct vnxi_engine {
 
     pthread_mutex_t xfers_lock;
     vnxi_exfer_t *xfers; /* all that there are; xfers_lock */
+    vnxi_nixl_lists_t lists;
 };
 
 /* What this engine keeps with a region. */
@@ -244,14 +257,31 @@ vnxi_region_table_t *vnxi_nixl_peer_table(vnxi_nixl_peer_t *peer);
 vnx_status_t vnxi_nixl_peer_error(vnxi_nixl_peer_t *peer,
                                   const char *operation, vnx_error_t *error);
 
+/* Not gone, and the library knows it still: some versions drop a peer whose
+ * connection has failed.  With the gate held. */
+bool vnxi_nixl_peer_is_there(const vnxi_nixl_peer_t *peer);
+
+/* Its connection is broken: it is marked, and the core is told, once. */
+void vnxi_nixl_peer_lose(vnxi_nixl_peer_t *peer, const char *operation);
+
 /* The library failed to do `what` with the peer: because it is gone (then it
  * is marked as lost, and the core is told), or for another reason. */
 vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
                                    const char *operation, const char *what,
                                    vnx_error_t *error);
 
-/* -- Transfers (xfer.c, post.c, walk.c, storage.c)
- * ----------------------------------
+/* -- The library's lists (lists.c) ------------------------------------------
+ */
+
+/* An empty one for memory of that type; NULL: no memory. */
+vnxi_capi_xfer_list_t *vnxi_nixl_list_take(vnxi_engine_t *engine,
+                                           vnx_mem_t mem);
+/* With `count` descriptors. */
+void vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
+                         vnxi_capi_xfer_list_t *list, size_t count);
+void vnxi_nixl_lists_fini(vnxi_engine_t *engine);
+
+/* -- Transfers (xfer.c, post.c, walk.c, storage.c) --------------------------
  */
 
 vnx_status_t vnxi_nixl_xfer_prepare(vnxi_engine_t *engine,

@@ -54,18 +54,20 @@ vnxi_nixl_peer_error(vnxi_nixl_peer_t *peer, const char *operation,
     return vnxi_peer_ended(&peer->base, cause, operation, error);
 }
 
-/* The library drops a peer whose connection has failed. */
-static bool
-was_dropped(const vnxi_nixl_peer_t *peer)
+bool
+vnxi_nixl_peer_is_there(const vnxi_nixl_peer_t *peer)
 {
     const vnxi_engine_t *engine = peer->engine;
-    return !peer->is_self && !vnxi_peer_end_has_come(&peer->end) &&
-           engine->capi->check_remote_md(engine->agent, peer->base.name,
-                                         NULL) != VNXI_CAPI_OK;
+
+    if (peer->is_self || vnxi_peer_end_has_come(&peer->end)) {
+        return peer->is_self;
+    }
+    return engine->capi->check_remote_md(engine->agent, peer->base.name,
+                                         NULL) == VNXI_CAPI_OK;
 }
 
-static void
-lose(vnxi_nixl_peer_t *peer, const char *operation)
+void
+vnxi_nixl_peer_lose(vnxi_nixl_peer_t *peer, const char *operation)
 {
     const vnxi_engine_host_t *host = &peer->engine->host;
     vnx_error_t lost;
@@ -82,8 +84,8 @@ vnx_status_t
 vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
                       const char *what, vnx_error_t *error)
 {
-    if (was_dropped(peer)) {
-        lose(peer, operation);
+    if (!vnxi_nixl_peer_is_there(peer)) {
+        vnxi_nixl_peer_lose(peer, operation);
     }
     if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, operation, error);
@@ -202,7 +204,7 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
         if (code == VNXI_CAPI_BACKEND) {
             /* Nothing but a broken connection stops a notification, and here
              * the library does not drop the peer. */
-            lose(peer, operation);
+            vnxi_nixl_peer_lose(peer, operation);
         }
         if (code != VNXI_CAPI_OK) {
             status = vnxi_nixl_peer_failed(peer, code, operation,

@@ -91,11 +91,11 @@ enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
     } else if (code == VNXI_CAPI_IN_PROGRESS) {
         code = linger(exfer);
     }
-    if (code == VNXI_CAPI_IN_PROGRESS) {
+    vnx_status_t status = vnxi_nixl_xfer_outcome(exfer, code, error);
+    if (status == VNX_IN_PROG) {
         vnxi_nixl_poller_add(engine, exfer);
-        return VNX_IN_PROG;
     }
-    return vnxi_nixl_xfer_outcome(exfer, code, error);
+    return status;
 }
 
 /* With the gate held over checks and post, so that who deregisters memory or
@@ -206,6 +206,7 @@ vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
 {
     exfer->notif = notif;
     exfer->notif_len = notif_len;
+    exfer->was_retried = false;
     atomic_store_explicit(&exfer->stage, VNXI_NIXL_ENTERED,
                           memory_order_relaxed);
     if (!exfer->is_large || atomic_load_explicit(&exfer->peer->posts_at_once,

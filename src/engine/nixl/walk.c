@@ -346,26 +346,37 @@ side_init(side_t *side, const char *name, const vnxi_list_t *list,
     side->run_left = 0;
 }
 
+static vnx_status_t
+pieces_init(vnxi_nixl_pieces_t *pieces, vnxi_engine_t *engine,
+            const vnxi_xfer_args_t *args, vnx_error_t *error)
+{
+    *pieces = (vnxi_nixl_pieces_t){.local_mem = args->local->mem,
+                                   .remote_mem = args->remote->mem};
+    pieces->local = vnxi_nixl_list_take(engine, pieces->local_mem);
+    pieces->remote = vnxi_nixl_list_take(engine, pieces->remote_mem);
+    if (pieces->local == NULL || pieces->remote == NULL) {
+        vnxi_nixl_pieces_fini(engine, pieces);
+        return vnxi_error_no_memory(error, args->operation, 0);
+    }
+    return VNX_OK;
+}
+
 vnx_status_t
-vnxi_nixl_walk(const vnxi_capi_t *capi, const vnxi_xfer_args_t *args,
+vnxi_nixl_walk(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
                vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error)
 {
-    vnxi_nixl_pieces_t pieces = {0};
+    vnxi_nixl_pieces_t pieces;
     walk_t walk; /* not zeroed: most of it is room for batches */
 
     vnx_status_t status = vnxi_pairs_check(
         &args->local_rows, &args->remote_rows, args->operation, error);
+    if (status == VNX_OK) {
+        status = pieces_init(&pieces, engine, args, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
-    if (capi->create_xfer_dlist((int)args->local->mem, &pieces.local) !=
-            VNXI_CAPI_OK ||
-        capi->create_xfer_dlist((int)args->remote->mem, &pieces.remote) !=
-            VNXI_CAPI_OK) {
-        vnxi_nixl_pieces_fini(capi, &pieces);
-        return vnxi_error_no_memory(error, args->operation, 0);
-    }
-    walk.capi = capi;
+    walk.capi = engine->capi;
     walk.args = args;
     walk.error = error;
     walk.out = &pieces;
@@ -379,7 +390,7 @@ vnxi_nixl_walk(const vnxi_capi_t *capi, const vnxi_xfer_args_t *args,
               pieces.remote);
     status = walk_all(&walk);
     if (status != VNX_OK) {
-        vnxi_nixl_pieces_fini(capi, &pieces);
+        vnxi_nixl_pieces_fini(engine, &pieces);
         return status;
     }
     *pieces_p = pieces;
@@ -387,13 +398,15 @@ vnxi_nixl_walk(const vnxi_capi_t *capi, const vnxi_xfer_args_t *args,
 }
 
 void
-vnxi_nixl_pieces_fini(const vnxi_capi_t *capi, vnxi_nixl_pieces_t *pieces)
+vnxi_nixl_pieces_fini(vnxi_engine_t *engine, vnxi_nixl_pieces_t *pieces)
 {
     if (pieces->local != NULL) {
-        capi->destroy_xfer_dlist(pieces->local);
+        vnxi_nixl_list_give(engine, pieces->local_mem, pieces->local,
+                            pieces->count);
     }
     if (pieces->remote != NULL) {
-        capi->destroy_xfer_dlist(pieces->remote);
+        vnxi_nixl_list_give(engine, pieces->remote_mem, pieces->remote,
+                            pieces->count);
     }
     free(pieces->storage);
     *pieces = (vnxi_nixl_pieces_t){0};

@@ -153,8 +153,7 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, args->operation, error);
     }
-    vnx_status_t status =
-        vnxi_nixl_walk(exfer->engine->capi, args, pieces, error);
+    vnx_status_t status = vnxi_nixl_walk(exfer->engine, args, pieces, error);
     if (status != VNX_OK) {
         vnxi_error_peer(error, peer->base.name, peer->base.name_len);
         return status;
@@ -211,7 +210,7 @@ vnxi_nixl_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     } else {
         free(exfer);
     }
-    vnxi_nixl_pieces_fini(engine->capi, &pieces);
+    vnxi_nixl_pieces_fini(engine, &pieces);
     vnxi_nixl_leave(engine);
     return status;
 }
@@ -266,12 +265,31 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 /* -- The end ---------------------------------------------------------------
  */
 
+/* A failed transfer is posted once more.  On a broken connection that is
+ * refused before anything is sent, which is how a broken connection is told:
+ * the library's status says of every failure the same. */
+static int
+post_again(vnxi_exfer_t *exfer, int code)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    if (code != VNXI_CAPI_BACKEND || exfer->was_retried ||
+        exfer->peer->is_self || exfer->piece_count > 0 ||
+        !vnxi_nixl_peer_is_there(exfer->peer)) {
+        return code;
+    }
+    exfer->was_retried = true;
+    return engine->capi->post_xfer_req(engine->agent, exfer->request,
+                                       exfer->options);
+}
+
 vnx_status_t
 vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
 {
     vnxi_nixl_peer_t *peer = exfer->peer;
     vnx_error_t unused;
 
+    code = post_again(exfer, code);
     if (code == VNXI_CAPI_IN_PROGRESS) {
         return VNX_IN_PROG;
     }
@@ -289,6 +307,9 @@ vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
     error = error != NULL ? error : &unused;
     if (exfer->piece_count > 0 && vnxi_nixl_storage_fault(exfer, error)) {
         return error->status;
+    }
+    if (exfer->was_retried && code == VNXI_CAPI_BACKEND) {
+        vnxi_nixl_peer_lose(peer, "transfer");
     }
     return vnxi_nixl_peer_failed(peer, code, "transfer", "the transfer",
                                  error);

@@ -25,7 +25,8 @@ struct vnxi_exfer {
     vnxi_list_t *local, *remote; /* retained */
     vnx_op_t op;
     uint64_t bytes;
-    bool is_large; /* its post may take long */
+    bool is_large;    /* its post may take long */
+    bool was_retried; /* the post in progress is the second */
     atomic_uint stage;
     void *cookie;
     vnxi_capi_request_t *request; /* NULL: given back, as the engine stopped;
@@ -43,8 +44,9 @@ struct vnxi_exfer {
     vnx_error_t error;
 };
 
-/* How a post came out: `code` is what the library says of it.  VNX_IN_PROG, or
- * the end with its error, the peer's counters brought up to date. */
+/* How a post came out: `code` is what the library says of it.  VNX_IN_PROG
+ * (also where a failed one was posted once more), or the end with its error,
+ * the peer's counters brought up to date. */
 vnx_status_t vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code,
                                     vnx_error_t *error);
 
@@ -57,6 +59,7 @@ void vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer);
 
 /* The pieces of a transfer, as the library takes them; all zeros: empty. */
 typedef struct vnxi_nixl_pieces {
+    vnx_mem_t local_mem, remote_mem;
     vnxi_capi_xfer_list_t *local, *remote; /* owned */
     uint64_t bytes;
     size_t count;
@@ -67,11 +70,10 @@ typedef struct vnxi_nixl_pieces {
 /* Check and pair the rows (the words are those of parts/pairs.h), merge
  * neighbours that are contiguous on both sides within one region of each
  * (unless no_merge). */
-vnx_status_t vnxi_nixl_walk(const vnxi_capi_t *capi,
+vnx_status_t vnxi_nixl_walk(vnxi_engine_t *engine,
                             const vnxi_xfer_args_t *args,
                             vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error);
-void vnxi_nixl_pieces_fini(const vnxi_capi_t *capi,
-                           vnxi_nixl_pieces_t *pieces);
+void vnxi_nixl_pieces_fini(vnxi_engine_t *engine, vnxi_nixl_pieces_t *pieces);
 
 /* -- Storage (storage.c) ---------------------------------------------------
  */
