@@ -1,6 +1,7 @@
 /* Clients of the HTTP side channel that mean ill, or are ill: each costs its
  * own exchange, nobody else's. */
 #include "http_peer.h"
+#include "side_channel_crowd.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,47 +13,15 @@
 
 #include "base/clock.h"
 
-#define BLOB "the metadata of a well-behaved exchange"
-#define BLOB_LEN (sizeof BLOB - 1)
-#define SERVED 20 /* exchanges that must succeed meanwhile */
 #define REQUEST HTTP_GET("/metadata") "\r\n"
 #define REQUEST_LEN (sizeof(REQUEST) - 1)
 
 static char reply[HTTP_REPLY_MAX];
 
 static void
-expect_service(vnx_side_channel_t *channel, int port)
-{
-    for (int i = 0; i < SERVED; i++) {
-        channel_expect(channel, port, BLOB, BLOB_LEN);
-    }
-}
-
-static void
 crowd(const void *data, size_t len)
 {
-    size_t limit = raise_fd_limit();
-    size_t count = limit > 1400 ? 500 : (limit - 200) / 2;
-    vnx_side_channel_options_t options = {
-        .size = sizeof options, .max_connections = (uint32_t)count + 100};
-    vnx_side_channel_t *channel = http_new(&options);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-    int *fds = calloc(count, sizeof *fds);
-
-    assert_non_null(fds);
-    for (size_t i = 0; i < count; i++) {
-        fds[i] = peer_connect(port);
-        if (len > 0) {
-            peer_send(fds[i], data, len);
-        }
-    }
-    expect_service(channel, port);
-    assert_int_equal(channel_stats(channel).evicted, 0);
-    vnx_side_channel_free(channel); /* does not wait for them */
-    for (size_t i = 0; i < count; i++) {
-        peer_expect_end(fds[i]);
-    }
-    free(fds);
+    expect_crowd_held(http_new, 500, data, len);
 }
 
 static void
@@ -68,25 +37,7 @@ static void
 test_http_limits_a_crowd_beyond_the_table_gives_way(void **state)
 {
     (void)state;
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .max_connections = 16};
-    vnx_side_channel_t *channel = http_new(&options);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-    int fds[300];
-
-    raise_fd_limit();
-    for (int i = 0; i < 300; i++) {
-        fds[i] = peer_connect(port);
-    }
-    expect_service(channel, port);
-    WAIT_UNTIL(channel_stats(channel).accepted == 300 + SERVED);
-    assert_true(channel_stats(channel).evicted >= 300 - 16);
-    assert_true(channel_stats(channel).open <= 16);
-    peer_expect_end(fds[0]); /* the oldest went first */
-    for (int i = 1; i < 300; i++) {
-        close(fds[i]);
-    }
-    vnx_side_channel_free(channel);
+    expect_crowd_gives_way(http_new);
 }
 
 static void
