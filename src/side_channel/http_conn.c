@@ -400,6 +400,10 @@ conn_adopt(vnxi_http_conn_t *conn)
         conn_reset(conn);
         return;
     }
+    if (vnxi_server_has_left(fd)) {
+        conn_reset(conn); /* before any TLS begins */
+        return;
+    }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     /* What a client sends beyond is held back by the kernel, not kept. */
     bufferevent_setwatermark(bev, EV_READ, 0, 2 * VNXI_HTTP_HEADERS_MAX);

@@ -22,6 +22,14 @@
 
 /* -- Accepting ------------------------------------------------------------ */
 
+bool
+vnxi_server_has_left(int client)
+{
+    char byte;
+    ssize_t count = recv(client, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR);
+}
+
 void
 vnxi_server_pause(vnxi_server_t *server, bool long_one)
 {

@@ -77,6 +77,11 @@ void vnxi_server_fini(vnxi_server_t *server);
 /* Whose thread this is. */
 vnxi_server_t *vnxi_server_running(void);
 
+/* Has the client gone already, and said nothing?  Those of a storm have, by
+ * the time that they are accepted: they are to cost as little as can be, or
+ * whoever comes after them waits. */
+bool vnxi_server_has_left(int client);
+
 /* Take a rest from accepting, until the next round of the loop or, with
  * `long_one`, until the system may have something to give again. */
 void vnxi_server_pause(vnxi_server_t *server, bool long_one);

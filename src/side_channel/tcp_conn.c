@@ -298,6 +298,10 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
     int on = 1;
 
     vnxi_stat_add(&listener->super.stats->accepted);
+    if (vnxi_server_has_left(fd)) {
+        close(fd);
+        return;
+    }
     if (listener->open >= listener->super.options->max_connections) {
         vnxi_tcp_conn_evict(listener);
     }
