@@ -100,6 +100,12 @@ struct vnxi_capi_agent {
     vnxi_capi_agent_t *next;
 };
 
+struct vnxi_capi_dlist {
+    char peer[64]; /* "": ours */
+    vnxi_capi_xfer_list_t list;
+    char backend[32];
+};
+
 struct vnxi_capi_request {
     vnxi_capi_agent_t *agent;
     char peer[64];
@@ -703,6 +709,72 @@ nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
     copy_rows(&request->local, local);
     copy_rows(&request->remote, remote);
     fake_nixl.pieces = local->count;
+    *request_p = request;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_prep_xfer_dlist(vnxi_capi_agent_t *agent, const char *name,
+                          vnxi_capi_xfer_list_t *list,
+                          vnxi_capi_dlist_t **handle_p,
+                          vnxi_capi_options_t *options)
+{
+    *handle_p = GARBAGE;
+    if (fake_nixl.fail_prep != 0) {
+        return fake_nixl.fail_prep;
+    }
+    if (name[0] == '\0' && !covers(agent, list, options->backend->name)) {
+        return -6;
+    }
+    vnxi_capi_dlist_t *handle = make(sizeof *handle);
+    strcpy(handle->peer, name);
+    strcpy(handle->backend, options->backend->name);
+    copy_rows(&handle->list, list);
+    fake_nixl.prepared++;
+    *handle_p = handle;
+    return 0;
+}
+
+EXPORT int
+nixl_capi_release_xfer_dlist_handle(vnxi_capi_agent_t *agent,
+                                    vnxi_capi_dlist_t *handle)
+{
+    (void)agent;
+    free(handle->list.rows);
+    return unmake(handle);
+}
+
+static void
+pick_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source,
+          const int *rows, size_t count)
+{
+    *target = (vnxi_capi_xfer_list_t){
+        source->mem, malloc((count + 1) * sizeof(row_t)), count};
+    for (size_t i = 0; i < count; i++) {
+        target->rows[i] = source->rows[rows[i]];
+    }
+}
+
+EXPORT int
+nixl_capi_make_xfer_req(vnxi_capi_agent_t *agent, int op,
+                        vnxi_capi_dlist_t *local, const int *local_rows,
+                        size_t local_count, vnxi_capi_dlist_t *remote,
+                        const int *remote_rows, size_t remote_count,
+                        vnxi_capi_request_t **request_p,
+                        vnxi_capi_options_t *options)
+{
+    *request_p = GARBAGE;
+    if (fake_nixl.fail_make != 0 || local_count != remote_count ||
+        strcmp(local->backend, options->backend->name) != 0) {
+        return -2;
+    }
+    vnxi_capi_request_t *request = make(sizeof *request);
+    request->agent = agent;
+    strcpy(request->peer, remote->peer);
+    request->op = op;
+    pick_rows(&request->local, &local->list, local_rows, local_count);
+    pick_rows(&request->remote, &remote->list, remote_rows, remote_count);
+    fake_nixl.indexed++;
     *request_p = request;
     return 0;
 }

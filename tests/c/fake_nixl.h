@@ -10,7 +10,7 @@
 typedef struct fake_nixl {
     /* Said by the test. Numbers that calls are to fail with; 0: they do not */
     atomic_int fail_load, fail_create, fail_post, fail_status, fail_notif;
-    atomic_int fail_estimate;
+    atomic_int fail_estimate, fail_prep, fail_make;
     atomic_int fail_once; /* the next post or look alone fails, with this */
     atomic_int polls;  /* how often a post is looked at until it has ended */
     atomic_bool hangs; /* posts do not end */
@@ -25,7 +25,9 @@ typedef struct fake_nixl {
     atomic_int released_active; /* requests that had not ended */
     atomic_int loads;           /* of metadata */
     atomic_int looks;           /* for notifications */
-    size_t pieces;              /* of the last transfer made */
+    size_t pieces;              /* of the last transfer made of pieces */
+    atomic_int prepared;        /* lists */
+    atomic_int indexed;         /* transfers made by index */
     size_t params_given;        /* to the last backend made */
     char tried[32];             /* the backend of the last transfer */
     bool progress_thread;       /* of the last agent made */

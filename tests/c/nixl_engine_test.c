@@ -504,6 +504,183 @@ test_nixl_engine_deregisters_after_what_is_in_flight(void **state)
     release(xfer);
 }
 
+/* -- By index ---------------------------------------------------------------
+ */
+
+#define MANY 8192u /* rows of 8 bytes: all of SIZE */
+
+typedef struct scattered {
+    vnx_dlist_t *local, *remote;
+    uint32_t order[2][MANY];
+} scattered_t;
+
+/* Rows of 8 bytes, and an order in which few follow each other. */
+static scattered_t *
+scatter(duo_t *duo, bool is_regular)
+{
+    scattered_t *made = malloc(sizeof *made);
+    vnx_desc_t *rows = malloc(MANY * sizeof *rows);
+
+    for (size_t side = 0; side < 2; side++) {
+        for (uint32_t i = 0; i < MANY; i++) {
+            uint32_t place = is_regular ? i : i * 2897 % MANY;
+            made->order[side][i] = i * (side == 0 ? 5 : 11) % MANY;
+            rows[i] =
+                desc_at((side == 0 ? duo->at_a : duo->at_b) + place * 8, 8);
+        }
+        *(side == 0 ? &made->local : &made->remote) =
+            prepare_descs(duo->a, side == 0 ? "" : "B", rows, MANY);
+    }
+    free(rows);
+    return made;
+}
+
+static void
+scattered_free(scattered_t *made)
+{
+    vnx_dlist_release(made->local);
+    vnx_dlist_release(made->remote);
+    free(made);
+}
+
+static vnx_indices_t
+first_of(const uint32_t *order, size_t count)
+{
+    return (vnx_indices_t){order, count, VNX_INDEX_U32};
+}
+
+static vnx_status_t
+make_scattered(duo_t *duo, const scattered_t *made, size_t count,
+               vnx_xfer_t **xfer_p, vnx_error_t *error)
+{
+    return vnx_xfer_create_prepped(
+        duo->a, VNX_OP_READ, made->local, first_of(made->order[0], count),
+        made->remote, first_of(made->order[1], count), NULL, 0, false, xfer_p,
+        error);
+}
+
+static void
+check_scattered(const duo_t *duo, const scattered_t *made, bool is_regular)
+{
+    for (uint32_t i = 0; i < MANY; i++) {
+        uint32_t l = made->order[0][i], r = made->order[1][i];
+        l = is_regular ? l : l * 2897 % MANY;
+        r = is_regular ? r : r * 2897 % MANY;
+        assert_memory_equal(duo->at_a + l * 8, duo->at_b + r * 8, 8);
+    }
+}
+
+static void
+test_nixl_engine_makes_many_scattered_rows_by_index(void **state)
+{
+    duo_t *duo = *state;
+    scattered_t *made = scatter(duo, true);
+    vnx_xfer_telemetry_t told;
+    vnx_xfer_t *xfer;
+
+    for (int i = 0; i < 2; i++) {
+        assert_ok(make_scattered(duo, made, MANY, &xfer, e));
+        memset(duo->at_a, 0, SIZE);
+        run_xfer(duo->a, xfer);
+        check_scattered(duo, made, true);
+        assert_ok(vnx_xfer_telemetry(xfer, &told, e));
+        assert_int_equal(told.total_bytes, SIZE);
+        assert_int_equal(told.desc_count, MANY);
+        assert_int_equal(told.merged_count, MANY);
+        assert_string_equal(vnx_xfer_backend(xfer), "UCX");
+        release(xfer);
+    }
+    assert_int_equal(fake->prepared, 2); /* once a list */
+    assert_int_equal(fake->indexed, 2);
+    assert_ok(make_scattered(duo, made, 100, &xfer, e));
+    assert_int_equal(fake->indexed, 2); /* that is not worth it */
+    scattered_free(made);
+    release(xfer);
+}
+
+static void
+test_nixl_engine_makes_irregular_rows_of_pieces(void **state)
+{
+    duo_t *duo = *state;
+    scattered_t *made = scatter(duo, false);
+    vnx_xfer_t *xfer;
+
+    for (int i = 0; i < 2; i++) {
+        assert_ok(make_scattered(duo, made, MANY, &xfer, e));
+        memset(duo->at_a, 0, SIZE);
+        run_xfer(duo->a, xfer);
+        check_scattered(duo, made, false);
+        assert_int_equal(fake->pieces, MANY);
+        release(xfer);
+    }
+    assert_int_equal(fake->prepared, 0);
+    scattered_free(made);
+}
+
+static void
+test_nixl_engine_merges_rows_in_order(void **state)
+{
+    duo_t *duo = *state;
+    scattered_t *made = scatter(duo, true);
+    vnx_xfer_t *xfer;
+
+    for (uint32_t i = 0; i < MANY; i++) {
+        made->order[0][i] = made->order[1][i] = i;
+    }
+    assert_ok(make_scattered(duo, made, MANY, &xfer, e));
+    assert_int_equal(fake->pieces, 1);
+    assert_int_equal(fake->prepared, 0);
+    release(xfer);
+    scattered_free(made);
+}
+
+static void
+test_nixl_engine_falls_back_to_pieces(void **state)
+{
+    duo_t *duo = *state;
+    vnx_error_t error;
+    vnx_xfer_t *xfer, *none = NULL;
+
+    for (int round = 0; round < 3; round++) {
+        scattered_t *made = scatter(duo, true);
+        fake->fail_prep = round == 0 ? -2 : 0;
+        fake->fail_make = round == 1 ? -2 : 0;
+        fake->pieces = 0;
+        if (round == 2) {
+            made->order[1][MANY - 1] = MANY;
+            assert_int_equal(make_scattered(duo, made, MANY, &none, &error),
+                             VNX_ERR_INVALID_PARAM);
+            assert_int_equal(error.row, MANY - 1);
+        } else {
+            assert_ok(make_scattered(duo, made, MANY, &xfer, e));
+            assert_int_equal(fake->pieces, MANY);
+            run_xfer(duo->a, xfer);
+            check_scattered(duo, made, true);
+            release(xfer);
+        }
+        scattered_free(made);
+    }
+    assert_int_equal(fake->indexed, 0);
+}
+
+/* Whichever goes first: the agent, or the list and what it has. */
+static void
+test_nixl_engine_lists_outlive_the_librarys(void **state)
+{
+    duo_t *duo = *state;
+    scattered_t *made = scatter(duo, true);
+    vnx_xfer_t *xfer;
+    vnx_error_t error;
+
+    assert_ok(make_scattered(duo, made, MANY, &xfer, e));
+    assert_int_equal(fake->prepared, 2);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_NOT_FOUND);
+    vnx_agent_close(duo->a);
+    release(xfer);
+    scattered_free(made);
+}
+
 /* -- What fails -------------------------------------------------------------
  */
 
@@ -925,6 +1102,11 @@ main(void)
         with_duo(test_nixl_engine_tells_backends_by_what_they_have),
         with_duo(test_nixl_engine_cannot_stop_what_the_library_has),
         with_duo(test_nixl_engine_deregisters_after_what_is_in_flight),
+        with_duo(test_nixl_engine_makes_many_scattered_rows_by_index),
+        with_duo(test_nixl_engine_makes_irregular_rows_of_pieces),
+        with_duo(test_nixl_engine_merges_rows_in_order),
+        with_duo(test_nixl_engine_falls_back_to_pieces),
+        with_duo(test_nixl_engine_lists_outlive_the_librarys),
         with_duo(test_nixl_engine_failures_have_a_cause),
         with_duo(test_nixl_engine_posts_a_failed_transfer_once_more),
         with_duo(test_nixl_engine_loses_a_peer_whose_transfer_fails_twice),

@@ -23,7 +23,10 @@ AGENT = {
     "reach": str,
     "regions": int,
 }
-NATIVE_AGENT = {"num_threads": int, "accepted_links": int}
+AGENT_OF = {
+    "native": {"num_threads": int, "accepted_links": int},
+    "nixl": {"library": str},
+}
 UCX = {"ucx": str, "ucx_workers": int}
 PEER = {
     "generation": int,
@@ -35,7 +38,7 @@ PEER = {
     "bytes": int,
     "notifs_sent": int,
 }
-NATIVE_PEER = {"pid": int, "regions_direct": int}
+PEER_OF = {"native": {"pid": int, "regions_direct": int}, "nixl": {}}
 COUNTERS = [
     "xfers_posted",
     "xfers_done",
@@ -95,11 +98,13 @@ def page_keys(heading):
 
 def test_an_agent_tells_what_it_is(endpoint, engine):
     here = endpoint()
-    has_shape(here.agent.describe(), {**AGENT, **NATIVE_AGENT})
     described = here.agent.describe()
     assert described["engine"] == engine.env["VLLM_NIXL_ENGINE"]
+    has_shape(described, {**AGENT, **AGENT_OF[described["engine"]]})
     assert described["backends"] == ["UCX"]
-    if "ucx" in described:
+    if described["engine"] == "nixl":
+        assert Path(described["library"]).name == "libnixl_capi.so"
+    elif "ucx" in described:
         has_shape(described, UCX)
         assert "of other hosts" in described["reach"]
     else:
@@ -149,11 +154,13 @@ def test_a_description_is_the_callers(endpoint):
 # -- A peer ------------------------------------------------------------------
 
 
-def test_a_peer_is_told_of(pair):
+def test_a_peer_is_told_of(engine, pair):
     here, there = pair
     described = here.agent.describe(there.name)
-    has_shape(described, {**PEER, **NATIVE_PEER})
-    assert described["pid"] == there.pid()
+    kind = engine.env["VLLM_NIXL_ENGINE"]
+    has_shape(described, {**PEER, **PEER_OF[kind]})
+    if kind == "native":
+        assert described["pid"] == there.pid()
     assert described["generation"] >= 1
     assert json.loads(json.dumps(described)) == described
     assert set(described) <= page_keys("agent.describe(peer)")
@@ -162,7 +169,9 @@ def test_a_peer_is_told_of(pair):
 def test_a_peer_of_another_process_goes_by_the_host(engine, pair):
     here, there = pair
     path = here.agent.describe(there.name)["path"]
-    if not engine.two_processes:
+    if engine.name.startswith("nixl"):
+        assert path == "UCX"
+    elif not engine.two_processes:
         assert path == "process"
     else:
         assert path in ("SHM", "process_vm", "host"), path

@@ -54,6 +54,7 @@ def test_threads_do_not_grow_with_peers():
     )
 
 
+@pytest.mark.nixl_differs("its poller looks for notifications")
 def test_an_idle_agent_sleeps():
     """With a peer and a listener: no thread wakes up again and again."""
     run_program(

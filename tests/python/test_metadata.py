@@ -117,6 +117,7 @@ def test_new_regions_come_with_the_next_metadata(api, pair):
 
 
 @pytest.mark.beyond_stock
+@pytest.mark.nixl_differs("loading metadata again only adds")
 def test_removed_regions_go_with_the_next_metadata(api, pair):
     """Stock refuses to load such metadata at all."""
     here, there = pair
@@ -386,7 +387,7 @@ def test_describe_tells_of_a_peer(engine, pair):
     assert told["generation"] == 1
     assert told["state"]
     assert told["path"]
-    if engine.two_processes:
+    if engine.name == "native-shm":
         assert "SHM" in told["path"]
     here.remove(there.name)
     here.add(there.metadata())
@@ -394,6 +395,7 @@ def test_describe_tells_of_a_peer(engine, pair):
 
 
 @pytest.mark.beyond_stock
+@pytest.mark.nixl_differs("what it maps is not told")
 def test_describe_tells_which_regions_need_no_kernel(engine, pair):
     """Memory that cannot shrink under the reader is mapped."""
     if not engine.two_processes:
@@ -408,6 +410,7 @@ def test_describe_tells_which_regions_need_no_kernel(engine, pair):
 
 
 @pytest.mark.beyond_stock
+@pytest.mark.nixl_differs("a peer's end is noticed when it is used")
 def test_describe_has_names_as_they_are(endpoint, other):
     here, there = endpoint(), other("préfill \u2192 0")
     here.add(there.metadata())

@@ -376,6 +376,7 @@ def test_no_thread_and_no_socket_before_the_first_use():
     )
 
 
+@pytest.mark.nixl_differs("its poller looks for notifications")
 def test_an_idle_listener_sleeps():
     run_program(
         """

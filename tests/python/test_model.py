@@ -12,7 +12,11 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import stateful  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.beyond_stock,
+    pytest.mark.nixl_differs("what a peer deregisters is noticed late"),
+]
 
 PIECES, PIECE = 8, 4096
 ROOM = PIECES * PIECE

@@ -14,7 +14,10 @@ from support import blob as grammar
 from support.memory import pattern
 from support.peer import PR_SET_DUMPABLE, PeerError, PeerProcess
 
-pytestmark = pytest.mark.beyond_stock
+pytestmark = [
+    pytest.mark.beyond_stock,
+    pytest.mark.nixl_differs("its backends choose how they reach a peer"),
+]
 
 SIZE = 64 * 1024
 NOBODY = 65534

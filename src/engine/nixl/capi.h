@@ -20,6 +20,7 @@
 
 typedef struct vnxi_capi_agent vnxi_capi_agent_t;
 typedef struct vnxi_capi_backend vnxi_capi_backend_t;
+typedef struct vnxi_capi_dlist vnxi_capi_dlist_t;
 typedef struct vnxi_capi_mems vnxi_capi_mems_t;
 typedef struct vnxi_capi_notifs vnxi_capi_notifs_t;
 typedef struct vnxi_capi_options vnxi_capi_options_t;
@@ -131,6 +132,17 @@ _Static_assert(offsetof(vnxi_capi_agent_config_t, sync) == 8 &&
     X(xfer_dlist_add_desc, (vnxi_capi_xfer_list_t * list, uintptr_t addr,     \
                             size_t len, uint64_t dev))                        \
     X(xfer_dlist_clear, (vnxi_capi_xfer_list_t * list))                       \
+    X(prep_xfer_dlist,                                                        \
+      (vnxi_capi_agent_t * agent, const char *name,                           \
+       vnxi_capi_xfer_list_t *list, vnxi_capi_dlist_t **handle_p,             \
+       vnxi_capi_options_t *options))                                         \
+    X(release_xfer_dlist_handle,                                              \
+      (vnxi_capi_agent_t * agent, vnxi_capi_dlist_t * handle))                \
+    X(make_xfer_req,                                                          \
+      (vnxi_capi_agent_t * agent, int op, vnxi_capi_dlist_t *local,           \
+       const int *local_rows, size_t local_count, vnxi_capi_dlist_t *remote,  \
+       const int *remote_rows, size_t remote_count,                           \
+       vnxi_capi_request_t **request_p, vnxi_capi_options_t *options))        \
     X(create_xfer_req,                                                        \
       (vnxi_capi_agent_t * agent, int op, vnxi_capi_xfer_list_t *local,       \
        vnxi_capi_xfer_list_t *remote, const char *name,                       \

@@ -30,7 +30,7 @@ describe_paths(const vnxi_nixl_peer_t *peer, vnxi_region_table_t *table,
                vnxi_writer_t *out)
 {
     char names[128];
-    uint32_t set = 0;
+    uint32_t set = (uint32_t)atomic_load(&peer->reached_by);
     size_t count = table != NULL ? vnxi_region_table_count(table) : 0;
 
     for (size_t i = 0; i < count; i++) {
@@ -42,7 +42,7 @@ describe_paths(const vnxi_nixl_peer_t *peer, vnxi_region_table_t *table,
     vnxi_json_member(out, "why",
                      peer->is_self
                          ? "the agent itself: NIXL's backends copy within it"
-                         : "the backends that have regions of the peer's");
+                         : "the backends that both have");
     vnxi_json_number(out, "regions", count);
 }
 

@@ -83,6 +83,8 @@ engine_free(vnxi_engine_t *engine)
     vnxi_nixl_backends_fini(engine);
     vnxi_nixl_poller_fini(&engine->poller);
     vnxi_nixl_lists_fini(engine);
+    pthread_mutex_destroy(&engine->twins_lock);
+    pthread_mutex_destroy(&engine->making_lock);
     pthread_mutex_destroy(&engine->xfers_lock);
     pthread_mutex_destroy(&engine->mem_lock);
     pthread_rwlock_destroy(&engine->gate);
@@ -103,6 +105,8 @@ engine_alloc(const vnxi_engine_config_t *config)
     pthread_mutex_init(&engine->mem_lock, NULL);
     pthread_mutex_init(&engine->xfers_lock, NULL);
     pthread_mutex_init(&engine->lists.lock, NULL);
+    pthread_mutex_init(&engine->making_lock, NULL);
+    pthread_mutex_init(&engine->twins_lock, NULL);
     vnxi_nixl_poller_init(&engine->poller);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;
@@ -211,6 +215,7 @@ nixl_stop(vnxi_engine_t *engine)
                                "the agent was closed");
     }
     vnxi_nixl_xfers_drop(engine);
+    vnxi_nixl_twins_drop(engine);
     if (is_clean) {
         destroy_agent(engine);
     }

@@ -6,13 +6,15 @@
  * regions and prepared lists are the same parts as in the native engine, so
  * bad input is refused with the same words and the library, which tells no
  * causes, is asked what can go right.  A prepared list takes nothing of the
- * library's; a transfer gives it the merged pieces of its pairs.
+ * library's; a transfer gives it the merged pieces of its pairs, or, where
+ * they are many and scattered, indices into a list of the library's own
+ * (indexed.c).
  *
  * Lock order (from left to right, never back):
  *     load (core) -> backend_lock or mem_lock -> gate -> flight_lock
  *         -> inbox_lock
- * xfers_lock, take_lock and a peer's lock are leaves of ours; the library has
- * locks of its own below all of them.
+ * xfers_lock, twins_lock, take_lock and a peer's lock are leaves of ours; the
+ * library has locks of its own below all of them.
  *
  * The gate is held for reading by whoever enters the library with a region or
  * a peer in hand.  To take it for writing and to let it go again means to wait
@@ -35,6 +37,7 @@
 #define VNXI_NIXL_BACKENDS_MAX 32 /* bits of a set of backends */
 
 typedef struct vnxi_nixl_peer vnxi_nixl_peer_t;
+typedef struct vnxi_nixl_twin vnxi_nixl_twin_t;   /* indexed.c */
 typedef struct vnxi_nixl_batch vnxi_nixl_batch_t; /* memory.c */
 
 /* Texts of the library's, copied. */
@@ -102,6 +105,10 @@ struct vnxi_engine {
     pthread_mutex_t xfers_lock;
     vnxi_exfer_t *xfers; /* all that there are; xfers_lock */
     vnxi_nixl_lists_t lists;
+
+    pthread_mutex_t making_lock; /* tried only: one twin is made a time */
+    pthread_mutex_t twins_lock;  /* a leaf */
+    vnxi_nixl_twin_t *twins;     /* all that there are; twins_lock */
 };
 
 /* What this engine keeps with a region. */
@@ -135,7 +142,8 @@ struct vnxi_nixl_peer {
     /* By which its instance is told from others; the core's load lock. */
     struct vnxi_nixl_conn *conns; /* owned */
     size_t conn_count;
-    bool is_loaded; /* the library has it, by this name */
+    bool is_loaded;                  /* the library has it, by this name */
+    atomic_uint_fast32_t reached_by; /* backends that both have */
 
     pthread_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for self: the registry's */

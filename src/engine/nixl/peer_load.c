@@ -334,6 +334,9 @@ take_conns(loading_t *loading, vnxi_nixl_peer_t *peer)
         peer->conn_count = loading->conn_count;
         loading->conns = NULL;
         loading->conn_count = 0;
+        for (size_t i = 0; i < peer->conn_count; i++) {
+            atomic_fetch_or(&peer->reached_by, 1u << peer->conns[i].backend);
+        }
     }
 }
 

@@ -81,28 +81,38 @@ comes_first(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
            (engine->backends[backend].mems & ~MEMORY) == 0;
 }
 
+/* Number `n` of the set, in the order in which they are tried; -1: no more. */
+static int
+choice(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args, uint32_t set,
+       size_t n)
+{
+    for (int round = 0; round < 2; round++) {
+        for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX; i++) {
+            if ((set >> i & 1u) != 0 &&
+                comes_first(engine, args, i) == (round == 0) && n-- == 0) {
+                return (int)i;
+            }
+        }
+    }
+    return -1;
+}
+
 static int
 try_backends(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
              const vnxi_nixl_pieces_t *pieces, uint32_t set)
 {
     vnxi_engine_t *engine = exfer->engine;
-    int code = VNXI_CAPI_NOT_FOUND;
+    int code = VNXI_CAPI_NOT_FOUND, i;
 
-    for (int round = 0; round < 2; round++) {
-        for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX; i++) {
-            if ((set >> i & 1u) == 0 ||
-                comes_first(engine, args, i) != (round == 0)) {
-                continue;
-            }
-            vnxi_capi_request_t *request = NULL;
-            code = engine->capi->create_xfer_req(
-                engine->agent, (int)args->op, pieces->local, pieces->remote,
-                exfer->peer->base.name, &request, engine->backends[i].options);
-            if (code == VNXI_CAPI_OK) {
-                exfer->request = request;
-                exfer->backend = engine->backends[i].name;
-                return code;
-            }
+    for (size_t n = 0; (i = choice(engine, args, set, n)) >= 0; n++) {
+        vnxi_capi_request_t *request = NULL;
+        code = engine->capi->create_xfer_req(
+            engine->agent, (int)args->op, pieces->local, pieces->remote,
+            exfer->peer->base.name, &request, engine->backends[i].options);
+        if (code == VNXI_CAPI_OK) {
+            exfer->request = request;
+            exfer->backend = engine->backends[i].name;
+            return code;
         }
     }
     return code;
@@ -142,6 +152,18 @@ delist(vnxi_exfer_t *exfer)
     pthread_mutex_unlock(&engine->xfers_lock);
 }
 
+/* By the way that needs no pieces, where it is open and pays. */
+static bool
+make_by_index(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, uint32_t set,
+              vnxi_nixl_pieces_t *pieces)
+{
+    int backend = choice(exfer->engine, args, set, 0);
+
+    return backend >= 0 && vnxi_list_revoked(args->local) == NULL &&
+           vnxi_list_revoked(args->remote) == NULL &&
+           vnxi_nixl_make_indexed(exfer, args, (size_t)backend, pieces);
+}
+
 /* With the gate held. */
 static vnx_status_t
 make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
@@ -152,6 +174,9 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
 
     if (vnxi_peer_end_has_come(&peer->end)) {
         return vnxi_nixl_peer_error(peer, args->operation, error);
+    }
+    if (make_by_index(exfer, args, set, pieces)) {
+        return VNX_OK;
     }
     vnx_status_t status = vnxi_nixl_walk(exfer->engine, args, pieces, error);
     if (status != VNX_OK) {

@@ -75,6 +75,18 @@ vnx_status_t vnxi_nixl_walk(vnxi_engine_t *engine,
                             vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error);
 void vnxi_nixl_pieces_fini(vnxi_engine_t *engine, vnxi_nixl_pieces_t *pieces);
 
+/* -- By index (indexed.c) --------------------------------------------------
+ */
+
+/* Make the request by that backend of indices into lists that the library
+ * keeps; *pieces_p tells what there is of it.  False, and nothing has changed:
+ * the pieces' way it must be, for whatever reason.  With the gate held. */
+bool vnxi_nixl_make_indexed(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
+                            size_t backend, vnxi_nixl_pieces_t *pieces_p);
+/* Give back what prepared lists have of the library's: nobody enters any
+ * more. */
+void vnxi_nixl_twins_drop(vnxi_engine_t *engine);
+
 /* -- Storage (storage.c) ---------------------------------------------------
  */
 

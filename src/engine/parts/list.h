@@ -23,7 +23,12 @@
 
 typedef struct vnxi_list_block vnxi_list_block_t; /* see list_block.h */
 
-/* Immutable once finished. */
+/* What an engine keeps with a list, freed with it. */
+typedef struct vnxi_list_extra {
+    void (*free)(struct vnxi_list_extra *extra);
+} vnxi_list_extra_t;
+
+/* Immutable once finished, but for `extra`. */
 struct vnxi_list {
     atomic_uint refs;
     vnxi_peer_t *peer; /* retained; NULL: local */
@@ -39,6 +44,7 @@ struct vnxi_list {
     vnxi_region_t **regions; /* the regions that rows lie in, each once,
                                 retained, sorted by (dev, addr) */
     size_t region_count;
+    _Atomic(vnxi_list_extra_t *) extra; /* owned; NULL: none */
     vnxi_list_block_t *blocks;
     size_t block_count;
     /* private: how all blocks have their addresses, if alike; storage */

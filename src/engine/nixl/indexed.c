@@ -1,0 +1,302 @@
+/*
+ * Long transfers of scattered rows, by index into lists of the library's.
+ *
+ * Design notes.  Pieces cost the library 70 ns each, an index into a list that
+ * it has prepared 30 ns, if the list is regular: it keeps runs of rows, and
+ * looks each row's up.  Of a list in random order it would make a run a row,
+ * which takes it seconds.  So a list of ours gets one of the library's when
+ * the first long transfer of scattered rows is made from it, unless its rows
+ * turn out to be irregular, or there are so many that it would not pay.  It
+ * lives as long as ours, or until the engine stops.
+ *
+ * What cannot be done this way, or goes wrong on it, is done with pieces:
+ * those tell what is the matter.
+ */
+#include <stdlib.h>
+
+#include "base/recycle.h"
+#include "engine/nixl/xfer.h"
+#include "engine/parts/indices.h"
+#include "engine/parts/list_block.h"
+
+#define ROWS_MIN 4096u /* of a transfer; the library counts them by int */
+#define ROWS_MAX (1u << 30)
+#define LIST_TIMES_MAX 16u /* rows of a list to those of a transfer */
+#define RUNS_MAX 2048u     /* of a list that counts as regular */
+#define BATCH 512u
+
+struct vnxi_nixl_twin {
+    vnxi_list_extra_t super; /* first */
+    vnxi_engine_t *engine;
+    vnxi_capi_dlist_t *handle; /* NULL: the list is not regular, or the engine
+                                  has stopped; the gate, twins_lock */
+    size_t backend;
+    vnxi_nixl_twin_t *next, *previous; /* twins_lock */
+};
+
+/* -- The library's list ----------------------------------------------------
+ */
+
+static void
+drop_handle(vnxi_nixl_twin_t *twin)
+{
+    vnxi_engine_t *engine = twin->engine;
+
+    if (twin->handle != NULL) {
+        engine->capi->release_xfer_dlist_handle(engine->agent, twin->handle);
+        twin->handle = NULL;
+    }
+}
+
+static void
+twin_free(vnxi_list_extra_t *extra)
+{
+    vnxi_nixl_twin_t *twin = (vnxi_nixl_twin_t *)extra;
+    vnxi_engine_t *engine = twin->engine;
+
+    pthread_rwlock_rdlock(&engine->gate);
+    pthread_mutex_lock(&engine->twins_lock);
+    if (twin->previous != NULL) {
+        twin->previous->next = twin->next;
+    } else {
+        engine->twins = twin->next;
+    }
+    if (twin->next != NULL) {
+        twin->next->previous = twin->previous;
+    }
+    pthread_mutex_unlock(&engine->twins_lock);
+    drop_handle(twin);
+    pthread_rwlock_unlock(&engine->gate);
+    free(twin);
+}
+
+void
+vnxi_nixl_twins_drop(vnxi_engine_t *engine)
+{
+    pthread_mutex_lock(&engine->twins_lock);
+    for (vnxi_nixl_twin_t *twin = engine->twins; twin != NULL;
+         twin = twin->next) {
+        drop_handle(twin);
+    }
+    pthread_mutex_unlock(&engine->twins_lock);
+}
+
+/* All rows of the list; false where they are not regular. */
+static bool
+copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
+          vnxi_capi_xfer_list_t *out)
+{
+    vnx_desc_t last = {0};
+    uint64_t step = 0;
+    size_t runs = 0;
+
+    for (size_t i = 0; i < list->count; i++) {
+        vnx_desc_t row = vnxi_list_row(list, i);
+        if (row.addr - last.addr != step || row.dev != last.dev) {
+            step = row.addr - last.addr;
+            runs++;
+        }
+        last = row;
+        if (runs > RUNS_MAX ||
+            capi->xfer_dlist_add_desc(out, row.addr, row.len, row.dev) !=
+                VNXI_CAPI_OK) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* With the gate held. */
+static vnxi_capi_dlist_t *
+prepare(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
+{
+    vnxi_capi_xfer_list_t *rows = vnxi_nixl_list_take(engine, list->mem);
+    vnxi_capi_dlist_t *handle = NULL;
+
+    if (rows == NULL) {
+        return NULL;
+    }
+    if (!copy_rows(list, engine->capi, rows) ||
+        engine->capi->prep_xfer_dlist(
+            engine->agent, list->peer != NULL ? list->peer->name : "", rows,
+            &handle, engine->backends[backend].options) != VNXI_CAPI_OK) {
+        handle = NULL;
+    }
+    vnxi_nixl_list_give(engine, list->mem, rows, list->count);
+    return handle;
+}
+
+static vnxi_nixl_twin_t *
+twin_of(const vnxi_list_t *list)
+{
+    return (vnxi_nixl_twin_t *)atomic_load(&list->extra);
+}
+
+static void
+make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
+{
+    vnxi_nixl_twin_t *twin = calloc(1, sizeof *twin);
+
+    if (twin == NULL) {
+        return;
+    }
+    twin->super.free = twin_free;
+    twin->engine = engine;
+    twin->backend = backend;
+    twin->handle = prepare(engine, list, backend);
+    pthread_mutex_lock(&engine->twins_lock);
+    twin->next = engine->twins;
+    if (twin->next != NULL) {
+        twin->next->previous = twin;
+    }
+    engine->twins = twin;
+    pthread_mutex_unlock(&engine->twins_lock);
+    atomic_store(&list->extra, &twin->super);
+}
+
+/* Does the list have a twin of that backend, now? */
+static bool
+need_twin(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
+{
+    if (twin_of(list) == NULL &&
+        pthread_mutex_trylock(&engine->making_lock) == 0) {
+        if (twin_of(list) == NULL) {
+            make_twin(engine, (vnxi_list_t *)list, backend);
+        }
+        pthread_mutex_unlock(&engine->making_lock);
+    }
+    const vnxi_nixl_twin_t *twin = twin_of(list);
+    return twin != NULL && twin->handle != NULL && twin->backend == backend;
+}
+
+/* -- Indices ---------------------------------------------------------------
+ */
+
+/* As the library wants them; false where one is not in the list. */
+static bool
+read_indices(const vnx_indices_t *indices, size_t list_count, int *out)
+{
+    uint64_t scratch[BATCH];
+
+    for (size_t at = 0; at < indices->count; at += BATCH) {
+        size_t left = indices->count - at;
+        size_t count = left < BATCH ? left : BATCH;
+        const uint64_t *from = vnxi_indices_read(indices, at, count, scratch);
+        if (!vnxi_indices_are_below(from, count, list_count)) {
+            return false;
+        }
+        for (size_t i = 0; i < count; i++) {
+            out[at + i] = (int)from[i];
+        }
+    }
+    return true;
+}
+
+static bool
+follows(const vnxi_list_t *list, int before, int index)
+{
+    vnx_desc_t a = vnxi_list_row(list, (size_t)before);
+    vnx_desc_t b = vnxi_list_row(list, (size_t)index);
+    return a.addr + a.len == b.addr && a.dev == b.dev;
+}
+
+/* What the library makes of them: it merges neighbours that follow each other
+ * on both sides. */
+static size_t
+count_pieces(const vnxi_xfer_args_t *args, const int *local, const int *remote)
+{
+    size_t pieces = 1;
+
+    for (size_t i = 1; i < args->local_rows.count; i++) {
+        bool is_merged = local[i] == local[i - 1] + 1 &&
+                         remote[i] == remote[i - 1] + 1 &&
+                         follows(args->local, local[i - 1], local[i]) &&
+                         follows(args->remote, remote[i - 1], remote[i]);
+        pieces += !is_merged;
+    }
+    return pieces;
+}
+
+/* -- The request -----------------------------------------------------------
+ */
+
+static bool
+is_memory(vnx_mem_t mem)
+{
+    return mem == VNX_MEM_DRAM || mem == VNX_MEM_VRAM;
+}
+
+static bool
+is_regular(const vnxi_list_t *list)
+{
+    const vnxi_nixl_twin_t *twin = twin_of(list);
+    return list->uniform && is_memory(list->mem) &&
+           (twin == NULL || twin->handle != NULL);
+}
+
+/* The rows of both sides are all of one length, and the lists not so long that
+ * the library's own would not pay. */
+static bool
+is_worth_it(const vnxi_xfer_args_t *args)
+{
+    const vnxi_list_t *local = args->local, *remote = args->remote;
+    size_t count = args->local_rows.count, most = count * LIST_TIMES_MAX;
+
+    return count >= ROWS_MIN && count <= ROWS_MAX &&
+           count == args->remote_rows.count && !args->no_merge &&
+           is_regular(local) && is_regular(remote) &&
+           local->row_len == remote->row_len && local->count <= most &&
+           remote->count <= most &&
+           vnxi_indices_type_is_known(args->local_rows.type) &&
+           vnxi_indices_type_is_known(args->remote_rows.type);
+}
+
+/* With room for the indices. */
+static bool
+make(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, size_t backend,
+     int *room, vnxi_nixl_pieces_t *pieces)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    const vnxi_list_t *local = args->local, *remote = args->remote;
+    size_t count = args->local_rows.count;
+
+    if (!read_indices(&args->local_rows, local->count, room) ||
+        !read_indices(&args->remote_rows, remote->count, room + count) ||
+        __builtin_mul_overflow(local->row_len, count, &pieces->bytes)) {
+        return false;
+    }
+    pieces->count = count_pieces(args, room, room + count);
+    if (pieces->count < count / 2 || !need_twin(engine, local, backend) ||
+        !need_twin(engine, remote, backend)) {
+        return false; /* few pieces are cheaper */
+    }
+    vnxi_capi_request_t *request = NULL;
+    int code = engine->capi->make_xfer_req(
+        engine->agent, (int)args->op, twin_of(local)->handle, room, count,
+        twin_of(remote)->handle, room + count, count, &request,
+        engine->backends[backend].options);
+    if (code == VNXI_CAPI_OK) {
+        exfer->request = request;
+        exfer->backend = engine->backends[backend].name;
+    }
+    return code == VNXI_CAPI_OK;
+}
+
+bool
+vnxi_nixl_make_indexed(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
+                       size_t backend, vnxi_nixl_pieces_t *pieces)
+{
+    vnxi_nixl_pieces_t found = {0};
+
+    if (!is_worth_it(args)) {
+        return false;
+    }
+    size_t size = 2 * args->local_rows.count * sizeof(int);
+    int *room = vnxi_recycle_alloc(size);
+    bool is_made = room != NULL && make(exfer, args, backend, room, &found);
+    vnxi_recycle_free(room, size);
+    if (is_made) {
+        *pieces = found;
+    }
+    return is_made;
+}
