@@ -4,13 +4,11 @@
 """
 
 import contextlib
-import os
-import resource
-import socket
 import time
 
 import pytest
 from support import zmtp
+from support.crowd import crowd, room_for
 from support.deadline import until
 from support.transports import TRANSPORTS
 from support.usage import fds, resident
@@ -30,34 +28,17 @@ OPENINGS = {
 }
 
 
-def room_for(count):
-    """Let this process open `count` files more, or skip."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    need = count + len(os.listdir("/proc/self/fd")) + 200
-    if soft < need:
-        most = hard if hard == resource.RLIM_INFINITY else max(hard, need)
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (need, most))
-        except (OSError, ValueError):
-            pytest.skip(f"needs {need} file descriptors, may have {hard}")
-
-
 @pytest.fixture(params=TRANSPORTS, ids=lambda row: row.name)
 def transport(request):
     return request.param
 
 
 @pytest.fixture
-def crowd(request):
-    return request.config.getoption("--crowd")
-
-
-def gather(stack, transport, port, count):
-    openings = OPENINGS[transport.name]
-    for number in range(count):
-        sock = socket.create_connection((HOST, port), timeout=30)
-        stack.enter_context(sock)
-        sock.sendall(openings[number % len(openings)])
+def count(request):
+    wanted = request.config.getoption("--crowd")
+    if not room_for(wanted):
+        pytest.skip(f"needs {wanted} file descriptors")
+    return wanted
 
 
 def ask_often(client, port):
@@ -79,54 +60,52 @@ def show(what, count, times, memory):
     )
 
 
-def test_a_crowd_is_held_and_others_are_served(transport, crowd):
-    room_for(2 * crowd)
+def test_a_crowd_is_held_and_others_are_served(transport, count):
     with (
         transport.make(
-            max_connections=crowd + 50, client_timeout_ms=120_000
+            max_connections=count + 50, client_timeout_ms=120_000
         ) as server,
         transport.make() as client,
-        contextlib.ExitStack() as stack,
     ):
         port = server.start_listener(0, BLOB)
         ask_often(client, port)
         before = resident()
-        gather(stack, transport, port, crowd)
-        until(lambda: server.stats()["open"] >= crowd, "the crowd")
-        times = ask_often(client, port)
-        memory = resident() - before
-        assert server.stats()["evicted"] == 0
-        assert memory < min(MEMORY_MOST, crowd * MEMORY_EACH + (4 << 20))
-        show("held", crowd, times, memory)
+        with crowd(port, count, OPENINGS[transport.name]):
+            until(lambda: server.stats()["open"] >= count, "the crowd")
+            times = ask_often(client, port)
+            memory = resident() - before
+            assert server.stats()["evicted"] == 0
+        show("held", count, times, memory)
+    assert memory < min(MEMORY_MOST, count * MEMORY_EACH + (4 << 20))
 
 
 def test_a_crowd_beyond_the_limit_is_refused_and_others_are_served(
-    transport, crowd
+    transport, count
 ):
-    most = crowd // 4
-    room_for(crowd + most)
+    most = count // 4
     with (
         transport.make(max_connections=most) as server,
         transport.make() as client,
-        contextlib.ExitStack() as stack,
     ):
         port = server.start_listener(0, BLOB)
         ask_often(client, port)
         before = resident()
-        gather(stack, transport, port, crowd)
-        times = ask_often(client, port)
-        memory = resident() - before
-        until(
-            lambda: server.stats()["evicted"] >= crowd - most, "those refused"
-        )
-        assert server.stats()["open"] <= most
-        assert memory < min(MEMORY_MOST, crowd * MEMORY_EACH + (4 << 20))
-        show("refused", crowd, times, memory)
+        with crowd(port, count, OPENINGS[transport.name]):
+            times = ask_often(client, port)
+            memory = resident() - before
+            until(
+                lambda: server.stats()["evicted"] >= count - most,
+                "those refused",
+            )
+            assert server.stats()["open"] <= most
+        show("refused", count, times, memory)
+    assert memory < min(MEMORY_MOST, count * MEMORY_EACH + (4 << 20))
 
 
-def test_a_crowd_of_peers_is_asked_at_once(transport, crowd):
-    peers = min(crowd, 1000)
-    room_for(10 * peers)
+def test_a_crowd_of_peers_is_asked_at_once(transport, count):
+    peers = min(count, 1000)
+    if not room_for(10 * peers):
+        pytest.skip(f"needs {10 * peers} file descriptors")
     before = fds()
     with contextlib.ExitStack() as stack, transport.make() as client:
         ports = {}
