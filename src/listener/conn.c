@@ -383,11 +383,14 @@ on_event(struct bufferevent *bev, short what, void *arg)
 {
     (void)bev;
     vnxi_meta_conn_t *conn = arg;
+    int err = EVUTIL_SOCKET_ERROR();
     const char *cause = (what & BEV_EVENT_EOF) != 0
                             ? "the peer closed the connection"
-                            : strerror(EVUTIL_SOCKET_ERROR());
+                            : strerror(err);
 
-    if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
+    if (!conn->is_ours && (what & BEV_EVENT_ERROR) && err == ETIMEDOUT) {
+        conn_late(conn, cause); /* the kernel held what it did not take */
+    } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
         conn_refuse(conn, "it ended in the middle of a frame");
     } else {
         conn_end(conn, VNX_ERR_BACKEND, cause);
