@@ -41,6 +41,9 @@ class Bench:
         if options.stock_python:
             self.pythons["stock"] = options.stock_python
         self.environment = dict(os.environ)
+        if options.stock_python:
+            # For rows in which ours meets stock.
+            self.environment["VLLM_NIXL_STOCK_PYTHON"] = options.stock_python
         if options.engine:
             self.environment["VLLM_NIXL_ENGINE"] = options.engine
         self.environment.setdefault("NIXL_LOG_LEVEL", "ERROR")

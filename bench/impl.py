@@ -37,8 +37,9 @@ class Impl:
             self.agent_class = self.module.nixl_agent
         self.config_class = self.module.nixl_agent_config
 
-    def agent(self, name: str) -> Any:
-        return self.agent_class(name, self.config_class())
+    def agent(self, name: str, threads: int | None = None) -> Any:
+        config = {} if threads is None else {"num_threads": threads}
+        return self.agent_class(name, self.config_class(**config))
 
     def finish(self, agent: Any, handle: Any, state: str) -> None:
         """Until the transfer has ended, the way each is meant to be used."""

@@ -19,11 +19,22 @@ SEEDS = (11, 12)  # of the local and the remote order; bare.py uses them too
 class Reader:
     """This process's side: an agent, memory, and a peer to read from."""
 
-    def __init__(self, impl: Any, size: int, shared: bool = False) -> None:
+    def __init__(
+        self,
+        impl: Any,
+        size: int,
+        shared: bool = False,
+        threads: int | None = None,
+        python: str | None = None,
+    ) -> None:
+        """`python`: that of a stock peer; else it is one of the same kind."""
         self.impl = impl
-        self.peer = Peer(impl.name, "peer", size, shared)
+        self.peer = Peer(
+            "stock" if python else impl.name, size, shared, python
+        )
         self.memory = Memory(size)
-        self.agent = impl.agent("reader")
+        self.post_seconds: list[float] = []
+        self.agent = impl.agent("reader", threads)
         self.agent.register_memory(self.memory.region(), "DRAM")
         self.peer.introduce(self.agent)
 
@@ -33,7 +44,9 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.peer.close()
 
-    def handle(self, block: int, mine: Any, theirs: Any) -> Any:
+    def handle(
+        self, block: int, mine: Any, theirs: Any, operation: str = "READ"
+    ) -> Any:
         size = self.memory.size
         local = prepare(
             self.agent,
@@ -44,12 +57,13 @@ class Reader:
             self.agent, "peer", blocks(self.peer.address, size, block)
         )
         return self.agent.make_prepped_xfer(
-            "READ", local, mine, remote, theirs
+            operation, local, mine, remote, theirs
         )
 
     def run(self, handle: Any) -> float:
         started = time.perf_counter()
         state = self.agent.transfer(handle)
+        self.post_seconds.append(time.perf_counter() - started)
         self.impl.finish(self.agent, handle, state)
         return time.perf_counter() - started
 

@@ -39,7 +39,7 @@ def idle(impl: Any, quick: bool) -> Samples:
     agent = impl.agent("idle")
     peer = None
     if impl.ours:
-        peer = Peer(impl.name, "peer", size=1 << 20)
+        peer = Peer(impl.name, 1 << 20)
         peer.introduce(agent)
         agent.start_side_channel_listener(0, agent.get_agent_metadata())
     try:

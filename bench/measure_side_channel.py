@@ -58,7 +58,7 @@ def _measure(
     impl: Any, quick: bool, hanging: int, kind: str = "TcpSideChannel"
 ) -> Samples:
     _raise_file_limit(HANGING * 2 + 200)
-    peer = Peer(impl.name, "server", 1 << 20)
+    peer = Peer(impl.name, 1 << 20)
     clients: list[socket.socket] = []
     try:
         port = peer.ask("listen", kind=kind, bytes=1024)["port"]
@@ -96,7 +96,7 @@ def side_channel_many(impl: Any, quick: bool) -> Samples:
     for name in ("Tcp", "Zmq", "Http"):
         kind = f"{name}SideChannel"
         channel = getattr(impl.module, kind)()
-        peer = Peer(impl.name, "server", 1 << 20)
+        peer = Peer(impl.name, 1 << 20)
         try:
             answer = peer.ask("listen", kind=kind, count=PEERS, bytes=1024)
             peers = [("127.0.0.1", port) for port in answer["ports"]]
@@ -117,7 +117,7 @@ def side_channel_zmq(impl: Any, quick: bool) -> Samples:
 
     Ours with a new connection for each exchange, as the other.
     """
-    peer = Peer(impl.name, "server", 1 << 20)
+    peer = Peer(impl.name, 1 << 20)
     count, rounds = (60, 1) if quick else (200, 5)
     channel = impl.module.ZmqSideChannel()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
+NAME = "peer"
 LISTENERS: list[Any] = []  # they live as long as the process
 
 
@@ -23,10 +24,13 @@ class Peer:
     """A process with one agent that owns `size` bytes of known content."""
 
     def __init__(
-        self, impl: str, name: str, size: int, shared: bool = False
+        self,
+        impl: str,
+        size: int,
+        shared: bool = False,
+        python: str | None = None,
     ) -> None:
-        self.name = name
-        command = [sys.executable, str(HERE / "peer.py"), impl, name]
+        command = [python or sys.executable, str(HERE / "peer.py"), impl]
         command += [str(size), "shared" if shared else "private"]
         self.process = subprocess.Popen(
             command,
@@ -78,6 +82,12 @@ def echo(agent: Any, back_to: str, count: int) -> None:
                 count -= 1
 
 
+def tell_time(agent: Any, to: str, after: float) -> None:
+    """In a moment, when the other side sleeps."""
+    time.sleep(after)
+    agent.send_notif(to, b"%d" % time.monotonic_ns())
+
+
 def claim_stdout() -> TextIO:
     """Keep standard output for answers; what libraries print goes to
     standard error instead."""
@@ -86,7 +96,7 @@ def claim_stdout() -> TextIO:
     return out
 
 
-def serve(impl: Any, name: str, size: int, shared: bool) -> None:
+def serve(impl: Any, size: int, shared: bool) -> None:
     import numpy as np
     from impl import Memory
 
@@ -97,7 +107,7 @@ def serve(impl: Any, name: str, size: int, shared: bool) -> None:
 
     memory = Memory(size, impl if shared else None)
     memory.words()[:] = np.arange(size // 8, dtype=np.uint64)
-    agent = impl.agent(name)
+    agent = impl.agent(NAME)
     agent.register_memory(memory.region(), "DRAM")
     blob = base64.b64encode(agent.get_agent_metadata()).decode()
     say(address=memory.address, metadata=blob)
@@ -109,6 +119,8 @@ def serve(impl: Any, name: str, size: int, shared: bool) -> None:
             say()
         elif order["do"] == "echo":
             echo(agent, known, order["count"])
+        elif order["do"] == "tell_time":
+            tell_time(agent, known, order["after"])
         elif order["do"] == "listen":
             kind = order.get("kind", "TcpSideChannel")
             count = order.get("count", 1)
@@ -131,6 +143,4 @@ def listen(impl: Any, kind: str, size: int) -> int:
 if __name__ == "__main__":
     from impl import Impl
 
-    serve(
-        Impl(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "shared" in sys.argv
-    )
+    serve(Impl(sys.argv[1]), int(sys.argv[2]), "shared" in sys.argv)

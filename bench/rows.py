@@ -43,6 +43,26 @@ def _shared(name: str, block: int, text: str) -> Row:
     return Row(name, [metric], stock=False, bare=("stream", block))
 
 
+def _ucx(name: str, text: str, post: bool = False) -> Row:
+    """Whether they reach what stock does shows in the column x stock."""
+    metrics = [
+        Metric(
+            f"{operation}_{block}k",
+            f"UCX{text}, {operation.upper()} of {block} KiB",
+            "GB/s",
+            None,
+            True,
+        )
+        for operation in ("read", "write")
+        for block in (16, 64, 1024)
+    ]
+    if post:
+        metrics.append(
+            Metric("post_16k", "transfer() of 16 384 pieces", "ms", 0.1)
+        )
+    return Row(name, metrics)
+
+
 ROWS = [
     Row(
         "import",
@@ -128,6 +148,17 @@ ROWS = [
     Row(
         "notification",
         [Metric("us", "notification there and back, p50", "us", 30)],
+    ),
+    _ucx("ucx", "", post=True),
+    _ucx("ucx_two", ", two workers"),
+    _ucx("ucx_tcp", " by TCP"),
+    Row(
+        "ucx_wake",
+        [
+            Metric("us", "UCX notification wakes an agent, p50", "us", 60),
+            Metric("from_stock_us", "the same, from stock", "us", 60),
+        ],
+        stock=False,
     ),
     Row(
         "gil_stall",

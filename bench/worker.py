@@ -28,6 +28,7 @@ def main() -> int:
         import measure_pair
         import measure_process
         import measure_side_channel
+        import measure_ucx
         from impl import Impl
 
         impl = Impl(name)
@@ -36,6 +37,7 @@ def main() -> int:
             measure_calls,
             measure_pair,
             measure_side_channel,
+            measure_ucx,
         ):
             if hasattr(module, row):
                 samples = getattr(module, row)(impl, quick)

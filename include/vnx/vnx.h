@@ -341,6 +341,15 @@ vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
 vnx_status_t vnx_xfer_post(vnx_xfer_t *xfer, const void *notif,
                            size_t notif_len, vnx_error_t *error);
 
+/* The same with a time in which it has to end (VNX_FOREVER: none).  What has
+ * not ended by then is stopped, and fails with VNX_ERR_TIMEOUT when no further
+ * byte can land: at once, or for what a network has under way when that has
+ * come or, after another second in which nothing came, its connection was
+ * closed by force.  Where the backend cannot stop, it goes on. */
+vnx_status_t vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif,
+                                  size_t notif_len, uint64_t timeout_ns,
+                                  vnx_error_t *error);
+
 /* One reference more, so that the transfer stays valid during a call though
  * another thread releases it; to be given up by vnx_xfer_drop(), which stops
  * nothing. */

@@ -892,10 +892,16 @@ class Agent:
         """Make a transfer from descriptors, row by row."""
 
     def transfer(
-        self, handle: nixl_xfer_handle, notif_msg: _Message = b""
+        self,
+        handle: nixl_xfer_handle,
+        notif_msg: _Message = b"",
+        *,
+        timeout: float | None = None,
     ) -> str:
         """Start a transfer, or start it again: 'DONE' or 'PROC'.
 
+        What has not ended after `timeout` seconds is stopped and fails with
+        nixlTimeoutError, where the backend can stop it.
         It holds the caller for about 50 us at most. nixlRepostActiveError
         while it is going on, nixlRemoteDisconnectError where the peer is
         gone.

@@ -16,206 +16,57 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "core/agent.h"
+#include "core/xfer.h"
 
 /* A chunk of copying takes well under a millisecond; more than this means
  * that the machine is in trouble. */
 #define CANCEL_DEADLINE_NS 10000000000u
 
-struct vnx_xfer {
-    atomic_uint refs; /* users, and the engine while POSTED */
-    atomic_uint state;
-    vnx_agent_t *agent; /* retained */
-    vnxi_exfer_t *exfer;
-    vnx_op_t op;
-    vnxi_xfer_facts_t facts;
-
-    unsigned char *notif; /* NULL: none; changed in READY and by the poster */
-    size_t notif_len;
-
-    atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
-    vnx_error_t *error; /* protected by agent->error_lock */
-};
-
-/* -- Making and releasing --------------------------------------------------
+/* -- Its deadline ----------------------------------------------------------
  */
 
-static unsigned char *
-copy_notif(const void *notif, size_t len)
-{
-    unsigned char *copy = malloc(len ? len : 1);
-    if (copy != NULL && len > 0) {
-        memcpy(copy, notif, len);
-    }
-    return copy;
-}
-
-static vnx_status_t
-xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
-            const void *notif, size_t notif_len, vnx_xfer_t **out_p,
-            vnx_error_t *error)
-{
-    vnx_xfer_t *xfer = malloc(sizeof *xfer);
-    if (xfer == NULL) {
-        return vnxi_error_no_memory(error, args->operation, sizeof *xfer);
-    }
-    vnxi_xfer_args_t full = *args;
-    full.cookie = xfer;
-    *xfer = (vnx_xfer_t){.op = args->op, .notif_len = notif_len};
-    if (notif != NULL &&
-        (xfer->notif = copy_notif(notif, notif_len)) == NULL) {
-        free(xfer);
-        return vnxi_error_no_memory(error, args->operation, notif_len);
-    }
-    vnx_status_t status = agent->ops->xfer_prepare(
-        agent->engine, &full, &xfer->exfer, &xfer->facts, error);
-    if (status != VNX_OK) {
-        free(xfer->notif);
-        free(xfer);
-        return status;
-    }
-    atomic_init(&xfer->refs, 1);
-    atomic_init(&xfer->state, VNX_XFER_READY);
-    xfer->agent = vnx_agent_retain(agent);
-    vnxi_count(&agent->counters.live_xfers, 1);
-    *out_p = xfer;
-    return VNX_OK;
-}
-
-vnx_status_t
-vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
-                        vnx_indices_t local_rows, vnx_dlist_t *remote,
-                        vnx_indices_t remote_rows, const void *notif,
-                        size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
-                        vnx_error_t *error)
-{
-    static const char operation[] = "make_prepped_xfer";
-
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, operation, error);
-    }
-    if (local->agent != agent || remote->agent != agent) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "the %s prepared list belongs to another agent",
-                              local->agent != agent ? "local" : "remote");
-    }
-    if (local->peer != NULL || remote->peer == NULL) {
-        return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, operation,
-            local->peer != NULL
-                ? "the local side is a list prepared for a peer"
-                : "the remote side is a list of the local agent (prepare it "
-                  "for the peer's name)");
-    }
-    vnxi_xfer_args_t args = {
-        .op = op,
-        .local = local->list,
-        .remote = remote->list,
-        .local_rows = local_rows,
-        .remote_rows = remote_rows,
-        .no_merge = no_merge,
-        .operation = operation,
-    };
-    return xfer_create(agent, &args, notif, notif_len, out_p, error);
-}
-
-/* A list that lives for one transfer. */
-static vnx_status_t
-one_list(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
-         const vnx_desc_t *rows, size_t count, const char *const *backends,
-         const char *operation, vnxi_list_t **list_p, vnx_error_t *error)
-{
-    const vnxi_engine_ops_t *ops = agent->ops;
-    vnxi_builder_t *builder;
-    vnx_status_t status = ops->list_begin(agent->engine, peer, mem, backends,
-                                          operation, &builder, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = ops->list_feed(builder, rows, count, error);
-    if (status == VNX_OK) {
-        status = ops->list_finish(builder, list_p, error);
-    }
-    if (status != VNX_OK) {
-        ops->list_abort(builder);
-    }
-    return status;
-}
-
-vnx_status_t
-vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
-                const vnx_desc_t *local, size_t local_count,
-                vnx_mem_t remote_mem, const vnx_desc_t *remote,
-                size_t remote_count, const void *peer_name, size_t peer_len,
-                const void *notif, size_t notif_len,
-                const char *const *backends, vnx_xfer_t **out_p,
-                vnx_error_t *error)
-{
-    static const char operation[] = "initialize_xfer";
-    vnxi_xfer_args_t args = {.op = op, .operation = operation};
-    vnxi_list_t *local_list, *remote_list;
-    vnxi_peer_t *peer;
-
-    vnx_status_t status =
-        vnxi_peers_find(agent, peer_name, peer_len, operation, &peer, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (local_count != remote_count) {
-        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                                "%zu local rows, but %zu remote ones",
-                                local_count, remote_count);
-        goto out_peer;
-    }
-    status = one_list(agent, NULL, local_mem, local, local_count, backends,
-                      operation, &local_list, error);
-    if (status != VNX_OK) {
-        goto out_peer;
-    }
-    status = one_list(agent, peer, remote_mem, remote, remote_count, backends,
-                      operation, &remote_list, error);
-    if (status != VNX_OK) {
-        goto out_local;
-    }
-    args.local = local_list;
-    args.remote = remote_list;
-    args.local_rows.count = args.remote_rows.count = local_count;
-    status = xfer_create(agent, &args, notif, notif_len, out_p, error);
-
-    agent->ops->list_release(remote_list);
-out_local:
-    agent->ops->list_release(local_list);
-out_peer:
-    vnxi_peer_release(peer);
-    return status;
-}
-
-vnx_agent_t *
-vnxi_xfer_agent(const vnx_xfer_t *xfer)
-{
-    return xfer->agent;
-}
-
-vnx_xfer_t *
-vnx_xfer_retain(vnx_xfer_t *xfer)
-{
-    atomic_fetch_add_explicit(&xfer->refs, 1, memory_order_relaxed);
-    return xfer;
-}
-
 void
-vnx_xfer_drop(vnx_xfer_t *xfer)
+vnxi_xfer_deadline_passed(vnxi_deadline_t *deadline)
 {
-    if (atomic_fetch_sub(&xfer->refs, 1) != 1 ||
-        vnxi_fork_crossed(xfer->agent->fork_count)) {
-        return;
+    vnx_xfer_t *xfer =
+        (vnx_xfer_t *)((char *)deadline - offsetof(vnx_xfer_t, deadline));
+    if (xfer->agent->ops->xfer_cancel(xfer->exfer) == VNX_OK) {
+        xfer->timed_out = true;
     }
-    vnx_agent_t *agent = xfer->agent;
-    agent->ops->xfer_release(xfer->exfer);
-    free(xfer->error);
-    free(xfer->notif);
-    free(xfer);
-    vnx_agent_release(agent);
+}
+
+static vnx_status_t
+arm_deadline(vnx_xfer_t *xfer, uint64_t timeout_ns, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    xfer->timed_out = false;
+    if (timeout_ns != VNX_FOREVER) {
+        status = vnxi_deadline_arm(&xfer->deadline,
+                                   vnxi_clock_deadline(timeout_ns), error);
+    }
+    xfer->timeout_ns = status == VNX_OK ? timeout_ns : VNX_FOREVER;
+    return status;
+}
+
+/* What stopped because its time was up has not been cancelled. */
+static vnx_status_t
+disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
+{
+    if (xfer->timeout_ns == VNX_FOREVER) {
+        return status;
+    }
+    vnxi_deadline_disarm(&xfer->deadline);
+    if (status != VNX_ERR_CANCELED || !xfer->timed_out) {
+        return status;
+    }
+    vnx_error_t cancelled = *record;
+    vnxi_error_set(record, VNX_ERR_TIMEOUT, "transfer",
+                   "it had not ended %.3g s after it was posted, and was "
+                   "stopped",
+                   (double)xfer->timeout_ns / 1e9);
+    vnxi_error_peer(record, cancelled.peer, strlen(cancelled.peer));
+    return VNX_ERR_TIMEOUT;
 }
 
 /* -- Posting and the end ---------------------------------------------------
@@ -262,16 +113,21 @@ static void
 xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
 {
     uint64_t now = vnxi_clock_ns();
+    vnx_error_t record;
+
+    if (status != VNX_OK) {
+        record = *error;
+    }
+    status = disarm_deadline(xfer, status, &record);
     vnx_xfer_state_t state = status == VNX_OK             ? VNX_XFER_DONE
                              : status == VNX_ERR_CANCELED ? VNX_XFER_CANCELLED
                                                           : VNX_XFER_FAILED;
-
     atomic_store_explicit(&xfer->end_ns, now, memory_order_relaxed);
     count_end(xfer, status,
               now -
                   atomic_load_explicit(&xfer->start_ns, memory_order_relaxed));
     if (status != VNX_OK) {
-        keep_error(xfer, error);
+        keep_error(xfer, &record);
     }
     atomic_store_explicit(&xfer->state, state, memory_order_release);
     atomic_fetch_sub(&xfer->agent->in_flight, 1);
@@ -307,7 +163,7 @@ static vnx_status_t
 replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
               vnx_error_t *error)
 {
-    unsigned char *copy = copy_notif(notif, len);
+    unsigned char *copy = vnxi_xfer_copy_notif(notif, len);
     if (copy == NULL) {
         return vnxi_error_no_memory(error, "transfer", len);
     }
@@ -342,11 +198,29 @@ note_posted(vnx_xfer_t *xfer, uint64_t now)
         memory_order_relaxed);
 }
 
+/* It is claimed: hand it to the engine, which may be done with it before this
+ * returns. */
+static vnx_status_t
+start(vnx_xfer_t *xfer, uint64_t timeout_ns, vnx_error_t *error)
+{
+    vnx_status_t status = arm_deadline(xfer, timeout_ns, error);
+    return status == VNX_OK
+               ? xfer->agent->ops->xfer_post(xfer->exfer, xfer->notif,
+                                             xfer->notif_len, error)
+               : status;
+}
+
 vnx_status_t
 vnx_xfer_post(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
               vnx_error_t *error)
 {
-    const vnxi_engine_ops_t *ops = xfer->agent->ops;
+    return vnx_xfer_post_within(xfer, notif, notif_len, VNX_FOREVER, error);
+}
+
+vnx_status_t
+vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
+                     uint64_t timeout_ns, vnx_error_t *error)
+{
     vnx_error_t local_error, *record = error != NULL ? error : &local_error;
     unsigned before;
 
@@ -367,8 +241,7 @@ vnx_xfer_post(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     note_start(xfer, before);
     vnx_xfer_retain(xfer); /* the engine's */
     atomic_fetch_add(&xfer->agent->in_flight, 1);
-    vnx_status_t status =
-        ops->xfer_post(xfer->exfer, xfer->notif, xfer->notif_len, record);
+    vnx_status_t status = start(xfer, timeout_ns, record);
     if (status == VNX_IN_PROG) {
         note_posted(xfer, vnxi_clock_ns());
         return status;

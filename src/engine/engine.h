@@ -18,8 +18,10 @@
  * for a peer's answer.
  *
  * Locks: the core holds no lock of its own while it calls an operation, but
- * for peer_load and peer_close, which it serialises by its load lock, and
- * probe and the first backend_create, by the lock of its choice.  An engine
+ * for peer_load and peer_close, which it serialises by its load lock, probe
+ * and the first backend_create, by the lock of its choice, and xfer_cancel
+ * when a transfer's time is up, by that of its deadlines, which it takes in
+ * xfer_done too: xfer_cancel calls no host callback.  An engine
  * holds no lock of its own while it calls a host callback that would be needed
  * to enter the engine again.
  *
@@ -243,8 +245,10 @@ struct vnxi_engine_ops {
     vnx_status_t (*xfer_post)(vnxi_exfer_t *exfer, const void *notif,
                               size_t notif_len, vnx_error_t *error);
 
-    /* Ask a transfer in progress to stop soon; xfer_done still comes.  Safe
-     * when it has just ended.  VNX_ERR_NOT_SUPPORTED: it cannot be stopped. */
+    /* Ask a transfer in progress to stop soon; xfer_done still comes.  Does
+     * not wait.  Safe when it has just ended, and when it is about to be
+     * posted (then it may be without effect).  VNX_ERR_NOT_SUPPORTED: it
+     * cannot be stopped. */
     vnx_status_t (*xfer_cancel)(vnxi_exfer_t *exfer);
 
     /* Free; not while in progress. */

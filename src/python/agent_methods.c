@@ -304,13 +304,16 @@ PyDoc_STRVAR(
     "notif_msg, backends: as for make_prepped_xfer()");
 PyDoc_STRVAR(
     transfer_doc,
-    "transfer($self, handle, notif_msg=b'')\n--\n\n"
+    "transfer($self, handle, notif_msg=b'', *, timeout=None)\n--\n\n"
     "Start a transfer, or start it again. Returns 'DONE' where it was "
     "small enough\n"
     "to end at once, otherwise 'PROC'.\n"
     "\n"
     "handle: a nixl_xfer_handle of this agent\n"
     "notif_msg: replaces the transfer's notification, unless empty\n"
+    "timeout: in seconds; what has not ended by then is stopped and fails "
+    "with\n"
+    "    nixlTimeoutError, where the backend can stop it; None: no limit\n"
     "\n"
     "It holds the caller for about 50 us at most. "
     "nixlRepostActiveError while it\n"

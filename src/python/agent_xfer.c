@@ -24,9 +24,11 @@ xfer_arg(PyObject *op, const vnxi_py_signature_t *signature,
 
 static const vnxi_py_signature_t transfer_signature = {
     .name = "transfer",
-    .count = 2,
+    .count = 3,
     .required = 1,
-    .params = {VNXI_PY_NAME_handle, VNXI_PY_NAME_notif_msg},
+    .keyword = 1,
+    .params = {VNXI_PY_NAME_handle, VNXI_PY_NAME_notif_msg,
+               VNXI_PY_NAME_timeout},
 };
 
 static PyObject *
@@ -45,8 +47,9 @@ post_result(const vnxi_py_agent_t *self, vnx_status_t status,
 VNXI_PY_METHOD(transfer)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
+    PyObject *values[3];
     vnxi_py_bytes_t notif;
+    uint64_t timeout_ns;
     vnx_error_t error;
     if (!vnxi_py_agent_begin(op, &transfer_signature, args, nargs, kwnames,
                              values)) {
@@ -54,19 +57,24 @@ VNXI_PY_METHOD(transfer)
     }
     vnx_xfer_t *xfer =
         vnxi_py_xfer_get(self, transfer_signature.name, values[0]);
-    if (xfer == NULL) {
+    if (xfer == NULL ||
+        !vnxi_py_timeout_get(self->state, transfer_signature.name, values[2],
+                             &timeout_ns)) {
         return NULL;
     }
     if (values[1] == NULL || values[1] == Py_None) {
-        return post_result(self, vnx_xfer_post(xfer, NULL, 0, &error), &error);
+        return post_result(
+            self, vnx_xfer_post_within(xfer, NULL, 0, timeout_ns, &error),
+            &error);
     }
     if (!vnxi_py_message_get(transfer_signature.name, "notif_msg", values[1],
                              &notif)) {
         return NULL;
     }
     /* As in stock, an empty one leaves the transfer's own in place. */
-    vnx_status_t status = vnx_xfer_post(
-        xfer, notif.len > 0 ? notif.data : NULL, notif.len, &error);
+    vnx_status_t status =
+        vnx_xfer_post_within(xfer, notif.len > 0 ? notif.data : NULL,
+                             notif.len, timeout_ns, &error);
     vnxi_py_bytes_put(&notif);
     return post_result(self, status, &error);
 }

@@ -50,10 +50,13 @@ vnxi_py_args_parse_slow(const vnxi_py_state_t *state,
                         PyObject *const *args, Py_ssize_t nargs,
                         PyObject *kwnames, PyObject **values)
 {
-    if (nargs > signature->count) {
+    int positional = signature->count - signature->keyword;
+
+    if (nargs > positional) {
         PyErr_Format(PyExc_TypeError,
-                     "%s() takes at most %d arguments (%zd given)",
-                     signature->name, signature->count, nargs);
+                     "%s() takes at most %d %sarguments (%zd given)",
+                     signature->name, positional,
+                     signature->keyword > 0 ? "positional " : "", nargs);
         return false;
     }
     for (int i = 0; i < signature->count; i++) {

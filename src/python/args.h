@@ -12,8 +12,9 @@
 
 typedef struct vnxi_py_signature {
     const char *name; /* of the method; also the operation in messages */
-    uint8_t count;    /* parameters, all positional or by keyword */
+    uint8_t count;    /* parameters, positional or by keyword */
     uint8_t required; /* the first so many have no default */
+    uint8_t keyword;  /* the last so many are given by keyword alone */
     uint8_t params[VNXI_PY_ARGS_MAX]; /* vnxi_py_name_t */
 } vnxi_py_signature_t;
 
@@ -30,7 +31,7 @@ vnxi_py_args_parse(const vnxi_py_state_t *state,
                    Py_ssize_t nargs, PyObject *kwnames, PyObject **values)
 {
     if (kwnames != NULL || nargs < signature->required ||
-        nargs > signature->count) {
+        nargs > signature->count - signature->keyword) {
         return vnxi_py_args_parse_slow(state, signature, args, nargs, kwnames,
                                        values);
     }

@@ -1,5 +1,6 @@
 #include "python/module.h"
 
+#include "base/at_end.h"
 #include "python/scratch.h"
 #include "python/side_channel.h"
 
@@ -13,6 +14,38 @@ static void module_free(void *module);
 PyDoc_STRVAR(module_doc,
              "The C part of vllm_nixl: agents, handles, descriptor lists,\n"
              "shared buffers and exceptions.  Import them from vllm_nixl.");
+
+/* Before objects go, and with them memory that agents registered.  The end of
+ * a subinterpreter is not the process's. */
+static PyObject *
+at_end(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
+        vnxi_at_end_run();
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef at_end_method = {"_at_end", at_end, METH_NOARGS, NULL};
+
+static int
+watch_end(PyObject *module)
+{
+    PyObject *function = NULL, *done = NULL;
+    PyObject *atexit = PyImport_ImportModule("atexit");
+
+    if (atexit != NULL) {
+        function = PyCFunction_New(&at_end_method, module);
+    }
+    if (function != NULL) {
+        done = PyObject_CallMethod(atexit, "register", "O", function);
+    }
+    Py_XDECREF(done);
+    Py_XDECREF(function);
+    Py_XDECREF(atexit);
+    return done != NULL ? 0 : -1;
+}
 
 static PyMethodDef module_methods[] = {
     {"_set_search_path", vnxi_py_set_search_path, METH_O,
@@ -91,6 +124,7 @@ module_exec(PyObject *module)
         vnxi_py_enums_add, vnxi_py_errors_add,        vnxi_py_descs_add,
         vnxi_py_dlist_add, vnxi_py_xfer_add,          vnxi_py_telemetry_add,
         vnxi_py_agent_add, vnxi_py_shared_buffer_add, vnxi_py_side_channel_add,
+        watch_end,
     };
     if (names_add(vnxi_py_state(module)) < 0) {
         return -1;

@@ -346,6 +346,38 @@ test_ucx_conn_life_closing_does_not_wait_for_ever(void **state)
     assert_int_equal(there.message_count, 0);
 }
 
+/* The endpoint that UCX keeps may still call us: it is taken for no other. */
+static void
+test_ucx_conn_life_that_ucx_does_not_close(void **state)
+{
+    (void)state;
+    open_sides(1, 0.02);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 4);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    ground_t ground;
+    ucx_flight_t flight;
+    ground_open(&ground, conn, 64, 4);
+    ground_flight(&ground, &flight, VNX_OP_READ);
+    hold(FAKE_GET, true);
+    hold(FAKE_CLOSE, true);
+    assert_int_equal(ucx_flight_post(&flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&flight), VNX_ERR_TIMEOUT);
+    ucx_side_await_lost(&here); /* a second later */
+    assert_int_equal(here.lost_cookie, 4);
+    assert_refused(conn, "UCX does not close the connection");
+    assert_int_equal(ucx_flight_post(&flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&flight), VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(fake->forced, 1);
+    hold(FAKE_CLOSE, false);
+    end_all(FAKE_CLOSE, 0);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    ucx_flight_free(&flight);
+    ground_close(&ground);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
 static void
 test_ucx_conn_life_closes_that_end_at_once(void **state)
 {
@@ -458,6 +490,7 @@ main(void)
         with_fake(test_ucx_conn_life_closing_sends_what_is_queued),
         with_fake(test_ucx_conn_life_closing_without_a_flush_is_by_force),
         with_fake(test_ucx_conn_life_closing_does_not_wait_for_ever),
+        with_fake(test_ucx_conn_life_that_ucx_does_not_close),
         with_fake(test_ucx_conn_life_closes_that_end_at_once),
         with_fake(test_ucx_conn_life_stopping_closes_all),
         with_fake(test_ucx_conn_life_is_opened_after_the_stop),

@@ -778,6 +778,28 @@ test_ucx_xfer_waits_for_the_reset(void **state)
     finish();
 }
 
+/* After a reset it is not there until the peer has answered again. */
+static void
+test_ucx_xfer_reset_asks_for_an_answer(void **state)
+{
+    (void)state;
+    begin(2, 0.05, VNX_OP_READ, 128, 20);
+    assert_true(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_GET, true);
+    post_it();
+    assert_ends(VNX_ERR_TIMEOUT, "");
+    AWAIT(!vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_GET, false);
+    hold(FAKE_FLUSH, true);
+    post_it();
+    assert_ends(VNX_OK, "");
+    assert_false(vnxi_ucx_conn_is_wired(conn));
+    hold(FAKE_FLUSH, false);
+    end_all(FAKE_FLUSH, 0);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    finish();
+}
+
 /* Cancelled and stuck: by force, too, and it is cancelled all the same. */
 static void
 test_ucx_xfer_cancel_of_what_is_stuck(void **state)
@@ -845,6 +867,7 @@ main(void)
         with_fake(test_ucx_xfer_stall_ends_its_neighbours),
         with_fake(test_ucx_xfer_messages_wait_for_the_reset),
         with_fake(test_ucx_xfer_waits_for_the_reset),
+        with_fake(test_ucx_xfer_reset_asks_for_an_answer),
         with_fake(test_ucx_xfer_cancel_of_what_is_stuck),
         with_fake(test_ucx_xfer_stall_of_a_flush),
     };

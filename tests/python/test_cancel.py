@@ -128,6 +128,59 @@ def test_memory_may_be_given_back_after_cancel(pair):
         there.unmap(transfer.remote.key)
 
 
+# -- a time in which it has to end -------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_transfer_whose_time_is_up_is_stopped(api, pair, operation):
+    transfer = Long(*pair, operation)
+    agent = pair[0].agent
+    assert agent.transfer(transfer.handle, timeout=0.05) == "PROC"
+    assert agent.wait([transfer.handle], timeout=30) == [transfer.handle]
+    nothing_lands(transfer)
+    with pytest.raises(api.nixlTimeoutError, match=r"ended 0\.05 s after"):
+        agent.check_xfer_state(transfer.handle)
+    assert agent.check_xfer_states([transfer.handle]) == ["ERR"]
+    assert agent.cancel(transfer.handle) is False
+
+
+def test_a_transfer_whose_time_was_up_may_be_posted_again(api, long_transfer):
+    agent = long_transfer.here.agent
+    handle = long_transfer.make(times=3, notif=b"done")
+    for timeout in (0, None, 60, 0):
+        agent.transfer(long_transfer.handle, timeout=0)
+        agent.transfer(handle, timeout=timeout)
+        agent.wait([handle, long_transfer.handle], timeout=30)
+        with pytest.raises(api.nixlTimeoutError):
+            agent.check_xfer_state(long_transfer.handle)
+        if timeout != 0:
+            assert agent.check_xfer_state(handle) == "DONE"
+            assert long_transfer.there.gather_notifs(1) == [
+                (long_transfer.here.name, b"done")
+            ]
+
+
+def test_a_transfer_that_is_cancelled_in_its_time(api, long_transfer):
+    agent, handle = long_transfer.here.agent, long_transfer.handle
+    agent.transfer(handle, timeout=60)
+    assert agent.cancel(handle) is True
+    with pytest.raises(api.nixlCancelledError):
+        agent.check_xfer_state(handle)
+
+
+def test_a_time_that_is_none_is_refused(api, long_transfer):
+    agent, handle = long_transfer.here.agent, long_transfer.handle
+    for wrong in (-1, float("nan")):
+        with pytest.raises(api.nixlInvalidParamError, match="timeout"):
+            agent.transfer(handle, timeout=wrong)
+    with pytest.raises(TypeError):
+        agent.transfer(handle, timeout="1")
+    with pytest.raises(TypeError, match="2 positional"):
+        agent.transfer(handle, b"", 1)
+    with pytest.raises(api.nixlNotPostedError):
+        agent.check_xfer_state(handle)
+
+
 # -- memory that is taken away meanwhile -------------------------------------
 
 WITHDRAWN = """

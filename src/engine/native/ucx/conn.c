@@ -90,79 +90,16 @@ vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
  */
 
 static void
-note_transports(vnxi_ucx_end_t *end)
-{
-    vnxi_ucp_transport_t entries[8];
-    vnxi_ucp_ep_attr_t attr = {.field_mask = VNXI_UCP_EP_ATTR_TRANSPORTS};
-    vnxi_ucx_conn_t *conn = end->conn;
-    size_t used = 0;
-
-    attr.transports.entries = entries;
-    attr.transports.num_entries = sizeof entries / sizeof entries[0];
-    attr.transports.entry_size = sizeof entries[0];
-    if (vnxi_ucx_calls(end->worker)->ucp_ep_query(end->ep, &attr) !=
-        VNXI_UCS_OK) {
-        return;
-    }
-    pthread_mutex_lock(&conn->lock);
-    for (unsigned i = 0; i < attr.transports.num_entries; i++) {
-        int len =
-            snprintf(conn->transports + used, sizeof conn->transports - used,
-                     "%s%s/%s", used > 0 ? ", " : "",
-                     entries[i].transport_name, entries[i].device_name);
-        used += (size_t)len;
-        if (used >= sizeof conn->transports) {
-            break;
-        }
-    }
-    pthread_mutex_unlock(&conn->lock);
-}
-
-static void
-become_wired(vnxi_ucx_end_t *end)
-{
-    if (end->state == VNXI_UCX_END_OPEN && !atomic_load(&end->conn->wired)) {
-        note_transports(end);
-        atomic_store(&end->conn->wired, true);
-    }
-}
-
-static void
-on_warm(void *request, vnxi_ucs_status_t status, void *user_data)
-{
-    vnxi_ucx_end_t *end = user_data;
-    if (status == VNXI_UCS_OK) {
-        become_wired(end);
-    }
-    vnxi_ucx_calls(end->worker)->ucp_request_free(request);
-    vnxi_ucx_conn_release(end->conn);
-}
-
-/* A flush asks for the peer's answer, and without one nothing is known of it;
- * an endpoint alone sends nothing. */
-static void
 run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
     vnxi_ucx_end_t *end =
         (vnxi_ucx_end_t *)((char *)command -
                            offsetof(vnxi_ucx_end_t, warm_command));
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = on_warm,
-        .user_data = end,
-    };
 
+    (void)worker;
     atomic_store(&end->warm_queued, false);
     if (vnxi_ucx_end_open(end, "make_connection", NULL) == VNX_OK) {
-        vnxi_ucx_conn_retain(end->conn);
-        vnxi_ucs_ptr_t ptr =
-            vnxi_ucx_calls(worker)->ucp_ep_flush_nbx(end->ep, &param);
-        if (!vnxi_ucs_is_request(ptr)) {
-            if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
-                become_wired(end);
-            }
-            vnxi_ucx_conn_release(end->conn);
-        }
+        vnxi_ucx_end_ask(end);
     }
     vnxi_ucx_conn_release(end->conn); /* the command's */
 }
@@ -191,7 +128,7 @@ vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
 bool
 vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn)
 {
-    return atomic_load(&conn->wired);
+    return atomic_load(&conn->wired_ends) > 0;
 }
 
 void
@@ -293,6 +230,7 @@ static void
 message_free(message_t *message)
 {
     atomic_fetch_sub(&message->conn->queued, message->payload.len);
+    atomic_fetch_sub(&message->conn->ucx->messages, 1);
     vnxi_ucx_conn_release(message->conn);
     vnxi_writer_fini(&message->payload);
     free(message);
@@ -342,6 +280,7 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
     }
     if (status == VNX_OK) {
         end->sent_at = vnxi_clock_ns();
+        atomic_store(&worker->ucx->sent_at, end->sent_at);
         vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
             end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
             message->payload.len, &param);
@@ -393,6 +332,7 @@ vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn, const void *data, size_t len,
     }
     message->super.run = run_send;
     message->conn = vnxi_ucx_conn_retain(conn);
+    atomic_fetch_add(&conn->ucx->messages, 1);
     if (!vnxi_ucx_worker_push(&conn->ucx->workers[0], &message->super)) {
         message_free(message);
         return vnxi_ucx_conn_error(conn, operation, error);

@@ -26,6 +26,9 @@ static const struct {
     /* UCX's own PUT over TCP crashes the process when a connection is closed
      * by force while PUTs are on it (seen in 1.22 and 1.23). */
     {19, "TCP_PUT_ENABLE", "n"},
+    /* How long a peer may not know that we have closed a connection by force:
+     * it answers for the other direction too.  UCX's own 20 s are a hang. */
+    {19, "KEEPALIVE_INTERVAL", "3s"},
     {21, "RC_GDA_NUM_CHANNELS", "4"},
     {21, "MAX_HCA_PER_GPU", "auto"},
     {22, "RNDV_PIPELINE_ERROR_HANDLING", "y"},

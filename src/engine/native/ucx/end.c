@@ -44,6 +44,90 @@ must_close(const vnxi_ucx_end_t *end)
            atomic_load(&end->conn->failed);
 }
 
+/* -- The peer's answer -----------------------------------------------------
+ */
+
+static void
+note_transports(vnxi_ucx_end_t *end)
+{
+    vnxi_ucp_transport_t entries[8];
+    vnxi_ucp_ep_attr_t attr = {.field_mask = VNXI_UCP_EP_ATTR_TRANSPORTS};
+    vnxi_ucx_conn_t *conn = end->conn;
+    size_t used = 0;
+
+    attr.transports.entries = entries;
+    attr.transports.num_entries = sizeof entries / sizeof entries[0];
+    attr.transports.entry_size = sizeof entries[0];
+    if (vnxi_ucx_calls(end->worker)->ucp_ep_query(end->ep, &attr) !=
+        VNXI_UCS_OK) {
+        return;
+    }
+    pthread_mutex_lock(&conn->lock);
+    for (unsigned i = 0; i < attr.transports.num_entries; i++) {
+        int len =
+            snprintf(conn->transports + used, sizeof conn->transports - used,
+                     "%s%s/%s", used > 0 ? ", " : "",
+                     entries[i].transport_name, entries[i].device_name);
+        used += (size_t)len;
+        if (used >= sizeof conn->transports) {
+            break;
+        }
+    }
+    pthread_mutex_unlock(&conn->lock);
+}
+
+static void
+become_wired(vnxi_ucx_end_t *end)
+{
+    if (end->state == VNXI_UCX_END_OPEN && !end->wired) {
+        note_transports(end);
+        end->wired = true;
+        atomic_fetch_add(&end->conn->wired_ends, 1);
+    }
+}
+
+static void
+be_wired_no_more(vnxi_ucx_end_t *end)
+{
+    if (end->wired) {
+        end->wired = false;
+        atomic_fetch_sub(&end->conn->wired_ends, 1);
+    }
+}
+
+static void
+on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
+{
+    vnxi_ucx_end_t *end = user_data;
+    if (status == VNXI_UCS_OK) {
+        become_wired(end);
+    }
+    vnxi_ucx_calls(end->worker)->ucp_request_free(request);
+    vnxi_ucx_conn_release(end->conn);
+}
+
+/* By a flush: without one nothing is known of the peer, since an endpoint
+ * alone sends nothing. */
+void
+vnxi_ucx_end_ask(vnxi_ucx_end_t *end)
+{
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
+        .cb.send = on_answer,
+        .user_data = end,
+    };
+
+    vnxi_ucx_conn_retain(end->conn);
+    vnxi_ucs_ptr_t ptr =
+        vnxi_ucx_calls(end->worker)->ucp_ep_flush_nbx(end->ep, &param);
+    if (!vnxi_ucs_is_request(ptr)) {
+        if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
+            become_wired(end);
+        }
+        vnxi_ucx_conn_release(end->conn);
+    }
+}
+
 /* -- Opening ---------------------------------------------------------------
  */
 
@@ -105,6 +189,9 @@ vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
     end->opening++;
     vnxi_ucx_conn_retain(end->conn);
     vnxi_ucx_duty_add(end->worker, &end->duty);
+    if (end->opening > 1) {
+        vnxi_ucx_end_ask(end);
+    }
     return VNX_OK;
 }
 
@@ -131,6 +218,7 @@ close_ep(vnxi_ucx_end_t *end, bool by_force)
         .cb.send = on_closed,
         .user_data = end,
     };
+    be_wired_no_more(end);
     end->state = VNXI_UCX_END_CLOSING;
     end->closed = false;
     end->deadline = vnxi_clock_deadline(CLOSE_DEADLINE_NS);
@@ -165,14 +253,13 @@ vnxi_ucx_end_wait(vnxi_ucx_end_t *end, vnxi_ucx_command_t *command)
     end->waiting_last = &command->next;
 }
 
+/* The end is over, if only for a while. */
 static void
-become_idle(vnxi_ucx_end_t *end)
+let_go(vnxi_ucx_end_t *end)
 {
     vnxi_ucx_command_t *command = end->waiting;
 
     drop_keys(end);
-    end->ep = NULL;
-    end->state = VNXI_UCX_END_IDLE;
     end->waiting = NULL;
     end->waiting_last = &end->waiting;
     vnxi_ucx_duty_remove(end->worker, &end->duty);
@@ -182,6 +269,23 @@ become_idle(vnxi_ucx_end_t *end)
         command = next;
     }
     vnxi_ucx_conn_release(end->conn); /* the end may be gone with it */
+}
+
+static void
+become_idle(vnxi_ucx_end_t *end)
+{
+    end->ep = NULL;
+    end->state = VNXI_UCX_END_IDLE;
+    let_go(end);
+}
+
+/* UCX may call us about the old endpoint at any time yet, and would be taken
+ * to mean another: so there is none after it. */
+static void
+give_up(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_conn_fail(end->conn, "UCX does not close the connection");
+    let_go(end);
 }
 
 void
@@ -246,8 +350,12 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         close_ep(end, !end->flushed);
     }
     if (end->state == VNXI_UCX_END_CLOSING) {
-        if (end->closed || now >= end->deadline) {
+        if (end->closed) {
             become_idle(end);
+            return UINT64_MAX;
+        }
+        if (now >= end->deadline) {
+            give_up(end);
             return UINT64_MAX;
         }
         return now + CLOSE_LOOK_NS;

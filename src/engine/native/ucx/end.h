@@ -32,6 +32,7 @@ typedef struct vnxi_ucx_end {
     vnxi_ucx_worker_t *worker;
     vnxi_ucx_end_state_t state;
     vnxi_ucp_ep_t ep;
+    bool wired;        /* OPEN, and the peer has answered */
     bool close_wanted; /* by conn_close() or a failure elsewhere */
     bool flushed;      /* FLUSHING: all has left */
     uint64_t sent_at;  /* the last notification */
@@ -49,10 +50,10 @@ struct vnxi_ucx_conn {
     atomic_uint refs; /* the owner, keys, transfers, commands, open ends */
     vnxi_ucx_t *ucx;  /* retained */
     uintptr_t cookie;
-    atomic_bool dead;   /* closed or failed: nothing is posted any more */
-    atomic_bool failed; /* and then by force */
-    atomic_bool wired;
-    atomic_size_t queued; /* bytes of notifications that UCX has not sent */
+    atomic_bool dead;       /* closed or failed: nothing is posted any more */
+    atomic_bool failed;     /* and then by force */
+    atomic_uint wired_ends; /* whose peer has answered */
+    atomic_size_t queued;   /* bytes of notifications that UCX has not sent */
     pthread_mutex_t lock;
     char cause[VNX_ERROR_CAUSE_MAX]; /* lock; why it failed */
     char transports[128];            /* lock */
@@ -79,10 +80,14 @@ void vnxi_ucx_end_init(vnxi_ucx_end_t *end, vnxi_ucx_conn_t *conn,
                        vnxi_ucx_worker_t *worker);
 
 /* Make it OPEN, also where the connection was closed since, for what was
- * queued before that.  VNX_OK; VNX_IN_PROG: an earlier one is being closed,
- * try again soon; VNX_ERR_REMOTE_DISCONNECT and its record: it cannot be. */
+ * queued before that.  Where it was OPEN before, the peer is asked for an
+ * answer.  VNX_OK; VNX_IN_PROG: an earlier one is being closed, try again
+ * soon; VNX_ERR_REMOTE_DISCONNECT and its record: it cannot be. */
 vnx_status_t vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
                                vnx_error_t *error);
+
+/* It is OPEN: ask for the peer's answer, by which it is wired. */
+void vnxi_ucx_end_ask(vnxi_ucx_end_t *end);
 
 /* Run this when the end is IDLE again, in the order of these calls: what came
  * while it was being closed. */

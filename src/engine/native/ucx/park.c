@@ -5,18 +5,48 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/at_end.h"
+#include "base/clock.h"
 #include "base/fork.h"
+#include "engine/native/ucx/transfer.h"
 #include "engine/native/ucx/worker.h"
 
 /* A thread that does not come back within this is stuck in UCX, and waiting
  * longer would only turn a crash into a hang. */
 #define PARK_SECONDS 1
 
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+/* Notifications that are queued have so long to leave, and what has left so
+ * long to be read: the end of a process takes back what lies in sockets. */
+#define LEAVE_NS 500000000u
+#define LINGER_NS 100000000u
+#define LOOK_NS 1000000u
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static vnxi_ucx_t *all; /* protected by lock */
-static unsigned fork_count;
 static atomic_bool parked;
+
+static bool
+has_messages_lock_held(uint64_t now)
+{
+    for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
+        if (atomic_load(&ucx->messages) > 0 ||
+            now < atomic_load(&ucx->sent_at) + LINGER_NS) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void
+let_messages_leave_lock_held(void)
+{
+    const struct timespec look = {.tv_nsec = LOOK_NS};
+    uint64_t end = vnxi_clock_deadline(LEAVE_NS), now;
+
+    while ((now = vnxi_clock_ns()) < end && has_messages_lock_held(now)) {
+        nanosleep(&look, NULL);
+    }
+}
 
 static void
 ask(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
@@ -24,6 +54,7 @@ ask(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
     (void)deadline;
     pthread_mutex_lock(&worker->lock);
     worker->park = true;
+    worker->stopping = true; /* whatever comes now is refused */
     vnxi_ucx_worker_wake_lock_held(worker);
     pthread_mutex_unlock(&worker->lock);
 }
@@ -51,21 +82,21 @@ for_each(void (*call)(vnxi_ucx_worker_t *, const struct timespec *),
     }
 }
 
-/* A forked child has none of the threads. */
 static void
 park_all(void)
 {
     struct timespec deadline;
 
-    if (vnxi_fork_crossed(fork_count)) {
-        return;
-    }
+    pthread_mutex_lock(&lock);
+    let_messages_leave_lock_held();
     clock_gettime(CLOCK_REALTIME, &deadline);
     deadline.tv_sec += PARK_SECONDS;
-    pthread_mutex_lock(&lock);
     atomic_store(&parked, true);
     for_each(ask, NULL);
     for_each(await, &deadline);
+    for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
+        vnxi_ucx_abandon(ucx);
+    }
     pthread_mutex_unlock(&lock);
 }
 
@@ -76,20 +107,12 @@ forget_in_child(void)
     all = NULL;
 }
 
-/* After the library was loaded, so that this runs before its destructors. */
-static void
-watch_exit(void)
-{
-    atexit(park_all);
-    vnxi_fork_on_child(forget_in_child);
-}
-
 void
 vnxi_ucx_park_add(vnxi_ucx_t *ucx)
 {
-    pthread_once(&once, watch_exit);
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_at_end_add(park_all);
     pthread_mutex_lock(&lock);
-    fork_count = vnxi_fork_count();
     ucx->next = all;
     all = ucx;
     pthread_mutex_unlock(&lock);

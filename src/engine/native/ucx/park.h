@@ -1,8 +1,11 @@
 /*
- * The end of a process that has not closed its agents.  UCX's destructors run
- * then, and a thread that is inside the library would touch what they have
- * freed.  So before that, at exit, every worker's thread is parked: it stands
- * still for good, outside of UCX.
+ * The end of a process that has not closed its agents (base/at_end.h).  The
+ * memory that they registered goes then, which a worker may be reading for a
+ * peer; and UCX's destructors run, which free what a thread inside the library
+ * would touch.  So before that every worker's thread is parked: it stands
+ * still for good, outside of UCX.  Notifications that were queued have half a
+ * second to leave; transfers in flight end as cancelled; what is asked
+ * afterwards is refused.  Nothing is closed: peers see the process's end.
  */
 #ifndef VNXI_NATIVE_UCX_PARK_H
 #define VNXI_NATIVE_UCX_PARK_H

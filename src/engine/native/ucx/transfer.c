@@ -233,6 +233,15 @@ delist(vnxi_ucx_xfer_t *xfer)
     if (xfer->next != NULL) {
         xfer->next->prev = xfer->prev;
     }
+    ucx->reporting++;
+    pthread_mutex_unlock(&ucx->xfers_lock);
+}
+
+static void
+note_reported(vnxi_ucx_t *ucx)
+{
+    pthread_mutex_lock(&ucx->xfers_lock);
+    ucx->reporting--;
     pthread_cond_broadcast(&ucx->xfer_ended);
     pthread_mutex_unlock(&ucx->xfers_lock);
 }
@@ -248,11 +257,13 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
                                                       : error->status;
 }
 
-/* The last share has ended. */
+/* The last share has ended.  The transfer, and all that it holds, may be gone
+ * when `done` returns. */
 static void
 report(vnxi_ucx_xfer_t *xfer)
 {
     vnxi_ucx_conn_t *conn = xfer->args.conn;
+    vnxi_ucx_t *ucx = conn->ucx;
     vnx_status_t status = VNX_OK;
     vnx_error_t error;
 
@@ -267,8 +278,11 @@ report(vnxi_ucx_xfer_t *xfer)
                                 "the transfer was cancelled");
     }
     delist(xfer);
+    vnxi_ucx_retain(ucx);
     xfer->args.done(xfer->args.context, status,
                     status != VNX_OK ? &error : NULL);
+    note_reported(ucx);
+    vnxi_ucx_release(ucx);
 }
 
 static void
@@ -394,7 +408,11 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
                                        &xfer->shares[i].command);
     }
     if (pushed == 0) {
+        if (atomic_exchange(&xfer->shares_left, 0) == 0) {
+            return VNX_IN_PROG; /* it was abandoned meanwhile */
+        }
         delist(xfer);
+        note_reported(conn->ucx);
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
     unsigned gone = count - pushed + 1;
@@ -436,8 +454,35 @@ void
 vnxi_ucx_settle(vnxi_ucx_t *ucx)
 {
     pthread_mutex_lock(&ucx->xfers_lock);
-    while (stop_some_lock_held(ucx) > 0) {
+    while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
         pthread_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);
     }
     pthread_mutex_unlock(&ucx->xfers_lock);
+}
+
+/* -- Abandoning ------------------------------------------------------------
+ */
+
+/* Who takes the last share reports. */
+static vnxi_ucx_xfer_t *
+take_one(vnxi_ucx_t *ucx)
+{
+    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_ucx_xfer_t *xfer = ucx->xfers;
+    while (xfer != NULL && atomic_exchange(&xfer->shares_left, 0) == 0) {
+        xfer = xfer->next;
+    }
+    pthread_mutex_unlock(&ucx->xfers_lock);
+    return xfer;
+}
+
+void
+vnxi_ucx_abandon(vnxi_ucx_t *ucx)
+{
+    vnxi_ucx_xfer_t *xfer;
+
+    while ((xfer = take_one(ucx)) != NULL) {
+        atomic_store(&xfer->stop, true);
+        report(xfer);
+    }
 }

@@ -51,8 +51,13 @@ vnx_status_t vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error);
  * have ended, by force after a second in which none did. */
 void vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer);
 
-/* Wait until no transfer in flight is one that must not go on.  Two seconds or
- * so at worst. */
+/* The workers are parked, so no further byte lands: all that is in flight has
+ * ended as cancelled. */
+void vnxi_ucx_abandon(vnxi_ucx_t *ucx);
+
+/* Wait until no transfer in flight is one that must not go on, and `done` was
+ * called for those that were.  Two seconds or so at worst.  Not to be called
+ * from `done`. */
 void vnxi_ucx_settle(vnxi_ucx_t *ucx);
 
 #endif

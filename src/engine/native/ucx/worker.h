@@ -76,9 +76,12 @@ struct vnxi_ucx {
     size_t address_len;
     char version[256];
     atomic_bool stopped;
-    pthread_mutex_t xfers_lock; /* transfer.c */
+    atomic_uint messages;         /* notifications that UCX has not sent */
+    atomic_uint_fast64_t sent_at; /* the last one that it was given */
+    pthread_mutex_t xfers_lock;   /* transfer.c */
     pthread_cond_t xfer_ended;
-    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock */
+    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, like: */
+    unsigned reporting;          /* those whose `done` is being called */
     unsigned worker_count;
     struct vnxi_ucx *next; /* all of the process; park.c */
     vnxi_ucx_worker_t workers[];

@@ -1,0 +1,55 @@
+#include "base/at_end.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include "base/fork.h"
+
+#define HOOKS_MAX 8
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static void (*hooks[HOOKS_MAX])(void); /* lock, as below */
+static unsigned count, fork_count;
+
+static void
+forget_in_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    count = 0;
+}
+
+void
+vnxi_at_end_add(void (*hook)(void))
+{
+    pthread_mutex_lock(&lock);
+    unsigned i = 0;
+    while (i < count && hooks[i] != hook) {
+        i++;
+    }
+    if (i == count && count < HOOKS_MAX) {
+        if (count == 0) {
+            vnxi_fork_on_child(forget_in_child);
+            fork_count = vnxi_fork_count();
+            atexit(vnxi_at_end_run);
+        }
+        hooks[count++] = hook;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+void
+vnxi_at_end_run(void)
+{
+    void (*all[HOOKS_MAX])(void);
+
+    pthread_mutex_lock(&lock);
+    unsigned due = vnxi_fork_crossed(fork_count) ? 0 : count;
+    for (unsigned i = 0; i < due; i++) {
+        all[i] = hooks[i];
+    }
+    count = 0;
+    pthread_mutex_unlock(&lock);
+    while (due > 0) {
+        all[--due]();
+    }
+}

@@ -1,0 +1,154 @@
+/*
+ * Design notes.  A ring sorted by time.  Most deadlines are of one length, so
+ * a new one belongs at the end, where its place is looked for; and most are
+ * disarmed long before they come, which costs the thread nothing: it sleeps
+ * until the first one that it knows of, and looks then.
+ *
+ * The thread is detached and sleeps in static objects: the process may end at
+ * any time.  A forked child has none, and starts anew.
+ */
+#include "core/deadline.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork.h"
+
+#define AGAIN_NS 5000000u
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t earlier; /* the first one is another; CLOCK_MONOTONIC */
+static vnxi_deadline_t ring = {.prev = &ring, .next = &ring};
+static bool is_started;
+
+static void
+init_cond(void)
+{
+    pthread_condattr_t attr;
+
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&earlier, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static void
+forget_in_child(void)
+{
+    pthread_mutex_init(&lock, NULL);
+    init_cond();
+    ring.prev = ring.next = &ring;
+    is_started = false;
+}
+
+static void
+set_up(void)
+{
+    init_cond();
+    vnxi_fork_on_child(forget_in_child);
+}
+
+static void
+insert_lock_held(vnxi_deadline_t *deadline)
+{
+    vnxi_deadline_t *before = ring.prev;
+    while (before != &ring && before->due_ns > deadline->due_ns) {
+        before = before->prev;
+    }
+    deadline->prev = before;
+    deadline->next = before->next;
+    before->next->prev = deadline;
+    before->next = deadline;
+}
+
+static void
+remove_lock_held(vnxi_deadline_t *deadline)
+{
+    deadline->prev->next = deadline->next;
+    deadline->next->prev = deadline->prev;
+    deadline->prev = deadline->next = NULL;
+}
+
+static void
+call_those_due_lock_held(uint64_t now)
+{
+    while (ring.next != &ring && ring.next->due_ns <= now) {
+        vnxi_deadline_t *deadline = ring.next;
+        remove_lock_held(deadline);
+        deadline->due_ns = now + AGAIN_NS;
+        insert_lock_held(deadline);
+        deadline->passed(deadline);
+    }
+}
+
+static void *
+deadline_main(void *unused)
+{
+    (void)unused;
+    pthread_setname_np(pthread_self(), "vnx-deadline");
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        call_those_due_lock_held(vnxi_clock_ns());
+        if (ring.next == &ring) {
+            pthread_cond_wait(&earlier, &lock);
+        } else {
+            struct timespec due = vnxi_clock_timespec(ring.next->due_ns);
+            pthread_cond_timedwait(&earlier, &lock, &due);
+        }
+    }
+    return NULL;
+}
+
+static int
+start_lock_held(void)
+{
+    sigset_t all, before;
+    pthread_t thread;
+
+    if (is_started) {
+        return 0;
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int ret = pthread_create(&thread, NULL, deadline_main, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (ret == 0) {
+        pthread_detach(thread);
+        is_started = true;
+    }
+    return ret;
+}
+
+vnx_status_t
+vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
+                  vnx_error_t *error)
+{
+    pthread_once(&once, set_up);
+    pthread_mutex_lock(&lock);
+    int ret = start_lock_held();
+    if (ret == 0) {
+        deadline->due_ns = due_ns;
+        insert_lock_held(deadline);
+        if (ring.next == deadline) {
+            pthread_cond_signal(&earlier);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return ret == 0 ? VNX_OK
+                    : vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
+                                     "no thread for its deadline: %s",
+                                     strerrordesc_np(ret));
+}
+
+void
+vnxi_deadline_disarm(vnxi_deadline_t *deadline)
+{
+    pthread_mutex_lock(&lock);
+    remove_lock_held(deadline);
+    pthread_mutex_unlock(&lock);
+}

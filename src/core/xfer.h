@@ -1,0 +1,35 @@
+/*
+ * A transfer, for the files of it.
+ */
+#ifndef VNXI_CORE_XFER_H
+#define VNXI_CORE_XFER_H
+
+#include "core/agent.h"
+#include "core/deadline.h"
+
+struct vnx_xfer {
+    atomic_uint refs; /* users, and the engine while POSTED */
+    atomic_uint state;
+    vnx_agent_t *agent; /* retained */
+    vnxi_exfer_t *exfer;
+    vnx_op_t op;
+    vnxi_xfer_facts_t facts;
+
+    vnxi_deadline_t deadline; /* armed where the post has a timeout */
+    uint64_t timeout_ns;      /* of the post; VNX_FOREVER: none */
+    bool timed_out; /* it was stopped for that; the deadline's lock */
+
+    unsigned char *notif; /* NULL: none; changed in READY and by the poster */
+    size_t notif_len;
+
+    atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
+    vnx_error_t *error; /* protected by agent->error_lock */
+};
+
+/* A copy of a notification, owned; NULL: no memory. */
+unsigned char *vnxi_xfer_copy_notif(const void *notif, size_t len);
+
+/* Core's side of its deadline: ask the engine to stop it. */
+void vnxi_xfer_deadline_passed(vnxi_deadline_t *deadline);
+
+#endif

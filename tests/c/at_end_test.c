@@ -1,0 +1,126 @@
+/* What is called when the process ends, and when somebody says so before. */
+#include "vnx_test.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/at_end.h"
+
+static int calls, order;
+static int report_fd;
+
+static void
+first(void)
+{
+    calls++;
+    order = order * 10 + 1;
+}
+
+static void
+second(void)
+{
+    calls++;
+    order = order * 10 + 2;
+}
+
+static void
+tell(void)
+{
+    if (write(report_fd, "x", 1) != 1) {
+        _exit(9);
+    }
+}
+
+/* The last one added first, each once, however often both are said. */
+static void
+test_at_end_calls_each_once(void **state)
+{
+    (void)state;
+    vnxi_at_end_run();
+    vnxi_at_end_add(first);
+    vnxi_at_end_add(second);
+    vnxi_at_end_add(first);
+    assert_int_equal(calls, 0);
+    vnxi_at_end_run();
+    assert_int_equal(order, 21);
+    vnxi_at_end_run();
+    assert_int_equal(calls, 2);
+}
+
+/* How often `tell` was called in a child that ends as `child` has it. */
+static int
+count_in_child(void (*child)(void))
+{
+    int fds[2], status, count = 0;
+    char byte;
+
+    assert_int_equal(pipe(fds), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        report_fd = fds[1];
+        child();
+        exit(0);
+    }
+    close(fds[1]);
+    while (read(fds[0], &byte, 1) == 1) {
+        count++;
+    }
+    close(fds[0]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    return count;
+}
+
+static void
+just_exit(void)
+{
+    vnxi_at_end_add(tell);
+}
+
+static void
+run_and_exit(void)
+{
+    vnxi_at_end_add(tell);
+    vnxi_at_end_run();
+}
+
+static void
+add_none(void)
+{
+}
+
+static void
+test_at_end_comes_with_exit(void **state)
+{
+    (void)state;
+    assert_int_equal(count_in_child(just_exit), 1);
+    assert_int_equal(count_in_child(run_and_exit), 1);
+}
+
+/* A forked child has nothing of its parent's to end. */
+static void
+test_at_end_is_the_parents(void **state)
+{
+    (void)state;
+    calls = 0;
+    vnxi_at_end_add(first);
+    vnxi_at_end_add(tell);
+    assert_int_equal(count_in_child(add_none), 0);
+    assert_int_equal(count_in_child(just_exit), 1);
+    report_fd = open("/dev/null", O_WRONLY);
+    vnxi_at_end_run();
+    assert_int_equal(calls, 1);
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_at_end_calls_each_once),
+        cmocka_unit_test(test_at_end_comes_with_exit),
+        cmocka_unit_test(test_at_end_is_the_parents),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
