@@ -1,0 +1,170 @@
+/*
+ * A transport that does what the test says, for tests of requests that are
+ * tried and waited for.  No socket is opened.
+ */
+#ifndef VNX_FAKE_TRANSPORT_H
+#define VNX_FAKE_TRANSPORT_H
+
+#include "vnx_test.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "side_channel/batch.h"
+
+#define TRIES 64
+#define MS UINT64_C(1000000)
+
+/* What each try of a request comes to; the last one is for all further. */
+typedef struct script {
+    vnx_status_t begin;   /* VNX_OK: it has steps */
+    vnx_status_t end;     /* of the last step; VNX_IN_PROG: never */
+    unsigned steps_first; /* steps in progress before it */
+} script_t;
+
+static struct world {
+    const script_t *script;
+    size_t scripts;
+    size_t begun, ended, open, open_most, steps;
+    uint64_t times[TRIES]; /* of each begin() */
+    int fd;                /* what exchanges wait for; -1: the time alone */
+    uint64_t wake_ns;      /* a step after so long; 0: none */
+    size_t answered;       /* the try that fails by what the peer said */
+    char last_key[32], last_endpoint[VNX_ERROR_PEER_MAX];
+} world;
+
+typedef struct exchange {
+    vnxi_exchange_t super;
+    const vnxi_request_params_t *params;
+    const script_t *script;
+    unsigned steps;
+} exchange_t;
+
+static vnx_status_t
+fake_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
+           vnx_error_t *error)
+{
+    size_t at = world.begun < world.scripts ? world.begun : world.scripts - 1;
+    const script_t *script = &world.script[at];
+
+    world.times[world.begun % TRIES] = vnxi_clock_ns();
+    world.begun++;
+    memcpy(world.last_key, params->key, params->key_len);
+    world.last_key[params->key_len] = '\0';
+    strcpy(world.last_endpoint, params->endpoint);
+    if (script->begin != VNX_OK) {
+        return vnxi_exchange_failed(params, script->begin, "beginning with",
+                                    params->host, "no luck", error);
+    }
+    exchange_t *exchange = calloc(1, sizeof *exchange);
+    exchange->super = (vnxi_exchange_t){.fd = -1, .wake = UINT64_MAX};
+    exchange->params = params;
+    exchange->script = script;
+    world.open++;
+    if (world.open > world.open_most) {
+        world.open_most = world.open;
+    }
+    *out_p = &exchange->super;
+    return VNX_OK;
+}
+
+static vnx_status_t
+fake_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
+          vnx_error_t *error)
+{
+    exchange_t *exchange = (exchange_t *)super;
+    const vnxi_request_params_t *params = exchange->params;
+    uint64_t now = vnxi_clock_ns();
+
+    world.steps++;
+    if (now >= params->deadline) {
+        return vnxi_exchange_failed(params, VNX_ERR_TIMEOUT, "asking",
+                                    params->host, "timed out", error);
+    }
+    if (exchange->steps++ < exchange->script->steps_first ||
+        exchange->script->end == VNX_IN_PROG) {
+        super->fd = world.fd;
+        super->events = POLLIN;
+        super->wake = world.wake_ns > 0 ? now + world.wake_ns : UINT64_MAX;
+        return VNX_IN_PROG;
+    }
+    if (exchange->script->end != VNX_OK) {
+        super->answered = world.begun == world.answered;
+        return vnxi_exchange_failed(params, exchange->script->end, "asking",
+                                    params->host, "no luck", error);
+    }
+    *data_p = strdup(params->host);
+    *len_p = strlen(params->host);
+    return VNX_OK;
+}
+
+static void
+fake_end(vnxi_exchange_t *exchange)
+{
+    world.open--;
+    world.ended++;
+    free(exchange);
+}
+
+static const vnxi_transport_t fake = {
+    .name = "fake", .begin = fake_begin, .step = fake_step, .end = fake_end};
+
+/* -- Scenes --------------------------------------------------------------- */
+
+#define SCENE(...)                                     \
+    static const script_t script_[] = {__VA_ARGS__};   \
+    world = (struct world){                            \
+        .script = script_,                             \
+        .scripts = sizeof script_ / sizeof script_[0], \
+        .fd = -1,                                      \
+    };                                                 \
+    (void)state
+
+static vnx_side_channel_request_params_t
+asking(const char *host, int timeout_ms, uint32_t retries)
+{
+    return (vnx_side_channel_request_params_t){
+        .size = sizeof(vnx_side_channel_request_params_t),
+        .host = host,
+        .port = 77,
+        .timeout_ms = timeout_ms,
+        .retries = retries,
+        .backoff_ms = 2,
+    };
+}
+
+static vnxi_batch_t *
+batch_of(const vnx_side_channel_request_params_t *params, size_t count)
+{
+    static const vnx_side_channel_options_t options = {.size = sizeof options};
+    vnxi_batch_t *batch = NULL;
+    assert_int_equal(
+        vnxi_batch_create(&fake, &options, params, count, &batch, NULL),
+        VNX_OK);
+    return batch;
+}
+
+static void
+assert_answered(vnx_side_channel_answer_t answer, const char *text)
+{
+    assert_int_equal(answer.status, VNX_OK);
+    assert_int_equal(answer.length, strlen(text));
+    assert_memory_equal(answer.metadata, text, answer.length);
+    free(answer.metadata);
+}
+
+static void
+assert_failed(const vnx_side_channel_answer_t *answer, vnx_status_t status,
+              const char *words)
+{
+    assert_int_equal(answer->status, status);
+    assert_null(answer->metadata);
+    assert_int_equal(answer->error.status, status);
+    assert_string_equal(answer->error.operation, "request_metadata");
+    assert_non_null(strstr(answer->error.cause, words));
+}
+
+#endif
