@@ -166,7 +166,10 @@ copy_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source)
 static void
 add_row(vnxi_capi_xfer_list_t *list, uint64_t addr, uint64_t len, uint64_t dev)
 {
-    list->rows = realloc(list->rows, (list->count + 1) * sizeof(row_t));
+    if ((list->count & (list->count - 1)) == 0) { /* room doubles */
+        list->rows =
+            realloc(list->rows, (2 * list->count + 1) * sizeof(row_t));
+    }
     list->rows[list->count++] = (row_t){addr, len, dev};
 }
 

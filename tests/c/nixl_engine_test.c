@@ -1061,6 +1061,40 @@ test_nixl_engine_closing_waits_for_what_is_in_flight(void **state)
     release(xfer);
 }
 
+/* What ends a transfer is then the last that knows of the agent. */
+static void
+test_nixl_engine_ends_with_a_transfer_nobody_waits_for(void **state)
+{
+    duo_t *duo = *state;
+
+    for (int round = 0; round < 8; round++) {
+        vnx_agent_t *agent = make_nixl("C");
+        unsigned char *at = calloc(1, SIZE);
+        register_at(agent, at, SIZE);
+        load_peer(agent, duo->b);
+        duo_t other = {agent, duo->b, at, duo->at_b};
+        scattered_t *made = scatter(&other, true);
+        vnx_xfer_t *xfer;
+        /* Few rows: by the poller.  Many: by a copy thread. */
+        assert_ok(
+            make_scattered(&other, made, round % 2 == 0 ? 1 : MANY, &xfer, e));
+        fake->hangs = round % 2 == 0;
+        fake->lands = false;
+        assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+        vnx_xfer_abandon(xfer);
+        scattered_free(made);
+        vnx_agent_release(agent);
+        vnx_agent_release(duo->a);
+        vnx_agent_release(duo->b);
+        fake->lands = true;
+        assert_no_handles();
+        free(at);
+        duo->a = make_nixl("A");
+        duo->b = make_nixl("B");
+        register_at(duo->b, duo->at_b, SIZE);
+    }
+}
+
 static void
 test_nixl_engine_describes_itself_and_peers(void **state)
 {
@@ -1125,6 +1159,7 @@ main(void)
         with_duo(test_nixl_engine_registers_open_files_only),
         with_duo(test_nixl_engine_asks_storage),
         with_duo(test_nixl_engine_closing_waits_for_what_is_in_flight),
+        with_duo(test_nixl_engine_ends_with_a_transfer_nobody_waits_for),
         with_duo(test_nixl_engine_describes_itself_and_peers),
     };
     void *library = dlopen(FAKE_NIXL, RTLD_NOW);

@@ -294,12 +294,14 @@ poller_main(void *context)
 {
     vnxi_engine_t *engine = context;
     size_t in_flight = 0;
+    bool is_over = false;
 
+    engine->poller.is_over = &is_over;
     prctl(PR_SET_NAME, "vnx-nixl");
     prctl(PR_SET_TIMERSLACK, 1000ul); /* pauses are as short as 20 us */
-    while (rest(engine, in_flight)) {
+    while (!is_over && rest(engine, in_flight)) {
         in_flight = vnxi_nixl_poller_turn(engine);
-        if (atomic_load(&engine->poller.listens)) {
+        if (!is_over && atomic_load(&engine->poller.listens)) {
             vnxi_nixl_take_notifs(engine);
         }
     }
@@ -341,8 +343,13 @@ vnxi_nixl_poller_stop(vnxi_engine_t *engine)
     poller->stop = true;
     pthread_cond_signal(&poller->wake);
     pthread_mutex_unlock(&poller->inbox_lock);
-    if (poller->is_started) {
+    if (poller->is_started &&
+        pthread_equal(poller->thread, pthread_self()) != 0) {
+        /* The end of a transfer let go of the last that kept the agent. */
+        *poller->is_over = true;
+        pthread_detach(poller->thread);
+    } else if (poller->is_started) {
         pthread_join(poller->thread, NULL);
-        poller->is_started = false;
     }
+    poller->is_started = false;
 }

@@ -24,6 +24,8 @@ struct vnxi_nixl_peer;
 typedef struct vnxi_nixl_poller {
     pthread_t thread;
     bool is_started; /* backend_lock */
+    bool *is_over;   /* the thread's own: nothing of the engine is there any
+                        more */
 
     pthread_mutex_t inbox_lock;
     pthread_cond_t wake; /* CLOCK_MONOTONIC */

@@ -136,6 +136,8 @@ run_posting(vnxi_task_t *task, size_t chunk)
 {
     vnxi_exfer_t *exfer = ((posting_t *)task)->exfer;
     vnxi_engine_t *engine = exfer->engine;
+    vnxi_engine_host_t host = engine->host;
+    void *cookie = exfer->cookie;
     unsigned stage = VNXI_NIXL_QUEUED;
     vnx_status_t status;
     vnx_error_t error;
@@ -148,11 +150,13 @@ run_posting(vnxi_task_t *task, size_t chunk)
         status = vnxi_error_set(&error, VNX_ERR_CANCELED, "transfer",
                                 "the transfer was cancelled");
     }
-    if (status != VNX_IN_PROG) {
-        engine->host.xfer_done(engine->host.context, exfer->cookie, status,
-                               status != VNX_OK ? &error : NULL);
-    }
+    /* Before the callback, which may let go of the last that keeps the engine:
+     * then it stops and ends right there. */
     atomic_fetch_sub(&engine->postings, 1);
+    if (status != VNX_IN_PROG) {
+        host.xfer_done(host.context, cookie, status,
+                       status != VNX_OK ? &error : NULL);
+    }
     return true;
 }
 
