@@ -26,6 +26,9 @@ static const struct {
     /* UCX's own PUT over TCP crashes the process when a connection is closed
      * by force while PUTs are on it (seen in 1.22 and 1.23). */
     {19, "TCP_PUT_ENABLE", "n"},
+    /* Without it PUTs are messages; in pieces of 8 KiB, UCX's own, they take
+     * twice as long.  Peers have room for 64 KiB unless told otherwise. */
+    {19, "TCP_TX_SEG_SIZE", "64k"},
     /* How long a peer may not know that we have closed a connection by force:
      * it answers for the other direction too.  UCX's own 20 s are a hang. */
     {19, "KEEPALIVE_INTERVAL", "3s"},
