@@ -58,6 +58,7 @@ finish_checks
 section "demo and benchmark"
 check 300 "demo" demo
 check 300 "demo, shared memory" demo_shared
+check 300 "demo, by NIXL's library" demo_nixl
 check 600 "benchmark, quick" bench
 
 finish

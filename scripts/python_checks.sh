@@ -11,8 +11,14 @@ TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
 # they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects wrong_input
     transfer aio bindings_raw)
-# On the engine nixl, whose agents take a fifth of a second to make.
-NIXL_TESTS=(transfer notifications parity)
+# On the engine nixl, whose agents take a fifth of a second to make, and a
+# process of them more than one: what crosses processes, and all the rest that
+# asks anything of an engine, within one.
+NIXL_TESTS_APART=(transfer notifications restart)
+NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
+    idle indices lifetime listener_three metadata metadata_listener model
+    prepared_lists same_host surface threads_on_objects waiting wrong_input
+    xfer_states)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.
@@ -121,7 +127,19 @@ check_pytest_nixl() {
     need_stock
     export NIXL_LOG_LEVEL=FATAL VLLM_NIXL_ENGINE=nixl
     run_pytest "$VENV/bin/python" --engine nixl -k "not inproc" \
-        $(printf "tests/python/test_%s.py " "${NIXL_TESTS[@]}")
+        $(printf "tests/python/test_%s.py " "${NIXL_TESTS_APART[@]}")
+    run_pytest "$VENV/bin/python" --engine nixl \
+        -m "not slow" -k "not two-processes" \
+        $(printf "tests/python/test_%s.py " "${NIXL_TESTS[@]}") \
+        tests/python/clients
+}
+
+# The demo by NIXL's library, its peers in processes of their own.
+check_demo_nixl() {
+    need_stock
+    cd "$ROOT"
+    NIXL_LOG_LEVEL=FATAL VLLM_NIXL_ENGINE=nixl \
+        "$VENV/bin/python" examples/kv_demo --layers 8 --blocks 64
 }
 
 # What tests clients' ways asks of ours is what stock does.

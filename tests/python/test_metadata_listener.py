@@ -363,6 +363,7 @@ def test_a_program_may_end_with_a_listener():
     )
 
 
+@pytest.mark.nixl_differs("UCX opens and starts things of its own later")
 def test_no_thread_and_no_socket_before_the_first_use():
     run_program(
         """
