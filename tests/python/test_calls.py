@@ -72,7 +72,7 @@ def test_keywords_that_were_made_at_run_time_are_known(agent, handle):
     ("call", "words"),
     [
         (lambda a: a.transfer(), "missing required argument: 'handle'"),
-        (lambda a: a.transfer(1, 2, 3), "at most 2 arguments"),
+        (lambda a: a.transfer(1, 2, 3), r"at most 2 (positional )?arguments"),
         (lambda a: a.transfer(1, handle=1), "multiple values.*'handle'"),
         (lambda a: a.transfer(hande=1), "unexpected keyword.*'hande'"),
         (lambda a: a.stats(1), "at most 0 arguments"),
