@@ -14,9 +14,11 @@ void
 vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
                    bool by_ucx)
 {
-    if (!atomic_exchange(&xfer->failing, true)) {
+    int none = VNXI_UCX_FAILING_NOT;
+    int cause = by_ucx ? VNXI_UCX_FAILING_BY_UCX : VNXI_UCX_FAILING;
+
+    if (atomic_compare_exchange_strong(&xfer->failing, &none, cause)) {
         xfer->error = *error;
-        xfer->by_ucx = by_ucx;
     }
     atomic_store(&xfer->stop, true);
 }

@@ -28,13 +28,19 @@ typedef struct vnxi_ucx_share {
     const vnxi_region_t *local, *remote; /* of the last piece */
 } vnxi_ucx_share_t;
 
+typedef enum vnxi_ucx_failing {
+    VNXI_UCX_FAILING_NOT,
+    VNXI_UCX_FAILING,
+    VNXI_UCX_FAILING_BY_UCX, /* its error: the connection may know more */
+} vnxi_ucx_failing_t;
+
 struct vnxi_ucx_xfer {
     vnxi_ucx_xfer_args_t args;
     atomic_size_t next_chunk;
     atomic_uint shares_left;
     atomic_bool stop;
-    atomic_bool failing; /* whoever raises it writes the two below */
-    bool by_ucx;         /* the error is UCX's: the connection may know more */
+    atomic_int
+        failing; /* vnxi_ucx_failing_t; whoever raises it writes error */
     vnx_error_t error;
     vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
     size_t window; /* requests in flight of a share, or a chunk more */

@@ -145,7 +145,8 @@ static bool
 needs_flush(const vnxi_ucx_share_t *share)
 {
     return share->xfer->args.op == VNX_OP_WRITE && share->opening != 0 &&
-           !share->flushing && !atomic_load(&share->xfer->failing);
+           !share->flushing &&
+           atomic_load(&share->xfer->failing) == VNXI_UCX_FAILING_NOT;
 }
 
 static vnx_status_t
@@ -267,10 +268,10 @@ report(vnxi_ucx_xfer_t *xfer)
     vnx_status_t status = VNX_OK;
     vnx_error_t error;
 
-    if (atomic_load(&xfer->failing)) {
+    if (atomic_load(&xfer->failing) != VNXI_UCX_FAILING_NOT) {
         error = xfer->error;
         status = error.status;
-        if (xfer->by_ucx) {
+        if (atomic_load(&xfer->failing) == VNXI_UCX_FAILING_BY_UCX) {
             status = explain(conn, &error);
         }
     } else if (atomic_load(&xfer->stop)) {
@@ -300,7 +301,7 @@ static bool
 waits_for_cause(vnxi_ucx_share_t *share, uint64_t now)
 {
     vnxi_ucx_xfer_t *xfer = share->xfer;
-    if (!atomic_load(&xfer->failing) || !xfer->by_ucx ||
+    if (atomic_load(&xfer->failing) != VNXI_UCX_FAILING_BY_UCX ||
         atomic_load(&xfer->args.conn->dead)) {
         return false;
     }
@@ -398,7 +399,7 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
     unsigned count = xfer->share_count, pushed = 0;
 
     atomic_store(&xfer->next_chunk, 0);
-    atomic_store(&xfer->failing, false);
+    atomic_store(&xfer->failing, VNXI_UCX_FAILING_NOT);
     atomic_store(&xfer->stop, false);
     /* One more than there are, so that it does not end under our hands. */
     atomic_store(&xfer->shares_left, count + 1);
