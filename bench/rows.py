@@ -63,6 +63,15 @@ def _ucx(name: str, text: str, post: bool = False) -> Row:
     return Row(name, metrics)
 
 
+def _asked(name: str, text: str, p50: float, *others: Metric) -> Row:
+    """Requests to a side channel, one after the other."""
+    metrics = [
+        Metric("p50_us", f"{text}, p50", "us", p50),
+        Metric("p99_us", "the same, p99", "us", 5000),
+    ]
+    return Row(name, [*metrics, *others], stock=False)
+
+
 ROWS = [
     Row(
         "import",
@@ -164,40 +173,16 @@ ROWS = [
         "gil_stall",
         [Metric("ms", "another thread's wait, preparing 1 M", "ms", 1)],
     ),
-    Row(
-        "side_channel",
-        [
-            Metric("p50_us", "side channel, 1 KiB, p50", "us", 300),
-            Metric("p99_us", "the same, p99", "us", 5000),
-        ],
-        stock=False,
-    ),
-    Row(
-        "side_channel_crowd",
-        [
-            Metric("p50_us", "with 2 000 hanging clients, p50", "us", 300),
-            Metric("p99_us", "the same, p99", "us", 5000),
-        ],
-        stock=False,
-    ),
-    Row(
+    _asked("side_channel", "side channel, 1 KiB", 300),
+    _asked("side_channel_crowd", "with 2 000 hanging clients", 300),
+    _asked(
         "side_channel_zmq",
-        [
-            Metric("p50_us", "vLLM's handshake by ZMQ, 1 KiB, p50", "us", 600),
-            Metric("p99_us", "the same, p99", "us", 5000),
-            Metric("pyzmq_p50_us", "pyzmq doing it, p50", "us", None),
-            Metric("pyzmq_p99_us", "the same, p99", "us", None),
-        ],
-        stock=False,
+        "vLLM's handshake by ZMQ, 1 KiB",
+        600,
+        Metric("pyzmq_p50_us", "pyzmq doing it, p50", "us", None),
+        Metric("pyzmq_p99_us", "the same, p99", "us", None),
     ),
-    Row(
-        "side_channel_http",
-        [
-            Metric("p50_us", "side channel by HTTP, 1 KiB, p50", "us", 1000),
-            Metric("p99_us", "the same, p99", "us", 5000),
-        ],
-        stock=False,
-    ),
+    _asked("side_channel_http", "side channel by HTTP, 1 KiB", 1000),
     Row(
         "side_channel_many",
         [

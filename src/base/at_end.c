@@ -9,7 +9,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void (*hooks[HOOKS_MAX])(void); /* lock, as below */
-static unsigned count, fork_count;
+static unsigned count;
 
 static void
 forget_in_child(void)
@@ -29,7 +29,6 @@ vnxi_at_end_add(void (*hook)(void))
     if (i == count && count < HOOKS_MAX) {
         if (count == 0) {
             vnxi_fork_on_child(forget_in_child);
-            fork_count = vnxi_fork_count();
             atexit(vnxi_at_end_run);
         }
         hooks[count++] = hook;
@@ -43,7 +42,7 @@ vnxi_at_end_run(void)
     void (*all[HOOKS_MAX])(void);
 
     pthread_mutex_lock(&lock);
-    unsigned due = vnxi_fork_crossed(fork_count) ? 0 : count;
+    unsigned due = count;
     for (unsigned i = 0; i < due; i++) {
         all[i] = hooks[i];
     }

@@ -16,7 +16,6 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -24,6 +23,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/thread.h"
 
 #define THREADS_MAX 16u
 
@@ -86,27 +86,12 @@ remove_first_lock_held(void)
     return task;
 }
 
-/* The new thread inherits the mask of the one that starts it. */
 static int
 start_thread_lock_held(void)
 {
-    sigset_t all, before;
-    pthread_attr_t attr;
-    pthread_t thread;
+    int ret = vnxi_thread_start_detached(worker, &running[threads]);
 
-    int ret = pthread_attr_init(&attr);
-    if (ret != 0) {
-        return ret;
-    }
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    ret = pthread_create(&thread, &attr, worker, &running[threads]);
-    if (ret == 0) {
-        threads++;
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    pthread_attr_destroy(&attr);
+    threads += ret == 0;
     return ret;
 }
 

@@ -10,13 +10,13 @@
 #include "core/deadline.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/thread.h"
 
 #define AGAIN_NS 5000000u
 
@@ -27,21 +27,10 @@ static vnxi_deadline_t ring = {.prev = &ring, .next = &ring};
 static bool is_started;
 
 static void
-init_cond(void)
-{
-    pthread_condattr_t attr;
-
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&earlier, &attr);
-    pthread_condattr_destroy(&attr);
-}
-
-static void
 forget_in_child(void)
 {
     pthread_mutex_init(&lock, NULL);
-    init_cond();
+    vnxi_cond_init(&earlier);
     ring.prev = ring.next = &ring;
     is_started = false;
 }
@@ -49,7 +38,7 @@ forget_in_child(void)
 static void
 set_up(void)
 {
-    init_cond();
+    vnxi_cond_init(&earlier);
     vnxi_fork_on_child(forget_in_child);
 }
 
@@ -107,20 +96,9 @@ deadline_main(void *unused)
 static int
 start_lock_held(void)
 {
-    sigset_t all, before;
-    pthread_t thread;
+    int ret = is_started ? 0 : vnxi_thread_start_detached(deadline_main, NULL);
 
-    if (is_started) {
-        return 0;
-    }
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(&thread, NULL, deadline_main, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (ret == 0) {
-        pthread_detach(thread);
-        is_started = true;
-    }
+    is_started = ret == 0;
     return ret;
 }
 

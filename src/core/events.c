@@ -17,17 +17,13 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/thread.h"
 
 void
 vnxi_events_init(vnxi_events_t *events)
 {
-    pthread_condattr_t attr;
-
     pthread_mutex_init(&events->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&events->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    vnxi_cond_init(&events->changed);
     atomic_init(&events->waiters, 0);
     atomic_init(&events->fd, -1);
     atomic_init(&events->signalled, false);

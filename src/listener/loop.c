@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "listener/listener.h"
 
 #define ACCEPT_BATCH 64
@@ -277,7 +278,7 @@ vnxi_meta_loop_start(vnx_listener_t *listener, const char *operation,
 
     if (create_events(listener)) {
         what = "starting the thread";
-        err = vnxi_loop_thread_new(&listener->thread, loop_main, listener);
+        err = vnxi_thread_start(&listener->thread, loop_main, listener);
         if (err == 0) {
             return VNX_OK;
         }

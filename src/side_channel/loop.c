@@ -1,7 +1,5 @@
 #include "side_channel/loop.h"
 
-#include <signal.h>
-
 struct event_base *
 vnxi_loop_base_new(void)
 {
@@ -39,16 +37,4 @@ vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base)
 {
     (void)fd, (void)what;
     event_base_loopbreak(base);
-}
-
-int
-vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *), void *arg)
-{
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(thread_p, NULL, entry, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return ret;
 }

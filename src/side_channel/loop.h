@@ -5,7 +5,6 @@
 #define VNXI_SIDE_CHANNEL_LOOP_H
 
 #include <event2/event.h>
-#include <pthread.h>
 
 /* A base for one thread: without locks, and no variable of the environment
  * chooses its kernel interface.  NULL: it cannot be had. */
@@ -20,10 +19,5 @@ void vnxi_loop_event_free(struct event *event);
 
 /* What an event of the loop calls that shall end it; `base` is the base. */
 void vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base);
-
-/* Start a thread with every signal blocked: they are the program's business,
- * and a write to somebody who is gone shall not kill it.  0, or errno. */
-int vnxi_loop_thread_new(pthread_t *thread_p, void *(*entry)(void *),
-                         void *arg);
 
 #endif

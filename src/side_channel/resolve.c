@@ -16,7 +16,6 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -27,6 +26,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/thread.h"
 
 struct vnxi_lookup {
     atomic_int refs; /* the caller's and the thread's */
@@ -98,23 +98,6 @@ lookup_create(const char *host, int port)
     return lookup;
 }
 
-/* Signals are the program's business: the thread takes none. */
-static int
-spawn_detached(void *(*entry)(void *), void *arg)
-{
-    sigset_t all, before;
-    pthread_t thread;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(&thread, NULL, entry, arg);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (ret == 0) {
-        pthread_detach(thread);
-    }
-    return ret;
-}
-
 static void
 add_address(vnxi_addresses_t *out, const void *addr, socklen_t len)
 {
@@ -169,7 +152,7 @@ lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
         return VNX_ERR_NO_MEMORY;
     }
     atomic_fetch_add(&lookup->refs, 1);
-    if (spawn_detached(lookup_main, lookup) != 0) {
+    if (vnxi_thread_start_detached(lookup_main, lookup) != 0) {
         atomic_fetch_sub(&lookup->refs, 1);
         atomic_fetch_sub(&lookups, 1);
         lookup_release(lookup);

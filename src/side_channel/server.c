@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "side_channel/loop.h"
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
@@ -125,7 +126,7 @@ vnx_status_t
 vnxi_server_start(vnxi_server_t *server, const char *name,
                   const vnxi_listen_params_t *params, vnx_error_t *error)
 {
-    int ret = vnxi_loop_thread_new(&server->thread, server_main, server);
+    int ret = vnxi_thread_start(&server->thread, server_main, server);
     if (ret != 0) {
         return vnxi_start_failed(params, error, "starting the thread", ret);
     }

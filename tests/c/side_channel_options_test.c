@@ -2,7 +2,6 @@
 #include "vnx_test.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -328,33 +327,7 @@ test_stats_every_refusal_has_a_name_of_its_own(void **state)
     assert_null(vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)-1));
 }
 
-/* -- Threads -------------------------------------------------------------- */
-
-static void *
-note_mask(void *argument)
-{
-    pthread_sigmask(SIG_SETMASK, NULL, argument);
-    return NULL;
-}
-
-static void
-test_loop_thread_takes_no_signal_and_ours_stay(void **state)
-{
-    sigset_t mine, before, after, its;
-    pthread_t thread;
-    (void)state;
-
-    sigemptyset(&mine);
-    sigaddset(&mine, SIGUSR2);
-    pthread_sigmask(SIG_SETMASK, &mine, &before);
-    assert_int_equal(vnxi_loop_thread_new(&thread, note_mask, &its), 0);
-    pthread_join(thread, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, &after);
-    assert_true(sigismember(&its, SIGPIPE) && sigismember(&its, SIGINT) &&
-                sigismember(&its, SIGUSR1));
-    assert_true(sigismember(&after, SIGUSR2));
-    assert_false(sigismember(&after, SIGPIPE));
-}
+/* -- Loops ---------------------------------------------------------------- */
 
 static void
 test_loop_base_minds_no_variable(void **state)
@@ -389,7 +362,6 @@ main(void)
         cmocka_unit_test(test_stats_are_read_as_they_were_counted),
         cmocka_unit_test(test_stats_latency_has_a_place_for_any_time),
         cmocka_unit_test(test_stats_every_refusal_has_a_name_of_its_own),
-        cmocka_unit_test(test_loop_thread_takes_no_signal_and_ours_stay),
         cmocka_unit_test(test_loop_base_minds_no_variable),
     };
     return cmocka_run_group_tests(tests, forget_secret, NULL);

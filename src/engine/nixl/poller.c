@@ -9,13 +9,13 @@
 #include "engine/nixl/poller.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/thread.h"
 #include "engine/nixl/xfer.h"
 
 #define FLIGHT_MIN_NS 20000u
@@ -26,15 +26,10 @@
 void
 vnxi_nixl_poller_init(vnxi_nixl_poller_t *poller)
 {
-    pthread_condattr_t attr;
-
     pthread_mutex_init(&poller->inbox_lock, NULL);
     pthread_mutex_init(&poller->flight_lock, NULL);
     pthread_mutex_init(&poller->take_lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&poller->wake, &attr);
-    pthread_condattr_destroy(&attr);
+    vnxi_cond_init(&poller->wake);
 }
 
 void
@@ -312,7 +307,6 @@ vnx_status_t
 vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
-    sigset_t all, before;
 
     if (poller->notifs == NULL &&
         engine->capi->create_notif_map(&poller->notifs) != VNXI_CAPI_OK) {
@@ -322,10 +316,7 @@ vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
     if (poller->is_started) {
         return VNX_OK;
     }
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int err = pthread_create(&poller->thread, NULL, poller_main, engine);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int err = vnxi_thread_start(&poller->thread, poller_main, engine);
     if (err != 0) {
         return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "create_backend",
                               "pthread_create: %s", strerror(err));

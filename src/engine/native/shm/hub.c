@@ -12,7 +12,6 @@
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,6 +27,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
+#include "base/thread.h"
 #include "engine/native/shm/link_private.h"
 
 #define OPERATION "create_backend"
@@ -200,12 +200,7 @@ hub_thread(void *arg)
 static int
 start_thread(vnxi_hub_t *hub)
 {
-    sigset_t all, before;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int cause = pthread_create(&hub->thread, NULL, hub_thread, hub);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int cause = vnxi_thread_start(&hub->thread, hub_thread, hub);
     if (cause == 0) {
         pthread_setname_np(hub->thread, "vnx-hub");
     }

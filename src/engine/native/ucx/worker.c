@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -23,6 +22,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
+#include "base/thread.h"
 #include "engine/native/ucx/park.h"
 
 #define PATIENCE 8u             /* fruitless wakes that are let pass */
@@ -334,8 +334,6 @@ thread_main(void *argument)
 static int
 start_lock_held(vnxi_ucx_worker_t *worker)
 {
-    sigset_t all, before;
-
     if (worker->started) {
         return 0;
     }
@@ -346,10 +344,7 @@ start_lock_held(vnxi_ucx_worker_t *worker)
     if (worker->wake_fd < 0) {
         return errno;
     }
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int ret = pthread_create(&worker->thread, NULL, thread_main, worker);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int ret = vnxi_thread_start(&worker->thread, thread_main, worker);
     worker->started = ret == 0;
     return ret;
 }
