@@ -5,8 +5,8 @@
  * shows under ASan.  What a test wants to go otherwise it says in `fake_ucp`
  * (fake_ucp.h).
  *
- * It is stricter than UCX where UCX's manual allows it to be: a worker belongs
- * to the thread that made it, keys to their endpoint, and whatever is used
+ * It is stricter than UCX where UCX's manual allows it to be: a worker is used
+ * by one thread at a time, keys belong to their endpoint, and whatever is used
  * after its end or given back twice counts as a misuse.
  */
 #include "fake_ucp.h"
@@ -70,7 +70,7 @@ struct ucp_context {
 struct ucp_worker {
     uint64_t id;
     int efd;
-    pthread_t owner;
+    pthread_mutex_t in_use; /* recursive: callbacks call again */
     vnxi_ucp_am_cb_t am;
     void *am_arg;
     item_t *due, **due_last;
@@ -123,13 +123,26 @@ misuse(const char *what)
     atomic_fetch_add(&fake_ucp.misuses, 1);
 }
 
-static void
-check_thread(const struct ucp_worker *worker)
+/* Workers are asked for by one thread at a time; which one may change. */
+static struct ucp_worker *
+enter(struct ucp_worker *worker)
 {
-    if (!pthread_equal(worker->owner, pthread_self())) {
-        misuse("a worker is used by another thread");
+    if (pthread_mutex_trylock(&worker->in_use) != 0) {
+        misuse("a worker is used by two threads at once");
+        pthread_mutex_lock(&worker->in_use);
     }
+    return worker;
 }
+
+static void
+leave(struct ucp_worker **worker)
+{
+    pthread_mutex_unlock(&(*worker)->in_use);
+}
+
+/* Until the end of the block. */
+#define USE(worker) \
+    struct ucp_worker *in_use_ __attribute__((cleanup(leave))) = enter(worker)
 
 static vnxi_ucs_ptr_t
 error_ptr(int status)
@@ -564,6 +577,16 @@ ucp_context_query(vnxi_ucp_context_t context, vnxi_ucp_context_attr_t *attr)
 /* -- Workers ---------------------------------------------------------------
  */
 
+static void
+init_recursive(pthread_mutex_t *mutex)
+{
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+}
+
 EXPORT vnxi_ucs_status_t
 ucp_worker_create(vnxi_ucp_context_t context,
                   const vnxi_ucp_worker_params_t *params,
@@ -573,7 +596,7 @@ ucp_worker_create(vnxi_ucp_context_t context,
     REFUSE_IF(fail_worker);
     struct ucp_worker *worker = calloc(1, sizeof *worker);
     worker->efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    worker->owner = pthread_self();
+    init_recursive(&worker->in_use);
     worker->due_last = &worker->due;
     pthread_mutex_lock(&lock);
     worker->id = ++last_id;
@@ -604,7 +627,7 @@ drop_items(item_t *item)
 EXPORT void
 ucp_worker_destroy(vnxi_ucp_worker_t worker)
 {
-    check_thread(worker);
+    leave(&(struct ucp_worker *){enter(worker)});
     pthread_mutex_lock(&lock);
     for (struct ucp_worker **at = &workers; *at != NULL; at = &(*at)->next) {
         if (*at == worker) {
@@ -633,7 +656,7 @@ ucp_worker_destroy(vnxi_ucp_worker_t worker)
 EXPORT vnxi_ucs_status_t
 ucp_worker_query(vnxi_ucp_worker_t worker, vnxi_ucp_worker_attr_t *attr)
 {
-    check_thread(worker);
+    USE(worker);
     REFUSE_IF(fail_query);
     address_t *address = calloc(1, sizeof *address);
     memcpy(address->magic, MAGIC, sizeof MAGIC);
@@ -647,7 +670,7 @@ ucp_worker_query(vnxi_ucp_worker_t worker, vnxi_ucp_worker_attr_t *attr)
 EXPORT void
 ucp_worker_release_address(vnxi_ucp_worker_t worker, void *address)
 {
-    check_thread(worker);
+    USE(worker);
     free(address);
     atomic_fetch_sub(&fake_ucp.addresses, 1);
 }
@@ -655,7 +678,7 @@ ucp_worker_release_address(vnxi_ucp_worker_t worker, void *address)
 EXPORT unsigned
 ucp_worker_progress(vnxi_ucp_worker_t worker)
 {
-    check_thread(worker);
+    USE(worker);
     atomic_fetch_add(&fake_ucp.turns, 1);
     return run_due(worker);
 }
@@ -673,7 +696,7 @@ ucp_worker_arm(vnxi_ucp_worker_t worker)
 {
     uint64_t count;
 
-    check_thread(worker);
+    USE(worker);
     atomic_fetch_add(&fake_ucp.arms, 1);
     if (atomic_load(&fake_ucp.busy) > 0) {
         atomic_fetch_sub(&fake_ucp.busy, 1);
@@ -695,7 +718,7 @@ EXPORT vnxi_ucs_status_t
 ucp_worker_set_am_recv_handler(vnxi_ucp_worker_t worker,
                                const vnxi_ucp_am_handler_param_t *param)
 {
-    check_thread(worker);
+    USE(worker);
     REFUSE_IF(fail_listen);
     pthread_mutex_lock(&lock);
     worker->am = param->cb;
@@ -713,7 +736,7 @@ ucp_ep_create(vnxi_ucp_worker_t worker, const vnxi_ucp_ep_params_t *params,
 {
     const address_t *address = params->address;
 
-    check_thread(worker);
+    USE(worker);
     REFUSE_IF(fail_ep);
     if (memcmp(address->magic, MAGIC, sizeof MAGIC) != 0) {
         return VNXI_UCS_ERR_INVALID_ADDR;
@@ -737,7 +760,7 @@ ucp_ep_create(vnxi_ucp_worker_t worker, const vnxi_ucp_ep_params_t *params,
 EXPORT vnxi_ucs_status_t
 ucp_ep_query(vnxi_ucp_ep_t ep, vnxi_ucp_ep_attr_t *attr)
 {
-    check_thread(ep->worker);
+    USE(ep->worker);
     REFUSE_IF(fail_transports);
     unsigned wanted =
         fake_ucp.transports != 0 ? (unsigned)fake_ucp.transports : 1;
@@ -791,7 +814,8 @@ post(struct ucp_ep *ep, const vnxi_ucp_request_param_t *param, item_t wish)
     fake_ucp_orders_t *orders = &fake_ucp.of[wish.kind];
     int number = atomic_fetch_add(&orders->posts, 1) + 1;
 
-    check_thread(ep->worker);
+    USE(ep->worker);
+    atomic_store(&orders->poster, pthread_self());
     while (atomic_load(&fake_ucp.inside) && run_due(ep->worker) > 0) {
     }
     if (ep->closing) {
@@ -848,7 +872,7 @@ ucp_ep_close_nbx(vnxi_ucp_ep_t ep, const vnxi_ucp_request_param_t *param)
     fake_ucp_orders_t *orders = &fake_ucp.of[FAKE_CLOSE];
     bool by_force = (param->flags & VNXI_UCP_EP_CLOSE_FORCE) != 0;
 
-    check_thread(ep->worker);
+    USE(ep->worker);
     if (ep->closing) {
         misuse("an endpoint is closed twice");
     }
@@ -989,7 +1013,7 @@ EXPORT vnxi_ucs_status_t
 ucp_ep_rkey_unpack(vnxi_ucp_ep_t ep, const void *buffer,
                    vnxi_ucp_rkey_t *rkey_p)
 {
-    check_thread(ep->worker);
+    USE(ep->worker);
     atomic_fetch_add(&fake_ucp.unpacks, 1);
     REFUSE_IF(fail_unpack);
     struct ucp_rkey *rkey = calloc(1, sizeof *rkey);

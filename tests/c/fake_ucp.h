@@ -3,6 +3,7 @@
 #ifndef FAKE_UCP_H
 #define FAKE_UCP_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,6 +27,7 @@ typedef struct fake_ucp_orders {
     atomic_int fail_post;   /* this one ends... */
     atomic_int failure;     /* ...with this status */
     atomic_int posts;       /* seen */
+    _Atomic(pthread_t) poster; /* the thread of the last one */
 } fake_ucp_orders_t;
 
 typedef struct fake_ucp {

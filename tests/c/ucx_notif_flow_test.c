@@ -240,6 +240,38 @@ test_ucx_notif_flow_order_with_callbacks_within_posts(void **state)
     keep_order();
 }
 
+static bool
+sleeps(vnxi_ucx_worker_t *worker)
+{
+    pthread_mutex_lock(&worker->lock);
+    bool asleep = worker->sleeping && !worker->nudged;
+    pthread_mutex_unlock(&worker->lock);
+    return asleep;
+}
+
+/* Nobody waits for a thread to wake up: the caller's sends. */
+static void
+test_ucx_notif_flow_leaves_on_the_callers_thread(void **state)
+{
+    (void)state;
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    for (uint32_t i = 0; i < 100; i++) {
+        atomic_store(&fake->of[FAKE_AM].at_once, i % 2 == 0);
+        AWAIT(sleeps(&here.ucx->workers[0]));
+        send_to(conn, &i, sizeof i);
+        assert_true(pthread_equal(atomic_load(&fake->of[FAKE_AM].poster),
+                                  pthread_self()));
+    }
+    ucx_side_await_messages(&there, 100);
+    for (uint32_t i = 0; i < 100; i++) {
+        assert_memory_equal(there.messages[i].bytes, &i, sizeof i);
+    }
+    end_conn(conn);
+    close_sides();
+}
+
 /* -- Limits and losses -----------------------------------------------------
  */
 
@@ -357,6 +389,7 @@ main(void)
         with_fake(test_ucx_notif_flow_order_of_each_thread),
         with_fake(test_ucx_notif_flow_order_where_ucx_sends_at_once),
         with_fake(test_ucx_notif_flow_order_with_callbacks_within_posts),
+        with_fake(test_ucx_notif_flow_leaves_on_the_callers_thread),
         with_fake(test_ucx_notif_flow_queue_has_an_end),
         with_fake(test_ucx_notif_flow_that_fails_loses_the_connection),
         with_fake(test_ucx_notif_flow_that_is_refused_loses_the_connection),

@@ -260,11 +260,11 @@ on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
     message_free(message);
 }
 
-static void
-run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
+/* On an end that is open.  True: UCX has it yet, and on_sent() frees it. */
+static bool
+give_to_ucx(message_t *message, vnxi_ucx_end_t *end)
 {
-    message_t *message = (message_t *)super;
-    vnxi_ucx_end_t *end = &message->conn->ends[worker->index];
+    vnxi_ucx_worker_t *worker = end->worker;
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask =
             VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_FLAGS,
@@ -273,23 +273,54 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
         .user_data = message,
     };
 
+    end->sent_at = vnxi_clock_ns();
+    atomic_store(&worker->ucx->sent_at, end->sent_at);
+    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
+        end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
+        message->payload.len, &param);
+    if (vnxi_ucs_is_request(ptr)) {
+        return true;
+    }
+    note_unsent(message, vnxi_ucs_status(ptr));
+    return false;
+}
+
+static void
+run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
+{
+    message_t *message = (message_t *)super;
+    vnxi_ucx_end_t *end = &message->conn->ends[worker->index];
+
     vnx_status_t status = vnxi_ucx_end_open(end, "send_notif", NULL);
     if (status == VNX_IN_PROG) {
         vnxi_ucx_end_wait(end, super); /* after a reset */
         return;
     }
-    if (status == VNX_OK) {
-        end->sent_at = vnxi_clock_ns();
-        atomic_store(&worker->ucx->sent_at, end->sent_at);
-        vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
-            end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
-            message->payload.len, &param);
-        if (vnxi_ucs_is_request(ptr)) {
-            return;
-        }
-        note_unsent(message, vnxi_ucs_status(ptr));
+    if (status != VNX_OK || !give_to_ucx(message, end)) {
+        message_free(message);
     }
-    message_free(message);
+}
+
+/* Without waking the thread, where it sleeps and the peer is known to be
+ * there.  False: not done. */
+static bool
+send_here(message_t *message)
+{
+    vnxi_ucx_end_t *end = &message->conn->ends[0];
+    bool pending = false;
+
+    if (!vnxi_ucx_worker_borrow(end->worker)) {
+        return false;
+    }
+    bool may = vnxi_ucx_end_is_ready(end);
+    if (may) {
+        pending = give_to_ucx(message, end);
+    }
+    vnxi_ucx_worker_give_back(end->worker, pending);
+    if (may && !pending) {
+        message_free(message);
+    }
+    return may;
 }
 
 static bool
@@ -333,7 +364,8 @@ vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn, const void *data, size_t len,
     message->super.run = run_send;
     message->conn = vnxi_ucx_conn_retain(conn);
     atomic_fetch_add(&conn->ucx->messages, 1);
-    if (!vnxi_ucx_worker_push(&conn->ucx->workers[0], &message->super)) {
+    if (!send_here(message) &&
+        !vnxi_ucx_worker_push(&conn->ucx->workers[0], &message->super)) {
         message_free(message);
         return vnxi_ucx_conn_error(conn, operation, error);
     }

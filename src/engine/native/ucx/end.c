@@ -44,6 +44,12 @@ must_close(const vnxi_ucx_end_t *end)
            atomic_load(&end->conn->failed);
 }
 
+bool
+vnxi_ucx_end_is_ready(const vnxi_ucx_end_t *end)
+{
+    return end->state == VNXI_UCX_END_OPEN && end->wired && !must_close(end);
+}
+
 /* -- The peer's answer -----------------------------------------------------
  */
 

@@ -86,6 +86,9 @@ void vnxi_ucx_end_init(vnxi_ucx_end_t *end, vnxi_ucx_conn_t *conn,
 vnx_status_t vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
                                vnx_error_t *error);
 
+/* Is it OPEN, wired, and to stay so? */
+bool vnxi_ucx_end_is_ready(const vnxi_ucx_end_t *end);
+
 /* It is OPEN: ask for the peer's answer, by which it is wired. */
 void vnxi_ucx_end_ask(vnxi_ucx_end_t *end);
 

@@ -39,6 +39,7 @@ vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
     worker->last = &worker->first;
     worker->duties.prev = worker->duties.next = &worker->duties;
     worker->cursor = &worker->duties;
+    pthread_mutex_init(&worker->turn, NULL);
     pthread_mutex_init(&worker->lock, NULL);
     pthread_cond_init(&worker->changed, NULL);
 }
@@ -49,6 +50,7 @@ vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
     vnxi_fork_fd_close(worker->wake_fd);
     pthread_cond_destroy(&worker->changed);
     pthread_mutex_destroy(&worker->lock);
+    pthread_mutex_destroy(&worker->turn);
 }
 
 /* -- Duties ----------------------------------------------------------------
@@ -180,8 +182,10 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
         return;
     }
     if (may_sleep(worker)) {
+        pthread_mutex_unlock(&worker->turn);
         wait_for(worker, !pause && worker->handle != NULL, due, &by_ucx);
         awake(worker);
+        pthread_mutex_lock(&worker->turn);
     }
     worker->fruitless += by_ucx;
 }
@@ -270,6 +274,33 @@ work(vnxi_ucx_worker_t *worker)
     }
 }
 
+/* -- Being the thread while it sleeps --------------------------------------
+ */
+
+bool
+vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
+{
+    if (pthread_mutex_trylock(&worker->turn) != 0) {
+        return false;
+    }
+    pthread_mutex_lock(&worker->lock);
+    bool may = worker->sleeping && !worker->nudged && !worker->stopping;
+    pthread_mutex_unlock(&worker->lock);
+    if (!may) {
+        pthread_mutex_unlock(&worker->turn);
+    }
+    return may;
+}
+
+void
+vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
+{
+    pthread_mutex_unlock(&worker->turn);
+    if (wake) {
+        vnxi_ucx_worker_wake(worker);
+    }
+}
+
 /* -- Making the worker -----------------------------------------------------
  */
 
@@ -318,12 +349,14 @@ thread_main(void *argument)
     vnxi_ucx_worker_t *worker = argument;
 
     pthread_setname_np(pthread_self(), "vnx-ucx");
+    pthread_mutex_lock(&worker->turn);
     become_ready(worker);
     work(worker);
     if (worker->handle != NULL) {
         vnxi_ucx_calls(worker)->ucp_worker_destroy(worker->handle);
         worker->handle = NULL;
     }
+    pthread_mutex_unlock(&worker->turn);
     pthread_mutex_lock(&worker->lock);
     worker->ended = true;
     pthread_cond_broadcast(&worker->changed);

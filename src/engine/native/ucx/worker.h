@@ -6,6 +6,12 @@
  * Where UCX wakes it and has nothing to do (a connection that its peer does
  * not answer keeps the descriptor readable), it looks less and less often, up
  * to a millisecond apart.
+ *
+ * To wake a thread takes longer than to send a message.  So while the thread
+ * sleeps, another may borrow the worker for a moment and is then "the thread"
+ * in what the files of this folder say.
+ *
+ * Lock order: `turn`, which whoever is the thread holds, before `lock`.
  */
 #ifndef VNXI_NATIVE_UCX_WORKER_H
 #define VNXI_NATIVE_UCX_WORKER_H
@@ -52,6 +58,8 @@ struct vnxi_ucx_worker {
     bool paused;             /* it has just slept without UCX */
     bool draining; /* stopping, and every command has run: let go of all */
     char cause[VNX_ERROR_CAUSE_MAX];
+
+    pthread_mutex_t turn; /* held by the thread but while it sleeps */
 
     int wake_fd;
     pthread_t thread;
@@ -117,6 +125,12 @@ bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
 /* Have the thread look at its duties.  Any thread. */
 void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
+
+/* Be the thread, which sleeps and has nothing to do.  False: it is awake, not
+ * started, or about to end.  Never waits.  To be given back at once; `wake`:
+ * there is something for it to do now. */
+bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
+void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
 /* Run what is queued, let go of all duties, destroy the worker, join. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
