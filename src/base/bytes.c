@@ -128,6 +128,18 @@ vnxi_write_u64(vnxi_writer_t *writer, uint64_t value)
     write_number(writer, value, 8);
 }
 
+bool
+vnxi_writer_take(vnxi_writer_t *writer, vnx_bytes_t *bytes_p)
+{
+    if (writer->failed) {
+        vnxi_writer_fini(writer);
+        return false;
+    }
+    *bytes_p = (vnx_bytes_t){writer->data, writer->len};
+    *writer = (vnxi_writer_t){0};
+    return true;
+}
+
 void
 vnxi_writer_fini(vnxi_writer_t *writer)
 {

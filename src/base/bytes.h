@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <vnx/vnx.h>
 
 /* FNV-1a: tells names apart and finds damage; keeps no secret. */
 uint64_t vnxi_hash(const void *data, size_t len);
@@ -54,6 +55,10 @@ void vnxi_write_u8(vnxi_writer_t *writer, uint8_t value);
 void vnxi_write_u16(vnxi_writer_t *writer, uint16_t value);
 void vnxi_write_u32(vnxi_writer_t *writer, uint32_t value);
 void vnxi_write_u64(vnxi_writer_t *writer, uint64_t value);
+
+/* Hand what was written over; the writer is empty then.  False: memory ran
+ * out, and there is nothing. */
+bool vnxi_writer_take(vnxi_writer_t *writer, vnx_bytes_t *bytes_p);
 void vnxi_writer_fini(vnxi_writer_t *writer);
 
 #endif

@@ -152,24 +152,6 @@ side_channel_make(PyTypeObject *type, PyObject *args, PyObject *kwargs,
     return made;
 }
 
-static PyObject *
-tcp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_TCP);
-}
-
-static PyObject *
-zmq_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_ZMQ);
-}
-
-static PyObject *
-http_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    return side_channel_make(type, args, kwargs, VNX_SIDE_CHANNEL_HTTP);
-}
-
 static void
 side_channel_dealloc(PyObject *op)
 {
@@ -349,23 +331,28 @@ static PyType_Spec base_spec = {
     .slots = base_slots,
 };
 
-#define TRANSPORT_TYPE(kind, class)                         \
-    static PyType_Slot kind##_slots[] = {                   \
-        {Py_tp_doc, (void *)kind##_doc},                    \
-        {Py_tp_new, kind##_new},                            \
-        {0, NULL},                                          \
-    };                                                      \
-    static PyType_Spec kind##_spec = {                      \
-        .name = "vllm_nixl._core." class,                   \
-        .basicsize = sizeof(vnxi_py_side_channel_t),        \
-        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | \
-                 Py_TPFLAGS_IMMUTABLETYPE,                  \
-        .slots = kind##_slots,                              \
+#define TRANSPORT_TYPE(name_, kind, class)                           \
+    static PyObject *name_##_new(PyTypeObject *type, PyObject *args, \
+                                 PyObject *kwargs)                   \
+    {                                                                \
+        return side_channel_make(type, args, kwargs, kind);          \
+    }                                                                \
+    static PyType_Slot name_##_slots[] = {                           \
+        {Py_tp_doc, (void *)name_##_doc},                            \
+        {Py_tp_new, name_##_new},                                    \
+        {0, NULL},                                                   \
+    };                                                               \
+    static PyType_Spec name_##_spec = {                              \
+        .name = "vllm_nixl._core." class,                            \
+        .basicsize = sizeof(vnxi_py_side_channel_t),                 \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE |          \
+                 Py_TPFLAGS_IMMUTABLETYPE,                           \
+        .slots = name_##_slots,                                      \
     };
 
-TRANSPORT_TYPE(tcp, "TcpSideChannel")
-TRANSPORT_TYPE(zmq, "ZmqSideChannel")
-TRANSPORT_TYPE(http, "HttpSideChannel")
+TRANSPORT_TYPE(tcp, VNX_SIDE_CHANNEL_TCP, "TcpSideChannel")
+TRANSPORT_TYPE(zmq, VNX_SIDE_CHANNEL_ZMQ, "ZmqSideChannel")
+TRANSPORT_TYPE(http, VNX_SIDE_CHANNEL_HTTP, "HttpSideChannel")
 
 /* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
  * that know the side channel's forerunner catch here. */

@@ -271,21 +271,30 @@ vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+/* (peers, timeout_ms=5000, *, retries=0), ready to be asked. */
+static bool
+many_get(vnxi_py_side_channel_t *self, const char *format,
+         const char *operation, PyObject *args, PyObject *kwargs,
+         peers_t *peers)
+{
+    static char *names[] = {"peers", "timeout_ms", "retries", NULL};
+    PyObject *given, *timeout = NULL, *retries = NULL;
+    limits_t limits;
+
+    return PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given,
+                                       &timeout, &retries) &&
+           limits_get(self->state, operation, timeout, retries, &limits) &&
+           peers_get(self->state, operation, given, &limits, peers);
+}
+
 PyObject *
 vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"peers", "timeout_ms", "retries", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *given, *timeout = NULL, *retries = NULL, *result = NULL;
+    PyObject *result = NULL;
     peers_t peers = {0};
-    limits_t limits;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:" MANY, names,
-                                     &given, &timeout, &retries) ||
-        !limits_get(self->state, MANY, timeout, retries, &limits)) {
-        return NULL;
-    }
-    if (peers_get(self->state, MANY, given, &limits, &peers)) {
+    if (many_get(self, "O|O$O:" MANY, MANY, args, kwargs, &peers)) {
         vnxi_side_batch_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answers_take(self->state, batch, peers.count);
@@ -343,18 +352,11 @@ requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
 PyObject *
 vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"peers", "timeout_ms", "retries", NULL};
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *given, *timeout = NULL, *retries = NULL, *result = NULL;
+    PyObject *result = NULL;
     peers_t peers = {0};
-    limits_t limits;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O$O:" BEGIN, names,
-                                     &given, &timeout, &retries) ||
-        !limits_get(self->state, REQUEST, timeout, retries, &limits)) {
-        return NULL;
-    }
-    if (peers_get(self->state, REQUEST, given, &limits, &peers)) {
+    if (many_get(self, "O|O$O:" BEGIN, REQUEST, args, kwargs, &peers)) {
         result = requests_begin(self, &peers);
     }
     peers_put(&peers);

@@ -59,7 +59,6 @@ typedef struct vnxi_http_listener {
 
 vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
                               vnxi_listener_t **out_p, vnx_error_t *error);
-void vnxi_http_stop(vnxi_listener_t *listener);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

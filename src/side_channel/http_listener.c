@@ -36,9 +36,6 @@ evict(vnxi_server_t *super)
     return vnxi_http_conn_evict((vnxi_http_listener_t *)super);
 }
 
-static const vnxi_server_ops_t server_ops = {.accept = set_accepting,
-                                             .evict = evict};
-
 static void
 on_adopt(evutil_socket_t fd, short what, void *arg)
 {
@@ -64,8 +61,10 @@ on_starved(struct evconnlistener *acceptor, void *arg)
 
 /* A listener in any stage of its making, and no thread. */
 static void
-listener_free(vnxi_http_listener_t *listener)
+listener_free(vnxi_server_t *super)
 {
+    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
+
     vnxi_http_conn_close_all(listener);
     if (listener->http != NULL) {
         evhttp_free(listener->http); /* and the acceptors */
@@ -121,12 +120,20 @@ create_server(vnxi_http_listener_t *listener)
 }
 
 static bool
-create_events(vnxi_http_listener_t *listener)
+create_events(vnxi_server_t *super)
 {
+    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
     listener->adopt_event =
         event_new(listener->super.base, -1, 0, on_adopt, listener);
     return listener->adopt_event != NULL && create_server(listener);
 }
+
+static const vnxi_server_ops_t server_ops = {
+    .accept = set_accepting,
+    .evict = evict,
+    .begin = create_events,
+    .free = listener_free,
+};
 
 static vnxi_http_listener_t *
 listener_new(void)
@@ -155,28 +162,6 @@ vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }
-    vnx_status_t status =
-        vnxi_server_init(&listener->super, &server_ops, params, error);
-    if (status == VNX_OK && !create_events(listener)) {
-        status = vnxi_start_failed(params, error, "making the loop", errno);
-    }
-    if (status == VNX_OK) {
-        status =
-            vnxi_server_start(&listener->super, "vnx-http", params, error);
-    }
-    if (status != VNX_OK) {
-        listener_free(listener);
-        return status;
-    }
-    *out_p = &listener->super.super;
-    return VNX_OK;
-}
-
-void
-vnxi_http_stop(vnxi_listener_t *super)
-{
-    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
-
-    vnxi_server_join(&listener->super);
-    listener_free(listener);
+    return vnxi_server_open(&listener->super, &server_ops, "vnx-http", params,
+                            out_p, error);
 }

@@ -122,9 +122,9 @@ server_main(void *arg)
     return NULL;
 }
 
-vnx_status_t
-vnxi_server_start(vnxi_server_t *server, const char *name,
-                  const vnxi_listen_params_t *params, vnx_error_t *error)
+static vnx_status_t
+thread_start(vnxi_server_t *server, const char *name,
+             const vnxi_listen_params_t *params, vnx_error_t *error)
 {
     int ret = vnxi_thread_start(&server->thread, server_main, server);
     if (ret != 0) {
@@ -134,8 +134,8 @@ vnxi_server_start(vnxi_server_t *server, const char *name,
     return VNX_OK;
 }
 
-void
-vnxi_server_join(vnxi_server_t *server)
+static void
+thread_end(vnxi_server_t *server)
 {
     uint64_t one = 1;
 
@@ -219,9 +219,9 @@ rate_make(vnxi_server_t *server, vnx_error_t *error)
                : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
 }
 
-vnx_status_t
-vnxi_server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
-                 const vnxi_listen_params_t *params, vnx_error_t *error)
+static vnx_status_t
+server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
+            const vnxi_listen_params_t *params, vnx_error_t *error)
 {
     server->ops = ops;
     server->options = params->options;
@@ -239,9 +239,35 @@ vnxi_server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
         return status;
     }
     server->super.port = server->sockets.port;
-    return loop_make(server)
+    return loop_make(server) && ops->begin(server)
                ? VNX_OK
                : vnxi_start_failed(params, error, "making the loop", errno);
+}
+
+vnx_status_t
+vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
+                 const char *name, const vnxi_listen_params_t *params,
+                 vnxi_listener_t **out_p, vnx_error_t *error)
+{
+    vnx_status_t status = server_init(server, ops, params, error);
+    if (status == VNX_OK) {
+        status = thread_start(server, name, params, error);
+    }
+    if (status != VNX_OK) {
+        ops->free(server);
+        return status;
+    }
+    *out_p = &server->super;
+    return VNX_OK;
+}
+
+void
+vnxi_server_stop(vnxi_listener_t *listener)
+{
+    vnxi_server_t *server = (vnxi_server_t *)listener;
+
+    thread_end(server);
+    server->ops->free(server);
 }
 
 static void

@@ -31,6 +31,14 @@ typedef struct vnxi_server_ops {
     /* Close the longest idle connection, of those that cost the least to lose
      * first.  False: there is none. */
     bool (*evict)(vnxi_server_t *server);
+
+    /* Before the thread starts: put on the loop what accepts.  False: errno
+     * says why not. */
+    bool (*begin)(vnxi_server_t *server);
+
+    /* When there is no thread, or none any more: free what begin() and clients
+     * made, as far as it got, vnxi_server_fini(), and the server itself. */
+    void (*free)(vnxi_server_t *server);
 } vnxi_server_ops_t;
 
 /* The loop thread's alone between its start and its end, but for `super`,
@@ -52,21 +60,16 @@ struct vnxi_server {
     pthread_t thread;
 };
 
-/* Of an object that is all zeros: all but the thread.  Sockets listen, nobody
- * accepts yet.  On an error too: vnxi_server_fini().  Statuses:
- * vnx_side_channel_start_with(). */
-vnx_status_t vnxi_server_init(vnxi_server_t *server,
-                              const vnxi_server_ops_t *ops,
+/* Listen, and start a thread by that name that serves.  `server` is all zeros,
+ * and owned from here on: freed by vnxi_server_stop(), or on an error.
+ * Statuses: vnx_side_channel_start_with(). */
+vnx_status_t vnxi_server_open(vnxi_server_t *server,
+                              const vnxi_server_ops_t *ops, const char *name,
                               const vnxi_listen_params_t *params,
-                              vnx_error_t *error);
+                              vnxi_listener_t **out_p, vnx_error_t *error);
 
-/* Start the thread, by that name. */
-vnx_status_t vnxi_server_start(vnxi_server_t *server, const char *name,
-                               const vnxi_listen_params_t *params,
-                               vnx_error_t *error);
-
-/* End the thread.  Not to be called by it. */
-void vnxi_server_join(vnxi_server_t *server);
+/* End the thread, and free the server.  Not to be called by the thread. */
+void vnxi_server_stop(vnxi_listener_t *listener);
 
 /* Free what is left, the port with it, when whatever hung on the loop was
  * freed. */

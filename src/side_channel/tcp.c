@@ -10,7 +10,7 @@ listen_for_frames(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
 const vnxi_transport_t vnxi_transport_tcp = {
     .name = "TCP",
     .listen = listen_for_frames,
-    .stop = vnxi_tcp_stop,
+    .stop = vnxi_server_stop,
     .begin = vnxi_tcp_begin,
     .step = vnxi_tcp_step,
     .end = vnxi_tcp_end,

@@ -90,7 +90,6 @@ typedef struct vnxi_tcp_listener {
 vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                                  const vnxi_listen_params_t *params,
                                  vnxi_listener_t **out_p, vnx_error_t *error);
-void vnxi_tcp_stop(vnxi_listener_t *listener);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

@@ -37,9 +37,6 @@ evict(vnxi_server_t *super)
     return vnxi_tcp_conn_evict((vnxi_tcp_listener_t *)super);
 }
 
-static const vnxi_server_ops_t server_ops = {.accept = set_accepting,
-                                             .evict = evict};
-
 /* Errors of accept() that concern the one client, which is gone. */
 static bool
 is_clients(int err)
@@ -102,8 +99,10 @@ on_accept(evutil_socket_t fd, short what, void *arg)
 
 /* A listener in any stage of its making, and no thread. */
 static void
-listener_free(vnxi_tcp_listener_t *listener)
+listener_free(vnxi_server_t *super)
 {
+    vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
+
     vnxi_tcp_conn_close_all(listener);
     for (size_t i = 0; i < VNXI_ADDRESSES_MAX; i++) {
         vnxi_loop_event_free(listener->accept_events[i]);
@@ -122,8 +121,9 @@ common_timeout(struct event_base *base, uint32_t ms)
 }
 
 static bool
-create_events(vnxi_tcp_listener_t *listener)
+create_events(vnxi_server_t *super)
 {
+    vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
     const vnx_side_channel_options_t *options = listener->super.options;
     const vnxi_sockets_t *sockets = &listener->super.sockets;
     struct event_base *base = listener->super.base;
@@ -142,6 +142,13 @@ create_events(vnxi_tcp_listener_t *listener)
     }
     return listener->timeout != NULL;
 }
+
+static const vnxi_server_ops_t server_ops = {
+    .accept = set_accepting,
+    .evict = evict,
+    .begin = create_events,
+    .free = listener_free,
+};
 
 static vnxi_tcp_listener_t *
 listener_new(const vnxi_tcp_protocol_t *protocol)
@@ -166,28 +173,6 @@ vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }
-    vnx_status_t status =
-        vnxi_server_init(&listener->super, &server_ops, params, error);
-    if (status == VNX_OK && !create_events(listener)) {
-        status = vnxi_start_failed(params, error, "making the loop", errno);
-    }
-    if (status == VNX_OK) {
-        status = vnxi_server_start(&listener->super, protocol->thread_name,
-                                   params, error);
-    }
-    if (status != VNX_OK) {
-        listener_free(listener);
-        return status;
-    }
-    *out_p = &listener->super.super;
-    return VNX_OK;
-}
-
-void
-vnxi_tcp_stop(vnxi_listener_t *super)
-{
-    vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
-
-    vnxi_server_join(&listener->super);
-    listener_free(listener);
+    return vnxi_server_open(&listener->super, &server_ops,
+                            protocol->thread_name, params, out_p, error);
 }

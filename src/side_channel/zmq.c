@@ -43,7 +43,7 @@ zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
 const vnxi_transport_t vnxi_transport_zmq = {
     .name = "ZMQ",
     .listen = zmq_listen,
-    .stop = vnxi_tcp_stop,
+    .stop = vnxi_server_stop,
     .begin = zmq_begin,
     .step = vnxi_zmq_step,
     .end = vnxi_zmq_end,

@@ -3,46 +3,30 @@
  * each row is checked for; how much memory they take; when they may be given
  * up.
  */
-#include "agent_fixture.h"
+#include "agent_scene.h"
 
 #define SIZE (1u << 20)
 #define MANY 100000
 
-typedef struct scene {
-    vnx_agent_t *agent, *other;
-    unsigned char *at, *there;
-} scene_t;
-
 static int
 setup(void **state)
 {
-    scene_t *s = calloc(1, sizeof *s);
-    s->at = calloc(1, SIZE);
-    s->there = malloc(SIZE);
-    fill(s->there, SIZE, 2);
-    s->agent = make_agent("agent");
-    s->other = make_agent("other");
-    register_at(s->agent, s->at, SIZE);
-    register_at(s->other, s->there, SIZE);
-    load_peer(s->agent, s->other);
+    scene_t *s = scene_open(SIZE, 2);
+    load_peer(s->here, s->there);
     *state = s;
     return 0;
 }
 
+/* A test gives up all that it made. */
 static int
 teardown(void **state)
 {
     scene_t *s = *state;
     vnx_agent_stats_t stats;
-    vnx_agent_stats(s->agent, &stats);
+    vnx_agent_stats(s->here, &stats);
     assert_int_equal(stats.live_dlists, 0);
     assert_int_equal(stats.live_xfers, 0);
-    vnx_agent_release(s->agent);
-    vnx_agent_release(s->other);
-    free(s->at);
-    free(s->there);
-    free(s);
-    return 0;
+    return scene_close(state);
 }
 
 static vnx_desc_t
@@ -69,7 +53,7 @@ create(scene_t *s, const char *peer, const vnx_desc_t *rows, size_t count,
        vnx_dlist_t **out_p, vnx_error_t *error)
 {
     *out_p = NULL;
-    return vnx_dlist_create(s->agent, peer, strlen(peer), VNX_MEM_DRAM, rows,
+    return vnx_dlist_create(s->here, peer, strlen(peer), VNX_MEM_DRAM, rows,
                             count, NULL, out_p, error);
 }
 
@@ -79,8 +63,8 @@ check_lists(scene_t *s, vnx_dlist_t *local, const vnx_desc_t *to,
             vnx_dlist_t *remote, const vnx_desc_t *from, size_t count)
 {
     vnx_xfer_t *xfer =
-        make_xfer(s->agent, VNX_OP_READ, local, remote, count, NULL);
-    run_xfer(s->agent, xfer);
+        make_xfer(s->here, VNX_OP_READ, local, remote, count, NULL);
+    run_xfer(s->here, xfer);
     for (size_t i = 0; i < count; i++) {
         assert_memory_equal((void *)(uintptr_t)to[i].addr,
                             (void *)(uintptr_t)from[i].addr, from[i].len);
@@ -105,11 +89,11 @@ static void
 test_list_of_scattered_rows_has_them_all(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t *to = dense(s->at, MANY), *from = scattered(s->there, MANY);
+    vnx_desc_t *to = dense(s->ours, MANY), *from = scattered(s->theirs, MANY);
     vnx_dlist_t *local, *remote;
 
     assert_ok(create(s, "", to, MANY, &local, e));
-    assert_ok(create(s, "other", from, MANY, &remote, e));
+    assert_ok(create(s, "there", from, MANY, &remote, e));
     assert_int_equal(vnx_dlist_count(local), MANY);
     assert_int_equal(vnx_dlist_count(remote), MANY);
     check_lists(s, local, to, remote, from, MANY);
@@ -124,8 +108,8 @@ static void
 test_list_at_a_stride_takes_little_memory(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t *regular = dense(s->at, MANY);
-    vnx_desc_t *random = scattered(s->at, MANY);
+    vnx_desc_t *regular = dense(s->ours, MANY);
+    vnx_desc_t *random = scattered(s->ours, MANY);
     vnx_dlist_t *small, *large;
 
     assert_ok(create(s, "", regular, MANY, &small, e));
@@ -143,13 +127,13 @@ static void
 test_list_does_not_keep_the_callers_rows(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t *to = dense(s->at, 100), *from = scattered(s->there, 100);
+    vnx_desc_t *to = dense(s->ours, 100), *from = scattered(s->theirs, 100);
     vnx_desc_t *passed = malloc(100 * sizeof *passed);
     vnx_dlist_t *local, *remote;
 
     memcpy(passed, from, 100 * sizeof *passed);
     assert_ok(create(s, "", to, 100, &local, e));
-    assert_ok(create(s, "other", passed, 100, &remote, e));
+    assert_ok(create(s, "there", passed, 100, &remote, e));
     memset(passed, 0xff, 100 * sizeof *passed);
     free(passed);
     check_lists(s, local, to, remote, from, 100);
@@ -170,7 +154,7 @@ static void
 test_list_names_the_first_bad_row(void **state)
 {
     scene_t *s = *state;
-    const uint64_t base = (uint64_t)(uintptr_t)s->at;
+    const uint64_t base = (uint64_t)(uintptr_t)s->ours;
     const bad_row_t bad[] = {
         {{base - 1, 8, 0}, VNX_ERR_NOT_FOUND},
         {{base + SIZE - 7, 8, 0}, VNX_ERR_NOT_FOUND},
@@ -186,7 +170,7 @@ test_list_names_the_first_bad_row(void **state)
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         for (size_t j = 0; j < sizeof places / sizeof places[0]; j++) {
-            vnx_desc_t *rows = dense(s->at, 10000);
+            vnx_desc_t *rows = dense(s->ours, 10000);
             vnx_dlist_t *dlist;
             vnx_error_t error;
             rows[places[j]] = bad[i].row;
@@ -210,7 +194,7 @@ test_list_refuses_what_is_no_list(void **state)
 {
     scene_t *s = *state;
     static const char *const unknown[] = {"NOPE", NULL};
-    vnx_desc_t row = row_at(s->at, 8);
+    vnx_desc_t row = row_at(s->ours, 8);
     vnx_dlist_t *dlist = NULL;
     vnx_error_t error;
 
@@ -219,9 +203,9 @@ test_list_refuses_what_is_no_list(void **state)
     assert_int_equal(create(s, "nobody", &row, 1, &dlist, &error),
                      VNX_ERR_NOT_FOUND);
     assert_string_equal(error.peer, "nobody");
-    assert_true(vnx_dlist_create(s->agent, "", 0, VNX_MEM_VRAM, &row, 1, NULL,
+    assert_true(vnx_dlist_create(s->here, "", 0, VNX_MEM_VRAM, &row, 1, NULL,
                                  &dlist, &error) < 0);
-    assert_int_equal(vnx_dlist_create(s->agent, "", 0, VNX_MEM_DRAM, &row, 1,
+    assert_int_equal(vnx_dlist_create(s->here, "", 0, VNX_MEM_DRAM, &row, 1,
                                       unknown, &dlist, &error),
                      VNX_ERR_NOT_FOUND);
     assert_null(dlist);
@@ -233,14 +217,14 @@ static void
 test_list_with_strides_is_its_blocks(void **state)
 {
     scene_t *s = *state;
-    const uint64_t base = (uint64_t)(uintptr_t)s->there;
+    const uint64_t base = (uint64_t)(uintptr_t)s->theirs;
     const vnx_strided_desc_t strides[] = {
         {base, 8, 0, 8, 10},
         {base + 4096, 8, 0, 1000, 20},
         {base + 90000, 8, 0, 64, 1},
         {base + 100000, 8, 0, 16, 300},
     };
-    vnx_desc_t from[331], *to = dense(s->at, 331);
+    vnx_desc_t from[331], *to = dense(s->ours, 331);
     vnx_dlist_t *local, *remote = NULL;
     size_t count = 0;
 
@@ -251,7 +235,7 @@ test_list_with_strides_is_its_blocks(void **state)
         }
     }
     assert_int_equal(count, 331);
-    assert_ok(vnx_dlist_create_strided(s->agent, "other", 5, VNX_MEM_DRAM,
+    assert_ok(vnx_dlist_create_strided(s->here, "there", 5, VNX_MEM_DRAM,
                                        strides, 4, NULL, &remote, e));
     assert_int_equal(vnx_dlist_count(remote), 331);
     assert_ok(create(s, "", to, 331, &local, e));
@@ -265,7 +249,7 @@ static void
 test_list_with_strides_names_the_bad_one(void **state)
 {
     scene_t *s = *state;
-    const uint64_t base = (uint64_t)(uintptr_t)s->at;
+    const uint64_t base = (uint64_t)(uintptr_t)s->ours;
     const vnx_strided_desc_t bad[] = {
         {base, 64, 0, 64, SIZE / 64 + 1},
         {base + 1, 64, 0, 64, SIZE / 64},
@@ -281,7 +265,7 @@ test_list_with_strides_names_the_bad_one(void **state)
         vnx_strided_desc_t rows[] = {{base, 64, 0, 64, 4}, bad[i]};
         vnx_dlist_t *dlist = NULL;
         vnx_error_t error;
-        assert_true(vnx_dlist_create_strided(s->agent, "", 0, VNX_MEM_DRAM,
+        assert_true(vnx_dlist_create_strided(s->here, "", 0, VNX_MEM_DRAM,
                                              rows, 2, NULL, &dlist,
                                              &error) < 0);
         assert_null(dlist);
@@ -296,14 +280,14 @@ test_list_in_pieces_is_the_same_list(void **state)
 {
     scene_t *s = *state;
     static const size_t pieces[] = {1, 63, 64, 65, 1000, 4096, 9999};
-    vnx_desc_t *to = dense(s->at, MANY), *from = scattered(s->there, MANY);
+    vnx_desc_t *to = dense(s->ours, MANY), *from = scattered(s->theirs, MANY);
     vnx_dlist_t *local;
 
     assert_ok(create(s, "", to, MANY, &local, e));
     for (size_t i = 0; i < sizeof pieces / sizeof pieces[0]; i++) {
         vnx_dlist_builder_t *builder;
         vnx_dlist_t *remote = NULL;
-        assert_ok(vnx_dlist_begin(s->agent, "other", 5, VNX_MEM_DRAM, NULL,
+        assert_ok(vnx_dlist_begin(s->here, "there", 5, VNX_MEM_DRAM, NULL,
                                   &builder, e));
         for (size_t at = 0; at < MANY; at += pieces[i]) {
             size_t left = MANY - at;
@@ -312,7 +296,7 @@ test_list_in_pieces_is_the_same_list(void **state)
         }
         assert_ok(vnx_dlist_finish(builder, &remote, e));
         assert_int_equal(vnx_dlist_count(remote), MANY);
-        memset(s->at, 0, 8 * (size_t)MANY);
+        memset(s->ours, 0, 8 * (size_t)MANY);
         check_lists(s, local, to, remote, from, MANY);
         vnx_dlist_release(remote);
     }
@@ -325,12 +309,12 @@ static void
 test_list_in_pieces_numbers_rows_through(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t *rows = dense(s->at, 100);
+    vnx_desc_t *rows = dense(s->ours, 100);
     vnx_dlist_builder_t *builder;
     vnx_error_t error;
 
     assert_ok(
-        vnx_dlist_begin(s->agent, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
+        vnx_dlist_begin(s->here, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
     for (int i = 0; i < 7; i++) {
         assert_ok(vnx_dlist_feed(builder, rows, 100, e));
     }
@@ -346,24 +330,24 @@ static void
 test_list_in_pieces_may_be_given_up(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t *rows = dense(s->at, 1000);
+    vnx_desc_t *rows = dense(s->ours, 1000);
     vnx_dlist_builder_t *builder;
     vnx_dlist_t *dlist = NULL;
     vnx_error_t error;
 
     for (int fed = 0; fed < 3; fed++) {
-        assert_ok(vnx_dlist_begin(s->agent, "other", 5, VNX_MEM_DRAM, NULL,
+        assert_ok(vnx_dlist_begin(s->here, "there", 5, VNX_MEM_DRAM, NULL,
                                   &builder, e));
         vnx_dlist_abort(builder);
         assert_ok(
-            vnx_dlist_begin(s->agent, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
+            vnx_dlist_begin(s->here, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
         for (int i = 0; i < fed; i++) {
             assert_ok(vnx_dlist_feed(builder, rows, 1000, e));
         }
         vnx_dlist_abort(builder);
     }
     assert_ok(
-        vnx_dlist_begin(s->agent, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
+        vnx_dlist_begin(s->here, "", 0, VNX_MEM_DRAM, NULL, &builder, e));
     assert_int_equal(vnx_dlist_finish(builder, &dlist, &error),
                      VNX_ERR_INVALID_PARAM); /* no rows */
     vnx_dlist_abort(builder);
@@ -377,11 +361,11 @@ test_list_outlives_its_agent_and_peer(void **state)
 {
     scene_t *s = *state;
     vnx_agent_t *agent = make_agent("short-lived");
-    vnx_desc_t row = row_at(s->there, 8);
+    vnx_desc_t row = row_at(s->theirs, 8);
     vnx_dlist_t *dlist = NULL;
 
-    load_peer(agent, s->other);
-    assert_ok(vnx_dlist_create(agent, "other", 5, VNX_MEM_DRAM, &row, 1, NULL,
+    load_peer(agent, s->there);
+    assert_ok(vnx_dlist_create(agent, "there", 5, VNX_MEM_DRAM, &row, 1, NULL,
                                &dlist, e));
     vnx_agent_release(agent);
     assert_int_equal(vnx_dlist_count(dlist), 1);
@@ -392,22 +376,22 @@ static void
 test_list_of_a_region_that_went_and_came(void **state)
 {
     scene_t *s = *state;
-    vnx_desc_t row = row_at(s->at, 8);
+    vnx_desc_t row = row_at(s->ours, 8);
     vnx_dlist_t *old, *fresh, *remote;
     vnx_xfer_t *xfer;
 
-    remote = prepare_rows(s->agent, "other", s->there, 8, 1);
+    remote = prepare_rows(s->here, "there", s->theirs, 8, 1);
     assert_ok(create(s, "", &row, 1, &old, e));
-    deregister_at(s->agent, s->at, SIZE);
+    deregister_at(s->here, s->ours, SIZE);
     assert_int_equal(create(s, "", &row, 1, &fresh, NULL), VNX_ERR_NOT_FOUND);
-    register_at(s->agent, s->at, SIZE);
+    register_at(s->here, s->ours, SIZE);
     assert_ok(create(s, "", &row, 1, &fresh, e));
 
-    xfer = make_xfer(s->agent, VNX_OP_READ, old, remote, 1, NULL);
+    xfer = make_xfer(s->here, VNX_OP_READ, old, remote, 1, NULL);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_ERR_NOT_FOUND);
     vnx_xfer_abandon(xfer);
     check_lists(s, fresh, &row, remote,
-                &(vnx_desc_t){(uint64_t)(uintptr_t)s->there, 8, 0}, 1);
+                &(vnx_desc_t){(uint64_t)(uintptr_t)s->theirs, 8, 0}, 1);
     vnx_dlist_release(old);
     vnx_dlist_release(fresh);
     vnx_dlist_release(remote);

@@ -2,41 +2,16 @@
  * Peers by the public C API: what loading metadata does, what is refused, what
  * is told of a peer, and what notifications need.
  */
-#include "agent_fixture.h"
+#include "agent_scene.h"
 
 #include <pthread.h>
 
 #define SIZE 65536
 
-typedef struct scene {
-    vnx_agent_t *here, *there;
-    unsigned char *ours, *theirs;
-} scene_t;
-
 static int
 setup(void **state)
 {
-    scene_t *s = calloc(1, sizeof *s);
-    s->ours = calloc(1, SIZE);
-    s->theirs = malloc(SIZE);
-    fill(s->theirs, SIZE, 4);
-    s->here = make_agent("here");
-    s->there = make_agent("there");
-    register_at(s->here, s->ours, SIZE);
-    register_at(s->there, s->theirs, SIZE);
-    *state = s;
-    return 0;
-}
-
-static int
-teardown(void **state)
-{
-    scene_t *s = *state;
-    vnx_agent_release(s->here);
-    vnx_agent_release(s->there);
-    free(s->ours);
-    free(s->theirs);
-    free(s);
+    *state = scene_open(SIZE, 4);
     return 0;
 }
 
@@ -482,7 +457,8 @@ test_peer_after_peer(void **state)
     assert_int_equal(stats.peers, 0);
 }
 
-#define with_scene(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define with_scene(test) \
+    cmocka_unit_test_setup_teardown(test, setup, scene_close)
 
 int
 main(void)

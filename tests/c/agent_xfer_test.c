@@ -2,7 +2,7 @@
  * Transfers by the public C API: their states, their arguments, what is told
  * of them.  In one process, so that the sanitizers see every copy.
  */
-#include "agent_fixture.h"
+#include "agent_scene.h"
 
 #include <pthread.h>
 
@@ -11,41 +11,14 @@
 #define SIZE ((size_t)ROW * ROWS)
 #define REPEATS 1000000 /* of all: a transfer that no test sees the end of */
 
-typedef struct scene {
-    vnx_agent_t *here, *there;
-    unsigned char *ours, *theirs;
-    vnx_dlist_t *local, *remote;
-} scene_t;
-
 static int
 setup(void **state)
 {
-    scene_t *s = calloc(1, sizeof *s);
-    s->ours = calloc(1, SIZE);
-    s->theirs = malloc(SIZE);
-    fill(s->theirs, SIZE, 9);
-    s->here = make_agent("here");
-    s->there = make_agent("there");
-    register_at(s->here, s->ours, SIZE);
-    register_at(s->there, s->theirs, SIZE);
+    scene_t *s = scene_open(SIZE, 9);
     load_peer(s->here, s->there);
     s->local = prepare_rows(s->here, "", s->ours, ROW, ROWS);
     s->remote = prepare_rows(s->here, "there", s->theirs, ROW, ROWS);
     *state = s;
-    return 0;
-}
-
-static int
-teardown(void **state)
-{
-    scene_t *s = *state;
-    vnx_dlist_release(s->local);
-    vnx_dlist_release(s->remote);
-    vnx_agent_release(s->here);
-    vnx_agent_release(s->there);
-    free(s->ours);
-    free(s->theirs);
-    free(s);
     return 0;
 }
 
@@ -618,7 +591,8 @@ test_wait_ends_with_the_agent(void **state)
                      VNX_ERR_CLOSED);
 }
 
-#define with_scene(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define with_scene(test) \
+    cmocka_unit_test_setup_teardown(test, setup, scene_close)
 
 int
 main(void)

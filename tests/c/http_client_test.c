@@ -1,42 +1,15 @@
 /* The HTTP side channel's client, with servers that are written from the
  * bytes, and those of them that mean ill. */
 #include "http_peer.h"
+#include "side_channel_attacks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
-
-#include "base/clock.h"
-#include "side_channel/side_channel.h"
 
 #define SECRET "correct horse battery staple"
 #define OK_7 "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"
-
-static vnx_status_t
-ask_for(vnx_side_channel_t *channel, const char *host, int port,
-        const char *key, char text[64], vnx_error_t *error)
-{
-    vnx_side_channel_request_params_t params = {.size = sizeof params,
-                                                .host = host,
-                                                .port = port,
-                                                .timeout_ms = 20000,
-                                                .key = key,
-                                                .key_length = strlen(key)};
-    void *data;
-    size_t len;
-
-    vnx_status_t status =
-        vnx_side_channel_request_with(channel, &params, &data, &len, error);
-    if (status == VNX_OK) {
-        assert_in_range(len, 0, 63);
-        memcpy(text, data, len);
-        text[len] = '\0';
-        free(data);
-    }
-    return status;
-}
 
 /* One request to a server that answers with these bytes. */
 static void
@@ -83,7 +56,7 @@ test_http_client_speaks_the_bytes(void **state)
 
     peer_server_start(&server, http_serve_reply);
     assert_int_equal(
-        ask_for(channel, "127.0.0.1", server.port, "0,1 ", text, NULL),
+        channel_ask(channel, "127.0.0.1", server.port, "0,1 ", text, NULL),
         VNX_OK);
     assert_string_equal(text, "default");
     peer_server_stop(&server);
@@ -179,7 +152,7 @@ test_http_client_never_shows_the_secret(void **state)
 
         peer_server_start(&server, http_serve_reply);
         assert_int_not_equal(
-            ask_for(channel, "127.0.0.1", server.port, "", text, &error),
+            channel_ask(channel, "127.0.0.1", server.port, "", text, &error),
             VNX_OK);
         assert_null(strstr(error.cause, SECRET));
         peer_server_stop(&server);
@@ -315,28 +288,15 @@ serve_flood(peer_server_t *server, int client)
 }
 
 static void
-expect_timeout(void (*serve)(peer_server_t *, int), const char *text)
-{
-    vnx_side_channel_t *channel = http_new(NULL);
-    peer_server_t server = {0};
-
-    peer_server_start(&server, serve);
-    uint64_t start = vnxi_clock_ns();
-    channel_expect_failure(channel, server.port, 200, VNX_ERR_TIMEOUT, text);
-    uint64_t took = vnxi_clock_ns() - start;
-    assert_true(took >= 200000000);
-    assert_true(took < 10 * UINT64_C(200000000));
-    peer_server_stop(&server);
-    vnx_side_channel_free(channel);
-}
-
-static void
 test_http_client_waits_no_longer_than_told(void **state)
 {
     (void)state;
-    expect_timeout(peer_serve_silence, "receiving from 127.0.0.1: timed out");
-    expect_timeout(serve_drip, "receiving from 127.0.0.1: timed out");
-    expect_timeout(serve_flood, "receiving from 127.0.0.1: timed out");
+    expect_request_ends_in_time(http_new, peer_serve_silence,
+                                "receiving from 127.0.0.1: timed out");
+    expect_request_ends_in_time(http_new, serve_drip,
+                                "receiving from 127.0.0.1: timed out");
+    expect_request_ends_in_time(http_new, serve_flood,
+                                "receiving from 127.0.0.1: timed out");
 }
 
 static void
@@ -369,7 +329,7 @@ test_http_client_dead_port_is_refused_at_once(void **state)
     vnx_side_channel_shutdown(channel);
     channel_expect_failure(channel, port, 20000, VNX_ERR_BACKEND,
                            "connecting to 127.0.0.1: Connection refused");
-    assert_int_equal(ask_for(channel, "localhost", port, "", text, &error),
+    assert_int_equal(channel_ask(channel, "localhost", port, "", text, &error),
                      VNX_ERR_BACKEND);
     assert_non_null(strstr(error.cause, "Connection refused"));
     vnx_side_channel_free(channel);
@@ -383,7 +343,7 @@ test_http_client_asks_over_ipv6_and_by_name(void **state)
     char text[64];
     int port = channel_start(channel, "x", 1);
 
-    assert_int_equal(ask_for(channel, "localhost", port, "", text, NULL),
+    assert_int_equal(channel_ask(channel, "localhost", port, "", text, NULL),
                      VNX_OK);
     vnx_side_channel_shutdown(channel);
     if (!have_ipv6()) {
@@ -395,8 +355,9 @@ test_http_client_asks_over_ipv6_and_by_name(void **state)
     assert_int_equal(
         vnx_side_channel_start(channel, "::1", 0, "x", 1, &port, NULL),
         VNX_OK);
-    assert_int_equal(ask_for(channel, "::1", port, "", text, NULL), VNX_OK);
-    assert_int_equal(ask_for(channel, "localhost", port, "", text, NULL),
+    assert_int_equal(channel_ask(channel, "::1", port, "", text, NULL),
+                     VNX_OK);
+    assert_int_equal(channel_ask(channel, "localhost", port, "", text, NULL),
                      VNX_OK);
     vnx_side_channel_free(channel);
 }
@@ -414,7 +375,7 @@ test_http_client_refuses_hosts_that_are_none(void **state)
 
     for (size_t i = 0; i < sizeof hosts / sizeof hosts[0]; i++) {
         vnx_status_t status =
-            ask_for(channel, hosts[i], port, "", text, &error);
+            channel_ask(channel, hosts[i], port, "", text, &error);
         assert_true(status == VNX_ERR_INVALID_PARAM ||
                     status == VNX_ERR_NOT_FOUND || status == VNX_ERR_BACKEND);
     }
@@ -436,7 +397,7 @@ test_http_client_goes_through_a_proxy(void **state)
     setenv("http_proxy", url, 1);
     /* A name that only the proxy can know. */
     vnx_status_t status =
-        ask_for(channel, "prefill.invalid", 5600, "0,1", text, NULL);
+        channel_ask(channel, "prefill.invalid", 5600, "0,1", text, NULL);
     unsetenv("http_proxy");
     peer_server_stop(&proxy);
     assert_int_equal(status, VNX_OK);
@@ -448,35 +409,11 @@ test_http_client_goes_through_a_proxy(void **state)
     vnx_side_channel_free(channel);
 }
 
-static bool
-give_up(void *arg)
-{
-    return ++*(int *)arg == 3;
-}
-
 static void
 test_http_client_can_be_interrupted(void **state)
 {
     (void)state;
-    vnx_side_channel_t *channel = http_new(NULL);
-    peer_server_t server = {0};
-    vnx_side_channel_answer_t answer;
-    vnxi_side_batch_t *batch;
-    int count = 0;
-
-    peer_server_start(&server, peer_serve_silence);
-    vnx_side_channel_request_params_t params = {.size = sizeof params,
-                                                .host = "127.0.0.1",
-                                                .port = server.port,
-                                                .timeout_ms = 60000};
-    assert_int_equal(vnxi_side_batch_begin(channel, &params, 1, &batch, NULL),
-                     VNX_OK);
-    assert_false(vnxi_side_batch_run(batch, give_up, &count));
-    vnxi_side_batch_take(batch, 0, &answer);
-    assert_int_equal(answer.status, VNX_ERR_CANCELED);
-    vnxi_side_batch_free(batch);
-    peer_server_stop(&server);
-    vnx_side_channel_free(channel);
+    expect_request_is_interrupted(http_new);
 }
 
 static void

@@ -1,13 +1,10 @@
 /* Clients of the HTTP side channel that mean ill, or are ill: each costs its
  * own exchange, nobody else's. */
 #include "http_peer.h"
-#include "side_channel_crowd.h"
+#include "side_channel_attacks.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,26 +15,22 @@
 
 static char reply[HTTP_REPLY_MAX];
 
-static void
-crowd(const void *data, size_t len)
-{
-    expect_crowd_held(http_new, 500, data, len);
-}
+static const attacked_t attacked = {http_new, REQUEST, REQUEST_LEN};
 
 static void
 test_http_limits_crowds_do_not_stop_service(void **state)
 {
     (void)state;
-    crowd(NULL, 0);
-    crowd("G", 1);
-    crowd(REQUEST, REQUEST_LEN - 1);
+    expect_crowd_held(&attacked, 500, NULL, 0);
+    expect_crowd_held(&attacked, 500, "G", 1);
+    expect_crowd_held(&attacked, 500, REQUEST, REQUEST_LEN - 1);
 }
 
 static void
 test_http_limits_a_crowd_beyond_the_table_gives_way(void **state)
 {
     (void)state;
-    expect_crowd_gives_way(http_new);
+    expect_crowd_gives_way(&attacked);
 }
 
 static void
@@ -199,42 +192,10 @@ static void
 test_http_limits_resets_and_storms_leave_nothing(void **state)
 {
     (void)state;
-    vnx_side_channel_t *channel = http_new(NULL);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-
-    expect_service(channel, port);
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    size_t fds = open_fds();
-    for (size_t cut = 0; cut <= REQUEST_LEN; cut++) {
-        int fd = peer_connect(port);
-        peer_send(fd, REQUEST, cut);
-        peer_reset(fd);
-    }
-    for (int i = 0; i < 1000; i++) {
-        int fd = peer_connect(port);
-        if (i % 2 == 0) {
-            close(fd);
-        } else {
-            peer_reset(fd);
-        }
-    }
-    expect_service(channel, port);
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    WAIT_UNTIL(open_fds() == fds);
-    vnx_side_channel_free(channel);
+    expect_storm_leaves_nothing(&attacked, 1000);
 }
 
-/* Asks for more than the kernel's buffers hold, and never reads it; what it
- * goes on sending is not taken in. */
-static int
-never_reading(int port)
-{
-    int small = 4096, fd = peer_connect(port);
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
-    peer_send(fd, REQUEST, REQUEST_LEN);
-    return fd;
-}
-
+/* What they go on sending is not taken in. */
 static void
 test_http_limits_never_reading_readers_are_reset(void **state)
 {
@@ -249,7 +210,7 @@ test_http_limits_never_reading_readers_are_reset(void **state)
     int fds[16];
 
     for (int i = 0; i < 16; i++) {
-        fds[i] = never_reading(port);
+        fds[i] = never_reading(&attacked, port);
         while (send(fds[i], junk, sizeof junk, MSG_NOSIGNAL | MSG_DONTWAIT) >
                0) {
         }
@@ -269,69 +230,14 @@ static void
 test_http_limits_never_reading_readers_give_way(void **state)
 {
     (void)state;
-    const size_t len = 16u << 20;
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .max_connections = 4,
-                                          .client_timeout_ms = 3600000};
-    vnx_side_channel_t *channel = http_new(&options);
-    unsigned char *data = pattern(len, 1);
-    int port = channel_start(channel, data, len);
-    int fds[4];
-
-    for (int i = 0; i < 4; i++) {
-        fds[i] = never_reading(port);
-    }
-    WAIT_UNTIL(channel_stats(channel).open == 4);
-    channel_expect(channel, port, data, len);
-    assert_true(channel_stats(channel).evicted >= 1);
-    for (int i = 0; i < 4; i++) {
-        close(fds[i]);
-    }
-    free(data);
-    vnx_side_channel_free(channel);
+    expect_never_reading_give_way(&attacked);
 }
 
-/* The process has no file descriptor left for one more client. */
 static void
 test_http_limits_out_of_file_descriptors(void **state)
 {
     (void)state;
-    static int hoard[4096];
-    struct rlimit before, low;
-    size_t count = 0;
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 3600000};
-    vnx_side_channel_t *channel = http_new(&options);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-
-    getrlimit(RLIMIT_NOFILE, &before);
-    low = before;
-    low.rlim_cur = open_fds() + 64;
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
-    while (count < 4096 && (hoard[count] = dup(0)) >= 0) {
-        count++;
-    }
-    assert_int_equal(errno, EMFILE);
-    /* Nobody can give way: it is taken and closed, not left waiting. */
-    close(hoard[--count]);
-    peer_expect_end(peer_connect(port));
-    assert_int_equal(channel_stats(channel).open, 0);
-    /* A silent one gives way to the next. */
-    close(hoard[--count]);
-    int silent = peer_connect(port);
-    WAIT_UNTIL(channel_stats(channel).open == 1);
-    close(hoard[--count]);
-    http_ask(port, HTTP_GET("/metadata") HTTP_LAST,
-             sizeof(HTTP_GET("/metadata") HTTP_LAST) - 1, reply);
-    assert_non_null(strstr(reply, BLOB));
-    peer_expect_end(silent);
-    while (count > 0) {
-        close(hoard[--count]);
-    }
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
-    expect_service(channel, port);
-    assert_true(channel_stats(channel).evicted >= 2);
-    vnx_side_channel_free(channel);
+    expect_no_fds_are_survived(&attacked);
 }
 
 static void

@@ -21,11 +21,7 @@ http_no_proxy(void)
 vnx_side_channel_t *
 http_new(const vnx_side_channel_options_t *options)
 {
-    vnx_side_channel_t *channel;
-    assert_int_equal(vnx_side_channel_create(VNX_SIDE_CHANNEL_HTTP, options,
-                                             &channel, NULL),
-                     VNX_OK);
-    return channel;
+    return channel_of(VNX_SIDE_CHANNEL_HTTP, options);
 }
 
 char *
@@ -110,17 +106,7 @@ http_read_request(int client)
 void
 http_serve_reply(peer_server_t *server, int client)
 {
-    size_t sent = 0;
-
-    if (!http_read_request(client)) {
-        return;
-    }
-    while (sent < server->reply_len) {
-        ssize_t count = send(client, (const char *)server->reply + sent,
-                             server->reply_len - sent, MSG_NOSIGNAL);
-        if (count <= 0) {
-            return;
-        }
-        sent += (size_t)count;
+    if (http_read_request(client)) {
+        peer_send_reply(server, client);
     }
 }

@@ -14,7 +14,7 @@
 /* No proxy of the environment comes between: the first call of main(). */
 void http_no_proxy(void);
 
-vnx_side_channel_t *http_new(const vnx_side_channel_options_t *options);
+channel_make_t http_new;
 
 /* -- A raw client --------------------------------------------------------- */
 

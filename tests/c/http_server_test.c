@@ -158,11 +158,7 @@ test_http_server_keeps_connections(void **state)
     peer_send(fd, many, sizeof many - 1); /* all at once */
     http_read_replies(fd, 3, reply);
     assert_non_null(strstr(reply, "\r\n\r\nrank"));
-    WAIT_UNTIL(channel_stats(channel).served == 6);
-    assert_int_equal(channel_stats(channel).accepted, 1);
-    close(fd);
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    assert_int_equal(channel_stats(channel).refused, 0);
+    channel_expect_one_connection(channel, fd, 6);
     vnx_side_channel_free(channel);
 }
 
@@ -225,7 +221,9 @@ test_http_server_refuses_with_a_reason(void **state)
         {"GET /metadata HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400,
          VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
     };
-    vnx_side_channel_t *channel = http_new(NULL);
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .client_timeout_ms = 500};
+    vnx_side_channel_t *channel = http_new(&options);
     int port = serve(channel);
 
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {

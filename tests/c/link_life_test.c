@@ -2,16 +2,6 @@
 #include "link_node.h"
 
 static void
-open_to(node_t *node, const vnxi_shm_info_t *info, vnxi_link_t **link)
-{
-    vnx_error_t error;
-
-    if (vnxi_link_open(node->hub, info, node, link, &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
-    }
-}
-
-static void
 check_ended(node_t *node, vnxi_link_t *link, const char *cause)
 {
     vnx_error_t error;
@@ -32,19 +22,15 @@ static void
 test_link_end_of_the_process_is_told(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     char cause[64];
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    snprintf(cause, sizeof cause, "process %d ended", (int)peer.pid);
-    peer_kill(&peer);
-    check_ended(&node, link, cause);
-    vnxi_link_release(link);
-    node_fini(&node);
+    pair_open(&pair);
+    snprintf(cause, sizeof cause, "process %d ended", (int)pair.peer.pid);
+    peer_kill(&pair.peer);
+    check_ended(&pair.node, pair.link, cause);
+    vnxi_link_release(pair.link);
+    node_fini(&pair.node);
 }
 
 /* A child of the peer keeps its sockets open, so no stream ends. */
@@ -52,26 +38,22 @@ static void
 test_link_end_of_the_process_is_told_though_a_child_holds_on(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     char cause[64];
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    order_t open = {.kind = PEER_OPEN, .info = node.info};
-    assert_int_equal(peer_do(&peer, &open), VNX_OK);
-    assert_true(node_wait_accepted(&node, 1));
-    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
-    pid_t holder = peer_child(&peer, PEER_HOLD);
-    snprintf(cause, sizeof cause, "process %d ended", (int)peer.pid);
-    peer_kill(&peer);
-    check_ended(&node, link, cause);
-    assert_true(node_wait_accepted(&node, 0));
-    vnxi_link_release(link);
-    node_fini(&node);
+    pair_open(&pair);
+    order_t open = {.kind = PEER_OPEN, .info = pair.node.info};
+    assert_int_equal(peer_do(&pair.peer, &open), VNX_OK);
+    assert_true(node_wait_accepted(&pair.node, 1));
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
+    pid_t holder = peer_child(&pair.peer, PEER_HOLD);
+    snprintf(cause, sizeof cause, "process %d ended", (int)pair.peer.pid);
+    peer_kill(&pair.peer);
+    check_ended(&pair.node, pair.link, cause);
+    assert_true(node_wait_accepted(&pair.node, 0));
+    vnxi_link_release(pair.link);
+    node_fini(&pair.node);
     kill(holder, SIGKILL);
 }
 
@@ -79,19 +61,15 @@ static void
 test_link_goodbye_is_told(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
-    peer_stop(&peer);
-    check_ended(&node, link, "the peer said goodbye");
-    vnxi_link_release(link);
-    node_fini(&node);
+    pair_open(&pair);
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
+    peer_stop(&pair.peer);
+    check_ended(&pair.node, pair.link, "the peer said goodbye");
+    vnxi_link_release(pair.link);
+    node_fini(&pair.node);
 }
 
 static size_t
@@ -122,18 +100,14 @@ static void
 test_link_forked_child_keeps_no_socket(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    order_t open = {.kind = PEER_OPEN, .info = node.info};
-    assert_int_equal(peer_do(&peer, &open), VNX_OK);
-    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
-    pid_t child = peer_child(&peer, PEER_FORK);
+    pair_open(&pair);
+    order_t open = {.kind = PEER_OPEN, .info = pair.node.info};
+    assert_int_equal(peer_do(&pair.peer, &open), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
+    pid_t child = peer_child(&pair.peer, PEER_FORK);
     /* It closes its end of the orders itself; all else went before. */
     uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
     while (count_sockets(child) > 0) {
@@ -141,13 +115,13 @@ test_link_forked_child_keeps_no_socket(void **state)
         usleep(1000);
     }
     /* The parent's links live on, and end with it alone. */
-    assert_int_equal(node_send(link, 0, 1, 1, 100), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 2).notifs, 2);
-    assert_int_equal(node_look(&node).ended, 0);
-    peer_stop(&peer);
-    check_ended(&node, link, "the peer said goodbye");
-    vnxi_link_release(link);
-    node_fini(&node);
+    assert_int_equal(node_send(pair.link, 0, 1, 1, 100), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 2).notifs, 2);
+    assert_int_equal(node_look(&pair.node).ended, 0);
+    peer_stop(&pair.peer);
+    check_ended(&pair.node, pair.link, "the peer said goodbye");
+    vnxi_link_release(pair.link);
+    node_fini(&pair.node);
     kill(child, SIGKILL);
 }
 
@@ -161,7 +135,7 @@ test_link_calls_in_a_forked_child_return(void **state)
     int status;
 
     assert_int_equal(node_init(&node, "alone"), VNX_OK);
-    open_to(&node, &node.info, &link);
+    link = node_open(&node, &node.info);
     /* Locks that others hold stay held in the child. */
     pid_t child = fork();
     assert_true(child >= 0);
@@ -232,8 +206,8 @@ test_link_close_tells_no_end(void **state)
 
     peer_start(&peer, "prefill");
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    open_to(&node, &peer.info, &other);
+    link = node_open(&node, &peer.info);
+    other = node_open(&node, &peer.info);
     vnxi_link_retain(link);
     vnxi_link_close(link);
     vnxi_link_close(link);
@@ -260,7 +234,7 @@ test_link_close_comes_after_what_was_sent(void **state)
     peer_start(&peer, "prefill");
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     for (uint32_t i = 0; i < 200; i++) {
-        open_to(&node, &peer.info, &link);
+        link = node_open(&node, &peer.info);
         assert_int_equal(node_send(link, 0, i, 1, 100), VNX_OK);
         vnxi_link_release(link);
         assert_int_equal(peer_wait_notifs(&peer, i + 1).notifs, i + 1);
@@ -274,33 +248,29 @@ static void
 test_link_churn_leaves_nothing_behind(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
-    size_t fds = count_fds();
-    size_t sockets = count_sockets(peer.pid);
+    pair_open(&pair);
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
+    size_t fds = open_fds();
+    size_t sockets = count_sockets(pair.peer.pid);
     for (uint32_t i = 0; i < 1000; i++) {
         vnxi_link_t *one;
-        open_to(&node, &peer.info, &one);
+        one = node_open(&pair.node, &pair.peer.info);
         assert_int_equal(node_send(one, 1, i, 1, 64), VNX_OK);
         vnxi_link_release(one);
     }
-    assert_int_equal(peer_wait_notifs(&peer, 1001).notifs, 1001);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1001).notifs, 1001);
     uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
-    while (count_fds() > fds || count_sockets(peer.pid) > sockets) {
+    while (open_fds() > fds || count_sockets(pair.peer.pid) > sockets) {
         assert_true(vnxi_clock_ns() < deadline);
         usleep(1000);
     }
-    vnxi_link_release(link);
-    node_fini(&node);
-    assert_int_equal(node.account.ended, 0);
-    peer_stop(&peer);
+    vnxi_link_release(pair.link);
+    node_fini(&pair.node);
+    assert_int_equal(pair.node.account.ended, 0);
+    peer_stop(&pair.peer);
 }
 
 static void
@@ -309,13 +279,12 @@ test_link_is_closed_and_released_from_its_callbacks(void **state)
     (void)state;
     peer_t peer;
     node_t node;
-    vnxi_link_t *links[20];
 
     peer_start(&peer, "prefill");
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     node.close_when_called = node.release_when_ended = true;
     for (int i = 0; i < 20; i++) {
-        open_to(&node, &peer.info, &links[i]);
+        node_open(&node, &peer.info);
     }
     peer_kill(&peer);
     assert_true(node_wait(&node, &node.account.ended, 20));
@@ -336,7 +305,7 @@ test_link_closed_in_a_callback_tells_no_end(void **state)
     peer_start(&peer, "prefill");
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     node.close_when_called = true;
-    open_to(&node, &peer.info, &link);
+    link = node_open(&node, &peer.info);
     assert_int_equal(node_send(link, 0, 0, 1, 64), VNX_OK);
     assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
     order_t revoke = {.kind = PEER_REVOKE, .count = 3};
@@ -364,7 +333,7 @@ test_link_close_races_with_the_end(void **state)
     }
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     for (int i = 0; i < 20; i++) {
-        open_to(&node, &peers[i].info, &links[i]);
+        links[i] = node_open(&node, &peers[i].info);
     }
     for (int i = 0; i < 20; i++) {
         kill(peers[i].pid, SIGKILL);
@@ -442,7 +411,7 @@ test_hub_stop_under_fire(void **state)
 
         peer_start(&peer, "prefill");
         assert_int_equal(node_init(&node, "decode"), VNX_OK);
-        open_to(&node, &peer.info, &link);
+        link = node_open(&node, &peer.info);
         order_t open = {.kind = PEER_OPEN, .info = node.info};
         order_t echo = {.kind = PEER_ECHO};
         assert_int_equal(peer_do(&peer, &open), VNX_OK);
@@ -483,15 +452,15 @@ test_hub_stop_leaves_no_descriptor(void **state)
         vnxi_link_t *link;
         assert_int_equal(node_init(&one, "one"), VNX_OK);
         assert_int_equal(node_init(&two, "two"), VNX_OK);
-        open_to(&one, &two.info, &link);
+        link = node_open(&one, &two.info);
         assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
         assert_true(node_wait(&two, &two.account.notifs, 1));
         node_fini(&two);
         assert_true(node_wait(&one, &one.account.ended, 1));
         vnxi_link_release(link);
         node_fini(&one);
-        fds = round == 0 ? count_fds() : fds;
-        assert_int_equal(count_fds(), fds);
+        fds = round == 0 ? open_fds() : fds;
+        assert_int_equal(open_fds(), fds);
     }
 }
 

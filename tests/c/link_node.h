@@ -10,9 +10,8 @@
 #ifndef VNX_LINK_NODE_H
 #define VNX_LINK_NODE_H
 
-#include "vnx_test.h"
+#include "open_fds.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -226,6 +225,19 @@ node_look(node_t *node)
     node_account_t account = node->account;
     pthread_mutex_unlock(&node->lock);
     return account;
+}
+
+/* A link of the node to a hub there; its cookie is the node. */
+static inline vnxi_link_t *
+node_open(node_t *node, const vnxi_shm_info_t *info)
+{
+    vnxi_link_t *link = NULL;
+    vnx_error_t error;
+
+    if (vnxi_link_open(node->hub, info, node, &link, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
+    return link;
 }
 
 /* Until `*counter` (of the account) is at least `count`. */
@@ -540,21 +552,32 @@ peer_stop(peer_t *peer)
     peer->pid = 0;
 }
 
-/* -- This process --------------------------------------------------------- */
+/* -- A node here, a peer there, a link to it ------------------------------ */
 
-static inline size_t
-count_fds(void)
+typedef struct pair {
+    peer_t peer;
+    node_t node;
+    vnxi_link_t *link;
+} pair_t;
+
+static inline void
+pair_open(pair_t *pair)
 {
-    DIR *dir = opendir("/proc/self/fd");
-    size_t count = 0;
-
-    assert_non_null(dir);
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
+    peer_start(&pair->peer, "prefill");
+    assert_int_equal(node_init(&pair->node, "decode"), VNX_OK);
+    pair->node.poller = pthread_self();
+    pair->link = node_open(&pair->node, &pair->peer.info);
 }
+
+static inline void
+pair_close(pair_t *pair)
+{
+    vnxi_link_release(pair->link);
+    node_fini(&pair->node);
+    peer_stop(&pair->peer);
+}
+
+/* -- This process --------------------------------------------------------- */
 
 /* A socket that speaks no protocol, connected to a node's. */
 static inline void

@@ -36,7 +36,7 @@ test_link_open_names_the_check_that_failed(void **state)
     peer_start(&peer, "prefill");
     peer_start(&other, "other");
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    size_t fds = count_fds();
+    size_t fds = open_fds();
 
     vnxi_shm_info_t info = peer.info;
     info.boot[3] ^= 1;
@@ -92,7 +92,7 @@ test_link_open_names_the_check_that_failed(void **state)
     peer_kill(&peer);
     check_refused(&node, &info, VNX_ERR_BACKEND, "has ended");
 
-    assert_int_equal(count_fds(), fds - 1); /* without the peer's orders */
+    assert_int_equal(open_fds(), fds - 1); /* without the peer's orders */
     assert_int_equal(peer_look(&other).notifs, 0);
     node_fini(&node);
     peer_stop(&other);
@@ -433,7 +433,7 @@ test_hub_serves_in_a_flood_of_the_silent(void **state)
     limit.rlim_cur = limit.rlim_max;
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    size_t before = count_fds();
+    size_t before = open_fds();
     assert_int_equal(vnxi_link_open(node.hub, &node.info, NULL, &link, NULL),
                      VNX_OK);
     for (int i = 0; i < FLOOD; i++) {
@@ -448,7 +448,7 @@ test_hub_serves_in_a_flood_of_the_silent(void **state)
     for (int i = 0; i < FLOOD - 256; i++) {
         assert_true(raw_is_closed(fds[i]));
     }
-    assert_in_range(count_fds(), before, before + FLOOD + 3 * 256);
+    assert_in_range(open_fds(), before, before + FLOOD + 3 * 256);
     for (int i = 0; i < FLOOD; i++) {
         close(fds[i]);
     }

@@ -2,72 +2,50 @@
 #include "link_node.h"
 
 static void
-open_to(node_t *node, const vnxi_shm_info_t *info, vnxi_link_t **link)
-{
-    vnx_error_t error;
-
-    if (vnxi_link_open(node->hub, info, node, link, &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
-    }
-}
-
-static void
 test_link_carries_notifications_both_ways(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    assert_ptr_equal(vnxi_link_cookie(link), &node);
-    assert_false(vnxi_link_ended(link));
-    assert_int_equal(node_send(link, 0, 0, 1, 100), VNX_OK);
-    node_account_t there = peer_wait_notifs(&peer, 1);
+    pair_open(&pair);
+    assert_ptr_equal(vnxi_link_cookie(pair.link), &pair.node);
+    assert_false(vnxi_link_ended(pair.link));
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
+    node_account_t there = peer_wait_notifs(&pair.peer, 1);
     assert_int_equal(there.notifs, 1);
     assert_int_equal(there.bytes, 100);
     assert_int_equal(there.bad, 0);
     assert_string_equal(there.sender, "decode");
 
-    order_t open = {.kind = PEER_OPEN, .info = node.info};
-    assert_int_equal(peer_do(&peer, &open), VNX_OK);
+    order_t open = {.kind = PEER_OPEN, .info = pair.node.info};
+    assert_int_equal(peer_do(&pair.peer, &open), VNX_OK);
     order_t send = {.kind = PEER_SEND, .count = 3, .len = 50};
-    assert_int_equal(peer_do(&peer, &send), VNX_OK);
-    assert_true(node_wait(&node, &node.account.notifs, 3));
-    assert_int_equal(node_look(&node).bad, 0);
-    assert_string_equal(node_look(&node).sender, "prefill");
-    assert_int_equal(vnxi_hub_accepted(node.hub), 1);
+    assert_int_equal(peer_do(&pair.peer, &send), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.notifs, 3));
+    assert_int_equal(node_look(&pair.node).bad, 0);
+    assert_string_equal(node_look(&pair.node).sender, "prefill");
+    assert_int_equal(vnxi_hub_accepted(pair.node.hub), 1);
 
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 static void
 test_link_keeps_the_order_of_messages_of_all_sizes(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    assert_int_equal(node_send(link, 0, 0, 10000, 24), VNX_OK);
-    assert_int_equal(node_send(link, 0, 10000, 1, 300000), VNX_OK);
-    assert_int_equal(node_send(link, 0, 10001, 1, 64u << 20), VNX_OK);
-    assert_int_equal(node_send(link, 0, 10002, 100, NODE_HEAD), VNX_OK);
-    node_account_t there = peer_wait_notifs(&peer, 10102);
+    pair_open(&pair);
+    assert_int_equal(node_send(pair.link, 0, 0, 10000, 24), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 10000, 1, 300000), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 10001, 1, 64u << 20), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 10002, 100, NODE_HEAD), VNX_OK);
+    node_account_t there = peer_wait_notifs(&pair.peer, 10102);
     assert_int_equal(there.notifs, 10102);
     assert_int_equal(there.bad, 0);
     assert_int_equal(there.bytes,
                      240000 + 300000 + (64u << 20) + 100 * NODE_HEAD);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 static void
@@ -79,7 +57,7 @@ test_link_refuses_a_message_above_the_frame(void **state)
     vnx_error_t error;
 
     assert_int_equal(node_init(&node, "alone"), VNX_OK);
-    open_to(&node, &node.info, &link);
+    link = node_open(&node, &node.info);
     assert_int_equal(
         vnxi_link_send_notif(link, "", VNXI_LINK_FRAME_MAX, &error),
         VNX_ERR_INVALID_PARAM);
@@ -94,46 +72,36 @@ static void
 test_link_queues_for_a_process_that_stands_still(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    kill(peer.pid, SIGSTOP);
-    assert_int_equal(node_send(link, 0, 0, 4000, 4096), VNX_OK);
-    assert_int_equal(node_send(link, 0, 4000, 1, 5000000), VNX_OK);
-    assert_int_equal(node_send(link, 0, 4001, 4000, 20), VNX_OK);
-    kill(peer.pid, SIGCONT);
-    node_account_t there = peer_wait_notifs(&peer, 8001);
+    pair_open(&pair);
+    kill(pair.peer.pid, SIGSTOP);
+    assert_int_equal(node_send(pair.link, 0, 0, 4000, 4096), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 4000, 1, 5000000), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 4001, 4000, 20), VNX_OK);
+    kill(pair.peer.pid, SIGCONT);
+    node_account_t there = peer_wait_notifs(&pair.peer, 8001);
     assert_int_equal(there.notifs, 8001);
     assert_int_equal(there.bad, 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 static void
 test_link_bounds_what_it_queues(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     vnx_error_t error;
     const size_t len = 16u << 20;
     unsigned char *message = malloc(len);
     uint32_t sent = 0;
     vnx_status_t status;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
-    kill(peer.pid, SIGSTOP);
+    pair_open(&pair);
+    kill(pair.peer.pid, SIGSTOP);
     for (;;) {
         node_message(message, len, 0, sent);
-        status = vnxi_link_send_notif(link, message, len, &error);
+        status = vnxi_link_send_notif(pair.link, message, len, &error);
         if (status != VNX_OK) {
             break;
         }
@@ -144,16 +112,14 @@ test_link_bounds_what_it_queues(void **state)
     assert_in_range((size_t)sent * len, VNXI_LINK_QUEUE_MAX - 2 * len,
                     VNXI_LINK_QUEUE_MAX + len);
     /* The link is well: what was taken comes, and what comes later. */
-    kill(peer.pid, SIGCONT);
-    assert_int_equal(peer_wait_notifs(&peer, sent).notifs, sent);
-    assert_int_equal(node_send(link, 0, sent, 1, 100), VNX_OK);
-    node_account_t there = peer_wait_notifs(&peer, sent + 1);
+    kill(pair.peer.pid, SIGCONT);
+    assert_int_equal(peer_wait_notifs(&pair.peer, sent).notifs, sent);
+    assert_int_equal(node_send(pair.link, 0, sent, 1, 100), VNX_OK);
+    node_account_t there = peer_wait_notifs(&pair.peer, sent + 1);
     assert_int_equal(there.notifs, sent + 1);
     assert_int_equal(there.bad, 0);
     free(message);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 /* -- Threads -------------------------------------------------------------- */
@@ -185,28 +151,22 @@ static void
 test_link_keeps_the_order_of_each_thread(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     sender_t senders[SENDERS];
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_to(&node, &peer.info, &link);
+    pair_open(&pair);
     for (uint32_t i = 0; i < SENDERS; i++) {
-        senders[i] = (sender_t){.link = link, .stream = i};
+        senders[i] = (sender_t){.link = pair.link, .stream = i};
         pthread_create(&senders[i].thread, NULL, send_many, &senders[i]);
     }
     for (uint32_t i = 0; i < SENDERS; i++) {
         pthread_join(senders[i].thread, NULL);
         assert_int_equal(senders[i].status, VNX_OK);
     }
-    node_account_t there = peer_wait_notifs(&peer, SENDERS * EACH);
+    node_account_t there = peer_wait_notifs(&pair.peer, SENDERS * EACH);
     assert_int_equal(there.notifs, SENDERS * EACH);
     assert_int_equal(there.bad, 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 /* One peer floods us; the other one's few messages come through. */
@@ -242,15 +202,15 @@ test_link_flood_does_not_starve_others(void **state)
 
 /* -- Polling -------------------------------------------------------------- */
 
+/* As pair_open(); what comes there is sent back. */
 static void
-open_both_ways(node_t *node, const peer_t *peer, vnxi_link_t **link)
+echo_open(pair_t *pair)
 {
-    order_t open = {.kind = PEER_OPEN, .info = node->info};
+    pair_open(pair);
+    order_t open = {.kind = PEER_OPEN, .info = pair->node.info};
     order_t echo = {.kind = PEER_ECHO};
-
-    open_to(node, &peer->info, link);
-    assert_int_equal(peer_do(peer, &open), VNX_OK);
-    assert_int_equal(peer_do(peer, &echo), VNX_OK);
+    assert_int_equal(peer_do(&pair->peer, &open), VNX_OK);
+    assert_int_equal(peer_do(&pair->peer, &echo), VNX_OK);
 }
 
 static void
@@ -274,31 +234,24 @@ static void
 test_link_polling_on_both_sides_loses_nothing(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    node.poller = pthread_self();
-    open_both_ways(&node, &peer, &link);
-    peer_order(&peer, &(order_t){.kind = PEER_POLL});
+    echo_open(&pair);
+    peer_order(&pair.peer, &(order_t){.kind = PEER_POLL});
     /* Long enough for the thread to leave the sockets to us. */
     uint64_t settled = vnxi_clock_deadline(50000000);
     while (vnxi_clock_ns() < settled) {
-        vnxi_hub_poll(node.hub);
+        vnxi_hub_poll(pair.node.hub);
     }
     for (uint32_t i = 0; i < 3000; i++) {
-        assert_int_equal(node_send(link, 0, i, 1, 40), VNX_OK);
-        poll_until(&node, &node.account.notifs, i + 1);
+        assert_int_equal(node_send(pair.link, 0, i, 1, 40), VNX_OK);
+        poll_until(&pair.node, &pair.node.account.notifs, i + 1);
     }
-    node_account_t here = node_look(&node);
+    node_account_t here = node_look(&pair.node);
     assert_int_equal(here.notifs, 3000);
     assert_int_equal(here.bad, 0);
     assert_true(here.by_poller > 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 /* Whoever stops polling is woken again: nothing stays in the sockets. */
@@ -306,29 +259,22 @@ static void
 test_link_wakes_an_agent_that_polled_before(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     uint32_t sent = 0;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    node.poller = pthread_self();
-    open_both_ways(&node, &peer, &link);
+    echo_open(&pair);
     for (int round = 0; round < 10; round++) {
         uint64_t until = vnxi_clock_deadline(20000000);
         while (vnxi_clock_ns() < until) {
-            vnxi_hub_poll(node.hub);
+            vnxi_hub_poll(pair.node.hub);
         }
-        size_t before = node_look(&node).by_poller;
-        assert_int_equal(node_send(link, 0, sent++, 1, 40), VNX_OK);
-        assert_true(node_wait(&node, &node.account.notifs, sent));
-        assert_int_equal(node_look(&node).by_poller, before);
+        size_t before = node_look(&pair.node).by_poller;
+        assert_int_equal(node_send(pair.link, 0, sent++, 1, 40), VNX_OK);
+        assert_true(node_wait(&pair.node, &pair.node.account.notifs, sent));
+        assert_int_equal(node_look(&pair.node).by_poller, before);
     }
-    assert_int_equal(node_look(&node).bad, 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    assert_int_equal(node_look(&pair.node).bad, 0);
+    pair_close(&pair);
 }
 
 static void *
@@ -346,26 +292,20 @@ static void
 test_link_many_pollers_take_each_message_once(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
     pthread_t pollers[4];
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_both_ways(&node, &peer, &link);
+    echo_open(&pair);
     for (int i = 0; i < 4; i++) {
-        pthread_create(&pollers[i], NULL, poll_all_the_time, &node);
+        pthread_create(&pollers[i], NULL, poll_all_the_time, &pair.node);
     }
-    assert_int_equal(node_send(link, 0, 0, 20000, 32), VNX_OK);
+    assert_int_equal(node_send(pair.link, 0, 0, 20000, 32), VNX_OK);
     for (int i = 0; i < 4; i++) {
         pthread_join(pollers[i], NULL);
     }
-    assert_true(node_wait(&node, &node.account.notifs, 20000));
-    assert_int_equal(node_look(&node).bad, 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    assert_true(node_wait(&pair.node, &pair.node.account.notifs, 20000));
+    assert_int_equal(node_look(&pair.node).bad, 0);
+    pair_close(&pair);
 }
 
 static long
@@ -401,24 +341,17 @@ static void
 test_link_idle_thread_sleeps(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    node.poller = pthread_self();
-    open_both_ways(&node, &peer, &link);
-    assert_int_equal(node_send(link, 0, 0, 1, 40), VNX_OK);
-    assert_true(node_wait(&node, &node.account.notifs, 1));
+    echo_open(&pair);
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 40), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.notifs, 1));
     usleep(50000); /* what is still to be done after the message */
     long before = thread_switches("vnx-hub");
     assert_true(before > 0);
     usleep(300000);
     assert_int_equal(thread_switches("vnx-hub"), before);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    pair_close(&pair);
 }
 
 /* -- Revocations ---------------------------------------------------------- */
@@ -427,24 +360,20 @@ static void
 test_link_tells_revocations_to_who_opened_it(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *link;
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    open_both_ways(&node, &peer, &link);
+    echo_open(&pair);
     /* The echo tells that the peer knows our link. */
-    assert_int_equal(node_send(link, 0, 0, 1, 40), VNX_OK);
-    assert_true(node_wait(&node, &node.account.notifs, 1));
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 40), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.notifs, 1));
 
     order_t one = {.kind = PEER_REVOKE, .count = 1};
-    assert_int_equal(peer_do(&peer, &one), VNX_OK);
-    assert_true(node_wait(&node, &node.account.revoked, 1));
+    assert_int_equal(peer_do(&pair.peer, &one), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.revoked, 1));
     order_t many = {.kind = PEER_REVOKE, .count = 70000};
-    assert_int_equal(peer_do(&peer, &many), VNX_OK);
-    assert_true(node_wait(&node, &node.account.revoked, 70001));
-    node_account_t here = node_look(&node);
+    assert_int_equal(peer_do(&pair.peer, &many), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.revoked, 70001));
+    node_account_t here = node_look(&pair.node);
     assert_int_equal(here.epoch, 42);
     assert_int_equal(here.mem, VNX_MEM_DRAM);
     assert_int_equal(here.desc.addr, 0x1000 + 69999);
@@ -452,10 +381,8 @@ test_link_tells_revocations_to_who_opened_it(void **state)
     assert_int_equal(here.desc.dev, 69999 % 7);
     assert_int_equal(here.ended, 0);
     /* The peer opened a link to us; we have revoked nothing. */
-    assert_int_equal(peer_look(&peer).revoked, 0);
-    vnxi_link_release(link);
-    node_fini(&node);
-    peer_stop(&peer);
+    assert_int_equal(peer_look(&pair.peer).revoked, 0);
+    pair_close(&pair);
 }
 
 /* Whoever connects late has metadata of some epoch, and hears what was revoked
@@ -474,14 +401,14 @@ test_link_hears_what_was_revoked_before_it_came(void **state)
     assert_int_equal(peer_do(&peer, &few), VNX_OK);
     vnxi_shm_info_t info = peer.info;
     info.epoch = 41;
-    open_to(&node, &info, &links[0]);
+    links[0] = node_open(&node, &info);
     assert_true(node_wait(&node, &node.account.revoked, 3));
     assert_int_equal(node_look(&node).epoch, 42);
     assert_int_equal(node_look(&node).desc.addr, 0x1000 + 2);
     vnxi_link_close(links[0]);
 
     info.epoch = 42;
-    open_to(&node, &info, &links[1]);
+    links[1] = node_open(&node, &info);
     assert_int_equal(node_send(links[1], 0, 0, 1, 40), VNX_OK);
     assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
     assert_int_equal(node_look(&node).revoked, 3);
@@ -490,7 +417,7 @@ test_link_hears_what_was_revoked_before_it_came(void **state)
     order_t many = {.kind = PEER_REVOKE, .count = 3000};
     assert_int_equal(peer_do(&peer, &many), VNX_OK);
     info.epoch = 41;
-    open_to(&node, &info, &links[2]);
+    links[2] = node_open(&node, &info);
     assert_true(node_wait(&node, &node.account.revoked_all, 1));
     for (int i = 0; i < 3; i++) {
         vnxi_link_release(links[i]);

@@ -397,6 +397,28 @@ test_pool_threads_have_a_name_and_block_signals(void **state)
     job_free(job);
 }
 
+/* A child by fork() has a pool of its own, that does the job; so often has it
+ * been done then. */
+static void
+expect_child_works(job_t *job, size_t runs)
+{
+    int status;
+    pid_t pid = fork();
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        alarm(60); /* a child that hangs ends by a signal */
+        if (vnxi_pool_submit(&job->task, NULL) != VNX_OK) {
+            _exit(1);
+        }
+        sem_wait(&job->ended);
+        _exit(atomic_load(&job->runs) == runs ? 0 : 2);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static void
 test_pool_starts_anew_in_a_forked_child(void **state)
 {
@@ -409,20 +431,7 @@ test_pool_starts_anew_in_a_forked_child(void **state)
     job_t *job = job_create(10, 2, NULL);
     assert_int_equal(vnxi_pool_submit(&job->task, NULL), VNX_OK);
     sem_wait(&job->ended);
-    pid_t pid = fork();
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        alarm(60); /* a child that hangs ends by a signal */
-        if (vnxi_pool_submit(&job->task, NULL) != VNX_OK) {
-            _exit(1);
-        }
-        sem_wait(&job->ended);
-        _exit(atomic_load(&job->runs) == 20 ? 0 : 2);
-    }
-    int status;
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
+    expect_child_works(job, 20);
     job_free(job);
 }
 
@@ -441,20 +450,7 @@ test_pool_fork_at_any_moment(void **state)
     assert_int_equal(vnxi_pool_submit(&busy->task, NULL), VNX_OK);
     for (int i = 0; i < 20; i++) {
         job_t *job = job_create(10, 2, NULL);
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) {
-            alarm(60);
-            if (vnxi_pool_submit(&job->task, NULL) != VNX_OK) {
-                _exit(1);
-            }
-            sem_wait(&job->ended);
-            _exit(atomic_load(&job->runs) == 10 ? 0 : 2);
-        }
-        int status;
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        assert_true(WIFEXITED(status));
-        assert_int_equal(WEXITSTATUS(status), 0);
+        expect_child_works(job, 10);
         job_free(job);
     }
     sem_wait(&busy->ended);

@@ -87,7 +87,7 @@ test_reach_local_leaves_no_descriptor(void **state)
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     void *data = vnx_shared_buffer_data(buffer);
     vnx_error_t error;
-    size_t before = count_open_fds();
+    size_t before = open_fds();
     (void)state;
 
     for (int i = 0; i < 20; i++) {
@@ -95,7 +95,7 @@ test_reach_local_leaves_no_descriptor(void **state)
         assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
         vnxi_region_release(region);
     }
-    assert_int_equal(count_open_fds(), before);
+    assert_int_equal(open_fds(), before);
     vnx_shared_buffer_free(buffer);
 }
 

@@ -2,9 +2,8 @@
 #ifndef VNX_SHARE_HELP_H
 #define VNX_SHARE_HELP_H
 
-#include "vnx_test.h"
+#include "open_fds.h"
 
-#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,19 +14,6 @@
 #include "engine/native/shm/share.h"
 
 #define SIZE ((size_t)256 << 10)
-
-static inline size_t
-count_open_fds(void)
-{
-    size_t count = 0;
-    DIR *dir = opendir("/proc/self/fd");
-    assert_non_null(dir);
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
-}
 
 static inline vnx_shared_buffer_t *
 make_buffer(size_t size)

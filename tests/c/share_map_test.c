@@ -64,7 +64,7 @@ test_share_map_shows_the_same_bytes(void **state)
 {
     const fixture_t *fixture = *state;
     vnxi_share_map_t *map = NULL;
-    size_t fds = count_open_fds();
+    size_t fds = open_fds();
 
     memset(fixture->data, 1, SIZE);
     assert_int_equal(
@@ -75,7 +75,7 @@ test_share_map_shows_the_same_bytes(void **state)
     assert_memory_equal(seen, fixture->data, SIZE);
     seen[SIZE - 1] = 0x77;
     assert_int_equal(fixture->data[SIZE - 1], 0x77);
-    assert_int_equal(count_open_fds(), fds);
+    assert_int_equal(open_fds(), fds);
     vnxi_share_map_release(map);
     vnxi_share_map_release(NULL);
 }

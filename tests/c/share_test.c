@@ -33,7 +33,7 @@ test_shared_buffer_refuses_impossible_sizes(void **state)
     (void)state;
     vnx_shared_buffer_t *buffer = NULL;
     vnx_error_t error;
-    size_t fds = count_open_fds();
+    size_t fds = open_fds();
 
     assert_int_equal(vnx_shared_buffer_create(0, &buffer, &error),
                      VNX_ERR_INVALID_PARAM);
@@ -43,14 +43,14 @@ test_shared_buffer_refuses_impossible_sizes(void **state)
                      VNX_ERR_NO_MEMORY);
     assert_string_equal(error.operation, "shared_buffer");
     assert_null(buffer);
-    assert_int_equal(count_open_fds(), fds);
+    assert_int_equal(open_fds(), fds);
 }
 
 static void
 test_shared_buffer_leaves_nothing_behind(void **state)
 {
     (void)state;
-    size_t fds = count_open_fds();
+    size_t fds = open_fds();
     for (int i = 0; i < 100; i++) {
         vnx_shared_buffer_t *buffer = make_buffer(SIZE);
         vnxi_share_t share = find(vnx_shared_buffer_data(buffer), SIZE);
@@ -62,7 +62,7 @@ test_shared_buffer_leaves_nothing_behind(void **state)
         assert_int_equal(share.fd, -1);
         vnxi_share_fini(&share);
     }
-    assert_int_equal(count_open_fds(), fds);
+    assert_int_equal(open_fds(), fds);
 }
 
 /* -- What is shared --------------------------------------------------------
@@ -103,13 +103,13 @@ test_share_many_regions_of_a_memfd_cost_one_descriptor(void **state)
     enum { MANY = 3000 };
     static vnxi_share_t shares[MANY];
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
-    size_t fds = count_open_fds();
+    size_t fds = open_fds();
 
     for (size_t i = 0; i < MANY; i++) {
         shares[i] = find(vnx_shared_buffer_data(buffer), SIZE);
         assert_int_equal(shares[i].fd, shares[0].fd);
     }
-    assert_int_equal(count_open_fds(), fds);
+    assert_int_equal(open_fds(), fds);
     for (size_t i = 0; i < MANY; i++) {
         vnxi_share_fini(&shares[i]);
     }
@@ -355,7 +355,7 @@ test_procmap_ioctl_and_text_say_the_same(void **state)
     int fd = make_memfd(0, SIZE);
     void *read_only = map_fd(fd, PROT_READ, MAP_SHARED, 4096, SIZE - 4096);
     const void *places[] = {vnx_shared_buffer_data(buffer), read_only, &fd,
-                            (const void *)(uintptr_t)count_open_fds};
+                            (const void *)(uintptr_t)open_fds};
 
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         vnxi_procmap_t query, text;

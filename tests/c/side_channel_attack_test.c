@@ -1,11 +1,9 @@
 /* Clients and servers that mean ill, or are ill: each costs its own exchange,
  * nobody else's. */
-#include "side_channel_crowd.h"
+#include "side_channel_attacks.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -13,38 +11,35 @@
 
 /* -- Clients -------------------------------------------------------------- */
 
-static void
-crowd(const void *data, size_t len)
-{
-    expect_crowd_held(channel_new, 2000, data, len);
-}
+static const attacked_t attacked = {channel_new, PEER_REQUEST,
+                                    PEER_REQUEST_LEN};
 
 static void
 test_attack_silent_crowd(void **state)
 {
     (void)state;
-    crowd(NULL, 0);
+    expect_crowd_held(&attacked, 2000, NULL, 0);
 }
 
 static void
 test_attack_one_byte_crowd(void **state)
 {
     (void)state;
-    crowd("\0", 1);
+    expect_crowd_held(&attacked, 2000, "\0", 1);
 }
 
 static void
 test_attack_half_frame_crowd(void **state)
 {
     (void)state;
-    crowd(PEER_REQUEST, PEER_REQUEST_LEN - 1);
+    expect_crowd_held(&attacked, 2000, PEER_REQUEST, PEER_REQUEST_LEN - 1);
 }
 
 static void
 test_attack_crowd_beyond_the_table_gives_way(void **state)
 {
     (void)state;
-    expect_crowd_gives_way(channel_new);
+    expect_crowd_gives_way(&attacked);
 }
 
 static void
@@ -140,52 +135,10 @@ test_attack_largest_request_is_read_and_refused(void **state)
 }
 
 static void
-test_attack_resets_in_mid_frame(void **state)
+test_attack_resets_and_storms_leave_nothing(void **state)
 {
     (void)state;
-    vnx_side_channel_t *channel = channel_new(NULL);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-
-    for (size_t cut = 0; cut <= PEER_REQUEST_LEN; cut++) {
-        int fd = peer_connect(port);
-        peer_send(fd, PEER_REQUEST, cut);
-        peer_reset(fd);
-        channel_expect(channel, port, BLOB, BLOB_LEN);
-    }
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    vnx_side_channel_free(channel);
-}
-
-static void
-test_attack_connect_and_close_storm(void **state)
-{
-    (void)state;
-    vnx_side_channel_t *channel = channel_new(NULL);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-    size_t fds = open_fds();
-
-    for (int i = 0; i < 2000; i++) {
-        int fd = peer_connect(port);
-        if (i % 2 == 0) {
-            close(fd);
-        } else {
-            peer_reset(fd);
-        }
-    }
-    expect_service(channel, port);
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    WAIT_UNTIL(open_fds() == fds);
-    vnx_side_channel_free(channel);
-}
-
-/* A reply that the kernel's buffers cannot hold, and who never reads it. */
-static int
-never_reading(int port)
-{
-    int small = 4096, fd = peer_connect(port);
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
-    peer_send(fd, PEER_REQUEST, PEER_REQUEST_LEN);
-    return fd;
+    expect_storm_leaves_nothing(&attacked, 2000);
 }
 
 static void
@@ -202,7 +155,7 @@ test_attack_never_reading_readers_are_reset(void **state)
     char byte;
 
     for (int i = 0; i < 32; i++) {
-        fds[i] = never_reading(port);
+        fds[i] = never_reading(&attacked, port);
     }
     WAIT_UNTIL(channel_stats(channel).timed_out == 32);
     WAIT_UNTIL(channel_stats(channel).open == 0);
@@ -220,28 +173,7 @@ static void
 test_attack_never_reading_readers_give_way(void **state)
 {
     (void)state;
-    const size_t len = 32u << 20;
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .max_connections = 8,
-                                          .client_timeout_ms = 3600000};
-    vnx_side_channel_t *channel = channel_new(&options);
-    unsigned char *data = pattern(len, 1);
-    int port = channel_start(channel, data, len);
-    int fds[8];
-
-    for (int i = 0; i < 8; i++) {
-        fds[i] = never_reading(port);
-    }
-    WAIT_UNTIL(channel_stats(channel).open == 8);
-    for (int i = 0; i < 3; i++) {
-        channel_expect(channel, port, data, len);
-    }
-    assert_true(channel_stats(channel).evicted >= 1);
-    for (int i = 0; i < 8; i++) {
-        close(fds[i]);
-    }
-    free(data);
-    vnx_side_channel_free(channel);
+    expect_never_reading_give_way(&attacked);
 }
 
 static void
@@ -270,70 +202,21 @@ test_attack_served_client_that_stays_gives_way(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* The process has no file descriptor left for one more client. */
 static void
 test_attack_out_of_file_descriptors(void **state)
 {
     (void)state;
-    static int hoard[4096];
-    struct rlimit before, low;
-    size_t count = 0;
-    vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 3600000};
-    vnx_side_channel_t *channel = channel_new(&options);
-    int port = channel_start(channel, BLOB, BLOB_LEN);
-
-    getrlimit(RLIMIT_NOFILE, &before);
-    low = before;
-    low.rlim_cur = open_fds() + 64;
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
-    while (count < 4096 && (hoard[count] = dup(0)) >= 0) {
-        count++;
-    }
-    assert_int_equal(errno, EMFILE);
-    /* Nobody can give way: it is taken and closed, not left waiting. */
-    close(hoard[--count]);
-    peer_expect_end(peer_connect(port));
-    assert_int_equal(channel_stats(channel).open, 0);
-    /* A silent one gives way to the next. */
-    close(hoard[--count]);
-    int silent = peer_connect(port);
-    WAIT_UNTIL(channel_stats(channel).open == 1);
-    close(hoard[--count]);
-    expect_service(channel, port);
-    peer_expect_end(silent);
-    while (count > 0) {
-        close(hoard[--count]);
-    }
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
-    expect_service(channel, port);
-    assert_true(channel_stats(channel).evicted >= 2);
-    vnx_side_channel_free(channel);
+    expect_no_fds_are_survived(&attacked);
 }
 
 /* -- Servers -------------------------------------------------------------- */
 
 static void
-expect_timeout(void (*serve)(peer_server_t *, int), const char *text)
-{
-    vnx_side_channel_t *channel = channel_new(NULL);
-    peer_server_t server = {0};
-
-    peer_server_start(&server, serve);
-    uint64_t start = vnxi_clock_ns();
-    channel_expect_failure(channel, server.port, 200, VNX_ERR_TIMEOUT, text);
-    uint64_t took = vnxi_clock_ns() - start;
-    assert_true(took >= 200000000);
-    assert_true(took < 10 * UINT64_C(200000000));
-    peer_server_stop(&server);
-    vnx_side_channel_free(channel);
-}
-
-static void
 test_attack_silent_server_holds_nobody(void **state)
 {
     (void)state;
-    expect_timeout(peer_serve_silence, "receiving from 127.0.0.1: timed out");
+    expect_request_ends_in_time(channel_new, peer_serve_silence,
+                                "receiving from 127.0.0.1: timed out");
 }
 
 /* A byte in 20 ms: a timeout of each read would never come. */
@@ -354,7 +237,7 @@ static void
 test_attack_dripping_server_holds_nobody(void **state)
 {
     (void)state;
-    expect_timeout(serve_drip, "receiving from");
+    expect_request_ends_in_time(channel_new, serve_drip, "receiving from");
 }
 
 /* The socket never runs dry, the reply never ends. */
@@ -455,8 +338,7 @@ main(void)
         cmocka_unit_test(test_attack_drip_does_not_extend_the_deadline),
         cmocka_unit_test(test_attack_garbage_costs_its_connection),
         cmocka_unit_test(test_attack_largest_request_is_read_and_refused),
-        cmocka_unit_test(test_attack_resets_in_mid_frame),
-        cmocka_unit_test(test_attack_connect_and_close_storm),
+        cmocka_unit_test(test_attack_resets_and_storms_leave_nothing),
         cmocka_unit_test(test_attack_never_reading_readers_are_reset),
         cmocka_unit_test(test_attack_never_reading_readers_give_way),
         cmocka_unit_test(test_attack_served_client_that_stays_gives_way),

@@ -1,7 +1,6 @@
 /* Keys: what a listener serves under them, what replaces it, and the bytes. */
 #include "side_channel_peer.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -25,29 +24,6 @@ start_with(vnx_side_channel_t *channel, const vnx_side_channel_blob_t *blobs,
     return port;
 }
 
-static vnx_status_t
-ask(vnx_side_channel_t *channel, int port, const char *key, char *text,
-    vnx_error_t *error)
-{
-    vnx_side_channel_request_params_t params = {.size = sizeof params,
-                                                .host = "127.0.0.1",
-                                                .port = port,
-                                                .timeout_ms = 20000,
-                                                .key = key,
-                                                .key_length = strlen(key)};
-    void *data;
-    size_t len;
-
-    vnx_status_t status =
-        vnx_side_channel_request_with(channel, &params, &data, &len, error);
-    if (status == VNX_OK) {
-        memcpy(text, data, len);
-        text[len] = '\0';
-        free(data);
-    }
-    return status;
-}
-
 static void
 expect(vnx_side_channel_t *channel, int port, const char *key,
        const char *expected)
@@ -55,7 +31,7 @@ expect(vnx_side_channel_t *channel, int port, const char *key,
     vnx_error_t error;
     char text[64];
 
-    if (ask(channel, port, key, text, &error) != VNX_OK) {
+    if (channel_ask(channel, "127.0.0.1", port, key, text, &error) != VNX_OK) {
         fail_msg("request failed: %s", error.cause);
     }
     assert_string_equal(text, expected);
@@ -68,7 +44,9 @@ expect_none(vnx_side_channel_t *channel, int port, const char *key,
     vnx_error_t error;
     char text[64];
 
-    assert_int_equal(ask(channel, port, key, text, &error), VNX_ERR_NOT_FOUND);
+    assert_int_equal(
+        channel_ask(channel, "127.0.0.1", port, key, text, &error),
+        VNX_ERR_NOT_FOUND);
     assert_non_null(strstr(error.cause, cause));
 }
 
@@ -217,7 +195,9 @@ expect_reply(const char *reply, size_t len, vnx_status_t status,
     vnx_error_t error = {0};
 
     peer_server_start(&server, serve_keyed);
-    assert_int_equal(ask(channel, server.port, "0,1", got, &error), status);
+    assert_int_equal(
+        channel_ask(channel, "127.0.0.1", server.port, "0,1", got, &error),
+        status);
     if (strstr(status == VNX_OK ? got : error.cause, text) == NULL) {
         fail_msg("'%s' is not in '%s'", text, error.cause);
     }

@@ -1,6 +1,5 @@
 #include "side_channel_peer.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -130,15 +129,10 @@ peer_server_stopped(peer_server_t *server, int ms)
 }
 
 void
-peer_serve_reply(peer_server_t *server, int client)
+peer_send_reply(peer_server_t *server, int client)
 {
-    char request[PEER_REQUEST_LEN];
     size_t sent = 0;
 
-    if (peer_recv(client, request, sizeof request) != sizeof request ||
-        memcmp(request, PEER_REQUEST, sizeof request) != 0) {
-        return;
-    }
     while (sent < server->reply_len) {
         ssize_t count = send(client, (const char *)server->reply + sent,
                              server->reply_len - sent, MSG_NOSIGNAL);
@@ -150,6 +144,17 @@ peer_serve_reply(peer_server_t *server, int client)
 }
 
 void
+peer_serve_reply(peer_server_t *server, int client)
+{
+    char request[PEER_REQUEST_LEN];
+
+    if (peer_recv(client, request, sizeof request) == sizeof request &&
+        memcmp(request, PEER_REQUEST, sizeof request) == 0) {
+        peer_send_reply(server, client);
+    }
+}
+
+void
 peer_serve_silence(peer_server_t *server, int client)
 {
     (void)client;
@@ -157,13 +162,19 @@ peer_serve_silence(peer_server_t *server, int client)
 }
 
 vnx_side_channel_t *
-channel_new(const vnx_side_channel_options_t *options)
+channel_of(vnx_side_channel_kind_t kind,
+           const vnx_side_channel_options_t *options)
 {
     vnx_side_channel_t *channel;
-    assert_int_equal(
-        vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, options, &channel, NULL),
-        VNX_OK);
+    assert_int_equal(vnx_side_channel_create(kind, options, &channel, NULL),
+                     VNX_OK);
     return channel;
+}
+
+vnx_side_channel_t *
+channel_new(const vnx_side_channel_options_t *options)
+{
+    return channel_of(VNX_SIDE_CHANNEL_TCP, options);
 }
 
 int
@@ -215,6 +226,30 @@ channel_expect_failure(vnx_side_channel_t *channel, int port, int timeout_ms,
     }
 }
 
+vnx_status_t
+channel_ask(vnx_side_channel_t *channel, const char *host, int port,
+            const char *key, char text_p[64], vnx_error_t *error)
+{
+    vnx_side_channel_request_params_t params = {.size = sizeof params,
+                                                .host = host,
+                                                .port = port,
+                                                .timeout_ms = 20000,
+                                                .key = key,
+                                                .key_length = strlen(key)};
+    void *data;
+    size_t len;
+
+    vnx_status_t status =
+        vnx_side_channel_request_with(channel, &params, &data, &len, error);
+    if (status == VNX_OK) {
+        assert_in_range(len, 0, 63);
+        memcpy(text_p, data, len);
+        text_p[len] = '\0';
+        free(data);
+    }
+    return status;
+}
+
 vnx_side_channel_stats_t
 channel_stats(const vnx_side_channel_t *channel)
 {
@@ -223,18 +258,15 @@ channel_stats(const vnx_side_channel_t *channel)
     return stats;
 }
 
-size_t
-open_fds(void)
+void
+channel_expect_one_connection(const vnx_side_channel_t *channel, int fd,
+                              uint64_t served)
 {
-    size_t count = 0;
-    DIR *dir = opendir("/proc/self/fd");
-
-    assert_non_null(dir);
-    while (readdir(dir) != NULL) {
-        count++;
-    }
-    closedir(dir);
-    return count;
+    WAIT_UNTIL(channel_stats(channel).served == served);
+    assert_int_equal(channel_stats(channel).accepted, 1);
+    close(fd);
+    WAIT_UNTIL(channel_stats(channel).open == 0);
+    assert_int_equal(channel_stats(channel).refused, 0);
 }
 
 size_t

@@ -6,10 +6,11 @@
 #ifndef VNX_SIDE_CHANNEL_PEER_H
 #define VNX_SIDE_CHANNEL_PEER_H
 
-#include "vnx_test.h"
+#include "open_fds.h"
 
 #include <pthread.h>
 #include <stdbool.h>
+#include <unistd.h>
 #include <vnx/side_channel.h>
 
 /* "GET_METADATA" in its frame. */
@@ -44,6 +45,8 @@ void peer_server_start(peer_server_t *server,
                        void (*serve)(peer_server_t *, int));
 void peer_server_stop(peer_server_t *server);
 
+/* Send `reply` as it stands. */
+void peer_send_reply(peer_server_t *server, int client);
 /* Read the request, send `reply` as it stands, close. */
 void peer_serve_reply(peer_server_t *server, int client);
 /* Hold the client, silently, until the server stops. */
@@ -53,7 +56,13 @@ bool peer_server_stopped(peer_server_t *server, int ms);
 
 /* -- Side channels under test --------------------------------------------- */
 
-vnx_side_channel_t *channel_new(const vnx_side_channel_options_t *options);
+/* How a test makes channels of its transport. */
+typedef vnx_side_channel_t *
+channel_make_t(const vnx_side_channel_options_t *options);
+
+vnx_side_channel_t *channel_of(vnx_side_channel_kind_t kind,
+                               const vnx_side_channel_options_t *options);
+channel_make_t channel_new; /* by TCP */
 /* Start on any port of every address. */
 int channel_start(vnx_side_channel_t *channel, const void *data, size_t len);
 /* One request over IPv4 that must bring exactly these bytes. */
@@ -63,7 +72,15 @@ void channel_expect(vnx_side_channel_t *channel, int port, const void *data,
 void channel_expect_failure(vnx_side_channel_t *channel, int port,
                             int timeout_ms, vnx_status_t status,
                             const char *text);
+/* One request for what is under `key`; its `text_p` only on success. */
+vnx_status_t channel_ask(vnx_side_channel_t *channel, const char *host,
+                         int port, const char *key, char text_p[64],
+                         vnx_error_t *error);
 vnx_side_channel_stats_t channel_stats(const vnx_side_channel_t *channel);
+/* `served` requests were answered over the one connection `fd`, which is
+ * closed then, and nothing was refused. */
+void channel_expect_one_connection(const vnx_side_channel_t *channel, int fd,
+                                   uint64_t served);
 
 /* Wait (30 s at most, then fail) until `condition` holds. */
 #define WAIT_UNTIL(condition)                           \
@@ -78,7 +95,6 @@ vnx_side_channel_stats_t channel_stats(const vnx_side_channel_t *channel);
 
 /* -- The process ---------------------------------------------------------- */
 
-size_t open_fds(void);
 /* Raise the soft limit to the hard one; how many fds there may be. */
 size_t raise_fd_limit(void);
 bool have_ipv6(void);

@@ -1,14 +1,12 @@
 /* The contract of vnx/side_channel.h, between two of our own and with an end
  * that is written from the bytes. */
-#include "side_channel_peer.h"
+#include "side_channel_attacks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include "side_channel/side_channel.h"
 
 static void
 test_side_channel_exchanges_both_ways(void **state)
@@ -374,38 +372,11 @@ test_side_channel_stats_count_what_happened(void **state)
     vnx_side_channel_free(channel);
 }
 
-static bool
-give_up(void *arg)
-{
-    return ++*(int *)arg == 3;
-}
-
 static void
 test_side_channel_request_can_be_interrupted(void **state)
 {
     (void)state;
-    vnx_side_channel_t *channel = channel_new(NULL);
-    peer_server_t server = {0};
-    vnx_side_channel_answer_t answer;
-    vnxi_side_batch_t *batch;
-    int count = 0;
-
-    peer_server_start(&server, peer_serve_silence);
-    vnx_side_channel_request_params_t params = {.size = sizeof params,
-                                                .host = "127.0.0.1",
-                                                .port = server.port,
-                                                .timeout_ms = 60000};
-    assert_int_equal(vnxi_side_batch_begin(channel, &params, 1, &batch, NULL),
-                     VNX_OK);
-    assert_false(vnxi_side_batch_run(batch, give_up, &count));
-    assert_int_equal(count, 3);
-    vnxi_side_batch_take(batch, 0, &answer);
-    assert_int_equal(answer.status, VNX_ERR_CANCELED);
-    assert_null(answer.metadata);
-    assert_non_null(strstr(answer.error.cause, "interrupted"));
-    vnxi_side_batch_free(batch);
-    peer_server_stop(&server);
-    vnx_side_channel_free(channel);
+    expect_request_is_interrupted(channel_new);
 }
 
 int

@@ -1,8 +1,7 @@
 /* Secrets and TLS, between two of our own: who is let in, who is not, and what
  * each is told. */
-#include "certificates.h"
+#include "tls_channels.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -13,24 +12,6 @@ secret_channel(const char *secret)
 {
     vnx_side_channel_options_t options = {.size = sizeof options,
                                           .secret = secret};
-    return channel_new(&options);
-}
-
-static vnx_side_channel_t *
-tls_server(const char *certificate, const char *secret)
-{
-    char paths[2][128];
-    vnx_side_channel_options_t options =
-        server_options(certificate, secret, paths);
-    return channel_new(&options);
-}
-
-static vnx_side_channel_t *
-tls_client(const char *ca, const char *name, const char *secret)
-{
-    char path[128];
-    vnx_side_channel_options_t options =
-        client_options(ca, name, secret, path);
     return channel_new(&options);
 }
 
@@ -134,29 +115,19 @@ static void
 test_tls_carries_every_size(void **state)
 {
     (void)state;
-    static const size_t sizes[] = {0, 1, 40000, 8u << 20};
-    vnx_side_channel_t *server = tls_server("server.pem", NULL);
-    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
-
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        unsigned char *data = pattern(sizes[i], (unsigned)i);
-        int port = channel_start(server, data, sizes[i]);
-        channel_expect(client, port, data, sizes[i]);
-        channel_expect(client, port, data, sizes[i]);
-        vnx_side_channel_shutdown(server);
-        free(data);
-    }
-    vnx_side_channel_free(server);
-    vnx_side_channel_free(client);
+    expect_tls_carries_every_size(channel_new, NULL);
 }
 
 static void
 test_tls_and_a_secret_go_together(void **state)
 {
     (void)state;
-    vnx_side_channel_t *server = tls_server("server.pem", SECRET);
-    vnx_side_channel_t *friend = tls_client("ca.pem", NULL, SECRET);
-    vnx_side_channel_t *stranger = tls_client("ca.pem", NULL, NULL);
+    vnx_side_channel_t *server =
+        tls_server(channel_new, "server.pem", SECRET, 0);
+    vnx_side_channel_t *friend =
+        tls_client(channel_new, "ca.pem", NULL, SECRET);
+    vnx_side_channel_t *stranger =
+        tls_client(channel_new, "ca.pem", NULL, NULL);
     int port = channel_start(server, "metadata", 8);
 
     channel_expect(friend, port, "metadata", 8);
@@ -167,38 +138,11 @@ test_tls_and_a_secret_go_together(void **state)
     vnx_side_channel_free(stranger);
 }
 
-/* What a client with `ca` and `name` is told of `certificate`. */
-static void
-expect_told(const char *certificate, const char *ca, const char *name,
-            const char *text)
-{
-    vnx_side_channel_t *server = tls_server(certificate, NULL);
-    vnx_side_channel_t *client = tls_client(ca, name, NULL);
-    int port = channel_start(server, "x", 1);
-
-    channel_expect_failure(client, port, 20000, VNX_ERR_NOT_ALLOWED, text);
-    WAIT_UNTIL(channel_stats(server).open == 0);
-    assert_int_equal(channel_stats(server).served, 0);
-    vnx_side_channel_free(server);
-    vnx_side_channel_free(client);
-}
-
 static void
 test_tls_certificates_are_checked(void **state)
 {
     (void)state;
-    expect_told("expired.pem", "ca.pem", NULL, "expired");
-    expect_told("other.pem", "ca.pem", NULL, "mismatch");
-    expect_told("server.pem", "ca.pem", "other.test", "mismatch");
-    expect_told("stranger.pem", "ca.pem", NULL, "issuer");
-    expect_told("server.pem", "nobody.pem", NULL, "issuer");
-
-    vnx_side_channel_t *server = tls_server("other.pem", NULL);
-    vnx_side_channel_t *client = tls_client("ca.pem", "other.test", NULL);
-    int port = channel_start(server, "x", 1);
-    channel_expect(client, port, "x", 1);
-    vnx_side_channel_free(server);
-    vnx_side_channel_free(client);
+    expect_tls_checks_certificates(channel_new, NULL);
 }
 
 /* Without having read a request. */
@@ -217,8 +161,9 @@ test_tls_to_plain_and_plain_to_tls_are_told(void **state)
 {
     (void)state;
     vnx_side_channel_t *plain = channel_new(NULL);
-    vnx_side_channel_t *server = tls_server("server.pem", NULL);
-    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
+    vnx_side_channel_t *server =
+        tls_server(channel_new, "server.pem", NULL, 0);
+    vnx_side_channel_t *client = tls_client(channel_new, "ca.pem", NULL, NULL);
     peer_server_t raw = {.reply = "HTTP/1.1 400 Bad Request\r\n\r\n",
                          .reply_len = 28};
     int plain_port = channel_start(plain, "x", 1);
@@ -249,59 +194,14 @@ static void
 test_tls_silent_and_half_handshakes_hold_nobody(void **state)
 {
     (void)state;
-    char paths[2][128];
-    vnx_side_channel_options_t options = {
-        .size = sizeof options,
-        .client_timeout_ms = 300,
-        .tls_certificate = in_folder("server.pem", paths[0]),
-        .tls_key = in_folder("server.key", paths[1])};
-    vnx_side_channel_t *server = channel_new(&options);
-    vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
-    int port = channel_start(server, "x", 1);
-    int fds[40];
-
-    for (int i = 0; i < 40; i++) {
-        fds[i] = peer_connect(port);
-        peer_send(fds[i], "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-                  (size_t)i % 12);
-    }
-    for (int i = 0; i < 5; i++) {
-        channel_expect(client, port, "x", 1);
-    }
-    for (int i = 0; i < 40; i++) {
-        peer_expect_end(fds[i]);
-    }
-    WAIT_UNTIL(channel_stats(server).open == 0);
-    peer_server_t silent = {0};
-    peer_server_start(&silent, peer_serve_silence);
-    channel_expect_failure(client, silent.port, 100, VNX_ERR_TIMEOUT,
-                           "TLS with 127.0.0.1: timed out");
-    peer_server_stop(&silent);
-    vnx_side_channel_free(server);
-    vnx_side_channel_free(client);
+    expect_tls_half_handshakes_hold_nobody(channel_new);
 }
 
 static void
 test_tls_shutdown_in_the_middle_leaves_nothing(void **state)
 {
     (void)state;
-    size_t fds = open_fds();
-    const size_t len = 16u << 20;
-    unsigned char *data = pattern(len, 9);
-
-    for (int i = 0; i < 5; i++) {
-        vnx_side_channel_t *server = tls_server("server.pem", NULL);
-        vnx_side_channel_t *client = tls_client("ca.pem", NULL, NULL);
-        int port = channel_start(server, data, len);
-        int half = peer_connect(port);
-        peer_send(half, "\x16\x03\x01", 3);
-        channel_expect(client, port, data, len);
-        vnx_side_channel_free(server);
-        vnx_side_channel_free(client);
-        close(half);
-    }
-    assert_int_equal(open_fds(), fds);
-    free(data);
+    expect_tls_shutdown_leaves_nothing(channel_new);
 }
 
 /* -- Files ---------------------------------------------------------------- */
@@ -337,8 +237,10 @@ test_tls_files_that_are_missing_or_wrong_are_named(void **state)
     expect_start_failure("server.pem", "ca.pem", "tls_key '");
     expect_start_failure("server.pem", "other.key", "mismatch");
 
-    vnx_side_channel_t *server = tls_server("server.pem", NULL);
-    vnx_side_channel_t *client = tls_client("none.pem", NULL, NULL);
+    vnx_side_channel_t *server =
+        tls_server(channel_new, "server.pem", NULL, 0);
+    vnx_side_channel_t *client =
+        tls_client(channel_new, "none.pem", NULL, NULL);
     int port = channel_start(server, "x", 1);
     channel_expect_failure(client, port, 20000, VNX_ERR_INVALID_PARAM,
                            "none.pem': No such file");

@@ -1,28 +1,5 @@
 /* Regions and keys over a libucp that does what tests want. */
-#include "ucx_fake.h"
-
-static ground_t ground;
-static ucx_flight_t flight;
-static vnxi_ucx_conn_t *conn;
-
-static void
-begin(unsigned workers, size_t row, size_t rows)
-{
-    open_sides(workers, 20.0);
-    conn = ucx_side_connect(&here, &there, 7);
-    AWAIT(vnxi_ucx_conn_is_wired(conn));
-    ground_open(&ground, conn, row, rows);
-    ground_flight(&ground, &flight, VNX_OP_READ);
-}
-
-static void
-finish(void)
-{
-    ucx_flight_free(&flight);
-    ground_close(&ground);
-    end_conn(conn);
-    close_sides();
-}
+#include "ucx_flight.h"
 
 /* Its keys' handles are made where it is used. */
 static vnx_status_t
@@ -218,7 +195,7 @@ static void
 test_ucx_memory_key_that_is_cut_short(void **state)
 {
     (void)state;
-    begin(1, 128, 10);
+    begin(1, 20.0, VNX_OP_READ, 128, 10);
     vnxi_ucx_mem_t *mem = ucx_mem_of(ground.remote);
     replace_key(mem->key, 9);
     assert_int_equal(move(), VNX_ERR_INVALID_PARAM);
@@ -237,7 +214,7 @@ static void
 test_ucx_memory_key_goes_from_every_worker(void **state)
 {
     (void)state;
-    begin(3, 65536, 64);
+    begin(3, 20.0, VNX_OP_READ, 65536, 64);
     vnxi_ucx_mem_t *mem = ucx_mem_of(ground.remote);
     for (int i = 0; i < 4; i++) {
         assert_int_equal(move(), VNX_OK);
@@ -255,7 +232,7 @@ static void
 test_ucx_memory_key_that_was_not_used(void **state)
 {
     (void)state;
-    begin(4, 128, 10);
+    begin(4, 20.0, VNX_OP_READ, 128, 10);
     assert_int_equal(fake->workers, 2);
     vnxi_ucx_mem_t *mem = ucx_mem_of(ground.remote);
     for (int i = 0; i < 50; i++) {
@@ -271,7 +248,7 @@ static void
 test_ucx_memory_keys_after_their_connection(void **state)
 {
     (void)state;
-    begin(2, 128, 1200);
+    begin(2, 20.0, VNX_OP_READ, 128, 1200);
     assert_int_equal(move(), VNX_OK);
     vnxi_ucx_conn_close(conn);
     AWAIT(atomic_load(&fake->keys) == 0); /* they go with their endpoint */
@@ -282,7 +259,7 @@ static void
 test_ucx_memory_keys_after_the_stop(void **state)
 {
     (void)state;
-    begin(2, 128, 1200);
+    begin(2, 20.0, VNX_OP_READ, 128, 1200);
     assert_int_equal(move(), VNX_OK);
     vnxi_ucx_stop(here.ucx);
     assert_int_equal(fake->keys, 0);
@@ -293,7 +270,7 @@ static void
 test_ucx_memory_keys_after_all_else(void **state)
 {
     (void)state;
-    begin(2, 128, 1200);
+    begin(2, 20.0, VNX_OP_READ, 128, 1200);
     assert_int_equal(move(), VNX_OK);
     ucx_flight_free(&flight);
     end_conn(conn);
@@ -308,7 +285,7 @@ static void
 test_ucx_memory_keys_of_a_lost_connection(void **state)
 {
     (void)state;
-    begin(2, 128, 1200);
+    begin(2, 20.0, VNX_OP_READ, 128, 1200);
     assert_int_equal(move(), VNX_OK);
     calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
     ucx_side_await_lost(&here);

@@ -1,30 +1,5 @@
 /* Transfers over a libucp that does what tests want. */
-#include "ucx_fake.h"
-
-static ground_t ground;
-static ucx_flight_t flight;
-static vnxi_ucx_conn_t *conn;
-
-/* `rows` of `row` bytes each, from here to there or back. */
-static void
-begin(unsigned workers, double stall_seconds, vnx_op_t op, size_t row,
-      size_t rows)
-{
-    open_sides(workers, stall_seconds);
-    conn = ucx_side_connect(&here, &there, 7);
-    AWAIT(vnxi_ucx_conn_is_wired(conn));
-    ground_open(&ground, conn, row, rows);
-    ground_flight(&ground, &flight, op);
-}
-
-static void
-finish(void)
-{
-    ucx_flight_free(&flight);
-    ground_close(&ground);
-    end_conn(conn);
-    close_sides();
-}
+#include "ucx_flight.h"
 
 static void
 post_it(void)
@@ -32,6 +7,15 @@ post_it(void)
     if (ucx_flight_post(&flight) != VNX_IN_PROG) {
         fail_msg("%s", flight.error.cause);
     }
+}
+
+/* Post it, and see `count` requests of that kind come and stay. */
+static void
+post_held(fake_ucp_kind_t kind, size_t count)
+{
+    hold(kind, true);
+    post_it();
+    AWAIT(calls->held(kind) == count);
 }
 
 static void
@@ -51,6 +35,36 @@ assert_ends(vnx_status_t status, const char *cause)
         assert_int_equal(flight.error.status, status);
         assert_cause(cause);
     }
+}
+
+/* Another transfer over the same connection. */
+typedef struct beside {
+    ground_t ground;
+    ucx_flight_t flight;
+} beside_t;
+
+static void
+beside_open(beside_t *beside, vnx_op_t op)
+{
+    ground_open(&beside->ground, conn, 100, 10);
+    ground_flight(&beside->ground, &beside->flight, op);
+    ground_fill(&beside->ground);
+}
+
+static void
+beside_close(beside_t *beside)
+{
+    ucx_flight_free(&beside->flight);
+    ground_close(&beside->ground);
+}
+
+/* Its bytes arrive, from post to end. */
+static void
+beside_moves(beside_t *beside)
+{
+    assert_int_equal(ucx_flight_post(&beside->flight), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_await(&beside->flight), VNX_OK);
+    assert_true(ground_is_equal(&beside->ground));
 }
 
 /* -- Bytes -----------------------------------------------------------------
@@ -192,9 +206,7 @@ test_ucx_xfer_write_waits_for_its_flush(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
-    hold(FAKE_FLUSH, true);
-    post_it();
-    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    post_held(FAKE_FLUSH, 1);
     AWAIT(atomic_load(&fake->requests) == 1);
     assert_false(flight_has_ended(&flight));
     assert_int_equal(posts(FAKE_PUT), 40);
@@ -211,9 +223,7 @@ test_ucx_xfer_write_waits_for_its_pieces(void **state)
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
     hold(FAKE_PUT, true);
-    hold(FAKE_FLUSH, true);
-    post_it();
-    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    post_held(FAKE_FLUSH, 1);
     end_all(FAKE_FLUSH, 0);
     for (int i = 0; i < 39; i++) {
         calls->end(FAKE_PUT, 0, 0);
@@ -232,10 +242,8 @@ test_ucx_xfer_write_flushes_at_every_worker(void **state)
 {
     (void)state;
     begin(3, 20.0, VNX_OP_WRITE, 65536, 256);
-    hold(FAKE_PUT, true);
     hold(FAKE_FLUSH, true);
-    post_it();
-    AWAIT(calls->held(FAKE_PUT) == 256);
+    post_held(FAKE_PUT, 256);
     size_t used = (size_t)atomic_load(&fake->unpacks);
     assert_in_range(used, 1, 3);
     AWAIT(calls->held(FAKE_FLUSH) == used);
@@ -260,9 +268,7 @@ test_ucx_xfer_write_whose_piece_failed(void **state)
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
     hold(FAKE_PUT, true);
-    hold(FAKE_FLUSH, true);
-    post_it();
-    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    post_held(FAKE_FLUSH, 1);
     assert_true(calls->end(FAKE_PUT, 17, -3));
     end_all(FAKE_PUT, 0);
     end_all(FAKE_FLUSH, 0);
@@ -393,9 +399,7 @@ test_ucx_xfer_waits_for_the_reason(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 8);
-    hold(FAKE_GET, true);
-    post_it();
-    AWAIT(calls->held(FAKE_GET) == 8);
+    post_held(FAKE_GET, 8);
     end_all(FAKE_GET, VNXI_UCS_ERR_TIMED_OUT);
     calls->break_eps(VNXI_UCS_ERR_ENDPOINT_TIMEOUT);
     assert_ends(VNX_ERR_REMOTE_DISCONNECT, "fake status -80");
@@ -459,28 +463,22 @@ test_ucx_xfer_keeps_a_window(void **state)
 static void
 test_ucx_xfer_short_ones_pass_long_ones(void **state)
 {
-    ground_t little;
-    ucx_flight_t quick;
+    beside_t quick;
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 65536, 1024);
-    ground_open(&little, conn, 100, 10);
-    ground_flight(&little, &quick, VNX_OP_READ);
-    ground_fill(&little);
+    beside_open(&quick, VNX_OP_READ);
     hold(FAKE_GET, true);
     post_it();
     AWAIT(calls->held(FAKE_GET) >= 511);
     for (int round = 0; round < 3; round++) {
         hold(FAKE_GET, false);
-        assert_int_equal(ucx_flight_post(&quick), VNX_IN_PROG);
-        assert_int_equal(ucx_flight_await(&quick), VNX_OK);
-        assert_true(ground_is_equal(&little));
+        beside_moves(&quick);
         assert_false(flight_has_ended(&flight));
     }
     vnxi_ucx_xfer_cancel(flight.xfer);
     end_all(FAKE_GET, VNXI_UCS_ERR_CANCELED);
     assert_ends(VNX_ERR_CANCELED, "cancelled");
-    ucx_flight_free(&quick);
-    ground_close(&little);
+    beside_close(&quick);
     finish();
 }
 
@@ -524,9 +522,7 @@ test_ucx_xfer_cancel_waits_for_what_is_in_flight(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 2000);
-    hold(FAKE_GET, true);
-    post_it();
-    AWAIT(calls->held(FAKE_GET) == 2000);
+    post_held(FAKE_GET, 2000);
     vnxi_ucx_xfer_cancel(flight.xfer);
     vnxi_ucx_xfer_cancel(flight.xfer);
     for (int i = 0; i < 1999; i++) {
@@ -545,10 +541,8 @@ test_ucx_xfer_cancelled_pieces_are_no_failure(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 20);
-    hold(FAKE_PUT, true);
     hold(FAKE_FLUSH, true);
-    post_it();
-    AWAIT(calls->held(FAKE_PUT) == 20);
+    post_held(FAKE_PUT, 20);
     vnxi_ucx_xfer_cancel(flight.xfer);
     end_all(FAKE_PUT, VNXI_UCS_ERR_CANCELED);
     end_all(FAKE_FLUSH, VNXI_UCS_ERR_CANCELED);
@@ -606,13 +600,11 @@ settle(void *ucx)
 static void
 test_ucx_xfer_settles(void **state)
 {
-    ground_t other;
-    ucx_flight_t lasting;
+    beside_t lasting;
     pthread_t thread;
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 20);
-    ground_open(&other, conn, 100, 10);
-    ground_flight(&other, &lasting, VNX_OP_READ);
+    beside_open(&lasting, VNX_OP_READ);
     hold(FAKE_GET, true);
     vnxi_ucx_settle(here.ucx); /* nothing is in flight */
     post_it();
@@ -623,7 +615,7 @@ test_ucx_xfer_settles(void **state)
     assert_int_equal(pthread_create(&thread, NULL, settle, here.ucx), 0);
     AWAIT(atomic_load(&flight.asked) > asked);
     /* Posting takes the lock that is held until it waits. */
-    assert_int_equal(ucx_flight_post(&lasting), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_post(&lasting.flight), VNX_IN_PROG);
     AWAIT(calls->held(FAKE_GET) == 30);
     for (int i = 0; i < 20; i++) {
         assert_false(flight_has_ended(&flight));
@@ -632,11 +624,10 @@ test_ucx_xfer_settles(void **state)
     pthread_join(thread, NULL);
     assert_int_equal(fake->requests, 10); /* nothing of it lands any more */
     assert_int_equal(ucx_flight_await(&flight), VNX_ERR_NOT_FOUND);
-    assert_false(flight_has_ended(&lasting));
+    assert_false(flight_has_ended(&lasting.flight));
     end_all(FAKE_GET, 0);
-    assert_int_equal(ucx_flight_await(&lasting), VNX_OK);
-    ucx_flight_free(&lasting);
-    ground_close(&other);
+    assert_int_equal(ucx_flight_await(&lasting.flight), VNX_OK);
+    beside_close(&lasting);
     finish();
 }
 
@@ -708,29 +699,43 @@ test_ucx_xfer_slow_is_no_stall(void **state)
 static void
 test_ucx_xfer_stall_ends_its_neighbours(void **state)
 {
-    ground_t other;
-    ucx_flight_t neighbour;
+    beside_t neighbour;
     (void)state;
     begin(1, 0.05, VNX_OP_READ, 128, 20);
-    ground_open(&other, conn, 100, 10);
-    ground_flight(&other, &neighbour, VNX_OP_WRITE);
+    beside_open(&neighbour, VNX_OP_WRITE);
     hold(FAKE_GET, true);
     hold(FAKE_PUT, true);
     post_it();
     AWAIT(calls->held(FAKE_GET) == 20);
-    assert_int_equal(ucx_flight_post(&neighbour), VNX_IN_PROG);
+    assert_int_equal(ucx_flight_post(&neighbour.flight), VNX_IN_PROG);
     assert_ends(VNX_ERR_TIMEOUT, "");
-    assert_int_equal(ucx_flight_await(&neighbour), VNX_ERR_TIMEOUT);
+    assert_int_equal(ucx_flight_await(&neighbour.flight), VNX_ERR_TIMEOUT);
     assert_int_equal(fake->forced, 1);
     hold(FAKE_GET, false);
     hold(FAKE_PUT, false);
-    ground_fill(&other);
-    assert_int_equal(ucx_flight_post(&neighbour), VNX_IN_PROG);
-    assert_int_equal(ucx_flight_await(&neighbour), VNX_OK);
-    assert_true(ground_is_equal(&other));
-    ucx_flight_free(&neighbour);
-    ground_close(&other);
+    ground_fill(&neighbour.ground);
+    beside_moves(&neighbour);
+    beside_close(&neighbour);
     finish();
+}
+
+/* The transfer stalls, and the reset of its connection stands still. */
+static void
+stall_in_reset(vnx_op_t op, fake_ucp_kind_t kind)
+{
+    begin(1, 0.05, op, 128, 20);
+    hold(kind, true);
+    hold(FAKE_CLOSE, true);
+    post_it();
+    assert_ends(VNX_ERR_TIMEOUT, "");
+    AWAIT(calls->held(FAKE_CLOSE) == 1);
+}
+
+static void
+let_reset_go_on(void)
+{
+    hold(FAKE_CLOSE, false);
+    end_all(FAKE_CLOSE, 0);
 }
 
 /* Notifications that come while it is being closed leave after it. */
@@ -738,18 +743,12 @@ static void
 test_ucx_xfer_messages_wait_for_the_reset(void **state)
 {
     (void)state;
-    begin(1, 0.05, VNX_OP_READ, 128, 20);
-    hold(FAKE_GET, true);
-    hold(FAKE_CLOSE, true);
-    post_it();
-    assert_ends(VNX_ERR_TIMEOUT, "");
-    AWAIT(calls->held(FAKE_CLOSE) == 1);
+    stall_in_reset(VNX_OP_READ, FAKE_GET);
     for (int i = 0; i < 10; i++) {
         send_to(conn, &i, sizeof i);
     }
     assert_int_equal(posts(FAKE_AM), 0);
-    hold(FAKE_CLOSE, false);
-    end_all(FAKE_CLOSE, 0);
+    let_reset_go_on();
     ucx_side_await_messages(&there, 10);
     for (int i = 0; i < 10; i++) {
         assert_memory_equal(there.messages[i].bytes, &i, sizeof i);
@@ -762,17 +761,11 @@ static void
 test_ucx_xfer_waits_for_the_reset(void **state)
 {
     (void)state;
-    begin(1, 0.05, VNX_OP_WRITE, 128, 20);
-    hold(FAKE_PUT, true);
-    hold(FAKE_CLOSE, true);
-    post_it();
-    assert_ends(VNX_ERR_TIMEOUT, "");
-    AWAIT(calls->held(FAKE_CLOSE) == 1);
+    stall_in_reset(VNX_OP_WRITE, FAKE_PUT);
     hold(FAKE_PUT, false);
     ground_fill(&ground);
     post_it();
-    hold(FAKE_CLOSE, false);
-    end_all(FAKE_CLOSE, 0);
+    let_reset_go_on();
     assert_ends(VNX_OK, "");
     assert_true(ground_is_equal(&ground));
     finish();
@@ -806,9 +799,7 @@ test_ucx_xfer_cancel_of_what_is_stuck(void **state)
 {
     (void)state;
     begin(1, 0.1, VNX_OP_READ, 128, 20);
-    hold(FAKE_GET, true);
-    post_it();
-    AWAIT(calls->held(FAKE_GET) == 20);
+    post_held(FAKE_GET, 20);
     vnxi_ucx_xfer_cancel(flight.xfer);
     assert_ends(VNX_ERR_CANCELED, "the transfer was cancelled");
     assert_int_equal(fake->forced, 1);

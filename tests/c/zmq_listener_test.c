@@ -83,11 +83,7 @@ test_zmq_listener_answers_both_versions(void **state)
         SEND(fd, ASK_0);
         EXPECT(fd, REPLY_0);
     }
-    WAIT_UNTIL(channel_stats(channel).served == 6);
-    assert_int_equal(channel_stats(channel).accepted, 1);
-    close(fd);
-    WAIT_UNTIL(channel_stats(channel).open == 0);
-    assert_int_equal(channel_stats(channel).refused, 0);
+    channel_expect_one_connection(channel, fd, 6);
     vnx_side_channel_free(channel);
 }
 

@@ -24,11 +24,7 @@
 static vnx_side_channel_t *
 zmq_new(const vnx_side_channel_options_t *options)
 {
-    vnx_side_channel_t *channel;
-    assert_int_equal(
-        vnx_side_channel_create(VNX_SIDE_CHANNEL_ZMQ, options, &channel, NULL),
-        VNX_OK);
-    return channel;
+    return channel_of(VNX_SIDE_CHANNEL_ZMQ, options);
 }
 
 static void

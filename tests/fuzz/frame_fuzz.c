@@ -3,22 +3,9 @@
  * the cap, the head and the pieces, the rest is the stream.  What the decoder
  * makes of it is compared with a reading of the whole stream at once.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "side_channel/frame.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static vnxi_frame_state_t
 expected_state(const uint8_t *stream, size_t size, uint32_t max)

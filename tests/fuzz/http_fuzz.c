@@ -3,22 +3,9 @@
  * which, the rest is the text, or a key.  Results are compared with what must
  * hold of any of them.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "side_channel/http_wire.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 /* What was read from a path is asked for under a path that reads the same. */
 static void

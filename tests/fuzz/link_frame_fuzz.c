@@ -4,22 +4,9 @@
  * read twice, in pieces and at once, and both must tell the same frames and
  * the same end.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "engine/native/shm/link_frame.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static uint64_t
 mix(uint64_t sum, const void *data, size_t len)

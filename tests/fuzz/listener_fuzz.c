@@ -2,22 +2,9 @@
  * Payloads of the metadata listener from anywhere.  What is read is put
  * together again, and must be what came.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "listener/codec.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 /* The command as it stands in the payload at *at. */
 static void

@@ -3,23 +3,11 @@
  * the region table that is made of it.  What is taken must be written again
  * as it was, and every region of it must be found.
  */
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 #include "engine/parts/region.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static void
 check_written_again(const vnxi_metadata_t *metadata, const uint8_t *data,

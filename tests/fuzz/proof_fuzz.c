@@ -3,21 +3,17 @@
  * says to whom the rest is said: to a listener, which must not answer with a
  * byte of what it serves, or to a client, which must not believe it.
  */
+#include "fuzz.h"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <vnx/side_channel.h>
 
 #define SECRET "the secret of the fuzzer"
 #define SERVED "\xa5\x5a\xa5\x5a served \x5a\xa5"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static vnx_side_channel_t *channel;
 static int port;      /* of the listener */
@@ -27,14 +23,6 @@ static int liar_port; /* of that */
 /* What the liar says to the next client. */
 static const uint8_t *lie;
 static size_t lie_len;
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static struct sockaddr_in
 loopback(int to)

@@ -2,22 +2,9 @@
  * Requests of the TCP side channel from anywhere.  What is taken for one is
  * written again and has to be the same bytes: there is one way to say each.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "side_channel/tcp_wire.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static bool
 is_within(const unsigned char *part, size_t len, const uint8_t *data,

@@ -3,23 +3,10 @@
  * taken says the same when it is written again in its shortest form; its key
  * leads back to it.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "side_channel/book.h"
 #include "side_channel/zmq_wire.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static bool
 is_same(const vnxi_zmq_request_t *one, const vnxi_zmq_request_t *other)

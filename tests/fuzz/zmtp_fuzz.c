@@ -3,22 +3,9 @@
  * command.  What is taken apart lies within the input and says the same when
  * it is written again.
  */
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "side_channel/zmtp.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void
-must(bool holds)
-{
-    if (!holds) {
-        abort();
-    }
-}
 
 static void
 try_greeting(const uint8_t *data, size_t size)

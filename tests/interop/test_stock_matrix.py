@@ -289,6 +289,19 @@ def test_metadata_again_and_again_changes_nothing(pair):
 # -- Lives -------------------------------------------------------------------
 
 
+def fetch(reader, room, owner, block, seed):
+    """One READ of a block that has that pattern, which its owner is told."""
+    reader.move(
+        "READ",
+        [(room.addr, SLOT, 0)],
+        [(block.addr, SLOT, 0)],
+        owner.name,
+        b"read",
+    )
+    assert reader.read(room.key) == pattern(seed, SLOT)
+    assert owner.gather_notifs(1) == [(reader.name, b"read")]
+
+
 def test_a_target_that_restarts_is_met_again(make, meet):
     """Our metadata under the same name, after a proper end."""
     here = make("ours")
@@ -297,15 +310,7 @@ def test_a_target_that_restarts_is_met_again(make, meet):
         there = make("stock", "phoenix")
         block = there.alloc(SLOT, seed=seed)
         meet(here, there)
-        here.move(
-            "READ",
-            [(room.addr, SLOT, 0)],
-            [(block.addr, SLOT, 0)],
-            "phoenix",
-            b"read",
-        )
-        assert here.read(room.key) == pattern(seed, SLOT)
-        assert there.gather_notifs(1) == [(here.name, b"read")]
+        fetch(here, room, there, block, seed)
         there.close()
 
 
@@ -317,15 +322,7 @@ def test_we_restart_and_stock_meets_us_again(make, meet):
         here = make("ours", "phoenix")
         block = here.alloc(SLOT, seed=seed)
         meet(here, there)
-        there.move(
-            "READ",
-            [(room.addr, SLOT, 0)],
-            [(block.addr, SLOT, 0)],
-            "phoenix",
-            b"read",
-        )
-        assert there.read(room.key) == pattern(seed, SLOT)
-        assert here.gather_notifs(1) == [(there.name, b"read")]
+        fetch(there, room, here, block, seed)
         here.close()
         there.remove("phoenix")
 

@@ -137,19 +137,16 @@ blob_make(vnxi_engine_t *engine, vnxi_region_t *const *regions, size_t count,
     if (info != NULL) {
         blob_add_conns(&blob, engine, info);
     }
-    bool is_made = blob_write_regions(&blob, regions, count);
+    bool is_made =
+        blob_write_regions(&blob, regions, count) && !blob.conn_bytes.failed;
     if (is_made) {
         vnxi_metadata_write(&out, &blob.picture);
-        is_made = !out.failed && !blob.conn_bytes.failed;
+        is_made = vnxi_writer_take(&out, bytes_p);
     }
     blob_fini(&blob);
-    if (!is_made) {
-        vnxi_writer_fini(&out);
-        return vnxi_error_no_memory(error, operation,
-                                    count * sizeof *blob.regions);
-    }
-    *bytes_p = (vnx_bytes_t){out.data, out.len};
-    return VNX_OK;
+    return is_made ? VNX_OK
+                   : vnxi_error_no_memory(error, operation,
+                                          count * sizeof *blob.regions);
 }
 
 vnx_status_t

@@ -21,8 +21,7 @@
 #include "base/log.h"
 #include "engine/native/native.h"
 #include "engine/native/peer_table.h"
-
-#define OPERATION "add_remote_agent"
+#include "engine/parts/load.h"
 
 typedef struct loading {
     vnxi_engine_t *engine;
@@ -36,10 +35,7 @@ typedef struct loading {
 static vnx_status_t
 refuse(loading_t *loading, vnx_status_t status, const char *cause)
 {
-    vnxi_error_set(loading->error, status, OPERATION, "%s", cause);
-    vnxi_error_peer(loading->error, loading->blob->agent.data,
-                    loading->blob->agent.len);
-    return status;
+    return vnxi_load_refuse(loading->blob, status, cause, loading->error);
 }
 
 static bool
@@ -52,37 +48,17 @@ is_named(vnxi_md_bytes_t backend, const char *name)
 /* -- What the blob offers --------------------------------------------------
  */
 
-static void
-append_name(char *text, size_t size, vnxi_md_bytes_t name)
-{
-    const unsigned char *bytes = name.data;
-    size_t used = strlen(text);
-
-    if (used > 0 && used + 2 < size) {
-        memcpy(text + used, ", ", 3);
-        used += 2;
-    }
-    for (size_t i = 0; i < name.len && i < 32 && used + 1 < size; i++) {
-        text[used++] = vnxi_error_printable(bytes[i]);
-        text[used] = '\0';
-    }
-}
-
 static vnx_status_t
 no_common_backend(loading_t *loading)
 {
     const vnxi_engine_t *engine = loading->engine;
-    char offers[128] = "", cause[VNX_ERROR_CAUSE_MAX];
+    char ours[288];
 
-    for (size_t i = 0; i < loading->blob->conn_count; i++) {
-        append_name(offers, sizeof offers, loading->blob->conns[i].backend);
-    }
-    snprintf(cause, sizeof cause,
-             "no way to reach it: it offers %s, this agent only SHM (agents "
-             "of vllm_nixl on the same host)%s%.200s",
-             offers, engine->no_ucx[0] != '\0' ? "; UCX is missing: " : "",
+    snprintf(ours, sizeof ours,
+             "only SHM (agents of vllm_nixl on the same host)%s%.200s",
+             engine->no_ucx[0] != '\0' ? "; UCX is missing: " : "",
              engine->no_ucx);
-    return refuse(loading, VNX_ERR_BACKEND, cause);
+    return vnxi_load_refuse_no_way(loading->blob, ours, loading->error);
 }
 
 static vnx_status_t
@@ -221,7 +197,8 @@ open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
         if (local != NULL) {
             vnxi_native_unref(local);
         }
-        return vnxi_error_no_memory(loading->error, OPERATION, sizeof *peer);
+        return vnxi_error_no_memory(loading->error, VNXI_OP_LOAD,
+                                    sizeof *peer);
     }
     peer->local = local;
     peer->has_info = loading->has_info;
@@ -374,12 +351,10 @@ load(loading_t *loading, vnxi_peer_t *current, vnxi_peer_t **peer_p)
     bool has_conn = loading->blob->conn_count > 0;
 
     if (!has_conn && known == NULL) {
-        return refuse(loading, VNX_ERR_NOT_FOUND,
-                      "metadata without connection data of an agent that is "
-                      "not known: load its full metadata first");
+        return vnxi_load_refuse_unknown(loading->blob, loading->error);
     }
     if (!has_conn && !is_alive) {
-        return vnxi_native_peer_error(known, OPERATION, loading->error);
+        return vnxi_native_peer_error(known, VNXI_OP_LOAD, loading->error);
     }
     if (!has_conn || (is_alive && is_same_instance(loading, known))) {
         vnx_status_t status = update_peer(loading, known);

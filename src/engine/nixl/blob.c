@@ -183,12 +183,9 @@ write_blob(const vnxi_metadata_t *blob, vnx_bytes_t *bytes_p,
     vnxi_writer_t out = {0};
 
     vnxi_metadata_write(&out, blob);
-    if (out.failed) {
-        vnxi_writer_fini(&out);
-        return vnxi_error_no_memory(error, PART, 0);
-    }
-    *bytes_p = (vnx_bytes_t){out.data, out.len};
-    return VNX_OK;
+    return vnxi_writer_take(&out, bytes_p)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, PART, 0);
 }
 
 vnx_status_t

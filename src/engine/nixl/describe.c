@@ -75,10 +75,7 @@ vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
     } else {
         describe_engine(engine, &out);
     }
-    if (out.failed) {
-        vnxi_writer_fini(&out);
-        return vnxi_error_no_memory(error, "describe", 0);
-    }
-    *members_p = (vnx_bytes_t){out.data, out.len};
-    return VNX_OK;
+    return vnxi_writer_take(&out, members_p)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, "describe", 0);
 }

@@ -11,16 +11,12 @@
  * registered again; the library refuses that, so the peer is loaded anew, as
  * another generation, and lists prepared on the old one say so.
  */
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/error.h"
 #include "engine/nixl/nixl.h"
-#include "engine/parts/metadata.h"
-
-#define OPERATION "add_remote_agent"
+#include "engine/parts/load.h"
 
 /* How a backend of the peer's is reached. */
 typedef struct vnxi_nixl_conn {
@@ -51,16 +47,13 @@ vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count)
 static vnx_status_t
 refuse(loading_t *loading, vnx_status_t status, const char *cause)
 {
-    vnxi_error_set(loading->error, status, OPERATION, "%s", cause);
-    vnxi_error_peer(loading->error, loading->blob->agent.data,
-                    loading->blob->agent.len);
-    return status;
+    return vnxi_load_refuse(loading->blob, status, cause, loading->error);
 }
 
 static vnx_status_t
 no_memory(loading_t *loading, size_t size)
 {
-    return vnxi_error_no_memory(loading->error, OPERATION, size);
+    return vnxi_error_no_memory(loading->error, VNXI_OP_LOAD, size);
 }
 
 /* -- Connections -----------------------------------------------------------
@@ -83,26 +76,12 @@ place_of(vnxi_engine_t *engine, vnxi_md_bytes_t name)
 static vnx_status_t
 no_common_backend(loading_t *loading)
 {
-    char offers[128] = "", ours[128], cause[VNX_ERROR_CAUSE_MAX];
-    size_t used = 0;
+    char ours[128] = "has ";
 
-    for (size_t i = 0;
-         i < loading->blob->conn_count && used + 34 < sizeof offers; i++) {
-        vnxi_md_bytes_t name = loading->blob->conns[i].backend;
-        const unsigned char *bytes = name.data;
-        used += (size_t)sprintf(offers + used, "%s", used > 0 ? ", " : "");
-        for (size_t k = 0; k < name.len && k < 32; k++) {
-            offers[used++] = vnxi_error_printable(bytes[k]);
-        }
-        offers[used] = '\0';
-    }
     vnxi_nixl_backend_names(loading->engine,
-                            vnxi_nixl_all_backends(loading->engine), ours,
-                            sizeof ours);
-    snprintf(cause, sizeof cause,
-             "no way to reach it: it offers %s, this agent has %s", offers,
-             ours);
-    return refuse(loading, VNX_ERR_BACKEND, cause);
+                            vnxi_nixl_all_backends(loading->engine), ours + 4,
+                            sizeof ours - 4);
+    return vnxi_load_refuse_no_way(loading->blob, ours, loading->error);
 }
 
 static vnx_status_t
@@ -190,7 +169,7 @@ add_row(loading_t *loading, rows_t *rows, int backend, vnx_mem_t mem,
     }
     rows->at[rows->count++] = region;
     vnx_status_t status = vnxi_nixl_region_attach(
-        region, 1u << backend, NULL, 0, OPERATION, loading->error);
+        region, 1u << backend, NULL, 0, VNXI_OP_LOAD, loading->error);
     if (status == VNX_OK) {
         vnxi_nixl_region(region)->digest = digest_of(row, backend);
     }
@@ -309,7 +288,7 @@ load_into_library(loading_t *loading, vnxi_nixl_peer_t *peer)
     char *name = NULL;
 
     if (!vnxi_nixl_enter(engine)) {
-        return vnxi_nixl_stopped(OPERATION, loading->error);
+        return vnxi_nixl_stopped(VNXI_OP_LOAD, loading->error);
     }
     int code = engine->capi->load_remote_md(engine->agent, loading->data,
                                             loading->len, &name);
@@ -318,7 +297,7 @@ load_into_library(loading_t *loading, vnxi_nixl_peer_t *peer)
         peer->is_loaded = true;
         vnxi_nixl_poller_listen(engine);
     } else {
-        status = vnxi_nixl_peer_failed(peer, code, OPERATION,
+        status = vnxi_nixl_peer_failed(peer, code, VNXI_OP_LOAD,
                                        "loading the metadata", loading->error);
     }
     vnxi_nixl_leave(engine);
@@ -437,12 +416,10 @@ load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
                       "NIXL takes no agent names with a NUL byte");
     }
     if (!has_conns && known == NULL) {
-        return refuse(loading, VNX_ERR_NOT_FOUND,
-                      "metadata without connection data of an agent that is "
-                      "not known: load its full metadata first");
+        return vnxi_load_refuse_unknown(loading->blob, loading->error);
     }
     if (!has_conns && !is_alive) {
-        return vnxi_nixl_peer_error(known, OPERATION, loading->error);
+        return vnxi_nixl_peer_error(known, VNXI_OP_LOAD, loading->error);
     }
     if (!has_conns || (is_alive && is_same_instance(loading, known))) {
         return update_peer(loading, known, peer_p);

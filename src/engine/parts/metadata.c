@@ -403,8 +403,9 @@ vnxi_metadata_name(const void *blob, size_t len, const void **name_p,
 
 /* -- Writing -------------------------------------------------------------- */
 
-static void
-put_field(vnxi_writer_t *writer, const char *tag, const void *data, size_t len)
+void
+vnxi_md_field_write(vnxi_writer_t *writer, const char *tag, const void *data,
+                    size_t len)
 {
     vnxi_write_bytes(writer, tag, strlen(tag));
     vnxi_write_u64(writer, len);
@@ -436,9 +437,9 @@ put_region(vnxi_writer_t *writer, const vnxi_md_region_t *region)
 static void
 put_section(vnxi_writer_t *writer, const vnxi_md_section_t *section)
 {
-    put_field(writer, TAG_SECTION_BACKEND, section->backend.data,
-              section->backend.len);
-    put_field(writer, TAG_LIST, LIST_KIND, sizeof(LIST_KIND) - 1);
+    vnxi_md_field_write(writer, TAG_SECTION_BACKEND, section->backend.data,
+                        section->backend.len);
+    vnxi_md_field_write(writer, TAG_LIST, LIST_KIND, sizeof(LIST_KIND) - 1);
     vnxi_write_bytes(writer, TAG_MEM, sizeof(TAG_MEM) - 1);
     vnxi_write_u64(writer, 4);
     vnxi_write_u32(writer, (uint32_t)section->mem);
@@ -453,15 +454,18 @@ void
 vnxi_metadata_write(vnxi_writer_t *writer, const vnxi_metadata_t *metadata)
 {
     vnxi_write_bytes(writer, PREFIX, sizeof(PREFIX) - 1);
-    put_field(writer, TAG_AGENT, metadata->agent.data, metadata->agent.len);
+    vnxi_md_field_write(writer, TAG_AGENT, metadata->agent.data,
+                        metadata->agent.len);
     put_number(writer, TAG_CONNS, metadata->conn_count);
     for (size_t i = 0; i < metadata->conn_count; i++) {
         const vnxi_md_conn_t *conn = &metadata->conns[i];
-        put_field(writer, TAG_CONN_BACKEND, conn->backend.data,
-                  conn->backend.len);
-        put_field(writer, TAG_CONN_INFO, conn->info.data, conn->info.len);
+        vnxi_md_field_write(writer, TAG_CONN_BACKEND, conn->backend.data,
+                            conn->backend.len);
+        vnxi_md_field_write(writer, TAG_CONN_INFO, conn->info.data,
+                            conn->info.len);
     }
-    put_field(writer, "", MEMORY_SECTION, sizeof(MEMORY_SECTION) - 1);
+    vnxi_md_field_write(writer, "", MEMORY_SECTION,
+                        sizeof(MEMORY_SECTION) - 1);
     put_number(writer, TAG_SECTIONS, metadata->section_count);
     for (size_t i = 0; i < metadata->section_count; i++) {
         put_section(writer, &metadata->sections[i]);

@@ -66,6 +66,11 @@ vnx_status_t vnxi_metadata_name(const void *blob, size_t len,
                                 const void **name_p, size_t *name_len_p,
                                 vnx_error_t *error);
 
+/* Append one field as NIXL's messages have it, too: tag, length, bytes, '|'.
+ */
+void vnxi_md_field_write(vnxi_writer_t *writer, const char *tag,
+                         const void *data, size_t len);
+
 /* Append the blob to `writer` (writer->failed: no memory).  Writes what stock
  * NIXL would read; sections must not be empty. */
 void vnxi_metadata_write(vnxi_writer_t *writer,

@@ -3,19 +3,11 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "engine/parts/metadata.h"
 
 #define PREFIX "nixlSerDes|"
 #define TAG_NAME "name"
 #define TAG_MESSAGE "msg"
-
-static void
-put_field(vnxi_writer_t *writer, const char *tag, const void *data, size_t len)
-{
-    vnxi_write_bytes(writer, tag, strlen(tag));
-    vnxi_write_u64(writer, len);
-    vnxi_write_bytes(writer, data, len);
-    vnxi_write_u8(writer, '|');
-}
 
 void
 vnxi_ucx_notif_write(vnxi_writer_t *writer, const void *sender,
@@ -23,8 +15,8 @@ vnxi_ucx_notif_write(vnxi_writer_t *writer, const void *sender,
                      size_t message_len)
 {
     vnxi_write_bytes(writer, PREFIX, sizeof PREFIX - 1);
-    put_field(writer, TAG_NAME, sender, sender_len);
-    put_field(writer, TAG_MESSAGE, message, message_len);
+    vnxi_md_field_write(writer, TAG_NAME, sender, sender_len);
+    vnxi_md_field_write(writer, TAG_MESSAGE, message, message_len);
 }
 
 static bool
