@@ -3,13 +3,11 @@
  * the same memory, moved by as many threads, with nothing around them.
  *
  *   bare readv|stream|latency BLOCK THREADS PASSES < pairs
- *   bare wake BUSY_US PASSES
  *
  * `pairs` is local offset, remote offset, ... as uint64.  Prints the seconds
  * of each pass.  readv copies with process_vm_readv, 256 pieces a call;
  * stream copies from a shared mapping with non-temporal stores; latency reads
- * one block a pass.  wake signals a sleeping thread, which is then busy for a
- * while, once a pass: what handing work to another thread costs its caller.
+ * one block a pass.
  *
  * A forked child owns the source, so that its pages are another process's.
  */
@@ -299,85 +297,14 @@ run(job_t *job, bool latency, int passes)
     waitpid(job->owner, NULL, 0);
 }
 
-/* -- Waking a thread ------------------------------------------------------ */
-
-typedef struct sleeper {
-    pthread_mutex_t lock;
-    pthread_cond_t work, done;
-    unsigned posted, finished; /* passes; protected by lock */
-    double busy;               /* seconds of each */
-} sleeper_t;
-
-static void *
-sleeper_run(void *argument)
-{
-    sleeper_t *sleeper = argument;
-
-    pthread_mutex_lock(&sleeper->lock);
-    for (;;) {
-        while (sleeper->finished == sleeper->posted) {
-            pthread_cond_wait(&sleeper->work, &sleeper->lock);
-        }
-        pthread_mutex_unlock(&sleeper->lock);
-        double end = seconds_now() + sleeper->busy;
-        while (seconds_now() < end) {
-        }
-        pthread_mutex_lock(&sleeper->lock);
-        sleeper->finished++;
-        pthread_cond_signal(&sleeper->done);
-    }
-    return NULL;
-}
-
-static double
-wake_once(sleeper_t *sleeper)
-{
-    pthread_mutex_lock(&sleeper->lock);
-    sleeper->posted++;
-    pthread_mutex_unlock(&sleeper->lock);
-    double started = seconds_now();
-    pthread_cond_signal(&sleeper->work);
-    double taken = seconds_now() - started;
-
-    pthread_mutex_lock(&sleeper->lock);
-    while (sleeper->finished < sleeper->posted) {
-        pthread_cond_wait(&sleeper->done, &sleeper->lock);
-    }
-    pthread_mutex_unlock(&sleeper->lock);
-    return taken;
-}
-
-static int
-run_wakes(double busy, int passes)
-{
-    static sleeper_t sleeper = {.lock = PTHREAD_MUTEX_INITIALIZER,
-                                .work = PTHREAD_COND_INITIALIZER,
-                                .done = PTHREAD_COND_INITIALIZER};
-    pthread_t thread;
-
-    sleeper.busy = busy;
-    if (pthread_create(&thread, NULL, sleeper_run, &sleeper) != 0) {
-        fail("pthread_create");
-    }
-    for (int pass = 0; pass < passes; pass++) {
-        printf("%.9f\n", wake_once(&sleeper));
-    }
-    return 0; /* the sleeper ends with the process */
-}
-
 int
 main(int argc, char **argv)
 {
     job_t job = {0};
 
-    if (argc == 4 && strcmp(argv[1], "wake") == 0) {
-        return run_wakes(strtod(argv[2], NULL) * 1e-6,
-                         (int)strtol(argv[3], NULL, 10));
-    }
     if (argc != 5) {
         fprintf(stderr, "usage: bare readv|stream|latency BLOCK THREADS "
-                        "PASSES < pairs\n"
-                        "       bare wake BUSY_US PASSES\n");
+                        "PASSES < pairs\n");
         return 2;
     }
     job.shared = strcmp(argv[1], "stream") == 0;

@@ -1,4 +1,4 @@
-"""Build and run the bare loops (bare.c) that rows are compared with."""
+"""Build and run what rows are compared with: bare.c and bare_wake.c."""
 
 from __future__ import annotations
 
@@ -21,41 +21,56 @@ def threads() -> int:
 
 
 def build(folder: Path) -> Path:
-    program = folder / "bare"
-    command = [os.environ.get("CC", "cc"), "-O3", "-std=gnu11", "-pthread"]
-    command += ["-D_GNU_SOURCE", str(HERE / "bare.c"), "-o", str(program)]
-    subprocess.run(command, check=True)
-    return program
+    """Both programs, in this folder, which the functions below take."""
+    for name in ("bare", "bare_wake"):
+        command = [os.environ.get("CC", "cc"), "-O3", "-std=gnu11"]
+        command += ["-pthread", "-D_GNU_SOURCE", str(HERE / f"{name}.c")]
+        subprocess.run([*command, "-o", str(folder / name)], check=True)
+    return folder
 
 
 def _run(
-    program: Path, kind: str, size: int, block: int, passes: int
+    folder: Path, kind: str, size: int, block: int, passes: int
 ) -> list[float]:
     """Seconds of each pass, over the very blocks that the rows move."""
     pairs = np.empty((size // block, 2), np.uint64)
     for column, seed in enumerate(SEEDS):
         pairs[:, column] = scatter(size // block, seed) * block
-    command = [str(program), kind, str(block), str(threads()), str(passes)]
+    command = [str(folder / "bare"), kind, str(block), str(threads())]
+    command.append(str(passes))
     done = subprocess.run(
         command, input=pairs.tobytes(), stdout=subprocess.PIPE, check=True
     )
     return [float(line) for line in done.stdout.split()]
 
 
-def bandwidth(program: Path, kind: str, block: int, quick: bool) -> Samples:
+def bandwidth(folder: Path, kind: str, block: int, quick: bool) -> Samples:
     size = VOLUME // 8 if quick else VOLUME
-    seconds = _run(program, kind, size, block, 3 if quick else 8)
+    seconds = _run(folder, kind, size, block, 3 if quick else 8)
     return {"gbs": [size / value / 1e9 for value in seconds[1:]]}
 
 
-def latency(program: Path, block: int, quick: bool) -> Samples:
+def latency(folder: Path, block: int, quick: bool) -> Samples:
     count = 500 if quick else 5000
-    seconds = _run(program, "latency", MIB, block, count)
+    seconds = _run(folder, "latency", MIB, block, count)
     return {"us": [statistics.median(seconds[count // 10 :]) * 1e6]}
 
 
-def wakes(program: Path, busy_us: int, quick: bool) -> Samples:
-    """What it costs to wake a sleeping thread: as tail() has it."""
-    command = [str(program), "wake", str(busy_us), "50" if quick else "500"]
+def _wakes(folder: Path, kind: str, us: int, passes: int) -> list[float]:
+    command = [str(folder / "bare_wake"), kind, str(us), str(passes)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return tail([float(line) for line in done.stdout.split()])
+    return [float(line) for line in done.stdout.split()]
+
+
+def wakes(folder: Path, busy_us: int, quick: bool) -> Samples:
+    """What it costs to wake a sleeping thread: as tail() has it."""
+    return tail(_wakes(folder, "signal", busy_us, 50 if quick else 500))
+
+
+def deliveries(folder: Path, pause_us: int, quick: bool) -> Samples:
+    """A message to a sleeping program, by way of a thread of its own; the
+    same whoever sends."""
+    count = 50 if quick else 1000
+    seconds = _wakes(folder, "deliver", pause_us, count)
+    p50 = statistics.median(seconds[count // 10 :]) * 1e6
+    return {"us": [p50], "from_stock_us": [p50]}

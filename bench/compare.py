@@ -69,6 +69,8 @@ class Bench:
                 return bare.latency(self.bare, block, self.quick)
             if kind == "wake":
                 return bare.wakes(self.bare, block, self.quick)
+            if kind == "deliver":
+                return bare.deliveries(self.bare, block, self.quick)
             return bare.bandwidth(self.bare, kind, block, self.quick)
         command = [self.pythons[side], str(HERE / "worker.py"), side, row.name]
         if self.quick:
