@@ -85,6 +85,7 @@ struct ucp_ep {
     vnxi_ucp_err_handler_t handler;
     vnxi_ucs_status_t failure;
     bool closing;
+    bool freed; /* below: by a connection that failed in ucp_ep_create() */
     struct ucp_ep *next;
 };
 
@@ -730,6 +731,27 @@ ucp_worker_set_am_recv_handler(vnxi_ucp_worker_t worker,
 /* -- Endpoints -------------------------------------------------------------
  */
 
+/* The peer ends after it was connected to and before it is sent anything.  A
+ * connection that is waited for while the endpoint is made then takes with it
+ * what the endpoint stands on, and nothing says so. */
+static void
+die_connecting_lock_held(struct ucp_ep *ep)
+{
+    if (strstr(fake_ucp.settings, "TCP_CONN_NB=y;") != NULL) {
+        fail_ep_lock_held(ep, VNXI_UCS_ERR_ENDPOINT_TIMEOUT);
+    } else {
+        ep->freed = true;
+    }
+}
+
+static void
+check_ep(const struct ucp_ep *ep)
+{
+    if (ep->freed) {
+        misuse("an endpoint is used whose connection failed as it was made");
+    }
+}
+
 EXPORT vnxi_ucs_status_t
 ucp_ep_create(vnxi_ucp_worker_t worker, const vnxi_ucp_ep_params_t *params,
               vnxi_ucp_ep_t *ep_p)
@@ -748,7 +770,9 @@ ucp_ep_create(vnxi_ucp_worker_t worker, const vnxi_ucp_ep_params_t *params,
     pthread_mutex_lock(&lock);
     ep->next = worker->eps;
     worker->eps = ep;
-    if (find_worker_lock_held(ep->target) == NULL) {
+    if (atomic_load(&fake_ucp.die_connecting)) {
+        die_connecting_lock_held(ep);
+    } else if (find_worker_lock_held(ep->target) == NULL) {
         fail_ep_lock_held(ep, VNXI_UCS_ERR_ENDPOINT_TIMEOUT);
     }
     pthread_mutex_unlock(&lock);
@@ -818,6 +842,7 @@ post(struct ucp_ep *ep, const vnxi_ucp_request_param_t *param, item_t wish)
     atomic_store(&orders->poster, pthread_self());
     while (atomic_load(&fake_ucp.inside) && run_due(ep->worker) > 0) {
     }
+    check_ep(ep);
     if (ep->closing) {
         misuse("an endpoint is used after it was closed");
     }
@@ -873,6 +898,7 @@ ucp_ep_close_nbx(vnxi_ucp_ep_t ep, const vnxi_ucp_request_param_t *param)
     bool by_force = (param->flags & VNXI_UCP_EP_CLOSE_FORCE) != 0;
 
     USE(ep->worker);
+    check_ep(ep);
     if (ep->closing) {
         misuse("an endpoint is closed twice");
     }

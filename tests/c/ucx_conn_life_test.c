@@ -150,6 +150,22 @@ test_ucx_conn_life_that_ucx_refuses_is_lost(void **state)
     assert_int_equal(there.lost_count, 0);
 }
 
+/* UCX frees what it still uses where it waits for such a connection. */
+static void
+test_ucx_conn_life_to_a_peer_that_ends_meanwhile_is_lost(void **state)
+{
+    (void)state;
+    open_sides(2, 20.0);
+    atomic_store(&fake->die_connecting, true);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 8);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 8);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
 static void
 test_ucx_conn_life_with_garbage_for_an_address_is_lost(void **state)
 {
@@ -480,6 +496,7 @@ main(void)
         with_fake(test_ucx_conn_life_transports_that_are_many_or_unknown),
         with_fake(test_ucx_conn_life_warms_up_every_worker_once),
         with_fake(test_ucx_conn_life_that_ucx_refuses_is_lost),
+        with_fake(test_ucx_conn_life_to_a_peer_that_ends_meanwhile_is_lost),
         with_fake(test_ucx_conn_life_with_garbage_for_an_address_is_lost),
         with_fake(test_ucx_conn_life_an_error_is_told_once),
         with_fake(test_ucx_conn_life_error_while_messages_wait),

@@ -29,6 +29,12 @@ static const struct {
     /* Without it PUTs are messages; in pieces of 8 KiB, UCX's own, they take
      * twice as long.  Peers have room for 64 KiB unless told otherwise. */
     {19, "TCP_TX_SEG_SIZE", "64k"},
+    /* A connection is begun, and made while UCX progresses.  UCX's own way is
+     * to wait for it in ucp_ep_create(), for minutes where a host does not
+     * answer; and where the peer ends between that and the first bytes, UCX
+     * frees the TCP endpoint under the one that it has just given us, and the
+     * next use of that ends the process (1.22 and 1.23). */
+    {19, "TCP_CONN_NB", "y"},
     /* How long a peer may not know that we have closed a connection by force:
      * it answers for the other direction too.  UCX's own 20 s are a hang. */
     {19, "KEEPALIVE_INTERVAL", "3s"},
