@@ -142,8 +142,9 @@ leave(struct ucp_worker **worker)
 }
 
 /* Until the end of the block. */
-#define USE(worker) \
-    struct ucp_worker *in_use_ __attribute__((cleanup(leave))) = enter(worker)
+#define USE(worker)                                                      \
+    struct ucp_worker *in_use_ __attribute__((cleanup(leave), unused)) = \
+        enter(worker)
 
 static vnxi_ucs_ptr_t
 error_ptr(int status)

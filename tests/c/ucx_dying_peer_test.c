@@ -20,8 +20,6 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-extern char **environ;
-
 /* -- The moment ------------------------------------------------------------
  */
 
