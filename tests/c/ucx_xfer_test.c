@@ -94,6 +94,21 @@ test_ucx_xfer_moves_bytes(void **state)
     move_bytes(1, VNX_OP_READ, 1, 1);
 }
 
+/* Chunks of half a mebibyte are what a short transfer is cut into; UCX gets no
+ * shorter requests than they are. */
+static void
+test_ucx_xfer_long_rows_in_long_requests(void **state)
+{
+    (void)state;
+    begin(2, 20.0, VNX_OP_READ, (1u << 20) + 1000, 4);
+    ground_fill(&ground);
+    post_it();
+    assert_ends(VNX_OK, "");
+    assert_true(ground_is_equal(&ground));
+    assert_in_range(posts(FAKE_GET), 8, 4 * 3);
+    finish();
+}
+
 /* UCX that is done within the call, and calls back from within others. */
 static void
 test_ucx_xfer_moves_bytes_at_once(void **state)
@@ -827,6 +842,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_fake(test_ucx_xfer_moves_bytes),
+        with_fake(test_ucx_xfer_long_rows_in_long_requests),
         with_fake(test_ucx_xfer_moves_bytes_at_once),
         with_fake(test_ucx_xfer_callbacks_within_posts),
         with_fake(test_ucx_xfer_cuts_at_regions),

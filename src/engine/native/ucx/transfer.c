@@ -19,6 +19,7 @@
 #define WINDOW_BYTES (32u << 20)
 #define WINDOW_PIECES_MIN 64u
 #define WINDOW_PIECES_MAX 2048u
+#define PIECE_BYTES (1u << 20) /* of a request at most */
 
 #define STOP_PATIENCE_NS 1000000000u
 #define GRACE_NS 100000000u
@@ -35,8 +36,7 @@ static size_t
 window_of(const vnxi_plan_t *plan)
 {
     uint64_t each = plan->bytes / (plan->pieces > 0 ? plan->pieces : 1) + 1;
-    uint64_t window =
-        WINDOW_BYTES / (each < VNXI_PIECE_MAX ? each : VNXI_PIECE_MAX);
+    uint64_t window = WINDOW_BYTES / (each < PIECE_BYTES ? each : PIECE_BYTES);
     return window < WINDOW_PIECES_MIN   ? WINDOW_PIECES_MIN
            : window > WINDOW_PIECES_MAX ? WINDOW_PIECES_MAX
                                         : window;
@@ -104,10 +104,31 @@ take_chunk(vnxi_ucx_share_t *share)
     return true;
 }
 
+/* What the plan has cut for the sake of its chunks is joined again: fewer
+ * requests of UCX, fewer calls of the kernel. */
+static bool
+next_piece(vnxi_ucx_share_t *share)
+{
+    vnxi_piece_t *piece = &share->piece, part;
+    if (!vnxi_walk_next(&share->walk, piece)) {
+        return false;
+    }
+    part = *piece;
+    for (vnxi_walk_t ahead = share->walk;
+         part.len == VNXI_PIECE_MAX && piece->len < PIECE_BYTES &&
+         vnxi_walk_next(&ahead, &part) &&
+         part.local == piece->local + piece->len &&
+         part.remote == piece->remote + piece->len;
+         share->walk = ahead) {
+        piece->len += part.len;
+    }
+    return true;
+}
+
 static void
 post_chunk(vnxi_ucx_share_t *share)
 {
-    while (share->has_piece || vnxi_walk_next(&share->walk, &share->piece)) {
+    while (share->has_piece || next_piece(share)) {
         share->has_piece = true;
         if (share->piece.len == 0) {
             share->has_piece = false;
