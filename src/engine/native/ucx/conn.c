@@ -220,6 +220,8 @@ vnxi_ucx_conn_error(vnxi_ucx_conn_t *conn, const char *operation,
 /* -- Notifications ---------------------------------------------------------
  */
 
+#define SEND_HERE_MAX (16u << 10)
+
 typedef struct message {
     vnxi_ucx_command_t super; /* first */
     vnxi_ucx_conn_t *conn;    /* retained */
@@ -301,15 +303,16 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
     }
 }
 
-/* Without waking the thread, where it sleeps and the peer is known to be
- * there.  False: not done. */
+/* Without waking the thread, where it sleeps, the peer is known to be there,
+ * and the message is short enough to be gone at once.  False: not done. */
 static bool
 send_here(message_t *message)
 {
     vnxi_ucx_end_t *end = &message->conn->ends[0];
     bool pending = false;
 
-    if (!vnxi_ucx_worker_borrow(end->worker)) {
+    if (message->payload.len > SEND_HERE_MAX ||
+        !vnxi_ucx_worker_borrow(end->worker)) {
         return false;
     }
     bool may = vnxi_ucx_end_is_ready(end);
