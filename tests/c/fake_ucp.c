@@ -760,6 +760,7 @@ ucp_ep_create(vnxi_ucp_worker_t worker, const vnxi_ucp_ep_params_t *params,
     const address_t *address = params->address;
 
     USE(worker);
+    atomic_fetch_add(&fake_ucp.creates, 1);
     REFUSE_IF(fail_ep);
     if (memcmp(address->magic, MAGIC, sizeof MAGIC) != 0) {
         return VNXI_UCS_ERR_INVALID_ADDR;

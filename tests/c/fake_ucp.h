@@ -49,6 +49,7 @@ typedef struct fake_ucp {
     atomic_int configs, contexts, workers, eps, mems, keys; /* that live */
     atomic_int buffers, addresses, requests;                /* likewise */
     atomic_int misuses;        /* calls that UCX does not allow; see stderr */
+    atomic_int creates;        /* endpoints that were asked for */
     atomic_int forced, closed; /* endpoints, by how they were closed */
     atomic_int unpacks;
     atomic_int arms, turns; /* calls of arm and progress */

@@ -3,7 +3,7 @@
 import signal
 
 import pytest
-from support import mourning, ucx
+from support import deadline, mourning, ucx
 from support.peer import PeerError, PeerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
@@ -67,6 +67,24 @@ def test_many_die_at_once(start):
     for victim in victims:
         victim.kill()
     survivor.start_victim = start
+    survivor.exchange(survivor.meet())
+
+
+def test_metadata_of_a_dead_peer_may_be_loaded_again(start):
+    """By one who waits for it to come back: it costs nothing to ask."""
+    here, victim = start(), start("victim")
+    metadata = victim.metadata()
+    victim.kill()
+    first = None
+    for _ in range(20):
+        here.add(metadata)
+        refusal = here.refusal_within("victim", mourning.NOTICED)
+        assert refusal == mourning.GONE
+        here.remove("victim")
+        first = first or here.holds()
+    left = mourning.Level(here, first)
+    deadline.until(left.is_level, left)
+    survivor = mourning.Survivor(here, lambda: start("victim"))
     survivor.exchange(survivor.meet())
 
 

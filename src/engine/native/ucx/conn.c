@@ -56,7 +56,22 @@ conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
     return conn;
 }
 
-static void warm_up(vnxi_ucx_end_t *end);
+typedef bool push_t(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command);
+
+static void warm_up(vnxi_ucx_end_t *end, push_t *push);
+
+/* Worker 0 begins to connect, which starts it, and so do the others that run,
+ * at once and not with the first transfer: UCX that makes an endpoint to a
+ * process which has ended keeps the sockets that it has opened for it, and a
+ * peer is most likely to be alive when its metadata comes. */
+static void
+begin(vnxi_ucx_conn_t *conn)
+{
+    warm_up(&conn->ends[0], vnxi_ucx_worker_push);
+    for (unsigned i = 1; i < conn->ucx->worker_count; i++) {
+        warm_up(&conn->ends[i], vnxi_ucx_worker_push_if_started);
+    }
+}
 
 vnx_status_t
 vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
@@ -73,7 +88,7 @@ vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
                                     len + VNXI_UCX_PADDING);
     }
     conn->cookie = cookie;
-    warm_up(&conn->ends[0]);
+    begin(conn);
     *conn_p = conn;
     return VNX_OK;
 }
@@ -105,14 +120,15 @@ run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 }
 
 static void
-warm_up(vnxi_ucx_end_t *end)
+warm_up(vnxi_ucx_end_t *end, push_t *push)
 {
     if (atomic_exchange(&end->warm_queued, true)) {
         return;
     }
     end->warm_command.run = run_warm_up;
     vnxi_ucx_conn_retain(end->conn);
-    if (!vnxi_ucx_worker_push(end->worker, &end->warm_command)) {
+    if (!push(end->worker, &end->warm_command)) {
+        atomic_store(&end->warm_queued, false);
         vnxi_ucx_conn_release(end->conn);
     }
 }
@@ -121,7 +137,7 @@ void
 vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
 {
     for (unsigned i = 0; i < conn->ucx->worker_count; i++) {
-        warm_up(&conn->ends[i]);
+        warm_up(&conn->ends[i], vnxi_ucx_worker_push);
     }
 }
 

@@ -282,6 +282,7 @@ ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config)
     atomic_init(&ucx->refs, 1);
     pthread_mutex_init(&ucx->xfers_lock, NULL);
     pthread_cond_init(&ucx->xfer_ended, NULL);
+    vnxi_ucx_gone_init(&ucx->gone);
     ucx->library = library;
     ucx->name = name;
     ucx->name_len = config->name_len;
@@ -359,6 +360,7 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
     if (ucx->context != NULL) {
         ucx->library->ucp.ucp_cleanup(ucx->context);
     }
+    vnxi_ucx_gone_fini(&ucx->gone);
     pthread_cond_destroy(&ucx->xfer_ended);
     pthread_mutex_destroy(&ucx->xfers_lock);
     free(ucx->address);

@@ -164,8 +164,19 @@ create_ep(vnxi_ucx_end_t *end)
         .err_mode = VNXI_UCP_ERR_MODE_PEER,
         .err_handler = {.cb = on_error, .arg = end},
     };
-    return vnxi_ucx_calls(end->worker)
-        ->ucp_ep_create(end->worker->handle, &params, &end->ep);
+    vnxi_ucx_gone_t *gone = &end->worker->ucx->gone;
+    const vnxi_ucx_conn_t *conn = end->conn;
+
+    if (vnxi_ucx_gone_has(gone, conn->address, conn->address_len)) {
+        return VNXI_UCS_ERR_ENDPOINT_TIMEOUT;
+    }
+    vnxi_ucs_status_t status =
+        vnxi_ucx_calls(end->worker)
+            ->ucp_ep_create(end->worker->handle, &params, &end->ep);
+    if (status == VNXI_UCS_ERR_ENDPOINT_TIMEOUT) {
+        vnxi_ucx_gone_add(gone, conn->address, conn->address_len);
+    }
+    return status;
 }
 
 vnx_status_t

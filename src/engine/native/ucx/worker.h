@@ -20,6 +20,7 @@
 #include <stdatomic.h>
 
 #include "engine/native/ucx/context.h"
+#include "engine/native/ucx/gone.h"
 #include "engine/native/ucx/library.h"
 
 typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
@@ -90,6 +91,7 @@ struct vnxi_ucx {
     pthread_cond_t xfer_ended;
     struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, like: */
     unsigned reporting;          /* those whose `done` is being called */
+    vnxi_ucx_gone_t gone;        /* peers that have ended */
     unsigned worker_count;
     struct vnxi_ucx *next; /* all of the process; park.c */
     vnxi_ucx_worker_t workers[];
