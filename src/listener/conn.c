@@ -19,170 +19,16 @@
 #include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "base/error.h"
-#include "base/fork_fds.h"
 #include "listener/listener.h"
 
 #define READ_MAX (256u << 10) /* of one connection in a round of the loop */
 #define WRITE_MAX (512u << 10)
 
-/* -- Ends ----------------------------------------------------------------- */
-
-/* `bytes` more or fewer are in memory for this connection. */
-static void
-hold(vnxi_meta_conn_t *conn, size_t bytes)
-{
-    conn->listener->loop.held += bytes - conn->held;
-    conn->held = bytes;
-}
-
 static size_t
 input_len(const vnxi_meta_conn_t *conn)
 {
     return evbuffer_get_length(bufferevent_get_input(conn->bev));
-}
-
-void
-vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
-{
-    conn->replies--;
-    conn->reply_bytes -= frame->len;
-    free(frame);
-}
-
-/* Frames of ours among `frames` fail, and all of them are freed. */
-static void
-drop_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames)
-{
-    vnxi_meta_frame_t *frame;
-
-    while ((frame = TAILQ_FIRST(frames)) != NULL) {
-        TAILQ_REMOVE(frames, frame, link);
-        if (frame->is_reply) {
-            vnxi_meta_conn_drop_reply(conn, frame);
-            continue;
-        }
-        vnxi_meta_unsent(conn->listener, frame, conn->endpoint, VNX_ERR_CLOSED,
-                         "the agent's metadata listener was stopped before "
-                         "this was done");
-        if (frames == &conn->out) {
-            vnxi_meta_loop_left(conn->listener);
-        }
-    }
-}
-
-void
-vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list)
-{
-    vnxi_meta_loop_t *loop = &conn->listener->loop;
-
-    if (conn->list != NULL) {
-        TAILQ_REMOVE(conn->list, conn, link);
-    } else if (conn->is_ours) {
-        loop->opened++;
-    } else {
-        loop->accepted++;
-        vnxi_meta_count(&conn->listener->counters.open);
-    }
-    conn->list = list;
-    if (list != NULL) {
-        TAILQ_INSERT_TAIL(list, conn, link);
-    } else if (conn->is_ours) {
-        loop->opened--;
-    } else {
-        loop->accepted--;
-        atomic_fetch_sub(&conn->listener->counters.open, 1);
-    }
-}
-
-void
-vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
-{
-    event_del(conn->in_timer);
-    event_del(conn->out_timer);
-    event_del(conn->reply_timer);
-    if (conn->bev != NULL) {
-        bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
-        bufferevent_free(conn->bev);
-        conn->bev = NULL;
-    }
-    if (conn->fd >= 0) {
-        /* A forked child may hold a copy of the socket: closing ours would
-         * not tell the peer. */
-        shutdown(conn->fd, SHUT_RDWR);
-        vnxi_fork_fd_close(conn->fd);
-        conn->fd = -1;
-    }
-    conn->is_writing = conn->is_paused = conn->is_in_frame = false;
-    hold(conn, 0);
-}
-
-void
-vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_conn_cut(conn);
-    drop_frames(conn, &conn->awaiting);
-    drop_frames(conn, &conn->out);
-    vnxi_meta_target_fini(&conn->target);
-    if (conn->list != NULL) {
-        vnxi_meta_conn_list(conn, NULL);
-    }
-    event_free(conn->in_timer);
-    event_free(conn->out_timer);
-    event_free(conn->reply_timer);
-    free(conn);
-}
-
-static void
-conn_end(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
-{
-    if (conn->is_ours) {
-        vnxi_meta_client_failed(conn, status, cause);
-    } else {
-        vnxi_meta_conn_free(conn);
-    }
-}
-
-/* What it brought is not to be had from a listener of NIXL's. */
-static void
-conn_refuse(vnxi_meta_conn_t *conn, const char *cause)
-{
-    vnx_error_t failure;
-
-    if (!conn->is_ours) {
-        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "metadata_listener",
-                       "connection closed: %s", cause);
-        vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
-        vnxi_meta_failure(conn->listener, &failure);
-    }
-    vnxi_meta_count(&conn->listener->counters.refused);
-    conn_end(conn, VNX_ERR_MISMATCH, cause);
-}
-
-static void
-conn_late(vnxi_meta_conn_t *conn, const char *cause)
-{
-    vnxi_meta_count(&conn->listener->counters.timed_out);
-    conn_end(conn, VNX_ERR_TIMEOUT, cause);
-}
-
-bool
-vnxi_meta_conn_evict(vnx_listener_t *listener)
-{
-    vnxi_meta_loop_t *loop = &listener->loop;
-    vnxi_meta_conn_t *conn = TAILQ_FIRST(&loop->strangers);
-
-    if (conn == NULL) {
-        conn = TAILQ_FIRST(&loop->known);
-    }
-    if (conn == NULL) {
-        return false;
-    }
-    vnxi_meta_count(&listener->counters.evicted);
-    vnxi_meta_conn_free(conn);
-    return true;
 }
 
 /* -- Frames out ----------------------------------------------------------- */
@@ -227,7 +73,7 @@ frame_written(vnxi_meta_conn_t *conn)
     if (frame->is_reply) {
         vnxi_meta_count(&listener->counters.served);
         vnxi_meta_conn_drop_reply(conn, frame);
-        hold(conn, input_len(conn) + conn->reply_bytes);
+        vnxi_meta_conn_hold(conn, input_len(conn) + conn->reply_bytes);
         return;
     }
     conn->is_proven = true;
@@ -342,13 +188,13 @@ look_at_input(vnxi_meta_conn_t *conn)
 
     const char *cause = take_frames(conn);
     if (cause == NULL) {
-        hold(conn, input_len(conn) + conn->reply_bytes);
+        vnxi_meta_conn_hold(conn, input_len(conn) + conn->reply_bytes);
         if (listener->loop.held > 2 * listener->options.max_frame) {
             cause = "too many bytes of unfinished frames";
         }
     }
     if (cause != NULL) {
-        conn_refuse(conn, cause);
+        vnxi_meta_conn_refuse(conn, cause);
         return;
     }
     set_paused(conn);
@@ -389,11 +235,12 @@ on_event(struct bufferevent *bev, short what, void *arg)
                             : strerror(err);
 
     if (!conn->is_ours && (what & BEV_EVENT_ERROR) && err == ETIMEDOUT) {
-        conn_late(conn, cause); /* the kernel held what it did not take */
+        vnxi_meta_conn_late(conn,
+                            cause); /* the kernel held what it did not take */
     } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
-        conn_refuse(conn, "it ended in the middle of a frame");
+        vnxi_meta_conn_refuse(conn, "it ended in the middle of a frame");
     } else {
-        conn_end(conn, VNX_ERR_BACKEND, cause);
+        vnxi_meta_conn_end(conn, VNX_ERR_BACKEND, cause);
     }
 }
 
@@ -403,7 +250,7 @@ static void
 on_in_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    conn_late(arg, "the rest of a frame did not come in time");
+    vnxi_meta_conn_late(arg, "the rest of a frame did not come in time");
 }
 
 static void
@@ -415,7 +262,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     if (conn->state != VNXI_META_OPEN) {
         vnxi_meta_client_late(conn);
     } else {
-        conn_late(conn, "it did not take a frame in time");
+        vnxi_meta_conn_late(conn, "it did not take a frame in time");
     }
 }
 
@@ -429,7 +276,7 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
     if (conn->is_in_frame) {
         event_add(conn->reply_timer, conn->listener->loop.timeout);
     } else {
-        conn_late(conn, "no metadata came in time");
+        vnxi_meta_conn_late(conn, "no metadata came in time");
     }
 }
 

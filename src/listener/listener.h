@@ -7,6 +7,7 @@
  *   report.c    counters, the last failure, the log
  *   loop.c      the thread: its life, accepting, what callers hand over
  *   conn.c      one connection, ours or another's: frames in, frames out
+ *   conn_end.c  what it holds, and how it ends
  *   client.c    connections of ours: found or made, connecting, trying again
  *   command.c   what commands of others do
  *
@@ -208,6 +209,19 @@ void vnxi_meta_conn_free(vnxi_meta_conn_t *conn);
 /* Free an answer that is in no list any more. */
 void vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn,
                                vnxi_meta_frame_t *frame);
+
+/* So many bytes are in memory for this connection now. */
+void vnxi_meta_conn_hold(vnxi_meta_conn_t *conn, size_t bytes);
+
+/* It is over, for whoever made it: one of others is freed, one of ours may be
+ * tried again (client.c). */
+void vnxi_meta_conn_end(vnxi_meta_conn_t *conn, vnx_status_t status,
+                        const char *cause);
+
+/* End it, and count: for what it brought, which is not to be had from a
+ * listener of NIXL's; for the time it took. */
+void vnxi_meta_conn_refuse(vnxi_meta_conn_t *conn, const char *cause);
+void vnxi_meta_conn_late(vnxi_meta_conn_t *conn, const char *cause);
 
 /* Make room for one that is to be accepted.  False: there is none to close. */
 bool vnxi_meta_conn_evict(vnx_listener_t *listener);

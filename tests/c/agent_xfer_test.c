@@ -168,7 +168,7 @@ test_xfer_abandoned_in_flight_ends_by_itself(void **state)
     scene_t *s = *state;
     vnx_agent_stats_t stats;
 
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < 4; round++) {
         vnx_xfer_t *xfer = make_endless(s);
         assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
         vnx_xfer_abandon(xfer);

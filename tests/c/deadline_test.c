@@ -186,7 +186,7 @@ test_deadline_of_a_transfer_that_ends_in_time(void **state)
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
     vnx_xfer_t *small = pair_make_xfer(p, VNX_OP_READ, 1, NULL);
 
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 5; i++) {
         memset(p->at_a, 0, p->len);
         assert_ok(vnx_xfer_post_within(xfer, NULL, 0, SECONDS(60), e));
         await_end(p->a, xfer);
@@ -230,7 +230,7 @@ test_deadline_that_meets_the_end(void **state)
     uint64_t timeout = MS(2);
     unsigned done = 0, late = 0;
 
-    for (int i = 0; i < 120 || done == 0 || late == 0; i++) {
+    for (int i = 0; i < 40 || done == 0 || late == 0; i++) {
         assert_true(i < 5000);
         assert_ok(vnx_xfer_post_within(xfer, NULL, 0, timeout, e));
         await_end(p->a, xfer);

@@ -19,7 +19,7 @@ typedef struct pieces {
     size_t count, capacity;
 } pieces_t;
 
-static void
+static VNX_TEST_UNWATCHED void
 pieces_add(pieces_t *pieces, vnxi_piece_t piece)
 {
     if (pieces->count == pieces->capacity) {
@@ -32,7 +32,7 @@ pieces_add(pieces_t *pieces, vnxi_piece_t piece)
 }
 
 /* Index i as a number, with its sign extended. */
-static uint64_t
+static VNX_TEST_UNWATCHED uint64_t
 index_at(const vnx_indices_t *indices, size_t i)
 {
     if (indices->data == NULL) {
@@ -58,7 +58,7 @@ index_at(const vnx_indices_t *indices, size_t i)
 }
 
 /* How a row is reached, where all regions that hold it agree. */
-static bool
+static VNX_TEST_UNWATCHED bool
 naive_reach(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
 {
     for (size_t i = 0; i < list->region_count; i++) {
@@ -74,7 +74,7 @@ naive_reach(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
 }
 
 /* The pieces before cutting. */
-static pieces_t
+static VNX_TEST_UNWATCHED pieces_t
 naive_plan(const vnxi_plan_args_t *args)
 {
     pieces_t pieces = {0};
@@ -101,7 +101,7 @@ naive_plan(const vnxi_plan_args_t *args)
     return pieces;
 }
 
-static pieces_t
+static VNX_TEST_UNWATCHED pieces_t
 cut(const pieces_t *pieces)
 {
     pieces_t out = {0};
@@ -121,7 +121,7 @@ cut(const pieces_t *pieces)
 }
 
 /* Every chunk within its limits; all of them together, in order. */
-static pieces_t
+static VNX_TEST_UNWATCHED pieces_t
 walk_plan(const vnxi_plan_t *plan)
 {
     pieces_t pieces = {0};
@@ -186,7 +186,7 @@ check_plan(const vnxi_plan_args_t *args)
 
 /* Two lists of `count` rows whose lengths depend on (row % 5) alone, and are
  * all alike where `uniform`. */
-static vnxi_list_t *
+static VNX_TEST_UNWATCHED vnxi_list_t *
 random_list(vnxi_region_table_t *table, const region_spec_t *regions,
             size_t region_count, size_t count, bool uniform, uint64_t *random)
 {
@@ -224,7 +224,7 @@ static const uint64_t type_max[] = {INT64_MAX,  UINT64_MAX, INT32_MAX,
                                     UINT32_MAX, INT16_MAX,  UINT16_MAX,
                                     INT8_MAX,   UINT8_MAX};
 
-static void
+static VNX_TEST_UNWATCHED void
 index_put(void *data, vnx_index_type_t type, size_t i, uint64_t index)
 {
     /* Little-endian: the low bytes are the number in every type. */
@@ -233,7 +233,7 @@ index_put(void *data, vnx_index_type_t type, size_t i, uint64_t index)
 
 /* Runs and jumps over [0, rows).  Where `like` is given, each index has the
  * same remainder by 5 as that one's. */
-static vnx_indices_t
+static VNX_TEST_UNWATCHED vnx_indices_t
 random_indices(vnx_index_type_t type, size_t count, size_t rows,
                const vnx_indices_t *like, uint64_t *random)
 {

@@ -294,7 +294,7 @@ have_ipv6(void)
     return have;
 }
 
-unsigned char *
+VNX_TEST_UNWATCHED unsigned char *
 pattern(size_t len, unsigned seed)
 {
     unsigned char *data = malloc(len + 1);
