@@ -11,6 +11,7 @@ TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
 # they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects wrong_input
     transfer aio bindings_raw)
+SMOKE_NEEDS=(numpy pytest hypothesis)
 # On the engine nixl, whose agents take a fifth of a second to make, and a
 # process of them more than one: what crosses processes, and all the rest that
 # asks anything of an engine, within one.
@@ -26,8 +27,7 @@ run_pytest() {
     local python=$1
     shift
     cd "$ROOT"
-    "$python" -m pytest -ra -q -p no:cacheprovider \
-        -o faulthandler_timeout=300 "$@"
+    "$python" -m pytest -ra -q -p no:cacheprovider "$@"
 }
 
 check_install() {
@@ -61,6 +61,11 @@ check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
 }
 
+# The examples' tests know nothing of tests/conftest.py, which ends a hang.
+check_examples() {
+    run_pytest "$VENV/bin/python" -o faulthandler_timeout=300 examples
+}
+
 # The agent by UCX alone: that bytes, notifications and ends arrive.
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
@@ -76,7 +81,7 @@ check_other_python() {
     python_has_venv "$python" || skip "$python has no ensurepip"
     python_has_headers "$python" || skip "$python has no Python.h"
     make_venv "$venv" "$python"
-    pip_install "$venv" "${TEST_NEEDS[@]}"
+    pip_install "$venv" "${SMOKE_NEEDS[@]}"
     # What differs between Pythons does not differ by optimisation, and this
     # is built in a third of the time.
     install_package "$venv" --config-settings=setup-args=-Doptimization=0 \
@@ -119,7 +124,7 @@ need_stock() {
 check_interop() {
     need_stock
     export NIXL_LOG_LEVEL=FATAL
-    run_pytest "$VENV/bin/python" tests/interop
+    run_pytest "$VENV/bin/python" "${@:-tests/interop}"
 }
 
 # The agent on the engine nixl.

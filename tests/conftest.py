@@ -9,11 +9,12 @@ import gc
 import importlib.util
 import itertools
 import os
+import time
 
 import pytest
 from support.api import Api
 from support.endpoint import Endpoint
-from support.peer import PeerProcess
+from support.peer import PeerPool
 from support.transfers import Long
 
 # Where the two sides of a transfer live, and by what they are joined:
@@ -45,6 +46,7 @@ STOCK_ENGINES = {
 }
 # Seconds, after which a hanging test shows its stacks; rounds that somebody
 # asked for have theirs.
+LEASE = 30
 TEST_LIMIT = 240 + 6 * int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
 
 
@@ -119,12 +121,32 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.skip(reason=reason))
 
 
-@pytest.fixture(autouse=True)
-def limit():
-    """A hang ends the run and shows where every thread stood."""
-    faulthandler.dump_traceback_later(TEST_LIMIT, exit=True)
-    yield
+def pytest_collection_finish():
+    """What is there before the first test stays: the collector, which many
+    tests run at their end, need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def watchdog():
+    """Sets the time after which a hang ends the run and shows where every
+    thread stood.  Anew every LEASE seconds only, for it takes a thread."""
+    set_at = -LEASE
+
+    def renew():
+        nonlocal set_at
+        if time.monotonic() - set_at >= LEASE:
+            set_at = time.monotonic()
+            faulthandler.dump_traceback_later(TEST_LIMIT + LEASE, exit=True)
+
+    yield renew
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(autouse=True)
+def limit(watchdog):
+    watchdog()
 
 
 @pytest.fixture(scope="session")
@@ -194,13 +216,21 @@ def endpoint(module, names, opened):
     return make
 
 
+@pytest.fixture(scope="session")
+def pool():
+    made = PeerPool()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def peer(module, names, opened):
+def peer(module, names, opened, pool):
     """peer(name=None, env=None, **config): one in another process."""
 
     def make(name=None, env=None, **config):
-        opened.append(PeerProcess(module, name or names(), config, env))
-        return opened[-1]
+        made, lease = pool.take(module, name or names(), config, env)
+        opened.append(lease)
+        return made
 
     return make
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-from support.peer import PeerProcess
 
 STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
 
@@ -60,14 +59,13 @@ def need_ucx():
 
 
 @pytest.fixture
-def stock(names, opened):
+def stock(names, opened, pool):
     """stock(name=None, env=None, **config): a stock agent in a process of its
     own."""
 
     def make(name=None, env=None, **config):
-        opened.append(
-            PeerProcess("nixl", name or names(), config, env, python=STOCK)
-        )
-        return opened[-1]
+        made, lease = pool.take("nixl", name or names(), config, env, STOCK)
+        opened.append(lease)
+        return made
 
     return make

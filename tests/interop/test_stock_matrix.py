@@ -11,7 +11,7 @@ import pytest
 from support import ucx
 from support.deadline import until
 from support.memory import pattern
-from support.peer import PeerError, PeerProcess
+from support.peer import PeerError
 
 STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
 ROUNDS = 1000
@@ -51,37 +51,37 @@ def case(request):
     return transport, path
 
 
-def start(case, kind, name, **config):
-    """An agent of "ours" or "stock" in a process."""
+def start(pool, case, kind, name, config=None):
+    """An agent of "ours" or "stock" in a process, and the process's lease."""
     transport, path = case
     if kind == "stock":
-        env, python = ucx.TRANSPORTS[transport], STOCK
-        return PeerProcess("nixl", name, config, env, python)
+        env = ucx.TRANSPORTS[transport]
+        return pool.take("nixl", name, config, env, STOCK)
     env = ucx.environment(path, transport)
-    return PeerProcess("vllm_nixl", name, config, env)
+    return pool.take("vllm_nixl", name, config, env)
 
 
 @pytest.fixture
-def make(case, names, opened):
+def make(case, names, opened, pool):
     """make("ours") and make("stock"): an agent in a process."""
 
     def made(kind, name=None, **config):
-        opened.append(start(case, kind, name or names(), **config))
-        return opened[-1]
+        peer, lease = start(pool, case, kind, name or names(), config)
+        opened.append(lease)
+        return peer
 
     return made
 
 
 @pytest.fixture(scope="module")
-def couple(case):
+def couple(case, pool):
     """One of ours and one of stock, for all tests that leave them well."""
-    with (
-        start(case, "ours", "ours") as ours,
-        start(case, "stock", "stock") as stock,
-    ):
-        for one in (ours, stock):
-            one.block = one.alloc(SLOT * COUNT)
-        yield ours, stock
+    pairs = [start(pool, case, kind, kind) for kind in ("ours", "stock")]
+    for one, _ in pairs:
+        one.block = one.alloc(SLOT * COUNT)
+    yield tuple(one for one, _ in pairs)
+    for _, lease in pairs:
+        lease.close()
 
 
 @pytest.fixture(params=["ours", "stock"])

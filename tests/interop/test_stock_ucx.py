@@ -17,9 +17,10 @@ def transports(request):
 
 @pytest.fixture
 def pair(stock, peer, transports):
-    """(ours, stock), which know each other."""
+    """(ours, stock), the latter with a thread that never sleeps, as stock's
+    Python makes it."""
     ours = peer(env={"VLLM_NIXL_ENGINE": "native", **transports})
-    theirs = stock(env=transports)
+    theirs = stock(env={"STOCK_PROGRESS_DELAY": "0", **transports})
     return ours, theirs
 
 

@@ -53,7 +53,7 @@ def start(peer, here, opened):
     victim.room = victim.alloc(SIZE)
     here.add(victim.metadata())
     victim.add(here.metadata())
-    assert opened[-1] is victim
+    assert opened[-1].peer is victim
     return victim
 
 
@@ -187,8 +187,7 @@ def test_many_die_at_once(api, here, bystander, peer, opened):
     assert here.agent.wait(handles, timeout=NOTICED + 4) == handles
     assert here.agent.check_xfer_states(handles) == ["ERR"] * len(handles)
     for _ in victims:
-        dead = opened.pop()
-        dead.kill()
+        opened.pop().peer.kill()
     both_directions(here, bystander)
     for handle in handles:
         with pytest.raises(api.nixlRemoteDisconnectError):

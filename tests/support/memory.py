@@ -1,6 +1,7 @@
 """Raw memory of every kind that a user may register."""
 
 import ctypes
+import functools
 import mmap
 import os
 import random
@@ -34,6 +35,7 @@ KINDS = {
 }
 
 
+@functools.lru_cache(maxsize=2)  # those of the two sides, again and again
 def pattern(seed, size):
     """`size` bytes that are a function of `seed`."""
     return random.Random(seed).randbytes(size)

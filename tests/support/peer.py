@@ -8,7 +8,9 @@ Every method of `Endpoint` is one of the peer, with a deadline.  An exception
 there is raised here by its class's name, as `PeerError`.
 """
 
+import collections
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -74,6 +76,11 @@ class PeerProcess:
         )
         theirs.close()
         self.pipe = Connection(ours.detach())
+        self.open(name, config)
+
+    def open(self, name, config=None):
+        """Its agent; the one before has been left."""
+        self.name = name
         self.ask("open", name, config)
 
     def ask(self, method, *args, timeout=PATIENCE, **keywords):
@@ -136,6 +143,10 @@ class PeerProcess:
                 self.process.wait()
             self._drop()
 
+    def leave(self):
+        """Let it close its agent; the process stays, for another one."""
+        self.ask("leave")
+
     def _drop(self):
         self.pipe.close()
         self.errors.close()
@@ -145,6 +156,48 @@ class PeerProcess:
 
     def __exit__(self, *exception):
         self.close()
+
+
+class PeerPool:
+    """Peers that have left their agents: starting a process takes longer than
+    most tests do."""
+
+    def __init__(self):
+        self.idle = collections.defaultdict(list)
+
+    def take(self, module, name, config=None, env=None, python=None):
+        """A peer of that environment, which goes back by a `Lease`."""
+        found = child_environment(env, python)
+        found.pop("PYTEST_CURRENT_TEST", None)
+        idle = self.idle[module, python, frozenset(found.items())]
+        if idle:
+            peer = idle.pop()
+            peer.open(name, config)
+        else:
+            peer = PeerProcess(module, name, config, env, python)
+        return peer, Lease(peer, idle)
+
+    def close(self):
+        for idle in self.idle.values():
+            while idle:
+                idle.pop().close()
+
+
+class Lease:
+    def __init__(self, peer, idle):
+        self.peer, self.idle = peer, idle
+
+    def close(self):
+        """Back to the pool, unless the process has ended."""
+        if self.peer.process.returncode is not None:
+            self.peer.close()
+            return
+        try:
+            self.peer.leave()
+        except BaseException:
+            self.peer.close()
+            raise
+        self.idle.append(self.peer)
 
 
 def child_environment(extra=None, python=None):
@@ -176,9 +229,13 @@ def serve(pipe, module):
         if method == "exit":
             break
         try:
+            value = None
             if method == "open":
                 endpoint = Endpoint(module, *args)
-                value = None
+            elif method == "leave":
+                endpoint.close()
+                endpoint = None
+                gc.collect()
             else:
                 value = getattr(endpoint, method)(*args, **keywords)
             pipe.send((True, value))
