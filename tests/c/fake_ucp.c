@@ -447,6 +447,24 @@ write_log(int level, const char *format, ...)
     va_end(args);
 }
 
+static void *
+take_memory(size_t size)
+{
+    return malloc(size);
+}
+
+static ssize_t
+send_bytes(int fd, const void *data, size_t len, int flags)
+{
+    return send(fd, data, len, flags);
+}
+
+static ssize_t
+send_message(int fd, const struct msghdr *message, int flags)
+{
+    return sendmsg(fd, message, flags);
+}
+
 EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .held = count_held,
     .held_len = held_len,
@@ -454,6 +472,9 @@ EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .deliver = deliver,
     .break_eps = break_eps,
     .log = write_log,
+    .malloc = take_memory,
+    .send = send_bytes,
+    .sendmsg = send_message,
 };
 
 /* -- The library -----------------------------------------------------------

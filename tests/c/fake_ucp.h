@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 typedef enum fake_ucp_kind {
     FAKE_GET,
@@ -70,6 +71,10 @@ typedef struct fake_ucp_calls {
     void (*break_eps)(int status);
     /* The log handler gets this. */
     void (*log)(int level, const char *format, ...);
+    /* As UCX calls them. */
+    void *(*malloc)(size_t size);
+    ssize_t (*send)(int fd, const void *data, size_t len, int flags);
+    ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
 } fake_ucp_calls_t;
 
 #endif

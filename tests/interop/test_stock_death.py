@@ -27,6 +27,15 @@ def test_a_killed_stock_peer_is_an_error_and_may_come_back(
     survivor.mourn(operation, ROUNDS)
 
 
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+@pytest.mark.parametrize("survivor", ["tcp"], indirect=True)
+def test_a_stock_peer_that_we_serve_is_killed(survivor, operation):
+    """Over TCP, since elsewhere a stock agent does not return from posting
+    that much."""
+    survivor.outlive(operation, mourning.ROUNDS or 1)
+    survivor.exchange(survivor.meet())
+
+
 def test_a_stock_peer_that_leaves_is_an_error(survivor):
     """It ends properly, while we read from it."""
     victim = survivor.meet()

@@ -45,6 +45,14 @@ def test_a_killed_peer_is_an_error_and_may_come_back(start, operation):
     survivor.exchange(bystander)
 
 
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_peer_that_we_serve_is_killed(start, operation):
+    """Over TCP it is us who answer, and find that nobody is there."""
+    survivor = mourning.Survivor(start(), start)
+    survivor.outlive(operation, mourning.ROUNDS or 2)
+    survivor.exchange(survivor.meet())
+
+
 def test_many_die_at_once(start):
     here = start()
     survivor = mourning.Survivor(here, None)

@@ -71,6 +71,17 @@ class Survivor:
         assert here.error_within(handle, NOTICED) == GONE
         here.release(handle)
 
+    def outlive(self, operation, rounds):
+        """They die while they read from us, or write to us."""
+        served = self.block if operation == "READ" else self.room
+        for _ in range(rounds):
+            victim = self.meet()
+            victim.start_endless(
+                operation, self.here.name, victim.block.key, served.addr
+            )
+            victim.kill()
+            assert self.here.refusal_within(victim.name, NOTICED) == GONE
+
     def mourn(self, operation, rounds):
         """Round after round; then nothing may be left of the dead."""
         first = None

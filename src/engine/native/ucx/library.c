@@ -5,6 +5,8 @@
  * What UCX logs as an error comes to our callers as a status with its text,
  * and some of it (a connection that is refused, because the peer has ended) is
  * a normal event here; so its errors and warnings are information to us.
+ *
+ * Its sockets are those of libucs, which ucs_status_string() lies in.
  */
 #include "engine/native/ucx/library.h"
 
@@ -18,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/search_path.h"
+#include "engine/native/ucx/guard.h"
 
 #define VARIABLE "VLLM_NIXL_UCX_LIBRARY"
 
@@ -111,6 +114,13 @@ static void
 set_up(const vnxi_ucx_library_t *found)
 {
     found->ucp.ucs_log_push_handler(on_log);
+    if (!vnxi_ucx_guard(
+            (const void *)(uintptr_t)found->ucp.ucs_status_string)) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "%s cannot be guarded: a peer that dies while it "
+                 "reads from this process over TCP may end it",
+                 found->path);
+    }
     if (getenv("UCX_MODULES") == NULL &&
         access("/sys/class/infiniband", F_OK) != 0) {
         found->ucp.ucs_global_opts_set_value("MODULES", "^ib");

@@ -1,0 +1,269 @@
+/*
+ * Design notes.  An object calls another's functions through slots that the
+ * dynamic linker has filled in, and says in its tables of relocations which
+ * slot is whose.  Some are given our functions, as UCX does it itself to see
+ * memory come and go.
+ *
+ * A slot may lie in memory that the linker has made read-only afterwards, and
+ * is so again when this is done.
+ */
+#include "engine/native/ucx/guard.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <link.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#if __WORDSIZE == 64
+#define SYMBOL_OF(info) ELF64_R_SYM(info)
+#else
+#define SYMBOL_OF(info) ELF32_R_SYM(info)
+#endif
+
+/* -- Sending ---------------------------------------------------------------
+ */
+
+static bool
+is_end_of_connection(int error)
+{
+    switch (error) {
+    case ECONNABORTED:
+    case ECONNREFUSED:
+    case ECONNRESET:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case ENETRESET:
+    case ENETUNREACH:
+    case ENOTCONN:
+    case EPIPE:
+    case ETIMEDOUT:
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* What the caller is told.  After a shutdown nothing can follow what was lost.
+ */
+static ssize_t
+pass_off(int fd, ssize_t sent, size_t len)
+{
+    if (sent >= 0 || !is_end_of_connection(errno)) {
+        return sent;
+    }
+    shutdown(fd, SHUT_RDWR);
+    return (ssize_t)len;
+}
+
+static ssize_t
+guarded_send(int fd, const void *data, size_t len, int flags)
+{
+    return pass_off(fd, send(fd, data, len, flags), len);
+}
+
+static ssize_t
+guarded_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    size_t len = 0;
+    for (size_t i = 0; i < message->msg_iovlen; i++) {
+        len += message->msg_iov[i].iov_len;
+    }
+    return pass_off(fd, sendmsg(fd, message, flags), len);
+}
+
+/* -- Memory ----------------------------------------------------------------
+ */
+
+static void *
+guarded_malloc(size_t size)
+{
+    return calloc(1, size);
+}
+
+/* -- Finding the object ----------------------------------------------------
+ */
+
+typedef struct object {
+    ElfW(Addr) within; /* what it is looked for by */
+    ElfW(Addr) base, read_only, read_only_end;
+    const ElfW(Dyn) * dynamic;
+} object_t;
+
+static int
+take_object(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    object_t *found = arg;
+    object_t one = {.within = found->within, .base = info->dlpi_addr};
+    bool is_it = false;
+
+    (void)size;
+    for (unsigned i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *header = &info->dlpi_phdr[i];
+        ElfW(Addr) start = one.base + header->p_vaddr;
+        if (header->p_type == PT_LOAD) {
+            is_it |= one.within - start < header->p_memsz;
+        } else if (header->p_type == PT_DYNAMIC) {
+            one.dynamic = (const ElfW(Dyn) *)start;
+        } else if (header->p_type == PT_GNU_RELRO) {
+            one.read_only = start;
+            one.read_only_end = start + header->p_memsz;
+        }
+    }
+    if (is_it) {
+        *found = one;
+    }
+    return is_it;
+}
+
+/* -- Its tables ------------------------------------------------------------
+ */
+
+typedef struct tables {
+    const ElfW(Sym) * symbols;
+    const char *names;
+    struct {
+        const ElfW(Rela) * first;
+        size_t size;
+    } of_calls, of_data;
+} tables_t;
+
+/* glibc has added the base to the addresses in the table, others have not. */
+static const void *
+at(const object_t *object, ElfW(Addr) address)
+{
+    return (const void *)(address < object->base ? address + object->base
+                                                 : address);
+}
+
+static tables_t
+find_tables(const object_t *object)
+{
+    tables_t tables = {0};
+    const ElfW(Dyn) *entry = object->dynamic;
+
+    for (; entry != NULL && entry->d_tag != DT_NULL; entry++) {
+        const void *address = at(object, entry->d_un.d_ptr);
+        switch (entry->d_tag) {
+        case DT_SYMTAB:
+            tables.symbols = address;
+            break;
+        case DT_STRTAB:
+            tables.names = address;
+            break;
+        case DT_JMPREL:
+            tables.of_calls.first = address;
+            break;
+        case DT_PLTRELSZ:
+            tables.of_calls.size = entry->d_un.d_val;
+            break;
+        case DT_RELA:
+            tables.of_data.first = address;
+            break;
+        case DT_RELASZ:
+            tables.of_data.size = entry->d_un.d_val;
+            break;
+        case DT_REL:
+            return (tables_t){0}; /* of an older kind */
+        default:
+            break;
+        }
+    }
+    return tables.symbols != NULL && tables.names != NULL ? tables
+                                                          : (tables_t){0};
+}
+
+/* -- Its slots -------------------------------------------------------------
+ */
+
+static bool
+fill(const object_t *object, ElfW(Addr) slot, uintptr_t function)
+{
+    ElfW(Addr) size = (ElfW(Addr))sysconf(_SC_PAGESIZE);
+    ElfW(Addr) page = slot & ~(size - 1);
+    bool read_only =
+        object->read_only <= page && page + size <= object->read_only_end;
+
+    if (mprotect((void *)page, size, PROT_READ | PROT_WRITE) != 0) {
+        return false;
+    }
+    atomic_store((_Atomic(uintptr_t) *)slot, function);
+    if (read_only) {
+        mprotect((void *)page, size, PROT_READ);
+    }
+    return true;
+}
+
+/* Has it a slot of this function, which has been filled?  0: has it one? */
+static bool
+replace_in(const object_t *object, const tables_t *tables,
+           const ElfW(Rela) * first, size_t size, const char *name,
+           uintptr_t function)
+{
+    bool any = false;
+    for (size_t i = 0; first != NULL && i < size / sizeof *first; i++) {
+        const ElfW(Sym) *symbol = &tables->symbols[SYMBOL_OF(first[i].r_info)];
+        if (symbol->st_name != 0 &&
+            strcmp(tables->names + symbol->st_name, name) == 0) {
+            any |= function == 0 ||
+                   fill(object, object->base + first[i].r_offset, function);
+        }
+    }
+    return any;
+}
+
+static bool
+replace(const object_t *object, const char *name, uintptr_t function)
+{
+    tables_t tables = find_tables(object);
+    bool calls = replace_in(object, &tables, tables.of_calls.first,
+                            tables.of_calls.size, name, function);
+    bool data = replace_in(object, &tables, tables.of_data.first,
+                           tables.of_data.size, name, function);
+    return calls || data;
+}
+
+/* The slots stay when whoever loaded this code would unload it. */
+static void
+stay(void)
+{
+    Dl_info info;
+    if (dladdr((const void *)(uintptr_t)guarded_send, &info) != 0) {
+        dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+    }
+}
+
+static const struct {
+    const char *name;
+    uintptr_t function;
+} guards[] = {
+    {"send", (uintptr_t)guarded_send},
+    {"sendmsg", (uintptr_t)guarded_sendmsg},
+    {"malloc", (uintptr_t)guarded_malloc},
+};
+
+bool
+vnxi_ucx_guard(const void *within)
+{
+    const size_t count = sizeof guards / sizeof guards[0];
+    object_t object = {.within = (ElfW(Addr))within};
+    bool possible = dl_iterate_phdr(take_object, &object) != 0;
+
+    for (size_t i = 0; possible && i < count; i++) {
+        possible = replace(&object, guards[i].name, 0);
+    }
+    if (!possible) {
+        return false;
+    }
+    stay();
+    for (size_t i = 0; possible && i < count; i++) {
+        possible = replace(&object, guards[i].name, guards[i].function);
+    }
+    return possible;
+}

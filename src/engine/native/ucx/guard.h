@@ -1,0 +1,28 @@
+/*
+ * What in UCX ends a process whose peers die, kept from doing so.
+ *
+ * Sends.  While a peer reads from us or writes to us over TCP, UCX answers it
+ * from within ucp_worker_progress().  Where the peer has died, and such an
+ * answer is what finds its socket closed, UCX 1.22 and 1.23 end the process
+ * ("Fatal: unexpected error", or an assertion about what is pending).  Where a
+ * reception finds it, everything is in order.  So a failed send of UCX's
+ * passes here for one that went, as do bytes that were sent a moment before a
+ * peer died, and the socket is shut, so that the next reception says what has
+ * happened.
+ *
+ * Memory.  Of an answer that is not sent any more UCX releases what it has
+ * never filled in, and crashes where the memory had been used before.  So all
+ * that it allocates is zero.
+ */
+#ifndef VNXI_NATIVE_UCX_GUARD_H
+#define VNXI_NATIVE_UCX_GUARD_H
+
+#include <stdbool.h>
+
+/* For the calls of send(), sendmsg() and malloc() by the loaded object that
+ * this address lies in, for good; no other object's.  Sends that fail for
+ * other reasons than the connection's are reported as before.  False: it
+ * cannot be done. */
+bool vnxi_ucx_guard(const void *within);
+
+#endif

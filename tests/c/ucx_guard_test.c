@@ -1,0 +1,239 @@
+/* A loaded library, here the fake libucp, whose sends do not fail. */
+#include "vnx_test.h"
+
+#include <arpa/inet.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "engine/native/ucx/guard.h"
+#include "fake_ucp.h"
+
+static const fake_ucp_calls_t *calls;
+
+/* -- Connections -----------------------------------------------------------
+ */
+
+typedef struct link {
+    int ours, theirs;
+} link_t;
+
+static void
+link_open(link_t *link_p)
+{
+    struct sockaddr_in addr = {.sin_family = AF_INET};
+    socklen_t len = sizeof addr;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+
+    addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    assert_int_equal(bind(listener, (struct sockaddr *)&addr, len), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    getsockname(listener, (struct sockaddr *)&addr, &len);
+    link_p->ours = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(connect(link_p->ours, (struct sockaddr *)&addr, len), 0);
+    link_p->theirs = accept(listener, NULL, NULL);
+    assert_true(link_p->theirs >= 0);
+    close(listener);
+    fcntl(link_p->ours, F_SETFL, O_NONBLOCK);
+}
+
+static void
+link_close(link_t *link)
+{
+    close(link->ours);
+    close(link->theirs);
+}
+
+/* The other side ends with something unread, which resets the connection. */
+static void
+link_break(link_t *link)
+{
+    char byte;
+    assert_int_equal(send(link->ours, "x", 1, MSG_NOSIGNAL), 1);
+    assert_int_equal(recv(link->theirs, &byte, 1, MSG_PEEK), 1);
+    close(link->theirs);
+    link->theirs = -1;
+}
+
+static ssize_t
+send_two(int fd, const char *one, const char *other)
+{
+    struct iovec parts[] = {
+        {.iov_base = (char *)(uintptr_t)one, .iov_len = strlen(one)},
+        {.iov_base = (char *)(uintptr_t)other, .iov_len = strlen(other)},
+    };
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    return calls->sendmsg(fd, &message, MSG_NOSIGNAL);
+}
+
+static void
+assert_has_ended(int fd)
+{
+    struct pollfd poller = {.fd = fd, .events = POLLIN};
+    char byte;
+    assert_int_equal(poll(&poller, 1, 0), 1);
+    assert_true(poller.revents & POLLIN);
+    assert_int_equal(recv(fd, &byte, 1, 0), 0);
+}
+
+/* -- Tests -----------------------------------------------------------------
+ */
+
+static void
+test_ucx_guard_leaves_sends_alone_that_go(void **state)
+{
+    link_t link;
+    char text[16];
+    (void)state;
+    link_open(&link);
+    assert_int_equal(calls->send(link.ours, "abc", 3, MSG_NOSIGNAL), 3);
+    assert_int_equal(send_two(link.ours, "def", "gh"), 5);
+    assert_int_equal(recv(link.theirs, text, 8, MSG_WAITALL), 8);
+    assert_memory_equal(text, "abcdefgh", 8);
+    link_close(&link);
+}
+
+/* Part of it may go; then nothing, and the caller is to try again. */
+static void
+test_ucx_guard_tells_of_a_full_socket(void **state)
+{
+    static char much[1 << 20];
+    link_t link;
+    ssize_t sent, all = 0, came = 0;
+    (void)state;
+    link_open(&link);
+    while ((sent = calls->send(link.ours, much, sizeof much, MSG_NOSIGNAL)) >
+           0) {
+        all += sent;
+    }
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(send_two(link.ours, "a", "b"), -1);
+    assert_int_equal(errno, EAGAIN);
+    while (came < all) {
+        ssize_t ret = recv(link.theirs, much, sizeof much, 0);
+        assert_true(ret > 0);
+        came += ret;
+    }
+    assert_int_equal(calls->send(link.ours, "x", 1, MSG_NOSIGNAL), 1);
+    link_close(&link);
+}
+
+static void
+test_ucx_guard_hides_a_reset_from_senders(void **state)
+{
+    link_t link;
+    (void)state;
+    link_open(&link);
+    link_break(&link);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(calls->send(link.ours, "abc", 3, MSG_NOSIGNAL), 3);
+    }
+    assert_has_ended(link.ours);
+    link_close(&link);
+
+    link_open(&link);
+    link_break(&link);
+    assert_int_equal(send_two(link.ours, "def", "gh"), 5);
+    assert_int_equal(send_two(link.ours, "def", "gh"), 5);
+    assert_has_ended(link.ours);
+    link_close(&link);
+}
+
+/* What had come before is read first. */
+static void
+test_ucx_guard_loses_nothing_that_came(void **state)
+{
+    link_t link;
+    char text[4];
+    (void)state;
+    link_open(&link);
+    assert_int_equal(send(link.theirs, "last", 4, MSG_NOSIGNAL), 4);
+    link_break(&link);
+    assert_int_equal(calls->send(link.ours, "abc", 3, MSG_NOSIGNAL), 3);
+    assert_int_equal(recv(link.ours, text, 4, 0), 4);
+    assert_memory_equal(text, "last", 4);
+    assert_has_ended(link.ours);
+    link_close(&link);
+}
+
+static void
+test_ucx_guard_tells_of_a_callers_mistakes(void **state)
+{
+    (void)state;
+    assert_int_equal(calls->send(-1, "x", 1, MSG_NOSIGNAL), -1);
+    assert_int_equal(errno, EBADF);
+    assert_int_equal(send_two(-1, "x", "y"), -1);
+    assert_int_equal(errno, EBADF);
+}
+
+static void
+test_ucx_guard_fills_memory(void **state)
+{
+    enum { SIZE = 5000 };
+    static const char nothing[SIZE];
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        char *memory = calls->malloc(SIZE);
+        assert_memory_equal(memory, nothing, SIZE);
+        memset(memory, 0x5a, SIZE);
+        free(memory);
+    }
+}
+
+/* This program's. */
+static void
+test_ucx_guard_leaves_others_alone(void **state)
+{
+    link_t link;
+    (void)state;
+    link_open(&link);
+    link_break(&link);
+    assert_int_equal(send(link.ours, "abc", 3, MSG_NOSIGNAL), -1);
+    assert_true(errno == ECONNRESET || errno == EPIPE);
+    link_close(&link);
+}
+
+/* Twice is as good as once; nowhere, and where nothing is sent, it cannot be.
+ */
+static void
+test_ucx_guard_says_whether_it_could(void **state)
+{
+    int here;
+    (void)state;
+    assert_true(vnxi_ucx_guard(calls));
+    assert_false(vnxi_ucx_guard(&here));
+    assert_false(vnxi_ucx_guard(NULL));
+    assert_false(
+        vnxi_ucx_guard((const void *)(uintptr_t)_cmocka_run_group_tests));
+}
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_ucx_guard_leaves_sends_alone_that_go),
+        cmocka_unit_test(test_ucx_guard_tells_of_a_full_socket),
+        cmocka_unit_test(test_ucx_guard_hides_a_reset_from_senders),
+        cmocka_unit_test(test_ucx_guard_loses_nothing_that_came),
+        cmocka_unit_test(test_ucx_guard_tells_of_a_callers_mistakes),
+        cmocka_unit_test(test_ucx_guard_fills_memory),
+        cmocka_unit_test(test_ucx_guard_leaves_others_alone),
+        cmocka_unit_test(test_ucx_guard_says_whether_it_could),
+    };
+    void *library = dlopen(FAKE_UCP, RTLD_NOW);
+    if (library == NULL) {
+        fprintf(stderr, "%s\n", dlerror());
+        return 1;
+    }
+    calls = dlsym(library, "fake_ucp_calls");
+    if (!vnxi_ucx_guard(calls)) {
+        return 1;
+    }
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
