@@ -116,12 +116,12 @@ check_library() {
         "$ROOT/examples/agent_demo.c" -o "$program" \
         $(pkg-config --libs vnx)
     LD_LIBRARY_PATH="$prefix/lib" "$program"
-    check_headers "$prefix/include"
-    check_exports "$prefix/lib/libvnx.so"
+    each_header_alone "$prefix/include"
+    only_our_names "$prefix/lib/libvnx.so"
 }
 
 # Each public header stands alone, in C11 and in C++.
-check_headers() {
+each_header_alone() {
     local header
     for header in "$1"/vnx/*.h; do
         cc -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
@@ -133,7 +133,7 @@ check_headers() {
 }
 
 # The library shows vnx_ names and no others.
-check_exports() {
+only_our_names() {
     local strange
     strange=$(nm -D --defined-only "$1" | awk '$2 ~ /[A-Z]/ { print $3 }' |
         grep -v -E '^(vnx_|VNX_)' || true)

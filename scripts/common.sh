@@ -4,6 +4,9 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 WORK="$ROOT/build-tests" # everything that the tests build; git ignores it
 
+# Hundreds of processes start, each of which would compile the same modules;
+# of what pip installs most is never imported.
+export PYTHONDONTWRITEBYTECODE= PIP_NO_COMPILE=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
 say() {

@@ -1,11 +1,13 @@
-# Running checks one after the other or side by side, counting their tests,
+# Running checks side by side or one after the other, counting their tests,
 # and the account at the end.  Sourced by run_tests.sh.
 #
 # A check is `scripts/check.sh NAME ARGUMENTS`.  It ends with 0 (passed),
 # 77 (skipped; its last line says why) or anything else (failed).
 
 LOGS="$WORK/logs"
+AT_ONCE=4 # checks; with more of them the deadlines of tests would come
 CHECKS=()
+REPORTED=()
 PASSED=0
 FAILED=0
 SKIPPED=0
@@ -18,10 +20,12 @@ section() {
     printf '\n== %s\n' "$*"
 }
 
-# start SECONDS LABEL NAME ARGUMENTS...: begin a check; finish_checks ends it.
+# start SECONDS LABEL NAME ARGUMENTS...: begin a check, as soon as fewer than
+# AT_ONCE run; finish_checks ends it.
 start() {
     local limit=$1 label=$2 id
     shift 2
+    wait_for_less_than $AT_ONCE
     id="$LOGS/$(printf '%02d' ${#CHECKS[@]})-${label//[^a-zA-Z0-9.]/-}"
     CHECKS+=("$label|$id")
     (
@@ -33,21 +37,41 @@ start() {
         if [ $status = 124 ] || [ $status = 137 ]; then
             echo "stopped: it took more than $limit s" >>"$id.log"
         fi
-        echo "$status $((SECONDS - begin))" >"$id.end"
+        times >"$id.times"
+        echo "$status $((SECONDS - begin)) $(cpu_seconds "$id.times")" \
+            >"$id.ending"
+        mv "$id.ending" "$id.end"
     ) &
-    LAST_PID=$!
 }
 
-# finish_checks: wait for what was started, report it in the order of start.
-REPORTED=0
-finish_checks() {
-    local entry
-    wait
-    while [ $REPORTED -lt ${#CHECKS[@]} ]; do
-        entry=${CHECKS[$REPORTED]}
-        report_check "${entry%%|*}" "${entry#*|}"
-        REPORTED=$((REPORTED + 1))
+# The CPU seconds of a shell's children, by what `times` wrote.
+cpu_seconds() {
+    awk -F '[ms ]+' 'NR == 2 { printf "%.0f", 60 * ($1 + $3) + $2 + $4 }' "$1"
+}
+
+# wait_for_less_than COUNT: checks that run; those that end are reported.
+wait_for_less_than() {
+    while [ "$(jobs -rp | wc -l)" -ge "$1" ]; do
+        wait -n || true
+        report_ended
     done
+    report_ended
+}
+
+report_ended() {
+    local number entry
+    for number in "${!CHECKS[@]}"; do
+        entry=${CHECKS[$number]}
+        if [ -z "${REPORTED[$number]:-}" ] && [ -f "${entry#*|}.end" ]; then
+            REPORTED[$number]=yes
+            report_check "${entry%%|*}" "${entry#*|}"
+        fi
+    done
+}
+
+# finish_checks: wait for what was started.
+finish_checks() {
+    wait_for_less_than 1
 }
 
 # check: start and finish.
@@ -57,8 +81,8 @@ check() {
 }
 
 report_check() {
-    local label=$1 id=$2 status seconds counts summary
-    read -r status seconds <"$id.end"
+    local label=$1 id=$2 status seconds cpu counts summary
+    read -r status seconds cpu <"$id.end"
     if [ "$status" = 77 ]; then
         SKIPPED=$((SKIPPED + 1))
         SKIP_NOTES+=("$label: $(tail -n 1 "$id.log")")
@@ -70,7 +94,8 @@ report_check() {
     note_skips "$label" "$id.log"
     summary=$(summary_line "$id.log")
     if [ "$status" = 0 ]; then
-        printf '  ok   %-34s %4s s  %s\n' "$label" "$seconds" "$summary"
+        printf '  ok   %-34s %4s s  (cpu %3s)  %s\n' "$label" "$seconds" \
+            "$cpu" "$summary"
     else
         FAIL_NOTES+=("$label (log: ${id#"$ROOT"/}.log)"
             "$(telling_lines "$id.log" 20)")
