@@ -2,11 +2,13 @@
  * process, so that every test has one of its own. */
 #include "vnx_test.h"
 
+#include <dlfcn.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,10 +16,12 @@
 #include "base/search_path.h"
 #include "engine/native/ucx/context.h"
 #include "engine/native/ucx/library.h"
+#include "fake_ucp.h"
 
 /* What the child has found. */
 typedef struct found {
     bool loaded, created;
+    bool guarded; /* where it is the fake one */
     unsigned major, minor;
     char path[512], why[1024];
     vnx_status_t status;
@@ -26,6 +30,22 @@ typedef struct found {
 
 static found_t *found;
 static char root[] = "/tmp/ucx_library_test.XXXXXX";
+
+/* Does its send() hide that nobody is there? */
+static bool
+is_guarded(const char *path)
+{
+    void *library = dlopen(path, RTLD_NOW | RTLD_NOLOAD);
+    const fake_ucp_calls_t *calls =
+        library != NULL ? dlsym(library, "fake_ucp_calls") : NULL;
+    int fds[2];
+
+    if (calls == NULL || socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) {
+        return false;
+    }
+    close(fds[1]);
+    return calls->send(fds[0], "x", 1, MSG_NOSIGNAL) == 1;
+}
 
 static void
 look_in_child(const char *const *dirs, size_t count)
@@ -42,6 +62,7 @@ look_in_child(const char *const *dirs, size_t count)
         found->major = library->major;
         found->minor = library->minor;
         snprintf(found->path, sizeof found->path, "%s", library->path);
+        found->guarded = is_guarded(library->path);
     }
     snprintf(found->why, sizeof found->why, "%s", why);
     if (vnxi_ucx_library(NULL) != library) {
@@ -152,6 +173,19 @@ test_ucx_library_that_is_named_is_taken(void **state)
     assert_path_ends(FAKE_UCP);
     assert_int_equal(found->major, 1);
     assert_int_equal(found->minor, 22);
+}
+
+static void
+test_ucx_library_is_guarded_unless_told_otherwise(void **state)
+{
+    (void)state;
+    name_library(FAKE_UCP);
+    look(NULL, 0);
+    assert_true(found->loaded && found->guarded);
+    setenv("VLLM_NIXL_UCX_GUARD", "0", 1);
+    look(NULL, 0);
+    unsetenv("VLLM_NIXL_UCX_GUARD");
+    assert_true(found->loaded && !found->guarded);
 }
 
 static void
@@ -317,6 +351,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_ucx_library_that_is_named_is_taken,
                                forget),
+        cmocka_unit_test_setup(
+            test_ucx_library_is_guarded_unless_told_otherwise, forget),
         cmocka_unit_test_setup(test_ucx_library_none_switches_it_off, forget),
         cmocka_unit_test_setup(test_ucx_library_that_is_named_and_missing,
                                forget),
