@@ -202,26 +202,54 @@ check_even_rows(const unsigned char *at, unsigned seed)
     free(expected);
 }
 
+/* Our agent "A", which knows the child "B", and what it reads into or writes
+ * from. */
+typedef struct scene {
+    child_t child;
+    vnx_agent_t *agent;
+    unsigned char *mine;
+    vnx_dlist_t *local;
+} scene_t;
+
+static scene_t
+scene_open(void)
+{
+    scene_t s;
+    s.child = start_child("B");
+    s.agent = make_agent("A");
+    s.mine = calloc(1, LEN);
+    register_at(s.agent, s.mine, LEN);
+    load_child(s.agent, &s.child);
+    s.local = prepare_rows(s.agent, "", s.mine, ROW, ROWS);
+    return s;
+}
+
+static void
+scene_close(scene_t *s)
+{
+    vnx_dlist_release(s->local);
+    vnx_agent_release(s->agent);
+    free(s->mine);
+    end_child(&s->child);
+}
+
 static void
 test_shm_reads_plain_and_shared_memory(void **state)
 {
     (void)state;
-    child_t child = start_child("B");
-    vnx_agent_t *agent = make_agent("A");
-    unsigned char *mine = malloc(LEN);
-    register_at(agent, mine, LEN);
-    load_child(agent, &child);
-    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    scene_t s = scene_open();
+    vnx_agent_t *agent = s.agent;
 
     for (unsigned seed = 1; seed <= 2; seed++) {
-        vnx_dlist_t *remote = prepare_remote(
-            agent, "B", seed == 1 ? child.hello.plain : child.hello.shared);
+        vnx_dlist_t *remote = prepare_remote(agent, "B",
+                                             seed == 1 ? s.child.hello.plain
+                                                       : s.child.hello.shared);
         vnx_xfer_t *xfer =
-            make_scattered(agent, VNX_OP_READ, local, remote, "read");
-        memset(mine, 0, LEN);
+            make_scattered(agent, VNX_OP_READ, s.local, remote, "read");
+        memset(s.mine, 0, LEN);
         run_xfer(agent, xfer);
-        check_even_rows(mine, seed);
-        assert_int_equal(ask(&child, 'n'), 4);
+        check_even_rows(s.mine, seed);
+        assert_int_equal(ask(&s.child, 'n'), 4);
         vnx_xfer_abandon(xfer);
         vnx_dlist_release(remote);
     }
@@ -230,42 +258,32 @@ test_shm_reads_plain_and_shared_memory(void **state)
     assert_non_null(strstr(json.data, "\"regions_direct\": 1,"));
     assert_non_null(strstr(json.data, "\"state\": \"connected\""));
     free(json.data);
-    vnx_dlist_release(local);
-    vnx_agent_release(agent);
-    free(mine);
-    end_child(&child);
+    scene_close(&s);
 }
 
 static void
 test_shm_write_is_there_when_its_notification_is(void **state)
 {
     (void)state;
-    child_t child = start_child("B");
-    vnx_agent_t *agent = make_agent("A");
-    unsigned char *mine = malloc(LEN);
+    scene_t s = scene_open();
+    vnx_agent_t *agent = s.agent;
     uint64_t sum = 0;
-    fill(mine, LEN, 99);
+    fill(s.mine, LEN, 99);
     for (size_t i = 0; i < LEN; i++) {
-        sum += mine[i];
+        sum += s.mine[i];
     }
-    register_at(agent, mine, LEN);
-    load_child(agent, &child);
-    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
-    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", s.child.hello.plain);
     vnx_xfer_t *xfer =
-        make_xfer(agent, VNX_OP_WRITE, local, remote, ROWS, "written");
+        make_xfer(agent, VNX_OP_WRITE, s.local, remote, ROWS, "written");
 
     /* Nobody polls the transfer here: its end needs no help. */
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
-    assert_int_equal(ask(&child, 'n'), 7);
-    assert_int_equal(ask(&child, 'p'), sum);
+    assert_int_equal(ask(&s.child, 'n'), 7);
+    assert_int_equal(ask(&s.child, 'p'), sum);
     assert_ok(vnx_agent_wait(agent, &xfer, 1, false, SECONDS(30), e));
     vnx_xfer_abandon(xfer);
     vnx_dlist_release(remote);
-    vnx_dlist_release(local);
-    vnx_agent_release(agent);
-    free(mine);
-    end_child(&child);
+    scene_close(&s);
 }
 
 /* The error that posting comes to, at the latest 10 s after `child` ended. */
@@ -337,19 +355,16 @@ static void
 test_shm_deregistered_and_closed_are_told_to_peers(void **state)
 {
     (void)state;
-    child_t child = start_child("B");
-    vnx_agent_t *agent = make_agent("A");
-    unsigned char *mine = malloc(LEN);
-    register_at(agent, mine, LEN);
-    load_child(agent, &child);
-    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
-    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
-    vnx_xfer_t *xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
+    scene_t s = scene_open();
+    vnx_agent_t *agent = s.agent;
+    vnx_dlist_t *remote = prepare_remote(agent, "B", s.child.hello.plain);
+    vnx_xfer_t *xfer =
+        make_scattered(agent, VNX_OP_READ, s.local, remote, NULL);
 
     run_xfer(agent, xfer);
-    ask(&child, 'd');
+    ask(&s.child, 'd');
     assert_int_equal(post_until_error(agent, xfer), VNX_ERR_NOT_FOUND);
-    ask(&child, 'c');
+    ask(&s.child, 'c');
     assert_int_equal(post_until_error(agent, xfer) < 0, true);
     for (int i = 0; i < 10000; i++) {
         if (vnx_xfer_post(xfer, NULL, 0, NULL) == VNX_ERR_REMOTE_DISCONNECT) {
@@ -361,10 +376,7 @@ test_shm_deregistered_and_closed_are_told_to_peers(void **state)
     assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_ERR_REMOTE_DISCONNECT);
     vnx_xfer_abandon(xfer);
     vnx_dlist_release(remote);
-    vnx_dlist_release(local);
-    vnx_agent_release(agent);
-    free(mine);
-    end_child(&child);
+    scene_close(&s);
 }
 
 static void
@@ -374,15 +386,12 @@ test_shm_forked_child_refuses_and_releases_nothing(void **state)
 #ifdef __SANITIZE_THREAD__
     skip(); /* it allows no threads in a forked copy of a threaded process */
 #endif
-    child_t child = start_child("B");
-    vnx_agent_t *agent = make_agent("A");
-    unsigned char *mine = malloc(LEN);
+    scene_t s = scene_open();
+    vnx_agent_t *agent = s.agent;
     int exit_status;
-    register_at(agent, mine, LEN);
-    load_child(agent, &child);
-    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
-    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
-    vnx_xfer_t *xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", s.child.hello.plain);
+    vnx_xfer_t *xfer =
+        make_scattered(agent, VNX_OP_READ, s.local, remote, NULL);
 
     pid_t pid = fork();
     if (pid == 0) {
@@ -400,13 +409,10 @@ test_shm_forked_child_refuses_and_releases_nothing(void **state)
     assert_int_equal(waitpid(pid, &exit_status, 0), pid);
     assert_int_equal(exit_status, 0);
     run_xfer(agent, xfer);
-    check_even_rows(mine, 1);
+    check_even_rows(s.mine, 1);
     vnx_xfer_abandon(xfer);
     vnx_dlist_release(remote);
-    vnx_dlist_release(local);
-    vnx_agent_release(agent);
-    free(mine);
-    end_child(&child);
+    scene_close(&s);
 }
 
 int

@@ -855,6 +855,22 @@ hold_lock_held(item_t *request)
     atomic_fetch_add(&held_counts[request->kind], 1);
 }
 
+/* It ends in a later turn of its worker; or when the test says so, where that
+ * wants to, or where it needs a target that is gone. */
+static vnxi_ucs_ptr_t
+leave_pending(item_t *request, bool needs_target)
+{
+    pthread_mutex_lock(&lock);
+    if (atomic_load(&fake_ucp.of[request->kind].hold) ||
+        (needs_target && find_worker_lock_held(request->ep->target) == NULL)) {
+        hold_lock_held(request);
+    } else {
+        make_due_lock_held(request);
+    }
+    pthread_mutex_unlock(&lock);
+    return request;
+}
+
 static vnxi_ucs_ptr_t
 post(struct ucp_ep *ep, const vnxi_ucp_request_param_t *param, item_t wish)
 {
@@ -889,15 +905,7 @@ post(struct ucp_ep *ep, const vnxi_ucp_request_param_t *param, item_t wish)
         atomic_fetch_sub(&fake_ucp.requests, 1);
         return NULL;
     }
-    pthread_mutex_lock(&lock);
-    if (atomic_load(&orders->hold) ||
-        find_worker_lock_held(ep->target) == NULL) {
-        hold_lock_held(request);
-    } else {
-        make_due_lock_held(request);
-    }
-    pthread_mutex_unlock(&lock);
-    return request;
+    return leave_pending(request, true);
 }
 
 /* In the call: as UCX does it. */
@@ -937,15 +945,7 @@ ucp_ep_close_nbx(vnxi_ucp_ep_t ep, const vnxi_ucp_request_param_t *param)
         free_ep(ep);
         return NULL;
     }
-    item_t *request = make_request(ep, FAKE_CLOSE, param);
-    pthread_mutex_lock(&lock);
-    if (atomic_load(&orders->hold)) {
-        hold_lock_held(request);
-    } else {
-        make_due_lock_held(request);
-    }
-    pthread_mutex_unlock(&lock);
-    return request;
+    return leave_pending(make_request(ep, FAKE_CLOSE, param), false);
 }
 
 EXPORT vnxi_ucs_ptr_t
