@@ -42,7 +42,7 @@ section "Python tests, demo, benchmark"
 AT_ONCE=4
 start 1200 "Python $("$VENV/bin/python" -c \
     'import sys; print("%d.%d" % sys.version_info[:2])')" pytest tests/python
-start 1200 "stress" pytest tests/stress
+start 1200 "stress" stress
 start 900 "agents by NIXL's library" pytest_nixl
 start 900 "beside stock NIXL" interop
 start 900 "agents by UCX" pytest_ucx

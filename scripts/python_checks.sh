@@ -61,6 +61,14 @@ check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
 }
 
+# What takes a libucp is run with the NIXL wheel's too, where that is there.
+check_stress() {
+    if stock_ready; then
+        export VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python"
+    fi
+    run_pytest "$VENV/bin/python" "${@:-tests/stress}"
+}
+
 # The examples' tests know nothing of tests/conftest.py, which ends a hang.
 check_examples() {
     run_pytest "$VENV/bin/python" -o faulthandler_timeout=300 examples
