@@ -129,13 +129,14 @@ vnxi_write_u64(vnxi_writer_t *writer, uint64_t value)
 }
 
 bool
-vnxi_writer_take(vnxi_writer_t *writer, vnx_bytes_t *bytes_p)
+vnxi_writer_take(vnxi_writer_t *writer, void **data_p, size_t *len_p)
 {
     if (writer->failed) {
         vnxi_writer_fini(writer);
         return false;
     }
-    *bytes_p = (vnx_bytes_t){writer->data, writer->len};
+    *data_p = writer->data;
+    *len_p = writer->len;
     *writer = (vnxi_writer_t){0};
     return true;
 }

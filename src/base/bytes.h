@@ -13,7 +13,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <vnx/vnx.h>
 
 /* FNV-1a: tells names apart and finds damage; keeps no secret. */
 uint64_t vnxi_hash(const void *data, size_t len);
@@ -58,7 +57,7 @@ void vnxi_write_u64(vnxi_writer_t *writer, uint64_t value);
 
 /* Hand what was written over; the writer is empty then.  False: memory ran
  * out, and there is nothing. */
-bool vnxi_writer_take(vnxi_writer_t *writer, vnx_bytes_t *bytes_p);
+bool vnxi_writer_take(vnxi_writer_t *writer, void **data_p, size_t *len_p);
 void vnxi_writer_fini(vnxi_writer_t *writer);
 
 #endif

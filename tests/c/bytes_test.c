@@ -1,5 +1,7 @@
 #include "vnx_test.h"
 
+#include <stdlib.h>
+
 #include "base/bytes.h"
 
 static void
@@ -77,6 +79,30 @@ test_bytes_writer_grows(void **state)
     vnxi_writer_fini(&writer);
 }
 
+static void
+test_bytes_writer_hands_over_what_it_has(void **state)
+{
+    (void)state;
+    vnxi_writer_t writer = {0};
+    void *data = NULL;
+    size_t len = 7;
+
+    vnxi_write_bytes(&writer, "taken", 5);
+    assert_true(vnxi_writer_take(&writer, &data, &len));
+    assert_int_equal(len, 5);
+    assert_memory_equal(data, "taken", 5);
+    assert_null(writer.data); /* it may be written to again */
+    free(data);
+
+    data = NULL, len = 7;
+    vnxi_write_u8(&writer, 1);
+    vnxi_write_bytes(&writer, "x", SIZE_MAX / 2);
+    assert_false(vnxi_writer_take(&writer, &data, &len));
+    assert_null(data);
+    assert_int_equal(len, 7);
+    assert_null(writer.data);
+}
+
 int
 main(void)
 {
@@ -85,6 +111,7 @@ main(void)
         cmocka_unit_test(test_bytes_reader_never_passes_its_end),
         cmocka_unit_test(test_bytes_writer_fails_on_an_impossible_length),
         cmocka_unit_test(test_bytes_writer_grows),
+        cmocka_unit_test(test_bytes_writer_hands_over_what_it_has),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -141,7 +141,7 @@ blob_make(vnxi_engine_t *engine, vnxi_region_t *const *regions, size_t count,
         blob_write_regions(&blob, regions, count) && !blob.conn_bytes.failed;
     if (is_made) {
         vnxi_metadata_write(&out, &blob.picture);
-        is_made = vnxi_writer_take(&out, bytes_p);
+        is_made = vnxi_writer_take(&out, &bytes_p->data, &bytes_p->len);
     }
     blob_fini(&blob);
     return is_made ? VNX_OK

@@ -183,7 +183,7 @@ write_blob(const vnxi_metadata_t *blob, vnx_bytes_t *bytes_p,
     vnxi_writer_t out = {0};
 
     vnxi_metadata_write(&out, blob);
-    return vnxi_writer_take(&out, bytes_p)
+    return vnxi_writer_take(&out, &bytes_p->data, &bytes_p->len)
                ? VNX_OK
                : vnxi_error_no_memory(error, PART, 0);
 }

@@ -75,7 +75,7 @@ vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
     } else {
         describe_engine(engine, &out);
     }
-    return vnxi_writer_take(&out, members_p)
+    return vnxi_writer_take(&out, &members_p->data, &members_p->len)
                ? VNX_OK
                : vnxi_error_no_memory(error, "describe", 0);
 }
