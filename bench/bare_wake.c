@@ -109,9 +109,9 @@ run_wakes(double busy, int passes)
 /* -- Delivering a message ------------------------------------------------- */
 
 typedef struct delivery {
-    int socket;  /* the reader's end */
-    int arrived; /* eventfd */
-    double sent; /* in the last message */
+    int socket;          /* the reader's end */
+    int arrived;         /* eventfd, which counts messages */
+    _Atomic double sent; /* in the last one */
 } delivery_t;
 
 static void
@@ -152,10 +152,12 @@ read_all(void *argument)
 {
     delivery_t *delivery = argument;
     struct pollfd readable = {.fd = delivery->socket, .events = POLLIN};
+    double sent;
 
     while (poll(&readable, 1, -1) == 1 &&
-           recv(delivery->socket, &delivery->sent, sizeof delivery->sent, 0) ==
-               sizeof delivery->sent) {
+           recv(delivery->socket, &sent, sizeof sent, MSG_WAITALL) ==
+               sizeof sent) {
+        delivery->sent = sent;
         eventfd_write(delivery->arrived, 1);
     }
     return NULL;
@@ -164,7 +166,7 @@ read_all(void *argument)
 static int
 run_deliveries(unsigned pause_us, int passes)
 {
-    delivery_t delivery = {.arrived = eventfd(0, 0)};
+    delivery_t delivery = {.arrived = eventfd(0, EFD_SEMAPHORE)};
     struct pollfd arrived = {.fd = delivery.arrived, .events = POLLIN};
     pthread_t reader;
     eventfd_t count;
@@ -182,7 +184,7 @@ run_deliveries(unsigned pause_us, int passes)
     }
     for (int pass = 0; pass < passes && poll(&arrived, 1, -1) == 1; pass++) {
         double now = seconds_now();
-        eventfd_read(delivery.arrived, &count); /* after it `sent` is ours */
+        eventfd_read(delivery.arrived, &count);
         printf("%.9f\n", now - delivery.sent);
     }
     waitpid(child, NULL, 0);
