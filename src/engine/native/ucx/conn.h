@@ -1,6 +1,6 @@
 /*
  * Connections: from each of our workers to a peer's worker 0, made on the
- * worker's thread when it is first needed.
+ * worker's thread: at once by those that run, by others when first needed.
  *
  * A connection fails once and for good: the peer's process ended, its host
  * cannot be reached, UCX refuses the address.  The first worker to notice says
@@ -21,8 +21,9 @@ typedef struct vnxi_ucx_key vnxi_ucx_key_t;
 #define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
 
 /* Make a connection to this address (copied), and begin to connect in the
- * background.  One reference, the caller's.  VNX_ERR_MISMATCH: that cannot be
- * an address; VNX_ERR_NO_MEMORY.  `cookie` is for `lost`. */
+ * background from worker 0 and from those that run.  One reference, the
+ * caller's.  VNX_ERR_MISMATCH: that cannot be an address; VNX_ERR_NO_MEMORY.
+ * `cookie` is for `lost`. */
 vnx_status_t vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address,
                                 size_t len, uintptr_t cookie,
                                 vnxi_ucx_conn_t **conn_p, vnx_error_t *error);
