@@ -22,7 +22,7 @@
 #define PIECE_BYTES (1u << 20) /* of a request at most */
 
 #define STOP_PATIENCE_NS 1000000000u
-#define GRACE_NS 100000000u
+#define GRACE_NS 300000000u
 #define REOPEN_LOOK_NS 1000000u
 
 static bool turn(vnxi_ucx_duty_t *duty);
