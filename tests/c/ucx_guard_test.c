@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "engine/native/ucx/guard.h"
+#include "engine/parts/ucx_guard.h"
 #include "fake_ucp.h"
 
 static const fake_ucp_calls_t *calls;

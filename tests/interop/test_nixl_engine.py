@@ -2,9 +2,10 @@
 
 import pytest
 from support import blob as grammar
-from support import deadline
+from support import deadline, mourning, ucx
 from support.memory import pattern
 from support.nixl import why_no_library
+from support.peer import PeerProcess
 
 SIZE = 1 << 16
 
@@ -241,3 +242,23 @@ def test_a_dead_stock_peer_is_a_normal_event(api, pair, stock, meet):
     meet(ours, other)
     ours.move("READ", whole(ours.block), whole(other.block), other.name)
     assert ours.read(ours.block.key) == pattern(10, SIZE)
+
+
+# -- ends --------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["READ", "WRITE"])
+def test_a_peer_that_we_serve_over_tcp_is_killed(names, opened, operation):
+    """UCX, as it is, would end our process with the peer's."""
+    path = ucx.library("nixl")
+    native = ucx.environment(path, "tcp")
+
+    def start(name=None, env=native):
+        opened.append(PeerProcess("vllm_nixl", name or names(), {}, env))
+        return opened[-1]
+
+    here = start(env={"VLLM_NIXL_ENGINE": "nixl", **ucx.TRANSPORTS["tcp"]})
+    survivor = mourning.Survivor(here, start)
+    survivor.outlive(operation, mourning.ROUNDS or 6)
+    survivor.read_from(survivor.meet())

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/nixl/nixl.h"
+#include "engine/parts/ucx_guard.h"
 
 #define PROGRESS_DELAY_US 100000
 
@@ -365,6 +366,18 @@ backend_failed(const char *name, int code, vnx_error_t *error)
                           fault);
 }
 
+/* The plugin may have brought a copy of it. */
+static void
+guard_ucx(const char *name)
+{
+    if (!vnxi_ucx_guard_loaded()) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "the UCX of NIXL's backend %s cannot be guarded: a peer that "
+                 "dies while it reads from this process over TCP may end it",
+                 name);
+    }
+}
+
 static vnx_status_t
 create_lock_held(vnxi_engine_t *engine, const char *name,
                  const vnx_param_t *params, size_t count, vnx_error_t *error)
@@ -401,6 +414,7 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
     if (code != VNXI_CAPI_OK) {
         return backend_failed(name, code, error);
     }
+    guard_ucx(name);
     return note_backend(engine, plugin, handle, error);
 }
 

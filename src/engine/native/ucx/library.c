@@ -20,7 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/search_path.h"
-#include "engine/native/ucx/guard.h"
+#include "engine/parts/ucx_guard.h"
 
 #define VARIABLE "VLLM_NIXL_UCX_LIBRARY"
 
@@ -110,14 +110,11 @@ is_new_enough(const char *path, vnxi_ucx_library_t *found)
     return false;
 }
 
-/* See guard.h; who looks for a fault of UCX's may want it as it is. */
 static void
 guard(const vnxi_ucx_library_t *found)
 {
-    const char *wish = getenv("VLLM_NIXL_UCX_GUARD");
-    const void *libucs = (const void *)(uintptr_t)found->ucp.ucs_status_string;
-
-    if ((wish == NULL || strcmp(wish, "0") != 0) && !vnxi_ucx_guard(libucs)) {
+    if (!vnxi_ucx_guard(
+            (const void *)(uintptr_t)found->ucp.ucs_status_string)) {
         vnxi_log(VNXI_LOG_WARNING,
                  "%s cannot be guarded: a peer that dies while it reads from "
                  "this process over TCP may end it",

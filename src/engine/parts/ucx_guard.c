@@ -7,11 +7,12 @@
  * A slot may lie in memory that the linker has made read-only afterwards, and
  * is so again when this is done.
  */
-#include "engine/native/ucx/guard.h"
+#include "engine/parts/ucx_guard.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -248,8 +249,11 @@ static const struct {
     {"malloc", (uintptr_t)guarded_malloc},
 };
 
-bool
-vnxi_ucx_guard(const void *within)
+/* While one has made a page writable another must not undo it. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static bool
+guard_lock_held(const void *within)
 {
     const size_t count = sizeof guards / sizeof guards[0];
     object_t object = {.within = (ElfW(Addr))within};
@@ -266,4 +270,77 @@ vnxi_ucx_guard(const void *within)
         possible = replace(&object, guards[i].name, guards[i].function);
     }
     return possible;
+}
+
+/* Who looks for a fault of UCX's may want it as it is. */
+static bool
+is_wanted(void)
+{
+    const char *wish = getenv("VLLM_NIXL_UCX_GUARD");
+    return wish == NULL || strcmp(wish, "0") != 0;
+}
+
+bool
+vnxi_ucx_guard(const void *within)
+{
+    if (!is_wanted()) {
+        return true;
+    }
+    pthread_mutex_lock(&lock);
+    bool done = guard_lock_held(within);
+    pthread_mutex_unlock(&lock);
+    return done;
+}
+
+/* -- Every copy ------------------------------------------------------------
+ */
+
+#define COPIES_MAX 8
+
+typedef struct copies {
+    const void *within[COPIES_MAX];
+    size_t count;
+} copies_t;
+
+/* "libucs.so.0"; wheels put a hash in: "libucs-e091d9d5.so.0.0.0". */
+static bool
+is_libucs(const char *path)
+{
+    static const char name[] = "libucs";
+    const char *slash = strrchr(path, '/');
+    const char *base = slash != NULL ? slash + 1 : path;
+    const char *rest = base + sizeof name - 1;
+    return strncmp(base, name, sizeof name - 1) == 0 &&
+           (*rest == '.' || *rest == '-');
+}
+
+static int
+note_copy(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    copies_t *copies = arg;
+    const ElfW(Phdr) *header = info->dlpi_phdr;
+
+    (void)size;
+    for (unsigned i = 0; is_libucs(info->dlpi_name) && i < info->dlpi_phnum;
+         i++) {
+        if (header[i].p_type == PT_LOAD) {
+            copies->within[copies->count++] =
+                (const void *)(info->dlpi_addr + header[i].p_vaddr);
+            break;
+        }
+    }
+    return copies->count == COPIES_MAX;
+}
+
+bool
+vnxi_ucx_guard_loaded(void)
+{
+    copies_t copies = {.count = 0};
+    bool done = true;
+
+    dl_iterate_phdr(note_copy, &copies);
+    for (size_t i = 0; i < copies.count; i++) {
+        done &= vnxi_ucx_guard(copies.within[i]);
+    }
+    return done;
 }

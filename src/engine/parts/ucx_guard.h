@@ -14,15 +14,20 @@
  * never filled in, and crashes where the memory had been used before.  So all
  * that it allocates is zero.
  */
-#ifndef VNXI_NATIVE_UCX_GUARD_H
-#define VNXI_NATIVE_UCX_GUARD_H
+#ifndef VNXI_PARTS_UCX_GUARD_H
+#define VNXI_PARTS_UCX_GUARD_H
 
 #include <stdbool.h>
 
 /* For the calls of send(), sendmsg() and malloc() by the loaded object that
- * this address lies in, for good; no other object's.  Sends that fail for
- * other reasons than the connection's are reported as before.  False: it
- * cannot be done. */
+ * this address lies in, libucs, for good; no other object's.  Sends that fail
+ * for other reasons than the connection's are reported as before.  False: it
+ * cannot be done.  Where VLLM_NIXL_UCX_GUARD is 0 nothing is done.  Any
+ * thread. */
 bool vnxi_ucx_guard(const void *within);
+
+/* The same for every copy of libucs that is loaded now: whoever has a library
+ * load it knows none of its addresses. */
+bool vnxi_ucx_guard_loaded(void);
 
 #endif
