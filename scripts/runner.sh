@@ -1,5 +1,5 @@
-# Running checks side by side or one after the other, counting their tests,
-# and the account at the end.  Sourced by run_tests.sh.
+# Running checks side by side, counting their tests, and the account at the
+# end.  Sourced by run_tests.sh.
 #
 # A check is `scripts/check.sh NAME ARGUMENTS`.  It ends with 0 (passed),
 # 77 (skipped; its last line says why) or anything else (failed).
@@ -72,12 +72,6 @@ report_ended() {
 # finish_checks: wait for what was started.
 finish_checks() {
     wait_for_less_than 1
-}
-
-# check: start and finish.
-check() {
-    start "$@"
-    finish_checks
 }
 
 report_check() {

@@ -220,13 +220,13 @@ replace_in(const object_t *object, const tables_t *tables,
 }
 
 static bool
-replace(const object_t *object, const char *name, uintptr_t function)
+replace(const object_t *object, const tables_t *tables, const char *name,
+        uintptr_t function)
 {
-    tables_t tables = find_tables(object);
-    bool calls = replace_in(object, &tables, tables.of_calls.first,
-                            tables.of_calls.size, name, function);
-    bool data = replace_in(object, &tables, tables.of_data.first,
-                           tables.of_data.size, name, function);
+    bool calls = replace_in(object, tables, tables->of_calls.first,
+                            tables->of_calls.size, name, function);
+    bool data = replace_in(object, tables, tables->of_data.first,
+                           tables->of_data.size, name, function);
     return calls || data;
 }
 
@@ -258,16 +258,18 @@ guard_lock_held(const void *within)
     const size_t count = sizeof guards / sizeof guards[0];
     object_t object = {.within = (ElfW(Addr))within};
     bool possible = dl_iterate_phdr(take_object, &object) != 0;
+    tables_t tables = find_tables(&object);
 
     for (size_t i = 0; possible && i < count; i++) {
-        possible = replace(&object, guards[i].name, 0);
+        possible = replace(&object, &tables, guards[i].name, 0);
     }
     if (!possible) {
         return false;
     }
     stay();
     for (size_t i = 0; possible && i < count; i++) {
-        possible = replace(&object, guards[i].name, guards[i].function);
+        possible =
+            replace(&object, &tables, guards[i].name, guards[i].function);
     }
     return possible;
 }
