@@ -26,6 +26,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bare.h"
+
 #define BATCH 256 /* pieces of one process_vm_readv */
 
 typedef struct pair {
@@ -49,22 +51,6 @@ typedef struct worker {
     unsigned index;
     pthread_t thread;
 } worker_t;
-
-static void
-fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static double
-seconds_now(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 __attribute__((target("avx2"))) static void
 stream_avx2(char *to, const char *from, size_t size)

@@ -25,20 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static void
-fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static double
-seconds_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
+#include "bare.h"
 
 /* -- Signalling a thread -------------------------------------------------- */
 

@@ -420,14 +420,20 @@ expect_child_works(job_t *job, size_t runs)
 }
 
 static void
-test_pool_starts_anew_in_a_forked_child(void **state)
+skip_under_tsan(void)
 {
-    (void)state;
 #ifdef UNDER_TSAN
     print_message("skipped: the thread sanitizer allows no thread in the "
                   "forked child of a process that has threads\n");
     skip();
 #endif
+}
+
+static void
+test_pool_starts_anew_in_a_forked_child(void **state)
+{
+    (void)state;
+    skip_under_tsan();
     job_t *job = job_create(10, 2, NULL);
     assert_int_equal(vnxi_pool_submit(&job->task, NULL), VNX_OK);
     sem_wait(&job->ended);
@@ -440,11 +446,7 @@ static void
 test_pool_fork_at_any_moment(void **state)
 {
     (void)state;
-#ifdef UNDER_TSAN
-    print_message("skipped: the thread sanitizer allows no thread in the "
-                  "forked child of a process that has threads\n");
-    skip();
-#endif
+    skip_under_tsan();
     job_t *busy = job_create(20, 4, NULL);
     busy->resubmissions = 2000;
     assert_int_equal(vnxi_pool_submit(&busy->task, NULL), VNX_OK);

@@ -207,6 +207,20 @@ channel_expect(vnx_side_channel_t *channel, int port, const void *data,
 }
 
 void
+channel_expect_sizes(vnx_side_channel_t *server, vnx_side_channel_t *client,
+                     const size_t *sizes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        unsigned char *data = pattern(sizes[i], (unsigned)i);
+        int port = channel_start(server, data, sizes[i]);
+        channel_expect(client, port, data, sizes[i]);
+        channel_expect(client, port, data, sizes[i]);
+        vnx_side_channel_shutdown(server);
+        free(data);
+    }
+}
+
+void
 channel_expect_failure(vnx_side_channel_t *channel, int port, int timeout_ms,
                        vnx_status_t status, const char *text)
 {

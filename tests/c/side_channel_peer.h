@@ -68,6 +68,10 @@ int channel_start(vnx_side_channel_t *channel, const void *data, size_t len);
 /* One request over IPv4 that must bring exactly these bytes. */
 void channel_expect(vnx_side_channel_t *channel, int port, const void *data,
                     size_t len);
+/* The server serves so many bytes, then others; each are asked for twice. */
+void channel_expect_sizes(vnx_side_channel_t *server,
+                          vnx_side_channel_t *client, const size_t *sizes,
+                          size_t count);
 /* One request that must fail with `status` and say `text`. */
 void channel_expect_failure(vnx_side_channel_t *channel, int port,
                             int timeout_ms, vnx_status_t status,

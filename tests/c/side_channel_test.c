@@ -33,14 +33,8 @@ test_side_channel_carries_every_size(void **state)
                                    65536, 65537, 10u << 20, 64u << 20};
     vnx_side_channel_t *channel = channel_new(NULL);
 
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        unsigned char *data = pattern(sizes[i], (unsigned)i);
-        int port = channel_start(channel, data, sizes[i]);
-        channel_expect(channel, port, data, sizes[i]);
-        channel_expect(channel, port, data, sizes[i]);
-        vnx_side_channel_shutdown(channel);
-        free(data);
-    }
+    channel_expect_sizes(channel, channel, sizes,
+                         sizeof sizes / sizeof sizes[0]);
     vnx_side_channel_free(channel);
 }
 

@@ -78,14 +78,8 @@ expect_tls_carries_every_size(channel_make_t *make, const char *secret)
     vnx_side_channel_t *server = tls_server(make, "server.pem", secret, 0);
     vnx_side_channel_t *client = tls_client(make, "ca.pem", NULL, secret);
 
-    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
-        unsigned char *data = pattern(sizes[i], (unsigned)i);
-        int port = channel_start(server, data, sizes[i]);
-        channel_expect(client, port, data, sizes[i]);
-        channel_expect(client, port, data, sizes[i]);
-        vnx_side_channel_shutdown(server);
-        free(data);
-    }
+    channel_expect_sizes(server, client, sizes,
+                         sizeof sizes / sizeof sizes[0]);
     vnx_side_channel_free(server);
     vnx_side_channel_free(client);
 }

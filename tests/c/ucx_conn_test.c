@@ -18,32 +18,6 @@ close_pair(void)
     ucx_side_close(&there);
 }
 
-static void
-end_conn(vnxi_ucx_conn_t *conn)
-{
-    vnxi_ucx_conn_close(conn);
-    vnxi_ucx_conn_release(conn);
-}
-
-static void
-send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
-{
-    vnx_error_t error;
-    if (vnxi_ucx_conn_send_notif(conn, message, len, &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
-    }
-}
-
-static void
-await_wired(vnxi_ucx_conn_t *conn)
-{
-    uint64_t end = vnxi_clock_deadline(UCX_PATIENCE_NS);
-    while (!vnxi_ucx_conn_is_wired(conn)) {
-        assert_true(vnxi_clock_ns() < end);
-        sched_yield();
-    }
-}
-
 /* -- Connecting ------------------------------------------------------------
  */
 

@@ -9,7 +9,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
-#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdatomic.h>
@@ -151,23 +150,6 @@ connect_to(const peer_t *peer, uintptr_t cookie)
                                         cookie, &conn, &error),
                      VNX_OK);
     return conn;
-}
-
-static void
-end_conn(vnxi_ucx_conn_t *conn)
-{
-    vnxi_ucx_conn_close(conn);
-    vnxi_ucx_conn_release(conn);
-}
-
-static void
-await_wired(vnxi_ucx_conn_t *conn)
-{
-    uint64_t end = vnxi_clock_deadline(UCX_PATIENCE_NS);
-    while (!vnxi_ucx_conn_is_wired(conn)) {
-        assert_true(vnxi_clock_ns() < end);
-        sched_yield();
-    }
 }
 
 /* When the first worker connects to it, or when the second one does. */

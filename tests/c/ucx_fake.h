@@ -123,22 +123,6 @@ close_sides(void)
     ucx_side_close(&there);
 }
 
-static inline void
-end_conn(vnxi_ucx_conn_t *conn)
-{
-    vnxi_ucx_conn_close(conn);
-    vnxi_ucx_conn_release(conn);
-}
-
-static inline void
-send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
-{
-    vnx_error_t error;
-    if (vnxi_ucx_conn_send_notif(conn, message, len, &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
-    }
-}
-
 /* -- Bytes to move ---------------------------------------------------------
  */
 

@@ -8,6 +8,7 @@
 #include "vnx_test.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -168,6 +169,32 @@ ucx_side_connect(ucx_side_t *from, const ucx_side_t *to, uintptr_t cookie)
         fail_msg("%s", error.cause);
     }
     return conn;
+}
+
+static inline void
+end_conn(vnxi_ucx_conn_t *conn)
+{
+    vnxi_ucx_conn_close(conn);
+    vnxi_ucx_conn_release(conn);
+}
+
+static inline void
+await_wired(vnxi_ucx_conn_t *conn)
+{
+    uint64_t end = vnxi_clock_deadline(UCX_PATIENCE_NS);
+    while (!vnxi_ucx_conn_is_wired(conn)) {
+        assert_true(vnxi_clock_ns() < end);
+        sched_yield();
+    }
+}
+
+static inline void
+send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
+{
+    vnx_error_t error;
+    if (vnxi_ucx_conn_send_notif(conn, message, len, &error) != VNX_OK) {
+        fail_msg("%s", error.cause);
+    }
 }
 
 /* -- Regions ---------------------------------------------------------------

@@ -207,15 +207,7 @@ def test_transfers_of_any_size(pair, size):
 def test_a_read_tells_its_target(pair):
     here, there = pair
     source, room = alloc_known(here, there, SLOT, seed=4), here.alloc(SLOT)
-    here.move(
-        "READ",
-        [(room.addr, SLOT, 0)],
-        [(source.addr, SLOT, 0)],
-        there.name,
-        b"you may free it",
-    )
-    assert here.read(room.key) == pattern(4, SLOT)
-    assert there.gather_notifs(1) == [(here.name, b"you may free it")]
+    fetch(here, room, there, source, 4, b"you may free it")
 
 
 # -- Metadata ----------------------------------------------------------------
@@ -289,17 +281,17 @@ def test_metadata_again_and_again_changes_nothing(pair):
 # -- Lives -------------------------------------------------------------------
 
 
-def fetch(reader, room, owner, block, seed):
+def fetch(reader, room, owner, block, seed, told=b"read"):
     """One READ of a block that has that pattern, which its owner is told."""
     reader.move(
         "READ",
         [(room.addr, SLOT, 0)],
         [(block.addr, SLOT, 0)],
         owner.name,
-        b"read",
+        told,
     )
     assert reader.read(room.key) == pattern(seed, SLOT)
-    assert owner.gather_notifs(1) == [(reader.name, b"read")]
+    assert owner.gather_notifs(1) == [(reader.name, told)]
 
 
 def test_a_target_that_restarts_is_met_again(make, meet):
