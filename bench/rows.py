@@ -103,6 +103,22 @@ ROWS = [
         [Metric("ms", "prepare 200 k from tuples", "ms", 8)],
     ),
     Row(
+        "prepare_regions",
+        [
+            Metric(
+                "local_ordered_ms", "prepare 100 k, a region each", "ms", None
+            ),
+            Metric("remote_ordered_ms", "the same, of a peer", "ms", None),
+            Metric(
+                "local_shuffled_ms",
+                "10 k of them, in random order",
+                "ms",
+                None,
+            ),
+            Metric("remote_shuffled_ms", "the same, of a peer", "ms", None),
+        ],
+    ),
+    Row(
         "make_contiguous",
         [Metric("us", "make_prepped_xfer, 8 576 contiguous", "us", 5)],
     ),

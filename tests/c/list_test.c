@@ -388,6 +388,134 @@ test_list_names_the_regions_that_rows_touch(void **state)
     free(rows);
 }
 
+/* Groups of four regions, on several devices: a wide one, one nested in it,
+ * one that overlaps its end, and one with a gap before it. */
+enum {
+    GROUPS = 25000,
+    DEVICES = 5,
+    GROUP_SIZE = 0x10000,
+    MANY_REGIONS = 4 * GROUPS
+};
+
+static uint64_t
+group_addr(size_t group)
+{
+    return 0x7f0000000000 + group / DEVICES * GROUP_SIZE;
+}
+
+static vnxi_region_table_t *
+make_groups(void)
+{
+    region_spec_t *specs = malloc(MANY_REGIONS * sizeof *specs);
+    assert_non_null(specs);
+    for (size_t g = 0; g < GROUPS; g++) {
+        uint64_t addr = group_addr(g), dev = g % DEVICES;
+        specs[4 * g] = (region_spec_t){addr, 0x4000, dev, true, 0};
+        specs[4 * g + 1] = (region_spec_t){addr + 0x1000, 0x1000, dev, 0, 0};
+        specs[4 * g + 2] = (region_spec_t){addr + 0x3000, 0x4000, dev, 0, 0};
+        specs[4 * g + 3] = (region_spec_t){addr + 0x8000, 0x1000, dev, 0, 0};
+    }
+    vnxi_region_table_t *table = make_table(specs, MANY_REGIONS);
+    free(specs);
+    return table;
+}
+
+/* One row in each region, and one where the wide one and its neighbour
+ * overlap. */
+static void
+fill_group_rows(vnx_desc_t *rows)
+{
+    static const uint64_t at[5] = {0, 0x1400, 0x3800, 0x6f00, 0x8000};
+    for (size_t i = 0; i < (size_t)5 * GROUPS; i++) {
+        size_t group = i / 5;
+        rows[i] = (vnx_desc_t){group_addr(group) + at[i % 5], 0x100,
+                               group % DEVICES};
+    }
+}
+
+/* Of every group but the nested region, which the wide one makes superfluous:
+ * in order, each once. */
+static void
+assert_regions_of_groups(const vnxi_list_t *list, const uint64_t *offsets,
+                         size_t count)
+{
+    size_t per_dev = GROUPS / DEVICES * count;
+    assert_int_equal(list->region_count, GROUPS * count);
+    for (size_t i = 0; i < list->region_count; i++) {
+        const vnxi_region_t *region = list->regions[i];
+        size_t group = i % per_dev / count;
+        assert_true(region->dev == i / per_dev);
+        assert_true(region->addr ==
+                    group_addr(group * DEVICES) + offsets[i % count]);
+    }
+}
+
+static void
+test_list_over_many_regions(void **state)
+{
+    (void)state;
+    static const uint64_t offsets[3] = {0, 0x3000, 0x8000};
+    const size_t count = (size_t)5 * GROUPS;
+    vnx_desc_t *rows = malloc(count * sizeof *rows);
+    vnxi_region_table_t *table = make_groups();
+    uint64_t random = 9;
+
+    assert_non_null(rows);
+    fill_group_rows(rows);
+    for (int shuffled = 0; shuffled < 2; shuffled++) {
+        for (size_t i = count - 1; shuffled && i > 0; i--) {
+            size_t other = next_random(&random) % (i + 1);
+            vnx_desc_t row = rows[i];
+            rows[i] = rows[other];
+            rows[other] = row;
+        }
+        vnxi_list_t *list = make_list(table, rows, count);
+        assert_rows(list, rows, count);
+        assert_regions_of_groups(list, offsets, 3);
+        for (size_t i = 0; i < count; i++) {
+            assert_true(vnxi_region_holds(
+                vnxi_list_region_of(list, &rows[i]), rows[i].addr,
+                rows[i].addr + rows[i].len, rows[i].dev));
+        }
+        vnxi_list_release(list);
+    }
+    /* One row that no region holds, behind all the good ones. */
+    vnx_error_t error;
+    vnxi_builder_t *builder = begin_list(table);
+    rows[count - 1].addr = group_addr(GROUPS - 1) + 0x7000;
+    assert_int_equal(vnxi_list_feed(builder, rows, count, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_true(error.row == (int64_t)count - 1);
+    vnxi_list_abort(builder);
+    vnxi_region_table_release(table);
+    free(rows);
+}
+
+/* The pieces of strided rows, each in a region of its own, noted twice. */
+static void
+test_list_strided_over_many_regions(void **state)
+{
+    (void)state;
+    static const uint64_t offsets[2] = {0, 0x8000};
+    vnx_strided_desc_t rows[4 * DEVICES];
+    vnxi_region_table_t *table = make_groups();
+
+    for (uint64_t i = 0; i < 4 * DEVICES; i++) {
+        rows[i] = (vnx_strided_desc_t){
+            .addr = group_addr(0) + offsets[i % 2],
+            .len = 0x100,
+            .dev = i / 2 % DEVICES,
+            .stride = GROUP_SIZE,
+            .count = GROUPS / DEVICES,
+        };
+    }
+    vnxi_list_t *list = make_strided_list(table, rows, 4 * DEVICES);
+    assert_int_equal(list->count, 4 * GROUPS);
+    assert_regions_of_groups(list, offsets, 2);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
 /* Nested and overlapping regions: a row is held by any that holds all of it,
  * as a naive search over all regions says. */
 static void
@@ -819,6 +947,8 @@ main(void)
         cmocka_unit_test(test_list_strided_layers_take_little_memory),
         cmocka_unit_test(test_list_strided_row_over_regions),
         cmocka_unit_test(test_list_names_the_regions_that_rows_touch),
+        cmocka_unit_test(test_list_over_many_regions),
+        cmocka_unit_test(test_list_strided_over_many_regions),
         cmocka_unit_test(test_list_agrees_with_a_naive_search),
         cmocka_unit_test(test_list_boundary_rows),
         cmocka_unit_test(test_list_names_the_first_bad_row),

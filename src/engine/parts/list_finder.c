@@ -5,9 +5,14 @@
  * holds a row, that one does: it starts no later and ends no earlier.
  *
  * Where there is one device (as a rule), the range of all regions is divided
- * into equal slots, each with the place where a search for an address in it
- * begins; `width` places from there are enough for every slot.  So a search is
- * one or two steps, without a branch that could be guessed wrong.
+ * into equal slots, at least two for each region, each with the place where a
+ * search for an address in it begins; `width` places from there are enough for
+ * every slot.  So a search is one or two steps, without a branch that could be
+ * guessed wrong.
+ *
+ * A hit is appended unless it is among the latest ones, so `hits` may name a
+ * region several times.  Duplicates are removed when the array is full, before
+ * it grows, and at the end.
  */
 #include "engine/parts/list_finder.h"
 
@@ -19,7 +24,12 @@
 /* Rows looked up one by one before an index is worth its making. */
 #define SEARCHES_BEFORE_INDEX 64u
 
-#define SLOTS 2048u
+/* A slot takes 4 bytes. */
+#define SLOTS_MIN 2048u
+#define SLOTS_MAX (1u << 20)
+
+/* The latest hits that are compared with a new one. */
+#define RECENT_HITS 4u
 
 struct vnxi_finder_index {
     size_t size; /* of this memory block, all arrays included */
@@ -30,15 +40,16 @@ struct vnxi_finder_index {
     unsigned char *seen;
     uint64_t low; /* where slot 0 begins */
     unsigned shift;
-    size_t width;
-    uint16_t slots[SLOTS];
+    size_t width; /* 0: there are no slots */
+    size_t slot_count;
+    uint32_t *slots;
 };
 
 /* The places of one device, and how to search them. */
 typedef struct view {
     const uint64_t *starts, *ends;
     unsigned char *seen;
-    const uint16_t *slots;
+    const uint32_t *slots;
     uint64_t low;
     unsigned shift;
     size_t last_slot, width;
@@ -89,21 +100,77 @@ hits_grow(vnxi_finder_t *finder)
     return VNX_OK;
 }
 
+/* By (dev, addr, len); regions of equal values by their own addresses, so that
+ * the same ones become neighbours. */
+static int
+compare_regions(const void *a, const void *b)
+{
+    const vnxi_region_t *one = *(vnxi_region_t *const *)a;
+    const vnxi_region_t *two = *(vnxi_region_t *const *)b;
+    if (one->dev != two->dev) {
+        return one->dev < two->dev ? -1 : 1;
+    }
+    if (one->addr != two->addr) {
+        return one->addr < two->addr ? -1 : 1;
+    }
+    if (one->len != two->len) {
+        return one->len < two->len ? -1 : 1;
+    }
+    return ((uintptr_t)one > (uintptr_t)two) -
+           ((uintptr_t)one < (uintptr_t)two);
+}
+
+/* Sort the hits and drop those that are there already. */
+static void
+hits_compact(vnxi_finder_t *finder)
+{
+    vnxi_region_t **hits = finder->hits;
+    size_t count = finder->hit_count, kept = 1;
+
+    while (kept < count && compare_regions(&hits[kept - 1], &hits[kept]) < 0) {
+        kept++;
+    }
+    if (kept >= count) {
+        return; /* in order, each once: as an index gives them */
+    }
+    qsort(hits, count, sizeof(vnxi_region_t *), compare_regions);
+    kept = 1;
+    for (size_t i = 1; i < count; i++) {
+        if (hits[i] != hits[kept - 1]) {
+            hits[kept++] = hits[i];
+        }
+    }
+    finder->hit_count = kept;
+}
+
+static vnx_status_t
+hits_append(vnxi_finder_t *finder, vnxi_region_t *region)
+{
+    if (finder->hit_count == finder->hit_capacity) {
+        /* At least half of it is free afterwards: sorting pays off. */
+        hits_compact(finder);
+        if (finder->hit_count > finder->hit_capacity / 2 &&
+            hits_grow(finder) != VNX_OK) {
+            return VNX_ERR_NO_MEMORY;
+        }
+    }
+    finder->hits[finder->hit_count++] = region;
+    return VNX_OK;
+}
+
 static vnx_status_t
 note_hit(vnxi_finder_t *finder, vnxi_region_t *region)
 {
+    size_t count = finder->hit_count;
+    size_t oldest = count > RECENT_HITS ? count - RECENT_HITS : 0;
+
     finder->last = region;
-    for (size_t i = finder->hit_count; i > 0; i--) {
+    for (size_t i = count; i > oldest; i--) {
         if (finder->hits[i - 1] == region) {
             return VNX_OK;
         }
     }
-    if (finder->hit_count == finder->hit_capacity &&
-        hits_grow(finder) != VNX_OK) {
-        return VNX_ERR_NO_MEMORY;
-    }
-    finder->hits[finder->hit_count++] = region;
-    return VNX_OK;
+    return hits_append(finder, region);
 }
 
 vnx_status_t
@@ -163,8 +230,18 @@ last_up_to(const uint64_t *numbers, size_t n, uint64_t key)
 static bool
 index_can_have_slots(const vnxi_finder_index_t *index)
 {
-    return index->count > 0 && index->count <= UINT16_MAX &&
+    return index->count > 0 && index->count <= UINT32_MAX &&
            index->devs[0] == index->devs[index->count - 1];
+}
+
+static size_t
+slots_for(size_t regions)
+{
+    size_t slots = SLOTS_MIN;
+    while (slots < 2 * regions && slots < SLOTS_MAX) {
+        slots *= 2;
+    }
+    return slots;
 }
 
 static void
@@ -175,11 +252,11 @@ index_fill_slots(vnxi_finder_index_t *index)
 
     index->low = index->starts[0];
     index->shift = 0;
-    while (range >> index->shift >= SLOTS) {
+    while (range >> index->shift >= index->slot_count) {
         index->shift++;
     }
     index->width = 2; /* there is a place above every address */
-    for (uint64_t slot = 0; slot < SLOTS; slot++) {
+    for (uint64_t slot = 0; slot < index->slot_count; slot++) {
         /* From the last region that starts before the slot (or with it), to
          * the last one that starts before the next slot. */
         while (at + 1 < count &&
@@ -191,7 +268,7 @@ index_fill_slots(vnxi_finder_index_t *index)
                (index->starts[end] - index->low) >> index->shift <= slot) {
             end++;
         }
-        index->slots[slot] = (uint16_t)at;
+        index->slots[slot] = (uint32_t)at;
         index->width = end - at > index->width ? end - at : index->width;
     }
 }
@@ -200,8 +277,9 @@ static vnxi_finder_index_t *
 index_create(const vnxi_finder_t *finder)
 {
     size_t count = vnxi_region_table_count(finder->table);
+    size_t slots = slots_for(count);
     vnxi_finder_index_t *index;
-    size_t size = sizeof *index + count * (5 * 8 + 1);
+    size_t size = sizeof *index + count * (5 * 8 + 1) + slots * 4;
 
     index = vnxi_recycle_alloc(size);
     if (index == NULL) {
@@ -212,7 +290,9 @@ index_create(const vnxi_finder_t *finder)
     index->ends = index->starts + 2 * count;
     index->devs = index->ends + count;
     index->regions = (void *)(index->devs + count);
-    index->seen = (void *)(index->regions + count);
+    index->slots = (void *)(index->regions + count);
+    index->slot_count = slots;
+    index->seen = (void *)(index->slots + slots);
     index->width = 0;
     memset(index->starts, 0xff, 2 * count * sizeof *index->starts);
     memset(index->seen, 0, count);
@@ -227,7 +307,7 @@ index_create(const vnxi_finder_t *finder)
 static bool
 index_view(const vnxi_finder_index_t *index, uint64_t dev, view_t *view_p)
 {
-    static const uint16_t no_slots[1] = {0};
+    static const uint32_t no_slots[1] = {0};
     bool slots = index->width > 0;
     size_t end = index->count, first = 0;
     size_t last = end > 0 ? last_up_to(index->devs, end, dev) : 0;
@@ -246,7 +326,7 @@ index_view(const vnxi_finder_index_t *index, uint64_t dev, view_t *view_p)
         .slots = slots ? index->slots : no_slots,
         .low = slots ? index->low : 0,
         .shift = slots ? index->shift : 0,
-        .last_slot = slots ? SLOTS - 1 : 0,
+        .last_slot = slots ? index->slot_count - 1 : 0,
         .width = slots ? index->width : last - first + 1,
     };
     return true;
@@ -345,34 +425,22 @@ vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
 
 /* -- Finishing ------------------------------------------------------------ */
 
-static int
-compare_regions(const void *a, const void *b)
-{
-    const vnxi_region_t *one = *(vnxi_region_t *const *)a;
-    const vnxi_region_t *two = *(vnxi_region_t *const *)b;
-    if (one->dev != two->dev) {
-        return one->dev < two->dev ? -1 : 1;
-    }
-    if (one->addr != two->addr) {
-        return one->addr < two->addr ? -1 : 1;
-    }
-    return (one->len > two->len) - (one->len < two->len);
-}
-
 vnx_status_t
 vnxi_finder_finish(vnxi_finder_t *finder)
 {
-    vnxi_finder_index_t *index = finder->index;
+    const vnxi_finder_index_t *index = finder->index;
+    const vnxi_region_t *before = NULL;
+
     for (size_t i = 0; index != NULL && i < index->count; i++) {
         /* What reaches farthest comes again at the places that follow. */
-        if (index->seen[i] != 0 && finder->last != index->regions[i] &&
-            note_hit(finder, index->regions[i]) != VNX_OK) {
+        if (index->seen[i] == 0 || index->regions[i] == before) {
+            continue;
+        }
+        before = index->regions[i];
+        if (hits_append(finder, index->regions[i]) != VNX_OK) {
             return VNX_ERR_NO_MEMORY;
         }
     }
-    if (finder->hit_count > 1) {
-        qsort(finder->hits, finder->hit_count, sizeof *finder->hits,
-              compare_regions);
-    }
+    hits_compact(finder);
     return VNX_OK;
 }

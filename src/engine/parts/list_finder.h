@@ -20,7 +20,8 @@ typedef struct vnxi_finder {
     const vnxi_region_t *last; /* of the last hit; NULL: none yet */
     size_t searches;           /* of single rows in the table */
     vnxi_finder_index_t *index;
-    vnxi_region_t **hits; /* each once, borrowed from the table */
+    vnxi_region_t **hits; /* borrowed from the table; each once only when
+                             finished */
     size_t hit_count, hit_capacity;
     vnxi_region_t *few[VNXI_FINDER_FEW];
 } vnxi_finder_t;
@@ -39,8 +40,8 @@ vnx_status_t vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr,
 vnx_status_t vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows,
                               size_t count, const vnxi_rows_scan_t *scan);
 
-/* Note what the index has seen, and sort all hits by (dev, addr).  Then
- * finder->hits is what rows lie in. */
+/* Note what the index has seen, sort all hits by (dev, addr) and drop
+ * duplicates.  Then finder->hits is what rows lie in, each region once. */
 vnx_status_t vnxi_finder_finish(vnxi_finder_t *finder);
 
 #endif
