@@ -2,7 +2,6 @@
 
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
-#include <openssl/hmac.h>
 #include <openssl/rand.h>
 #include <string.h>
 
@@ -29,16 +28,6 @@ add(message_t *message, const void *data, size_t len)
     }
 }
 
-static bool
-mac_of(const void *key, size_t key_len, const message_t *message,
-       unsigned char mac_p[VNXI_MAC_LEN])
-{
-    unsigned len = 0;
-    return HMAC(EVP_sha256(), key, (int)key_len, message->bytes, message->len,
-                mac_p, &len) != NULL &&
-           len == VNXI_MAC_LEN;
-}
-
 /* Of the secret, over a label and both nonces. */
 static bool
 mac_of_nonces(const vnxi_proof_t *proof, const char *label,
@@ -49,7 +38,8 @@ mac_of_nonces(const vnxi_proof_t *proof, const char *label,
     add(&message, label, strlen(label));
     add(&message, proof->client_nonce, VNXI_NONCE_LEN);
     add(&message, proof->server_nonce, VNXI_NONCE_LEN);
-    return mac_of(proof->secret, strlen(proof->secret), &message, mac_p);
+    return vnxi_mac(proof->secret, strlen(proof->secret), message.bytes,
+                    message.len, mac_p);
 }
 
 /* Of the session's key. */
@@ -58,8 +48,9 @@ seal(const vnxi_proof_t *proof, const message_t *message,
      unsigned char mac_p[VNXI_MAC_LEN])
 {
     unsigned char session[VNXI_MAC_LEN];
-    bool done = mac_of_nonces(proof, LABEL_SESSION, session) &&
-                mac_of(session, sizeof session, message, mac_p);
+    bool done =
+        mac_of_nonces(proof, LABEL_SESSION, session) &&
+        vnxi_mac(session, sizeof session, message->bytes, message->len, mac_p);
     OPENSSL_cleanse(session, sizeof session);
     return done;
 }
@@ -79,19 +70,12 @@ vnxi_proof_make(const vnxi_proof_t *proof, vnxi_proof_side_t side,
 }
 
 bool
-vnxi_proof_equal(const unsigned char one[VNXI_MAC_LEN],
-                 const unsigned char other[VNXI_MAC_LEN])
-{
-    return CRYPTO_memcmp(one, other, VNXI_MAC_LEN) == 0;
-}
-
-bool
 vnxi_proof_check(const vnxi_proof_t *proof, vnxi_proof_side_t side,
                  const unsigned char mac[VNXI_MAC_LEN])
 {
     unsigned char expected[VNXI_MAC_LEN];
     return vnxi_proof_make(proof, side, expected) &&
-           vnxi_proof_equal(expected, mac);
+           vnxi_mac_equal(expected, mac);
 }
 
 bool
@@ -135,12 +119,9 @@ bool
 vnxi_secret_equal(const char *secret, const void *other, size_t len)
 {
     unsigned char ours[VNXI_MAC_LEN], theirs[VNXI_MAC_LEN];
-    const void *label = LABEL_SECRET;
-    unsigned made = 0;
+    const size_t label_len = sizeof LABEL_SECRET - 1;
 
-    return HMAC(EVP_sha256(), label, sizeof LABEL_SECRET - 1,
-                (const void *)secret, strlen(secret), ours, &made) != NULL &&
-           HMAC(EVP_sha256(), label, sizeof LABEL_SECRET - 1, other, len,
-                theirs, &made) != NULL &&
-           vnxi_proof_equal(ours, theirs);
+    return vnxi_mac(LABEL_SECRET, label_len, secret, strlen(secret), ours) &&
+           vnxi_mac(LABEL_SECRET, label_len, other, len, theirs) &&
+           vnxi_mac_equal(ours, theirs);
 }

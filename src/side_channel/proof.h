@@ -14,8 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/mac.h"
+
 #define VNXI_NONCE_LEN 32u
-#define VNXI_MAC_LEN 32u
 #define VNXI_DIGEST_LEN 32u
 
 typedef struct vnxi_proof {
@@ -50,9 +51,6 @@ bool vnxi_proof_seal_reply(const vnxi_proof_t *proof, const void *key,
                            size_t key_len, uint8_t status,
                            const unsigned char digest[VNXI_DIGEST_LEN],
                            unsigned char mac_p[VNXI_MAC_LEN]);
-
-bool vnxi_proof_equal(const unsigned char one[VNXI_MAC_LEN],
-                      const unsigned char other[VNXI_MAC_LEN]);
 
 /* SHA-256. */
 bool vnxi_proof_digest(const void *data, size_t len,

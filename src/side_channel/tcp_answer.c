@@ -191,7 +191,7 @@ answer_sealed(vnxi_tcp_conn_t *conn, const vnxi_tcp_request_t *request)
 
     if (!vnxi_proof_seal_request(&conn->proof, request->key, request->key_len,
                                  mac) ||
-        !vnxi_proof_equal(mac, request->mac)) {
+        !vnxi_mac_equal(mac, request->mac)) {
         return turn_away(conn, VNXI_TCP_WRONG_PROOF,
                          VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF);
     }

@@ -204,7 +204,7 @@ check_seal(tcp_exchange_t *exchange)
         !vnxi_proof_digest(reply->data, reply->have, digest) ||
         !vnxi_proof_seal_reply(&exchange->proof, params->key, params->key_len,
                                reply->head[0], digest, mac) ||
-        !vnxi_proof_equal(mac, reply->head + 1)) {
+        !vnxi_mac_equal(mac, reply->head + 1)) {
         return failed(exchange, VNX_ERR_NOT_ALLOWED,
                       "the reply's seal is broken: it was changed on the way");
     }

@@ -73,7 +73,7 @@ test_proof_seals_are_for_one_request_and_its_reply(void **state)
     vnxi_proof_seal_reply(&later, "0,1", 3, 0, digests[0], macs[6]);
     for (int i = 0; i < 7; i++) {
         for (int j = 0; j < 7; j++) {
-            assert_int_equal(vnxi_proof_equal(macs[i], macs[j]), i == j);
+            assert_int_equal(vnxi_mac_equal(macs[i], macs[j]), i == j);
         }
     }
 }
