@@ -18,8 +18,8 @@ SMOKE_NEEDS=(numpy pytest hypothesis)
 NIXL_TESTS_APART=(transfer notifications restart)
 NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
     idle indices lifetime listener_three metadata metadata_listener model
-    prepared_lists same_host surface threads_on_objects waiting wrong_input
-    xfer_states)
+    prepared_lists same_host signed_metadata surface threads_on_objects waiting
+    wrong_input xfer_states)
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.

@@ -6,8 +6,9 @@
  * metadata, ask for ours and take theirs back; and it sends, fetches and
  * invalidates, for which it need not listen.  The protocol has no answers but
  * metadata and no secrets: a call says that a command was accepted for
- * sending, and whoever reaches the port may load and remove peers.  Wire
- * format: docs/wire.md.
+ * sending, and whoever reaches the port may load and remove peers.  An agent
+ * with a metadata secret loads signed metadata only, here too.  Wire format:
+ * docs/wire.md.
  *
  * Threads: every call may be made from any thread at any time, but for
  * vnx_listener_free(), which comes last.  All work is done by one thread of

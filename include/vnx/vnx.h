@@ -104,6 +104,10 @@ typedef struct vnx_param {
 
 /* -- Agent ---------------------------------------------------------------- */
 
+/* Bytes of a metadata secret. */
+#define VNX_METADATA_SECRET_MIN 8
+#define VNX_METADATA_SECRET_MAX 65535
+
 typedef struct vnx_agent vnx_agent_t;
 typedef struct vnx_dlist vnx_dlist_t; /* prepared descriptor list */
 typedef struct vnx_xfer vnx_xfer_t;
@@ -118,11 +122,19 @@ typedef struct vnx_agent_config {
     const char *const *backends; /* NULL-terminated (copied), or NULL: what
                                     will be created, so that "auto" takes an
                                     engine that has all of it */
+    const void *metadata_secret; /* with it the agent signs the metadata that
+                                    it publishes, and loads only metadata that
+                                    is signed with the same secret.  Any
+                                    bytes; not kept: a key is derived.  NULL:
+                                    VLLM_NIXL_METADATA_SECRET, and if that is
+                                    not set, no secret */
+    size_t metadata_secret_len;  /* VNX_METADATA_SECRET_MIN to _MAX */
 } vnx_agent_config_t;
 
 /* Make an agent.  `name` (1 to 65535 bytes of any value, copied) is how peers
  * know it.  `config` may be NULL.  Returns owned: vnx_agent_release().
- * Starts no thread before the first backend. */
+ * Starts no thread before the first backend.  VNX_ERR_NOT_SUPPORTED: this
+ * build has no OpenSSL for a metadata secret, or not that engine. */
 vnx_status_t vnx_agent_create(const void *name, size_t name_len,
                               const vnx_agent_config_t *config,
                               vnx_agent_t **out_p, vnx_error_t *error);
@@ -231,7 +243,8 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
  * fails with VNX_ERR_REMOTE_DISCONNECT.
  * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
  * VNX_ERR_BACKEND (no common way to reach it; the cause names each),
- * VNX_ERR_NOT_ALLOWED (the kernel forbids it; the cause says how to mend). */
+ * VNX_ERR_NOT_ALLOWED (the kernel forbids it; the cause says how to mend. Or
+ * the agent has a metadata secret, and the blob is not signed with it). */
 vnx_status_t vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob,
                                      size_t len, vnx_bytes_t *name_p,
                                      vnx_error_t *error);

@@ -81,6 +81,7 @@ class NixlAgent(Agent):
             engine=config.engine,
             num_threads=config.num_threads,
             backends=config.backends,
+            metadata_secret=config.metadata_secret,
         )
         self._side_channel: TcpSideChannel | None = None
         self._iterators: set[_Events] = set()

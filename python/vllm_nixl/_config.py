@@ -45,6 +45,25 @@ def _check_engine(engine: str | None) -> str:
     return engine
 
 
+def _check_secret(secret: str | bytes | None) -> str | bytes | None:
+    """The secret itself is in no error."""
+    if secret is None:
+        return None
+    if not isinstance(secret, (str, bytes)):
+        raise TypeError(
+            "metadata_secret must be a str or bytes, "
+            f"not {type(secret).__name__}"
+        )
+    size = len(secret)
+    if isinstance(secret, str):
+        size = len(secret.encode("utf-8", "replace"))
+    if not 8 <= size <= 65535:
+        raise ValueError(
+            f"metadata_secret must have 8 to 65535 bytes, not {size}"
+        )
+    return secret
+
+
 def _check_backends(backends: object) -> list[str]:
     if isinstance(backends, str) or not isinstance(backends, (list, tuple)):
         raise TypeError(
@@ -67,7 +86,8 @@ class nixl_agent_config:
             without being polled.
         enable_listen_thread: Start NIXL's metadata listener with the agent,
             for peers that send their metadata, fetch ours or take theirs
-            back. It knows no secrets: whoever reaches the port may do that.
+            back. Anyone who reaches the port may do that; metadata_secret
+            keeps out metadata of strangers.
         listen_port: Its port, 0 to 65535; 0 binds a free one, and
             NixlAgent.listen_port tells which.
         capture_telemetry: Accepted and ignored: telemetry is always there.
@@ -82,6 +102,11 @@ class nixl_agent_config:
             name; "": every address of the machine, IPv6 and IPv4.
         listen_max_frame: Bytes of metadata that it takes or sends at once, up
             to 1 GiB; 0: 256 MiB.
+        metadata_secret: A secret that agents share, str or bytes, of at least
+            8 bytes (better 16 random ones). The agent signs the metadata that
+            it publishes and refuses metadata that is not signed with the same
+            secret. None: the environment variable VLLM_NIXL_METADATA_SECRET;
+            if that is not set, the agent neither signs nor checks.
 
     Every argument is an attribute and may be changed until the agent is made
     (under NIXL's names: enable_pthread, enable_listen, port).
@@ -100,6 +125,7 @@ class nixl_agent_config:
         engine: str | None = None,
         listen_host: str = "",
         listen_max_frame: int = 0,
+        metadata_secret: str | bytes | None = None,
     ) -> None:
         if sync_mode is not None and not isinstance(
             sync_mode, nixl_thread_sync_t
@@ -124,11 +150,13 @@ class nixl_agent_config:
         self.listen_max_frame = _check_int(
             "listen_max_frame", listen_max_frame, 0, 1 << 30
         )
+        self.metadata_secret = _check_secret(metadata_secret)
 
     def __repr__(self) -> str:
-        values = ", ".join(
-            f"{key}={value!r}" for key, value in vars(self).items()
-        )
+        shown = {key: repr(value) for key, value in vars(self).items()}
+        if self.metadata_secret is not None:
+            shown["metadata_secret"] = "<hidden>"
+        values = ", ".join(f"{key}={text}" for key, text in shown.items())
         return f"nixl_agent_config({values})"
 
 

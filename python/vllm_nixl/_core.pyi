@@ -609,6 +609,8 @@ class Agent:
         dropped; 0: 256 MiB
     backends: names that will be created, so that 'auto' takes an engine that
         has all of them
+    metadata_secret: str or bytes with which metadata is signed, and without
+        which none is loaded; None: VLLM_NIXL_METADATA_SECRET
     """
 
     name: str
@@ -645,6 +647,7 @@ class Agent:
         num_threads: int = 0,
         notif_bytes_max: int = 0,
         backends: list[str] | None = None,
+        metadata_secret: str | bytes | None = None,
     ) -> None: ...
     def close(self) -> None:
         """Stop the agent's work for good.

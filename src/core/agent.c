@@ -45,6 +45,7 @@ static void
 agent_free(vnx_agent_t *agent)
 {
     vnxi_choice_fini(&agent->choice);
+    vnxi_signature_key_fini(&agent->signature_key);
     vnxi_name_map_fini(&agent->peers);
     vnxi_notifs_fini(&agent->notifs);
     vnxi_events_fini(&agent->events);
@@ -108,8 +109,12 @@ vnx_agent_create(const void *name, size_t name_len,
         .host = {agent, vnxi_xfer_done, on_notif, vnxi_peers_lost},
     };
     vnx_status_t status =
-        vnxi_choice_init(&agent->choice, config->engine, config->backends,
-                         &engine_config, error);
+        vnxi_signature_key_init(&agent->signature_key, config->metadata_secret,
+                                config->metadata_secret_len, error);
+    if (status == VNX_OK) {
+        status = vnxi_choice_init(&agent->choice, config->engine,
+                                  config->backends, &engine_config, error);
+    }
     if (status != VNX_OK) {
         agent_free(agent);
         return status;
@@ -388,14 +393,37 @@ vnx_mem_infos_free(vnx_mem_info_t *infos, size_t count)
 /* -- Metadata of our own ---------------------------------------------------
  */
 
+/* Hand out what the engine wrote, signed where there is a secret.  Takes
+ * `blob`. */
+static vnx_status_t
+publish(const vnx_agent_t *agent, const char *operation, vnx_bytes_t blob,
+        vnx_bytes_t *bytes_p, vnx_error_t *error)
+{
+    if (agent->signature_key.is_set) {
+        vnx_status_t status =
+            vnxi_signature_add(&agent->signature_key, operation, &blob, error);
+        if (status != VNX_OK) {
+            free(blob.data);
+            return status;
+        }
+    }
+    *bytes_p = blob;
+    return VNX_OK;
+}
+
 vnx_status_t
 vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
                    vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, "get_agent_metadata", error);
-    return status != VNX_OK
-               ? status
-               : agent->ops->metadata(agent->engine, bytes_p, error);
+    static const char operation[] = "get_agent_metadata";
+    vnx_bytes_t blob;
+
+    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    if (status == VNX_OK) {
+        status = agent->ops->metadata(agent->engine, &blob, error);
+    }
+    return status != VNX_OK ? status
+                            : publish(agent, operation, blob, bytes_p, error);
 }
 
 vnx_status_t
@@ -404,13 +432,17 @@ vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                            bool with_connection, const char *const *backends,
                            vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
-    vnx_status_t status =
-        vnxi_agent_ready(agent, "get_partial_agent_metadata", error);
-    return status != VNX_OK
-               ? status
-               : agent->ops->partial_metadata(agent->engine, mem, descs, count,
+    static const char operation[] = "get_partial_agent_metadata";
+    vnx_bytes_t blob;
+
+    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    if (status == VNX_OK) {
+        status = agent->ops->partial_metadata(agent->engine, mem, descs, count,
                                               with_connection || !count,
-                                              backends, bytes_p, error);
+                                              backends, &blob, error);
+    }
+    return status != VNX_OK ? status
+                            : publish(agent, operation, blob, bytes_p, error);
 }
 
 /* -- Events ----------------------------------------------------------------

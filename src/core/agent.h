@@ -22,6 +22,7 @@
 #include "core/events.h"
 #include "core/notifs.h"
 #include "engine/engine.h"
+#include "engine/parts/signature.h"
 
 typedef struct vnxi_counters {
     atomic_uint_fast64_t posted, done, failed, cancelled;
@@ -43,6 +44,8 @@ struct vnx_agent {
     const vnxi_engine_ops_t *ops; /* constant once has_backend, NULL before */
     vnxi_engine_t *engine;
     uint64_t wall_minus_mono_us; /* fixed at the making: for telemetry */
+
+    vnxi_signature_key_t signature_key; /* constant */
 
     pthread_mutex_t load_lock; /* one load, removal or close at a time */
     pthread_mutex_t peers_lock;

@@ -108,7 +108,12 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     if (status != VNX_OK) {
         return status;
     }
-    status = agent->ops->metadata_name(blob, len, &name, &name_len, error);
+    if (agent->signature_key.is_set) {
+        status = vnxi_signature_check(&agent->signature_key, blob, len, error);
+    }
+    if (status == VNX_OK) {
+        status = agent->ops->metadata_name(blob, len, &name, &name_len, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
@@ -259,15 +264,20 @@ static vnx_status_t
 describe_agent(vnx_agent_t *agent, vnx_bytes_t *json_p, vnx_error_t *error)
 {
     vnx_bytes_t members = {NULL, 0};
-    char head[128 + VNXI_CHOICE_WHY];
+    const char *is_signed = agent->signature_key.is_set ? "true" : "false";
+    char head[160 + VNXI_CHOICE_WHY];
 
     if (!atomic_load(&agent->has_backend)) {
-        return join_json("\"engine\": null, \"peers\": 0", members, json_p,
-                         error);
+        snprintf(head, sizeof head,
+                 "\"engine\": null, \"peers\": 0, \"metadata_signed\": %s",
+                 is_signed);
+        return join_json(head, members, json_p, error);
     }
     snprintf(head, sizeof head,
-             "\"engine\": \"%s\", \"engine_why\": \"%s\", \"peers\": %zu, ",
-             agent->ops->name, agent->choice.why, count_peers(agent));
+             "\"engine\": \"%s\", \"engine_why\": \"%s\", \"peers\": %zu, "
+             "\"metadata_signed\": %s, ",
+             agent->ops->name, agent->choice.why, count_peers(agent),
+             is_signed);
     vnx_status_t status =
         agent->ops->describe(agent->engine, NULL, &members, error);
     if (status == VNX_OK) {

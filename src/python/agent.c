@@ -56,20 +56,47 @@ agent_create(vnxi_py_agent_t *self, PyObject *name_arg,
     return good;
 }
 
+/* As bytes; data NULL for None. */
+static bool
+secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
+{
+    *secret_p = (vnxi_py_bytes_t){.data = NULL};
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
+        vnxi_py_wrong_type("nixl_agent", "metadata_secret", "a str or bytes",
+                           value);
+        return false;
+    }
+    bool is_read =
+        vnxi_py_message_get("nixl_agent", "metadata_secret", value, secret_p);
+    if (!is_read && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        PyErr_Clear(); /* the exception holds the secret */
+        vnxi_py_invalid(state, "nixl_agent", VNXI_PY_NO_ROW,
+                        "metadata_secret has a character that UTF-8 cannot "
+                        "encode");
+    }
+    return is_read;
+}
+
 static int
 agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"agent_name",      "engine",   "num_threads",
-                            "notif_bytes_max", "backends", NULL};
+    static char *names[] = {
+        "agent_name", "engine",          "num_threads", "notif_bytes_max",
+        "backends",   "metadata_secret", NULL};
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_agent_config_t config = {.size = sizeof config};
     unsigned long long notif_bytes_max = 0;
-    PyObject *name, *backends_arg = NULL;
+    PyObject *name, *backends_arg = NULL, *secret_arg = NULL;
     vnxi_py_backends_t backends;
+    vnxi_py_bytes_t secret;
 
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$zIKO:Agent", names, &name, &config.engine,
-            &config.num_threads, &notif_bytes_max, &backends_arg)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zIKOO:Agent", names,
+                                     &name, &config.engine,
+                                     &config.num_threads, &notif_bytes_max,
+                                     &backends_arg, &secret_arg)) {
         return -1;
     }
     if (self->agent != NULL) {
@@ -77,12 +104,17 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
                         "Agent.__init__() was called already");
         return -1;
     }
-    if (!vnxi_py_backends_get("nixl_agent", NULL, backends_arg, &backends)) {
+    if (!vnxi_py_backends_get("nixl_agent", NULL, backends_arg, &backends) ||
+        !secret_get(self->state, secret_arg, &secret)) {
         return -1;
     }
     config.notif_bytes_max = notif_bytes_max;
     config.backends = backends.list;
-    return agent_create(self, name, &config) ? 0 : -1;
+    config.metadata_secret = secret.data;
+    config.metadata_secret_len = secret.len;
+    bool is_made = agent_create(self, name, &config);
+    vnxi_py_bytes_put(&secret);
+    return is_made ? 0 : -1;
 }
 
 static const vnxi_py_signature_t close_signature = {.name = "close"};
@@ -176,7 +208,8 @@ agent_dealloc(PyObject *op)
 
 PyDoc_STRVAR(agent_doc,
              "Agent(agent_name, *, engine=None, num_threads=0, "
-             "notif_bytes_max=0, backends=None)\n--\n\n"
+             "notif_bytes_max=0, backends=None, "
+             "metadata_secret=None)\n--\n\n"
              "A named endpoint that owns regions, peers, transfers and "
              "notifications.  The base of\nNixlAgent, which see.\n\n"
              "agent_name: str or bytes, not empty\n"
@@ -186,7 +219,10 @@ PyDoc_STRVAR(agent_doc,
              "notif_bytes_max: bytes of pending notifications beyond which "
              "the oldest is dropped;\n    0: 256 MiB\n"
              "backends: names that will be created, so that 'auto' takes an "
-             "engine that has\n    all of them\n\n"
+             "engine that has\n    all of them\n"
+             "metadata_secret: str or bytes with which metadata is signed, "
+             "and without which\n    none is loaded; None: "
+             "VLLM_NIXL_METADATA_SECRET\n\n"
              "Every method may be called from any thread at any time.");
 
 static PyMemberDef agent_members[] = {

@@ -457,6 +457,82 @@ test_peer_after_peer(void **state)
     assert_int_equal(stats.peers, 0);
 }
 
+/* -- Signed metadata ------------------------------------------------------ */
+
+static vnx_status_t
+make_signing(const char *name, const char *secret, vnx_agent_t **out_p,
+             vnx_error_t *error)
+{
+    const vnx_agent_config_t config = {
+        .size = sizeof config,
+        .engine = "native",
+        .metadata_secret = secret,
+        .metadata_secret_len = secret != NULL ? strlen(secret) : 0,
+    };
+    return vnx_agent_create(name, strlen(name), &config, out_p, error);
+}
+
+static void
+assert_not_allowed(vnx_agent_t *agent, vnx_bytes_t blob, const char *cause)
+{
+    vnx_error_t error;
+    assert_int_equal(load(agent, blob.data, blob.len, &error),
+                     VNX_ERR_NOT_ALLOWED);
+    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.peer, "there");
+    assert_non_null(strstr(error.cause, cause));
+}
+
+static void
+test_peer_metadata_is_checked_by_agents_with_a_secret(void **state)
+{
+    scene_t *s = *state;
+    vnx_agent_t *signing[2] = {NULL, NULL};
+    vnx_error_t error;
+
+    if (make_signing("signs", "one secret", &signing[0], &error) ==
+        VNX_ERR_NOT_SUPPORTED) {
+        print_message("%s\n", error.cause);
+        skip();
+    }
+    assert_ok(make_signing("there", "one secret", &signing[1], e));
+    for (int i = 0; i < 2; i++) {
+        assert_ok(vnx_agent_create_backend(signing[i], "UCX", NULL, 0, e));
+    }
+    vnx_bytes_t unsigned_blob = metadata(s->there);
+    vnx_bytes_t signed_blob = metadata(signing[1]), own = metadata(signing[0]);
+
+    assert_not_allowed(signing[0], unsigned_blob, "is not signed");
+    assert_ok(load(s->here, signed_blob.data, signed_blob.len, e));
+    assert_ok(load(signing[0], signed_blob.data, signed_blob.len, e));
+    assert_int_equal(load(signing[0], own.data, own.len, &error),
+                     VNX_ERR_INVALID_PARAM);
+    ((char *)signed_blob.data)[signed_blob.len / 2] ^= 1;
+    assert_not_allowed(signing[0], signed_blob, "its signature is wrong");
+
+    free(unsigned_blob.data);
+    free(signed_blob.data);
+    free(own.data);
+    vnx_agent_release(signing[0]);
+    vnx_agent_release(signing[1]);
+}
+
+static void
+test_peer_agents_refuse_bad_secrets(void **state)
+{
+    (void)state;
+    vnx_agent_t *agent = NULL;
+    vnx_error_t error;
+
+    assert_int_equal(make_signing("signs", "", &agent, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_int_equal(make_signing("signs", "1234567", &agent, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_string_equal(error.operation, "nixl_agent");
+    assert_null(strstr(error.cause, "1234567"));
+    assert_null(agent);
+}
+
 #define with_scene(test) \
     cmocka_unit_test_setup_teardown(test, setup, scene_close)
 
@@ -478,6 +554,8 @@ main(void)
         with_scene(test_peer_hears_in_order_from_many_threads),
         with_scene(test_peer_need_not_know_who_speaks),
         with_scene(test_peer_after_peer),
+        with_scene(test_peer_metadata_is_checked_by_agents_with_a_secret),
+        cmocka_unit_test(test_peer_agents_refuse_bad_secrets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,13 +1,17 @@
 /*
- * Metadata from anywhere: the parser, what it hands to the SHM backend, and
- * the region table that is made of it.  What is taken must be written again
- * as it was, and every region of it must be found.
+ * Metadata from anywhere: its signature, the parser, what it hands to the SHM
+ * backend, and the region table that is made of it.  What is taken must be
+ * written again as it was, and every region of it must be found.  What is
+ * signed must check, and no other signature may.
  */
 #include "fuzz.h"
 
 #include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 #include "engine/parts/region.h"
+#include "engine/parts/signature.h"
+
+#define SECRET "correct horse battery staple" /* of the signed inputs */
 
 static void
 check_written_again(const vnxi_metadata_t *metadata, const uint8_t *data,
@@ -80,12 +84,76 @@ check_section(const vnxi_md_section_t *section)
     check_table(section);
 }
 
+/* Sign metadata, and damage a bit of it that the input chooses. */
+static void
+check_signing(const vnxi_signature_key_t *key, const uint8_t *data,
+              size_t size)
+{
+    vnx_bytes_t blob = {malloc(size), size};
+    vnxi_metadata_t metadata;
+    must(blob.data != NULL);
+    memcpy(blob.data, data, size);
+    must(vnxi_signature_add(key, "fuzz", &blob, NULL) == VNX_OK);
+    must(blob.len == size + VNXI_SIGNATURE_LEN);
+    must(vnxi_signature_check(key, blob.data, blob.len, NULL) == VNX_OK);
+    must(vnxi_metadata_parse(blob.data, blob.len, &metadata, NULL) == VNX_OK);
+    vnxi_metadata_fini(&metadata);
+    uint64_t bit = vnxi_hash(data, size) % (8 * blob.len);
+    ((uint8_t *)blob.data)[bit / 8] ^= (uint8_t)(1u << bit % 8);
+    must(vnxi_signature_check(key, blob.data, blob.len, NULL) != VNX_OK);
+    free(blob.data);
+}
+
+/* A good signature is the one that signing makes of the rest. */
+static void
+check_signed(const vnxi_signature_key_t *key, const uint8_t *data, size_t size)
+{
+    vnxi_metadata_t metadata;
+    vnxi_writer_t writer = {0};
+    vnx_bytes_t blob;
+    must(size > VNXI_SIGNATURE_LEN);
+    if (vnxi_metadata_parse(data, size, &metadata, NULL) != VNX_OK) {
+        return; /* an agent with the secret may sign what is not metadata */
+    }
+    must(metadata.section_count > 0);
+    metadata.section_count--;
+    vnxi_metadata_write(&writer, &metadata);
+    metadata.section_count++;
+    vnxi_metadata_fini(&metadata);
+    must(vnxi_writer_take(&writer, &blob.data, &blob.len));
+    must(vnxi_signature_add(key, "fuzz", &blob, NULL) == VNX_OK);
+    must(blob.len == size && memcmp(blob.data, data, size) == 0);
+    free(blob.data);
+}
+
+static void
+check_signatures(const uint8_t *data, size_t size, bool is_metadata)
+{
+    vnxi_signature_key_t key = {.is_set = false};
+    vnx_error_t error;
+    if (!vnxi_mac_is_there()) {
+        return;
+    }
+    must(vnxi_signature_key_init(&key, SECRET, strlen(SECRET), NULL) ==
+         VNX_OK);
+    vnx_status_t status = vnxi_signature_check(&key, data, size, &error);
+    must(status == VNX_OK || status == VNX_ERR_NOT_ALLOWED ||
+         (status == VNX_ERR_MISMATCH && !is_metadata));
+    if (status == VNX_OK) {
+        check_signed(&key, data, size);
+    }
+    if (is_metadata) {
+        check_signing(&key, data, size);
+    }
+}
+
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     vnxi_metadata_t metadata;
     vnx_error_t error;
     vnx_status_t status = vnxi_metadata_parse(data, size, &metadata, &error);
+    check_signatures(data, size, status == VNX_OK);
     must(status == VNX_OK || status == VNX_ERR_MISMATCH);
     if (status != VNX_OK) {
         must(strncmp(error.cause, "metadata byte ", 14) == 0);

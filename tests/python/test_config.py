@@ -8,6 +8,7 @@ pytestmark = pytest.mark.beyond_stock
 @pytest.fixture
 def config(api, monkeypatch):
     monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
+    monkeypatch.delenv("VLLM_NIXL_METADATA_SECRET", raising=False)
     return api.nixl_agent_config
 
 
@@ -31,6 +32,15 @@ def config(api, monkeypatch):
         ("engine", "ucx", ValueError),
         ("engine", "", ValueError),
         ("engine", 3, TypeError),
+        ("metadata_secret", "", ValueError),
+        ("metadata_secret", b"", ValueError),
+        ("metadata_secret", "1234567", ValueError),
+        ("metadata_secret", "é" * 32768, ValueError),
+        ("metadata_secret", b"x" * 65536, ValueError),
+        ("metadata_secret", 12345678, TypeError),
+        ("metadata_secret", True, TypeError),
+        ("metadata_secret", bytearray(8), TypeError),
+        ("metadata_secret", memoryview(bytes(8)), TypeError),
     ],
 )
 def test_a_wrong_value_is_refused(config, keyword, value, error):
@@ -49,6 +59,11 @@ def test_a_wrong_value_is_refused(config, keyword, value, error):
         ("backends", ("UCX", "SHM")),
         ("engine", "auto"),
         ("engine", "nixl"),
+        ("metadata_secret", None),
+        ("metadata_secret", "12345678"),
+        ("metadata_secret", "é" * 4),
+        ("metadata_secret", b"\0" * 8),
+        ("metadata_secret", b"x" * 65535),
         ("capture_telemetry", False),
         ("enable_prog_thread", False),
     ],

@@ -49,6 +49,7 @@ def config(module):
 
     patch = pytest.MonkeyPatch()
     patch.delenv("VLLM_NIXL_ENGINE", raising=False)
+    patch.delenv("VLLM_NIXL_METADATA_SECRET", raising=False)
     yield vllm_nixl.nixl_agent_config
     patch.undo()
 
@@ -98,6 +99,21 @@ def test_what_is_outside_is_refused_with_its_name(config, data, key):
     with pytest.raises(ValueError, match=f"^{key} must be") as caught:
         config(**{key: value})
     assert repr(value) in str(caught.value)
+
+
+SECRETS = st.none() | st.binary(min_size=8) | st.text(min_size=8)
+
+
+@SETTINGS
+@hypothesis.given(given=GIVEN, secret=SECRETS)
+def test_all_but_the_secret_is_shown(config, given, secret):
+    made = config(metadata_secret=secret, **given)
+    assert made.metadata_secret == secret
+    shown = repr(config(metadata_secret=None, **given))
+    hidden = "None" if secret is None else "<hidden>"
+    assert repr(made) == shown.replace(
+        "metadata_secret=None", f"metadata_secret={hidden}"
+    )
 
 
 def test_the_default_is_nobodys_to_change(config):

@@ -18,6 +18,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 AGENT = {
     "engine": str,
     "engine_why": str,
+    "metadata_signed": bool,
     "peers": int,
     "backends": list,
     "reach": str,

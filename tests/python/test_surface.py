@@ -157,7 +157,8 @@ def test_the_agent_is_made_as_in_stock(api):
 def test_the_configuration_is_made_as_in_stock(api):
     own = parameters(api.nixl_agent_config.__init__, 1)
     assert own == (
-        STOCK_CONFIG + ", *, engine=None, listen_host='', listen_max_frame=0"
+        STOCK_CONFIG + ", *, engine=None, listen_host='', "
+        "listen_max_frame=0, metadata_secret=None"
     )
 
 
@@ -176,6 +177,7 @@ def test_the_configuration_has_stocks_attributes(api):
         "engine": "native",
         "listen_host": "",
         "listen_max_frame": 0,
+        "metadata_secret": None,
     }
 
 

@@ -34,7 +34,13 @@ class Reader:
         return value
 
     def number(self, tag, form="=Q"):
-        return struct.unpack(form, self.field(tag))[0]
+        return unpack(form, self.field(tag))[0]
+
+
+def unpack(form, value):
+    if len(value) != struct.calcsize(form):
+        raise ValueError(f"{len(value)} bytes for {form!r}")
+    return struct.unpack(form, value)
 
 
 def parse(data):
@@ -61,7 +67,7 @@ def section(reader):
     regions = []
     for _ in range(reader.number(b"n")):
         row = reader.field(b"")
-        regions.append(Region(*struct.unpack("=QQQ", row[:24]), row[24:]))
+        regions.append(Region(*unpack("=QQQ", row[:24]), row[24:]))
     return Section(backend, mem_type, regions)
 
 

@@ -333,11 +333,18 @@ take_sections(parser_t *parser, vnxi_metadata_t *metadata)
 /* -- The whole ------------------------------------------------------------ */
 
 static bool
-take_all(parser_t *parser, vnxi_metadata_t *metadata)
+take_name(parser_t *parser, vnxi_md_bytes_t *name_p)
+{
+    return take_tag(parser, PREFIX) &&
+           take_nonempty(parser, TAG_AGENT, name_p);
+}
+
+/* Everything before the sections. */
+static bool
+take_head(parser_t *parser, vnxi_metadata_t *metadata)
 {
     vnxi_md_bytes_t name = {NULL, 0};
-    if (!take_tag(parser, PREFIX) ||
-        !take_nonempty(parser, TAG_AGENT, &metadata->agent) ||
+    if (!take_name(parser, &metadata->agent) ||
         !take_conns(parser, metadata)) {
         return false;
     }
@@ -345,10 +352,14 @@ take_all(parser_t *parser, vnxi_metadata_t *metadata)
     if (!take_value(parser, MEMORY_SECTION, &name)) {
         return false;
     }
-    if (!is_text(&name, MEMORY_SECTION)) {
-        return fail(parser, at, "'" MEMORY_SECTION "' expected");
-    }
-    if (!take_sections(parser, metadata)) {
+    return is_text(&name, MEMORY_SECTION) ||
+           fail(parser, at, "'" MEMORY_SECTION "' expected");
+}
+
+static bool
+take_all(parser_t *parser, vnxi_metadata_t *metadata)
+{
+    if (!take_head(parser, metadata) || !take_sections(parser, metadata)) {
         return false;
     }
     size_t left = vnxi_reader_left(&parser->reader);
@@ -356,17 +367,23 @@ take_all(parser_t *parser, vnxi_metadata_t *metadata)
            fail(parser, parser->reader.at, "%zu bytes are left over", left);
 }
 
-vnx_status_t
-vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
-                    vnx_error_t *error)
+static parser_t
+parser_of(const void *blob, size_t len, vnx_error_t *error)
 {
     const unsigned char *start = blob != NULL ? blob : (const void *)"";
-    parser_t parser = {
+    return (parser_t){
         .reader = vnxi_reader(start, blob != NULL ? len : 0),
         .start = start,
         .status = VNX_OK,
         .error = error,
     };
+}
+
+vnx_status_t
+vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
+                    vnx_error_t *error)
+{
+    parser_t parser = parser_of(blob, len, error);
     vnxi_metadata_t metadata = {0};
     if (!take_all(&parser, &metadata)) {
         vnxi_metadata_fini(&metadata);
@@ -399,6 +416,32 @@ vnxi_metadata_name(const void *blob, size_t len, const void **name_p,
         vnxi_metadata_fini(&metadata);
     }
     return status;
+}
+
+vnx_status_t
+vnxi_metadata_claimed_name(const void *blob, size_t len,
+                           vnxi_md_bytes_t *name_p, vnx_error_t *error)
+{
+    parser_t parser = parser_of(blob, len, error);
+    vnxi_md_bytes_t name = {NULL, 0};
+    if (!take_name(&parser, &name)) {
+        return parser.status;
+    }
+    *name_p = name;
+    return VNX_OK;
+}
+
+bool
+vnxi_metadata_sections_at(const void *blob, size_t len, size_t *at_p,
+                          uint64_t *count_p)
+{
+    parser_t parser = parser_of(blob, len, NULL);
+    vnxi_metadata_t metadata = {0};
+    bool is_good = take_head(&parser, &metadata) &&
+                   take_number(&parser, TAG_SECTIONS, 8, count_p);
+    vnxi_metadata_fini(&metadata);
+    *at_p = (size_t)(parser.reader.at - parser.start) - sizeof(uint64_t) - 1;
+    return is_good;
 }
 
 /* -- Writing -------------------------------------------------------------- */

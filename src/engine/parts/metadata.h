@@ -8,6 +8,7 @@
 #ifndef VNXI_PARTS_METADATA_H
 #define VNXI_PARTS_METADATA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <vnx/vnx.h>
@@ -65,6 +66,19 @@ void vnxi_metadata_fini(vnxi_metadata_t *metadata);
 vnx_status_t vnxi_metadata_name(const void *blob, size_t len,
                                 const void **name_p, size_t *name_len_p,
                                 vnx_error_t *error);
+
+/* What a blob claims to be the agent's name; nothing behind it is looked at.
+ * Borrowed from the blob.  VNX_ERR_MISMATCH: it does not begin as metadata
+ * does. */
+vnx_status_t vnxi_metadata_claimed_name(const void *blob, size_t len,
+                                        vnxi_md_bytes_t *name_p,
+                                        vnx_error_t *error);
+
+/* Where a blob counts its sections, and how many it counts: the offset of the
+ * u64.  Nothing behind it is looked at.  False: what comes before it is not
+ * metadata, or there is no memory. */
+bool vnxi_metadata_sections_at(const void *blob, size_t len, size_t *at_p,
+                               uint64_t *count_p);
 
 /* Append one field as NIXL's messages have it, too: tag, length, bytes, '|'.
  */

@@ -1,0 +1,182 @@
+/*
+ * Design notes.  The MAC is the last value of the blob and covers every byte
+ * before it; the one byte after it can have one value only.  So a signature
+ * is found and checked from the end, with no parsing, and there is no byte in
+ * a signed blob that could be changed.
+ *
+ * The key is HKDF's extraction (RFC 5869) of the secret, with the label as
+ * salt.  The secret is the message of that HMAC and not its key: as a key,
+ * secrets that differ in trailing zero bytes would be the same.
+ */
+#include "engine/parts/signature.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/parts/load.h"
+
+#define VARIABLE "VLLM_NIXL_METADATA_SECRET"
+#define LABEL "vnx1 metadata"
+
+#define U64(low_byte) low_byte "\0\0\0\0\0\0\0"
+
+/* The section up to the MAC: one region, at address 0, of length 0, whose
+ * public data are a version, an algorithm, the label and the MAC. */
+static const char head[] = "bknd" U64(
+    "\x07") "VNXSIGN|"
+            "nixlDList" U64(
+                "\x0a") "nixlSDList|"
+                        "t" U64("\x04") "\0\0\0\0|"
+                                        "n" U64("\x08")
+                                            U64("\x01") "|" U64("\x47")
+                                                U64("\0") U64("\0")
+                                                    U64("\0") "\x01\x01" LABEL;
+#define HEAD_LEN (sizeof head - 1)
+#define TAIL_LEN (VNXI_MAC_LEN + 1u) /* the MAC and a '|' */
+_Static_assert(HEAD_LEN + TAIL_LEN == VNXI_SIGNATURE_LEN, "docs/wire.md");
+
+static vnx_status_t
+no_mac(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
+                          "OpenSSL cannot compute an HMAC-SHA256");
+}
+
+/* -- The key --------------------------------------------------------------
+ */
+
+vnx_status_t
+vnxi_signature_key_init(vnxi_signature_key_t *key_p, const void *secret,
+                        size_t len, vnx_error_t *error)
+{
+    const char *source = "metadata_secret";
+    const char *variable = secret == NULL ? getenv(VARIABLE) : NULL;
+
+    if (variable != NULL) {
+        source = VARIABLE;
+        secret = variable;
+        len = strlen(variable);
+    }
+    if (secret == NULL) {
+        return VNX_OK;
+    }
+    if (len < VNX_METADATA_SECRET_MIN || len > VNX_METADATA_SECRET_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+                              "%s must have %d to %d bytes, not %zu", source,
+                              VNX_METADATA_SECRET_MIN, VNX_METADATA_SECRET_MAX,
+                              len);
+    }
+    if (!vnxi_mac_is_there()) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
+                              "%s is set, and signing metadata needs OpenSSL, "
+                              "which this build does not have",
+                              source);
+    }
+    if (!vnxi_mac(LABEL, sizeof LABEL - 1, secret, len, key_p->bytes)) {
+        return no_mac("nixl_agent", error);
+    }
+    key_p->is_set = true;
+    return VNX_OK;
+}
+
+void
+vnxi_signature_key_fini(vnxi_signature_key_t *key)
+{
+    explicit_bzero(key, sizeof *key);
+}
+
+/* -- Signing --------------------------------------------------------------
+ */
+
+static void
+put_u64(unsigned char *at, uint64_t value)
+{
+    for (int i = 0; i < 8; i++) {
+        at[i] = (unsigned char)(value >> (8 * i));
+    }
+}
+
+vnx_status_t
+vnxi_signature_add(const vnxi_signature_key_t *key, const char *operation,
+                   vnx_bytes_t *blob, vnx_error_t *error)
+{
+    size_t covered = blob->len + HEAD_LEN, count_at;
+    uint64_t count;
+
+    if (!vnxi_metadata_sections_at(blob->data, blob->len, &count_at, &count)) {
+        return vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
+                              "what the engine wrote is not metadata in "
+                              "NIXL's format, and cannot be signed");
+    }
+    unsigned char *bytes = realloc(blob->data, covered + TAIL_LEN);
+    if (bytes == NULL) {
+        return vnxi_error_no_memory(error, operation, covered + TAIL_LEN);
+    }
+    blob->data = bytes;
+    memcpy(bytes + blob->len, head, HEAD_LEN);
+    put_u64(bytes + count_at, count + 1);
+    if (!vnxi_mac(key->bytes, sizeof key->bytes, bytes, covered,
+                  bytes + covered)) {
+        put_u64(bytes + count_at, count);
+        return no_mac(operation, error);
+    }
+    bytes[covered + VNXI_MAC_LEN] = '|';
+    blob->len = covered + TAIL_LEN;
+    return VNX_OK;
+}
+
+/* -- Checking -------------------------------------------------------------
+ */
+
+/* The MAC of a signed blob; NULL: it does not end with a signature. */
+static const unsigned char *
+find_mac(const unsigned char *blob, size_t len)
+{
+    if (len < VNXI_SIGNATURE_LEN || blob[len - 1] != '|') {
+        return NULL;
+    }
+    const unsigned char *section = blob + len - VNXI_SIGNATURE_LEN;
+    return memcmp(section, head, HEAD_LEN) == 0 ? section + HEAD_LEN : NULL;
+}
+
+static vnx_status_t
+refuse(const void *blob, size_t len, const char *cause, vnx_error_t *error)
+{
+    vnxi_md_bytes_t name = {NULL, 0};
+
+    (void)vnxi_metadata_claimed_name(blob, len, &name, NULL);
+    vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_LOAD, "%s", cause);
+    vnxi_error_peer(error, name.data, name.len);
+    return VNX_ERR_NOT_ALLOWED;
+}
+
+vnx_status_t
+vnxi_signature_check(const vnxi_signature_key_t *key, const void *blob,
+                     size_t len, vnx_error_t *error)
+{
+    const unsigned char *mac = find_mac(blob, len);
+    unsigned char expected[VNXI_MAC_LEN];
+
+    if (mac == NULL) {
+        vnxi_md_bytes_t name;
+        vnx_status_t status =
+            vnxi_metadata_claimed_name(blob, len, &name, error);
+        return status != VNX_OK
+                   ? status
+                   : refuse(blob, len,
+                            "the metadata is not signed, and this agent has "
+                            "a metadata_secret",
+                            error);
+    }
+    if (!vnxi_mac(key->bytes, sizeof key->bytes, blob, len - TAIL_LEN,
+                  expected)) {
+        return no_mac(VNXI_OP_LOAD, error);
+    }
+    return vnxi_mac_equal(expected, mac)
+               ? VNX_OK
+               : refuse(blob, len,
+                        "its signature is wrong: another secret, or the "
+                        "metadata was changed",
+                        error);
+}
