@@ -238,6 +238,7 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                                         vnx_error_t *error);
 
 /* Load a peer's metadata; *name_p is its name (owned: free(name_p->data)).
+ * The blob must not change during the call.
  * The same instance loaded again updates its regions; another instance of the
  * same name takes its place at once, and what was in flight to the old one
  * fails with VNX_ERR_REMOTE_DISCONNECT.

@@ -102,6 +102,32 @@ VNXI_PY_METHOD(get_partial_agent_metadata)
     return bytes_object(&metadata);
 }
 
+/* A blob to load.  What another thread or process may change meanwhile is
+ * copied, so that what was checked is what is loaded. */
+static bool
+blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
+{
+    if (PyUnicode_Check(value)) {
+        vnxi_py_wrong_type(operation, "metadata", "bytes", value);
+        return false;
+    }
+    if (!vnxi_py_message_get(operation, "metadata", value, blob_p)) {
+        return false;
+    }
+    if (blob_p->has_view) {
+        PyObject *copy =
+            PyBytes_FromStringAndSize(blob_p->data, (Py_ssize_t)blob_p->len);
+        vnxi_py_bytes_put(blob_p);
+        if (copy == NULL) {
+            return false;
+        }
+        *blob_p = (vnxi_py_bytes_t){.data = PyBytes_AS_STRING(copy),
+                                    .len = (size_t)PyBytes_GET_SIZE(copy),
+                                    .owner = copy};
+    }
+    return true;
+}
+
 static const vnxi_py_signature_t add_signature = {
     .name = "add_remote_agent",
     .count = 1,
@@ -118,14 +144,8 @@ VNXI_PY_METHOD(add_remote_agent)
     vnx_error_t error;
     vnx_status_t status;
     if (!vnxi_py_agent_begin(op, &add_signature, args, nargs, kwnames,
-                             &value)) {
-        return NULL;
-    }
-    if (PyUnicode_Check(value)) {
-        return vnxi_py_wrong_type(add_signature.name, "metadata", "bytes",
-                                  value);
-    }
-    if (!vnxi_py_message_get(add_signature.name, "metadata", value, &blob)) {
+                             &value) ||
+        !blob_get(add_signature.name, value, &blob)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;

@@ -113,6 +113,17 @@ def test_partial_metadata_is_signed(signed, connection):
         here.prepare(there.name, [(hidden.addr, SIZE, 0)])
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_signed_metadata_comes_in_any_buffer(signed, kind):
+    here, there = signed
+    remote = there.alloc(SIZE, seed=5)
+    data = there.metadata()
+    (changed,) = flipped(data, [8 * (len(data) - 2)])
+    refused(here, kind(changed), WRONG)
+    assert here.add(kind(data)) == there.name.encode()
+    read_works(here, there, remote, 5)
+
+
 def test_signed_metadata_is_loaded_again(signed):
     here, there = signed
     for seed in range(3):
