@@ -1,27 +1,27 @@
 #include "base/at_end.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 
 #include "base/fork.h"
+#include "base/mutex.h"
 
 #define HOOKS_MAX 8
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_AT_END);
 static void (*hooks[HOOKS_MAX])(void); /* lock, as below */
 static unsigned count;
 
 static void
 forget_in_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    vnxi_mutex_init(&lock, VNXI_RANK_AT_END);
     count = 0;
 }
 
 void
 vnxi_at_end_add(void (*hook)(void))
 {
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     unsigned i = 0;
     while (i < count && hooks[i] != hook) {
         i++;
@@ -33,7 +33,7 @@ vnxi_at_end_add(void (*hook)(void))
         }
         hooks[count++] = hook;
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 void
@@ -41,13 +41,13 @@ vnxi_at_end_run(void)
 {
     void (*all[HOOKS_MAX])(void);
 
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     unsigned due = count;
     for (unsigned i = 0; i < due; i++) {
         all[i] = hooks[i];
     }
     count = 0;
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     while (due > 0) {
         all[--due]();
     }

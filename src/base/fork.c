@@ -3,24 +3,26 @@
 #include <pthread.h>
 #include <stddef.h>
 
+#include "base/mutex.h"
+
 #define HOOKS_MAX 32
 
 unsigned vnxi_fork_count_;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_FORK);
 static void (*hooks[HOOKS_MAX])(void); /* protected by lock */
 
 static void
 before_fork(void)
 {
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
 }
 
 static void
 in_parent(void)
 {
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 static void
@@ -30,7 +32,7 @@ in_child(void)
     for (size_t i = 0; i < HOOKS_MAX && hooks[i] != NULL; i++) {
         hooks[i]();
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 static void
@@ -46,7 +48,7 @@ vnxi_fork_on_child(void (*hook)(void))
     if (hook == NULL) {
         return;
     }
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     for (size_t i = 0; i < HOOKS_MAX; i++) {
         if (hooks[i] == hook) {
             break;
@@ -56,5 +58,5 @@ vnxi_fork_on_child(void (*hook)(void))
             break;
         }
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }

@@ -23,13 +23,14 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 
 #define THREADS_MAX 16u
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_POOL);
+static vnxi_cond_t work = VNXI_COND_INIT;
 static vnxi_task_t *first, **last = &first; /* protected by lock, as below */
 static unsigned threads, idle, wanted;
 
@@ -40,21 +41,21 @@ static unsigned settlers;
 
 /* Those who are in entered[phase % 2] came before the phase was changed. */
 static atomic_uint phase, entered[2];
-static pthread_mutex_t phase_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
+static vnxi_mutex_t phase_lock = VNXI_MUTEX_INIT(VNXI_RANK_POOL_PHASE);
+static vnxi_cond_t ended = VNXI_COND_INIT;
 
 static void *worker(void *slot);
 
 static void
 forget_in_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
-    pthread_cond_init(&work, NULL);
+    vnxi_mutex_init(&lock, VNXI_RANK_POOL);
+    vnxi_cond_init(&work);
     first = NULL;
     last = &first;
     threads = idle = wanted = 0;
-    pthread_cond_init(&ended, NULL);
-    pthread_mutex_init(&phase_lock, NULL);
+    vnxi_cond_init(&ended);
+    vnxi_mutex_init(&phase_lock, VNXI_RANK_POOL_PHASE);
     atomic_store(&entered[0], 0);
     atomic_store(&entered[1], 0);
     memset(running, 0, sizeof running);
@@ -153,7 +154,7 @@ end_chunk_lock_held(uint64_t *slot, vnxi_task_t *task, bool goes_on)
 {
     *slot = 0;
     if (settlers > 0) {
-        pthread_cond_broadcast(&ended);
+        vnxi_cond_broadcast(&ended);
     }
     if (!goes_on) {
         drop_rest_lock_held(task);
@@ -171,26 +172,26 @@ worker(void *argument)
 {
     uint64_t *slot = argument;
     pthread_setname_np(pthread_self(), "vnx-copy");
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     for (;;) {
         while (first == NULL) {
             idle++;
-            pthread_cond_wait(&work, &lock);
+            vnxi_cond_wait(&work, &lock);
             idle--;
         }
         size_t chunk;
         bool signal;
         vnxi_task_t *task = take_chunk_lock_held(slot, &chunk, &signal);
-        pthread_mutex_unlock(&lock);
+        vnxi_mutex_unlock(&lock);
         if (signal) {
-            pthread_cond_signal(&work);
+            vnxi_cond_signal(&work);
         }
         bool goes_on = task->run(task, chunk);
-        pthread_mutex_lock(&lock);
+        vnxi_mutex_lock(&lock);
         if (end_chunk_lock_held(slot, task, goes_on)) {
-            pthread_mutex_unlock(&lock);
+            vnxi_mutex_unlock(&lock);
             task->done(task);
-            pthread_mutex_lock(&lock);
+            vnxi_mutex_lock(&lock);
         }
     }
     return NULL;
@@ -206,23 +207,23 @@ vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
     pthread_once(&once, watch_forks);
     task->next_chunk = 0;
     task->active = 0;
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     wanted = parallel > wanted ? parallel : wanted;
     if (threads > 0) {
         signal = call_thread_lock_held();
     } else {
         int ret = start_thread_lock_held();
         if (ret != 0) {
-            pthread_mutex_unlock(&lock);
+            vnxi_mutex_unlock(&lock);
             return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
                                   "no copy thread can be started (errno %d)",
                                   ret);
         }
     }
     append_lock_held(task);
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     if (signal) {
-        pthread_cond_signal(&work);
+        vnxi_cond_signal(&work);
     }
     return VNX_OK;
 }
@@ -261,26 +262,26 @@ vnxi_pool_leave(unsigned side)
 static void
 settle_entered(void)
 {
-    pthread_mutex_lock(&phase_lock);
+    vnxi_mutex_lock(&phase_lock);
     for (int i = 0; i < 2; i++) {
         unsigned side = atomic_fetch_add(&phase, 1) % 2;
         while (atomic_load(&entered[side]) != 0) {
             sched_yield();
         }
     }
-    pthread_mutex_unlock(&phase_lock);
+    vnxi_mutex_unlock(&phase_lock);
 }
 
 void
 vnxi_pool_settle(void)
 {
     settle_entered();
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     uint64_t last_number = handed_out;
     settlers++;
     while (is_running_lock_held(last_number)) {
-        pthread_cond_wait(&ended, &lock);
+        vnxi_cond_wait(&ended, &lock);
     }
     settlers--;
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "base/fork.h"
+#include "base/mutex.h"
 
 #define ALIGNMENT 64u
 #define SMALL_BITS 14u
@@ -44,7 +45,7 @@ typedef struct kept {
 } kept_t;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_RECYCLE);
 static kept_t *stacks[CLASSES]; /* protected by lock, as all below */
 static size_t kept_bytes;
 static unsigned hand; /* the class that gives way next */
@@ -54,7 +55,7 @@ static unsigned hand; /* the class that gives way next */
 static void
 forget_in_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    vnxi_mutex_init(&lock, VNXI_RANK_RECYCLE);
     memset(stacks, 0, sizeof stacks);
     kept_bytes = 0;
 }
@@ -132,9 +133,9 @@ vnxi_recycle_alloc(size_t size)
         return fresh_alloc(size);
     }
     unsigned class = class_of(size);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     kept_t *block = take_lock_held(class);
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     if (block == NULL) {
         return fresh_alloc(class_size(class));
     }
@@ -169,12 +170,12 @@ keep(void *block, unsigned class)
     pthread_once(&once, watch_forks);
     ASAN_POISON_MEMORY_REGION((char *)block + sizeof *kept,
                               size - sizeof *kept);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     out = make_room_lock_held(size);
     kept->next = stacks[class];
     stacks[class] = kept;
     kept_bytes += size;
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     while (out != NULL) {
         kept_t *next = out->next;
         free(out);

@@ -1,12 +1,13 @@
 #include "base/search_path.h"
 
 #include <glob.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+#include "base/mutex.h"
+
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_SEARCH_PATH);
 static char **directories; /* protected by lock, as below */
 static size_t directory_count;
 
@@ -33,12 +34,12 @@ vnxi_search_path_set(const char *const *dirs, size_t count)
             return false;
         }
     }
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     char **old = directories;
     size_t old_count = directory_count;
     directories = copy;
     directory_count = count;
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     free_all(old, old_count);
     return true;
 }
@@ -84,10 +85,10 @@ vnxi_search_path_find(const char *pattern)
 {
     char *found = NULL;
 
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     for (size_t i = 0; i < directory_count && found == NULL; i++) {
         found = find_in(directories[i], pattern);
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return found;
 }

@@ -1,7 +1,6 @@
 #include "base/thread.h"
 
 #include <signal.h>
-#include <time.h>
 
 /* The new thread inherits the mask of the one that starts it. */
 int
@@ -26,15 +25,4 @@ vnxi_thread_start_detached(void *(*entry)(void *), void *arg)
         pthread_detach(thread);
     }
     return ret;
-}
-
-void
-vnxi_cond_init(pthread_cond_t *cond)
-{
-    pthread_condattr_t attr;
-
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(cond, &attr);
-    pthread_condattr_destroy(&attr);
 }

@@ -1,5 +1,5 @@
 /*
- * Threads of ours, and what they wait on.
+ * Threads of ours.
  */
 #ifndef VNXI_BASE_THREAD_H
 #define VNXI_BASE_THREAD_H
@@ -12,8 +12,5 @@ int vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg);
 
 /* The same, for one that nobody joins. */
 int vnxi_thread_start_detached(void *(*entry)(void *), void *arg);
-
-/* One whose deadlines are those of base/clock.h: CLOCK_MONOTONIC. */
-void vnxi_cond_init(pthread_cond_t *cond);
 
 #endif

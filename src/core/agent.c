@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 
 #define NAME_MAX_LEN 65535
 #define NOTIF_BYTES_MAX (256u << 20)
@@ -32,9 +33,9 @@ on_notif(void *context, const void *sender, size_t sender_len,
 static void
 agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
 {
-    pthread_mutex_init(&agent->load_lock, NULL);
-    pthread_mutex_init(&agent->peers_lock, NULL);
-    pthread_mutex_init(&agent->error_lock, NULL);
+    vnxi_mutex_init(&agent->load_lock, VNXI_RANK_AGENT_LOAD);
+    vnxi_mutex_init(&agent->peers_lock, VNXI_RANK_AGENT_PEERS);
+    vnxi_mutex_init(&agent->error_lock, VNXI_RANK_AGENT_ERROR);
     vnxi_events_init(&agent->events);
     vnxi_notifs_init(&agent->notifs, config->notif_bytes_max
                                          ? config->notif_bytes_max
@@ -49,9 +50,9 @@ agent_free(vnx_agent_t *agent)
     vnxi_name_map_fini(&agent->peers);
     vnxi_notifs_fini(&agent->notifs);
     vnxi_events_fini(&agent->events);
-    pthread_mutex_destroy(&agent->error_lock);
-    pthread_mutex_destroy(&agent->peers_lock);
-    pthread_mutex_destroy(&agent->load_lock);
+    vnxi_mutex_destroy(&agent->error_lock);
+    vnxi_mutex_destroy(&agent->peers_lock);
+    vnxi_mutex_destroy(&agent->load_lock);
     free(agent->name);
     free(agent);
 }
@@ -302,14 +303,14 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "create_backend", error);
     }
-    pthread_mutex_lock(&agent->choice.lock);
+    vnxi_mutex_lock(&agent->choice.lock);
     bool is_first = !atomic_load(&agent->has_backend);
     vnx_status_t status = VNX_OK;
     if (is_first) {
         status =
             create_first_lock_held(agent, backend, params, param_count, error);
     }
-    pthread_mutex_unlock(&agent->choice.lock);
+    vnxi_mutex_unlock(&agent->choice.lock);
     return is_first ? status
                     : agent->ops->backend_create(agent->engine, backend,
                                                  params, param_count, error);

@@ -12,11 +12,11 @@
 #ifndef VNXI_CORE_AGENT_H
 #define VNXI_CORE_AGENT_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "base/name_map.h"
 #include "core/choice.h"
 #include "core/events.h"
@@ -47,15 +47,15 @@ struct vnx_agent {
 
     vnxi_signature_key_t signature_key; /* constant */
 
-    pthread_mutex_t load_lock; /* one load, removal or close at a time */
-    pthread_mutex_t peers_lock;
+    vnxi_mutex_t load_lock; /* one load, removal or close at a time */
+    vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
     uint64_t last_generation; /* load_lock */
 
     vnxi_events_t events;
     atomic_uint in_flight; /* posts that have not ended */
     vnxi_notifs_t notifs;
-    pthread_mutex_t error_lock; /* the error records of transfers */
+    vnxi_mutex_t error_lock; /* the error records of transfers */
     vnxi_counters_t counters;
 };
 

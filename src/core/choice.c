@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 
 /* In the order in which "auto" prefers them. */
 static const char *const engine_names[VNXI_CANDIDATES_MAX] = {"native",
@@ -65,7 +66,7 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
                  const vnxi_engine_config_t *config, vnx_error_t *error)
 {
     *choice = (vnxi_choice_t){.count = 0};
-    pthread_mutex_init(&choice->lock, NULL);
+    vnxi_mutex_init(&choice->lock, VNXI_RANK_CHOICE);
     vnx_status_t status = copy_wanted(choice, backends, error);
     if (status == VNX_OK && (name == NULL || strcmp(name, "auto") == 0)) {
         status = add_all(choice, config, error);
@@ -87,11 +88,11 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
 void
 vnxi_choice_stop(vnxi_choice_t *choice)
 {
-    pthread_mutex_lock(&choice->lock);
+    vnxi_mutex_lock(&choice->lock);
     for (size_t i = 0; i < choice->count; i++) {
         choice->candidates[i].ops->stop(choice->candidates[i].engine);
     }
-    pthread_mutex_unlock(&choice->lock);
+    vnxi_mutex_unlock(&choice->lock);
 }
 
 void
@@ -105,7 +106,7 @@ vnxi_choice_fini(vnxi_choice_t *choice)
         free(choice->wanted[i]);
     }
     free(choice->wanted);
-    pthread_mutex_destroy(&choice->lock);
+    vnxi_mutex_destroy(&choice->lock);
     *choice = (vnxi_choice_t){.count = 0};
 }
 

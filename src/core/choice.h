@@ -13,8 +13,7 @@
 #ifndef VNXI_CORE_CHOICE_H
 #define VNXI_CORE_CHOICE_H
 
-#include <pthread.h>
-
+#include "base/mutex.h"
 #include "engine/engine.h"
 
 #define VNXI_CANDIDATES_MAX 2
@@ -26,7 +25,7 @@ typedef struct vnxi_candidate {
 } vnxi_candidate_t;
 
 typedef struct vnxi_choice {
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnxi_candidate_t candidates[VNXI_CANDIDATES_MAX]; /* constant */
     size_t count;
     char **wanted;             /* what the config says will be created; owned,

@@ -16,20 +16,21 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 
 #define AGAIN_NS 5000000u
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t earlier; /* the first one is another; CLOCK_MONOTONIC */
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_DEADLINE);
+static vnxi_cond_t earlier; /* the first one is another; CLOCK_MONOTONIC */
 static vnxi_deadline_t ring = {.prev = &ring, .next = &ring};
 static bool is_started;
 
 static void
 forget_in_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    vnxi_mutex_init(&lock, VNXI_RANK_DEADLINE);
     vnxi_cond_init(&earlier);
     ring.prev = ring.next = &ring;
     is_started = false;
@@ -80,14 +81,14 @@ deadline_main(void *unused)
 {
     (void)unused;
     pthread_setname_np(pthread_self(), "vnx-deadline");
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     for (;;) {
         call_those_due_lock_held(vnxi_clock_ns());
         if (ring.next == &ring) {
-            pthread_cond_wait(&earlier, &lock);
+            vnxi_cond_wait(&earlier, &lock);
         } else {
             struct timespec due = vnxi_clock_timespec(ring.next->due_ns);
-            pthread_cond_timedwait(&earlier, &lock, &due);
+            vnxi_cond_timedwait(&earlier, &lock, &due);
         }
     }
     return NULL;
@@ -107,16 +108,16 @@ vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
                   vnx_error_t *error)
 {
     pthread_once(&once, set_up);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     int ret = start_lock_held();
     if (ret == 0) {
         deadline->due_ns = due_ns;
         insert_lock_held(deadline);
         if (ring.next == deadline) {
-            pthread_cond_signal(&earlier);
+            vnxi_cond_signal(&earlier);
         }
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return ret == 0 ? VNX_OK
                     : vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
                                      "no thread for its deadline: %s",
@@ -126,7 +127,7 @@ vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
 void
 vnxi_deadline_disarm(vnxi_deadline_t *deadline)
 {
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     remove_lock_held(deadline);
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }

@@ -17,12 +17,13 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 
 void
 vnxi_events_init(vnxi_events_t *events)
 {
-    pthread_mutex_init(&events->lock, NULL);
+    vnxi_mutex_init(&events->lock, VNXI_RANK_EVENTS);
     vnxi_cond_init(&events->changed);
     atomic_init(&events->waiters, 0);
     atomic_init(&events->fd, -1);
@@ -42,8 +43,8 @@ vnxi_events_fini(vnxi_events_t *events)
         close(events->subscribed[i]);
     }
     free(events->subscribed);
-    pthread_cond_destroy(&events->changed);
-    pthread_mutex_destroy(&events->lock);
+    vnxi_cond_destroy(&events->changed);
+    vnxi_mutex_destroy(&events->lock);
 }
 
 /* A full counter (EAGAIN) is readable all the same. */
@@ -68,12 +69,12 @@ vnxi_events_signal(vnxi_events_t *events)
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load(&events->waiters) > 0 ||
         atomic_load(&events->subscribers) > 0) {
-        pthread_mutex_lock(&events->lock);
-        pthread_cond_broadcast(&events->changed);
+        vnxi_mutex_lock(&events->lock);
+        vnxi_cond_broadcast(&events->changed);
         for (unsigned i = 0; i < atomic_load(&events->subscribers); i++) {
             write_fd(events->subscribed[i]);
         }
-        pthread_mutex_unlock(&events->lock);
+        vnxi_mutex_unlock(&events->lock);
     }
     int fd = atomic_load(&events->fd);
     if (fd >= 0) {
@@ -92,23 +93,23 @@ vnxi_events_wait(vnxi_events_t *events, bool (*ready)(void *context),
     int ret = 0;
     bool is_ready;
 
-    pthread_mutex_lock(&events->lock);
+    vnxi_mutex_lock(&events->lock);
     atomic_fetch_add(&events->waiters, 1);
     while (!(is_ready = ready(context)) && ret != ETIMEDOUT) {
-        ret = deadline == UINT64_MAX
-                  ? pthread_cond_wait(&events->changed, &events->lock)
-                  : pthread_cond_timedwait(&events->changed, &events->lock,
-                                           &until);
+        ret =
+            deadline == UINT64_MAX
+                ? vnxi_cond_wait(&events->changed, &events->lock)
+                : vnxi_cond_timedwait(&events->changed, &events->lock, &until);
     }
     atomic_fetch_sub(&events->waiters, 1);
-    pthread_mutex_unlock(&events->lock);
+    vnxi_mutex_unlock(&events->lock);
     return is_ready;
 }
 
 vnx_status_t
 vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 {
-    pthread_mutex_lock(&events->lock);
+    vnxi_mutex_lock(&events->lock);
     int fd = atomic_load(&events->fd);
     int err = 0;
     if (fd < 0) {
@@ -120,7 +121,7 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
             signal_fd(events, fd);
         }
     }
-    pthread_mutex_unlock(&events->lock);
+    vnxi_mutex_unlock(&events->lock);
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "fileno", "eventfd: %s",
                               strerror(err));
@@ -152,9 +153,9 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
         return vnxi_error_set(error, VNX_ERR_BACKEND, "subscribe",
                               "eventfd: %s", strerror(errno));
     }
-    pthread_mutex_lock(&events->lock);
+    vnxi_mutex_lock(&events->lock);
     bool appended = subscribed_append_lock_held(events, fd);
-    pthread_mutex_unlock(&events->lock);
+    vnxi_mutex_unlock(&events->lock);
     if (!appended) {
         close(fd);
         return vnxi_error_no_memory(error, "subscribe", sizeof fd);
@@ -166,7 +167,7 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 void
 vnxi_events_unsubscribe(vnxi_events_t *events, int fd)
 {
-    pthread_mutex_lock(&events->lock);
+    vnxi_mutex_lock(&events->lock);
     unsigned count = atomic_load(&events->subscribers);
     for (unsigned i = 0; i < count; i++) {
         if (events->subscribed[i] == fd) {
@@ -176,7 +177,7 @@ vnxi_events_unsubscribe(vnxi_events_t *events, int fd)
             break;
         }
     }
-    pthread_mutex_unlock(&events->lock);
+    vnxi_mutex_unlock(&events->lock);
 }
 
 void

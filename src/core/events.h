@@ -6,15 +6,16 @@
 #ifndef VNXI_CORE_EVENTS_H
 #define VNXI_CORE_EVENTS_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <vnx/error.h>
 
+#include "base/mutex.h"
+
 typedef struct vnxi_events {
-    pthread_mutex_t lock;
-    pthread_cond_t changed; /* CLOCK_MONOTONIC */
+    vnxi_mutex_t lock;
+    vnxi_cond_t changed; /* CLOCK_MONOTONIC */
     atomic_uint waiters;
     atomic_int fd;           /* -1 until somebody asks for it */
     atomic_bool signalled;   /* the eventfd is readable, or just becoming so */

@@ -5,20 +5,21 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/mutex.h"
 #include "core/agent.h"
 
 void
 vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max)
 {
     *notifs = (vnxi_notifs_t){.bytes_max = bytes_max};
-    pthread_mutex_init(&notifs->lock, NULL);
+    vnxi_mutex_init(&notifs->lock, VNXI_RANK_NOTIFS);
 }
 
 void
 vnxi_notifs_fini(vnxi_notifs_t *notifs)
 {
     vnx_notif_free(notifs->first);
-    pthread_mutex_destroy(&notifs->lock);
+    vnxi_mutex_destroy(&notifs->lock);
 }
 
 static uint64_t
@@ -87,7 +88,7 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
         notif_create(sender, sender_len, message, message_len);
     vnx_notif_t *overflow = NULL;
 
-    pthread_mutex_lock(&notifs->lock);
+    vnxi_mutex_lock(&notifs->lock);
     uint64_t dropped_before = notifs->dropped;
     notifs->received++;
     if (notif != NULL) {
@@ -97,7 +98,7 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
         notifs->dropped++;
     }
     bool first_drop = dropped_before == 0 && notifs->dropped > 0;
-    pthread_mutex_unlock(&notifs->lock);
+    vnxi_mutex_unlock(&notifs->lock);
 
     vnx_notif_free(overflow);
     if (first_drop) {
@@ -112,12 +113,12 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
 vnx_notif_t *
 vnxi_notifs_take(vnxi_notifs_t *notifs)
 {
-    pthread_mutex_lock(&notifs->lock);
+    vnxi_mutex_lock(&notifs->lock);
     vnx_notif_t *chain = notifs->first;
     notifs->first = notifs->last = NULL;
     notifs->bytes = 0;
     atomic_store_explicit(&notifs->count, 0, memory_order_relaxed);
-    pthread_mutex_unlock(&notifs->lock);
+    vnxi_mutex_unlock(&notifs->lock);
     return chain;
 }
 

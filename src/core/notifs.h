@@ -5,13 +5,14 @@
 #ifndef VNXI_CORE_NOTIFS_H
 #define VNXI_CORE_NOTIFS_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <vnx/vnx.h>
 
+#include "base/mutex.h"
+
 typedef struct vnxi_notifs {
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnx_notif_t *first, *last; /* protected by lock */
     uint64_t bytes, bytes_max; /* protected by lock */
     uint64_t dropped;          /* protected by lock */

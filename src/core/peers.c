@@ -15,12 +15,12 @@
 static vnxi_peer_t *
 find_in_map(vnx_agent_t *agent, const void *name, size_t name_len)
 {
-    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_mutex_lock(&agent->peers_lock);
     vnxi_peer_t *peer = vnxi_name_map_get(&agent->peers, name, name_len);
     if (peer != NULL) {
         vnxi_peer_retain(peer);
     }
-    pthread_mutex_unlock(&agent->peers_lock);
+    vnxi_mutex_unlock(&agent->peers_lock);
     return peer;
 }
 
@@ -62,10 +62,10 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
              vnx_error_t *error)
 {
     peer->generation = ++agent->last_generation;
-    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_mutex_lock(&agent->peers_lock);
     bool is_set =
         vnxi_name_map_set(&agent->peers, peer->name, peer->name_len, peer);
-    pthread_mutex_unlock(&agent->peers_lock);
+    vnxi_mutex_unlock(&agent->peers_lock);
     if (!is_set) {
         agent->ops->peer_close(peer, "out of memory");
         vnxi_peer_release(peer);
@@ -130,9 +130,9 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     memcpy(copy, name, name_len);
     copy[name_len] = '\0';
 
-    pthread_mutex_lock(&agent->load_lock);
+    vnxi_mutex_lock(&agent->load_lock);
     status = load_lock_held(agent, blob, len, name, name_len, error);
-    pthread_mutex_unlock(&agent->load_lock);
+    vnxi_mutex_unlock(&agent->load_lock);
     if (status != VNX_OK) {
         free(copy);
         return status;
@@ -149,14 +149,14 @@ remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
 {
     size_t cursor = 0;
 
-    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_mutex_lock(&agent->peers_lock);
     vnxi_peer_t *peer = name != NULL
                             ? vnxi_name_map_get(&agent->peers, name, name_len)
                             : vnxi_name_map_next(&agent->peers, &cursor);
     if (peer != NULL) {
         vnxi_name_map_remove(&agent->peers, peer->name, peer->name_len);
     }
-    pthread_mutex_unlock(&agent->peers_lock);
+    vnxi_mutex_unlock(&agent->peers_lock);
     if (peer == NULL) {
         return false;
     }
@@ -175,20 +175,20 @@ vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
     if (name_len == 0) {
         return VNX_OK; /* no agent has that name, and NULL means any one */
     }
-    pthread_mutex_lock(&agent->load_lock);
+    vnxi_mutex_lock(&agent->load_lock);
     remove_lock_held(agent, name, name_len,
                      "the peer was removed (remove_remote_agent)");
-    pthread_mutex_unlock(&agent->load_lock);
+    vnxi_mutex_unlock(&agent->load_lock);
     return VNX_OK;
 }
 
 void
 vnxi_peers_close(vnx_agent_t *agent)
 {
-    pthread_mutex_lock(&agent->load_lock);
+    vnxi_mutex_lock(&agent->load_lock);
     while (remove_lock_held(agent, NULL, 0, "the agent was closed")) {
     }
-    pthread_mutex_unlock(&agent->load_lock);
+    vnxi_mutex_unlock(&agent->load_lock);
 }
 
 /* The dead peer stays in the map, so that its name gives the cause rather than
@@ -253,9 +253,9 @@ join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
 static size_t
 count_peers(vnx_agent_t *agent)
 {
-    pthread_mutex_lock(&agent->peers_lock);
+    vnxi_mutex_lock(&agent->peers_lock);
     size_t count = agent->peers.count;
-    pthread_mutex_unlock(&agent->peers_lock);
+    vnxi_mutex_unlock(&agent->peers_lock);
     return count;
 }
 

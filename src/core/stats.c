@@ -9,11 +9,11 @@ get(const atomic_uint_fast64_t *counter)
 static void
 count_notifs(vnxi_notifs_t *notifs, vnx_agent_stats_t *stats)
 {
-    pthread_mutex_lock(&notifs->lock);
+    vnxi_mutex_lock(&notifs->lock);
     stats->notifs_received = notifs->received;
     stats->notifs_dropped = notifs->dropped;
     stats->notif_bytes_pending = notifs->bytes;
-    pthread_mutex_unlock(&notifs->lock);
+    vnxi_mutex_unlock(&notifs->lock);
     stats->notifs_pending = atomic_load(&notifs->count);
 }
 
@@ -46,7 +46,7 @@ vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p)
     /* Locks are not part of what const promises. */
     vnx_agent_t *unlocked = (vnx_agent_t *)agent;
     count_notifs(&unlocked->notifs, stats_p);
-    pthread_mutex_lock(&unlocked->peers_lock);
+    vnxi_mutex_lock(&unlocked->peers_lock);
     stats_p->peers = agent->peers.count;
-    pthread_mutex_unlock(&unlocked->peers_lock);
+    vnxi_mutex_unlock(&unlocked->peers_lock);
 }

@@ -102,10 +102,10 @@ keep_error(vnx_xfer_t *xfer, const vnx_error_t *error)
     if (copy != NULL) {
         *copy = *error;
     }
-    pthread_mutex_lock(&xfer->agent->error_lock);
+    vnxi_mutex_lock(&xfer->agent->error_lock);
     vnx_error_t *old = xfer->error;
     xfer->error = copy;
-    pthread_mutex_unlock(&xfer->agent->error_lock);
+    vnxi_mutex_unlock(&xfer->agent->error_lock);
     free(old);
 }
 
@@ -274,7 +274,7 @@ failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
 {
     vnx_status_t status = VNX_ERR_BACKEND;
 
-    pthread_mutex_lock(&xfer->agent->error_lock);
+    vnxi_mutex_lock(&xfer->agent->error_lock);
     if (xfer->error != NULL) {
         status = xfer->error->status;
         if (error != NULL) {
@@ -284,7 +284,7 @@ failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
         vnxi_error_set(error, status, "transfer",
                        "it failed, and there was no memory for the cause");
     }
-    pthread_mutex_unlock(&xfer->agent->error_lock);
+    vnxi_mutex_unlock(&xfer->agent->error_lock);
     return status;
 }
 

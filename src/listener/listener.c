@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/mutex.h"
 
 #define OPERATION "metadata_listener"
 #define CONNECTIONS_MAX 1024
@@ -79,8 +80,8 @@ vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
     listener->options = all;
     listener->forks = vnxi_fork_count();
     listener->wake_fd = -1;
-    pthread_mutex_init(&listener->lock, NULL);
-    pthread_mutex_init(&listener->stop_lock, NULL);
+    vnxi_mutex_init(&listener->lock, VNXI_RANK_LISTENER);
+    vnxi_mutex_init(&listener->stop_lock, VNXI_RANK_LISTENER_STOP);
     TAILQ_INIT(&listener->inbox);
     *out_p = listener;
     return VNX_OK;
@@ -99,8 +100,8 @@ vnx_listener_stop(vnx_listener_t *listener)
     if (is_parents(listener)) {
         return;
     }
-    pthread_mutex_lock(&listener->stop_lock);
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->stop_lock);
+    vnxi_mutex_lock(&listener->lock);
     bool was_running = listener->is_running;
     listener->is_stopping = true;
     listener->is_running = false;
@@ -108,12 +109,12 @@ vnx_listener_stop(vnx_listener_t *listener)
     if (was_running) {
         vnxi_meta_loop_wake(listener);
     }
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
     if (was_running) {
         pthread_join(listener->thread, NULL);
         vnxi_meta_loop_fini(listener);
     }
-    pthread_mutex_unlock(&listener->stop_lock);
+    vnxi_mutex_unlock(&listener->stop_lock);
 }
 
 void
@@ -123,8 +124,8 @@ vnx_listener_free(vnx_listener_t *listener)
         return;
     }
     vnx_listener_stop(listener);
-    pthread_mutex_destroy(&listener->stop_lock);
-    pthread_mutex_destroy(&listener->lock);
+    vnxi_mutex_destroy(&listener->stop_lock);
+    vnxi_mutex_destroy(&listener->lock);
     vnx_agent_release(listener->agent);
     free(listener);
 }
@@ -141,12 +142,12 @@ vnx_listener_failure(vnx_listener_t *listener, vnx_error_t *failure_p)
     if (is_parents(listener)) {
         return false;
     }
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     bool has_failure = listener->has_failure;
     if (has_failure) {
         *failure_p = listener->failure;
     }
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
     return has_failure;
 }
 
@@ -180,12 +181,12 @@ run_lock_held(vnx_listener_t *listener, const char *operation,
 static vnx_status_t
 start_begin(vnx_listener_t *listener, vnx_error_t *error)
 {
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     bool is_taken = listener->is_starting || atomic_load(&listener->port) != 0;
     if (!is_taken) {
         listener->is_starting = true;
     }
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
     return is_taken ? vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
                                      "it is listening already")
                     : VNX_OK;
@@ -215,7 +216,7 @@ static vnx_status_t
 start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
           vnx_error_t *error)
 {
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     listener->is_starting = false;
     vnx_status_t status =
         sockets != NULL ? run_lock_held(listener, OPERATION, error) : VNX_OK;
@@ -224,7 +225,7 @@ start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
         atomic_store(&listener->port, sockets->port);
         vnxi_meta_loop_wake(listener);
     }
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
     return status;
 }
 
@@ -367,9 +368,9 @@ submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
     if (order == NULL) {
         return vnxi_error_no_memory(error, operation, given->body_len);
     }
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     status = submit_lock_held(listener, order, operation, error);
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
         vnxi_meta_order_free(order);
     }

@@ -25,6 +25,7 @@
 #include <sys/queue.h>
 #include <vnx/listener.h>
 
+#include "base/mutex.h"
 #include "listener/codec.h"
 #include "side_channel/loop.h"
 #include "side_channel/sockets.h"
@@ -116,8 +117,8 @@ struct vnx_listener {
     atomic_int port;                /* bound; 0: it does not listen */
     vnxi_meta_counters_t counters;
 
-    pthread_mutex_t lock; /* a leaf; the rest of these are protected by it */
-    bool is_running;      /* there is a thread */
+    vnxi_mutex_t lock; /* a leaf; the rest of these are protected by it */
+    bool is_running;   /* there is a thread */
     bool is_stopping;
     bool is_starting; /* a vnx_listener_start() is under way */
     struct vnxi_meta_orders inbox;
@@ -125,8 +126,8 @@ struct vnx_listener {
     vnx_error_t failure;
     bool has_failure;
 
-    pthread_mutex_t stop_lock; /* one stop at a time; before `lock` */
-    int wake_fd;               /* eventfd; where is_running */
+    vnxi_mutex_t stop_lock; /* one stop at a time; before `lock` */
+    int wake_fd;            /* eventfd; where is_running */
     pthread_t thread;
     vnxi_meta_loop_t loop;
 };

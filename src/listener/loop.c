@@ -167,12 +167,12 @@ on_wake(evutil_socket_t fd, short what, void *arg)
 
     ssize_t got = read((int)fd, &count, sizeof count);
     (void)got; /* woken is woken */
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     TAILQ_CONCAT(&orders, &listener->inbox, link);
     vnxi_sockets_t sockets = listener->new_sockets;
     listener->new_sockets.count = 0;
     bool is_stopping = listener->is_stopping;
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
 
     if (sockets.count > 0) {
         attach(listener, &sockets);

@@ -32,10 +32,10 @@ vnxi_meta_operation(vnxi_meta_verb_t verb)
 static void
 keep(vnx_listener_t *listener, const vnx_error_t *failure)
 {
-    pthread_mutex_lock(&listener->lock);
+    vnxi_mutex_lock(&listener->lock);
     listener->failure = *failure;
     listener->has_failure = true;
-    pthread_mutex_unlock(&listener->lock);
+    vnxi_mutex_unlock(&listener->lock);
 }
 
 static void

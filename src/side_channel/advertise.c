@@ -184,9 +184,9 @@ vnx_side_channel_advertised(vnx_side_channel_t *channel, const char *peer,
                               "the listener is not running");
     }
     vnxi_channel_enter(channel);
-    pthread_mutex_lock(&channel->lock);
+    vnxi_mutex_lock(&channel->lock);
     choose(channel->options.advertise, channel->host, host);
-    pthread_mutex_unlock(&channel->lock);
+    vnxi_mutex_unlock(&channel->lock);
     vnxi_channel_leave(channel);
     if (port_p != NULL) {
         *port_p = port;

@@ -1,12 +1,12 @@
 #include "side_channel/book.h"
 
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 #include "base/name_map.h"
 
 /* The map borrows the key, so it lies with what the map points to. */
@@ -18,7 +18,7 @@ typedef struct entry {
 struct vnxi_book {
     atomic_size_t refs;
     bool digests;
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnxi_name_map_t entries; /* protected by lock */
 };
 
@@ -29,7 +29,7 @@ vnxi_book_create(bool digests)
     if (book != NULL) {
         atomic_init(&book->refs, 1);
         book->digests = digests;
-        pthread_mutex_init(&book->lock, NULL);
+        vnxi_mutex_init(&book->lock, VNXI_RANK_BOOK);
     }
     return book;
 }
@@ -64,7 +64,7 @@ vnxi_book_release(vnxi_book_t *book)
         entry_free(entry);
     }
     vnxi_name_map_fini(&book->entries);
-    pthread_mutex_destroy(&book->lock);
+    vnxi_mutex_destroy(&book->lock);
     free(book);
 }
 
@@ -93,12 +93,12 @@ vnxi_book_set(vnxi_book_t *book, const vnx_side_channel_blob_t *blob)
     if (entry == NULL) {
         return false;
     }
-    pthread_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&book->lock);
     entry_t *old =
         vnxi_name_map_get(&book->entries, entry->key, blob->key_length);
     bool done =
         vnxi_name_map_set(&book->entries, entry->key, blob->key_length, entry);
-    pthread_mutex_unlock(&book->lock);
+    vnxi_mutex_unlock(&book->lock);
     entry_free(done ? old : entry);
     return done;
 }
@@ -113,10 +113,10 @@ name_of(const void *key, size_t key_len)
 bool
 vnxi_book_remove(vnxi_book_t *book, const void *key, size_t key_len)
 {
-    pthread_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&book->lock);
     entry_t *old =
         vnxi_name_map_remove(&book->entries, name_of(key, key_len), key_len);
-    pthread_mutex_unlock(&book->lock);
+    vnxi_mutex_unlock(&book->lock);
     entry_free(old);
     return old != NULL;
 }
@@ -126,13 +126,13 @@ vnxi_book_find(vnxi_book_t *book, const void *key, size_t key_len)
 {
     vnxi_blob_t *blob = NULL;
 
-    pthread_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&book->lock);
     entry_t *entry =
         vnxi_name_map_get(&book->entries, name_of(key, key_len), key_len);
     if (entry != NULL) {
         blob = vnxi_blob_retain(entry->blob);
     }
-    pthread_mutex_unlock(&book->lock);
+    vnxi_mutex_unlock(&book->lock);
     return blob;
 }
 

@@ -5,10 +5,10 @@
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 
+#include "base/mutex.h"
 #include "side_channel/side_channel.h"
 #include "side_channel/transport.h"
 
@@ -19,7 +19,7 @@ struct vnx_side_channel {
     unsigned forks;                     /* at the making */
     atomic_int port;                    /* bound; 0: not running */
     vnxi_side_stats_t stats;
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnxi_listener_t *listener; /* protected by lock, as all below */
     vnxi_book_t *book;         /* the listener's; NULL with it */
     char *host;                /* that it was told to bind; "*": every one */

@@ -18,6 +18,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "side_channel/channel.h"
 #include "side_channel/options.h"
 
@@ -92,7 +93,7 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
     atomic_init(&channel->refs, 1);
     channel->transport = transport;
     channel->forks = vnxi_fork_count();
-    pthread_mutex_init(&channel->lock, NULL);
+    vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
     *out_p = channel;
     return VNX_OK;
 }
@@ -125,7 +126,7 @@ vnxi_channel_leave(vnx_side_channel_t *channel)
         return;
     }
     stop_lock_held(channel); /* nobody else is left */
-    pthread_mutex_destroy(&channel->lock);
+    vnxi_mutex_destroy(&channel->lock);
     vnxi_options_fini(&channel->options);
     free(channel);
 }
@@ -275,14 +276,14 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
-    pthread_mutex_lock(&channel->lock);
+    vnxi_mutex_lock(&channel->lock);
     if (channel->listener != NULL || channel->starting) {
         status = vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
                                 "the listener is already running");
     } else {
         channel->starting = true;
     }
-    pthread_mutex_unlock(&channel->lock);
+    vnxi_mutex_unlock(&channel->lock);
     return status;
 }
 
@@ -291,7 +292,7 @@ static void
 start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
           vnxi_book_t *book, char *host)
 {
-    pthread_mutex_lock(&channel->lock);
+    vnxi_mutex_lock(&channel->lock);
     channel->starting = false;
     if (listener != NULL) {
         channel->listener = listener;
@@ -299,7 +300,7 @@ start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
         channel->host = host;
         atomic_store(&channel->port, listener->port);
     }
-    pthread_mutex_unlock(&channel->lock);
+    vnxi_mutex_unlock(&channel->lock);
     if (listener == NULL) {
         vnxi_book_release(book);
         free(host);
@@ -389,11 +390,11 @@ book_get(vnx_side_channel_t *channel, const char *operation,
     vnxi_book_t *book = NULL;
 
     if (!vnxi_channel_is_parents(channel)) {
-        pthread_mutex_lock(&channel->lock);
+        vnxi_mutex_lock(&channel->lock);
         if (channel->book != NULL) {
             book = vnxi_book_retain(channel->book);
         }
-        pthread_mutex_unlock(&channel->lock);
+        vnxi_mutex_unlock(&channel->lock);
     }
     if (book == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
@@ -449,9 +450,9 @@ vnx_side_channel_shutdown(vnx_side_channel_t *channel)
         return;
     }
     vnxi_channel_enter(channel);
-    pthread_mutex_lock(&channel->lock);
+    vnxi_mutex_lock(&channel->lock);
     stop_lock_held(channel);
-    pthread_mutex_unlock(&channel->lock);
+    vnxi_mutex_unlock(&channel->lock);
     vnxi_channel_leave(channel);
 }
 

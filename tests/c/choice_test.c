@@ -65,7 +65,7 @@ choice_of_two(void)
     second = (vnxi_engine_t){.backends = {"POSIX", "UCX"}};
     memset(wanted, 0, sizeof wanted);
     return (vnxi_choice_t){
-        .lock = PTHREAD_MUTEX_INITIALIZER,
+        .lock = VNXI_MUTEX_INIT(VNXI_RANK_CHOICE),
         .candidates = {{&first_ops, &first}, {&second_ops, &second}},
         .count = 2,
         .wanted = wanted,

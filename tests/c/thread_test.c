@@ -6,6 +6,7 @@
 #include <signal.h>
 
 #include "base/clock.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 
 static void *

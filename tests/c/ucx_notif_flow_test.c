@@ -243,9 +243,9 @@ test_ucx_notif_flow_order_with_callbacks_within_posts(void **state)
 static bool
 sleeps(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool asleep = worker->sleeping && !worker->nudged;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     return asleep;
 }
 

@@ -1,4 +1,4 @@
-"""Arrows between the layers point down, whoever adds an #include."""
+"""What holds for all source files: layers, public headers, locks."""
 
 import re
 import shutil
@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.MULTILINE)
+BARE_LOCK = re.compile(
+    r"\b(pthread_(mutex|cond|rwlock|spin)_|mtx_|cnd_)", re.IGNORECASE
+)
 
 # What each layer may include, by path prefix under src/.  Every layer may
 # include itself, base/ and the public headers.
@@ -103,6 +106,37 @@ def test_backends_do_not_include_each_other():
                 parts = name.split("/")
                 if ours and parts[0] == "engine" and len(parts) > 2:
                     assert parts[1] in (engine.name, "parts"), (path, name)
+
+
+def bare_locks(path):
+    """The lines that use a mutex or a condition variable of pthread.h."""
+    return [
+        number
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if BARE_LOCK.search(line)
+    ]
+
+
+def test_every_lock_has_a_rank():
+    """base/mutex.h orders them and checks it: no lock goes past it."""
+    found = {
+        str(path.relative_to(SOURCE)): lines
+        for path in sources()
+        if (lines := bare_locks(path))
+    }
+    assert set(found) == {"base/mutex.h", "base/mutex.c"}
+
+
+def test_a_bare_lock_would_be_found(tmp_path):
+    bad = tmp_path / "bad.c"
+    bad.write_text(
+        "pthread_once(&once, make);\n"
+        "static pthread_mutex_t lock;\n"
+        "vnxi_mutex_lock(&lock);\n"
+        "    pthread_cond_signal(&changed);\n"
+        "pthread_rwlock_t other = PTHREAD_RWLOCK_INITIALIZER;\n"
+    )
+    assert bare_locks(bad) == [2, 4, 5]
 
 
 def public_headers():

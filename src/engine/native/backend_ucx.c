@@ -27,12 +27,12 @@ vnxi_native_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
     vnxi_engine_t *engine = context;
     vnx_status_t status = vnxi_reach_attach_local(region, error);
 
-    pthread_mutex_lock(&engine->map_lock);
+    vnxi_mutex_lock(&engine->map_lock);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     if (status == VNX_OK && ucx != NULL) {
         status = vnxi_reach_map_ucx(region, ucx, error);
     }
-    pthread_mutex_unlock(&engine->map_lock);
+    vnxi_mutex_unlock(&engine->map_lock);
     return status;
 }
 
@@ -58,12 +58,12 @@ map_all(vnxi_engine_t *engine, vnxi_ucx_t *ucx, vnx_error_t *error)
 static vnx_status_t
 adopt(vnxi_engine_t *engine, vnxi_ucx_t *ucx, vnx_error_t *error)
 {
-    pthread_mutex_lock(&engine->map_lock);
+    vnxi_mutex_lock(&engine->map_lock);
     vnx_status_t status = map_all(engine, ucx, error);
     if (status == VNX_OK) {
         atomic_store(&engine->ucx, ucx);
     }
-    pthread_mutex_unlock(&engine->map_lock);
+    vnxi_mutex_unlock(&engine->map_lock);
     if (status != VNX_OK) {
         vnxi_ucx_stop(ucx);
         vnxi_ucx_release(ucx);

@@ -189,9 +189,9 @@ vnxi_native_backend_create(vnxi_engine_t *engine, const char *backend,
     if (kind < 0) {
         return unknown_backend("create_backend", backend, error);
     }
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status = create_lock_held(engine, kind, params, count, error);
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return status;
 }
 

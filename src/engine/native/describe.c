@@ -122,9 +122,9 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     size_t regions, direct;
 
     vnxi_native_peer_cause(peer, cause);
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     memcpy(no_map, peer->no_map, sizeof no_map);
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     count_direct(peer, &regions, &direct);
 
     vnxi_json_member(out, "state", state_name(peer));

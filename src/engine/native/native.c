@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "base/pool.h"
 #include "engine/native/reach.h"
 #include "engine/native/ucx/transfer.h"
@@ -39,12 +40,12 @@ engine_free(vnxi_engine_t *engine)
     }
     vnxi_native_backends_fini(engine);
     vnxi_ucx_release(atomic_load(&engine->ucx));
-    pthread_mutex_destroy(&engine->map_lock);
-    pthread_cond_destroy(&engine->landed);
-    pthread_mutex_destroy(&engine->flight_lock);
-    pthread_mutex_destroy(&engine->peers_lock);
-    pthread_mutex_destroy(&engine->backend_lock);
-    pthread_mutex_destroy(&engine->inbound_lock);
+    vnxi_mutex_destroy(&engine->map_lock);
+    vnxi_cond_destroy(&engine->landed);
+    vnxi_mutex_destroy(&engine->flight_lock);
+    vnxi_mutex_destroy(&engine->peers_lock);
+    vnxi_mutex_destroy(&engine->backend_lock);
+    vnxi_mutex_destroy(&engine->inbound_lock);
     free(engine->name);
     free(engine);
 }
@@ -77,12 +78,12 @@ engine_alloc(const vnxi_engine_config_t *config)
         return NULL;
     }
     atomic_init(&engine->refs, 1);
-    pthread_mutex_init(&engine->inbound_lock, NULL);
-    pthread_mutex_init(&engine->backend_lock, NULL);
-    pthread_mutex_init(&engine->peers_lock, NULL);
-    pthread_mutex_init(&engine->flight_lock, NULL);
-    pthread_mutex_init(&engine->map_lock, NULL);
-    pthread_cond_init(&engine->landed, NULL);
+    vnxi_mutex_init(&engine->inbound_lock, VNXI_RANK_NATIVE_INBOUND);
+    vnxi_mutex_init(&engine->backend_lock, VNXI_RANK_NATIVE_BACKEND);
+    vnxi_mutex_init(&engine->peers_lock, VNXI_RANK_NATIVE_PEERS);
+    vnxi_mutex_init(&engine->flight_lock, VNXI_RANK_NATIVE_FLIGHT);
+    vnxi_mutex_init(&engine->map_lock, VNXI_RANK_NATIVE_MAP);
+    vnxi_cond_init(&engine->landed);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;
     engine->host = config->host;
@@ -132,22 +133,22 @@ native_probe(vnxi_engine_t *engine, vnx_error_t *error)
 static void
 native_stop(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->backend_lock);
-    pthread_mutex_lock(&engine->inbound_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->inbound_lock);
     atomic_store(&engine->stopped, true);
-    pthread_mutex_unlock(&engine->inbound_lock);
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->inbound_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
 
     vnxi_directory_remove(engine);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     if (ucx != NULL) {
         vnxi_ucx_settle(ucx);
     }
-    pthread_mutex_lock(&engine->flight_lock);
+    vnxi_mutex_lock(&engine->flight_lock);
     while (engine->in_flight > 0) {
-        pthread_cond_wait(&engine->landed, &engine->flight_lock);
+        vnxi_cond_wait(&engine->landed, &engine->flight_lock);
     }
-    pthread_mutex_unlock(&engine->flight_lock);
+    vnxi_mutex_unlock(&engine->flight_lock);
     vnxi_pool_settle(); /* transfers of other agents from or to our memory */
 
     vnxi_hub_t *hub = atomic_load(&engine->hub);

@@ -8,9 +8,9 @@
 #ifndef VNXI_NATIVE_NATIVE_H
 #define VNXI_NATIVE_NATIVE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/native/reach.h"
 #include "engine/native/shm/link.h"
@@ -45,26 +45,26 @@ struct vnxi_engine {
 
     /* The host's notif callback may be called by agents of this process;
      * stop() takes the lock, so that none comes later. */
-    pthread_mutex_t inbound_lock;
+    vnxi_mutex_t inbound_lock;
     vnxi_engine_host_t host;
 
-    pthread_mutex_t backend_lock; /* making backends and the hub */
+    vnxi_mutex_t backend_lock; /* making backends and the hub */
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
     vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
     _Atomic(vnxi_ucx_t *) ucx; /* NULL: none, and no_ucx says why */
     char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
-    pthread_mutex_t map_lock;         /* mapping regions by UCX */
+    vnxi_mutex_t map_lock;            /* mapping regions by UCX */
 
     vnxi_registry_t *registry;
     vnxi_native_peer_t *self;
 
-    pthread_mutex_t peers_lock;
+    vnxi_mutex_t peers_lock;
     vnxi_native_peer_t *peers; /* those with a link; peers_lock */
     uintptr_t last_peer_id;    /* peers_lock */
 
-    pthread_mutex_t flight_lock;
-    pthread_cond_t landed;
+    vnxi_mutex_t flight_lock;
+    vnxi_cond_t landed;
     size_t in_flight; /* transfers on the copy threads; flight_lock */
 
     vnxi_engine_t *next; /* the directory of this process; its lock */
@@ -89,7 +89,7 @@ struct vnxi_native_peer {
     vnxi_shm_info_t info;
     vnxi_peer_end_t end;
 
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for SELF: the registry's */
     uint64_t epoch;             /* lock; of the last full blob */
     vnxi_revocation_t *early;   /* lock; owned: those that came before table */

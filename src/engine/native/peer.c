@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/native/native.h"
 
 vnxi_native_peer_t *
@@ -28,7 +29,7 @@ vnxi_native_peer_create(vnxi_engine_t *engine, const void *name,
     peer->engine = engine;
     peer->path = path;
     vnxi_peer_end_init(&peer->end);
-    pthread_mutex_init(&peer->lock, NULL);
+    vnxi_mutex_init(&peer->lock, VNXI_RANK_NATIVE_PEER);
     return peer;
 }
 
@@ -44,7 +45,7 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
     if (peer->local != NULL) {
         vnxi_native_unref(peer->local);
     }
-    pthread_mutex_destroy(&peer->lock);
+    vnxi_mutex_destroy(&peer->lock);
     vnxi_peer_end_fini(&peer->end);
     vnxi_peer_fini(&peer->base);
     free(peer);
@@ -57,18 +58,18 @@ void
 vnxi_native_peer_enlist(vnxi_native_peer_t *peer)
 {
     vnxi_engine_t *engine = peer->engine;
-    pthread_mutex_lock(&engine->peers_lock);
+    vnxi_mutex_lock(&engine->peers_lock);
     peer->id = ++engine->last_peer_id;
     peer->next = engine->peers;
     engine->peers = peer;
-    pthread_mutex_unlock(&engine->peers_lock);
+    vnxi_mutex_unlock(&engine->peers_lock);
 }
 
 static void
 delist(vnxi_native_peer_t *peer)
 {
     vnxi_engine_t *engine = peer->engine;
-    pthread_mutex_lock(&engine->peers_lock);
+    vnxi_mutex_lock(&engine->peers_lock);
     for (vnxi_native_peer_t **at = &engine->peers; *at != NULL;
          at = &(*at)->next) {
         if (*at == peer) {
@@ -76,7 +77,7 @@ delist(vnxi_native_peer_t *peer)
             break;
         }
     }
-    pthread_mutex_unlock(&engine->peers_lock);
+    vnxi_mutex_unlock(&engine->peers_lock);
 }
 
 /* The peer of that link or connection with a reference, NULL where it was
@@ -85,7 +86,7 @@ delist(vnxi_native_peer_t *peer)
 static vnxi_native_peer_t *
 find_by_id(vnxi_engine_t *engine, uintptr_t id)
 {
-    pthread_mutex_lock(&engine->peers_lock);
+    vnxi_mutex_lock(&engine->peers_lock);
     vnxi_native_peer_t *peer = engine->peers;
     while (peer != NULL && peer->id != id) {
         peer = peer->next;
@@ -93,7 +94,7 @@ find_by_id(vnxi_engine_t *engine, uintptr_t id)
     if (peer != NULL) {
         vnxi_peer_retain(&peer->base);
     }
-    pthread_mutex_unlock(&engine->peers_lock);
+    vnxi_mutex_unlock(&engine->peers_lock);
     return peer;
 }
 
@@ -242,13 +243,13 @@ on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
     if (desc != NULL) {
         one.desc = *desc;
     }
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     if (peer->local == NULL && peer->table != NULL) {
         apply_lock_held(peer, &one);
     } else if (peer->local == NULL) {
         keep_early_lock_held(peer, &one);
     }
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     vnxi_peer_release(&peer->base);
 }
 
@@ -258,7 +259,7 @@ vnxi_native_peer_start(vnxi_native_peer_t *peer, vnxi_region_table_t *table,
 {
     vnxi_revocation_t all = {.epoch = UINT64_MAX};
 
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     peer->table = table;
     peer->epoch = epoch;
     for (size_t i = 0; i < peer->early_count; i++) {
@@ -270,7 +271,7 @@ vnxi_native_peer_start(vnxi_native_peer_t *peer, vnxi_region_table_t *table,
     free(peer->early);
     peer->early = NULL;
     peer->early_count = 0;
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
 }
 
 /* -- Notifications ---------------------------------------------------------
@@ -296,13 +297,13 @@ static bool
 deliver_here(vnxi_engine_t *target, const vnxi_engine_t *sender,
              const void *message, size_t len)
 {
-    pthread_mutex_lock(&target->inbound_lock);
+    vnxi_mutex_lock(&target->inbound_lock);
     bool is_open = !atomic_load(&target->stopped);
     if (is_open) {
         target->host.notif(target->host.context, sender->name,
                            sender->name_len, message, len);
     }
-    pthread_mutex_unlock(&target->inbound_lock);
+    vnxi_mutex_unlock(&target->inbound_lock);
     return is_open;
 }
 
@@ -347,9 +348,9 @@ vnxi_native_peer_table(vnxi_native_peer_t *peer)
     if (peer->path == VNXI_PATH_SELF) {
         return vnxi_registry_snapshot(peer->engine->registry, NULL);
     }
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     vnxi_region_table_t *table = vnxi_region_table_retain(peer->table);
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     return table;
 }
 

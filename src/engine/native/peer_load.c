@@ -124,13 +124,13 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
     };
     vnx_status_t status = vnxi_peer_table_build(&args, &table, loading->error);
     if (status == VNX_OK) {
-        pthread_mutex_lock(&peer->lock);
+        vnxi_mutex_lock(&peer->lock);
         vnxi_region_table_release(peer->table);
         peer->table = table;
         if (!adds_only) {
             peer->epoch = loading->info.epoch;
         }
-        pthread_mutex_unlock(&peer->lock);
+        vnxi_mutex_unlock(&peer->lock);
         revoke_missing(peer, old, table);
     }
     vnxi_region_table_release(old);

@@ -59,9 +59,9 @@ keep(const build_t *build, vnxi_region_t *known)
     vnxi_native_peer_t *peer = build->args->peer;
     uint64_t epoch = build->args->epoch;
 
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     known->epoch = epoch > known->epoch ? epoch : known->epoch;
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     return vnxi_region_retain(known);
 }
 
@@ -102,9 +102,9 @@ map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
 
     if (share->fd >= 0 && vnxi_share_map(vnxi_link_pidfd(peer->link), share,
                                          len, &map, &error) != VNX_OK) {
-        pthread_mutex_lock(&peer->lock);
+        vnxi_mutex_lock(&peer->lock);
         memcpy(peer->no_map, error.cause, sizeof peer->no_map);
-        pthread_mutex_unlock(&peer->lock);
+        vnxi_mutex_unlock(&peer->lock);
     }
     return map;
 }

@@ -290,19 +290,19 @@ count_success(vnxi_exfer_t *exfer)
 static void
 take_off(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->flight_lock);
+    vnxi_mutex_lock(&engine->flight_lock);
     engine->in_flight++;
-    pthread_mutex_unlock(&engine->flight_lock);
+    vnxi_mutex_unlock(&engine->flight_lock);
 }
 
 static void
 land(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->flight_lock);
+    vnxi_mutex_lock(&engine->flight_lock);
     if (--engine->in_flight == 0) {
-        pthread_cond_broadcast(&engine->landed);
+        vnxi_cond_broadcast(&engine->landed);
     }
-    pthread_mutex_unlock(&engine->flight_lock);
+    vnxi_mutex_unlock(&engine->flight_lock);
 }
 
 /* The status of a post whose last chunk has run; stopped without a failure

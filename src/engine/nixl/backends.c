@@ -67,9 +67,9 @@ need_agent_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
 vnx_status_t
 vnxi_nixl_probe(vnxi_engine_t *engine, vnx_error_t *error)
 {
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status = need_agent_lock_held(engine, error);
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return status;
 }
 
@@ -126,12 +126,12 @@ vnxi_nixl_plugin(vnxi_engine_t *engine, size_t i)
 {
     const char *name = NULL;
 
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     if (need_plugins_lock_held(engine, "get_plugin_list", NULL) == VNX_OK &&
         i < engine->plugin_count) {
         name = engine->plugins[i].name;
     }
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return name;
 }
 
@@ -218,14 +218,14 @@ vnxi_nixl_plugin_mems(vnxi_engine_t *engine, const char *backend,
 {
     vnxi_nixl_plugin_t *plugin;
 
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status = find_plugin_lock_held(engine, "get_plugin_mem_types",
                                                 backend, &plugin, error);
     if (status == VNX_OK) {
         ask_plugin_lock_held(engine, plugin);
         *mems_p = plugin->mems;
     }
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return status;
 }
 
@@ -262,7 +262,7 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
     const vnxi_nixl_params_t *params = NULL;
     vnxi_nixl_plugin_t *plugin;
 
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status =
         find_plugin_lock_held(engine, operation, backend, &plugin, error);
     if (status == VNX_OK && !created) {
@@ -277,7 +277,7 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
         *param_p =
             i < params->count ? params->at[i] : (vnx_param_t){NULL, NULL};
     }
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return status;
 }
 
@@ -423,7 +423,7 @@ vnxi_nixl_backend_create(vnxi_engine_t *engine, const char *backend,
                          const vnx_param_t *params, size_t count,
                          vnx_error_t *error)
 {
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     vnx_status_t status = need_agent_lock_held(engine, error);
     if (status == VNX_OK) {
         status = vnxi_nixl_poller_start(engine, error);
@@ -431,7 +431,7 @@ vnxi_nixl_backend_create(vnxi_engine_t *engine, const char *backend,
     if (status == VNX_OK) {
         status = create_lock_held(engine, backend, params, count, error);
     }
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     return status;
 }
 
@@ -461,10 +461,10 @@ vnxi_nixl_backend_set(vnxi_engine_t *engine, const char *const *backends,
         int place = find_backend(engine, *backends);
         if (place < 0) {
             vnxi_nixl_plugin_t *plugin;
-            pthread_mutex_lock(&engine->backend_lock);
+            vnxi_mutex_lock(&engine->backend_lock);
             vnx_status_t status = find_plugin_lock_held(
                 engine, operation, *backends, &plugin, error);
-            pthread_mutex_unlock(&engine->backend_lock);
+            vnxi_mutex_unlock(&engine->backend_lock);
             return status != VNX_OK ? status
                                     : not_created(operation, *backends, error);
         }

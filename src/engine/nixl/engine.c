@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "engine/nixl/nixl.h"
 #include "engine/nixl/xfer.h"
 #include "engine/parts/metadata.h"
@@ -23,25 +24,25 @@
 bool
 vnxi_nixl_enter(vnxi_engine_t *engine)
 {
-    pthread_rwlock_rdlock(&engine->gate);
+    vnxi_rwlock_read(&engine->gate);
     if (!atomic_load_explicit(&engine->stopped, memory_order_acquire)) {
         return true;
     }
-    pthread_rwlock_unlock(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
     return false;
 }
 
 void
 vnxi_nixl_leave(vnxi_engine_t *engine)
 {
-    pthread_rwlock_unlock(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
 }
 
 void
 vnxi_nixl_settle(vnxi_engine_t *engine)
 {
-    pthread_rwlock_wrlock(&engine->gate);
-    pthread_rwlock_unlock(&engine->gate);
+    vnxi_rwlock_write(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
 }
 
 vnx_status_t
@@ -83,12 +84,12 @@ engine_free(vnxi_engine_t *engine)
     vnxi_nixl_backends_fini(engine);
     vnxi_nixl_poller_fini(&engine->poller);
     vnxi_nixl_lists_fini(engine);
-    pthread_mutex_destroy(&engine->twins_lock);
-    pthread_mutex_destroy(&engine->making_lock);
-    pthread_mutex_destroy(&engine->xfers_lock);
-    pthread_mutex_destroy(&engine->mem_lock);
-    pthread_rwlock_destroy(&engine->gate);
-    pthread_mutex_destroy(&engine->backend_lock);
+    vnxi_mutex_destroy(&engine->twins_lock);
+    vnxi_mutex_destroy(&engine->making_lock);
+    vnxi_mutex_destroy(&engine->xfers_lock);
+    vnxi_mutex_destroy(&engine->mem_lock);
+    vnxi_rwlock_destroy(&engine->gate);
+    vnxi_mutex_destroy(&engine->backend_lock);
     free(engine->name);
     free(engine);
 }
@@ -100,13 +101,13 @@ engine_alloc(const vnxi_engine_config_t *config)
     if (engine == NULL) {
         return NULL;
     }
-    pthread_mutex_init(&engine->backend_lock, NULL);
-    pthread_rwlock_init(&engine->gate, NULL);
-    pthread_mutex_init(&engine->mem_lock, NULL);
-    pthread_mutex_init(&engine->xfers_lock, NULL);
-    pthread_mutex_init(&engine->lists.lock, NULL);
-    pthread_mutex_init(&engine->making_lock, NULL);
-    pthread_mutex_init(&engine->twins_lock, NULL);
+    vnxi_mutex_init(&engine->backend_lock, VNXI_RANK_NIXL_BACKEND);
+    vnxi_rwlock_init(&engine->gate, VNXI_RANK_NIXL_GATE);
+    vnxi_mutex_init(&engine->mem_lock, VNXI_RANK_NIXL_MEM);
+    vnxi_mutex_init(&engine->xfers_lock, VNXI_RANK_NIXL_XFERS);
+    vnxi_mutex_init(&engine->lists.lock, VNXI_RANK_NIXL_LISTS);
+    vnxi_mutex_init(&engine->making_lock, VNXI_RANK_NIXL_MAKING);
+    vnxi_mutex_init(&engine->twins_lock, VNXI_RANK_NIXL_TWINS);
     vnxi_nixl_poller_init(&engine->poller);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;
@@ -193,9 +194,9 @@ destroy_agent(vnxi_engine_t *engine)
 static void
 nixl_stop(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->backend_lock);
+    vnxi_mutex_lock(&engine->backend_lock);
     atomic_store(&engine->stopped, true);
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_mutex_unlock(&engine->backend_lock);
     if (engine->agent == NULL) {
         return;
     }
@@ -203,8 +204,8 @@ nixl_stop(vnxi_engine_t *engine)
     vnxi_nixl_settle(engine);
     vnxi_nixl_poller_stop(engine);
     bool is_clean = land_all(engine);
-    pthread_mutex_lock(&engine->backend_lock);
-    pthread_rwlock_wrlock(&engine->gate);
+    vnxi_mutex_lock(&engine->backend_lock);
+    vnxi_rwlock_write(&engine->gate);
     if (!is_clean) {
         /* The library would free what its backend still works with. */
         vnxi_log(VNXI_LOG_ERROR,
@@ -220,8 +221,8 @@ nixl_stop(vnxi_engine_t *engine)
         destroy_agent(engine);
     }
     engine->agent = NULL;
-    pthread_rwlock_unlock(&engine->gate);
-    pthread_mutex_unlock(&engine->backend_lock);
+    vnxi_rwlock_unlock(&engine->gate);
+    vnxi_mutex_unlock(&engine->backend_lock);
 }
 
 /* -- Prepared lists --------------------------------------------------------

@@ -54,8 +54,8 @@ twin_free(vnxi_list_extra_t *extra)
     vnxi_nixl_twin_t *twin = (vnxi_nixl_twin_t *)extra;
     vnxi_engine_t *engine = twin->engine;
 
-    pthread_rwlock_rdlock(&engine->gate);
-    pthread_mutex_lock(&engine->twins_lock);
+    vnxi_rwlock_read(&engine->gate);
+    vnxi_mutex_lock(&engine->twins_lock);
     if (twin->previous != NULL) {
         twin->previous->next = twin->next;
     } else {
@@ -64,21 +64,21 @@ twin_free(vnxi_list_extra_t *extra)
     if (twin->next != NULL) {
         twin->next->previous = twin->previous;
     }
-    pthread_mutex_unlock(&engine->twins_lock);
+    vnxi_mutex_unlock(&engine->twins_lock);
     drop_handle(twin);
-    pthread_rwlock_unlock(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
     free(twin);
 }
 
 void
 vnxi_nixl_twins_drop(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->twins_lock);
+    vnxi_mutex_lock(&engine->twins_lock);
     for (vnxi_nixl_twin_t *twin = engine->twins; twin != NULL;
          twin = twin->next) {
         drop_handle(twin);
     }
-    pthread_mutex_unlock(&engine->twins_lock);
+    vnxi_mutex_unlock(&engine->twins_lock);
 }
 
 /* All rows of the list; false where they are not regular. */
@@ -144,13 +144,13 @@ make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
     twin->engine = engine;
     twin->backend = backend;
     twin->handle = prepare(engine, list, backend);
-    pthread_mutex_lock(&engine->twins_lock);
+    vnxi_mutex_lock(&engine->twins_lock);
     twin->next = engine->twins;
     if (twin->next != NULL) {
         twin->next->previous = twin;
     }
     engine->twins = twin;
-    pthread_mutex_unlock(&engine->twins_lock);
+    vnxi_mutex_unlock(&engine->twins_lock);
     atomic_store(&list->extra, &twin->super);
 }
 
@@ -159,11 +159,11 @@ static bool
 need_twin(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
 {
     if (twin_of(list) == NULL &&
-        pthread_mutex_trylock(&engine->making_lock) == 0) {
+        vnxi_mutex_trylock(&engine->making_lock) == 0) {
         if (twin_of(list) == NULL) {
             make_twin(engine, (vnxi_list_t *)list, backend);
         }
-        pthread_mutex_unlock(&engine->making_lock);
+        vnxi_mutex_unlock(&engine->making_lock);
     }
     const vnxi_nixl_twin_t *twin = twin_of(list);
     return twin != NULL && twin->handle != NULL && twin->backend == backend;

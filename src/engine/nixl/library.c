@@ -2,19 +2,19 @@
 
 #include <dlfcn.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/mutex.h"
 #include "base/search_path.h"
 
 #define ENVIRONMENT "VLLM_NIXL_LIBRARY"
 #define FILE_NAME "libnixl_capi.so"
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_NIXL_LIBRARY);
 static vnxi_capi_t library; /* protected by lock until `is_open` */
 static bool is_open;        /* protected by lock */
 static char path[PATH_MAX]; /* protected by lock until `is_open` */
@@ -172,11 +172,11 @@ vnxi_nixl_library(const char *operation, const vnxi_capi_t **capi_p,
 {
     vnx_status_t status = VNX_OK;
 
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     if (!is_open) {
         status = open_lock_held(operation, error);
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     if (status == VNX_OK) {
         *capi_p = &library;
     }
@@ -186,9 +186,9 @@ vnxi_nixl_library(const char *operation, const vnxi_capi_t **capi_p,
 const char *
 vnxi_nixl_library_path(void)
 {
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     const char *found = is_open ? path : "";
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return found;
 }
 
@@ -244,7 +244,7 @@ vnxi_nixl_intern(const char *text)
 {
     size_t size = strlen(text) + 1;
 
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     name_t *name = names;
     while (name != NULL && strcmp(name->text, text) != 0) {
         name = name->next;
@@ -254,6 +254,6 @@ vnxi_nixl_intern(const char *text)
         name->next = names;
         names = name;
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return name != NULL ? name->text : NULL;
 }

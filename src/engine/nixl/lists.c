@@ -15,14 +15,14 @@ vnxi_nixl_list_take(vnxi_engine_t *engine, vnx_mem_t mem)
     vnxi_nixl_lists_t *lists = &engine->lists;
     vnxi_capi_xfer_list_t *found = NULL;
 
-    pthread_mutex_lock(&lists->lock);
+    vnxi_mutex_lock(&lists->lock);
     for (size_t i = 0; found == NULL && i < lists->count; i++) {
         if (lists->at[i].mem == mem) {
             found = lists->at[i].list;
             lists->at[i] = lists->at[--lists->count];
         }
     }
-    pthread_mutex_unlock(&lists->lock);
+    vnxi_mutex_unlock(&lists->lock);
     if (found == NULL &&
         engine->capi->create_xfer_dlist((int)mem, &found) != VNXI_CAPI_OK) {
         found = NULL;
@@ -39,13 +39,13 @@ vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
 
     if (count <= KEPT_PIECES_MAX &&
         engine->capi->xfer_dlist_clear(list) == VNXI_CAPI_OK) {
-        pthread_mutex_lock(&lists->lock);
+        vnxi_mutex_lock(&lists->lock);
         is_kept = lists->count < VNXI_NIXL_LISTS_MAX;
         if (is_kept) {
             lists->at[lists->count].mem = mem;
             lists->at[lists->count++].list = list;
         }
-        pthread_mutex_unlock(&lists->lock);
+        vnxi_mutex_unlock(&lists->lock);
     }
     if (!is_kept) {
         engine->capi->destroy_xfer_dlist(list);
@@ -60,5 +60,5 @@ vnxi_nixl_lists_fini(vnxi_engine_t *engine)
     while (lists->count > 0) {
         engine->capi->destroy_xfer_dlist(lists->at[--lists->count].list);
     }
-    pthread_mutex_destroy(&lists->lock);
+    vnxi_mutex_destroy(&lists->lock);
 }

@@ -348,7 +348,7 @@ vnxi_nixl_register(vnxi_engine_t *engine, vnx_mem_t mem,
     if ((set & able) != set || set == 0) {
         return no_backend_for(engine, mem, asked, error);
     }
-    pthread_mutex_lock(&engine->mem_lock);
+    vnxi_mutex_lock(&engine->mem_lock);
     if (vnxi_nixl_enter(engine)) {
         status =
             register_lock_held(&batch, descs, count, set, asked != 0, error);
@@ -356,7 +356,7 @@ vnxi_nixl_register(vnxi_engine_t *engine, vnx_mem_t mem,
     } else {
         status = vnxi_nixl_stopped(ADD, error);
     }
-    pthread_mutex_unlock(&engine->mem_lock);
+    vnxi_mutex_unlock(&engine->mem_lock);
     return status;
 }
 
@@ -470,13 +470,13 @@ vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
         return vnxi_error_no_memory(error, REMOVE,
                                     count * sizeof(vnxi_region_t *));
     }
-    pthread_mutex_lock(&engine->mem_lock);
+    vnxi_mutex_lock(&engine->mem_lock);
     status = vnxi_registry_remove(engine->registry, mem, descs, count, collect,
                                   &gone, error);
     if (status == VNX_OK) {
         forget(engine, mem, &gone);
     }
-    pthread_mutex_unlock(&engine->mem_lock);
+    vnxi_mutex_unlock(&engine->mem_lock);
     for (size_t i = 0; i < gone.count; i++) {
         vnxi_region_release(gone.regions[i]);
     }

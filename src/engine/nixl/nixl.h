@@ -26,6 +26,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/nixl/library.h"
 #include "engine/nixl/ops.h"
@@ -66,7 +67,7 @@ typedef struct vnxi_nixl_backend {
 
 /* Empty lists of the library's, with the room that they had; lists.c. */
 typedef struct vnxi_nixl_lists {
-    pthread_mutex_t lock; /* a leaf */
+    vnxi_mutex_t lock; /* a leaf */
     struct {
         vnx_mem_t mem;
         vnxi_capi_xfer_list_t *list;
@@ -83,7 +84,7 @@ struct vnxi_engine {
     vnxi_engine_host_t host;
     atomic_uint postings; /* posts on the copy threads */
 
-    pthread_mutex_t backend_lock;
+    vnxi_mutex_t backend_lock;
     const vnxi_capi_t *capi;     /* set once, with agent */
     vnxi_capi_agent_t *agent;    /* backend_lock; fixed from the first backend
                                     until stop() */
@@ -93,22 +94,22 @@ struct vnxi_engine {
     vnxi_nixl_backend_t backends[VNXI_NIXL_BACKENDS_MAX];
     atomic_size_t backend_count;
 
-    pthread_rwlock_t gate;
+    vnxi_rwlock_t gate;
 
-    pthread_mutex_t mem_lock;  /* one registration or deregistration a time */
+    vnxi_mutex_t mem_lock;     /* one registration or deregistration a time */
     vnxi_registry_t *registry; /* changed with mem_lock only */
     vnxi_nixl_batch_t *batch;  /* mem_lock: what is being registered */
 
     vnxi_nixl_peer_t *self;
     vnxi_nixl_poller_t poller;
 
-    pthread_mutex_t xfers_lock;
+    vnxi_mutex_t xfers_lock;
     vnxi_exfer_t *xfers; /* all that there are; xfers_lock */
     vnxi_nixl_lists_t lists;
 
-    pthread_mutex_t making_lock; /* tried only: one twin is made a time */
-    pthread_mutex_t twins_lock;  /* a leaf */
-    vnxi_nixl_twin_t *twins;     /* all that there are; twins_lock */
+    vnxi_mutex_t making_lock; /* tried only: one twin is made a time */
+    vnxi_mutex_t twins_lock;  /* a leaf */
+    vnxi_nixl_twin_t *twins;  /* all that there are; twins_lock */
 };
 
 /* What this engine keeps with a region. */
@@ -145,7 +146,7 @@ struct vnxi_nixl_peer {
     bool is_loaded;                  /* the library has it, by this name */
     atomic_uint_fast32_t reached_by; /* backends that both have */
 
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for self: the registry's */
 
     atomic_uint_fast64_t bytes, xfers, notifs; /* moved, ended, sent */

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/nixl/nixl.h"
 
 vnxi_nixl_peer_t *
@@ -24,7 +25,7 @@ vnxi_nixl_peer_create(vnxi_engine_t *engine, const void *name, size_t name_len)
     }
     peer->engine = engine;
     vnxi_peer_end_init(&peer->end);
-    pthread_mutex_init(&peer->lock, NULL);
+    vnxi_mutex_init(&peer->lock, VNXI_RANK_NIXL_PEER);
     return peer;
 }
 
@@ -35,7 +36,7 @@ vnxi_nixl_peer_destroy(vnxi_peer_t *base)
 
     vnxi_region_table_release(peer->table);
     vnxi_nixl_conns_free(peer->conns, peer->conn_count);
-    pthread_mutex_destroy(&peer->lock);
+    vnxi_mutex_destroy(&peer->lock);
     vnxi_peer_end_fini(&peer->end);
     vnxi_peer_fini(&peer->base);
     free(peer);
@@ -126,9 +127,9 @@ vnxi_nixl_peer_table(vnxi_nixl_peer_t *peer)
     if (peer->is_self) {
         return vnxi_registry_snapshot(peer->engine->registry, NULL);
     }
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     vnxi_region_table_t *table = vnxi_region_table_retain(peer->table);
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     return table;
 }
 

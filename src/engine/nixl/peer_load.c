@@ -391,10 +391,10 @@ update_peer(loading_t *loading, vnxi_nixl_peer_t *peer, vnxi_peer_t **peer_p)
         vnxi_region_table_release(table);
         return status;
     }
-    pthread_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&peer->lock);
     old = peer->table;
     peer->table = table;
-    pthread_mutex_unlock(&peer->lock);
+    vnxi_mutex_unlock(&peer->lock);
     vnxi_region_table_release(old);
     take_conns(loading, peer);
     *peer_p = &peer->base;

@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 #include "engine/nixl/xfer.h"
 
@@ -26,19 +27,19 @@
 void
 vnxi_nixl_poller_init(vnxi_nixl_poller_t *poller)
 {
-    pthread_mutex_init(&poller->inbox_lock, NULL);
-    pthread_mutex_init(&poller->flight_lock, NULL);
-    pthread_mutex_init(&poller->take_lock, NULL);
+    vnxi_mutex_init(&poller->inbox_lock, VNXI_RANK_POLLER_INBOX);
+    vnxi_mutex_init(&poller->flight_lock, VNXI_RANK_POLLER_FLIGHT);
+    vnxi_mutex_init(&poller->take_lock, VNXI_RANK_POLLER_TAKE);
     vnxi_cond_init(&poller->wake);
 }
 
 void
 vnxi_nixl_poller_fini(vnxi_nixl_poller_t *poller)
 {
-    pthread_cond_destroy(&poller->wake);
-    pthread_mutex_destroy(&poller->take_lock);
-    pthread_mutex_destroy(&poller->flight_lock);
-    pthread_mutex_destroy(&poller->inbox_lock);
+    vnxi_cond_destroy(&poller->wake);
+    vnxi_mutex_destroy(&poller->take_lock);
+    vnxi_mutex_destroy(&poller->flight_lock);
+    vnxi_mutex_destroy(&poller->inbox_lock);
 }
 
 /* -- Ends ------------------------------------------------------------------
@@ -65,10 +66,10 @@ report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
 static void
 take_inbox_flight_lock_held(vnxi_nixl_poller_t *poller)
 {
-    pthread_mutex_lock(&poller->inbox_lock);
+    vnxi_mutex_lock(&poller->inbox_lock);
     vnxi_exfer_t *posted = poller->inbox;
     poller->inbox = NULL;
-    pthread_mutex_unlock(&poller->inbox_lock);
+    vnxi_mutex_unlock(&poller->inbox_lock);
     while (posted != NULL) {
         vnxi_exfer_t *next = posted->next_flight;
         posted->next_flight = poller->flights;
@@ -85,7 +86,7 @@ vnxi_nixl_poller_turn(vnxi_engine_t *engine)
     vnxi_exfer_t *ended = NULL;
     size_t left = 0;
 
-    pthread_mutex_lock(&poller->flight_lock);
+    vnxi_mutex_lock(&poller->flight_lock);
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
         vnxi_exfer_t *exfer = *at;
@@ -100,7 +101,7 @@ vnxi_nixl_poller_turn(vnxi_engine_t *engine)
         exfer->next_flight = ended;
         ended = exfer;
     }
-    pthread_mutex_unlock(&poller->flight_lock);
+    vnxi_mutex_unlock(&poller->flight_lock);
     if (ended != NULL) {
         vnxi_nixl_poller_touch(engine);
         report(engine, ended);
@@ -114,14 +115,14 @@ vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine)
     vnxi_nixl_poller_t *poller = &engine->poller;
     bool found = false;
 
-    pthread_mutex_lock(&poller->flight_lock);
+    vnxi_mutex_lock(&poller->flight_lock);
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t *exfer = poller->flights; exfer != NULL && !found;
          exfer = exfer->next_flight) {
         found = vnxi_list_revoked(exfer->local) != NULL ||
                 vnxi_list_revoked(exfer->remote) != NULL;
     }
-    pthread_mutex_unlock(&poller->flight_lock);
+    vnxi_mutex_unlock(&poller->flight_lock);
     return found;
 }
 
@@ -132,7 +133,7 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
     vnxi_nixl_poller_t *poller = &engine->poller;
     vnxi_exfer_t *ended = NULL;
 
-    pthread_mutex_lock(&poller->flight_lock);
+    vnxi_mutex_lock(&poller->flight_lock);
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
         vnxi_exfer_t *exfer = *at;
@@ -153,7 +154,7 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
             exfer->request = NULL; /* left behind with the library's agent */
         }
     }
-    pthread_mutex_unlock(&poller->flight_lock);
+    vnxi_mutex_unlock(&poller->flight_lock);
     report(engine, ended);
 }
 
@@ -186,7 +187,7 @@ vnxi_nixl_take_notifs(vnxi_engine_t *engine)
     const char *sender = NULL;
     size_t senders = 0;
 
-    if (pthread_mutex_trylock(&poller->take_lock) != 0) {
+    if (vnxi_mutex_trylock(&poller->take_lock) != 0) {
         return;
     }
     if (capi->get_notifs(engine->agent, poller->notifs, NULL) ==
@@ -203,7 +204,7 @@ vnxi_nixl_take_notifs(vnxi_engine_t *engine)
         capi->notif_map_clear(poller->notifs);
         vnxi_nixl_poller_touch(engine);
     }
-    pthread_mutex_unlock(&poller->take_lock);
+    vnxi_mutex_unlock(&poller->take_lock);
 }
 
 /* -- The thread ------------------------------------------------------------
@@ -222,9 +223,9 @@ vnxi_nixl_poller_listen(vnxi_engine_t *engine)
     vnxi_nixl_poller_t *poller = &engine->poller;
 
     if (!atomic_exchange(&poller->listens, true)) {
-        pthread_mutex_lock(&poller->inbox_lock);
-        pthread_cond_signal(&poller->wake);
-        pthread_mutex_unlock(&poller->inbox_lock);
+        vnxi_mutex_lock(&poller->inbox_lock);
+        vnxi_cond_signal(&poller->wake);
+        vnxi_mutex_unlock(&poller->inbox_lock);
     }
 }
 
@@ -234,14 +235,14 @@ vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
     vnxi_nixl_poller_t *poller = &engine->poller;
 
     vnxi_nixl_poller_touch(engine);
-    pthread_mutex_lock(&poller->inbox_lock);
+    vnxi_mutex_lock(&poller->inbox_lock);
     bool was_empty = poller->inbox == NULL;
     exfer->next_flight = poller->inbox;
     poller->inbox = exfer;
     if (was_empty) {
-        pthread_cond_signal(&poller->wake);
+        vnxi_cond_signal(&poller->wake);
     }
-    pthread_mutex_unlock(&poller->inbox_lock);
+    vnxi_mutex_unlock(&poller->inbox_lock);
 }
 
 /* A part of the time since something happened, within limits. */
@@ -271,16 +272,16 @@ rest(vnxi_engine_t *engine, size_t in_flight)
     uint64_t pause = pause_ns(engine, in_flight);
     struct timespec until = vnxi_clock_timespec(vnxi_clock_deadline(pause));
 
-    pthread_mutex_lock(&poller->inbox_lock);
+    vnxi_mutex_lock(&poller->inbox_lock);
     if (!poller->stop && poller->inbox == NULL) {
         if (pause != UINT64_MAX) {
-            pthread_cond_timedwait(&poller->wake, &poller->inbox_lock, &until);
+            vnxi_cond_timedwait(&poller->wake, &poller->inbox_lock, &until);
         } else if (!atomic_load(&poller->listens)) {
-            pthread_cond_wait(&poller->wake, &poller->inbox_lock);
+            vnxi_cond_wait(&poller->wake, &poller->inbox_lock);
         }
     }
     bool goes_on = !poller->stop;
-    pthread_mutex_unlock(&poller->inbox_lock);
+    vnxi_mutex_unlock(&poller->inbox_lock);
     return goes_on;
 }
 
@@ -330,10 +331,10 @@ vnxi_nixl_poller_stop(vnxi_engine_t *engine)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
 
-    pthread_mutex_lock(&poller->inbox_lock);
+    vnxi_mutex_lock(&poller->inbox_lock);
     poller->stop = true;
-    pthread_cond_signal(&poller->wake);
-    pthread_mutex_unlock(&poller->inbox_lock);
+    vnxi_cond_signal(&poller->wake);
+    vnxi_mutex_unlock(&poller->inbox_lock);
     if (poller->is_started &&
         pthread_equal(poller->thread, pthread_self()) != 0) {
         /* The end of a transfer let go of the last that kept the agent. */

@@ -16,6 +16,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/nixl/capi.h"
 
@@ -27,15 +28,15 @@ typedef struct vnxi_nixl_poller {
     bool *is_over;   /* the thread's own: nothing of the engine is there any
                         more */
 
-    pthread_mutex_t inbox_lock;
-    pthread_cond_t wake; /* CLOCK_MONOTONIC */
+    vnxi_mutex_t inbox_lock;
+    vnxi_cond_t wake;    /* CLOCK_MONOTONIC */
     bool stop;           /* inbox_lock */
     vnxi_exfer_t *inbox; /* posted lately; inbox_lock */
 
-    pthread_mutex_t flight_lock; /* held while the library is asked */
-    vnxi_exfer_t *flights;       /* flight_lock */
+    vnxi_mutex_t flight_lock; /* held while the library is asked */
+    vnxi_exfer_t *flights;    /* flight_lock */
 
-    pthread_mutex_t take_lock;  /* one taker at a time, so that order stays */
+    vnxi_mutex_t take_lock;     /* one taker at a time, so that order stays */
     vnxi_capi_notifs_t *notifs; /* take_lock */
 
     atomic_bool listens; /* notifications may come */

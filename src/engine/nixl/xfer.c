@@ -126,13 +126,13 @@ enlist(vnxi_exfer_t *exfer)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    pthread_mutex_lock(&engine->xfers_lock);
+    vnxi_mutex_lock(&engine->xfers_lock);
     exfer->next = engine->xfers;
     if (exfer->next != NULL) {
         exfer->next->previous = exfer;
     }
     engine->xfers = exfer;
-    pthread_mutex_unlock(&engine->xfers_lock);
+    vnxi_mutex_unlock(&engine->xfers_lock);
 }
 
 static void
@@ -140,7 +140,7 @@ delist(vnxi_exfer_t *exfer)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    pthread_mutex_lock(&engine->xfers_lock);
+    vnxi_mutex_lock(&engine->xfers_lock);
     if (exfer->previous != NULL) {
         exfer->previous->next = exfer->next;
     } else {
@@ -149,7 +149,7 @@ delist(vnxi_exfer_t *exfer)
     if (exfer->next != NULL) {
         exfer->next->previous = exfer->previous;
     }
-    pthread_mutex_unlock(&engine->xfers_lock);
+    vnxi_mutex_unlock(&engine->xfers_lock);
 }
 
 /* By the way that needs no pieces, where it is open and pays. */
@@ -263,12 +263,12 @@ vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer)
 void
 vnxi_nixl_xfers_drop(vnxi_engine_t *engine)
 {
-    pthread_mutex_lock(&engine->xfers_lock);
+    vnxi_mutex_lock(&engine->xfers_lock);
     for (vnxi_exfer_t *exfer = engine->xfers; exfer != NULL;
          exfer = exfer->next) {
         vnxi_nixl_xfer_give_back(exfer);
     }
-    pthread_mutex_unlock(&engine->xfers_lock);
+    vnxi_mutex_unlock(&engine->xfers_lock);
 }
 
 /* Before stop() has dropped the requests, or after it: not while it does. */
@@ -277,10 +277,10 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    pthread_rwlock_rdlock(&engine->gate);
+    vnxi_rwlock_read(&engine->gate);
     delist(exfer);
     vnxi_nixl_xfer_give_back(exfer);
-    pthread_rwlock_unlock(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
     vnxi_list_release(exfer->local);
     vnxi_list_release(exfer->remote);
     free(exfer->pieces);

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutex.h"
+
 bool
 vnxi_peer_init(vnxi_peer_t *peer, const vnxi_engine_ops_t *ops,
                const void *name, size_t name_len)
@@ -32,35 +34,35 @@ void
 vnxi_peer_end_init(vnxi_peer_end_t *end)
 {
     atomic_init(&end->has_come, false);
-    pthread_mutex_init(&end->lock, NULL);
+    vnxi_mutex_init(&end->lock, VNXI_RANK_PEER_END);
     end->cause[0] = '\0';
 }
 
 void
 vnxi_peer_end_fini(vnxi_peer_end_t *end)
 {
-    pthread_mutex_destroy(&end->lock);
+    vnxi_mutex_destroy(&end->lock);
 }
 
 bool
 vnxi_peer_end_mark(vnxi_peer_end_t *end, const char *cause)
 {
-    pthread_mutex_lock(&end->lock);
+    vnxi_mutex_lock(&end->lock);
     bool is_first = !atomic_load(&end->has_come);
     if (is_first) {
         snprintf(end->cause, sizeof end->cause, "%s", cause);
         atomic_store(&end->has_come, true);
     }
-    pthread_mutex_unlock(&end->lock);
+    vnxi_mutex_unlock(&end->lock);
     return is_first;
 }
 
 void
 vnxi_peer_end_cause(vnxi_peer_end_t *end, char cause_p[VNX_ERROR_CAUSE_MAX])
 {
-    pthread_mutex_lock(&end->lock);
+    vnxi_mutex_lock(&end->lock);
     memcpy(cause_p, end->cause, sizeof end->cause);
-    pthread_mutex_unlock(&end->lock);
+    vnxi_mutex_unlock(&end->lock);
 }
 
 vnx_status_t

@@ -8,9 +8,8 @@
 #ifndef VNXI_PARTS_PEER_H
 #define VNXI_PARTS_PEER_H
 
-#include <pthread.h>
-
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/engine.h"
 
 /* One reference, a copy of the name.  False: no memory. */
@@ -20,7 +19,7 @@ void vnxi_peer_fini(vnxi_peer_t *peer);
 
 typedef struct vnxi_peer_end {
     atomic_bool has_come;
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     char cause[VNX_ERROR_CAUSE_MAX]; /* lock; before has_come */
 } vnxi_peer_end_t;
 

@@ -13,11 +13,11 @@
  * while the engine attaches to it, for as long as that may take, and lists can
  * be prepared meanwhile.
  */
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/parts/region.h"
 
 #define ADD "register_memory"
@@ -26,8 +26,8 @@
 struct vnxi_registry {
     vnxi_attach_t attach;
     void *context;
-    pthread_mutex_t change_lock; /* taken first; held over a whole change */
-    pthread_mutex_t lock;
+    vnxi_mutex_t change_lock; /* taken first; held over a whole change */
+    vnxi_mutex_t lock;
     vnxi_region_t **regions; /* all below protected by lock; each retained */
     size_t count, capacity;
     vnxi_region_table_t *snapshot; /* NULL: to be made */
@@ -53,8 +53,8 @@ vnxi_registry_create(vnxi_attach_t attach, void *context)
     }
     registry->attach = attach;
     registry->context = context;
-    pthread_mutex_init(&registry->change_lock, NULL);
-    pthread_mutex_init(&registry->lock, NULL);
+    vnxi_mutex_init(&registry->change_lock, VNXI_RANK_REGISTRY_CHANGE);
+    vnxi_mutex_init(&registry->lock, VNXI_RANK_REGISTRY);
     return registry;
 }
 
@@ -67,8 +67,8 @@ vnxi_registry_free(vnxi_registry_t *registry)
     release_some(registry->regions, registry->count);
     free(registry->regions);
     vnxi_region_table_release(registry->snapshot);
-    pthread_mutex_destroy(&registry->lock);
-    pthread_mutex_destroy(&registry->change_lock);
+    vnxi_mutex_destroy(&registry->lock);
+    vnxi_mutex_destroy(&registry->change_lock);
     free(registry);
 }
 
@@ -290,14 +290,14 @@ insert_batch(vnxi_registry_t *registry, vnxi_region_t *const *batch,
              size_t count, size_t fresh, vnx_error_t *error)
 {
     vnxi_region_table_t *old = NULL;
-    pthread_mutex_lock(&registry->lock);
+    vnxi_mutex_lock(&registry->lock);
     bool has_room = reserve_lock_held(registry, fresh);
     if (has_room) {
         count_uses_lock_held(registry, batch + fresh, count - fresh);
         merge_lock_held(registry, batch, fresh);
         old = fresh > 0 ? registry_changed(registry) : NULL;
     }
-    pthread_mutex_unlock(&registry->lock);
+    vnxi_mutex_unlock(&registry->lock);
     vnxi_region_table_release(old);
     return has_room ? VNX_OK
                     : vnxi_error_no_memory(error, ADD,
@@ -320,13 +320,13 @@ vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
         return status;
     }
 
-    pthread_mutex_lock(&registry->change_lock);
+    vnxi_mutex_lock(&registry->change_lock);
     size_t fresh = split_known(registry, batch, batch_count);
     status = attach_all(registry, batch, fresh, error);
     if (status == VNX_OK) {
         status = insert_batch(registry, batch, batch_count, fresh, error);
     }
-    pthread_mutex_unlock(&registry->change_lock);
+    vnxi_mutex_unlock(&registry->change_lock);
 
     size_t kept = status == VNX_OK ? fresh : 0;
     release_some(batch + kept, batch_count - kept);
@@ -416,8 +416,8 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                     count * sizeof(vnxi_region_t *));
     }
 
-    pthread_mutex_lock(&registry->change_lock);
-    pthread_mutex_lock(&registry->lock);
+    vnxi_mutex_lock(&registry->change_lock);
+    vnxi_mutex_lock(&registry->lock);
     vnx_status_t status = take_uses_lock_held(registry, mem, descs, count,
                                               taken, &taken_count, error);
     if (taken_count > 0) {
@@ -425,8 +425,8 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
         take_out_lock_held(registry, taken, taken_count);
         old = registry_changed(registry);
     }
-    pthread_mutex_unlock(&registry->lock);
-    pthread_mutex_unlock(&registry->change_lock);
+    vnxi_mutex_unlock(&registry->lock);
+    vnxi_mutex_unlock(&registry->change_lock);
 
     for (size_t i = 0; gone != NULL && i < taken_count; i++) {
         gone(context, taken[i]);
@@ -442,7 +442,7 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
 vnxi_region_table_t *
 vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
 {
-    pthread_mutex_lock(&registry->lock);
+    vnxi_mutex_lock(&registry->lock);
     if (registry->snapshot == NULL) {
         registry->snapshot =
             vnxi_region_table_create(registry->regions, registry->count);
@@ -454,7 +454,7 @@ vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
             *epoch_p = atomic_load(&registry->epoch);
         }
     }
-    pthread_mutex_unlock(&registry->lock);
+    vnxi_mutex_unlock(&registry->lock);
     return table;
 }
 

@@ -12,7 +12,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <link.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,6 +19,8 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#include "base/mutex.h"
 
 #if __WORDSIZE == 64
 #define SYMBOL_OF(info) ELF64_R_SYM(info)
@@ -250,7 +251,7 @@ static const struct {
 };
 
 /* While one has made a page writable another must not undo it. */
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_GUARD);
 
 static bool
 guard_lock_held(const void *within)
@@ -288,9 +289,9 @@ vnxi_ucx_guard(const void *within)
     if (!is_wanted()) {
         return true;
     }
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     bool done = guard_lock_held(within);
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return done;
 }
 

@@ -27,6 +27,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 #include "engine/native/shm/link_private.h"
 
@@ -119,8 +120,7 @@ count_poll(vnxi_hub_t *hub)
 void
 vnxi_hub_poll(vnxi_hub_t *hub)
 {
-    if (vnxi_fork_crossed(hub->forks) ||
-        pthread_mutex_trylock(&hub->loop) != 0) {
+    if (vnxi_fork_crossed(hub->forks) || vnxi_mutex_trylock(&hub->loop) != 0) {
         return;
     }
     if (!hub->stopped) {
@@ -128,7 +128,7 @@ vnxi_hub_poll(vnxi_hub_t *hub)
         vnxi_hub_round(hub);
         vnxi_hub_reap(hub);
     }
-    pthread_mutex_unlock(&hub->loop);
+    vnxi_mutex_unlock(&hub->loop);
 }
 
 /* -- The thread ----------------------------------------------------------- */
@@ -189,10 +189,10 @@ hub_thread(void *arg)
 
     while (!atomic_load(&hub->stopping)) {
         int count = epoll_wait(hub->outer, events, 3, -1);
-        pthread_mutex_lock(&hub->loop);
+        vnxi_mutex_lock(&hub->loop);
         on_outer(hub, events, count);
         vnxi_hub_reap(hub);
-        pthread_mutex_unlock(&hub->loop);
+        vnxi_mutex_unlock(&hub->loop);
     }
     return NULL;
 }
@@ -260,8 +260,8 @@ hub_destroy(vnxi_hub_t *hub)
     vnxi_fork_fd_close(hub->inner);
     vnxi_fork_fd_close(hub->timer);
     vnxi_fork_fd_close(hub->wake);
-    pthread_mutex_destroy(&hub->loop);
-    pthread_mutex_destroy(&hub->lists);
+    vnxi_mutex_destroy(&hub->loop);
+    vnxi_mutex_destroy(&hub->lists);
     vnxi_revocations_fini(&hub->revocations);
     free(hub->input);
     free(hub->name);
@@ -280,8 +280,8 @@ hub_alloc(const vnxi_hub_config_t *config)
     hub->forks = vnxi_fork_count();
     hub->events = config->events;
     memcpy(hub->instance, config->instance, sizeof hub->instance);
-    pthread_mutex_init(&hub->loop, NULL);
-    pthread_mutex_init(&hub->lists, NULL);
+    vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
+    vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
     vnxi_revocations_init(&hub->revocations);
     hub->name_len = config->name_len;
     hub->name = malloc(config->name_len);
@@ -327,13 +327,13 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
 static vnxi_link_t *
 first_link(vnxi_hub_t *hub)
 {
-    pthread_mutex_lock(&hub->lists);
+    vnxi_mutex_lock(&hub->lists);
     hub->closed = true;
     vnxi_link_t *link = hub->links;
     if (link != NULL) {
         vnxi_link_ref(link);
     }
-    pthread_mutex_unlock(&hub->lists);
+    vnxi_mutex_unlock(&hub->lists);
     return link;
 }
 
@@ -344,9 +344,9 @@ close_links(vnxi_hub_t *hub)
 
     while ((link = first_link(hub)) != NULL) {
         vnxi_link_close(link);
-        pthread_mutex_lock(&hub->loop);
+        vnxi_mutex_lock(&hub->loop);
         vnxi_hub_detach(hub, link); /* its closer may not have come so far */
-        pthread_mutex_unlock(&hub->loop);
+        vnxi_mutex_unlock(&hub->loop);
         vnxi_link_unref(link);
     }
 }
@@ -360,11 +360,11 @@ vnxi_hub_stop(vnxi_hub_t *hub)
     }
     vnxi_hub_wake(hub);
     pthread_join(hub->thread, NULL);
-    pthread_mutex_lock(&hub->loop);
+    vnxi_mutex_lock(&hub->loop);
     hub->stopped = true;
     vnxi_fork_fd_close(hub->listener);
     hub->listener = -1;
-    pthread_mutex_unlock(&hub->loop);
+    vnxi_mutex_unlock(&hub->loop);
     close_links(hub);
 }
 

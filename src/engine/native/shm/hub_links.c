@@ -69,8 +69,8 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
-    pthread_mutex_lock(&hub->lists);
-    pthread_mutex_lock(&link->send_lock);
+    vnxi_mutex_lock(&hub->lists);
+    vnxi_mutex_lock(&link->send_lock);
     if (hub->closed) {
         status = vnxi_error_set(error, VNX_ERR_CLOSED, OPERATION,
                                 "the agent is closed");
@@ -81,8 +81,8 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
     } else {
         list_add(hub, link);
     }
-    pthread_mutex_unlock(&link->send_lock);
-    pthread_mutex_unlock(&hub->lists);
+    vnxi_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&hub->lists);
     return status;
 }
 
@@ -91,7 +91,7 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
 static void
 close_socket(vnxi_hub_t *hub, vnxi_link_t *link)
 {
-    pthread_mutex_lock(&link->send_lock);
+    vnxi_mutex_lock(&link->send_lock);
     if (link->fd >= 0) {
         epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
         if (link->pidfd >= 0) {
@@ -101,7 +101,7 @@ close_socket(vnxi_hub_t *hub, vnxi_link_t *link)
         link->fd = -1;
         vnxi_link_queue_clear(&link->queue);
     }
-    pthread_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&link->send_lock);
 }
 
 void
@@ -109,12 +109,12 @@ vnxi_hub_detach(vnxi_hub_t *hub, vnxi_link_t *link)
 {
     close_socket(hub, link);
     vnxi_hub_not_silent(hub, link);
-    pthread_mutex_lock(&hub->lists);
+    vnxi_mutex_lock(&hub->lists);
     bool listed = link->listed;
     if (listed) {
         list_remove(hub, link);
     }
-    pthread_mutex_unlock(&hub->lists);
+    vnxi_mutex_unlock(&hub->lists);
     if (!listed) {
         return;
     }
@@ -155,12 +155,12 @@ void
 vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
 {
     vnxi_hub_grave(hub, link);
-    if (pthread_mutex_trylock(&hub->loop) != 0) {
+    if (vnxi_mutex_trylock(&hub->loop) != 0) {
         vnxi_hub_wake(hub); /* who has it may have reaped already */
         return;
     }
     vnxi_hub_reap(hub);
-    pthread_mutex_unlock(&hub->loop);
+    vnxi_mutex_unlock(&hub->loop);
 }
 
 /* -- All links ------------------------------------------------------------ */
@@ -188,7 +188,7 @@ tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
 {
     vnxi_link_t *link, *next;
 
-    pthread_mutex_lock(&hub->lists);
+    vnxi_mutex_lock(&hub->lists);
     uint64_t turn = ++hub->turn;
     for (link = hub->links; link != NULL; link = next) {
         next = link->next;
@@ -197,13 +197,13 @@ tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
         }
         link->turn = turn;
         vnxi_link_ref(link);
-        pthread_mutex_unlock(&hub->lists);
+        vnxi_mutex_unlock(&hub->lists);
         tell(link, frames);
-        pthread_mutex_lock(&hub->lists);
+        vnxi_mutex_lock(&hub->lists);
         next = link->listed ? link->next : hub->links;
         vnxi_link_unref(link);
     }
-    pthread_mutex_unlock(&hub->lists);
+    vnxi_mutex_unlock(&hub->lists);
 }
 
 void

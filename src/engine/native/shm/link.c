@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
+#include "base/mutex.h"
 #include "engine/native/shm/link_private.h"
 
 #define OPERATION "send_notif"
@@ -34,7 +35,7 @@ vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid)
     link->fd = fd;
     link->pidfd = pidfd;
     link->pid = pid;
-    pthread_mutex_init(&link->send_lock, NULL);
+    vnxi_mutex_init(&link->send_lock, VNXI_RANK_LINK_SEND);
     return link;
 }
 
@@ -54,7 +55,7 @@ vnxi_link_unref(vnxi_link_t *link)
     vnxi_fork_fd_close(link->pidfd);
     vnxi_link_queue_clear(&link->queue);
     vnxi_link_frame_reader_fini(&link->reader);
-    pthread_mutex_destroy(&link->send_lock);
+    vnxi_mutex_destroy(&link->send_lock);
     free(link->sender);
     free(link);
 }
@@ -220,9 +221,9 @@ vnxi_link_send(vnxi_link_t *link, const void *head, size_t head_len,
         {.iov_base = (void *)(uintptr_t)body, .iov_len = body_len},
     };
 
-    pthread_mutex_lock(&link->send_lock);
+    vnxi_mutex_lock(&link->send_lock);
     vnx_status_t status = send_parts(link, parts, head_len + body_len, error);
-    pthread_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&link->send_lock);
     return status;
 }
 
@@ -271,11 +272,11 @@ flush_queue(vnxi_link_t *link)
 void
 vnxi_link_flush(vnxi_link_t *link)
 {
-    pthread_mutex_lock(&link->send_lock);
+    vnxi_mutex_lock(&link->send_lock);
     if (link->fd >= 0 && (flush_queue(link) || link->queue.bytes == 0)) {
         watch_room(link, false);
     }
-    pthread_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&link->send_lock);
 }
 
 /* -- Closing -------------------------------------------------------------- */
@@ -288,7 +289,7 @@ say_bye(vnxi_link_t *link)
     unsigned char header[VNXI_LINK_FRAME_HEADER];
     struct iovec bye = {.iov_base = header, .iov_len = sizeof header};
 
-    pthread_mutex_lock(&link->send_lock);
+    vnxi_mutex_lock(&link->send_lock);
     if (link->fd >= 0) {
         if (flush_queue(link)) {
             vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
@@ -299,7 +300,7 @@ say_bye(vnxi_link_t *link)
         epoll_ctl(link->hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
         shutdown(link->fd, SHUT_RDWR);
     }
-    pthread_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&link->send_lock);
 }
 
 void

@@ -25,6 +25,7 @@
 #include <stdatomic.h>
 #include <sys/types.h>
 
+#include "base/mutex.h"
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/link_frame.h"
 #include "engine/native/shm/link_queue.h"
@@ -49,7 +50,7 @@ struct vnxi_link {
     atomic_int state;
     atomic_bool over; /* state is not OPEN, or the socket cannot send */
 
-    pthread_mutex_t send_lock;
+    vnxi_mutex_t send_lock;
     int fd; /* changes to -1 by the loop, holding send_lock */
     vnxi_link_queue_t queue;
 
@@ -84,7 +85,7 @@ struct vnxi_hub {
     atomic_size_t accepted; /* that said HELLO */
     _Atomic(vnxi_link_t *) graves;
 
-    pthread_mutex_t loop;
+    vnxi_mutex_t loop;
     /* of the loop */
     bool stopped;
     bool polled; /* the thread does not wait for `inner` */
@@ -101,7 +102,7 @@ struct vnxi_hub {
 
     vnxi_revocations_t revocations;
 
-    pthread_mutex_t lists;
+    vnxi_mutex_t lists;
     /* protected by lists */
     bool closed; /* no link is taken any more */
     vnxi_link_t *links;

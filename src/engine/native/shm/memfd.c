@@ -3,7 +3,6 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
-#include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -11,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/fork.h"
+#include "base/mutex.h"
 
 typedef struct memfd {
     uint64_t st_dev, st_ino;
@@ -18,7 +18,7 @@ typedef struct memfd {
     size_t uses;
 } memfd_t;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_MEMFD);
 static memfd_t *known; /* protected by lock, as are the two below */
 static size_t count, capacity;
 
@@ -27,7 +27,7 @@ static size_t count, capacity;
 static void
 forget_in_child(void)
 {
-    lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    vnxi_mutex_init(&lock, VNXI_RANK_MEMFD);
     known = NULL;
     count = capacity = 0;
 }
@@ -91,9 +91,9 @@ bool
 vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino)
 {
     vnxi_fork_on_child(forget_in_child);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     bool added = add_lock_held(fd, st_dev, st_ino);
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return added;
 }
 
@@ -154,7 +154,7 @@ vnxi_memfd_hold(uint64_t st_dev, uint64_t st_ino)
 {
     int fd;
     vnxi_fork_on_child(forget_in_child);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     memfd_t *memfd = find_lock_held(st_dev, st_ino);
     if (memfd != NULL) {
         memfd->uses++;
@@ -162,7 +162,7 @@ vnxi_memfd_hold(uint64_t st_dev, uint64_t st_ino)
     } else {
         fd = hold_new_lock_held(st_dev, st_ino);
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     return fd;
 }
 
@@ -170,13 +170,13 @@ void
 vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino)
 {
     int fd = -1;
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     memfd_t *memfd = find_lock_held(st_dev, st_ino);
     if (memfd != NULL && --memfd->uses == 0) {
         fd = memfd->fd;
         *memfd = known[--count];
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
     if (fd >= 0) {
         close(fd);
     }

@@ -2,20 +2,21 @@
 
 #include <stdlib.h>
 
+#include "base/mutex.h"
 #include "engine/native/shm/link_frame.h"
 
 void
 vnxi_revocations_init(vnxi_revocations_t *log)
 {
     *log = (vnxi_revocations_t){0};
-    pthread_mutex_init(&log->lock, NULL);
+    vnxi_mutex_init(&log->lock, VNXI_RANK_REVOCATIONS);
 }
 
 void
 vnxi_revocations_fini(vnxi_revocations_t *log)
 {
     free(log->ring);
-    pthread_mutex_destroy(&log->lock);
+    vnxi_mutex_destroy(&log->lock);
 }
 
 static void
@@ -43,12 +44,12 @@ void
 vnxi_revocations_add(vnxi_revocations_t *log, uint64_t epoch, vnx_mem_t mem,
                      const vnx_desc_t *descs, size_t count)
 {
-    pthread_mutex_lock(&log->lock);
+    vnxi_mutex_lock(&log->lock);
     for (size_t i = 0; i < count; i++) {
         vnxi_revocation_t revocation = {epoch, mem, descs[i]};
         add_lock_held(log, &revocation);
     }
-    pthread_mutex_unlock(&log->lock);
+    vnxi_mutex_unlock(&log->lock);
 }
 
 static void
@@ -77,7 +78,7 @@ void
 vnxi_revocations_write_since(vnxi_revocations_t *log, uint64_t epoch,
                              vnxi_writer_t *frames)
 {
-    pthread_mutex_lock(&log->lock);
+    vnxi_mutex_lock(&log->lock);
     write_since_lock_held(log, epoch, frames);
-    pthread_mutex_unlock(&log->lock);
+    vnxi_mutex_unlock(&log->lock);
 }

@@ -7,12 +7,12 @@
 #ifndef VNXI_NATIVE_SHM_REVOCATIONS_H
 #define VNXI_NATIVE_SHM_REVOCATIONS_H
 
-#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <vnx/vnx.h>
 
 #include "base/bytes.h"
+#include "base/mutex.h"
 
 /* How many are remembered; who is further behind is told to forget all. */
 #define VNXI_REVOCATIONS_MAX 1024u
@@ -24,7 +24,7 @@ typedef struct vnxi_revocation {
 } vnxi_revocation_t;
 
 typedef struct vnxi_revocations {
-    pthread_mutex_t lock;    /* a leaf */
+    vnxi_mutex_t lock;       /* a leaf */
     vnxi_revocation_t *ring; /* owned; NULL before the first; lock */
     uint64_t count;          /* ever added; lock */
     uint64_t forgotten; /* the highest epoch that is no longer there; lock */

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/native/ucx/end.h"
 #include "engine/native/ucx/notif.h"
 
@@ -24,7 +25,7 @@ vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn)
 {
     if (conn != NULL && atomic_fetch_sub(&conn->refs, 1) == 1) {
         vnxi_ucx_t *ucx = conn->ucx;
-        pthread_mutex_destroy(&conn->lock);
+        vnxi_mutex_destroy(&conn->lock);
         free(conn);
         vnxi_ucx_release(ucx);
     }
@@ -45,7 +46,7 @@ conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
     memcpy(copy, address, len);
     memset(copy + len, 0xff, VNXI_UCX_PADDING);
     atomic_init(&conn->refs, 1);
-    pthread_mutex_init(&conn->lock, NULL);
+    vnxi_mutex_init(&conn->lock, VNXI_RANK_UCX_CONN);
     conn->ucx = ucx;
     conn->address = copy;
     conn->address_len = len;
@@ -150,9 +151,9 @@ vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn)
 void
 vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p, size_t size)
 {
-    pthread_mutex_lock(&conn->lock);
+    vnxi_mutex_lock(&conn->lock);
     snprintf(text_p, size, "%s", conn->transports);
-    pthread_mutex_unlock(&conn->lock);
+    vnxi_mutex_unlock(&conn->lock);
 }
 
 /* -- The end ---------------------------------------------------------------
@@ -189,7 +190,7 @@ wake_ends(vnxi_ucx_conn_t *conn)
 static bool
 mark_dead(vnxi_ucx_conn_t *conn, const char *cause, bool failed)
 {
-    pthread_mutex_lock(&conn->lock);
+    vnxi_mutex_lock(&conn->lock);
     bool is_first = !atomic_load(&conn->dead);
     if (is_first) {
         snprintf(conn->cause, sizeof conn->cause, "%s", cause);
@@ -198,7 +199,7 @@ mark_dead(vnxi_ucx_conn_t *conn, const char *cause, bool failed)
     if (failed) {
         atomic_store(&conn->failed, true);
     }
-    pthread_mutex_unlock(&conn->lock);
+    vnxi_mutex_unlock(&conn->lock);
     return is_first;
 }
 
@@ -226,9 +227,9 @@ vnxi_ucx_conn_error(vnxi_ucx_conn_t *conn, const char *operation,
 {
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    pthread_mutex_lock(&conn->lock);
+    vnxi_mutex_lock(&conn->lock);
     memcpy(cause, conn->cause, sizeof cause);
-    pthread_mutex_unlock(&conn->lock);
+    vnxi_mutex_unlock(&conn->lock);
     return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s",
                           cause[0] != '\0' ? cause : "the agent was closed");
 }

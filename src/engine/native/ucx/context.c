@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/mutex.h"
 #include "engine/native/ucx/notif.h"
 #include "engine/native/ucx/park.h"
 #include "engine/native/ucx/worker.h"
@@ -197,8 +198,8 @@ make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
 /* On worker 0's thread: what is asked of it before anybody else knows it. */
 typedef struct open_command {
     vnxi_ucx_command_t super;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
+    vnxi_mutex_t lock;
+    vnxi_cond_t changed;
     bool done;
     vnxi_ucs_status_t status;
 } open_command_t;
@@ -232,11 +233,11 @@ open_worker(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
     if (status == VNXI_UCS_OK) {
         status = take_address(worker);
     }
-    pthread_mutex_lock(&command->lock);
+    vnxi_mutex_lock(&command->lock);
     command->status = status;
     command->done = true;
-    pthread_cond_signal(&command->changed);
-    pthread_mutex_unlock(&command->lock);
+    vnxi_cond_signal(&command->changed);
+    vnxi_mutex_unlock(&command->lock);
 }
 
 static vnx_status_t
@@ -248,17 +249,17 @@ open_first(vnxi_ucx_t *ucx, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    pthread_mutex_init(&command.lock, NULL);
-    pthread_cond_init(&command.changed, NULL);
-    pthread_mutex_lock(&command.lock);
+    vnxi_mutex_init(&command.lock, VNXI_RANK_UCX_COMMAND);
+    vnxi_cond_init(&command.changed);
+    vnxi_mutex_lock(&command.lock);
     if (vnxi_ucx_worker_push(&ucx->workers[0], &command.super)) {
         while (!command.done) {
-            pthread_cond_wait(&command.changed, &command.lock);
+            vnxi_cond_wait(&command.changed, &command.lock);
         }
     }
-    pthread_mutex_unlock(&command.lock);
-    pthread_cond_destroy(&command.changed);
-    pthread_mutex_destroy(&command.lock);
+    vnxi_mutex_unlock(&command.lock);
+    vnxi_cond_destroy(&command.changed);
+    vnxi_mutex_destroy(&command.lock);
     return command.status == VNXI_UCS_OK
                ? VNX_OK
                : ucx_error(ucx, command.status, "its worker", error);
@@ -280,8 +281,8 @@ ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config)
     }
     memcpy(name, config->name, config->name_len);
     atomic_init(&ucx->refs, 1);
-    pthread_mutex_init(&ucx->xfers_lock, NULL);
-    pthread_cond_init(&ucx->xfer_ended, NULL);
+    vnxi_mutex_init(&ucx->xfers_lock, VNXI_RANK_UCX_XFERS);
+    vnxi_cond_init(&ucx->xfer_ended);
     vnxi_ucx_gone_init(&ucx->gone);
     ucx->library = library;
     ucx->name = name;
@@ -361,8 +362,8 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
         ucx->library->ucp.ucp_cleanup(ucx->context);
     }
     vnxi_ucx_gone_fini(&ucx->gone);
-    pthread_cond_destroy(&ucx->xfer_ended);
-    pthread_mutex_destroy(&ucx->xfers_lock);
+    vnxi_cond_destroy(&ucx->xfer_ended);
+    vnxi_mutex_destroy(&ucx->xfers_lock);
     free(ucx->address);
     free(ucx->name);
     free(ucx);

@@ -68,7 +68,7 @@ note_transports(vnxi_ucx_end_t *end)
         VNXI_UCS_OK) {
         return;
     }
-    pthread_mutex_lock(&conn->lock);
+    vnxi_mutex_lock(&conn->lock);
     for (unsigned i = 0; i < attr.transports.num_entries; i++) {
         int len =
             snprintf(conn->transports + used, sizeof conn->transports - used,
@@ -79,7 +79,7 @@ note_transports(vnxi_ucx_end_t *end)
             break;
         }
     }
-    pthread_mutex_unlock(&conn->lock);
+    vnxi_mutex_unlock(&conn->lock);
 }
 
 static void

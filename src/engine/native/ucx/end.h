@@ -8,6 +8,7 @@
 #ifndef VNXI_NATIVE_UCX_END_H
 #define VNXI_NATIVE_UCX_END_H
 
+#include "base/mutex.h"
 #include "engine/native/ucx/conn.h"
 #include "engine/native/ucx/worker.h"
 
@@ -54,7 +55,7 @@ struct vnxi_ucx_conn {
     atomic_bool failed;     /* and then by force */
     atomic_uint wired_ends; /* whose peer has answered */
     atomic_size_t queued;   /* bytes of notifications that UCX has not sent */
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     char cause[VNX_ERROR_CAUSE_MAX]; /* lock; why it failed */
     char transports[128];            /* lock */
     size_t address_len;

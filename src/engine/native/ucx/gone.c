@@ -3,11 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mutex.h"
+
 void
 vnxi_ucx_gone_init(vnxi_ucx_gone_t *gone)
 {
     memset(gone, 0, sizeof *gone);
-    pthread_mutex_init(&gone->lock, NULL);
+    vnxi_mutex_init(&gone->lock, VNXI_RANK_UCX_GONE);
 }
 
 void
@@ -16,7 +18,7 @@ vnxi_ucx_gone_fini(vnxi_ucx_gone_t *gone)
     for (unsigned i = 0; i < VNXI_UCX_GONE_MAX; i++) {
         free(gone->known[i].bytes);
     }
-    pthread_mutex_destroy(&gone->lock);
+    vnxi_mutex_destroy(&gone->lock);
 }
 
 static bool
@@ -34,9 +36,9 @@ has_lock_held(const vnxi_ucx_gone_t *gone, const void *address, size_t len)
 bool
 vnxi_ucx_gone_has(vnxi_ucx_gone_t *gone, const void *address, size_t len)
 {
-    pthread_mutex_lock(&gone->lock);
+    vnxi_mutex_lock(&gone->lock);
     bool has = has_lock_held(gone, address, len);
-    pthread_mutex_unlock(&gone->lock);
+    vnxi_mutex_unlock(&gone->lock);
     return has;
 }
 
@@ -50,7 +52,7 @@ vnxi_ucx_gone_add(vnxi_ucx_gone_t *gone, const void *address, size_t len)
         return;
     }
     memcpy(copy, address, len);
-    pthread_mutex_lock(&gone->lock);
+    vnxi_mutex_lock(&gone->lock);
     if (!has_lock_held(gone, address, len)) {
         unsigned at = gone->next;
         unsigned char *oldest = gone->known[at].bytes;
@@ -59,6 +61,6 @@ vnxi_ucx_gone_add(vnxi_ucx_gone_t *gone, const void *address, size_t len)
         gone->next = (at + 1) % VNXI_UCX_GONE_MAX;
         copy = oldest;
     }
-    pthread_mutex_unlock(&gone->lock);
+    vnxi_mutex_unlock(&gone->lock);
     free(copy);
 }

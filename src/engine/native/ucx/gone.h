@@ -12,15 +12,16 @@
 #ifndef VNXI_NATIVE_UCX_GONE_H
 #define VNXI_NATIVE_UCX_GONE_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
+
+#include "base/mutex.h"
 
 #define VNXI_UCX_GONE_MAX 64u
 #define VNXI_UCX_GONE_ADDRESS_MAX 4096u /* longer ones are not kept */
 
 typedef struct vnxi_ucx_gone {
-    pthread_mutex_t lock;
+    vnxi_mutex_t lock;
     struct {
         unsigned char *bytes; /* owned; NULL: none */
         size_t len;

@@ -1,6 +1,5 @@
 #include "engine/native/ucx/park.h"
 
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <time.h>
@@ -8,6 +7,7 @@
 #include "base/at_end.h"
 #include "base/clock.h"
 #include "base/fork.h"
+#include "base/mutex.h"
 #include "engine/native/ucx/transfer.h"
 #include "engine/native/ucx/worker.h"
 
@@ -21,7 +21,7 @@
 #define LINGER_NS 100000000u
 #define LOOK_NS 1000000u
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_PARK);
 static vnxi_ucx_t *all; /* protected by lock */
 static atomic_bool parked;
 
@@ -52,23 +52,22 @@ static void
 ask(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
 {
     (void)deadline;
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     worker->park = true;
     worker->stopping = true; /* whatever comes now is refused */
     vnxi_ucx_worker_wake_lock_held(worker);
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
 }
 
 static void
 await(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
 {
     int ret = 0;
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     while (worker->started && !worker->parked && !worker->ended && ret == 0) {
-        ret =
-            pthread_cond_timedwait(&worker->changed, &worker->lock, deadline);
+        ret = vnxi_cond_timedwait(&worker->changed, &worker->lock, deadline);
     }
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
 }
 
 static void
@@ -87,9 +86,9 @@ park_all(void)
 {
     struct timespec deadline;
 
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     let_messages_leave_lock_held();
-    clock_gettime(CLOCK_REALTIME, &deadline);
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
     deadline.tv_sec += PARK_SECONDS;
     atomic_store(&parked, true);
     for_each(ask, NULL);
@@ -97,13 +96,13 @@ park_all(void)
     for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
         vnxi_ucx_abandon(ucx);
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 static void
 forget_in_child(void)
 {
-    pthread_mutex_init(&lock, NULL);
+    vnxi_mutex_init(&lock, VNXI_RANK_UCX_PARK);
     all = NULL;
 }
 
@@ -112,23 +111,23 @@ vnxi_ucx_park_add(vnxi_ucx_t *ucx)
 {
     vnxi_fork_on_child(forget_in_child);
     vnxi_at_end_add(park_all);
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     ucx->next = all;
     all = ucx;
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 void
 vnxi_ucx_park_remove(vnxi_ucx_t *ucx)
 {
-    pthread_mutex_lock(&lock);
+    vnxi_mutex_lock(&lock);
     for (vnxi_ucx_t **at = &all; *at != NULL; at = &(*at)->next) {
         if (*at == ucx) {
             *at = ucx->next;
             break;
         }
     }
-    pthread_mutex_unlock(&lock);
+    vnxi_mutex_unlock(&lock);
 }
 
 bool

@@ -232,21 +232,21 @@ static void
 enlist(vnxi_ucx_xfer_t *xfer)
 {
     vnxi_ucx_t *ucx = xfer->args.conn->ucx;
-    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_mutex_lock(&ucx->xfers_lock);
     xfer->prev = NULL;
     xfer->next = ucx->xfers;
     if (ucx->xfers != NULL) {
         ucx->xfers->prev = xfer;
     }
     ucx->xfers = xfer;
-    pthread_mutex_unlock(&ucx->xfers_lock);
+    vnxi_mutex_unlock(&ucx->xfers_lock);
 }
 
 static void
 delist(vnxi_ucx_xfer_t *xfer)
 {
     vnxi_ucx_t *ucx = xfer->args.conn->ucx;
-    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_mutex_lock(&ucx->xfers_lock);
     if (xfer->prev != NULL) {
         xfer->prev->next = xfer->next;
     } else {
@@ -256,16 +256,16 @@ delist(vnxi_ucx_xfer_t *xfer)
         xfer->next->prev = xfer->prev;
     }
     ucx->reporting++;
-    pthread_mutex_unlock(&ucx->xfers_lock);
+    vnxi_mutex_unlock(&ucx->xfers_lock);
 }
 
 static void
 note_reported(vnxi_ucx_t *ucx)
 {
-    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_mutex_lock(&ucx->xfers_lock);
     ucx->reporting--;
-    pthread_cond_broadcast(&ucx->xfer_ended);
-    pthread_mutex_unlock(&ucx->xfers_lock);
+    vnxi_cond_broadcast(&ucx->xfer_ended);
+    vnxi_mutex_unlock(&ucx->xfers_lock);
 }
 
 /* A request that is cancelled while the connection lives was so by a reset. */
@@ -475,11 +475,11 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
 void
 vnxi_ucx_settle(vnxi_ucx_t *ucx)
 {
-    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_mutex_lock(&ucx->xfers_lock);
     while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
-        pthread_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);
+        vnxi_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);
     }
-    pthread_mutex_unlock(&ucx->xfers_lock);
+    vnxi_mutex_unlock(&ucx->xfers_lock);
 }
 
 /* -- Abandoning ------------------------------------------------------------
@@ -489,12 +489,12 @@ vnxi_ucx_settle(vnxi_ucx_t *ucx)
 static vnxi_ucx_xfer_t *
 take_one(vnxi_ucx_t *ucx)
 {
-    pthread_mutex_lock(&ucx->xfers_lock);
+    vnxi_mutex_lock(&ucx->xfers_lock);
     vnxi_ucx_xfer_t *xfer = ucx->xfers;
     while (xfer != NULL && atomic_exchange(&xfer->shares_left, 0) == 0) {
         xfer = xfer->next;
     }
-    pthread_mutex_unlock(&ucx->xfers_lock);
+    vnxi_mutex_unlock(&ucx->xfers_lock);
     return xfer;
 }
 

@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
+#include "base/mutex.h"
 #include "base/thread.h"
 #include "engine/native/ucx/park.h"
 
@@ -39,18 +40,18 @@ vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
     worker->last = &worker->first;
     worker->duties.prev = worker->duties.next = &worker->duties;
     worker->cursor = &worker->duties;
-    pthread_mutex_init(&worker->turn, NULL);
-    pthread_mutex_init(&worker->lock, NULL);
-    pthread_cond_init(&worker->changed, NULL);
+    vnxi_mutex_init(&worker->turn, VNXI_RANK_UCX_TURN);
+    vnxi_mutex_init(&worker->lock, VNXI_RANK_UCX_WORKER);
+    vnxi_cond_init(&worker->changed);
 }
 
 void
 vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
 {
     vnxi_fork_fd_close(worker->wake_fd);
-    pthread_cond_destroy(&worker->changed);
-    pthread_mutex_destroy(&worker->lock);
-    pthread_mutex_destroy(&worker->turn);
+    vnxi_cond_destroy(&worker->changed);
+    vnxi_mutex_destroy(&worker->lock);
+    vnxi_mutex_destroy(&worker->turn);
 }
 
 /* -- Duties ----------------------------------------------------------------
@@ -142,19 +143,19 @@ wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
 static bool
 may_sleep(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool may = worker->first == NULL && !worker->nudged;
     worker->sleeping = may;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     return may;
 }
 
 static void
 awake(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     worker->sleeping = false;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
 }
 
 static uint64_t
@@ -182,10 +183,10 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
         return;
     }
     if (may_sleep(worker)) {
-        pthread_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->turn);
         wait_for(worker, !pause && worker->handle != NULL, due, &by_ucx);
         awake(worker);
-        pthread_mutex_lock(&worker->turn);
+        vnxi_mutex_lock(&worker->turn);
     }
     worker->fruitless += by_ucx;
 }
@@ -196,11 +197,11 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
 static void
 run_commands(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     vnxi_ucx_command_t *command = worker->first;
     worker->first = NULL;
     worker->last = &worker->first;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     while (command != NULL) {
         vnxi_ucx_command_t *next = command->next;
         command->run(command, worker); /* may free it, or queue it again */
@@ -225,11 +226,11 @@ progress(vnxi_ucx_worker_t *worker)
 /* For good: see park.h. */
 static void __attribute__((noreturn)) park(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     worker->parked = true;
     for (;;) {
-        pthread_cond_broadcast(&worker->changed);
-        pthread_cond_wait(&worker->changed, &worker->lock);
+        vnxi_cond_broadcast(&worker->changed);
+        vnxi_cond_wait(&worker->changed, &worker->lock);
     }
 }
 
@@ -237,12 +238,12 @@ static void __attribute__((noreturn)) park(vnxi_ucx_worker_t *worker)
 static bool
 is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool stopping = worker->stopping && worker->first == NULL;
     bool exiting = worker->park;
     /* All is looked at in the round that begins, but for the end. */
     worker->nudged = worker->stopping && !stopping;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     if (exiting) {
         park(worker);
     }
@@ -280,14 +281,14 @@ work(vnxi_ucx_worker_t *worker)
 bool
 vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 {
-    if (pthread_mutex_trylock(&worker->turn) != 0) {
+    if (vnxi_mutex_trylock(&worker->turn) != 0) {
         return false;
     }
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool may = worker->sleeping && !worker->nudged && !worker->stopping;
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     if (!may) {
-        pthread_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->turn);
     }
     return may;
 }
@@ -295,7 +296,7 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 void
 vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
 {
-    pthread_mutex_unlock(&worker->turn);
+    vnxi_mutex_unlock(&worker->turn);
     if (wake) {
         vnxi_ucx_worker_wake(worker);
     }
@@ -337,10 +338,10 @@ become_ready(vnxi_ucx_worker_t *worker)
                  "UCX cannot make a worker: %s",
                  vnxi_ucx_calls(worker)->ucs_status_string(status));
     }
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     worker->ready = true;
-    pthread_cond_broadcast(&worker->changed);
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_cond_broadcast(&worker->changed);
+    vnxi_mutex_unlock(&worker->lock);
 }
 
 static void *
@@ -349,18 +350,18 @@ thread_main(void *argument)
     vnxi_ucx_worker_t *worker = argument;
 
     pthread_setname_np(pthread_self(), "vnx-ucx");
-    pthread_mutex_lock(&worker->turn);
+    vnxi_mutex_lock(&worker->turn);
     become_ready(worker);
     work(worker);
     if (worker->handle != NULL) {
         vnxi_ucx_calls(worker)->ucp_worker_destroy(worker->handle);
         worker->handle = NULL;
     }
-    pthread_mutex_unlock(&worker->turn);
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_unlock(&worker->turn);
+    vnxi_mutex_lock(&worker->lock);
     worker->ended = true;
-    pthread_cond_broadcast(&worker->changed);
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_cond_broadcast(&worker->changed);
+    vnxi_mutex_unlock(&worker->lock);
     return NULL;
 }
 
@@ -385,12 +386,12 @@ start_lock_held(vnxi_ucx_worker_t *worker)
 vnx_status_t
 vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     int ret = start_lock_held(worker);
     while (ret == 0 && !worker->ready) {
-        pthread_cond_wait(&worker->changed, &worker->lock);
+        vnxi_cond_wait(&worker->changed, &worker->lock);
     }
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     if (ret != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
                               "no thread for UCX can be started: %s",
@@ -420,9 +421,9 @@ vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
 void
 vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     vnxi_ucx_worker_wake_lock_held(worker);
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
 }
 
 static void
@@ -437,12 +438,12 @@ append_lock_held(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
 bool
 vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool is_open = !worker->stopping && start_lock_held(worker) == 0;
     if (is_open) {
         append_lock_held(worker, command);
     }
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     return is_open;
 }
 
@@ -450,23 +451,23 @@ bool
 vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
                                 vnxi_ucx_command_t *command)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool is_open = !worker->stopping && worker->started;
     if (is_open) {
         append_lock_held(worker, command);
     }
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     return is_open;
 }
 
 void
 vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
 {
-    pthread_mutex_lock(&worker->lock);
+    vnxi_mutex_lock(&worker->lock);
     bool started = worker->started;
     worker->stopping = true;
     vnxi_ucx_worker_wake_lock_held(worker);
-    pthread_mutex_unlock(&worker->lock);
+    vnxi_mutex_unlock(&worker->lock);
     if (started && !vnxi_ucx_parked()) {
         pthread_join(worker->thread, NULL);
         worker->started = false;

@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/mutex.h"
 #include "engine/native/ucx/context.h"
 #include "engine/native/ucx/gone.h"
 #include "engine/native/ucx/library.h"
@@ -60,12 +61,12 @@ struct vnxi_ucx_worker {
     bool draining; /* stopping, and every command has run: let go of all */
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    pthread_mutex_t turn; /* held by the thread but while it sleeps */
+    vnxi_mutex_t turn; /* held by the thread but while it sleeps */
 
     int wake_fd;
     pthread_t thread;
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
+    vnxi_mutex_t lock;
+    vnxi_cond_t changed;
     bool started, ready, ended; /* all below protected by lock */
     bool sleeping, nudged, stopping;
     bool park, parked; /* the process exits: park.h */
@@ -87,8 +88,8 @@ struct vnxi_ucx {
     atomic_bool stopped;
     atomic_uint messages;         /* notifications that UCX has not sent */
     atomic_uint_fast64_t sent_at; /* the last one that it was given */
-    pthread_mutex_t xfers_lock;   /* transfer.c */
-    pthread_cond_t xfer_ended;
+    vnxi_mutex_t xfers_lock;      /* transfer.c */
+    vnxi_cond_t xfer_ended;
     struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, like: */
     unsigned reporting;          /* those whose `done` is being called */
     vnxi_ucx_gone_t gone;        /* peers that have ended */

@@ -1,0 +1,243 @@
+/*
+ * Mutexes, read-write locks and condition variables, and the order in which
+ * locks are taken.
+ *
+ * Every lock has a rank.  A thread takes locks in the order of their ranks:
+ * it may take one only while the rank of each lock that it holds is lower.  So
+ * no two threads can wait for each other.  The table below is that order.
+ *
+ * Where VNXI_LOCK_RANKS is defined (debug and sanitizer builds; meson.build
+ * decides) each thread records which locks it holds, and the process aborts
+ * with a line on stderr that names both locks when one is taken out of order.
+ * It aborts too when a thread gives back a lock that it does not hold.
+ * Elsewhere a vnxi_mutex_t is a pthread_mutex_t, and the calls cost what the
+ * ones of pthread.h cost.
+ *
+ * trylock cannot wait, so it may be called out of order; what it has taken is
+ * recorded and counts for the locks taken after it.  Locks are given back in
+ * any order.  Nothing here fails: the locks are neither recursive nor
+ * robust.
+ */
+#ifndef VNXI_BASE_MUTEX_H
+#define VNXI_BASE_MUTEX_H
+
+#include <pthread.h>
+#include <time.h>
+
+/*
+ * All ranks, the lowest (taken first) first: X(RANK, "name").  A lock is named
+ * by its object and its member; a file's own by the file.  Two locks of one
+ * rank, those of two agents for example, are never held together.
+ */
+#define VNXI_LOCK_TABLE(X)                     \
+    X(LISTENER_STOP, "listener.stop_lock")     \
+    X(LISTENER, "listener.lock")               \
+    X(SIDE_CHANNEL, "side_channel.lock")       \
+    X(BOOK, "book.lock")                       \
+    X(CHOICE, "choice.lock")                   \
+    X(AGENT_LOAD, "agent.load_lock")           \
+    X(AGENT_PEERS, "agent.peers_lock")         \
+    X(DEADLINE, "deadline")                    \
+    X(NATIVE_BACKEND, "native.backend_lock")   \
+    X(NATIVE_INBOUND, "native.inbound_lock")   \
+    X(NIXL_BACKEND, "nixl.backend_lock")       \
+    X(NIXL_MEM, "nixl.mem_lock")               \
+    X(NIXL_GATE, "nixl.gate")                  \
+    X(NIXL_MAKING, "nixl.making_lock")         \
+    X(NIXL_TWINS, "nixl.twins_lock")           \
+    X(NIXL_LISTS, "nixl.lists.lock")           \
+    X(NIXL_XFERS, "nixl.xfers_lock")           \
+    X(NIXL_PEER, "nixl_peer.lock")             \
+    X(POLLER_TAKE, "poller.take_lock")         \
+    X(POLLER_FLIGHT, "poller.flight_lock")     \
+    X(POLLER_INBOX, "poller.inbox_lock")       \
+    X(NIXL_LIBRARY, "nixl_library")            \
+    X(REGISTRY_CHANGE, "registry.change_lock") \
+    X(NATIVE_MAP, "native.map_lock")           \
+    X(REGISTRY, "registry.lock")               \
+    X(DIRECTORY, "directory")                  \
+    X(HUB_LOOP, "hub.loop")                    \
+    X(UCX_TURN, "ucx_worker.turn")             \
+    X(NATIVE_PEERS, "native.peers_lock")       \
+    X(NATIVE_PEER, "native_peer.lock")         \
+    X(HUB_LISTS, "hub.lists")                  \
+    X(LINK_SEND, "link.send_lock")             \
+    X(REVOCATIONS, "revocations.lock")         \
+    X(NATIVE_FLIGHT, "native.flight_lock")     \
+    X(UCX_PARK, "ucx_park")                    \
+    X(UCX_COMMAND, "ucx_command.lock")         \
+    X(UCX_CONN, "ucx_conn.lock")               \
+    X(UCX_XFERS, "ucx.xfers_lock")             \
+    X(UCX_GONE, "ucx_gone.lock")               \
+    X(UCX_WORKER, "ucx_worker.lock")           \
+    X(UCX_GUARD, "ucx_guard")                  \
+    X(PEER_END, "peer_end.lock")               \
+    X(NOTIFS, "notifs.lock")                   \
+    X(AGENT_ERROR, "agent.error_lock")         \
+    X(EVENTS, "events.lock")                   \
+    X(POOL_PHASE, "pool.phase_lock")           \
+    X(POOL, "pool.lock")                       \
+    X(MEMFD, "memfd")                          \
+    X(SEARCH_PATH, "search_path")              \
+    X(RECYCLE, "recycle")                      \
+    X(AT_END, "at_end")                        \
+    X(FORK, "fork")
+
+typedef enum vnxi_rank {
+#define VNXI_LOCK_RANK(rank, name) VNXI_RANK_##rank,
+    VNXI_LOCK_TABLE(VNXI_LOCK_RANK)
+#undef VNXI_LOCK_RANK
+} vnxi_rank_t;
+
+typedef pthread_cond_t vnxi_cond_t;
+
+/* For one that is waited on without a deadline only. */
+#define VNXI_COND_INIT PTHREAD_COND_INITIALIZER
+
+#ifdef VNXI_LOCK_RANKS
+
+typedef struct vnxi_mutex {
+    pthread_mutex_t os;
+    vnxi_rank_t rank;
+} vnxi_mutex_t;
+
+typedef struct vnxi_rwlock {
+    pthread_rwlock_t os;
+    vnxi_rank_t rank;
+} vnxi_rwlock_t;
+
+#define VNXI_MUTEX_INIT(rank)           \
+    {                                   \
+        PTHREAD_MUTEX_INITIALIZER, rank \
+    }
+
+void vnxi_mutex_init(vnxi_mutex_t *mutex, vnxi_rank_t rank);
+void vnxi_mutex_destroy(vnxi_mutex_t *mutex);
+void vnxi_mutex_lock(vnxi_mutex_t *mutex);
+int vnxi_mutex_trylock(vnxi_mutex_t *mutex);
+void vnxi_mutex_unlock(vnxi_mutex_t *mutex);
+int vnxi_cond_wait(vnxi_cond_t *cond, vnxi_mutex_t *mutex);
+int vnxi_cond_timedwait(vnxi_cond_t *cond, vnxi_mutex_t *mutex,
+                        const struct timespec *until);
+
+void vnxi_rwlock_init(vnxi_rwlock_t *lock, vnxi_rank_t rank);
+void vnxi_rwlock_destroy(vnxi_rwlock_t *lock);
+void vnxi_rwlock_read(vnxi_rwlock_t *lock);
+void vnxi_rwlock_write(vnxi_rwlock_t *lock);
+void vnxi_rwlock_unlock(vnxi_rwlock_t *lock);
+
+#else
+
+typedef pthread_mutex_t vnxi_mutex_t;
+typedef pthread_rwlock_t vnxi_rwlock_t;
+
+#define VNXI_MUTEX_INIT(rank) PTHREAD_MUTEX_INITIALIZER
+
+/* Also in a forked child, whatever the lock's state was there;
+ * async-signal-safe. */
+static inline void
+vnxi_mutex_init(vnxi_mutex_t *mutex, vnxi_rank_t rank)
+{
+    (void)rank;
+    pthread_mutex_init(mutex, NULL);
+}
+
+static inline void
+vnxi_mutex_destroy(vnxi_mutex_t *mutex)
+{
+    pthread_mutex_destroy(mutex);
+}
+
+static inline void
+vnxi_mutex_lock(vnxi_mutex_t *mutex)
+{
+    pthread_mutex_lock(mutex);
+}
+
+/* 0: it is ours now; EBUSY. */
+static inline int
+vnxi_mutex_trylock(vnxi_mutex_t *mutex)
+{
+    return pthread_mutex_trylock(mutex);
+}
+
+static inline void
+vnxi_mutex_unlock(vnxi_mutex_t *mutex)
+{
+    pthread_mutex_unlock(mutex);
+}
+
+/* The lock is held when it returns; it may wake for no reason.  Returns 0. */
+static inline int
+vnxi_cond_wait(vnxi_cond_t *cond, vnxi_mutex_t *mutex)
+{
+    return pthread_cond_wait(cond, mutex);
+}
+
+/* The same until a time of CLOCK_MONOTONIC (vnxi_clock_timespec() of
+ * base/clock.h): then ETIMEDOUT. */
+static inline int
+vnxi_cond_timedwait(vnxi_cond_t *cond, vnxi_mutex_t *mutex,
+                    const struct timespec *until)
+{
+    return pthread_cond_timedwait(cond, mutex, until);
+}
+
+static inline void
+vnxi_rwlock_init(vnxi_rwlock_t *lock, vnxi_rank_t rank)
+{
+    (void)rank;
+    pthread_rwlock_init(lock, NULL);
+}
+
+static inline void
+vnxi_rwlock_destroy(vnxi_rwlock_t *lock)
+{
+    pthread_rwlock_destroy(lock);
+}
+
+/* A thread that reads already may read again, even while a writer waits:
+ * glibc's locks prefer readers unless they are told otherwise.  The engine
+ * nixl needs it: a transfer may be released by its own end, under the gate. */
+static inline void
+vnxi_rwlock_read(vnxi_rwlock_t *lock)
+{
+    pthread_rwlock_rdlock(lock);
+}
+
+static inline void
+vnxi_rwlock_write(vnxi_rwlock_t *lock)
+{
+    pthread_rwlock_wrlock(lock);
+}
+
+static inline void
+vnxi_rwlock_unlock(vnxi_rwlock_t *lock)
+{
+    pthread_rwlock_unlock(lock);
+}
+
+#endif
+
+/* One whose deadlines are times of CLOCK_MONOTONIC. */
+void vnxi_cond_init(vnxi_cond_t *cond);
+
+static inline void
+vnxi_cond_destroy(vnxi_cond_t *cond)
+{
+    pthread_cond_destroy(cond);
+}
+
+static inline void
+vnxi_cond_signal(vnxi_cond_t *cond)
+{
+    pthread_cond_signal(cond);
+}
+
+static inline void
+vnxi_cond_broadcast(vnxi_cond_t *cond)
+{
+    pthread_cond_broadcast(cond);
+}
+
+#endif
