@@ -47,12 +47,11 @@ class Impl:
             return
         if self.ours:
             agent.wait([handle], GRACE_S)
-            state = agent.check_xfer_state(handle)
-        else:
-            deadline = time.monotonic() + GRACE_S
-            while (state := agent.check_xfer_state(handle)) == "PROC":
-                if time.monotonic() > deadline:
-                    raise TimeoutError("the transfer does not end")
+            return
+        deadline = time.monotonic() + GRACE_S
+        while (state := agent.check_xfer_state(handle)) == "PROC":
+            if time.monotonic() > deadline:
+                raise TimeoutError("the transfer does not end")
         if state != "DONE":
             raise RuntimeError(f"the transfer ended as {state}")
 

@@ -126,10 +126,9 @@ pull(side_t *decode, vnx_dlist_t *local, vnx_dlist_t *remote,
                                   false, &xfer, &error),
           &error);
     check(vnx_xfer_post(xfer, NULL, 0, &error), &error);
-    check(vnx_agent_wait(decode->agent, &xfer, 1, false,
+    check(vnx_agent_wait(decode->agent, &xfer, 1, 0,
                          TIMEOUT_MS * UINT64_C(1000000), &error),
           &error);
-    check(vnx_xfer_status(xfer, &error), &error);
     check(vnx_xfer_telemetry(xfer, &times, &error), &error);
     printf("read %llu bytes in %llu pieces, %llu us\n",
            (unsigned long long)times.total_bytes,

@@ -78,8 +78,7 @@ class Offloader:
             operation, self.blocks, blocks, self.slots, slots
         ) as handle:
             self.agent.transfer(handle)
-            self.agent.wait([handle], timeout=60)
-            self.agent.check_xfer_state(handle)  # raises if it failed
+            self.agent.wait([handle], timeout=60)  # raises if it failed
 
     def close(self) -> None:
         self.agent.close()

@@ -144,7 +144,6 @@ class Decode:
                 list(open_handles), self.options.timeout, any_of=True
             )
             for handle in ended:
-                agent.check_xfer_state(handle)  # raises what it failed with
                 agent.release_xfer_handle(handle)
                 del open_handles[handle]
             self.report(

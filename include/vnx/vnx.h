@@ -241,7 +241,9 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
  * The blob must not change during the call.
  * The same instance loaded again updates its regions; another instance of the
  * same name takes its place at once, and what was in flight to the old one
- * fails with VNX_ERR_REMOTE_DISCONNECT.
+ * fails with VNX_ERR_REMOTE_DISCONNECT.  Where the old one is still running on
+ * this host, a warning in the log names the agent and both processes, once a
+ * pair.  (Engine nixl: never, for NIXL's metadata names no process.)
  * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
  * VNX_ERR_BACKEND (no common way to reach it; the cause names each),
  * VNX_ERR_NOT_ALLOWED (the kernel forbids it; the cause says how to mend. Or
@@ -415,11 +417,27 @@ void vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
 
 #define VNX_FOREVER UINT64_MAX
 
-/* Sleep until all (or any) of the transfers have ended; a transfer that is not
- * posted counts as ended.  `timeout_ns` at most (VNX_FOREVER: no limit).
- * VNX_OK, VNX_ERR_TIMEOUT, VNX_ERR_CLOSED. */
+typedef enum vnx_wait_flags {
+    VNX_WAIT_ANY = 1 << 0,      /* one that has ended is enough */
+    VNX_WAIT_NO_CHECK = 1 << 1, /* a failed transfer counts as ended */
+} vnx_wait_flags_t;
+
+/* Sleep until all of the transfers have ended, or with VNX_WAIT_ANY one of
+ * them; `timeout_ns` at most (VNX_FOREVER: no limit).  `flags`: of
+ * vnx_wait_flags_t, or 0.
+ *
+ * A transfer that failed or was cancelled ends the wait at once with its
+ * error, while the others go on: the first such in the order given. error->row
+ * is its place in `xfers`.  With VNX_WAIT_NO_CHECK it only counts as ended,
+ * and vnx_xfer_status() has its error.
+ *
+ * Errors: those of transfers; VNX_ERR_TIMEOUT (row -1: the time is up; else
+ * transfer `row` had not ended in the time that it was posted with);
+ * VNX_ERR_NOT_POSTED whatever the flags (transfer `row` was never posted, so
+ * it would never end); VNX_ERR_INVALID_PARAM (transfer `row` is another
+ * agent's; unknown flags); VNX_ERR_CLOSED. */
 vnx_status_t vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers,
-                            size_t count, bool any, uint64_t timeout_ns,
+                            size_t count, unsigned flags, uint64_t timeout_ns,
                             vnx_error_t *error);
 
 /* An eventfd, readable when a transfer ended or a notification came since the

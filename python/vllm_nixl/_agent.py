@@ -152,6 +152,7 @@ class NixlAgent(Agent):
         handle: nixl_xfer_handle | Iterable[nixl_xfer_handle],
         timeout: float | None = None,
         any_of: bool = False,
+        check: bool = True,
     ) -> list[nixl_xfer_handle]:
         """wait() for asyncio: the loop goes on meanwhile.
 
@@ -159,13 +160,16 @@ class NixlAgent(Agent):
             handle: A nixl_xfer_handle or an iterable of them.
             timeout: In seconds; None: no limit.
             any_of: One that has ended is enough.
+            check: Raise the error of a transfer that failed, as wait() does;
+                False: it only counts as ended.
 
         Returns the handles that have ended, in the order given. Raises what
-        wait() raises. Cancelling the task leaves the transfers going on.
+        wait() raises, with .handles. Cancelling the task leaves the transfers
+        going on.
         """
         from ._aio import wait_async
 
-        return await wait_async(self, handle, timeout, any_of)
+        return await wait_async(self, handle, timeout, any_of, check)
 
     def notifications(self) -> AsyncIterator[tuple[str, bytes]]:
         """Notifications as they come: `async for sender, message in ...`.

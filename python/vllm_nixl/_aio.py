@@ -73,15 +73,12 @@ class _Events:
         return True
 
 
-def _is_enough(ended: int, count: int, any_of: bool) -> bool:
-    return ended == count or (any_of and ended > 0)
-
-
 async def wait_async(
     agent: NixlAgent,
     handle: nixl_xfer_handle | Iterable[nixl_xfer_handle],
     timeout: float | None,
     any_of: bool,
+    check: bool,
 ) -> list[nixl_xfer_handle]:
     if timeout is not None and not timeout >= 0:
         raise nixlInvalidParamError(
@@ -91,21 +88,20 @@ async def wait_async(
     handles = (
         [handle] if isinstance(handle, nixl_xfer_handle) else list(handle)
     )
-    if _is_enough(len(agent._ended(handles)), len(handles), any_of):
-        return agent.wait(handles, 0, any_of)
+    if agent._is_over(handles, any_of, check):
+        return agent.wait(handles, 0, any_of, check)
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     with _Events(agent) as events:
         while not agent.closed:
-            ended = len(agent._ended(handles))
-            if _is_enough(ended, len(handles), any_of):
+            if agent._is_over(handles, any_of, check):
                 break
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
                 break
             await events.next(left)
-    # Returns what has ended, or raises what is the matter, without waiting.
-    return agent.wait(handles, 0, any_of)
+    # Returns what has ended, or raises the error, without waiting.
+    return agent.wait(handles, 0, any_of, check)
 
 
 async def notifications(

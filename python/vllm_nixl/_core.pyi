@@ -68,12 +68,15 @@ class NixlError(Exception):
     peer: name of the peer concerned, or None
     index: the offending row, from 0, or None
     operation: the call that failed, or None
+    handles: where a wait raised it, the transfers as lists: 'ended' (well),
+        'failed' (or cancelled) and 'pending'; else None
     """
 
     status: int
     peer: str | None
     index: int | None
     operation: str | None
+    handles: dict[str, list[nixl_xfer_handle]] | None
 
 class nixlNotPostedError(NixlError):
     """the transfer was not posted"""
@@ -114,7 +117,7 @@ class nixlNoTelemetryError(NixlError):
 class nixlTimeoutError(NixlError, TimeoutError):
     """timed out
 
-    pending: handles of the transfers that are still going on (wait() only)
+    pending: the same list as handles['pending'] (of a wait only)
     """
 
     pending: list[nixl_xfer_handle]
@@ -352,6 +355,15 @@ class nixl_xfer_handle:
 
         A transfer that is going on is stopped first. Where the backend cannot
         stop it now, an exception is raised and the handle stays valid.
+        """
+
+    def result(self, timeout: float | None = None) -> nixlXferTelemetry:
+        """Wait until it has ended; its telemetry, or raise its error.
+
+        timeout: in seconds; None: no limit
+
+        Raises what wait() raises. Other threads run meanwhile; Ctrl-C ends
+        the wait.
         """
 
     def __enter__(self) -> Self: ...
@@ -944,22 +956,31 @@ class Agent:
         handles: nixl_xfer_handle | Iterable[nixl_xfer_handle],
         timeout: float | None = None,
         any_of: bool = False,
+        check: bool = True,
     ) -> list[nixl_xfer_handle]:
         """Sleep until all (or any) have ended; the handles that have.
 
         timeout: in seconds; None: no limit
+        check: raise at once the error of a transfer that failed or was
+            cancelled, of the first in the order given; otherwise it counts
+            as ended
 
-        Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError
-        has what is still open in .pending; nixlClosedError.
+        Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError;
+        nixlNotPostedError, with check=False too; nixlClosedError. They have
+        .handles (see NixlError).
         """
 
     def fileno(self) -> int:
         """An eventfd, readable when a transfer ended or a notification came
-        since the last get_new_notifs(), check_xfer_states() or wait()."""
+        since the last get_new_notifs(), check_xfer_states(), wait() or
+        result()."""
 
-    def _ended(
-        self, handles: nixl_xfer_handle | Iterable[nixl_xfer_handle]
-    ) -> list[nixl_xfer_handle]: ...
+    def _is_over(
+        self,
+        handles: nixl_xfer_handle | Iterable[nixl_xfer_handle],
+        any_of: bool,
+        check: bool,
+    ) -> bool: ...
     def _subscribe(self) -> int: ...
     def _unsubscribe(self, fd: int) -> None: ...
 

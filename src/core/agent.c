@@ -48,6 +48,7 @@ agent_free(vnx_agent_t *agent)
     vnxi_choice_fini(&agent->choice);
     vnxi_signature_key_fini(&agent->signature_key);
     vnxi_name_map_fini(&agent->peers);
+    vnxi_peers_forget_rivals(agent);
     vnxi_notifs_fini(&agent->notifs);
     vnxi_events_fini(&agent->events);
     vnxi_mutex_destroy(&agent->error_lock);

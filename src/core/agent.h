@@ -51,9 +51,13 @@ struct vnx_agent {
     vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
     uint64_t last_generation; /* load_lock */
+    vnxi_name_map_t rivals;   /* load_lock; pairs of agents of one name that a
+                                 warning was given about; values owned */
 
     vnxi_events_t events;
     atomic_uint in_flight; /* posts that have not ended */
+    atomic_uint failures;  /* counts failed and cancelled posts; raised after
+                              the transfer's state, before the signal */
     vnxi_notifs_t notifs;
     vnxi_mutex_t error_lock; /* the error records of transfers */
     vnxi_counters_t counters;
@@ -101,6 +105,9 @@ vnx_status_t vnxi_peers_find(vnx_agent_t *agent, const void *name,
 
 /* Close and forget all of them. */
 void vnxi_peers_close(vnx_agent_t *agent);
+
+/* Free `rivals`. */
+void vnxi_peers_forget_rivals(vnx_agent_t *agent);
 
 /* The engine says that a peer is gone (host callback). */
 void vnxi_peers_lost(void *context, vnxi_peer_t *peer,

@@ -55,6 +55,81 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
     return VNX_OK;
 }
 
+/* -- Two agents of one name ------------------------------------------------
+ */
+
+#define RIVALS_MAX 64 /* pairs remembered; beyond it all are forgotten */
+
+void
+vnxi_peers_forget_rivals(vnx_agent_t *agent)
+{
+    size_t cursor = 0;
+    char *pair;
+
+    while ((pair = vnxi_name_map_next(&agent->rivals, &cursor)) != NULL) {
+        free(pair);
+    }
+    vnxi_name_map_fini(&agent->rivals);
+    agent->rivals = (vnxi_name_map_t){0};
+}
+
+/* Is it the first warning about this pair?  Without memory: yes. */
+static bool
+remember_rivals(vnx_agent_t *agent, const vnxi_peer_t *peer, uint32_t one,
+                uint32_t other)
+{
+    uint32_t pids[] = {one < other ? one : other, one < other ? other : one};
+    size_t len = sizeof pids + peer->name_len;
+    char *pair = malloc(len);
+
+    if (pair == NULL) {
+        return true;
+    }
+    memcpy(pair, pids, sizeof pids);
+    memcpy(pair + sizeof pids, peer->name, peer->name_len);
+    if (vnxi_name_map_get(&agent->rivals, pair, len) != NULL) {
+        free(pair);
+        return false;
+    }
+    if (agent->rivals.count >= RIVALS_MAX) {
+        vnxi_peers_forget_rivals(agent);
+    }
+    if (!vnxi_name_map_set(&agent->rivals, pair, len, pair)) {
+        free(pair);
+    }
+    return true;
+}
+
+/* A peer takes the place of another that did not end: by mistake, two agents
+ * have one name.  (Of a restart nothing is said.) */
+static void
+warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
+{
+    uint32_t first = agent->ops->peer_pid(old), second;
+    vnx_error_t shown; /* for the name as it prints */
+    char where[64] = "on another host or in another container";
+
+    if (first == 0) {
+        return;
+    }
+    second = agent->ops->peer_pid(peer);
+    if (second != 0) {
+        snprintf(where, sizeof where, "in process %u", (unsigned)second);
+    }
+    if (!remember_rivals(agent, peer, first, second)) {
+        return;
+    }
+    vnxi_error_peer(&shown, peer->name, peer->name_len);
+    vnxi_log(VNXI_LOG_WARNING,
+             "two live agents have the name '%s': the one %s takes the place "
+             "of the one in process %u, which is still running; what was in "
+             "flight to that one fails",
+             shown.peer, where, (unsigned)first);
+}
+
+/* -- Loading and removing --------------------------------------------------
+ */
+
 /* Put a new generation in place of `old` (NULL: there was none).  The map
  * takes over the caller's reference on `peer`. */
 static vnx_status_t
@@ -72,6 +147,7 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
         return vnxi_error_no_memory(error, "add_remote_agent", sizeof *peer);
     }
     if (old != NULL) {
+        warn_of_rival(agent, peer, old);
         agent->ops->peer_close(
             old, "another instance of the agent has taken its place: prepare "
                  "lists and transfers anew");

@@ -130,6 +130,9 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
         keep_error(xfer, &record);
     }
     atomic_store_explicit(&xfer->state, state, memory_order_release);
+    if (status != VNX_OK) {
+        atomic_fetch_add(&xfer->agent->failures, 1);
+    }
     atomic_fetch_sub(&xfer->agent->in_flight, 1);
     vnxi_events_signal(&xfer->agent->events);
 }
@@ -235,6 +238,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
         vnx_status_t status = replace_notif(xfer, notif, notif_len, error);
         if (status != VNX_OK) {
             atomic_store(&xfer->state, before);
+            vnxi_events_signal(&xfer->agent->events);
             return status;
         }
     }

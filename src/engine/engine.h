@@ -204,6 +204,11 @@ struct vnxi_engine_ops {
     bool (*peer_covers)(vnxi_peer_t *peer, vnx_mem_t mem,
                         const vnx_desc_t *descs, size_t count);
 
+    /* The process of a peer whose agent is running on this host now, looked
+     * up whether or not its end was noticed; 0 where it is not, or where the
+     * engine cannot know.  Does not wait. */
+    uint32_t (*peer_pid)(vnxi_peer_t *peer);
+
     /* Append members of a JSON object ("\"path\": \"SHM\", ...", no braces) on
      * the peer, or on the engine where peer is NULL.  Owned: free(). */
     vnx_status_t (*describe)(vnxi_engine_t *engine, vnxi_peer_t *peer,

@@ -117,7 +117,7 @@ VNXI_PY_METHOD(estimate_xfer_cost);
 /* agent_wait.c */
 VNXI_PY_METHOD(check_xfer_states);
 VNXI_PY_METHOD(wait);
-VNXI_PY_METHOD(ended);
+VNXI_PY_METHOD(is_over);
 VNXI_PY_METHOD(fileno);
 VNXI_PY_METHOD(subscribe);
 VNXI_PY_METHOD(unsubscribe);

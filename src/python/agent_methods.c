@@ -366,7 +366,7 @@ PyDoc_STRVAR(check_xfer_states_doc,
              "handles: any iterable of nixl_xfer_handle");
 PyDoc_STRVAR(
     wait_doc,
-    "wait($self, handles, timeout=None, any_of=False)\n--\n\n"
+    "wait($self, handles, timeout=None, any_of=False, check=True)\n--\n\n"
     "Sleep until all (or any) of the transfers have ended. Returns a "
     "list of the\n"
     "handles that have, in the order given.\n"
@@ -374,22 +374,33 @@ PyDoc_STRVAR(
     "handles: a nixl_xfer_handle or an iterable of them\n"
     "timeout: in seconds; None: no limit\n"
     "any_of: one that has ended is enough\n"
+    "check: raise the error of a transfer that failed\n"
     "\n"
-    "A transfer that failed or was never posted counts as ended. Other "
-    "threads run\n"
-    "meanwhile; Ctrl-C ends the wait. nixlTimeoutError names what is "
-    "still open and\n"
-    "has it in .pending; nixlClosedError where the agent is closed.");
+    "As soon as a transfer has failed or was cancelled, its error is raised: "
+    "that of the\n"
+    "first one in the order given, while the others go on. With check=False "
+    "it only counts\n"
+    "as ended. Other threads run meanwhile; Ctrl-C ends the wait. "
+    "nixlTimeoutError where\n"
+    "the time is up, nixlNotPostedError for a transfer that was never posted "
+    "(with\n"
+    "check=False too: it would never end), nixlClosedError.\n"
+    "\n"
+    "These errors have .handles, a dict of three lists: 'ended' (well), "
+    "'failed' (or\n"
+    "cancelled) and 'pending'; .index is the place of the transfer in "
+    "handles.\n"
+    "nixlTimeoutError has the pending ones in .pending too.");
 PyDoc_STRVAR(
     fileno_doc,
     "fileno($self)\n--\n\n"
     "An eventfd that is readable when a transfer ended or a "
     "notification came since\n"
-    "the last get_new_notifs(), check_xfer_states() or wait(). Do not "
-    "close it.");
-PyDoc_STRVAR(ended_doc,
-             "_ended($self, handles)\n--\n\n"
-             "Those of the transfers that have ended; clears no event.");
+    "the last get_new_notifs(), check_xfer_states(), wait() or result(). Do "
+    "not close it.");
+PyDoc_STRVAR(is_over_doc,
+             "_is_over($self, handles, any_of, check)\n--\n\n"
+             "Would wait() return or raise at once? Clears no event.");
 PyDoc_STRVAR(subscribe_doc,
              "_subscribe($self)\n--\n\n"
              "An eventfd of the caller's own, written at every event; only "
@@ -500,7 +511,7 @@ PyMethodDef vnxi_py_agent_methods[] = {
     METHOD("check_xfer_states", check_xfer_states),
     METHOD("wait", wait),
     METHOD("fileno", fileno),
-    METHOD("_ended", ended),
+    METHOD("_is_over", is_over),
     METHOD("_subscribe", subscribe),
     METHOD("_unsubscribe", unsubscribe),
     METHOD("get_new_notifs", get_new_notifs),

@@ -150,9 +150,9 @@ static int
 error_base_add(PyObject *module)
 {
     vnxi_py_state_t *state = vnxi_py_state(module);
-    PyObject *dict =
-        Py_BuildValue("{s:i,s:O,s:O,s:O}", "status", VNX_ERR_UNKNOWN, "peer",
-                      Py_None, "index", Py_None, "operation", Py_None);
+    PyObject *dict = Py_BuildValue(
+        "{s:i,s:O,s:O,s:O,s:O}", "status", VNX_ERR_UNKNOWN, "peer", Py_None,
+        "index", Py_None, "operation", Py_None, "handles", Py_None);
     if (dict == NULL) {
         return -1;
     }
@@ -162,7 +162,10 @@ error_base_add(PyObject *module)
         "status: number of the status, as NIXL's (int)\n"
         "peer: name of the peer concerned (str) or None\n"
         "index: the offending row, from 0 (int), or None\n"
-        "operation: the call that failed (str) or None",
+        "operation: the call that failed (str) or None\n"
+        "handles: where a wait raised it, a dict of lists of transfers: "
+        "'ended' (well),\n"
+        "    'failed' (or cancelled) and 'pending'; else None",
         PyExc_Exception, dict);
     Py_DECREF(dict);
     return state->error_base == NULL

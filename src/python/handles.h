@@ -69,6 +69,10 @@ vnxi_py_dlist_get(const vnxi_py_agent_t *agent, const char *operation,
     return NULL;
 }
 
+/* The method result() of a transfer (agent_wait.c). */
+PyObject *vnxi_py_xfer_result(PyObject *op, PyObject *const *args,
+                              Py_ssize_t nargs, PyObject *kwnames);
+
 /* Release.  A second time nothing happens.  A posted transfer is stopped
  * first; false and an exception where it cannot be stopped now: the handle
  * stays valid. */

@@ -11,11 +11,14 @@
     X(any_of)            \
     X(backend)           \
     X(backends)          \
+    X(check)             \
     X(data_ptr)          \
     X(dereg_list)        \
     X(descs)             \
     X(device)            \
     X(element_size)      \
+    X(ended)             \
+    X(failed)            \
     X(fd)                \
     X(handle)            \
     X(handles)           \

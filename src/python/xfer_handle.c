@@ -151,12 +151,26 @@ PyDoc_STRVAR(release_doc,
              "A transfer that is going on is stopped first: no byte lands "
              "after the call. Where\nthe backend cannot stop it now, an "
              "exception is raised and the handle stays valid.");
+PyDoc_STRVAR(result_doc,
+             "result($self, timeout=None)\n--\n\n"
+             "Wait until the transfer has ended. Returns its telemetry, as "
+             "get_xfer_telemetry().\n"
+             "\n"
+             "timeout: in seconds; None: no limit\n"
+             "\n"
+             "Raises what the transfer failed with, and what wait() raises: "
+             "nixlTimeoutError,\n"
+             "nixlNotPostedError, nixlClosedError. Other threads run "
+             "meanwhile; Ctrl-C ends\n"
+             "the wait.");
 PyDoc_STRVAR(enter_doc, "__enter__($self)\n--\n\nReturn the handle itself.");
 PyDoc_STRVAR(exit_doc,
              "__exit__($self, *args)\n--\n\nrelease() the transfer.");
 
 static PyMethodDef xfer_methods[] = {
     {"release", xfer_release, METH_NOARGS, release_doc},
+    {"result", (PyCFunction)(void (*)(void))vnxi_py_xfer_result,
+     METH_FASTCALL | METH_KEYWORDS, result_doc},
     {"__enter__", xfer_enter, METH_NOARGS, enter_doc},
     {"__exit__", (PyCFunction)(void (*)(void))xfer_exit, METH_FASTCALL,
      exit_doc},

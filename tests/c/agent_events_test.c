@@ -19,22 +19,28 @@ drain(int fd)
 }
 
 static void
-test_agent_wait_for_what_is_not_posted_ends_at_once(void **state)
+test_agent_wait_refuses_what_was_never_posted(void **state)
 {
     pair_t *pair = *state;
     vnx_xfer_t *xfer = pair_make_xfer(pair, VNX_OP_READ, ROWS, NULL);
+    vnx_xfer_t *posted = pair_make_xfer(pair, VNX_OP_READ, 1, NULL);
+    vnx_xfer_t *both[] = {posted, xfer};
     vnx_error_t error;
 
-    /* One that is not posted counts as ended, whatever is asked. */
-    for (int any = 0; any < 2; any++) {
-        assert_int_equal(vnx_agent_wait(pair->a, &xfer, 1, any, 0, &error),
+    run_xfer(pair->a, posted);
+    for (unsigned flags = 0; flags < 4; flags++) {
+        assert_int_equal(
+            vnx_agent_wait(pair->a, both, 2, flags, VNX_FOREVER, &error),
+            VNX_ERR_NOT_POSTED);
+        assert_int_equal(error.row, 1);
+        assert_string_equal(error.operation, "wait");
+        /* Of none, all have ended; and there is none of which any has not. */
+        assert_int_equal(vnx_agent_wait(pair->a, NULL, 0, flags, 0, &error),
                          VNX_OK);
     }
-    /* Of none, all have ended; and there is none of which any has not. */
-    for (int any = 0; any < 2; any++) {
-        assert_int_equal(vnx_agent_wait(pair->a, NULL, 0, any, 0, &error),
-                         VNX_OK);
-    }
+    assert_int_equal(vnx_agent_wait(pair->a, both, 1, 4, 0, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_ok(vnx_xfer_release(posted, e));
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
@@ -47,7 +53,7 @@ test_agent_wait_names_the_transfer_of_another(void **state)
     vnx_error_t error;
 
     assert_int_equal(
-        vnx_agent_wait(pair->b, mixed, 2, true, VNX_FOREVER, &error),
+        vnx_agent_wait(pair->b, mixed, 2, VNX_WAIT_ANY, VNX_FOREVER, &error),
         VNX_ERR_INVALID_PARAM);
     assert_int_equal(error.row, 0);
     assert_string_equal(error.operation, "wait");
@@ -123,7 +129,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_pair(test_agent_wait_for_what_is_not_posted_ends_at_once),
+        with_pair(test_agent_wait_refuses_what_was_never_posted),
         with_pair(test_agent_wait_names_the_transfer_of_another),
         with_pair(test_agent_subscribers_hear_of_a_transfers_end),
         with_pair(test_agent_subscribers_hear_of_a_notification),

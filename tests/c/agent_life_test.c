@@ -213,7 +213,7 @@ test_agent_closed_refuses_everything(void **state)
                         NULL),
         vnx_agent_send_notif(agent, "a", 1, "x", 1, NULL),
         vnx_agent_fileno(agent, &fd, NULL),
-        vnx_agent_wait(agent, NULL, 0, false, 0, NULL),
+        vnx_agent_wait(agent, NULL, 0, 0, 0, NULL),
     };
     for (size_t i = 0; i < sizeof found / sizeof found[0]; i++) {
         if (found[i] != VNX_ERR_CLOSED) {

@@ -498,7 +498,7 @@ test_xfer_keeps_the_notification_of_its_last_post(void **state)
     run_xfer(s->here, xfer);
     expect_notif(s->there, "first");
     assert_ok(vnx_xfer_post(xfer, "second", 6, e));
-    assert_ok(vnx_agent_wait(s->here, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s->here, &xfer, 1, 0, SECONDS(30), e));
     expect_notif(s->there, "second");
     run_xfer(s->here, xfer);
     expect_notif(s->there, "second");
@@ -530,10 +530,10 @@ test_wait_for_any_returns_while_others_go_on(void **state)
     for (int i = 0; i < 2; i++) {
         assert_true(vnx_xfer_post(xfers[i], NULL, 0, NULL) >= 0);
     }
-    assert_ok(vnx_agent_wait(s->here, xfers, 2, true, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(s->here, xfers, 2, VNX_WAIT_ANY, SECONDS(30), e));
     assert_int_equal(vnx_xfer_state(xfers[0]), VNX_XFER_POSTED);
     assert_int_equal(vnx_xfer_state(xfers[1]), VNX_XFER_DONE);
-    assert_int_equal(vnx_agent_wait(s->here, xfers, 2, false, 1000000, NULL),
+    assert_int_equal(vnx_agent_wait(s->here, xfers, 2, 0, 1000000, NULL),
                      VNX_ERR_TIMEOUT);
     for (int i = 0; i < 2; i++) {
         assert_ok(vnx_xfer_release(xfers[i], e));
@@ -541,15 +541,110 @@ test_wait_for_any_returns_while_others_go_on(void **state)
 }
 
 static void
-test_wait_for_what_does_not_go_on_returns_at_once(void **state)
+test_wait_for_what_has_ended_returns_at_once(void **state)
 {
     scene_t *s = *state;
     vnx_xfer_t *xfer =
         make_xfer(s->here, VNX_OP_READ, s->local, s->remote, ROWS, NULL);
 
-    assert_ok(vnx_agent_wait(s->here, NULL, 0, false, VNX_FOREVER, e));
-    assert_ok(vnx_agent_wait(s->here, &xfer, 1, false, VNX_FOREVER, e));
-    assert_ok(vnx_agent_wait(s->here, &xfer, 1, true, 0, e));
+    assert_ok(vnx_agent_wait(s->here, NULL, 0, 0, VNX_FOREVER, e));
+    run_xfer(s->here, xfer);
+    assert_ok(vnx_agent_wait(s->here, &xfer, 1, 0, VNX_FOREVER, e));
+    assert_ok(vnx_agent_wait(s->here, &xfer, 1, VNX_WAIT_ANY, 0, e));
+    assert_ok(vnx_xfer_release(xfer, e));
+}
+
+static void
+test_wait_ends_with_the_first_failure(void **state)
+{
+    scene_t *s = *state;
+    vnx_xfer_t *xfers[3] = {make_endless(s), make_endless(s), make_endless(s)};
+    vnx_error_t error;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(vnx_xfer_post(xfers[i], NULL, 0, NULL), VNX_IN_PROG);
+    }
+    stop(xfers[2]);
+    stop(xfers[1]);
+    for (unsigned any = 0; any <= VNX_WAIT_ANY; any++) {
+        assert_refused(
+            vnx_agent_wait(s->here, xfers, 3, any, VNX_FOREVER, &error),
+            VNX_ERR_CANCELED, &error, 1);
+        assert_string_equal(error.operation, "wait");
+    }
+    assert_int_equal(vnx_xfer_state(xfers[0]), VNX_XFER_POSTED);
+    assert_ok(vnx_agent_wait(s->here, xfers, 3,
+                             VNX_WAIT_ANY | VNX_WAIT_NO_CHECK, 0, e));
+    assert_ok(vnx_agent_wait(s->here, xfers + 1, 2, VNX_WAIT_NO_CHECK, 0, e));
+    assert_refused(
+        vnx_agent_wait(s->here, xfers, 3, VNX_WAIT_NO_CHECK, 1000000, &error),
+        VNX_ERR_TIMEOUT, &error, -1);
+    for (int i = 0; i < 3; i++) {
+        assert_ok(vnx_xfer_release(xfers[i], e));
+    }
+}
+
+typedef struct failing {
+    scene_t *scene;
+    vnx_xfer_t *xfers[2];
+    unsigned flags;
+    vnx_status_t status;
+    vnx_error_t error;
+} failing_t;
+
+static void *
+wait_for_both(void *argument)
+{
+    failing_t *failing = argument;
+    failing->status =
+        vnx_agent_wait(failing->scene->here, failing->xfers, 2, failing->flags,
+                       VNX_FOREVER, &failing->error);
+    return NULL;
+}
+
+static void
+test_wait_wakes_up_when_one_fails(void **state)
+{
+    scene_t *s = *state;
+
+    for (unsigned flags = 0; flags <= VNX_WAIT_ANY; flags++) {
+        failing_t failing = {
+            .scene = s,
+            .xfers = {make_endless(s), make_endless(s)},
+            .flags = flags,
+        };
+        pthread_t thread;
+        for (int i = 0; i < 2; i++) {
+            assert_int_equal(vnx_xfer_post(failing.xfers[i], NULL, 0, NULL),
+                             VNX_IN_PROG);
+        }
+        assert_int_equal(
+            pthread_create(&thread, NULL, wait_for_both, &failing), 0);
+        stop(failing.xfers[1]);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        assert_refused(failing.status, VNX_ERR_CANCELED, &failing.error, 1);
+        assert_int_equal(vnx_xfer_state(failing.xfers[0]), VNX_XFER_POSTED);
+        for (int i = 0; i < 2; i++) {
+            assert_ok(vnx_xfer_release(failing.xfers[i], e));
+        }
+    }
+}
+
+static void
+test_wait_tells_a_transfers_time_from_its_own(void **state)
+{
+    scene_t *s = *state;
+    vnx_xfer_t *xfer = make_endless(s);
+    vnx_error_t error;
+
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    assert_refused(vnx_agent_wait(s->here, &xfer, 1, 0, 1000000, &error),
+                   VNX_ERR_TIMEOUT, &error, -1);
+    stop(xfer);
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, 1000000, NULL),
+                     VNX_IN_PROG);
+    assert_refused(vnx_agent_wait(s->here, &xfer, 1, 0, VNX_FOREVER, &error),
+                   VNX_ERR_TIMEOUT, &error, 0);
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
@@ -560,7 +655,7 @@ wait_for_ever(void *argument)
     vnx_xfer_t *xfer = make_endless(s);
     vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, NULL);
     if (status >= 0) {
-        status = vnx_agent_wait(s->here, &xfer, 1, false, VNX_FOREVER, NULL);
+        status = vnx_agent_wait(s->here, &xfer, 1, 0, VNX_FOREVER, NULL);
     }
     bool ended = vnx_xfer_state(xfer) != VNX_XFER_POSTED;
     vnx_xfer_abandon(xfer);
@@ -587,7 +682,7 @@ test_wait_ends_with_the_agent(void **state)
         assert_int_equal(pthread_join(threads[i], &result), 0);
         assert_ptr_equal(result, s);
     }
-    assert_int_equal(vnx_agent_wait(s->here, NULL, 0, false, 0, NULL),
+    assert_int_equal(vnx_agent_wait(s->here, NULL, 0, 0, 0, NULL),
                      VNX_ERR_CLOSED);
 }
 
@@ -616,7 +711,10 @@ main(void)
         with_scene(test_xfer_keeps_the_notification_of_its_last_post),
         with_scene(test_xfer_may_have_an_empty_notification),
         with_scene(test_wait_for_any_returns_while_others_go_on),
-        with_scene(test_wait_for_what_does_not_go_on_returns_at_once),
+        with_scene(test_wait_for_what_has_ended_returns_at_once),
+        with_scene(test_wait_ends_with_the_first_failure),
+        with_scene(test_wait_wakes_up_when_one_fails),
+        with_scene(test_wait_tells_a_transfers_time_from_its_own),
         with_scene(test_wait_ends_with_the_agent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -134,7 +134,7 @@ refuse_handle_calls(handles_t *h)
                                   &xfer, NULL));
     CHECK_REFUSED(vnx_xfer_post(h->xfer, "x", 1, NULL));
     CHECK_REFUSED(vnx_xfer_cancel(h->xfer, &stopped, NULL));
-    CHECK_REFUSED(vnx_agent_wait(a, &h->xfer, 1, false, VNX_FOREVER, NULL));
+    CHECK_REFUSED(vnx_agent_wait(a, &h->xfer, 1, 0, VNX_FOREVER, NULL));
     CHECK(dlist == NULL && builder == NULL && xfer == NULL);
 }
 
@@ -180,7 +180,7 @@ test_core_fork_in_the_middle_of_a_transfer(void **state)
     for (int i = 0; i < 5; i++) {
         assert_int_equal(vnx_xfer_post(h.xfer, NULL, 0, NULL), VNX_IN_PROG);
         run_forked(release_all, &h);
-        assert_ok(vnx_agent_wait(p->a, &h.xfer, 1, false, SECONDS(30), e));
+        assert_ok(vnx_agent_wait(p->a, &h.xfer, 1, 0, SECONDS(30), e));
         assert_ok(vnx_xfer_status(h.xfer, e));
         vnx_notif_free(await_notif(p->b));
     }
@@ -206,7 +206,7 @@ talk_to_parent(handles_t *h)
     vnx_xfer_t *xfer =
         make_xfer(own, VNX_OP_READ, local, remote, ROWS, "from the child");
     CHECK(vnx_xfer_post(xfer, NULL, 0, NULL) >= 0);
-    CHECK(vnx_agent_wait(own, &xfer, 1, false, SECONDS(30), NULL) == VNX_OK);
+    CHECK(vnx_agent_wait(own, &xfer, 1, 0, SECONDS(30), NULL) == VNX_OK);
     CHECK(vnx_xfer_status(xfer, NULL) == VNX_OK);
     CHECK(memcmp(mine, p->at_b, p->len) == 0);
     CHECK(vnx_xfer_release(xfer, NULL) == VNX_OK);

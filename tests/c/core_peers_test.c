@@ -328,7 +328,10 @@ static void
 check_lost(vnx_agent_t *agent, vnx_xfer_t *xfer, const char *cause)
 {
     vnx_error_t error;
-    assert_ok(vnx_agent_wait(agent, &xfer, 1, false, SECONDS(30), e));
+    assert_int_equal(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), &error),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    assert_int_equal(error.row, 0);
+    assert_string_equal(error.operation, "wait");
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_FAILED);
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
     assert_string_equal(error.peer, "B");

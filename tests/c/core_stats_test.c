@@ -90,7 +90,7 @@ test_core_stats_count_a_transfer_when_it_ends(void **state)
     assert_int_equal(stats.xfers_done + stats.bytes_read, 0);
     assert_int_equal(histogram_sum(&stats), 0);
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
     assert_int_equal(stats_of(p->a).xfers_done, 1);
     assert_ok(vnx_xfer_release(xfer, e));
 }

@@ -54,7 +54,7 @@ test_core_xfer_is_ready_then_posted_then_done(void **state)
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     check_status(xfer, VNX_XFER_POSTED, VNX_IN_PROG, "");
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
     check_status(xfer, VNX_XFER_DONE, VNX_OK, "");
     assert_memory_equal(p->at_a, p->at_b, p->len);
     assert_ok(vnx_xfer_release(xfer, e));
@@ -75,7 +75,7 @@ test_core_xfer_posted_again_while_active_is_refused(void **state)
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
     assert_null(vnx_agent_take_notifs(p->b));
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
     check_notif(p->b, "first");
     assert_int_equal(stats_of(p->a).xfers_posted, 1);
     run_xfer(p->a, xfer);
@@ -291,7 +291,7 @@ test_core_xfer_telemetry_tells_of_the_last_post(void **state)
     assert_in_range(first_start, wall_us() - 86400000000u,
                     wall_us() + 86400000000u);
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
     assert_ok(vnx_xfer_telemetry(xfer, &telemetry, e));
     assert_int_equal(telemetry.start_us, first_start);
     assert_true(telemetry.xfer_us >= telemetry.post_us);
@@ -576,18 +576,20 @@ test_core_xfer_wait_tells_ended_from_open(void **state)
                            pair_make_xfer(p, VNX_OP_READ, 4, NULL)};
     vnx_error_t error;
 
+    assert_ok(vnx_xfer_post(xfers[1], NULL, 0, e));
     pool_gate_t *gate = gate_shut();
     assert_int_equal(vnx_xfer_post(xfers[0], NULL, 0, NULL), VNX_IN_PROG);
-    assert_int_equal(vnx_agent_wait(p->a, xfers, 1, true, 1000000, &error),
-                     VNX_ERR_TIMEOUT);
+    assert_ok(vnx_agent_wait(p->a, xfers, 2, VNX_WAIT_ANY, 0, e));
+    assert_int_equal(
+        vnx_agent_wait(p->a, xfers, 1, VNX_WAIT_ANY, 1000000, &error),
+        VNX_ERR_TIMEOUT);
     assert_non_null(strstr(error.cause, "none of 1"));
-    assert_int_equal(vnx_agent_wait(p->a, xfers, 2, false, 0, &error),
+    assert_int_equal(vnx_agent_wait(p->a, xfers, 2, 0, 0, &error),
                      VNX_ERR_TIMEOUT);
-    /* The one that is not posted counts as ended. */
-    assert_ok(vnx_agent_wait(p->a, xfers, 2, true, 0, e));
-    assert_ok(vnx_agent_wait(p->a, NULL, 0, false, 0, e));
+    assert_int_equal(error.row, -1);
+    assert_ok(vnx_agent_wait(p->a, NULL, 0, 0, 0, e));
     gate_open(gate);
-    assert_ok(vnx_agent_wait(p->a, xfers, 2, false, VNX_FOREVER, e));
+    assert_ok(vnx_agent_wait(p->a, xfers, 2, 0, VNX_FOREVER, e));
     assert_int_equal(vnx_xfer_state(xfers[0]), VNX_XFER_DONE);
     assert_ok(vnx_xfer_release(xfers[0], e));
     assert_ok(vnx_xfer_release(xfers[1], e));
@@ -604,12 +606,14 @@ test_core_xfer_wait_refuses_those_of_others(void **state)
     assert_ok(vnx_xfer_create(p->b, VNX_OP_READ, VNX_MEM_DRAM, &row, 1,
                               VNX_MEM_DRAM, &row, 1, "B", 1, NULL, 0, NULL,
                               &xfers[1], e));
-    assert_int_equal(vnx_agent_wait(p->a, xfers, 2, true, 0, &error),
+    run_xfer(p->a, xfers[0]);
+    assert_int_equal(vnx_agent_wait(p->a, xfers, 2, VNX_WAIT_ANY, 0, &error),
                      VNX_ERR_INVALID_PARAM);
     assert_int_equal(error.row, 1);
     vnx_agent_close(p->b);
-    assert_int_equal(vnx_agent_wait(p->b, xfers + 1, 1, true, 0, &error),
-                     VNX_ERR_CLOSED);
+    assert_int_equal(
+        vnx_agent_wait(p->b, xfers + 1, 1, VNX_WAIT_ANY, 0, &error),
+        VNX_ERR_CLOSED);
     assert_ok(vnx_xfer_release(xfers[0], e));
     assert_ok(vnx_xfer_release(xfers[1], e));
 }

@@ -478,7 +478,7 @@ test_nixl_engine_cannot_stop_what_the_library_has(void **state)
                      VNX_ERR_NOT_SUPPORTED);
     assert_int_equal(vnx_xfer_release(xfer, &error), VNX_ERR_NOT_SUPPORTED);
     fake->hangs = false;
-    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, false, SECONDS(30), e));
+    assert_ok(vnx_agent_wait(duo->a, &xfer, 1, 0, SECONDS(30), e));
     release(xfer);
     assert_int_equal(fake->released_active, 0);
 }

@@ -38,7 +38,7 @@ def test_several_tasks_of_one_loop_wait_for_one_transfer(busy):
 
     async def main():
         tasks = [
-            asyncio.create_task(here.agent.wait_async(handle))
+            asyncio.create_task(here.agent.wait_async(handle, check=False))
             for _ in range(20)
         ]
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ def test_several_loops_wait_for_one_transfer(busy):
     ready = threading.Barrier(5)
 
     async def main():
-        task = asyncio.create_task(here.agent.wait_async(handle))
+        task = asyncio.create_task(here.agent.wait_async(handle, check=False))
         await asyncio.sleep(0)
         await asyncio.to_thread(ready.wait)
         return await task
@@ -86,7 +86,9 @@ def test_polling_elsewhere_takes_no_wake_up_away(busy):
     thread.start()
 
     async def main():
-        task = asyncio.create_task(here.agent.wait_async([handle]))
+        task = asyncio.create_task(
+            here.agent.wait_async([handle], check=False)
+        )
         await asyncio.sleep(0.05)
         here.agent.cancel(handle)
         return await task
@@ -105,7 +107,9 @@ def test_any_of_several(long_transfer):
         here.agent.transfer(handle)
 
     async def main():
-        task = asyncio.create_task(here.agent.wait_async(slow, any_of=True))
+        task = asyncio.create_task(
+            here.agent.wait_async(slow, any_of=True, check=False)
+        )
         await asyncio.sleep(0.01)
         here.agent.cancel(slow[1])
         return await task
@@ -133,6 +137,44 @@ def test_a_timeout_is_a_duration(busy, timeout):
     here, handle = busy
     with pytest.raises(ValueError, match="timeout"):
         run(here.agent.wait_async(handle, timeout))
+
+
+def test_the_first_failure_is_raised(api, long_transfer):
+    """Of several, while the others go on; with check=False it is not."""
+    here = long_transfer.here
+    slow = [long_transfer.make() for _ in range(3)]
+    for handle in slow:
+        here.agent.transfer(handle)
+
+    async def main(**options):
+        task = asyncio.create_task(here.agent.wait_async(slow, **options))
+        await asyncio.sleep(0.01)
+        here.agent.cancel(slow[1])
+        return await task
+
+    for any_of in (False, True):
+        with pytest.raises(api.nixlCancelledError) as caught:
+            run(main(any_of=any_of))
+        assert caught.value.index == 1
+        assert caught.value.handles == {
+            "ended": [],
+            "failed": [slow[1]],
+            "pending": [slow[0], slow[2]],
+        }
+    assert run(main(any_of=True, check=False)) == [slow[1]]
+    for handle in slow:
+        handle.release()
+
+
+def test_a_transfer_that_was_never_posted_is_refused(api, long_transfer):
+    here, agent = long_transfer.here, long_transfer.here.agent
+    handles = [long_transfer.handle, long_transfer.make()]
+    agent.transfer(handles[0])
+    for check in (True, False):
+        with pytest.raises(api.nixlNotPostedError) as caught:
+            run(agent.wait_async(handles, check=check))
+        assert caught.value.index == 1
+    assert here.agent.cancel(handles[0])
 
 
 def test_a_released_handle_ends_the_wait(busy):
@@ -176,13 +218,13 @@ def test_nothing_is_left_open(busy):
             task.cancel()
         await asyncio.gather(*tasks[:5], return_exceptions=True)
         here.agent.cancel(handle)
-        await asyncio.gather(*tasks[5:])
+        await asyncio.gather(*tasks[5:], return_exceptions=True)
         assert open_files() == before
 
     run(main())
 
 
-def test_waiting_does_not_poll(busy):
+def test_waiting_does_not_poll(api, busy):
     here, handle = busy
 
     async def main():
@@ -194,7 +236,8 @@ def test_waiting_does_not_poll(busy):
         loop._run_once = lambda: (wakes.append(1), original())[1]
         await asyncio.sleep(0.2)
         here.agent.cancel(handle)
-        await task
+        with pytest.raises(api.nixlCancelledError):
+            await task
         return len(wakes)
 
     assert run(main()) < 20

@@ -1,7 +1,11 @@
 """A peer restarts under its old name: the new one works, the old is an error.
 
-Killing is in tests/stress; here the old instance leaves or lives on.
+Killing under load is in tests/stress; here the old instance leaves or lives
+on, which is a mistake that is reported.
 """
+
+import gc
+import os
 
 import pytest
 from support import deadline
@@ -112,7 +116,8 @@ def test_what_is_in_flight_to_the_old_instance_fails(api, endpoint, peer):
     here.agent.transfer(transfer.handle)
     new = Generation(here, peer("phoenix"), 3)
     handle = transfer.handle
-    assert here.agent.wait([handle], timeout=10) == [handle]
+    with pytest.raises(api.nixlRemoteDisconnectError, match="phoenix"):
+        here.agent.wait([handle], timeout=30)
     with pytest.raises(api.nixlRemoteDisconnectError, match="phoenix"):
         here.agent.check_xfer_state(handle)
     new.check()
@@ -154,3 +159,99 @@ def test_ten_lives(endpoint, other):
         life.check()
         life.there.close()
     assert here.agent.stats()["peers"] == 1
+
+
+# -- two live agents of one name ---------------------------------------------
+
+NAMELESS = "NIXL's metadata names no process"
+
+
+@pytest.fixture
+def told(capfd):
+    """told(name): the lines that warned of that agent since the last call."""
+
+    def lines(name):
+        return [
+            line
+            for line in capfd.readouterr().err.splitlines()
+            if "WARNING" in line and f"'{name}'" in line
+        ]
+
+    return lines
+
+
+@pytest.mark.nixl_differs(NAMELESS)
+def test_a_second_live_agent_of_the_name_is_reported(endpoint, other, told):
+    """Once a pair, with both processes; it takes the place all the same."""
+    here = endpoint()
+    first, second = other("twin"), other("twin")
+    here.add(first.metadata())
+    assert told("twin") == []
+    Generation(here, second, 7).check()
+    [line] = told("twin")
+    assert f"process {first.pid()}" in line
+    assert f"process {second.pid()}" in line
+    for one in (first, second, first):
+        Generation(here, one, 8).check()
+    assert told("twin") == []
+
+
+@pytest.mark.nixl_differs(NAMELESS)
+def test_a_third_one_is_another_pair(endpoint, peer, told):
+    here = endpoint()
+    agents = [peer("triplet") for _ in range(3)]
+    for agent in agents:
+        here.add(agent.metadata())
+    lines = told("triplet")
+    assert len(lines) == 2
+    for line, pair in zip(lines, [agents[:2], agents[1:]], strict=True):
+        assert all(f"process {agent.pid()}" in line for agent in pair)
+
+
+@pytest.mark.nixl_differs(NAMELESS)
+def test_a_name_from_the_network_prints_no_line_of_its_own(
+    endpoint, other, capfd
+):
+    here, name = endpoint(), "twin\nvllm_nixl WARNING: all is well"
+    for _ in range(2):
+        here.add(other(name).metadata())
+    lines = capfd.readouterr().err.splitlines()
+    [line] = [line for line in lines if "all is well" in line]
+    assert "twin?vllm_nixl" in line
+
+
+def test_the_same_agent_again_is_no_second_one(endpoint, other, told):
+    here, there = endpoint(), other("phoenix")
+    for seed in range(3):
+        Generation(here, there, seed).check()
+    assert told("phoenix") == []
+
+
+@pytest.mark.parametrize("how", ["closed", "killed", "removed"])
+def test_a_restart_is_not_reported(endpoint, peer, told, how):
+    """Though the news of the end may not have come when the new one loads."""
+    here = endpoint()
+    for _ in range(3):
+        old, new = peer("phoenix"), peer("phoenix")
+        blob = new.metadata()
+        here.add(old.metadata())
+        if how == "closed":
+            old.call("close")
+        elif how == "killed":
+            old.kill()
+        else:
+            here.remove("phoenix")
+        here.add(blob)
+        new.call("close")
+    assert told("phoenix") == []
+
+
+def test_a_restart_in_this_process_is_not_reported(endpoint, told):
+    here = endpoint()
+    for seed in range(3):
+        life = endpoint("phoenix")
+        Generation(here, life, seed).check()
+        life.close()
+        gc.collect()
+    assert os.getpid() == here.pid()
+    assert told("phoenix") == []

@@ -78,8 +78,8 @@ OWN_METHODS = {
     "start_side_channel_listener": "port, metadata, host=''",
     "stats": "",
     "stop_side_channel_listener": "",
-    "wait": "handles, timeout=None, any_of=False",
-    "wait_async": "handle, timeout=None, any_of=False",
+    "wait": "handles, timeout=None, any_of=False, check=True",
+    "wait_async": "handle, timeout=None, any_of=False, check=True",
 }
 
 STOCK_CONFIG = (

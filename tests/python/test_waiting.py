@@ -12,10 +12,12 @@ import pytest
 from support import deadline, usage
 from support.memory import pattern
 from support.peer import child_environment
+from support.transfers import Long
 
 pytestmark = pytest.mark.beyond_stock
 
 SIZE = 64 * 1024
+LONG = 100_000  # so often a transfer repeats its block, until it is stopped
 
 
 @pytest.fixture
@@ -96,7 +98,13 @@ def test_a_timeout_names_what_is_still_open(api, make):
     with pytest.raises(api.nixlTimeoutError) as caught:
         agent.wait([done, endless], timeout=0.02)
     assert "wait" in str(caught.value)
-    assert make.there.name in str(caught.value) or "1" in str(caught.value)
+    assert "1 of 2" in str(caught.value)
+    assert caught.value.pending == [endless]
+    assert caught.value.handles == {
+        "ended": [done],
+        "failed": [],
+        "pending": [endless],
+    }
     agent.cancel(endless)
 
 
@@ -110,8 +118,8 @@ def test_a_timeout_that_is_none_of_ours_is_refused(make, bad):
     assert agent.wait([handle], timeout=30) == [handle]
 
 
-def test_a_failed_transfer_has_ended(api, endpoint, peer, meet):
-    """wait returns it; check_xfer_state raises what it failed with."""
+def test_a_failed_transfer_is_raised(api, endpoint, peer, meet):
+    """wait raises what it failed with, and so does check_xfer_state."""
     here, there = endpoint(), peer()
     meet(here, there)
     remote, local = there.alloc(SIZE), here.alloc(SIZE)
@@ -125,10 +133,188 @@ def test_a_failed_transfer_has_ended(api, endpoint, peer, meet):
     here.post(key)
     there.kill()
     handle = here.handles[key]
-    assert here.agent.wait([handle], timeout=30) == [handle]
+    with pytest.raises(api.nixlRemoteDisconnectError, match="peer") as caught:
+        here.agent.wait([handle], timeout=30)
+    assert caught.value.index == 0
+    assert caught.value.handles == {
+        "ended": [],
+        "failed": [handle],
+        "pending": [],
+    }
+    assert here.agent.wait([handle], timeout=0, check=False) == [handle]
     with pytest.raises(api.nixlRemoteDisconnectError):
         here.agent.check_xfer_state(handle)
     assert here.agent.check_xfer_states([handle]) == ["ERR"]
+
+
+@pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
+@pytest.mark.parametrize("any_of", [False, True])
+def test_the_first_failure_ends_the_wait(api, make, any_of):
+    """At once, though others go on: wait(None) would never return else."""
+    agent = make.here.agent
+    handles = [make(), make(LONG), make(LONG), make(LONG)]
+    for handle in handles:
+        agent.transfer(handle)
+    agent.wait(handles[:1], timeout=30)
+    agent.cancel(handles[3])
+    agent.cancel(handles[2])
+    with pytest.raises(api.nixlCancelledError, match="row 2") as caught:
+        agent.wait(handles, any_of=any_of)
+    error = caught.value
+    assert (error.index, error.operation) == (2, "wait")
+    assert error.handles == {
+        "ended": handles[:1],
+        "failed": handles[2:],
+        "pending": handles[1:2],
+    }
+    assert agent.wait(handles, any_of=True, check=False) == [
+        handles[0],
+        *handles[2:],
+    ]
+    with pytest.raises(api.nixlTimeoutError) as caught:
+        agent.wait(handles, timeout=0, check=False)
+    assert caught.value.handles == error.handles
+    assert caught.value.pending == handles[1:2]
+    assert agent.cancel(handles[1])
+    assert agent.wait(handles, check=False) == handles
+
+
+@pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
+@pytest.mark.parametrize("any_of", [False, True])
+def test_a_failure_wakes_who_waits(api, make, any_of):
+    agent = make.here.agent
+    handles = [make(LONG), make(LONG)]
+    raised = []
+
+    def wait():
+        try:
+            agent.wait(handles, any_of=any_of)
+        except api.NixlError as error:
+            raised.append(error)
+
+    for handle in handles:
+        agent.transfer(handle)
+    thread = threading.Thread(target=wait)
+    thread.start()
+    agent.cancel(handles[1])
+    thread.join(30)
+    assert not thread.is_alive()
+    [error] = raised
+    assert type(error) is api.nixlCancelledError
+    assert error.handles["failed"] == handles[1:]
+    assert agent.cancel(handles[0])
+
+
+def test_waiting_for_what_was_never_posted_is_refused(api, make):
+    agent = make.here.agent
+    posted, ready = make(), make()
+    agent.transfer(posted)
+    for any_of in (False, True):
+        for check in (True, False):
+            with pytest.raises(api.nixlNotPostedError) as caught:
+                agent.wait([posted, ready], None, any_of, check)
+            assert caught.value.index == 1
+    agent.transfer(ready)
+    assert agent.wait([posted, ready], timeout=30) == [posted, ready]
+
+
+def test_arguments_that_release_the_handle_while_they_are_read(api, make):
+    """All are read before the transfers are looked at."""
+    agent = make.here.agent
+
+    class Releases:
+        def __init__(self, value):
+            self.handle, self.value = make(), value
+            agent.transfer(self.handle)
+
+        def __float__(self):
+            self.handle.release()
+            return self.value
+
+        def __bool__(self):
+            self.handle.release()
+            return self.value
+
+        def __iter__(self):
+            yield self.handle
+            self.handle.release()
+
+    for place in ("timeout", "any_of", "check"):
+        releases = Releases(5.0 if place == "timeout" else True)
+        with pytest.raises(ValueError, match="released"):
+            agent.wait([releases.handle], **{place: releases})
+    with pytest.raises(ValueError, match="released"):
+        agent.wait(Releases(0))
+    releases = Releases(5.0)
+    with pytest.raises(ValueError, match="released"):
+        releases.handle.result(releases)
+
+
+@pytest.mark.parametrize("number", [-1, 2**32, 2**40 + 7, 2**100])
+def test_only_what_was_subscribed_is_unsubscribed(make, number):
+    """A number is not cut to a descriptor that another subscriber has."""
+    agent = make.here.agent
+    fd = agent._subscribe()
+    with pytest.raises(ValueError, match="_subscribe"):
+        agent._unsubscribe(number if number < 0 else number + fd)
+    assert os.fstat(fd)
+    agent._unsubscribe(fd)
+
+
+# -- result ------------------------------------------------------------------
+
+
+def test_the_result_of_a_transfer_is_its_telemetry(api, make):
+    agent = make.here.agent
+    handle = make()
+    with pytest.raises(api.nixlNotPostedError):
+        handle.result()
+    agent.transfer(handle)
+    result = handle.result(timeout=30)
+    assert type(result) is api.nixlXferTelemetry
+    assert repr(result) == repr(agent.get_xfer_telemetry(handle))
+    assert result.totalBytes == 8 << 20
+    assert repr(handle.result()) == repr(result)
+    assert make.here.read(make.local.key) == pattern(1, 8 << 20)
+
+
+def test_the_result_of_a_failed_transfer_is_its_error(
+    api, endpoint, peer, meet
+):
+    here, there = endpoint(), peer()
+    meet(here, there)
+    transfer = Long(here, there)
+    here.agent.transfer(transfer.handle)
+    there.kill()
+    with pytest.raises(api.nixlRemoteDisconnectError) as caught:
+        transfer.handle.result()
+    assert caught.value.handles["failed"] == [transfer.handle]
+
+
+def test_a_result_is_waited_for_so_long_and_no_longer(api, busy):
+    here, handle = busy
+    for timeout in (0, 0.05):
+        with pytest.raises(api.nixlTimeoutError, match="result") as caught:
+            handle.result(timeout)
+        assert caught.value.pending == [handle]
+        assert isinstance(caught.value, TimeoutError)
+    for bad in (-1, float("nan"), "1"):
+        with pytest.raises((ValueError, TypeError)):
+            handle.result(bad)
+    assert here.agent.check_xfer_state(handle) == "PROC"
+    handle.release()
+    with pytest.raises(ValueError, match="released"):
+        handle.result()
+
+
+def test_waiting_for_a_result_lets_other_threads_run(api, busy):
+    """The one that ends the wait needs the GIL for it."""
+    here, handle = busy
+    thread = threading.Thread(target=here.agent.cancel, args=[handle])
+    thread.start()
+    with pytest.raises(api.nixlCancelledError):
+        handle.result()
+    thread.join(30)
 
 
 def test_wait_lets_other_threads_run(busy, api):
@@ -211,9 +397,10 @@ except KeyboardInterrupt:
     [
         "here.agent.wait([long.handle])",
         "here.agent.wait([long.handle], timeout=1000)",
+        "long.handle.result()",
         "import asyncio; asyncio.run(here.agent.wait_async(long.handle))",
     ],
-    ids=["wait", "wait-timeout", "wait_async"],
+    ids=["wait", "wait-timeout", "result", "wait_async"],
 )
 def test_ctrl_c_interrupts(call):
     """As it does in a terminal; the agent works afterwards."""

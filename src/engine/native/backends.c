@@ -134,7 +134,8 @@ need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    engine->info.nonce_addr = (uint64_t)(uintptr_t)engine->info.instance;
+    memcpy(engine->nonce, engine->info.instance, sizeof engine->nonce);
+    engine->info.nonce_addr = (uint64_t)(uintptr_t)engine->nonce;
     vnxi_hub_config_t config = {
         .name = engine->name,
         .name_len = engine->name_len,

@@ -140,6 +140,8 @@ native_stop(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&engine->backend_lock);
 
     vnxi_directory_remove(engine);
+    /* A process that looks from now on sees that the agent is closed. */
+    explicit_bzero(engine->nonce, sizeof engine->nonce);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     if (ucx != NULL) {
         vnxi_ucx_settle(ucx);
@@ -349,6 +351,7 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .peer_destroy = vnxi_native_peer_destroy,
     .peer_connect = vnxi_native_peer_connect,
     .peer_covers = vnxi_native_peer_covers,
+    .peer_pid = vnxi_native_peer_pid,
     .describe = vnxi_native_describe,
     .list_begin = native_list_begin,
     .list_feed = vnxi_list_feed,

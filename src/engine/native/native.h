@@ -52,7 +52,9 @@ struct vnxi_engine {
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
     vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
-    _Atomic(vnxi_ucx_t *) ucx; /* NULL: none, and no_ucx says why */
+    unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
+                                              id until stop(), then zeros */
+    _Atomic(vnxi_ucx_t *) ucx;        /* NULL: none, and no_ucx says why */
     char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
     vnxi_mutex_t map_lock;            /* mapping regions by UCX */
 
@@ -191,6 +193,7 @@ void vnxi_native_peer_destroy(vnxi_peer_t *peer);
 vnx_status_t vnxi_native_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);
 bool vnxi_native_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
                              const vnx_desc_t *descs, size_t count);
+uint32_t vnxi_native_peer_pid(vnxi_peer_t *peer);
 vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
                                     size_t len, vnx_error_t *error);
 vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,

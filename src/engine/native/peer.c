@@ -11,10 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/mutex.h"
 #include "engine/native/native.h"
+#include "engine/native/shm/proc.h"
+#include "engine/native/shm/vm.h"
 
 vnxi_native_peer_t *
 vnxi_native_peer_create(vnxi_engine_t *engine, const void *name,
@@ -367,6 +370,42 @@ vnxi_native_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
 
     vnxi_region_table_release(table);
     return covers;
+}
+
+static bool
+is_running_here(vnxi_native_peer_t *peer)
+{
+    const vnxi_shm_info_t *info = &peer->info, *ours = &peer->engine->info;
+    unsigned char nonce[VNXI_SHM_ID_SIZE];
+    vnxi_proc_stat_t stat;
+
+    if (!peer->has_info ||
+        memcmp(info->boot, ours->boot, sizeof info->boot) != 0 ||
+        info->pid_namespace != ours->pid_namespace ||
+        !vnxi_proc_stat((pid_t)info->pid, &stat) || stat.exiting ||
+        stat.start_time != info->start_time) {
+        return false;
+    }
+    if (peer->link != NULL) {
+        return vnxi_link_is_up(peer->link);
+    }
+    return vnxi_vm_peek((pid_t)info->pid, info->nonce_addr, nonce,
+                        sizeof nonce) == 0 &&
+           memcmp(nonce, info->instance, sizeof nonce) == 0;
+}
+
+uint32_t
+vnxi_native_peer_pid(vnxi_peer_t *base)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+
+    if (vnxi_native_peer_gone(peer)) {
+        return 0;
+    }
+    if (peer->local != NULL) {
+        return (uint32_t)getpid();
+    }
+    return is_running_here(peer) ? peer->info.pid : 0;
 }
 
 /* Loading its metadata has connected it; what is left to do is in the

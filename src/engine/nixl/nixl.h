@@ -254,6 +254,7 @@ void vnxi_nixl_peer_destroy(vnxi_peer_t *peer);
 vnx_status_t vnxi_nixl_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);
 bool vnxi_nixl_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
                            const vnx_desc_t *descs, size_t count);
+uint32_t vnxi_nixl_peer_pid(vnxi_peer_t *peer);
 vnx_status_t vnxi_nixl_notif_send(vnxi_peer_t *peer, const void *message,
                                   size_t len, vnx_error_t *error);
 vnx_status_t vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,

@@ -4,6 +4,7 @@
  * until the loop has written the queue out: so the order of the calls is kept.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -94,6 +95,18 @@ bool
 vnxi_link_ended(const vnxi_link_t *link)
 {
     return atomic_load_explicit(&link->over, memory_order_acquire);
+}
+
+bool
+vnxi_link_is_up(vnxi_link_t *link)
+{
+    vnxi_mutex_lock(&link->send_lock);
+    struct pollfd ends[] = {{.fd = link->fd, .events = POLLRDHUP},
+                            {.fd = link->pidfd, .events = POLLIN}};
+    bool is_up =
+        link->fd >= 0 && !vnxi_link_ended(link) && poll(ends, 2, 0) == 0;
+    vnxi_mutex_unlock(&link->send_lock);
+    return is_up;
 }
 
 bool

@@ -111,6 +111,10 @@ int vnxi_link_pidfd(const vnxi_link_t *link); /* valid until released */
 /* Has the link ended? One atomic load. */
 bool vnxi_link_ended(const vnxi_link_t *link);
 
+/* Is the other end there?  Asks the kernel, so it sees an end that the loop
+ * has not come to yet.  Two system calls at most. */
+bool vnxi_link_is_up(vnxi_link_t *link);
+
 /* In the order of the calls; copies what it must queue.
  * VNX_ERR_REMOTE_DISCONNECT; VNX_ERR_BACKEND when the queue is full. */
 vnx_status_t vnxi_link_send_notif(vnxi_link_t *link, const void *message,
