@@ -51,8 +51,6 @@ struct vnx_agent {
     vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
     uint64_t last_generation; /* load_lock */
-    vnxi_name_map_t rivals;   /* load_lock; pairs of agents of one name that a
-                                 warning was given about; values owned */
 
     vnxi_events_t events;
     atomic_uint in_flight; /* posts that have not ended */
@@ -61,6 +59,9 @@ struct vnx_agent {
     vnxi_notifs_t notifs;
     vnxi_mutex_t error_lock; /* the error records of transfers */
     vnxi_counters_t counters;
+
+    vnxi_name_map_t rivals; /* load_lock; pairs of agents of one name that a
+                               warning was given about; values owned */
 };
 
 struct vnx_dlist {

@@ -16,18 +16,64 @@ typedef struct waiting {
     vnx_xfer_t *const *xfers;
     size_t count;
     bool any, check;
-    bool looked;       /* `failures` is valid */
     unsigned failures; /* the agent's, before the last look at all */
     size_t first_open; /* all: those before it have ended */
     size_t failed;     /* the one that ends the wait; `count`: none */
 } waiting_t;
 
 static bool
-has_failed(const waiting_t *waiting, size_t i)
+has_failed(const waiting_t *waiting, vnx_xfer_state_t state)
 {
-    vnx_xfer_state_t state = vnx_xfer_state(waiting->xfers[i]);
-    return state == VNX_XFER_FAILED || state == VNX_XFER_CANCELLED;
+    return waiting->check &&
+           (state == VNX_XFER_FAILED || state == VNX_XFER_CANCELLED);
 }
+
+/* -- The first look --------------------------------------------------------
+ */
+
+static vnx_status_t
+refuse_xfer(const waiting_t *waiting, size_t i, vnx_error_t *error)
+{
+    vnx_status_t status =
+        vnxi_xfer_agent(waiting->xfers[i]) != waiting->agent
+            ? vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
+                             "the transfer belongs to another agent")
+            : vnxi_error_set(error, VNX_ERR_NOT_POSTED, "wait",
+                             "the transfer was not posted, so it would never "
+                             "end: call transfer() first");
+    vnxi_error_row(error, i);
+    return status;
+}
+
+/* Look at each of them once: as a rule all have ended.  VNX_IN_PROG: the wait
+ * is not over. */
+static vnx_status_t
+first_look(waiting_t *waiting, vnx_error_t *error)
+{
+    size_t count = waiting->count, open = 0;
+
+    waiting->failed = waiting->first_open = count;
+    waiting->failures = atomic_load(&waiting->agent->failures);
+    for (size_t i = 0; i < count; i++) {
+        vnx_xfer_state_t state = vnx_xfer_state(waiting->xfers[i]);
+        if (vnxi_xfer_agent(waiting->xfers[i]) != waiting->agent ||
+            state == VNX_XFER_READY) {
+            return refuse_xfer(waiting, i, error);
+        }
+        if (state == VNX_XFER_POSTED && open++ == 0) {
+            waiting->first_open = i;
+        } else if (waiting->failed == count && has_failed(waiting, state)) {
+            waiting->failed = i;
+        }
+    }
+    return open == 0 || waiting->failed < count ||
+                   (waiting->any && open < count)
+               ? VNX_OK
+               : VNX_IN_PROG;
+}
+
+/* -- The looks that follow -------------------------------------------------
+ */
 
 /* Look for the first failed transfer, unless none has failed since the last
  * look. */
@@ -35,14 +81,13 @@ static bool
 find_failed(waiting_t *waiting)
 {
     unsigned failures = atomic_load(&waiting->agent->failures);
-    if (!waiting->check ||
-        (waiting->looked && failures == waiting->failures)) {
+
+    if (failures == waiting->failures) {
         return false;
     }
-    waiting->looked = true;
     waiting->failures = failures;
     for (size_t i = 0; i < waiting->count; i++) {
-        if (has_failed(waiting, i)) {
+        if (has_failed(waiting, vnx_xfer_state(waiting->xfers[i]))) {
             waiting->failed = i;
             return true;
         }
@@ -54,13 +99,12 @@ find_failed(waiting_t *waiting)
 static bool
 note_ended(waiting_t *waiting, size_t i)
 {
-    if (!vnxi_xfer_has_ended(waiting->xfers[i])) {
-        return false;
-    }
-    if (waiting->check && has_failed(waiting, i)) {
+    vnx_xfer_state_t state = vnx_xfer_state(waiting->xfers[i]);
+
+    if (has_failed(waiting, state)) {
         waiting->failed = i;
     }
-    return true;
+    return state != VNX_XFER_POSTED;
 }
 
 static bool
@@ -77,7 +121,7 @@ is_over(void *context)
                 return true;
             }
         }
-        return waiting->count == 0;
+        return false;
     }
     while (waiting->first_open < waiting->count &&
            note_ended(waiting, waiting->first_open)) {
@@ -89,27 +133,8 @@ is_over(void *context)
     return waiting->first_open == waiting->count;
 }
 
-static vnx_status_t
-check_xfers(const vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
-            vnx_error_t *error)
-{
-    for (size_t i = 0; i < count; i++) {
-        vnx_status_t status = VNX_OK;
-        if (vnxi_xfer_agent(xfers[i]) != agent) {
-            status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
-                                    "the transfer belongs to another agent");
-        } else if (vnx_xfer_state(xfers[i]) == VNX_XFER_READY) {
-            status = vnxi_error_set(error, VNX_ERR_NOT_POSTED, "wait",
-                                    "the transfer was not posted, so it would "
-                                    "never end: call transfer() first");
-        }
-        if (status != VNX_OK) {
-            vnxi_error_row(error, i);
-            return status;
-        }
-    }
-    return VNX_OK;
-}
+/* -- The end ---------------------------------------------------------------
+ */
 
 /* The row of a transfer's own error moves into the cause: the record's row
  * says which transfer failed. */
@@ -157,11 +182,29 @@ outcome(const waiting_t *waiting, vnx_error_t *error)
     return status;
 }
 
+static vnx_status_t
+sleep_until_over(waiting_t *waiting, uint64_t deadline, vnx_error_t *error)
+{
+    if (vnxi_events_wait(&waiting->agent->events, is_over, waiting,
+                         deadline)) {
+        return VNX_OK;
+    }
+    return vnxi_error_set(
+        error, VNX_ERR_TIMEOUT, "wait", "%s of %zu transfers has ended",
+        waiting->any ? "none" : "not every one", waiting->count);
+}
+
 vnx_status_t
 vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
                unsigned flags, uint64_t timeout_ns, vnx_error_t *error)
 {
-    const bool any = (flags & VNX_WAIT_ANY) != 0;
+    waiting_t waiting = {
+        .agent = agent,
+        .xfers = xfers,
+        .count = count,
+        .any = (flags & VNX_WAIT_ANY) != 0,
+        .check = (flags & VNX_WAIT_NO_CHECK) == 0,
+    };
     uint64_t deadline = vnxi_clock_deadline(timeout_ns);
     vnx_status_t status;
 
@@ -172,24 +215,19 @@ vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
                               "unknown flags: 0x%x", flags);
     }
-    status = check_xfers(agent, xfers, count, error);
-    if (status != VNX_OK) {
-        return status;
-    }
     vnxi_events_clear(&agent->events);
     do {
-        waiting_t waiting = {.agent = agent,
-                             .xfers = xfers,
-                             .count = count,
-                             .any = any,
-                             .check = (flags & VNX_WAIT_NO_CHECK) == 0,
-                             .failed = count};
-        if (!vnxi_events_wait(&agent->events, is_over, &waiting, deadline)) {
-            return vnxi_error_set(error, VNX_ERR_TIMEOUT, "wait",
-                                  "%s of %zu transfers has ended",
-                                  any ? "none" : "not every one", count);
+        status = first_look(&waiting, error);
+        if (status < 0) {
+            vnxi_events_signal(&agent->events); /* nothing was taken */
+            return status;
         }
-        status = outcome(&waiting, error);
+        if (status == VNX_IN_PROG) {
+            status = sleep_until_over(&waiting, deadline, error);
+        }
+        if (status == VNX_OK) {
+            status = outcome(&waiting, error);
+        }
     } while (status == VNX_IN_PROG);
     return status;
 }

@@ -18,7 +18,6 @@ typedef enum group {
     GROUP_FAILED,  /* or cancelled */
     GROUP_PENDING, /* posted */
     GROUP_READY,   /* never posted */
-    GROUP_COUNT
 } group_t;
 
 #define GROUP_BIT(group) (1u << (group))
@@ -27,7 +26,8 @@ typedef struct xfer_set {
     PyObject *handles;     /* tuple */
     vnx_xfer_t **xfers;    /* retained */
     unsigned char *groups; /* group_t of each, by set_look() */
-    size_t count, counts[GROUP_COUNT];
+    size_t count;
+    unsigned seen; /* GROUP_BIT of every group that is not empty, likewise */
 } xfer_set_t;
 
 static void
@@ -105,31 +105,41 @@ group_of(const vnx_xfer_t *xfer)
 static void
 set_look(xfer_set_t *set)
 {
-    memset(set->counts, 0, sizeof set->counts);
+    unsigned seen = 0;
     for (size_t i = 0; i < set->count; i++) {
         group_t group = group_of(set->xfers[i]);
         set->groups[i] = (unsigned char)group;
-        set->counts[group]++;
+        seen |= GROUP_BIT(group);
     }
+    set->seen = seen;
+}
+
+static bool
+set_has(const xfer_set_t *set, group_t group)
+{
+    return (set->seen & GROUP_BIT(group)) != 0;
 }
 
 /* Would vnx_agent_wait() return?  As of the last set_look(). */
 static bool
 set_is_over(const xfer_set_t *set, unsigned flags)
 {
-    size_t ended = set->counts[GROUP_ENDED] + set->counts[GROUP_FAILED];
-
-    if (set->counts[GROUP_READY] > 0 || set->counts[GROUP_PENDING] == 0) {
+    if (set_has(set, GROUP_READY) || !set_has(set, GROUP_PENDING)) {
         return true;
     }
-    return ((flags & VNX_WAIT_ANY) != 0 && ended > 0) ||
-           ((flags & VNX_WAIT_NO_CHECK) == 0 && set->counts[GROUP_FAILED] > 0);
+    return ((flags & VNX_WAIT_ANY) != 0 && set_has(set, GROUP_ENDED)) ||
+           ((flags & (VNX_WAIT_ANY | VNX_WAIT_NO_CHECK)) !=
+                VNX_WAIT_NO_CHECK &&
+            set_has(set, GROUP_FAILED));
 }
 
 /* The handles of some groups, in the order given. */
 static PyObject *
 set_list(const xfer_set_t *set, unsigned groups)
 {
+    if ((set->seen & ~groups) == 0) {
+        return PySequence_List(set->handles);
+    }
     PyObject *list = PyList_New(0);
     for (size_t i = 0; list != NULL && i < set->count; i++) {
         if ((groups & GROUP_BIT(set->groups[i])) != 0 &&
@@ -148,12 +158,12 @@ timeout_describe(const char *operation, const xfer_set_t *set,
                  vnx_error_t *error)
 {
     char numbers[200] = "";
-    size_t used = 0, first = set->count;
+    size_t open = 0, used = 0, first = 0;
     for (size_t i = 0; i < set->count; i++) {
         if (set->groups[i] != GROUP_PENDING) {
             continue;
         }
-        first = first == set->count ? i : first;
+        first = open++ == 0 ? i : first;
         if (used + 32 < sizeof numbers) {
             used += (size_t)snprintf(numbers + used, sizeof numbers - used,
                                      "%s%zu", used > 0 ? ", " : "", i);
@@ -164,7 +174,7 @@ timeout_describe(const char *operation, const xfer_set_t *set,
     }
     vnxi_error_set(error, VNX_ERR_TIMEOUT, operation,
                    "%zu of %zu transfers have not ended in time: numbers %s",
-                   set->counts[GROUP_PENDING], set->count, numbers);
+                   open, set->count, numbers);
     vnxi_error_row(error, first);
 }
 
@@ -273,7 +283,7 @@ set_wait_ended(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
         vnx_agent_clear_events(self->agent);
         set_look(set);
         /* One that failed in between is raised by the next round. */
-    } while (check && set->counts[GROUP_FAILED] > 0);
+    } while (check && set_has(set, GROUP_FAILED));
     return set_list(set, GROUP_BIT(GROUP_ENDED) | GROUP_BIT(GROUP_FAILED));
 }
 

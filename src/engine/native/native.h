@@ -52,9 +52,7 @@ struct vnxi_engine {
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
     vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
-    unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
-                                              id until stop(), then zeros */
-    _Atomic(vnxi_ucx_t *) ucx;        /* NULL: none, and no_ucx says why */
+    _Atomic(vnxi_ucx_t *) ucx; /* NULL: none, and no_ucx says why */
     char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
     vnxi_mutex_t map_lock;            /* mapping regions by UCX */
 
@@ -70,6 +68,8 @@ struct vnxi_engine {
     size_t in_flight; /* transfers on the copy threads; flight_lock */
 
     vnxi_engine_t *next; /* the directory of this process; its lock */
+    unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
+                                              id until stop(), then zeros */
 };
 
 typedef enum vnxi_path {
