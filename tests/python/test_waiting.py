@@ -226,6 +226,7 @@ def test_arguments_that_release_the_handle_while_they_are_read(api, make):
         def __init__(self, value):
             self.handle, self.value = make(), value
             agent.transfer(self.handle)
+            agent.wait([self.handle], timeout=30)  # not every one is stopped
 
         def __float__(self):
             self.handle.release()
