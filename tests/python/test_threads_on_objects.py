@@ -225,3 +225,24 @@ def test_many_take_notifications_and_each_comes_once(here):
     assert together(send, take, take_one, take_one, take) == []
     taken.extend(here.take_notifs().get(here.name, []))
     assert sorted(int(message) for message in taken) == list(range(TIMES))
+
+
+def test_strides_change_while_they_are_prepared(here, block):
+    """Another thread makes rows of many blocks out of rows of few."""
+    numpy = pytest.importorskip("numpy")
+    strided = numpy.array([(block.addr, 8, 0, 8, 64)] * 4096, numpy.uint64)
+    ended = False
+
+    def change():
+        while not ended:
+            strided[:, 4] = ROWS
+            strided[:, 4] = 64
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(2 * TIMES):
+            here.agent.prep_xfer_dlist("", strided, "DRAM").release()
+    finally:
+        ended = True
+        changing.join()

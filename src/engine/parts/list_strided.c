@@ -139,7 +139,9 @@ vnxi_list_feed_strided(vnxi_builder_t *builder, const vnx_strided_desc_t *rows,
                        size_t count, vnx_error_t *error)
 {
     for (size_t i = 0; i < count; i++) {
-        vnx_status_t status = feed_strided_row(builder, &rows[i], error);
+        /* A copy: the array may change while the row is read. */
+        vnx_strided_desc_t row = rows[i];
+        vnx_status_t status = feed_strided_row(builder, &row, error);
         if (status != VNX_OK) {
             return status;
         }
