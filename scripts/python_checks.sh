@@ -10,7 +10,7 @@ TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
 # conversions, the protocols, and that bytes arrive (within the process: how
 # they travel does not depend on Python).
 SMOKE_TESTS=(surface import calls descs indices list_objects wrong_input
-    transfer aio bindings_raw)
+    caller_code transfer aio bindings_raw)
 SMOKE_NEEDS=(numpy pytest hypothesis)
 # On the engine nixl, whose agents take a fifth of a second to make, and a
 # process of them more than one: what crosses processes, and all the rest that

@@ -60,6 +60,11 @@ class NixlAgent(Agent):
     }
     nixl_ops = {"WRITE": 1, "READ": 0}  # noqa: RUF012 - NIXL's attribute
 
+    # Made at first use by setdefault() of the agent's __dict__: threads that
+    # come at the same time get the same one.
+    _side_channel: TcpSideChannel | None = None
+    _raw: nixlAgent | None = None
+
     def __init__(
         self,
         agent_name: str,
@@ -83,9 +88,7 @@ class NixlAgent(Agent):
             backends=config.backends,
             metadata_secret=config.metadata_secret,
         )
-        self._side_channel: TcpSideChannel | None = None
         self._iterators: set[_Events] = set()
-        self._raw: nixlAgent | None = None
         for name in config.backends:
             self.create_backend(name)
         if instantiate_all and nixl_conf is None:
@@ -107,11 +110,13 @@ class NixlAgent(Agent):
         A raw agent may be put in its place under the same name, as long as
         neither has a backend; it is this agent afterwards.
         """
-        if self._raw is None:
-            from ._raw import nixlAgent
+        if self._raw is not None:
+            return self._raw
+        from ._raw import nixlAgent
 
-            self._raw = nixlAgent._of(self)
-        return self._raw
+        raw: nixlAgent
+        raw = self.__dict__.setdefault("_raw", nixlAgent._of(self))
+        return raw
 
     @agent.setter
     def agent(self, raw: nixlAgent) -> None:
@@ -184,9 +189,11 @@ class NixlAgent(Agent):
     # -- Side channel -------------------------------------------------------
 
     def _channel(self) -> TcpSideChannel:
-        if self._side_channel is None:
-            self._side_channel = TcpSideChannel()
-        return self._side_channel
+        if self._side_channel is not None:
+            return self._side_channel
+        channel: TcpSideChannel
+        channel = self.__dict__.setdefault("_side_channel", TcpSideChannel())
+        return channel
 
     def start_side_channel_listener(
         self,

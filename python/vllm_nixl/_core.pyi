@@ -164,7 +164,8 @@ class nixlXferDList(_Exports):
 
     type: a memory type, as nixl_mem_t or by name
     descs: rows as tuples, an Nx3 array of uint64 or int64, or tensors; a
-        number makes so many rows of zeros, as init_size does
+        number makes so many rows of zeros, as init_size does;
+        nixlInvalidParamError where it is negative or too large
 
     Always true, also when empty. It exports its rows as a read-only Nx3
     buffer of uint64.
@@ -623,6 +624,9 @@ class Agent:
         has all of them
     metadata_secret: str or bytes with which metadata is signed, and without
         which none is loaded; None: VLLM_NIXL_METADATA_SECRET
+
+    nixlInvalidParamError for a number out of range, RuntimeError where
+    __init__() was called before.
     """
 
     name: str

@@ -1,8 +1,12 @@
 #include "python/agent.h"
 
+#include <limits.h>
 #include <structmember.h>
 
 #include "python/convert.h"
+#include "python/integers.h"
+
+#define INIT "nixl_agent" /* the operation in messages */
 
 /* Closing and freeing end threads, and wait for them. */
 static void
@@ -36,24 +40,27 @@ agent_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
 }
 
 static bool
-agent_create(vnxi_py_agent_t *self, PyObject *name_arg,
+agent_create(vnxi_py_agent_t *self, const vnxi_py_bytes_t *name,
              const vnx_agent_config_t *config)
 {
-    vnxi_py_bytes_t name;
     vnx_error_t error;
-    if (!vnxi_py_peer_get(self->state, "nixl_agent", name_arg, &name)) {
+    PyObject *shown = vnxi_py_name_new(name->data, name->len);
+    if (shown == NULL) {
         return false;
     }
-    self->name = vnxi_py_name_new(name.data, name.len);
-    bool good = self->name != NULL;
-    if (good && vnx_agent_create(name.data, name.len, config, &self->agent,
-                                 &error) < 0) {
-        Py_CLEAR(self->name);
+    /* Only now: converting the arguments may have made it. */
+    if (self->agent != NULL) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "Agent.__init__() was called already");
+    } else if (vnx_agent_create(name->data, name->len, config, &self->agent,
+                                &error) < 0) {
         vnxi_py_raise(self->state, &error);
-        good = false;
+    } else {
+        Py_XSETREF(self->name, shown);
+        return true;
     }
-    vnxi_py_bytes_put(&name);
-    return good;
+    Py_DECREF(shown);
+    return false;
 }
 
 /* As bytes; data NULL for None. */
@@ -65,19 +72,35 @@ secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
         return true;
     }
     if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
-        vnxi_py_wrong_type("nixl_agent", "metadata_secret", "a str or bytes",
-                           value);
+        vnxi_py_wrong_type(INIT, "metadata_secret", "a str or bytes", value);
         return false;
     }
     bool is_read =
-        vnxi_py_message_get("nixl_agent", "metadata_secret", value, secret_p);
+        vnxi_py_message_get(INIT, "metadata_secret", value, secret_p);
     if (!is_read && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
         PyErr_Clear(); /* the exception holds the secret */
-        vnxi_py_invalid(state, "nixl_agent", VNXI_PY_NO_ROW,
+        vnxi_py_invalid(state, INIT, VNXI_PY_NO_ROW,
                         "metadata_secret has a character that UTF-8 cannot "
                         "encode");
     }
     return is_read;
+}
+
+/* Left-out numbers stay 0. */
+static bool
+init_numbers(vnxi_py_state_t *state, PyObject *threads_arg, PyObject *max_arg,
+             vnx_agent_config_t *config)
+{
+    uint64_t threads = 0;
+    if (threads_arg != NULL &&
+        !vnxi_py_int_between(state, INIT, "num_threads", threads_arg, 0,
+                             UINT_MAX, &threads)) {
+        return false;
+    }
+    config->num_threads = (unsigned)threads;
+    return max_arg == NULL ||
+           vnxi_py_int_between(state, INIT, "notif_bytes_max", max_arg, 0,
+                               UINT64_MAX, &config->notif_bytes_max);
 }
 
 static int
@@ -88,31 +111,27 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
         "backends",   "metadata_secret", NULL};
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_agent_config_t config = {.size = sizeof config};
-    unsigned long long notif_bytes_max = 0;
-    PyObject *name, *backends_arg = NULL, *secret_arg = NULL;
+    PyObject *name_arg, *threads_arg = NULL, *max_arg = NULL;
+    PyObject *backends_arg = NULL, *secret_arg = NULL;
     vnxi_py_backends_t backends;
-    vnxi_py_bytes_t secret;
+    vnxi_py_bytes_t name, secret;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zIKOO:Agent", names,
-                                     &name, &config.engine,
-                                     &config.num_threads, &notif_bytes_max,
-                                     &backends_arg, &secret_arg)) {
-        return -1;
-    }
-    if (self->agent != NULL) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "Agent.__init__() was called already");
-        return -1;
-    }
-    if (!vnxi_py_backends_get("nixl_agent", NULL, backends_arg, &backends) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zOOOO:Agent", names,
+                                     &name_arg, &config.engine, &threads_arg,
+                                     &max_arg, &backends_arg, &secret_arg) ||
+        !init_numbers(self->state, threads_arg, max_arg, &config) ||
+        !vnxi_py_backends_get(INIT, NULL, backends_arg, &backends) ||
         !secret_get(self->state, secret_arg, &secret)) {
         return -1;
     }
-    config.notif_bytes_max = notif_bytes_max;
     config.backends = backends.list;
     config.metadata_secret = secret.data;
     config.metadata_secret_len = secret.len;
-    bool is_made = agent_create(self, name, &config);
+    bool is_made = false;
+    if (vnxi_py_peer_get(self->state, INIT, name_arg, &name)) {
+        is_made = agent_create(self, &name, &config);
+        vnxi_py_bytes_put(&name);
+    }
     vnxi_py_bytes_put(&secret);
     return is_made ? 0 : -1;
 }
@@ -127,9 +146,10 @@ VNXI_PY_METHOD(close)
         return NULL;
     }
     self->is_closed = true;
+    vnx_listener_t *listener = self->listener;
     Py_BEGIN_ALLOW_THREADS;
-    if (self->listener != NULL) {
-        vnx_listener_stop(self->listener);
+    if (listener != NULL) {
+        vnx_listener_stop(listener);
     }
     vnx_agent_close(self->agent);
     Py_END_ALLOW_THREADS;
@@ -157,8 +177,13 @@ agent_repr(PyObject *op)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     const char *state = self->is_closed ? "closed " : "";
-    return PyUnicode_FromFormat("<%snixl_agent %R at %p>", state,
-                                self->name != NULL ? self->name : Py_None, op);
+    /* A reference of our own: the name may be any object, and its __repr__ may
+     * replace it. */
+    PyObject *name = Py_NewRef(self->name != NULL ? self->name : Py_None);
+    PyObject *text =
+        PyUnicode_FromFormat("<%snixl_agent %R at %p>", state, name, op);
+    Py_DECREF(name);
+    return text;
 }
 
 static PyObject *
@@ -223,6 +248,8 @@ PyDoc_STRVAR(agent_doc,
              "metadata_secret: str or bytes with which metadata is signed, "
              "and without which\n    none is loaded; None: "
              "VLLM_NIXL_METADATA_SECRET\n\n"
+             "nixlInvalidParamError for a number out of range, RuntimeError "
+             "where __init__() was\ncalled before.\n\n"
              "Every method may be called from any thread at any time.");
 
 static PyMemberDef agent_members[] = {
@@ -242,8 +269,10 @@ agent_get_plugin_list(PyObject *op, void *context)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     (void)context;
-    return self->plugin_list != NULL ? Py_NewRef(self->plugin_list)
-                                     : vnxi_py_agent_plugins(self);
+    if (self->plugin_list != NULL) {
+        return Py_NewRef(self->plugin_list);
+    }
+    return vnxi_py_agent_is_made(self) ? vnxi_py_agent_plugins(self) : NULL;
 }
 
 static int

@@ -1,6 +1,28 @@
 /*
  * The type Agent, base of vllm_nixl.NixlAgent.  Its methods are spread over
  * agent_*.c by subject; agent_methods.c has their table and documentation.
+ *
+ * How a method is written.  Converting an argument can run the caller's code:
+ * __index__, __float__, __bool__, __str__, __iter__, __getitem__, __buffer__,
+ * __eq__ and __hash__ of a key, an attribute of a tensor.  So can the end of
+ * an object (Py_DECREF of what the caller gave), and so can making a list, a
+ * tuple or a dict, since the collector may run then.  That code can do
+ * anything: release handles, close the agent, change a list while it is read,
+ * replace agent.notifs, call the same method again.  Another thread can do the
+ * same whenever the GIL is dropped.  Therefore, in this order:
+ *
+ *   1. Convert all arguments.  Only the arguments themselves stay alive
+ *      meanwhile: what a list or a dict of the caller holds is borrowed, so
+ *      take a reference to an item before it is converted, and read the size
+ *      again for the next one.
+ *   2. Read the handles (vnxi_py_xfer_get(), vnxi_py_dlist_get()) and the
+ *      fields of the agent, which refuses what has been released by now.  Take
+ *      a reference to each that is used while the GIL is dropped, or while
+ *      more code of the caller can run.
+ *   3. Call, and give the references and buffers back.
+ *
+ * An exact int, float, str or bytes and an exact tuple run no code, nor does a
+ * look at the type of an object, so hot calls need no reference for these.
  */
 #ifndef VNXI_PYTHON_AGENT_H
 #define VNXI_PYTHON_AGENT_H
@@ -26,6 +48,16 @@ typedef struct vnxi_py_agent {
 
 extern PyMethodDef vnxi_py_agent_methods[];
 
+/* Was __init__() called?  false: exception. */
+static inline bool
+vnxi_py_agent_is_made(const vnxi_py_agent_t *self)
+{
+    if (self->agent == NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "Agent.__init__() was not called");
+    }
+    return self->agent != NULL;
+}
+
 /* The first lines of every method: its agent and its sorted arguments, or
  * false and an exception.  Another agent's handle, a closed agent and the like
  * are for what follows. */
@@ -35,11 +67,8 @@ vnxi_py_agent_begin(PyObject *op, const vnxi_py_signature_t *signature,
                     PyObject **values)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    if (self->agent == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "Agent.__init__() was not called");
-        return false;
-    }
-    return vnxi_py_args_parse(self->state, signature, args, nargs, kwnames,
+    return vnxi_py_agent_is_made(self) &&
+           vnxi_py_args_parse(self->state, signature, args, nargs, kwnames,
                               values);
 }
 
@@ -59,7 +88,10 @@ VNXI_PY_METHOD(get_plugin_mem_types);
 VNXI_PY_METHOD(get_plugin_params);
 VNXI_PY_METHOD(get_backend_mem_types);
 VNXI_PY_METHOD(get_backend_params);
+/* NULL: exception. */
 PyObject *vnxi_py_agent_plugins(vnxi_py_agent_t *self);
+/* Was a backend of this name created?  1, 0, or -1 and an exception. */
+int vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name);
 
 /* agent_memory.c */
 VNXI_PY_METHOD(get_reg_descs);

@@ -35,23 +35,57 @@ params_fini(param_list_t *list)
 
 /* Text of a key or a value; numbers are taken too. */
 static const char *
-param_text(param_list_t *list, PyObject *value)
+param_text(vnxi_py_state_t *state, const char *operation, const char *what,
+           param_list_t *list, PyObject *value)
 {
     PyObject *text = PyObject_Str(value);
     const char *utf8 = NULL;
     if (text != NULL && PyList_Append(list->keep, text) == 0) {
-        utf8 = PyUnicode_AsUTF8(text);
+        utf8 = vnxi_py_text_get(state, operation, what, text);
     }
     Py_XDECREF(text);
     return utf8;
 }
 
+/* From a dict that nobody else has: __str__ of an item may change the
+ * caller's. */
 static bool
-params_get(const char *operation, PyObject *value, param_list_t *list)
+params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
+            param_list_t *list)
 {
     PyObject *key, *item;
     Py_ssize_t at = 0;
 
+    list->keep = PyList_New(0);
+    if (list->keep == NULL) {
+        return false;
+    }
+    list->params =
+        PyMem_Calloc((size_t)PyDict_Size(dict) + 1, sizeof *list->params);
+    if (list->params == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    while (PyDict_Next(dict, &at, &key, &item)) {
+        vnx_param_t *param = &list->params[list->count++];
+        param->key =
+            param_text(state, operation, "the name of a parameter", list, key);
+        if (param->key == NULL) {
+            return false;
+        }
+        param->value = param_text(state, operation, "the value of a parameter",
+                                  list, item);
+        if (param->value == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+params_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
+           param_list_t *list)
+{
     *list = (param_list_t){0};
     if (value == NULL || value == Py_None) {
         return true;
@@ -60,20 +94,8 @@ params_get(const char *operation, PyObject *value, param_list_t *list)
         vnxi_py_wrong_type(operation, "initParams", "a dict", value);
         return false;
     }
-    list->keep = PyList_New(0);
-    list->params =
-        PyMem_Calloc((size_t)PyDict_Size(value) + 1, sizeof *list->params);
-    if (list->params == NULL) {
-        PyErr_NoMemory();
-    }
     PyObject *dict = PyDict_Copy(value);
-    bool good = list->keep != NULL && list->params != NULL && dict != NULL;
-    while (good && PyDict_Next(dict, &at, &key, &item)) {
-        vnx_param_t *param = &list->params[list->count++];
-        param->key = param_text(list, key);
-        param->value = param_text(list, item);
-        good = param->key != NULL && param->value != NULL;
-    }
+    bool good = dict != NULL && params_read(state, operation, dict, list);
     Py_XDECREF(dict);
     if (!good) {
         params_fini(list);
@@ -90,7 +112,7 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
     param_list_t params;
     vnx_error_t error;
     vnx_status_t status;
-    if (!params_get(operation, params_arg, &params)) {
+    if (!params_get(self->state, operation, params_arg, &params)) {
         return false;
     }
     Py_BEGIN_ALLOW_THREADS;
@@ -104,14 +126,22 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
     return status >= 0;
 }
 
-static const char *
-backend_text(const char *operation, PyObject *name)
+/* Note that it was created; the key is a plain str, whatever it came as. */
+static bool
+backend_add(vnxi_py_agent_t *self, PyObject *name)
 {
-    if (!PyUnicode_Check(name)) {
-        vnxi_py_wrong_type(operation, "backend", "str", name);
-        return NULL;
+    PyObject *backends = Py_XNewRef(self->backends);
+    PyObject *key = PyUnicode_FromObject(name);
+    PyObject *number = NULL;
+    bool good = false;
+    if (backends != NULL && key != NULL) {
+        number = PyLong_FromSsize_t(PyDict_Size(backends) + 1);
+        good = number != NULL && PyDict_SetItem(backends, key, number) == 0;
     }
-    return PyUnicode_AsUTF8(name);
+    Py_XDECREF(number);
+    Py_XDECREF(key);
+    Py_XDECREF(backends);
+    return good;
 }
 
 static const vnxi_py_signature_t create_signature = {
@@ -129,23 +159,28 @@ VNXI_PY_METHOD(create_backend)
                              values)) {
         return NULL;
     }
-    const char *name = backend_text(create_signature.name, values[0]);
+    const char *name = vnxi_py_text_get(self->state, create_signature.name,
+                                        "backend", values[0]);
     if (name == NULL ||
-        !backend_create(self, create_signature.name, name, values[1])) {
-        return NULL;
-    }
-    PyObject *number = PyLong_FromSsize_t(PyDict_Size(self->backends) + 1);
-    int ret = number != NULL
-                  ? PyDict_SetItem(self->backends, values[0], number)
-                  : -1;
-    Py_XDECREF(number);
-    if (ret < 0) {
+        !backend_create(self, create_signature.name, name, values[1]) ||
+        !backend_add(self, values[0])) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 /* -- Asking --------------------------------------------------------------- */
+
+int
+vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)
+{
+    /* None where the collector has cleared the agent; a reference of our own
+     * because __eq__ of a key may run any code. */
+    PyObject *backends = Py_XNewRef(self->backends);
+    int known = backends != NULL ? PyDict_Contains(backends, name) : 0;
+    Py_XDECREF(backends);
+    return known;
+}
 
 static const vnxi_py_signature_t plugin_list_signature = {
     .name = "get_plugin_list",
@@ -171,11 +206,12 @@ backend_arg(PyObject *op, const vnxi_py_signature_t *signature,
     if (!vnxi_py_agent_begin(op, signature, args, nargs, kwnames, &value)) {
         return NULL;
     }
-    const char *name = backend_text(signature->name, value);
+    const char *name =
+        vnxi_py_text_get(self->state, signature->name, "backend", value);
     if (name == NULL || !created) {
         return name;
     }
-    int known = PyDict_Contains(self->backends, value);
+    int known = vnxi_py_agent_has_backend(self, value);
     if (known == 0) {
         vnx_error_t error;
         vnxi_error_set(&error, VNX_ERR_NOT_FOUND, signature->name,

@@ -21,45 +21,6 @@ typedef struct address {
 } address_t;
 
 static bool
-number_get(vnxi_py_state_t *state, const char *operation, const char *what,
-           PyObject *value, uint64_t max, uint64_t *number_p)
-{
-    uint64_t number;
-    vnxi_py_int_result_t result = vnxi_py_int_get(value, &number);
-    if (result == VNXI_PY_INT_OK && number <= max) {
-        *number_p = number;
-        return true;
-    }
-    if (result == VNXI_PY_INT_OK || result == VNXI_PY_INT_RANGE) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "%s is not in 0 to %llu", what,
-                        (unsigned long long)max);
-    } else {
-        vnxi_py_int_raise(state, operation, VNXI_PY_NO_ROW, what, value,
-                          result);
-    }
-    return false;
-}
-
-static const char *
-host_get(vnxi_py_state_t *state, const char *operation, const char *what,
-         PyObject *value)
-{
-    Py_ssize_t len;
-    if (!PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, what, "a str", value);
-        return NULL;
-    }
-    const char *host = PyUnicode_AsUTF8AndSize(value, &len);
-    if (host != NULL && strlen(host) != (size_t)len) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "%s has a null character", what);
-        return NULL;
-    }
-    return host;
-}
-
-static bool
 address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
             PyObject *port, address_t *address_p)
 {
@@ -68,13 +29,14 @@ address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
 
     address_p->host = "";
     if (ip_addr != NULL) {
-        address_p->host = host_get(self->state, operation, "ip_addr", ip_addr);
+        address_p->host =
+            vnxi_py_text_get(self->state, operation, "ip_addr", ip_addr);
         if (address_p->host == NULL) {
             return false;
         }
     }
-    if (port != NULL &&
-        !number_get(self->state, operation, "port", port, 65535, &number)) {
+    if (port != NULL && !vnxi_py_int_between(self->state, operation, "port",
+                                             port, 0, 65535, &number)) {
         return false;
     }
     address_p->port = (int)number;
@@ -139,12 +101,13 @@ VNXI_PY_METHOD(listen)
         return NULL;
     }
     const char *host =
-        host_get(self->state, operation, "listen_host", values[0]);
+        vnxi_py_text_get(self->state, operation, "listen_host", values[0]);
     if (host == NULL ||
-        !number_get(self->state, operation, "listen_port", values[1], 65535,
-                    &port) ||
-        !number_get(self->state, operation, "listen_max_frame", values[2],
-                    VNX_LISTENER_MAX_FRAME_LIMIT, &max_frame)) {
+        !vnxi_py_int_between(self->state, operation, "listen_port", values[1],
+                             0, 65535, &port) ||
+        !vnxi_py_int_between(self->state, operation, "listen_max_frame",
+                             values[2], 0, VNX_LISTENER_MAX_FRAME_LIMIT,
+                             &max_frame)) {
         return NULL;
     }
     vnx_listener_t *listener = listener_get(self, operation, max_frame);

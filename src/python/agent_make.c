@@ -8,31 +8,14 @@
  * more than it gives. */
 #define MAKE_MANY 4096
 
-/* The notification of a new transfer: none where it is left out or empty. */
-static bool
-notif_get(const char *operation, PyObject *value, vnxi_py_bytes_t *notif_p)
-{
-    if (value == NULL || value == Py_None) {
-        *notif_p = (vnxi_py_bytes_t){.data = NULL};
-        return true;
-    }
-    if (!vnxi_py_message_get(operation, "notif_msg", value, notif_p)) {
-        return false;
-    }
-    if (notif_p->len == 0) {
-        notif_p->data = NULL;
-    }
-    return true;
-}
-
 /* -- From prepared lists -------------------------------------------------- */
 
 typedef struct make {
     vnx_op_t op;
-    vnx_dlist_t *local, *remote;
-    vnxi_py_indices_t local_indices, remote_indices;
-    vnxi_py_bytes_t notif;
     bool no_merge;
+    vnxi_py_bytes_t notif;
+    vnxi_py_indices_t local_indices, remote_indices;
+    vnx_dlist_t *local, *remote; /* borrowed */
 } make_t;
 
 static vnx_status_t
@@ -60,19 +43,6 @@ make_call_many(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
     return status;
 }
 
-static PyObject *
-make_xfer(vnxi_py_agent_t *self, make_t *make)
-{
-    vnx_xfer_t *xfer;
-    vnx_error_t error;
-    vnx_status_t status =
-        make->local_indices.indices.count >= MAKE_MANY
-            ? make_call_many(self->agent, make, &xfer, &error)
-            : make_call(self->agent, make, &xfer, &error);
-    return status < 0 ? vnxi_py_raise(self->state, &error)
-                      : vnxi_py_xfer_new(self, xfer);
-}
-
 static const vnxi_py_signature_t make_signature = {
     .name = "make_prepped_xfer",
     .count = 8,
@@ -83,7 +53,49 @@ static const vnxi_py_signature_t make_signature = {
                VNXI_PY_NAME_backends, VNXI_PY_NAME_skip_desc_merge},
 };
 
-/* Everything but the two index arrays. */
+/* The two lists, and the call.  Everything else has been converted. */
+static PyObject *
+make_xfer(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
+{
+    const char *name = make_signature.name;
+    vnx_xfer_t *xfer;
+    vnx_error_t error;
+    make->local = vnxi_py_dlist_get(self, name, "local_xfer_side", values[1]);
+    if (make->local == NULL) {
+        return NULL;
+    }
+    make->remote =
+        vnxi_py_dlist_get(self, name, "remote_xfer_side", values[3]);
+    if (make->remote == NULL) {
+        return NULL;
+    }
+    vnx_status_t status =
+        make->local_indices.indices.count >= MAKE_MANY
+            ? make_call_many(self->agent, make, &xfer, &error)
+            : make_call(self->agent, make, &xfer, &error);
+    return status < 0 ? vnxi_py_raise(self->state, &error)
+                      : vnxi_py_xfer_new(self, xfer);
+}
+
+static PyObject *
+make_with_indices(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
+{
+    const char *name = make_signature.name;
+    PyObject *handle = NULL;
+    if (!vnxi_py_indices_get(self->state, name, "local_indices", values[2],
+                             &make->local_indices)) {
+        return NULL;
+    }
+    if (vnxi_py_indices_get(self->state, name, "remote_indices", values[4],
+                            &make->remote_indices)) {
+        handle = make_xfer(self, values, make);
+        vnxi_py_indices_put(self->state, &make->remote_indices);
+    }
+    vnxi_py_indices_put(self->state, &make->local_indices);
+    return handle;
+}
+
+/* All but the indices and the two lists. */
 static bool
 make_read(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
 {
@@ -95,33 +107,20 @@ make_read(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
     return no_merge >= 0 &&
            vnxi_py_backends_get(name, self->backends, values[6], &backends) &&
            vnxi_py_op_get(self->state, name, values[0], &make->op) &&
-           (make->local = vnxi_py_dlist_get(self, name, "local_xfer_side",
-                                            values[1])) != NULL &&
-           (make->remote = vnxi_py_dlist_get(self, name, "remote_xfer_side",
-                                             values[3])) != NULL &&
-           notif_get(name, values[5], &make->notif);
+           vnxi_py_notif_get(name, values[5], &make->notif);
 }
 
 VNXI_PY_METHOD(make_prepped_xfer)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[8], *handle = NULL;
+    PyObject *values[8];
     make_t make;
     if (!vnxi_py_agent_begin(op, &make_signature, args, nargs, kwnames,
                              values) ||
         !make_read(self, values, &make)) {
         return NULL;
     }
-    if (vnxi_py_indices_get(self->state, make_signature.name, "local_indices",
-                            values[2], &make.local_indices)) {
-        if (vnxi_py_indices_get(self->state, make_signature.name,
-                                "remote_indices", values[4],
-                                &make.remote_indices)) {
-            handle = make_xfer(self, &make);
-            vnxi_py_indices_put(self->state, &make.remote_indices);
-        }
-        vnxi_py_indices_put(self->state, &make.local_indices);
-    }
+    PyObject *handle = make_with_indices(self, values, &make);
     vnxi_py_bytes_put(&make.notif);
     return handle;
 }
@@ -205,7 +204,7 @@ VNXI_PY_METHOD(initialize_xfer)
         return NULL;
     }
     init.backends = backends.list;
-    if (notif_get(name, values[4], &init.notif)) {
+    if (vnxi_py_notif_get(name, values[4], &init.notif)) {
         handle = init_xfer(self, &init);
         vnxi_py_bytes_put(&init.notif);
     }

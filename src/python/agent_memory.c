@@ -58,22 +58,44 @@ typedef vnx_status_t (*register_fn)(vnx_agent_t *, vnx_mem_t,
                                     const vnx_reg_desc_t *, size_t,
                                     const char *const *, vnx_error_t *);
 
-vnx_reg_desc_t *
-vnxi_py_reg_descs_rows(const vnxi_py_descs_t *descs)
+/* Needs no GIL: the list is pinned, and bytes never change. */
+static void
+reg_rows_fill(const vnxi_py_descs_t *descs, vnx_reg_desc_t *rows)
 {
-    vnx_reg_desc_t *rows = PyMem_Malloc((descs->count + 1) * sizeof *rows);
+    for (size_t i = 0; i < descs->count; i++) {
+        const PyBytesObject *meta = (const PyBytesObject *)descs->extras[i];
+        rows[i] = (vnx_reg_desc_t){
+            .desc = descs->rows[i],
+            .meta = meta->ob_sval,
+            .meta_len = (size_t)Py_SIZE(meta),
+        };
+    }
+}
+
+vnx_reg_desc_t *
+vnxi_py_reg_rows_get(vnxi_py_descs_t *descs)
+{
+    vnx_reg_desc_t *rows = PyMem_RawMalloc((descs->count + 1) * sizeof *rows);
     if (rows == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
-    for (size_t i = 0; i < descs->count; i++) {
-        rows[i] = (vnx_reg_desc_t){
-            .desc = descs->rows[i],
-            .meta = PyBytes_AS_STRING(descs->extras[i]),
-            .meta_len = (size_t)PyBytes_GET_SIZE(descs->extras[i]),
-        };
+    descs->exports++;
+    if (descs->count < VNXI_PY_ROWS_LARGE) {
+        reg_rows_fill(descs, rows);
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        reg_rows_fill(descs, rows);
+        Py_END_ALLOW_THREADS;
     }
     return rows;
+}
+
+void
+vnxi_py_reg_rows_put(vnxi_py_descs_t *descs, vnx_reg_desc_t *rows)
+{
+    vnxi_py_descs_unpin(descs);
+    PyMem_RawFree(rows);
 }
 
 static bool
@@ -82,17 +104,15 @@ regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
 {
     vnx_error_t error;
     vnx_status_t status;
-    vnx_reg_desc_t *rows = vnxi_py_reg_descs_rows(descs);
+    vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     if (rows == NULL) {
         return false;
     }
-    descs->exports++;
     Py_BEGIN_ALLOW_THREADS;
     status =
         change(self->agent, descs->mem, rows, descs->count, backends, &error);
     Py_END_ALLOW_THREADS;
-    descs->exports--;
-    PyMem_Free(rows);
+    vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         vnxi_py_raise(self->state, &error);
     }

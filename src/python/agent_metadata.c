@@ -42,18 +42,16 @@ partial_metadata(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
 {
     vnx_error_t error;
     vnx_status_t status;
-    vnx_reg_desc_t *rows = vnxi_py_reg_descs_rows(descs);
+    vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     if (rows == NULL) {
         return false;
     }
-    descs->exports++;
     Py_BEGIN_ALLOW_THREADS;
     status = vnx_agent_partial_metadata(self->agent, descs->mem, rows,
                                         descs->count, with_connection,
                                         backends, metadata_p, &error);
     Py_END_ALLOW_THREADS;
-    descs->exports--;
-    PyMem_Free(rows);
+    vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         vnxi_py_raise(self->state, &error);
     }

@@ -406,8 +406,11 @@ PyDoc_STRVAR(subscribe_doc,
              "An eventfd of the caller's own, written at every event; only "
              "reading it clears\n"
              "it. To be given back with _unsubscribe().");
-PyDoc_STRVAR(unsubscribe_doc, "_unsubscribe($self, fd)\n--\n\n"
-                              "Close what _subscribe() returned.");
+PyDoc_STRVAR(unsubscribe_doc,
+             "_unsubscribe($self, fd)\n--\n\n"
+             "Close what _subscribe() returned; nothing happens to another "
+             "descriptor.\nnixlInvalidParamError for a number that cannot be "
+             "one.");
 
 /* -- Notifications -------------------------------------------------------- */
 

@@ -42,25 +42,40 @@ notif_add(PyObject *dict, const vnx_notif_t *notif)
     return good;
 }
 
+/* `first`, and what is newer behind it. */
+static vnx_notif_t *
+chain_join(vnx_notif_t *first, vnx_notif_t *newer)
+{
+    if (first == NULL) {
+        return newer;
+    }
+    vnx_notif_t *last = first;
+    while (last->next != NULL) {
+        last = last->next;
+    }
+    last->next = newer;
+    return first;
+}
+
 /* Everything that is pending, oldest first; what stayed behind from
  * _next_notif() is older. */
 static vnx_notif_t *
 chain_take(vnxi_py_agent_t *self)
 {
-    vnx_notif_t *chain = vnx_agent_take_notifs(self->agent);
-    if (self->taken == NULL) {
-        return chain;
-    }
-    vnx_notif_t *first = self->taken, *last = first;
-    while (last->next != NULL) {
-        last = last->next;
-    }
-    last->next = chain;
+    vnx_notif_t *chain =
+        chain_join(self->taken, vnx_agent_take_notifs(self->agent));
     self->taken = NULL;
-    return first;
+    return chain;
 }
 
-/* What cannot be handed over stays pending. */
+/* Give back what could not be handed over: it stays pending.  Code of the
+ * caller may have left newer ones behind meanwhile. */
+static void
+chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
+{
+    self->taken = chain_join(chain, self->taken);
+}
+
 static bool
 notifs_into(vnxi_py_agent_t *self, PyObject *dict)
 {
@@ -68,7 +83,7 @@ notifs_into(vnxi_py_agent_t *self, PyObject *dict)
     while (chain != NULL) {
         vnx_notif_t *notif = chain;
         if (!notif_add(dict, notif)) {
-            self->taken = chain;
+            chain_keep(self, chain);
             return false;
         }
         chain = notif->next;
@@ -112,15 +127,20 @@ VNXI_PY_METHOD(get_new_notifs)
 
 /* -- Collecting ----------------------------------------------------------- */
 
-/* Add what is new to agent.notifs, which the user may have replaced. */
+/* Add what is new to agent.notifs, which the user may have replaced, and which
+ * __eq__ of a key may replace meanwhile.  Returns the dict that has it. */
 static PyObject *
 notifs_collect(vnxi_py_agent_t *self)
 {
-    if (self->notifs == NULL || !PyDict_Check(self->notifs)) {
+    PyObject *dict = Py_XNewRef(self->notifs);
+    if (dict == NULL || !PyDict_Check(dict)) {
         PyErr_SetString(PyExc_TypeError, "agent.notifs must be a dict");
-        return NULL;
+        Py_CLEAR(dict);
     }
-    return notifs_into(self, self->notifs) ? Py_NewRef(self->notifs) : NULL;
+    if (dict != NULL && !notifs_into(self, dict)) {
+        Py_CLEAR(dict);
+    }
+    return dict;
 }
 
 static const vnxi_py_signature_t update_signature = {
@@ -167,29 +187,6 @@ tag_remove(PyObject *list, const vnxi_py_bytes_t *tag, bool is_prefix)
     return 0;
 }
 
-static int
-sender_tag_remove(PyObject *dict, PyObject *sender_arg,
-                  const vnxi_py_bytes_t *tag, bool is_prefix)
-{
-    vnxi_py_bytes_t name;
-    if (!vnxi_py_name_get("check_remote_xfer_done", sender_arg, &name)) {
-        return -1;
-    }
-    PyObject *sender = vnxi_py_name_new(name.data, name.len);
-    vnxi_py_bytes_put(&name);
-    if (sender == NULL) {
-        return -1;
-    }
-    PyObject *list = Py_XNewRef(PyDict_GetItemWithError(dict, sender));
-    Py_DECREF(sender);
-    int found = list != NULL && PyList_Check(list)
-                    ? tag_remove(list, tag, is_prefix)
-                : PyErr_Occurred() ? -1
-                                   : 0;
-    Py_XDECREF(list);
-    return found;
-}
-
 static const vnxi_py_signature_t done_signature = {
     .name = "check_remote_xfer_done",
     .count = 4,
@@ -197,6 +194,32 @@ static const vnxi_py_signature_t done_signature = {
     .params = {VNXI_PY_NAME_remote_agent_name, VNXI_PY_NAME_lookup_tag,
                VNXI_PY_NAME_backends, VNXI_PY_NAME_tag_is_prefix},
 };
+
+/* The name of an agent as a key of agent.notifs. */
+static PyObject *
+sender_key(PyObject *sender_arg)
+{
+    vnxi_py_bytes_t name;
+    if (!vnxi_py_name_get(done_signature.name, sender_arg, &name)) {
+        return NULL;
+    }
+    PyObject *sender = vnxi_py_name_new(name.data, name.len);
+    vnxi_py_bytes_put(&name);
+    return sender;
+}
+
+static int
+sender_tag_remove(PyObject *dict, PyObject *sender, const vnxi_py_bytes_t *tag,
+                  bool is_prefix)
+{
+    PyObject *list = Py_XNewRef(PyDict_GetItemWithError(dict, sender));
+    int found = list != NULL && PyList_Check(list)
+                    ? tag_remove(list, tag, is_prefix)
+                : PyErr_Occurred() ? -1
+                                   : 0;
+    Py_XDECREF(list);
+    return found;
+}
 
 VNXI_PY_METHOD(check_remote_xfer_done)
 {
@@ -209,15 +232,19 @@ VNXI_PY_METHOD(check_remote_xfer_done)
         return NULL;
     }
     int is_prefix = vnxi_py_args_bool(values[3], true);
-    if (is_prefix < 0 || !vnxi_py_message_get(done_signature.name,
-                                              "lookup_tag", values[1], &tag)) {
+    PyObject *sender = is_prefix >= 0 ? sender_key(values[0]) : NULL;
+    if (sender == NULL ||
+        !vnxi_py_message_get(done_signature.name, "lookup_tag", values[1],
+                             &tag)) {
+        Py_XDECREF(sender);
         return NULL;
     }
     PyObject *dict = notifs_collect(self);
     int found = dict != NULL
-                    ? sender_tag_remove(dict, values[0], &tag, is_prefix > 0)
+                    ? sender_tag_remove(dict, sender, &tag, is_prefix > 0)
                     : -1;
     Py_XDECREF(dict);
+    Py_DECREF(sender);
     vnxi_py_bytes_put(&tag);
     return found < 0 ? NULL : PyBool_FromLong(found);
 }
@@ -248,7 +275,11 @@ VNXI_PY_METHOD(next_notif)
                                          (Py_ssize_t)notif->message_len)
                          : NULL;
     Py_XDECREF(sender);
-    vnx_notif_free(notif);
+    if (pair == NULL) {
+        chain_keep(self, notif);
+    } else {
+        vnx_notif_free(notif);
+    }
     return pair;
 }
 
@@ -269,7 +300,7 @@ send_backend_check(const vnxi_py_agent_t *self, PyObject *backend)
     if (backend == NULL || backend == Py_None) {
         return true;
     }
-    int known = PyDict_Contains(self->backends, backend);
+    int known = vnxi_py_agent_has_backend(self, backend);
     if (known == 0) {
         PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
                      send_signature.name, backend);

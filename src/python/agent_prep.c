@@ -285,6 +285,9 @@ prep_source(prep_t *prep, PyObject *source, PyObject *mem_type)
     for (int i = VNXI_PY_DESCS_XFER; i <= VNXI_PY_DESCS_REMOTE; i++) {
         is_list = is_list || vnxi_py_descs_is(state, i, source);
     }
+    if (kind == VNXI_PY_SOURCE_EXCEPTION) {
+        return NULL;
+    }
     if (is_list ||
         (kind != VNXI_PY_SOURCE_ROWS && kind != VNXI_PY_SOURCE_MATRIX)) {
         return prep_descs(prep, source, mem_type);

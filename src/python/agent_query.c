@@ -39,25 +39,25 @@ static PyObject *
 query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
 {
     vnx_mem_info_t *infos = NULL;
-    vnx_reg_desc_t *rows = vnxi_py_reg_descs_rows(descs);
+    size_t count = descs->count;
+    vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     vnx_error_t error;
     vnx_status_t status;
 
     if (rows == NULL) {
         return NULL;
     }
-    descs->exports++;
     Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_query_memory(self->agent, descs->mem, rows,
-                                    descs->count, backend, &infos, &error);
+    status = vnx_agent_query_memory(self->agent, descs->mem, rows, count,
+                                    backend, &infos, &error);
     Py_END_ALLOW_THREADS;
-    descs->exports--;
-    PyMem_Free(rows);
+    vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         return vnxi_py_raise(self->state, &error);
     }
-    PyObject *list = infos_list(infos, descs->count);
-    vnx_mem_infos_free(infos, descs->count);
+    /* From here on `descs` may change: making the list may run any code. */
+    PyObject *list = infos_list(infos, count);
+    vnx_mem_infos_free(infos, count);
     return list;
 }
 
@@ -65,17 +65,17 @@ query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
 static const char *
 known_backend(vnxi_py_agent_t *self, const char *operation, PyObject *name)
 {
-    if (!PyUnicode_Check(name)) {
-        vnxi_py_wrong_type(operation, "backend", "str", name);
-        return NULL;
-    }
-    int known = PyDict_Contains(self->backends, name);
+    const char *text =
+        vnxi_py_text_get(self->state, operation, "backend", name);
+    int known = text != NULL ? vnxi_py_agent_has_backend(self, name) : -1;
     if (known == 0) {
+        PyObject *made = Py_NewRef(self->backends ? self->backends : Py_None);
         PyErr_Format(PyExc_ValueError,
                      "%s: the agent has no backend %R; it has %R", operation,
-                     name, self->backends);
+                     name, made);
+        Py_DECREF(made);
     }
-    return known > 0 ? PyUnicode_AsUTF8(name) : NULL;
+    return known > 0 ? text : NULL;
 }
 
 static const vnxi_py_signature_t query_memory_signature = {

@@ -44,39 +44,37 @@ post_result(const vnxi_py_agent_t *self, vnx_status_t status,
 
 /* Posting is bounded to about 50 us, so it keeps the GIL: to drop it and have
  * it back behind a busy thread would take longer. */
+static PyObject *
+post(vnxi_py_agent_t *self, PyObject *handle, const vnxi_py_bytes_t *notif,
+     uint64_t timeout_ns)
+{
+    vnx_error_t error;
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, transfer_signature.name, handle);
+    if (xfer == NULL) {
+        return NULL;
+    }
+    vnx_status_t status = vnx_xfer_post_within(xfer, notif->data, notif->len,
+                                               timeout_ns, &error);
+    return post_result(self, status, &error);
+}
+
 VNXI_PY_METHOD(transfer)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     PyObject *values[3];
     vnxi_py_bytes_t notif;
     uint64_t timeout_ns;
-    vnx_error_t error;
+    /* As in stock, an empty message leaves the transfer's own in place. */
     if (!vnxi_py_agent_begin(op, &transfer_signature, args, nargs, kwnames,
-                             values)) {
-        return NULL;
-    }
-    vnx_xfer_t *xfer =
-        vnxi_py_xfer_get(self, transfer_signature.name, values[0]);
-    if (xfer == NULL ||
+                             values) ||
         !vnxi_py_timeout_get(self->state, transfer_signature.name, values[2],
-                             &timeout_ns)) {
+                             &timeout_ns) ||
+        !vnxi_py_notif_get(transfer_signature.name, values[1], &notif)) {
         return NULL;
     }
-    if (values[1] == NULL || values[1] == Py_None) {
-        return post_result(
-            self, vnx_xfer_post_within(xfer, NULL, 0, timeout_ns, &error),
-            &error);
-    }
-    if (!vnxi_py_message_get(transfer_signature.name, "notif_msg", values[1],
-                             &notif)) {
-        return NULL;
-    }
-    /* As in stock, an empty one leaves the transfer's own in place. */
-    vnx_status_t status =
-        vnx_xfer_post_within(xfer, notif.len > 0 ? notif.data : NULL,
-                             notif.len, timeout_ns, &error);
+    PyObject *result = post(self, values[0], &notif, timeout_ns);
     vnxi_py_bytes_put(&notif);
-    return post_result(self, status, &error);
+    return result;
 }
 
 HANDLE_SIGNATURE(check_xfer_state);

@@ -25,6 +25,9 @@ bytes_of_str(PyObject *value, vnxi_py_bytes_t *bytes_p)
         bytes_set(bytes_p, data, len);
         return true;
     }
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        return false;
+    }
     PyErr_Clear();
     PyObject *encoded =
         PyUnicode_AsEncodedString(value, "utf-8", "surrogateescape");
@@ -92,6 +95,24 @@ vnxi_py_message_get(const char *operation, const char *what, PyObject *value,
     return true;
 }
 
+const char *
+vnxi_py_text_get(vnxi_py_state_t *state, const char *operation,
+                 const char *what, PyObject *value)
+{
+    Py_ssize_t len;
+    if (!PyUnicode_Check(value)) {
+        vnxi_py_wrong_type(operation, what, "a str", value);
+        return NULL;
+    }
+    const char *text = PyUnicode_AsUTF8AndSize(value, &len);
+    if (text != NULL && strlen(text) != (size_t)len) {
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "%s has a null character", what);
+        return NULL;
+    }
+    return text;
+}
+
 PyObject *
 vnxi_py_name_new(const void *name, size_t len)
 {
@@ -101,13 +122,11 @@ vnxi_py_name_new(const void *name, size_t len)
 static bool
 mem_of_number(const char *operation, PyObject *value, vnx_mem_t *mem_p)
 {
-    long number = PyLong_AsLong(value);
-    if (number == -1 && PyErr_Occurred()) {
-        return false;
-    }
-    if (number < 0 || number >= VNX_MEM_COUNT) {
-        PyErr_Format(PyExc_KeyError, "%s: no memory type has the number %ld",
-                     operation, number);
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(value, &overflow);
+    if (overflow != 0 || number < 0 || number >= VNX_MEM_COUNT) {
+        PyErr_Format(PyExc_KeyError, "%s: no memory type has the number %R",
+                     operation, value);
         return false;
     }
     *mem_p = (vnx_mem_t)number;
@@ -182,7 +201,8 @@ backend_get(const char *operation, PyObject *created, PyObject *name,
     int known = created != NULL ? PyDict_Contains(created, name) : 1;
     Py_ssize_t len;
     const char *utf8 = known > 0 ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
-    if (known == 0 || (utf8 != NULL && len >= VNXI_PY_BACKEND_NAME_MAX)) {
+    if (known == 0 || (utf8 != NULL && (len >= VNXI_PY_BACKEND_NAME_MAX ||
+                                        strlen(utf8) != (size_t)len))) {
         PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
                      operation, name);
         return false;
@@ -240,6 +260,12 @@ vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
     }
     double seconds = PyFloat_AsDouble(value);
     if (seconds == -1.0 && PyErr_Occurred()) {
+        if (PyLong_Check(value) &&
+            PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            PyErr_Clear();
+            vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                            "the timeout is out of range; None has no limit");
+        }
         return false;
     }
     if (isnan(seconds) || seconds < 0) {

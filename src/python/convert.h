@@ -9,7 +9,7 @@
 
 /* Bytes of an argument; the argument must outlive it. */
 typedef struct vnxi_py_bytes {
-    const void *data; /* not NULL, even when empty */
+    const void *data; /* not NULL, even when empty, but of a notif */
     size_t len;
     PyObject *owner; /* NULL, or a temporary that holds `data` */
     Py_buffer view;  /* where has_view */
@@ -28,6 +28,28 @@ bool vnxi_py_peer_get(vnxi_py_state_t *state, const char *operation,
 bool vnxi_py_message_get(const char *operation, const char *what,
                          PyObject *value, vnxi_py_bytes_t *bytes_p);
 
+/* The notification of a transfer, a message; data is NULL where there is none:
+ * a left-out argument, None, or an empty message. */
+static inline bool
+vnxi_py_notif_get(const char *operation, PyObject *value,
+                  vnxi_py_bytes_t *notif_p)
+{
+    if (value == NULL || value == Py_None) {
+        notif_p->data = NULL;
+        notif_p->len = 0;
+        notif_p->owner = NULL;
+        notif_p->has_view = false;
+        return true;
+    }
+    if (!vnxi_py_message_get(operation, "notif_msg", value, notif_p)) {
+        return false;
+    }
+    if (notif_p->len == 0) {
+        notif_p->data = NULL;
+    }
+    return true;
+}
+
 /* After each of the above that returned true. */
 static inline void
 vnxi_py_bytes_put(vnxi_py_bytes_t *bytes)
@@ -37,6 +59,11 @@ vnxi_py_bytes_put(vnxi_py_bytes_t *bytes)
         PyBuffer_Release(&bytes->view);
     }
 }
+
+/* A str without null characters, in UTF-8, borrowed from `value`; `what` names
+ * it.  NULL: exception. */
+const char *vnxi_py_text_get(vnxi_py_state_t *state, const char *operation,
+                             const char *what, PyObject *value);
 
 /* The name of an agent as str, as keys of dictionaries are. */
 PyObject *vnxi_py_name_new(const void *name, size_t len);

@@ -66,52 +66,68 @@ vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count)
     if (count <= self->capacity - self->count) {
         return true;
     }
-    size_t doubled = self->capacity * 2, needed = self->count + count;
+    size_t doubled = self->capacity * 2, needed;
+    if (__builtin_add_overflow(self->count, count, &needed)) {
+        PyErr_NoMemory();
+        return false;
+    }
     return descs_resize(self, needed > doubled ? needed : doubled);
 }
 
-/* The fourth item of a row that has none. */
+/* The fourth item of rows that have none, `count` references to it. */
 static PyObject *
-extra_empty(const vnxi_py_descs_t *self)
+extras_empty(const vnxi_py_descs_t *self, size_t count)
 {
-    return self->kind == VNXI_PY_DESCS_REG
-               ? PyBytes_FromStringAndSize(NULL, 0)
-               : PyUnicode_FromStringAndSize(NULL, 0);
+    PyObject *extra = self->kind == VNXI_PY_DESCS_REG
+                          ? PyBytes_FromStringAndSize(NULL, 0)
+                          : PyUnicode_FromStringAndSize(NULL, 0);
+    for (size_t i = 1; extra != NULL && i < count; i++) {
+        Py_INCREF(extra);
+    }
+    return extra;
 }
 
+/* Behind the last row, where there is room.  Needs no GIL. */
 static void
-rows_copy(vnx_desc_t *to, const vnx_desc_t *from, size_t count)
+rows_write(const vnxi_py_descs_t *self, const void *rows, size_t count,
+           PyObject *extra)
 {
-    if (count < VNXI_PY_ROWS_LARGE) {
-        memcpy(to, from, count * sizeof *to);
-        return;
+    vnx_desc_t *to = self->rows + self->count;
+    if (rows != NULL) {
+        memcpy(to, rows, count * sizeof *to);
+    } else {
+        memset(to, 0, count * sizeof *to);
     }
-    Py_BEGIN_ALLOW_THREADS;
-    memcpy(to, from, count * sizeof *to);
-    Py_END_ALLOW_THREADS;
+    for (size_t i = 0; extra != NULL && i < count; i++) {
+        self->extras[self->count + i] = extra;
+    }
 }
 
 bool
-vnxi_py_descs_extend(vnxi_py_descs_t *self, const vnx_desc_t *rows,
-                     size_t count)
+vnxi_py_descs_extend(vnxi_py_descs_t *self, const void *rows, size_t count)
 {
+    PyObject *extra = NULL;
     if (!vnxi_py_descs_reserve(self, count)) {
         return false;
     }
-    if (self->kind != VNXI_PY_DESCS_XFER) {
-        for (size_t i = 0; i < count; i++) {
-            PyObject *extra = extra_empty(self);
-            if (extra == NULL) {
-                return false;
-            }
-            self->extras[self->count] = extra;
-            self->rows[self->count++] = rows[i];
-        }
+    if (count == 0) {
         return true;
     }
-    self->exports++;
-    rows_copy(self->rows + self->count, rows, count);
-    self->exports--;
+    if (self->kind != VNXI_PY_DESCS_XFER) {
+        extra = extras_empty(self, count);
+        if (extra == NULL) {
+            return false;
+        }
+    }
+    if (count < VNXI_PY_ROWS_LARGE) {
+        rows_write(self, rows, count, extra);
+    } else {
+        self->exports++;
+        Py_BEGIN_ALLOW_THREADS;
+        rows_write(self, rows, count, extra);
+        Py_END_ALLOW_THREADS;
+        self->exports--;
+    }
     self->count += count;
     return true;
 }
@@ -216,20 +232,17 @@ descs_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
 static bool
 descs_fill(vnxi_py_descs_t *self, PyObject *size)
 {
-    static const vnx_desc_t zero;
     size_t count = PyLong_AsSize_t(size);
     if (count == (size_t)-1 && PyErr_Occurred()) {
-        return false;
-    }
-    if (!vnxi_py_descs_reserve(self, count)) {
-        return false;
-    }
-    for (size_t i = 0; i < count; i++) {
-        if (!vnxi_py_descs_extend(self, &zero, 1)) {
-            return false;
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            PyErr_Clear();
+            vnxi_py_invalid(self->state, vnxi_py_descs_name(self),
+                            VNXI_PY_NO_ROW,
+                            "the number of rows is negative or too large");
         }
+        return false;
     }
-    return true;
+    return vnxi_py_descs_extend(self, NULL, count);
 }
 
 static int
@@ -298,13 +311,23 @@ extras_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
     return true;
 }
 
+/* Both are pinned. */
 static bool
 rows_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
 {
-    return a->count == b->count &&
-           (a->count == 0 ||
-            memcmp(a->rows, b->rows, a->count * sizeof *a->rows) == 0) &&
-           extras_equal(a, b);
+    size_t size = a->count * sizeof *a->rows;
+    bool equal;
+    if (a->count != b->count || a->count == 0) {
+        return a->count == b->count;
+    }
+    if (a->count < VNXI_PY_ROWS_LARGE) {
+        equal = memcmp(a->rows, b->rows, size) == 0;
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        equal = memcmp(a->rows, b->rows, size) == 0;
+        Py_END_ALLOW_THREADS;
+    }
+    return equal && extras_equal(a, b);
 }
 
 /* 1 or 0; -1: exception. */
@@ -349,7 +372,8 @@ descs_compare(PyObject *op, PyObject *other_op, int what)
          "type: a memory type, as nixl_mem_t or by name\n"                   \
          "descs: rows as tuples, an Nx3 array of uint64 or int64, or "       \
          "tensors; a\n"                                                      \
-         "    number makes so many rows of zeros, as init_size does\n\n"     \
+         "    number makes so many rows of zeros, as init_size does;\n"      \
+         "    nixlInvalidParamError where it is negative or too large\n\n"   \
          "Always true, also when empty. It exports its rows as a read-only " \
          "Nx3\n"                                                             \
          "buffer of uint64."

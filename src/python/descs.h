@@ -66,8 +66,9 @@ bool vnxi_py_descs_movable(const vnxi_py_descs_t *self);
 /* Room for `count` more rows, no runs; BufferError while exported. */
 bool vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count);
 
-/* Append rows that have no extra, or an empty one. */
-bool vnxi_py_descs_extend(vnxi_py_descs_t *self, const vnx_desc_t *rows,
+/* Append rows (vnx_desc_t, aligned or not; NULL: zeros) that have no extra, or
+ * an empty one.  May drop the GIL: they must stay as they are. */
+bool vnxi_py_descs_extend(vnxi_py_descs_t *self, const void *rows,
                           size_t count);
 
 /* Append one row, a tuple; `row` is its number in messages. */
@@ -112,10 +113,11 @@ vnxi_py_descs_unpin(vnxi_py_descs_t *self)
     self->exports--;
 }
 
-/* agent_memory.c: the rows of a nixlRegDList as the library takes them, to be
- * freed with PyMem_Free(); NULL: exception.  They borrow the meta info: keep
- * the list from changing (exports). */
-vnx_reg_desc_t *vnxi_py_reg_descs_rows(const vnxi_py_descs_t *descs);
+/* agent_memory.c: the rows of a nixlRegDList as the library takes them; NULL:
+ * exception.  They borrow the meta info, so the list is pinned until
+ * vnxi_py_reg_rows_put(), after which it may have other rows at once. */
+vnx_reg_desc_t *vnxi_py_reg_rows_get(vnxi_py_descs_t *descs);
+void vnxi_py_reg_rows_put(vnxi_py_descs_t *descs, vnx_reg_desc_t *rows);
 
 /* descs_serial.c: NIXL's bytes of a list, as its pickles hold them. */
 PyObject *vnxi_py_descs_getstate(PyObject *op, PyObject *ignored);

@@ -27,9 +27,10 @@ row_tuple(const vnxi_py_descs_t *self, size_t i)
                              (unsigned long long)row->len,
                              (unsigned long long)row->dev);
     }
-    return Py_BuildValue("(KKKO)", (unsigned long long)row->addr,
-                         (unsigned long long)row->len,
-                         (unsigned long long)row->dev, self->extras[i]);
+    /* Owned: making the tuple may run code that drops the row. */
+    return Py_BuildValue(
+        "(KKKN)", (unsigned long long)row->addr, (unsigned long long)row->len,
+        (unsigned long long)row->dev, Py_NewRef(self->extras[i]));
 }
 
 PyObject *

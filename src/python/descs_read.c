@@ -17,9 +17,14 @@ rows_read(vnxi_py_descs_t *self, const char *operation, PyObject *list)
                                  self);
     }
     for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list); i++) {
-        if (!vnxi_py_descs_append(self, operation, i,
-                                  PySequence_Fast_GET_ITEM(list, i))) {
+        PyObject *item = Py_NewRef(PySequence_Fast_GET_ITEM(list, i));
+        bool good = vnxi_py_descs_append(self, operation, i, item);
+        Py_DECREF(item);
+        if (!good) {
             return false;
+        }
+        if (i % VNXI_PY_ROWS_CHUNK == VNXI_PY_ROWS_CHUNK - 1) {
+            vnxi_py_turn_give();
         }
     }
     return true;
@@ -151,6 +156,8 @@ vnxi_py_descs_read(vnxi_py_descs_t *self, const char *operation,
         return tensor_read(self, operation, VNXI_PY_NO_ROW, source);
     case VNXI_PY_SOURCE_TENSORS:
         return tensors_read(self, operation, source);
+    case VNXI_PY_SOURCE_EXCEPTION:
+        return false;
     case VNXI_PY_SOURCE_OTHER:
         break;
     }
@@ -182,6 +189,9 @@ mem_needed(vnxi_py_state_t *state, const char *operation, PyObject *source,
            PyObject *mem_type, vnx_mem_t *mem_p)
 {
     vnxi_py_source_t kind = vnxi_py_source_of(state, source);
+    if (kind == VNXI_PY_SOURCE_EXCEPTION) {
+        return false;
+    }
     if (kind != VNXI_PY_SOURCE_ROWS && kind != VNXI_PY_SOURCE_MATRIX) {
         *mem_p = VNX_MEM_DRAM; /* tensors know theirs */
         return true;

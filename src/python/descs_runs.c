@@ -41,8 +41,14 @@ rows_of_many(const vnxi_py_runs_t *runs)
 bool
 vnxi_py_descs_unroll(vnxi_py_descs_t *self)
 {
-    /* Another thread may do the same meanwhile, or give the list others. */
-    while (self->runs != NULL) {
+    if (self->runs == NULL) {
+        return true;
+    }
+    /* Another thread may do the same meanwhile, or give the list others, or
+     * end an iterator that has the only reference to it. */
+    Py_INCREF((PyObject *)self);
+    bool good = true;
+    while (good && self->runs != NULL) {
         vnxi_py_runs_t *runs = vnxi_py_runs_retain(self->runs);
         vnx_desc_t *rows = rows_of_many(runs);
         if (rows != NULL && self->runs == runs) {
@@ -56,10 +62,11 @@ vnxi_py_descs_unroll(vnxi_py_descs_t *self)
         vnxi_py_runs_release(runs);
         if (rows == NULL) {
             PyErr_NoMemory();
-            return false;
+            good = false;
         }
     }
-    return true;
+    Py_DECREF((PyObject *)self);
+    return good;
 }
 
 bool

@@ -70,6 +70,14 @@ rows_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
     }
 }
 
+/* Needs no GIL: the list is pinned, and bytes never change. */
+static void
+state_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
+{
+    head_write(writer, self);
+    rows_write(writer, self);
+}
+
 PyObject *
 vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
@@ -78,8 +86,13 @@ vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (!vnxi_py_descs_pin(self)) {
         return NULL;
     }
-    head_write(&writer, self);
-    rows_write(&writer, self);
+    if (self->count < VNXI_PY_ROWS_LARGE) {
+        state_write(&writer, self);
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        state_write(&writer, self);
+        Py_END_ALLOW_THREADS;
+    }
     vnxi_py_descs_unpin(self);
     PyObject *bytes =
         writer.failed ? PyErr_NoMemory()
@@ -154,11 +167,9 @@ xfer_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
     const unsigned char *rows = field_read(reader, "", &len);
     if (rows == NULL || len % sizeof(vnx_desc_t) != 0 ||
         len / sizeof(vnx_desc_t) != count ||
-        !vnxi_py_descs_reserve(self, count)) {
+        !vnxi_py_descs_extend(self, rows, count)) {
         return false;
     }
-    memcpy(self->rows, rows, len);
-    self->count = count;
     return true;
 }
 

@@ -6,8 +6,7 @@
 
 #include "python/module.h"
 
-/* Why a value is no 64-bit number, as a sentence's end: from the exception
- * that is set, which is cleared. */
+/* Why a value cannot be taken as a 64-bit number. */
 typedef enum vnxi_py_int_result {
     VNXI_PY_INT_OK = 0,
     VNXI_PY_INT_RANGE,     /* negative, or too large; no exception is set */
@@ -36,6 +35,11 @@ vnxi_py_int_get(PyObject *value, uint64_t *number_p)
 void vnxi_py_int_raise(vnxi_py_state_t *state, const char *operation,
                        int64_t row, const char *what, PyObject *value,
                        vnxi_py_int_result_t result);
+
+/* An int from `min` to `max`; `what` names it.  false: exception. */
+bool vnxi_py_int_between(vnxi_py_state_t *state, const char *operation,
+                         const char *what, PyObject *value, uint64_t min,
+                         uint64_t max, uint64_t *number_p);
 
 /* Does the buffer hold integers of this machine's byte order?  *is_signed_p
  * says which; their size is view->itemsize. */

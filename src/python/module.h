@@ -4,6 +4,8 @@
  * exceptions.  Nothing here decides anything about transfers.
  *
  * Rules of this folder
+ *   - Convert everything first, then take references, then call: a conversion
+ *     may run the caller's code (agent.h).
  *   - Objects are guarded by the GIL.  Code that drops it copies every pointer
  *     out of Python objects first and retains the C objects, since another
  *     thread may release their handles meanwhile.

@@ -7,37 +7,42 @@
 #include "python/integers.h"
 #include "python/scratch.h"
 
-static bool
-is_tensor(const vnxi_py_state_t *state, PyObject *object)
+/* `yes` for what has the attribute that all tensors have, otherwise `no`. */
+static vnxi_py_source_t
+tensor_or(const vnxi_py_state_t *state, PyObject *object, vnxi_py_source_t yes,
+          vnxi_py_source_t no)
 {
     if (PyTuple_Check(object) || PyList_Check(object)) {
-        return false;
+        return no;
     }
     Py_INCREF(object); /* the look-up may run any code */
     PyObject *method = PyObject_GetAttr(object, VNXI_PY_NAME(state, data_ptr));
     Py_DECREF(object);
-    if (method == NULL) {
-        PyErr_Clear();
-        return false;
+    if (method != NULL) {
+        Py_DECREF(method);
+        return yes;
     }
-    Py_DECREF(method);
-    return true;
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return VNXI_PY_SOURCE_EXCEPTION;
+    }
+    PyErr_Clear();
+    return no;
 }
 
 vnxi_py_source_t
 vnxi_py_source_of(const vnxi_py_state_t *state, PyObject *source)
 {
     if (PyList_Check(source) || PyTuple_Check(source)) {
-        return PySequence_Fast_GET_SIZE(source) > 0 &&
-                       is_tensor(state, PySequence_Fast_GET_ITEM(source, 0))
-                   ? VNXI_PY_SOURCE_TENSORS
-                   : VNXI_PY_SOURCE_ROWS;
+        return PySequence_Fast_GET_SIZE(source) == 0
+                   ? VNXI_PY_SOURCE_ROWS
+                   : tensor_or(state, PySequence_Fast_GET_ITEM(source, 0),
+                               VNXI_PY_SOURCE_TENSORS, VNXI_PY_SOURCE_ROWS);
     }
     if (PyObject_CheckBuffer(source)) {
         return VNXI_PY_SOURCE_MATRIX;
     }
-    return is_tensor(state, source) ? VNXI_PY_SOURCE_TENSOR
-                                    : VNXI_PY_SOURCE_OTHER;
+    return tensor_or(state, source, VNXI_PY_SOURCE_TENSOR,
+                     VNXI_PY_SOURCE_OTHER);
 }
 
 static bool
@@ -93,7 +98,7 @@ vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
                      (long long)row, Py_TYPE(item)->tp_name);
         return false;
     }
-    /* A reference of our own: __index__ of an item may run any code. */
+    /* A tuple of our own: __index__ of a number may change a list. */
     PyObject *tuple = PySequence_Tuple(item);
     if (tuple == NULL) {
         return false;
@@ -119,7 +124,7 @@ row_fast(PyObject *item, vnx_desc_t *desc_p)
         }
         numbers[i] = PyLong_AsUnsignedLongLong(value);
         if (numbers[i] == UINT64_MAX) {
-            PyErr_Clear();
+            PyErr_Clear(); /* an OverflowError, or none: `value` is an int */
             return false;
         }
     }
@@ -148,8 +153,8 @@ row_prefetch(PyObject *list, Py_ssize_t i)
 #define TURN_CHUNKS 4
 #define TURN_NS 60000u
 
-static void
-turn_give(void)
+void
+vnxi_py_turn_give(void)
 {
     PyThreadState *first =
         PyInterpreterState_ThreadHead(PyInterpreterState_Get());
@@ -173,9 +178,21 @@ chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
         return false;
     }
     if (number % TURN_CHUNKS == 0) {
-        turn_give();
+        vnxi_py_turn_give();
     }
     return true;
+}
+
+/* The slow way: code of the caller may run, and drop the item from the list.
+ */
+static bool
+row_held(vnxi_py_state_t *state, const char *operation, int64_t row,
+         PyObject *item, vnx_desc_t *desc_p)
+{
+    Py_INCREF(item);
+    bool good = vnxi_py_row_get(state, operation, row, item, 3, desc_p, NULL);
+    Py_DECREF(item);
+    return good;
 }
 
 /* The list's size is read at each row: code that a conversion runs, or another
@@ -195,9 +212,8 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
     for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
         row_prefetch(list, i);
-        good =
-            row_fast(item, &rows[count]) ||
-            vnxi_py_row_get(state, operation, i, item, 3, &rows[count], NULL);
+        good = row_fast(item, &rows[count]) ||
+               row_held(state, operation, i, item, &rows[count]);
         if (good && ++count == VNXI_PY_ROWS_CHUNK) {
             good = chunk_take(take, context, rows, ++chunks);
             count = 0;

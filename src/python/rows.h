@@ -13,6 +13,7 @@ typedef enum vnxi_py_source {
     VNXI_PY_SOURCE_TENSOR,  /* one tensor */
     VNXI_PY_SOURCE_TENSORS, /* list or tuple of tensors */
     VNXI_PY_SOURCE_OTHER,
+    VNXI_PY_SOURCE_EXCEPTION, /* looking at it raised; the exception is set */
 } vnxi_py_source_t;
 
 vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
@@ -26,7 +27,8 @@ vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
 #define VNXI_PY_ROWS_LARGE ((size_t)32 << 10)
 
 /* Row `row` of a list: a sequence of exactly `width` items, the first three
- * integers.  *extra_p (may be NULL) is the fourth, owned. */
+ * integers.  *extra_p (may be NULL) is the fourth, owned.  It may run any
+ * code: hold a reference to `item`. */
 bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
                      int64_t row, PyObject *item, Py_ssize_t width,
                      vnx_desc_t *desc_p, PyObject **extra_p);
@@ -40,6 +42,10 @@ typedef bool (*vnxi_py_rows_fn)(void *context, const vnx_desc_t *rows,
  * array of the whole is ever made. */
 bool vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
                        PyObject *list, vnxi_py_rows_fn take, void *context);
+
+/* Let other threads run for a moment, if there are any.  For work on Python
+ * objects, about every half millisecond. */
+void vnxi_py_turn_give(void);
 
 /* -- Buffers -------------------------------------------------------------- */
 

@@ -6,41 +6,50 @@
 #include "python/module.h"
 
 /* The strings of a tuple that are names of files; others (bytes, objects of
- * importers) say nothing about directories. */
-static Py_ssize_t
-collect(PyObject *paths, PyObject **encoded, const char **dirs)
+ * importers, what the file system cannot encode) say nothing about
+ * directories.  false: exception. */
+static bool
+collect(PyObject *paths, PyObject **encoded, const char **dirs,
+        size_t *count_p)
 {
-    Py_ssize_t count = 0;
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(paths); i++) {
         PyObject *path = PyTuple_GET_ITEM(paths, i);
         if (!PyUnicode_Check(path)) {
             continue;
         }
-        encoded[count] = PyUnicode_EncodeFSDefault(path);
-        if (encoded[count] == NULL) {
+        PyObject *bytes = PyUnicode_EncodeFSDefault(path);
+        if (bytes != NULL) {
+            encoded[*count_p] = bytes;
+            dirs[(*count_p)++] = PyBytes_AS_STRING(bytes);
+        } else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
             PyErr_Clear();
-            continue;
+        } else {
+            return false;
         }
-        dirs[count] = PyBytes_AS_STRING(encoded[count]);
-        count++;
     }
-    return count;
+    return true;
 }
 
+/* false: exception. */
 static bool
 set_paths(PyObject *paths)
 {
     size_t room = (size_t)PyTuple_GET_SIZE(paths) + 1;
     PyObject **encoded = PyMem_Calloc(room, sizeof(PyObject *));
     const char **dirs = PyMem_Calloc(room, sizeof(char *));
+    size_t count = 0;
     bool is_set = false;
 
-    if (encoded != NULL && dirs != NULL) {
-        Py_ssize_t count = collect(paths, encoded, dirs);
-        is_set = vnxi_search_path_set(dirs, (size_t)count);
-        for (Py_ssize_t i = 0; i < count; i++) {
-            Py_DECREF(encoded[i]);
+    if (encoded == NULL || dirs == NULL) {
+        PyErr_NoMemory();
+    } else if (collect(paths, encoded, dirs, &count)) {
+        is_set = vnxi_search_path_set(dirs, count);
+        if (!is_set) {
+            PyErr_NoMemory();
         }
+    }
+    for (size_t i = 0; i < count; i++) {
+        Py_DECREF(encoded[i]);
     }
     PyMem_Free(encoded);
     PyMem_Free(dirs);
@@ -61,8 +70,5 @@ vnxi_py_set_search_path(PyObject *module, PyObject *list)
     }
     bool is_set = set_paths(paths);
     Py_DECREF(paths);
-    if (!is_set) {
-        return PyErr_NoMemory();
-    }
-    Py_RETURN_NONE;
+    return is_set ? Py_NewRef(Py_None) : NULL;
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "python/errors.h"
+#include "python/integers.h"
 
 #define RUNNING_ERROR "nixlAlreadyRunningError"
 
@@ -23,7 +24,8 @@ option_int(vnxi_py_state_t *state, const char *class, const char *name,
     if (value == NULL || value == Py_None) {
         return true;
     }
-    if (!vnxi_py_side_int(state, class, name, value, 1, UINT32_MAX, &number)) {
+    if (!vnxi_py_int_between(state, class, name, value, 1, UINT32_MAX,
+                             &number)) {
         return false;
     }
     *option_p = (uint32_t)number;
@@ -38,7 +40,7 @@ option_text(vnxi_py_state_t *state, const char *class, const char *name,
     if (value == NULL || value == Py_None) {
         return true;
     }
-    *option_p = vnxi_py_side_text(state, class, name, value);
+    *option_p = vnxi_py_text_get(state, class, name, value);
     return *option_p != NULL;
 }
 

@@ -45,18 +45,9 @@ PyObject *vnxi_py_side_exit(PyObject *op, PyObject *arg);
 
 /* -- Arguments; each false: exception ------------------------------------- */
 
-/* An int from `min` to `max`. */
-bool vnxi_py_side_int(vnxi_py_state_t *state, const char *operation,
-                      const char *what, PyObject *value, uint64_t min,
-                      uint64_t max, uint64_t *number_p);
-
 /* A port from `min` up. */
 bool vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
                        PyObject *value, int min, int *port_p);
-
-/* A str without null characters, borrowed from `value`; NULL: exception. */
-const char *vnxi_py_side_text(vnxi_py_state_t *state, const char *operation,
-                              const char *what, PyObject *value);
 
 /* A key: None, str, bytes, or a tuple of ints, whose text is "0,1".  To be
  * given back with vnxi_py_bytes_put(). */

@@ -5,64 +5,17 @@
 #include "python/side_channel.h"
 
 bool
-vnxi_py_side_int(vnxi_py_state_t *state, const char *operation,
-                 const char *what, PyObject *value, uint64_t min, uint64_t max,
-                 uint64_t *number_p)
-{
-    uint64_t number = 0;
-
-    switch (vnxi_py_int_get(value, &number)) {
-    case VNXI_PY_INT_OK:
-        if (number >= min && number <= max) {
-            *number_p = number;
-            return true;
-        }
-        break;
-    case VNXI_PY_INT_RANGE:
-        break;
-    case VNXI_PY_INT_TYPE:
-        vnxi_py_wrong_type(operation, what, "an int", value);
-        return false;
-    default:
-        return false;
-    }
-    vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                    "%s is not in %llu to %llu", what, (unsigned long long)min,
-                    (unsigned long long)max);
-    return false;
-}
-
-bool
 vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
                   PyObject *value, int min, int *port_p)
 {
     uint64_t number;
 
-    if (!vnxi_py_side_int(state, operation, "port", value, (uint64_t)min,
-                          65535, &number)) {
+    if (!vnxi_py_int_between(state, operation, "port", value, (uint64_t)min,
+                             65535, &number)) {
         return false;
     }
     *port_p = (int)number;
     return true;
-}
-
-const char *
-vnxi_py_side_text(vnxi_py_state_t *state, const char *operation,
-                  const char *what, PyObject *value)
-{
-    Py_ssize_t len;
-
-    if (!PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, what, "a str", value);
-        return NULL;
-    }
-    const char *text = PyUnicode_AsUTF8AndSize(value, &len);
-    if (text != NULL && strlen(text) != (size_t)len) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "%s has a null character", what);
-        return NULL;
-    }
-    return text;
 }
 
 /* -- Keys ----------------------------------------------------------------- */
@@ -81,9 +34,9 @@ text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)
     for (Py_ssize_t i = 0; text != NULL && i < PyTuple_GET_SIZE(tuple); i++) {
         uint64_t rank;
         PyObject *longer = NULL;
-        if (vnxi_py_side_int(state, operation, "a rank of a key",
-                             PyTuple_GET_ITEM(tuple, i), 0, INT64_MAX,
-                             &rank)) {
+        if (vnxi_py_int_between(state, operation, "a rank of a key",
+                                PyTuple_GET_ITEM(tuple, i), 0, INT64_MAX,
+                                &rank)) {
             longer = PyUnicode_FromFormat(i == 0 ? "%U%llu" : "%U,%llu", text,
                                           (unsigned long long)rank);
         }

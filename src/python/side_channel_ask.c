@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "python/errors.h"
+#include "python/integers.h"
 #include "python/side_channel.h"
 
 #define REQUEST "request_metadata"
@@ -41,15 +42,15 @@ limits_get(vnxi_py_state_t *state, const char *operation, PyObject *timeout,
     uint64_t timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS, tries = 0;
 
     if (timeout != NULL && timeout != Py_None &&
-        !vnxi_py_side_int(state, operation, "timeout_ms", timeout, 1, INT_MAX,
-                          &timeout_ms)) {
+        !vnxi_py_int_between(state, operation, "timeout_ms", timeout, 1,
+                             INT_MAX, &timeout_ms)) {
         return false;
     }
     if (retries == Py_None) {
         tries = VNX_SIDE_CHANNEL_RETRY_ALWAYS;
     } else if (retries != NULL &&
-               !vnxi_py_side_int(state, operation, "retries", retries, 0,
-                                 UINT32_MAX - 1, &tries)) {
+               !vnxi_py_int_between(state, operation, "retries", retries, 0,
+                                    UINT32_MAX - 1, &tries)) {
         return false;
     }
     limits_p->timeout_ms = (int)timeout_ms;
@@ -83,7 +84,7 @@ peer_add(vnxi_py_state_t *state, const char *operation, PyObject *host_arg,
 {
     vnx_side_channel_request_params_t *params = &peers->params[peers->count];
 
-    const char *host = vnxi_py_side_text(state, operation, "host", host_arg);
+    const char *host = vnxi_py_text_get(state, operation, "host", host_arg);
     if (host == NULL ||
         !vnxi_py_side_port(state, operation, port_arg, 1, &params->port) ||
         !vnxi_py_side_key(state, operation, key_arg,

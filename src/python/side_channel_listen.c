@@ -85,7 +85,7 @@ vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs)
     }
     if (host_arg != Py_None) {
         host = host_of(host_arg);
-        if (host == NULL || (params.host = vnxi_py_side_text(
+        if (host == NULL || (params.host = vnxi_py_text_get(
                                  self->state, START, "host", host)) == NULL) {
             Py_XDECREF(host);
             return NULL;
@@ -186,8 +186,8 @@ vnxi_py_side_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if (peer_arg != Py_None &&
-        (peer = vnxi_py_side_text(self->state, ADVERTISED, "peer",
-                                  peer_arg)) == NULL) {
+        (peer = vnxi_py_text_get(self->state, ADVERTISED, "peer", peer_arg)) ==
+            NULL) {
         return NULL;
     }
     if (vnx_side_channel_advertised(self->channel, peer, host, &port,

@@ -4,9 +4,12 @@ Nothing is asked of the results but that each is one of those that are
 possible; a crash or a hang is what these look for.
 """
 
+import sys
 import threading
+import time
 
 import pytest
+from support import deadline
 
 pytestmark = [pytest.mark.beyond_stock, pytest.mark.slow]
 
@@ -246,3 +249,67 @@ def test_strides_change_while_they_are_prepared(here, block):
     finally:
         ended = True
         changing.join()
+
+
+def unpickle(api, array, state):
+    lists = api.nixlXferDList("DRAM")
+    lists.__setstate__(state)
+    return lists
+
+
+FILLS = {
+    "zeros": lambda api, array, state: api.nixlXferDList("DRAM", len(array)),
+    "zeros to register": lambda api, array, state: api.nixlRegDList(
+        "DRAM", len(array)
+    ),
+    "an array": lambda api, array, state: api.nixlXferDList("DRAM", array),
+    "an array to register": lambda api, array, state: api.nixlRegDList(
+        "DRAM", array
+    ),
+    "tuples": lambda api, array, state: api.nixlXferDList(
+        "DRAM", [(1, 2, 3)] * len(array)
+    ),
+    "tuples to register": lambda api, array, state: api.nixlRegDList(
+        "DRAM", [(1, 2, 3, b"")] * len(array)
+    ),
+    "what was pickled": unpickle,
+}
+
+
+@pytest.fixture
+def patient():
+    """No thread takes the interpreter away from another one."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("fill", FILLS)
+def test_other_threads_run_while_a_list_is_filled(api, fill):
+    numpy = pytest.importorskip("numpy")
+    rows = numpy.random.default_rng(1).integers(1, 1000, (200_000, 3))
+    array = rows.astype(numpy.uint64)
+    state = api.nixlXferDList("DRAM", array).__getstate__()
+    turns, ended = 0, False
+
+    def run():
+        nonlocal turns
+        while not ended:
+            turns += 1
+            time.sleep(0)
+
+    def lets_others_run():
+        before = turns
+        filled = FILLS[fill](api, array, state)
+        during = turns - before  # freeing the list lets them run too
+        return filled.descCount() > 0 and during > 0
+
+    other = threading.Thread(target=run)
+    other.start()
+    try:
+        deadline.until(lets_others_run, "a turn of another thread")
+    finally:
+        ended = True
+        other.join()

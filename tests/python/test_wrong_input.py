@@ -6,6 +6,7 @@ that the error names, `words` what its message must have.
 """
 
 import builtins
+import os
 
 import pytest
 from support import blocks, deadline
@@ -835,6 +836,74 @@ def test_unknown_keywords_are_refused(api, endpoint):
         agent.send_notif("x", message=b"")
     with pytest.raises(TypeError):
         api.nixl_agent_config(threads=3)
+
+
+# -- numbers out of range ----------------------------------------------------
+
+OUT_OF_RANGE = pytest.mark.parametrize(
+    "number", [-1, 2**64, 10**400], ids=["-1", "2**64", "10**400"]
+)
+
+
+@OUT_OF_RANGE
+def test_a_memory_type_out_of_range_is_unknown(api, scene, number):
+    for make in api.nixlXferDList, api.nixlRegDList, api.nixlRemoteDList:
+        with pytest.raises(KeyError, match="memory type"):
+            make(number)
+    with pytest.raises(KeyError, match="memory type"):
+        scene.prep([(scene.l, 64, 0)], mem_type=number)
+
+
+@OUT_OF_RANGE
+def test_a_number_of_rows_out_of_range_is_refused(api, number):
+    for make in api.nixlXferDList, api.nixlRegDList, api.nixlRemoteDList:
+        with pytest.raises(api.nixlInvalidParamError, match="rows"):
+            make("DRAM", number)
+        with pytest.raises(api.nixlInvalidParamError, match="rows"):
+            make("DRAM", init_size=number)
+
+
+@pytest.mark.parametrize(
+    "number", [-1, 10**400, -(10**400)], ids=["-1", "10**400", "-10**400"]
+)
+def test_a_timeout_out_of_range_is_refused(api, scene, number):
+    with pytest.raises(api.nixlInvalidParamError, match="timeout"):
+        scene.agent.transfer(scene.handle, timeout=number)
+    with pytest.raises(api.nixlInvalidParamError, match="timeout"):
+        scene.agent.wait([], timeout=number)
+
+
+@OUT_OF_RANGE
+@pytest.mark.parametrize("option", ["num_threads", "notif_bytes_max"])
+def test_an_option_out_of_range_is_refused(api, option, number):
+    agent_class = api.nixl_agent.__base__
+    with pytest.raises(api.nixlInvalidParamError, match=option):
+        agent_class("A", **{option: number})
+
+
+def test_a_backend_has_no_null_character(api, endpoint):
+    agent = endpoint(backends=[]).agent
+    for name, parameters in (
+        ("UCX\0", {}),
+        ("UCX", {"num_threads\0": "1"}),
+        ("UCX", {"num_threads": "1\0"}),
+    ):
+        with pytest.raises(api.nixlInvalidParamError, match="null character"):
+            agent.create_backend(name, parameters)
+    assert agent.backends == {}
+
+
+def test_only_a_subscription_is_closed(endpoint):
+    """No descriptor but the agent's own subscriptions."""
+    agent = endpoint().agent
+    ours, theirs = agent._subscribe(), endpoint().agent._subscribe()
+    reader, writer = os.pipe()
+    for number in (reader, writer, theirs, agent.fileno()):
+        agent._unsubscribe(number)
+    for open_still in (ours, theirs, reader, writer, agent.fileno()):
+        os.fstat(open_still)
+    os.close(reader)
+    os.close(writer)
 
 
 # -- no method answers None --------------------------------------------------
