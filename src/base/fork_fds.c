@@ -4,9 +4,12 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fork.h"
+#include "base/mutex.h"
 
 #define FDS_MAX (1 << 20)
 #define WORDS (FDS_MAX / 64)
@@ -16,17 +19,36 @@ static _Atomic uint64_t
     owned[WORDS];                /* pages that are not used cost nothing */
 static atomic_size_t words_used; /* all words from here on are zero */
 
+/* The mark: a socket that does nothing but be open. */
+static vnxi_mutex_t mark_lock = VNXI_MUTEX_INIT(VNXI_RANK_DESCRIPTORS);
+static int mark = -1; /* mark_lock, as the next */
+static struct stat mark_stat;
+static unsigned epoch_now;
+
+/* A socket's inode number is its own, which an eventfd's is not. */
+static bool
+is_mark(void)
+{
+    struct stat now;
+
+    return fstat(mark, &now) == 0 && now.st_ino == mark_stat.st_ino &&
+           now.st_dev == mark_stat.st_dev;
+}
+
 static void
 close_in_child(void)
 {
     size_t used = atomic_load(&words_used);
+    bool lost = mark >= 0 && !is_mark();
 
     for (size_t word = 0; word < used; word++) {
         uint64_t bits = atomic_exchange(&owned[word], 0);
-        for (; bits != 0; bits &= bits - 1) {
+        for (; bits != 0 && !lost; bits &= bits - 1) {
             close((int)(word * 64) + __builtin_ctzll(bits));
         }
     }
+    vnxi_mutex_init(&mark_lock, VNXI_RANK_DESCRIPTORS);
+    mark = -1; /* it was one of them */
 }
 
 static void
@@ -62,4 +84,57 @@ vnxi_fork_fd_close(int fd)
         atomic_fetch_and(&owned[fd / 64], ~((uint64_t)1 << (fd % 64)));
     }
     close(fd);
+}
+
+/* -- Descriptors that the program closes ---------------------------------- */
+
+/* The numbers that were owned are the program's now. */
+static void
+forget_all_lock_held(void)
+{
+    size_t used = atomic_load(&words_used);
+
+    for (size_t word = 0; word < used; word++) {
+        atomic_store(&owned[word], 0);
+    }
+    mark = -1;
+    epoch_now++;
+}
+
+/* Without a descriptor to be had there is no mark, and nothing is noticed. */
+static void
+set_mark_lock_held(void)
+{
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (fd >= 0 && fstat(fd, &mark_stat) != 0) {
+        close(fd);
+        fd = -1;
+    }
+    mark = vnxi_fork_fd_own(fd);
+}
+
+unsigned
+vnxi_fds_epoch(void)
+{
+    pthread_once(&once, install);
+    vnxi_mutex_lock(&mark_lock);
+    if (mark >= 0 && !is_mark()) {
+        forget_all_lock_held();
+    }
+    if (mark < 0) {
+        set_mark_lock_held();
+    }
+    unsigned epoch = epoch_now;
+    vnxi_mutex_unlock(&mark_lock);
+    return epoch;
+}
+
+bool
+vnxi_fds_lost(unsigned epoch)
+{
+    vnxi_mutex_lock(&mark_lock);
+    bool lost = epoch != epoch_now || (mark >= 0 && !is_mark());
+    vnxi_mutex_unlock(&mark_lock);
+    return lost;
 }

@@ -81,6 +81,7 @@
     X(SEARCH_PATH, "search_path")              \
     X(RECYCLE, "recycle")                      \
     X(AT_END, "at_end")                        \
+    X(DESCRIPTORS, "descriptors")              \
     X(FORK, "fork")
 
 typedef enum vnxi_rank {

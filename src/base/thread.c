@@ -2,6 +2,8 @@
 
 #include <signal.h>
 
+#include "base/fork_fds.h"
+
 /* The new thread inherits the mask of the one that starts it. */
 int
 vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg)
@@ -25,4 +27,29 @@ vnxi_thread_start_detached(void *(*entry)(void *), void *arg)
         pthread_detach(thread);
     }
     return ret;
+}
+
+#define JOIN_LOOK_NS 100000000
+
+bool
+vnxi_thread_join(pthread_t thread, unsigned fds_epoch)
+{
+    struct timespec until;
+
+    for (;;) {
+        bool lost = vnxi_fds_lost(fds_epoch);
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += JOIN_LOOK_NS;
+        if (until.tv_nsec >= 1000000000) {
+            until.tv_nsec -= 1000000000;
+            until.tv_sec++;
+        }
+        if (pthread_timedjoin_np(thread, NULL, &until) == 0) {
+            return true;
+        }
+        if (lost) {
+            pthread_detach(thread);
+            return false;
+        }
+    }
 }

@@ -167,6 +167,7 @@ vnx_agent_close(vnx_agent_t *agent)
         atomic_exchange(&agent->closed, true)) {
         return;
     }
+    vnxi_events_forget_lost(&agent->events);
     vnxi_choice_stop(&agent->choice);
     vnxi_peers_close(agent);
     vnxi_events_signal(&agent->events);

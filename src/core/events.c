@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "base/thread.h"
 
@@ -30,11 +31,25 @@ vnxi_events_init(vnxi_events_t *events)
     atomic_init(&events->signalled, false);
     events->subscribed = NULL;
     atomic_init(&events->subscribers, 0);
+    events->fds_epoch = vnxi_fds_epoch();
+}
+
+void
+vnxi_events_forget_lost(vnxi_events_t *events)
+{
+    vnxi_mutex_lock(&events->lock);
+    if (vnxi_fds_lost(events->fds_epoch)) {
+        atomic_store(&events->fd, -1);
+        atomic_store(&events->subscribers, 0);
+        events->fds_epoch = vnxi_fds_epoch();
+    }
+    vnxi_mutex_unlock(&events->lock);
 }
 
 void
 vnxi_events_fini(vnxi_events_t *events)
 {
+    vnxi_events_forget_lost(events);
     int fd = atomic_load(&events->fd);
     if (fd >= 0) {
         close(fd);
@@ -109,6 +124,7 @@ vnxi_events_wait(vnxi_events_t *events, bool (*ready)(void *context),
 vnx_status_t
 vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 {
+    vnxi_events_forget_lost(events);
     vnxi_mutex_lock(&events->lock);
     int fd = atomic_load(&events->fd);
     int err = 0;
@@ -167,6 +183,7 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 void
 vnxi_events_unsubscribe(vnxi_events_t *events, int fd)
 {
+    vnxi_events_forget_lost(events);
     vnxi_mutex_lock(&events->lock);
     unsigned count = atomic_load(&events->subscribers);
     for (unsigned i = 0; i < count; i++) {

@@ -21,10 +21,15 @@ typedef struct vnxi_events {
     atomic_bool signalled;   /* the eventfd is readable, or just becoming so */
     int *subscribed;         /* eventfds of subscribers; protected by lock */
     atomic_uint subscribers; /* how many; changed with lock held */
+    unsigned fds_epoch;      /* of its descriptors; protected by lock */
 } vnxi_events_t;
 
 void vnxi_events_init(vnxi_events_t *events);
 void vnxi_events_fini(vnxi_events_t *events);
+
+/* Forget the eventfds where the program has closed all of its descriptors
+ * (base/fork_fds.h): the numbers are other files' now. */
+void vnxi_events_forget_lost(vnxi_events_t *events);
 
 /* To be called after the state that waiters look at has been stored. */
 void vnxi_events_signal(vnxi_events_t *events);

@@ -7,8 +7,10 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/thread.h"
 
 #define OPERATION "metadata_listener"
 #define CONNECTIONS_MAX 1024
@@ -111,8 +113,12 @@ vnx_listener_stop(vnx_listener_t *listener)
     }
     vnxi_mutex_unlock(&listener->lock);
     if (was_running) {
-        pthread_join(listener->thread, NULL);
-        vnxi_meta_loop_fini(listener);
+        listener->is_lost =
+            !vnxi_thread_join(listener->thread, listener->fds) ||
+            vnxi_fds_lost(listener->fds);
+        if (!listener->is_lost) {
+            vnxi_meta_loop_fini(listener);
+        }
     }
     vnxi_mutex_unlock(&listener->stop_lock);
 }
@@ -124,6 +130,12 @@ vnx_listener_free(vnx_listener_t *listener)
         return;
     }
     vnx_listener_stop(listener);
+    if (listener->is_lost) {
+        /* Its thread may wake up for a timer: it keeps all, and finds the
+         * agent closed. */
+        vnx_agent_close(listener->agent);
+        return;
+    }
     vnxi_mutex_destroy(&listener->stop_lock);
     vnxi_mutex_destroy(&listener->lock);
     vnx_agent_release(listener->agent);

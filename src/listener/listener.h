@@ -128,6 +128,8 @@ struct vnx_listener {
 
     vnxi_mutex_t stop_lock; /* one stop at a time; before `lock` */
     int wake_fd;            /* eventfd; where is_running */
+    unsigned fds;           /* epoch of the descriptors, likewise */
+    bool is_lost;           /* they were closed under it; stop_lock */
     pthread_t thread;
     vnxi_meta_loop_t loop;
 };

@@ -190,8 +190,11 @@ void
 vnxi_meta_loop_wake(vnx_listener_t *listener)
 {
     uint64_t one = 1;
-    ssize_t written = write(listener->wake_fd, &one, sizeof one);
-    (void)written; /* full means that it is readable */
+
+    if (!vnxi_fds_lost(listener->fds)) {
+        ssize_t written = write(listener->wake_fd, &one, sizeof one);
+        (void)written; /* full means that it is readable */
+    }
 }
 
 /* -- Life ----------------------------------------------------------------- */
@@ -219,6 +222,7 @@ create_events(vnx_listener_t *listener)
     TAILQ_INIT(&loop->strangers);
     TAILQ_INIT(&loop->known);
     TAILQ_INIT(&loop->targets);
+    listener->fds = vnxi_fds_epoch();
     loop->base = vnxi_loop_base_new();
     listener->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (loop->base == NULL || listener->wake_fd < 0) {

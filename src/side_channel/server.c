@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/thread.h"
 #include "side_channel/loop.h"
@@ -134,14 +135,17 @@ thread_start(vnxi_server_t *server, const char *name,
     return VNX_OK;
 }
 
-static void
+static bool
 thread_end(vnxi_server_t *server)
 {
     uint64_t one = 1;
 
-    ssize_t written = write(server->stop_fd, &one, sizeof one);
-    (void)written; /* an eventfd of ours takes a 1 */
-    pthread_join(server->thread, NULL);
+    if (!vnxi_fds_lost(server->fds)) {
+        ssize_t written = write(server->stop_fd, &one, sizeof one);
+        (void)written; /* an eventfd of ours takes a 1 */
+    }
+    return vnxi_thread_join(server->thread, server->fds) &&
+           !vnxi_fds_lost(server->fds);
 }
 
 /* -- Making --------------------------------------------------------------- */
@@ -224,6 +228,7 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
             const vnxi_listen_params_t *params, vnx_error_t *error)
 {
     server->ops = ops;
+    server->fds = vnxi_fds_epoch();
     server->options = params->options;
     server->stats = params->stats;
     server->book = params->book;
@@ -261,13 +266,17 @@ vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     return VNX_OK;
 }
 
-void
+bool
 vnxi_server_stop(vnxi_listener_t *listener)
 {
     vnxi_server_t *server = (vnxi_server_t *)listener;
 
-    thread_end(server);
+    /* Freeing it would close numbers that are other files' now. */
+    if (!thread_end(server)) {
+        return false;
+    }
     server->ops->free(server);
+    return true;
 }
 
 static void

@@ -55,6 +55,7 @@ struct vnxi_server {
     struct event_base *base;
     struct event *resume_event; /* ends a pause of accepting */
     struct event *stop_event;
+    unsigned fds;   /* epoch of its descriptors */
     int stop_fd;    /* eventfd: written to end the thread */
     int reserve_fd; /* -1: there is none to be had */
     pthread_t thread;
@@ -69,7 +70,7 @@ vnx_status_t vnxi_server_open(vnxi_server_t *server,
                               vnxi_listener_t **out_p, vnx_error_t *error);
 
 /* End the thread, and free the server.  Not to be called by the thread. */
-void vnxi_server_stop(vnxi_listener_t *listener);
+bool vnxi_server_stop(vnxi_listener_t *listener);
 
 /* Free what is left, the port with it, when whatever hung on the loop was
  * freed. */

@@ -101,15 +101,20 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
 static void
 stop_lock_held(vnx_side_channel_t *channel)
 {
-    if (channel->listener != NULL) {
-        atomic_store(&channel->port, 0);
-        channel->transport->stop(channel->listener);
-        vnxi_book_release(channel->book);
-        free(channel->host);
-        channel->listener = NULL;
-        channel->book = NULL;
-        channel->host = NULL;
+    if (channel->listener == NULL) {
+        return;
     }
+    atomic_store(&channel->port, 0);
+    if (channel->transport->stop(channel->listener)) {
+        vnxi_book_release(channel->book);
+    } else {
+        /* Its thread may use the channel, for ever. */
+        atomic_fetch_add(&channel->refs, 1);
+    }
+    free(channel->host);
+    channel->listener = NULL;
+    channel->book = NULL;
+    channel->host = NULL;
 }
 
 void
@@ -126,6 +131,9 @@ vnxi_channel_leave(vnx_side_channel_t *channel)
         return;
     }
     stop_lock_held(channel); /* nobody else is left */
+    if (atomic_load(&channel->refs) > 0) {
+        return;
+    }
     vnxi_mutex_destroy(&channel->lock);
     vnxi_options_fini(&channel->options);
     free(channel);

@@ -1,70 +1,29 @@
 /*
  * Design notes.  A forked child holds copies of the listening sockets, and a
- * port is taken for as long as one copy listens.  So every one is noted in a
- * table, the child closes its copies before fork() returns there, and closing
- * ours shuts them down first, which ends the listening of all copies.  The
- * table is only read by the child: losing a race with a fork leaves one copy
- * open there, which the shutdown still reaches.
+ * port is taken for as long as one copy listens.  So the child closes its
+ * copies before fork() returns there (base/fork_fds.h), and closing ours shuts
+ * them down first, which ends the listening of a copy that escaped that.
  */
 #include "side_channel/sockets.h"
 
 #include <errno.h>
 #include <netinet/in.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "base/fork.h"
+#include "base/fork_fds.h"
 
-#define NOTED_MAX 64
 #define PORT_TRIES 16
-
-static atomic_int noted[NOTED_MAX]; /* fd + 1; 0: a free slot */
-
-static void
-close_noted_in_child(void)
-{
-    for (size_t i = 0; i < NOTED_MAX; i++) {
-        int fd = atomic_exchange(&noted[i], 0) - 1;
-        if (fd >= 0) {
-            close(fd);
-        }
-    }
-}
-
-/* Where the table is full the fd is not noted; see above. */
-static void
-note(int fd)
-{
-    for (size_t i = 0; i < NOTED_MAX; i++) {
-        int free_slot = 0;
-        if (atomic_compare_exchange_strong(&noted[i], &free_slot, fd + 1)) {
-            return;
-        }
-    }
-}
-
-static void
-forget(int fd)
-{
-    for (size_t i = 0; i < NOTED_MAX; i++) {
-        int ours = fd + 1;
-        if (atomic_compare_exchange_strong(&noted[i], &ours, 0)) {
-            return;
-        }
-    }
-}
 
 void
 vnxi_sockets_close(vnxi_sockets_t *sockets)
 {
     for (size_t i = 0; i < sockets->count; i++) {
         shutdown(sockets->fds[i], SHUT_RDWR);
-        forget(sockets->fds[i]);
-        close(sockets->fds[i]);
+        vnxi_fork_fd_close(sockets->fds[i]);
     }
     sockets->count = 0;
 }
@@ -122,8 +81,7 @@ add_socket(vnxi_sockets_t *sockets, const vnxi_address_t *address)
         errno = saved;
         return -1;
     }
-    note(fd);
-    sockets->fds[sockets->count++] = fd;
+    sockets->fds[sockets->count++] = vnxi_fork_fd_own(fd);
     sockets->port = port;
     return 0;
 }
@@ -322,7 +280,6 @@ vnxi_sockets_open(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,
 {
     vnxi_addresses_t addresses;
 
-    vnxi_fork_on_child(close_noted_in_child);
     if (params->host == NULL) {
         return open_any(params, out_p, error);
     }

@@ -81,8 +81,10 @@ typedef struct vnxi_transport {
 
     /* End the thread, cut every connection off, free the port and the
      * listener.  Called once, from any thread but the listener's; does not
-     * wait for clients.  Never called in a forked child. */
-    void (*stop)(vnxi_listener_t *listener);
+     * wait for clients.  Never called in a forked child.  False: the
+     * descriptors were closed under the thread, which cannot be woken; it
+     * keeps the listener, and what listen() borrowed, for ever. */
+    bool (*stop)(vnxi_listener_t *listener);
 
     /* An exchange at the client, as a machine that never waits; of one thread
      * at a time.  Returns owned: end().  Does as little as it can: the first

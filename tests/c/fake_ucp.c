@@ -617,6 +617,10 @@ ucp_worker_create(vnxi_ucp_context_t context,
 {
     (void)context, (void)params;
     REFUSE_IF(fail_worker);
+    void (*on_worker)(void) = atomic_load(&fake_ucp.on_worker);
+    if (on_worker != NULL) {
+        on_worker();
+    }
     struct ucp_worker *worker = calloc(1, sizeof *worker);
     worker->efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     init_recursive(&worker->in_use);

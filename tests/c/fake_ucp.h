@@ -38,13 +38,14 @@ typedef struct fake_ucp {
     atomic_int fail_config, fail_init, fail_worker, fail_efd, fail_query;
     atomic_int fail_listen, fail_ep, fail_map, fail_pack, fail_unpack;
     atomic_int fail_transports;
-    atomic_bool die_connecting; /* peers end while an endpoint is made */
-    atomic_bool inside;         /* callbacks come from within posts, too */
-    atomic_bool error_first;    /* the endpoint's error before its requests' */
-    atomic_bool storm;          /* the descriptor is always readable */
-    atomic_int busy;            /* so many times is arming BUSY */
-    atomic_int transports;      /* that an endpoint has; 0: one */
-    atomic_int cuda;            /* has it CUDA's memory? */
+    void (*_Atomic on_worker)(void); /* called while a worker is made */
+    atomic_bool die_connecting;      /* peers end while an endpoint is made */
+    atomic_bool inside;      /* callbacks come from within posts, too */
+    atomic_bool error_first; /* the endpoint's error before its requests' */
+    atomic_bool storm;       /* the descriptor is always readable */
+    atomic_int busy;         /* so many times is arming BUSY */
+    atomic_int transports;   /* that an endpoint has; 0: one */
+    atomic_int cuda;         /* has it CUDA's memory? */
 
     /* Seen by the library. */
     atomic_int configs, contexts, workers, eps, mems, keys; /* that live */

@@ -83,6 +83,39 @@ test_fork_fds_take_no_descriptor_and_high_ones(void **state)
     close(fds[0]);
 }
 
+/* In a child, which has nothing else to lose. */
+static void
+test_fds_that_the_program_closes_are_lost(void **state)
+{
+    int status;
+    (void)state;
+    unsigned before = vnxi_fds_epoch();
+
+    assert_false(vnxi_fds_lost(before));
+    assert_int_equal(vnxi_fds_epoch(), before);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        int fds[2], failed = 0;
+        unsigned epoch = vnxi_fds_epoch();
+        failed |= pipe(fds) != 0 || vnxi_fds_lost(epoch);
+        vnxi_fork_fd_own(fds[0]);
+        failed |= close_range(3, ~0u, 0) != 0;
+        /* The number is another file's when the child is forked. */
+        failed |= (dup2(1, fds[0]) != fds[0]) << 1;
+        failed |= !vnxi_fds_lost(epoch) << 2;
+        failed |= (open_in_child(fds, 1) != 1) << 3;
+        unsigned now = vnxi_fds_epoch();
+        failed |= (now == epoch || vnxi_fds_lost(now)) << 4;
+        failed |= !vnxi_fds_lost(epoch) << 5;
+        _exit(failed);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    assert_false(vnxi_fds_lost(before));
+}
+
 int
 main(void)
 {
@@ -90,6 +123,7 @@ main(void)
         cmocka_unit_test(test_fork_fds_are_closed_in_the_child_only),
         cmocka_unit_test(test_fork_fds_forget_what_was_closed),
         cmocka_unit_test(test_fork_fds_take_no_descriptor_and_high_ones),
+        cmocka_unit_test(test_fds_that_the_program_closes_are_lost),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -4,6 +4,8 @@
 
 #include <sys/wait.h>
 
+#include "base/at_end.h"
+
 static vnx_status_t
 create(const vnxi_ucx_config_t *wish, vnx_error_t *error)
 {
@@ -305,6 +307,33 @@ test_ucx_worker_stands_still_at_exit(void **state)
     assert_int_equal(WEXITSTATUS(status), 42);
 }
 
+/* The process ends while the first worker is made: its thread takes no more
+ * commands, so that there is no address to publish. */
+static void
+test_ucx_worker_that_refuses_its_first_command(void **state)
+{
+    int status;
+    (void)state;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        vnx_error_t error = {.status = VNX_OK};
+        vnxi_ucx_t *ucx = NULL;
+        vnxi_ucx_config_t config = {.name = "here", .name_len = 4};
+        config.workers = 1;
+        atomic_store(&fake->on_worker, vnxi_at_end_run);
+        vnx_status_t made = vnxi_ucx_create(&config, &ucx, &error);
+        _exit(made == VNX_ERR_BACKEND && ucx == NULL &&
+                      strstr(error.cause, "was stopped before it had an "
+                                          "address") != NULL
+                  ? 42
+                  : 43);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 42);
+}
+
 int
 main(void)
 {
@@ -322,6 +351,7 @@ main(void)
         with_fake(test_ucx_worker_sleeps_after_a_storm),
         with_fake(test_ucx_worker_takes_commands_in_a_storm),
         with_fake(test_ucx_worker_stands_still_at_exit),
+        with_fake(test_ucx_worker_that_refuses_its_first_command),
     };
     atexit(look_at_the_end); /* before the backend's own */
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

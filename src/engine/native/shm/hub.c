@@ -50,10 +50,21 @@ vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag)
     return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
 }
 
+bool
+vnxi_hub_is_lost(vnxi_hub_t *hub)
+{
+    hub->lost = hub->lost || vnxi_fds_lost(hub->fds);
+    return hub->lost;
+}
+
 void
 vnxi_hub_wake(vnxi_hub_t *hub)
 {
     uint64_t one = 1;
+
+    if (vnxi_fds_lost(hub->fds)) {
+        return;
+    }
     ssize_t done = write(hub->wake, &one, sizeof one);
 
     (void)done; /* it fails only where the thread is called already */
@@ -123,7 +134,7 @@ vnxi_hub_poll(vnxi_hub_t *hub)
     if (vnxi_fork_crossed(hub->forks) || vnxi_mutex_trylock(&hub->loop) != 0) {
         return;
     }
-    if (!hub->stopped) {
+    if (!hub->stopped && !hub->lost) {
         count_poll(hub);
         vnxi_hub_round(hub);
         vnxi_hub_reap(hub);
@@ -149,7 +160,8 @@ on_timer(vnxi_hub_t *hub)
 
     drain_counter(hub->timer);
     if (hub->listener_resumes != 0 && hub->listener_resumes <= now) {
-        struct epoll_event event = {.events = EPOLLIN, .data.u64 = 0};
+        struct epoll_event event = {.events = EPOLLIN,
+                                    .data.u64 = vnxi_link_tag(NULL, 0)};
         epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &event);
         hub->listener_resumes = 0;
     }
@@ -181,18 +193,41 @@ on_outer(vnxi_hub_t *hub, const struct epoll_event *events, int count)
     }
 }
 
+/* What vnxi_hub_round() takes in it checks itself, since that is what has to
+ * be fast; what comes seldom is checked here. */
+static bool
+is_lost_with(vnxi_hub_t *hub, const struct epoll_event *events, int count)
+{
+    bool input_alone = count == 1 && events[0].data.u64 == OUTER_INNER;
+
+    return input_alone ? hub->lost : vnxi_hub_is_lost(hub);
+}
+
+/* False: the thread ends; there is nothing that it could sleep in. */
+static bool
+thread_round(vnxi_hub_t *hub)
+{
+    struct epoll_event events[3];
+    int count = epoll_wait(hub->outer, events, 3, -1);
+    bool failed = count < 0 && errno != EINTR;
+
+    vnxi_mutex_lock(&hub->loop);
+    hub->lost = hub->lost || failed;
+    bool goes_on = !hub->stopped && !is_lost_with(hub, events, count);
+    if (goes_on) {
+        on_outer(hub, events, count);
+        vnxi_hub_reap(hub);
+    }
+    vnxi_mutex_unlock(&hub->loop);
+    return goes_on;
+}
+
 static void *
 hub_thread(void *arg)
 {
     vnxi_hub_t *hub = arg;
-    struct epoll_event events[3];
 
-    while (!atomic_load(&hub->stopping)) {
-        int count = epoll_wait(hub->outer, events, 3, -1);
-        vnxi_mutex_lock(&hub->loop);
-        on_outer(hub, events, count);
-        vnxi_hub_reap(hub);
-        vnxi_mutex_unlock(&hub->loop);
+    while (!atomic_load(&hub->stopping) && thread_round(hub)) {
     }
     return NULL;
 }
@@ -243,7 +278,8 @@ open_descriptors(vnxi_hub_t *hub)
         timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK));
     if (hub->outer < 0 || hub->inner < 0 || hub->wake < 0 || hub->timer < 0 ||
         bind_listener(hub) != 0 ||
-        vnxi_hub_watch(hub->inner, hub->listener, EPOLLIN, 0) != 0 ||
+        vnxi_hub_watch(hub->inner, hub->listener, EPOLLIN,
+                       vnxi_link_tag(NULL, 0)) != 0 ||
         vnxi_hub_watch(hub->outer, hub->inner, EPOLLIN, OUTER_INNER) != 0 ||
         vnxi_hub_watch(hub->outer, hub->timer, EPOLLIN, OUTER_TIMER) != 0 ||
         vnxi_hub_watch(hub->outer, hub->wake, EPOLLIN, OUTER_WAKE) != 0) {
@@ -253,13 +289,22 @@ open_descriptors(vnxi_hub_t *hub)
 }
 
 static void
-hub_destroy(vnxi_hub_t *hub)
+close_descriptors(vnxi_hub_t *hub)
 {
+    if (hub->lost) {
+        return;
+    }
     vnxi_fork_fd_close(hub->listener);
     vnxi_fork_fd_close(hub->outer);
     vnxi_fork_fd_close(hub->inner);
     vnxi_fork_fd_close(hub->timer);
     vnxi_fork_fd_close(hub->wake);
+}
+
+static void
+hub_destroy(vnxi_hub_t *hub)
+{
+    close_descriptors(hub);
     vnxi_mutex_destroy(&hub->loop);
     vnxi_mutex_destroy(&hub->lists);
     vnxi_revocations_fini(&hub->revocations);
@@ -278,6 +323,7 @@ hub_alloc(const vnxi_hub_config_t *config)
     }
     hub->listener = hub->outer = hub->inner = hub->timer = hub->wake = -1;
     hub->forks = vnxi_fork_count();
+    hub->fds = vnxi_fds_epoch();
     hub->events = config->events;
     memcpy(hub->instance, config->instance, sizeof hub->instance);
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
@@ -359,11 +405,13 @@ vnxi_hub_stop(vnxi_hub_t *hub)
         return;
     }
     vnxi_hub_wake(hub);
-    pthread_join(hub->thread, NULL);
+    hub->abandoned = !vnxi_thread_join(hub->thread, hub->fds);
     vnxi_mutex_lock(&hub->loop);
     hub->stopped = true;
-    vnxi_fork_fd_close(hub->listener);
-    hub->listener = -1;
+    if (!vnxi_hub_is_lost(hub)) {
+        vnxi_fork_fd_close(hub->listener);
+        hub->listener = -1;
+    }
     vnxi_mutex_unlock(&hub->loop);
     close_links(hub);
 }
@@ -375,5 +423,7 @@ vnxi_hub_free(vnxi_hub_t *hub)
         return;
     }
     vnxi_hub_reap(hub);
-    hub_destroy(hub);
+    if (!hub->abandoned) {
+        hub_destroy(hub);
+    }
 }

@@ -389,7 +389,7 @@ on_connection(vnxi_hub_t *hub, int fd)
 static void
 suspend_listener(vnxi_hub_t *hub)
 {
-    struct epoll_event nothing = {.events = 0};
+    struct epoll_event nothing = {.data.u64 = vnxi_link_tag(NULL, 0)};
 
     if (!hub->warned_no_fds) {
         hub->warned_no_fds = true;
@@ -425,8 +425,7 @@ on_listener(vnxi_hub_t *hub)
 static void
 on_link_event(vnxi_hub_t *hub, uint64_t tag, uint32_t events)
 {
-    vnxi_link_t *link =
-        (vnxi_link_t *)(uintptr_t)(tag & ~(uint64_t)VNXI_LINK_TAG_PIDFD);
+    vnxi_link_t *link = vnxi_link_of_tag(tag);
 
     if (!link_is_open(link)) {
         return;
@@ -449,11 +448,15 @@ vnxi_hub_round(vnxi_hub_t *hub)
     struct epoll_event events[EVENTS_MAX];
     int count = epoll_wait(hub->inner, events, EVENTS_MAX, 0);
 
-    for (int i = 0; i < count; i++) {
-        if (events[i].data.u64 == 0) {
+    hub->lost = hub->lost || (count < 0 && errno != EINTR);
+    for (int i = 0; i < count && !hub->lost; i++) {
+        uint64_t tag = events[i].data.u64;
+        if ((tag & VNXI_LINK_TAG_MASK) != VNXI_LINK_TAG_MAGIC) {
+            hub->lost = true; /* it is another's set */
+        } else if (tag == vnxi_link_tag(NULL, 0)) {
             on_listener(hub);
         } else {
-            on_link_event(hub, events[i].data.u64, events[i].events);
+            on_link_event(hub, tag, events[i].events);
         }
     }
 }

@@ -91,8 +91,13 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
 static void
 close_socket(vnxi_hub_t *hub, vnxi_link_t *link)
 {
+    bool lost = vnxi_fds_lost(link->fds);
+
     vnxi_mutex_lock(&link->send_lock);
-    if (link->fd >= 0) {
+    if (link->fd >= 0 && lost) {
+        link->fd = -1;
+        vnxi_link_queue_clear(&link->queue);
+    } else if (link->fd >= 0) {
         epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
         if (link->pidfd >= 0) {
             epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->pidfd, NULL);

@@ -33,6 +33,7 @@ vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid)
     atomic_init(&link->state, VNXI_LINK_OPEN);
     link->hub = hub;
     link->forks = vnxi_fork_count();
+    link->fds = hub->fds;
     link->fd = fd;
     link->pidfd = pidfd;
     link->pid = pid;
@@ -52,8 +53,10 @@ vnxi_link_unref(vnxi_link_t *link)
     if (atomic_fetch_sub(&link->refs, 1) != 1) {
         return;
     }
-    vnxi_fork_fd_close(link->fd);
-    vnxi_fork_fd_close(link->pidfd);
+    if (!vnxi_fds_lost(link->fds)) {
+        vnxi_fork_fd_close(link->fd);
+        vnxi_fork_fd_close(link->pidfd);
+    }
     vnxi_link_queue_clear(&link->queue);
     vnxi_link_frame_reader_fini(&link->reader);
     vnxi_mutex_destroy(&link->send_lock);
@@ -158,7 +161,9 @@ break_off(vnxi_link_t *link)
 {
     atomic_store(&link->over, true);
     vnxi_link_queue_clear(&link->queue);
-    shutdown(link->fd, SHUT_RDWR);
+    if (!vnxi_fds_lost(link->fds)) {
+        shutdown(link->fd, SHUT_RDWR);
+    }
 }
 
 static bool
@@ -303,7 +308,7 @@ say_bye(vnxi_link_t *link)
     struct iovec bye = {.iov_base = header, .iov_len = sizeof header};
 
     vnxi_mutex_lock(&link->send_lock);
-    if (link->fd >= 0) {
+    if (link->fd >= 0 && !vnxi_fds_lost(link->fds)) {
         if (flush_queue(link)) {
             vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
             write_some(link->fd, &bye, 1);

@@ -42,6 +42,7 @@ struct vnxi_link {
     atomic_uint refs;
     vnxi_hub_t *hub;
     unsigned forks; /* fork count at its making */
+    unsigned fds;   /* epoch of its descriptors */
     bool accepted;
     pid_t pid; /* of the other end */
     int pidfd; /* closed with the memory; -1 only where accepted */
@@ -76,18 +77,21 @@ struct vnxi_hub {
     unsigned char instance[VNXI_SHM_ID_SIZE];
     char socket[VNXI_SHM_SOCKET_MAX];
     unsigned forks; /* fork count at its making */
+    unsigned fds;   /* epoch of its descriptors */
 
     /* `outer` is what the thread sleeps in: inner, timer, wake.  `inner` has
      * the listener, the sockets and the pidfds. */
     int outer, inner, timer, wake, listener;
     atomic_bool stopping;
     pthread_t thread;
+    bool abandoned; /* by vnxi_hub_stop(): the thread keeps the hub's memory */
     atomic_size_t accepted; /* that said HELLO */
     _Atomic(vnxi_link_t *) graves;
 
     vnxi_mutex_t loop;
     /* of the loop */
     bool stopped;
+    bool lost;   /* its descriptors were closed by others */
     bool polled; /* the thread does not wait for `inner` */
     bool warned_no_fds;
     unsigned busy_windows; /* how often was polled lately */
@@ -116,6 +120,10 @@ struct vnxi_hub {
 
 /* Watch a descriptor; as epoll_ctl(). */
 int vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag);
+
+/* Were the hub's descriptors closed under it?  Then none of their numbers is
+ * used any more.  By the loop. */
+bool vnxi_hub_is_lost(vnxi_hub_t *hub);
 
 /* Make the thread look. */
 void vnxi_hub_wake(vnxi_hub_t *hub);
@@ -172,12 +180,23 @@ vnx_status_t vnxi_link_send(vnxi_link_t *link, const void *head,
 /* Write what is queued, as far as the socket takes it. */
 void vnxi_link_flush(vnxi_link_t *link);
 
-/* What epoll reports for the link's socket, and for its pidfd. */
+/* What epoll reports: for the listener (NULL), for a link's socket, for its
+ * pidfd.  The upper bits, which no pointer has, tell it from the report of
+ * another set that got the number of ours after the program closed it. */
 #define VNXI_LINK_TAG_PIDFD 1u
+#define VNXI_LINK_TAG_MAGIC ((uint64_t)0x6c76 << 48)
+#define VNXI_LINK_TAG_MASK ((uint64_t)0xffff << 48)
 static inline uint64_t
 vnxi_link_tag(vnxi_link_t *link, unsigned which)
 {
-    return (uint64_t)(uintptr_t)link | which;
+    return VNXI_LINK_TAG_MAGIC | (uint64_t)(uintptr_t)link | which;
+}
+
+static inline vnxi_link_t *
+vnxi_link_of_tag(uint64_t tag)
+{
+    return (vnxi_link_t *)(uintptr_t)(tag & ~VNXI_LINK_TAG_MASK &
+                                      ~(uint64_t)VNXI_LINK_TAG_PIDFD);
 }
 
 #endif

@@ -177,7 +177,8 @@ vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino)
         *memfd = known[--count];
     }
     vnxi_mutex_unlock(&lock);
-    if (fd >= 0) {
+    /* The program may have closed it, and opened another file since. */
+    if (fd >= 0 && is_file(fd, "", st_dev, st_ino)) {
         close(fd);
     }
 }

@@ -251,15 +251,20 @@ open_first(vnxi_ucx_t *ucx, vnx_error_t *error)
     }
     vnxi_mutex_init(&command.lock, VNXI_RANK_UCX_COMMAND);
     vnxi_cond_init(&command.changed);
+    bool pushed = vnxi_ucx_worker_push(&ucx->workers[0], &command.super);
     vnxi_mutex_lock(&command.lock);
-    if (vnxi_ucx_worker_push(&ucx->workers[0], &command.super)) {
-        while (!command.done) {
-            vnxi_cond_wait(&command.changed, &command.lock);
-        }
+    while (pushed && !command.done) {
+        vnxi_cond_wait(&command.changed, &command.lock);
     }
     vnxi_mutex_unlock(&command.lock);
     vnxi_cond_destroy(&command.changed);
     vnxi_mutex_destroy(&command.lock);
+    if (!pushed) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "%s: its worker was stopped before it had an "
+                              "address: the process ends",
+                              ucx->version);
+    }
     return command.status == VNXI_UCS_OK
                ? VNX_OK
                : ucx_error(ucx, command.status, "its worker", error);
@@ -309,6 +314,12 @@ vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
                               "no libucp: %s", why);
     }
+    if (!vnxi_ucx_is_usable()) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "UCX cannot be used again in this process: all "
+                              "descriptors of the process were closed, UCX's "
+                              "own among them");
+    }
     vnxi_ucx_t *ucx = ucx_alloc(library, config);
     if (ucx == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *ucx);
@@ -334,6 +345,7 @@ void
 vnxi_ucx_stop(vnxi_ucx_t *ucx)
 {
     atomic_store(&ucx->stopped, true);
+    vnxi_ucx_park_lost(ucx);
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_stop(&ucx->workers[i]);
     }
@@ -352,8 +364,8 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
     if (ucx == NULL || atomic_fetch_sub(&ucx->refs, 1) != 1) {
         return;
     }
-    if (vnxi_ucx_parked()) {
-        return; /* threads stand in it, and the process ends */
+    if (vnxi_ucx_parked(ucx)) {
+        return; /* threads stand in it */
     }
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_fini(&ucx->workers[i]);

@@ -73,7 +73,7 @@ void
 vnxi_ucx_mem_unmap(vnxi_ucx_mem_t *mem)
 {
     vnxi_ucp_mem_t handle = atomic_exchange(&mem->handle, NULL);
-    if (handle != NULL && !vnxi_ucx_parked()) {
+    if (handle != NULL && !vnxi_ucx_parked(mem->ucx)) {
         mem->ucx->library->ucp.ucp_mem_unmap(mem->ucx->context, handle);
     }
 }

@@ -7,6 +7,7 @@
 #include "base/at_end.h"
 #include "base/clock.h"
 #include "base/fork.h"
+#include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "engine/native/ucx/transfer.h"
 #include "engine/native/ucx/worker.h"
@@ -22,7 +23,9 @@
 #define LOOK_NS 1000000u
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_PARK);
-static vnxi_ucx_t *all; /* protected by lock */
+static vnxi_ucx_t *all;      /* protected by lock */
+static unsigned first_epoch; /* of descriptors; lock */
+static bool is_used;         /* lock */
 static atomic_bool parked;
 
 static bool
@@ -48,55 +51,64 @@ let_messages_leave_lock_held(void)
     }
 }
 
-static void
-ask(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
+static struct timespec
+park_deadline(void)
 {
-    (void)deadline;
-    vnxi_mutex_lock(&worker->lock);
-    worker->park = true;
-    worker->stopping = true; /* whatever comes now is refused */
-    vnxi_ucx_worker_wake_lock_held(worker);
-    vnxi_mutex_unlock(&worker->lock);
+    struct timespec deadline;
+
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += PARK_SECONDS;
+    return deadline;
 }
 
 static void
-await(vnxi_ucx_worker_t *worker, const struct timespec *deadline)
+ask(vnxi_ucx_t *ucx)
 {
-    int ret = 0;
-    vnxi_mutex_lock(&worker->lock);
-    while (worker->started && !worker->parked && !worker->ended && ret == 0) {
-        ret = vnxi_cond_timedwait(&worker->changed, &worker->lock, deadline);
+    for (unsigned i = 0; i < ucx->worker_count; i++) {
+        vnxi_ucx_worker_park(&ucx->workers[i]);
     }
-    vnxi_mutex_unlock(&worker->lock);
 }
 
 static void
-for_each(void (*call)(vnxi_ucx_worker_t *, const struct timespec *),
-         const struct timespec *deadline)
+await(vnxi_ucx_t *ucx, const struct timespec *deadline)
 {
-    for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
-        for (unsigned i = 0; i < ucx->worker_count; i++) {
-            call(&ucx->workers[i], deadline);
-        }
+    for (unsigned i = 0; i < ucx->worker_count; i++) {
+        vnxi_ucx_worker_await_parked(&ucx->workers[i], deadline);
     }
 }
 
 static void
 park_all(void)
 {
-    struct timespec deadline;
-
     vnxi_mutex_lock(&lock);
     let_messages_leave_lock_held();
-    clock_gettime(CLOCK_MONOTONIC, &deadline);
-    deadline.tv_sec += PARK_SECONDS;
+    struct timespec deadline = park_deadline();
     atomic_store(&parked, true);
-    for_each(ask, NULL);
-    for_each(await, &deadline);
+    for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
+        ask(ucx);
+    }
+    for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
+        await(ucx, &deadline);
+    }
     for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
         vnxi_ucx_abandon(ucx);
     }
     vnxi_mutex_unlock(&lock);
+}
+
+void
+vnxi_ucx_park_lost(vnxi_ucx_t *ucx)
+{
+    if (atomic_load(&ucx->lost) || !vnxi_fds_lost(ucx->workers[0].fds)) {
+        return;
+    }
+    vnxi_mutex_lock(&lock);
+    struct timespec deadline = park_deadline();
+    atomic_store(&ucx->lost, true);
+    ask(ucx);
+    await(ucx, &deadline);
+    vnxi_mutex_unlock(&lock);
+    vnxi_ucx_abandon(ucx);
 }
 
 static void
@@ -104,6 +116,22 @@ forget_in_child(void)
 {
     vnxi_mutex_init(&lock, VNXI_RANK_UCX_PARK);
     all = NULL;
+    is_used = false;
+}
+
+bool
+vnxi_ucx_is_usable(void)
+{
+    unsigned epoch = vnxi_fds_epoch();
+
+    vnxi_mutex_lock(&lock);
+    if (!is_used) {
+        is_used = true;
+        first_epoch = epoch;
+    }
+    bool usable = first_epoch == epoch;
+    vnxi_mutex_unlock(&lock);
+    return usable;
 }
 
 void
@@ -131,7 +159,7 @@ vnxi_ucx_park_remove(vnxi_ucx_t *ucx)
 }
 
 bool
-vnxi_ucx_parked(void)
+vnxi_ucx_parked(const vnxi_ucx_t *ucx)
 {
-    return atomic_load(&parked);
+    return atomic_load(&parked) || atomic_load(&ucx->lost);
 }

@@ -16,7 +16,17 @@
 void vnxi_ucx_park_add(vnxi_ucx_t *ucx);
 void vnxi_ucx_park_remove(vnxi_ucx_t *ucx);
 
-/* Has it happened?  Then no thread can be joined any more. */
-bool vnxi_ucx_parked(void);
+/* The same for one share of UCX whose descriptors the program has closed
+ * (base/fork_fds.h): UCX would use their numbers, and nothing wakes a thread
+ * that sleeps.  Does nothing where that has not happened. */
+void vnxi_ucx_park_lost(vnxi_ucx_t *ucx);
+
+/* False: the descriptors of UCX's own thread, one a process, were closed; UCX
+ * cannot be used again in this process.  To be asked before it is used. */
+bool vnxi_ucx_is_usable(void);
+
+/* Has either happened?  Then its threads cannot be joined any more, and UCX
+ * keeps what it has. */
+bool vnxi_ucx_parked(const vnxi_ucx_t *ucx);
 
 #endif

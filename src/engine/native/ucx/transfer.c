@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "engine/native/ucx/park.h"
 #include "engine/native/ucx/share.h"
 
 /* In flight at a worker, of one transfer: what keeps TCP busy. */
@@ -475,6 +476,7 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
 void
 vnxi_ucx_settle(vnxi_ucx_t *ucx)
 {
+    vnxi_ucx_park_lost(ucx);
     vnxi_mutex_lock(&ucx->xfers_lock);
     while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
         vnxi_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);

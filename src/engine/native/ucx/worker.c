@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -37,6 +38,7 @@ vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
 {
     *worker = (vnxi_ucx_worker_t){.ucx = ucx, .index = index, .ucx_fd = -1};
     worker->wake_fd = -1;
+    worker->fds = vnxi_fds_epoch();
     worker->last = &worker->first;
     worker->duties.prev = worker->duties.next = &worker->duties;
     worker->cursor = &worker->duties;
@@ -130,13 +132,18 @@ wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
     struct timespec timeout = vnxi_clock_timespec(due > now ? due - now : 0);
     uint64_t count;
 
-    ppoll(fds, watch_ucx ? 2 : 1, due == UINT64_MAX ? NULL : &timeout, NULL);
-    if (fds[0].revents != 0 &&
+    int ready = ppoll(fds, watch_ucx ? 2 : 1,
+                      due == UINT64_MAX ? NULL : &timeout, NULL);
+    if (fds[0].revents == POLLIN &&
         read(worker->wake_fd, &count, sizeof count) < 0) {
         /* Nobody else reads it: nothing to be done. */
         (void)count;
     }
     *by_ucx_p = watch_ucx && fds[1].revents != 0;
+    if ((ready <= 0 || ((fds[0].revents | fds[1].revents) & ~POLLIN) != 0) &&
+        vnxi_fds_lost(worker->fds)) {
+        vnxi_ucx_worker_park(worker);
+    }
 }
 
 /* Say that we sleep, unless there is something to do. */
@@ -150,10 +157,23 @@ may_sleep(vnxi_ucx_worker_t *worker)
     return may;
 }
 
+/* For good: see park.h. */
+static void __attribute__((noreturn)) park_lock_held(vnxi_ucx_worker_t *worker)
+{
+    worker->parked = true;
+    for (;;) {
+        vnxi_cond_broadcast(&worker->changed);
+        vnxi_cond_wait(&worker->changed, &worker->lock);
+    }
+}
+
 static void
 awake(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
+    if (worker->park) {
+        park_lock_held(worker);
+    }
     worker->sleeping = false;
     vnxi_mutex_unlock(&worker->lock);
 }
@@ -223,30 +243,18 @@ progress(vnxi_ucx_worker_t *worker)
     return any;
 }
 
-/* For good: see park.h. */
-static void __attribute__((noreturn)) park(vnxi_ucx_worker_t *worker)
-{
-    vnxi_mutex_lock(&worker->lock);
-    worker->parked = true;
-    for (;;) {
-        vnxi_cond_broadcast(&worker->changed);
-        vnxi_cond_wait(&worker->changed, &worker->lock);
-    }
-}
-
 /* True: it is time to end. */
 static bool
 is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
 {
     vnxi_mutex_lock(&worker->lock);
     bool stopping = worker->stopping && worker->first == NULL;
-    bool exiting = worker->park;
     /* All is looked at in the round that begins, but for the end. */
     worker->nudged = worker->stopping && !stopping;
-    vnxi_mutex_unlock(&worker->lock);
-    if (exiting) {
-        park(worker);
+    if (worker->park) {
+        park_lock_held(worker);
     }
+    vnxi_mutex_unlock(&worker->lock);
     if (stopping && !worker->draining) {
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
@@ -412,7 +420,7 @@ vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
     uint64_t one = 1;
 
     worker->nudged = true; /* where it is about to sleep, it looks again */
-    if (worker->sleeping &&
+    if (worker->sleeping && !atomic_load(&worker->ucx->lost) &&
         write(worker->wake_fd, &one, sizeof one) != sizeof one) {
         worker->sleeping = true; /* it is readable already */
     }
@@ -468,8 +476,56 @@ vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
     worker->stopping = true;
     vnxi_ucx_worker_wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
-    if (started && !vnxi_ucx_parked()) {
+    if (started && !vnxi_ucx_parked(worker->ucx)) {
         pthread_join(worker->thread, NULL);
         worker->started = false;
     }
+}
+
+void
+vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker)
+{
+    vnxi_mutex_lock(&worker->lock);
+    worker->park = true;
+    worker->stopping = true; /* whatever comes now is refused */
+    if (!vnxi_fds_lost(worker->fds)) {
+        vnxi_ucx_worker_wake_lock_held(worker);
+    }
+    vnxi_mutex_unlock(&worker->lock);
+}
+
+/* Who sleeps where nothing wakes him up will not come back into UCX: awake().
+ */
+static bool
+stands_lock_held(const vnxi_ucx_worker_t *worker)
+{
+    return !worker->started || worker->parked || worker->ended ||
+           (worker->sleeping && vnxi_fds_lost(worker->fds));
+}
+
+#define PARK_LOOK_NS 10000000
+
+void
+vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
+                             const struct timespec *deadline)
+{
+    struct timespec now, next;
+
+    vnxi_mutex_lock(&worker->lock);
+    while (!stands_lock_held(worker)) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        if (now.tv_sec > deadline->tv_sec ||
+            (now.tv_sec == deadline->tv_sec &&
+             now.tv_nsec >= deadline->tv_nsec)) {
+            break;
+        }
+        next = now;
+        next.tv_nsec += PARK_LOOK_NS;
+        if (next.tv_nsec >= 1000000000) {
+            next.tv_nsec -= 1000000000;
+            next.tv_sec++;
+        }
+        vnxi_cond_timedwait(&worker->changed, &worker->lock, &next);
+    }
+    vnxi_mutex_unlock(&worker->lock);
 }

@@ -64,12 +64,13 @@ struct vnxi_ucx_worker {
     vnxi_mutex_t turn; /* held by the thread but while it sleeps */
 
     int wake_fd;
+    unsigned fds; /* epoch of the descriptors */
     pthread_t thread;
     vnxi_mutex_t lock;
     vnxi_cond_t changed;
     bool started, ready, ended; /* all below protected by lock */
     bool sleeping, nudged, stopping;
-    bool park, parked; /* the process exits: park.h */
+    bool park, parked; /* it stands still for good: park.h */
     vnxi_ucx_command_t *first, **last;
 };
 
@@ -86,7 +87,8 @@ struct vnxi_ucx {
     size_t address_len;
     char version[256];
     atomic_bool stopped;
-    atomic_uint messages;         /* notifications that UCX has not sent */
+    atomic_bool lost;     /* the program closed its descriptors: park.h */
+    atomic_uint messages; /* notifications that UCX has not sent */
     atomic_uint_fast64_t sent_at; /* the last one that it was given */
     vnxi_mutex_t xfers_lock;      /* transfer.c */
     vnxi_cond_t xfer_ended;
@@ -135,8 +137,15 @@ void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
 bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
-/* Run what is queued, let go of all duties, destroy the worker, join. */
+/* Run what is queued, let go of all duties, destroy the worker, join.  Where
+ * its share was lost (park.h) the thread is left as it stands. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
+
+/* Have the thread stand still for good, outside of UCX, and refuse whatever
+ * comes.  To be awaited, until `deadline` (CLOCK_MONOTONIC). */
+void vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker);
+void vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
+                                  const struct timespec *deadline);
 
 /* -- For what runs on the thread -------------------------------------------
  */

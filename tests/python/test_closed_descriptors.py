@@ -1,0 +1,114 @@
+"""A program closes every descriptor of its process, as daemons do, while an
+agent is open: closing the agent ends, and so does the process, and the files
+that the program opened meanwhile are left alone."""
+
+import pytest
+from support.program import run_program
+
+pytestmark = [pytest.mark.beyond_stock, pytest.mark.slow]
+
+# Only a peer's pipe is kept: it has to live on.
+SCENE = """
+import ctypes, os, sys, tempfile, time
+from support.endpoint import Endpoint
+from support.peer import PeerProcess
+from support.transfers import Long
+
+kept = []
+
+def peer_of(here):
+    there = PeerProcess(MODULE, "there")
+    kept.append(there.pipe.fileno())
+    here.add(there.metadata())
+    there.add(here.metadata())
+    there.send_notif(here.name, b"hello")
+    here.gather_notifs(1)
+    return there
+
+def close_all():
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:
+                pass
+    folder = tempfile.mkdtemp()
+    files = []
+    while len(files) < 200:
+        name = os.path.join(folder, str(len(files)))
+        files.append(os.open(name, os.O_RDWR | os.O_CREAT))
+    return files
+
+def check(files):
+    for fd in files:
+        stat = os.fstat(fd)
+        assert stat.st_size == 0 and stat.st_nlink == 1, (fd, stat)
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 0, fd
+def start_again():
+    try:
+        again, other = Endpoint(MODULE, "again"), Endpoint(MODULE, "other")
+    except Exception as error:
+        # UCX has a thread of its own, which nothing can repair.
+        assert "UCX cannot be used again in this process" in str(error)
+        assert os.environ.get("VLLM_NIXL_SAME_HOST") == "0"
+    else:
+        again.add(other.metadata())
+        again.agent.send_notif("other", b"x")
+        other.gather_notifs(1)
+"""
+
+SCENES = {
+    "alone": "here = Endpoint(MODULE, 'here')\n",
+    "with a peer": "here = Endpoint(MODULE, 'here')\nthere = peer_of(here)\n",
+    "in flight": (
+        "here = Endpoint(MODULE, 'here')\nthere = peer_of(here)\n"
+        "long = Long(here, there)\n"
+        "assert here.agent.transfer(long.handle) == 'PROC'\n"
+    ),
+    "side channels": (
+        "here = Endpoint(MODULE, 'here')\n"
+        "here.agent.start_side_channel_listener(0, here.metadata())\n"
+        "import vllm_nixl\n"
+        "others = [vllm_nixl.ZmqSideChannel(), vllm_nixl.HttpSideChannel()]\n"
+        "for other in others:\n"
+        "    other.start_listener(0, here.metadata())\n"
+    ),
+    "metadata listener": (
+        "here = Endpoint(MODULE, 'here',\n"
+        "    {'enable_listen_thread': True, 'listen_port': 0})\n"
+    ),
+    "watched": (
+        "here = Endpoint(MODULE, 'here')\n"
+        "here.agent.fileno()\n"
+        "there = peer_of(here)\n"
+    ),
+}
+
+ENDS = {
+    "close": (
+        "files = close_all()\n"
+        "here.agent.close()\n"
+        "check(files)\n"
+        "start_again()\n"
+        "del here\n"
+        "check(files)\n"
+        "print('closed', flush=True)\n"
+    ),
+    "exit": "files = close_all()\nprint('closed', flush=True)\n",
+    "fork": (
+        "files = close_all()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    check(files)\n"
+        "    os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "print('closed', flush=True)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("scene", SCENES)
+def test_all_descriptors_are_closed_under_an_agent(inproc, scene, end):
+    source = SCENE + SCENES[scene] + ENDS[end]
+    assert run_program(source, env=inproc.env, timeout=60).stdout == "closed\n"
