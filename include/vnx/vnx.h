@@ -191,7 +191,10 @@ vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
  * deregistered; regions stay known to lists that were prepared on them, but
  * a transfer posted after deregistration fails with VNX_ERR_NOT_FOUND.
  * `backends`: NULL-terminated names, NULL for all.  A range may be registered
- * twice (then it must be deregistered twice). */
+ * twice (then it must be deregistered twice).  VNX_ERR_INVALID_PARAM, naming
+ * the row: a length of 0, an overflow, or DRAM of which the first or the last
+ * page is not mapped.  Mapped is enough: a range that is reserved (PROT_NONE)
+ * and gets its memory later is taken. */
 vnx_status_t vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                 const vnx_reg_desc_t *descs, size_t count,
                                 const char *const *backends,

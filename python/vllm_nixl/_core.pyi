@@ -743,7 +743,9 @@ class Agent:
         """Register memory; all of it or none.
 
         The memory is borrowed: keep it until it is deregistered. What was
-        registered twice must be deregistered twice.
+        registered twice must be deregistered twice. nixlInvalidParamError
+        (naming the row) for DRAM whose first or last page is not mapped; a
+        range that is only reserved (PROT_NONE) is mapped.
         """
 
     def deregister_memory(

@@ -1,9 +1,12 @@
 #include "base/error.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 vnx_status_t
 vnxi_error_set(vnx_error_t *error, vnx_status_t status, const char *operation,
@@ -67,6 +70,94 @@ vnxi_error_no_memory(vnx_error_t *error, const char *operation, size_t size)
 {
     return vnxi_error_set(error, VNX_ERR_NO_MEMORY, operation,
                           "no memory for %zu bytes", size);
+}
+
+/* -- Descriptors ---------------------------------------------------------- */
+
+#define SCARCE 32
+#define POLL_MOST 256
+#define COUNT_MOST (1 << 16)
+
+/* How many descriptors are open below `limit`: asked of poll(), for reading
+ * /proc/self/fd takes one. */
+static unsigned
+count_open(unsigned limit)
+{
+    unsigned open = 0;
+
+    for (unsigned first = 0; first < limit; first += POLL_MOST) {
+        struct pollfd fds[POLL_MOST];
+        unsigned count = limit - first < POLL_MOST ? limit - first : POLL_MOST;
+        for (unsigned i = 0; i < count; i++) {
+            fds[i] = (struct pollfd){.fd = (int)(first + i)};
+        }
+        if (poll(fds, count, 0) < 0) {
+            return open;
+        }
+        for (unsigned i = 0; i < count; i++) {
+            open += (fds[i].revents & POLLNVAL) == 0;
+        }
+    }
+    return open;
+}
+
+/* A limit that is too high to count against is far away. */
+static bool
+usage(unsigned *open_p, unsigned *limit_p)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur > COUNT_MOST) {
+        return false;
+    }
+    *limit_p = (unsigned)limit.rlim_cur;
+    *open_p = count_open(*limit_p);
+    return true;
+}
+
+bool
+vnxi_descriptors_are_scarce(void)
+{
+    unsigned open, limit;
+
+    return usage(&open, &limit) && open + SCARCE > limit;
+}
+
+#define USAGE "%u of %u in use (RLIMIT_NOFILE); raise it with ulimit -n"
+
+const char *
+vnxi_descriptors_text(char text[VNXI_ERRNO_TEXT])
+{
+    unsigned open, limit;
+
+    text[0] = '\0';
+    if (usage(&open, &limit) && open + SCARCE > limit) {
+        snprintf(text, VNXI_ERRNO_TEXT, " (descriptors: " USAGE ")", open,
+                 limit);
+    }
+    return text;
+}
+
+const char *
+vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT])
+{
+    const char *words = strerrordesc_np(err);
+    struct rlimit limit;
+
+    snprintf(text, VNXI_ERRNO_TEXT, "%s",
+             words != NULL ? words : "unknown error");
+    size_t len = strlen(text);
+    if (err == ENFILE) {
+        snprintf(text + len, VNXI_ERRNO_TEXT - len,
+                 " (the limit of the whole system: fs.file-max)");
+    } else if (err == EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        /* All below the limit are taken, or it could still be counted. */
+        unsigned most = (unsigned)limit.rlim_cur;
+        snprintf(text + len, VNXI_ERRNO_TEXT - len,
+                 " (descriptors: " USAGE ")",
+                 most <= COUNT_MOST ? count_open(most) : most, most);
+    }
+    return text;
 }
 
 int

@@ -4,6 +4,7 @@
 #ifndef VNXI_BASE_ERROR_H
 #define VNXI_BASE_ERROR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <vnx/error.h>
 
@@ -31,6 +32,21 @@ vnxi_error_printable(unsigned char byte)
 {
     return byte >= 0x20 && byte < 0x7f ? (char)byte : '?';
 }
+
+/* The words for an errno.  Where the process, or the system, has no descriptor
+ * left, they name the limit and how many are in use.  vnxi_errno() gives them
+ * for as long as the block lasts that it stands in. */
+#define VNXI_ERRNO_TEXT 192
+const char *vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT]);
+#define vnxi_errno(err) vnxi_errno_text((err), (char[VNXI_ERRNO_TEXT]){0})
+
+/* The same after the failure of a library that does not say why: "" unless
+ * less than 32 descriptors are left, or " (descriptors: 250 of 256 ...)". */
+const char *vnxi_descriptors_text(char text[VNXI_ERRNO_TEXT]);
+#define vnxi_descriptors() vnxi_descriptors_text((char[VNXI_ERRNO_TEXT]){0})
+
+/* Can less than 32 descriptors be had? */
+bool vnxi_descriptors_are_scarce(void);
 
 /* VNX_ERR_NO_MEMORY for an allocation of `size` bytes. */
 vnx_status_t vnxi_error_no_memory(vnx_error_t *error, const char *operation,

@@ -121,7 +121,7 @@ vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
     return ret == 0 ? VNX_OK
                     : vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
                                      "no thread for its deadline: %s",
-                                     strerrordesc_np(ret));
+                                     vnxi_errno(ret));
 }
 
 void

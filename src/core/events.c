@@ -140,7 +140,7 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     vnxi_mutex_unlock(&events->lock);
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "fileno", "eventfd: %s",
-                              strerror(err));
+                              vnxi_errno(err));
     }
     *fd_p = fd;
     return VNX_OK;
@@ -167,7 +167,7 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "subscribe",
-                              "eventfd: %s", strerror(errno));
+                              "eventfd: %s", vnxi_errno(errno));
     }
     vnxi_mutex_lock(&events->lock);
     bool appended = subscribed_append_lock_held(events, fd);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
@@ -157,7 +158,7 @@ try_next(vnxi_meta_conn_t *conn)
             return;
         }
     }
-    vnxi_meta_client_failed(conn, VNX_ERR_BACKEND, strerror(target->error));
+    vnxi_meta_client_failed(conn, VNX_ERR_BACKEND, vnxi_errno(target->error));
 }
 
 /* -- Commands ------------------------------------------------------------- */

@@ -206,7 +206,7 @@ loop_main(void *arg)
     pthread_setname_np(pthread_self(), "vnx-listener");
     if (event_base_dispatch(listener->loop.base) != 0) {
         vnxi_log(VNXI_LOG_ERROR, "metadata listener: the loop ended: %s",
-                 strerror(errno));
+                 vnxi_errno(errno));
     }
     return NULL;
 }
@@ -291,5 +291,5 @@ vnxi_meta_loop_start(vnx_listener_t *listener, const char *operation,
     }
     vnxi_meta_loop_fini(listener);
     return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
-                          "metadata listener: %s: %s", what, strerror(err));
+                          "metadata listener: %s: %s", what, vnxi_errno(err));
 }

@@ -75,7 +75,7 @@ set_make(vnxi_batch_t *batch, vnx_error_t *error)
     return batch->epoll_fd >= 0
                ? VNX_OK
                : vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_REQUEST,
-                                "epoll_create1: %s", strerror(errno));
+                                "epoll_create1: %s", vnxi_errno(errno));
 }
 
 vnx_status_t
@@ -323,7 +323,7 @@ vnxi_batch_watch(vnxi_batch_t *batch, vnx_error_t *error)
     if (batch->timer_fd < 0 || epoll_ctl(batch->epoll_fd, EPOLL_CTL_ADD,
                                          batch->timer_fd, &event) != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_REQUEST,
-                              "no timer: %s", strerror(errno));
+                              "no timer: %s", vnxi_errno(errno));
     }
     vnxi_batch_step(batch);
     return VNX_OK;

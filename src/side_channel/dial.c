@@ -1,4 +1,5 @@
 #include "side_channel/dial.h"
+#include "base/error.h"
 
 #include <poll.h>
 #include <string.h>
@@ -79,7 +80,7 @@ vnxi_dial_step(vnxi_dial_t *dial, vnxi_exchange_t *exchange, int *fd_p,
                             &exchange->wake);
     } else if (status != VNX_OK) {
         vnxi_exchange_failed(dial->params, status, vnxi_dial_phase(dial),
-                             dial->address, strerror(connector->err), error);
+                             dial->address, vnxi_errno(connector->err), error);
     }
     return status;
 }

@@ -92,7 +92,7 @@ no_multi(http_exchange_t *exchange, vnx_error_t *error)
     return vnxi_exchange_failed(
         exchange->params, VNX_ERR_BACKEND, "preparing to ask",
         exchange->params->host,
-        errno != 0 ? strerror(errno) : "libcurl refused", error);
+        errno != 0 ? vnxi_errno(errno) : "libcurl refused", error);
 }
 
 /* `found` NULL: libcurl knows where to. */

@@ -1,4 +1,5 @@
 #include "side_channel/job.h"
+#include "base/error.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -159,9 +160,9 @@ vnxi_job_step(vnxi_batch_t *batch, vnxi_job_t *job)
             vnxi_job_wake_at(batch, job, job->exchange->wake);
             return;
         }
-        status =
-            vnxi_exchange_failed(params, VNX_ERR_BACKEND, "waiting for",
-                                 params->host, strerror(err), &answer->error);
+        status = vnxi_exchange_failed(params, VNX_ERR_BACKEND, "waiting for",
+                                      params->host, vnxi_errno(err),
+                                      &answer->error);
     }
     if (status == VNX_OK) {
         vnxi_job_end(batch, job, VNX_OK);

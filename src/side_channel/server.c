@@ -118,7 +118,7 @@ server_main(void *arg)
     running = server;
     if (event_base_dispatch(server->base) != 0) {
         vnxi_log(VNXI_LOG_ERROR, "side channel on port %d: the loop ended: %s",
-                 server->super.port, strerror(errno));
+                 server->super.port, vnxi_errno(errno));
     }
     return NULL;
 }

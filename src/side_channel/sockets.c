@@ -142,7 +142,7 @@ open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
     }
     vnxi_address_text(&addresses->list[failed], text);
     vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
-                   "cannot listen at '%s': %s", text, strerror(err));
+                   "cannot listen at '%s': %s", text, vnxi_errno(err));
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return VNX_ERR_BACKEND;
 }
@@ -152,7 +152,7 @@ vnxi_start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
                   const char *what, int err)
 {
     vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
-                   strerror(err));
+                   vnxi_errno(err));
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return VNX_ERR_BACKEND;
 }

@@ -1,4 +1,5 @@
 #include "side_channel/stream.h"
+#include "base/error.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -57,7 +58,7 @@ failed(vnxi_stream_t *stream, short events)
         stream->events = events;
         return VNX_IN_PROG;
     }
-    snprintf(stream->reason, sizeof stream->reason, "%s", strerror(errno));
+    snprintf(stream->reason, sizeof stream->reason, "%s", vnxi_errno(errno));
     return VNX_ERR_BACKEND;
 }
 

@@ -2,6 +2,11 @@
 
 #include <string.h>
 
+#include <errno.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
 #include "base/error.h"
 
 static void
@@ -78,10 +83,51 @@ test_status_table_has_every_status_once(void **state)
                         "NIXL_ERR_UNKNOWN");
 }
 
+/* The words for an errno name the limit of descriptors, and only where it is
+ * to blame. */
+static void
+test_error_names_the_limit_of_descriptors(void **state)
+{
+    struct rlimit before, low;
+    char words[VNXI_ERRNO_TEXT], expected[VNXI_ERRNO_TEXT];
+    (void)state;
+    assert_string_equal(vnxi_errno(ENOENT), "No such file or directory");
+    assert_string_equal(vnxi_errno(-5), "unknown error");
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    low = before;
+    low.rlim_cur = 300;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    assert_string_equal(vnxi_descriptors(), "");
+    assert_false(vnxi_descriptors_are_scarce());
+
+    int first = dup(0), last = first, fd;
+    while ((fd = dup(0)) >= 0) {
+        last = fd;
+    }
+    assert_int_equal(errno, EMFILE);
+    snprintf(expected, sizeof expected,
+             " (descriptors: 300 of 300 in use (RLIMIT_NOFILE); raise it with "
+             "ulimit -n)");
+    assert_string_equal(vnxi_descriptors_text(words), expected);
+    assert_true(vnxi_descriptors_are_scarce());
+    assert_string_equal(vnxi_errno_text(EMFILE, words) +
+                            strlen("Too many open files"),
+                        expected);
+    close(last);
+    assert_non_null(strstr(vnxi_descriptors(), "299 of 300"));
+    for (fd = first; fd < last; fd++) {
+        close(fd);
+    }
+    assert_string_equal(vnxi_descriptors(), "");
+    assert_non_null(strstr(vnxi_errno(ENFILE), "fs.file-max"));
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_error_names_the_limit_of_descriptors),
         cmocka_unit_test(test_error_names_operation_row_peer_and_cause),
         cmocka_unit_test(test_error_format_cuts_to_the_buffer),
         cmocka_unit_test(test_error_without_a_record_still_gives_the_status),

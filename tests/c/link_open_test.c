@@ -1,7 +1,9 @@
 /* Who is let in, who is not, and what hostile ends can do: nothing. */
 #include "link_node.h"
 
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "engine/native/shm/link_frame.h"
 
@@ -588,6 +590,180 @@ test_link_open_gives_up_on_a_full_backlog(void **state)
     node_fini(&node);
 }
 
+/* -- A storm -------------------------------------------------------------- */
+
+#define ATTACKERS 6
+#define LEGITIMATE 50
+
+/* Connects as fast as it can, and holds what it has or closes it at once. */
+static void
+attack(const char *name, bool hold)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t len =
+        (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+    int held[1000] = {0};
+
+    memcpy(address.sun_path + 1, name, strlen(name));
+    for (size_t at = 0;; at = (at + 1) % 1000) {
+        int flags = hold ? SOCK_NONBLOCK : 0;
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | flags, 0);
+        if (held[at] > 0) {
+            close(held[at]);
+        }
+        held[at] = 0;
+        if (fd >= 0) {
+            connect(fd, (struct sockaddr *)&address, len);
+        }
+        if (hold) {
+            held[at] = fd;
+        } else {
+            close(fd);
+        }
+    }
+}
+
+static pid_t
+start_attacker(const char *name, bool hold)
+{
+    struct rlimit limit;
+    pid_t parent = getpid(), pid = fork();
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        getrlimit(RLIMIT_NOFILE, &limit);
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+        if (getppid() != parent || setgid(NOBODY) != 0 ||
+            setuid(NOBODY) != 0) {
+            _exit(1);
+        }
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* setuid() forgets it */
+        attack(name, hold);
+    }
+    return pid;
+}
+
+/* Another user connects again and again; the owner is let in every time, and
+ * who is in is served. */
+static void
+test_hub_lets_the_owner_in_through_a_storm_of_others(void **state)
+{
+    (void)state;
+    node_t node;
+    vnxi_link_t *link, *links[LEGITIMATE];
+    vnx_error_t error;
+    pid_t attackers[ATTACKERS];
+
+    if (geteuid() != 0) {
+        print_message("skipped: needs root, to become another user\n");
+        skip();
+    }
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    assert_int_equal(vnxi_link_open(node.hub, &node.info, NULL, &link, NULL),
+                     VNX_OK);
+    for (int i = 0; i < ATTACKERS; i++) {
+        attackers[i] = start_attacker(node.info.socket, i % 2 == 0);
+    }
+    for (uint32_t i = 0; i < LEGITIMATE; i++) {
+        if (vnxi_link_open(node.hub, &node.info, NULL, &links[i], &error) !=
+            VNX_OK) {
+            fail_msg("load %u: %s", (unsigned)i, error.cause);
+        }
+        assert_int_equal(node_send(link, 0, i, 1, 64), VNX_OK);
+    }
+    assert_true(node_wait_accepted(&node, LEGITIMATE + 1));
+    assert_true(node_wait(&node, &node.account.notifs, LEGITIMATE));
+    for (int i = 0; i < ATTACKERS; i++) {
+        int status;
+        kill(attackers[i], SIGKILL);
+        assert_int_equal(waitpid(attackers[i], &status, 0), attackers[i]);
+        assert_true(WIFSIGNALED(status)); /* it did attack until now */
+    }
+    for (int i = 0; i < LEGITIMATE; i++) {
+        vnxi_link_release(links[i]);
+    }
+    vnxi_link_release(link);
+    node_fini(&node);
+    assert_int_equal(node.account.bad, 0);
+}
+
+static bool
+backlog_is_full(const char *name)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t len =
+        (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + strlen(name));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+
+    memcpy(address.sun_path + 1, name, strlen(name));
+    bool full = connect(fd, (struct sockaddr *)&address, len) != 0;
+    close(fd);
+    return full;
+}
+
+typedef struct load {
+    node_t *node;
+    const vnxi_shm_info_t *info;
+    vnxi_link_t *link;
+    vnx_status_t status;
+    vnx_error_t error;
+} load_t;
+
+static void *
+load_main(void *argument)
+{
+    load_t *load = argument;
+    load->status = vnxi_link_open(load->node->hub, load->info, NULL,
+                                  &load->link, &load->error);
+    return NULL;
+}
+
+/* Another user has filled the backlog while the peer's process did not run;
+ * who loads its metadata waits for a turn. */
+static void
+test_link_open_waits_while_others_fill_the_backlog(void **state)
+{
+    (void)state;
+    enum { LOADS = 4 };
+    node_t node;
+    peer_t peer;
+    load_t loads[LOADS];
+    pthread_t threads[LOADS];
+    pid_t attacker;
+    int status;
+
+    if (geteuid() != 0) {
+        print_message("skipped: needs root, to become another user\n");
+        skip();
+    }
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    assert_int_equal(kill(peer.pid, SIGSTOP), 0);
+    attacker = start_attacker(peer.info.socket, true);
+    while (!backlog_is_full(peer.info.socket)) {
+        usleep(10000);
+    }
+    for (int i = 0; i < LOADS; i++) {
+        loads[i] = (load_t){.node = &node, .info = &peer.info};
+        pthread_create(&threads[i], NULL, load_main, &loads[i]);
+    }
+    usleep(500000); /* longer than a busy process is away */
+    kill(attacker, SIGKILL);
+    assert_int_equal(waitpid(attacker, &status, 0), attacker);
+    assert_int_equal(kill(peer.pid, SIGCONT), 0);
+    for (int i = 0; i < LOADS; i++) {
+        pthread_join(threads[i], NULL);
+        if (loads[i].status != VNX_OK) {
+            fail_msg("load %d: %s", i, loads[i].error.cause);
+        }
+        vnxi_link_release(loads[i].link);
+    }
+    peer_kill(&peer);
+    node_fini(&node);
+}
+
 int
 main(void)
 {
@@ -608,6 +784,8 @@ main(void)
         cmocka_unit_test(test_hub_waits_for_descriptors),
         cmocka_unit_test(test_link_ends_by_what_a_listener_must_not_send),
         cmocka_unit_test(test_link_open_gives_up_on_a_full_backlog),
+        cmocka_unit_test(test_link_open_waits_while_others_fill_the_backlog),
+        cmocka_unit_test(test_hub_lets_the_owner_in_through_a_storm_of_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

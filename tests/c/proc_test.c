@@ -1,5 +1,6 @@
 #include "vnx_test.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -17,13 +18,13 @@ test_proc_stat_does_not_stumble_over_the_name(void **state)
     vnxi_proc_stat_t expected, stat;
 
     prctl(PR_GET_NAME, before);
-    assert_true(vnxi_proc_stat(getpid(), &expected));
+    assert_int_equal(vnxi_proc_stat(getpid(), &expected), 0);
     assert_true(expected.start_time > 0);
     assert_false(expected.exiting);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         assert_int_equal(prctl(PR_SET_NAME, names[i]), 0);
         stat = (vnxi_proc_stat_t){.exiting = true};
-        assert_true(vnxi_proc_stat(getpid(), &stat));
+        assert_int_equal(vnxi_proc_stat(getpid(), &stat), 0);
         assert_true(stat.start_time == expected.start_time);
         assert_false(stat.exiting);
     }
@@ -44,17 +45,17 @@ test_proc_stat_follows_a_process_to_its_end(void **state)
             pause();
         }
     }
-    assert_true(vnxi_proc_stat(getpid(), &mine));
-    assert_true(vnxi_proc_stat(pid, &childs));
+    assert_int_equal(vnxi_proc_stat(getpid(), &mine), 0);
+    assert_int_equal(vnxi_proc_stat(pid, &childs), 0);
     assert_true(childs.start_time >= mine.start_time);
     assert_false(childs.exiting);
 
     kill(pid, SIGKILL);
     assert_int_equal(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
-    assert_true(vnxi_proc_stat(pid, &childs));
+    assert_int_equal(vnxi_proc_stat(pid, &childs), 0);
     assert_true(childs.exiting);
     assert_int_equal(waitpid(pid, NULL, 0), pid);
-    assert_false(vnxi_proc_stat(pid, &childs));
+    assert_int_equal(vnxi_proc_stat(pid, &childs), ESRCH);
 }
 
 int

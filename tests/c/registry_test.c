@@ -3,10 +3,18 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "engine/parts/region.h"
 
 #define MANY 10000
+
+/* Reserved memory: what is registered has to be mapped, and is never touched
+ * here. */
+#define GROUND (16u << 20)
+static uint64_t ground;
+#define AT(offset) (ground + (offset))
 #define THREADS 6
 #define ROUNDS 300
 #define BATCH 7
@@ -65,8 +73,8 @@ static void
 test_registry_holds_what_was_added_until_removed(void **state)
 {
     vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t rows[] = {row(0x3000, 16), row(0x1000, 16),
-                                   row(0x2000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x3000), 16), row(AT(0x1000), 16),
+                                   row(AT(0x2000), 16)};
 
     add(registry, rows, 3);
     assert_int_equal(vnxi_registry_count(registry), 3);
@@ -75,8 +83,8 @@ test_registry_holds_what_was_added_until_removed(void **state)
     }
     take_away(registry, rows + 1, 1);
     assert_int_equal(vnxi_registry_count(registry), 2);
-    assert_false(is_held(registry, 0x1000, 16));
-    assert_true(is_held(registry, 0x3000, 16));
+    assert_false(is_held(registry, AT(0x1000), 16));
+    assert_true(is_held(registry, AT(0x3000), 16));
 }
 
 /* An engine that attaches to regions, until it is told to fail. */
@@ -118,7 +126,7 @@ setup_attacher(void **state)
 static void
 test_registry_attaches_to_each_new_region_once(void **state)
 {
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16)};
 
     add(*state, rows, 1);
     assert_int_equal(attacher.attached, 1);
@@ -134,8 +142,8 @@ test_registry_attaches_to_each_new_region_once(void **state)
 static void
 test_registry_adds_none_when_attaching_fails(void **state)
 {
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16),
-                                   row(0x3000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16),
+                                   row(AT(0x3000), 16)};
     vnx_error_t error;
 
     add(*state, rows, 1);
@@ -175,7 +183,7 @@ static void
 test_registry_snapshot_is_made_again_only_after_a_change(void **state)
 {
     vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16)};
     uint64_t first_epoch, epoch;
 
     add(registry, rows, 1);
@@ -201,7 +209,7 @@ static void
 test_registry_removal_revokes_the_region_in_old_snapshots(void **state)
 {
     vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16)};
 
     add(registry, rows, 1);
     vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
@@ -209,12 +217,13 @@ test_registry_removal_revokes_the_region_in_old_snapshots(void **state)
     assert_false(atomic_load(&region->revoked));
     take_away(registry, rows, 1);
     assert_true(atomic_load(&region->revoked));
-    assert_null(vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1000, 16, 0));
+    assert_null(
+        vnxi_region_table_find(table, VNX_MEM_DRAM, AT(0x1000), 16, 0));
 
     /* Registered again it is another region. */
     add(registry, rows, 1);
     assert_true(atomic_load(&region->revoked));
-    assert_true(is_held(registry, 0x1000, 16));
+    assert_true(is_held(registry, AT(0x1000), 16));
     vnxi_region_table_release(table);
 }
 
@@ -222,7 +231,7 @@ static void
 test_registry_counts_uses_of_a_range(void **state)
 {
     vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t twice[] = {row(0x1000, 16), row(0x1000, 16)};
+    const vnx_reg_desc_t twice[] = {row(AT(0x1000), 16), row(AT(0x1000), 16)};
     vnx_error_t error;
 
     add(registry, twice, 2);
@@ -230,10 +239,10 @@ test_registry_counts_uses_of_a_range(void **state)
     assert_int_equal(vnxi_registry_count(registry), 1);
     uint64_t epoch = vnxi_registry_epoch(registry);
     take_away(registry, twice, 2);
-    assert_true(is_held(registry, 0x1000, 16));
+    assert_true(is_held(registry, AT(0x1000), 16));
     assert_true(vnxi_registry_epoch(registry) == epoch);
     take_away(registry, twice, 1);
-    assert_false(is_held(registry, 0x1000, 16));
+    assert_false(is_held(registry, AT(0x1000), 16));
     assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, twice, 1,
                                           NULL, NULL, &error),
                      VNX_ERR_NOT_FOUND);
@@ -243,15 +252,15 @@ static void
 test_registry_keeps_devices_and_lengths_apart(void **state)
 {
     vnxi_registry_t *registry = *state;
-    vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x1000, 32),
-                             row(0x1000, 16)};
+    vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x1000), 32),
+                             row(AT(0x1000), 16)};
     rows[2].desc.dev = 5;
 
     add(registry, rows, 3);
     assert_int_equal(vnxi_registry_count(registry), 3);
     take_away(registry, rows + 1, 1);
-    assert_true(is_held(registry, 0x1000, 16));
-    assert_false(is_held(registry, 0x1000, 32));
+    assert_true(is_held(registry, AT(0x1000), 16));
+    assert_false(is_held(registry, AT(0x1000), 32));
     take_away(registry, rows, 1);
     assert_int_equal(vnxi_registry_count(registry), 1);
 }
@@ -261,16 +270,16 @@ test_registry_names_the_first_bad_row_and_adds_none(void **state)
 {
     vnxi_registry_t *registry = *state;
     vnx_error_t error;
-    const vnx_reg_desc_t empty[] = {row(0x1000, 16), row(0x2000, 0),
-                                    row(0x3000, 0)};
-    const vnx_reg_desc_t overflowing[] = {row(0x1000, 16),
+    const vnx_reg_desc_t empty[] = {row(AT(0x1000), 16), row(AT(0x2000), 0),
+                                    row(AT(0x3000), 0)};
+    const vnx_reg_desc_t overflowing[] = {row(AT(0x1000), 16),
                                           row(UINT64_MAX - 15, 16)};
 
     assert_int_equal(
         vnxi_registry_add(registry, VNX_MEM_DRAM, empty, 3, &error),
         VNX_ERR_INVALID_PARAM);
     assert_int_equal(error.row, 1);
-    assert_true(error.has_desc && error.addr == 0x2000);
+    assert_true(error.has_desc && error.addr == AT(0x2000));
     assert_string_equal(error.operation, "register_memory");
     assert_int_equal(
         vnxi_registry_add(registry, VNX_MEM_DRAM, overflowing, 2, &error),
@@ -284,7 +293,7 @@ test_registry_names_the_first_bad_row_and_adds_none(void **state)
 static void
 test_registry_refuses_what_is_no_memory_type(void **state)
 {
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16)};
     vnx_error_t error;
 
     assert_int_equal(vnxi_registry_add(*state, (vnx_mem_t)9, rows, 1, &error),
@@ -292,15 +301,66 @@ test_registry_refuses_what_is_no_memory_type(void **state)
     assert_int_equal(vnxi_registry_count(*state), 0);
 }
 
+/* A range is refused by its ends; between them it may have gaps.  What is
+ * reserved is mapped. */
+static void
+test_registry_refuses_memory_that_is_not_mapped(void **state)
+{
+    vnxi_registry_t *registry = *state;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uint64_t hole = AT(2 * page);
+    vnx_error_t error;
+    const struct {
+        uint64_t addr, len;
+        const char *cause; /* NULL: it is taken */
+    } cases[] = {
+        {hole, 16, "no memory is mapped at its address"},
+        {hole + page - 1, 2, "no memory is mapped at its address"},
+        {hole - 1, 2, "no memory is mapped at its end"},
+        {hole - 16, 16, NULL},
+        {hole + page, 16, NULL},
+        {hole - page, 3 * page, NULL},
+        {UINT64_MAX - 15, 15, "no memory is mapped at its address"},
+        {0, 1, "no memory is mapped at its address"},
+    };
+
+    assert_int_equal(munmap((void *)(uintptr_t)hole, page), 0);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        /* Among many, in whatever order. */
+        vnx_reg_desc_t rows[5];
+        for (size_t at = 0; at < 5; at++) {
+            rows[at] = row(AT(0x100000 - 0x1000 * at), 64);
+        }
+        rows[3] = row(cases[i].addr, cases[i].len);
+        vnx_status_t status =
+            vnxi_registry_add(registry, VNX_MEM_DRAM, rows, 5, &error);
+        if (cases[i].cause == NULL) {
+            assert_int_equal(status, VNX_OK);
+            continue;
+        }
+        assert_int_equal(status, VNX_ERR_INVALID_PARAM);
+        assert_string_equal(error.cause, cases[i].cause);
+        assert_int_equal(error.row, 3);
+        assert_true(error.addr == cases[i].addr && error.len == cases[i].len);
+        assert_false(is_held(registry, rows[3].desc.addr, rows[3].desc.len));
+    }
+    const vnx_reg_desc_t gpu = row(hole, 16);
+    assert_int_equal(vnxi_registry_add(registry, VNX_MEM_VRAM, &gpu, 1, NULL),
+                     VNX_OK);
+    assert_true(mmap((void *)(uintptr_t)hole, page, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                     0) != MAP_FAILED);
+}
+
 static void
 test_registry_removal_is_all_or_none(void **state)
 {
     vnxi_registry_t *registry = *state;
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16)};
-    const vnx_reg_desc_t unknown[] = {row(0x1000, 16), row(0x2000, 16),
-                                      row(0x2000, 8)};
-    const vnx_reg_desc_t too_often[] = {row(0x2000, 16), row(0x1000, 16),
-                                        row(0x2000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16)};
+    const vnx_reg_desc_t unknown[] = {row(AT(0x1000), 16), row(AT(0x2000), 16),
+                                      row(AT(0x2000), 8)};
+    const vnx_reg_desc_t too_often[] = {
+        row(AT(0x2000), 16), row(AT(0x1000), 16), row(AT(0x2000), 16)};
     vnx_error_t error;
 
     add(registry, rows, 2);
@@ -308,7 +368,7 @@ test_registry_removal_is_all_or_none(void **state)
                                           NULL, NULL, &error),
                      VNX_ERR_NOT_FOUND);
     assert_int_equal(error.row, 2);
-    assert_true(error.addr == 0x2000 && error.len == 8);
+    assert_true(error.addr == AT(0x2000) && error.len == 8);
     assert_string_equal(error.operation, "deregister_memory");
     assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, too_often, 3,
                                           NULL, NULL, &error),
@@ -319,7 +379,7 @@ test_registry_removal_is_all_or_none(void **state)
                                           NULL, NULL, &error),
                      VNX_ERR_NOT_FOUND);
 
-    assert_true(is_held(registry, 0x1000, 16));
+    assert_true(is_held(registry, AT(0x1000), 16));
     /* Every use is still there, and no more. */
     take_away(registry, rows, 2);
     assert_int_equal(vnxi_registry_count(registry), 0);
@@ -346,8 +406,8 @@ static void
 test_registry_tells_of_each_region_that_goes(void **state)
 {
     gone_t gone = {.registry = *state};
-    const vnx_reg_desc_t rows[] = {row(0x1000, 16), row(0x2000, 16),
-                                   row(0x4000, 16)};
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16),
+                                   row(AT(0x4000), 16)};
     vnx_error_t error;
 
     add(gone.registry, rows, 3);
@@ -356,8 +416,8 @@ test_registry_tells_of_each_region_that_goes(void **state)
                                           note_gone, &gone, &error),
                      VNX_OK);
     assert_int_equal(gone.count, 2);
-    assert_true(gone.addr_sum == 0x5000);
-    assert_true(is_held(gone.registry, 0x2000, 16));
+    assert_true(gone.addr_sum == AT(0x1000) + AT(0x4000));
+    assert_true(is_held(gone.registry, AT(0x2000), 16));
 }
 
 static void
@@ -377,7 +437,7 @@ test_registry_nothing_to_do_is_no_change(void **state)
 static uint64_t
 scattered_addr(size_t i)
 {
-    return 0x10000 + (uint64_t)((i * 7919) % MANY) * 64;
+    return AT(0x10000) + (uint64_t)((i * 7919) % MANY) * 64;
 }
 
 static void
@@ -393,7 +453,7 @@ test_registry_many_single_registrations_and_removals(void **state)
         vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
         for (size_t i = 0; i < MANY; i++) {
             assert_true(vnxi_region_table_at(table, i)->addr ==
-                        0x10000 + 64 * i);
+                        AT(0x10000) + 64 * i);
         }
         vnxi_region_table_release(table);
         for (size_t i = MANY; i-- > 0;) {
@@ -448,7 +508,7 @@ work(void *argument)
     for (uint64_t i = 0; i < BATCH; i++) {
         rows[i] = row(worker->base + i * 128, 64);
     }
-    rows[0] = row(0x100, 64);
+    rows[0] = row(AT(0x100), 64);
     for (int round = 0; round < ROUNDS && !worker->failed; round++) {
         worker->failed |= vnxi_registry_add(worker->registry, VNX_MEM_DRAM,
                                             rows, BATCH, NULL) != VNX_OK;
@@ -476,7 +536,8 @@ test_registry_threads_do_not_disturb_each_other(void **state)
     pthread_t threads[THREADS];
     worker_t workers[THREADS];
     for (uint64_t i = 0; i < THREADS; i++) {
-        workers[i] = (worker_t){.registry = *state, .base = 0x10000 * (i + 1)};
+        workers[i] =
+            (worker_t){.registry = *state, .base = AT(0x10000 * (i + 1))};
         assert_int_equal(pthread_create(&threads[i], NULL, work, &workers[i]),
                          0);
     }
@@ -507,6 +568,7 @@ main(void)
         TEST(test_registry_keeps_devices_and_lengths_apart),
         TEST(test_registry_names_the_first_bad_row_and_adds_none),
         TEST(test_registry_refuses_what_is_no_memory_type),
+        TEST(test_registry_refuses_memory_that_is_not_mapped),
         TEST(test_registry_removal_is_all_or_none),
         TEST(test_registry_tells_of_each_region_that_goes),
         TEST(test_registry_nothing_to_do_is_no_change),
@@ -514,5 +576,11 @@ main(void)
         TEST(test_registry_batches_merge_into_what_is_there),
         TEST(test_registry_threads_do_not_disturb_each_other),
     };
+    void *reserved = mmap(NULL, GROUND, PROT_NONE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (reserved == MAP_FAILED) {
+        return 1;
+    }
+    ground = (uintptr_t)reserved;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -165,6 +165,17 @@ REGISTER = [
         index=1,
     ),
     case(
+        "not mapped",
+        lambda s: s.agent.register_memory(
+            [(s.l, 64, 0, ""), (4096, 64, 0, "")], "DRAM"
+        ),
+        INVALID,
+        "register_memory",
+        "row 1 (address 0x1000, length 64",
+        "no memory is mapped at its address",
+        index=1,
+    ),
+    case(
         "negative address",
         lambda s: s.agent.register_memory([(-1, 64, 0, "")], "DRAM"),
         VALUE,

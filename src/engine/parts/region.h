@@ -137,8 +137,9 @@ vnxi_registry_t *vnxi_registry_create(vnxi_attach_t attach, void *context);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
 /* Checks every row (VNX_ERR_INVALID_PARAM: no memory type, addr + len
- * overflows, a length of 0; storage of length 0 is all of it, 2^64 - 1 bytes)
- * and names the first bad one.  Operation: "register_memory". */
+ * overflows, a length of 0, DRAM whose first or last page is not mapped;
+ * storage of length 0 is all of it, 2^64 - 1 bytes) and names the first bad
+ * one.  Operation: "register_memory". */
 vnx_status_t vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs,
                                  size_t count, vnx_error_t *error);
 

@@ -13,8 +13,11 @@
  * while the engine attaches to it, for as long as that may take, and lists can
  * be prepared meanwhile.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/mutex.h"
@@ -138,6 +141,73 @@ row_fault(vnx_mem_t mem, const vnx_desc_t *desc)
                                                : NULL;
 }
 
+/* Is all of [start, end] mapped, in whatever way (PROT_NONE too)?  The call
+ * itself does nothing.  Where a filter of system calls forbids it, nothing is
+ * known and all passes. */
+static bool
+is_mapped(uint64_t start, uint64_t end)
+{
+    static atomic_size_t page_size;
+    size_t page = atomic_load_explicit(&page_size, memory_order_relaxed);
+
+    if (page == 0) {
+        page = (size_t)sysconf(_SC_PAGESIZE);
+        atomic_store_explicit(&page_size, page, memory_order_relaxed);
+    }
+    start &= ~(uint64_t)(page - 1);
+    return msync((void *)(uintptr_t)start, end - start + 1, MS_ASYNC) == 0 ||
+           errno != ENOMEM;
+}
+
+static bool
+has_mapped_ends(const vnx_desc_t *desc)
+{
+    uint64_t last = desc->addr + desc->len - 1;
+
+    return is_mapped(desc->addr, desc->addr) && is_mapped(last, last);
+}
+
+/* The first row of which an end is not mapped; count: there is none.  Rows
+ * mostly lie in a few mappings, so that one call answers for many: half of
+ * the rows at a time are looked at only where a gap lies between them. */
+static size_t
+find_unmapped(const vnx_reg_desc_t *descs, size_t count)
+{
+    uint64_t start = UINT64_MAX, end = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        const vnx_desc_t *desc = &descs[i].desc;
+        uint64_t last = desc->addr + desc->len - 1;
+        start = desc->addr < start ? desc->addr : start;
+        end = last > end ? last : end;
+    }
+    if (count == 0 || is_mapped(start, end)) {
+        return count;
+    }
+    if (count == 1) {
+        return has_mapped_ends(&descs[0].desc) ? count : 0;
+    }
+    size_t half = count / 2, found = find_unmapped(descs, half);
+    return found < half ? found
+                        : half + find_unmapped(descs + half, count - half);
+}
+
+static vnx_status_t
+check_mapped(const vnx_reg_desc_t *descs, size_t count, vnx_error_t *error)
+{
+    size_t bad = find_unmapped(descs, count);
+
+    if (bad == count) {
+        return VNX_OK;
+    }
+    const vnx_desc_t *desc = &descs[bad].desc;
+    vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
+                   "no memory is mapped at its %s",
+                   is_mapped(desc->addr, desc->addr) ? "end" : "address");
+    vnxi_error_desc(error, bad, desc->addr, desc->len, desc->dev);
+    return VNX_ERR_INVALID_PARAM;
+}
+
 vnx_status_t
 vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
                     vnx_error_t *error)
@@ -155,7 +225,7 @@ vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
             return VNX_ERR_INVALID_PARAM;
         }
     }
-    return VNX_OK;
+    return mem == VNX_MEM_DRAM ? check_mapped(descs, count, error) : VNX_OK;
 }
 
 static int

@@ -11,6 +11,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <link.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -20,6 +21,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/error.h"
+#include "base/fork.h"
+#include "base/fork_fds.h"
+#include "base/log.h"
 #include "base/mutex.h"
 
 #if __WORDSIZE == 64
@@ -78,6 +83,69 @@ guarded_sendmsg(int fd, const struct msghdr *message, int flags)
         len += message->msg_iov[i].iov_len;
     }
     return pass_off(fd, sendmsg(fd, message, flags), len);
+}
+
+/* -- Accepting -------------------------------------------------------------
+ */
+
+static vnxi_mutex_t reserve_lock =
+    VNXI_MUTEX_INIT(VNXI_RANK_UCX_GUARD_RESERVE);
+static int reserve = -1; /* reserve_lock, as the next two */
+static unsigned reserve_epoch;
+static bool warned;
+
+static void
+open_reserve_lock_held(void)
+{
+    if (reserve < 0 || vnxi_fds_lost(reserve_epoch)) {
+        reserve_epoch = vnxi_fds_epoch();
+        reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    }
+}
+
+/* Those who wait are taken with the reserve's descriptor, and closed: UCX is
+ * told of each only once, and they would wait for ever. */
+static void
+turn_away_lock_held(int listener)
+{
+    int client;
+
+    if (reserve >= 0 && !vnxi_fds_lost(reserve_epoch)) {
+        close(reserve);
+        reserve = -1;
+        while ((client = accept4(listener, NULL, NULL, SOCK_CLOEXEC)) >= 0) {
+            close(client);
+        }
+    }
+    open_reserve_lock_held();
+}
+
+/* For any error but this one UCX closes its listening socket for good. */
+static int
+guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
+{
+    int client = accept(fd, address, len_p);
+
+    if (client >= 0 || (errno != EMFILE && errno != ENFILE)) {
+        return client;
+    }
+    int cause = errno;
+    vnxi_mutex_lock(&reserve_lock);
+    if (!warned) {
+        warned = true;
+        vnxi_log(VNXI_LOG_WARNING, "UCX turns connections of peers away: %s",
+                 vnxi_errno(cause));
+    }
+    turn_away_lock_held(fd);
+    vnxi_mutex_unlock(&reserve_lock);
+    errno = EAGAIN;
+    return -1;
+}
+
+static void
+forget_in_child(void)
+{
+    vnxi_mutex_init(&reserve_lock, VNXI_RANK_UCX_GUARD_RESERVE);
 }
 
 /* -- Memory ----------------------------------------------------------------
@@ -248,6 +316,7 @@ static const struct {
     {"send", (uintptr_t)guarded_send},
     {"sendmsg", (uintptr_t)guarded_sendmsg},
     {"malloc", (uintptr_t)guarded_malloc},
+    {"accept", (uintptr_t)guarded_accept},
 };
 
 /* While one has made a page writable another must not undo it. */
@@ -268,6 +337,10 @@ guard_lock_held(const void *within)
         return false;
     }
     stay();
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_mutex_lock(&reserve_lock);
+    open_reserve_lock_held();
+    vnxi_mutex_unlock(&reserve_lock);
     for (size_t i = 0; possible && i < count; i++) {
         possible =
             replace(&object, &tables, guards[i].name, guards[i].function);

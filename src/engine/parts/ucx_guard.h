@@ -1,5 +1,6 @@
 /*
- * What in UCX ends a process whose peers die, kept from doing so.
+ * What in UCX ends a process whose peers die, kept from doing so, and what
+ * ends its listening.
  *
  * Sends.  While a peer reads from us or writes to us over TCP, UCX answers it
  * from within ucp_worker_progress().  Where the peer has died, and such an
@@ -10,6 +11,10 @@
  * peer died, and the socket is shut, so that the next reception says what has
  * happened.
  *
+ * Accepting.  Without a descriptor for a peer's connection UCX closes the
+ * socket that it listens on, and the agent cannot be reached any more.  So the
+ * peer is turned away, and UCX told that nobody came.
+ *
  * Memory.  Of an answer that is not sent any more UCX releases what it has
  * never filled in, and crashes where the memory had been used before.  So all
  * that it allocates is zero.
@@ -19,11 +24,11 @@
 
 #include <stdbool.h>
 
-/* For the calls of send(), sendmsg() and malloc() by the loaded object that
- * this address lies in, libucs, for good; no other object's.  Sends that fail
- * for other reasons than the connection's are reported as before.  False: it
- * cannot be done.  Where VLLM_NIXL_UCX_GUARD is 0 nothing is done.  Any
- * thread. */
+/* For the calls of send(), sendmsg(), malloc() and accept() by the loaded
+ * object that this address lies in, libucs, for good; no other object's. Sends
+ * that fail for other reasons than the connection's are reported as before.
+ * False: it cannot be done.  Where VLLM_NIXL_UCX_GUARD is 0 nothing is done.
+ * Any thread. */
 bool vnxi_ucx_guard(const void *within);
 
 /* The same for every copy of libucs that is loaded now: whoever has a library

@@ -358,10 +358,11 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
         cause = start_thread(hub);
     }
     if (cause != 0) {
+        vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                       "no socket or thread for peers on this host: %s",
+                       vnxi_errno(cause)); /* before they are given back */
         hub_destroy(hub);
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "no socket or thread for peers on this host: %s",
-                              strerrordesc_np(cause));
+        return VNX_ERR_BACKEND;
     }
     memcpy(socket_p, hub->socket, sizeof hub->socket);
     *hub_p = hub;

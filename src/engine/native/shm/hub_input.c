@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/error.h"
 #include "base/fork_fds.h"
 #include "base/log.h"
 #include "engine/native/shm/link_private.h"
@@ -28,7 +29,8 @@
 #endif
 
 #define EVENTS_MAX 64
-#define ACCEPTS_MAX 64 /* a round */
+#define ACCEPTS_MAX 64    /* a round */
+#define STRANGERS_MAX 256 /* a round, more than are let in: they cost less */
 #define ACCEPTED_MAX 65536u
 #define SILENT_MAX 256u
 #define HELLO_WAIT_NS (5u * UINT64_C(1000000000))
@@ -53,11 +55,12 @@ end_of_stream(const vnxi_link_t *link)
 {
     vnxi_proc_stat_t stat;
 
-    if (!link->accepted &&
-        (!vnxi_proc_stat(link->pid, &stat) || stat.exiting)) {
-        return LINK_PROCESS_ENDED;
+    if (link->accepted) {
+        return LINK_END_OF_STREAM;
     }
-    return LINK_END_OF_STREAM;
+    int cause = vnxi_proc_stat(link->pid, &stat);
+    return cause == ESRCH || (cause == 0 && stat.exiting) ? LINK_PROCESS_ENDED
+                                                          : LINK_END_OF_STREAM;
 }
 
 static void
@@ -316,7 +319,9 @@ vnxi_hub_expire(vnxi_hub_t *hub, uint64_t now)
 
 /* -- Accepting ------------------------------------------------------------ */
 
-/* -1: the process is gone already, or no descriptor can be had (errno). */
+/* -1: the process is gone already, or no descriptor can be had (errno).  In
+ * the latter case the link does without: the stream's end tells of most
+ * deaths. */
 static int
 peer_pidfd(int fd, pid_t pid)
 {
@@ -330,22 +335,16 @@ peer_pidfd(int fd, pid_t pid)
     return vnxi_fork_fd_own(pidfd);
 }
 
+/* *gone_p: its process has ended already. */
 static vnxi_link_t *
-accept_link(vnxi_hub_t *hub, int fd)
+accept_link(vnxi_hub_t *hub, int fd, pid_t pid, bool *gone_p)
 {
-    struct ucred who;
-    socklen_t len = sizeof who;
-
-    if (hub->accepted_count >= ACCEPTED_MAX ||
-        getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0 ||
-        who.pid == 0 || (who.uid != geteuid() && who.uid != 0)) {
+    if (hub->accepted_count >= ACCEPTED_MAX) {
         return NULL;
     }
-    int pidfd = peer_pidfd(fd, who.pid);
-    if (pidfd < 0 && errno != ESRCH && errno != EINVAL) {
-        return NULL;
-    }
-    vnxi_link_t *link = vnxi_link_new(hub, fd, pidfd, who.pid);
+    int pidfd = peer_pidfd(fd, pid);
+    *gone_p = pidfd < 0 && (errno == ESRCH || errno == EINVAL);
+    vnxi_link_t *link = vnxi_link_new(hub, fd, pidfd, pid);
     if (link == NULL) {
         vnxi_fork_fd_close(pidfd);
         return NULL;
@@ -355,10 +354,27 @@ accept_link(vnxi_hub_t *hub, int fd)
     return link;
 }
 
-static void
-on_connection(vnxi_hub_t *hub, int fd)
+/* Anybody on the host can connect: another user is turned away by its
+ * credentials alone, so that a storm of them empties the backlog quickly. */
+static bool
+is_stranger(int fd, pid_t *pid_p)
 {
-    vnxi_link_t *link = accept_link(hub, vnxi_fork_fd_own(fd));
+    struct ucred who;
+    socklen_t len = sizeof who;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0 ||
+        who.pid == 0 || (who.uid != geteuid() && who.uid != 0)) {
+        return true;
+    }
+    *pid_p = who.pid;
+    return false;
+}
+
+static void
+on_connection(vnxi_hub_t *hub, int fd, pid_t pid)
+{
+    bool is_gone = false;
+    vnxi_link_t *link = accept_link(hub, vnxi_fork_fd_own(fd), pid, &is_gone);
 
     if (link == NULL) {
         vnxi_fork_fd_close(fd);
@@ -370,7 +386,7 @@ on_connection(vnxi_hub_t *hub, int fd)
     }
     hub->accepted_count++;
     add_silent(hub, link);
-    if (link->pidfd < 0) {
+    if (is_gone) {
         on_death(hub, link);
     } else {
         on_readable(hub, link);
@@ -387,15 +403,15 @@ on_connection(vnxi_hub_t *hub, int fd)
 /* Without a descriptor for it a connection stays in the backlog, and epoll
  * would report it for ever. */
 static void
-suspend_listener(vnxi_hub_t *hub)
+suspend_listener(vnxi_hub_t *hub, int err)
 {
     struct epoll_event nothing = {.data.u64 = vnxi_link_tag(NULL, 0)};
 
     if (!hub->warned_no_fds) {
         hub->warned_no_fds = true;
         vnxi_log(VNXI_LOG_WARNING,
-                 "no file descriptors for connections of peers on this host "
-                 "(ulimit -n): they have to wait");
+                 "connections of peers on this host have to wait: %s",
+                 vnxi_errno(err));
     }
     epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &nothing);
     hub->listener_resumes = vnxi_clock_deadline(NO_FDS_WAIT_NS);
@@ -405,14 +421,21 @@ suspend_listener(vnxi_hub_t *hub)
 static void
 on_listener(vnxi_hub_t *hub)
 {
-    for (int i = 0; i < ACCEPTS_MAX; i++) {
+    int links = 0, strangers = 0;
+    pid_t pid;
+
+    while (links < ACCEPTS_MAX && strangers < STRANGERS_MAX) {
         int fd =
             accept4(hub->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd >= 0) {
-            on_connection(hub, fd);
+        if (fd >= 0 && is_stranger(fd, &pid)) {
+            close(fd);
+            strangers++;
+        } else if (fd >= 0) {
+            on_connection(hub, fd, pid);
+            links++;
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
                    errno == ENOMEM) {
-            suspend_listener(hub);
+            suspend_listener(hub, errno);
             return;
         } else if (errno != EINTR && errno != ECONNABORTED) {
             return;

@@ -77,7 +77,7 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
     } else if (watch_link(hub, link) != 0) {
         status = vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                                 "the peer's socket cannot be watched: %s",
-                                strerrordesc_np(errno));
+                                vnxi_errno(errno));
     } else {
         list_add(hub, link);
     }

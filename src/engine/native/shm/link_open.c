@@ -5,14 +5,15 @@
  * HELLO follows at once, since a listener drops who stays silent.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -25,9 +26,9 @@
 
 #define OPERATION "add_remote_agent"
 
-/* How long a full backlog of the peer's is waited for. */
-#define BACKLOG_WAIT_NS (200u * UINT64_C(1000000))
-#define BACKLOG_PAUSE_NS 1000000u
+/* How long a full backlog of the peer's is waited for: anybody on the host can
+ * fill it. */
+#define BACKLOG_WAIT_NS (5u * UINT64_C(1000000000))
 
 static vnx_status_t
 refuse(vnx_error_t *error, const char *cause)
@@ -72,15 +73,26 @@ static vnx_status_t
 find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
 {
     vnxi_proc_stat_t stat;
+    int cause = 0;
     int pidfd = vnxi_fork_fd_own(pidfd_open((pid_t)info->pid, 0));
 
     if (pidfd < 0 && errno != ESRCH) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "process %" PRIu32 " cannot be watched: %s",
-                              info->pid, strerrordesc_np(errno));
+                              info->pid, vnxi_errno(errno));
     }
-    if (pidfd < 0 || !vnxi_proc_stat((pid_t)info->pid, &stat) ||
-        stat.exiting) {
+    if (pidfd >= 0) {
+        cause = vnxi_proc_stat((pid_t)info->pid, &stat);
+    }
+    if (cause != 0 && cause != ESRCH) {
+        vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                       "the start time of process %" PRIu32
+                       " cannot be read: %s",
+                       info->pid, vnxi_errno(cause)); /* before we close one */
+        vnxi_fork_fd_close(pidfd);
+        return VNX_ERR_BACKEND;
+    }
+    if (pidfd < 0 || cause != 0 || stat.exiting) {
         vnxi_fork_fd_close(pidfd);
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "process %" PRIu32 ", which published the "
@@ -165,7 +177,7 @@ check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
         return vnxi_error_set(
             error, VNX_ERR_BACKEND, OPERATION,
             "the instance id cannot be read from process %" PRIu32 ": %s",
-            info->pid, strerrordesc_np(cause));
+            info->pid, vnxi_errno(cause));
     }
     if (memcmp(nonce, info->instance, sizeof nonce) != 0) {
         return vnxi_error_set(
@@ -179,12 +191,24 @@ check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
 
 /* -- The connection ------------------------------------------------------- */
 
+/* While the backlog is full the kernel lets those who wait in one by one, in
+ * the order in which they came.  EAGAIN: the deadline has passed. */
 static int
-connect_once(int fd, const char *name)
+connect_once(int fd, const char *name, uint64_t deadline)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t len = strlen(name);
+    uint64_t now = vnxi_clock_ns();
 
+    if (now >= deadline) {
+        return EAGAIN;
+    }
+    uint64_t us = (deadline - now) / 1000 + 1; /* 0 would be for ever */
+    struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
+                           .tv_usec = (suseconds_t)(us % 1000000)};
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0) {
+        return errno;
+    }
     memcpy(address.sun_path + 1, name, len);
     if (connect(fd, (struct sockaddr *)&address,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
@@ -200,25 +224,28 @@ connect_socket(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
     uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS);
     int cause;
 
-    while ((cause = connect_once(fd, info->socket)) != 0) {
+    while ((cause = connect_once(fd, info->socket, deadline)) != 0) {
         if (cause == ECONNREFUSED) {
             return refuse(error, "nobody listens on the peer's socket: its "
                                  "agent was closed, or it is in another "
                                  "network namespace (another container)");
         }
-        if (cause != EAGAIN && cause != EINTR) {
-            return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                                  "connecting to the peer's socket failed: "
-                                  "%s",
-                                  strerrordesc_np(cause));
-        }
-        if (vnxi_clock_ns() >= deadline) {
+        if (cause == EAGAIN) {
             return refuse(error, "the peer accepts no connections now "
                                  "(backlog full)");
         }
-        nanosleep(&(struct timespec){.tv_nsec = BACKLOG_PAUSE_NS}, NULL);
+        if (cause != EINTR) {
+            return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                                  "connecting to the peer's socket failed: "
+                                  "%s",
+                                  vnxi_errno(cause));
+        }
     }
-    return VNX_OK;
+    /* Reading and writing never wait: MSG_DONTWAIT, and this for good measure.
+     */
+    return fcntl(fd, F_SETFL, O_NONBLOCK) == 0
+               ? VNX_OK
+               : refuse(error, "the socket cannot be made non-blocking");
 }
 
 static vnx_status_t
@@ -243,12 +270,11 @@ check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
 static vnx_status_t
 connect_peer(const vnxi_shm_info_t *info, int *fd_p, vnx_error_t *error)
 {
-    int fd = vnxi_fork_fd_own(
-        socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    int fd = vnxi_fork_fd_own(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
 
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "no socket: %s", strerrordesc_np(errno));
+                              "no socket: %s", vnxi_errno(errno));
     }
     vnx_status_t status = connect_socket(fd, info, error);
     if (status == VNX_OK) {

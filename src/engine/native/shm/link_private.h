@@ -45,7 +45,8 @@ struct vnxi_link {
     unsigned fds;   /* epoch of its descriptors */
     bool accepted;
     pid_t pid; /* of the other end */
-    int pidfd; /* closed with the memory; -1 only where accepted */
+    int pidfd; /* closed with the memory; -1 only where accepted: the process
+                  was gone, or no descriptor was left */
     void *cookie;
 
     atomic_int state;

@@ -1,5 +1,6 @@
 #include "engine/native/shm/proc.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +46,7 @@ parse(const char *text, vnxi_proc_stat_t *stat_p)
     return true;
 }
 
-bool
+int
 vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p)
 {
     char path[32], text[1024];
@@ -53,13 +54,14 @@ vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p)
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return false;
+        return errno == ENOENT ? ESRCH : errno;
     }
     ssize_t len = read(fd, text, sizeof text - 1);
+    int failure = len < 0 ? errno : len == 0 ? ESRCH : 0;
     close(fd);
-    if (len <= 0) {
-        return false;
+    if (failure != 0) {
+        return failure;
     }
     text[len] = '\0';
-    return parse(text, stat_p);
+    return parse(text, stat_p) ? 0 : EINVAL;
 }

@@ -11,7 +11,8 @@ typedef struct vnxi_proc_stat {
     bool exiting;        /* it runs no more of its program */
 } vnxi_proc_stat_t;
 
-/* False: there is no such process (or /proc cannot be read). */
-bool vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p);
+/* 0, ESRCH: there is no such process, or why /proc cannot be read (EMFILE,
+ * ...), which says nothing of the process. */
+int vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p);
 
 #endif

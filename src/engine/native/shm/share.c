@@ -107,7 +107,8 @@ fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
                               share->fd);
     default:
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "pidfd_getfd of descriptor %d: %m", share->fd);
+                              "pidfd_getfd of descriptor %d: %s", share->fd,
+                              vnxi_errno(errno));
     }
 }
 

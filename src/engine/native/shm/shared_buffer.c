@@ -26,8 +26,8 @@ fail(vnx_error_t *error, const char *call, size_t nbytes)
     vnx_status_t status = errno == ENOMEM || errno == ENOSPC || errno == EFBIG
                               ? VNX_ERR_NO_MEMORY
                               : VNX_ERR_BACKEND;
-    return vnxi_error_set(error, status, OPERATION, "%s for %zu bytes: %m",
-                          call, nbytes);
+    return vnxi_error_set(error, status, OPERATION, "%s for %zu bytes: %s",
+                          call, nbytes, vnxi_errno(errno));
 }
 
 /* A sealed memfd, mapped; on an error nothing is left but what `buffer` and

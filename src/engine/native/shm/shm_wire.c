@@ -183,6 +183,7 @@ parse_id(const char *text, unsigned char *id)
             continue;
         }
         if (!isxdigit((unsigned char)*text)) {
+            errno = EINVAL;
             return false;
         }
         unsigned long value = strtoul(digit, NULL, 16);
@@ -203,7 +204,8 @@ vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
     if (!read_proc("/proc/sys/kernel/random/boot_id", text, sizeof text) ||
         !parse_id(text, info.boot)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
-                              "cannot read the boot id of this host");
+                              "cannot read the boot id of this host: %s",
+                              vnxi_errno(errno));
     }
     if (stat("/proc/self/ns/pid", &st) != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
@@ -211,10 +213,12 @@ vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
     }
     info.pid_namespace = st.st_ino;
     vnxi_proc_stat_t self;
-    if (!vnxi_proc_stat((pid_t)info.pid, &self)) {
+    int cause = vnxi_proc_stat((pid_t)info.pid, &self);
+    if (cause != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, CREATE,
-                              "cannot read the start time of process %" PRIu32,
-                              info.pid);
+                              "cannot read the start time of process %" PRIu32
+                              ": %s",
+                              info.pid, vnxi_errno(cause));
     }
     info.start_time = self.start_time;
     *info_p = info;

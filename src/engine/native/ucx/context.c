@@ -154,9 +154,9 @@ static vnx_status_t
 ucx_error(const vnxi_ucx_t *ucx, vnxi_ucs_status_t status, const char *what,
           vnx_error_t *error)
 {
-    return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "%s: %s: %s",
-                          ucx->version, what,
-                          ucx->library->ucp.ucs_status_string(status));
+    return vnxi_error_set(
+        error, VNX_ERR_BACKEND, OPERATION, "%s: %s: %s%s", ucx->version, what,
+        ucx->library->ucp.ucs_status_string(status), vnxi_descriptors());
 }
 
 static vnx_status_t

@@ -141,15 +141,16 @@ static void
 on_error(void *arg, vnxi_ucp_ep_t ep, vnxi_ucs_status_t status)
 {
     vnxi_ucx_end_t *end = arg;
-    char cause[160];
+    char cause[VNX_ERROR_CAUSE_MAX];
 
     (void)ep;
     if (end->state == VNXI_UCX_END_CLOSING) {
         return;
     }
     end->state = VNXI_UCX_END_FAILED;
-    snprintf(cause, sizeof cause, "the connection by UCX failed: %s",
-             vnxi_ucx_calls(end->worker)->ucs_status_string(status));
+    snprintf(cause, sizeof cause, "the connection by UCX failed: %s%s",
+             vnxi_ucx_calls(end->worker)->ucs_status_string(status),
+             vnxi_descriptors());
     vnxi_ucx_conn_fail(end->conn, cause);
 }
 
@@ -173,7 +174,9 @@ create_ep(vnxi_ucx_end_t *end)
     vnxi_ucs_status_t status =
         vnxi_ucx_calls(end->worker)
             ->ucp_ep_create(end->worker->handle, &params, &end->ep);
-    if (status == VNXI_UCS_ERR_ENDPOINT_TIMEOUT) {
+    /* Without descriptors UCX says the same of peers that are well. */
+    if (status == VNXI_UCS_ERR_ENDPOINT_TIMEOUT &&
+        !vnxi_descriptors_are_scarce()) {
         vnxi_ucx_gone_add(gone, conn->address, conn->address_len);
     }
     return status;
@@ -197,8 +200,9 @@ vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
     }
     vnxi_ucs_status_t status = create_ep(end);
     if (status != VNXI_UCS_OK) {
-        snprintf(cause, sizeof cause, "UCX cannot connect to it: %s",
-                 vnxi_ucx_calls(end->worker)->ucs_status_string(status));
+        snprintf(cause, sizeof cause, "UCX cannot connect to it: %s%s",
+                 vnxi_ucx_calls(end->worker)->ucs_status_string(status),
+                 vnxi_descriptors());
         vnxi_ucx_conn_fail(end->conn, cause);
         return vnxi_ucx_conn_error(end->conn, operation, error);
     }
