@@ -465,6 +465,12 @@ send_message(int fd, const struct msghdr *message, int flags)
     return sendmsg(fd, message, flags);
 }
 
+static int
+accept_one(int fd, struct sockaddr *address, socklen_t *len_p)
+{
+    return accept(fd, address, len_p);
+}
+
 EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .held = count_held,
     .held_len = held_len,
@@ -475,6 +481,7 @@ EXPORT const fake_ucp_calls_t fake_ucp_calls = {
     .malloc = take_memory,
     .send = send_bytes,
     .sendmsg = send_message,
+    .accept = accept_one,
 };
 
 /* -- The library -----------------------------------------------------------

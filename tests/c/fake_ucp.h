@@ -76,6 +76,7 @@ typedef struct fake_ucp_calls {
     void *(*malloc)(size_t size);
     ssize_t (*send)(int fd, const void *data, size_t len, int flags);
     ssize_t (*sendmsg)(int fd, const struct msghdr *message, int flags);
+    int (*accept)(int fd, struct sockaddr *address, socklen_t *len_p);
 } fake_ucp_calls_t;
 
 #endif

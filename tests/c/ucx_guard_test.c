@@ -9,7 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "engine/parts/ucx_guard.h"
@@ -213,6 +215,56 @@ test_ucx_guard_says_whether_it_could(void **state)
         vnxi_ucx_guard((const void *)(uintptr_t)_cmocka_run_group_tests));
 }
 
+/* Without descriptors those who wait are turned away, and the caller is told
+ * that nobody came; afterwards all are let in. */
+static void
+test_ucx_guard_turns_away_without_descriptors(void **state)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t len = sizeof address;
+    struct rlimit before, low;
+    char byte;
+    (void)state;
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    assert_int_equal(
+        bind(listener, (struct sockaddr *)&address, sizeof address.sun_family),
+        0);
+    assert_int_equal(getsockname(listener, (struct sockaddr *)&address, &len),
+                     0);
+    assert_int_equal(listen(listener, 8), 0);
+    int clients[2];
+    for (int i = 0; i < 2; i++) {
+        clients[i] = socket(AF_UNIX, SOCK_STREAM, 0);
+        assert_int_equal(connect(clients[i], (struct sockaddr *)&address, len),
+                         0);
+    }
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    low = before;
+    low.rlim_cur = 64;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &low), 0);
+    int first = dup(0), last = first, fd;
+    while ((fd = dup(0)) >= 0) {
+        last = fd;
+    }
+    assert_int_equal(calls->accept(listener, NULL, NULL), -1);
+    assert_int_equal(errno, EAGAIN);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(recv(clients[i], &byte, 1, 0), 0);
+        close(clients[i]);
+    }
+    for (fd = first; fd <= last; fd++) {
+        close(fd);
+    }
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    clients[0] = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(connect(clients[0], (struct sockaddr *)&address, len), 0);
+    fd = calls->accept(listener, NULL, NULL);
+    assert_true(fd >= 0);
+    close(fd);
+    close(clients[0]);
+    close(listener);
+}
+
 int
 main(void)
 {
@@ -222,6 +274,7 @@ main(void)
         cmocka_unit_test(test_ucx_guard_hides_a_reset_from_senders),
         cmocka_unit_test(test_ucx_guard_loses_nothing_that_came),
         cmocka_unit_test(test_ucx_guard_tells_of_a_callers_mistakes),
+        cmocka_unit_test(test_ucx_guard_turns_away_without_descriptors),
         cmocka_unit_test(test_ucx_guard_fills_memory),
         cmocka_unit_test(test_ucx_guard_leaves_others_alone),
         cmocka_unit_test(test_ucx_guard_says_whether_it_could),
