@@ -294,6 +294,7 @@ test_core_stats_newest_notification_always_stays(void **state)
 typedef struct sender {
     pair_t *pair;
     unsigned count;
+    size_t offset; /* of its own rows: no two threads copy to the same place */
 } sender_t;
 
 static void *
@@ -301,8 +302,14 @@ send_and_copy(void *argument)
 {
     sender_t *sender = argument;
     pair_t *p = sender->pair;
-    vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, 4, "n");
+    vnx_dlist_t *local =
+        prepare_rows(p->a, "", p->at_a + sender->offset, ROW, 4);
+    vnx_dlist_t *remote =
+        prepare_rows(p->a, "B", p->at_b + sender->offset, ROW, 4);
+    vnx_xfer_t *xfer = make_xfer(p->a, VNX_OP_READ, local, remote, 4, "n");
 
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
     for (unsigned i = 0; i < sender->count; i++) {
         assert_ok(vnx_agent_send_notif(p->a, "B", 1, "x", 1, e));
         vnx_agent_stats_t stats = stats_of(p->a);
@@ -317,12 +324,13 @@ static void
 test_core_stats_add_up_over_threads(void **state)
 {
     pair_t *p = *state;
-    sender_t sender = {p, 500};
+    sender_t senders[4];
     pthread_t threads[4];
     uint64_t taken = 0;
 
     for (int i = 0; i < 4; i++) {
-        pthread_create(&threads[i], NULL, send_and_copy, &sender);
+        senders[i] = (sender_t){p, 500, (size_t)i * 4 * ROW};
+        pthread_create(&threads[i], NULL, send_and_copy, &senders[i]);
     }
     for (int i = 0; i < 4; i++) {
         pthread_join(threads[i], NULL);
