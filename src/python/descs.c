@@ -410,7 +410,7 @@ static PyType_Slot remote_slots[] =
         .name = "vllm_nixl._core." type,                        \
         .basicsize = sizeof(vnxi_py_descs_t),                   \
         .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, \
-        .slots = type_slots,                                    \
+        .slots = (type_slots),                                  \
     }
 
 static PyType_Spec descs_specs[] = {
