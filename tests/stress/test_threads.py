@@ -15,6 +15,7 @@ SECONDS = 10
 PIECE = 4096
 PIECES = 64
 SIZE = PIECE * PIECES
+WIDE = 16  # times SIZE: enough to be cancelled on the way
 
 
 class Crowd:
@@ -26,6 +27,8 @@ class Crowd:
         self.remote = there.alloc(SIZE, seed=1)
         self.free = there.alloc(SIZE * 8)
         self.local = [here.alloc(SIZE) for _ in range(8)]
+        # For transfers that are cancelled: no two of their rows overlap.
+        self.wide = [here.alloc(SIZE * WIDE) for _ in range(8)]
         here.add(there.metadata())
         there.add(here.metadata())
         self.source = pattern(1, SIZE)
@@ -41,6 +44,10 @@ class Crowd:
     def left_rows(self, number):
         base = self.local[number].addr
         return [(base + i * PIECE, PIECE, 0) for i in range(PIECES)]
+
+    def wide_rows(self, number):
+        base = self.wide[number].addr
+        return [(base + i * PIECE, PIECE, 0) for i in range(PIECES * WIDE)]
 
     def read(self, number, dice):
         """Scattered pieces by index; each byte is checked."""
@@ -81,10 +88,10 @@ class Crowd:
     def cancel(self, number, dice):
         handle = self.agent.make_prepped_xfer(
             "READ",
-            self.agent.prep_xfer_dlist("", self.left_rows(number), "DRAM"),
-            list(range(PIECES)) * 200,
+            self.agent.prep_xfer_dlist("", self.wide_rows(number), "DRAM"),
+            list(range(PIECES * WIDE)),
             self.right,
-            list(range(PIECES)) * 200,
+            list(range(PIECES)) * WIDE,
         )
         self.agent.transfer(handle)
         if dice.random() < 0.5:
@@ -194,7 +201,8 @@ def memory_sum(crowd):
 def test_threads_load_and_remove_the_same_peer(api, pair):
     """Two threads that re-add a peer were a crash of routers."""
     here, there = pair
-    remote, local = there.alloc(SIZE, seed=2), here.alloc(SIZE)
+    remote = there.alloc(SIZE, seed=2)
+    ours = here.alloc(SIZE), here.alloc(SIZE)
     blob = there.metadata()
     stop = threading.Event()
     errors = []
@@ -209,7 +217,7 @@ def test_threads_load_and_remove_the_same_peer(api, pair):
 
         return threading.Thread(target=loop)
 
-    def move():
+    def move(local):
         gone = (api.nixlNotFoundError, api.nixlRemoteDisconnectError)
         with contextlib.suppress(gone):
             here.move(
@@ -223,8 +231,8 @@ def test_threads_load_and_remove_the_same_peer(api, pair):
         guard(lambda: here.add(blob)),
         guard(lambda: here.add(blob)),
         guard(lambda: here.remove(there.name)),
-        guard(move),
-        guard(move),
+        guard(lambda: move(ours[0])),
+        guard(lambda: move(ours[1])),
     ]
     for thread in threads:
         thread.start()
@@ -235,8 +243,8 @@ def test_threads_load_and_remove_the_same_peer(api, pair):
         assert not thread.is_alive()
     assert errors == []
     here.add(blob)
-    move()
-    assert here.read(local.key) == pattern(2, SIZE)
+    move(ours[0])
+    assert here.read(ours[0].key) == pattern(2, SIZE)
 
 
 def test_closing_while_others_work(api, endpoint):
