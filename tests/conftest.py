@@ -58,6 +58,17 @@ def pytest_addoption(parser):
         help="how long each attack on a side channel goes on",
     )
     parser.addoption(
+        "--call-seconds",
+        type=float,
+        default=30,
+        help="how long random calls go on",
+    )
+    parser.addoption(
+        "--call-seed",
+        type=int,
+        help="the first seed of random calls; else one that is printed",
+    )
+    parser.addoption(
         "--crowd",
         type=int,
         default=1000,
