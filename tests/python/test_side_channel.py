@@ -354,6 +354,8 @@ def test_ctrl_c_ends_a_request():
     run_program(
         """
         import os, signal, socket, threading, vllm_nixl
+        # A shell starts what runs in the background with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         server = socket.create_server(("127.0.0.1", 0))
         channel = vllm_nixl.TcpSideChannel()
 

@@ -378,6 +378,8 @@ INTERRUPTED = """
 import os, signal, sys, threading
 from support.endpoint import Endpoint
 from support.transfers import Long
+# A shell starts what runs in the background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 here, there = Endpoint("vllm_nixl", "here"), Endpoint("vllm_nixl", "there")
 long = Long(here, there)
 here.agent.transfer(long.handle)
