@@ -6,42 +6,99 @@ meson() {
     PATH="$TOOLS/bin:$PATH" "$TOOLS/bin/meson" "$@"
 }
 
-# c_setup FLAVOUR OPTIONS...: configure build-tests/FLAVOUR once.
+# c_setup FLAVOUR OPTIONS...: configure build-tests/FLAVOUR, again only when the
+# options have changed.
 c_setup() {
     local dir="$WORK/$1"
     shift
-    if [ ! -f "$dir/build.ninja" ]; then
+    if [ "$(cat "$dir/options" 2>/dev/null)" != "$CC $*" ]; then
         rm -rf "$dir"
-        meson setup "$dir" "$ROOT" -Dpython=disabled "$@"
+        meson setup "$dir" "$ROOT" "$@"
+        echo "$CC $*" >"$dir/options"
     fi
 }
 
+# c_setup_python FLAVOUR RUNTIME OPTIONS...: the same with the extension, which
+# c_build installs into an environment of its own, build-tests/venv-FLAVOUR.
+c_setup_python() {
+    local flavour=$1 runtime=$2 venv="$WORK/venv-$1" site
+    shift 2
+    [ -f "$venv/ready" ] || make_flavour_venv "$venv" "$runtime"
+    site=$(echo "$venv"/lib/python3.*/site-packages)
+    c_setup "$flavour" -Dpython=enabled \
+        --prefix="$WORK/prefix-$flavour" \
+        "-Dpython.platlibdir=$site" "-Dpython.purelibdir=$site" "$@"
+}
+
+# make_flavour_venv DIRECTORY RUNTIME: it shares the packages of .venv.
+#
+# Its Python preloads RUNTIME (a sanitizer's), and no other program does: those
+# that tests start are not ours.  One cannot even start with it: `curl` loads
+# libp11-kit, whose constructor makes the first allocation of the process in
+# newlocale().  ASan's first malloc() calls dlerror(), which translates its
+# message and so takes and releases the lock that newlocale() holds; the next
+# setlocale() waits for ever.
+make_flavour_venv() {
+    local venv=$1 runtime=$2 site base
+    rm -rf "$venv"
+    "$TOOLS/bin/python" -m venv --without-pip "$venv"
+    site=$(echo "$venv"/lib/python3.*/site-packages)
+    echo "$TOOLS"/lib/python3.*/site-packages >"$site/shared.pth"
+    if [ -n "$runtime" ]; then
+        echo 'import os; os.environ.pop("LD_PRELOAD", None)' \
+            >>"$site/shared.pth"
+        base=$(readlink -f "$venv/bin/python")
+        rm "$venv/bin/python"
+        printf '#!/bin/bash\nLD_PRELOAD=%s exec -a "$0" %s "$@"\n' \
+            "$runtime" "$base" >"$venv/bin/python"
+        chmod +x "$venv/bin/python"
+    else
+        echo 'import coverage; coverage.process_startup()' \
+            >>"$site/shared.pth"
+    fi
+    touch "$venv/ready"
+}
+
 c_build() {
-    local flavour=$1
+    local flavour=$1 runtime
     case "$flavour" in
-    gcc) CC=gcc c_setup gcc ;;
-    clang) CC=clang c_setup clang ;;
+    gcc) CC=gcc c_setup gcc -Dpython=disabled ;;
+    clang) CC=clang c_setup clang -Dpython=enabled ;; # for clang-tidy, too
     asan) # not optimised: built in half the time, and nothing is left out
-        CC=clang c_setup asan --buildtype=debug \
-            -Db_sanitize=address,undefined -Db_lundef=false
+        runtime=$(clang -print-file-name="libclang_rt.asan-$(uname -m).so")
+        CC=clang c_setup_python asan "$runtime" --buildtype=debug \
+            -Db_sanitize=address,undefined -Db_lundef=false \
+            "-Dc_link_args=['-shared-libasan','-Wl,-rpath,${runtime%/*}']"
         ;;
     tsan) # without its optimiser gcc warns of what cannot be
-        CC=gcc c_setup tsan --buildtype=debug -Dwerror=false \
+        CC=gcc c_setup_python tsan "$(gcc -print-file-name=libtsan.so)" \
+            --buildtype=debug -Dwerror=false \
             -Db_sanitize=thread -Db_lundef=false
         ;;
+    coverage)
+        CC=gcc c_setup_python coverage "" --buildtype=debug \
+            -Dwerror=false -Db_coverage=true -Dc_args=-fprofile-update=atomic
+        ;;
     fuzz)
-        CC=clang c_setup fuzz -Db_sanitize=address,undefined \
+        CC=clang c_setup fuzz -Dpython=disabled -Db_sanitize=address,undefined \
             -Db_lundef=false -Dfuzz=true -Dtests=false -Dexamples=false
         ;;
     *) die "no such flavour: $flavour" ;;
     esac
     meson compile -C "$WORK/$flavour" -j "$(nproc)"
+    if [ -d "$WORK/venv-$flavour" ]; then
+        meson install -C "$WORK/$flavour" --no-rebuild --quiet \
+            --tags runtime,python-runtime
+    fi
 }
 
 sanitizer_options() {
     export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
     export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+    # TSan sees neither UCX's own accesses nor the locks between them; ASan's
+    # leak checker at times crashes in a process with UCX.
+    export VLLM_NIXL_UCX_LIBRARY=none
 }
 
 # TSan's shadow memory needs the layout without much randomisation.
@@ -53,27 +110,24 @@ fixed_layout() {
     fi
 }
 
-# The libucp that C tests use: that of the wheel in .venv.  Not under TSan,
-# which sees neither the library's own accesses nor the locks between them, and
-# not under ASan, whose leak checker at times crashes in a process with UCX.
+# The libucp that C tests use without a sanitizer: that of the wheel in .venv.
 find_libucp() {
-    case "$1" in
-    gcc | clang)
-        find "$ROOT"/.venv/lib -path '*/libucx/lib/libucp.so.0' | head -n 1
-        ;;
-    esac
+    local found
+    found=$(find "$TOOLS"/lib -path '*/libucx/lib/libucp.so.0' | head -n 1)
+    say "${found:-none}"
 }
 
 # check_c FLAVOUR: build it with that compiler and run every C test.
 check_c() {
     local flavour=$1 run="" multiplier=1
     c_build "$flavour"
-    sanitizer_options
-    VLLM_NIXL_UCX_LIBRARY=$(find_libucp "$flavour")
-    export VLLM_NIXL_UCX_LIBRARY=${VLLM_NIXL_UCX_LIBRARY:-none}
     case "$flavour" in
-    asan) multiplier=3 ;;
-    tsan) multiplier=5 run=fixed_layout ;;
+    asan) multiplier=3 && sanitizer_options ;;
+    tsan) multiplier=5 run=fixed_layout && sanitizer_options ;;
+    *)
+        VLLM_NIXL_UCX_LIBRARY=$(find_libucp)
+        export VLLM_NIXL_UCX_LIBRARY
+        ;;
     esac
     PATH="$TOOLS/bin:$PATH" $run "$TOOLS/bin/meson" test -C "$WORK/$flavour" \
         --no-rebuild --print-errorlogs --timeout-multiplier $multiplier
@@ -153,8 +207,8 @@ check_c_format() {
 
 # clang-tidy over what the clang build compiles.
 check_c_tidy() {
-    CC=clang c_setup clang
+    CC=clang c_setup clang -Dpython=enabled
     cd "$ROOT"
-    c_files 'src/*.c' 'examples/*.c' 'bench/*.c' | grep -v '^src/python/' |
+    c_files 'src/*.c' 'examples/*.c' 'bench/*.c' |
         xargs -P "$(nproc)" -n 4 clang-tidy --quiet -p "$WORK/clang"
 }

@@ -11,6 +11,31 @@ skip() {
     exit 77
 }
 
+# check_repeat N: the whole suite N times beside two busy loops, as on a machine
+# that others use.  The logs of a run that failed stay in build-tests/repeat.
+check_repeat() {
+    local kept="$WORK/repeat" loops=() run failures=0 begin status
+    rm -rf "$kept"
+    mkdir -p "$kept"
+    for run in 1 2; do
+        (while :; do :; done) &
+        loops+=($!)
+    done
+    # shellcheck disable=SC2064
+    trap "kill ${loops[*]} 2>/dev/null" EXIT
+    trap 'exit 1' INT TERM HUP
+    for run in $(seq "${1:-5}"); do
+        begin=$SECONDS status=passed
+        if ! "$ROOT/run_tests.sh" >"$kept/$run.log" 2>&1; then
+            status=FAILED failures=$((failures + 1))
+            cp -r "$WORK/logs" "$kept/$run"
+        fi
+        say "run $run: $status in $((SECONDS - begin)) s:" \
+            "$(tail -n 1 "$kept/$run.log")"
+    done
+    [ $failures = 0 ]
+}
+
 if [ $# = 0 ] || ! declare -F "check_$1" >/dev/null; then
     echo "usage: check.sh NAME [ARGUMENTS], NAME one of:" \
         "$(declare -F | sed -n 's/^declare -f check_/ /p' | tr -d '\n')" >&2

@@ -20,6 +20,9 @@ NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
     idle indices lifetime listener_three metadata metadata_listener model
     prepared_lists same_host signed_metadata surface threads_on_objects waiting
     wrong_input xfer_states)
+# What the extension is made of: arguments in, objects out, and their lives.
+ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
+    caller_code list_objects indices agent_object runs prepared_lists describe))
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
 # Tests run against the installed package, from a folder without its source.
@@ -81,6 +84,104 @@ check_pytest_ucx() {
     run_pytest "$VENV/bin/python" --engine ucx -k "ucx and not inproc" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py
+}
+
+# run_sanitized FLAVOUR PYTEST-ARGUMENTS...: tests on the extension of the build
+# asan or tsan.  Reports go to files, for many come from processes whose output
+# nobody reads; one report fails the check.
+run_sanitized() {
+    local flavour=$1 reports="$WORK/reports-$1" status=0 run="" found
+    shift
+    c_build "$flavour"
+    rm -rf "$reports"
+    mkdir -p "$reports"
+    sanitizer_options
+    # A number that is no size must get MemoryError, and PyMalloc would hide
+    # from ASan what happens inside its arenas.
+    export PYTHONMALLOC=malloc
+    export ASAN_OPTIONS="$ASAN_OPTIONS:allocator_may_return_null=1"
+    ASAN_OPTIONS="$ASAN_OPTIONS:quarantine_size_mb=16:log_path=$reports/report"
+    UBSAN_OPTIONS="$UBSAN_OPTIONS:log_path=$reports/report"
+    export LSAN_OPTIONS="suppressions=$ROOT/tests/support/lsan.supp"
+    LSAN_OPTIONS="$LSAN_OPTIONS:print_suppressions=0"
+    TSAN_OPTIONS="second_deadlock_stack=1:die_after_fork=0"
+    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions=$ROOT/tests/support/tsan.supp"
+    TSAN_OPTIONS="$TSAN_OPTIONS:log_path=$reports/report"
+    [ "$flavour" != tsan ] || run=fixed_layout
+    cd "$ROOT"
+    $run "$WORK/venv-$flavour/bin/python" -m pytest -ra -q \
+        -p no:cacheprovider "$@" || status=$?
+    found=$(grep -rl '^SUMMARY: ' "$reports" || true)
+    if [ -n "$found" ]; then
+        # shellcheck disable=SC2086
+        head -n 60 $found
+        say "reports of the sanitizer: $found"
+        return 1
+    fi
+    return $status
+}
+
+# check_python_asan PATHS...: the extension under ASan (with its leak checker)
+# and UBSan.  Not what watches the size of the process, for ASan keeps what is
+# freed, and not what needs UCX (sanitizer_options).
+check_python_asan() {
+    run_sanitized asan -m "not slow" -k "not nothing_leaks and not ucx" \
+        "${@:-tests/python}"
+}
+
+# check_python_tsan PATHS...: tests with threads on the extension under TSan.
+# CPython is not instrumented, but TSan sees its locks, the GIL's too.  Tests that
+# need a long transfer copy to the same rows again and again, which is a race.
+check_python_tsan() {
+    if [ $# = 0 ]; then
+        set -- tests/python/test_threads_on_objects.py \
+            tests/python/test_transports.py tests/stress/test_threads.py
+    fi
+    run_sanitized tsan "$@"
+}
+
+# check_random_calls SECONDS: random calls with lying arguments, under ASan;
+# without a seed after that, seeds that no run before had.
+check_random_calls() {
+    run_sanitized asan -s tests/stress/test_any_call.py \
+        --call-seconds "${1:-30}" ${2:+--call-seed "$2"}
+}
+
+# check_coverage: which lines of C, extension and Python the C tests, the Python
+# tests on each engine and the stress tests run.  Two tests of what an import
+# loads must fail here, where each interpreter loads the package `coverage`.
+check_coverage() {
+    local dir="$WORK/coverage" failed="" part status
+    pip_install "$VENV" gcovr coverage
+    c_build coverage
+    find "$dir" -name '*.gcda' -delete
+    rm -rf "$WORK/coverage-python"
+    mkdir -p "$WORK/coverage-python"
+    printf '[run]\nsource_pkgs = vllm_nixl\nparallel = true\ndata_file = %s\n' \
+        "$WORK/coverage-python/data" >"$WORK/coverage-python/rc"
+    # Each process of the tests counts, whichever starts it (shared.pth).
+    export COVERAGE_PROCESS_START="$WORK/coverage-python/rc"
+
+    VENV="$WORK/venv-coverage"
+    for part in "c coverage" "pytest tests/python" pytest_ucx interop \
+        pytest_nixl "stress tests/stress --call-seconds 10 --crowd 200"; do
+        status=0
+        # shellcheck disable=SC2086
+        (check_$part) || status=$?
+        [ $status = 0 ] || [ $status = 77 ] || failed+=" ${part%% *}"
+    done
+    unset COVERAGE_PROCESS_START
+    cd "$ROOT"
+    "$TOOLS/bin/gcovr" -r . --object-directory "$dir" "$dir" \
+        --filter src/ --gcov-ignore-errors all --merge-mode-functions separate \
+        --json "$WORK/coverage-python/c.json"
+    "$TOOLS/bin/coverage" combine -q --rcfile "$WORK/coverage-python/rc"
+    "$TOOLS/bin/coverage" json -q --rcfile "$WORK/coverage-python/rc" \
+        -o "$WORK/coverage-python/python.json"
+    [ -z "$failed" ] || say "checks with failures:$failed"
+    "$TOOLS/bin/python" scripts/coverage_table.py \
+        "$WORK/coverage-python/c.json" "$WORK/coverage-python/python.json" \
+        "$WORK/coverage-uncalled.txt"
 }
 
 # check_other_python VERSION PYTHON: build, install and use the package there.
