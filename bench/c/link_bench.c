@@ -85,7 +85,10 @@ end_init(end_t *end, const char *name)
         .name = name,
         .name_len = strlen(name),
         .instance = end->instance,
-        .events = {end, on_notif, on_revoked, on_ended},
+        .events = {.context = end,
+                   .notif = on_notif,
+                   .revoked = on_revoked,
+                   .ended = on_ended},
     };
 
     memset(end, 0, sizeof *end);
@@ -121,7 +124,8 @@ run_echo(int fd)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     end_init(&end, "echo");
     swap_infos(fd, &end, &info);
-    must(vnxi_link_open(end.hub, &info, NULL, &link, NULL) == VNX_OK,
+    must(vnxi_link_open(end.hub, &info, "bench", 5, NULL, &link, NULL) ==
+             VNX_OK,
          "a link back");
     atomic_store(&end.echo, link);
     for (;;) {
@@ -194,7 +198,8 @@ measure_notifications(void)
     close(ends[1]);
     end_init(&end, "bench");
     swap_infos(ends[0], &end, &info);
-    must(vnxi_link_open(end.hub, &info, NULL, &link, NULL) == VNX_OK,
+    must(vnxi_link_open(end.hub, &info, "echo", 4, NULL, &link, NULL) ==
+             VNX_OK,
          "a link");
     while (vnxi_hub_accepted(end.hub) == 0) {
         usleep(1000);

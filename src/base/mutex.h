@@ -52,18 +52,18 @@
     X(POLLER_FLIGHT, "poller.flight_lock")         \
     X(POLLER_INBOX, "poller.inbox_lock")           \
     X(NIXL_LIBRARY, "nixl_library")                \
+    X(HUB_LOOP, "hub.loop")                        \
     X(REGISTRY_CHANGE, "registry.change_lock")     \
     X(NATIVE_MAP, "native.map_lock")               \
     X(REGISTRY, "registry.lock")                   \
     X(DIRECTORY, "directory")                      \
-    X(HUB_LOOP, "hub.loop")                        \
     X(UCX_TURN, "ucx_worker.turn")                 \
     X(NATIVE_PEERS, "native.peers_lock")           \
     X(NATIVE_PEER, "native_peer.lock")             \
     X(HUB_LISTS, "hub.lists")                      \
     X(LINK_SEND, "link.send_lock")                 \
-    X(REVOCATIONS, "revocations.lock")             \
     X(NATIVE_FLIGHT, "native.flight_lock")         \
+    X(NATIVE_WAITING, "native.waiting_lock")       \
     X(UCX_PARK, "ucx_park")                        \
     X(UCX_COMMAND, "ucx_command.lock")             \
     X(UCX_CONN, "ucx_conn.lock")                   \

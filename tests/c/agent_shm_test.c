@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdatomic.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -55,6 +57,8 @@ write_all(int fd, const void *source, size_t len)
  *   'n' answer the length of the next notification, with its sum
  *   'p' answer the byte sum of the plain memory
  *   'd' deregister the plain memory, answer 1
+ *   'r' deregister the plain memory and register it again, answer 1
+ *   'm' answer the metadata, of the same length as before
  *   'c' close the agent, answer 1                                          */
 static uint64_t
 obey(vnx_agent_t *agent, char command, unsigned char *plain)
@@ -76,11 +80,24 @@ obey(vnx_agent_t *agent, char command, unsigned char *plain)
     case 'd':
         deregister_at(agent, plain, LEN);
         return 1;
+    case 'r':
+        deregister_at(agent, plain, LEN);
+        register_at(agent, plain, LEN);
+        return 1;
     case 'c':
         vnx_agent_close(agent);
         return 1;
     }
     return 0;
+}
+
+static void
+tell_metadata(vnx_agent_t *agent, int answers)
+{
+    vnx_bytes_t blob;
+    assert_ok(vnx_agent_metadata(agent, &blob, e));
+    write_all(answers, blob.data, blob.len);
+    free(blob.data);
 }
 
 static void
@@ -105,6 +122,10 @@ run_child(const char *name, int commands, int answers)
     write_all(answers, blob.data, blob.len);
     for (;;) {
         read_all(commands, &command, 1);
+        if (command == 'm') {
+            tell_metadata(agent, answers);
+            continue;
+        }
         uint64_t answer = obey(agent, command, plain);
         write_all(answers, &answer, sizeof answer);
     }
@@ -414,6 +435,181 @@ test_shm_forked_child_refuses_and_releases_nothing(void **state)
     scene_close(&s);
 }
 
+/* -- An owner that changes its mind --------------------------------------- */
+
+typedef struct churn {
+    scene_t *scene;
+    atomic_bool stop;
+    atomic_uint good, bad; /* transfers */
+    atomic_uint turn;      /* gives each thread a row of its own */
+} churn_t;
+
+static void
+sleep_ns(long ns)
+{
+    nanosleep(&(struct timespec){.tv_nsec = ns}, NULL);
+}
+
+/* The registration may be gone, or the peer; nothing else goes wrong. */
+static bool
+is_expected(vnx_status_t status)
+{
+    return status >= 0 || status == VNX_ERR_NOT_FOUND ||
+           status == VNX_ERR_REMOTE_DISCONNECT || status == VNX_ERR_CANCELED;
+}
+
+/* Read one row, and now and then give up on it. */
+static bool
+read_row(churn_t *churn, vnx_dlist_t *remote, uint32_t row, unsigned round)
+{
+    scene_t *s = churn->scene;
+    vnx_xfer_t *xfer = NULL;
+    vnx_indices_t one = {&row, 1, VNX_INDEX_U32};
+    bool stopped = false;
+
+    memset(s->mine + (size_t)row * ROW, 0, ROW);
+    vnx_status_t status =
+        vnx_xfer_create_prepped(s->agent, VNX_OP_READ, s->local, one, remote,
+                                one, NULL, 0, false, &xfer, NULL);
+    if (status == VNX_OK) {
+        status = vnx_xfer_post(xfer, NULL, 0, NULL);
+    }
+    if (status == VNX_IN_PROG && round % 3 == 0) {
+        status = vnx_xfer_cancel(xfer, &stopped, NULL);
+    } else if (status == VNX_IN_PROG) {
+        status = vnx_agent_wait(s->agent, &xfer, 1, false, SECONDS(30), NULL);
+    }
+    if (status == VNX_OK) {
+        status = vnx_xfer_status(xfer, NULL);
+    }
+    vnx_xfer_abandon(xfer);
+    if (status != VNX_OK) {
+        return is_expected(status) && status != VNX_IN_PROG;
+    }
+    atomic_fetch_add(&churn->good, 1);
+    for (size_t i = 0; i < ROW; i++) { /* fill(plain, LEN, 1) in the child */
+        if (s->mine[(size_t)row * ROW + i] != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void *
+read_rows(void *arg)
+{
+    churn_t *churn = arg;
+    uint32_t row = atomic_fetch_add(&churn->turn, 1);
+    vnx_strided_desc_t rows = {churn->scene->child.hello.plain, ROW, 0, ROW,
+                               ROWS};
+
+    for (unsigned round = 0; !atomic_load(&churn->stop); round++) {
+        vnx_dlist_t *remote = NULL;
+        vnx_status_t status =
+            vnx_dlist_create_strided(churn->scene->agent, "B", 1, VNX_MEM_DRAM,
+                                     &rows, 1, NULL, &remote, NULL);
+        bool is_good = is_expected(status);
+        for (int i = 0; i < 4 && status == VNX_OK && is_good; i++) {
+            is_good = read_row(churn, remote, row, round);
+        }
+        vnx_dlist_release(remote);
+        atomic_fetch_add(&churn->bad, !is_good);
+    }
+    return NULL;
+}
+
+/* The owner registers its memory again and again, and its metadata is loaded,
+ * early or late, while others transfer. */
+static void
+test_shm_owner_registers_again_under_transfers(void **state)
+{
+    (void)state;
+    enum { THREADS = 3, ROUNDS = 300 };
+    pthread_t threads[THREADS];
+
+    if (getenv("VNX_TEST_ENGINE") != NULL) {
+        skip(); /* only native asks the owner */
+    }
+    scene_t s = scene_open();
+    churn_t churn = {.scene = &s};
+    for (int i = 0; i < THREADS; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, read_rows, &churn),
+                         0);
+    }
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        ask(&s.child, 'r');
+        if (round % 4 != 0) { /* else the metadata is old */
+            write_all(s.child.commands, "m", 1);
+            read_all(s.child.answers, s.child.blob, s.child.hello.blob_len);
+        }
+        if (round % 16 == 15) {
+            assert_ok(vnx_agent_remove_peer(s.agent, "B", 1, e));
+        }
+        load_child(s.agent, &s.child);
+        sleep_ns(round % 3 * 200000);
+    }
+    atomic_store(&churn.stop, true);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    assert_int_equal(churn.bad, 0);
+    assert_true(churn.good > 0);
+    /* In the end all is as it is at first. */
+    write_all(s.child.commands, "m", 1);
+    read_all(s.child.answers, s.child.blob, s.child.hello.blob_len);
+    load_child(s.agent, &s.child);
+    vnx_dlist_t *remote = prepare_remote(s.agent, "B", s.child.hello.plain);
+    vnx_xfer_t *xfer =
+        make_scattered(s.agent, VNX_OP_READ, s.local, remote, NULL);
+    run_xfer(s.agent, xfer);
+    check_even_rows(s.mine, 1);
+    vnx_xfer_abandon(xfer);
+    vnx_dlist_release(remote);
+    scene_close(&s);
+}
+
+/* The agent closes while its transfers wait for an owner that stands still. */
+static void
+test_shm_agent_closes_while_transfers_wait(void **state)
+{
+    (void)state;
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = calloc(1, LEN);
+    vnx_xfer_t *xfers[8];
+
+    if (getenv("VNX_TEST_ENGINE") != NULL) {
+        skip(); /* only native asks the owner */
+    }
+    register_at(agent, mine, LEN);
+    vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
+    child_t child = start_child("B");
+    kill(child.pid, SIGSTOP);
+    assert_int_equal(waitpid(child.pid, NULL, WUNTRACED), child.pid);
+    load_child(agent, &child);
+    vnx_dlist_t *remote = prepare_remote(agent, "B", child.hello.plain);
+    for (size_t i = 0; i < 8; i++) {
+        xfers[i] = make_xfer(agent, i % 2 ? VNX_OP_READ : VNX_OP_WRITE, local,
+                             remote, i < 4 ? 1 : ROWS, "n");
+        assert_int_equal(vnx_xfer_post(xfers[i], NULL, 0, NULL), VNX_IN_PROG);
+    }
+    bool stopped = false;
+    assert_ok(vnx_xfer_cancel(xfers[7], &stopped, e));
+    assert_true(stopped);
+    vnx_agent_close(agent);
+    for (size_t i = 0; i < 8; i++) {
+        assert_int_not_equal(vnx_xfer_state(xfers[i]), VNX_XFER_POSTED);
+        assert_true(vnx_xfer_status(xfers[i], NULL) < 0);
+        vnx_xfer_abandon(xfers[i]);
+    }
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+    vnx_agent_release(agent);
+    kill(child.pid, SIGCONT);
+    assert_true(ask(&child, 'p') > 0);
+    end_child(&child);
+    free(mine);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -429,6 +625,8 @@ main(int argc, char **argv)
             test_shm_killed_peer_is_a_disconnect_and_may_come_back),
         cmocka_unit_test(test_shm_deregistered_and_closed_are_told_to_peers),
         cmocka_unit_test(test_shm_forked_child_refuses_and_releases_nothing),
+        cmocka_unit_test(test_shm_owner_registers_again_under_transfers),
+        cmocka_unit_test(test_shm_agent_closes_while_transfers_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,11 +6,7 @@
 #include "engine/native/shm/link_frame.h"
 #include "engine/native/shm/link_queue.h"
 
-#define ANY                                        \
-    (VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_HELLO) |  \
-     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |  \
-     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) | \
-     VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE))
+#define ANY (255u & ~1u)
 
 static const unsigned char ids[2][VNXI_SHM_ID_SIZE] = {"instance of one",
                                                        "instance of two"};
@@ -38,7 +34,8 @@ write_stream(size_t long_len)
         .target = ids[1],
         .name = "decode",
         .name_len = 6,
-        .epoch = UINT64_C(0x0102030405060708),
+        .target_name = "prefill",
+        .target_name_len = 7,
     };
     vnxi_link_frame_revoke_t revoke = {
         .epoch = UINT64_C(0x1122334455667788),
@@ -77,7 +74,8 @@ check_frame(const vnxi_link_frame_t *frame, size_t number, size_t long_len)
         assert_memory_equal(hello.target, ids[1], VNXI_SHM_ID_SIZE);
         assert_int_equal(hello.name_len, 6);
         assert_memory_equal(hello.name, "decode", 6);
-        assert_true(hello.epoch == UINT64_C(0x0102030405060708));
+        assert_int_equal(hello.target_name_len, 7);
+        assert_memory_equal(hello.target_name, "prefill", 7);
         break;
     case 1:
         assert_int_equal(frame->type, VNXI_LINK_FRAME_NOTIF);
@@ -192,10 +190,15 @@ test_link_frame_refuses_impossible_headers(void **state)
     static const unsigned char frames[][5] = {
         {0, 0, 0, 0, 2}, /* no room for the type */
         {1, 0, 0, 0, 0}, /* no such types */
-        {1, 0, 0, 0, 5},         {1, 0, 0, 0, 255},
-        {1, 0, 0, 0x40, 2},                       /* one above the most */
-        {255, 255, 255, 255, 2}, {2, 0, 0, 0, 4}, /* BYE with a body */
-        {0, 0, 2, 0, 1}, /* HELLO longer than any name */
+        {1, 0, 0, 0, 8},
+        {1, 0, 0, 0, 255},
+        {1, 0, 0, 0x40, 2}, /* one above the most */
+        {255, 255, 255, 255, 2},
+        {2, 0, 0, 0, 4}, /* BYE with a body */
+        {0, 0, 3, 0, 1}, /* HELLO longer than any two names */
+        {0, 0, 1, 0, 5}, /* CONFIRM of more rows than one takes */
+        {0, 32, 0, 0, 6},
+        {0, 0, 2, 0, 7}, /* REFUSE longer than any name */
         {0, 0, 0, 1, 3}, /* REVOKE of more rows than one takes */
     };
 
@@ -211,7 +214,7 @@ static void
 test_link_frame_takes_only_what_is_allowed_now(void **state)
 {
     (void)state;
-    for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_BYE;
+    for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_REFUSE;
          type++) {
         unsigned char frame[VNXI_LINK_FRAME_HEADER];
         vnxi_link_frame_header((vnxi_link_frame_type_t)type, 0, frame);
@@ -281,7 +284,7 @@ test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
 {
     (void)state;
     vnxi_writer_t stream = write_stream(0);
-    unsigned char body[2 + 16 + 4 + 6 + 16 + 8 + 1];
+    unsigned char body[2 + 16 + 4 + 6 + 16 + 4 + 7 + 1];
     size_t len = sizeof body - 1;
 
     memcpy(body, stream.data + VNXI_LINK_FRAME_HEADER, len);
@@ -291,9 +294,9 @@ test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
     for (size_t cut = 0; cut < len; cut++) {
         assert_false(hello_is_good(body, cut));
     }
-    body[0] = 2; /* another version */
+    body[0] = 1; /* another version */
     assert_false(hello_is_good(body, len));
-    body[0] = 1;
+    body[0] = 2;
     for (unsigned name_len = 0; name_len < 256; name_len++) {
         body[18] = (unsigned char)name_len;
         assert_int_equal(hello_is_good(body, len), name_len == 6);
@@ -308,7 +311,7 @@ static void
 test_link_frame_hello_needs_a_name(void **state)
 {
     (void)state;
-    unsigned char body[2 + 16 + 4 + 16 + 8] = {1};
+    unsigned char body[2 + 16 + 4 + 16 + 4] = {2};
     assert_false(hello_is_good(body, sizeof body));
 }
 
@@ -349,6 +352,166 @@ test_link_frame_revoke_is_refused_for_no_memory_type(void **state)
     assert_true(revoke_is_good(body, sizeof body));
     body[12 + 28] = VNX_MEM_COUNT;
     assert_false(revoke_is_good(body, sizeof body));
+}
+
+/* Two rows, one shared, and the bytes that they are. */
+static const unsigned char question[] = {
+    /* token, count */
+    1, 2, 3, 4, 5, 6, 7, 8, 2, 0, 0, 0,
+    /* DRAM, address, length, device */
+    0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0,
+    0, 0, 0, 0,
+    /* private */
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    0, 0, 0,
+    /* VRAM */
+    1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0,
+    0, 0, 0,
+    /* shared: offset, device, inode */
+    1, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0,
+    0, 0, 0};
+
+static bool
+question_is_good(const unsigned char *body, size_t len)
+{
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONFIRM, body, len};
+    uint64_t token;
+    uint32_t count;
+    return vnxi_link_frame_read_confirm(&frame, &token, &count);
+}
+
+static void
+test_link_frame_confirm_is_as_documented(void **state)
+{
+    (void)state;
+    const vnxi_link_row_t rows[] = {
+        {VNX_MEM_DRAM, {0x1000, 64, 3}, {-1, 77, 78, 79}},
+        {VNX_MEM_VRAM, {1, 2, 3}, {9, 4, 5, 6}},
+    };
+    vnxi_writer_t writer = {0};
+    uint64_t token;
+    uint32_t count;
+
+    vnxi_link_frame_write_confirm(&writer, UINT64_C(0x0807060504030201), rows,
+                                  2);
+    assert_int_equal(writer.len, VNXI_LINK_FRAME_HEADER + sizeof question);
+    assert_memory_equal(writer.data + VNXI_LINK_FRAME_HEADER, question,
+                        sizeof question);
+    vnxi_writer_fini(&writer);
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONFIRM, question,
+                               sizeof question};
+    assert_true(vnxi_link_frame_read_confirm(&frame, &token, &count));
+    assert_true(token == UINT64_C(0x0807060504030201));
+    assert_int_equal(count, 2);
+    vnxi_link_row_t row = vnxi_link_frame_confirm_row(&frame, 0);
+    assert_int_equal(row.share.fd, -1);
+    assert_int_equal(row.desc.addr, 0x1000);
+    row = vnxi_link_frame_confirm_row(&frame, 1);
+    assert_int_equal(row.mem, VNX_MEM_VRAM);
+    assert_true(row.share.fd >= 0);
+    assert_int_equal(row.share.st_ino, 6);
+}
+
+static void
+test_link_frame_confirm_is_refused_where_a_byte_is_wrong(void **state)
+{
+    (void)state;
+    unsigned char body[sizeof question + 1] = {0};
+
+    memcpy(body, question, sizeof question);
+    for (size_t len = 0; len <= sizeof body; len++) {
+        assert_int_equal(question_is_good(body, len), len == sizeof question);
+    }
+    for (unsigned count = 0; count < 256; count++) {
+        body[8] = (unsigned char)count;
+        assert_int_equal(question_is_good(body, sizeof question), count == 2);
+    }
+    memset(body + 8, 0xff, 4);
+    assert_false(question_is_good(body, sizeof question));
+    memcpy(body, question, sizeof question);
+    body[12] = VNX_MEM_COUNT;
+    assert_false(question_is_good(body, sizeof question));
+    body[12] = 0;
+    body[12 + 28] = 2; /* neither private nor shared */
+    assert_false(question_is_good(body, sizeof question));
+    body[12 + 28] = 0;
+    body[12 + 32] = 1; /* private memory has no file */
+    assert_false(question_is_good(body, sizeof question));
+    body[12 + 28] = 1;
+    assert_true(question_is_good(body, sizeof question));
+    memset(body, 0, sizeof body); /* none at all is a question too */
+    assert_true(question_is_good(body, 12));
+}
+
+static bool
+answer_is_good(const unsigned char *body, size_t len)
+{
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONFIRMED, body, len};
+    vnxi_link_answer_t answer;
+    return vnxi_link_frame_read_confirmed(&frame, &answer);
+}
+
+static void
+test_link_frame_confirmed_has_places_in_order(void **state)
+{
+    (void)state;
+    vnxi_link_answer_t answer = {.token = UINT64_C(0x0807060504030201),
+                                 .epoch = 9,
+                                 .count = 3,
+                                 .refused = {0, 5, 1023}},
+                       back;
+    unsigned char body[20 + 12 + 1] = {
+        1, 2, 3, 4, 5, 6, 7, 8, 9, [16] = 3, [24] = 5, [28] = 0xff, [29] = 3};
+    vnxi_writer_t writer = {0};
+
+    vnxi_link_frame_write_confirmed(&writer, &answer);
+    assert_int_equal(writer.len, VNXI_LINK_FRAME_HEADER + sizeof body - 1);
+    assert_memory_equal(writer.data + VNXI_LINK_FRAME_HEADER, body,
+                        sizeof body - 1);
+    vnxi_writer_fini(&writer);
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_CONFIRMED, body,
+                               sizeof body - 1};
+    assert_true(vnxi_link_frame_read_confirmed(&frame, &back));
+    assert_int_equal(back.epoch, 9);
+    assert_int_equal(back.count, 3);
+    assert_int_equal(back.refused[2], 1023);
+    for (size_t len = 0; len <= sizeof body; len++) {
+        assert_int_equal(answer_is_good(body, len), len == sizeof body - 1);
+    }
+    body[29] = 4; /* above the most rows */
+    assert_false(answer_is_good(body, sizeof body - 1));
+    body[29] = 0;
+    body[28] = 5; /* twice the same */
+    assert_false(answer_is_good(body, sizeof body - 1));
+    body[28] = 4;
+    assert_false(answer_is_good(body, sizeof body - 1));
+    memset(body + 16, 0xff, 4);
+    assert_false(answer_is_good(body, sizeof body - 1));
+}
+
+static void
+test_link_frame_refuse_says_who_it_is(void **state)
+{
+    (void)state;
+    const vnxi_link_frame_refuse_t refuse = {ids[0], "prefill", 7};
+    vnxi_link_frame_refuse_t back;
+    vnxi_writer_t writer = {0};
+
+    vnxi_link_frame_write_refuse(&writer, &refuse);
+    vnxi_link_frame_t frame = {VNXI_LINK_FRAME_REFUSE, writer.data + 5,
+                               writer.len - 5};
+    assert_int_equal(writer.len, 5 + 16 + 4 + 7);
+    assert_true(vnxi_link_frame_read_refuse(&frame, &back));
+    assert_memory_equal(back.instance, ids[0], VNXI_SHM_ID_SIZE);
+    assert_int_equal(back.name_len, 7);
+    assert_memory_equal(back.name, "prefill", 7);
+    for (frame.len = 0; frame.len < 16 + 4 + 7; frame.len++) {
+        assert_false(vnxi_link_frame_read_refuse(&frame, &back));
+    }
+    writer.data[5 + 16] = 0;
+    frame.len = 16 + 4;
+    assert_false(vnxi_link_frame_read_refuse(&frame, &back));
+    vnxi_writer_fini(&writer);
 }
 
 /* -- The queue ------------------------------------------------------------ */
@@ -437,6 +600,11 @@ main(void)
         cmocka_unit_test(test_link_frame_hello_needs_a_name),
         cmocka_unit_test(
             test_link_frame_revoke_is_refused_where_rows_are_missing),
+        cmocka_unit_test(test_link_frame_confirm_is_as_documented),
+        cmocka_unit_test(
+            test_link_frame_confirm_is_refused_where_a_byte_is_wrong),
+        cmocka_unit_test(test_link_frame_confirmed_has_places_in_order),
+        cmocka_unit_test(test_link_frame_refuse_says_who_it_is),
         cmocka_unit_test(test_link_frame_revoke_is_refused_for_no_memory_type),
         cmocka_unit_test(test_link_queue_gives_the_bytes_in_order),
         cmocka_unit_test(test_link_queue_is_used_again_after_it_was_empty),

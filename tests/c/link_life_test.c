@@ -143,7 +143,7 @@ test_link_calls_in_a_forked_child_return(void **state)
         vnxi_link_t *other;
         bool good =
             vnxi_link_send_notif(link, "x", 1, NULL) == VNX_ERR_NOT_ALLOWED &&
-            vnxi_link_open(node.hub, &node.info, NULL, &other, NULL) ==
+            node_try_open(node.hub, &node.info, NULL, &other, NULL) ==
                 VNX_ERR_NOT_ALLOWED;
         vnxi_hub_poll(node.hub);
         vnxi_hub_revoke(node.hub, 1, VNX_MEM_DRAM, &(vnx_desc_t){0x1000, 1, 0},
@@ -389,7 +389,7 @@ open_until_closed(void *arg)
     do {
         vnxi_link_t *link = NULL;
         worker->status =
-            vnxi_link_open(worker->node->hub, worker->info, NULL, &link, NULL);
+            node_try_open(worker->node->hub, worker->info, NULL, &link, NULL);
         vnxi_link_release(link);
     } while (worker->status == VNX_OK);
     return NULL;
@@ -477,7 +477,7 @@ open_and_close(void *arg)
     for (uint32_t i = 0; i < EACH && worker->status == VNX_OK; i++) {
         vnxi_link_t *link;
         worker->status =
-            vnxi_link_open(worker->node->hub, worker->info, NULL, &link, NULL);
+            node_try_open(worker->node->hub, worker->info, NULL, &link, NULL);
         if (worker->status == VNX_OK) {
             worker->status = node_send(link, worker->stream, i, 1, 64);
             vnxi_hub_poll(worker->node->hub);

@@ -6,6 +6,8 @@
  * A notification made here carries who made it (`stream`), its number in that
  * stream and a pattern, so that the receiver sees what is lost, doubled, out
  * of order or damaged.
+ *
+ * A node answers questions as if it had registered what has an even address.
  */
 #ifndef VNX_LINK_NODE_H
 #define VNX_LINK_NODE_H
@@ -40,12 +42,11 @@ typedef struct node_account {
     uint32_t next[NODE_STREAMS]; /* number that comes next in a stream */
     size_t by_poller;            /* notifications taken in by `poller` */
     char sender[64];
-    size_t revoked, ended;
-    size_t revoked_all; /* of them: all regions of earlier epochs */
+    size_t revoked, ended, answers, alarms;
     uint64_t epoch;
     vnx_mem_t mem;
     vnx_desc_t desc;
-    char cause[128];
+    char cause[256];
     void *cookie;
 } node_account_t;
 
@@ -54,7 +55,8 @@ typedef struct node {
     vnxi_shm_info_t info;
     vnxi_hub_t *hub;
     vnxi_link_t *echo; /* notifications go back over it */
-    bool close_when_called, release_when_ended;
+    bool close_when_called, release_when_ended, refuses_answers;
+    vnxi_link_answer_t answer; /* the last; protected by lock */
     pthread_t poller;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -159,8 +161,7 @@ node_on_revoked(void *context, vnxi_link_t *link, uint64_t epoch,
     node->account.revoked++;
     node->account.epoch = epoch;
     node->account.mem = mem;
-    node->account.revoked_all += desc == NULL;
-    node->account.desc = desc != NULL ? *desc : (vnx_desc_t){0};
+    node->account.desc = *desc;
     pthread_cond_broadcast(&node->changed);
     pthread_mutex_unlock(&node->lock);
 }
@@ -187,6 +188,84 @@ node_on_ended(void *context, vnxi_link_t *link, const char *cause)
     pthread_mutex_unlock(&node->lock);
 }
 
+/* Odd addresses are not registered; a question of none tells the epoch too. */
+static inline uint64_t
+node_on_confirm(void *context, const vnxi_link_row_t *rows, size_t count,
+                bool *refused_p)
+{
+    (void)context;
+    for (size_t i = 0; i < count; i++) {
+        refused_p[i] = rows[i].desc.addr % 2 != 0;
+    }
+    return 42;
+}
+
+static inline bool
+node_on_confirmed(void *context, vnxi_link_t *link,
+                  const vnxi_link_answer_t *answer)
+{
+    node_t *node = context;
+    (void)link;
+
+    pthread_mutex_lock(&node->lock);
+    node->account.answers++;
+    node->answer = *answer;
+    bool fits = !node->refuses_answers;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+    return fits;
+}
+
+static inline void
+node_on_alarm(void *context)
+{
+    node_t *node = context;
+
+    pthread_mutex_lock(&node->lock);
+    node->account.alarms++;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+}
+
+/* The names of nodes, by their instances.  Whose is not known here is the
+ * node of the test that this process is a peer of. */
+static struct {
+    unsigned char instance[VNXI_SHM_ID_SIZE];
+    const char *name;
+} node_names[256];
+static size_t node_name_count;
+
+static inline void
+node_note_name(const vnxi_shm_info_t *info, const char *name)
+{
+    size_t at = node_name_count++ % 256;
+    memcpy(node_names[at].instance, info->instance, VNXI_SHM_ID_SIZE);
+    node_names[at].name = name;
+}
+
+static inline const char *
+node_name(const vnxi_shm_info_t *info)
+{
+    for (size_t i = 0; i < 256; i++) {
+        if (node_names[i].name != NULL &&
+            memcmp(node_names[i].instance, info->instance, VNXI_SHM_ID_SIZE) ==
+                0) {
+            return node_names[i].name;
+        }
+    }
+    return "decode";
+}
+
+/* vnxi_link_open() with the name that the agent there has. */
+static inline vnx_status_t
+node_try_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
+              vnxi_link_t **link_p, vnx_error_t *error)
+{
+    const char *name = node_name(info);
+    return vnxi_link_open(hub, info, name, strlen(name), cookie, link_p,
+                          error);
+}
+
 static inline vnx_status_t
 node_init(node_t *node, const char *name)
 {
@@ -195,7 +274,8 @@ node_init(node_t *node, const char *name)
         .name = name,
         .name_len = strlen(name),
         .instance = node->instance,
-        .events = {node, node_on_notif, node_on_revoked, node_on_ended},
+        .events = {node, node_on_notif, node_on_revoked, node_on_ended,
+                   node_on_confirm, node_on_confirmed, node_on_alarm},
     };
 
     memset(node, 0, sizeof *node);
@@ -211,6 +291,7 @@ node_init(node_t *node, const char *name)
     }
     memcpy(node->info.instance, node->instance, sizeof node->instance);
     node->info.nonce_addr = (uint64_t)(uintptr_t)node->instance;
+    node_note_name(&node->info, name);
     return vnxi_hub_create(&config, node->info.socket, &node->hub, NULL);
 }
 
@@ -239,7 +320,7 @@ node_open(node_t *node, const vnxi_shm_info_t *info)
     vnxi_link_t *link = NULL;
     vnx_error_t error;
 
-    if (vnxi_link_open(node->hub, info, node, &link, &error) != VNX_OK) {
+    if (node_try_open(node->hub, info, node, &link, &error) != VNX_OK) {
         fail_msg("%s", error.cause);
     }
     return link;
@@ -390,7 +471,7 @@ peer_obey(node_t *node, vnxi_link_t **link, const order_t *order, int orders)
         return all_out(orders, &account, sizeof account);
     case PEER_OPEN:
         answer.status =
-            vnxi_link_open(node->hub, &order->info, NULL, link, &answer.error);
+            node_try_open(node->hub, &order->info, NULL, link, &answer.error);
         break;
     case PEER_ECHO:
         pthread_mutex_lock(&node->lock);
@@ -465,6 +546,7 @@ peer_start_as(peer_t *peer, const char *name, uid_t uid)
     close(ends[1]);
     peer->orders = ends[0];
     assert_true(all_in(peer->orders, &peer->info, sizeof peer->info));
+    node_note_name(&peer->info, name);
 }
 
 static inline void

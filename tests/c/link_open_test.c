@@ -18,7 +18,7 @@ check_refused(node_t *node, const vnxi_shm_info_t *info, vnx_status_t expected,
     vnxi_link_t *link = NULL;
     vnx_error_t error;
 
-    assert_int_equal(vnxi_link_open(node->hub, info, NULL, &link, &error),
+    assert_int_equal(node_try_open(node->hub, info, NULL, &link, &error),
                      expected);
     assert_null(link);
     assert_int_equal(error.status, expected);
@@ -195,7 +195,7 @@ test_hub_lets_in_root_and_its_own_user_only(void **state)
     peer_start_as(&nobody, "nobody", NOBODY);
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     /* Root to another user. */
-    assert_int_equal(vnxi_link_open(node.hub, &nobody.info, NULL, &link, NULL),
+    assert_int_equal(node_try_open(node.hub, &nobody.info, NULL, &link, NULL),
                      VNX_OK);
     assert_int_equal(node_send(link, 0, 0, 1, 64), VNX_OK);
     assert_int_equal(peer_wait_notifs(&nobody, 1).notifs, 1);
@@ -227,12 +227,18 @@ write_frame(vnxi_writer_t *writer, int type, const void *body, size_t len)
     vnxi_write_bytes(writer, body, len);
 }
 
+static const char *target_name = "decode";
+
 static void
 write_hello(vnxi_writer_t *writer, const unsigned char *target)
 {
     static const unsigned char instance[VNXI_SHM_ID_SIZE] = "whoever";
-    vnxi_link_frame_hello_t hello = {
-        .instance = instance, .target = target, .name = "raw", .name_len = 3};
+    vnxi_link_frame_hello_t hello = {.instance = instance,
+                                     .target = target,
+                                     .name = "raw",
+                                     .name_len = 3,
+                                     .target_name = target_name,
+                                     .target_name_len = 6};
     vnxi_link_frame_write_hello(writer, &hello);
 }
 
@@ -251,6 +257,27 @@ check_closes(node_t *node, vnxi_writer_t *writer)
     assert_true(node_wait_accepted(node, 0));
 }
 
+/* It is told whom it has reached, first. */
+static void
+check_refuses(node_t *node, vnxi_writer_t *writer)
+{
+    static const unsigned char header[] = {1 + 16 + 4 + 6, 0, 0, 0, 7};
+    unsigned char reply[5 + 16 + 4 + 6];
+    int fd = raw_connect(node->info.socket);
+
+    assert_true(send(fd, writer->data, writer->len, MSG_NOSIGNAL) ==
+                (ssize_t)writer->len);
+    assert_true(recv(fd, reply, sizeof reply, MSG_WAITALL) ==
+                (ssize_t)sizeof reply);
+    assert_memory_equal(reply, header, sizeof header);
+    assert_memory_equal(reply + 5, node->instance, 16);
+    assert_memory_equal(reply + 5 + 16, "\6\0\0\0decode", 10);
+    assert_true(raw_is_closed(fd));
+    close(fd);
+    vnxi_writer_fini(writer);
+    assert_true(node_wait_accepted(node, 0));
+}
+
 static void
 check_serves(node_t *node)
 {
@@ -258,7 +285,7 @@ check_serves(node_t *node)
     size_t before = node_look(node).notifs;
     uint32_t next = node_look(node).next[1];
 
-    assert_int_equal(vnxi_link_open(node->hub, &node->info, NULL, &link, NULL),
+    assert_int_equal(node_try_open(node->hub, &node->info, NULL, &link, NULL),
                      VNX_OK);
     assert_int_equal(node_send(link, 1, next, 1, 64), VNX_OK);
     assert_true(node_wait(node, &node->account.notifs, before + 1));
@@ -287,7 +314,11 @@ test_hub_closes_who_does_not_begin_with_hello(void **state)
     vnxi_write_bytes(&writer, bye_then_body, sizeof bye_then_body);
     check_closes(&node, &writer);
     write_hello(&writer, (const unsigned char *)"another instance");
-    check_closes(&node, &writer);
+    check_refuses(&node, &writer);
+    target_name = "decoda";
+    write_hello(&writer, node.instance);
+    check_refuses(&node, &writer);
+    target_name = "decode";
     assert_int_equal(node_look(&node).notifs, 0);
     check_serves(&node);
     node_fini(&node);
@@ -303,7 +334,7 @@ test_hub_closes_who_goes_wrong_after_hello(void **state)
 
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     node_message(message, sizeof message, 0, 0);
-    for (int kind = 0; kind < 6; kind++) {
+    for (int kind = 0; kind < 10; kind++) {
         vnxi_writer_t writer = {0};
         node.account.next[0] = 0;
         write_hello(&writer, node.instance);
@@ -316,7 +347,18 @@ test_hub_closes_who_goes_wrong_after_hello(void **state)
             vnxi_write_bytes(&writer, huge, sizeof huge);
             break;
         case 2:
-            write_frame(&writer, VNXI_LINK_FRAME_REVOKE, "too short", 9);
+            write_frame(&writer, VNXI_LINK_FRAME_CONFIRM, "too short", 9);
+            break;
+        case 6: /* 2^32 - 1 rows that are not there */
+            write_frame(&writer, VNXI_LINK_FRAME_CONFIRM,
+                        "12345678\xff\xff\xff\xff", 12);
+            break;
+        case 7:
+            write_frame(&writer, VNXI_LINK_FRAME_CONFIRMED,
+                        "1234567812345678\0\0\0", 20);
+            break;
+        case 8:
+            write_frame(&writer, VNXI_LINK_FRAME_REVOKE, "", 0);
             break;
         case 3:
             write_frame(&writer, 77, "", 0);
@@ -436,7 +478,7 @@ test_hub_serves_in_a_flood_of_the_silent(void **state)
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     size_t before = open_fds();
-    assert_int_equal(vnxi_link_open(node.hub, &node.info, NULL, &link, NULL),
+    assert_int_equal(node_try_open(node.hub, &node.info, NULL, &link, NULL),
                      VNX_OK);
     for (int i = 0; i < FLOOD; i++) {
         fds[i] = raw_connect(node.info.socket);
@@ -524,9 +566,8 @@ check_end_by(const void *bytes, size_t len, const char *cause)
 
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     vnxi_shm_info_t info = node.info;
-    info.epoch = 0x0102030405060708;
     int listener = raw_listen(&info, 8);
-    assert_int_equal(vnxi_link_open(node.hub, &info, &node, &link, NULL),
+    assert_int_equal(node_try_open(node.hub, &info, &node, &link, NULL),
                      VNX_OK);
     int fd = accept(listener, NULL, NULL);
     assert_true(fd >= 0);
@@ -541,12 +582,12 @@ check_end_by(const void *bytes, size_t len, const char *cause)
         /* Our end is closed; HELLO is all that was sent on it. */
         char hello[512];
         ssize_t got = recv(fd, hello, sizeof hello, MSG_WAITALL);
-        assert_int_equal(got, 5 + 2 + 16 + 4 + 6 + 16 + 8);
+        assert_int_equal(got, 5 + 2 + 2 * (16 + 4 + 6));
         assert_memory_equal(hello + 5 + 2, node.instance, VNXI_SHM_ID_SIZE);
         assert_memory_equal(hello + 5 + 2 + 16 + 4, "decode", 6);
         assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6, "instance of raw",
                             VNXI_SHM_ID_SIZE);
-        assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6 + 16, &info.epoch, 8);
+        assert_memory_equal(hello + 5 + 2 + 16 + 4 + 6 + 16 + 4, "decode", 6);
         close(fd);
     }
     vnxi_link_release(link);
@@ -566,10 +607,24 @@ test_link_ends_by_what_a_listener_must_not_send(void **state)
     static const unsigned char notif[] = {4, 0, 0, 0, 2, 'a', 'b', 'c'};
     static const unsigned char short_revoke[] = {4, 0, 0, 0, 3, 'a', 'b', 'c'};
     static const unsigned char bye[] = {1, 0, 0, 0, 4};
+    static const unsigned char question[] = {13, 0, 0, 0, 5, 1, 0, 0, 0,
+                                             0,  0, 0, 0, 0, 0, 0, 0};
+    /* Two places, the second not above the first. */
+    static const unsigned char places[] = {29, 0, 0, 0, 6, 1, 0, 0, 0, 0, 0,
+                                           0,  0, 1, 0, 0, 0, 0, 0, 0, 0, 2,
+                                           0,  0, 0, 4, 0, 0, 0, 4, 0, 0, 0};
+    static const unsigned char refuse[] = {
+        24,  0,   0,   0,   7,   'i', 'n', 's', 't', 'a', 'n', 'c', 'e',  ' ',
+        'o', 'f', ' ', 'r', 'a', 'w', '.', 3,   0,   0,   0,   'a', '\n', 'c'};
 
     check_end_by(notif, sizeof notif, no_message);
     check_end_by(short_revoke, sizeof short_revoke, no_message);
     check_end_by("garbage garbage", 15, no_message);
+    check_end_by(question, sizeof question, no_message);
+    check_end_by(places, sizeof places, no_message);
+    check_end_by(refuse, sizeof refuse,
+                 "its metadata is forged or out of date: the agent behind its "
+                 "socket is 'a?c'");
     check_end_by(bye, sizeof bye, "the peer said goodbye");
     check_end_by("", 0, "the peer closed the connection");
 }
@@ -661,13 +716,13 @@ test_hub_lets_the_owner_in_through_a_storm_of_others(void **state)
         skip();
     }
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    assert_int_equal(vnxi_link_open(node.hub, &node.info, NULL, &link, NULL),
+    assert_int_equal(node_try_open(node.hub, &node.info, NULL, &link, NULL),
                      VNX_OK);
     for (int i = 0; i < ATTACKERS; i++) {
         attackers[i] = start_attacker(node.info.socket, i % 2 == 0);
     }
     for (uint32_t i = 0; i < LEGITIMATE; i++) {
-        if (vnxi_link_open(node.hub, &node.info, NULL, &links[i], &error) !=
+        if (node_try_open(node.hub, &node.info, NULL, &links[i], &error) !=
             VNX_OK) {
             fail_msg("load %u: %s", (unsigned)i, error.cause);
         }
@@ -715,8 +770,8 @@ static void *
 load_main(void *argument)
 {
     load_t *load = argument;
-    load->status = vnxi_link_open(load->node->hub, load->info, NULL,
-                                  &load->link, &load->error);
+    load->status = node_try_open(load->node->hub, load->info, NULL,
+                                 &load->link, &load->error);
     return NULL;
 }
 

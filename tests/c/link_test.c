@@ -385,45 +385,83 @@ test_link_tells_revocations_to_who_opened_it(void **state)
     pair_close(&pair);
 }
 
-/* Whoever connects late has metadata of some epoch, and hears what was revoked
- * since; what was forgotten is told as everything. */
+/* The epoch that an answer tells, and the places of what is not registered. */
 static void
-test_link_hears_what_was_revoked_before_it_came(void **state)
+check_answer(pair_t *pair, uint64_t token, size_t count)
+{
+    vnxi_link_row_t *rows = calloc(count + 1, sizeof *rows);
+    size_t before = node_look(&pair->node).answers;
+
+    for (size_t i = 0; i < count; i++) {
+        rows[i].desc = (vnx_desc_t){0x1000 + i, 2 * i + 1, i % 7};
+        rows[i].share = i % 3 == 0
+                            ? (vnxi_share_t){.fd = 7, .st_dev = i, .st_ino = 3}
+                            : VNXI_SHARE_NONE;
+    }
+    assert_int_equal(vnxi_link_ask(pair->link, token, rows, count, NULL),
+                     VNX_OK);
+    assert_true(
+        node_wait(&pair->node, &pair->node.account.answers, before + 1));
+    const vnxi_link_answer_t *answer = &pair->node.answer;
+    assert_true(answer->token == token);
+    assert_int_equal(answer->epoch, 42);
+    assert_int_equal(answer->count, count / 2);
+    for (size_t i = 0; i < count / 2; i++) {
+        assert_int_equal(answer->refused[i], 2 * i + 1);
+    }
+    free(rows);
+}
+
+static void
+test_link_answers_questions_of_any_size(void **state)
 {
     (void)state;
-    peer_t peer;
-    node_t node;
-    vnxi_link_t *links[3];
+    pair_t pair;
 
-    peer_start(&peer, "prefill");
-    assert_int_equal(node_init(&node, "decode"), VNX_OK);
-    order_t few = {.kind = PEER_REVOKE, .count = 3}; /* at epoch 42 */
-    assert_int_equal(peer_do(&peer, &few), VNX_OK);
-    vnxi_shm_info_t info = peer.info;
-    info.epoch = 41;
-    links[0] = node_open(&node, &info);
-    assert_true(node_wait(&node, &node.account.revoked, 3));
-    assert_int_equal(node_look(&node).epoch, 42);
-    assert_int_equal(node_look(&node).desc.addr, 0x1000 + 2);
-    vnxi_link_close(links[0]);
-
-    info.epoch = 42;
-    links[1] = node_open(&node, &info);
-    assert_int_equal(node_send(links[1], 0, 0, 1, 40), VNX_OK);
-    assert_int_equal(peer_wait_notifs(&peer, 1).notifs, 1);
-    assert_int_equal(node_look(&node).revoked, 3);
-    vnxi_link_close(links[1]);
-
-    order_t many = {.kind = PEER_REVOKE, .count = 3000};
-    assert_int_equal(peer_do(&peer, &many), VNX_OK);
-    info.epoch = 41;
-    links[2] = node_open(&node, &info);
-    assert_true(node_wait(&node, &node.account.revoked_all, 1));
-    for (int i = 0; i < 3; i++) {
-        vnxi_link_release(links[i]);
+    pair_open(&pair);
+    check_answer(&pair, 1, 0);
+    check_answer(&pair, UINT64_MAX, 1);
+    for (size_t count = 2; count <= VNXI_LINK_ROWS_MAX; count *= 2) {
+        check_answer(&pair, count, count - 1);
+        check_answer(&pair, count, count);
     }
+    assert_int_equal(node_look(&pair.node).ended, 0);
+    /* Notifications go on in between. */
+    assert_int_equal(node_send(pair.link, 0, 0, 1, 40), VNX_OK);
+    assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
+    pair_close(&pair);
+}
+
+static void
+test_link_ends_where_an_answer_does_not_fit(void **state)
+{
+    (void)state;
+    pair_t pair;
+
+    pair_open(&pair);
+    pair.node.refuses_answers = true;
+    assert_int_equal(vnxi_link_ask(pair.link, 5, NULL, 0, NULL), VNX_OK);
+    assert_true(node_wait(&pair.node, &pair.node.account.ended, 1));
+    pair_close(&pair);
+}
+
+/* Alarms come at their time, the earlier of two, and once. */
+static void
+test_hub_alarm_comes_once(void **state)
+{
+    (void)state;
+    node_t node;
+
+    assert_int_equal(node_init(&node, "alone"), VNX_OK);
+    uint64_t now = vnxi_clock_ns();
+    vnxi_hub_alarm(node.hub, now + 3600 * UINT64_C(1000000000));
+    vnxi_hub_alarm(node.hub, now + 20000000);
+    assert_true(node_wait(&node, &node.account.alarms, 1));
+    assert_true(vnxi_clock_ns() >= now + 20000000);
+    vnxi_hub_alarm(node.hub, 1); /* long ago */
+    assert_true(node_wait(&node, &node.account.alarms, 2));
     node_fini(&node);
-    peer_stop(&peer);
+    assert_int_equal(node.account.alarms, 2);
 }
 
 int
@@ -442,7 +480,9 @@ main(void)
         cmocka_unit_test(test_link_many_pollers_take_each_message_once),
         cmocka_unit_test(test_link_idle_thread_sleeps),
         cmocka_unit_test(test_link_tells_revocations_to_who_opened_it),
-        cmocka_unit_test(test_link_hears_what_was_revoked_before_it_came),
+        cmocka_unit_test(test_link_answers_questions_of_any_size),
+        cmocka_unit_test(test_link_ends_where_an_answer_does_not_fit),
+        cmocka_unit_test(test_hub_alarm_comes_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -834,12 +834,12 @@ test_list_sees_revocation_and_outlives_the_table(void **state)
     vnxi_region_t *third = vnxi_region_table_at(table, 2);
     vnxi_list_t *list = make_list(table, rows, 2);
 
-    assert_null(vnxi_list_revoked(list));
-    atomic_store(&third->revoked, true); /* no row lies in it */
-    assert_null(vnxi_list_revoked(list));
+    assert_null(vnxi_list_unusable(list));
+    atomic_store(&third->state, VNXI_REGION_REVOKED); /* no row lies in it */
+    assert_null(vnxi_list_unusable(list));
     vnxi_region_table_release(table);
-    atomic_store(&second->revoked, true);
-    assert_ptr_equal(vnxi_list_revoked(list), second);
+    atomic_store(&second->state, VNXI_REGION_REVOKED);
+    assert_ptr_equal(vnxi_list_unusable(list), second);
     vnxi_list_release(list);
 }
 
@@ -853,7 +853,7 @@ test_list_takes_no_revoked_region(void **state)
                                    {.addr = 0x4000, .len = 0x1000}};
     vnx_desc_t rows[ROWS];
     vnxi_region_table_t *table = make_table(specs, 3);
-    atomic_store(&vnxi_region_table_at(table, 1)->revoked, true);
+    atomic_store(&vnxi_region_table_at(table, 1)->state, VNXI_REGION_REVOKED);
 
     for (size_t i = 0; i < ROWS; i++) {
         rows[i] = (vnx_desc_t){i % 2 == 0 ? 0x1000 + i : 0x4000 + i, 8, 0};

@@ -139,6 +139,37 @@ test_pairs_name_the_region_that_went(void **state)
     vnxi_region_table_release(table);
 }
 
+/* A region whose owner has not answered is no error; one that is refused says
+ * whose fault it is. */
+static void
+test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
+{
+    static char name[] = "B";
+    const region_spec_t spec = {0x1000, 0x1000, 0, true, 0};
+    const vnx_desc_t rows = {0x1000, 8, 0};
+    vnxi_peer_t peer = {.name = name, .name_len = 1};
+    vnxi_region_table_t *table = make_table(&spec, 1);
+    vnxi_list_t *list = make_list(table, &rows, 1);
+    vnxi_region_t *region = vnxi_region_table_at(table, 0);
+    vnx_error_t error = {0};
+    (void)state;
+
+    vnxi_region_doubt(region);
+    assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
+                     VNX_IN_PROG);
+    assert_int_equal(error.status, 0);
+    vnxi_region_settle(region, false);
+    assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_string_equal(error.cause,
+                        "the remote region at 0x1000 of 4096 bytes, which "
+                        "rows of the list lie in, is one that its owner has "
+                        "not registered (or has deregistered since)");
+    assert_string_equal(error.peer, "B");
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
 /* A list does not mind what became of regions that it has no row in. */
 static void
 test_pairs_mind_only_regions_that_rows_touch(void **state)
@@ -169,6 +200,7 @@ main(void)
         cmocka_unit_test(test_pairs_name_an_index_as_the_caller_wrote_it),
         cmocka_unit_test(test_pairs_name_both_lengths_and_the_place),
         cmocka_unit_test(test_pairs_name_the_region_that_went),
+        cmocka_unit_test(test_pairs_wait_for_a_region_that_is_unconfirmed),
         cmocka_unit_test(test_pairs_mind_only_regions_that_rows_touch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

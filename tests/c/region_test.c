@@ -38,11 +38,43 @@ test_region_new_one_is_neither_direct_nor_revoked_nor_attached(void **state)
     assert_true(made->addr == 0x1000 && made->len == 32 && made->dev == 7);
     assert_false(made->direct);
     assert_null(made->attachment);
-    assert_false(atomic_load(&made->revoked));
+    assert_false(vnxi_region_is_gone(made));
     assert_ptr_equal(vnxi_region_retain(made), made);
     vnxi_region_release(made);
     vnxi_region_release(made);
     vnxi_region_release(NULL);
+}
+
+/* What an owner says is final but for a doubt, and counts as what it is. */
+static void
+test_region_is_usable_when_its_owner_says_so(void **state)
+{
+    (void)state;
+    for (int confirmed = 0; confirmed < 2; confirmed++) {
+        vnxi_region_t *made = region(VNX_MEM_DRAM, 0x1000, 32, 0);
+        uint64_t before = vnxi_region_revocations();
+
+        assert_int_equal(vnxi_region_state(made), VNXI_REGION_USABLE);
+        vnxi_region_settle(made, false); /* it was not asked about */
+        assert_int_equal(vnxi_region_state(made), VNXI_REGION_USABLE);
+        vnxi_region_doubt(made);
+        vnxi_region_doubt(made);
+        assert_int_equal(vnxi_region_state(made), VNXI_REGION_UNCONFIRMED);
+        assert_true(vnxi_region_revocations() == before + 1);
+        assert_false(vnxi_region_is_gone(made));
+        vnxi_region_settle(made, confirmed);
+        assert_int_equal(vnxi_region_state(made),
+                         confirmed ? VNXI_REGION_USABLE : VNXI_REGION_REFUSED);
+        assert_int_equal(vnxi_region_is_gone(made), !confirmed);
+        vnxi_region_revoke(made);
+        assert_int_equal(vnxi_region_state(made), confirmed
+                                                      ? VNXI_REGION_REVOKED
+                                                      : VNXI_REGION_REFUSED);
+        vnxi_region_doubt(made);
+        vnxi_region_settle(made, true);
+        assert_true(vnxi_region_is_gone(made));
+        vnxi_region_release(made);
+    }
 }
 
 static void
@@ -218,8 +250,8 @@ test_region_table_wide_region_is_found_behind_nested_ones(void **state)
         0x1000000);
     /* With the wide one revoked, a small one still holds its own byte. */
     atomic_store(
-        &vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1001, 64, 0)->revoked,
-        true);
+        &vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1001, 64, 0)->state,
+        VNXI_REGION_REVOKED);
     assert_true(
         vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1000 + 5, 1, 0)->addr ==
         0x1000 + 5);
@@ -235,7 +267,7 @@ test_region_table_revoked_region_is_not_found_but_still_listed(void **state)
     vnxi_region_t *one[] = {region(VNX_MEM_DRAM, 0x1000, 16, 0)};
     vnxi_region_table_t *table = table_of(one, 1);
 
-    atomic_store(&vnxi_region_table_at(table, 0)->revoked, true);
+    atomic_store(&vnxi_region_table_at(table, 0)->state, VNXI_REGION_REVOKED);
     assert_null(vnxi_region_table_find(table, VNX_MEM_DRAM, 0x1000, 16, 0));
     assert_non_null(
         vnxi_region_table_exact(table, VNX_MEM_DRAM, 0x1000, 16, 0));
@@ -310,7 +342,7 @@ static bool
 holds(const vnxi_region_t *candidate, uint64_t addr, uint64_t len,
       uint64_t dev)
 {
-    return candidate->dev == dev && !atomic_load(&candidate->revoked) &&
+    return candidate->dev == dev && !vnxi_region_is_gone(candidate) &&
            addr >= candidate->addr &&
            addr + len <= candidate->addr + candidate->len;
 }
@@ -327,7 +359,9 @@ check_against_plain_search(uint64_t seed, size_t count)
         regions[i] =
             region(VNX_MEM_DRAM, next_random(&seed) % SPAN,
                    1 + next_random(&seed) % 200, next_random(&seed) % DEVICES);
-        atomic_store(&regions[i]->revoked, next_random(&seed) % 5 == 0);
+        atomic_store(&regions[i]->state, next_random(&seed) % 5 == 0
+                                             ? VNXI_REGION_REVOKED
+                                             : VNXI_REGION_USABLE);
         copies[i] = vnxi_region_retain(regions[i]);
     }
     vnxi_region_table_t *table = table_of(regions, count);
@@ -368,6 +402,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(
             test_region_new_one_is_neither_direct_nor_revoked_nor_attached),
+        cmocka_unit_test(test_region_is_usable_when_its_owner_says_so),
         cmocka_unit_test(test_region_compare_orders_by_mem_dev_addr_len),
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),
         cmocka_unit_test(test_region_table_empty_holds_nothing),

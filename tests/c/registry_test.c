@@ -214,15 +214,15 @@ test_registry_removal_revokes_the_region_in_old_snapshots(void **state)
     add(registry, rows, 1);
     vnxi_region_table_t *table = vnxi_registry_snapshot(registry, NULL);
     const vnxi_region_t *region = vnxi_region_table_at(table, 0);
-    assert_false(atomic_load(&region->revoked));
+    assert_false(vnxi_region_is_gone(region));
     take_away(registry, rows, 1);
-    assert_true(atomic_load(&region->revoked));
+    assert_true(vnxi_region_is_gone(region));
     assert_null(
         vnxi_region_table_find(table, VNX_MEM_DRAM, AT(0x1000), 16, 0));
 
     /* Registered again it is another region. */
     add(registry, rows, 1);
-    assert_true(atomic_load(&region->revoked));
+    assert_true(vnxi_region_is_gone(region));
     assert_true(is_held(registry, AT(0x1000), 16));
     vnxi_region_table_release(table);
 }
@@ -396,7 +396,7 @@ static void
 note_gone(void *context, const vnxi_region_t *region)
 {
     gone_t *gone = context;
-    assert_true(atomic_load(&region->revoked));
+    assert_true(vnxi_region_is_gone(region));
     assert_false(is_held(gone->registry, region->addr, region->len));
     gone->count++;
     gone->addr_sum += region->addr;
@@ -548,6 +548,47 @@ test_registry_threads_do_not_disturb_each_other(void **state)
     assert_int_equal(vnxi_registry_count(*state), 0);
 }
 
+static void
+check_find(vnxi_registry_t *registry, const vnxi_region_t *keys, size_t count,
+           const bool *expected)
+{
+    vnxi_region_t *found[8];
+
+    assert_true(vnxi_registry_find(registry, keys, count, found) ==
+                vnxi_registry_epoch(registry));
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(found[i] != NULL, expected[i]);
+        assert_true(found[i] == NULL ||
+                    vnxi_region_compare(found[i], &keys[i]) == 0);
+        vnxi_region_release(found[i]);
+    }
+}
+
+/* In whatever order they are asked for. */
+static void
+test_registry_finds_what_is_registered_now(void **state)
+{
+    const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x1000), 32),
+                                   row(AT(0x2000), 16), row(AT(0x3000), 16)};
+    const vnxi_region_t keys[] = {
+        {.addr = AT(0x1000), .len = 16}, {.addr = AT(0x1000), .len = 32},
+        {.addr = AT(0x1000), .len = 24}, {.addr = AT(0x2000), .len = 16},
+        {.addr = AT(0x2008), .len = 8},  {.addr = AT(0x3000), .len = 16},
+        {.addr = AT(0x3000), .len = 16}, {.addr = AT(0x1000), .len = 16}};
+    const bool expected[] = {true, true, false, true, false, true, true, true};
+    const bool later[] = {true, true, false, false, false, true, true, true};
+
+    check_find(*state, keys, 0, NULL);
+    check_find(*state, keys, 8, (const bool[8]){false});
+    add(*state, rows, 4);
+    check_find(*state, keys, 8, expected);
+    take_away(*state, &rows[2], 1);
+    check_find(*state, keys, 8, later);
+    const vnxi_region_t others[] = {{.addr = AT(0x1000), .len = 16, .dev = 1},
+                                    {.mem = VNX_MEM_VRAM, .addr = AT(0x1000)}};
+    check_find(*state, others, 2, (const bool[2]){false});
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int
@@ -574,6 +615,7 @@ main(void)
         TEST(test_registry_nothing_to_do_is_no_change),
         TEST(test_registry_many_single_registrations_and_removals),
         TEST(test_registry_batches_merge_into_what_is_there),
+        TEST(test_registry_finds_what_is_registered_now),
         TEST(test_registry_threads_do_not_disturb_each_other),
     };
     void *reserved = mmap(NULL, GROUND, PROT_NONE,

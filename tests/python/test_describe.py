@@ -39,7 +39,10 @@ PEER = {
     "bytes": int,
     "notifs_sent": int,
 }
-PEER_OF = {"native": {"pid": int, "regions_direct": int}, "nixl": {}}
+PEER_OF = {
+    "native": {"pid": int, "regions_direct": int, "regions_confirmed": int},
+    "nixl": {},
+}
 COUNTERS = [
     "xfers_posted",
     "xfers_done",

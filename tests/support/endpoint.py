@@ -30,6 +30,7 @@ class Endpoint:
         self.buffers = {}
         self.registered = {}
         self.handles = {}
+        self.guarded = {}
 
     def pid(self):
         return os.getpid()
@@ -53,6 +54,38 @@ class Endpoint:
             [(block.addr, block.size, 0, "")], "DRAM"
         )
 
+    def alloc_guarded(self, size, kind="private"):
+        """Registered memory with unregistered pages before and behind it."""
+        block = memory.allocate(size + 2 * memory.PAGE, kind, self.api)
+        block.view[:] = memory.CANARY * (block.size // len(memory.CANARY))
+        block.view[memory.PAGE : memory.PAGE + size] = bytes(size)
+        addr = block.addr + memory.PAGE
+        key = next(self.keys)
+        self.buffers[key] = block
+        self.guarded[key] = (memory.PAGE, memory.PAGE + size)
+        self.registered[key] = self.agent.register_memory(
+            [(addr, size, 0, "")], "DRAM"
+        )
+        return Buffer(key, addr, size)
+
+    def expose(self, key):
+        """Deregister guarded memory: from now on nothing may touch it."""
+        self.deregister(key)
+        size = self.buffers[key].size
+        self.buffers[key].view[:] = memory.CANARY * (
+            size // len(memory.CANARY)
+        )
+        self.guarded[key] = (0, 0)
+
+    def touched(self):
+        """Which guarded buffers have changed where nothing is registered."""
+        return [
+            key
+            for key, (start, end) in self.guarded.items()
+            if not memory.is_canary(self.buffers[key].view[:start])
+            or not memory.is_canary(self.buffers[key].view[end:])
+        ]
+
     def register_descs(self, key, backends):
         """In two calls, as vLLM does: the list first."""
         block = self.buffers[key]
@@ -65,6 +98,12 @@ class Endpoint:
 
     def deregister(self, key):
         self.agent.deregister_memory(self.registered.pop(key))
+
+    def register_rows(self, key, size, count):
+        """Pieces of a buffer, in one call."""
+        base = self.buffers[key].addr
+        rows = [(base + i * size, size, 0, "") for i in range(count)]
+        self.registered[key] = self.agent.register_memory(rows, "DRAM")
 
     def deregister_rows(self, key, size, count):
         """Pieces of a buffer that were registered one by one."""

@@ -23,6 +23,8 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 MAP_FIXED = 0x10
 PAGE = mmap.PAGESIZE
+# What lies where nobody may read or write.
+CANARY = bytes.fromhex("c0ffee00dead10ccba5eba11facade99")
 
 # How each kind is mapped: (where the bytes live, shared or private).
 KINDS = {
@@ -123,6 +125,10 @@ def address_of(view):
 
 def checksum(view):
     return zlib.crc32(view)
+
+
+def is_canary(view):
+    return bytes(view) == CANARY * (len(view) // len(CANARY))
 
 
 def allocate(size, kind="private", api=None):

@@ -46,6 +46,8 @@ class PeerProcess:
     """`python`: another interpreter; `user`: a user id to become, before the
     agent is made; `wrap`: a command that runs the process."""
 
+    PROGRAM = "support.peer"
+
     def __init__(
         self,
         module,
@@ -64,7 +66,7 @@ class PeerProcess:
                 *wrap,
                 python or sys.executable,
                 "-m",
-                "support.peer",
+                self.PROGRAM,
                 str(theirs.fileno()),
                 module,
                 *([] if user is None else [str(user)]),

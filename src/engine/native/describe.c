@@ -55,18 +55,28 @@ describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
                      hub != NULL ? vnxi_hub_accepted(hub) : 0);
 }
 
-/* How many of the peer's regions are copied without the kernel. */
-static void
-count_direct(vnxi_native_peer_t *peer, size_t *count_p, size_t *direct_p)
+typedef struct region_counts {
+    size_t all, direct, confirmed;
+} region_counts_t;
+
+/* How many regions the peer has, are copied without the kernel, and were
+ * confirmed by their owner, whom UCX cannot ask. */
+static region_counts_t
+count_regions(vnxi_native_peer_t *peer)
 {
     vnxi_region_table_t *table = vnxi_native_peer_table(peer);
-    *count_p = *direct_p = 0;
+    region_counts_t counts = {0};
+
     for (size_t i = 0; table != NULL && i < vnxi_region_table_count(table);
          i++) {
-        *count_p += 1;
-        *direct_p += vnxi_region_table_at(table, i)->direct;
+        const vnxi_region_t *region = vnxi_region_table_at(table, i);
+        counts.all++;
+        counts.direct += region->direct;
+        counts.confirmed += peer->path != VNXI_PATH_UCX &&
+                            vnxi_region_state(region) == VNXI_REGION_USABLE;
     }
     vnxi_region_table_release(table);
+    return counts;
 }
 
 static const char *
@@ -119,13 +129,12 @@ static void
 describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {
     char cause[VNX_ERROR_CAUSE_MAX], no_map[sizeof peer->no_map];
-    size_t regions, direct;
 
     vnxi_native_peer_cause(peer, cause);
     vnxi_mutex_lock(&peer->lock);
     memcpy(no_map, peer->no_map, sizeof no_map);
     vnxi_mutex_unlock(&peer->lock);
-    count_direct(peer, &regions, &direct);
+    const region_counts_t regions = count_regions(peer);
 
     vnxi_json_member(out, "state", state_name(peer));
     vnxi_json_member(out, "path", path_name(peer));
@@ -140,8 +149,9 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
         describe_ucx(peer, out);
     }
     vnxi_json_number(out, "pid", peer->info.pid);
-    vnxi_json_number(out, "regions", regions);
-    vnxi_json_number(out, "regions_direct", direct);
+    vnxi_json_number(out, "regions", regions.all);
+    vnxi_json_number(out, "regions_direct", regions.direct);
+    vnxi_json_number(out, "regions_confirmed", regions.confirmed);
     vnxi_json_number(out, "transfers", atomic_load(&peer->xfers));
     vnxi_json_number(out, "bytes", atomic_load(&peer->bytes));
     vnxi_json_number(out, "notifs_sent", atomic_load(&peer->notifs));

@@ -42,6 +42,7 @@ engine_free(vnxi_engine_t *engine)
     vnxi_ucx_release(atomic_load(&engine->ucx));
     vnxi_mutex_destroy(&engine->map_lock);
     vnxi_cond_destroy(&engine->landed);
+    vnxi_mutex_destroy(&engine->waiting_lock);
     vnxi_mutex_destroy(&engine->flight_lock);
     vnxi_mutex_destroy(&engine->peers_lock);
     vnxi_mutex_destroy(&engine->backend_lock);
@@ -82,6 +83,7 @@ engine_alloc(const vnxi_engine_config_t *config)
     vnxi_mutex_init(&engine->backend_lock, VNXI_RANK_NATIVE_BACKEND);
     vnxi_mutex_init(&engine->peers_lock, VNXI_RANK_NATIVE_PEERS);
     vnxi_mutex_init(&engine->flight_lock, VNXI_RANK_NATIVE_FLIGHT);
+    vnxi_mutex_init(&engine->waiting_lock, VNXI_RANK_NATIVE_WAITING);
     vnxi_mutex_init(&engine->map_lock, VNXI_RANK_NATIVE_MAP);
     vnxi_cond_init(&engine->landed);
     engine->fork_count = vnxi_fork_count();
@@ -142,6 +144,7 @@ native_stop(vnxi_engine_t *engine)
     vnxi_directory_remove(engine);
     /* A process that looks from now on sees that the agent is closed. */
     explicit_bzero(engine->nonce, sizeof engine->nonce);
+    vnxi_native_xfers_look(engine);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     if (ucx != NULL) {
         vnxi_ucx_settle(ucx);

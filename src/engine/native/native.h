@@ -2,8 +2,8 @@
  * The native engine, as its files share it.
  *
  * Lock order: load (core) -> directory -> engine.peers_lock -> peer.lock.
- * engine.inbound_lock and engine.flight_lock are leaves.  No lock is held
- * while the hub is called, except load.
+ * engine.inbound_lock, engine.flight_lock and engine.waiting_lock are leaves.
+ * No lock is held while the hub is called, except load.
  */
 #ifndef VNXI_NATIVE_NATIVE_H
 #define VNXI_NATIVE_NATIVE_H
@@ -12,17 +12,15 @@
 
 #include "base/mutex.h"
 #include "engine/engine.h"
+#include "engine/native/confirm.h"
 #include "engine/native/reach.h"
 #include "engine/native/shm/link.h"
-#include "engine/native/shm/revocations.h"
 #include "engine/native/ucx/conn.h"
 #include "engine/parts/list.h"
 #include "engine/parts/peer.h"
 #include "engine/parts/region.h"
 
 #define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
-
-typedef struct vnxi_native_peer vnxi_native_peer_t;
 
 /* A parameter of a backend that was created; owned. */
 typedef struct vnxi_owned_param {
@@ -67,6 +65,9 @@ struct vnxi_engine {
     vnxi_cond_t landed;
     size_t in_flight; /* transfers on the copy threads; flight_lock */
 
+    vnxi_mutex_t waiting_lock;
+    vnxi_exfer_t *waiting; /* for owners to confirm regions; waiting_lock */
+
     vnxi_engine_t *next; /* the directory of this process; its lock */
     unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
                                               id until stop(), then zeros */
@@ -92,11 +93,9 @@ struct vnxi_native_peer {
     vnxi_peer_end_t end;
 
     vnxi_mutex_t lock;
-    vnxi_region_table_t *table; /* lock; NULL for SELF: the registry's */
-    uint64_t epoch;             /* lock; of the last full blob */
-    vnxi_revocation_t *early;   /* lock; owned: those that came before table */
-    size_t early_count;         /* lock */
-    bool early_all;             /* lock; one of them could not be kept */
+    vnxi_region_table_t *table;       /* lock; NULL for SELF: the registry's */
+    uint64_t epoch;                   /* lock; of the last full blob */
+    vnxi_confirm_t confirm;           /* lock; SHM only */
     char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
                                          mapped; "" */
     char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why not by SHM; fixed with it */
@@ -199,9 +198,9 @@ vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
 vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                   vnx_bytes_t *members_p, vnx_error_t *error);
 
-/* Its first table (taken over), less what was revoked already. */
-void vnxi_native_peer_start(vnxi_native_peer_t *peer,
-                            vnxi_region_table_t *table, uint64_t epoch);
+/* The peer of that link with a reference; NULL where it was closed. */
+vnxi_native_peer_t *vnxi_native_peer_by_link(vnxi_engine_t *engine,
+                                             const vnxi_link_t *link);
 
 /* Its regions now, with a reference of the caller's; NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);
@@ -235,6 +234,11 @@ vnx_status_t vnxi_native_xfer_post(vnxi_exfer_t *exfer, const void *notif,
                                    size_t notif_len, vnx_error_t *error);
 vnx_status_t vnxi_native_xfer_cancel(vnxi_exfer_t *exfer);
 void vnxi_native_xfer_release(vnxi_exfer_t *exfer);
+
+/* Something happened that transfers which wait for an owner may have waited
+ * for: hand them to the copy threads (xfer_wait.c).  Reports nothing itself;
+ * the locks of the engine's callers may be held. */
+void vnxi_native_xfers_look(vnxi_engine_t *engine);
 const char *vnxi_native_xfer_backend(const vnxi_exfer_t *exfer);
 void vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer,
                                int64_t *duration_us_p, int64_t *margin_us_p);

@@ -44,7 +44,7 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
     vnxi_link_release(peer->link);
     vnxi_region_table_release(peer->table);
     vnxi_ucx_conn_release(peer->ucx);
-    free(peer->early);
+    vnxi_confirm_fini(&peer->confirm);
     if (peer->local != NULL) {
         vnxi_native_unref(peer->local);
     }
@@ -101,8 +101,8 @@ find_by_id(vnxi_engine_t *engine, uintptr_t id)
     return peer;
 }
 
-static vnxi_native_peer_t *
-find_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
+vnxi_native_peer_t *
+vnxi_native_peer_by_link(vnxi_engine_t *engine, const vnxi_link_t *link)
 {
     return find_by_id(engine, (uintptr_t)vnxi_link_cookie(link));
 }
@@ -154,6 +154,7 @@ vnxi_native_peer_close(vnxi_peer_t *base, const char *cause)
     if (peer->ucx != NULL) {
         vnxi_ucx_conn_close(peer->ucx);
     }
+    vnxi_native_xfers_look(peer->engine);
 }
 
 void
@@ -165,13 +166,14 @@ vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause)
     if (vnxi_peer_end_mark(&peer->end, cause)) {
         vnxi_native_peer_error(peer, "transfer", &error);
         host->peer_lost(host->context, &peer->base, &error);
+        vnxi_native_xfers_look(peer->engine);
     }
 }
 
 static void
 on_ended(void *context, vnxi_link_t *link, const char *cause)
 {
-    vnxi_native_peer_t *peer = find_by_link(context, link);
+    vnxi_native_peer_t *peer = vnxi_native_peer_by_link(context, link);
     if (peer != NULL) {
         vnxi_native_peer_lose(peer, cause);
         vnxi_peer_release(&peer->base);
@@ -191,90 +193,38 @@ vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause)
 /* -- Revocations -----------------------------------------------------------
  */
 
-static void
-revoke_lock_held(vnxi_region_t *region, uint64_t epoch)
-{
-    if (region != NULL && region->epoch < epoch) {
-        vnxi_region_revoke(region);
-    }
-}
-
-static void
-apply_lock_held(vnxi_native_peer_t *peer, const vnxi_revocation_t *one)
-{
-    const vnx_desc_t *desc = &one->desc;
-
-    if (desc->len > 0) {
-        revoke_lock_held(vnxi_region_table_exact(peer->table, one->mem,
-                                                 desc->addr, desc->len,
-                                                 desc->dev),
-                         one->epoch);
-        return;
-    }
-    for (size_t i = 0; i < vnxi_region_table_count(peer->table); i++) {
-        revoke_lock_held(vnxi_region_table_at(peer->table, i), one->epoch);
-    }
-}
-
-/* The table is still being built.  Without memory for this one, all that the
- * table will have counts as revoked. */
-static void
-keep_early_lock_held(vnxi_native_peer_t *peer, const vnxi_revocation_t *one)
-{
-    vnxi_revocation_t *grown =
-        realloc(peer->early, (peer->early_count + 1) * sizeof *peer->early);
-    if (grown == NULL) {
-        peer->early_all = true;
-        return;
-    }
-    peer->early = grown;
-    grown[peer->early_count++] = *one;
-}
-
-/* A desc of no length stands for all regions.  Those of an agent in this
- * process are its own objects: it has revoked them itself. */
+/* Regions of an agent in this process are its own objects: it has revoked them
+ * itself.  Of a peer without table nothing was asked yet. */
 static void
 on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
            const vnx_desc_t *desc)
 {
-    vnxi_native_peer_t *peer = find_by_link(context, link);
-    vnxi_revocation_t one = {.epoch = epoch, .mem = mem};
+    vnxi_native_peer_t *peer = vnxi_native_peer_by_link(context, link);
+    bool asks = false;
 
     if (peer == NULL) {
         return;
     }
-    if (desc != NULL) {
-        one.desc = *desc;
-    }
     vnxi_mutex_lock(&peer->lock);
     if (peer->local == NULL && peer->table != NULL) {
-        apply_lock_held(peer, &one);
-    } else if (peer->local == NULL) {
-        keep_early_lock_held(peer, &one);
+        asks = vnxi_confirm_revoked(
+            peer,
+            vnxi_region_table_exact(peer->table, mem, desc->addr, desc->len,
+                                    desc->dev),
+            epoch);
     }
     vnxi_mutex_unlock(&peer->lock);
+    if (asks) {
+        vnxi_confirm_ask(peer);
+    }
+    vnxi_native_xfers_look(peer->engine);
     vnxi_peer_release(&peer->base);
 }
 
-void
-vnxi_native_peer_start(vnxi_native_peer_t *peer, vnxi_region_table_t *table,
-                       uint64_t epoch)
+static void
+on_alarm(void *context)
 {
-    vnxi_revocation_t all = {.epoch = UINT64_MAX};
-
-    vnxi_mutex_lock(&peer->lock);
-    peer->table = table;
-    peer->epoch = epoch;
-    for (size_t i = 0; i < peer->early_count; i++) {
-        apply_lock_held(peer, &peer->early[i]);
-    }
-    if (peer->early_all) {
-        apply_lock_held(peer, &all);
-    }
-    free(peer->early);
-    peer->early = NULL;
-    peer->early_count = 0;
-    vnxi_mutex_unlock(&peer->lock);
+    vnxi_native_xfers_look(context);
 }
 
 /* -- Notifications ---------------------------------------------------------
@@ -293,6 +243,9 @@ const vnxi_hub_events_t vnxi_native_hub_events = {
     .notif = vnxi_native_on_notif,
     .revoked = on_revoked,
     .ended = on_ended,
+    .confirm = vnxi_confirm_on_question,
+    .confirmed = vnxi_confirm_on_answer,
+    .alarm = on_alarm,
 };
 
 /* Straight into the queue of an agent of this process. */

@@ -10,6 +10,10 @@
  * A blob with all regions (`partial` unset) takes away what it does not list;
  * one with some regions, or without connection data, only adds. An older full
  * blob than the last one loaded (its epoch says so) changes nothing.
+ *
+ * A blob proves nothing.  Within the process the directory has the agent's
+ * name and its registry.  On SHM the owner is asked (confirm.h), after the
+ * table is in its place.
  */
 #include <errno.h>
 #include <signal.h>
@@ -88,6 +92,16 @@ offers_ucx(const loading_t *loading)
            atomic_load(&loading->engine->ucx) != NULL;
 }
 
+/* Its table is in its place. */
+static void
+confirm(vnxi_native_peer_t *peer)
+{
+    if (peer->path == VNXI_PATH_SHM) {
+        vnxi_confirm_ask(peer);
+        vnxi_native_xfers_look(peer->engine);
+    }
+}
+
 /* -- The same instance again -----------------------------------------------
  */
 
@@ -111,7 +125,11 @@ static vnx_status_t
 update_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
     bool adds_only = !loading->has_info || loading->info.partial;
-    if (!adds_only && loading->info.epoch < peer->epoch) {
+
+    vnxi_mutex_lock(&peer->lock);
+    uint64_t known_epoch = peer->epoch;
+    vnxi_mutex_unlock(&peer->lock);
+    if (!adds_only && loading->info.epoch < known_epoch) {
         return VNX_OK;
     }
     vnxi_region_table_t *old = vnxi_native_peer_table(peer), *table;
@@ -120,7 +138,7 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
         .peer = peer,
         .old = old,
         .adds_only = adds_only,
-        .epoch = loading->has_info ? loading->info.epoch : peer->epoch,
+        .epoch = loading->has_info ? loading->info.epoch : known_epoch,
     };
     vnx_status_t status = vnxi_peer_table_build(&args, &table, loading->error);
     if (status == VNX_OK) {
@@ -132,6 +150,7 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
         }
         vnxi_mutex_unlock(&peer->lock);
         revoke_missing(peer, old, table);
+        confirm(peer);
     }
     vnxi_region_table_release(old);
     return status;
@@ -157,7 +176,8 @@ connect_peer(loading_t *loading, vnxi_native_peer_t *peer)
                                   loading->address.data, loading->address.len,
                                   peer->id, &peer->ucx, loading->error);
     }
-    return vnxi_link_open(atomic_load(&engine->hub), &loading->info,
+    return vnxi_link_open(atomic_load(&engine->hub), &peer->info,
+                          peer->base.name, peer->base.name_len,
                           (void *)peer->id, &peer->link, loading->error);
 }
 
@@ -179,9 +199,12 @@ start_peer(loading_t *loading, vnxi_native_peer_t *peer)
         vnxi_error_peer(loading->error, peer->base.name, peer->base.name_len);
         return status;
     }
-    vnxi_native_peer_start(
-        peer, table,
-        loading->has_info && !loading->info.partial ? loading->info.epoch : 0);
+    vnxi_mutex_lock(&peer->lock);
+    peer->table = table;
+    peer->epoch =
+        loading->has_info && !loading->info.partial ? loading->info.epoch : 0;
+    vnxi_mutex_unlock(&peer->lock);
+    confirm(peer);
     return VNX_OK;
 }
 
@@ -233,6 +256,15 @@ is_dead_here(const loading_t *loading)
            loading->info.pid_namespace ==
                loading->engine->info.pid_namespace &&
            kill((pid_t)loading->info.pid, 0) != 0 && errno == ESRCH;
+}
+
+static bool
+is_this_process(const loading_t *loading)
+{
+    return is_same_host(loading) &&
+           loading->info.pid_namespace ==
+               loading->engine->info.pid_namespace &&
+           loading->info.pid == loading->engine->info.pid;
 }
 
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
@@ -290,11 +322,30 @@ has_vram(const loading_t *loading)
     return false;
 }
 
+/* An agent of this process (a reference, taken over). */
+static vnx_status_t
+open_local(loading_t *loading, vnxi_engine_t *local, vnxi_peer_t **peer_p)
+{
+    const vnxi_md_bytes_t *name = &loading->blob->agent;
+
+    if (name->len != local->name_len ||
+        memcmp(name->data, local->name, local->name_len) != 0) {
+        char cause[VNX_ERROR_CAUSE_MAX];
+        snprintf(cause, sizeof cause,
+                 "it is the agent '%.100s' of this process that has this "
+                 "instance id: the metadata is forged",
+                 local->name);
+        vnxi_native_unref(local);
+        return refuse(loading, VNX_ERR_MISMATCH, cause);
+    }
+    return open_peer(loading, VNXI_PATH_PROCESS, local, peer_p);
+}
+
 static vnx_status_t
 new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 {
     bool by_ucx = offers_ucx(loading), same_host = !same_host_is_off();
-    vnxi_engine_t *local = NULL;
+    vnxi_engine_t *local;
 
     if (atomic_load(&loading->engine->hub) == NULL) {
         return refuse(loading, VNX_ERR_NOT_FOUND,
@@ -312,9 +363,15 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
     }
     if (same_host || !by_ucx) {
         local = vnxi_directory_find(loading->info.instance);
-    }
-    if (local != NULL) {
-        return open_peer(loading, VNXI_PATH_PROCESS, local, peer_p);
+        if (local != NULL) {
+            return open_local(loading, local, peer_p);
+        }
+        if (is_this_process(loading)) {
+            return refuse(loading, VNX_ERR_MISMATCH,
+                          "it names this process, which has no agent of that "
+                          "instance: the agent was closed, or the metadata is "
+                          "forged");
+        }
     }
     if (same_host) {
         return open_by_shm(loading, peer_p);

@@ -47,12 +47,12 @@ find_old(const build_t *build, const vnxi_region_t *like)
         old == NULL ? NULL
                     : vnxi_region_table_exact(old, like->mem, like->addr,
                                               like->len, like->dev);
-    return known != NULL && !atomic_load(&known->revoked) ? known : NULL;
+    return known != NULL && !vnxi_region_is_gone(known) ? known : NULL;
 }
 
 /* A region that is loaded again stays the object that it was, so that lists
  * prepared on it stay good.  Its epoch is read under the peer's lock in
- * on_revoked(); a load is one at a time, and an epoch only grows. */
+ * vnxi_confirm_revoked(); a load is one at a time, and an epoch only grows. */
 static vnxi_region_t *
 keep(const build_t *build, vnxi_region_t *known)
 {
@@ -93,7 +93,7 @@ is_same_share(const vnxi_region_t *region, const vnxi_share_t *share)
 }
 
 /* Map it if it can be; where not, the kernel copies, and describe() says why.
- */
+ * Nothing touches the mapping before the owner has confirmed it. */
 static vnxi_share_map_t *
 map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
 {
@@ -123,6 +123,7 @@ shm_region(const build_t *build, const vnxi_region_t *like,
     if (status != VNX_OK) {
         return status;
     }
+    atomic_init(&(*region_p)->state, VNXI_REGION_UNCONFIRMED);
     status = vnxi_reach_attach_remote(
         *region_p, share, map_share(build->args->peer, share, like->len),
         error);
@@ -253,7 +254,7 @@ add_old_rows(build_t *build, const vnxi_region_table_t *fresh)
     const vnxi_region_table_t *old = build->args->old;
     for (size_t i = 0; i < vnxi_region_table_count(old); i++) {
         vnxi_region_t *region = vnxi_region_table_at(old, i);
-        if (!atomic_load(&region->revoked) &&
+        if (!vnxi_region_is_gone(region) &&
             vnxi_region_table_exact(fresh, region->mem, region->addr,
                                     region->len, region->dev) == NULL) {
             build->at[build->count++] = vnxi_region_retain(region);

@@ -13,13 +13,10 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "base/pool.h"
 #include "engine/native/copy.h"
-#include "engine/native/native.h"
-#include "engine/native/plan.h"
 #include "engine/native/reach.h"
 #include "engine/native/shm/vm.h"
-#include "engine/native/ucx/transfer.h"
+#include "engine/native/xfer.h"
 #include "engine/parts/pairs.h"
 
 /* What the caller's thread copies itself: about 50 us of work at the slower
@@ -28,29 +25,6 @@
 #define INLINE_BYTES_VM (64u << 10)
 #define INLINE_BYTES_DIRECT (128u << 10)
 #define INLINE_PIECES 64u
-
-struct vnxi_exfer {
-    vnxi_task_t task; /* first: the task is the transfer */
-    vnxi_engine_t *engine;
-    vnxi_native_peer_t *peer;    /* the remote list keeps it alive */
-    vnxi_list_t *local, *remote; /* retained */
-    vnx_op_t op;
-    bool is_small;
-    const char *operation;
-    void *cookie;
-    vnxi_plan_t plan;
-    vnxi_ucx_xfer_t *ucx; /* owned; NULL: copied by us */
-
-    /* Of the post in progress. */
-    const void *notif;
-    size_t notif_len;
-    atomic_bool stop; /* cancelled, or a chunk failed */
-    /* When its regions were last looked at: vnxi_region_revocations(). */
-    atomic_uint_fast64_t revocations;
-    atomic_bool failing; /* whoever raises it writes `error` */
-    vnx_status_t status; /* VNX_OK until it fails; read after the last chunk */
-    vnx_error_t error;
-};
 
 /* -- Preparing -------------------------------------------------------------
  */
@@ -164,9 +138,9 @@ vnxi_native_xfer_release(vnxi_exfer_t *exfer)
 /* -- Copying ---------------------------------------------------------------
  */
 
-/* The record of the first failure stands. */
-static void
-fail(vnxi_exfer_t *exfer, vnx_status_t status, const vnx_error_t *error)
+void
+vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
+                const vnx_error_t *error)
 {
     if (!atomic_exchange(&exfer->failing, true)) {
         exfer->error = *error;
@@ -218,6 +192,13 @@ check_go_on(void *context, vnx_error_t *error)
             vnxi_region_revocations()) {
         status = check_lists(exfer, error);
     }
+    if (status == VNX_IN_PROG) {
+        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+                                "a remote region was deregistered while the "
+                                "transfer was in progress");
+        vnxi_error_peer(error, exfer->peer->base.name,
+                        exfer->peer->base.name_len);
+    }
     return status;
 }
 
@@ -261,7 +242,7 @@ run_chunk(vnxi_task_t *task, size_t chunk)
         status = copy_chunk(exfer, chunk, &error);
     }
     if (status != VNX_OK) {
-        fail(exfer, status, &error);
+        vnxi_exfer_fail(exfer, status, &error);
     }
     return status == VNX_OK;
 }
@@ -368,11 +349,19 @@ ucx_done(void *context, vnx_status_t status, const vnx_error_t *error)
 /* -- Posting ---------------------------------------------------------------
  */
 
-static vnx_status_t
-check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
+vnx_status_t
+vnxi_exfer_check(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnx_status_t status = check_on(exfer, error);
     return status == VNX_OK ? check_lists(exfer, error) : status;
+}
+
+static vnx_status_t
+post_waiting(vnxi_exfer_t *exfer)
+{
+    take_off(exfer->engine);
+    vnxi_exfer_wait(exfer);
+    return VNX_IN_PROG;
 }
 
 /* The looks come after entering, so that who deregisters memory or closes an
@@ -381,11 +370,14 @@ static vnx_status_t
 post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     unsigned entered = vnxi_pool_enter();
-    vnx_status_t status = check_post(exfer, error);
+    vnx_status_t status = vnxi_exfer_check(exfer, error);
     if (status == VNX_OK) {
         status = copy_chunk(exfer, 0, error);
     }
     vnxi_pool_leave(entered);
+    if (status == VNX_IN_PROG) {
+        return post_waiting(exfer);
+    }
     if (status == VNX_OK) {
         status = send_notif(exfer, error);
     }
@@ -395,8 +387,8 @@ post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
     return status;
 }
 
-static vnx_status_t
-submit(vnxi_exfer_t *exfer, vnx_error_t *error)
+vnx_status_t
+vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     exfer->task = (vnxi_task_t){.run = run_chunk,
                                 .done = task_done,
@@ -410,13 +402,16 @@ post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    vnx_status_t status = check_post(exfer, error);
+    vnx_status_t status = vnxi_exfer_check(exfer, error);
+    if (status == VNX_IN_PROG) {
+        return post_waiting(exfer);
+    }
     if (status != VNX_OK) {
         return status;
     }
     take_off(engine);
     status = exfer->ucx != NULL ? vnxi_ucx_xfer_post(exfer->ucx, error)
-                                : submit(exfer, error);
+                                : vnxi_exfer_start(exfer, error);
     if (status < 0) {
         land(engine);
         return status;
@@ -444,6 +439,7 @@ vnxi_native_xfer_cancel(vnxi_exfer_t *exfer)
     if (exfer->ucx != NULL) {
         vnxi_ucx_xfer_cancel(exfer->ucx);
     }
+    vnxi_native_xfers_look(exfer->engine); /* it may wait for an owner */
     return VNX_OK;
 }
 

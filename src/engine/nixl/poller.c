@@ -119,8 +119,8 @@ vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine)
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t *exfer = poller->flights; exfer != NULL && !found;
          exfer = exfer->next_flight) {
-        found = vnxi_list_revoked(exfer->local) != NULL ||
-                vnxi_list_revoked(exfer->remote) != NULL;
+        found = vnxi_list_unusable(exfer->local) != NULL ||
+                vnxi_list_unusable(exfer->remote) != NULL;
     }
     vnxi_mutex_unlock(&poller->flight_lock);
     return found;

@@ -159,8 +159,8 @@ make_by_index(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, uint32_t set,
 {
     int backend = choice(exfer->engine, args, set, 0);
 
-    return backend >= 0 && vnxi_list_revoked(args->local) == NULL &&
-           vnxi_list_revoked(args->remote) == NULL &&
+    return backend >= 0 && vnxi_list_unusable(args->local) == NULL &&
+           vnxi_list_unusable(args->remote) == NULL &&
            vnxi_nixl_make_indexed(exfer, args, (size_t)backend, pieces);
 }
 
@@ -183,8 +183,8 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
         vnxi_error_peer(error, peer->base.name, peer->base.name_len);
         return status;
     }
-    if (vnxi_list_revoked(args->local) != NULL ||
-        vnxi_list_revoked(args->remote) != NULL) {
+    if (vnxi_list_unusable(args->local) != NULL ||
+        vnxi_list_unusable(args->remote) != NULL) {
         return VNX_OK; /* no post of it will get past the checks */
     }
     /* Of regions that overlap one is known here; the library looks at all. */

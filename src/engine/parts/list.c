@@ -43,10 +43,10 @@ vnxi_list_row(const vnxi_list_t *list, size_t i)
 }
 
 const vnxi_region_t *
-vnxi_list_revoked(const vnxi_list_t *list)
+vnxi_list_unusable(const vnxi_list_t *list)
 {
     for (size_t i = 0; i < list->region_count; i++) {
-        if (atomic_load(&list->regions[i]->revoked)) {
+        if (atomic_load(&list->regions[i]->state) != VNXI_REGION_USABLE) {
             return list->regions[i];
         }
     }

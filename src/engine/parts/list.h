@@ -94,7 +94,7 @@ size_t vnxi_list_bytes(const vnxi_list_t *list); /* memory that it takes */
 /* Row i (< count, the caller has checked): about 2 ns. */
 vnx_desc_t vnxi_list_row(const vnxi_list_t *list, size_t i);
 
-/* Has a region of the list been revoked?  NULL, or the first such region. */
-const vnxi_region_t *vnxi_list_revoked(const vnxi_list_t *list);
+/* The first region of the list that is not USABLE; NULL: all are. */
+const vnxi_region_t *vnxi_list_unusable(const vnxi_list_t *list);
 
 #endif

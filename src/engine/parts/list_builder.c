@@ -37,6 +37,30 @@ name_row(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
     return status;
 }
 
+/* A region that would hold it, but is gone, says why. */
+static const char *
+why_gone(const vnxi_builder_t *builder, const vnx_desc_t *desc)
+{
+    const vnxi_region_table_t *table = builder->args.table;
+    const char *why = "";
+
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        const vnxi_region_t *region = vnxi_region_table_at(table, i);
+        if (region->mem != builder->args.mem ||
+            !vnxi_region_holds(region, desc->addr, desc->addr + desc->len,
+                               desc->dev)) {
+            continue;
+        }
+        if (vnxi_region_state(region) == VNXI_REGION_REFUSED) {
+            return ": the peer's metadata names a region that does, but its "
+                   "owner has not registered that (or has deregistered it "
+                   "since)";
+        }
+        why = ": the one that did was deregistered";
+    }
+    return why;
+}
+
 static vnx_status_t
 not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
           vnx_error_t *error)
@@ -49,7 +73,8 @@ not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
 
     if (start == NULL) {
         status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                                "no registered region holds it (%s)", mem);
+                                "no registered region holds it (%s)%s", mem,
+                                why_gone(builder, desc));
     } else {
         status = vnxi_error_set(
             error, VNX_ERR_NOT_FOUND, operation,

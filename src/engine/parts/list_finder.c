@@ -195,7 +195,7 @@ index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
         vnxi_region_t *region = vnxi_region_table_at(finder->table, i);
-        if (region->mem != finder->mem || atomic_load(&region->revoked)) {
+        if (region->mem != finder->mem || vnxi_region_is_gone(region)) {
             continue;
         }
         index->starts[n] = region->addr;

@@ -69,14 +69,21 @@ vnx_status_t
 vnxi_pairs_check_regions(const vnxi_list_t *list, const char *side,
                          const vnxi_peer_t *peer, vnx_error_t *error)
 {
-    const vnxi_region_t *region = vnxi_list_revoked(list);
+    const vnxi_region_t *region = vnxi_list_unusable(list);
     if (__builtin_expect(region == NULL, 1)) {
         return VNX_OK;
     }
+    if (vnxi_region_state(region) == VNXI_REGION_UNCONFIRMED) {
+        return VNX_IN_PROG;
+    }
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
                    "the %s region at 0x%" PRIx64 " of %" PRIu64
-                   " bytes, which rows of the list lie in, was deregistered",
-                   side, region->addr, region->len);
+                   " bytes, which rows of the list lie in, %s",
+                   side, region->addr, region->len,
+                   vnxi_region_state(region) == VNXI_REGION_REFUSED
+                       ? "is one that its owner has not registered (or has "
+                         "deregistered since)"
+                       : "was deregistered");
     vnxi_error_peer(error, peer->name, peer->name_len);
     return VNX_ERR_NOT_FOUND;
 }

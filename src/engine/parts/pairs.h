@@ -34,7 +34,8 @@ vnx_status_t vnxi_pairs_unequal(size_t place, uint64_t local, uint64_t remote,
 vnx_status_t vnxi_pairs_too_long(const char *operation, vnx_error_t *error);
 
 /* VNX_ERR_NOT_FOUND where a region that rows of the list lie in was
- * deregistered; `peer` is whom the error names. */
+ * deregistered, or its owner does not know it; `peer` is whom the error names.
+ * VNX_IN_PROG where the first region that is not usable is unconfirmed. */
 vnx_status_t vnxi_pairs_check_regions(const vnxi_list_t *list,
                                       const char *side,
                                       const vnxi_peer_t *peer,

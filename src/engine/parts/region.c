@@ -60,7 +60,7 @@ vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
     *region =
         (vnxi_region_t){.mem = mem, .addr = addr, .len = len, .dev = dev};
     atomic_init(&region->refs, 1);
-    atomic_init(&region->revoked, false);
+    atomic_init(&region->state, VNXI_REGION_USABLE);
     return region;
 }
 
@@ -69,8 +69,34 @@ static atomic_uint_fast64_t revocations;
 void
 vnxi_region_revoke(vnxi_region_t *region)
 {
-    atomic_store(&region->revoked, true);
+    unsigned state = atomic_load(&region->state);
+
+    while (state < VNXI_REGION_REVOKED &&
+           !atomic_compare_exchange_weak(&region->state, &state,
+                                         VNXI_REGION_REVOKED)) {
+    }
     atomic_fetch_add(&revocations, 1);
+}
+
+void
+vnxi_region_settle(vnxi_region_t *region, bool is_confirmed)
+{
+    unsigned from = VNXI_REGION_UNCONFIRMED;
+
+    atomic_compare_exchange_strong(&region->state, &from,
+                                   is_confirmed ? VNXI_REGION_USABLE
+                                                : VNXI_REGION_REFUSED);
+}
+
+void
+vnxi_region_doubt(vnxi_region_t *region)
+{
+    unsigned from = VNXI_REGION_USABLE;
+
+    if (atomic_compare_exchange_strong(&region->state, &from,
+                                       VNXI_REGION_UNCONFIRMED)) {
+        atomic_fetch_add(&revocations, 1);
+    }
 }
 
 uint64_t
@@ -265,14 +291,8 @@ count_up_to(const uint64_t *addrs, size_t count, uint64_t addr)
     return (size_t)(base - addrs) + (count == 1 && base[0] <= addr);
 }
 
-static bool
-is_revoked(const vnxi_region_t *region)
-{
-    return atomic_load_explicit(&region->revoked, memory_order_acquire);
-}
-
 /* Regions `first` to `last` all start at or before what is looked for, which
- * ends at `end`: one that reaches so far and is not revoked. */
+ * ends at `end`: one that reaches so far and is not gone. */
 static vnxi_region_t *
 walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
           uint64_t end)
@@ -282,7 +302,7 @@ walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
             return NULL;
         }
         vnxi_region_t *region = table->regions[i];
-        if (vnxi_region_end(region) >= end && !is_revoked(region)) {
+        if (vnxi_region_end(region) >= end && !vnxi_region_is_gone(region)) {
             return region;
         }
     }
@@ -308,7 +328,7 @@ vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
     if (vnxi_region_end(region) < end) {
         return NULL;
     }
-    if (is_revoked(region)) {
+    if (vnxi_region_is_gone(region)) {
         return walk_back(table, group->first, last, end);
     }
     return region;

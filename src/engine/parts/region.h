@@ -1,7 +1,7 @@
 /*
  * Regions: what is registered here, and what peers have registered there.
  *
- * A region object is immutable but for its `revoked` flag and is reference
+ * A region object is immutable but for its `state` and is reference
  * counted: tables and prepared lists hold it.  A region table is an immutable
  * snapshot, searched without a lock.  The registry is the local agent's set of
  * registrations; it makes a new snapshot when one is asked for after a change.
@@ -24,9 +24,21 @@ typedef struct vnxi_attachment {
     void (*free)(struct vnxi_attachment *attachment);
 } vnxi_attachment_t;
 
+/*
+ * May transfers use it?  UNCONFIRMED becomes USABLE or REFUSED when the owner
+ * answers, and USABLE becomes UNCONFIRMED when the answer is in doubt; the
+ * last two are final.
+ */
+typedef enum vnxi_region_state {
+    VNXI_REGION_USABLE,      /* ours, or what its owner has confirmed */
+    VNXI_REGION_UNCONFIRMED, /* a peer's: the owner has not answered yet */
+    VNXI_REGION_REVOKED, /* deregistered, or gone from the peer's metadata */
+    VNXI_REGION_REFUSED, /* a peer's: the owner does not have it */
+} vnxi_region_state_t;
+
 typedef struct vnxi_region {
     atomic_uint refs;
-    atomic_bool revoked; /* deregistered, or gone from the peer's metadata */
+    atomic_uint state; /* a vnxi_region_state_t */
     vnx_mem_t mem;
     uint64_t addr, len, dev;
     /* How this process reaches it. Local regions and those of peers in this
@@ -36,17 +48,40 @@ typedef struct vnxi_region {
     uint64_t delta;                /* modulo 2^64 */
     vnxi_attachment_t *attachment; /* owned; NULL: none.  Its maker sets it
                                       before others see the region */
-    uint64_t epoch;                /* a peer's: of the metadata it came by; the
-                                      maker sets it before others see it */
-    unsigned uses; /* local: how often registered; registry lock */
+    uint64_t epoch;  /* a peer's: of the metadata it came by, which may lie;
+                        the maker sets it before others see it */
+    uint64_t proved; /* a peer's: of the owner's answer; while UNCONFIRMED,
+                        what the answer must reach */
+    unsigned uses;   /* local: how often registered; registry lock */
 } vnxi_region_t;
+
+static inline vnxi_region_state_t
+vnxi_region_state(const vnxi_region_t *region)
+{
+    return (vnxi_region_state_t)atomic_load_explicit(&region->state,
+                                                     memory_order_acquire);
+}
+
+/* For ever: lists are prepared without it. */
+static inline bool
+vnxi_region_is_gone(const vnxi_region_t *region)
+{
+    return vnxi_region_state(region) >= VNXI_REGION_REVOKED;
+}
 
 /* Mark it as revoked: no transfer is posted on it any more, and those in
  * flight stop at their next chunk. */
 void vnxi_region_revoke(vnxi_region_t *region);
 
-/* How many were revoked in this process: who finds the number that it was
- * need not look at its regions again. */
+/* Its owner has answered: an UNCONFIRMED region becomes USABLE or REFUSED. */
+void vnxi_region_settle(vnxi_region_t *region, bool is_confirmed);
+
+/* A USABLE region becomes UNCONFIRMED again; transfers in flight stop as when
+ * it is revoked. */
+void vnxi_region_doubt(vnxi_region_t *region);
+
+/* Counts how often a region of this process ceased to be USABLE: a caller
+ * that finds the same number as before need not look at its regions again. */
 uint64_t vnxi_region_revocations(void);
 
 /* Past the last byte.  Storage may be "all of it", 2^64 - 1 bytes from any
@@ -95,20 +130,20 @@ vnxi_region_table_t *vnxi_region_table_create(vnxi_region_t *const *regions,
 vnxi_region_table_t *vnxi_region_table_retain(vnxi_region_table_t *table);
 void vnxi_region_table_release(vnxi_region_table_t *table);
 
-/* The region of (mem, dev) that holds all of [addr, addr + len), not revoked;
+/* The region of (mem, dev) that holds all of [addr, addr + len), not gone;
  * NULL for none, and where addr + len overflows.  Of several the one that
  * reaches farthest.  O(log n), but for overlapping regions of which the
- * farthest is revoked; borrowed from the table.  len 0 is held by a region
+ * farthest is gone; borrowed from the table.  len 0 is held by a region
  * that holds or ends at addr. */
 vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev);
 
-/* Each of these lies within one region that is not revoked; of NULL: none. */
+/* Each of these lies within one region that is not gone; of NULL: none. */
 bool vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
                               const vnx_desc_t *descs, size_t count);
 
-/* The region with exactly these values, revoked or not; NULL for none. */
+/* The region with exactly these values, in any state; NULL for none. */
 vnxi_region_t *vnxi_region_table_exact(const vnxi_region_table_t *table,
                                        vnx_mem_t mem, uint64_t addr,
                                        uint64_t len, uint64_t dev);
@@ -163,6 +198,13 @@ vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
  * counts every change.  The caller's reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry,
                                             uint64_t *epoch_p);
+
+/* Look for `count` regions with exactly the values of `keys`: found_p[i] is a
+ * reference of the caller's, or NULL.  Returns the epoch at which this was so.
+ * Fast where the keys come in the order of vnxi_region_compare(). */
+uint64_t vnxi_registry_find(vnxi_registry_t *registry,
+                            const vnxi_region_t *keys, size_t count,
+                            vnxi_region_t **found_p);
 
 /* The epoch now. */
 uint64_t vnxi_registry_epoch(const vnxi_registry_t *registry);

@@ -528,6 +528,40 @@ vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
     return table;
 }
 
+/* The keys come in order as a rule: then the place of one is behind that of
+ * the one before. */
+static vnxi_region_t *
+find_lock_held(const vnxi_registry_t *registry, const vnxi_region_t *key,
+               size_t *next)
+{
+    size_t at = *next;
+
+    if (at >= registry->count ||
+        vnxi_region_compare(registry->regions[at], key) != 0) {
+        at = registry_place(registry, key);
+    }
+    if (at == registry->count) {
+        return NULL;
+    }
+    *next = at + 1;
+    return vnxi_region_retain(registry->regions[at]);
+}
+
+uint64_t
+vnxi_registry_find(vnxi_registry_t *registry, const vnxi_region_t *keys,
+                   size_t count, vnxi_region_t **found_p)
+{
+    size_t next = 0;
+
+    vnxi_mutex_lock(&registry->lock);
+    for (size_t i = 0; i < count; i++) {
+        found_p[i] = find_lock_held(registry, &keys[i], &next);
+    }
+    uint64_t epoch = atomic_load(&registry->epoch);
+    vnxi_mutex_unlock(&registry->lock);
+    return epoch;
+}
+
 uint64_t
 vnxi_registry_epoch(const vnxi_registry_t *registry)
 {

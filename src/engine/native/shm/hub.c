@@ -70,6 +70,39 @@ vnxi_hub_wake(vnxi_hub_t *hub)
     (void)done; /* it fails only where the thread is called already */
 }
 
+/* -- Alarms --------------------------------------------------------------- */
+
+/* Of two times; 0: never. */
+static uint64_t
+earlier(uint64_t a, uint64_t b)
+{
+    return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+void
+vnxi_hub_alarm(vnxi_hub_t *hub, uint64_t when)
+{
+    uint64_t set = atomic_load(&hub->alarm);
+
+    while (set == 0 || when < set) {
+        if (atomic_compare_exchange_weak(&hub->alarm, &set, when)) {
+            vnxi_hub_wake(hub);
+            return;
+        }
+    }
+}
+
+static void
+sound_alarm(vnxi_hub_t *hub)
+{
+    uint64_t due = atomic_load(&hub->alarm);
+
+    if (due != 0 && due <= vnxi_clock_ns() &&
+        atomic_compare_exchange_strong(&hub->alarm, &due, 0)) {
+        hub->events.alarm(hub->events.context);
+    }
+}
+
 /* -- Polling mode --------------------------------------------------------- */
 
 void
@@ -78,9 +111,9 @@ vnxi_hub_set_timer(vnxi_hub_t *hub)
     uint64_t due = hub->listener_resumes;
     struct itimerspec when = {0};
 
-    if (hub->silent_first != NULL &&
-        (due == 0 || hub->silent_first->hello_deadline < due)) {
-        due = hub->silent_first->hello_deadline;
+    due = earlier(due, atomic_load(&hub->alarm));
+    if (hub->silent_first != NULL) {
+        due = earlier(due, hub->silent_first->hello_deadline);
     }
     if (hub->polled) {
         due = vnxi_clock_ns() + WINDOW_NS;
@@ -188,6 +221,7 @@ on_outer(vnxi_hub_t *hub, const struct epoll_event *events, int count)
             break;
         case OUTER_WAKE:
             drain_counter(hub->wake);
+            vnxi_hub_set_timer(hub); /* the alarm may be another */
             break;
         }
     }
@@ -216,6 +250,7 @@ thread_round(vnxi_hub_t *hub)
     bool goes_on = !hub->stopped && !is_lost_with(hub, events, count);
     if (goes_on) {
         on_outer(hub, events, count);
+        sound_alarm(hub);
         vnxi_hub_reap(hub);
     }
     vnxi_mutex_unlock(&hub->loop);
@@ -307,7 +342,6 @@ hub_destroy(vnxi_hub_t *hub)
     close_descriptors(hub);
     vnxi_mutex_destroy(&hub->loop);
     vnxi_mutex_destroy(&hub->lists);
-    vnxi_revocations_fini(&hub->revocations);
     free(hub->input);
     free(hub->name);
     free(hub);
@@ -328,7 +362,6 @@ hub_alloc(const vnxi_hub_config_t *config)
     memcpy(hub->instance, config->instance, sizeof hub->instance);
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
-    vnxi_revocations_init(&hub->revocations);
     hub->name_len = config->name_len;
     hub->name = malloc(config->name_len);
     hub->input = malloc(VNXI_HUB_INPUT);

@@ -35,6 +35,7 @@
 #define SILENT_MAX 256u
 #define HELLO_WAIT_NS (5u * UINT64_C(1000000000))
 #define NO_FDS_WAIT_NS (100u * UINT64_C(1000000))
+#define SHOWN_NAME_MAX 100u
 
 /* Why a link ends; LINK_GOES_ON: it does not. */
 typedef enum link_end {
@@ -42,6 +43,7 @@ typedef enum link_end {
     LINK_END_OF_STREAM,
     LINK_SAID_BYE,
     LINK_PROCESS_ENDED,
+    LINK_REFUSED, /* link->sender says by whom */
     LINK_MALFORMED,
     LINK_NO_MEMORY,
     LINK_SOCKET_FAILED,
@@ -76,6 +78,11 @@ end_text(const vnxi_link_t *link, link_end_t end, char *text_p, size_t size)
 
     if (end == LINK_PROCESS_ENDED) {
         snprintf(text_p, size, "process %d ended", (int)link->pid);
+    } else if (end == LINK_REFUSED) {
+        snprintf(text_p, size,
+                 "its metadata is forged or out of date: the agent behind its "
+                 "socket is '%s'",
+                 link->sender);
     } else {
         snprintf(text_p, size, "%s", texts[end]);
     }
@@ -84,7 +91,7 @@ end_text(const vnxi_link_t *link, link_end_t end, char *text_p, size_t size)
 static void
 link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 {
-    char cause[128];
+    char cause[256];
 
     if (!vnxi_link_win(link, VNXI_LINK_ENDED)) {
         return;
@@ -99,21 +106,45 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 
 /* -- Frames --------------------------------------------------------------- */
 
-/* What was revoked while the link was waiting to be accepted. */
+/* Send a frame that the loop has made.  An opener that has left needs none,
+ * and one that does not take its answers gets no more. */
 static link_end_t
-tell_missed(vnxi_hub_t *hub, vnxi_link_t *link, uint64_t epoch)
+answer(vnxi_link_t *link, vnxi_writer_t *frame)
 {
-    vnxi_writer_t frames = {0};
-    link_end_t end = LINK_GOES_ON;
+    vnx_status_t status =
+        frame->failed
+            ? VNX_ERR_NO_MEMORY
+            : vnxi_link_send(link, frame->data, frame->len, NULL, 0, NULL);
 
-    vnxi_revocations_write_since(&hub->revocations, epoch, &frames);
-    if (frames.failed ||
-        (frames.len > 0 && vnxi_link_send(link, frames.data, frames.len, NULL,
-                                          0, NULL) == VNX_ERR_NO_MEMORY)) {
-        end = LINK_NO_MEMORY;
-    }
-    vnxi_writer_fini(&frames);
-    return end;
+    vnxi_writer_fini(frame);
+    return status == VNX_OK || status == VNX_ERR_REMOTE_DISCONNECT
+               ? LINK_GOES_ON
+               : LINK_NO_MEMORY;
+}
+
+/* HELLO is for another agent.  What is in the socket is read there after the
+ * end as well. */
+static link_end_t
+refuse(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    vnxi_writer_t frame = {0};
+    const vnxi_link_frame_refuse_t who = {
+        .instance = hub->instance,
+        .name = hub->name,
+        .name_len = hub->name_len,
+    };
+
+    vnxi_link_frame_write_refuse(&frame, &who);
+    (void)answer(link, &frame);
+    return LINK_MALFORMED;
+}
+
+static bool
+is_for_us(const vnxi_hub_t *hub, const vnxi_link_frame_hello_t *hello)
+{
+    return memcmp(hello->target, hub->instance, VNXI_SHM_ID_SIZE) == 0 &&
+           hello->target_name_len == hub->name_len &&
+           memcmp(hello->target_name, hub->name, hub->name_len) == 0;
 }
 
 static link_end_t
@@ -121,9 +152,11 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
     vnxi_link_frame_hello_t hello;
 
-    if (!vnxi_link_frame_read_hello(frame, &hello) ||
-        memcmp(hello.target, hub->instance, VNXI_SHM_ID_SIZE) != 0) {
+    if (!vnxi_link_frame_read_hello(frame, &hello)) {
         return LINK_MALFORMED;
+    }
+    if (!is_for_us(hub, &hello)) {
+        return refuse(hub, link);
     }
     link->sender = malloc(hello.name_len);
     if (link->sender == NULL) {
@@ -132,11 +165,34 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     memcpy(link->sender, hello.name, hello.name_len);
     link->sender_len = hello.name_len;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |
-                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRM) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_hub_not_silent(hub, link);
     atomic_fetch_add(&hub->accepted, 1);
-    return tell_missed(hub, link, hello.epoch);
+    return LINK_GOES_ON;
+}
+
+/* Names come from others: only what can be shown of it, and not all. */
+static link_end_t
+on_refuse(vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    vnxi_link_frame_refuse_t refuse;
+
+    if (!vnxi_link_frame_read_refuse(frame, &refuse)) {
+        return LINK_MALFORMED;
+    }
+    size_t len =
+        refuse.name_len < SHOWN_NAME_MAX ? refuse.name_len : SHOWN_NAME_MAX;
+    free(link->sender);
+    link->sender = calloc(1, len + 1);
+    if (link->sender == NULL) {
+        return LINK_NO_MEMORY;
+    }
+    for (size_t i = 0; i < len; i++) {
+        link->sender[i] =
+            vnxi_error_printable(((const unsigned char *)refuse.name)[i]);
+    }
+    return LINK_REFUSED;
 }
 
 static link_end_t
@@ -148,17 +204,68 @@ on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     if (!vnxi_link_frame_read_revoke(frame, &epoch, &count)) {
         return LINK_MALFORMED;
     }
-    if (count == 0 && !link->accepted) {
-        hub->events.revoked(hub->events.context, link, epoch, VNX_MEM_DRAM,
-                            NULL);
-    }
-    /* Who opened a link to us has no regions that we use by it. */
-    for (uint32_t i = 0; i < count && !link->accepted; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         vnx_mem_t mem;
         vnx_desc_t desc = vnxi_link_frame_revoke_row(frame, i, &mem);
         hub->events.revoked(hub->events.context, link, epoch, mem, &desc);
     }
     return LINK_GOES_ON;
+}
+
+/* Look at some rows of a CONFIRM from `first` on; returns how many. */
+static size_t
+look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
+             uint32_t count, vnxi_link_answer_t *answer_p)
+{
+    vnxi_link_row_t rows[VNXI_LINK_ROWS_AT_ONCE];
+    bool refused[VNXI_LINK_ROWS_AT_ONCE];
+    uint32_t some = count - first < VNXI_LINK_ROWS_AT_ONCE
+                        ? count - first
+                        : VNXI_LINK_ROWS_AT_ONCE;
+
+    for (uint32_t i = 0; i < some; i++) {
+        rows[i] = vnxi_link_frame_confirm_row(frame, first + i);
+    }
+    uint64_t epoch =
+        hub->events.confirm(hub->events.context, rows, some, refused);
+    if (first == 0) {
+        answer_p->epoch = epoch; /* the earliest is true of all rows */
+    }
+    for (uint32_t i = 0; i < some; i++) {
+        if (refused[i]) {
+            answer_p->refused[answer_p->count++] = first + i;
+        }
+    }
+    return some;
+}
+
+static link_end_t
+on_confirm(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    vnxi_link_answer_t said = {.count = 0};
+    vnxi_writer_t reply = {0};
+    uint32_t count, done = 0;
+
+    if (!vnxi_link_frame_read_confirm(frame, &said.token, &count)) {
+        return LINK_MALFORMED;
+    }
+    do {
+        done += (uint32_t)look_at_rows(hub, frame, done, count, &said);
+    } while (done < count);
+    vnxi_link_frame_write_confirmed(&reply, &said);
+    return answer(link, &reply);
+}
+
+static link_end_t
+on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
+             const vnxi_link_frame_t *frame)
+{
+    vnxi_link_answer_t said;
+
+    return vnxi_link_frame_read_confirmed(frame, &said) &&
+                   hub->events.confirmed(hub->events.context, link, &said)
+               ? LINK_GOES_ON
+               : LINK_MALFORMED;
 }
 
 static link_end_t
@@ -175,6 +282,12 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         return on_revoke(hub, link, frame);
     case VNXI_LINK_FRAME_BYE:
         return LINK_SAID_BYE;
+    case VNXI_LINK_FRAME_CONFIRM:
+        return on_confirm(hub, link, frame);
+    case VNXI_LINK_FRAME_CONFIRMED:
+        return on_confirmed(hub, link, frame);
+    case VNXI_LINK_FRAME_REFUSE:
+        return on_refuse(link, frame);
     }
     return LINK_MALFORMED;
 }
@@ -255,7 +368,9 @@ on_death(vnxi_hub_t *hub, vnxi_link_t *link)
         end = read_once(hub, link, &got);
         left -= (int)got;
     }
-    link_end(hub, link, end == LINK_SAID_BYE ? end : LINK_PROCESS_ENDED);
+    link_end(hub, link,
+             end == LINK_SAID_BYE || end == LINK_REFUSED ? end
+                                                         : LINK_PROCESS_ENDED);
 }
 
 /* -- The silent ----------------------------------------------------------- */

@@ -220,8 +220,6 @@ vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
     if (count == 0 || vnxi_fork_crossed(hub->forks)) {
         return;
     }
-    /* First, so that a HELLO that is read now hears of it in one way. */
-    vnxi_revocations_add(&hub->revocations, epoch, mem, descs, count);
     for (size_t at = 0; at < count; at += VNXI_LINK_FRAME_REVOKES_MAX) {
         size_t left = count - at;
         vnxi_link_frame_revoke_t revoke = {

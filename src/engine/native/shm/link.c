@@ -266,6 +266,23 @@ vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
     return vnxi_link_send(link, header, sizeof header, message, len, error);
 }
 
+vnx_status_t
+vnxi_link_ask(vnxi_link_t *link, uint64_t token, const vnxi_link_row_t *rows,
+              size_t count, vnx_error_t *error)
+{
+    vnxi_writer_t writer = {0};
+    vnx_status_t status;
+
+    vnxi_link_frame_write_confirm(&writer, token, rows, count);
+    if (writer.failed) {
+        status = vnxi_error_no_memory(error, "add_remote_agent", writer.len);
+    } else {
+        status = vnxi_link_send(link, writer.data, writer.len, NULL, 0, error);
+    }
+    vnxi_writer_fini(&writer);
+    return status;
+}
+
 /* Holding send_lock, with a socket.  True: the queue is empty. */
 static bool
 flush_queue(vnxi_link_t *link)

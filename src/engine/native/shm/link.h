@@ -20,19 +20,28 @@
  * So a message to a busy poller costs no thread switch, and a message to a
  * sleeping agent wakes it.
  *
+ * Over a link that it opened an agent also asks which regions of the peer's
+ * metadata the peer has registered (CONFIRM); see engine/native/confirm.h.
+ *
  * Frames: u32 length of what follows, u8 type, body; little-endian.
- *   1 HELLO    u16 version (1), instance[16] of the opener, u32 name length,
- *              name, instance[16] of the agent it wants to reach (a listener
- *              of another instance closes), u64 epoch of the metadata that
- *              it has of that agent (what was revoked since is sent back)
+ *   1 HELLO    u16 version (2), instance[16] of the opener, u32 name length,
+ *              name, instance[16] and u32 name length, name of the agent that
+ *              it wants to reach (any other answers with REFUSE)
  *   2 NOTIF    the message
  *   3 REVOKE   u64 epoch, u32 count, then count * (u32 mem, u64 addr, u64 len,
- *              u64 dev).  A region that was loaded from metadata of that epoch
- *              or a later one was registered anew and stays.  count 0: all
- *              regions of earlier epochs.
+ *              u64 dev): these were deregistered before that epoch
  *   4 BYE      no body: an orderly end (close(), remove_remote_agent)
- * A frame above VNXI_LINK_FRAME_MAX, of unknown type, NOTIF or REVOKE before
- * HELLO, or a malformed body ends the link that brought it, and only that.
+ *   5 CONFIRM  u64 token, u32 count, then count * (u32 mem, u64 addr, u64 len,
+ *              u64 dev, u32 1 if it is shared, u64 offset, u64 st_dev,
+ *              u64 st_ino; all 0 if it is not): are these registered now?
+ *   6 CONFIRMED u64 token, u64 epoch of the registry at the look, u32 count,
+ *              then count * u32, ascending: the places of those that are not
+ *   7 REFUSE   instance[16], u32 name length, name of the listener, which is
+ *              not the agent that HELLO named; then the end
+ * The opener sends HELLO, NOTIF, CONFIRM and BYE, the listener the others and
+ * BYE.  A frame above VNXI_LINK_FRAME_MAX, of unknown type, of the wrong side,
+ * before HELLO, or with a malformed body ends the link that brought it, and
+ * only that.
  */
 #ifndef VNXI_NATIVE_SHM_LINK_H
 #define VNXI_NATIVE_SHM_LINK_H
@@ -46,9 +55,27 @@
 
 #define VNXI_LINK_FRAME_MAX (1u << 30)
 #define VNXI_LINK_QUEUE_MAX (256u << 20)
+#define VNXI_LINK_ROWS_MAX 1024u   /* of a CONFIRM */
+#define VNXI_LINK_ROWS_AT_ONCE 64u /* of a call of `confirm` */
 
 typedef struct vnxi_hub vnxi_hub_t;
 typedef struct vnxi_link vnxi_link_t;
+
+/* A region as metadata describes it; of `share` the descriptor's number says
+ * only whether it is shared (>= 0). */
+typedef struct vnxi_link_row {
+    vnx_mem_t mem;
+    vnx_desc_t desc;
+    vnxi_share_t share;
+} vnxi_link_row_t;
+
+/* The answer to vnxi_link_ask(). */
+typedef struct vnxi_link_answer {
+    uint64_t token;
+    uint64_t epoch; /* of the owner's registry when it looked */
+    size_t count;
+    uint32_t refused[VNXI_LINK_ROWS_MAX]; /* `count` places, ascending */
+} vnxi_link_answer_t;
 
 /* Called on the hub's thread or in vnxi_hub_poll(), one at a time, without
  * locks of the hub that sending or closing needs. */
@@ -58,12 +85,22 @@ typedef struct vnxi_hub_events {
     void (*notif)(void *context, const void *sender, size_t sender_len,
                   const void *message, size_t message_len);
     /* The other end of a link that we opened revoked a region. */
-    /* NULL: every region that was loaded before that epoch. */
     void (*revoked)(void *context, vnxi_link_t *link, uint64_t epoch,
                     vnx_mem_t mem, const vnx_desc_t *desc);
     /* A link that we opened has ended (not by vnxi_link_close()); once,
      * perhaps before vnxi_link_open() has returned. */
     void (*ended)(void *context, vnxi_link_t *link, const char *cause);
+    /* The other end of an accepted link asks: refused_p[i] is whether row i is
+     * not registered here.  At most VNXI_LINK_ROWS_AT_ONCE rows, perhaps none.
+     * Returns the registry's epoch. */
+    uint64_t (*confirm)(void *context, const vnxi_link_row_t *rows,
+                        size_t count, bool *refused_p);
+    /* The other end of a link that we opened has answered.  False: that is no
+     * answer to what was asked, and the link ends. */
+    bool (*confirmed)(void *context, vnxi_link_t *link,
+                      const vnxi_link_answer_t *answer);
+    /* The time of vnxi_hub_alarm() has come.  On the hub's thread. */
+    void (*alarm)(void *context);
 } vnxi_hub_events_t;
 
 typedef struct vnxi_hub_config {
@@ -93,18 +130,24 @@ void vnxi_hub_poll(vnxi_hub_t *hub);
 void vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
                      const vnx_desc_t *descs, size_t count);
 
+/* Call `alarm` at that time (CLOCK_MONOTONIC, ns), or earlier where it is set
+ * to an earlier time already.  Takes no lock. */
+void vnxi_hub_alarm(vnxi_hub_t *hub, uint64_t when);
+
 /* Links that others opened to us, now. */
 size_t vnxi_hub_accepted(const vnxi_hub_t *hub);
 
 /* Open a link to the agent that `info` describes, which must be of this host:
  * boot id, pid namespace, socket, SO_PEERCRED (pid, uid as published), start
- * time, and its nonce read from its memory (not for a peer in this process).
+ * time, and its nonce read from its memory.  Of this process the nonce proves
+ * nothing and is not read: the caller has found the agent itself.  That the
+ * agent has that name and instance it says later, or ends the link.
  * Each refusal is VNX_ERR_BACKEND or VNX_ERR_NOT_ALLOWED with a cause that
  * says which check failed and what to do ("ptrace scope ...").  One reference,
  * the caller's.  `cookie` is for the caller (vnxi_link_cookie). */
 vnx_status_t vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info,
-                            void *cookie, vnxi_link_t **link_p,
-                            vnx_error_t *error);
+                            const void *name, size_t name_len, void *cookie,
+                            vnxi_link_t **link_p, vnx_error_t *error);
 void *vnxi_link_cookie(const vnxi_link_t *link);
 int vnxi_link_pidfd(const vnxi_link_t *link); /* valid until released */
 
@@ -119,6 +162,14 @@ bool vnxi_link_is_up(vnxi_link_t *link);
  * VNX_ERR_REMOTE_DISCONNECT; VNX_ERR_BACKEND when the queue is full. */
 vnx_status_t vnxi_link_send_notif(vnxi_link_t *link, const void *message,
                                   size_t len, vnx_error_t *error);
+
+/* Ask the other end of a link that we opened which of these regions it has
+ * registered now: at most VNXI_LINK_ROWS_MAX, perhaps none.  The answer comes
+ * by `confirmed` with the same token.  One question at a time.  Errors as
+ * above. */
+vnx_status_t vnxi_link_ask(vnxi_link_t *link, uint64_t token,
+                           const vnxi_link_row_t *rows, size_t count,
+                           vnx_error_t *error);
 
 /* Say BYE (after what is queued, where it can be sent at once) and close; no
  * `ended` comes afterwards (one that is running now may still finish).

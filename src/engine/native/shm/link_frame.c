@@ -3,10 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HELLO_VERSION 1
-#define HELLO_FIXED (2 + VNXI_SHM_ID_SIZE + 4 + VNXI_SHM_ID_SIZE + 8)
+#define HELLO_VERSION 2
+#define HELLO_FIXED (2 + 2 * (VNXI_SHM_ID_SIZE + 4))
+#define REFUSE_FIXED (VNXI_SHM_ID_SIZE + 4)
 #define REVOKE_FIXED (8 + 4)
 #define REVOKE_ROW (4 + 3 * 8)
+#define CONFIRM_FIXED (8 + 4)
+#define CONFIRM_ROW (REVOKE_ROW + 4 + 3 * 8)
+#define CONFIRMED_FIXED (8 + 8 + 4)
 
 /* A buffer above this is given back when its frame is done, so that one long
  * message does not stay allocated for the life of a link. */
@@ -36,17 +40,43 @@ write_header(vnxi_writer_t *writer, vnxi_link_frame_type_t type,
     vnxi_write_bytes(writer, header, sizeof header);
 }
 
+static void
+write_agent(vnxi_writer_t *writer, const unsigned char *instance,
+            const void *name, size_t name_len)
+{
+    vnxi_write_bytes(writer, instance, VNXI_SHM_ID_SIZE);
+    vnxi_write_u32(writer, (uint32_t)name_len);
+    vnxi_write_bytes(writer, name, name_len);
+}
+
 void
 vnxi_link_frame_write_hello(vnxi_writer_t *writer,
                             const vnxi_link_frame_hello_t *hello)
 {
-    write_header(writer, VNXI_LINK_FRAME_HELLO, HELLO_FIXED + hello->name_len);
+    write_header(writer, VNXI_LINK_FRAME_HELLO,
+                 HELLO_FIXED + hello->name_len + hello->target_name_len);
     vnxi_write_u16(writer, HELLO_VERSION);
-    vnxi_write_bytes(writer, hello->instance, VNXI_SHM_ID_SIZE);
-    vnxi_write_u32(writer, (uint32_t)hello->name_len);
-    vnxi_write_bytes(writer, hello->name, hello->name_len);
-    vnxi_write_bytes(writer, hello->target, VNXI_SHM_ID_SIZE);
-    vnxi_write_u64(writer, hello->epoch);
+    write_agent(writer, hello->instance, hello->name, hello->name_len);
+    write_agent(writer, hello->target, hello->target_name,
+                hello->target_name_len);
+}
+
+void
+vnxi_link_frame_write_refuse(vnxi_writer_t *writer,
+                             const vnxi_link_frame_refuse_t *refuse)
+{
+    write_header(writer, VNXI_LINK_FRAME_REFUSE,
+                 REFUSE_FIXED + refuse->name_len);
+    write_agent(writer, refuse->instance, refuse->name, refuse->name_len);
+}
+
+static void
+write_region(vnxi_writer_t *writer, vnx_mem_t mem, const vnx_desc_t *desc)
+{
+    vnxi_write_u32(writer, (uint32_t)mem);
+    vnxi_write_u64(writer, desc->addr);
+    vnxi_write_u64(writer, desc->len);
+    vnxi_write_u64(writer, desc->dev);
 }
 
 void
@@ -58,14 +88,58 @@ vnxi_link_frame_write_revoke(vnxi_writer_t *writer,
     vnxi_write_u64(writer, revoke->epoch);
     vnxi_write_u32(writer, (uint32_t)revoke->count);
     for (size_t i = 0; i < revoke->count; i++) {
-        vnxi_write_u32(writer, (uint32_t)revoke->mem);
-        vnxi_write_u64(writer, revoke->descs[i].addr);
-        vnxi_write_u64(writer, revoke->descs[i].len);
-        vnxi_write_u64(writer, revoke->descs[i].dev);
+        write_region(writer, revoke->mem, &revoke->descs[i]);
+    }
+}
+
+void
+vnxi_link_frame_write_confirm(vnxi_writer_t *writer, uint64_t token,
+                              const vnxi_link_row_t *rows, size_t count)
+{
+    write_header(writer, VNXI_LINK_FRAME_CONFIRM,
+                 CONFIRM_FIXED + count * CONFIRM_ROW);
+    vnxi_write_u64(writer, token);
+    vnxi_write_u32(writer, (uint32_t)count);
+    for (size_t i = 0; i < count; i++) {
+        const vnxi_share_t *share = &rows[i].share;
+        bool is_shared = share->fd >= 0;
+        write_region(writer, rows[i].mem, &rows[i].desc);
+        vnxi_write_u32(writer, is_shared);
+        vnxi_write_u64(writer, is_shared ? share->offset : 0);
+        vnxi_write_u64(writer, is_shared ? share->st_dev : 0);
+        vnxi_write_u64(writer, is_shared ? share->st_ino : 0);
+    }
+}
+
+void
+vnxi_link_frame_write_confirmed(vnxi_writer_t *writer,
+                                const vnxi_link_answer_t *answer)
+{
+    write_header(writer, VNXI_LINK_FRAME_CONFIRMED,
+                 CONFIRMED_FIXED + answer->count * 4);
+    vnxi_write_u64(writer, answer->token);
+    vnxi_write_u64(writer, answer->epoch);
+    vnxi_write_u32(writer, (uint32_t)answer->count);
+    for (size_t i = 0; i < answer->count; i++) {
+        vnxi_write_u32(writer, answer->refused[i]);
     }
 }
 
 /* -- Reading -------------------------------------------------------------- */
+
+/* The longest body of each type. */
+static const size_t body_max[] = {
+    [VNXI_LINK_FRAME_HELLO] = HELLO_FIXED + 2 * VNXI_LINK_FRAME_NAME_MAX,
+    [VNXI_LINK_FRAME_NOTIF] = VNXI_LINK_FRAME_MAX - 1,
+    [VNXI_LINK_FRAME_REVOKE] =
+        REVOKE_FIXED + (size_t)VNXI_LINK_FRAME_REVOKES_MAX * REVOKE_ROW,
+    [VNXI_LINK_FRAME_BYE] = 0,
+    [VNXI_LINK_FRAME_CONFIRM] =
+        CONFIRM_FIXED + (size_t)VNXI_LINK_ROWS_MAX * CONFIRM_ROW,
+    [VNXI_LINK_FRAME_CONFIRMED] =
+        CONFIRMED_FIXED + (size_t)VNXI_LINK_ROWS_MAX * 4,
+    [VNXI_LINK_FRAME_REFUSE] = REFUSE_FIXED + VNXI_LINK_FRAME_NAME_MAX,
+};
 
 /* The length of the whole frame whose header is at `bytes`; 0: malformed. */
 static size_t
@@ -75,21 +149,12 @@ frame_length(const vnxi_link_frame_reader_t *reader,
     vnxi_reader_t header = vnxi_reader(bytes, VNXI_LINK_FRAME_HEADER);
     size_t len = vnxi_read_u32(&header);
     unsigned type = vnxi_read_u8(&header);
-    size_t len_max = VNXI_LINK_FRAME_MAX;
 
-    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_BYE ||
+    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_REFUSE ||
         (reader->allowed & VNXI_LINK_FRAME_BIT(type)) == 0) {
         return 0;
     }
-    if (type == VNXI_LINK_FRAME_HELLO) {
-        len_max = 1 + HELLO_FIXED + VNXI_LINK_FRAME_NAME_MAX;
-    } else if (type == VNXI_LINK_FRAME_REVOKE) {
-        len_max = 1 + REVOKE_FIXED +
-                  (size_t)VNXI_LINK_FRAME_REVOKES_MAX * REVOKE_ROW;
-    } else if (type == VNXI_LINK_FRAME_BYE) {
-        len_max = 1;
-    }
-    return len < 1 || len > len_max ? 0 : 4 + len;
+    return len < 1 || len > 1 + body_max[type] ? 0 : 4 + len;
 }
 
 static vnxi_link_frame_t
@@ -215,6 +280,18 @@ vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader)
     *reader = (vnxi_link_frame_reader_t){0};
 }
 
+/* An agent's instance and name; false: malformed. */
+static bool
+read_agent(vnxi_reader_t *reader, const unsigned char **instance_p,
+           const void **name_p, size_t *name_len_p)
+{
+    *instance_p = vnxi_read_bytes(reader, VNXI_SHM_ID_SIZE);
+    *name_len_p = vnxi_read_u32(reader);
+    *name_p = vnxi_read_bytes(reader, *name_len_p);
+    return !reader->failed && *name_len_p > 0 &&
+           *name_len_p <= VNXI_LINK_FRAME_NAME_MAX;
+}
+
 bool
 vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
                            vnxi_link_frame_hello_t *hello_p)
@@ -223,18 +300,43 @@ vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
     uint16_t version = vnxi_read_u16(&reader);
     vnxi_link_frame_hello_t hello;
 
-    hello.instance = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
-    hello.name_len = vnxi_read_u32(&reader);
-    hello.name = vnxi_read_bytes(&reader, hello.name_len);
-    hello.target = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
-    hello.epoch = vnxi_read_u64(&reader);
-    if (reader.failed || vnxi_reader_left(&reader) != 0 ||
-        version != HELLO_VERSION || hello.name_len == 0 ||
-        hello.name_len > VNXI_LINK_FRAME_NAME_MAX) {
+    if (version != HELLO_VERSION ||
+        !read_agent(&reader, &hello.instance, &hello.name, &hello.name_len) ||
+        !read_agent(&reader, &hello.target, &hello.target_name,
+                    &hello.target_name_len) ||
+        vnxi_reader_left(&reader) != 0) {
         return false;
     }
     *hello_p = hello;
     return true;
+}
+
+bool
+vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
+                            vnxi_link_frame_refuse_t *refuse_p)
+{
+    vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
+    vnxi_link_frame_refuse_t refuse;
+
+    if (!read_agent(&reader, &refuse.instance, &refuse.name,
+                    &refuse.name_len) ||
+        vnxi_reader_left(&reader) != 0) {
+        return false;
+    }
+    *refuse_p = refuse;
+    return true;
+}
+
+static vnx_desc_t
+read_region(vnxi_reader_t *reader, vnx_mem_t *mem_p)
+{
+    vnx_desc_t desc;
+
+    *mem_p = (vnx_mem_t)vnxi_read_u32(reader);
+    desc.addr = vnxi_read_u64(reader);
+    desc.len = vnxi_read_u64(reader);
+    desc.dev = vnxi_read_u64(reader);
+    return desc;
 }
 
 vnx_desc_t
@@ -244,13 +346,8 @@ vnxi_link_frame_revoke_row(const vnxi_link_frame_t *frame, uint32_t i,
     const unsigned char *row =
         frame->body + REVOKE_FIXED + (size_t)i * REVOKE_ROW;
     vnxi_reader_t reader = vnxi_reader(row, REVOKE_ROW);
-    vnx_desc_t desc;
 
-    *mem_p = (vnx_mem_t)vnxi_read_u32(&reader);
-    desc.addr = vnxi_read_u64(&reader);
-    desc.len = vnxi_read_u64(&reader);
-    desc.dev = vnxi_read_u64(&reader);
-    return desc;
+    return read_region(&reader, mem_p);
 }
 
 bool
@@ -261,7 +358,7 @@ vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame, uint64_t *epoch_p,
     uint64_t epoch = vnxi_read_u64(&reader);
     uint32_t count = vnxi_read_u32(&reader);
 
-    if (reader.failed ||
+    if (reader.failed || count == 0 ||
         (uint64_t)count * REVOKE_ROW != vnxi_reader_left(&reader)) {
         return false;
     }
@@ -273,5 +370,89 @@ vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame, uint64_t *epoch_p,
     }
     *epoch_p = epoch;
     *count_p = count;
+    return true;
+}
+
+/* -- Questions and answers ------------------------------------------------ */
+
+static vnxi_link_row_t
+read_row(vnxi_reader_t *reader, uint32_t *shared_p)
+{
+    vnxi_link_row_t row;
+
+    row.desc = read_region(reader, &row.mem);
+    *shared_p = vnxi_read_u32(reader);
+    row.share = (vnxi_share_t){.fd = *shared_p != 0 ? 0 : -1};
+    row.share.offset = vnxi_read_u64(reader);
+    row.share.st_dev = vnxi_read_u64(reader);
+    row.share.st_ino = vnxi_read_u64(reader);
+    return row;
+}
+
+vnxi_link_row_t
+vnxi_link_frame_confirm_row(const vnxi_link_frame_t *frame, uint32_t i)
+{
+    const unsigned char *row =
+        frame->body + CONFIRM_FIXED + (size_t)i * CONFIRM_ROW;
+    vnxi_reader_t reader = vnxi_reader(row, CONFIRM_ROW);
+    uint32_t shared;
+
+    return read_row(&reader, &shared);
+}
+
+/* There is one way to write a row. */
+static bool
+row_is_good(const vnxi_link_row_t *row, uint32_t shared)
+{
+    return row->mem < VNX_MEM_COUNT && shared <= 1 &&
+           (shared == 1 ||
+            (row->share.offset | row->share.st_dev | row->share.st_ino) == 0);
+}
+
+bool
+vnxi_link_frame_read_confirm(const vnxi_link_frame_t *frame, uint64_t *token_p,
+                             uint32_t *count_p)
+{
+    vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
+    uint64_t token = vnxi_read_u64(&reader);
+    uint32_t count = vnxi_read_u32(&reader), shared;
+
+    if (reader.failed || count > VNXI_LINK_ROWS_MAX ||
+        (size_t)count * CONFIRM_ROW != vnxi_reader_left(&reader)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        vnxi_link_row_t row = read_row(&reader, &shared);
+        if (!row_is_good(&row, shared)) {
+            return false;
+        }
+    }
+    *token_p = token;
+    *count_p = count;
+    return true;
+}
+
+bool
+vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
+                               vnxi_link_answer_t *answer_p)
+{
+    vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
+    int64_t before = -1;
+
+    answer_p->token = vnxi_read_u64(&reader);
+    answer_p->epoch = vnxi_read_u64(&reader);
+    answer_p->count = vnxi_read_u32(&reader);
+    if (reader.failed || answer_p->count > VNXI_LINK_ROWS_MAX ||
+        answer_p->count * 4 != vnxi_reader_left(&reader)) {
+        return false;
+    }
+    for (size_t i = 0; i < answer_p->count; i++) {
+        uint32_t place = vnxi_read_u32(&reader);
+        if (place <= before || place >= VNXI_LINK_ROWS_MAX) {
+            return false;
+        }
+        before = place;
+        answer_p->refused[i] = place;
+    }
     return true;
 }

@@ -24,6 +24,9 @@ typedef enum vnxi_link_frame_type {
     VNXI_LINK_FRAME_NOTIF = 2,
     VNXI_LINK_FRAME_REVOKE = 3,
     VNXI_LINK_FRAME_BYE = 4,
+    VNXI_LINK_FRAME_CONFIRM = 5,
+    VNXI_LINK_FRAME_CONFIRMED = 6,
+    VNXI_LINK_FRAME_REFUSE = 7,
 } vnxi_link_frame_type_t;
 
 #define VNXI_LINK_FRAME_BIT(type) (1u << (type))
@@ -39,14 +42,21 @@ typedef struct vnxi_link_frame_hello {
     const unsigned char *target;   /* whom it wants to reach; the same */
     const void *name;              /* of the opener */
     size_t name_len;               /* 1 to VNXI_LINK_FRAME_NAME_MAX */
-    uint64_t epoch; /* of the target's metadata that the opener has */
+    const void *target_name;       /* the same */
+    size_t target_name_len;
 } vnxi_link_frame_hello_t;
+
+typedef struct vnxi_link_frame_refuse {
+    const unsigned char *instance; /* of the listener; VNXI_SHM_ID_SIZE */
+    const void *name;
+    size_t name_len; /* 1 to VNXI_LINK_FRAME_NAME_MAX */
+} vnxi_link_frame_refuse_t;
 
 typedef struct vnxi_link_frame_revoke {
     uint64_t epoch;
     vnx_mem_t mem;
     const vnx_desc_t *descs;
-    size_t count; /* at most VNXI_LINK_FRAME_REVOKES_MAX */
+    size_t count; /* 1 to VNXI_LINK_FRAME_REVOKES_MAX */
 } vnxi_link_frame_revoke_t;
 
 /* Whole frames. */
@@ -54,6 +64,12 @@ void vnxi_link_frame_write_hello(vnxi_writer_t *writer,
                                  const vnxi_link_frame_hello_t *hello);
 void vnxi_link_frame_write_revoke(vnxi_writer_t *writer,
                                   const vnxi_link_frame_revoke_t *revoke);
+void vnxi_link_frame_write_confirm(vnxi_writer_t *writer, uint64_t token,
+                                   const vnxi_link_row_t *rows, size_t count);
+void vnxi_link_frame_write_confirmed(vnxi_writer_t *writer,
+                                     const vnxi_link_answer_t *answer);
+void vnxi_link_frame_write_refuse(vnxi_writer_t *writer,
+                                  const vnxi_link_frame_refuse_t *refuse);
 
 /* -- Reading -------------------------------------------------------------- */
 
@@ -101,5 +117,20 @@ bool vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame,
 /* Its row `i`, below the count. */
 vnx_desc_t vnxi_link_frame_revoke_row(const vnxi_link_frame_t *frame,
                                       uint32_t i, vnx_mem_t *mem_p);
+
+/* The body of a CONFIRM, checked to the last row; false: malformed. */
+bool vnxi_link_frame_read_confirm(const vnxi_link_frame_t *frame,
+                                  uint64_t *token_p, uint32_t *count_p);
+/* Its row `i`, below the count. */
+vnxi_link_row_t vnxi_link_frame_confirm_row(const vnxi_link_frame_t *frame,
+                                            uint32_t i);
+
+/* The body of a CONFIRMED; false: malformed. */
+bool vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
+                                    vnxi_link_answer_t *answer_p);
+
+/* The body of a REFUSE; false: malformed.  Borrows from the frame. */
+bool vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
+                                 vnxi_link_frame_refuse_t *refuse_p);
 
 #endif

@@ -166,7 +166,7 @@ check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
     unsigned char nonce[VNXI_SHM_ID_SIZE];
 
     if (info->pid == own->pid) {
-        return VNX_OK; /* plain copies need nobody's leave */
+        return VNX_OK; /* the caller has found the agent in the directory */
     }
     int cause =
         vnxi_vm_peek((pid_t)info->pid, info->nonce_addr, nonce, sizeof nonce);
@@ -289,7 +289,8 @@ connect_peer(const vnxi_shm_info_t *info, int *fd_p, vnx_error_t *error)
 }
 
 static vnx_status_t
-send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
+send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
+           size_t name_len, vnx_error_t *error)
 {
     vnxi_writer_t writer = {0};
     vnxi_link_frame_hello_t hello = {
@@ -297,7 +298,8 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, vnx_error_t *error)
         .target = info->instance,
         .name = link->hub->name,
         .name_len = link->hub->name_len,
-        .epoch = info->epoch,
+        .target_name = name,
+        .target_name_len = name_len,
     };
     vnx_status_t status;
 
@@ -361,11 +363,17 @@ link_make(vnxi_hub_t *hub, const vnxi_shm_info_t *info, vnxi_link_t **link_p,
 }
 
 vnx_status_t
-vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
-               vnxi_link_t **link_p, vnx_error_t *error)
+vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
+               size_t name_len, void *cookie, vnxi_link_t **link_p,
+               vnx_error_t *error)
 {
     vnxi_link_t *link = NULL;
 
+    if (name_len == 0 || name_len > VNXI_LINK_FRAME_NAME_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                              "an agent's name has 1 to %d bytes, not %zu",
+                              VNXI_LINK_FRAME_NAME_MAX, name_len);
+    }
     if (vnxi_fork_crossed(hub->forks)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
                               "the agent was made before this process was "
@@ -377,10 +385,12 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
     }
     link->cookie = cookie;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRMED) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REFUSE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     /* HELLO before the hub knows the link, so that nothing can be sent ahead
      * of it; a fresh socket takes all of it. */
-    status = send_hello(link, info, error);
+    status = send_hello(link, info, name, name_len, error);
     if (status == VNX_OK) {
         status = vnxi_hub_attach(hub, link, error);
     }

@@ -7,7 +7,7 @@
  *   send_lock  of a link: its socket's number, what is queued, writing.
  *   lists      of a hub: which links it has.
  * Lock order (take from left to right, never back):
- *     loop -> lists -> send_lock      (revocations.lock is a leaf)
+ *     loop -> lists -> send_lock
  * Nobody waits for `loop` but the hub's thread and vnxi_hub_stop(): others try
  * it.  Sending and closing do not need it, so callbacks may do both.
  *
@@ -29,7 +29,6 @@
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/link_frame.h"
 #include "engine/native/shm/link_queue.h"
-#include "engine/native/shm/revocations.h"
 
 typedef enum vnxi_link_state {
     VNXI_LINK_OPEN,
@@ -88,6 +87,7 @@ struct vnxi_hub {
     bool abandoned; /* by vnxi_hub_stop(): the thread keeps the hub's memory */
     atomic_size_t accepted; /* that said HELLO */
     _Atomic(vnxi_link_t *) graves;
+    atomic_uint_fast64_t alarm; /* when to call it; 0: never */
 
     vnxi_mutex_t loop;
     /* of the loop */
@@ -104,8 +104,6 @@ struct vnxi_hub {
     size_t silent_count;
     size_t accepted_count; /* silent ones too */
     unsigned char *input;  /* owned: VNXI_HUB_INPUT bytes */
-
-    vnxi_revocations_t revocations;
 
     vnxi_mutex_t lists;
     /* protected by lists */

@@ -1,0 +1,307 @@
+#include "engine/native/confirm.h"
+
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "engine/native/native.h"
+#include "engine/native/reach.h"
+
+/* -- The owner ------------------------------------------------------------ */
+
+static bool
+is_same_share(const vnxi_share_t *a, const vnxi_share_t *b)
+{
+    return a->fd < 0 || b->fd < 0
+               ? a->fd < 0 && b->fd < 0
+               : a->offset == b->offset && a->st_dev == b->st_dev &&
+                     a->st_ino == b->st_ino;
+}
+
+/* What is registered, is published for SHM, and is reached in that way. */
+static bool
+is_ours(const vnxi_region_t *region, const vnxi_link_row_t *row)
+{
+    if (region == NULL || region->mem != VNX_MEM_DRAM) {
+        return false;
+    }
+    const vnxi_share_t share = vnxi_region_share(region);
+    return is_same_share(&share, &row->share);
+}
+
+uint64_t
+vnxi_confirm_on_question(void *context, const vnxi_link_row_t *rows,
+                         size_t count, bool *refused_p)
+{
+    vnxi_engine_t *engine = context;
+    vnxi_region_t keys[VNXI_LINK_ROWS_AT_ONCE] = {0};
+    vnxi_region_t *found[VNXI_LINK_ROWS_AT_ONCE];
+
+    for (size_t i = 0; i < count; i++) {
+        keys[i] = (vnxi_region_t){.mem = rows[i].mem,
+                                  .addr = rows[i].desc.addr,
+                                  .len = rows[i].desc.len,
+                                  .dev = rows[i].desc.dev};
+    }
+    uint64_t epoch = vnxi_registry_find(engine->registry, keys, count, found);
+    for (size_t i = 0; i < count; i++) {
+        refused_p[i] = !is_ours(found[i], &rows[i]);
+        vnxi_region_release(found[i]);
+    }
+    return epoch;
+}
+
+/* -- Asking --------------------------------------------------------------- */
+
+void
+vnxi_confirm_fini(vnxi_confirm_t *confirm)
+{
+    vnxi_region_table_release(confirm->table);
+    free(confirm->asked);
+    confirm->table = NULL;
+    confirm->asked = NULL;
+}
+
+/* A peer's descriptor has no number here: a shared region is known by its
+ * file. */
+static vnxi_link_row_t
+row_of(const vnxi_region_t *region)
+{
+    vnxi_share_t share = vnxi_region_share(region);
+
+    share.fd = share.st_ino != 0 ? 0 : -1;
+    return (vnxi_link_row_t){
+        .mem = region->mem,
+        .desc = {region->addr, region->len, region->dev},
+        .share = share,
+    };
+}
+
+/* What is sent after the lock was given up. */
+typedef struct question {
+    vnxi_link_t *link;     /* retained; NULL: there is none */
+    vnxi_link_row_t *rows; /* owned */
+    size_t count;
+    uint64_t token;
+} question_t;
+
+/* Room for a question: false without memory. */
+static bool
+make_room_lock_held(vnxi_confirm_t *confirm, question_t *question)
+{
+    size_t most = vnxi_region_table_count(confirm->table);
+
+    most = most < VNXI_LINK_ROWS_MAX ? most : VNXI_LINK_ROWS_MAX;
+    if (confirm->asked == NULL) {
+        confirm->asked = malloc((most + 1) * sizeof *confirm->asked);
+    }
+    question->rows = malloc((most + 1) * sizeof *question->rows);
+    return confirm->asked != NULL && question->rows != NULL;
+}
+
+static void
+take_rows_lock_held(vnxi_confirm_t *confirm, question_t *question)
+{
+    size_t end = vnxi_region_table_count(confirm->table);
+
+    while (confirm->next < end && question->count < VNXI_LINK_ROWS_MAX) {
+        vnxi_region_t *region =
+            vnxi_region_table_at(confirm->table, confirm->next++);
+        if (vnxi_region_state(region) == VNXI_REGION_UNCONFIRMED) {
+            confirm->asked[question->count] = region;
+            question->rows[question->count++] = row_of(region);
+        }
+    }
+}
+
+/* Most tables that are looked at again have nothing to ask. */
+static void
+skip_settled_lock_held(vnxi_confirm_t *confirm)
+{
+    size_t end = vnxi_region_table_count(confirm->table);
+
+    while (confirm->next < end &&
+           vnxi_region_state(vnxi_region_table_at(
+               confirm->table, confirm->next)) != VNXI_REGION_UNCONFIRMED) {
+        confirm->next++;
+    }
+}
+
+/* An epoch that the owner has not reached yet can only be its own to tell: a
+ * question without rows asks for that. */
+static bool
+asks_for_epoch(const vnxi_native_peer_t *peer)
+{
+    return peer->epoch > peer->confirm.heard;
+}
+
+/* The next question, where there is one.  False: no memory for it. */
+static bool
+make_question_lock_held(vnxi_native_peer_t *peer, question_t *question)
+{
+    vnxi_confirm_t *confirm = &peer->confirm;
+
+    skip_settled_lock_held(confirm);
+    if (confirm->next == vnxi_region_table_count(confirm->table) &&
+        !asks_for_epoch(peer)) {
+        vnxi_confirm_fini(confirm);
+        return true;
+    }
+    if (!make_room_lock_held(confirm, question)) {
+        return false;
+    }
+    take_rows_lock_held(confirm, question);
+    confirm->asked_count = question->count;
+    confirm->is_open = true;
+    confirm->least = confirm->heard;
+    question->token = ++confirm->token;
+    question->link = vnxi_link_retain(peer->link);
+    return true;
+}
+
+/* Where the link has ended its end is reported by itself, with the cause. */
+static void
+send_question(vnxi_native_peer_t *peer, bool has_memory, question_t *question)
+{
+    vnx_status_t status = VNX_OK;
+    vnx_error_t error;
+
+    if (!has_memory) {
+        status = vnxi_error_no_memory(&error, "add_remote_agent",
+                                      sizeof *question->rows);
+    } else if (question->link != NULL) {
+        status = vnxi_link_ask(question->link, question->token, question->rows,
+                               question->count, &error);
+    }
+    vnxi_link_release(question->link);
+    free(question->rows);
+    if (status != VNX_OK && status != VNX_ERR_REMOTE_DISCONNECT) {
+        vnxi_native_peer_lose(peer, error.cause);
+    }
+}
+
+static void
+begin_lock_held(vnxi_native_peer_t *peer)
+{
+    vnxi_confirm_t *confirm = &peer->confirm;
+
+    vnxi_confirm_fini(confirm);
+    confirm->table = vnxi_region_table_retain(peer->table);
+    confirm->next = 0;
+    confirm->again = false;
+}
+
+void
+vnxi_confirm_ask(vnxi_native_peer_t *peer)
+{
+    question_t question = {0};
+    bool has_memory = true;
+
+    vnxi_mutex_lock(&peer->lock);
+    if (peer->confirm.is_open) {
+        peer->confirm.again = true;
+    } else {
+        begin_lock_held(peer);
+        has_memory = make_question_lock_held(peer, &question);
+    }
+    vnxi_mutex_unlock(&peer->lock);
+    send_question(peer, has_memory, &question);
+}
+
+/* -- What the owner tells ------------------------------------------------- */
+
+static void
+hear_lock_held(vnxi_confirm_t *confirm, uint64_t epoch)
+{
+    confirm->heard = epoch > confirm->heard ? epoch : confirm->heard;
+}
+
+bool
+vnxi_confirm_revoked(vnxi_native_peer_t *peer, vnxi_region_t *region,
+                     uint64_t epoch)
+{
+    vnxi_confirm_t *confirm = &peer->confirm;
+
+    hear_lock_held(confirm, epoch);
+    if (region == NULL || vnxi_region_is_gone(region) ||
+        (vnxi_region_state(region) == VNXI_REGION_USABLE &&
+         epoch <= region->proved)) {
+        return false;
+    }
+    if (region->epoch < epoch) {
+        vnxi_region_revoke(region);
+        return false;
+    }
+    region->proved = epoch > region->proved ? epoch : region->proved;
+    vnxi_region_doubt(region);
+    return true;
+}
+
+static bool
+fits_lock_held(const vnxi_confirm_t *confirm, const vnxi_link_answer_t *answer)
+{
+    return confirm->is_open && answer->token == confirm->token &&
+           answer->epoch >= confirm->least &&
+           (answer->count == 0 ||
+            answer->refused[answer->count - 1] < confirm->asked_count);
+}
+
+/* An answer from before a REVOKE of the region is none: it is asked again. */
+static void
+apply_lock_held(const vnxi_confirm_t *confirm,
+                const vnxi_link_answer_t *answer)
+{
+    size_t refused = 0;
+
+    for (size_t i = 0; i < confirm->asked_count; i++) {
+        vnxi_region_t *region = confirm->asked[i];
+        if (refused < answer->count && answer->refused[refused] == i) {
+            refused++;
+            if (!confirm->again) {
+                vnxi_region_settle(region, false);
+            }
+        } else if (answer->epoch >= region->proved) {
+            region->proved = answer->epoch;
+            vnxi_region_settle(region, true);
+        }
+    }
+}
+
+static bool
+answered(vnxi_native_peer_t *peer, const vnxi_link_answer_t *answer)
+{
+    question_t question = {0};
+    vnxi_confirm_t *confirm = &peer->confirm;
+
+    vnxi_mutex_lock(&peer->lock);
+    if (!fits_lock_held(confirm, answer)) {
+        vnxi_mutex_unlock(&peer->lock);
+        return false;
+    }
+    apply_lock_held(confirm, answer);
+    confirm->is_open = false;
+    hear_lock_held(confirm, answer->epoch);
+    if (confirm->again) {
+        begin_lock_held(peer);
+    } else if (peer->epoch > answer->epoch) {
+        peer->epoch = 0; /* it lies: any metadata is as good as that */
+    }
+    bool has_memory = make_question_lock_held(peer, &question);
+    vnxi_mutex_unlock(&peer->lock);
+    send_question(peer, has_memory, &question);
+    vnxi_native_xfers_look(peer->engine);
+    return true;
+}
+
+bool
+vnxi_confirm_on_answer(void *context, vnxi_link_t *link,
+                       const vnxi_link_answer_t *answer)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer_by_link(context, link);
+    bool fits = true;
+
+    if (peer != NULL) {
+        fits = answered(peer, answer);
+        vnxi_peer_release(&peer->base);
+    }
+    return fits;
+}
