@@ -573,13 +573,13 @@ static void
 test_shm_agent_closes_while_transfers_wait(void **state)
 {
     (void)state;
-    vnx_agent_t *agent = make_agent("A");
-    unsigned char *mine = calloc(1, LEN);
     vnx_xfer_t *xfers[8];
 
     if (getenv("VNX_TEST_ENGINE") != NULL) {
         skip(); /* only native asks the owner */
     }
+    vnx_agent_t *agent = make_agent("A");
+    unsigned char *mine = calloc(1, LEN);
     register_at(agent, mine, LEN);
     vnx_dlist_t *local = prepare_rows(agent, "", mine, ROW, ROWS);
     child_t child = start_child("B");
