@@ -335,7 +335,7 @@ is_running_here(vnxi_native_peer_t *peer)
     if (!peer->has_info ||
         memcmp(info->boot, ours->boot, sizeof info->boot) != 0 ||
         info->pid_namespace != ours->pid_namespace ||
-        !vnxi_proc_stat((pid_t)info->pid, &stat) || stat.exiting ||
+        vnxi_proc_stat((pid_t)info->pid, &stat) != 0 || stat.exiting ||
         stat.start_time != info->start_time) {
         return false;
     }
