@@ -78,6 +78,7 @@ start 1200 "extension, ASan and UBSan" python_asan
 start 900 "agents by NIXL's library" pytest_nixl
 start 900 "beside stock NIXL" interop
 start 900 "extension, TSan" python_tsan
+start 600 "beside stock NIXL, earlier versions" interop_versions
 start 900 "agents by UCX" pytest_ucx
 while read -r version python; do
     start 900 "Python $version" other_python "$version" "$python"

@@ -210,12 +210,17 @@ stock_library() {
     say "${found[0]}libnixl_capi.so"
 }
 
+# install_nixl VENV VERSION: both packages of that version, since the newest of
+# one may have no counterpart in the other.
+install_nixl() {
+    pip_install "$1" --no-deps "nixl==$2" "nixl-cu12==$2"
+}
+
 install_stock() {
     make_venv "$STOCK_VENV" "$VENV/bin/python"
     stock_ready && return
     pip_install "$STOCK_VENV" numpy pytest &&
-        pip_install "$STOCK_VENV" --no-deps 'nixl==1.5.1' 'nixl-cu12==1.5.1' &&
-        stock_ready
+        install_nixl "$STOCK_VENV" 1.5.1 && stock_ready
 }
 
 check_stock() {
@@ -234,6 +239,29 @@ check_interop() {
     need_stock
     export NIXL_LOG_LEVEL=FATAL
     run_pytest "$VENV/bin/python" "${@:-tests/interop}"
+}
+
+# Earlier stock versions, whose UCX is another: 1.21 and 1.22.
+OLD_STOCK=(1.3.1 1.4.1)
+
+check_interop_versions() {
+    need_stock
+    local version venv pythons=()
+    for version in "${OLD_STOCK[@]}"; do
+        venv="$STOCK_VENV-$version"
+        make_venv "$venv" "$VENV/bin/python"
+        [ "$("$venv/bin/python" -c "
+from importlib.metadata import version
+import numpy
+print(version('nixl'), version('nixl-cu12'))" 2>/dev/null)" = \
+            "$version $version" ] ||
+            { pip_install "$venv" numpy && install_nixl "$venv" "$version"; } ||
+            skip "stock nixl $version cannot be installed here"
+        pythons+=("$venv/bin/python")
+    done
+    VLLM_NIXL_STOCK_PYTHONS=$(IFS=: && printf '%s' "${pythons[*]}")
+    export VLLM_NIXL_STOCK_PYTHONS NIXL_LOG_LEVEL=FATAL
+    run_pytest "$VENV/bin/python" tests/interop/test_stock_versions.py
 }
 
 # The agent on the engine nixl.

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import sys
+import types
 
 # Of the thread by which a stock agent makes progress, in us.  Stock's Python
 # passes 0, with which it never sleeps and takes a whole core: of those a
@@ -21,7 +23,8 @@ class Api:
         self.name = name
         self.stock = name == "nixl"
         places = ["nixl._api", "nixl._bindings"] if self.stock else [name]
-        self.modules = [importlib.import_module(place) for place in places]
+        load = load_stock if self.stock else importlib.import_module
+        self.modules = [load(place) for place in places]
         if self.stock:
             let_progress_sleep(self.modules[0].nixlBind, PROGRESS_DELAY)
         else:
@@ -41,6 +44,23 @@ class Api:
                 if isinstance(value, type) and issubclass(value, Exception):
                     classes[key] = value
         return classes
+
+
+def load_stock(name):
+    """A module of stock's.  NIXL up to 1.3 imports torch, and asks of it only
+    whether a list is a tensor; none of ours is."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+    torch = types.ModuleType("torch")
+    torch.Tensor = type("Tensor", (), {})
+    torch.version = types.ModuleType("torch.version")
+    torch.version.cuda = None
+    sys.modules["torch"] = torch
+    sys.modules["torch.version"] = torch.version
+    return importlib.import_module(name)
 
 
 def let_progress_sleep(binding, delay):

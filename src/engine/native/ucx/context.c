@@ -1,8 +1,12 @@
 #include "engine/native/ucx/context.h"
 
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/mutex.h"
@@ -67,6 +71,71 @@ modify(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
                : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
                                 "UCX refuses %s=%s: %s", key, value,
                                 library->ucp.ucs_status_string(status));
+}
+
+/* Would UCX use TCP on it?  It leaves bridges out. */
+static bool
+is_network(const struct ifaddrs *entry)
+{
+    const unsigned up = IFF_UP | IFF_RUNNING;
+    const struct sockaddr *addr = entry->ifa_addr;
+    char bridge[64];
+
+    if ((entry->ifa_flags & up) != up || addr == NULL) {
+        return false;
+    }
+    if (addr->sa_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)addr;
+        if (IN6_IS_ADDR_LINKLOCAL(&in6->sin6_addr)) {
+            return false;
+        }
+    } else if (addr->sa_family != AF_INET) {
+        return false;
+    }
+    snprintf(bridge, sizeof bridge, "/sys/class/net/%s/bridge",
+             entry->ifa_name);
+    return access(bridge, F_OK) != 0;
+}
+
+/* "^lo", where there is another device; else "". */
+static void
+name_loopback(char *list, size_t size)
+{
+    struct ifaddrs *all, *loopback = NULL;
+    bool has_other = false;
+
+    list[0] = '\0';
+    if (getifaddrs(&all) != 0) {
+        return;
+    }
+    for (struct ifaddrs *entry = all; entry != NULL; entry = entry->ifa_next) {
+        if ((entry->ifa_flags & IFF_LOOPBACK) != 0) {
+            loopback = entry;
+        } else {
+            has_other |= is_network(entry);
+        }
+    }
+    if (loopback != NULL && has_other) {
+        snprintf(list, size, "^%s", loopback->ifa_name);
+    }
+    freeifaddrs(all);
+}
+
+/* UCX uses the loopback device for peers on this host where no other device is
+ * faster by what the kernel reports, and many report no speed.  Across
+ * versions that fails: 1.22 and later take the loopback device of a 1.21 for
+ * one that they reach, 1.21 does not ("different pid namespaces") and resets
+ * the connection or crashes.  The address of any other device reaches the same
+ * peers, by the same path in the kernel. */
+static void
+avoid_loopback(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config)
+{
+    char list[IF_NAMESIZE + 2];
+
+    name_loopback(list, sizeof list);
+    if (list[0] != '\0') {
+        (void)modify(library, config, "NET_DEVICES", list, NULL);
+    }
 }
 
 /* "mlx5_0,mlx5_1" as UCX wants it: "mlx5_0:1,mlx5_1:1". */
@@ -136,6 +205,7 @@ configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
                          NULL);
         }
     }
+    avoid_loopback(library, config);
     for (size_t i = 0; status == VNX_OK && i < wish->param_count; i++) {
         const vnx_param_t *param = &wish->params[i];
         if (strcmp(param->key, "device_list") == 0) {

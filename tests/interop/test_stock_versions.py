@@ -1,0 +1,116 @@
+"""Stock agents of several versions and ours on one host, by UCX.
+
+Each version lives in a Python of its own; VLLM_NIXL_STOCK_PYTHONS names them,
+separated by colons (without it: the one of the other tests).  The network is
+the host's as it is, or a namespace with the loopback device and one
+interface.
+"""
+
+import functools
+import os
+import subprocess
+
+import pytest
+from support import hosts, ucx
+from support.memory import pattern
+from support.peer import PeerProcess, child_environment
+
+PYTHONS = os.environ.get("VLLM_NIXL_STOCK_PYTHONS", "").split(":")
+if PYTHONS == [""]:
+    PYTHONS = [os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")]
+# Of the kinds of interface, veth reports a speed and ifb does not.
+NETWORKS = ["host", "veth", "ifb"]
+SIZE, COUNT = 6000, 50
+
+
+@functools.cache
+def version_of(python):
+    probe = (
+        "from importlib.metadata import version; print(version('nixl-cu12'))"
+    )
+    done = subprocess.run(
+        [python or "false", "-c", probe],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(None, python),
+    )
+    return done.stdout.strip() or "none"
+
+
+def pytest_generate_tests(metafunc):
+    if "python" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "python", PYTHONS, ids=map(version_of, PYTHONS), scope="module"
+        )
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def inside(request):
+    """A command that runs another one in that network."""
+    if request.param == "host":
+        yield []
+        return
+    if hosts.why_none() is not None:
+        pytest.skip(hosts.why_none())
+    try:
+        made = hosts.one_host(request.param)
+    except OSError as error:
+        pytest.skip(f"no network namespace with that interface: {error}")
+    yield made.inside(0)
+    made.remove()
+
+
+@pytest.fixture(scope="module", params=ucx.TRANSPORTS)
+def pair(request, python, inside):
+    """(ours, stock)"""
+    path = ucx.any_library()
+    if ucx.why_not(path) is not None:
+        pytest.skip(ucx.why_not(path))
+    env = ucx.environment(path, request.param)
+    ours = PeerProcess("vllm_nixl", "ours", {}, env, wrap=inside)
+    try:
+        stock = PeerProcess(
+            "nixl",
+            "stock",
+            {},
+            ucx.TRANSPORTS[request.param],
+            python,
+            wrap=inside,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    yield ours, stock
+    ours.close()
+    stock.close()
+
+
+def rows(block, order=1):
+    return [(block.addr + i * SIZE, SIZE, 0) for i in range(COUNT)][::order]
+
+
+def turned(data):
+    parts = [data[i * SIZE : (i + 1) * SIZE] for i in range(COUNT)]
+    return b"".join(reversed(parts))
+
+
+@pytest.mark.parametrize("initiator", ["ours", "stock"])
+def test_every_byte_arrives(pair, initiator):
+    """READ, WRITE, their notifications, and others of any size."""
+    here, there = pair if initiator == "ours" else pair[::-1]
+    mine = here.alloc(SIZE * COUNT, seed=1)
+    theirs = there.alloc(SIZE * COUNT, seed=2)
+    here.add(there.metadata())
+    here.move("READ", rows(mine), rows(theirs, -1), there.name, b"read")
+    assert here.read(mine.key) == turned(pattern(2, SIZE * COUNT))
+    here.fill(mine.key, 3)
+    here.move("WRITE", rows(mine), rows(theirs, -1), there.name, b"written")
+    assert there.gather_notifs(2) == [
+        (here.name, b"read"),
+        (here.name, b"written"),
+    ]
+    assert there.read(theirs.key) == turned(pattern(3, SIZE * COUNT))
+    for size in (0, 1, 300_000):
+        here.send_notif(there.name, pattern(size, size))
+        assert there.gather_notifs(1) == [(here.name, pattern(size, size))]

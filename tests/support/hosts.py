@@ -1,0 +1,92 @@
+"""Network namespaces: hosts of their own as far as the network goes.
+
+`one_host(kind)` has the loopback device and one interface of that kind;
+`two_hosts()` are two such hosts that a veth pair joins.  What they return is a
+`Hosts`, to be removed.  OSError: this kernel, or this user, cannot have them.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+
+def why_none():
+    """Why there can be none; None: nothing is known against it."""
+    return None if shutil.which("ip") else "there is no ip(8), of iproute2"
+
+
+class Hosts:
+    def __init__(self, count):
+        self.names = [f"vnx-{os.getpid()}-{i}" for i in range(count)]
+        self.links = [f"vnx{os.getpid() % 100000}{side}" for side in "ab"]
+        self.addresses = [f"10.213.7.{i + 1}" for i in range(count)]
+
+    def ip(self, *arguments):
+        done = subprocess.run(
+            ["ip", *arguments], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+    def make(self, kind):
+        """The interfaces: a pair of veth, or one of that kind."""
+        for name in self.names:
+            self.ip("netns", "add", name)
+            self.ip("-n", name, "link", "set", "lo", "up")
+        other = ["peer", "name", self.links[1]] if kind == "veth" else []
+        self.ip("link", "add", self.links[0], "type", kind, *other)
+        for name, link in zip(self.names, self.links, strict=False):
+            self.ip("link", "set", link, "netns", name)
+        if kind == "veth" and len(self.names) == 1:
+            self.ip("link", "set", self.links[1], "up")
+        for name, link, address in zip(
+            self.names, self.links, self.addresses, strict=False
+        ):
+            inside = ["-n", name]
+            self.ip(*inside, "addr", "add", f"{address}/24", "dev", link)
+            self.ip(*inside, "link", "set", link, "up")
+
+    def remove(self):
+        for arguments in (
+            *(["netns", "del", name] for name in self.names),
+            ["link", "del", self.links[0]],
+        ):
+            subprocess.run(
+                ["ip", *arguments], capture_output=True, check=False
+            )
+
+    def inside(self, number):
+        """A command that runs what follows it on one of the hosts."""
+        return ["ip", "netns", "exec", self.names[number]]
+
+    def start(self, number, command, env):
+        """A program on one of the hosts."""
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        process = subprocess.Popen(
+            [*self.inside(number), *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=env,
+        )
+        process.errors = errors
+        return process
+
+
+def _made(count, kind):
+    hosts = Hosts(count)
+    try:
+        hosts.make(kind)
+    except OSError:
+        hosts.remove()
+        raise
+    return hosts
+
+
+def one_host(kind):
+    return _made(1, kind)
+
+
+def two_hosts():
+    return _made(2, "veth")
