@@ -826,8 +826,8 @@ ucp_ep_query(vnxi_ucp_ep_t ep, vnxi_ucp_ep_attr_t *attr)
                          ? wanted
                          : attr->transports.num_entries;
     for (unsigned i = 0; i < count; i++) {
-        attr->transports.entries[i] =
-            (vnxi_ucp_transport_t){"transport", "device_of_some_length"};
+        attr->transports.entries[i] = (vnxi_ucp_transport_t){
+            fake_ucp.tcp ? "tcp" : "transport", "device_of_some_length"};
     }
     attr->transports.num_entries = count;
     return VNXI_UCS_OK;

@@ -45,6 +45,7 @@ typedef struct fake_ucp {
     atomic_bool storm;       /* the descriptor is always readable */
     atomic_int busy;         /* so many times is arming BUSY */
     atomic_int transports;   /* that an endpoint has; 0: one */
+    atomic_bool tcp;         /* and they are TCP */
     atomic_int cuda;         /* has it CUDA's memory? */
 
     /* Seen by the library. */

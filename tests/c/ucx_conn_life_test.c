@@ -485,6 +485,144 @@ test_ucx_conn_life_many_come_and_go(void **state)
     close_sides();
 }
 
+/* -- Spares ----------------------------------------------------------------
+ */
+
+/* UCX never closes the socket of an endpoint that was used both ways. */
+static void
+test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again(void **state)
+{
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(2, 20.0);
+    for (int i = 0; i < 200; i++) {
+        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
+        if (i % 3 == 0) {
+            AWAIT(vnxi_ucx_conn_is_wired(conn));
+        }
+        if (i % 2 == 0) {
+            send_to(conn, &i, sizeof i);
+        }
+        end_conn(conn);
+    }
+    ucx_side_await_messages(&there, 100);
+    for (int i = 0; i < 100; i++) {
+        int number;
+        assert_int_equal(there.messages[i].len, sizeof number);
+        memcpy(&number, there.messages[i].bytes, sizeof number);
+        assert_int_equal(number, 2 * i);
+    }
+    assert_int_equal(fake->creates, 1);
+    assert_int_equal(fake->eps, 1);
+    close_sides();
+    assert_int_equal(fake->forced, 0);
+    assert_int_equal(fake->closed, 1);
+    assert_int_equal(here.lost_count, 0);
+}
+
+static void
+keep_one(uintptr_t cookie)
+{
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, cookie);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    end_conn(conn);
+}
+
+static void
+test_ucx_conn_life_a_spare_whose_peer_dies_is_closed(void **state)
+{
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(1, 20.0);
+    keep_one(1);
+    calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(fake->forced, 1);
+    keep_one(2);
+    assert_int_equal(fake->creates, 2);
+    close_sides();
+    assert_int_equal(here.lost_count, 0);
+}
+
+/* Its error is told to the connection that has the endpoint now. */
+static void
+test_ucx_conn_life_a_spare_that_was_taken_over_fails(void **state)
+{
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(1, 20.0);
+    keep_one(1);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 2);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    assert_int_equal(fake->creates, 1);
+    calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
+    ucx_side_await_lost(&here);
+    assert_int_equal(here.lost_cookie, 2);
+    AWAIT(atomic_load(&fake->eps) == 0);
+    end_conn(conn);
+    close_sides();
+    assert_int_equal(here.lost_count, 1);
+}
+
+/* Only a close by force ends what a stopped transfer has in flight, so no
+ * other connection may have that endpoint. */
+static void
+test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
+{
+    ground_t ground;
+    ucx_flight_t flight;
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(1, 20.0);
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    AWAIT(vnxi_ucx_conn_is_wired(conn));
+    ground_open(&ground, conn, 64, 4);
+    ground_flight(&ground, &flight, VNX_OP_READ);
+    hold(FAKE_GET, true);
+    hold(FAKE_FLUSH, true);
+    assert_int_equal(ucx_flight_post(&flight), VNX_IN_PROG);
+    AWAIT(calls->held(FAKE_GET) == 4);
+    vnxi_ucx_conn_close(conn);
+    AWAIT(calls->held(FAKE_FLUSH) == 1);
+    vnxi_ucx_conn_t *other = ucx_side_connect(&here, &there, 2);
+    AWAIT(atomic_load(&fake->creates) == 2);
+    hold(FAKE_FLUSH, false);
+    AWAIT(atomic_load(&fake->forced) == 1); /* half a second later */
+    assert_true(ucx_flight_await(&flight) < 0);
+    hold(FAKE_GET, false);
+    end_all(FAKE_FLUSH, VNXI_UCS_OK);
+    AWAIT(vnxi_ucx_conn_is_wired(other));
+    ucx_flight_free(&flight);
+    ground_close(&ground);
+    vnxi_ucx_conn_release(conn);
+    end_conn(other);
+    close_sides();
+    assert_int_equal(fake->forced, 1);
+}
+
+/* The oldest is closed when there are too many. */
+static void
+test_ucx_conn_life_spares_are_limited(void **state)
+{
+    enum { LIMIT = 64, MORE = LIMIT + 3 };
+    static ucx_side_t others[MORE];
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(1, 20.0);
+    for (int i = 0; i < MORE; i++) {
+        ucx_side_open(&others[i], "other", 1, 20.0);
+        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &others[i], i);
+        AWAIT(vnxi_ucx_conn_is_wired(conn));
+        end_conn(conn);
+    }
+    AWAIT(atomic_load(&fake->eps) == LIMIT);
+    assert_int_equal(fake->closed, MORE - LIMIT);
+    for (int i = 0; i < MORE; i++) {
+        ucx_side_close(&others[i]);
+    }
+    close_sides();
+}
+
 int
 main(void)
 {
@@ -513,6 +651,12 @@ main(void)
         with_fake(test_ucx_conn_life_is_opened_after_the_stop),
         with_fake(test_ucx_conn_life_outlives_what_it_was_made_of),
         with_fake(test_ucx_conn_life_many_come_and_go),
+        with_fake(
+            test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again),
+        with_fake(test_ucx_conn_life_a_spare_whose_peer_dies_is_closed),
+        with_fake(test_ucx_conn_life_a_spare_that_was_taken_over_fails),
+        with_fake(test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint),
+        with_fake(test_ucx_conn_life_spares_are_limited),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -167,7 +167,7 @@ run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
         (vnxi_ucx_end_t *)((char *)command -
                            offsetof(vnxi_ucx_end_t, close_command));
     (void)worker;
-    end->close_wanted = true; /* the thread looks at its duties after this */
+    vnxi_ucx_end_close(end); /* the thread looks at its duties after this */
     vnxi_ucx_conn_release(end->conn);
 }
 

@@ -1,9 +1,9 @@
 /*
  * Design notes.  UCX calls the error handler while it progresses, where an
  * endpoint had better not be closed, so that is left to the next look.  The
- * handler's argument is the end, which stays as long as the endpoint: its
- * connection is retained while it is not IDLE.  Endpoint pointers say nothing,
- * since UCX uses them again.
+ * handler's argument is a cell that names the end, which its connection keeps
+ * while it is not IDLE.  Endpoint pointers say nothing, since UCX uses them
+ * again.
  *
  * A flush says that messages have left, not that they were read; and a TCP
  * socket that is closed while something unread has come to it takes back what
@@ -12,10 +12,18 @@
  *
  * Handles of keys belong to an endpoint's configuration; they go with it, and
  * are made anew for the next one.
+ *
+ * UCX does not close a TCP connection that both sides send on before both have
+ * closed their endpoint, and the peer's was made by UCX for its answers: the
+ * peer closes it with its worker.  So a socket stays on each side for every
+ * endpoint that is closed.  An end that is closed while its peer lives
+ * therefore keeps such an endpoint, as a *spare* of its worker, and the next
+ * connection to the same address takes it over.
  */
 #include "engine/native/ucx/end.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -53,23 +61,33 @@ vnxi_ucx_end_is_ready(const vnxi_ucx_end_t *end)
 /* -- The peer's answer -----------------------------------------------------
  */
 
+#define TRANSPORTS_MAX 8
+
+/* How many; 0 where UCX does not say. */
+static unsigned
+find_transports(const vnxi_ucx_end_t *end, vnxi_ucp_transport_t *entries)
+{
+    vnxi_ucp_ep_attr_t attr = {.field_mask = VNXI_UCP_EP_ATTR_TRANSPORTS};
+
+    attr.transports.entries = entries;
+    attr.transports.num_entries = TRANSPORTS_MAX;
+    attr.transports.entry_size = sizeof *entries;
+    return vnxi_ucx_calls(end->worker)->ucp_ep_query(end->ep, &attr) ==
+                   VNXI_UCS_OK
+               ? attr.transports.num_entries
+               : 0;
+}
+
 static void
 note_transports(vnxi_ucx_end_t *end)
 {
-    vnxi_ucp_transport_t entries[8];
-    vnxi_ucp_ep_attr_t attr = {.field_mask = VNXI_UCP_EP_ATTR_TRANSPORTS};
+    vnxi_ucp_transport_t entries[TRANSPORTS_MAX];
+    unsigned count = find_transports(end, entries);
     vnxi_ucx_conn_t *conn = end->conn;
     size_t used = 0;
 
-    attr.transports.entries = entries;
-    attr.transports.num_entries = sizeof entries / sizeof entries[0];
-    attr.transports.entry_size = sizeof entries[0];
-    if (vnxi_ucx_calls(end->worker)->ucp_ep_query(end->ep, &attr) !=
-        VNXI_UCS_OK) {
-        return;
-    }
     vnxi_mutex_lock(&conn->lock);
-    for (unsigned i = 0; i < attr.transports.num_entries; i++) {
+    for (unsigned i = 0; i < count; i++) {
         int len =
             snprintf(conn->transports + used, sizeof conn->transports - used,
                      "%s%s/%s", used > 0 ? ", " : "",
@@ -140,11 +158,11 @@ vnxi_ucx_end_ask(vnxi_ucx_end_t *end)
 static void
 on_error(void *arg, vnxi_ucp_ep_t ep, vnxi_ucs_status_t status)
 {
-    vnxi_ucx_end_t *end = arg;
+    vnxi_ucx_end_t *end = ((vnxi_ucx_cell_t *)arg)->end;
     char cause[VNX_ERROR_CAUSE_MAX];
 
     (void)ep;
-    if (end->state == VNXI_UCX_END_CLOSING) {
+    if (end == NULL || end->state == VNXI_UCX_END_CLOSING) {
         return;
     }
     end->state = VNXI_UCX_END_FAILED;
@@ -155,7 +173,7 @@ on_error(void *arg, vnxi_ucp_ep_t ep, vnxi_ucs_status_t status)
 }
 
 static vnxi_ucs_status_t
-create_ep(vnxi_ucx_end_t *end)
+create_with_cell(vnxi_ucx_end_t *end, vnxi_ucx_cell_t *cell)
 {
     const vnxi_ucp_ep_params_t params = {
         .field_mask = VNXI_UCP_EP_PARAM_REMOTE_ADDRESS |
@@ -163,7 +181,7 @@ create_ep(vnxi_ucx_end_t *end)
                       VNXI_UCP_EP_PARAM_ERR_HANDLER,
         .address = end->conn->address,
         .err_mode = VNXI_UCP_ERR_MODE_PEER,
-        .err_handler = {.cb = on_error, .arg = end},
+        .err_handler = {.cb = on_error, .arg = cell},
     };
     vnxi_ucx_gone_t *gone = &end->worker->ucx->gone;
     const vnxi_ucx_conn_t *conn = end->conn;
@@ -182,6 +200,126 @@ create_ep(vnxi_ucx_end_t *end)
     return status;
 }
 
+static vnxi_ucs_status_t
+create_ep(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_cell_t *cell = malloc(sizeof *cell);
+
+    if (cell == NULL) {
+        return VNXI_UCS_ERR_NO_MEMORY;
+    }
+    cell->end = end;
+    vnxi_ucs_status_t status = create_with_cell(end, cell);
+    if (status != VNXI_UCS_OK) {
+        free(cell);
+        return status;
+    }
+    end->cell = cell;
+    return VNXI_UCS_OK;
+}
+
+/* -- Spares ----------------------------------------------------------------
+ */
+
+static void become_idle(vnxi_ucx_end_t *end);
+static void begin_flush(vnxi_ucx_end_t *end);
+
+static void
+spare_remove(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_end_t **spares = end->worker->spares;
+    if (spares[end->spare_at] == end) {
+        spares[end->spare_at] = NULL;
+    }
+}
+
+/* The oldest makes room, and is closed. */
+static void
+spare_add(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_worker_t *worker = end->worker;
+    unsigned at = worker->next_spare;
+    vnxi_ucx_end_t *oldest = worker->spares[at];
+
+    worker->spares[at] = end;
+    worker->next_spare = (at + 1) % VNXI_UCX_SPARES_MAX;
+    end->spare_at = at;
+    if (oldest != NULL) {
+        oldest->evicted = true;
+        if (oldest->state == VNXI_UCX_END_KEPT) {
+            begin_flush(oldest);
+        }
+    }
+}
+
+/* Closed without a failure, and nothing of a transfer is in flight on it. */
+static bool
+may_be_taken(const vnxi_ucx_end_t *spare, const vnxi_ucx_end_t *end)
+{
+    return spare != NULL && spare->posted == 0 &&
+           (spare->state == VNXI_UCX_END_FLUSHING ||
+            spare->state == VNXI_UCX_END_KEPT) &&
+           !atomic_load(&spare->conn->failed) &&
+           vnxi_ucx_conn_is_to(spare->conn, end->conn->address,
+                               end->conn->address_len);
+}
+
+static vnxi_ucx_end_t *
+find_spare(const vnxi_ucx_end_t *end)
+{
+    for (unsigned i = 0; i < VNXI_UCX_SPARES_MAX; i++) {
+        if (may_be_taken(end->worker->spares[i], end)) {
+            return end->worker->spares[i];
+        }
+    }
+    return NULL;
+}
+
+/* The endpoint of a spare to the same address; false: there is none. */
+static bool
+take_over(vnxi_ucx_end_t *end)
+{
+    vnxi_ucx_end_t *spare = find_spare(end);
+
+    if (spare == NULL) {
+        return false;
+    }
+    end->ep = spare->ep;
+    end->cell = spare->cell;
+    end->cell->end = end;
+    end->sent_at = spare->sent_at;
+    spare->cell = NULL;
+    spare_remove(spare);
+    become_idle(spare);
+    return true;
+}
+
+static bool
+uses_tcp(const vnxi_ucx_end_t *end)
+{
+    vnxi_ucp_transport_t entries[TRANSPORTS_MAX];
+    unsigned count = find_transports(end, entries);
+
+    for (unsigned i = 0; i < count; i++) {
+        if (strcmp(entries[i].transport_name, "tcp") == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* True: what was sent has left, and the endpoint waits for another. */
+static bool
+keep(vnxi_ucx_end_t *end)
+{
+    if (!end->flushed || end->evicted || end->worker->draining ||
+        !uses_tcp(end)) {
+        return false;
+    }
+    end->state = VNXI_UCX_END_KEPT;
+    return true;
+}
+
 vnx_status_t
 vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
                   vnx_error_t *error)
@@ -198,7 +336,7 @@ vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation, "%s",
                               end->worker->cause);
     }
-    vnxi_ucs_status_t status = create_ep(end);
+    vnxi_ucs_status_t status = take_over(end) ? VNXI_UCS_OK : create_ep(end);
     if (status != VNXI_UCS_OK) {
         snprintf(cause, sizeof cause, "UCX cannot connect to it: %s%s",
                  vnxi_ucx_calls(end->worker)->ucs_status_string(status),
@@ -239,6 +377,7 @@ close_ep(vnxi_ucx_end_t *end, bool by_force)
         .cb.send = on_closed,
         .user_data = end,
     };
+    spare_remove(end);
     be_wired_no_more(end);
     end->state = VNXI_UCX_END_CLOSING;
     end->closed = false;
@@ -295,16 +434,24 @@ let_go(vnxi_ucx_end_t *end)
 static void
 become_idle(vnxi_ucx_end_t *end)
 {
+    be_wired_no_more(end);
+    free(end->cell);
+    end->cell = NULL;
     end->ep = NULL;
     end->state = VNXI_UCX_END_IDLE;
     let_go(end);
 }
 
-/* UCX may call us about the old endpoint at any time yet, and would be taken
- * to mean another: so there is none after it. */
+/* UCX may call us about the old endpoint at any time yet: its cell stays until
+ * the worker ends, and names nobody. */
 static void
 give_up(vnxi_ucx_end_t *end)
 {
+    vnxi_ucx_cell_t *cell = end->cell;
+    cell->end = NULL;
+    cell->next = end->worker->stray;
+    end->worker->stray = cell;
+    end->cell = NULL;
     vnxi_ucx_conn_fail(end->conn, "UCX does not close the connection");
     let_go(end);
 }
@@ -344,6 +491,9 @@ begin_flush(vnxi_ucx_end_t *end)
     end->state = VNXI_UCX_END_FLUSHING;
     end->flushed = false;
     end->deadline = vnxi_clock_deadline(FLUSH_DEADLINE_NS);
+    if (!end->worker->draining && !end->evicted) {
+        spare_add(end);
+    }
     vnxi_ucx_conn_retain(end->conn);
     vnxi_ucs_ptr_t ptr =
         vnxi_ucx_calls(end->worker)->ucp_ep_flush_nbx(end->ep, &param);
@@ -354,21 +504,39 @@ begin_flush(vnxi_ucx_end_t *end)
     }
 }
 
+static void
+leave(vnxi_ucx_end_t *end)
+{
+    if (atomic_load(&end->conn->failed)) {
+        close_ep(end, true);
+    } else {
+        begin_flush(end);
+    }
+}
+
+void
+vnxi_ucx_end_close(vnxi_ucx_end_t *end)
+{
+    end->close_wanted = true;
+    if (end->state == VNXI_UCX_END_OPEN) {
+        leave(end);
+    }
+}
+
 static uint64_t
 look(vnxi_ucx_duty_t *duty, uint64_t now)
 {
     vnxi_ucx_end_t *end = (vnxi_ucx_end_t *)duty;
 
     if (end->state == VNXI_UCX_END_OPEN && must_close(end)) {
-        if (atomic_load(&end->conn->failed)) {
-            close_ep(end, true);
-        } else {
-            begin_flush(end);
-        }
+        leave(end);
     } else if (end->state == VNXI_UCX_END_FAILED) {
         close_ep(end, true);
-    } else if (end->state == VNXI_UCX_END_FLUSHING && now >= end->deadline) {
+    } else if (end->state == VNXI_UCX_END_FLUSHING && !keep(end) &&
+               now >= end->deadline) {
         close_ep(end, !end->flushed);
+    } else if (end->state == VNXI_UCX_END_KEPT && end->worker->draining) {
+        begin_flush(end);
     }
     if (end->state == VNXI_UCX_END_CLOSING) {
         if (end->closed) {

@@ -3,7 +3,13 @@
  * on the worker's thread, unless they say otherwise.
  *
  *      IDLE --open--> OPEN --close--> FLUSHING --> CLOSING --> IDLE
- *                       \---error or reset---------^
+ *                      |                 |  ^          ^
+ *                      |                 v  |          |
+ *                      |                 KEPT          |
+ *                       -------error or reset----------
+ *
+ * Another connection to the same address may take over the endpoint of one
+ * that is FLUSHING or KEPT, which is then IDLE.
  */
 #ifndef VNXI_NATIVE_UCX_END_H
 #define VNXI_NATIVE_UCX_END_H
@@ -17,6 +23,7 @@ typedef enum vnxi_ucx_end_state {
     VNXI_UCX_END_OPEN,
     VNXI_UCX_END_FAILED, /* UCX said so: to be closed */
     VNXI_UCX_END_FLUSHING,
+    VNXI_UCX_END_KEPT, /* closed for its owner; its endpoint is a spare */
     VNXI_UCX_END_CLOSING,
 } vnxi_ucx_end_state_t;
 
@@ -33,14 +40,18 @@ typedef struct vnxi_ucx_end {
     vnxi_ucx_worker_t *worker;
     vnxi_ucx_end_state_t state;
     vnxi_ucp_ep_t ep;
-    bool wired;        /* OPEN, and the peer has answered */
-    bool close_wanted; /* by conn_close() or a failure elsewhere */
-    bool flushed;      /* FLUSHING: all has left */
-    uint64_t sent_at;  /* the last notification */
-    bool closed;       /* CLOSING: UCX has let go of it */
-    uint64_t deadline; /* of FLUSHING, CLOSING */
-    uint64_t opening;  /* counts openings: who began in an earlier one knows
-                          that it was reset */
+    vnxi_ucx_cell_t *cell; /* the endpoint's */
+    size_t posted;         /* requests of transfers in flight on it */
+    unsigned spare_at;     /* in worker->spares, if it is there */
+    bool evicted;          /* from there */
+    bool wired;            /* OPEN, and the peer has answered */
+    bool close_wanted;     /* by conn_close() or a failure elsewhere */
+    bool flushed;          /* FLUSHING: all has left */
+    uint64_t sent_at;      /* the last notification */
+    bool closed;           /* CLOSING: UCX has let go of it */
+    uint64_t deadline;     /* of FLUSHING, CLOSING */
+    uint64_t opening; /* counts openings: who began in an earlier one knows
+                         that it was reset */
     vnxi_ucx_slot_t slots;                       /* head of the ring */
     vnxi_ucx_command_t *waiting, **waiting_last; /* to be run when IDLE */
     vnxi_ucx_command_t close_command, warm_command;
@@ -96,6 +107,10 @@ void vnxi_ucx_end_ask(vnxi_ucx_end_t *end);
 /* Run this when the end is IDLE again, in the order of these calls: what came
  * while it was being closed. */
 void vnxi_ucx_end_wait(vnxi_ucx_end_t *end, vnxi_ucx_command_t *command);
+
+/* Its connection is closed: send what is queued, then close the endpoint or
+ * keep it as a spare. */
+void vnxi_ucx_end_close(vnxi_ucx_end_t *end);
 
 /* Close by force, if it is open: all that is pending ends. */
 void vnxi_ucx_end_reset(vnxi_ucx_end_t *end);

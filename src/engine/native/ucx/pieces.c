@@ -113,6 +113,7 @@ vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
 {
     vnxi_ucx_share_t *share = user_data;
     share->pending--;
+    share->end->posted--;
     share->moved = true;
     if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
         note_failure(share, status);
@@ -183,6 +184,7 @@ vnxi_ucx_share_post(vnxi_ucx_share_t *share)
     vnxi_ucs_ptr_t ptr = post_part(share, memory, key, len);
     if (vnxi_ucs_is_request(ptr)) {
         share->pending++;
+        share->end->posted++;
     } else if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
         vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr), "a piece was refused",
                             piece->remote, len);

@@ -151,10 +151,12 @@ begin_flush(vnxi_ucx_share_t *share)
     };
     share->flushing = true;
     share->pending++;
+    share->end->posted++;
     vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(share->end->worker)
                              ->ucp_ep_flush_nbx(share->end->ep, &param);
     if (!vnxi_ucs_is_request(ptr)) {
         share->pending--;
+        share->end->posted--;
         if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
             vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr),
                                 "a flush was refused", 0, 0);

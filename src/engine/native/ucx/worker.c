@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -353,6 +354,20 @@ become_ready(vnxi_ucx_worker_t *worker)
     vnxi_mutex_unlock(&worker->lock);
 }
 
+static void
+destroy(vnxi_ucx_worker_t *worker)
+{
+    if (worker->handle != NULL) {
+        vnxi_ucx_calls(worker)->ucp_worker_destroy(worker->handle);
+        worker->handle = NULL;
+    }
+    while (worker->stray != NULL) {
+        vnxi_ucx_cell_t *cell = worker->stray;
+        worker->stray = cell->next;
+        free(cell);
+    }
+}
+
 static void *
 thread_main(void *argument)
 {
@@ -362,10 +377,7 @@ thread_main(void *argument)
     vnxi_mutex_lock(&worker->turn);
     become_ready(worker);
     work(worker);
-    if (worker->handle != NULL) {
-        vnxi_ucx_calls(worker)->ucp_worker_destroy(worker->handle);
-        worker->handle = NULL;
-    }
+    destroy(worker);
     vnxi_mutex_unlock(&worker->turn);
     vnxi_mutex_lock(&worker->lock);
     worker->ended = true;

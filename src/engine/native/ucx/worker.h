@@ -26,6 +26,8 @@
 
 typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
 
+#define VNXI_UCX_SPARES_MAX 64u /* of a worker */
+
 /* Embedded in what it is about; queued at most once at a time.  `run` is
  * called on the thread, once and in order; also while the worker stops, when
  * worker->handle may be NULL because it could not be made. */
@@ -47,6 +49,13 @@ typedef struct vnxi_ucx_duty {
     struct vnxi_ucx_duty *prev, *next;
 } vnxi_ucx_duty_t;
 
+/* What an endpoint's error handler is given, since UCX takes no other later:
+ * the end that has the endpoint now, or NULL. */
+typedef struct vnxi_ucx_cell {
+    struct vnxi_ucx_end *end;
+    struct vnxi_ucx_cell *next;
+} vnxi_ucx_cell_t;
+
 struct vnxi_ucx_worker {
     vnxi_ucx_t *ucx;
     unsigned index;
@@ -59,6 +68,9 @@ struct vnxi_ucx_worker {
     unsigned fruitless;      /* wakes in a row that brought nothing */
     bool paused;             /* it has just slept without UCX */
     bool draining; /* stopping, and every command has run: let go of all */
+    struct vnxi_ucx_end *spares[VNXI_UCX_SPARES_MAX]; /* end.c; NULL: none */
+    unsigned next_spare;                              /* to be replaced */
+    vnxi_ucx_cell_t *stray; /* of endpoints that UCX did not close */
     char cause[VNX_ERROR_CAUSE_MAX];
 
     vnxi_mutex_t turn; /* held by the thread but while it sleeps */

@@ -1,0 +1,84 @@
+"""A live peer that is reached by UCX is removed and loaded again."""
+
+import pytest
+from support import deadline, mourning, ucx
+from support.peer import PeerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
+
+ROUNDS = 10 * mourning.ROUNDS or 1000
+SIZE = 4096
+
+
+@pytest.fixture(params=ucx.TRANSPORTS)
+def start(request, names, opened):
+    """start(): an agent that knows UCX alone."""
+    path = ucx.any_library()
+    if ucx.why_not(path) is not None:
+        pytest.skip(ucx.why_not(path))
+
+    def made():
+        env = ucx.environment(path, request.param)
+        opened.append(PeerProcess("vllm_nixl", names(), {}, env))
+        return opened[-1]
+
+    return made
+
+
+def fetch(here, there, room, block, told):
+    rows = [(room.addr, SIZE, 0)], [(block.addr, SIZE, 0)]
+    assert here.move("READ", *rows, there.name, told) == "DONE"
+
+
+def test_a_live_peer_that_is_loaded_again_costs_nothing(start):
+    """Neither side has more descriptors after 1 000 rounds."""
+    here, there = start(), start()
+    room, block = here.alloc(SIZE), there.alloc(SIZE, seed=1)
+    blob, first = there.metadata(), None
+    for number in range(ROUNDS):
+        here.add(blob)
+        fetch(here, there, room, block, number.to_bytes(8, "little"))
+        here.remove(there.name)
+        if number == 10:
+            first = here.holds(), there.holds()
+    assert there.gather_numbers(ROUNDS) == list(range(ROUNDS))
+    assert here.checksum(room.key) == there.checksum(block.key)
+    for one, before in zip((here, there), first, strict=True):
+        left = mourning.Level(one, before)
+        deadline.until(left.is_level, left)
+
+
+def test_one_side_forgets_and_the_other_goes_on(start):
+    """Its connection stays, and is the one that is used afterwards."""
+    here, there = start(), start()
+    mine, its = here.alloc(SIZE, seed=1), there.alloc(SIZE, seed=2)
+    blob, first = there.metadata(), None
+    there.add(here.metadata())
+    for number in range(50):
+        here.add(blob)
+        fetch(here, there, mine, its, b"here")
+        here.remove(there.name)
+        fetch(there, here, its, mine, b"there")
+        if number == 10:
+            first = here.holds(), there.holds()
+    assert len(there.gather_notifs(50)) == len(here.gather_notifs(50)) == 50
+    for one, before in zip((here, there), first, strict=True):
+        left = mourning.Level(one, before)
+        deadline.until(left.is_level, left)
+
+
+def test_a_peer_dies_after_it_was_removed(start):
+    """What is kept of its connection goes with it."""
+    here, first = start(), None
+    room = here.alloc(SIZE)
+    for number in range(6):
+        there = start()
+        block = there.alloc(SIZE, seed=number)
+        here.add(there.metadata())
+        fetch(here, there, room, block, b"")
+        here.remove(there.name)
+        there.kill()
+        if number == 2:
+            first = here.holds()
+    left = mourning.Level(here, first)
+    deadline.until(left.is_level, left)
