@@ -18,6 +18,8 @@
 #include "fake_ucp.h"
 
 static const fake_ucp_calls_t *calls;
+static void *library;
+static const char *guard;
 
 /* -- Connections -----------------------------------------------------------
  */
@@ -201,18 +203,21 @@ test_ucx_guard_leaves_others_alone(void **state)
     link_close(&link);
 }
 
-/* Twice is as good as once; nowhere, and where nothing is sent, it cannot be.
- */
+/* A copy is decided about once; where there is no libucp there is none. */
 static void
-test_ucx_guard_says_whether_it_could(void **state)
+test_ucx_guard_says_what_it_did(void **state)
 {
-    int here;
+    vnxi_ucx_loaded_t now;
     (void)state;
-    assert_true(vnxi_ucx_guard(calls));
-    assert_false(vnxi_ucx_guard(&here));
-    assert_false(vnxi_ucx_guard(NULL));
-    assert_false(
-        vnxi_ucx_guard((const void *)(uintptr_t)_cmocka_run_group_tests));
+    vnxi_ucx_loaded_find(&now);
+    assert_string_equal(guard, "on: UCX 1.22 needs it");
+    assert_ptr_equal(vnxi_ucx_guard(library, &now), guard);
+    assert_null(vnxi_ucx_guard(NULL, &now));
+    void *other = dlopen("libcmocka.so.0", RTLD_NOW);
+    assert_non_null(other);
+    assert_null(vnxi_ucx_guard(other, &now));
+    dlclose(other);
+    vnxi_ucx_loaded_free(&now);
 }
 
 /* Without descriptors those who wait are turned away, and the caller is told
@@ -277,16 +282,17 @@ main(void)
         cmocka_unit_test(test_ucx_guard_turns_away_without_descriptors),
         cmocka_unit_test(test_ucx_guard_fills_memory),
         cmocka_unit_test(test_ucx_guard_leaves_others_alone),
-        cmocka_unit_test(test_ucx_guard_says_whether_it_could),
+        cmocka_unit_test(test_ucx_guard_says_what_it_did),
     };
-    void *library = dlopen(FAKE_UCP, RTLD_NOW);
+    vnxi_ucx_loaded_t before;
+    vnxi_ucx_loaded_find(&before);
+    library = dlopen(FAKE_UCP, RTLD_NOW);
     if (library == NULL) {
         fprintf(stderr, "%s\n", dlerror());
         return 1;
     }
     calls = dlsym(library, "fake_ucp_calls");
-    if (!vnxi_ucx_guard(calls)) {
-        return 1;
-    }
+    guard = vnxi_ucx_guard(library, &before);
+    vnxi_ucx_loaded_free(&before);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,6 +22,7 @@
 typedef struct found {
     bool loaded, created;
     bool guarded; /* where it is the fake one */
+    char guard[256];
     unsigned major, minor;
     char path[512], why[1024];
     vnx_status_t status;
@@ -56,6 +57,9 @@ look_in_child(const char *const *dirs, size_t count)
     vnx_error_t error;
 
     vnxi_search_path_set(dirs, count);
+    if (getenv("LOAD_BEFORE") != NULL) {
+        dlopen(getenv("LOAD_BEFORE"), RTLD_NOW);
+    }
     const vnxi_ucx_library_t *library = vnxi_ucx_library(&why);
     found->loaded = library != NULL;
     if (library != NULL) {
@@ -63,6 +67,7 @@ look_in_child(const char *const *dirs, size_t count)
         found->minor = library->minor;
         snprintf(found->path, sizeof found->path, "%s", library->path);
         found->guarded = is_guarded(library->path);
+        snprintf(found->guard, sizeof found->guard, "%s", library->guard);
     }
     snprintf(found->why, sizeof found->why, "%s", why);
     if (vnxi_ucx_library(NULL) != library) {
@@ -175,17 +180,66 @@ test_ucx_library_that_is_named_is_taken(void **state)
     assert_int_equal(found->minor, 22);
 }
 
+/* VLLM_NIXL_UCX_GUARD, the version, and what was loaded before. */
 static void
-test_ucx_library_is_guarded_unless_told_otherwise(void **state)
+assert_guard(const char *wish, const char *minor, const char *before,
+             const char *text)
 {
-    (void)state;
+    if (wish != NULL) {
+        setenv("VLLM_NIXL_UCX_GUARD", wish, 1);
+    }
+    if (before != NULL) {
+        setenv("LOAD_BEFORE", before, 1);
+    }
+    setenv("FAKE_UCP_MINOR", minor, 1);
     name_library(FAKE_UCP);
     look(NULL, 0);
-    assert_true(found->loaded && found->guarded);
-    setenv("VLLM_NIXL_UCX_GUARD", "0", 1);
-    look(NULL, 0);
     unsetenv("VLLM_NIXL_UCX_GUARD");
-    assert_true(found->loaded && !found->guarded);
+    unsetenv("LOAD_BEFORE");
+    assert_true(found->loaded);
+    if (strncmp(found->guard, text, strlen(text)) != 0) {
+        fail_msg("'%s' does not begin with '%s'", found->guard, text);
+    }
+    assert_int_equal(found->guarded, strncmp(text, "on: ", 4) == 0);
+}
+
+static void
+test_ucx_library_is_guarded_in_versions_that_need_it(void **state)
+{
+    (void)state;
+    for (int minor = 19; minor <= 23; minor++) {
+        char number[8], text[64];
+        snprintf(number, sizeof number, "%d", minor);
+        snprintf(text, sizeof text, "on: UCX 1.%d needs it", minor);
+        assert_guard(NULL, number, NULL, text);
+    }
+    assert_guard(NULL, "24", NULL, "off: UCX 1.24 is not known to need it");
+    assert_guard(NULL, "199", NULL, "off: UCX 1.199 is not known to need it");
+}
+
+/* Others may count on that copy's behaving as it was written. */
+static void
+test_ucx_library_that_was_there_before_is_not_guarded(void **state)
+{
+    (void)state;
+    assert_guard(NULL, "22", FAKE_UCP,
+                 "off: another part of this process had loaded this copy");
+    assert_guard(NULL, "22", FAKE_UCP_CUT, "on: UCX 1.22 needs it");
+}
+
+static void
+test_ucx_library_is_guarded_as_told(void **state)
+{
+    (void)state;
+    assert_guard("0", "22", NULL, "off: VLLM_NIXL_UCX_GUARD=0");
+    assert_guard("1", "22", NULL, "on: VLLM_NIXL_UCX_GUARD=1");
+    assert_guard("1", "199", NULL, "on: VLLM_NIXL_UCX_GUARD=1");
+    assert_guard("1", "22", FAKE_UCP, "on: VLLM_NIXL_UCX_GUARD=1");
+    assert_guard("", "22", NULL, "on: UCX 1.22 needs it");
+    assert_guard("yes", "22", NULL,
+                 "on: UCX 1.22 needs it; VLLM_NIXL_UCX_GUARD=yes is ignored");
+    assert_guard("no", "24", NULL, "off: UCX 1.24");
+    assert_non_null(strstr(found->guard, "=no is ignored"));
 }
 
 static void
@@ -352,7 +406,10 @@ main(void)
         cmocka_unit_test_setup(test_ucx_library_that_is_named_is_taken,
                                forget),
         cmocka_unit_test_setup(
-            test_ucx_library_is_guarded_unless_told_otherwise, forget),
+            test_ucx_library_is_guarded_in_versions_that_need_it, forget),
+        cmocka_unit_test_setup(
+            test_ucx_library_that_was_there_before_is_not_guarded, forget),
+        cmocka_unit_test_setup(test_ucx_library_is_guarded_as_told, forget),
         cmocka_unit_test_setup(test_ucx_library_none_switches_it_off, forget),
         cmocka_unit_test_setup(test_ucx_library_that_is_named_and_missing,
                                forget),

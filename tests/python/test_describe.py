@@ -28,7 +28,7 @@ AGENT_OF = {
     "native": {"num_threads": int, "accepted_links": int},
     "nixl": {"library": str},
 }
-UCX = {"ucx": str, "ucx_workers": int}
+UCX = {"ucx": str, "ucx_guard": str, "ucx_workers": int}
 PEER = {
     "generation": int,
     "state": str,
@@ -108,8 +108,10 @@ def test_an_agent_tells_what_it_is(endpoint, engine):
     assert described["backends"] == ["UCX"]
     if described["engine"] == "nixl":
         assert Path(described["library"]).name == "libnixl_capi.so"
+        assert described["ucx_guard"].startswith("on: ")
     elif "ucx" in described:
         has_shape(described, UCX)
+        assert described["ucx_guard"].startswith("on: ")
         assert "of other hosts" in described["reach"]
     else:
         assert "other hosts cannot be reached" in described["reach"]

@@ -76,8 +76,19 @@ class Survivor:
         served = self.block if operation == "READ" else self.room
         for _ in range(rounds):
             victim = self.meet()
+            self.here.poison(self.room.key, 0)
+            where = (victim, victim.block.key)
+            if operation == "WRITE":
+                where = (self.here, self.room.key)
+            before = where[0].read(where[1], SIZE // 2, 8)
             victim.start_endless(
                 operation, self.here.name, victim.block.key, served.addr
+            )
+            deadline.until(
+                lambda where=where, before=before: (
+                    where[0].read(where[1], SIZE // 2, 8) != before
+                ),
+                "the first bytes",
             )
             victim.kill()
             assert self.here.refusal_within(victim.name, NOTICED) == GONE

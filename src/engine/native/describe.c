@@ -21,6 +21,7 @@ write_reach(vnxi_engine_t *engine, vnxi_writer_t *out)
             "agents of this process, of this host, of other hosts, "
             "and stock NIXL agents");
         vnxi_json_member(out, "ucx", vnxi_ucx_version(ucx));
+        vnxi_json_member(out, "ucx_guard", vnxi_ucx_guarded(ucx));
         vnxi_json_number(out, "ucx_workers", vnxi_ucx_workers(ucx));
         return;
     }

@@ -11,6 +11,7 @@
  * What a plugin says of itself is asked once, as that loads the plugin.  One
  * that cannot be loaded stays in the list, as in stock, with no memory types.
  */
+#include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -188,7 +189,37 @@ take_mems(const vnxi_capi_t *capi, vnxi_capi_mems_t *mems)
     return set;
 }
 
+/* What the plugin brought.  UCX that is linked into the library itself, or
+ * that the plugin loads later, is left alone. */
+static const char *
+guard_ucx(const char *plugin, const vnxi_ucx_loaded_t *before)
+{
+    void *handle = vnxi_nixl_plugin_loaded(plugin);
+    const char *guard = vnxi_ucx_guard(handle, before);
+
+    if (handle != NULL) {
+        dlclose(handle);
+    }
+    return guard;
+}
+
 /* Loads the plugin. */
+static int
+load_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin,
+                      vnxi_capi_mems_t **mems_p, vnxi_capi_params_t **params_p)
+{
+    vnxi_ucx_loaded_t before;
+
+    vnxi_ucx_loaded_find(&before);
+    int code = engine->capi->get_plugin_params(engine->agent, plugin->name,
+                                               mems_p, params_p);
+    if (code == VNXI_CAPI_OK) {
+        plugin->ucx_guard = guard_ucx(plugin->name, &before);
+    }
+    vnxi_ucx_loaded_free(&before);
+    return code;
+}
+
 static void
 ask_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin)
 {
@@ -201,7 +232,7 @@ ask_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin)
         return;
     }
     plugin->was_asked = true;
-    if (capi->get_plugin_params(engine->agent, plugin->name, &mems, &params) !=
+    if (load_plugin_lock_held(engine, plugin, &mems, &params) !=
         VNXI_CAPI_OK) {
         vnxi_nixl_plugin_fault(plugin->name, fault, sizeof fault);
         vnxi_log(VNXI_LOG_WARNING, "NIXL cannot load its plugin %s%s%s",
@@ -366,18 +397,6 @@ backend_failed(const char *name, int code, vnx_error_t *error)
                           fault);
 }
 
-/* The plugin may have brought a copy of it. */
-static void
-guard_ucx(const char *name)
-{
-    if (!vnxi_ucx_guard_loaded()) {
-        vnxi_log(VNXI_LOG_WARNING,
-                 "the UCX of NIXL's backend %s cannot be guarded: a peer that "
-                 "dies while it reads from this process over TCP may end it",
-                 name);
-    }
-}
-
 static vnx_status_t
 create_lock_held(vnxi_engine_t *engine, const char *name,
                  const vnx_param_t *params, size_t count, vnx_error_t *error)
@@ -414,7 +433,9 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
     if (code != VNXI_CAPI_OK) {
         return backend_failed(name, code, error);
     }
-    guard_ucx(name);
+    if (plugin->ucx_guard != NULL) {
+        atomic_store(&engine->ucx_guard, plugin->ucx_guard);
+    }
     return note_backend(engine, plugin, handle, error);
 }
 

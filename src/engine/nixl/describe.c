@@ -12,6 +12,7 @@ static void
 describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
 {
     size_t count = atomic_load(&engine->backend_count);
+    const char *guard = atomic_load(&engine->ucx_guard);
 
     vnxi_json_key(out, "backends");
     vnxi_json_text(out, "[");
@@ -21,6 +22,9 @@ describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
     }
     vnxi_json_text(out, "]");
     vnxi_json_member(out, "library", vnxi_nixl_library_path());
+    if (guard != NULL) {
+        vnxi_json_member(out, "ucx_guard", guard);
+    }
     vnxi_json_member(out, "reach", "what NIXL's backends reach");
     vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
 }

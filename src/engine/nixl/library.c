@@ -229,6 +229,15 @@ vnxi_nixl_plugin_fault(const char *plugin, char *text, size_t size)
     }
 }
 
+void *
+vnxi_nixl_plugin_loaded(const char *plugin)
+{
+    char file[PATH_MAX];
+
+    plugin_file(plugin, file, sizeof file);
+    return dlopen(file, RTLD_LAZY | RTLD_LOCAL | RTLD_NOLOAD);
+}
+
 /* -- Names -----------------------------------------------------------------
  */
 

@@ -30,6 +30,10 @@ const char *vnxi_nixl_library_path(void);
  * linker (a library that it needs is missing, as a rule); "" where it can. */
 void vnxi_nixl_plugin_fault(const char *plugin, char *text, size_t size);
 
+/* A handle of dlopen() for a plugin that the library has loaded; NULL: it has
+ * loaded none of that name as an object of its own. */
+void *vnxi_nixl_plugin_loaded(const char *plugin);
+
 /* A text that stays for ever, and is the same for equal texts: names of
  * backends.  NULL: no memory. */
 const char *vnxi_nixl_intern(const char *text);

@@ -48,8 +48,9 @@ typedef struct vnxi_nixl_params {
 } vnxi_nixl_params_t;
 
 typedef struct vnxi_nixl_plugin {
-    const char *name; /* interned */
-    bool was_asked;   /* what follows was found out */
+    const char *name;      /* interned */
+    bool was_asked;        /* what follows was found out */
+    const char *ucx_guard; /* of the UCX that it brought; NULL: none */
     uint32_t mems;
     vnxi_nixl_params_t params;
 } vnxi_nixl_plugin_t;
@@ -93,6 +94,7 @@ struct vnxi_engine {
     size_t plugin_count;         /* backend_lock */
     vnxi_nixl_backend_t backends[VNXI_NIXL_BACKENDS_MAX];
     atomic_size_t backend_count;
+    _Atomic(const char *) ucx_guard; /* of a backend's UCX; NULL: none */
 
     vnxi_rwlock_t gate;
 

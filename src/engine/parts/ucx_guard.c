@@ -15,6 +15,7 @@
 #include <link.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -299,12 +300,12 @@ replace(const object_t *object, const tables_t *tables, const char *name,
     return calls || data;
 }
 
-/* The slots stay when whoever loaded this code would unload it. */
+/* The object stays loaded, whatever becomes of the handles of others. */
 static void
-stay(void)
+stay(const void *within)
 {
     Dl_info info;
-    if (dladdr((const void *)(uintptr_t)guarded_send, &info) != 0) {
+    if (dladdr(within, &info) != 0) {
         dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
     }
 }
@@ -336,7 +337,7 @@ guard_lock_held(const void *within)
     if (!possible) {
         return false;
     }
-    stay();
+    stay((const void *)(uintptr_t)guarded_send);
     vnxi_fork_on_child(forget_in_child);
     vnxi_mutex_lock(&reserve_lock);
     open_reserve_lock_held();
@@ -348,75 +349,192 @@ guard_lock_held(const void *within)
     return possible;
 }
 
-/* Who looks for a fault of UCX's may want it as it is. */
-static bool
-is_wanted(void)
-{
-    const char *wish = getenv("VLLM_NIXL_UCX_GUARD");
-    return wish == NULL || strcmp(wish, "0") != 0;
-}
-
-bool
-vnxi_ucx_guard(const void *within)
-{
-    if (!is_wanted()) {
-        return true;
-    }
-    vnxi_mutex_lock(&lock);
-    bool done = guard_lock_held(within);
-    vnxi_mutex_unlock(&lock);
-    return done;
-}
-
-/* -- Every copy ------------------------------------------------------------
+/* -- Deciding --------------------------------------------------------------
  */
 
-#define COPIES_MAX 8
+/* In each minor version of 1.x from the first to the last of these the death
+ * of a peer that is served over TCP was seen to end the process: libucx-cu12
+ * 1.19.0 to 1.22.0, and the UCX of nixl-cu12 1.5.1, which is 1.23. */
+#define FAULTY_FIRST 19u
+#define FAULTY_LAST 23u
 
-typedef struct copies {
-    const void *within[COPIES_MAX];
-    size_t count;
-} copies_t;
+#define VARIABLE "VLLM_NIXL_UCX_GUARD"
+#define COPIES_MAX 16
 
-/* "libucs.so.0"; wheels put a hash in: "libucs-e091d9d5.so.0.0.0". */
-static bool
-is_libucs(const char *path)
+typedef enum wish { WISH_NONE, WISH_ON, WISH_OFF } wish_t;
+
+/* Copies that were decided about; protected by lock. */
+static struct {
+    const void *base;
+    char why[256];
+} copies[COPIES_MAX];
+static size_t copy_count;
+
+static wish_t
+find_wish(const char *wish)
 {
-    static const char name[] = "libucs";
-    const char *slash = strrchr(path, '/');
-    const char *base = slash != NULL ? slash + 1 : path;
-    const char *rest = base + sizeof name - 1;
-    return strncmp(base, name, sizeof name - 1) == 0 &&
-           (*rest == '.' || *rest == '-');
+    return wish == NULL             ? WISH_NONE
+           : strcmp(wish, "1") == 0 ? WISH_ON
+           : strcmp(wish, "0") == 0 ? WISH_OFF
+                                    : WISH_NONE;
 }
 
-static int
-note_copy(struct dl_phdr_info *info, size_t size, void *arg)
+/* A value that means nothing is told in each text. */
+static void
+note_wish(char *why, size_t size, const char *wish)
 {
-    copies_t *copies = arg;
-    const ElfW(Phdr) *header = info->dlpi_phdr;
+    size_t used = strlen(why);
+    if (wish != NULL && wish[0] != '\0' && find_wish(wish) == WISH_NONE) {
+        snprintf(why + used, size - used,
+                 "; " VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
+        vnxi_log(VNXI_LOG_WARNING,
+                 VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
+    }
+}
 
-    (void)size;
-    for (unsigned i = 0; is_libucs(info->dlpi_name) && i < info->dlpi_phnum;
-         i++) {
-        if (header[i].p_type == PT_LOAD) {
-            copies->within[copies->count++] =
-                (const void *)(info->dlpi_addr + header[i].p_vaddr);
-            break;
+static bool
+has_faults(unsigned major, unsigned minor)
+{
+    return major == 1 && minor >= FAULTY_FIRST && minor <= FAULTY_LAST;
+}
+
+static bool
+was_loaded(const vnxi_ucx_loaded_t *before, uintptr_t base)
+{
+    bool found = before->is_cut;
+    for (size_t i = 0; !found && i < before->count; i++) {
+        found = before->bases[i] == base;
+    }
+    return found;
+}
+
+/* The copy, as the handle reaches it. */
+typedef struct copy {
+    const void *base, *within;
+    unsigned major, minor;
+    const char *path;
+} copy_t;
+
+static bool
+find_copy(void *handle, copy_t *copy_p)
+{
+    void (*get_version)(unsigned *, unsigned *, unsigned *);
+    void *version = dlsym(handle, "ucp_get_version");
+    void *within = dlsym(handle, "ucs_status_string");
+    unsigned release;
+    Dl_info info;
+
+    if (version == NULL || within == NULL || dladdr(within, &info) == 0) {
+        return false;
+    }
+    memcpy(&get_version, &version, sizeof get_version);
+    get_version(&copy_p->major, &copy_p->minor, &release);
+    copy_p->base = info.dli_fbase;
+    copy_p->within = within;
+    copy_p->path = info.dli_fname;
+    return true;
+}
+
+static void
+decide_lock_held(const copy_t *copy, const vnxi_ucx_loaded_t *before,
+                 char *why, size_t size)
+{
+    const char *value = getenv(VARIABLE);
+    wish_t wish = find_wish(value);
+
+    if (wish == WISH_OFF) {
+        snprintf(why, size, "off: " VARIABLE "=0");
+    } else if (wish == WISH_NONE && !has_faults(copy->major, copy->minor)) {
+        snprintf(why, size,
+                 "off: UCX %u.%u is not known to need it "
+                 "(" VARIABLE "=1 switches it on)",
+                 copy->major, copy->minor);
+    } else if (wish == WISH_NONE &&
+               was_loaded(before, (uintptr_t)copy->base)) {
+        snprintf(why, size,
+                 "off: another part of this process had loaded this copy of "
+                 "UCX before (" VARIABLE "=1 switches it on)");
+    } else if (!guard_lock_held(copy->within)) {
+        snprintf(why, size, "off: its calls cannot be redirected");
+        vnxi_log(VNXI_LOG_WARNING,
+                 "%s cannot be guarded: a peer that dies while it reads from "
+                 "this process over TCP may end it",
+                 copy->path);
+    } else if (wish == WISH_ON) {
+        snprintf(why, size, "on: " VARIABLE "=1");
+    } else {
+        snprintf(why, size, "on: UCX %u.%u needs it", copy->major,
+                 copy->minor);
+    }
+    note_wish(why, size, value);
+}
+
+static const char *
+guard_copy_lock_held(const copy_t *copy, const vnxi_ucx_loaded_t *before)
+{
+    for (size_t i = 0; i < copy_count; i++) {
+        if (copies[i].base == copy->base) {
+            return copies[i].why;
         }
     }
-    return copies->count == COPIES_MAX;
+    if (copy_count == COPIES_MAX) {
+        return "off: this process has too many copies of UCX";
+    }
+    stay(copy->within); /* another would be taken for it at its address */
+    copies[copy_count].base = copy->base;
+    decide_lock_held(copy, before, copies[copy_count].why,
+                     sizeof copies[copy_count].why);
+    return copies[copy_count++].why;
 }
 
-bool
-vnxi_ucx_guard_loaded(void)
+const char *
+vnxi_ucx_guard(void *handle, const vnxi_ucx_loaded_t *before)
 {
-    copies_t copies = {.count = 0};
-    bool done = true;
+    copy_t copy;
 
-    dl_iterate_phdr(note_copy, &copies);
-    for (size_t i = 0; i < copies.count; i++) {
-        done &= vnxi_ucx_guard(copies.within[i]);
+    if (handle == NULL || !find_copy(handle, &copy)) {
+        return NULL;
     }
-    return done;
+    vnxi_mutex_lock(&lock);
+    const char *why = guard_copy_lock_held(&copy, before);
+    vnxi_mutex_unlock(&lock);
+    return why;
+}
+
+/* -- What is loaded --------------------------------------------------------
+ */
+
+static int
+note_object(struct dl_phdr_info *info, size_t size, void *arg)
+{
+    vnxi_ucx_loaded_t *loaded = arg;
+
+    (void)size;
+    if (loaded->count == loaded->size) {
+        size_t more = 2 * loaded->size + 64;
+        uintptr_t *bases =
+            realloc(loaded->bases, more * sizeof loaded->bases[0]);
+        if (bases == NULL) {
+            loaded->is_cut = true;
+            return 1;
+        }
+        loaded->bases = bases;
+        loaded->size = more;
+    }
+    loaded->bases[loaded->count++] = info->dlpi_addr;
+    return 0;
+}
+
+void
+vnxi_ucx_loaded_find(vnxi_ucx_loaded_t *loaded)
+{
+    *loaded = (vnxi_ucx_loaded_t){0};
+    dl_iterate_phdr(note_object, loaded);
+}
+
+void
+vnxi_ucx_loaded_free(vnxi_ucx_loaded_t *loaded)
+{
+    free(loaded->bases);
+    *loaded = (vnxi_ucx_loaded_t){0};
 }

@@ -37,7 +37,9 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Nothing is posted from now on; what is queued is sent, within half a second,
- * and then the ends are closed.  No `lost` afterwards.  Idempotent. */
+ * and then the ends are closed.  Over TCP their endpoints are kept for the
+ * next connection to the same address (end.c).  No `lost` afterwards.
+ * Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);

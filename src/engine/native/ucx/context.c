@@ -126,14 +126,15 @@ name_loopback(char *list, size_t size)
  * versions that fails: 1.22 and later take the loopback device of a 1.21 for
  * one that they reach, 1.21 does not ("different pid namespaces") and resets
  * the connection or crashes.  The address of any other device reaches the same
- * peers, by the same path in the kernel. */
+ * peers, by the same path in the kernel.  UCX before 1.21 cannot be told to
+ * leave one device out. */
 static void
 avoid_loopback(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config)
 {
     char list[IF_NAMESIZE + 2];
 
     name_loopback(list, sizeof list);
-    if (list[0] != '\0') {
+    if (list[0] != '\0' && library->minor >= 21) {
         (void)modify(library, config, "NET_DEVICES", list, NULL);
     }
 }
@@ -471,6 +472,12 @@ const char *
 vnxi_ucx_version(const vnxi_ucx_t *ucx)
 {
     return ucx->version;
+}
+
+const char *
+vnxi_ucx_guarded(const vnxi_ucx_t *ucx)
+{
+    return ucx->library->guard;
 }
 
 unsigned

@@ -68,6 +68,9 @@ bool vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx);
 /* "UCX 1.22, /path/libucp.so.0"; as long as the object lives. */
 const char *vnxi_ucx_version(const vnxi_ucx_t *ucx);
 
+/* Is the library guarded, and why (parts/ucx_guard.h)?  Static storage. */
+const char *vnxi_ucx_guarded(const vnxi_ucx_t *ucx);
+
 unsigned vnxi_ucx_workers(const vnxi_ucx_t *ucx);
 
 #endif

@@ -5,8 +5,6 @@
  * What UCX logs as an error comes to our callers as a status with its text,
  * and some of it (a connection that is refused, because the peer has ended) is
  * a normal event here; so its errors and warnings are information to us.
- *
- * Its sockets are those of libucs, which ucs_status_string() lies in.
  */
 #include "engine/native/ucx/library.h"
 
@@ -111,22 +109,9 @@ is_new_enough(const char *path, vnxi_ucx_library_t *found)
 }
 
 static void
-guard(const vnxi_ucx_library_t *found)
-{
-    if (!vnxi_ucx_guard(
-            (const void *)(uintptr_t)found->ucp.ucs_status_string)) {
-        vnxi_log(VNXI_LOG_WARNING,
-                 "%s cannot be guarded: a peer that dies while it reads from "
-                 "this process over TCP may end it",
-                 found->path);
-    }
-}
-
-static void
 set_up(const vnxi_ucx_library_t *found)
 {
     found->ucp.ucs_log_push_handler(on_log);
-    guard(found);
     if (getenv("UCX_MODULES") == NULL &&
         access("/sys/class/infiniband", F_OK) != 0) {
         found->ucp.ucs_global_opts_set_value("MODULES", "^ib");
@@ -137,22 +122,25 @@ static bool
 load(const char *path)
 {
     vnxi_ucx_library_t found = {0};
+    vnxi_ucx_loaded_t before;
     char *kept;
-    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
 
+    vnxi_ucx_loaded_find(&before);
+    void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         note("%s", dlerror());
-        return false;
-    }
-    if (!take_symbols(handle, path, &found) || !is_new_enough(path, &found) ||
-        (kept = strdup(path)) == NULL) {
+    } else if (!take_symbols(handle, path, &found) ||
+               !is_new_enough(path, &found) || (kept = strdup(path)) == NULL) {
         dlclose(handle);
-        return false;
+        handle = NULL;
+    } else {
+        found.path = kept;
+        found.guard = vnxi_ucx_guard(handle, &before);
+        set_up(&found);
+        library = found;
     }
-    found.path = kept;
-    set_up(&found);
-    library = found;
-    return true;
+    vnxi_ucx_loaded_free(&before);
+    return handle != NULL;
 }
 
 static bool

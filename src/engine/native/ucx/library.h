@@ -21,6 +21,7 @@ typedef struct vnxi_ucx_library {
     vnxi_ucp_functions_t ucp;
     const char *path; /* as loaded; static storage, like all of this */
     unsigned major, minor;
+    const char *guard; /* "on: why" or "off: why not": parts/ucx_guard.h */
 } vnxi_ucx_library_t;
 
 /* The library; NULL where there is none, and then *why_p (may be NULL; static
