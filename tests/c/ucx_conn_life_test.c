@@ -488,6 +488,15 @@ test_ucx_conn_life_many_come_and_go(void **state)
 /* -- Spares ----------------------------------------------------------------
  */
 
+/* To an agent of ours. */
+static vnxi_ucx_conn_t *
+connect_ours(ucx_side_t *to, uintptr_t cookie)
+{
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, to, cookie);
+    vnxi_ucx_conn_is_of_ours(conn);
+    return conn;
+}
+
 /* UCX never closes the socket of an endpoint that was used both ways. */
 static void
 test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again(void **state)
@@ -496,7 +505,7 @@ test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again(void **state)
     atomic_store(&fake->tcp, true);
     open_sides(2, 20.0);
     for (int i = 0; i < 200; i++) {
-        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
+        vnxi_ucx_conn_t *conn = connect_ours(&there, i);
         if (i % 3 == 0) {
             AWAIT(vnxi_ucx_conn_is_wired(conn));
         }
@@ -523,7 +532,7 @@ test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again(void **state)
 static void
 keep_one(uintptr_t cookie)
 {
-    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, cookie);
+    vnxi_ucx_conn_t *conn = connect_ours(&there, cookie);
     AWAIT(vnxi_ucx_conn_is_wired(conn));
     end_conn(conn);
 }
@@ -552,7 +561,7 @@ test_ucx_conn_life_a_spare_that_was_taken_over_fails(void **state)
     atomic_store(&fake->tcp, true);
     open_sides(1, 20.0);
     keep_one(1);
-    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 2);
+    vnxi_ucx_conn_t *conn = connect_ours(&there, 2);
     AWAIT(vnxi_ucx_conn_is_wired(conn));
     assert_int_equal(fake->creates, 1);
     calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
@@ -574,7 +583,7 @@ test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
     (void)state;
     atomic_store(&fake->tcp, true);
     open_sides(1, 20.0);
-    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+    vnxi_ucx_conn_t *conn = connect_ours(&there, 1);
     AWAIT(vnxi_ucx_conn_is_wired(conn));
     ground_open(&ground, conn, 64, 4);
     ground_flight(&ground, &flight, VNX_OP_READ);
@@ -584,7 +593,7 @@ test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
     AWAIT(calls->held(FAKE_GET) == 4);
     vnxi_ucx_conn_close(conn);
     AWAIT(calls->held(FAKE_FLUSH) == 1);
-    vnxi_ucx_conn_t *other = ucx_side_connect(&here, &there, 2);
+    vnxi_ucx_conn_t *other = connect_ours(&there, 2);
     AWAIT(atomic_load(&fake->creates) == 2);
     hold(FAKE_FLUSH, false);
     AWAIT(atomic_load(&fake->forced) == 1); /* half a second later */
@@ -600,6 +609,24 @@ test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
     assert_int_equal(fake->forced, 1);
 }
 
+/* A stock agent may have closed its side since. */
+static void
+test_ucx_conn_life_to_stock_has_an_endpoint_of_its_own(void **state)
+{
+    (void)state;
+    atomic_store(&fake->tcp, true);
+    open_sides(1, 20.0);
+    for (int i = 0; i < 5; i++) {
+        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
+        AWAIT(vnxi_ucx_conn_is_wired(conn));
+        end_conn(conn);
+    }
+    AWAIT(atomic_load(&fake->eps) == 0);
+    assert_int_equal(fake->creates, 5);
+    assert_int_equal(fake->closed, 5);
+    close_sides();
+}
+
 /* The oldest is closed when there are too many. */
 static void
 test_ucx_conn_life_spares_are_limited(void **state)
@@ -611,7 +638,7 @@ test_ucx_conn_life_spares_are_limited(void **state)
     open_sides(1, 20.0);
     for (int i = 0; i < MORE; i++) {
         ucx_side_open(&others[i], "other", 1, 20.0);
-        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &others[i], i);
+        vnxi_ucx_conn_t *conn = connect_ours(&others[i], i);
         AWAIT(vnxi_ucx_conn_is_wired(conn));
         end_conn(conn);
     }
@@ -656,6 +683,7 @@ main(void)
         with_fake(test_ucx_conn_life_a_spare_whose_peer_dies_is_closed),
         with_fake(test_ucx_conn_life_a_spare_that_was_taken_over_fails),
         with_fake(test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint),
+        with_fake(test_ucx_conn_life_to_stock_has_an_endpoint_of_its_own),
         with_fake(test_ucx_conn_life_spares_are_limited),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
 
 import pytest
 from support import deadline, mourning, ucx
+from support.memory import pattern
 from support.peer import PeerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
@@ -65,6 +66,29 @@ def test_one_side_forgets_and_the_other_goes_on(start):
     for one, before in zip((here, there), first, strict=True):
         left = mourning.Level(one, before)
         deadline.until(left.is_level, left)
+
+
+@pytest.mark.parametrize("forgetful", ["here", "there", "both"])
+def test_long_messages_arrive_after_all_that(start, forgetful):
+    """UCX cuts them, and drops them where it takes their endpoint for one
+    that was closed."""
+    here, there = start(), start()
+    here.add(there.metadata())
+    there.add(here.metadata())
+    for number in range(5):
+        for one, other in ((here, there), (there, here)):
+            one.send_notif(other.name, pattern(number, 300_000))
+            assert other.gather_notifs(1) == [
+                (one.name, pattern(number, 300_000))
+            ]
+        if forgetful != "there":
+            here.remove(there.name)
+        if forgetful != "here":
+            there.remove(here.name)
+        if forgetful != "there":
+            here.add(there.metadata())
+        if forgetful != "here":
+            there.add(here.metadata())
 
 
 def test_a_peer_dies_after_it_was_removed(start):

@@ -172,9 +172,13 @@ connect_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
     vnxi_engine_t *engine = loading->engine;
     if (peer->path == VNXI_PATH_UCX) {
-        return vnxi_ucx_conn_open(atomic_load(&engine->ucx),
-                                  loading->address.data, loading->address.len,
-                                  peer->id, &peer->ucx, loading->error);
+        vnx_status_t status = vnxi_ucx_conn_open(
+            atomic_load(&engine->ucx), loading->address.data,
+            loading->address.len, peer->id, &peer->ucx, loading->error);
+        if (status == VNX_OK && loading->has_info) {
+            vnxi_ucx_conn_is_of_ours(peer->ucx);
+        }
+        return status;
     }
     return vnxi_link_open(atomic_load(&engine->hub), &peer->info,
                           peer->base.name, peer->base.name_len,

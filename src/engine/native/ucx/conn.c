@@ -94,6 +94,12 @@ vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
     return VNX_OK;
 }
 
+void
+vnxi_ucx_conn_is_of_ours(vnxi_ucx_conn_t *conn)
+{
+    atomic_store(&conn->of_ours, true);
+}
+
 bool
 vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                     size_t len)

@@ -30,6 +30,10 @@ vnx_status_t vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address,
 bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                          size_t len);
 
+/* The peer is an agent of ours: it, too, keeps its endpoints when it closes a
+ * connection over TCP, so that they are of use to a later one (end.c). */
+void vnxi_ucx_conn_is_of_ours(vnxi_ucx_conn_t *conn);
+
 /* Connect from every worker, in the background. */
 void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 
@@ -37,9 +41,9 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Nothing is posted from now on; what is queued is sent, within half a second,
- * and then the ends are closed.  Over TCP their endpoints are kept for the
- * next connection to the same address (end.c).  No `lost` afterwards.
- * Idempotent. */
+ * and then the ends are closed.  Over TCP to an agent of ours their
+ * endpoints are kept for the next connection to the same address (end.c).  No
+ * `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);

@@ -18,7 +18,9 @@
  * peer closes it with its worker.  So a socket stays on each side for every
  * endpoint that is closed.  An end that is closed while its peer lives
  * therefore keeps such an endpoint, as a *spare* of its worker, and the next
- * connection to the same address takes it over.
+ * connection to the same address takes it over.  Not where the peer is a stock
+ * agent: that closes its endpoint when it removes us, which nothing tells, and
+ * then UCX drops the longer messages that come from ours.
  */
 #include "engine/native/ucx/end.h"
 
@@ -312,8 +314,8 @@ uses_tcp(const vnxi_ucx_end_t *end)
 static bool
 keep(vnxi_ucx_end_t *end)
 {
-    if (!end->flushed || end->evicted || end->worker->draining ||
-        !uses_tcp(end)) {
+    if (!end->flushed || !atomic_load(&end->conn->of_ours) || end->evicted ||
+        end->worker->draining || !uses_tcp(end)) {
         return false;
     }
     end->state = VNXI_UCX_END_KEPT;
@@ -491,7 +493,8 @@ begin_flush(vnxi_ucx_end_t *end)
     end->state = VNXI_UCX_END_FLUSHING;
     end->flushed = false;
     end->deadline = vnxi_clock_deadline(FLUSH_DEADLINE_NS);
-    if (!end->worker->draining && !end->evicted) {
+    if (atomic_load(&end->conn->of_ours) && !end->worker->draining &&
+        !end->evicted) {
         spare_add(end);
     }
     vnxi_ucx_conn_retain(end->conn);

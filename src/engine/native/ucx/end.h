@@ -64,6 +64,7 @@ struct vnxi_ucx_conn {
     uintptr_t cookie;
     atomic_bool dead;       /* closed or failed: nothing is posted any more */
     atomic_bool failed;     /* and then by force */
+    atomic_bool of_ours;    /* the peer is an agent of ours */
     atomic_uint wired_ends; /* whose peer has answered */
     atomic_size_t queued;   /* bytes of notifications that UCX has not sent */
     vnxi_mutex_t lock;
