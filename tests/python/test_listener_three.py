@@ -60,6 +60,18 @@ class Ring:
             f"{NAMES[who]} knows {NAMES[whom]}: {wanted}",
         )
 
+    def loads(self, at):
+        return self.agents[at].agent.stats()["listener_loaded"]
+
+    def await_load(self, who, whom, loads):
+        """Also where `whom` was known before: a load that is still to come
+        would undo an invalidation."""
+        until(
+            lambda: self.loads(who) > loads,
+            f"{NAMES[who]} loads the metadata of {NAMES[whom]}",
+        )
+        self.await_knowledge(who, whom, True)
+
     def act(self, what, who, whom):
         agent = self.agents[who].agent
         if what == "restart":
@@ -67,14 +79,16 @@ class Ring:
         elif who == whom:
             return
         elif what == "send":
+            loads = self.loads(whom)
             agent.send_local_metadata(HERE, self.port(whom))
             self.knows.add((whom, who))
-            self.await_knowledge(whom, who, True)
+            self.await_load(whom, who, loads)
         elif what == "fetch":
+            loads = self.loads(who)
             name = self.agents[whom].name
             agent.fetch_remote_metadata(name, HERE, self.port(whom))
             self.knows.add((who, whom))
-            self.await_knowledge(who, whom, True)
+            self.await_load(who, whom, loads)
         else:
             agent.invalidate_local_metadata(HERE, self.port(whom))
             self.knows.discard((whom, who))
