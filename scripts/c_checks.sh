@@ -6,11 +6,12 @@ meson() {
     PATH="$TOOLS/bin:$PATH" "$TOOLS/bin/meson" "$@"
 }
 
-# c_setup FLAVOUR OPTIONS...: configure build-tests/FLAVOUR, again only when the
-# options have changed.
+# c_setup FLAVOUR OPTIONS...: configure build-tests/FLAVOUR with warnings as
+# errors.  Reconfigure it only when the options have changed.
 c_setup() {
     local dir="$WORK/$1"
     shift
+    set -- -Dwerror=true "$@"
     if [ "$(cat "$dir/options" 2>/dev/null)" != "$CC $*" ]; then
         rm -rf "$dir"
         meson setup "$dir" "$ROOT" "$@"
@@ -19,7 +20,7 @@ c_setup() {
 }
 
 # c_setup_python FLAVOUR RUNTIME OPTIONS...: the same with the extension, which
-# c_build installs into an environment of its own, build-tests/venv-FLAVOUR.
+# c_build installs into a separate environment, build-tests/venv-FLAVOUR.
 c_setup_python() {
     local flavour=$1 runtime=$2 venv="$WORK/venv-$1" site
     shift 2
@@ -30,14 +31,15 @@ c_setup_python() {
         "-Dpython.platlibdir=$site" "-Dpython.purelibdir=$site" "$@"
 }
 
-# make_flavour_venv DIRECTORY RUNTIME: it shares the packages of .venv.
+# make_flavour_venv DIRECTORY RUNTIME: create an environment that shares the
+# packages of .venv.
 #
-# Its Python preloads RUNTIME (a sanitizer's), and no other program does: those
-# that tests start are not ours.  One cannot even start with it: `curl` loads
-# libp11-kit, whose constructor makes the first allocation of the process in
-# newlocale().  ASan's first malloc() calls dlerror(), which translates its
-# message and so takes and releases the lock that newlocale() holds; the next
-# setlocale() waits for ever.
+# Its Python preloads RUNTIME (a sanitizer's).  The programs that tests start do
+# not, because they are not under test, and because one of them cannot run with
+# it: `curl` loads libp11-kit, whose constructor makes the first allocation of
+# the process in newlocale().  ASan's first malloc() calls dlerror(), which
+# translates its message and so takes and releases the lock that newlocale()
+# holds.  The next setlocale() then waits for ever.
 make_flavour_venv() {
     local venv=$1 runtime=$2 site base
     rm -rf "$venv"
@@ -63,14 +65,18 @@ c_build() {
     local flavour=$1 runtime
     case "$flavour" in
     gcc) CC=gcc c_setup gcc -Dpython=disabled ;;
-    clang) CC=clang c_setup clang -Dpython=enabled ;; # for clang-tidy, too
-    asan) # not optimised: built in half the time, and nothing is left out
+    clang) CC=clang c_setup clang -Dpython=enabled ;; # clang-tidy uses it, too
+    smallest) # without any optional part
+        CC=clang c_setup smallest --buildtype=debug \
+            -Dauto_features=disabled -Dside_channel_tcp=disabled
+        ;;
+    asan) # not optimised: this halves the build time
         runtime=$(clang -print-file-name="libclang_rt.asan-$(uname -m).so")
         CC=clang c_setup_python asan "$runtime" --buildtype=debug \
             -Db_sanitize=address,undefined -Db_lundef=false \
             "-Dc_link_args=['-shared-libasan','-Wl,-rpath,${runtime%/*}']"
         ;;
-    tsan) # without its optimiser gcc warns of what cannot be
+    tsan) # -Dwerror=false: without optimisation gcc gives false warnings
         CC=gcc c_setup_python tsan "$(gcc -print-file-name=libtsan.so)" \
             --buildtype=debug -Dwerror=false \
             -Db_sanitize=thread -Db_lundef=false
@@ -83,7 +89,7 @@ c_build() {
         CC=clang c_setup fuzz -Dpython=disabled -Db_sanitize=address,undefined \
             -Db_lundef=false -Dfuzz=true -Dtests=false -Dexamples=false
         ;;
-    *) die "no such flavour: $flavour" ;;
+    *) die "unknown flavour: $flavour" ;;
     esac
     meson compile -C "$WORK/$flavour" -j "$(nproc)"
     if [ -d "$WORK/venv-$flavour" ]; then
@@ -96,12 +102,13 @@ sanitizer_options() {
     export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1
     export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
-    # TSan sees neither UCX's own accesses nor the locks between them; ASan's
-    # leak checker at times crashes in a process with UCX.
+    # TSan does not see UCX's own accesses or the locks between them.  ASan's
+    # leak checker sometimes crashes in a process with UCX.
     export VLLM_NIXL_UCX_LIBRARY=none
 }
 
-# TSan's shadow memory needs the layout without much randomisation.
+# Run a command with address randomisation off, which TSan's shadow memory
+# needs on some kernels.
 fixed_layout() {
     if setarch "$(uname -m)" -R true 2>/dev/null; then
         setarch "$(uname -m)" -R "$@"
@@ -110,14 +117,14 @@ fixed_layout() {
     fi
 }
 
-# The libucp that C tests use without a sanitizer: that of the wheel in .venv.
+# The libucp for C tests in builds without a sanitizer: the wheel's in .venv.
 find_libucp() {
     local found
     found=$(find "$TOOLS"/lib -path '*/libucx/lib/libucp.so.0' | head -n 1)
     say "${found:-none}"
 }
 
-# check_c FLAVOUR: build it with that compiler and run every C test.
+# check_c FLAVOUR: build that flavour and run its C tests.
 check_c() {
     local flavour=$1 run="" multiplier=1
     c_build "$flavour"
@@ -133,7 +140,7 @@ check_c() {
         --no-rebuild --print-errorlogs --timeout-multiplier $multiplier
 }
 
-# check_fuzz: every stored input, and then a bounded number of new ones.
+# check_fuzz: run every stored input, then a limited number of new ones.
 check_fuzz() {
     local target name corpus count=0
     c_build fuzz
@@ -152,16 +159,16 @@ check_fuzz() {
             "$WORK/fuzz-found/$name" "$corpus"
         count=$((count + 1))
     done
-    [ $count -gt 0 ] || die "no fuzz target was built"
+    [ $count -gt 0 ] || die "the build contains no fuzz target"
 }
 
-# check_library: the C library alone, installed, found by pkg-config, used by
-# an example that was compiled against the installed headers.
+# check_library: install the C library alone, find it with pkg-config, and run
+# an example that is compiled against the installed headers.
 check_library() {
     local prefix="$WORK/prefix" dir="$WORK/library" program="$WORK/agent_demo"
     rm -rf "$prefix" "$dir"
     meson setup "$dir" "$ROOT" -Dpython=disabled -Dtests=false \
-        -Dexamples=false --buildtype=release --prefix="$prefix" \
+        -Dexamples=false -Dwerror=true --buildtype=release --prefix="$prefix" \
         --libdir=lib
     meson install -C "$dir" --quiet
     export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
@@ -174,7 +181,7 @@ check_library() {
     only_our_names "$prefix/lib/libvnx.so"
 }
 
-# Each public header stands alone, in C11 and in C++.
+# Compile each public header on its own, as C11 and as C++17.
 each_header_alone() {
     local header
     for header in "$1"/vnx/*.h; do
@@ -183,15 +190,15 @@ each_header_alone() {
         c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
             -I "$1" -include "$header" -x c++ /dev/null
     done
-    echo "headers stand alone in C and C++"
+    echo "each public header compiles on its own, as C and as C++"
 }
 
-# The library shows vnx_ names and no others.
+# Check that the library exports only names that begin with vnx_.
 only_our_names() {
-    local strange
-    strange=$(nm -D --defined-only "$1" | awk '$2 ~ /[A-Z]/ { print $3 }' |
+    local foreign
+    foreign=$(nm -D --defined-only "$1" | awk '$2 ~ /[A-Z]/ { print $3 }' |
         grep -v -E '^(vnx_|VNX_)' || true)
-    [ -z "$strange" ] || die "exported, but not vnx_: $strange"
+    [ -z "$foreign" ] || die "exported names without vnx_: $foreign"
     echo "exports $(nm -D --defined-only "$1" | grep -c ' T vnx_') functions"
 }
 
@@ -205,7 +212,7 @@ check_c_format() {
     c_files '*.c' '*.h' | xargs clang-format --dry-run -Werror
 }
 
-# clang-tidy over what the clang build compiles.
+# Run clang-tidy on the files that the clang build compiles.
 check_c_tidy() {
     CC=clang c_setup clang -Dpython=enabled
     cd "$ROOT"

@@ -3,29 +3,27 @@
 VENV="$ROOT/.venv"
 STOCK_VENV="$WORK/venv-stock"
 
-# What the tests use beside the package; the demo and the bench need numpy.
+# Packages for the demo and the benchmark, and for the tests.
 DEMO_NEEDS=(numpy)
 TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
-# What is most likely to differ between versions of Python: the surface, the
-# conversions, the protocols, and that bytes arrive (within the process: how
-# they travel does not depend on Python).
+# Tests for each further Python version: the API, conversions, protocols, and one
+# transfer within the process.  Transports do not depend on the Python version.
 SMOKE_TESTS=(surface import calls descs indices list_objects wrong_input
     caller_code transfer aio bindings_raw)
 SMOKE_NEEDS=(numpy pytest hypothesis)
-# On the engine nixl, whose agents take a fifth of a second to make, and a
-# process of them more than one: what crosses processes, and all the rest that
-# asks anything of an engine, within one.
+# Tests for the engine nixl.  Creating an agent takes 0.2 s there, and a process
+# with agents more than 1 s, so only NIXL_TESTS_APART use several processes.
 NIXL_TESTS_APART=(transfer notifications restart)
 NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
     idle indices lifetime listener_three metadata metadata_listener model
     prepared_lists same_host signed_metadata surface threads_on_objects waiting
     wrong_input xfer_states)
-# What the extension is made of: arguments in, objects out, and their lives.
+# Tests of the extension itself for --quick: arguments, results, lifetimes.
 ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
     caller_code list_objects indices agent_object runs prepared_lists describe))
 TOOL_NEEDS=(meson meson-python ninja mypy ruff)
 
-# Tests run against the installed package, from a folder without its source.
+# Run pytest against the installed package.
 run_pytest() {
     local python=$1
     shift
@@ -34,7 +32,7 @@ run_pytest() {
 }
 
 check_install() {
-    install_package "$VENV"
+    install_package "$VENV" --config-settings=setup-args=-Dwerror=true
     cd /
     "$VENV/bin/python" -c '
 import vllm_nixl
@@ -52,19 +50,19 @@ check_python_types() {
     "$VENV/bin/mypy"
 }
 
-# The stubs say what the module is: names, signatures, defaults.
+# Compare the stubs with the module: names, signatures, defaults.
 check_python_stubs() {
     cd /
     "$VENV/bin/python" -m mypy.stubtest vllm_nixl \
         --mypy-config-file "$ROOT/pyproject.toml"
 }
 
-# check_pytest PATHS...: on the main Python.
+# check_pytest PATHS...: run tests on the main Python.
 check_pytest() {
     run_pytest "$VENV/bin/python" "$@"
 }
 
-# What takes a libucp is run with the NIXL wheel's too, where that is there.
+# Tests that load a libucp also load the NIXL wheel's, if it is installed.
 check_stress() {
     if stock_ready; then
         export VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python"
@@ -72,23 +70,23 @@ check_stress() {
     run_pytest "$VENV/bin/python" "${@:-tests/stress}"
 }
 
-# The examples' tests know nothing of tests/conftest.py, which ends a hang.
+# The examples do not use tests/conftest.py, which sets a timeout; set one here.
 check_examples() {
     run_pytest "$VENV/bin/python" -o faulthandler_timeout=300 examples
 }
 
-# The agent by UCX alone: that bytes, notifications and ends arrive.
+# Agents that use UCX alone: transfers, notifications, the end of a peer.
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
-        skip "there is no libucx wheel"
+        skip "the libucx wheel is not installed"
     run_pytest "$VENV/bin/python" --engine ucx -k "ucx and not inproc" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
         tests/python/test_restart.py tests/python/test_cancel.py
 }
 
-# run_sanitized FLAVOUR PYTEST-ARGUMENTS...: tests on the extension of the build
-# asan or tsan.  Reports go to files, for many come from processes whose output
-# nobody reads; one report fails the check.
+# run_sanitized FLAVOUR PYTEST-ARGUMENTS...: run tests on the extension of the
+# asan or tsan build.  Sanitizers write reports to files, because nothing reads
+# the output of many of the processes.  A single report fails the check.
 run_sanitized() {
     local flavour=$1 reports="$WORK/reports-$1" status=0 run="" found
     shift
@@ -96,8 +94,8 @@ run_sanitized() {
     rm -rf "$reports"
     mkdir -p "$reports"
     sanitizer_options
-    # A number that is no size must get MemoryError, and PyMalloc would hide
-    # from ASan what happens inside its arenas.
+    # Tests pass absurd sizes and expect MemoryError.  PyMalloc would hide
+    # errors inside its arenas from ASan.
     export PYTHONMALLOC=malloc
     export ASAN_OPTIONS="$ASAN_OPTIONS:allocator_may_return_null=1"
     ASAN_OPTIONS="$ASAN_OPTIONS:quarantine_size_mb=16:log_path=$reports/report"
@@ -115,23 +113,24 @@ run_sanitized() {
     if [ -n "$found" ]; then
         # shellcheck disable=SC2086
         head -n 60 $found
-        say "reports of the sanitizer: $found"
+        say "sanitizer reports: $found"
         return 1
     fi
     return $status
 }
 
-# check_python_asan PATHS...: the extension under ASan (with its leak checker)
-# and UBSan.  Not what watches the size of the process, for ASan keeps what is
-# freed, and not what needs UCX (sanitizer_options).
+# check_python_asan PATHS...: run tests of the extension under ASan (with its leak
+# checker) and UBSan.  Leaves out tests that watch the size of the process,
+# because ASan keeps freed memory, and tests that need UCX (sanitizer_options).
 check_python_asan() {
     run_sanitized asan -m "not slow" -k "not nothing_leaks and not ucx" \
         "${@:-tests/python}"
 }
 
-# check_python_tsan PATHS...: tests with threads on the extension under TSan.
-# CPython is not instrumented, but TSan sees its locks, the GIL's too.  Tests that
-# need a long transfer copy to the same rows again and again, which is a race.
+# check_python_tsan PATHS...: run tests with threads under TSan.  CPython is not
+# instrumented, but TSan sees its locks, including the GIL.  Tests that need a
+# long transfer are left out: they copy to the same rows repeatedly, which is a
+# data race.
 check_python_tsan() {
     if [ $# = 0 ]; then
         set -- tests/python/test_threads_on_objects.py \
@@ -140,16 +139,17 @@ check_python_tsan() {
     run_sanitized tsan "$@"
 }
 
-# check_random_calls SECONDS: random calls with lying arguments, under ASan;
-# without a seed after that, seeds that no run before had.
+# check_random_calls SECONDS [SEED]: make random calls with wrong arguments, under
+# ASan.  Without SEED each run uses new seeds.
 check_random_calls() {
     run_sanitized asan -s tests/stress/test_any_call.py \
         --call-seconds "${1:-30}" ${2:+--call-seed "$2"}
 }
 
-# check_coverage: which lines of C, extension and Python the C tests, the Python
-# tests on each engine and the stress tests run.  Two tests of what an import
-# loads must fail here, where each interpreter loads the package `coverage`.
+# check_coverage: measure which lines of the C library, the extension and the
+# Python code the C tests, the Python tests on each engine and the stress tests
+# run.  Two tests that check which modules an import loads fail here, because
+# each interpreter loads the package `coverage`.
 check_coverage() {
     local dir="$WORK/coverage" failed="" part status
     pip_install "$VENV" gcovr coverage
@@ -159,7 +159,7 @@ check_coverage() {
     mkdir -p "$WORK/coverage-python"
     printf '[run]\nsource_pkgs = vllm_nixl\nparallel = true\ndata_file = %s\n' \
         "$WORK/coverage-python/data" >"$WORK/coverage-python/rc"
-    # Each process of the tests counts, whichever starts it (shared.pth).
+    # Every Python process of the tests is measured (shared.pth).
     export COVERAGE_PROCESS_START="$WORK/coverage-python/rc"
 
     VENV="$WORK/venv-coverage"
@@ -184,27 +184,25 @@ check_coverage() {
         "$WORK/coverage-uncalled.txt"
 }
 
-# check_other_python VERSION PYTHON: build, install and use the package there.
+# check_other_python VERSION PYTHON: build, install and test the package there.
 check_other_python() {
     local version=$1 python=$2 venv="$WORK/venv-$1"
-    python_has_venv "$python" || skip "$python has no ensurepip"
-    python_has_headers "$python" || skip "$python has no Python.h"
+    python_has_venv "$python" || skip "$python lacks ensurepip"
+    python_has_headers "$python" || skip "$python lacks Python.h"
     make_venv "$venv" "$python"
     pip_install "$venv" "${SMOKE_NEEDS[@]}"
-    # What differs between Pythons does not differ by optimisation, and this
-    # is built in a third of the time.
-    install_package "$venv" --config-settings=setup-args=-Doptimization=0 \
-        --config-settings=setup-args=-Dwerror=false
+    # Without optimisation the build takes a third of the time.
+    install_package "$venv" --config-settings=setup-args=-Doptimization=0
     run_pytest "$venv/bin/python" -m "not slow" -k "not shm" \
         $(printf "tests/python/test_%s.py " "${SMOKE_TESTS[@]}")
 }
 
-# The stock wheel in an environment of its own: its name is not ours to take.
+# The stock wheel lives in a separate environment.
 stock_ready() {
     "$STOCK_VENV/bin/python" -c 'import nixl._api, pytest' 2>/dev/null
 }
 
-# The library that the engine nixl loads.
+# Print the library that the engine nixl loads.
 stock_library() {
     local found=("$STOCK_VENV"/lib/python*/site-packages/.nixl_cu12.*/)
     say "${found[0]}libnixl_capi.so"
@@ -224,24 +222,24 @@ install_stock() {
 }
 
 check_stock() {
-    install_stock || skip "the stock nixl wheel cannot be installed here"
+    install_stock || skip "pip cannot install the stock nixl wheel here"
 }
 
 need_stock() {
-    stock_ready || skip "the stock nixl wheel is not there"
+    stock_ready || skip "the stock nixl wheel is not installed"
     export VLLM_NIXL_STOCK_PYTHON="$STOCK_VENV/bin/python"
     VLLM_NIXL_LIBRARY=$(stock_library)
     export VLLM_NIXL_LIBRARY
 }
 
-# Ours and stock's agents, in processes of their own.
+# Our agents and stock NIXL's, in separate processes.
 check_interop() {
     need_stock
     export NIXL_LOG_LEVEL=FATAL
     run_pytest "$VENV/bin/python" "${@:-tests/interop}"
 }
 
-# Earlier stock versions, whose UCX is another: 1.21 and 1.22.
+# Earlier versions of stock NIXL, with UCX 1.21 and 1.22.
 OLD_STOCK=(1.3.1 1.4.1)
 
 check_interop_versions() {
@@ -256,7 +254,7 @@ import numpy
 print(version('nixl'), version('nixl-cu12'))" 2>/dev/null)" = \
             "$version $version" ] ||
             { pip_install "$venv" numpy && install_nixl "$venv" "$version"; } ||
-            skip "stock nixl $version cannot be installed here"
+            skip "pip cannot install stock nixl $version here"
         pythons+=("$venv/bin/python")
     done
     VLLM_NIXL_STOCK_PYTHONS=$(IFS=: && printf '%s' "${pythons[*]}")
@@ -264,7 +262,7 @@ print(version('nixl'), version('nixl-cu12'))" 2>/dev/null)" = \
     run_pytest "$VENV/bin/python" tests/interop/test_stock_versions.py
 }
 
-# The agent on the engine nixl.
+# Python tests on the engine nixl.
 check_pytest_nixl() {
     need_stock
     export NIXL_LOG_LEVEL=FATAL VLLM_NIXL_ENGINE=nixl
@@ -276,7 +274,7 @@ check_pytest_nixl() {
         tests/python/clients
 }
 
-# The demo by NIXL's library, its peers in processes of their own.
+# The demo on the engine nixl.
 check_demo_nixl() {
     need_stock
     cd "$ROOT"
@@ -284,7 +282,7 @@ check_demo_nixl() {
         "$VENV/bin/python" examples/kv_demo --layers 8 --blocks 64
 }
 
-# What tests clients' ways asks of ours is what stock does.
+# Run the client tests on stock NIXL: it must behave as they ask.
 check_clients_on_stock() {
     need_stock
     export NIXL_LOG_LEVEL=ERROR
@@ -302,7 +300,7 @@ check_demo_shared() {
     "$VENV/bin/python" examples/kv_demo --shared --layers 8 --blocks 64
 }
 
-# Every row of the benchmark runs; nothing is asked of the times.
+# Run every row of the benchmark once.  The times are not checked.
 check_bench() {
     cd "$ROOT"
     if stock_ready; then
