@@ -1,29 +1,34 @@
 #!/usr/bin/env bash
-# Install what comes from the distribution: compilers, headers, libraries.
+# Install the Debian packages that the build needs: compilers, headers,
+# libraries.
 #
-#   scripts/install_deps.sh [demo|tests] [--dry-run]
+#   scripts/install_deps.sh [demo|tests] [--dry-run] [--yes]
 #
-# `demo` is what building and using the package needs, `tests` (the default)
-# what run_tests.sh needs on top.  Only what is missing is installed, as root
-# and by apt-get; anybody else is told what is missing.
+# `demo` installs the packages for building and using vllm_nixl; `tests` (the
+# default) adds those for run_tests.sh.  The script installs only what is
+# missing, with apt-get, as root.  On a terminal it asks first, unless --yes is
+# given.  For other users, and without apt-get, it prints the package names and
+# fails.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 
 PURPOSE=tests
 DRY_RUN=0
+YES=0
 for argument in "$@"; do
     case "$argument" in
     demo | tests) PURPOSE=$argument ;;
     --dry-run) DRY_RUN=1 ;;
-    *) die "usage: install_deps.sh [demo|tests] [--dry-run]" ;;
+    --yes) YES=1 ;;
+    *) die "usage: install_deps.sh [demo|tests] [--dry-run] [--yes]" ;;
     esac
 done
 
 have_command() { command -v "$1" >/dev/null 2>&1; }
 have_library() { pkg-config --exists "$1" 2>/dev/null; }
 
-# Each need is probed by what it is for, so that a compiler or a Python from
-# elsewhere counts as well as the distribution's.
+# Test for the tool or the library, not for the package: a compiler or a Python
+# from another source will do.
 have_compiler() { have_command cc && have_command make; }
 have_fuzzer() {
     local out status=0
@@ -56,7 +61,7 @@ find_missing_python() {
         need python3-dev python_has_headers "$python"
         need python3-venv python_has_venv "$python"
     elif [ -n "${PYTHON:-}" ]; then
-        exit 1 # find_python has said why
+        exit 1 # find_python has printed the reason
     else
         MISSING+=(python3 python3-dev python3-venv)
     fi
@@ -96,6 +101,19 @@ apt_install() {
     rm -f "$log"
 }
 
+# On a terminal, ask before anything is installed.
+confirm() {
+    local answer
+    if [ $YES = 1 ] || [ ! -t 0 ] || [ ! -t 1 ]; then
+        return
+    fi
+    read -r -p "Install them with apt-get? [Y/n] " answer || answer=n
+    case "$answer" in
+    "" | [yY] | [yY][eE][sS]) ;;
+    *) die "missing: ${MISSING[*]}" ;;
+    esac
+}
+
 find_missing
 if [ ${#MISSING[@]} -eq 0 ]; then
     exit 0
@@ -104,15 +122,17 @@ if [ $DRY_RUN = 1 ]; then
     die "missing: ${MISSING[*]}"
 fi
 if ! have_command apt-get; then
-    die "missing: ${MISSING[*]} (Debian's names; no apt-get here)"
+    die "missing: ${MISSING[*]} (Debian package names; apt-get was not found)"
 fi
 if [ "$(id -u)" != 0 ]; then
     die "missing: ${MISSING[*]}. As root: apt-get install ${MISSING[*]}"
 fi
-say "installing: ${MISSING[*]}"
+say "missing Debian packages: ${MISSING[*]}"
+confirm
+say "installing them with apt-get"
 apt_install "${MISSING[@]}"
 find_missing
 if [ ${#MISSING[@]} -ne 0 ]; then
-    die "still missing after installing: ${MISSING[*]}" \
+    die "still missing after the installation: ${MISSING[*]}" \
         "${PYTHON:+(with PYTHON=$PYTHON)}"
 fi
