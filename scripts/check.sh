@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One check of run_tests.sh, by its name: scripts/check.sh c gcc
+# Run one check of run_tests.sh: scripts/check.sh c gcc
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/c_checks.sh"
@@ -11,8 +11,9 @@ skip() {
     exit 77
 }
 
-# check_repeat N: the whole suite N times beside two busy loops, as on a machine
-# that others use.  The logs of a run that failed stay in build-tests/repeat.
+# check_repeat N: run the whole suite N times beside two busy loops, which play
+# the other users of a shared machine.  The logs of runs that fail stay in
+# build-tests/repeat.
 check_repeat() {
     local kept="$WORK/repeat" loops=() run failures=0 begin status
     rm -rf "$kept"
@@ -37,7 +38,7 @@ check_repeat() {
 }
 
 if [ $# = 0 ] || ! declare -F "check_$1" >/dev/null; then
-    echo "usage: check.sh NAME [ARGUMENTS], NAME one of:" \
+    echo "usage: check.sh NAME [ARGUMENTS], where NAME is one of:" \
         "$(declare -F | sed -n 's/^declare -f check_/ /p' | tr -d '\n')" >&2
     exit 2
 fi

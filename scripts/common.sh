@@ -1,11 +1,11 @@
-# Shared by the scripts: messages, finding a Python, virtual environments,
-# installing packages.  Sourced by bash with `set -euo pipefail`.
+# Functions that the scripts share: messages, finding a Python, virtual
+# environments, installing packages.  Sourced by bash with `set -euo pipefail`.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-WORK="$ROOT/build-tests" # everything that the tests build; git ignores it
+WORK="$ROOT/build-tests" # the checks build here; git ignores it
 
-# Hundreds of processes start, each of which would compile the same modules;
-# of what pip installs most is never imported.
+# Compile no Python modules to files: the tests start hundreds of processes that
+# would compile the same modules, and import few of those that pip installs.
 export PYTHONDONTWRITEBYTECODE= PIP_NO_COMPILE=1
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -18,7 +18,7 @@ die() {
     exit 1
 }
 
-# Package clients name the hosts that they talk to; a log need not.
+# Remove host names from the output of package clients.
 without_urls() {
     sed -E -e 's#(https?|ftp)://[^[:space:]"'\'',;)]+#<url>#g' \
         -e "s#host='[^']*'#host=<host>#g"
@@ -35,12 +35,12 @@ if not (3, 10) <= sys.version_info[:2] <= (3, 13):
 print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null
 }
 
-# The Python to use: $PYTHON if set, else the first that will do.
+# Print the Python to use: $PYTHON if set, else the first suitable one.
 find_python() {
     local candidate probe
     if [ -n "${PYTHON:-}" ]; then
         probe=$(python_probe "$PYTHON") ||
-            die "PYTHON=$PYTHON is no Python of version 3.10 to 3.13"
+            die "PYTHON=$PYTHON is not a Python of version 3.10 to 3.13"
         say "${probe#* }"
         return
     fi
@@ -53,7 +53,7 @@ find_python() {
     return 1
 }
 
-# Every other Python of 3.10 to 3.13, one a version: lines "3.12 /path".
+# Print one Python for each other version from 3.10 to 3.13: "3.12 /path".
 find_other_pythons() {
     local main=$1 seen candidate probe version
     seen=" $(python_probe "$main" | cut -d' ' -f1) "
@@ -79,8 +79,8 @@ python_has_venv() {
     "$1" -c 'import ensurepip, venv' 2>/dev/null
 }
 
-# make_venv DIRECTORY PYTHON: an environment that works, made anew when it is
-# broken or belongs to another version.
+# make_venv DIRECTORY PYTHON: create a virtual environment.  Keep an existing one
+# that works and has the same Python version.
 make_venv() {
     local dir=$1 python=$2 want have
     want=$(python_probe "$python")
@@ -90,13 +90,13 @@ make_venv() {
         return
     fi
     python_has_venv "$python" ||
-        die "$python cannot make virtual environments: it has no ensurepip." \
-            "On Debian install python3-venv, or set PYTHON to another one."
+        die "$python cannot create virtual environments: ensurepip is missing." \
+            "On Debian install python3-venv, or set PYTHON to another Python."
     rm -rf "$dir"
     "$python" -m venv "$dir"
 }
 
-# pip_install VENV ARGUMENTS...: quiet unless it fails.
+# pip_install VENV ARGUMENTS...: run pip; print its output only if it fails.
 pip_install() {
     local venv=$1 log
     shift
@@ -109,15 +109,15 @@ pip_install() {
     rm -f "$log"
 }
 
-# What the installed package is made of, as one hash.
+# Print one hash of all the source that the package is built from.
 source_hash() {
     (cd "$ROOT" && find meson.build meson.options pyproject.toml include src \
         python -type f -not -name '*.pyc' -print0 2>/dev/null |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }
 
-# install_package VENV PIP-OPTIONS...: the checkout, unless the same source is
-# there already.
+# install_package VENV PIP-OPTIONS...: install the checkout, unless the same
+# source is installed already.
 install_package() {
     local venv=$1 hash stamp
     shift

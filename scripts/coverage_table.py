@@ -1,10 +1,10 @@
-"""Print line coverage by folder, and write down what was never called.
+"""Print line coverage by folder, and list the code that never ran.
 
     coverage_table.py GCOVR_JSON COVERAGE_JSON UNCALLED
 
-GCOVR_JSON is `gcovr --json` of C, COVERAGE_JSON `coverage json` of Python.
-UNCALLED gets each file's missing lines, and its functions that never ran.
-Fails when one of the three totals is below LEAST.
+GCOVR_JSON is the output of `gcovr --json` for C, COVERAGE_JSON that of
+`coverage json` for Python.  The file UNCALLED receives the lines and functions
+of each file that never ran.  Fails if one of the three totals is below LEAST.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def python_files(data: dict[str, Any]) -> list[File]:
 
 
 def part_of(path: str) -> str:
-    """Which of the three totals a file counts in."""
+    """The total that a file counts in."""
     if path.startswith("src/python/"):
         return "extension"
     return "C library" if path.startswith("src/") else "Python"
@@ -117,7 +117,7 @@ def main() -> int:
     print()
     least = min([row(title, parts[title]) for title in sorted(parts)])
     write_uncalled(uncalled, files)
-    print(f"\nwhat was never run: {uncalled}")
+    print(f"\ncode that never ran: {uncalled}")
     return 0 if least >= LEAST else 1
 
 

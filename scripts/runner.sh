@@ -1,11 +1,11 @@
-# Running checks side by side, counting their tests, and the account at the
-# end.  Sourced by run_tests.sh.
+# Run checks in parallel, count their tests and print a summary.  Sourced by
+# run_tests.sh.
 #
-# A check is `scripts/check.sh NAME ARGUMENTS`.  It ends with 0 (passed),
-# 77 (skipped; its last line says why) or anything else (failed).
+# A check is `scripts/check.sh NAME ARGUMENTS`.  Its exit status is 0 (passed), 77
+# (skipped; its last line gives the reason) or another number (failed).
 
 LOGS="$WORK/logs"
-AT_ONCE=4 # checks; with more of them the deadlines of tests would come
+AT_ONCE=4 # checks at a time; with more, tests would miss their deadlines
 CHECKS=()
 REPORTED=()
 PASSED=0
@@ -20,8 +20,8 @@ section() {
     printf '\n== %s\n' "$*"
 }
 
-# start SECONDS LABEL NAME ARGUMENTS...: begin a check, as soon as fewer than
-# AT_ONCE run; finish_checks ends it.
+# start SECONDS LABEL NAME ARGUMENTS...: start a check in the background as soon
+# as fewer than AT_ONCE are running.  finish_checks waits for it.
 start() {
     local limit=$1 label=$2 id
     shift 2
@@ -44,12 +44,13 @@ start() {
     ) &
 }
 
-# The CPU seconds of a shell's children, by what `times` wrote.
+# Print the CPU seconds of a shell's children from the output of `times`.
 cpu_seconds() {
     awk -F '[ms ]+' 'NR == 2 { printf "%.0f", 60 * ($1 + $3) + $2 + $4 }' "$1"
 }
 
-# wait_for_less_than COUNT: checks that run; those that end are reported.
+# wait_for_less_than COUNT: wait until fewer than COUNT checks are running, and
+# report those that end.
 wait_for_less_than() {
     while [ "$(jobs -rp | wc -l)" -ge "$1" ]; do
         wait -n || true
@@ -69,7 +70,7 @@ report_ended() {
     done
 }
 
-# finish_checks: wait for what was started.
+# finish_checks: wait for all checks.
 finish_checks() {
     wait_for_less_than 1
 }
@@ -101,13 +102,15 @@ report_check() {
     fi
 }
 
-# telling_lines LOG N: its last lines, without what was built or passed.
+# telling_lines LOG N: print its last N lines, without build steps and tests that
+# passed.
 telling_lines() {
     grep -v -E '^\[[0-9]+/[0-9]+\] |^ *[0-9]+/[0-9]+ .* OK +[0-9.]+s' "$1" |
         tail -n "$2" | without_urls | sed 's/^/       | /'
 }
 
-# The closing line of a test runner in a log: pytest's, or meson's counts.
+# Print the summary of the test runner in a log: pytest's last line, or meson's
+# counts.
 summary_line() {
     awk '
         /^=* ?[0-9]+ (passed|failed|skipped|error).* in [0-9.]+/ {
@@ -119,8 +122,8 @@ summary_line() {
         END { print last ? last : meson }' "$1"
 }
 
-# "passed failed skipped" over everything that a log counts; "0 0 0" when it
-# counts nothing.
+# Print "PASSED FAILED SKIPPED", the sum of all counts in a log; "0 0 0" if it has
+# none.
 count_tests() {
     awk '
         /^=* ?[0-9]+ (passed|failed|skipped|error).* in [0-9.]+/ {
@@ -136,7 +139,8 @@ count_tests() {
         END { print passed + 0, failed + 0, skipped + 0 }' "$1"
 }
 
-# A check that counts no tests is one test; one that failed has a failure.
+# Add the counts of a check.  A check without counts is one test.  A check that
+# fails has at least one failure.
 add_counts() {
     local status=$1 passed=$2 failed=$3 skipped=$4
     if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
@@ -150,7 +154,8 @@ add_counts() {
     SKIPPED=$((SKIPPED + skipped))
 }
 
-# pytest's "SKIPPED [2] tests/...: reason" and our own "SKIP: reason" lines.
+# Collect pytest's "SKIPPED [2] tests/...: reason" lines and our own "SKIP:
+# reason" lines.
 note_skips() {
     local label=$1 line
     while IFS= read -r line; do
@@ -171,12 +176,12 @@ print_notes() {
     done
 }
 
-# The account.  Returns 1 when anything failed.
+# Print the summary.  Returns 1 if a check failed.
 finish() {
     local total=$((SECONDS - STARTED))
-    print_notes "skipped, and why" ${SKIP_NOTES[@]+"${SKIP_NOTES[@]}"}
+    print_notes "skipped" ${SKIP_NOTES[@]+"${SKIP_NOTES[@]}"}
     print_notes "failed" ${FAIL_NOTES[@]+"${FAIL_NOTES[@]}"}
-    section "in all: $((total / 60)) min $((total % 60)) s"
+    section "total: $((total / 60)) min $((total % 60)) s"
     printf '  %s\n' ${SUMMARY_LINES[@]+"${SUMMARY_LINES[@]}"}
     printf '\n%d passed, %d failed, %d skipped\n' $PASSED $FAILED $SKIPPED
     [ $FAILED = 0 ]
