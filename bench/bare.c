@@ -1,15 +1,16 @@
 /*
- * The bare loops that two-process rows are compared with: the same blocks of
- * the same memory, moved by as many threads, with nothing around them.
+ * The bare loops that two-process rows are compared with: they move the same
+ * blocks of the same memory with the same number of threads, and do nothing
+ * else.
  *
  *   bare readv|stream|latency BLOCK THREADS PASSES < pairs
  *
  * `pairs` is local offset, remote offset, ... as uint64.  Prints the seconds
  * of each pass.  readv copies with process_vm_readv, 256 pieces a call;
  * stream copies from a shared mapping with non-temporal stores; latency reads
- * one block a pass.
+ * one block in each pass.
  *
- * A forked child owns the source, so that its pages are another process's.
+ * A forked child owns the source, so its pages belong to another process.
  */
 #include <immintrin.h>
 #include <pthread.h>
@@ -148,7 +149,7 @@ worker_run(void *argument)
     }
 }
 
-/* The first share is done by this thread, as an engine's caller would. */
+/* This thread copies the first share, like the caller of an engine. */
 static void
 run_passes(job_t *job, int passes)
 {
@@ -187,8 +188,8 @@ run_latency(job_t *job, int passes)
     }
 }
 
-/* Fork the owner of the source; it touches every page and then sleeps until
- * it is killed, with this process if need be. */
+/* Fork the owner of the source.  It touches every page and then sleeps until
+ * it is killed; the kernel kills it if this process ends first. */
 static pid_t
 start_owner(char *source, size_t size)
 {
@@ -250,7 +251,7 @@ read_pairs(size_t *count_p)
     return pairs;
 }
 
-/* How much memory the pairs reach over. */
+/* The size of the memory that contains all pairs. */
 static size_t
 span(const job_t *job)
 {
@@ -297,7 +298,7 @@ main(int argc, char **argv)
     job.block = strtoul(argv[2], NULL, 10);
     job.threads = (unsigned)strtoul(argv[3], NULL, 10);
     if (job.threads == 0 || job.threads > 64 || job.block % 4096 != 0) {
-        fprintf(stderr, "bare: 1 to 64 threads, blocks of whole pages\n");
+        fprintf(stderr, "bare: THREADS must be 1 to 64, BLOCK whole pages\n");
         return 2;
     }
     job.pairs = read_pairs(&job.count);

@@ -1,5 +1,5 @@
 /*
- * What the bare programs have alike.
+ * Helpers of the bare programs.
  */
 #ifndef BENCH_BARE_H
 #define BENCH_BARE_H

@@ -1,4 +1,4 @@
-"""Build and run what rows are compared with: bare.c and bare_wake.c."""
+"""Build and run the bare loops: bare.c and bare_wake.c."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Samples = dict[str, list[float]]
 
 
 def threads() -> int:
-    """As many as an agent takes by default."""
+    """The default number of threads of an agent."""
     return min(4, os.cpu_count() or 1)
 
 
 def build(folder: Path) -> Path:
-    """Both programs, in this folder, which the functions below take."""
+    """Build both programs in `folder`, which the functions below take."""
     for name in ("bare", "bare_wake"):
         command = [os.environ.get("CC", "cc"), "-O3", "-std=gnu11"]
         command += ["-pthread", "-D_GNU_SOURCE", str(HERE / f"{name}.c")]
@@ -32,7 +32,7 @@ def build(folder: Path) -> Path:
 def _run(
     folder: Path, kind: str, size: int, block: int, passes: int
 ) -> list[float]:
-    """Seconds of each pass, over the very blocks that the rows move."""
+    """Seconds of each pass over the same blocks that the rows move."""
     pairs = np.empty((size // block, 2), np.uint64)
     for column, seed in enumerate(SEEDS):
         pairs[:, column] = scatter(size // block, seed) * block
@@ -63,13 +63,13 @@ def _wakes(folder: Path, kind: str, us: int, passes: int) -> list[float]:
 
 
 def wakes(folder: Path, busy_us: int, quick: bool) -> Samples:
-    """What it costs to wake a sleeping thread: as tail() has it."""
+    """The time to wake a sleeping thread, in the form of tail()."""
     return tail(_wakes(folder, "signal", busy_us, 50 if quick else 500))
 
 
 def deliveries(folder: Path, pause_us: int, quick: bool) -> Samples:
-    """A message to a sleeping program, by way of a thread of its own; the
-    same whoever sends."""
+    """The time of a message to a sleeping program that has a thread for its
+    connection.  It does not depend on the sender."""
     count = 50 if quick else 1000
     seconds = _wakes(folder, "deliver", pause_us, count)
     p50 = statistics.median(seconds[count // 10 :]) * 1e6

@@ -1,15 +1,19 @@
 /*
- * Bare wake-ups of threads, for rows whose time is mostly that.
+ * Bare wake-ups of threads, for rows that spend most of their time on them.
  *
  *   bare_wake signal BUSY_US PASSES
  *   bare_wake deliver PAUSE_US PASSES
  *
- * Prints the seconds of each pass.  signal: a sleeping thread is signalled,
- * which is then busy for a while; what handing work to another thread costs
- * its caller.  deliver: another process writes to a TCP connection after a
- * pause, a thread that sleeps on it reads and wakes another by an eventfd; the
- * time from the write to the second one's being awake.  So a message gets to
- * a program that sleeps, where a library's thread has the connection.
+ * Prints the seconds of each pass.
+ *
+ * signal: this thread signals a sleeping thread, which is then busy for a
+ * while.  The time is the cost of passing work to another thread.
+ *
+ * deliver: another process writes to a TCP connection after a pause.  A thread
+ * that sleeps on the connection reads the message and wakes this thread by an
+ * eventfd.  The time is that from the write to the wake-up of this thread.  A
+ * message takes this way to a sleeping program if a library's thread owns the
+ * connection.
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -33,7 +37,7 @@ typedef struct sleeper {
     pthread_mutex_t lock;
     pthread_cond_t work, done;
     unsigned posted, finished; /* passes; protected by lock */
-    double busy;               /* seconds of each */
+    double busy;               /* seconds of each pass */
 } sleeper_t;
 
 static void *
@@ -98,7 +102,7 @@ run_wakes(double busy, int passes)
 typedef struct delivery {
     int socket;          /* the reader's end */
     int arrived;         /* eventfd, which counts messages */
-    _Atomic double sent; /* in the last one */
+    _Atomic double sent; /* time in the last message */
 } delivery_t;
 
 static void
@@ -167,7 +171,7 @@ run_deliveries(unsigned pause_us, int passes)
     }
     close(writer);
     if (child < 0 || pthread_create(&reader, NULL, read_all, &delivery) != 0) {
-        fail("no second process or thread");
+        fail("a second process or thread");
     }
     for (int pass = 0; pass < passes && poll(&arrived, 1, -1) == 1; pass++) {
         double now = seconds_now();

@@ -1,15 +1,15 @@
-"""Measure vllm_nixl beside stock NIXL and beside bare loops, in one run.
+"""Compare vllm_nixl with stock NIXL and with bare loops, in one run.
 
     python bench/compare.py [--stock-python PYTHON] [--quick] [--json FILE]
 
-vllm_nixl is measured in the Python that runs this.  Stock is measured in
-another one (--stock-python, or VLLM_NIXL_STOCK_PYTHON), because both cannot
-be imported under their names together; without it that column stays empty.
+vllm_nixl is measured in the Python that runs this program.  Stock NIXL is
+measured in another one (--stock-python, or VLLM_NIXL_STOCK_PYTHON), in which
+only stock NIXL is installed.  Without it, that column stays empty.
 
-Every measurement is a process of its own.  Ours, stock and the bare loop of a
-row take turns (A B C, A B C, ...), so that a machine that gets slower or
-faster meanwhile does so for all of them.  The table shows the best of all
-samples; --json has the medians too.  Nothing fails for being slow.
+Every measurement runs in its own process.  Ours, stock and the bare loop of a
+row take turns (A B C, A B C, ...), so that changes in the speed of the machine
+affect all of them.  The table shows the best of all samples; --json also has
+the medians.  A slow result is not a failure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rows import ROWS, Metric, Row
 
 HERE = Path(__file__).resolve().parent
 Samples = dict[str, list[float]]
-LIMIT_S = 240  # for one measurement
+LIMIT_S = 240  # seconds for one measurement
 
 
 class Bench:
@@ -42,7 +42,7 @@ class Bench:
             self.pythons["stock"] = options.stock_python
         self.environment = dict(os.environ)
         if options.stock_python:
-            # For rows in which ours meets stock.
+            # For rows with one agent of each kind.
             self.environment["VLLM_NIXL_STOCK_PYTHON"] = options.stock_python
         if options.engine:
             self.environment["VLLM_NIXL_ENGINE"] = options.engine
@@ -84,7 +84,9 @@ class Bench:
                 timeout=LIMIT_S,
             )
         except subprocess.TimeoutExpired:
-            raise BenchError(f"{side} {row.name}: over {LIMIT_S} s") from None
+            raise BenchError(
+                f"{side} {row.name}: not finished after {LIMIT_S} s"
+            ) from None
         if done.returncode != 0:
             raise BenchError(f"{side} {row.name}:\n{done.stderr.strip()}")
         answer = json.loads(done.stdout)
@@ -94,7 +96,7 @@ class Bench:
 
 
 class BenchError(Exception):
-    """A row could not be measured."""
+    """Measuring a row failed."""
 
 
 def best(metric: Metric, values: list[float]) -> float:
@@ -107,7 +109,7 @@ def times_better(metric: Metric, ours: float, other: float) -> float | None:
 
 
 def figure(value: float | None) -> str:
-    """Three digits that matter."""
+    """Format with three significant digits."""
     if value is None:
         return "-"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
@@ -117,7 +119,7 @@ def figure(value: float | None) -> str:
 
 
 def verdict(metric: Metric, ours: float, ratio: float | None) -> str:
-    """Against the target, and against the bare loop where there is one."""
+    """Compare with the target, and with the bare loop if there is one."""
     words = []
     if metric.target is not None:
         met = ours >= metric.target if metric.higher else ours <= metric.target
@@ -129,11 +131,11 @@ def verdict(metric: Metric, ours: float, ratio: float | None) -> str:
 
 
 def summarize(row: Row, found: dict[str, Samples]) -> list[dict[str, Any]]:
-    """What the table and the JSON say of each metric of a row."""
+    """The lines of the table and of the JSON: one for each metric."""
     lines = []
     for metric in row.metrics:
         if metric.key not in found["ours"]:
-            continue  # what it takes is not installed
+            continue  # it needs something that is not installed
         sides = {
             side: {
                 "best": best(metric, samples[metric.key]),
@@ -194,7 +196,7 @@ def print_line(line: dict[str, Any]) -> None:
 
 
 def markdown(lines: list[dict[str, Any]]) -> str:
-    """The same table for docs/performance.md."""
+    """The table in Markdown, for docs/performance.md."""
     names = ("", "ours", "stock", "bare loop", "x stock", "of bare", "target")
     table = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     for line in lines:
@@ -245,12 +247,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="little work and one repetition: that it runs, not how fast",
+        help="one short repetition: tests that it runs, not how fast",
     )
     parser.add_argument(
-        "--repeat", type=int, metavar="N", help="turns of each row (3)"
+        "--repeat",
+        type=int,
+        metavar="N",
+        help="number of turns of each row (3)",
     )
-    parser.add_argument("--engine", help="ours: native or nixl")
+    parser.add_argument("--engine", help="our engine: native or nixl")
     parser.add_argument("--json", metavar="FILE", help="write the result")
     parser.add_argument(
         "--markdown", metavar="FILE", help="write the table for the docs"
@@ -259,7 +264,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = set(options.rows or []) - {row.name for row in ROWS}
     if unknown:
         names = " ".join(row.name for row in ROWS)
-        parser.error(f"no such row: {' '.join(unknown)}; rows: {names}")
+        parser.error(f"unknown row: {' '.join(unknown)}; rows: {names}")
     return options
 
 
@@ -272,7 +277,7 @@ def main() -> int:
         f"bare loops with {about['bare_threads']} threads"
     )
     if not options.stock_python:
-        print("stock: left out, no --stock-python given")
+        print("stock NIXL is not measured: --stock-python is not set")
     failed = 0
     lines = []
     with tempfile.TemporaryDirectory() as folder:

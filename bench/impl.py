@@ -1,7 +1,7 @@
-"""The two implementations behind one face, and memory for them to move.
+"""One interface to both implementations, and memory for them to move.
 
-Everything here runs in the Python that has the implementation installed, and
-uses only what both of them have; what ours has more is asked for by name.
+This module runs in the Python that has the implementation installed.  It uses
+only the API that both have, except where it tests `ours`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 MIB = 1 << 20
-GRACE_S = 60.0  # nothing measured here takes as long as this
+GRACE_S = 60.0  # every transfer here ends sooner
 
 
 class Impl:
@@ -42,7 +42,7 @@ class Impl:
         return self.agent_class(name, self.config_class(**config))
 
     def finish(self, agent: Any, handle: Any, state: str) -> None:
-        """Until the transfer has ended, the way each is meant to be used."""
+        """Wait for the end of a transfer in the intended way of each."""
         if state == "DONE":
             return
         if self.ours:
@@ -51,16 +51,16 @@ class Impl:
         deadline = time.monotonic() + GRACE_S
         while (state := agent.check_xfer_state(handle)) == "PROC":
             if time.monotonic() > deadline:
-                raise TimeoutError("the transfer does not end")
+                raise TimeoutError("the transfer did not end")
         if state != "DONE":
-            raise RuntimeError(f"the transfer ended as {state}")
+            raise RuntimeError(f"the transfer ended with {state}")
 
 
 class Memory:
-    """Pages that are there: private, or shared where ours can map them.
+    """Touched pages: private, or, with `impl`, a shared buffer.
 
-    4 KiB pages in every process and in the bare loops, so that none of them
-    gains by how its allocator asked for memory.
+    All processes and the bare loops use 4 KiB pages, so that the allocator
+    makes no difference.
     """
 
     def __init__(self, size: int, impl: Impl | None = None) -> None:
@@ -101,7 +101,7 @@ def prepare(agent: Any, who: str, table: Any) -> Any:
 
 
 def scatter(count: int, seed: int) -> np.ndarray:
-    """A random order of 0 .. count - 1, int64 as vLLM has it."""
+    """A random order of 0 .. count - 1, int64 as in vLLM."""
     return np.random.default_rng(seed).permutation(count).astype(np.int64)
 
 
@@ -114,17 +114,17 @@ def _status_kib(field: str) -> int:
 
 
 def peak_growth(work: Callable[[], Any]) -> tuple[float, Any]:
-    """MB that the process grew by at the most while `work` ran."""
+    """Peak growth of the process in MB while `work` ran."""
     gc.collect()
     before = _status_kib("VmRSS")
     with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # the peak starts again from here
+        reset.write("5")  # reset the peak
     result = work()
     return max(0.0, (_status_kib("VmHWM") - before) * 1024 / 1e6), result
 
 
 def tail(seconds: list[float]) -> dict[str, list[float]]:
-    """Microseconds that 99 % of the calls keep to, and the longest one."""
+    """The 99th percentile and the maximum, in microseconds."""
     ordered = sorted(seconds)
     return {
         "p99_us": [ordered[len(ordered) * 99 // 100] * 1e6],

@@ -1,4 +1,4 @@
-"""Rows about single calls, within one process."""
+"""Rows that measure single calls within one process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Samples = dict[str, list[float]]
 
 MILLION = 1_000_000
 MANY = 100_000  # regions
-PIECE = 64  # bytes of a descriptor where only the list is measured
+PIECE = 64  # bytes of a descriptor in rows that measure only lists
 SMALL = 512
 
 
 class Pair:
-    """Two agents of this process; the first knows the second."""
+    """Two agents of this process; the first has loaded the second."""
 
     def __init__(self, impl: Any, size: int) -> None:
         self.impl = impl
@@ -32,7 +32,7 @@ class Pair:
         self.agent.add_remote_agent(self.other.get_agent_metadata())
 
     def sides(self, length: int) -> tuple[Any, Any]:
-        """Prepared lists of every block, ours and theirs."""
+        """Prepared lists of all blocks, local and remote."""
         return tuple(
             prepare(agent, who, blocks(memory.address, memory.size, length))
             for agent, who, memory in (
@@ -45,7 +45,7 @@ class Pair:
 def timed(
     repeat: int, work: Callable[[], Any], undo: Any = None
 ) -> list[float]:
-    """Seconds of each run after one to warm up; `undo` is not timed."""
+    """Seconds of each run after a warm-up run; `undo` is not timed."""
     found = []
     for _ in range(repeat + 1):
         started = time.perf_counter()
@@ -62,7 +62,7 @@ def scaled(seconds: list[float], factor: float) -> list[float]:
 
 
 def _prepare_straight(agent: Any, who: str, table: Any) -> Any:
-    """In one call, without a descriptor list in between."""
+    """Prepare in one call, without a descriptor list in between."""
     return agent.prep_xfer_dlist(who, table, "DRAM")
 
 
@@ -72,7 +72,7 @@ def _prepare_row(
     repeat: int,
     how: Callable[[Any, str, Any], Any] = prepare,
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run, and MB that the first takes at its peak."""
+    """Milliseconds of each run, and the peak growth in MB of the first."""
     memory = Memory(MILLION * 2 * PIECE)
     agent = impl.agent("A")
     agent.register_memory(memory.region(), "DRAM")
@@ -101,8 +101,8 @@ def prepare_random(impl: Any, quick: bool) -> Samples:
 
 
 def prepare_strided(impl: Any, quick: bool) -> Samples:
-    """1 M descriptors a fixed distance apart, from an Nx3 array: by way of
-    get_xfer_descs() as vLLM does it, and straight from the array."""
+    """1 M descriptors at a regular stride, from an Nx3 array: through
+    get_xfer_descs() as vLLM does it, and directly from the array."""
     repeat = 3 if quick else 9
     found = {}
     found["ms"], found["mb"] = _prepare_row(impl, _strided_table, repeat)
@@ -123,7 +123,7 @@ def prepare_tuples(impl: Any, quick: bool) -> Samples:
 
 
 def _many_regions(memory: Memory) -> list[tuple[int, int, int, str]]:
-    """Regions with a gap behind each."""
+    """Regions with a gap after each."""
     return [
         (memory.address + at, PIECE, 0, "")
         for at in range(0, memory.size, 2 * PIECE)
@@ -131,9 +131,9 @@ def _many_regions(memory: Memory) -> list[tuple[int, int, int, str]]:
 
 
 def prepare_regions(impl: Any, quick: bool) -> Samples:
-    """Rows that each lie in a region of their own, from an Nx3 array, of this
-    agent and of a peer: 100 k in the order of the addresses, and 10 k in
-    random order, of which stock takes 15 s for 100 k."""
+    """Rows in as many regions, from an Nx3 array, of this agent and of a
+    peer: 100 k in order of their addresses, and 10 k in random order (stock
+    takes 15 s for 100 k of these)."""
     memory = Memory(MANY * 2 * PIECE)
     agent, other = impl.agent("A"), impl.agent("B")
     agent.register_memory(_many_regions(memory), "DRAM")
@@ -167,7 +167,7 @@ def _make_row(impl: Any, mine: Any, theirs: Any, repeat: int) -> list[float]:
 
 
 def make_contiguous(impl: Any, quick: bool) -> Samples:
-    """make_prepped_xfer of 8 576 indices one after the other."""
+    """make_prepped_xfer of 8 576 consecutive indices."""
     chosen = np.arange(1000, 1000 + 8576, dtype=np.int64)
     seconds = _make_row(impl, chosen, chosen, 50 if quick else 500)
     return {"us": scaled(seconds, 1e6)}
@@ -181,14 +181,14 @@ def make_scattered(impl: Any, quick: bool) -> Samples:
 
 
 def _per_call(work: Callable[[], Any], calls: int, repeat: int) -> list[float]:
-    """Microseconds a call, the loop included, after one round to warm up."""
+    """Microseconds for each call, including the loop, after a warm-up."""
     timer = timeit.Timer(work)
     timer.timeit(calls // 10)
     return [value / calls * 1e6 for value in timer.repeat(repeat, calls)]
 
 
 def make_one(impl: Any, quick: bool) -> Samples:
-    """make_prepped_xfer of one index, made and released."""
+    """make_prepped_xfer of one index, and its release."""
     pair = Pair(impl, 1 << 20)
     local, remote = pair.sides(PIECE)
     chosen = np.array([7], np.int64)
@@ -204,7 +204,7 @@ def make_one(impl: Any, quick: bool) -> Samples:
 
 
 def polls(impl: Any, quick: bool) -> Samples:
-    """check_xfer_state of a done transfer; get_new_notifs with none."""
+    """check_xfer_state of a completed transfer; get_new_notifs, empty."""
     pair = Pair(impl, 1 << 20)
     local, remote = pair.sides(SMALL)
     agent = pair.agent
@@ -225,7 +225,7 @@ def polls(impl: Any, quick: bool) -> Samples:
 
 
 def small_transfer(impl: Any, quick: bool) -> Samples:
-    """512 bytes between two agents of a process, made to released."""
+    """512 bytes between two agents of a process, from make to release."""
     pair = Pair(impl, 1 << 20)
     local, remote = pair.sides(SMALL)
     agent, finish = pair.agent, impl.finish
@@ -243,8 +243,8 @@ def small_transfer(impl: Any, quick: bool) -> Samples:
 
 
 def _post_scattered(impl: Any, times: int) -> tuple[list[float], list[float]]:
-    """Seconds on the caller's thread, and in all, of a transfer of 100 k
-    scattered pieces of 512 bytes."""
+    """Seconds on the caller's thread and seconds in total, for a transfer of
+    100 k scattered pieces of 512 bytes."""
     count = 100_000
     pair = Pair(impl, count * 2 * SMALL)
     local, remote = pair.sides(SMALL)
@@ -269,12 +269,12 @@ def scattered_transfer(impl: Any, quick: bool) -> Samples:
 
 
 def transfer_tail(impl: Any, quick: bool) -> Samples:
-    """The longest that transfer() of them holds its caller."""
+    """The longest time that transfer() of them blocks its caller."""
     return tail(_post_scattered(impl, 50 if quick else 500)[0])
 
 
 class Heartbeat:
-    """A thread that wants the GIL all the time and notes its longest wait."""
+    """A thread that always needs the GIL and records its longest wait."""
 
     def __init__(self) -> None:
         self.longest = 0.0

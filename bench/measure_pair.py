@@ -1,4 +1,4 @@
-"""Rows about two processes of one host."""
+"""Rows that measure two processes of one host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from peer import Peer
 Samples = dict[str, list[float]]
 
 VOLUME = 256 * MIB
-SEEDS = (11, 12)  # of the local and the remote order; bare.py uses them too
+SEEDS = (11, 12)  # for the local and the remote order, also in bare.py
 
 
 class Reader:
-    """This process's side: an agent, memory, and a peer to read from."""
+    """The side of this process: an agent, memory, and a peer."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Reader:
         threads: int | None = None,
         python: str | None = None,
     ) -> None:
-        """`python`: that of a stock peer; else it is one of the same kind."""
+        """`python`: the Python of a stock peer; None: a peer like `impl`."""
         self.impl = impl
         self.peer = Peer(
             "stock" if python else impl.name, size, shared, python
@@ -68,13 +68,13 @@ class Reader:
         return time.perf_counter() - started
 
     def check(self, block: int, mine: Any, theirs: Any) -> None:
-        """The peer's memory holds the numbers of its words."""
+        """Check the data: each word of the peer's memory is its index."""
         words = block // 8
         found = self.memory.words().reshape(-1, words)[mine]
         wanted = theirs.astype(np.uint64)[:, None] * np.uint64(words)
         wanted = wanted + np.arange(words, dtype=np.uint64)
         if not np.array_equal(found, wanted):
-            raise RuntimeError("the bytes that arrived are wrong")
+            raise RuntimeError("the received bytes are wrong")
 
 
 def _bandwidth(impl: Any, block: int, shared: bool, quick: bool) -> Samples:
@@ -120,7 +120,7 @@ def shared_1m(impl: Any, quick: bool) -> Samples:
 
 
 def read_latency(impl: Any, quick: bool) -> Samples:
-    """One 4 KiB block, posted again and again; the median."""
+    """The median time of one 4 KiB block, posted repeatedly."""
     with Reader(impl, MIB) as reader:
         one, other = np.array([3]), np.array([200])
         handle = reader.handle(4096, one, other)
@@ -131,7 +131,7 @@ def read_latency(impl: Any, quick: bool) -> Samples:
 
 
 def notification(impl: Any, quick: bool) -> Samples:
-    """There and back, both sides polling; the median."""
+    """The median time of a round trip while both sides poll."""
     with Reader(impl, MIB) as reader:
         agent = reader.agent
         count = 50 if quick else (2000 if impl.ours else 200)
@@ -142,6 +142,6 @@ def notification(impl: Any, quick: bool) -> Samples:
             agent.send_notif("peer", b"%d" % number)
             while not agent.get_new_notifs():
                 if time.perf_counter() - started > 30:
-                    raise TimeoutError("no notification came back")
+                    raise TimeoutError("no notification returned")
             seconds.append(time.perf_counter() - started)
     return {"us": [statistics.median(seconds[count // 10 :]) * 1e6]}

@@ -1,4 +1,4 @@
-"""Rows about the process: importing, and doing nothing."""
+"""Rows that measure the process: the import, and an idle agent."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Samples = dict[str, list[float]]
 
 
 def import_time(name: str, quick: bool) -> Samples:
-    """Time to import and the memory of the process afterwards.
+    """The time of the import, and the memory of the process after it.
 
-    Runs before anything else is imported: see worker.py.
+    It runs before any other import (worker.py).
     """
     started = time.perf_counter()
     if name == "ours":
@@ -29,10 +29,10 @@ def import_time(name: str, quick: bool) -> Samples:
 
 
 def idle(impl: Any, quick: bool) -> Samples:
-    """Cores used by a default agent that has nothing to do.
+    """Cores used by an idle agent with the default configuration.
 
-    Ours has a peer in another process and a running listener as well, which
-    stock has not.
+    Ours also has a peer in another process and a running listener; stock has
+    neither.
     """
     from peer import Peer
 

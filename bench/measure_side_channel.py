@@ -1,7 +1,7 @@
-"""Rows about the side channel; only ours has one.
+"""Rows that measure the side channel; stock NIXL has none.
 
-vLLM has a handshake over ZeroMQ: it is measured beside ours where pyzmq and
-msgpack are installed.
+If pyzmq and msgpack are installed, vLLM's handshake over ZeroMQ is measured
+for comparison.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Samples = dict[str, list[float]]
 
 HANGING = 2000
 PEERS = 1000
-# Nothing, one byte of a length, the start of a request, and no request at
-# all; the last is refused at once, the others hang on to their connection.
+# Nothing, one byte of a length, the start of a request, and garbage.  The
+# listener refuses the garbage at once; the others keep their connections.
 OPENINGS = (b"", b"\0", b"\0\0\0\x0cGET_", b"\xff garbage, not a request")
 
 
 def _raise_file_limit(wanted: int) -> None:
-    """Room for the clients in this process and in the server it starts."""
+    """Allow enough descriptors, also for the server process."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY:
         wanted = min(wanted, hard)
@@ -49,7 +49,7 @@ def _requests(ask: Callable[[], bytes], count: int) -> Samples:
         blob = ask()
         seconds.append(time.perf_counter() - started)
         if len(blob) != 1024:
-            raise RuntimeError("a reply of the wrong size")
+            raise RuntimeError("the reply has the wrong size")
     cuts = statistics.quantiles(seconds[count // 10 :], n=100)
     return {"p50_us": [cuts[49] * 1e6], "p99_us": [cuts[98] * 1e6]}
 
@@ -75,22 +75,22 @@ def _measure(
 
 
 def side_channel(impl: Any, quick: bool) -> Samples:
-    """1 KiB of metadata asked for, one request after the other."""
+    """Requests for 1 KiB of metadata, one after the other."""
     return _measure(impl, quick, 0)
 
 
 def side_channel_crowd(impl: Any, quick: bool) -> Samples:
-    """The same with 2 000 clients that hang on the server."""
+    """The same while 2 000 other clients stay connected."""
     return _measure(impl, quick, HANGING)
 
 
 def side_channel_http(impl: Any, quick: bool) -> Samples:
-    """1 KiB of metadata asked for by HTTP, a new connection for each."""
+    """Requests for 1 KiB of metadata by HTTP, each on a new connection."""
     return _measure(impl, quick, 0, "HttpSideChannel")
 
 
 def side_channel_many(impl: Any, quick: bool) -> Samples:
-    """So many different peers asked at once, by one thread."""
+    """One thread requests the metadata of PEERS peers at once."""
     _raise_file_limit(10 * PEERS + 200)
     found: Samples = {}
     for name in ("Tcp", "Zmq", "Http"):
@@ -115,7 +115,7 @@ def side_channel_many(impl: Any, quick: bool) -> Samples:
 def side_channel_zmq(impl: Any, quick: bool) -> Samples:
     """vLLM's handshake: ours at both ends, and pyzmq at both ends, in turns.
 
-    Ours with a new connection for each exchange, as the other.
+    Both use a new connection for each exchange.
     """
     peer = Peer(impl.name, 1 << 20)
     count, rounds = (60, 1) if quick else (200, 5)

@@ -1,4 +1,4 @@
-"""Rows about two processes that UCX connects, as it does between hosts."""
+"""Rows that measure two processes connected by UCX, as between hosts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BLOCKS = (16 << 10, 64 << 10, 1 << 20)
 
 
 def _switch_to_ucx(transports: str | None) -> None:
-    """Both processes: no shared memory; what UCX finds, or these alone."""
+    """Use UCX in both processes, with all or only these transports."""
     os.environ["VLLM_NIXL_SAME_HOST"] = "0"
     if transports is not None:
         os.environ["UCX_TLS"] = transports
 
 
 def _has_ucx(impl: Any) -> bool:
-    """Ours does without it where there is no libucp."""
+    """Ours also works without a libucp; then these rows are left out."""
     return not impl.ours or "ucx" in impl.agent("probe").describe()
 
 
@@ -38,13 +38,13 @@ def _move(reader: Reader, block: int, times: int) -> Samples:
     reader.post_seconds.clear()
     read_seconds = [reader.run(reads) for _ in range(times)]
     post_seconds = list(reader.post_seconds)
-    # What is there now goes there and back again.
+    # Write the content to the peer, then read it back.
     content = reader.memory.words().copy()
     write_seconds = [reader.run(writes) for _ in range(times)]
     reader.memory.array[:] = 0
     reader.run(reads)
     if not np.array_equal(reader.memory.words(), content):
-        raise RuntimeError("the bytes that were written are wrong")
+        raise RuntimeError("the written bytes are wrong")
     name = f"{block >> 10}k"
     return {
         f"read_{name}": [size / value / 1e9 for value in read_seconds[1:]],
@@ -56,8 +56,8 @@ def _move(reader: Reader, block: int, times: int) -> Samples:
 def _moves(
     impl: Any, quick: bool, threads: int = 1, transports: str | None = None
 ) -> Samples:
-    """Stock always has its default: one worker, which the caller's thread and
-    its progress thread share."""
+    """Stock always uses its default: one worker, which the caller's thread
+    and the progress thread share."""
     _switch_to_ucx(transports)
     if not _has_ucx(impl):
         return {}
@@ -86,8 +86,8 @@ def ucx_tcp(impl: Any, quick: bool) -> Samples:
 
 
 def _wakes(impl: Any, count: int, python: str | None) -> list[float]:
-    """Microseconds from a peer's send to this process's being awake.  Both
-    see the same clock, since both are on this host."""
+    """Microseconds from a peer's send to the wake-up of this process.  Both
+    processes read the same clock, because both run on this host."""
     found = []
     with Reader(impl, MIB, python=python) as reader:
         agent = reader.agent
@@ -98,7 +98,7 @@ def _wakes(impl: Any, count: int, python: str | None) -> list[float]:
             messages: list[bytes] = []
             while not messages:
                 if not poll.poll(30_000):
-                    raise TimeoutError("no notification came")
+                    raise TimeoutError("no notification arrived")
                 now = time.monotonic_ns()
                 for some in agent.get_new_notifs().values():
                     messages += some
@@ -107,8 +107,8 @@ def _wakes(impl: Any, count: int, python: str | None) -> list[float]:
 
 
 def ucx_wake(impl: Any, quick: bool) -> Samples:
-    """A notification to an agent that sleeps on its descriptor; from a peer
-    of ours, and from stock where there is one."""
+    """The time of a notification to an agent that sleeps on its descriptor,
+    from one of our agents, and from a stock agent if stock is installed."""
     _switch_to_ucx(None)
     if not _has_ucx(impl):
         return {}

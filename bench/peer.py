@@ -1,7 +1,7 @@
 """The other process of a two-process row.
 
-`Peer` starts it and talks to it by lines of JSON over its standard input and
-output, so that only what is measured goes through the implementation.
+`Peer` starts the process and sends it commands as lines of JSON over standard
+input and output.  Only the measured operations use the implementation.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
 NAME = "peer"
-LISTENERS: list[Any] = []  # they live as long as the process
+LISTENERS: list[Any] = []  # kept until the process ends
 
 
 class Peer:
@@ -45,7 +45,7 @@ class Peer:
     def _answer(self) -> Any:
         line = self.process.stdout.readline()  # type: ignore[union-attr]
         if not line:
-            raise RuntimeError("the peer process ended")
+            raise RuntimeError("the peer process exited")
         return json.loads(line)
 
     def ask(self, command: str, **arguments: Any) -> Any:
@@ -58,7 +58,7 @@ class Peer:
         self.process.stdin.flush()  # type: ignore[union-attr]
 
     def introduce(self, agent: Any) -> None:
-        """Each learns of the other."""
+        """Load each agent's metadata into the other."""
         agent.add_remote_agent(self.metadata)
         blob = base64.b64encode(agent.get_agent_metadata()).decode()
         self.ask("load", metadata=blob)
@@ -73,7 +73,7 @@ class Peer:
 
 
 def echo(agent: Any, back_to: str, count: int) -> None:
-    """Send every notification back at once, polling as clients do."""
+    """Return every notification at once, polling as clients do."""
     deadline = time.monotonic() + 60
     while count > 0 and time.monotonic() < deadline:
         for messages in agent.get_new_notifs().values():
@@ -83,14 +83,14 @@ def echo(agent: Any, back_to: str, count: int) -> None:
 
 
 def tell_time(agent: Any, to: str, after: float) -> None:
-    """In a moment, when the other side sleeps."""
+    """Send the time after a pause, when the other side sleeps."""
     time.sleep(after)
     agent.send_notif(to, b"%d" % time.monotonic_ns())
 
 
 def claim_stdout() -> TextIO:
-    """Keep standard output for answers; what libraries print goes to
-    standard error instead."""
+    """Reserve standard output for answers.  Redirect the output of libraries
+    to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return out
@@ -129,7 +129,7 @@ def serve(impl: Any, size: int, shared: bool) -> None:
 
 
 def listen(impl: Any, kind: str, size: int) -> int:
-    """Serve so many bytes over a side channel, or as vLLM does (pyzmq)."""
+    """Serve `size` bytes over a side channel, or as vLLM does (pyzmq)."""
     if kind == "pyzmq":
         import stock_handshake
 

@@ -1,4 +1,4 @@
-"""The rows of the benchmark: what is measured, and its target."""
+"""The rows of the benchmark: their metrics and targets."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a row; a lower one is better unless said otherwise."""
+    """One figure of a row.  Lower is better, unless `higher` is set."""
 
     key: str
     text: str
     unit: str
     target: float | None
     higher: bool = False
-    bare_target: float | None = None  # of ours to the bare loop
+    bare_target: float | None = None  # for the ratio to the bare loop
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _shared(name: str, block: int, text: str) -> Row:
 
 
 def _ucx(name: str, text: str, post: bool = False) -> Row:
-    """Whether they reach what stock does shows in the column x stock."""
+    """Transfers by UCX.  The column "x stock" compares them with stock."""
     metrics = [
         Metric(
             f"{operation}_{block}k",
@@ -77,7 +77,7 @@ ROWS = [
         "import",
         [
             Metric("ms", "import", "ms", 30),
-            Metric("mb", "memory of the process after it", "MB", 25),
+            Metric("mb", "memory of the process after the import", "MB", 25),
         ],
     ),
     Row(
@@ -93,9 +93,9 @@ ROWS = [
         "prepare_strided",
         [
             Metric("ms", "prepare 1 M, regular stride", "ms", 4),
-            Metric("mb", "memory that it takes meanwhile", "MB", 1),
-            Metric("straight_ms", "the same, straight from Nx3", "ms", 4),
-            Metric("straight_mb", "memory that it takes meanwhile", "MB", 1),
+            Metric("mb", "peak memory of that", "MB", 1),
+            Metric("straight_ms", "the same, directly from Nx3", "ms", 4),
+            Metric("straight_mb", "peak memory of that", "MB", 1),
         ],
     ),
     Row(
@@ -106,16 +106,23 @@ ROWS = [
         "prepare_regions",
         [
             Metric(
-                "local_ordered_ms", "prepare 100 k, a region each", "ms", None
+                "local_ordered_ms",
+                "prepare 100 k rows in 100 k regions",
+                "ms",
+                None,
             ),
-            Metric("remote_ordered_ms", "the same, of a peer", "ms", None),
+            Metric(
+                "remote_ordered_ms", "the same, regions of a peer", "ms", None
+            ),
             Metric(
                 "local_shuffled_ms",
                 "10 k of them, in random order",
                 "ms",
                 None,
             ),
-            Metric("remote_shuffled_ms", "the same, of a peer", "ms", None),
+            Metric(
+                "remote_shuffled_ms", "the same, regions of a peer", "ms", None
+            ),
         ],
     ),
     Row(
@@ -139,23 +146,25 @@ ROWS = [
     ),
     Row(
         "small_transfer",
-        [Metric("us", "512 bytes in a process, made to released", "us", 2)],
+        [Metric("us", "512 bytes in a process, make to release", "us", 2)],
     ),
     Row(
         "scattered_transfer",
         [
             Metric("caller_ms", "transfer(), 100 k x 512 B", "ms", 0.1),
-            Metric("all_ms", "the same, until it is done", "ms", 60),
+            Metric("all_ms", "the same, until completion", "ms", 60),
         ],
     ),
     Row(
         "transfer_tail",
         [
-            Metric("p99_us", "transfer() of them, p99 of 500", "us", 100),
+            Metric(
+                "p99_us", "transfer(), 100 k x 512 B, p99 of 500", "us", 100
+            ),
             Metric("longest_us", "the same, the longest", "us", 100),
         ],
         stock=False,
-        bare=("wake", 7000),  # the other thread is busy for about so long
+        bare=("wake", 7000),  # us for which the other thread is busy
     ),
     _read("read_4k", 4 << 10, 4.8, "4 KiB"),
     _read("read_16k", 16 << 10, 7, "16 KiB"),
@@ -172,7 +181,7 @@ ROWS = [
     ),
     Row(
         "notification",
-        [Metric("us", "notification there and back, p50", "us", 30)],
+        [Metric("us", "notification round trip, p50", "us", 30)],
     ),
     _ucx("ucx", "", post=True),
     _ucx("ucx_two", ", two workers"),
@@ -184,26 +193,28 @@ ROWS = [
             Metric("from_stock_us", "the same, from stock", "us", 60),
         ],
         stock=False,
-        bare=("deliver", 2000),  # the peer sends after so long, too
+        bare=("deliver", 2000),  # the same pause as in ucx_wake
     ),
     Row(
         "gil_stall",
         [Metric("ms", "another thread's wait, preparing 1 M", "ms", 1)],
     ),
     _asked("side_channel", "side channel, 1 KiB", 300),
-    _asked("side_channel_crowd", "with 2 000 hanging clients", 300),
+    _asked(
+        "side_channel_crowd", "the same, 2 000 other clients connected", 300
+    ),
     _asked(
         "side_channel_zmq",
         "vLLM's handshake by ZMQ, 1 KiB",
         600,
-        Metric("pyzmq_p50_us", "pyzmq doing it, p50", "us", None),
+        Metric("pyzmq_p50_us", "the same by pyzmq, p50", "us", None),
         Metric("pyzmq_p99_us", "the same, p99", "us", None),
     ),
     _asked("side_channel_http", "side channel by HTTP, 1 KiB", 1000),
     Row(
         "side_channel_many",
         [
-            Metric("tcp_ms", "1 000 peers asked at once, TCP", "ms", 1000),
+            Metric("tcp_ms", "1 000 requests at once, TCP", "ms", 1000),
             Metric("zmq_ms", "the same, ZMQ", "ms", 1000),
             Metric("http_ms", "the same, HTTP", "ms", 1000),
         ],

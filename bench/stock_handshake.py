@@ -1,7 +1,7 @@
-"""Stock vLLM's handshake, with pyzmq and msgpack as its connector uses them.
+"""Stock vLLM's handshake with pyzmq and msgpack, as in vLLM's connector.
 
-Connector version 12: a context and a socket for each exchange at the client,
-one ROUTER in a thread at the listener.
+Connector version 12: the client creates a context and a socket for each
+exchange; the listener has one ROUTER in a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GET_META_MSG = b"get_meta_msg"
 
 
 def listen(blob: bytes) -> int:
-    """Serve `blob` to every rank for as long as the process lives."""
+    """Serve `blob` to every rank until the process ends."""
     context = zmq.Context()
     sock = context.socket(zmq.ROUTER)
     port = sock.bind_to_random_port("tcp://127.0.0.1")

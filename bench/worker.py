@@ -2,8 +2,8 @@
 
     worker.py ours|stock ROW [--quick]
 
-Every measurement has a process of its own: neither implementation sees what
-the other, or an earlier row, left behind.
+Every measurement runs in its own process, so that earlier rows and the other
+implementation cannot affect it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main() -> int:
     os.dup2(2, 1)
     quick = "--quick" in sys.argv
     if row == "import":
-        # Nothing but the interpreter may be loaded before this.
+        # Import no other module before this.
         from measure_process import import_time
 
         samples, version = import_time(name, quick), ""

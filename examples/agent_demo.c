@@ -1,6 +1,7 @@
 /*
- * Two agents of one process: register memory, hand metadata over, prepare
- * descriptor lists, read some blocks, wait for the end, see the notification.
+ * Two agents of one process: register memory, exchange metadata, prepare
+ * descriptor lists, read some blocks, wait for the transfer, receive the
+ * notification.
  *
  *   cc agent_demo.c $(pkg-config --cflags --libs vnx) -o agent_demo
  */
@@ -22,7 +23,7 @@ typedef struct side {
     unsigned char *memory;
 } side_t;
 
-/* Every call of the library that can fail goes through here. */
+/* Exit with the error if a call of the library failed. */
 static void
 check(vnx_status_t status, const vnx_error_t *error)
 {
@@ -43,7 +44,7 @@ fail(const char *what)
     exit(1);
 }
 
-/* An agent that owns BLOCKS blocks of one region. */
+/* Create an agent and register one region of BLOCKS blocks. */
 static void
 side_init(side_t *side, const char *name)
 {
@@ -73,7 +74,8 @@ side_fini(side_t *side)
     free(side->memory);
 }
 
-/* What a program would send over a side channel (side_channel_demo.c). */
+/* Load the metadata of `who`, which a real program receives over a side
+ * channel (side_channel_demo.c). */
 static void
 introduce(side_t *to, side_t *who)
 {
@@ -90,7 +92,7 @@ introduce(side_t *to, side_t *who)
     free(blob.data);
 }
 
-/* A prepared list of every block of `owner`; peer "" is the agent itself. */
+/* Prepare a list of all blocks of `owner`; peer "" is the agent itself. */
 static vnx_dlist_t *
 prepare(side_t *side, const char *peer, const side_t *owner)
 {
@@ -137,7 +139,7 @@ pull(side_t *decode, vnx_dlist_t *local, vnx_dlist_t *remote,
     check(vnx_xfer_release(xfer, &error), &error);
 }
 
-/* Sleep until the notification is there. */
+/* Sleep until the notification has arrived. */
 static void
 await_notification(side_t *side)
 {
@@ -148,10 +150,10 @@ await_notification(side_t *side)
     check(vnx_agent_fileno(side->agent, &event.fd, &error), &error);
     while ((notifs = vnx_agent_take_notifs(side->agent)) == NULL) {
         if (poll(&event, 1, TIMEOUT_MS) != 1) {
-            fail("no notification came");
+            fail("the notification did not arrive");
         }
     }
-    printf("%s was told \"%.*s\" by %.*s\n", side->name,
+    printf("%s received \"%.*s\" from %.*s\n", side->name,
            (int)notifs->message_len, (const char *)notifs->message,
            (int)notifs->sender_len, notifs->sender);
     vnx_notif_free(notifs);
@@ -181,10 +183,10 @@ main(void)
         if (memcmp(decode.memory + (size_t)i * BLOCK_BYTES,
                    prefill.memory + (size_t)rows[i] * BLOCK_BYTES,
                    BLOCK_BYTES) != 0) {
-            fail("a block is not what it must be");
+            fail("a block has wrong content");
         }
     }
-    puts("every byte is right");
+    puts("every byte is correct");
     vnx_dlist_release(remote);
     vnx_dlist_release(local);
     side_fini(&decode);

@@ -2,10 +2,10 @@
 
     python examples/offload.py [--folder FOLDER] [--blocks N] [--block-kib N]
 
-A cache of blocks in memory is larger than what the engine wants to keep: the
-blocks of a request that pauses go to a file, and come back, to other places,
-when it goes on. Files are storage of NIXL's backend POSIX, which the engine
-"nixl" of vllm_nixl loads with the stock library (pip install nixl).
+When a request pauses, its blocks move from memory to a file. When it
+continues, they return to other places in memory. NIXL's backend POSIX moves
+data to files; the engine "nixl" of vllm_nixl loads it with the stock library
+(pip install nixl).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Row = tuple[int, int, int]
 
 
 class Cache:
-    """`count` blocks of memory, side by side."""
+    """`count` contiguous blocks of memory."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
@@ -73,7 +73,7 @@ class Offloader:
     def move(
         self, operation: str, blocks: list[int], slots: list[int]
     ) -> None:
-        """WRITE blocks to slots of the file, or READ them from there."""
+        """WRITE blocks to slots of the file, or READ them from the slots."""
         with self.agent.make_prepped_xfer(
             operation, self.blocks, blocks, self.slots, slots
         ) as handle:
@@ -102,7 +102,7 @@ def run(folder: str, count: int, size: int) -> bool:
         offloader.move("WRITE", list(range(count)), list(range(count)))
         print("offloaded:", speed(count * size, time.perf_counter() - start))
 
-        # Other requests use the memory meanwhile.
+        # Meanwhile, other requests use the memory.
         cache.memory[:] = bytes(count * size)
 
         places = random.Random(7).sample(range(count), count)
@@ -113,7 +113,7 @@ def run(folder: str, count: int, size: int) -> bool:
             zlib.crc32(cache.block(place)) == sums[i]
             for i, place in enumerate(places)
         )
-        print("every block is what it was" if good else "BLOCKS DIFFER")
+        print("every block is unchanged" if good else "BLOCKS DIFFER")
         return good
     finally:
         offloader.close()
@@ -122,7 +122,7 @@ def run(folder: str, count: int, size: int) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", help="where the file goes")
+    parser.add_argument("--folder", help="folder for the file")
     parser.add_argument("--blocks", type=int, default=64)
     parser.add_argument("--block-kib", type=int, default=1024)
     options = parser.parse_args()

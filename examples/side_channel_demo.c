@@ -1,14 +1,14 @@
 /*
- * Two instances, prefill and decode, that hand their metadata to each other
- * over the side channel: one after the other, both at once, a crowd, and then
- * the metadata of several ranks, asked for at once from one thread.
+ * Two instances, prefill and decode, exchange their metadata over the side
+ * channel: one after the other, both at once, with many clients at once, and
+ * at last the metadata of several ranks, requested at once by one thread.
  *
  *   side_channel_demo [--prefill-port N] [--decode-port N]
  *                     [--prefill-bytes N] [--decode-bytes N] [--clients N]
  *                     [--transport tcp|zmq|http] [--secret TEXT]
  *
- * Ports are 18000 and 18001 unless told otherwise; 0 takes any free one.
- * Exits with 1 when anything fails or any byte is wrong.
+ * The default ports are 18000 and 18001; 0 binds any free port.  Exits with
+ * 1 if a call fails or a byte is wrong.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -27,13 +27,13 @@ static vnx_side_channel_options_t options = {.size = sizeof options};
 
 typedef struct instance {
     const char *name;
-    int port; /* asked for, then bound */
+    int port; /* requested; after the start, bound */
     size_t size;
     unsigned char *metadata;
     vnx_side_channel_t *channel;
 } instance_t;
 
-/* One exchange: `client` asks `server`. */
+/* One exchange: `client` requests the metadata of `server`. */
 typedef struct exchange {
     const instance_t *client, *server;
     double ms;
@@ -111,7 +111,7 @@ exchange_run(void *arg)
         memcmp(metadata, server->metadata, size) != 0) {
         exchange->status = VNX_ERR_MISMATCH;
         snprintf(exchange->error.cause, sizeof exchange->error.cause,
-                 "%zu bytes came, not those that are served", size);
+                 "received %zu bytes that differ from those served", size);
     }
     free(metadata);
     return NULL;
@@ -121,7 +121,7 @@ static int
 exchange_report(const exchange_t *exchange)
 {
     if (exchange->status != VNX_OK) {
-        fprintf(stderr, "%s asked %s: %s: %s\n", exchange->client->name,
+        fprintf(stderr, "%s <- %s: %s: %s\n", exchange->client->name,
                 exchange->server->name, vnx_status_name(exchange->status),
                 exchange->error.cause);
         return -1;
@@ -145,7 +145,7 @@ one_by_one(exchange_t *exchanges, int count)
     return result;
 }
 
-/* Run all of them in threads; the milliseconds until the last was done. */
+/* Run each in a thread; return the milliseconds until the last has ended. */
 static double
 run_at_once(exchange_t *exchanges, int count)
 {
@@ -193,18 +193,18 @@ crowd(const exchange_t *pattern, int count)
             result |= exchange_report(&exchanges[i]);
         }
     }
-    printf("a crowd: %d exchanges in %.3f ms\n", count, ms);
+    printf("many at once: %d exchanges in %.3f ms\n", count, ms);
     return result;
 }
 
-/* A key of each rank, as in every transport: pipeline and tensor rank. */
+/* The key of a rank: pipeline and tensor rank. */
 static size_t
 rank_key(int rank, char key[16])
 {
     return (size_t)snprintf(key, 16, "0,%d", rank);
 }
 
-/* Serve more while the listener runs. */
+/* Add metadata to the running listener. */
 static int
 ranks_serve(const instance_t *server)
 {
@@ -233,7 +233,7 @@ ranks_compare(vnx_side_channel_answer_t *answer, const char *key)
     }
     if (answer->length != strlen(key) ||
         memcmp(answer->metadata, key, answer->length) != 0) {
-        fprintf(stderr, "rank %s: other bytes came\n", key);
+        fprintf(stderr, "rank %s: wrong bytes\n", key);
         result = -1;
     }
     free(answer->metadata);
@@ -283,7 +283,7 @@ kind_of(const char *name)
             return (vnx_side_channel_kind_t)i;
         }
     }
-    fprintf(stderr, "'%s' is no transport\n", name);
+    fprintf(stderr, "unknown transport '%s'\n", name);
     exit(2);
 }
 

@@ -1,11 +1,11 @@
-"""Two processes hand metadata to each other over the side channel; no agent.
+"""Two processes exchange metadata over the side channel, without agents.
 
     python examples/test_side_channel_e2e.py [--bytes N] [--clients N]
 
-A prefill and a decode process each serve some bytes and ask for the other's:
+A prefill and a decode process each serve some bytes and request the other's:
 one after the other, both at once, many at once, and again after a restart on
-the same port.  Every byte is compared; any difference ends with 1.  pytest
-collects the same steps as tests.
+the same port.  They compare every byte; the exit status is 1 if any differs.
+pytest runs the same steps as tests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vllm_nixl import TcpSideChannel, nixlBackendError
 
 try:
     import pytest
-except ImportError:  # run alone
+except ImportError:  # not needed to run this as a program
     pytest = None
 
 HOST = "127.0.0.1"
@@ -29,36 +29,36 @@ PATIENCE = 60  # seconds for one command to the other process
 
 
 def blob(name, size):
-    """Bytes that tell whose they are and where they stand."""
+    """Bytes that identify their owner and their position."""
     unit = f"{name}:".encode() + bytes(range(256))
     return (unit * (size // len(unit) + 1))[:size]
 
 
 class Instance:
-    """What both processes do, by the name of a command."""
+    """One of the two processes; each method is a command."""
 
     def __init__(self, name):
         self.name = name
         self.channel = TcpSideChannel()
 
     def serve(self, size, port=0, name=None):
-        """Serve `size` bytes; the port."""
+        """Serve `size` bytes; return the port."""
         return self.channel.start_listener(port, blob(name or self.name, size))
 
     def stop(self):
         self.channel.shutdown()
 
     def fetch(self, port, name, size):
-        """Ask the listener of `name` and compare; milliseconds it took."""
+        """Request the bytes of `name` and compare; return the milliseconds."""
         start = time.perf_counter()
         metadata = self.channel.request_metadata(HOST, port)
         took = (time.perf_counter() - start) * 1e3
         if metadata != blob(name, size):
-            raise ValueError(f"{self.name} got other bytes than {name} serves")
+            raise ValueError(f"{self.name} received wrong bytes from {name}")
         return took
 
     def fetch_many(self, port, name, size, clients):
-        """`clients` threads ask at once; milliseconds until all are done."""
+        """The same from many threads; return the milliseconds for all."""
         start = time.perf_counter()
         with ThreadPoolExecutor(clients) as pool:
             jobs = [
@@ -70,7 +70,7 @@ class Instance:
         return (time.perf_counter() - start) * 1e3
 
     def fetch_refused(self, port):
-        """Nobody listens there: is that what the error says?"""
+        """Return whether the error says that the port refused."""
         try:
             self.channel.request_metadata(HOST, port)
         except nixlBackendError as error:
@@ -79,7 +79,7 @@ class Instance:
 
 
 def decode_main(pipe):
-    """The decode process: does what it is told until it is told None."""
+    """The decode process: execute commands until None arrives."""
     instance = Instance("decode")
     while (command := pipe.recv()) is not None:
         method, arguments = command
@@ -91,7 +91,7 @@ def decode_main(pipe):
 
 
 class Remote:
-    """An Instance in another process: every method is one of it."""
+    """An Instance in another process, with the same methods."""
 
     def __init__(self):
         context = multiprocessing.get_context("spawn")
@@ -106,7 +106,7 @@ class Remote:
         def call(*arguments):
             self.pipe.send((method, arguments))
             if not self.pipe.poll(PATIENCE):
-                raise TimeoutError(f"decode does not answer {method}")
+                raise TimeoutError(f"decode did not answer {method}")
             result, error = self.pipe.recv()
             if error is not None:
                 raise RuntimeError(f"decode: {method}: {error}")
@@ -118,11 +118,11 @@ class Remote:
         self.pipe.send(None)
         self.process.join(PATIENCE)
         if self.process.exitcode != 0:
-            raise RuntimeError(f"decode ended with {self.process.exitcode}")
+            raise RuntimeError(f"decode exited with {self.process.exitcode}")
 
 
 class Pair:
-    """Prefill here and decode in its own process, both serving."""
+    """Prefill in this process and decode in another; both serve."""
 
     def __init__(self, size=40_000):
         self.prefill, self.decode = Instance("prefill"), Remote()
@@ -141,7 +141,7 @@ class Pair:
             self.ports[server], server, self.sizes[server], *more
         )
 
-    # -- The steps, which are the tests too ---------------------------------
+    # -- The steps, which are also the tests --------------------------------
 
     def one_by_one(self):
         for client, server in [("decode", "prefill"), ("prefill", "decode")]:
@@ -181,7 +181,7 @@ class Pair:
             raise ValueError("a stopped listener still answers")
         self.prefill.serve(777, port, "restarted")
         self.decode.fetch(port, "restarted", 777)
-        print(f"  restarted on port {port}, the new metadata is served")
+        print(f"  restarted on port {port}; it serves the new metadata")
         self.prefill.stop()
         self.prefill.serve(self.sizes["prefill"], port)
 

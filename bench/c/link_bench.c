@@ -1,6 +1,6 @@
 /*
- * How long a notification takes there and back between two processes, and how
- * fast the kernel copies for us beside a bare loop over the same pieces:
+ * Measures the round trip of a notification between two processes, and
+ * compares copying through the kernel with a bare loop over the same pieces:
  *
  *     meson test -C build --benchmark link_bench
  */
@@ -43,8 +43,8 @@ typedef struct end {
     unsigned char instance[VNXI_SHM_ID_SIZE];
     vnxi_shm_info_t info;
     vnxi_hub_t *hub;
-    _Atomic(vnxi_link_t *) echo; /* what comes goes back over it */
-    int called;                  /* an eventfd, written for each one */
+    _Atomic(vnxi_link_t *) echo; /* returns the notifications */
+    int called;                  /* eventfd, written for each one */
     atomic_uint came;
 } end_t;
 
@@ -112,7 +112,7 @@ swap_infos(int fd, const end_t *end, vnxi_shm_info_t *info)
          "the handshake");
 }
 
-/* The other process: sends back what comes, and polls when told to. */
+/* The other process: returns notifications, and polls on request. */
 static void
 run_echo(int fd)
 {
@@ -277,7 +277,7 @@ by_chunks(const vnxi_plan_t *plan, const vnxi_vm_target_t *target)
     return (double)MEMORY / (double)(vnxi_clock_ns() - start);
 }
 
-/* One segment a block, cut into chunks as a plan is. */
+/* One segment for each block, cut into chunks like a plan. */
 static void
 fill_plan(const blocks_t *blocks, vnxi_plan_t *plan)
 {

@@ -1,5 +1,5 @@
 /*
- * How long lists, plans and copying take, each the best of several rounds:
+ * Measures lists, plans and copying; prints the best of several rounds:
  *
  *     meson test -C build --benchmark plan_bench
  */
@@ -304,7 +304,7 @@ copy_stream(void *context)
 }
 
 #ifdef __SSE2__
-/* What vnxi_copy_stream() is held against. */
+/* The loop that vnxi_copy_stream() is compared with. */
 static void
 copy_bare(void *context)
 {

@@ -1,12 +1,12 @@
-"""Two processes, prefill and decode, shake hands and move a KV cache.
+"""Two processes, prefill and decode, exchange metadata and move a KV cache.
 
     python examples/kv_demo [--layers N] [--blocks N] [--block-kib N] ...
 
-Prefill fills a KV cache shaped as vLLM's, registers it and serves its
-metadata over the side channel.  Decode fetches the metadata, pulls the
-scattered blocks of several requests, sleeps until they are there, checks
-every byte and notifies; prefill frees the blocks of a request when its
-notification comes.  Ends with 0 only if every byte was right.
+Prefill fills a KV cache with the shape of vLLM's, registers it and serves its
+metadata over the side channel.  Decode fetches the metadata, reads the
+scattered blocks of several requests, sleeps until they have arrived, and
+checks every byte.  Each transfer notifies prefill, which then frees the blocks
+of that request.  The exit status is 0 only if every byte was correct.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--block-kib",
         type=positive,
         default=64,
-        help="KiB of a block of a layer, a multiple of 4 (64)",
+        help="KiB of one block in one layer, a multiple of 4 (64)",
     )
     parser.add_argument("--requests", type=positive, default=8)
     parser.add_argument("--seed", type=positive, default=7)
     parser.add_argument(
         "--shared",
         action="store_true",
-        help="prefill's cache is in shared buffers, which decode maps",
+        help="put prefill's cache into shared buffers, which decode maps",
     )
     parser.add_argument(
         "--timeout",
         type=positive,
         default=120,
-        help="seconds after which the demo gives up (120)",
+        help="seconds after which the demo fails (120)",
     )
     parser.add_argument("--role", choices=("prefill", "decode"), help=_HIDE)
     parser.add_argument("--host", default="127.0.0.1", help=_HIDE)
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.block_kib % 4:
         parser.error("--block-kib must be a multiple of 4")
     if options.requests > options.blocks:
-        parser.error("--requests must not be above --blocks")
+        parser.error("--requests must not exceed --blocks")
     return options
 
 
@@ -102,7 +102,7 @@ class Instance:
         self.errors.seek(0)
         said = self.errors.read().strip()
         status = self.process.returncode
-        return f"{self.role} ended with status {status}:\n{said}"
+        return f"{self.role} exited with status {status}:\n{said}"
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -113,7 +113,7 @@ class Instance:
 
 
 class Demo:
-    """Starts the two, listens to them, and judges."""
+    """Starts both instances, receives their events and checks them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -126,7 +126,7 @@ class Demo:
         self.bar = Bar()
 
     def run(self) -> str:
-        """Why it failed; empty when all went well."""
+        """Return why the demo failed; "" if it succeeded."""
         try:
             self._start("prefill", [])
             ended = 0
@@ -140,12 +140,12 @@ class Demo:
                     ended += 1
                 self._take(event)
                 if ended == len(self.instances) == 1:
-                    return "prefill ended before it was ready"
+                    return "prefill exited before it was ready"
             return self._judge()
         except queue.Empty:
             last = ", ".join(sorted(self.seen)) or "nothing"
             return (
-                f"no end within {self.options.timeout} s; heard so far: {last}"
+                f"not finished after {self.options.timeout} s; events: {last}"
             )
         finally:
             self.bar.clear()
@@ -173,9 +173,11 @@ class Demo:
     def _judge(self) -> str:
         missing = {*TELLERS, "served"} - self.seen
         if missing:
-            return f"never happened: {', '.join(sorted(missing))}"
+            return f"missing events: {', '.join(sorted(missing))}"
         if len(set(self.freed)) != self.options.requests:
-            return f"freed {len(self.freed)} of {self.options.requests}"
+            return (
+                f"freed {len(self.freed)} of {self.options.requests} requests"
+            )
         tell_served(len(self.freed), self.served)
         return ""
 

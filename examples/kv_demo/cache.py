@@ -1,4 +1,4 @@
-"""The KV cache that the demo moves: its shape, its content, its memory."""
+"""The KV cache of the demo: shape, content, memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import vllm_nixl
 
-EMPTY = 0xEE  # every byte of a block that nothing was put into
-STEP = np.uint64(
-    0x9E3779B97F4A7C15
-)  # odd, so that all words of a block differ
+EMPTY = 0xEE  # every byte of an unused block
+STEP = np.uint64(0x9E3779B97F4A7C15)  # odd, so all words of a block differ
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Layers of blocks, as vLLM has them: one tensor a layer."""
+    """Layers of blocks as in vLLM: one tensor for each layer."""
 
     layers: int
     blocks: int
@@ -52,14 +50,14 @@ class Cache:
         return [layer.ctypes.data for layer in self.layers]
 
     def regions(self) -> list[tuple[int, int, int, str]]:
-        """What register_memory() takes: one region a layer."""
+        """Arguments of register_memory(): one region for each layer."""
         size = self.shape.layer_bytes
         return [(address, size, 0, "") for address in self.addresses()]
 
 
 def descriptors(addresses: list[int], shape: Shape) -> np.ndarray:
-    """Nx3 uint64 rows (address, length, device), block by block and layer by
-    layer: the row of a block of a layer is `layer * blocks + block`."""
+    """Nx3 uint64 rows (address, length, device).  The row of a block in a
+    layer is `layer * blocks + block`."""
     table = np.empty((shape.layers, shape.blocks, 3), np.uint64)
     offsets = np.arange(shape.blocks, dtype=np.uint64)
     table[:, :, 0] = np.array(addresses, np.uint64)[:, None]
@@ -70,7 +68,7 @@ def descriptors(addresses: list[int], shape: Shape) -> np.ndarray:
 
 
 def rows_of(blocks: list[int], shape: Shape) -> np.ndarray:
-    """The rows of these blocks in every layer, int64 as vLLM computes them."""
+    """The rows of these blocks in every layer, int64 as in vLLM."""
     layers = np.arange(shape.layers, dtype=np.int64)[:, None]
     ids = np.array(blocks, np.int64)[None, :]
     return (layers * shape.blocks + ids).reshape(-1)
@@ -79,8 +77,8 @@ def rows_of(blocks: list[int], shape: Shape) -> np.ndarray:
 def content(
     layer: int, blocks: list[int], words: int, seed: int
 ) -> np.ndarray:
-    """What prefill computes for these blocks of a layer: every word depends
-    on layer, block and seed, and no two words of a cache are alike."""
+    """The words of these blocks of a layer.  Every word depends on layer,
+    block and seed, and all words of a cache differ."""
     place = np.array(blocks, np.uint64) * np.uint64(words)
     place += np.uint64(layer << 40) + np.uint64(seed << 52)
     ramp = np.arange(words, dtype=np.uint64)

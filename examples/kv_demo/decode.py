@@ -1,4 +1,4 @@
-"""The decode instance: fetches the metadata, pulls the blocks, checks them."""
+"""The decode instance: fetches the metadata, reads the blocks, checks them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from cache import EMPTY, Cache, Shape, content, descriptors, rows_of
 from report import Reporter
 from vllm_nixl import NixlAgent, nixl_agent_config
 
-SPARE = 8  # blocks of ours that no request uses and nothing may touch
+SPARE = 8  # local blocks that no request uses; they must not change
 PAGE = 4096
 
 
 class WrongBytesError(Exception):
-    """A byte is not what it must be."""
+    """A byte has a wrong value."""
 
 
 class Decode:
@@ -34,7 +34,7 @@ class Decode:
         self.agent.register_memory(self.cache.regions(), "DRAM")
 
     def shake_hands(self) -> None:
-        """One round trip for the metadata, then both sides are prepared."""
+        """Fetch the metadata in one round trip, then prepare both sides."""
         agent = self.agent
         started = time.perf_counter()
         payload = agent.request_remote_metadata(
@@ -67,7 +67,7 @@ class Decode:
         return agent.prep_xfer_dlist(name, agent.get_xfer_descs(table, "DRAM"))
 
     def read_page(self) -> None:
-        """One 4 KiB read, again and again, into a spare block."""
+        """Repeat a read of 4 KiB into a spare block."""
         agent, spare = self.agent, self.theirs.blocks
         local = self._prepare(
             "NIXL_INIT_AGENT",
@@ -88,12 +88,12 @@ class Decode:
         if not np.array_equal(
             words, content(0, [0], PAGE // 8, self.options.seed)[0]
         ):
-            raise WrongBytesError("the 4 KiB read brought wrong bytes")
+            raise WrongBytesError("the read of 4 KiB returned wrong bytes")
         words.view(np.uint8)[:] = EMPTY
         self.report("page", p50_us=statistics.median(seconds) * 1e6)
 
     def pull(self) -> None:
-        """Every request at once; the end of each is an event."""
+        """Read all requests at once; each completes by an event."""
         agent, shape = self.agent, self.theirs
         self.placed = self._place()
         handles = {}
@@ -126,7 +126,7 @@ class Decode:
         )
 
     def _place(self) -> dict[str, list[int]]:
-        """Free blocks of ours for each request, in an order of our own."""
+        """Choose free local blocks for each request, in random order."""
         order = np.random.default_rng(self.options.seed + 1).permutation(
             self.theirs.blocks
         )
@@ -154,7 +154,7 @@ class Decode:
             )
 
     def check(self) -> None:
-        """Every byte of every block, and that nothing else was touched."""
+        """Check every byte of every block, and that no other changed."""
         seed, checked = self.options.seed, 0
         for number, layer in enumerate(self.cache.layers):
             for name, theirs in self.peer["requests"].items():

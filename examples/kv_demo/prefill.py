@@ -1,4 +1,4 @@
-"""The prefill instance: computes a KV cache, serves it, frees it."""
+"""The prefill instance: fills a KV cache, serves it, frees it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm_nixl import NixlAgent, nixl_agent_config
 
 
 def plan_requests(blocks: int, requests: int, seed: int) -> dict[str, Any]:
-    """Scattered blocks for each request, none of them twice."""
+    """Scattered blocks for each request; no block is used twice."""
     order = np.random.default_rng(seed).permutation(blocks)
     return {
         f"request-{number}": part.tolist()
@@ -31,7 +31,7 @@ def fill(cache: Cache, seed: int, report: Reporter) -> None:
 
 
 def handshake_payload(agent: NixlAgent, cache: Cache, requests: Any) -> bytes:
-    """What decode must know: the agent's metadata, and where the cache is."""
+    """Data for decode: the agent's metadata and the addresses of the cache."""
     return json.dumps(
         {
             "agent": base64.b64encode(agent.get_agent_metadata()).decode(),
@@ -42,7 +42,7 @@ def handshake_payload(agent: NixlAgent, cache: Cache, requests: Any) -> bytes:
 
 
 def free(cache: Cache, blocks: list[int]) -> None:
-    """Give the blocks away: whoever still read them would see it."""
+    """Overwrite the blocks, so that a read that is too late is detected."""
     for layer in cache.layers:
         layer.view(np.uint8).reshape(cache.shape.blocks, -1)[blocks] = EMPTY
 
@@ -50,7 +50,7 @@ def free(cache: Cache, blocks: list[int]) -> None:
 def serve(
     agent: NixlAgent, cache: Cache, requests: dict[str, Any], report: Reporter
 ) -> None:
-    """Sleep until notifications come; free what they name."""
+    """Sleep until notifications arrive; free the blocks that they name."""
     waiting = dict(requests)
     events = select.poll()
     events.register(agent.fileno(), select.POLLIN)

@@ -1,4 +1,4 @@
-"""What the two instances tell the demo, and what the demo tells you."""
+"""Events from the two instances to the demo, and the demo's output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Reporter(Protocol):
 
 
 def tell(event: str, **facts: Any) -> None:
-    """From an instance to the demo: one line of JSON."""
+    """Send an event from an instance to the demo: one line of JSON."""
     print(json.dumps({"event": event, **facts}), flush=True)
 
 
 class Bar:
-    """A progress bar; nothing at all where there is no terminal."""
+    """A progress bar, shown on a terminal only."""
 
     WIDTH = 40
 
@@ -69,15 +69,15 @@ def tell_pulled(facts: dict[str, Any]) -> None:
 
 
 def tell_checked(facts: dict[str, Any]) -> None:
-    line("check", f"{facts['bytes']:,} bytes equal, spare blocks untouched")
+    line("check", f"{facts['bytes']:,} bytes equal, spare blocks unchanged")
 
 
 def tell_served(freed: int, facts: dict[str, Any]) -> None:
     share = facts["cpu_seconds"] / facts["seconds"] * 100
     line(
         "notified",
-        f"prefill freed all {freed} requests, and used {share:.2f} % of a "
-        f"core in the {facts['seconds']:.2f} s that it waited to be told",
+        f"prefill freed all {freed} requests and used {share:.2f} % of a "
+        f"core in the {facts['seconds']:.2f} s of waiting",
     )
 
 
