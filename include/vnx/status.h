@@ -1,10 +1,10 @@
 /*
- * Every status of the library: one table, from which the enum, the names, the
- * texts and the Python exception classes are made.
+ * All statuses of the library in one table.  The enum, the names, the texts
+ * and the Python exception classes are generated from it.
  *
- * Numbers, names from NIXL_ERR_NOT_POSTED to NIXL_ERR_NO_TELEMETRY are those
- * of NIXL 1.5 (nixl_status_t), so that a number or a name found in a log means
- * the same in both.  Ours start at -100.
+ * The numbers and names from NIXL_ERR_NOT_POSTED to NIXL_ERR_NO_TELEMETRY are
+ * those of NIXL 1.5 (nixl_status_t), so a number or name in a log means the
+ * same in both.  Our own start at -100.
  */
 #ifndef VNX_STATUS_H
 #define VNX_STATUS_H
@@ -14,8 +14,8 @@ extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/* X(symbol, number, name shown in messages, text, Python exception class).
- * A class of NULL marks what is not an error. */
+/* X(symbol, number, name shown in messages, text, Python exception class).  A
+ * NULL class marks a status that is not an error. */
 #define VNX_STATUS_TABLE(X)                                                 \
     X(VNX_IN_PROG, 1, "NIXL_IN_PROG", "in progress", NULL)                  \
     X(VNX_OK, 0, "NIXL_SUCCESS", "success", NULL)                           \
@@ -50,7 +50,7 @@ extern "C" {
     X(VNX_ERR_CLOSED, -102, "NIXL_ERR_CLOSED", "the agent is closed",       \
       "nixlClosedError")
 
-/* What a call came to: > 0 still going on, 0 done, < 0 an error. */
+/* The result of a call: > 0 in progress, 0 done, < 0 an error. */
 typedef enum vnx_status {
 #define VNX_STATUS_ENUM(sym, num, name, text, pyclass) sym = (num),
     VNX_STATUS_TABLE(VNX_STATUS_ENUM)
@@ -64,7 +64,7 @@ const char *vnx_status_name(vnx_status_t status);
 /* "not found" for VNX_ERR_NOT_FOUND.  Static storage. */
 const char *vnx_status_text(vnx_status_t status);
 
-/* The name of the Python exception class, NULL where the status is no error.
+/* The name of the Python exception class; NULL if the status is not an error.
  * Static storage. */
 const char *vnx_status_python_class(vnx_status_t status);
 

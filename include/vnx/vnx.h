@@ -4,18 +4,19 @@
  * An *agent* owns *regions* (registered memory), knows *peers* (other agents
  * whose *metadata* was loaded), prepares *descriptor lists*, makes *transfers*
  * from them and exchanges *notifications*.  docs/architecture.md has the
- * picture.
+ * overview.
  *
  * Threads    Every call is safe from any thread at any time.
  * Waiting    Only vnx_agent_wait() waits, and it takes a deadline.
  *            vnx_xfer_cancel() and vnx_xfer_release() of a posted transfer
- *            return when the chunk being copied is done (well under 1 ms).
+ *            return when the current chunk is copied (well under 1 ms).
  * Ownership  "borrows": used during the call only.  "copies": the caller may
- *            free at once.  "returns owned": the caller frees with the
- *            function that is named.  Objects may be released in any order.
- * Forks      An agent belongs to the process that made it.  In a forked child
- *            its calls return VNX_ERR_NOT_ALLOWED and releases do nothing;
- *            states, plugins and telemetry, which need no lock, still answer.
+ *            free at once.  "returns owned": the caller frees with the named
+ *            function.  Objects may be released in any order.
+ * Forks      An agent belongs to the process that created it.  In a forked
+ *            child its calls return VNX_ERR_NOT_ALLOWED and releases do
+ *            nothing; states, plugins and telemetry need no lock and still
+ *            work.
  * Errors     A call that returns vnx_status_t fills `error` (may be NULL) and
  *            leaves its outputs untouched when the status is negative.
  */
@@ -48,7 +49,7 @@ typedef enum vnx_mem {
 } vnx_mem_t;
 #define VNX_MEM_COUNT 5
 
-/* "DRAM" for VNX_MEM_DRAM.  Static storage; NULL for what is no type. */
+/* "DRAM" for VNX_MEM_DRAM.  Static storage; NULL for an unknown type. */
 const char *vnx_mem_name(vnx_mem_t mem);
 
 typedef enum vnx_op {
@@ -66,7 +67,8 @@ typedef struct vnx_strided_desc {
     uint64_t addr, len, dev, stride, count;
 } vnx_strided_desc_t;
 
-/* A descriptor to register; `meta` (a path, a key) is for storage. */
+/* A descriptor to register.  `meta` (a path, a key) is for storage backends.
+ */
 typedef struct vnx_reg_desc {
     vnx_desc_t desc;
     const void *meta;
@@ -91,7 +93,7 @@ typedef struct vnx_indices {
     vnx_index_type_t type;
 } vnx_indices_t;
 
-/* Bytes with an owner: free `data` with free(). */
+/* Owned bytes: the receiver frees `data` with free(). */
 typedef struct vnx_bytes {
     void *data;
     size_t len;
@@ -115,61 +117,63 @@ typedef struct vnx_xfer vnx_xfer_t;
 typedef struct vnx_agent_config {
     size_t size;                 /* sizeof(vnx_agent_config_t) */
     const char *engine;          /* "auto" (NULL), "native", "nixl" */
-    unsigned num_threads;        /* copy threads of one transfer; 0: as many as
-                                    cores, at most 4 */
-    uint64_t notif_bytes_max;    /* pending notifications; beyond it the oldest
-                                    is dropped.  0: 256 MiB */
-    const char *const *backends; /* NULL-terminated (copied), or NULL: what
-                                    will be created, so that "auto" takes an
-                                    engine that has all of it */
-    const void *metadata_secret; /* with it the agent signs the metadata that
-                                    it publishes, and loads only metadata that
-                                    is signed with the same secret.  Any
-                                    bytes; not kept: a key is derived.  NULL:
-                                    VLLM_NIXL_METADATA_SECRET, and if that is
-                                    not set, no secret */
+    unsigned num_threads;        /* copy threads per transfer; 0: one per
+                                    core, at most 4 */
+    uint64_t notif_bytes_max;    /* limit of pending notifications in bytes;
+                                    above it the oldest is dropped.  0: 256
+                                    MiB */
+    const char *const *backends; /* NULL-terminated (copied), or NULL: the
+                                    backends that will be created; "auto"
+                                    chooses an engine that has all of them */
+    const void *metadata_secret; /* the agent signs the metadata that it
+                                    publishes with this secret, and loads
+                                    only metadata signed with the same one.
+                                    Any bytes; not kept: a key is derived
+                                    from it.  NULL:
+                                    VLLM_NIXL_METADATA_SECRET, and if that
+                                    is not set, no secret */
     size_t metadata_secret_len;  /* VNX_METADATA_SECRET_MIN to _MAX */
 } vnx_agent_config_t;
 
-/* Make an agent.  `name` (1 to 65535 bytes of any value, copied) is how peers
- * know it.  `config` may be NULL.  Returns owned: vnx_agent_release().
- * Starts no thread before the first backend.  VNX_ERR_NOT_SUPPORTED: this
- * build has no OpenSSL for a metadata secret, or not that engine. */
+/* Create an agent.  Peers know it by `name` (1 to 65535 bytes of any value,
+ * copied).  `config` may be NULL.  Returns owned: vnx_agent_release().  Starts
+ * no thread before the first backend.  VNX_ERR_NOT_SUPPORTED: this build lacks
+ * the engine, or OpenSSL for a metadata secret. */
 vnx_status_t vnx_agent_create(const void *name, size_t name_len,
                               const vnx_agent_config_t *config,
                               vnx_agent_t **out_p, vnx_error_t *error);
 
-/* Stop the agent's work for good: transfers in flight end as cancelled, peers
- * see it leave, waiters wake with VNX_ERR_CLOSED, its thread ends.  Later
- * calls return VNX_ERR_CLOSED.  May be called again. */
+/* Stop the agent for good: cancel transfers in flight, tell the peers, wake
+ * waiters with VNX_ERR_CLOSED and end the thread.  Later calls return
+ * VNX_ERR_CLOSED.  May be called more than once. */
 void vnx_agent_close(vnx_agent_t *agent);
 
 vnx_agent_t *vnx_agent_retain(vnx_agent_t *agent);
 
-/* Give up one reference; the last one closes and frees.  NULL is allowed. */
+/* Release one reference; the last one closes and frees.  NULL is allowed. */
 void vnx_agent_release(vnx_agent_t *agent);
 
-/* The name, not terminated; valid as long as the agent. */
+/* The name, not NUL-terminated; valid as long as the agent. */
 const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
 
 /* -- Backends ------------------------------------------------------------- */
 
-/* The engine's name ("native"), NULL before the first backend was created. */
+/* The engine's name ("native"); NULL before the first backend is created. */
 const char *vnx_agent_engine(const vnx_agent_t *agent);
 
-/* The i-th backend that this agent could create; NULL past the last one.
- * Before the first backend, of all engines that may be chosen.  Static
- * storage. */
+/* The i-th backend that this agent can create; NULL past the last one.  Before
+ * the first backend is created, the list covers all engines that may be
+ * chosen.  Static storage. */
 const char *vnx_agent_plugin(vnx_agent_t *agent, size_t i);
 
-/* Memory types of a plugin (or of a created backend), as a bit set:
- * 1 << VNX_MEM_DRAM | ...  VNX_ERR_NOT_FOUND for an unknown name. */
+/* Memory types of a plugin (or of a created backend) as a bit set: 1 <<
+ * VNX_MEM_DRAM | ... VNX_ERR_NOT_FOUND: unknown name. */
 vnx_status_t vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
                                    uint32_t *mems_p, vnx_error_t *error);
 
 /* The i-th parameter of a plugin with its default, or of a created backend
- * with its value.  VNX_ERR_NOT_FOUND for an unknown name; *param_p is
- * {NULL, NULL} past the last one.  Borrowed from the agent. */
+ * with its value.  VNX_ERR_NOT_FOUND: unknown name.  *param_p is {NULL, NULL}
+ * past the last one.  Borrowed from the agent. */
 vnx_status_t vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend,
                                     size_t i, vnx_param_t *param_p,
                                     vnx_error_t *error);
@@ -177,10 +181,10 @@ vnx_status_t vnx_agent_backend_param(vnx_agent_t *agent, const char *backend,
                                      size_t i, vnx_param_t *param_p,
                                      vnx_error_t *error);
 
-/* Create a backend ("UCX", "SHM").  The first one chooses the engine ("auto":
- * native where it has every backend asked for, else nixl) and starts the
- * agent's thread.  VNX_ERR_NOT_FOUND for an unknown name,
- * VNX_ERR_NOT_ALLOWED when it exists already. */
+/* Create a backend ("UCX", "SHM").  The first call chooses the engine ("auto":
+ * native if it has every requested backend, else nixl) and starts the agent's
+ * thread.  VNX_ERR_NOT_FOUND: unknown name.  VNX_ERR_NOT_ALLOWED: the backend
+ * exists already. */
 vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                                       const vnx_param_t *params,
                                       size_t param_count, vnx_error_t *error);
@@ -188,36 +192,36 @@ vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
 /* -- Memory --------------------------------------------------------------- */
 
 /* Register `count` ranges; all or none.  The memory is borrowed until it is
- * deregistered; regions stay known to lists that were prepared on them, but
- * a transfer posted after deregistration fails with VNX_ERR_NOT_FOUND.
- * `backends`: NULL-terminated names, NULL for all.  A range may be registered
- * twice (then it must be deregistered twice).  VNX_ERR_INVALID_PARAM, naming
- * the row: a length of 0, an overflow, or DRAM of which the first or the last
- * page is not mapped.  Mapped is enough: a range that is reserved (PROT_NONE)
- * and gets its memory later is taken. */
+ * deregistered.  Lists prepared on a region keep it, but a transfer posted
+ * after deregistration fails with VNX_ERR_NOT_FOUND.  `backends`:
+ * NULL-terminated names, NULL for all.  A range may be registered twice (it
+ * must then be deregistered twice).  VNX_ERR_INVALID_PARAM, with the row: a
+ * length of 0, an overflow, or DRAM whose first or last page is not mapped.
+ * Mapping is enough: a reserved range (PROT_NONE) that gets its memory later
+ * is accepted. */
 vnx_status_t vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                 const vnx_reg_desc_t *descs, size_t count,
                                 const char *const *backends,
                                 vnx_error_t *error);
 
-/* The same ranges, exactly as they were registered; all or none. */
+/* Deregister ranges, exactly as they were registered; all or none. */
 vnx_status_t vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   const char *const *backends,
                                   vnx_error_t *error);
 
-/* What a storage backend knows of a descriptor (a file, an object). */
+/* What a storage backend knows about a descriptor (a file, an object). */
 typedef struct vnx_mem_info {
     bool is_there;
     vnx_param_t *params; /* "size", "mtime", ...; sorted by key */
     size_t param_count;
 } vnx_mem_info_t;
 
-/* Ask a backend for storage whether what the rows name (by `meta`: a path, a
- * key) is there, and what it knows of it.  (*infos_p)[count] is owned:
- * vnx_mem_infos_free().  VNX_ERR_NOT_SUPPORTED where the backend has no
- * storage, VNX_ERR_NOT_FOUND for one that was not created.  May wait for the
- * storage. */
+/* Ask a storage backend whether the files or objects named by the rows (in
+ * `meta`: a path, a key) exist, and what it knows about them.
+ * (*infos_p)[count] is owned: vnx_mem_infos_free().  VNX_ERR_NOT_SUPPORTED:
+ * not a storage backend.  VNX_ERR_NOT_FOUND: the backend was not created.  May
+ * wait for the storage. */
 vnx_status_t vnx_agent_query_memory(vnx_agent_t *agent, vnx_mem_t mem,
                                     const vnx_reg_desc_t *descs, size_t count,
                                     const char *backend,
@@ -227,12 +231,12 @@ void vnx_mem_infos_free(vnx_mem_info_t *infos, size_t count);
 
 /* -- Metadata and peers --------------------------------------------------- */
 
-/* Everything a peer needs.  Returns owned: free(bytes_p->data). */
+/* The agent's complete metadata.  Returns owned: free(bytes_p->data). */
 vnx_status_t vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
                                 vnx_error_t *error);
 
-/* Metadata of the named registered regions only, with connection data where
- * `with_connection` (always with it when count is 0). */
+/* Metadata of the given registered regions only, with connection data if
+ * `with_connection` (always if count is 0). */
 vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                                         const vnx_reg_desc_t *descs,
                                         size_t count, bool with_connection,
@@ -240,50 +244,52 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                                         vnx_bytes_t *bytes_p,
                                         vnx_error_t *error);
 
-/* Load a peer's metadata; *name_p is its name (owned: free(name_p->data)).
- * The blob must not change during the call.
- * The same instance loaded again updates its regions; another instance of the
- * same name takes its place at once, and what was in flight to the old one
- * fails with VNX_ERR_REMOTE_DISCONNECT.  Where the old one is still running on
- * this host, a warning in the log names the agent and both processes, once a
- * pair.  (Engine nixl: never, for NIXL's metadata names no process.)
+/* Load a peer's metadata.  *name_p is the peer's name (owned:
+ * free(name_p->data)).  The blob must not change during the call.
+ * Loading the same instance again updates its regions.  Another instance with
+ * the same name replaces the old one at once; transfers in flight to the old
+ * one fail with VNX_ERR_REMOTE_DISCONNECT.  If the old one is still running on
+ * this host, a warning with the agent's name and both processes is logged,
+ * once per pair.  (Never by the engine nixl: NIXL's metadata does not identify
+ * the process.)
  * Errors: VNX_ERR_MISMATCH (not metadata), VNX_ERR_INVALID_PARAM (our own),
- * VNX_ERR_BACKEND (no common way to reach it; the cause names each),
- * VNX_ERR_NOT_ALLOWED (the kernel forbids it; the cause says how to mend. Or
- * the agent has a metadata secret, and the blob is not signed with it). */
+ * VNX_ERR_BACKEND (no common way to reach the peer; the cause names each one),
+ * VNX_ERR_NOT_ALLOWED (the kernel forbids it, and the cause says how to allow
+ * it; or the agent has a metadata secret and the blob is not signed with it).
+ */
 vnx_status_t vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob,
                                      size_t len, vnx_bytes_t *name_p,
                                      vnx_error_t *error);
 
-/* Forget a peer; what is in flight to it fails.  An unknown one is no error.
- */
+/* Remove a peer; transfers in flight to it fail.  An unknown peer is not an
+ * error. */
 vnx_status_t vnx_agent_remove_peer(vnx_agent_t *agent, const void *name,
                                    size_t name_len, vnx_error_t *error);
 
-/* Is the peer known, and does it hold all of these descriptors?  `count` may
- * be 0. */
+/* Return whether the peer is known and has registered all of these
+ * descriptors.  `count` may be 0. */
 bool vnx_agent_check_peer(vnx_agent_t *agent, const void *name,
                           size_t name_len, vnx_mem_t mem,
                           const vnx_desc_t *descs, size_t count);
 
-/* Connect now rather than at the first use. */
+/* Connect now instead of at first use. */
 vnx_status_t vnx_agent_connect_peer(vnx_agent_t *agent, const void *name,
                                     size_t name_len, vnx_error_t *error);
 
-/* What there is to say of the agent (name_len 0) or of a peer, as a JSON
- * object in UTF-8: engine, backends and why; path, state, generation, why no
- * faster path, counters.  Returns owned: free(json_p->data). */
+/* Describe the agent (name_len 0) or a peer as a JSON object in UTF-8.  Agent:
+ * engine, backends and the reasons for them.  Peer: path, state, generation,
+ * why no faster path is used, counters.  Returns owned: free(json_p->data). */
 vnx_status_t vnx_agent_describe(vnx_agent_t *agent, const void *name,
                                 size_t name_len, vnx_bytes_t *json_p,
                                 vnx_error_t *error);
 
 /* -- Prepared lists ------------------------------------------------------- */
 
-/* Prepare rows for use by index: each is checked against the regions of the
- * local agent (peer_len 0) or of the peer, and stored compactly.  `rows` is
- * borrowed.  Returns owned: vnx_dlist_release().
- * Errors name the first offending row: VNX_ERR_NOT_FOUND (no region holds
- * it), VNX_ERR_INVALID_PARAM (a sum overflows, no rows). */
+/* Prepare rows for use by index.  Each row is checked against the regions of
+ * the local agent (peer_len 0) or of the peer, and stored compactly.  `rows`
+ * is borrowed.  Returns owned: vnx_dlist_release().
+ * Errors have the first offending row: VNX_ERR_NOT_FOUND (no region holds it),
+ * VNX_ERR_INVALID_PARAM (an overflow, no rows). */
 vnx_status_t vnx_dlist_create(vnx_agent_t *agent, const void *peer,
                               size_t peer_len, vnx_mem_t mem,
                               const vnx_desc_t *rows, size_t count,
@@ -296,9 +302,10 @@ vnx_status_t vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer,
                                       const char *const *backends,
                                       vnx_dlist_t **out_p, vnx_error_t *error);
 
-/* The same in pieces, for rows that come by and by: begin, feed as often as
- * needed (rows are numbered through), then finish or abort.  A builder is
- * used by one thread at a time; after an error only abort is allowed. */
+/* The same in several calls, for rows that arrive in parts: begin, feed as
+ * often as needed (row numbers continue), then finish or abort.  Only one
+ * thread may use a builder at a time.  After an error only abort is allowed.
+ */
 typedef struct vnx_dlist_builder vnx_dlist_builder_t;
 vnx_status_t vnx_dlist_begin(vnx_agent_t *agent, const void *peer,
                              size_t peer_len, vnx_mem_t mem,
@@ -315,14 +322,14 @@ vnx_status_t vnx_dlist_finish(vnx_dlist_builder_t *builder,
 void vnx_dlist_abort(vnx_dlist_builder_t *builder);
 
 size_t vnx_dlist_count(const vnx_dlist_t *dlist); /* rows, strides unrolled */
-size_t vnx_dlist_bytes(const vnx_dlist_t *dlist); /* memory that it takes */
+size_t vnx_dlist_bytes(const vnx_dlist_t *dlist); /* memory used by the list */
 vnx_dlist_t *vnx_dlist_retain(vnx_dlist_t *dlist);
 void vnx_dlist_release(vnx_dlist_t *dlist); /* NULL is allowed */
 
 /* -- Transfers ------------------------------------------------------------ */
 
-/* READY -> POSTED -> DONE | FAILED | CANCELLED; every state but POSTED may be
- * posted (again). */
+/* READY -> POSTED -> DONE | FAILED | CANCELLED.  A transfer may be posted in
+ * every state but POSTED. */
 typedef enum vnx_xfer_state {
     VNX_XFER_READY = 0,
     VNX_XFER_POSTED,
@@ -331,11 +338,11 @@ typedef enum vnx_xfer_state {
     VNX_XFER_CANCELLED,
 } vnx_xfer_state_t;
 
-/* Make a transfer of rows of prepared lists: local_rows.count must equal
- * remote_rows.count, pairs must be of one length.  Neighbours that are
- * contiguous on both sides are merged unless `no_merge`.  Indices and notif
- * are copied; notif NULL means none (an empty one has notif != NULL).
- * Returns owned: vnx_xfer_release(). */
+/* Create a transfer from rows of prepared lists.  local_rows.count must equal
+ * remote_rows.count, and the two rows of a pair must have the same length.
+ * Neighbours that are contiguous on both sides are merged unless `no_merge`.
+ * Indices and notif are copied. notif NULL means no notification (an empty one
+ * has notif != NULL).  Returns owned: vnx_xfer_release(). */
 vnx_status_t
 vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
                         vnx_indices_t local_rows, vnx_dlist_t *remote,
@@ -343,8 +350,8 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
                         size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
                         vnx_error_t *error);
 
-/* The same from descriptors, without prepared lists. A peer of our own name
- * means the agent itself. */
+/* Create a transfer from descriptors, without prepared lists.  If `peer` is
+ * the agent's own name, both sides are the agent itself. */
 vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
                              vnx_mem_t local_mem, const vnx_desc_t *local,
                              size_t local_count, vnx_mem_t remote_mem,
@@ -354,53 +361,56 @@ vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
                              const char *const *backends, vnx_xfer_t **out_p,
                              vnx_error_t *error);
 
-/* Start it.  VNX_OK: already done.  VNX_IN_PROG: going on.  Never copies for
- * longer than about 50 us.  notif, if not NULL, replaces the transfer's.
- * Errors: VNX_ERR_REPOST_ACTIVE, VNX_ERR_REMOTE_DISCONNECT, ... */
+/* Start the transfer.  VNX_OK: already done.  VNX_IN_PROG: in progress.
+ * Copies for at most about 50 us.  If notif is not NULL, it replaces the
+ * transfer's.  Errors: VNX_ERR_REPOST_ACTIVE, VNX_ERR_REMOTE_DISCONNECT, ...
+ */
 vnx_status_t vnx_xfer_post(vnx_xfer_t *xfer, const void *notif,
                            size_t notif_len, vnx_error_t *error);
 
-/* The same with a time in which it has to end (VNX_FOREVER: none).  What has
- * not ended by then is stopped, and fails with VNX_ERR_TIMEOUT when no further
- * byte can land: at once, or for what a network has under way when that has
- * come or, after another second in which nothing came, its connection was
- * closed by force.  Where the backend cannot stop, it goes on. */
+/* The same with a timeout (VNX_FOREVER: none).  A transfer that has not ended
+ * by then is stopped.  It fails with VNX_ERR_TIMEOUT as soon as no further
+ * byte can land: at once or, for operations that are in flight on a network,
+ * when they have completed.  If nothing arrives for another second, the
+ * connection is closed by force.  If the backend cannot stop the transfer, it
+ * continues. */
 vnx_status_t vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif,
                                   size_t notif_len, uint64_t timeout_ns,
                                   vnx_error_t *error);
 
-/* One reference more, so that the transfer stays valid during a call though
- * another thread releases it; to be given up by vnx_xfer_drop(), which stops
- * nothing. */
+/* Take a reference, so that the transfer stays valid during a call although
+ * another thread releases it.  Drop it with vnx_xfer_drop(), which does not
+ * stop the transfer. */
 vnx_xfer_t *vnx_xfer_retain(vnx_xfer_t *xfer);
 void vnx_xfer_drop(vnx_xfer_t *xfer);
 
 /* One atomic load. */
 vnx_xfer_state_t vnx_xfer_state(const vnx_xfer_t *xfer);
 
-/* VNX_OK (done), VNX_IN_PROG, or what it failed with; VNX_ERR_NOT_POSTED. */
+/* VNX_OK (done), VNX_IN_PROG, the transfer's error, or VNX_ERR_NOT_POSTED. */
 vnx_status_t vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error);
 
-/* Stop it.  *stopped_p is false when it had ended already.  When this returns
- * no further byte lands.  Where the backend cannot stop: an error, and the
- * transfer goes on. */
+/* Stop the transfer.  *stopped_p is false if it had already ended.  When this
+ * returns, no further byte lands.  If the backend cannot stop it, this is an
+ * error and the transfer continues. */
 vnx_status_t vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p,
                              vnx_error_t *error);
 
-/* Cancel if it is posted, and give the handle up.  On an error (it cannot be
- * stopped now) the handle stays valid: try again.  NULL is allowed. */
+/* Release the handle; cancel the transfer first if it is posted.  On an error
+ * (it cannot be stopped now) the handle stays valid; try again.  NULL is
+ * allowed. */
 vnx_status_t vnx_xfer_release(vnx_xfer_t *xfer, vnx_error_t *error);
 
-/* The same, but when it cannot be stopped now the handle is given up all the
- * same: its work ends by itself and frees it.  For destructors. */
+/* The same, but a transfer that cannot be stopped now is released too: it is
+ * freed when its work has ended.  For destructors. */
 void vnx_xfer_abandon(vnx_xfer_t *xfer);
 
 typedef struct vnx_xfer_telemetry {
     uint64_t start_us; /* of the last post; microseconds since the epoch */
     uint64_t post_us;  /* spent in vnx_xfer_post() */
-    uint64_t xfer_us;  /* from post to end; 0 while going on */
+    uint64_t xfer_us;  /* from post to end; 0 while in progress */
     uint64_t total_bytes;
-    uint64_t desc_count;   /* rows as asked for */
+    uint64_t desc_count;   /* rows as requested */
     uint64_t merged_count; /* pieces after merging */
 } vnx_xfer_telemetry_t;
 
@@ -409,10 +419,10 @@ vnx_status_t vnx_xfer_telemetry(const vnx_xfer_t *xfer,
                                 vnx_xfer_telemetry_t *telemetry_p,
                                 vnx_error_t *error);
 
-/* The backend that the transfer uses ("SHM", "UCX").  Static storage. */
+/* The backend used by the transfer ("SHM", "UCX").  Static storage. */
 const char *vnx_xfer_backend(const vnx_xfer_t *xfer);
 
-/* An estimate of the duration and its error margin, in microseconds. */
+/* Estimated duration and its error margin, in microseconds. */
 void vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
                        int64_t *margin_us_p);
 
@@ -421,38 +431,37 @@ void vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
 #define VNX_FOREVER UINT64_MAX
 
 typedef enum vnx_wait_flags {
-    VNX_WAIT_ANY = 1 << 0,      /* one that has ended is enough */
+    VNX_WAIT_ANY = 1 << 0,      /* return when one has ended */
     VNX_WAIT_NO_CHECK = 1 << 1, /* a failed transfer counts as ended */
 } vnx_wait_flags_t;
 
-/* Sleep until all of the transfers have ended, or with VNX_WAIT_ANY one of
- * them; `timeout_ns` at most (VNX_FOREVER: no limit).  `flags`: of
- * vnx_wait_flags_t, or 0.
+/* Sleep until all transfers have ended (VNX_WAIT_ANY: one of them), for at
+ * most `timeout_ns` (VNX_FOREVER: no limit).  `flags`: vnx_wait_flags_t, or 0.
  *
- * A transfer that failed or was cancelled ends the wait at once with its
- * error, while the others go on: the first such in the order given. error->row
- * is its place in `xfers`.  With VNX_WAIT_NO_CHECK it only counts as ended,
- * and vnx_xfer_status() has its error.
+ * A transfer that failed or was cancelled ends the wait at once with its error
+ * while the others continue.  If there are several, the first in the given
+ * order counts.  error->row is its index in `xfers`.  With VNX_WAIT_NO_CHECK
+ * it only counts as ended, and vnx_xfer_status() returns its error.
  *
- * Errors: those of transfers; VNX_ERR_TIMEOUT (row -1: the time is up; else
- * transfer `row` had not ended in the time that it was posted with);
- * VNX_ERR_NOT_POSTED whatever the flags (transfer `row` was never posted, so
- * it would never end); VNX_ERR_INVALID_PARAM (transfer `row` is another
- * agent's; unknown flags); VNX_ERR_CLOSED. */
+ * Errors: those of transfers; VNX_ERR_TIMEOUT (row -1: `timeout_ns` has
+ * passed; else transfer `row` exceeded the timeout that it was posted with);
+ * VNX_ERR_NOT_POSTED with any flags (transfer `row` was never posted and would
+ * never end); VNX_ERR_INVALID_PARAM (transfer `row` belongs to another agent;
+ * unknown flags); VNX_ERR_CLOSED. */
 vnx_status_t vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers,
                             size_t count, unsigned flags, uint64_t timeout_ns,
                             vnx_error_t *error);
 
-/* An eventfd, readable when a transfer ended or a notification came since the
- * last vnx_agent_clear_events() or vnx_agent_take_notifs().  The agent's: do
- * not close it. */
+/* An eventfd, readable if a transfer has ended or a notification has arrived
+ * since the last vnx_agent_clear_events() or vnx_agent_take_notifs().  Owned
+ * by the agent: do not close it. */
 vnx_status_t vnx_agent_fileno(vnx_agent_t *agent, int *fd_p,
                               vnx_error_t *error);
 void vnx_agent_clear_events(vnx_agent_t *agent);
 
-/* An eventfd for one subscriber alone, for programs in which more than one
- * loop watches an agent: written at every event and when the agent closes;
- * only reading it clears it.  Subscribe first, then look at the states.
+/* An eventfd for one subscriber, for programs in which several loops watch an
+ * agent.  It is written at every event and when the agent closes; only reading
+ * it clears it.  Subscribe first, then check the states.
  * vnx_agent_unsubscribe() closes it. */
 vnx_status_t vnx_agent_subscribe(vnx_agent_t *agent, int *fd_p,
                                  vnx_error_t *error);
@@ -463,19 +472,19 @@ void vnx_agent_unsubscribe(vnx_agent_t *agent, int fd);
 typedef struct vnx_notif vnx_notif_t;
 struct vnx_notif {
     vnx_notif_t *next;
-    const char *sender; /* not terminated */
+    const char *sender; /* not NUL-terminated */
     size_t sender_len;
     const void *message;
     size_t message_len;
 };
 
-/* Take all pending notifications, oldest first; NULL when there are none (one
+/* Take all pending notifications, oldest first; NULL if there are none (one
  * atomic load).  Returns owned: vnx_notif_free() frees the chain. */
 vnx_notif_t *vnx_agent_take_notifs(vnx_agent_t *agent);
 void vnx_notif_free(vnx_notif_t *chain);
 
 /* Send a notification that belongs to no transfer (copied).  It is delivered
- * exactly once, in the order sent, or the peer is gone. */
+ * exactly once and in order, unless the peer is gone. */
 vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
                                   size_t peer_len, const void *message,
                                   size_t message_len, vnx_error_t *error);
@@ -485,7 +494,8 @@ vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
 typedef struct vnx_agent_stats {
     uint64_t xfers_posted, xfers_done, xfers_failed, xfers_cancelled;
     uint64_t bytes_read, bytes_written;
-    uint64_t rows, pieces; /* of transfers posted: asked for, after merging */
+    uint64_t rows, pieces; /* of posted transfers: as requested, after
+                              merging */
     uint64_t notifs_sent, notifs_received, notifs_dropped;
     uint64_t notifs_pending, notif_bytes_pending;
     uint64_t peers, peers_lost;
@@ -500,8 +510,8 @@ void vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p);
 
 typedef struct vnx_shared_buffer vnx_shared_buffer_t;
 
-/* `nbytes` (> 0) of zeroed memory that peers on this host map rather than copy
- * through the kernel: a sealed memfd.  Returns owned:
+/* Allocate `nbytes` (> 0) of zeroed memory that peers on this host map instead
+ * of copying through the kernel (a sealed memfd).  Returns owned:
  * vnx_shared_buffer_free(). */
 vnx_status_t vnx_shared_buffer_create(size_t nbytes,
                                       vnx_shared_buffer_t **out_p,
