@@ -8,7 +8,7 @@
 #define HOOKS_MAX 8
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_AT_END);
-static void (*hooks[HOOKS_MAX])(void); /* lock, as below */
+static void (*hooks[HOOKS_MAX])(void); /* protected by lock, as below */
 static unsigned count;
 
 static void

@@ -1,18 +1,19 @@
 /*
- * The end of a process in which agents are left open.  Memory goes before they
- * do: an interpreter's objects, a library's statics.  So what touches it from
- * threads of its own stands still before that.
+ * Hooks for the end of a process that has not closed its agents.  The process
+ * frees memory before its threads end: an interpreter's objects, a library's
+ * static variables.  The hooks stop threads that use such memory before that
+ * happens.
  */
 #ifndef VNXI_BASE_AT_END_H
 #define VNXI_BASE_AT_END_H
 
-/* Have `hook` called when the process exits, once; not in a forked child.
- * What the hook needs of other libraries was loaded before this call: their
- * own ends come after it.  At most 8 hooks; idempotent. */
+/* Call `hook` once when the process exits, but not in a forked child.  At most
+ * 8 hooks; idempotent.  The libraries that the hook uses must be loaded before
+ * this call, so that their own exit handlers run after the hook. */
 void vnxi_at_end_add(void (*hook)(void));
 
-/* The end begins now: call the hooks, unless they have been.  For who knows
- * earlier than exit(). */
+/* Call the hooks now, unless they were called already.  For callers that learn
+ * about the end of the process earlier than exit(). */
 void vnxi_at_end_run(void);
 
 #endif

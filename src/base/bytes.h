@@ -1,11 +1,11 @@
 /*
- * Bytes in and out, bounded.  Numbers are little-endian on the wire, as on
- * every machine that NIXL supports.
+ * Bounded reading and writing of bytes.  Numbers on the wire are
+ * little-endian, as on every machine that NIXL supports.
  *
- * A reader never passes its end: a read that would sets `failed`, returns
- * zeros, and every later read fails too, so a parser checks once at the end
- * of each part.  A writer grows; when memory runs out it sets `failed` and
- * ignores what follows.
+ * A reader never reads past its end.  Such a read sets `failed` and returns
+ * zeros, and every later read fails too, so a parser checks once at the end of
+ * each part.  A writer grows as needed.  If memory runs out, it sets `failed`
+ * and ignores all further writes.
  */
 #ifndef VNXI_BASE_BYTES_H
 #define VNXI_BASE_BYTES_H
@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* FNV-1a: tells names apart and finds damage; keeps no secret. */
+/* FNV-1a: for hash tables and for detecting damage; not cryptographic. */
 uint64_t vnxi_hash(const void *data, size_t len);
 
 typedef struct vnxi_reader {
@@ -36,7 +36,7 @@ vnxi_reader_left(const vnxi_reader_t *reader)
     return (size_t)(reader->end - reader->at);
 }
 
-/* The next `len` bytes in place (borrowed), or NULL and failed. */
+/* The next `len` bytes in place (borrowed), or NULL, and `failed` is set. */
 const unsigned char *vnxi_read_bytes(vnxi_reader_t *reader, size_t len);
 uint8_t vnxi_read_u8(vnxi_reader_t *reader);
 uint16_t vnxi_read_u16(vnxi_reader_t *reader);
@@ -44,7 +44,7 @@ uint32_t vnxi_read_u32(vnxi_reader_t *reader);
 uint64_t vnxi_read_u64(vnxi_reader_t *reader);
 
 typedef struct vnxi_writer {
-    unsigned char *data; /* owned: vnxi_writer_fini(), or taken by the user */
+    unsigned char *data; /* owned: freed by vnxi_writer_fini() or taken */
     size_t len, capacity;
     bool failed;
 } vnxi_writer_t; /* all zeros: an empty writer */
@@ -55,8 +55,8 @@ void vnxi_write_u16(vnxi_writer_t *writer, uint16_t value);
 void vnxi_write_u32(vnxi_writer_t *writer, uint32_t value);
 void vnxi_write_u64(vnxi_writer_t *writer, uint64_t value);
 
-/* Hand what was written over; the writer is empty then.  False: memory ran
- * out, and there is nothing. */
+/* Pass the written bytes to the caller and empty the writer.  False: memory
+ * had run out, and the outputs are not set. */
 bool vnxi_writer_take(vnxi_writer_t *writer, void **data_p, size_t *len_p);
 void vnxi_writer_fini(vnxi_writer_t *writer);
 

@@ -1,7 +1,7 @@
 /*
  * Time: a monotonic clock for deadlines and durations, the wall clock for
- * telemetry.  Deadlines are points of the monotonic clock, in nanoseconds;
- * UINT64_MAX never comes.
+ * telemetry.  Deadlines are times of the monotonic clock in nanoseconds;
+ * UINT64_MAX means never.
  */
 #ifndef VNXI_BASE_CLOCK_H
 #define VNXI_BASE_CLOCK_H
@@ -25,7 +25,7 @@ vnxi_clock_wall_us(void)
     return (uint64_t)ts.tv_sec * 1000000u + (uint64_t)ts.tv_nsec / 1000u;
 }
 
-/* The point `timeout_ns` from now; saturates. */
+/* The time `timeout_ns` from now; saturates. */
 static inline uint64_t
 vnxi_clock_deadline(uint64_t timeout_ns)
 {

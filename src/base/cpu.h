@@ -1,7 +1,7 @@
 /*
- * What this machine's processor has beyond what the build is made for.  A
- * function marked VNXI_TARGET_AVX2 may be called where vnxi_cpu_has_avx2();
- * on other machines the mark means nothing, and the answer is no.
+ * Processor features beyond those that the build targets.  A function marked
+ * VNXI_TARGET_AVX2 may be called if vnxi_cpu_has_avx2().  On other
+ * architectures the mark is empty and the result is false.
  */
 #ifndef VNXI_BASE_CPU_H
 #define VNXI_BASE_CPU_H
@@ -14,7 +14,7 @@
 #define VNXI_TARGET_AVX2
 #endif
 
-/* The load of a flag that is set before main(). */
+/* Loads a flag that is set before main(). */
 static inline bool
 vnxi_cpu_has_avx2(void)
 {

@@ -78,8 +78,8 @@ vnxi_error_no_memory(vnx_error_t *error, const char *operation, size_t size)
 #define POLL_MOST 256
 #define COUNT_MOST (1 << 16)
 
-/* How many descriptors are open below `limit`: asked of poll(), for reading
- * /proc/self/fd takes one. */
+/* Count the open descriptors below `limit`.  Uses poll(), because reading
+ * /proc/self/fd needs a descriptor. */
 static unsigned
 count_open(unsigned limit)
 {
@@ -101,7 +101,7 @@ count_open(unsigned limit)
     return open;
 }
 
-/* A limit that is too high to count against is far away. */
+/* False if the limit is too high to count up to; it is then not close. */
 static bool
 usage(unsigned *open_p, unsigned *limit_p)
 {
@@ -151,7 +151,7 @@ vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT])
         snprintf(text + len, VNXI_ERRNO_TEXT - len,
                  " (the limit of the whole system: fs.file-max)");
     } else if (err == EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        /* All below the limit are taken, or it could still be counted. */
+        /* If the limit is too high to count, assume that all are in use. */
         unsigned most = (unsigned)limit.rlim_cur;
         snprintf(text + len, VNXI_ERRNO_TEXT - len,
                  " (descriptors: " USAGE ")",

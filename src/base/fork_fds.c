@@ -16,16 +16,16 @@
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static _Atomic uint64_t
-    owned[WORDS];                /* pages that are not used cost nothing */
+    owned[WORDS];                /* pages that are never used cost nothing */
 static atomic_size_t words_used; /* all words from here on are zero */
 
-/* The mark: a socket that does nothing but be open. */
+/* The mark: a socket whose only purpose is to be open. */
 static vnxi_mutex_t mark_lock = VNXI_MUTEX_INIT(VNXI_RANK_DESCRIPTORS);
-static int mark = -1; /* mark_lock, as the next */
+static int mark = -1; /* protected by mark_lock, as below */
 static struct stat mark_stat;
 static unsigned epoch_now;
 
-/* A socket's inode number is its own, which an eventfd's is not. */
+/* A socket has an inode number of its own; an eventfd does not. */
 static bool
 is_mark(void)
 {
@@ -48,7 +48,7 @@ close_in_child(void)
         }
     }
     vnxi_mutex_init(&mark_lock, VNXI_RANK_DESCRIPTORS);
-    mark = -1; /* it was one of them */
+    mark = -1; /* it was closed in the loop above */
 }
 
 static void
@@ -78,8 +78,8 @@ vnxi_fork_fd_close(int fd)
     if (fd < 0) {
         return;
     }
-    /* First forget, then close: the other way round a child of a fork in
-     * between could close what got this number anew. */
+    /* Clear the bit before closing.  Otherwise a child forked in between could
+     * close another file that has since got this number. */
     if (fd < FDS_MAX) {
         atomic_fetch_and(&owned[fd / 64], ~((uint64_t)1 << (fd % 64)));
     }
@@ -88,7 +88,7 @@ vnxi_fork_fd_close(int fd)
 
 /* -- Descriptors that the program closes ---------------------------------- */
 
-/* The numbers that were owned are the program's now. */
+/* The program now owns the numbers that were ours. */
 static void
 forget_all_lock_held(void)
 {
@@ -101,7 +101,7 @@ forget_all_lock_held(void)
     epoch_now++;
 }
 
-/* Without a descriptor to be had there is no mark, and nothing is noticed. */
+/* Without a free descriptor the mark is missing and a loss goes unnoticed. */
 static void
 set_mark_lock_held(void)
 {

@@ -1,6 +1,6 @@
 /*
- * Writing JSON: the members of an object, one after the other, each with its
- * separator before it (", ") but for the first of a writer.
+ * JSON output: members of an object, written one after the other.  The
+ * separator ", " precedes each member but the first one of a writer.
  */
 #ifndef VNXI_BASE_JSON_H
 #define VNXI_BASE_JSON_H
@@ -9,13 +9,13 @@
 
 #include "base/bytes.h"
 
-/* Text as it stands. */
+/* Raw text. */
 void vnxi_json_text(vnxi_writer_t *out, const char *text);
 
-/* A quoted string; names and causes may hold any byte. */
+/* A quoted string; it may contain any byte. */
 void vnxi_json_string(vnxi_writer_t *out, const char *text);
 
-/* `"name": ` of the next member. */
+/* Write `"name": ` for the next member. */
 void vnxi_json_key(vnxi_writer_t *out, const char *name);
 
 void vnxi_json_member(vnxi_writer_t *out, const char *name, const char *value);

@@ -1,4 +1,4 @@
-/* A build without OpenSSL. */
+/* Stub for builds without OpenSSL. */
 #include "base/mac.h"
 
 bool

@@ -46,7 +46,7 @@ refuse(vnxi_rank_t rank, const char *what, const char *other)
     abort();
 }
 
-/* May the thread take this lock, and wait for it, with what it holds? */
+/* Check that the thread may take this lock, given the locks it holds. */
 static void
 check_order(const void *lock, vnxi_rank_t rank)
 {
@@ -134,7 +134,7 @@ vnxi_mutex_unlock(vnxi_mutex_t *mutex)
     pthread_mutex_unlock(&mutex->os);
 }
 
-/* Waking takes the lock again, so the order counts as it does for a lock. */
+/* Waking up takes the lock again, so the order is checked as for a lock. */
 static void
 check_wait(const vnxi_mutex_t *mutex)
 {
@@ -174,7 +174,7 @@ vnxi_rwlock_destroy(vnxi_rwlock_t *lock)
 void
 vnxi_rwlock_read(vnxi_rwlock_t *lock)
 {
-    if (!is_held(lock)) { /* a reader is not made to wait a second time */
+    if (!is_held(lock)) { /* a reader does not wait a second time */
         check_order(lock, lock->rank);
     }
     pthread_rwlock_rdlock(&lock->os);

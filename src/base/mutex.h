@@ -2,21 +2,21 @@
  * Mutexes, read-write locks and condition variables, and the order in which
  * locks are taken.
  *
- * Every lock has a rank.  A thread takes locks in the order of their ranks:
- * it may take one only while the rank of each lock that it holds is lower.  So
- * no two threads can wait for each other.  The table below is that order.
+ * Every lock has a rank.  A thread takes locks in the order of their ranks: it
+ * may take a lock only if its rank is higher than the ranks of all locks that
+ * the thread holds.  So two threads never wait for each other.  The table
+ * below defines the order.
  *
- * Where VNXI_LOCK_RANKS is defined (debug and sanitizer builds; meson.build
- * decides) each thread records which locks it holds, and the process aborts
- * with a line on stderr that names both locks when one is taken out of order.
- * It aborts too when a thread gives back a lock that it does not hold.
- * Elsewhere a vnxi_mutex_t is a pthread_mutex_t, and the calls cost what the
- * ones of pthread.h cost.
+ * If VNXI_LOCK_RANKS is defined (debug and sanitizer builds; meson.build
+ * decides), each thread records which locks it holds.  Taking a lock out of
+ * order then aborts the process with a line on stderr that names both locks;
+ * so does giving back a lock that the thread does not hold.  In other builds a
+ * vnxi_mutex_t is a pthread_mutex_t and the calls cost the same as those of
+ * pthread.h.
  *
- * trylock cannot wait, so it may be called out of order; what it has taken is
- * recorded and counts for the locks taken after it.  Locks are given back in
- * any order.  Nothing here fails: the locks are neither recursive nor
- * robust.
+ * trylock cannot wait, so it may be called out of order; the lock that it
+ * takes is recorded and counts for later locks.  Locks may be given back in
+ * any order.  No call here fails.  The locks are neither recursive nor robust.
  */
 #ifndef VNXI_BASE_MUTEX_H
 #define VNXI_BASE_MUTEX_H
@@ -25,9 +25,9 @@
 #include <time.h>
 
 /*
- * All ranks, the lowest (taken first) first: X(RANK, "name").  A lock is named
- * by its object and its member; a file's own by the file.  Two locks of one
- * rank, those of two agents for example, are never held together.
+ * All ranks, from the lowest (taken first): X(RANK, "name").  The name of a
+ * lock is its object and member, or the file for a static lock.  Two locks of
+ * one rank, for example of two agents, are never held together.
  */
 #define VNXI_LOCK_TABLE(X)                         \
     X(LISTENER_STOP, "listener.stop_lock")         \
@@ -93,7 +93,7 @@ typedef enum vnxi_rank {
 
 typedef pthread_cond_t vnxi_cond_t;
 
-/* For one that is waited on without a deadline only. */
+/* Only for condition variables that are waited on without a deadline. */
 #define VNXI_COND_INIT PTHREAD_COND_INITIALIZER
 
 #ifdef VNXI_LOCK_RANKS
@@ -135,7 +135,7 @@ typedef pthread_rwlock_t vnxi_rwlock_t;
 
 #define VNXI_MUTEX_INIT(rank) PTHREAD_MUTEX_INITIALIZER
 
-/* Also in a forked child, whatever the lock's state was there;
+/* May also be called in a forked child, whatever the state of the lock there;
  * async-signal-safe. */
 static inline void
 vnxi_mutex_init(vnxi_mutex_t *mutex, vnxi_rank_t rank)
@@ -156,7 +156,7 @@ vnxi_mutex_lock(vnxi_mutex_t *mutex)
     pthread_mutex_lock(mutex);
 }
 
-/* 0: it is ours now; EBUSY. */
+/* 0 if the lock was taken, else EBUSY. */
 static inline int
 vnxi_mutex_trylock(vnxi_mutex_t *mutex)
 {
@@ -169,15 +169,15 @@ vnxi_mutex_unlock(vnxi_mutex_t *mutex)
     pthread_mutex_unlock(mutex);
 }
 
-/* The lock is held when it returns; it may wake for no reason.  Returns 0. */
+/* Returns 0 with the lock held.  May wake up spuriously. */
 static inline int
 vnxi_cond_wait(vnxi_cond_t *cond, vnxi_mutex_t *mutex)
 {
     return pthread_cond_wait(cond, mutex);
 }
 
-/* The same until a time of CLOCK_MONOTONIC (vnxi_clock_timespec() of
- * base/clock.h): then ETIMEDOUT. */
+/* The same until a CLOCK_MONOTONIC time (vnxi_clock_timespec() of
+ * base/clock.h); then returns ETIMEDOUT. */
 static inline int
 vnxi_cond_timedwait(vnxi_cond_t *cond, vnxi_mutex_t *mutex,
                     const struct timespec *until)
@@ -198,9 +198,10 @@ vnxi_rwlock_destroy(vnxi_rwlock_t *lock)
     pthread_rwlock_destroy(lock);
 }
 
-/* A thread that reads already may read again, even while a writer waits:
- * glibc's locks prefer readers unless they are told otherwise.  The engine
- * nixl needs it: a transfer may be released by its own end, under the gate. */
+/* A thread that holds the lock for reading may take it for reading again, even
+ * while a writer waits: glibc's locks prefer readers by default.  The nixl
+ * engine needs this: the end of a transfer may release the transfer while the
+ * thread holds the gate. */
 static inline void
 vnxi_rwlock_read(vnxi_rwlock_t *lock)
 {
@@ -221,7 +222,8 @@ vnxi_rwlock_unlock(vnxi_rwlock_t *lock)
 
 #endif
 
-/* One whose deadlines are times of CLOCK_MONOTONIC. */
+/* Initialize a condition variable whose deadlines are CLOCK_MONOTONIC times.
+ */
 void vnxi_cond_init(vnxi_cond_t *cond);
 
 static inline void

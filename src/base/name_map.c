@@ -5,7 +5,7 @@
 
 #include "base/bytes.h"
 
-/* With a final mix: names are few, short, and often alike. */
+/* Mix the hash at the end: names are few, short and often similar. */
 static uint64_t
 hash_name(const void *name, size_t len)
 {
@@ -13,7 +13,7 @@ hash_name(const void *name, size_t len)
     return hash ^ (hash >> 32);
 }
 
-/* The slot of the name, or the free slot where it would go. */
+/* The slot of the name, or the free slot where it belongs. */
 static size_t
 find_slot(const vnxi_name_map_t *map, const void *name, size_t len,
           uint64_t hash)
@@ -79,7 +79,7 @@ vnxi_name_map_set(vnxi_name_map_t *map, const void *name, size_t name_len,
     return true;
 }
 
-/* Entries behind the hole that could stand in it move up, so that no search
+/* Move later entries of the probe sequence into the hole, so that no search
  * ends too early. */
 static void
 close_hole(vnxi_name_map_t *map, size_t hole)

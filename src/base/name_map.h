@@ -1,5 +1,5 @@
 /*
- * A map from names (byte strings) to pointers.  Not thread-safe: its owner's
+ * A map from names (byte strings) to pointers.  Not thread-safe: the owner's
  * lock protects it.
  */
 #ifndef VNXI_BASE_NAME_MAP_H
@@ -27,18 +27,18 @@ typedef struct vnxi_name_map {
 void *vnxi_name_map_get(const vnxi_name_map_t *map, const void *name,
                         size_t name_len);
 
-/* Set (value != NULL).  The name is borrowed for as long as it stays in the
- * map; where the name was there, its bytes are replaced by the new ones too.
- * False: no memory. */
+/* Set the value (not NULL) of a name.  The map borrows the name until it is
+ * removed or set again; setting an existing name also replaces the borrowed
+ * bytes.  False: no memory. */
 bool vnxi_name_map_set(vnxi_name_map_t *map, const void *name, size_t name_len,
                        void *value);
 
-/* Take out; returns the value, or NULL where there was none. */
+/* Remove a name.  Returns its value, or NULL if it was not in the map. */
 void *vnxi_name_map_remove(vnxi_name_map_t *map, const void *name,
                            size_t name_len);
 
-/* Iterate: start with *cursor_p = 0; NULL at the end.  Removing the value just
- * returned starts the iteration anew at best, so collect first. */
+/* Iterate: start with *cursor_p = 0; NULL at the end.  Removing entries during
+ * an iteration may restart it, so collect first and remove later. */
 void *vnxi_name_map_next(const vnxi_name_map_t *map, size_t *cursor_p);
 
 void vnxi_name_map_fini(vnxi_name_map_t *map);

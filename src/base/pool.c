@@ -1,16 +1,18 @@
 /*
- * Design notes.  `ready` is a ring of the tasks that can give a chunk now: not
- * all handed out, fewer than max_parallel threads on it.  A thread takes a
- * chunk of the first task and moves that task to the end, which makes turns
- * between tasks.  A task leaves the queue when it has given its last chunk or
- * has max_parallel threads, and comes back when one of those is done.
+ * Design notes.  `ready` is a queue of the tasks that can hand out a chunk
+ * now: chunks are left and fewer than max_parallel threads are running them.
+ * A thread takes a chunk from the first task and moves that task to the end,
+ * so tasks take turns.  A task leaves the queue when its last chunk has been
+ * handed out or max_parallel threads run it, and returns when one of these
+ * threads is done.
  *
- * Waking a thread costs more than taking a chunk, so the submitter wakes (or
- * starts) one, and each thread that finds more work than its own wakes (or
- * starts) the next.
+ * Waking a thread costs more than taking a chunk.  The submitter therefore
+ * wakes (or starts) one thread, and each thread that finds more work than its
+ * own wakes (or starts) the next.
  *
- * Threads are detached and sleep in static objects: the process may end at any
- * time.  A forked child has none of them, and starts anew.
+ * Threads are detached and use only static objects while asleep, so the
+ * process may end at any time.  A forked child has none of them and starts its
+ * own.
  */
 #include "base/pool.h"
 
@@ -34,12 +36,12 @@ static vnxi_cond_t work = VNXI_COND_INIT;
 static vnxi_task_t *first, **last = &first; /* protected by lock, as below */
 static unsigned threads, idle, wanted;
 
-/* Chunks are numbered as they are handed out.  running[i] is that of thread i,
- * 0 while it has none. */
+/* Chunks are numbered as they are handed out. running[i] is the number of the
+ * chunk that thread i runs, or 0. */
 static uint64_t handed_out, running[THREADS_MAX];
 static unsigned settlers;
 
-/* Those who are in entered[phase % 2] came before the phase was changed. */
+/* Threads counted in entered[phase % 2] entered before the phase changed. */
 static atomic_uint phase, entered[2];
 static vnxi_mutex_t phase_lock = VNXI_MUTEX_INIT(VNXI_RANK_POOL_PHASE);
 static vnxi_cond_t ended = VNXI_COND_INIT;
@@ -96,9 +98,9 @@ start_thread_lock_held(void)
     return ret;
 }
 
-/* Get another thread to look at the queue, if there can be one.  Returns
- * whether to signal `work` once the lock is free: a thread that wakes while it
- * is held goes to sleep again. */
+/* Get another thread to look at the queue, if possible.  Returns whether the
+ * caller should signal `work` after it unlocks: a thread woken earlier would
+ * go back to sleep waiting for the lock. */
 static bool
 call_thread_lock_held(void)
 {
@@ -106,7 +108,8 @@ call_thread_lock_held(void)
         return true;
     }
     if (threads < wanted) {
-        start_thread_lock_held(); /* without it, the others do the work */
+        start_thread_lock_held(); /* on failure the other threads do the
+                                     work */
     }
     return false;
 }
@@ -138,7 +141,7 @@ remove_lock_held(vnxi_task_t *task)
     }
 }
 
-/* Hand out no more; the task has a thread that counts as active. */
+/* Hand out no further chunks of a task that has at least one active thread. */
 static void
 drop_rest_lock_held(vnxi_task_t *task)
 {
@@ -148,7 +151,7 @@ drop_rest_lock_held(vnxi_task_t *task)
     task->next_chunk = task->chunks;
 }
 
-/* Returns whether that was the end of the task. */
+/* Returns whether this was the end of the task. */
 static bool
 end_chunk_lock_held(uint64_t *slot, vnxi_task_t *task, bool goes_on)
 {
@@ -254,11 +257,12 @@ vnxi_pool_leave(unsigned side)
     atomic_fetch_sub(&entered[side], 1);
 }
 
-/* Who has read the phase but not entered yet may come to the old side after we
- * looked at it.  It looks at what it must not touch after that, so this call
- * need not wait for it; but the next one must, and would look at the other
- * side.  So each waits for both sides, one after the other.  What it waits for
- * is a copy of some 50 us, too short to sleep for. */
+/* A thread that has read the phase but not yet entered may count itself on the
+ * old side after we have checked it.  It checks what it may touch after that,
+ * so this call need not wait for it.  The next call must wait for it, but
+ * would check only the other side.  So each call waits for both sides, one
+ * after the other.  It waits for a copy of about 50 us, which is too short to
+ * sleep. */
 static void
 settle_entered(void)
 {

@@ -1,7 +1,6 @@
 /*
- * The copy threads: one pool a process, started at the first use, that works
- * on tasks chunk by chunk and in turn, so that a long task does not hold up a
- * short one.
+ * The copy threads: one pool per process, started at first use.  It runs tasks
+ * chunk by chunk and in turn, so that a long task does not delay a short one.
  */
 #ifndef VNXI_BASE_POOL_H
 #define VNXI_BASE_POOL_H
@@ -12,40 +11,40 @@
 
 typedef struct vnxi_task vnxi_task_t;
 
-/* Embedded in the owner's object.  The first four fields are the owner's, set
- * before submission; the rest is the pool's. */
+/* Embedded in the owner's object.  The owner sets the first four fields before
+ * it submits the task; the rest belongs to the pool. */
 struct vnxi_task {
-    /* Work on one chunk, 0 <= chunk < chunks.  Chunks are handed out in order,
-     * to up to max_parallel threads at a time.  False: no further chunk is
-     * handed out, so that what is given up does not wait for its turns. */
+    /* Run one chunk, 0 <= chunk < chunks.  Chunks are handed out in order, to
+     * at most max_parallel threads at a time.  False: no further chunk is
+     * handed out, so an abandoned task need not wait for its turns. */
     bool (*run)(vnxi_task_t *task, size_t chunk);
-    /* Called once, after the last chunk that was handed out ran, on one of the
-     * threads; the task may be freed or submitted again in it. */
+    /* Called once on one of the threads, after the last chunk that was handed
+     * out has run.  It may free the task or submit it again. */
     void (*done)(vnxi_task_t *task);
     size_t chunks;         /* > 0 */
     unsigned max_parallel; /* > 0 */
 
-    size_t next_chunk; /* all below protected by the pool's lock */
+    size_t next_chunk; /* protected by the pool's lock, as below */
     unsigned active;
     vnxi_task_t *next;
 };
 
-/* Queue a task.  The pool grows to max_parallel threads if it has fewer (16 at
- * most, all signals blocked).  Returns at once: one lock, one wake-up.  Fails
- * only where no thread at all can be started (VNX_ERR_NO_MEMORY).  In a forked
- * child a new pool is started. */
+/* Queue a task.  The pool grows to max_parallel threads if it has fewer (at
+ * most 16, with all signals blocked).  Returns at once, after one lock and one
+ * wake-up.  Fails only if no thread can be started (VNX_ERR_NO_MEMORY).  In a
+ * forked child this starts a new pool. */
 vnx_status_t vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error);
 
-/* Around work that a thread of a caller does itself instead of a chunk: what
- * it must not touch it learns in between, by sequentially consistent loads.
- * Short, and not nested. */
+/* Call these around work that a caller's thread does itself instead of a
+ * chunk.  Between enter and leave, check with sequentially consistent loads
+ * that the memory may be touched.  Keep it short; do not nest. */
 unsigned vnxi_pool_enter(void);
 void vnxi_pool_leave(unsigned entered);
 
-/* Wait until every chunk that is running now, and all that is between enter
- * and leave, has ended: who told everybody before not to touch something knows
- * after that nobody does.  As long as one chunk takes; not to be called from a
- * chunk. */
+/* Wait until every chunk that is running now has ended, and every thread that
+ * is between enter and leave has left.  To make memory safe to release, first
+ * mark it as not to be touched, then call this: afterwards no thread uses it.
+ * Takes as long as one chunk.  Must not be called from a chunk. */
 void vnxi_pool_settle(void);
 
 #endif

@@ -1,11 +1,11 @@
 /*
  * Design notes.  Sizes above SMALL_MAX are rounded up to one of four steps
- * between powers of two, so that a block of a class serves every request of
- * it.  Free blocks of a class form a stack whose links lie in the blocks
- * themselves: the warmest one is handed out first.  Where KEPT_MAX is
- * exceeded, blocks of other classes give way, in turn, so that sizes that
- * nobody asks for any more do not fill the store for ever.  The lock is never
- * held over a call into the allocator.
+ * between powers of two, so that a block of a class serves any request of that
+ * class.  The free blocks of a class form a stack with its links in the blocks
+ * themselves; the most recently used block is handed out first.  When KEPT_MAX
+ * is exceeded, blocks of other classes are freed in turn, so that sizes that
+ * nobody requests any more do not fill the store.  The lock is never held
+ * during a call into the allocator.
  */
 #include "base/recycle.h"
 
@@ -25,11 +25,11 @@
 #define KEPT_BITS 26u
 #define KEPT_MAX ((size_t)1 << KEPT_BITS)
 #define CLASSES ((KEPT_BITS - SMALL_BITS) * 4u)
-/* From here on huge pages are asked for: one fault instead of 512. */
+/* Request huge pages from this size on: one fault instead of 512. */
 #define HUGE_PAGE ((size_t)2 << 20)
 
-/* A kept block must not be touched: where the address sanitizer is on, it
- * finds whoever does. */
+/* A kept block must not be touched.  The address sanitizer, if on, reports
+ * accesses. */
 #ifndef __has_feature
 #define __has_feature(feature) 0 /* a macro of clang */
 #endif
@@ -48,10 +48,10 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_RECYCLE);
 static kept_t *stacks[CLASSES]; /* protected by lock, as all below */
 static size_t kept_bytes;
-static unsigned hand; /* the class that gives way next */
+static unsigned hand; /* the next class to free a block of */
 
-/* Another thread may have been inside when the process forked: the child
- * leaves its parent's blocks alone and starts with none. */
+/* Another thread may have been in the middle of a change when the process
+ * forked.  The child leaves its parent's blocks alone and starts with none. */
 static void
 forget_in_child(void)
 {
@@ -80,8 +80,8 @@ class_of(size_t size)
     return (log - SMALL_BITS) * 4 + (unsigned)((size - 1) >> (log - 2)) - 4;
 }
 
-/* The address that malloc() gave is kept just below the aligned one; as it is
- * a multiple of 16, there is room. */
+/* The address returned by malloc() is stored just below the aligned one.  It
+ * is a multiple of 16, so there is room. */
 static void *
 small_alloc(size_t size)
 {
@@ -107,7 +107,7 @@ fresh_alloc(size_t size)
         return NULL;
     }
     if (huge) {
-        madvise(block, size, MADV_HUGEPAGE); /* a wish: may be refused */
+        madvise(block, size, MADV_HUGEPAGE); /* a hint that may be refused */
     }
     return block;
 }
@@ -143,7 +143,7 @@ vnxi_recycle_alloc(size_t size)
     return block;
 }
 
-/* Take blocks out until `size` more fit; returned as a chain. */
+/* Remove blocks until `size` more bytes fit; returned as a chain. */
 static kept_t *
 make_room_lock_held(size_t size)
 {

@@ -44,8 +44,7 @@ vnxi_search_path_set(const char *const *dirs, size_t count)
     return true;
 }
 
-/* A directory's own name may hold characters that glob() takes for a pattern.
- */
+/* Escape the characters of a directory name that are special to glob(). */
 static size_t
 escape(const char *text, char *target)
 {

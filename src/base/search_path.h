@@ -1,7 +1,7 @@
 /*
- * Where libraries that came as Python packages may lie: directories like
- * site-packages, which only Python knows.  The Python layer sets them before
- * the first agent is made; a C program need not.
+ * Directories that may hold libraries installed as Python packages, like
+ * site-packages.  Only Python knows them.  The Python layer sets them before
+ * it creates the first agent; a C program need not.
  */
 #ifndef VNXI_BASE_SEARCH_PATH_H
 #define VNXI_BASE_SEARCH_PATH_H
@@ -9,13 +9,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Replace the directories (copied).  False: no memory, and nothing changed.
+/* Replace the directories (copied).  False: no memory; nothing has changed.
  * Any thread. */
 bool vnxi_search_path_set(const char *const *dirs, size_t count);
 
-/* The first file, directory by directory, that matches `pattern` (glob(3),
- * relative: "libucx/lib/libucp.so.0").  Owned: free().  NULL: there is none,
- * or no memory.  Any thread. */
+/* The first file that matches `pattern` (glob(3), relative:
+ * "libucx/lib/libucp.so.0"), directory by directory.  Owned: free().  NULL: no
+ * such file, or no memory.  Any thread. */
 char *vnxi_search_path_find(const char *pattern);
 
 #endif

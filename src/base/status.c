@@ -13,7 +13,7 @@ static const row_t rows[] = {
 #undef ROW
 };
 
-/* Numbers that are not in the table are shown as an unknown error. */
+/* Returned for numbers that are not in the table. */
 static const row_t unknown = {VNX_ERR_UNKNOWN, "NIXL_ERR_UNKNOWN",
                               "unknown error", "nixlUnknownError"};
 

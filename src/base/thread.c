@@ -4,7 +4,7 @@
 
 #include "base/fork_fds.h"
 
-/* The new thread inherits the mask of the one that starts it. */
+/* The new thread inherits the signal mask of its creator. */
 int
 vnxi_thread_start(pthread_t *thread_p, void *(*entry)(void *), void *arg)
 {
