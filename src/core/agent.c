@@ -98,7 +98,7 @@ vnx_agent_create(const void *name, size_t name_len,
     if (agent == NULL) {
         return vnxi_error_no_memory(error, "nixl_agent", sizeof *agent);
     }
-    vnxi_fork_on_child(NULL); /* from now on forks are counted */
+    vnxi_fork_on_child(NULL); /* start counting forks */
     agent->fork_count = vnxi_fork_count();
     agent->wall_minus_mono_us = vnxi_clock_wall_us() - vnxi_clock_ns() / 1000;
     agent_init_locks(agent, config);
@@ -171,7 +171,7 @@ vnx_agent_close(vnx_agent_t *agent)
     vnxi_choice_stop(&agent->choice);
     vnxi_peers_close(agent);
     vnxi_events_signal(&agent->events);
-    /* The engine has stopped, so this is a matter of microseconds. */
+    /* The engine has stopped, so this takes microseconds. */
     vnxi_events_wait(&agent->events, has_landed, agent, UINT64_MAX);
 }
 
@@ -217,7 +217,7 @@ vnx_agent_plugin(vnx_agent_t *agent, size_t i)
                : vnxi_choice_plugin(&agent->choice, i);
 }
 
-/* The engine, or before it is chosen a candidate that has the backend. */
+/* The engine or, before one is chosen, a candidate that has the backend. */
 static vnx_status_t
 engine_for(const vnx_agent_t *agent, const char *backend,
            const char *operation, vnxi_candidate_t *out_p, vnx_error_t *error)
@@ -393,10 +393,10 @@ vnx_mem_infos_free(vnx_mem_info_t *infos, size_t count)
     free(infos);
 }
 
-/* -- Metadata of our own ---------------------------------------------------
+/* -- The agent's metadata ---------------------------------------------------
  */
 
-/* Hand out what the engine wrote, signed where there is a secret.  Takes
+/* Return the engine's blob, signed if the agent has a secret.  Takes over
  * `blob`. */
 static vnx_status_t
 publish(const vnx_agent_t *agent, const char *operation, vnx_bytes_t blob,

@@ -1,13 +1,14 @@
 /*
- * The agent and what hangs on it, as the files of core/ share it.
+ * The agent and its parts, shared by the files of core/.
  *
- * Lock order (take from left to right, never back):
+ * Lock order (taken from left to right only):
  *     choice.lock
  *     load_lock -> peers_lock
- * events.lock, notifs.lock and error_lock are leaves: nothing is called and no
- * other lock is taken while one is held.  Hot calls (posting, states, polling
- * for notifications) take none of them, but for notifs.lock when there is a
- * notification and events.lock when somebody waits.
+ * events.lock, notifs.lock and error_lock are leaves: while one of them is
+ * held, no function is called and no other lock is taken.  Hot calls (posting,
+ * states, polling for notifications) take none of these locks, with two
+ * exceptions: notifs.lock if a notification is pending and events.lock if
+ * somebody waits.
  */
 #ifndef VNXI_CORE_AGENT_H
 #define VNXI_CORE_AGENT_H
@@ -40,34 +41,36 @@ struct vnx_agent {
     char *name;
 
     vnxi_choice_t choice;
-    atomic_bool has_backend;      /* raised once; the engine is chosen */
-    const vnxi_engine_ops_t *ops; /* constant once has_backend, NULL before */
+    atomic_bool has_backend;      /* set once, when the engine is chosen */
+    const vnxi_engine_ops_t *ops; /* constant once has_backend is set, NULL
+                                     before */
     vnxi_engine_t *engine;
-    uint64_t wall_minus_mono_us; /* fixed at the making: for telemetry */
+    uint64_t wall_minus_mono_us; /* set at creation; for telemetry */
 
     vnxi_signature_key_t signature_key; /* constant */
 
-    vnxi_mutex_t load_lock; /* one load, removal or close at a time */
+    vnxi_mutex_t load_lock; /* serialises loading, removing and closing */
     vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
     uint64_t last_generation; /* load_lock */
 
     vnxi_events_t events;
-    atomic_uint in_flight; /* posts that have not ended */
-    atomic_uint failures;  /* counts failed and cancelled posts; raised after
-                              the transfer's state, before the signal */
+    atomic_uint in_flight; /* posts in progress */
+    atomic_uint failures;  /* number of failed and cancelled posts;
+                              incremented after the transfer's state is
+                              stored and before the signal */
     vnxi_notifs_t notifs;
-    vnxi_mutex_t error_lock; /* the error records of transfers */
+    vnxi_mutex_t error_lock; /* protects the error records of transfers */
     vnxi_counters_t counters;
 
-    vnxi_name_map_t rivals; /* load_lock; pairs of agents of one name that a
-                               warning was given about; values owned */
+    vnxi_name_map_t rivals; /* pairs of agents with one name that have been
+                               warned about; load_lock; values owned */
 };
 
 struct vnx_dlist {
     atomic_uint refs;
     vnx_agent_t *agent; /* retained */
-    vnxi_peer_t *peer;  /* the list's; NULL: local */
+    vnxi_peer_t *peer;  /* peer of the rows; NULL: local */
     vnxi_list_t *list;
 };
 
@@ -77,8 +80,8 @@ vnxi_count(atomic_uint_fast64_t *counter, uint64_t amount)
     atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
 }
 
-/* May this call go on?  VNX_ERR_NOT_ALLOWED in a forked child,
- * VNX_ERR_CLOSED after close.  Two loads. */
+/* Return whether calls may proceed: not in a forked child and not after close.
+ * Two loads. */
 static inline bool
 vnxi_agent_usable(const vnx_agent_t *agent)
 {
@@ -86,31 +89,32 @@ vnxi_agent_usable(const vnx_agent_t *agent)
            !atomic_load_explicit(&agent->closed, memory_order_acquire);
 }
 
-/* May a call go on that needs an engine?  VNX_ERR_NOT_FOUND before the first
- * backend. */
+/* Return VNX_OK if a call that needs an engine may proceed;
+ * VNX_ERR_NOT_ALLOWED in a forked child, VNX_ERR_CLOSED after close,
+ * VNX_ERR_NOT_FOUND before the first backend. */
 vnx_status_t vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
                               vnx_error_t *error);
 
-/* Why not, as an error. */
+/* The error for a call on an agent that is not usable. */
 vnx_status_t vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
                                vnx_error_t *error);
 
 /* -- Peers (peers.c) -------------------------------------------------------
  */
 
-/* The peer of that name with a reference of the caller's; the agent itself
- * for its own name.  VNX_ERR_NOT_FOUND. */
+/* Find a peer by name; the agent's own name finds the agent itself.  The
+ * caller gets a reference.  Errors: VNX_ERR_NOT_FOUND. */
 vnx_status_t vnxi_peers_find(vnx_agent_t *agent, const void *name,
                              size_t name_len, const char *operation,
                              vnxi_peer_t **peer_p, vnx_error_t *error);
 
-/* Close and forget all of them. */
+/* Close and remove all peers. */
 void vnxi_peers_close(vnx_agent_t *agent);
 
 /* Free `rivals`. */
 void vnxi_peers_forget_rivals(vnx_agent_t *agent);
 
-/* The engine says that a peer is gone (host callback). */
+/* Host callback: the engine has lost a peer. */
 void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
                      const vnx_error_t *cause);
 
@@ -119,10 +123,10 @@ void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
 
 /* Borrowed: the transfer keeps it alive. */
 vnx_agent_t *vnxi_xfer_agent(const vnx_xfer_t *xfer);
-/* It is not in flight. */
+/* The transfer is not in flight. */
 bool vnxi_xfer_has_ended(const vnx_xfer_t *xfer);
 
-/* The engine says that a transfer has ended (host callback). */
+/* Host callback: a transfer has ended. */
 void vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
                     const vnx_error_t *error);
 

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/mutex.h"
 
-/* In the order in which "auto" prefers them. */
+/* In the order of preference of "auto". */
 static const char *const engine_names[VNXI_CANDIDATES_MAX] = {"native",
                                                               "nixl"};
 
@@ -110,7 +110,7 @@ vnxi_choice_fini(vnxi_choice_t *choice)
     *choice = (vnxi_choice_t){.count = 0};
 }
 
-/* -- What each has -------------------------------------------------------- */
+/* -- Backends of the candidates ------------------------------------------- */
 
 static bool
 has_backend(const vnxi_candidate_t *candidate, const char *backend)
@@ -232,7 +232,7 @@ vnxi_choice_make_lock_held(vnxi_choice_t *choice, const char *backend,
                            const vnxi_candidate_t **out_p, vnx_error_t *error)
 {
     if (choice->count == 1) {
-        /* It says itself what it lacks. */
+        /* The engine reports itself which backend it lacks. */
         snprintf(choice->why, sizeof choice->why, "it was asked for");
         *out_p = &choice->candidates[0];
         return (*out_p)->ops->probe((*out_p)->engine, error);

@@ -1,11 +1,12 @@
 /*
- * Design notes.  A ring sorted by time.  Most deadlines are of one length, so
- * a new one belongs at the end, where its place is looked for; and most are
- * disarmed long before they come, which costs the thread nothing: it sleeps
- * until the first one that it knows of, and looks then.
+ * Design notes.  A ring sorted by time.  Most deadlines have the same length,
+ * so a new one belongs near the end, and the search for its place starts
+ * there.  Most are disarmed long before they are due.  That costs the thread
+ * nothing: it sleeps until the first deadline that it knows of and only then
+ * looks again.
  *
- * The thread is detached and sleeps in static objects: the process may end at
- * any time.  A forked child has none, and starts anew.
+ * The thread is detached and sleeps in static objects, so the process may end
+ * at any time.  A forked child does not have the thread and starts its own.
  */
 #include "core/deadline.h"
 
@@ -23,7 +24,8 @@
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_DEADLINE);
-static vnxi_cond_t earlier; /* the first one is another; CLOCK_MONOTONIC */
+static vnxi_cond_t earlier; /* signalled when the first deadline changes;
+                               CLOCK_MONOTONIC */
 static vnxi_deadline_t ring = {.prev = &ring, .next = &ring};
 static bool is_started;
 

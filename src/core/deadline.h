@@ -1,19 +1,19 @@
 /*
- * Deadlines of transfers: one thread of the process, started by the first of
- * them, calls those whose time has come.
+ * Deadlines of transfers.  One thread per process, started by the first
+ * deadline, calls those that are due.
  */
 #ifndef VNXI_CORE_DEADLINE_H
 #define VNXI_CORE_DEADLINE_H
 
 #include <vnx/vnx.h>
 
-/* Embedded in what it is about; zeroed while not armed. */
+/* Embedded in its owner; zeroed while not armed. */
 typedef struct vnxi_deadline {
-    /* Called on the thread under its lock: it does not block, and calls
-     * nothing of this file.  Called again every few milliseconds until the
-     * deadline is disarmed. */
+    /* Called on the thread, under the lock of the deadlines.  It must not
+     * block or call a function of this file.  It is called again every few
+     * milliseconds until the deadline is disarmed. */
     void (*passed)(struct vnxi_deadline *deadline);
-    uint64_t due_ns; /* vnxi_clock_ns(); of this file, as below */
+    uint64_t due_ns; /* vnxi_clock_ns() scale; private, as below */
     struct vnxi_deadline *prev, *next;
 } vnxi_deadline_t;
 
@@ -22,7 +22,7 @@ typedef struct vnxi_deadline {
 vnx_status_t vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
                                vnx_error_t *error);
 
-/* `passed` is not running when this has returned, and will not. */
+/* When this returns, `passed` is not running and will not be called again. */
 void vnxi_deadline_disarm(vnxi_deadline_t *deadline);
 
 #endif

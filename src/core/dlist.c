@@ -99,7 +99,7 @@ vnx_dlist_finish(vnx_dlist_builder_t *builder, vnx_dlist_t **out_p,
     }
     atomic_init(&dlist->refs, 1);
     dlist->agent = vnx_agent_retain(builder->agent);
-    dlist->peer = builder->peer; /* kept alive by the list */
+    dlist->peer = builder->peer; /* the engine's list holds a reference */
     vnxi_count(&dlist->agent->counters.live_dlists, 1);
     builder_free(builder);
     *out_p = dlist;
@@ -115,7 +115,7 @@ vnx_dlist_abort(vnx_dlist_builder_t *builder)
     }
 }
 
-/* End a build: finish it, or, after an error, give it up. */
+/* End a build: finish it, or abort it after an error. */
 static vnx_status_t
 finish_or_abort(vnx_dlist_builder_t *builder, vnx_status_t status,
                 vnx_dlist_t **out_p, vnx_error_t *error)

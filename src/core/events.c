@@ -1,11 +1,11 @@
 /*
- * Design notes.  No wake-up is lost because both sides announce before they
- * look.  A waiter raises `waiters`, then looks at the states, then sleeps with
- * the lock held; a signaller stores the state, then looks at `waiters`, then
- * broadcasts under the lock.  All four are sequentially consistent.  The
- * eventfd likewise: clear() drains it before it lowers `signalled`, so a
- * signaller that still saw it raised had stored its state before the states
- * are looked at.
+ * Design notes.  No wake-up is lost, because each side announces itself before
+ * it checks the other.  A waiter increments `waiters`, then checks the states,
+ * then sleeps under the lock.  A signaller stores the state, then checks
+ * `waiters`, then broadcasts under the lock.  All four accesses are
+ * sequentially consistent.  The eventfd works the same way: clear() drains it
+ * before it resets `signalled`.  A signaller that still saw the flag set had
+ * therefore stored its state before the client checks the states.
  */
 #include "core/events.h"
 
@@ -62,7 +62,7 @@ vnxi_events_fini(vnxi_events_t *events)
     vnxi_mutex_destroy(&events->lock);
 }
 
-/* A full counter (EAGAIN) is readable all the same. */
+/* A full counter (EAGAIN) is readable, which is enough. */
 static void
 write_fd(int fd)
 {
@@ -133,7 +133,8 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
         err = errno;
         if (fd >= 0) {
             atomic_store(&events->fd, fd);
-            /* What happened before there was a descriptor counts too. */
+            /* Report the events that happened before the descriptor existed.
+             */
             signal_fd(events, fd);
         }
     }

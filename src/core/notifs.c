@@ -28,7 +28,7 @@ notif_cost(const vnx_notif_t *notif)
     return sizeof *notif + notif->sender_len + notif->message_len;
 }
 
-/* One block: the record, the sender's name, the message. */
+/* One allocation holds the record, the sender's name and the message. */
 static vnx_notif_t *
 notif_create(const void *sender, size_t sender_len, const void *message,
              size_t message_len)
@@ -62,7 +62,8 @@ append_lock_held(vnxi_notifs_t *notifs, vnx_notif_t *notif)
     atomic_fetch_add_explicit(&notifs->count, 1, memory_order_release);
 }
 
-/* Unlink what must give way so that the newest always fits. */
+/* Unlink the oldest notifications until the size is within the limit.  The
+ * newest one always stays. */
 static vnx_notif_t *
 take_overflow_lock_held(vnxi_notifs_t *notifs)
 {
@@ -132,9 +133,9 @@ vnx_notif_free(vnx_notif_t *chain)
     }
 }
 
-/* A client that polls in a loop is faster than any wake-up of the engine's
- * thread: every 64th empty poll in a row takes in what has come by itself,
- * which adds a few nanoseconds to each. */
+/* A client that polls in a loop is faster than the engine's thread can wake
+ * up.  So every 64th consecutive empty poll makes progress itself, which adds
+ * a few nanoseconds to each. */
 #define POLLS_BEFORE_PROGRESS 64
 
 vnx_notif_t *

@@ -1,9 +1,9 @@
 /*
- * Design notes.  The map has one peer object a name: the present generation.
- * Prepared lists and transfers hold the object, not the name, so superseding a
- * peer is an exchange in the map, and whoever holds the old object gets its
- * errors.  Loads are serialised by load_lock, which no hot call takes; the
- * engine is called without peers_lock.
+ * Design notes.  The map has one peer object per name: the current generation.
+ * Prepared lists and transfers hold the object, not the name.  Superseding a
+ * peer therefore only replaces the object in the map; holders of the old
+ * object get its errors.  load_lock serialises loads; no hot call takes it.
+ * The engine is called without peers_lock.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +58,7 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
 /* -- Two agents of one name ------------------------------------------------
  */
 
-#define RIVALS_MAX 64 /* pairs remembered; beyond it all are forgotten */
+#define RIVALS_MAX 64 /* remembered pairs; if full, all are forgotten */
 
 void
 vnxi_peers_forget_rivals(vnx_agent_t *agent)
@@ -73,7 +73,8 @@ vnxi_peers_forget_rivals(vnx_agent_t *agent)
     agent->rivals = (vnxi_name_map_t){0};
 }
 
-/* Is it the first warning about this pair?  Without memory: yes. */
+/* Return whether this is the first warning about the pair.  True if memory
+ * runs out. */
 static bool
 remember_rivals(vnx_agent_t *agent, const vnxi_peer_t *peer, uint32_t one,
                 uint32_t other)
@@ -100,13 +101,13 @@ remember_rivals(vnx_agent_t *agent, const vnxi_peer_t *peer, uint32_t one,
     return true;
 }
 
-/* A peer takes the place of another that did not end: by mistake, two agents
- * have one name.  (Of a restart nothing is said.) */
+/* Warn if a peer replaces another one of the same name that is still running:
+ * two agents have the same name by mistake.  A restart is not reported. */
 static void
 warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
 {
     uint32_t first = agent->ops->peer_pid(old), second;
-    vnx_error_t shown; /* for the name as it prints */
+    vnx_error_t shown; /* for the printable name */
     char where[64] = "on another host or in another container";
 
     if (first == 0) {
@@ -130,8 +131,8 @@ warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
 /* -- Loading and removing --------------------------------------------------
  */
 
-/* Put a new generation in place of `old` (NULL: there was none).  The map
- * takes over the caller's reference on `peer`. */
+/* Put a new generation in the place of `old` (NULL: none).  The map takes over
+ * the caller's reference on `peer`. */
 static vnx_status_t
 install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
              vnx_error_t *error)
@@ -217,8 +218,8 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     return VNX_OK;
 }
 
-/* Take a peer out of the map and end it; NULL name: any one.  False: there was
- * none. */
+/* Remove a peer from the map and close it; NULL name: any peer.  False: not
+ * found. */
 static bool
 remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
                  const char *cause)
@@ -249,7 +250,8 @@ vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
         return vnxi_agent_refuse(agent, "remove_remote_agent", error);
     }
     if (name_len == 0) {
-        return VNX_OK; /* no agent has that name, and NULL means any one */
+        return VNX_OK; /* agents cannot have this name, and NULL would mean
+                          any */
     }
     vnxi_mutex_lock(&agent->load_lock);
     remove_lock_held(agent, name, name_len,
@@ -267,8 +269,9 @@ vnxi_peers_close(vnx_agent_t *agent)
     vnxi_mutex_unlock(&agent->load_lock);
 }
 
-/* The dead peer stays in the map, so that its name gives the cause rather than
- * "no such peer", until its new metadata is loaded or it is removed. */
+/* A dead peer stays in the map until its new metadata is loaded or it is
+ * removed, so that calls with its name report the cause and not "no such
+ * peer". */
 void
 vnxi_peers_lost(void *context, vnxi_peer_t *peer, const vnx_error_t *cause)
 {
@@ -310,7 +313,7 @@ vnx_agent_connect_peer(vnx_agent_t *agent, const void *name, size_t name_len,
 /* -- Description -----------------------------------------------------------
  */
 
-/* "{" + head + members + "}" in one block. */
+/* Write "{" + head + members + "}" into one allocation. */
 static vnx_status_t
 join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
           vnx_error_t *error)
@@ -335,7 +338,7 @@ count_peers(vnx_agent_t *agent)
     return count;
 }
 
-/* Before the first backend there is no engine, and nothing to add. */
+/* Before the first backend there is not yet an engine to add members. */
 static vnx_status_t
 describe_agent(vnx_agent_t *agent, vnx_bytes_t *json_p, vnx_error_t *error)
 {

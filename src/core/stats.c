@@ -41,9 +41,9 @@ vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p)
         stats_p->xfer_us_log2[i] = get(&counters->xfer_us_log2[i]);
     }
     if (vnxi_fork_crossed(agent->fork_count)) {
-        return; /* a lock may be held for ever here */
+        return; /* a lock may be held forever here */
     }
-    /* Locks are not part of what const promises. */
+    /* Taking a lock does not change what the caller sees as const. */
     vnx_agent_t *unlocked = (vnx_agent_t *)agent;
     count_notifs(&unlocked->notifs, stats_p);
     vnxi_mutex_lock(&unlocked->peers_lock);

@@ -1,9 +1,9 @@
 /*
- * Design notes.  A waiter that looked at every transfer at each wake-up would
- * need quadratic time for many transfers, so it goes on where it stopped, and
- * looks at the others only when `failures` of the agent has moved.  A transfer
- * that fails stores its state first, then raises `failures`, then signals: a
- * waiter that reads `failures` before it looks misses none.
+ * Design notes.  Checking every transfer at each wake-up would take quadratic
+ * time.  So a waiter continues where it stopped, and checks the other
+ * transfers only if the agent's `failures` has changed.  A transfer that fails
+ * first stores its state, then increments `failures`, then signals.  A waiter
+ * that reads `failures` before it checks the transfers therefore misses none.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -16,9 +16,9 @@ typedef struct waiting {
     vnx_xfer_t *const *xfers;
     size_t count;
     bool any, check;
-    unsigned failures; /* the agent's, before the last look at all */
-    size_t first_open; /* all: those before it have ended */
-    size_t failed;     /* the one that ends the wait; `count`: none */
+    unsigned failures; /* the agent's counter before the last check of all */
+    size_t first_open; /* if waiting for all: those before it have ended */
+    size_t failed;     /* the transfer that ends the wait; `count`: none */
 } waiting_t;
 
 static bool
@@ -28,7 +28,7 @@ has_failed(const waiting_t *waiting, vnx_xfer_state_t state)
            (state == VNX_XFER_FAILED || state == VNX_XFER_CANCELLED);
 }
 
-/* -- The first look --------------------------------------------------------
+/* -- First check -------------------------------------------------------------
  */
 
 static vnx_status_t
@@ -45,8 +45,8 @@ refuse_xfer(const waiting_t *waiting, size_t i, vnx_error_t *error)
     return status;
 }
 
-/* Look at each of them once: as a rule all have ended.  VNX_IN_PROG: the wait
- * is not over. */
+/* Check each transfer once: usually all have ended.  VNX_IN_PROG: keep
+ * waiting. */
 static vnx_status_t
 first_look(waiting_t *waiting, vnx_error_t *error)
 {
@@ -72,11 +72,10 @@ first_look(waiting_t *waiting, vnx_error_t *error)
                : VNX_IN_PROG;
 }
 
-/* -- The looks that follow -------------------------------------------------
+/* -- Later checks ------------------------------------------------------------
  */
 
-/* Look for the first failed transfer, unless none has failed since the last
- * look. */
+/* Find the first failed transfer, if any has failed since the last check. */
 static bool
 find_failed(waiting_t *waiting)
 {
@@ -95,7 +94,8 @@ find_failed(waiting_t *waiting)
     return false;
 }
 
-/* Has it ended?  A failure is noted where the caller asked for it. */
+/* Return whether the transfer has ended.  Record a failure if the caller asked
+ * for it. */
 static bool
 note_ended(waiting_t *waiting, size_t i)
 {
@@ -133,11 +133,11 @@ is_over(void *context)
     return waiting->first_open == waiting->count;
 }
 
-/* -- The end ---------------------------------------------------------------
+/* -- Result ------------------------------------------------------------------
  */
 
-/* The row of a transfer's own error moves into the cause: the record's row
- * says which transfer failed. */
+/* Move the row of the transfer's error into the cause; the record's row is the
+ * index of the failed transfer. */
 static void
 error_of_transfer(vnx_error_t *error, size_t i)
 {
@@ -157,8 +157,8 @@ error_of_transfer(vnx_error_t *error, size_t i)
     }
 }
 
-/* What the wait that is over came to; VNX_IN_PROG: the transfer that had
- * failed was posted again meanwhile. */
+/* The result of the finished wait.  VNX_IN_PROG: the failed transfer was
+ * posted again in the meantime. */
 static vnx_status_t
 outcome(const waiting_t *waiting, vnx_error_t *error)
 {
@@ -219,7 +219,8 @@ vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
     do {
         status = first_look(&waiting, error);
         if (status < 0) {
-            vnxi_events_signal(&agent->events); /* nothing was taken */
+            vnxi_events_signal(&agent->events); /* restore the event:
+                                                   nothing was taken */
             return status;
         }
         if (status == VNX_IN_PROG) {

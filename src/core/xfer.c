@@ -5,11 +5,11 @@
  *                        ^                       |
  *                        +---------post----------+
  *
- * The state is one atomic word.  Whoever moves it to POSTED (compare and
- * swap) owns the transfer until xfer_done, which the engine calls exactly
- * once a post, moves it on; so no other lock guards posting.  While POSTED the
- * engine holds a reference, so a handle may be given up at any time.  The
- * release order of the end is: telemetry and error first, the state, then the
+ * The state is one atomic word.  The thread that moves it to POSTED (compare
+ * and swap) owns the transfer until xfer_done, called by the engine exactly
+ * once per post, moves it on.  So posting needs no other lock.  While POSTED
+ * the engine holds a reference, so a handle may be released at any time.  The
+ * end stores telemetry and error first, then the state, then signals the
  * events; a reader that sees the state sees the rest.
  */
 #include <stdlib.h>
@@ -18,11 +18,11 @@
 #include "base/clock.h"
 #include "core/xfer.h"
 
-/* A chunk of copying takes well under a millisecond; more than this means
- * that the machine is in trouble. */
+/* Copying a chunk takes well under a millisecond; a longer wait means that the
+ * machine is in trouble. */
 #define CANCEL_DEADLINE_NS 10000000000u
 
-/* -- Its deadline ----------------------------------------------------------
+/* -- Deadline ----------------------------------------------------------------
  */
 
 void
@@ -49,7 +49,8 @@ arm_deadline(vnx_xfer_t *xfer, uint64_t timeout_ns, vnx_error_t *error)
     return status;
 }
 
-/* What stopped because its time was up has not been cancelled. */
+/* A transfer that was stopped by its deadline counts as timed out, not as
+ * cancelled. */
 static vnx_status_t
 disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
 {
@@ -69,7 +70,7 @@ disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
     return VNX_ERR_TIMEOUT;
 }
 
-/* -- Posting and the end ---------------------------------------------------
+/* -- Post and end ------------------------------------------------------------
  */
 
 static void
@@ -147,7 +148,8 @@ vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
     vnx_xfer_drop(xfer);
 }
 
-/* READY, or ended: become POSTED.  False: somebody's post is active. */
+/* Move from READY or an end state to POSTED.  False: another post is active.
+ */
 static bool
 claim(vnx_xfer_t *xfer, unsigned *before_p)
 {
@@ -201,7 +203,7 @@ note_posted(vnx_xfer_t *xfer, uint64_t now)
         memory_order_relaxed);
 }
 
-/* It is claimed: hand it to the engine, which may be done with it before this
+/* Pass a claimed transfer to the engine, which may finish it before this
  * returns. */
 static vnx_status_t
 start(vnx_xfer_t *xfer, uint64_t timeout_ns, vnx_error_t *error)
@@ -243,7 +245,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
         }
     }
     note_start(xfer, before);
-    vnx_xfer_retain(xfer); /* the engine's */
+    vnx_xfer_retain(xfer); /* the engine's reference */
     atomic_fetch_add(&xfer->agent->in_flight, 1);
     vnx_status_t status = start(xfer, timeout_ns, record);
     if (status == VNX_IN_PROG) {
@@ -257,7 +259,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     return status;
 }
 
-/* -- Looking ---------------------------------------------------------------
+/* -- State -------------------------------------------------------------------
  */
 
 vnx_xfer_state_t
@@ -331,7 +333,7 @@ vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
     uint64_t post = atomic_load_explicit(&xfer->post_ns, memory_order_relaxed);
     uint64_t whole = end > start ? end - start : 0;
     if (end != 0 && post > whole) {
-        post = whole; /* it had ended before the post returned */
+        post = whole; /* it ended before the post returned */
     }
     *telemetry_p = (vnx_xfer_telemetry_t){
         .start_us = start / 1000 + xfer->agent->wall_minus_mono_us,
@@ -357,7 +359,7 @@ vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
     xfer->agent->ops->xfer_estimate(xfer->exfer, duration_us_p, margin_us_p);
 }
 
-/* -- Stopping --------------------------------------------------------------
+/* -- Cancel and release ------------------------------------------------------
  */
 
 static bool
@@ -395,8 +397,8 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* The user's reference; the engine may still hold its own for a moment, which
- * is why handles are counted here. */
+/* Drop the user's reference.  Handles are counted here, because the engine may
+ * hold its own reference a little longer. */
 static void
 give_up(vnx_xfer_t *xfer)
 {

@@ -1,5 +1,5 @@
 /*
- * A transfer, for the files of it.
+ * A transfer, shared by its files.
  */
 #ifndef VNXI_CORE_XFER_H
 #define VNXI_CORE_XFER_H
@@ -15,21 +15,22 @@ struct vnx_xfer {
     vnx_op_t op;
     vnxi_xfer_facts_t facts;
 
-    vnxi_deadline_t deadline; /* armed where the post has a timeout */
+    vnxi_deadline_t deadline; /* armed if the post has a timeout */
     uint64_t timeout_ns;      /* of the post; VNX_FOREVER: none */
-    bool timed_out; /* it was stopped for that; the deadline's lock */
+    bool timed_out; /* stopped by the deadline; protected by its lock */
 
-    unsigned char *notif; /* NULL: none; changed in READY and by the poster */
+    unsigned char *notif; /* NULL: none; changed while READY and by the
+                             poster */
     size_t notif_len;
 
     atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
     vnx_error_t *error; /* protected by agent->error_lock */
 };
 
-/* A copy of a notification, owned; NULL: no memory. */
+/* An owned copy of a notification; NULL: no memory. */
 unsigned char *vnxi_xfer_copy_notif(const void *notif, size_t len);
 
-/* Core's side of its deadline: ask the engine to stop it. */
+/* Deadline callback: ask the engine to stop the transfer. */
 void vnxi_xfer_deadline_passed(vnxi_deadline_t *deadline);
 
 #endif

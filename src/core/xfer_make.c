@@ -1,5 +1,5 @@
 /*
- * Making transfers, and giving them up.
+ * Creating and releasing transfers.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -87,7 +87,7 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
     return xfer_create(agent, &args, notif, notif_len, out_p, error);
 }
 
-/* A list that lives for one transfer. */
+/* Prepare a list that is used by one transfer only. */
 static vnx_status_t
 one_list(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
          const vnx_desc_t *rows, size_t count, const char *const *backends,
