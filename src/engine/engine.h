@@ -1,37 +1,37 @@
 /*
- * The engine contract: all that the agent (src/core) knows of what moves its
- * bytes.  `native` (ours) and `nixl` (the stock library) fill it in; a third
- * can be written from this page.
+ * The engine contract: everything that the agent (src/core) knows about the
+ * code that moves its bytes.  `native` (our own) and `nixl` (the stock
+ * library) implement it.  This header is enough to write a third engine.
  *
  * Life: create -> probe -> backend_create ... -> stop -> destroy.  stop() ends
- * the engine's threads and everything in flight; after it has returned no host
- * callback comes.  destroy() frees; the core calls it when no list, transfer
- * or peer of the engine is left.  stop() may be called on an engine that has
- * no backend.
+ * the engine's threads and everything in flight; after it has returned, the
+ * engine calls no host callback.  destroy() frees; the core calls it when no
+ * list, transfer or peer of the engine is left.  stop() may be called on an
+ * engine without backends.
  *
- * Threads: every operation may be called from any thread, several at once,
+ * Threads: any operation may be called from any thread, several at once,
  * except create, stop and destroy (once each) and the operations on one
  * builder (one thread at a time).
  *
- * Waiting: only stop() may wait for longer than a chunk of copying, and probe
- * and the first backend_create, which may open libraries.  No operation waits
- * for a peer's answer.
+ * Waiting: only stop(), probe and the first backend_create (which may open
+ * libraries) may wait for longer than it takes to copy a chunk.  No operation
+ * waits for a peer's answer.
  *
- * Locks: the core holds no lock of its own while it calls an operation, but
- * for peer_load and peer_close, which it serialises by its load lock, probe
- * and the first backend_create, by the lock of its choice, and xfer_cancel
- * when a transfer's time is up, by that of its deadlines, which it takes in
- * xfer_done too: xfer_cancel calls no host callback.  An engine
- * holds no lock of its own while it calls a host callback that would be needed
- * to enter the engine again.
+ * Locks: the core holds none of its locks while it calls an operation, except:
+ * its load lock for peer_load and peer_close, which are serialised; the lock
+ * of its choice for probe and the first backend_create; the lock of its
+ * deadlines for xfer_cancel when a transfer has timed out.  xfer_done takes
+ * the last one too, so xfer_cancel must not call a host callback.  While an
+ * engine calls a host callback, it holds no lock that is needed to enter the
+ * engine again.
  *
- * Arguments: borrowed for the call, unless it says "kept".
+ * Arguments: borrowed for the call, unless marked "kept".
  *
  * Outputs: written on success only.
  *
  * Errors: the engine writes the record (operation, peer, row, cause); the core
- * hands it on.  `operation` names are those of the Python API, passed in where
- * several calls share an operation.
+ * passes it on.  `operation` names are those of the Python API; they are
+ * passed in where several calls share an operation.
  */
 #ifndef VNXI_ENGINE_ENGINE_H
 #define VNXI_ENGINE_ENGINE_H
@@ -49,38 +49,41 @@ typedef struct vnxi_exfer vnxi_exfer_t;     /* defined by the engine */
 typedef struct vnxi_engine_ops vnxi_engine_ops_t;
 
 /*
- * A peer, as core and engine share it: the first member of the engine's own
- * peer object.  One object is one *generation*: a peer that restarted gets a
- * new object, and whoever holds the old one gets errors from it.
+ * A peer, shared by core and engine: the first member of the engine's own peer
+ * object.  One object is one *generation*: a peer that restarted gets a new
+ * object, and holders of the old one get errors from it.
  */
 typedef struct vnxi_peer {
     atomic_uint refs;
     const vnxi_engine_ops_t *ops;
     char *name; /* owned, `name_len` bytes and a NUL */
     size_t name_len;
-    uint64_t generation; /* written by the core before others see the peer */
+    uint64_t generation; /* written by the core before the peer is visible
+                            to others */
 } vnxi_peer_t;
 
 /*
- * What an engine calls.  Any thread; never after stop() returned.  The
- * callbacks do not block and do not call back into the engine, except that
- * xfer_done may release the transfer (so the engine does not touch it after).
+ * Callbacks from the engine to the core.  Called on any thread, never after
+ * stop() has returned.  They do not block and do not call into the engine,
+ * with one exception: xfer_done may release the transfer, so the engine must
+ * not touch it afterwards.
  */
 typedef struct vnxi_engine_host {
     void *context;
 
-    /* A transfer that xfer_post() left in progress has ended, and no further
+    /* A transfer that xfer_post() left in progress has ended and no further
      * byte of it will land: VNX_OK, VNX_ERR_CANCELED, or an error with its
-     * record.  Exactly once a post.  Its notification was sent before. */
+     * record.  Called exactly once per post, after the notification was sent.
+     */
     void (*xfer_done)(void *context, void *cookie, vnx_status_t status,
                       const vnx_error_t *error);
 
-    /* A notification came (bytes borrowed).  In order per sender. */
+    /* A notification has arrived (bytes borrowed).  In order per sender. */
     void (*notif)(void *context, const void *sender, size_t sender_len,
                   const void *message, size_t message_len);
 
-    /* The peer is gone; operations on it fail from now on. At most once a
-     * peer object. */
+    /* The peer is gone; operations on it fail from now on.  Called at most
+     * once per peer object. */
     void (*peer_lost)(void *context, vnxi_peer_t *peer,
                       const vnx_error_t *cause);
 } vnxi_engine_host_t;
@@ -88,20 +91,20 @@ typedef struct vnxi_engine_host {
 typedef struct vnxi_engine_config {
     const void *agent_name; /* kept until stop() */
     size_t agent_name_len;
-    unsigned num_threads; /* copy threads a transfer may use; > 0 */
+    unsigned num_threads; /* copy threads that one transfer may use; > 0 */
     vnxi_engine_host_t host;
 } vnxi_engine_config_t;
 
 typedef struct vnxi_xfer_args {
     vnx_op_t op;
-    const vnxi_list_t *local, *remote; /* kept: the engine refers to them */
+    const vnxi_list_t *local, *remote; /* kept: the transfer refers to them */
     vnx_indices_t local_rows, remote_rows;
     bool no_merge;
     void *cookie; /* for host.xfer_done */
     const char *operation;
 } vnxi_xfer_args_t;
 
-/* What prepare found out, for telemetry. */
+/* Results of xfer_prepare, for telemetry. */
 typedef struct vnxi_xfer_facts {
     uint64_t bytes, rows, pieces;
 } vnxi_xfer_facts_t;
@@ -121,18 +124,18 @@ struct vnxi_engine_ops {
 
     /* -- Backends -------------------------------------------------------- */
 
-    /* Does the engine work on this machine?  Opens the libraries that it
-     * cannot do without; may take long the first time.  Otherwise an error
-     * with the cause; asked before the first backend_create. */
+    /* Check whether the engine works on this machine; if not, return an error
+     * with the cause.  Opens the libraries that the engine requires, so the
+     * first call may take long.  Called before the first backend_create. */
     vnx_status_t (*probe)(vnxi_engine_t *engine, vnx_error_t *error);
 
-    /* The i-th backend that could be created; NULL past the end, and at once
-     * where the engine does not work here.  Static. */
+    /* The i-th backend that can be created; NULL past the end, or if the
+     * engine does not work here.  Static storage. */
     const char *(*plugin)(vnxi_engine_t *engine, size_t i);
     vnx_status_t (*plugin_mems)(vnxi_engine_t *engine, const char *backend,
                                 uint32_t *mems_p, vnx_error_t *error);
-    /* `created`: the values in force of a backend that was created, else the
-     * defaults.  {NULL, NULL} past the end.  Borrowed from the engine. */
+    /* `created`: the current values of a created backend, else the defaults.
+     * {NULL, NULL} past the end.  Borrowed from the engine. */
     vnx_status_t (*param)(vnxi_engine_t *engine, const char *backend,
                           bool created, size_t i, vnx_param_t *param_p,
                           vnx_error_t *error);
@@ -152,9 +155,9 @@ struct vnxi_engine_ops {
                                    const char *const *backends,
                                    vnx_error_t *error);
 
-    /* What a backend for storage knows of each row: infos[count], zeroed by
-     * the core, which frees what is written also after an error.  Engines
-     * without storage: VNX_ERR_NOT_SUPPORTED.  May wait for the storage. */
+    /* Ask a storage backend about each row. infos[count] is zeroed by the
+     * core, which frees its contents, also after an error.  Engines without
+     * storage return VNX_ERR_NOT_SUPPORTED.  May wait for the storage. */
     vnx_status_t (*mem_query)(vnxi_engine_t *engine, vnx_mem_t mem,
                               const vnx_reg_desc_t *descs, size_t count,
                               const char *backend, vnx_mem_info_t *infos,
@@ -170,54 +173,57 @@ struct vnxi_engine_ops {
                                      const char *const *backends,
                                      vnx_bytes_t *bytes_p, vnx_error_t *error);
 
-    /* The agent name in a blob; borrowed from the blob.  Checks the whole
-     * blob's grammar, so what passes here is metadata. */
+    /* The agent name in a blob; borrowed from the blob.  Checks the syntax of
+     * the whole blob, so a blob that passes is metadata. */
     vnx_status_t (*metadata_name)(const void *blob, size_t len,
                                   const void **name_p, size_t *name_len_p,
                                   vnx_error_t *error);
 
-    /* Load a blob.  `current` is the peer now known under the blob's name,
-     * NULL for none.  When the blob is of the same instance, `current` is
-     * brought up to date and *peer_p = current (not retained anew); otherwise
-     * *peer_p is a new object (one reference, the caller's) and `current` is
-     * untouched: the core installs the new one and closes the old.  Everything
-     * is parsed and checked before any state changes. */
+    /* Load a blob.  `current` is the peer now known under the blob's name, or
+     * NULL.  If the blob comes from the same instance, update `current` and
+     * set *peer_p = current, without a new reference.  Otherwise *peer_p is a
+     * new object (with one reference, the caller's) and `current` is
+     * unchanged; the core installs the new one and closes the old one.  Parse
+     * and check everything before changing any state. */
     vnx_status_t (*peer_load)(vnxi_engine_t *engine, vnxi_peer_t *current,
                               const void *blob, size_t len,
                               vnxi_peer_t **peer_p, vnx_error_t *error);
 
-    /* The agent itself as a peer, for transfers from its memory to its memory
-     * and notifications to itself.  Borrowed; valid until destroy(). */
+    /* The agent itself as a peer, for transfers within its own memory and
+     * notifications to itself.  Borrowed; valid until destroy(). */
     vnxi_peer_t *(*peer_self)(vnxi_engine_t *engine);
 
-    /* End the connection; what is in flight and what comes later fails with
-     * VNX_ERR_REMOTE_DISCONNECT and `cause`.  Idempotent; no peer_lost. */
+    /* End the connection.  Transfers in flight and later calls fail with
+     * VNX_ERR_REMOTE_DISCONNECT and `cause`.  Idempotent; does not call
+     * peer_lost. */
     void (*peer_close)(vnxi_peer_t *peer, const char *cause);
 
-    /* Free: the last reference is gone.  peer_close() was called before. */
+    /* Free the peer; the last reference is gone.  peer_close() was called
+     * before. */
     void (*peer_destroy)(vnxi_peer_t *peer);
 
     /* Connect now.  Does not wait. */
     vnx_status_t (*peer_connect)(vnxi_peer_t *peer, vnx_error_t *error);
 
-    /* Does the peer have regions that hold all of these? */
+    /* Return whether the peer's regions hold all of these descriptors. */
     bool (*peer_covers)(vnxi_peer_t *peer, vnx_mem_t mem,
                         const vnx_desc_t *descs, size_t count);
 
-    /* The process of a peer whose agent is running on this host now, looked
-     * up whether or not its end was noticed; 0 where it is not, or where the
-     * engine cannot know.  Does not wait. */
+    /* The process of a peer whose agent is running on this host now,
+     * determined even if its end was not noticed yet; 0 if it is not running
+     * here or the engine cannot know.  Does not wait. */
     uint32_t (*peer_pid)(vnxi_peer_t *peer);
 
-    /* Append members of a JSON object ("\"path\": \"SHM\", ...", no braces) on
-     * the peer, or on the engine where peer is NULL.  Owned: free(). */
+    /* Append members of a JSON object ("\"path\": \"SHM\", ...", without
+     * braces) about the peer, or about the engine if peer is NULL.  Owned:
+     * free(). */
     vnx_status_t (*describe)(vnxi_engine_t *engine, vnxi_peer_t *peer,
                              vnx_bytes_t *members_p, vnx_error_t *error);
 
     /* -- Prepared lists -------------------------------------------------- */
 
-    /* peer NULL: of the local agent.  The list keeps a reference on the peer
-     * and on the regions that its rows lie in. */
+    /* peer NULL: rows of the local agent.  The list holds a reference on the
+     * peer and on the regions of its rows. */
     vnx_status_t (*list_begin)(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                vnx_mem_t mem, const char *const *backends,
                                const char *operation,
@@ -243,20 +249,21 @@ struct vnxi_engine_ops {
                                  vnxi_xfer_facts_t *facts_p,
                                  vnx_error_t *error);
 
-    /* Start.  VNX_OK: done, notification sent, no xfer_done comes.
-     * VNX_IN_PROG: xfer_done comes, perhaps before this returns.  Negative:
-     * nothing was started.  Not called while in progress.  The notification
-     * (NULL: none) is borrowed until the end of the transfer. */
+    /* Start the transfer.  VNX_OK: done and notification sent; xfer_done is
+     * not called.  VNX_IN_PROG: xfer_done will be called, perhaps before this
+     * returns.  Negative: nothing was started.  Never called while the
+     * transfer is in progress.  The notification (NULL: none) is borrowed
+     * until the end of the transfer. */
     vnx_status_t (*xfer_post)(vnxi_exfer_t *exfer, const void *notif,
                               size_t notif_len, vnx_error_t *error);
 
-    /* Ask a transfer in progress to stop soon; xfer_done still comes.  Does
-     * not wait.  Safe when it has just ended, and when it is about to be
-     * posted (then it may be without effect).  VNX_ERR_NOT_SUPPORTED: it
+    /* Ask a transfer in progress to stop soon; xfer_done is still called.
+     * Does not wait.  Safe if the transfer has just ended, or is about to be
+     * posted (the call may then have no effect).  VNX_ERR_NOT_SUPPORTED: it
      * cannot be stopped. */
     vnx_status_t (*xfer_cancel)(vnxi_exfer_t *exfer);
 
-    /* Free; not while in progress. */
+    /* Free the transfer.  Never called while it is in progress. */
     void (*xfer_release)(vnxi_exfer_t *exfer);
 
     const char *(*xfer_backend)(const vnxi_exfer_t *exfer);
@@ -269,8 +276,8 @@ struct vnxi_engine_ops {
                                size_t len, vnx_error_t *error);
 
     /* Called when a client has polled for notifications many times in a row
-     * (every 64th empty poll): take in what has come without waiting for the
-     * engine's thread.  Must be cheap and must not block. */
+     * (at every 64th empty poll): receive what has arrived without waiting for
+     * the engine's thread.  Must be cheap and must not block. */
     void (*notif_poll)(vnxi_engine_t *engine);
 };
 
@@ -289,7 +296,7 @@ vnxi_peer_release(vnxi_peer_t *peer)
     }
 }
 
-/* The engines of this build, by name; NULL for an unknown one. */
+/* Find an engine of this build by name; NULL if unknown. */
 const vnxi_engine_ops_t *vnxi_engine_find(const char *name);
 
 #endif

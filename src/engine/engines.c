@@ -1,5 +1,5 @@
 /*
- * The engines of this build.
+ * The engines in this build.
  */
 #include <string.h>
 
