@@ -1,9 +1,8 @@
 /*
- * Design notes.  Whether indices go up by one is asked of every array at every
- * transfer, so the two types that clients use are compared by vectors, against
- * what they would have to be.  The vectors are the compiler's own (GCC and
- * Clang): the same function is compiled for AVX2 and for what every machine
- * has.
+ * Design notes.  Every transfer checks whether its index arrays go up by one,
+ * so the two types that clients use are compared with the expected values in
+ * vectors.  The vectors are those of the compiler (GCC and Clang): the same
+ * function is compiled for AVX2 and for the baseline.
  */
 #include "engine/parts/indices.h"
 
@@ -20,7 +19,7 @@ typedef uint32_t v8u32_t
 
 /* -- Runs ----------------------------------------------------------------- */
 
-/* Eight vectors a step, and one look at what they came to. */
+/* Compare eight vectors per step and check their combined result once. */
 static ALWAYS_INLINE size_t
 run_u64(const uint64_t *data, size_t count)
 {
@@ -109,8 +108,8 @@ run_u8(const uint8_t *data, size_t count)
 
 /* -- Limits --------------------------------------------------------------- */
 
-/* The top bit of `limit - 1 - index` is set where the index is too large, but
- * for indices that have the top bit themselves. */
+/* The top bit of `limit - 1 - index` is set if the index is too large, unless
+ * the index has its own top bit set. */
 bool
 vnxi_indices_are_below(const uint64_t *indices, size_t count, uint64_t limit)
 {
@@ -132,8 +131,8 @@ vnxi_indices_are_below(const uint64_t *indices, size_t count, uint64_t limit)
 
 /* -- Types ---------------------------------------------------------------- */
 
-/* A run that was found modulo 2^bits ends where the type does; a negative
- * index, which is above `max`, is one by itself. */
+/* A run found modulo 2^bits ends at the type's maximum.  A negative index,
+ * which is above `max`, is a run of its own. */
 static size_t
 cut_at(size_t run, uint64_t first, uint64_t max)
 {

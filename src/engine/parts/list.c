@@ -69,8 +69,8 @@ vnxi_list_region_of(const vnxi_list_t *list, const vnx_desc_t *row)
             high = middle;
         }
     }
-    /* The last one that starts before the row may be nested in the one that
-     * holds it. */
+    /* The last region that starts before the row may be nested in the region
+     * that holds it. */
     while (low > 1 && !vnxi_region_holds(list->regions[low - 1], row->addr,
                                          end, row->dev)) {
         low--;

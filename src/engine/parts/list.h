@@ -1,13 +1,13 @@
 /*
- * Prepared lists: descriptors checked against a region table once, stored
- * compactly, looked up by index in constant time.
+ * Prepared lists: descriptors that were checked against a region table once,
+ * are stored compactly, and are looked up by index in constant time.
  *
- * Rows are kept in blocks of VNXI_LIST_BLOCK rows.  A block whose rows are one
- * arithmetic run of equal lengths takes no memory beyond its header; another
- * has explicit addresses (32-bit multiples of a unit from a base where they
- * fit, else 64-bit), and explicit lengths and devices only where those differ
- * within the block.  So 1 M rows at a regular stride take about 50 kB, 1 M
- * random ones 4 MB.
+ * Rows are stored in blocks of VNXI_LIST_BLOCK rows.  A block whose rows form
+ * one arithmetic run of equal lengths takes no memory beyond its header.  Any
+ * other block has explicit addresses (as 32-bit multiples of a unit from a
+ * base if they fit, else 64-bit), and has explicit lengths and devices only if
+ * they differ within the block.  So 1 M rows at a regular stride take about 50
+ * kB, 1 M random rows 4 MB.
  */
 #ifndef VNXI_PARTS_LIST_H
 #define VNXI_PARTS_LIST_H
@@ -23,64 +23,66 @@
 
 typedef struct vnxi_list_block vnxi_list_block_t; /* see list_block.h */
 
-/* What an engine keeps with a list, freed with it. */
+/* Engine data attached to a list and freed with it. */
 typedef struct vnxi_list_extra {
     void (*free)(struct vnxi_list_extra *extra);
 } vnxi_list_extra_t;
 
-/* Immutable once finished, but for `extra`. */
+/* Immutable once finished, except `extra`. */
 struct vnxi_list {
     atomic_uint refs;
     vnxi_peer_t *peer; /* retained; NULL: local */
     vnx_mem_t mem;
     uint64_t backends;       /* as in vnxi_list_args_t */
     size_t count;            /* rows */
-    size_t bytes;            /* memory that the list takes */
-    bool direct;             /* every row's region is direct */
-    bool one_reach;          /* the regions agree in `direct` and `delta` */
-    uint64_t delta;          /* of the regions; only where one_reach */
-    bool uniform;            /* every row has the length `row_len` */
-    uint64_t row_len;        /* only where uniform */
-    vnxi_region_t **regions; /* the regions that rows lie in, each once,
+    size_t bytes;            /* memory used by the list */
+    bool direct;             /* the regions of all rows are direct */
+    bool one_reach;          /* `direct` and `delta` are the same for all
+                                regions */
+    uint64_t delta;          /* of the regions; valid if one_reach */
+    bool uniform;            /* all rows have the length `row_len` */
+    uint64_t row_len;        /* valid if uniform */
+    vnxi_region_t **regions; /* the regions of the rows, without duplicates,
                                 retained, sorted by (dev, addr) */
     size_t region_count;
     _Atomic(vnxi_list_extra_t *) extra; /* owned; NULL: none */
     vnxi_list_block_t *blocks;
     size_t block_count;
-    /* private: how all blocks have their addresses, if alike; storage */
-    int addr_form;                    /* -1: not alike */
+    /* private: the address form shared by all blocks; storage */
+    int addr_form;                    /* -1: the forms differ */
     size_t blocks_size;               /* 0: within the list's own memory */
-    struct vnxi_list_arena *explicit; /* what the blocks point to, if not */
+    struct vnxi_list_arena *explicit; /* memory that other blocks point to */
 };
 
 typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
-    vnxi_region_table_t *table; /* taken over; NULL: there was no memory */
+    vnxi_region_table_t *table; /* taken over; NULL: out of memory */
     vnx_mem_t mem;
-    uint64_t backends;     /* a set, as the engine numbers them, that the list
-                              keeps for it; 0 where it wants none */
+    uint64_t backends;     /* a bit set with the engine's numbering, kept in
+                              the list for the engine; 0 if unused */
     const char *operation; /* static; for errors */
 } vnxi_list_args_t;
 
-/* VNX_ERR_INVALID_PARAM for what is no memory type.  The reference to the
- * table is given up on failure too. */
+/* VNX_ERR_INVALID_PARAM: unknown memory type.  Releases the reference to the
+ * table on failure too. */
 vnx_status_t vnxi_list_begin(const vnxi_list_args_t *args,
                              vnxi_builder_t **builder_p, vnx_error_t *error);
 
-/* One pass over the rows.  The first row that no region holds, or whose sum
- * overflows, is named (its number over all that was fed, a strided row
- * counting one) with peer and values (of the piece of a strided row):
- * VNX_ERR_NOT_FOUND "no registered region holds it" (says whether it starts
- * in a region and passes its end), VNX_ERR_INVALID_PARAM on overflow. Length 0
- * is VNX_ERR_INVALID_PARAM. */
+/* Add rows, in one pass.  The error has the first bad row with the peer and
+ * its values.  The row number counts all rows fed so far, a strided row as
+ * one; the values of a strided row are those of the bad piece.
+ * VNX_ERR_NOT_FOUND: "no registered region holds it" (the cause says if the
+ * row starts in a region and exceeds its end).  VNX_ERR_INVALID_PARAM: length
+ * 0, or an overflow. */
 vnx_status_t vnxi_list_feed(vnxi_builder_t *builder, const vnx_desc_t *rows,
                             size_t count, vnx_error_t *error);
-/* count 0 in a strided row: VNX_ERR_INVALID_PARAM.  At most 2^40 rows in all.
- */
+/* VNX_ERR_INVALID_PARAM if a strided row has count 0.  At most 2^40 rows in
+ * total. */
 vnx_status_t vnxi_list_feed_strided(vnxi_builder_t *builder,
                                     const vnx_strided_desc_t *rows,
                                     size_t count, vnx_error_t *error);
-/* An empty list is VNX_ERR_INVALID_PARAM. Frees the builder on success. */
+/* Finish the list.  VNX_ERR_INVALID_PARAM if it is empty.  Frees the builder
+ * on success. */
 vnx_status_t vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
                               vnx_error_t *error);
 void vnxi_list_abort(vnxi_builder_t *builder);
@@ -88,13 +90,13 @@ void vnxi_list_abort(vnxi_builder_t *builder);
 vnxi_list_t *vnxi_list_retain(vnxi_list_t *list);
 void vnxi_list_release(vnxi_list_t *list);
 
-size_t vnxi_list_count(const vnxi_list_t *list); /* its rows */
-size_t vnxi_list_bytes(const vnxi_list_t *list); /* memory that it takes */
+size_t vnxi_list_count(const vnxi_list_t *list); /* number of rows */
+size_t vnxi_list_bytes(const vnxi_list_t *list); /* memory used by the list */
 
-/* Row i (< count, the caller has checked): about 2 ns. */
+/* Row i; the caller has checked that i < count.  About 2 ns. */
 vnx_desc_t vnxi_list_row(const vnxi_list_t *list, size_t i);
 
-/* The first region of the list that is not USABLE; NULL: all are. */
+/* The first region of the list that is not USABLE; NULL if all are. */
 const vnxi_region_t *vnxi_list_unusable(const vnxi_list_t *list);
 
 #endif

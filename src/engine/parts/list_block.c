@@ -7,12 +7,12 @@
 
 /* -- Scanning ------------------------------------------------------------- */
 
-/* Two numbers of a row, or of two neighbours: rows are three numbers each. */
+/* Two numbers of a row, or of two neighbours; a row has three numbers. */
 typedef uint64_t pair_t
     __attribute__((vector_size(16), aligned(8), may_alias));
 
-/* Whether rows[0 .. 2 * pairs) continue the run of rows[0] and rows[1]; two
- * rows are three vectors, so no lane has to be moved. */
+/* Return whether rows[0 .. 2 * pairs) continue the run of rows[0] and rows[1].
+ * Two rows are three vectors, so lanes need not be moved. */
 static bool
 pairs_are_run(const vnx_desc_t *rows, size_t pairs)
 {
@@ -39,8 +39,8 @@ pairs_are_run(const vnx_desc_t *rows, size_t pairs)
     return true;
 }
 
-/* Whether the rows are a run that does not pass either end of the address
- * space: then its ends bound it. */
+/* Return whether the rows are a run that does not wrap around the address
+ * space.  Its ends are then its bounds. */
 static bool
 rows_are_run(const vnx_desc_t *rows, size_t count)
 {
@@ -79,7 +79,7 @@ scan_any(const vnx_desc_t *rows, size_t count)
         uint64_t addr = rows[i].addr, len = rows[i].len, stop = addr + len;
         low = addr < low ? addr : low;
         end = stop > end ? stop : end;
-        bad |= stop <= addr; /* an overflow or no length */
+        bad |= stop <= addr; /* an overflow, or length 0 */
         addr_bits |= addr ^ first.addr;
         len_bits |= len ^ first.len;
         dev_bits |= rows[i].dev ^ first.dev;
@@ -103,7 +103,8 @@ vnxi_rows_scan(const vnx_desc_t *rows, size_t count)
 
 /* -- Encoding ------------------------------------------------------------- */
 
-/* The number of low bits that all distances from the lowest address lack. */
+/* The number of low bits that are zero in all distances from the lowest
+ * address. */
 static unsigned
 addr_shift(const vnxi_rows_scan_t *scan)
 {
@@ -197,7 +198,8 @@ encode_devs(const vnxi_list_block_t *block, const vnx_desc_t *rows,
     }
 }
 
-/* Base and step of the addresses, and the numbers where there are any. */
+/* Set base and step of the addresses and write the explicit numbers, if any.
+ */
 static void
 set_addrs(vnxi_list_block_t *block, const vnxi_rows_scan_t *scan,
           const vnx_desc_t *rows, size_t count, void *data)
@@ -251,8 +253,8 @@ vnxi_list_arena_alloc(vnxi_list_arena_t **arena_p, size_t size)
 {
     vnxi_list_arena_t *arena = *arena_p;
     if (arena == NULL || arena->size - arena->used < size) {
-        /* Each twice the one before, so that little of a small list is left
-         * over and a big one makes few. */
+        /* Double the size each time: a small list wastes little, and a big
+         * list needs few arenas. */
         size_t bytes = arena == NULL ? ARENA_FIRST : arena->size * 2;
         bytes = bytes < ARENA_MAX ? bytes : ARENA_MAX;
         if (bytes < size + sizeof *arena) {

@@ -1,9 +1,9 @@
 /*
  * The blocks of a prepared list: up to VNXI_LIST_BLOCK rows, encoded.
  *
- * Addresses, lengths and devices are each kept in the least of a few forms.
- * What needs memory lies behind `data`: the addresses first, then lengths,
- * then devices, each part aligned to 8.
+ * Addresses, lengths and devices are each stored in the smallest of a few
+ * forms.  `data` points to the explicit values: first the addresses, then the
+ * lengths, then the devices, each part aligned to 8.
  */
 #ifndef VNXI_PARTS_LIST_BLOCK_H
 #define VNXI_PARTS_LIST_BLOCK_H
@@ -11,42 +11,44 @@
 #include "engine/parts/list.h"
 
 typedef enum {
-    VNXI_FORM_RUN, /* addresses: one run.  Lengths, devices: all the same */
+    VNXI_FORM_RUN, /* addresses: one run.  Lengths, devices: all equal */
     VNXI_FORM_U32,
     VNXI_FORM_U64
 } vnxi_form_t;
 
 /*
  * The address of row i is base + n * step, modulo 2^64, where n is i in a run,
- * else number i of `data`.  In the order in which they are looked at; neither
- * of the first two pairs crosses a cache line.
+ * else number i of `data`.  The members are in the order of access; neither of
+ * the first two pairs crosses a cache line.
  */
 struct vnxi_list_block {
     const unsigned char *data;
     uint8_t addr_form, len_form, dev_form; /* vnxi_form_t */
     uint16_t len_at, dev_at;               /* in data, in units of 8 bytes */
     uint64_t base, step;
-    uint64_t len, dev; /* where they are the same */
+    uint64_t len, dev; /* if equal for all rows */
 };
 
 _Static_assert(sizeof(vnxi_list_block_t) == 48, "1 M rows in 50 kB");
 
-/* What one pass over rows finds out. */
+/* Results of one pass over rows. */
 typedef struct vnxi_rows_scan {
     uint64_t low, end;  /* the lowest address, the highest addr + len */
-    uint64_t addr_bits; /* in which the addresses differ */
+    uint64_t addr_bits; /* lowest address, highest addr + len */
     bool run;           /* one arithmetic run, one length, one device */
     bool one_len, one_dev, len_is_u32;
-    bool bad; /* a length of 0, or a sum that overflows */
+    bool bad; /* a length of 0, or an overflow */
 } vnxi_rows_scan_t;
 
 /* 0 < count <= VNXI_LIST_BLOCK */
 vnxi_rows_scan_t vnxi_rows_scan(const vnx_desc_t *rows, size_t count);
 
-/* Bytes that a block of these rows needs behind `data`; a multiple of 8. */
+/* Number of bytes of `data` that a block of these rows needs; a multiple of 8.
+ */
 size_t vnxi_block_size(const vnxi_rows_scan_t *scan, size_t count);
 
-/* `data`: that many bytes, kept.  The rows were found good. */
+/* Encode the rows, which were checked.  `data` has that many bytes and is
+ * kept. */
 void vnxi_block_encode(const vnxi_rows_scan_t *scan, const vnx_desc_t *rows,
                        size_t count, void *data, vnxi_list_block_t *block_p);
 
@@ -102,19 +104,19 @@ vnxi_list_block_of(const vnxi_list_t *list, size_t row)
     return &list->blocks[row >> VNXI_LIST_BLOCK_BITS];
 }
 
-/* A region of the list that holds this row of it; borrowed.  O(log n) but for
- * nested regions. */
+/* The region of the list that holds this row of it; borrowed.  O(log n),
+ * except for nested regions. */
 const vnxi_region_t *vnxi_list_region_of(const vnxi_list_t *list,
                                          const vnx_desc_t *row);
 
 /* Memory that blocks point to: a chain of arenas, from base/recycle.h. */
 typedef struct vnxi_list_arena {
     struct vnxi_list_arena *next;
-    size_t size, used; /* bytes, this header included */
+    size_t size, used; /* in bytes, including this header */
 } vnxi_list_arena_t;
 
-/* `size` bytes aligned to 8; *arena_p is the chain's head.  NULL: no memory.
- */
+/* Allocate `size` bytes aligned to 8; *arena_p is the head of the chain.
+ * NULL: no memory. */
 void *vnxi_list_arena_alloc(vnxi_list_arena_t **arena_p, size_t size);
 void vnxi_list_arena_free(vnxi_list_arena_t *arena);
 

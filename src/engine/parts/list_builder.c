@@ -1,11 +1,11 @@
 /*
- * Design notes.  Rows are taken in blocks.  A whole block is scanned, found in
- * the regions and encoded where it lies in the caller's array; what does not
- * fill a block waits in `pending` (checked already, so that the call that fed
- * a bad row is the one that fails).  A strided row is checked a region at a
- * time, and gives whole blocks without looking at its pieces.
+ * Design notes.  Rows are processed in blocks.  A complete block is scanned,
+ * looked up in the regions and encoded directly from the caller's array.
+ * Remaining rows wait in `pending`; they are checked first, so that the call
+ * that feeds a bad row is the one that fails.  A strided row is checked one
+ * region at a time and yields whole blocks without looking at its pieces.
  *
- * A list of up to one block is a single piece of memory.
+ * A list of up to one block is a single allocation.
  */
 #include "engine/parts/list_builder.h"
 
@@ -37,7 +37,7 @@ name_row(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
     return status;
 }
 
-/* A region that would hold it, but is gone, says why. */
+/* The reason, if a region that would hold the row is gone. */
 static const char *
 why_gone(const vnxi_builder_t *builder, const vnx_desc_t *desc)
 {
@@ -102,7 +102,7 @@ vnxi_builder_too_many(const vnxi_builder_t *builder, vnx_error_t *error)
                           builder->args.operation, "more than 2^40 rows");
 }
 
-/* What is wrong with one row; VNX_OK: nothing. */
+/* Check one row and write the error, if any. */
 vnx_status_t
 vnxi_builder_check_row(vnxi_builder_t *builder, uint64_t number,
                        const vnx_desc_t *row, vnx_error_t *error)
@@ -147,7 +147,7 @@ vnxi_builder_reserve_blocks(vnxi_builder_t *builder, uint64_t more,
     return VNX_OK;
 }
 
-/* Room for the block was reserved. */
+/* Append a block; the caller has reserved space. */
 static vnx_status_t
 add_block(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
           const vnxi_rows_scan_t *scan, vnx_error_t *error)
@@ -175,7 +175,8 @@ vnxi_builder_flush_pending(vnxi_builder_t *builder, vnx_error_t *error)
     return add_block(builder, builder->pending, count, &scan, error);
 }
 
-/* Room for `count` rows more, which still fit a block. */
+/* Reserve space for `count` more pending rows; the total must fit in a block.
+ */
 vnx_status_t
 vnxi_builder_reserve_pending(vnxi_builder_t *builder, size_t count,
                              vnx_error_t *error)
@@ -226,7 +227,7 @@ vnxi_list_begin(const vnxi_list_args_t *args, vnxi_builder_t **builder_p,
     return VNX_OK;
 }
 
-/* Free the builder but for what a list has taken over. */
+/* Free the builder, except the parts that the list has taken over. */
 static void
 builder_free(vnxi_builder_t *builder)
 {
@@ -266,7 +267,7 @@ check_rows(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
     if (status == VNX_ERR_NO_MEMORY) {
         return no_memory(builder, sizeof *rows, error);
     }
-    /* Something is wrong: now find the first row that is. */
+    /* The block has a bad row: find the first one. */
     for (size_t i = 0; i < count; i++) {
         vnx_status_t row =
             vnxi_builder_check_row(builder, builder->fed + i, &rows[i], error);
@@ -274,7 +275,7 @@ check_rows(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
             return row;
         }
     }
-    return VNX_OK; /* a region was revoked and registered anew meanwhile */
+    return VNX_OK; /* a region was revoked and registered again in between */
 }
 
 static vnx_status_t
@@ -330,7 +331,7 @@ vnxi_list_feed(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
 
 /* -- Finishing ------------------------------------------------------------ */
 
-/* A list with room behind it for its regions and `extra` bytes. */
+/* Allocate a list with space for its regions and `extra` bytes. */
 static vnxi_list_t *
 list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
 {
@@ -367,7 +368,7 @@ list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
     return list;
 }
 
-/* Up to one block, all of it still pending. */
+/* Finish a list of at most one block, whose rows are all pending. */
 static vnx_status_t
 finish_small(vnxi_builder_t *builder, vnxi_list_t **list_p, vnx_error_t *error)
 {

@@ -1,18 +1,19 @@
 /*
- * Design notes.  The index holds, in the order of (dev, addr), the start of
- * every live region of the memory type, and for each place the region that
- * reaches farthest among those of the same device up to there.  If any region
- * holds a row, that one does: it starts no later and ends no earlier.
+ * Design notes.  The index has the start addresses of all live regions of the
+ * memory type, sorted by (dev, addr).  For each position it also has the
+ * region that reaches farthest among those of the same device up to there.  If
+ * any region holds a row, that one does: it starts no later and ends no
+ * earlier.
  *
- * Where there is one device (as a rule), the range of all regions is divided
- * into equal slots, at least two for each region, each with the place where a
- * search for an address in it begins; `width` places from there are enough for
- * every slot.  So a search is one or two steps, without a branch that could be
- * guessed wrong.
+ * Usually there is only one device.  The range of all regions is then divided
+ * into equal slots, at least two per region.  Each slot has the position where
+ * a search for an address in it begins; for every slot, `width` positions from
+ * there are enough.  So a search takes one or two steps and has no branch that
+ * could be mispredicted.
  *
- * A hit is appended unless it is among the latest ones, so `hits` may name a
- * region several times.  Duplicates are removed when the array is full, before
- * it grows, and at the end.
+ * A hit is appended unless it is among the most recent ones, so `hits` may
+ * contain a region several times.  Duplicates are removed when the array is
+ * full, before it grows, and at the end.
  */
 #include "engine/parts/list_finder.h"
 
@@ -21,31 +22,31 @@
 
 #include "base/recycle.h"
 
-/* Rows looked up one by one before an index is worth its making. */
+/* Rows to look up one by one before building an index pays off. */
 #define SEARCHES_BEFORE_INDEX 64u
 
 /* A slot takes 4 bytes. */
 #define SLOTS_MIN 2048u
 #define SLOTS_MAX (1u << 20)
 
-/* The latest hits that are compared with a new one. */
+/* Number of recent hits that a new one is compared with. */
 #define RECENT_HITS 4u
 
 struct vnxi_finder_index {
-    size_t size; /* of this memory block, all arrays included */
+    size_t size; /* of this allocation, including all arrays */
     size_t count;
-    uint64_t *starts; /* as many again behind it, above every address */
+    uint64_t *starts; /* followed by as many that are above every address */
     uint64_t *ends, *devs;
     vnxi_region_t **regions;
     unsigned char *seen;
-    uint64_t low; /* where slot 0 begins */
+    uint64_t low; /* start of slot 0 */
     unsigned shift;
-    size_t width; /* 0: there are no slots */
+    size_t width; /* 0: without slots */
     size_t slot_count;
     uint32_t *slots;
 };
 
-/* The places of one device, and how to search them. */
+/* The positions of one device and the data for searching them. */
 typedef struct view {
     const uint64_t *starts, *ends;
     unsigned char *seen;
@@ -100,8 +101,8 @@ hits_grow(vnxi_finder_t *finder)
     return VNX_OK;
 }
 
-/* By (dev, addr, len); regions of equal values by their own addresses, so that
- * the same ones become neighbours. */
+/* Compare by (dev, addr, len), then by the address of the object, so that
+ * duplicates become neighbours. */
 static int
 compare_regions(const void *a, const void *b)
 {
@@ -120,7 +121,7 @@ compare_regions(const void *a, const void *b)
            ((uintptr_t)one < (uintptr_t)two);
 }
 
-/* Sort the hits and drop those that are there already. */
+/* Sort the hits and remove duplicates. */
 static void
 hits_compact(vnxi_finder_t *finder)
 {
@@ -131,7 +132,7 @@ hits_compact(vnxi_finder_t *finder)
         kept++;
     }
     if (kept >= count) {
-        return; /* in order, each once: as an index gives them */
+        return; /* sorted and unique, as an index delivers them */
     }
     qsort(hits, count, sizeof(vnxi_region_t *), compare_regions);
     kept = 1;
@@ -147,7 +148,8 @@ static vnx_status_t
 hits_append(vnxi_finder_t *finder, vnxi_region_t *region)
 {
     if (finder->hit_count == finder->hit_capacity) {
-        /* At least half of it is free afterwards: sorting pays off. */
+        /* Afterwards at least half of the array is free, so sorting pays off.
+         */
         hits_compact(finder);
         if (finder->hit_count > finder->hit_capacity / 2 &&
             hits_grow(finder) != VNX_OK) {
@@ -212,8 +214,8 @@ index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
     index->count = n;
 }
 
-/* The last place in [0, n) whose number is not above `key`; 0 where all are.
- * Branchless: the compiler is told by arithmetic. */
+/* The last position in [0, n) whose number is not above `key`; 0 if all are
+ * above.  Written with arithmetic so that it compiles without branches. */
 static inline size_t
 last_up_to(const uint64_t *numbers, size_t n, uint64_t key)
 {
@@ -226,7 +228,7 @@ last_up_to(const uint64_t *numbers, size_t n, uint64_t key)
     return at;
 }
 
-/* One device, and places that fit a slot. */
+/* Slots need a single device and positions that fit in 32 bits. */
 static bool
 index_can_have_slots(const vnxi_finder_index_t *index)
 {
@@ -255,10 +257,10 @@ index_fill_slots(vnxi_finder_index_t *index)
     while (range >> index->shift >= index->slot_count) {
         index->shift++;
     }
-    index->width = 2; /* there is a place above every address */
+    index->width = 2; /* valid, because positions above every address follow */
     for (uint64_t slot = 0; slot < index->slot_count; slot++) {
-        /* From the last region that starts before the slot (or with it), to
-         * the last one that starts before the next slot. */
+        /* The slot covers the last region that starts at or before the slot's
+         * start, up to the last one that starts before the next slot. */
         while (at + 1 < count &&
                (index->starts[at + 1] - index->low) >> index->shift < slot) {
             at++;
@@ -303,7 +305,7 @@ index_create(const vnxi_finder_t *finder)
     return index;
 }
 
-/* False: there is no region of the device. */
+/* False: the device has no regions. */
 static bool
 index_view(const vnxi_finder_index_t *index, uint64_t dev, view_t *view_p)
 {
@@ -339,8 +341,8 @@ view_slot(const view_t *view, uint64_t addr)
     return view->slots[slot < view->last_slot ? slot : view->last_slot];
 }
 
-/* The rows are all of the view's device.  `width` is the view's; inlined where
- * it is a constant. */
+/* All rows are of the view's device.  `width` is the view's; inlined for a
+ * constant width. */
 static inline __attribute__((always_inline)) bool
 view_holds_by(const view_t *view, const vnx_desc_t *rows, size_t count,
               size_t width)
@@ -408,7 +410,7 @@ vnx_status_t
 vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
                  const vnxi_rows_scan_t *scan)
 {
-    /* Most often one region holds them all. */
+    /* Usually one region holds all of them. */
     if (scan->one_dev) {
         vnx_status_t status = vnxi_finder_range(
             finder, scan->low, scan->end - scan->low, rows[0].dev);
@@ -432,7 +434,8 @@ vnxi_finder_finish(vnxi_finder_t *finder)
     const vnxi_region_t *before = NULL;
 
     for (size_t i = 0; index != NULL && i < index->count; i++) {
-        /* What reaches farthest comes again at the places that follow. */
+        /* The region that reaches farthest repeats at the following positions.
+         */
         if (index->seen[i] == 0 || index->regions[i] == before) {
             continue;
         }

@@ -1,6 +1,6 @@
 /*
- * Strided rows into a list's builder: checked a region at a time, and whole
- * blocks are made without looking at the pieces.
+ * Feeds strided rows to the builder of a list.  They are checked one region at
+ * a time, and whole blocks are made without looking at the pieces.
  */
 #include "engine/parts/list_builder.h"
 
@@ -11,7 +11,7 @@ piece_of(const vnx_strided_desc_t *row, uint64_t i)
         .addr = row->addr + i * row->stride, .len = row->len, .dev = row->dev};
 }
 
-/* Region by region: the pieces that the one holds are skipped at once. */
+/* Skip all pieces held by the same region at once. */
 static vnx_status_t
 check_pieces(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
              vnx_error_t *error)
@@ -139,7 +139,7 @@ vnxi_list_feed_strided(vnxi_builder_t *builder, const vnx_strided_desc_t *rows,
                        size_t count, vnx_error_t *error)
 {
     for (size_t i = 0; i < count; i++) {
-        /* A copy: the array may change while the row is read. */
+        /* Copy the row: the array may change while it is read. */
         vnx_strided_desc_t row = rows[i];
         vnx_status_t status = feed_strided_row(builder, &row, error);
         if (status != VNX_OK) {

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 
-#define NAME_SHOWN 32 /* bytes of one name at most */
+#define NAME_SHOWN 32 /* limit for one name, in bytes */
 
 vnx_status_t
 vnxi_load_refuse(const vnxi_metadata_t *blob, vnx_status_t status,

@@ -1,12 +1,12 @@
 /*
  * The metadata codec.
  *
- * Design notes.  Every field is `tag, u64 length, value, '|'`, and tags are
- * matched by their place.  The parser reads strictly forward through one
- * bounded reader and stops at the first fault, so its time is linear in the
- * blob.  A count is believed only as far as the bytes behind it could hold
- * that many of the smallest possible element; so what is allocated is never
- * more than about one and a half times the blob, whatever the blob says.
+ * Design notes.  Every field is `tag, u64 length, value, '|'`, and a tag is
+ * expected at its position.  The parser reads strictly forward through one
+ * bounded reader and stops at the first error, so its time is linear in the
+ * blob.  A count is accepted only if the remaining bytes could hold that many
+ * elements of the smallest size.  The memory allocated is therefore at most
+ * about one and a half times the size of the blob, whatever the blob contains.
  */
 #include "engine/parts/metadata.h"
 
@@ -33,8 +33,8 @@
 #define TAG_MEM "t"
 #define TAG_REGIONS "n"
 
-/* What a field costs beside its value, and the smallest elements of each
- * array: a backend's name has at least one byte. */
+/* The size of a field without its value, and the smallest element of each
+ * array.  A backend's name has at least one byte. */
 #define FIELD_SIZE(tag, value) (sizeof(tag) - 1 + 8 + (value) + 1)
 #define CONN_MIN \
     (FIELD_SIZE(TAG_CONN_BACKEND, 1) + FIELD_SIZE(TAG_CONN_INFO, 1))
@@ -48,13 +48,14 @@
 typedef struct parser {
     vnxi_reader_t reader;
     const unsigned char *start;
-    vnx_status_t status; /* of the first fault */
+    vnx_status_t status; /* of the first error */
     vnx_error_t *error;
 } parser_t;
 
 /* -- Fields --------------------------------------------------------------- */
 
-/* Note the fault found at `at`.  Always false, for `return fail(...)`. */
+/* Record the error found at `at`.  Always returns false, for `return
+ * fail(...)`. */
 static bool __attribute__((format(printf, 3, 4)))
 fail(parser_t *parser, const unsigned char *at, const char *what, ...)
 {
@@ -88,7 +89,7 @@ take_tag(parser_t *parser, const char *tag)
     return true;
 }
 
-/* A length, so many bytes, and the closing bar. */
+/* Read a length, that many bytes, and the closing bar. */
 static bool
 take_value(parser_t *parser, const char *name, vnxi_md_bytes_t *value_p)
 {
@@ -146,7 +147,7 @@ take_number(parser_t *parser, const char *tag, size_t width, uint64_t *value_p)
     return true;
 }
 
-/* A count of elements that take `smallest` bytes each, or more. */
+/* Read a count of elements that take at least `smallest` bytes each. */
 static bool
 take_count(parser_t *parser, const char *tag, size_t smallest, size_t *count_p)
 {
@@ -321,7 +322,8 @@ take_sections(parser_t *parser, vnxi_metadata_t *metadata)
         return fail_no_memory(parser, count * sizeof *metadata->sections);
     }
     while (metadata->section_count < count) {
-        /* Counted first: what a failed section owns is freed with the rest. */
+        /* Count the section first, so that a partly parsed one is freed with
+         * the rest. */
         if (!take_section(parser,
                           &metadata->sections[metadata->section_count++])) {
             return false;
@@ -330,7 +332,8 @@ take_sections(parser_t *parser, vnxi_metadata_t *metadata)
     return true;
 }
 
-/* -- The whole ------------------------------------------------------------ */
+/* -- The whole blob --------------------------------------------------------
+ */
 
 static bool
 take_name(parser_t *parser, vnxi_md_bytes_t *name_p)
@@ -339,7 +342,7 @@ take_name(parser_t *parser, vnxi_md_bytes_t *name_p)
            take_nonempty(parser, TAG_AGENT, name_p);
 }
 
-/* Everything before the sections. */
+/* Parse everything before the sections. */
 static bool
 take_head(parser_t *parser, vnxi_metadata_t *metadata)
 {

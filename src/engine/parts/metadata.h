@@ -1,9 +1,9 @@
 /*
- * The metadata codec: NIXL's wire format (docs/wire.md), both ways.
+ * The metadata codec: reads and writes NIXL's wire format (docs/wire.md).
  *
- * Knows the grammar only: names, connections, sections, regions.  What a
- * backend puts into its connection info and into a region's public metadata
- * is bytes here; for SHM see shm/shm_wire.h.
+ * It knows only the grammar: names, connections, sections, regions.  The
+ * content of a backend's connection info and of a region's public metadata is
+ * opaque here; for SHM see shm/shm_wire.h.
  */
 #ifndef VNXI_PARTS_METADATA_H
 #define VNXI_PARTS_METADATA_H
@@ -37,8 +37,8 @@ typedef struct vnxi_md_section {
     size_t count; /* > 0 */
 } vnxi_md_section_t;
 
-/* All bytes are borrowed: from the blob when parsed, from the writer's caller
- * when written.  The arrays are owned when parsed: vnxi_metadata_fini(). */
+/* All bytes are borrowed: from the blob when parsed, from the caller when
+ * written.  The arrays of parsed metadata are owned: vnxi_metadata_fini(). */
 typedef struct vnxi_metadata {
     vnxi_md_bytes_t agent;
     vnxi_md_conn_t *conns;
@@ -49,44 +49,44 @@ typedef struct vnxi_metadata {
 
 #define VNXI_METADATA_CONNS_MAX 256
 
-/* Parse and check a whole blob (VNX_ERR_MISMATCH names what is wrong and at
- * which byte; VNX_ERR_NO_MEMORY): tags, lengths, counts against the bytes that
- * are there (never an allocation that the blob's size does not justify),
- * memory types 0 to 4, non-empty names, at most VNXI_METADATA_CONNS_MAX
- * connections and one a backend, no empty section, addr + len that does not
- * overflow (but storage of length 2^64 - 1 means "all of it"), no bytes left
- * over.  Time is linear in the blob.  Operation: "add_remote_agent". */
+/* Parse and check a whole blob.  Checked are: tags; lengths; counts, against
+ * the available bytes (an allocation is never larger than the blob justifies);
+ * memory types 0 to 4; non-empty names; at most VNXI_METADATA_CONNS_MAX
+ * connections, one per backend; non-empty sections; addr + len without
+ * overflow (except that storage of length 2^64 - 1 means "all of it"); and
+ * that the blob has no trailing bytes.  Time is linear in the blob.  Errors:
+ * VNX_ERR_MISMATCH with the cause and the offset of the byte,
+ * VNX_ERR_NO_MEMORY.  Operation: "add_remote_agent". */
 vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
                                  vnxi_metadata_t *metadata_p,
                                  vnx_error_t *error);
 void vnxi_metadata_fini(vnxi_metadata_t *metadata);
 
-/* The agent's name in a blob, which is parsed and checked as a whole; borrowed
- * from the blob. */
+/* The agent's name in a blob, borrowed from it.  Parses and checks the whole
+ * blob. */
 vnx_status_t vnxi_metadata_name(const void *blob, size_t len,
                                 const void **name_p, size_t *name_len_p,
                                 vnx_error_t *error);
 
-/* What a blob claims to be the agent's name; nothing behind it is looked at.
- * Borrowed from the blob.  VNX_ERR_MISMATCH: it does not begin as metadata
- * does. */
+/* The agent's name that a blob claims, borrowed from it.  Ignores everything
+ * after the name.  VNX_ERR_MISMATCH: the blob does not begin like metadata. */
 vnx_status_t vnxi_metadata_claimed_name(const void *blob, size_t len,
                                         vnxi_md_bytes_t *name_p,
                                         vnx_error_t *error);
 
-/* Where a blob counts its sections, and how many it counts: the offset of the
- * u64.  Nothing behind it is looked at.  False: what comes before it is not
- * metadata, or there is no memory. */
+/* The offset of the u64 that counts the sections of a blob, and its value.
+ * Ignores everything after it.  False: the bytes before it are not metadata,
+ * or memory ran out. */
 bool vnxi_metadata_sections_at(const void *blob, size_t len, size_t *at_p,
                                uint64_t *count_p);
 
-/* Append one field as NIXL's messages have it, too: tag, length, bytes, '|'.
- */
+/* Append one field in the format that NIXL's messages use too: tag, length,
+ * bytes, '|'. */
 void vnxi_md_field_write(vnxi_writer_t *writer, const char *tag,
                          const void *data, size_t len);
 
-/* Append the blob to `writer` (writer->failed: no memory).  Writes what stock
- * NIXL would read; sections must not be empty. */
+/* Append the blob to `writer` (writer->failed: no memory), readable by stock
+ * NIXL.  Sections must not be empty. */
 void vnxi_metadata_write(vnxi_writer_t *writer,
                          const vnxi_metadata_t *metadata);
 

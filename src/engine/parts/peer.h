@@ -1,9 +1,10 @@
 /*
- * What the peer objects of all engines have alike: the name, and the end.
+ * The parts of a peer object that all engines share: its name and its end.
  *
- * A peer ends once: by a close, by another instance of its name, or because
- * it is found dead.  Whoever notices first gives the cause, which every later
- * error of the peer repeats.  Any thread; nothing here waits.
+ * A peer ends once: because it is closed, because another instance of its name
+ * replaces it, or because it is found dead.  The first caller to report the
+ * end sets the cause, which every later error of the peer repeats.  Any
+ * thread; nothing here waits.
  */
 #ifndef VNXI_PARTS_PEER_H
 #define VNXI_PARTS_PEER_H
@@ -12,7 +13,7 @@
 #include "base/mutex.h"
 #include "engine/engine.h"
 
-/* One reference, a copy of the name.  False: no memory. */
+/* Initialize with one reference and a copy of the name.  False: no memory. */
 bool vnxi_peer_init(vnxi_peer_t *peer, const vnxi_engine_ops_t *ops,
                     const void *name, size_t name_len);
 void vnxi_peer_fini(vnxi_peer_t *peer);
@@ -20,13 +21,14 @@ void vnxi_peer_fini(vnxi_peer_t *peer);
 typedef struct vnxi_peer_end {
     atomic_bool has_come;
     vnxi_mutex_t lock;
-    char cause[VNX_ERROR_CAUSE_MAX]; /* lock; before has_come */
+    char cause[VNX_ERROR_CAUSE_MAX]; /* protected by lock; written before
+                                        has_come */
 } vnxi_peer_end_t;
 
 void vnxi_peer_end_init(vnxi_peer_end_t *end);
 void vnxi_peer_end_fini(vnxi_peer_end_t *end);
 
-/* True for the first caller, whose cause is kept. */
+/* Mark the peer as ended.  True for the first caller, whose cause is kept. */
 bool vnxi_peer_end_mark(vnxi_peer_end_t *end, const char *cause);
 
 static inline bool
@@ -35,11 +37,11 @@ vnxi_peer_end_has_come(const vnxi_peer_end_t *end)
     return atomic_load(&end->has_come);
 }
 
-/* "" while it has not come. */
+/* The cause; "" while the peer has not ended. */
 void vnxi_peer_end_cause(vnxi_peer_end_t *end,
                          char cause_p[VNX_ERROR_CAUSE_MAX]);
 
-/* VNX_ERR_REMOTE_DISCONNECT of that peer, with that cause. */
+/* VNX_ERR_REMOTE_DISCONNECT for that peer, with that cause. */
 vnx_status_t vnxi_peer_ended(const vnxi_peer_t *peer, const char *cause,
                              const char *operation, vnx_error_t *error);
 

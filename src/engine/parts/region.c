@@ -1,13 +1,13 @@
 /*
  * Regions and region tables.
  *
- * Design notes.  A table is one block of memory: its regions in the order of
- * the wire, their start addresses packed beside each other (what the binary
- * search touches), and for each place the one among the regions before it, of
- * the same type and device, that reaches farthest.  When any region holds a
- * range, that one does, since it starts no later and ends no earlier: so
- * nesting and overlaps cost nothing.  Regions of one type and device are a
- * group; there are few of them.
+ * Design notes.  A table is one allocation: its regions in the order of the
+ * wire; their start addresses, packed (the binary search reads only these);
+ * and for each position, the region among those up to there, of the same type
+ * and device, that reaches farthest.  If any region holds a range, that one
+ * does, since it starts no later and ends no earlier.  So nesting and overlaps
+ * cost nothing.  Regions of one type and device are a group; a table has only
+ * a few groups.
  */
 #include "engine/parts/region.h"
 
@@ -17,17 +17,17 @@
 typedef struct group {
     vnx_mem_t mem;
     uint64_t dev;
-    size_t first, end; /* places in the arrays */
+    size_t first, end; /* positions in the arrays */
 } group_t;
 
 struct vnxi_region_table {
     atomic_uint refs;
     size_t count, group_count;
-    /* All four lie behind this header, in the same block. */
+    /* All four arrays follow this header in the same allocation. */
     vnxi_region_t **regions; /* each retained */
     uint64_t *addrs;
     group_t *groups;
-    uint32_t *farthest; /* of the regions from the group's first to here */
+    uint32_t *farthest; /* from the group's first region up to here */
 };
 
 /* -- Regions -------------------------------------------------------------- */
@@ -177,7 +177,7 @@ fill_group(vnxi_region_table_t *table, group_t *group, size_t first)
                        .end = i};
 }
 
-/* One block for the header and the arrays, widest elements first. */
+/* One allocation for the header and the arrays, widest elements first. */
 static vnxi_region_table_t *
 table_alloc(size_t count, size_t group_count)
 {
@@ -200,7 +200,7 @@ table_alloc(size_t count, size_t group_count)
     return table;
 }
 
-/* `regions` is in order. */
+/* `regions` is sorted. */
 static vnxi_region_table_t *
 table_build(vnxi_region_t *const *regions, size_t count)
 {
@@ -277,7 +277,7 @@ find_group(const vnxi_region_table_t *table, vnx_mem_t mem, uint64_t dev)
     return found ? group : NULL;
 }
 
-/* How many of the sorted `addrs` are <= addr.  The loop has no branch that
+/* The number of sorted `addrs` that are <= addr.  The loop has no branch that
  * could be mispredicted. */
 static size_t
 count_up_to(const uint64_t *addrs, size_t count, uint64_t addr)
@@ -291,8 +291,8 @@ count_up_to(const uint64_t *addrs, size_t count, uint64_t addr)
     return (size_t)(base - addrs) + (count == 1 && base[0] <= addr);
 }
 
-/* Regions `first` to `last` all start at or before what is looked for, which
- * ends at `end`: one that reaches so far and is not gone. */
+/* Regions `first` to `last` all start at or before the range, which ends at
+ * `end`.  Find one that reaches that far and is not gone. */
 static vnxi_region_t *
 walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
           uint64_t end)

@@ -1,10 +1,10 @@
 /*
- * Regions: what is registered here, and what peers have registered there.
+ * Regions: memory registered here, and memory registered by peers.
  *
- * A region object is immutable but for its `state` and is reference
- * counted: tables and prepared lists hold it.  A region table is an immutable
- * snapshot, searched without a lock.  The registry is the local agent's set of
- * registrations; it makes a new snapshot when one is asked for after a change.
+ * A region object is immutable except for its `state`, and reference counted:
+ * tables and prepared lists hold it.  A region table is an immutable snapshot,
+ * searched without a lock.  The registry is the set of the local agent's
+ * registrations; it creates a new snapshot on request if the set has changed.
  */
 #ifndef VNXI_PARTS_REGION_H
 #define VNXI_PARTS_REGION_H
@@ -16,24 +16,25 @@
 #include <vnx/vnx.h>
 
 /*
- * What an engine keeps with a region: how it is reached, a handle of the
- * library that moves it.  The engine's own object begins with this; it is
- * freed with the region.
+ * Engine data attached to a region: how it is reached, a handle of the library
+ * that moves its bytes.  The engine's own object begins with this; it is freed
+ * with the region.
  */
 typedef struct vnxi_attachment {
     void (*free)(struct vnxi_attachment *attachment);
 } vnxi_attachment_t;
 
 /*
- * May transfers use it?  UNCONFIRMED becomes USABLE or REFUSED when the owner
- * answers, and USABLE becomes UNCONFIRMED when the answer is in doubt; the
- * last two are final.
+ * Whether transfers may use a region.  UNCONFIRMED becomes USABLE or REFUSED
+ * when the owner answers.  USABLE becomes UNCONFIRMED when the answer is in
+ * doubt.  The last two states are final.
  */
 typedef enum vnxi_region_state {
-    VNXI_REGION_USABLE,      /* ours, or what its owner has confirmed */
-    VNXI_REGION_UNCONFIRMED, /* a peer's: the owner has not answered yet */
-    VNXI_REGION_REVOKED, /* deregistered, or gone from the peer's metadata */
-    VNXI_REGION_REFUSED, /* a peer's: the owner does not have it */
+    VNXI_REGION_USABLE,      /* local, or confirmed by its owner */
+    VNXI_REGION_UNCONFIRMED, /* of a peer: its owner has not answered yet */
+    VNXI_REGION_REVOKED,     /* deregistered, or no longer in the peer's
+                                metadata */
+    VNXI_REGION_REFUSED,     /* of a peer: its owner does not have it */
 } vnxi_region_state_t;
 
 typedef struct vnxi_region {
@@ -41,18 +42,20 @@ typedef struct vnxi_region {
     atomic_uint state; /* a vnxi_region_state_t */
     vnx_mem_t mem;
     uint64_t addr, len, dev;
-    /* How this process reaches it. Local regions and those of peers in this
-     * process: direct, delta 0.  A peer's shared mapping that is mapped here:
-     * direct, our address = addr + delta.  Else by process_vm_readv. */
+    /* How this process reaches the region.  Local regions and those of peers
+     * in this process: direct, delta 0.  A peer's shared mapping that is
+     * mapped here: direct, local address = addr + delta.  All others: by
+     * process_vm_readv. */
     bool direct;
     uint64_t delta;                /* modulo 2^64 */
-    vnxi_attachment_t *attachment; /* owned; NULL: none.  Its maker sets it
-                                      before others see the region */
-    uint64_t epoch;  /* a peer's: of the metadata it came by, which may lie;
-                        the maker sets it before others see it */
-    uint64_t proved; /* a peer's: of the owner's answer; while UNCONFIRMED,
-                        what the answer must reach */
-    unsigned uses;   /* local: how often registered; registry lock */
+    vnxi_attachment_t *attachment; /* owned; NULL: none.  Set before others
+                                      see the region */
+    uint64_t epoch;  /* of a peer's region: epoch claimed by its metadata
+                        (unverified); set before others see the region */
+    uint64_t proved; /* of a peer's region: epoch of the owner's answer;
+                        while UNCONFIRMED, the epoch that the answer must
+                        reach */
+    unsigned uses;   /* local: number of registrations; registry lock */
 } vnxi_region_t;
 
 static inline vnxi_region_state_t
@@ -62,30 +65,31 @@ vnxi_region_state(const vnxi_region_t *region)
                                                      memory_order_acquire);
 }
 
-/* For ever: lists are prepared without it. */
+/* The region is gone for good; new lists do not use it. */
 static inline bool
 vnxi_region_is_gone(const vnxi_region_t *region)
 {
     return vnxi_region_state(region) >= VNXI_REGION_REVOKED;
 }
 
-/* Mark it as revoked: no transfer is posted on it any more, and those in
- * flight stop at their next chunk. */
+/* Mark the region as revoked: transfers on it can no longer be posted, and
+ * those in flight stop at their next chunk. */
 void vnxi_region_revoke(vnxi_region_t *region);
 
-/* Its owner has answered: an UNCONFIRMED region becomes USABLE or REFUSED. */
+/* Record the owner's answer: an UNCONFIRMED region becomes USABLE or REFUSED.
+ */
 void vnxi_region_settle(vnxi_region_t *region, bool is_confirmed);
 
-/* A USABLE region becomes UNCONFIRMED again; transfers in flight stop as when
- * it is revoked. */
+/* Make a USABLE region UNCONFIRMED again.  Transfers in flight stop, as after
+ * vnxi_region_revoke(). */
 void vnxi_region_doubt(vnxi_region_t *region);
 
-/* Counts how often a region of this process ceased to be USABLE: a caller
- * that finds the same number as before need not look at its regions again. */
+/* The number of times that a region of this process ceased to be USABLE.  If
+ * it has not changed, regions need not be checked again. */
 uint64_t vnxi_region_revocations(void);
 
-/* Past the last byte.  Storage may be "all of it", 2^64 - 1 bytes from any
- * start: then the end of the address space. */
+/* The address after the last byte.  Storage may be "all of it", 2^64 - 1 bytes
+ * from any start; then the end of the address space. */
 static inline uint64_t
 vnxi_region_end(const vnxi_region_t *region)
 {
@@ -94,7 +98,7 @@ vnxi_region_end(const vnxi_region_t *region)
                                                                    : end;
 }
 
-/* Does it hold all of [addr, end)? */
+/* Return whether the region holds all of [addr, end). */
 static inline bool
 vnxi_region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
                   uint64_t dev)
@@ -106,16 +110,16 @@ vnxi_region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
 vnxi_region_t *vnxi_region_retain(vnxi_region_t *region);
 void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
 
-/* Make a region (one reference, nothing attached).  NULL: no memory. */
+/* Create a region (one reference, nothing attached).  NULL: no memory. */
 vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
                                   uint64_t dev);
 
-/* Less than, equal to or greater than 0: the order of the wire, which is by
- * (mem, dev, addr, len). */
+/* Compare two regions in the order of the wire, (mem, dev, addr, len): less
+ * than, equal to or greater than 0. */
 int vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b);
 
-/* The values of the region that a row to register stands for: storage of
- * length 0 is all of it.  For comparing; not counted, nothing attached. */
+/* The values of the region for a row to register; length 0 means all of a
+ * storage.  Only for comparing: not reference counted, nothing attached. */
 vnxi_region_t vnxi_region_key(vnx_mem_t mem, const vnx_reg_desc_t *row);
 
 /* -- Tables ----------------------------------------------------------------
@@ -123,27 +127,28 @@ vnxi_region_t vnxi_region_key(vnx_mem_t mem, const vnx_reg_desc_t *row);
 
 typedef struct vnxi_region_table vnxi_region_table_t;
 
-/* Build from `count` regions in any order (each is retained).  Overlapping and
- * nested regions are allowed.  NULL: no memory. */
+/* Build a table from `count` regions in any order (each is retained).
+ * Overlapping and nested regions are allowed.  NULL: no memory. */
 vnxi_region_table_t *vnxi_region_table_create(vnxi_region_t *const *regions,
                                               size_t count);
 vnxi_region_table_t *vnxi_region_table_retain(vnxi_region_table_t *table);
 void vnxi_region_table_release(vnxi_region_table_t *table);
 
-/* The region of (mem, dev) that holds all of [addr, addr + len), not gone;
- * NULL for none, and where addr + len overflows.  Of several the one that
- * reaches farthest.  O(log n), but for overlapping regions of which the
- * farthest is gone; borrowed from the table.  len 0 is held by a region
- * that holds or ends at addr. */
+/* Find a region of (mem, dev) that is not gone and holds all of [addr, addr +
+ * len).  Of several, the one that reaches farthest.  NULL if none does, or if
+ * addr + len overflows.  A range of length 0 is held by a region that holds
+ * addr or ends at it.  Borrowed from the table.  O(log n), except for
+ * overlapping regions if the farthest one is gone. */
 vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev);
 
-/* Each of these lies within one region that is not gone; of NULL: none. */
+/* Return whether each of these lies within one region that is not gone.  NULL
+ * is an empty table. */
 bool vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
                               const vnx_desc_t *descs, size_t count);
 
-/* The region with exactly these values, in any state; NULL for none. */
+/* The region with exactly these values, in any state; NULL if none. */
 vnxi_region_t *vnxi_region_table_exact(const vnxi_region_table_t *table,
                                        vnx_mem_t mem, uint64_t addr,
                                        uint64_t len, uint64_t dev);
@@ -159,54 +164,54 @@ vnxi_region_t *vnxi_region_table_at(const vnxi_region_table_t *table,
 typedef struct vnxi_registry vnxi_registry_t;
 
 /*
- * Attach to a region what the engine needs for it (region->attachment), or
- * nothing.  Called for a region that is being registered, before others see
- * it, on the caller's thread, one at a time; it may take its time, since only
- * other registrations wait meanwhile.
+ * Attach the engine's data to a region (region->attachment); optional.  Called
+ * while the region is being registered, before others see it, on the caller's
+ * thread, one call at a time.  It may take long: only other registrations wait
+ * for it.
  */
 typedef vnx_status_t (*vnxi_attach_t)(void *context, vnxi_region_t *region,
                                       vnx_error_t *error);
 
-/* `attach` may be NULL.  NULL: no memory. */
+/* `attach` may be NULL.  Returns NULL if memory runs out. */
 vnxi_registry_t *vnxi_registry_create(vnxi_attach_t attach, void *context);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
-/* Checks every row (VNX_ERR_INVALID_PARAM: no memory type, addr + len
- * overflows, a length of 0, DRAM whose first or last page is not mapped;
- * storage of length 0 is all of it, 2^64 - 1 bytes) and names the first bad
- * one.  Operation: "register_memory". */
+/* Check every row.  The error has the first bad one.  VNX_ERR_INVALID_PARAM:
+ * not a memory type, addr + len overflows, a length of 0, or DRAM whose first
+ * or last page is not mapped.  Storage of length 0 means all of it, 2^64 - 1
+ * bytes.  Operation: "register_memory". */
 vnx_status_t vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs,
                                  size_t count, vnx_error_t *error);
 
-/* All or none, checked as above.  A range registered again counts one use
- * more. */
+/* Register all rows or none, checked as above.  Registering a range again adds
+ * one use. */
 vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
                                const vnx_reg_desc_t *descs, size_t count,
                                vnx_error_t *error);
 
-/* All or none; VNX_ERR_NOT_FOUND names the first row that is not registered
- * (also one that is listed more often than it is registered). A region whose
- * last use goes is revoked; `gone` (may be NULL) is called for each, without
- * the registry's lock.  Operation: "deregister_memory". */
+/* Deregister all rows or none.  VNX_ERR_NOT_FOUND has the first row that is
+ * not registered (or is listed more often than it is registered).  A region
+ * without further uses is revoked, and `gone` (may be NULL) is called for it
+ * without the registry's lock.  Operation: "deregister_memory". */
 vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   void (*gone)(void *context,
                                                const vnxi_region_t *region),
                                   void *context, vnx_error_t *error);
 
-/* The present state, and the epoch that goes with it (epoch_p may be NULL): it
- * counts every change.  The caller's reference.  NULL: no memory. */
+/* The current table and its epoch, which counts every change (epoch_p may be
+ * NULL).  The caller gets a reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry,
                                             uint64_t *epoch_p);
 
-/* Look for `count` regions with exactly the values of `keys`: found_p[i] is a
- * reference of the caller's, or NULL.  Returns the epoch at which this was so.
- * Fast where the keys come in the order of vnxi_region_compare(). */
+/* Find `count` regions with exactly the values of `keys`.  found_p[i] is a
+ * reference for the caller, or NULL.  Returns the epoch of this result.  Fast
+ * if the keys are in the order of vnxi_region_compare(). */
 uint64_t vnxi_registry_find(vnxi_registry_t *registry,
                             const vnxi_region_t *keys, size_t count,
                             vnxi_region_t **found_p);
 
-/* The epoch now. */
+/* The current epoch. */
 uint64_t vnxi_registry_epoch(const vnxi_registry_t *registry);
 size_t vnxi_registry_count(const vnxi_registry_t *registry);
 

@@ -1,17 +1,16 @@
 /*
  * The registry: the local agent's registrations.
  *
- * Design notes.  The set is a sorted array of pointers.  One call brings a
- * sorted batch, which is merged in (or taken out) with one memmove() for each
- * gap between its members, so that a single row costs a binary search and one
- * move, and a big batch one pass.  All that may fail or takes long (checking,
- * memory, attaching) is done before the lock is taken, and all that frees
- * after it.  The snapshot is dropped at a change and made again when it is
- * asked for.
+ * Design notes.  The set is a sorted array of pointers.  A call merges in (or
+ * takes out) a sorted batch, with one memmove() per gap between its members,
+ * so a single row costs a binary search and one move, and a big batch costs
+ * one pass.  Work that may fail or takes long (checking, allocating,
+ * attaching) is done before the lock is taken, and memory is freed after it is
+ * released.  A change drops the snapshot; the next request creates a new one.
  *
- * Changes are made one at a time (change_lock), so that what is new is known
- * while the engine attaches to it, for as long as that may take, and lists can
- * be prepared meanwhile.
+ * Changes are serialised by change_lock, so that it is known which regions are
+ * new while the engine attaches to them.  This may take long; lists can be
+ * prepared in the meantime.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -29,11 +28,11 @@
 struct vnxi_registry {
     vnxi_attach_t attach;
     void *context;
-    vnxi_mutex_t change_lock; /* taken first; held over a whole change */
+    vnxi_mutex_t change_lock; /* taken first; held for a whole change */
     vnxi_mutex_t lock;
-    vnxi_region_t **regions; /* all below protected by lock; each retained */
+    vnxi_region_t **regions; /* protected by lock, as below; each retained */
     size_t count, capacity;
-    vnxi_region_table_t *snapshot; /* NULL: to be made */
+    vnxi_region_table_t *snapshot; /* NULL: to be created */
     /* Written under the lock, read without it. */
     atomic_uint_fast64_t epoch;
     atomic_size_t visible_count;
@@ -75,7 +74,7 @@ vnxi_registry_free(vnxi_registry_t *registry)
     free(registry);
 }
 
-/* The place of the first of `count` regions that is not less than `key`. */
+/* The position of the first of `count` regions that is not less than `key`. */
 static size_t
 lower_bound(vnxi_region_t *const *regions, size_t count,
             const vnxi_region_t *key)
@@ -92,7 +91,8 @@ lower_bound(vnxi_region_t *const *regions, size_t count,
     return low;
 }
 
-/* The place of the region with the values of `key`; count: there is none. */
+/* The position of the region with the values of `key`; `count` if not found.
+ */
 static size_t
 registry_place(const vnxi_registry_t *registry, const vnxi_region_t *key)
 {
@@ -102,7 +102,7 @@ registry_place(const vnxi_registry_t *registry, const vnxi_region_t *key)
     return found ? at : registry->count;
 }
 
-/* Returns the snapshot, for the caller to release without the lock. */
+/* Returns the old snapshot; the caller releases it without the lock. */
 static vnxi_region_table_t *
 registry_changed(vnxi_registry_t *registry)
 {
@@ -141,9 +141,9 @@ row_fault(vnx_mem_t mem, const vnx_desc_t *desc)
                                                : NULL;
 }
 
-/* Is all of [start, end] mapped, in whatever way (PROT_NONE too)?  The call
- * itself does nothing.  Where a filter of system calls forbids it, nothing is
- * known and all passes. */
+/* Return whether all of [start, end] is mapped, with any protection (also
+ * PROT_NONE).  The call itself does nothing.  If a system call filter forbids
+ * it, the result is true. */
 static bool
 is_mapped(uint64_t start, uint64_t end)
 {
@@ -167,9 +167,9 @@ has_mapped_ends(const vnx_desc_t *desc)
     return is_mapped(desc->addr, desc->addr) && is_mapped(last, last);
 }
 
-/* The first row of which an end is not mapped; count: there is none.  Rows
- * mostly lie in a few mappings, so that one call answers for many: half of
- * the rows at a time are looked at only where a gap lies between them. */
+/* Find the first row with an end that is not mapped; `count` if there are
+ * none.  Rows usually lie in a few mappings, so one call often covers many.
+ * Only if a gap lies between them is each half examined. */
 static size_t
 find_unmapped(const vnx_reg_desc_t *descs, size_t count)
 {
@@ -235,7 +235,8 @@ compare_places(const void *a, const void *b)
                                *(vnxi_region_t *const *)b);
 }
 
-/* Fold equal neighbours into one that counts their uses; how many are left. */
+/* Fold equal neighbours into one that counts their uses.  Returns how many are
+ * left. */
 static size_t
 fold_equal(vnxi_region_t **regions, size_t count)
 {
@@ -252,7 +253,8 @@ fold_equal(vnxi_region_t **regions, size_t count)
     return kept;
 }
 
-/* New regions for all rows, sorted, each once.  *regions_p is owned. */
+/* Create regions for all rows, sorted and without duplicates.  *regions_p is
+ * owned. */
 static vnx_status_t
 make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
            vnxi_region_t ***regions_p, size_t *count_p, vnx_error_t *error)
@@ -298,8 +300,8 @@ reserve_lock_held(vnxi_registry_t *registry, size_t more)
     return true;
 }
 
-/* Move what is known already behind what is new, which keeps its order.  How
- * many are new. */
+/* Move known regions behind the new ones, which keep their order.  Returns the
+ * number of new ones. */
 static size_t
 split_known(const vnxi_registry_t *registry, vnxi_region_t **batch,
             size_t count)
@@ -337,7 +339,7 @@ count_uses_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *known,
     }
 }
 
-/* Merge from the back: every member of the set moves once at most. */
+/* Merge from the back, so that every member of the set moves at most once. */
 static void
 merge_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *batch,
                 size_t count)
@@ -354,7 +356,8 @@ merge_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *batch,
     registry->count += count;
 }
 
-/* The first `fresh` of the batch are new: the registry takes them over. */
+/* Add the batch; its first `fresh` regions are new and the registry takes them
+ * over. */
 static vnx_status_t
 insert_batch(vnxi_registry_t *registry, vnxi_region_t *const *batch,
              size_t count, size_t fresh, vnx_error_t *error)
@@ -418,7 +421,7 @@ fail_missing(const vnx_reg_desc_t *descs, size_t row, bool known,
     return VNX_ERR_NOT_FOUND;
 }
 
-/* Take one use from each row's region; those that have none left go to
+/* Take one use from each row's region; regions without further uses go to
  * `gone`.  On an error every use is given back. */
 static vnx_status_t
 take_uses_lock_held(vnxi_registry_t *registry, vnx_mem_t mem,
@@ -447,7 +450,8 @@ take_uses_lock_held(vnxi_registry_t *registry, vnx_mem_t mem,
     return VNX_OK;
 }
 
-/* `gone` is sorted and not empty; the registry's references go with it. */
+/* Remove `gone`, which is sorted and not empty, along with the registry's
+ * references. */
 static void
 take_out_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *gone,
                    size_t gone_count)
@@ -507,7 +511,8 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
     return status;
 }
 
-/* -- Looking -------------------------------------------------------------- */
+/* -- Queries ---------------------------------------------------------------
+ */
 
 vnxi_region_table_t *
 vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
@@ -528,8 +533,8 @@ vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
     return table;
 }
 
-/* The keys come in order as a rule: then the place of one is behind that of
- * the one before. */
+/* The keys are usually sorted.  The position of a key then follows that of the
+ * previous one, so try that first. */
 static vnxi_region_t *
 find_lock_held(const vnxi_registry_t *registry, const vnxi_region_t *key,
                size_t *next)

@@ -1,12 +1,12 @@
 /*
  * Design notes.  The MAC is the last value of the blob and covers every byte
- * before it; the one byte after it can have one value only.  So a signature
- * is found and checked from the end, with no parsing, and there is no byte in
- * a signed blob that could be changed.
+ * before it; the one byte after it must be '|'.  So a signature is found and
+ * checked from the end, without parsing, and no byte of a signed blob can be
+ * changed unnoticed.
  *
  * The key is HKDF's extraction (RFC 5869) of the secret, with the label as
  * salt.  The secret is the message of that HMAC and not its key: as a key,
- * secrets that differ in trailing zero bytes would be the same.
+ * secrets that differ only in trailing zero bytes would be equivalent.
  */
 #include "engine/parts/signature.h"
 
@@ -21,7 +21,7 @@
 
 #define U64(low_byte) low_byte "\0\0\0\0\0\0\0"
 
-/* The section up to the MAC: one region, at address 0, of length 0, whose
+/* The section up to the MAC: one region at address 0 with length 0, whose
  * public data are a version, an algorithm, the label and the MAC. */
 static const char head[] = "bknd" U64(
     "\x07") "VNXSIGN|"
@@ -129,7 +129,7 @@ vnxi_signature_add(const vnxi_signature_key_t *key, const char *operation,
 /* -- Checking -------------------------------------------------------------
  */
 
-/* The MAC of a signed blob; NULL: it does not end with a signature. */
+/* The MAC of a signed blob; NULL if the blob does not end with a signature. */
 static const unsigned char *
 find_mac(const unsigned char *blob, size_t len)
 {

@@ -1,11 +1,11 @@
 /*
- * Design notes.  An object calls another's functions through slots that the
- * dynamic linker has filled in, and says in its tables of relocations which
- * slot is whose.  Some are given our functions, as UCX does it itself to see
- * memory come and go.
+ * Design notes.  A shared object calls functions of other objects through
+ * slots that the dynamic linker fills in.  Its relocation tables say which
+ * slot belongs to which function.  Some slots are pointed at our functions
+ * instead, as UCX itself does to observe memory events.
  *
- * A slot may lie in memory that the linker has made read-only afterwards, and
- * is so again when this is done.
+ * A slot may lie in memory that the linker has made read-only.  It is made
+ * writable for the change and read-only again afterwards.
  */
 #include "engine/parts/ucx_guard.h"
 
@@ -58,8 +58,7 @@ is_end_of_connection(int error)
     }
 }
 
-/* What the caller is told.  After a shutdown nothing can follow what was lost.
- */
+/* The result for UCX.  After a shutdown, nothing can follow the lost bytes. */
 static ssize_t
 pass_off(int fd, ssize_t sent, size_t len)
 {
@@ -91,7 +90,7 @@ guarded_sendmsg(int fd, const struct msghdr *message, int flags)
 
 static vnxi_mutex_t reserve_lock =
     VNXI_MUTEX_INIT(VNXI_RANK_UCX_GUARD_RESERVE);
-static int reserve = -1; /* reserve_lock, as the next two */
+static int reserve = -1; /* protected by reserve_lock, as below */
 static unsigned reserve_epoch;
 static bool warned;
 
@@ -104,8 +103,8 @@ open_reserve_lock_held(void)
     }
 }
 
-/* Those who wait are taken with the reserve's descriptor, and closed: UCX is
- * told of each only once, and they would wait for ever. */
+/* Use the reserved descriptor to accept and close all waiting connections.
+ * UCX is told about each only once, so they would otherwise wait forever. */
 static void
 turn_away_lock_held(int listener)
 {
@@ -121,7 +120,7 @@ turn_away_lock_held(int listener)
     open_reserve_lock_held();
 }
 
-/* For any error but this one UCX closes its listening socket for good. */
+/* On any error but EAGAIN, UCX closes its listening socket for good. */
 static int
 guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
 {
@@ -162,7 +161,7 @@ guarded_malloc(size_t size)
  */
 
 typedef struct object {
-    ElfW(Addr) within; /* what it is looked for by */
+    ElfW(Addr) within; /* an address within the object */
     ElfW(Addr) base, read_only, read_only_end;
     const ElfW(Dyn) * dynamic;
 } object_t;
@@ -205,7 +204,8 @@ typedef struct tables {
     } of_calls, of_data;
 } tables_t;
 
-/* glibc has added the base to the addresses in the table, others have not. */
+/* glibc has added the base to the addresses in the table; other C libraries
+ * have not. */
 static const void *
 at(const object_t *object, ElfW(Addr) address)
 {
@@ -241,7 +241,7 @@ find_tables(const object_t *object)
             tables.of_data.size = entry->d_un.d_val;
             break;
         case DT_REL:
-            return (tables_t){0}; /* of an older kind */
+            return (tables_t){0}; /* an older kind of table */
         default:
             break;
         }
@@ -271,7 +271,8 @@ fill(const object_t *object, ElfW(Addr) slot, uintptr_t function)
     return true;
 }
 
-/* Has it a slot of this function, which has been filled?  0: has it one? */
+/* Fill all slots of this function and return whether any was filled. function
+ * 0: only return whether a slot exists. */
 static bool
 replace_in(const object_t *object, const tables_t *tables,
            const ElfW(Rela) * first, size_t size, const char *name,
@@ -300,7 +301,7 @@ replace(const object_t *object, const tables_t *tables, const char *name,
     return calls || data;
 }
 
-/* The object stays loaded, whatever becomes of the handles of others. */
+/* Keep the object loaded, even if all others close their handles. */
 static void
 stay(const void *within)
 {
@@ -320,7 +321,7 @@ static const struct {
     {"accept", (uintptr_t)guarded_accept},
 };
 
-/* While one has made a page writable another must not undo it. */
+/* While one thread has a page writable, another must not make it read-only. */
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_GUARD);
 
 static bool
@@ -352,9 +353,9 @@ guard_lock_held(const void *within)
 /* -- Deciding --------------------------------------------------------------
  */
 
-/* In each minor version of 1.x from the first to the last of these the death
- * of a peer that is served over TCP was seen to end the process: libucx-cu12
- * 1.19.0 to 1.22.0, and the UCX of nixl-cu12 1.5.1, which is 1.23. */
+/* In every minor version of 1.x in this range, the death of a peer served over
+ * TCP was seen to abort the process: libucx-cu12 1.19.0 to 1.22.0, and the UCX
+ * of nixl-cu12 1.5.1, which is 1.23. */
 #define FAULTY_FIRST 19u
 #define FAULTY_LAST 23u
 
@@ -363,7 +364,7 @@ guard_lock_held(const void *within)
 
 typedef enum wish { WISH_NONE, WISH_ON, WISH_OFF } wish_t;
 
-/* Copies that were decided about; protected by lock. */
+/* Copies with a decision; protected by lock. */
 static struct {
     const void *base;
     char why[256];
@@ -379,7 +380,7 @@ find_wish(const char *wish)
                                     : WISH_NONE;
 }
 
-/* A value that means nothing is told in each text. */
+/* Report an invalid value of the variable in the reason and in the log. */
 static void
 note_wish(char *why, size_t size, const char *wish)
 {
@@ -408,7 +409,7 @@ was_loaded(const vnxi_ucx_loaded_t *before, uintptr_t base)
     return found;
 }
 
-/* The copy, as the handle reaches it. */
+/* The copy that a handle leads to. */
 typedef struct copy {
     const void *base, *within;
     unsigned major, minor;
@@ -480,7 +481,8 @@ guard_copy_lock_held(const copy_t *copy, const vnxi_ucx_loaded_t *before)
     if (copy_count == COPIES_MAX) {
         return "off: this process has too many copies of UCX";
     }
-    stay(copy->within); /* another would be taken for it at its address */
+    stay(copy->within); /* otherwise another object could be loaded at its
+                           address */
     copies[copy_count].base = copy->base;
     decide_lock_held(copy, before, copies[copy_count].why,
                      sizeof copies[copy_count].why);
@@ -501,7 +503,7 @@ vnxi_ucx_guard(void *handle, const vnxi_ucx_loaded_t *before)
     return why;
 }
 
-/* -- What is loaded --------------------------------------------------------
+/* -- Loaded objects ----------------------------------------------------------
  */
 
 static int

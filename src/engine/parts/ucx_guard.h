@@ -1,28 +1,27 @@
 /*
- * Faults of UCX that end a process whose peers die, and one that ends its
- * listening; and what keeps them from doing so.
+ * Workarounds for UCX bugs that abort the process or stop its listening socket
+ * when a peer dies.
  *
- * Sends.  While a peer reads from us or writes to us over TCP, UCX answers it
- * from within ucp_worker_progress().  Where the peer has died, and such an
- * answer is what finds its socket closed, UCX ends the process ("Fatal:
- * unexpected error", or an assertion about what is pending).  Where a
- * reception finds it, everything is in order.  So a failed send of UCX's
- * passes here for one that went, as do bytes that were sent a moment before a
- * peer died, and the socket is shut, so that the next reception says what has
- * happened.
+ * Sends.  While a peer reads or writes our memory over TCP, UCX sends it
+ * replies from within ucp_worker_progress().  If the peer has died and such a
+ * send is the first call to find the socket closed, UCX aborts the process
+ * ("Fatal: unexpected error", or an assertion about pending requests).  If a
+ * receive finds it first, UCX handles it correctly.  So the guard reports a
+ * failed send as successful, like a send just before the peer died, and shuts
+ * the socket down, so that the next receive reports the failure.
  *
- * Accepting.  Without a descriptor for a peer's connection UCX closes the
- * socket that it listens on, and the agent cannot be reached any more.  So the
- * peer is turned away, and UCX told that nobody came.
+ * Accepting.  If UCX has no descriptor for an incoming connection, it closes
+ * its listening socket, and the agent can no longer be reached.  The guard
+ * closes the incoming connection instead and tells UCX that none arrived.
  *
- * Memory.  Of an answer that is not sent any more UCX releases what it has
- * never filled in, and crashes where the memory had been used before.  So all
- * that it allocates is zero.
+ * Memory.  When UCX drops a reply that it will not send, it releases fields
+ * that it has never set, and crashes if the memory had been used before.  So
+ * the guard zeroes all memory that UCX allocates.
  *
- * A copy of libucs is guarded by filling in slots of it, for good.  That is
- * done only where its version is known to have the faults, and where nobody
- * else in the process had loaded that copy before us: it is not ours to
- * change.  VLLM_NIXL_UCX_GUARD overrides: 1 guards any copy, 0 none.
+ * A copy of libucs is guarded permanently, by redirecting some of its slots.
+ * This is done only if its version is known to have the bugs and no other part
+ * of the process had loaded the copy before, because then it is not ours to
+ * change.  VLLM_NIXL_UCX_GUARD overrides this: 1 guards any copy, 0 none.
  */
 #ifndef VNXI_PARTS_UCX_GUARD_H
 #define VNXI_PARTS_UCX_GUARD_H
@@ -35,19 +34,19 @@
 typedef struct vnxi_ucx_loaded {
     uintptr_t *bases; /* owned */
     size_t count, size;
-    bool is_cut; /* there was no memory: taken for all that there is */
+    bool is_cut; /* out of memory: treat every object as loaded */
 } vnxi_ucx_loaded_t;
 
-/* To be called before the load of whatever brings a libucp. */
+/* Call this before loading a library that may bring a libucp. */
 void vnxi_ucx_loaded_find(vnxi_ucx_loaded_t *loaded);
 void vnxi_ucx_loaded_free(vnxi_ucx_loaded_t *loaded);
 
-/* Decide about the copy of libucs behind this handle of dlopen(), that of
- * libucp or of an object which needs it, and guard it where that is right.
- * `before`: what had been loaded before it.  A copy is decided about once.
- * Returns "on: why" or "off: why not", in static storage; NULL: there is no
- * libucp behind the handle.  A copy that should be guarded and cannot be is
- * worth a warning.  Any thread. */
+/* Decide whether to guard the copy of libucs behind a handle of dlopen(),
+ * which is that of libucp or of an object that needs it, and guard it if so.
+ * `before`: the objects loaded before it.  Each copy is decided about once.
+ * Returns "on: reason" or "off: reason" in static storage; NULL if the handle
+ * does not lead to a libucp.  Logs a warning if a copy should be guarded but
+ * cannot be.  Any thread. */
 const char *vnxi_ucx_guard(void *handle, const vnxi_ucx_loaded_t *before);
 
 #endif
