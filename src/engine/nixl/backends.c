@@ -1,15 +1,16 @@
 /*
  * The library's agent, its plugins and its backends.
  *
- * Design notes.  The library's agent is made at the first need.  It gets a
- * progress thread, but one that sleeps: with the delay that stock's Python
- * passes, 0, that thread polls without a pause and takes a core; with a long
- * one it sleeps in poll() on the backend's events and wakes when something
- * comes.  Without the thread, what peers ask of us (over TCP even reads and
- * writes) would wait for our own next look.
+ * Design notes.  The library's agent is created on first use.  It gets a
+ * progress thread, but one that sleeps.  With the delay passed by stock's
+ * Python, 0, that thread polls without a pause and occupies a core.  With a
+ * long delay it sleeps in poll() on the backend's events and wakes when
+ * something arrives.  Without the thread, requests of peers (over TCP even
+ * reads and writes) would wait until this process calls the library again.
  *
- * What a plugin says of itself is asked once, as that loads the plugin.  One
- * that cannot be loaded stays in the list, as in stock, with no memory types.
+ * A plugin's properties are queried once, because that loads the plugin.  A
+ * plugin that cannot be loaded stays in the list without memory types, as in
+ * stock.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -189,8 +190,8 @@ take_mems(const vnxi_capi_t *capi, vnxi_capi_mems_t *mems)
     return set;
 }
 
-/* What the plugin brought.  UCX that is linked into the library itself, or
- * that the plugin loads later, is left alone. */
+/* Guard the UCX loaded with the plugin.  A UCX that is linked into the library
+ * itself, or that the plugin loads later, is not guarded. */
 static const char *
 guard_ucx(const char *plugin, const vnxi_ucx_loaded_t *before)
 {
@@ -203,7 +204,7 @@ guard_ucx(const char *plugin, const vnxi_ucx_loaded_t *before)
     return guard;
 }
 
-/* Loads the plugin. */
+/* Load a plugin and get its properties. */
 static int
 load_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin,
                       vnxi_capi_mems_t **mems_p, vnxi_capi_params_t **params_p)
@@ -263,7 +264,7 @@ vnxi_nixl_plugin_mems(vnxi_engine_t *engine, const char *backend,
 /* -- Backends --------------------------------------------------------------
  */
 
-/* The place, or -1. */
+/* The position of the backend, or -1. */
 static int
 find_backend(vnxi_engine_t *engine, const char *name)
 {
@@ -312,7 +313,7 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
     return status;
 }
 
-/* The plugin's defaults with the caller's values over them, as stock does. */
+/* The plugin's defaults overridden by the caller's values, as in stock. */
 static vnxi_capi_params_t *
 join_params(const vnxi_capi_t *capi, const vnxi_nixl_params_t *defaults,
             const vnx_param_t *params, size_t count)
@@ -335,7 +336,7 @@ join_params(const vnxi_capi_t *capi, const vnxi_nixl_params_t *defaults,
     return joined;
 }
 
-/* Options that name one backend; NULL: no memory. */
+/* Options that select one backend; NULL: no memory. */
 static vnxi_capi_options_t *
 options_for(const vnxi_capi_t *capi, vnxi_capi_backend_t *handle)
 {

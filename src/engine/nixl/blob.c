@@ -1,9 +1,9 @@
 /*
- * Our metadata, as the library writes it.
+ * The agent's metadata, as written by the library.
  *
- * Design notes.  Partial metadata is cut out of the whole: the library cannot
- * be told to put connections beside some regions, and does not say which
- * region it missed.
+ * Design notes.  Partial metadata is cut out of the complete metadata, because
+ * the library cannot add connections to selected regions and does not report
+ * which region it did not find.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +16,7 @@
 #define WHOLE "get_agent_metadata"
 #define PART "get_partial_agent_metadata"
 
-/* Owned: free(). */
+/* Get the complete metadata.  Owned: free(). */
 static vnx_status_t
 whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
            vnx_error_t *error)
@@ -58,7 +58,7 @@ vnxi_nixl_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
 /* -- Cutting ---------------------------------------------------------------
  */
 
-/* The rows that are wanted, in the order of the wire. */
+/* The requested rows, in the order of the wire. */
 typedef struct wanted {
     vnxi_region_t *keys; /* owned */
     size_t count;
@@ -145,8 +145,8 @@ is_named(vnxi_md_bytes_t backend, const char *const *backends)
     return false;
 }
 
-/* Keep the wanted regions of the named backends; an empty section must not be
- * written.  What is dropped is freed. */
+/* Keep the requested regions of the named backends and free the rest.  An
+ * empty section must not be written. */
 static void
 cut(vnxi_metadata_t *blob, const wanted_t *wanted, bool with_connection,
     const char *const *backends)

@@ -1,15 +1,15 @@
 /*
  * The C interface of the stock NIXL library (libnixl_capi.so, NIXL 0.10.1 and
- * later), as this engine sees it: the library ships no header, so the types
- * and functions are declared here, as far as they are used.
+ * later).  The library ships no header, so the types and functions used here
+ * are declared in this file.
  *
- * What the library does not say, found by trying and relied upon:
- *  - a call that fails may have written its outputs: they mean nothing then;
- *  - a memory type is an index into an array, unchecked;
- *  - a NULL pointer for `options` means "all backends, no notification";
- *  - options without a notification take away the one of an earlier post;
- *  - the backend of a transfer cannot be asked by its name, so each is tried
- *    by itself.
+ * Undocumented behaviour, found by experiment, that this engine relies on:
+ *  - a call that fails may have written its outputs; they are not valid then;
+ *  - a memory type is an index into an array and is not checked;
+ *  - NULL for `options` means "all backends, no notification";
+ *  - options without a notification remove the one of an earlier post;
+ *  - the library does not report the backend of a transfer, so this engine
+ *    tries one backend at a time.
  */
 #ifndef VNXI_NIXL_CAPI_H
 #define VNXI_NIXL_CAPI_H
@@ -32,18 +32,18 @@ typedef struct vnxi_capi_request vnxi_capi_request_t;
 typedef struct vnxi_capi_strings vnxi_capi_strings_t;
 typedef struct vnxi_capi_xfer_list vnxi_capi_xfer_list_t;
 
-/* What calls return; any other negative number is a failure too. */
+/* Return values; any other negative number is a failure too. */
 enum {
     VNXI_CAPI_IN_PROGRESS = 1,
     VNXI_CAPI_OK = 0,
     VNXI_CAPI_INVALID_PARAM = -1,
     VNXI_CAPI_BACKEND = -2,
-    VNXI_CAPI_NOT_FOUND = -6, /* from 1.5 on; -2 before */
+    VNXI_CAPI_NOT_FOUND = -6, /* since 1.5; -2 before */
 };
 
 enum { VNXI_CAPI_SYNC_RW = 2 };
 
-/* The library reads the fields that it knows; `room` is for those of later
+/* The library reads the fields that it knows.  `room` is for fields of later
  * versions, which read as 0. */
 typedef struct vnxi_capi_agent_config {
     bool progress_thread;
@@ -62,8 +62,8 @@ _Static_assert(offsetof(vnxi_capi_agent_config_t, sync) == 8 &&
                "the library's layout");
 
 /*
- * Every function that is used: X(name, arguments).  All of them return an int
- * status, and are looked up under "nixl_capi_" and the name.
+ * Every function used here: X(name, arguments).  All return an int status and
+ * are looked up as "nixl_capi_" followed by the name.
  */
 #define VNXI_CAPI_TABLE(X)                                                    \
     X(create_configured_agent,                                                \

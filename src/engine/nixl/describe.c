@@ -1,5 +1,5 @@
 /*
- * What the engine says of itself and of a peer, as members of a JSON object.
+ * Describes the engine and its peers as members of a JSON object.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,5 @@
 /*
- * The nixl engine: its life, its prepared lists, and the table by which the
- * core knows it.
+ * The nixl engine: its life, its prepared lists, and its table of operations.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +14,7 @@
 #include "engine/nixl/xfer.h"
 #include "engine/parts/metadata.h"
 
-/* How long stop() and deregistering wait for what cannot be stopped. */
+/* Limit of the wait for transfers, which the library cannot stop. */
 #define STOP_NS 5000000000u
 
 /* -- Entering the library --------------------------------------------------
@@ -140,8 +139,8 @@ nixl_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
     return VNX_OK;
 }
 
-/* Posts on the copy threads refuse now; one that the library is in takes as
- * long as it takes. */
+/* Posts that have not started are now refused.  Wait for posts that are inside
+ * the library, however long they take. */
 static void
 wait_for_postings(vnxi_engine_t *engine)
 {
@@ -152,8 +151,8 @@ wait_for_postings(vnxi_engine_t *engine)
     }
 }
 
-/* Transfers of the library cannot be stopped, so they are given time to end.
- * False: some do not. */
+/* Wait for transfers to end, because the library cannot stop them.  False:
+ * some have not ended in time. */
 static bool
 land_all(vnxi_engine_t *engine)
 {
@@ -189,8 +188,9 @@ destroy_agent(vnxi_engine_t *engine)
     }
 }
 
-/* No new work (stopped), nothing in flight, nobody inside; then the library's
- * agent can go, and with it the registrations and connections. */
+/* Refuse new work (stopped), wait until nothing is in flight and nobody is
+ * inside, then destroy the library's agent with its registrations and
+ * connections. */
 static void
 nixl_stop(vnxi_engine_t *engine)
 {
@@ -207,7 +207,8 @@ nixl_stop(vnxi_engine_t *engine)
     vnxi_mutex_lock(&engine->backend_lock);
     vnxi_rwlock_write(&engine->gate);
     if (!is_clean) {
-        /* The library would free what its backend still works with. */
+        /* Destroying the agent would free memory that its backend still uses.
+         */
         vnxi_log(VNXI_LOG_ERROR,
                  "transfers of agent '%s' do not end: NIXL's agent is left "
                  "behind",

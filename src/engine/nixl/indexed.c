@@ -1,16 +1,17 @@
 /*
- * Long transfers of scattered rows, by index into lists of the library's.
+ * Long transfers of scattered rows, made by index into the library's own
+ * prepared lists.
  *
- * Design notes.  Pieces cost the library 70 ns each, an index into a list that
- * it has prepared 30 ns, if the list is regular: it keeps runs of rows, and
- * looks each row's up.  Of a list in random order it would make a run a row,
- * which takes it seconds.  So a list of ours gets one of the library's when
- * the first long transfer of scattered rows is made from it, unless its rows
- * turn out to be irregular, or there are so many that it would not pay.  It
- * lives as long as ours, or until the engine stops.
+ * Design notes.  A piece costs 70 ns in the library, an index into a prepared
+ * list only 30 ns if the list is regular: the library stores runs of rows and
+ * searches them for each row.  For a list in random order it would store one
+ * run per row, which takes seconds.  So a prepared list gets a counterpart
+ * (twin) in the library when the first long transfer of scattered rows is made
+ * from it, unless its rows are irregular or too many for this to pay off.  The
+ * twin lives as long as the list, or until the engine stops.
  *
- * What cannot be done this way, or goes wrong on it, is done with pieces:
- * those tell what is the matter.
+ * If this method does not apply or fails, the transfer is made from pieces,
+ * which also report the error.
  */
 #include <stdlib.h>
 
@@ -19,17 +20,18 @@
 #include "engine/parts/indices.h"
 #include "engine/parts/list_block.h"
 
-#define ROWS_MIN 4096u /* of a transfer; the library counts them by int */
+#define ROWS_MIN 4096u /* of a transfer; the library counts them in an int */
 #define ROWS_MAX (1u << 30)
-#define LIST_TIMES_MAX 16u /* rows of a list to those of a transfer */
-#define RUNS_MAX 2048u     /* of a list that counts as regular */
+#define LIST_TIMES_MAX 16u /* rows of a list per row of the transfer */
+#define RUNS_MAX 2048u     /* limit for a regular list */
 #define BATCH 512u
 
 struct vnxi_nixl_twin {
     vnxi_list_extra_t super; /* first */
     vnxi_engine_t *engine;
-    vnxi_capi_dlist_t *handle; /* NULL: the list is not regular, or the engine
-                                  has stopped; the gate, twins_lock */
+    vnxi_capi_dlist_t *handle; /* NULL: the list is irregular, or the engine
+                                  has stopped; protected by the gate and
+                                  twins_lock */
     size_t backend;
     vnxi_nixl_twin_t *next, *previous; /* twins_lock */
 };
@@ -81,7 +83,7 @@ vnxi_nixl_twins_drop(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&engine->twins_lock);
 }
 
-/* All rows of the list; false where they are not regular. */
+/* Copy all rows of the list.  False: they are not regular. */
 static bool
 copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
           vnxi_capi_xfer_list_t *out)
@@ -106,7 +108,7 @@ copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
     return true;
 }
 
-/* With the gate held. */
+/* Requires the gate. */
 static vnxi_capi_dlist_t *
 prepare(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
 {
@@ -154,7 +156,8 @@ make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
     atomic_store(&list->extra, &twin->super);
 }
 
-/* Does the list have a twin of that backend, now? */
+/* Create the list's twin if it has none.  Returns whether the list now has one
+ * of that backend. */
 static bool
 need_twin(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
 {
@@ -172,7 +175,8 @@ need_twin(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
 /* -- Indices ---------------------------------------------------------------
  */
 
-/* As the library wants them; false where one is not in the list. */
+/* Convert the indices to the library's type.  False: an index is out of range.
+ */
 static bool
 read_indices(const vnx_indices_t *indices, size_t list_count, int *out)
 {
@@ -200,8 +204,8 @@ follows(const vnxi_list_t *list, int before, int index)
     return a.addr + a.len == b.addr && a.dev == b.dev;
 }
 
-/* What the library makes of them: it merges neighbours that follow each other
- * on both sides. */
+/* The number of pieces that the library will make of them: it merges
+ * neighbours that are contiguous on both sides. */
 static size_t
 count_pieces(const vnxi_xfer_args_t *args, const int *local, const int *remote)
 {
@@ -234,8 +238,8 @@ is_regular(const vnxi_list_t *list)
            (twin == NULL || twin->handle != NULL);
 }
 
-/* The rows of both sides are all of one length, and the lists not so long that
- * the library's own would not pay. */
+/* Return whether all rows of both sides have one length, and the lists are
+ * short enough for the twins to pay off. */
 static bool
 is_worth_it(const vnxi_xfer_args_t *args)
 {
@@ -251,7 +255,7 @@ is_worth_it(const vnxi_xfer_args_t *args)
            vnxi_indices_type_is_known(args->remote_rows.type);
 }
 
-/* With room for the indices. */
+/* `room` has space for the indices. */
 static bool
 make(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, size_t backend,
      int *room, vnxi_nixl_pieces_t *pieces)
@@ -268,7 +272,7 @@ make(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, size_t backend,
     pieces->count = count_pieces(args, room, room + count);
     if (pieces->count < count / 2 || !need_twin(engine, local, backend) ||
         !need_twin(engine, remote, backend)) {
-        return false; /* few pieces are cheaper */
+        return false; /* making few pieces is cheaper */
     }
     vnxi_capi_request_t *request = NULL;
     int code = engine->capi->make_xfer_req(

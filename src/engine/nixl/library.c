@@ -22,7 +22,7 @@ static char path[PATH_MAX]; /* protected by lock until `is_open` */
 /* -- Which wheel -----------------------------------------------------------
  */
 
-/* The major version of the CUDA runtime in this process; 0: none. */
+/* The major version of the CUDA runtime loaded in this process; 0: none. */
 static int
 loaded_cuda(void)
 {
@@ -41,8 +41,8 @@ loaded_cuda(void)
     return 0;
 }
 
-/* The major version that the installed torch was built for; 0: none.  Its
- * version.py has a line like: cuda: Optional[str] = '12.8' */
+/* The CUDA major version that the installed torch was built for; 0: none.
+ * torch/version.py has a line like: cuda: Optional[str] = '12.8' */
 static int
 torch_cuda(void)
 {
@@ -73,7 +73,7 @@ find_in_wheel(const char *package)
     return vnxi_search_path_find(pattern);
 }
 
-/* The wheel's library; NULL: there is no wheel.  Owned. */
+/* The library in a wheel; NULL if no wheel is installed.  Owned. */
 static char *
 find_wheel(void)
 {
@@ -195,8 +195,9 @@ vnxi_nixl_library_path(void)
 /* -- Plugins ---------------------------------------------------------------
  */
 
-/* The folder that the library takes plugins from: NIXL_PLUGIN_DIR, else
- * "plugins" beside libnixl.so, which lies where libnixl_capi.so does. */
+/* The file of a plugin.  The library loads plugins from NIXL_PLUGIN_DIR, else
+ * from "plugins" beside libnixl.so, which is in the directory of
+ * libnixl_capi.so. */
 static void
 plugin_file(const char *plugin, char *file, size_t size)
 {

@@ -1,9 +1,9 @@
 /*
- * The library's descriptor lists, kept for the next transfer.
+ * A cache of the library's descriptor lists, for the next transfer.
  *
- * Design notes.  A list of the library's grows by doubling, so that filling a
- * new one of 100 000 pieces costs four times what filling an old one does,
- * most of it in page faults.  A few are kept, unless they are very long.
+ * Design notes.  A list of the library grows by doubling, so filling a new one
+ * with 100 000 pieces costs four times as much as refilling an old one, mostly
+ * because of page faults.  A few are kept, unless they are very long.
  */
 #include "engine/nixl/nixl.h"
 

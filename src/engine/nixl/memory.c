@@ -1,16 +1,17 @@
 /*
  * Registration.
  *
- * Design notes.  The library registers a range as often as it is told; the
- * registry counts uses, so the library has each range once a backend.  What is
- * new of a batch goes to one backend after the other, in one call each, so
- * that it is known which have it.  Without a choice of the caller's, one that
- * takes it is enough; a backend that was asked for by name must take it.
+ * Design notes.  The library registers a range as often as it is told.  The
+ * registry counts uses, so that the library has each range only once per
+ * backend.  The new rows of a batch are passed to one backend after the other,
+ * in one call each, so that it is known which backends have them.  If the
+ * caller does not name backends, one that accepts the batch is enough; a
+ * backend that the caller names must accept it.
  *
- * Deregistering revokes first, so that no new post begins; then it waits for
- * the posts that are in the library, and for the transfers in flight from or
- * to those regions, which cannot be stopped; only then the library forgets
- * them.
+ * Deregistering revokes the regions first, so that no new post begins.  It
+ * then waits for posts inside the library and for transfers in flight from or
+ * to those regions, which cannot be stopped.  Only then are the regions
+ * deregistered in the library.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,11 +26,11 @@
 #define ADD "register_memory"
 #define REMOVE "deregister_memory"
 
-/* How long a transfer in flight is waited for. */
+/* Limit of the wait for a transfer in flight. */
 #define LAND_NS 5000000000u
 
-/* What is being registered: the rows that stand for different regions, in the
- * order of the wire, and the backends that have each by now. */
+/* A batch being registered: its distinct regions in the order of the wire, and
+ * the backends that have each of them so far. */
 typedef struct batch_row {
     const vnx_reg_desc_t *desc;
     vnxi_region_t key;
@@ -44,7 +45,8 @@ struct vnxi_nixl_batch {
     vnxi_region_table_t *table; /* owned; before */
 };
 
-/* -- What is kept with a region --------------------------------------------
+/* -- Data attached to a region
+ * ------------------------------------------------
  */
 
 static void
@@ -137,7 +139,7 @@ batch_fini(vnxi_nixl_batch_t *batch)
     free(batch->rows);
 }
 
-/* The registry's hook: a region of the batch. */
+/* The registry's hook for a region of the batch. */
 vnx_status_t
 vnxi_nixl_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
 {
@@ -165,14 +167,14 @@ static bool
 add_region(const vnxi_capi_t *capi, vnxi_capi_reg_list_t *list,
            const vnxi_region_t *key, const void *meta, size_t meta_len)
 {
-    /* Storage of length 0 is all of it, there as here. */
+    /* Length 0 means all of the storage, in the library as here. */
     uint64_t len = key->len == UINT64_MAX ? 0 : key->len;
     return capi->reg_dlist_add_desc(list, key->addr, len, key->dev,
                                     meta_len > 0 ? meta : "",
                                     meta_len) == VNXI_CAPI_OK;
 }
 
-/* The rows of the batch that `backend` has got now (or has not yet). */
+/* The rows of the batch that `backend` has now (or, if not `got`, lacks). */
 static vnxi_capi_reg_list_t *
 list_rows(const vnxi_nixl_batch_t *batch, uint32_t bit, bool got,
           size_t *count_p)
@@ -228,7 +230,7 @@ add_to_backend(vnxi_nixl_batch_t *batch, size_t backend, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* Take back what this batch has registered. */
+/* Undo the registrations of this batch. */
 static void
 undo(vnxi_nixl_batch_t *batch)
 {
@@ -262,7 +264,7 @@ no_backend_for(vnxi_engine_t *engine, vnx_mem_t mem, uint32_t set,
                           vnx_mem_name(mem), names);
 }
 
-/* Those asked for must all take the batch; of all there are, one. */
+/* Named backends must all accept the batch; otherwise one is enough. */
 static vnx_status_t
 add_to_backends(vnxi_nixl_batch_t *batch, uint32_t set, bool all,
                 vnx_error_t *error)
@@ -284,7 +286,7 @@ add_to_backends(vnxi_nixl_batch_t *batch, uint32_t set, bool all,
     return one ? VNX_OK : status;
 }
 
-/* Regions that were known to other backends already. */
+/* Update regions that other backends had already. */
 static void
 note_known(const vnxi_nixl_batch_t *batch)
 {
@@ -375,7 +377,7 @@ collect(void *context, const vnxi_region_t *region)
     gone->regions[gone->count++] = vnxi_region_retain((vnxi_region_t *)region);
 }
 
-/* True: nothing is in flight on what was revoked. */
+/* True: no transfer is in flight on a revoked region. */
 static bool
 wait_landed(vnxi_engine_t *engine)
 {
@@ -437,7 +439,7 @@ forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone)
         return;
     }
     if (!wait_landed(engine)) {
-        /* They stay registered, as their bytes may still come. */
+        /* They stay registered, because their bytes may still arrive. */
         vnxi_log(VNXI_LOG_ERROR,
                  "a transfer does not end whose memory was deregistered: its "
                  "registration stays with NIXL");

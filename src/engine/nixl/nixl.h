@@ -1,24 +1,23 @@
 /*
- * The nixl engine, as its files share it: the stock NIXL library behind the
- * engine contract.
+ * The nixl engine, shared by its files: implements the engine contract with
+ * the stock NIXL library.
  *
- * What the library is asked, this engine knows already: registrations, peers'
- * regions and prepared lists are the same parts as in the native engine, so
- * bad input is refused with the same words and the library, which tells no
- * causes, is asked what can go right.  A prepared list takes nothing of the
- * library's; a transfer gives it the merged pieces of its pairs, or, where
- * they are many and scattered, indices into a list of the library's own
- * (indexed.c).
+ * The engine itself keeps registrations, peers' regions and prepared lists,
+ * with the same parts as the native engine.  It thus refuses bad input with
+ * the same messages, and calls the library, which reports no causes, only when
+ * the call can succeed.  A prepared list uses nothing in the library.  A
+ * transfer passes the library the merged pieces of its pairs or, if they are
+ * many and scattered, indices into a list prepared in the library (indexed.c).
  *
- * Lock order (from left to right, never back):
+ * Lock order (taken from left to right only):
  *     load (core) -> backend_lock or mem_lock -> gate -> flight_lock
  *         -> inbox_lock
- * xfers_lock, twins_lock, take_lock and a peer's lock are leaves of ours; the
- * library has locks of its own below all of them.
+ * xfers_lock, twins_lock, take_lock and a peer's lock are leaves; the
+ * library's own locks come after all of them.
  *
- * The gate is held for reading by whoever enters the library with a region or
- * a peer in hand.  To take it for writing and to let it go again means to wait
- * until nobody uses what was revoked before (vnxi_nixl_settle).
+ * A thread that enters the library with a region or a peer holds the gate for
+ * reading.  Taking it for writing and releasing it again waits until nobody
+ * uses anything that was revoked before (vnxi_nixl_settle).
  */
 #ifndef VNXI_NIXL_NIXL_H
 #define VNXI_NIXL_NIXL_H
@@ -35,13 +34,13 @@
 #include "engine/parts/peer.h"
 #include "engine/parts/region.h"
 
-#define VNXI_NIXL_BACKENDS_MAX 32 /* bits of a set of backends */
+#define VNXI_NIXL_BACKENDS_MAX 32 /* number of bits in a set of backends */
 
 typedef struct vnxi_nixl_peer vnxi_nixl_peer_t;
 typedef struct vnxi_nixl_twin vnxi_nixl_twin_t;   /* indexed.c */
 typedef struct vnxi_nixl_batch vnxi_nixl_batch_t; /* memory.c */
 
-/* Texts of the library's, copied. */
+/* Copies of the library's texts. */
 typedef struct vnxi_nixl_params {
     vnx_param_t *at; /* owned, with the texts */
     size_t count;
@@ -49,24 +48,24 @@ typedef struct vnxi_nixl_params {
 
 typedef struct vnxi_nixl_plugin {
     const char *name;      /* interned */
-    bool was_asked;        /* what follows was found out */
-    const char *ucx_guard; /* of the UCX that it brought; NULL: none */
+    bool was_asked;        /* the following fields are valid */
+    const char *ucx_guard; /* of the UCX loaded with it; NULL: none */
     uint32_t mems;
     vnxi_nixl_params_t params;
 } vnxi_nixl_plugin_t;
 
-/* Written once, before backend_count counts it. */
+/* Written once, before backend_count includes it. */
 typedef struct vnxi_nixl_backend {
     const char *name; /* interned */
     vnxi_capi_backend_t *handle;
-    vnxi_capi_options_t *options; /* "this backend alone"; never changed */
+    vnxi_capi_options_t *options; /* select this backend only; never changed */
     uint32_t mems;
     vnxi_nixl_params_t params;
 } vnxi_nixl_backend_t;
 
 #define VNXI_NIXL_LISTS_MAX 8
 
-/* Empty lists of the library's, with the room that they had; lists.c. */
+/* The library's lists, emptied, with their capacity; lists.c. */
 typedef struct vnxi_nixl_lists {
     vnxi_mutex_t lock; /* a leaf */
     struct {
@@ -87,8 +86,8 @@ struct vnxi_engine {
 
     vnxi_mutex_t backend_lock;
     const vnxi_capi_t *capi;     /* set once, with agent */
-    vnxi_capi_agent_t *agent;    /* backend_lock; fixed from the first backend
-                                    until stop() */
+    vnxi_capi_agent_t *agent;    /* backend_lock; constant from the first
+                                    backend until stop() */
     bool is_listed;              /* backend_lock; the plugins are known */
     vnxi_nixl_plugin_t *plugins; /* backend_lock */
     size_t plugin_count;         /* backend_lock */
@@ -98,28 +97,28 @@ struct vnxi_engine {
 
     vnxi_rwlock_t gate;
 
-    vnxi_mutex_t mem_lock;     /* one registration or deregistration a time */
-    vnxi_registry_t *registry; /* changed with mem_lock only */
-    vnxi_nixl_batch_t *batch;  /* mem_lock: what is being registered */
+    vnxi_mutex_t mem_lock;     /* serialises registering and deregistering */
+    vnxi_registry_t *registry; /* changed only with mem_lock held */
+    vnxi_nixl_batch_t *batch;  /* mem_lock: the batch being registered */
 
     vnxi_nixl_peer_t *self;
     vnxi_nixl_poller_t poller;
 
     vnxi_mutex_t xfers_lock;
-    vnxi_exfer_t *xfers; /* all that there are; xfers_lock */
+    vnxi_exfer_t *xfers; /* all transfers; xfers_lock */
     vnxi_nixl_lists_t lists;
 
-    vnxi_mutex_t making_lock; /* tried only: one twin is made a time */
+    vnxi_mutex_t making_lock; /* only trylock: one twin is made at a time */
     vnxi_mutex_t twins_lock;  /* a leaf */
-    vnxi_nixl_twin_t *twins;  /* all that there are; twins_lock */
+    vnxi_nixl_twin_t *twins;  /* all twins; twins_lock */
 };
 
-/* What this engine keeps with a region. */
+/* Engine data attached to a region. */
 typedef struct vnxi_nixl_region {
     vnxi_attachment_t super;       /* first */
-    atomic_uint_fast32_t backends; /* those that have it */
-    uint64_t digest;               /* a peer's: of what they published */
-    char *meta;                    /* ours: a path, a key; owned */
+    atomic_uint_fast32_t backends; /* backends that have the region */
+    uint64_t digest;               /* peer's: hash of the published data */
+    char *meta;                    /* local: a path, a key; owned */
     size_t meta_len;
 } vnxi_nixl_region_t;
 
@@ -129,7 +128,7 @@ vnxi_nixl_region(const vnxi_region_t *region)
     return (vnxi_nixl_region_t *)region->attachment;
 }
 
-/* Attach; VNX_ERR_NO_MEMORY. */
+/* Attach the data.  Errors: VNX_ERR_NO_MEMORY. */
 vnx_status_t vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
                                      const void *meta, size_t meta_len,
                                      const char *operation,
@@ -140,13 +139,14 @@ struct vnxi_nixl_peer {
     vnxi_engine_t *engine; /* outlives the peer */
     bool is_self;
     vnxi_peer_end_t end;
-    atomic_bool posts_at_once; /* a large post to it takes no time */
+    atomic_bool posts_at_once; /* a large post to it returns quickly */
 
-    /* By which its instance is told from others; the core's load lock. */
+    /* These identify its instance; the core's load lock. */
     struct vnxi_nixl_conn *conns; /* owned */
     size_t conn_count;
-    bool is_loaded;                  /* the library has it, by this name */
-    atomic_uint_fast32_t reached_by; /* backends that both have */
+    bool is_loaded;                  /* the library knows the peer, under
+                                        this name */
+    atomic_uint_fast32_t reached_by; /* backends that both agents have */
 
     vnxi_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for self: the registry's */
@@ -163,17 +163,18 @@ vnxi_nixl_peer(vnxi_peer_t *peer)
 /* -- Entering the library (engine.c) ---------------------------------------
  */
 
-/* False: the engine has stopped, and the library's agent is gone. */
+/* Take the gate for reading.  False: the engine has stopped and the library's
+ * agent is gone. */
 bool vnxi_nixl_enter(vnxi_engine_t *engine);
 void vnxi_nixl_leave(vnxi_engine_t *engine);
 
-/* Until everybody who entered before has left. */
+/* Wait until every thread that entered before has left. */
 void vnxi_nixl_settle(vnxi_engine_t *engine);
 
 vnx_status_t vnxi_nixl_stopped(const char *operation, vnx_error_t *error);
 
-/* A number that the library returned, as a status of ours, with the words for
- * it: `what` is what it was to do. */
+/* Convert the library's return value to a status and write the error.  `what`
+ * describes the failed action. */
 vnx_status_t vnxi_nixl_failed(int code, const char *operation,
                               const char *what, vnx_error_t *error);
 
@@ -193,19 +194,19 @@ vnx_status_t vnxi_nixl_backend_create(vnxi_engine_t *engine,
                                       vnx_error_t *error);
 void vnxi_nixl_backends_fini(vnxi_engine_t *engine);
 
-/* The set that a NULL-terminated list of names means; 0 for NULL.
- * VNX_ERR_NOT_FOUND for a name that is no created backend's. */
+/* The set for a NULL-terminated list of names; 0 for NULL.  VNX_ERR_NOT_FOUND:
+ * a name without a created backend. */
 vnx_status_t vnxi_nixl_backend_set(vnxi_engine_t *engine,
                                    const char *const *backends,
                                    const char *operation, uint32_t *set_p,
                                    vnx_error_t *error);
-/* Those that were created; and that take memory of that type. */
+/* The created backends; those that accept memory of a type. */
 uint32_t vnxi_nixl_all_backends(vnxi_engine_t *engine);
 uint32_t vnxi_nixl_backends_for(vnxi_engine_t *engine, vnx_mem_t mem);
 /* "UCX, POSIX". */
 void vnxi_nixl_backend_names(vnxi_engine_t *engine, uint32_t set, char *text,
                              size_t size);
-/* Key and value pairs of the library's; frees the handle. */
+/* Take over key and value pairs of the library; frees the handle. */
 vnx_status_t vnxi_nixl_params_take(const vnxi_capi_t *capi,
                                    vnxi_capi_params_t *params,
                                    vnxi_nixl_params_t *params_p);
@@ -244,7 +245,7 @@ vnx_status_t vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 /* -- Peers (peer.c, peer_load.c) --------------------------------------------
  */
 
-/* An object without regions; one reference.  NULL: no memory. */
+/* Create a peer without regions and with one reference.  NULL: no memory. */
 vnxi_nixl_peer_t *vnxi_nixl_peer_create(vnxi_engine_t *engine,
                                         const void *name, size_t name_len);
 vnx_status_t vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
@@ -262,22 +263,24 @@ vnx_status_t vnxi_nixl_notif_send(vnxi_peer_t *peer, const void *message,
 vnx_status_t vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                 vnx_bytes_t *members_p, vnx_error_t *error);
 
-/* Its regions now, with a reference of the caller's; NULL: no memory. */
+/* Its current regions, with a reference for the caller; NULL: no memory. */
 vnxi_region_table_t *vnxi_nixl_peer_table(vnxi_nixl_peer_t *peer);
 
-/* Why it is gone, as an error. */
+/* The error for a peer that is gone. */
 vnx_status_t vnxi_nixl_peer_error(vnxi_nixl_peer_t *peer,
                                   const char *operation, vnx_error_t *error);
 
-/* Not gone, and the library knows it still: some versions drop a peer whose
- * connection has failed.  With the gate held. */
+/* Return whether the peer is alive and the library still knows it: some
+ * versions drop a peer whose connection has failed.  Requires the gate. */
 bool vnxi_nixl_peer_is_there(const vnxi_nixl_peer_t *peer);
 
-/* Its connection is broken: it is marked, and the core is told, once. */
+/* Mark the peer as lost because its connection is broken, and tell the core
+ * once. */
 void vnxi_nixl_peer_lose(vnxi_nixl_peer_t *peer, const char *operation);
 
-/* The library failed to do `what` with the peer: because it is gone (then it
- * is marked as lost, and the core is told), or for another reason. */
+/* The error for a library call on the peer that failed; `what` describes the
+ * action.  If the failure means that the peer is gone, mark it as lost and
+ * tell the core. */
 vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
                                    const char *operation, const char *what,
                                    vnx_error_t *error);
@@ -285,10 +288,10 @@ vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
 /* -- The library's lists (lists.c) ------------------------------------------
  */
 
-/* An empty one for memory of that type; NULL: no memory. */
+/* An empty list for memory of that type; NULL: no memory. */
 vnxi_capi_xfer_list_t *vnxi_nixl_list_take(vnxi_engine_t *engine,
                                            vnx_mem_t mem);
-/* With `count` descriptors. */
+/* Return a list that holds `count` descriptors. */
 void vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
                          vnxi_capi_xfer_list_t *list, size_t count);
 void vnxi_nixl_lists_fini(vnxi_engine_t *engine);
@@ -309,8 +312,8 @@ const char *vnxi_nixl_xfer_backend(const vnxi_exfer_t *exfer);
 void vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
                              int64_t *margin_us_p);
 
-/* Give back what every transfer has of the library's: none is in flight, and
- * nobody enters any more. */
+/* Release everything that transfers hold in the library.  Nothing is in
+ * flight, and nobody enters any more. */
 void vnxi_nixl_xfers_drop(vnxi_engine_t *engine);
 
 #endif

@@ -1,5 +1,5 @@
 /*
- * The nixl engine, as the table of engines knows it.
+ * The table of operations of the nixl engine.
  */
 #ifndef VNXI_NIXL_OPS_H
 #define VNXI_NIXL_OPS_H

@@ -1,6 +1,6 @@
 /*
- * Key and value pairs that the library gives out, copied: its iterator lends
- * texts that are overwritten by the next step.
+ * Copies key and value pairs of the library: its iterator lends texts that the
+ * next step overwrites.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -67,7 +67,7 @@ vnxi_nixl_params_take(const vnxi_capi_t *capi, vnxi_capi_params_t *params,
     vnxi_nixl_params_t copy = {0};
     bool is_empty = true;
 
-    /* The iterator of an empty set leaves its outputs unwritten. */
+    /* For an empty set, the iterator does not write its outputs. */
     bool good = capi->params_is_empty(params, &is_empty) == VNXI_CAPI_OK &&
                 (is_empty || copy_all(capi, params, &copy));
     capi->destroy_params(params);

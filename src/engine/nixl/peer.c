@@ -1,11 +1,11 @@
 /*
  * Peers: their life, their end, notifications to them.
  *
- * Design notes.  The library knows peers by name, one a name; this engine has
- * an object a generation, of which `is_loaded` says that it is the one that
- * the library has.  The end is marked once, with the cause: by a close, by
- * another instance of the name, or by a failure after which the library does
- * not know the name any more, which is how it tells of a broken connection.
+ * Design notes.  The library knows one peer per name.  This engine has one
+ * object per generation; `is_loaded` marks the one that the library has.  The
+ * end is marked once, with the cause: a close, another instance of the name,
+ * or a failure after which the library no longer knows the name, which is its
+ * way to report a broken connection.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -96,8 +96,8 @@ vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
     return status;
 }
 
-/* No post begins after the mark; those that are in the library are waited for,
- * what they left in flight is ended; then the library may forget the name. */
+/* After the mark, no post begins.  Wait for posts inside the library and end
+ * what they left in flight; then the library may forget the name. */
 void
 vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
 {
@@ -111,14 +111,14 @@ vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
     peer->is_loaded = false;
     vnxi_nixl_settle(engine);
     if (!vnxi_nixl_enter(engine)) {
-        return; /* the library's agent is gone, and what it knew */
+        return; /* the library's agent is gone, with its peers */
     }
     vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
     engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
     vnxi_nixl_leave(engine);
 }
 
-/* -- What is asked of it ---------------------------------------------------
+/* -- Queries -----------------------------------------------------------------
  */
 
 vnxi_region_table_t *
@@ -146,8 +146,9 @@ vnxi_nixl_peer_covers(vnxi_peer_t *base, vnx_mem_t mem,
     return covers;
 }
 
-/* NIXL's metadata names no process, and its library notices the end of a peer
- * only when it is used, so a second agent looks like a restart. */
+/* NIXL's metadata does not name the process, and the library notices the end
+ * of a peer only when it uses the peer, so a second agent looks like a
+ * restart. */
 uint32_t
 vnxi_nixl_peer_pid(vnxi_peer_t *peer)
 {
@@ -182,7 +183,8 @@ vnxi_nixl_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
     return status;
 }
 
-/* To ourselves it needs no library, and works with every backend. */
+/* A notification to the agent itself does not use the library, so it works
+ * with every backend. */
 static vnx_status_t
 notify_self(vnxi_engine_t *engine, const void *message, size_t len)
 {
@@ -212,8 +214,8 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
         int code = engine->capi->gen_notif(engine->agent, peer->base.name,
                                            len > 0 ? message : "", len, NULL);
         if (code == VNXI_CAPI_BACKEND) {
-            /* Nothing but a broken connection stops a notification, and here
-             * the library does not drop the peer. */
+            /* Only a broken connection can stop a notification, and in this
+             * case the library does not drop the peer. */
             vnxi_nixl_peer_lose(peer, operation);
         }
         if (code != VNXI_CAPI_OK) {

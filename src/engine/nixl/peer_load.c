@@ -1,15 +1,17 @@
 /*
  * Loading a peer's metadata.
  *
- * Design notes.  The blob is parsed and checked here first, since the library
- * names no cause, and forgets all of a peer when a part of its blob is bad.
+ * Design notes.  The blob is parsed and checked here first, because the
+ * library reports no causes and forgets the whole peer if a part of its blob
+ * is bad.
  *
- * Stock metadata carries no instance id.  An instance is told by what its
- * backends publish to connect to them, which is new at every start.  Nor does
- * it say whether it lists all regions or some: so loading adds, and what is
- * not listed stays.  A region that is listed anew with another key was
- * registered again; the library refuses that, so the peer is loaded anew, as
- * another generation, and lists prepared on the old one say so.
+ * Stock metadata has no instance id.  An instance is identified by the
+ * connection info that its backends publish, which changes at every start.
+ * Stock metadata also does not say whether it lists all regions or some.  So
+ * loading adds regions, and regions that are not listed stay.  If a listed
+ * region has another key than before, it was registered again.  The library
+ * rejects the new key, so the peer is loaded as a new generation, and lists
+ * prepared on the old one report that.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,9 +20,9 @@
 #include "engine/nixl/nixl.h"
 #include "engine/parts/load.h"
 
-/* How a backend of the peer's is reached. */
+/* The connection info of one of the peer's backends. */
 typedef struct vnxi_nixl_conn {
-    size_t backend; /* ours of the same name */
+    size_t backend; /* our backend of the same name */
     void *info;     /* owned */
     size_t len;
 } vnxi_nixl_conn_t;
@@ -30,7 +32,7 @@ typedef struct loading {
     const vnxi_metadata_t *blob;
     const void *data;
     size_t len;
-    vnxi_nixl_conn_t *conns; /* owned: of the backends in common */
+    vnxi_nixl_conn_t *conns; /* owned: of the common backends */
     size_t conn_count;
     vnx_error_t *error;
 } loading_t;
@@ -59,7 +61,7 @@ no_memory(loading_t *loading, size_t size)
 /* -- Connections -----------------------------------------------------------
  */
 
-/* The place of our backend of that name, or -1. */
+/* The position of our backend of that name, or -1. */
 static int
 place_of(vnxi_engine_t *engine, vnxi_md_bytes_t name)
 {
@@ -118,7 +120,8 @@ same_info(const vnxi_nixl_conn_t *a, const vnxi_nixl_conn_t *b)
     return a->len == b->len && memcmp(a->info, b->info, a->len) == 0;
 }
 
-/* The backends that both know are reached as before. */
+/* Return whether the common backends have the same connection info as before.
+ */
 static bool
 is_same_instance(const loading_t *loading, const vnxi_nixl_peer_t *peer)
 {
@@ -139,7 +142,7 @@ is_same_instance(const loading_t *loading, const vnxi_nixl_peer_t *peer)
 typedef struct rows {
     vnxi_region_t **at; /* each retained */
     size_t count;
-    bool renewed; /* one has another key than before */
+    bool renewed; /* one has a new key */
 } rows_t;
 
 static void
@@ -183,7 +186,7 @@ compare_places(const void *a, const void *b)
                                *(vnxi_region_t *const *)b);
 }
 
-/* The same range of several backends (sections) becomes one region. */
+/* Join equal ranges of several backends (sections) into one region. */
 static void
 join_backends(rows_t *rows)
 {
@@ -244,8 +247,8 @@ read_regions(loading_t *loading, size_t room, rows_t *rows)
     return status;
 }
 
-/* What was known and is unchanged keeps its object; what is not listed stays.
- */
+/* Unchanged regions keep their objects; known regions that are not listed
+ * stay. */
 static void
 join_known(rows_t *rows, const vnxi_region_table_t *old)
 {
@@ -261,7 +264,7 @@ join_known(rows_t *rows, const vnxi_region_table_t *old)
         const vnxi_nixl_region_t *is = vnxi_nixl_region(region);
         const vnxi_nixl_region_t *was = vnxi_nixl_region(known);
         if (atomic_load(&is->backends) != atomic_load(&was->backends)) {
-            continue; /* one more backend has it now */
+            continue; /* another backend has it now */
         }
         rows->renewed |= is->digest != was->digest;
         rows->at[i] = vnxi_region_retain(known);
@@ -322,7 +325,7 @@ take_conns(loading_t *loading, vnxi_nixl_peer_t *peer)
 /* -- A new generation ------------------------------------------------------
  */
 
-/* The library has one peer a name, so the old one must go before. */
+/* The library has one peer per name, so the old one must be removed first. */
 static vnx_status_t
 new_peer(loading_t *loading, vnxi_nixl_peer_t *old, const char *why,
          vnxi_peer_t **peer_p)
@@ -401,7 +404,7 @@ update_peer(loading_t *loading, vnxi_nixl_peer_t *peer, vnxi_peer_t **peer_p)
     return VNX_OK;
 }
 
-/* -- Which of both ---------------------------------------------------------
+/* -- Decision ----------------------------------------------------------------
  */
 
 static vnx_status_t

@@ -1,10 +1,10 @@
 /*
- * Design notes.  A post that is left in progress goes to the inbox, under a
- * lock that is held for moments only; the thread moves it to `flights`, which
- * are the business of whoever holds flight_lock: nobody else touches the
- * library's requests of transfers in flight.  So a thread that needs something
- * ended (a peer is closed, memory is deregistered, the engine stops) does it
- * by itself, under that lock.  Ends are reported after the lock is let go.
+ * Design notes.  A post left in progress goes to the inbox, under a lock that
+ * is only held briefly.  The thread moves it to `flights`, which belong to the
+ * holder of flight_lock: no other thread touches the library's requests of
+ * transfers in flight.  A thread that needs transfers to end (a peer is
+ * closed, memory is deregistered, the engine stops) ends them itself under
+ * that lock.  Ends are reported after the lock is released.
  */
 #include "engine/nixl/poller.h"
 
@@ -45,7 +45,7 @@ vnxi_nixl_poller_fini(vnxi_nixl_poller_t *poller)
 /* -- Ends ------------------------------------------------------------------
  */
 
-/* The transfer may be posted again or be freed in the callback. */
+/* The callback may post the transfer again or free it. */
 static void
 report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
 {
@@ -151,7 +151,8 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
         if (peer != NULL) {
             vnxi_nixl_xfer_give_back(exfer);
         } else {
-            exfer->request = NULL; /* left behind with the library's agent */
+            exfer->request = NULL; /* left to the library's agent, which is
+                                      not freed */
         }
     }
     vnxi_mutex_unlock(&poller->flight_lock);
@@ -245,7 +246,7 @@ vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
     vnxi_mutex_unlock(&poller->inbox_lock);
 }
 
-/* A part of the time since something happened, within limits. */
+/* A fraction of the time since the last event, within limits. */
 static uint64_t
 pause_ns(vnxi_engine_t *engine, size_t in_flight)
 {
@@ -263,8 +264,8 @@ pause_ns(vnxi_engine_t *engine, size_t in_flight)
     return quiet < min ? min : quiet > max ? max : quiet;
 }
 
-/* Until it is time, or something is posted, or somebody listens for the first
- * time.  False: stop. */
+/* Sleep until the pause is over, a post arrives or the first listener appears.
+ * False: stop. */
 static bool
 rest(vnxi_engine_t *engine, size_t in_flight)
 {
@@ -294,7 +295,7 @@ poller_main(void *context)
 
     engine->poller.is_over = &is_over;
     prctl(PR_SET_NAME, "vnx-nixl");
-    prctl(PR_SET_TIMERSLACK, 1000ul); /* pauses are as short as 20 us */
+    prctl(PR_SET_TIMERSLACK, 1000ul); /* pauses can be as short as 20 us */
     while (!is_over && rest(engine, in_flight)) {
         in_flight = vnxi_nixl_poller_turn(engine);
         if (!is_over && atomic_load(&engine->poller.listens)) {
@@ -337,7 +338,8 @@ vnxi_nixl_poller_stop(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&poller->inbox_lock);
     if (poller->is_started &&
         pthread_equal(poller->thread, pthread_self()) != 0) {
-        /* The end of a transfer let go of the last that kept the agent. */
+        /* The end of a transfer released the last reference on the agent, so
+         * this is the poller's own thread. */
         *poller->is_over = true;
         pthread_detach(poller->thread);
     } else if (poller->is_started) {

@@ -1,13 +1,14 @@
 /*
- * Completion without the client's polling: the library completes a transfer,
- * and sends its notification, only when somebody asks for its state, and keeps
- * notifications until somebody asks for them.  One thread an engine asks.
+ * Completion without polling by the client.  The library completes a transfer
+ * and sends its notification only when its state is queried, and keeps
+ * received notifications until they are fetched.  One thread per engine does
+ * both.
  *
- * It sleeps on a condition variable while nothing is in flight and no
- * notification can come (nobody was given our metadata, and no peer is known).
- * Otherwise it looks at intervals that grow with the time since something last
- * happened: from 20 us to 1 ms while transfers are in flight, from 50 us to
- * 5 ms for notifications alone.  A client that polls takes in notifications by
+ * It sleeps on a condition variable while nothing is in flight and
+ * notifications cannot arrive (our metadata was not given out, and no peer is
+ * known).  Otherwise it polls at intervals that grow with the time since the
+ * last event: from 20 us to 1 ms while transfers are in flight, from 50 us to
+ * 5 ms for notifications alone.  A client that polls fetches notifications
  * itself.
  */
 #ifndef VNXI_NIXL_POLLER_H
@@ -25,56 +26,56 @@ struct vnxi_nixl_peer;
 typedef struct vnxi_nixl_poller {
     pthread_t thread;
     bool is_started; /* backend_lock */
-    bool *is_over;   /* the thread's own: nothing of the engine is there any
-                        more */
+    bool *is_over;   /* set on the thread's stack: the engine no longer
+                        exists */
 
     vnxi_mutex_t inbox_lock;
     vnxi_cond_t wake;    /* CLOCK_MONOTONIC */
     bool stop;           /* inbox_lock */
-    vnxi_exfer_t *inbox; /* posted lately; inbox_lock */
+    vnxi_exfer_t *inbox; /* recently posted; inbox_lock */
 
-    vnxi_mutex_t flight_lock; /* held while the library is asked */
+    vnxi_mutex_t flight_lock; /* held during calls to the library */
     vnxi_exfer_t *flights;    /* flight_lock */
 
-    vnxi_mutex_t take_lock;     /* one taker at a time, so that order stays */
+    vnxi_mutex_t take_lock;     /* one taker at a time, to keep the order */
     vnxi_capi_notifs_t *notifs; /* take_lock */
 
-    atomic_bool listens; /* notifications may come */
+    atomic_bool listens; /* notifications may arrive */
     atomic_uint_fast64_t last_event_ns;
 } vnxi_nixl_poller_t; /* all zeros, then init */
 
 void vnxi_nixl_poller_init(vnxi_nixl_poller_t *poller);
 void vnxi_nixl_poller_fini(vnxi_nixl_poller_t *poller);
 
-/* Start the thread, unless it runs; with backend_lock held. */
+/* Start the thread unless it is running.  Requires backend_lock. */
 vnx_status_t vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error);
 
-/* End the thread.  What is in flight stays so. */
+/* End the thread.  Transfers in flight stay in flight. */
 void vnxi_nixl_poller_stop(vnxi_engine_t *engine);
 
-/* Notifications may come from now on. */
+/* From now on notifications may arrive. */
 void vnxi_nixl_poller_listen(vnxi_engine_t *engine);
 
-/* Something happened after which more is likely to: look more often. */
+/* More events are likely soon: poll more often. */
 void vnxi_nixl_poller_touch(vnxi_engine_t *engine);
 
-/* A post that the library left in progress. */
+/* Add a post that the library left in progress. */
 void vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer);
 
-/* Ask for the states of all that is in flight, now and on this thread, and
- * report what has ended.  How many are in flight after it. */
+/* Query the states of all transfers in flight on the calling thread, and
+ * report those that have ended.  Returns how many are still in flight. */
 size_t vnxi_nixl_poller_turn(vnxi_engine_t *engine);
 
-/* Is a transfer in flight to or from a region that was revoked? */
+/* Return whether a transfer is in flight to or from a revoked region. */
 bool vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine);
 
-/* End what is in flight to the peer (NULL: all) as failed with `status` and
- * `cause`, giving the library's requests back. */
+/* End all transfers in flight to the peer (NULL: to any) as failed with
+ * `status` and `cause`, and release the library's requests. */
 void vnxi_nixl_poller_abort(vnxi_engine_t *engine,
                             const struct vnxi_nixl_peer *peer,
                             vnx_status_t status, const char *cause);
 
-/* Take in notifications that have come, unless somebody is at it. */
+/* Fetch notifications that have arrived, unless another thread is doing so. */
 void vnxi_nixl_take_notifs(vnxi_engine_t *engine);
 
 #endif

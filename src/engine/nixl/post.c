@@ -1,12 +1,12 @@
 /*
  * Posting transfers.
  *
- * Design notes.  A backend may do all of the work in posting: UCX copies
- * between processes of a host right there, POSIX writes into the page cache.
- * A large transfer is therefore posted by a copy thread, unless the last large
- * one to the same peer took no time, as over a network that moves bytes by
- * itself.  What a small one has not done when it is posted gets a few
- * microseconds more, and is then left to the poller.
+ * Design notes.  A backend may do all of the work while posting: UCX copies
+ * between processes of a host at that point, and POSIX writes into the page
+ * cache.  A large transfer is therefore posted by a copy thread, unless the
+ * last large one to the same peer was posted quickly, as over a network that
+ * moves the bytes itself.  A small transfer that has not completed when posted
+ * is polled for a few more microseconds and then left to the poller.
  */
 #include <stdlib.h>
 
@@ -16,17 +16,19 @@
 #include "engine/nixl/xfer.h"
 #include "engine/parts/pairs.h"
 
-/* A wake-up of the poller costs more than this. */
+/* Waking the poller costs more than this. */
 #define LINGER_NS 15000u
 
-/* A large post that takes longer did the work itself. */
+/* If posting a large transfer takes longer, the post did the copying itself.
+ */
 #define SLOW_NS 50000u
 
-/* -- On whichever thread -------------------------------------------------- */
+/* -- On any thread -------------------------------------------------------- */
 
-/* The notification as the library takes it; NULL options where there never was
- * one.  The bytes may differ from those of the last post.  To ourselves it is
- * delivered without the library, whose storage backends send none. */
+/* Set the notification in the library's options, which stay NULL if the
+ * transfer never had one.  The bytes may differ from those of the last post.
+ * A notification to the agent itself bypasses the library, whose storage
+ * backends do not send any. */
 static vnx_status_t
 set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -98,9 +100,9 @@ enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
     return status;
 }
 
-/* With the gate held over checks and post, so that who deregisters memory or
- * closes the peer either is seen by the checks or finds the transfer in
- * flight. */
+/* Hold the gate over both the checks and the post.  A thread that deregisters
+ * memory or closes the peer is then either seen by the checks or finds the
+ * transfer in flight. */
 static vnx_status_t
 post(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -124,10 +126,10 @@ post(vnxi_exfer_t *exfer, vnx_error_t *error)
 /* -- On a copy thread ------------------------------------------------------
  */
 
-/* Not part of the transfer, which may be posted again, or be gone, before the
+/* Separate from the transfer, which may be posted again or freed before the
  * pool is done with the task. */
 typedef struct posting {
-    vnxi_task_t task; /* first: the task is this */
+    vnxi_task_t task; /* must be first */
     vnxi_exfer_t *exfer;
 } posting_t;
 
@@ -150,8 +152,8 @@ run_posting(vnxi_task_t *task, size_t chunk)
         status = vnxi_error_set(&error, VNX_ERR_CANCELED, "transfer",
                                 "the transfer was cancelled");
     }
-    /* Before the callback, which may let go of the last that keeps the engine:
-     * then it stops and ends right there. */
+    /* Decrement before the callback, which may release the last reference on
+     * the engine; the engine then stops inside the callback. */
     atomic_fetch_sub(&engine->postings, 1);
     if (status != VNX_IN_PROG) {
         host.xfer_done(host.context, cookie, status,
@@ -194,7 +196,8 @@ submit(vnxi_exfer_t *exfer, vnx_error_t *error)
 /* -- Posting and stopping --------------------------------------------------
  */
 
-/* What would fail at once is told at once, also of a large one. */
+/* Report immediate failures from the caller's thread, also for a large
+ * transfer. */
 static vnx_status_t
 check_early(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -221,9 +224,9 @@ vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
     return status == VNX_OK ? submit(exfer, error) : status;
 }
 
-/* What waits for a copy thread can be stopped.  A request that the library has
- * can not: it would be freed without waiting for its bytes, or even for the
- * backend to be done with it. */
+/* A post that waits for a copy thread can be stopped.  A request inside the
+ * library cannot: releasing it would neither wait for its bytes nor for the
+ * backend to finish with it. */
 vnx_status_t
 vnxi_nixl_xfer_cancel(vnxi_exfer_t *exfer)
 {

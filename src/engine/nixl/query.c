@@ -1,5 +1,5 @@
 /*
- * Asking a storage backend what it knows of descriptors.
+ * Queries a storage backend about descriptors.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,8 @@
 
 #define OPERATION "query_memory"
 
-/* One row's answer: the library lends nothing, its parameters are ours. */
+/* Take the answer for one row.  We own its parameters; the library lends
+ * nothing. */
 static vnx_status_t
 take_answer(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t i,
             vnx_mem_info_t *info, vnx_error_t *error)

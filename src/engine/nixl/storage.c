@@ -1,6 +1,6 @@
 /*
- * Files: their backends say that a transfer failed and not where.  So the
- * files are looked at afterwards, in the order of the rows.
+ * Files.  Their backends report that a transfer failed, but not where.  So the
+ * files are examined after a failure, in the order of the rows.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -65,7 +65,7 @@ typedef struct suspect {
     char path[PATH_SHOWN + 1];
 } suspect_t;
 
-/* What it was registered with, else what the system knows. */
+/* The path that was registered, else the one that the system knows. */
 static void
 find_path(suspect_t *suspect)
 {
@@ -117,8 +117,8 @@ read_fault(suspect_t *suspect, const struct stat *file)
     return false;
 }
 
-/* Space is short if what the row needs beyond the file's blocks is not there.
- */
+/* Space is short if the file system has less than the row needs beyond the
+ * blocks of the file. */
 static bool
 write_fault(suspect_t *suspect, const struct stat *file)
 {

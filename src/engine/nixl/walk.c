@@ -1,15 +1,15 @@
 /*
- * From pairs of rows to the library's descriptor lists.
+ * Converts pairs of rows to the library's descriptor lists.
  *
- * Design notes.  The library is given pieces, not indices into lists that it
- * keeps: a piece is what can be merged of neighbouring pairs, and merging here
- * costs a tenth of what a descriptor costs there.  Where both index arrays go
- * up by one, blocks of rows that are back to back become one piece without a
- * look at the rows.
+ * Design notes.  The library gets pieces, not indices into its own lists.  A
+ * piece is the result of merging neighbouring pairs; merging here costs a
+ * tenth of what a descriptor costs in the library.  Where both index arrays go
+ * up by one, blocks of contiguous rows become one piece without looking at the
+ * rows.
  *
- * A piece must lie in one region of the library's on each side.  A row does,
- * so only merging is asked: while the region that holds the piece so far holds
- * the next row too.
+ * On each side, a piece must lie in one of the library's regions.  Every row
+ * does, so only merging needs a check: the region that holds the piece so far
+ * must hold the next row too.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,15 +21,16 @@
 #include "engine/parts/pairs.h"
 
 #define BATCH 256u
-#define RUN_MIN 16u /* a shorter run is no cheaper than its rows */
+#define RUN_MIN 16u /* shorter runs cost as much as single rows */
 
 typedef struct side {
     vnxi_pairs_side_t named;
     vnxi_capi_xfer_list_t *out;
-    vnx_desc_t open;             /* the piece so far */
-    const vnxi_region_t *region; /* that holds it; NULL: not looked up */
+    vnx_desc_t open;             /* the current piece */
+    const vnxi_region_t *region; /* the region that holds it; NULL: not
+                                    looked up */
     uint64_t run_first;
-    size_t run_left; /* 0: not known */
+    size_t run_left; /* 0: unknown */
     const uint64_t *indices;
     uint64_t scratch[BATCH];
 } side_t;
@@ -39,7 +40,7 @@ typedef struct walk {
     const vnxi_xfer_args_t *args;
     vnx_error_t *error;
     vnxi_nixl_pieces_t *out;
-    size_t at; /* pairs done */
+    size_t at; /* number of pairs done */
     bool merge;
     bool is_open;
     size_t open_place;
@@ -100,7 +101,8 @@ close_piece(walk_t *walk)
     return VNX_OK;
 }
 
-/* Does the open piece's region hold `next`, which follows it, too? */
+/* Return whether the region of the open piece also holds `next`, which follows
+ * it. */
 static bool
 reaches(side_t *side, const vnx_desc_t *next)
 {
@@ -123,7 +125,8 @@ follows(side_t *side, const vnx_desc_t *next)
            next->dev == side->open.dev && reaches(side, next);
 }
 
-/* Rows (or several, back to back in a region of each side) of one length. */
+/* Add a pair of rows of equal length (or several contiguous ones within a
+ * region of each side). */
 static vnx_status_t
 add_pair(walk_t *walk, size_t place, const vnx_desc_t *l, const vnx_desc_t *r)
 {
@@ -218,9 +221,9 @@ side_run(const walk_t *walk, side_t *side)
     return side->run_left;
 }
 
-/* How many of the run's rows (at most `count`) lie back to back in this block
- * and in one region; *desc_p is all of them.  0: the block is not like that.
- */
+/* The number of the run's rows (at most `count`) that are contiguous in this
+ * block and in one region; *desc_p covers all of them.  0: they are not
+ * contiguous. */
 static size_t
 dense_rows(const side_t *side, size_t count, vnx_desc_t *desc_p,
            uint64_t *row_len_p)
@@ -246,7 +249,7 @@ dense_rows(const side_t *side, size_t count, vnx_desc_t *desc_p,
     return count;
 }
 
-/* A stretch of a run; *done_p: whether it was taken as a whole. */
+/* Handle a stretch of a run.  *done_p: it was handled as a whole. */
 static vnx_status_t
 walk_dense(walk_t *walk, size_t count, bool *done_p)
 {
@@ -263,7 +266,7 @@ walk_dense(walk_t *walk, size_t count, bool *done_p)
         return vnxi_pairs_unequal(walk->at, local_len, remote_len,
                                   walk->args->operation, walk->error);
     }
-    l.len = r.len = local_len * n; /* they lie in a region: no overflow */
+    l.len = r.len = local_len * n; /* they lie in a region: cannot overflow */
     vnx_status_t status = add_pair(walk, walk->at, &l, &r);
     walk->at += n;
     skip(&walk->local, n);
@@ -282,7 +285,7 @@ check_run(const walk_t *walk, const side_t *side, size_t count)
     return bad_index(walk, side, walk->at + good, side->run_first + good);
 }
 
-/* Both runs go on for `count` indices. */
+/* Handle `count` indices where both runs continue. */
 static vnx_status_t
 walk_run(walk_t *walk, size_t count)
 {
@@ -304,7 +307,8 @@ walk_run(walk_t *walk, size_t count)
     return status;
 }
 
-/* -- The whole -------------------------------------------------------------
+/* -- The whole list
+ * -----------------------------------------------------------
  */
 
 static vnx_status_t
@@ -327,8 +331,8 @@ walk_all(walk_t *walk)
     return status == VNX_OK ? close_piece(walk) : status;
 }
 
-/* Storage is given the rows as they are: a backend works on its pieces side by
- * side, and a single one may not be longer than the kernel takes at once. */
+/* Storage gets the rows unmerged: a backend works on its pieces in parallel,
+ * and one piece must not exceed what the kernel accepts at once. */
 static bool
 is_memory(vnx_mem_t mem)
 {
@@ -366,7 +370,7 @@ vnxi_nixl_walk(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
                vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error)
 {
     vnxi_nixl_pieces_t pieces;
-    walk_t walk; /* not zeroed: most of it is room for batches */
+    walk_t walk; /* not zeroed: most of it is buffer space */
 
     vnx_status_t status = vnxi_pairs_check(
         &args->local_rows, &args->remote_rows, args->operation, error);

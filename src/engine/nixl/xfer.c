@@ -1,11 +1,11 @@
 /*
- * Transfers: making them, their end, and what is known of them.  Posting them
- * is in post.c.
+ * Transfers: creation, end and properties.  Posting is in post.c.
  *
- * Design notes.  A transfer is a request of the library's, made from pieces.
- * Which backend moves it is decided here, by trying those that have the
- * regions of both sides one by one: the library would take any that has them,
- * even one that cannot move between memories, and cannot say which it was.
+ * Design notes.  A transfer is a request of the library, made from pieces.
+ * This file chooses the backend, by trying those that have the regions of both
+ * sides one at a time.  The library itself would use any backend that has
+ * them, even one that cannot move between memories, and does not report which
+ * one it used.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,8 @@
 #include "engine/nixl/xfer.h"
 #include "engine/parts/pairs.h"
 
-/* What takes longer than about 50 us where the backend copies in posting. */
+/* From these sizes on, posting takes longer than about 50 us if the backend
+ * copies while posting. */
 #define LARGE_BYTES (256u << 10)
 #define LARGE_PIECES 64u
 
@@ -23,7 +24,8 @@
 /* -- Choosing a backend ----------------------------------------------------
  */
 
-/* Those that have every region of the list, and that the list may use. */
+/* The backends that have every region of the list and that the list may use.
+ */
 static uint32_t
 list_backends(const vnxi_list_t *list)
 {
@@ -36,7 +38,7 @@ list_backends(const vnxi_list_t *list)
     return set;
 }
 
-/* What the caller left to choose from. */
+/* The backends that the caller allows. */
 static uint32_t
 allowed(vnxi_engine_t *engine, const vnxi_xfer_args_t *args)
 {
@@ -71,7 +73,7 @@ no_common_backend(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     return VNX_ERR_NOT_FOUND;
 }
 
-/* Between memories, a backend for storage is the last to be tried. */
+/* Between memories, storage backends are tried last. */
 static bool
 comes_first(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
             size_t backend)
@@ -81,7 +83,7 @@ comes_first(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
            (engine->backends[backend].mems & ~MEMORY) == 0;
 }
 
-/* Number `n` of the set, in the order in which they are tried; -1: no more. */
+/* Number `n` of the set, in the order of trying; -1: past the end. */
 static int
 choice(const vnxi_engine_t *engine, const vnxi_xfer_args_t *args, uint32_t set,
        size_t n)
@@ -152,7 +154,7 @@ delist(vnxi_exfer_t *exfer)
     vnxi_mutex_unlock(&engine->xfers_lock);
 }
 
-/* By the way that needs no pieces, where it is open and pays. */
+/* Make the request by index, without pieces, if possible and worthwhile. */
 static bool
 make_by_index(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, uint32_t set,
               vnxi_nixl_pieces_t *pieces)
@@ -164,7 +166,7 @@ make_by_index(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, uint32_t set,
            vnxi_nixl_make_indexed(exfer, args, (size_t)backend, pieces);
 }
 
-/* With the gate held. */
+/* Requires the gate. */
 static vnx_status_t
 make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
              vnxi_nixl_pieces_t *pieces, vnx_error_t *error)
@@ -185,9 +187,10 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     }
     if (vnxi_list_unusable(args->local) != NULL ||
         vnxi_list_unusable(args->remote) != NULL) {
-        return VNX_OK; /* no post of it will get past the checks */
+        return VNX_OK; /* posting it will fail at the checks */
     }
-    /* Of regions that overlap one is known here; the library looks at all. */
+    /* Of overlapping regions only one is known here; the library checks all.
+     */
     int code = try_backends(exfer, args, pieces,
                             set != 0 ? set : allowed(exfer->engine, args));
     if (code == VNXI_CAPI_OK) {
@@ -247,7 +250,7 @@ vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer)
     const vnxi_capi_t *capi = engine->capi;
 
     if (exfer->request != NULL) {
-        /* What the library refuses to release is its own to keep. */
+        /* A request that the library refuses to release is left to it. */
         if (capi->release_xfer_req(engine->agent, exfer->request) ==
             VNXI_CAPI_OK) {
             capi->destroy_xfer_req(exfer->request);
@@ -271,7 +274,7 @@ vnxi_nixl_xfers_drop(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&engine->xfers_lock);
 }
 
-/* Before stop() has dropped the requests, or after it: not while it does. */
+/* Waits while stop() drops the requests; safe before and after that. */
 void
 vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 {
@@ -290,9 +293,10 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 /* -- The end ---------------------------------------------------------------
  */
 
-/* A failed transfer is posted once more.  On a broken connection that is
- * refused before anything is sent, which is how a broken connection is told:
- * the library's status says of every failure the same. */
+/* Post a failed transfer once more.  On a broken connection the library
+ * refuses this before it sends anything.  The refusal is the only way to
+ * detect a broken connection, because the library returns the same status for
+ * every failure. */
 static int
 post_again(vnxi_exfer_t *exfer, int code)
 {
@@ -349,7 +353,7 @@ vnxi_nixl_xfer_backend(const vnxi_exfer_t *exfer)
     return exfer->backend != NULL ? exfer->backend : "none";
 }
 
-/* Zero where the backend does not estimate. */
+/* Zero if the backend has no estimate. */
 void
 vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
                         int64_t *margin_us_p)

@@ -1,21 +1,22 @@
 /*
- * Transfers, as the poller and their own files know them.
+ * Transfers, shared by the poller and their own files.
  */
 #ifndef VNXI_NIXL_XFER_H
 #define VNXI_NIXL_XFER_H
 
 #include "engine/nixl/nixl.h"
 
-/* A piece of storage, kept so that a failure can be laid to a file and row. */
+/* A piece of storage, kept so that a failure can be traced to a file and row.
+ */
 typedef struct vnxi_nixl_piece {
     vnx_desc_t desc;
     size_t place; /* of its first pair */
 } vnxi_nixl_piece_t;
 
-/* Of a post: what cancelling can still do about it. */
+/* Stage of a post, for cancelling. */
 enum {
-    VNXI_NIXL_ENTERED, /* the library has it, or it has ended */
-    VNXI_NIXL_QUEUED,  /* it waits for a copy thread */
+    VNXI_NIXL_ENTERED, /* inside the library, or ended */
+    VNXI_NIXL_QUEUED,  /* waiting for a copy thread */
     VNXI_NIXL_CANCELLED,
 };
 
@@ -25,39 +26,40 @@ struct vnxi_exfer {
     vnxi_list_t *local, *remote; /* retained */
     vnx_op_t op;
     uint64_t bytes;
-    bool is_large;    /* its post may take long */
-    bool was_retried; /* the post in progress is the second */
+    bool is_large;    /* posting it may take long */
+    bool was_retried; /* the current post is the second */
     atomic_uint stage;
     void *cookie;
-    vnxi_capi_request_t *request; /* NULL: given back, as the engine stopped;
-                                     or a region was revoked before */
-    vnxi_capi_options_t *options; /* with a notification; NULL: never had */
+    vnxi_capi_request_t *request; /* NULL: released when the engine stopped,
+                                     or a region was revoked at creation */
+    vnxi_capi_options_t *options; /* with a notification; NULL: never had
+                                     one */
     const char *backend;          /* interned */
     vnxi_nixl_piece_t *pieces;    /* storage only; owned */
     size_t piece_count;
     vnxi_exfer_t *next, *previous; /* all transfers; engine->xfers_lock */
 
-    const void *notif; /* of the post in progress; NULL: none */
+    const void *notif; /* of the current post; NULL: none */
     size_t notif_len;
-    vnxi_exfer_t *next_flight; /* inbox, flights, or ended */
-    vnx_status_t end;          /* of a post that has ended */
+    vnxi_exfer_t *next_flight; /* in inbox, flights or ended */
+    vnx_status_t end;          /* of an ended post */
     vnx_error_t error;
 };
 
-/* How a post came out: `code` is what the library says of it.  VNX_IN_PROG
- * (also where a failed one was posted once more), or the end with its error,
- * the peer's counters brought up to date. */
+/* The outcome of a post; `code` is the library's status.  VNX_IN_PROG (also if
+ * a failed transfer was posted once more), or the end with its error.  Updates
+ * the peer's counters. */
 vnx_status_t vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code,
                                     vnx_error_t *error);
 
-/* Give the request back; with a post in flight only where the peer is gone or
- * the agent stops. */
+/* Release the request.  With a post in flight, allowed only if the peer is
+ * gone or the agent stops. */
 void vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer);
 
 /* -- Pairs (walk.c) --------------------------------------------------------
  */
 
-/* The pieces of a transfer, as the library takes them; all zeros: empty. */
+/* The pieces of a transfer, in the library's types; all zeros: empty. */
 typedef struct vnxi_nixl_pieces {
     vnx_mem_t local_mem, remote_mem;
     vnxi_capi_xfer_list_t *local, *remote; /* owned */
@@ -67,9 +69,9 @@ typedef struct vnxi_nixl_pieces {
     size_t storage_capacity;
 } vnxi_nixl_pieces_t;
 
-/* Check and pair the rows (the words are those of parts/pairs.h), merge
- * neighbours that are contiguous on both sides within one region of each
- * (unless no_merge). */
+/* Check and pair the rows (with the messages of parts/pairs.h) and, unless
+ * no_merge, merge neighbours that are contiguous on both sides within one
+ * region of each. */
 vnx_status_t vnxi_nixl_walk(vnxi_engine_t *engine,
                             const vnxi_xfer_args_t *args,
                             vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error);
@@ -78,25 +80,25 @@ void vnxi_nixl_pieces_fini(vnxi_engine_t *engine, vnxi_nixl_pieces_t *pieces);
 /* -- By index (indexed.c) --------------------------------------------------
  */
 
-/* Make the request by that backend of indices into lists that the library
- * keeps; *pieces_p tells what there is of it.  False, and nothing has changed:
- * the pieces' way it must be, for whatever reason.  With the gate held. */
+/* Make the request with that backend, from indices into lists kept by the
+ * library; *pieces_p gets its counts.  False: nothing has changed; fall back
+ * to pieces.  Requires the gate. */
 bool vnxi_nixl_make_indexed(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
                             size_t backend, vnxi_nixl_pieces_t *pieces_p);
-/* Give back what prepared lists have of the library's: nobody enters any
+/* Release the library's counterparts of prepared lists.  Nobody enters any
  * more. */
 void vnxi_nixl_twins_drop(vnxi_engine_t *engine);
 
 /* -- Storage (storage.c) ---------------------------------------------------
  */
 
-/* A file to register: its device id is an open descriptor.
- * VNX_ERR_NOT_FOUND names descriptor, path and row. */
+/* Check a file to register: its device id must be an open descriptor.
+ * VNX_ERR_NOT_FOUND has the descriptor, the path and the row. */
 vnx_status_t vnxi_nixl_check_files(vnx_mem_t mem, const vnx_reg_desc_t *descs,
                                    size_t count, vnx_error_t *error);
 
-/* Why a transfer from or to files failed: the first piece that cannot be read
- * or written, with its file and row.  False: nothing was found. */
+/* Find out why a transfer from or to files failed: the first piece that cannot
+ * be read or written, with its file and row.  False: nothing found. */
 bool vnxi_nixl_storage_fault(const vnxi_exfer_t *exfer, vnx_error_t *error);
 
 #endif
