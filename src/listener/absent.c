@@ -1,5 +1,5 @@
-/* The metadata listener of a build without libevent: there is none, which
- * vnx_listener_create() says, so that the rest is never called. */
+/* Stub for builds without libevent.  vnx_listener_create() always fails, so
+ * the other functions are never called. */
 #include <vnx/listener.h>
 
 #include "base/error.h"

@@ -1,9 +1,9 @@
 /*
- * Design notes.  One connection a host and port is made at the first command
- * and kept, as stock does.  A peer that has restarted since has closed it,
- * which is noticed at once as a rule; a command that was quicker is sent again
- * on a new connection.  It may be carried out twice then, which is the same as
- * once.
+ * Design notes.  One connection per host and port is made by the first command
+ * and kept, as in stock NIXL.  A peer that has restarted since then has closed
+ * its end, which is usually noticed at once.  A command sent before it is
+ * noticed is sent again on a new connection.  It may then be carried out
+ * twice, which has the same effect as once.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -45,7 +45,7 @@ watch(vnxi_meta_conn_t *conn, int fd, short what, event_callback_fn on_event)
     return target->event != NULL && event_add(target->event, NULL) == 0;
 }
 
-/* -- Looking up ----------------------------------------------------------- */
+/* -- Resolving ------------------------------------------------------------ */
 
 static void
 on_lookup(evutil_socket_t fd, short what, void *arg)
@@ -65,7 +65,7 @@ on_lookup(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* The connection may be gone after it, as after all that follows here. */
+/* May free the connection, as may all functions below. */
 static void
 begin(vnxi_meta_conn_t *conn)
 {
@@ -121,7 +121,7 @@ on_connect(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* A socket that is connecting, or -1 and errno. */
+/* A connecting socket, or -1 and errno. */
 static int
 connect_start(const vnxi_address_t *address)
 {
@@ -190,7 +190,7 @@ close_idle(vnxi_meta_loop_t *loop)
     }
 }
 
-/* NULL: there is no room for it, or no memory. */
+/* NULL: the limit is reached, or memory ran out. */
 static vnxi_meta_conn_t *
 target_new(vnx_listener_t *listener, const char *host, int port)
 {
@@ -244,7 +244,8 @@ vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order)
     free(order);
 }
 
-/* Of the frames in `from`, those that may be tried again go to `again`. */
+/* Move the frames in `from` that may be tried again to `again`; fail the
+ * others. */
 static void
 sort_out(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
          struct vnxi_meta_frames *again, vnx_status_t status,

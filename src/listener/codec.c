@@ -28,7 +28,7 @@ vnxi_meta_prefix_write(vnxi_meta_verb_t verb, size_t body_len,
     memcpy(out + VNXI_META_HEADER + VNXI_META_MARK_LEN, verbs[verb], VERB_LEN);
 }
 
-/* NULL: there is none. */
+/* The next mark; NULL if none. */
 static const unsigned char *
 find_mark(const unsigned char *at, size_t len)
 {

@@ -6,7 +6,8 @@
 #include "base/error.h"
 #include "base/log.h"
 
-/* The failure of a command that came on `conn`: whose it was belongs to it. */
+/* Report the failure of a command received on `conn`.  The error gets the
+ * endpoint unless it has a peer. */
 static void
 report(vnxi_meta_conn_t *conn, vnx_error_t *failure)
 {
@@ -16,7 +17,8 @@ report(vnxi_meta_conn_t *conn, vnx_error_t *failure)
     vnxi_meta_failure(conn->listener, failure);
 }
 
-/* Metadata came that was asked for: whose was expected? */
+/* Metadata has arrived.  If it was requested, check that it comes from the
+ * expected agent. */
 static void
 check_answer(vnxi_meta_conn_t *conn, const vnx_bytes_t *name)
 {
@@ -90,7 +92,7 @@ serve(vnxi_meta_conn_t *conn)
     }
 }
 
-/* Is it a peer's name?  Ours is no peer's. */
+/* Return whether the name is that of a known peer; our own name is not. */
 static bool
 is_peer(vnx_agent_t *agent, const void *name, size_t len)
 {

@@ -1,16 +1,17 @@
 /*
- * Design notes.  Whoever connects to a listener and whomever it connects to
- * speak the same: frames of commands, either way.  So there is one kind of
- * connection, and what belongs to those of ours alone is in client.c.
+ * Design notes.  Both directions use the same protocol: frames of commands,
+ * both ways.  So there is one type of connection; code that only applies to
+ * connections made by us is in client.c.
  *
- * Input stays in libevent's buffer until a frame is whole; its size is bounded
- * by the announced length, that by max_frame, and the sum over all connections
- * by `held`.  Output is one frame at a time, so that each has a deadline.
+ * Input stays in libevent's buffer until a frame is complete.  Its size is
+ * limited by the announced length, that length by max_frame, and the sum over
+ * all connections by `held`.  Output is written one frame at a time, so that
+ * each frame has a deadline.
  *
- * A peer that asks faster than it reads the answers is not read any more
- * until it does.  It is still read while a few answers are unsent: one that
- * sends a long frame before it reads, as stock does, must not wait for us
- * while we wait for it.
+ * If a peer sends requests faster than it reads the replies, we stop reading
+ * from it until it does.  But we continue while only a few replies are unsent:
+ * a peer that sends a long frame before it reads, as stock does, must not wait
+ * for us while we wait for it.
  */
 #include <errno.h>
 #include <event2/buffer.h>
@@ -22,7 +23,7 @@
 
 #include "listener/listener.h"
 
-#define READ_MAX (256u << 10) /* of one connection in a round of the loop */
+#define READ_MAX (256u << 10) /* per connection and round of the loop */
 #define WRITE_MAX (512u << 10)
 
 static size_t
@@ -33,8 +34,7 @@ input_len(const vnxi_meta_conn_t *conn)
 
 /* -- Frames out ----------------------------------------------------------- */
 
-/* Where memory is out for the buffer's part of it, the timer ends the frame.
- */
+/* If memory runs out for the buffer, the timer ends the frame. */
 static void
 write_next(vnxi_meta_conn_t *conn)
 {
@@ -60,7 +60,7 @@ vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
     write_next(conn);
 }
 
-/* The kernel has the first frame. */
+/* The kernel has taken the first frame. */
 static void
 frame_written(vnxi_meta_conn_t *conn)
 {
@@ -107,8 +107,8 @@ vnxi_meta_conn_answered(vnxi_meta_conn_t *conn)
 
 /* -- Frames in ------------------------------------------------------------ */
 
-/* One whole frame at the head of the input, of `len` bytes without its
- * header.  NULL, or why the connection shall end. */
+/* Handle one complete frame at the head of the input, of `len` bytes without
+ * its header.  NULL, or the reason to close the connection. */
 static const char *
 take_frame(vnxi_meta_conn_t *conn, size_t len)
 {
@@ -128,8 +128,8 @@ take_frame(vnxi_meta_conn_t *conn, size_t len)
     return cause;
 }
 
-/* The frames that are whole, until too many answers are unsent.  NULL, or why
- * the connection shall end. */
+/* Handle complete frames until too many replies are unsent.  NULL, or the
+ * reason to close the connection. */
 static const char *
 take_frames(vnxi_meta_conn_t *conn)
 {
@@ -155,8 +155,8 @@ take_frames(vnxi_meta_conn_t *conn)
     return cause;
 }
 
-/* Each frame has its time, from its first byte to its last; and so has the
- * first command of a stranger, from the beginning. */
+/* Each frame has a deadline, from its first byte to its last.  So has the
+ * first command of an accepted connection, from the time of accepting. */
 static void
 set_in_timer(vnxi_meta_conn_t *conn)
 {
@@ -180,7 +180,7 @@ set_paused(vnxi_meta_conn_t *conn)
     }
 }
 
-/* The connection may be gone after it. */
+/* May free the connection. */
 static void
 look_at_input(vnxi_meta_conn_t *conn)
 {
@@ -236,7 +236,7 @@ on_event(struct bufferevent *bev, short what, void *arg)
 
     if (!conn->is_ours && (what & BEV_EVENT_ERROR) && err == ETIMEDOUT) {
         vnxi_meta_conn_late(conn,
-                            cause); /* the kernel held what it did not take */
+                            cause); /* the kernel still held unread bytes */
     } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
         vnxi_meta_conn_refuse(conn, "it ended in the middle of a frame");
     } else {
@@ -266,7 +266,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* An answer that has begun to come has the in_timer. */
+/* A reply that has begun to arrive is covered by the in_timer. */
 static void
 on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 {
@@ -280,7 +280,7 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* -- Beginnings ----------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
 vnxi_meta_conn_t *
 vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
@@ -309,8 +309,8 @@ vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
     return conn;
 }
 
-/* A peer whose host is gone says nothing: have the kernel find out, after our
- * own deadlines. */
+/* A peer whose host is gone does not close its connection.  Let the kernel
+ * detect that, after our own deadlines. */
 static void
 set_socket(int fd, unsigned timeout_ms)
 {
@@ -335,7 +335,7 @@ vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
     conn->state = VNXI_META_OPEN;
     conn->is_proven = false;
     set_socket(fd, listener->options.timeout_ms);
-    /* What is beyond a frame is held back by the kernel, not kept by us. */
+    /* The kernel holds back anything beyond one frame; we do not buffer it. */
     bufferevent_setwatermark(conn->bev, EV_READ, 0,
                              VNXI_META_HEADER + listener->options.max_frame);
     bufferevent_set_max_single_read(conn->bev, READ_MAX);

@@ -1,5 +1,5 @@
-/* What connections hold of the loop, and how they end: by themselves, refused,
- * late, to make room, or because the loop does. */
+/* The memory held by connections, and how connections end: by themselves,
+ * refused, late, to make room, or when the loop ends. */
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <stdlib.h>
@@ -24,7 +24,7 @@ vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
     free(frame);
 }
 
-/* Frames of ours among `frames` fail, and all of them are freed. */
+/* Fail our commands among `frames` and free all frames. */
 static void
 drop_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames)
 {
@@ -81,8 +81,8 @@ vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
         conn->bev = NULL;
     }
     if (conn->fd >= 0) {
-        /* A forked child may hold a copy of the socket: closing ours would
-         * not tell the peer. */
+        /* A forked child may hold a copy of the socket.  Closing ours would
+         * then not notify the peer. */
         shutdown(conn->fd, SHUT_RDWR);
         vnxi_fork_fd_close(conn->fd);
         conn->fd = -1;

@@ -18,8 +18,8 @@
 
 /* -- Life ----------------------------------------------------------------- */
 
-/* A quarter of the file descriptors that the process may have, since it has
- * other uses for them. */
+/* A quarter of the process's limit of descriptors, since it has other uses for
+ * them. */
 static uint32_t
 default_connections(void)
 {
@@ -89,7 +89,8 @@ vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
     return VNX_OK;
 }
 
-/* The locks may be held for ever and the loop's memory in any state. */
+/* In a child the locks may be held forever and the loop's memory may be in any
+ * state. */
 static bool
 is_parents(const vnx_listener_t *listener)
 {
@@ -131,8 +132,8 @@ vnx_listener_free(vnx_listener_t *listener)
     }
     vnx_listener_stop(listener);
     if (listener->is_lost) {
-        /* Its thread may wake up for a timer: it keeps all, and finds the
-         * agent closed. */
+        /* The thread may wake up for a timer.  Leave everything to it; it will
+         * find the agent closed. */
         vnx_agent_close(listener->agent);
         return;
     }
@@ -171,7 +172,7 @@ refuse_parents(const char *operation, vnx_error_t *error)
                           "one in this process");
 }
 
-/* There is a thread from now on.  The lock is held. */
+/* Make sure that the thread is running.  The lock is held. */
 static vnx_status_t
 run_lock_held(vnx_listener_t *listener, const char *operation,
               vnx_error_t *error)
@@ -223,7 +224,7 @@ sockets_open(const char *host, int port, vnxi_sockets_t *sockets_p,
     return status;
 }
 
-/* Takes the sockets where it succeeds. */
+/* Takes over the sockets on success. */
 static vnx_status_t
 start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
           vnx_error_t *error)
@@ -297,7 +298,7 @@ check(const vnx_listener_t *listener, const submission_t *given,
     if (is_parents(listener)) {
         return refuse_parents(operation, error);
     }
-    /* Removing nobody asks whether the agent is usable. */
+    /* Removing a peer without a name only checks that the agent is usable. */
     vnx_status_t status =
         vnx_agent_remove_peer(listener->agent, NULL, 0, error);
     if (status != VNX_OK) {
@@ -337,7 +338,7 @@ check_body(const vnx_listener_t *listener, const submission_t *given,
     return VNX_OK;
 }
 
-/* Takes the order where it succeeds.  The lock is held. */
+/* Takes over the order on success.  The lock is held. */
 static vnx_status_t
 submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
                  const char *operation, vnx_error_t *error)

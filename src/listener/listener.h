@@ -1,18 +1,18 @@
 /*
- * The metadata listener, as the files of listener/ share it.
+ * The metadata listener, shared by the files of listener/.
  *
- *   codec.c     the bytes of frames and commands
- *   frame.c     a frame on its way out, and where it goes
+ *   codec.c     the wire format of frames and commands
+ *   frame.c     outgoing frames and their destinations
  *   listener.c  the public calls, on the callers' threads
  *   report.c    counters, the last failure, the log
- *   loop.c      the thread: its life, accepting, what callers hand over
- *   conn.c      one connection, ours or another's: frames in, frames out
- *   conn_end.c  what it holds, and how it ends
- *   client.c    connections of ours: found or made, connecting, trying again
- *   command.c   what commands of others do
+ *   loop.c      the thread: its life, accepting, callers' requests
+ *   conn.c      a connection in either direction: reading, writing frames
+ *   conn_end.c  the memory it holds, and how it ends
+ *   client.c    our connections: finding, making, connecting, retrying
+ *   command.c   carries out received commands
  *
- * Callers give commands to the thread in `inbox` and wake it by an eventfd;
- * everything in vnxi_meta_loop_t is the thread's alone while it runs.
+ * Callers put commands into `inbox` and wake the thread by an eventfd.  While
+ * the thread runs, everything in vnxi_meta_loop_t belongs to it.
  */
 #ifndef VNXI_LISTENER_H
 #define VNXI_LISTENER_H
@@ -31,33 +31,34 @@
 #include "side_channel/sockets.h"
 
 #define VNXI_META_ENDPOINT 80
-#define VNXI_META_COMMANDS_MAX 16  /* of one frame */
+#define VNXI_META_COMMANDS_MAX 16  /* in one frame */
 #define VNXI_META_REPLIES_MAX 8    /* unsent, before reading pauses */
-#define VNXI_META_PENDING_MAX 4096 /* commands of ours */
-#define VNXI_META_TARGETS_MAX 1024 /* connections of ours */
-#define VNXI_META_LINGER_MS 1000   /* for what is unsent, at the end */
+#define VNXI_META_PENDING_MAX 4096 /* queued commands of this agent */
+#define VNXI_META_TARGETS_MAX 1024 /* connections made by us */
+#define VNXI_META_LINGER_MS 1000   /* at the end, for unsent commands */
 
-/* -- Frames on their way out ---------------------------------------------- */
+/* -- Outgoing frames ------------------------------------------------------ */
 
 /* One frame with one command. */
 typedef struct vnxi_meta_frame {
     TAILQ_ENTRY(vnxi_meta_frame) link;
     vnxi_meta_verb_t verb;
-    bool is_reply;   /* nobody's command: an answer to a SEND */
-    bool is_again;   /* it failed once on a connection that was old */
+    bool is_reply;   /* a reply to a SEND, not a command of a caller */
+    bool is_again;   /* it has failed once on an old connection */
     size_t len;      /* of the frame */
-    size_t peer_len; /* of SEND: the name expected, behind the frame */
+    size_t peer_len; /* SEND: length of the expected name, stored behind the
+                        frame */
     unsigned char bytes[];
 } vnxi_meta_frame_t;
 TAILQ_HEAD(vnxi_meta_frames, vnxi_meta_frame);
 
-/* A frame with a copy of the body; NULL: out of memory.  `peer` may be NULL.
- * free() it. */
+/* Create a frame with a copy of the body; NULL: out of memory.  `peer` may be
+ * NULL.  Owned: free(). */
 vnxi_meta_frame_t *vnxi_meta_frame_new(vnxi_meta_verb_t verb, const void *body,
                                        size_t body_len, const void *peer,
                                        size_t peer_len);
 
-/* A frame of the caller's for host:port, until the loop has it. */
+/* A caller's frame for host:port, until the loop takes it. */
 typedef struct vnxi_meta_order {
     TAILQ_ENTRY(vnxi_meta_order) link;
     vnxi_meta_frame_t *frame; /* owned */
@@ -66,19 +67,20 @@ typedef struct vnxi_meta_order {
 } vnxi_meta_order_t;
 TAILQ_HEAD(vnxi_meta_orders, vnxi_meta_order);
 
-/* Takes the frame, also where it fails; `frame` NULL fails.  NULL: out of
+/* Takes over the frame, also on failure; a NULL `frame` fails.  NULL: out of
  * memory. */
 vnxi_meta_order_t *vnxi_meta_order_new(const char *host, int port,
                                        vnxi_meta_frame_t *frame);
 void vnxi_meta_order_free(vnxi_meta_order_t *order);
 
-/* "host:port" for people. */
+/* "host:port" for messages. */
 void vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host,
                         int port);
 
 /* -- The listener --------------------------------------------------------- */
 
-/* Relaxed counters: each is right by itself, not with the others. */
+/* Relaxed counters: each is exact by itself, but they are not consistent with
+ * each other. */
 typedef struct vnxi_meta_counters {
     atomic_uint_fast64_t accepted, open, refused, timed_out, evicted;
     atomic_uint_fast64_t loaded, load_failures, served, invalidated;
@@ -91,20 +93,21 @@ TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
 
 typedef struct vnxi_meta_loop {
     struct event_base *base;
-    const struct timeval *timeout; /* options.timeout_ms, a common one */
+    const struct timeval *timeout; /* options.timeout_ms, as a libevent
+                                      common timeout */
     struct event *wake_event;
     struct event *resume_event; /* ends a pause of accepting */
-    struct event *linger_event; /* ends the thread at last */
+    struct event *linger_event; /* ends the thread finally */
     vnxi_sockets_t sockets;
     struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX];
     unsigned batch; /* accepted since the last pause */
-    /* Each list has the longest idle one first. */
+    /* In each list, the connection that has been idle longest comes first. */
     struct vnxi_meta_conns strangers; /* accepted, no command yet */
     struct vnxi_meta_conns known;     /* accepted */
-    struct vnxi_meta_conns targets;   /* ours */
+    struct vnxi_meta_conns targets;   /* made by us */
     size_t accepted, opened;          /* their numbers */
-    size_t unsent;                    /* commands of ours */
-    uint64_t held; /* bytes of input and of replies, of all connections */
+    size_t unsent;                    /* commands of this agent */
+    uint64_t held; /* bytes of input and replies, over all connections */
     bool is_ending;
     uint64_t log_second; /* of the last warning about a stranger */
     unsigned log_count;  /* in that second */
@@ -112,145 +115,153 @@ typedef struct vnxi_meta_loop {
 
 struct vnx_listener {
     vnx_agent_t *agent;             /* retained */
-    vnx_listener_options_t options; /* all set; constant */
-    unsigned forks;                 /* at the making */
-    atomic_int port;                /* bound; 0: it does not listen */
+    vnx_listener_options_t options; /* with defaults filled in; constant */
+    unsigned forks;                 /* fork count at creation */
+    atomic_int port;                /* bound port; 0: not listening */
     vnxi_meta_counters_t counters;
 
-    vnxi_mutex_t lock; /* a leaf; the rest of these are protected by it */
-    bool is_running;   /* there is a thread */
+    vnxi_mutex_t lock; /* a leaf; protects the following members */
+    bool is_running;   /* the thread exists */
     bool is_stopping;
-    bool is_starting; /* a vnx_listener_start() is under way */
+    bool is_starting; /* vnx_listener_start() is in progress */
     struct vnxi_meta_orders inbox;
     vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;
     bool has_failure;
 
-    vnxi_mutex_t stop_lock; /* one stop at a time; before `lock` */
-    int wake_fd;            /* eventfd; where is_running */
-    unsigned fds;           /* epoch of the descriptors, likewise */
-    bool is_lost;           /* they were closed under it; stop_lock */
+    vnxi_mutex_t stop_lock; /* serialises stopping; taken before `lock` */
+    int wake_fd;            /* eventfd; valid if is_running */
+    unsigned fds;           /* descriptor epoch; valid if is_running */
+    bool is_lost;           /* the descriptors were closed by the program;
+                               stop_lock */
     pthread_t thread;
     vnxi_meta_loop_t loop;
 };
 
 /* -- Loop (loop.c) -------------------------------------------------------- */
 
-/* Make the base and start the thread.  The lock is held. */
+/* Create the event base and start the thread.  The lock is held. */
 vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
                                   const char *operation, vnx_error_t *error);
 
-/* Have the thread look at the inbox. */
+/* Make the thread check the inbox. */
 void vnxi_meta_loop_wake(vnx_listener_t *listener);
 
-/* After the thread has ended: free what it had. */
+/* Free the loop's data after the thread has ended. */
 void vnxi_meta_loop_fini(vnx_listener_t *listener);
 
-/* The loop's thread: a command of ours has left, or failed. */
+/* On the loop's thread: one of our commands was sent, or has failed. */
 void vnxi_meta_loop_left(vnx_listener_t *listener);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
 typedef enum vnxi_meta_state {
-    VNXI_META_RESOLVING, /* ours: its host is being looked up */
+    VNXI_META_RESOLVING, /* ours: the host is being resolved */
     VNXI_META_CONNECTING,
     VNXI_META_OPEN,
 } vnxi_meta_state_t;
 
-/* Where a connection of ours goes. */
+/* The destination of a connection made by us. */
 typedef struct vnxi_meta_target {
     char *host; /* owned */
     int port;
     vnxi_addresses_t addresses;
-    size_t next; /* address to try */
+    size_t next; /* index of the next address to try */
     vnxi_lookup_t *lookup;
-    int error;           /* errno of the address tried last */
-    struct event *event; /* the look-up's, then the connecting socket's */
+    int error;           /* errno of the last attempt */
+    struct event *event; /* of the look-up, then of the connecting socket */
 } vnxi_meta_target_t;
 
 struct vnxi_meta_conn {
     TAILQ_ENTRY(vnxi_meta_conn) link; /* in *list */
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
-    bool is_ours; /* we connect; otherwise it was accepted */
+    bool is_ours; /* made by us, else accepted */
     vnxi_meta_state_t state;
     int fd;
-    struct bufferevent *bev; /* where OPEN */
-    struct event *in_timer;  /* a first command, a whole frame */
-    struct event *out_timer; /* connecting, a frame's sending */
+    struct bufferevent *bev; /* valid if OPEN */
+    struct event *in_timer;  /* for the first command and for a whole frame */
+    struct event *out_timer; /* for connecting and for sending a frame */
     struct event *reply_timer;
-    struct vnxi_meta_frames out;      /* where is_writing, the first is */
-    struct vnxi_meta_frames awaiting; /* SENDs that are not answered */
+    struct vnxi_meta_frames out;      /* if is_writing, the first one is
+                                         being written */
+    struct vnxi_meta_frames awaiting; /* SENDs without a reply so far */
     bool is_writing, is_paused;
     bool is_proven;                    /* it has carried a command */
-    bool is_in_frame;                  /* the in_timer is that of a frame */
+    bool is_in_frame;                  /* the in_timer belongs to a frame */
     unsigned replies;                  /* in `out` */
-    size_t held;                       /* its share of loop.held */
-    size_t reply_bytes;                /* of which are replies */
-    vnxi_meta_target_t target;         /* where is_ours */
-    char endpoint[VNXI_META_ENDPOINT]; /* for people */
+    size_t held;                       /* its part of loop.held */
+    size_t reply_bytes;                /* the part of `held` for replies */
+    vnxi_meta_target_t target;         /* valid if is_ours */
+    char endpoint[VNXI_META_ENDPOINT]; /* for messages */
 };
 
-/* A connection that is in no list and has no fd.  NULL: out of memory. */
+/* Create a connection that is not in a list and has no fd.  NULL: out of
+ * memory. */
 vnxi_meta_conn_t *vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours);
 
-/* Put it at the end of a list, out of the one where it is. */
+/* Move it from its list, if any, to the end of this one. */
 void vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list);
 
-/* Take over a connected `fd` and begin.  False: out of memory. */
+/* Take over a connected `fd` and start reading and writing.  False: out of
+ * memory. */
 bool vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd);
 
-/* Send a frame, after those that wait. */
+/* Queue a frame for sending. */
 void vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame);
 
-/* Give up the socket and all that hangs on it; frames stay. */
+/* Close the socket and release its buffers and timers; frames stay. */
 void vnxi_meta_conn_cut(vnxi_meta_conn_t *conn);
 
-/* Cut, fail what waits, and free. */
+/* Cut the connection, fail its waiting frames and free it. */
 void vnxi_meta_conn_free(vnxi_meta_conn_t *conn);
 
-/* Free an answer that is in no list any more. */
+/* Free a reply that was removed from its list. */
 void vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn,
                                vnxi_meta_frame_t *frame);
 
-/* So many bytes are in memory for this connection now. */
+/* Set the number of bytes held in memory for this connection. */
 void vnxi_meta_conn_hold(vnxi_meta_conn_t *conn, size_t bytes);
 
-/* It is over, for whoever made it: one of others is freed, one of ours may be
- * tried again (client.c). */
+/* End a connection.  An accepted one is freed; one of our own may be tried
+ * again (client.c). */
 void vnxi_meta_conn_end(vnxi_meta_conn_t *conn, vnx_status_t status,
                         const char *cause);
 
-/* End it, and count: for what it brought, which is not to be had from a
- * listener of NIXL's; for the time it took. */
+/* Refuse: end and count a connection that sent something that a NIXL listener
+ * never sends.  Late: end and count a connection that missed a deadline. */
 void vnxi_meta_conn_refuse(vnxi_meta_conn_t *conn, const char *cause);
 void vnxi_meta_conn_late(vnxi_meta_conn_t *conn, const char *cause);
 
-/* Make room for one that is to be accepted.  False: there is none to close. */
+/* Close a connection to make room for a new one.  False: none can be closed.
+ */
 bool vnxi_meta_conn_evict(vnx_listener_t *listener);
 
-/* Take out the SEND that a LOAD answers.  Returns owned; NULL: none. */
+/* Remove and return the SEND that a received LOAD answers.  Owned; NULL: none.
+ */
 vnxi_meta_frame_t *vnxi_meta_conn_answered(vnxi_meta_conn_t *conn);
 
-/* -- Connections of ours (client.c) --------------------------------------- */
+/* -- Connections made by us (client.c) ------------------------------------ */
 
-/* Have a frame sent to host:port.  Takes the order. */
+/* Send a frame to host:port.  Takes over the order. */
 void vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order);
 
-/* The connection is of no use any more.  What a cached one did not carry is
- * tried again on a new one, once, if it broke (VNX_ERR_BACKEND): the peer may
- * have restarted.  All else fails, and then the connection is freed. */
+/* Handle the end of one of our connections.  If a cached connection broke
+ * (VNX_ERR_BACKEND), its unsent commands are tried once more on a new one,
+ * because the peer may have restarted.  All other commands fail, and then the
+ * connection is freed. */
 void vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
                              const char *cause);
 
-/* Its time to connect is over. */
+/* The deadline for connecting has passed. */
 void vnxi_meta_client_late(vnxi_meta_conn_t *conn);
 
 void vnxi_meta_target_fini(vnxi_meta_target_t *target);
 
-/* -- Commands of others (command.c) --------------------------------------- */
+/* -- Received commands (command.c) ---------------------------------------- */
 
-/* Do what a frame's payload says.  NULL, or why the connection shall end. */
+/* Carry out the commands of a payload.  NULL, or the reason to close the
+ * connection. */
 const char *vnxi_meta_perform(vnxi_meta_conn_t *conn, const void *payload,
                               size_t len);
 
@@ -262,19 +273,20 @@ vnxi_meta_count(atomic_uint_fast64_t *counter)
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
-/* A command of ours is done: free it, and count it. */
+/* One of our commands is done: count and free it. */
 void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
-/* It failed: keep why, log it, count it, free it. */
+/* One of our commands failed: store the failure, log and count it, free the
+ * frame. */
 void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
                       const char *endpoint, vnx_status_t status,
                       const char *cause);
 
-/* Something that others brought failed: keep why, log it unless there is too
- * much of it. */
+/* A received command failed: store the failure and log it, unless there are
+ * too many. */
 void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
 
-/* Its operation in error records. */
+/* The name of a command's operation in error records. */
 const char *vnxi_meta_operation(vnxi_meta_verb_t verb);
 
 #endif

@@ -1,13 +1,15 @@
 /*
- * Design notes.  The thread runs a libevent base that is its alone.  Callers
- * leave what they want under the lock and write the eventfd.
+ * Design notes.  The thread runs a libevent base that belongs to it.  Callers
+ * leave their requests under the lock and write the eventfd.
  *
- * Accepting is done in batches, and pauses for a moment where the process has
- * nothing left to accept with, so that a crowd does not starve those who are
- * served and a full table of descriptors does not spin the loop.
+ * Connections are accepted in batches.  Accepting pauses briefly if the
+ * process runs out of resources for it.  So a burst of connections does not
+ * starve those being served, and a full descriptor table does not make the
+ * loop spin.
  *
- * When it shall end, what callers handed over still goes out, within a bounded
- * time: a program that takes its metadata back and closes the agent means it.
+ * When the thread is told to end, it still sends the commands of callers,
+ * within a time limit: a program that invalidates its metadata and then closes
+ * the agent relies on that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -129,7 +131,7 @@ attach(vnx_listener_t *listener, const vnxi_sockets_t *sockets)
     }
 }
 
-/* -- What callers want ---------------------------------------------------- */
+/* -- Requests of callers -------------------------------------------------- */
 
 static void
 end(vnxi_meta_loop_t *loop)
@@ -166,7 +168,7 @@ on_wake(evutil_socket_t fd, short what, void *arg)
     uint64_t count;
 
     ssize_t got = read((int)fd, &count, sizeof count);
-    (void)got; /* woken is woken */
+    (void)got; /* the count does not matter */
     vnxi_mutex_lock(&listener->lock);
     TAILQ_CONCAT(&orders, &listener->inbox, link);
     vnxi_sockets_t sockets = listener->new_sockets;
@@ -193,7 +195,7 @@ vnxi_meta_loop_wake(vnx_listener_t *listener)
 
     if (!vnxi_fds_lost(listener->fds)) {
         ssize_t written = write(listener->wake_fd, &one, sizeof one);
-        (void)written; /* full means that it is readable */
+        (void)written; /* a full counter is readable too */
     }
 }
 

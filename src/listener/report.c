@@ -1,8 +1,9 @@
 /*
- * Design notes.  Commands have no answers, so a failure has no caller: it is
- * kept as the last one, counted and logged.  Failures of our own commands are
- * as many as our callers make.  Strangers can bring any number, so their
- * warnings are bounded by the second.
+ * Design notes.  The protocol has no replies to commands, so a failure cannot
+ * be returned to a caller.  It is stored as the last one, counted and logged.
+ * Failures of our own commands are limited by the number of our callers'
+ * calls.  Strangers can cause any number, so warnings about them are limited
+ * per second.
  */
 #include "listener/listener.h"
 
