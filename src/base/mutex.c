@@ -75,7 +75,8 @@ static void
 note_taken(const void *lock, vnxi_rank_t rank)
 {
     if (held_count == HELD_MAX) {
-        refuse(rank, "is one lock too many for one thread", "");
+        refuse(rank, "exceeds the number of locks that one thread may hold",
+               "");
     }
     held[held_count++] = (record_t){lock, rank};
 }

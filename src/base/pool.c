@@ -219,7 +219,7 @@ vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
         if (ret != 0) {
             vnxi_mutex_unlock(&lock);
             return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
-                                  "no copy thread can be started (errno %d)",
+                                  "cannot start a copy thread (errno %d)",
                                   ret);
         }
     }

@@ -85,14 +85,16 @@ vnx_agent_create(const void *name, size_t name_len,
         config = &default_config;
     }
     if (name_len == 0 || name_len > NAME_MAX_LEN) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
-                              "an agent's name has 1 to %d bytes, not %zu",
-                              NAME_MAX_LEN, name_len);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            "an agent's name must have 1 to %d bytes, not %zu", NAME_MAX_LEN,
+            name_len);
     }
     if (config->size != sizeof *config) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
-                              "config.size is %zu, this library's is %zu",
-                              config->size, sizeof *config);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            "config.size is %zu, but this library expects %zu", config->size,
+            sizeof *config);
     }
     vnx_agent_t *agent = agent_alloc(name, name_len);
     if (agent == NULL) {
@@ -132,7 +134,7 @@ vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
     if (vnxi_fork_crossed(agent->fork_count)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
                               "the agent belongs to the process that this one "
-                              "was forked from: make a new agent here");
+                              "was forked from: create a new agent here");
     }
     return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
                           "the agent is closed");

@@ -76,7 +76,7 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
                      ? add_candidate(choice, ops, config, error)
                      : vnxi_error_set(
                            error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
-                           "there is no engine '%s' in this build", name);
+                           "this build does not have the engine '%s'", name);
     }
     if (status != VNX_OK) {
         vnxi_choice_stop(choice);
@@ -193,7 +193,7 @@ error_none(const vnxi_choice_t *choice, const char *backend,
     reasons[sizeof reasons - 1] = '\0';
     return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
                           "no engine has the backend '%s' (and all others "
-                          "that were asked for): %s",
+                          "that were requested): %s",
                           backend, reasons);
 }
 
@@ -218,10 +218,10 @@ say_why(vnxi_choice_t *choice, size_t chosen, const char *backend)
 {
     if (chosen == 0) {
         snprintf(choice->why, sizeof choice->why,
-                 "auto: it has every backend asked for (%.64s)", backend);
+                 "auto: it has every requested backend (%.64s)", backend);
     } else {
         snprintf(choice->why, sizeof choice->why,
-                 "auto: the engine %s has not every backend asked for "
+                 "auto: the engine %s does not have every requested backend "
                  "(%.64s)",
                  choice->candidates[0].ops->name, backend);
     }
@@ -233,7 +233,7 @@ vnxi_choice_make_lock_held(vnxi_choice_t *choice, const char *backend,
 {
     if (choice->count == 1) {
         /* The engine reports itself which backend it lacks. */
-        snprintf(choice->why, sizeof choice->why, "it was asked for");
+        snprintf(choice->why, sizeof choice->why, "it was requested");
         *out_p = &choice->candidates[0];
         return (*out_p)->ops->probe((*out_p)->engine, error);
     }

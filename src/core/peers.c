@@ -122,9 +122,9 @@ warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
     }
     vnxi_error_peer(&shown, peer->name, peer->name_len);
     vnxi_log(VNXI_LOG_WARNING,
-             "two live agents have the name '%s': the one %s takes the place "
-             "of the one in process %u, which is still running; what was in "
-             "flight to that one fails",
+             "two live agents have the name '%s': the one %s replaces the one "
+             "in process %u, which is still running; transfers in flight to "
+             "that one fail",
              shown.peer, where, (unsigned)first);
 }
 
@@ -149,9 +149,9 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     }
     if (old != NULL) {
         warn_of_rival(agent, peer, old);
-        agent->ops->peer_close(
-            old, "another instance of the agent has taken its place: prepare "
-                 "lists and transfers anew");
+        agent->ops->peer_close(old,
+                               "another instance of the agent has taken its "
+                               "place: prepare lists and transfers again");
         vnxi_peer_release(old); /* the map's reference */
     }
     return VNX_OK;
@@ -196,8 +196,8 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     }
     if (is_self(agent, name, name_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "add_remote_agent",
-                              "the metadata is this agent's own, or of an "
-                              "agent of the same name '%s'",
+                              "the metadata is this agent's own, or that of "
+                              "another agent with the name '%s'",
                               agent->name);
     }
     char *copy = malloc(name_len + 1);

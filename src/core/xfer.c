@@ -63,8 +63,8 @@ disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
     }
     vnx_error_t cancelled = *record;
     vnxi_error_set(record, VNX_ERR_TIMEOUT, "transfer",
-                   "it had not ended %.3g s after it was posted, and was "
-                   "stopped",
+                   "the transfer had not ended %.3g s after it was posted, "
+                   "and was stopped",
                    (double)xfer->timeout_ns / 1e9);
     vnxi_error_peer(record, cancelled.peer, strlen(cancelled.peer));
     return VNX_ERR_TIMEOUT;
@@ -287,8 +287,9 @@ failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
             *error = *xfer->error;
         }
     } else {
-        vnxi_error_set(error, status, "transfer",
-                       "it failed, and there was no memory for the cause");
+        vnxi_error_set(
+            error, status, "transfer",
+            "the transfer failed, and memory ran out for the cause");
     }
     vnxi_mutex_unlock(&xfer->agent->error_lock);
     return status;
@@ -383,15 +384,15 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
     if (status != VNX_OK) {
         return vnxi_error_set(error, status, "cancel",
-                              "this transfer's backend (%s) cannot stop it "
-                              "now; it goes on and the handle stays valid",
+                              "the backend (%s) cannot stop the transfer now; "
+                              "it continues and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
     if (!vnxi_events_wait(&agent->events, is_over, xfer,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
         return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
-                              "the transfer did not stop within 10 s; it goes "
-                              "on and the handle stays valid");
+                              "the transfer did not stop within 10 s; it "
+                              "continues and the handle stays valid");
     }
     *stopped_p = vnx_xfer_state(xfer) == VNX_XFER_CANCELLED;
     return VNX_OK;

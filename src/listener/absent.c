@@ -8,7 +8,7 @@ static vnx_status_t
 absent(vnx_error_t *error)
 {
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "metadata_listener",
-                          "this build has no metadata listener: it was made "
+                          "this build has no metadata listener: it was built "
                           "without libevent (option side_channel_tcp)");
 }
 

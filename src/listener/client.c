@@ -232,7 +232,7 @@ vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order)
     if (conn == NULL) {
         vnxi_meta_endpoint(endpoint, order->host, order->port);
         vnxi_meta_unsent(listener, order->frame, endpoint, VNX_ERR_NO_MEMORY,
-                         "no room for one more connection");
+                         "too many connections");
         vnxi_meta_loop_left(listener);
     } else {
         vnxi_meta_conn_list(conn, &loop->targets);
@@ -294,8 +294,9 @@ vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
 void
 vnxi_meta_client_late(vnxi_meta_conn_t *conn)
 {
-    vnxi_meta_client_failed(conn, VNX_ERR_TIMEOUT,
-                            conn->state == VNXI_META_RESOLVING
-                                ? "the name service did not answer in time"
-                                : "no connection in time");
+    vnxi_meta_client_failed(
+        conn, VNX_ERR_TIMEOUT,
+        conn->state == VNXI_META_RESOLVING
+            ? "the name service did not answer in time"
+            : "the connection was not established in time");
 }

@@ -30,12 +30,11 @@ check_answer(vnxi_meta_conn_t *conn, const vnx_bytes_t *name)
         (request->peer_len != name->len ||
          memcmp(request->bytes + request->len, name->data, name->len) != 0)) {
         vnx_error_t failure;
-        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "fetch_remote_metadata",
-                       "agent '%.*s' was expected at %s; the one that "
-                       "answered was loaded",
-                       (int)request->peer_len,
-                       (const char *)request->bytes + request->len,
-                       conn->endpoint);
+        vnxi_error_set(
+            &failure, VNX_ERR_MISMATCH, "fetch_remote_metadata",
+            "expected agent '%.*s' at %s; loaded the one that answered",
+            (int)request->peer_len,
+            (const char *)request->bytes + request->len, conn->endpoint);
         vnxi_error_peer(&failure, name->data, name->len);
         report(conn, &failure);
     }
@@ -129,7 +128,7 @@ unknown(vnxi_meta_conn_t *conn, const vnxi_meta_command_t *command)
         verb[i] = vnxi_error_printable(command->body[i]);
     }
     vnxi_error_set(&failure, VNX_ERR_NOT_SUPPORTED, "metadata_listener",
-                   "unknown command '%s', passed over", verb);
+                   "unknown command '%s', ignored", verb);
     report(conn, &failure);
 }
 

@@ -238,7 +238,8 @@ on_event(struct bufferevent *bev, short what, void *arg)
         vnxi_meta_conn_late(conn,
                             cause); /* the kernel still held unread bytes */
     } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
-        vnxi_meta_conn_refuse(conn, "it ended in the middle of a frame");
+        vnxi_meta_conn_refuse(conn,
+                              "the peer closed it in the middle of a frame");
     } else {
         vnxi_meta_conn_end(conn, VNX_ERR_BACKEND, cause);
     }
@@ -250,7 +251,7 @@ static void
 on_in_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    vnxi_meta_conn_late(arg, "the rest of a frame did not come in time");
+    vnxi_meta_conn_late(arg, "the rest of a frame did not arrive in time");
 }
 
 static void
@@ -262,7 +263,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     if (conn->state != VNXI_META_OPEN) {
         vnxi_meta_client_late(conn);
     } else {
-        vnxi_meta_conn_late(conn, "it did not take a frame in time");
+        vnxi_meta_conn_late(conn, "the peer did not receive a frame in time");
     }
 }
 
@@ -276,7 +277,7 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
     if (conn->is_in_frame) {
         event_add(conn->reply_timer, conn->listener->loop.timeout);
     } else {
-        vnxi_meta_conn_late(conn, "no metadata came in time");
+        vnxi_meta_conn_late(conn, "no metadata arrived in time");
     }
 }
 

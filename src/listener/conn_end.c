@@ -38,7 +38,7 @@ drop_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames)
         }
         vnxi_meta_unsent(conn->listener, frame, conn->endpoint, VNX_ERR_CLOSED,
                          "the agent's metadata listener was stopped before "
-                         "this was done");
+                         "the command was done");
         if (frames == &conn->out) {
             vnxi_meta_loop_left(conn->listener);
         }

@@ -39,9 +39,10 @@ options_read(const vnx_listener_options_t *given,
 
     if (given != NULL) {
         if (given->size != sizeof all) {
-            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                                  "options.size is %zu, this library's is %zu",
-                                  given->size, sizeof all);
+            return vnxi_error_set(
+                error, VNX_ERR_INVALID_PARAM, OPERATION,
+                "options.size is %zu, but this library expects %zu",
+                given->size, sizeof all);
         }
         all = *given;
     }
@@ -168,8 +169,8 @@ static vnx_status_t
 refuse_parents(const char *operation, vnx_error_t *error)
 {
     return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
-                          "the metadata listener was made before a fork; make "
-                          "one in this process");
+                          "the metadata listener was created before a fork; "
+                          "create one in this process");
 }
 
 /* Make sure that the thread is running.  The lock is held. */
@@ -201,7 +202,7 @@ start_begin(vnx_listener_t *listener, vnx_error_t *error)
     }
     vnxi_mutex_unlock(&listener->lock);
     return is_taken ? vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                                     "it is listening already")
+                                     "the listener is already running")
                     : VNX_OK;
 }
 
@@ -332,8 +333,8 @@ check_body(const vnx_listener_t *listener, const submission_t *given,
     }
     if (vnxi_meta_has_mark(given->body, given->body_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "the bytes '" VNXI_META_MARK "' are in it, by "
-                              "which receivers tell commands apart");
+                              "the metadata contains '" VNXI_META_MARK
+                              "', which begins the next command");
     }
     return VNX_OK;
 }
@@ -351,7 +352,7 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
         bytes + order->frame->len > 2 * listener->options.max_frame) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
                               "%" PRIu64 " commands of %" PRIu64
-                              " bytes are waiting already",
+                              " bytes are already waiting",
                               count, bytes);
     }
     vnx_status_t status = run_lock_held(listener, operation, error);

@@ -279,7 +279,7 @@ vnx_status_t
 vnxi_meta_loop_start(vnx_listener_t *listener, const char *operation,
                      vnx_error_t *error)
 {
-    const char *what = "making the loop";
+    const char *what = "creating the event loop";
     int err = 0;
 
     if (create_events(listener)) {

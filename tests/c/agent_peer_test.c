@@ -508,7 +508,7 @@ test_peer_metadata_is_checked_by_agents_with_a_secret(void **state)
     assert_int_equal(load(signing[0], own.data, own.len, &error),
                      VNX_ERR_INVALID_PARAM);
     ((char *)signed_blob.data)[signed_blob.len / 2] ^= 1;
-    assert_not_allowed(signing[0], signed_blob, "its signature is wrong");
+    assert_not_allowed(signing[0], signed_blob, "the signature is wrong");
 
     free(unsigned_blob.data);
     free(signed_blob.data);

@@ -90,9 +90,9 @@ test_choice_takes_the_first_that_has_it(void **state)
     (void)state;
 
     assert_string_equal(chosen(&choice, "UCX"), "first");
-    assert_non_null(strstr(choice.why, "every backend asked for (UCX)"));
+    assert_non_null(strstr(choice.why, "every requested backend (UCX)"));
     assert_string_equal(chosen(&choice, "POSIX"), "second");
-    assert_non_null(strstr(choice.why, "first has not"));
+    assert_non_null(strstr(choice.why, "first does not have"));
 }
 
 static void
@@ -136,7 +136,7 @@ test_choice_of_one_says_what_it_lacks(void **state)
 
     choice.count = 1;
     assert_string_equal(chosen(&choice, "anything"), "first");
-    assert_string_equal(choice.why, "it was asked for");
+    assert_string_equal(choice.why, "it was requested");
     first.broken = "no such luck";
     assert_int_equal(
         vnxi_choice_make_lock_held(&choice, "UCX", &candidate, &error),

@@ -181,7 +181,7 @@ test_core_dlist_rows_are_numbered_through_all_feeds(void **state)
     assert_int_equal(error.len, 512);
     assert_string_equal(error.peer, "B");
     assert_string_equal(error.operation, "prep_xfer_dlist");
-    assert_non_null(strstr(error.cause, "passes its end"));
+    assert_non_null(strstr(error.cause, "extends past its end"));
     vnx_dlist_abort(builder);
     free(rows);
 }
@@ -241,7 +241,7 @@ test_core_dlist_without_rows_is_refused(void **state)
 
     assert_int_equal(vnx_dlist_finish(builder, &dlist, &error),
                      VNX_ERR_INVALID_PARAM);
-    assert_non_null(strstr(error.cause, "no rows"));
+    assert_non_null(strstr(error.cause, "the list has no rows"));
     vnx_dlist_abort(builder);
     assert_int_equal(vnx_dlist_create(p->a, "", 0, VNX_MEM_DRAM, NULL, 0, NULL,
                                       &dlist, NULL),
@@ -286,7 +286,7 @@ test_core_dlist_says_what_is_wrong_with_a_row(void **state)
     check_one_row(p, (vnx_desc_t){at - 1, 16, 0}, VNX_ERR_NOT_FOUND,
                   "no registered region");
     check_one_row(p, (vnx_desc_t){at, p->len + 1, 0}, VNX_ERR_NOT_FOUND,
-                  "passes its end");
+                  "extends past its end");
 }
 
 static void
@@ -298,7 +298,7 @@ test_core_dlist_a_row_lies_in_one_region(void **state)
 
     register_at(p->a, two, ROW);
     register_at(p->a, two + ROW, ROW);
-    check_one_row(p, across, VNX_ERR_NOT_FOUND, "passes its end");
+    check_one_row(p, across, VNX_ERR_NOT_FOUND, "extends past its end");
     register_at(p->a, two, 2 * ROW);
     vnx_dlist_t *dlist = prepare_descs(p->a, "", &across, 1);
     assert_int_equal(vnx_dlist_count(dlist), 1);

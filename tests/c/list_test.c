@@ -637,10 +637,10 @@ test_list_names_the_first_bad_row(void **state)
         {{0x10000000, 1ull << 31, 0},
          VNX_ERR_NOT_FOUND,
          "it starts in the DRAM region at 0x10000000 of 1073741824 bytes and "
-         "passes its end"},
+         "extends past its end"},
         {{0x10000000, 0, 0}, VNX_ERR_INVALID_PARAM, "length is 0"},
-        {{0x10000000, UINT64_MAX, 0}, VNX_ERR_INVALID_PARAM, "passes 2^64"},
-        {{UINT64_MAX, 1, 0}, VNX_ERR_INVALID_PARAM, "passes 2^64"},
+        {{0x10000000, UINT64_MAX, 0}, VNX_ERR_INVALID_PARAM, "exceeds 2^64"},
+        {{UINT64_MAX, 1, 0}, VNX_ERR_INVALID_PARAM, "exceeds 2^64"},
     };
     const size_t places[] = {0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 7, count - 1};
     uint64_t random = 7;
@@ -812,7 +812,7 @@ test_list_begin_refuses_what_is_no_memory_type(void **state)
 
     assert_int_equal(vnxi_list_begin(&args, &builder, &error),
                      VNX_ERR_INVALID_PARAM);
-    assert_non_null(strstr(error.cause, "77 is no memory type"));
+    assert_non_null(strstr(error.cause, "77 is not a memory type"));
     args.table = NULL;
     args.mem = VNX_MEM_DRAM;
     assert_int_equal(vnxi_list_begin(&args, &builder, &error),

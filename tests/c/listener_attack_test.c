@@ -408,10 +408,10 @@ test_attack_by_the_one_that_was_asked(void **state)
     static const char junk[] = "\x14\0\0\0\0\0\0\0NIXLCOMM:LOADnixlSer";
     static const char none[] = "\x14\0\0\0\0\0\0\0IXLCOMM:LOADnixlSerD";
     expect_bad_answer(http, sizeof http - 1, "above max_frame");
-    expect_bad_answer(half, sizeof half - 1, "did not come in time");
+    expect_bad_answer(half, sizeof half - 1, "did not arrive in time");
     expect_bad_answer(junk, sizeof junk - 1, "NIXL_ERR_MISMATCH");
     expect_bad_answer(none, sizeof none - 1, "not a frame");
-    expect_bad_answer("", 0, "no metadata came");
+    expect_bad_answer("", 0, "no metadata arrived");
 }
 
 int

@@ -128,7 +128,7 @@ test_listener_loads_another_than_was_expected_and_says_so(void **state)
     assert_ok(
         vnx_listener_fetch(right.listener, HERE, left.port, "middle", 6, e));
     WAIT_UNTIL(knows(&right, "left"));
-    await_failure(&right, "agent 'middle' was expected");
+    await_failure(&right, "expected agent 'middle'");
     assert_int_equal(counts(&right).send_failures, 0);
     node_free(&right);
     node_free(&left);
@@ -406,7 +406,7 @@ test_listener_gives_up_on_silence(void **state)
         vnx_listener_fetch(node.listener, HERE, server.port, NULL, 0, e));
     WAIT_UNTIL(counts(&node).send_failures == 1);
     assert_says(failure_of(&node), "NIXL_ERR_TIMEOUT");
-    assert_says(failure_of(&node), "no metadata came");
+    assert_says(failure_of(&node), "no metadata arrived");
     assert_int_equal(counts(&node).timed_out, 1);
     node_free(&node);
     peer_server_stop(&server);
@@ -500,7 +500,7 @@ test_listener_bounds_what_waits(void **state)
                                    &error);
         accepted += status == VNX_OK;
     }
-    expect_refusal(status, VNX_ERR_BACKEND, &error, "waiting already");
+    expect_refusal(status, VNX_ERR_BACKEND, &error, "already waiting");
     assert_true(counts(&node).pending <= 2);
     free(blob);
     node_free(&node);

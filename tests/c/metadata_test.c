@@ -260,7 +260,7 @@ test_metadata_storage_may_be_all_of_it(void **state)
     vnxi_writer_fini(&writer);
 
     sample.section.mem = VNX_MEM_DRAM;
-    assert_sample_refused(&sample, "passes the end of addresses");
+    assert_sample_refused(&sample, "exceeds the address space");
 }
 
 /* -- Bad ones ------------------------------------------------------------- */
@@ -339,12 +339,12 @@ test_metadata_refuses_impossible_sections(void **state)
 
     sample_init(&sample);
     sample.section.mem = (vnx_mem_t)5;
-    assert_sample_refused(&sample, "memory type 5 is not known");
+    assert_sample_refused(&sample, "memory type 5 is unknown");
     sample.section.mem = (vnx_mem_t)-1;
-    assert_sample_refused(&sample, "memory type 4294967295 is not known");
+    assert_sample_refused(&sample, "memory type 4294967295 is unknown");
     sample_init(&sample);
     sample.region.addr = UINT64_MAX - 0x1ff;
-    assert_sample_refused(&sample, "passes the end of addresses");
+    assert_sample_refused(&sample, "exceeds the address space");
 }
 
 static void
@@ -391,7 +391,7 @@ test_metadata_refuses_a_second_connection_of_a_backend(void **state)
         sample.conn, {TEXT("SHM"), TEXT("x")}, {TEXT("UCX"), TEXT("y")}};
     sample.metadata.conns = conns;
     sample.metadata.conn_count = 3;
-    assert_sample_refused(&sample, "a second connection of one backend");
+    assert_sample_refused(&sample, "two connections of one backend");
     sample.metadata.conn_count = 2;
     vnxi_writer_t writer = encode(&sample.metadata);
     assert_true(taken_consistently(writer.data, writer.len));
@@ -430,7 +430,7 @@ test_metadata_refuses_bytes_left_over(void **state)
     memcpy(longer, golden, GOLDEN_SIZE);
     longer[GOLDEN_SIZE] = '|';
     assert_refused(longer, sizeof longer,
-                   "metadata byte 250: 1 bytes are left over");
+                   "metadata byte 250: 1 bytes follow its end");
 }
 
 static void

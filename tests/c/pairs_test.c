@@ -46,10 +46,10 @@ test_pairs_are_at_least_one(void **state)
     (void)state;
 
     assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
-                   "make", "there are no indices");
+                   "make", "no indices were given");
     none.data = NULL; /* all rows, of which there are none */
     assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
-                   "make", "there are no indices");
+                   "make", "no indices were given");
 }
 
 static void
@@ -61,9 +61,9 @@ test_pairs_have_a_type_on_either_side(void **state)
     (void)state;
 
     assert_refused(vnxi_pairs_check(&good, &bad, "make", &error), &error,
-                   "make", "no such type of indices");
+                   "make", "unknown type of indices");
     assert_refused(vnxi_pairs_check(&bad, &good, "make", &error), &error,
-                   "make", "no such type of indices");
+                   "make", "unknown type of indices");
 }
 
 static void
@@ -105,7 +105,7 @@ test_pairs_name_both_lengths_and_the_place(void **state)
                    "18446744073709551615");
     assert_int_equal(error.row, 12);
     assert_refused(vnxi_pairs_too_long("initialize", &error), &error,
-                   "initialize", "the lengths together pass 2^64");
+                   "initialize", "the total length exceeds 2^64");
     assert_int_equal(error.row, -1);
 }
 
@@ -133,7 +133,7 @@ test_pairs_name_the_region_that_went(void **state)
     assert_string_equal(error.operation, "transfer");
     assert_string_equal(error.cause,
                         "the remote region at 0x8000 of 8192 bytes, which "
-                        "rows of the list lie in, was deregistered");
+                        "the list uses, was deregistered");
     assert_string_equal(error.peer, "B");
     vnxi_list_release(list);
     vnxi_region_table_release(table);
@@ -163,8 +163,8 @@ test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
                      VNX_ERR_NOT_FOUND);
     assert_string_equal(error.cause,
                         "the remote region at 0x1000 of 4096 bytes, which "
-                        "rows of the list lie in, is one that its owner has "
-                        "not registered (or has deregistered since)");
+                        "the list uses, was not registered by its owner, or "
+                        "was deregistered since");
     assert_string_equal(error.peer, "B");
     vnxi_list_release(list);
     vnxi_region_table_release(table);

@@ -241,16 +241,16 @@ test_errors_say_what_is_wrong(void **state)
     vnx_bytes_t plain = blob_of(1, 1), other = signed_blob("another secret");
 
     assert_refused(plain.data, plain.len, VNX_ERR_NOT_ALLOWED, "A1",
-                   "is not signed, and this agent has a metadata_secret");
+                   "is not signed, but this agent has a metadata_secret");
     assert_refused(other.data, other.len, VNX_ERR_NOT_ALLOWED, "A1",
-                   "its signature is wrong: another secret, or the metadata "
-                   "was changed");
+                   "the signature is wrong: it was made with another secret, "
+                   "or the metadata was changed");
     assert_refused("garbage", 7, VNX_ERR_MISMATCH, "", "metadata byte 0");
 
     /* A name that cannot be read is not shown, whatever the signature. */
     ((unsigned char *)other.data)[0] ^= 1;
     assert_refused(other.data, other.len, VNX_ERR_NOT_ALLOWED, "",
-                   "its signature is wrong");
+                   "the signature is wrong");
     free(plain.data);
     free(other.data);
 }

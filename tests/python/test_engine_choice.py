@@ -35,12 +35,12 @@ def chosen(agent):
 
 
 def test_the_argument_chooses(made):
-    assert chosen(made(engine="native")) == ("native", "it was asked for")
+    assert chosen(made(engine="native")) == ("native", "it was requested")
 
 
 def test_the_environment_chooses(made, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
-    assert chosen(made()) == ("native", "it was asked for")
+    assert chosen(made()) == ("native", "it was requested")
 
 
 def test_the_argument_is_before_the_environment(made, monkeypatch):
@@ -67,7 +67,7 @@ def test_auto_takes_native_where_it_has_every_backend(made, backends):
     agent = made(backends=backends)
     engine, why = chosen(agent)
     assert engine == "native"
-    assert why == f"auto: it has every backend asked for ({backends[0]})"
+    assert why == f"auto: it has every requested backend ({backends[0]})"
     assert sorted(agent.backends) == sorted(backends)
 
 
@@ -141,7 +141,9 @@ def test_auto_takes_nixl_for_what_native_has_not(module):
     )
     first, why = done.stdout.splitlines()[-2:]
     assert first == "nixl ['POSIX', 'UCX']"
-    assert why.startswith("auto: the engine native has not every backend")
+    assert why.startswith(
+        "auto: the engine native does not have every requested"
+    )
 
 
 def test_nothing_of_nixl_is_looked_for_until_it_is_wanted(module):

@@ -22,8 +22,11 @@ VARIABLE = "VLLM_NIXL_METADATA_SECRET"
 LABEL = b"vnx1 metadata"
 BACKEND = b"VNXSIGN"
 ADDED = 160  # bytes that a signature adds
-UNSIGNED = "the metadata is not signed, and this agent has a metadata_secret"
-WRONG = "its signature is wrong: another secret, or the metadata was changed"
+UNSIGNED = "the metadata is not signed, but this agent has a metadata_secret"
+WRONG = (
+    "the signature is wrong: it was made with another secret, or the metadata "
+    "was changed"
+)
 
 
 @pytest.fixture(autouse=True)

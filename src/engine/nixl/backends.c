@@ -38,12 +38,13 @@ make_agent(vnxi_engine_t *engine, const vnxi_capi_t *capi, vnx_error_t *error)
     vnxi_capi_agent_t *agent = NULL;
 
     if (strlen(engine->name) != engine->name_len) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "create_backend",
-                              "NIXL takes no agent names with a NUL byte");
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_SUPPORTED, "create_backend",
+            "NIXL does not accept agent names with a NUL byte");
     }
     int code = capi->create_configured_agent(engine->name, &config, &agent);
     if (code != VNXI_CAPI_OK) {
-        return vnxi_nixl_failed(code, "create_backend", "making an agent",
+        return vnxi_nixl_failed(code, "create_backend", "creating an agent",
                                 error);
     }
     engine->capi = capi;
@@ -120,7 +121,7 @@ need_plugins_lock_held(vnxi_engine_t *engine, const char *operation,
     return engine->is_listed
                ? VNX_OK
                : vnxi_error_set(error, VNX_ERR_BACKEND, operation,
-                                "NIXL does not list its plugins");
+                                "NIXL cannot list its plugins");
 }
 
 const char *
@@ -390,7 +391,7 @@ backend_failed(const char *name, int code, vnx_error_t *error)
     vnxi_nixl_plugin_fault(name, fault, sizeof fault);
     if (fault[0] == '\0') {
         char what[96];
-        snprintf(what, sizeof what, "making the backend %.64s", name);
+        snprintf(what, sizeof what, "creating the backend %.64s", name);
         return vnxi_nixl_failed(code, "create_backend", what, error);
     }
     return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
@@ -419,7 +420,7 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
     }
     if (atomic_load(&engine->backend_count) == VNXI_NIXL_BACKENDS_MAX) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, "create_backend",
-                              "an agent has %d backends at most",
+                              "an agent can have at most %d backends",
                               VNXI_NIXL_BACKENDS_MAX);
     }
     ask_plugin_lock_held(engine, plugin);

@@ -36,10 +36,10 @@ whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
     if (code == VNXI_CAPI_INVALID_PARAM) {
         vnxi_nixl_backend_names(engine, vnxi_nixl_all_backends(engine), names,
                                 sizeof names);
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "no backend of this agent reaches other agents "
-                              "(it has %s)",
-                              names);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, operation,
+            "no backend of this agent can reach other agents (it has %s)",
+            names);
     }
     if (code != VNXI_CAPI_OK) {
         return vnxi_nixl_failed(code, operation, "writing metadata", error);

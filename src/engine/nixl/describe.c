@@ -25,7 +25,7 @@ describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
     if (guard != NULL) {
         vnxi_json_member(out, "ucx_guard", guard);
     }
-    vnxi_json_member(out, "reach", "what NIXL's backends reach");
+    vnxi_json_member(out, "reach", "agents that NIXL's backends can reach");
     vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
 }
 

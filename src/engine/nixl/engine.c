@@ -60,12 +60,13 @@ vnxi_nixl_failed(int code, const char *operation, const char *what,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
                               "NIXL refused %s", what);
     case VNXI_CAPI_NOT_FOUND:
-        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                              "NIXL did not find what it needs for %s", what);
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_FOUND, operation,
+            "NIXL did not find something that it needs for %s", what);
     default:
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
-                              "NIXL failed at %s (its status is %d; what it "
-                              "logs on stderr may say more)",
+                              "NIXL failed at %s (its status is %d; its log "
+                              "on stderr may say more)",
                               what, code);
     }
 }
@@ -183,7 +184,7 @@ destroy_agent(vnxi_engine_t *engine)
         engine->poller.notifs = NULL;
     }
     if (capi->destroy_agent(engine->agent) != VNXI_CAPI_OK) {
-        vnxi_log(VNXI_LOG_WARNING, "NIXL could not end its agent '%s'",
+        vnxi_log(VNXI_LOG_WARNING, "NIXL could not destroy its agent '%s'",
                  engine->name);
     }
 }
@@ -209,10 +210,10 @@ nixl_stop(vnxi_engine_t *engine)
     if (!is_clean) {
         /* Destroying the agent would free memory that its backend still uses.
          */
-        vnxi_log(VNXI_LOG_ERROR,
-                 "transfers of agent '%s' do not end: NIXL's agent is left "
-                 "behind",
-                 engine->name);
+        vnxi_log(
+            VNXI_LOG_ERROR,
+            "transfers of agent '%s' do not end: NIXL's agent is not freed",
+            engine->name);
         vnxi_nixl_poller_abort(engine, NULL, VNX_ERR_CANCELED,
                                "the agent was closed");
     }

@@ -158,9 +158,9 @@ open_lock_held(const char *operation, vnx_error_t *error)
     if (status != VNX_OK) {
         vnxi_error_set(
             error, status, operation,
-            "the NIXL library is not installed: there is no wheel "
-            "nixl-cu13 or nixl-cu12 and no " FILE_NAME
-            " that the system knows (pip install nixl, or set " ENVIRONMENT
+            "the NIXL library is not installed: found neither a wheel "
+            "(nixl-cu13, nixl-cu12) nor " FILE_NAME
+            " on the system (pip install nixl, or set " ENVIRONMENT
             " to the file)");
     }
     return status;

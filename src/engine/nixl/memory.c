@@ -260,7 +260,7 @@ no_backend_for(vnxi_engine_t *engine, vnx_mem_t mem, uint32_t set,
     char names[128];
     vnxi_nixl_backend_names(engine, set, names, sizeof names);
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, ADD,
-                          "no backend takes %s memory (asked: %s)",
+                          "no backend accepts %s memory (asked: %s)",
                           vnx_mem_name(mem), names);
 }
 
@@ -426,8 +426,7 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
     }
     if (!good) {
         vnxi_log(VNXI_LOG_WARNING,
-                 "NIXL's backend %s keeps %zu %s regions that were "
-                 "deregistered",
+                 "NIXL's backend %s did not deregister %zu %s regions",
                  engine->backends[backend].name, count, vnx_mem_name(mem));
     }
 }
@@ -440,9 +439,8 @@ forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone)
     }
     if (!wait_landed(engine)) {
         /* They stay registered, because their bytes may still arrive. */
-        vnxi_log(VNXI_LOG_ERROR,
-                 "a transfer does not end whose memory was deregistered: its "
-                 "registration stays with NIXL");
+        vnxi_log(VNXI_LOG_ERROR, "a transfer on deregistered memory does not "
+                                 "end: NIXL keeps the registration");
         return;
     }
     if (vnxi_nixl_enter(engine)) {

@@ -75,7 +75,7 @@ vnxi_nixl_peer_lose(vnxi_nixl_peer_t *peer, const char *operation)
 
     if (vnxi_peer_end_mark(&peer->end,
                            "the connection broke: the agent ended, a transfer "
-                           "failed on its side, or the network did")) {
+                           "failed on its side, or the network failed")) {
         vnxi_nixl_peer_error(peer, operation, &lost);
         host->peer_lost(host->context, &peer->base, &lost);
     }

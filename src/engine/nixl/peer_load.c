@@ -387,7 +387,7 @@ update_peer(loading_t *loading, vnxi_nixl_peer_t *peer, vnxi_peer_t **peer_p)
     if (renewed) {
         return new_peer(loading, peer,
                         "a region of the agent was registered again: prepare "
-                        "lists and transfers anew",
+                        "new lists and transfers",
                         peer_p);
     }
     if (status != VNX_OK) {
@@ -416,7 +416,7 @@ load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
     if (memchr(loading->blob->agent.data, 0, loading->blob->agent.len) !=
         NULL) {
         return refuse(loading, VNX_ERR_NOT_SUPPORTED,
-                      "NIXL takes no agent names with a NUL byte");
+                      "NIXL does not accept agent names with a NUL byte");
     }
     if (!has_conns && known == NULL) {
         return vnxi_load_refuse_unknown(loading->blob, loading->error);
@@ -429,7 +429,7 @@ load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
     }
     return new_peer(loading, known,
                     "another instance of the agent has taken its place: "
-                    "prepare lists and transfers anew",
+                    "prepare lists and transfers again",
                     peer_p);
 }
 

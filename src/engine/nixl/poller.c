@@ -321,7 +321,7 @@ vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
     int err = vnxi_thread_start(&poller->thread, poller_main, engine);
     if (err != 0) {
         return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "create_backend",
-                              "pthread_create: %s", strerror(err));
+                              "cannot start a thread: %s", strerror(err));
     }
     poller->is_started = true;
     return VNX_OK;

@@ -89,7 +89,7 @@ ask(vnxi_engine_t *engine, vnx_mem_t mem, const vnx_reg_desc_t *descs,
     } else {
         int code = capi->query_mem(engine->agent, list, answers,
                                    engine->backends[backend].options);
-        snprintf(what, sizeof what, "asking the backend %s",
+        snprintf(what, sizeof what, "querying the backend %s",
                  engine->backends[backend].name);
         status = code == VNXI_CAPI_OK
                      ? take_answers(capi, answers, count, infos, error)
@@ -117,10 +117,10 @@ vnxi_nixl_query(vnxi_engine_t *engine, vnx_mem_t mem,
     }
     if (vnx_mem_name(mem) == NULL ||
         (vnxi_nixl_backends_for(engine, mem) & set) == 0) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, OPERATION,
-                              "the backend %s takes no %s memory", backend,
-                              vnx_mem_name(mem) != NULL ? vnx_mem_name(mem)
-                                                        : "such");
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_SUPPORTED, OPERATION,
+            "the backend %s does not accept %s memory", backend,
+            vnx_mem_name(mem) != NULL ? vnx_mem_name(mem) : "such");
     }
     if (!vnxi_nixl_enter(engine)) {
         return vnxi_nixl_stopped(OPERATION, error);

@@ -34,10 +34,10 @@ no_file(const vnx_reg_desc_t *row, size_t i, vnx_error_t *error)
     bool is_missing =
         path[0] != '\0' && stat(path, &found) != 0 && errno == ENOENT;
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, "register_memory",
-                   "the device id is no open file descriptor%s%s%s%s",
+                   "the device id is not an open file descriptor%s%s%s%s",
                    path[0] != '\0' ? " (file '" : "", path,
                    path[0] != '\0' ? "')" : "",
-                   is_missing ? ": there is no such file" : "");
+                   is_missing ? ": the file does not exist" : "");
     vnxi_error_desc(error, i, row->desc.addr, row->desc.len, row->desc.dev);
     return VNX_ERR_NOT_FOUND;
 }
@@ -109,10 +109,11 @@ read_fault(suspect_t *suspect, const struct stat *file)
 
     if (S_ISREG(file->st_mode) &&
         (desc->addr > size || desc->len > size - desc->addr)) {
-        return found(suspect, VNX_ERR_BACKEND,
-                     "the row passes the end of the file, which has %" PRIu64
-                     " bytes",
-                     size);
+        return found(
+            suspect, VNX_ERR_BACKEND,
+            "the row extends past the end of the file, which has %" PRIu64
+            " bytes",
+            size);
     }
     return false;
 }

@@ -198,7 +198,7 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     }
     return set == 0 ? no_common_backend(exfer->engine, args, error)
                     : vnxi_nixl_peer_failed(peer, code, args->operation,
-                                            "making the transfer", error);
+                                            "creating the transfer", error);
 }
 
 vnx_status_t

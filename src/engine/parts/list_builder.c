@@ -52,11 +52,10 @@ why_gone(const vnxi_builder_t *builder, const vnx_desc_t *desc)
             continue;
         }
         if (vnxi_region_state(region) == VNXI_REGION_REFUSED) {
-            return ": the peer's metadata names a region that does, but its "
-                   "owner has not registered that (or has deregistered it "
-                   "since)";
+            return ": the peer's metadata lists one that does, but its "
+                   "owner has not registered it, or has deregistered it since";
         }
-        why = ": the one that did was deregistered";
+        why = ": the one that held it was deregistered";
     }
     return why;
 }
@@ -76,11 +75,11 @@ not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
                                 "no registered region holds it (%s)%s", mem,
                                 why_gone(builder, desc));
     } else {
-        status = vnxi_error_set(
-            error, VNX_ERR_NOT_FOUND, operation,
-            "no registered region holds it: it starts in the %s region at "
-            "0x%" PRIx64 " of %" PRIu64 " bytes and passes its end",
-            mem, start->addr, start->len);
+        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                                "no registered region holds it: it starts in "
+                                "the %s region at 0x%" PRIx64 " of %" PRIu64
+                                " bytes and extends past its end",
+                                mem, start->addr, start->len);
     }
     return name_row(builder, row, desc, status, error);
 }
@@ -113,8 +112,8 @@ vnxi_builder_check_row(vnxi_builder_t *builder, uint64_t number,
                                         "its length is 0", error);
     }
     if (__builtin_add_overflow(row->addr, row->len, &end)) {
-        return vnxi_builder_invalid_row(builder, number, row,
-                                        "address + length passes 2^64", error);
+        return vnxi_builder_invalid_row(
+            builder, number, row, "address + length exceeds 2^64", error);
     }
     vnx_status_t status =
         vnxi_finder_range(&builder->finder, row->addr, row->len, row->dev);
@@ -203,7 +202,7 @@ vnxi_list_begin(const vnxi_list_args_t *args, vnxi_builder_t **builder_p,
     if (vnx_mem_name(args->mem) == NULL) {
         vnxi_region_table_release(args->table);
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, args->operation,
-                              "%d is no memory type", (int)args->mem);
+                              "%d is not a memory type", (int)args->mem);
     }
     vnxi_builder_t *builder =
         args->table != NULL ? malloc(sizeof *builder) : NULL;
@@ -436,7 +435,7 @@ vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
 
     if (builder->rows == 0) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
-                              builder->args.operation, "there are no rows");
+                              builder->args.operation, "the list has no rows");
     }
     if (vnxi_finder_finish(&builder->finder) != VNX_OK) {
         return no_memory(builder, sizeof(vnxi_list_t), error);

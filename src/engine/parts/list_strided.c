@@ -57,7 +57,7 @@ check_strided(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
         __builtin_add_overflow(last, row->len, &end)) {
         return vnxi_builder_invalid_row(
             builder, builder->fed, &first,
-            "address + (count - 1) * stride + length passes 2^64", error);
+            "address + (count - 1) * stride + length exceeds 2^64", error);
     }
     if (row->count > VNXI_LIST_ROWS_MAX - builder->rows) {
         return vnxi_builder_too_many(builder, error);

@@ -19,8 +19,8 @@ vnx_status_t
 vnxi_load_refuse_unknown(const vnxi_metadata_t *blob, vnx_error_t *error)
 {
     return vnxi_load_refuse(blob, VNX_ERR_NOT_FOUND,
-                            "metadata without connection data of an agent "
-                            "that is not known: load its full metadata first",
+                            "the metadata has no connection data and its "
+                            "agent is not known: load its full metadata first",
                             error);
 }
 

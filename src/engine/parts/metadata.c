@@ -158,8 +158,9 @@ take_count(parser_t *parser, const char *tag, size_t smallest, size_t *count_p)
     }
     size_t left = vnxi_reader_left(&parser->reader);
     if (count > left / smallest) {
-        return fail(parser, at, "'%s' says %" PRIu64 ", %zu bytes are left",
-                    tag, count, left);
+        return fail(parser, at,
+                    "'%s' is %" PRIu64 ", but only %zu bytes are left", tag,
+                    count, left);
     }
     *count_p = (size_t)count;
     return true;
@@ -192,7 +193,7 @@ take_conn(parser_t *parser, vnxi_metadata_t *metadata)
     }
     for (size_t i = 0; i < metadata->conn_count; i++) {
         if (is_same(&metadata->conns[i].backend, &conn.backend)) {
-            return fail(parser, at, "a second connection of one backend");
+            return fail(parser, at, "two connections of one backend");
         }
     }
     metadata->conns[metadata->conn_count++] = conn;
@@ -208,8 +209,8 @@ take_conns(parser_t *parser, vnxi_metadata_t *metadata)
         return false;
     }
     if (count > VNXI_METADATA_CONNS_MAX) {
-        return fail(parser, at, "%zu connections, at most %d are taken", count,
-                    VNXI_METADATA_CONNS_MAX);
+        return fail(parser, at, "%zu connections, but at most %d are allowed",
+                    count, VNXI_METADATA_CONNS_MAX);
     }
     if (count == 0) {
         return true;
@@ -237,8 +238,9 @@ take_region(parser_t *parser, vnx_mem_t mem, vnxi_md_region_t *region)
         return false;
     }
     if (value.len < REGION_FIXED) {
-        return fail(parser, at, "a region has %zu bytes, %u at least needed",
-                    value.len, REGION_FIXED);
+        return fail(parser, at,
+                    "a region has %zu bytes, but needs at least %u", value.len,
+                    REGION_FIXED);
     }
     vnxi_reader_t reader = vnxi_reader(value.data, value.len);
     region->addr = vnxi_read_u64(&reader);
@@ -250,7 +252,7 @@ take_region(parser_t *parser, vnx_mem_t mem, vnxi_md_region_t *region)
     if (!whole && region->len > UINT64_MAX - region->addr) {
         return fail(parser, at,
                     "a region at 0x%" PRIx64 " of %" PRIu64
-                    " bytes passes the end of addresses",
+                    " bytes exceeds the address space",
                     region->addr, region->len);
     }
     return true;
@@ -301,7 +303,7 @@ take_section(parser_t *parser, vnxi_md_section_t *section)
         return false;
     }
     if (mem >= VNX_MEM_COUNT) {
-        return fail(parser, at, "memory type %" PRIu64 " is not known", mem);
+        return fail(parser, at, "memory type %" PRIu64 " is unknown", mem);
     }
     section->mem = (vnx_mem_t)mem;
     return take_regions(parser, section);
@@ -367,7 +369,7 @@ take_all(parser_t *parser, vnxi_metadata_t *metadata)
     }
     size_t left = vnxi_reader_left(&parser->reader);
     return left == 0 ||
-           fail(parser, parser->reader.at, "%zu bytes are left over", left);
+           fail(parser, parser->reader.at, "%zu bytes follow its end", left);
 }
 
 static parser_t

@@ -16,12 +16,12 @@ vnxi_pairs_check(const vnx_indices_t *local, const vnx_indices_t *remote,
     }
     if (local->count == 0) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "there are no indices");
+                              "no indices were given");
     }
     if (!vnxi_indices_type_is_known(local->type) ||
         !vnxi_indices_type_is_known(remote->type)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "no such type of indices");
+                              "unknown type of indices");
     }
     return VNX_OK;
 }
@@ -62,7 +62,7 @@ vnx_status_t
 vnxi_pairs_too_long(const char *operation, vnx_error_t *error)
 {
     return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                          "the lengths together pass 2^64");
+                          "the total length exceeds 2^64");
 }
 
 vnx_status_t
@@ -78,11 +78,11 @@ vnxi_pairs_check_regions(const vnxi_list_t *list, const char *side,
     }
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
                    "the %s region at 0x%" PRIx64 " of %" PRIu64
-                   " bytes, which rows of the list lie in, %s",
+                   " bytes, which the list uses, %s",
                    side, region->addr, region->len,
                    vnxi_region_state(region) == VNXI_REGION_REFUSED
-                       ? "is one that its owner has not registered (or has "
-                         "deregistered since)"
+                       ? "was not registered by its owner, or was "
+                         "deregistered since"
                        : "was deregistered");
     vnxi_error_peer(error, peer->name, peer->name_len);
     return VNX_ERR_NOT_FOUND;

@@ -214,7 +214,7 @@ vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
 {
     if (vnx_mem_name(mem) == NULL) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, ADD,
-                              "%d is no memory type", (int)mem);
+                              "%d is not a memory type", (int)mem);
     }
     for (size_t i = 0; i < count; i++) {
         const vnx_desc_t *desc = &descs[i].desc;

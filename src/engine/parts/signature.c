@@ -69,7 +69,7 @@ vnxi_signature_key_init(vnxi_signature_key_t *key_p, const void *secret,
     }
     if (!vnxi_mac_is_there()) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
-                              "%s is set, and signing metadata needs OpenSSL, "
+                              "%s is set, but signing metadata needs OpenSSL, "
                               "which this build does not have",
                               source);
     }
@@ -106,8 +106,8 @@ vnxi_signature_add(const vnxi_signature_key_t *key, const char *operation,
 
     if (!vnxi_metadata_sections_at(blob->data, blob->len, &count_at, &count)) {
         return vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
-                              "what the engine wrote is not metadata in "
-                              "NIXL's format, and cannot be signed");
+                              "cannot sign the engine's output: it is not "
+                              "metadata in NIXL's format");
     }
     unsigned char *bytes = realloc(blob->data, covered + TAIL_LEN);
     if (bytes == NULL) {
@@ -162,12 +162,11 @@ vnxi_signature_check(const vnxi_signature_key_t *key, const void *blob,
         vnxi_md_bytes_t name;
         vnx_status_t status =
             vnxi_metadata_claimed_name(blob, len, &name, error);
-        return status != VNX_OK
-                   ? status
-                   : refuse(blob, len,
-                            "the metadata is not signed, and this agent has "
-                            "a metadata_secret",
-                            error);
+        return status != VNX_OK ? status
+                                : refuse(blob, len,
+                                         "the metadata is not signed, but "
+                                         "this agent has a metadata_secret",
+                                         error);
     }
     if (!vnxi_mac(key->bytes, sizeof key->bytes, blob, len - TAIL_LEN,
                   expected)) {
@@ -176,7 +175,7 @@ vnxi_signature_check(const vnxi_signature_key_t *key, const void *blob,
     return vnxi_mac_equal(expected, mac)
                ? VNX_OK
                : refuse(blob, len,
-                        "its signature is wrong: another secret, or the "
-                        "metadata was changed",
+                        "the signature is wrong: it was made with another "
+                        "secret, or the metadata was changed",
                         error);
 }

@@ -133,7 +133,8 @@ guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
     vnxi_mutex_lock(&reserve_lock);
     if (!warned) {
         warned = true;
-        vnxi_log(VNXI_LOG_WARNING, "UCX turns connections of peers away: %s",
+        vnxi_log(VNXI_LOG_WARNING,
+                 "UCX cannot accept connections of peers: %s",
                  vnxi_errno(cause));
     }
     turn_away_lock_held(fd);
@@ -458,8 +459,8 @@ decide_lock_held(const copy_t *copy, const vnxi_ucx_loaded_t *before,
     } else if (!guard_lock_held(copy->within)) {
         snprintf(why, size, "off: its calls cannot be redirected");
         vnxi_log(VNXI_LOG_WARNING,
-                 "%s cannot be guarded: a peer that dies while it reads from "
-                 "this process over TCP may end it",
+                 "%s cannot be guarded: this process may abort if a peer dies "
+                 "while reading from it over TCP",
                  copy->path);
     } else if (wish == WISH_ON) {
         snprintf(why, size, "on: " VARIABLE "=1");
