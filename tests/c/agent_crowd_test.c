@@ -385,7 +385,7 @@ take_all(vnx_agent_t *agent)
 }
 
 static void
-test_crowd_does_everything_at_once(void **state)
+test_crowd_runs_all_calls_concurrently(void **state)
 {
     crowd_t *crowd = *state;
     member_t members[THREADS];
@@ -405,7 +405,7 @@ test_crowd_does_everything_at_once(void **state)
 }
 
 static void
-test_crowd_is_closed_in_the_middle(void **state)
+test_crowd_survives_close(void **state)
 {
     crowd_t *crowd = *state;
     member_t members[THREADS];
@@ -427,7 +427,7 @@ test_crowd_is_closed_in_the_middle(void **state)
 }
 
 static void
-test_crowd_loses_its_peer_in_the_middle(void **state)
+test_crowd_survives_loss_of_the_peer(void **state)
 {
     crowd_t *crowd = *state;
     member_t members[THREADS];
@@ -458,9 +458,9 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_crowd(test_crowd_does_everything_at_once),
-        with_crowd(test_crowd_is_closed_in_the_middle),
-        with_crowd(test_crowd_loses_its_peer_in_the_middle),
+        with_crowd(test_crowd_runs_all_calls_concurrently),
+        with_crowd(test_crowd_survives_close),
+        with_crowd(test_crowd_survives_loss_of_the_peer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

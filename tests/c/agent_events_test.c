@@ -19,7 +19,7 @@ drain(int fd)
 }
 
 static void
-test_agent_wait_refuses_what_was_never_posted(void **state)
+test_agent_wait_refuses_an_unposted_transfer(void **state)
 {
     pair_t *pair = *state;
     vnx_xfer_t *xfer = pair_make_xfer(pair, VNX_OP_READ, ROWS, NULL);
@@ -45,7 +45,7 @@ test_agent_wait_refuses_what_was_never_posted(void **state)
 }
 
 static void
-test_agent_wait_names_the_transfer_of_another(void **state)
+test_agent_wait_names_a_foreign_transfer(void **state)
 {
     pair_t *pair = *state;
     vnx_xfer_t *mine = pair_make_xfer(pair, VNX_OP_READ, 1, NULL);
@@ -63,7 +63,7 @@ test_agent_wait_names_the_transfer_of_another(void **state)
 
 /* Each subscriber hears of it, whatever the others have read. */
 static void
-test_agent_subscribers_hear_of_a_transfers_end(void **state)
+test_agent_subscribers_wake_when_a_transfer_ends(void **state)
 {
     pair_t *pair = *state;
     vnx_xfer_t *xfer = pair_make_xfer(pair, VNX_OP_READ, ROWS, NULL);
@@ -88,7 +88,7 @@ test_agent_subscribers_hear_of_a_transfers_end(void **state)
 }
 
 static void
-test_agent_subscribers_hear_of_a_notification(void **state)
+test_agent_subscribers_wake_on_a_notification(void **state)
 {
     pair_t *pair = *state;
     int shared, own;
@@ -109,7 +109,7 @@ test_agent_subscribers_hear_of_a_notification(void **state)
 }
 
 static void
-test_agent_subscribers_hear_of_the_end(void **state)
+test_agent_subscribers_wake_on_close(void **state)
 {
     pair_t *pair = *state;
     vnx_error_t error;
@@ -129,11 +129,11 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_pair(test_agent_wait_refuses_what_was_never_posted),
-        with_pair(test_agent_wait_names_the_transfer_of_another),
-        with_pair(test_agent_subscribers_hear_of_a_transfers_end),
-        with_pair(test_agent_subscribers_hear_of_a_notification),
-        with_pair(test_agent_subscribers_hear_of_the_end),
+        with_pair(test_agent_wait_refuses_an_unposted_transfer),
+        with_pair(test_agent_wait_names_a_foreign_transfer),
+        with_pair(test_agent_subscribers_wake_when_a_transfer_ends),
+        with_pair(test_agent_subscribers_wake_on_a_notification),
+        with_pair(test_agent_subscribers_wake_on_close),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -235,7 +235,7 @@ readable(int fd, int timeout_ms)
 }
 
 static void
-test_agent_fd_tells_of_notifications(void **state)
+test_agent_fd_is_readable_on_a_notification(void **state)
 {
     (void)state;
     vnx_agent_t *agent = make_agent("a");
@@ -300,7 +300,7 @@ main(void)
         cmocka_unit_test(test_agent_counts_registrations_of_one_range),
         cmocka_unit_test(test_agent_lives_as_long_as_a_reference),
         cmocka_unit_test(test_agent_closed_refuses_everything),
-        cmocka_unit_test(test_agent_fd_tells_of_notifications),
+        cmocka_unit_test(test_agent_fd_is_readable_on_a_notification),
         cmocka_unit_test(test_shared_buffer_is_zeroed_memory_of_its_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

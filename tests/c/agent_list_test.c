@@ -86,7 +86,7 @@ dense(const unsigned char *base, size_t count)
 /* -- Whole ---------------------------------------------------------------- */
 
 static void
-test_list_of_scattered_rows_has_them_all(void **state)
+test_list_keeps_scattered_rows(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t *to = dense(s->ours, MANY), *from = scattered(s->theirs, MANY);
@@ -105,7 +105,7 @@ test_list_of_scattered_rows_has_them_all(void **state)
 }
 
 static void
-test_list_at_a_stride_takes_little_memory(void **state)
+test_list_with_a_stride_is_compact(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t *regular = dense(s->ours, MANY);
@@ -124,7 +124,7 @@ test_list_at_a_stride_takes_little_memory(void **state)
 }
 
 static void
-test_list_does_not_keep_the_callers_rows(void **state)
+test_list_copies_the_callers_rows(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t *to = dense(s->ours, 100), *from = scattered(s->theirs, 100);
@@ -190,7 +190,7 @@ test_list_names_the_first_bad_row(void **state)
 }
 
 static void
-test_list_refuses_what_is_no_list(void **state)
+test_list_refuses_invalid_arguments(void **state)
 {
     scene_t *s = *state;
     static const char *const unknown[] = {"NOPE", NULL};
@@ -214,7 +214,7 @@ test_list_refuses_what_is_no_list(void **state)
 /* -- With strides --------------------------------------------------------- */
 
 static void
-test_list_with_strides_is_its_blocks(void **state)
+test_list_with_strides_equals_unrolled_rows(void **state)
 {
     scene_t *s = *state;
     const uint64_t base = (uint64_t)(uintptr_t)s->theirs;
@@ -246,7 +246,7 @@ test_list_with_strides_is_its_blocks(void **state)
 }
 
 static void
-test_list_with_strides_names_the_bad_one(void **state)
+test_list_with_strides_names_the_bad_row(void **state)
 {
     scene_t *s = *state;
     const uint64_t base = (uint64_t)(uintptr_t)s->ours;
@@ -276,7 +276,7 @@ test_list_with_strides_names_the_bad_one(void **state)
 /* -- In pieces ------------------------------------------------------------ */
 
 static void
-test_list_in_pieces_is_the_same_list(void **state)
+test_list_fed_in_parts_is_the_same_list(void **state)
 {
     scene_t *s = *state;
     static const size_t pieces[] = {1, 63, 64, 65, 1000, 4096, 9999};
@@ -306,7 +306,7 @@ test_list_in_pieces_is_the_same_list(void **state)
 }
 
 static void
-test_list_in_pieces_numbers_rows_through(void **state)
+test_list_fed_in_parts_numbers_rows_continuously(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t *rows = dense(s->ours, 100);
@@ -327,7 +327,7 @@ test_list_in_pieces_numbers_rows_through(void **state)
 }
 
 static void
-test_list_in_pieces_may_be_given_up(void **state)
+test_list_fed_in_parts_can_be_aborted(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t *rows = dense(s->ours, 1000);
@@ -373,7 +373,7 @@ test_list_outlives_its_agent_and_peer(void **state)
 }
 
 static void
-test_list_of_a_region_that_went_and_came(void **state)
+test_list_of_a_region_registered_again_is_stale(void **state)
 {
     scene_t *s = *state;
     vnx_desc_t row = row_at(s->ours, 8);
@@ -403,18 +403,18 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_scene(test_list_of_scattered_rows_has_them_all),
-        with_scene(test_list_at_a_stride_takes_little_memory),
-        with_scene(test_list_does_not_keep_the_callers_rows),
+        with_scene(test_list_keeps_scattered_rows),
+        with_scene(test_list_with_a_stride_is_compact),
+        with_scene(test_list_copies_the_callers_rows),
         with_scene(test_list_names_the_first_bad_row),
-        with_scene(test_list_refuses_what_is_no_list),
-        with_scene(test_list_with_strides_is_its_blocks),
-        with_scene(test_list_with_strides_names_the_bad_one),
-        with_scene(test_list_in_pieces_is_the_same_list),
-        with_scene(test_list_in_pieces_numbers_rows_through),
-        with_scene(test_list_in_pieces_may_be_given_up),
+        with_scene(test_list_refuses_invalid_arguments),
+        with_scene(test_list_with_strides_equals_unrolled_rows),
+        with_scene(test_list_with_strides_names_the_bad_row),
+        with_scene(test_list_fed_in_parts_is_the_same_list),
+        with_scene(test_list_fed_in_parts_numbers_rows_continuously),
+        with_scene(test_list_fed_in_parts_can_be_aborted),
         with_scene(test_list_outlives_its_agent_and_peer),
-        with_scene(test_list_of_a_region_that_went_and_came),
+        with_scene(test_list_of_a_region_registered_again_is_stale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -60,7 +60,7 @@ check_read(scene_t *s)
 /* -- Loading -------------------------------------------------------------- */
 
 static void
-test_peer_is_known_by_what_was_loaded(void **state)
+test_peer_check_uses_the_loaded_regions(void **state)
 {
     scene_t *s = *state;
 
@@ -102,7 +102,7 @@ test_peer_loaded_again_has_more_and_fewer_regions(void **state)
 }
 
 static void
-test_peer_metadata_that_is_old_takes_nothing_back(void **state)
+test_peer_older_metadata_removes_nothing(void **state)
 {
     scene_t *s = *state;
     unsigned char *more = calloc(1, SIZE);
@@ -166,7 +166,7 @@ test_peer_partial_metadata_of_a_stranger_is_refused(void **state)
 }
 
 static void
-test_peer_metadata_damaged_anywhere_does_no_harm(void **state)
+test_peer_damaged_metadata_is_refused_safely(void **state)
 {
     scene_t *s = *state;
     vnx_bytes_t blob = metadata(s->there);
@@ -382,7 +382,7 @@ hear(vnx_agent_t *agent, uint32_t *next)
 }
 
 static void
-test_peer_hears_in_order_from_many_threads(void **state)
+test_peer_receives_notifications_in_order_from_many_threads(void **state)
 {
     scene_t *s = *state;
     speaker_t speakers[SPEAKERS];
@@ -408,7 +408,7 @@ test_peer_hears_in_order_from_many_threads(void **state)
 }
 
 static void
-test_peer_need_not_know_who_speaks(void **state)
+test_peer_receives_notifications_from_an_unknown_agent(void **state)
 {
     scene_t *s = *state;
     vnx_agent_stats_t stats;
@@ -540,19 +540,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_scene(test_peer_is_known_by_what_was_loaded),
+        with_scene(test_peer_check_uses_the_loaded_regions),
         with_scene(test_peer_loaded_again_has_more_and_fewer_regions),
-        with_scene(test_peer_metadata_that_is_old_takes_nothing_back),
+        with_scene(test_peer_older_metadata_removes_nothing),
         with_scene(test_peer_partial_metadata_adds),
         with_scene(test_peer_partial_metadata_of_a_stranger_is_refused),
-        with_scene(test_peer_metadata_damaged_anywhere_does_no_harm),
+        with_scene(test_peer_damaged_metadata_is_refused_safely),
         with_scene(test_peer_is_loaded_by_many_threads),
         with_scene(test_peer_removed_is_unknown_until_loaded_again),
         with_scene(test_peer_closed_is_a_disconnect),
         with_scene(test_peer_is_described),
         with_scene(test_peer_may_be_connected_early),
-        with_scene(test_peer_hears_in_order_from_many_threads),
-        with_scene(test_peer_need_not_know_who_speaks),
+        with_scene(
+            test_peer_receives_notifications_in_order_from_many_threads),
+        with_scene(test_peer_receives_notifications_from_an_unknown_agent),
         with_scene(test_peer_after_peer),
         with_scene(test_peer_metadata_is_checked_by_agents_with_a_secret),
         cmocka_unit_test(test_peer_agents_refuse_bad_secrets),

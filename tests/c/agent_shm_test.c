@@ -283,7 +283,7 @@ test_shm_reads_plain_and_shared_memory(void **state)
 }
 
 static void
-test_shm_write_is_there_when_its_notification_is(void **state)
+test_shm_write_lands_before_its_notification(void **state)
 {
     (void)state;
     scene_t s = scene_open();
@@ -326,7 +326,7 @@ post_until_error(vnx_agent_t *agent, vnx_xfer_t *xfer)
 }
 
 static void
-test_shm_killed_peer_is_a_disconnect_and_may_come_back(void **state)
+test_shm_killed_peer_is_a_disconnect_and_can_restart(void **state)
 {
     (void)state;
     vnx_agent_t *agent = make_agent("A");
@@ -372,7 +372,7 @@ test_shm_killed_peer_is_a_disconnect_and_may_come_back(void **state)
 }
 
 static void
-test_shm_deregistered_and_closed_are_told_to_peers(void **state)
+test_shm_peers_learn_of_deregistration_and_close(void **state)
 {
     (void)state;
     scene_t s = scene_open();
@@ -620,10 +620,9 @@ main(int argc, char **argv)
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shm_reads_plain_and_shared_memory),
-        cmocka_unit_test(test_shm_write_is_there_when_its_notification_is),
-        cmocka_unit_test(
-            test_shm_killed_peer_is_a_disconnect_and_may_come_back),
-        cmocka_unit_test(test_shm_deregistered_and_closed_are_told_to_peers),
+        cmocka_unit_test(test_shm_write_lands_before_its_notification),
+        cmocka_unit_test(test_shm_killed_peer_is_a_disconnect_and_can_restart),
+        cmocka_unit_test(test_shm_peers_learn_of_deregistration_and_close),
         cmocka_unit_test(test_shm_forked_child_refuses_and_releases_nothing),
         cmocka_unit_test(test_shm_owner_registers_again_under_transfers),
         cmocka_unit_test(test_shm_agent_closes_while_transfers_wait),

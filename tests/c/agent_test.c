@@ -4,7 +4,7 @@
 #include <pthread.h>
 
 static void
-test_agent_reads_what_the_peer_has(void **state)
+test_agent_reads_from_a_peer(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *local = prepare_rows(p->a, "", p->at_a, ROW, ROWS);
@@ -123,7 +123,7 @@ test_agent_refuses_bad_names_and_its_own_blob(void **state)
 }
 
 static void
-test_agent_without_backend_says_so(void **state)
+test_agent_without_backend_reports_it(void **state)
 {
     (void)state;
     vnx_agent_t *agent;
@@ -194,7 +194,7 @@ test_agent_deregistered_region_fails_the_post(void **state)
 }
 
 static void
-test_agent_handles_may_outlive_everything(void **state)
+test_agent_handles_outlive_agent_and_peer(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *local = prepare_rows(p->a, "", p->at_a, ROW, ROWS);
@@ -352,15 +352,15 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_pair(test_agent_reads_what_the_peer_has),
+        with_pair(test_agent_reads_from_a_peer),
         with_pair(test_agent_writes_and_reposts),
         with_pair(test_agent_transfers_from_descriptors_to_itself),
         with_pair(test_agent_errors_name_row_and_peer),
         with_pair(test_agent_refuses_bad_names_and_its_own_blob),
-        cmocka_unit_test(test_agent_without_backend_says_so),
+        cmocka_unit_test(test_agent_without_backend_reports_it),
         with_pair(test_agent_restarted_peer_supersedes_the_old_one),
         with_pair(test_agent_deregistered_region_fails_the_post),
-        with_pair(test_agent_handles_may_outlive_everything),
+        with_pair(test_agent_handles_outlive_agent_and_peer),
         with_pair(test_agent_cancel_ends_a_transfer),
         with_pair(test_agent_wait_times_out_and_counts),
         with_pair(test_agent_serves_many_threads_at_once),

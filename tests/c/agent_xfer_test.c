@@ -89,7 +89,7 @@ test_xfer_is_ready_until_posted(void **state)
 }
 
 static void
-test_xfer_is_done_and_stays_so(void **state)
+test_xfer_stays_done(void **state)
 {
     scene_t *s = *state;
     vnx_xfer_t *xfer =
@@ -267,7 +267,7 @@ test_xfer_refuses_indices_out_of_range(void **state)
 }
 
 static void
-test_xfer_refuses_what_does_not_pair(void **state)
+test_xfer_refuses_unequal_pairs(void **state)
 {
     scene_t *s = *state;
     vnx_dlist_t *halves = prepare_rows(s->here, "", s->ours, ROW / 2, ROWS);
@@ -329,7 +329,7 @@ typedef struct merged {
 } merged_t;
 
 static void
-test_xfer_tells_rows_and_pieces(void **state)
+test_xfer_telemetry_counts_rows_and_pieces(void **state)
 {
     scene_t *s = *state;
     static const merged_t cases[] = {
@@ -357,7 +357,7 @@ test_xfer_tells_rows_and_pieces(void **state)
 }
 
 static void
-test_xfer_is_counted_by_how_it_ended(void **state)
+test_xfer_is_counted_by_its_end_state(void **state)
 {
     scene_t *s = *state;
     vnx_agent_stats_t stats;
@@ -520,7 +520,7 @@ test_xfer_may_have_an_empty_notification(void **state)
 /* -- Waiting -------------------------------------------------------------- */
 
 static void
-test_wait_for_any_returns_while_others_go_on(void **state)
+test_wait_for_any_returns_while_others_are_in_flight(void **state)
 {
     scene_t *s = *state;
     vnx_xfer_t *xfers[2] = {
@@ -541,7 +541,7 @@ test_wait_for_any_returns_while_others_go_on(void **state)
 }
 
 static void
-test_wait_for_what_has_ended_returns_at_once(void **state)
+test_wait_for_ended_transfers_returns_at_once(void **state)
 {
     scene_t *s = *state;
     vnx_xfer_t *xfer =
@@ -631,7 +631,7 @@ test_wait_wakes_up_when_one_fails(void **state)
 }
 
 static void
-test_wait_tells_a_transfers_time_from_its_own(void **state)
+test_wait_distinguishes_transfer_timeout_from_its_own(void **state)
 {
     scene_t *s = *state;
     vnx_xfer_t *xfer = make_endless(s);
@@ -663,7 +663,7 @@ wait_for_ever(void *argument)
 }
 
 static void
-test_wait_ends_with_the_agent(void **state)
+test_wait_ends_when_the_agent_closes(void **state)
 {
     scene_t *s = *state;
     pthread_t threads[4];
@@ -694,28 +694,28 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_scene(test_xfer_is_ready_until_posted),
-        with_scene(test_xfer_is_done_and_stays_so),
+        with_scene(test_xfer_stays_done),
         with_scene(test_xfer_in_flight_is_not_posted_again),
         with_scene(test_xfer_cancelled_may_be_posted_again),
         with_scene(test_xfer_failed_may_be_posted_again),
         with_scene(test_xfer_abandoned_in_flight_ends_by_itself),
         with_scene(test_xfer_indices_of_every_type),
         with_scene(test_xfer_refuses_indices_out_of_range),
-        with_scene(test_xfer_refuses_what_does_not_pair),
+        with_scene(test_xfer_refuses_unequal_pairs),
         with_scene(test_xfer_refuses_lists_on_the_wrong_side),
-        with_scene(test_xfer_tells_rows_and_pieces),
-        with_scene(test_xfer_is_counted_by_how_it_ended),
+        with_scene(test_xfer_telemetry_counts_rows_and_pieces),
+        with_scene(test_xfer_is_counted_by_its_end_state),
         with_scene(test_xfer_has_a_backend_and_an_estimate),
         with_scene(test_xfer_of_descriptors_names_the_row),
         with_scene(test_xfer_moves_overlapping_ranges_of_its_own_agent),
         with_scene(test_xfer_keeps_the_notification_of_its_last_post),
         with_scene(test_xfer_may_have_an_empty_notification),
-        with_scene(test_wait_for_any_returns_while_others_go_on),
-        with_scene(test_wait_for_what_has_ended_returns_at_once),
+        with_scene(test_wait_for_any_returns_while_others_are_in_flight),
+        with_scene(test_wait_for_ended_transfers_returns_at_once),
         with_scene(test_wait_ends_with_the_first_failure),
         with_scene(test_wait_wakes_up_when_one_fails),
-        with_scene(test_wait_tells_a_transfers_time_from_its_own),
-        with_scene(test_wait_ends_with_the_agent),
+        with_scene(test_wait_distinguishes_transfer_timeout_from_its_own),
+        with_scene(test_wait_ends_when_the_agent_closes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

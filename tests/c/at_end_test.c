@@ -92,7 +92,7 @@ add_none(void)
 }
 
 static void
-test_at_end_comes_with_exit(void **state)
+test_at_end_runs_at_exit(void **state)
 {
     (void)state;
     assert_int_equal(count_in_child(just_exit), 1);
@@ -101,7 +101,7 @@ test_at_end_comes_with_exit(void **state)
 
 /* A forked child has nothing of its parent's to end. */
 static void
-test_at_end_is_the_parents(void **state)
+test_at_end_does_not_run_in_a_child(void **state)
 {
     (void)state;
     calls = 0;
@@ -119,8 +119,8 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_at_end_calls_each_once),
-        cmocka_unit_test(test_at_end_comes_with_exit),
-        cmocka_unit_test(test_at_end_is_the_parents),
+        cmocka_unit_test(test_at_end_runs_at_exit),
+        cmocka_unit_test(test_at_end_does_not_run_in_a_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

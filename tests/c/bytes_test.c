@@ -80,7 +80,7 @@ test_bytes_writer_grows(void **state)
 }
 
 static void
-test_bytes_writer_hands_over_what_it_has(void **state)
+test_bytes_writer_take_returns_the_bytes(void **state)
 {
     (void)state;
     vnxi_writer_t writer = {0};
@@ -111,7 +111,7 @@ main(void)
         cmocka_unit_test(test_bytes_reader_never_passes_its_end),
         cmocka_unit_test(test_bytes_writer_fails_on_an_impossible_length),
         cmocka_unit_test(test_bytes_writer_grows),
-        cmocka_unit_test(test_bytes_writer_hands_over_what_it_has),
+        cmocka_unit_test(test_bytes_writer_take_returns_the_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

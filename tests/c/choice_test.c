@@ -84,7 +84,7 @@ chosen(vnxi_choice_t *choice, const char *backend)
 }
 
 static void
-test_choice_takes_the_first_that_has_it(void **state)
+test_choice_takes_the_first_candidate_with_the_backend(void **state)
 {
     vnxi_choice_t choice = choice_of_two();
     (void)state;
@@ -96,7 +96,7 @@ test_choice_takes_the_first_that_has_it(void **state)
 }
 
 static void
-test_choice_looks_at_all_that_will_be_created(void **state)
+test_choice_considers_all_announced_backends(void **state)
 {
     vnxi_choice_t choice = choice_of_two();
     (void)state;
@@ -109,7 +109,7 @@ test_choice_looks_at_all_that_will_be_created(void **state)
 }
 
 static void
-test_choice_passes_over_what_does_not_work(void **state)
+test_choice_skips_an_engine_that_does_not_work(void **state)
 {
     vnxi_choice_t choice = choice_of_two();
     const vnxi_candidate_t *candidate = NULL;
@@ -127,7 +127,7 @@ test_choice_passes_over_what_does_not_work(void **state)
 }
 
 static void
-test_choice_of_one_says_what_it_lacks(void **state)
+test_choice_of_one_reports_the_missing_backend(void **state)
 {
     vnxi_choice_t choice = choice_of_two();
     const vnxi_candidate_t *candidate = NULL;
@@ -158,7 +158,7 @@ test_choice_lists_each_backend_once(void **state)
 }
 
 static void
-test_choice_finds_who_has_a_backend(void **state)
+test_choice_finds_the_candidate_with_a_backend(void **state)
 {
     vnxi_choice_t choice = choice_of_two();
     const vnxi_candidate_t *candidate = NULL;
@@ -189,7 +189,7 @@ test_choice_stops_and_frees_all(void **state)
 }
 
 static void
-test_choice_refuses_an_engine_that_is_not_there(void **state)
+test_choice_refuses_an_unknown_engine(void **state)
 {
     vnxi_choice_t choice;
     vnx_error_t error;
@@ -204,14 +204,15 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_choice_takes_the_first_that_has_it),
-        cmocka_unit_test(test_choice_looks_at_all_that_will_be_created),
-        cmocka_unit_test(test_choice_passes_over_what_does_not_work),
-        cmocka_unit_test(test_choice_of_one_says_what_it_lacks),
+        cmocka_unit_test(
+            test_choice_takes_the_first_candidate_with_the_backend),
+        cmocka_unit_test(test_choice_considers_all_announced_backends),
+        cmocka_unit_test(test_choice_skips_an_engine_that_does_not_work),
+        cmocka_unit_test(test_choice_of_one_reports_the_missing_backend),
         cmocka_unit_test(test_choice_lists_each_backend_once),
-        cmocka_unit_test(test_choice_finds_who_has_a_backend),
+        cmocka_unit_test(test_choice_finds_the_candidate_with_a_backend),
         cmocka_unit_test(test_choice_stops_and_frees_all),
-        cmocka_unit_test(test_choice_refuses_an_engine_that_is_not_there),
+        cmocka_unit_test(test_choice_refuses_an_unknown_engine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -57,7 +57,7 @@ check_gathered(const pair_t *p, const vnx_desc_t *rows, size_t count)
 }
 
 static void
-test_core_dlist_in_pieces_is_the_list_in_one_go(void **state)
+test_core_dlist_fed_in_parts_equals_one_feed(void **state)
 {
     static const size_t pieces[] = {1, 2, 3, 7, 500, 1, 1023, 1024, 1025};
     pair_t *p = *state;
@@ -85,7 +85,7 @@ test_core_dlist_in_pieces_is_the_list_in_one_go(void **state)
 }
 
 static void
-test_core_dlist_one_row_a_feed_is_enough(void **state)
+test_core_dlist_can_be_fed_row_by_row(void **state)
 {
     pair_t *p = *state;
     vnx_desc_t *rows = scattered_rows(p->at_b);
@@ -104,7 +104,7 @@ test_core_dlist_one_row_a_feed_is_enough(void **state)
 }
 
 static void
-test_core_dlist_strided_is_the_list_of_its_rows(void **state)
+test_core_dlist_strided_equals_unrolled_rows(void **state)
 {
     pair_t *p = *state;
     uint64_t at = (uint64_t)(uintptr_t)p->at_b;
@@ -131,7 +131,7 @@ test_core_dlist_strided_is_the_list_of_its_rows(void **state)
 }
 
 static void
-test_core_dlist_both_kinds_of_rows_keep_their_order(void **state)
+test_core_dlist_mixed_feeds_keep_their_order(void **state)
 {
     pair_t *p = *state;
     vnx_desc_t *some = scattered_rows(p->at_b);
@@ -209,7 +209,7 @@ test_core_dlist_a_bad_strided_row_is_named(void **state)
 }
 
 static void
-test_core_dlist_after_an_error_abort_leaves_nothing(void **state)
+test_core_dlist_abort_after_an_error_frees_all(void **state)
 {
     pair_t *p = *state;
     vnx_desc_t bad = {16, 16, 0};
@@ -273,7 +273,7 @@ check_one_row(pair_t *p, vnx_desc_t row, vnx_status_t status,
 }
 
 static void
-test_core_dlist_says_what_is_wrong_with_a_row(void **state)
+test_core_dlist_error_has_the_cause_of_a_bad_row(void **state)
 {
     pair_t *p = *state;
     uint64_t at = (uint64_t)(uintptr_t)p->at_a;
@@ -347,7 +347,7 @@ check_disconnected(pair_t *p, vnx_dlist_t *remote)
 }
 
 static void
-test_core_dlist_of_a_restarted_peer_is_of_the_past(void **state)
+test_core_dlist_of_a_restarted_peer_is_stale(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *remote = prepare_rows(p->a, "B", p->at_b, ROW, 4);
@@ -381,7 +381,7 @@ test_core_dlist_of_a_restarted_peer_is_of_the_past(void **state)
 }
 
 static void
-test_core_dlist_of_a_removed_peer_is_of_the_past(void **state)
+test_core_dlist_of_a_removed_peer_is_stale(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *remote = prepare_rows(p->a, "B", p->at_b, ROW, 4);
@@ -402,7 +402,7 @@ test_core_dlist_of_a_removed_peer_is_of_the_past(void **state)
 }
 
 static void
-test_core_dlist_of_a_closed_peer_is_of_the_past(void **state)
+test_core_dlist_of_a_closed_peer_is_stale(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *remote = prepare_rows(p->a, "B", p->at_b, ROW, 4);
@@ -525,20 +525,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_pair(test_core_dlist_in_pieces_is_the_list_in_one_go),
-        with_pair(test_core_dlist_one_row_a_feed_is_enough),
-        with_pair(test_core_dlist_strided_is_the_list_of_its_rows),
-        with_pair(test_core_dlist_both_kinds_of_rows_keep_their_order),
+        with_pair(test_core_dlist_fed_in_parts_equals_one_feed),
+        with_pair(test_core_dlist_can_be_fed_row_by_row),
+        with_pair(test_core_dlist_strided_equals_unrolled_rows),
+        with_pair(test_core_dlist_mixed_feeds_keep_their_order),
         with_pair(test_core_dlist_rows_are_numbered_through_all_feeds),
         with_pair(test_core_dlist_a_bad_strided_row_is_named),
-        with_pair(test_core_dlist_after_an_error_abort_leaves_nothing),
+        with_pair(test_core_dlist_abort_after_an_error_frees_all),
         with_pair(test_core_dlist_without_rows_is_refused),
-        with_pair(test_core_dlist_says_what_is_wrong_with_a_row),
+        with_pair(test_core_dlist_error_has_the_cause_of_a_bad_row),
         with_pair(test_core_dlist_a_row_lies_in_one_region),
         with_pair(test_core_dlist_regular_rows_take_little_memory),
-        with_pair(test_core_dlist_of_a_restarted_peer_is_of_the_past),
-        with_pair(test_core_dlist_of_a_removed_peer_is_of_the_past),
-        with_pair(test_core_dlist_of_a_closed_peer_is_of_the_past),
+        with_pair(test_core_dlist_of_a_restarted_peer_is_stale),
+        with_pair(test_core_dlist_of_a_removed_peer_is_stale),
+        with_pair(test_core_dlist_of_a_closed_peer_is_stale),
         with_pair(test_core_dlist_outlives_peer_and_agent),
         with_pair(test_core_dlist_lives_until_the_last_reference),
         with_pair(test_core_dlist_of_a_closed_agent_is_refused),

@@ -154,7 +154,7 @@ release_all(handles_t *h)
 }
 
 static void
-test_core_fork_child_is_refused_and_parent_goes_on(void **state)
+test_core_fork_child_is_refused_and_parent_continues(void **state)
 {
     static void (*const children[])(handles_t *) = {
         refuse_agent_calls, refuse_handle_calls, release_all};
@@ -172,7 +172,7 @@ test_core_fork_child_is_refused_and_parent_goes_on(void **state)
 }
 
 static void
-test_core_fork_in_the_middle_of_a_transfer(void **state)
+test_core_fork_during_a_transfer(void **state)
 {
     pair_t *p = *state;
     handles_t h = make_handles(p);
@@ -245,8 +245,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_pair(test_core_fork_child_is_refused_and_parent_goes_on),
-        with_pair(test_core_fork_in_the_middle_of_a_transfer),
+        with_pair(test_core_fork_child_is_refused_and_parent_continues),
+        with_pair(test_core_fork_during_a_transfer),
         with_pair(test_core_fork_child_makes_agents_that_reach_the_parent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

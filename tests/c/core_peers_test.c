@@ -81,7 +81,7 @@ is_described(vnx_agent_t *agent, const char *name, const char *part)
  */
 
 static void
-test_core_peers_json_checker_tells_good_from_bad(void **state)
+test_core_peers_json_checker_detects_invalid_json(void **state)
 {
     static const char *const good[] = {
         "{}", "[]",
@@ -119,7 +119,7 @@ test_core_peers_loaded_twice_is_one_peer(void **state)
 }
 
 static void
-test_core_peers_loading_tells_the_name(void **state)
+test_core_peers_loading_returns_the_name(void **state)
 {
     pair_t *p = *state;
     vnx_bytes_t blob = metadata_of(p->b), name = {NULL, 0};
@@ -169,7 +169,7 @@ test_core_peers_list_lives_through_an_update(void **state)
 }
 
 static void
-test_core_peers_registered_anew_needs_new_lists(void **state)
+test_core_peers_region_registered_again_needs_new_lists(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, 16, NULL);
@@ -188,7 +188,7 @@ test_core_peers_registered_anew_needs_new_lists(void **state)
  */
 
 static void
-test_core_peers_partial_metadata_adds_and_takes_nothing_away(void **state)
+test_core_peers_partial_metadata_only_adds(void **state)
 {
     pair_t *p = *state;
     static unsigned char more[2 * ROW];
@@ -206,7 +206,7 @@ test_core_peers_partial_metadata_adds_and_takes_nothing_away(void **state)
 }
 
 static void
-test_core_peers_partial_metadata_alone_makes_a_peer(void **state)
+test_core_peers_partial_metadata_alone_creates_a_peer(void **state)
 {
     pair_t *p = *state;
     static unsigned char more[ROW];
@@ -341,7 +341,7 @@ check_lost(vnx_agent_t *agent, vnx_xfer_t *xfer, const char *cause)
 }
 
 static void
-test_core_peers_removal_fails_what_is_in_flight(void **state)
+test_core_peers_removal_fails_transfers_in_flight(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, "n");
@@ -357,7 +357,7 @@ test_core_peers_removal_fails_what_is_in_flight(void **state)
 }
 
 static void
-test_core_peers_new_instance_fails_what_is_in_flight(void **state)
+test_core_peers_new_instance_fails_transfers_in_flight(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, "n");
@@ -391,7 +391,7 @@ sleep_ms(void)
 }
 
 static void
-test_core_peers_close_cancels_what_is_in_flight(void **state)
+test_core_peers_close_cancels_transfers_in_flight(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_WRITE, ROWS, "n");
@@ -417,7 +417,7 @@ test_core_peers_close_cancels_what_is_in_flight(void **state)
 }
 
 static void
-test_core_peers_closed_peer_fails_what_is_in_flight(void **state)
+test_core_peers_closed_peer_fails_transfers_in_flight(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_WRITE, ROWS, "n");
@@ -453,7 +453,7 @@ test_core_peers_generation_grows_with_each_instance(void **state)
 }
 
 static void
-test_core_peers_metadata_of_the_dead_is_refused(void **state)
+test_core_peers_metadata_of_a_dead_agent_is_refused(void **state)
 {
     pair_t *p = *state;
     vnx_bytes_t blob = metadata_of(p->b);
@@ -472,7 +472,7 @@ test_core_peers_metadata_of_the_dead_is_refused(void **state)
  */
 
 static void
-test_core_peers_unknown_names_are_named(void **state)
+test_core_peers_errors_have_the_unknown_name(void **state)
 {
     pair_t *p = *state;
     vnx_bytes_t json = {NULL, 0};
@@ -544,7 +544,7 @@ test_core_peers_names_may_be_any_bytes(void **state)
 }
 
 static void
-test_core_peers_two_hundred_at_once(void **state)
+test_core_peers_holds_two_hundred_peers(void **state)
 {
     pair_t *p = *state;
     vnx_agent_t *agents[200];
@@ -586,7 +586,7 @@ test_core_peers_two_hundred_at_once(void **state)
  */
 
 static void
-test_core_peers_description_is_json_that_counts(void **state)
+test_core_peers_description_is_json_with_counters(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, 16, "n");
@@ -625,30 +625,29 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_core_peers_json_checker_tells_good_from_bad),
+        cmocka_unit_test(test_core_peers_json_checker_detects_invalid_json),
         with_pair(test_core_peers_loaded_twice_is_one_peer),
-        with_pair(test_core_peers_loading_tells_the_name),
+        with_pair(test_core_peers_loading_returns_the_name),
         with_pair(test_core_peers_update_adds_and_removes_regions),
         with_pair(test_core_peers_list_lives_through_an_update),
-        with_pair(test_core_peers_registered_anew_needs_new_lists),
-        with_pair(
-            test_core_peers_partial_metadata_adds_and_takes_nothing_away),
-        with_pair(test_core_peers_partial_metadata_alone_makes_a_peer),
+        with_pair(test_core_peers_region_registered_again_needs_new_lists),
+        with_pair(test_core_peers_partial_metadata_only_adds),
+        with_pair(test_core_peers_partial_metadata_alone_creates_a_peer),
         with_pair(test_core_peers_partial_metadata_of_no_rows_connects),
         with_pair(test_core_peers_partial_metadata_needs_exact_regions),
         with_pair(test_core_peers_older_metadata_changes_nothing),
         with_pair(test_core_peers_bad_metadata_changes_nothing),
         with_pair(test_core_peers_removed_is_unknown_until_loaded_again),
-        with_pair(test_core_peers_removal_fails_what_is_in_flight),
-        with_pair(test_core_peers_new_instance_fails_what_is_in_flight),
-        with_pair(test_core_peers_close_cancels_what_is_in_flight),
-        with_pair(test_core_peers_closed_peer_fails_what_is_in_flight),
+        with_pair(test_core_peers_removal_fails_transfers_in_flight),
+        with_pair(test_core_peers_new_instance_fails_transfers_in_flight),
+        with_pair(test_core_peers_close_cancels_transfers_in_flight),
+        with_pair(test_core_peers_closed_peer_fails_transfers_in_flight),
         with_pair(test_core_peers_generation_grows_with_each_instance),
-        with_pair(test_core_peers_metadata_of_the_dead_is_refused),
-        with_pair(test_core_peers_unknown_names_are_named),
+        with_pair(test_core_peers_metadata_of_a_dead_agent_is_refused),
+        with_pair(test_core_peers_errors_have_the_unknown_name),
         with_pair(test_core_peers_names_may_be_any_bytes),
-        with_pair(test_core_peers_two_hundred_at_once),
-        with_pair(test_core_peers_description_is_json_that_counts),
+        with_pair(test_core_peers_holds_two_hundred_peers),
+        with_pair(test_core_peers_description_is_json_with_counters),
         with_pair(test_core_peers_check_needs_every_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -96,7 +96,7 @@ test_core_stats_count_a_transfer_when_it_ends(void **state)
 }
 
 static void
-test_core_stats_tell_failures_from_cancellations(void **state)
+test_core_stats_distinguish_failed_from_cancelled(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, "n");
@@ -125,7 +125,7 @@ test_core_stats_tell_failures_from_cancellations(void **state)
 }
 
 static void
-test_core_stats_put_a_duration_where_telemetry_says(void **state)
+test_core_stats_histogram_agrees_with_telemetry(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
@@ -236,7 +236,7 @@ make_bounded(const char *name, uint64_t bytes)
 }
 
 static void
-test_core_stats_oldest_notifications_give_way(void **state)
+test_core_stats_count_dropped_notifications(void **state)
 {
     vnx_agent_t *agent = make_bounded("me", 4096);
     uint32_t number, expected, taken = 0;
@@ -357,12 +357,12 @@ main(void)
         with_pair(test_core_stats_count_transfers_and_their_bytes),
         with_pair(test_core_stats_count_pieces_after_merging),
         with_pair(test_core_stats_count_a_transfer_when_it_ends),
-        with_pair(test_core_stats_tell_failures_from_cancellations),
-        with_pair(test_core_stats_put_a_duration_where_telemetry_says),
+        with_pair(test_core_stats_distinguish_failed_from_cancelled),
+        with_pair(test_core_stats_histogram_agrees_with_telemetry),
         with_pair(test_core_stats_follow_regions_peers_and_handles),
         with_pair(test_core_stats_keep_counts_after_close),
         with_pair(test_core_stats_count_notifications_on_both_sides),
-        cmocka_unit_test(test_core_stats_oldest_notifications_give_way),
+        cmocka_unit_test(test_core_stats_count_dropped_notifications),
         cmocka_unit_test(test_core_stats_newest_notification_always_stays),
         with_pair(test_core_stats_add_up_over_threads),
     };

@@ -147,7 +147,7 @@ check_cancel_is_late(vnx_xfer_t *xfer, vnx_xfer_state_t state)
 }
 
 static void
-test_core_xfer_cancel_of_what_is_not_posted_changes_nothing(void **state)
+test_core_xfer_cancel_of_an_unposted_one_changes_nothing(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
@@ -165,7 +165,7 @@ test_core_xfer_cancel_of_what_is_not_posted_changes_nothing(void **state)
 }
 
 static void
-test_core_xfer_given_up_in_flight_writes_nothing_more(void **state)
+test_core_xfer_released_in_flight_stops_writing(void **state)
 {
     pair_t *p = *state;
     unsigned char *expected = malloc(p->len);
@@ -226,7 +226,7 @@ test_core_xfer_notif_given_at_a_post_is_kept(void **state)
 }
 
 static void
-test_core_xfer_empty_notif_is_one_and_none_is_none(void **state)
+test_core_xfer_empty_notif_is_sent_and_null_is_not(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *none = pair_make_xfer(p, VNX_OP_READ, 4, NULL);
@@ -244,7 +244,7 @@ test_core_xfer_empty_notif_is_one_and_none_is_none(void **state)
 }
 
 static void
-test_core_xfer_that_does_not_succeed_notifies_nobody(void **state)
+test_core_xfer_without_success_sends_no_notif(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
@@ -270,7 +270,7 @@ wall_us(void)
 }
 
 static void
-test_core_xfer_telemetry_tells_of_the_last_post(void **state)
+test_core_xfer_telemetry_is_of_the_last_post(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
@@ -429,7 +429,7 @@ test_core_xfer_refuses_rows_that_do_not_pair(void **state)
 }
 
 static void
-test_core_xfer_refuses_lists_that_are_swapped_or_of_others(void **state)
+test_core_xfer_refuses_swapped_and_foreign_lists(void **state)
 {
     pair_t *p = *state;
     vnx_dlist_t *local = prepare_rows(p->a, "", p->at_a, ROW, 8);
@@ -477,7 +477,7 @@ pieces_of(pair_t *p, const uint32_t *rows, size_t count, bool no_merge)
 }
 
 static void
-test_core_xfer_merges_neighbours_unless_told_not_to(void **state)
+test_core_xfer_merges_neighbours_unless_no_merge(void **state)
 {
     static const uint32_t runs[] = {1, 2, 3, 10, 20, 21, 19, 18};
     pair_t *p = *state;
@@ -532,7 +532,7 @@ try_create(vnx_agent_t *agent, vnx_desc_t *local, size_t local_count,
 }
 
 static void
-test_core_xfer_from_descriptors_names_what_is_wrong(void **state)
+test_core_xfer_from_descriptors_names_the_bad_row(void **state)
 {
     pair_t *p = *state;
     vnx_desc_t mine[] = {desc_at(p->at_a, 64), desc_at(p->at_a + 100, 64)};
@@ -569,7 +569,7 @@ test_core_xfer_from_descriptors_names_what_is_wrong(void **state)
  */
 
 static void
-test_core_xfer_wait_tells_ended_from_open(void **state)
+test_core_xfer_wait_distinguishes_ended_from_open(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfers[] = {pair_make_xfer(p, VNX_OP_READ, ROWS, NULL),
@@ -596,7 +596,7 @@ test_core_xfer_wait_tells_ended_from_open(void **state)
 }
 
 static void
-test_core_xfer_wait_refuses_those_of_others(void **state)
+test_core_xfer_wait_refuses_foreign_transfers(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfers[] = {pair_make_xfer(p, VNX_OP_READ, 4, NULL), NULL};
@@ -653,23 +653,23 @@ main(void)
         with_pair(test_core_xfer_posted_again_while_active_is_refused),
         with_pair(test_core_xfer_done_cancelled_and_failed_may_be_posted),
         with_pair(test_core_xfer_error_is_that_of_the_last_post),
-        with_pair(test_core_xfer_cancel_of_what_is_not_posted_changes_nothing),
-        with_pair(test_core_xfer_given_up_in_flight_writes_nothing_more),
+        with_pair(test_core_xfer_cancel_of_an_unposted_one_changes_nothing),
+        with_pair(test_core_xfer_released_in_flight_stops_writing),
         with_pair(test_core_xfer_kept_by_a_second_reference),
         with_pair(test_core_xfer_notif_given_at_a_post_is_kept),
-        with_pair(test_core_xfer_empty_notif_is_one_and_none_is_none),
-        with_pair(test_core_xfer_that_does_not_succeed_notifies_nobody),
-        with_pair(test_core_xfer_telemetry_tells_of_the_last_post),
+        with_pair(test_core_xfer_empty_notif_is_sent_and_null_is_not),
+        with_pair(test_core_xfer_without_success_sends_no_notif),
+        with_pair(test_core_xfer_telemetry_is_of_the_last_post),
         with_pair(test_core_xfer_telemetry_is_there_after_a_failure),
         with_pair(test_core_xfer_estimate_grows_with_the_work),
         with_pair(test_core_xfer_takes_indices_of_every_type),
         with_pair(test_core_xfer_refuses_rows_that_do_not_pair),
-        with_pair(test_core_xfer_refuses_lists_that_are_swapped_or_of_others),
-        with_pair(test_core_xfer_merges_neighbours_unless_told_not_to),
+        with_pair(test_core_xfer_refuses_swapped_and_foreign_lists),
+        with_pair(test_core_xfer_merges_neighbours_unless_no_merge),
         with_pair(test_core_xfer_to_itself_may_overlap),
-        with_pair(test_core_xfer_from_descriptors_names_what_is_wrong),
-        with_pair(test_core_xfer_wait_tells_ended_from_open),
-        with_pair(test_core_xfer_wait_refuses_those_of_others),
+        with_pair(test_core_xfer_from_descriptors_names_the_bad_row),
+        with_pair(test_core_xfer_wait_distinguishes_ended_from_open),
+        with_pair(test_core_xfer_wait_refuses_foreign_transfers),
         with_pair(test_core_xfer_end_is_an_event),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -72,7 +72,7 @@ test_deadline_passes_until_disarmed(void **state)
 /* In the order of their times, whatever that of arming is; and one that comes
  * earlier than what the thread sleeps for wakes it. */
 static void
-test_deadline_those_due_come_in_order(void **state)
+test_deadline_callbacks_run_in_order(void **state)
 {
     watched_t many[MANY] = {0}, far = {0}, never = {0};
     uint64_t begin = vnxi_clock_deadline(MS(150));
@@ -224,7 +224,7 @@ test_deadline_of_a_transfer_that_is_cancelled(void **state)
 
 /* Deadlines and ends that meet: each post ends in one of two ways. */
 static void
-test_deadline_that_meets_the_end(void **state)
+test_deadline_races_with_the_end_of_a_transfer(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
@@ -249,12 +249,12 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_deadline_passes_until_disarmed),
-        cmocka_unit_test(test_deadline_those_due_come_in_order),
+        cmocka_unit_test(test_deadline_callbacks_run_in_order),
         cmocka_unit_test(test_deadline_in_a_forked_child),
         with_pair(test_deadline_of_a_transfer_passes),
         with_pair(test_deadline_of_a_transfer_that_ends_in_time),
         with_pair(test_deadline_of_a_transfer_that_is_cancelled),
-        with_pair(test_deadline_that_meets_the_end),
+        with_pair(test_deadline_races_with_the_end_of_a_transfer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

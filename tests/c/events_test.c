@@ -87,7 +87,7 @@ test_events_fd_is_readable_until_cleared(void **state)
 }
 
 static void
-test_events_subscribers_have_their_own(void **state)
+test_events_subscribers_have_separate_descriptors(void **state)
 {
     (void)state;
     vnxi_events_t events;
@@ -137,7 +137,7 @@ produce(void *argument)
 /* Poll, clear, look: whatever was produced before is seen, whatever comes
  * later makes the descriptor readable again. */
 static void
-test_events_fd_loses_nothing_to_a_race(void **state)
+test_events_fd_loses_no_event_to_a_race(void **state)
 {
     (void)state;
     race_t race;
@@ -168,8 +168,8 @@ main(void)
         cmocka_unit_test(test_events_wait_sees_every_signal),
         cmocka_unit_test(test_events_wait_ends_at_its_deadline),
         cmocka_unit_test(test_events_fd_is_readable_until_cleared),
-        cmocka_unit_test(test_events_subscribers_have_their_own),
-        cmocka_unit_test(test_events_fd_loses_nothing_to_a_race),
+        cmocka_unit_test(test_events_subscribers_have_separate_descriptors),
+        cmocka_unit_test(test_events_fd_loses_no_event_to_a_race),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,7 +44,7 @@ test_fork_fds_are_closed_in_the_child_only(void **state)
 
 /* The number is used again, by somebody else. */
 static void
-test_fork_fds_forget_what_was_closed(void **state)
+test_fork_fds_forget_closed_ones(void **state)
 {
     (void)state;
     int fds[2];
@@ -59,7 +59,7 @@ test_fork_fds_forget_what_was_closed(void **state)
 }
 
 static void
-test_fork_fds_take_no_descriptor_and_high_ones(void **state)
+test_fork_fds_accept_minus_one_and_high_numbers(void **state)
 {
     (void)state;
     struct rlimit limit;
@@ -85,7 +85,7 @@ test_fork_fds_take_no_descriptor_and_high_ones(void **state)
 
 /* In a child, which has nothing else to lose. */
 static void
-test_fds_that_the_program_closes_are_lost(void **state)
+test_fork_fds_detect_descriptors_closed_by_the_program(void **state)
 {
     int status;
     (void)state;
@@ -121,9 +121,10 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fork_fds_are_closed_in_the_child_only),
-        cmocka_unit_test(test_fork_fds_forget_what_was_closed),
-        cmocka_unit_test(test_fork_fds_take_no_descriptor_and_high_ones),
-        cmocka_unit_test(test_fds_that_the_program_closes_are_lost),
+        cmocka_unit_test(test_fork_fds_forget_closed_ones),
+        cmocka_unit_test(test_fork_fds_accept_minus_one_and_high_numbers),
+        cmocka_unit_test(
+            test_fork_fds_detect_descriptors_closed_by_the_program),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,7 +153,7 @@ test_indices_run_stops_at_the_end_of_the_type(void **state)
 }
 
 static void
-test_indices_run_never_leads_from_a_negative_one(void **state)
+test_indices_run_excludes_negative_indices(void **state)
 {
     uint64_t room[COUNT];
     (void)state;
@@ -198,7 +198,7 @@ test_indices_read_widens_every_type(void **state)
 }
 
 static void
-test_indices_read_leaves_what_was_not_asked_for(void **state)
+test_indices_read_writes_only_the_requested_ones(void **state)
 {
     uint16_t data[8] = {1, 2, 3, 4, 5, 6, 7, 8};
     uint64_t scratch[8] = {99, 99, 99, 99, 99, 99, 99, 99};
@@ -256,7 +256,7 @@ test_indices_below_finds_one_that_is_too_large(void **state)
 }
 
 static void
-test_indices_below_looks_at_no_more_than_it_is_told(void **state)
+test_indices_below_reads_only_the_given_count(void **state)
 {
     uint64_t data[9] = {0, 1, 2, 3, 4, 5, 6, 7, UINT64_MAX};
     (void)state;
@@ -291,12 +291,12 @@ main(void)
         cmocka_unit_test(test_indices_run_ends_where_it_is_broken),
         cmocka_unit_test(test_indices_run_agrees_with_a_plain_loop),
         cmocka_unit_test(test_indices_run_stops_at_the_end_of_the_type),
-        cmocka_unit_test(test_indices_run_never_leads_from_a_negative_one),
+        cmocka_unit_test(test_indices_run_excludes_negative_indices),
         cmocka_unit_test(test_indices_read_widens_every_type),
-        cmocka_unit_test(test_indices_read_leaves_what_was_not_asked_for),
+        cmocka_unit_test(test_indices_read_writes_only_the_requested_ones),
         cmocka_unit_test(test_indices_without_data_are_all_rows),
         cmocka_unit_test(test_indices_below_finds_one_that_is_too_large),
-        cmocka_unit_test(test_indices_below_looks_at_no_more_than_it_is_told),
+        cmocka_unit_test(test_indices_below_reads_only_the_given_count),
         cmocka_unit_test(test_indices_types_are_those_of_the_header),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

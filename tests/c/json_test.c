@@ -85,7 +85,7 @@ test_json_of_any_byte_is_valid(void **state)
 
 /* Two bytes that look like one escape are not taken for it. */
 static void
-test_json_backslashes_stay_apart(void **state)
+test_json_backslashes_are_escaped_separately(void **state)
 {
     static const char *const values[] = {"\\", "\\\"", "\\u0041",
                                          "\"", "\\\\", "{\"a\": 1}"};
@@ -102,7 +102,7 @@ test_json_backslashes_stay_apart(void **state)
 }
 
 static void
-test_json_of_no_member_is_an_object(void **state)
+test_json_without_members_is_an_object(void **state)
 {
     vnxi_writer_t out = {0};
     char text[8];
@@ -115,7 +115,7 @@ test_json_of_no_member_is_an_object(void **state)
 
 /* What is checked with can tell what is no JSON. */
 static void
-test_json_checker_refuses_what_is_none(void **state)
+test_json_checker_refuses_invalid_json(void **state)
 {
     static const char *const wrong[] = {
         "",          "{",      "{}}",         "{\"a\"}",   "{\"a\":}", "[1,]",
@@ -139,9 +139,9 @@ main(void)
         cmocka_unit_test(test_json_strings_escape_what_json_cannot_hold),
         cmocka_unit_test(test_json_empty_string),
         cmocka_unit_test(test_json_of_any_byte_is_valid),
-        cmocka_unit_test(test_json_backslashes_stay_apart),
-        cmocka_unit_test(test_json_of_no_member_is_an_object),
-        cmocka_unit_test(test_json_checker_refuses_what_is_none),
+        cmocka_unit_test(test_json_backslashes_are_escaped_separately),
+        cmocka_unit_test(test_json_without_members_is_an_object),
+        cmocka_unit_test(test_json_checker_refuses_invalid_json),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,7 +153,7 @@ forms_table(void)
 
 /* Rows in every form, fed in parts of every awkward size, come back. */
 static void
-test_list_gives_back_what_was_fed(void **state)
+test_list_returns_the_rows_it_was_fed(void **state)
 {
     (void)state;
     const size_t counts[] = {
@@ -186,7 +186,7 @@ test_list_gives_back_what_was_fed(void **state)
 
 /* Forms change from block to block, and within one. */
 static void
-test_list_mixes_forms(void **state)
+test_list_mixes_encodings(void **state)
 {
     (void)state;
     const size_t count = 30 * BLOCK;
@@ -727,7 +727,7 @@ test_list_must_not_be_empty(void **state)
 }
 
 static void
-test_list_builder_is_aborted_at_any_moment(void **state)
+test_list_builder_can_be_aborted_at_any_point(void **state)
 {
     (void)state;
     const size_t count = 3 * BLOCK + 5;
@@ -801,7 +801,7 @@ test_list_holds_its_peer_and_names_it(void **state)
 
 /* The reference to the table is given up: the leak checker would see. */
 static void
-test_list_begin_refuses_what_is_no_memory_type(void **state)
+test_list_begin_refuses_an_unknown_memory_type(void **state)
 {
     (void)state;
     vnxi_list_args_t args = {.table = make_table(&big, 1),
@@ -844,7 +844,7 @@ test_list_sees_revocation_and_outlives_the_table(void **state)
 }
 
 static void
-test_list_takes_no_revoked_region(void **state)
+test_list_ignores_revoked_regions(void **state)
 {
     (void)state;
     enum { ROWS = 200 };
@@ -873,7 +873,7 @@ test_list_takes_no_revoked_region(void **state)
 }
 
 static void
-test_list_knows_how_its_regions_are_reached(void **state)
+test_list_records_direct_regions_and_deltas(void **state)
 {
     (void)state;
     const region_spec_t specs[] = {
@@ -940,8 +940,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_list_gives_back_what_was_fed),
-        cmocka_unit_test(test_list_mixes_forms),
+        cmocka_unit_test(test_list_returns_the_rows_it_was_fed),
+        cmocka_unit_test(test_list_mixes_encodings),
         cmocka_unit_test(test_list_is_compact),
         cmocka_unit_test(test_list_strided_rows_are_unrolled),
         cmocka_unit_test(test_list_strided_layers_take_little_memory),
@@ -954,12 +954,12 @@ main(void)
         cmocka_unit_test(test_list_names_the_first_bad_row),
         cmocka_unit_test(test_list_refuses_bad_strided_rows),
         cmocka_unit_test(test_list_must_not_be_empty),
-        cmocka_unit_test(test_list_builder_is_aborted_at_any_moment),
+        cmocka_unit_test(test_list_builder_can_be_aborted_at_any_point),
         cmocka_unit_test(test_list_holds_its_peer_and_names_it),
-        cmocka_unit_test(test_list_begin_refuses_what_is_no_memory_type),
+        cmocka_unit_test(test_list_begin_refuses_an_unknown_memory_type),
         cmocka_unit_test(test_list_sees_revocation_and_outlives_the_table),
-        cmocka_unit_test(test_list_takes_no_revoked_region),
-        cmocka_unit_test(test_list_knows_how_its_regions_are_reached),
+        cmocka_unit_test(test_list_ignores_revoked_regions),
+        cmocka_unit_test(test_list_records_direct_regions_and_deltas),
         cmocka_unit_test(test_list_many_threads_share_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

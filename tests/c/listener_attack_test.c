@@ -65,7 +65,7 @@ test_attack_lengths(void **state)
 }
 
 static void
-test_attack_frames_that_are_none(void **state)
+test_attack_invalid_frames(void **state)
 {
     (void)state;
     unsigned char frame[8 + 64];
@@ -82,7 +82,7 @@ test_attack_frames_that_are_none(void **state)
 }
 
 static void
-test_attack_end_in_the_middle(void **state)
+test_attack_truncated_frames(void **state)
 {
     (void)state;
     node_t node = node_small(20000);
@@ -133,7 +133,7 @@ test_attack_metadata(void **state)
 }
 
 static void
-test_attack_invalidation_of_anybody(void **state)
+test_attack_invalidation_of_any_name(void **state)
 {
     (void)state;
     node_t node = node_small(20000);
@@ -204,7 +204,7 @@ test_attack_drip(void **state)
 
 /* One that has sent a command may be silent for as long as it likes. */
 static void
-test_attack_is_not_a_peer_that_has_nothing_to_say(void **state)
+test_attack_silence_is_allowed_after_a_command(void **state)
 {
     (void)state;
     node_t node = node_small(100);
@@ -222,7 +222,7 @@ test_attack_is_not_a_peer_that_has_nothing_to_say(void **state)
 
 /* One that asks and asks and reads nothing. */
 static void
-test_attack_answers_that_nobody_reads(void **state)
+test_attack_unread_replies(void **state)
 {
     (void)state;
     static unsigned char memory[4096];
@@ -257,7 +257,7 @@ test_attack_answers_that_nobody_reads(void **state)
 /* -- Crowds --------------------------------------------------------------- */
 
 static void
-test_attack_crowd_gives_way(void **state)
+test_attack_crowd_is_evicted(void **state)
 {
     (void)state;
     enum { CROWD = 40 };
@@ -400,7 +400,7 @@ expect_bad_answer(const void *data, size_t len, const char *cause)
 }
 
 static void
-test_attack_by_the_one_that_was_asked(void **state)
+test_attack_by_the_requested_listener(void **state)
 {
     (void)state;
     static const char http[] = "HTTP/1.1 400 Bad Request\r\n\r\n";
@@ -420,19 +420,19 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attack_other_protocols),
         cmocka_unit_test(test_attack_lengths),
-        cmocka_unit_test(test_attack_frames_that_are_none),
-        cmocka_unit_test(test_attack_end_in_the_middle),
+        cmocka_unit_test(test_attack_invalid_frames),
+        cmocka_unit_test(test_attack_truncated_frames),
         cmocka_unit_test(test_attack_metadata),
-        cmocka_unit_test(test_attack_invalidation_of_anybody),
+        cmocka_unit_test(test_attack_invalidation_of_any_name),
         cmocka_unit_test(test_attack_silence),
         cmocka_unit_test(test_attack_drip),
-        cmocka_unit_test(test_attack_is_not_a_peer_that_has_nothing_to_say),
-        cmocka_unit_test(test_attack_answers_that_nobody_reads),
-        cmocka_unit_test(test_attack_crowd_gives_way),
+        cmocka_unit_test(test_attack_silence_is_allowed_after_a_command),
+        cmocka_unit_test(test_attack_unread_replies),
+        cmocka_unit_test(test_attack_crowd_is_evicted),
         cmocka_unit_test(test_attack_connect_and_leave),
         cmocka_unit_test(test_attack_unfinished_frames),
         cmocka_unit_test(test_attack_fds_run_out),
-        cmocka_unit_test(test_attack_by_the_one_that_was_asked),
+        cmocka_unit_test(test_attack_by_the_requested_listener),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -67,7 +67,7 @@ test_codec_reads_lengths(void **state)
 }
 
 static void
-test_codec_takes_one_command(void **state)
+test_codec_reads_one_command(void **state)
 {
     (void)state;
     vnxi_meta_cursor_t cursor = begin(PAYLOAD("NIXLCOMM:SEND"));
@@ -80,7 +80,7 @@ test_codec_takes_one_command(void **state)
 }
 
 static void
-test_codec_takes_commands_in_their_order(void **state)
+test_codec_reads_commands_in_order(void **state)
 {
     (void)state;
     vnxi_meta_cursor_t cursor = begin(
@@ -92,7 +92,7 @@ test_codec_takes_commands_in_their_order(void **state)
 }
 
 static void
-test_codec_shows_what_it_does_not_know(void **state)
+test_codec_returns_unknown_commands(void **state)
 {
     (void)state;
     vnxi_meta_cursor_t cursor =
@@ -105,7 +105,7 @@ test_codec_shows_what_it_does_not_know(void **state)
 }
 
 static void
-test_codec_refuses_what_does_not_begin_with_a_mark(void **state)
+test_codec_refuses_a_payload_without_a_mark(void **state)
 {
     (void)state;
     vnxi_meta_cursor_t cursor;
@@ -162,10 +162,10 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_codec_writes_the_bytes_of_nixl),
         cmocka_unit_test(test_codec_reads_lengths),
-        cmocka_unit_test(test_codec_takes_one_command),
-        cmocka_unit_test(test_codec_takes_commands_in_their_order),
-        cmocka_unit_test(test_codec_shows_what_it_does_not_know),
-        cmocka_unit_test(test_codec_refuses_what_does_not_begin_with_a_mark),
+        cmocka_unit_test(test_codec_reads_one_command),
+        cmocka_unit_test(test_codec_reads_commands_in_order),
+        cmocka_unit_test(test_codec_returns_unknown_commands),
+        cmocka_unit_test(test_codec_refuses_a_payload_without_a_mark),
         cmocka_unit_test(test_codec_stays_within_a_cut_payload),
         cmocka_unit_test(test_codec_finds_marks),
     };

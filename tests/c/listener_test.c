@@ -39,7 +39,7 @@ test_listener_fetches_sends_and_invalidates(void **state)
 
 /* What was fetched is what a transfer needs. */
 static void
-test_listener_hands_regions_over(void **state)
+test_listener_transfers_regions(void **state)
 {
     (void)state;
     node_t left = node_listening("left", NULL);
@@ -119,7 +119,7 @@ test_listener_is_reached_by_name_and_both_families(void **state)
 }
 
 static void
-test_listener_loads_another_than_was_expected_and_says_so(void **state)
+test_listener_loads_an_unexpected_agent_and_reports_it(void **state)
 {
     (void)state;
     node_t left = node_listening("left", NULL);
@@ -137,7 +137,7 @@ test_listener_loads_another_than_was_expected_and_says_so(void **state)
 /* -- With a stranger, byte for byte --------------------------------------- */
 
 static void
-test_listener_answers_a_stranger(void **state)
+test_listener_replies_to_a_raw_client(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -148,7 +148,7 @@ test_listener_answers_a_stranger(void **state)
 }
 
 static void
-test_listener_takes_what_a_stranger_sends(void **state)
+test_listener_loads_metadata_from_a_raw_client(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -174,7 +174,7 @@ test_listener_takes_what_a_stranger_sends(void **state)
 }
 
 static void
-test_listener_takes_many_commands_of_a_frame(void **state)
+test_listener_handles_several_commands_in_a_frame(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -192,7 +192,7 @@ test_listener_takes_many_commands_of_a_frame(void **state)
 }
 
 static void
-test_listener_takes_a_frame_byte_by_byte(void **state)
+test_listener_reads_a_frame_byte_by_byte(void **state)
 {
     (void)state;
     static const char frame[] = "\x0d\0\0\0\0\0\0\0NIXLCOMM:SEND";
@@ -210,7 +210,7 @@ test_listener_takes_a_frame_byte_by_byte(void **state)
 
 /* It writes all its questions first and reads then. */
 static void
-test_listener_answers_one_who_reads_late(void **state)
+test_listener_replies_to_a_slow_reader(void **state)
 {
     (void)state;
     enum { QUESTIONS = 2000 };
@@ -393,7 +393,7 @@ test_listener_reports_an_unknown_name(void **state)
 }
 
 static void
-test_listener_gives_up_on_silence(void **state)
+test_listener_times_out_without_a_reply(void **state)
 {
     (void)state;
     vnx_listener_options_t options = {.size = sizeof options,
@@ -481,7 +481,7 @@ test_listener_without_a_backend_has_nothing_to_send(void **state)
 
 /* A peer that takes nothing: what waits for it is bounded. */
 static void
-test_listener_bounds_what_waits(void **state)
+test_listener_limits_pending_commands(void **state)
 {
     (void)state;
     vnx_listener_options_t options = {.size = sizeof options,
@@ -510,7 +510,7 @@ test_listener_bounds_what_waits(void **state)
 /* -- Life ----------------------------------------------------------------- */
 
 static void
-test_listener_names_a_port_that_is_taken(void **state)
+test_listener_names_a_port_in_use(void **state)
 {
     (void)state;
     node_t left = node_listening("left", NULL);
@@ -535,7 +535,7 @@ test_listener_names_a_port_that_is_taken(void **state)
 }
 
 static void
-test_listener_that_was_stopped_stays_so(void **state)
+test_listener_cannot_restart_after_stop(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -576,7 +576,7 @@ test_listener_sends_before_it_stops(void **state)
 
 /* Stopping does not wait for one that does not answer. */
 static void
-test_listener_stops_in_the_middle(void **state)
+test_listener_stops_during_commands(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -613,7 +613,7 @@ test_listener_of_a_closed_agent_refuses(void **state)
 }
 
 static void
-test_listener_leaves_nothing_behind(void **state)
+test_listener_closes_all_descriptors(void **state)
 {
     (void)state;
     size_t before = 0;
@@ -649,7 +649,7 @@ check_in_child(node_t *node)
 }
 
 static void
-test_listener_stays_the_parents(void **state)
+test_listener_belongs_to_the_parent(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -672,7 +672,7 @@ test_listener_stays_the_parents(void **state)
 
 /* A child that lives on holds neither the port nor a connection. */
 static void
-test_listener_is_not_held_by_a_child(void **state)
+test_listener_port_is_not_held_by_a_child(void **state)
 {
     (void)state;
     node_t node = node_listening("here", NULL);
@@ -751,33 +751,33 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_listener_fetches_sends_and_invalidates),
-        cmocka_unit_test(test_listener_hands_regions_over),
+        cmocka_unit_test(test_listener_transfers_regions),
         cmocka_unit_test(test_listener_sends_a_part),
         cmocka_unit_test(test_listener_is_reached_by_name_and_both_families),
         cmocka_unit_test(
-            test_listener_loads_another_than_was_expected_and_says_so),
-        cmocka_unit_test(test_listener_answers_a_stranger),
-        cmocka_unit_test(test_listener_takes_what_a_stranger_sends),
-        cmocka_unit_test(test_listener_takes_many_commands_of_a_frame),
-        cmocka_unit_test(test_listener_takes_a_frame_byte_by_byte),
-        cmocka_unit_test(test_listener_answers_one_who_reads_late),
+            test_listener_loads_an_unexpected_agent_and_reports_it),
+        cmocka_unit_test(test_listener_replies_to_a_raw_client),
+        cmocka_unit_test(test_listener_loads_metadata_from_a_raw_client),
+        cmocka_unit_test(test_listener_handles_several_commands_in_a_frame),
+        cmocka_unit_test(test_listener_reads_a_frame_byte_by_byte),
+        cmocka_unit_test(test_listener_replies_to_a_slow_reader),
         cmocka_unit_test(test_listener_sends_the_bytes_of_nixl),
         cmocka_unit_test(test_listener_connects_again),
         cmocka_unit_test(test_listener_fetches_again_once),
         cmocka_unit_test(test_listener_reports_a_dead_port),
         cmocka_unit_test(test_listener_reports_an_unknown_name),
-        cmocka_unit_test(test_listener_gives_up_on_silence),
+        cmocka_unit_test(test_listener_times_out_without_a_reply),
         cmocka_unit_test(test_listener_refuses_bad_arguments),
         cmocka_unit_test(test_listener_without_a_backend_has_nothing_to_send),
-        cmocka_unit_test(test_listener_bounds_what_waits),
-        cmocka_unit_test(test_listener_names_a_port_that_is_taken),
-        cmocka_unit_test(test_listener_that_was_stopped_stays_so),
+        cmocka_unit_test(test_listener_limits_pending_commands),
+        cmocka_unit_test(test_listener_names_a_port_in_use),
+        cmocka_unit_test(test_listener_cannot_restart_after_stop),
         cmocka_unit_test(test_listener_sends_before_it_stops),
-        cmocka_unit_test(test_listener_stops_in_the_middle),
+        cmocka_unit_test(test_listener_stops_during_commands),
         cmocka_unit_test(test_listener_of_a_closed_agent_refuses),
-        cmocka_unit_test(test_listener_leaves_nothing_behind),
-        cmocka_unit_test(test_listener_stays_the_parents),
-        cmocka_unit_test(test_listener_is_not_held_by_a_child),
+        cmocka_unit_test(test_listener_closes_all_descriptors),
+        cmocka_unit_test(test_listener_belongs_to_the_parent),
+        cmocka_unit_test(test_listener_port_is_not_held_by_a_child),
         cmocka_unit_test(test_listener_is_called_from_many_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -49,7 +49,7 @@ test_load_names_what_the_peer_offers(void **state)
 /* Names come from the network: neither one of them nor all together take more
  * room than there is. */
 static void
-test_load_cuts_names_without_end(void **state)
+test_load_truncates_long_names(void **state)
 {
     (void)state;
     const char *names[64];
@@ -91,7 +91,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_load_names_what_the_peer_offers),
-        cmocka_unit_test(test_load_cuts_names_without_end),
+        cmocka_unit_test(test_load_truncates_long_names),
         cmocka_unit_test(test_load_refuses_with_the_agents_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

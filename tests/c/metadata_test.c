@@ -399,7 +399,7 @@ test_metadata_refuses_a_second_connection_of_a_backend(void **state)
 }
 
 static void
-test_metadata_refuses_more_connections_than_there_can_be(void **state)
+test_metadata_refuses_too_many_connections(void **state)
 {
     (void)state;
     sample_t sample;
@@ -423,7 +423,7 @@ test_metadata_refuses_more_connections_than_there_can_be(void **state)
 }
 
 static void
-test_metadata_refuses_bytes_left_over(void **state)
+test_metadata_refuses_trailing_bytes(void **state)
 {
     (void)state;
     char longer[GOLDEN_SIZE + 1];
@@ -434,7 +434,7 @@ test_metadata_refuses_bytes_left_over(void **state)
 }
 
 static void
-test_metadata_refuses_nothing_at_all(void **state)
+test_metadata_refuses_an_empty_blob(void **state)
 {
     (void)state;
     assert_refused(NULL, 0, "metadata byte 0");
@@ -486,7 +486,7 @@ check_mutations(const unsigned char *blob, size_t len, size_t *taken_p)
 }
 
 static void
-test_metadata_with_one_byte_changed_is_refused_or_means_it(void **state)
+test_metadata_with_one_byte_changed_is_refused_or_round_trips(void **state)
 {
     (void)state;
     size_t taken = 0;
@@ -499,7 +499,7 @@ test_metadata_with_one_byte_changed_is_refused_or_means_it(void **state)
 }
 
 static void
-test_metadata_with_a_huge_number_anywhere_is_refused_or_means_it(void **state)
+test_metadata_with_a_huge_number_is_refused_or_round_trips(void **state)
 {
     (void)state;
     const uint64_t huge[] = {
@@ -562,15 +562,14 @@ main(void)
         cmocka_unit_test(test_metadata_refuses_a_region_that_is_too_short),
         cmocka_unit_test(
             test_metadata_refuses_a_second_connection_of_a_backend),
-        cmocka_unit_test(
-            test_metadata_refuses_more_connections_than_there_can_be),
-        cmocka_unit_test(test_metadata_refuses_bytes_left_over),
-        cmocka_unit_test(test_metadata_refuses_nothing_at_all),
+        cmocka_unit_test(test_metadata_refuses_too_many_connections),
+        cmocka_unit_test(test_metadata_refuses_trailing_bytes),
+        cmocka_unit_test(test_metadata_refuses_an_empty_blob),
         cmocka_unit_test(test_metadata_cut_off_anywhere_is_refused),
         cmocka_unit_test(
-            test_metadata_with_one_byte_changed_is_refused_or_means_it),
+            test_metadata_with_one_byte_changed_is_refused_or_round_trips),
         cmocka_unit_test(
-            test_metadata_with_a_huge_number_anywhere_is_refused_or_means_it),
+            test_metadata_with_a_huge_number_is_refused_or_round_trips),
         cmocka_unit_test(test_metadata_counts_beyond_the_bytes_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

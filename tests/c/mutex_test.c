@@ -379,7 +379,7 @@ fork_meanwhile(void *unused)
 }
 
 static void
-test_mutex_is_made_new_in_a_child(void **state)
+test_mutex_is_reinitialized_in_a_child(void **state)
 {
     pthread_t thread;
     (void)state;
@@ -403,7 +403,7 @@ main(void)
         TEST(test_mutex_right_order_passes),
         TEST(test_mutex_waits_keep_the_record),
         TEST(test_mutex_threads_have_records_of_their_own),
-        TEST(test_mutex_is_made_new_in_a_child),
+        TEST(test_mutex_is_reinitialized_in_a_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

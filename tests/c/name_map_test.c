@@ -39,7 +39,7 @@ test_name_map_finds_what_was_set(void **state)
 }
 
 static void
-test_name_map_remove_leaves_the_others_findable(void **state)
+test_name_map_remove_keeps_the_others(void **state)
 {
     (void)state;
     vnxi_name_map_t map = {0};
@@ -88,7 +88,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_name_map_finds_what_was_set),
-        cmocka_unit_test(test_name_map_remove_leaves_the_others_findable),
+        cmocka_unit_test(test_name_map_remove_keeps_the_others),
         cmocka_unit_test(test_name_map_names_are_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

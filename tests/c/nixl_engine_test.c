@@ -120,7 +120,7 @@ test_nixl_engine_lists_plugins_and_their_parameters(void **state)
 }
 
 static void
-test_nixl_engine_lists_a_broken_plugin_with_nothing(void **state)
+test_nixl_engine_lists_a_broken_plugin_without_mems(void **state)
 {
     duo_t *duo = *state;
     uint32_t mems = 99;
@@ -166,7 +166,7 @@ test_nixl_engine_has_a_progress_thread_that_sleeps(void **state)
 }
 
 static void
-test_nixl_engine_takes_no_name_with_a_nul(void **state)
+test_nixl_engine_refuses_a_name_with_a_nul(void **state)
 {
     vnx_agent_config_t config = {.size = sizeof config, .engine = "nixl"};
     vnx_agent_t *agent = NULL;
@@ -183,7 +183,7 @@ test_nixl_engine_takes_no_name_with_a_nul(void **state)
  */
 
 static void
-test_nixl_engine_registers_once_however_often(void **state)
+test_nixl_engine_registers_each_range_once(void **state)
 {
     duo_t *duo = *state;
     vnx_reg_desc_t rows[] = {region_of(duo->at_a, SIZE),
@@ -200,7 +200,7 @@ test_nixl_engine_registers_once_however_often(void **state)
 }
 
 static void
-test_nixl_engine_takes_a_backend_that_will(void **state)
+test_nixl_engine_uses_a_backend_that_accepts_the_memory(void **state)
 {
     duo_t *duo = *state;
     vnx_reg_desc_t row = region_of(duo->at_a, 512);
@@ -237,7 +237,7 @@ test_nixl_engine_adds_a_backend_to_a_known_region(void **state)
 }
 
 static void
-test_nixl_engine_refuses_memory_that_no_backend_takes(void **state)
+test_nixl_engine_refuses_memory_without_a_backend(void **state)
 {
     duo_t *duo = *state;
     vnx_reg_desc_t row = region_of(duo->at_a, 64);
@@ -322,7 +322,7 @@ test_nixl_engine_merges_within_regions_only(void **state)
 }
 
 static void
-test_nixl_engine_refuses_pairs_in_the_words_of_native(void **state)
+test_nixl_engine_refuses_pairs_like_native(void **state)
 {
     duo_t *duo = *state;
     vnx_dlist_t *local = prepare_rows(duo->a, "", duo->at_a, 64, 4);
@@ -379,7 +379,7 @@ test_nixl_engine_ends_transfers_without_being_polled(void **state)
 }
 
 static void
-test_nixl_engine_posts_large_transfers_elsewhere(void **state)
+test_nixl_engine_posts_large_transfers_on_a_copy_thread(void **state)
 {
     duo_t *duo = *state;
     vnx_desc_t rows[128];
@@ -406,7 +406,7 @@ test_nixl_engine_posts_large_transfers_elsewhere(void **state)
 }
 
 static void
-test_nixl_engine_keeps_the_notification_of_before(void **state)
+test_nixl_engine_keeps_the_previous_notification(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, "first");
@@ -442,7 +442,7 @@ test_nixl_engine_notifies_itself_of_its_own_transfers(void **state)
 }
 
 static void
-test_nixl_engine_tells_backends_by_what_they_have(void **state)
+test_nixl_engine_names_backends_without_common_regions(void **state)
 {
     duo_t *duo = *state;
     const char *const posix[] = {"POSIX", NULL};
@@ -465,7 +465,7 @@ test_nixl_engine_tells_backends_by_what_they_have(void **state)
 }
 
 static void
-test_nixl_engine_cannot_stop_what_the_library_has(void **state)
+test_nixl_engine_cannot_stop_a_request_in_the_library(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -484,7 +484,7 @@ test_nixl_engine_cannot_stop_what_the_library_has(void **state)
 }
 
 static void
-test_nixl_engine_deregisters_after_what_is_in_flight(void **state)
+test_nixl_engine_deregisters_after_transfers_in_flight(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -571,7 +571,7 @@ check_scattered(const duo_t *duo, const scattered_t *made, bool is_regular)
 }
 
 static void
-test_nixl_engine_makes_many_scattered_rows_by_index(void **state)
+test_nixl_engine_uses_indices_for_many_scattered_rows(void **state)
 {
     duo_t *duo = *state;
     scattered_t *made = scatter(duo, true);
@@ -599,7 +599,7 @@ test_nixl_engine_makes_many_scattered_rows_by_index(void **state)
 }
 
 static void
-test_nixl_engine_makes_irregular_rows_of_pieces(void **state)
+test_nixl_engine_uses_pieces_for_irregular_rows(void **state)
 {
     duo_t *duo = *state;
     scattered_t *made = scatter(duo, false);
@@ -665,7 +665,7 @@ test_nixl_engine_falls_back_to_pieces(void **state)
 
 /* Whichever goes first: the agent, or the list and what it has. */
 static void
-test_nixl_engine_lists_outlive_the_librarys(void **state)
+test_nixl_engine_lists_outlive_the_agent(void **state)
 {
     duo_t *duo = *state;
     scattered_t *made = scatter(duo, true);
@@ -749,7 +749,7 @@ test_nixl_engine_loses_a_peer_whose_transfer_fails_twice(void **state)
 }
 
 static void
-test_nixl_engine_tells_a_lost_peer_by_what_the_library_forgot(void **state)
+test_nixl_engine_loses_a_peer_that_the_library_forgot(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -785,7 +785,7 @@ test_nixl_engine_a_broken_notification_means_a_lost_peer(void **state)
 }
 
 static void
-test_nixl_engine_estimates_what_the_backend_does(void **state)
+test_nixl_engine_estimates_if_the_backend_does(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -805,7 +805,7 @@ test_nixl_engine_estimates_what_the_backend_does(void **state)
  */
 
 static void
-test_nixl_engine_a_restarted_peer_takes_its_own_place(void **state)
+test_nixl_engine_a_restarted_peer_is_a_new_generation(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -860,7 +860,7 @@ test_nixl_engine_loading_adds_regions(void **state)
 }
 
 static void
-test_nixl_engine_a_failed_load_leaves_no_stranger(void **state)
+test_nixl_engine_a_failed_load_leaves_no_peer(void **state)
 {
     duo_t *duo = *state;
     vnx_agent_t *c = make_nixl("C");
@@ -883,7 +883,7 @@ test_nixl_engine_a_failed_load_leaves_no_stranger(void **state)
 }
 
 static void
-test_nixl_engine_removal_fails_what_is_in_flight(void **state)
+test_nixl_engine_removal_fails_transfers_in_flight(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
@@ -967,7 +967,7 @@ open_file(size_t size)
 }
 
 static void
-test_nixl_engine_names_the_row_that_passes_the_end(void **state)
+test_nixl_engine_names_the_row_past_the_end(void **state)
 {
     duo_t *duo = *state;
     int fd = open_file(100);
@@ -1016,7 +1016,7 @@ test_nixl_engine_registers_open_files_only(void **state)
 }
 
 static void
-test_nixl_engine_asks_storage(void **state)
+test_nixl_engine_queries_storage(void **state)
 {
     duo_t *duo = *state;
     vnx_reg_desc_t rows[3] = {{.meta = "a", .meta_len = 1}};
@@ -1044,7 +1044,7 @@ test_nixl_engine_asks_storage(void **state)
  */
 
 static void
-test_nixl_engine_closing_waits_for_what_is_in_flight(void **state)
+test_nixl_engine_close_waits_for_transfers_in_flight(void **state)
 {
     duo_t *duo = *state;
     vnx_xfer_t *xfer = make_read(duo, 64, 1, "done");
@@ -1117,48 +1117,47 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_duo(test_nixl_engine_lists_plugins_and_their_parameters),
-        with_duo(test_nixl_engine_lists_a_broken_plugin_with_nothing),
+        with_duo(test_nixl_engine_lists_a_broken_plugin_without_mems),
         with_duo(test_nixl_engine_backends_are_created_once_with_defaults),
         with_duo(test_nixl_engine_has_a_progress_thread_that_sleeps),
-        with_duo(test_nixl_engine_takes_no_name_with_a_nul),
-        with_duo(test_nixl_engine_registers_once_however_often),
-        with_duo(test_nixl_engine_takes_a_backend_that_will),
+        with_duo(test_nixl_engine_refuses_a_name_with_a_nul),
+        with_duo(test_nixl_engine_registers_each_range_once),
+        with_duo(test_nixl_engine_uses_a_backend_that_accepts_the_memory),
         with_duo(test_nixl_engine_adds_a_backend_to_a_known_region),
-        with_duo(test_nixl_engine_refuses_memory_that_no_backend_takes),
+        with_duo(test_nixl_engine_refuses_memory_without_a_backend),
         with_duo(test_nixl_engine_moves_bytes),
         with_duo(test_nixl_engine_merges_neighbours),
         with_duo(test_nixl_engine_merges_within_regions_only),
-        with_duo(test_nixl_engine_refuses_pairs_in_the_words_of_native),
+        with_duo(test_nixl_engine_refuses_pairs_like_native),
         with_duo(test_nixl_engine_ends_transfers_without_being_polled),
-        with_duo(test_nixl_engine_posts_large_transfers_elsewhere),
-        with_duo(test_nixl_engine_keeps_the_notification_of_before),
+        with_duo(test_nixl_engine_posts_large_transfers_on_a_copy_thread),
+        with_duo(test_nixl_engine_keeps_the_previous_notification),
         with_duo(test_nixl_engine_notifies_itself_of_its_own_transfers),
-        with_duo(test_nixl_engine_tells_backends_by_what_they_have),
-        with_duo(test_nixl_engine_cannot_stop_what_the_library_has),
-        with_duo(test_nixl_engine_deregisters_after_what_is_in_flight),
-        with_duo(test_nixl_engine_makes_many_scattered_rows_by_index),
-        with_duo(test_nixl_engine_makes_irregular_rows_of_pieces),
+        with_duo(test_nixl_engine_names_backends_without_common_regions),
+        with_duo(test_nixl_engine_cannot_stop_a_request_in_the_library),
+        with_duo(test_nixl_engine_deregisters_after_transfers_in_flight),
+        with_duo(test_nixl_engine_uses_indices_for_many_scattered_rows),
+        with_duo(test_nixl_engine_uses_pieces_for_irregular_rows),
         with_duo(test_nixl_engine_merges_rows_in_order),
         with_duo(test_nixl_engine_falls_back_to_pieces),
-        with_duo(test_nixl_engine_lists_outlive_the_librarys),
+        with_duo(test_nixl_engine_lists_outlive_the_agent),
         with_duo(test_nixl_engine_failures_have_a_cause),
         with_duo(test_nixl_engine_posts_a_failed_transfer_once_more),
         with_duo(test_nixl_engine_loses_a_peer_whose_transfer_fails_twice),
-        with_duo(
-            test_nixl_engine_tells_a_lost_peer_by_what_the_library_forgot),
+        with_duo(test_nixl_engine_loses_a_peer_that_the_library_forgot),
         with_duo(test_nixl_engine_a_broken_notification_means_a_lost_peer),
-        with_duo(test_nixl_engine_estimates_what_the_backend_does),
-        with_duo(test_nixl_engine_a_restarted_peer_takes_its_own_place),
+        with_duo(test_nixl_engine_estimates_if_the_backend_does),
+        with_duo(test_nixl_engine_a_restarted_peer_is_a_new_generation),
         with_duo(test_nixl_engine_another_key_is_another_generation),
         with_duo(test_nixl_engine_loading_adds_regions),
-        with_duo(test_nixl_engine_a_failed_load_leaves_no_stranger),
-        with_duo(test_nixl_engine_removal_fails_what_is_in_flight),
+        with_duo(test_nixl_engine_a_failed_load_leaves_no_peer),
+        with_duo(test_nixl_engine_removal_fails_transfers_in_flight),
         with_duo(test_nixl_engine_cuts_partial_metadata),
         with_duo(test_nixl_engine_notifications_keep_their_order),
-        with_duo(test_nixl_engine_names_the_row_that_passes_the_end),
+        with_duo(test_nixl_engine_names_the_row_past_the_end),
         with_duo(test_nixl_engine_registers_open_files_only),
-        with_duo(test_nixl_engine_asks_storage),
-        with_duo(test_nixl_engine_closing_waits_for_what_is_in_flight),
+        with_duo(test_nixl_engine_queries_storage),
+        with_duo(test_nixl_engine_close_waits_for_transfers_in_flight),
         with_duo(test_nixl_engine_ends_with_a_transfer_nobody_waits_for),
         with_duo(test_nixl_engine_describes_itself_and_peers),
     };

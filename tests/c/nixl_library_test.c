@@ -7,7 +7,7 @@
 #include "engine/nixl/library.h"
 
 static void
-test_nixl_library_that_is_missing_is_named(void **state)
+test_nixl_library_error_names_the_missing_file(void **state)
 {
     const vnxi_capi_t *capi = NULL;
     vnx_error_t error;
@@ -23,7 +23,7 @@ test_nixl_library_that_is_missing_is_named(void **state)
 }
 
 static void
-test_nixl_library_without_a_function_is_named_with_it(void **state)
+test_nixl_library_error_names_the_missing_function(void **state)
 {
     const vnxi_capi_t *capi = NULL;
     vnx_error_t error;
@@ -51,7 +51,7 @@ test_nixl_library_fault_of_a_plugin_names_its_file(void **state)
 }
 
 static void
-test_nixl_library_keeps_one_of_equal_names(void **state)
+test_nixl_library_interns_names(void **state)
 {
     char text[] = "UCX";
     (void)state;
@@ -69,11 +69,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nixl_library_that_is_missing_is_named),
-        cmocka_unit_test(
-            test_nixl_library_without_a_function_is_named_with_it),
+        cmocka_unit_test(test_nixl_library_error_names_the_missing_file),
+        cmocka_unit_test(test_nixl_library_error_names_the_missing_function),
         cmocka_unit_test(test_nixl_library_fault_of_a_plugin_names_its_file),
-        cmocka_unit_test(test_nixl_library_keeps_one_of_equal_names),
+        cmocka_unit_test(test_nixl_library_interns_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@ push(vnxi_notifs_t *notifs, const char *sender, const char *message)
 }
 
 static void
-test_notifs_come_in_order_and_once(void **state)
+test_notifs_arrive_in_order_and_once(void **state)
 {
     (void)state;
     vnxi_notifs_t notifs;
@@ -38,7 +38,7 @@ test_notifs_come_in_order_and_once(void **state)
 }
 
 static void
-test_notifs_oldest_give_way(void **state)
+test_notifs_drop_the_oldest(void **state)
 {
     (void)state;
     vnxi_notifs_t notifs;
@@ -81,7 +81,7 @@ test_notifs_one_larger_than_the_bound_is_kept(void **state)
 }
 
 static void
-test_notifs_bytes_are_any_bytes(void **state)
+test_notifs_carry_any_bytes(void **state)
 {
     (void)state;
     vnxi_notifs_t notifs;
@@ -101,10 +101,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_notifs_come_in_order_and_once),
-        cmocka_unit_test(test_notifs_oldest_give_way),
+        cmocka_unit_test(test_notifs_arrive_in_order_and_once),
+        cmocka_unit_test(test_notifs_drop_the_oldest),
         cmocka_unit_test(test_notifs_one_larger_than_the_bound_is_kept),
-        cmocka_unit_test(test_notifs_bytes_are_any_bytes),
+        cmocka_unit_test(test_notifs_carry_any_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,7 +24,7 @@ assert_refused(vnx_status_t status, const vnx_error_t *error,
 }
 
 static void
-test_pairs_are_as_many_on_both_sides(void **state)
+test_pairs_need_equal_counts(void **state)
 {
     vnx_indices_t one = some(1, VNX_INDEX_I64), two = some(2, VNX_INDEX_U8);
     vnx_error_t error = {0};
@@ -39,7 +39,7 @@ test_pairs_are_as_many_on_both_sides(void **state)
 }
 
 static void
-test_pairs_are_at_least_one(void **state)
+test_pairs_need_at_least_one(void **state)
 {
     vnx_indices_t none = some(0, VNX_INDEX_I64);
     vnx_error_t error = {0};
@@ -53,7 +53,7 @@ test_pairs_are_at_least_one(void **state)
 }
 
 static void
-test_pairs_have_a_type_on_either_side(void **state)
+test_pairs_refuse_an_unknown_index_type(void **state)
 {
     vnx_indices_t good = some(1, VNX_INDEX_U8);
     vnx_indices_t bad = some(1, (vnx_index_type_t)(VNX_INDEX_U8 + 1));
@@ -111,7 +111,7 @@ test_pairs_name_both_lengths_and_the_place(void **state)
 
 /* The region that went is named, not another one of the list's. */
 static void
-test_pairs_name_the_region_that_went(void **state)
+test_pairs_name_a_deregistered_region(void **state)
 {
     static char name[] = "B";
     const region_spec_t specs[] = {{0x1000, 0x1000, 0, true, 0},
@@ -172,7 +172,7 @@ test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
 
 /* A list does not mind what became of regions that it has no row in. */
 static void
-test_pairs_mind_only_regions_that_rows_touch(void **state)
+test_pairs_check_only_regions_with_rows(void **state)
 {
     const region_spec_t specs[] = {{0x1000, 0x1000, 0, true, 0},
                                    {0x8000, 0x2000, 0, true, 0}};
@@ -194,14 +194,14 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pairs_are_as_many_on_both_sides),
-        cmocka_unit_test(test_pairs_are_at_least_one),
-        cmocka_unit_test(test_pairs_have_a_type_on_either_side),
+        cmocka_unit_test(test_pairs_need_equal_counts),
+        cmocka_unit_test(test_pairs_need_at_least_one),
+        cmocka_unit_test(test_pairs_refuse_an_unknown_index_type),
         cmocka_unit_test(test_pairs_name_an_index_as_the_caller_wrote_it),
         cmocka_unit_test(test_pairs_name_both_lengths_and_the_place),
-        cmocka_unit_test(test_pairs_name_the_region_that_went),
+        cmocka_unit_test(test_pairs_name_a_deregistered_region),
         cmocka_unit_test(test_pairs_wait_for_a_region_that_is_unconfirmed),
-        cmocka_unit_test(test_pairs_mind_only_regions_that_rows_touch),
+        cmocka_unit_test(test_pairs_check_only_regions_with_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

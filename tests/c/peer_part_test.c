@@ -73,7 +73,7 @@ race(void *context)
 }
 
 static void
-test_peer_end_has_one_first(void **state)
+test_peer_end_has_one_first_caller(void **state)
 {
     (void)state;
     vnxi_peer_end_t end;
@@ -119,7 +119,7 @@ main(void)
         cmocka_unit_test(test_peer_init_copies_any_name),
         cmocka_unit_test(test_peer_end_keeps_the_first_cause),
         cmocka_unit_test(test_peer_end_cuts_a_long_cause),
-        cmocka_unit_test(test_peer_end_has_one_first),
+        cmocka_unit_test(test_peer_end_has_one_first_caller),
         cmocka_unit_test(test_peer_ended_names_peer_operation_and_cause),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -167,7 +167,7 @@ test_pool_works_in_parallel_up_to_the_bound(void **state)
  * are queued.  By turns, the short one is through when five threads at most
  * are blocked; one after the other, all of them would be. */
 static void
-test_pool_short_task_is_not_held_up_by_a_long_one(void **state)
+test_pool_short_task_is_not_delayed_by_a_long_one(void **state)
 {
     (void)state;
     enum { THREADS = 16, LONG = 1000, SHORT = 5 };
@@ -208,7 +208,7 @@ test_pool_short_task_is_not_held_up_by_a_long_one(void **state)
 /* What is given up does not wait for as many turns as it has chunks, while a
  * task that blocks takes turns with it. */
 static void
-test_pool_drops_the_rest_of_what_is_given_up(void **state)
+test_pool_drops_the_rest_of_an_abandoned_task(void **state)
 {
     (void)state;
     enum { CHUNKS = 1000, QUIT = 10 };
@@ -253,7 +253,7 @@ settle(void *argument)
 /* Two chunks run; a third begins after the call.  It returns when the two have
  * ended, whatever the third does. */
 static void
-test_pool_settles_when_what_was_running_has_ended(void **state)
+test_pool_settle_waits_for_running_chunks(void **state)
 {
     (void)state;
     pthread_t thread;
@@ -342,7 +342,7 @@ submit_many(void *argument)
 }
 
 static void
-test_pool_takes_from_many_submitters(void **state)
+test_pool_accepts_tasks_from_many_threads(void **state)
 {
     (void)state;
     pthread_t threads[6];
@@ -430,7 +430,7 @@ skip_under_tsan(void)
 }
 
 static void
-test_pool_starts_anew_in_a_forked_child(void **state)
+test_pool_restarts_in_a_forked_child(void **state)
 {
     (void)state;
     skip_under_tsan();
@@ -443,7 +443,7 @@ test_pool_starts_anew_in_a_forked_child(void **state)
 
 /* The parent forks while its threads are in the middle of the queue. */
 static void
-test_pool_fork_at_any_moment(void **state)
+test_pool_survives_a_fork_at_any_time(void **state)
 {
     (void)state;
     skip_under_tsan();
@@ -490,14 +490,14 @@ main(void)
         cmocka_unit_test(test_pool_runs_every_chunk_once_then_done),
         cmocka_unit_test(test_pool_hands_out_in_order),
         cmocka_unit_test(test_pool_works_in_parallel_up_to_the_bound),
-        cmocka_unit_test(test_pool_short_task_is_not_held_up_by_a_long_one),
-        cmocka_unit_test(test_pool_drops_the_rest_of_what_is_given_up),
-        cmocka_unit_test(test_pool_settles_when_what_was_running_has_ended),
+        cmocka_unit_test(test_pool_short_task_is_not_delayed_by_a_long_one),
+        cmocka_unit_test(test_pool_drops_the_rest_of_an_abandoned_task),
+        cmocka_unit_test(test_pool_settle_waits_for_running_chunks),
         cmocka_unit_test(test_pool_task_is_submitted_again_from_done),
-        cmocka_unit_test(test_pool_takes_from_many_submitters),
+        cmocka_unit_test(test_pool_accepts_tasks_from_many_threads),
         cmocka_unit_test(test_pool_threads_have_a_name_and_block_signals),
-        cmocka_unit_test(test_pool_starts_anew_in_a_forked_child),
-        cmocka_unit_test(test_pool_fork_at_any_moment),
+        cmocka_unit_test(test_pool_restarts_in_a_forked_child),
+        cmocka_unit_test(test_pool_survives_a_fork_at_any_time),
         cmocka_unit_test(test_pool_grows_to_sixteen_threads_at_most),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

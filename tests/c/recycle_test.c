@@ -30,7 +30,7 @@ test_recycle_blocks_are_aligned_and_whole(void **state)
 }
 
 static void
-test_recycle_gives_a_freed_block_out_again(void **state)
+test_recycle_reuses_a_freed_block(void **state)
 {
     (void)state;
     /* Two sizes of one class: between 1 MiB and 1.25 MiB. */
@@ -126,7 +126,7 @@ test_recycle_grow_keeps_the_contents(void **state)
 }
 
 static void
-test_recycle_refuses_the_impossible(void **state)
+test_recycle_refuses_impossible_sizes(void **state)
 {
     (void)state;
     assert_null(vnxi_recycle_alloc(SIZE_MAX));
@@ -205,11 +205,11 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_recycle_blocks_are_aligned_and_whole),
-        cmocka_unit_test(test_recycle_gives_a_freed_block_out_again),
+        cmocka_unit_test(test_recycle_reuses_a_freed_block),
         cmocka_unit_test(test_recycle_live_blocks_never_overlap),
         cmocka_unit_test(test_recycle_keeps_the_sizes_in_use),
         cmocka_unit_test(test_recycle_grow_keeps_the_contents),
-        cmocka_unit_test(test_recycle_refuses_the_impossible),
+        cmocka_unit_test(test_recycle_refuses_impossible_sizes),
         cmocka_unit_test(test_recycle_serves_many_threads),
         cmocka_unit_test(test_recycle_child_starts_with_nothing_kept),
     };

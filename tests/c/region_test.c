@@ -153,7 +153,7 @@ test_region_table_covers_all_or_nothing(void **state)
 }
 
 static void
-test_region_table_find_minds_both_ends(void **state)
+test_region_table_find_respects_both_ends(void **state)
 {
     (void)state;
     vnxi_region_t *one[] = {region(VNX_MEM_DRAM, 0x1000, 0x100, 0)};
@@ -218,7 +218,7 @@ test_region_table_find_keeps_types_and_devices_apart(void **state)
 }
 
 static void
-test_region_table_neighbours_do_not_hold_what_spans_them(void **state)
+test_region_table_neighbours_do_not_hold_a_spanning_range(void **state)
 {
     (void)state;
     vnxi_region_t *pair[] = {region(VNX_MEM_DRAM, 0x1000, 16, 0),
@@ -310,7 +310,7 @@ test_region_table_whole_storage_ends_at_the_last_address(void **state)
 }
 
 static void
-test_region_table_outlives_who_made_it(void **state)
+test_region_table_outlives_its_creator(void **state)
 {
     (void)state;
     vnxi_region_t *one[] = {region(VNX_MEM_DRAM, 0x1000, 16, 0)};
@@ -406,11 +406,11 @@ main(void)
         cmocka_unit_test(test_region_compare_orders_by_mem_dev_addr_len),
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),
         cmocka_unit_test(test_region_table_empty_holds_nothing),
-        cmocka_unit_test(test_region_table_find_minds_both_ends),
+        cmocka_unit_test(test_region_table_find_respects_both_ends),
         cmocka_unit_test(test_region_table_covers_all_or_nothing),
         cmocka_unit_test(test_region_table_find_keeps_types_and_devices_apart),
         cmocka_unit_test(
-            test_region_table_neighbours_do_not_hold_what_spans_them),
+            test_region_table_neighbours_do_not_hold_a_spanning_range),
         cmocka_unit_test(
             test_region_table_wide_region_is_found_behind_nested_ones),
         cmocka_unit_test(
@@ -418,7 +418,7 @@ main(void)
         cmocka_unit_test(test_region_table_exact_wants_every_value),
         cmocka_unit_test(
             test_region_table_whole_storage_ends_at_the_last_address),
-        cmocka_unit_test(test_region_table_outlives_who_made_it),
+        cmocka_unit_test(test_region_table_outlives_its_creator),
         cmocka_unit_test(test_region_table_find_agrees_with_a_plain_search),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

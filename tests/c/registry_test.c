@@ -158,7 +158,7 @@ test_registry_adds_none_when_attaching_fails(void **state)
 }
 
 static void
-test_registry_storage_of_no_length_is_all_of_it(void **state)
+test_registry_storage_of_length_zero_is_all_of_it(void **state)
 {
     const vnx_mem_t storage[] = {VNX_MEM_BLK, VNX_MEM_OBJ, VNX_MEM_FILE};
     const vnx_reg_desc_t all = row(0, 0);
@@ -291,7 +291,7 @@ test_registry_names_the_first_bad_row_and_adds_none(void **state)
 }
 
 static void
-test_registry_refuses_what_is_no_memory_type(void **state)
+test_registry_refuses_an_unknown_memory_type(void **state)
 {
     const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16)};
     vnx_error_t error;
@@ -403,7 +403,7 @@ note_gone(void *context, const vnxi_region_t *region)
 }
 
 static void
-test_registry_tells_of_each_region_that_goes(void **state)
+test_registry_reports_each_removed_region(void **state)
 {
     gone_t gone = {.registry = *state};
     const vnx_reg_desc_t rows[] = {row(AT(0x1000), 16), row(AT(0x2000), 16),
@@ -421,7 +421,7 @@ test_registry_tells_of_each_region_that_goes(void **state)
 }
 
 static void
-test_registry_nothing_to_do_is_no_change(void **state)
+test_registry_empty_batch_changes_nothing(void **state)
 {
     vnxi_registry_t *registry = *state;
     add(registry, NULL, 0);
@@ -465,7 +465,7 @@ test_registry_many_single_registrations_and_removals(void **state)
 }
 
 static void
-test_registry_batches_merge_into_what_is_there(void **state)
+test_registry_merges_batches(void **state)
 {
     vnxi_registry_t *registry = *state;
     vnx_reg_desc_t *rows = malloc(MANY * sizeof *rows);
@@ -602,19 +602,19 @@ main(void)
         cmocka_unit_test_setup_teardown(
             test_registry_adds_none_when_attaching_fails, setup_attacher,
             teardown),
-        TEST(test_registry_storage_of_no_length_is_all_of_it),
+        TEST(test_registry_storage_of_length_zero_is_all_of_it),
         TEST(test_registry_snapshot_is_made_again_only_after_a_change),
         TEST(test_registry_removal_revokes_the_region_in_old_snapshots),
         TEST(test_registry_counts_uses_of_a_range),
         TEST(test_registry_keeps_devices_and_lengths_apart),
         TEST(test_registry_names_the_first_bad_row_and_adds_none),
-        TEST(test_registry_refuses_what_is_no_memory_type),
+        TEST(test_registry_refuses_an_unknown_memory_type),
         TEST(test_registry_refuses_memory_that_is_not_mapped),
         TEST(test_registry_removal_is_all_or_none),
-        TEST(test_registry_tells_of_each_region_that_goes),
-        TEST(test_registry_nothing_to_do_is_no_change),
+        TEST(test_registry_reports_each_removed_region),
+        TEST(test_registry_empty_batch_changes_nothing),
         TEST(test_registry_many_single_registrations_and_removals),
-        TEST(test_registry_batches_merge_into_what_is_there),
+        TEST(test_registry_merges_batches),
         TEST(test_registry_finds_what_is_registered_now),
         TEST(test_registry_threads_do_not_disturb_each_other),
     };

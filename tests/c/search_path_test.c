@@ -88,7 +88,7 @@ test_search_path_finds_in_order_and_by_pattern(void **state)
 }
 
 static void
-test_search_path_skips_what_is_not_there(void **state)
+test_search_path_skips_missing_directories(void **state)
 {
     const char *dirs[] = {"", "/no/such/directory", second};
     (void)state;
@@ -108,7 +108,7 @@ test_search_path_is_replaced_as_a_whole(void **state)
 
 /* The strings are copied, so the caller may reuse them. */
 static void
-test_search_path_keeps_no_pointer_of_the_callers(void **state)
+test_search_path_copies_the_directories(void **state)
 {
     char directory[sizeof second];
     const char *dirs[] = {directory};
@@ -154,7 +154,7 @@ change_all_the_time(void *argument)
 
 /* Who looks while others change it sees one list or the other, whole. */
 static void
-test_search_path_is_looked_at_while_it_changes(void **state)
+test_search_path_find_is_safe_during_set(void **state)
 {
     const char *dirs[] = {second};
     changing_t changing = {.stop = false};
@@ -178,11 +178,11 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_search_path_empty_finds_nothing),
         cmocka_unit_test(test_search_path_finds_in_order_and_by_pattern),
-        cmocka_unit_test(test_search_path_skips_what_is_not_there),
+        cmocka_unit_test(test_search_path_skips_missing_directories),
         cmocka_unit_test(test_search_path_is_replaced_as_a_whole),
-        cmocka_unit_test(test_search_path_keeps_no_pointer_of_the_callers),
+        cmocka_unit_test(test_search_path_copies_the_directories),
         cmocka_unit_test(test_search_path_takes_the_first_by_name),
-        cmocka_unit_test(test_search_path_is_looked_at_while_it_changes),
+        cmocka_unit_test(test_search_path_find_is_safe_during_set),
     };
     return cmocka_run_group_tests(tests, make_tree, remove_tree);
 }

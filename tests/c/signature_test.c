@@ -98,7 +98,7 @@ assert_refused(const void *blob, size_t len, vnx_status_t status,
 /* -- The bytes ------------------------------------------------------------ */
 
 static void
-test_a_signature_has_its_bytes(void **state)
+test_signature_has_the_documented_bytes(void **state)
 {
     (void)state;
     need_openssl();
@@ -114,7 +114,7 @@ test_a_signature_has_its_bytes(void **state)
 /* It is one section more, of a backend that nobody has, and what else the
  * blob says stays as it was. */
 static void
-test_a_signed_blob_is_metadata(void **state)
+test_signature_keeps_the_blob_parsable(void **state)
 {
     (void)state;
     need_openssl();
@@ -150,7 +150,7 @@ test_a_signed_blob_is_metadata(void **state)
 }
 
 static void
-test_every_kind_of_blob_is_signed_and_checked(void **state)
+test_signature_covers_every_kind_of_blob(void **state)
 {
     (void)state;
     need_openssl();
@@ -170,7 +170,7 @@ test_every_kind_of_blob_is_signed_and_checked(void **state)
 /* -- What is refused ------------------------------------------------------ */
 
 static void
-test_each_flipped_bit_is_refused(void **state)
+test_signature_check_refuses_any_flipped_bit(void **state)
 {
     (void)state;
     need_openssl();
@@ -194,7 +194,7 @@ test_each_flipped_bit_is_refused(void **state)
 
 /* Each in memory of its own, so that a sanitizer sees a read beyond it. */
 static void
-test_each_shortened_blob_is_refused(void **state)
+test_signature_check_refuses_a_shortened_blob(void **state)
 {
     (void)state;
     need_openssl();
@@ -216,7 +216,7 @@ test_each_shortened_blob_is_refused(void **state)
 }
 
 static void
-test_a_lengthened_blob_is_refused(void **state)
+test_signature_check_refuses_a_lengthened_blob(void **state)
 {
     (void)state;
     need_openssl();
@@ -234,7 +234,7 @@ test_a_lengthened_blob_is_refused(void **state)
 }
 
 static void
-test_errors_say_what_is_wrong(void **state)
+test_signature_errors_have_a_cause(void **state)
 {
     (void)state;
     need_openssl();
@@ -257,7 +257,7 @@ test_errors_say_what_is_wrong(void **state)
 
 /* The signature of one blob behind another, and twice behind its own. */
 static void
-test_a_signature_serves_for_its_blob_alone(void **state)
+test_signature_is_valid_for_its_blob_only(void **state)
 {
     (void)state;
     need_openssl();
@@ -287,7 +287,7 @@ test_a_signature_serves_for_its_blob_alone(void **state)
 }
 
 static void
-test_what_is_not_metadata_is_not_signed(void **state)
+test_signature_add_refuses_other_data(void **state)
 {
     (void)state;
     need_openssl();
@@ -315,7 +315,7 @@ test_what_is_not_metadata_is_not_signed(void **state)
 /* -- The key -------------------------------------------------------------- */
 
 static void
-test_each_secret_makes_another_key(void **state)
+test_signature_key_differs_for_each_secret(void **state)
 {
     (void)state;
     need_openssl();
@@ -345,7 +345,7 @@ test_each_secret_makes_another_key(void **state)
 }
 
 static void
-test_a_secret_has_8_to_65535_bytes(void **state)
+test_signature_secret_has_8_to_65535_bytes(void **state)
 {
     (void)state;
     static char secret[VNX_METADATA_SECRET_MAX + 1];
@@ -370,7 +370,7 @@ test_a_secret_has_8_to_65535_bytes(void **state)
 }
 
 static void
-test_the_environment_counts_where_nothing_is_given(void **state)
+test_signature_key_falls_back_to_the_environment(void **state)
 {
     (void)state;
     vnxi_signature_key_t key = {.is_set = false};
@@ -397,7 +397,7 @@ test_the_environment_counts_where_nothing_is_given(void **state)
 }
 
 static void
-test_a_key_is_cleared(void **state)
+test_signature_key_is_cleared(void **state)
 {
     (void)state;
     need_openssl();
@@ -408,7 +408,7 @@ test_a_key_is_cleared(void **state)
 }
 
 static void
-test_without_openssl_a_secret_is_refused(void **state)
+test_signature_key_needs_openssl(void **state)
 {
     (void)state;
     vnxi_signature_key_t key = {.is_set = false};
@@ -433,20 +433,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_a_signature_has_its_bytes),
-        cmocka_unit_test(test_a_signed_blob_is_metadata),
-        cmocka_unit_test(test_every_kind_of_blob_is_signed_and_checked),
-        cmocka_unit_test(test_each_flipped_bit_is_refused),
-        cmocka_unit_test(test_each_shortened_blob_is_refused),
-        cmocka_unit_test(test_a_lengthened_blob_is_refused),
-        cmocka_unit_test(test_errors_say_what_is_wrong),
-        cmocka_unit_test(test_a_signature_serves_for_its_blob_alone),
-        cmocka_unit_test(test_what_is_not_metadata_is_not_signed),
-        cmocka_unit_test(test_each_secret_makes_another_key),
-        cmocka_unit_test(test_a_secret_has_8_to_65535_bytes),
-        cmocka_unit_test(test_the_environment_counts_where_nothing_is_given),
-        cmocka_unit_test(test_a_key_is_cleared),
-        cmocka_unit_test(test_without_openssl_a_secret_is_refused),
+        cmocka_unit_test(test_signature_has_the_documented_bytes),
+        cmocka_unit_test(test_signature_keeps_the_blob_parsable),
+        cmocka_unit_test(test_signature_covers_every_kind_of_blob),
+        cmocka_unit_test(test_signature_check_refuses_any_flipped_bit),
+        cmocka_unit_test(test_signature_check_refuses_a_shortened_blob),
+        cmocka_unit_test(test_signature_check_refuses_a_lengthened_blob),
+        cmocka_unit_test(test_signature_errors_have_a_cause),
+        cmocka_unit_test(test_signature_is_valid_for_its_blob_only),
+        cmocka_unit_test(test_signature_add_refuses_other_data),
+        cmocka_unit_test(test_signature_key_differs_for_each_secret),
+        cmocka_unit_test(test_signature_secret_has_8_to_65535_bytes),
+        cmocka_unit_test(test_signature_key_falls_back_to_the_environment),
+        cmocka_unit_test(test_signature_key_is_cleared),
+        cmocka_unit_test(test_signature_key_needs_openssl),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
