@@ -1,8 +1,8 @@
 #include "python/module.h"
 
 #include "base/at_end.h"
-#include "python/scratch.h"
-#include "python/side_channel.h"
+#include "python/arguments/scratch.h"
+#include "python/side_channel/side_channel.h"
 
 PyMODINIT_FUNC PyInit__core(void);
 

@@ -5,7 +5,7 @@
  *
  * Rules of this folder
  *   - Convert everything first, then take references, then call: a conversion
- *     may run the caller's code (agent.h).
+ *     may run the caller's code (agent/agent.h).
  *   - Objects are guarded by the GIL.  Code that drops it copies every pointer
  *     out of Python objects first and retains the C objects, since another
  *     thread may release their handles meanwhile.
@@ -27,7 +27,7 @@
 #include <vnx/vnx.h>
 
 #include "base/error.h"
-#include "python/names.h"
+#include "python/arguments/names.h"
 
 /* One for each row of VNX_STATUS_TABLE, in its order. */
 enum {

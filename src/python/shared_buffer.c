@@ -1,5 +1,5 @@
+#include "python/arguments/integers.h"
 #include "python/errors.h"
-#include "python/integers.h"
 #include "python/module.h"
 
 typedef struct shared_buffer {

@@ -1,0 +1,336 @@
+#include "python/agent/agent.h"
+
+#include <limits.h>
+#include <structmember.h>
+
+#include "python/arguments/convert.h"
+#include "python/arguments/integers.h"
+
+#define INIT "nixl_agent" /* the operation in messages */
+
+/* Closing and freeing end threads, and wait for them. */
+static void
+agent_release(vnxi_py_agent_t *self)
+{
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_listener_free(self->listener);
+    vnx_agent_release(self->agent);
+    Py_END_ALLOW_THREADS;
+}
+
+static PyObject *
+agent_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
+             PyObject *Py_UNUSED(kwargs))
+{
+    vnxi_py_state_t *state = vnxi_py_state_of_type(type);
+    if (state == NULL) {
+        return NULL;
+    }
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->state = state;
+    self->backends = PyDict_New();
+    self->notifs = PyDict_New();
+    if (self->backends == NULL || self->notifs == NULL) {
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
+}
+
+static bool
+agent_create(vnxi_py_agent_t *self, const vnxi_py_bytes_t *name,
+             const vnx_agent_config_t *config)
+{
+    vnx_error_t error;
+    PyObject *shown = vnxi_py_name_new(name->data, name->len);
+    if (shown == NULL) {
+        return false;
+    }
+    /* Only now: converting the arguments may have made it. */
+    if (self->agent != NULL) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "Agent.__init__() was called already");
+    } else if (vnx_agent_create(name->data, name->len, config, &self->agent,
+                                &error) < 0) {
+        vnxi_py_raise(self->state, &error);
+    } else {
+        Py_XSETREF(self->name, shown);
+        return true;
+    }
+    Py_DECREF(shown);
+    return false;
+}
+
+/* As bytes; data NULL for None. */
+static bool
+secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
+{
+    *secret_p = (vnxi_py_bytes_t){.data = NULL};
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
+        vnxi_py_wrong_type(INIT, "metadata_secret", "a str or bytes", value);
+        return false;
+    }
+    bool is_read =
+        vnxi_py_message_get(INIT, "metadata_secret", value, secret_p);
+    if (!is_read && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        PyErr_Clear(); /* the exception holds the secret */
+        vnxi_py_invalid(state, INIT, VNXI_PY_NO_ROW,
+                        "metadata_secret has a character that UTF-8 cannot "
+                        "encode");
+    }
+    return is_read;
+}
+
+/* Left-out numbers stay 0. */
+static bool
+init_numbers(vnxi_py_state_t *state, PyObject *threads_arg, PyObject *max_arg,
+             vnx_agent_config_t *config)
+{
+    uint64_t threads = 0;
+    if (threads_arg != NULL &&
+        !vnxi_py_int_between(state, INIT, "num_threads", threads_arg, 0,
+                             UINT_MAX, &threads)) {
+        return false;
+    }
+    config->num_threads = (unsigned)threads;
+    return max_arg == NULL ||
+           vnxi_py_int_between(state, INIT, "notif_bytes_max", max_arg, 0,
+                               UINT64_MAX, &config->notif_bytes_max);
+}
+
+static int
+agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {
+        "agent_name", "engine",          "num_threads", "notif_bytes_max",
+        "backends",   "metadata_secret", NULL};
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    vnx_agent_config_t config = {.size = sizeof config};
+    PyObject *name_arg, *threads_arg = NULL, *max_arg = NULL;
+    PyObject *backends_arg = NULL, *secret_arg = NULL;
+    vnxi_py_backends_t backends;
+    vnxi_py_bytes_t name, secret;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zOOOO:Agent", names,
+                                     &name_arg, &config.engine, &threads_arg,
+                                     &max_arg, &backends_arg, &secret_arg) ||
+        !init_numbers(self->state, threads_arg, max_arg, &config) ||
+        !vnxi_py_backends_get(INIT, NULL, backends_arg, &backends) ||
+        !secret_get(self->state, secret_arg, &secret)) {
+        return -1;
+    }
+    config.backends = backends.list;
+    config.metadata_secret = secret.data;
+    config.metadata_secret_len = secret.len;
+    bool is_made = false;
+    if (vnxi_py_peer_get(self->state, INIT, name_arg, &name)) {
+        is_made = agent_create(self, &name, &config);
+        vnxi_py_bytes_put(&name);
+    }
+    vnxi_py_bytes_put(&secret);
+    return is_made ? 0 : -1;
+}
+
+static const vnxi_py_signature_t close_signature = {.name = "close"};
+
+VNXI_PY_METHOD(close)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    if (!vnxi_py_agent_begin(op, &close_signature, args, nargs, kwnames,
+                             NULL)) {
+        return NULL;
+    }
+    self->is_closed = true;
+    vnx_listener_t *listener = self->listener;
+    Py_BEGIN_ALLOW_THREADS;
+    if (listener != NULL) {
+        vnx_listener_stop(listener);
+    }
+    vnx_agent_close(self->agent);
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+VNXI_PY_METHOD(enter)
+{
+    (void)args;
+    (void)nargs;
+    (void)kwnames;
+    return Py_NewRef(op);
+}
+
+VNXI_PY_METHOD(exit)
+{
+    (void)args;
+    (void)nargs;
+    (void)kwnames;
+    return vnxi_py_agent_close(op, NULL, 0, NULL);
+}
+
+static PyObject *
+agent_repr(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    const char *state = self->is_closed ? "closed " : "";
+    /* A reference of our own: the name may be any object, and its __repr__ may
+     * replace it. */
+    PyObject *name = Py_NewRef(self->name != NULL ? self->name : Py_None);
+    PyObject *text =
+        PyUnicode_FromFormat("<%snixl_agent %R at %p>", state, name, op);
+    Py_DECREF(name);
+    return text;
+}
+
+static PyObject *
+agent_get_closed(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(((vnxi_py_agent_t *)op)->is_closed);
+}
+
+static int
+agent_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->name);
+    Py_VISIT(self->backends);
+    Py_VISIT(self->plugin_list);
+    Py_VISIT(self->notifs);
+    return 0;
+}
+
+static int
+agent_clear(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    Py_CLEAR(self->name);
+    Py_CLEAR(self->backends);
+    Py_CLEAR(self->plugin_list);
+    Py_CLEAR(self->notifs);
+    return 0;
+}
+
+static void
+agent_dealloc(PyObject *op)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    PyObject_GC_UnTrack(op);
+    agent_clear(op);
+    vnx_notif_free(self->taken);
+    if (self->agent != NULL) {
+        agent_release(self);
+    }
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(agent_doc,
+             "Agent(agent_name, *, engine=None, num_threads=0, "
+             "notif_bytes_max=0, backends=None, "
+             "metadata_secret=None)\n--\n\n"
+             "A named endpoint that owns regions, peers, transfers and "
+             "notifications.  The base of\nNixlAgent, which see.\n\n"
+             "agent_name: str or bytes, not empty\n"
+             "engine: 'auto' (None), 'native' or 'nixl'\n"
+             "num_threads: copy threads of one transfer; 0: as many as cores, "
+             "at most 4\n"
+             "notif_bytes_max: bytes of pending notifications beyond which "
+             "the oldest is dropped;\n    0: 256 MiB\n"
+             "backends: names that will be created, so that 'auto' takes an "
+             "engine that has\n    all of them\n"
+             "metadata_secret: str or bytes with which metadata is signed, "
+             "and without which\n    none is loaded; None: "
+             "VLLM_NIXL_METADATA_SECRET\n\n"
+             "nixlInvalidParamError for a number out of range, RuntimeError "
+             "where __init__() was\ncalled before.\n\n"
+             "Every method may be called from any thread at any time.");
+
+static PyMemberDef agent_members[] = {
+    {"name", T_OBJECT_EX, offsetof(vnxi_py_agent_t, name), 0,
+     "the name of the agent (str)"},
+    {"backends", T_OBJECT_EX, offsetof(vnxi_py_agent_t, backends), READONLY,
+     "the created backends: name -> number (dict)"},
+    {"notifs", T_OBJECT_EX, offsetof(vnxi_py_agent_t, notifs), 0,
+     "what update_notifs() and check_remote_xfer_done() have collected "
+     "(dict)"},
+    {NULL, 0, 0, 0, NULL},
+};
+
+/* Asking may load an engine's library, so it is not done before. */
+static PyObject *
+agent_get_plugin_list(PyObject *op, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    if (self->plugin_list != NULL) {
+        return Py_NewRef(self->plugin_list);
+    }
+    return vnxi_py_agent_is_made(self) ? vnxi_py_agent_plugins(self) : NULL;
+}
+
+static int
+agent_set_plugin_list(PyObject *op, PyObject *value, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    Py_XINCREF(value);
+    Py_XSETREF(self->plugin_list, value);
+    return 0;
+}
+
+static PyObject *
+agent_get_engine(PyObject *op, void *context)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    (void)context;
+    const char *name =
+        self->agent != NULL ? vnx_agent_engine(self->agent) : NULL;
+    return name != NULL ? PyUnicode_FromString(name) : Py_NewRef(Py_None);
+}
+
+static PyGetSetDef agent_getset[] = {
+    {"plugin_list", agent_get_plugin_list, agent_set_plugin_list,
+     "the backends that can be created (list of str)", NULL},
+    {"engine", agent_get_engine, NULL,
+     "'native' or 'nixl'; None before the first backend", NULL},
+    {"listen_port", vnxi_py_agent_listen_port, NULL,
+     "the port of the metadata listener; 0 when it does not listen (int)",
+     NULL},
+    {"closed", agent_get_closed, NULL, "was close() called? (bool)", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot agent_slots[] = {
+    {Py_tp_doc, (void *)agent_doc},
+    {Py_tp_new, agent_tp_new},
+    {Py_tp_init, agent_init},
+    {Py_tp_dealloc, agent_dealloc},
+    {Py_tp_traverse, agent_traverse},
+    {Py_tp_clear, agent_clear},
+    {Py_tp_repr, agent_repr},
+    {Py_tp_methods, vnxi_py_agent_methods},
+    {Py_tp_members, agent_members},
+    {Py_tp_getset, agent_getset},
+    {0, NULL},
+};
+
+static PyType_Spec agent_spec = {
+    .name = "vllm_nixl._core.Agent",
+    .basicsize = sizeof(vnxi_py_agent_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
+             Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = agent_slots,
+};
+
+int
+vnxi_py_agent_add(PyObject *module)
+{
+    return vnxi_py_type_add(module, VNXI_PY_TYPE_AGENT, &agent_spec);
+}

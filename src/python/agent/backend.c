@@ -1,0 +1,316 @@
+#include "python/agent/agent.h"
+#include "python/arguments/convert.h"
+
+PyObject *
+vnxi_py_agent_plugins(vnxi_py_agent_t *self)
+{
+    PyObject *list = PyList_New(0);
+    const char *name;
+    for (size_t i = 0;
+         list != NULL && (name = vnx_agent_plugin(self->agent, i)) != NULL;
+         i++) {
+        PyObject *item = PyUnicode_FromString(name);
+        if (item == NULL || PyList_Append(list, item) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+/* -- Parameters ----------------------------------------------------------- */
+
+typedef struct param_list {
+    PyObject *keep; /* list of str that own the texts */
+    vnx_param_t *params;
+    size_t count;
+} param_list_t; /* all zeros: empty */
+
+static void
+params_fini(param_list_t *list)
+{
+    Py_CLEAR(list->keep);
+    PyMem_Free(list->params);
+}
+
+/* Text of a key or a value; numbers are taken too. */
+static const char *
+param_text(vnxi_py_state_t *state, const char *operation, const char *what,
+           param_list_t *list, PyObject *value)
+{
+    PyObject *text = PyObject_Str(value);
+    const char *utf8 = NULL;
+    if (text != NULL && PyList_Append(list->keep, text) == 0) {
+        utf8 = vnxi_py_text_get(state, operation, what, text);
+    }
+    Py_XDECREF(text);
+    return utf8;
+}
+
+/* From a dict that nobody else has: __str__ of an item may change the
+ * caller's. */
+static bool
+params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
+            param_list_t *list)
+{
+    PyObject *key, *item;
+    Py_ssize_t at = 0;
+
+    list->keep = PyList_New(0);
+    if (list->keep == NULL) {
+        return false;
+    }
+    list->params =
+        PyMem_Calloc((size_t)PyDict_Size(dict) + 1, sizeof *list->params);
+    if (list->params == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    while (PyDict_Next(dict, &at, &key, &item)) {
+        vnx_param_t *param = &list->params[list->count++];
+        param->key =
+            param_text(state, operation, "the name of a parameter", list, key);
+        if (param->key == NULL) {
+            return false;
+        }
+        param->value = param_text(state, operation, "the value of a parameter",
+                                  list, item);
+        if (param->value == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool
+params_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
+           param_list_t *list)
+{
+    *list = (param_list_t){0};
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    if (!PyDict_Check(value)) {
+        vnxi_py_wrong_type(operation, "initParams", "a dict", value);
+        return false;
+    }
+    PyObject *dict = PyDict_Copy(value);
+    bool good = dict != NULL && params_read(state, operation, dict, list);
+    Py_XDECREF(dict);
+    if (!good) {
+        params_fini(list);
+    }
+    return good;
+}
+
+/* -- Creating ------------------------------------------------------------- */
+
+static bool
+backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
+               PyObject *params_arg)
+{
+    param_list_t params;
+    vnx_error_t error;
+    vnx_status_t status;
+    if (!params_get(self->state, operation, params_arg, &params)) {
+        return false;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_agent_create_backend(self->agent, name, params.params,
+                                      params.count, &error);
+    Py_END_ALLOW_THREADS;
+    params_fini(&params);
+    if (status < 0) {
+        vnxi_py_raise(self->state, &error);
+    }
+    return status >= 0;
+}
+
+/* Note that it was created; the key is a plain str, whatever it came as. */
+static bool
+backend_add(vnxi_py_agent_t *self, PyObject *name)
+{
+    PyObject *backends = Py_XNewRef(self->backends);
+    PyObject *key = PyUnicode_FromObject(name);
+    PyObject *number = NULL;
+    bool good = false;
+    if (backends != NULL && key != NULL) {
+        number = PyLong_FromSsize_t(PyDict_Size(backends) + 1);
+        good = number != NULL && PyDict_SetItem(backends, key, number) == 0;
+    }
+    Py_XDECREF(number);
+    Py_XDECREF(key);
+    Py_XDECREF(backends);
+    return good;
+}
+
+static const vnxi_py_signature_t create_signature = {
+    .name = "create_backend",
+    .count = 2,
+    .required = 1,
+    .params = {VNXI_PY_NAME_backend, VNXI_PY_NAME_initParams},
+};
+
+VNXI_PY_METHOD(create_backend)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyObject *values[2];
+    if (!vnxi_py_agent_begin(op, &create_signature, args, nargs, kwnames,
+                             values)) {
+        return NULL;
+    }
+    const char *name = vnxi_py_text_get(self->state, create_signature.name,
+                                        "backend", values[0]);
+    if (name == NULL ||
+        !backend_create(self, create_signature.name, name, values[1]) ||
+        !backend_add(self, values[0])) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* -- Asking --------------------------------------------------------------- */
+
+int
+vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)
+{
+    /* None where the collector has cleared the agent; a reference of our own
+     * because __eq__ of a key may run any code. */
+    PyObject *backends = Py_XNewRef(self->backends);
+    int known = backends != NULL ? PyDict_Contains(backends, name) : 0;
+    Py_XDECREF(backends);
+    return known;
+}
+
+static const vnxi_py_signature_t plugin_list_signature = {
+    .name = "get_plugin_list",
+};
+
+VNXI_PY_METHOD(get_plugin_list)
+{
+    if (!vnxi_py_agent_begin(op, &plugin_list_signature, args, nargs, kwnames,
+                             NULL)) {
+        return NULL;
+    }
+    return vnxi_py_agent_plugins((vnxi_py_agent_t *)op);
+}
+
+/* One argument, `backend`; with `created`, it must have been created. */
+static const char *
+backend_arg(PyObject *op, const vnxi_py_signature_t *signature,
+            PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+            bool created)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyObject *value;
+    if (!vnxi_py_agent_begin(op, signature, args, nargs, kwnames, &value)) {
+        return NULL;
+    }
+    const char *name =
+        vnxi_py_text_get(self->state, signature->name, "backend", value);
+    if (name == NULL || !created) {
+        return name;
+    }
+    int known = vnxi_py_agent_has_backend(self, value);
+    if (known == 0) {
+        vnx_error_t error;
+        vnxi_error_set(&error, VNX_ERR_NOT_FOUND, signature->name,
+                       "the agent has no backend '%.64s'", name);
+        vnxi_py_raise(self->state, &error);
+    }
+    return known > 0 ? name : NULL;
+}
+
+static PyObject *
+mem_types(vnxi_py_agent_t *self, const char *backend)
+{
+    uint32_t mems;
+    vnx_error_t error;
+    if (vnx_agent_plugin_mems(self->agent, backend, &mems, &error) < 0) {
+        return vnxi_py_raise(self->state, &error);
+    }
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list != NULL && i < VNX_MEM_COUNT; i++) {
+        if ((mems & (1u << i)) == 0) {
+            continue;
+        }
+        PyObject *name = PyUnicode_FromFormat("%s_SEG", vnx_mem_name(i));
+        if (name == NULL || PyList_Append(list, name) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+typedef vnx_status_t (*param_fn)(vnx_agent_t *, const char *, size_t,
+                                 vnx_param_t *, vnx_error_t *);
+
+static PyObject *
+params_dict(vnxi_py_agent_t *self, const char *backend, param_fn param_of)
+{
+    vnx_param_t param;
+    vnx_error_t error;
+    PyObject *dict = PyDict_New();
+    for (size_t i = 0; dict != NULL; i++) {
+        if (param_of(self->agent, backend, i, &param, &error) < 0) {
+            Py_DECREF(dict);
+            return vnxi_py_raise(self->state, &error);
+        }
+        if (param.key == NULL) {
+            break;
+        }
+        PyObject *value = PyUnicode_FromString(param.value);
+        if (value == NULL ||
+            PyDict_SetItemString(dict, param.key, value) < 0) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(value);
+    }
+    return dict;
+}
+
+#define BACKEND_SIGNATURE(method)                           \
+    static const vnxi_py_signature_t method##_signature = { \
+        .name = #method,                                    \
+        .count = 1,                                         \
+        .required = 1,                                      \
+        .params = {VNXI_PY_NAME_backend},                   \
+    }
+
+BACKEND_SIGNATURE(get_plugin_mem_types);
+BACKEND_SIGNATURE(get_plugin_params);
+BACKEND_SIGNATURE(get_backend_mem_types);
+BACKEND_SIGNATURE(get_backend_params);
+
+VNXI_PY_METHOD(get_plugin_mem_types)
+{
+    const char *backend = backend_arg(op, &get_plugin_mem_types_signature,
+                                      args, nargs, kwnames, false);
+    return backend != NULL ? mem_types((vnxi_py_agent_t *)op, backend) : NULL;
+}
+
+VNXI_PY_METHOD(get_plugin_params)
+{
+    const char *backend = backend_arg(op, &get_plugin_params_signature, args,
+                                      nargs, kwnames, false);
+    return backend != NULL ? params_dict((vnxi_py_agent_t *)op, backend,
+                                         vnx_agent_plugin_param)
+                           : NULL;
+}
+
+VNXI_PY_METHOD(get_backend_mem_types)
+{
+    const char *backend = backend_arg(op, &get_backend_mem_types_signature,
+                                      args, nargs, kwnames, true);
+    return backend != NULL ? mem_types((vnxi_py_agent_t *)op, backend) : NULL;
+}
+
+VNXI_PY_METHOD(get_backend_params)
+{
+    const char *backend = backend_arg(op, &get_backend_params_signature, args,
+                                      nargs, kwnames, true);
+    return backend != NULL ? params_dict((vnxi_py_agent_t *)op, backend,
+                                         vnx_agent_backend_param)
+                           : NULL;
+}

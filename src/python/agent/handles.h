@@ -1,0 +1,82 @@
+/*
+ * The handles that an agent gives out: nixl_xfer_handle (a transfer) and
+ * nixl_prepped_dlist_handle (a prepared list).  Only an agent makes them; each
+ * keeps its agent alive; both compare by identity, release more than once and
+ * in any order, and free what they hold when they are dropped.
+ */
+#ifndef VNXI_PYTHON_HANDLES_H
+#define VNXI_PYTHON_HANDLES_H
+
+#include "python/agent/agent.h"
+
+typedef struct vnxi_py_xfer {
+    PyObject_HEAD vnxi_py_state_t *state;
+    vnxi_py_agent_t *agent; /* NULL only after tp_clear */
+    vnx_xfer_t *xfer;       /* owned; NULL: released */
+} vnxi_py_xfer_t;
+
+typedef struct vnxi_py_dlist {
+    PyObject_HEAD vnxi_py_state_t *state;
+    vnxi_py_agent_t *agent; /* NULL only after tp_clear */
+    vnx_dlist_t *dlist;     /* owned; NULL: released */
+} vnxi_py_dlist_t;
+
+/* A new handle; takes the C object, also where it fails. */
+PyObject *vnxi_py_xfer_new(vnxi_py_agent_t *agent, vnx_xfer_t *xfer);
+PyObject *vnxi_py_dlist_new(vnxi_py_agent_t *agent, vnx_dlist_t *dlist);
+
+/* Raise what is wrong with an argument that should be a live handle of this
+ * agent (TypeError, nixlInvalidParamError); `row` as for vnxi_py_invalid(). */
+void vnxi_py_xfer_refuse(const vnxi_py_agent_t *agent, const char *operation,
+                         int64_t row, PyObject *value);
+void vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
+                          const char *what, PyObject *value);
+
+/* Is it a handle of this agent, released or not? */
+static inline bool
+vnxi_py_xfer_is_of(const vnxi_py_agent_t *agent, PyObject *value)
+{
+    return vnxi_py_is(agent->state, VNXI_PY_TYPE_XFER, value) &&
+           ((vnxi_py_xfer_t *)value)->agent == agent;
+}
+
+/* The transfer of a live handle of this agent, or NULL and an exception.
+ * Borrowed: whoever drops the GIL retains it first, since another thread may
+ * release the handle meanwhile. */
+static inline vnx_xfer_t *
+vnxi_py_xfer_get(const vnxi_py_agent_t *agent, const char *operation,
+                 PyObject *value)
+{
+    if (vnxi_py_xfer_is_of(agent, value) &&
+        ((vnxi_py_xfer_t *)value)->xfer != NULL) {
+        return ((vnxi_py_xfer_t *)value)->xfer;
+    }
+    vnxi_py_xfer_refuse(agent, operation, VNXI_PY_NO_ROW, value);
+    return NULL;
+}
+
+/* The same for a prepared list; `what` names the argument. */
+static inline vnx_dlist_t *
+vnxi_py_dlist_get(const vnxi_py_agent_t *agent, const char *operation,
+                  const char *what, PyObject *value)
+{
+    if (vnxi_py_is(agent->state, VNXI_PY_TYPE_DLIST, value) &&
+        ((vnxi_py_dlist_t *)value)->agent == agent &&
+        ((vnxi_py_dlist_t *)value)->dlist != NULL) {
+        return ((vnxi_py_dlist_t *)value)->dlist;
+    }
+    vnxi_py_dlist_refuse(agent, operation, what, value);
+    return NULL;
+}
+
+/* The method result() of a transfer (wait.c). */
+PyObject *vnxi_py_xfer_result(PyObject *op, PyObject *const *args,
+                              Py_ssize_t nargs, PyObject *kwnames);
+
+/* Release.  A second time nothing happens.  A posted transfer is stopped
+ * first; false and an exception where it cannot be stopped now: the handle
+ * stays valid. */
+bool vnxi_py_xfer_release(vnxi_py_xfer_t *handle);
+void vnxi_py_dlist_release(vnxi_py_dlist_t *handle);
+
+#endif

@@ -1,0 +1,505 @@
+#include "python/agent/agent.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "python/agent/handles.h"
+#include "python/arguments/convert.h"
+
+/* How long a wait goes on before it looks for Ctrl-C. */
+#define WAIT_SLICE_NS 50000000u
+
+/* -- Sets of transfers ---------------------------------------------------- */
+
+typedef enum group {
+    GROUP_ENDED,   /* well */
+    GROUP_FAILED,  /* or cancelled */
+    GROUP_PENDING, /* posted */
+    GROUP_READY,   /* never posted */
+} group_t;
+
+#define GROUP_BIT(group) (1u << (group))
+
+typedef struct xfer_set {
+    PyObject *handles;     /* tuple */
+    vnx_xfer_t **xfers;    /* retained */
+    unsigned char *groups; /* group_t of each, by set_look() */
+    size_t count;
+    unsigned seen; /* GROUP_BIT of every group that is not empty, likewise */
+} xfer_set_t;
+
+static void
+set_put(xfer_set_t *set)
+{
+    for (size_t i = 0; i < set->count; i++) {
+        vnx_xfer_drop(set->xfers[i]);
+    }
+    PyMem_Free(set->xfers);
+    Py_DECREF(set->handles);
+}
+
+static bool
+set_fill(const vnxi_py_agent_t *self, const char *operation, xfer_set_t *set)
+{
+    Py_ssize_t count = PyTuple_GET_SIZE(set->handles);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *handle = PyTuple_GET_ITEM(set->handles, i);
+        if (!vnxi_py_xfer_is_of(self, handle) ||
+            ((vnxi_py_xfer_t *)handle)->xfer == NULL) {
+            vnxi_py_xfer_refuse(self, operation, i, handle);
+            return false;
+        }
+        set->xfers[set->count++] =
+            vnx_xfer_retain(((vnxi_py_xfer_t *)handle)->xfer);
+    }
+    return true;
+}
+
+/* From one handle or any iterable of them.  Iterating runs the caller's code,
+ * so every other argument is converted before, and the transfers are retained
+ * after it. */
+static bool
+set_get(const vnxi_py_agent_t *self, const char *operation, PyObject *value,
+        xfer_set_t *set_p)
+{
+    *set_p = (xfer_set_t){0};
+    set_p->handles = vnxi_py_is(self->state, VNXI_PY_TYPE_XFER, value)
+                         ? PyTuple_Pack(1, value)
+                         : PySequence_Tuple(value);
+    if (set_p->handles == NULL) {
+        return false;
+    }
+    size_t count = (size_t)PyTuple_GET_SIZE(set_p->handles);
+    set_p->xfers = PyMem_Malloc((count + 1) * (sizeof *set_p->xfers + 1));
+    if (set_p->xfers == NULL) {
+        PyErr_NoMemory();
+        set_put(set_p);
+        return false;
+    }
+    set_p->groups = (unsigned char *)(set_p->xfers + count + 1);
+    if (!set_fill(self, operation, set_p)) {
+        set_put(set_p);
+        return false;
+    }
+    return true;
+}
+
+static group_t
+group_of(const vnx_xfer_t *xfer)
+{
+    switch (vnx_xfer_state(xfer)) {
+    case VNX_XFER_DONE:
+        return GROUP_ENDED;
+    case VNX_XFER_POSTED:
+        return GROUP_PENDING;
+    case VNX_XFER_READY:
+        return GROUP_READY;
+    default:
+        return GROUP_FAILED;
+    }
+}
+
+/* Note the state of each, so that all that follows tells of one moment. */
+static void
+set_look(xfer_set_t *set)
+{
+    unsigned seen = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        group_t group = group_of(set->xfers[i]);
+        set->groups[i] = (unsigned char)group;
+        seen |= GROUP_BIT(group);
+    }
+    set->seen = seen;
+}
+
+static bool
+set_has(const xfer_set_t *set, group_t group)
+{
+    return (set->seen & GROUP_BIT(group)) != 0;
+}
+
+/* Would vnx_agent_wait() return?  As of the last set_look(). */
+static bool
+set_is_over(const xfer_set_t *set, unsigned flags)
+{
+    if (set_has(set, GROUP_READY) || !set_has(set, GROUP_PENDING)) {
+        return true;
+    }
+    return ((flags & VNX_WAIT_ANY) != 0 && set_has(set, GROUP_ENDED)) ||
+           ((flags & (VNX_WAIT_ANY | VNX_WAIT_NO_CHECK)) !=
+                VNX_WAIT_NO_CHECK &&
+            set_has(set, GROUP_FAILED));
+}
+
+/* The handles of some groups, in the order given. */
+static PyObject *
+set_list(const xfer_set_t *set, unsigned groups)
+{
+    if ((set->seen & ~groups) == 0) {
+        return PySequence_List(set->handles);
+    }
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list != NULL && i < set->count; i++) {
+        if ((groups & GROUP_BIT(set->groups[i])) != 0 &&
+            PyList_Append(list, PyTuple_GET_ITEM(set->handles, i)) < 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+/* -- Errors of waiting ---------------------------------------------------- */
+
+/* "3 of 5 transfers have not ended in time: numbers 0, 2, 3". */
+static void
+timeout_describe(const char *operation, const xfer_set_t *set,
+                 vnx_error_t *error)
+{
+    char numbers[200] = "";
+    size_t open = 0, used = 0, first = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        if (set->groups[i] != GROUP_PENDING) {
+            continue;
+        }
+        first = open++ == 0 ? i : first;
+        if (used + 32 < sizeof numbers) {
+            used += (size_t)snprintf(numbers + used, sizeof numbers - used,
+                                     "%s%zu", used > 0 ? ", " : "", i);
+        } else if (numbers[used - 1] != '.') {
+            used += (size_t)snprintf(numbers + used, sizeof numbers - used,
+                                     ", ...");
+        }
+    }
+    vnxi_error_set(error, VNX_ERR_TIMEOUT, operation,
+                   "%zu of %zu transfers have not ended in time: numbers %s",
+                   open, set->count, numbers);
+    vnxi_error_row(error, first);
+}
+
+/* A new reference: {"ended": [...], "failed": [...], "pending": [...]}. */
+static PyObject *
+set_dict(const vnxi_py_state_t *state, const xfer_set_t *set)
+{
+    const vnxi_py_name_t names[] = {
+        [GROUP_ENDED] = VNXI_PY_NAME_ended,
+        [GROUP_FAILED] = VNXI_PY_NAME_failed,
+        [GROUP_PENDING] = VNXI_PY_NAME_pending,
+    };
+    PyObject *dict = PyDict_New();
+    for (unsigned group = 0; dict != NULL && group < GROUP_READY; group++) {
+        PyObject *list = set_list(set, GROUP_BIT(group));
+        if (list == NULL ||
+            PyDict_SetItem(dict, state->names[names[group]], list) < 0) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(list);
+    }
+    return dict;
+}
+
+/* Raise the error with the handles, as of the last set_look(). */
+static void
+set_raise(vnxi_py_state_t *state, const xfer_set_t *set,
+          const vnx_error_t *error)
+{
+    PyObject *pending = VNXI_PY_NAME(state, pending);
+    PyObject *exception = vnxi_py_error_new(state, error);
+    PyObject *dict = exception != NULL ? set_dict(state, set) : NULL;
+    if (dict != NULL &&
+        PyObject_SetAttr(exception, VNXI_PY_NAME(state, handles), dict) == 0 &&
+        (error->status != VNX_ERR_TIMEOUT ||
+         PyObject_SetAttr(exception, pending,
+                          PyDict_GetItemWithError(dict, pending)) == 0)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    }
+    Py_XDECREF(dict);
+    Py_XDECREF(exception);
+}
+
+/* -- Waiting -------------------------------------------------------------- */
+
+static vnx_status_t
+slice_wait(vnxi_py_agent_t *self, const xfer_set_t *set, unsigned flags,
+           uint64_t deadline, vnx_error_t *error)
+{
+    uint64_t now = vnxi_clock_ns();
+    uint64_t left = deadline > now ? deadline - now : 0;
+    uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
+    vnx_status_t status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_agent_wait(self->agent, set->xfers, set->count, flags, slice,
+                            error);
+    Py_END_ALLOW_THREADS;
+    return status;
+}
+
+/* Until the wait is over; false and an exception.  The first look keeps the
+ * GIL: as a rule it is the last.  A timeout with a row is that of a transfer,
+ * not of the wait. */
+static bool
+set_wait(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
+         unsigned flags, uint64_t timeout_ns)
+{
+    vnx_error_t error;
+    uint64_t deadline = vnxi_clock_deadline(timeout_ns);
+    vnx_status_t status =
+        vnx_agent_wait(self->agent, set->xfers, set->count, flags, 0, &error);
+    while (status == VNX_ERR_TIMEOUT && error.row < 0) {
+        if (PyErr_CheckSignals() < 0) {
+            return false;
+        }
+        if (vnxi_clock_ns() >= deadline) {
+            set_look(set);
+            if (!set_is_over(set, flags)) {
+                timeout_describe(operation, set, &error);
+                set_raise(self->state, set, &error);
+                return false;
+            }
+        }
+        status = slice_wait(self, set, flags, deadline, &error);
+    }
+    if (status < 0) {
+        set_look(set);
+        set_raise(self->state, set, &error);
+    }
+    return status >= 0;
+}
+
+/* The handles that have ended, once enough of them have; NULL and an
+ * exception. */
+static PyObject *
+set_wait_ended(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
+               unsigned flags, uint64_t timeout_ns)
+{
+    bool check = (flags & VNX_WAIT_NO_CHECK) == 0;
+    do {
+        if (!set_wait(self, operation, set, flags, timeout_ns)) {
+            return NULL;
+        }
+        /* Cleared before the states are looked at for the last time, so that
+         * an event in between is seen there or keeps the eventfd readable. */
+        vnx_agent_clear_events(self->agent);
+        set_look(set);
+        /* One that failed in between is raised by the next round. */
+    } while (check && set_has(set, GROUP_FAILED));
+    return set_list(set, GROUP_BIT(GROUP_ENDED) | GROUP_BIT(GROUP_FAILED));
+}
+
+/* VNX_WAIT_ANY and VNX_WAIT_NO_CHECK of the arguments any_of and check. */
+static bool
+flags_get(PyObject *any_of, PyObject *check, unsigned *flags_p)
+{
+    int any = vnxi_py_args_bool(any_of, false);
+    int checks = any < 0 ? -1 : vnxi_py_args_bool(check, true);
+    if (checks < 0) {
+        return false;
+    }
+    *flags_p =
+        (any > 0 ? VNX_WAIT_ANY : 0u) | (checks > 0 ? 0u : VNX_WAIT_NO_CHECK);
+    return true;
+}
+
+static const vnxi_py_signature_t wait_signature = {
+    .name = "wait",
+    .count = 4,
+    .required = 1,
+    .params = {VNXI_PY_NAME_handles, VNXI_PY_NAME_timeout, VNXI_PY_NAME_any_of,
+               VNXI_PY_NAME_check},
+};
+
+VNXI_PY_METHOD(wait)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    const char *operation = wait_signature.name;
+    PyObject *values[4];
+    xfer_set_t set;
+    uint64_t timeout_ns;
+    unsigned flags;
+    if (!vnxi_py_agent_begin(op, &wait_signature, args, nargs, kwnames,
+                             values) ||
+        !vnxi_py_timeout_get(self->state, operation, values[1], &timeout_ns) ||
+        !flags_get(values[2], values[3], &flags) ||
+        !set_get(self, operation, values[0], &set)) {
+        return NULL;
+    }
+    PyObject *ended = set_wait_ended(self, operation, &set, flags, timeout_ns);
+    set_put(&set);
+    return ended;
+}
+
+static const vnxi_py_signature_t result_signature = {
+    .name = "result",
+    .count = 1,
+    .params = {VNXI_PY_NAME_timeout},
+};
+
+static PyObject *
+telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer)
+{
+    vnx_xfer_telemetry_t telemetry;
+    vnx_error_t error;
+    return vnx_xfer_telemetry(xfer, &telemetry, &error) < 0
+               ? vnxi_py_raise(state, &error)
+               : vnxi_py_telemetry_new(state, &telemetry);
+}
+
+PyObject *
+vnxi_py_xfer_result(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                    PyObject *kwnames)
+{
+    vnxi_py_xfer_t *self = (vnxi_py_xfer_t *)op;
+    const char *operation = result_signature.name;
+    PyObject *value, *result = NULL;
+    xfer_set_t set;
+    uint64_t timeout_ns;
+    if (!vnxi_py_args_parse(self->state, &result_signature, args, nargs,
+                            kwnames, &value) ||
+        !vnxi_py_timeout_get(self->state, operation, value, &timeout_ns)) {
+        return NULL;
+    }
+    if (self->agent == NULL) {
+        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
+                               "the transfer handle was released");
+    }
+    if (!set_get(self->agent, operation, op, &set)) {
+        return NULL;
+    }
+    if (set_wait(self->agent, operation, &set, 0, timeout_ns)) {
+        result = telemetry_of(self->state, set.xfers[0]);
+    }
+    set_put(&set);
+    return result;
+}
+
+/* -- Looking -------------------------------------------------------------- */
+
+static const vnxi_py_signature_t is_over_signature = {
+    .name = "wait_async",
+    .count = 3,
+    .required = 3,
+    .params = {VNXI_PY_NAME_handles, VNXI_PY_NAME_any_of, VNXI_PY_NAME_check},
+};
+
+VNXI_PY_METHOD(is_over)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyObject *values[3];
+    xfer_set_t set;
+    unsigned flags;
+    if (!vnxi_py_agent_begin(op, &is_over_signature, args, nargs, kwnames,
+                             values) ||
+        !flags_get(values[1], values[2], &flags) ||
+        !set_get(self, is_over_signature.name, values[0], &set)) {
+        return NULL;
+    }
+    set_look(&set);
+    bool is_over = set_is_over(&set, flags);
+    set_put(&set);
+    return PyBool_FromLong(is_over);
+}
+
+static PyObject *
+state_word(const vnxi_py_state_t *state, const vnx_xfer_t *xfer)
+{
+    switch (vnx_xfer_state(xfer)) {
+    case VNX_XFER_DONE:
+        return VNXI_PY_NAME(state, DONE);
+    case VNX_XFER_POSTED:
+        return VNXI_PY_NAME(state, PROC);
+    default:
+        return VNXI_PY_NAME(state, ERR);
+    }
+}
+
+static const vnxi_py_signature_t states_signature = {
+    .name = "check_xfer_states",
+    .count = 1,
+    .required = 1,
+    .params = {VNXI_PY_NAME_handles},
+};
+
+VNXI_PY_METHOD(check_xfer_states)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyObject *value;
+    xfer_set_t set;
+    if (!vnxi_py_agent_begin(op, &states_signature, args, nargs, kwnames,
+                             &value) ||
+        !set_get(self, states_signature.name, value, &set)) {
+        return NULL;
+    }
+    vnx_agent_clear_events(self->agent);
+    PyObject *list = PyList_New((Py_ssize_t)set.count);
+    for (size_t i = 0; list != NULL && i < set.count; i++) {
+        PyList_SET_ITEM(list, (Py_ssize_t)i,
+                        Py_NewRef(state_word(self->state, set.xfers[i])));
+    }
+    set_put(&set);
+    return list;
+}
+
+/* -- Event descriptors ---------------------------------------------------- */
+
+static const vnxi_py_signature_t fileno_signature = {.name = "fileno"};
+
+VNXI_PY_METHOD(fileno)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    vnx_error_t error;
+    int fd;
+    if (!vnxi_py_agent_begin(op, &fileno_signature, args, nargs, kwnames,
+                             NULL)) {
+        return NULL;
+    }
+    return vnx_agent_fileno(self->agent, &fd, &error) < 0
+               ? vnxi_py_raise(self->state, &error)
+               : PyLong_FromLong(fd);
+}
+
+static const vnxi_py_signature_t subscribe_signature = {.name = "subscribe"};
+
+VNXI_PY_METHOD(subscribe)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    vnx_error_t error;
+    int fd;
+    if (!vnxi_py_agent_begin(op, &subscribe_signature, args, nargs, kwnames,
+                             NULL)) {
+        return NULL;
+    }
+    return vnx_agent_subscribe(self->agent, &fd, &error) < 0
+               ? vnxi_py_raise(self->state, &error)
+               : PyLong_FromLong(fd);
+}
+
+static const vnxi_py_signature_t unsubscribe_signature = {
+    .name = "unsubscribe",
+    .count = 1,
+    .required = 1,
+    .params = {VNXI_PY_NAME_fd},
+};
+
+VNXI_PY_METHOD(unsubscribe)
+{
+    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
+    PyObject *value;
+    if (!vnxi_py_agent_begin(op, &unsubscribe_signature, args, nargs, kwnames,
+                             &value)) {
+        return NULL;
+    }
+    int overflow;
+    long fd = PyLong_AsLongAndOverflow(value, &overflow);
+    if (fd == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (overflow != 0 || fd < 0 || fd > INT_MAX) {
+        return vnxi_py_invalid(self->state, unsubscribe_signature.name,
+                               VNXI_PY_NO_ROW,
+                               "the number is not one that "
+                               "_subscribe() returned");
+    }
+    vnx_agent_unsubscribe(self->agent, (int)fd);
+    Py_RETURN_NONE;
+}

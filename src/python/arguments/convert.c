@@ -1,0 +1,281 @@
+#include "python/arguments/convert.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "python/errors.h"
+
+static void
+bytes_set(vnxi_py_bytes_t *bytes_p, const void *data, Py_ssize_t len)
+{
+    bytes_p->data = data;
+    bytes_p->len = (size_t)len;
+    bytes_p->owner = NULL;
+    bytes_p->has_view = false;
+}
+
+/* The cached UTF-8 of the object where it has one.  Names that came as bytes
+ * which are no UTF-8 hold lone surrogates and go back to the same bytes. */
+static bool
+bytes_of_str(PyObject *value, vnxi_py_bytes_t *bytes_p)
+{
+    Py_ssize_t len;
+    const char *data = PyUnicode_AsUTF8AndSize(value, &len);
+    if (data != NULL) {
+        bytes_set(bytes_p, data, len);
+        return true;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+        return false;
+    }
+    PyErr_Clear();
+    PyObject *encoded =
+        PyUnicode_AsEncodedString(value, "utf-8", "surrogateescape");
+    if (encoded == NULL) {
+        return false;
+    }
+    bytes_set(bytes_p, PyBytes_AS_STRING(encoded), PyBytes_GET_SIZE(encoded));
+    bytes_p->owner = encoded;
+    return true;
+}
+
+bool
+vnxi_py_name_get(const char *operation, PyObject *value,
+                 vnxi_py_bytes_t *bytes_p)
+{
+    if (PyUnicode_Check(value)) {
+        return bytes_of_str(value, bytes_p);
+    }
+    if (PyBytes_Check(value)) {
+        bytes_set(bytes_p, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+        return true;
+    }
+    vnxi_py_wrong_type(operation, "the name of an agent", "str or bytes",
+                       value);
+    return false;
+}
+
+bool
+vnxi_py_peer_get(vnxi_py_state_t *state, const char *operation,
+                 PyObject *value, vnxi_py_bytes_t *bytes_p)
+{
+    if (!vnxi_py_name_get(operation, value, bytes_p)) {
+        return false;
+    }
+    if (bytes_p->len == 0) {
+        vnxi_py_bytes_put(bytes_p);
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "the name of the agent is empty");
+        return false;
+    }
+    return true;
+}
+
+bool
+vnxi_py_message_get(const char *operation, const char *what, PyObject *value,
+                    vnxi_py_bytes_t *bytes_p)
+{
+    if (PyBytes_Check(value)) {
+        bytes_set(bytes_p, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
+        return true;
+    }
+    if (PyUnicode_Check(value)) {
+        return bytes_of_str(value, bytes_p);
+    }
+    if (!PyObject_CheckBuffer(value)) {
+        vnxi_py_wrong_type(operation, what, "bytes or str", value);
+        return false;
+    }
+    if (PyObject_GetBuffer(value, &bytes_p->view, PyBUF_SIMPLE) < 0) {
+        return false;
+    }
+    bytes_set(bytes_p, bytes_p->view.len > 0 ? bytes_p->view.buf : "",
+              bytes_p->view.len);
+    bytes_p->has_view = true;
+    return true;
+}
+
+const char *
+vnxi_py_text_get(vnxi_py_state_t *state, const char *operation,
+                 const char *what, PyObject *value)
+{
+    Py_ssize_t len;
+    if (!PyUnicode_Check(value)) {
+        vnxi_py_wrong_type(operation, what, "a str", value);
+        return NULL;
+    }
+    const char *text = PyUnicode_AsUTF8AndSize(value, &len);
+    if (text != NULL && strlen(text) != (size_t)len) {
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "%s has a null character", what);
+        return NULL;
+    }
+    return text;
+}
+
+PyObject *
+vnxi_py_name_new(const void *name, size_t len)
+{
+    return PyUnicode_DecodeUTF8(name, (Py_ssize_t)len, "surrogateescape");
+}
+
+static bool
+mem_of_number(const char *operation, PyObject *value, vnx_mem_t *mem_p)
+{
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(value, &overflow);
+    if (overflow != 0 || number < 0 || number >= VNX_MEM_COUNT) {
+        PyErr_Format(PyExc_KeyError, "%s: no memory type has the number %R",
+                     operation, value);
+        return false;
+    }
+    *mem_p = (vnx_mem_t)number;
+    return true;
+}
+
+bool
+vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
+{
+    static const struct {
+        const char *name;
+        vnx_mem_t mem;
+    } names[] = {
+        {"DRAM", VNX_MEM_DRAM}, {"VRAM", VNX_MEM_VRAM}, {"cpu", VNX_MEM_DRAM},
+        {"cuda", VNX_MEM_VRAM}, {"FILE", VNX_MEM_FILE}, {"OBJ", VNX_MEM_OBJ},
+        {"BLK", VNX_MEM_BLK},   {"BLOCK", VNX_MEM_BLK},
+    };
+    if (PyLong_Check(value) && !PyBool_Check(value)) {
+        return mem_of_number(operation, value, mem_p);
+    }
+    if (!PyUnicode_Check(value)) {
+        vnxi_py_wrong_type(operation, "the memory type", "str", value);
+        return false;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (PyUnicode_CompareWithASCIIString(value, names[i].name) == 0) {
+            *mem_p = names[i].mem;
+            return true;
+        }
+    }
+    PyErr_Format(PyExc_KeyError, "%s: unknown memory type %R", operation,
+                 value);
+    return false;
+}
+
+bool
+vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
+               vnx_op_t *op_p)
+{
+    if (value == VNXI_PY_NAME(state, READ)) {
+        *op_p = VNX_OP_READ;
+        return true;
+    }
+    if (value == VNXI_PY_NAME(state, WRITE)) {
+        *op_p = VNX_OP_WRITE;
+        return true;
+    }
+    if (!PyUnicode_Check(value)) {
+        vnxi_py_wrong_type(operation, "operation", "str", value);
+        return false;
+    }
+    bool is_read = PyUnicode_CompareWithASCIIString(value, "READ") == 0;
+    if (!is_read && PyUnicode_CompareWithASCIIString(value, "WRITE") != 0) {
+        PyErr_Format(PyExc_KeyError,
+                     "%s: unknown operation %R; there are READ and WRITE",
+                     operation, value);
+        return false;
+    }
+    *op_p = is_read ? VNX_OP_READ : VNX_OP_WRITE;
+    return true;
+}
+
+/* One name, checked and copied. */
+static bool
+backend_get(const char *operation, PyObject *created, PyObject *name,
+            char *text)
+{
+    if (!PyUnicode_Check(name)) {
+        vnxi_py_wrong_type(operation, "the name of a backend", "str", name);
+        return false;
+    }
+    int known = created != NULL ? PyDict_Contains(created, name) : 1;
+    Py_ssize_t len;
+    const char *utf8 = known > 0 ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
+    if (known == 0 || (utf8 != NULL && (len >= VNXI_PY_BACKEND_NAME_MAX ||
+                                        strlen(utf8) != (size_t)len))) {
+        PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
+                     operation, name);
+        return false;
+    }
+    if (utf8 == NULL) {
+        return false;
+    }
+    memcpy(text, utf8, (size_t)len + 1);
+    return true;
+}
+
+bool
+vnxi_py_backends_get(const char *operation, PyObject *created, PyObject *value,
+                     vnxi_py_backends_t *backends_p)
+{
+    backends_p->list = NULL;
+    if (value == NULL || value == Py_None ||
+        (PyList_CheckExact(value) && PyList_GET_SIZE(value) == 0)) {
+        return true;
+    }
+    if (PyUnicode_Check(value) || !PySequence_Check(value)) {
+        vnxi_py_wrong_type(operation, "backends", "a list of names", value);
+        return false;
+    }
+    PyObject *names = PySequence_Tuple(value);
+    if (names == NULL) {
+        return false;
+    }
+    Py_ssize_t count = PyTuple_GET_SIZE(names);
+    bool good = count <= VNXI_PY_BACKENDS_MAX;
+    if (!good) {
+        PyErr_Format(PyExc_ValueError, "%s: more than %d backends", operation,
+                     VNXI_PY_BACKENDS_MAX);
+    }
+    for (Py_ssize_t i = 0; good && i < count; i++) {
+        backends_p->names[i] = backends_p->text[i];
+        good = backend_get(operation, created, PyTuple_GET_ITEM(names, i),
+                           backends_p->text[i]);
+    }
+    Py_DECREF(names);
+    if (good && count > 0) {
+        backends_p->names[count] = NULL;
+        backends_p->list = backends_p->names;
+    }
+    return good;
+}
+
+bool
+vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
+                    PyObject *value, uint64_t *ns_p)
+{
+    *ns_p = VNX_FOREVER;
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    double seconds = PyFloat_AsDouble(value);
+    if (seconds == -1.0 && PyErr_Occurred()) {
+        if (PyLong_Check(value) &&
+            PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            PyErr_Clear();
+            vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                            "the timeout is out of range; None has no limit");
+        }
+        return false;
+    }
+    if (isnan(seconds) || seconds < 0) {
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "the timeout must be None or at least 0 seconds");
+        return false;
+    }
+    /* What is longer than a century is for ever. */
+    if (seconds < 3.2e9) {
+        *ns_p = (uint64_t)(seconds * 1e9);
+    }
+    return true;
+}

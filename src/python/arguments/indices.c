@@ -1,0 +1,173 @@
+#include "python/arguments/indices.h"
+
+#include <string.h>
+
+#include "python/arguments/integers.h"
+#include "python/errors.h"
+
+/* Room for `count` elements of `size` bytes. */
+static void *
+room_take(vnxi_py_state_t *state, size_t count, size_t size,
+          vnxi_py_indices_t *indices_p)
+{
+    if (count * size <= sizeof indices_p->small) {
+        return indices_p->small;
+    }
+    return vnxi_py_scratch_take(state, count * size, &indices_p->scratch)
+               ? indices_p->scratch.data
+               : NULL;
+}
+
+/* A caller's __index__ may change the list: its size is read again for every
+ * element, and what it shrank by is an error. */
+static bool
+list_read(vnxi_py_state_t *state, const char *operation, const char *what,
+          PyObject *list, int64_t *numbers, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (i >= PySequence_Fast_GET_SIZE(list)) {
+            vnxi_py_invalid(state, operation, i, "%s shrank meanwhile", what);
+            return false;
+        }
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        uint64_t number = 0;
+        Py_INCREF(item);
+        vnxi_py_int_result_t result = vnxi_py_int_get(item, &number);
+        if (result == VNXI_PY_INT_OK && number > INT64_MAX) {
+            result = VNXI_PY_INT_RANGE;
+        }
+        if (result != VNXI_PY_INT_OK) {
+            vnxi_py_int_raise(state, operation, i, what, item, result);
+            Py_DECREF(item);
+            return false;
+        }
+        Py_DECREF(item);
+        numbers[i] = (int64_t)number;
+    }
+    return true;
+}
+
+static bool
+indices_of_list(vnxi_py_state_t *state, const char *operation,
+                const char *what, PyObject *value,
+                vnxi_py_indices_t *indices_p)
+{
+    PyObject *list = PySequence_Fast(value, "");
+    if (list == NULL) {
+        return false;
+    }
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(list);
+    int64_t *numbers =
+        room_take(state, (size_t)count, sizeof *numbers, indices_p);
+    bool good = numbers != NULL &&
+                list_read(state, operation, what, list, numbers, count);
+    Py_DECREF(list);
+    indices_p->indices = (vnx_indices_t){
+        .data = numbers, .count = (size_t)count, .type = VNX_INDEX_I64};
+    return good;
+}
+
+static bool
+index_type(const Py_buffer *view, vnx_index_type_t *type_p)
+{
+    bool is_signed;
+    if (!vnxi_py_buffer_is_integer(view, &is_signed)) {
+        return false;
+    }
+    switch (view->itemsize) {
+    case 8:
+        *type_p = is_signed ? VNX_INDEX_I64 : VNX_INDEX_U64;
+        return true;
+    case 4:
+        *type_p = is_signed ? VNX_INDEX_I32 : VNX_INDEX_U32;
+        return true;
+    case 2:
+        *type_p = is_signed ? VNX_INDEX_I16 : VNX_INDEX_U16;
+        return true;
+    case 1:
+        *type_p = is_signed ? VNX_INDEX_I8 : VNX_INDEX_U8;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* The view's elements, one after another, where they are not so already. */
+static bool
+view_copy(vnxi_py_state_t *state, vnxi_py_indices_t *indices_p)
+{
+    const Py_buffer *view = &indices_p->view;
+    size_t size = (size_t)view->itemsize, count = indices_p->indices.count;
+    char *to = room_take(state, count, size, indices_p);
+    if (to == NULL) {
+        return false;
+    }
+    const char *from = view->buf;
+    Py_ssize_t stride =
+        view->strides != NULL ? view->strides[0] : view->itemsize;
+    for (size_t i = 0; i < count; i++, from += stride) {
+        memcpy(to + i * size, from, size);
+    }
+    indices_p->indices.data = to;
+    return true;
+}
+
+static bool
+view_read(vnxi_py_state_t *state, const char *operation, const char *what,
+          vnxi_py_indices_t *indices_p)
+{
+    const Py_buffer *view = &indices_p->view;
+    if (view->ndim != 1) {
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "%s must have one dimension, not %d", what,
+                        view->ndim);
+        return false;
+    }
+    if (!index_type(view, &indices_p->indices.type)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s: %s must be integers in native byte order, not of "
+                     "format '%s'",
+                     operation, what,
+                     view->format != NULL ? view->format : "B");
+        return false;
+    }
+    indices_p->indices.count = (size_t)view->shape[0];
+    indices_p->indices.data = view->buf;
+    bool is_aligned = (uintptr_t)view->buf % (size_t)view->itemsize == 0;
+    bool is_plain = view->strides == NULL ||
+                    view->strides[0] == view->itemsize || view->shape[0] <= 1;
+    if (view->shape[0] == 0) {
+        indices_p->indices.data = indices_p->small;
+    } else if (!is_aligned || !is_plain) {
+        return view_copy(state, indices_p);
+    }
+    return true;
+}
+
+bool
+vnxi_py_indices_get(vnxi_py_state_t *state, const char *operation,
+                    const char *what, PyObject *value,
+                    vnxi_py_indices_t *indices_p)
+{
+    indices_p->has_view = false;
+    indices_p->scratch = (vnxi_py_scratch_t){0};
+
+    bool good;
+    if (PyList_Check(value) || PyTuple_Check(value) || PyRange_Check(value)) {
+        good = indices_of_list(state, operation, what, value, indices_p);
+    } else if (PyBytes_Check(value) || !PyObject_CheckBuffer(value)) {
+        vnxi_py_wrong_type(operation, what, "a list or an array of integers",
+                           value);
+        return false;
+    } else if (PyObject_GetBuffer(value, &indices_p->view,
+                                  PyBUF_FORMAT | PyBUF_STRIDES) < 0) {
+        return false;
+    } else {
+        indices_p->has_view = true;
+        good = view_read(state, operation, what, indices_p);
+    }
+    if (!good) {
+        vnxi_py_indices_put(state, indices_p);
+    }
+    return good;
+}

@@ -1,0 +1,227 @@
+#include "python/arguments/rows.h"
+
+#include <sched.h>
+
+#include "base/clock.h"
+#include "python/arguments/integers.h"
+#include "python/arguments/scratch.h"
+#include "python/errors.h"
+
+/* `yes` for what has the attribute that all tensors have, otherwise `no`. */
+static vnxi_py_source_t
+tensor_or(const vnxi_py_state_t *state, PyObject *object, vnxi_py_source_t yes,
+          vnxi_py_source_t no)
+{
+    if (PyTuple_Check(object) || PyList_Check(object)) {
+        return no;
+    }
+    Py_INCREF(object); /* the look-up may run any code */
+    PyObject *method = PyObject_GetAttr(object, VNXI_PY_NAME(state, data_ptr));
+    Py_DECREF(object);
+    if (method != NULL) {
+        Py_DECREF(method);
+        return yes;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return VNXI_PY_SOURCE_EXCEPTION;
+    }
+    PyErr_Clear();
+    return no;
+}
+
+vnxi_py_source_t
+vnxi_py_source_of(const vnxi_py_state_t *state, PyObject *source)
+{
+    if (PyList_Check(source) || PyTuple_Check(source)) {
+        return PySequence_Fast_GET_SIZE(source) == 0
+                   ? VNXI_PY_SOURCE_ROWS
+                   : tensor_or(state, PySequence_Fast_GET_ITEM(source, 0),
+                               VNXI_PY_SOURCE_TENSORS, VNXI_PY_SOURCE_ROWS);
+    }
+    if (PyObject_CheckBuffer(source)) {
+        return VNXI_PY_SOURCE_MATRIX;
+    }
+    return tensor_or(state, source, VNXI_PY_SOURCE_TENSOR,
+                     VNXI_PY_SOURCE_OTHER);
+}
+
+static bool
+numbers_get(vnxi_py_state_t *state, const char *operation, int64_t row,
+            PyObject *const *items, vnx_desc_t *desc_p)
+{
+    static const char *const whats[] = {"the address", "the length",
+                                        "the device id"};
+    uint64_t numbers[3];
+    for (int i = 0; i < 3; i++) {
+        vnxi_py_int_result_t result = vnxi_py_int_get(items[i], &numbers[i]);
+        if (result != VNXI_PY_INT_OK) {
+            vnxi_py_int_raise(state, operation, row, whats[i], items[i],
+                              result);
+            return false;
+        }
+    }
+    *desc_p = (vnx_desc_t){numbers[0], numbers[1], numbers[2]};
+    return true;
+}
+
+static bool
+row_of_tuple(vnxi_py_state_t *state, const char *operation, int64_t row,
+             PyObject *tuple, Py_ssize_t width, vnx_desc_t *desc_p,
+             PyObject **extra_p)
+{
+    if (PyTuple_GET_SIZE(tuple) != width) {
+        vnxi_py_invalid(state, operation, row,
+                        "%zd items are needed (address, length, device id%s), "
+                        "not %zd",
+                        width, width > 3 ? ", and one more" : "",
+                        PyTuple_GET_SIZE(tuple));
+        return false;
+    }
+    if (!numbers_get(state, operation, row, &PyTuple_GET_ITEM(tuple, 0),
+                     desc_p)) {
+        return false;
+    }
+    if (extra_p != NULL) {
+        *extra_p = Py_NewRef(PyTuple_GET_ITEM(tuple, 3));
+    }
+    return true;
+}
+
+bool
+vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
+                PyObject *item, Py_ssize_t width, vnx_desc_t *desc_p,
+                PyObject **extra_p)
+{
+    if (!PyTuple_Check(item) && !PyList_Check(item)) {
+        PyErr_Format(PyExc_TypeError,
+                     "%s: row %lld must be a tuple, not %.200s", operation,
+                     (long long)row, Py_TYPE(item)->tp_name);
+        return false;
+    }
+    /* A tuple of our own: __index__ of a number may change a list. */
+    PyObject *tuple = PySequence_Tuple(item);
+    if (tuple == NULL) {
+        return false;
+    }
+    bool good =
+        row_of_tuple(state, operation, row, tuple, width, desc_p, extra_p);
+    Py_DECREF(tuple);
+    return good;
+}
+
+/* The common case, at full speed: a tuple of three plain ints that fit. */
+static inline bool
+row_fast(PyObject *item, vnx_desc_t *desc_p)
+{
+    if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 3) {
+        return false;
+    }
+    uint64_t numbers[3];
+    for (int i = 0; i < 3; i++) {
+        PyObject *value = PyTuple_GET_ITEM(item, i);
+        if (!PyLong_CheckExact(value)) {
+            return false;
+        }
+        numbers[i] = PyLong_AsUnsignedLongLong(value);
+        if (numbers[i] == UINT64_MAX) {
+            PyErr_Clear(); /* an OverflowError, or none: `value` is an int */
+            return false;
+        }
+    }
+    *desc_p = (vnx_desc_t){numbers[0], numbers[1], numbers[2]};
+    return true;
+}
+
+/* Rows ahead of the one that is converted: by then it is in the cache. */
+#define AHEAD 12
+
+static inline void
+row_prefetch(PyObject *list, Py_ssize_t i)
+{
+    if (i + 2 * AHEAD < PySequence_Fast_GET_SIZE(list)) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i + AHEAD);
+        __builtin_prefetch(PySequence_Fast_GET_ITEM(list, i + 2 * AHEAD));
+        if (PyTuple_CheckExact(item) && PyTuple_GET_SIZE(item) > 0) {
+            __builtin_prefetch(PyTuple_GET_ITEM(item, 0));
+        }
+    }
+}
+
+/* After so many chunks, about half a millisecond, others have a turn.  A
+ * thread that waits for the GIL needs so long to wake up; where it is dropped
+ * for less, it is taken again before anybody could have it. */
+#define TURN_CHUNKS 4
+#define TURN_NS 60000u
+
+void
+vnxi_py_turn_give(void)
+{
+    PyThreadState *first =
+        PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    if (PyThreadState_Next(first) == NULL) {
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    uint64_t end = vnxi_clock_deadline(TURN_NS);
+    do {
+        sched_yield();
+    } while (vnxi_clock_ns() < end);
+    Py_END_ALLOW_THREADS;
+}
+
+/* Hand on a full chunk, the `number`-th. */
+static bool
+chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
+           size_t number)
+{
+    if (!take(context, rows, VNXI_PY_ROWS_CHUNK)) {
+        return false;
+    }
+    if (number % TURN_CHUNKS == 0) {
+        vnxi_py_turn_give();
+    }
+    return true;
+}
+
+/* The slow way: code of the caller may run, and drop the item from the list.
+ */
+static bool
+row_held(vnxi_py_state_t *state, const char *operation, int64_t row,
+         PyObject *item, vnx_desc_t *desc_p)
+{
+    Py_INCREF(item);
+    bool good = vnxi_py_row_get(state, operation, row, item, 3, desc_p, NULL);
+    Py_DECREF(item);
+    return good;
+}
+
+/* The list's size is read at each row: code that a conversion runs, or another
+ * thread between two chunks, may have changed it. */
+bool
+vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
+                  PyObject *list, vnxi_py_rows_fn take, void *context)
+{
+    vnxi_py_scratch_t scratch;
+    if (!vnxi_py_scratch_take(state, VNXI_PY_ROWS_CHUNK * sizeof(vnx_desc_t),
+                              &scratch)) {
+        return false;
+    }
+    vnx_desc_t *rows = scratch.data;
+    size_t count = 0, chunks = 0;
+    bool good = true;
+    for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        row_prefetch(list, i);
+        good = row_fast(item, &rows[count]) ||
+               row_held(state, operation, i, item, &rows[count]);
+        if (good && ++count == VNXI_PY_ROWS_CHUNK) {
+            good = chunk_take(take, context, rows, ++chunks);
+            count = 0;
+        }
+    }
+    if (good && count > 0) {
+        good = take(context, rows, count);
+    }
+    vnxi_py_scratch_put(state, &scratch);
+    return good;
+}

@@ -1,0 +1,47 @@
+/*
+ * Rows at regular strides, kept as runs instead of one by one: what tables of
+ * blocks are made of, in a hundredth of the memory.  Runs never change once
+ * they are made, so they are shared and may be read without the GIL.
+ */
+#ifndef VNXI_PYTHON_RUNS_H
+#define VNXI_PYTHON_RUNS_H
+
+#include "python/arguments/rows.h"
+
+typedef struct vnxi_py_runs {
+    size_t refs;  /* changed with the GIL held */
+    size_t rows;  /* strides unrolled */
+    size_t count; /* of items */
+    vnx_strided_desc_t items[];
+} vnxi_py_runs_t;
+
+/* The rows of an Nx3 array as runs, where these take at most an eighth of the
+ * memory; owned.  NULL, and no exception, where they do not, or where a signed
+ * array holds a negative number: then take the rows as they are.  May drop the
+ * GIL. */
+vnxi_py_runs_t *vnxi_py_runs_read(const vnxi_py_matrix_t *matrix);
+
+static inline vnxi_py_runs_t *
+vnxi_py_runs_retain(vnxi_py_runs_t *runs)
+{
+    runs->refs++;
+    return runs;
+}
+
+/* NULL is allowed. */
+void vnxi_py_runs_release(vnxi_py_runs_t *runs);
+
+bool vnxi_py_runs_equal(const vnxi_py_runs_t *a, const vnxi_py_runs_t *b);
+
+/* Where in some runs unrolling has come; all zeros: at the first row. */
+typedef struct vnxi_py_runs_at {
+    size_t run;
+    uint64_t piece;
+} vnxi_py_runs_at_t;
+
+/* The next rows, at most `max`, and how many; 0: there are no more.  Needs no
+ * GIL. */
+size_t vnxi_py_runs_unroll(const vnxi_py_runs_t *runs, vnxi_py_runs_at_t *at,
+                           vnx_desc_t *rows, size_t max);
+
+#endif

@@ -1,0 +1,263 @@
+/*
+ * Design note.  The bytes are NIXL's serialised descriptor list, the state of
+ * its pickles: fields of a tag, a 64-bit length, the value and '|', after a
+ * prefix.  They come from the network too, so a reader checks every length
+ * against what is there before anything is allocated, and the list changes
+ * only when all of it was read.
+ */
+#include "python/descriptors/descs.h"
+
+#include <string.h>
+
+#include "base/bytes.h"
+#include "python/errors.h"
+
+#define SERIAL_PREFIX "nixlSerDes|"
+
+static const char *
+serial_kind(const vnxi_py_descs_t *self)
+{
+    return self->kind == VNXI_PY_DESCS_XFER ? "nixlBDList" : "nixlSDList";
+}
+
+static void
+field_begin(vnxi_writer_t *writer, const char *tag, size_t len)
+{
+    vnxi_write_bytes(writer, tag, strlen(tag));
+    vnxi_write_u64(writer, len);
+}
+
+static void
+field_end(vnxi_writer_t *writer)
+{
+    vnxi_write_u8(writer, '|');
+}
+
+static void
+head_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
+{
+    const char *kind = serial_kind(self);
+    vnxi_write_bytes(writer, SERIAL_PREFIX, strlen(SERIAL_PREFIX));
+    field_begin(writer, "nixlDList", strlen(kind));
+    vnxi_write_bytes(writer, kind, strlen(kind));
+    field_end(writer);
+    field_begin(writer, "t", 4);
+    vnxi_write_u32(writer, (uint32_t)self->mem);
+    field_end(writer);
+    field_begin(writer, "n", 8);
+    vnxi_write_u64(writer, self->count);
+    field_end(writer);
+}
+
+static void
+rows_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
+{
+    if (self->kind == VNXI_PY_DESCS_XFER) {
+        size_t len = self->count * sizeof *self->rows;
+        if (len > 0) {
+            field_begin(writer, "", len);
+            vnxi_write_bytes(writer, self->rows, len);
+            field_end(writer);
+        }
+        return;
+    }
+    for (size_t i = 0; i < self->count; i++) {
+        size_t meta = (size_t)PyBytes_GET_SIZE(self->extras[i]);
+        field_begin(writer, "", sizeof self->rows[i] + meta);
+        vnxi_write_bytes(writer, &self->rows[i], sizeof self->rows[i]);
+        vnxi_write_bytes(writer, PyBytes_AS_STRING(self->extras[i]), meta);
+        field_end(writer);
+    }
+}
+
+/* Needs no GIL: the list is pinned, and bytes never change. */
+static void
+state_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
+{
+    head_write(writer, self);
+    rows_write(writer, self);
+}
+
+PyObject *
+vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
+    vnxi_writer_t writer = {0};
+    if (!vnxi_py_descs_pin(self)) {
+        return NULL;
+    }
+    if (self->count < VNXI_PY_ROWS_LARGE) {
+        state_write(&writer, self);
+    } else {
+        Py_BEGIN_ALLOW_THREADS;
+        state_write(&writer, self);
+        Py_END_ALLOW_THREADS;
+    }
+    vnxi_py_descs_unpin(self);
+    PyObject *bytes =
+        writer.failed ? PyErr_NoMemory()
+                      : PyBytes_FromStringAndSize((const char *)writer.data,
+                                                  (Py_ssize_t)writer.len);
+    vnxi_writer_fini(&writer);
+    return bytes;
+}
+
+/* The value of the next field, in place; NULL and failed where another comes
+ * or its end is missing. */
+static const unsigned char *
+field_read(vnxi_reader_t *reader, const char *tag, size_t *len_p)
+{
+    size_t tag_len = strlen(tag);
+    const unsigned char *found = vnxi_read_bytes(reader, tag_len);
+    if (found == NULL || memcmp(found, tag, tag_len) != 0) {
+        reader->failed = true;
+        return NULL;
+    }
+    uint64_t len = vnxi_read_u64(reader);
+    const unsigned char *value = vnxi_read_bytes(reader, len);
+    if (vnxi_read_u8(reader) != '|') {
+        reader->failed = true;
+    }
+    *len_p = len;
+    return reader->failed ? NULL : value;
+}
+
+/* A field whose length is known. */
+static const unsigned char *
+field_read_exact(vnxi_reader_t *reader, const char *tag, size_t len)
+{
+    size_t found;
+    const unsigned char *value = field_read(reader, tag, &found);
+    return value != NULL && found == len ? value : NULL;
+}
+
+static bool
+head_read(vnxi_reader_t *reader, const vnxi_py_descs_t *self, vnx_mem_t *mem_p,
+          uint64_t *count_p)
+{
+    const char *kind = serial_kind(self);
+    const unsigned char *prefix =
+        vnxi_read_bytes(reader, strlen(SERIAL_PREFIX));
+    if (prefix == NULL ||
+        memcmp(prefix, SERIAL_PREFIX, strlen(SERIAL_PREFIX)) != 0) {
+        return false;
+    }
+    const unsigned char *name =
+        field_read_exact(reader, "nixlDList", strlen(kind));
+    const unsigned char *mem = field_read_exact(reader, "t", 4);
+    const unsigned char *count = field_read_exact(reader, "n", 8);
+    if (name == NULL || mem == NULL || count == NULL ||
+        memcmp(name, kind, strlen(kind)) != 0) {
+        return false;
+    }
+    uint32_t number;
+    memcpy(&number, mem, sizeof number);
+    memcpy(count_p, count, sizeof *count_p);
+    *mem_p = (vnx_mem_t)number;
+    return number < VNX_MEM_COUNT;
+}
+
+static bool
+xfer_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
+{
+    if (count == 0) {
+        return true;
+    }
+    size_t len;
+    const unsigned char *rows = field_read(reader, "", &len);
+    if (rows == NULL || len % sizeof(vnx_desc_t) != 0 ||
+        len / sizeof(vnx_desc_t) != count ||
+        !vnxi_py_descs_extend(self, rows, count)) {
+        return false;
+    }
+    return true;
+}
+
+static bool
+reg_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
+{
+    /* Each row takes more than its 24 bytes, so `count` is bounded. */
+    if (count > vnxi_reader_left(reader) / sizeof(vnx_desc_t) ||
+        !vnxi_py_descs_reserve(self, count)) {
+        return false;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        size_t len;
+        const unsigned char *row = field_read(reader, "", &len);
+        if (row == NULL || len < sizeof(vnx_desc_t)) {
+            return false;
+        }
+        PyObject *meta =
+            PyBytes_FromStringAndSize((const char *)row + sizeof(vnx_desc_t),
+                                      (Py_ssize_t)(len - sizeof(vnx_desc_t)));
+        if (meta == NULL) {
+            return false;
+        }
+        memcpy(&self->rows[i], row, sizeof(vnx_desc_t));
+        self->extras[i] = meta;
+        self->count++;
+    }
+    return true;
+}
+
+/* Into `self`, an empty list. */
+static bool
+state_read(vnxi_py_descs_t *self, const void *data, size_t len)
+{
+    vnxi_reader_t reader = vnxi_reader(data, len);
+    uint64_t count;
+    if (!head_read(&reader, self, &self->mem, &count)) {
+        return false;
+    }
+    bool good = self->kind == VNXI_PY_DESCS_XFER
+                    ? xfer_rows_read(&reader, self, count)
+                    : reg_rows_read(&reader, self, count);
+    return good && vnxi_reader_left(&reader) == 0;
+}
+
+/* Exchange what the two hold: what was replaced goes with `other`. */
+static void
+contents_swap(vnxi_py_descs_t *self, vnxi_py_descs_t *other)
+{
+    vnxi_py_descs_t old = *self;
+    self->mem = other->mem;
+    self->count = other->count;
+    self->capacity = other->capacity;
+    self->rows = other->rows;
+    self->extras = other->extras;
+    self->runs = other->runs;
+    other->count = old.count;
+    other->capacity = old.capacity;
+    other->rows = old.rows;
+    other->extras = old.extras;
+    other->runs = old.runs;
+}
+
+PyObject *
+vnxi_py_descs_setstate(PyObject *op, PyObject *state)
+{
+    vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
+    if (!PyBytes_Check(state)) {
+        return vnxi_py_wrong_type("__setstate__", "the state", "bytes", state);
+    }
+    vnxi_py_descs_t *read =
+        vnxi_py_descs_new(self->state, self->kind, self->mem);
+    if (read == NULL) {
+        return NULL;
+    }
+    bool good = state_read(read, PyBytes_AS_STRING(state),
+                           (size_t)PyBytes_GET_SIZE(state));
+    if (good && vnxi_py_descs_movable(self)) {
+        contents_swap(self, read);
+    } else if (!PyErr_Occurred()) {
+        vnx_error_t error;
+        vnxi_error_set(&error, VNX_ERR_MISMATCH, "__setstate__",
+                       "the bytes are no serialised %s", Py_TYPE(op)->tp_name);
+        vnxi_py_raise(self->state, &error);
+    }
+    Py_DECREF(read);
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}

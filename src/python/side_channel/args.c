@@ -1,0 +1,177 @@
+#include <string.h>
+
+#include "python/arguments/integers.h"
+#include "python/errors.h"
+#include "python/side_channel/side_channel.h"
+
+bool
+vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
+                  PyObject *value, int min, int *port_p)
+{
+    uint64_t number;
+
+    if (!vnxi_py_int_between(state, operation, "port", value, (uint64_t)min,
+                             65535, &number)) {
+        return false;
+    }
+    *port_p = (int)number;
+    return true;
+}
+
+/* -- Keys ----------------------------------------------------------------- */
+
+/* "0,1" for (0, 1); NULL: exception. */
+static PyObject *
+text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)
+{
+    PyObject *text = PyUnicode_FromString("");
+
+    if (PyTuple_GET_SIZE(tuple) == 0) {
+        Py_XDECREF(text);
+        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                               "a key is an empty tuple");
+    }
+    for (Py_ssize_t i = 0; text != NULL && i < PyTuple_GET_SIZE(tuple); i++) {
+        uint64_t rank;
+        PyObject *longer = NULL;
+        if (vnxi_py_int_between(state, operation, "a rank of a key",
+                                PyTuple_GET_ITEM(tuple, i), 0, INT64_MAX,
+                                &rank)) {
+            longer = PyUnicode_FromFormat(i == 0 ? "%U%llu" : "%U,%llu", text,
+                                          (unsigned long long)rank);
+        }
+        Py_SETREF(text, longer);
+    }
+    return text;
+}
+
+static bool
+key_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple,
+             vnxi_py_bytes_t *key_p)
+{
+    PyObject *text = text_of_ranks(state, operation, tuple);
+
+    if (text == NULL) {
+        return false;
+    }
+    bool done = vnxi_py_message_get(operation, "a key", text, key_p);
+    if (done && key_p->owner == NULL) {
+        key_p->owner = Py_NewRef(text);
+    }
+    Py_DECREF(text);
+    return done;
+}
+
+bool
+vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
+                 PyObject *value, vnxi_py_bytes_t *key_p)
+{
+    if (value == NULL || value == Py_None) {
+        *key_p = (vnxi_py_bytes_t){.data = ""};
+        return true;
+    }
+    if (PyTuple_Check(value)) {
+        return key_of_ranks(state, operation, value, key_p);
+    }
+    if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
+        vnxi_py_wrong_type(operation, "a key",
+                           "a str, bytes, a tuple of ints or None", value);
+        return false;
+    }
+    return vnxi_py_message_get(operation, "a key", value, key_p);
+}
+
+/* -- Blobs ---------------------------------------------------------------- */
+
+void
+vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs)
+{
+    for (size_t i = 0; i < 2 * blobs->count; i++) {
+        vnxi_py_bytes_put(&blobs->bytes[i]);
+    }
+    PyMem_Free(blobs->bytes);
+    PyMem_Free(blobs->blobs);
+    Py_XDECREF(blobs->items);
+    *blobs = (vnxi_py_blobs_t){0};
+}
+
+/* Room for `most`; none is in it yet. */
+static bool
+blobs_alloc(vnxi_py_blobs_t *blobs, size_t most)
+{
+    blobs->blobs = PyMem_Calloc(most, sizeof *blobs->blobs);
+    blobs->bytes = PyMem_Calloc(2 * most, sizeof *blobs->bytes);
+    if (blobs->blobs == NULL || blobs->bytes == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    return true;
+}
+
+static bool
+blobs_add(vnxi_py_state_t *state, const char *operation, PyObject *key,
+          PyObject *data, vnxi_py_blobs_t *blobs)
+{
+    vnxi_py_bytes_t *pair = &blobs->bytes[2 * blobs->count];
+
+    if (!vnxi_py_side_key(state, operation, key, &pair[0])) {
+        return false;
+    }
+    if (!vnxi_py_message_get(operation, "metadata", data, &pair[1])) {
+        vnxi_py_bytes_put(&pair[0]);
+        return false;
+    }
+    blobs->blobs[blobs->count++] =
+        (vnx_side_channel_blob_t){.key = pair[0].data,
+                                  .key_length = pair[0].len,
+                                  .data = pair[1].data,
+                                  .length = pair[1].len};
+    return true;
+}
+
+static bool
+add_items(vnxi_py_state_t *state, const char *operation,
+          vnxi_py_blobs_t *blobs)
+{
+    Py_ssize_t count = PyList_GET_SIZE(blobs->items);
+
+    if (!blobs_alloc(blobs, (size_t)count)) {
+        return false;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyList_GET_ITEM(blobs->items, i);
+        if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
+            vnxi_py_wrong_type(operation, "an item of metadata",
+                               "a key and bytes", item);
+            return false;
+        }
+        if (!blobs_add(state, operation, PyTuple_GET_ITEM(item, 0),
+                       PyTuple_GET_ITEM(item, 1), blobs)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool
+vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
+                   PyObject *value, vnxi_py_blobs_t *blobs_p)
+{
+    vnxi_py_blobs_t blobs = {0};
+    bool done;
+
+    if (PyMapping_Check(value) && !PyObject_CheckBuffer(value) &&
+        !PyUnicode_Check(value) && !PySequence_Check(value)) {
+        blobs.items = PyMapping_Items(value);
+        done = blobs.items != NULL && add_items(state, operation, &blobs);
+    } else {
+        done = blobs_alloc(&blobs, 1) &&
+               blobs_add(state, operation, NULL, value, &blobs);
+    }
+    if (!done) {
+        vnxi_py_side_blobs_put(&blobs);
+        return false;
+    }
+    *blobs_p = blobs;
+    return true;
+}

@@ -1,0 +1,465 @@
+/*
+ * Design notes.  request_metadata() and request_many() wait without the GIL,
+ * and take it every so often to let Python run the handlers of signals.  For
+ * event loops there is _begin(): an object with a descriptor to wait for and a
+ * step to take when it is readable, which vllm_nixl/_side_channel.py makes a
+ * coroutine of.
+ */
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "python/arguments/integers.h"
+#include "python/errors.h"
+#include "python/side_channel/side_channel.h"
+
+#define REQUEST "request_metadata"
+#define MANY "request_many"
+#define BEGIN "_begin"
+
+/* Requests under way, of one thread at a time. */
+typedef struct side_requests {
+    PyObject_HEAD vnxi_side_batch_t *batch; /* owned; NULL: taken */
+    vnxi_py_state_t *state;
+    Py_ssize_t count;
+    int fd; /* the batch's */
+    atomic_bool busy;
+} side_requests_t;
+
+/* -- What to ask ---------------------------------------------------------- */
+
+/* What is the same for all requests of a call. */
+typedef struct limits {
+    int timeout_ms;
+    uint32_t retries;
+} limits_t;
+
+static bool
+limits_get(vnxi_py_state_t *state, const char *operation, PyObject *timeout,
+           PyObject *retries, limits_t *limits_p)
+{
+    uint64_t timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS, tries = 0;
+
+    if (timeout != NULL && timeout != Py_None &&
+        !vnxi_py_int_between(state, operation, "timeout_ms", timeout, 1,
+                             INT_MAX, &timeout_ms)) {
+        return false;
+    }
+    if (retries == Py_None) {
+        tries = VNX_SIDE_CHANNEL_RETRY_ALWAYS;
+    } else if (retries != NULL &&
+               !vnxi_py_int_between(state, operation, "retries", retries, 0,
+                                    UINT32_MAX - 1, &tries)) {
+        return false;
+    }
+    limits_p->timeout_ms = (int)timeout_ms;
+    limits_p->retries = (uint32_t)tries;
+    return true;
+}
+
+/* Parameters and what they borrow; `keys` has one for each of `count`. */
+typedef struct peers {
+    vnx_side_channel_request_params_t *params;
+    vnxi_py_bytes_t *keys;
+    Py_ssize_t count;
+    PyObject *list; /* what they lie in */
+} peers_t;
+
+static void
+peers_put(peers_t *peers)
+{
+    for (Py_ssize_t i = 0; i < peers->count; i++) {
+        vnxi_py_bytes_put(&peers->keys[i]);
+    }
+    PyMem_Free(peers->params);
+    PyMem_Free(peers->keys);
+    Py_XDECREF(peers->list);
+}
+
+static bool
+peer_add(vnxi_py_state_t *state, const char *operation, PyObject *host_arg,
+         PyObject *port_arg, PyObject *key_arg, const limits_t *limits,
+         peers_t *peers)
+{
+    vnx_side_channel_request_params_t *params = &peers->params[peers->count];
+
+    const char *host = vnxi_py_text_get(state, operation, "host", host_arg);
+    if (host == NULL ||
+        !vnxi_py_side_port(state, operation, port_arg, 1, &params->port) ||
+        !vnxi_py_side_key(state, operation, key_arg,
+                          &peers->keys[peers->count])) {
+        return false;
+    }
+    params->size = sizeof *params;
+    params->host = host;
+    params->timeout_ms = limits->timeout_ms;
+    params->retries = limits->retries;
+    params->key = peers->keys[peers->count].data;
+    params->key_length = peers->keys[peers->count].len;
+    peers->count++;
+    return true;
+}
+
+static bool
+peers_alloc(peers_t *peers, size_t count)
+{
+    *peers = (peers_t){
+        .params = PyMem_Calloc(count, sizeof *peers->params),
+        .keys = PyMem_Calloc(count, sizeof *peers->keys),
+    };
+    if (peers->params == NULL || peers->keys == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    return true;
+}
+
+/* From an iterable of (host, port) and (host, port, key). */
+static bool
+peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
+          const limits_t *limits, peers_t *peers)
+{
+    PyObject *list = PySequence_List(value);
+
+    if (list == NULL || !peers_alloc(peers, (size_t)PyList_GET_SIZE(list))) {
+        Py_XDECREF(list);
+        return false;
+    }
+    peers->list = list;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list); i++) {
+        PyObject *item = PyList_GET_ITEM(list, i);
+        Py_ssize_t size = PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0;
+        if (size != 2 && size != 3) {
+            vnxi_py_wrong_type(operation, "a peer",
+                               "(host, port) or (host, port, key)", item);
+            return false;
+        }
+        if (!peer_add(state, operation, PyTuple_GET_ITEM(item, 0),
+                      PyTuple_GET_ITEM(item, 1),
+                      size == 3 ? PyTuple_GET_ITEM(item, 2) : NULL, limits,
+                      peers)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* -- Answers -------------------------------------------------------------- */
+
+/* As bytes; takes `data`.  Copied without the GIL: it may be large, and nobody
+ * else has the object yet. */
+static PyObject *
+bytes_of(void *data, size_t len)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
+
+    if (bytes != NULL) {
+        char *to = PyBytes_AS_STRING(bytes);
+        Py_BEGIN_ALLOW_THREADS;
+        memcpy(to, data, len);
+        Py_END_ALLOW_THREADS;
+    }
+    free(data);
+    return bytes;
+}
+
+/* The bytes, or the exception, not raised. */
+static PyObject *
+answer_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch, size_t index)
+{
+    vnx_side_channel_answer_t answer;
+
+    vnxi_side_batch_take(batch, index, &answer);
+    return answer.status == VNX_OK ? bytes_of(answer.metadata, answer.length)
+                                   : vnxi_py_error_new(state, &answer.error);
+}
+
+static PyObject *
+answers_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch,
+             Py_ssize_t count)
+{
+    PyObject *list = PyList_New(count);
+
+    for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
+        PyObject *answer = answer_take(state, batch, (size_t)i);
+        if (answer == NULL) {
+            Py_CLEAR(list);
+        } else {
+            PyList_SET_ITEM(list, i, answer);
+        }
+    }
+    return list;
+}
+
+/* -- Waiting requests ----------------------------------------------------- */
+
+/* Called every so often while requests wait without the GIL: take it, and let
+ * Python run the handlers of signals that came. */
+static bool
+signal_raised(void *arg)
+{
+    PyThreadState **thread = arg;
+
+    PyEval_RestoreThread(*thread);
+    bool raised = PyErr_CheckSignals() < 0;
+    *thread = PyEval_SaveThread();
+    return raised;
+}
+
+/* The batch, with all of its answers; NULL: exception, which may be what a
+ * signal's handler raised. */
+static vnxi_side_batch_t *
+ask(vnxi_py_side_channel_t *self, const peers_t *peers)
+{
+    vnxi_side_batch_t *batch = NULL;
+    vnx_error_t error;
+    bool done = false;
+
+    PyThreadState *thread = PyEval_SaveThread();
+    vnx_status_t status = vnxi_side_batch_begin(
+        self->channel, peers->params, (size_t)peers->count, &batch, &error);
+    if (status == VNX_OK) {
+        done = vnxi_side_batch_run(batch, signal_raised, &thread);
+    }
+    if (!done) {
+        vnxi_side_batch_free(batch);
+    }
+    PyEval_RestoreThread(thread);
+    if (status != VNX_OK) {
+        vnxi_py_raise(self->state, &error);
+    }
+    return done ? batch : NULL;
+}
+
+static void
+batch_free(vnxi_side_batch_t *batch)
+{
+    Py_BEGIN_ALLOW_THREADS;
+    vnxi_side_batch_free(batch);
+    Py_END_ALLOW_THREADS;
+}
+
+PyObject *
+vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"host", "port",    "timeout_ms",
+                            "key",  "retries", NULL};
+    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
+    PyObject *host, *port, *timeout = NULL, *key = NULL, *retries = NULL;
+    PyObject *result = NULL;
+    limits_t limits;
+    peers_t peers;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OO:" REQUEST, names,
+                                     &host, &port, &timeout, &key, &retries) ||
+        !limits_get(self->state, REQUEST, timeout, retries, &limits) ||
+        !peers_alloc(&peers, 1)) {
+        return NULL;
+    }
+    if (peer_add(self->state, REQUEST, host, port, key, &limits, &peers)) {
+        vnxi_side_batch_t *batch = ask(self, &peers);
+        if (batch != NULL) {
+            result = answer_take(self->state, batch, 0);
+            batch_free(batch);
+        }
+    }
+    peers_put(&peers);
+    if (result != NULL && PyExceptionInstance_Check(result)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(result), result);
+        Py_CLEAR(result);
+    }
+    return result;
+}
+
+/* (peers, timeout_ms=5000, *, retries=0), ready to be asked. */
+static bool
+many_get(vnxi_py_side_channel_t *self, const char *format,
+         const char *operation, PyObject *args, PyObject *kwargs,
+         peers_t *peers)
+{
+    static char *names[] = {"peers", "timeout_ms", "retries", NULL};
+    PyObject *given, *timeout = NULL, *retries = NULL;
+    limits_t limits;
+
+    return PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given,
+                                       &timeout, &retries) &&
+           limits_get(self->state, operation, timeout, retries, &limits) &&
+           peers_get(self->state, operation, given, &limits, peers);
+}
+
+PyObject *
+vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
+    PyObject *result = NULL;
+    peers_t peers = {0};
+
+    if (many_get(self, "O|O$O:" MANY, MANY, args, kwargs, &peers)) {
+        vnxi_side_batch_t *batch = ask(self, &peers);
+        if (batch != NULL) {
+            result = answers_take(self->state, batch, peers.count);
+            batch_free(batch);
+        }
+    }
+    peers_put(&peers);
+    return result;
+}
+
+/* -- For event loops ------------------------------------------------------ */
+
+static bool
+requests_enter(side_requests_t *self)
+{
+    if (atomic_exchange(&self->busy, true)) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the requests are in use by another thread");
+        return false;
+    }
+    return true;
+}
+
+static void
+requests_leave(side_requests_t *self)
+{
+    atomic_store(&self->busy, false);
+}
+
+static PyObject *
+requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
+{
+    vnx_error_t error;
+    PyTypeObject *type = self->state->types[VNXI_PY_TYPE_SIDE_REQUESTS];
+    side_requests_t *made = (side_requests_t *)type->tp_alloc(type, 0);
+
+    if (made == NULL) {
+        return NULL;
+    }
+    made->state = self->state;
+    made->count = peers->count;
+    vnx_status_t status =
+        vnxi_side_batch_begin(self->channel, peers->params,
+                              (size_t)peers->count, &made->batch, &error);
+    if (status == VNX_OK) {
+        status = vnxi_side_batch_watch(made->batch, &made->fd, &error);
+    }
+    if (status != VNX_OK) {
+        Py_DECREF(made);
+        return vnxi_py_raise(self->state, &error);
+    }
+    return (PyObject *)made;
+}
+
+PyObject *
+vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs)
+{
+    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
+    PyObject *result = NULL;
+    peers_t peers = {0};
+
+    if (many_get(self, "O|O$O:" BEGIN, REQUEST, args, kwargs, &peers)) {
+        result = requests_begin(self, &peers);
+    }
+    peers_put(&peers);
+    return result;
+}
+
+static void
+requests_dealloc(PyObject *op)
+{
+    side_requests_t *self = (side_requests_t *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    batch_free(self->batch);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(fileno_doc,
+             "fileno($self, /)\n--\n\n"
+             "A descriptor that is readable when step() has work (int).");
+
+static PyObject *
+requests_fileno(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    return PyLong_FromLong(((side_requests_t *)op)->fd);
+}
+
+PyDoc_STRVAR(step_doc,
+             "step($self, /)\n--\n\n"
+             "Do what can be done without waiting; how many are open (int).");
+
+static PyObject *
+requests_step(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    side_requests_t *self = (side_requests_t *)op;
+    size_t open = 0;
+
+    if (!requests_enter(self)) {
+        return NULL;
+    }
+    if (self->batch != NULL) {
+        Py_BEGIN_ALLOW_THREADS;
+        open = vnxi_side_batch_step(self->batch);
+        Py_END_ALLOW_THREADS;
+    }
+    requests_leave(self);
+    return PyLong_FromSize_t(open);
+}
+
+PyDoc_STRVAR(take_doc,
+             "take($self, /)\n--\n\n"
+             "The answers, once none is open, as of request_many().");
+
+static PyObject *
+requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    side_requests_t *self = (side_requests_t *)op;
+    PyObject *result = NULL;
+
+    if (!requests_enter(self)) {
+        return NULL;
+    }
+    if (self->batch == NULL || vnxi_side_batch_step(self->batch) > 0) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the answers are not there, or were taken");
+    } else {
+        result = answers_take(self->state, self->batch, self->count);
+        batch_free(self->batch);
+        self->batch = NULL;
+    }
+    requests_leave(self);
+    return result;
+}
+
+static PyMethodDef requests_methods[] = {
+    {"fileno", requests_fileno, METH_NOARGS, fileno_doc},
+    {"step", requests_step, METH_NOARGS, step_doc},
+    {"take", requests_take, METH_NOARGS, take_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+PyDoc_STRVAR(requests_doc, "Requests of a side channel that are under way, "
+                           "for event loops.");
+
+static PyType_Slot requests_slots[] = {
+    {Py_tp_doc, (void *)requests_doc},
+    {Py_tp_dealloc, requests_dealloc},
+    {Py_tp_methods, requests_methods},
+    {0, NULL},
+};
+
+static PyType_Spec requests_spec = {
+    .name = "vllm_nixl._core.SideChannelRequests",
+    .basicsize = sizeof(side_requests_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = requests_slots,
+};
+
+int
+vnxi_py_side_requests_add(PyObject *module)
+{
+    return vnxi_py_type_add(module, VNXI_PY_TYPE_SIDE_REQUESTS,
+                            &requests_spec);
+}

@@ -1,0 +1,414 @@
+/*
+ * Design notes.  The channel is made with the object and lives as long, so
+ * there is nothing to guard: every method copies what it needs out of Python
+ * objects, drops the GIL and calls.
+ */
+#include "python/side_channel/side_channel.h"
+
+#include <string.h>
+
+#include "python/arguments/integers.h"
+#include "python/errors.h"
+
+#define RUNNING_ERROR "nixlAlreadyRunningError"
+
+/* -- Making --------------------------------------------------------------- */
+
+/* None leaves the default, which is 0 to C. */
+static bool
+option_int(vnxi_py_state_t *state, const char *class, const char *name,
+           PyObject *value, uint32_t *option_p)
+{
+    uint64_t number;
+
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    if (!vnxi_py_int_between(state, class, name, value, 1, UINT32_MAX,
+                             &number)) {
+        return false;
+    }
+    *option_p = (uint32_t)number;
+    return true;
+}
+
+/* None leaves the default, which is NULL to C; borrowed. */
+static bool
+option_text(vnxi_py_state_t *state, const char *class, const char *name,
+            PyObject *value, const char **option_p)
+{
+    if (value == NULL || value == Py_None) {
+        return true;
+    }
+    *option_p = vnxi_py_text_get(state, class, name, value);
+    return *option_p != NULL;
+}
+
+static bool
+option_path(vnxi_py_state_t *state, const char *class, const char *name,
+            PyObject **value, const char **option_p)
+{
+    if (*value == NULL || *value == Py_None) {
+        *value = NULL;
+        return true;
+    }
+    *value = PyOS_FSPath(*value); /* owned from here on */
+    return *value != NULL && option_text(state, class, name, *value, option_p);
+}
+
+enum { INTS = 5, PATHS = 3, TEXTS = 3 };
+
+/* Read the options into `options`, which borrow from the arguments and from
+ * `paths`. */
+static bool
+options_get(vnxi_py_state_t *state, const char *class, PyObject *args,
+            PyObject *kwargs, PyObject *paths[PATHS],
+            vnx_side_channel_options_t *options)
+{
+    static char *names[] = {"max_frame",
+                            "max_connections",
+                            "client_timeout_ms",
+                            "idle_timeout_ms",
+                            "max_rate",
+                            "tls",
+                            "tls_certificate",
+                            "tls_key",
+                            "tls_ca",
+                            "tls_name",
+                            "secret",
+                            "advertise",
+                            NULL};
+    uint32_t *int_options[INTS] = {
+        &options->max_frame, &options->max_connections,
+        &options->client_timeout_ms, &options->idle_timeout_ms,
+        &options->max_rate};
+    const char **path_options[PATHS] = {&options->tls_certificate,
+                                        &options->tls_key, &options->tls_ca};
+    const char **text_options[TEXTS] = {&options->tls_name, &options->secret,
+                                        &options->advertise};
+    PyObject *ints[INTS] = {0}, *texts[TEXTS] = {0};
+    int tls = 0;
+    bool done = PyArg_ParseTupleAndKeywords(
+        args, kwargs, "|$OOOOOpOOOOOO", names, &ints[0], &ints[1], &ints[2],
+        &ints[3], &ints[4], &tls, &paths[0], &paths[1], &paths[2], &texts[0],
+        &texts[1], &texts[2]);
+
+    for (int i = 0; i < INTS; i++) {
+        done = done &&
+               option_int(state, class, names[i], ints[i], int_options[i]);
+    }
+    for (int i = 0; i < TEXTS; i++) {
+        done = done && option_text(state, class, names[INTS + 1 + PATHS + i],
+                                   texts[i], text_options[i]);
+    }
+    for (int i = 0; i < PATHS; i++) {
+        if (done) {
+            done = option_path(state, class, names[INTS + 1 + i], &paths[i],
+                               path_options[i]);
+        } else {
+            paths[i] = NULL;
+        }
+    }
+    options->tls = (uint32_t)tls;
+    return done;
+}
+
+static const char *
+class_name(PyTypeObject *type)
+{
+    const char *dot = strrchr(type->tp_name, '.');
+    return dot != NULL ? dot + 1 : type->tp_name;
+}
+
+static PyObject *
+side_channel_make(PyTypeObject *type, PyObject *args, PyObject *kwargs,
+                  vnx_side_channel_kind_t kind)
+{
+    vnx_side_channel_options_t options = {.size = sizeof options};
+    PyObject *paths[PATHS] = {0};
+    vnx_side_channel_t *channel = NULL;
+    PyObject *made = NULL;
+    vnx_error_t error;
+
+    vnxi_py_state_t *state = vnxi_py_state_of_type(type);
+    if (state == NULL) {
+        return NULL;
+    }
+    if (options_get(state, class_name(type), args, kwargs, paths, &options)) {
+        if (vnx_side_channel_create(kind, &options, &channel, &error) !=
+            VNX_OK) {
+            vnxi_py_raise(state, &error);
+        } else {
+            made = type->tp_alloc(type, 0);
+        }
+    }
+    for (int i = 0; i < PATHS; i++) {
+        Py_XDECREF(paths[i]);
+    }
+    if (made == NULL) {
+        vnx_side_channel_free(channel);
+        return NULL;
+    }
+    ((vnxi_py_side_channel_t *)made)->state = state;
+    ((vnxi_py_side_channel_t *)made)->channel = channel;
+    return made;
+}
+
+static void
+side_channel_dealloc(PyObject *op)
+{
+    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
+    PyTypeObject *type = Py_TYPE(op);
+
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_side_channel_free(self->channel);
+    Py_END_ALLOW_THREADS;
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+/* -- State and counters --------------------------------------------------- */
+
+PyObject *
+vnxi_py_side_is_running(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    return PyBool_FromLong(
+        vnx_side_channel_is_running(((vnxi_py_side_channel_t *)op)->channel));
+}
+
+static bool
+put(PyObject *dict, const char *name, PyObject *value)
+{
+    bool done = value != NULL && PyDict_SetItemString(dict, name, value) == 0;
+    Py_XDECREF(value);
+    return done;
+}
+
+static bool
+put_number(PyObject *dict, const char *name, uint64_t number)
+{
+    return put(dict, name, PyLong_FromUnsignedLongLong(number));
+}
+
+static PyObject *
+refusals_new(const vnx_side_channel_stats_t *stats)
+{
+    PyObject *dict = PyDict_New();
+
+    for (int i = 0; dict != NULL && i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
+        if (!put_number(
+                dict,
+                vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i),
+                stats->refusals[i])) {
+            Py_CLEAR(dict);
+        }
+    }
+    return dict;
+}
+
+static PyObject *
+latency_new(const vnx_side_channel_stats_t *stats)
+{
+    PyObject *list = PyList_New(VNX_SIDE_CHANNEL_LATENCIES);
+
+    for (int i = 0; list != NULL && i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
+        PyObject *number = PyLong_FromUnsignedLongLong(stats->latency[i]);
+        if (number == NULL) {
+            Py_CLEAR(list);
+        } else {
+            PyList_SET_ITEM(list, i, number);
+        }
+    }
+    return list;
+}
+
+PyObject *
+vnxi_py_side_stats(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    vnx_side_channel_stats_t stats;
+    PyObject *dict = PyDict_New();
+
+    vnx_side_channel_stats(((vnxi_py_side_channel_t *)op)->channel, &stats);
+    if (dict == NULL || !put_number(dict, "accepted", stats.accepted) ||
+        !put_number(dict, "served", stats.served) ||
+        !put_number(dict, "refused", stats.refused) ||
+        !put_number(dict, "timed_out", stats.timed_out) ||
+        !put_number(dict, "evicted", stats.evicted) ||
+        !put_number(dict, "open", stats.open) ||
+        !put_number(dict, "bytes_received", stats.bytes_received) ||
+        !put_number(dict, "bytes_sent", stats.bytes_sent) ||
+        !put(dict, "refusals", refusals_new(&stats)) ||
+        !put(dict, "latency", latency_new(&stats))) {
+        Py_XDECREF(dict);
+        return NULL;
+    }
+    return dict;
+}
+
+static PyObject *
+side_channel_get_port(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(
+        vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel));
+}
+
+PyObject *
+vnxi_py_side_enter(PyObject *op, PyObject *Py_UNUSED(arg))
+{
+    return Py_NewRef(op);
+}
+
+static PyObject *
+side_channel_repr(PyObject *op)
+{
+    int port = vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel);
+    const char *name = class_name(Py_TYPE(op));
+
+    return port == 0 ? PyUnicode_FromFormat("<%s, not running>", name)
+                     : PyUnicode_FromFormat("<%s on port %d>", name, port);
+}
+
+/* -- The types ------------------------------------------------------------ */
+
+static PyGetSetDef side_channel_getset[] = {
+    {"port", side_channel_get_port, NULL,
+     "the port that is listened on (int); 0 when not running", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+#define OPTIONS_SIGNATURE                                                \
+    "(*, max_frame=None, max_connections=None, client_timeout_ms=None, " \
+    "idle_timeout_ms=None, max_rate=None, tls=False, "                   \
+    "tls_certificate=None, tls_key=None, tls_ca=None, tls_name=None, "   \
+    "secret=None, advertise=None)\n--\n\n"
+#define OPTIONS_DOC                                                         \
+    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "   \
+    "256 MiB\n"                                                             \
+    "max_connections: at once; the longest idle gives way; None: 4096, "    \
+    "or what the process\n    may open\n"                                   \
+    "client_timeout_ms: a client's whole exchange, at the server; None: "   \
+    "5000\n"                                                                \
+    "idle_timeout_ms: a client that neither sends nor takes; None: "        \
+    "client_timeout_ms\n"                                                   \
+    "max_rate: new connections a second from one address; None: no limit\n" \
+    "tls: speak TLS; so does each of the next four that is given\n"         \
+    "tls_certificate, tls_key: PEM files, to listen\n"                      \
+    "tls_ca: PEM file, whom requests trust; None: the system's\n"           \
+    "tls_name: the name that requests expect in the certificate; None: "    \
+    "the host\n"                                                            \
+    "secret: shared by all that may exchange; None: "                       \
+    "VLLM_NIXL_SIDE_CHANNEL_SECRET\n"                                       \
+    "advertise: the host for advertised_address()"
+
+PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"
+                       "The common part of TcpSideChannel, ZmqSideChannel and "
+                       "HttpSideChannel.");
+PyDoc_STRVAR(
+    tcp_doc,
+    "TcpSideChannel" OPTIONS_SIGNATURE "A side channel by TCP.\n\n"
+    "The listener has one thread however many clients there are; "
+    "slow, silent and\nill-behaved ones cost only their own "
+    "connection. Every method may be called from any\nthread." OPTIONS_DOC);
+PyDoc_STRVAR(zmq_doc,
+             "ZmqSideChannel" OPTIONS_SIGNATURE
+             "A side channel by ZeroMQ, as vLLM's NIXL connector speaks "
+             "it.\n\nnixlNotSupportedError where it was left out of the "
+             "build." OPTIONS_DOC);
+PyDoc_STRVAR(http_doc,
+             "HttpSideChannel" OPTIONS_SIGNATURE
+             "A side channel by HTTP.\n\nnixlNotSupportedError where it was "
+             "left out of the build." OPTIONS_DOC);
+
+static PyType_Slot base_slots[] = {
+    {Py_tp_doc, (void *)base_doc},       {Py_tp_dealloc, side_channel_dealloc},
+    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, vnxi_py_side_methods},
+    {Py_tp_getset, side_channel_getset}, {0, NULL},
+};
+
+static PyType_Spec base_spec = {
+    .name = "vllm_nixl._core.SideChannel",
+    .basicsize = sizeof(vnxi_py_side_channel_t),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = base_slots,
+};
+
+#define TRANSPORT_TYPE(name_, kind, class)                           \
+    static PyObject *name_##_new(PyTypeObject *type, PyObject *args, \
+                                 PyObject *kwargs)                   \
+    {                                                                \
+        return side_channel_make(type, args, kwargs, kind);          \
+    }                                                                \
+    static PyType_Slot name_##_slots[] = {                           \
+        {Py_tp_doc, (void *)name_##_doc},                            \
+        {Py_tp_new, name_##_new},                                    \
+        {0, NULL},                                                   \
+    };                                                               \
+    static PyType_Spec name_##_spec = {                              \
+        .name = "vllm_nixl._core." class,                            \
+        .basicsize = sizeof(vnxi_py_side_channel_t),                 \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE |          \
+                 Py_TPFLAGS_IMMUTABLETYPE,                           \
+        .slots = name_##_slots,                                      \
+    };
+
+TRANSPORT_TYPE(tcp, VNX_SIDE_CHANNEL_TCP, "TcpSideChannel")
+TRANSPORT_TYPE(zmq, VNX_SIDE_CHANNEL_ZMQ, "ZmqSideChannel")
+TRANSPORT_TYPE(http, VNX_SIDE_CHANNEL_HTTP, "HttpSideChannel")
+
+/* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
+ * that know the side channel's forerunner catch here. */
+static int
+running_error_add(PyObject *module)
+{
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    PyObject *parent = state->errors[VNXI_PY_STATUS_VNX_ERR_NOT_ALLOWED];
+    PyObject *bases = PyTuple_Pack(2, parent, PyExc_RuntimeError);
+
+    if (bases == NULL) {
+        return -1;
+    }
+    state->running_error = PyErr_NewExceptionWithDoc(
+        "vllm_nixl._core." RUNNING_ERROR,
+        "the listener cannot be started: it is running already", bases, NULL);
+    Py_DECREF(bases);
+    return state->running_error == NULL
+               ? -1
+               : PyModule_AddObjectRef(module, RUNNING_ERROR,
+                                       state->running_error);
+}
+
+static int
+transport_add(PyObject *module, PyObject *base, PyType_Spec *spec)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
+
+    if (type == NULL) {
+        return -1;
+    }
+    int ret = PyModule_AddType(module, (PyTypeObject *)type);
+    Py_DECREF(type);
+    return ret;
+}
+
+int
+vnxi_py_side_channel_add(PyObject *module)
+{
+    if (running_error_add(module) < 0 ||
+        vnxi_py_side_requests_add(module) < 0) {
+        return -1;
+    }
+    PyObject *base = PyType_FromModuleAndSpec(module, &base_spec, NULL);
+    if (base == NULL) {
+        return -1;
+    }
+    int ret = -1;
+    if (PyModule_AddType(module, (PyTypeObject *)base) == 0 &&
+        transport_add(module, base, &tcp_spec) == 0 &&
+        transport_add(module, base, &zmq_spec) == 0 &&
+        transport_add(module, base, &http_spec) == 0) {
+        ret = 0;
+    }
+    Py_DECREF(base);
+    return ret;
+}

@@ -1,0 +1,69 @@
+/*
+ * The side channels: vnx/side_channel.h as Python types.  One implementation,
+ * SideChannel, and under it a class for each transport, which differ in their
+ * names alone.
+ *
+ *   side_channel.c         the types, making, counters
+ *   methods.c              their methods, and what help() says of them
+ *   args.c                 arguments
+ *   listen.c               methods about listening
+ *   ask.c                  requests, and SideChannelRequests for event loops
+ */
+#ifndef VNXI_PYTHON_SIDE_CHANNEL_H
+#define VNXI_PYTHON_SIDE_CHANNEL_H
+
+#include "python/arguments/convert.h"
+#include "python/module.h"
+#include "side_channel/side_channel.h"
+
+typedef struct vnxi_py_side_channel {
+    PyObject_HEAD vnx_side_channel_t *channel; /* owned; fixed at the making */
+    vnxi_py_state_t *state;                    /* of the type's module */
+} vnxi_py_side_channel_t;
+
+/* Make the types and add them to the module: 0, or -1 with an exception. */
+int vnxi_py_side_channel_add(PyObject *module);
+int vnxi_py_side_requests_add(PyObject *module);
+
+/* -- Methods ------------------------------------------------------------- */
+
+extern PyMethodDef vnxi_py_side_methods[];
+
+PyObject *vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_remove(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_advertised(PyObject *op, PyObject *args,
+                                  PyObject *kwargs);
+PyObject *vnxi_py_side_shutdown(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_is_running(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_stats(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs);
+PyObject *vnxi_py_side_enter(PyObject *op, PyObject *arg);
+PyObject *vnxi_py_side_exit(PyObject *op, PyObject *arg);
+
+/* -- Arguments; each false: exception ------------------------------------- */
+
+/* A port from `min` up. */
+bool vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
+                       PyObject *value, int min, int *port_p);
+
+/* A key: None, str, bytes, or a tuple of ints, whose text is "0,1".  To be
+ * given back with vnxi_py_bytes_put(). */
+bool vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
+                      PyObject *value, vnxi_py_bytes_t *key_p);
+
+/* Blobs of an argument that is bytes-like or a mapping from keys. */
+typedef struct vnxi_py_blobs {
+    vnx_side_channel_blob_t *blobs;
+    size_t count;
+    PyObject *items; /* what they lie in */
+    vnxi_py_bytes_t *bytes;
+} vnxi_py_blobs_t;
+
+bool vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
+                        PyObject *value, vnxi_py_blobs_t *blobs_p);
+void vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs);
+
+#endif
