@@ -87,6 +87,13 @@ vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error)
 }
 
 PyObject *
+vnxi_py_none(vnxi_py_state_t *state, vnx_status_t status,
+             const vnx_error_t *error)
+{
+    return status < 0 ? vnxi_py_raise(state, error) : Py_NewRef(Py_None);
+}
+
+PyObject *
 vnxi_py_invalid(vnxi_py_state_t *state, const char *operation, int64_t row,
                 const char *cause, ...)
 {

@@ -15,11 +15,15 @@
 /* Raise what a failed call recorded; returns NULL, to be returned. */
 PyObject *vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error);
 
+/* The result of a call that returns None: None, or NULL and the exception. */
+PyObject *vnxi_py_none(vnxi_py_state_t *state, vnx_status_t status,
+                       const vnx_error_t *error);
+
 /* The exception alone, not raised; NULL and another exception on failure. */
 PyObject *vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error);
 
-/* Raise nixlInvalidParamError for what the extension itself refuses; `row` is
- * VNXI_PY_NO_ROW or the offending one.  Returns NULL. */
+/* Raise nixlInvalidParamError, for arguments that the extension refuses; `row`
+ * is VNXI_PY_NO_ROW or the offending one.  Returns NULL. */
 PyObject *vnxi_py_invalid(vnxi_py_state_t *state, const char *operation,
                           int64_t row, const char *cause, ...)
     __attribute__((format(printf, 4, 5)));

@@ -2,7 +2,6 @@
 
 #include "base/at_end.h"
 #include "python/arguments/scratch.h"
-#include "python/side_channel/side_channel.h"
 
 PyMODINIT_FUNC PyInit__core(void);
 
@@ -15,8 +14,8 @@ PyDoc_STRVAR(module_doc,
              "The C part of vllm_nixl: agents, handles, descriptor lists,\n"
              "shared buffers and exceptions.  Import them from vllm_nixl.");
 
-/* Before objects go, and with them memory that agents registered.  The end of
- * a subinterpreter is not the process's. */
+/* Runs before objects are freed, and with them memory that agents registered.
+ * The end of a subinterpreter is not the end of the process. */
 static PyObject *
 at_end(PyObject *module, PyObject *unused)
 {
@@ -66,40 +65,6 @@ static struct PyModuleDef module_def = {
     .m_free = module_free,
 };
 
-vnxi_py_state_t *
-vnxi_py_state(PyObject *module)
-{
-    return PyModule_GetState(module);
-}
-
-/* PyType_GetModuleByDef() is there from Python 3.11 only. */
-vnxi_py_state_t *
-vnxi_py_state_of_type(PyTypeObject *type)
-{
-    for (; type != NULL; type = type->tp_base) {
-        if (!PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
-            break;
-        }
-        PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
-        if (module != NULL && PyModule_GetDef(module) == &module_def) {
-            return vnxi_py_state(module);
-        }
-    }
-    PyErr_SetString(PyExc_SystemError, "not a type of vllm_nixl._core");
-    return NULL;
-}
-
-int
-vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec)
-{
-    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (made == NULL) {
-        return -1;
-    }
-    vnxi_py_state(module)->types[type] = (PyTypeObject *)made;
-    return PyModule_AddType(module, (PyTypeObject *)made);
-}
-
 static int
 names_add(vnxi_py_state_t *state)
 {
@@ -121,10 +86,9 @@ static int
 module_exec(PyObject *module)
 {
     static int (*const parts[])(PyObject *) = {
-        vnxi_py_enums_add, vnxi_py_errors_add,        vnxi_py_descs_add,
-        vnxi_py_dlist_add, vnxi_py_xfer_add,          vnxi_py_telemetry_add,
-        vnxi_py_agent_add, vnxi_py_shared_buffer_add, vnxi_py_side_channel_add,
-        watch_end,
+        vnxi_py_enums_add,         vnxi_py_errors_add,       vnxi_py_descs_add,
+        vnxi_py_handles_add,       vnxi_py_telemetry_add,    vnxi_py_agent_add,
+        vnxi_py_shared_buffer_add, vnxi_py_side_channel_add, watch_end,
     };
     if (names_add(vnxi_py_state(module)) < 0) {
         return -1;
@@ -186,5 +150,6 @@ module_free(void *module)
 PyMODINIT_FUNC
 PyInit__core(void)
 {
+    vnxi_py_module_def = &module_def;
     return PyModuleDef_Init(&module_def);
 }

@@ -9,9 +9,8 @@
  *   - Objects are guarded by the GIL.  Code that drops it copies every pointer
  *     out of Python objects first and retains the C objects, since another
  *     thread may release their handles meanwhile.
- *   - The GIL is dropped for what may wait or works on many rows; it is kept
- *     for what is a few atomic operations, where dropping it costs more than
- *     the call.
+ *   - Drop the GIL for a call that may wait or works on many rows.  Keep it
+ * for a few atomic operations, where dropping it costs more than the call.
  *   - No Python object lies in static storage: all of them are in the state.
  */
 #ifndef VNXI_PYTHON_MODULE_H
@@ -64,11 +63,11 @@ typedef struct vnxi_py_state {
 
 #define VNXI_PY_NAME(state, name) ((state)->names[VNXI_PY_NAME_##name])
 
-vnxi_py_state_t *vnxi_py_state(PyObject *module);
-
-/* The state of the module that defined `type` or one of its bases; NULL and
- * SystemError where there is none.  For tp_new, where no object exists. */
-vnxi_py_state_t *vnxi_py_state_of_type(PyTypeObject *type);
+static inline vnxi_py_state_t *
+vnxi_py_state(PyObject *module)
+{
+    return PyModule_GetState(module);
+}
 
 static inline bool
 vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
@@ -76,21 +75,38 @@ vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
     return Py_IS_TYPE(object, state->types[type]);
 }
 
-/* Each makes a type and adds it to the module: 0, or -1 with an exception. */
+/* -- Parts of the module -------------------------------------------------- */
+
+/* Each adds its types or members to the module: 0, or -1 with an exception. */
 int vnxi_py_agent_add(PyObject *module);
-int vnxi_py_xfer_add(PyObject *module);
-int vnxi_py_dlist_add(PyObject *module);
+int vnxi_py_handles_add(PyObject *module);
 int vnxi_py_descs_add(PyObject *module);
 int vnxi_py_telemetry_add(PyObject *module);
 int vnxi_py_shared_buffer_add(PyObject *module);
+int vnxi_py_side_channel_add(PyObject *module);
 int vnxi_py_enums_add(PyObject *module);
 int vnxi_py_errors_add(PyObject *module);
 
-/* A function of the module: where libraries that came as Python packages are
- * looked for (base/search_path.h); a list as sys.path is. */
+/* A function of the module: where to look for libraries that came as Python
+ * packages (base/search_path.h); a list as sys.path is. */
 PyObject *vnxi_py_set_search_path(PyObject *module, PyObject *paths);
 
-/* The common part of these. */
+/* -- Types (types.c) ------------------------------------------------------ */
+
+/* The module's definition; set by PyInit__core(), then only read. */
+extern const PyModuleDef *vnxi_py_module_def;
+
+/* The state of the module that defined `type` or one of its bases; NULL and
+ * SystemError where there is none.  For tp_new, where no object exists. */
+vnxi_py_state_t *vnxi_py_state_of_type(PyTypeObject *type);
+
+/* Make a type and add it to the module: 0, or -1 with an exception. */
 int vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec);
+
+/* tp_dealloc, or its end: free the object and drop its type. */
+void vnxi_py_object_free(PyObject *op);
+
+/* __enter__: the object itself. */
+PyObject *vnxi_py_object_enter(PyObject *op, PyObject *ignored);
 
 #endif

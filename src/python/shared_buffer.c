@@ -57,13 +57,10 @@ static void
 buffer_dealloc(PyObject *op)
 {
     shared_buffer_t *self = (shared_buffer_t *)op;
-    PyTypeObject *type = Py_TYPE(op);
-
     Py_BEGIN_ALLOW_THREADS;
     vnx_shared_buffer_free(self->buffer);
     Py_END_ALLOW_THREADS;
-    type->tp_free(op);
-    Py_DECREF(type);
+    vnxi_py_object_free(op);
 }
 
 static Py_ssize_t

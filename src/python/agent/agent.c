@@ -8,7 +8,7 @@
 
 #define INIT "nixl_agent" /* the operation in messages */
 
-/* Closing and freeing end threads, and wait for them. */
+/* Closing and freeing join threads. */
 static void
 agent_release(vnxi_py_agent_t *self)
 {
@@ -48,7 +48,7 @@ agent_create(vnxi_py_agent_t *self, const vnxi_py_bytes_t *name,
     if (shown == NULL) {
         return false;
     }
-    /* Only now: converting the arguments may have made it. */
+    /* Checked here because converting the arguments may have made it. */
     if (self->agent != NULL) {
         PyErr_SetString(PyExc_RuntimeError,
                         "Agent.__init__() was called already");
@@ -136,15 +136,15 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
     return is_made ? 0 : -1;
 }
 
-static const vnxi_py_signature_t close_signature = {.name = "close"};
-
-VNXI_PY_METHOD(close)
+VNXI_PY_AGENT_METHOD(
+    close, (),
+    "Stop the agent's work for good.\n"
+    "\n"
+    "Transfers in flight end as cancelled, waiters raise nixlClosedError,\n"
+    "peers see the agent leave, its thread ends; later calls raise\n"
+    "nixlClosedError. A second time nothing happens. It waits for the\n"
+    "thread, for milliseconds.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    if (!vnxi_py_agent_begin(op, &close_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
     self->is_closed = true;
     vnx_listener_t *listener = self->listener;
     Py_BEGIN_ALLOW_THREADS;
@@ -156,19 +156,14 @@ VNXI_PY_METHOD(close)
     Py_RETURN_NONE;
 }
 
-VNXI_PY_METHOD(enter)
-{
-    (void)args;
-    (void)nargs;
-    (void)kwnames;
-    return Py_NewRef(op);
-}
+PyDoc_STRVAR(enter_doc, "__enter__($self)\n--\n\nReturn the agent itself.");
 
-VNXI_PY_METHOD(exit)
+PyDoc_STRVAR(exit_doc, "__exit__($self, *args)\n--\n\nclose() the agent.");
+
+static PyObject *
+agent_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
+           Py_ssize_t Py_UNUSED(nargs))
 {
-    (void)args;
-    (void)nargs;
-    (void)kwnames;
     return vnxi_py_agent_close(op, NULL, 0, NULL);
 }
 
@@ -219,7 +214,6 @@ static void
 agent_dealloc(PyObject *op)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyTypeObject *type = Py_TYPE(op);
 
     PyObject_GC_UnTrack(op);
     agent_clear(op);
@@ -227,30 +221,42 @@ agent_dealloc(PyObject *op)
     if (self->agent != NULL) {
         agent_release(self);
     }
-    type->tp_free(op);
-    Py_DECREF(type);
+    vnxi_py_object_free(op);
 }
 
-PyDoc_STRVAR(agent_doc,
-             "Agent(agent_name, *, engine=None, num_threads=0, "
-             "notif_bytes_max=0, backends=None, "
-             "metadata_secret=None)\n--\n\n"
-             "A named endpoint that owns regions, peers, transfers and "
-             "notifications.  The base of\nNixlAgent, which see.\n\n"
-             "agent_name: str or bytes, not empty\n"
-             "engine: 'auto' (None), 'native' or 'nixl'\n"
-             "num_threads: copy threads of one transfer; 0: as many as cores, "
-             "at most 4\n"
-             "notif_bytes_max: bytes of pending notifications beyond which "
-             "the oldest is dropped;\n    0: 256 MiB\n"
-             "backends: names that will be created, so that 'auto' takes an "
-             "engine that has\n    all of them\n"
-             "metadata_secret: str or bytes with which metadata is signed, "
-             "and without which\n    none is loaded; None: "
-             "VLLM_NIXL_METADATA_SECRET\n\n"
-             "nixlInvalidParamError for a number out of range, RuntimeError "
-             "where __init__() was\ncalled before.\n\n"
-             "Every method may be called from any thread at any time.");
+PyDoc_STRVAR(
+    agent_doc,
+    "Agent(agent_name, *, engine=None, num_threads=0, notif_bytes_max=0, "
+    "backends=None, metadata_secret=None)\n--\n\n"
+    "A named endpoint that owns regions, peers, transfers and\n"
+    "notifications.  The base of NixlAgent, which see.\n"
+    "\n"
+    "agent_name: str or bytes, not empty\n"
+    "engine: 'auto' (None), 'native' or 'nixl'\n"
+    "num_threads: copy threads of one transfer; 0: as many as cores, at\n"
+    "    most 4\n"
+    "notif_bytes_max: bytes of pending notifications beyond which the\n"
+    "    oldest is dropped;\n"
+    "    0: 256 MiB\n"
+    "backends: names that will be created, so that 'auto' takes an engine\n"
+    "    that has all of them\n"
+    "metadata_secret: str or bytes with which metadata is signed, and\n"
+    "    without which none is loaded; None: VLLM_NIXL_METADATA_SECRET\n"
+    "\n"
+    "nixlInvalidParamError for a number out of range, RuntimeError where\n"
+    "__init__() was called before.\n"
+    "\n"
+    "Every method may be called from any thread at any time.");
+
+static PyMethodDef agent_methods[] = {
+#define METHOD(name) VNXI_PY_METHOD_ROW(vnxi_py_agent_, name)
+    VNXI_PY_AGENT_METHODS(METHOD)
+#undef METHOD
+        {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))agent_exit, METH_FASTCALL,
+     exit_doc},
+    {NULL, NULL, 0, NULL},
+};
 
 static PyMemberDef agent_members[] = {
     {"name", T_OBJECT_EX, offsetof(vnxi_py_agent_t, name), 0,
@@ -315,7 +321,7 @@ static PyType_Slot agent_slots[] = {
     {Py_tp_traverse, agent_traverse},
     {Py_tp_clear, agent_clear},
     {Py_tp_repr, agent_repr},
-    {Py_tp_methods, vnxi_py_agent_methods},
+    {Py_tp_methods, agent_methods},
     {Py_tp_members, agent_members},
     {Py_tp_getset, agent_getset},
     {0, NULL},

@@ -1,29 +1,29 @@
 /*
- * The type Agent, base of vllm_nixl.NixlAgent.  Its methods are spread over
- * the files of this folder by subject; methods.c has their table and
- * documentation.
+ * The type Agent, base of vllm_nixl.NixlAgent.  The files of this folder hold
+ * its methods by subject; VNXI_PY_AGENT_METHODS below names all of them.
  *
- * How a method is written.  Converting an argument can run the caller's code:
- * __index__, __float__, __bool__, __str__, __iter__, __getitem__, __buffer__,
- * __eq__ and __hash__ of a key, an attribute of a tensor.  So can the end of
- * an object (Py_DECREF of what the caller gave), and so can making a list, a
+ * How a method is written.  VNXI_PY_AGENT_METHOD (arguments/args.h) holds its
+ * docstring, parameters and code.  Converting an argument can run the caller's
+ * code: __index__, __float__, __bool__, __str__, __iter__, __getitem__,
+ * __buffer__, __eq__ and __hash__ of a key, an attribute of a tensor.  So can
+ * dropping a reference to an object of the caller, and so can making a list, a
  * tuple or a dict, since the collector may run then.  That code can do
  * anything: release handles, close the agent, change a list while it is read,
  * replace agent.notifs, call the same method again.  Another thread can do the
  * same whenever the GIL is dropped.  Therefore, in this order:
  *
  *   1. Convert all arguments.  Only the arguments themselves stay alive
- *      meanwhile: what a list or a dict of the caller holds is borrowed, so
- *      take a reference to an item before it is converted, and read the size
+ *      meanwhile: the items of the caller's lists and dicts are borrowed, so
+ *      take a reference to an item before you convert it, and read the size
  *      again for the next one.
  *   2. Read the handles (vnxi_py_xfer_get(), vnxi_py_dlist_get()) and the
- *      fields of the agent, which refuses what has been released by now.  Take
- *      a reference to each that is used while the GIL is dropped, or while
- *      more code of the caller can run.
- *   3. Call, and give the references and buffers back.
+ *      fields of the agent; reading a handle refuses one that was released in
+ *      step 1.  Take a reference to each that is used while the GIL is
+ *      dropped, or while more code of the caller can run.
+ *   3. Call the library, then give the references and buffers back.
  *
- * An exact int, float, str or bytes and an exact tuple run no code, nor does a
- * look at the type of an object, so hot calls need no reference for these.
+ * An exact int, float, str or bytes and an exact tuple run no code, nor does
+ * checking the type of an object, so hot calls need no reference for these.
  */
 #ifndef VNXI_PYTHON_AGENT_H
 #define VNXI_PYTHON_AGENT_H
@@ -41,13 +41,79 @@ typedef struct vnxi_py_agent {
     vnx_listener_t *listener; /* owned; NULL before its first use */
     PyObject *name;           /* str */
     PyObject *backends;       /* dict: name -> number, as created */
-    PyObject *plugin_list;    /* what a client has set; NULL: asked for */
+    PyObject *plugin_list;    /* set by a client; NULL: ask the engine */
     PyObject *notifs;         /* dict: name of agent -> list of bytes */
     vnx_notif_t *taken;       /* owned; taken for _next_notif() */
     bool is_closed;
 } vnxi_py_agent_t;
 
-extern PyMethodDef vnxi_py_agent_methods[];
+/* -- Methods -------------------------------------------------------------- */
+
+#define VNXI_PY_AGENT_METHODS(X)   \
+    /* agent.c */                  \
+    X(close)                       \
+    /* backend.c */                \
+    X(create_backend)              \
+    X(get_plugin_list)             \
+    X(get_plugin_mem_types)        \
+    X(get_plugin_params)           \
+    X(get_backend_mem_types)       \
+    X(get_backend_params)          \
+    /* memory.c */                 \
+    X(get_reg_descs)               \
+    X(get_xfer_descs)              \
+    X(get_remote_descs)            \
+    X(register_memory)             \
+    X(deregister_memory)           \
+    X(query_memory)                \
+    /* metadata.c */               \
+    X(get_agent_metadata)          \
+    X(get_partial_agent_metadata)  \
+    X(add_remote_agent)            \
+    X(remove_remote_agent)         \
+    X(check_remote_metadata)       \
+    X(make_connection)             \
+    /* listener.c */               \
+    X(_listen)                     \
+    X(send_local_metadata)         \
+    X(send_partial_agent_metadata) \
+    X(fetch_remote_metadata)       \
+    X(invalidate_local_metadata)   \
+    /* prep.c */                   \
+    X(prep_xfer_dlist)             \
+    X(release_dlist_handle)        \
+    /* make.c */                   \
+    X(make_prepped_xfer)           \
+    X(initialize_xfer)             \
+    /* xfer.c */                   \
+    X(transfer)                    \
+    X(check_xfer_state)            \
+    X(cancel)                      \
+    X(release_xfer_handle)         \
+    X(get_xfer_telemetry)          \
+    X(query_xfer_backend)          \
+    X(estimate_xfer_cost)          \
+    /* wait.c */                   \
+    X(check_xfer_states)           \
+    X(wait)                        \
+    X(fileno)                      \
+    X(_is_over)                    \
+    X(_subscribe)                  \
+    X(_unsubscribe)                \
+    /* notif.c */                  \
+    X(get_new_notifs)              \
+    X(update_notifs)               \
+    X(check_remote_xfer_done)      \
+    X(send_notif)                  \
+    X(_next_notif)                 \
+    /* info.c */                   \
+    X(describe)                    \
+    X(stats)
+
+#define VNXI_PY_AGENT_DECLARE(name) \
+    VNXI_PY_METHOD_DECLARE(vnxi_py_agent_, name)
+VNXI_PY_AGENT_METHODS(VNXI_PY_AGENT_DECLARE)
+#undef VNXI_PY_AGENT_DECLARE
 
 /* Was __init__() called?  false: exception. */
 static inline bool
@@ -59,117 +125,40 @@ vnxi_py_agent_is_made(const vnxi_py_agent_t *self)
     return self->agent != NULL;
 }
 
-/* The first lines of every method: its agent and its sorted arguments, or
- * false and an exception.  Another agent's handle, a closed agent and the like
- * are for what follows. */
-static inline bool
-vnxi_py_agent_begin(PyObject *op, const vnxi_py_signature_t *signature,
-                    PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-                    PyObject **values)
-{
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    return vnxi_py_agent_is_made(self) &&
-           vnxi_py_args_parse(self->state, signature, args, nargs, kwnames,
-                              values);
-}
+/* A method; __init__() was called.  Refusing another agent's handle, a closed
+ * agent and the like is left to the body.  _AS: with another name in messages
+ * than its own. */
+#define VNXI_PY_AGENT_METHOD(name, params, doc) \
+    VNXI_PY_AGENT_METHOD_AS(name, #name, params, doc)
+#define VNXI_PY_AGENT_METHOD_AS(name, title, params, doc)                  \
+    VNXI_PY_METHOD(vnxi_py_agent_, vnxi_py_agent_t, vnxi_py_agent_is_made, \
+                   name, title, params, doc)
 
-#define VNXI_PY_METHOD(name)                                            \
-    PyObject *vnxi_py_agent_##name(PyObject *op, PyObject *const *args, \
-                                   Py_ssize_t nargs, PyObject *kwnames)
+/* -- Across files --------------------------------------------------------- */
 
-/* agent.c */
-VNXI_PY_METHOD(close);
-VNXI_PY_METHOD(enter);
-VNXI_PY_METHOD(exit);
-
-/* backend.c */
-VNXI_PY_METHOD(create_backend);
-VNXI_PY_METHOD(get_plugin_list);
-VNXI_PY_METHOD(get_plugin_mem_types);
-VNXI_PY_METHOD(get_plugin_params);
-VNXI_PY_METHOD(get_backend_mem_types);
-VNXI_PY_METHOD(get_backend_params);
-/* NULL: exception. */
+/* backend.c: the names of the plugins.  NULL: exception. */
 PyObject *vnxi_py_agent_plugins(vnxi_py_agent_t *self);
 /* Was a backend of this name created?  1, 0, or -1 and an exception. */
 int vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name);
 
-/* memory.c */
-VNXI_PY_METHOD(get_reg_descs);
-VNXI_PY_METHOD(get_xfer_descs);
-VNXI_PY_METHOD(get_remote_descs);
-VNXI_PY_METHOD(register_memory);
-VNXI_PY_METHOD(deregister_memory);
-
-/* query.c */
-VNXI_PY_METHOD(query_memory);
-
-/* metadata.c */
-VNXI_PY_METHOD(get_agent_metadata);
-VNXI_PY_METHOD(get_partial_agent_metadata);
-VNXI_PY_METHOD(add_remote_agent);
-VNXI_PY_METHOD(remove_remote_agent);
-VNXI_PY_METHOD(check_remote_metadata);
-VNXI_PY_METHOD(make_connection);
-
-/* What get_partial_agent_metadata() returns, for its first three arguments.
+/* metadata.c: the result of get_partial_agent_metadata() for its arguments.
  * *metadata_p is owned.  false: exception. */
 bool vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
-                              PyObject *const *values,
-                              vnx_bytes_t *metadata_p);
+                              PyObject *descs, PyObject *inc_conn_info,
+                              PyObject *backends, vnx_bytes_t *metadata_p);
 
-/* listener.c */
-VNXI_PY_METHOD(listen);
-VNXI_PY_METHOD(send_local_metadata);
-VNXI_PY_METHOD(send_partial_agent_metadata);
-VNXI_PY_METHOD(fetch_remote_metadata);
-VNXI_PY_METHOD(invalidate_local_metadata);
+/* listener.c: its port, and its part of stats() and of describe().  false:
+ * exception. */
 PyObject *vnxi_py_agent_listen_port(PyObject *op, void *context);
-/* Its part of stats() and of describe().  false: exception. */
 bool vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict);
 bool vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self,
                                      PyObject *dict);
 
-/* prep.c */
-VNXI_PY_METHOD(prep_xfer_dlist);
-VNXI_PY_METHOD(release_dlist_handle);
+/* wait.c: wait for one transfer.  Its telemetry; NULL: exception. */
+PyObject *vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
+                                 PyObject *handle, uint64_t timeout_ns);
 
-/* make.c */
-VNXI_PY_METHOD(make_prepped_xfer);
-VNXI_PY_METHOD(initialize_xfer);
-
-/* xfer.c */
-VNXI_PY_METHOD(transfer);
-VNXI_PY_METHOD(check_xfer_state);
-VNXI_PY_METHOD(cancel);
-VNXI_PY_METHOD(release_xfer_handle);
-VNXI_PY_METHOD(get_xfer_telemetry);
-VNXI_PY_METHOD(query_xfer_backend);
-VNXI_PY_METHOD(estimate_xfer_cost);
-
-/* wait.c */
-VNXI_PY_METHOD(check_xfer_states);
-VNXI_PY_METHOD(wait);
-VNXI_PY_METHOD(is_over);
-VNXI_PY_METHOD(fileno);
-VNXI_PY_METHOD(subscribe);
-VNXI_PY_METHOD(unsubscribe);
-
-/* notif.c */
-VNXI_PY_METHOD(get_new_notifs);
-VNXI_PY_METHOD(update_notifs);
-VNXI_PY_METHOD(check_remote_xfer_done);
-VNXI_PY_METHOD(send_notif);
-VNXI_PY_METHOD(next_notif);
-
-/* info.c */
-VNXI_PY_METHOD(describe);
-VNXI_PY_METHOD(stats);
-/* Set a key to `value`, which is taken and may be NULL.  false: exception. */
-bool vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value);
-
-/* telemetry.c: a nixlXferTelemetry. */
-PyObject *vnxi_py_telemetry_new(vnxi_py_state_t *state,
-                                const vnx_xfer_telemetry_t *telemetry);
+/* telemetry.c: a nixlXferTelemetry of the transfer; NULL: exception. */
+PyObject *vnxi_py_telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer);
 
 #endif

@@ -47,8 +47,8 @@ param_text(vnxi_py_state_t *state, const char *operation, const char *what,
     return utf8;
 }
 
-/* From a dict that nobody else has: __str__ of an item may change the
- * caller's. */
+/* From a private copy of the dict: __str__ of an item may change the caller's.
+ */
 static bool
 params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
             param_list_t *list)
@@ -126,7 +126,7 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
     return status >= 0;
 }
 
-/* Note that it was created; the key is a plain str, whatever it came as. */
+/* Record that it was created.  The key is an exact str. */
 static bool
 backend_add(vnxi_py_agent_t *self, PyObject *name)
 {
@@ -144,26 +144,22 @@ backend_add(vnxi_py_agent_t *self, PyObject *name)
     return good;
 }
 
-static const vnxi_py_signature_t create_signature = {
-    .name = "create_backend",
-    .count = 2,
-    .required = 1,
-    .params = {VNXI_PY_NAME_backend, VNXI_PY_NAME_initParams},
-};
-
-VNXI_PY_METHOD(create_backend)
+VNXI_PY_AGENT_METHOD(
+    create_backend, (REQUIRED(backend), OPTIONAL(initParams, "{}")),
+    "Create a backend; the first one chooses the engine and starts its\n"
+    "thread.\n"
+    "\n"
+    "backend: a name of get_plugin_list()\n"
+    "initParams: its parameters (dict of str to str)\n"
+    "\n"
+    "nixlNotFoundError for an unknown name, nixlNotAllowedError where it\n"
+    "exists.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
-    if (!vnxi_py_agent_begin(op, &create_signature, args, nargs, kwnames,
-                             values)) {
-        return NULL;
-    }
-    const char *name = vnxi_py_text_get(self->state, create_signature.name,
-                                        "backend", values[0]);
+    const char *name =
+        vnxi_py_text_get(self->state, operation, "backend", args->backend);
     if (name == NULL ||
-        !backend_create(self, create_signature.name, name, values[1]) ||
-        !backend_add(self, values[0])) {
+        !backend_create(self, operation, name, args->initParams) ||
+        !backend_add(self, args->backend)) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -182,50 +178,38 @@ vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)
     return known;
 }
 
-static const vnxi_py_signature_t plugin_list_signature = {
-    .name = "get_plugin_list",
-};
-
-VNXI_PY_METHOD(get_plugin_list)
+VNXI_PY_AGENT_METHOD(
+    get_plugin_list, (),
+    "Names of the backends that can be created (list of str).")
 {
-    if (!vnxi_py_agent_begin(op, &plugin_list_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
-    return vnxi_py_agent_plugins((vnxi_py_agent_t *)op);
+    return vnxi_py_agent_plugins(self);
 }
 
-/* One argument, `backend`; with `created`, it must have been created. */
+/* The name of a backend that was created. */
 static const char *
-backend_arg(PyObject *op, const vnxi_py_signature_t *signature,
-            PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-            bool created)
+created_get(vnxi_py_agent_t *self, const char *operation, PyObject *value)
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, signature, args, nargs, kwnames, &value)) {
-        return NULL;
-    }
     const char *name =
-        vnxi_py_text_get(self->state, signature->name, "backend", value);
-    if (name == NULL || !created) {
-        return name;
-    }
-    int known = vnxi_py_agent_has_backend(self, value);
+        vnxi_py_text_get(self->state, operation, "backend", value);
+    int known = name != NULL ? vnxi_py_agent_has_backend(self, value) : -1;
     if (known == 0) {
         vnx_error_t error;
-        vnxi_error_set(&error, VNX_ERR_NOT_FOUND, signature->name,
+        vnxi_error_set(&error, VNX_ERR_NOT_FOUND, operation,
                        "the agent has no backend '%.64s'", name);
         vnxi_py_raise(self->state, &error);
     }
     return known > 0 ? name : NULL;
 }
 
+/* `backend` may be NULL with an exception set, here and below. */
 static PyObject *
 mem_types(vnxi_py_agent_t *self, const char *backend)
 {
     uint32_t mems;
     vnx_error_t error;
+    if (backend == NULL) {
+        return NULL;
+    }
     if (vnx_agent_plugin_mems(self->agent, backend, &mems, &error) < 0) {
         return vnxi_py_raise(self->state, &error);
     }
@@ -251,7 +235,7 @@ params_dict(vnxi_py_agent_t *self, const char *backend, param_fn param_of)
 {
     vnx_param_t param;
     vnx_error_t error;
-    PyObject *dict = PyDict_New();
+    PyObject *dict = backend != NULL ? PyDict_New() : NULL;
     for (size_t i = 0; dict != NULL; i++) {
         if (param_of(self->agent, backend, i, &param, &error) < 0) {
             Py_DECREF(dict);
@@ -260,57 +244,47 @@ params_dict(vnxi_py_agent_t *self, const char *backend, param_fn param_of)
         if (param.key == NULL) {
             break;
         }
-        PyObject *value = PyUnicode_FromString(param.value);
-        if (value == NULL ||
-            PyDict_SetItemString(dict, param.key, value) < 0) {
+        if (!vnxi_py_dict_set(dict, param.key,
+                              PyUnicode_FromString(param.value))) {
             Py_CLEAR(dict);
         }
-        Py_XDECREF(value);
     }
     return dict;
 }
 
-#define BACKEND_SIGNATURE(method)                           \
-    static const vnxi_py_signature_t method##_signature = { \
-        .name = #method,                                    \
-        .count = 1,                                         \
-        .required = 1,                                      \
-        .params = {VNXI_PY_NAME_backend},                   \
-    }
-
-BACKEND_SIGNATURE(get_plugin_mem_types);
-BACKEND_SIGNATURE(get_plugin_params);
-BACKEND_SIGNATURE(get_backend_mem_types);
-BACKEND_SIGNATURE(get_backend_params);
-
-VNXI_PY_METHOD(get_plugin_mem_types)
+VNXI_PY_AGENT_METHOD(
+    get_plugin_mem_types, (REQUIRED(backend)),
+    "Memory types of a plugin: a list of 'DRAM_SEG' and so on.\n"
+    "nixlNotFoundError for an unknown name.")
 {
-    const char *backend = backend_arg(op, &get_plugin_mem_types_signature,
-                                      args, nargs, kwnames, false);
-    return backend != NULL ? mem_types((vnxi_py_agent_t *)op, backend) : NULL;
+    return mem_types(self, vnxi_py_text_get(self->state, operation, "backend",
+                                            args->backend));
 }
 
-VNXI_PY_METHOD(get_plugin_params)
+VNXI_PY_AGENT_METHOD(
+    get_plugin_params, (REQUIRED(backend)),
+    "Parameters of a plugin with their defaults (dict of str to str).\n"
+    "nixlNotFoundError for an unknown name.")
 {
-    const char *backend = backend_arg(op, &get_plugin_params_signature, args,
-                                      nargs, kwnames, false);
-    return backend != NULL ? params_dict((vnxi_py_agent_t *)op, backend,
-                                         vnx_agent_plugin_param)
-                           : NULL;
+    return params_dict(
+        self,
+        vnxi_py_text_get(self->state, operation, "backend", args->backend),
+        vnx_agent_plugin_param);
 }
 
-VNXI_PY_METHOD(get_backend_mem_types)
+VNXI_PY_AGENT_METHOD(
+    get_backend_mem_types, (REQUIRED(backend)),
+    "Memory types of a backend that was created: a list of 'DRAM_SEG' and\n"
+    "so on. nixlNotFoundError for one that was not.")
 {
-    const char *backend = backend_arg(op, &get_backend_mem_types_signature,
-                                      args, nargs, kwnames, true);
-    return backend != NULL ? mem_types((vnxi_py_agent_t *)op, backend) : NULL;
+    return mem_types(self, created_get(self, operation, args->backend));
 }
 
-VNXI_PY_METHOD(get_backend_params)
+VNXI_PY_AGENT_METHOD(
+    get_backend_params, (REQUIRED(backend)),
+    "Parameters of a backend that was created (dict of str to str).\n"
+    "nixlNotFoundError for one that was not.")
 {
-    const char *backend = backend_arg(op, &get_backend_params_signature, args,
-                                      nargs, kwnames, true);
-    return backend != NULL ? params_dict((vnxi_py_agent_t *)op, backend,
-                                         vnx_agent_backend_param)
-                           : NULL;
+    return params_dict(self, created_get(self, operation, args->backend),
+                       vnx_agent_backend_param);
 }

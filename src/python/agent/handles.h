@@ -9,16 +9,20 @@
 
 #include "python/agent/agent.h"
 
-typedef struct vnxi_py_xfer {
+/* The first fields of both. */
+typedef struct vnxi_py_handle {
     PyObject_HEAD vnxi_py_state_t *state;
     vnxi_py_agent_t *agent; /* NULL only after tp_clear */
-    vnx_xfer_t *xfer;       /* owned; NULL: released */
+} vnxi_py_handle_t;
+
+typedef struct vnxi_py_xfer {
+    vnxi_py_handle_t base;
+    vnx_xfer_t *xfer; /* owned; NULL: released */
 } vnxi_py_xfer_t;
 
 typedef struct vnxi_py_dlist {
-    PyObject_HEAD vnxi_py_state_t *state;
-    vnxi_py_agent_t *agent; /* NULL only after tp_clear */
-    vnx_dlist_t *dlist;     /* owned; NULL: released */
+    vnxi_py_handle_t base;
+    vnx_dlist_t *dlist; /* owned; NULL: released */
 } vnxi_py_dlist_t;
 
 /* A new handle; takes the C object, also where it fails. */
@@ -37,11 +41,11 @@ static inline bool
 vnxi_py_xfer_is_of(const vnxi_py_agent_t *agent, PyObject *value)
 {
     return vnxi_py_is(agent->state, VNXI_PY_TYPE_XFER, value) &&
-           ((vnxi_py_xfer_t *)value)->agent == agent;
+           ((vnxi_py_handle_t *)value)->agent == agent;
 }
 
 /* The transfer of a live handle of this agent, or NULL and an exception.
- * Borrowed: whoever drops the GIL retains it first, since another thread may
+ * Borrowed: retain it before you drop the GIL, since another thread may
  * release the handle meanwhile. */
 static inline vnx_xfer_t *
 vnxi_py_xfer_get(const vnxi_py_agent_t *agent, const char *operation,
@@ -61,7 +65,7 @@ vnxi_py_dlist_get(const vnxi_py_agent_t *agent, const char *operation,
                   const char *what, PyObject *value)
 {
     if (vnxi_py_is(agent->state, VNXI_PY_TYPE_DLIST, value) &&
-        ((vnxi_py_dlist_t *)value)->agent == agent &&
+        ((vnxi_py_handle_t *)value)->agent == agent &&
         ((vnxi_py_dlist_t *)value)->dlist != NULL) {
         return ((vnxi_py_dlist_t *)value)->dlist;
     }
@@ -69,13 +73,9 @@ vnxi_py_dlist_get(const vnxi_py_agent_t *agent, const char *operation,
     return NULL;
 }
 
-/* The method result() of a transfer (wait.c). */
-PyObject *vnxi_py_xfer_result(PyObject *op, PyObject *const *args,
-                              Py_ssize_t nargs, PyObject *kwnames);
-
-/* Release.  A second time nothing happens.  A posted transfer is stopped
- * first; false and an exception where it cannot be stopped now: the handle
- * stays valid. */
+/* Release, which has no effect the second time.  A posted transfer is stopped
+ * first; false and an exception where the backend cannot stop it now: the
+ * handle stays valid. */
 bool vnxi_py_xfer_release(vnxi_py_xfer_t *handle);
 void vnxi_py_dlist_release(vnxi_py_dlist_t *handle);
 

@@ -21,27 +21,18 @@ json_object(vnx_bytes_t *json)
     return object;
 }
 
-static const vnxi_py_signature_t describe_signature = {
-    .name = "describe",
-    .count = 1,
-    .params = {VNXI_PY_NAME_peer},
-};
-
-VNXI_PY_METHOD(describe)
+VNXI_PY_AGENT_METHOD(
+    describe, (OPTIONAL(peer, "None")),
+    "What there is to say of the agent, or of a peer (str or bytes), as a\n"
+    "dict: engine, backends and why; path, state, generation, why no faster\n"
+    "path, counters. nixlNotFoundError for an unknown peer.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
     vnxi_py_bytes_t peer = {.data = ""};
     vnx_bytes_t json;
     vnx_error_t error;
     vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &describe_signature, args, nargs, kwnames,
-                             &value)) {
-        return NULL;
-    }
-    if (value != NULL && value != Py_None &&
-        !vnxi_py_peer_get(self->state, describe_signature.name, value,
-                          &peer)) {
+    if (args->peer != NULL && args->peer != Py_None &&
+        !vnxi_py_peer_get(self->state, operation, args->peer, &peer)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;
@@ -83,14 +74,6 @@ VNXI_PY_METHOD(describe)
     X(live_dlists)         \
     X(live_xfers)
 
-bool
-vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value)
-{
-    bool good = value != NULL && PyDict_SetItemString(dict, key, value) == 0;
-    Py_XDECREF(value);
-    return good;
-}
-
 static bool
 numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
 {
@@ -111,40 +94,22 @@ numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
     return true;
 }
 
-static PyObject *
-histogram(const uint64_t *counts, size_t count)
+VNXI_PY_AGENT_METHOD(
+    stats, (),
+    "Counters of the agent: a dict of str to int; 'xfer_us_log2' is a list\n"
+    "of 32: transfers that took from 2**i to 2**(i + 1) microseconds.")
 {
-    PyObject *list = PyList_New((Py_ssize_t)count);
-    for (size_t i = 0; list != NULL && i < count; i++) {
-        PyObject *value = PyLong_FromUnsignedLongLong(counts[i]);
-        if (value == NULL) {
-            Py_CLEAR(list);
-        } else {
-            PyList_SET_ITEM(list, (Py_ssize_t)i, value);
-        }
-    }
-    return list;
-}
-
-static const vnxi_py_signature_t stats_signature = {.name = "stats"};
-
-VNXI_PY_METHOD(stats)
-{
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_agent_stats_t stats;
-    if (!vnxi_py_agent_begin(op, &stats_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
     vnx_agent_stats(self->agent, &stats);
     PyObject *dict = PyDict_New();
     if (dict != NULL &&
         (!numbers_set(dict, &stats) ||
          !vnxi_py_agent_listener_stats(self, dict) ||
-         !vnxi_py_dict_set(dict, "xfer_us_log2",
-                           histogram(stats.xfer_us_log2,
-                                     sizeof stats.xfer_us_log2 /
-                                         sizeof stats.xfer_us_log2[0])))) {
+         !vnxi_py_dict_set(
+             dict, "xfer_us_log2",
+             vnxi_py_numbers_new(stats.xfer_us_log2,
+                                 sizeof stats.xfer_us_log2 /
+                                     sizeof stats.xfer_us_log2[0])))) {
         Py_CLEAR(dict);
     }
     return dict;

@@ -69,44 +69,31 @@ listener_get(vnxi_py_agent_t *self, const char *operation, uint64_t max_frame)
     return self->listener;
 }
 
-/* Every method's end: None, or what went wrong. */
+/* The result of every method: None, or an exception that names the method. */
 static PyObject *
 listener_done(vnxi_py_agent_t *self, const char *operation,
               vnx_status_t status, vnx_error_t *error)
 {
-    if (status < 0) {
-        error->operation = operation;
-        return vnxi_py_raise(self->state, error);
-    }
-    Py_RETURN_NONE;
+    error->operation = operation;
+    return vnxi_py_none(self->state, status, error);
 }
 
-static const vnxi_py_signature_t listen_signature = {
-    .name = "_listen",
-    .count = 3,
-    .required = 3,
-    .params = {VNXI_PY_NAME_host, VNXI_PY_NAME_port, VNXI_PY_NAME_max_frame},
-};
-
-VNXI_PY_METHOD(listen)
+VNXI_PY_AGENT_METHOD_AS(
+    _listen, "nixl_agent",
+    (REQUIRED(host), REQUIRED(port), REQUIRED(max_frame)),
+    "Start the metadata listener; '' is every address, port 0 a free one,\n"
+    "max_frame 0 the default.")
 {
-    static const char *const operation = "nixl_agent";
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[3];
     uint64_t port, max_frame;
     vnx_error_t error;
     vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &listen_signature, args, nargs, kwnames,
-                             values)) {
-        return NULL;
-    }
     const char *host =
-        vnxi_py_text_get(self->state, operation, "listen_host", values[0]);
+        vnxi_py_text_get(self->state, operation, "listen_host", args->host);
     if (host == NULL ||
-        !vnxi_py_int_between(self->state, operation, "listen_port", values[1],
+        !vnxi_py_int_between(self->state, operation, "listen_port", args->port,
                              0, 65535, &port) ||
         !vnxi_py_int_between(self->state, operation, "listen_max_frame",
-                             values[2], 0, VNX_LISTENER_MAX_FRAME_LIMIT,
+                             args->max_frame, 0, VNX_LISTENER_MAX_FRAME_LIMIT,
                              &max_frame)) {
         return NULL;
     }
@@ -131,9 +118,13 @@ vnxi_py_agent_listen_port(PyObject *op, void *context)
 
 /* -- Commands ------------------------------------------------------------- */
 
+/* A command to the peer's listener, with the bytes that it needs. */
+typedef vnx_status_t (*command_fn)(vnx_listener_t *, const char *, int,
+                                   const void *, size_t, vnx_error_t *);
+
 static PyObject *
-send_bytes(vnxi_py_agent_t *self, const char *operation,
-           const address_t *address, const vnx_bytes_t *metadata)
+command(vnxi_py_agent_t *self, const char *operation, command_fn call,
+        const address_t *address, const void *data, size_t len)
 {
     vnx_error_t error;
     vnx_status_t status;
@@ -142,134 +133,102 @@ send_bytes(vnxi_py_agent_t *self, const char *operation,
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;
-    status = vnx_listener_send(listener, address->host, address->port,
-                               metadata->data, metadata->len, &error);
+    status = call(listener, address->host, address->port, data, len, &error);
     Py_END_ALLOW_THREADS;
     return listener_done(self, operation, status, &error);
 }
 
-static const vnxi_py_signature_t send_signature = {
-    .name = "send_local_metadata",
-    .count = 2,
-    .params = {VNXI_PY_NAME_ip_addr, VNXI_PY_NAME_port},
-};
-
-VNXI_PY_METHOD(send_local_metadata)
+/* Takes no bytes, for command(). */
+static vnx_status_t
+invalidate(vnx_listener_t *listener, const char *host, int port,
+           const void *data, size_t len, vnx_error_t *error)
 {
-    static const vnx_bytes_t whole;
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
-    address_t address;
-    if (!vnxi_py_agent_begin(op, &send_signature, args, nargs, kwnames,
-                             values) ||
-        !address_get(self, send_signature.name, values[0], values[1],
-                     &address)) {
-        return NULL;
-    }
-    return send_bytes(self, send_signature.name, &address, &whole);
+    (void)data, (void)len;
+    return vnx_listener_invalidate(listener, host, port, error);
 }
 
-static const vnxi_py_signature_t partial_signature = {
-    .name = "send_partial_agent_metadata",
-    .count = 6,
-    .required = 1,
-    .params = {VNXI_PY_NAME_descs, VNXI_PY_NAME_inc_conn_info,
-               VNXI_PY_NAME_backends, VNXI_PY_NAME_ip_addr, VNXI_PY_NAME_port,
-               VNXI_PY_NAME_label},
-};
-
-VNXI_PY_METHOD(send_partial_agent_metadata)
+VNXI_PY_AGENT_METHOD(
+    send_local_metadata, (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
+    "Send the agent's metadata, as it is now, to a peer's listener, which\n"
+    "loads it.\n"
+    "\n"
+    "ip_addr: an address or a name; '' means a central metadata server,\n"
+    "    which is not supported\n"
+    "\n"
+    "Returns at once. NIXL's protocol has no answers: what goes wrong later\n"
+    "is logged, counted in stats() and shown by describe().")
 {
-    const char *name = partial_signature.name;
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[6];
     address_t address;
-    vnx_bytes_t metadata;
-    if (!vnxi_py_agent_begin(op, &partial_signature, args, nargs, kwnames,
-                             values) ||
-        !address_get(self, name, values[3], values[4], &address) ||
-        !vnxi_py_partial_metadata(self, name, values, &metadata)) {
+    if (!address_get(self, operation, args->ip_addr, args->port, &address)) {
         return NULL;
     }
-    PyObject *done = send_bytes(self, name, &address, &metadata);
+    return command(self, operation, vnx_listener_send, &address, NULL, 0);
+}
+
+VNXI_PY_AGENT_METHOD(
+    send_partial_agent_metadata,
+    (REQUIRED(descs), OPTIONAL(inc_conn_info, "False"),
+     OPTIONAL(backends, "[]"), OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888"),
+     OPTIONAL(label, "''")),
+    "send_local_metadata() of the given regions only.\n"
+    "\n"
+    "descs, inc_conn_info, backends: as for get_partial_agent_metadata()\n"
+    "label: for central metadata servers; ignored")
+{
+    address_t address;
+    vnx_bytes_t metadata;
+    if (!address_get(self, operation, args->ip_addr, args->port, &address) ||
+        !vnxi_py_partial_metadata(self, operation, args->descs,
+                                  args->inc_conn_info, args->backends,
+                                  &metadata)) {
+        return NULL;
+    }
+    PyObject *done = command(self, operation, vnx_listener_send, &address,
+                             metadata.data, metadata.len);
     free(metadata.data);
     return done;
 }
 
-static const vnxi_py_signature_t fetch_signature = {
-    .name = "fetch_remote_metadata",
-    .count = 4,
-    .required = 1,
-    .params = {VNXI_PY_NAME_remote_agent, VNXI_PY_NAME_ip_addr,
-               VNXI_PY_NAME_port, VNXI_PY_NAME_label},
-};
-
-static PyObject *
-fetch(vnxi_py_agent_t *self, const char *operation, const address_t *address,
-      const vnxi_py_bytes_t *peer)
+VNXI_PY_AGENT_METHOD(
+    fetch_remote_metadata,
+    (REQUIRED(remote_agent), OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888"),
+     OPTIONAL(label, "''")),
+    "Ask a peer's listener for its metadata, and load it when it comes.\n"
+    "\n"
+    "remote_agent: who is expected there (str or bytes); another one is\n"
+    "    loaded too, with a warning\n"
+    "ip_addr, port: as for send_local_metadata()\n"
+    "label: for central metadata servers; ignored\n"
+    "\n"
+    "Returns at once; check_remote_metadata() says when it is there.")
 {
-    vnx_error_t error;
-    vnx_status_t status;
-    vnx_listener_t *listener = listener_get(self, operation, 0);
-    if (listener == NULL) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_listener_fetch(listener, address->host, address->port,
-                                peer->data, peer->len, &error);
-    Py_END_ALLOW_THREADS;
-    return listener_done(self, operation, status, &error);
-}
-
-VNXI_PY_METHOD(fetch_remote_metadata)
-{
-    const char *name = fetch_signature.name;
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[4];
     vnxi_py_bytes_t peer;
     address_t address;
-    if (!vnxi_py_agent_begin(op, &fetch_signature, args, nargs, kwnames,
-                             values) ||
-        !address_get(self, name, values[1], values[2], &address) ||
-        !vnxi_py_name_get(name, values[0], &peer)) {
+    if (!address_get(self, operation, args->ip_addr, args->port, &address) ||
+        !vnxi_py_name_get(operation, args->remote_agent, &peer)) {
         return NULL;
     }
-    PyObject *done = fetch(self, name, &address, &peer);
+    PyObject *done = command(self, operation, vnx_listener_fetch, &address,
+                             peer.data, peer.len);
     vnxi_py_bytes_put(&peer);
     return done;
 }
 
-static const vnxi_py_signature_t invalidate_signature = {
-    .name = "invalidate_local_metadata",
-    .count = 2,
-    .params = {VNXI_PY_NAME_ip_addr, VNXI_PY_NAME_port},
-};
-
-VNXI_PY_METHOD(invalidate_local_metadata)
+VNXI_PY_AGENT_METHOD(invalidate_local_metadata,
+                     (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
+                     "Have a peer's listener forget this agent.\n"
+                     "\n"
+                     "ip_addr, port: as for send_local_metadata()")
 {
-    const char *name = invalidate_signature.name;
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
     address_t address;
-    vnx_error_t error;
-    vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &invalidate_signature, args, nargs, kwnames,
-                             values) ||
-        !address_get(self, name, values[0], values[1], &address)) {
+    if (!address_get(self, operation, args->ip_addr, args->port, &address)) {
         return NULL;
     }
-    vnx_listener_t *listener = listener_get(self, name, 0);
-    if (listener == NULL) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    status =
-        vnx_listener_invalidate(listener, address.host, address.port, &error);
-    Py_END_ALLOW_THREADS;
-    return listener_done(self, name, status, &error);
+    return command(self, operation, invalidate, &address, NULL, 0);
 }
 
-/* -- Looking in ----------------------------------------------------------- */
+/* -- Counters --------------------------------------------------------------
+ */
 
 #define COUNTERS(X)  \
     X(accepted)      \

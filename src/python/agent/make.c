@@ -4,13 +4,15 @@
 #include "python/arguments/indices.h"
 #include "python/descriptors/descs.h"
 
-/* From so many indices on the GIL is dropped; below, dropping it would cost
- * more than it gives. */
+/* With at least this many indices the GIL is dropped; with fewer, dropping it
+ * would cost more than it gains. */
 #define MAKE_MANY 4096
 
 /* -- From prepared lists -------------------------------------------------- */
 
 typedef struct make {
+    const char *operation;
+    PyObject *local_side, *remote_side; /* handles, borrowed */
     vnx_op_t op;
     bool no_merge;
     vnxi_py_bytes_t notif;
@@ -43,29 +45,19 @@ make_call_many(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
     return status;
 }
 
-static const vnxi_py_signature_t make_signature = {
-    .name = "make_prepped_xfer",
-    .count = 8,
-    .required = 5,
-    .params = {VNXI_PY_NAME_operation, VNXI_PY_NAME_local_xfer_side,
-               VNXI_PY_NAME_local_indices, VNXI_PY_NAME_remote_xfer_side,
-               VNXI_PY_NAME_remote_indices, VNXI_PY_NAME_notif_msg,
-               VNXI_PY_NAME_backends, VNXI_PY_NAME_skip_desc_merge},
-};
-
-/* The two lists, and the call.  Everything else has been converted. */
+/* Read the two handles, and call.  Everything else has been converted. */
 static PyObject *
-make_xfer(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
+make_xfer(vnxi_py_agent_t *self, make_t *make)
 {
-    const char *name = make_signature.name;
     vnx_xfer_t *xfer;
     vnx_error_t error;
-    make->local = vnxi_py_dlist_get(self, name, "local_xfer_side", values[1]);
+    make->local = vnxi_py_dlist_get(self, make->operation, "local_xfer_side",
+                                    make->local_side);
     if (make->local == NULL) {
         return NULL;
     }
-    make->remote =
-        vnxi_py_dlist_get(self, name, "remote_xfer_side", values[3]);
+    make->remote = vnxi_py_dlist_get(self, make->operation, "remote_xfer_side",
+                                     make->remote_side);
     if (make->remote == NULL) {
         return NULL;
     }
@@ -78,49 +70,62 @@ make_xfer(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
 }
 
 static PyObject *
-make_with_indices(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
+make_with_indices(vnxi_py_agent_t *self, PyObject *local_indices,
+                  PyObject *remote_indices, make_t *make)
 {
-    const char *name = make_signature.name;
     PyObject *handle = NULL;
-    if (!vnxi_py_indices_get(self->state, name, "local_indices", values[2],
-                             &make->local_indices)) {
+    if (!vnxi_py_indices_get(self->state, make->operation, "local_indices",
+                             local_indices, &make->local_indices)) {
         return NULL;
     }
-    if (vnxi_py_indices_get(self->state, name, "remote_indices", values[4],
-                            &make->remote_indices)) {
-        handle = make_xfer(self, values, make);
+    if (vnxi_py_indices_get(self->state, make->operation, "remote_indices",
+                            remote_indices, &make->remote_indices)) {
+        handle = make_xfer(self, make);
         vnxi_py_indices_put(self->state, &make->remote_indices);
     }
     vnxi_py_indices_put(self->state, &make->local_indices);
     return handle;
 }
 
-/* All but the indices and the two lists. */
-static bool
-make_read(vnxi_py_agent_t *self, PyObject *const *values, make_t *make)
+VNXI_PY_AGENT_METHOD(
+    make_prepped_xfer,
+    (REQUIRED(operation), REQUIRED(local_xfer_side), REQUIRED(local_indices),
+     REQUIRED(remote_xfer_side), REQUIRED(remote_indices),
+     OPTIONAL(notif_msg, "b''"), OPTIONAL(backends, "[]"),
+     OPTIONAL(skip_desc_merge, "False")),
+    "Make a transfer from rows of prepared lists. Returns a\n"
+    "nixl_xfer_handle.\n"
+    "\n"
+    "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
+    "    KeyError\n"
+    "local_xfer_side, remote_xfer_side: handles of prep_xfer_dlist()\n"
+    "local_indices, remote_indices: lists of int or 1-D arrays of any\n"
+    "    integer type, equally many; pairs must be of one length\n"
+    "notif_msg: delivered to the peer when the data is there (bytes or\n"
+    "    str);\n"
+    "    empty: none\n"
+    "backends: names of backends\n"
+    "skip_desc_merge: do not merge neighbours that are contiguous on both\n"
+    "    sides\n"
+    "\n"
+    "nixlInvalidParamError names the offending row.")
 {
-    const char *name = make_signature.name;
     vnxi_py_backends_t backends;
-    int no_merge = vnxi_py_args_bool(values[7], false);
-
-    make->no_merge = no_merge > 0;
-    return no_merge >= 0 &&
-           vnxi_py_backends_get(name, self->backends, values[6], &backends) &&
-           vnxi_py_op_get(self->state, name, values[0], &make->op) &&
-           vnxi_py_notif_get(name, values[5], &make->notif);
-}
-
-VNXI_PY_METHOD(make_prepped_xfer)
-{
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[8];
     make_t make;
-    if (!vnxi_py_agent_begin(op, &make_signature, args, nargs, kwnames,
-                             values) ||
-        !make_read(self, values, &make)) {
+    int no_merge = vnxi_py_args_bool(args->skip_desc_merge, false);
+    if (no_merge < 0 ||
+        !vnxi_py_backends_get(operation, self->backends, args->backends,
+                              &backends) ||
+        !vnxi_py_op_get(self->state, operation, args->operation, &make.op) ||
+        !vnxi_py_notif_get(operation, args->notif_msg, &make.notif)) {
         return NULL;
     }
-    PyObject *handle = make_with_indices(self, values, &make);
+    make.operation = operation;
+    make.local_side = args->local_xfer_side;
+    make.remote_side = args->remote_xfer_side;
+    make.no_merge = no_merge > 0;
+    PyObject *handle = make_with_indices(self, args->local_indices,
+                                         args->remote_indices, &make);
     vnxi_py_bytes_put(&make.notif);
     return handle;
 }
@@ -167,44 +172,38 @@ init_xfer(vnxi_py_agent_t *self, const init_t *init)
     return handle;
 }
 
-static const vnxi_py_signature_t init_signature = {
-    .name = "initialize_xfer",
-    .count = 6,
-    .required = 4,
-    .params = {VNXI_PY_NAME_operation, VNXI_PY_NAME_local_descs,
-               VNXI_PY_NAME_remote_descs, VNXI_PY_NAME_remote_agent,
-               VNXI_PY_NAME_notif_msg, VNXI_PY_NAME_backends},
-};
-
-static vnxi_py_descs_t *
-init_descs(const vnxi_py_agent_t *self, const char *what, PyObject *value)
+VNXI_PY_AGENT_METHOD(
+    initialize_xfer,
+    (REQUIRED(operation), REQUIRED(local_descs), REQUIRED(remote_descs),
+     REQUIRED(remote_agent), OPTIONAL(notif_msg, "b''"),
+     OPTIONAL(backends, "[]")),
+    "Make a transfer from descriptors, row by row, without prepared lists.\n"
+    "Returns a nixl_xfer_handle.\n"
+    "\n"
+    "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
+    "    KeyError\n"
+    "local_descs, remote_descs: nixlXferDLists of the same length\n"
+    "remote_agent: the peer, or the agent's own name (str or bytes)\n"
+    "notif_msg, backends: as for make_prepped_xfer()")
 {
-    if (!vnxi_py_descs_is(self->state, VNXI_PY_DESCS_XFER, value)) {
-        vnxi_py_wrong_type(init_signature.name, what, "a nixlXferDList",
-                           value);
-        return NULL;
-    }
-    return (vnxi_py_descs_t *)value;
-}
-
-VNXI_PY_METHOD(initialize_xfer)
-{
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    const char *name = init_signature.name;
-    PyObject *values[6], *handle = NULL;
+    PyObject *handle = NULL;
     vnxi_py_backends_t backends;
     init_t init;
-    if (!vnxi_py_agent_begin(op, &init_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_op_get(self->state, name, values[0], &init.op) ||
-        (init.local = init_descs(self, "local_descs", values[1])) == NULL ||
-        (init.remote = init_descs(self, "remote_descs", values[2])) == NULL ||
-        !vnxi_py_backends_get(name, self->backends, values[5], &backends) ||
-        !vnxi_py_peer_get(self->state, name, values[3], &init.peer)) {
+    if (!vnxi_py_op_get(self->state, operation, args->operation, &init.op) ||
+        (init.local = vnxi_py_descs_expect(self->state, operation,
+                                           "local_descs", VNXI_PY_DESCS_XFER,
+                                           args->local_descs)) == NULL ||
+        (init.remote = vnxi_py_descs_expect(self->state, operation,
+                                            "remote_descs", VNXI_PY_DESCS_XFER,
+                                            args->remote_descs)) == NULL ||
+        !vnxi_py_backends_get(operation, self->backends, args->backends,
+                              &backends) ||
+        !vnxi_py_peer_get(self->state, operation, args->remote_agent,
+                          &init.peer)) {
         return NULL;
     }
     init.backends = backends.list;
-    if (vnxi_py_notif_get(name, values[4], &init.notif)) {
+    if (vnxi_py_notif_get(operation, args->notif_msg, &init.notif)) {
         handle = init_xfer(self, &init);
         vnxi_py_bytes_put(&init.notif);
     }

@@ -4,52 +4,57 @@
 
 /* -- Descriptor lists ----------------------------------------------------- */
 
-#define DESCS_SIGNATURE(method)                                \
-    static const vnxi_py_signature_t method##_signature = {    \
-        .name = #method,                                       \
-        .count = 2,                                            \
-        .required = 1,                                         \
-        .params = {VNXI_PY_NAME_descs, VNXI_PY_NAME_mem_type}, \
-    }
-
-DESCS_SIGNATURE(get_reg_descs);
-DESCS_SIGNATURE(get_xfer_descs);
-DESCS_SIGNATURE(get_remote_descs);
-
-VNXI_PY_METHOD(get_reg_descs)
+VNXI_PY_AGENT_METHOD(
+    get_reg_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
+    "A nixlRegDList from one of\n"
+    "\n"
+    "- a list of tuples (address, length, device id, meta info as str or\n"
+    "  bytes)\n"
+    "- a C-contiguous Nx3 array of uint64 or int64 (address, length, device\n"
+    "  id): anything with the buffer protocol\n"
+    "- a contiguous tensor, or a list of tensors of one device\n"
+    "- a nixlRegDList, which is returned as it is\n"
+    "\n"
+    "descs: one of these; lengths in bytes\n"
+    "mem_type: 'DRAM', 'VRAM', 'BLK', 'OBJ', 'FILE', 'cpu', 'cuda' or a\n"
+    "    member of nixl_mem_t; needed for tuples and arrays\n"
+    "\n"
+    "TypeError, ValueError (naming the row) or KeyError (memory type).")
 {
-    PyObject *values[2];
-    if (!vnxi_py_agent_begin(op, &get_reg_descs_signature, args, nargs,
-                             kwnames, values)) {
-        return NULL;
-    }
-    return (PyObject *)vnxi_py_descs_from(
-        ((vnxi_py_agent_t *)op)->state, get_reg_descs_signature.name,
-        VNXI_PY_DESCS_REG, values[0], values[1]);
+    return (PyObject *)vnxi_py_descs_from(self->state, operation,
+                                          VNXI_PY_DESCS_REG, args->descs,
+                                          args->mem_type);
 }
 
-VNXI_PY_METHOD(get_xfer_descs)
+VNXI_PY_AGENT_METHOD(
+    get_xfer_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
+    "A nixlXferDList from one of\n"
+    "\n"
+    "- a list of tuples (address, length, device id)\n"
+    "- a C-contiguous Nx3 array of uint64 or int64, as for get_reg_descs()\n"
+    "- a contiguous tensor, or a list of tensors of one device\n"
+    "- a nixlXferDList, which is returned as it is\n"
+    "\n"
+    "descs: one of these; lengths in bytes\n"
+    "mem_type: as for get_reg_descs()\n"
+    "\n"
+    "TypeError, ValueError (naming the row) or KeyError (memory type).")
 {
-    PyObject *values[2];
-    if (!vnxi_py_agent_begin(op, &get_xfer_descs_signature, args, nargs,
-                             kwnames, values)) {
-        return NULL;
-    }
-    return (PyObject *)vnxi_py_descs_from(
-        ((vnxi_py_agent_t *)op)->state, get_xfer_descs_signature.name,
-        VNXI_PY_DESCS_XFER, values[0], values[1]);
+    return (PyObject *)vnxi_py_descs_from(self->state, operation,
+                                          VNXI_PY_DESCS_XFER, args->descs,
+                                          args->mem_type);
 }
 
-VNXI_PY_METHOD(get_remote_descs)
+VNXI_PY_AGENT_METHOD(
+    get_remote_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
+    "A nixlRemoteDList from a list of tuples (address, length, device id,\n"
+    "name of the agent), or the list itself where it is one already.\n"
+    "\n"
+    "mem_type: as for get_reg_descs()")
 {
-    PyObject *values[2];
-    if (!vnxi_py_agent_begin(op, &get_remote_descs_signature, args, nargs,
-                             kwnames, values)) {
-        return NULL;
-    }
-    return (PyObject *)vnxi_py_descs_from(
-        ((vnxi_py_agent_t *)op)->state, get_remote_descs_signature.name,
-        VNXI_PY_DESCS_REMOTE, values[0], values[1]);
+    return (PyObject *)vnxi_py_descs_from(self->state, operation,
+                                          VNXI_PY_DESCS_REMOTE, args->descs,
+                                          args->mem_type);
 }
 
 /* -- Registration --------------------------------------------------------- */
@@ -57,46 +62,6 @@ VNXI_PY_METHOD(get_remote_descs)
 typedef vnx_status_t (*register_fn)(vnx_agent_t *, vnx_mem_t,
                                     const vnx_reg_desc_t *, size_t,
                                     const char *const *, vnx_error_t *);
-
-/* Needs no GIL: the list is pinned, and bytes never change. */
-static void
-reg_rows_fill(const vnxi_py_descs_t *descs, vnx_reg_desc_t *rows)
-{
-    for (size_t i = 0; i < descs->count; i++) {
-        const PyBytesObject *meta = (const PyBytesObject *)descs->extras[i];
-        rows[i] = (vnx_reg_desc_t){
-            .desc = descs->rows[i],
-            .meta = meta->ob_sval,
-            .meta_len = (size_t)Py_SIZE(meta),
-        };
-    }
-}
-
-vnx_reg_desc_t *
-vnxi_py_reg_rows_get(vnxi_py_descs_t *descs)
-{
-    vnx_reg_desc_t *rows = PyMem_RawMalloc((descs->count + 1) * sizeof *rows);
-    if (rows == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
-    descs->exports++;
-    if (descs->count < VNXI_PY_ROWS_LARGE) {
-        reg_rows_fill(descs, rows);
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        reg_rows_fill(descs, rows);
-        Py_END_ALLOW_THREADS;
-    }
-    return rows;
-}
-
-void
-vnxi_py_reg_rows_put(vnxi_py_descs_t *descs, vnx_reg_desc_t *rows)
-{
-    vnxi_py_descs_unpin(descs);
-    PyMem_RawFree(rows);
-}
 
 static bool
 regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
@@ -119,28 +84,25 @@ regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
     return status >= 0;
 }
 
-static const vnxi_py_signature_t register_signature = {
-    .name = "register_memory",
-    .count = 3,
-    .required = 1,
-    .params = {VNXI_PY_NAME_reg_list, VNXI_PY_NAME_mem_type,
-               VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(register_memory)
+VNXI_PY_AGENT_METHOD(
+    register_memory,
+    (REQUIRED(reg_list), OPTIONAL(mem_type, "None"), OPTIONAL(backends, "[]")),
+    "Register memory; all of it or none. Returns the nixlRegDList.\n"
+    "\n"
+    "reg_list, mem_type: as for get_reg_descs()\n"
+    "backends: names of backends; empty: all\n"
+    "\n"
+    "The memory is borrowed: keep it until it is deregistered. What was\n"
+    "registered twice must be deregistered twice.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[3];
     vnxi_py_backends_t backends;
-    if (!vnxi_py_agent_begin(op, &register_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_backends_get(register_signature.name, self->backends,
-                              values[2], &backends)) {
+    if (!vnxi_py_backends_get(operation, self->backends, args->backends,
+                              &backends)) {
         return NULL;
     }
     vnxi_py_descs_t *descs =
-        vnxi_py_descs_from(self->state, register_signature.name,
-                           VNXI_PY_DESCS_REG, values[0], values[1]);
+        vnxi_py_descs_from(self->state, operation, VNXI_PY_DESCS_REG,
+                           args->reg_list, args->mem_type);
     if (descs != NULL &&
         !regions_change(self, descs, backends.list, vnx_agent_register)) {
         Py_CLEAR(descs);
@@ -148,31 +110,132 @@ VNXI_PY_METHOD(register_memory)
     return (PyObject *)descs;
 }
 
-static const vnxi_py_signature_t deregister_signature = {
-    .name = "deregister_memory",
-    .count = 2,
-    .required = 1,
-    .params = {VNXI_PY_NAME_dereg_list, VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(deregister_memory)
+VNXI_PY_AGENT_METHOD(
+    deregister_memory, (REQUIRED(dereg_list), OPTIONAL(backends, "[]")),
+    "Deregister what register_memory() returned; all of it or none.\n"
+    "\n"
+    "dereg_list: a nixlRegDList with the same ranges\n"
+    "backends: names of backends; empty: all\n"
+    "\n"
+    "nixlNotFoundError (naming the row) for what is not registered.\n"
+    "Transfers that are posted later and touch it fail.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
     vnxi_py_backends_t backends;
-    if (!vnxi_py_agent_begin(op, &deregister_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_backends_get(deregister_signature.name, self->backends,
-                              values[1], &backends)) {
+    if (!vnxi_py_backends_get(operation, self->backends, args->backends,
+                              &backends)) {
         return NULL;
     }
-    if (!vnxi_py_descs_is(self->state, VNXI_PY_DESCS_REG, values[0])) {
-        return vnxi_py_wrong_type(deregister_signature.name, "dereg_list",
-                                  "a nixlRegDList", values[0]);
-    }
-    if (!regions_change(self, (vnxi_py_descs_t *)values[0], backends.list,
-                        vnx_agent_deregister)) {
+    vnxi_py_descs_t *descs =
+        vnxi_py_descs_expect(self->state, operation, "dereg_list",
+                             VNXI_PY_DESCS_REG, args->dereg_list);
+    if (descs == NULL ||
+        !regions_change(self, descs, backends.list, vnx_agent_deregister)) {
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+/* -- Storage -------------------------------------------------------------- */
+
+static PyObject *
+info_dict(const vnx_mem_info_t *info)
+{
+    PyObject *dict = PyDict_New();
+    for (size_t i = 0; dict != NULL && i < info->param_count; i++) {
+        const vnx_param_t *param = &info->params[i];
+        if (!vnxi_py_dict_set(dict, param->key,
+                              PyUnicode_DecodeFSDefault(param->value))) {
+            Py_CLEAR(dict);
+        }
+    }
+    return dict;
+}
+
+static PyObject *
+infos_list(const vnx_mem_info_t *infos, size_t count)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *item =
+            infos[i].is_there ? info_dict(&infos[i]) : Py_NewRef(Py_None);
+        if (item == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, (Py_ssize_t)i, item);
+    }
+    return list;
+}
+
+static PyObject *
+query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
+{
+    vnx_mem_info_t *infos = NULL;
+    size_t count = descs->count;
+    vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
+    vnx_error_t error;
+    vnx_status_t status;
+
+    if (rows == NULL) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_agent_query_memory(self->agent, descs->mem, rows, count,
+                                    backend, &infos, &error);
+    Py_END_ALLOW_THREADS;
+    vnxi_py_reg_rows_put(descs, rows);
+    if (status < 0) {
+        return vnxi_py_raise(self->state, &error);
+    }
+    /* From here on `descs` may change: making the list may run any code. */
+    PyObject *list = infos_list(infos, count);
+    vnx_mem_infos_free(infos, count);
+    return list;
+}
+
+/* Borrowed from `name`.  NULL: exception. */
+static const char *
+known_backend(vnxi_py_agent_t *self, const char *operation, PyObject *name)
+{
+    const char *text =
+        vnxi_py_text_get(self->state, operation, "backend", name);
+    int known = text != NULL ? vnxi_py_agent_has_backend(self, name) : -1;
+    if (known == 0) {
+        PyObject *made = Py_NewRef(self->backends ? self->backends : Py_None);
+        PyErr_Format(PyExc_ValueError,
+                     "%s: the agent has no backend %R; it has %R", operation,
+                     name, made);
+        Py_DECREF(made);
+    }
+    return known > 0 ? text : NULL;
+}
+
+VNXI_PY_AGENT_METHOD(
+    query_memory,
+    (REQUIRED(reg_list), REQUIRED(backend), OPTIONAL(mem_type, "None")),
+    "What a backend for storage knows of files or objects.\n"
+    "\n"
+    "Args:\n"
+    "    reg_list: As for register_memory(); the fourth value of each row,\n"
+    "        a path or a key, says what is asked for.\n"
+    "    backend: Its name.\n"
+    "    mem_type: \"FILE\", \"OBJ\", ... unless it is in reg_list.\n"
+    "\n"
+    "Returns a list with a dict for each row that is there (\"size\",\n"
+    "\"mtime\", ...; str to str), and None for one that is not.\n"
+    "nixlNotSupportedError where the backend has no storage.")
+{
+    const char *backend = known_backend(self, operation, args->backend);
+    if (backend == NULL) {
+        return NULL;
+    }
+    vnxi_py_descs_t *descs =
+        vnxi_py_descs_from(self->state, operation, VNXI_PY_DESCS_REG,
+                           args->reg_list, args->mem_type);
+    if (descs == NULL) {
+        return NULL;
+    }
+    PyObject *list = query(self, descs, backend);
+    Py_DECREF(descs);
+    return list;
 }

@@ -15,19 +15,14 @@ bytes_object(vnx_bytes_t *bytes)
     return object;
 }
 
-static const vnxi_py_signature_t get_signature = {
-    .name = "get_agent_metadata",
-};
-
-VNXI_PY_METHOD(get_agent_metadata)
+VNXI_PY_AGENT_METHOD(
+    get_agent_metadata, (),
+    "Everything that a peer needs to reach this agent's registered memory\n"
+    "(bytes), as it is now.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_bytes_t bytes;
     vnx_error_t error;
     vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &get_signature, args, nargs, kwnames, NULL)) {
-        return NULL;
-    }
     Py_BEGIN_ALLOW_THREADS;
     status = vnx_agent_metadata(self->agent, &bytes, &error);
     Py_END_ALLOW_THREADS;
@@ -60,48 +55,47 @@ partial_metadata(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
 
 bool
 vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
-                         PyObject *const *values, vnx_bytes_t *metadata_p)
+                         PyObject *descs_arg, PyObject *inc_conn_info,
+                         PyObject *backends_arg, vnx_bytes_t *metadata_p)
 {
     vnxi_py_backends_t backends;
-    if (!vnxi_py_backends_get(operation, self->backends, values[2],
+    if (!vnxi_py_backends_get(operation, self->backends, backends_arg,
                               &backends)) {
         return false;
     }
-    int with_connection = vnxi_py_args_bool(values[1], false);
+    int with_connection = vnxi_py_args_bool(inc_conn_info, false);
     if (with_connection < 0) {
         return false;
     }
-    if (!vnxi_py_descs_is(self->state, VNXI_PY_DESCS_REG, values[0])) {
-        vnxi_py_wrong_type(operation, "descs", "a nixlRegDList", values[0]);
-        return false;
-    }
-    return partial_metadata(self, (vnxi_py_descs_t *)values[0],
-                            with_connection > 0, backends.list, metadata_p);
+    vnxi_py_descs_t *descs = vnxi_py_descs_expect(
+        self->state, operation, "descs", VNXI_PY_DESCS_REG, descs_arg);
+    return descs != NULL && partial_metadata(self, descs, with_connection > 0,
+                                             backends.list, metadata_p);
 }
 
-static const vnxi_py_signature_t partial_signature = {
-    .name = "get_partial_agent_metadata",
-    .count = 3,
-    .required = 1,
-    .params = {VNXI_PY_NAME_descs, VNXI_PY_NAME_inc_conn_info,
-               VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(get_partial_agent_metadata)
+VNXI_PY_AGENT_METHOD(
+    get_partial_agent_metadata,
+    (REQUIRED(descs), OPTIONAL(inc_conn_info, "False"),
+     OPTIONAL(backends, "[]")),
+    "Metadata of the given regions only (bytes).\n"
+    "\n"
+    "descs: a nixlRegDList of registered regions; empty: connection data\n"
+    "    only\n"
+    "inc_conn_info: with connection data\n"
+    "backends: names of backends; empty: all")
 {
-    PyObject *values[3];
     vnx_bytes_t metadata;
-    if (!vnxi_py_agent_begin(op, &partial_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_partial_metadata((vnxi_py_agent_t *)op,
-                                  partial_signature.name, values, &metadata)) {
+    if (!vnxi_py_partial_metadata(self, operation, args->descs,
+                                  args->inc_conn_info, args->backends,
+                                  &metadata)) {
         return NULL;
     }
     return bytes_object(&metadata);
 }
 
-/* A blob to load.  What another thread or process may change meanwhile is
- * copied, so that what was checked is what is loaded. */
+/* A blob to load.  A buffer that another thread or process may change is
+ * copied, so that the bytes that were checked are the bytes that are loaded.
+ */
 static bool
 blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
 {
@@ -126,24 +120,23 @@ blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
     return true;
 }
 
-static const vnxi_py_signature_t add_signature = {
-    .name = "add_remote_agent",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_metadata},
-};
-
-VNXI_PY_METHOD(add_remote_agent)
+VNXI_PY_AGENT_METHOD(
+    add_remote_agent, (REQUIRED(metadata)),
+    "Load a peer's metadata. Returns its name (bytes).\n"
+    "\n"
+    "metadata: bytes, or anything bytes-like\n"
+    "\n"
+    "Loaded again, it updates the peer's regions. A peer that restarted\n"
+    "under the same name takes the old one's place at once; transfers to\n"
+    "the old one raise nixlRemoteDisconnectError. nixlMismatchError for\n"
+    "what is no metadata, nixlInvalidParamError for the agent's own,\n"
+    "nixlBackendError where there is no way to reach the peer.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
     vnxi_py_bytes_t blob;
     vnx_bytes_t name;
     vnx_error_t error;
     vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &add_signature, args, nargs, kwnames,
-                             &value) ||
-        !blob_get(add_signature.name, value, &blob)) {
+    if (!blob_get(operation, args->metadata, &blob)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS;
@@ -173,49 +166,30 @@ peer_call(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
     status = call(self->agent, peer.data, peer.len, &error);
     Py_END_ALLOW_THREADS;
     vnxi_py_bytes_put(&peer);
-    if (status < 0) {
-        return vnxi_py_raise(self->state, &error);
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_none(self->state, status, &error);
 }
 
-static const vnxi_py_signature_t remove_signature = {
-    .name = "remove_remote_agent",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_agent},
-};
-
-VNXI_PY_METHOD(remove_remote_agent)
+VNXI_PY_AGENT_METHOD(
+    remove_remote_agent, (REQUIRED(agent)),
+    "Forget a peer (str or bytes); what is in flight to it fails. An\n"
+    "unknown one is no error.")
 {
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &remove_signature, args, nargs, kwnames,
-                             &value)) {
-        return NULL;
-    }
-    return peer_call((vnxi_py_agent_t *)op, remove_signature.name, value,
-                     vnx_agent_remove_peer);
+    return peer_call(self, operation, args->agent, vnx_agent_remove_peer);
 }
 
-static const vnxi_py_signature_t connect_signature = {
-    .name = "make_connection",
-    .count = 2,
-    .required = 1,
-    .params = {VNXI_PY_NAME_remote_agent, VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(make_connection)
+VNXI_PY_AGENT_METHOD(
+    make_connection, (REQUIRED(remote_agent), OPTIONAL(backends, "[]")),
+    "Connect to a peer now rather than at the first transfer.\n"
+    "\n"
+    "nixlNotFoundError for an unknown peer, nixlRemoteDisconnectError where\n"
+    "it is gone.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
     vnxi_py_backends_t backends;
-    if (!vnxi_py_agent_begin(op, &connect_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_backends_get(connect_signature.name, self->backends,
-                              values[1], &backends)) {
+    if (!vnxi_py_backends_get(operation, self->backends, args->backends,
+                              &backends)) {
         return NULL;
     }
-    return peer_call(self, connect_signature.name, values[0],
+    return peer_call(self, operation, args->remote_agent,
                      vnx_agent_connect_peer);
 }
 
@@ -247,27 +221,18 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
     return PyBool_FromLong(known);
 }
 
-static const vnxi_py_signature_t check_signature = {
-    .name = "check_remote_metadata",
-    .count = 2,
-    .required = 1,
-    .params = {VNXI_PY_NAME_agent, VNXI_PY_NAME_descs},
-};
-
-VNXI_PY_METHOD(check_remote_metadata)
+VNXI_PY_AGENT_METHOD(
+    check_remote_metadata, (REQUIRED(agent), OPTIONAL(descs, "None")),
+    "Is the peer known, and does it hold all of these descriptors? (bool)\n"
+    "\n"
+    "agent: str or bytes\n"
+    "descs: a nixlXferDList, or None")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[2];
-    if (!vnxi_py_agent_begin(op, &check_signature, args, nargs, kwnames,
-                             values)) {
-        return NULL;
-    }
-    PyObject *descs = values[1] == Py_None ? NULL : values[1];
+    PyObject *descs = args->descs == Py_None ? NULL : args->descs;
     if (descs != NULL &&
         !vnxi_py_descs_is(self->state, VNXI_PY_DESCS_XFER, descs)) {
-        return vnxi_py_wrong_type(check_signature.name, "descs",
+        return vnxi_py_wrong_type(operation, "descs",
                                   "a nixlXferDList or None", descs);
     }
-    return peer_check(self, check_signature.name, values[0],
-                      (vnxi_py_descs_t *)descs);
+    return peer_check(self, operation, args->agent, (vnxi_py_descs_t *)descs);
 }

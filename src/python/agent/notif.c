@@ -42,7 +42,7 @@ notif_add(PyObject *dict, const vnx_notif_t *notif)
     return good;
 }
 
-/* `first`, and what is newer behind it. */
+/* `first`, followed by the newer ones. */
 static vnx_notif_t *
 chain_join(vnx_notif_t *first, vnx_notif_t *newer)
 {
@@ -57,8 +57,8 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
-/* Everything that is pending, oldest first; what stayed behind from
- * _next_notif() is older. */
+/* Everything that is pending, oldest first; those that _next_notif() took but
+ * did not return yet are older. */
 static vnx_notif_t *
 chain_take(vnxi_py_agent_t *self)
 {
@@ -68,8 +68,9 @@ chain_take(vnxi_py_agent_t *self)
     return chain;
 }
 
-/* Give back what could not be handed over: it stays pending.  Code of the
- * caller may have left newer ones behind meanwhile. */
+/* Give back those that could not be handed over: they stay pending.  Code of
+ * the caller may have called _next_notif() meanwhile, which keeps newer ones.
+ */
 static void
 chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
 {
@@ -93,8 +94,8 @@ notifs_into(vnxi_py_agent_t *self, PyObject *dict)
     return true;
 }
 
-/* Parse `backends`, which limits nothing here: notifications come to the
- * agent, by whichever way.  Unknown names are refused all the same. */
+/* Check `backends`.  Notifications come to the agent whatever the backend, so
+ * the names select nothing, but unknown ones are refused. */
 static bool
 backends_check(vnxi_py_agent_t *self, const char *operation, PyObject *value)
 {
@@ -103,19 +104,12 @@ backends_check(vnxi_py_agent_t *self, const char *operation, PyObject *value)
            vnxi_py_backends_get(operation, self->backends, value, &backends);
 }
 
-static const vnxi_py_signature_t new_signature = {
-    .name = "get_new_notifs",
-    .count = 1,
-    .params = {VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(get_new_notifs)
+VNXI_PY_AGENT_METHOD(
+    get_new_notifs, (OPTIONAL(backends, "[]")),
+    "Take all notifications that have come: a dict of name of the sender\n"
+    "(str) to list of messages (bytes), in the order sent.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &new_signature, args, nargs, kwnames,
-                             &value) ||
-        !backends_check(self, new_signature.name, value)) {
+    if (!backends_check(self, operation, args->backends)) {
         return NULL;
     }
     PyObject *dict = PyDict_New();
@@ -127,8 +121,9 @@ VNXI_PY_METHOD(get_new_notifs)
 
 /* -- Collecting ----------------------------------------------------------- */
 
-/* Add what is new to agent.notifs, which the user may have replaced, and which
- * __eq__ of a key may replace meanwhile.  Returns the dict that has it. */
+/* Add new notifications to agent.notifs.  The user may have replaced that
+ * dict, and __eq__ of a key may replace it meanwhile.  Returns the dict that
+ * has them. */
 static PyObject *
 notifs_collect(vnxi_py_agent_t *self)
 {
@@ -143,22 +138,14 @@ notifs_collect(vnxi_py_agent_t *self)
     return dict;
 }
 
-static const vnxi_py_signature_t update_signature = {
-    .name = "update_notifs",
-    .count = 1,
-    .params = {VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(update_notifs)
+VNXI_PY_AGENT_METHOD(
+    update_notifs, (OPTIONAL(backends, "[]")),
+    "Add the notifications that have come to agent.notifs, and return that\n"
+    "dict.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &update_signature, args, nargs, kwnames,
-                             &value) ||
-        !backends_check(self, update_signature.name, value)) {
-        return NULL;
-    }
-    return notifs_collect(self);
+    return backends_check(self, operation, args->backends)
+               ? notifs_collect(self)
+               : NULL;
 }
 
 static bool
@@ -187,20 +174,12 @@ tag_remove(PyObject *list, const vnxi_py_bytes_t *tag, bool is_prefix)
     return 0;
 }
 
-static const vnxi_py_signature_t done_signature = {
-    .name = "check_remote_xfer_done",
-    .count = 4,
-    .required = 2,
-    .params = {VNXI_PY_NAME_remote_agent_name, VNXI_PY_NAME_lookup_tag,
-               VNXI_PY_NAME_backends, VNXI_PY_NAME_tag_is_prefix},
-};
-
 /* The name of an agent as a key of agent.notifs. */
 static PyObject *
-sender_key(PyObject *sender_arg)
+sender_key(const char *operation, PyObject *sender_arg)
 {
     vnxi_py_bytes_t name;
-    if (!vnxi_py_name_get(done_signature.name, sender_arg, &name)) {
+    if (!vnxi_py_name_get(operation, sender_arg, &name)) {
         return NULL;
     }
     PyObject *sender = vnxi_py_name_new(name.data, name.len);
@@ -221,21 +200,26 @@ sender_tag_remove(PyObject *dict, PyObject *sender, const vnxi_py_bytes_t *tag,
     return found;
 }
 
-VNXI_PY_METHOD(check_remote_xfer_done)
+VNXI_PY_AGENT_METHOD(
+    check_remote_xfer_done,
+    (REQUIRED(remote_agent_name), REQUIRED(lookup_tag),
+     OPTIONAL(backends, "[]"), OPTIONAL(tag_is_prefix, "True")),
+    "update_notifs(), then look for a message of that peer that begins with\n"
+    "the tag (or contains it): it is removed and True returned. (bool)\n"
+    "\n"
+    "remote_agent_name: str or bytes\n"
+    "lookup_tag: bytes or str\n"
+    "tag_is_prefix: False: look for the tag anywhere in the message")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[4];
     vnxi_py_bytes_t tag;
-    if (!vnxi_py_agent_begin(op, &done_signature, args, nargs, kwnames,
-                             values) ||
-        !backends_check(self, done_signature.name, values[2])) {
+    if (!backends_check(self, operation, args->backends)) {
         return NULL;
     }
-    int is_prefix = vnxi_py_args_bool(values[3], true);
-    PyObject *sender = is_prefix >= 0 ? sender_key(values[0]) : NULL;
-    if (sender == NULL ||
-        !vnxi_py_message_get(done_signature.name, "lookup_tag", values[1],
-                             &tag)) {
+    int is_prefix = vnxi_py_args_bool(args->tag_is_prefix, true);
+    PyObject *sender =
+        is_prefix >= 0 ? sender_key(operation, args->remote_agent_name) : NULL;
+    if (sender == NULL || !vnxi_py_message_get(operation, "lookup_tag",
+                                               args->lookup_tag, &tag)) {
         Py_XDECREF(sender);
         return NULL;
     }
@@ -251,15 +235,10 @@ VNXI_PY_METHOD(check_remote_xfer_done)
 
 /* -- One by one ----------------------------------------------------------- */
 
-static const vnxi_py_signature_t next_signature = {.name = "notifications"};
-
-VNXI_PY_METHOD(next_notif)
+VNXI_PY_AGENT_METHOD_AS(
+    _next_notif, "notifications", (),
+    "The oldest notification as (sender, message), or None.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    if (!vnxi_py_agent_begin(op, &next_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
     vnx_notif_t *notif = self->taken;
     if (notif == NULL) {
         notif = vnx_agent_take_notifs(self->agent);
@@ -285,17 +264,11 @@ VNXI_PY_METHOD(next_notif)
 
 /* -- Sending -------------------------------------------------------------- */
 
-static const vnxi_py_signature_t send_signature = {
-    .name = "send_notif",
-    .count = 3,
-    .required = 2,
-    .params = {VNXI_PY_NAME_remote_agent_name, VNXI_PY_NAME_notif_msg,
-               VNXI_PY_NAME_backend},
-};
-
-/* A backend, if given, must be one of the agent's; the way is the peer's. */
+/* A backend, if given, must be one of the agent's.  It selects nothing: the
+ * peer determines the route. */
 static bool
-send_backend_check(const vnxi_py_agent_t *self, PyObject *backend)
+send_backend_check(const vnxi_py_agent_t *self, const char *operation,
+                   PyObject *backend)
 {
     if (backend == NULL || backend == Py_None) {
         return true;
@@ -303,26 +276,31 @@ send_backend_check(const vnxi_py_agent_t *self, PyObject *backend)
     int known = vnxi_py_agent_has_backend(self, backend);
     if (known == 0) {
         PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
-                     send_signature.name, backend);
+                     operation, backend);
     }
     return known > 0;
 }
 
-VNXI_PY_METHOD(send_notif)
+VNXI_PY_AGENT_METHOD(
+    send_notif,
+    (REQUIRED(remote_agent_name), REQUIRED(notif_msg),
+     OPTIONAL(backend, "None")),
+    "Send a notification that belongs to no transfer. It is delivered once,\n"
+    "in the order sent, or the peer is gone.\n"
+    "\n"
+    "remote_agent_name: str or bytes\n"
+    "notif_msg: bytes or str; may be empty\n"
+    "backend: a backend of the agent, or None")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[3];
     vnxi_py_bytes_t peer, message;
     vnx_error_t error;
     vnx_status_t status;
-    if (!vnxi_py_agent_begin(op, &send_signature, args, nargs, kwnames,
-                             values) ||
-        !send_backend_check(self, values[2]) ||
-        !vnxi_py_peer_get(self->state, send_signature.name, values[0],
+    if (!send_backend_check(self, operation, args->backend) ||
+        !vnxi_py_peer_get(self->state, operation, args->remote_agent_name,
                           &peer)) {
         return NULL;
     }
-    if (!vnxi_py_message_get(send_signature.name, "notif_msg", values[1],
+    if (!vnxi_py_message_get(operation, "notif_msg", args->notif_msg,
                              &message)) {
         vnxi_py_bytes_put(&peer);
         return NULL;
@@ -333,8 +311,5 @@ VNXI_PY_METHOD(send_notif)
     Py_END_ALLOW_THREADS;
     vnxi_py_bytes_put(&message);
     vnxi_py_bytes_put(&peer);
-    if (status < 0) {
-        return vnxi_py_raise(self->state, &error);
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_none(self->state, status, &error);
 }

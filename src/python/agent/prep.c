@@ -18,7 +18,7 @@
 
 #define INIT_AGENT "NIXL_INIT_AGENT"
 
-/* What every way of preparing needs. */
+/* One call, whatever it prepares from. */
 typedef struct prep {
     vnxi_py_agent_t *self;
     const char *operation;
@@ -152,9 +152,18 @@ prep_plain(prep_t *prep, const vnx_desc_t *rows, size_t count)
     Py_END_ALLOW_THREADS;
     if (status < 0) {
         prep_raise(prep);
-        return NULL;
     }
     return dlist;
+}
+
+/* Without the GIL. */
+static vnx_status_t
+strided_create(prep_t *prep, const vnx_strided_desc_t *rows, size_t count,
+               vnx_dlist_t **dlist_p)
+{
+    return vnx_dlist_create_strided(prep->self->agent, prep->peer.data,
+                                    prep->peer.len, prep->mem, rows, count,
+                                    prep->backends, dlist_p, &prep->error);
 }
 
 static vnx_dlist_t *
@@ -168,19 +177,14 @@ prep_strided(prep_t *prep, const vnxi_py_matrix_t *matrix)
         row = vnxi_py_matrix_negative(matrix->data, matrix->rows, 5);
     }
     if (row < 0) {
-        status = vnx_dlist_create_strided(
-            prep->self->agent, prep->peer.data, prep->peer.len, prep->mem,
-            (const vnx_strided_desc_t *)matrix->data, matrix->rows,
-            prep->backends, &dlist, &prep->error);
+        status = strided_create(prep, (const vnx_strided_desc_t *)matrix->data,
+                                matrix->rows, &dlist);
     }
     Py_END_ALLOW_THREADS;
     if (row >= 0) {
         negative_raise(prep, row);
-        return NULL;
-    }
-    if (status < 0) {
+    } else if (status < 0) {
         prep_raise(prep);
-        return NULL;
     }
     return dlist;
 }
@@ -202,8 +206,8 @@ prep_matrix(prep_t *prep, PyObject *source)
     return dlist;
 }
 
-/* Again, row by row: where runs are refused, the caller is to learn which of
- * his rows it is, and how many runs there are is nothing he knows. */
+/* The second attempt, row by row, after runs were refused: the error then
+ * names the caller's row, not a run that the caller knows nothing of. */
 static vnx_dlist_t *
 prep_unrolled(prep_t *prep, const vnxi_py_runs_t *runs)
 {
@@ -235,9 +239,7 @@ prep_runs(prep_t *prep, vnxi_py_runs_t *runs)
     vnx_status_t status;
     vnxi_py_runs_retain(runs);
     Py_BEGIN_ALLOW_THREADS;
-    status = vnx_dlist_create_strided(
-        prep->self->agent, prep->peer.data, prep->peer.len, prep->mem,
-        runs->items, runs->count, prep->backends, &dlist, &prep->error);
+    status = strided_create(prep, runs->items, runs->count, &dlist);
     Py_END_ALLOW_THREADS;
     if (status < 0) {
         dlist = prep_unrolled(prep, runs);
@@ -279,25 +281,16 @@ prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
 static vnx_dlist_t *
 prep_source(prep_t *prep, PyObject *source, PyObject *mem_type)
 {
-    const vnxi_py_state_t *state = prep->self->state;
+    vnxi_py_state_t *state = prep->self->state;
     vnxi_py_source_t kind = vnxi_py_source_of(state, source);
-    bool is_list = false;
-    for (int i = VNXI_PY_DESCS_XFER; i <= VNXI_PY_DESCS_REMOTE; i++) {
-        is_list = is_list || vnxi_py_descs_is(state, i, source);
-    }
     if (kind == VNXI_PY_SOURCE_EXCEPTION) {
         return NULL;
     }
-    if (is_list ||
+    if (vnxi_py_descs_is_any(state, source) ||
         (kind != VNXI_PY_SOURCE_ROWS && kind != VNXI_PY_SOURCE_MATRIX)) {
         return prep_descs(prep, source, mem_type);
     }
-    if (mem_type == NULL || mem_type == Py_None) {
-        vnxi_py_invalid(prep->self->state, prep->operation, VNXI_PY_NO_ROW,
-                        "mem_type is needed for tuples and arrays");
-        return NULL;
-    }
-    if (!vnxi_py_mem_get(prep->operation, mem_type, &prep->mem)) {
+    if (!vnxi_py_mem_needed(state, prep->operation, mem_type, &prep->mem)) {
         return NULL;
     }
     return kind == VNXI_PY_SOURCE_ROWS ? prep_rows(prep, source)
@@ -317,55 +310,51 @@ side_get(prep_t *prep, PyObject *agent_name)
     return true;
 }
 
-static const vnxi_py_signature_t prep_signature = {
-    .name = "prep_xfer_dlist",
-    .count = 4,
-    .required = 2,
-    .params = {VNXI_PY_NAME_agent_name, VNXI_PY_NAME_xfer_list,
-               VNXI_PY_NAME_mem_type, VNXI_PY_NAME_backends},
-};
-
-VNXI_PY_METHOD(prep_xfer_dlist)
+VNXI_PY_AGENT_METHOD(
+    prep_xfer_dlist,
+    (REQUIRED(agent_name), REQUIRED(xfer_list), OPTIONAL(mem_type, "None"),
+     OPTIONAL(backends, "[]")),
+    "Check descriptors once, for use by index. Returns a\n"
+    "nixl_prepped_dlist_handle.\n"
+    "\n"
+    "agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the\n"
+    "    peer (str or bytes); the agent's own name makes a remote side of\n"
+    "    itself\n"
+    "xfer_list: what get_xfer_descs() takes, or a C-contiguous Nx5 array of\n"
+    "    uint64 or int64 (address, length, device id, stride, count): count\n"
+    "    blocks of length bytes each, stride bytes apart; indices run over\n"
+    "    the blocks\n"
+    "mem_type: as for get_reg_descs()\n"
+    "backends: names of backends; empty: all\n"
+    "\n"
+    "Other threads run meanwhile; do not change the array.\n"
+    "nixlNotFoundError and nixlInvalidParamError name the first row that is\n"
+    "not in a registered region.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[4];
     vnxi_py_backends_t backends;
-    if (!vnxi_py_agent_begin(op, &prep_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_backends_get(prep_signature.name, self->backends, values[3],
+    if (!vnxi_py_backends_get(operation, self->backends, args->backends,
                               &backends)) {
         return NULL;
     }
-    prep_t prep = {.self = self,
-                   .operation = prep_signature.name,
-                   .backends = backends.list};
-    if (!side_get(&prep, values[0])) {
+    prep_t prep = {
+        .self = self, .operation = operation, .backends = backends.list};
+    if (!side_get(&prep, args->agent_name)) {
         return NULL;
     }
-    vnx_dlist_t *dlist = prep_source(&prep, values[1], values[2]);
+    vnx_dlist_t *dlist = prep_source(&prep, args->xfer_list, args->mem_type);
     vnxi_py_bytes_put(&prep.peer);
     return dlist != NULL ? vnxi_py_dlist_new(self, dlist) : NULL;
 }
 
-static const vnxi_py_signature_t release_signature = {
-    .name = "release_dlist_handle",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_handle},
-};
-
-VNXI_PY_METHOD(release_dlist_handle)
+VNXI_PY_AGENT_METHOD(
+    release_dlist_handle, (REQUIRED(handle)),
+    "Free a prepared list; a second time nothing happens. Transfers made\n"
+    "from it go on.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &release_signature, args, nargs, kwnames,
-                             &value)) {
-        return NULL;
+    if (!vnxi_py_is(self->state, VNXI_PY_TYPE_DLIST, args->handle)) {
+        return vnxi_py_wrong_type(operation, "handle",
+                                  "a nixl_prepped_dlist_handle", args->handle);
     }
-    if (!vnxi_py_is(self->state, VNXI_PY_TYPE_DLIST, value)) {
-        return vnxi_py_wrong_type(release_signature.name, "handle",
-                                  "a nixl_prepped_dlist_handle", value);
-    }
-    vnxi_py_dlist_release((vnxi_py_dlist_t *)value);
+    vnxi_py_dlist_release((vnxi_py_dlist_t *)args->handle);
     Py_RETURN_NONE;
 }

@@ -8,17 +8,22 @@ typedef struct telemetry {
 } telemetry_t;
 
 PyObject *
-vnxi_py_telemetry_new(vnxi_py_state_t *state, const vnx_xfer_telemetry_t *from)
+vnxi_py_telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer)
 {
+    vnx_xfer_telemetry_t from;
+    vnx_error_t error;
+    if (vnx_xfer_telemetry(xfer, &from, &error) < 0) {
+        return vnxi_py_raise(state, &error);
+    }
     PyTypeObject *type = state->types[VNXI_PY_TYPE_TELEMETRY];
     telemetry_t *self = (telemetry_t *)type->tp_alloc(type, 0);
     if (self != NULL) {
-        self->start_us = from->start_us;
-        self->post_us = from->post_us;
-        self->xfer_us = from->xfer_us;
-        self->total_bytes = from->total_bytes;
-        self->desc_count = from->desc_count;
-        self->merged_count = from->merged_count;
+        self->start_us = from.start_us;
+        self->post_us = from.post_us;
+        self->xfer_us = from.xfer_us;
+        self->total_bytes = from.total_bytes;
+        self->desc_count = from.desc_count;
+        self->merged_count = from.merged_count;
     }
     return (PyObject *)self;
 }
@@ -32,14 +37,6 @@ telemetry_repr(PyObject *op)
         "xferDuration=%llu totalBytes=%llu descCount=%llu mergedCount=%llu>",
         self->start_us, self->post_us, self->xfer_us, self->total_bytes,
         self->desc_count, self->merged_count);
-}
-
-static void
-telemetry_dealloc(PyObject *op)
-{
-    PyTypeObject *type = Py_TYPE(op);
-    type->tp_free(op);
-    Py_DECREF(type);
 }
 
 PyDoc_STRVAR(telemetry_doc,
@@ -64,9 +61,9 @@ static PyMemberDef telemetry_members[] = {
 };
 
 static PyType_Slot telemetry_slots[] = {
-    {Py_tp_doc, (void *)telemetry_doc}, {Py_tp_new, PyType_GenericNew},
-    {Py_tp_dealloc, telemetry_dealloc}, {Py_tp_repr, telemetry_repr},
-    {Py_tp_members, telemetry_members}, {0, NULL},
+    {Py_tp_doc, (void *)telemetry_doc},   {Py_tp_new, PyType_GenericNew},
+    {Py_tp_dealloc, vnxi_py_object_free}, {Py_tp_repr, telemetry_repr},
+    {Py_tp_members, telemetry_members},   {0, NULL},
 };
 
 static PyType_Spec telemetry_spec = {

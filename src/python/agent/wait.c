@@ -8,7 +8,7 @@
 #include "python/agent/handles.h"
 #include "python/arguments/convert.h"
 
-/* How long a wait goes on before it looks for Ctrl-C. */
+/* The longest time that a wait goes on without a check for Ctrl-C. */
 #define WAIT_SLICE_NS 50000000u
 
 /* -- Sets of transfers ---------------------------------------------------- */
@@ -101,7 +101,7 @@ group_of(const vnx_xfer_t *xfer)
     }
 }
 
-/* Note the state of each, so that all that follows tells of one moment. */
+/* Record the state of each, so that later calls agree on one moment. */
 static void
 set_look(xfer_set_t *set)
 {
@@ -235,9 +235,9 @@ slice_wait(vnxi_py_agent_t *self, const xfer_set_t *set, unsigned flags,
     return status;
 }
 
-/* Until the wait is over; false and an exception.  The first look keeps the
- * GIL: as a rule it is the last.  A timeout with a row is that of a transfer,
- * not of the wait. */
+/* Until the wait is over; false and an exception.  The first check keeps the
+ * GIL, since it is usually the only one.  A timeout with a row is that of a
+ * transfer, not of the wait. */
 static bool
 set_wait(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
          unsigned flags, uint64_t timeout_ns)
@@ -301,27 +301,37 @@ flags_get(PyObject *any_of, PyObject *check, unsigned *flags_p)
     return true;
 }
 
-static const vnxi_py_signature_t wait_signature = {
-    .name = "wait",
-    .count = 4,
-    .required = 1,
-    .params = {VNXI_PY_NAME_handles, VNXI_PY_NAME_timeout, VNXI_PY_NAME_any_of,
-               VNXI_PY_NAME_check},
-};
-
-VNXI_PY_METHOD(wait)
+VNXI_PY_AGENT_METHOD(
+    wait,
+    (REQUIRED(handles), OPTIONAL(timeout, "None"), OPTIONAL(any_of, "False"),
+     OPTIONAL(check, "True")),
+    "Sleep until all (or any) of the transfers have ended. Returns a list\n"
+    "of the handles that have, in the order given.\n"
+    "\n"
+    "handles: a nixl_xfer_handle or an iterable of them\n"
+    "timeout: in seconds; None: no limit\n"
+    "any_of: one that has ended is enough\n"
+    "check: raise the error of a transfer that failed\n"
+    "\n"
+    "As soon as a transfer has failed or was cancelled, its error is\n"
+    "raised: that of the first one in the order given, while the others go\n"
+    "on. With check=False it only counts as ended. Other threads run\n"
+    "meanwhile; Ctrl-C ends the wait. nixlTimeoutError where the time is\n"
+    "up, nixlNotPostedError for a transfer that was never posted (with\n"
+    "check=False too: it would never end), nixlClosedError.\n"
+    "\n"
+    "These errors have .handles, a dict of three lists: 'ended' (well),\n"
+    "'failed' (or cancelled) and 'pending'; .index is the place of the\n"
+    "transfer in handles. nixlTimeoutError has the pending ones in .pending\n"
+    "too.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    const char *operation = wait_signature.name;
-    PyObject *values[4];
     xfer_set_t set;
     uint64_t timeout_ns;
     unsigned flags;
-    if (!vnxi_py_agent_begin(op, &wait_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_timeout_get(self->state, operation, values[1], &timeout_ns) ||
-        !flags_get(values[2], values[3], &flags) ||
-        !set_get(self, operation, values[0], &set)) {
+    if (!vnxi_py_timeout_get(self->state, operation, args->timeout,
+                             &timeout_ns) ||
+        !flags_get(args->any_of, args->check, &flags) ||
+        !set_get(self, operation, args->handles, &set)) {
         return NULL;
     }
     PyObject *ended = set_wait_ended(self, operation, &set, flags, timeout_ns);
@@ -329,45 +339,17 @@ VNXI_PY_METHOD(wait)
     return ended;
 }
 
-static const vnxi_py_signature_t result_signature = {
-    .name = "result",
-    .count = 1,
-    .params = {VNXI_PY_NAME_timeout},
-};
-
-static PyObject *
-telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer)
-{
-    vnx_xfer_telemetry_t telemetry;
-    vnx_error_t error;
-    return vnx_xfer_telemetry(xfer, &telemetry, &error) < 0
-               ? vnxi_py_raise(state, &error)
-               : vnxi_py_telemetry_new(state, &telemetry);
-}
-
 PyObject *
-vnxi_py_xfer_result(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                    PyObject *kwnames)
+vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
+                       PyObject *handle, uint64_t timeout_ns)
 {
-    vnxi_py_xfer_t *self = (vnxi_py_xfer_t *)op;
-    const char *operation = result_signature.name;
-    PyObject *value, *result = NULL;
+    PyObject *result = NULL;
     xfer_set_t set;
-    uint64_t timeout_ns;
-    if (!vnxi_py_args_parse(self->state, &result_signature, args, nargs,
-                            kwnames, &value) ||
-        !vnxi_py_timeout_get(self->state, operation, value, &timeout_ns)) {
+    if (!set_get(self, operation, handle, &set)) {
         return NULL;
     }
-    if (self->agent == NULL) {
-        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
-                               "the transfer handle was released");
-    }
-    if (!set_get(self->agent, operation, op, &set)) {
-        return NULL;
-    }
-    if (set_wait(self->agent, operation, &set, 0, timeout_ns)) {
-        result = telemetry_of(self->state, set.xfers[0]);
+    if (set_wait(self, operation, &set, 0, timeout_ns)) {
+        result = vnxi_py_telemetry_of(self->state, set.xfers[0]);
     }
     set_put(&set);
     return result;
@@ -375,23 +357,15 @@ vnxi_py_xfer_result(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
 
 /* -- Looking -------------------------------------------------------------- */
 
-static const vnxi_py_signature_t is_over_signature = {
-    .name = "wait_async",
-    .count = 3,
-    .required = 3,
-    .params = {VNXI_PY_NAME_handles, VNXI_PY_NAME_any_of, VNXI_PY_NAME_check},
-};
-
-VNXI_PY_METHOD(is_over)
+VNXI_PY_AGENT_METHOD_AS(
+    _is_over, "wait_async",
+    (REQUIRED(handles), REQUIRED(any_of), REQUIRED(check)),
+    "Would wait() return or raise at once? Clears no event.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[3];
     xfer_set_t set;
     unsigned flags;
-    if (!vnxi_py_agent_begin(op, &is_over_signature, args, nargs, kwnames,
-                             values) ||
-        !flags_get(values[1], values[2], &flags) ||
-        !set_get(self, is_over_signature.name, values[0], &set)) {
+    if (!flags_get(args->any_of, args->check, &flags) ||
+        !set_get(self, operation, args->handles, &set)) {
         return NULL;
     }
     set_look(&set);
@@ -413,21 +387,16 @@ state_word(const vnxi_py_state_t *state, const vnx_xfer_t *xfer)
     }
 }
 
-static const vnxi_py_signature_t states_signature = {
-    .name = "check_xfer_states",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_handles},
-};
-
-VNXI_PY_METHOD(check_xfer_states)
+VNXI_PY_AGENT_METHOD(
+    check_xfer_states, (REQUIRED(handles)),
+    "States of many transfers: a list of 'DONE', 'PROC' and 'ERR'. 'ERR'\n"
+    "stands for failed, cancelled and never posted; check_xfer_state()\n"
+    "raises which.\n"
+    "\n"
+    "handles: any iterable of nixl_xfer_handle")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
     xfer_set_t set;
-    if (!vnxi_py_agent_begin(op, &states_signature, args, nargs, kwnames,
-                             &value) ||
-        !set_get(self, states_signature.name, value, &set)) {
+    if (!set_get(self, operation, args->handles, &set)) {
         return NULL;
     }
     vnx_agent_clear_events(self->agent);
@@ -442,61 +411,43 @@ VNXI_PY_METHOD(check_xfer_states)
 
 /* -- Event descriptors ---------------------------------------------------- */
 
-static const vnxi_py_signature_t fileno_signature = {.name = "fileno"};
-
-VNXI_PY_METHOD(fileno)
+VNXI_PY_AGENT_METHOD(
+    fileno, (),
+    "An eventfd that is readable when a transfer ended or a notification\n"
+    "came since the last get_new_notifs(), check_xfer_states(), wait() or\n"
+    "result(). Do not close it.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_error_t error;
     int fd;
-    if (!vnxi_py_agent_begin(op, &fileno_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
     return vnx_agent_fileno(self->agent, &fd, &error) < 0
                ? vnxi_py_raise(self->state, &error)
                : PyLong_FromLong(fd);
 }
 
-static const vnxi_py_signature_t subscribe_signature = {.name = "subscribe"};
-
-VNXI_PY_METHOD(subscribe)
+VNXI_PY_AGENT_METHOD_AS(
+    _subscribe, "subscribe", (),
+    "An eventfd of the caller's own, written at every event; only reading\n"
+    "it clears it. To be given back with _unsubscribe().")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_error_t error;
     int fd;
-    if (!vnxi_py_agent_begin(op, &subscribe_signature, args, nargs, kwnames,
-                             NULL)) {
-        return NULL;
-    }
     return vnx_agent_subscribe(self->agent, &fd, &error) < 0
                ? vnxi_py_raise(self->state, &error)
                : PyLong_FromLong(fd);
 }
 
-static const vnxi_py_signature_t unsubscribe_signature = {
-    .name = "unsubscribe",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_fd},
-};
-
-VNXI_PY_METHOD(unsubscribe)
+VNXI_PY_AGENT_METHOD_AS(
+    _unsubscribe, "unsubscribe", (REQUIRED(fd)),
+    "Close what _subscribe() returned; nothing happens to another\n"
+    "descriptor. nixlInvalidParamError for a number that cannot be one.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &unsubscribe_signature, args, nargs, kwnames,
-                             &value)) {
-        return NULL;
-    }
     int overflow;
-    long fd = PyLong_AsLongAndOverflow(value, &overflow);
+    long fd = PyLong_AsLongAndOverflow(args->fd, &overflow);
     if (fd == -1 && PyErr_Occurred()) {
         return NULL;
     }
     if (overflow != 0 || fd < 0 || fd > INT_MAX) {
-        return vnxi_py_invalid(self->state, unsubscribe_signature.name,
-                               VNXI_PY_NO_ROW,
+        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
                                "the number is not one that "
                                "_subscribe() returned");
     }

@@ -2,35 +2,6 @@
 #include "python/agent/handles.h"
 #include "python/arguments/convert.h"
 
-#define HANDLE_SIGNATURE(method)                            \
-    static const vnxi_py_signature_t method##_signature = { \
-        .name = #method,                                    \
-        .count = 1,                                         \
-        .required = 1,                                      \
-        .params = {VNXI_PY_NAME_handle},                    \
-    }
-
-/* The live transfer of a call whose only argument is a handle. */
-static vnx_xfer_t *
-xfer_arg(PyObject *op, const vnxi_py_signature_t *signature,
-         PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, signature, args, nargs, kwnames, &value)) {
-        return NULL;
-    }
-    return vnxi_py_xfer_get((vnxi_py_agent_t *)op, signature->name, value);
-}
-
-static const vnxi_py_signature_t transfer_signature = {
-    .name = "transfer",
-    .count = 3,
-    .required = 1,
-    .keyword = 1,
-    .params = {VNXI_PY_NAME_handle, VNXI_PY_NAME_notif_msg,
-               VNXI_PY_NAME_timeout},
-};
-
 static PyObject *
 post_result(const vnxi_py_agent_t *self, vnx_status_t status,
             const vnx_error_t *error)
@@ -42,14 +13,14 @@ post_result(const vnxi_py_agent_t *self, vnx_status_t status,
                                       : VNXI_PY_NAME(self->state, PROC));
 }
 
-/* Posting is bounded to about 50 us, so it keeps the GIL: to drop it and have
- * it back behind a busy thread would take longer. */
+/* Posting is bounded to about 50 us, so it keeps the GIL: dropping it, and
+ * waiting behind a busy thread to get it back, would take longer. */
 static PyObject *
-post(vnxi_py_agent_t *self, PyObject *handle, const vnxi_py_bytes_t *notif,
-     uint64_t timeout_ns)
+post(vnxi_py_agent_t *self, const char *operation, PyObject *handle,
+     const vnxi_py_bytes_t *notif, uint64_t timeout_ns)
 {
     vnx_error_t error;
-    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, transfer_signature.name, handle);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, handle);
     if (xfer == NULL) {
         return NULL;
     }
@@ -58,32 +29,42 @@ post(vnxi_py_agent_t *self, PyObject *handle, const vnxi_py_bytes_t *notif,
     return post_result(self, status, &error);
 }
 
-VNXI_PY_METHOD(transfer)
+VNXI_PY_AGENT_METHOD(
+    transfer,
+    (REQUIRED(handle), OPTIONAL(notif_msg, "b''"), STAR,
+     KEYWORD(timeout, "None")),
+    "Start a transfer, or start it again. Returns 'DONE' where it was small\n"
+    "enough to end at once, otherwise 'PROC'.\n"
+    "\n"
+    "handle: a nixl_xfer_handle of this agent\n"
+    "notif_msg: replaces the transfer's notification, unless empty\n"
+    "timeout: in seconds; what has not ended by then is stopped and fails\n"
+    "    with nixlTimeoutError, where the backend can stop it; None: no\n"
+    "    limit\n"
+    "\n"
+    "It holds the caller for about 50 us at most. nixlRepostActiveError\n"
+    "while it is going on, nixlRemoteDisconnectError where the peer is\n"
+    "gone.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *values[3];
     vnxi_py_bytes_t notif;
     uint64_t timeout_ns;
     /* As in stock, an empty message leaves the transfer's own in place. */
-    if (!vnxi_py_agent_begin(op, &transfer_signature, args, nargs, kwnames,
-                             values) ||
-        !vnxi_py_timeout_get(self->state, transfer_signature.name, values[2],
+    if (!vnxi_py_timeout_get(self->state, operation, args->timeout,
                              &timeout_ns) ||
-        !vnxi_py_notif_get(transfer_signature.name, values[1], &notif)) {
+        !vnxi_py_notif_get(operation, args->notif_msg, &notif)) {
         return NULL;
     }
-    PyObject *result = post(self, values[0], &notif, timeout_ns);
+    PyObject *result = post(self, operation, args->handle, &notif, timeout_ns);
     vnxi_py_bytes_put(&notif);
     return result;
 }
 
-HANDLE_SIGNATURE(check_xfer_state);
-
-VNXI_PY_METHOD(check_xfer_state)
+VNXI_PY_AGENT_METHOD(
+    check_xfer_state, (REQUIRED(handle)),
+    "'DONE' or 'PROC'; a failed transfer raises its error, a cancelled one\n"
+    "nixlCancelledError, one that was never posted nixlNotPostedError.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    vnx_xfer_t *xfer =
-        xfer_arg(op, &check_xfer_state_signature, args, nargs, kwnames);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     if (xfer == NULL) {
         return NULL;
     }
@@ -99,15 +80,19 @@ VNXI_PY_METHOD(check_xfer_state)
     return post_result(self, vnx_xfer_status(xfer, &error), &error);
 }
 
-HANDLE_SIGNATURE(cancel);
-
-VNXI_PY_METHOD(cancel)
+VNXI_PY_AGENT_METHOD(
+    cancel, (REQUIRED(handle)),
+    "Stop a transfer. True: stopped, check_xfer_state() raises\n"
+    "nixlCancelledError;\n"
+    "False: it had ended already. No byte lands after the call.\n"
+    "\n"
+    "It waits for the chunk that is being copied, well under a millisecond.\n"
+    "Where the backend cannot stop, it raises and the transfer goes on.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     vnx_error_t error;
     vnx_status_t status;
     bool stopped = false;
-    vnx_xfer_t *xfer = xfer_arg(op, &cancel_signature, args, nargs, kwnames);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     if (xfer == NULL) {
         return NULL;
     }
@@ -120,63 +105,45 @@ VNXI_PY_METHOD(cancel)
                       : PyBool_FromLong(stopped);
 }
 
-HANDLE_SIGNATURE(release_xfer_handle);
-
-VNXI_PY_METHOD(release_xfer_handle)
+VNXI_PY_AGENT_METHOD(
+    release_xfer_handle, (REQUIRED(handle)),
+    "Free a transfer; a second time nothing happens. One that is going on\n"
+    "is stopped first; where that is not possible now it raises, and the\n"
+    "handle stays valid.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    PyObject *value;
-    if (!vnxi_py_agent_begin(op, &release_xfer_handle_signature, args, nargs,
-                             kwnames, &value)) {
-        return NULL;
+    if (!vnxi_py_is(self->state, VNXI_PY_TYPE_XFER, args->handle)) {
+        return vnxi_py_wrong_type(operation, "handle", "a nixl_xfer_handle",
+                                  args->handle);
     }
-    if (!vnxi_py_is(self->state, VNXI_PY_TYPE_XFER, value)) {
-        return vnxi_py_wrong_type(release_xfer_handle_signature.name, "handle",
-                                  "a nixl_xfer_handle", value);
-    }
-    if (!vnxi_py_xfer_release((vnxi_py_xfer_t *)value)) {
+    if (!vnxi_py_xfer_release((vnxi_py_xfer_t *)args->handle)) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
-HANDLE_SIGNATURE(get_xfer_telemetry);
-
-VNXI_PY_METHOD(get_xfer_telemetry)
+VNXI_PY_AGENT_METHOD(
+    get_xfer_telemetry, (REQUIRED(handle)),
+    "Figures of a transfer (nixlXferTelemetry); nixlNotPostedError before\n"
+    "the first post.")
 {
-    vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    vnx_xfer_telemetry_t telemetry;
-    vnx_error_t error;
-    vnx_xfer_t *xfer =
-        xfer_arg(op, &get_xfer_telemetry_signature, args, nargs, kwnames);
-    if (xfer == NULL) {
-        return NULL;
-    }
-    return vnx_xfer_telemetry(xfer, &telemetry, &error) < 0
-               ? vnxi_py_raise(self->state, &error)
-               : vnxi_py_telemetry_new(self->state, &telemetry);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
+    return xfer != NULL ? vnxi_py_telemetry_of(self->state, xfer) : NULL;
 }
 
-HANDLE_SIGNATURE(query_xfer_backend);
-
-VNXI_PY_METHOD(query_xfer_backend)
+VNXI_PY_AGENT_METHOD(query_xfer_backend, (REQUIRED(handle)),
+                     "Name of the backend that the transfer uses (str).")
 {
-    vnx_xfer_t *xfer =
-        xfer_arg(op, &query_xfer_backend_signature, args, nargs, kwnames);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
     return xfer != NULL ? PyUnicode_FromString(vnx_xfer_backend(xfer)) : NULL;
 }
 
-static const vnxi_py_signature_t estimate_signature = {
-    .name = "estimate_xfer_cost",
-    .count = 1,
-    .required = 1,
-    .params = {VNXI_PY_NAME_req_handle},
-};
-
-VNXI_PY_METHOD(estimate_xfer_cost)
+VNXI_PY_AGENT_METHOD(
+    estimate_xfer_cost, (REQUIRED(req_handle)),
+    "An estimate: (duration in microseconds, error margin in microseconds,\n"
+    "    method).")
 {
     int64_t duration, margin;
-    vnx_xfer_t *xfer = xfer_arg(op, &estimate_signature, args, nargs, kwnames);
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->req_handle);
     if (xfer == NULL) {
         return NULL;
     }

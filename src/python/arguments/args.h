@@ -1,7 +1,29 @@
 /*
- * Arguments of METH_FASTCALL | METH_KEYWORDS methods.  A signature lists the
- * interned names of the parameters; keywords are compared by pointer first,
- * since the compiler interned those of the caller too.
+ * Arguments of METH_FASTCALL | METH_KEYWORDS methods, and how such a method is
+ * defined: docstring, parameters and code in one place, each parameter named
+ * once.
+ *
+ *     VNXI_PY_AGENT_METHOD(
+ *         transfer,
+ *         (REQUIRED(handle), OPTIONAL(notif_msg, "b''"), STAR,
+ *          KEYWORD(timeout, "None")),
+ *         "Start a transfer, or start it again.")
+ *     {
+ *         ... args->handle, args->timeout ...
+ *     }
+ *
+ * The parameters make the first line of the docstring, which
+ * inspect.signature() reads, the table that the parser reads, and the fields
+ * of `args`.  A default is only text for the docstring: a left-out argument is
+ * NULL.  Each parameter must also be in VNXI_PY_NAMES (names.h).
+ *
+ * The body sees three variables:
+ *   self       the object, after the type's own check
+ *   args       the arguments, borrowed from the caller
+ *   operation  the name of the method in messages
+ *
+ * The method enters the type's method table by one line in the list of names
+ * in the type's header.  Without it the compiler misses a prototype.
  */
 #ifndef VNXI_PYTHON_ARGS_H
 #define VNXI_PYTHON_ARGS_H
@@ -10,6 +32,8 @@
 
 #define VNXI_PY_ARGS_MAX 8
 
+/* Keywords are compared by pointer first, since the compiler interned those of
+ * the caller too. */
 typedef struct vnxi_py_signature {
     const char *name; /* of the method; also the operation in messages */
     uint8_t count;    /* parameters, positional or by keyword */
@@ -45,7 +69,8 @@ vnxi_py_args_parse(const vnxi_py_state_t *state,
     return true;
 }
 
-/* What a left-out or None argument and False have in common; -1: exception. */
+/* The truth of an argument; `fallback` for one that was left out.  -1:
+ * exception. */
 static inline int
 vnxi_py_args_bool(PyObject *value, bool fallback)
 {
@@ -56,5 +81,107 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
            : value == Py_False ? 0
                                : PyObject_IsTrue(value);
 }
+
+/* -- Defining a method ---------------------------------------------------- */
+
+/* F pasted in front of each of at most 8 arguments. */
+#define VNXI_PY_EACH_0(F)
+#define VNXI_PY_EACH_1(F, a) F##a
+#define VNXI_PY_EACH_2(F, a, ...) F##a VNXI_PY_EACH_1(F, __VA_ARGS__)
+#define VNXI_PY_EACH_3(F, a, ...) F##a VNXI_PY_EACH_2(F, __VA_ARGS__)
+#define VNXI_PY_EACH_4(F, a, ...) F##a VNXI_PY_EACH_3(F, __VA_ARGS__)
+#define VNXI_PY_EACH_5(F, a, ...) F##a VNXI_PY_EACH_4(F, __VA_ARGS__)
+#define VNXI_PY_EACH_6(F, a, ...) F##a VNXI_PY_EACH_5(F, __VA_ARGS__)
+#define VNXI_PY_EACH_7(F, a, ...) F##a VNXI_PY_EACH_6(F, __VA_ARGS__)
+#define VNXI_PY_EACH_8(F, a, ...) F##a VNXI_PY_EACH_7(F, __VA_ARGS__)
+#define VNXI_PY_TENTH(a, b, c, d, e, f, g, h, i, j, ...) j
+#define VNXI_PY_EACH(F, ...)                                        \
+    VNXI_PY_TENTH(F, ##__VA_ARGS__, VNXI_PY_EACH_8, VNXI_PY_EACH_7, \
+                  VNXI_PY_EACH_6, VNXI_PY_EACH_5, VNXI_PY_EACH_4,   \
+                  VNXI_PY_EACH_3, VNXI_PY_EACH_2, VNXI_PY_EACH_1,   \
+                  VNXI_PY_EACH_0)                                   \
+    (F, ##__VA_ARGS__)
+
+#define VNXI_PY_TEXT(...) VNXI_PY_EACH(VNXI_PY_TEXT_, ##__VA_ARGS__)
+#define VNXI_PY_TEXT_REQUIRED(name) ", " #name
+#define VNXI_PY_TEXT_OPTIONAL(name, default) ", " #name "=" default
+#define VNXI_PY_TEXT_KEYWORD(name, default) ", " #name "=" default
+#define VNXI_PY_TEXT_STAR ", *"
+
+#define VNXI_PY_FIELDS(...) VNXI_PY_EACH(VNXI_PY_FIELD_, ##__VA_ARGS__)
+#define VNXI_PY_FIELD_REQUIRED(name) PyObject *name;
+#define VNXI_PY_FIELD_OPTIONAL(name, default) PyObject *name;
+#define VNXI_PY_FIELD_KEYWORD(name, default) PyObject *name;
+#define VNXI_PY_FIELD_STAR
+
+#define VNXI_PY_PARAMS(...) VNXI_PY_EACH(VNXI_PY_PARAM_, ##__VA_ARGS__)
+#define VNXI_PY_PARAM_REQUIRED(name) VNXI_PY_NAME_##name,
+#define VNXI_PY_PARAM_OPTIONAL(name, default) VNXI_PY_NAME_##name,
+#define VNXI_PY_PARAM_KEYWORD(name, default) VNXI_PY_NAME_##name,
+#define VNXI_PY_PARAM_STAR
+
+/* Sums: 1 for each parameter, optional or keyword. */
+#define VNXI_PY_COUNT(...) VNXI_PY_EACH(VNXI_PY_ONE_, ##__VA_ARGS__)
+#define VNXI_PY_ONE_REQUIRED(name) +1
+#define VNXI_PY_ONE_OPTIONAL(name, default) +1
+#define VNXI_PY_ONE_KEYWORD(name, default) +1
+#define VNXI_PY_ONE_STAR
+#define VNXI_PY_REQUIRED(...) VNXI_PY_EACH(VNXI_PY_NEED_, ##__VA_ARGS__)
+#define VNXI_PY_NEED_REQUIRED(name) +1
+#define VNXI_PY_NEED_OPTIONAL(name, default)
+#define VNXI_PY_NEED_KEYWORD(name, default)
+#define VNXI_PY_NEED_STAR
+#define VNXI_PY_KEYWORDS(...) VNXI_PY_EACH(VNXI_PY_KEY_, ##__VA_ARGS__)
+#define VNXI_PY_KEY_REQUIRED(name)
+#define VNXI_PY_KEY_OPTIONAL(name, default)
+#define VNXI_PY_KEY_KEYWORD(name, default) +1
+#define VNXI_PY_KEY_STAR
+
+/* A method of objects self_t, which have a field `state`; `check`
+ * says whether one may be used, or raises.  A function body follows. */
+#define VNXI_PY_METHOD(prefix, self_t, check, method, title, parameters, doc) \
+    const char prefix##method##_doc[] =                                       \
+        #method "($self" VNXI_PY_TEXT parameters ")\n--\n\n" doc;             \
+    typedef union prefix##method##_args {                                     \
+        struct {                                                              \
+            VNXI_PY_FIELDS parameters                                         \
+        };                                                                    \
+        PyObject *values[VNXI_PY_ARGS_MAX];                                   \
+    } prefix##method##_args_t;                                                \
+    static PyObject *prefix##method##_impl(                                   \
+        self_t *self, const prefix##method##_args_t *args,                    \
+        const char *operation);                                               \
+    PyObject *prefix##method(PyObject *op, PyObject *const *given,            \
+                             Py_ssize_t nargs, PyObject *kwnames)             \
+    {                                                                         \
+        static const vnxi_py_signature_t signature = {                        \
+            .name = title,                                                    \
+            .count = 0 VNXI_PY_COUNT parameters,                              \
+            .required = 0 VNXI_PY_REQUIRED parameters,                        \
+            .keyword = 0 VNXI_PY_KEYWORDS parameters,                         \
+            .params = {VNXI_PY_PARAMS parameters},                            \
+        };                                                                    \
+        self_t *self = (self_t *)op;                                          \
+        prefix##method##_args_t args;                                         \
+        if (!check(self) ||                                                   \
+            !vnxi_py_args_parse(self->state, &signature, given, nargs,        \
+                                kwnames, args.values)) {                      \
+            return NULL;                                                      \
+        }                                                                     \
+        return prefix##method##_impl(self, &args, signature.name);            \
+    }                                                                         \
+    static inline PyObject *prefix##method##_impl(                            \
+        self_t *self __attribute__((unused)),                                 \
+        const prefix##method##_args_t *args __attribute__((unused)),          \
+        const char *operation __attribute__((unused)))
+
+/* Each name in the type's header and in its method table. */
+#define VNXI_PY_METHOD_DECLARE(prefix, name)                     \
+    extern const char prefix##name##_doc[];                      \
+    PyObject *prefix##name(PyObject *op, PyObject *const *given, \
+                           Py_ssize_t nargs, PyObject *kwnames);
+#define VNXI_PY_METHOD_ROW(prefix, name)               \
+    {#name, (PyCFunction)(void (*)(void))prefix##name, \
+     METH_FASTCALL | METH_KEYWORDS, prefix##name##_doc},
 
 #endif

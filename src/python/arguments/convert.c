@@ -14,8 +14,9 @@ bytes_set(vnxi_py_bytes_t *bytes_p, const void *data, Py_ssize_t len)
     bytes_p->has_view = false;
 }
 
-/* The cached UTF-8 of the object where it has one.  Names that came as bytes
- * which are no UTF-8 hold lone surrogates and go back to the same bytes. */
+/* The cached UTF-8 of the object where it has one.  A name that was made of
+ * bytes that are not UTF-8 holds lone surrogates, and yields the same bytes.
+ */
 static bool
 bytes_of_str(PyObject *value, vnxi_py_bytes_t *bytes_p)
 {
@@ -163,6 +164,18 @@ vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
 }
 
 bool
+vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
+                   PyObject *value, vnx_mem_t *mem_p)
+{
+    if (value == NULL || value == Py_None) {
+        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                        "mem_type is needed for tuples and arrays");
+        return false;
+    }
+    return vnxi_py_mem_get(operation, value, mem_p);
+}
+
+bool
 vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
                vnx_op_t *op_p)
 {
@@ -273,9 +286,32 @@ vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
                         "the timeout must be None or at least 0 seconds");
         return false;
     }
-    /* What is longer than a century is for ever. */
+    /* Longer than a century: no limit. */
     if (seconds < 3.2e9) {
         *ns_p = (uint64_t)(seconds * 1e9);
     }
     return true;
+}
+
+bool
+vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value)
+{
+    bool good = value != NULL && PyDict_SetItemString(dict, key, value) == 0;
+    Py_XDECREF(value);
+    return good;
+}
+
+PyObject *
+vnxi_py_numbers_new(const uint64_t *numbers, size_t count)
+{
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (size_t i = 0; list != NULL && i < count; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(numbers[i]);
+        if (value == NULL) {
+            Py_CLEAR(list);
+        } else {
+            PyList_SET_ITEM(list, (Py_ssize_t)i, value);
+        }
+    }
+    return list;
 }

@@ -1,6 +1,6 @@
 /*
  * Small arguments of many calls: names of agents, messages, memory types,
- * operations, lists of backends.
+ * operations, lists of backends; and small results.
  */
 #ifndef VNXI_PYTHON_CONVERT_H
 #define VNXI_PYTHON_CONVERT_H
@@ -72,6 +72,10 @@ PyObject *vnxi_py_name_new(const void *name, size_t len);
  * of nixl_mem_t.  Another name is a KeyError. */
 bool vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p);
 
+/* The same for an argument that must be given: not NULL, not None. */
+bool vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
+                        PyObject *value, vnx_mem_t *mem_p);
+
 /* "READ" or "WRITE"; another name is a KeyError. */
 bool vnxi_py_op_get(vnxi_py_state_t *state, const char *operation,
                     PyObject *value, vnx_op_t *op_p);
@@ -87,12 +91,21 @@ typedef struct vnxi_py_backends {
 } vnxi_py_backends_t;
 
 /* From None, a left-out argument, or a sequence of names that are all keys of
- * `created` (NULL: any name); one that is not is a KeyError. */
+ * `created` (NULL: any name).  KeyError for an unknown name. */
 bool vnxi_py_backends_get(const char *operation, PyObject *created,
                           PyObject *value, vnxi_py_backends_t *backends_p);
 
 /* Seconds of an argument as nanoseconds; None: VNX_FOREVER. */
 bool vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
                          PyObject *value, uint64_t *ns_p);
+
+/* -- Results -------------------------------------------------------------- */
+
+/* Set a key to `value`, which is taken and may be NULL with an exception set.
+ * false: exception. */
+bool vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value);
+
+/* A list of ints.  NULL: exception. */
+PyObject *vnxi_py_numbers_new(const uint64_t *numbers, size_t count);
 
 #endif

@@ -48,6 +48,22 @@ vnxi_py_descs_is(const vnxi_py_state_t *state, vnxi_py_descs_kind_t kind,
     return Py_IS_TYPE(object, vnxi_py_descs_type(state, kind));
 }
 
+/* A list of any kind? */
+static inline bool
+vnxi_py_descs_is_any(const vnxi_py_state_t *state, PyObject *object)
+{
+    return vnxi_py_descs_is(state, VNXI_PY_DESCS_XFER, object) ||
+           vnxi_py_descs_is(state, VNXI_PY_DESCS_REG, object) ||
+           vnxi_py_descs_is(state, VNXI_PY_DESCS_REMOTE, object);
+}
+
+/* An argument as a list of this kind, borrowed; `what` names it.  NULL:
+ * TypeError. */
+vnxi_py_descs_t *vnxi_py_descs_expect(vnxi_py_state_t *state,
+                                      const char *operation, const char *what,
+                                      vnxi_py_descs_kind_t kind,
+                                      PyObject *value);
+
 /* "nixlXferDList" and so on. */
 static inline const char *
 vnxi_py_descs_name(const vnxi_py_descs_t *self)
@@ -89,19 +105,19 @@ bool vnxi_py_descs_row(vnxi_py_descs_t *self, const char *operation,
 bool vnxi_py_descs_read(vnxi_py_descs_t *self, const char *operation,
                         PyObject *source);
 
-/* What get_xfer_descs() and its likes do: `source` itself where it is a list
- * of this kind, otherwise a new one.  `mem_type` may be NULL or None. */
+/* For get_xfer_descs() and the like: `source` itself where it is a list of
+ * this kind, otherwise a new one.  `mem_type` may be NULL or None. */
 vnxi_py_descs_t *vnxi_py_descs_from(vnxi_py_state_t *state,
                                     const char *operation,
                                     vnxi_py_descs_kind_t kind,
                                     PyObject *source, PyObject *mem_type);
 
-/* unroll.c: make them the rows of an empty list.  false: it is none, or is
- * exported; they stay the caller's. */
+/* Make them the rows of an empty list.  false: the list is not empty, or is
+ * exported; the runs stay the caller's. */
 bool vnxi_py_descs_take_runs(vnxi_py_descs_t *self, vnxi_py_runs_t *runs);
 
-/* From here on there are rows, until the GIL is dropped.  This may drop it: so
- * call it first, check indices then.  false: MemoryError. */
+/* After this there are rows, until the GIL is dropped.  This may drop it, so
+ * call it before you check indices.  false: MemoryError. */
 bool vnxi_py_descs_unroll(vnxi_py_descs_t *self);
 
 /* There are rows and they stay as they are, until vnxi_py_descs_unpin(). */
@@ -113,25 +129,22 @@ vnxi_py_descs_unpin(vnxi_py_descs_t *self)
     self->exports--;
 }
 
-/* agent/memory.c: the rows of a nixlRegDList as the library takes them; NULL:
- * exception.  They borrow the meta info, so the list is pinned until
- * vnxi_py_reg_rows_put(), after which it may have other rows at once. */
+/* The rows of a nixlRegDList as the library takes them; NULL: exception.  They
+ * borrow the meta info, so the list is pinned until vnxi_py_reg_rows_put(),
+ * after which it may have other rows at once. */
 vnx_reg_desc_t *vnxi_py_reg_rows_get(vnxi_py_descs_t *descs);
 void vnxi_py_reg_rows_put(vnxi_py_descs_t *descs, vnx_reg_desc_t *rows);
 
 /* serial.c: NIXL's bytes of a list, as its pickles hold them. */
+extern const char vnxi_py_descs_getstate_doc[];
+extern const char vnxi_py_descs_setstate_doc[];
 PyObject *vnxi_py_descs_getstate(PyObject *op, PyObject *ignored);
 PyObject *vnxi_py_descs_setstate(PyObject *op, PyObject *state);
-
-/* buffer.c: an Nx3 buffer of uint64, read only. */
-int vnxi_py_descs_getbuffer(PyObject *op, Py_buffer *view, int flags);
-void vnxi_py_descs_releasebuffer(PyObject *op, Py_buffer *view);
 
 /* methods.c */
 extern PyMethodDef vnxi_py_descs_xfer_methods[];
 extern PyMethodDef vnxi_py_descs_reg_methods[];
 extern PyMethodDef vnxi_py_descs_remote_methods[];
-Py_ssize_t vnxi_py_descs_check_index(vnxi_py_descs_t *self, Py_ssize_t i);
 PyObject *vnxi_py_descs_item(PyObject *op, Py_ssize_t i);
 int vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value);
 

@@ -6,8 +6,8 @@
 #include "python/arguments/rows.h"
 #include "python/errors.h"
 
-Py_ssize_t
-vnxi_py_descs_check_index(vnxi_py_descs_t *self, Py_ssize_t i)
+static Py_ssize_t
+index_check(vnxi_py_descs_t *self, Py_ssize_t i)
 {
     if (i < 0 || (size_t)i >= self->count) {
         PyErr_Format(PyExc_IndexError,
@@ -37,8 +37,7 @@ PyObject *
 vnxi_py_descs_item(PyObject *op, Py_ssize_t i)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
-    if (!vnxi_py_descs_unroll(self) ||
-        vnxi_py_descs_check_index(self, i) < 0) {
+    if (!vnxi_py_descs_unroll(self) || index_check(self, i) < 0) {
         return NULL;
     }
     return row_tuple(self, (size_t)i);
@@ -59,9 +58,8 @@ vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value)
     if (!vnxi_py_descs_row(self, "__setitem__", i, value, &desc, &extra)) {
         return -1;
     }
-    /* Only now: the conversion may have run any code. */
-    if (!vnxi_py_descs_unroll(self) ||
-        vnxi_py_descs_check_index(self, i) < 0 ||
+    /* Checked after the conversion, which may have run any code. */
+    if (!vnxi_py_descs_unroll(self) || index_check(self, i) < 0 ||
         !vnxi_py_descs_movable(self)) {
         Py_XDECREF(extra);
         return -1;
@@ -75,6 +73,12 @@ vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value)
     return 0;
 }
 
+PyDoc_STRVAR(append_doc, "append($self, desc, /)\n--\n\n"
+                         "Add a descriptor, a tuple, at the end.");
+
+PyDoc_STRVAR(add_doc, "addDesc($self, desc, /)\n--\n\n"
+                      "Add a descriptor, a tuple, at the end.");
+
 static PyObject *
 descs_append(PyObject *op, PyObject *item)
 {
@@ -85,6 +89,8 @@ descs_append(PyObject *op, PyObject *item)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(clear_doc, "clear($self)\n--\n\nRemove all descriptors.");
+
 static PyObject *
 descs_clear(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
@@ -94,11 +100,17 @@ descs_clear(PyObject *op, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(count_doc, "descCount($self)\n--\n\n"
+                        "The number of descriptors.");
+
 static PyObject *
 descs_count(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     return PyLong_FromSize_t(((vnxi_py_descs_t *)op)->count);
 }
+
+PyDoc_STRVAR(is_empty_doc, "isEmpty($self)\n--\n\n"
+                           "Are there no descriptors?");
 
 static PyObject *
 descs_is_empty(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -106,12 +118,20 @@ descs_is_empty(PyObject *op, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(((vnxi_py_descs_t *)op)->count == 0);
 }
 
+PyDoc_STRVAR(get_type_doc, "getType($self)\n--\n\n"
+                           "The memory type, a member of nixl_mem_t.");
+
 static PyObject *
 descs_get_type(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     return Py_NewRef(self->state->mems[self->mem]);
 }
+
+PyDoc_STRVAR(index_doc,
+             "index($self, desc, /)\n--\n\n"
+             "The number of the first descriptor with this address, length "
+             "and device id;\nnixlNotFoundError where there is none.");
 
 /* Address, length and device id say which row is meant, as in stock; meta
  * info or a name, where given, is checked but not compared. */
@@ -143,14 +163,16 @@ descs_index(PyObject *op, PyObject *item)
     return vnxi_py_raise(self->state, &error);
 }
 
+PyDoc_STRVAR(rem_doc, "remDesc($self, index, /)\n--\n\n"
+                      "Remove a descriptor; IndexError where there is none.");
+
 static PyObject *
 descs_rem(PyObject *op, PyObject *item)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     Py_ssize_t i = PyNumber_AsSsize_t(item, PyExc_IndexError);
     if ((i == -1 && PyErr_Occurred()) || !vnxi_py_descs_unroll(self) ||
-        vnxi_py_descs_check_index(self, i) < 0 ||
-        !vnxi_py_descs_movable(self)) {
+        index_check(self, i) < 0 || !vnxi_py_descs_movable(self)) {
         return NULL;
     }
     PyObject *extra = self->extras != NULL ? self->extras[i] : NULL;
@@ -163,6 +185,8 @@ descs_rem(PyObject *op, PyObject *item)
     }
     Py_RETURN_NONE;
 }
+
+PyDoc_STRVAR(print_doc, "print($self)\n--\n\nPrint the list on stdout.");
 
 static PyObject *
 descs_print(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -183,6 +207,9 @@ descs_print(PyObject *op, PyObject *Py_UNUSED(ignored))
     vnxi_py_descs_unpin(self);
     Py_RETURN_NONE;
 }
+
+PyDoc_STRVAR(trim_doc, "trim($self)\n--\n\n"
+                       "The same as a nixlXferDList, without meta info.");
 
 static PyObject *
 descs_trim(PyObject *op, PyObject *Py_UNUSED(ignored))
@@ -237,6 +264,11 @@ copy_contents(vnxi_py_descs_t *copy, vnxi_py_descs_t *self)
     return good;
 }
 
+PyDoc_STRVAR(copy_doc, "__copy__($self)\n--\n\nA list of its own.");
+
+PyDoc_STRVAR(deepcopy_doc,
+             "__deepcopy__($self, memo, /)\n--\n\nA list of its own.");
+
 /* The items are numbers, bytes and str: a shallow copy is a deep one. */
 static PyObject *
 descs_copy(PyObject *op, PyObject *Py_UNUSED(memo))
@@ -249,36 +281,6 @@ descs_copy(PyObject *op, PyObject *Py_UNUSED(memo))
     }
     return (PyObject *)copy;
 }
-
-PyDoc_STRVAR(append_doc, "append($self, desc, /)\n--\n\n"
-                         "Add a descriptor, a tuple, at the end.");
-PyDoc_STRVAR(add_doc, "addDesc($self, desc, /)\n--\n\n"
-                      "Add a descriptor, a tuple, at the end.");
-PyDoc_STRVAR(clear_doc, "clear($self)\n--\n\nRemove all descriptors.");
-PyDoc_STRVAR(count_doc, "descCount($self)\n--\n\n"
-                        "The number of descriptors.");
-PyDoc_STRVAR(is_empty_doc, "isEmpty($self)\n--\n\n"
-                           "Are there no descriptors?");
-PyDoc_STRVAR(get_type_doc, "getType($self)\n--\n\n"
-                           "The memory type, a member of nixl_mem_t.");
-PyDoc_STRVAR(index_doc,
-             "index($self, desc, /)\n--\n\n"
-             "The number of the first descriptor with this address, length "
-             "and device id;\nnixlNotFoundError where there is none.");
-PyDoc_STRVAR(rem_doc, "remDesc($self, index, /)\n--\n\n"
-                      "Remove a descriptor; IndexError where there is none.");
-PyDoc_STRVAR(print_doc, "print($self)\n--\n\nPrint the list on stdout.");
-PyDoc_STRVAR(trim_doc, "trim($self)\n--\n\n"
-                       "The same as a nixlXferDList, without meta info.");
-PyDoc_STRVAR(copy_doc, "__copy__($self)\n--\n\nA list of its own.");
-PyDoc_STRVAR(deepcopy_doc,
-             "__deepcopy__($self, memo, /)\n--\n\nA list of its own.");
-PyDoc_STRVAR(getstate_doc, "__getstate__($self)\n--\n\n"
-                           "The list in NIXL's own serialised form (bytes).");
-PyDoc_STRVAR(setstate_doc,
-             "__setstate__($self, state, /)\n--\n\n"
-             "Take over what __getstate__() gave; nixlMismatchError where "
-             "the bytes are no such\nlist, and then nothing changes.");
 
 #define METHODS_COMMON                                          \
     {"append", descs_append, METH_O, append_doc},               \
@@ -295,10 +297,12 @@ PyDoc_STRVAR(setstate_doc,
         "__deepcopy__", descs_copy, METH_O, deepcopy_doc        \
     }
 
-#define METHODS_PICKLE                                                   \
-    {"__getstate__", vnxi_py_descs_getstate, METH_NOARGS, getstate_doc}, \
-    {                                                                    \
-        "__setstate__", vnxi_py_descs_setstate, METH_O, setstate_doc     \
+#define METHODS_PICKLE                                    \
+    {"__getstate__", vnxi_py_descs_getstate, METH_NOARGS, \
+     vnxi_py_descs_getstate_doc},                         \
+    {                                                     \
+        "__setstate__", vnxi_py_descs_setstate, METH_O,   \
+            vnxi_py_descs_setstate_doc                    \
     }
 
 PyMethodDef vnxi_py_descs_xfer_methods[] = {

@@ -167,41 +167,29 @@ vnxi_py_descs_read(vnxi_py_descs_t *self, const char *operation,
     return false;
 }
 
-/* A list of the wrong kind, which stock refuses too. */
+/* Refuse a list of another kind, as stock does. */
 static bool
 kind_check(vnxi_py_state_t *state, const char *operation,
            vnxi_py_descs_kind_t kind, PyObject *source)
 {
-    for (int other = VNXI_PY_DESCS_XFER; other <= VNXI_PY_DESCS_REMOTE;
-         other++) {
-        if (other != (int)kind && vnxi_py_descs_is(state, other, source)) {
-            vnxi_py_wrong_type(operation, "descriptors",
-                               vnxi_py_descs_type(state, kind)->tp_name,
-                               source);
-            return false;
-        }
+    if (vnxi_py_descs_is_any(state, source)) {
+        vnxi_py_wrong_type(operation, "descriptors",
+                           vnxi_py_descs_type(state, kind)->tp_name, source);
+        return false;
     }
     return true;
 }
 
 static bool
-mem_needed(vnxi_py_state_t *state, const char *operation, PyObject *source,
-           PyObject *mem_type, vnx_mem_t *mem_p)
+mem_get(vnxi_py_state_t *state, const char *operation, PyObject *source,
+        PyObject *mem_type, vnx_mem_t *mem_p)
 {
     vnxi_py_source_t kind = vnxi_py_source_of(state, source);
-    if (kind == VNXI_PY_SOURCE_EXCEPTION) {
-        return false;
+    if (kind == VNXI_PY_SOURCE_ROWS || kind == VNXI_PY_SOURCE_MATRIX) {
+        return vnxi_py_mem_needed(state, operation, mem_type, mem_p);
     }
-    if (kind != VNXI_PY_SOURCE_ROWS && kind != VNXI_PY_SOURCE_MATRIX) {
-        *mem_p = VNX_MEM_DRAM; /* tensors know theirs */
-        return true;
-    }
-    if (mem_type == NULL || mem_type == Py_None) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "mem_type is needed for tuples and arrays");
-        return false;
-    }
-    return vnxi_py_mem_get(operation, mem_type, mem_p);
+    *mem_p = VNX_MEM_DRAM; /* a tensor sets its own */
+    return kind != VNXI_PY_SOURCE_EXCEPTION;
 }
 
 vnxi_py_descs_t *
@@ -214,7 +202,7 @@ vnxi_py_descs_from(vnxi_py_state_t *state, const char *operation,
         return (vnxi_py_descs_t *)Py_NewRef(source);
     }
     if (!kind_check(state, operation, kind, source) ||
-        !mem_needed(state, operation, source, mem_type, &mem)) {
+        !mem_get(state, operation, source, mem_type, &mem)) {
         return NULL;
     }
     vnxi_py_descs_t *self = vnxi_py_descs_new(state, kind, mem);

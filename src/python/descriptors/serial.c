@@ -78,6 +78,10 @@ state_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
     rows_write(writer, self);
 }
 
+const char vnxi_py_descs_getstate_doc[] =
+    "__getstate__($self)\n--\n\n"
+    "The list in NIXL's own serialised form (bytes).";
+
 PyObject *
 vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
@@ -215,23 +219,25 @@ state_read(vnxi_py_descs_t *self, const void *data, size_t len)
     return good && vnxi_reader_left(&reader) == 0;
 }
 
-/* Exchange what the two hold: what was replaced goes with `other`. */
+/* Exchange the contents of the two. */
 static void
 contents_swap(vnxi_py_descs_t *self, vnxi_py_descs_t *other)
 {
     vnxi_py_descs_t old = *self;
+#define TAKE(field) (self->field = other->field, other->field = old.field)
     self->mem = other->mem;
-    self->count = other->count;
-    self->capacity = other->capacity;
-    self->rows = other->rows;
-    self->extras = other->extras;
-    self->runs = other->runs;
-    other->count = old.count;
-    other->capacity = old.capacity;
-    other->rows = old.rows;
-    other->extras = old.extras;
-    other->runs = old.runs;
+    TAKE(count);
+    TAKE(capacity);
+    TAKE(rows);
+    TAKE(extras);
+    TAKE(runs);
+#undef TAKE
 }
+
+const char vnxi_py_descs_setstate_doc[] =
+    "__setstate__($self, state, /)\n--\n\n"
+    "Take over what __getstate__() gave; nixlMismatchError where "
+    "the bytes are no such\nlist, and then nothing changes.";
 
 PyObject *
 vnxi_py_descs_setstate(PyObject *op, PyObject *state)

@@ -1,0 +1,232 @@
+/*
+ * The Python types of the handles: their methods, printing and end.
+ */
+#include "python/agent/handles.h"
+
+#include "python/arguments/convert.h"
+
+/* -- Both ----------------------------------------------------------------- */
+
+static int
+handle_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((vnxi_py_handle_t *)op)->agent);
+    return 0;
+}
+
+static int
+handle_clear(PyObject *op)
+{
+    Py_CLEAR(((vnxi_py_handle_t *)op)->agent);
+    return 0;
+}
+
+/* After the C object was freed. */
+static void
+handle_free(PyObject *op)
+{
+    handle_clear(op);
+    vnxi_py_object_free(op);
+}
+
+/* -- Transfers ------------------------------------------------------------ */
+
+PyDoc_STRVAR(
+    xfer_release_doc,
+    "release($self)\n--\n\n"
+    "Free the transfer; a second time nothing happens.\n"
+    "\n"
+    "A transfer that is going on is stopped first: no byte lands after the\n"
+    "call. Where the backend cannot stop it now, an exception is raised and\n"
+    "the handle stays valid.");
+
+static PyObject *
+xfer_release(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    if (!vnxi_py_xfer_release((vnxi_py_xfer_t *)op)) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+VNXI_PY_METHOD_DECLARE(xfer_, result)
+
+static bool
+xfer_is_usable(const vnxi_py_handle_t *self)
+{
+    (void)self;
+    return true;
+}
+
+VNXI_PY_METHOD(
+    xfer_, vnxi_py_handle_t, xfer_is_usable, result, "result",
+    (OPTIONAL(timeout, "None")),
+    "Wait until the transfer has ended. Returns its telemetry, as\n"
+    "get_xfer_telemetry().\n"
+    "\n"
+    "timeout: in seconds; None: no limit\n"
+    "\n"
+    "Raises what the transfer failed with, and what wait() raises:\n"
+    "nixlTimeoutError, nixlNotPostedError, nixlClosedError. Other threads\n"
+    "run meanwhile; Ctrl-C ends the wait.")
+{
+    uint64_t timeout_ns;
+    if (!vnxi_py_timeout_get(self->state, operation, args->timeout,
+                             &timeout_ns)) {
+        return NULL;
+    }
+    if (self->agent == NULL) {
+        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
+                               "the transfer handle was released");
+    }
+    return vnxi_py_agent_wait_one(self->agent, operation, (PyObject *)self,
+                                  timeout_ns);
+}
+
+PyDoc_STRVAR(enter_doc, "__enter__($self)\n--\n\nReturn the handle itself.");
+
+PyDoc_STRVAR(xfer_exit_doc,
+             "__exit__($self, *args)\n--\n\nrelease() the transfer.");
+
+static PyObject *
+xfer_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
+          Py_ssize_t Py_UNUSED(nargs))
+{
+    return xfer_release(op, NULL);
+}
+
+static PyObject *
+xfer_repr(PyObject *op)
+{
+    static const char *const states[] = {"ready", "posted", "done", "failed",
+                                         "cancelled"};
+    vnxi_py_xfer_t *self = (vnxi_py_xfer_t *)op;
+    const char *state =
+        self->xfer != NULL ? states[vnx_xfer_state(self->xfer)] : "released";
+    return PyUnicode_FromFormat("<nixl_xfer_handle %s at %p>", state, op);
+}
+
+static void
+xfer_dealloc(PyObject *op)
+{
+    vnx_xfer_t *xfer = ((vnxi_py_xfer_t *)op)->xfer;
+    PyObject_GC_UnTrack(op);
+    if (xfer != NULL && vnx_xfer_state(xfer) == VNX_XFER_POSTED) {
+        Py_BEGIN_ALLOW_THREADS;
+        vnx_xfer_abandon(xfer);
+        Py_END_ALLOW_THREADS;
+    } else if (xfer != NULL) {
+        vnx_xfer_abandon(xfer);
+    }
+    handle_free(op);
+}
+
+PyDoc_STRVAR(
+    xfer_doc,
+    "A transfer, made by make_prepped_xfer() or initialize_xfer() of "
+    "an agent.\n\nIt keeps its agent alive and frees what it holds "
+    "when it is dropped; `with handle:`\nand release() do so at once. "
+    "It compares by identity.");
+
+static PyMethodDef xfer_methods[] = {
+    {"release", xfer_release, METH_NOARGS, xfer_release_doc},
+    VNXI_PY_METHOD_ROW(xfer_, result){"__enter__", vnxi_py_object_enter,
+                                      METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))xfer_exit, METH_FASTCALL,
+     xfer_exit_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+/* -- Prepared lists ------------------------------------------------------- */
+
+PyDoc_STRVAR(
+    dlist_release_doc,
+    "release($self)\n--\n\n"
+    "Free the prepared list; a second time nothing happens. Transfers that\n"
+    "were made from it go on.");
+
+static PyObject *
+dlist_release(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    vnxi_py_dlist_release((vnxi_py_dlist_t *)op);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(dlist_exit_doc,
+             "__exit__($self, *args)\n--\n\nrelease() the prepared list.");
+
+static PyObject *
+dlist_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
+           Py_ssize_t Py_UNUSED(nargs))
+{
+    return dlist_release(op, NULL);
+}
+
+static PyObject *
+dlist_repr(PyObject *op)
+{
+    vnxi_py_dlist_t *self = (vnxi_py_dlist_t *)op;
+    if (self->dlist == NULL) {
+        return PyUnicode_FromFormat(
+            "<nixl_prepped_dlist_handle released at %p>", op);
+    }
+    return PyUnicode_FromFormat(
+        "<nixl_prepped_dlist_handle of %zu descriptors at %p>",
+        vnx_dlist_count(self->dlist), op);
+}
+
+static void
+dlist_dealloc(PyObject *op)
+{
+    PyObject_GC_UnTrack(op);
+    vnxi_py_dlist_release((vnxi_py_dlist_t *)op);
+    handle_free(op);
+}
+
+PyDoc_STRVAR(dlist_doc,
+             "A prepared list, made by prep_xfer_dlist() of an agent: "
+             "descriptors checked once,\nthen used by index.\n\n"
+             "It keeps its agent alive and frees what it holds when it is "
+             "dropped; `with handle:`\nand release() do so at once. It "
+             "compares by identity.");
+
+static PyMethodDef dlist_methods[] = {
+    {"release", dlist_release, METH_NOARGS, dlist_release_doc},
+    {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))dlist_exit, METH_FASTCALL,
+     dlist_exit_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+/* -- The types ------------------------------------------------------------ */
+
+#define HANDLE_TYPE(object, title)                         \
+    static PyType_Slot object##_slots[] = {                \
+        {Py_tp_doc, (void *)object##_doc},                 \
+        {Py_tp_dealloc, object##_dealloc},                 \
+        {Py_tp_traverse, handle_traverse},                 \
+        {Py_tp_clear, handle_clear},                       \
+        {Py_tp_repr, object##_repr},                       \
+        {Py_tp_methods, object##_methods},                 \
+        {0, NULL},                                         \
+    };                                                     \
+    static PyType_Spec object##_spec = {                   \
+        .name = "vllm_nixl._core." title,                  \
+        .basicsize = sizeof(vnxi_py_##object##_t),         \
+        .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | \
+                 Py_TPFLAGS_IMMUTABLETYPE |                \
+                 Py_TPFLAGS_DISALLOW_INSTANTIATION,        \
+        .slots = object##_slots,                           \
+    };
+
+HANDLE_TYPE(xfer, "nixl_xfer_handle")
+HANDLE_TYPE(dlist, "nixl_prepped_dlist_handle")
+
+int
+vnxi_py_handles_add(PyObject *module)
+{
+    return vnxi_py_type_add(module, VNXI_PY_TYPE_XFER, &xfer_spec) < 0
+               ? -1
+               : vnxi_py_type_add(module, VNXI_PY_TYPE_DLIST, &dlist_spec);
+}

@@ -1,0 +1,128 @@
+#include "python/agent/handles.h"
+
+#include "python/errors.h"
+
+/* Releasing a prepared list of at least this many bytes takes long enough to
+ * let other threads run. */
+#define DLIST_LARGE ((size_t)1 << 20)
+
+/* -- Making --------------------------------------------------------------- */
+
+static void *
+handle_new(vnxi_py_agent_t *agent, vnxi_py_type_t kind)
+{
+    PyTypeObject *type = agent->state->types[kind];
+    vnxi_py_handle_t *self = (vnxi_py_handle_t *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->state = agent->state;
+        self->agent = (vnxi_py_agent_t *)Py_NewRef((PyObject *)agent);
+    }
+    return self;
+}
+
+PyObject *
+vnxi_py_xfer_new(vnxi_py_agent_t *agent, vnx_xfer_t *xfer)
+{
+    vnxi_py_xfer_t *self = handle_new(agent, VNXI_PY_TYPE_XFER);
+    if (self == NULL) {
+        vnx_xfer_abandon(xfer);
+        return NULL;
+    }
+    self->xfer = xfer;
+    return (PyObject *)self;
+}
+
+PyObject *
+vnxi_py_dlist_new(vnxi_py_agent_t *agent, vnx_dlist_t *dlist)
+{
+    vnxi_py_dlist_t *self = handle_new(agent, VNXI_PY_TYPE_DLIST);
+    if (self == NULL) {
+        vnx_dlist_release(dlist);
+        return NULL;
+    }
+    self->dlist = dlist;
+    return (PyObject *)self;
+}
+
+/* -- Refusing ------------------------------------------------------------- */
+
+void
+vnxi_py_xfer_refuse(const vnxi_py_agent_t *agent, const char *operation,
+                    int64_t row, PyObject *value)
+{
+    if (!vnxi_py_is(agent->state, VNXI_PY_TYPE_XFER, value)) {
+        vnxi_py_wrong_type(operation, "handle", "a nixl_xfer_handle", value);
+        return;
+    }
+    vnxi_py_invalid(agent->state, operation, row,
+                    ((vnxi_py_handle_t *)value)->agent == agent
+                        ? "the transfer handle was released"
+                        : "the transfer handle belongs to another agent");
+}
+
+void
+vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
+                     const char *what, PyObject *value)
+{
+    if (!vnxi_py_is(agent->state, VNXI_PY_TYPE_DLIST, value)) {
+        vnxi_py_wrong_type(operation, what, "a nixl_prepped_dlist_handle",
+                           value);
+        return;
+    }
+    vnxi_py_invalid(agent->state, operation, VNXI_PY_NO_ROW,
+                    ((vnxi_py_handle_t *)value)->agent == agent
+                        ? "%s: the prepared list was released"
+                        : "%s: the prepared list belongs to another agent",
+                    what);
+}
+
+/* -- Releasing ------------------------------------------------------------ */
+
+/* May wait for the chunk that is being copied. */
+static vnx_status_t
+xfer_release_posted(vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    vnx_status_t status;
+    Py_BEGIN_ALLOW_THREADS;
+    status = vnx_xfer_release(xfer, error);
+    Py_END_ALLOW_THREADS;
+    return status;
+}
+
+/* The handle is empty while the GIL is dropped, so no other thread can release
+ * it too. */
+bool
+vnxi_py_xfer_release(vnxi_py_xfer_t *handle)
+{
+    vnx_xfer_t *xfer = handle->xfer;
+    if (xfer == NULL) {
+        return true;
+    }
+    vnx_error_t error;
+    handle->xfer = NULL;
+    vnx_status_t status = vnx_xfer_state(xfer) == VNX_XFER_POSTED
+                              ? xfer_release_posted(xfer, &error)
+                              : vnx_xfer_release(xfer, &error);
+    if (status < 0) {
+        handle->xfer = xfer;
+        vnxi_py_raise(handle->base.state, &error);
+    }
+    return status >= 0;
+}
+
+void
+vnxi_py_dlist_release(vnxi_py_dlist_t *handle)
+{
+    vnx_dlist_t *dlist = handle->dlist;
+    if (dlist == NULL) {
+        return;
+    }
+    handle->dlist = NULL;
+    if (vnx_dlist_bytes(dlist) < DLIST_LARGE) {
+        vnx_dlist_release(dlist);
+        return;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    vnx_dlist_release(dlist);
+    Py_END_ALLOW_THREADS;
+}

@@ -1,0 +1,45 @@
+#include "python/module.h"
+
+const PyModuleDef *vnxi_py_module_def;
+
+/* PyType_GetModuleByDef() is there from Python 3.11 only. */
+vnxi_py_state_t *
+vnxi_py_state_of_type(PyTypeObject *type)
+{
+    for (; type != NULL; type = type->tp_base) {
+        if (!PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) {
+            break;
+        }
+        PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
+        if (module != NULL && PyModule_GetDef(module) == vnxi_py_module_def) {
+            return vnxi_py_state(module);
+        }
+    }
+    PyErr_SetString(PyExc_SystemError, "not a type of vllm_nixl._core");
+    return NULL;
+}
+
+int
+vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec)
+{
+    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
+    if (made == NULL) {
+        return -1;
+    }
+    vnxi_py_state(module)->types[type] = (PyTypeObject *)made;
+    return PyModule_AddType(module, (PyTypeObject *)made);
+}
+
+void
+vnxi_py_object_free(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    type->tp_free(op);
+    Py_DECREF(type);
+}
+
+PyObject *
+vnxi_py_object_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return Py_NewRef(op);
+}
