@@ -52,15 +52,8 @@ xfer_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 
 VNXI_PY_METHOD_DECLARE(xfer_, result)
 
-static bool
-xfer_is_usable(const vnxi_py_handle_t *self)
-{
-    (void)self;
-    return true;
-}
-
 VNXI_PY_METHOD(
-    xfer_, vnxi_py_handle_t, xfer_is_usable, result, "result",
+    xfer_, vnxi_py_handle_t, vnxi_py_is_usable, result, "result",
     (OPTIONAL(timeout, "None")),
     "Wait until the transfer has ended. Returns its telemetry, as\n"
     "get_xfer_telemetry().\n"

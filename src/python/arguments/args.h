@@ -137,6 +137,14 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
 #define VNXI_PY_KEY_KEYWORD(name, default) +1
 #define VNXI_PY_KEY_STAR
 
+/* The check of a type whose objects are always usable. */
+static inline bool
+vnxi_py_is_usable(const void *self)
+{
+    (void)self;
+    return true;
+}
+
 /* A method of objects self_t, which have a field `state`; `check`
  * says whether one may be used, or raises.  A function body follows. */
 #define VNXI_PY_METHOD(prefix, self_t, check, method, title, parameters, doc) \

@@ -28,6 +28,7 @@
     X(initParams)        \
     X(ip_addr)           \
     X(is_contiguous)     \
+    X(key)               \
     X(label)             \
     X(local_descs)       \
     X(local_indices)     \
@@ -40,6 +41,7 @@
     X(numel)             \
     X(operation)         \
     X(peer)              \
+    X(peers)             \
     X(pending)           \
     X(port)              \
     X(reg_list)          \
@@ -49,10 +51,12 @@
     X(remote_indices)    \
     X(remote_xfer_side)  \
     X(req_handle)        \
+    X(retries)           \
     X(skip_desc_merge)   \
     X(status)            \
     X(tag_is_prefix)     \
     X(timeout)           \
+    X(timeout_ms)        \
     X(type)              \
     X(xfer_list)         \
     X(DONE)              \

@@ -14,10 +14,6 @@
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 
-#define REQUEST "request_metadata"
-#define MANY "request_many"
-#define BEGIN "_begin"
-
 /* Requests under way, of one thread at a time. */
 typedef struct side_requests {
     PyObject_HEAD vnxi_side_batch_t *batch; /* owned; NULL: taken */
@@ -240,24 +236,38 @@ batch_free(vnxi_side_batch_t *batch)
     Py_END_ALLOW_THREADS;
 }
 
-PyObject *
-vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD(
+    request_metadata,
+    (REQUIRED(host), REQUIRED(port), OPTIONAL(timeout_ms, "5000"), STAR,
+     KEYWORD(key, "None"), KEYWORD(retries, "0")),
+    "Fetch what the listener at host:port serves (bytes).\n"
+    "\n"
+    "timeout_ms: bounds the whole exchange: look-up of the name, connecting\n"
+    "    to each of its addresses, proving, sending, receiving, further\n"
+    "    tries; None: 5000\n"
+    "key: whose metadata: a str, bytes, or a tuple of ints; None: the\n"
+    "    default\n"
+    "retries: further tries where the peer is not there yet or breaks off;\n"
+    "    None: until the timeout\n"
+    "\n"
+    "Other threads run meanwhile; Ctrl-C ends it.\n"
+    "\n"
+    "nixlTimeoutError after that, nixlNotFoundError for an unknown name or\n"
+    "key, nixlNotAllowedError where secrets differ or a certificate is not\n"
+    "trusted, nixlMismatchError for a reply above max_frame,\n"
+    "nixlBackendError for everything else that fails.")
 {
-    static char *names[] = {"host", "port",    "timeout_ms",
-                            "key",  "retries", NULL};
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *host, *port, *timeout = NULL, *key = NULL, *retries = NULL;
     PyObject *result = NULL;
     limits_t limits;
     peers_t peers;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O$OO:" REQUEST, names,
-                                     &host, &port, &timeout, &key, &retries) ||
-        !limits_get(self->state, REQUEST, timeout, retries, &limits) ||
+    if (!limits_get(self->state, operation, args->timeout_ms, args->retries,
+                    &limits) ||
         !peers_alloc(&peers, 1)) {
         return NULL;
     }
-    if (peer_add(self->state, REQUEST, host, port, key, &limits, &peers)) {
+    if (peer_add(self->state, operation, args->host, args->port, args->key,
+                 &limits, &peers)) {
         vnxi_side_batch_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answer_take(self->state, batch, 0);
@@ -272,30 +282,25 @@ vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs)
     return result;
 }
 
-/* (peers, timeout_ms=5000, *, retries=0), ready to be asked. */
-static bool
-many_get(vnxi_py_side_channel_t *self, const char *format,
-         const char *operation, PyObject *args, PyObject *kwargs,
-         peers_t *peers)
+VNXI_PY_SIDE_METHOD(
+    request_many,
+    (REQUIRED(peers), OPTIONAL(timeout_ms, "5000"), STAR,
+     KEYWORD(retries, "0")),
+    "Ask many peers at once, from this thread alone.\n"
+    "\n"
+    "peers: an iterable of (host, port) or (host, port, key)\n"
+    "\n"
+    "Returns a list in the same order: the bytes, or the exception that\n"
+    "request_metadata() would have raised. timeout_ms and retries are those\n"
+    "of each request.")
 {
-    static char *names[] = {"peers", "timeout_ms", "retries", NULL};
-    PyObject *given, *timeout = NULL, *retries = NULL;
-    limits_t limits;
-
-    return PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &given,
-                                       &timeout, &retries) &&
-           limits_get(self->state, operation, timeout, retries, &limits) &&
-           peers_get(self->state, operation, given, &limits, peers);
-}
-
-PyObject *
-vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs)
-{
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
     PyObject *result = NULL;
+    limits_t limits;
     peers_t peers = {0};
 
-    if (many_get(self, "O|O$O:" MANY, MANY, args, kwargs, &peers)) {
+    if (limits_get(self->state, operation, args->timeout_ms, args->retries,
+                   &limits) &&
+        peers_get(self->state, operation, args->peers, &limits, &peers)) {
         vnxi_side_batch_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answers_take(self->state, batch, peers.count);
@@ -350,14 +355,19 @@ requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
     return (PyObject *)made;
 }
 
-PyObject *
-vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD_AS(
+    _begin, "request_metadata",
+    (REQUIRED(peers), OPTIONAL(timeout_ms, "5000"), STAR,
+     KEYWORD(retries, "0")),
+    "As request_many(), without waiting (SideChannelRequests).")
 {
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
     PyObject *result = NULL;
+    limits_t limits;
     peers_t peers = {0};
 
-    if (many_get(self, "O|O$O:" BEGIN, REQUEST, args, kwargs, &peers)) {
+    if (limits_get(self->state, operation, args->timeout_ms, args->retries,
+                   &limits) &&
+        peers_get(self->state, operation, args->peers, &limits, &peers)) {
         result = requests_begin(self, &peers);
     }
     peers_put(&peers);
@@ -367,12 +377,8 @@ vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs)
 static void
 requests_dealloc(PyObject *op)
 {
-    side_requests_t *self = (side_requests_t *)op;
-    PyTypeObject *type = Py_TYPE(op);
-
-    batch_free(self->batch);
-    type->tp_free(op);
-    Py_DECREF(type);
+    batch_free(((side_requests_t *)op)->batch);
+    vnxi_py_object_free(op);
 }
 
 PyDoc_STRVAR(fileno_doc,

@@ -1,11 +1,6 @@
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 
-#define START "start_listener"
-#define SET "set_metadata"
-#define REMOVE "remove_metadata"
-#define ADVERTISED "advertised_address"
-
 /* -- Starting ------------------------------------------------------------- */
 
 /* The exception of the class that NixlError's rules give, and RuntimeError,
@@ -29,13 +24,13 @@ raise_start(vnxi_py_side_channel_t *self, const vnx_error_t *error)
 
 /* A host as str, owned: as it is, or several with commas between. */
 static PyObject *
-host_of(PyObject *value)
+host_of(const char *operation, PyObject *value)
 {
     if (PyUnicode_Check(value)) {
         return Py_NewRef(value);
     }
     if (!PyList_Check(value) && !PyTuple_Check(value)) {
-        return vnxi_py_wrong_type(START, "host",
+        return vnxi_py_wrong_type(operation, "host",
                                   "a str, a list of them or None", value);
     }
     PyObject *comma = PyUnicode_FromString(",");
@@ -45,15 +40,15 @@ host_of(PyObject *value)
 }
 
 static PyObject *
-start(vnxi_py_side_channel_t *self, vnx_side_channel_start_params_t *params,
-      PyObject *metadata)
+start(vnxi_py_side_channel_t *self, const char *operation,
+      vnx_side_channel_start_params_t *params, PyObject *metadata)
 {
     vnxi_py_blobs_t blobs;
     vnx_status_t status;
     vnx_error_t error;
     int port = 0;
 
-    if (!vnxi_py_side_blobs(self->state, START, metadata, &blobs)) {
+    if (!vnxi_py_side_blobs(self->state, operation, metadata, &blobs)) {
         return NULL;
     }
     params->blobs = blobs.blobs;
@@ -66,32 +61,43 @@ start(vnxi_py_side_channel_t *self, vnx_side_channel_start_params_t *params,
                             : raise_start(self, &error);
 }
 
-PyObject *
-vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD(
+    start_listener,
+    (REQUIRED(port), REQUIRED(metadata), OPTIONAL(host, "None")),
+    "Serve metadata. Returns the port (int).\n"
+    "\n"
+    "port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600\n"
+    "metadata: what requesters get (bytes-like; copied), or a mapping from\n"
+    "    key to that. A key is a str, bytes, or a tuple of ints such as\n"
+    "    (pp_rank, tp_rank), which is the same as '0,1'; '' or None is the\n"
+    "    default, for those that name none\n"
+    "host: where to listen: an address, a name, an interface ('eth0'), or\n"
+    "    several, in a list or with commas; None or '':\n"
+    "    VLLM_NIXL_SIDE_CHANNEL_HOST, or all of the machine's addresses,\n"
+    "    IPv6 and IPv4\n"
+    "\n"
+    "nixlNotAllowedError, which is a RuntimeError here, when it is running\n"
+    "already; nixlBackendError when the address is in use.")
 {
-    static char *names[] = {"port", "metadata", "host", NULL};
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *port_arg, *metadata, *host_arg = Py_None, *host = NULL;
+    PyObject *host = NULL;
     vnx_side_channel_start_params_t params = {
         .size = sizeof params, .port = VNX_SIDE_CHANNEL_PORT_DEFAULT};
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:" START, names,
-                                     &port_arg, &metadata, &host_arg)) {
+    if (args->port != Py_None &&
+        !vnxi_py_side_port(self->state, operation, args->port, 0,
+                           &params.port)) {
         return NULL;
     }
-    if (port_arg != Py_None &&
-        !vnxi_py_side_port(self->state, START, port_arg, 0, &params.port)) {
-        return NULL;
-    }
-    if (host_arg != Py_None) {
-        host = host_of(host_arg);
-        if (host == NULL || (params.host = vnxi_py_text_get(
-                                 self->state, START, "host", host)) == NULL) {
+    if (args->host != NULL && args->host != Py_None) {
+        host = host_of(operation, args->host);
+        if (host == NULL ||
+            (params.host = vnxi_py_text_get(self->state, operation, "host",
+                                            host)) == NULL) {
             Py_XDECREF(host);
             return NULL;
         }
     }
-    PyObject *port = start(self, &params, metadata);
+    PyObject *port = start(self, operation, &params, args->metadata);
     Py_XDECREF(host);
     return port;
 }
@@ -115,27 +121,28 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
     return status == VNX_OK;
 }
 
-PyObject *
-vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD(
+    set_metadata, (REQUIRED(metadata), OPTIONAL(key, "None")),
+    "Serve other metadata from now on, while the listener runs.\n"
+    "\n"
+    "metadata: bytes-like for `key`, or a mapping from key to that; other\n"
+    "    keys stay\n"
+    "\n"
+    "nixlNotAllowedError when it is not running.")
 {
-    static char *names[] = {"metadata", "key", NULL};
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *metadata, *key_arg = Py_None;
     vnxi_py_bytes_t key;
     vnxi_py_blobs_t blobs;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:" SET, names,
-                                     &metadata, &key_arg) ||
-        !vnxi_py_side_key(self->state, SET, key_arg, &key)) {
+    if (!vnxi_py_side_key(self->state, operation, args->key, &key)) {
         return NULL;
     }
-    if (!vnxi_py_side_blobs(self->state, SET, metadata, &blobs)) {
+    if (!vnxi_py_side_blobs(self->state, operation, args->metadata, &blobs)) {
         vnxi_py_bytes_put(&key);
         return NULL;
     }
     bool done = false;
-    if (blobs.items != NULL && key_arg != Py_None) {
-        vnxi_py_invalid(self->state, SET, VNXI_PY_NO_ROW,
+    if (blobs.items != NULL && args->key != NULL && args->key != Py_None) {
+        vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
                         "a mapping has its own keys");
     } else {
         if (blobs.items == NULL) {
@@ -149,45 +156,43 @@ vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs)
     return done ? Py_NewRef(Py_None) : NULL;
 }
 
-PyObject *
-vnxi_py_side_remove(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD(
+    remove_metadata, (OPTIONAL(key, "None")),
+    "Serve nothing under the key any more.\n"
+    "\n"
+    "nixlNotFoundError where nothing was; nixlNotAllowedError when not\n"
+    "running.")
 {
-    static char *names[] = {"key", NULL};
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyObject *key_arg = Py_None;
     vnxi_py_bytes_t key;
     vnx_error_t error;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:" REMOVE, names,
-                                     &key_arg) ||
-        !vnxi_py_side_key(self->state, REMOVE, key_arg, &key)) {
+    if (!vnxi_py_side_key(self->state, operation, args->key, &key)) {
         return NULL;
     }
     vnx_status_t status =
         vnx_side_channel_remove(self->channel, key.data, key.len, &error);
     vnxi_py_bytes_put(&key);
-    return status == VNX_OK ? Py_NewRef(Py_None)
-                            : vnxi_py_raise(self->state, &error);
+    return vnxi_py_none(self->state, status, &error);
 }
 
-PyObject *
-vnxi_py_side_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
+VNXI_PY_SIDE_METHOD(
+    advertised_address, (OPTIONAL(peer, "None")),
+    "What to tell peers: (host, port) of the running listener.\n"
+    "\n"
+    "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was\n"
+    "bound, or the machine's own first address that is no loopback.\n"
+    "\n"
+    "peer: who shall ask; a warning is logged where it cannot reach the\n"
+    "    address, being on another host than this loopback")
 {
-    static char *names[] = {"peer", NULL};
-    vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX];
-    PyObject *peer_arg = Py_None;
     const char *peer = NULL;
     vnx_error_t error;
     int port;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:" ADVERTISED, names,
-                                     &peer_arg)) {
-        return NULL;
-    }
-    if (peer_arg != Py_None &&
-        (peer = vnxi_py_text_get(self->state, ADVERTISED, "peer", peer_arg)) ==
-            NULL) {
+    if (args->peer != NULL && args->peer != Py_None &&
+        (peer = vnxi_py_text_get(self->state, operation, "peer",
+                                 args->peer)) == NULL) {
         return NULL;
     }
     if (vnx_side_channel_advertised(self->channel, peer, host, &port,
@@ -199,17 +204,15 @@ vnxi_py_side_advertised(PyObject *op, PyObject *args, PyObject *kwargs)
 
 /* -- Stopping ------------------------------------------------------------- */
 
-PyObject *
-vnxi_py_side_shutdown(PyObject *op, PyObject *Py_UNUSED(arg))
+VNXI_PY_SIDE_METHOD(
+    shutdown, (),
+    "Stop serving; clients are not waited for.\n"
+    "\n"
+    "The port is free when this returns. Nothing happens when the listener\n"
+    "is not running.")
 {
     Py_BEGIN_ALLOW_THREADS;
-    vnx_side_channel_shutdown(((vnxi_py_side_channel_t *)op)->channel);
+    vnx_side_channel_shutdown(self->channel);
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
-}
-
-PyObject *
-vnxi_py_side_exit(PyObject *op, PyObject *Py_UNUSED(args))
-{
-    return vnxi_py_side_shutdown(op, NULL);
 }

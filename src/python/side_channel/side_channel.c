@@ -158,36 +158,24 @@ static void
 side_channel_dealloc(PyObject *op)
 {
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    PyTypeObject *type = Py_TYPE(op);
-
     Py_BEGIN_ALLOW_THREADS;
     vnx_side_channel_free(self->channel);
     Py_END_ALLOW_THREADS;
-    type->tp_free(op);
-    Py_DECREF(type);
+    vnxi_py_object_free(op);
 }
 
 /* -- State and counters --------------------------------------------------- */
 
-PyObject *
-vnxi_py_side_is_running(PyObject *op, PyObject *Py_UNUSED(arg))
+VNXI_PY_SIDE_METHOD(is_running, (),
+                    "Is the listener running? Never waits (bool).")
 {
-    return PyBool_FromLong(
-        vnx_side_channel_is_running(((vnxi_py_side_channel_t *)op)->channel));
-}
-
-static bool
-put(PyObject *dict, const char *name, PyObject *value)
-{
-    bool done = value != NULL && PyDict_SetItemString(dict, name, value) == 0;
-    Py_XDECREF(value);
-    return done;
+    return PyBool_FromLong(vnx_side_channel_is_running(self->channel));
 }
 
 static bool
 put_number(PyObject *dict, const char *name, uint64_t number)
 {
-    return put(dict, name, PyLong_FromUnsignedLongLong(number));
+    return vnxi_py_dict_set(dict, name, PyLong_FromUnsignedLongLong(number));
 }
 
 static PyObject *
@@ -206,29 +194,26 @@ refusals_new(const vnx_side_channel_stats_t *stats)
     return dict;
 }
 
-static PyObject *
-latency_new(const vnx_side_channel_stats_t *stats)
-{
-    PyObject *list = PyList_New(VNX_SIDE_CHANNEL_LATENCIES);
-
-    for (int i = 0; list != NULL && i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
-        PyObject *number = PyLong_FromUnsignedLongLong(stats->latency[i]);
-        if (number == NULL) {
-            Py_CLEAR(list);
-        } else {
-            PyList_SET_ITEM(list, i, number);
-        }
-    }
-    return list;
-}
-
-PyObject *
-vnxi_py_side_stats(PyObject *op, PyObject *Py_UNUSED(arg))
+VNXI_PY_SIDE_METHOD(
+    stats, (),
+    "Counters of the listener since it was made (dict).\n"
+    "\n"
+    "accepted: connections taken\n"
+    "served: replies sent whole\n"
+    "refused: clients turned away for what they sent; refusals: the same by\n"
+    "    reason (dict)\n"
+    "timed_out: those that did not end within client_timeout_ms, or were\n"
+    "    idle too long\n"
+    "evicted: those closed to make room for a new one\n"
+    "open: connections now\n"
+    "bytes_received, bytes_sent\n"
+    "latency: replies by their time, [0] below 1 us, [i] from 2**(i-1) to\n"
+    "    2**i us (list)")
 {
     vnx_side_channel_stats_t stats;
     PyObject *dict = PyDict_New();
 
-    vnx_side_channel_stats(((vnxi_py_side_channel_t *)op)->channel, &stats);
+    vnx_side_channel_stats(self->channel, &stats);
     if (dict == NULL || !put_number(dict, "accepted", stats.accepted) ||
         !put_number(dict, "served", stats.served) ||
         !put_number(dict, "refused", stats.refused) ||
@@ -237,8 +222,10 @@ vnxi_py_side_stats(PyObject *op, PyObject *Py_UNUSED(arg))
         !put_number(dict, "open", stats.open) ||
         !put_number(dict, "bytes_received", stats.bytes_received) ||
         !put_number(dict, "bytes_sent", stats.bytes_sent) ||
-        !put(dict, "refusals", refusals_new(&stats)) ||
-        !put(dict, "latency", latency_new(&stats))) {
+        !vnxi_py_dict_set(dict, "refusals", refusals_new(&stats)) ||
+        !vnxi_py_dict_set(
+            dict, "latency",
+            vnxi_py_numbers_new(stats.latency, VNX_SIDE_CHANNEL_LATENCIES))) {
         Py_XDECREF(dict);
         return NULL;
     }
@@ -252,10 +239,17 @@ side_channel_get_port(PyObject *op, void *Py_UNUSED(closure))
         vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel));
 }
 
-PyObject *
-vnxi_py_side_enter(PyObject *op, PyObject *Py_UNUSED(arg))
+PyDoc_STRVAR(enter_doc, "__enter__($self, /)\n--\n\n"
+                        "The side channel itself.");
+
+PyDoc_STRVAR(exit_doc, "__exit__($self, /, *args)\n--\n\n"
+                       "shutdown().");
+
+static PyObject *
+side_channel_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
+                  Py_ssize_t Py_UNUSED(nargs))
 {
-    return Py_NewRef(op);
+    return vnxi_py_side_shutdown(op, NULL, 0, NULL);
 }
 
 static PyObject *
@@ -269,6 +263,16 @@ side_channel_repr(PyObject *op)
 }
 
 /* -- The types ------------------------------------------------------------ */
+
+static PyMethodDef side_channel_methods[] = {
+#define METHOD(name) VNXI_PY_METHOD_ROW(vnxi_py_side_, name)
+    VNXI_PY_SIDE_METHODS(METHOD)
+#undef METHOD
+        {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
+    {"__exit__", (PyCFunction)(void (*)(void))side_channel_exit, METH_FASTCALL,
+     exit_doc},
+    {NULL, NULL, 0, NULL},
+};
 
 static PyGetSetDef side_channel_getset[] = {
     {"port", side_channel_get_port, NULL,
@@ -321,7 +325,7 @@ PyDoc_STRVAR(http_doc,
 
 static PyType_Slot base_slots[] = {
     {Py_tp_doc, (void *)base_doc},       {Py_tp_dealloc, side_channel_dealloc},
-    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, vnxi_py_side_methods},
+    {Py_tp_repr, side_channel_repr},     {Py_tp_methods, side_channel_methods},
     {Py_tp_getset, side_channel_getset}, {0, NULL},
 };
 

@@ -3,8 +3,7 @@
  * SideChannel, and under it a class for each transport, which differ in their
  * names alone.
  *
- *   side_channel.c         the types, making, counters
- *   methods.c              their methods, and what help() says of them
+ *   side_channel.c         the types, making them, counters
  *   args.c                 arguments
  *   listen.c               methods about listening
  *   ask.c                  requests, and SideChannelRequests for event loops
@@ -12,6 +11,7 @@
 #ifndef VNXI_PYTHON_SIDE_CHANNEL_H
 #define VNXI_PYTHON_SIDE_CHANNEL_H
 
+#include "python/arguments/args.h"
 #include "python/arguments/convert.h"
 #include "python/module.h"
 #include "side_channel/side_channel.h"
@@ -21,27 +21,35 @@ typedef struct vnxi_py_side_channel {
     vnxi_py_state_t *state;                    /* of the type's module */
 } vnxi_py_side_channel_t;
 
-/* Make the types and add them to the module: 0, or -1 with an exception. */
-int vnxi_py_side_channel_add(PyObject *module);
+/* ask.c: add SideChannelRequests to the module: 0, or -1 with an exception. */
 int vnxi_py_side_requests_add(PyObject *module);
 
 /* -- Methods ------------------------------------------------------------- */
 
-extern PyMethodDef vnxi_py_side_methods[];
+#define VNXI_PY_SIDE_METHODS(X) \
+    /* listen.c */              \
+    X(start_listener)           \
+    X(set_metadata)             \
+    X(remove_metadata)          \
+    X(advertised_address)       \
+    X(shutdown)                 \
+    /* side_channel.c */        \
+    X(is_running)               \
+    X(stats)                    \
+    /* ask.c */                 \
+    X(request_metadata)         \
+    X(request_many)             \
+    X(_begin)
 
-PyObject *vnxi_py_side_start(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_set(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_remove(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_advertised(PyObject *op, PyObject *args,
-                                  PyObject *kwargs);
-PyObject *vnxi_py_side_shutdown(PyObject *op, PyObject *arg);
-PyObject *vnxi_py_side_is_running(PyObject *op, PyObject *arg);
-PyObject *vnxi_py_side_stats(PyObject *op, PyObject *arg);
-PyObject *vnxi_py_side_request(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_many(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_begin(PyObject *op, PyObject *args, PyObject *kwargs);
-PyObject *vnxi_py_side_enter(PyObject *op, PyObject *arg);
-PyObject *vnxi_py_side_exit(PyObject *op, PyObject *arg);
+#define VNXI_PY_SIDE_DECLARE(name) VNXI_PY_METHOD_DECLARE(vnxi_py_side_, name)
+VNXI_PY_SIDE_METHODS(VNXI_PY_SIDE_DECLARE)
+#undef VNXI_PY_SIDE_DECLARE
+
+#define VNXI_PY_SIDE_METHOD(name, params, doc) \
+    VNXI_PY_SIDE_METHOD_AS(name, #name, params, doc)
+#define VNXI_PY_SIDE_METHOD_AS(name, title, params, doc)                     \
+    VNXI_PY_METHOD(vnxi_py_side_, vnxi_py_side_channel_t, vnxi_py_is_usable, \
+                   name, title, params, doc)
 
 /* -- Arguments; each false: exception ------------------------------------- */
 
