@@ -75,6 +75,34 @@ vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
     return Py_IS_TYPE(object, state->types[type]);
 }
 
+/* -- The GIL -------------------------------------------------------------- */
+
+/* The value of an expression that is evaluated without the GIL. */
+#define VNXI_PY_WITHOUT_GIL(call)                     \
+    __extension__({                                   \
+        PyThreadState *thread_ = PyEval_SaveThread(); \
+        __auto_type value_ = (call);                  \
+        PyEval_RestoreThread(thread_);                \
+        value_;                                       \
+    })
+
+/* Drop the GIL where the work that follows is long enough to let other threads
+ * run; NULL where it is not. */
+static inline PyThreadState *
+vnxi_py_gil_drop_if(bool is_long)
+{
+    return is_long ? PyEval_SaveThread() : NULL;
+}
+
+/* Take it again. */
+static inline void
+vnxi_py_gil_take(PyThreadState *thread)
+{
+    if (thread != NULL) {
+        PyEval_RestoreThread(thread);
+    }
+}
+
 /* -- Parts of the module -------------------------------------------------- */
 
 /* Each adds its types or members to the module: 0, or -1 with an exception. */

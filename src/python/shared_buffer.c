@@ -10,11 +10,9 @@ static PyObject *
 buffer_create(vnxi_py_state_t *state, PyTypeObject *type, uint64_t nbytes)
 {
     vnx_error_t error;
-    vnx_status_t status;
     vnx_shared_buffer_t *buffer;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_shared_buffer_create(nbytes, &buffer, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status =
+        VNXI_PY_WITHOUT_GIL(vnx_shared_buffer_create(nbytes, &buffer, &error));
     if (status < 0) {
         return vnxi_py_raise(state, &error);
     }

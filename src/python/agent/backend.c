@@ -111,14 +111,11 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
 {
     param_list_t params;
     vnx_error_t error;
-    vnx_status_t status;
     if (!params_get(self->state, operation, params_arg, &params)) {
         return false;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_create_backend(self->agent, name, params.params,
-                                      params.count, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_create_backend(
+        self->agent, name, params.params, params.count, &error));
     params_fini(&params);
     if (status < 0) {
         vnxi_py_raise(self->state, &error);

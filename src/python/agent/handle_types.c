@@ -105,12 +105,11 @@ xfer_dealloc(PyObject *op)
 {
     vnx_xfer_t *xfer = ((vnxi_py_xfer_t *)op)->xfer;
     PyObject_GC_UnTrack(op);
-    if (xfer != NULL && vnx_xfer_state(xfer) == VNX_XFER_POSTED) {
-        Py_BEGIN_ALLOW_THREADS;
+    if (xfer != NULL) {
+        PyThreadState *thread =
+            vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED);
         vnx_xfer_abandon(xfer);
-        Py_END_ALLOW_THREADS;
-    } else if (xfer != NULL) {
-        vnx_xfer_abandon(xfer);
+        vnxi_py_gil_take(thread);
     }
     handle_free(op);
 }

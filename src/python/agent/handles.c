@@ -78,17 +78,6 @@ vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
 
 /* -- Releasing ------------------------------------------------------------ */
 
-/* May wait for the chunk that is being copied. */
-static vnx_status_t
-xfer_release_posted(vnx_xfer_t *xfer, vnx_error_t *error)
-{
-    vnx_status_t status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_xfer_release(xfer, error);
-    Py_END_ALLOW_THREADS;
-    return status;
-}
-
 /* The handle is empty while the GIL is dropped, so no other thread can release
  * it too. */
 bool
@@ -100,9 +89,11 @@ vnxi_py_xfer_release(vnxi_py_xfer_t *handle)
     }
     vnx_error_t error;
     handle->xfer = NULL;
-    vnx_status_t status = vnx_xfer_state(xfer) == VNX_XFER_POSTED
-                              ? xfer_release_posted(xfer, &error)
-                              : vnx_xfer_release(xfer, &error);
+    /* Of a posted one it may wait for the chunk that is being copied. */
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED);
+    vnx_status_t status = vnx_xfer_release(xfer, &error);
+    vnxi_py_gil_take(thread);
     if (status < 0) {
         handle->xfer = xfer;
         vnxi_py_raise(handle->base.state, &error);
@@ -118,11 +109,8 @@ vnxi_py_dlist_release(vnxi_py_dlist_t *handle)
         return;
     }
     handle->dlist = NULL;
-    if (vnx_dlist_bytes(dlist) < DLIST_LARGE) {
-        vnx_dlist_release(dlist);
-        return;
-    }
-    Py_BEGIN_ALLOW_THREADS;
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(vnx_dlist_bytes(dlist) >= DLIST_LARGE);
     vnx_dlist_release(dlist);
-    Py_END_ALLOW_THREADS;
+    vnxi_py_gil_take(thread);
 }

@@ -30,15 +30,12 @@ VNXI_PY_AGENT_METHOD(
     vnxi_py_bytes_t peer = {.data = ""};
     vnx_bytes_t json;
     vnx_error_t error;
-    vnx_status_t status;
     if (args->peer != NULL && args->peer != Py_None &&
         !vnxi_py_peer_get(self->state, operation, args->peer, &peer)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status =
-        vnx_agent_describe(self->agent, peer.data, peer.len, &json, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_agent_describe(self->agent, peer.data, peer.len, &json, &error));
     vnxi_py_bytes_put(&peer);
     if (status < 0) {
         return vnxi_py_raise(self->state, &error);

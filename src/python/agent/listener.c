@@ -86,7 +86,6 @@ VNXI_PY_AGENT_METHOD_AS(
 {
     uint64_t port, max_frame;
     vnx_error_t error;
-    vnx_status_t status;
     const char *host =
         vnxi_py_text_get(self->state, operation, "listen_host", args->host);
     if (host == NULL ||
@@ -101,9 +100,8 @@ VNXI_PY_AGENT_METHOD_AS(
     if (listener == NULL) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_listener_start(listener, host, (int)port, NULL, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_listener_start(listener, host, (int)port, NULL, &error));
     return listener_done(self, operation, status, &error);
 }
 
@@ -127,14 +125,12 @@ command(vnxi_py_agent_t *self, const char *operation, command_fn call,
         const address_t *address, const void *data, size_t len)
 {
     vnx_error_t error;
-    vnx_status_t status;
     vnx_listener_t *listener = listener_get(self, operation, 0);
     if (listener == NULL) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = call(listener, address->host, address->port, data, len, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        call(listener, address->host, address->port, data, len, &error));
     return listener_done(self, operation, status, &error);
 }
 

@@ -145,14 +145,11 @@ init_pinned(vnxi_py_agent_t *self, const init_t *init)
 {
     vnx_xfer_t *xfer;
     vnx_error_t error;
-    vnx_status_t status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_xfer_create(
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_xfer_create(
         self->agent, init->op, init->local->mem, init->local->rows,
         init->local->count, init->remote->mem, init->remote->rows,
         init->remote->count, init->peer.data, init->peer.len, init->notif.data,
-        init->notif.len, init->backends, &xfer, &error);
-    Py_END_ALLOW_THREADS;
+        init->notif.len, init->backends, &xfer, &error));
     return status < 0 ? vnxi_py_raise(self->state, &error)
                       : vnxi_py_xfer_new(self, xfer);
 }

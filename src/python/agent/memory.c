@@ -68,15 +68,12 @@ regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
                const char *const *backends, register_fn change)
 {
     vnx_error_t error;
-    vnx_status_t status;
     vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     if (rows == NULL) {
         return false;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status =
-        change(self->agent, descs->mem, rows, descs->count, backends, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        change(self->agent, descs->mem, rows, descs->count, backends, &error));
     vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         vnxi_py_raise(self->state, &error);
@@ -174,15 +171,12 @@ query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
     size_t count = descs->count;
     vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     vnx_error_t error;
-    vnx_status_t status;
 
     if (rows == NULL) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_query_memory(self->agent, descs->mem, rows, count,
-                                    backend, &infos, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_query_memory(
+        self->agent, descs->mem, rows, count, backend, &infos, &error));
     vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         return vnxi_py_raise(self->state, &error);

@@ -22,10 +22,8 @@ VNXI_PY_AGENT_METHOD(
 {
     vnx_bytes_t bytes;
     vnx_error_t error;
-    vnx_status_t status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_metadata(self->agent, &bytes, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status =
+        VNXI_PY_WITHOUT_GIL(vnx_agent_metadata(self->agent, &bytes, &error));
     return status < 0 ? vnxi_py_raise(self->state, &error)
                       : bytes_object(&bytes);
 }
@@ -36,16 +34,13 @@ partial_metadata(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
                  vnx_bytes_t *metadata_p)
 {
     vnx_error_t error;
-    vnx_status_t status;
     vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     if (rows == NULL) {
         return false;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_partial_metadata(self->agent, descs->mem, rows,
-                                        descs->count, with_connection,
-                                        backends, metadata_p, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_partial_metadata(
+        self->agent, descs->mem, rows, descs->count, with_connection, backends,
+        metadata_p, &error));
     vnxi_py_reg_rows_put(descs, rows);
     if (status < 0) {
         vnxi_py_raise(self->state, &error);
@@ -135,14 +130,11 @@ VNXI_PY_AGENT_METHOD(
     vnxi_py_bytes_t blob;
     vnx_bytes_t name;
     vnx_error_t error;
-    vnx_status_t status;
     if (!blob_get(operation, args->metadata, &blob)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_load_metadata(self->agent, blob.data, blob.len, &name,
-                                     &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_load_metadata(
+        self->agent, blob.data, blob.len, &name, &error));
     vnxi_py_bytes_put(&blob);
     return status < 0 ? vnxi_py_raise(self->state, &error)
                       : bytes_object(&name);
@@ -158,13 +150,11 @@ peer_call(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
 {
     vnxi_py_bytes_t peer;
     vnx_error_t error;
-    vnx_status_t status;
     if (!vnxi_py_peer_get(self->state, operation, peer_arg, &peer)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = call(self->agent, peer.data, peer.len, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status =
+        VNXI_PY_WITHOUT_GIL(call(self->agent, peer.data, peer.len, &error));
     vnxi_py_bytes_put(&peer);
     return vnxi_py_none(self->state, status, &error);
 }

@@ -294,7 +294,6 @@ VNXI_PY_AGENT_METHOD(
 {
     vnxi_py_bytes_t peer, message;
     vnx_error_t error;
-    vnx_status_t status;
     if (!send_backend_check(self, operation, args->backend) ||
         !vnxi_py_peer_get(self->state, operation, args->remote_agent_name,
                           &peer)) {
@@ -305,10 +304,8 @@ VNXI_PY_AGENT_METHOD(
         vnxi_py_bytes_put(&peer);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_agent_send_notif(self->agent, peer.data, peer.len,
-                                  message.data, message.len, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_send_notif(
+        self->agent, peer.data, peer.len, message.data, message.len, &error));
     vnxi_py_bytes_put(&message);
     vnxi_py_bytes_put(&peer);
     return vnxi_py_none(self->state, status, &error);

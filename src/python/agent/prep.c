@@ -52,14 +52,12 @@ static vnx_dlist_t *
 builder_end(prep_t *prep, bool good)
 {
     vnx_dlist_t *dlist = NULL;
-    vnx_status_t status;
     if (!good) {
         vnx_dlist_abort(prep->builder);
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_dlist_finish(prep->builder, &dlist, &prep->error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_dlist_finish(prep->builder, &dlist, &prep->error));
     if (status < 0) {
         vnx_dlist_abort(prep->builder);
         prep_raise(prep);
@@ -72,10 +70,8 @@ static bool
 chunk_feed(void *context, const vnx_desc_t *rows, size_t count)
 {
     prep_t *prep = context;
-    vnx_status_t status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_dlist_feed(prep->builder, rows, count, &prep->error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_dlist_feed(prep->builder, rows, count, &prep->error));
     return status >= 0 || prep_raise(prep);
 }
 
@@ -125,13 +121,10 @@ static vnx_dlist_t *
 prep_signed(prep_t *prep, const vnxi_py_matrix_t *matrix)
 {
     int64_t row = -1;
-    vnx_status_t status;
     if (!builder_begin(prep)) {
         return NULL;
     }
-    Py_BEGIN_ALLOW_THREADS;
-    status = signed_feed(prep, matrix, &row);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(signed_feed(prep, matrix, &row));
     bool good = row >= 0     ? negative_raise(prep, row)
                 : status < 0 ? prep_raise(prep)
                              : true;
@@ -144,12 +137,9 @@ static vnx_dlist_t *
 prep_plain(prep_t *prep, const vnx_desc_t *rows, size_t count)
 {
     vnx_dlist_t *dlist = NULL;
-    vnx_status_t status;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_dlist_create(prep->self->agent, prep->peer.data,
-                              prep->peer.len, prep->mem, rows, count,
-                              prep->backends, &dlist, &prep->error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_dlist_create(
+        prep->self->agent, prep->peer.data, prep->peer.len, prep->mem, rows,
+        count, prep->backends, &dlist, &prep->error));
     if (status < 0) {
         prep_raise(prep);
     }
@@ -236,11 +226,9 @@ static vnx_dlist_t *
 prep_runs(prep_t *prep, vnxi_py_runs_t *runs)
 {
     vnx_dlist_t *dlist = NULL;
-    vnx_status_t status;
     vnxi_py_runs_retain(runs);
-    Py_BEGIN_ALLOW_THREADS;
-    status = strided_create(prep, runs->items, runs->count, &dlist);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        strided_create(prep, runs->items, runs->count, &dlist));
     if (status < 0) {
         dlist = prep_unrolled(prep, runs);
     }

@@ -140,16 +140,13 @@ vnxi_py_runs_t *
 vnxi_py_runs_read(const vnxi_py_matrix_t *matrix)
 {
     const vnx_desc_t *rows = (const vnx_desc_t *)matrix->data;
-    vnxi_py_runs_t *runs;
     if (matrix->rows < RUNS_ROWS_MIN) {
         return NULL;
     }
-    if (matrix->rows < VNXI_PY_ROWS_LARGE) {
-        return runs_of(rows, matrix->rows, matrix->is_signed);
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    runs = runs_of(rows, matrix->rows, matrix->is_signed);
-    Py_END_ALLOW_THREADS;
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(matrix->rows >= VNXI_PY_ROWS_LARGE);
+    vnxi_py_runs_t *runs = runs_of(rows, matrix->rows, matrix->is_signed);
+    vnxi_py_gil_take(thread);
     return runs;
 }
 

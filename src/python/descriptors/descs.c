@@ -50,27 +50,17 @@ vnxi_py_descs_take_runs(vnxi_py_descs_t *self, vnxi_py_runs_t *runs)
     return true;
 }
 
+/* Drops the GIL where it takes long. */
 static vnx_desc_t *
 rows_of(const vnxi_py_runs_t *runs)
 {
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(runs->rows >= VNXI_PY_ROWS_LARGE);
     vnx_desc_t *rows = PyMem_RawMalloc(runs->rows * sizeof *rows);
     if (rows != NULL) {
         vnxi_py_runs_unroll(runs, &(vnxi_py_runs_at_t){0}, rows, runs->rows);
     }
-    return rows;
-}
-
-/* As above; drops the GIL where it takes long. */
-static vnx_desc_t *
-rows_of_many(const vnxi_py_runs_t *runs)
-{
-    vnx_desc_t *rows;
-    if (runs->rows < VNXI_PY_ROWS_LARGE) {
-        return rows_of(runs);
-    }
-    Py_BEGIN_ALLOW_THREADS;
-    rows = rows_of(runs);
-    Py_END_ALLOW_THREADS;
+    vnxi_py_gil_take(thread);
     return rows;
 }
 
@@ -86,7 +76,7 @@ vnxi_py_descs_unroll(vnxi_py_descs_t *self)
     bool good = true;
     while (good && self->runs != NULL) {
         vnxi_py_runs_t *runs = vnxi_py_runs_retain(self->runs);
-        vnx_desc_t *rows = rows_of_many(runs);
+        vnx_desc_t *rows = rows_of(runs);
         if (rows != NULL && self->runs == runs) {
             self->rows = rows;
             self->capacity = runs->rows;
@@ -216,15 +206,11 @@ vnxi_py_descs_extend(vnxi_py_descs_t *self, const void *rows, size_t count)
             return false;
         }
     }
-    if (count < VNXI_PY_ROWS_LARGE) {
-        rows_write(self, rows, count, extra);
-    } else {
-        self->exports++;
-        Py_BEGIN_ALLOW_THREADS;
-        rows_write(self, rows, count, extra);
-        Py_END_ALLOW_THREADS;
-        self->exports--;
-    }
+    self->exports++;
+    PyThreadState *thread = vnxi_py_gil_drop_if(count >= VNXI_PY_ROWS_LARGE);
+    rows_write(self, rows, count, extra);
+    vnxi_py_gil_take(thread);
+    self->exports--;
     self->count += count;
     return true;
 }
@@ -335,13 +321,10 @@ vnxi_py_reg_rows_get(vnxi_py_descs_t *descs)
         return NULL;
     }
     descs->exports++;
-    if (descs->count < VNXI_PY_ROWS_LARGE) {
-        reg_rows_fill(descs, rows);
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        reg_rows_fill(descs, rows);
-        Py_END_ALLOW_THREADS;
-    }
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(descs->count >= VNXI_PY_ROWS_LARGE);
+    reg_rows_fill(descs, rows);
+    vnxi_py_gil_take(thread);
     return rows;
 }
 

@@ -36,11 +36,9 @@ rows_negative(vnxi_py_descs_t *self, size_t first)
 {
     const uint64_t *numbers = &self->rows[first].addr;
     size_t count = self->count - first;
-    int64_t row;
     self->exports++;
-    Py_BEGIN_ALLOW_THREADS;
-    row = vnxi_py_matrix_negative(numbers, count, 3);
-    Py_END_ALLOW_THREADS;
+    int64_t row =
+        VNXI_PY_WITHOUT_GIL(vnxi_py_matrix_negative(numbers, count, 3));
     self->exports--;
     return row;
 }

@@ -49,6 +49,7 @@ head_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
     field_end(writer);
 }
 
+/* Needs no GIL: the list is pinned, and bytes never change. */
 static void
 rows_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
 {
@@ -70,14 +71,6 @@ rows_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
     }
 }
 
-/* Needs no GIL: the list is pinned, and bytes never change. */
-static void
-state_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
-{
-    head_write(writer, self);
-    rows_write(writer, self);
-}
-
 const char vnxi_py_descs_getstate_doc[] =
     "__getstate__($self)\n--\n\n"
     "The list in NIXL's own serialised form (bytes).";
@@ -90,13 +83,11 @@ vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
     if (!vnxi_py_descs_pin(self)) {
         return NULL;
     }
-    if (self->count < VNXI_PY_ROWS_LARGE) {
-        state_write(&writer, self);
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        state_write(&writer, self);
-        Py_END_ALLOW_THREADS;
-    }
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(self->count >= VNXI_PY_ROWS_LARGE);
+    head_write(&writer, self);
+    rows_write(&writer, self);
+    vnxi_py_gil_take(thread);
     vnxi_py_descs_unpin(self);
     PyObject *bytes =
         writer.failed ? PyErr_NoMemory()

@@ -71,13 +71,10 @@ descs_dealloc(PyObject *op)
 
     vnxi_py_descs_clear(self);
     PyMem_RawFree(self->extras);
-    if (self->capacity < VNXI_PY_ROWS_LARGE) {
-        PyMem_RawFree(self->rows);
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        PyMem_RawFree(self->rows);
-        Py_END_ALLOW_THREADS;
-    }
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(self->capacity >= VNXI_PY_ROWS_LARGE);
+    PyMem_RawFree(self->rows);
+    vnxi_py_gil_take(thread);
     vnxi_py_object_free(op);
 }
 
@@ -106,17 +103,13 @@ static bool
 rows_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
 {
     size_t size = a->count * sizeof *a->rows;
-    bool equal;
     if (a->count != b->count || a->count == 0) {
         return a->count == b->count;
     }
-    if (a->count < VNXI_PY_ROWS_LARGE) {
-        equal = memcmp(a->rows, b->rows, size) == 0;
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        equal = memcmp(a->rows, b->rows, size) == 0;
-        Py_END_ALLOW_THREADS;
-    }
+    PyThreadState *thread =
+        vnxi_py_gil_drop_if(a->count >= VNXI_PY_ROWS_LARGE);
+    bool equal = memcmp(a->rows, b->rows, size) == 0;
+    vnxi_py_gil_take(thread);
     return equal && extras_equal(a, b);
 }
 

@@ -44,7 +44,6 @@ start(vnxi_py_side_channel_t *self, const char *operation,
       vnx_side_channel_start_params_t *params, PyObject *metadata)
 {
     vnxi_py_blobs_t blobs;
-    vnx_status_t status;
     vnx_error_t error;
     int port = 0;
 
@@ -53,9 +52,8 @@ start(vnxi_py_side_channel_t *self, const char *operation,
     }
     params->blobs = blobs.blobs;
     params->count = blobs.count;
-    Py_BEGIN_ALLOW_THREADS;
-    status = vnx_side_channel_start_with(self->channel, params, &port, &error);
-    Py_END_ALLOW_THREADS;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_side_channel_start_with(self->channel, params, &port, &error));
     vnxi_py_side_blobs_put(&blobs);
     return status == VNX_OK ? PyLong_FromLong(port)
                             : raise_start(self, &error);
