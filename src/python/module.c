@@ -83,60 +83,61 @@ names_add(vnxi_py_state_t *state)
 }
 
 static int
-module_exec(PyObject *module)
+types_add(PyObject *module)
 {
-    static int (*const parts[])(PyObject *) = {
-        vnxi_py_enums_add,         vnxi_py_errors_add,       vnxi_py_descs_add,
-        vnxi_py_handles_add,       vnxi_py_telemetry_add,    vnxi_py_agent_add,
-        vnxi_py_shared_buffer_add, vnxi_py_side_channel_add, watch_end,
+    static PyType_Spec *const specs[VNXI_PY_TYPE_COUNT] = {
+        [VNXI_PY_TYPE_AGENT] = &vnxi_py_agent_spec,
+        [VNXI_PY_TYPE_XFER] = &vnxi_py_xfer_spec,
+        [VNXI_PY_TYPE_DLIST] = &vnxi_py_dlist_spec,
+        [VNXI_PY_TYPE_XFER_DESCS] = &vnxi_py_descs_specs[0],
+        [VNXI_PY_TYPE_REG_DESCS] = &vnxi_py_descs_specs[1],
+        [VNXI_PY_TYPE_REMOTE_DESCS] = &vnxi_py_descs_specs[2],
+        [VNXI_PY_TYPE_TELEMETRY] = &vnxi_py_telemetry_spec,
+        [VNXI_PY_TYPE_SHARED_BUFFER] = &vnxi_py_shared_buffer_spec,
+        [VNXI_PY_TYPE_SIDE_REQUESTS] = &vnxi_py_side_requests_spec,
     };
-    if (names_add(vnxi_py_state(module)) < 0) {
-        return -1;
-    }
-    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
-        if (parts[i](module) < 0) {
+    vnxi_py_state_t *state = vnxi_py_state(module);
+    for (int i = 0; i < VNXI_PY_TYPE_COUNT; i++) {
+        state->types[i] = PyType_FromModuleAndSpec(module, specs[i], NULL);
+        if (state->types[i] == NULL ||
+            PyModule_AddType(module, (PyTypeObject *)state->types[i]) < 0) {
             return -1;
         }
+    }
+    return 0;
+}
+
+static int
+module_exec(PyObject *module)
+{
+    if (names_add(vnxi_py_state(module)) < 0 ||
+        vnxi_py_enums_add(module) < 0 || vnxi_py_errors_add(module) < 0 ||
+        types_add(module) < 0 || vnxi_py_side_channel_add(module) < 0 ||
+        watch_end(module) < 0) {
+        return -1;
     }
     return PyModule_AddStringConstant(module, "__version__", vnx_version());
 }
 
+#define STATE_OBJECTS (offsetof(vnxi_py_state_t, scratch) / sizeof(PyObject *))
+
 static int
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
-    vnxi_py_state_t *state = vnxi_py_state(module);
-    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
-        Py_VISIT(state->errors[i]);
+    PyObject **objects = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_OBJECTS; i++) {
+        Py_VISIT(objects[i]);
     }
-    for (int i = 0; i < VNX_MEM_COUNT; i++) {
-        Py_VISIT(state->mems[i]);
-    }
-    for (int i = 0; i < VNXI_PY_TYPE_COUNT; i++) {
-        Py_VISIT(state->types[i]);
-    }
-    Py_VISIT(state->error_base);
-    Py_VISIT(state->running_error);
     return 0;
 }
 
 static int
 module_clear(PyObject *module)
 {
-    vnxi_py_state_t *state = vnxi_py_state(module);
-    for (int i = 0; i < VNXI_PY_NAME_COUNT; i++) {
-        Py_CLEAR(state->names[i]);
+    PyObject **objects = PyModule_GetState(module);
+    for (size_t i = 0; i < STATE_OBJECTS; i++) {
+        Py_CLEAR(objects[i]);
     }
-    for (int i = 0; i < VNXI_PY_STATUS_COUNT; i++) {
-        Py_CLEAR(state->errors[i]);
-    }
-    for (int i = 0; i < VNX_MEM_COUNT; i++) {
-        Py_CLEAR(state->mems[i]);
-    }
-    for (int i = 0; i < VNXI_PY_TYPE_COUNT; i++) {
-        Py_CLEAR(state->types[i]);
-    }
-    Py_CLEAR(state->error_base);
-    Py_CLEAR(state->running_error);
     return 0;
 }
 

@@ -51,12 +51,13 @@ typedef enum vnxi_py_type {
 } vnxi_py_type_t;
 
 typedef struct vnxi_py_state {
+    /* References, which module.c visits and clears as one array. */
     PyObject *names[VNXI_PY_NAME_COUNT];    /* interned */
     PyObject *errors[VNXI_PY_STATUS_COUNT]; /* NULL: not an error */
     PyObject *error_base;                   /* NixlError */
     PyObject *running_error;                /* nixlAlreadyRunningError */
     PyObject *mems[VNX_MEM_COUNT];          /* members of nixl_mem_t */
-    PyTypeObject *types[VNXI_PY_TYPE_COUNT];
+    PyObject *types[VNXI_PY_TYPE_COUNT];
     void *scratch; /* see scratch.h */
     size_t scratch_size;
 } vnxi_py_state_t;
@@ -69,10 +70,16 @@ vnxi_py_state(PyObject *module)
     return PyModule_GetState(module);
 }
 
+static inline PyTypeObject *
+vnxi_py_type(const vnxi_py_state_t *state, vnxi_py_type_t type)
+{
+    return (PyTypeObject *)state->types[type];
+}
+
 static inline bool
 vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
 {
-    return Py_IS_TYPE(object, state->types[type]);
+    return Py_IS_TYPE(object, vnxi_py_type(state, type));
 }
 
 /* -- The GIL -------------------------------------------------------------- */
@@ -105,12 +112,13 @@ vnxi_py_gil_take(PyThreadState *thread)
 
 /* -- Parts of the module -------------------------------------------------- */
 
-/* Each adds its types or members to the module: 0, or -1 with an exception. */
-int vnxi_py_agent_add(PyObject *module);
-int vnxi_py_handles_add(PyObject *module);
-int vnxi_py_descs_add(PyObject *module);
-int vnxi_py_telemetry_add(PyObject *module);
-int vnxi_py_shared_buffer_add(PyObject *module);
+/* The types, which module.c makes. */
+extern PyType_Spec vnxi_py_agent_spec, vnxi_py_xfer_spec, vnxi_py_dlist_spec,
+    vnxi_py_telemetry_spec, vnxi_py_shared_buffer_spec,
+    vnxi_py_side_requests_spec;
+extern PyType_Spec vnxi_py_descs_specs[]; /* by vnxi_py_descs_kind_t */
+
+/* Each adds members to the module: 0, or -1 with an exception. */
 int vnxi_py_side_channel_add(PyObject *module);
 int vnxi_py_enums_add(PyObject *module);
 int vnxi_py_errors_add(PyObject *module);
@@ -127,9 +135,6 @@ extern const PyModuleDef *vnxi_py_module_def;
 /* The state of the module that defined `type` or one of its bases; NULL and
  * SystemError where there is none.  For tp_new, where no object exists. */
 vnxi_py_state_t *vnxi_py_state_of_type(PyTypeObject *type);
-
-/* Make a type and add it to the module: 0, or -1 with an exception. */
-int vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec);
 
 /* tp_dealloc, or its end: free the object and drop its type. */
 void vnxi_py_object_free(PyObject *op);

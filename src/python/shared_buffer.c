@@ -118,15 +118,9 @@ static PyType_Slot buffer_slots[] = {
     {Py_bf_getbuffer, buffer_getbuffer}, {0, NULL},
 };
 
-static PyType_Spec buffer_spec = {
+PyType_Spec vnxi_py_shared_buffer_spec = {
     .name = "vllm_nixl._core.shared_buffer",
     .basicsize = sizeof(shared_buffer_t),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = buffer_slots,
 };
-
-int
-vnxi_py_shared_buffer_add(PyObject *module)
-{
-    return vnxi_py_type_add(module, VNXI_PY_TYPE_SHARED_BUFFER, &buffer_spec);
-}

@@ -19,17 +19,6 @@ vnxi_py_state_of_type(PyTypeObject *type)
     return NULL;
 }
 
-int
-vnxi_py_type_add(PyObject *module, vnxi_py_type_t type, PyType_Spec *spec)
-{
-    PyObject *made = PyType_FromModuleAndSpec(module, spec, NULL);
-    if (made == NULL) {
-        return -1;
-    }
-    vnxi_py_state(module)->types[type] = (PyTypeObject *)made;
-    return PyModule_AddType(module, (PyTypeObject *)made);
-}
-
 void
 vnxi_py_object_free(PyObject *op)
 {

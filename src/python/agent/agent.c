@@ -327,16 +327,10 @@ static PyType_Slot agent_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec agent_spec = {
+PyType_Spec vnxi_py_agent_spec = {
     .name = "vllm_nixl._core.Agent",
     .basicsize = sizeof(vnxi_py_agent_t),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC |
              Py_TPFLAGS_IMMUTABLETYPE,
     .slots = agent_slots,
 };
-
-int
-vnxi_py_agent_add(PyObject *module)
-{
-    return vnxi_py_type_add(module, VNXI_PY_TYPE_AGENT, &agent_spec);
-}

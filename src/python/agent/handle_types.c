@@ -83,13 +83,6 @@ PyDoc_STRVAR(xfer_exit_doc,
              "__exit__($self, *args)\n--\n\nrelease() the transfer.");
 
 static PyObject *
-xfer_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
-          Py_ssize_t Py_UNUSED(nargs))
-{
-    return xfer_release(op, NULL);
-}
-
-static PyObject *
 xfer_repr(PyObject *op)
 {
     static const char *const states[] = {"ready", "posted", "done", "failed",
@@ -125,8 +118,7 @@ static PyMethodDef xfer_methods[] = {
     {"release", xfer_release, METH_NOARGS, xfer_release_doc},
     VNXI_PY_METHOD_ROW(xfer_, result){"__enter__", vnxi_py_object_enter,
                                       METH_NOARGS, enter_doc},
-    {"__exit__", (PyCFunction)(void (*)(void))xfer_exit, METH_FASTCALL,
-     xfer_exit_doc},
+    {"__exit__", xfer_release, METH_VARARGS, xfer_exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -147,13 +139,6 @@ dlist_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(dlist_exit_doc,
              "__exit__($self, *args)\n--\n\nrelease() the prepared list.");
-
-static PyObject *
-dlist_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
-           Py_ssize_t Py_UNUSED(nargs))
-{
-    return dlist_release(op, NULL);
-}
 
 static PyObject *
 dlist_repr(PyObject *op)
@@ -186,8 +171,7 @@ PyDoc_STRVAR(dlist_doc,
 static PyMethodDef dlist_methods[] = {
     {"release", dlist_release, METH_NOARGS, dlist_release_doc},
     {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
-    {"__exit__", (PyCFunction)(void (*)(void))dlist_exit, METH_FASTCALL,
-     dlist_exit_doc},
+    {"__exit__", dlist_release, METH_VARARGS, dlist_exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -203,7 +187,7 @@ static PyMethodDef dlist_methods[] = {
         {Py_tp_methods, object##_methods},                 \
         {0, NULL},                                         \
     };                                                     \
-    static PyType_Spec object##_spec = {                   \
+    PyType_Spec vnxi_py_##object##_spec = {                \
         .name = "vllm_nixl._core." title,                  \
         .basicsize = sizeof(vnxi_py_##object##_t),         \
         .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | \
@@ -214,11 +198,3 @@ static PyMethodDef dlist_methods[] = {
 
 HANDLE_TYPE(xfer, "nixl_xfer_handle")
 HANDLE_TYPE(dlist, "nixl_prepped_dlist_handle")
-
-int
-vnxi_py_handles_add(PyObject *module)
-{
-    return vnxi_py_type_add(module, VNXI_PY_TYPE_XFER, &xfer_spec) < 0
-               ? -1
-               : vnxi_py_type_add(module, VNXI_PY_TYPE_DLIST, &dlist_spec);
-}

@@ -11,7 +11,7 @@
 static void *
 handle_new(vnxi_py_agent_t *agent, vnxi_py_type_t kind)
 {
-    PyTypeObject *type = agent->state->types[kind];
+    PyTypeObject *type = vnxi_py_type(agent->state, kind);
     vnxi_py_handle_t *self = (vnxi_py_handle_t *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->state = agent->state;

@@ -50,45 +50,36 @@ VNXI_PY_AGENT_METHOD(
 
 /* -- stats() -------------------------------------------------------------- */
 
-/* The fields of vnx_agent_stats_t that are one number. */
-#define STATS_NUMBERS(X)   \
-    X(xfers_posted)        \
-    X(xfers_done)          \
-    X(xfers_failed)        \
-    X(xfers_cancelled)     \
-    X(bytes_read)          \
-    X(bytes_written)       \
-    X(rows)                \
-    X(pieces)              \
-    X(notifs_sent)         \
-    X(notifs_received)     \
-    X(notifs_dropped)      \
-    X(notifs_pending)      \
-    X(notif_bytes_pending) \
-    X(peers)               \
-    X(peers_lost)          \
-    X(regions)             \
-    X(live_dlists)         \
-    X(live_xfers)
-
 static bool
 numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
 {
-    const struct {
-        const char *key;
-        uint64_t value;
-    } rows[] = {
-#define STATS_ROW(field) {#field, stats->field},
-        STATS_NUMBERS(STATS_ROW)
-#undef STATS_ROW
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        if (!vnxi_py_dict_set(dict, rows[i].key,
-                              PyLong_FromUnsignedLongLong(rows[i].value))) {
-            return false;
-        }
+#define FIELD(name)        \
+    {                      \
+#name, stats->name \
     }
-    return true;
+    const vnxi_py_number_t numbers[] = {
+        FIELD(xfers_posted),
+        FIELD(xfers_done),
+        FIELD(xfers_failed),
+        FIELD(xfers_cancelled),
+        FIELD(bytes_read),
+        FIELD(bytes_written),
+        FIELD(rows),
+        FIELD(pieces),
+        FIELD(notifs_sent),
+        FIELD(notifs_received),
+        FIELD(notifs_dropped),
+        FIELD(notifs_pending),
+        FIELD(notif_bytes_pending),
+        FIELD(peers),
+        FIELD(peers_lost),
+        FIELD(regions),
+        FIELD(live_dlists),
+        FIELD(live_xfers),
+    };
+#undef FIELD
+    return vnxi_py_dict_set_numbers(dict, "", numbers,
+                                    sizeof numbers / sizeof numbers[0]);
 }
 
 VNXI_PY_AGENT_METHOD(

@@ -226,44 +226,26 @@ VNXI_PY_AGENT_METHOD(invalidate_local_metadata,
 /* -- Counters --------------------------------------------------------------
  */
 
-#define COUNTERS(X)  \
-    X(accepted)      \
-    X(open)          \
-    X(refused)       \
-    X(timed_out)     \
-    X(evicted)       \
-    X(loaded)        \
-    X(load_failures) \
-    X(served)        \
-    X(invalidated)   \
-    X(sent)          \
-    X(send_failures) \
-    X(pending)
-
 static bool
 counters_set(const vnxi_py_agent_t *self, PyObject *dict, const char *prefix)
 {
     vnx_listener_stats_t stats = {0};
-    char key[48];
     if (self->listener != NULL) {
         vnx_listener_stats(self->listener, &stats);
     }
-    const struct {
-        const char *name;
-        uint64_t value;
-    } rows[] = {
-#define COUNTER_ROW(field) {#field, stats.field},
-        COUNTERS(COUNTER_ROW)
-#undef COUNTER_ROW
-    };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        snprintf(key, sizeof key, "%s%s", prefix, rows[i].name);
-        if (!vnxi_py_dict_set(dict, key,
-                              PyLong_FromUnsignedLongLong(rows[i].value))) {
-            return false;
-        }
+#define FIELD(name)       \
+    {                     \
+#name, stats.name \
     }
-    return true;
+    const vnxi_py_number_t numbers[] = {
+        FIELD(accepted),      FIELD(open),          FIELD(refused),
+        FIELD(timed_out),     FIELD(evicted),       FIELD(loaded),
+        FIELD(load_failures), FIELD(served),        FIELD(invalidated),
+        FIELD(sent),          FIELD(send_failures), FIELD(pending),
+    };
+#undef FIELD
+    return vnxi_py_dict_set_numbers(dict, prefix, numbers,
+                                    sizeof numbers / sizeof numbers[0]);
 }
 
 bool

@@ -15,7 +15,7 @@ vnxi_py_telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer)
     if (vnx_xfer_telemetry(xfer, &from, &error) < 0) {
         return vnxi_py_raise(state, &error);
     }
-    PyTypeObject *type = state->types[VNXI_PY_TYPE_TELEMETRY];
+    PyTypeObject *type = vnxi_py_type(state, VNXI_PY_TYPE_TELEMETRY);
     telemetry_t *self = (telemetry_t *)type->tp_alloc(type, 0);
     if (self != NULL) {
         self->start_us = from.start_us;
@@ -66,15 +66,9 @@ static PyType_Slot telemetry_slots[] = {
     {Py_tp_members, telemetry_members},   {0, NULL},
 };
 
-static PyType_Spec telemetry_spec = {
+PyType_Spec vnxi_py_telemetry_spec = {
     .name = "vllm_nixl._core.nixlXferTelemetry",
     .basicsize = sizeof(telemetry_t),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = telemetry_slots,
 };
-
-int
-vnxi_py_telemetry_add(PyObject *module)
-{
-    return vnxi_py_type_add(module, VNXI_PY_TYPE_TELEMETRY, &telemetry_spec);
-}

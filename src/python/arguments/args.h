@@ -37,8 +37,8 @@
 typedef struct vnxi_py_signature {
     const char *name; /* of the method; also the operation in messages */
     uint8_t count;    /* parameters, positional or by keyword */
-    uint8_t required; /* the first so many have no default */
-    uint8_t keyword;  /* the last so many are given by keyword alone */
+    uint8_t required; /* that many of the first have no default */
+    uint8_t keyword;  /* that many of the last are given by keyword alone */
     uint8_t params[VNXI_PY_ARGS_MAX]; /* vnxi_py_name_t */
 } vnxi_py_signature_t;
 
@@ -114,28 +114,19 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
 #define VNXI_PY_FIELD_KEYWORD(name, default) PyObject *name;
 #define VNXI_PY_FIELD_STAR
 
+#define VNXI_PY_COUNT(...) (sizeof((uint8_t[]){VNXI_PY_PARAMS(__VA_ARGS__)}))
 #define VNXI_PY_PARAMS(...) VNXI_PY_EACH(VNXI_PY_PARAM_, ##__VA_ARGS__)
 #define VNXI_PY_PARAM_REQUIRED(name) VNXI_PY_NAME_##name,
 #define VNXI_PY_PARAM_OPTIONAL(name, default) VNXI_PY_NAME_##name,
 #define VNXI_PY_PARAM_KEYWORD(name, default) VNXI_PY_NAME_##name,
 #define VNXI_PY_PARAM_STAR
 
-/* Sums: 1 for each parameter, optional or keyword. */
-#define VNXI_PY_COUNT(...) VNXI_PY_EACH(VNXI_PY_ONE_, ##__VA_ARGS__)
-#define VNXI_PY_ONE_REQUIRED(name) +1
-#define VNXI_PY_ONE_OPTIONAL(name, default) +1
-#define VNXI_PY_ONE_KEYWORD(name, default) +1
-#define VNXI_PY_ONE_STAR
-#define VNXI_PY_REQUIRED(...) VNXI_PY_EACH(VNXI_PY_NEED_, ##__VA_ARGS__)
-#define VNXI_PY_NEED_REQUIRED(name) +1
-#define VNXI_PY_NEED_OPTIONAL(name, default)
-#define VNXI_PY_NEED_KEYWORD(name, default)
-#define VNXI_PY_NEED_STAR
-#define VNXI_PY_KEYWORDS(...) VNXI_PY_EACH(VNXI_PY_KEY_, ##__VA_ARGS__)
-#define VNXI_PY_KEY_REQUIRED(name)
-#define VNXI_PY_KEY_OPTIONAL(name, default)
-#define VNXI_PY_KEY_KEYWORD(name, default) +1
-#define VNXI_PY_KEY_STAR
+/* How many are required, plus 16 times how many are keywords. */
+#define VNXI_PY_KINDS(...) (0 VNXI_PY_EACH(VNXI_PY_KIND_, ##__VA_ARGS__))
+#define VNXI_PY_KIND_REQUIRED(name) +1
+#define VNXI_PY_KIND_OPTIONAL(name, default)
+#define VNXI_PY_KIND_KEYWORD(name, default) +16
+#define VNXI_PY_KIND_STAR
 
 /* The check of a type whose objects are always usable. */
 static inline bool
@@ -164,9 +155,9 @@ vnxi_py_is_usable(const void *self)
     {                                                                         \
         static const vnxi_py_signature_t signature = {                        \
             .name = title,                                                    \
-            .count = 0 VNXI_PY_COUNT parameters,                              \
-            .required = 0 VNXI_PY_REQUIRED parameters,                        \
-            .keyword = 0 VNXI_PY_KEYWORDS parameters,                         \
+            .count = VNXI_PY_COUNT parameters,                                \
+            .required = VNXI_PY_KINDS parameters & 0xf,                       \
+            .keyword = VNXI_PY_KINDS parameters >> 4,                         \
             .params = {VNXI_PY_PARAMS parameters},                            \
         };                                                                    \
         self_t *self = (self_t *)op;                                          \

@@ -301,6 +301,21 @@ vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value)
     return good;
 }
 
+bool
+vnxi_py_dict_set_numbers(PyObject *dict, const char *prefix,
+                         const vnxi_py_number_t *numbers, size_t count)
+{
+    char key[64];
+    for (size_t i = 0; i < count; i++) {
+        snprintf(key, sizeof key, "%s%s", prefix, numbers[i].key);
+        if (!vnxi_py_dict_set(dict, key,
+                              PyLong_FromUnsignedLongLong(numbers[i].value))) {
+            return false;
+        }
+    }
+    return true;
+}
+
 PyObject *
 vnxi_py_numbers_new(const uint64_t *numbers, size_t count)
 {

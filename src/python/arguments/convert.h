@@ -105,6 +105,15 @@ bool vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
  * false: exception. */
 bool vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value);
 
+/* Set each key, with `prefix` in front of it, to its number. */
+typedef struct vnxi_py_number {
+    const char *key;
+    uint64_t value;
+} vnxi_py_number_t;
+
+bool vnxi_py_dict_set_numbers(PyObject *dict, const char *prefix,
+                              const vnxi_py_number_t *numbers, size_t count);
+
 /* A list of ints.  NULL: exception. */
 PyObject *vnxi_py_numbers_new(const uint64_t *numbers, size_t count);
 

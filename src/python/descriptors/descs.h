@@ -38,7 +38,7 @@ typedef struct vnxi_py_descs {
 static inline PyTypeObject *
 vnxi_py_descs_type(const vnxi_py_state_t *state, vnxi_py_descs_kind_t kind)
 {
-    return state->types[VNXI_PY_TYPE_XFER_DESCS + (int)kind];
+    return vnxi_py_type(state, VNXI_PY_TYPE_XFER_DESCS + (int)kind);
 }
 
 static inline bool

@@ -34,19 +34,24 @@ field_end(vnxi_writer_t *writer)
 }
 
 static void
+field_write(vnxi_writer_t *writer, const char *tag, const void *data,
+            size_t len)
+{
+    field_begin(writer, tag, len);
+    vnxi_write_bytes(writer, data, len);
+    field_end(writer);
+}
+
+static void
 head_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
 {
     const char *kind = serial_kind(self);
+    uint32_t mem = (uint32_t)self->mem;
+    uint64_t count = self->count;
     vnxi_write_bytes(writer, SERIAL_PREFIX, strlen(SERIAL_PREFIX));
-    field_begin(writer, "nixlDList", strlen(kind));
-    vnxi_write_bytes(writer, kind, strlen(kind));
-    field_end(writer);
-    field_begin(writer, "t", 4);
-    vnxi_write_u32(writer, (uint32_t)self->mem);
-    field_end(writer);
-    field_begin(writer, "n", 8);
-    vnxi_write_u64(writer, self->count);
-    field_end(writer);
+    field_write(writer, "nixlDList", kind, strlen(kind));
+    field_write(writer, "t", &mem, sizeof mem);
+    field_write(writer, "n", &count, sizeof count);
 }
 
 /* Needs no GIL: the list is pinned, and bytes never change. */
@@ -56,9 +61,7 @@ rows_write(vnxi_writer_t *writer, const vnxi_py_descs_t *self)
     if (self->kind == VNXI_PY_DESCS_XFER) {
         size_t len = self->count * sizeof *self->rows;
         if (len > 0) {
-            field_begin(writer, "", len);
-            vnxi_write_bytes(writer, self->rows, len);
-            field_end(writer);
+            field_write(writer, "", self->rows, len);
         }
         return;
     }

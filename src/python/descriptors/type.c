@@ -251,20 +251,8 @@ static PyType_Slot remote_slots[] =
         .slots = (type_slots),                                  \
     }
 
-static PyType_Spec descs_specs[] = {
+PyType_Spec vnxi_py_descs_specs[] = {
     DESCS_SPEC("nixlXferDList", xfer_slots),
     DESCS_SPEC("nixlRegDList", reg_slots),
     DESCS_SPEC("nixlRemoteDList", remote_slots),
 };
-
-int
-vnxi_py_descs_add(PyObject *module)
-{
-    for (int kind = 0; kind < 3; kind++) {
-        if (vnxi_py_type_add(module, VNXI_PY_TYPE_XFER_DESCS + kind,
-                             &descs_specs[kind]) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}

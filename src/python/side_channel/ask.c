@@ -334,7 +334,7 @@ static PyObject *
 requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
 {
     vnx_error_t error;
-    PyTypeObject *type = self->state->types[VNXI_PY_TYPE_SIDE_REQUESTS];
+    PyTypeObject *type = vnxi_py_type(self->state, VNXI_PY_TYPE_SIDE_REQUESTS);
     side_requests_t *made = (side_requests_t *)type->tp_alloc(type, 0);
 
     if (made == NULL) {
@@ -455,17 +455,10 @@ static PyType_Slot requests_slots[] = {
     {0, NULL},
 };
 
-static PyType_Spec requests_spec = {
+PyType_Spec vnxi_py_side_requests_spec = {
     .name = "vllm_nixl._core.SideChannelRequests",
     .basicsize = sizeof(side_requests_t),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE |
              Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = requests_slots,
 };
-
-int
-vnxi_py_side_requests_add(PyObject *module)
-{
-    return vnxi_py_type_add(module, VNXI_PY_TYPE_SIDE_REQUESTS,
-                            &requests_spec);
-}

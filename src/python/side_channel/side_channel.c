@@ -172,24 +172,20 @@ VNXI_PY_SIDE_METHOD(is_running, (),
     return PyBool_FromLong(vnx_side_channel_is_running(self->channel));
 }
 
-static bool
-put_number(PyObject *dict, const char *name, uint64_t number)
-{
-    return vnxi_py_dict_set(dict, name, PyLong_FromUnsignedLongLong(number));
-}
-
 static PyObject *
 refusals_new(const vnx_side_channel_stats_t *stats)
 {
+    vnxi_py_number_t numbers[VNX_SIDE_CHANNEL_REFUSALS];
     PyObject *dict = PyDict_New();
 
-    for (int i = 0; dict != NULL && i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
-        if (!put_number(
-                dict,
-                vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i),
-                stats->refusals[i])) {
-            Py_CLEAR(dict);
-        }
+    for (int i = 0; i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
+        numbers[i].key =
+            vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i);
+        numbers[i].value = stats->refusals[i];
+    }
+    if (dict != NULL && !vnxi_py_dict_set_numbers(dict, "", numbers,
+                                                  VNX_SIDE_CHANNEL_REFUSALS)) {
+        Py_CLEAR(dict);
     }
     return dict;
 }
@@ -214,14 +210,19 @@ VNXI_PY_SIDE_METHOD(
     PyObject *dict = PyDict_New();
 
     vnx_side_channel_stats(self->channel, &stats);
-    if (dict == NULL || !put_number(dict, "accepted", stats.accepted) ||
-        !put_number(dict, "served", stats.served) ||
-        !put_number(dict, "refused", stats.refused) ||
-        !put_number(dict, "timed_out", stats.timed_out) ||
-        !put_number(dict, "evicted", stats.evicted) ||
-        !put_number(dict, "open", stats.open) ||
-        !put_number(dict, "bytes_received", stats.bytes_received) ||
-        !put_number(dict, "bytes_sent", stats.bytes_sent) ||
+#define FIELD(name)       \
+    {                     \
+#name, stats.name \
+    }
+    const vnxi_py_number_t numbers[] = {
+        FIELD(accepted),       FIELD(served),     FIELD(refused),
+        FIELD(timed_out),      FIELD(evicted),    FIELD(open),
+        FIELD(bytes_received), FIELD(bytes_sent),
+    };
+#undef FIELD
+    if (dict == NULL ||
+        !vnxi_py_dict_set_numbers(dict, "", numbers,
+                                  sizeof numbers / sizeof numbers[0]) ||
         !vnxi_py_dict_set(dict, "refusals", refusals_new(&stats)) ||
         !vnxi_py_dict_set(
             dict, "latency",
@@ -398,8 +399,7 @@ transport_add(PyObject *module, PyObject *base, PyType_Spec *spec)
 int
 vnxi_py_side_channel_add(PyObject *module)
 {
-    if (running_error_add(module) < 0 ||
-        vnxi_py_side_requests_add(module) < 0) {
+    if (running_error_add(module) < 0) {
         return -1;
     }
     PyObject *base = PyType_FromModuleAndSpec(module, &base_spec, NULL);

@@ -21,9 +21,6 @@ typedef struct vnxi_py_side_channel {
     vnxi_py_state_t *state;                    /* of the type's module */
 } vnxi_py_side_channel_t;
 
-/* ask.c: add SideChannelRequests to the module: 0, or -1 with an exception. */
-int vnxi_py_side_requests_add(PyObject *module);
-
 /* -- Methods ------------------------------------------------------------- */
 
 #define VNXI_PY_SIDE_METHODS(X) \
