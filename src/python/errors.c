@@ -60,7 +60,6 @@ vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error)
 {
     char text[1024];
     vnx_error_format(error, text, sizeof text);
-
     PyObject *message =
         PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
     if (message == NULL) {
@@ -102,7 +101,6 @@ vnxi_py_invalid(vnxi_py_state_t *state, const char *operation, int64_t row,
     va_start(args, cause);
     vsnprintf(text, sizeof text, cause, args);
     va_end(args);
-
     vnx_error_t error;
     vnxi_error_set(&error, VNX_ERR_INVALID_PARAM, operation, "%s", text);
     error.row = row;

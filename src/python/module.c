@@ -33,7 +33,6 @@ watch_end(PyObject *module)
 {
     PyObject *function = NULL, *done = NULL;
     PyObject *atexit = PyImport_ImportModule("atexit");
-
     if (atexit != NULL) {
         function = PyCFunction_New(&at_end_method, module);
     }

@@ -39,7 +39,6 @@ set_paths(PyObject *paths)
     const char **dirs = PyMem_Calloc(room, sizeof(char *));
     size_t count = 0;
     bool is_set = false;
-
     if (encoded == NULL || dirs == NULL) {
         PyErr_NoMemory();
     } else if (collect(paths, encoded, dirs, &count)) {

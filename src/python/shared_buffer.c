@@ -32,7 +32,6 @@ buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *value;
     uint64_t nbytes;
     vnxi_py_state_t *state = vnxi_py_state_of_type(type);
-
     if (state == NULL || !PyArg_ParseTupleAndKeywords(
                              args, kwargs, "O:shared_buffer", names, &value)) {
         return NULL;

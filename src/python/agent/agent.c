@@ -115,7 +115,6 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
     PyObject *backends_arg = NULL, *secret_arg = NULL;
     vnxi_py_backends_t backends;
     vnxi_py_bytes_t name, secret;
-
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$zOOOO:Agent", names,
                                      &name_arg, &config.engine, &threads_arg,
                                      &max_arg, &backends_arg, &secret_arg) ||
@@ -138,8 +137,7 @@ agent_init(PyObject *op, PyObject *args, PyObject *kwargs)
 
 VNXI_PY_AGENT_METHOD(
     close, (),
-    "Stop the agent's work for good.\n"
-    "\n"
+    "Stop the agent's work for good.\n\n"
     "Transfers in flight end as cancelled, waiters raise nixlClosedError,\n"
     "peers see the agent leave, its thread ends; later calls raise\n"
     "nixlClosedError. A second time nothing happens. It waits for the\n"
@@ -214,7 +212,6 @@ static void
 agent_dealloc(PyObject *op)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-
     PyObject_GC_UnTrack(op);
     agent_clear(op);
     vnx_notif_free(self->taken);
@@ -229,8 +226,7 @@ PyDoc_STRVAR(
     "Agent(agent_name, *, engine=None, num_threads=0, notif_bytes_max=0, "
     "backends=None, metadata_secret=None)\n--\n\n"
     "A named endpoint that owns regions, peers, transfers and\n"
-    "notifications.  The base of NixlAgent, which see.\n"
-    "\n"
+    "notifications.  The base of NixlAgent, which see.\n\n"
     "agent_name: str or bytes, not empty\n"
     "engine: 'auto' (None), 'native' or 'nixl'\n"
     "num_threads: copy threads of one transfer; 0: as many as cores, at\n"
@@ -241,11 +237,9 @@ PyDoc_STRVAR(
     "backends: names that will be created, so that 'auto' takes an engine\n"
     "    that has all of them\n"
     "metadata_secret: str or bytes with which metadata is signed, and\n"
-    "    without which none is loaded; None: VLLM_NIXL_METADATA_SECRET\n"
-    "\n"
+    "    without which none is loaded; None: VLLM_NIXL_METADATA_SECRET\n\n"
     "nixlInvalidParamError for a number out of range, RuntimeError where\n"
-    "__init__() was called before.\n"
-    "\n"
+    "__init__() was called before.\n\n"
     "Every method may be called from any thread at any time.");
 
 static PyMethodDef agent_methods[] = {

@@ -55,14 +55,10 @@ params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
 {
     PyObject *key, *item;
     Py_ssize_t at = 0;
-
     list->keep = PyList_New(0);
-    if (list->keep == NULL) {
-        return false;
-    }
     list->params =
         PyMem_Calloc((size_t)PyDict_Size(dict) + 1, sizeof *list->params);
-    if (list->params == NULL) {
+    if (list->keep == NULL || list->params == NULL) {
         PyErr_NoMemory();
         return false;
     }
@@ -70,11 +66,10 @@ params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
         vnx_param_t *param = &list->params[list->count++];
         param->key =
             param_text(state, operation, "the name of a parameter", list, key);
-        if (param->key == NULL) {
-            return false;
-        }
-        param->value = param_text(state, operation, "the value of a parameter",
-                                  list, item);
+        param->value = param->key != NULL
+                           ? param_text(state, operation,
+                                        "the value of a parameter", list, item)
+                           : NULL;
         if (param->value == NULL) {
             return false;
         }
@@ -144,11 +139,9 @@ backend_add(vnxi_py_agent_t *self, PyObject *name)
 VNXI_PY_AGENT_METHOD(
     create_backend, (REQUIRED(backend), OPTIONAL(initParams, "{}")),
     "Create a backend; the first one chooses the engine and starts its\n"
-    "thread.\n"
-    "\n"
+    "thread.\n\n"
     "backend: a name of get_plugin_list()\n"
-    "initParams: its parameters (dict of str to str)\n"
-    "\n"
+    "initParams: its parameters (dict of str to str)\n\n"
     "nixlNotFoundError for an unknown name, nixlNotAllowedError where it\n"
     "exists.")
 {

@@ -35,8 +35,7 @@ handle_free(PyObject *op)
 PyDoc_STRVAR(
     xfer_release_doc,
     "release($self)\n--\n\n"
-    "Free the transfer; a second time nothing happens.\n"
-    "\n"
+    "Free the transfer; a second time nothing happens.\n\n"
     "A transfer that is going on is stopped first: no byte lands after the\n"
     "call. Where the backend cannot stop it now, an exception is raised and\n"
     "the handle stays valid.");
@@ -56,10 +55,8 @@ VNXI_PY_METHOD(
     xfer_, vnxi_py_handle_t, vnxi_py_is_usable, result, "result",
     (OPTIONAL(timeout, "None")),
     "Wait until the transfer has ended. Returns its telemetry, as\n"
-    "get_xfer_telemetry().\n"
-    "\n"
-    "timeout: in seconds; None: no limit\n"
-    "\n"
+    "get_xfer_telemetry().\n\n"
+    "timeout: in seconds; None: no limit\n\n"
     "Raises what the transfer failed with, and what wait() raises:\n"
     "nixlTimeoutError, nixlNotPostedError, nixlClosedError. Other threads\n"
     "run meanwhile; Ctrl-C ends the wait.")

@@ -26,7 +26,6 @@ address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
 {
     uint64_t number = VNX_LISTENER_PORT;
     vnx_error_t error;
-
     address_p->host = "";
     if (ip_addr != NULL) {
         address_p->host =
@@ -146,11 +145,9 @@ invalidate(vnx_listener_t *listener, const char *host, int port,
 VNXI_PY_AGENT_METHOD(
     send_local_metadata, (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
     "Send the agent's metadata, as it is now, to a peer's listener, which\n"
-    "loads it.\n"
-    "\n"
+    "loads it.\n\n"
     "ip_addr: an address or a name; '' means a central metadata server,\n"
-    "    which is not supported\n"
-    "\n"
+    "    which is not supported\n\n"
     "Returns at once. NIXL's protocol has no answers: what goes wrong later\n"
     "is logged, counted in stats() and shown by describe().")
 {
@@ -166,8 +163,7 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(descs), OPTIONAL(inc_conn_info, "False"),
      OPTIONAL(backends, "[]"), OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888"),
      OPTIONAL(label, "''")),
-    "send_local_metadata() of the given regions only.\n"
-    "\n"
+    "send_local_metadata() of the given regions only.\n\n"
     "descs, inc_conn_info, backends: as for get_partial_agent_metadata()\n"
     "label: for central metadata servers; ignored")
 {
@@ -189,13 +185,11 @@ VNXI_PY_AGENT_METHOD(
     fetch_remote_metadata,
     (REQUIRED(remote_agent), OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888"),
      OPTIONAL(label, "''")),
-    "Ask a peer's listener for its metadata, and load it when it comes.\n"
-    "\n"
+    "Ask a peer's listener for its metadata, and load it when it comes.\n\n"
     "remote_agent: who is expected there (str or bytes); another one is\n"
     "    loaded too, with a warning\n"
     "ip_addr, port: as for send_local_metadata()\n"
-    "label: for central metadata servers; ignored\n"
-    "\n"
+    "label: for central metadata servers; ignored\n\n"
     "Returns at once; check_remote_metadata() says when it is there.")
 {
     vnxi_py_bytes_t peer;
@@ -212,8 +206,7 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(invalidate_local_metadata,
                      (OPTIONAL(ip_addr, "''"), OPTIONAL(port, "8888")),
-                     "Have a peer's listener forget this agent.\n"
-                     "\n"
+                     "Have a peer's listener forget this agent.\n\n"
                      "ip_addr, port: as for send_local_metadata()")
 {
     address_t address;

@@ -94,8 +94,7 @@ VNXI_PY_AGENT_METHOD(
      OPTIONAL(notif_msg, "b''"), OPTIONAL(backends, "[]"),
      OPTIONAL(skip_desc_merge, "False")),
     "Make a transfer from rows of prepared lists. Returns a\n"
-    "nixl_xfer_handle.\n"
-    "\n"
+    "nixl_xfer_handle.\n\n"
     "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
     "    KeyError\n"
     "local_xfer_side, remote_xfer_side: handles of prep_xfer_dlist()\n"
@@ -106,8 +105,7 @@ VNXI_PY_AGENT_METHOD(
     "    empty: none\n"
     "backends: names of backends\n"
     "skip_desc_merge: do not merge neighbours that are contiguous on both\n"
-    "    sides\n"
-    "\n"
+    "    sides\n\n"
     "nixlInvalidParamError names the offending row.")
 {
     vnxi_py_backends_t backends;
@@ -175,8 +173,7 @@ VNXI_PY_AGENT_METHOD(
      REQUIRED(remote_agent), OPTIONAL(notif_msg, "b''"),
      OPTIONAL(backends, "[]")),
     "Make a transfer from descriptors, row by row, without prepared lists.\n"
-    "Returns a nixl_xfer_handle.\n"
-    "\n"
+    "Returns a nixl_xfer_handle.\n\n"
     "operation: 'READ' (remote to local) or 'WRITE'; another word is a\n"
     "    KeyError\n"
     "local_descs, remote_descs: nixlXferDLists of the same length\n"

@@ -6,19 +6,16 @@
 
 VNXI_PY_AGENT_METHOD(
     get_reg_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
-    "A nixlRegDList from one of\n"
-    "\n"
+    "A nixlRegDList from one of\n\n"
     "- a list of tuples (address, length, device id, meta info as str or\n"
     "  bytes)\n"
     "- a C-contiguous Nx3 array of uint64 or int64 (address, length, device\n"
     "  id): anything with the buffer protocol\n"
     "- a contiguous tensor, or a list of tensors of one device\n"
-    "- a nixlRegDList, which is returned as it is\n"
-    "\n"
+    "- a nixlRegDList, which is returned as it is\n\n"
     "descs: one of these; lengths in bytes\n"
     "mem_type: 'DRAM', 'VRAM', 'BLK', 'OBJ', 'FILE', 'cpu', 'cuda' or a\n"
-    "    member of nixl_mem_t; needed for tuples and arrays\n"
-    "\n"
+    "    member of nixl_mem_t; needed for tuples and arrays\n\n"
     "TypeError, ValueError (naming the row) or KeyError (memory type).")
 {
     return (PyObject *)vnxi_py_descs_from(self->state, operation,
@@ -28,16 +25,13 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     get_xfer_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
-    "A nixlXferDList from one of\n"
-    "\n"
+    "A nixlXferDList from one of\n\n"
     "- a list of tuples (address, length, device id)\n"
     "- a C-contiguous Nx3 array of uint64 or int64, as for get_reg_descs()\n"
     "- a contiguous tensor, or a list of tensors of one device\n"
-    "- a nixlXferDList, which is returned as it is\n"
-    "\n"
+    "- a nixlXferDList, which is returned as it is\n\n"
     "descs: one of these; lengths in bytes\n"
-    "mem_type: as for get_reg_descs()\n"
-    "\n"
+    "mem_type: as for get_reg_descs()\n\n"
     "TypeError, ValueError (naming the row) or KeyError (memory type).")
 {
     return (PyObject *)vnxi_py_descs_from(self->state, operation,
@@ -48,8 +42,7 @@ VNXI_PY_AGENT_METHOD(
 VNXI_PY_AGENT_METHOD(
     get_remote_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
     "A nixlRemoteDList from a list of tuples (address, length, device id,\n"
-    "name of the agent), or the list itself where it is one already.\n"
-    "\n"
+    "name of the agent), or the list itself where it is one already.\n\n"
     "mem_type: as for get_reg_descs()")
 {
     return (PyObject *)vnxi_py_descs_from(self->state, operation,
@@ -84,11 +77,9 @@ regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
 VNXI_PY_AGENT_METHOD(
     register_memory,
     (REQUIRED(reg_list), OPTIONAL(mem_type, "None"), OPTIONAL(backends, "[]")),
-    "Register memory; all of it or none. Returns the nixlRegDList.\n"
-    "\n"
+    "Register memory; all of it or none. Returns the nixlRegDList.\n\n"
     "reg_list, mem_type: as for get_reg_descs()\n"
-    "backends: names of backends; empty: all\n"
-    "\n"
+    "backends: names of backends; empty: all\n\n"
     "The memory is borrowed: keep it until it is deregistered. What was\n"
     "registered twice must be deregistered twice.")
 {
@@ -109,11 +100,9 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     deregister_memory, (REQUIRED(dereg_list), OPTIONAL(backends, "[]")),
-    "Deregister what register_memory() returned; all of it or none.\n"
-    "\n"
+    "Deregister what register_memory() returned; all of it or none.\n\n"
     "dereg_list: a nixlRegDList with the same ranges\n"
-    "backends: names of backends; empty: all\n"
-    "\n"
+    "backends: names of backends; empty: all\n\n"
     "nixlNotFoundError (naming the row) for what is not registered.\n"
     "Transfers that are posted later and touch it fail.")
 {
@@ -171,7 +160,6 @@ query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
     size_t count = descs->count;
     vnx_reg_desc_t *rows = vnxi_py_reg_rows_get(descs);
     vnx_error_t error;
-
     if (rows == NULL) {
         return NULL;
     }
@@ -207,14 +195,12 @@ known_backend(vnxi_py_agent_t *self, const char *operation, PyObject *name)
 VNXI_PY_AGENT_METHOD(
     query_memory,
     (REQUIRED(reg_list), REQUIRED(backend), OPTIONAL(mem_type, "None")),
-    "What a backend for storage knows of files or objects.\n"
-    "\n"
+    "What a backend for storage knows of files or objects.\n\n"
     "Args:\n"
     "    reg_list: As for register_memory(); the fourth value of each row,\n"
     "        a path or a key, says what is asked for.\n"
     "    backend: Its name.\n"
-    "    mem_type: \"FILE\", \"OBJ\", ... unless it is in reg_list.\n"
-    "\n"
+    "    mem_type: \"FILE\", \"OBJ\", ... unless it is in reg_list.\n\n"
     "Returns a list with a dict for each row that is there (\"size\",\n"
     "\"mtime\", ...; str to str), and None for one that is not.\n"
     "nixlNotSupportedError where the backend has no storage.")

@@ -72,8 +72,7 @@ VNXI_PY_AGENT_METHOD(
     get_partial_agent_metadata,
     (REQUIRED(descs), OPTIONAL(inc_conn_info, "False"),
      OPTIONAL(backends, "[]")),
-    "Metadata of the given regions only (bytes).\n"
-    "\n"
+    "Metadata of the given regions only (bytes).\n\n"
     "descs: a nixlRegDList of registered regions; empty: connection data\n"
     "    only\n"
     "inc_conn_info: with connection data\n"
@@ -117,10 +116,8 @@ blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
 
 VNXI_PY_AGENT_METHOD(
     add_remote_agent, (REQUIRED(metadata)),
-    "Load a peer's metadata. Returns its name (bytes).\n"
-    "\n"
-    "metadata: bytes, or anything bytes-like\n"
-    "\n"
+    "Load a peer's metadata. Returns its name (bytes).\n\n"
+    "metadata: bytes, or anything bytes-like\n\n"
     "Loaded again, it updates the peer's regions. A peer that restarted\n"
     "under the same name takes the old one's place at once; transfers to\n"
     "the old one raise nixlRemoteDisconnectError. nixlMismatchError for\n"
@@ -169,8 +166,7 @@ VNXI_PY_AGENT_METHOD(
 
 VNXI_PY_AGENT_METHOD(
     make_connection, (REQUIRED(remote_agent), OPTIONAL(backends, "[]")),
-    "Connect to a peer now rather than at the first transfer.\n"
-    "\n"
+    "Connect to a peer now rather than at the first transfer.\n\n"
     "nixlNotFoundError for an unknown peer, nixlRemoteDisconnectError where\n"
     "it is gone.")
 {
@@ -213,8 +209,7 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
 
 VNXI_PY_AGENT_METHOD(
     check_remote_metadata, (REQUIRED(agent), OPTIONAL(descs, "None")),
-    "Is the peer known, and does it hold all of these descriptors? (bool)\n"
-    "\n"
+    "Is the peer known, and does it hold all of these descriptors? (bool)\n\n"
     "agent: str or bytes\n"
     "descs: a nixlXferDList, or None")
 {

@@ -205,8 +205,7 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(remote_agent_name), REQUIRED(lookup_tag),
      OPTIONAL(backends, "[]"), OPTIONAL(tag_is_prefix, "True")),
     "update_notifs(), then look for a message of that peer that begins with\n"
-    "the tag (or contains it): it is removed and True returned. (bool)\n"
-    "\n"
+    "the tag (or contains it): it is removed and True returned. (bool)\n\n"
     "remote_agent_name: str or bytes\n"
     "lookup_tag: bytes or str\n"
     "tag_is_prefix: False: look for the tag anywhere in the message")
@@ -286,8 +285,7 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(remote_agent_name), REQUIRED(notif_msg),
      OPTIONAL(backend, "None")),
     "Send a notification that belongs to no transfer. It is delivered once,\n"
-    "in the order sent, or the peer is gone.\n"
-    "\n"
+    "in the order sent, or the peer is gone.\n\n"
     "remote_agent_name: str or bytes\n"
     "notif_msg: bytes or str; may be empty\n"
     "backend: a backend of the agent, or None")

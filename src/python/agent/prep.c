@@ -303,8 +303,7 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(agent_name), REQUIRED(xfer_list), OPTIONAL(mem_type, "None"),
      OPTIONAL(backends, "[]")),
     "Check descriptors once, for use by index. Returns a\n"
-    "nixl_prepped_dlist_handle.\n"
-    "\n"
+    "nixl_prepped_dlist_handle.\n\n"
     "agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the\n"
     "    peer (str or bytes); the agent's own name makes a remote side of\n"
     "    itself\n"
@@ -313,8 +312,7 @@ VNXI_PY_AGENT_METHOD(
     "    blocks of length bytes each, stride bytes apart; indices run over\n"
     "    the blocks\n"
     "mem_type: as for get_reg_descs()\n"
-    "backends: names of backends; empty: all\n"
-    "\n"
+    "backends: names of backends; empty: all\n\n"
     "Other threads run meanwhile; do not change the array.\n"
     "nixlNotFoundError and nixlInvalidParamError name the first row that is\n"
     "not in a registered region.")

@@ -303,20 +303,17 @@ VNXI_PY_AGENT_METHOD(
     (REQUIRED(handles), OPTIONAL(timeout, "None"), OPTIONAL(any_of, "False"),
      OPTIONAL(check, "True")),
     "Sleep until all (or any) of the transfers have ended. Returns a list\n"
-    "of the handles that have, in the order given.\n"
-    "\n"
+    "of the handles that have, in the order given.\n\n"
     "handles: a nixl_xfer_handle or an iterable of them\n"
     "timeout: in seconds; None: no limit\n"
     "any_of: one that has ended is enough\n"
-    "check: raise the error of a transfer that failed\n"
-    "\n"
+    "check: raise the error of a transfer that failed\n\n"
     "As soon as a transfer has failed or was cancelled, its error is\n"
     "raised: that of the first one in the order given, while the others go\n"
     "on. With check=False it only counts as ended. Other threads run\n"
     "meanwhile; Ctrl-C ends the wait. nixlTimeoutError where the time is\n"
     "up, nixlNotPostedError for a transfer that was never posted (with\n"
-    "check=False too: it would never end), nixlClosedError.\n"
-    "\n"
+    "check=False too: it would never end), nixlClosedError.\n\n"
     "These errors have .handles, a dict of three lists: 'ended' (well),\n"
     "'failed' (or cancelled) and 'pending'; .index is the place of the\n"
     "transfer in handles. nixlTimeoutError has the pending ones in .pending\n"
@@ -388,8 +385,7 @@ VNXI_PY_AGENT_METHOD(
     check_xfer_states, (REQUIRED(handles)),
     "States of many transfers: a list of 'DONE', 'PROC' and 'ERR'. 'ERR'\n"
     "stands for failed, cancelled and never posted; check_xfer_state()\n"
-    "raises which.\n"
-    "\n"
+    "raises which.\n\n"
     "handles: any iterable of nixl_xfer_handle")
 {
     xfer_set_t set;

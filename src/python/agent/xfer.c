@@ -13,35 +13,17 @@ post_result(const vnxi_py_agent_t *self, vnx_status_t status,
                                       : VNXI_PY_NAME(self->state, PROC));
 }
 
-/* Posting is bounded to about 50 us, so it keeps the GIL: dropping it, and
- * waiting behind a busy thread to get it back, would take longer. */
-static PyObject *
-post(vnxi_py_agent_t *self, const char *operation, PyObject *handle,
-     const vnxi_py_bytes_t *notif, uint64_t timeout_ns)
-{
-    vnx_error_t error;
-    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, handle);
-    if (xfer == NULL) {
-        return NULL;
-    }
-    vnx_status_t status = vnx_xfer_post_within(xfer, notif->data, notif->len,
-                                               timeout_ns, &error);
-    return post_result(self, status, &error);
-}
-
 VNXI_PY_AGENT_METHOD(
     transfer,
     (REQUIRED(handle), OPTIONAL(notif_msg, "b''"), STAR,
      KEYWORD(timeout, "None")),
     "Start a transfer, or start it again. Returns 'DONE' where it was small\n"
-    "enough to end at once, otherwise 'PROC'.\n"
-    "\n"
+    "enough to end at once, otherwise 'PROC'.\n\n"
     "handle: a nixl_xfer_handle of this agent\n"
     "notif_msg: replaces the transfer's notification, unless empty\n"
     "timeout: in seconds; what has not ended by then is stopped and fails\n"
     "    with nixlTimeoutError, where the backend can stop it; None: no\n"
-    "    limit\n"
-    "\n"
+    "    limit\n\n"
     "It holds the caller for about 50 us at most. nixlRepostActiveError\n"
     "while it is going on, nixlRemoteDisconnectError where the peer is\n"
     "gone.")
@@ -54,7 +36,16 @@ VNXI_PY_AGENT_METHOD(
         !vnxi_py_notif_get(operation, args->notif_msg, &notif)) {
         return NULL;
     }
-    PyObject *result = post(self, operation, args->handle, &notif, timeout_ns);
+    /* Posting is bounded to about 50 us, so it keeps the GIL: dropping it, and
+     * waiting behind a busy thread to get it back, would take longer. */
+    vnx_error_t error;
+    vnx_xfer_t *xfer = vnxi_py_xfer_get(self, operation, args->handle);
+    PyObject *result = NULL;
+    if (xfer != NULL) {
+        vnx_status_t status = vnx_xfer_post_within(xfer, notif.data, notif.len,
+                                                   timeout_ns, &error);
+        result = post_result(self, status, &error);
+    }
     vnxi_py_bytes_put(&notif);
     return result;
 }
@@ -84,8 +75,7 @@ VNXI_PY_AGENT_METHOD(
     cancel, (REQUIRED(handle)),
     "Stop a transfer. True: stopped, check_xfer_state() raises\n"
     "nixlCancelledError;\n"
-    "False: it had ended already. No byte lands after the call.\n"
-    "\n"
+    "False: it had ended already. No byte lands after the call.\n\n"
     "It waits for the chunk that is being copied, well under a millisecond.\n"
     "Where the backend cannot stop, it raises and the transfer goes on.")
 {

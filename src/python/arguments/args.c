@@ -51,7 +51,6 @@ vnxi_py_args_parse_slow(const vnxi_py_state_t *state,
                         PyObject *kwnames, PyObject **values)
 {
     int positional = signature->count - signature->keyword;
-
     if (nargs > positional) {
         PyErr_Format(PyExc_TypeError,
                      "%s() takes at most %d %sarguments (%zd given)",

@@ -151,7 +151,6 @@ vnxi_py_indices_get(vnxi_py_state_t *state, const char *operation,
 {
     indices_p->has_view = false;
     indices_p->scratch = (vnxi_py_scratch_t){0};
-
     bool good;
     if (PyList_Check(value) || PyTuple_Check(value) || PyRange_Check(value)) {
         good = indices_of_list(state, operation, what, value, indices_p);

@@ -76,7 +76,6 @@ vnxi_py_buffer_is_integer(const Py_buffer *view, bool *is_signed_p)
 {
     const char *format = view->format != NULL ? view->format : "B";
     bool is_swapped = false;
-
     if (*format == '>' || *format == '!') {
         is_swapped = view->itemsize > 1;
         format++;

@@ -49,7 +49,6 @@ vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value)
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     vnx_desc_t desc;
     PyObject *extra;
-
     if (value == NULL) {
         PyErr_SetString(PyExc_TypeError, "use remDesc() to remove a "
                                          "descriptor");

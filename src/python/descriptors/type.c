@@ -44,7 +44,6 @@ descs_init(PyObject *op, PyObject *args, PyObject *kwargs)
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     const char *operation = vnxi_py_descs_name(self);
     PyObject *mem, *descs = NULL, *size = NULL;
-
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|OO", names, &mem, &descs,
                                      &size) ||
         !vnxi_py_descs_clear(self) ||
@@ -68,7 +67,6 @@ static void
 descs_dealloc(PyObject *op)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
-
     vnxi_py_descs_clear(self);
     PyMem_RawFree(self->extras);
     PyThreadState *thread =
@@ -161,7 +159,6 @@ descs_getbuffer(PyObject *op, Py_buffer *view, int flags)
     static const vnx_desc_t nothing;
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     view_layout_t *layout;
-
     view->obj = NULL;
     if (flags & PyBUF_WRITABLE) {
         PyErr_SetString(PyExc_BufferError,

@@ -9,7 +9,6 @@ vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
                   PyObject *value, int min, int *port_p)
 {
     uint64_t number;
-
     if (!vnxi_py_int_between(state, operation, "port", value, (uint64_t)min,
                              65535, &number)) {
         return false;
@@ -25,7 +24,6 @@ static PyObject *
 text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)
 {
     PyObject *text = PyUnicode_FromString("");
-
     if (PyTuple_GET_SIZE(tuple) == 0) {
         Py_XDECREF(text);
         return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
@@ -50,7 +48,6 @@ key_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple,
              vnxi_py_bytes_t *key_p)
 {
     PyObject *text = text_of_ranks(state, operation, tuple);
-
     if (text == NULL) {
         return false;
     }
@@ -113,7 +110,6 @@ blobs_add(vnxi_py_state_t *state, const char *operation, PyObject *key,
           PyObject *data, vnxi_py_blobs_t *blobs)
 {
     vnxi_py_bytes_t *pair = &blobs->bytes[2 * blobs->count];
-
     if (!vnxi_py_side_key(state, operation, key, &pair[0])) {
         return false;
     }
@@ -134,7 +130,6 @@ add_items(vnxi_py_state_t *state, const char *operation,
           vnxi_py_blobs_t *blobs)
 {
     Py_ssize_t count = PyList_GET_SIZE(blobs->items);
-
     if (!blobs_alloc(blobs, (size_t)count)) {
         return false;
     }
@@ -159,7 +154,6 @@ vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
 {
     vnxi_py_blobs_t blobs = {0};
     bool done;
-
     if (PyMapping_Check(value) && !PyObject_CheckBuffer(value) &&
         !PyUnicode_Check(value) && !PySequence_Check(value)) {
         blobs.items = PyMapping_Items(value);

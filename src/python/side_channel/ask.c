@@ -36,7 +36,6 @@ limits_get(vnxi_py_state_t *state, const char *operation, PyObject *timeout,
            PyObject *retries, limits_t *limits_p)
 {
     uint64_t timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS, tries = 0;
-
     if (timeout != NULL && timeout != Py_None &&
         !vnxi_py_int_between(state, operation, "timeout_ms", timeout, 1,
                              INT_MAX, &timeout_ms)) {
@@ -79,7 +78,6 @@ peer_add(vnxi_py_state_t *state, const char *operation, PyObject *host_arg,
          peers_t *peers)
 {
     vnx_side_channel_request_params_t *params = &peers->params[peers->count];
-
     const char *host = vnxi_py_text_get(state, operation, "host", host_arg);
     if (host == NULL ||
         !vnxi_py_side_port(state, operation, port_arg, 1, &params->port) ||
@@ -117,7 +115,6 @@ peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
           const limits_t *limits, peers_t *peers)
 {
     PyObject *list = PySequence_List(value);
-
     if (list == NULL || !peers_alloc(peers, (size_t)PyList_GET_SIZE(list))) {
         Py_XDECREF(list);
         return false;
@@ -149,7 +146,6 @@ static PyObject *
 bytes_of(void *data, size_t len)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)len);
-
     if (bytes != NULL) {
         char *to = PyBytes_AS_STRING(bytes);
         Py_BEGIN_ALLOW_THREADS;
@@ -165,7 +161,6 @@ static PyObject *
 answer_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch, size_t index)
 {
     vnx_side_channel_answer_t answer;
-
     vnxi_side_batch_take(batch, index, &answer);
     return answer.status == VNX_OK ? bytes_of(answer.metadata, answer.length)
                                    : vnxi_py_error_new(state, &answer.error);
@@ -176,7 +171,6 @@ answers_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch,
              Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
-
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
         PyObject *answer = answer_take(state, batch, (size_t)i);
         if (answer == NULL) {
@@ -196,7 +190,6 @@ static bool
 signal_raised(void *arg)
 {
     PyThreadState **thread = arg;
-
     PyEval_RestoreThread(*thread);
     bool raised = PyErr_CheckSignals() < 0;
     *thread = PyEval_SaveThread();
@@ -211,7 +204,6 @@ ask(vnxi_py_side_channel_t *self, const peers_t *peers)
     vnxi_side_batch_t *batch = NULL;
     vnx_error_t error;
     bool done = false;
-
     PyThreadState *thread = PyEval_SaveThread();
     vnx_status_t status = vnxi_side_batch_begin(
         self->channel, peers->params, (size_t)peers->count, &batch, &error);
@@ -240,18 +232,15 @@ VNXI_PY_SIDE_METHOD(
     request_metadata,
     (REQUIRED(host), REQUIRED(port), OPTIONAL(timeout_ms, "5000"), STAR,
      KEYWORD(key, "None"), KEYWORD(retries, "0")),
-    "Fetch what the listener at host:port serves (bytes).\n"
-    "\n"
+    "Fetch what the listener at host:port serves (bytes).\n\n"
     "timeout_ms: bounds the whole exchange: look-up of the name, connecting\n"
     "    to each of its addresses, proving, sending, receiving, further\n"
     "    tries; None: 5000\n"
     "key: whose metadata: a str, bytes, or a tuple of ints; None: the\n"
     "    default\n"
     "retries: further tries where the peer is not there yet or breaks off;\n"
-    "    None: until the timeout\n"
-    "\n"
-    "Other threads run meanwhile; Ctrl-C ends it.\n"
-    "\n"
+    "    None: until the timeout\n\n"
+    "Other threads run meanwhile; Ctrl-C ends it.\n\n"
     "nixlTimeoutError after that, nixlNotFoundError for an unknown name or\n"
     "key, nixlNotAllowedError where secrets differ or a certificate is not\n"
     "trusted, nixlMismatchError for a reply above max_frame,\n"
@@ -260,7 +249,6 @@ VNXI_PY_SIDE_METHOD(
     PyObject *result = NULL;
     limits_t limits;
     peers_t peers;
-
     if (!limits_get(self->state, operation, args->timeout_ms, args->retries,
                     &limits) ||
         !peers_alloc(&peers, 1)) {
@@ -282,25 +270,29 @@ VNXI_PY_SIDE_METHOD(
     return result;
 }
 
+static bool
+many_get(vnxi_py_side_channel_t *self, const char *operation, PyObject *given,
+         PyObject *timeout, PyObject *retries, peers_t *peers)
+{
+    limits_t limits;
+    return limits_get(self->state, operation, timeout, retries, &limits) &&
+           peers_get(self->state, operation, given, &limits, peers);
+}
+
 VNXI_PY_SIDE_METHOD(
     request_many,
     (REQUIRED(peers), OPTIONAL(timeout_ms, "5000"), STAR,
      KEYWORD(retries, "0")),
-    "Ask many peers at once, from this thread alone.\n"
-    "\n"
-    "peers: an iterable of (host, port) or (host, port, key)\n"
-    "\n"
+    "Ask many peers at once, from this thread alone.\n\n"
+    "peers: an iterable of (host, port) or (host, port, key)\n\n"
     "Returns a list in the same order: the bytes, or the exception that\n"
     "request_metadata() would have raised. timeout_ms and retries are those\n"
     "of each request.")
 {
     PyObject *result = NULL;
-    limits_t limits;
     peers_t peers = {0};
-
-    if (limits_get(self->state, operation, args->timeout_ms, args->retries,
-                   &limits) &&
-        peers_get(self->state, operation, args->peers, &limits, &peers)) {
+    if (many_get(self, operation, args->peers, args->timeout_ms, args->retries,
+                 &peers)) {
         vnxi_side_batch_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answers_take(self->state, batch, peers.count);
@@ -336,7 +328,6 @@ requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
     vnx_error_t error;
     PyTypeObject *type = vnxi_py_type(self->state, VNXI_PY_TYPE_SIDE_REQUESTS);
     side_requests_t *made = (side_requests_t *)type->tp_alloc(type, 0);
-
     if (made == NULL) {
         return NULL;
     }
@@ -362,12 +353,9 @@ VNXI_PY_SIDE_METHOD_AS(
     "As request_many(), without waiting (SideChannelRequests).")
 {
     PyObject *result = NULL;
-    limits_t limits;
     peers_t peers = {0};
-
-    if (limits_get(self->state, operation, args->timeout_ms, args->retries,
-                   &limits) &&
-        peers_get(self->state, operation, args->peers, &limits, &peers)) {
+    if (many_get(self, operation, args->peers, args->timeout_ms, args->retries,
+                 &peers)) {
         result = requests_begin(self, &peers);
     }
     peers_put(&peers);
@@ -400,7 +388,6 @@ requests_step(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     side_requests_t *self = (side_requests_t *)op;
     size_t open = 0;
-
     if (!requests_enter(self)) {
         return NULL;
     }
@@ -422,7 +409,6 @@ requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
 {
     side_requests_t *self = (side_requests_t *)op;
     PyObject *result = NULL;
-
     if (!requests_enter(self)) {
         return NULL;
     }

@@ -9,7 +9,6 @@ static PyObject *
 raise_start(vnxi_py_side_channel_t *self, const vnx_error_t *error)
 {
     PyObject *class = self->state->running_error;
-
     if (error->status != VNX_ERR_NOT_ALLOWED) {
         return vnxi_py_raise(self->state, error);
     }
@@ -46,7 +45,6 @@ start(vnxi_py_side_channel_t *self, const char *operation,
     vnxi_py_blobs_t blobs;
     vnx_error_t error;
     int port = 0;
-
     if (!vnxi_py_side_blobs(self->state, operation, metadata, &blobs)) {
         return NULL;
     }
@@ -62,8 +60,7 @@ start(vnxi_py_side_channel_t *self, const char *operation,
 VNXI_PY_SIDE_METHOD(
     start_listener,
     (REQUIRED(port), REQUIRED(metadata), OPTIONAL(host, "None")),
-    "Serve metadata. Returns the port (int).\n"
-    "\n"
+    "Serve metadata. Returns the port (int).\n\n"
     "port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600\n"
     "metadata: what requesters get (bytes-like; copied), or a mapping from\n"
     "    key to that. A key is a str, bytes, or a tuple of ints such as\n"
@@ -72,15 +69,13 @@ VNXI_PY_SIDE_METHOD(
     "host: where to listen: an address, a name, an interface ('eth0'), or\n"
     "    several, in a list or with commas; None or '':\n"
     "    VLLM_NIXL_SIDE_CHANNEL_HOST, or all of the machine's addresses,\n"
-    "    IPv6 and IPv4\n"
-    "\n"
+    "    IPv6 and IPv4\n\n"
     "nixlNotAllowedError, which is a RuntimeError here, when it is running\n"
     "already; nixlBackendError when the address is in use.")
 {
     PyObject *host = NULL;
     vnx_side_channel_start_params_t params = {
         .size = sizeof params, .port = VNX_SIDE_CHANNEL_PORT_DEFAULT};
-
     if (args->port != Py_None &&
         !vnxi_py_side_port(self->state, operation, args->port, 0,
                            &params.port)) {
@@ -107,7 +102,6 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
 {
     vnx_status_t status = VNX_OK;
     vnx_error_t error;
-
     Py_BEGIN_ALLOW_THREADS;
     for (size_t i = 0; status == VNX_OK && i < blobs->count; i++) {
         status = vnx_side_channel_set(self->channel, &blobs->blobs[i], &error);
@@ -121,16 +115,13 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
 
 VNXI_PY_SIDE_METHOD(
     set_metadata, (REQUIRED(metadata), OPTIONAL(key, "None")),
-    "Serve other metadata from now on, while the listener runs.\n"
-    "\n"
+    "Serve other metadata from now on, while the listener runs.\n\n"
     "metadata: bytes-like for `key`, or a mapping from key to that; other\n"
-    "    keys stay\n"
-    "\n"
+    "    keys stay\n\n"
     "nixlNotAllowedError when it is not running.")
 {
     vnxi_py_bytes_t key;
     vnxi_py_blobs_t blobs;
-
     if (!vnxi_py_side_key(self->state, operation, args->key, &key)) {
         return NULL;
     }
@@ -156,14 +147,12 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     remove_metadata, (OPTIONAL(key, "None")),
-    "Serve nothing under the key any more.\n"
-    "\n"
+    "Serve nothing under the key any more.\n\n"
     "nixlNotFoundError where nothing was; nixlNotAllowedError when not\n"
     "running.")
 {
     vnxi_py_bytes_t key;
     vnx_error_t error;
-
     if (!vnxi_py_side_key(self->state, operation, args->key, &key)) {
         return NULL;
     }
@@ -175,11 +164,9 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     advertised_address, (OPTIONAL(peer, "None")),
-    "What to tell peers: (host, port) of the running listener.\n"
-    "\n"
+    "What to tell peers: (host, port) of the running listener.\n\n"
     "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was\n"
-    "bound, or the machine's own first address that is no loopback.\n"
-    "\n"
+    "bound, or the machine's own first address that is no loopback.\n\n"
     "peer: who shall ask; a warning is logged where it cannot reach the\n"
     "    address, being on another host than this loopback")
 {
@@ -187,7 +174,6 @@ VNXI_PY_SIDE_METHOD(
     const char *peer = NULL;
     vnx_error_t error;
     int port;
-
     if (args->peer != NULL && args->peer != Py_None &&
         (peer = vnxi_py_text_get(self->state, operation, "peer",
                                  args->peer)) == NULL) {
@@ -204,8 +190,7 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     shutdown, (),
-    "Stop serving; clients are not waited for.\n"
-    "\n"
+    "Stop serving; clients are not waited for.\n\n"
     "The port is free when this returns. Nothing happens when the listener\n"
     "is not running.")
 {

@@ -14,103 +14,78 @@
 
 /* -- Making --------------------------------------------------------------- */
 
-/* None leaves the default, which is 0 to C. */
+typedef struct option {
+    char *name;
+    enum { OPTION_INT, OPTION_BOOL, OPTION_PATH, OPTION_TEXT } kind;
+    size_t offset;
+} option_t;
+
+#define OPTION(kind, name)                                               \
+    {                                                                    \
+#name, OPTION_##kind, offsetof(vnx_side_channel_options_t, name) \
+    }
+static const option_t options[] = {
+    OPTION(INT, max_frame),         OPTION(INT, max_connections),
+    OPTION(INT, client_timeout_ms), OPTION(INT, idle_timeout_ms),
+    OPTION(INT, max_rate),          OPTION(BOOL, tls),
+    OPTION(PATH, tls_certificate),  OPTION(PATH, tls_key),
+    OPTION(PATH, tls_ca),           OPTION(TEXT, tls_name),
+    OPTION(TEXT, secret),           OPTION(TEXT, advertise),
+};
+#undef OPTION
+enum { OPTIONS = sizeof options / sizeof options[0] };
+
+/* Convert `value`, which owns the text, into the field `to`. */
 static bool
-option_int(vnxi_py_state_t *state, const char *class, const char *name,
-           PyObject *value, uint32_t *option_p)
+option_get(vnxi_py_state_t *state, const char *class, const option_t *option,
+           PyObject *value, void *to)
 {
     uint64_t number;
-
-    if (value == NULL || value == Py_None) {
-        return true;
+    if (option->kind == OPTION_INT || option->kind == OPTION_BOOL) {
+        int truth = option->kind == OPTION_BOOL ? PyObject_IsTrue(value) : 0;
+        if (option->kind == OPTION_BOOL) {
+            number = truth > 0;
+        } else if (!vnxi_py_int_between(state, class, option->name, value, 1,
+                                        UINT32_MAX, &number)) {
+            return false;
+        }
+        *(uint32_t *)to = (uint32_t)number;
+        return truth >= 0;
     }
-    if (!vnxi_py_int_between(state, class, name, value, 1, UINT32_MAX,
-                             &number)) {
-        return false;
-    }
-    *option_p = (uint32_t)number;
-    return true;
+    const char *text = vnxi_py_text_get(state, class, option->name, value);
+    *(const char **)to = text;
+    return text != NULL;
 }
 
-/* None leaves the default, which is NULL to C; borrowed. */
-static bool
-option_text(vnxi_py_state_t *state, const char *class, const char *name,
-            PyObject *value, const char **option_p)
-{
-    if (value == NULL || value == Py_None) {
-        return true;
-    }
-    *option_p = vnxi_py_text_get(state, class, name, value);
-    return *option_p != NULL;
-}
-
-static bool
-option_path(vnxi_py_state_t *state, const char *class, const char *name,
-            PyObject **value, const char **option_p)
-{
-    if (*value == NULL || *value == Py_None) {
-        *value = NULL;
-        return true;
-    }
-    *value = PyOS_FSPath(*value); /* owned from here on */
-    return *value != NULL && option_text(state, class, name, *value, option_p);
-}
-
-enum { INTS = 5, PATHS = 3, TEXTS = 3 };
-
-/* Read the options into `options`, which borrow from the arguments and from
- * `paths`. */
+/* Read the options into `read`, which borrows from `kept`, each owned or NULL.
+ * An option that is None keeps the default, all zeros. */
 static bool
 options_get(vnxi_py_state_t *state, const char *class, PyObject *args,
-            PyObject *kwargs, PyObject *paths[PATHS],
-            vnx_side_channel_options_t *options)
+            PyObject *kwargs, PyObject *kept[OPTIONS],
+            vnx_side_channel_options_t *read)
 {
-    static char *names[] = {"max_frame",
-                            "max_connections",
-                            "client_timeout_ms",
-                            "idle_timeout_ms",
-                            "max_rate",
-                            "tls",
-                            "tls_certificate",
-                            "tls_key",
-                            "tls_ca",
-                            "tls_name",
-                            "secret",
-                            "advertise",
-                            NULL};
-    uint32_t *int_options[INTS] = {
-        &options->max_frame, &options->max_connections,
-        &options->client_timeout_ms, &options->idle_timeout_ms,
-        &options->max_rate};
-    const char **path_options[PATHS] = {&options->tls_certificate,
-                                        &options->tls_key, &options->tls_ca};
-    const char **text_options[TEXTS] = {&options->tls_name, &options->secret,
-                                        &options->advertise};
-    PyObject *ints[INTS] = {0}, *texts[TEXTS] = {0};
-    int tls = 0;
-    bool done = PyArg_ParseTupleAndKeywords(
-        args, kwargs, "|$OOOOOpOOOOOO", names, &ints[0], &ints[1], &ints[2],
-        &ints[3], &ints[4], &tls, &paths[0], &paths[1], &paths[2], &texts[0],
-        &texts[1], &texts[2]);
-
-    for (int i = 0; i < INTS; i++) {
-        done = done &&
-               option_int(state, class, names[i], ints[i], int_options[i]);
+    char *names[OPTIONS + 1] = {NULL};
+    PyObject *v[OPTIONS] = {NULL};
+    for (int i = 0; i < OPTIONS; i++) {
+        names[i] = options[i].name;
     }
-    for (int i = 0; i < TEXTS; i++) {
-        done = done && option_text(state, class, names[INTS + 1 + PATHS + i],
-                                   texts[i], text_options[i]);
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "|$OOOOOOOOOOOO", names, &v[0], &v[1], &v[2], &v[3],
+            &v[4], &v[5], &v[6], &v[7], &v[8], &v[9], &v[10], &v[11])) {
+        return false;
     }
-    for (int i = 0; i < PATHS; i++) {
-        if (done) {
-            done = option_path(state, class, names[INTS + 1 + i], &paths[i],
-                               path_options[i]);
-        } else {
-            paths[i] = NULL;
+    for (int i = 0; i < OPTIONS; i++) {
+        if (v[i] == NULL || v[i] == Py_None) {
+            continue;
+        }
+        kept[i] = options[i].kind == OPTION_PATH ? PyOS_FSPath(v[i])
+                                                 : Py_NewRef(v[i]);
+        if (kept[i] == NULL || !option_get(state, class, &options[i], kept[i],
+                                           (char *)read + options[i].offset)) {
+            return false;
         }
     }
-    options->tls = (uint32_t)tls;
-    return done;
+    return true;
 }
 
 static const char *
@@ -124,26 +99,24 @@ static PyObject *
 side_channel_make(PyTypeObject *type, PyObject *args, PyObject *kwargs,
                   vnx_side_channel_kind_t kind)
 {
-    vnx_side_channel_options_t options = {.size = sizeof options};
-    PyObject *paths[PATHS] = {0};
+    vnx_side_channel_options_t read = {.size = sizeof read};
+    PyObject *kept[OPTIONS] = {NULL};
     vnx_side_channel_t *channel = NULL;
     PyObject *made = NULL;
     vnx_error_t error;
-
     vnxi_py_state_t *state = vnxi_py_state_of_type(type);
     if (state == NULL) {
         return NULL;
     }
-    if (options_get(state, class_name(type), args, kwargs, paths, &options)) {
-        if (vnx_side_channel_create(kind, &options, &channel, &error) !=
-            VNX_OK) {
+    if (options_get(state, class_name(type), args, kwargs, kept, &read)) {
+        if (vnx_side_channel_create(kind, &read, &channel, &error) != VNX_OK) {
             vnxi_py_raise(state, &error);
         } else {
             made = type->tp_alloc(type, 0);
         }
     }
-    for (int i = 0; i < PATHS; i++) {
-        Py_XDECREF(paths[i]);
+    for (int i = 0; i < OPTIONS; i++) {
+        Py_XDECREF(kept[i]);
     }
     if (made == NULL) {
         vnx_side_channel_free(channel);
@@ -177,7 +150,6 @@ refusals_new(const vnx_side_channel_stats_t *stats)
 {
     vnxi_py_number_t numbers[VNX_SIDE_CHANNEL_REFUSALS];
     PyObject *dict = PyDict_New();
-
     for (int i = 0; i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
         numbers[i].key =
             vnx_side_channel_refusal_name((vnx_side_channel_refusal_t)i);
@@ -192,8 +164,7 @@ refusals_new(const vnx_side_channel_stats_t *stats)
 
 VNXI_PY_SIDE_METHOD(
     stats, (),
-    "Counters of the listener since it was made (dict).\n"
-    "\n"
+    "Counters of the listener since it was made (dict).\n\n"
     "accepted: connections taken\n"
     "served: replies sent whole\n"
     "refused: clients turned away for what they sent; refusals: the same by\n"
@@ -208,7 +179,6 @@ VNXI_PY_SIDE_METHOD(
 {
     vnx_side_channel_stats_t stats;
     PyObject *dict = PyDict_New();
-
     vnx_side_channel_stats(self->channel, &stats);
 #define FIELD(name)       \
     {                     \
@@ -258,7 +228,6 @@ side_channel_repr(PyObject *op)
 {
     int port = vnx_side_channel_port(((vnxi_py_side_channel_t *)op)->channel);
     const char *name = class_name(Py_TYPE(op));
-
     return port == 0 ? PyUnicode_FromFormat("<%s, not running>", name)
                      : PyUnicode_FromFormat("<%s on port %d>", name, port);
 }
@@ -369,7 +338,6 @@ running_error_add(PyObject *module)
     vnxi_py_state_t *state = vnxi_py_state(module);
     PyObject *parent = state->errors[VNXI_PY_STATUS_VNX_ERR_NOT_ALLOWED];
     PyObject *bases = PyTuple_Pack(2, parent, PyExc_RuntimeError);
-
     if (bases == NULL) {
         return -1;
     }
@@ -387,7 +355,6 @@ static int
 transport_add(PyObject *module, PyObject *base, PyType_Spec *spec)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, base);
-
     if (type == NULL) {
         return -1;
     }
