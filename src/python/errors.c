@@ -120,14 +120,9 @@ vnxi_py_wrong_type(const char *operation, const char *what,
 static PyObject *
 builtin_base(int status)
 {
-    switch (status) {
-    case VNX_ERR_INVALID_PARAM:
-        return PyExc_ValueError;
-    case VNX_ERR_TIMEOUT:
-        return PyExc_TimeoutError;
-    default:
-        return NULL;
-    }
+    return status == VNX_ERR_INVALID_PARAM ? PyExc_ValueError
+           : status == VNX_ERR_TIMEOUT     ? PyExc_TimeoutError
+                                           : NULL;
 }
 
 static int

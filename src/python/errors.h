@@ -4,6 +4,9 @@
  * All derive from NixlError(Exception); nixlInvalidParamError is a ValueError
  * too, nixlTimeoutError a TimeoutError.  Each has .status (int), .peer (str or
  * None), .index (the offending row, int or None) and .operation (str).
+ *
+ * A function that raises returns NULL, so that its caller can return the call:
+ * NULL as a PyObject *, false as a bool.
  */
 #ifndef VNXI_PYTHON_ERRORS_H
 #define VNXI_PYTHON_ERRORS_H

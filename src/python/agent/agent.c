@@ -72,8 +72,8 @@ secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
         return true;
     }
     if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
-        vnxi_py_wrong_type(INIT, "metadata_secret", "a str or bytes", value);
-        return false;
+        return vnxi_py_wrong_type(INIT, "metadata_secret", "a str or bytes",
+                                  value);
     }
     bool is_read =
         vnxi_py_message_get(INIT, "metadata_secret", value, secret_p);

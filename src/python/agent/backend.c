@@ -59,8 +59,7 @@ params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
     list->params =
         PyMem_Calloc((size_t)PyDict_Size(dict) + 1, sizeof *list->params);
     if (list->keep == NULL || list->params == NULL) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     while (PyDict_Next(dict, &at, &key, &item)) {
         vnx_param_t *param = &list->params[list->count++];
@@ -86,8 +85,7 @@ params_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
         return true;
     }
     if (!PyDict_Check(value)) {
-        vnxi_py_wrong_type(operation, "initParams", "a dict", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "initParams", "a dict", value);
     }
     PyObject *dict = PyDict_Copy(value);
     bool good = dict != NULL && params_read(state, operation, dict, list);
@@ -112,10 +110,7 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
     vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_create_backend(
         self->agent, name, params.params, params.count, &error));
     params_fini(&params);
-    if (status < 0) {
-        vnxi_py_raise(self->state, &error);
-    }
-    return status >= 0;
+    return status >= 0 || vnxi_py_raise(self->state, &error);
 }
 
 /* Record that it was created.  The key is an exact str. */

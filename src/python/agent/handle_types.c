@@ -43,10 +43,8 @@ PyDoc_STRVAR(
 static PyObject *
 xfer_release(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    if (!vnxi_py_xfer_release((vnxi_py_xfer_t *)op)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_xfer_release((vnxi_py_xfer_t *)op) ? Py_NewRef(Py_None)
+                                                      : NULL;
 }
 
 VNXI_PY_METHOD_DECLARE(xfer_, result)

@@ -5,8 +5,6 @@
 
 #include "python/arguments/convert.h"
 
-/* -- describe() ----------------------------------------------------------- */
-
 /* Takes `json`. */
 static PyObject *
 json_object(vnx_bytes_t *json)
@@ -47,8 +45,6 @@ VNXI_PY_AGENT_METHOD(
     }
     return dict;
 }
-
-/* -- stats() -------------------------------------------------------------- */
 
 static bool
 numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)

@@ -44,8 +44,7 @@ address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
                        "without ip_addr this needs a central metadata server "
                        "(etcd), for which this version has no client; give "
                        "ip_addr and port of the peer's listener");
-        vnxi_py_raise(self->state, &error);
-        return false;
+        return vnxi_py_raise(self->state, &error);
     }
     return true;
 }

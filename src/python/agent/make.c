@@ -8,8 +8,6 @@
  * would cost more than it gains. */
 #define MAKE_MANY 4096
 
-/* -- From prepared lists -------------------------------------------------- */
-
 typedef struct make {
     const char *operation;
     PyObject *local_side, *remote_side; /* handles, borrowed */
@@ -127,8 +125,6 @@ VNXI_PY_AGENT_METHOD(
     vnxi_py_bytes_put(&make.notif);
     return handle;
 }
-
-/* -- From descriptors ----------------------------------------------------- */
 
 typedef struct init {
     vnx_op_t op;

@@ -2,8 +2,6 @@
 #include "python/arguments/convert.h"
 #include "python/descriptors/descs.h"
 
-/* -- Descriptor lists ----------------------------------------------------- */
-
 VNXI_PY_AGENT_METHOD(
     get_reg_descs, (REQUIRED(descs), OPTIONAL(mem_type, "None")),
     "A nixlRegDList from one of\n\n"
@@ -50,8 +48,6 @@ VNXI_PY_AGENT_METHOD(
                                           args->mem_type);
 }
 
-/* -- Registration --------------------------------------------------------- */
-
 typedef vnx_status_t (*register_fn)(vnx_agent_t *, vnx_mem_t,
                                     const vnx_reg_desc_t *, size_t,
                                     const char *const *, vnx_error_t *);
@@ -68,10 +64,7 @@ regions_change(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
     vnx_status_t status = VNXI_PY_WITHOUT_GIL(
         change(self->agent, descs->mem, rows, descs->count, backends, &error));
     vnxi_py_reg_rows_put(descs, rows);
-    if (status < 0) {
-        vnxi_py_raise(self->state, &error);
-    }
-    return status >= 0;
+    return status >= 0 || vnxi_py_raise(self->state, &error);
 }
 
 VNXI_PY_AGENT_METHOD(
@@ -120,8 +113,6 @@ VNXI_PY_AGENT_METHOD(
     }
     Py_RETURN_NONE;
 }
-
-/* -- Storage -------------------------------------------------------------- */
 
 static PyObject *
 info_dict(const vnx_mem_info_t *info)

@@ -42,10 +42,7 @@ partial_metadata(vnxi_py_agent_t *self, vnxi_py_descs_t *descs,
         self->agent, descs->mem, rows, descs->count, with_connection, backends,
         metadata_p, &error));
     vnxi_py_reg_rows_put(descs, rows);
-    if (status < 0) {
-        vnxi_py_raise(self->state, &error);
-    }
-    return status >= 0;
+    return status >= 0 || vnxi_py_raise(self->state, &error);
 }
 
 bool
@@ -94,8 +91,7 @@ static bool
 blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
 {
     if (PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, "metadata", "bytes", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "metadata", "bytes", value);
     }
     if (!vnxi_py_message_get(operation, "metadata", value, blob_p)) {
         return false;

@@ -32,8 +32,7 @@ typedef struct prep {
 static bool
 prep_raise(prep_t *prep)
 {
-    vnxi_py_raise(prep->self->state, &prep->error);
-    return false;
+    return vnxi_py_raise(prep->self->state, &prep->error);
 }
 
 /* -- In pieces ------------------------------------------------------------ */
@@ -112,9 +111,8 @@ signed_feed(prep_t *prep, const vnxi_py_matrix_t *matrix, int64_t *row_p)
 static bool
 negative_raise(prep_t *prep, int64_t row)
 {
-    vnxi_py_invalid(prep->self->state, prep->operation, row,
-                    "a number is negative");
-    return false;
+    return vnxi_py_invalid(prep->self->state, prep->operation, row,
+                           "a number is negative");
 }
 
 static vnx_dlist_t *

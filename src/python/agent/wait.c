@@ -227,9 +227,8 @@ slice_wait(vnxi_py_agent_t *self, const xfer_set_t *set, unsigned flags,
     uint64_t now = vnxi_clock_ns();
     uint64_t left = deadline > now ? deadline - now : 0;
     uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
-    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnx_agent_wait(
+    return VNXI_PY_WITHOUT_GIL(vnx_agent_wait(
         self->agent, set->xfers, set->count, flags, slice, error));
-    return status;
 }
 
 /* Until the wait is over; false and an exception.  The first check keeps the

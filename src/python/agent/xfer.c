@@ -105,10 +105,9 @@ VNXI_PY_AGENT_METHOD(
         return vnxi_py_wrong_type(operation, "handle", "a nixl_xfer_handle",
                                   args->handle);
     }
-    if (!vnxi_py_xfer_release((vnxi_py_xfer_t *)args->handle)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_xfer_release((vnxi_py_xfer_t *)args->handle)
+               ? Py_NewRef(Py_None)
+               : NULL;
 }
 
 VNXI_PY_AGENT_METHOD(

@@ -51,9 +51,8 @@ vnxi_py_name_get(const char *operation, PyObject *value,
         bytes_set(bytes_p, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value));
         return true;
     }
-    vnxi_py_wrong_type(operation, "the name of an agent", "str or bytes",
-                       value);
-    return false;
+    return vnxi_py_wrong_type(operation, "the name of an agent",
+                              "str or bytes", value);
 }
 
 bool
@@ -65,9 +64,8 @@ vnxi_py_peer_get(vnxi_py_state_t *state, const char *operation,
     }
     if (bytes_p->len == 0) {
         vnxi_py_bytes_put(bytes_p);
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "the name of the agent is empty");
-        return false;
+        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                               "the name of the agent is empty");
     }
     return true;
 }
@@ -84,8 +82,7 @@ vnxi_py_message_get(const char *operation, const char *what, PyObject *value,
         return bytes_of_str(value, bytes_p);
     }
     if (!PyObject_CheckBuffer(value)) {
-        vnxi_py_wrong_type(operation, what, "bytes or str", value);
-        return false;
+        return vnxi_py_wrong_type(operation, what, "bytes or str", value);
     }
     if (PyObject_GetBuffer(value, &bytes_p->view, PyBUF_SIMPLE) < 0) {
         return false;
@@ -149,8 +146,7 @@ vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
         return mem_of_number(operation, value, mem_p);
     }
     if (!PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, "the memory type", "str", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "the memory type", "str", value);
     }
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         if (PyUnicode_CompareWithASCIIString(value, names[i].name) == 0) {
@@ -168,9 +164,8 @@ vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
                    PyObject *value, vnx_mem_t *mem_p)
 {
     if (value == NULL || value == Py_None) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "mem_type is needed for tuples and arrays");
-        return false;
+        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                               "mem_type is needed for tuples and arrays");
     }
     return vnxi_py_mem_get(operation, value, mem_p);
 }
@@ -188,8 +183,7 @@ vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
         return true;
     }
     if (!PyUnicode_Check(value)) {
-        vnxi_py_wrong_type(operation, "operation", "str", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "operation", "str", value);
     }
     bool is_read = PyUnicode_CompareWithASCIIString(value, "READ") == 0;
     if (!is_read && PyUnicode_CompareWithASCIIString(value, "WRITE") != 0) {
@@ -208,8 +202,8 @@ backend_get(const char *operation, PyObject *created, PyObject *name,
             char *text)
 {
     if (!PyUnicode_Check(name)) {
-        vnxi_py_wrong_type(operation, "the name of a backend", "str", name);
-        return false;
+        return vnxi_py_wrong_type(operation, "the name of a backend", "str",
+                                  name);
     }
     int known = created != NULL ? PyDict_Contains(created, name) : 1;
     Py_ssize_t len;
@@ -237,8 +231,8 @@ vnxi_py_backends_get(const char *operation, PyObject *created, PyObject *value,
         return true;
     }
     if (PyUnicode_Check(value) || !PySequence_Check(value)) {
-        vnxi_py_wrong_type(operation, "backends", "a list of names", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "backends", "a list of names",
+                                  value);
     }
     PyObject *names = PySequence_Tuple(value);
     if (names == NULL) {
@@ -282,9 +276,9 @@ vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
         return false;
     }
     if (isnan(seconds) || seconds < 0) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "the timeout must be None or at least 0 seconds");
-        return false;
+        return vnxi_py_invalid(
+            state, operation, VNXI_PY_NO_ROW,
+            "the timeout must be None or at least 0 seconds");
     }
     /* Longer than a century: no limit. */
     if (seconds < 3.2e9) {

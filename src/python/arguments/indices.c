@@ -26,8 +26,8 @@ list_read(vnxi_py_state_t *state, const char *operation, const char *what,
 {
     for (Py_ssize_t i = 0; i < count; i++) {
         if (i >= PySequence_Fast_GET_SIZE(list)) {
-            vnxi_py_invalid(state, operation, i, "%s shrank meanwhile", what);
-            return false;
+            return vnxi_py_invalid(state, operation, i, "%s shrank meanwhile",
+                                   what);
         }
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
         uint64_t number = 0;
@@ -118,10 +118,9 @@ view_read(vnxi_py_state_t *state, const char *operation, const char *what,
 {
     const Py_buffer *view = &indices_p->view;
     if (view->ndim != 1) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "%s must have one dimension, not %d", what,
-                        view->ndim);
-        return false;
+        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                               "%s must have one dimension, not %d", what,
+                               view->ndim);
     }
     if (!index_type(view, &indices_p->indices.type)) {
         PyErr_Format(PyExc_TypeError,
@@ -155,9 +154,8 @@ vnxi_py_indices_get(vnxi_py_state_t *state, const char *operation,
     if (PyList_Check(value) || PyTuple_Check(value) || PyRange_Check(value)) {
         good = indices_of_list(state, operation, what, value, indices_p);
     } else if (PyBytes_Check(value) || !PyObject_CheckBuffer(value)) {
-        vnxi_py_wrong_type(operation, what, "a list or an array of integers",
-                           value);
-        return false;
+        return vnxi_py_wrong_type(operation, what,
+                                  "a list or an array of integers", value);
     } else if (PyObject_GetBuffer(value, &indices_p->view,
                                   PyBUF_FORMAT | PyBUF_STRIDES) < 0) {
         return false;

@@ -9,31 +9,29 @@ matrix_check(vnxi_py_state_t *state, const char *operation,
 {
     const Py_buffer *view = &matrix->view;
     if (view->ndim != 2) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "an array of descriptors has 2 dimensions, not %d",
-                        view->ndim);
-        return false;
+        return vnxi_py_invalid(
+            state, operation, VNXI_PY_NO_ROW,
+            "an array of descriptors has 2 dimensions, not %d", view->ndim);
     }
     if (view->shape[1] != 3 && view->shape[1] != 5) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "an array of descriptors has 3 columns, or 5 with "
-                        "strides, not %zd",
-                        view->shape[1]);
-        return false;
+        return vnxi_py_invalid(
+            state, operation, VNXI_PY_NO_ROW,
+            "an array of descriptors has 3 columns, or 5 with "
+            "strides, not %zd",
+            view->shape[1]);
     }
     if (!vnxi_py_buffer_is_integer(view, &matrix->is_signed) ||
         view->itemsize != 8) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "an array of descriptors is of uint64 or int64, not "
-                        "of format '%s'",
-                        view->format != NULL ? view->format : "B");
-        return false;
+        return vnxi_py_invalid(
+            state, operation, VNXI_PY_NO_ROW,
+            "an array of descriptors is of uint64 or int64, not "
+            "of format '%s'",
+            view->format != NULL ? view->format : "B");
     }
     if (!PyBuffer_IsContiguous(view, 'C') ||
         (uintptr_t)view->buf % sizeof(uint64_t) != 0) {
-        vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "an array of descriptors must be C-contiguous");
-        return false;
+        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                               "an array of descriptors must be C-contiguous");
     }
     return true;
 }

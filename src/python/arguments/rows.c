@@ -70,12 +70,11 @@ row_of_tuple(vnxi_py_state_t *state, const char *operation, int64_t row,
              PyObject **extra_p)
 {
     if (PyTuple_GET_SIZE(tuple) != width) {
-        vnxi_py_invalid(state, operation, row,
-                        "%zd items are needed (address, length, device id%s), "
-                        "not %zd",
-                        width, width > 3 ? ", and one more" : "",
-                        PyTuple_GET_SIZE(tuple));
-        return false;
+        return vnxi_py_invalid(
+            state, operation, row,
+            "%zd items are needed (address, length, device id%s), "
+            "not %zd",
+            width, width > 3 ? ", and one more" : "", PyTuple_GET_SIZE(tuple));
     }
     if (!numbers_get(state, operation, row, &PyTuple_GET_ITEM(tuple, 0),
                      desc_p)) {

@@ -21,8 +21,7 @@ vnxi_py_scratch_take(vnxi_py_state_t *state, size_t size,
     }
     scratch_p->data = PyMem_RawMalloc(size);
     if (scratch_p->data == NULL) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     scratch_p->size = size;
     return true;

@@ -94,8 +94,8 @@ vnxi_py_tensor_get(vnxi_py_state_t *state, const char *operation, int64_t row,
     }
     uint64_t len;
     if (__builtin_mul_overflow(numel, size, &len)) {
-        vnxi_py_invalid(state, operation, row, "the tensor is too large");
-        return false;
+        return vnxi_py_invalid(state, operation, row,
+                               "the tensor is too large");
     }
     *desc_p = (vnx_desc_t){addr, len, dev};
     *mem_p = mem;

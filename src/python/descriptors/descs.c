@@ -121,22 +121,19 @@ static bool
 descs_resize(vnxi_py_descs_t *self, size_t capacity)
 {
     if (capacity > PY_SSIZE_T_MAX / sizeof *self->rows) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     vnx_desc_t *rows =
         PyMem_RawRealloc(self->rows, capacity * sizeof *self->rows);
     if (rows == NULL) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     self->rows = rows;
     if (self->kind != VNXI_PY_DESCS_XFER) {
         PyObject **extras =
             PyMem_RawRealloc(self->extras, capacity * sizeof *self->extras);
         if (extras == NULL) {
-            PyErr_NoMemory();
-            return false;
+            return PyErr_NoMemory();
         }
         self->extras = extras;
     }
@@ -155,8 +152,7 @@ vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count)
     }
     size_t doubled = self->capacity * 2, needed;
     if (__builtin_add_overflow(self->count, count, &needed)) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     return descs_resize(self, needed > doubled ? needed : doubled);
 }

@@ -82,10 +82,9 @@ static PyObject *
 descs_append(PyObject *op, PyObject *item)
 {
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
-    if (!vnxi_py_descs_append(self, "append", (int64_t)self->count, item)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_descs_append(self, "append", (int64_t)self->count, item)
+               ? Py_NewRef(Py_None)
+               : NULL;
 }
 
 PyDoc_STRVAR(clear_doc, "clear($self)\n--\n\nRemove all descriptors.");
@@ -93,10 +92,8 @@ PyDoc_STRVAR(clear_doc, "clear($self)\n--\n\nRemove all descriptors.");
 static PyObject *
 descs_clear(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
-    if (!vnxi_py_descs_clear((vnxi_py_descs_t *)op)) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
+    return vnxi_py_descs_clear((vnxi_py_descs_t *)op) ? Py_NewRef(Py_None)
+                                                      : NULL;
 }
 
 PyDoc_STRVAR(count_doc, "descCount($self)\n--\n\n"

@@ -119,9 +119,8 @@ tensor_read(vnxi_py_descs_t *self, const char *operation, int64_t row,
     }
     if (self->count > 0 &&
         (mem != self->mem || desc.dev != self->rows[0].dev)) {
-        vnxi_py_invalid(self->state, operation, row,
-                        "the tensors are not all of one device");
-        return false;
+        return vnxi_py_invalid(self->state, operation, row,
+                               "the tensors are not all of one device");
     }
     self->mem = mem;
     return vnxi_py_descs_extend(self, &desc, 1);
@@ -159,10 +158,9 @@ vnxi_py_descs_read(vnxi_py_descs_t *self, const char *operation,
     case VNXI_PY_SOURCE_OTHER:
         break;
     }
-    vnxi_py_wrong_type(operation, "descriptors",
-                       "a descriptor list, tuples, an Nx3 array or tensors",
-                       source);
-    return false;
+    return vnxi_py_wrong_type(
+        operation, "descriptors",
+        "a descriptor list, tuples, an Nx3 array or tensors", source);
 }
 
 /* Refuse a list of another kind, as stock does. */
@@ -171,9 +169,9 @@ kind_check(vnxi_py_state_t *state, const char *operation,
            vnxi_py_descs_kind_t kind, PyObject *source)
 {
     if (vnxi_py_descs_is_any(state, source)) {
-        vnxi_py_wrong_type(operation, "descriptors",
-                           vnxi_py_descs_type(state, kind)->tp_name, source);
-        return false;
+        return vnxi_py_wrong_type(operation, "descriptors",
+                                  vnxi_py_descs_type(state, kind)->tp_name,
+                                  source);
     }
     return true;
 }

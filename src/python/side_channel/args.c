@@ -17,8 +17,6 @@ vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
     return true;
 }
 
-/* -- Keys ----------------------------------------------------------------- */
-
 /* "0,1" for (0, 1); NULL: exception. */
 static PyObject *
 text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)
@@ -71,14 +69,12 @@ vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
         return key_of_ranks(state, operation, value, key_p);
     }
     if (!PyUnicode_Check(value) && !PyBytes_Check(value)) {
-        vnxi_py_wrong_type(operation, "a key",
-                           "a str, bytes, a tuple of ints or None", value);
-        return false;
+        return vnxi_py_wrong_type(operation, "a key",
+                                  "a str, bytes, a tuple of ints or None",
+                                  value);
     }
     return vnxi_py_message_get(operation, "a key", value, key_p);
 }
-
-/* -- Blobs ---------------------------------------------------------------- */
 
 void
 vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs)
@@ -99,8 +95,7 @@ blobs_alloc(vnxi_py_blobs_t *blobs, size_t most)
     blobs->blobs = PyMem_Calloc(most, sizeof *blobs->blobs);
     blobs->bytes = PyMem_Calloc(2 * most, sizeof *blobs->bytes);
     if (blobs->blobs == NULL || blobs->bytes == NULL) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     return true;
 }
@@ -136,9 +131,8 @@ add_items(vnxi_py_state_t *state, const char *operation,
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *item = PyList_GET_ITEM(blobs->items, i);
         if (!PyTuple_Check(item) || PyTuple_GET_SIZE(item) != 2) {
-            vnxi_py_wrong_type(operation, "an item of metadata",
-                               "a key and bytes", item);
-            return false;
+            return vnxi_py_wrong_type(operation, "an item of metadata",
+                                      "a key and bytes", item);
         }
         if (!blobs_add(state, operation, PyTuple_GET_ITEM(item, 0),
                        PyTuple_GET_ITEM(item, 1), blobs)) {

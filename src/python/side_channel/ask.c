@@ -103,8 +103,7 @@ peers_alloc(peers_t *peers, size_t count)
         .keys = PyMem_Calloc(count, sizeof *peers->keys),
     };
     if (peers->params == NULL || peers->keys == NULL) {
-        PyErr_NoMemory();
-        return false;
+        return PyErr_NoMemory();
     }
     return true;
 }
@@ -124,9 +123,9 @@ peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
         PyObject *item = PyList_GET_ITEM(list, i);
         Py_ssize_t size = PyTuple_Check(item) ? PyTuple_GET_SIZE(item) : 0;
         if (size != 2 && size != 3) {
-            vnxi_py_wrong_type(operation, "a peer",
-                               "(host, port) or (host, port, key)", item);
-            return false;
+            return vnxi_py_wrong_type(operation, "a peer",
+                                      "(host, port) or (host, port, key)",
+                                      item);
         }
         if (!peer_add(state, operation, PyTuple_GET_ITEM(item, 0),
                       PyTuple_GET_ITEM(item, 1),

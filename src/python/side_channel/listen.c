@@ -107,10 +107,7 @@ set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
         status = vnx_side_channel_set(self->channel, &blobs->blobs[i], &error);
     }
     Py_END_ALLOW_THREADS;
-    if (status != VNX_OK) {
-        vnxi_py_raise(self->state, &error);
-    }
-    return status == VNX_OK;
+    return status == VNX_OK || vnxi_py_raise(self->state, &error);
 }
 
 VNXI_PY_SIDE_METHOD(
