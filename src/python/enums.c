@@ -44,16 +44,14 @@ enum_add(PyObject *module, PyObject *int_enum, const char *name,
 static PyObject *
 mem_members(void)
 {
-    PyObject *members = PyDict_New();
+    PyObject *members = PyList_New(0);
     for (int i = 0; members != NULL && i < VNX_MEM_COUNT; i++) {
-        PyObject *name = PyUnicode_FromFormat("%s_SEG", vnx_mem_name(i));
-        PyObject *value = PyLong_FromLong(i);
-        if (name == NULL || value == NULL ||
-            PyDict_SetItem(members, name, value) < 0) {
+        PyObject *pair = Py_BuildValue(
+            "(Ni)", PyUnicode_FromFormat("%s_SEG", vnx_mem_name(i)), i);
+        if (pair == NULL || PyList_Append(members, pair) < 0) {
             Py_CLEAR(members);
         }
-        Py_XDECREF(value);
-        Py_XDECREF(name);
+        Py_XDECREF(pair);
     }
     return members;
 }
@@ -89,15 +87,6 @@ status_members(void)
 #undef STATUS_PAIR
 }
 
-static int
-status_enum_add(PyObject *module, PyObject *int_enum)
-{
-    PyObject *made =
-        enum_add(module, int_enum, "nixl_status_t", status_members());
-    Py_XDECREF(made);
-    return made != NULL ? 0 : -1;
-}
-
 int
 vnxi_py_enums_add(PyObject *module)
 {
@@ -106,7 +95,11 @@ vnxi_py_enums_add(PyObject *module)
                              ? PyObject_GetAttrString(enum_module, "IntEnum")
                              : NULL;
     int ret = int_enum != NULL ? mem_enum_add(module, int_enum) : -1;
-    ret = ret == 0 ? status_enum_add(module, int_enum) : -1;
+    PyObject *made = ret == 0 ? enum_add(module, int_enum, "nixl_status_t",
+                                         status_members())
+                              : NULL;
+    ret = made != NULL ? 0 : -1;
+    Py_XDECREF(made);
     Py_XDECREF(int_enum);
     Py_XDECREF(enum_module);
     return ret;

@@ -111,9 +111,8 @@ PyObject *
 vnxi_py_wrong_type(const char *operation, const char *what,
                    const char *expected, PyObject *value)
 {
-    PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %.200s", operation,
-                 what, expected, Py_TYPE(value)->tp_name);
-    return NULL;
+    return PyErr_Format(PyExc_TypeError, "%s: %s must be %s, not %.200s",
+                        operation, what, expected, Py_TYPE(value)->tp_name);
 }
 
 /* The second base, borrowed; NULL for most. */

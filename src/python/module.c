@@ -1,6 +1,7 @@
 #include "python/module.h"
 
 #include "base/at_end.h"
+#include "base/search_path.h"
 #include "python/arguments/scratch.h"
 
 PyMODINIT_FUNC PyInit__core(void);
@@ -45,8 +46,75 @@ watch_end(PyObject *module)
     return done != NULL ? 0 : -1;
 }
 
+/* The strings of a tuple, as names of directories.  Other items (bytes,
+ * objects of importers, strings that the file system cannot encode) are
+ * skipped. false: exception. */
+static bool
+collect(PyObject *paths, PyObject **encoded, const char **dirs,
+        size_t *count_p)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(paths); i++) {
+        PyObject *path = PyTuple_GET_ITEM(paths, i);
+        if (!PyUnicode_Check(path)) {
+            continue;
+        }
+        PyObject *bytes = PyUnicode_EncodeFSDefault(path);
+        if (bytes != NULL) {
+            encoded[*count_p] = bytes;
+            dirs[(*count_p)++] = PyBytes_AS_STRING(bytes);
+        } else if (PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
+            PyErr_Clear();
+        } else {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* false: exception. */
+static bool
+set_paths(PyObject *paths)
+{
+    size_t room = (size_t)PyTuple_GET_SIZE(paths) + 1;
+    PyObject **encoded = PyMem_Calloc(room, sizeof(PyObject *));
+    const char **dirs = PyMem_Calloc(room, sizeof(char *));
+    size_t count = 0;
+    bool is_set = false;
+    if (encoded == NULL || dirs == NULL) {
+        PyErr_NoMemory();
+    } else if (collect(paths, encoded, dirs, &count)) {
+        is_set = vnxi_search_path_set(dirs, count);
+        if (!is_set) {
+            PyErr_NoMemory();
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        Py_DECREF(encoded[i]);
+    }
+    PyMem_Free(encoded);
+    PyMem_Free(dirs);
+    return is_set;
+}
+
+static PyObject *
+set_search_path(PyObject *module, PyObject *list)
+{
+    (void)module;
+    if (!PyList_Check(list)) {
+        return PyErr_Format(PyExc_TypeError, "a list expected, not %s",
+                            Py_TYPE(list)->tp_name);
+    }
+    PyObject *paths = PyList_AsTuple(list); /* which nobody changes */
+    if (paths == NULL) {
+        return NULL;
+    }
+    bool is_set = set_paths(paths);
+    Py_DECREF(paths);
+    return is_set ? Py_NewRef(Py_None) : NULL;
+}
+
 static PyMethodDef module_methods[] = {
-    {"_set_search_path", vnxi_py_set_search_path, METH_O,
+    {"_set_search_path", set_search_path, METH_O,
      PyDoc_STR("Where libraries of Python packages are looked for.")},
     {NULL, NULL, 0, NULL},
 };

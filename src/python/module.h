@@ -123,10 +123,6 @@ int vnxi_py_side_channel_add(PyObject *module);
 int vnxi_py_enums_add(PyObject *module);
 int vnxi_py_errors_add(PyObject *module);
 
-/* A function of the module: where to look for libraries that came as Python
- * packages (base/search_path.h); a list as sys.path is. */
-PyObject *vnxi_py_set_search_path(PyObject *module, PyObject *paths);
-
 /* -- Types (types.c) ------------------------------------------------------ */
 
 /* The module's definition; set by PyInit__core(), then only read. */

@@ -8,16 +8,6 @@
 
 #define INIT "nixl_agent" /* the operation in messages */
 
-/* Closing and freeing join threads. */
-static void
-agent_release(vnxi_py_agent_t *self)
-{
-    Py_BEGIN_ALLOW_THREADS;
-    vnx_listener_free(self->listener);
-    vnx_agent_release(self->agent);
-    Py_END_ALLOW_THREADS;
-}
-
 static PyObject *
 agent_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
              PyObject *Py_UNUSED(kwargs))
@@ -159,8 +149,7 @@ PyDoc_STRVAR(enter_doc, "__enter__($self)\n--\n\nReturn the agent itself.");
 PyDoc_STRVAR(exit_doc, "__exit__($self, *args)\n--\n\nclose() the agent.");
 
 static PyObject *
-agent_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
-           Py_ssize_t Py_UNUSED(nargs))
+agent_exit(PyObject *op, PyObject *Py_UNUSED(args))
 {
     return vnxi_py_agent_close(op, NULL, 0, NULL);
 }
@@ -216,7 +205,10 @@ agent_dealloc(PyObject *op)
     agent_clear(op);
     vnx_notif_free(self->taken);
     if (self->agent != NULL) {
-        agent_release(self);
+        Py_BEGIN_ALLOW_THREADS; /* joins threads */
+        vnx_listener_free(self->listener);
+        vnx_agent_release(self->agent);
+        Py_END_ALLOW_THREADS;
     }
     vnxi_py_object_free(op);
 }
@@ -247,8 +239,7 @@ static PyMethodDef agent_methods[] = {
     VNXI_PY_AGENT_METHODS(METHOD)
 #undef METHOD
         {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
-    {"__exit__", (PyCFunction)(void (*)(void))agent_exit, METH_FASTCALL,
-     exit_doc},
+    {"__exit__", agent_exit, METH_VARARGS, exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -265,10 +256,9 @@ static PyMemberDef agent_members[] = {
 
 /* Asking may load an engine's library, so it is not done before. */
 static PyObject *
-agent_get_plugin_list(PyObject *op, void *context)
+agent_get_plugin_list(PyObject *op, void *Py_UNUSED(context))
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    (void)context;
     if (self->plugin_list != NULL) {
         return Py_NewRef(self->plugin_list);
     }
@@ -276,20 +266,18 @@ agent_get_plugin_list(PyObject *op, void *context)
 }
 
 static int
-agent_set_plugin_list(PyObject *op, PyObject *value, void *context)
+agent_set_plugin_list(PyObject *op, PyObject *value, void *Py_UNUSED(context))
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    (void)context;
     Py_XINCREF(value);
     Py_XSETREF(self->plugin_list, value);
     return 0;
 }
 
 static PyObject *
-agent_get_engine(PyObject *op, void *context)
+agent_get_engine(PyObject *op, void *Py_UNUSED(context))
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    (void)context;
     const char *name =
         self->agent != NULL ? vnx_agent_engine(self->agent) : NULL;
     return name != NULL ? PyUnicode_FromString(name) : Py_NewRef(Py_None);

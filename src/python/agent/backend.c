@@ -18,8 +18,6 @@ vnxi_py_agent_plugins(vnxi_py_agent_t *self)
     return list;
 }
 
-/* -- Parameters ----------------------------------------------------------- */
-
 typedef struct param_list {
     PyObject *keep; /* list of str that own the texts */
     vnx_param_t *params;
@@ -96,8 +94,6 @@ params_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
     return good;
 }
 
-/* -- Creating ------------------------------------------------------------- */
-
 static bool
 backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
                PyObject *params_arg)
@@ -149,8 +145,6 @@ VNXI_PY_AGENT_METHOD(
     }
     Py_RETURN_NONE;
 }
-
-/* -- Asking --------------------------------------------------------------- */
 
 int
 vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)

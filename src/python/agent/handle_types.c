@@ -22,14 +22,6 @@ handle_clear(PyObject *op)
     return 0;
 }
 
-/* After the C object was freed. */
-static void
-handle_free(PyObject *op)
-{
-    handle_clear(op);
-    vnxi_py_object_free(op);
-}
-
 /* -- Transfers ------------------------------------------------------------ */
 
 PyDoc_STRVAR(
@@ -99,7 +91,8 @@ xfer_dealloc(PyObject *op)
         vnx_xfer_abandon(xfer);
         vnxi_py_gil_take(thread);
     }
-    handle_free(op);
+    handle_clear(op);
+    vnxi_py_object_free(op);
 }
 
 PyDoc_STRVAR(
@@ -153,7 +146,8 @@ dlist_dealloc(PyObject *op)
 {
     PyObject_GC_UnTrack(op);
     vnxi_py_dlist_release((vnxi_py_dlist_t *)op);
-    handle_free(op);
+    handle_clear(op);
+    vnxi_py_object_free(op);
 }
 
 PyDoc_STRVAR(dlist_doc,

@@ -6,8 +6,6 @@
  * let other threads run. */
 #define DLIST_LARGE ((size_t)1 << 20)
 
-/* -- Making --------------------------------------------------------------- */
-
 static void *
 handle_new(vnxi_py_agent_t *agent, vnxi_py_type_t kind)
 {
@@ -44,8 +42,6 @@ vnxi_py_dlist_new(vnxi_py_agent_t *agent, vnx_dlist_t *dlist)
     return (PyObject *)self;
 }
 
-/* -- Refusing ------------------------------------------------------------- */
-
 void
 vnxi_py_xfer_refuse(const vnxi_py_agent_t *agent, const char *operation,
                     int64_t row, PyObject *value)
@@ -75,8 +71,6 @@ vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
                         : "%s: the prepared list belongs to another agent",
                     what);
 }
-
-/* -- Releasing ------------------------------------------------------------ */
 
 /* The handle is empty while the GIL is dropped, so no other thread can release
  * it too. */

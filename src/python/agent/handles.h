@@ -36,27 +36,27 @@ void vnxi_py_xfer_refuse(const vnxi_py_agent_t *agent, const char *operation,
 void vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
                           const char *what, PyObject *value);
 
-/* Is it a handle of this agent, released or not? */
-static inline bool
-vnxi_py_xfer_is_of(const vnxi_py_agent_t *agent, PyObject *value)
+/* The transfer of a live handle of this agent, or NULL and an exception; `row`
+ * as above.  Borrowed: retain it before you drop the GIL, since another thread
+ * may release the handle meanwhile. */
+static inline vnx_xfer_t *
+vnxi_py_xfer_of_row(const vnxi_py_agent_t *agent, const char *operation,
+                    int64_t row, PyObject *value)
 {
-    return vnxi_py_is(agent->state, VNXI_PY_TYPE_XFER, value) &&
-           ((vnxi_py_handle_t *)value)->agent == agent;
+    if (vnxi_py_is(agent->state, VNXI_PY_TYPE_XFER, value) &&
+        ((vnxi_py_handle_t *)value)->agent == agent &&
+        ((vnxi_py_xfer_t *)value)->xfer != NULL) {
+        return ((vnxi_py_xfer_t *)value)->xfer;
+    }
+    vnxi_py_xfer_refuse(agent, operation, row, value);
+    return NULL;
 }
 
-/* The transfer of a live handle of this agent, or NULL and an exception.
- * Borrowed: retain it before you drop the GIL, since another thread may
- * release the handle meanwhile. */
 static inline vnx_xfer_t *
 vnxi_py_xfer_get(const vnxi_py_agent_t *agent, const char *operation,
                  PyObject *value)
 {
-    if (vnxi_py_xfer_is_of(agent, value) &&
-        ((vnxi_py_xfer_t *)value)->xfer != NULL) {
-        return ((vnxi_py_xfer_t *)value)->xfer;
-    }
-    vnxi_py_xfer_refuse(agent, operation, VNXI_PY_NO_ROW, value);
-    return NULL;
+    return vnxi_py_xfer_of_row(agent, operation, VNXI_PY_NO_ROW, value);
 }
 
 /* The same for a prepared list; `what` names the argument. */

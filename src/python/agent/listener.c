@@ -12,8 +12,6 @@
 #include "python/arguments/integers.h"
 #include "python/descriptors/descs.h"
 
-/* -- Arguments ------------------------------------------------------------ */
-
 /* The peer's listener.  `host` is borrowed from the argument. */
 typedef struct address {
     const char *host;
@@ -48,8 +46,6 @@ address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
     }
     return true;
 }
-
-/* -- The listener --------------------------------------------------------- */
 
 /* NULL: exception. */
 static vnx_listener_t *
@@ -104,15 +100,12 @@ VNXI_PY_AGENT_METHOD_AS(
 }
 
 PyObject *
-vnxi_py_agent_listen_port(PyObject *op, void *context)
+vnxi_py_agent_listen_port(PyObject *op, void *Py_UNUSED(context))
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
-    (void)context;
     return PyLong_FromLong(
         self->listener != NULL ? vnx_listener_port(self->listener) : 0);
 }
-
-/* -- Commands ------------------------------------------------------------- */
 
 /* A command to the peer's listener, with the bytes that it needs. */
 typedef vnx_status_t (*command_fn)(vnx_listener_t *, const char *, int,

@@ -22,24 +22,21 @@ static vnx_status_t
 make_call(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
           vnx_error_t *error)
 {
-    return vnx_xfer_create_prepped(
+    bool is_many = make->local_indices.indices.count >= MAKE_MANY;
+    if (is_many) {
+        vnx_dlist_retain(make->local);
+        vnx_dlist_retain(make->remote);
+    }
+    PyThreadState *thread = vnxi_py_gil_drop_if(is_many);
+    vnx_status_t status = vnx_xfer_create_prepped(
         agent, make->op, make->local, make->local_indices.indices,
         make->remote, make->remote_indices.indices, make->notif.data,
         make->notif.len, make->no_merge, xfer_p, error);
-}
-
-static vnx_status_t
-make_call_many(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
-               vnx_error_t *error)
-{
-    vnx_status_t status;
-    vnx_dlist_retain(make->local);
-    vnx_dlist_retain(make->remote);
-    Py_BEGIN_ALLOW_THREADS;
-    status = make_call(agent, make, xfer_p, error);
-    vnx_dlist_release(make->local);
-    vnx_dlist_release(make->remote);
-    Py_END_ALLOW_THREADS;
+    if (is_many) {
+        vnx_dlist_release(make->local);
+        vnx_dlist_release(make->remote);
+    }
+    vnxi_py_gil_take(thread);
     return status;
 }
 
@@ -59,10 +56,7 @@ make_xfer(vnxi_py_agent_t *self, make_t *make)
     if (make->remote == NULL) {
         return NULL;
     }
-    vnx_status_t status =
-        make->local_indices.indices.count >= MAKE_MANY
-            ? make_call_many(self->agent, make, &xfer, &error)
-            : make_call(self->agent, make, &xfer, &error);
+    vnx_status_t status = make_call(self->agent, make, &xfer, &error);
     return status < 0 ? vnxi_py_raise(self->state, &error)
                       : vnxi_py_xfer_new(self, xfer);
 }

@@ -180,23 +180,21 @@ peer_check(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
            vnxi_py_descs_t *descs)
 {
     vnxi_py_bytes_t peer;
-    bool known;
     if (!vnxi_py_name_get(operation, peer_arg, &peer)) {
         return NULL;
     }
-    if (descs == NULL) {
-        known = peer.len > 0 &&
-                vnx_agent_check_peer(self->agent, peer.data, peer.len,
-                                     VNX_MEM_DRAM, NULL, 0);
-    } else if (!vnxi_py_descs_pin(descs)) {
+    if (descs != NULL && !vnxi_py_descs_pin(descs)) {
         vnxi_py_bytes_put(&peer);
         return NULL;
-    } else {
-        Py_BEGIN_ALLOW_THREADS;
-        known = peer.len > 0 &&
-                vnx_agent_check_peer(self->agent, peer.data, peer.len,
-                                     descs->mem, descs->rows, descs->count);
-        Py_END_ALLOW_THREADS;
+    }
+    PyThreadState *thread = vnxi_py_gil_drop_if(descs != NULL);
+    bool known = peer.len > 0 && vnx_agent_check_peer(
+                                     self->agent, peer.data, peer.len,
+                                     descs != NULL ? descs->mem : VNX_MEM_DRAM,
+                                     descs != NULL ? descs->rows : NULL,
+                                     descs != NULL ? descs->count : 0);
+    vnxi_py_gil_take(thread);
+    if (descs != NULL) {
         vnxi_py_descs_unpin(descs);
     }
     vnxi_py_bytes_put(&peer);

@@ -57,17 +57,6 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
-/* Everything that is pending, oldest first; those that _next_notif() took but
- * did not return yet are older. */
-static vnx_notif_t *
-chain_take(vnxi_py_agent_t *self)
-{
-    vnx_notif_t *chain =
-        chain_join(self->taken, vnx_agent_take_notifs(self->agent));
-    self->taken = NULL;
-    return chain;
-}
-
 /* Give back those that could not be handed over: they stay pending.  Code of
  * the caller may have called _next_notif() meanwhile, which keeps newer ones.
  */
@@ -80,7 +69,10 @@ chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
 static bool
 notifs_into(vnxi_py_agent_t *self, PyObject *dict)
 {
-    vnx_notif_t *chain = chain_take(self);
+    /* Oldest first: what _next_notif() took but did not return is older. */
+    vnx_notif_t *chain =
+        chain_join(self->taken, vnx_agent_take_notifs(self->agent));
+    self->taken = NULL;
     while (chain != NULL) {
         vnx_notif_t *notif = chain;
         if (!notif_add(dict, notif)) {

@@ -35,8 +35,6 @@ prep_raise(prep_t *prep)
     return vnxi_py_raise(prep->self->state, &prep->error);
 }
 
-/* -- In pieces ------------------------------------------------------------ */
-
 static bool
 builder_begin(prep_t *prep)
 {
@@ -128,8 +126,6 @@ prep_signed(prep_t *prep, const vnxi_py_matrix_t *matrix)
                              : true;
     return builder_end(prep, good);
 }
-
-/* -- At once -------------------------------------------------------------- */
 
 static vnx_dlist_t *
 prep_plain(prep_t *prep, const vnx_desc_t *rows, size_t count)
@@ -234,24 +230,11 @@ prep_runs(prep_t *prep, vnxi_py_runs_t *runs)
     return dlist;
 }
 
-static vnx_dlist_t *
-prep_contents(prep_t *prep, vnxi_py_descs_t *descs)
-{
-    if (descs->runs != NULL) {
-        return prep_runs(prep, descs->runs);
-    }
-    if (!vnxi_py_descs_pin(descs)) {
-        return NULL;
-    }
-    vnx_dlist_t *dlist = prep_plain(prep, descs->rows, descs->count);
-    vnxi_py_descs_unpin(descs);
-    return dlist;
-}
-
 /* Descriptor lists, and tensors, of which there are few. */
 static vnx_dlist_t *
 prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
 {
+    vnx_dlist_t *dlist = NULL;
     vnxi_py_descs_t *descs =
         vnxi_py_descs_from(prep->self->state, prep->operation,
                            VNXI_PY_DESCS_XFER, source, mem_type);
@@ -259,7 +242,12 @@ prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
         return NULL;
     }
     prep->mem = descs->mem;
-    vnx_dlist_t *dlist = prep_contents(prep, descs);
+    if (descs->runs != NULL) {
+        dlist = prep_runs(prep, descs->runs);
+    } else if (vnxi_py_descs_pin(descs)) {
+        dlist = prep_plain(prep, descs->rows, descs->count);
+        vnxi_py_descs_unpin(descs);
+    }
     Py_DECREF(descs);
     return dlist;
 }

@@ -45,14 +45,12 @@ set_fill(const vnxi_py_agent_t *self, const char *operation, xfer_set_t *set)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(set->handles);
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyObject *handle = PyTuple_GET_ITEM(set->handles, i);
-        if (!vnxi_py_xfer_is_of(self, handle) ||
-            ((vnxi_py_xfer_t *)handle)->xfer == NULL) {
-            vnxi_py_xfer_refuse(self, operation, i, handle);
+        vnx_xfer_t *xfer = vnxi_py_xfer_of_row(
+            self, operation, i, PyTuple_GET_ITEM(set->handles, i));
+        if (xfer == NULL) {
             return false;
         }
-        set->xfers[set->count++] =
-            vnx_xfer_retain(((vnxi_py_xfer_t *)handle)->xfer);
+        set->xfers[set->count++] = vnx_xfer_retain(xfer);
     }
     return true;
 }

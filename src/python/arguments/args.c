@@ -28,16 +28,14 @@ keywords_parse(const vnxi_py_state_t *state,
         PyObject *keyword = PyTuple_GET_ITEM(kwnames, i);
         int param = param_of_keyword(state, signature, keyword);
         if (param < 0) {
-            PyErr_Format(PyExc_TypeError,
-                         "%s() got an unexpected keyword argument '%U'",
-                         signature->name, keyword);
-            return false;
+            return PyErr_Format(PyExc_TypeError,
+                                "%s() got an unexpected keyword argument '%U'",
+                                signature->name, keyword);
         }
         if (values[param] != NULL) {
-            PyErr_Format(PyExc_TypeError,
-                         "%s() got multiple values for argument '%U'",
-                         signature->name, keyword);
-            return false;
+            return PyErr_Format(PyExc_TypeError,
+                                "%s() got multiple values for argument '%U'",
+                                signature->name, keyword);
         }
         values[param] = args[i];
     }
@@ -52,11 +50,10 @@ vnxi_py_args_parse_slow(const vnxi_py_state_t *state,
 {
     int positional = signature->count - signature->keyword;
     if (nargs > positional) {
-        PyErr_Format(PyExc_TypeError,
-                     "%s() takes at most %d %sarguments (%zd given)",
-                     signature->name, positional,
-                     signature->keyword > 0 ? "positional " : "", nargs);
-        return false;
+        return PyErr_Format(
+            PyExc_TypeError, "%s() takes at most %d %sarguments (%zd given)",
+            signature->name, positional,
+            signature->keyword > 0 ? "positional " : "", nargs);
     }
     for (int i = 0; i < signature->count; i++) {
         values[i] = i < nargs ? args[i] : NULL;
@@ -67,10 +64,9 @@ vnxi_py_args_parse_slow(const vnxi_py_state_t *state,
     }
     for (int i = 0; i < signature->required; i++) {
         if (values[i] == NULL) {
-            PyErr_Format(PyExc_TypeError,
-                         "%s() missing required argument: '%U'",
-                         signature->name, state->names[signature->params[i]]);
-            return false;
+            return PyErr_Format(
+                PyExc_TypeError, "%s() missing required argument: '%U'",
+                signature->name, state->names[signature->params[i]]);
         }
     }
     return true;

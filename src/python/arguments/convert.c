@@ -123,9 +123,9 @@ mem_of_number(const char *operation, PyObject *value, vnx_mem_t *mem_p)
     int overflow;
     long number = PyLong_AsLongAndOverflow(value, &overflow);
     if (overflow != 0 || number < 0 || number >= VNX_MEM_COUNT) {
-        PyErr_Format(PyExc_KeyError, "%s: no memory type has the number %R",
-                     operation, value);
-        return false;
+        return PyErr_Format(PyExc_KeyError,
+                            "%s: no memory type has the number %R", operation,
+                            value);
     }
     *mem_p = (vnx_mem_t)number;
     return true;
@@ -154,9 +154,8 @@ vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
             return true;
         }
     }
-    PyErr_Format(PyExc_KeyError, "%s: unknown memory type %R", operation,
-                 value);
-    return false;
+    return PyErr_Format(PyExc_KeyError, "%s: unknown memory type %R",
+                        operation, value);
 }
 
 bool
@@ -174,23 +173,19 @@ bool
 vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
                vnx_op_t *op_p)
 {
-    if (value == VNXI_PY_NAME(state, READ)) {
-        *op_p = VNX_OP_READ;
-        return true;
-    }
-    if (value == VNXI_PY_NAME(state, WRITE)) {
-        *op_p = VNX_OP_WRITE;
-        return true;
-    }
-    if (!PyUnicode_Check(value)) {
-        return vnxi_py_wrong_type(operation, "operation", "str", value);
-    }
-    bool is_read = PyUnicode_CompareWithASCIIString(value, "READ") == 0;
-    if (!is_read && PyUnicode_CompareWithASCIIString(value, "WRITE") != 0) {
-        PyErr_Format(PyExc_KeyError,
-                     "%s: unknown operation %R; there are READ and WRITE",
-                     operation, value);
-        return false;
+    bool is_read = value == VNXI_PY_NAME(state, READ);
+    if (!is_read && value != VNXI_PY_NAME(state, WRITE)) {
+        if (!PyUnicode_Check(value)) {
+            return vnxi_py_wrong_type(operation, "operation", "str", value);
+        }
+        is_read = PyUnicode_CompareWithASCIIString(value, "READ") == 0;
+        if (!is_read &&
+            PyUnicode_CompareWithASCIIString(value, "WRITE") != 0) {
+            return PyErr_Format(
+                PyExc_KeyError,
+                "%s: unknown operation %R; there are READ and WRITE",
+                operation, value);
+        }
     }
     *op_p = is_read ? VNX_OP_READ : VNX_OP_WRITE;
     return true;
@@ -210,9 +205,8 @@ backend_get(const char *operation, PyObject *created, PyObject *name,
     const char *utf8 = known > 0 ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
     if (known == 0 || (utf8 != NULL && (len >= VNXI_PY_BACKEND_NAME_MAX ||
                                         strlen(utf8) != (size_t)len))) {
-        PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
-                     operation, name);
-        return false;
+        return PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
+                            operation, name);
     }
     if (utf8 == NULL) {
         return false;

@@ -123,12 +123,11 @@ view_read(vnxi_py_state_t *state, const char *operation, const char *what,
                                view->ndim);
     }
     if (!index_type(view, &indices_p->indices.type)) {
-        PyErr_Format(PyExc_TypeError,
-                     "%s: %s must be integers in native byte order, not of "
-                     "format '%s'",
-                     operation, what,
-                     view->format != NULL ? view->format : "B");
-        return false;
+        return PyErr_Format(
+            PyExc_TypeError,
+            "%s: %s must be integers in native byte order, not of "
+            "format '%s'",
+            operation, what, view->format != NULL ? view->format : "B");
     }
     indices_p->indices.count = (size_t)view->shape[0];
     indices_p->indices.data = view->buf;

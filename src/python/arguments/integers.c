@@ -4,18 +4,6 @@
 
 #include "python/errors.h"
 
-static vnxi_py_int_result_t
-int_of_long(PyObject *value, uint64_t *number_p)
-{
-    unsigned long long number = PyLong_AsUnsignedLongLong(value);
-    if (number == (unsigned long long)-1 && PyErr_Occurred()) {
-        PyErr_Clear(); /* an OverflowError: `value` is an int */
-        return VNXI_PY_INT_RANGE;
-    }
-    *number_p = number;
-    return VNXI_PY_INT_OK;
-}
-
 vnxi_py_int_result_t
 vnxi_py_int_slow(PyObject *value, uint64_t *number_p)
 {
@@ -27,9 +15,14 @@ vnxi_py_int_slow(PyObject *value, uint64_t *number_p)
     if (index == NULL) {
         return VNXI_PY_INT_EXCEPTION;
     }
-    vnxi_py_int_result_t result = int_of_long(index, number_p);
+    unsigned long long number = PyLong_AsUnsignedLongLong(index);
     Py_DECREF(index);
-    return result;
+    if (number == (unsigned long long)-1 && PyErr_Occurred()) {
+        PyErr_Clear(); /* an OverflowError: `index` is an int */
+        return VNXI_PY_INT_RANGE;
+    }
+    *number_p = number;
+    return VNXI_PY_INT_OK;
 }
 
 void

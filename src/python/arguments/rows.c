@@ -92,10 +92,9 @@ vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
                 PyObject **extra_p)
 {
     if (!PyTuple_Check(item) && !PyList_Check(item)) {
-        PyErr_Format(PyExc_TypeError,
-                     "%s: row %lld must be a tuple, not %.200s", operation,
-                     (long long)row, Py_TYPE(item)->tp_name);
-        return false;
+        return PyErr_Format(PyExc_TypeError,
+                            "%s: row %lld must be a tuple, not %.200s",
+                            operation, (long long)row, Py_TYPE(item)->tp_name);
     }
     /* A tuple of our own: __index__ of a number may change a list. */
     PyObject *tuple = PySequence_Tuple(item);
@@ -182,18 +181,6 @@ chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
     return true;
 }
 
-/* The slow way: code of the caller may run, and drop the item from the list.
- */
-static bool
-row_held(vnxi_py_state_t *state, const char *operation, int64_t row,
-         PyObject *item, vnx_desc_t *desc_p)
-{
-    Py_INCREF(item);
-    bool good = vnxi_py_row_get(state, operation, row, item, 3, desc_p, NULL);
-    Py_DECREF(item);
-    return good;
-}
-
 /* The list's size is read at each row: code that a conversion runs, or another
  * thread between two chunks, may have changed it. */
 bool
@@ -211,8 +198,14 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
     for (Py_ssize_t i = 0; good && i < PySequence_Fast_GET_SIZE(list); i++) {
         PyObject *item = PySequence_Fast_GET_ITEM(list, i);
         row_prefetch(list, i);
-        good = row_fast(item, &rows[count]) ||
-               row_held(state, operation, i, item, &rows[count]);
+        good = row_fast(item, &rows[count]);
+        if (!good) {
+            /* Code of the caller may run, and drop the item from the list. */
+            Py_INCREF(item);
+            good = vnxi_py_row_get(state, operation, i, item, 3, &rows[count],
+                                   NULL);
+            Py_DECREF(item);
+        }
         if (good && ++count == VNXI_PY_ROWS_CHUNK) {
             good = chunk_take(take, context, rows, ++chunks);
             count = 0;

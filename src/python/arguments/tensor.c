@@ -24,10 +24,13 @@ tensor_number(vnxi_py_state_t *state, const char *operation, int64_t row,
 /* device.type "cpu" is DRAM of device 0; anything else VRAM of device.index,
  * 0 where that is None. */
 static bool
-device_read(vnxi_py_state_t *state, const char *operation, int64_t row,
-            PyObject *device, vnx_mem_t *mem_p, uint64_t *index_p)
+tensor_device(vnxi_py_state_t *state, const char *operation, int64_t row,
+              PyObject *tensor, vnx_mem_t *mem_p, uint64_t *index_p)
 {
-    PyObject *type = PyObject_GetAttr(device, VNXI_PY_NAME(state, type));
+    PyObject *device = PyObject_GetAttr(tensor, VNXI_PY_NAME(state, device));
+    PyObject *type = device != NULL
+                         ? PyObject_GetAttr(device, VNXI_PY_NAME(state, type))
+                         : NULL;
     PyObject *index =
         type != NULL ? PyObject_GetAttr(device, VNXI_PY_NAME(state, index))
                      : NULL;
@@ -46,19 +49,7 @@ device_read(vnxi_py_state_t *state, const char *operation, int64_t row,
     }
     Py_XDECREF(index);
     Py_XDECREF(type);
-    return good;
-}
-
-static bool
-tensor_device(vnxi_py_state_t *state, const char *operation, int64_t row,
-              PyObject *tensor, vnx_mem_t *mem_p, uint64_t *index_p)
-{
-    PyObject *device = PyObject_GetAttr(tensor, VNXI_PY_NAME(state, device));
-    if (device == NULL) {
-        return false;
-    }
-    bool good = device_read(state, operation, row, device, mem_p, index_p);
-    Py_DECREF(device);
+    Py_XDECREF(device);
     return good;
 }
 

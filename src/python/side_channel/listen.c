@@ -1,8 +1,6 @@
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 
-/* -- Starting ------------------------------------------------------------- */
-
 /* The exception of the class that NixlError's rules give, and RuntimeError,
  * which is what programs that know the side channel's forerunner catch. */
 static PyObject *
@@ -95,8 +93,6 @@ VNXI_PY_SIDE_METHOD(
     return port;
 }
 
-/* -- While it runs -------------------------------------------------------- */
-
 static bool
 set_all(vnxi_py_side_channel_t *self, const vnxi_py_blobs_t *blobs)
 {
@@ -182,8 +178,6 @@ VNXI_PY_SIDE_METHOD(
     }
     return Py_BuildValue("(si)", host, port);
 }
-
-/* -- Stopping ------------------------------------------------------------- */
 
 VNXI_PY_SIDE_METHOD(
     shutdown, (),

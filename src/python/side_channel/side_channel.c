@@ -217,8 +217,7 @@ PyDoc_STRVAR(exit_doc, "__exit__($self, /, *args)\n--\n\n"
                        "shutdown().");
 
 static PyObject *
-side_channel_exit(PyObject *op, PyObject *const *Py_UNUSED(args),
-                  Py_ssize_t Py_UNUSED(nargs))
+side_channel_exit(PyObject *op, PyObject *Py_UNUSED(args))
 {
     return vnxi_py_side_shutdown(op, NULL, 0, NULL);
 }
@@ -239,8 +238,7 @@ static PyMethodDef side_channel_methods[] = {
     VNXI_PY_SIDE_METHODS(METHOD)
 #undef METHOD
         {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
-    {"__exit__", (PyCFunction)(void (*)(void))side_channel_exit, METH_FASTCALL,
-     exit_doc},
+    {"__exit__", side_channel_exit, METH_VARARGS, exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -255,23 +253,25 @@ static PyGetSetDef side_channel_getset[] = {
     "idle_timeout_ms=None, max_rate=None, tls=False, "                   \
     "tls_certificate=None, tls_key=None, tls_ca=None, tls_name=None, "   \
     "secret=None, advertise=None)\n--\n\n"
-#define OPTIONS_DOC                                                         \
-    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "   \
-    "256 MiB\n"                                                             \
-    "max_connections: at once; the longest idle gives way; None: 4096, "    \
-    "or what the process\n    may open\n"                                   \
-    "client_timeout_ms: a client's whole exchange, at the server; None: "   \
-    "5000\n"                                                                \
-    "idle_timeout_ms: a client that neither sends nor takes; None: "        \
-    "client_timeout_ms\n"                                                   \
-    "max_rate: new connections a second from one address; None: no limit\n" \
-    "tls: speak TLS; so does each of the next four that is given\n"         \
-    "tls_certificate, tls_key: PEM files, to listen\n"                      \
-    "tls_ca: PEM file, whom requests trust; None: the system's\n"           \
-    "tls_name: the name that requests expect in the certificate; None: "    \
-    "the host\n"                                                            \
-    "secret: shared by all that may exchange; None: "                       \
-    "VLLM_NIXL_SIDE_CHANNEL_SECRET\n"                                       \
+#define OPTIONS_DOC                                                        \
+    "\n\nmax_frame: bytes of one blob that is accepted or served; None: "  \
+    "256\n"                                                                \
+    "    MiB\n"                                                            \
+    "max_connections: at once; the longest idle gives way; None: 4096,\n"  \
+    "    or what the process may open\n"                                   \
+    "client_timeout_ms: a client's whole exchange, at the server; None:\n" \
+    "    5000\n"                                                           \
+    "idle_timeout_ms: a client that neither sends nor takes; None:\n"      \
+    "    client_timeout_ms\n"                                              \
+    "max_rate: new connections a second from one address; None: no\n"      \
+    "    limit\n"                                                          \
+    "tls: speak TLS; so does each of the next four that is given\n"        \
+    "tls_certificate, tls_key: PEM files, to listen\n"                     \
+    "tls_ca: PEM file, whom requests trust; None: the system's\n"          \
+    "tls_name: the name that requests expect in the certificate; None:\n"  \
+    "    the host\n"                                                       \
+    "secret: shared by all that may exchange; None:\n"                     \
+    "    VLLM_NIXL_SIDE_CHANNEL_SECRET\n"                                  \
     "advertise: the host for advertised_address()"
 
 PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"
