@@ -84,6 +84,8 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
 
 /* -- Defining a method ---------------------------------------------------- */
 
+/* Names and types: NOLINTBEGIN(bugprone-macro-parentheses) */
+
 /* F pasted in front of each of at most 8 arguments. */
 #define VNXI_PY_EACH_0(F)
 #define VNXI_PY_EACH_1(F, a) F##a
@@ -182,5 +184,6 @@ vnxi_py_is_usable(const void *self)
 #define VNXI_PY_METHOD_ROW(prefix, name)               \
     {#name, (PyCFunction)(void (*)(void))prefix##name, \
      METH_FASTCALL | METH_KEYWORDS, prefix##name##_doc},
+/* NOLINTEND(bugprone-macro-parentheses) */
 
 #endif
