@@ -104,7 +104,8 @@ set_search_path(PyObject *module, PyObject *list)
         return PyErr_Format(PyExc_TypeError, "a list expected, not %s",
                             Py_TYPE(list)->tp_name);
     }
-    PyObject *paths = PyList_AsTuple(list); /* which nobody changes */
+    PyObject *paths =
+        PyList_AsTuple(list); /* other code may change the list */
     if (paths == NULL) {
         return NULL;
     }

@@ -1,7 +1,6 @@
 #include "python/arguments/scratch.h"
 
-/* What is larger is not kept, so that one huge call does not hold its memory
- * for ever. */
+/* Larger buffers are freed, so that one huge call does not keep its memory. */
 #define SCRATCH_KEEP_MAX ((size_t)4 << 20)
 #define SCRATCH_SIZE_MIN ((size_t)128 << 10)
 

@@ -1,7 +1,7 @@
 /*
- * One recycled working buffer a module: fresh pages cost more than the work
- * that is done in them.  Whoever takes it owns it until he puts it back; a
- * second taker at the same time gets an allocation of his own.
+ * One recycled working buffer for each module: touching new pages costs more
+ * than the work done in them.  A caller that takes it owns it until it puts it
+ * back; meanwhile another caller gets an allocation of its own.
  */
 #ifndef VNXI_PYTHON_SCRATCH_H
 #define VNXI_PYTHON_SCRATCH_H

@@ -25,7 +25,7 @@ typedef struct side_requests {
 
 /* -- What to ask ---------------------------------------------------------- */
 
-/* What is the same for all requests of a call. */
+/* Limits that all requests of a call share. */
 typedef struct limits {
     int timeout_ms;
     uint32_t retries;
@@ -139,8 +139,8 @@ peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
 
 /* -- Answers -------------------------------------------------------------- */
 
-/* As bytes; takes `data`.  Copied without the GIL: it may be large, and nobody
- * else has the object yet. */
+/* As bytes; takes `data`.  Copied without the GIL: it may be large, and no
+ * other code has the object yet. */
 static PyObject *
 bytes_of(void *data, size_t len)
 {
