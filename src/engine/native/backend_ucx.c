@@ -1,5 +1,5 @@
 /*
- * UCX as a backend of the engine: opening it, and mapping our regions.
+ * UCX as a backend of the engine: opens it and maps our regions.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 #include "engine/native/reach.h"
 #include "engine/native/ucx/library.h"
 
-/* Of a transfer over UCX on which nothing moves, where nobody says another. */
+/* Default time after which a transfer over UCX without progress fails. */
 #define STALL_SECONDS 60.0
 
 uint32_t
@@ -36,7 +36,7 @@ vnxi_native_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
     return status;
 }
 
-/* What was registered before UCX was there. */
+/* Map the regions registered before UCX was opened. */
 static vnx_status_t
 map_all(vnxi_engine_t *engine, vnxi_ucx_t *ucx, vnx_error_t *error)
 {
@@ -71,7 +71,8 @@ adopt(vnxi_engine_t *engine, vnxi_ucx_t *ucx, vnx_error_t *error)
     return status;
 }
 
-/* "timeout" in seconds, of the backend's parameters or the environment. */
+/* Get "timeout", in seconds, from the backend's parameters or the environment.
+ */
 static vnx_status_t
 stall_timeout(const vnx_param_t *params, size_t count, uint64_t *ns_p,
               vnx_error_t *error)
@@ -96,7 +97,7 @@ stall_timeout(const vnx_param_t *params, size_t count, uint64_t *ns_p,
 }
 
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
-static const char *no_library; /* for the warning; static storage */
+static const char *no_library; /* why, for the warning; static storage */
 
 static void
 warn_one_host(void)

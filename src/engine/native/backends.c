@@ -1,9 +1,9 @@
 /*
- * The backends of the native engine.  "UCX" is the name that every client
- * passes; on this engine it stands for the best path to each peer: within the
- * process, SHM on the same host, and where a libucp can be loaded UCX to
- * other hosts and to stock agents.  Where none can, the name is taken all the
- * same, with one warning.  "SHM" alone is SHM alone.
+ * The backends of the native engine.  Every client passes the name "UCX".  On
+ * this engine it stands for the best path to each peer: within the process;
+ * SHM on the same host; and, if a libucp can be loaded, UCX to other hosts and
+ * to stock agents.  Without libucp the name is accepted all the same, with one
+ * warning.  "SHM" is only SHM.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +18,7 @@ static const char *const kinds[VNXI_NATIVE_BACKENDS] = {
     [KIND_SHM] = "SHM",
 };
 
-/* The place in `kinds`, or -1. */
+/* The index in `kinds`, or -1. */
 static int
 kind_find(const char *name)
 {
@@ -58,8 +58,8 @@ vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
     return VNX_OK;
 }
 
-/* The backends take any parameter of stock's: those that say something to UCX
- * are handed on, and what configures stock's threads has no meaning here. */
+/* The backends accept all parameters of stock's backends.  Parameters for UCX
+ * are passed on; those for stock's threads have no effect. */
 vnx_status_t
 vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
                   size_t i, vnx_param_t *param_p, vnx_error_t *error)
@@ -119,7 +119,8 @@ params_copy(vnxi_native_backend_t *backend, const vnx_param_t *params,
     return true;
 }
 
-/* The first backend makes the hub: socket, thread, and what the blob says. */
+/* The first backend creates the hub (socket and thread) and the SHM info of
+ * the blob. */
 static vnx_status_t
 need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
 {

@@ -1,6 +1,6 @@
 /*
- * Our own metadata: the connections UCX (where it was opened) and SHM, and for
- * each of them one section for each memory type that has regions it reaches.
+ * Our own metadata: the connections UCX (if open) and SHM, and for each of
+ * them one section per memory type with regions that it reaches.
  */
 #include <stdlib.h>
 
@@ -13,11 +13,13 @@
 #define SHM ((vnxi_md_bytes_t){"SHM", 3})
 #define BACKENDS 2u
 
-/* How one backend describes a region; false: it does not reach it. */
+/* Writes how one backend describes a region; false: it does not reach the
+ * region. */
 typedef bool (*write_region_t)(vnxi_writer_t *writer,
                                const vnxi_region_t *region);
 
-/* A blob in the making: the codec's picture of it, and the bytes behind. */
+/* A blob under construction: the codec's struct, and the bytes that it points
+ * to. */
 typedef struct blob {
     vnxi_metadata_t picture;
     vnxi_md_conn_t conns[BACKENDS];
@@ -46,7 +48,7 @@ write_shm(vnxi_writer_t *writer, const vnxi_region_t *region)
     return true;
 }
 
-/* Always the same bytes, as stock agents want it. */
+/* Always the same bytes for a region, as stock agents require. */
 static bool
 write_ucx(vnxi_writer_t *writer, const vnxi_region_t *region)
 {
@@ -58,7 +60,7 @@ write_ucx(vnxi_writer_t *writer, const vnxi_region_t *region)
     return true;
 }
 
-/* Of one backend; the regions come sorted by memory type first. */
+/* Add the sections of one backend.  The regions are sorted by memory type. */
 static void
 blob_add_sections(blob_t *blob, vnxi_md_bytes_t backend, write_region_t write,
                   vnxi_region_t *const *regions, size_t count)
@@ -88,8 +90,9 @@ blob_add_sections(blob_t *blob, vnxi_md_bytes_t backend, write_region_t write,
     }
 }
 
-/* The public data of all regions lie in one growing buffer, so their addresses
- * are known only when it is complete: first lengths, then addresses. */
+/* The public data of all regions is in one growing buffer, so its addresses
+ * are known only when the buffer is complete: first the lengths are set, then
+ * the addresses. */
 static bool
 blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
 {

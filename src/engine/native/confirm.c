@@ -17,7 +17,8 @@ is_same_share(const vnxi_share_t *a, const vnxi_share_t *b)
                      a->st_ino == b->st_ino;
 }
 
-/* What is registered, is published for SHM, and is reached in that way. */
+/* Return whether the region is registered, published for SHM, and shared as
+ * the row says. */
 static bool
 is_ours(const vnxi_region_t *region, const vnxi_link_row_t *row)
 {
@@ -61,8 +62,8 @@ vnxi_confirm_fini(vnxi_confirm_t *confirm)
     confirm->asked = NULL;
 }
 
-/* A peer's descriptor has no number here: a shared region is known by its
- * file. */
+/* A peer's descriptor number is not kept here; a shared region is identified
+ * by its file. */
 static vnxi_link_row_t
 row_of(const vnxi_region_t *region)
 {
@@ -76,15 +77,15 @@ row_of(const vnxi_region_t *region)
     };
 }
 
-/* What is sent after the lock was given up. */
+/* A question, sent after the lock is released. */
 typedef struct question {
-    vnxi_link_t *link;     /* retained; NULL: there is none */
+    vnxi_link_t *link;     /* retained; NULL: nothing to send */
     vnxi_link_row_t *rows; /* owned */
     size_t count;
     uint64_t token;
 } question_t;
 
-/* Room for a question: false without memory. */
+/* Make room for a question; false: no memory. */
 static bool
 make_room_lock_held(vnxi_confirm_t *confirm, question_t *question)
 {
@@ -113,7 +114,7 @@ take_rows_lock_held(vnxi_confirm_t *confirm, question_t *question)
     }
 }
 
-/* Most tables that are looked at again have nothing to ask. */
+/* Most tables that are checked again have nothing to ask. */
 static void
 skip_settled_lock_held(vnxi_confirm_t *confirm)
 {
@@ -126,15 +127,15 @@ skip_settled_lock_held(vnxi_confirm_t *confirm)
     }
 }
 
-/* An epoch that the owner has not reached yet can only be its own to tell: a
- * question without rows asks for that. */
+/* The metadata has an epoch that the owner has not sent yet.  Only the owner
+ * can confirm it: a question without rows asks for its epoch. */
 static bool
 asks_for_epoch(const vnxi_native_peer_t *peer)
 {
     return peer->epoch > peer->confirm.heard;
 }
 
-/* The next question, where there is one.  False: no memory for it. */
+/* Make the next question, if there is one.  False: no memory. */
 static bool
 make_question_lock_held(vnxi_native_peer_t *peer, question_t *question)
 {
@@ -158,7 +159,7 @@ make_question_lock_held(vnxi_native_peer_t *peer, question_t *question)
     return true;
 }
 
-/* Where the link has ended its end is reported by itself, with the cause. */
+/* If the link has ended, it reports its end itself, with the cause. */
 static void
 send_question(vnxi_native_peer_t *peer, bool has_memory, question_t *question)
 {
@@ -207,7 +208,7 @@ vnxi_confirm_ask(vnxi_native_peer_t *peer)
     send_question(peer, has_memory, &question);
 }
 
-/* -- What the owner tells ------------------------------------------------- */
+/* -- Messages from the owner ---------------------------------------------- */
 
 static void
 hear_lock_held(vnxi_confirm_t *confirm, uint64_t epoch)
@@ -245,7 +246,8 @@ fits_lock_held(const vnxi_confirm_t *confirm, const vnxi_link_answer_t *answer)
             answer->refused[answer->count - 1] < confirm->asked_count);
 }
 
-/* An answer from before a REVOKE of the region is none: it is asked again. */
+/* An answer from before a REVOKE of the region does not count: the region is
+ * asked for again. */
 static void
 apply_lock_held(const vnxi_confirm_t *confirm,
                 const vnxi_link_answer_t *answer)
@@ -283,7 +285,8 @@ answered(vnxi_native_peer_t *peer, const vnxi_link_answer_t *answer)
     if (confirm->again) {
         begin_lock_held(peer);
     } else if (peer->epoch > answer->epoch) {
-        peer->epoch = 0; /* it lies: any metadata is as good as that */
+        peer->epoch = 0; /* the metadata gave a false epoch: accept any
+                            epoch from now on */
     }
     bool has_memory = make_question_lock_held(peer, &question);
     vnxi_mutex_unlock(&peer->lock);

@@ -1,35 +1,37 @@
 /*
  * A region of a peer is used only after its owner has confirmed it.
  *
- * Metadata proves nothing: anybody can write another address, another name or
+ * Metadata proves nothing: anybody can put another address, another name or
  * another file into a good blob.  The checks of link_open.c prove which
  * process is at the other end of a link, and that process is asked.  A region
- * that comes by metadata over SHM is UNCONFIRMED (region.h): lists can be
- * prepared on it, but no byte is read or written.  As soon as metadata is
- * loaded the owner is asked over the link for all regions that are
- * unconfirmed, VNXI_LINK_ROWS_MAX at a time: memory type, address, length,
- * device, and how it is shared, since that says which memory is behind the
- * address.  The next question is sent when the answer has come, so a large
- * blob holds up neither hub, nor the notifications between the two.  The name
- * is checked by the owner too: it is in HELLO.
+ * received by metadata over SHM is UNCONFIRMED (region.h): lists can be
+ * prepared on it, but its bytes are neither read nor written.  As soon as
+ * metadata is loaded, the owner is asked over the link about all unconfirmed
+ * regions, VNXI_LINK_ROWS_MAX at a time.  A question gives memory type,
+ * address, length, device, and how the region is shared, because that
+ * determines which memory is behind the address.  The next question is sent
+ * after the answer, so a large blob delays neither the hub nor notifications
+ * between the two agents.  The owner also checks its name, which is in HELLO.
  *
- * The owner looks each row up in its registry, which is what it has *now*.  An
- * answer therefore carries the epoch of the registry, and so does a REVOKE,
- * which may have been sent between the look and the answer:
- *   - a USABLE region was registered at the epoch `proved`.  A REVOKE of that
- *     epoch or an earlier one is about an earlier registration.
- *   - a later REVOKE revokes it, unless its metadata says that it was
+ * The owner looks up each row in its registry, which holds its regions *now*.
+ * Therefore an answer carries the epoch of the registry.  A REVOKE carries it
+ * too, because it may be sent between the lookup and the answer:
+ *   - A USABLE region was registered at epoch `proved`.  A REVOKE of that
+ *     epoch or an earlier one refers to an earlier registration.
+ *   - A later REVOKE revokes it, unless its metadata says that it was
  *     registered again since.  Metadata may lie, so the region becomes
  *     UNCONFIRMED, and the owner is asked once more.
- *   - while it is UNCONFIRMED `proved` is the epoch that the answer must
- * reach. Metadata that is loaded while a question is open may describe a later
- * state than the answer.  Then nothing is refused by that answer, and all that
- * is still unconfirmed is asked again.
+ *   - While the region is UNCONFIRMED, `proved` is the epoch that the answer
+ *     must reach.
  *
- * An answer that does not fit the question, or whose epoch is before one that
- * the owner has told already, ends the link and with it the peer.
+ * Metadata loaded while a question is open may describe a later state than the
+ * answer.  In that case the answer refuses nothing, and all regions that are
+ * still unconfirmed are asked for again.
  *
- * Transfers on regions that are unconfirmed wait: xfer_wait.c.
+ * An answer that does not fit the question, or whose epoch is lower than one
+ * that the owner sent before, ends the link and with it the peer.
+ *
+ * Transfers on unconfirmed regions wait: xfer_wait.c.
  */
 #ifndef VNXI_NATIVE_CONFIRM_H
 #define VNXI_NATIVE_CONFIRM_H
@@ -43,32 +45,35 @@
 
 typedef struct vnxi_native_peer vnxi_native_peer_t;
 
-/* The questions to a peer; protected by its lock.  All zeros: none. */
+/* The questions to a peer; protected by the peer's lock.  All zeros: none. */
 typedef struct vnxi_confirm {
-    vnxi_region_table_t *table; /* retained: whose regions are being asked */
-    size_t next;                /* the place in it to go on from */
-    vnxi_region_t **asked;      /* owned array: the open question's rows, which
-                                   `table` holds */
+    vnxi_region_table_t *table; /* retained: the table being asked about */
+    size_t next;                /* index in `table` at which to go on */
+    vnxi_region_t **asked;      /* owned array: the rows of the open
+                                   question; `table` holds them */
     size_t asked_count;
-    bool is_open;   /* a question was sent and not answered */
-    bool again;     /* begin anew with the peer's table after the answer */
+    bool is_open;   /* a question was sent and has not been answered */
+    bool again;     /* after the answer, start again with the peer's current
+                       table */
     uint64_t token; /* of the last question */
-    uint64_t heard; /* the latest epoch that the owner has told */
-    uint64_t least; /* what the open question's answer must reach */
+    uint64_t heard; /* the highest epoch that the owner has sent */
+    uint64_t least; /* the lowest epoch allowed in the open question's
+                       answer */
 } vnxi_confirm_t;
 
 void vnxi_confirm_fini(vnxi_confirm_t *confirm);
 
-/* Its table is another: ask for what is unconfirmed in it.  Any thread. */
+/* The peer has a new table: ask for its unconfirmed regions.  Any thread. */
 void vnxi_confirm_ask(vnxi_native_peer_t *peer);
 
-/* The owner has revoked this region of the peer's table (NULL: it is not
- * there).  The caller holds the peer's lock, and calls vnxi_confirm_ask()
- * after it where this returns true. */
+/* The owner has revoked this region of the peer's table (NULL: not in the
+ * table).  Requires the peer's lock.  If this returns true, the caller calls
+ * vnxi_confirm_ask() after releasing the lock. */
 bool vnxi_confirm_revoked(vnxi_native_peer_t *peer, vnxi_region_t *region,
                           uint64_t epoch);
 
-/* The hub's events `confirm` and `confirmed`; the context is the engine. */
+/* Handlers of the hub's events `confirm` and `confirmed`; the context is the
+ * engine. */
 uint64_t vnxi_confirm_on_question(void *engine, const vnxi_link_row_t *rows,
                                   size_t count, bool *refused_p);
 bool vnxi_confirm_on_answer(void *engine, vnxi_link_t *link,

@@ -1,9 +1,10 @@
 /*
  * Design notes.  Non-temporal stores do not read the target's lines before
- * they write them, and leave the caches to others: half as much again as
- * memcpy() for what does not fit a cache.  They write whole lines, so a piece
- * is divided into a head up to a line's start, lines, and a tail; the fence
- * that makes the lines visible comes once, at the end of the chunk.
+ * writing them and do not evict other data from the caches: 1.5 times as fast
+ * as memcpy() for data that does not fit into a cache.  They write whole
+ * lines, so a piece is divided into a head up to the start of a line, lines,
+ * and a tail.  The fence that makes the lines visible comes once, at the end
+ * of the chunk.
  */
 #include "engine/native/copy.h"
 
@@ -16,10 +17,10 @@
 #endif
 
 #define LINE 64u
-/* Below, the head and the tail are most of it. */
+/* In shorter pieces, head and tail are the larger part. */
 #define STREAM_MIN 512u
-/* So much of the next piece is asked for while this one is copied: enough for
- * the processor to find its page and to see where reading goes on. */
+/* How much of the next piece is prefetched while this one is copied: enough
+ * for the processor to find its page and to detect where reading continues. */
 #define PREFETCH_BYTES 128u
 
 /* -- Lines ---------------------------------------------------------------- */
@@ -56,7 +57,7 @@ stream_lines_sse2(char *target, const char *source, size_t len)
     }
 }
 
-/* `target` begins a line, `len` is a multiple of two. */
+/* `target` is at the start of a line, `len` is a multiple of two lines. */
 static void
 stream_lines(char *target, const char *source, size_t len)
 {

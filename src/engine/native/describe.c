@@ -1,5 +1,5 @@
 /*
- * What the engine says of itself and of a peer, as members of a JSON object.
+ * Describes the engine and its peers, as members of a JSON object.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,8 +60,8 @@ typedef struct region_counts {
     size_t all, direct, confirmed;
 } region_counts_t;
 
-/* How many regions the peer has, are copied without the kernel, and were
- * confirmed by their owner, whom UCX cannot ask. */
+/* Count the peer's regions, those copied without the kernel, and those
+ * confirmed by their owner (UCX cannot ask the owner). */
 static region_counts_t
 count_regions(vnxi_native_peer_t *peer)
 {
@@ -116,7 +116,7 @@ path_reason(const vnxi_native_peer_t *peer)
            "shared mappings are copied directly";
 }
 
-/* The process id of a stock agent is not known: 0. */
+/* The process id of a stock agent is not known and reported as 0. */
 static void
 describe_ucx(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {

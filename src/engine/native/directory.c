@@ -1,7 +1,7 @@
 /*
  * The engines of this process by instance id, so that agents of one process
- * find each other without a system call.  Few, and looked up only when
- * metadata is loaded: a list.
+ * find each other without a system call.  A list is enough: there are few, and
+ * they are looked up only when metadata is loaded.
  */
 #include <string.h>
 
@@ -12,7 +12,7 @@
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_DIRECTORY);
 static vnxi_engine_t *engines; /* protected by lock */
 
-/* The parent's engines are nobody's here, and the lock may be held. */
+/* The child does not own the parent's engines, and the lock may be held. */
 static void
 forget_in_child(void)
 {

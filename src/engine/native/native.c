@@ -1,5 +1,5 @@
 /*
- * The native engine: its life, and the table by which the core knows it.
+ * The native engine: its life cycle, and its table of functions for the core.
  */
 #include "engine/native/native.h"
 
@@ -16,7 +16,7 @@
 #include "engine/native/ucx/transfer.h"
 #include "engine/parts/metadata.h"
 
-/* -- Life ------------------------------------------------------------------
+/* -- Life cycle ------------------------------------------------------------
  */
 
 void
@@ -59,7 +59,7 @@ vnxi_native_unref(vnxi_engine_t *engine)
     }
 }
 
-/* The instance id tells agents apart for ever: it is random. */
+/* The instance id is random, so that it tells agents apart for ever. */
 static vnx_status_t
 draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
 {
@@ -121,7 +121,7 @@ native_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
     return VNX_OK;
 }
 
-/* Needs nothing but the kernel. */
+/* The native engine needs only the kernel. */
 static vnx_status_t
 native_probe(vnxi_engine_t *engine, vnx_error_t *error)
 {
@@ -130,8 +130,8 @@ native_probe(vnxi_engine_t *engine, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* In this order: no new work (stopped), no call from agents of this process
- * (inbound_lock), nothing in flight, no event from the hub. */
+/* The order matters: no new work (stopped), no call from agents of this
+ * process (inbound_lock), nothing in flight, no event from the hub. */
 static void
 native_stop(vnxi_engine_t *engine)
 {
@@ -142,7 +142,8 @@ native_stop(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&engine->backend_lock);
 
     vnxi_directory_remove(engine);
-    /* A process that looks from now on sees that the agent is closed. */
+    /* A process that reads the nonce from now on sees that the agent is
+     * closed. */
     explicit_bzero(engine->nonce, sizeof engine->nonce);
     vnxi_native_xfers_look(engine);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
@@ -154,7 +155,7 @@ native_stop(vnxi_engine_t *engine)
         vnxi_cond_wait(&engine->landed, &engine->flight_lock);
     }
     vnxi_mutex_unlock(&engine->flight_lock);
-    vnxi_pool_settle(); /* transfers of other agents from or to our memory */
+    vnxi_pool_settle(); /* other agents' transfers from or to our memory */
 
     vnxi_hub_t *hub = atomic_load(&engine->hub);
     if (hub != NULL) {
@@ -173,7 +174,7 @@ check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
 {
     const char *name = vnx_mem_name(mem);
     if (name == NULL || (vnxi_native_mems(engine) >> mem & 1) != 0) {
-        return VNX_OK; /* the registry refuses what is no memory type */
+        return VNX_OK; /* the registry refuses invalid memory types */
     }
     if (mem == VNX_MEM_VRAM) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
@@ -200,7 +201,7 @@ native_register(vnxi_engine_t *engine, vnx_mem_t mem,
                : vnxi_registry_add(engine->registry, mem, descs, count, error);
 }
 
-/* The regions that a call takes away. */
+/* The regions that a call removes. */
 typedef struct removal {
     vnxi_engine_t *engine;
     vnxi_region_t **regions; /* each retained */
@@ -221,8 +222,8 @@ on_removed(void *context, const vnxi_region_t *region)
         vnxi_region_retain((vnxi_region_t *)region);
 }
 
-/* The memory is the user's again: nothing copies from or to it, and UCX lets
- * go of it. */
+/* Give the memory back to the user: wait until nothing copies from or to it,
+ * and unmap it from UCX. */
 static void
 finish_removal(removal_t *removal)
 {

@@ -1,9 +1,9 @@
 /*
- * The native engine, as its files share it.
+ * The native engine, shared by its files.
  *
  * Lock order: load (core) -> directory -> engine.peers_lock -> peer.lock.
  * engine.inbound_lock, engine.flight_lock and engine.waiting_lock are leaves.
- * No lock is held while the hub is called, except load.
+ * The hub is called without any of these locks except load.
  */
 #ifndef VNXI_NATIVE_NATIVE_H
 #define VNXI_NATIVE_NATIVE_H
@@ -22,7 +22,7 @@
 
 #define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
 
-/* A parameter of a backend that was created; owned. */
+/* A parameter of a created backend; owned. */
 typedef struct vnxi_owned_param {
     char *key, *value;
 } vnxi_owned_param_t;
@@ -34,31 +34,33 @@ typedef struct vnxi_native_backend {
 } vnxi_native_backend_t;
 
 struct vnxi_engine {
-    atomic_uint refs; /* the core, and peers of other agents of the process */
+    atomic_uint refs; /* held by the core and by peers of other agents in
+                         this process */
     unsigned fork_count;
     atomic_bool stopped;
     char *name; /* owned */
     size_t name_len;
     unsigned num_threads;
 
-    /* The host's notif callback may be called by agents of this process;
-     * stop() takes the lock, so that none comes later. */
+    /* Agents of this process may call the host's notif callback. stop() takes
+     * this lock, so that no call comes after it. */
     vnxi_mutex_t inbound_lock;
     vnxi_engine_host_t host;
 
-    vnxi_mutex_t backend_lock; /* making backends and the hub */
+    vnxi_mutex_t backend_lock; /* creating backends and the hub */
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
-    vnxi_shm_info_t info;      /* what the blob says of us; fixed with hub */
-    _Atomic(vnxi_ucx_t *) ucx; /* NULL: none, and no_ucx says why */
+    vnxi_shm_info_t info;      /* what our blob says of this agent; fixed
+                                  with hub */
+    _Atomic(vnxi_ucx_t *) ucx; /* NULL: not open; no_ucx says why */
     char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
-    vnxi_mutex_t map_lock;            /* mapping regions by UCX */
+    vnxi_mutex_t map_lock;            /* mapping regions for UCX */
 
     vnxi_registry_t *registry;
     vnxi_native_peer_t *self;
 
     vnxi_mutex_t peers_lock;
-    vnxi_native_peer_t *peers; /* those with a link; peers_lock */
+    vnxi_native_peer_t *peers; /* peers with a link; peers_lock */
     uintptr_t last_peer_id;    /* peers_lock */
 
     vnxi_mutex_t flight_lock;
@@ -66,7 +68,8 @@ struct vnxi_engine {
     size_t in_flight; /* transfers on the copy threads; flight_lock */
 
     vnxi_mutex_t waiting_lock;
-    vnxi_exfer_t *waiting; /* for owners to confirm regions; waiting_lock */
+    vnxi_exfer_t *waiting; /* waiting until owners confirm regions;
+                              waiting_lock */
 
     vnxi_engine_t *next; /* the directory of this process; its lock */
     unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
@@ -82,25 +85,27 @@ typedef enum vnxi_path {
 
 struct vnxi_native_peer {
     vnxi_peer_t base;
-    vnxi_engine_t *engine; /* ours; outlives the peer */
+    vnxi_engine_t *engine; /* our own; outlives the peer */
     vnxi_path_t path;
     vnxi_engine_t *local; /* PROCESS: the other engine, retained */
     vnxi_link_t *link;    /* PROCESS and SHM; owned */
     vnxi_ucx_conn_t *ucx; /* UCX; owned */
-    uintptr_t id; /* the link's or the connection's cookie; never used again */
-    bool has_info; /* of an agent of ours; what UCX reaches may be stock */
+    uintptr_t id;  /* the cookie of the link or connection; never reused */
+    bool has_info; /* a vllm_nixl agent; peers by UCX may be stock agents */
     vnxi_shm_info_t info;
     vnxi_peer_end_t end;
 
     vnxi_mutex_t lock;
-    vnxi_region_table_t *table;       /* lock; NULL for SELF: the registry's */
-    uint64_t epoch;                   /* lock; of the last full blob */
+    vnxi_region_table_t *table;       /* lock; NULL for SELF, which uses the
+                                         registry's table */
+    uint64_t epoch;                   /* lock; epoch of the last full blob */
     vnxi_confirm_t confirm;           /* lock; SHM only */
-    char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not be
-                                         mapped; "" */
-    char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why not by SHM; fixed with it */
+    char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not
+                                         be mapped; "" if none failed */
+    char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why SHM is not used; fixed
+                                         with it */
 
-    atomic_uint_fast64_t bytes, xfers, notifs; /* sent or fetched */
+    atomic_uint_fast64_t bytes, xfers, notifs; /* sent or read */
     vnxi_native_peer_t *next;                  /* engine->peers_lock */
 };
 
@@ -118,8 +123,9 @@ void vnxi_native_unref(vnxi_engine_t *engine);
 /* -- The directory of the process (directory.c) ----------------------------
  */
 
-/* From the first backend until stop(), an engine can be found by the instance
- * id of its blob.  Found: a reference of the caller's, vnxi_native_unref(). */
+/* From the creation of its first backend until stop(), an engine can be found
+ * by the instance id of its blob. find() returns a reference, released by
+ * vnxi_native_unref(), or NULL. */
 void vnxi_directory_add(vnxi_engine_t *engine);
 void vnxi_directory_remove(vnxi_engine_t *engine);
 vnxi_engine_t *vnxi_directory_find(const unsigned char *instance);
@@ -140,20 +146,20 @@ vnx_status_t vnxi_native_backend_create(vnxi_engine_t *engine,
                                         size_t count, vnx_error_t *error);
 void vnxi_native_backends_fini(vnxi_engine_t *engine);
 
-/* Every name of the NULL-terminated list (NULL: fine) is a backend that was
- * created; else VNX_ERR_NOT_FOUND. */
+/* Check that every name in the NULL-terminated list (NULL: nothing to check)
+ * is a created backend; else VNX_ERR_NOT_FOUND. */
 vnx_status_t vnxi_native_check_backends(vnxi_engine_t *engine,
                                         const char *const *backends,
                                         const char *operation,
                                         vnx_error_t *error);
 
-/* Open UCX (backend_ucx.c); the caller holds backend_lock.  Without a library:
- * VNX_OK, one warning a process, and engine->no_ucx says why. */
+/* Open UCX (backend_ucx.c).  Requires backend_lock.  Without a library:
+ * VNX_OK, one warning per process, and engine->no_ucx says why. */
 vnx_status_t vnxi_native_open_ucx(vnxi_engine_t *engine,
                                   const vnx_param_t *params, size_t count,
                                   vnx_error_t *error);
 
-/* The memory types that can be registered, by bits. */
+/* The memory types that can be registered, as a bit set. */
 uint32_t vnxi_native_mems(const vnxi_engine_t *engine);
 
 /* The registry's hook; the context is the engine. */
@@ -178,14 +184,15 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                    const void *blob, size_t len,
                                    vnxi_peer_t **peer_p, vnx_error_t *error);
-/* An object without link and regions; one reference. NULL: no memory. */
+/* Create a peer without a link and without regions; returns one reference.
+ * NULL: no memory. */
 vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
                                             const void *name, size_t name_len,
                                             vnxi_path_t path);
-/* Put it where the hub's events find it; before its link is opened, with its
- * id as the cookie. */
+/* Add the peer to the list in which the hub's events find it.  Call this
+ * before opening its link, whose cookie is the peer's id. */
 void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
-/* It turned out to be gone: mark it, and tell the core (once). */
+/* The peer turned out to be gone: mark it and tell the core (once). */
 void vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause);
 void vnxi_native_peer_close(vnxi_peer_t *peer, const char *cause);
 void vnxi_native_peer_destroy(vnxi_peer_t *peer);
@@ -198,28 +205,29 @@ vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
 vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                   vnx_bytes_t *members_p, vnx_error_t *error);
 
-/* The peer of that link with a reference; NULL where it was closed. */
+/* Find the peer of a link; returns a reference, or NULL if it was closed. */
 vnxi_native_peer_t *vnxi_native_peer_by_link(vnxi_engine_t *engine,
                                              const vnxi_link_t *link);
 
-/* Its regions now, with a reference of the caller's; NULL: no memory. */
+/* The peer's current regions; returns a reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);
 
-/* Is it gone? */
+/* Return whether the peer is gone. */
 bool vnxi_native_peer_gone(const vnxi_native_peer_t *peer);
 
-/* Why it is gone; "" where it is not.  The same as an error, with the peer. */
+/* Get the cause of the peer's end; "" if it is not gone.
+ * vnxi_native_peer_error() sets it as an error that names the peer. */
 void vnxi_native_peer_cause(vnxi_native_peer_t *peer,
                             char cause_p[VNX_ERROR_CAUSE_MAX]);
 vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
                                     const char *operation, vnx_error_t *error);
 
-/* What UCX calls; the context is the engine. */
+/* Callbacks for UCX; the context is the engine. */
 void vnxi_native_on_notif(void *engine, const void *sender, size_t sender_len,
                           const void *message, size_t message_len);
 void vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause);
 
-/* What the hub calls. */
+/* Callbacks for the hub. */
 extern const vnxi_hub_events_t vnxi_native_hub_events;
 
 /* -- Transfers (xfer.c) ----------------------------------------------------
@@ -235,9 +243,10 @@ vnx_status_t vnxi_native_xfer_post(vnxi_exfer_t *exfer, const void *notif,
 vnx_status_t vnxi_native_xfer_cancel(vnxi_exfer_t *exfer);
 void vnxi_native_xfer_release(vnxi_exfer_t *exfer);
 
-/* Something happened that transfers which wait for an owner may have waited
- * for: hand them to the copy threads (xfer_wait.c).  Reports nothing itself;
- * the locks of the engine's callers may be held. */
+/* Look for waiting transfers that can go on or have to end, and hand them to
+ * the copy threads (xfer_wait.c).  Call this after any event that such a
+ * transfer may wait for.  It reports nothing itself, so callers of the engine
+ * may hold their locks. */
 void vnxi_native_xfers_look(vnxi_engine_t *engine);
 const char *vnxi_native_xfer_backend(const vnxi_exfer_t *exfer);
 void vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer,

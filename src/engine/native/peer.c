@@ -1,12 +1,13 @@
 /*
- * Peers of the native engine: their life, their end, notifications to them.
+ * Peers of the native engine: their life cycle, their end, notifications to
+ * them.
  *
- * Design notes.  The end is marked once, with the cause, by whichever comes
- * first: the link's end, a copy that finds nobody there, a close by the core.
- * Everything that works for the peer looks at it: posting, each chunk of
- * copying, sending. The hub's events name a link; the peer is found in the
- * engine's list, under its lock, so an event that comes late finds nothing
- * rather than a peer that is being freed.
+ * Design notes.  The end is marked once, with the cause, by whichever event
+ * comes first: the end of the link, a copy that finds the process gone, or a
+ * close by the core.  Everything that works for the peer checks the mark:
+ * posting, each chunk of copying, sending.  The hub's events name a link.  The
+ * peer is looked up in the engine's list, under its lock, so a late event
+ * finds nothing instead of a peer that is being freed.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,7 +55,7 @@ vnxi_native_peer_destroy(vnxi_peer_t *base)
     free(peer);
 }
 
-/* -- The list of those with a link -----------------------------------------
+/* -- The list of peers with a link -----------------------------------------
  */
 
 void
@@ -83,9 +84,10 @@ delist(vnxi_native_peer_t *peer)
     vnxi_mutex_unlock(&engine->peers_lock);
 }
 
-/* The peer of that link or connection with a reference, NULL where it was
- * closed.  By number: the link may not be known to the peer yet, and a late
- * event of an old link must not find a new peer at the same address. */
+/* Find the peer of a link or connection; returns a reference, or NULL if it
+ * was closed.  The lookup is by number: the link may not be known to the peer
+ * yet, and a late event of an old link must not find a new peer at the same
+ * address. */
 static vnxi_native_peer_t *
 find_by_id(vnxi_engine_t *engine, uintptr_t id)
 {
@@ -123,8 +125,8 @@ vnxi_native_peer_cause(vnxi_native_peer_t *peer,
 {
     vnxi_peer_end_cause(&peer->end, cause_p);
     if (cause_p[0] == '\0' && vnxi_native_peer_gone(peer)) {
-        /* An agent of this process, whose stop is seen before its link ends.
-         */
+        /* The stop of an agent of this process is visible before its link
+         * ends. */
         snprintf(cause_p, VNX_ERROR_CAUSE_MAX, "the peer was closed");
     }
 }
@@ -193,8 +195,8 @@ vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause)
 /* -- Revocations -----------------------------------------------------------
  */
 
-/* Regions of an agent in this process are its own objects: it has revoked them
- * itself.  Of a peer without table nothing was asked yet. */
+/* An agent in this process has revoked its regions itself.  A peer without a
+ * table has not been asked about any region. */
 static void
 on_revoked(void *context, vnxi_link_t *link, uint64_t epoch, vnx_mem_t mem,
            const vnx_desc_t *desc)
@@ -248,7 +250,7 @@ const vnxi_hub_events_t vnxi_native_hub_events = {
     .alarm = on_alarm,
 };
 
-/* Straight into the queue of an agent of this process. */
+/* Deliver directly into the queue of an agent of this process. */
 static bool
 deliver_here(vnxi_engine_t *target, const vnxi_engine_t *sender,
              const void *message, size_t len)
@@ -361,8 +363,8 @@ vnxi_native_peer_pid(vnxi_peer_t *base)
     return is_running_here(peer) ? peer->info.pid : 0;
 }
 
-/* Loading its metadata has connected it; what is left to do is in the
- * background, and describe() tells when it is done. */
+/* Loading the metadata has connected the peer.  UCX does the rest in the
+ * background, and describe() shows when it is done. */
 vnx_status_t
 vnxi_native_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
 {

@@ -2,18 +2,18 @@
  * Loading a peer's metadata.
  *
  * Design notes.  Everything that can fail comes before the first change: the
- * blob is parsed, the instance recognised, the new region table built beside
- * the old one.  Then the table is exchanged, and regions that are gone are
- * revoked, so that lists prepared on them fail when posted.  Region objects
- * that stay are the same objects, so lists prepared on them go on.
+ * blob is parsed, the instance recognised, and the new region table built
+ * beside the old one.  Then the tables are exchanged, and regions that are
+ * gone are revoked, so that lists prepared on them fail when posted.  Regions
+ * that stay keep their objects, so lists prepared on them remain valid.
  *
- * A blob with all regions (`partial` unset) takes away what it does not list;
- * one with some regions, or without connection data, only adds. An older full
- * blob than the last one loaded (its epoch says so) changes nothing.
+ * A blob with all regions (`partial` unset) removes the regions that it does
+ * not list.  A blob with some regions, or without connection data, only adds.
+ * A full blob older than the last one loaded (by its epoch) changes nothing.
  *
- * A blob proves nothing.  Within the process the directory has the agent's
- * name and its registry.  On SHM the owner is asked (confirm.h), after the
- * table is in its place.
+ * A blob proves nothing.  For agents of this process, the directory has the
+ * name and the registry.  On SHM the owner is asked (confirm.h) after the
+ * table is exchanged.
  */
 #include <errno.h>
 #include <signal.h>
@@ -30,9 +30,9 @@
 typedef struct loading {
     vnxi_engine_t *engine;
     const vnxi_metadata_t *blob;
-    bool has_info; /* it is an agent of ours */
+    bool has_info; /* it comes from a vllm_nixl agent */
     vnxi_shm_info_t info;
-    vnxi_md_bytes_t address; /* of UCX; of length 0: none */
+    vnxi_md_bytes_t address; /* of UCX; length 0: none */
     vnx_error_t *error;
 } loading_t;
 
@@ -49,7 +49,7 @@ is_named(vnxi_md_bytes_t backend, const char *name)
            memcmp(backend.data, name, backend.len) == 0;
 }
 
-/* -- What the blob offers --------------------------------------------------
+/* -- Contents of the blob --------------------------------------------------
  */
 
 static vnx_status_t
@@ -84,7 +84,7 @@ read_conns(loading_t *loading)
     return status;
 }
 
-/* Both sides have it. */
+/* Return whether both sides have UCX. */
 static bool
 offers_ucx(const loading_t *loading)
 {
@@ -92,7 +92,7 @@ offers_ucx(const loading_t *loading)
            atomic_load(&loading->engine->ucx) != NULL;
 }
 
-/* Its table is in its place. */
+/* Ask the owner about the peer's table, which is in place. */
 static void
 confirm(vnxi_native_peer_t *peer)
 {
@@ -105,8 +105,8 @@ confirm(vnxi_native_peer_t *peer)
 /* -- The same instance again -----------------------------------------------
  */
 
-/* Regions of the old table that the new one does not have are gone.  Those of
- * an agent in this process are its own to revoke. */
+/* Regions of the old table that the new one lacks are gone.  An agent in this
+ * process revokes its regions itself. */
 static void
 revoke_missing(vnxi_native_peer_t *peer, const vnxi_region_table_t *old,
                const vnxi_region_table_t *new)
@@ -166,7 +166,7 @@ same_host_is_off(void)
     return value != NULL && strcmp(value, "0") == 0;
 }
 
-/* Its events may come as soon as this begins. */
+/* Events for the peer may arrive as soon as this begins. */
 static vnx_status_t
 connect_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
@@ -212,7 +212,8 @@ start_peer(loading_t *loading, vnxi_native_peer_t *peer)
     return VNX_OK;
 }
 
-/* `local` (a reference, taken over): the agent of this process that it is. */
+/* `local` (a reference, taken over): the agent of this process behind the
+ * peer; NULL: none. */
 static vnx_status_t
 open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
           vnxi_peer_t **peer_p)
@@ -241,7 +242,7 @@ open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
     return VNX_OK;
 }
 
-/* -- Which path ------------------------------------------------------------
+/* -- Choosing the path -----------------------------------------------------
  */
 
 static bool
@@ -252,7 +253,8 @@ is_same_host(const loading_t *loading)
            memcmp(loading->info.boot, ours->boot, VNXI_SHM_ID_SIZE) == 0;
 }
 
-/* Its process, which we would see, has ended: no other path leads there. */
+/* The peer's process is visible from here and has ended, so no other path can
+ * reach it. */
 static bool
 is_dead_here(const loading_t *loading)
 {
@@ -272,8 +274,8 @@ is_this_process(const loading_t *loading)
 }
 
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
-static char slow_cause[VNX_ERROR_CAUSE_MAX]; /* written in a load, of which
-                                                there is one at a time */
+static char slow_cause[VNX_ERROR_CAUSE_MAX]; /* written during a load; only
+                                                one runs at a time */
 
 static void
 warn_slow(void)
@@ -295,7 +297,7 @@ open_by_ucx(loading_t *loading, const char *no_shm, vnxi_peer_t **peer_p)
     return status;
 }
 
-/* SHM, and where that is refused UCX if there is. */
+/* Open by SHM, or by UCX if SHM is refused and UCX is available. */
 static vnx_status_t
 open_by_shm(loading_t *loading, vnxi_peer_t **peer_p)
 {
@@ -326,7 +328,8 @@ has_vram(const loading_t *loading)
     return false;
 }
 
-/* An agent of this process (a reference, taken over). */
+/* Open a peer that is an agent of this process.  Takes over the reference to
+ * it. */
 static vnx_status_t
 open_local(loading_t *loading, vnxi_engine_t *local, vnxi_peer_t **peer_p)
 {
@@ -388,7 +391,7 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
                         "is no other path to it");
 }
 
-/* -- Which of both ---------------------------------------------------------
+/* -- Update or new peer ----------------------------------------------------
  */
 
 static bool

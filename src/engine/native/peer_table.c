@@ -1,8 +1,8 @@
 /*
- * Design notes.  The path to a peer says which sections of its metadata count,
- * and how a row of them becomes a region: an object of the other agent (within
- * the process), a range that the kernel copies or that is mapped (SHM), a
- * range with a key (UCX).
+ * Design notes.  The path to a peer determines which sections of its metadata
+ * are used, and how a row becomes a region: an object of the other agent
+ * (within the process), a range that the kernel copies or that is mapped
+ * (SHM), or a range with a key (UCX).
  */
 #include "engine/native/peer_table.h"
 
@@ -38,7 +38,7 @@ counts(const vnxi_native_peer_t *peer, const vnxi_md_section_t *section)
     return is_named(section->backend, "SHM");
 }
 
-/* The object that this row was before, if there is one that is still good. */
+/* The object that represents this row so far, if it exists and is not gone. */
 static vnxi_region_t *
 find_old(const build_t *build, const vnxi_region_t *like)
 {
@@ -50,9 +50,9 @@ find_old(const build_t *build, const vnxi_region_t *like)
     return known != NULL && !vnxi_region_is_gone(known) ? known : NULL;
 }
 
-/* A region that is loaded again stays the object that it was, so that lists
- * prepared on it stay good.  Its epoch is read under the peer's lock in
- * vnxi_confirm_revoked(); a load is one at a time, and an epoch only grows. */
+/* A region that is loaded again keeps its object, so that lists prepared on it
+ * stay valid. vnxi_confirm_revoked() reads its epoch under the peer's lock.
+ * Only one load runs at a time, and an epoch only grows. */
 static vnxi_region_t *
 keep(const build_t *build, vnxi_region_t *known)
 {
@@ -81,7 +81,7 @@ make(const vnxi_region_t *like, vnxi_region_t **region_p, vnx_error_t *error)
 /* -- SHM -------------------------------------------------------------------
  */
 
-/* The same memory, reached in the same way. */
+/* The same memory, shared in the same way. */
 static bool
 is_same_share(const vnxi_region_t *region, const vnxi_share_t *share)
 {
@@ -92,8 +92,8 @@ is_same_share(const vnxi_region_t *region, const vnxi_share_t *share)
                                known.st_ino == share->st_ino;
 }
 
-/* Map it if it can be; where not, the kernel copies, and describe() says why.
- * Nothing touches the mapping before the owner has confirmed it. */
+/* Map the region if possible.  Otherwise the kernel copies, and describe()
+ * says why.  Nothing touches the mapping before the owner has confirmed it. */
 static vnxi_share_map_t *
 map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
 {
@@ -133,9 +133,9 @@ shm_region(const build_t *build, const vnxi_region_t *like,
     return status;
 }
 
-/* Regions of an agent in this process are its own objects, so that a
- * deregistration there is seen here at once.  One that is gone already stays
- * out of the table: NULL. */
+/* Regions of an agent in this process are that agent's own objects, so that a
+ * deregistration there is visible here at once.  NULL: the region is gone
+ * already and stays out of the table. */
 static vnxi_region_t *
 borrow(const build_t *build, const vnxi_region_t *like)
 {
@@ -172,7 +172,7 @@ has_key(const vnxi_region_t *region, vnxi_md_bytes_t bytes)
     return key != NULL && vnxi_ucx_key_is(key, bytes.data, bytes.len);
 }
 
-/* A region with another key was registered anew: it is another one. */
+/* A region with another key was registered again: it is a new region. */
 static vnx_status_t
 ucx_row(const build_t *build, const vnxi_region_t *like,
         vnxi_md_bytes_t public_data, vnxi_region_t **region_p,
@@ -246,8 +246,8 @@ add_blob_rows(build_t *build, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* Metadata that only adds keeps what was there, unless it says otherwise of
- * it.  `fresh` has the rows of the blob. */
+/* Metadata that only adds keeps the old regions, except those that the blob
+ * lists itself.  `fresh` has the rows of the blob. */
 static void
 add_old_rows(build_t *build, const vnxi_region_table_t *fresh)
 {
@@ -281,7 +281,7 @@ make_table(build_t *build, vnxi_region_table_t **table_p, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* Room for every row that could count. */
+/* Room for every row that may be used. */
 static size_t
 count_rows(const vnxi_peer_table_args_t *args)
 {

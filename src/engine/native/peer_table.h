@@ -1,5 +1,5 @@
 /*
- * A peer's regions, from its metadata.
+ * Builds the table of a peer's regions from its metadata.
  */
 #ifndef VNXI_NATIVE_PEER_TABLE_H
 #define VNXI_NATIVE_PEER_TABLE_H
@@ -9,14 +9,15 @@
 
 typedef struct vnxi_peer_table_args {
     const vnxi_metadata_t *blob;
-    vnxi_native_peer_t *peer;       /* its path says which sections count */
+    vnxi_native_peer_t *peer;       /* its path selects the sections to use */
     const vnxi_region_table_t *old; /* NULL: the peer is new */
-    bool adds_only;                 /* what is in `old` stays */
+    bool adds_only;                 /* keep the regions of `old` */
     uint64_t epoch;                 /* of the blob */
 } vnxi_peer_table_args_t;
 
-/* The new table: region objects that are still right are kept, so that lists
- * prepared on them stay good; others are made.  Nothing else changes. */
+/* Build the new table.  Region objects that are still valid are kept, so that
+ * lists prepared on them stay valid; the others are created.  Changes nothing
+ * else. */
 vnx_status_t vnxi_peer_table_build(const vnxi_peer_table_args_t *args,
                                    vnxi_region_table_t **table_p,
                                    vnx_error_t *error);

@@ -1,12 +1,13 @@
 /*
- * Design notes.  Both index arrays are read together.  Where both go up by one
- * for long enough, the rows are taken block by block: if both blocks are runs,
- * without looking at a row.  Elsewhere they are taken in batches that stay in
+ * Design notes.  Both index arrays are read together.  Where both increase by
+ * one for long enough, rows are taken block by block; if both blocks are runs,
+ * without looking at a row.  Elsewhere rows are taken in batches that stay in
  * the first-level cache: read and check the indices, fetch addresses (and
  * lengths, where they differ) of each side, compare, translate, write.
  *
- * Remote addresses are translated by one number where all regions of the list
- * agree; only where they do not, each row's region is looked up.
+ * If all regions of the remote list have the same translation, one number
+ * translates all remote addresses.  Otherwise the region of each row is looked
+ * up.
  */
 #include "engine/native/plan.h"
 
@@ -19,7 +20,7 @@
 #include "engine/parts/list_block.h"
 #include "engine/parts/pairs.h"
 
-/* A shorter run is no cheaper than its rows. */
+/* For shorter runs, the run path is not cheaper than single rows. */
 #define RUN_MIN 16u
 
 typedef struct planner {
@@ -27,8 +28,8 @@ typedef struct planner {
     vnx_error_t *error;
     size_t at; /* pairs done */
     bool uniform;
-    bool one_reach; /* every remote row is reached alike */
-    bool direct;    /* where one_reach */
+    bool one_reach; /* all remote rows have the same directness and delta */
+    bool direct;    /* if one_reach */
     uint64_t bytes;
     const vnxi_region_t *region; /* of the last remote row; NULL: none yet */
     vnxi_segment_writer_t writer;
@@ -87,7 +88,7 @@ batch_len(const planner_t *planner, const vnxi_plan_side_t *side, size_t i)
     return planner->uniform ? side->list->row_len : side->lens[i];
 }
 
-/* Write the batch's rows in stretches that are reached alike. */
+/* Write the batch's rows in stretches of the same directness. */
 static void
 write_mixed(planner_t *planner, size_t count)
 {
@@ -146,8 +147,8 @@ compare_lengths(planner_t *planner, size_t count)
     return overflow ? too_many_bytes(planner) : VNX_OK;
 }
 
-/* Both sides' addresses (and lengths, and remote devices, where they are
- * looked at) are filled in. */
+/* Write a batch whose arrays are filled in on both sides: addresses, and
+ * lengths and remote devices where they are used. */
 static vnx_status_t
 write_batch(planner_t *planner, size_t count)
 {
@@ -234,7 +235,7 @@ block_is_run(const vnxi_list_block_t *block)
            block->dev_form == VNXI_FORM_RUN;
 }
 
-/* Count the bytes of `count` rows of one length. */
+/* Count the bytes of `count` rows of equal length. */
 static vnx_status_t
 add_bytes(planner_t *planner, uint64_t len, size_t count)
 {
@@ -246,8 +247,9 @@ add_bytes(planner_t *planner, uint64_t len, size_t count)
     return VNX_OK;
 }
 
-/* Where the rows of a run are not reached alike: are these, at least?  What
- * holds both ends holds all between them. */
+/* Find out whether all rows of this run are in one region even if those of the
+ * list are not.  A region that holds both ends holds everything between them.
+ */
 static bool
 reach_run(planner_t *planner, const vnxi_list_block_t *block,
           vnxi_segment_run_t *run)
@@ -268,7 +270,8 @@ reach_run(planner_t *planner, const vnxi_list_block_t *block,
     return true;
 }
 
-/* `count` rows of one block each; *done_p: whether they were written. */
+/* `count` rows within one block on each side; *done_p: whether they were
+ * written. */
 static vnx_status_t
 plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 {
@@ -313,7 +316,7 @@ skip(vnxi_plan_side_t *side, size_t count)
     side->run_left -= count;
 }
 
-/* Both runs go on for `count` indices. */
+/* Both runs continue for `count` indices. */
 static vnx_status_t
 plan_run(planner_t *planner, size_t count)
 {
@@ -422,7 +425,7 @@ vnx_status_t
 vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
                 vnx_error_t *error)
 {
-    planner_t planner; /* not zeroed: most of it is room for batches */
+    planner_t planner; /* not zeroed: most of it is buffers for batches */
     vnx_status_t status = vnxi_pairs_check(
         &args->local_rows, &args->remote_rows, args->operation, error);
     if (status != VNX_OK) {

@@ -1,11 +1,11 @@
 /*
- * The plan of a transfer: which bytes go where, neighbours merged.
+ * The plan of a transfer: which bytes go where, with neighbours merged.
  *
- * A plan is a sequence of segments; a segment is `count` pieces of `len` bytes
- * whose addresses advance by a stride on each side.  Addresses of direct
- * regions are translated: remote is an address in this process where the
- * segment says `direct`, else one in the peer.  Pieces longer than
- * VNXI_PIECE_MAX are cut (as a segment with stride = len), so that chunks of
+ * A plan is a sequence of segments.  A segment is `count` pieces of `len`
+ * bytes whose addresses advance by a stride on each side.  `remote` is an
+ * address in this process if the segment is `direct` (addresses of direct
+ * regions are translated), else an address in the peer.  Pieces longer than
+ * VNXI_PIECE_MAX are cut (into a segment with stride = len), so that chunks of
  * work have about the same size.
  */
 #ifndef VNXI_NATIVE_PLAN_H
@@ -15,7 +15,7 @@
 
 #define VNXI_PIECE_MAX (256u << 10)
 #define VNXI_CHUNK_BYTES (512u << 10)
-#define VNXI_CHUNK_BYTES_MAX (2048u << 10) /* of transfers of 128 MiB */
+#define VNXI_CHUNK_BYTES_MAX (2048u << 10) /* from 128 MiB on */
 #define VNXI_CHUNK_PIECES 512u
 
 typedef struct vnxi_segment {
@@ -26,7 +26,7 @@ typedef struct vnxi_segment {
     uint32_t direct;
 } vnxi_segment_t; /* 48 bytes */
 
-/* Where chunk i of the work begins: a segment, and a piece in it. */
+/* Where a chunk begins: a segment, and a piece in it. */
 typedef struct vnxi_chunk {
     uint32_t segment, piece;
 } vnxi_chunk_t;
@@ -34,8 +34,9 @@ typedef struct vnxi_chunk {
 typedef struct vnxi_plan {
     vnxi_segment_t *segments; /* owned */
     size_t segment_count;
-    vnxi_chunk_t *chunks; /* owned; each at most vnxi_plan_chunk_bytes() and
-                             VNXI_CHUNK_PIECES, in order */
+    vnxi_chunk_t *chunks; /* owned; in order; each has at most
+                             vnxi_plan_chunk_bytes() bytes and
+                             VNXI_CHUNK_PIECES pieces */
     size_t chunk_count;
     uint64_t bytes, pieces, rows; /* pieces: after merging, before cutting */
     bool all_direct;
@@ -46,16 +47,23 @@ typedef struct vnxi_plan {
 } vnxi_plan_t;
 
 /*
- * Plan the rows local_rows[i] <-> remote_rows[i].  Checked, each named by its
- * place i in the index arrays and the side: equal counts (> 0), indices in
- * range (never truncated), equal lengths of a pair (VNX_ERR_INVALID_PARAM).
- * Merging (not where no_merge): pairs contiguous on both sides become one
- * piece, across rows and regions of the same directness.
+ * Plan the pairs local_rows[i] <-> remote_rows[i].
+ *
+ * Checks that the counts are equal and > 0, that indices are in range (they
+ * are never truncated), and that the two rows of a pair have equal lengths;
+ * errors name the place i in the index arrays and the side
+ * (VNX_ERR_INVALID_PARAM).
+ *
+ * Unless no_merge, pairs that are contiguous on both sides become one piece,
+ * across rows and across regions of the same directness.
+ *
  * Fast paths: consecutive indices over run blocks of both lists cost a few
- * nanoseconds a block; both index arrays are scanned with SIMD for being
- * consecutive (run-time dispatch, no ifunc).  Storage from base/recycle.h.
- * The plan is caller-allocated and must not be moved; it is all zeros after an
- * error.  vnxi_plan_fini() frees what it owns, also of an all-zero plan.
+ * nanoseconds per block.  SIMD code (dispatched at run time, no ifunc) finds
+ * consecutive indices in both index arrays.  Storage comes from
+ * base/recycle.h.
+ *
+ * The caller allocates the plan and must not move it.  It is all zeros after
+ * an error. vnxi_plan_fini() frees what it owns; an all-zero plan is allowed.
  */
 typedef struct vnxi_plan_args {
     const vnxi_list_t *local, *remote;
@@ -68,8 +76,8 @@ vnx_status_t vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
                              vnx_error_t *error);
 void vnxi_plan_fini(vnxi_plan_t *plan);
 
-/* Bytes of a chunk: little enough that all threads have work to the end, more
- * in a long transfer, since every call of the kernel has its price. */
+/* Bytes per chunk: small enough that all threads have work until the end, and
+ * larger in a long transfer, because every system call has a fixed cost. */
 static inline uint64_t
 vnxi_plan_chunk_bytes(const vnxi_plan_t *plan)
 {
@@ -79,7 +87,7 @@ vnxi_plan_chunk_bytes(const vnxi_plan_t *plan)
                                          : part;
 }
 
-/* A walk over the pieces of a chunk. */
+/* Iterates over the pieces of a chunk. */
 typedef struct vnxi_piece {
     uint64_t local, remote, len;
     bool direct;

@@ -3,12 +3,13 @@
  *
  *   merging   the open piece grows as long as rows continue it on both sides;
  *   cutting   a closed piece longer than VNXI_PIECE_MAX becomes a run;
- *   strides   pieces of one length whose addresses advance regularly share a
- *             segment, found greedily: any two neighbours of one length do,
- *             so that scattered pieces take half the memory.
+ *   strides   pieces of equal length whose addresses advance regularly share a
+ *             segment.  The search is greedy: any two neighbours of equal
+ *             length share one, so that scattered pieces take half the
+ *             memory.
  *
- * Runs of rows pass through all three as runs.  The chunk table is made from
- * the segments in the end.
+ * Runs of rows stay runs through all three steps.  The chunk table is made
+ * from the segments at the end.
  */
 #include "engine/native/plan_segments.h"
 
@@ -21,12 +22,12 @@
 #define SMALL_CHUNKS \
     (sizeof((vnxi_plan_t *)0)->small_chunk / sizeof(vnxi_chunk_t))
 #define SEGMENTS_FIRST 64u
-/* A guess is not trusted further than this. */
+/* Upper limit of a guess. */
 #define GUESS_MAX ((size_t)32 << 20)
 
 /* -- Memory --------------------------------------------------------------- */
 
-/* Rows seen so far took so many segments: then all would take... */
+/* Estimate the total from the segments that the rows so far have taken. */
 static size_t
 guess_segments(const vnxi_segment_writer_t *writer)
 {
@@ -36,7 +37,7 @@ guess_segments(const vnxi_segment_writer_t *writer)
     return (size_t)((all < limit ? all : limit) * 1.05) + SEGMENTS_FIRST;
 }
 
-/* Room for `more` segments. */
+/* Make room for `more` segments. */
 static __attribute__((noinline)) bool
 grow_segments(vnxi_segment_writer_t *writer, size_t more)
 {
@@ -47,7 +48,7 @@ grow_segments(vnxi_segment_writer_t *writer, size_t more)
     vnxi_segment_t *segments = NULL;
 
     capacity = capacity > count + more ? capacity : count + more;
-    if (capacity <= UINT32_MAX) { /* what a chunk can name */
+    if (capacity <= UINT32_MAX) { /* the range of a chunk's fields */
         segments = vnxi_recycle_grow(
             small ? NULL : plan->segments,
             small ? 0 : plan->segment_capacity * sizeof *segments,
@@ -66,7 +67,8 @@ grow_segments(vnxi_segment_writer_t *writer, size_t more)
     return true;
 }
 
-/* The first time, to what bytes and pieces give if chunks are well filled. */
+/* The first growth assumes well-filled chunks, computed from bytes and pieces.
+ */
 static bool
 grow_chunks(vnxi_plan_t *plan)
 {
@@ -109,7 +111,7 @@ vnxi_plan_fini(vnxi_plan_t *plan)
 
 /* -- Strides -------------------------------------------------------------- */
 
-/* Does one piece more go into the last segment? */
+/* Add one piece to the last segment; false if it does not fit there. */
 static inline bool
 extend_segment(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
                uint64_t len, uint32_t direct)
@@ -131,7 +133,7 @@ extend_segment(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
     return true;
 }
 
-/* One piece, not longer than VNXI_PIECE_MAX. */
+/* One piece of at most VNXI_PIECE_MAX bytes. */
 static inline void
 put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
           uint64_t len, uint32_t direct)
@@ -154,7 +156,7 @@ put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
     };
 }
 
-/* `run->count` pieces, none longer than VNXI_PIECE_MAX. */
+/* `run->count` pieces of at most VNXI_PIECE_MAX bytes each. */
 static void
 put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
@@ -174,7 +176,7 @@ put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
             last->remote_stride = (int64_t)run->remote_stride;
         } else if (last->local_stride != (int64_t)run->local_stride ||
                    last->remote_stride != (int64_t)run->remote_stride) {
-            continue; /* the first piece found itself another neighbour */
+            continue; /* the first piece went into another segment */
         }
         size_t room = UINT32_MAX - last->count;
         size_t more = left < room ? left : room;
@@ -241,8 +243,8 @@ add_row(vnxi_segment_writer_t *writer, const vnxi_open_piece_t *row)
     *open = *row;
 }
 
-/* The rows of a run between its first and its last, of which none continues
- * the one before it. */
+/* The rows of a run between its first and its last; none continues the one
+ * before it. */
 static void
 add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 {
@@ -259,7 +261,7 @@ add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
     }
 }
 
-/* -- What the planner calls ----------------------------------------------- */
+/* -- Interface for the planner -------------------------------------------- */
 
 void
 vnxi_segments_begin(vnxi_segment_writer_t *writer, vnxi_plan_t *plan,
@@ -284,7 +286,8 @@ row_at(const vnxi_segment_rows_t *rows, size_t i)
     };
 }
 
-/* Is the open piece a row as all that come, and the last segment of such? */
+/* Check whether the open piece and the last segment have the length and the
+ * form of these rows. */
 static bool
 is_like_rows(const vnxi_segment_writer_t *writer,
              const vnxi_segment_rows_t *rows)
@@ -296,9 +299,10 @@ is_like_rows(const vnxi_segment_writer_t *writer,
 }
 
 /*
- * What add_row() does, for rows from `i` on that are like the ones before and
- * do not continue them, with all that changes in registers: a quarter of the
- * time, where rows are scattered.  Returns the row that it is not made for.
+ * Does the work of add_row() for rows from `i` on that are like the previous
+ * ones and do not continue them.  Keeps the changing state in registers, which
+ * takes a quarter of the time for scattered rows.  Returns the index of the
+ * first row that it cannot handle.
  */
 static size_t
 add_scattered(vnxi_segment_writer_t *writer, const vnxi_segment_rows_t *rows,
@@ -344,8 +348,8 @@ add_scattered(vnxi_segment_writer_t *writer, const vnxi_segment_rows_t *rows,
         }
         local = rows->local[i];
         remote = rows->remote[i];
-        /* Else compilers pair the two in a vector register, from which every
-         * comparison takes them out again. */
+        /* Without this, compilers keep the pair in a vector register and
+         * extract both values for every comparison. */
         __asm__("" : "+r"(local), "+r"(remote));
     }
     writer->open.local = local;
@@ -405,7 +409,7 @@ vnxi_segments_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 /* -- Chunks --------------------------------------------------------------- */
 
 typedef struct room {
-    uint64_t pieces, bytes; /* left in the chunk that is being filled */
+    uint64_t pieces, bytes; /* left in the current chunk */
 } room_t;
 
 static bool
@@ -420,7 +424,7 @@ start_chunk(vnxi_plan_t *plan, size_t segment, uint64_t piece, room_t *room)
     return true;
 }
 
-/* A segment that does not fit what is left in the chunk. */
+/* Distribute a segment that does not fit into the current chunk. */
 static __attribute__((noinline)) bool
 divide_segment(vnxi_plan_t *plan, size_t i, room_t *room)
 {

@@ -15,7 +15,8 @@ vnxi_plan_side_init(vnxi_plan_side_t *side, const vnxi_list_t *list,
     side->run_left = 0;
 }
 
-/* `form` is -1, or that of all blocks; inlined where it is a constant. */
+/* `form` is the form shared by all blocks, or -1; inlined for constant forms.
+ */
 static inline __attribute__((always_inline)) void
 fetch_addrs_as(vnxi_plan_side_t *side, int form, const uint64_t *indices,
                size_t count)

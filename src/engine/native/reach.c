@@ -4,7 +4,8 @@
 
 #include "base/error.h"
 
-/* A peer's descriptor number is -1 here, so nothing is given up for it. */
+/* A peer's share has fd -1 here, so vnxi_share_fini() closes nothing for it.
+ */
 static void
 reach_free(vnxi_attachment_t *attachment)
 {
@@ -93,7 +94,8 @@ vnxi_reach_attach_remote(vnxi_region_t *region, const vnxi_share_t *share,
     }
     if (share->fd >= 0) {
         reach->share = *share;
-        reach->share.fd = -1; /* a number of the peer's: not ours to close */
+        reach->share.fd = -1; /* a descriptor of the peer's process: not
+                                 ours to close */
     }
     reach->mapping = mapping;
     if (mapping != NULL) {

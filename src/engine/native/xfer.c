@@ -1,13 +1,13 @@
 /*
  * Transfers of the native engine.
  *
- * Design notes.  A small transfer is copied by the caller's thread at once; a
+ * Design notes.  The caller's thread copies a small transfer at once.  A
  * larger one is a task of the copy threads, chunk by chunk.  Before each chunk
- * a thread looks whether to go on: cancelled, peer gone, engine stopped, a
- * region deregistered, or an earlier chunk failed.  The first to fail writes
- * the error; the last chunk's thread sends the notification, if all went well,
- * and reports the end.  From that report on the transfer may be freed, so
- * nothing touches it after.
+ * a thread checks whether to go on: the transfer may be cancelled, the peer
+ * gone, the engine stopped, a region deregistered, or an earlier chunk failed.
+ * The first thread to fail writes the error.  The thread of the last chunk
+ * sends the notification, if all went well, and reports the end.  After that
+ * report the transfer may be freed, so nothing touches it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -19,9 +19,9 @@
 #include "engine/native/xfer.h"
 #include "engine/parts/pairs.h"
 
-/* What the caller's thread copies itself: about 50 us of work at the slower
- * of the speeds that were measured (4 GB/s through the kernel, 0.4 us a piece;
- * 6 GB/s directly). */
+/* Limits for copying on the caller's thread: about 50 us of work at the lower
+ * of the measured speeds (4 GB/s through the kernel, 0.4 us per piece; 6 GB/s
+ * directly). */
 #define INLINE_BYTES_VM (64u << 10)
 #define INLINE_BYTES_DIRECT (128u << 10)
 #define INLINE_PIECES 64u
@@ -41,7 +41,7 @@ static vnx_status_t check_go_on(void *context, vnx_error_t *error);
 static void ucx_done(void *context, vnx_status_t status,
                      const vnx_error_t *error);
 
-/* What UCX moves is not copied by us. */
+/* UCX moves the bytes; no copy task is needed. */
 static vnx_status_t
 prepare_ucx(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -166,7 +166,7 @@ check_lists(vnxi_exfer_t *exfer, vnx_error_t *error)
     return status;
 }
 
-/* Why copying must not go on; VNX_OK where it may. */
+/* Check whether copying may go on; returns the reason if not. */
 static vnx_status_t
 check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -180,8 +180,8 @@ check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* The same with the lists, which are looked at only when any region in the
- * process was revoked since. */
+/* As above, and check the lists if any region in the process was revoked since
+ * the last check. */
 static vnx_status_t
 check_go_on(void *context, vnx_error_t *error)
 {
@@ -250,7 +250,7 @@ run_chunk(vnxi_task_t *task, size_t chunk)
 /* -- The end ---------------------------------------------------------------
  */
 
-/* All bytes have landed: tell the peer. */
+/* All bytes have been written: notify the peer. */
 static vnx_status_t
 send_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -286,8 +286,8 @@ land(vnxi_engine_t *engine)
     vnxi_mutex_unlock(&engine->flight_lock);
 }
 
-/* The status of a post whose last chunk has run; stopped without a failure
- * means that somebody cancelled it. */
+/* The status of a post whose last chunk has run.  If it was stopped without a
+ * failure, it was cancelled. */
 static vnx_status_t
 settle(vnxi_exfer_t *exfer)
 {
@@ -305,7 +305,7 @@ settle(vnxi_exfer_t *exfer)
     return status;
 }
 
-/* From the report on the transfer may be posted again or freed. */
+/* After the report the transfer may be posted again or freed. */
 static void
 report(vnxi_exfer_t *exfer, vnx_status_t status)
 {
@@ -327,7 +327,7 @@ task_done(vnxi_task_t *task)
     report(exfer, settle(exfer));
 }
 
-/* A peer that is gone has a cause, which says more than UCX. */
+/* If the peer is gone, its cause says more than UCX's error. */
 static void
 ucx_done(void *context, vnx_status_t status, const vnx_error_t *error)
 {
@@ -364,8 +364,8 @@ post_waiting(vnxi_exfer_t *exfer)
     return VNX_IN_PROG;
 }
 
-/* The looks come after entering, so that who deregisters memory or closes an
- * agent either is seen by them or waits for the copying. */
+/* The checks come after entering.  So a thread that deregisters memory or
+ * closes an agent either is noticed by them or waits for the copying. */
 static vnx_status_t
 post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
@@ -439,7 +439,7 @@ vnxi_native_xfer_cancel(vnxi_exfer_t *exfer)
     if (exfer->ucx != NULL) {
         vnxi_ucx_xfer_cancel(exfer->ucx);
     }
-    vnxi_native_xfers_look(exfer->engine); /* it may wait for an owner */
+    vnxi_native_xfers_look(exfer->engine); /* it may be waiting for an owner */
     return VNX_OK;
 }
 
@@ -449,14 +449,14 @@ vnxi_native_xfer_cancel(vnxi_exfer_t *exfer)
 const char *
 vnxi_native_xfer_backend(const vnxi_exfer_t *exfer)
 {
-    /* Within the process no backend moves the bytes; clients know two names.
-     */
+    /* No backend moves bytes within the process, but clients know only two
+     * names. */
     return exfer->ucx != NULL ? "UCX" : "SHM";
 }
 
-/* From the speeds of one core of a small machine: 4 GB/s and 0.4 us a piece
- * through the kernel, 8 GB/s and 0.02 us directly.  The margin says how much
- * machines differ. */
+/* Based on the speeds of one core of a small machine: 4 GB/s and 0.4 us per
+ * piece through the kernel, 8 GB/s and 0.02 us directly.  The margin reflects
+ * how much machines differ. */
 void
 vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
                           int64_t *margin_us_p)

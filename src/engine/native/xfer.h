@@ -1,5 +1,5 @@
 /*
- * A transfer of the native engine, as xfer.c and xfer_wait.c share it.
+ * A transfer of the native engine, shared by xfer.c and xfer_wait.c.
  */
 #ifndef VNXI_NATIVE_XFER_H
 #define VNXI_NATIVE_XFER_H
@@ -10,7 +10,7 @@
 #include "engine/native/ucx/transfer.h"
 
 struct vnxi_exfer {
-    vnxi_task_t task; /* first: the task is the transfer */
+    vnxi_task_t task; /* first: a task pointer is cast to the transfer */
     vnxi_engine_t *engine;
     vnxi_native_peer_t *peer;    /* the remote list keeps it alive */
     vnxi_list_t *local, *remote; /* retained */
@@ -19,38 +19,41 @@ struct vnxi_exfer {
     const char *operation;
     void *cookie;
     vnxi_plan_t plan;
-    vnxi_ucx_xfer_t *ucx; /* owned; NULL: copied by us */
+    vnxi_ucx_xfer_t *ucx; /* owned; NULL: copied by this process */
 
-    /* Of the post in progress. */
+    /* Of the current post. */
     const void *notif;
     size_t notif_len;
     atomic_bool stop; /* cancelled, or a chunk failed */
-    /* When its regions were last looked at: vnxi_region_revocations(). */
+    /* vnxi_region_revocations() at the last check of its regions. */
     atomic_uint_fast64_t revocations;
-    atomic_bool failing; /* whoever raises it writes `error` */
-    vnx_status_t status; /* VNX_OK until it fails; read after the last chunk */
+    atomic_bool failing; /* the thread that sets it writes `error` */
+    vnx_status_t status; /* VNX_OK until a failure; read after the last
+                            chunk */
     vnx_error_t error;
 
-    /* While it waits for the owner of a region (xfer_wait.c). */
-    const vnxi_region_t *awaited; /* engine->waiting_lock; NULL: a thread */
+    /* While waiting for the owner of a region (xfer_wait.c). */
+    const vnxi_region_t *awaited; /* engine->waiting_lock; NULL: waiting for
+                                     a copy thread */
     uint64_t due;                 /* when to give up */
     vnxi_exfer_t *next;           /* engine->waiting_lock */
 };
 
-/* May it start?  VNX_IN_PROG: the owner of a region has not confirmed it. */
+/* Check whether the transfer may start.  VNX_IN_PROG: the owner of a region
+ * has not confirmed it yet. */
 vnx_status_t vnxi_exfer_check(vnxi_exfer_t *exfer, vnx_error_t *error);
 
-/* Hand it to the copy threads; it is in flight.  Nothing comes after an error.
- */
+/* Hand the transfer, which is in flight, to the copy threads.  After an error
+ * nothing is reported. */
 vnx_status_t vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error);
 
-/* It has failed: what is still to be copied is not.  The record of the first
- * failure stands. */
+/* Mark the transfer as failed and stop its remaining chunks.  Only the first
+ * failure is recorded. */
 void vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
                      const vnx_error_t *error);
 
-/* In flight, but it cannot start yet: keep it until it can, and hand it to the
- * copy threads then, or when it has failed; perhaps before this returns. */
+/* Keep a transfer that is in flight but cannot start yet.  It goes to the copy
+ * threads when it can start or has failed, perhaps before this returns. */
 void vnxi_exfer_wait(vnxi_exfer_t *exfer);
 
 #endif

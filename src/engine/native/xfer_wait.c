@@ -1,18 +1,19 @@
 /*
- * Transfers that were posted before the owner of a region has confirmed it
- * (confirm.h).
+ * Transfers posted before the owner of a region has confirmed it (confirm.h).
  *
- * Design notes.  They are in one list of the engine, which is empty but for
- * the first moments of a peer.  Whatever may let one go on, or end it, calls
- * vnxi_native_xfers_look(): an answer of an owner, the end of a peer or of the
- * engine, a cancellation, and, by the hub's alarm, a deadline.  What leaves
- * the list goes to the copy threads, which copy or end it: so the caller may
- * hold locks, and nothing is reported on the hub's thread.
+ * Design notes.  They are in one list per engine, which is empty except in the
+ * first moments of a peer.  Every event that may let such a transfer go on, or
+ * end it, calls vnxi_native_xfers_look(): an owner's answer, the end of a peer
+ * or of the engine, a cancellation, and (through the hub's alarm) a deadline.
+ * Transfers that leave the list go to the copy threads, which copy or end
+ * them.  So the caller may hold locks, and nothing is reported on the hub's
+ * thread.
  *
- * Each waits for one region, the first that is unconfirmed, so that a look
- * costs little however long the lists are.  A transfer enters the list only if
- * what it waits for has not come, seen under the lock; who brings it changes
- * the state first and then takes the lock.  So none is overlooked.
+ * Each transfer waits for one region, its first unconfirmed one, so that a
+ * look is cheap however long the lists are.  A transfer enters the list only
+ * if, checked under the lock, the event has not happened.  The thread that
+ * causes the event changes the state first and then takes the lock.  So no
+ * transfer is missed.
  */
 #include <inttypes.h>
 
@@ -20,13 +21,14 @@
 #include "base/error.h"
 #include "engine/native/xfer.h"
 
-/* An owner answers in microseconds, unless it is stopped or starved. */
+/* An owner answers within microseconds, unless its process is stopped or
+ * starved. */
 #define ANSWER_WAIT_NS (10u * UINT64_C(1000000000))
 
-/* When no thread could be had. */
+/* Retry interval if a copy thread could not be started. */
 #define AGAIN_NS (20u * UINT64_C(1000000))
 
-/* What it waits for has come, or nothing will. */
+/* Return whether the awaited event has happened or cannot happen any more. */
 static bool
 is_ready(const vnxi_exfer_t *exfer, uint64_t now)
 {
@@ -37,7 +39,7 @@ is_ready(const vnxi_exfer_t *exfer, uint64_t now)
            atomic_load(&exfer->engine->stopped);
 }
 
-/* False: it need not wait.  After true it may have ended. */
+/* False: the transfer need not wait.  After true it may already have ended. */
 static bool
 enter_list(vnxi_exfer_t *exfer, const vnxi_region_t *awaited)
 {
@@ -73,9 +75,10 @@ too_late(const vnxi_exfer_t *exfer, const vnxi_region_t *region,
     return VNX_ERR_TIMEOUT;
 }
 
-/* To the copy threads, which end at once what has failed or was cancelled.
- * Without a thread it is tried again, as long as it takes: it is in flight,
- * and only they can report its end. */
+/* Hand the transfer to the copy threads, which end it at once if it has failed
+ * or was cancelled.  If no thread can be started, retry for as long as it
+ * takes: the transfer is in flight, and only the copy threads can report its
+ * end. */
 static void
 hand_over(vnxi_exfer_t *exfer)
 {
@@ -93,7 +96,7 @@ hand_over(vnxi_exfer_t *exfer)
     vnxi_hub_alarm(atomic_load(&engine->hub), vnxi_clock_deadline(AGAIN_NS));
 }
 
-/* Hand it over, or put it into the list. */
+/* Hand it over or put it into the list. */
 static void
 go_on(vnxi_exfer_t *exfer)
 {
@@ -126,8 +129,8 @@ vnxi_exfer_wait(vnxi_exfer_t *exfer)
     go_on(exfer);
 }
 
-/* Take out those that are ready.  *due_p: when the next one gives up; 0: there
- * is none. */
+/* Take out the transfers that are ready.  *due_p: the earliest deadline of the
+ * others; 0: none are left. */
 static vnxi_exfer_t *
 take_ready(vnxi_engine_t *engine, uint64_t *due_p)
 {
