@@ -1,14 +1,15 @@
 /*
- * The hub's life, its thread, and its polling mode.
+ * The hub: creation, thread, polling mode and end.
  *
  * The thread sleeps in `outer`, which holds the epoll set `inner` of all
- * sockets, a timer, and an eventfd for being called.  Whoever has `loop` takes
- * events out of `inner`: the thread, or a poller.  A client that polls all the
- * time would share every message with a thread that is woken for nothing; so
- * after some such windows the poller makes `outer` deaf for `inner` and starts
- * the timer, by which the thread looks whether the polling goes on.  Events
- * are level triggered: what came in between is reported when `outer` hears
- * again.
+ * sockets, a timer, and an eventfd for wake-ups.  The holder of `loop`, either
+ * the thread or a polling client, takes events out of `inner`.  If a client
+ * polled all the time, the thread would be woken for every message although
+ * the client takes it.  So after some windows of frequent polling, the client
+ * removes `inner` from the events that `outer` waits for, and starts the timer
+ * with which the thread checks that the polling goes on.  Events are level
+ * triggered: `outer` reports those that came in between once it waits for
+ * `inner` again.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -34,8 +35,8 @@
 #define OPERATION "create_backend"
 #define BACKLOG 4096
 
-/* A client polls when it does so so often in so many windows on end: not when
- * it looks a few times before it goes to sleep. */
+/* A client counts as polling after WINDOW_POLLS calls in each of BUSY_WINDOWS
+ * consecutive windows.  A few calls before it goes to sleep do not count. */
 #define WINDOW_NS 2000000u
 #define WINDOW_POLLS 16u
 #define BUSY_WINDOWS 5u
@@ -67,12 +68,12 @@ vnxi_hub_wake(vnxi_hub_t *hub)
     }
     ssize_t done = write(hub->wake, &one, sizeof one);
 
-    (void)done; /* it fails only where the thread is called already */
+    (void)done; /* fails only if a wake-up is already pending */
 }
 
 /* -- Alarms --------------------------------------------------------------- */
 
-/* Of two times; 0: never. */
+/* The earlier of two times; 0: never. */
 static uint64_t
 earlier(uint64_t a, uint64_t b)
 {
@@ -150,7 +151,7 @@ count_poll(vnxi_hub_t *hub)
     if (now < hub->window_end) {
         return;
     }
-    /* A window that nobody polled in comes to its end too late. */
+    /* A window in which nobody polled is closed too late. */
     bool busy =
         hub->window_polls >= WINDOW_POLLS && now < hub->window_end + WINDOW_NS;
     hub->busy_windows = busy ? hub->busy_windows + 1 : 0;
@@ -183,7 +184,7 @@ drain_counter(int fd)
     uint64_t count;
     ssize_t done = read(fd, &count, sizeof count);
 
-    (void)done; /* another reader was first */
+    (void)done; /* fails if the counter was read already */
 }
 
 static void
@@ -221,14 +222,14 @@ on_outer(vnxi_hub_t *hub, const struct epoll_event *events, int count)
             break;
         case OUTER_WAKE:
             drain_counter(hub->wake);
-            vnxi_hub_set_timer(hub); /* the alarm may be another */
+            vnxi_hub_set_timer(hub); /* the alarm may have changed */
             break;
         }
     }
 }
 
-/* What vnxi_hub_round() takes in it checks itself, since that is what has to
- * be fast; what comes seldom is checked here. */
+/* vnxi_hub_round() checks its own input, because that path has to be fast.
+ * Rare events are checked here. */
 static bool
 is_lost_with(vnxi_hub_t *hub, const struct epoll_event *events, int count)
 {
@@ -237,7 +238,8 @@ is_lost_with(vnxi_hub_t *hub, const struct epoll_event *events, int count)
     return input_alone ? hub->lost : vnxi_hub_is_lost(hub);
 }
 
-/* False: the thread ends; there is nothing that it could sleep in. */
+/* False: the thread ends, because the hub has stopped or has no descriptors to
+ * sleep in. */
 static bool
 thread_round(vnxi_hub_t *hub)
 {
@@ -277,9 +279,9 @@ start_thread(vnxi_hub_t *hub)
     return cause;
 }
 
-/* -- Making --------------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
-/* The name is random: a name that can be guessed could be taken by others. */
+/* The name is random, because a predictable name could be taken by others. */
 static int
 bind_listener(vnxi_hub_t *hub)
 {
@@ -393,7 +395,8 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
     if (cause != 0) {
         vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                        "no socket or thread for peers on this host: %s",
-                       vnxi_errno(cause)); /* before they are given back */
+                       vnxi_errno(cause)); /* before hub_destroy() changes
+                                              errno */
         hub_destroy(hub);
         return VNX_ERR_BACKEND;
     }
@@ -402,7 +405,7 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
     return VNX_OK;
 }
 
-/* -- Ending --------------------------------------------------------------- */
+/* -- End ------------------------------------------------------------------ */
 
 static vnxi_link_t *
 first_link(vnxi_hub_t *hub)
@@ -425,7 +428,7 @@ close_links(vnxi_hub_t *hub)
     while ((link = first_link(hub)) != NULL) {
         vnxi_link_close(link);
         vnxi_mutex_lock(&hub->loop);
-        vnxi_hub_detach(hub, link); /* its closer may not have come so far */
+        vnxi_hub_detach(hub, link); /* its closer may not have done so yet */
         vnxi_mutex_unlock(&hub->loop);
         vnxi_link_unref(link);
     }

@@ -1,11 +1,11 @@
 /*
- * What the loop does with events: it accepts, reads, acts on frames, and ends
- * links.  All of this file runs with `loop` held.
+ * Handles the loop's events: accepts, reads, acts on frames, and ends links.
+ * Everything in this file runs with `loop` held.
  *
- * A link brings at most VNXI_HUB_INPUT bytes a round, so a flood on one does
- * not keep others waiting.  An end is acted on after all that was sent before
- * it: the end of the stream comes behind the data by itself, and when a pidfd
- * tells of death, the socket is read empty first.
+ * A link delivers at most VNXI_HUB_INPUT bytes per round, so a flood on one
+ * link does not delay the others.  An end is handled after everything sent
+ * before it: the end of the stream comes after the data, and when a pidfd
+ * reports the end of a process, the socket is drained first.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -29,21 +29,21 @@
 #endif
 
 #define EVENTS_MAX 64
-#define ACCEPTS_MAX 64    /* a round */
-#define STRANGERS_MAX 256 /* a round, more than are let in: they cost less */
+#define ACCEPTS_MAX 64    /* per round */
+#define STRANGERS_MAX 256 /* per round; rejecting is cheap */
 #define ACCEPTED_MAX 65536u
 #define SILENT_MAX 256u
 #define HELLO_WAIT_NS (5u * UINT64_C(1000000000))
 #define NO_FDS_WAIT_NS (100u * UINT64_C(1000000))
 #define SHOWN_NAME_MAX 100u
 
-/* Why a link ends; LINK_GOES_ON: it does not. */
+/* Why a link ends; LINK_GOES_ON: it does not end. */
 typedef enum link_end {
     LINK_GOES_ON,
     LINK_END_OF_STREAM,
     LINK_SAID_BYE,
     LINK_PROCESS_ENDED,
-    LINK_REFUSED, /* link->sender says by whom */
+    LINK_REFUSED, /* link->sender has the name of the refusing agent */
     LINK_MALFORMED,
     LINK_NO_MEMORY,
     LINK_SOCKET_FAILED,
@@ -51,7 +51,8 @@ typedef enum link_end {
 
 /* -- Ends ----------------------------------------------------------------- */
 
-/* A process that is killed closes its sockets before its pidfd tells. */
+/* A process that is killed closes its sockets before its pidfd becomes
+ * readable. */
 static link_end_t
 end_of_stream(const vnxi_link_t *link)
 {
@@ -106,8 +107,8 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 
 /* -- Frames --------------------------------------------------------------- */
 
-/* Send a frame that the loop has made.  An opener that has left needs none,
- * and one that does not take its answers gets no more. */
+/* Send a frame made by the loop.  An opener that has left does not need it.
+ * The link of an opener that does not read its answers ends. */
 static link_end_t
 answer(vnxi_link_t *link, vnxi_writer_t *frame)
 {
@@ -122,8 +123,8 @@ answer(vnxi_link_t *link, vnxi_writer_t *frame)
                : LINK_NO_MEMORY;
 }
 
-/* HELLO is for another agent.  What is in the socket is read there after the
- * end as well. */
+/* HELLO is for another agent.  The opener can still read the refusal after the
+ * end of the link. */
 static link_end_t
 refuse(vnxi_hub_t *hub, vnxi_link_t *link)
 {
@@ -172,7 +173,8 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     return LINK_GOES_ON;
 }
 
-/* Names come from others: only what can be shown of it, and not all. */
+/* The name comes from outside: keep only printable characters, and only the
+ * first SHOWN_NAME_MAX. */
 static link_end_t
 on_refuse(vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
@@ -212,7 +214,7 @@ on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     return LINK_GOES_ON;
 }
 
-/* Look at some rows of a CONFIRM from `first` on; returns how many. */
+/* Check some rows of a CONFIRM from `first` on; returns how many. */
 static size_t
 look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
              uint32_t count, vnxi_link_answer_t *answer_p)
@@ -229,7 +231,7 @@ look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
     uint64_t epoch =
         hub->events.confirm(hub->events.context, rows, some, refused);
     if (first == 0) {
-        answer_p->epoch = epoch; /* the earliest is true of all rows */
+        answer_p->epoch = epoch; /* the lowest epoch is valid for all rows */
     }
     for (uint32_t i = 0; i < some; i++) {
         if (refused[i]) {
@@ -298,7 +300,7 @@ link_is_open(const vnxi_link_t *link)
     return atomic_load(&link->state) == VNXI_LINK_OPEN;
 }
 
-/* A callback may close the link: then nothing more is reported. */
+/* A callback may close the link; after that nothing more is reported. */
 static link_end_t
 take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
 {
@@ -333,7 +335,7 @@ read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
     if (got > 0) {
         return take_frames(hub, link, (size_t)got);
     }
-    /* The other end closed without having read all: a reset. */
+    /* A reset: the other end closed without reading everything. */
     if (got == 0 || errno == ECONNRESET) {
         return end_of_stream(link);
     }
@@ -354,8 +356,8 @@ on_readable(vnxi_hub_t *hub, vnxi_link_t *link)
     }
 }
 
-/* What it sent before it died is in the socket; a child of it that holds the
- * other end may go on writing, so only what is there now is read. */
+/* The data sent before the death is in the socket.  A child that holds the
+ * other end may go on writing, so only the bytes present now are read. */
 static void
 on_death(vnxi_hub_t *hub, vnxi_link_t *link)
 {
@@ -373,7 +375,7 @@ on_death(vnxi_hub_t *hub, vnxi_link_t *link)
                                                          : LINK_PROCESS_ENDED);
 }
 
-/* -- The silent ----------------------------------------------------------- */
+/* -- Links without HELLO -------------------------------------------------- */
 
 static void
 add_silent(vnxi_hub_t *hub, vnxi_link_t *link)
@@ -410,7 +412,8 @@ vnxi_hub_not_silent(vnxi_hub_t *hub, vnxi_link_t *link)
     hub->silent_count--;
 }
 
-/* Its HELLO may have come but not be read yet: look before it is dropped. */
+/* Its HELLO may have arrived but not been read: read before dropping the link.
+ */
 static void
 drop_oldest_silent(vnxi_hub_t *hub)
 {
@@ -434,23 +437,23 @@ vnxi_hub_expire(vnxi_hub_t *hub, uint64_t now)
 
 /* -- Accepting ------------------------------------------------------------ */
 
-/* -1: the process is gone already, or no descriptor can be had (errno).  In
- * the latter case the link does without: the stream's end tells of most
- * deaths. */
+/* Get a pidfd for the peer. -1: the process is gone already, or no descriptor
+ * is available (errno).  In the latter case the link works without one: the
+ * end of the stream reports most deaths. */
 static int
 peer_pidfd(int fd, pid_t pid)
 {
     int pidfd;
     socklen_t len = sizeof pidfd;
 
-    /* Since Linux 6.5; it cannot be fooled by a pid that is used again. */
+    /* Since Linux 6.5; not affected by reuse of the pid. */
     if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) != 0) {
         pidfd = pidfd_open(pid, 0);
     }
     return vnxi_fork_fd_own(pidfd);
 }
 
-/* *gone_p: its process has ended already. */
+/* *gone_p: the peer's process has already ended. */
 static vnxi_link_t *
 accept_link(vnxi_hub_t *hub, int fd, pid_t pid, bool *gone_p)
 {
@@ -469,8 +472,9 @@ accept_link(vnxi_hub_t *hub, int fd, pid_t pid, bool *gone_p)
     return link;
 }
 
-/* Anybody on the host can connect: another user is turned away by its
- * credentials alone, so that a storm of them empties the backlog quickly. */
+/* Anybody on the host can connect.  Other users are rejected by their
+ * credentials alone, so that a flood of them drains from the backlog quickly.
+ */
 static bool
 is_stranger(int fd, pid_t *pid_p)
 {
@@ -515,7 +519,7 @@ on_connection(vnxi_hub_t *hub, int fd, pid_t pid)
     }
 }
 
-/* Without a descriptor for it a connection stays in the backlog, and epoll
+/* Without a free descriptor, a connection stays in the backlog, and epoll
  * would report it for ever. */
 static void
 suspend_listener(vnxi_hub_t *hub, int err)
@@ -590,7 +594,8 @@ vnxi_hub_round(vnxi_hub_t *hub)
     for (int i = 0; i < count && !hub->lost; i++) {
         uint64_t tag = events[i].data.u64;
         if ((tag & VNXI_LINK_TAG_MASK) != VNXI_LINK_TAG_MAGIC) {
-            hub->lost = true; /* it is another's set */
+            hub->lost = true; /* the set belongs to other code of the
+                                 program */
         } else if (tag == vnxi_link_tag(NULL, 0)) {
             on_listener(hub);
         } else {

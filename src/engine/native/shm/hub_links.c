@@ -1,5 +1,5 @@
 /*
- * The links of a hub: how they come in and go out, and the walk over them.
+ * The links of a hub: adding, removing, and iterating over them.
  */
 #include <errno.h>
 #include <string.h>
@@ -12,9 +12,9 @@
 
 #define OPERATION "add_remote_agent"
 
-/* -- Links in and out ----------------------------------------------------- */
+/* -- Adding and removing -------------------------------------------------- */
 
-/* Holding the link's send_lock. */
+/* Requires the link's send_lock. */
 static int
 watch_link(const vnxi_hub_t *hub, vnxi_link_t *link)
 {
@@ -62,8 +62,8 @@ list_remove(vnxi_hub_t *hub, vnxi_link_t *link)
     link->listed = false;
 }
 
-/* Both locks: an event may come before the second descriptor is watched, and
- * must not detach the link half-way. */
+/* Holds both locks: an event may arrive before the second descriptor is
+ * watched, and must not detach the link half-way. */
 vnx_status_t
 vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
 {
@@ -86,8 +86,8 @@ vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link, vnx_error_t *error)
     return status;
 }
 
-/* The epoll set is told explicitly: a forked child may hold the socket too,
- * and then closing would leave it in the set. */
+/* The descriptor is removed from the epoll set explicitly: if a forked child
+ * holds the socket too, closing it here would leave it in the set. */
 static void
 close_socket(vnxi_hub_t *hub, vnxi_link_t *link)
 {
@@ -161,7 +161,8 @@ vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
 {
     vnxi_hub_grave(hub, link);
     if (vnxi_mutex_trylock(&hub->loop) != 0) {
-        vnxi_hub_wake(hub); /* who has it may have reaped already */
+        vnxi_hub_wake(hub); /* the holder of the loop may have reaped
+                               already */
         return;
     }
     vnxi_hub_reap(hub);
@@ -170,9 +171,9 @@ vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
 
 /* -- All links ------------------------------------------------------------ */
 
-/* Who cannot be told must not go on with a region that is gone: its link is
- * closed, and it loads metadata anew.  Who has left needs no telling; what it
- * sent before is still read. */
+/* Send the frames.  If a peer cannot be notified, close its link: it must not
+ * go on using a region that is gone, and has to load metadata again.  A peer
+ * that has left need not be notified; data it sent before is still read. */
 static void
 tell(vnxi_link_t *link, const vnxi_writer_t *frames)
 {
@@ -186,8 +187,8 @@ tell(vnxi_link_t *link, const vnxi_writer_t *frames)
     }
 }
 
-/* No lock is held while sending; where a link left the list meanwhile, the
- * walk begins anew and passes over whom it has told. */
+/* Sends without holding a lock.  If a link leaves the list meanwhile, the
+ * iteration restarts and skips the links that were notified. */
 static void
 tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
 {

@@ -1,7 +1,8 @@
 /*
- * The life of a link, and sending.  A frame is written on the caller's thread;
- * what the socket does not take is queued, and from then on everything is,
- * until the loop has written the queue out: so the order of the calls is kept.
+ * The life cycle of a link, and sending.  A frame is written on the caller's
+ * thread.  If the socket does not take all of it, the rest is queued, and so
+ * is everything after it until the loop has written the queue out.  This keeps
+ * the order of the calls.
  */
 #include <errno.h>
 #include <poll.h>
@@ -18,7 +19,7 @@
 
 #define OPERATION "send_notif"
 
-/* -- Life ----------------------------------------------------------------- */
+/* -- Life cycle ----------------------------------------------------------- */
 
 vnxi_link_t *
 vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid)
@@ -126,7 +127,7 @@ vnxi_link_win(vnxi_link_t *link, vnxi_link_state_t state)
 
 /* -- Sending -------------------------------------------------------------- */
 
-/* Wait for room in the socket, or do not; holding send_lock. */
+/* Start or stop waiting for room in the socket.  Requires send_lock. */
 static void
 watch_room(vnxi_link_t *link, bool watch)
 {
@@ -138,7 +139,7 @@ watch_room(vnxi_link_t *link, bool watch)
     epoll_ctl(link->hub->inner, EPOLL_CTL_MOD, link->fd, &event);
 }
 
-/* As sendmsg(); 0 where the socket takes nothing now. */
+/* As sendmsg(), but 0 if the socket takes nothing now. */
 static ssize_t
 write_some(int fd, struct iovec *parts, size_t count)
 {
@@ -155,7 +156,7 @@ write_some(int fd, struct iovec *parts, size_t count)
     return done;
 }
 
-/* The stream cannot be continued.  The loop finds the end of it. */
+/* End a stream that cannot be continued.  The loop then reads its end. */
 static void
 break_off(vnxi_link_t *link)
 {
@@ -191,7 +192,7 @@ error_gone(vnx_error_t *error)
                           "the connection to the peer has ended");
 }
 
-/* Holding send_lock. */
+/* Requires send_lock. */
 static vnx_status_t
 send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
            vnx_error_t *error)
@@ -202,7 +203,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
     if (link->fd < 0 || vnxi_link_ended(link)) {
         return error_gone(error);
     }
-    /* An empty queue takes any frame: what is bounded is what piles up. */
+    /* An empty queue takes any frame: the limit is for frames that pile up. */
     if (queued > 0 && (queued >= VNXI_LINK_QUEUE_MAX ||
                        len > VNXI_LINK_QUEUE_MAX - queued)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
@@ -221,7 +222,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
         }
     }
     if (!queue_rest(link, parts, 2, (size_t)done)) {
-        break_off(link); /* a part of the frame is on its way */
+        break_off(link); /* a part of the frame has been sent */
         return vnxi_error_no_memory(error, OPERATION, len);
     }
     if (queued == 0) {
@@ -283,7 +284,7 @@ vnxi_link_ask(vnxi_link_t *link, uint64_t token, const vnxi_link_row_t *rows,
     return status;
 }
 
-/* Holding send_lock, with a socket.  True: the queue is empty. */
+/* Requires send_lock and a socket.  True: the queue is empty. */
 static bool
 flush_queue(vnxi_link_t *link)
 {
@@ -316,8 +317,8 @@ vnxi_link_flush(vnxi_link_t *link)
 
 /* -- Closing -------------------------------------------------------------- */
 
-/* In the middle of a frame BYE would be read as part of it, so it is only said
- * where the queue could be written out. */
+/* In the middle of a frame, BYE would be read as part of the frame.  So it is
+ * sent only if the whole queue could be written. */
 static void
 say_bye(vnxi_link_t *link)
 {
@@ -330,8 +331,8 @@ say_bye(vnxi_link_t *link)
             vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
             write_some(link->fd, &bye, 1);
         }
-        /* The loop need not wake up for what we do ourselves.  And a forked
-         * child may hold the socket: closing alone would not end it. */
+        /* The loop need not wake up for an end that is caused here.  And a
+         * forked child may hold the socket: closing alone would not end it. */
         epoll_ctl(link->hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
         shutdown(link->fd, SHUT_RDWR);
     }

@@ -12,8 +12,8 @@
 #define CONFIRM_ROW (REVOKE_ROW + 4 + 3 * 8)
 #define CONFIRMED_FIXED (8 + 8 + 4)
 
-/* A buffer above this is given back when its frame is done, so that one long
- * message does not stay allocated for the life of a link. */
+/* A larger buffer is freed after its frame, so that one long message does not
+ * stay allocated as long as the link exists. */
 #define KEPT_IDLE_MAX 4096
 
 /* -- Writing -------------------------------------------------------------- */
@@ -167,8 +167,8 @@ frame_at(const unsigned char *bytes, size_t len)
     };
 }
 
-/* Room for `len` bytes of a frame of `whole` bytes: at most twice what has
- * come, and never more than the frame. */
+/* Make room for `len` bytes of a frame of `whole` bytes.  Allocates at most
+ * twice `len`, and never more than the frame. */
 static bool
 kept_reserve(vnxi_link_frame_reader_t *reader, size_t len, size_t whole)
 {
@@ -185,7 +185,8 @@ kept_reserve(vnxi_link_frame_reader_t *reader, size_t len, size_t whole)
     return true;
 }
 
-/* Move bytes into the kept beginning until it has `len`, as far as they go. */
+/* Move input into the kept start of the frame until it has `len` bytes or the
+ * input ends. */
 static bool
 kept_fill(vnxi_link_frame_reader_t *reader, size_t len)
 {
@@ -280,7 +281,7 @@ vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader)
     *reader = (vnxi_link_frame_reader_t){0};
 }
 
-/* An agent's instance and name; false: malformed. */
+/* Read an agent's instance and name; false: malformed. */
 static bool
 read_agent(vnxi_reader_t *reader, const unsigned char **instance_p,
            const void **name_p, size_t *name_len_p)
@@ -400,7 +401,7 @@ vnxi_link_frame_confirm_row(const vnxi_link_frame_t *frame, uint32_t i)
     return read_row(&reader, &shared);
 }
 
-/* There is one way to write a row. */
+/* Each row has exactly one valid encoding. */
 static bool
 row_is_good(const vnxi_link_row_t *row, uint32_t shared)
 {

@@ -1,9 +1,9 @@
 /*
- * The frames of links (link.h has their layout): writing them, and taking them
- * out of a stream that comes in pieces.  Pure: no sockets, no locks.
+ * The frames of links (link.h has their layout): writing frames, and reading
+ * them from a stream that arrives in pieces.  Pure: no sockets, no locks.
  *
- * A reader allocates as bytes arrive, never by the length that was announced,
- * and copies only frames that are cut by the end of what it was fed.
+ * A reader allocates as bytes arrive, never by the announced length, and
+ * copies only frames that are cut off by the end of its input.
  */
 #ifndef VNXI_NATIVE_SHM_LINK_FRAME_H
 #define VNXI_NATIVE_SHM_LINK_FRAME_H
@@ -33,16 +33,17 @@ typedef enum vnxi_link_frame_type {
 
 /* -- Writing -------------------------------------------------------------- */
 
-/* `body_len` < VNXI_LINK_FRAME_MAX. */
+/* `body_len` must be < VNXI_LINK_FRAME_MAX. */
 void vnxi_link_frame_header(vnxi_link_frame_type_t type, size_t body_len,
                             unsigned char header_p[VNXI_LINK_FRAME_HEADER]);
 
 typedef struct vnxi_link_frame_hello {
     const unsigned char *instance; /* of the opener; VNXI_SHM_ID_SIZE bytes */
-    const unsigned char *target;   /* whom it wants to reach; the same */
+    const unsigned char *target;   /* of the agent to reach;
+                                      VNXI_SHM_ID_SIZE bytes */
     const void *name;              /* of the opener */
     size_t name_len;               /* 1 to VNXI_LINK_FRAME_NAME_MAX */
-    const void *target_name;       /* the same */
+    const void *target_name;       /* of the agent to reach */
     size_t target_name_len;
 } vnxi_link_frame_hello_t;
 
@@ -59,7 +60,7 @@ typedef struct vnxi_link_frame_revoke {
     size_t count; /* 1 to VNXI_LINK_FRAME_REVOKES_MAX */
 } vnxi_link_frame_revoke_t;
 
-/* Whole frames. */
+/* Write whole frames. */
 void vnxi_link_frame_write_hello(vnxi_writer_t *writer,
                                  const vnxi_link_frame_hello_t *hello);
 void vnxi_link_frame_write_revoke(vnxi_writer_t *writer,
@@ -79,57 +80,57 @@ typedef struct vnxi_frame {
     size_t len;
 } vnxi_link_frame_t;
 
-/* All zeros but `allowed`: a fresh reader. */
+/* A new reader is all zeros except `allowed`. */
 typedef struct vnxi_link_frame_reader {
-    unsigned allowed; /* VNXI_LINK_FRAME_BIT of the types that may come now */
+    unsigned allowed; /* VNXI_LINK_FRAME_BIT of the types allowed now */
     /* private */
-    unsigned char *kept; /* owned: the beginning of a frame that was cut */
+    unsigned char *kept; /* owned: the start of a frame that was cut off */
     size_t kept_len, kept_capacity;
-    bool kept_taken;               /* it was returned as a frame: forget it */
-    const unsigned char *at, *end; /* borrowed: what was fed */
+    bool kept_taken;               /* it was returned as a frame: discard it */
+    const unsigned char *at, *end; /* borrowed: the current input */
 } vnxi_link_frame_reader_t;
 
 typedef enum vnxi_link_frame_result {
-    VNXI_LINK_FRAME_WHOLE,     /* *frame_p is one */
-    VNXI_LINK_FRAME_NEED_MORE, /* all that was fed is used up */
-    VNXI_LINK_FRAME_MALFORMED, /* nothing more can be read */
+    VNXI_LINK_FRAME_WHOLE,     /* *frame_p is a whole frame */
+    VNXI_LINK_FRAME_NEED_MORE, /* all input is used up */
+    VNXI_LINK_FRAME_MALFORMED, /* no further frame can be read */
     VNXI_LINK_FRAME_NO_MEMORY, /* the same */
 } vnxi_link_frame_result_t;
 
-/* Give it `len` bytes (borrowed until the next NEED_MORE); what was given
- * before must be used up. */
+/* Add `len` bytes of input (borrowed until the next NEED_MORE).  Earlier input
+ * must be used up. */
 void vnxi_link_frame_reader_feed(vnxi_link_frame_reader_t *reader,
                                  const void *data, size_t len);
 
-/* Take the next frame; it is valid until the next call. */
+/* Get the next frame; it is valid until the next call. */
 vnxi_link_frame_result_t
 vnxi_link_frame_reader_next(vnxi_link_frame_reader_t *reader,
                             vnxi_link_frame_t *frame_p);
 void vnxi_link_frame_reader_fini(vnxi_link_frame_reader_t *reader);
 
-/* The body of a HELLO; false: malformed.  Borrows from the frame. */
+/* Parse the body of a HELLO; false: malformed.  Borrows from the frame. */
 bool vnxi_link_frame_read_hello(const vnxi_link_frame_t *frame,
                                 vnxi_link_frame_hello_t *hello_p);
 
-/* The body of a REVOKE, checked to the last row; false: malformed. */
+/* Parse the body of a REVOKE and check every row; false: malformed. */
 bool vnxi_link_frame_read_revoke(const vnxi_link_frame_t *frame,
                                  uint64_t *epoch_p, uint32_t *count_p);
-/* Its row `i`, below the count. */
+/* Get row `i` < count. */
 vnx_desc_t vnxi_link_frame_revoke_row(const vnxi_link_frame_t *frame,
                                       uint32_t i, vnx_mem_t *mem_p);
 
-/* The body of a CONFIRM, checked to the last row; false: malformed. */
+/* Parse the body of a CONFIRM and check every row; false: malformed. */
 bool vnxi_link_frame_read_confirm(const vnxi_link_frame_t *frame,
                                   uint64_t *token_p, uint32_t *count_p);
-/* Its row `i`, below the count. */
+/* Get row `i` < count. */
 vnxi_link_row_t vnxi_link_frame_confirm_row(const vnxi_link_frame_t *frame,
                                             uint32_t i);
 
-/* The body of a CONFIRMED; false: malformed. */
+/* Parse the body of a CONFIRMED; false: malformed. */
 bool vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
                                     vnxi_link_answer_t *answer_p);
 
-/* The body of a REFUSE; false: malformed.  Borrows from the frame. */
+/* Parse the body of a REFUSE; false: malformed.  Borrows from the frame. */
 bool vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
                                  vnxi_link_frame_refuse_t *refuse_p);
 

@@ -1,8 +1,9 @@
 /*
- * Opening a link.  First all that can be found out without the peer (same
+ * Opening a link.  First come all checks that do not involve the peer (same
  * host, same process as published, its memory can be read and holds the
- * instance id), then the connection, whose other end must be that process;
- * HELLO follows at once, since a listener drops who stays silent.
+ * instance id), then the connection, whose other end must be that process.
+ * HELLO follows at once, because a listener drops connections that stay
+ * silent.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,7 +27,7 @@
 
 #define OPERATION "add_remote_agent"
 
-/* How long a full backlog of the peer's is waited for: anybody on the host can
+/* How long to wait for room in the peer's backlog: anybody on the host can
  * fill it. */
 #define BACKLOG_WAIT_NS (5u * UINT64_C(1000000000))
 
@@ -36,7 +37,7 @@ refuse(vnx_error_t *error, const char *cause)
     return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "%s", cause);
 }
 
-/* -- Who is it? ----------------------------------------------------------- */
+/* -- Identity of the peer ------------------------------------------------- */
 
 static vnx_status_t
 check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
@@ -67,8 +68,8 @@ check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
     return VNX_OK;
 }
 
-/* The descriptor is taken first: what /proc says then is said of the process
- * behind it, or of nobody. */
+/* The pidfd is opened first, so that the answers of /proc are about the
+ * process behind it, or report that the process is gone. */
 static vnx_status_t
 find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
 {
@@ -88,7 +89,8 @@ find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
         vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                        "the start time of process %" PRIu32
                        " cannot be read: %s",
-                       info->pid, vnxi_errno(cause)); /* before we close one */
+                       info->pid, vnxi_errno(cause)); /* before closing changes
+                                                         errno */
         vnxi_fork_fd_close(pidfd);
         return VNX_ERR_BACKEND;
     }
@@ -111,7 +113,7 @@ find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* -- May we read its memory? ---------------------------------------------- */
+/* -- Access to its memory ------------------------------------------------- */
 
 static long
 yama_scope(void)
@@ -191,8 +193,8 @@ check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
 
 /* -- The connection ------------------------------------------------------- */
 
-/* While the backlog is full the kernel lets those who wait in one by one, in
- * the order in which they came.  EAGAIN: the deadline has passed. */
+/* While the backlog is full, the kernel admits waiting connections one by one,
+ * in order of arrival.  EAGAIN: the deadline has passed. */
 static int
 connect_once(int fd, const char *name, uint64_t deadline)
 {
@@ -203,7 +205,7 @@ connect_once(int fd, const char *name, uint64_t deadline)
     if (now >= deadline) {
         return EAGAIN;
     }
-    uint64_t us = (deadline - now) / 1000 + 1; /* 0 would be for ever */
+    uint64_t us = (deadline - now) / 1000 + 1; /* 0 would mean no timeout */
     struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
                            .tv_usec = (suseconds_t)(us % 1000000)};
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0) {
@@ -241,8 +243,8 @@ connect_socket(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
                                   vnxi_errno(cause));
         }
     }
-    /* Reading and writing never wait: MSG_DONTWAIT, and this for good measure.
-     */
+    /* Reading and writing never wait: they use MSG_DONTWAIT, and O_NONBLOCK as
+     * a second safeguard. */
     return fcntl(fd, F_SETFL, O_NONBLOCK) == 0
                ? VNX_OK
                : refuse(error, "the socket cannot be made non-blocking");
@@ -313,7 +315,7 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
     return status;
 }
 
-/* -- All of it ------------------------------------------------------------ */
+/* -- Opening -------------------------------------------------------------- */
 
 static vnx_status_t
 check_peer(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
@@ -388,8 +390,8 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRMED) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REFUSE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
-    /* HELLO before the hub knows the link, so that nothing can be sent ahead
-     * of it; a fresh socket takes all of it. */
+    /* HELLO is sent before the hub knows the link, so that nothing can precede
+     * it.  A fresh socket takes all of it. */
     status = send_hello(link, info, name, name_len, error);
     if (status == VNX_OK) {
         status = vnxi_hub_attach(hub, link, error);

@@ -3,13 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Short messages share a block, so that the bytes counted are about the bytes
- * allocated, and one system call sends many of them. */
+/* Short messages share a block, so that the byte count is close to the
+ * allocated memory, and one system call sends many of them. */
 #define BLOCK_MIN (32u << 10)
 
 struct vnxi_link_block {
     vnxi_link_block_t *next;
-    size_t at, end, capacity; /* data[at .. end) is to be sent */
+    size_t at, end, capacity; /* data[at .. end) has to be sent */
     unsigned char data[];
 };
 

@@ -1,6 +1,6 @@
 /*
- * Bytes that a socket did not take yet, in order.  Pure; the link's send lock
- * protects it.
+ * Bytes that a socket has not taken yet, in order.  Pure; protected by the
+ * link's send lock.
  */
 #ifndef VNXI_NATIVE_SHM_LINK_QUEUE_H
 #define VNXI_NATIVE_SHM_LINK_QUEUE_H
@@ -15,15 +15,16 @@ typedef struct vnxi_link_queue {
     size_t bytes;                   /* not yet consumed */
 } vnxi_link_queue_t;                /* all zeros: empty */
 
-/* Copies. False: no memory, and nothing was added. */
+/* Append a copy of the data.  False: no memory, and nothing was added. */
 bool vnxi_link_queue_add(vnxi_link_queue_t *queue, const void *data,
                          size_t len);
 
-/* The longest piece at the front (not empty), in place. */
+/* The longest contiguous piece at the front, in place.  The queue must not be
+ * empty. */
 const void *vnxi_link_queue_front(const vnxi_link_queue_t *queue,
                                   size_t *len_p);
 
-/* `len` bytes of that piece are done. */
+/* Remove `len` bytes of that piece. */
 void vnxi_link_queue_consume(vnxi_link_queue_t *queue, size_t len);
 void vnxi_link_queue_clear(vnxi_link_queue_t *queue);
 

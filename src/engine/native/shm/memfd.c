@@ -19,11 +19,11 @@ typedef struct memfd {
 } memfd_t;
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_MEMFD);
-static memfd_t *known; /* protected by lock, as are the two below */
+static memfd_t *known; /* protected by lock, as are the next two */
 static size_t count, capacity;
 
-/* The parent's descriptors stay open here as they are; they are the parent's,
- * and its lock may have been held. */
+/* The parent's descriptors stay open in the child, but they belong to the
+ * parent, and its lock may have been held. */
 static void
 forget_in_child(void)
 {
@@ -40,7 +40,8 @@ vnxi_memfd_refusal(int fd, bool seal)
     if (flags < 0 || (flags & O_ACCMODE) != O_RDWR) {
         return "it is not open for reading and writing";
     }
-    /* Huge pages may run out at a fault, which would kill who maps them. */
+    /* Huge pages may run out at a page fault, which would kill the process
+     * that maps them. */
     if (fstatfs(fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
         return "it is no memfd of ordinary pages";
     }
@@ -86,7 +87,7 @@ add_lock_held(int fd, uint64_t st_dev, uint64_t st_ino)
     return true;
 }
 
-/* Every entry that is added makes sure of the hook first. */
+/* Every function that adds an entry registers the fork hook first. */
 bool
 vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino)
 {
@@ -97,7 +98,7 @@ vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino)
     return added;
 }
 
-/* `name` in the open folder `at`; "" means `at` itself. */
+/* Check `name` in the open directory `at`; "" means `at` itself. */
 static bool
 is_file(int at, const char *name, uint64_t st_dev, uint64_t st_ino)
 {
@@ -106,7 +107,7 @@ is_file(int at, const char *name, uint64_t st_dev, uint64_t st_ino)
            st.st_ino == st_ino;
 }
 
-/* A duplicate of a descriptor of this process that fits; -1: none. */
+/* Duplicate a matching descriptor of this process; -1: none. */
 static int
 duplicate_open_fd(uint64_t st_dev, uint64_t st_ino)
 {
@@ -120,14 +121,14 @@ duplicate_open_fd(uint64_t st_dev, uint64_t st_ino)
         if (entry == NULL) {
             break;
         }
-        /* Asked by name: the number is another thread's to close. */
+        /* Checked by name: another thread may close the number. */
         if (!is_file(dirfd(dir), entry->d_name, st_dev, st_ino)) {
             continue;
         }
         int fd = (int)strtol(entry->d_name, NULL, 10);
         copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-        /* Another thread may have closed and reused the number meanwhile:
-         * what counts is what the duplicate is. */
+        /* Another thread may have closed and reused the number meanwhile, so
+         * check the duplicate itself. */
         if (copy >= 0 && (!is_file(copy, "", st_dev, st_ino) ||
                           vnxi_memfd_refusal(copy, true) != NULL)) {
             close(copy);
@@ -177,7 +178,7 @@ vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino)
         *memfd = known[--count];
     }
     vnxi_mutex_unlock(&lock);
-    /* The program may have closed it, and opened another file since. */
+    /* The program may have closed it and opened another file since. */
     if (fd >= 0 && is_file(fd, "", st_dev, st_ino)) {
         close(fd);
     }

@@ -1,7 +1,7 @@
 /*
- * The memfds of this process that peers may map: one descriptor each, however
- * many regions lie in it, so that ten thousand regions of one memfd cost one
- * descriptor.  Process-wide; a forked child starts with none.
+ * The memfds of this process that peers may map.  All regions in a memfd share
+ * one descriptor, so that ten thousand regions cost one.  Process-wide; a
+ * forked child starts with none.
  */
 #ifndef VNXI_NATIVE_SHM_MEMFD_H
 #define VNXI_NATIVE_SHM_MEMFD_H
@@ -9,23 +9,22 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* May peers map this descriptor's file without a danger to them: memory of
- * tmpfs or memfd, open for reading and writing, sealed against shrinking (not
- * against writing)?  NULL: yes; else the reason.  `seal`: seal it first if it
- * takes seals. */
+/* Check whether peers can map this descriptor's file safely: memory of tmpfs
+ * or memfd, open for reading and writing, sealed against shrinking but not
+ * against writing.  Returns NULL if so, else the reason.  `seal`: seal it
+ * first if it accepts seals. */
 const char *vnxi_memfd_refusal(int fd, bool seal);
 
-/* Take over a descriptor, with one use.  False: no memory, nothing is taken.
- */
+/* Take over a descriptor, with one use.  False: no memory, not taken over. */
 bool vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino);
 
-/* A descriptor of this file, one use more: the one that is known, else a
- * duplicate of any that this process has open.  -1: there is none that peers
- * may map.  Looks at VNXI_MEMFD_SCAN_MAX descriptors at most. */
+/* Get a descriptor of this file and add one use: the known one, else a
+ * duplicate of any descriptor open in this process. -1: none that peers may
+ * map.  Checks at most VNXI_MEMFD_SCAN_MAX descriptors. */
 #define VNXI_MEMFD_SCAN_MAX 4096
 int vnxi_memfd_hold(uint64_t st_dev, uint64_t st_ino);
 
-/* Give up one use; closes the descriptor with the last. */
+/* Drop one use; the last one closes the descriptor. */
 void vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino);
 
 #endif

@@ -11,9 +11,9 @@
 
 enum { FIELD_STATE = 3, FIELD_FLAGS = 9, FIELD_START_TIME = 22 };
 
-/* A field by its number in proc(5), from 3 on; NULL: it is not there.  Field 2
- * is the name in parentheses, with any bytes in it: count from the last one.
- */
+/* Find a field by its number in proc(5), from 3 on; NULL: not there.  Field 2
+ * is the name in parentheses and may contain any bytes: count from the last
+ * ')'. */
 static const char *
 find_field(const char *text, int number)
 {

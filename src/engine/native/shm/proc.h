@@ -1,4 +1,4 @@
-/* What /proc tells of a process of this pid namespace. */
+/* Reads /proc about a process of this pid namespace. */
 #ifndef VNXI_NATIVE_SHM_PROC_H
 #define VNXI_NATIVE_SHM_PROC_H
 
@@ -8,11 +8,11 @@
 
 typedef struct vnxi_proc_stat {
     uint64_t start_time; /* clock ticks since boot */
-    bool exiting;        /* it runs no more of its program */
+    bool exiting;        /* it no longer runs its program */
 } vnxi_proc_stat_t;
 
-/* 0, ESRCH: there is no such process, or why /proc cannot be read (EMFILE,
- * ...), which says nothing of the process. */
+/* Returns 0; ESRCH if the process does not exist; or the errno of reading
+ * /proc (EMFILE, ...), which says nothing about the process. */
 int vnxi_proc_stat(pid_t pid, vnxi_proc_stat_t *stat_p);
 
 #endif

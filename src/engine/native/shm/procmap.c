@@ -13,8 +13,8 @@
 #define MAPS "/proc/self/maps"
 #define MEMFD_PREFIX "/memfd:"
 
-/* As in the kernel's documentation of PROCMAP_QUERY; system headers have it
- * since Linux 6.11. */
+/* As in the kernel's documentation of PROCMAP_QUERY; in system headers since
+ * Linux 6.11. */
 typedef struct query {
     uint64_t size; /* of this struct */
     uint64_t query_flags;
@@ -77,7 +77,7 @@ vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p)
     return 0;
 }
 
-/* A number and the character that follows it. */
+/* Parse a number and the character that follows it. */
 static bool
 take_number(const char **at, int base, char stop, uint64_t *value_p)
 {
@@ -143,7 +143,7 @@ vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p)
 bool
 vnxi_procmap_find(uint64_t addr, vnxi_procmap_t *map_p)
 {
-    static atomic_bool no_query; /* found out at the first call */
+    static atomic_bool no_query; /* set by the first call */
     if (!atomic_load_explicit(&no_query, memory_order_relaxed)) {
         int failure = vnxi_procmap_query(addr, map_p);
         if (failure != ENOTTY && failure != EINVAL) {

@@ -1,5 +1,5 @@
 /*
- * Which mapping of this process holds an address.
+ * Finds the mapping of this process that holds an address.
  */
 #ifndef VNXI_NATIVE_SHM_PROCMAP_H
 #define VNXI_NATIVE_SHM_PROCMAP_H
@@ -9,18 +9,18 @@
 
 typedef struct vnxi_procmap {
     uint64_t start, end;
-    uint64_t offset; /* in the file, of `start` */
+    uint64_t offset; /* of `start` in the file */
     uint64_t st_dev, st_ino;
     bool shared, readable, writable;
-    bool memfd; /* a memfd, by its path */
+    bool memfd; /* the path is that of a memfd */
 } vnxi_procmap_t;
 
-/* False where nothing is mapped there, or /proc cannot be read.  One ioctl
- * where the kernel has PROCMAP_QUERY (6.11), else the text is parsed. */
+/* False if nothing is mapped at the address, or /proc cannot be read.  One
+ * ioctl if the kernel has PROCMAP_QUERY (6.11), else the text is parsed. */
 bool vnxi_procmap_find(uint64_t addr, vnxi_procmap_t *map_p);
 
-/* The two ways.  The first returns 0, ENOENT (nothing is mapped there), ENOTTY
- * (the kernel does not know it) or another errno. */
+/* The two implementations.  The first returns 0, ENOENT (nothing is mapped
+ * there), ENOTTY (unknown to the kernel) or another errno. */
 int vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p);
 bool vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p);
 

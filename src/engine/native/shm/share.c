@@ -32,8 +32,8 @@ vnxi_share_find(uint64_t addr, uint64_t len)
 {
     vnxi_procmap_t map;
     uint64_t end;
-    /* A range that may only be read here must not be written by peers: those
-     * go through the kernel, which knows. */
+    /* Peers must not write to a range that is read-only here.  They access it
+     * through the kernel, which checks that. */
     if (len < VNXI_SHARE_LEN_MIN || __builtin_add_overflow(addr, len, &end) ||
         !vnxi_procmap_find(addr, &map) || end > map.end || !map.shared ||
         !map.readable || !map.writable || !map.memfd) {
@@ -70,7 +70,7 @@ struct vnxi_share_map {
     unsigned fork_count;
     unsigned char *base; /* page aligned */
     size_t mapped;
-    size_t skip; /* from base to the first byte asked for */
+    size_t skip; /* from base to the first requested byte */
 };
 
 static atomic_uint live_maps;
@@ -83,7 +83,7 @@ refuse(vnx_error_t *error, const vnxi_share_t *share, const char *why)
                           share->fd, why);
 }
 
-/* Fetch the peer's descriptor.  *fd_p is ours to close. */
+/* Fetch the peer's descriptor; the caller closes *fd_p. */
 static vnx_status_t
 fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
 {
@@ -132,7 +132,7 @@ check_fd(int fd, const vnxi_share_t *share, uint64_t end, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* The range [offset, end) of `fd`, which was checked. */
+/* Map the range [offset, end) of `fd`, which was checked. */
 static vnx_status_t
 map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t *map,
           vnx_error_t *error)
@@ -147,7 +147,7 @@ map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t *map,
                               "mapping %zu bytes of the peer's memory: %m",
                               mapped);
     }
-    /* A child would keep the peer's memory alive and has no use for it. */
+    /* A child has no use for the peer's memory and would keep it alive. */
     madvise(base, mapped, MADV_DONTFORK);
     map->fork_count = vnxi_fork_count();
     map->base = base;
@@ -163,7 +163,7 @@ map_free(vnxi_share_map_t *map)
     free(map);
 }
 
-/* One reference, nothing mapped yet; counted. */
+/* Create a mapping object: one reference, nothing mapped yet.  Counts it. */
 static vnx_status_t
 map_alloc(vnxi_share_map_t **map_p, vnx_error_t *error)
 {
@@ -236,8 +236,8 @@ vnxi_share_map_release(vnxi_share_map_t *map)
     if (map == NULL || atomic_fetch_sub(&map->refs, 1) != 1) {
         return;
     }
-    /* A forked child does not have the mapping; something else may lie there.
-     */
+    /* A forked child does not have the mapping; its address may be in use for
+     * something else. */
     if (!vnxi_fork_crossed(map->fork_count)) {
         munmap(map->base, map->mapped);
     }

@@ -30,8 +30,8 @@ fail(vnx_error_t *error, const char *call, size_t nbytes)
                           call, nbytes, vnxi_errno(errno));
 }
 
-/* A sealed memfd, mapped; on an error nothing is left but what `buffer` and
- * `fd_p` show. */
+/* Create and map a sealed memfd.  On an error, *fd_p is the only resource to
+ * release. */
 static vnx_status_t
 buffer_open(vnx_shared_buffer_t *buffer, size_t nbytes, int *fd_p,
             vnx_error_t *error)

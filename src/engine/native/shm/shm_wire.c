@@ -17,8 +17,9 @@
 #define OPERATION "add_remote_agent"
 #define CREATE "create_backend"
 
-/* A reader takes every minor version of its major one; later minor versions
- * append, and may give meaning to flags that an older reader can ignore. */
+/* A reader accepts every minor version of its major version.  Later minor
+ * versions append data, and may define flags that an older reader can ignore.
+ */
 #define MAJOR 1u
 #define MINOR 0u
 
@@ -33,13 +34,14 @@ write_head(vnxi_writer_t *writer, uint16_t flags)
     vnxi_write_u16(writer, flags);
 }
 
-/* `what` for errors: "SHM connection info". */
+/* `what` names the data in errors: "SHM connection info". */
 static vnx_status_t
 read_head(vnxi_reader_t *reader, const char *what, uint16_t *flags_p,
           vnx_error_t *error)
 {
     unsigned major_number = vnxi_read_u8(reader);
-    vnxi_read_u8(reader); /* minor: what it adds stands behind what we know */
+    vnxi_read_u8(reader); /* minor: its additions come after the known
+                             fields */
     uint16_t flags = vnxi_read_u16(reader);
     if (reader->failed) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
@@ -89,7 +91,7 @@ read_id(vnxi_reader_t *reader, unsigned char *id)
     }
 }
 
-/* False where it is too long, or not a NUL-terminated string in the end. */
+/* False if the name is too long or empty, or contains a NUL. */
 static bool
 read_socket(vnxi_reader_t *reader, char *socket)
 {
@@ -135,8 +137,8 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               INFO " has an impossible socket name");
     }
-    /* 0 and numbers that are negative as pid_t mean other processes to the
-     * kernel. */
+    /* For the kernel, 0 and numbers that are negative as pid_t mean other
+     * processes. */
     if (info.pid == 0 || info.pid > INT_MAX) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               INFO " has an impossible process id %" PRIu32,
@@ -152,8 +154,8 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
 
 /* -- This process --------------------------------------------------------- */
 
-/* Up to size - 1 bytes of a small file of /proc, NUL-terminated.  False with
- * errno set. */
+/* Read up to size - 1 bytes of a small file of /proc, NUL-terminated.  False
+ * with errno set. */
 static bool
 read_proc(const char *path, char *text, size_t size)
 {
@@ -172,7 +174,7 @@ read_proc(const char *path, char *text, size_t size)
     return true;
 }
 
-/* "8c1e9f0a-..." : 16 bytes in hexadecimal, with hyphens anywhere. */
+/* Parse "8c1e9f0a-...": 16 bytes in hexadecimal, with hyphens anywhere. */
 static bool
 parse_id(const char *text, unsigned char *id)
 {

@@ -1,7 +1,7 @@
 /*
- * What the SHM backend puts into metadata (docs/wire.md): who and where the
- * agent is, and how a region can be mapped.  Little-endian, versioned; a
- * longer body of a later version of the same major number is accepted.
+ * The SHM backend's part of metadata (docs/wire.md): the agent's identity and
+ * location, and how a region can be mapped.  Little-endian, versioned; a
+ * longer body of a later version with the same major number is accepted.
  */
 #ifndef VNXI_NATIVE_SHM_WIRE_H
 #define VNXI_NATIVE_SHM_WIRE_H
@@ -18,32 +18,33 @@
 #define VNXI_SHM_SOCKET_MAX 100
 
 typedef struct vnxi_shm_info {
-    bool partial;   /* the blob has some of the regions, not all */
-    uint64_t epoch; /* of the registry, counts registrations and removals */
-    unsigned char instance[VNXI_SHM_ID_SIZE]; /* random, one an agent */
-    unsigned char boot[VNXI_SHM_ID_SIZE];     /* the host since its boot */
+    bool partial;   /* the blob has only some of the regions */
+    uint64_t epoch; /* of the registry; counts registrations and removals */
+    unsigned char instance[VNXI_SHM_ID_SIZE]; /* random, per agent */
+    unsigned char boot[VNXI_SHM_ID_SIZE];     /* identifies the host since
+                                                 its boot */
     uint64_t pid_namespace;                   /* inode of /proc/self/ns/pid */
     uint32_t pid;
     uint64_t start_time; /* field 22 of /proc/self/stat, clock ticks */
     uint32_t uid;
-    uint64_t nonce_addr; /* where `instance` lies in the agent's memory */
+    uint64_t nonce_addr; /* address of `instance` in the agent's memory */
     char socket[VNXI_SHM_SOCKET_MAX]; /* abstract Unix socket, without the
                                          leading NUL; NUL-terminated */
 } vnxi_shm_info_t;
 
 void vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info);
 
-/* VNX_ERR_MISMATCH for what is no info of a version that we know, else pid is
- * in 1 to INT_MAX, and socket is not empty. */
+/* VNX_ERR_MISMATCH if the data is not an info of a known version.  On success
+ * pid is in 1 to INT_MAX, and socket is not empty. */
 vnx_status_t vnxi_shm_info_read(const void *data, size_t len,
                                 vnxi_shm_info_t *info_p, vnx_error_t *error);
 
-/* Fill in all that describes this process (not partial, epoch, instance,
- * nonce_addr, socket). */
+/* Fill in the fields that describe this process (all except partial, epoch,
+ * instance, nonce_addr and socket). */
 vnx_status_t vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error);
 
-/* A region's public metadata; fd -1 for memory that is not shared.  What is
- * read owns nothing: not for vnxi_share_fini(). */
+/* A region's public metadata; fd -1 for memory that is not shared.  The result
+ * of reading owns nothing: do not pass it to vnxi_share_fini(). */
 void vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share);
 vnx_status_t vnxi_shm_region_read(const void *data, size_t len,
                                   vnxi_share_t *share_p, vnx_error_t *error);

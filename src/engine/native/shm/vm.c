@@ -1,9 +1,9 @@
 /*
  * One call copies up to 256 pairs of pieces.  The kernel stops at the first
- * byte that it cannot copy and says how far it came, so a short count is
- * continued from there, and the next call fails on the offending piece.  A
- * call that fails as a whole (an address that no process can have) is done
- * again piece by piece, to find the offending one.
+ * byte that it cannot copy and returns how much it copied.  So a short count
+ * is continued from there, and the next call fails on the offending piece.  A
+ * call that fails as a whole (an address that no process can have) is repeated
+ * piece by piece to find the offending one.
  */
 #include "engine/native/shm/vm.h"
 
@@ -18,7 +18,8 @@
 
 #define BATCH_MAX 256u
 
-/* A process that is being killed loses its memory before its pidfd tells. */
+/* A process that is being killed loses its memory before its pidfd becomes
+ * readable. */
 #define DEATH_WAIT_MS 50
 
 typedef struct batch {
@@ -55,8 +56,8 @@ iovec_advance(struct iovec *piece, size_t len)
     piece->iov_len -= len;
 }
 
-/* The first piece that is not done when `done` bytes from `at` on are; it is
- * cut to what is left of it. */
+/* Find the first piece that is not finished after `done` bytes from `at` on,
+ * and cut off its finished part. */
 static size_t
 batch_advance(batch_t *batch, size_t at, size_t done)
 {
@@ -97,8 +98,8 @@ error_unmapped(const vnxi_vm_target_t *target, const char *side,
 }
 
 /*
- * Which side is it?  The side that is read from can be probed without harm:
- * its first byte is readable or it is not.
+ * Find out which side faulted.  The side that is read from can be probed
+ * without harm: its first byte is readable or not.
  */
 static vnx_status_t
 error_fault(const vnxi_vm_target_t *target, const batch_t *batch, size_t at,

@@ -1,6 +1,6 @@
 /*
  * Copying between processes through the kernel: process_vm_readv(2) and
- * process_vm_writev(2), up to 256 pieces a call.
+ * process_vm_writev(2), up to 256 pieces per call.
  */
 #ifndef VNXI_NATIVE_SHM_VM_H
 #define VNXI_NATIVE_SHM_VM_H
@@ -10,11 +10,11 @@
 #include "engine/native/plan.h"
 
 /* Copy all pieces of a chunk that are not direct between this process and
- * `pid`.  Partial results are continued.  Errors: VNX_ERR_REMOTE_DISCONNECT
- * (the process is gone: ESRCH, or EFAULT and `pidfd` says that it ended),
+ * `pid`.  Continues after partial results.  Errors: VNX_ERR_REMOTE_DISCONNECT
+ * (the process is gone: ESRCH, or EFAULT and `pidfd` reports its end),
  * VNX_ERR_NOT_ALLOWED (EPERM), VNX_ERR_BACKEND (EFAULT: the cause names the
- * side and address of the piece, "memory was unmapped").  `stop` is looked at
- * between calls: when it is set, VNX_ERR_CANCELED. */
+ * side and the address of the piece, "memory was unmapped").  `stop` is
+ * checked between calls: VNX_ERR_CANCELED if it is set. */
 typedef struct vnxi_vm_target {
     pid_t pid;
     int pidfd;
@@ -26,7 +26,8 @@ vnx_status_t vnxi_vm_chunk(const vnxi_vm_target_t *target,
                            const vnxi_plan_t *plan, size_t chunk, vnx_op_t op,
                            vnx_error_t *error);
 
-/* Read `len` bytes (the nonce) at `addr` of the process. 0, or an errno. */
+/* Read `len` bytes (the nonce) at `addr` of the process.  Returns 0 or an
+ * errno. */
 int vnxi_vm_peek(pid_t pid, uint64_t addr, void *target, size_t len);
 
 #endif
