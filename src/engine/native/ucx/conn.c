@@ -10,7 +10,7 @@
 #include "engine/native/ucx/end.h"
 #include "engine/native/ucx/notif.h"
 
-/* -- Making and releasing --------------------------------------------------
+/* -- Creating and releasing ------------------------------------------------
  */
 
 vnxi_ucx_conn_t *
@@ -31,7 +31,7 @@ vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn)
     }
 }
 
-/* 0xff ends the lists that an address is made of. */
+/* 0xff terminates the lists of which an address consists. */
 static vnxi_ucx_conn_t *
 conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
 {
@@ -61,10 +61,11 @@ typedef bool push_t(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command);
 
 static void warm_up(vnxi_ucx_end_t *end, push_t *push);
 
-/* Worker 0 begins to connect, which starts it, and so do the others that run,
- * at once and not with the first transfer: UCX that makes an endpoint to a
- * process which has ended keeps the sockets that it has opened for it, and a
- * peer is most likely to be alive when its metadata comes. */
+/* Worker 0, which this starts, and the other running workers connect at once
+ * instead of with the first transfer.  The reason: if UCX creates an endpoint
+ * to a process that has ended, it keeps the sockets that it opened for the
+ * endpoint; and a peer is most likely to be alive when its metadata arrives.
+ */
 static void
 begin(vnxi_ucx_conn_t *conn)
 {
@@ -123,7 +124,7 @@ run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
     if (vnxi_ucx_end_open(end, "make_connection", NULL) == VNX_OK) {
         vnxi_ucx_end_ask(end);
     }
-    vnxi_ucx_conn_release(end->conn); /* the command's */
+    vnxi_ucx_conn_release(end->conn); /* the command's reference */
 }
 
 static void
@@ -162,10 +163,10 @@ vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p, size_t size)
     vnxi_mutex_unlock(&conn->lock);
 }
 
-/* -- The end ---------------------------------------------------------------
+/* -- Closing ---------------------------------------------------------------
  */
 
-/* By a command, so that it comes after what was queued before. */
+/* As a command, so that it comes after earlier commands. */
 static void
 run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
@@ -173,11 +174,11 @@ run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
         (vnxi_ucx_end_t *)((char *)command -
                            offsetof(vnxi_ucx_end_t, close_command));
     (void)worker;
-    vnxi_ucx_end_close(end); /* the thread looks at its duties after this */
+    vnxi_ucx_end_close(end); /* the thread checks its duties after this */
     vnxi_ucx_conn_release(end->conn);
 }
 
-/* Once in a connection's life: whoever raised `dead`. */
+/* Called once per connection, by the thread that set `dead`. */
 static void
 wake_ends(vnxi_ucx_conn_t *conn)
 {
@@ -261,8 +262,8 @@ message_free(message_t *message)
     free(message);
 }
 
-/* No notification is lost unsaid: what follows it must not arrive without it,
- * so that the connection ends. */
+/* No notification is lost silently: later ones must not arrive without it, so
+ * the connection fails. */
 static void
 note_unsent(message_t *message, vnxi_ucs_status_t status)
 {
@@ -285,7 +286,8 @@ on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
     message_free(message);
 }
 
-/* On an end that is open.  True: UCX has it yet, and on_sent() frees it. */
+/* Send on an open end.  True: UCX still has the message, and on_sent() frees
+ * it. */
 static bool
 give_to_ucx(message_t *message, vnxi_ucx_end_t *end)
 {
@@ -326,8 +328,8 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
     }
 }
 
-/* Without waking the thread, where it sleeps, the peer is known to be there,
- * and the message is short enough to be gone at once.  False: not done. */
+/* Send without waking the thread if it sleeps, the peer is known to be there,
+ * and the message is short enough to be sent at once.  False: not done. */
 static bool
 send_here(message_t *message)
 {

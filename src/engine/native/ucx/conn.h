@@ -1,13 +1,15 @@
 /*
- * Connections: from each of our workers to a peer's worker 0, made on the
- * worker's thread: at once by those that run, by others when first needed.
+ * Connections: from each of our workers to a peer's worker 0.  Each is opened
+ * on the worker's thread: at once by running workers, by the others when first
+ * needed.
  *
  * A connection fails once and for good: the peer's process ended, its host
- * cannot be reached, UCX refuses the address.  The first worker to notice says
- * so (`lost`), and all workers close their ends by force, which ends what is
- * pending on them.  A reset, which ends a stall, closes one worker's end; the
- * next use opens it again.  A notification that UCX could not send, in a reset
- * or otherwise, fails the connection: none is lost unsaid.
+ * cannot be reached, or UCX refuses the address.  The first worker to notice
+ * reports it (`lost`), and all workers force their ends closed, which ends all
+ * pending operations.  A reset, which ends a stall, closes one worker's end;
+ * the next use opens it again.  A notification that UCX could not send,
+ * because of a reset or otherwise, fails the connection, so that no
+ * notification is lost silently.
  */
 #ifndef VNXI_NATIVE_UCX_CONN_H
 #define VNXI_NATIVE_UCX_CONN_H
@@ -20,52 +22,52 @@ typedef struct vnxi_ucx_key vnxi_ucx_key_t;
 #define VNXI_UCX_ADDRESS_MAX (64u << 10)
 #define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
 
-/* Make a connection to this address (copied), and begin to connect in the
- * background from worker 0 and from those that run.  One reference, the
- * caller's.  VNX_ERR_MISMATCH: that cannot be an address; VNX_ERR_NO_MEMORY.
- * `cookie` is for `lost`. */
+/* Create a connection to this address (copied), and start connecting in the
+ * background from worker 0 and from the other running workers.  The caller
+ * gets one reference.  VNX_ERR_MISMATCH: not a possible address;
+ * VNX_ERR_NO_MEMORY.  `cookie` is for `lost`. */
 vnx_status_t vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address,
                                 size_t len, uintptr_t cookie,
                                 vnxi_ucx_conn_t **conn_p, vnx_error_t *error);
 bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                          size_t len);
 
-/* The peer is an agent of ours: it, too, keeps its endpoints when it closes a
- * connection over TCP, so that they are of use to a later one (end.c). */
+/* The peer is a vllm_nixl agent.  It also keeps its endpoints when it closes a
+ * connection over TCP, so that a later connection can use them (end.c). */
 void vnxi_ucx_conn_is_of_ours(vnxi_ucx_conn_t *conn);
 
 /* Connect from every worker, in the background. */
 void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 
-/* Has the peer answered? */
+/* Return whether the peer has answered. */
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
-/* Nothing is posted from now on; what is queued is sent, within half a second,
- * and then the ends are closed.  Over TCP to an agent of ours their
- * endpoints are kept for the next connection to the same address (end.c).  No
- * `lost` afterwards.  Idempotent. */
+/* Close the connection.  From now on nothing is posted.  Queued messages are
+ * sent, for up to half a second, and then the ends are closed.  Over TCP to a
+ * vllm_nixl agent, their endpoints are kept for the next connection to the
+ * same address (end.c).  No `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);
 void vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn); /* NULL is allowed */
 
-/* Queue a notification (copied); they go in the order of the calls.
+/* Queue a notification (copied).  They are sent in the order of the calls.
  * VNX_ERR_REMOTE_DISCONNECT; VNX_ERR_BACKEND: VNXI_UCX_NOTIF_QUEUE_MAX bytes
- * are waiting already. */
+ * are already waiting. */
 vnx_status_t vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn,
                                       const void *message, size_t len,
                                       vnx_error_t *error);
 
-/* The transports in use, "rma: cma, am: tcp/lo"-like text of UCX's names; ""
- * while not connected.  A copy of what was found when the peer answered. */
+/* Get the transports in use as text with UCX's names, like "rma: cma, am:
+ * tcp/lo"; "" while not connected.  Recorded when the peer answered. */
 void vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p,
                               size_t size);
 
 /* -- Keys ------------------------------------------------------------------
  */
 
-/* A peer's key for one of its regions, from its metadata (copied); handed to
- * UCX when first used.  VNX_ERR_MISMATCH: that is no key. */
+/* Create a peer's key for one of its regions from its metadata (copied).  It
+ * is passed to UCX on first use.  VNX_ERR_MISMATCH: not a key. */
 vnx_status_t vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes,
                                  size_t len, vnxi_ucx_key_t **key_p,
                                  vnx_error_t *error);

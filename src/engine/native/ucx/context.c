@@ -19,36 +19,39 @@
 /* -- Configuration ---------------------------------------------------------
  */
 
-/* What stock NIXL sets, so that both ends choose the same protocols.  A key
- * that this UCX does not know (of its InfiniBand module) is no error. */
+/* The settings of stock NIXL, so that both ends choose the same protocols.  A
+ * key that this UCX does not know (of its InfiniBand module) is not an error.
+ */
 static const struct {
-    unsigned minor; /* of the version from which on */
+    unsigned minor; /* the first 1.x version with this key */
     const char *key, *value;
 } settings[] = {
     {19, "RNDV_THRESH", "inf"},
     {19, "MAX_RMA_RAILS", "2"},
     {19, "IB_PCI_RELAXED_ORDERING", "try"},
-    /* UCX's own PUT over TCP crashes the process when a connection is closed
-     * by force while PUTs are on it (seen in 1.22 and 1.23). */
+    /* With UCX's own PUT over TCP, UCX crashes the process when a connection
+     * with pending PUTs is closed by force (seen in 1.22 and 1.23). */
     {19, "TCP_PUT_ENABLE", "n"},
-    /* Without it PUTs are messages; in pieces of 8 KiB, UCX's own, they take
-     * twice as long.  Peers have room for 64 KiB unless told otherwise. */
+    /* Without UCX's PUT, PUTs are messages.  With UCX's default segments of 8
+     * KiB they take twice as long.  Peers have room for 64 KiB unless
+     * configured otherwise. */
     {19, "TCP_TX_SEG_SIZE", "64k"},
-    /* A connection is begun, and made while UCX progresses.  UCX's own way is
-     * to wait for it in ucp_ep_create(), for minutes where a host does not
-     * answer; and where the peer ends between that and the first bytes, UCX
-     * frees the TCP endpoint under the one that it has just given us, and the
-     * next use of that ends the process (1.22 and 1.23). */
+    /* Connect while UCX progresses.  By default UCX waits for the connection
+     * in ucp_ep_create(), for minutes if a host does not answer.  And if the
+     * peer ends between that call and the first bytes, UCX frees the TCP
+     * endpoint behind the endpoint that it has just returned, and the next use
+     * of that crashes the process (1.22 and 1.23). */
     {19, "TCP_CONN_NB", "y"},
-    /* How long a peer may not know that we have closed a connection by force:
-     * it answers for the other direction too.  UCX's own 20 s are a hang. */
+    /* The longest time for which a peer may not notice that we have closed a
+     * connection by force.  It responds for the other direction too.  UCX's
+     * default of 20 s looks like a hang. */
     {19, "KEEPALIVE_INTERVAL", "3s"},
     {21, "RC_GDA_NUM_CHANNELS", "4"},
     {21, "MAX_HCA_PER_GPU", "auto"},
     {22, "RNDV_PIPELINE_ERROR_HANDLING", "y"},
 };
 
-/* The environment has the last word. */
+/* The environment takes precedence. */
 static bool
 is_in_environment(const char *key)
 {
@@ -73,7 +76,7 @@ modify(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
                                 library->ucp.ucs_status_string(status));
 }
 
-/* Would UCX use TCP on it?  It leaves bridges out. */
+/* Return whether UCX would use TCP on this interface.  It skips bridges. */
 static bool
 is_network(const struct ifaddrs *entry)
 {
@@ -97,7 +100,7 @@ is_network(const struct ifaddrs *entry)
     return access(bridge, F_OK) != 0;
 }
 
-/* "^lo", where there is another device; else "". */
+/* "^lo" if there is another device, else "". */
 static void
 name_loopback(char *list, size_t size)
 {
@@ -121,13 +124,13 @@ name_loopback(char *list, size_t size)
     freeifaddrs(all);
 }
 
-/* UCX uses the loopback device for peers on this host where no other device is
- * faster by what the kernel reports, and many report no speed.  Across
- * versions that fails: 1.22 and later take the loopback device of a 1.21 for
- * one that they reach, 1.21 does not ("different pid namespaces") and resets
+/* For peers on this host, UCX uses the loopback device unless another device
+ * is faster according to the kernel, and many devices report no speed.  This
+ * fails between UCX versions: 1.22 and later consider the loopback device of a
+ * 1.21 reachable, but 1.21 does not ("different pid namespaces") and resets
  * the connection or crashes.  The address of any other device reaches the same
- * peers, by the same path in the kernel.  UCX before 1.21 cannot be told to
- * leave one device out. */
+ * peers, on the same path in the kernel.  UCX before 1.21 cannot exclude a
+ * single device. */
 static void
 avoid_loopback(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config)
 {
@@ -139,7 +142,7 @@ avoid_loopback(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config)
     }
 }
 
-/* "mlx5_0,mlx5_1" as UCX wants it: "mlx5_0:1,mlx5_1:1". */
+/* "mlx5_0,mlx5_1" in UCX's form: "mlx5_0:1,mlx5_1:1". */
 static vnx_status_t
 set_devices(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
             const char *list, vnx_error_t *error)
@@ -218,7 +221,7 @@ configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
     return status;
 }
 
-/* -- Making ----------------------------------------------------------------
+/* -- Creating --------------------------------------------------------------
  */
 
 static vnx_status_t
@@ -241,7 +244,7 @@ make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
         .features = VNXI_UCP_FEATURE_RMA | VNXI_UCP_FEATURE_AMO32 |
                     VNXI_UCP_FEATURE_AMO64 | VNXI_UCP_FEATURE_AM |
                     VNXI_UCP_FEATURE_WAKEUP,
-        .mt_workers_shared = 1, /* memory is mapped from any thread */
+        .mt_workers_shared = 1, /* memory is mapped on any thread */
     };
     vnxi_ucp_context_attr_t attr = {.field_mask = VNXI_UCP_ATTR_MEMORY_TYPES};
     vnxi_ucp_config_t *config;
@@ -266,7 +269,8 @@ make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
     return status;
 }
 
-/* On worker 0's thread: what is asked of it before anybody else knows it. */
+/* The first command of worker 0, run on its thread before others know the
+ * worker. */
 typedef struct open_command {
     vnxi_ucx_command_t super;
     vnxi_mutex_t lock;
@@ -409,7 +413,7 @@ vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
     return VNX_OK;
 }
 
-/* -- The end ---------------------------------------------------------------
+/* -- Stopping --------------------------------------------------------------
  */
 
 void
@@ -436,7 +440,7 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
         return;
     }
     if (vnxi_ucx_parked(ucx)) {
-        return; /* threads stand in it */
+        return; /* its threads are still inside */
     }
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_fini(&ucx->workers[i]);

@@ -1,26 +1,26 @@
 /*
- * Design notes.  UCX calls the error handler while it progresses, where an
- * endpoint had better not be closed, so that is left to the next look.  The
- * handler's argument is a cell that names the end, which its connection keeps
- * while it is not IDLE.  Endpoint pointers say nothing, since UCX uses them
- * again.
+ * Design notes.  UCX calls the error handler from within progress, where an
+ * endpoint should not be closed, so the next look() closes it.  The handler's
+ * argument is a cell that points to the end; the end's connection keeps the
+ * end while it is not IDLE.  Endpoint pointers cannot identify an end, because
+ * UCX reuses them.
  *
- * A flush says that messages have left, not that they were read; and a TCP
- * socket that is closed while something unread has come to it takes back what
- * the peer has not read yet.  So an end that has just sent a notification
- * lingers a moment before it is closed.
+ * A flush reports that messages were sent, not that they were read.  If a TCP
+ * socket is closed while it has unread input, data that the peer has not read
+ * yet is lost.  So an end that has just sent a notification lingers before it
+ * is closed.
  *
- * Handles of keys belong to an endpoint's configuration; they go with it, and
- * are made anew for the next one.
+ * Handles of keys belong to an endpoint's configuration.  They are destroyed
+ * with it and created again for the next endpoint.
  *
- * UCX does not close a TCP connection that both sides send on before both have
- * closed their endpoint, and the peer's was made by UCX for its answers: the
- * peer closes it with its worker.  So a socket stays on each side for every
- * endpoint that is closed.  An end that is closed while its peer lives
- * therefore keeps such an endpoint, as a *spare* of its worker, and the next
- * connection to the same address takes it over.  Not where the peer is a stock
- * agent: that closes its endpoint when it removes us, which nothing tells, and
- * then UCX drops the longer messages that come from ours.
+ * UCX does not close a TCP connection on which both sides send before both
+ * have closed their endpoint.  UCX created the peer's endpoint for its
+ * answers, and the peer closes it with its worker.  So every closed endpoint
+ * leaves a socket on each side.  Therefore an end that is closed while its
+ * peer lives keeps such an endpoint as a *spare* of its worker, and the next
+ * connection to the same address takes it over.  This is not done for stock
+ * agents: they close their endpoint when they remove us, which we cannot
+ * notice, and then UCX drops the longer messages from our endpoint.
  */
 #include "engine/native/ucx/end.h"
 
@@ -65,7 +65,7 @@ vnxi_ucx_end_is_ready(const vnxi_ucx_end_t *end)
 
 #define TRANSPORTS_MAX 8
 
-/* How many; 0 where UCX does not say. */
+/* Returns how many; 0 if UCX does not know. */
 static unsigned
 find_transports(const vnxi_ucx_end_t *end, vnxi_ucp_transport_t *entries)
 {
@@ -132,8 +132,8 @@ on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
     vnxi_ucx_conn_release(end->conn);
 }
 
-/* By a flush: without one nothing is known of the peer, since an endpoint
- * alone sends nothing. */
+/* Uses a flush, because creating an endpoint sends nothing and so shows
+ * nothing about the peer. */
 void
 vnxi_ucx_end_ask(vnxi_ucx_end_t *end)
 {
@@ -194,7 +194,7 @@ create_with_cell(vnxi_ucx_end_t *end, vnxi_ucx_cell_t *cell)
     vnxi_ucs_status_t status =
         vnxi_ucx_calls(end->worker)
             ->ucp_ep_create(end->worker->handle, &params, &end->ep);
-    /* Without descriptors UCX says the same of peers that are well. */
+    /* Without free descriptors, UCX reports the same for living peers. */
     if (status == VNXI_UCS_ERR_ENDPOINT_TIMEOUT &&
         !vnxi_descriptors_are_scarce()) {
         vnxi_ucx_gone_add(gone, conn->address, conn->address_len);
@@ -235,7 +235,7 @@ spare_remove(vnxi_ucx_end_t *end)
     }
 }
 
-/* The oldest makes room, and is closed. */
+/* The oldest spare makes room and is closed. */
 static void
 spare_add(vnxi_ucx_end_t *end)
 {
@@ -254,7 +254,8 @@ spare_add(vnxi_ucx_end_t *end)
     }
 }
 
-/* Closed without a failure, and nothing of a transfer is in flight on it. */
+/* Return whether the spare was closed without a failure, has no transfer in
+ * flight, and has the same address. */
 static bool
 may_be_taken(const vnxi_ucx_end_t *spare, const vnxi_ucx_end_t *end)
 {
@@ -277,7 +278,7 @@ find_spare(const vnxi_ucx_end_t *end)
     return NULL;
 }
 
-/* The endpoint of a spare to the same address; false: there is none. */
+/* Take over the endpoint of a spare to the same address; false: none. */
 static bool
 take_over(vnxi_ucx_end_t *end)
 {
@@ -310,7 +311,8 @@ uses_tcp(const vnxi_ucx_end_t *end)
     return false;
 }
 
-/* True: what was sent has left, and the endpoint waits for another. */
+/* True: everything was sent, and the endpoint is kept for another connection.
+ */
 static bool
 keep(vnxi_ucx_end_t *end)
 {
@@ -415,7 +417,8 @@ vnxi_ucx_end_wait(vnxi_ucx_end_t *end, vnxi_ucx_command_t *command)
     end->waiting_last = &command->next;
 }
 
-/* The end is over, if only for a while. */
+/* The end is IDLE or given up: release what it holds and run waiting commands.
+ */
 static void
 let_go(vnxi_ucx_end_t *end)
 {
@@ -430,7 +433,7 @@ let_go(vnxi_ucx_end_t *end)
         command->run(command, end->worker);
         command = next;
     }
-    vnxi_ucx_conn_release(end->conn); /* the end may be gone with it */
+    vnxi_ucx_conn_release(end->conn); /* may free the end */
 }
 
 static void
@@ -444,8 +447,8 @@ become_idle(vnxi_ucx_end_t *end)
     let_go(end);
 }
 
-/* UCX may call us about the old endpoint at any time yet: its cell stays until
- * the worker ends, and names nobody. */
+/* UCX may still call back for the old endpoint at any time.  So its cell stays
+ * until the worker ends, pointing to no end. */
 static void
 give_up(vnxi_ucx_end_t *end)
 {
@@ -480,8 +483,7 @@ on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
     vnxi_ucx_conn_release(end->conn);
 }
 
-/* What is queued goes first; a peer that does not take it has half a second.
- */
+/* Queued messages are sent first, for at most half a second. */
 static void
 begin_flush(vnxi_ucx_end_t *end)
 {

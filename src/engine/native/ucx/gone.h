@@ -1,13 +1,15 @@
 /*
  * Addresses of workers whose process has ended.
  *
- * UCX finds that out within ucp_ep_create(), where a transport within the host
- * looks for the process, and then keeps the sockets that it has opened for
- * other transports until the worker ends (seen in 1.22 and 1.23).  Metadata of
- * an agent that has ended may be loaded again and again, by somebody who waits
- * for it: so UCX is asked once.  An address names one worker for good.
+ * UCX finds this out within ucp_ep_create(), when a transport for the same
+ * host looks for the process.  It then keeps the sockets that it opened for
+ * other transports until the worker ends (seen in 1.22 and 1.23).  A program
+ * that waits for an agent may load the metadata of an ended one again and
+ * again, so UCX is asked only once.  An address belongs to one worker for
+ * good.
  *
- * The last ones are known; the oldest makes room.  Any thread.
+ * The most recent addresses are kept; a new one replaces the oldest.  Any
+ * thread.
  */
 #ifndef VNXI_NATIVE_UCX_GONE_H
 #define VNXI_NATIVE_UCX_GONE_H
@@ -26,7 +28,7 @@ typedef struct vnxi_ucx_gone {
         unsigned char *bytes; /* owned; NULL: none */
         size_t len;
     } known[VNXI_UCX_GONE_MAX];
-    unsigned next; /* to be replaced */
+    unsigned next; /* index to replace next */
 } vnxi_ucx_gone_t;
 
 void vnxi_ucx_gone_init(vnxi_ucx_gone_t *gone);
@@ -34,7 +36,7 @@ void vnxi_ucx_gone_fini(vnxi_ucx_gone_t *gone);
 
 bool vnxi_ucx_gone_has(vnxi_ucx_gone_t *gone, const void *address, size_t len);
 
-/* Copied; where there is no memory for it, it is not kept. */
+/* Add a copy of the address; without memory for the copy, it is not kept. */
 void vnxi_ucx_gone_add(vnxi_ucx_gone_t *gone, const void *address, size_t len);
 
 #endif

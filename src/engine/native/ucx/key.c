@@ -7,17 +7,17 @@
 #include "base/error.h"
 #include "engine/native/ucx/end.h"
 
-/* A map of 8 bytes and a memory type; what follows is UCX's own. */
+/* A map of 8 bytes and a memory type; the rest is internal to UCX. */
 #define KEY_MIN 9u
 #define KEY_MAX 8192u
 #define KEY_MEMORY_TYPE 8
 
-/* A part's length is one byte and there are 64 parts at most: what is cut
- * short says by the zeros after it that the others are empty. */
+/* The length of a part is one byte, and there are at most 64 parts.  In a
+ * truncated key, the zeros after it make the missing parts empty. */
 #define KEY_PADDING 512u
 
-/* UCX reads a key without knowing where it ends, and takes the memory type for
- * an index. */
+/* UCX reads a key without knowing its length, and uses the memory type as an
+ * index. */
 static bool
 is_key(const unsigned char *bytes, size_t len)
 {
@@ -60,7 +60,7 @@ vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len)
     return key->len == len && memcmp(key->bytes, bytes, len) == 0;
 }
 
-/* -- Giving up -------------------------------------------------------------
+/* -- Releasing -------------------------------------------------------------
  */
 
 static void give_up(vnxi_ucx_key_t *key);
@@ -83,8 +83,8 @@ run_give_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
     give_up(key);
 }
 
-/* From worker to worker, and then it is free.  A worker that has ended has
- * given up its handles before. */
+/* Goes from worker to worker and then frees the key.  A worker that has ended
+ * has already released its handles. */
 static void
 give_up(vnxi_ucx_key_t *key)
 {

@@ -1,10 +1,10 @@
 /*
- * Design notes.  RTLD_LOCAL, so that another copy of UCX in the process (stock
- * NIXL's, an MPI's) and this one do not see each other.
+ * Design notes.  Loaded with RTLD_LOCAL, so that this copy of UCX and another
+ * one in the process (stock NIXL's, an MPI's) do not see each other.
  *
- * What UCX logs as an error comes to our callers as a status with its text,
- * and some of it (a connection that is refused, because the peer has ended) is
- * a normal event here; so its errors and warnings are information to us.
+ * Our callers get UCX's errors as a status with its text, and some of them (a
+ * refused connection, because the peer has ended) are normal events here.  So
+ * UCX's errors and warnings are logged as information.
  */
 #include "engine/native/ucx/library.h"
 
@@ -34,7 +34,7 @@ static const symbol_t symbols[] = {
 #undef SYMBOL
 };
 
-/* Wheels of Python, by preference. */
+/* Python wheels, in order of preference. */
 static const char *const wheels[] = {
     "nixl_cu13.libs/libucp-*.so*",
     "nixl_cu12.libs/libucp-*.so*",

@@ -59,7 +59,7 @@ vnxi_ucx_notif_read(const void *payload, size_t len, vnxi_ucx_notif_t *notif_p)
     return true;
 }
 
-/* Anybody who knows our address can send anything. */
+/* Any process that knows our address can send anything. */
 static vnxi_ucs_status_t
 on_message(void *arg, const void *header, size_t header_length, void *data,
            size_t length, const vnxi_ucp_am_recv_param_t *param)

@@ -12,12 +12,12 @@
 #include "engine/native/ucx/transfer.h"
 #include "engine/native/ucx/worker.h"
 
-/* A thread that does not come back within this is stuck in UCX, and waiting
+/* A thread that does not return within this time is stuck in UCX.  Waiting
  * longer would only turn a crash into a hang. */
 #define PARK_SECONDS 1
 
-/* Notifications that are queued have so long to leave, and what has left so
- * long to be read: the end of a process takes back what lies in sockets. */
+/* Time for queued notifications to be sent, and for sent ones to be read: when
+ * a process ends, unread data in its sockets may be lost. */
 #define LEAVE_NS 500000000u
 #define LINGER_NS 100000000u
 #define LOOK_NS 1000000u

@@ -1,13 +1,13 @@
 /*
- * Pieces of a transfer: finding what UCX needs for each, posting it, and what
- * becomes of it.
+ * Pieces of a transfer: finding the handles that UCX needs for each, posting
+ * it, and handling its result.
  */
 #include <inttypes.h>
 
 #include "base/error.h"
 #include "engine/native/ucx/share.h"
 
-/* -- Failing ---------------------------------------------------------------
+/* -- Failures --------------------------------------------------------------
  */
 
 void
@@ -45,8 +45,8 @@ holds(const vnxi_region_t *region, uint64_t addr)
     return region->addr <= addr && addr < vnxi_region_end(region);
 }
 
-/* A region of the list that holds this address.  Each row lies in one, so
- * there is one.  They are sorted by device, then by address. */
+/* Find a region of the list that holds this address.  Every row lies in a
+ * region, so it exists.  Regions are sorted by device, then by address. */
 static const vnxi_region_t *
 find_region(const vnxi_list_t *list, uint64_t addr)
 {
@@ -73,7 +73,8 @@ find_region(const vnxi_list_t *list, uint64_t addr)
     return NULL;
 }
 
-/* Both sides' regions at the piece's beginning, and how far both go. */
+/* Find both sides' regions at the start of the piece, and the length within
+ * both. */
 static bool
 find_regions(vnxi_ucx_share_t *share, uint64_t *len_p)
 {
@@ -97,7 +98,7 @@ find_regions(vnxi_ucx_share_t *share, uint64_t *len_p)
     return true;
 }
 
-/* What was cancelled because the transfer stops is no failure. */
+/* A request cancelled because the transfer stops is not a failure. */
 static void
 note_failure(vnxi_ucx_share_t *share, vnxi_ucs_status_t status)
 {
@@ -142,7 +143,7 @@ post_part(vnxi_ucx_share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
                                   share->piece.remote, key, &param);
 }
 
-/* What UCX needs for it. */
+/* Find the handles that UCX needs for the piece. */
 static bool
 find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
              vnxi_ucp_rkey_t *key_p)
@@ -164,7 +165,7 @@ find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
     return status == VNXI_UCS_OK;
 }
 
-/* The piece, or as much of it as lies in one region on each side. */
+/* Post the piece, or the part of it that lies in one region on each side. */
 bool
 vnxi_ucx_share_post(vnxi_ucx_share_t *share)
 {

@@ -8,14 +8,14 @@
 #include "engine/native/ucx/end.h"
 #include "engine/native/ucx/transfer.h"
 
-#define VNXI_UCX_TRANSFER "transfer" /* the operation, in errors */
+#define VNXI_UCX_TRANSFER "transfer" /* the operation in errors */
 
 typedef struct vnxi_ucx_share {
     vnxi_ucx_duty_t duty; /* first */
     vnxi_ucx_command_t command;
     vnxi_ucx_xfer_t *xfer;
     vnxi_ucx_end_t *end;
-    /* Of the post in progress; the thread's own. */
+    /* Of the current post; used only by the worker's thread. */
     bool posting; /* there may be more to post */
     bool in_chunk, has_piece;
     bool flushing;
@@ -23,7 +23,7 @@ typedef struct vnxi_ucx_share {
     vnxi_walk_t walk;
     vnxi_piece_t piece; /* the rest of it */
     size_t pending;     /* requests in flight */
-    uint64_t opening;   /* the end's, at the first piece; 0: none was posted */
+    uint64_t opening;   /* the end's, at the first piece; 0: none posted */
     uint64_t moved_at, grace_end;
     const vnxi_region_t *local, *remote; /* of the last piece */
 } vnxi_ucx_share_t;
@@ -31,7 +31,8 @@ typedef struct vnxi_ucx_share {
 typedef enum vnxi_ucx_failing {
     VNXI_UCX_FAILING_NOT,
     VNXI_UCX_FAILING,
-    VNXI_UCX_FAILING_BY_UCX, /* its error: the connection may know more */
+    VNXI_UCX_FAILING_BY_UCX, /* UCX's error: the connection may have a
+                                better one */
 } vnxi_ucx_failing_t;
 
 struct vnxi_ucx_xfer {
@@ -40,24 +41,25 @@ struct vnxi_ucx_xfer {
     atomic_uint shares_left;
     atomic_bool stop;
     atomic_int
-        failing; /* vnxi_ucx_failing_t; whoever raises it writes error */
+        failing; /* vnxi_ucx_failing_t; the thread that sets it writes error */
     vnx_error_t error;
     vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
-    size_t window; /* requests in flight of a share, or a chunk more */
+    size_t window; /* limit of a share's requests in flight, exceeded by at
+                      most a chunk */
     unsigned share_count;
     vnxi_ucx_share_t shares[];
 };
 
-/* Post the share's piece, or as much of it as lies in one region on each side.
- * False: it could not be, and the transfer fails. */
+/* Post the share's piece, or the part of it that lies in one region on each
+ * side.  False: impossible, and the transfer fails. */
 bool vnxi_ucx_share_post(vnxi_ucx_share_t *share);
 
-/* A request of the share has ended: the callback of all of them. */
+/* A request of the share has ended; the callback of all its requests. */
 void vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
                                void *user_data);
 
-/* The transfer fails; the first cause stands.  By UCX: the connection may know
- * a better one. */
+/* Fail the transfer; only the first cause is kept. by_ucx: the connection may
+ * have a better cause. */
 void vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
                         bool by_ucx);
 void vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,

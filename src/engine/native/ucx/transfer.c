@@ -1,12 +1,12 @@
 /*
- * Design notes.  A *share* is what one worker does of a transfer; it belongs
- * to that worker's thread from the command that starts it to its end.  Shares
- * meet in three atomics: the next chunk, whether it fails, and how many shares
- * are left; the last one reports.
+ * Design notes.  A *share* is one worker's part of a transfer.  It belongs to
+ * that worker's thread from the command that starts it until its end.  Shares
+ * have three atomics in common: the next chunk, whether the transfer fails,
+ * and how many shares are left; the last share reports.
  *
- * Which error is told: UCX's own errors say less than the state of the
- * connection, and may come before it is known to have failed.  So a share
- * whose pieces failed waits a moment for the connection to say why.
+ * Which error is reported: UCX's own errors say less than the state of the
+ * connection, and may come before the connection is known to have failed.  So
+ * a share whose pieces failed waits a moment for the connection's cause.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +16,12 @@
 #include "engine/native/ucx/park.h"
 #include "engine/native/ucx/share.h"
 
-/* In flight at a worker, of one transfer: what keeps TCP busy. */
+/* Limits of what one transfer has in flight at a worker: enough to keep TCP
+ * busy. */
 #define WINDOW_BYTES (32u << 20)
 #define WINDOW_PIECES_MIN 64u
 #define WINDOW_PIECES_MAX 2048u
-#define PIECE_BYTES (1u << 20) /* of a request at most */
+#define PIECE_BYTES (1u << 20) /* per request */
 
 #define STOP_PATIENCE_NS 1000000000u
 #define GRACE_NS 300000000u
@@ -30,7 +31,7 @@ static bool turn(vnxi_ucx_duty_t *duty);
 static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
 static void start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker);
 
-/* -- Making ----------------------------------------------------------------
+/* -- Creating --------------------------------------------------------------
  */
 
 static size_t
@@ -82,7 +83,8 @@ vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer)
 /* -- Chunks ----------------------------------------------------------------
  */
 
-/* The next chunk, unless there is none or it must not go on. */
+/* Take the next chunk; false if there is none or the transfer must not go on.
+ */
 static bool
 take_chunk(vnxi_ucx_share_t *share)
 {
@@ -105,8 +107,8 @@ take_chunk(vnxi_ucx_share_t *share)
     return true;
 }
 
-/* What the plan has cut for the sake of its chunks is joined again: fewer
- * requests of UCX, fewer calls of the kernel. */
+/* Joins pieces that the plan has cut only for its chunks: fewer UCX requests,
+ * fewer system calls. */
 static bool
 next_piece(vnxi_ucx_share_t *share)
 {
@@ -164,7 +166,8 @@ begin_flush(vnxi_ucx_share_t *share)
     }
 }
 
-/* A share of a WRITE that posted something must see it arrive. */
+/* A share of a WRITE that has posted pieces must wait until they have arrived.
+ */
 static bool
 needs_flush(const vnxi_ucx_share_t *share)
 {
@@ -181,8 +184,8 @@ fail_reset(vnx_error_t *error)
                           "made no progress on it");
 }
 
-/* The connection's end, ready to post on.  Where it was reset since the first
- * piece, what was posted before may not have arrived. */
+/* Get the connection's end ready for posting.  If it was reset since the first
+ * piece, pieces posted before may not have arrived. */
 static bool
 has_end(vnxi_ucx_share_t *share)
 {
@@ -228,7 +231,7 @@ turn(vnxi_ucx_duty_t *duty)
     return share->posting;
 }
 
-/* -- The end ---------------------------------------------------------------
+/* -- Ending ----------------------------------------------------------------
  */
 
 static void
@@ -271,7 +274,7 @@ note_reported(vnxi_ucx_t *ucx)
     vnxi_mutex_unlock(&ucx->xfers_lock);
 }
 
-/* A request that is cancelled while the connection lives was so by a reset. */
+/* A request cancelled while the connection lives was cancelled by a reset. */
 static vnx_status_t
 explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
 {
@@ -282,8 +285,8 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
                                                       : error->status;
 }
 
-/* The last share has ended.  The transfer, and all that it holds, may be gone
- * when `done` returns. */
+/* The last share has ended.  The transfer, and everything that it holds, may
+ * be gone when `done` returns. */
 static void
 report(vnxi_ucx_xfer_t *xfer)
 {
@@ -320,7 +323,8 @@ share_end(vnxi_ucx_share_t *share)
     }
 }
 
-/* UCX's error came first; does the connection know better? */
+/* UCX's error came first: return whether to wait for the connection's cause.
+ */
 static bool
 waits_for_cause(vnxi_ucx_share_t *share, uint64_t now)
 {
@@ -347,7 +351,7 @@ fail_stalled(vnxi_ucx_share_t *share)
     vnxi_ucx_xfer_fail(share->xfer, &error, false);
 }
 
-/* How long nothing may move; 0: for ever. */
+/* The longest time without progress; 0: no limit. */
 static uint64_t
 patience(const vnxi_ucx_share_t *share)
 {
@@ -372,7 +376,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
     }
     if (share->pending == 0) {
         if (share->posting || needs_flush(share)) {
-            return now + REOPEN_LOOK_NS; /* the end is being opened anew */
+            return now + REOPEN_LOOK_NS; /* the end is being reopened */
         }
         if (waits_for_cause(share, now)) {
             return share->grace_end;
@@ -382,7 +386,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
     }
     if (share->posting && share->pending < share->xfer->window &&
         share->end->state == VNXI_UCX_END_OPEN) {
-        return now; /* some ended although progress was said to be none */
+        return now; /* requests ended although UCX reported no progress */
     }
     uint64_t limit = patience(share);
     if (limit != 0 && now - share->moved_at >= limit) {
@@ -425,7 +429,8 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
     atomic_store(&xfer->next_chunk, 0);
     atomic_store(&xfer->failing, VNXI_UCX_FAILING_NOT);
     atomic_store(&xfer->stop, false);
-    /* One more than there are, so that it does not end under our hands. */
+    /* One more than the shares, so that the transfer does not end during this
+     * call. */
     atomic_store(&xfer->shares_left, count + 1);
     enlist(xfer);
     for (unsigned i = 0; i < count; i++) {
@@ -434,7 +439,7 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
     }
     if (pushed == 0) {
         if (atomic_exchange(&xfer->shares_left, 0) == 0) {
-            return VNX_IN_PROG; /* it was abandoned meanwhile */
+            return VNX_IN_PROG; /* vnxi_ucx_abandon() ended it meanwhile */
         }
         delist(xfer);
         note_reported(conn->ucx);
@@ -459,7 +464,7 @@ vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer)
 /* -- Settling --------------------------------------------------------------
  */
 
-/* How many must not go on; they are told. */
+/* Stop the transfers that must not go on; returns how many they are. */
 static size_t
 stop_some_lock_held(vnxi_ucx_t *ucx)
 {
@@ -489,7 +494,7 @@ vnxi_ucx_settle(vnxi_ucx_t *ucx)
 /* -- Abandoning ------------------------------------------------------------
  */
 
-/* Who takes the last share reports. */
+/* The caller that takes the last share reports the end. */
 static vnxi_ucx_xfer_t *
 take_one(vnxi_ucx_t *ucx)
 {

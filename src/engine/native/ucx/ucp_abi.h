@@ -1,8 +1,9 @@
 /*
- * What this backend uses of libucp's binary interface, which is stable from
- * UCX 1.19 on through 1.x: numbers, structures, and the functions as one
- * table.  Nothing of UCX is needed to build; tests/c/ucp_abi_check.c compares
- * every line with UCX's own headers where those are installed.
+ * The parts of libucp's binary interface that this backend uses: numbers,
+ * structures, and the functions as one table.  The interface is stable from
+ * UCX 1.19 on through 1.x.  Building does not need UCX;
+ * tests/c/ucp_abi_check.c compares every line with UCX's own headers if those
+ * are installed.
  */
 #ifndef VNXI_NATIVE_UCX_UCP_ABI_H
 #define VNXI_NATIVE_UCX_UCP_ABI_H
@@ -19,7 +20,8 @@
 /* -- Status ----------------------------------------------------------------
  */
 
-typedef int8_t vnxi_ucs_status_t; /* 0: fine, 1: in progress, else an error */
+typedef int8_t vnxi_ucs_status_t; /* 0: success, 1: in progress, else an
+                                     error */
 
 enum {
     VNXI_UCS_OK = 0,
@@ -38,7 +40,7 @@ enum {
     VNXI_UCS_ERR_LAST = -100,
 };
 
-/* What an operation returns: NULL (done), a request, or an error. */
+/* The result of an operation: NULL (done), a request, or an error. */
 typedef void *vnxi_ucs_ptr_t;
 
 static inline bool
@@ -47,7 +49,7 @@ vnxi_ucs_is_request(vnxi_ucs_ptr_t ptr)
     return (uintptr_t)ptr - 1 < (uintptr_t)VNXI_UCS_ERR_LAST - 1;
 }
 
-/* Of what is no request. */
+/* `ptr` must not be a request. */
 static inline vnxi_ucs_status_t
 vnxi_ucs_status(vnxi_ucs_ptr_t ptr)
 {
@@ -94,7 +96,7 @@ enum {
     VNXI_UCP_MEM_MAP_MEMORY_TYPE = 1 << 4,
     VNXI_UCS_MEMORY_HOST = 0,
     VNXI_UCS_MEMORY_CUDA = 1,
-    VNXI_UCS_MEMORY_ZE_MANAGED = 8, /* the last one of 1.19 */
+    VNXI_UCS_MEMORY_ZE_MANAGED = 8, /* the last one in 1.19 */
 
     VNXI_UCP_OP_CALLBACK = 1 << 1,
     VNXI_UCP_OP_USER_DATA = 1 << 2,
@@ -113,7 +115,7 @@ enum {
     VNXI_UCS_LOG_WARN = 2,
     VNXI_UCS_LOG_DIAG = 3,
     VNXI_UCS_LOG_INFO = 4,
-    VNXI_UCS_LOG_STOP = 0, /* no further handler */
+    VNXI_UCS_LOG_STOP = 0, /* do not call other handlers */
 };
 
 typedef struct vnxi_ucp_params {
@@ -134,10 +136,10 @@ typedef struct vnxi_ucp_context_attr {
     uint64_t field_mask;
     size_t request_size;
     int thread_mode;
-    uint64_t memory_types; /* bits by number */
+    uint64_t memory_types; /* bit set of memory types */
     char name[32];
     size_t device_counter_size;
-    uint64_t room[8]; /* for what a later UCX may add */
+    uint64_t room[8]; /* for additions of later UCX versions */
 } vnxi_ucp_context_attr_t;
 
 typedef struct vnxi_ucp_worker_params {
@@ -262,7 +264,7 @@ typedef int (*vnxi_ucs_log_func_t)(const char *file, unsigned line,
 /* -- Functions -------------------------------------------------------------
  */
 
-/* X(result, name, parameters): all are needed. */
+/* X(result, name, parameters): all of them are required. */
 #define VNXI_UCP_FUNCTIONS(X)                                               \
     X(void, ucp_get_version,                                                \
       (unsigned *major, unsigned *minor, unsigned *release))                \

@@ -1,14 +1,15 @@
 /*
- * Design notes.  A command is queued under the lock; the eventfd is written
- * only where the thread is about to sleep or sleeps, which it says under the
- * same lock after it has found the queue empty.
+ * Design notes.  A command is queued under the lock.  The eventfd is written
+ * only if the thread sleeps or is about to, which the thread announces under
+ * the same lock after finding the queue empty.
  *
- * ucp_worker_arm() must come after progress has found nothing; what came in
- * between makes it say BUSY.  A round that brought nothing although UCX woke
- * us counts as fruitless, and after some of these the thread watches its own
- * eventfd only for a while, longer and longer, before it lets UCX wake it
- * again.  So a storm of wakes costs little, a command is still taken at once,
- * and when the storm is over the thread sleeps as before.
+ * ucp_worker_arm() must be called after progress has found nothing; it returns
+ * BUSY if something arrived in between.  A round without work although UCX
+ * woke the thread counts as fruitless.  After several of these, the thread
+ * watches only its own eventfd for a while, for longer and longer times,
+ * before it lets UCX wake it again.  So a storm of wake-ups costs little, a
+ * command is still run at once, and after the storm the thread sleeps as
+ * before.
  */
 #include "engine/native/ucx/worker.h"
 
@@ -28,9 +29,9 @@
 #include "base/thread.h"
 #include "engine/native/ucx/park.h"
 
-#define PATIENCE 8u             /* fruitless wakes that are let pass */
-#define BACKOFF_NS 50000u       /* doubled with each one after that... */
-#define BACKOFF_MAX_NS 1000000u /* ...up to this */
+#define PATIENCE 8u             /* fruitless wake-ups without backoff */
+#define BACKOFF_NS 50000u       /* doubled with each one after that */
+#define BACKOFF_MAX_NS 1000000u /* limit of the doubling */
 #define STOP_DEADLINE_NS 2000000000u
 
 void
@@ -87,7 +88,7 @@ has_no_duties(const vnxi_ucx_worker_t *worker)
     return worker->duties.next == &worker->duties;
 }
 
-/* Each posts some; true: one of them has more. */
+/* Let each duty post some; true: one of them has more. */
 static bool
 take_turns(vnxi_ucx_worker_t *worker)
 {
@@ -101,7 +102,7 @@ take_turns(vnxi_ucx_worker_t *worker)
     return more;
 }
 
-/* When to look again at the latest. */
+/* Returns the latest time for the next call. */
 static uint64_t
 look_after_all(vnxi_ucx_worker_t *worker)
 {
@@ -119,8 +120,8 @@ look_after_all(vnxi_ucx_worker_t *worker)
 /* -- Sleeping --------------------------------------------------------------
  */
 
-/* Until a command comes, UCX has something (`watch_ucx`), or the time has
- * come.  What woke us. */
+/* Sleep until a command arrives, UCX has an event (if `watch_ucx`), or it is
+ * `due`.  *by_ucx_p: UCX woke the thread. */
 static void
 wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
          bool *by_ucx_p)
@@ -137,7 +138,7 @@ wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
                       due == UINT64_MAX ? NULL : &timeout, NULL);
     if (fds[0].revents == POLLIN &&
         read(worker->wake_fd, &count, sizeof count) < 0) {
-        /* Nobody else reads it: nothing to be done. */
+        /* Only this thread reads it: nothing to do. */
         (void)count;
     }
     *by_ucx_p = watch_ucx && fds[1].revents != 0;
@@ -147,7 +148,7 @@ wait_for(vnxi_ucx_worker_t *worker, bool watch_ucx, uint64_t due,
     }
 }
 
-/* Say that we sleep, unless there is something to do. */
+/* Mark the thread as sleeping, unless there is something to do. */
 static bool
 may_sleep(vnxi_ucx_worker_t *worker)
 {
@@ -158,7 +159,7 @@ may_sleep(vnxi_ucx_worker_t *worker)
     return may;
 }
 
-/* For good: see park.h. */
+/* Never returns: see park.h. */
 static void __attribute__((noreturn)) park_lock_held(vnxi_ucx_worker_t *worker)
 {
     worker->parked = true;
@@ -225,7 +226,7 @@ run_commands(vnxi_ucx_worker_t *worker)
     vnxi_mutex_unlock(&worker->lock);
     while (command != NULL) {
         vnxi_ucx_command_t *next = command->next;
-        command->run(command, worker); /* may free it, or queue it again */
+        command->run(command, worker); /* may free it or queue it again */
         command = next;
     }
 }
@@ -234,7 +235,7 @@ static bool
 progress(vnxi_ucx_worker_t *worker)
 {
     bool any = false;
-    /* A bound, so that commands are taken while data streams in. */
+    /* Limited, so that commands are run while data streams in. */
     for (unsigned i = 0; worker->handle != NULL && i < 256; i++) {
         if (vnxi_ucx_calls(worker)->ucp_worker_progress(worker->handle) == 0) {
             break;
@@ -244,13 +245,13 @@ progress(vnxi_ucx_worker_t *worker)
     return any;
 }
 
-/* True: it is time to end. */
+/* True: the thread has to end. */
 static bool
 is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
 {
     vnxi_mutex_lock(&worker->lock);
     bool stopping = worker->stopping && worker->first == NULL;
-    /* All is looked at in the round that begins, but for the end. */
+    /* The round that begins handles everything except the end. */
     worker->nudged = worker->stopping && !stopping;
     if (worker->park) {
         park_lock_held(worker);
@@ -284,7 +285,7 @@ work(vnxi_ucx_worker_t *worker)
     }
 }
 
-/* -- Being the thread while it sleeps --------------------------------------
+/* -- Borrowing the worker --------------------------------------------------
  */
 
 bool
@@ -311,7 +312,7 @@ vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
     }
 }
 
-/* -- Making the worker -----------------------------------------------------
+/* -- Creating the worker ---------------------------------------------------
  */
 
 static vnxi_ucs_status_t
@@ -432,10 +433,10 @@ vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
 {
     uint64_t one = 1;
 
-    worker->nudged = true; /* where it is about to sleep, it looks again */
+    worker->nudged = true; /* if it is about to sleep, it checks again */
     if (worker->sleeping && !atomic_load(&worker->ucx->lost) &&
         write(worker->wake_fd, &one, sizeof one) != sizeof one) {
-        worker->sleeping = true; /* it is readable already */
+        worker->sleeping = true; /* the eventfd is readable already */
     }
 }
 
@@ -500,14 +501,14 @@ vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
     worker->park = true;
-    worker->stopping = true; /* whatever comes now is refused */
+    worker->stopping = true; /* later commands are refused */
     if (!vnxi_fds_lost(worker->fds)) {
         vnxi_ucx_worker_wake_lock_held(worker);
     }
     vnxi_mutex_unlock(&worker->lock);
 }
 
-/* Who sleeps where nothing wakes him up will not come back into UCX: awake().
+/* A thread that sleeps and cannot be woken will not return into UCX: awake().
  */
 static bool
 stands_lock_held(const vnxi_ucx_worker_t *worker)

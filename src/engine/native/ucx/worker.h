@@ -1,17 +1,17 @@
 /*
- * A worker of UCX and its thread; for the files of this folder.
+ * A UCX worker and its thread; for the files of this folder.
  *
  * The thread runs commands, gives each transfer a turn, lets UCX progress
- * until nothing more happens, looks at deadlines, arms the worker and sleeps.
- * Where UCX wakes it and has nothing to do (a connection that its peer does
- * not answer keeps the descriptor readable), it looks less and less often, up
- * to a millisecond apart.
+ * until nothing more happens, checks deadlines, arms the worker and sleeps.
+ * If UCX wakes it without work (a connection that its peer does not answer
+ * keeps the descriptor readable), it checks less and less often, down to once
+ * per millisecond.
  *
- * To wake a thread takes longer than to send a message.  So while the thread
- * sleeps, another may borrow the worker for a moment and is then "the thread"
- * in what the files of this folder say.
+ * Waking a thread takes longer than sending a message.  So while the thread
+ * sleeps, another thread may borrow the worker for a moment; it then counts as
+ * "the thread" in the comments of this folder.
  *
- * Lock order: `turn`, which whoever is the thread holds, before `lock`.
+ * Lock order: `turn`, held by the current thread of the worker, before `lock`.
  */
 #ifndef VNXI_NATIVE_UCX_WORKER_H
 #define VNXI_NATIVE_UCX_WORKER_H
@@ -26,22 +26,23 @@
 
 typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
 
-#define VNXI_UCX_SPARES_MAX 64u /* of a worker */
+#define VNXI_UCX_SPARES_MAX 64u /* per worker */
 
-/* Embedded in what it is about; queued at most once at a time.  `run` is
- * called on the thread, once and in order; also while the worker stops, when
- * worker->handle may be NULL because it could not be made. */
+/* Embedded in the object that it is about; queued at most once at a time.
+ * `run` is called on the thread, once and in order; also while the worker
+ * stops. worker->handle may be NULL then, if the worker could not be created.
+ */
 typedef struct vnxi_ucx_command {
     void (*run)(struct vnxi_ucx_command *command, vnxi_ucx_worker_t *worker);
     struct vnxi_ucx_command *next;
 } vnxi_ucx_command_t;
 
 /*
- * What a worker has to look after, embedded in the object; belongs to the
- * thread.  Called in each round:
+ * Regular work of a worker, embedded in the object; belongs to the thread.
+ * Called in each round:
  *   turn   post some more; true: there is more to post at once
- *   look   `now` (vnxi_clock_ns()): do what is due; returns when to be called
- *          again, UINT64_MAX for never.  May remove the duty.
+ *   look   `now` (vnxi_clock_ns()): do the work that is due; returns when to
+ *          be called again, UINT64_MAX for never.  May remove the duty.
  */
 typedef struct vnxi_ucx_duty {
     bool (*turn)(struct vnxi_ucx_duty *duty); /* NULL: nothing to post */
@@ -49,8 +50,8 @@ typedef struct vnxi_ucx_duty {
     struct vnxi_ucx_duty *prev, *next;
 } vnxi_ucx_duty_t;
 
-/* What an endpoint's error handler is given, since UCX takes no other later:
- * the end that has the endpoint now, or NULL. */
+/* The argument of an endpoint's error handler, which UCX does not let us
+ * change later.  Points to the end that has the endpoint now, or NULL. */
 typedef struct vnxi_ucx_cell {
     struct vnxi_ucx_end *end;
     struct vnxi_ucx_cell *next;
@@ -60,29 +61,30 @@ struct vnxi_ucx_worker {
     vnxi_ucx_t *ucx;
     unsigned index;
 
-    /* The thread's own. */
-    vnxi_ucp_worker_t handle; /* NULL: could not be made, see `cause` */
+    /* Used only by the thread. */
+    vnxi_ucp_worker_t handle; /* NULL: could not be created, see `cause` */
     int ucx_fd;
     vnxi_ucx_duty_t duties;  /* head of a ring */
-    vnxi_ucx_duty_t *cursor; /* the next in a round; survives removals */
-    unsigned fruitless;      /* wakes in a row that brought nothing */
-    bool paused;             /* it has just slept without UCX */
-    bool draining; /* stopping, and every command has run: let go of all */
+    vnxi_ucx_duty_t *cursor; /* next in the current round; survives removals */
+    unsigned fruitless;      /* consecutive wake-ups without work */
+    bool paused;             /* it has just slept without watching UCX */
+    bool draining;           /* stopping, and every command has run: release
+                                everything */
     struct vnxi_ucx_end *spares[VNXI_UCX_SPARES_MAX]; /* end.c; NULL: none */
-    unsigned next_spare;                              /* to be replaced */
+    unsigned next_spare;    /* index to replace next */
     vnxi_ucx_cell_t *stray; /* of endpoints that UCX did not close */
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    vnxi_mutex_t turn; /* held by the thread but while it sleeps */
+    vnxi_mutex_t turn; /* held by the thread except while it sleeps */
 
     int wake_fd;
     unsigned fds; /* epoch of the descriptors */
     pthread_t thread;
     vnxi_mutex_t lock;
     vnxi_cond_t changed;
-    bool started, ready, ended; /* all below protected by lock */
+    bool started, ready, ended; /* protected by lock, like everything below */
     bool sleeping, nudged, stopping;
-    bool park, parked; /* it stands still for good: park.h */
+    bool park, parked; /* stopped for good: park.h */
     vnxi_ucx_command_t *first, **last;
 };
 
@@ -100,15 +102,15 @@ struct vnxi_ucx {
     char version[256];
     atomic_bool stopped;
     atomic_bool lost;     /* the program closed its descriptors: park.h */
-    atomic_uint messages; /* notifications that UCX has not sent */
-    atomic_uint_fast64_t sent_at; /* the last one that it was given */
+    atomic_uint messages; /* notifications not yet sent by UCX */
+    atomic_uint_fast64_t sent_at; /* time of the last one passed to UCX */
     vnxi_mutex_t xfers_lock;      /* transfer.c */
     vnxi_cond_t xfer_ended;
-    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, like: */
-    unsigned reporting;          /* those whose `done` is being called */
+    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, also for: */
+    unsigned reporting;          /* transfers in their `done` callback */
     vnxi_ucx_gone_t gone;        /* peers that have ended */
     unsigned worker_count;
-    struct vnxi_ucx *next; /* all of the process; park.c */
+    struct vnxi_ucx *next; /* list of the process; park.c */
     vnxi_ucx_worker_t workers[];
 };
 
@@ -118,48 +120,49 @@ vnxi_ucx_calls(const vnxi_ucx_worker_t *worker)
     return &worker->ucx->library->ucp;
 }
 
-/* -- For the other threads -------------------------------------------------
+/* -- For other threads -----------------------------------------------------
  */
 
 void vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
                           unsigned index);
 void vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker);
 
-/* Start the thread, if it was not, and wait until it is ready.  Errors of the
- * thread's making and of UCX's. */
+/* Start the thread unless it is running, and wait until it is ready.  Errors
+ * from creating the thread and from UCX. */
 vnx_status_t vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker,
                                    vnx_error_t *error);
 
-/* Queue; starts the thread if need be.  False: the worker has ended or its
- * thread could not be started, and the command will not run. */
+/* Queue a command; starts the thread if necessary.  False: the worker has
+ * ended or its thread could not be started, and the command will not run. */
 bool vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker,
                           vnxi_ucx_command_t *command);
 
-/* The same where there is something to do only if it was started. */
+/* The same, but only if the worker was started. */
 bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
                                      vnxi_ucx_command_t *command);
 
-/* Have the thread look at its duties.  Any thread. */
+/* Make the thread check its duties.  Any thread. */
 void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
 
-/* Be the thread, which sleeps and has nothing to do.  False: it is awake, not
- * started, or about to end.  Never waits.  To be given back at once; `wake`:
- * there is something for it to do now. */
+/* Act as the worker's thread, which sleeps and has nothing to do.  False: it
+ * is awake, not started, or about to end.  Never waits.  Give it back at once;
+ * `wake`: the thread has work to do now. */
 bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
-/* Run what is queued, let go of all duties, destroy the worker, join.  Where
- * its share was lost (park.h) the thread is left as it stands. */
+/* Run queued commands, release all duties, destroy the worker, join.  If the
+ * vnxi_ucx_t was lost (park.h), the thread is left as it is. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
 
-/* Have the thread stand still for good, outside of UCX, and refuse whatever
- * comes.  To be awaited, until `deadline` (CLOCK_MONOTONIC). */
+/* Make the thread stop for good, outside of UCX, and refuse all later
+ * commands. await_parked() waits for that until `deadline` (CLOCK_MONOTONIC).
+ */
 void vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
                                   const struct timespec *deadline);
 
-/* -- For what runs on the thread -------------------------------------------
+/* -- For code on the worker's thread ---------------------------------------
  */
 
 void vnxi_ucx_duty_add(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty);
