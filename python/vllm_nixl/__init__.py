@@ -1,11 +1,12 @@
-"""NIXL's agent, written again: move KV cache between processes and hosts.
+"""A reimplementation of NIXL's agent: moves KV cache between processes and
+hosts.
 
     from vllm_nixl import NixlAgent, nixl_agent_config
 
-NixlAgent has the whole API of NIXL's nixl_agent (both names exist), and on top
-wait(), wait_async(), check_xfer_states(), cancel(), notifications(),
-describe() and the side channel.  install() puts all of it in the place of
-`nixl` for programs that import that.
+NixlAgent has the whole API of NIXL's nixl_agent (both names exist), and in
+addition wait(), wait_async(), check_xfer_states(), cancel(), notifications(),
+describe() and the side channel.  install() replaces `nixl` by this package for
+programs that import `nixl`.
 
 Importing this starts no thread, opens no library, and imports neither numpy
 nor torch nor asyncio.

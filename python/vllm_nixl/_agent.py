@@ -1,4 +1,4 @@
-"""NixlAgent: the methods of _core.Agent, and what need not be fast."""
+"""NixlAgent: _core.Agent plus the methods that need not be fast."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class NixlAgent(Agent):
     """A named endpoint that owns regions, peers, transfers, notifications.
 
     Args:
-        agent_name: How peers know it: str (or bytes), not empty.
+        agent_name: The name that peers use: str (or bytes), not empty.
         nixl_conf: A nixl_agent_config; None: the default one.
-        instantiate_all: Without nixl_conf, create every backend there is.
+        instantiate_all: Without nixl_conf, create every available backend.
 
     Every method may be called from any thread at any time. `with agent:` and
-    close() stop it for good; otherwise it stops when it is dropped, and the
-    handles that it gave out keep it alive.
+    close() stop it for good; otherwise it stops when it is garbage collected.
+    Handles that it returned keep it alive.
     """
 
     nixl_mems = {  # noqa: RUF012 - NIXL's attribute
@@ -60,8 +60,8 @@ class NixlAgent(Agent):
     }
     nixl_ops = {"WRITE": 1, "READ": 0}  # noqa: RUF012 - NIXL's attribute
 
-    # Made at first use by setdefault() of the agent's __dict__: threads that
-    # come at the same time get the same one.
+    # Created on first use by setdefault() on the agent's __dict__, so that
+    # concurrent threads get the same object.
     _side_channel: TcpSideChannel | None = None
     _raw: nixlAgent | None = None
 
@@ -105,10 +105,10 @@ class NixlAgent(Agent):
 
     @property
     def agent(self) -> nixlAgent:
-        """This agent by NIXL's raw calls, for clients that look under it.
+        """This agent through NIXL's raw calls, for clients that use those.
 
-        A raw agent may be put in its place under the same name, as long as
-        neither has a backend; it is this agent afterwards.
+        A raw agent of the same name may be assigned, as long as neither has a
+        backend; afterwards it is a view of this agent.
         """
         if self._raw is not None:
             return self._raw
@@ -134,19 +134,19 @@ class NixlAgent(Agent):
     def get_serialized_descs(
         self, descs: nixlXferDList | nixlRegDList
     ) -> bytes:
-        """A pickle of a nixlXferDList or nixlRegDList (bytes).
+        """Return a pickle (bytes) of a nixlXferDList or nixlRegDList.
 
-        Stock NIXL reads it as well.
+        Stock NIXL can read it too.
         """
         return serialize(descs)
 
     def deserialize_descs(
         self, serialized_descs: bytes
     ) -> nixlXferDList | nixlRegDList:
-        """The list that get_serialized_descs() wrote, here or in NIXL.
+        """Return the list written by get_serialized_descs(), here or in NIXL.
 
-        The bytes are read as what they should be and never run as a pickle;
-        nixlMismatchError for anything else.
+        The bytes are only parsed, never run as a pickle; nixlMismatchError
+        for anything else.
         """
         return deserialize(serialized_descs)
 
@@ -159,28 +159,29 @@ class NixlAgent(Agent):
         any_of: bool = False,
         check: bool = True,
     ) -> list[nixl_xfer_handle]:
-        """wait() for asyncio: the loop goes on meanwhile.
+        """wait() for asyncio: the event loop keeps running.
 
         Args:
             handle: A nixl_xfer_handle or an iterable of them.
             timeout: In seconds; None: no limit.
-            any_of: One that has ended is enough.
-            check: Raise the error of a transfer that failed, as wait() does;
-                False: it only counts as ended.
+            any_of: Return as soon as one has ended.
+            check: Raise the error of a failed transfer, as wait() does;
+                False: a failed transfer counts as ended.
 
         Returns the handles that have ended, in the order given. Raises what
-        wait() raises, with .handles. Cancelling the task leaves the transfers
-        going on.
+        wait() raises, with .handles. Cancelling the task does not stop the
+        transfers.
         """
         from ._aio import wait_async
 
         return await wait_async(self, handle, timeout, any_of, check)
 
     def notifications(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Notifications as they come: `async for sender, message in ...`.
+        """Notifications as they arrive: `async for sender, message in ...`.
 
-        Each goes to one taker: several iterators, or get_new_notifs() at the
-        same time, share them. The iterator ends when the agent is closed.
+        Each notification is delivered once: concurrent iterators and
+        get_new_notifs() share them. The iterator ends when the agent is
+        closed.
         """
         from ._aio import notifications
 
@@ -206,12 +207,12 @@ class NixlAgent(Agent):
         Args:
             port: 0 binds a free one; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or
                 5600.
-            metadata: What requesters get, as a rule get_agent_metadata()
-                (bytes; copied), or a mapping from key to that.
+            metadata: The bytes to serve (copied), usually
+                get_agent_metadata(), or a mapping from key to bytes.
             host: Where to listen; "": VLLM_NIXL_SIDE_CHANNEL_HOST, or all of
                 the machine's addresses.
 
-        nixlNotAllowedError where it is running already.
+        nixlNotAllowedError if it is already running.
         """
         return self._channel().start_listener(port, metadata, host=host)
 
@@ -224,30 +225,30 @@ class NixlAgent(Agent):
         key: _Key = None,
         retries: int | None = 0,
     ) -> bytes:
-        """Fetch what the listener at host:port serves (bytes).
+        """Fetch the metadata (bytes) served by the listener at host:port.
 
         Args:
             host: A name or an address.
             port: The port that it listens on.
-            timeout_ms: Bounds the whole exchange; nixlTimeoutError after it.
-            key: Whose metadata; None: the default.
-            retries: Further tries where nobody listens yet; None: until the
+            timeout_ms: Limit for the whole exchange; then nixlTimeoutError.
+            key: The key of the metadata; None: the default.
+            retries: Further attempts while nobody listens; None: until the
                 timeout.
 
-        nixlBackendError where nobody listens, nixlNotFoundError where nothing
-        is served under the key. Other threads run meanwhile.
+        nixlBackendError if nobody listens, nixlNotFoundError if nothing is
+        served under the key. Other threads run meanwhile.
         """
         return self._channel().request_metadata(
             host, port, timeout_ms=timeout_ms, key=key, retries=retries
         )
 
     def stop_side_channel_listener(self) -> None:
-        """Stop serving, without waiting for clients; the port is free."""
+        """Stop serving and free the port, without waiting for clients."""
         if self._side_channel is not None:
             self._side_channel.shutdown()
 
     def is_side_channel_running(self) -> bool:
-        """Is the listener running?"""
+        """Return whether the listener is running."""
         return (
             self._side_channel is not None and self._side_channel.is_running()
         )
@@ -256,8 +257,8 @@ class NixlAgent(Agent):
         """Stop the listener and the agent's work for good.
 
         Transfers in flight end as cancelled, waiters raise nixlClosedError,
-        peers see the agent leave; later calls raise nixlClosedError. A second
-        time nothing happens.
+        peers see the agent leave; later calls raise nixlClosedError. Calling
+        it again does nothing.
         """
         self.stop_side_channel_listener()
         super().close()
@@ -266,7 +267,7 @@ class NixlAgent(Agent):
         """close() the agent."""
         self.close()
 
-    # -- What this version does not have ------------------------------------
+    # -- Not in this version -------------------------------------------------
 
     def prep_mem_view(
         self,
@@ -280,7 +281,7 @@ class NixlAgent(Agent):
         )
 
     def release_mem_view(self, mvh: int) -> None:
-        """Not supported: there are no memory views to release."""
+        """Not supported: memory views cannot be created."""
         raise _not_supported(
             "release_mem_view", "no backend of this version has memory views"
         )

@@ -1,9 +1,9 @@
 """Waiting and notifications for asyncio.
 
-Design note.  Every waiter has an eventfd of its own (Agent._subscribe), which
-the library writes at each event, so waiters in one loop, in several loops and
-threads that poll never take each other's wake-ups.  A waiter subscribes first
-and looks afterwards: what happens in between is in the eventfd.
+Design note.  Every waiter has its own eventfd (Agent._subscribe), which the
+library writes at each event.  So waiters in one loop, in several loops, and
+threads that poll never take each other's wake-ups.  A waiter first subscribes
+and then checks, so that the eventfd holds events that occur in between.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Events:
         return self
 
     def __exit__(self, *args: object) -> None:
-        # A loop that was closed meanwhile has forgotten the reader already.
+        # If the loop was closed meanwhile, it has already removed the reader.
         if not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
         self._agent._unsubscribe(self._fd)
@@ -56,11 +56,11 @@ class _Events:
 
     def poke(self) -> None:
         """Wake the waiter, from any thread."""
-        with suppress(RuntimeError):  # its loop was closed
+        with suppress(RuntimeError):  # the loop was closed
             self._loop.call_soon_threadsafe(self._set)
 
     async def next(self, timeout: float | None) -> bool:
-        """Until an event came since the last call; False: timed out."""
+        """Wait for an event since the last call; False: timed out."""
         if not self._is_set:
             self._waiting = self._loop.create_future()
             try:
@@ -100,7 +100,7 @@ async def wait_async(
             if left is not None and left <= 0:
                 break
             await events.next(left)
-    # Returns what has ended, or raises the error, without waiting.
+    # Returns the ended transfers or raises the error, without waiting.
     return agent.wait(handles, 0, any_of, check)
 
 
@@ -111,12 +111,12 @@ async def notifications(
         agent._iterators.add(events)
         try:
             while not agent.closed:
-                # One at a time: none is lost with an iterator that ends.
+                # Taken one by one, so that an iterator that ends loses none.
                 while (pair := agent._next_notif()) is not None:
                     yield pair
                 await events.next(None)
         finally:
             agent._iterators.discard(events)
-            # What this one left behind is for the others.
+            # The other iterators take the remaining notifications.
             for other in list(agent._iterators):
                 other.poke()

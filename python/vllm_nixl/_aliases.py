@@ -1,10 +1,10 @@
-"""vllm_nixl in the place of `nixl`, for programs that import that.
+"""Replaces `nixl` by vllm_nixl, for programs that import `nixl`.
 
-Design note.  The names are entries of sys.modules, so that nothing has to be
-installed under them and stock NIXL beside us stays untouched on disk.  A
-package (`nixl`, `nixl_cu12`, ...) is an empty module of its own with all
-public names; its submodules are our modules themselves, so that a class is the
-same whichever name it was imported by.
+Design note.  The names are entries in sys.modules.  So nothing has to be
+installed under them, and an installed stock NIXL stays untouched on disk.  A
+package (`nixl`, `nixl_cu12`, ...) is a new module with all public names.  Its
+submodules are vllm_nixl's own modules, so that a class is the same under every
+name from which it is imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PACKAGES = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm", "rixl")
 _SUBMODULES = ("_api", "_bindings", "_utils", "logging")
 
-# The names by which vLLM's modules hold NIXL's, None where it found no NIXL.
+# vLLM's modules keep NIXL's classes under these names; None: NIXL not found.
 _VLLM_NAMES = {
     "NixlWrapper": "nixl_agent",
     "nixl_agent_config": "nixl_agent_config",
@@ -32,13 +32,13 @@ _rebound: list[tuple[ModuleType, str, object]] = []
 
 
 def install() -> list[str]:
-    """Put vllm_nixl in the place of `nixl`, `nixl_cu12`, `nixl_cu13`,
-    `nixl_rocm` and `rixl` in this process.
+    """Replace `nixl`, `nixl_cu12`, `nixl_cu13`, `nixl_rocm` and `rixl` by
+    vllm_nixl in this process.
 
-    Returns the names of modules that were put in place; none where they are
-    already.  Where stock NIXL was imported before, a RuntimeWarning says what
-    was done about it: modules that took names from it have ours now, agents
-    that it made stay its own.
+    Returns the names of the modules that were replaced; an empty list if they
+    were replaced before.  If stock NIXL had been imported, modules that had
+    imported names from it now have vllm_nixl's, and existing agents stay stock
+    NIXL's; a RuntimeWarning says so.
     """
     with _lock:
         modules = _own or _make_modules()
@@ -63,8 +63,8 @@ def install() -> list[str]:
 
 
 def uninstall() -> None:
-    """Take install() back, as far as it goes: what took names from us
-    meanwhile keeps them."""
+    """Undo install().  Names imported from vllm_nixl meanwhile stay as they
+    are."""
     with _lock:
         for name, module in _own.items():
             if sys.modules.get(name) is module:
@@ -108,23 +108,23 @@ def _make_package(name: str, parts: dict[str, ModuleType]) -> ModuleType:
             if key[0] != "_":
                 setattr(package, key, value)
     vars(package).update(parts)
-    # What _api makes at first use.
+    # Attributes that _api creates on first use.
     vars(package)["__getattr__"] = vars(parts["_api"])["__getattr__"]
     return package
 
 
-# -- What was there before ---------------------------------------------------
+# -- Stock NIXL imported before ----------------------------------------------
 
 
 def _rebind(stock: dict[str, ModuleType]) -> list[str]:
-    """Give ours to modules that took names from stock NIXL, or found none.
+    """Rebind names in modules that imported stock NIXL, or did not find it.
 
     Returns the names of those modules.
     """
     users = set()
     counterparts = _counterparts(stock)
     for module in list(sys.modules.values()):
-        # Not everything that programs put there is a module.
+        # Programs may put objects there that are not modules.
         if isinstance(module, type(sys)) and id(module) not in counterparts:
             for name, new in _changes(module, counterparts).items():
                 _rebound.append((module, name, vars(module)[name]))
@@ -136,7 +136,7 @@ def _rebind(stock: dict[str, ModuleType]) -> list[str]:
 def _changes(
     module: ModuleType, counterparts: dict[int, object]
 ) -> dict[str, object]:
-    """By name: what a module should have of ours."""
+    """Map names in the module to the values that they should get."""
     found = {}
     if counterparts:
         for name, value in list(vars(module).items()):
@@ -150,7 +150,7 @@ def _changes(
 
 
 def _counterparts(stock: dict[str, ModuleType]) -> dict[int, object]:
-    """By the id of stock's modules and classes: ours."""
+    """Map ids of stock's modules and classes to vllm_nixl's."""
     found: dict[int, object] = {}
     ours = vars(_own["nixl"])
     for module_name, module in stock.items():

@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """NIXL's `logger` and `np`, which cost time that most have no use for."""
+    """Import NIXL's `logger` and `np` only when used: most programs do not."""
     if name == "logger":
         return get_logger("api")
     if name == "np":

@@ -1,7 +1,7 @@
 """NIXL's `_bindings` by name: the raw agent, lists, enumerations, errors.
 
-For clients that import from there.  The classes are those of vllm_nixl; the
-raw agent is a thin layer over NixlAgent.
+For clients that import from it.  The classes are vllm_nixl's; the raw agent is
+a thin layer over NixlAgent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum, IntEnum
 from ._config import DEFAULT_COMM_PORT as DEFAULT_COMM_PORT
 from ._config import nixl_thread_sync_t
 from ._config import nixlAgentConfig as nixlAgentConfig
-from ._core import *  # noqa: F403 - errors, lists, memory types: all of it
+from ._core import *  # noqa: F403 - all errors, lists and memory types
 from ._core import nixl_status_t
 from ._raw import nixlAgent as nixlAgent
 
@@ -26,7 +26,7 @@ class nixl_xfer_op_t(IntEnum):
 
 
 class nixl_cost_t(IntEnum):
-    """How a cost was estimated."""
+    """The method of a cost estimate."""
 
     NIXL_COST_ANALYTICAL_BACKEND = 0
 

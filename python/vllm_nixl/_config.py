@@ -46,7 +46,7 @@ def _check_engine(engine: str | None) -> str:
 
 
 def _check_secret(secret: str | bytes | None) -> str | bytes | None:
-    """The secret itself is in no error."""
+    """Errors never contain the secret."""
     if secret is None:
         return None
     if not isinstance(secret, (str, bytes)):
@@ -79,37 +79,37 @@ def _check_backends(backends: object) -> list[str]:
 
 
 class nixl_agent_config:
-    """What an agent is made with.
+    """The configuration of an agent.
 
     Args:
         enable_prog_thread: Accepted and ignored: transfers always complete
             without being polled.
         enable_listen_thread: Start NIXL's metadata listener with the agent,
-            for peers that send their metadata, fetch ours or take theirs
-            back. Anyone who reaches the port may do that; metadata_secret
-            keeps out metadata of strangers.
-        listen_port: Its port, 0 to 65535; 0 binds a free one, and
-            NixlAgent.listen_port tells which.
-        capture_telemetry: Accepted and ignored: telemetry is always there.
-        num_threads: Copy threads of one transfer; 0: as many as cores, at
-            most 4.
+            for peers that send their metadata, fetch this agent's, or
+            withdraw theirs. Anyone who can connect to the port may do that;
+            metadata_secret keeps out foreign metadata.
+        listen_port: Its port, 0 to 65535; 0 binds a free one, which
+            NixlAgent.listen_port returns.
+        capture_telemetry: Accepted and ignored: telemetry is always
+            collected.
+        num_threads: Copy threads per transfer; 0: one per core, at most 4.
         backends: Backends to create with the agent. "UCX" stands for the
-            best way to each peer.
+            best path to each peer.
         sync_mode: Accepted and ignored: every call is thread-safe.
         engine: "auto", "native" or "nixl"; None: the environment variable
             VLLM_NIXL_ENGINE, and "auto" without it.
         listen_host: Where the metadata listener listens: an address or a
             name; "": every address of the machine, IPv6 and IPv4.
-        listen_max_frame: Bytes of metadata that it takes or sends at once, up
-            to 1 GiB; 0: 256 MiB.
+        listen_max_frame: Most bytes of metadata that it accepts or sends at
+            once, up to 1 GiB; 0: 256 MiB.
         metadata_secret: A secret that agents share, str or bytes, of at least
             8 bytes (better 16 random ones). The agent signs the metadata that
             it publishes and refuses metadata that is not signed with the same
             secret. None: the environment variable VLLM_NIXL_METADATA_SECRET;
             if that is not set, the agent neither signs nor checks.
 
-    Every argument is an attribute and may be changed until the agent is made
-    (under NIXL's names: enable_pthread, enable_listen, port).
+    Every argument is an attribute and may be changed until the agent is
+    created (under NIXL's names: enable_pthread, enable_listen, port).
     """
 
     def __init__(
@@ -161,10 +161,10 @@ class nixl_agent_config:
 
 
 class nixlAgentConfig:
-    """What a raw agent is made with: NIXL's arguments, by place or by name.
+    """The configuration of a raw agent: NIXL's arguments, by position or name.
 
     useProgThread, syncMode, pthrDelay, lthrDelay, captureTelemetry and
-    etcdWatchTimeout are accepted and ignored; numWorkers always was.
+    etcdWatchTimeout are accepted and ignored; NIXL itself ignores numWorkers.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class nixlAgentConfig:
 
     @property
     def etcdWatchTimeout(self) -> timedelta:
-        """5 seconds unless it was set."""
+        """5 seconds unless set."""
         if self._etcd_watch_timeout is None:
             from datetime import timedelta
 

@@ -1,7 +1,7 @@
 """The C part of vllm_nixl: agents, handles, descriptor lists, exceptions.
 
-Import these names from vllm_nixl. Every call is thread-safe. Numbers are
-bytes unless they say otherwise.
+Import these names from vllm_nixl. Every call is thread-safe. Sizes are in
+bytes unless stated otherwise.
 """
 
 import enum
@@ -21,7 +21,7 @@ from typing_extensions import Buffer, Self, disjoint_base
 __version__: str
 
 def _set_search_path(paths: list[str], /) -> None:
-    """Where libraries of Python packages are looked for."""
+    """Set where to search for libraries of Python packages."""
 
 class nixl_mem_t(enum.IntEnum):
     """Memory types, by NIXL's numbers."""
@@ -33,7 +33,7 @@ class nixl_mem_t(enum.IntEnum):
     FILE_SEG = 4
 
 class nixl_status_t(enum.IntEnum):
-    """What a call came to, by NIXL's numbers; ours begin at -100."""
+    """The status of a call, by NIXL's numbers; ours begin at -100."""
 
     NIXL_IN_PROG = 1
     NIXL_SUCCESS = 0
@@ -62,14 +62,14 @@ FILE_SEG: nixl_mem_t
 # -- Exceptions --------------------------------------------------------------
 
 class NixlError(Exception):
-    """What every error of this package derives from.
+    """The base class of all errors of this package.
 
-    status: number of the status, as NIXL's
+    status: number of the status, as in NIXL
     peer: name of the peer concerned, or None
     index: the offending row, from 0, or None
     operation: the call that failed, or None
-    handles: where a wait raised it, the transfers as lists: 'ended' (well),
-        'failed' (or cancelled) and 'pending'; else None
+    handles: if a wait raised it, the transfers as lists: 'ended' (without
+        error), 'failed' (or cancelled) and 'pending'; else None
     """
 
     status: int
@@ -144,7 +144,7 @@ class _Device(Protocol):
     def index(self) -> int | None: ...
 
 class _Tensor(Protocol):
-    """What is asked of a torch tensor."""
+    """The members used of a torch tensor."""
 
     def data_ptr(self) -> int: ...
     def numel(self) -> int: ...
@@ -164,8 +164,8 @@ class nixlXferDList(_Exports):
 
     type: a memory type, as nixl_mem_t or by name
     descs: rows as tuples, an Nx3 array of uint64 or int64, or tensors; a
-        number makes so many rows of zeros, as init_size does;
-        nixlInvalidParamError where it is negative or too large
+        number creates that many rows of zeros, as init_size does;
+        nixlInvalidParamError if it is negative or too large
 
     Always true, also when empty. It exports its rows as a read-only Nx3
     buffer of uint64.
@@ -190,16 +190,16 @@ class nixlXferDList(_Exports):
         """The number of descriptors."""
 
     def isEmpty(self) -> bool:
-        """Are there no descriptors?"""
+        """Return whether the list is empty."""
 
     def getType(self) -> nixl_mem_t:
         """The memory type."""
 
     def index(self, desc: _Row, /) -> int:
-        """The number of the first such descriptor; nixlNotFoundError."""
+        """The index of the first equal descriptor; nixlNotFoundError."""
 
     def remDesc(self, index: int, /) -> None:
-        """Remove a descriptor; IndexError where there is none."""
+        """Remove a descriptor; IndexError if the index is out of range."""
 
     def print(self) -> None:
         """Print the list on stdout."""
@@ -217,10 +217,10 @@ class nixlXferDList(_Exports):
     def __copy__(self) -> nixlXferDList: ...
     def __deepcopy__(self, memo: object, /) -> nixlXferDList: ...
     def __getstate__(self) -> bytes:
-        """The list in NIXL's own serialised form."""
+        """The list in NIXL's serialised form."""
 
     def __setstate__(self, state: bytes, /) -> None:
-        """Take over what __getstate__() gave; nixlMismatchError."""
+        """Restore the state from __getstate__(); nixlMismatchError."""
 
 @final
 class nixlRegDList(_Exports):
@@ -250,23 +250,23 @@ class nixlRegDList(_Exports):
         """The number of descriptors."""
 
     def isEmpty(self) -> bool:
-        """Are there no descriptors?"""
+        """Return whether the list is empty."""
 
     def getType(self) -> nixl_mem_t:
         """The memory type."""
 
     def index(self, desc: _RegRow, /) -> int:
-        """The number of the first descriptor with this address, length and
+        """The index of the first descriptor with this address, length and
         device id; nixlNotFoundError."""
 
     def remDesc(self, index: int, /) -> None:
-        """Remove a descriptor; IndexError where there is none."""
+        """Remove a descriptor; IndexError if the index is out of range."""
 
     def print(self) -> None:
         """Print the list on stdout."""
 
     def trim(self) -> nixlXferDList:
-        """The same without meta info."""
+        """A copy without meta info."""
 
     def __getitem__(self, index: int, /) -> tuple[int, int, int, bytes]: ...
     def __setitem__(self, index: int, desc: _RegRow, /) -> None: ...
@@ -281,10 +281,10 @@ class nixlRegDList(_Exports):
     def __copy__(self) -> nixlRegDList: ...
     def __deepcopy__(self, memo: object, /) -> nixlRegDList: ...
     def __getstate__(self) -> bytes:
-        """The list in NIXL's own serialised form."""
+        """The list in NIXL's serialised form."""
 
     def __setstate__(self, state: bytes, /) -> None:
-        """Take over what __getstate__() gave; nixlMismatchError."""
+        """Restore the state from __getstate__(); nixlMismatchError."""
 
 @final
 class nixlRemoteDList(_Exports):
@@ -313,17 +313,17 @@ class nixlRemoteDList(_Exports):
         """The number of descriptors."""
 
     def isEmpty(self) -> bool:
-        """Are there no descriptors?"""
+        """Return whether the list is empty."""
 
     def getType(self) -> nixl_mem_t:
         """The memory type."""
 
     def index(self, desc: _RegRow, /) -> int:
-        """The number of the first descriptor with this address, length and
+        """The index of the first descriptor with this address, length and
         device id; nixlNotFoundError."""
 
     def remDesc(self, index: int, /) -> None:
-        """Remove a descriptor; IndexError where there is none."""
+        """Remove a descriptor; IndexError if the index is out of range."""
 
     def print(self) -> None:
         """Print the list on stdout."""
@@ -345,25 +345,25 @@ class nixlRemoteDList(_Exports):
 
 @final
 class nixl_xfer_handle:
-    """A transfer, made by make_prepped_xfer() or initialize_xfer().
+    """A transfer, created by make_prepped_xfer() or initialize_xfer().
 
-    It keeps its agent alive and frees what it holds when it is dropped;
-    `with handle:` and release() do so at once. It compares by identity.
+    It keeps its agent alive. It is freed when it is garbage collected, or at
+    once by `with handle:` and release(). It compares by identity.
     """
 
     def release(self) -> None:
-        """Free the transfer; a second time nothing happens.
+        """Free the transfer; calling it again does nothing.
 
-        A transfer that is going on is stopped first. Where the backend cannot
-        stop it now, an exception is raised and the handle stays valid.
+        A transfer in progress is stopped first. If the backend cannot stop it
+        now, an exception is raised and the handle stays valid.
         """
 
     def result(self, timeout: float | None = None) -> nixlXferTelemetry:
-        """Wait until it has ended; its telemetry, or raise its error.
+        """Wait until it has ended; return its telemetry or raise its error.
 
         timeout: in seconds; None: no limit
 
-        Raises what wait() raises. Other threads run meanwhile; Ctrl-C ends
+        Raises the errors of wait(). Other threads run meanwhile; Ctrl-C ends
         the wait.
         """
 
@@ -372,26 +372,26 @@ class nixl_xfer_handle:
 
 @final
 class nixl_prepped_dlist_handle:
-    """A prepared list, made by prep_xfer_dlist().
+    """A prepared list, created by prep_xfer_dlist().
 
-    It keeps its agent alive and frees what it holds when it is dropped;
-    `with handle:` and release() do so at once. It compares by identity.
+    It keeps its agent alive. It is freed when it is garbage collected, or at
+    once by `with handle:` and release(). It compares by identity.
     """
 
     def release(self) -> None:
-        """Free the list; a second time nothing happens. Transfers that were
-        made from it go on."""
+        """Free the list; calling it again does nothing. Transfers created
+        from it continue."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
 
 @final
 class nixlXferTelemetry:
-    """Figures of one transfer, as get_xfer_telemetry() returns them."""
+    """Telemetry of one transfer, returned by get_xfer_telemetry()."""
 
     @property
     def startTime(self) -> int:
-        """When it was posted last, in microseconds since the epoch."""
+        """Time of the last post, in microseconds since the epoch."""
 
     @property
     def postDuration(self) -> int:
@@ -399,7 +399,7 @@ class nixlXferTelemetry:
 
     @property
     def xferDuration(self) -> int:
-        """From posting to the end, in microseconds; 0 while it goes on."""
+        """From the post to the end, in microseconds; 0 while in progress."""
 
     @property
     def totalBytes(self) -> int:
@@ -407,22 +407,22 @@ class nixlXferTelemetry:
 
     @property
     def descCount(self) -> int:
-        """Descriptors as asked for."""
+        """Number of descriptors requested."""
 
     @property
     def mergedCount(self) -> int:
-        """Pieces that were moved, after merging neighbours."""
+        """Number of pieces moved, after merging neighbours."""
 
 # -- Memory ------------------------------------------------------------------
 
 @final
 class shared_buffer(_Exports):
-    """Zeroed memory that peers on this host map rather than copy through the
-    kernel.
+    """Zeroed memory that peers on this host can map, so that the kernel need
+    not copy it.
 
-    A writable buffer of bytes, seen without a copy by memoryview(),
-    numpy.frombuffer() and torch.frombuffer(), which keep it alive. Deregister
-    it before it is dropped.
+    A writable buffer of bytes. memoryview(), numpy.frombuffer() and
+    torch.frombuffer() use it without a copy and keep it alive. Deregister it
+    before it is garbage collected.
 
     nbytes: its size, above 0
     """
@@ -430,7 +430,7 @@ class shared_buffer(_Exports):
     def __new__(cls, nbytes: int) -> Self: ...
     @property
     def address(self) -> int:
-        """Where it lies."""
+        """Its address."""
 
     @property
     def nbytes(self) -> int:
@@ -449,7 +449,7 @@ _Peer: TypeAlias = tuple[str, int] | tuple[str, int, _Key]
 
 @disjoint_base
 class SideChannel:
-    """A small server and client that hand metadata over.
+    """A small server and client that exchange metadata.
 
     The common part of TcpSideChannel, ZmqSideChannel and HttpSideChannel.
     """
@@ -470,13 +470,13 @@ class SideChannel:
         """
 
     def set_metadata(self, metadata: _Metadata, key: _Key = None) -> None:
-        """Serve other metadata from now on, while the listener runs."""
+        """Replace the served metadata while the listener runs."""
 
     def remove_metadata(self, key: _Key = None) -> None:
-        """Serve nothing under the key any more."""
+        """Stop serving metadata under the key."""
 
     def advertised_address(self, peer: str | None = None) -> tuple[str, int]:
-        """What to tell peers: host and port of the running listener."""
+        """The host and port of the running listener, for peers."""
 
     def request_metadata(
         self,
@@ -487,11 +487,11 @@ class SideChannel:
         key: _Key = None,
         retries: int | None = 0,
     ) -> bytes:
-        """Fetch what the listener at host:port serves.
+        """Fetch the metadata served by the listener at host:port.
 
-        timeout_ms bounds the whole exchange. Other threads run meanwhile.
-        retries: further tries where the peer is not there yet; None: until
-            the timeout
+        timeout_ms limits the whole exchange. Other threads run meanwhile.
+        retries: further attempts while the peer is not there; None: until the
+            timeout
         """
 
     def request_many(
@@ -501,10 +501,10 @@ class SideChannel:
         *,
         retries: int | None = 0,
     ) -> list[bytes | Exception]:
-        """Ask many peers at once, from this thread alone.
+        """Request metadata from many peers at once, on the calling thread.
 
-        Returns the bytes, or the exception that request_metadata() would have
-        raised, of each peer in the same order.
+        Returns, for each peer in the same order, the bytes or the exception
+        that request_metadata() would have raised.
         """
 
     def _begin(
@@ -515,23 +515,23 @@ class SideChannel:
         retries: int | None = 0,
     ) -> SideChannelRequests: ...
     def shutdown(self) -> None:
-        """Stop serving, without waiting for clients; the port is free."""
+        """Stop serving and free the port, without waiting for clients."""
 
     def is_running(self) -> bool:
-        """Is the listener running?"""
+        """Return whether the listener is running."""
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the listener since it was made."""
+        """Counters of the listener since its creation."""
 
     @property
     def port(self) -> int:
-        """The port that is listened on; 0 when not running."""
+        """The port of the listener; 0 when not running."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *args: object) -> None: ...
 
 class TcpSideChannel(SideChannel):
-    """A side channel by TCP."""
+    """A side channel over TCP."""
 
     def __new__(
         cls,
@@ -551,7 +551,7 @@ class TcpSideChannel(SideChannel):
     ) -> Self: ...
 
 class ZmqSideChannel(SideChannel):
-    """A side channel by ZeroMQ, as vLLM speaks it."""
+    """A side channel over ZeroMQ, compatible with vLLM."""
 
     def __new__(
         cls,
@@ -571,7 +571,7 @@ class ZmqSideChannel(SideChannel):
     ) -> Self: ...
 
 class HttpSideChannel(SideChannel):
-    """A side channel by HTTP."""
+    """A side channel over HTTP."""
 
     def __new__(
         cls,
@@ -592,16 +592,16 @@ class HttpSideChannel(SideChannel):
 
 @final
 class SideChannelRequests:
-    """Requests of a side channel that are under way, for event loops."""
+    """Requests of a side channel in progress, for event loops."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when step() has work."""
 
     def step(self) -> int:
-        """Do what can be done without waiting; how many are open."""
+        """Do the work that needs no waiting; return how many are open."""
 
     def take(self) -> list[bytes | Exception]:
-        """The answers, once none is open, as of request_many()."""
+        """Return the results when none is open, as request_many()."""
 
 # -- Agent -------------------------------------------------------------------
 
@@ -617,15 +617,15 @@ class Agent:
 
     agent_name: str or bytes, not empty
     engine: 'auto' (None), 'native' or 'nixl'
-    num_threads: copy threads of one transfer; 0: as many as cores, at most 4
-    notif_bytes_max: bytes of pending notifications beyond which the oldest is
-        dropped; 0: 256 MiB
-    backends: names that will be created, so that 'auto' takes an engine that
-        has all of them
-    metadata_secret: str or bytes with which metadata is signed, and without
-        which none is loaded; None: VLLM_NIXL_METADATA_SECRET
+    num_threads: copy threads per transfer; 0: one per core, at most 4
+    notif_bytes_max: most bytes of pending notifications; above it the oldest
+        is dropped; 0: 256 MiB
+    backends: backends that will be created, so that 'auto' chooses an engine
+        that has all of them
+    metadata_secret: str or bytes; signs our metadata, and only metadata
+        signed with it is loaded; None: VLLM_NIXL_METADATA_SECRET
 
-    nixlInvalidParamError for a number out of range, RuntimeError where
+    nixlInvalidParamError for a number out of range, RuntimeError if
     __init__() was called before.
     """
 
@@ -633,11 +633,12 @@ class Agent:
     """The name of the agent."""
 
     plugin_list: list[str]
-    """The backends that can be created; before the first one, of all engines
-    that may be chosen."""
+    """The backends that can be created; before the first one, those of all
+    engines that may be chosen."""
 
     notifs: dict[str, list[bytes]]
-    """What update_notifs() and check_remote_xfer_done() have collected."""
+    """The notifications collected by update_notifs() and
+    check_remote_xfer_done()."""
 
     @property
     def backends(self) -> dict[str, int]:
@@ -653,7 +654,7 @@ class Agent:
 
     @property
     def closed(self) -> bool:
-        """Was close() called?"""
+        """Whether close() was called."""
 
     def __init__(
         self,
@@ -670,7 +671,7 @@ class Agent:
 
         Transfers in flight end as cancelled, waiters raise nixlClosedError,
         peers see the agent leave, its thread ends; later calls raise
-        nixlClosedError. A second time nothing happens.
+        nixlClosedError. Calling it again does nothing.
         """
 
     def __enter__(self) -> Self: ...
@@ -683,7 +684,7 @@ class Agent:
     ) -> None:
         """Create a backend; the first one chooses the engine.
 
-        nixlNotFoundError for an unknown name, nixlNotAllowedError where it
+        nixlNotFoundError for an unknown name, nixlNotAllowedError if it
         exists.
         """
 
@@ -742,18 +743,18 @@ class Agent:
     ) -> nixlRegDList:
         """Register memory; all of it or none.
 
-        The memory is borrowed: keep it until it is deregistered. What was
+        The memory is borrowed: keep it until it is deregistered. Memory
         registered twice must be deregistered twice. nixlInvalidParamError
         (naming the row) for DRAM whose first or last page is not mapped; a
-        range that is only reserved (PROT_NONE) is mapped.
+        range that is only reserved (PROT_NONE) counts as mapped.
         """
 
     def deregister_memory(
         self, dereg_list: nixlRegDList, backends: Sequence[str] = []
     ) -> None:
-        """Deregister what register_memory() returned; all of it or none.
+        """Deregister a list returned by register_memory(); all of it or none.
 
-        nixlNotFoundError (naming the row) for what is not registered.
+        nixlNotFoundError (naming the row) for memory that is not registered.
         """
 
     def query_memory(
@@ -762,23 +763,23 @@ class Agent:
         backend: str,
         mem_type: str | None = None,
     ) -> list[dict[str, str] | None]:
-        """What a backend for storage knows of files or objects.
+        """Get a storage backend's information about files or objects.
 
         Args:
-            reg_list: As for register_memory(); the fourth value of each row,
-                a path or a key, says what is asked for.
+            reg_list: As for register_memory(); the fourth value of each row
+                is the path or key to look up.
             backend: Its name.
             mem_type: "FILE", "OBJ", ... unless it is in reg_list.
 
-        Returns a list with a dict for each row that is there ("size",
-        "mtime", ...; str to str), and None for one that is not.
-        nixlNotSupportedError where the backend has no storage.
+        Returns a list with a dict for each row that exists ("size",
+        "mtime", ...; str to str), and None for one that does not.
+        nixlNotSupportedError if the backend has no storage.
         """
 
     # Metadata and peers
 
     def get_agent_metadata(self) -> bytes:
-        """Everything that a peer needs, as it is now."""
+        """The agent's current metadata: everything that a peer needs."""
 
     def get_partial_agent_metadata(
         self,
@@ -786,41 +787,41 @@ class Agent:
         inc_conn_info: bool = False,
         backends: Sequence[str] = [],
     ) -> bytes:
-        """Metadata of the given regions only; of none: connection data."""
+        """Metadata of the given regions only; if empty, connection data."""
 
     def add_remote_agent(self, metadata: Buffer) -> bytes:
         """Load a peer's metadata. Returns its name.
 
-        Loaded again, it updates the peer's regions; a peer that restarted
-        takes the old one's place. nixlMismatchError for what is no metadata,
-        nixlInvalidParamError for the agent's own, nixlBackendError where
-        there is no way to reach the peer.
+        Loading it again updates the peer's regions; a restarted peer replaces
+        the old one. nixlMismatchError if the bytes are not valid metadata,
+        nixlInvalidParamError for the agent's own, nixlBackendError if the
+        peer cannot be reached.
         """
 
     def remove_remote_agent(self, agent: _Name) -> None:
-        """Forget a peer; an unknown one is no error."""
+        """Forget a peer; an unknown peer is not an error."""
 
     def check_remote_metadata(
         self, agent: _Name, descs: nixlXferDList | None = None
     ) -> bool:
-        """Is the peer known, and does it hold all of these descriptors?"""
+        """Return whether the peer is known and has all these descriptors."""
 
     def make_connection(
         self, remote_agent: _Name, backends: Sequence[str] = []
     ) -> None:
-        """Connect now rather than at the first transfer."""
+        """Connect now instead of at the first transfer."""
 
     # Metadata listener
 
     def _listen(self, host: str, port: int, max_frame: int) -> None: ...
     def send_local_metadata(self, ip_addr: str = "", port: int = 8888) -> None:
-        """Send the agent's metadata, as it is now, to a peer's listener.
+        """Send the agent's current metadata to a peer's listener.
 
         ip_addr: an address or a name; '' means a central metadata server,
             which is not supported
 
-        Returns at once. NIXL's protocol has no answers: what goes wrong later
-        is logged, counted in stats() and shown by describe().
+        Returns at once. NIXL's protocol has no answers: later failures are
+        logged, counted in stats() and shown by describe().
         """
 
     def send_partial_agent_metadata(
@@ -841,18 +842,18 @@ class Agent:
         port: int = 8888,
         label: str = "",
     ) -> None:
-        """Ask a peer's listener for its metadata, and load it when it comes.
+        """Request metadata from a peer's listener; load it when it arrives.
 
-        remote_agent: who is expected there; another one is loaded too, with a
+        remote_agent: the expected agent; another one is loaded too, with a
             warning
 
-        Returns at once; check_remote_metadata() says when it is there.
+        Returns at once; check_remote_metadata() shows when it is loaded.
         """
 
     def invalidate_local_metadata(
         self, ip_addr: str = "", port: int = 8888
     ) -> None:
-        """Have a peer's listener forget this agent."""
+        """Make a peer's listener forget this agent."""
 
     # Prepared lists
 
@@ -866,8 +867,8 @@ class Agent:
         """Check descriptors once, for use by index.
 
         agent_name: '' or 'NIXL_INIT_AGENT' for the local side, otherwise the
-            peer; the agent's own name makes a remote side of itself
-        xfer_list: what get_xfer_descs() takes, or a C-contiguous Nx5 array of
+            peer; with the agent's own name, the agent is its own remote side
+        xfer_list: as for get_xfer_descs(), or a C-contiguous Nx5 array of
             uint64 or int64: address, length, device id, stride, count
 
         Other threads run meanwhile. nixlNotFoundError and
@@ -876,7 +877,7 @@ class Agent:
         """
 
     def release_dlist_handle(self, handle: nixl_prepped_dlist_handle) -> None:
-        """Free a prepared list; a second time nothing happens."""
+        """Free a prepared list; calling it again does nothing."""
 
     # Transfers
 
@@ -891,12 +892,12 @@ class Agent:
         backends: Sequence[str] = [],
         skip_desc_merge: bool = False,
     ) -> nixl_xfer_handle:
-        """Make a transfer from rows of prepared lists.
+        """Create a transfer from rows of prepared lists.
 
         operation: 'READ' (remote to local) or 'WRITE'
         local_indices, remote_indices: lists of int or 1-D arrays of any
-            integer type, equally many
-        notif_msg: delivered to the peer when the data is there; empty: none
+            integer type, of equal length
+        notif_msg: sent to the peer when the data has arrived; empty: none
 
         nixlInvalidParamError names the offending row.
         """
@@ -910,7 +911,7 @@ class Agent:
         notif_msg: _Message = b"",
         backends: Sequence[str] = [],
     ) -> nixl_xfer_handle:
-        """Make a transfer from descriptors, row by row."""
+        """Create a transfer from descriptors, row by row."""
 
     def transfer(
         self,
@@ -921,26 +922,25 @@ class Agent:
     ) -> str:
         """Start a transfer, or start it again: 'DONE' or 'PROC'.
 
-        What has not ended after `timeout` seconds is stopped and fails with
-        nixlTimeoutError, where the backend can stop it.
-        It holds the caller for about 50 us at most. nixlRepostActiveError
-        while it is going on, nixlRemoteDisconnectError where the peer is
-        gone.
+        A transfer that has not ended after `timeout` seconds is stopped and
+        fails with nixlTimeoutError, if the backend can stop it. The call
+        takes about 50 us at most. nixlRepostActiveError while the transfer
+        is in progress, nixlRemoteDisconnectError if the peer is gone.
         """
 
     def check_xfer_state(self, handle: nixl_xfer_handle) -> str:
         """'DONE' or 'PROC'; a failed transfer raises its error."""
 
     def cancel(self, handle: nixl_xfer_handle) -> bool:
-        """Stop a transfer; False: it had ended. No byte lands afterwards."""
+        """Stop a transfer; False: it had ended. No byte moves afterwards."""
 
     def release_xfer_handle(self, handle: nixl_xfer_handle) -> None:
-        """Free a transfer; one that is going on is stopped first."""
+        """Free a transfer; one in progress is stopped first."""
 
     def get_xfer_telemetry(
         self, handle: nixl_xfer_handle
     ) -> nixlXferTelemetry:
-        """Figures of a transfer; nixlNotPostedError before the first post."""
+        """Telemetry of a transfer; nixlNotPostedError if never posted."""
 
     def query_xfer_backend(self, handle: nixl_xfer_handle) -> str:
         """Name of the backend that the transfer uses."""
@@ -955,7 +955,7 @@ class Agent:
     def check_xfer_states(
         self, handles: nixl_xfer_handle | Iterable[nixl_xfer_handle]
     ) -> list[str]:
-        """'DONE', 'PROC' or 'ERR' for each; check_xfer_state() raises why."""
+        """'DONE', 'PROC' or 'ERR' for each; 'ERR': see check_xfer_state()."""
 
     def wait(
         self,
@@ -964,20 +964,20 @@ class Agent:
         any_of: bool = False,
         check: bool = True,
     ) -> list[nixl_xfer_handle]:
-        """Sleep until all (or any) have ended; the handles that have.
+        """Sleep until all (or any) have ended; return those that have.
 
         timeout: in seconds; None: no limit
-        check: raise at once the error of a transfer that failed or was
-            cancelled, of the first in the order given; otherwise it counts
-            as ended
+        check: raise the error of a failed or cancelled transfer at once (of
+            the first one in the given order); otherwise such a transfer
+            counts as ended
 
         Other threads run meanwhile; Ctrl-C ends the wait. nixlTimeoutError;
-        nixlNotPostedError, with check=False too; nixlClosedError. They have
+        nixlNotPostedError, also with check=False; nixlClosedError. They have
         .handles (see NixlError).
         """
 
     def fileno(self) -> int:
-        """An eventfd, readable when a transfer ended or a notification came
+        """An eventfd, readable if a transfer ended or a notification arrived
         since the last get_new_notifs(), check_xfer_states(), wait() or
         result()."""
 
@@ -995,12 +995,12 @@ class Agent:
     def get_new_notifs(
         self, backends: Sequence[str] = []
     ) -> dict[str, list[bytes]]:
-        """Take all notifications that have come, by sender."""
+        """Take all received notifications, by sender."""
 
     def update_notifs(
         self, backends: Sequence[str] = []
     ) -> dict[str, list[bytes]]:
-        """Add the notifications that have come to .notifs; return that."""
+        """Add the received notifications to .notifs; return .notifs."""
 
     def check_remote_xfer_done(
         self,
@@ -1010,7 +1010,7 @@ class Agent:
         tag_is_prefix: bool = True,
     ) -> bool:
         """update_notifs(), then remove the first message of that peer that
-        begins with the tag (or contains it): True where there is one."""
+        begins with the tag (or contains it). True if there was one."""
 
     def send_notif(
         self,
@@ -1018,15 +1018,14 @@ class Agent:
         notif_msg: _Message,
         backend: str | None = None,
     ) -> None:
-        """Send a notification that belongs to no transfer."""
+        """Send a notification without a transfer."""
 
     def _next_notif(self) -> tuple[str, bytes] | None: ...
 
-    # Looking in
+    # Inspection
 
     def describe(self, peer: _Name | None = None) -> dict[str, Any]:
-        """What there is to say of the agent, or of a peer: the keys are in
-        docs/telemetry.md."""
+        """Describe the agent or a peer. docs/telemetry.md lists the keys."""
 
     def stats(self) -> dict[str, Any]:
         """Counters; 'xfer_us_log2' is a histogram of 32 counts."""

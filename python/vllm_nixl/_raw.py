@@ -1,10 +1,10 @@
 """nixlAgent: the raw agent of NIXL's bindings.
 
-Design note.  A raw agent is a view of a NixlAgent: it turns NIXL's numbers
-(backends, prepared lists, transfers) into our objects and results into
-nixl_status_t.  Numbers of handles are never used twice in a process, so that a
-number that was released, or that belongs to another agent, is refused instead
-of being taken for something else.
+Design note.  A raw agent is a view of a NixlAgent: it converts NIXL's numbers
+(backends, prepared lists, transfers) into our objects, and results into
+nixl_status_t.  Handle numbers are never reused in a process.  So a number that
+was released, or that belongs to another agent, is refused instead of being
+taken for another object.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def _invalid(operation: str, cause: str) -> nixlInvalidParamError:
 
 
 class nixlAgent:
-    """An agent by NIXL's raw calls, over a NixlAgent of its own.
+    """An agent with NIXL's raw calls, on top of its own NixlAgent.
 
-    Backends, prepared lists and transfers are ints. Every call raises what
-    the call of NixlAgent raises; what is not released lives as long as the
-    agent. `agent.agent` of a NixlAgent is such a view of that agent.
+    Backends, prepared lists and transfers are ints. Every call raises the
+    same errors as NixlAgent's. Lists and transfers that are not released live
+    as long as the agent. `agent.agent` of a NixlAgent is a view of that agent.
     """
 
     def __init__(self, name: str, config: nixlAgentConfig) -> None:
@@ -74,7 +74,7 @@ class nixlAgent:
 
     @classmethod
     def _of(cls, agent: NixlAgent) -> nixlAgent:
-        """A view of an agent that is there."""
+        """Create a view of an existing agent."""
         view = cls.__new__(cls)
         view._look_at(agent)
         return view
@@ -88,8 +88,8 @@ class nixlAgent:
     def _move_to(self, agent: NixlAgent) -> None:
         """Become the view of another agent of the same name.
 
-        HiCache of SGLang puts a raw agent in the place of a NixlAgent's own
-        to set its sync_mode; both are to be one agent afterwards.
+        SGLang's HiCache replaces the raw agent of a NixlAgent to set its
+        sync_mode; afterwards both must be the same agent.
         """
         own = self._agent
         if own is agent:
@@ -193,7 +193,7 @@ class nixlAgent:
     def queryMem(
         self, descs: nixlRegDList, backend: int
     ) -> list[dict[str, str] | None]:
-        """What a backend knows of memory or storage, by row."""
+        """Return a backend's information about memory or storage, by row."""
         return self._agent.query_memory(
             descs, self._backend("queryMem", backend)
         )
@@ -232,7 +232,7 @@ class nixlAgent:
     def checkRemoteMD(
         self, remote_agent: _Name, descs: nixlXferDList
     ) -> nixl_status_t:
-        """Is the peer known, with all of these descriptors?"""
+        """Return whether the peer is known and has all these descriptors."""
         return (
             nixl_status_t.NIXL_SUCCESS
             if self._agent.check_remote_metadata(remote_agent, descs)
@@ -242,7 +242,7 @@ class nixlAgent:
     def makeConnection(
         self, remote_agent: _Name, backends: Sequence[int]
     ) -> nixl_status_t:
-        """Connect now rather than at the first transfer."""
+        """Connect now instead of at the first transfer."""
         self._agent.make_connection(
             remote_agent, self._names("makeConnection", backends)
         )
@@ -337,7 +337,7 @@ class nixlAgent:
         backend: Sequence[int] = (),
         skip_desc_merg: bool = False,
     ) -> int:
-        """Make a transfer from rows of prepared lists. Returns its number."""
+        """Create a transfer from rows of prepared lists; return its number."""
         name = "makeXferReq"
         handle = self._agent.make_prepped_xfer(
             _OPERATIONS[operation],
@@ -360,7 +360,7 @@ class nixlAgent:
         notif_msg: _Message = "",
         backend: Sequence[int] = (),
     ) -> int:
-        """Make a transfer from descriptors. Returns its number."""
+        """Create a transfer from descriptors. Returns its number."""
         handle = self._agent.initialize_xfer(
             _OPERATIONS[operation],
             local_descs,
@@ -374,7 +374,7 @@ class nixlAgent:
     def postXferReq(
         self, reqh: int, notif_msg: _Message = ""
     ) -> nixl_status_t:
-        """Start a transfer: NIXL_SUCCESS (it is done) or NIXL_IN_PROG."""
+        """Start a transfer: NIXL_SUCCESS (it has ended) or NIXL_IN_PROG."""
         handle = self._xfer("postXferReq", reqh)
         return _STATES[self._agent.transfer(handle, notif_msg)]
 
@@ -384,13 +384,13 @@ class nixlAgent:
         return _STATES[self._agent.check_xfer_state(handle)]
 
     def releaseXferReq(self, reqh: int) -> nixl_status_t:
-        """Free a transfer; where it cannot be stopped now it stays valid."""
+        """Free a transfer; if it cannot be stopped now, it stays valid."""
         self._xfer("releaseXferReq", reqh).release()
         self._handles.pop(reqh, None)
         return nixl_status_t.NIXL_SUCCESS
 
     def getXferTelemetry(self, reqh: int) -> nixlXferTelemetry:
-        """Figures of a transfer."""
+        """Telemetry of a transfer."""
         return self._agent.get_xfer_telemetry(
             self._xfer("getXferTelemetry", reqh)
         )
@@ -400,7 +400,7 @@ class nixlAgent:
         handle = self._xfer("queryXferBackend", reqh)
         name = self._agent.query_xfer_backend(handle)
         backends = self._agent.backends
-        # UCX stands for every path, SHM among them.
+        # UCX stands for every path, including SHM.
         return backends[name if name in backends else "UCX"]
 
     def estimateXferCost(self, req_handle: int) -> tuple[int, int, int]:
@@ -433,7 +433,7 @@ class nixlAgent:
         notif_map: Mapping[str, Sequence[bytes]],
         backends: Sequence[int] = (),
     ) -> dict[str, list[bytes]]:
-        """A copy of notif_map with the notifications that have come."""
+        """Return a copy of notif_map with the notifications received."""
         merged = {
             sender: list(messages) for sender, messages in notif_map.items()
         }
@@ -448,7 +448,7 @@ class nixlAgent:
         msg: _Message,
         backends: Sequence[int] = (),
     ) -> nixl_status_t:
-        """Send a notification that belongs to no transfer."""
+        """Send a notification without a transfer."""
         names = self._names("genNotif", backends)
         self._agent.send_notif(remote_agent, msg, names[0] if names else None)
         return nixl_status_t.NIXL_SUCCESS

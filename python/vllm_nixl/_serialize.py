@@ -1,9 +1,9 @@
 """Descriptor lists as bytes: NIXL's pickles, read without running them.
 
-A pickle of a list is always the same few opcodes: the class by module and
-name, an empty argument tuple, the state as bytes.  Reading takes exactly
-those, so hostile bytes can make nothing but a descriptor list.  Written is the
-module that every NIXL can import, so that stock agents read our lists too.
+A pickle of a list always has the same few opcodes: the class by module and
+name, an empty argument tuple, the state as bytes.  The reader accepts only
+those, so hostile bytes can create only a descriptor list.  The writer uses the
+module name that every NIXL can import, so that stock agents can read them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _mismatch(cause: str) -> nixlMismatchError:
 
 
 def _read(data: bytes) -> tuple[str, str, bytes]:
-    """Module, class and state of a pickle of one object."""
+    """Return module, class and state from a pickle of one object."""
     import pickletools
 
     steps: list[str] = []
@@ -103,7 +103,7 @@ def deserialize(data: bytes) -> nixlXferDList | nixlRegDList:
         )
     try:
         module, kind, state = _read(bytes(data))
-    except Exception:  # pickletools raises whatever it meets
+    except Exception:  # pickletools may raise any exception
         raise _mismatch(
             "the bytes are no serialised descriptor list"
         ) from None

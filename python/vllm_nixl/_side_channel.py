@@ -1,8 +1,8 @@
-"""Side channels: those of the extension, with twins for asyncio.
+"""Side channels: those of the extension, with asyncio versions of requests.
 
-Design note.  Requests under way are one descriptor to the event loop, however
-many they are: no thread waits for them.  The descriptor is readable when
-there is a step to take, deadlines and further tries included.
+Design note.  The event loop sees one descriptor for any number of requests in
+progress; no thread waits for them.  The descriptor is readable when there is a
+step to do, which includes deadlines and further attempts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ async def _finish(requests: SideChannelRequests) -> list[bytes | Exception]:
 
 
 class _Async(_core.SideChannel):
-    """What the transports have for asyncio."""
+    """The asyncio methods of all transports."""
 
     async def request_metadata_async(
         self,

@@ -25,7 +25,7 @@ def _check_size(size: int) -> None:
 
 
 def malloc_passthru(size: int) -> int:
-    """The address of `size` new bytes."""
+    """Allocate `size` bytes and return their address."""
     _check_size(size)
     address: int | None = _libc().malloc(size)
     if address is None:
@@ -34,7 +34,7 @@ def malloc_passthru(size: int) -> int:
 
 
 def free_passthru(address: int) -> None:
-    """Free what malloc_passthru() gave."""
+    """Free memory returned by malloc_passthru()."""
     _libc().free(address)
 
 
@@ -47,7 +47,7 @@ def ba_buf(address: int, size: int) -> None:
 
 
 def verify_transfer(left: int, right: int, size: int) -> None:
-    """AssertionError unless two pieces of memory hold the same."""
+    """Raise AssertionError unless two memory ranges have equal contents."""
     import ctypes
 
     _check_size(size)

@@ -1,7 +1,7 @@
 """NIXL's `logging` by name: loggers below "nixl", for clients that use them.
 
-Nothing of vllm_nixl itself writes there.  Python's logging is imported with
-the first logger.
+vllm_nixl itself does not use them.  Python's logging is imported with the
+first logger.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _is_set_up = False
 
 
 def set_log_level_by_env(nixl_logger: logging.Logger) -> None:
-    """Set the level that NIXL_LOG_LEVEL names, if it names one."""
+    """Set the level given by NIXL_LOG_LEVEL, if it is a valid one."""
     wanted = os.environ.get("NIXL_LOG_LEVEL")
     if not wanted:
         return
@@ -45,7 +45,7 @@ def set_log_level_by_env(nixl_logger: logging.Logger) -> None:
 
 
 def setup_logging() -> None:
-    """Send what is logged below "nixl" to stdout, from INFO on; once."""
+    """Send records below "nixl" to stdout, from INFO on; once."""
     global _is_set_up
     if _is_set_up:
         return
