@@ -602,8 +602,7 @@ static void
 test_link_ends_by_what_a_listener_must_not_send(void **state)
 {
     (void)state;
-    static const char no_message[] =
-        "the peer sent what is no message of this protocol";
+    static const char invalid[] = "the peer sent an invalid message";
     static const unsigned char notif[] = {4, 0, 0, 0, 2, 'a', 'b', 'c'};
     static const unsigned char short_revoke[] = {4, 0, 0, 0, 3, 'a', 'b', 'c'};
     static const unsigned char bye[] = {1, 0, 0, 0, 4};
@@ -617,11 +616,11 @@ test_link_ends_by_what_a_listener_must_not_send(void **state)
         24,  0,   0,   0,   7,   'i', 'n', 's', 't', 'a', 'n', 'c', 'e',  ' ',
         'o', 'f', ' ', 'r', 'a', 'w', '.', 3,   0,   0,   0,   'a', '\n', 'c'};
 
-    check_end_by(notif, sizeof notif, no_message);
-    check_end_by(short_revoke, sizeof short_revoke, no_message);
-    check_end_by("garbage garbage", 15, no_message);
-    check_end_by(question, sizeof question, no_message);
-    check_end_by(places, sizeof places, no_message);
+    check_end_by(notif, sizeof notif, invalid);
+    check_end_by(short_revoke, sizeof short_revoke, invalid);
+    check_end_by("garbage garbage", 15, invalid);
+    check_end_by(question, sizeof question, invalid);
+    check_end_by(places, sizeof places, invalid);
     check_end_by(refuse, sizeof refuse,
                  "its metadata is forged or out of date: the agent behind its "
                  "socket is 'a?c'");

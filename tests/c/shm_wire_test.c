@@ -135,7 +135,8 @@ test_shm_info_of_another_major_version_is_refused(void **state)
     char bytes[SAMPLE_SIZE];
     memcpy(bytes, sample_bytes, SAMPLE_SIZE);
     bytes[0] = 2;
-    assert_info_refused(bytes, sizeof bytes, "has version 2, known is 1");
+    assert_info_refused(bytes, sizeof bytes,
+                        "has version 2, only 1 is supported");
     bytes[0] = 0;
     assert_info_refused(bytes, sizeof bytes, "has version 0");
 }
@@ -191,7 +192,7 @@ test_shm_info_impossible_values_are_refused(void **state)
     for (size_t i = 0; i < 3; i++) {
         memcpy(bytes, sample_bytes, SAMPLE_SIZE);
         memcpy(bytes + PID_AT, &pids[i], sizeof pids[i]);
-        assert_info_refused(bytes, SAMPLE_SIZE, "impossible process id");
+        assert_info_refused(bytes, SAMPLE_SIZE, "invalid process id");
     }
 }
 
@@ -307,7 +308,7 @@ test_shm_region_refuses_what_it_does_not_know(void **state)
     bytes[7] = (char)0x80;
     assert_int_equal(vnxi_shm_region_read(bytes, SHARED_SIZE, &share, &error),
                      VNX_ERR_MISMATCH);
-    assert_non_null(strstr(error.cause, "impossible descriptor"));
+    assert_non_null(strstr(error.cause, "invalid descriptor"));
     bytes[7] = 0;
     bytes[0] = 3;
     assert_int_equal(vnxi_shm_region_read(bytes, SHARED_SIZE, &share, &error),

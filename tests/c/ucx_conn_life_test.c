@@ -141,8 +141,8 @@ test_ucx_conn_life_that_ucx_refuses_is_lost(void **state)
     ucx_side_await_lost(&here);
     assert_int_equal(here.lost_cookie, 5);
     assert_string_equal(here.lost_cause,
-                        "UCX cannot connect to it: fake status -6");
-    assert_refused(conn, "UCX cannot connect to it: fake status -6");
+                        "UCX cannot connect to the peer: fake status -6");
+    assert_refused(conn, "UCX cannot connect to the peer: fake status -6");
     assert_false(vnxi_ucx_conn_is_wired(conn));
     end_conn(conn);
     close_sides();
@@ -198,7 +198,7 @@ test_ucx_conn_life_an_error_is_told_once(void **state)
     ucx_side_await_lost(&here);
     assert_int_equal(here.lost_cookie, 9);
     assert_string_equal(here.lost_cause,
-                        "the connection by UCX failed: fake status -25");
+                        "the UCX connection failed: fake status -25");
     /* All of its ends are closed, though only one said so first. */
     AWAIT(atomic_load(&fake->eps) == 0);
     assert_int_equal(fake->forced, 3);

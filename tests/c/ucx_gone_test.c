@@ -77,7 +77,7 @@ lose(const ucx_side_t *to, unsigned count)
     vnxi_ucx_conn_t *conn = ucx_side_connect(&here, to, count);
     AWAIT(count_lost(&here) == count);
     assert_string_equal(here.lost_cause,
-                        "UCX cannot connect to it: fake status -80");
+                        "UCX cannot connect to the peer: fake status -80");
     end_conn(conn);
 }
 

@@ -200,7 +200,7 @@ test_ucx_memory_key_that_is_cut_short(void **state)
     replace_key(mem->key, 9);
     assert_int_equal(move(), VNX_ERR_INVALID_PARAM);
     assert_non_null(
-        strstr(flight.error.cause, "its key for the region is of no use"));
+        strstr(flight.error.cause, "its key for the region cannot be used"));
     replace_key(mem->key, 15);
     assert_int_equal(move(), VNX_ERR_INVALID_PARAM);
     assert_int_equal(posts(FAKE_GET), 0);

@@ -322,9 +322,8 @@ lose_one(void)
     ucx_side_await_lost(&here);
     ucx_side_await_messages(&there, 1); /* sent before, on its way */
     assert_int_equal(here.lost_cookie, 4);
-    assert_string_equal(
-        here.lost_cause,
-        "a notification could not be sent by UCX: fake status -4");
+    assert_string_equal(here.lost_cause,
+                        "UCX could not send a notification: fake status -4");
     assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
                      VNX_ERR_REMOTE_DISCONNECT);
     end_conn(conn);

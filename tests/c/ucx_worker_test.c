@@ -102,7 +102,7 @@ test_ucx_worker_engine_config(void **state)
     assert_true(has_setting("A=1;B=x=y;"));
     assert_int_equal(create_with("engine_config", "A=1,B", &error),
                      VNX_ERR_INVALID_PARAM);
-    assert_non_null(strstr(error.cause, "'B' is no KEY=value"));
+    assert_non_null(strstr(error.cause, "'B' is not KEY=value"));
     assert_int_equal(create_with("engine_config", "NO_SUCH_KEY=1", &error),
                      VNX_ERR_INVALID_PARAM);
     assert_string_equal(error.cause,
@@ -173,7 +173,7 @@ test_ucx_worker_that_cannot_be_made_later(void **state)
     AWAIT((calls->end(FAKE_GET, 0, 0), flight_has_ended(&flight)));
     assert_int_equal(ucx_flight_await(&flight), VNX_ERR_BACKEND);
     assert_string_equal(flight.error.cause,
-                        "UCX cannot make a worker: fake status -4");
+                        "UCX cannot create a worker: fake status -4");
     ucx_flight_free(&flight);
     ground_close(&ground);
     end_conn(conn);

@@ -369,7 +369,8 @@ test_ucx_xfer_memory_that_is_unmapped(void **state)
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
     vnxi_ucx_mem_unmap(ucx_mem_of(ground.local));
     post_it();
-    assert_ends(VNX_ERR_INVALID_PARAM, "its key for the region is of no use");
+    assert_ends(VNX_ERR_INVALID_PARAM,
+                "its key for the region cannot be used");
     assert_int_equal(posts(FAKE_PUT), 0);
     finish();
 }
@@ -384,11 +385,11 @@ lose(bool error_first, vnx_op_t op)
     AWAIT(posts(op == VNX_OP_READ ? FAKE_GET : FAKE_PUT) == 1500);
     calls->break_eps(VNXI_UCS_ERR_CONNECTION_RESET);
     assert_ends(VNX_ERR_REMOTE_DISCONNECT,
-                "the connection by UCX failed: fake status -25");
+                "the UCX connection failed: fake status -25");
     ucx_side_await_lost(&here);
     post_it();
     assert_ends(VNX_ERR_REMOTE_DISCONNECT,
-                "the connection by UCX failed: fake status -25");
+                "the UCX connection failed: fake status -25");
     finish();
     hold(op == VNX_OP_READ ? FAKE_GET : FAKE_PUT, false);
     assert_int_equal(here.lost_count, 1);
@@ -659,7 +660,7 @@ test_ucx_xfer_stall_resets_the_connection(void **state)
     hold(FAKE_GET, true);
     for (int round = 1; round <= 3; round++) {
         post_it();
-        assert_ends(VNX_ERR_TIMEOUT, "nothing moved for 0.05 s, with 20 ");
+        assert_ends(VNX_ERR_TIMEOUT, "no progress for 0.05 s, with 20 ");
         assert_int_equal(fake->forced, round);
     }
     hold(FAKE_GET, false);

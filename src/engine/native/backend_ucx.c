@@ -89,7 +89,7 @@ stall_timeout(const vnx_param_t *params, size_t count, uint64_t *ns_p,
         if (*end != '\0' || !(seconds >= 0.0 && seconds <= 1e9)) {
             return vnxi_error_set(
                 error, VNX_ERR_INVALID_PARAM, "create_backend",
-                "timeout '%s' is no number of seconds", text);
+                "timeout '%s' is not a valid number of seconds", text);
         }
     }
     *ns_p = (uint64_t)(seconds * 1e9);

@@ -108,7 +108,7 @@ path_reason(const vnxi_native_peer_t *peer)
     case VNXI_PATH_PROCESS:
         return "an agent of this process: copied within the process";
     case VNXI_PATH_UCX:
-        return "the network, or what UCX has within a host";
+        return "UCX: over the network, or by its transports within a host";
     case VNXI_PATH_SHM:
         break;
     }

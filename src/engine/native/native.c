@@ -178,8 +178,8 @@ check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
     }
     if (mem == VNX_MEM_VRAM) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
-                              "no backend of the native engine moves VRAM "
-                              "memory here: %s",
+                              "no backend of the native engine can move VRAM "
+                              "memory: %s",
                               engine->no_ucx[0] != '\0'
                                   ? engine->no_ucx
                                   : "UCX has no support for CUDA");
@@ -282,7 +282,7 @@ native_query(vnxi_engine_t *engine, vnx_mem_t mem, const vnx_reg_desc_t *descs,
                ? status
                : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "query_memory",
                                 "backend %s of the native engine has no "
-                                "storage to ask",
+                                "storage to query",
                                 backend);
 }
 

@@ -339,8 +339,8 @@ open_local(loading_t *loading, vnxi_engine_t *local, vnxi_peer_t **peer_p)
         memcmp(name->data, local->name, local->name_len) != 0) {
         char cause[VNX_ERROR_CAUSE_MAX];
         snprintf(cause, sizeof cause,
-                 "it is the agent '%.100s' of this process that has this "
-                 "instance id: the metadata is forged",
+                 "this instance id belongs to the agent '%.100s' of this "
+                 "process: the metadata is forged",
                  local->name);
         vnxi_native_unref(local);
         return refuse(loading, VNX_ERR_MISMATCH, cause);
@@ -360,13 +360,15 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
                       "first");
     }
     if (!loading->has_info) {
-        return by_ucx ? open_by_ucx(loading, "it is no agent of vllm_nixl",
-                                    peer_p)
-                      : no_common_backend(loading);
+        return by_ucx
+                   ? open_by_ucx(loading, "the peer is not a vllm_nixl agent",
+                                 peer_p)
+                   : no_common_backend(loading);
     }
     if (by_ucx && has_vram(loading)) {
-        return open_by_ucx(
-            loading, "it has memory of GPUs, which SHM does not move", peer_p);
+        return open_by_ucx(loading,
+                           "the peer has GPU memory, which SHM does not move",
+                           peer_p);
     }
     if (same_host || !by_ucx) {
         local = vnxi_directory_find(loading->info.instance);
@@ -374,21 +376,21 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
             return open_local(loading, local, peer_p);
         }
         if (is_this_process(loading)) {
-            return refuse(loading, VNX_ERR_MISMATCH,
-                          "it names this process, which has no agent of that "
-                          "instance: the agent was closed, or the metadata is "
-                          "forged");
+            return refuse(
+                loading, VNX_ERR_MISMATCH,
+                "it names this process, which has no agent with that "
+                "instance id: the agent was closed, or the metadata "
+                "is forged");
         }
     }
     if (same_host) {
         return open_by_shm(loading, peer_p);
     }
-    return by_ucx
-               ? open_by_ucx(loading, "VLLM_NIXL_SAME_HOST=0 switches it off",
-                             peer_p)
-               : refuse(loading, VNX_ERR_BACKEND,
-                        "VLLM_NIXL_SAME_HOST=0 switches SHM off, and there "
-                        "is no other path to it");
+    return by_ucx ? open_by_ucx(loading, "VLLM_NIXL_SAME_HOST=0 disables SHM",
+                                peer_p)
+                  : refuse(loading, VNX_ERR_BACKEND,
+                           "VLLM_NIXL_SAME_HOST=0 disables SHM, and no other "
+                           "path leads to the peer");
 }
 
 /* -- Update or new peer ----------------------------------------------------

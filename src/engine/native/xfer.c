@@ -85,8 +85,8 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     if (peer->path != VNXI_PATH_UCX && (args->local->mem != VNX_MEM_DRAM ||
                                         args->remote->mem != VNX_MEM_DRAM)) {
         vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, args->operation,
-                       "only UCX moves memory of GPUs, and this peer is not "
-                       "reached by it");
+                       "only UCX moves GPU memory, and this peer is not "
+                       "reached by UCX");
         vnxi_error_peer(error, peer->base.name, peer->base.name_len);
         return VNX_ERR_NOT_SUPPORTED;
     }

@@ -68,7 +68,7 @@ too_late(const vnxi_exfer_t *exfer, const vnxi_region_t *region,
 
     vnxi_error_set(
         error, VNX_ERR_TIMEOUT, "transfer",
-        "its owner has not confirmed the region at 0x%" PRIx64 " of %" PRIu64
+        "the peer has not confirmed the region at 0x%" PRIx64 " of %" PRIu64
         " bytes within %u s: is its process stopped?",
         region->addr, region->len, (unsigned)(ANSWER_WAIT_NS / 1000000000u));
     vnxi_error_peer(error, peer->name, peer->name_len);

@@ -380,9 +380,10 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
                 vnxi_hub_t **hub_p, vnx_error_t *error)
 {
     if (config->name_len == 0 || config->name_len > VNXI_LINK_FRAME_NAME_MAX) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                              "an agent's name has 1 to %d bytes, not %zu",
-                              VNXI_LINK_FRAME_NAME_MAX, config->name_len);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, OPERATION,
+            "an agent's name must have 1 to %d bytes, not %zu",
+            VNXI_LINK_FRAME_NAME_MAX, config->name_len);
     }
     vnxi_hub_t *hub = hub_alloc(config);
     if (hub == NULL) {
@@ -394,7 +395,8 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
     }
     if (cause != 0) {
         vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                       "no socket or thread for peers on this host: %s",
+                       "cannot create a socket or thread for peers on this "
+                       "host: %s",
                        vnxi_errno(cause)); /* before hub_destroy() changes
                                               errno */
         hub_destroy(hub);

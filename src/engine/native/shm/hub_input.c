@@ -72,8 +72,8 @@ end_text(const vnxi_link_t *link, link_end_t end, char *text_p, size_t size)
     static const char *const texts[] = {
         [LINK_END_OF_STREAM] = "the peer closed the connection",
         [LINK_SAID_BYE] = "the peer said goodbye",
-        [LINK_MALFORMED] = "the peer sent what is no message of this protocol",
-        [LINK_NO_MEMORY] = "no memory for a message of the peer",
+        [LINK_MALFORMED] = "the peer sent an invalid message",
+        [LINK_NO_MEMORY] = "no memory for a message from the peer",
         [LINK_SOCKET_FAILED] = "the connection to the peer failed",
     };
 
@@ -529,7 +529,7 @@ suspend_listener(vnxi_hub_t *hub, int err)
     if (!hub->warned_no_fds) {
         hub->warned_no_fds = true;
         vnxi_log(VNXI_LOG_WARNING,
-                 "connections of peers on this host have to wait: %s",
+                 "connections from peers on this host must wait: %s",
                  vnxi_errno(err));
     }
     epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &nothing);

@@ -207,8 +207,8 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
     if (queued > 0 && (queued >= VNXI_LINK_QUEUE_MAX ||
                        len > VNXI_LINK_QUEUE_MAX - queued)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "the peer does not take its messages: %zu bytes "
-                              "are waiting for it",
+                              "the peer does not read its messages: %zu bytes "
+                              "are queued for it",
                               queued);
     }
     if (queued == 0) {
@@ -254,14 +254,15 @@ vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
 
     if (vnxi_fork_crossed(link->forks)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                              "the agent was made before this process was "
+                              "the agent was created before this process was "
                               "forked");
     }
     if (len >= VNXI_LINK_FRAME_MAX) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                              "a message of %zu bytes is too long, %u is the "
-                              "most",
-                              len, VNXI_LINK_FRAME_MAX - 1);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, OPERATION,
+            "a message of %zu bytes is too long, the maximum "
+            "is %u",
+            len, VNXI_LINK_FRAME_MAX - 1);
     }
     vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, len, header);
     return vnxi_link_send(link, header, sizeof header, message, len, error);

@@ -63,7 +63,8 @@ check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
     if (info->pid == 0 || info->pid > INT32_MAX ||
         memchr(info->socket, '\0', sizeof info->socket) == NULL ||
         info->socket[0] == '\0') {
-        return refuse(error, "the metadata has no process or no socket");
+        return refuse(error,
+                      "the metadata has no process id or no socket name");
     }
     return VNX_OK;
 }
@@ -104,9 +105,9 @@ find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
     if (stat.start_time != info->start_time) {
         vnxi_fork_fd_close(pidfd);
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "process %" PRIu32 " is another one than that "
-                              "which published the metadata (start times "
-                              "differ): fetch its metadata again",
+                              "process %" PRIu32 " is not the one that "
+                              "published the metadata (start times differ): "
+                              "fetch the metadata again",
                               info->pid);
     }
     *pidfd_p = pidfd;
@@ -147,14 +148,14 @@ error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
         return vnxi_error_set(
             error, VNX_ERR_NOT_ALLOWED, OPERATION,
             "the ptrace scope of this host (kernel.yama.ptrace_scope = %ld) "
-            "forbids to read the memory of process %" PRIu32 ": run 'sysctl "
+            "forbids reading the memory of process %" PRIu32 ": run 'sysctl "
             "-w kernel.yama.ptrace_scope=0', or give both processes "
             "CAP_SYS_PTRACE",
             scope, info->pid);
     }
     return vnxi_error_set(
         error, VNX_ERR_NOT_ALLOWED, OPERATION,
-        "the kernel forbids to read the memory of process %" PRIu32 ": in "
+        "the kernel forbids reading the memory of process %" PRIu32 ": in "
         "containers add --cap-add=SYS_PTRACE (and a seccomp profile that "
         "allows process_vm_readv); outside, a ptrace scope, another user or "
         "set capabilities of the peer are the usual cause",
@@ -185,7 +186,7 @@ check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
         return vnxi_error_set(
             error, VNX_ERR_BACKEND, OPERATION,
             "process %" PRIu32 " does not have the instance id of the "
-            "metadata in its memory: the agent was closed or made anew",
+            "metadata in its memory: the agent was closed or created again",
             info->pid);
     }
     return VNX_OK;
@@ -233,7 +234,7 @@ connect_socket(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
                                  "network namespace (another container)");
         }
         if (cause == EAGAIN) {
-            return refuse(error, "the peer accepts no connections now "
+            return refuse(error, "the peer does not accept connections "
                                  "(backlog full)");
         }
         if (cause != EINTR) {
@@ -257,7 +258,7 @@ check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
     socklen_t len = sizeof who;
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0) {
-        return refuse(error, "the peer's socket does not say whose it is");
+        return refuse(error, "cannot get the owner of the peer's socket");
     }
     if ((uint32_t)who.pid != info->pid || who.uid != info->uid) {
         return vnxi_error_set(
@@ -276,7 +277,7 @@ connect_peer(const vnxi_shm_info_t *info, int *fd_p, vnx_error_t *error)
 
     if (fd < 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "no socket: %s", vnxi_errno(errno));
+                              "cannot create a socket: %s", vnxi_errno(errno));
     }
     vnx_status_t status = connect_socket(fd, info, error);
     if (status == VNX_OK) {
@@ -372,13 +373,14 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
     vnxi_link_t *link = NULL;
 
     if (name_len == 0 || name_len > VNXI_LINK_FRAME_NAME_MAX) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                              "an agent's name has 1 to %d bytes, not %zu",
-                              VNXI_LINK_FRAME_NAME_MAX, name_len);
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, OPERATION,
+            "an agent's name must have 1 to %d bytes, not %zu",
+            VNXI_LINK_FRAME_NAME_MAX, name_len);
     }
     if (vnxi_fork_crossed(hub->forks)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                              "the agent was made before this process was "
+                              "the agent was created before this process was "
                               "forked");
     }
     vnx_status_t status = link_make(hub, info, &link, error);

@@ -43,7 +43,7 @@ vnxi_memfd_refusal(int fd, bool seal)
     /* Huge pages may run out at a page fault, which would kill the process
      * that maps them. */
     if (fstatfs(fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
-        return "it is no memfd of ordinary pages";
+        return "it is not a memfd of ordinary pages";
     }
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals >= 0 && (seals & F_SEAL_SHRINK) == 0 && seal &&

@@ -94,7 +94,7 @@ fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
     }
     switch (errno) {
     case EBADF:
-        return refuse(error, share, "there is no such descriptor");
+        return refuse(error, share, "the peer has no such descriptor");
     case ESRCH:
         return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
                               "the peer's process has ended");
@@ -102,7 +102,7 @@ fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
     case EACCES:
     case ENOSYS:
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                              "the kernel does not hand out the peer's "
+                              "the kernel denies access to the peer's "
                               "descriptor %d: %m",
                               share->fd);
     default:
@@ -127,7 +127,7 @@ check_fd(int fd, const vnxi_share_t *share, uint64_t end, vnx_error_t *error)
         return refuse(error, share, why);
     }
     if (st.st_size < 0 || (uint64_t)st.st_size < end) {
-        return refuse(error, share, "it is shorter than what was published");
+        return refuse(error, share, "it is shorter than published");
     }
     return VNX_OK;
 }
@@ -176,7 +176,7 @@ map_alloc(vnxi_share_map_t **map_p, vnx_error_t *error)
         map_free(map);
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "this process has mapped %u regions of peers, "
-                              "and maps no more",
+                              "which is the limit",
                               VNXI_SHARE_MAPS_MAX);
     }
     *map_p = map;
@@ -192,7 +192,7 @@ vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
     vnxi_share_map_t *map = NULL;
     if (len == 0 || __builtin_add_overflow(share->offset, len, &end) ||
         end > INT64_MAX) {
-        return refuse(error, share, "the range is impossible");
+        return refuse(error, share, "the range is invalid");
     }
     vnx_status_t status = fetch_fd(pidfd, share, &fd, error);
     if (status != VNX_OK) {

@@ -49,7 +49,7 @@ read_head(vnxi_reader_t *reader, const char *what, uint16_t *flags_p,
     }
     if (major_number != MAJOR) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                              "%s has version %u, known is %u", what,
+                              "%s has version %u, only %u is supported", what,
                               major_number, MAJOR);
     }
     *flags_p = flags;
@@ -135,18 +135,18 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
     }
     if (!socket_is_good) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                              INFO " has an impossible socket name");
+                              INFO " has an invalid socket name");
     }
     /* For the kernel, 0 and numbers that are negative as pid_t mean other
      * processes. */
     if (info.pid == 0 || info.pid > INT_MAX) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                              INFO " has an impossible process id %" PRIu32,
+                              INFO " has an invalid process id %" PRIu32,
                               info.pid);
     }
     if (!is_whole) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                              INFO " is damaged: its checksum is another");
+                              INFO " is damaged: its checksum is wrong");
     }
     *info_p = info;
     return VNX_OK;
@@ -266,7 +266,7 @@ vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
         }
         if (fd > INT_MAX) {
             return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                                  "SHM region has an impossible descriptor "
+                                  "SHM region has an invalid descriptor "
                                   "%" PRIu32,
                                   fd);
         }

@@ -82,7 +82,7 @@ vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
 {
     if (len == 0 || len > VNXI_UCX_ADDRESS_MAX) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
-                              "%zu bytes are no address of UCX", len);
+                              "%zu bytes are not a UCX address", len);
     }
     vnxi_ucx_conn_t *conn = conn_alloc(ucx, address, len);
     if (conn == NULL) {
@@ -270,8 +270,7 @@ note_unsent(message_t *message, vnxi_ucs_status_t status)
     char cause[160];
 
     if (status != VNXI_UCS_OK) {
-        snprintf(cause, sizeof cause,
-                 "a notification could not be sent by UCX: %s",
+        snprintf(cause, sizeof cause, "UCX could not send a notification: %s",
                  message->conn->ucx->library->ucp.ucs_status_string(status));
         vnxi_ucx_conn_fail(message->conn, cause);
     }
@@ -385,8 +384,8 @@ vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn, const void *data, size_t len,
         vnxi_writer_fini(&message->payload);
         free(message);
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
-                              "notifications of %u MiB are waiting for the "
-                              "peer to take them",
+                              "%u MiB of notifications are queued for the "
+                              "peer",
                               VNXI_UCX_NOTIF_QUEUE_MAX >> 20);
     }
     message->super.run = run_send;

@@ -187,7 +187,7 @@ set_engine_config(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
         if (value == NULL) {
             status =
                 vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                               "engine_config: '%s' is no KEY=value", one);
+                               "engine_config: '%s' is not KEY=value", one);
         } else {
             *value = '\0';
             status = modify(library, config, one, value + 1, error);
@@ -337,12 +337,12 @@ open_first(vnxi_ucx_t *ucx, vnx_error_t *error)
     if (!pushed) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "%s: its worker was stopped before it had an "
-                              "address: the process ends",
+                              "address: the process is ending",
                               ucx->version);
     }
     return command.status == VNXI_UCS_OK
                ? VNX_OK
-               : ucx_error(ucx, command.status, "its worker", error);
+               : ucx_error(ucx, command.status, "opening its worker", error);
 }
 
 static vnxi_ucx_t *
@@ -392,8 +392,8 @@ vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
     if (!vnxi_ucx_is_usable()) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "UCX cannot be used again in this process: all "
-                              "descriptors of the process were closed, UCX's "
-                              "own among them");
+                              "descriptors of the process were closed, "
+                              "including UCX's own");
     }
     vnxi_ucx_t *ucx = ucx_alloc(library, config);
     if (ucx == NULL) {

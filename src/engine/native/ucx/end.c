@@ -168,7 +168,7 @@ on_error(void *arg, vnxi_ucp_ep_t ep, vnxi_ucs_status_t status)
         return;
     }
     end->state = VNXI_UCX_END_FAILED;
-    snprintf(cause, sizeof cause, "the connection by UCX failed: %s%s",
+    snprintf(cause, sizeof cause, "the UCX connection failed: %s%s",
              vnxi_ucx_calls(end->worker)->ucs_status_string(status),
              vnxi_descriptors());
     vnxi_ucx_conn_fail(end->conn, cause);
@@ -342,7 +342,7 @@ vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
     }
     vnxi_ucs_status_t status = take_over(end) ? VNXI_UCS_OK : create_ep(end);
     if (status != VNXI_UCS_OK) {
-        snprintf(cause, sizeof cause, "UCX cannot connect to it: %s%s",
+        snprintf(cause, sizeof cause, "UCX cannot connect to the peer: %s%s",
                  vnxi_ucx_calls(end->worker)->ucs_status_string(status),
                  vnxi_descriptors());
         vnxi_ucx_conn_fail(end->conn, cause);

@@ -34,8 +34,8 @@ vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes, size_t len,
 
     if (!is_key(bytes, len)) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
-                              "%zu bytes of a region's public data are no key "
-                              "of UCX",
+                              "%zu bytes of a region's public data are not a "
+                              "UCX key",
                               len);
     }
     vnxi_ucx_key_t *key = malloc(sizeof *key + slots + len + KEY_PADDING);

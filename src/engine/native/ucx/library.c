@@ -103,8 +103,8 @@ is_new_enough(const char *path, vnxi_ucx_library_t *found)
         found->minor >= VNXI_UCP_API_MINOR) {
         return true;
     }
-    note("%s is UCX %u.%u, at least 1.19 of 1.x is needed", path, found->major,
-         found->minor);
+    note("%s is UCX %u.%u, but 1.19 or a later 1.x is required", path,
+         found->major, found->minor);
     return false;
 }
 
@@ -158,7 +158,7 @@ load_library(void)
     const char *named = getenv(VARIABLE);
 
     if (named != NULL && strcmp(named, "none") == 0) {
-        note("switched off by " VARIABLE "=none");
+        note("disabled by " VARIABLE "=none");
         return;
     }
     if (named != NULL && named[0] != '\0') {

@@ -72,7 +72,7 @@ on_message(void *arg, const void *header, size_t header_length, void *data,
     if ((param->recv_attr & VNXI_UCP_AM_RECV_RNDV) != 0 ||
         !vnxi_ucx_notif_read(data, length, &notif)) {
         vnxi_log(VNXI_LOG_INFO,
-                 "a message of %zu bytes came by UCX that is no notification",
+                 "ignored a message of %zu bytes from UCX: not a notification",
                  length);
         return VNXI_UCS_OK;
     }

@@ -159,7 +159,7 @@ find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
     }
     if (status != VNXI_UCS_OK) {
         vnxi_ucx_share_fail(share, status,
-                            "its key for the region is of no use",
+                            "its key for the region cannot be used",
                             share->remote->addr, share->remote->len);
     }
     return status == VNXI_UCS_OK;

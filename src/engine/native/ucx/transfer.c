@@ -345,7 +345,7 @@ fail_stalled(vnxi_ucx_share_t *share)
     vnx_error_t error;
     vnxi_error_set(
         &error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
-        "nothing moved for %.3g s, with %zu requests waiting for the peer",
+        "no progress for %.3g s, with %zu requests waiting for the peer",
         (double)share->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
         share->pending);
     vnxi_ucx_xfer_fail(share->xfer, &error, false);

@@ -345,7 +345,7 @@ become_ready(vnxi_ucx_worker_t *worker)
     vnxi_ucs_status_t status = make(worker);
     if (status != VNXI_UCS_OK) {
         snprintf(worker->cause, sizeof worker->cause,
-                 "UCX cannot make a worker: %s%s",
+                 "UCX cannot create a worker: %s%s",
                  vnxi_ucx_calls(worker)->ucs_status_string(status),
                  vnxi_descriptors());
     }
@@ -416,7 +416,7 @@ vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
     vnxi_mutex_unlock(&worker->lock);
     if (ret != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
-                              "no thread for UCX can be started: %s",
+                              "cannot start a thread for UCX: %s",
                               vnxi_errno(ret));
     }
     return worker->cause[0] == '\0'
