@@ -171,10 +171,10 @@ def _warn(stock: dict[str, ModuleType], users: list[str]) -> None:
     packages = ", ".join(name for name in stock if "." not in name)
     taken = ", ".join(users) or "none"
     warnings.warn(
-        f"vllm_nixl.install(): {packages or 'stock NIXL'} had been imported "
+        f"vllm_nixl.install(): {packages or 'stock NIXL'} was imported "
         "before. Imports get vllm_nixl from now on; modules whose names were "
-        f"changed from stock's to ours: {taken}. Agents that were made before "
-        "stay stock's. Call install() earlier to avoid this, or set "
+        f"changed to vllm_nixl's: {taken}. Existing agents stay stock NIXL's. "
+        "Call install() earlier to avoid this, or set "
         "VLLM_NIXL_AS_NIXL=1, which installs at the start of the interpreter.",
         RuntimeWarning,
         stacklevel=3,

@@ -105,7 +105,7 @@ def deserialize(data: bytes) -> nixlXferDList | nixlRegDList:
         module, kind, state = _read(bytes(data))
     except Exception:  # pickletools may raise any exception
         raise _mismatch(
-            "the bytes are no serialised descriptor list"
+            "the bytes are not a serialised descriptor list"
         ) from None
     if module not in _MODULES or kind not in _CLASSES:
         raise _mismatch("the bytes are an object of another class")
