@@ -1,4 +1,4 @@
-"""The agent as a Python object: attributes, subclasses, life."""
+"""The agent as a Python object: attributes, subclasses, lifetime."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ def agent(endpoint):
 # -- Attributes --------------------------------------------------------------
 
 
-def test_an_agent_knows_itself(endpoint):
+def test_agent_attributes_have_their_values(endpoint):
     here = endpoint()
     agent = here.agent
     assert agent.name == here.name
@@ -29,7 +29,7 @@ def test_an_agent_knows_itself(endpoint):
     assert repr(here.name) in repr(agent)
 
 
-def test_attributes_may_be_added(agent):
+def test_agent_accepts_new_attributes(agent):
     agent.owner = "somebody"
     assert agent.owner == "somebody"
     assert agent.__dict__["owner"] == "somebody"
@@ -47,7 +47,7 @@ def test_plugin_lists_are_copies(agent):
 # -- Backends ----------------------------------------------------------------
 
 
-def test_backends_are_numbered_as_they_are_created(api, names):
+def test_backends_are_numbered_in_creation_order(api, names):
     config = api.nixl_agent_config(backends=[])
     with api.nixl_agent(names(), config) as agent:
         assert agent.backends == {}
@@ -57,14 +57,14 @@ def test_backends_are_numbered_as_they_are_created(api, names):
         assert agent.backends == {other: 1, "UCX": 2}
 
 
-def test_parameters_of_backends_may_be_numbers(api, names):
+def test_backend_parameters_may_be_numbers(api, names):
     config = api.nixl_agent_config(backends=[])
     with api.nixl_agent(names(), config) as agent:
         agent.create_backend("UCX", {"num_threads": 2})
         assert agent.get_backend_params("UCX")["num_threads"] == "2"
 
 
-def test_what_was_asked_of_a_backend_is_told(agent):
+def test_backend_parameters_are_reported(agent):
     for plugin in {"UCX", "SHM", "POSIX"} & set(agent.get_plugin_list()):
         assert "DRAM_SEG" in agent.get_plugin_mem_types(plugin)
         params = agent.get_plugin_params(plugin)
@@ -92,7 +92,7 @@ def test_backends_that_were_not_created_are_refused(api, agent, ask):
 
 
 @pytest.mark.parametrize("params", [3, "a=b", [("a", "b")]])
-def test_parameters_are_a_dict(api, names, params):
+def test_backend_parameters_must_be_a_dict(api, names, params):
     config = api.nixl_agent_config(backends=[])
     with (
         api.nixl_agent(names(), config) as agent,
@@ -106,7 +106,7 @@ class Unprintable:
         raise LookupError("no text")
 
 
-def test_what_a_parameter_raises_is_passed_on(api, names):
+def test_exception_raised_by_a_parameter_propagates(api, names):
     config = api.nixl_agent_config(backends=[])
     with api.nixl_agent(names(), config) as agent:
         with pytest.raises(LookupError, match="no text"):
@@ -115,12 +115,12 @@ def test_what_a_parameter_raises_is_passed_on(api, names):
 
 
 @pytest.mark.nixl_differs("some of its plugins lack a library here")
-def test_every_backend_may_be_created_at_once(api, names):
+def test_all_backends_may_be_created_at_once(api, names):
     with api.nixl_agent(names(), None, True) as agent:
         assert sorted(agent.backends) == sorted(agent.plugin_list)
 
 
-def test_a_configuration_goes_before_every_backend(api, names):
+def test_configuration_overrides_the_backends_argument(api, names):
     config = api.nixl_agent_config(backends=["UCX"])
     with api.nixl_agent(names(), config, instantiate_all=True) as agent:
         assert list(agent.backends) == ["UCX"]
@@ -146,7 +146,7 @@ def test_agents_may_be_subclassed(api, names):
         assert got == [(agent.name, b"hello")]
 
 
-def test_a_subclass_that_forgets_to_make_itself(api, names):
+def test_subclass_without_base_init_is_refused(api, names):
     class Empty(api.nixl_agent):
         def __init__(self):
             pass
@@ -155,7 +155,7 @@ def test_a_subclass_that_forgets_to_make_itself(api, names):
         Empty().get_agent_metadata()
 
 
-def test_a_subclass_with_slots(api, names):
+def test_subclass_may_have_slots(api, names):
     class Slots(api.nixl_agent):
         __slots__ = ("mine",)
 
@@ -167,7 +167,7 @@ def test_a_subclass_with_slots(api, names):
     assert gone() is None
 
 
-def test_the_base_takes_names_and_limits(names):
+def test_base_class_checks_names_and_limits(names):
     core = pytest.importorskip("vllm_nixl._core")
     agent = core.Agent(names(), engine="native", notif_bytes_max=1000)
     agent.create_backend("UCX")
@@ -182,10 +182,10 @@ def test_the_base_takes_names_and_limits(names):
         core.Agent(names(), "native")
 
 
-# -- Life --------------------------------------------------------------------
+# -- Lifetime ----------------------------------------------------------------
 
 
-def test_closing_is_for_good(api, endpoint):
+def test_closed_agent_stays_closed(api, endpoint):
     here = endpoint()
     agent = here.agent
     agent.close()
@@ -205,25 +205,25 @@ def test_closing_is_for_good(api, endpoint):
     assert agent.get_new_notifs() == {}
 
 
-def test_a_with_statement_closes(api, names):
+def test_with_statement_closes_the_agent(api, names):
     with api.nixl_agent(names()) as agent:
         same = agent
     assert same.closed
 
 
-def test_an_error_in_a_with_statement_is_not_hidden(api, names):
+def test_with_statement_does_not_hide_errors(api, names):
     with pytest.raises(LookupError), api.nixl_agent(names()):
         raise LookupError
 
 
-def test_a_dropped_agent_is_gone_at_once(api, names):
+def test_dropped_agent_is_freed_at_once(api, names):
     agent = api.nixl_agent(names())
     gone = weakref.ref(agent)
     del agent
     assert gone() is None
 
 
-def test_two_agents_may_have_one_name(api, names):
+def test_two_agents_may_have_the_same_name(api, names):
     name = names()
     with api.nixl_agent(name) as one, api.nixl_agent(name) as two:
         assert one.name == two.name

@@ -72,8 +72,8 @@ def test_several_loops_wait_for_one_transfer(busy):
     assert results == [[handle]] * 4
 
 
-def test_polling_elsewhere_takes_no_wake_up_away(busy):
-    """Another thread looks all the time, and so clears the agent's events."""
+def test_polling_in_another_thread_loses_no_wakeup(busy):
+    """Another thread polls constantly, which clears the agent's events."""
     here, handle = busy
     stop = threading.Event()
 
@@ -100,7 +100,7 @@ def test_polling_elsewhere_takes_no_wake_up_away(busy):
         thread.join()
 
 
-def test_any_of_several(long_transfer):
+def test_wait_async_returns_when_any_transfer_ends(long_transfer):
     here = long_transfer.here
     slow = [long_transfer.make() for _ in range(2)]
     for handle in slow:
@@ -119,7 +119,7 @@ def test_any_of_several(long_transfer):
         handle.release()
 
 
-def test_a_timeout_has_what_is_open(api, busy):
+def test_wait_async_timeout_lists_unfinished_transfers(api, busy):
     here, handle = busy
 
     async def main():
@@ -133,14 +133,14 @@ def test_a_timeout_has_what_is_open(api, busy):
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan")])
-def test_a_timeout_is_a_duration(busy, timeout):
+def test_wait_async_timeout_must_be_a_duration(busy, timeout):
     here, handle = busy
     with pytest.raises(ValueError, match="timeout"):
         run(here.agent.wait_async(handle, timeout))
 
 
-def test_the_first_failure_is_raised(api, long_transfer):
-    """Of several, while the others go on; with check=False it is not."""
+def test_wait_async_raises_the_first_failure(api, long_transfer):
+    """Others continue meanwhile; with check=False nothing is raised."""
     here = long_transfer.here
     slow = [long_transfer.make() for _ in range(3)]
     for handle in slow:
@@ -203,7 +203,7 @@ def test_closing_the_agent_ends_the_wait(api, busy):
         run(main())
 
 
-def test_nothing_is_left_open(busy):
+def test_no_descriptor_or_thread_is_left_open(busy):
     here, handle = busy
 
     async def main():
@@ -269,7 +269,7 @@ def test_notifications_come_in_order(pair):
     assert run(main()) == [(there.name, message) for message in messages]
 
 
-def test_what_an_iterator_leaves_is_there_for_others(here):
+def test_notifications_left_by_an_iterator_are_kept_for_others(here):
     for message in (b"1", b"2", b"3"):
         here.agent.send_notif(here.name, message)
 
@@ -287,7 +287,7 @@ async def anext_of(iterator):
     return await iterator.__anext__()
 
 
-def test_iterators_share_what_comes(here):
+def test_iterators_share_notifications(here):
     async def main():
         tasks = [asyncio.create_task(take(here.agent, 5)) for _ in range(4)]
         await asyncio.sleep(0)
@@ -301,8 +301,8 @@ def test_iterators_share_what_comes(here):
     assert sorted(taken) == list(range(20))
 
 
-def test_an_iterator_that_stops_wakes_the_next(here):
-    """It had taken three and used one; the others must not lie there."""
+def test_stopped_iterator_wakes_the_next_one(here):
+    """It took three and used one; the others must not get lost."""
 
     async def main():
         first = here.agent.notifications()
@@ -320,7 +320,7 @@ def test_an_iterator_that_stops_wakes_the_next(here):
     assert taken == [b"1", b"2", b"3"]
 
 
-def test_a_cancelled_iterator_loses_nothing(here):
+def test_cancelled_iterator_loses_no_notification(here):
     async def main():
         task = asyncio.create_task(take(here.agent, 2))
         await asyncio.sleep(0)
@@ -342,17 +342,18 @@ def test_iterators_end_when_the_agent_closes(here):
     assert run(main()) == []
 
 
-def test_loops_come_and_go(here):
+def test_event_loops_leave_no_descriptors_behind(here):
     before = open_files()
     for i in range(20):
         here.agent.send_notif(here.name, str(i).encode())
         assert run(take(here.agent, 1)) == [(here.name, str(i).encode())]
-    # If a loop left a descriptor behind, 20 would be left.  NIXL's UCX accepts
-    # its connection to itself when it finds the time, and keeps it.
+    # If each loop leaked a descriptor, 20 would be left.  NIXL's UCX accepts
+    # its
+    # connection to itself at some later time, and keeps it.
     assert open_files() < before + 20
 
 
-def test_a_loop_that_was_dropped_harms_nobody(here):
+def test_dropped_event_loop_does_no_harm(here):
     loop = asyncio.new_event_loop()
     task = loop.create_task(take(here.agent, 1))
     loop.run_until_complete(asyncio.sleep(0))

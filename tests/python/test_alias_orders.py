@@ -1,5 +1,6 @@
-"""install() and uninstall() in any order, with stock there or not, with
-modules that come and go in between: what is in place follows a model."""
+"""install() and uninstall() in any order, with and without stock, while
+modules appear and disappear: sys.modules must match a model.
+"""
 
 import contextlib
 import sys
@@ -28,7 +29,7 @@ ACTS = st.one_of(
 
 @contextlib.contextmanager
 def nothing_of_nixl():
-    """No module of any of the names; all as it was afterwards."""
+    """Remove every aliased module; restore all of them afterwards."""
     import vllm_nixl
 
     def of_nixl():
@@ -50,7 +51,7 @@ def present():
 
 
 class Model:
-    """What sys.modules is to have, by name; "ours" stands for ours."""
+    """The expected sys.modules, by name; "ours" marks our modules."""
 
     def __init__(self):
         self.has, self.replaced, self.on = {}, {}, False
@@ -75,7 +76,7 @@ class Model:
 
 @hypothesis.given(acts=st.lists(ACTS, max_size=12))
 @hypothesis.settings(max_examples=60, deadline=None, database=None)
-def test_any_order_leaves_what_the_model_says(module, acts):
+def test_any_order_of_install_and_uninstall_matches_the_model(module, acts):
     with nothing_of_nixl() as package, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         model = Model()
@@ -98,7 +99,7 @@ def test_any_order_leaves_what_the_model_says(module, acts):
                 assert is_ours == (what == "ours"), name
 
 
-def test_who_installs_at_once_installs_once(module):
+def test_concurrent_installs_install_once(module):
     with nothing_of_nixl() as package:
         start, answers = threading.Barrier(8), []
 
@@ -115,7 +116,7 @@ def test_who_installs_at_once_installs_once(module):
         assert list(present()) == EVERY
 
 
-def test_threads_that_turn_it_on_and_off_leave_it_whole(module):
+def test_concurrent_install_and_uninstall_stay_consistent(module):
     with nothing_of_nixl() as package:
         errors = []
 

@@ -1,4 +1,4 @@
-"""vllm_nixl in the place of nixl."""
+"""vllm_nixl under the name nixl."""
 
 import importlib
 import importlib.metadata
@@ -20,7 +20,7 @@ EVERY = [
     name for top in PACKAGES for name in (top, *(f"{top}.{p}" for p in PARTS))
 ]
 ON = {"VLLM_NIXL_AS_NIXL": "1"}
-# What NIXL 1.5.1 has by these names.
+# The names that NIXL 1.5.1 has in these modules.
 STOCK_API = [
     "DEFAULT_COMM_PORT",
     "get_logger",
@@ -45,7 +45,7 @@ def package():
 
 @pytest.fixture
 def clean(package, monkeypatch):
-    """No module of any of the names, during the test and after."""
+    """Remove every aliased module, during the test and after it."""
     package.uninstall()
     for name in list(sys.modules):
         if name.split(".")[0] in PACKAGES:
@@ -60,11 +60,11 @@ def installed(clean):
     return clean
 
 
-# -- What is in place --------------------------------------------------------
+# -- Installed modules --------------------------------------------------------
 
 
 @pytest.mark.parametrize("top", PACKAGES)
-def test_every_name_can_be_imported(installed, top):
+def test_every_alias_can_be_imported(installed, top):
     for name in (top, *(f"{top}.{part}" for part in PARTS)):
         found = importlib.import_module(name)
         assert sys.modules[name] is found
@@ -76,7 +76,7 @@ def test_every_name_can_be_imported(installed, top):
 
 
 @pytest.mark.parametrize("top", PACKAGES)
-def test_all_names_mean_the_same(installed, top):
+def test_all_aliases_are_the_same_objects(installed, top):
     api = importlib.import_module(f"{top}._api")
     assert api.nixl_agent is installed.NixlAgent
     assert api.nixlBind is importlib.import_module(f"{top}._bindings")
@@ -88,7 +88,7 @@ def test_all_names_mean_the_same(installed, top):
     assert names.get_logger is sys.modules[f"{top}.logging"].get_logger
 
 
-def test_modules_have_all_that_stock_has(installed):
+def test_alias_modules_have_every_name_of_stock(installed):
     import nixl
     import nixl._api
     import nixl._utils
@@ -104,7 +104,7 @@ def test_modules_have_all_that_stock_has(installed):
         assert getattr(nixl, name) is getattr(nixl.logging, name)
 
 
-def test_what_nixl_does_not_have_is_not_there(installed):
+def test_names_that_nixl_lacks_are_not_aliased(installed):
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("nixl.nothing")
     with pytest.raises(ImportError):
@@ -119,12 +119,12 @@ def test_installing_twice_does_nothing(installed):
     assert [sys.modules[name] for name in EVERY] == before
 
 
-def test_installing_again_mends_what_is_missing(installed):
+def test_installing_again_restores_missing_modules(installed):
     del sys.modules["rixl._api"]
     assert installed.install() == ["rixl._api"]
 
 
-def test_uninstalling_leaves_nothing(installed):
+def test_uninstall_removes_every_module(installed):
     installed.uninstall()
     assert not set(EVERY) & set(sys.modules)
     installed.uninstall()
@@ -132,17 +132,17 @@ def test_uninstalling_leaves_nothing(installed):
 
 
 def test_no_distribution_owns_the_name(installed):
-    """vLLM reads the version of the one that does, and passes without."""
+    """vLLM reads the version of the owning distribution, if there is one."""
     owners = importlib.metadata.packages_distributions()
     for top in PACKAGES:
         assert "vllm_nixl" not in owners.get(top, [])
 
 
-# -- Where stock NIXL was first ----------------------------------------------
+# -- Stock NIXL imported first -----------------------------------------------
 
 
 def stand_in():
-    """Modules as stock NIXL leaves them in sys.modules."""
+    """Modules such as stock NIXL leaves in sys.modules."""
     agent = type("nixl_agent", (), {"__module__": "nixl_cu12._api"})
     telemetry = type(
         "nixlXferTelemetry", (), {"__module__": "nixl_cu12._bindings"}
@@ -181,7 +181,7 @@ def module_of(monkeypatch):
     return make
 
 
-def test_stock_that_was_imported_before_is_said(clean, stock, module_of):
+def test_install_warns_if_stock_was_already_imported(clean, stock, module_of):
     module_of("a_client", Agent=stock["nixl"].nixl_agent)
     with pytest.warns(RuntimeWarning, match="a_client") as caught:
         assert clean.install() == EVERY
@@ -192,7 +192,7 @@ def test_stock_that_was_imported_before_is_said(clean, stock, module_of):
         clean.install()
 
 
-def test_what_clients_took_from_stock_becomes_ours(clean, stock, module_of):
+def test_install_replaces_names_imported_from_stock(clean, stock, module_of):
     client = module_of(
         "a_client",
         Agent=stock["nixl"].nixl_agent,
@@ -216,8 +216,8 @@ def test_what_clients_took_from_stock_becomes_ours(clean, stock, module_of):
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_vllm_that_looked_before_sees_ours(clean, stock, module_of, found):
-    """It keeps stock's names, or None where it found no NIXL."""
+def test_vllm_imported_earlier_gets_our_names(clean, stock, module_of, found):
+    """It keeps stock's names, or None if it found no NIXL."""
     agent = stock["nixl"].nixl_agent if found else None
     names = {"NixlWrapper": agent, "nixl_agent_config": None}
     base = "vllm.distributed"
@@ -237,7 +237,7 @@ def test_vllm_that_looked_before_sees_ours(clean, stock, module_of, found):
     assert worker.nixl_agent_config is None
 
 
-def test_vllm_without_any_nixl_sees_ours_silently(clean, module_of):
+def test_vllm_without_nixl_gets_our_names_without_a_warning(clean, module_of):
     utils = module_of(
         "vllm.distributed.nixl_utils", NixlWrapper=None, other=None
     )
@@ -250,7 +250,7 @@ def test_vllm_without_any_nixl_sees_ours_silently(clean, module_of):
     assert client.NixlWrapper is None
 
 
-# -- Without a word in the program -------------------------------------------
+# -- Without changes to the program -------------------------------------------
 
 FACTS = """
     import os, sys
@@ -271,19 +271,19 @@ def facts(value):
 
 
 @pytest.mark.parametrize("value", [None, "", "0", "true"])
-def test_nothing_happens_unless_asked_for(value):
+def test_aliases_are_not_installed_by_default(value):
     found = facts(value)
     assert (found["nixl"], found["ours"]) == (False, False)
 
 
-def test_the_environment_installs_at_the_start():
+def test_environment_variable_installs_at_startup():
     found = facts("1")
     assert (found["nixl"], found["ours"]) == (True, True)
     assert found["heavy"] == []
     assert found["threads"] == 1
 
 
-def test_children_of_any_kind_have_the_names():
+def test_child_processes_have_the_aliases():
     run_program(
         """
         import os, subprocess, sys
@@ -304,7 +304,7 @@ def test_children_of_any_kind_have_the_names():
 @pytest.mark.parametrize(
     "group", ["vllm.general_plugins", "sglang.srt.plugins"]
 )
-def test_clients_find_the_plug_in(clean, monkeypatch, group):
+def test_vllm_plugin_is_found_by_clients(clean, monkeypatch, group):
     found = importlib.metadata.entry_points(group=group)
     (ours,) = [item for item in found if item.name == "vllm_nixl"]
     register = ours.load()
@@ -358,8 +358,8 @@ def test_serialized_lists_name_what_stock_can_import(
 
 @pytest.mark.parametrize("top", PACKAGES)
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_pickles_of_others_become_our_lists(installed, top, protocol):
-    """With the names in place Python's own pickle reads stock's lists."""
+def test_pickles_from_stock_load_as_our_lists(installed, top, protocol):
+    """With the aliases installed, Python's pickle reads stock's lists."""
     made = installed.nixlXferDList("DRAM", [(1, 2, 3)])
     data = pickle.dumps(made, protocol)
     theirs = installed.NixlAgent("pickles").get_serialized_descs(made)
@@ -386,7 +386,7 @@ LEVELS = {
 
 
 @pytest.mark.parametrize("value", LEVELS)
-def test_the_environment_sets_the_level_of_loggers(value):
+def test_environment_sets_the_log_level(value):
     run_program(
         f"""
         import logging
@@ -404,7 +404,7 @@ def test_the_environment_sets_the_level_of_loggers(value):
     )
 
 
-def test_a_wrong_level_is_said_and_changes_nothing():
+def test_invalid_log_level_is_reported_and_ignored():
     done = run_program(
         """
         import logging
@@ -416,7 +416,7 @@ def test_a_wrong_level_is_said_and_changes_nothing():
     assert "loud" in done.stdout
 
 
-def test_handlers_of_the_program_are_kept():
+def test_log_handlers_of_the_program_are_kept():
     run_program(
         """
         import io, logging
@@ -434,7 +434,7 @@ def test_handlers_of_the_program_are_kept():
 # -- Plain memory ------------------------------------------------------------
 
 
-def test_memory_is_lent_filled_and_compared(package):
+def test_plain_memory_is_allocated_filled_and_compared(package):
     utils = importlib.import_module("vllm_nixl._utils")
     left, right = utils.malloc_passthru(64), utils.malloc_passthru(64)
     utils.ba_buf(left, 64)

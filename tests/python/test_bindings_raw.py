@@ -1,4 +1,4 @@
-"""The raw agent of NIXL's `_bindings`: numbers in, statuses out."""
+"""The raw agent of NIXL's `_bindings`: takes numbers, returns statuses."""
 
 import datetime
 import gc
@@ -35,7 +35,7 @@ def raw(module):
 
 
 class Side:
-    """A raw agent with memory that is registered."""
+    """A raw agent with registered memory."""
 
     def __init__(self, raw, name, seed):
         self.raw, self.name = raw, name
@@ -120,7 +120,7 @@ def test_enumerations_have_nixls_numbers(raw):
 
 
 @pytest.mark.beyond_stock
-def test_every_error_has_its_status(raw, api):
+def test_every_error_maps_to_its_status(raw, api):
     for kind in api.error_classes().values():
         assert raw.nixl_status_t(kind.status).name.startswith("NIXL_ERR_")
     gone = raw.nixl_status_t(raw.nixlRemoteDisconnectError.status)
@@ -153,7 +153,7 @@ def test_a_configuration_has_nixls_attributes(raw):
 # -- Backends ----------------------------------------------------------------
 
 
-def test_backends_are_numbers(raw, names):
+def test_raw_backends_are_numbers(raw, names):
     agent = raw.nixlAgent(names(), raw.nixlAgentConfig())
     assert "UCX" in agent.getAvailPlugins()
     params, mems = agent.getPluginParams("UCX")
@@ -179,7 +179,7 @@ def test_an_agent_needs_a_name(raw):
 # -- Transfers ---------------------------------------------------------------
 
 
-def test_a_transfer_of_descriptors(sides, raw):
+def test_raw_transfer_of_descriptors(sides, raw):
     left, right = sides
     agent = left.agent
     number = agent.createXferReq(
@@ -195,7 +195,7 @@ def test_a_transfer_of_descriptors(sides, raw):
     assert agent.releaseXferReq(number) == raw.NIXL_SUCCESS
 
 
-def test_a_transfer_of_prepared_rows(sides, raw):
+def test_raw_transfer_of_prepared_rows(sides, raw):
     numpy = pytest.importorskip("numpy")
     left, right = sides
     agent = left.agent
@@ -218,7 +218,7 @@ def test_a_transfer_of_prepared_rows(sides, raw):
     assert agent.releasedDlistH(remote) == raw.NIXL_SUCCESS
 
 
-def test_lists_with_strides(sides, raw):
+def test_raw_lists_may_have_strides(sides, raw):
     numpy = pytest.importorskip("numpy")
     left, right = sides
     agent = left.agent
@@ -237,7 +237,7 @@ def test_lists_with_strides(sides, raw):
     assert bytes(got[2 * BLOCK :][:BLOCK]) == source[4 * BLOCK :][:BLOCK]
 
 
-def test_the_local_side_needs_no_name(sides, raw):
+def test_raw_local_side_needs_no_agent_name(sides, raw):
     left, right = sides
     agent = left.agent
     local = agent.prepXferDlist(left.descs())
@@ -250,7 +250,7 @@ def test_the_local_side_needs_no_name(sides, raw):
 # -- Peers and notifications -------------------------------------------------
 
 
-def test_peers_are_known_and_forgotten(sides, raw):
+def test_raw_peers_are_loaded_and_removed(sides, raw):
     left, right = sides
     agent = left.agent
     data = right.agent.getLocalMD()
@@ -265,7 +265,7 @@ def test_peers_are_known_and_forgotten(sides, raw):
     assert agent.checkRemoteMD(right.name, empty) == raw.NIXL_ERR_NOT_FOUND
 
 
-def test_partial_metadata(sides, raw):
+def test_raw_partial_metadata_is_loaded(sides, raw):
     left, right = sides
     data = right.agent.getLocalPartialMD(right.reg, True, [right.ucx])
     left.agent.invalidateRemoteMD(right.name)
@@ -274,7 +274,7 @@ def test_partial_metadata(sides, raw):
     assert known == raw.NIXL_SUCCESS
 
 
-def test_notifications_are_merged_into_a_copy(sides, raw):
+def test_raw_notifications_are_merged_into_a_copy(sides, raw):
     left, right = sides
     assert left.agent.genNotif(right.name, b"\0\xff") == raw.NIXL_SUCCESS
     given = {left.name: [b"before"], "other": [b"x"]}
@@ -292,7 +292,7 @@ def test_notifications_are_merged_into_a_copy(sides, raw):
     right.notifs(left.name, [b"text"])
 
 
-def test_memory_goes(sides, raw):
+def test_raw_memory_is_deregistered(sides, raw):
     left, _ = sides
     reg = left.reg
     assert left.agent.deregisterMem(reg, [left.ucx]) == raw.NIXL_SUCCESS
@@ -301,7 +301,7 @@ def test_memory_goes(sides, raw):
     assert left.agent.registerMem(reg, [left.ucx]) == raw.NIXL_SUCCESS
 
 
-# -- What stock answers with a crash -----------------------------------------
+# -- Calls that crash stock ---------------------------------------------------
 
 
 @pytest.mark.beyond_stock
@@ -347,7 +347,7 @@ def test_telemetry_of_a_raw_transfer(sides, raw):
 
 
 @pytest.mark.beyond_stock
-def test_a_dropped_raw_agent_is_gone_at_once(sides, raw):
+def test_dropped_raw_agent_is_freed_at_once(sides, raw):
     left, _ = sides
     left.agent.prepXferDlist("", left.descs())
     gone = weakref.ref(left.agent._agent)
@@ -357,7 +357,7 @@ def test_a_dropped_raw_agent_is_gone_at_once(sides, raw):
 
 
 @pytest.mark.beyond_stock
-def test_what_is_missing_is_said_by_the_agent(sides, raw):
+def test_agent_names_the_unsupported_feature(sides, raw):
     left, _ = sides
     agent = left.agent
     calls = [
@@ -370,10 +370,10 @@ def test_what_is_missing_is_said_by_the_agent(sides, raw):
             call()
 
 
-# -- Over and under a NixlAgent ----------------------------------------------
+# -- The raw agent of a NixlAgent ---------------------------------------------
 
 
-def test_an_agent_shows_its_raw_one(endpoint, raw):
+def test_agent_exposes_its_raw_agent(endpoint, raw):
     here = endpoint()
     under = here.agent.agent
     assert isinstance(under, raw.nixlAgent)
@@ -387,8 +387,8 @@ def test_an_agent_shows_its_raw_one(endpoint, raw):
     )
 
 
-def test_a_raw_agent_may_be_put_in_place(api, raw, names):
-    """As SGLang's HiCache does, to choose the thread mode."""
+def test_raw_agent_may_be_replaced(api, raw, names):
+    """SGLang's HiCache does this to choose the thread mode."""
     name = names()
     agent = api.nixl_agent(name, api.nixl_agent_config(backends=[]))
     config = raw.nixlAgentConfig()
@@ -408,7 +408,7 @@ def test_a_raw_agent_may_be_put_in_place(api, raw, names):
 
 
 @pytest.mark.beyond_stock
-def test_a_raw_agent_that_does_not_fit_is_refused(api, raw, names):
+def test_raw_agent_of_the_wrong_type_is_refused(api, raw, names):
     name = names()
     agent = api.nixl_agent(name, api.nixl_agent_config(backends=[]))
     with pytest.raises(TypeError, match="nixlAgent"):

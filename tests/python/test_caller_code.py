@@ -1,11 +1,11 @@
 """Arguments that run the caller's code while a call converts them.
 
-That code releases handles, changes the list that is read, replaces
-agent.notifs, calls the same method again.  The call refuses what has been
-released, or takes what was there; nothing crashes, nothing is lost.
+That code releases handles, changes the list being read, replaces
+agent.notifs, or calls the same method again.  The call refuses released
+handles, or uses the values it has read; nothing crashes and nothing is lost.
 
-Each case runs in a process of its own, in which freed memory is overwritten,
-so that a use of it is seen.
+Each case runs in its own process, in which freed memory is overwritten, so
+that a use after free is detected.
 """
 
 import sys
@@ -84,7 +84,7 @@ def make(*, left_i=(0,), right_i=(1,), **keywords):
 
 # name: program
 CASES = {
-    # -- Handles that go while an argument is converted ----------------------
+    # -- Handles released while an argument is converted ----------------------
     "make, a local index": """
 released(make, left_i=[Releases(0)])
 """,
@@ -375,7 +375,7 @@ assert "slice(name, name, name)" in repr(agent)
 """,
 }
 
-# As above, by the buffer protocol in Python, which came with 3.12.
+# As above, through the buffer protocol in Python (3.12 and later).
 BUFFERS = {
     "make, notif_msg": """
 released(make, notif_msg=Releases(b"x"))
@@ -434,7 +434,7 @@ def run_case(module, program):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_code_of_the_caller_does_no_harm(module, case):
+def test_caller_code_does_no_harm(module, case):
     run_case(module, CASES[case])
 
 
@@ -442,11 +442,11 @@ def test_code_of_the_caller_does_no_harm(module, case):
     sys.version_info < (3, 12), reason="__buffer__ came with Python 3.12"
 )
 @pytest.mark.parametrize("case", BUFFERS)
-def test_a_buffer_in_python_does_no_harm(module, case):
+def test_python_buffer_protocol_does_no_harm(module, case):
     run_case(module, BUFFERS[case])
 
 
-# -- What is no tensor --------------------------------------------------------
+# -- Objects that are not tensors ---------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_a_buffer_in_python_does_no_harm(module, case):
     [KeyboardInterrupt, MemoryError, RecursionError, SystemExit, ValueError],
 )
 @pytest.mark.parametrize("place", ["alone", "in a list"])
-def test_an_exception_is_not_taken_for_no_tensor(endpoint, kind, place):
+def test_exception_from_data_ptr_propagates(endpoint, kind, place):
     class Odd:
         @property
         def data_ptr(self):
@@ -470,7 +470,7 @@ def test_an_exception_is_not_taken_for_no_tensor(endpoint, kind, place):
         agent.register_memory(source, "DRAM")
 
 
-def test_what_has_no_data_ptr_is_no_tensor(endpoint):
+def test_object_without_data_ptr_is_not_a_tensor(endpoint):
     agent = endpoint().agent
     with pytest.raises(TypeError, match="tensors, not object"):
         agent.get_xfer_descs(object(), "DRAM")
@@ -481,7 +481,7 @@ def test_what_has_no_data_ptr_is_no_tensor(endpoint):
 
 @pytest.fixture
 def hasty():
-    """Threads of Python take turns as often as they can."""
+    """Make Python threads switch as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -489,7 +489,7 @@ def hasty():
 
 
 def twice(function):
-    """What two threads that call it at the same time return or raise."""
+    """Call it in two threads at once; return their results or exceptions."""
     results = []
     start = threading.Barrier(2)
 
@@ -509,8 +509,8 @@ def twice(function):
 
 
 @pytest.mark.usefixtures("hasty")
-def test_two_threads_get_one_side_channel(api, names):
-    """The second to start a listener is told of the first: none is lost."""
+def test_two_threads_start_only_one_listener(api, names):
+    """The second call reports the first listener; none is lost."""
     config = api.nixl_agent_config(backends=[])
     for _ in range(300):
         with api.nixl_agent(names(), config) as agent:

@@ -62,7 +62,7 @@ def test_every_argument_may_be_a_keyword(here):
     agent.deregister_memory(dereg_list=registered)
 
 
-def test_keywords_that_were_made_at_run_time_are_known(agent, handle):
+def test_keywords_built_at_run_time_are_recognised(agent, handle):
     name = "".join(["han", "dle"])
     with pytest.raises(Exception, match="NIXL_ERR_NOT_POSTED"):
         agent.check_xfer_state(**{name: handle})
@@ -84,19 +84,19 @@ def test_wrong_arguments_are_named(agent, call, words):
         call(agent)
 
 
-def test_an_agent_that_was_not_made_refuses(api):
+def test_uninitialised_agent_refuses_calls(api):
     agent = api.nixl_agent.__new__(api.nixl_agent)
     for call in (agent.get_new_notifs, agent.stats, agent.fileno):
         with pytest.raises(RuntimeError, match="__init__"):
             call()
 
 
-def test_an_agent_is_made_once(agent):
+def test_agent_is_initialised_once(agent):
     with pytest.raises(RuntimeError, match="already"):
         agent.__init__("again")
 
 
-# -- Names and messages ------------------------------------------------------
+# -- Names and messages -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_an_agent_is_made_once(agent):
         "x" * 300,
     ],
 )
-def test_names_are_any_text(endpoint, name):
+def test_agent_names_may_be_any_text(endpoint, name):
     left, right = endpoint(), endpoint(name)
     blob = right.metadata()
     assert left.add(blob) == name.encode()
@@ -191,7 +191,7 @@ def test_backends_that_were_not_created_are_refused(agent, handle):
 # -- Collected notifications -------------------------------------------------
 
 
-def test_collected_notifications_add_up(here, agent):
+def test_collected_notifications_accumulate(here, agent):
     agent.send_notif(here.name, b"one")
     deadline.until(agent.update_notifs, "a notification")
     agent.send_notif(here.name, b"two")
@@ -202,7 +202,7 @@ def test_collected_notifications_add_up(here, agent):
     assert agent.get_new_notifs() == {}
 
 
-def test_a_tag_takes_the_first_message_that_has_it(here, agent):
+def test_tag_matches_the_first_message_that_has_it(here, agent):
     for message in (b"a-1", b"b-1", b"a-2"):
         agent.send_notif(here.name, message)
 
@@ -218,7 +218,7 @@ def test_a_tag_takes_the_first_message_that_has_it(here, agent):
     assert not agent.check_remote_xfer_done("nobody", b"")
 
 
-def test_notifications_of_the_users_own_dict(here, agent):
+def test_update_notifs_fills_the_callers_dict(here, agent):
     agent.notifs = {here.name: [b"old"]}
     agent.send_notif(here.name, b"new")
     deadline.until(
@@ -233,7 +233,7 @@ def test_notifications_of_the_users_own_dict(here, agent):
 # -- Handles -----------------------------------------------------------------
 
 
-def test_handles_are_values_by_identity(here, handle):
+def test_handles_compare_by_identity(here, handle):
     assert handle
     assert handle != 3
     assert len({handle, handle}) == 1
@@ -256,7 +256,7 @@ def test_a_handle_keeps_its_agent_alive(api, names):
     assert "released" in repr(left)
 
 
-def test_agents_and_handles_in_a_circle_are_collected(api, names):
+def test_reference_cycles_of_agents_and_handles_are_collected(api, names):
     import gc
     import weakref
 
@@ -270,8 +270,8 @@ def test_agents_and_handles_in_a_circle_are_collected(api, names):
     assert gone() is None
 
 
-def test_releasing_at_once_from_many_threads(here, agent, handle):
-    """One of them releases, none of them fails."""
+def test_concurrent_releases_do_not_fail(here, agent, handle):
+    """One of them releases the handle, and none fails."""
     failed = []
     start = threading.Barrier(8)
 
@@ -326,17 +326,17 @@ def test_a_shared_buffer_is_writable_memory(api):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**63, 2**64])
-def test_a_shared_buffer_has_a_size(api, size):
+def test_shared_buffer_needs_a_positive_size(api, size):
     with pytest.raises(ValueError, match="shared_buffer"):
         api.shared_buffer(size)
 
 
 @pytest.mark.parametrize("size", [None, "1", 1.5, True])
-def test_the_size_of_a_shared_buffer_is_a_number(api, size):
+def test_shared_buffer_size_must_be_a_number(api, size):
     with pytest.raises(TypeError):
         api.shared_buffer(size)
 
 
-def test_a_shared_buffer_that_does_not_fit_is_refused(api):
+def test_shared_buffer_larger_than_memory_is_refused(api):
     with pytest.raises((api.NixlError, MemoryError)):
         api.shared_buffer(2**60)

@@ -1,4 +1,4 @@
-"""Stopping a transfer: nothing lands in memory that is free again."""
+"""Stopping a transfer: nothing is written to memory afterwards."""
 
 import pytest
 from support import deadline
@@ -12,7 +12,7 @@ pytestmark = [
 
 
 def nothing_lands(transfer):
-    """Poison both sides, let others work, and look at the poison."""
+    """Poison both sides, let other threads run, and check the poison."""
     here, there = transfer.here, transfer.there
     here.poison(transfer.local.key, 0xAA)
     there.poison(transfer.remote.key, 0xBB)
@@ -32,7 +32,7 @@ def nothing_lands(transfer):
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("kind", ["private", "shared-buffer"])
-def test_no_byte_lands_after_cancel_returned(api, pair, operation, kind):
+def test_no_byte_is_written_after_cancel_returns(api, pair, operation, kind):
     transfer = Long(*pair, operation, kind)
     agent = pair[0].agent
     agent.transfer(transfer.handle)
@@ -80,7 +80,7 @@ def test_a_cancelled_transfer_may_be_posted_again(long_transfer):
     assert deadline.run(here.agent, short) == "DONE"
 
 
-def test_cancelling_what_has_ended_says_so(long_transfer):
+def test_cancelling_an_ended_transfer_reports_its_state(long_transfer):
     agent = long_transfer.here.agent
     handle = long_transfer.make(times=1)
     assert deadline.run(agent, handle) == "DONE"
@@ -105,7 +105,7 @@ def test_a_cancelled_transfer_sends_no_notification(long_transfer):
     assert there.gather_notifs(1) == [(here.name, b"after")]
 
 
-def test_cancelling_one_leaves_the_others_alone(long_transfer):
+def test_cancelling_one_transfer_does_not_affect_others(long_transfer):
     agent = long_transfer.here.agent
     others = [long_transfer.make(times=20) for _ in range(3)]
     agent.transfer(long_transfer.handle)
@@ -116,8 +116,8 @@ def test_cancelling_one_leaves_the_others_alone(long_transfer):
     assert agent.check_xfer_states(others) == ["DONE"] * 3
 
 
-def test_memory_may_be_given_back_after_cancel(pair):
-    """The local memory is unmapped; a late write would be a crash."""
+def test_memory_may_be_unmapped_after_cancel(pair):
+    """The local memory is unmapped; a late write would crash."""
     here, there = pair
     for _ in range(5):
         transfer = Long(here, there)
@@ -130,11 +130,11 @@ def test_memory_may_be_given_back_after_cancel(pair):
         there.unmap(transfer.remote.key)
 
 
-# -- a time in which it has to end -------------------------------------------
+# -- timeouts -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_a_transfer_whose_time_is_up_is_stopped(api, pair, operation):
+def test_transfer_is_stopped_at_its_timeout(api, pair, operation):
     transfer = Long(*pair, operation)
     agent = pair[0].agent
     assert agent.transfer(transfer.handle, timeout=0.05) == "PROC"
@@ -147,7 +147,7 @@ def test_a_transfer_whose_time_is_up_is_stopped(api, pair, operation):
     assert agent.cancel(transfer.handle) is False
 
 
-def test_a_transfer_whose_time_was_up_may_be_posted_again(api, long_transfer):
+def test_timed_out_transfer_may_be_posted_again(api, long_transfer):
     agent = long_transfer.here.agent
     handle = long_transfer.make(times=3, notif=b"done")
     for timeout in (0, None, 60, 0):
@@ -157,14 +157,14 @@ def test_a_transfer_whose_time_was_up_may_be_posted_again(api, long_transfer):
         with pytest.raises(api.nixlTimeoutError):
             agent.check_xfer_state(long_transfer.handle)
         [state] = agent.check_xfer_states([handle])
-        assert state == "DONE" or timeout == 0  # which it may end in as well
+        assert state == "DONE" or timeout == 0  # it may have ended already
         if state == "DONE":
             assert long_transfer.there.gather_notifs(1) == [
                 (long_transfer.here.name, b"done")
             ]
 
 
-def test_a_transfer_that_is_cancelled_in_its_time(api, long_transfer):
+def test_transfer_with_a_timeout_can_be_cancelled(api, long_transfer):
     agent, handle = long_transfer.here.agent, long_transfer.handle
     agent.transfer(handle, timeout=60)
     assert agent.cancel(handle) is True
@@ -172,7 +172,7 @@ def test_a_transfer_that_is_cancelled_in_its_time(api, long_transfer):
         agent.check_xfer_state(handle)
 
 
-def test_a_time_that_is_none_is_refused(api, long_transfer):
+def test_invalid_transfer_timeout_is_refused(api, long_transfer):
     agent, handle = long_transfer.here.agent, long_transfer.handle
     for wrong in (-1, float("nan")):
         with pytest.raises(api.nixlInvalidParamError, match="timeout"):
@@ -185,7 +185,7 @@ def test_a_time_that_is_none_is_refused(api, long_transfer):
         agent.check_xfer_state(handle)
 
 
-# -- memory that is taken away meanwhile -------------------------------------
+# -- memory removed during a transfer -----------------------------------------
 
 WITHDRAWN = """
 import faulthandler
@@ -222,11 +222,13 @@ SIDES = {
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("kind", ["private", "shared-buffer"])
 @pytest.mark.parametrize("side", SIDES)
-def test_memory_is_the_users_once_it_is_deregistered(
+def test_deregistered_memory_is_not_touched(
     engine, module, side, kind, operation
 ):
-    """It may be unmapped at once, though a transfer was in flight on it.  In
-    a process of its own: a late access would be its end."""
+    """It may be unmapped at once, even if a transfer was using it.  This runs
+    in a
+    separate process, because a late access would crash it.
+    """
     if side == "remote" and "ucx" in engine.name:
         pytest.skip("peers are not told over UCX, as in stock NIXL")
     source = WITHDRAWN.format(
@@ -262,11 +264,11 @@ for _ in range(10):
 """
 
 
-def test_memory_is_the_users_once_the_agent_is_closed(module):
+def test_memory_of_a_closed_agent_is_not_touched(module):
     run_program(CLOSED, module=module)
 
 
-def test_stats_count_what_was_cancelled(busy):
+def test_stats_count_cancelled_transfers(busy):
     here, handle = busy
     before = here.agent.stats()["xfers_cancelled"]
     here.agent.cancel(handle)

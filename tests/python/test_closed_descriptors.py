@@ -1,13 +1,15 @@
-"""A program closes every descriptor of its process, as daemons do, while an
-agent is open: closing the agent ends, and so does the process, and the files
-that the program opened meanwhile are left alone."""
+"""A program closes all its descriptors, as daemons do, while an agent is open.
+
+Closing the agent and exiting still work, and files that the program opened
+meanwhile stay open.
+"""
 
 import pytest
 from support.program import run_program
 
 pytestmark = [pytest.mark.beyond_stock, pytest.mark.slow]
 
-# Only a peer's pipe is kept: it has to live on.
+# Keep only the peer's pipe, because the peer must survive.
 SCENE = """
 import ctypes, os, sys, tempfile, time
 from support.endpoint import Endpoint
@@ -109,6 +111,6 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("scene", SCENES)
-def test_all_descriptors_are_closed_under_an_agent(inproc, scene, end):
+def test_agent_survives_closing_of_all_descriptors(inproc, scene, end):
     source = SCENE + SCENES[scene] + ENDS[end]
     assert run_program(source, env=inproc.env, timeout=60).stdout == "closed\n"

@@ -1,4 +1,4 @@
-"""nixl_agent_config: every value is looked at where it is given."""
+"""nixl_agent_config: every value is checked when it is given."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def config(api, monkeypatch):
         ("metadata_secret", memoryview(bytes(8)), TypeError),
     ],
 )
-def test_a_wrong_value_is_refused(config, keyword, value, error):
+def test_config_refuses_wrong_values(config, keyword, value, error):
     with pytest.raises(error, match=keyword.rstrip("s").replace("_", ".")):
         config(**{keyword: value})
 
@@ -68,14 +68,14 @@ def test_a_wrong_value_is_refused(config, keyword, value, error):
         ("enable_prog_thread", False),
     ],
 )
-def test_a_right_value_is_taken(config, keyword, value):
+def test_config_accepts_valid_values(config, keyword, value):
     names = {"listen_port": "port", "enable_prog_thread": "enable_pthread"}
     made = config(**{keyword: value})
     kept = getattr(made, names.get(keyword, keyword))
     assert kept == (list(value) if keyword == "backends" else value)
 
 
-def test_sync_modes_are_nixls(api, config):
+def test_sync_modes_match_nixl(api, config):
     modes = api.nixl_thread_sync_t
     assert [mode.value for mode in modes] == [0, 1, 2]
     assert modes.NIXL_THREAD_SYNC_DEFAULT is modes.NIXL_THREAD_SYNC_NONE
@@ -83,7 +83,7 @@ def test_sync_modes_are_nixls(api, config):
         assert config(sync_mode=mode).sync_mode is mode
 
 
-def test_a_wrong_engine_of_the_environment_is_named(config, monkeypatch):
+def test_error_names_an_invalid_engine_in_the_environment(config, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "fast")
     with pytest.raises(ValueError, match=r"VLLM_NIXL_ENGINE.*'fast'"):
         config()
@@ -91,14 +91,14 @@ def test_a_wrong_engine_of_the_environment_is_named(config, monkeypatch):
     assert config().engine == "auto"
 
 
-def test_a_configuration_shows_its_values(config):
+def test_config_repr_shows_its_values(config):
     text = repr(config(num_threads=3))
     assert text.startswith("nixl_agent_config(")
     assert "num_threads=3" in text
     assert "backends=['UCX']" in text
 
 
-def test_the_positional_order_is_nixls(config):
+def test_config_positional_order_matches_nixl(config):
     made = config(True, False, 1234, True, 2, ["SHM"], None)
     assert (made.port, made.num_threads) == (1234, 2)
     assert made.backends == ["SHM"]
@@ -106,14 +106,14 @@ def test_the_positional_order_is_nixls(config):
         config(True, False, 1234, True, 2, ["SHM"], None, "native")
 
 
-def test_the_callers_list_is_not_kept(config):
+def test_config_copies_the_callers_list(config):
     mine = ["UCX"]
     made = config(backends=mine)
     mine.append("SHM")
     assert made.backends == ["UCX"]
 
 
-def test_what_was_changed_afterwards_counts(api, config, names):
+def test_later_changes_of_the_config_take_effect(api, config, names):
     made = config()
     made.backends = ["SHM"]
     made.capture_telemetry = True
@@ -121,7 +121,7 @@ def test_what_was_changed_afterwards_counts(api, config, names):
         assert list(agent.backends) == ["SHM"]
 
 
-def test_an_agent_wants_a_configuration(api, names):
+def test_agent_requires_a_config_object(api, names):
     for wrong in ({"backends": ["UCX"]}, ["UCX"], "UCX", 3):
         with pytest.raises(TypeError, match="nixl_agent_config"):
             api.nixl_agent(names(), wrong)

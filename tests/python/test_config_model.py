@@ -1,5 +1,6 @@
-"""nixl_agent_config drawn at random: what is given is what it has, shows and
-makes an agent with, and nothing of it is shared."""
+"""Random nixl_agent_config objects: attributes, repr and agents match the
+arguments, and configurations share no state.
+"""
 
 import pytest
 
@@ -17,7 +18,7 @@ PLACES = [
     "num_threads",
     "backends",
 ]
-# The attributes have other names here and there, as NIXL's have.
+# Some attributes have other names than the arguments, as in NIXL.
 ATTRIBUTES = {
     "enable_prog_thread": "enable_pthread",
     "enable_listen_thread": "enable_listen",
@@ -60,7 +61,7 @@ def kept(made, key):
 
 @SETTINGS
 @hypothesis.given(given=GIVEN)
-def test_what_is_given_is_what_it_has(config, given):
+def test_config_attributes_equal_the_arguments(config, given):
     made, default = config(**given), config()
     for key in VALUES:
         wanted = given.get(key, kept(default, key))
@@ -69,8 +70,8 @@ def test_what_is_given_is_what_it_has(config, given):
 
 @SETTINGS
 @hypothesis.given(given=GIVEN)
-def test_what_it_shows_makes_it_again(config, given):
-    """repr() has every value, under the names of the attributes."""
+def test_config_repr_can_be_evaluated(config, given):
+    """repr() has every value, under its attribute name."""
     made = config(**given)
     shown = eval(repr(made), {"nixl_agent_config": dict})
     assert shown == vars(made)
@@ -86,7 +87,7 @@ def test_what_it_shows_makes_it_again(config, given):
 
 @SETTINGS
 @hypothesis.given(values=st.tuples(*(VALUES[key] for key in PLACES)))
-def test_places_are_nixls(config, values):
+def test_config_positional_arguments_match_nixl(config, values):
     by_place = config(*values)
     by_name = config(**dict(zip(PLACES, values, strict=True)))
     assert vars(by_place) == vars(by_name)
@@ -94,7 +95,7 @@ def test_places_are_nixls(config, values):
 
 @SETTINGS
 @hypothesis.given(data=st.data(), key=st.sampled_from(sorted(OUTSIDE)))
-def test_what_is_outside_is_refused_with_its_name(config, data, key):
+def test_config_names_the_value_out_of_range(config, data, key):
     value = data.draw(OUTSIDE[key])
     with pytest.raises(ValueError, match=f"^{key} must be") as caught:
         config(**{key: value})
@@ -106,7 +107,7 @@ SECRETS = st.none() | st.binary(min_size=8) | st.text(min_size=8)
 
 @SETTINGS
 @hypothesis.given(given=GIVEN, secret=SECRETS)
-def test_all_but_the_secret_is_shown(config, given, secret):
+def test_config_repr_hides_the_secret_only(config, given, secret):
     made = config(metadata_secret=secret, **given)
     assert made.metadata_secret == secret
     shown = repr(config(metadata_secret=None, **given))
@@ -116,13 +117,13 @@ def test_all_but_the_secret_is_shown(config, given, secret):
     )
 
 
-def test_the_default_is_nobodys_to_change(config):
+def test_config_defaults_cannot_be_modified(config):
     first = config()
     first.backends.append("SHM")
     assert config().backends == ["UCX"]
 
 
-def test_one_configuration_makes_many_agents(api, names):
+def test_one_config_creates_many_agents(api, names):
     config = api.nixl_agent_config(backends=["SHM"], num_threads=3)
     agents = [api.NixlAgent(names(), config) for _ in range(3)]
     try:
@@ -135,7 +136,7 @@ def test_one_configuration_makes_many_agents(api, names):
             agent.close()
 
 
-def test_the_raw_configuration_says_the_same(api, names, monkeypatch):
+def test_raw_config_has_the_same_values(api, names, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
     raw = api.nixlAgentConfig(
         useProgThread=True, useListenThread=True, listenPort=0
@@ -143,7 +144,8 @@ def test_the_raw_configuration_says_the_same(api, names, monkeypatch):
     agent = api.nixlAgent(names(), raw)
     try:
         assert agent._agent.listen_port > 0
-        assert agent._agent.backends == {}  # raw agents create their own
+        # A raw agent has no backends until its caller creates them.
+        assert agent._agent.backends == {}
         agent.createBackend("UCX", {})
         assert agent._agent.describe()["engine"] == "native"
     finally:

@@ -1,7 +1,7 @@
 """A region of a peer is used only after its owner has confirmed it.
 
-Forged metadata, owners that do not answer, answers that come late or lie.
-By chance: tests/stress/test_forged_metadata.py.
+The cases: forged metadata, owners that do not answer, late and false answers.
+Random ones are in tests/stress/test_forged_metadata.py.
 """
 
 import os
@@ -33,7 +33,7 @@ def here(endpoint, monkeypatch):
 
 @pytest.fixture
 def there(here, peer):
-    """In a process of its own; not loaded yet."""
+    """A peer in its own process, not loaded yet."""
     return peer()
 
 
@@ -44,7 +44,7 @@ def owner(here, names, opened):
 
 
 def start(here, name, addr, operation="READ", size=SIZE, notif=b""):
-    """(the handle's key, the local buffer, the state) of a posted transfer."""
+    """Post a transfer; return (handle key, local buffer, state)."""
     local = here.alloc(size, seed=9)
     key = here.initialize(
         operation, [(local.addr, size, 0)], [(addr, size, 0)], name, notif
@@ -57,14 +57,14 @@ def confirmed(here, name):
 
 
 def settle(here, name, count):
-    """Until the owner has confirmed so many regions."""
+    """Wait until the owner has confirmed that many regions."""
     deadline.until(
         lambda: confirmed(here, name) == count, f"{count} regions of {name}"
     )
 
 
 def stray(api, here, name, addr, size=SIZE):
-    """Both operations on memory that nobody registered are refused."""
+    """Check that READ and WRITE on unregistered memory are refused."""
     for operation in ("READ", "WRITE"):
         local = here.alloc(size, seed=9)
         with pytest.raises(api.NixlError) as caught:
@@ -79,7 +79,7 @@ def stray(api, here, name, addr, size=SIZE):
 
 
 def test_a_region_of_another_address_is_refused(api, here, there):
-    """By the metadata of the agent itself, changed in one field."""
+    """The agent's own metadata with one field changed."""
     remote = there.alloc_guarded(SIZE)
     good = there.metadata()
     region = forge.regions_of(good)[0]
@@ -106,7 +106,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_region_is_confirmed_to_the_last_field(api, here, there, field):
+def test_every_field_of_a_region_is_confirmed(api, here, there, field):
     remote = there.alloc_guarded(SIZE)
     good = there.metadata()
     forged = FIELDS[field](forge.regions_of(good)[0])
@@ -121,8 +121,10 @@ def test_a_region_is_confirmed_to_the_last_field(api, here, there, field):
     assert there.touched() == []
 
 
-def test_another_name_is_refused_and_both_are_told(api, here, there, names):
-    """The issue's first forgery: name and address are another's."""
+def test_false_name_is_refused_and_both_sides_report_it(
+    api, here, there, names
+):
+    """The first forgery of the issue: another agent's name and address."""
     remote = there.alloc_guarded(SIZE)
     good, name = there.metadata(), names()
     addr = remote.addr + SIZE
@@ -143,7 +145,7 @@ def test_another_name_is_refused_and_both_are_told(api, here, there, names):
 
 
 def test_our_own_process_under_a_new_instance_is_refused(api, here, names):
-    """The issue's second forgery: V's own pid and socket."""
+    """The second forgery of the issue: V's own pid and socket."""
     block = here.alloc_guarded(SIZE)
     region = grammar.Region(block.addr - PAGE, PAGE, 0, b"\1\0\0\0")
     nonce = memory.Memory(PAGE)
@@ -175,8 +177,8 @@ def test_an_agent_of_this_process_under_another_name_is_refused(
     assert beside.name in str(caught.value)
 
 
-def test_a_shared_region_is_not_served_by_another_file(api, here, there):
-    """The address is registered; the memfd behind it is another one."""
+def test_shared_region_backed_by_another_file_is_refused(api, here, there):
+    """The address is registered, but another memfd is behind it."""
     one = there.alloc_guarded(BIG, "memfd")
     two = there.alloc_guarded(BIG, "memfd")
     regions = {r.addr: r for r in forge.regions_of(there.metadata())}
@@ -205,9 +207,9 @@ def test_a_shared_region_is_not_served_by_another_file(api, here, there):
     assert there.read(one.key, PAGE, SIZE) == pattern(9, SIZE)
 
 
-def test_an_epoch_that_lies_keeps_nothing_alive(api, here, there):
-    """Metadata that says it is the newest does not outlive a deregistration,
-    nor keep true metadata away."""
+def test_false_epoch_does_not_outlive_a_deregistration(api, here, there):
+    """Metadata that falsely claims to be the newest does not survive a
+    deregistration and does not block true metadata."""
     kept, gone = there.alloc(SIZE, seed=1), there.alloc(SIZE, seed=2)
     good = there.metadata()
     here.add(forge.with_info(good, epoch=forge.MAX64))
@@ -228,7 +230,7 @@ def test_an_epoch_that_lies_keeps_nothing_alive(api, here, there):
     assert here.finish(key) == "DONE"
 
 
-def test_an_empty_blob_that_lies_about_its_epoch(here, there):
+def test_empty_blob_with_a_false_epoch_does_no_harm(here, there):
     remote = there.alloc(SIZE, seed=1)
     good = there.metadata()
     here.add(good)
@@ -245,10 +247,10 @@ def test_an_empty_blob_that_lies_about_its_epoch(here, there):
     assert here.read(local.key) == pattern(1, SIZE)
 
 
-# -- true metadata, early, late and in part -----------------------------------
+# -- true metadata: early, late, partial --------------------------------------
 
 
-def test_metadata_of_what_was_deregistered_since(api, here, there):
+def test_metadata_of_deregistered_regions_is_refused(api, here, there):
     kept, gone = there.alloc(SIZE, seed=1), there.alloc(SIZE, seed=2)
     old = there.metadata()
     there.deregister(gone.key)
@@ -266,7 +268,7 @@ def test_metadata_of_what_was_deregistered_since(api, here, there):
     assert here.read(local.key) == pattern(1, SIZE)
 
 
-def test_partial_metadata_is_confirmed_as_well(api, here, there):
+def test_partial_metadata_is_confirmed_too(api, here, there):
     first, second = there.alloc(SIZE, seed=1), there.alloc_guarded(SIZE)
     here.add(there.partial_metadata([first.key], True))
     settle(here, there.name, 1)
@@ -286,8 +288,8 @@ def test_partial_metadata_is_confirmed_as_well(api, here, there):
     assert here.read(local.key) == pattern(1, SIZE)
 
 
-def test_a_region_that_was_registered_again_is_good(here, there):
-    """Also where the old registration was loaded and confirmed."""
+def test_region_registered_again_is_confirmed(here, there):
+    """Even if the old registration was loaded and confirmed."""
     remote = there.alloc(SIZE, seed=1)
     for number in range(50):
         here.add(there.metadata())
@@ -298,7 +300,7 @@ def test_a_region_that_was_registered_again_is_good(here, there):
         there.register(remote.key)
 
 
-def test_five_thousand_regions_are_confirmed_all(here, there):
+def test_all_of_5000_regions_are_confirmed(here, there):
     remote = there.alloc(5000 * 64, seed=1, register=False)
     there.register_rows(remote.key, 64, 5000)
     here.add(there.metadata())
@@ -320,7 +322,7 @@ def test_five_thousand_regions_are_confirmed_all(here, there):
 
 
 def stop(process):
-    """SIGSTOP; returns when no thread of the process runs."""
+    """Send SIGSTOP; return when all threads of the process have stopped."""
     process.send_signal(signal.SIGSTOP)
     tasks = Path(f"/proc/{process.pid}/task")
 
@@ -333,7 +335,7 @@ def stop(process):
 
 @pytest.fixture
 def stopped(here, peer):
-    """A peer whose process was stopped before its metadata was loaded."""
+    """A peer whose process is stopped before its metadata is loaded."""
     there = peer()
     remote = there.alloc(SIZE, seed=1)
     blob = there.metadata()
@@ -360,7 +362,7 @@ def test_a_transfer_waits_for_an_owner_that_is_stopped(here, stopped):
     assert here.read(local.key) == here.read(written.key)
 
 
-def test_a_transfer_that_waits_fails_when_the_owner_dies(api, here, names):
+def test_waiting_transfer_fails_when_the_owner_dies(api, here, names):
     from support.peer import PeerProcess
 
     there = PeerProcess("vllm_nixl", names())
@@ -377,7 +379,7 @@ def test_a_transfer_that_waits_fails_when_the_owner_dies(api, here, names):
     assert here.read(local.key) == pattern(9, SIZE)
 
 
-def test_a_transfer_that_waits_can_be_cancelled(api, here, stopped):
+def test_waiting_transfer_can_be_cancelled(api, here, stopped):
     there, remote = stopped
     key, local, _ = start(here, there.name, remote.addr)
     other, _, _ = start(here, there.name, remote.addr)
@@ -391,7 +393,7 @@ def test_a_transfer_that_waits_can_be_cancelled(api, here, stopped):
     assert here.read(local.key) == pattern(1, SIZE)
 
 
-def test_a_transfer_that_waits_can_be_released(here, stopped):
+def test_waiting_transfer_can_be_released(here, stopped):
     there, remote = stopped
     for _ in range(20):
         key, local, _ = start(here, there.name, remote.addr)
@@ -400,7 +402,7 @@ def test_a_transfer_that_waits_can_be_released(here, stopped):
     deadline.until(lambda: here.agent.stats()["live_xfers"] == 0, "their end")
 
 
-def test_a_transfer_that_waits_has_its_timeout(api, here, stopped):
+def test_waiting_transfer_obeys_its_timeout(api, here, stopped):
     there, remote = stopped
     key, _, _ = start(here, there.name, remote.addr)
     here.cancel(key)
@@ -410,7 +412,7 @@ def test_a_transfer_that_waits_has_its_timeout(api, here, stopped):
         here.finish(key)
 
 
-def test_the_peer_of_a_transfer_that_waits_can_be_removed(api, here, stopped):
+def test_peer_of_a_waiting_transfer_can_be_removed(api, here, stopped):
     there, remote = stopped
     key, _, _ = start(here, there.name, remote.addr)
     here.remove(there.name)
@@ -418,7 +420,7 @@ def test_the_peer_of_a_transfer_that_waits_can_be_removed(api, here, stopped):
         here.finish(key)
 
 
-def test_an_agent_closes_while_transfers_wait(api, here, stopped):
+def test_agent_can_be_closed_while_transfers_wait(api, here, stopped):
     there, remote = stopped
     keys = [start(here, there.name, remote.addr)[0] for _ in range(5)]
     handles = [here.handles.pop(key) for key in keys]
@@ -430,9 +432,9 @@ def test_an_agent_closes_while_transfers_wait(api, here, stopped):
 
 
 @pytest.mark.slow
-def test_an_owner_that_does_not_answer_is_given_up(api, here, stopped):
-    """After ten seconds; it can be posted again, and goes on when the owner
-    does."""
+def test_unresponsive_owner_times_out(api, here, stopped):
+    """After ten seconds.  The transfer can be posted again, and succeeds once
+    the owner continues."""
     there, remote = stopped
     key, local, _ = start(here, there.name, remote.addr)
     with pytest.raises(api.nixlTimeoutError, match="confirmed") as caught:
@@ -444,8 +446,8 @@ def test_an_owner_that_does_not_answer_is_given_up(api, here, stopped):
     assert here.read(local.key) == pattern(1, SIZE)
 
 
-def test_two_agents_load_each_other_at_the_same_moment(here, there):
-    """From one thread, and from two."""
+def test_two_agents_load_each_other_simultaneously(here, there):
+    """From one thread and from two."""
     mine, theirs = here.alloc(SIZE, seed=1), there.alloc(SIZE, seed=2)
     blobs = here.metadata(), there.metadata()
     for _ in range(50):
@@ -487,7 +489,7 @@ def test_two_agents_of_this_process_load_each_other(here, endpoint):
 # -- owners that lie ---------------------------------------------------------
 
 
-def test_the_question_is_what_was_published(here, owner):
+def test_confirm_request_has_the_published_rows(here, owner):
     share = forge.Share(0, 4096, 5, 6)
     regions = [
         *owner.regions(2),
@@ -510,7 +512,7 @@ def test_the_question_is_what_was_published(here, owner):
     assert owner.is_quiet(0.1)
 
 
-def test_nothing_is_asked_twice(here, owner):
+def test_confirmed_regions_are_not_requested_again(here, owner):
     here.add(owner.metadata())
     owner.confirm(owner.question()[0], 1)
     settle(here, owner.name, 1)
@@ -519,7 +521,7 @@ def test_nothing_is_asked_twice(here, owner):
         here.add(owner.metadata(partial=True))
         here.add(owner.loose(owner.regions()))
     assert owner.is_quiet(0.2)
-    # But for what is new.
+    # Only new regions are requested.
     here.add(owner.metadata(owner.regions() + owner.regions(2)))
     token, rows = owner.question()
     assert [row[2] for row in rows] == [SIZE // 2] * 2
@@ -527,7 +529,7 @@ def test_nothing_is_asked_twice(here, owner):
     settle(here, owner.name, 3)
 
 
-def test_questions_are_of_bounded_size(here, owner):
+def test_confirm_requests_have_bounded_size(here, owner):
     regions = [
         grammar.Region(owner.addr + i, 1, 0, b"\1\0\0\0") for i in range(2500)
     ]
@@ -538,7 +540,7 @@ def test_questions_are_of_bounded_size(here, owner):
         assert [row[1] - owner.addr for row in rows] == list(
             range(sum(sizes), sum(sizes) + len(rows))
         )
-        assert owner.is_quiet(0.01)  # one at a time
+        assert owner.is_quiet(0.01)  # one request at a time
         sizes.append(len(rows))
         owner.confirm(token, 1)
         settle(here, owner.name, sum(sizes))
@@ -561,7 +563,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_answer_that_does_not_fit_ends_the_peer(api, here, owner, lie):
+def test_mismatched_answer_disconnects_the_peer(api, here, owner, lie):
     here.add(owner.metadata(epoch=99 if "epoch" in lie else 1))
     token, _ = owner.question()
     key, _, _ = start(here, owner.name, owner.addr)
@@ -573,7 +575,7 @@ def test_an_answer_that_does_not_fit_ends_the_peer(api, here, owner, lie):
     )
     errors = [api.nixlRemoteDisconnectError]
     if "epoch" in lie:
-        errors.append(api.nixlNotFoundError)  # the REVOKE came while it ran
+        errors.append(api.nixlNotFoundError)  # the REVOKE arrived while it ran
     if here.agent.check_xfer_states([here.handles[key]]) != ["DONE"]:
         with pytest.raises(tuple(errors)):
             here.finish(key)
@@ -581,7 +583,7 @@ def test_an_answer_that_does_not_fit_ends_the_peer(api, here, owner, lie):
         start(here, owner.name, owner.addr)
 
 
-def test_a_refused_name_says_whose_it_is(api, here, owner):
+def test_refused_name_error_names_the_real_owner(api, here, owner):
     here.add(owner.metadata())
     owner.question()
     key, _, _ = start(here, owner.name, owner.addr)
@@ -592,8 +594,8 @@ def test_a_refused_name_says_whose_it_is(api, here, owner):
     assert caught.value.peer == owner.name
 
 
-def test_a_revocation_beside_the_answer_counts(api, here, owner):
-    """Whichever comes first: the answer was given before."""
+def test_revocation_concurrent_with_the_answer_is_applied(api, here, owner):
+    """The order of arrival does not matter: the answer was given before."""
     first, second = owner.regions(2)
     here.add(owner.metadata([first, second]))
     token, _ = owner.question()
@@ -608,7 +610,7 @@ def test_a_revocation_beside_the_answer_counts(api, here, owner):
     assert owner.is_quiet(0.1)
 
 
-def test_a_revocation_of_an_earlier_registration_does_not_count(here, owner):
+def test_revocation_of_an_earlier_registration_is_ignored(here, owner):
     region = owner.regions()[0]
     here.add(owner.metadata(epoch=1))
     token, _ = owner.question()
@@ -623,10 +625,10 @@ def test_a_revocation_of_an_earlier_registration_does_not_count(here, owner):
 
 
 @pytest.mark.parametrize("answer", ["confirmed", "refused"])
-def test_metadata_that_knows_of_a_revocation_is_asked_about(
+def test_metadata_newer_than_a_revocation_is_confirmed(
     api, here, owner, answer
 ):
-    """It says that the region was registered again, and may lie."""
+    """It claims that the region was registered again, which may be false."""
     region = owner.regions()[0]
     here.add(owner.metadata(epoch=1))
     owner.confirm(owner.question()[0], 1)
@@ -651,8 +653,8 @@ def test_metadata_that_knows_of_a_revocation_is_asked_about(
         assert here.read(local.key) == pattern(9, SIZE)
 
 
-def test_metadata_loaded_meanwhile_is_asked_about_anew(here, owner):
-    """The answer is older than it: what it refuses may be there now."""
+def test_metadata_loaded_meanwhile_is_confirmed_again(here, owner):
+    """The answer is older: a refused region may be registered by now."""
     here.add(owner.metadata(epoch=1))
     token, _ = owner.question()
     here.add(owner.metadata(epoch=3))
@@ -665,7 +667,7 @@ def test_metadata_loaded_meanwhile_is_asked_about_anew(here, owner):
     assert here.read(local.key) == owner.read()
 
 
-def test_messages_go_while_a_question_is_open(here, owner):
+def test_notifications_are_sent_while_a_request_is_open(here, owner):
     here.add(owner.metadata())
     token, _ = owner.question()
     here.send_notif(owner.name, b"hello")
@@ -674,7 +676,7 @@ def test_messages_go_while_a_question_is_open(here, owner):
     settle(here, owner.name, 1)
 
 
-def test_an_owner_that_leaves_without_an_answer(api, here, owner):
+def test_owner_that_leaves_without_answering_is_a_disconnect(api, here, owner):
     here.add(owner.metadata())
     owner.question()
     key, _, _ = start(here, owner.name, owner.addr)

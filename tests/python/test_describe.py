@@ -1,5 +1,6 @@
-"""What agents and side channels tell of themselves: every key, its type, and
-that it follows what happens."""
+"""describe() and stats() of agents and side channels: every key and its type,
+and that values follow events.
+"""
 
 import json
 import re
@@ -78,7 +79,7 @@ COUNTERS = [
 
 
 def has_shape(value, shape):
-    """All keys of the shape, each of its type."""
+    """Check that all keys of the shape are present, with their types."""
     wrong = {
         key: value.get(key)
         for key, kind in shape.items()
@@ -88,7 +89,7 @@ def has_shape(value, shape):
 
 
 def page_keys(heading):
-    """The keys in the first column of that table of docs/telemetry.md."""
+    """The keys in the first column of a table in docs/telemetry.md."""
     if not DOCS.is_dir():
         pytest.skip("the documentation is not beside the tests")
     text = (DOCS / "telemetry.md").read_text()
@@ -100,7 +101,7 @@ def page_keys(heading):
 # -- The agent ---------------------------------------------------------------
 
 
-def test_an_agent_tells_what_it_is(endpoint, engine):
+def test_describe_has_every_agent_key(endpoint, engine):
     here = endpoint()
     described = here.agent.describe()
     assert described["engine"] == engine.env["VLLM_NIXL_ENGINE"]
@@ -119,7 +120,7 @@ def test_an_agent_tells_what_it_is(endpoint, engine):
     assert set(described) <= page_keys("agent.describe()")
 
 
-def test_an_agent_tells_of_what_it_has(endpoint):
+def test_describe_lists_backends_and_peers(endpoint):
     here, there = endpoint(), endpoint()
     before = here.agent.describe()
     assert (before["peers"], before["regions"]) == (0, 0)
@@ -134,7 +135,7 @@ def test_an_agent_tells_of_what_it_has(endpoint):
     assert (last["peers"], last["regions"]) == (0, 1)
 
 
-def test_an_agent_without_a_backend_has_not_chosen(api, names, monkeypatch):
+def test_describe_without_a_backend_has_no_engine(api, names, monkeypatch):
     monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
     config = api.nixl_agent_config(backends=[])
     with api.NixlAgent(names(), config) as agent:
@@ -148,7 +149,7 @@ def test_an_agent_without_a_backend_has_not_chosen(api, names, monkeypatch):
     assert "(SHM)" in after["engine_why"]
 
 
-def test_a_description_is_the_callers(endpoint):
+def test_description_belongs_to_the_caller(endpoint):
     here = endpoint()
     first = here.agent.describe()
     first["peers"] = "spoilt"
@@ -160,7 +161,7 @@ def test_a_description_is_the_callers(endpoint):
 # -- A peer ------------------------------------------------------------------
 
 
-def test_a_peer_is_told_of(engine, pair):
+def test_describe_has_every_peer_key(engine, pair):
     here, there = pair
     described = here.agent.describe(there.name)
     kind = engine.env["VLLM_NIXL_ENGINE"]
@@ -172,7 +173,7 @@ def test_a_peer_is_told_of(engine, pair):
     assert set(described) <= page_keys("agent.describe(peer)")
 
 
-def test_a_peer_of_another_process_goes_by_the_host(engine, pair):
+def test_describe_reports_same_host_transport(engine, pair):
     here, there = pair
     path = here.agent.describe(there.name)["path"]
     if engine.name.startswith("nixl"):
@@ -183,7 +184,7 @@ def test_a_peer_of_another_process_goes_by_the_host(engine, pair):
         assert path in ("SHM", "process_vm", "host"), path
 
 
-def test_a_peer_counts_what_went_to_it(endpoint, other):
+def test_peer_counters_follow_transfers(endpoint, other):
     here, there = endpoint(), other()
     local, remote = here.alloc(SIZE), there.alloc(SIZE, seed=2)
     here.add(there.metadata())
@@ -202,7 +203,7 @@ def test_a_peer_counts_what_went_to_it(endpoint, other):
     assert described["regions"] == 1
 
 
-def test_a_peer_that_came_back_is_a_later_generation(endpoint, names):
+def test_restarted_peer_has_a_later_generation(endpoint, names):
     here, name = endpoint(), names()
     seen = []
     for _ in range(3):
@@ -216,7 +217,7 @@ def test_a_peer_that_came_back_is_a_later_generation(endpoint, names):
 # -- Counters ----------------------------------------------------------------
 
 
-def test_counters_are_these_and_start_at_nothing(endpoint):
+def test_counters_start_at_zero(endpoint):
     stats = endpoint().agent.stats()
     assert set(stats) == {*COUNTERS, "xfer_us_log2"}
     assert set(stats) == page_keys("agent.stats()")
@@ -245,7 +246,7 @@ def test_counters_follow_transfers(endpoint):
     assert there.agent.stats()["notifs_received"] == 1
 
 
-def test_counters_of_what_lives_come_down_again(endpoint):
+def test_counters_of_live_objects_decrease(endpoint):
     here, there = endpoint(), endpoint()
     local, remote = here.alloc(SIZE), there.alloc(SIZE)
     here.add(there.metadata())
@@ -276,7 +277,7 @@ def test_pending_notifications_are_counted(endpoint):
 # -- The metadata listener ---------------------------------------------------
 
 
-def test_a_listener_is_told_of(endpoint):
+def test_describe_has_every_listener_key(endpoint):
     here = endpoint(enable_listen_thread=True, listen_port=0, listen_host=HERE)
     told = here.agent.describe()["metadata_listener"]
     assert told["port"] == here.agent.listen_port
@@ -284,7 +285,7 @@ def test_a_listener_is_told_of(endpoint):
     there = endpoint()
     there.agent.send_local_metadata(HERE, here.agent.listen_port)
     until(lambda: here.agent.stats()["listener_loaded"] == 1, "its metadata")
-    there.agent.send_local_metadata(HERE, 1)  # nobody listens there
+    there.agent.send_local_metadata(HERE, 1)  # no listener on that port
     until(
         lambda: there.agent.stats()["listener_send_failures"] == 1,
         "the failure",
@@ -303,7 +304,7 @@ def channel(request, module):
 
 
 def documented():
-    """Counters of the page, and the reasons of refusals."""
+    """The documented counters and reasons for refusals."""
     text = (DOCS / "side_channel.md").read_text()
     part = text.split("### Counters", 1)[1].split("\n##", 1)[0]
     reasons = re.search(r"by reason \(([^)]*)\)", part).group(1)
@@ -311,7 +312,7 @@ def documented():
     return re.findall(r"`(\w+)`", rest), re.findall(r"`(\w+)`", reasons)
 
 
-def test_side_channels_count_what_the_page_says(channel):
+def test_side_channel_counters_match_the_documentation(channel):
     if not DOCS.is_dir():
         pytest.skip("the documentation is not beside the tests")
     counters, reasons = documented()
@@ -322,7 +323,7 @@ def test_side_channels_count_what_the_page_says(channel):
     assert not any(stats["refusals"].values())
 
 
-def test_side_channels_count_replies_and_strangers(channel):
+def test_side_channels_count_replies_and_unknown_keys(channel):
     port = channel.start_listener(0, {"a": b"first"}, host=HERE)
     for _ in range(3):
         assert channel.request_metadata(HERE, port, key="a") == b"first"

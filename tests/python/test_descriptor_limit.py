@@ -1,5 +1,8 @@
-"""The limit of descriptors is reached: errors name it, peers that live are not
-taken for dead, and all goes on when descriptors are free again."""
+"""The process reaches its descriptor limit.
+
+Errors name the limit, live peers are not taken for dead, and everything works
+again once descriptors are free.
+"""
 
 import pytest
 from support.program import run_program
@@ -28,7 +31,7 @@ def notifs(agent, patience=30):
 """
 
 
-def test_more_agents_than_descriptors(inproc):
+def test_agents_beyond_the_descriptor_limit_fail_with_a_cause(inproc):
     run_program(
         COMMON
         + """
@@ -54,7 +57,7 @@ assert notifs(again) == {"agent-0": [b"x"]}
     )
 
 
-def test_every_low_limit_at_the_start(inproc):
+def test_agent_creation_fails_cleanly_at_every_low_limit(inproc):
     run_program(
         COMMON
         + """
@@ -74,8 +77,8 @@ vllm_nixl.NixlAgent("last").close()
     )
 
 
-# Agents in another process, which has no such limit: lines of metadata, then
-# for each number in, the notifications of that agent.
+# Agents in another process, which has no such limit.  It prints lines of
+# metadata; then, for each number it reads, the notifications of that agent.
 MANY = (
     COMMON
     + """
@@ -147,11 +150,11 @@ child.kill()
 
 @pytest.fixture
 def tcp(inproc):
-    """Over UCX each connection has a socket."""
+    """With UCX over TCP each connection has a socket."""
     return {**inproc.env, "UCX_TLS": "tcp"}
 
 
-def test_more_peers_than_descriptors(inproc, tcp):
+def test_peers_beyond_the_descriptor_limit_fail_with_a_cause(inproc, tcp):
     is_ucx = "ucx" in inproc.name
     count, limit = (60, 80) if is_ucx else (150, 256)
     source = (
@@ -161,7 +164,7 @@ def test_more_peers_than_descriptors(inproc, tcp):
     run_program(source + LOADER, env=tcp)
 
 
-# An agent whose process has no descriptor left, until it is told.
+# An agent whose process has no free descriptor until it is told to free some.
 FULL = (
     COMMON
     + """
@@ -251,7 +254,7 @@ child.kill()
 """
 
 
-def test_a_peer_without_descriptors_lives_and_recovers(inproc, tcp):
-    may_wait = "ucx" not in inproc.name  # UCX has to turn it away
+def test_peer_without_descriptors_recovers(inproc, tcp):
+    may_wait = "ucx" not in inproc.name  # UCX has to refuse it
     source = f"{COMMON}FULL = {FULL!r}\nMAY_WAIT = {may_wait}\n"
     run_program(source + TARGET, env=tcp)

@@ -1,4 +1,4 @@
-"""Descriptor lists: containers of rows, pickled in NIXL's own bytes."""
+"""Descriptor lists: containers of rows, pickled as NIXL pickles them."""
 
 import contextlib
 import io
@@ -41,29 +41,29 @@ def test_a_list_holds_its_rows(api, xfer_list):
     assert xfer_list.index(ROWS[1]) == 1
 
 
-def test_a_registration_list_holds_bytes_beside_each_row(reg_list):
+def test_registration_list_holds_bytes_for_each_row(reg_list):
     assert rows_of(reg_list) == REG_ROWS
     assert reg_list.index(REG_ROWS[1]) == 1
 
 
-def test_text_beside_a_row_comes_back_as_bytes(agent):
+def test_text_in_a_row_is_returned_as_bytes(agent):
     made = agent.get_reg_descs([(1, 2, 3, "/a/path")], "FILE")
     assert made[0] == (1, 2, 3, b"/a/path")
 
 
-def test_trim_leaves_a_transfer_list(api, reg_list):
+def test_trim_returns_a_transfer_list(api, reg_list):
     trimmed = reg_list.trim()
     assert isinstance(trimmed, api.nixlXferDList)
     assert rows_of(trimmed) == [row[:3] for row in REG_ROWS]
 
 
-def test_lists_are_true_even_when_empty(api):
+def test_empty_lists_are_true(api):
     """SGLang: `if not descs: raise`."""
     assert api.nixlXferDList(api.DRAM_SEG)
     assert api.nixlRegDList(api.DRAM_SEG)
 
 
-def test_lists_are_equal_by_what_they_hold(agent, xfer_list):
+def test_lists_compare_by_value(agent, xfer_list):
     assert xfer_list == agent.get_xfer_descs(ROWS, "DRAM")
     assert xfer_list != agent.get_xfer_descs(ROWS[:2], "DRAM")
     assert xfer_list != agent.get_xfer_descs(ROWS, "VRAM")
@@ -84,7 +84,7 @@ def test_rows_are_added_changed_and_removed(api):
     assert made.descCount() == 0
 
 
-def test_a_list_as_its_own_input_is_passed_on(agent, xfer_list, reg_list):
+def test_list_given_as_input_is_returned_unchanged(agent, xfer_list, reg_list):
     assert agent.get_xfer_descs(xfer_list) is xfer_list
     assert agent.get_reg_descs(reg_list) is reg_list
 
@@ -101,12 +101,12 @@ def test_a_list_as_its_own_input_is_passed_on(agent, xfer_list, reg_list):
         ("cuda", "VRAM_SEG"),
     ],
 )
-def test_memory_types_go_by_nixls_words(api, agent, word, constant):
+def test_memory_types_use_nixls_names(api, agent, word, constant):
     made = agent.get_xfer_descs(ROWS, word)
     assert made.getType() == getattr(api, constant)
 
 
-def test_int64_arrays_keep_all_bits(agent):
+def test_int64_arrays_preserve_all_bits(agent):
     """SGLang's staging passes addresses as int64."""
     pytest.importorskip("numpy")
     made = agent.get_xfer_descs(blocks.as_numpy(ROWS, "int64"), "DRAM")
@@ -117,8 +117,8 @@ def test_int64_arrays_keep_all_bits(agent):
 
 
 @pytest.mark.beyond_stock
-def test_a_row_past_the_end_is_an_index_error(xfer_list):
-    """Stock reads whatever lies there."""
+def test_row_past_the_end_raises_index_error(xfer_list):
+    """Stock reads beyond the list."""
     with pytest.raises(IndexError):
         xfer_list[3]
     with pytest.raises(IndexError):
@@ -127,12 +127,12 @@ def test_a_row_past_the_end_is_an_index_error(xfer_list):
         xfer_list.remDesc(3)
 
 
-def test_a_row_that_is_not_there_has_no_index(api, xfer_list):
+def test_index_of_a_missing_row_raises(api, xfer_list):
     with pytest.raises(api.nixlNotFoundError):
         xfer_list.index((9, 9, 9))
 
 
-def test_remote_descs_name_their_agent(api, agent):
+def test_remote_descs_have_their_agent_name(api, agent):
     made = agent.get_remote_descs([(1, 2, 3, "peer")], "DRAM")
     assert isinstance(made, api.nixlRemoteDList)
     assert agent.get_remote_descs(made) is made
@@ -162,11 +162,11 @@ def reg_wire(mem_type, rows):
 
 
 def state_of(lists):
-    """The bytes that the pickle hands to the class again."""
+    """The bytes that unpickling passes to the class."""
     return lists.__getstate__()
 
 
-def test_the_state_of_a_list_is_nixls_bytes(api, xfer_list, reg_list):
+def test_list_state_has_nixls_bytes(api, xfer_list, reg_list):
     assert state_of(xfer_list) == wire(0, ROWS)
     assert state_of(reg_list) == reg_wire(0, REG_ROWS)
     assert state_of(api.nixlXferDList(api.VRAM_SEG)) == wire(1, [])
@@ -181,7 +181,7 @@ def test_lists_survive_pickling(xfer_list, reg_list, protocol):
         assert rows_of(copy) == rows_of(made)
 
 
-def test_serialized_lists_come_back(agent, xfer_list, reg_list):
+def test_serialized_lists_round_trip(agent, xfer_list, reg_list):
     for made in (xfer_list, reg_list):
         blob = agent.get_serialized_descs(made)
         assert isinstance(blob, bytes)
@@ -190,12 +190,12 @@ def test_serialized_lists_come_back(agent, xfer_list, reg_list):
 
 @pytest.fixture
 def refused(api):
-    """The classes that say that bytes are no list."""
+    """The exception classes raised for bytes that are not a list."""
     return (api.NixlError, ValueError, TypeError, pickle.UnpicklingError)
 
 
 class Bomb:
-    """Runs code when a pickle of it is loaded without care."""
+    """Runs code when a pickle of it is loaded without restrictions."""
 
     def __reduce__(self):
         return (exec, ("import support; support.bomb = True",))
@@ -229,10 +229,10 @@ def test_cut_serialized_lists_are_refused(agent, refused, request, kind):
 
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("kind", ["xfer_list", "reg_list"])
-def test_damaged_serialized_lists_are_refused_or_lists(
+def test_damaged_serialized_lists_are_refused_or_valid(
     api, agent, refused, request, kind
 ):
-    """Any byte changed, in any of three ways."""
+    """Change each byte in three ways."""
     made = request.getfixturevalue(kind)
     blob = agent.get_serialized_descs(made)
     for at, change in itertools.product(range(len(blob)), (1, 0x41, 0xFF)):
@@ -246,7 +246,7 @@ def test_damaged_serialized_lists_are_refused_or_lists(
 
 @pytest.mark.beyond_stock
 def test_lists_of_stock_agents_are_read(api, agent):
-    """Whatever package of NIXL the peer has."""
+    """From every NIXL package that the peer may use."""
     for package in ("nixl_cu12", "nixl_cu13", "nixl"):
         blob = stock_pickle(package, "nixlXferDList", wire(0, ROWS))
         assert rows_of(agent.deserialize_descs(blob)) == ROWS
@@ -255,7 +255,7 @@ def test_lists_of_stock_agents_are_read(api, agent):
 
 
 def stock_pickle(package, name, state):
-    """The opcodes that stock's pickle of a list has."""
+    """The opcodes of stock's pickle of a list."""
     out = io.BytesIO()
     out.write(b"\x80\x04")
     for text in (f"{package}._bindings", name):
@@ -268,7 +268,7 @@ def stock_pickle(package, name, state):
 # -- torch -------------------------------------------------------------------
 
 
-def test_torch_tensors_are_lists(agent):
+def test_torch_tensors_become_lists(agent):
     torch = pytest.importorskip("torch")
     tensor = torch.zeros(16, 32)
     made = agent.get_xfer_descs(tensor)

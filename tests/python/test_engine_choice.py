@@ -1,5 +1,6 @@
-"""Which engine an agent gets: by argument, by the environment, by its
-backends, and what is said where none will do."""
+"""How an agent's engine is chosen: by argument, by the environment, by its
+backends; and the error if no engine is suitable.
+"""
 
 import pytest
 from support.nixl import why_no_library
@@ -12,7 +13,7 @@ NO_LIBRARY = {"VLLM_NIXL_LIBRARY": "/no/such/libnixl_capi.so"}
 
 @pytest.fixture
 def made(api, names, monkeypatch, opened):
-    """made(**config): an agent; no variable chooses for it."""
+    """made(**config): an agent, with no environment variable set."""
     monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
 
     def make(**config):
@@ -34,16 +35,16 @@ def chosen(agent):
     return described["engine"], described["engine_why"]
 
 
-def test_the_argument_chooses(made):
+def test_argument_selects_the_engine(made):
     assert chosen(made(engine="native")) == ("native", "it was requested")
 
 
-def test_the_environment_chooses(made, monkeypatch):
+def test_environment_selects_the_engine(made, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
     assert chosen(made()) == ("native", "it was requested")
 
 
-def test_the_argument_is_before_the_environment(made, monkeypatch):
+def test_argument_overrides_the_environment(made, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "no such engine")
     assert chosen(made(engine="native"))[0] == "native"
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "nixl")
@@ -52,7 +53,7 @@ def test_the_argument_is_before_the_environment(made, monkeypatch):
     assert why.startswith("auto: ")
 
 
-def test_the_environment_is_read_with_the_configuration(
+def test_environment_is_read_when_the_config_is_created(
     api, names, monkeypatch
 ):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
@@ -63,7 +64,7 @@ def test_the_environment_is_read_with_the_configuration(
 
 
 @pytest.mark.parametrize("backends", [["UCX"], ["SHM"], ["UCX", "SHM"]])
-def test_auto_takes_native_where_it_has_every_backend(made, backends):
+def test_auto_prefers_native_if_it_has_every_backend(made, backends):
     agent = made(backends=backends)
     engine, why = chosen(agent)
     assert engine == "native"
@@ -81,7 +82,7 @@ def test_auto_chooses_with_the_first_backend(made, api):
     assert sorted(agent.backends) == ["SHM", "UCX"]
 
 
-def test_auto_says_why_no_engine_will_do(made, api, no_library):
+def test_auto_error_says_why_each_engine_was_rejected(made, api, no_library):
     with pytest.raises(api.nixlNotFoundError) as caught:
         made(backends=["UCX", "NOPE"])
     text = str(caught.value)
@@ -91,12 +92,12 @@ def test_auto_says_why_no_engine_will_do(made, api, no_library):
     assert "/no/such/libnixl_capi.so" in text
 
 
-def test_nixl_without_its_library_says_which_file(made, api, no_library):
+def test_missing_nixl_library_is_named(made, api, no_library):
     with pytest.raises(api.NixlError, match=r"/no/such/libnixl_capi\.so"):
         made(engine="nixl")
 
 
-def test_a_library_that_is_none_is_named(made, api, monkeypatch, tmp_path):
+def test_file_that_is_not_a_library_is_named(made, api, monkeypatch, tmp_path):
     wrong = tmp_path / "libnixl_capi.so"
     wrong.write_text("no library")
     monkeypatch.setenv("VLLM_NIXL_LIBRARY", str(wrong))
@@ -105,19 +106,19 @@ def test_a_library_that_is_none_is_named(made, api, monkeypatch, tmp_path):
     assert str(wrong) in str(caught.value)
 
 
-def test_an_engine_that_is_asked_for_is_not_replaced(made, api, no_library):
+def test_explicitly_selected_engine_is_not_replaced(made, api, no_library):
     with pytest.raises(api.NixlError):
         made(engine="nixl", backends=["UCX"])
     with pytest.raises(api.nixlNotFoundError, match=r"it has UCX and SHM"):
         made(engine="native", backends=["POSIX"])
 
 
-def test_plugins_are_those_of_the_engine(made, no_library):
+def test_plugin_list_matches_the_engine(made, no_library):
     assert sorted(made(engine="native").get_plugin_list()) == ["SHM", "UCX"]
     assert {"SHM", "UCX"} <= set(made(engine="auto").get_plugin_list())
 
 
-def test_one_agent_does_not_choose_for_another(made, api, no_library):
+def test_agents_choose_their_engines_independently(made, api, no_library):
     with pytest.raises(api.NixlError):
         made(engine="nixl")
     first, second = made(backends=["SHM"]), made(backends=["UCX"])
@@ -126,7 +127,7 @@ def test_one_agent_does_not_choose_for_another(made, api, no_library):
     assert list(second.backends) == ["UCX"]
 
 
-def test_auto_takes_nixl_for_what_native_has_not(module):
+def test_auto_selects_nixl_for_backends_that_native_lacks(module):
     reason = why_no_library()
     if reason:
         pytest.skip(reason)
@@ -146,8 +147,8 @@ def test_auto_takes_nixl_for_what_native_has_not(module):
     )
 
 
-def test_nothing_of_nixl_is_looked_for_until_it_is_wanted(module):
-    """The default costs no search for a library that is not needed."""
+def test_nixl_library_is_not_searched_until_needed(module):
+    """By default no unneeded library is searched for."""
     run_program(
         """
         import sys

@@ -1,4 +1,5 @@
-"""The exception classes: one family, with what a program needs to decide."""
+"""The exception classes: one hierarchy, with the attributes that programs
+need."""
 
 import pickle
 
@@ -6,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.beyond_stock
 
-# Names and numbers are NIXL's; clients search messages for the names.
+# Names and numbers are NIXL's; clients search error messages for the names.
 CLASSES = {
     "nixlNotPostedError": -1,
     "nixlInvalidParamError": -2,
@@ -27,7 +28,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_class_is_one_of_the_family(api, name):
+def test_every_error_derives_from_the_base_class(api, name):
     found = getattr(api, name)
     assert issubclass(found, api.NixlError)
     assert issubclass(found, Exception)
@@ -36,12 +37,12 @@ def test_every_class_is_one_of_the_family(api, name):
     assert found.__doc__
 
 
-def test_bad_values_are_value_errors(api):
+def test_invalid_values_raise_value_errors(api):
     assert issubclass(api.nixlInvalidParamError, ValueError)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_every_class_is_in_the_bindings_as_well(name):
+def test_bindings_export_every_error_class(name):
     """Clients import them from `_bindings`."""
     import vllm_nixl
     import vllm_nixl._bindings
@@ -64,7 +65,7 @@ def here(endpoint):
     return made
 
 
-def test_an_error_tells_status_row_and_cause(api, here):
+def test_error_has_status_row_and_cause(api, here):
     error = raised(here)
     assert type(error) is api.nixlNotFoundError
     assert int(error.status) == CLASSES["nixlNotFoundError"]
@@ -74,7 +75,7 @@ def test_an_error_tells_status_row_and_cause(api, here):
         assert word in str(error)
 
 
-def test_an_error_tells_its_peer(api, here):
+def test_error_has_the_peer_name(api, here):
     with pytest.raises(api.nixlNotFoundError) as caught:
         here.agent.send_notif("stranger", b"x")
     assert caught.value.peer == "stranger"
@@ -82,7 +83,7 @@ def test_an_error_tells_its_peer(api, here):
 
 
 def test_errors_survive_pickling(here):
-    """They cross process pools and Ray."""
+    """They pass through process pools and Ray."""
     error = raised(here)
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)

@@ -1,4 +1,4 @@
-"""What the package costs while nothing happens."""
+"""The cost of an idle package."""
 
 import pytest
 from support.program import run_program
@@ -56,7 +56,7 @@ def test_threads_do_not_grow_with_peers():
 
 @pytest.mark.nixl_differs("its poller looks for notifications")
 def test_an_idle_agent_sleeps():
-    """With a peer and a listener: no thread wakes up again and again."""
+    """With a peer and a listener, no thread wakes up repeatedly."""
     run_program(
         """
         import time

@@ -1,4 +1,4 @@
-"""Importing costs little and does nothing."""
+"""Importing is cheap and has no side effects."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def facts():
     return json.loads(done.stdout)
 
 
-def test_importing_takes_along_nothing_heavy(facts):
+def test_import_loads_no_heavy_module(facts):
     heavy = {"numpy", "torch", "asyncio", "ctypes", "logging", "pickle"}
     assert not heavy & set(facts["modules"])
     print(f"import vllm_nixl: {facts['seconds'] * 1000:.1f} ms")
@@ -57,7 +57,7 @@ def test_importing_leaves_no_file_open(facts):
 
 
 def test_the_core_can_be_imported_again():
-    """A second module object has types of its own and works."""
+    """A second module object has its own types and works."""
     run(
         "import sys, vllm_nixl._core as first\n"
         "del sys.modules['vllm_nixl._core']\n"
@@ -71,8 +71,8 @@ def test_the_core_can_be_imported_again():
     )
 
 
-def test_agents_and_handles_may_live_until_the_end():
-    """Nothing is released by hand; the interpreter ends all the same."""
+def test_agents_and_handles_may_live_until_exit():
+    """Nothing is released explicitly; the interpreter exits cleanly."""
     run(
         "import vllm_nixl\n"
         "agent = vllm_nixl.NixlAgent('at-exit')\n"

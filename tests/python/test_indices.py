@@ -1,4 +1,4 @@
-"""Indices into prepared lists, as make_prepped_xfer() takes them."""
+"""Indices into prepared lists, as make_prepped_xfer() accepts them."""
 
 import array
 import ctypes
@@ -13,7 +13,7 @@ BLOCK = 8
 
 
 class Lists:
-    """Rows of numbers that are copied by index, within one agent."""
+    """Rows of numbers, copied by index within one agent."""
 
     def __init__(self, endpoint):
         self.agent = endpoint.agent
@@ -38,7 +38,7 @@ class Lists:
         )
 
     def copied(self, right):
-        """The rows that indices of the source name, as they arrive."""
+        """The rows selected by the indices, after the transfer."""
         count = len(right)
         self.endpoint.poison(self.target.key, 0xEE)
         with self.make(list(range(count)), right) as handle:
@@ -74,16 +74,16 @@ def test_every_integer_type_of_array(lists, code):
     ],
     ids=["list", "tuple", "memoryview", "int16 of C", "size_t of C"],
 )
-def test_every_form(lists, make):
+def test_indices_may_have_any_form(lists, make):
     assert lists.copied(make(WANTED)) == WANTED
 
 
-def test_a_range_is_a_list(lists):
+def test_range_is_accepted_as_indices(lists):
     assert lists.copied(range(10, 40, 3)) == list(range(10, 40, 3))
 
 
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 100])
-def test_every_length(lists, count):
+def test_indices_may_have_any_length(lists, count):
     wanted = [(i * 7) % ROWS for i in range(count)]
     if count == 0:
         with pytest.raises(ValueError, match="make_prepped_xfer"):
@@ -93,19 +93,19 @@ def test_every_length(lists, count):
     assert lists.copied(array.array("q", wanted)) == wanted
 
 
-def test_views_with_strides_are_read_as_they_look(lists):
+def test_strided_views_are_read_in_order(lists):
     plain = array.array("i", range(60))
     assert lists.copied(memoryview(plain)[::3]) == list(range(0, 60, 3))
     assert lists.copied(memoryview(plain)[::-1]) == list(range(59, -1, -1))
 
 
-def test_views_that_are_not_aligned_are_copied(lists):
+def test_unaligned_views_are_copied(lists):
     raw = bytearray(1 + 4 * len(WANTED))
     raw[1:] = array.array("i", WANTED).tobytes()
     assert lists.copied(memoryview(raw)[1:].cast("i")) == WANTED
 
 
-def test_numpy_arrays(lists):
+def test_numpy_arrays_are_accepted_as_indices(lists):
     numpy = pytest.importorskip("numpy")
     for dtype in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8"):
         assert lists.copied(numpy.array(WANTED, dtype)) == WANTED
@@ -174,15 +174,15 @@ class Shrinks:
         return 1
 
 
-def test_a_list_may_shrink_while_it_is_read(lists):
+def test_index_list_may_shrink_while_it_is_read(lists):
     values = [2, 3]
     values.insert(0, Shrinks(values))
     with pytest.raises(ValueError, match="shrank"):
         lists.make(values, [0, 1, 2])
 
 
-def test_many_indices(lists):
-    """More than are taken with the interpreter locked."""
+def test_large_index_lists_are_copied(lists):
+    """More than are converted while the GIL is held."""
     many = [i % ROWS for i in range(100_000)]
     handle = lists.make(many, array.array("i", many))
     assert deadline.run(lists.agent, handle) == "DONE"

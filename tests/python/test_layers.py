@@ -1,4 +1,4 @@
-"""What holds for all source files: layers, public headers, locks."""
+"""Rules for all source files: layers, public headers, locks."""
 
 import re
 import shutil
@@ -14,8 +14,9 @@ BARE_LOCK = re.compile(
     r"\b(pthread_(mutex|cond|rwlock|spin)_|mtx_|cnd_)", re.IGNORECASE
 )
 
-# What each layer may include, by path prefix under src/.  Every layer may
-# include itself, base/ and the public headers.
+# The includes that each layer may have, by path prefix under src/.  Every
+# layer
+# may include itself, base/ and the public headers.
 ALLOWED = {
     "base": [],
     "engine": [],
@@ -31,7 +32,7 @@ def sources(folder=SOURCE):
 
 
 def includes(path):
-    """[(is it in quotes, the name), ...] of a file."""
+    """[(in quotes, name), ...] for each include of a file."""
     return [
         (quote == '"', name)
         for quote, name in INCLUDE.findall(path.read_text())
@@ -43,7 +44,7 @@ def layer_of(path):
 
 
 def wrong_includes(path, layer):
-    """The includes of our own headers that this layer may not have."""
+    """The project headers that this layer includes but must not."""
     allowed = [layer + "/", "base/", *ALLOWED[layer]]
     return [
         name
@@ -52,7 +53,7 @@ def wrong_includes(path, layer):
     ]
 
 
-def test_there_is_source_to_look_at():
+def test_source_files_are_found():
     assert {layer_of(path) for path in sources()} == set(ALLOWED)
 
 
@@ -66,7 +67,7 @@ def test_includes_point_down(layer):
     assert wrong == {}
 
 
-def test_an_upward_include_would_be_found(tmp_path):
+def test_upward_include_is_detected(tmp_path):
     bad = tmp_path / "bad.c"
     bad.write_text('#include <stdio.h>\n#  include "core/agent.h"\n')
     assert wrong_includes(bad, "base") == ["core/agent.h"]
@@ -76,8 +77,8 @@ def test_an_upward_include_would_be_found(tmp_path):
     assert wrong_includes(bad, "core") == ["engine/native/plan.h"]
 
 
-def test_our_headers_are_named_from_the_source_folder():
-    """So that the lines above can be trusted."""
+def test_own_headers_are_included_relative_to_src():
+    """Otherwise the checks above would miss includes."""
     wrong = [
         f"{path.relative_to(ROOT)}: {name}"
         for path in sources()
@@ -98,7 +99,7 @@ def test_only_the_extension_includes_python():
 
 
 def test_backends_do_not_include_each_other():
-    """An engine knows itself and the parts that engines share."""
+    """An engine includes its own headers and the parts that engines share."""
     engines = SOURCE / "engine"
     for engine in [path for path in engines.iterdir() if path.is_dir()]:
         for path in sources(engine):
@@ -109,7 +110,7 @@ def test_backends_do_not_include_each_other():
 
 
 def bare_locks(path):
-    """The lines that use a mutex or a condition variable of pthread.h."""
+    """The lines that use a pthread mutex or condition variable directly."""
     return [
         number
         for number, line in enumerate(path.read_text().splitlines(), 1)
@@ -117,8 +118,9 @@ def bare_locks(path):
     ]
 
 
-def test_every_lock_has_a_rank():
-    """base/mutex.h orders them and checks it: no lock goes past it."""
+def test_every_lock_uses_base_mutex():
+    """base/mutex.h orders locks and checks the order; every lock must use
+    it."""
     found = {
         str(path.relative_to(SOURCE)): lines
         for path in sources()
@@ -127,7 +129,7 @@ def test_every_lock_has_a_rank():
     assert set(found) == {"base/mutex.h", "base/mutex.c"}
 
 
-def test_a_bare_lock_would_be_found(tmp_path):
+def test_bare_lock_is_detected(tmp_path):
     bad = tmp_path / "bad.c"
     bad.write_text(
         "pthread_once(&once, make);\n"
@@ -154,7 +156,7 @@ def test_public_headers_include_public_headers_only():
 @pytest.mark.parametrize(
     ("compiler", "language"), [("cc", "c11"), ("c++", "c++17")]
 )
-def test_a_public_header_stands_alone(tmp_path, path, compiler, language):
+def test_public_header_compiles_alone(tmp_path, path, compiler, language):
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler}")
     suffix = ".c" if compiler == "cc" else ".cc"

@@ -1,4 +1,4 @@
-"""Handles and agents are let go of in every order, at every time."""
+"""Handles and agents are released in every order, at every time."""
 
 import gc
 import itertools
@@ -14,7 +14,7 @@ SIZE = 64 * 1024
 
 
 class Chain:
-    """Two lists and a transfer on them."""
+    """Two lists and a transfer that uses them."""
 
     def __init__(self, here, there, seed=1):
         self.here, self.there = here, there
@@ -46,8 +46,8 @@ def test_handles_are_released_in_any_order(pair, order):
 
 
 @pytest.mark.beyond_stock
-def test_a_transfer_keeps_its_lists(pair):
-    """Released before the post; stock would use freed memory."""
+def test_transfer_keeps_its_lists_alive(pair):
+    """The lists are released before the post; stock would use freed memory."""
     chain = Chain(*pair)
     chain.left.release()
     chain.right.release()
@@ -68,8 +68,8 @@ def test_releasing_twice_is_harmless(pair, method):
             agent.release_dlist_handle(handle=chain.left)
 
 
-def test_handles_that_nobody_releases_are_freed(pair):
-    """SGLang and LMCache never release; the handle's end does."""
+def test_unreleased_handles_are_freed(pair):
+    """SGLang and LMCache never release handles; deallocation does."""
     chain = Chain(*pair)
     deadline.run(chain.here.agent, chain.xfer)
     del chain.xfer, chain.left, chain.right
@@ -103,7 +103,7 @@ def test_handles_are_context_managers(pair):
     assert agent.stats()["live_dlists"] == 0
 
 
-def test_handles_are_keys_and_true(pair):
+def test_handles_are_hashable_and_true(pair):
     """vLLM keeps them in sets, LightLLM by id."""
     chain = Chain(*pair)
     assert chain.xfer
@@ -179,8 +179,8 @@ def test_handles_outlive_a_closed_agent(api, long_transfer, in_flight):
 
 
 @pytest.mark.beyond_stock
-def test_closing_the_target_ends_what_is_in_flight(api, long_transfer):
-    """The initiator hears of it and lives."""
+def test_closing_the_target_ends_transfers_in_flight(api, long_transfer):
+    """The initiator gets an error and survives."""
     here, there = long_transfer.here, long_transfer.there
     handle = long_transfer.handle
     here.agent.transfer(handle)
@@ -192,7 +192,7 @@ def test_closing_the_target_ends_what_is_in_flight(api, long_transfer):
 
 
 @pytest.mark.beyond_stock
-def test_a_closed_agent_says_so(api, endpoint):
+def test_closed_agent_raises_a_clear_error(api, endpoint):
     here = endpoint()
     block = here.alloc(4096)
     here.agent.close()
@@ -216,7 +216,7 @@ def test_an_agent_is_a_context_manager(api):
         agent.get_agent_metadata()
 
 
-def test_an_agent_that_nobody_closes_is_freed(api, names):
+def test_unclosed_agent_is_freed(api, names):
     for _ in range(3):
         agent = api.nixl_agent(names(), api.nixl_agent_config())
         agent.get_agent_metadata()
@@ -225,7 +225,7 @@ def test_an_agent_that_nobody_closes_is_freed(api, names):
 
 
 @pytest.mark.beyond_stock
-def test_the_same_name_is_used_again_after_closing(api, endpoint):
+def test_name_may_be_reused_after_close(api, endpoint):
     here = endpoint()
     for _ in range(5):
         agent = api.nixl_agent("again", api.nixl_agent_config())
@@ -235,7 +235,7 @@ def test_the_same_name_is_used_again_after_closing(api, endpoint):
         agent.close()
 
 
-# -- the interpreter's end ---------------------------------------------------
+# -- interpreter exit ---------------------------------------------------------
 
 SETTING = """
 from support.endpoint import Endpoint
@@ -301,8 +301,8 @@ asyncio.run(main())
         for ending, source in ENDINGS.items()
     ],
 )
-def test_the_interpreter_ends_well(module, ending, flags):
-    """Exit status 0, nothing on stderr about it, no hang."""
+def test_interpreter_exits_cleanly(module, ending, flags):
+    """Exit status 0, nothing on stderr, no hang."""
     done = run_program(
         SETTING + ENDINGS[ending], *flags, module=module, timeout=60
     )
@@ -311,7 +311,7 @@ def test_the_interpreter_ends_well(module, ending, flags):
 
 
 @pytest.mark.beyond_stock
-def test_the_module_is_imported_and_nothing_else(module):
+def test_interpreter_exits_cleanly_after_import_alone(module):
     run_program("import importlib; importlib.import_module(MODULE)", "-Xdev")
 
 
@@ -393,7 +393,7 @@ def action():
 @pytest.mark.parametrize("in_flight", [False, True])
 @pytest.mark.parametrize("child", CHILDREN)
 def test_a_forked_child_does_no_harm(module, child, in_flight):
-    """In the child calls are errors; the parent goes on."""
+    """Calls in the child raise errors; the parent continues."""
     post = "agent.transfer(handle)\n" if in_flight else ""
     after = f"""
 in_child(action)
@@ -411,7 +411,7 @@ assert there.gather_notifs(1) == [("child", b"from the child")]
 
 @pytest.mark.nixl_differs("transfers in flight cannot be stopped")
 @pytest.mark.beyond_stock
-def test_a_forked_child_may_just_exit(module):
+def test_forked_child_may_exit_at_once(module):
     """multiprocessing's fork method, with the agent as a global."""
     run_program(
         SETTING
@@ -563,7 +563,7 @@ KEEPS = pytest.mark.nixl_differs("NIXL's UCX keeps sockets of removed peers")
     ],
 )
 def test_nothing_leaks(module, what):
-    """Descriptors, threads, mappings and memory stay level over loops."""
+    """Descriptors, threads, mappings and memory do not grow over loops."""
     start = SETTING.replace("long = ", "here.add(there.metadata())\nlong = ")
     start += "there.add(here.metadata())\na = here.alloc(65536)\n"
     run_program(start + MEASURE.format(source=LEAKS[what]), module=module)

@@ -1,4 +1,5 @@
-"""Descriptor lists as Python objects: buffers, copies, use by others."""
+"""Descriptor lists as Python objects: buffers, copies, use by other
+libraries."""
 
 import array
 import copy
@@ -18,7 +19,7 @@ def rows_of(lists):
 
 
 def matrix(values, code, columns):
-    """An array of rows with no numpy."""
+    """An array of rows without numpy."""
     flat = array.array(code, [cell for row in values for cell in row])
     return memoryview(flat).cast("B").cast(code, (len(values), columns))
 
@@ -34,7 +35,7 @@ def test_a_list_is_a_read_only_matrix(api):
     assert memoryview(api.nixlXferDList("DRAM")).shape == (0, 3)
 
 
-def test_numpy_sees_a_list(api):
+def test_numpy_can_read_a_list(api):
     numpy = pytest.importorskip("numpy")
     made = api.nixlXferDList("DRAM", ROWS)
     seen = numpy.asarray(made)
@@ -107,11 +108,11 @@ def test_negative_numbers_of_arrays_are_refused(api):
     assert caught.value.index == 2
 
 
-# -- Rows that do what rows should not ---------------------------------------
+# -- Rows with side effects ---------------------------------------------------
 
 
 class Shrinks:
-    """An integer whose conversion empties the list that it is in."""
+    """An integer whose conversion empties the list that contains it."""
 
     def __init__(self, rows):
         self.rows = rows
@@ -122,7 +123,7 @@ class Shrinks:
         return 7
 
 
-def test_a_row_may_empty_its_own_list(api):
+def test_row_conversion_may_empty_its_own_list(api):
     rows = []
     rows.extend((Shrinks(rows), 2, 3) for _ in range(5))
     assert rows_of(api.nixlXferDList("DRAM", rows)) == [(7, 2, 3)]
@@ -131,7 +132,7 @@ def test_a_row_may_empty_its_own_list(api):
     assert rows_of(api.nixlRegDList("DRAM", rows)) == [(7, 2, 3, b"m")]
 
 
-def test_a_row_may_change_the_list_it_goes_into(api):
+def test_row_conversion_may_change_its_target_list(api):
     made = api.nixlXferDList("DRAM", ROWS)
 
     class Clears:
@@ -149,7 +150,7 @@ class Raises:
         raise LookupError("not today")
 
 
-def test_what_a_row_raises_is_passed_on(api):
+def test_exception_raised_by_a_row_propagates(api):
     with pytest.raises(LookupError, match="not today"):
         api.nixlXferDList("DRAM", [(1, Raises(), 3)])
 
@@ -183,7 +184,7 @@ def test_meta_info_is_text_or_bytes(api, extra):
             kind("DRAM", [(1, 2, 3, extra)])
 
 
-def test_the_largest_numbers_are_kept(api):
+def test_largest_numbers_are_preserved(api):
     made = api.nixlXferDList("DRAM", [(TOP, TOP, TOP)])
     assert made[0] == (TOP, TOP, TOP)
     assert made.__getstate__().count(b"\xff" * 24) == 1
@@ -206,7 +207,7 @@ def test_a_copy_is_a_list_of_its_own(api, how):
         assert other != made
 
 
-def test_lists_compare_by_all_they_hold(api):
+def test_lists_compare_by_every_field(api):
     kind = api.nixlRegDList
     assert kind("DRAM", [(1, 2, 3, "a")]) == kind("DRAM", [(1, 2, 3, b"a")])
     assert kind("DRAM", [(1, 2, 3, "a")]) != kind("DRAM", [(1, 2, 3, "b")])
@@ -217,7 +218,7 @@ def test_lists_compare_by_all_they_hold(api):
         hash(kind("DRAM"))
 
 
-def test_a_number_makes_rows_of_zeros(api):
+def test_list_created_from_a_number_has_zero_rows(api):
     assert rows_of(api.nixlXferDList("DRAM", 2)) == [(0, 0, 0)] * 2
     assert rows_of(api.nixlRegDList("DRAM", init_size=1)) == [(0, 0, 0, b"")]
     for size in (-1, 2**70):
@@ -227,8 +228,8 @@ def test_a_number_makes_rows_of_zeros(api):
         api.nixlXferDList("DRAM", 2**60)
 
 
-def test_many_lists_leave_nothing_behind(api):
-    """References of rows and extras are given back on every path."""
+def test_lists_leak_no_references(api):
+    """References to rows and extras are released on every path."""
     extra = bytes(bytearray(b"unique to this test"))
     row = (1, 2, 3, extra)
     made = api.nixlRegDList("DRAM", [row] * 10)
@@ -301,7 +302,7 @@ def test_a_tensor_is_one_row(api, endpoint):
         (Tensor(addr=-1), "data_ptr"),
     ],
 )
-def test_tensors_that_cannot_be_used_are_refused(api, endpoint, source, words):
+def test_unusable_tensors_are_refused(api, endpoint, source, words):
     agent = endpoint().agent
     with pytest.raises(ValueError, match=words):
         agent.get_xfer_descs(source)

@@ -1,6 +1,6 @@
-"""Whatever the shape of the lists, a transfer is a copy row by row.
+"""A transfer copies row by row, whatever the shape of the lists.
 
-Lists are kept compactly and neighbours are merged; both are invisible.  The
+Lists are stored compactly and neighbours are merged; neither is visible.  The
 model is a loop over rows in Python.
 """
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.beyond_stock
 
 SIZE = 1 << 16
 
-# A run: start, length of a row, distance between rows, how many.
+# A run: start, length of a row, distance between rows, number of rows.
 runs = strategies.tuples(
     strategies.integers(0, SIZE // 2),
     strategies.sampled_from([1, 3, 8, 64, 100]),
@@ -25,7 +25,7 @@ runs = strategies.tuples(
 
 
 def unroll(shape):
-    """The rows (offset, length) of some runs, all inside SIZE."""
+    """The rows (offset, length) of the runs, all within SIZE."""
     rows = []
     for start, length, stride, count in shape:
         for i in range(count):
@@ -36,7 +36,7 @@ def unroll(shape):
 
 
 def pairs_of_one_length(draw, left, right):
-    """Indices into both lists whose rows are of one length."""
+    """Indices into both lists, paired by equal row length."""
     by_length = {}
     for index, (_, length) in enumerate(right):
         by_length.setdefault(length, []).append(index)
@@ -57,7 +57,7 @@ def pairs_of_one_length(draw, left, right):
 
 @pytest.fixture(scope="module")
 def scene(module):
-    """Two agents of this process and their memory."""
+    """Two agents in this process and their memory."""
     from support.endpoint import Endpoint
 
     here = Endpoint(module, "property-here")
@@ -84,7 +84,7 @@ def scene(module):
     skip=strategies.booleans(),
     data=strategies.data(),
 )
-def test_a_read_is_a_copy_row_by_row(scene, shapes, skip, data):
+def test_read_equals_a_row_by_row_copy(scene, shapes, skip, data):
     here, there, local, remote = scene
     left, right = unroll(shapes[0]), unroll(shapes[1])
     hypothesis.assume(left and right)
@@ -113,7 +113,7 @@ def test_a_read_is_a_copy_row_by_row(scene, shapes, skip, data):
 
 
 def disjoint(rows):
-    """Rows that overlap may land in any order."""
+    """No two rows overlap; overlapping rows may be written in any order."""
     end = 0
     for at, size in sorted(rows):
         if at < end:

@@ -1,6 +1,8 @@
-"""Three agents that hand their metadata round by NIXL's metadata listener:
-who knows whom follows what was sent, fetched and taken back, and transfers
-work between all that know each other."""
+"""Three agents that exchange metadata by NIXL's metadata listener.
+
+The known peers match the commands sent (send, fetch, invalidate), and
+transfers work between all agents that know each other.
+"""
 
 import itertools
 
@@ -24,7 +26,7 @@ ACTS = st.tuples(
 
 
 class Ring:
-    """The agents, and who is to know whom."""
+    """The agents, and the peers that each is expected to know."""
 
     def __init__(self):
         self.serial = itertools.count()
@@ -64,7 +66,7 @@ class Ring:
         return self.agents[at].agent.stats()["listener_loaded"]
 
     def await_load(self, who, whom, loads):
-        """Also where `whom` was known before: a load that is still to come
+        """Wait for the load even if `whom` was known before: a later load
         would undo an invalidation."""
         until(
             lambda: self.loads(who) > loads,
@@ -95,7 +97,7 @@ class Ring:
             self.await_knowledge(whom, who, False)
 
     def restart(self, who):
-        """Another agent, of another name, in its place."""
+        """Replace the agent by another one with another name."""
         self.agents[who].close()
         self.knows = {pair for pair in self.knows if who not in pair}
         self.start(who)
@@ -107,7 +109,7 @@ class Ring:
             assert agent.check_remote_metadata(name) == wanted
 
     def read_all(self):
-        """Who knows another reads its bytes."""
+        """Each agent reads the bytes of every peer it knows."""
         for who, whom in self.knows:
             here, there = self.agents[who], self.agents[whom]
             room = here.alloc(SIZE)
@@ -122,7 +124,7 @@ class Ring:
 
 @hypothesis.given(acts=st.lists(ACTS, max_size=12))
 @hypothesis.settings(max_examples=8, deadline=None, database=None)
-def test_who_knows_whom_follows_what_was_said(module, acts):
+def test_known_peers_match_the_commands_sent(module, acts):
     ring = Ring()
     try:
         for act in acts:
@@ -140,7 +142,7 @@ def ring(module):
     made.close()
 
 
-def test_metadata_goes_round_and_everybody_reads_everybody(ring):
+def test_metadata_exchange_lets_all_agents_read_each_other(ring):
     for who in range(3):
         ring.act("send", who, (who + 1) % 3)
         ring.act("fetch", who, (who + 1) % 3)
@@ -149,7 +151,7 @@ def test_metadata_goes_round_and_everybody_reads_everybody(ring):
     ring.read_all()
 
 
-def test_taking_back_from_one_leaves_the_others(ring):
+def test_invalidating_at_one_agent_does_not_affect_others(ring):
     ring.act("send", 0, 1)
     ring.act("send", 0, 2)
     ring.act("invalidate", 0, 1)
@@ -158,7 +160,7 @@ def test_taking_back_from_one_leaves_the_others(ring):
     ring.read_all()
 
 
-def test_one_that_is_gone_harms_no_exchange_of_the_others(ring):
+def test_lost_agent_does_not_disturb_other_exchanges(ring):
     ring.act("send", 0, 1)
     gone = ring.port(2)
     ring.agents[2].close()
@@ -174,7 +176,7 @@ def test_one_that_is_gone_harms_no_exchange_of_the_others(ring):
     ring.check()
 
 
-def test_notifications_pass_between_those_who_met(ring):
+def test_notifications_pass_between_known_agents(ring):
     for who, whom in itertools.permutations(range(3), 2):
         ring.act("fetch", who, whom)
     for who, whom in itertools.permutations(range(3), 2):
@@ -189,7 +191,7 @@ def test_notifications_pass_between_those_who_met(ring):
         }
 
 
-def test_memory_that_came_later_is_told_by_sending_again(ring):
+def test_new_memory_is_known_after_sending_again(ring):
     ring.act("send", 0, 1)
     later = ring.agents[0].alloc(SIZE, seed=9)
     agent = ring.agents[1].agent

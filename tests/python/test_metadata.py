@@ -1,4 +1,4 @@
-"""Metadata: what an agent tells of itself, and what a peer makes of it."""
+"""Metadata: how an agent describes itself, and how a peer loads it."""
 
 import pytest
 from support import blob as grammar
@@ -9,7 +9,7 @@ SIZE = 64 * 1024
 
 
 def read_works(here, there, local, remote, size=SIZE):
-    """Read `remote` of the peer to `local`; the bytes are right."""
+    """Read the peer's `remote` into `local` and check the bytes."""
     state = here.move(
         "READ",
         [(local.addr, size, 0)],
@@ -23,7 +23,7 @@ def read_works(here, there, local, remote, size=SIZE):
 # -- the bytes ---------------------------------------------------------------
 
 
-def test_metadata_is_nixls_grammar(endpoint):
+def test_metadata_follows_nixls_grammar(endpoint):
     here = endpoint()
     first, second = here.alloc(SIZE), here.alloc(4096)
     found = grammar.parse(here.metadata())
@@ -49,7 +49,7 @@ def test_metadata_is_the_same_until_something_changes(endpoint):
 
 
 def test_an_agent_without_regions_has_metadata(endpoint, other):
-    """For notifications alone."""
+    """Such metadata serves for notifications."""
     here, there = endpoint(), other()
     assert here.add(there.metadata()) == there.name.encode()
     here.send_notif(there.name, b"hello")
@@ -78,7 +78,7 @@ def test_loading_again_changes_nothing(pair):
         read_works(here, there, local, remote)
 
 
-def test_check_remote_metadata_tells_what_is_known(pair):
+def test_check_remote_metadata_reports_loaded_regions(pair):
     here, there = pair
     agent = here.agent
     remote = there.alloc(SIZE)
@@ -98,7 +98,7 @@ def test_check_remote_metadata_tells_what_is_known(pair):
     assert not covers(64)
 
 
-def test_new_regions_come_with_the_next_metadata(api, pair):
+def test_new_regions_are_loaded_with_the_next_metadata(api, pair):
     here, there = pair
     local, first = here.alloc(SIZE), there.alloc(SIZE, seed=3)
     here.add(there.metadata())
@@ -118,8 +118,8 @@ def test_new_regions_come_with_the_next_metadata(api, pair):
 
 @pytest.mark.beyond_stock
 @pytest.mark.nixl_differs("loading metadata again only adds")
-def test_removed_regions_go_with_the_next_metadata(api, pair):
-    """Stock refuses to load such metadata at all."""
+def test_removed_regions_are_dropped_with_the_next_metadata(api, pair):
+    """Stock refuses to load such metadata."""
     here, there = pair
     agent = here.agent
     local = here.alloc(SIZE)
@@ -144,9 +144,9 @@ def test_removed_regions_go_with_the_next_metadata(api, pair):
 
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("kind", ["private", "memfd", "shared-buffer"])
-def test_sleep_and_wake(pair, kind):
+def test_memory_is_registered_again_after_sleep(pair, kind):
     """vLLM's sleep mode: the same list is deregistered and registered again,
-    the metadata is loaded afresh under the same name."""
+    and the metadata is loaded again under the same name."""
     here, there = pair
     local, remote = here.alloc(SIZE), there.alloc(SIZE, kind, seed=7)
     for seed in range(5):
@@ -169,7 +169,7 @@ def test_a_peer_is_removed_and_added_again(api, pair):
             here.prepare(there.name, [(remote.addr, SIZE, 0)])
 
 
-def test_removing_an_unknown_peer_is_fine(endpoint):
+def test_removing_an_unknown_peer_is_accepted(endpoint):
     here = endpoint()
     here.remove("nobody")
     here.remove(b"nobody")
@@ -189,7 +189,7 @@ def test_removing_a_peer_ends_its_transfers(api, long_transfer):
 
 @pytest.mark.beyond_stock
 def test_memory_may_be_remapped_between_two_loads(pair):
-    """Another mapping at the same address: what is read is what is there."""
+    """A read of another mapping at the same address returns its contents."""
     here, there = pair
     local = here.alloc(SIZE)
     first = there.alloc(SIZE, "memfd", seed=9)
@@ -206,7 +206,7 @@ def test_memory_may_be_remapped_between_two_loads(pair):
 # -- partial metadata --------------------------------------------------------
 
 
-def test_partial_metadata_tells_of_some_regions(api, endpoint, other):
+def test_partial_metadata_describes_only_some_regions(api, endpoint, other):
     here, there = endpoint(), other()
     local = here.alloc(SIZE)
     told, hidden = there.alloc(SIZE, seed=11), there.alloc(SIZE, seed=12)
@@ -217,8 +217,8 @@ def test_partial_metadata_tells_of_some_regions(api, endpoint, other):
         here.prepare(there.name, [(hidden.addr, SIZE, 0)])
 
 
-def test_partial_metadata_adds_to_what_is_known(endpoint, other):
-    """Without connection data, after a load that had it; Ray does this."""
+def test_partial_metadata_adds_to_known_regions(endpoint, other):
+    """Without connection data, after a load with it, as Ray does."""
     here, there = endpoint(), other()
     local = here.alloc(SIZE)
     first, second = there.alloc(SIZE, seed=13), there.alloc(SIZE, seed=14)
@@ -251,7 +251,7 @@ def test_connection_data_alone_is_enough_for_notifications(endpoint, other):
 
 @pytest.mark.beyond_stock
 def test_partial_metadata_of_a_stranger_is_refused(api, endpoint, other):
-    """No connection data, and none was loaded before."""
+    """It has no connection data, and none was loaded before."""
     here, there = endpoint(), other()
     region = there.alloc(SIZE)
     with pytest.raises(api.NixlError, match="NIXL_ERR_"):
@@ -260,7 +260,7 @@ def test_partial_metadata_of_a_stranger_is_refused(api, endpoint, other):
     here.add(there.metadata())
 
 
-def test_partial_metadata_of_what_is_not_registered_is_refused(api, endpoint):
+def test_partial_metadata_of_unregistered_memory_is_refused(api, endpoint):
     here = endpoint()
     region = here.alloc(SIZE)
     rows = here.agent.get_reg_descs([(region.addr, 64, 0, "")], "DRAM")
@@ -268,7 +268,7 @@ def test_partial_metadata_of_what_is_not_registered_is_refused(api, endpoint):
         here.agent.get_partial_agent_metadata(rows, True)
 
 
-# -- what is no metadata -----------------------------------------------------
+# -- invalid metadata ---------------------------------------------------------
 
 GARBAGE = {
     "empty": b"",
@@ -305,7 +305,7 @@ def test_metadata_of_an_agent_of_our_own_name_is_refused(api, endpoint, peer):
 
 
 @pytest.mark.beyond_stock
-def test_metadata_with_bytes_left_over_is_refused(api, pair):
+def test_metadata_with_trailing_bytes_is_refused(api, pair):
     here, there = pair
     with pytest.raises(api.nixlMismatchError):
         here.add(there.metadata() + b"|")
@@ -335,7 +335,7 @@ def test_a_region_that_wraps_around_is_refused(api, endpoint, other):
 def test_a_peer_that_cannot_be_reached_is_refused_with_the_reasons(
     api, endpoint, other
 ):
-    """Another host's: every way is named with why it is none."""
+    """A peer on another host: the error names each route and why it fails."""
     here, there = endpoint(), other()
     strange = changed(there.metadata(), connections={b"STRANGE": b"x"})
     with pytest.raises(api.nixlBackendError, match="NIXL_ERR_BACKEND") as e:
@@ -346,7 +346,7 @@ def test_a_peer_that_cannot_be_reached_is_refused_with_the_reasons(
 
 
 @pytest.mark.beyond_stock
-def test_a_peer_whose_process_is_gone_is_refused(api, endpoint, peer):
+def test_peer_whose_process_ended_is_refused(api, endpoint, peer):
     here, there = endpoint(), peer()
     there.alloc(SIZE)
     blob = there.metadata()
@@ -359,7 +359,7 @@ def test_a_peer_whose_process_is_gone_is_refused(api, endpoint, peer):
 @pytest.mark.slow
 @pytest.mark.beyond_stock
 def test_metadata_cut_at_any_byte_is_refused(api, pair):
-    """And what was known of the peer stays as it was."""
+    """The data already known about the peer does not change."""
     here, there = pair
     local, remote = here.alloc(SIZE), there.alloc(SIZE, seed=17)
     blob = there.metadata()
@@ -374,7 +374,7 @@ def test_metadata_cut_at_any_byte_is_refused(api, pair):
 
 
 @pytest.mark.beyond_stock
-def test_describe_tells_of_the_agent(endpoint):
+def test_describe_reports_the_agent(endpoint):
     told = endpoint().agent.describe()
     assert told["engine"] in ("native", "nixl")
     assert told["peers"] == 0
@@ -382,7 +382,7 @@ def test_describe_tells_of_the_agent(endpoint):
 
 
 @pytest.mark.beyond_stock
-def test_describe_tells_of_a_peer(engine, pair):
+def test_describe_reports_a_peer(engine, pair):
     here, there = pair
     told = here.agent.describe(there.name)
     assert told["generation"] == 1
@@ -397,8 +397,8 @@ def test_describe_tells_of_a_peer(engine, pair):
 
 @pytest.mark.beyond_stock
 @pytest.mark.nixl_differs("what it maps is not told")
-def test_describe_tells_which_regions_need_no_kernel(engine, pair):
-    """Memory that cannot shrink under the reader is mapped."""
+def test_describe_reports_mapped_regions(engine, pair):
+    """Memory that cannot shrink is mapped by the reader."""
     if not engine.two_processes:
         pytest.skip("within a process everything is at hand")
     here, there = pair
@@ -412,7 +412,7 @@ def test_describe_tells_which_regions_need_no_kernel(engine, pair):
 
 @pytest.mark.beyond_stock
 @pytest.mark.nixl_differs("a peer's end is noticed when it is used")
-def test_describe_has_names_as_they_are(endpoint, other):
+def test_describe_does_not_alter_names(endpoint, other):
     here, there = endpoint(), other("préfill \u2192 0")
     here.add(there.metadata())
     there.close()
@@ -427,12 +427,12 @@ def test_describe_has_names_as_they_are(endpoint, other):
 
 
 @pytest.mark.beyond_stock
-def test_describe_knows_no_stranger(api, endpoint):
+def test_describe_refuses_an_unknown_peer(api, endpoint):
     with pytest.raises(api.nixlNotFoundError, match="nobody"):
         endpoint().agent.describe("nobody")
 
 
-def test_make_connection_may_come_before_the_first_transfer(api, pair):
+def test_make_connection_may_precede_the_first_transfer(api, pair):
     here, there = pair
     here.agent.make_connection(there.name)
     here.agent.make_connection(there.name, ["UCX"])

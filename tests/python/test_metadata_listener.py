@@ -1,4 +1,4 @@
-"""NIXL's metadata listener: agents hand their metadata to each other."""
+"""NIXL's metadata listener: agents exchange their metadata."""
 
 import contextlib
 import socket
@@ -16,7 +16,7 @@ HERE = "127.0.0.1"
 
 @pytest.fixture
 def listening(endpoint):
-    """listening(**config): an agent here whose listener listens."""
+    """listening(**config): an agent in this process with an open listener."""
 
     def make(**config):
         config = {"listen_port": 0, **config}
@@ -49,7 +49,7 @@ def receive(stream):
 # -- Between agents ----------------------------------------------------------
 
 
-def test_metadata_is_fetched_sent_and_taken_back(listening, endpoint):
+def test_metadata_is_fetched_sent_and_invalidated(listening, endpoint):
     left, right = listening(), endpoint()
     port = left.agent.listen_port
     assert right.agent.fetch_remote_metadata(left.name, HERE, port) is None
@@ -60,7 +60,7 @@ def test_metadata_is_fetched_sent_and_taken_back(listening, endpoint):
     until(unknown(left.agent, right.name), "its removal")
 
 
-def test_keywords_are_those_of_stock(listening, endpoint):
+def test_listener_keywords_match_stock(listening, endpoint):
     left, right = listening(), endpoint()
     port = left.agent.listen_port
     right.agent.fetch_remote_metadata(
@@ -78,7 +78,7 @@ def test_keywords_are_those_of_stock(listening, endpoint):
     until(knows(left.agent, right.name), "its metadata")
 
 
-def test_what_was_fetched_serves_a_transfer(listening, peer):
+def test_fetched_metadata_serves_a_transfer(listening, peer):
     left, right = listening(), peer()
     block, room = left.alloc(65536, seed=3), right.alloc(65536)
     right.call(
@@ -94,7 +94,7 @@ def test_what_was_fetched_serves_a_transfer(listening, peer):
     assert right.checksum(room.key) == left.checksum(block.key)
 
 
-def test_a_part_is_a_part(listening, endpoint, api):
+def test_listener_sends_partial_metadata(listening, endpoint, api):
     left, right = listening(), endpoint()
     first, second = right.alloc(4096), right.alloc(4096)
     part = right.agent.get_reg_descs([(first.addr, 4096, 0, "")], "DRAM")
@@ -118,7 +118,7 @@ def test_a_part_is_a_part(listening, endpoint, api):
         right.agent.send_partial_agent_metadata([], ip_addr=HERE)
 
 
-def test_an_agent_that_restarted_takes_its_place(listening, endpoint, names):
+def test_restarted_agent_replaces_the_old_one(listening, endpoint, names):
     left, name = listening(), names()
     for _ in range(3):
         right = endpoint(name)
@@ -132,7 +132,7 @@ def test_an_agent_that_restarted_takes_its_place(listening, endpoint, names):
 # -- The port ----------------------------------------------------------------
 
 
-def test_a_free_port_is_found_and_told(listening, endpoint):
+def test_listener_reports_the_port_chosen(listening, endpoint):
     left, right = listening(), listening()
     assert 0 < left.agent.listen_port != right.agent.listen_port > 0
     assert listener(left.agent)["port"] == left.agent.listen_port
@@ -141,7 +141,7 @@ def test_a_free_port_is_found_and_told(listening, endpoint):
     assert "metadata_listener" not in none.agent.describe()
 
 
-def test_a_port_that_is_taken_is_named(listening, api, names):
+def test_port_in_use_is_named(listening, api, names):
     port = listening().agent.listen_port
     config = api.nixl_agent_config(enable_listen_thread=True, listen_port=port)
     name = names()
@@ -159,7 +159,7 @@ def test_the_port_is_free_after_close(listening):
     assert listening(listen_port=port).agent.listen_port == port
 
 
-def test_it_listens_where_it_is_told(listening, endpoint, api):
+def test_listener_binds_to_the_given_address(listening, endpoint, api):
     left, right = listening(listen_host="127.0.0.1"), endpoint()
     right.agent.fetch_remote_metadata(left.name, HERE, left.agent.listen_port)
     until(knows(right.agent, left.name), "the answer")
@@ -169,7 +169,7 @@ def test_it_listens_where_it_is_told(listening, endpoint, api):
         listening(listen_host="no.such.host.invalid")
 
 
-def test_ipv6(listening, endpoint):
+def test_ipv6_addresses_work(listening, endpoint):
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
@@ -182,7 +182,7 @@ def test_ipv6(listening, endpoint):
 # -- The bytes ---------------------------------------------------------------
 
 
-def test_a_client_written_from_the_bytes(listening, endpoint):
+def test_listener_serves_a_raw_client(listening, endpoint):
     left, right = listening(), endpoint()
     address = (HERE, left.agent.listen_port)
     with socket.create_connection(address, 30) as raw:
@@ -198,7 +198,7 @@ def test_a_client_written_from_the_bytes(listening, endpoint):
         until(unknown(left.agent, right.name), "its removal")
 
 
-def test_a_server_written_from_the_bytes(endpoint):
+def test_client_talks_to_a_raw_server(endpoint):
     left, right = endpoint(), endpoint()
     right.alloc(4096)
     server = socket.create_server((HERE, 0))
@@ -218,7 +218,7 @@ def test_a_server_written_from_the_bytes(endpoint):
         assert receive(stream) == b"NIXLCOMM:INVL" + left.name.encode()
 
 
-def test_garbage_costs_its_connection(listening, endpoint):
+def test_garbage_closes_its_connection_only(listening, endpoint):
     left, right = listening(), endpoint()
     for data in [b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 64, frame(b"x" * 20)]:
         with socket.create_connection(
@@ -250,7 +250,7 @@ def dead_port():
         return server.getsockname()[1]
 
 
-def test_a_dead_port_is_counted_and_shown(endpoint, dead_port):
+def test_unreachable_port_is_counted_and_reported(endpoint, dead_port):
     agent = endpoint().agent
     agent.send_local_metadata(HERE, dead_port)
     agent.fetch_remote_metadata("nobody", HERE, dead_port)
@@ -261,8 +261,8 @@ def test_a_dead_port_is_counted_and_shown(endpoint, dead_port):
     assert "refused" in listener(agent)["last_failure"]
 
 
-def test_a_peer_that_hangs_holds_nobody_up(listening, endpoint):
-    """It takes connections and says nothing; others are served."""
+def test_hanging_peer_does_not_delay_others(listening, endpoint):
+    """It accepts connections and sends nothing; others are served."""
     left, right = listening(), endpoint()
     with socket.create_server((HERE, 0)) as silent:
         for _ in range(20):
@@ -277,7 +277,7 @@ def test_a_peer_that_hangs_holds_nobody_up(listening, endpoint):
         right.close()
 
 
-def test_bad_metadata_is_counted_and_shown(listening):
+def test_bad_metadata_is_counted_and_reported(listening):
     left = listening()
     with socket.create_connection((HERE, left.agent.listen_port), 30) as raw:
         raw.sendall(frame(b"NIXLCOMM:LOADnothing of the kind"))
@@ -296,7 +296,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_bad_arguments(api, endpoint, name):
+def test_listener_refuses_bad_arguments(api, endpoint, name):
     call = getattr(endpoint().agent, name)
     given = CALLS[name]
     for addresses in [(), ("",)]:
@@ -315,7 +315,7 @@ def test_bad_arguments(api, endpoint, name):
         call(*given, "127.0.0.1\0")
 
 
-def test_a_label_alone_is_not_supported(api, endpoint):
+def test_label_without_address_is_not_supported(api, endpoint):
     agent = endpoint().agent
     with pytest.raises(api.nixlNotSupportedError, match="etcd"):
         agent.fetch_remote_metadata("peer", label="part")
@@ -325,7 +325,9 @@ def test_a_label_alone_is_not_supported(api, endpoint):
         )
 
 
-def test_a_closed_agent_refuses(api, listening, endpoint, dead_port):
+def test_closed_agent_refuses_listener_calls(
+    api, listening, endpoint, dead_port
+):
     for agent in (listening().agent, endpoint().agent):
         agent.close()
         with pytest.raises(api.nixlClosedError):
@@ -336,7 +338,7 @@ def test_a_closed_agent_refuses(api, listening, endpoint, dead_port):
             agent.invalidate_local_metadata(HERE, dead_port)
 
 
-# -- Life --------------------------------------------------------------------
+# -- Lifetime ----------------------------------------------------------------
 
 
 def test_an_agent_that_is_dropped_stops_listening(listening, opened, api):
@@ -349,7 +351,7 @@ def test_an_agent_that_is_dropped_stops_listening(listening, opened, api):
         socket.create_connection(address)
 
 
-def test_a_program_may_end_with_a_listener():
+def test_program_may_exit_with_an_open_listener():
     run_program(
         """
         import vllm_nixl

@@ -1,7 +1,8 @@
-"""Any order of calls, against a model of what an agent is to know.
+"""Calls in any order, compared with a model of an agent's state.
 
-Hypothesis draws the calls and shrinks what fails.  The model: which regions
-each agent has registered, what the reader last loaded, what every byte is.
+Hypothesis draws the calls and shrinks failures.  The model has the regions
+that each agent has registered, the metadata that the reader loaded last, and
+the value of every byte.
 """
 
 import pytest
@@ -45,7 +46,7 @@ class Owner:
 
 
 class Agents(stateful.RuleBasedStateMachine):
-    """One reader, two owners, each with pieces that come and go."""
+    """One reader and two owners, each with pieces that come and go."""
 
     @stateful.initialize()
     def start(self):
@@ -60,16 +61,16 @@ class Agents(stateful.RuleBasedStateMachine):
         )
         self.bytes = bytearray(ROOM)
         self.owners = {name: Owner(f"model-{name}") for name in OWNERS}
-        self.loaded = {}  # name: (life, pieces known)
+        self.loaded = {}  # name: (incarnation, pieces known)
         self.removals = dict.fromkeys(OWNERS, 0)
-        self.lists = []  # (name, age, piece, registration, handle)
+        self.lists = []  # (name, incarnation, piece, registration, handle)
         self.sent = {name: [] for name in OWNERS}
         for name in OWNERS:
             for number in range(0, PIECES, 2):
                 self.enlist(name, number)
 
     def enlist(self, name, number):
-        """All that a transfer of a piece needs."""
+        """The arguments of a transfer of a piece."""
         self.register_piece(name, number)
         self.load_owner(name)
         self.prepare_piece(name, number)
@@ -80,7 +81,7 @@ class Agents(stateful.RuleBasedStateMachine):
                 one.close()
             self.reader.close()
 
-    # -- what happens to the owners ------------------------------------------
+    # -- events at the owners ------------------------------------------------
 
     @stateful.rule(name=owner, number=piece)
     def register(self, name, number):
@@ -114,7 +115,7 @@ class Agents(stateful.RuleBasedStateMachine):
         self.owners[name].life = old.life + 1
         self.sent[name] = []
 
-    # -- what the reader knows -----------------------------------------------
+    # -- peers loaded by the reader ------------------------------------------
 
     @stateful.rule(name=owner)
     def load(self, name):
@@ -133,7 +134,7 @@ class Agents(stateful.RuleBasedStateMachine):
             self.removals[name] += 1
 
     def lives(self, name, life):
-        """Is this the life of the owner that the reader has loaded now?"""
+        """Has the reader loaded this incarnation of the owner?"""
         return (
             name in self.loaded
             and self.loaded[name][0] == life == self.owners[name].life
@@ -161,7 +162,7 @@ class Agents(stateful.RuleBasedStateMachine):
         try:
             handle = self.agent.prep_xfer_dlist(one.node.name, rows, "DRAM")
         except self.api.nixlNotFoundError:
-            # Deregistered and registered again since: known by the next load.
+            # Deregistered and registered again since; the next load will tell.
             assert one.registered[number] is not known[number]
             return
         registration = one.registered[number]
@@ -227,7 +228,7 @@ class Agents(stateful.RuleBasedStateMachine):
         at = data.draw(st.integers(0, len(self.lists) - 1))
         self.lists.pop(at)[-1].release()
 
-    # -- what must hold always -----------------------------------------------
+    # -- invariants ----------------------------------------------------------
 
     @stateful.rule()
     def bytes_are_as_the_model_has_them(self):

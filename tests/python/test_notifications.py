@@ -91,8 +91,8 @@ def test_a_read_notifies_the_side_that_was_read(ready):
     assert here.take_notifs() == {}
 
 
-def test_the_message_may_be_given_when_posting(ready):
-    """And it stays: stock sends the last one again on the next post."""
+def test_message_may_be_given_at_post(ready):
+    """It is kept: stock sends the last message again on the next post."""
     here, there, make = ready
     key = make(b"first")
     for notif in (b"", b"second", b"", b"third"):
@@ -112,7 +112,7 @@ def test_messages_keep_their_order(pair):
 
 
 def test_messages_of_all_sizes_keep_their_order(pair):
-    """A small one does not overtake a large one."""
+    """A small message does not overtake a large one."""
     here, there = pair
     sizes = [10, 300_000, 0, 70_000, 5, 4 << 20, 1, 65536, 65535]
     sent = [pattern(i, size) for i, size in enumerate(sizes * 3)]
@@ -122,14 +122,14 @@ def test_messages_of_all_sizes_keep_their_order(pair):
     assert got == sent
 
 
-def test_notifications_are_taken_once(pair):
+def test_notifications_are_delivered_once(pair):
     here, there = pair
     here.send_notif(there.name, b"once")
     assert there.gather_notifs(1)
     assert there.take_notifs() == {}
 
 
-def test_notifications_come_by_sender(endpoint, other, meet):
+def test_notifications_are_grouped_by_sender(endpoint, other, meet):
     there, senders = other(), [endpoint() for _ in range(3)]
     for sender in senders:
         meet(sender, there)
@@ -141,8 +141,8 @@ def test_notifications_come_by_sender(endpoint, other, meet):
         assert own == [b"a", b"b"]
 
 
-def test_the_sender_need_not_be_known(endpoint, other):
-    """Decode knows prefill; prefill never loaded decode's metadata."""
+def test_sender_need_not_be_loaded(endpoint, other):
+    """Decode knows prefill, but prefill never loaded decode's metadata."""
     here, there = endpoint(), other()
     here.add(there.metadata())
     here.send_notif(there.name, b"who am I")
@@ -157,7 +157,7 @@ def test_the_receiver_is_named_by_str_or_by_bytes(pair, as_bytes):
     assert there.gather_notifs(1) == [(here.name, b"hi")]
 
 
-def test_an_agent_notifies_itself(endpoint):
+def test_agent_can_notify_itself(endpoint):
     here = endpoint()
     here.alloc(SIZE)
     block = here.alloc(SIZE)
@@ -169,8 +169,8 @@ def test_an_agent_notifies_itself(endpoint):
 
 
 @pytest.mark.beyond_stock
-def test_it_arrives_though_the_initiator_never_looks(pair):
-    """Stock sends it from check_xfer_state only."""
+def test_notification_arrives_without_polling_by_the_initiator(pair):
+    """Stock sends it only from check_xfer_state."""
     here, there = pair
     size = 32 << 20
     local, remote = here.alloc(size, seed=6), there.alloc(size)
@@ -198,9 +198,9 @@ def stamped(number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 50])
-def test_a_write_is_there_when_its_notification_is_seen(pair, batch):
-    """The receiver looks at the data the moment it is told; half of all
-    10 000 transfers one by one, half with others in flight."""
+def test_written_data_precedes_its_notification(pair, batch):
+    """The receiver checks the data as soon as it is notified.  Half of the 10
+    000 transfers run alone, half with others in flight."""
     here, there = pair
     local = here.alloc(SLOTS * SLOT)
     remote = there.alloc(SLOTS * SLOT)
@@ -221,8 +221,8 @@ def test_a_write_is_there_when_its_notification_is_seen(pair, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 50])
-def test_a_read_is_over_when_its_notification_is_seen(pair, batch):
-    """The owner spoils the block the moment it is told."""
+def test_read_completes_before_its_notification(pair, batch):
+    """The owner overwrites the block as soon as it is notified."""
     here, there = pair
     local = here.alloc(SLOTS * SLOT)
     remote = there.alloc(SLOTS * SLOT, seed=7)
@@ -247,7 +247,7 @@ def slots(here, there, local, remote):
 
 
 def move_slots(agent, operation, left, right, batch):
-    """Each slot by a transfer of its own, `batch` of them at once."""
+    """Transfer each slot separately, `batch` of them at once."""
     for start in range(0, SLOTS, batch):
         handles = [
             agent.make_prepped_xfer(
@@ -263,7 +263,7 @@ def move_slots(agent, operation, left, right, batch):
 
 
 def begin(there, method, key):
-    """Run a method of the endpoint while we go on; returns its result."""
+    """Run a method of the endpoint in the background; returns its result."""
     if hasattr(there, "ask"):
         there.send(method, key, SLOT, SLOTS)
         return lambda: there.answer(deadline.PATIENCE)
@@ -279,7 +279,7 @@ def begin(there, method, key):
 @pytest.mark.nixl_differs("UCX gives the peer up after a failed transfer")
 @pytest.mark.beyond_stock
 def test_a_transfer_that_fails_sends_no_notification(api, endpoint, peer):
-    """The peer's memory went away; the agent and the peer are fine."""
+    """The peer's memory is gone; the agent and the peer still work."""
     here, there = endpoint(), peer()
     remote = there.alloc(1 << 20)
     local = here.alloc(1 << 20)
@@ -302,7 +302,7 @@ def test_a_transfer_that_fails_sends_no_notification(api, endpoint, peer):
 # -- the accumulating calls --------------------------------------------------
 
 
-def test_update_notifs_keeps_what_was_not_handled(pair):
+def test_update_notifs_keeps_unhandled_messages(pair):
     here, there = pair
     there.send_notif(here.name, b"one")
     agent = here.agent
@@ -316,7 +316,7 @@ def test_update_notifs_keeps_what_was_not_handled(pair):
     assert agent.notifs == {name: [b"one", b"two"]}
 
 
-def test_check_remote_xfer_done_takes_only_what_matches(pair):
+def test_check_remote_xfer_done_removes_only_the_match(pair):
     here, there = pair
     agent, name = here.agent, there.name
     for message in (b"req1:a", b"req2:b", b"req1:c"):
@@ -341,8 +341,8 @@ BOUNDED = 256 << 20
 
 @pytest.mark.slow
 @pytest.mark.beyond_stock
-def test_a_receiver_that_never_looks_does_not_grow_without_end(pair):
-    """The oldest give way and are counted."""
+def test_pending_notifications_are_bounded(pair):
+    """The oldest are dropped and counted."""
     here, there = pair
     size = 8 << 20
     count = BOUNDED // size + 12

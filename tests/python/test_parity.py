@@ -1,8 +1,8 @@
-"""One library, whatever stands behind it: wrong input of every kind is refused
-in the same class, with the same words and the same row, on every engine.
+"""Every engine refuses wrong input with the same exception class, message and
+row.
 
-The table is that of test_wrong_input; each engine runs it in a process of its
-own (support.parity), since a process loads one libucp at most.
+The table is that of test_wrong_input; each engine runs it in a separate
+process (support.parity), because a process loads at most one libucp.
 """
 
 import functools
@@ -32,7 +32,7 @@ NIXL = {"VLLM_NIXL_ENGINE": "nixl", "NIXL_LOG_LEVEL": "FATAL"}
 
 @functools.cache
 def run_on(engine):
-    """What the program on that engine found."""
+    """The results of the program on that engine."""
     env = {"native": NATIVE, "ucx": UCX, "nixl": NIXL}[engine]
     return json.loads(run_program(OUTCOMES, env=env).stdout.splitlines()[-1])
 
@@ -52,7 +52,7 @@ def other(request, module):
     return run_on(request.param)
 
 
-def test_the_engines_are_those_that_were_asked_for(module, other):
+def test_requested_engines_are_used(module, other):
     assert run_on("native")["path"] == "process"
     assert (other["engine"], other["path"]) in (
         ("native", "UCX"),
@@ -60,7 +60,7 @@ def test_the_engines_are_those_that_were_asked_for(module, other):
     )
 
 
-def test_every_kind_of_wrong_input_is_refused_alike(other):
+def test_engines_refuse_wrong_input_identically(other):
     mine, theirs = run_on("native")["cases"], other["cases"]
     assert len(mine) > 100
     differing = {
@@ -72,12 +72,12 @@ def test_every_kind_of_wrong_input_is_refused_alike(other):
     assert set(theirs) == set(mine)
 
 
-def test_nothing_of_the_table_is_let_through(module):
+def test_every_case_of_the_table_is_refused(module):
     for name, (kind, _, _) in run_on("native")["cases"].items():
         assert kind != "nothing was raised", name
 
 
-def test_errors_of_nixl_name_the_call_and_the_status(module):
+def test_nixl_errors_name_call_and_status(module):
     for name, (kind, text, _) in run_on("native")["cases"].items():
         if kind.startswith("nixl"):
             status, operation, cause = text.split(": ", 2)

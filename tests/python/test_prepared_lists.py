@@ -1,4 +1,4 @@
-"""Prepared lists: every form of rows and indices gives the same transfer."""
+"""Prepared lists: all forms of rows and indices give the same transfer."""
 
 import array
 import random
@@ -42,7 +42,7 @@ def in_form(form, rows):
 
 @pytest.fixture
 def sides(pair):
-    """(here, there, local buffer, remote buffer), remote filled."""
+    """(here, there, local buffer, filled remote buffer)."""
     here, there = pair
     remote = there.alloc(SIZE, seed=21)
     local = here.alloc(SIZE, seed=22)
@@ -66,7 +66,7 @@ def shuffled(seed, count=COUNT):
 
 
 def picked(left, right):
-    """What the local buffer holds after READ of rows `right` to `left`."""
+    """The local buffer after a READ of rows `right` into rows `left`."""
     result = bytearray(pattern(22, SIZE))
     source = pattern(21, SIZE)
     for to, start in zip(left, right, strict=True):
@@ -86,7 +86,7 @@ def read(prepared, left_indices, right_indices, **keywords):
 
 
 @pytest.mark.parametrize("form", form_params(FORMS))
-def test_rows_come_in_any_form(sides, form):
+def test_rows_may_have_any_form(sides, form):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
     left = prep("NIXL_INIT_AGENT", in_form(form, dense(local)), "DRAM")
@@ -97,7 +97,7 @@ def test_rows_come_in_any_form(sides, form):
 
 
 @pytest.mark.parametrize("form", form_params(FORMS))
-def test_descriptor_lists_come_from_any_form(sides, form):
+def test_descriptor_lists_accept_any_form(sides, form):
     here, there, local, remote = sides
     agent = here.agent
     left = agent.get_xfer_descs(in_form(form, dense(local)), "DRAM")
@@ -107,7 +107,7 @@ def test_descriptor_lists_come_from_any_form(sides, form):
     assert here.read(local.key) == pattern(21, SIZE)
 
 
-def test_rows_of_numpy_scalars_are_taken(sides):
+def test_rows_of_numpy_scalars_are_accepted(sides):
     """vLLM builds lists of tuples whose cells are numpy.uint64."""
     numpy = pytest.importorskip("numpy")
     here, there, local, remote = sides
@@ -120,7 +120,7 @@ def test_rows_of_numpy_scalars_are_taken(sides):
 
 
 @pytest.mark.parametrize("empty", ["NIXL_INIT_AGENT", ""])
-def test_the_local_side_has_two_names(sides, empty):
+def test_local_side_has_two_names(sides, empty):
     here, there, local, remote = sides
     left = here.agent.prep_xfer_dlist(empty, dense(local), "DRAM")
     right = here.agent.prep_xfer_dlist(there.name, dense(remote), "DRAM")
@@ -128,7 +128,7 @@ def test_the_local_side_has_two_names(sides, empty):
 
 
 def test_the_peer_is_named_by_str_or_by_bytes(sides):
-    """`add_remote_agent` returns bytes, which come back."""
+    """`add_remote_agent` returns bytes, which clients pass back."""
     here, there, local, remote = sides
     left = here.agent.prep_xfer_dlist("", dense(local), "DRAM")
     name = there.name.encode()
@@ -137,7 +137,7 @@ def test_the_peer_is_named_by_str_or_by_bytes(sides):
 
 
 @pytest.mark.parametrize("mem_type", ["DRAM", "cpu"])
-def test_the_memory_type_has_an_old_name_too(sides, mem_type):
+def test_memory_type_has_a_legacy_name(sides, mem_type):
     here, there, local, remote = sides
     left = here.agent.prep_xfer_dlist("", dense(local), mem_type)
     right = here.agent.prep_xfer_dlist(there.name, dense(remote), mem_type)
@@ -151,7 +151,7 @@ def test_the_memory_type_has_an_old_name_too(sides, mem_type):
     "dtype",
     ["int64", "int32", "int16", "uint64", "uint32", "uint16", "uint8"],
 )
-def test_indices_are_arrays_of_any_integer_type(prepared, dtype):
+def test_indices_may_be_arrays_of_any_integer_type(prepared, dtype):
     numpy = pytest.importorskip("numpy")
     order = shuffled(2)
     left = numpy.array(order, dtype)
@@ -159,7 +159,7 @@ def test_indices_are_arrays_of_any_integer_type(prepared, dtype):
     assert read(prepared, left, right) == picked(order, order[::-1])
 
 
-def test_int8_indices_reach_as_far_as_they_can(prepared):
+def test_int8_indices_reach_row_127(prepared):
     numpy = pytest.importorskip("numpy")
     order = [index for index in shuffled(3) if index < 128]
     indices = numpy.array(order, numpy.int8)
@@ -175,7 +175,7 @@ def test_indices_need_no_numpy(prepared, typecode):
     assert got == picked(order, order)
 
 
-def test_one_side_may_be_a_list_and_the_other_an_array(prepared):
+def test_indices_may_mix_lists_and_arrays(prepared):
     numpy = pytest.importorskip("numpy")
     order = shuffled(5, 40)
     got = read(prepared, order, numpy.array(order[::-1], numpy.int32))
@@ -183,7 +183,7 @@ def test_one_side_may_be_a_list_and_the_other_an_array(prepared):
 
 
 def test_slices_of_arrays_are_indices(prepared):
-    """Every other one, backwards: not contiguous in memory."""
+    """Every other index, backwards: not contiguous in memory."""
     numpy = pytest.importorskip("numpy")
     order = numpy.arange(COUNT, dtype=numpy.int64)
     left, right = order[::2], order[::-2]
@@ -191,7 +191,7 @@ def test_slices_of_arrays_are_indices(prepared):
     assert got == picked(left.tolist(), right.tolist())
 
 
-def test_a_row_may_be_used_more_than_once(prepared):
+def test_row_may_be_used_repeatedly(prepared):
     """One remote block to many local ones."""
     left = list(range(10, 20))
     assert read(prepared, left, [5] * 10) == picked(left, [5] * 10)
@@ -232,8 +232,10 @@ INDEX_SHAPES = {
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("left", INDEX_SHAPES)
 @pytest.mark.parametrize("shift", [0, 5])
-def test_merging_of_neighbours_changes_nothing(prepared, left, skip, shift):
-    """Contiguous on both sides, on one side only, on none."""
+def test_merging_neighbours_does_not_change_the_result(
+    prepared, left, skip, shift
+):
+    """Contiguous on both sides, on one side, on neither."""
     to = INDEX_SHAPES[left]
     start = [(index * 7 + shift) % COUNT if shift else index for index in to]
     got = read(prepared, to, start, skip_desc_merge=skip)
@@ -267,7 +269,7 @@ def unrolled(buffer):
 
 
 @pytest.mark.parametrize("form", form_params(["uint64 array", *BEYOND]))
-def test_rows_with_strides_are_the_blocks_unrolled(sides, form):
+def test_strided_rows_equal_unrolled_blocks(sides, form):
     """vLLM's Nx5: address, length, device, stride, count."""
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
@@ -284,7 +286,7 @@ def test_rows_with_strides_are_the_blocks_unrolled(sides, form):
     assert got == want
 
 
-def test_rows_with_strides_on_one_side_only(sides):
+def test_strided_rows_may_be_on_one_side_only(sides):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
     table = in_form("uint64 array", strided(remote, STRIDED))
@@ -300,7 +302,7 @@ def test_rows_with_strides_on_one_side_only(sides):
 
 
 def test_a_list_serves_many_transfers(prepared):
-    """The vLLM way: prepared once, used by index for each request."""
+    """As in vLLM: prepared once, used by index for each request."""
     want = bytearray(pattern(22, SIZE))
     source = pattern(21, SIZE)
     for seed in range(30):
@@ -313,7 +315,7 @@ def test_a_list_serves_many_transfers(prepared):
 
 
 def test_a_million_rows_are_prepared_and_used(sides):
-    """Large lists are checked to their last row and used to their last."""
+    """Large lists are checked and used up to their last row."""
     here, there, local, remote = sides
     numpy = pytest.importorskip("numpy")
     count = 1 << 20

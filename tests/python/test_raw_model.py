@@ -1,8 +1,8 @@
-"""NIXL's raw agent beside NixlAgent: the same calls, in any order, have the
-same results, the same errors and leave the same bytes.
+"""NIXL's raw agent compared with NixlAgent.
 
-Hypothesis draws the calls; each is made on both agents, which have the same
-memory layout and one peer.  Addresses are left out of what is compared.
+The same calls, in any order, have the same results and errors and leave the
+same bytes.  Hypothesis draws the calls; each is made on both agents, which
+have the same memory layout and one peer.  Addresses are not compared.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 PIECES, PIECE = 6, 4096
 ROOM = PIECES * PIECE
 ADDRESS = re.compile(r"0x[0-9a-f]+")
-# Raw calls have names of their own, and so do the sides of this test.
+# Raw calls have other names, and the sides of this test have two names each.
 NAMES = re.compile(r"raw-model-[\w-]+")
 
 piece = st.integers(0, PIECES - 1)
 pick = st.integers(0, 7)
-# One past the end: what no list has.
+# One past the end: in no list.
 indices = st.lists(st.integers(0, PIECES), min_size=0, max_size=4)
 operation = st.sampled_from(["READ", "WRITE"])
 message = st.sampled_from([b"", b"x", b"\x00\xff", b"m" * 300])
 
 
 class Plain:
-    """NixlAgent, by the calls that both have."""
+    """NixlAgent, by the calls that both agents have."""
 
     def __init__(self, name, package):
         self.name, self.package = name, package
@@ -82,7 +82,7 @@ class Plain:
 
     def backend(self, handle):
         name = self.agent.query_xfer_backend(handle)
-        # A path has no number of its own: UCX stands for each of them.
+        # Routes have no numbers of their own: UCX stands for each of them.
         return name if name in self.agent.backends else "UCX"
 
     def telemetry(self, handle):
@@ -173,7 +173,7 @@ class Raw(Plain):
         return found.totalBytes, found.descCount
 
     def release(self, handle):
-        # A list and a transfer are both numbers.
+        # Both lists and transfers are numbers.
         for call in (self.agent.releaseXferReq, self.agent.releasedDlistH):
             with contextlib.suppress(self.raw.nixlInvalidParamError):
                 return self.succeed(call(handle))
@@ -196,7 +196,7 @@ class Side:
         self.memory = Memory(ROOM).fill(1)
         self.registered = set()
         self.lists, self.xfers = [], []
-        # Each has a peer to itself: both write into it.
+        # Each has its own peer, because both write into it.
         self.peer = Endpoint("vllm_nixl", f"raw-model-peer-{name}")
         self.room = self.peer.alloc(ROOM, seed=2)
 
@@ -213,7 +213,7 @@ class Side:
 
 
 class Twins(stateful.RuleBasedStateMachine):
-    """Every rule does the same to both and compares what comes of it."""
+    """Every rule does the same to both agents and compares the results."""
 
     @stateful.initialize()
     def start(self):
@@ -229,7 +229,7 @@ class Twins(stateful.RuleBasedStateMachine):
             side.close()
 
     def both(self, call):
-        """Call it for each side: the same result, or the same error."""
+        """Call it for each side; check for the same result or error."""
         results = []
         for side in self.sides:
             try:
@@ -247,7 +247,7 @@ class Twins(stateful.RuleBasedStateMachine):
         return handles
 
     def same(self, call):
-        """The result itself is the same, and is returned."""
+        """Check that both results are equal, and return them."""
         handles = self.both(call)
         if handles is not None:
             first, second = (
@@ -270,11 +270,11 @@ class Twins(stateful.RuleBasedStateMachine):
         )
 
     def some(self, where, number):
-        """The place of a handle that both have; None where there is none."""
+        """The index of a handle that both have, or None."""
         count = len(getattr(self.sides[0], where))
         return number % count if count else None
 
-    # -- what may happen -----------------------------------------------------
+    # -- rules ---------------------------------------------------------------
 
     @stateful.rule(number=piece, count=st.integers(1, 2))
     def register(self, number, count):
@@ -329,7 +329,7 @@ class Twins(stateful.RuleBasedStateMachine):
 
     @stateful.rule(kind=operation, ours=piece, theirs=piece, notif=message)
     def move(self, kind, ours, theirs, notif):
-        """Made, run and gone: most of what agents do."""
+        """Make, run and release a transfer: most of an agent's work."""
         before = len(self.sides[0].xfers)
         self.create(kind, ours, theirs, notif)
         if len(self.sides[0].xfers) > before:
@@ -342,7 +342,7 @@ class Twins(stateful.RuleBasedStateMachine):
         notif=message,
     )
     def move_prepared(self, kind, ours, notif):
-        """The same from the first lists, where they are still there."""
+        """The same with the first prepared lists, if they still exist."""
         before = len(self.sides[0].xfers)
         if len(self.sides[0].lists) < 2:
             return
@@ -385,7 +385,7 @@ class Twins(stateful.RuleBasedStateMachine):
         for side in self.sides:
             side.memory.view[at : at + PIECE] = pattern(seed, PIECE)
 
-    # -- what holds after each of them ---------------------------------------
+    # -- invariants after each rule ------------------------------------------
 
     @stateful.invariant()
     def bytes_are_the_same(self):
@@ -401,7 +401,7 @@ class Twins(stateful.RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_raw_calls_do_what_the_others_do(module, monkeypatch, seed):
+def test_raw_agent_behaves_like_nixl_agent(module, monkeypatch, seed):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
     machine = hypothesis.seed(seed)(Twins)
     stateful.run_state_machine_as_test(

@@ -1,4 +1,4 @@
-"""The two programs in README.md, run as they are printed there."""
+"""The two programs in README.md, run exactly as printed there."""
 
 import re
 import signal
@@ -17,8 +17,9 @@ np = pytest.importorskip("numpy", reason="the programs in README use numpy")
 README = Path(__file__).resolve().parents[2] / "README.md"
 PORT = "18000"
 
-# Kills prefill (its pid is an argument) once the fourth request was posted,
-# and prints the states of the transfers that wait() returned for.
+# Kills prefill (its pid is an argument) after the fourth request was posted,
+# and
+# prints the states of the transfers for which wait() returned.
 KILLER = """
 import os, signal, sys
 import vllm_nixl
@@ -48,7 +49,7 @@ print(zlib.crc32(cache))
 
 @pytest.fixture
 def programs():
-    """{"prefill": text, "decode": text}, at a port that is free."""
+    """{"prefill": text, "decode": text}, using a free port."""
     text = README.read_text()
     found = re.findall(
         r"`(\w+)\.py`[^`]*?:\n\n```python\n(.*?)```", text, re.DOTALL
@@ -83,7 +84,7 @@ def prefill(programs):
             process.kill()
 
 
-def test_all_blocks_arrive(programs, prefill):
+def test_readme_programs_transfer_all_blocks(programs, prefill):
     with run(programs["decode"] + LOOKING) as decode:
         out, err = decode.communicate(timeout=PATIENCE)
     assert decode.returncode == 0, err
@@ -93,7 +94,7 @@ def test_all_blocks_arrive(programs, prefill):
         assert prefill.stdout.readline() == f"decode: {first} done\n"
 
 
-def test_a_peer_that_is_killed_in_the_middle_is_an_error(programs, prefill):
+def test_readme_killed_peer_raises_an_error(programs, prefill):
     code = KILLER + programs["decode"]
     with run(code, str(prefill.pid)) as decode:
         out, err = decode.communicate(timeout=PATIENCE)

@@ -1,7 +1,8 @@
-"""A peer restarts under its old name: the new one works, the old is an error.
+"""A peer restarts under its old name: the new instance works, the old one
+fails.
 
-Killing under load is in tests/stress; here the old instance leaves or lives
-on, which is a mistake that is reported.
+Killing under load is in tests/stress.  Here the old instance leaves, or keeps
+running, which is a mistake and is reported.
 """
 
 import gc
@@ -17,7 +18,7 @@ SIZE = 64 * 1024
 
 
 class Generation:
-    """One life of the peer, and what the survivor made of it."""
+    """One incarnation of the peer, and the survivor's handles for it."""
 
     def __init__(self, here, there, seed):
         self.here, self.there, self.seed = here, there, seed
@@ -48,7 +49,7 @@ class Generation:
 
 @pytest.fixture
 def two_lives(endpoint, other):
-    """(first, second): the same name, the second loaded over the first."""
+    """(first, second): the same name, the second loaded after the first."""
     here = endpoint()
     first = Generation(here, other("phoenix"), 1)
     first.check()
@@ -56,11 +57,11 @@ def two_lives(endpoint, other):
     return first, Generation(here, other("phoenix"), 2)
 
 
-def test_the_new_instance_works_with_no_removal(two_lives):
+def test_restarted_peer_works_without_removal(two_lives):
     two_lives[1].check()
 
 
-def test_a_transfer_of_the_old_instance_is_refused(api, two_lives):
+def test_transfer_to_the_previous_instance_is_refused(api, two_lives):
     old, new = two_lives
     with pytest.raises(
         api.nixlRemoteDisconnectError, match="NIXL_ERR_REMOTE_DISCONNECT"
@@ -70,7 +71,7 @@ def test_a_transfer_of_the_old_instance_is_refused(api, two_lives):
     new.check()
 
 
-def test_a_list_of_the_old_instance_is_refused(api, two_lives):
+def test_list_of_the_previous_instance_is_refused(api, two_lives):
     old, new = two_lives
     with pytest.raises(api.nixlRemoteDisconnectError, match="phoenix"):
         old.make()
@@ -78,7 +79,7 @@ def test_a_list_of_the_old_instance_is_refused(api, two_lives):
 
 
 def test_lists_of_both_instances_do_not_mix(api, two_lives):
-    """Local lists outlive the peer."""
+    """Local lists stay valid when the peer restarts."""
     old, new = two_lives
     handle = new.here.agent.make_prepped_xfer(
         "READ", old.left, [0], new.right, [0]
@@ -89,7 +90,7 @@ def test_lists_of_both_instances_do_not_mix(api, two_lives):
     )
 
 
-def test_old_handles_are_released_like_any_other(two_lives):
+def test_handles_of_the_previous_instance_can_be_released(two_lives):
     old, new = two_lives
     old.handle.release()
     old.right.release()
@@ -97,7 +98,7 @@ def test_old_handles_are_released_like_any_other(two_lives):
     assert new.here.agent.stats()["live_xfers"] <= 1
 
 
-def test_the_generation_counts_up(two_lives):
+def test_generation_increases_with_each_restart(two_lives):
     told = two_lives[1].here.agent.describe("phoenix")
     assert told["generation"] == 2
 
@@ -109,8 +110,10 @@ def test_notifications_go_to_the_new_instance(two_lives):
 
 
 @pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
-def test_what_is_in_flight_to_the_old_instance_fails(api, endpoint, peer):
-    """The old process still lives: a rolling update."""
+def test_transfers_in_flight_to_the_previous_instance_fail(
+    api, endpoint, peer
+):
+    """The old process still runs, as in a rolling update."""
     here, old = endpoint(), peer("phoenix")
     transfer = Long(here, old)
     here.agent.transfer(transfer.handle)
@@ -124,7 +127,7 @@ def test_what_is_in_flight_to_the_old_instance_fails(api, endpoint, peer):
     handle.release()
 
 
-def test_one_restart_leaves_other_peers_alone(endpoint, other, two_lives):
+def test_restart_does_not_affect_other_peers(endpoint, other, two_lives):
     new = two_lives[1]
     third = Generation(new.here, other("bystander"), 4)
     fourth = Generation(new.here, other("phoenix"), 5)
@@ -133,7 +136,7 @@ def test_one_restart_leaves_other_peers_alone(endpoint, other, two_lives):
     assert third.here.agent.describe("bystander")["generation"] == 3
 
 
-def test_a_peer_that_left_is_an_error_until_it_is_back(api, two_lives):
+def test_departed_peer_is_an_error_until_it_returns(api, two_lives):
     new = two_lives[1]
     here = new.here
     new.there.close()
@@ -152,7 +155,7 @@ def test_a_peer_that_left_is_an_error_until_it_is_back(api, two_lives):
         new.make()
 
 
-def test_ten_lives(endpoint, other):
+def test_peer_restarts_ten_times(endpoint, other):
     here = endpoint()
     for seed in range(10):
         life = Generation(here, other("phoenix"), seed)
@@ -161,14 +164,14 @@ def test_ten_lives(endpoint, other):
     assert here.agent.stats()["peers"] == 1
 
 
-# -- two live agents of one name ---------------------------------------------
+# -- two live agents with one name --------------------------------------------
 
 NAMELESS = "NIXL's metadata names no process"
 
 
 @pytest.fixture
 def told(capfd):
-    """told(name): the lines that warned of that agent since the last call."""
+    """told(name): the warnings about that agent logged since the last call."""
 
     def lines(name):
         return [
@@ -181,8 +184,9 @@ def told(capfd):
 
 
 @pytest.mark.nixl_differs(NAMELESS)
-def test_a_second_live_agent_of_the_name_is_reported(endpoint, other, told):
-    """Once a pair, with both processes; it takes the place all the same."""
+def test_second_live_agent_of_the_same_name_is_reported(endpoint, other, told):
+    """Once per pair, naming both processes; it still replaces the first
+    one."""
     here = endpoint()
     first, second = other("twin"), other("twin")
     here.add(first.metadata())
@@ -197,7 +201,7 @@ def test_a_second_live_agent_of_the_name_is_reported(endpoint, other, told):
 
 
 @pytest.mark.nixl_differs(NAMELESS)
-def test_a_third_one_is_another_pair(endpoint, peer, told):
+def test_third_agent_of_the_same_name_is_reported_too(endpoint, peer, told):
     here = endpoint()
     agents = [peer("triplet") for _ in range(3)]
     for agent in agents:
@@ -209,9 +213,7 @@ def test_a_third_one_is_another_pair(endpoint, peer, told):
 
 
 @pytest.mark.nixl_differs(NAMELESS)
-def test_a_name_from_the_network_prints_no_line_of_its_own(
-    endpoint, other, capfd
-):
+def test_name_from_the_network_is_escaped_in_logs(endpoint, other, capfd):
     here, name = endpoint(), "twin\nvllm_nixl WARNING: all is well"
     for _ in range(2):
         here.add(other(name).metadata())
@@ -220,7 +222,7 @@ def test_a_name_from_the_network_prints_no_line_of_its_own(
     assert "twin?vllm_nixl" in line
 
 
-def test_the_same_agent_again_is_no_second_one(endpoint, other, told):
+def test_loading_the_same_agent_again_is_not_reported(endpoint, other, told):
     here, there = endpoint(), other("phoenix")
     for seed in range(3):
         Generation(here, there, seed).check()
@@ -229,7 +231,8 @@ def test_the_same_agent_again_is_no_second_one(endpoint, other, told):
 
 @pytest.mark.parametrize("how", ["closed", "killed", "removed"])
 def test_a_restart_is_not_reported(endpoint, peer, told, how):
-    """Though the news of the end may not have come when the new one loads."""
+    """Even if the end of the old one is noticed after the new one is
+    loaded."""
     here = endpoint()
     for _ in range(3):
         old, new = peer("phoenix"), peer("phoenix")

@@ -1,6 +1,7 @@
-"""Large arrays at regular strides: a list keeps runs, and nobody can tell.
+"""Large arrays at regular strides: a list stores runs, invisibly to the
+caller.
 
-The model is the same list made from tuples, which is always kept row by row.
+The model is the same list made from tuples, which is stored row by row.
 """
 
 import copy
@@ -35,7 +36,8 @@ def scatter(dice, count):
 
 
 def mixture(seed):
-    """Runs up, down and on the spot, and rows without order between them."""
+    """Runs with positive, negative and zero steps, with irregular rows between
+    them."""
     dice = random.Random(seed)
     rows = []
     for _ in range(dice.randint(1, 8)):
@@ -58,7 +60,7 @@ def rows_of(descs):
 
 
 def outcome(call):
-    """What a call gives: its value, or its exception."""
+    """The result of a call: its value or its exception."""
     try:
         return call()
     except Exception as error:
@@ -105,7 +107,7 @@ def rows(request):
 
 @pytest.fixture
 def make(api, rows):
-    """The list from an array and the one from tuples."""
+    """The list made from an array and the one made from tuples."""
 
     def both(of=None):
         values = rows if of is None else of
@@ -120,14 +122,14 @@ def make(api, rows):
 # -- Every method against the model ------------------------------------------
 
 
-def test_rows_are_what_was_given(make, rows):
+def test_runs_return_the_rows_given(make, rows):
     ours, plain = make()
     assert ours.descCount() == len(rows)
     assert rows_of(ours) == rows
     assert rows_of(plain) == rows
 
 
-def test_what_needs_no_rows(make, rows):
+def test_runs_answer_length_and_type_without_rows(make, rows):
     ours, plain = make()
     for method in ("descCount", "isEmpty", "getType"):
         assert getattr(ours, method)() == getattr(plain, method)()
@@ -135,7 +137,7 @@ def test_what_needs_no_rows(make, rows):
     assert bool(ours)
 
 
-def test_equality(make, rows):
+def test_runs_compare_like_plain_lists(make, rows):
     ours, plain = make()
     twin = make()[0]
     assert ours == twin
@@ -152,20 +154,20 @@ def test_equality(make, rows):
     assert make()[0] != make(rows[:-1])[0]
 
 
-def test_lists_of_other_memory_differ(api, rows):
+def test_runs_of_other_memory_types_differ(api, rows):
     array = in_array(rows)
     ours = api.nixlXferDList("DRAM", array)
     assert ours != api.nixlXferDList("VRAM", array)
 
 
-def test_pickles_are_those_of_the_plain_list(make, rows):
+def test_runs_pickle_like_plain_lists(make, rows):
     ours, plain = make()
     assert ours.__getstate__() == plain.__getstate__()
     assert pickle.dumps(make()[0]) == pickle.dumps(plain)
     assert rows_of(pickle.loads(pickle.dumps(make()[0]))) == rows
 
 
-def test_a_list_takes_over_a_state(make, rows):
+def test_runs_restore_a_pickled_state(make, rows):
     ours, _ = make()
     state = make([(1, 2, 3)])[1].__getstate__()
     ours.__setstate__(state)
@@ -177,7 +179,7 @@ def test_a_list_takes_over_a_state(make, rows):
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_copies_are_lists_of_their_own(make, rows, copied):
+def test_copies_of_runs_are_independent(make, rows, copied):
     ours, plain = make()
     other = copied(ours)
     third = copied(other)
@@ -190,7 +192,7 @@ def test_copies_are_lists_of_their_own(make, rows, copied):
     assert rows_of(third) == rows
 
 
-def test_the_buffer_is_the_array(make, rows):
+def test_runs_export_the_array_as_a_buffer(make, rows):
     ours, plain = make()
     view = memoryview(ours)
     assert (view.shape, view.format, view.readonly) == (
@@ -206,7 +208,7 @@ def test_the_buffer_is_the_array(make, rows):
     assert rows_of(ours) == [*rows, (1, 2, 3)]
 
 
-def test_printing(make, capfd):
+def test_runs_print_like_plain_lists(make, capfd):
     ours, plain = make()
     ours.print()
     sys.stdout.flush()
@@ -216,7 +218,7 @@ def test_printing(make, capfd):
     assert printed == capfd.readouterr().out
 
 
-def test_index_finds_the_first(make, rows):
+def test_index_returns_the_first_match(make, rows):
     dice = random.Random(5)
     for wanted in [*dice.choices(rows, k=5), (5, 4, 3)]:
         ours, plain = make()
@@ -241,7 +243,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("first", CHANGES)
-def test_changes_from_any_first_one_on(make, rows, first):
+def test_runs_accept_any_sequence_of_changes(make, rows, first):
     ours, plain = make()
     dice = random.Random(first)
     for name in [first, *dice.choices(list(CHANGES), k=8)]:
@@ -252,12 +254,12 @@ def test_changes_from_any_first_one_on(make, rows, first):
     assert rows_of(ours) == rows_of(plain)
 
 
-# -- Where lists come from ---------------------------------------------------
+# -- Creating lists -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", ["one run", "no order", "downwards"])
-def test_signed_and_unsigned_are_one(api, kind, shape):
+def test_signed_and_unsigned_arrays_give_the_same_list(api, kind, shape):
     rows = SHAPES[shape]
     made = api.nixlXferDList("DRAM", in_array(rows, kind))
     assert made == api.nixlXferDList("DRAM", rows)
@@ -274,20 +276,20 @@ def test_the_first_negative_number_is_named(api, at, column):
     assert "negative" in str(caught.value)
 
 
-def test_a_run_that_comes_to_be_negative(api):
-    """Its step and the numbers before are fine."""
+def test_run_that_becomes_negative_is_refused(api):
+    """Its step and its first numbers are valid."""
     start = 2**63 - 300 * 64
     array = in_array(regular(1000, start, 8, 64)).view("int64")
     with pytest.raises(api.nixlInvalidParamError, match="row 300:"):
         api.nixlXferDList("DRAM", array)
 
 
-def test_rows_after_those_that_are_there(api):
+def test_runs_can_be_appended(api):
     made = api.nixlXferDList("DRAM", in_array(regular()), 2)
     assert rows_of(made) == [(0, 0, 0)] * 2 + regular()
 
 
-def test_a_list_is_filled_again(api):
+def test_list_can_be_filled_again(api):
     made = api.nixlXferDList("DRAM", in_array(regular(500)))
     for values in (regular(300, stride=64), [(1, 2, 3)], regular(700)):
         made.__init__("VRAM", in_array(values))
@@ -297,14 +299,14 @@ def test_a_list_is_filled_again(api):
     assert rows_of(made) == []
 
 
-def test_changing_the_array_leaves_the_list(api):
+def test_changing_the_array_does_not_change_the_list(api):
     array = in_array(regular())
     made = api.nixlXferDList("DRAM", array)
     array[:] = 1
     assert rows_of(made) == regular()
 
 
-def test_lists_to_register_have_rows(api):
+def test_registration_lists_keep_rows(api):
     made = api.nixlRegDList("DRAM", in_array(regular()))
     assert rows_of(made) == [(*row, b"") for row in regular()]
     assert made.trim() == api.nixlXferDList("DRAM", in_array(regular()))
@@ -342,7 +344,8 @@ def sides(pair):
 
 
 def moved(left, right, to, source):
-    """What `to` holds after a copy of rows `right` of `source` to `left`."""
+    """The contents of `to` after copying rows `right` of `source` to
+    `left`."""
     result = bytearray(to)
     for i, j in zip(left, right, strict=True):
         piece = source[j * BLOCK :][:BLOCK]
@@ -353,7 +356,7 @@ def moved(left, right, to, source):
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("left", ["regular", "every second", "shuffled"])
 @pytest.mark.parametrize("right", ["layers", "half and half"])
-def test_bytes_arrive(sides, operation, left, right):
+def test_runs_transfer_every_byte(sides, operation, left, right):
     here, there, local, remote = sides
     agent, left, right = here.agent, ORDERS[left], ORDERS[right]
     ours = agent.get_xfer_descs(in_array(blocks_of(local, left)), "DRAM")
@@ -377,7 +380,7 @@ def test_bytes_arrive(sides, operation, left, right):
     assert there.read(remote.key) == other
 
 
-def test_a_transfer_made_from_runs(sides):
+def test_transfer_accepts_runs_directly(sides):
     here, there, local, remote = sides
     agent = here.agent
     ours = agent.get_xfer_descs(
@@ -398,7 +401,7 @@ def test_a_transfer_made_from_runs(sides):
     )
 
 
-def test_preparing_leaves_the_list_usable(sides):
+def test_list_is_usable_after_preparing(sides):
     here, _, local, _ = sides
     rows = blocks_of(local, ORDERS["layers"])
     made = here.agent.get_xfer_descs(in_array(rows), "DRAM")
@@ -417,7 +420,7 @@ def broken(buffer, at, row):
 
 
 def wrong_rows(buffer):
-    """Rows that no list can be prepared from, by what is wrong."""
+    """Rows from which no list can be prepared, by the kind of error."""
     every = range(COUNT)
     yield "past the end", blocks_of(buffer, [*every, *range(COUNT, COUNT + 9)])
     yield "all elsewhere", regular(COUNT, 0x40, BLOCK, BLOCK)
@@ -431,7 +434,7 @@ def wrong_rows(buffer):
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_errors_name_rows_and_not_runs(sides, remote):
+def test_errors_name_rows_instead_of_runs(sides, remote):
     here, there, mine, theirs = sides
     name = there.name if remote else ""
     for what, rows in wrong_rows(theirs if remote else mine):
@@ -446,7 +449,7 @@ def test_errors_name_rows_and_not_runs(sides, remote):
         assert f"row {told[0][2]}" in told[0][1], what
 
 
-def test_a_peer_that_nobody_knows_is_named(sides):
+def test_unknown_peer_is_named(sides):
     here, _, local, _ = sides
     rows = blocks_of(local, ORDERS["regular"])
     descs = here.agent.get_xfer_descs(in_array(rows), "DRAM")
@@ -457,8 +460,8 @@ def test_a_peer_that_nobody_knows_is_named(sides):
 # -- Threads and memory ------------------------------------------------------
 
 
-def test_threads_share_a_list(sides):
-    """Some prepare it as it is while others have it unrolled."""
+def test_threads_can_share_a_list(sides):
+    """Some prepare it as it is while others unroll it."""
     here, _, local, _ = sides
     rows = blocks_of(local, ORDERS["layers"]) * 24
     array, failed = in_array(rows), []
@@ -539,16 +542,16 @@ def grown(form):
     return int(done.stdout)
 
 
-def test_a_regular_million_takes_no_memory_to_speak_of():
+def test_million_regular_rows_take_little_memory():
     assert grown("regular") < 4 << 20
 
 
-def test_the_measure_sees_rows():
-    """Rows without order are kept: 24 bytes each, and the test sees them."""
+def test_memory_measurement_detects_rows():
+    """Irregular rows take 24 bytes each, and the test detects them."""
     assert grown("scatter") > 20 << 20
 
 
-def test_a_list_gives_its_memory_back(api):
+def test_lists_free_their_memory(api):
     """Lists and their copies come and go in every order."""
     array = in_array(regular(5000))
     for _ in range(200):

@@ -1,7 +1,7 @@
-"""Peers of this host that cannot be reached: refused, with the reason.
+"""Peers on this host that cannot be reached are refused, with the reason.
 
-Another user, another pid namespace, a process that forbids it, a switch.
-What the machine does not let a test set up is skipped.
+The reasons: another user, another pid namespace, a process that forbids
+access, a switch.  Tests that this machine cannot set up are skipped.
 """
 
 import os
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 
 def works(here, there):
-    """Read a block of the peer's."""
+    """Read a block of the peer."""
     remote, local = there.alloc(SIZE, seed=1), here.alloc(SIZE)
     here.add(there.metadata())
     here.move(
@@ -38,15 +38,15 @@ def works(here, there):
 
 @pytest.fixture
 def other_user(names, module, opened):
-    """An agent in a process of a user without rights over ours."""
+    """An agent in a process of a user without rights over this process."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a process of another user")
     opened.append(PeerProcess(module, names(), user=NOBODY))
     return opened[-1]
 
 
-def test_another_user_cannot_load_us(api, endpoint, other_user):
-    """The kernel would not let it read our memory."""
+def test_agent_of_another_user_cannot_load_metadata(api, endpoint, other_user):
+    """The kernel does not let it read our memory."""
     here = endpoint()
     here.alloc(SIZE)
     with pytest.raises(PeerError) as caught:
@@ -58,7 +58,7 @@ def test_another_user_cannot_load_us(api, endpoint, other_user):
     assert "user" in text or "permi" in text or "memory" in text
 
 
-def test_a_refused_user_goes_on_with_others(endpoint, other_user):
+def test_refused_user_can_still_use_other_peers(endpoint, other_user):
     here = endpoint()
     with pytest.raises(PeerError):
         other_user.add(here.metadata())
@@ -72,8 +72,8 @@ def test_a_refused_user_goes_on_with_others(endpoint, other_user):
     assert other_user.read(room.key) == pattern(2, SIZE)
 
 
-def test_being_asked_by_another_user_does_no_harm(endpoint, other_user, peer):
-    """Again and again; who is allowed is served as before."""
+def test_requests_by_another_user_do_no_harm(endpoint, other_user, peer):
+    """Repeated requests; permitted peers are served as before."""
     here, friend = endpoint(), peer()
     for _ in range(20):
         with pytest.raises(PeerError):
@@ -82,7 +82,7 @@ def test_being_asked_by_another_user_does_no_harm(endpoint, other_user, peer):
 
 
 class AsPeer:
-    """An endpoint of this process with a peer's looks."""
+    """An endpoint in this process with the interface of a peer."""
 
     def __init__(self, here):
         self.here, self.name = here, here.name
@@ -94,9 +94,11 @@ class AsPeer:
 # -- a process that forbids it -----------------------------------------------
 
 
-def test_a_process_may_forbid_it(api, names, module, opened, endpoint):
-    """PR_SET_DUMPABLE 0, as set-user-id programs and `prctl` users have it:
-    without CAP_SYS_PTRACE its memory is nobody's."""
+def test_process_that_forbids_access_is_refused(
+    api, names, module, opened, endpoint
+):
+    """PR_SET_DUMPABLE 0, as in set-user-id programs and `prctl` users: its
+    memory cannot be read without CAP_SYS_PTRACE."""
     if os.geteuid() != 0:
         pytest.skip("only root can start two processes of another user")
     pair = [PeerProcess(module, names(), user=NOBODY) for _ in range(2)]
@@ -133,7 +135,7 @@ def can_unshare():
 def test_another_pid_namespace_is_refused_by_name(
     api, endpoint, names, module, opened
 ):
-    """Process ids mean nothing there: two containers of one host."""
+    """Two containers on one host: process ids have another meaning there."""
     here = endpoint()
     here.alloc(SIZE)
     opened.append(PeerProcess(module, names(), wrap=NAMESPACE))
@@ -164,7 +166,7 @@ def test_a_peer_of_another_host_is_refused_with_the_cause(api, pair):
 
 
 def test_same_host_paths_can_be_switched_off(api, endpoint, peer, monkeypatch):
-    """VLLM_NIXL_SAME_HOST=0; within the process all goes on."""
+    """VLLM_NIXL_SAME_HOST=0; transfers within the process still work."""
     monkeypatch.setenv("VLLM_NIXL_SAME_HOST", "0")
     here, there, beside = endpoint(), peer(), endpoint()
     with pytest.raises(
@@ -175,11 +177,11 @@ def test_same_host_paths_can_be_switched_off(api, endpoint, peer, monkeypatch):
     works(here, beside)
 
 
-# -- what stands in metadata is not believed ---------------------------------
+# -- metadata is not trusted --------------------------------------------------
 
 
 def shm_field(data, offset, value):
-    """Another value in the connection data, with the checksum right."""
+    """Change a value in the connection data and correct the checksum."""
     found = grammar.parse(data)
     info = bytearray(found.connections[b"SHM"])
     info[offset : offset + len(value)] = value
@@ -203,7 +205,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_lies_are_found_out(api, endpoint, peer, lie):
+def test_false_connection_data_is_detected(api, endpoint, peer, lie):
     here, there = endpoint(), peer()
     there.alloc(SIZE)
     with pytest.raises(api.NixlError, match="NIXL_ERR_"):
@@ -212,8 +214,8 @@ def test_lies_are_found_out(api, endpoint, peer, lie):
     works(here, there)
 
 
-def test_a_lie_does_not_take_a_peers_place(api, endpoint, peer):
-    """What was loaded before stays."""
+def test_false_metadata_does_not_replace_a_peer(api, endpoint, peer):
+    """The metadata loaded before stays valid."""
     here, there = endpoint(), peer()
     works(here, there)
     with pytest.raises(api.NixlError):

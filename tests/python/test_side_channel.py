@@ -1,6 +1,6 @@
-"""The TCP side channel: exchange, wrong use, ill-behaved ends, processes.
+"""The TCP side channel: exchange, misuse, misbehaving peers, processes.
 
-The other end is ours, or is written here from the bytes of the protocol.
+The other end is our own, or is written here from the bytes of the protocol.
 """
 
 import array
@@ -58,7 +58,7 @@ def read_to_end(sock):
 
 @contextlib.contextmanager
 def raw_server(serve):
-    """Every client is handed to `serve(sock)` in a thread; yields the port."""
+    """Pass every client to `serve(sock)` in a thread; yields the port."""
     listener = socket.create_server((HOST, 0))
     listener.settimeout(30)
     threads = []
@@ -98,7 +98,7 @@ def answering(reply):
 
 def silent(client):
     client.recv(16, socket.MSG_WAITALL)
-    client.recv(1)  # until the other side leaves
+    client.recv(1)  # until the other side closes
 
 
 def dripping(client):
@@ -120,7 +120,7 @@ def test_exchange_both_ways(channel, other):
 
 
 @pytest.mark.parametrize("size", [0, 1, 40_000, 10 << 20, 64 << 20])
-def test_every_size_arrives_byte_for_byte(channel, other, size):
+def test_metadata_of_every_size_arrives_intact(channel, other, size):
     data = os.urandom(min(size, 1 << 16)) * (size // (1 << 16) + 1)
     data = data[:size]
     port = channel.start_listener(0, data)
@@ -128,7 +128,7 @@ def test_every_size_arrives_byte_for_byte(channel, other, size):
 
 
 @pytest.mark.parametrize("make", [bytearray, memoryview, bytes])
-def test_metadata_is_anything_bytes_like_and_is_copied(channel, make):
+def test_metadata_may_be_any_buffer_and_is_copied(channel, make):
     data = bytearray(b"before")
     port = channel.start_listener(0, make(data))
     data[:] = b"after!"
@@ -141,7 +141,7 @@ def test_metadata_may_be_an_array(channel):
     assert channel.request_metadata(HOST, port) == numbers.tobytes()
 
 
-def test_ipv6(channel):
+def test_ipv6_addresses_work(channel):
     try:
         port = channel.start_listener(0, BLOB, host="::1")
     except vllm_nixl.nixlBackendError:
@@ -150,7 +150,7 @@ def test_ipv6(channel):
     assert channel.request_metadata(host="localhost", port=port) == BLOB
 
 
-def test_every_address_of_the_machine_is_listened_at(channel):
+def test_wildcard_address_listens_on_all_interfaces(channel):
     port = channel.start_listener(0, BLOB)
     assert channel.request_metadata(HOST, port) == BLOB
     with (
@@ -160,7 +160,7 @@ def test_every_address_of_the_machine_is_listened_at(channel):
         assert channel.request_metadata("::1", port) == BLOB
 
 
-def test_many_threads_ask_at_once(channel):
+def test_many_threads_fetch_concurrently(channel):
     port = channel.start_listener(0, BLOB * 40)
     failures = []
 
@@ -183,7 +183,7 @@ def test_many_threads_ask_at_once(channel):
 # -- From the bytes ---------------------------------------------------------
 
 
-def test_a_raw_client_gets_the_bytes_and_the_end(channel):
+def test_raw_client_receives_the_bytes_and_the_end_of_stream(channel):
     port = channel.start_listener(0, BLOB)
     with connect(port) as sock:
         sock.sendall(REQUEST)
@@ -200,7 +200,7 @@ def test_a_raw_client_may_send_byte_by_byte(channel):
 
 
 @pytest.mark.parametrize("body", [b"", b"x", BLOB * 100])
-def test_a_raw_server_is_understood(channel, body):
+def test_raw_server_is_accepted(channel, body):
     with raw_server(answering(struct.pack(">I", len(body)) + body)) as port:
         assert channel.request_metadata(HOST, port) == body
 
@@ -215,7 +215,7 @@ def test_a_raw_server_is_understood(channel, body):
         (b"HTTP/1.1 400 \r\n\r\n", "nixlMismatchError", "above max_frame"),
     ],
 )
-def test_a_broken_reply_is_an_error_that_says_so(channel, reply, error, text):
+def test_broken_reply_raises_a_clear_error(channel, reply, error, text):
     with (
         raw_server(answering(reply)) as port,
         pytest.raises(getattr(vllm_nixl, error), match=text) as info,
@@ -225,10 +225,10 @@ def test_a_broken_reply_is_an_error_that_says_so(channel, reply, error, text):
     assert info.value.operation == "request_metadata"
 
 
-# -- Life -------------------------------------------------------------------
+# -- Lifetime ---------------------------------------------------------------
 
 
-def test_state_is_told_by_is_running_port_and_repr(channel):
+def test_is_running_port_and_repr_report_the_state(channel):
     assert not channel.is_running()
     assert channel.port == 0
     assert "not running" in repr(channel)
@@ -253,7 +253,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(channel):
     assert channel.request_metadata(HOST, port) == b"first"
 
 
-def test_restart_on_the_port_serves_the_new_metadata(channel, other):
+def test_restart_on_the_same_port_serves_new_metadata(channel, other):
     port = channel.start_listener(0, b"0")
     for i in range(1, 20):
         channel.shutdown()
@@ -262,7 +262,7 @@ def test_restart_on_the_port_serves_the_new_metadata(channel, other):
         assert other.request_metadata(HOST, port) == str(i).encode()
 
 
-def test_the_context_manager_stops_the_listener(channel):
+def test_context_manager_stops_the_listener(channel):
     with TcpSideChannel() as inner:
         port = inner.start_listener(0, BLOB)
         assert channel.request_metadata(HOST, port) == BLOB
@@ -289,7 +289,7 @@ def test_shutdown_does_not_wait_for_clients(channel):
     assert channel.stats()["open"] == 0
 
 
-def test_nothing_is_left_open():
+def test_no_descriptor_or_thread_is_left_open():
     def cycle():
         with TcpSideChannel() as made:
             port = made.start_listener(0, BLOB)
@@ -304,7 +304,7 @@ def test_nothing_is_left_open():
     for _ in range(20):
         cycle()
     assert len(os.listdir("/proc/self/fd")) == fds
-    # A thread that was joined is seen in /proc for a moment longer.
+    # A joined thread stays visible in /proc for a moment.
     until(
         lambda: len(os.listdir("/proc/self/task")) <= threads,
         "the end of the listeners' threads",
@@ -322,7 +322,7 @@ def test_interpreter_exit_with_a_listener_and_a_client():
     )
 
 
-def test_a_forked_child_leaves_the_listener_alone():
+def test_forked_child_does_not_stop_the_listener():
     run_program(
         """
         import os, vllm_nixl
@@ -350,7 +350,7 @@ def test_a_forked_child_leaves_the_listener_alone():
     )
 
 
-def test_ctrl_c_ends_a_request():
+def test_ctrl_c_interrupts_a_request():
     run_program(
         """
         import os, signal, socket, threading, vllm_nixl
@@ -382,7 +382,7 @@ def test_ctrl_c_ends_a_request():
 
 
 @pytest.mark.parametrize("serve", [silent, dripping])
-def test_a_slow_server_cannot_hold_a_client(channel, serve):
+def test_slow_server_cannot_exceed_the_deadline(channel, serve):
     with raw_server(serve) as port:
         start = time.monotonic()
         with pytest.raises(TimeoutError, match="receiving from") as info:
@@ -393,7 +393,7 @@ def test_a_slow_server_cannot_hold_a_client(channel, serve):
 
 
 def test_other_threads_run_while_a_request_waits(channel):
-    """The server is a Python thread: without the GIL it could not answer."""
+    """The server is a Python thread: it needs the GIL to answer."""
     ran = threading.Event()
 
     def serve(client):
@@ -407,7 +407,7 @@ def test_other_threads_run_while_a_request_waits(channel):
     assert ran.is_set()
 
 
-def test_a_dead_port_is_refused_and_named(channel):
+def test_unreachable_port_is_named(channel):
     port = channel.start_listener(0, BLOB)
     channel.shutdown()
     with pytest.raises(vllm_nixl.nixlBackendError) as info:
@@ -426,11 +426,11 @@ def test_an_address_in_use_is_named(channel, other):
     assert str(port) in info.value.peer
 
 
-# -- Crowds and ill-behaved clients -----------------------------------------
+# -- Crowds and misbehaving clients -----------------------------------------
 
 
 def room_for(count):
-    """Let this process open `count` files more, or skip."""
+    """Let this process open `count` more files, or skip the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = count + len(os.listdir("/proc/self/fd")) + 100
     if soft < need:
@@ -442,7 +442,7 @@ def room_for(count):
 @pytest.mark.parametrize(
     "said", [b"", b"\x00", REQUEST[:-1]], ids=["nothing", "a byte", "half"]
 )
-def test_2000_clients_that_hang_do_not_stop_service(said):
+def test_2000_hanging_clients_do_not_stop_service(said):
     room_for(4200)
     with (
         TcpSideChannel(max_connections=3000) as server,
@@ -456,7 +456,7 @@ def test_2000_clients_that_hang_do_not_stop_service(said):
         assert server.stats()["evicted"] == 0
 
 
-def test_a_crowd_beyond_the_limit_gives_way():
+def test_connections_beyond_the_limit_are_closed():
     room_for(1000)
     with (
         TcpSideChannel(max_connections=16) as server,
@@ -483,7 +483,7 @@ def test_a_crowd_beyond_the_limit_gives_way():
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
 )
-def test_garbage_costs_its_own_connection(channel, garbage):
+def test_garbage_closes_only_its_own_connection(channel, garbage):
     port = channel.start_listener(0, BLOB)
     with connect(port) as waiting:
         with connect(port) as sock:
@@ -494,7 +494,7 @@ def test_garbage_costs_its_own_connection(channel, garbage):
     assert channel.stats()["refused"] == 1
 
 
-def test_resets_in_mid_frame(channel):
+def test_resets_within_a_frame_do_no_harm(channel):
     port = channel.start_listener(0, BLOB)
     at_once = struct.pack("ii", 1, 0)
     for cut in range(len(REQUEST)):
@@ -506,7 +506,7 @@ def test_resets_in_mid_frame(channel):
     until(lambda: channel.stats()["open"] == 0, "the end of all connections")
 
 
-def test_a_client_is_cut_off_at_its_deadline():
+def test_listener_closes_a_client_at_its_deadline():
     with TcpSideChannel(client_timeout_ms=100) as server:
         port = server.start_listener(0, BLOB)
         with connect(port) as idle:
@@ -514,7 +514,7 @@ def test_a_client_is_cut_off_at_its_deadline():
         assert server.stats()["timed_out"] == 1
 
 
-# -- Wrong use --------------------------------------------------------------
+# -- Misuse -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 1 << 80])
@@ -526,7 +526,7 @@ def test_a_port_out_of_range_is_a_value_error(channel, port):
     assert not channel.is_running()
 
 
-def test_port_0_is_nothing_to_ask(channel):
+def test_fetching_from_port_0_is_refused(channel):
     with pytest.raises(vllm_nixl.nixlInvalidParamError):
         channel.request_metadata(HOST, 0)
 
@@ -538,7 +538,7 @@ def test_a_timeout_out_of_range_is_a_value_error(channel, timeout_ms):
 
 
 @pytest.mark.parametrize("host", ["", "a\x00b"])
-def test_a_host_that_is_none_is_a_value_error(channel, host):
+def test_invalid_host_raises_value_error(channel, host):
     with pytest.raises(ValueError, match="host"):
         channel.request_metadata(host, 1)
 
@@ -576,7 +576,7 @@ def test_metadata_above_max_frame_is_refused():
             small.request_metadata(HOST, port)
 
 
-def test_signatures_are_shown():
+def test_side_channel_methods_have_signatures():
     expected = {
         "start_listener": "(self, /, port, metadata, host=None)",
         "request_metadata": (
@@ -599,7 +599,7 @@ def test_signatures_are_shown():
 # -- On the agent -----------------------------------------------------------
 
 
-def test_the_agents_methods():
+def test_agent_has_side_channel_methods():
     config = vllm_nixl.nixl_agent_config(backends=[])
     with (
         vllm_nixl.nixl_agent("prefill", config) as prefill,

@@ -1,4 +1,4 @@
-"""Where a side channel listens, and what it tells others of that."""
+"""The addresses on which a side channel listens and that it advertises."""
 
 import contextlib
 import socket
@@ -29,7 +29,7 @@ def answers(channel, host, port):
 
 
 def own_address():
-    """An address of this machine that is no loopback, or a skip."""
+    """A non-loopback address of this machine; skips if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("192.0.2.1", 9))  # sends nothing
@@ -44,7 +44,7 @@ def own_address():
 @pytest.mark.parametrize(
     "host", ["127.0.0.2,127.0.0.3", " 127.0.0.2 , 127.0.0.3", None]
 )
-def test_several_addresses_have_one_port(channel, host):
+def test_several_addresses_share_one_port(channel, host):
     given = host if host is not None else ["127.0.0.2", "127.0.0.3"]
     port = channel.start_listener(0, b"x", host=given)
     assert answers(channel, "127.0.0.2", port)
@@ -52,14 +52,14 @@ def test_several_addresses_have_one_port(channel, host):
     assert not answers(channel, "127.0.0.1", port)
 
 
-def test_an_interface_stands_for_its_addresses(channel):
+def test_interface_name_binds_its_addresses(channel):
     port = channel.start_listener(0, b"x", host="lo")
     assert answers(channel, "127.0.0.1", port)
     with contextlib.suppress(OSError), socket.create_server(("127.0.0.9", 0)):
         assert not answers(channel, "127.0.0.9", port)
 
 
-def test_an_address_twice_is_bound_once(channel):
+def test_duplicate_address_is_bound_once(channel):
     port = channel.start_listener(0, b"x", host="127.0.0.1,localhost,lo")
     assert answers(channel, "127.0.0.1", port)
 
@@ -76,7 +76,7 @@ def test_an_unknown_host_is_named(channel):
     assert not channel.is_running()
 
 
-def test_the_environment_says_where(channel, monkeypatch):
+def test_environment_sets_the_bind_address(channel, monkeypatch):
     with socket.create_server(("127.0.0.4", 0)) as probe:
         free = probe.getsockname()[1]
     monkeypatch.setenv(HOST, "127.0.0.4")
@@ -86,25 +86,26 @@ def test_the_environment_says_where(channel, monkeypatch):
     assert not answers(channel, "127.0.0.1", free)
     assert channel.advertised_address() == ("127.0.0.4", free)
     channel.shutdown()
-    # What the caller says goes before it.
+    # The caller's argument overrides it.
     port = channel.start_listener(0, b"x", host="127.0.0.5")
     assert answers(channel, "127.0.0.5", port)
 
 
 @pytest.mark.parametrize("port", ["x", "-1", "65536", "1x"])
-def test_a_port_of_the_environment_that_is_none_is_refused(
+def test_invalid_port_in_the_environment_is_refused(
     channel, monkeypatch, port
 ):
     monkeypatch.setenv(PORT, port)
     with pytest.raises(ValueError, match=PORT):
         channel.start_listener(None, b"x")
-    assert channel.start_listener(0, b"x") > 0  # it was not asked for
+    # With a port given, the variable is not read.
+    assert channel.start_listener(0, b"x") > 0
 
 
 # -- Advertising ------------------------------------------------------------
 
 
-def test_what_is_bound_is_advertised(channel):
+def test_bound_address_is_advertised(channel):
     port = channel.start_listener(0, b"x", host="127.0.0.3,127.0.0.2")
     assert channel.advertised_address() == ("127.0.0.3", port)
     channel.shutdown()
@@ -118,7 +119,7 @@ def test_an_interface_is_advertised_by_its_address(channel):
 
 
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
-def test_every_address_is_advertised_as_one_that_others_reach(channel, host):
+def test_wildcard_address_is_advertised_as_a_reachable_one(channel, host):
     expected = own_address()
     port = channel.start_listener(0, b"x", host=host)
     assert channel.advertised_address("192.0.2.7")[1] == port
@@ -127,7 +128,7 @@ def test_every_address_is_advertised_as_one_that_others_reach(channel, host):
     assert answers(channel, expected, port)
 
 
-def test_advertise_goes_before_all(monkeypatch):
+def test_advertise_overrides_everything(monkeypatch):
     monkeypatch.setenv(HOST, "127.0.0.4")
     with TcpSideChannel(advertise="node7.cluster") as channel:
         port = channel.start_listener(0, b"x")
@@ -135,6 +136,6 @@ def test_advertise_goes_before_all(monkeypatch):
 
 
 @pytest.mark.parametrize("peer", [None, "localhost", "::1", "192.0.2.7"])
-def test_who_shall_ask_does_not_change_the_address(channel, peer):
+def test_advertised_address_does_not_depend_on_the_client(channel, peer):
     port = channel.start_listener(0, b"x", host="127.0.0.1")
     assert channel.advertised_address(peer) == ("127.0.0.1", port)

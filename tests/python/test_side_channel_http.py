@@ -1,6 +1,7 @@
-"""The HTTP side channel, with programs that are not ours at the other end.
+"""The HTTP side channel with other programs at the other end.
 
-curl and http.client ask it; http.server and raw sockets are asked by it.
+curl and http.client send requests to it; it sends requests to http.server and
+raw sockets.
 """
 
 import contextlib
@@ -71,7 +72,7 @@ def curl(*arguments, check=True):
     )
 
 
-# -- Others ask us ----------------------------------------------------------
+# -- Other clients ----------------------------------------------------------
 
 
 def test_http_client_gets_each_key(server):
@@ -95,7 +96,7 @@ def test_http_client_keeps_its_connection(server):
     assert server.stats()["accepted"] == 1
 
 
-def test_etag_saves_the_body(server):
+def test_matching_etag_omits_the_body(server):
     _, _, headers = get(server.port, "/metadata")
     etag = {"If-None-Match": headers["ETag"]}
     assert get(server.port, "/metadata", etag)[:2] == (304, b"")
@@ -130,7 +131,7 @@ def test_curl_proves_the_secret():
             assert BLOB not in reply
 
 
-def test_curl_and_ssl_speak_tls(tmp_path):
+def test_curl_and_python_use_tls(tmp_path):
     folder = make_certificates(tmp_path)
     with make(
         tls_certificate=str(folder / "server.pem"),
@@ -153,7 +154,7 @@ def test_curl_and_ssl_speak_tls(tmp_path):
             assert ours.request_metadata("localhost", port) == BLOB
 
 
-# -- We ask others ----------------------------------------------------------
+# -- Other servers ----------------------------------------------------------
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -170,7 +171,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_http_server_is_asked(client):
+def test_metadata_is_fetched_from_http_server(client):
     with http.server.ThreadingHTTPServer((HOST, 0), Handler) as other:
         thread = threading.Thread(target=other.serve_forever)
         thread.start()
@@ -187,7 +188,7 @@ def test_http_server_is_asked(client):
 
 @contextlib.contextmanager
 def raw_server(reply):
-    """One client is told `reply`, whatever it asks; yields the port."""
+    """Send `reply` to one client, whatever it requests; yields the port."""
     with socket.create_server((HOST, 0)) as listener:
 
         def serve():
@@ -232,7 +233,7 @@ def raw_server(reply):
         ),
     ],
 )
-def test_a_reply_that_is_none_is_an_error(client, reply, error, text):
+def test_invalid_http_reply_is_an_error(client, reply, error, text):
     with (
         raw_server(reply) as port,
         pytest.raises(getattr(vllm_nixl, error), match=text) as info,
@@ -241,7 +242,7 @@ def test_a_reply_that_is_none_is_an_error(client, reply, error, text):
     assert info.value.peer == f"{HOST}:{port}"
 
 
-def test_chunks_are_put_together(client):
+def test_chunked_reply_is_reassembled(client):
     reply = (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"

@@ -1,6 +1,6 @@
-"""Keys, many requests and their asyncio twins, drawn at random: over every
-transport each caller gets what was set under its key, or is told there is
-nothing."""
+"""Random keys, many requests and their asyncio versions: over every transport
+each caller gets the metadata set under its key, or an error if there is none.
+"""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def transport(request):
 
 @pytest.fixture(scope="module")
 def both(transport, module):
-    """(server, its port, client), for all that is drawn."""
+    """(server, port, client) for all examples."""
     with transport.make() as server, transport.make() as client:
         yield server, server.start_listener(0, b"", host=HOST), client
 
@@ -56,7 +56,8 @@ def served(server, blobs):
 
 
 def check_all(both, blobs, strangers):
-    """By every way to ask, the blobs, and nothing for the strangers."""
+    """Check every way to fetch: known keys give blobs, unknown keys
+    nothing."""
     server, port, client = both
     keys = [*blobs, *strangers]
 
@@ -107,12 +108,12 @@ def test_ranks_are_keys_on_every_transport(both, blobs, strangers):
         st.one_of(text_key, byte_key), blob, min_size=1, max_size=6
     )
 )
-def test_texts_and_bytes_are_keys_where_the_wire_has_them(
+def test_text_and_bytes_keys_work_if_the_protocol_has_them(
     transport, both, blobs
 ):
     if not transport.any_key:
         pytest.skip(f"{transport.name} has no keys but ranks")
-    # A text and its bytes are one key: the last one counts.
+    # A text and its bytes are the same key: the last value counts.
     same = {}
     for key, data in blobs.items():
         raw = key.encode() if isinstance(key, str) else key
@@ -123,7 +124,7 @@ def test_texts_and_bytes_are_keys_where_the_wire_has_them(
             assert client.request_metadata(HOST, port, key=key) == data
 
 
-def test_a_rank_and_its_text_are_one_key(both):
+def test_rank_and_its_text_are_the_same_key(both):
     server, port, client = both
     with served(server, {(3, 14): b"found"}):
         assert client.request_metadata(HOST, port, key="3,14") == b"found"
@@ -142,7 +143,7 @@ def test_a_rank_and_its_text_are_one_key(both):
         (b"x" * 256, (ValueError, "NixlError")),
     ],
 )
-def test_what_is_no_key_asks_nobody(both, key, error):
+def test_invalid_key_sends_no_request(both, key, error):
     server, port, client = both
     kinds = tuple(
         getattr(vllm_nixl, one) if isinstance(one, str) else one
@@ -170,7 +171,7 @@ def test_what_is_no_key_asks_nobody(both, key, error):
         [(None, 80)],
     ],
 )
-def test_what_is_no_peer_is_refused_as_a_whole(both, peers):
+def test_invalid_peer_refuses_the_whole_call(both, peers):
     client = both[2]
     with pytest.raises((TypeError, ValueError)):
         client.request_many(peers)
@@ -185,8 +186,8 @@ def test_a_port_out_of_range_names_its_row(both, port):
 
 @some(8)
 @hypothesis.given(dead=st.lists(st.booleans(), min_size=1, max_size=12))
-def test_answers_stand_where_their_peers_stood(transport, both, dead):
-    """Some of the peers are not there, anywhere among those that are."""
+def test_answers_are_in_the_order_of_peers(transport, both, dead):
+    """Missing peers may be anywhere among the present ones."""
     server, port, client = both
     server.set_metadata(b"here")
     with transport.make() as gone:
@@ -201,7 +202,7 @@ def test_answers_stand_where_their_peers_stood(transport, both, dead):
             assert answer == b"here"
 
 
-def test_tries_are_spent_and_the_answer_is_the_last_failure(transport, both):
+def test_exhausted_retries_return_the_last_failure(transport, both):
     client = both[2]
     with transport.make() as gone:
         free = gone.start_listener(0, b"", host=HOST)
@@ -220,8 +221,8 @@ def test_tries_are_spent_and_the_answer_is_the_last_failure(transport, both):
     asyncio.run(twice())
 
 
-def test_many_wait_for_one_that_comes_later(transport, both):
-    """retries=None: as long as there is time, each peer for itself."""
+def test_fetch_many_waits_for_a_late_peer(transport, both):
+    """retries=None: each peer is retried separately until its deadline."""
     _, port, client = both
 
     async def main():

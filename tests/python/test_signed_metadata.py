@@ -1,4 +1,4 @@
-"""Signed metadata: an agent with a secret believes those that share it."""
+"""Signed metadata: an agent with a secret trusts agents that share it."""
 
 import hashlib
 import hmac
@@ -35,7 +35,7 @@ def no_secret_of_the_environment(monkeypatch):
 
 
 def sign(data, secret=SECRET):
-    """What docs/wire.md says, in other words than ours."""
+    """Sign as docs/wire.md specifies, independently of our code."""
     plain = grammar.parse(data)
     region = grammar.Region(0, 0, 0, b"\x01\x01" + LABEL + bytes(32))
     section = grammar.Section(BACKEND, 0, [region])
@@ -46,14 +46,15 @@ def sign(data, secret=SECRET):
 
 
 def strip(data):
-    """The blob without its signature."""
+    """Return the blob without its signature."""
     found = grammar.parse(data)
     assert found.sections[-1].backend == BACKEND
     return grammar.write(found._replace(sections=found.sections[:-1]))
 
 
 def refused(here, data, *words):
-    """As not allowed, with these words and without the secret."""
+    """Check that loading is not allowed; the message has these words and not
+    the secret."""
     with pytest.raises(here.api.nixlNotAllowedError) as caught:
         here.add(data)
     text = str(caught.value)
@@ -73,14 +74,15 @@ def read_works(here, there, remote, seed):
 
 @pytest.fixture
 def signed(endpoint, other):
-    """(initiator here, target), both with the secret; nothing is loaded."""
+    """(initiator here, target), both with the secret; no metadata loaded
+    yet."""
     return endpoint(metadata_secret=SECRET), other(metadata_secret=SECRET)
 
 
-# -- Those who share the secret ----------------------------------------------
+# -- Agents with the same secret ----------------------------------------------
 
 
-def test_agents_that_share_a_secret_move_bytes(signed):
+def test_agents_with_the_same_secret_transfer_bytes(signed):
     here, there = signed
     remote = there.alloc(SIZE, seed=1)
     assert here.add(there.metadata()) == there.name.encode()
@@ -90,7 +92,7 @@ def test_agents_that_share_a_secret_move_bytes(signed):
     assert here.gather_notifs(1) == [(there.name, b"hello")]
 
 
-def test_a_signature_is_what_the_documentation_says(signed):
+def test_signature_matches_the_documentation(signed):
     here, there = signed
     there.alloc(SIZE)
     data = there.metadata()
@@ -117,7 +119,7 @@ def test_partial_metadata_is_signed(signed, connection):
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
-def test_signed_metadata_comes_in_any_buffer(signed, kind):
+def test_signed_metadata_may_be_any_buffer(signed, kind):
     here, there = signed
     remote = there.alloc(SIZE, seed=5)
     data = there.metadata()
@@ -135,7 +137,7 @@ def test_signed_metadata_is_loaded_again(signed):
         read_works(here, there, remote, seed)
 
 
-def test_an_agent_without_a_secret_takes_signed_metadata(endpoint, other):
+def test_agent_without_a_secret_accepts_signed_metadata(endpoint, other):
     here, there = endpoint(), other(metadata_secret=SECRET)
     remote = there.alloc(SIZE, seed=3)
     first = there.partial_metadata([], True)
@@ -146,7 +148,7 @@ def test_an_agent_without_a_secret_takes_signed_metadata(endpoint, other):
     read_works(here, there, remote, 3)
 
 
-# -- Those who do not --------------------------------------------------------
+# -- Agents without it --------------------------------------------------------
 
 
 def test_unsigned_metadata_is_refused(endpoint, other):
@@ -158,15 +160,15 @@ def test_unsigned_metadata_is_refused(endpoint, other):
     assert here.agent.describe()["peers"] == 0
 
 
-def test_another_secret_is_refused(endpoint, other):
+def test_metadata_signed_with_another_secret_is_refused(endpoint, other):
     here = endpoint(metadata_secret=SECRET)
     there = other(metadata_secret=OTHER)
     refused(here, there.metadata(), f"peer '{there.name}': {WRONG}")
     assert not here.agent.check_remote_metadata(there.name)
 
 
-def test_a_refused_blob_leaves_a_known_peer_alone(signed, endpoint):
-    """Not even a blob of the right name takes its place."""
+def test_refused_blob_does_not_affect_a_known_peer(signed, endpoint):
+    """Even a blob with the right name does not replace it."""
     here, there = signed
     remote = there.alloc(SIZE, seed=4)
     here.add(there.metadata())
@@ -179,14 +181,14 @@ def test_a_refused_blob_leaves_a_known_peer_alone(signed, endpoint):
     read_works(here, there, remote, 4)
 
 
-def test_what_is_not_metadata_is_told_as_such(api, endpoint):
+def test_non_metadata_has_its_own_error(api, endpoint):
     here = endpoint(metadata_secret=SECRET)
     for data in (b"", b"x", b"nixlSerDes", bytes(500)):
         with pytest.raises(api.nixlMismatchError, match="metadata byte"):
             here.add(data)
 
 
-def test_a_name_that_is_claimed_is_shown_safely(endpoint):
+def test_claimed_name_is_escaped_in_errors(endpoint):
     here = endpoint(metadata_secret=SECRET)
     claimed = grammar.write(
         grammar.Blob(b"evil\n\x1b[2J" + b"x" * 500, {}, [])
@@ -199,7 +201,7 @@ def test_a_name_that_is_claimed_is_shown_safely(endpoint):
     assert len(text) < 400
 
 
-# -- Blobs that were tampered with -------------------------------------------
+# -- Modified blobs -----------------------------------------------------------
 
 
 def flipped(data, bits):
@@ -262,7 +264,7 @@ def test_damage_of_every_kind_is_refused(inproc, endpoint):
     must_be_refused(here, changed)
 
 
-def test_a_signature_serves_for_its_blob_alone(inproc, endpoint):
+def test_signature_is_valid_for_its_blob_only(inproc, endpoint):
     here, there, third = (endpoint(metadata_secret=SECRET) for _ in range(3))
     there.alloc(SIZE)
     data, other = there.metadata(), third.metadata()
@@ -271,8 +273,8 @@ def test_a_signature_serves_for_its_blob_alone(inproc, endpoint):
     refused(here, data[:-ADDED] + part[-ADDED:], there.name, WRONG)
 
 
-def test_two_signatures_are_not_better_than_one(inproc, endpoint):
-    """The last section is the signature, and covers all that is before it."""
+def test_second_signature_is_refused(inproc, endpoint):
+    """The last section is the signature and covers everything before it."""
     here, there = (endpoint(metadata_secret=SECRET) for _ in range(2))
     there.alloc(SIZE)
     data = there.metadata()
@@ -304,7 +306,7 @@ def test_two_signatures_are_not_better_than_one(inproc, endpoint):
     ],
     ids=["version", "algorithm", "label"],
 )
-def test_what_a_signature_says_of_itself_cannot_be_changed(endpoint, change):
+def test_signature_header_cannot_be_changed(endpoint, change):
     here, there = (endpoint(metadata_secret=SECRET) for _ in range(2))
     data = there.metadata()
     assert change(data) != data
@@ -312,8 +314,8 @@ def test_what_a_signature_says_of_itself_cannot_be_changed(endpoint, change):
 
 
 def test_a_mac_under_the_bare_secret_is_refused(endpoint):
-    """The key is derived: what a side channel with the same secret computes
-    is of no use here."""
+    """The key is derived from the secret: values computed by a side channel
+    with the same secret are not valid here."""
     here, there = endpoint(metadata_secret=SECRET), endpoint()
     data = sign(there.metadata())
     for key in (
@@ -325,7 +327,7 @@ def test_a_mac_under_the_bare_secret_is_refused(endpoint):
     assert here.add(data) == there.name.encode()
 
 
-# -- Each way in -------------------------------------------------------------
+# -- Each way to load metadata ------------------------------------------------
 
 
 @pytest.fixture
@@ -336,7 +338,7 @@ def listening(endpoint):
     return make
 
 
-def test_the_metadata_listener_hands_over_signed_metadata(listening, endpoint):
+def test_metadata_listener_sends_signed_metadata(listening, endpoint):
     left = listening(metadata_secret=SECRET)
     right = endpoint(metadata_secret=SECRET)
     block = right.alloc(SIZE)
@@ -349,7 +351,7 @@ def test_the_metadata_listener_hands_over_signed_metadata(listening, endpoint):
     until(lambda: left.knows(right.name, block), "all of its metadata")
 
 
-def test_the_metadata_listener_refuses_strangers(listening, endpoint):
+def test_metadata_listener_refuses_unsigned_metadata(listening, endpoint):
     left = listening(metadata_secret=SECRET)
     port = left.agent.listen_port
 
@@ -366,7 +368,7 @@ def test_the_metadata_listener_refuses_strangers(listening, endpoint):
         assert not left.knows(right.name)
 
 
-def test_a_fetch_loads_no_metadata_of_strangers(listening, endpoint):
+def test_fetch_refuses_unsigned_metadata(listening, endpoint):
     left, right = listening(), endpoint(metadata_secret=SECRET)
     right.agent.fetch_remote_metadata(left.name, HERE, left.agent.listen_port)
     until(
@@ -376,9 +378,11 @@ def test_a_fetch_loads_no_metadata_of_strangers(listening, endpoint):
     assert not right.knows(left.name)
 
 
-def test_two_processes_by_the_side_channel(endpoint, peer, monkeypatch):
-    """With the same secret for both: what the one computes is of no use to
-    the other, and they do not disturb each other."""
+def test_side_channel_and_signatures_may_share_a_secret(
+    endpoint, peer, monkeypatch
+):
+    """Both use the same secret: values computed by one are not valid for the
+    other, and they do not disturb each other."""
     monkeypatch.setenv("VLLM_NIXL_SIDE_CHANNEL_SECRET", SECRET)
     here = endpoint(metadata_secret=SECRET)
     there = peer(metadata_secret=SECRET)
@@ -420,7 +424,7 @@ def works_together(here, *others):
         here.remove(there.name)
 
 
-def test_str_and_bytes_are_the_same_secret(endpoint):
+def test_secret_may_be_str_or_bytes(endpoint):
     secret = "schlüssel für zwei"
     works_together(
         endpoint(metadata_secret=secret),
@@ -431,7 +435,7 @@ def test_str_and_bytes_are_the_same_secret(endpoint):
 @pytest.mark.parametrize(
     "secret", [b"\0" * 8, bytes(range(256)), b"x" * 65535]
 )
-def test_a_secret_has_any_bytes(endpoint, secret):
+def test_secret_may_be_any_bytes(endpoint, secret):
     here = endpoint(metadata_secret=secret)
     works_together(here, endpoint(metadata_secret=secret))
     shorter, longer = secret[:-1], secret + b"\0"
@@ -440,9 +444,7 @@ def test_a_secret_has_any_bytes(endpoint, secret):
             refused(here, endpoint(metadata_secret=wrong).metadata(), WRONG)
 
 
-def test_the_environment_has_the_secret_where_none_is_given(
-    endpoint, monkeypatch
-):
+def test_environment_sets_the_secret(endpoint, monkeypatch):
     given = endpoint(metadata_secret=SECRET)
     monkeypatch.setenv(VARIABLE, SECRET)
     found = endpoint()
@@ -452,8 +454,8 @@ def test_the_environment_has_the_secret_where_none_is_given(
     refused(found, preferred.metadata(), WRONG)
 
 
-def test_a_secret_of_the_environment_has_any_bytes(endpoint, monkeypatch):
-    """Python shows what is not UTF-8 as lone surrogates."""
+def test_secret_in_the_environment_may_be_any_bytes(endpoint, monkeypatch):
+    """Python represents bytes that are not UTF-8 as lone surrogates."""
     secret = b"\xff\xfe not UTF-8"
     monkeypatch.setenv(VARIABLE, secret.decode("utf-8", "surrogateescape"))
     found = endpoint()
@@ -462,11 +464,11 @@ def test_a_secret_of_the_environment_has_any_bytes(endpoint, monkeypatch):
 
 
 @pytest.mark.parametrize("secret", ["", "1234567"])
-def test_a_bad_secret_of_the_environment_is_refused(
+def test_invalid_secret_in_the_environment_is_refused(
     api, names, monkeypatch, secret
 ):
-    """An empty one is not the same as none: it may be a mistake that would
-    leave the agent without a signature."""
+    """An empty secret differs from none: it may be a mistake that would leave
+    the agent without a signature."""
     monkeypatch.setenv(VARIABLE, secret)
     with pytest.raises(api.nixlInvalidParamError, match=VARIABLE) as caught:
         api.NixlAgent(names())
@@ -474,7 +476,7 @@ def test_a_bad_secret_of_the_environment_is_refused(
     assert not secret or secret not in str(caught.value)
 
 
-def test_what_was_changed_afterwards_counts(api, names, endpoint):
+def test_later_changes_of_the_config_take_effect(api, names, endpoint):
     config = api.nixl_agent_config()
     config.metadata_secret = SECRET
     with api.NixlAgent(names(), config) as agent:
@@ -494,9 +496,7 @@ def test_what_was_changed_afterwards_counts(api, names, endpoint):
         (f"{SECRET}\ud800", ValueError),
     ],
 )
-def test_a_wrong_value_that_came_afterwards_is_refused(
-    api, names, value, error
-):
+def test_invalid_secret_set_later_is_refused(api, names, value, error):
     config = api.nixl_agent_config()
     config.metadata_secret = value
     with pytest.raises(error, match="metadata_secret") as caught:
@@ -505,10 +505,10 @@ def test_a_wrong_value_that_came_afterwards_is_refused(
     assert getattr(caught.value.__context__, "object", None) is None
 
 
-# -- What is told ------------------------------------------------------------
+# -- Reporting ----------------------------------------------------------------
 
 
-def test_an_agent_says_whether_it_signs(api, endpoint, names):
+def test_describe_reports_whether_metadata_is_signed(api, endpoint, names):
     assert endpoint().agent.describe()["metadata_signed"] is False
     here = endpoint(metadata_secret=SECRET)
     assert here.agent.describe()["metadata_signed"] is True
@@ -517,7 +517,7 @@ def test_an_agent_says_whether_it_signs(api, endpoint, names):
         assert agent.describe()["metadata_signed"] is True
 
 
-def test_nothing_shows_the_secret(api, signed, capfd):
+def test_secret_is_never_shown(api, signed, capfd):
     here, there = signed
     here.add(there.metadata())
     config = api.nixl_agent_config(metadata_secret=SECRET)

@@ -1,4 +1,4 @@
-"""The API is NIXL's: every name, parameter, order and default of 1.5.1."""
+"""The API matches NIXL 1.5.1: every name, parameter, order and default."""
 
 import ast
 import inspect
@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.beyond_stock
 
-# Of nixl_agent of NIXL 1.5.1, without `self` and annotations.
+# The methods of nixl_agent in NIXL 1.5.1, without `self` and annotations.
 STOCK_METHODS = {
     "add_remote_agent": "metadata",
     "check_remote_metadata": "agent, descs=None",
@@ -63,7 +63,7 @@ STOCK_METHODS = {
     "update_notifs": "backends=[]",
 }
 
-# What ours has on top.
+# Our additional methods.
 OWN_METHODS = {
     "cancel": "handle",
     "check_xfer_states": "handles",
@@ -101,7 +101,8 @@ LIST_METHODS = [
 
 
 def parameters(function, skip):
-    """A signature as text, without the first `skip` and annotations."""
+    """A signature as text, without the first `skip` parameters and
+    annotations."""
     texts, starred = [], False
     for parameter in list(inspect.signature(function).parameters.values())[
         skip:
@@ -120,12 +121,12 @@ METHODS = {**STOCK_METHODS, **OWN_METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_has_its_signature(api, name):
+def test_method_has_stocks_signature(api, name):
     method = getattr(api.nixl_agent, name)
     assert parameters(method, 1) == METHODS[name]
 
 
-def test_there_is_no_other_method(api):
+def test_agent_has_no_other_methods(api):
     public = {name for name in dir(api.nixl_agent) if name[0] != "_"}
     data = {
         "name",
@@ -147,14 +148,14 @@ def test_a_method_is_documented(api, name):
     assert len(inspect.getdoc(getattr(api.nixl_agent, name))) > 20
 
 
-def test_the_agent_is_made_as_in_stock(api):
+def test_agent_constructor_matches_stock(api):
     assert parameters(api.nixl_agent.__init__, 1) == (
         "agent_name, nixl_conf=None, instantiate_all=False"
     )
     assert api.NixlAgent is api.nixl_agent
 
 
-def test_the_configuration_is_made_as_in_stock(api):
+def test_config_constructor_matches_stock(api):
     own = parameters(api.nixl_agent_config.__init__, 1)
     assert own == (
         STOCK_CONFIG + ", *, engine=None, listen_host='', "
@@ -162,7 +163,7 @@ def test_the_configuration_is_made_as_in_stock(api):
     )
 
 
-def test_the_configuration_has_stocks_attributes(api):
+def test_config_has_stocks_attributes(api):
     config = api.nixl_agent_config(
         True, False, 9, True, 3, ["UCX"], engine="native"
     )
@@ -181,12 +182,12 @@ def test_the_configuration_has_stocks_attributes(api):
     }
 
 
-def test_configurations_share_no_list(api):
+def test_configs_do_not_share_lists(api):
     api.nixl_agent_config().backends.append("X")
     assert api.nixl_agent_config().backends == ["UCX"]
 
 
-def test_the_environment_chooses_the_engine(api, monkeypatch):
+def test_environment_variable_selects_the_engine(api, monkeypatch):
     monkeypatch.setenv("VLLM_NIXL_ENGINE", "native")
     assert api.nixl_agent_config().engine == "native"
     assert api.nixl_agent_config(engine="auto").engine == "auto"
@@ -197,7 +198,7 @@ def test_the_environment_chooses_the_engine(api, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["nixlXferDList", "nixlRegDList", "nixlRemoteDList"]
 )
-def test_lists_have_their_methods(api, name):
+def test_lists_have_stocks_methods(api, name):
     kind = getattr(api, name)
     for method in LIST_METHODS:
         assert inspect.signature(getattr(kind, method))
@@ -205,7 +206,7 @@ def test_lists_have_their_methods(api, name):
     assert hasattr(kind, "trim") == (name == "nixlRegDList")
 
 
-def test_handles_are_made_by_agents_only(api):
+def test_handles_are_created_by_agents_only(api):
     for kind in (api.nixl_xfer_handle, api.nixl_prepped_dlist_handle):
         assert str(inspect.signature(kind.release)) == "(self, /)"
         with pytest.raises(TypeError):
@@ -225,8 +226,8 @@ def test_the_package_lists_what_it_exports(api):
         assert getattr(module, name) is not None
 
 
-def test_nixls_module_names_are_there():
-    """What clients import from nixl._api and nixl._bindings."""
+def test_nixls_module_names_exist():
+    """The names that clients import from nixl._api and nixl._bindings."""
     api = pytest.importorskip("vllm_nixl._api")
     package = pytest.importorskip("vllm_nixl")
     assert api.nixl_agent is package.NixlAgent
@@ -254,7 +255,7 @@ def test_stubs_and_marker_are_installed():
 
 
 def test_stubs_have_every_method_with_its_parameters():
-    """Names and order; stubtest compares kinds and defaults as well."""
+    """Names and order; stubtest also compares kinds and defaults."""
     core = pytest.importorskip("vllm_nixl._core")
     (agent,) = (
         node
@@ -274,7 +275,7 @@ def test_stubs_have_every_method_with_its_parameters():
         assert written == list(inspect.signature(method).parameters), name
 
 
-# -- What this version does not have -----------------------------------------
+# -- Unsupported features -----------------------------------------------------
 
 UNSUPPORTED = {
     "send_local_metadata": lambda a: a.send_local_metadata("", 8888),
@@ -294,7 +295,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_what_is_missing_says_so(api, endpoint, name):
+def test_unsupported_features_raise_a_clear_error(api, endpoint, name):
     agent = endpoint().agent
     with pytest.raises(api.nixlNotSupportedError, match=name) as caught:
         UNSUPPORTED[name](agent)

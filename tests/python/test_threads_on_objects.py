@@ -1,7 +1,6 @@
 """Threads that use and change the same Python objects at once.
 
-Nothing is asked of the results but that each is one of those that are
-possible; a crash or a hang is what these look for.
+Any possible result is accepted; these tests look for crashes and hangs.
 """
 
 import sys
@@ -18,7 +17,8 @@ TIMES = 30
 
 
 def together(*functions):
-    """Run each TIMES in a thread of its own; returns what they raised."""
+    """Run each function TIMES in its own thread; return the exceptions
+    raised."""
     raised = []
     start = threading.Barrier(len(functions))
 
@@ -105,7 +105,8 @@ def test_registration_lists_are_held_while_they_are_registered(here, block):
 
 
 def test_an_array_changes_while_it_is_prepared(here, block):
-    """Another thread writes rubbish into it: refused, or taken as it was."""
+    """Another thread writes garbage into it: the array is refused or used as
+    it was."""
     numpy = pytest.importorskip("numpy")
     good = numpy.array(rows_of(block), numpy.uint64)
     for dtype in (numpy.uint64, numpy.int64):
@@ -208,7 +209,7 @@ def test_transfers_are_released_while_they_are_used(here, block):
     assert agent.stats()["live_xfers"] == 0
 
 
-def test_many_take_notifications_and_each_comes_once(here):
+def test_concurrent_readers_get_each_notification_once(here):
     agent = here.agent
     taken = []
     numbers = iter(range(10**9))
@@ -231,7 +232,7 @@ def test_many_take_notifications_and_each_comes_once(here):
 
 
 def test_strides_change_while_they_are_prepared(here, block):
-    """Another thread makes rows of many blocks out of rows of few."""
+    """Another thread turns rows of few blocks into rows of many."""
     numpy = pytest.importorskip("numpy")
     strided = numpy.array([(block.addr, 8, 0, 8, 64)] * 4096, numpy.uint64)
     ended = False
@@ -278,7 +279,7 @@ FILLS = {
 
 @pytest.fixture
 def patient():
-    """No thread takes the interpreter away from another one."""
+    """Stop threads from forcing each other to release the GIL."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1000)
     yield
@@ -303,7 +304,7 @@ def test_other_threads_run_while_a_list_is_filled(api, fill):
     def lets_others_run():
         before = turns
         filled = FILLS[fill](api, array, state)
-        during = turns - before  # freeing the list lets them run too
+        during = turns - before  # freeing the list also lets them run
         return filled.descCount() > 0 and during > 0
 
     other = threading.Thread(target=run)

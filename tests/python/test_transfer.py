@@ -1,4 +1,4 @@
-"""Bytes move, all of them, to the right place and nowhere else."""
+"""Transfers move every byte to the right place and change nothing else."""
 
 import pytest
 from support import blocks, deadline
@@ -9,8 +9,8 @@ SIZES = [1, 7, 64, 100, 512, 4096, 4099, 65536]
 
 
 def move_scattered(pair, operation, kinds=("private", "private"), seed=1):
-    """Scattered blocks of mixed sizes; returns (target now, what it must be)
-    where the target is the side that is written."""
+    """Move scattered blocks of mixed sizes; return (actual, expected) bytes of
+    the side that is written."""
     here, there = pair
     room = 4 * MIB
     left, right = blocks.scatter_pairs(seed, 150, SIZES, room)
@@ -57,7 +57,7 @@ def test_every_kind_of_memory_can_be_the_local_side(pair, kind):
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("local", ["private", "shared-buffer"])
-def test_shared_buffers_are_memory_like_any_other(pair, operation, local):
+def test_shared_buffers_are_ordinary_memory(pair, operation, local):
     got, want = move_scattered(pair, operation, (local, "shared-buffer"))
     assert got == want
 
@@ -68,8 +68,8 @@ def test_numpy_arrays_can_be_both_sides(pair):
     assert got == want
 
 
-def test_private_changes_to_a_mapped_file_are_what_is_read(pair):
-    """The file behind a private mapping does not have what was written."""
+def test_read_sees_private_changes_of_a_mapped_file(pair):
+    """Writes to a private mapping do not reach the file behind it."""
     here, there = pair
     remote = there.alloc(MIB, "memfd-private", seed=3)
     local = here.alloc(MIB)
@@ -83,8 +83,8 @@ def test_private_changes_to_a_mapped_file_are_what_is_read(pair):
     assert here.read(local.key) == pattern(3, MIB)
 
 
-def test_a_piece_of_a_larger_mapping_moves(pair):
-    """Registered from the middle of a mapping to before its end."""
+def test_part_of_a_larger_mapping_is_transferred(pair):
+    """The region starts and ends inside a mapping."""
     here, there = pair
     remote = there.alloc(MIB, "memfd", seed=4, register=False)
     start, size = remote.addr + 8192 + 24, 65536 + 40
@@ -98,7 +98,7 @@ def test_a_piece_of_a_larger_mapping_moves(pair):
 
 
 def test_regions_may_span_several_neighbouring_mappings(pair):
-    """Two registered neighbours, moved by rows of their own."""
+    """Two adjacent registered regions, moved by separate rows."""
     here, there = pair
     remote = there.alloc(2 * MIB, "dev-shm", seed=5, register=False)
     halves = [(remote.addr + i * MIB, MIB, 0, "") for i in range(2)]
@@ -115,7 +115,7 @@ def test_regions_may_span_several_neighbouring_mappings(pair):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_one_large_block_moves(pair, operation):
+def test_one_large_block_is_transferred(pair, operation):
     here, there = pair
     size = 96 * MIB + 5
     source, target = (there, here) if operation == "READ" else (here, there)
@@ -133,7 +133,7 @@ def test_one_large_block_moves(pair, operation):
     assert target.checksum(empty.key) == source.checksum(full.key)
 
 
-def test_many_transfers_at_once_do_not_mix(pair):
+def test_concurrent_transfers_do_not_mix(pair):
     here, there = pair
     count, size = 64, 48 * 1024
     remote = there.alloc(count * size, seed=7)
@@ -161,8 +161,8 @@ def test_many_transfers_at_once_do_not_mix(pair):
     assert here.read(local.key) == b"".join(pieces)
 
 
-def test_an_agent_reads_from_itself(endpoint):
-    """Loopback: the agent's own name stands for the remote side."""
+def test_agent_can_read_from_itself(endpoint):
+    """Loopback: the remote side is the agent's own name."""
     here = endpoint()
     source = here.alloc(MIB, seed=8)
     target = here.alloc(MIB)
@@ -190,8 +190,8 @@ def test_prepared_loopback_with_a_notification(endpoint):
 
 
 @pytest.mark.beyond_stock
-def test_a_row_of_no_length_is_refused(api, pair):
-    """Stock takes it; here it is an error of who made the list."""
+def test_row_of_zero_length_is_refused(api, pair):
+    """Stock accepts it; here it is an error in the caller's list."""
     here = pair[0]
     local = here.alloc(4096)
     for table in ([(local.addr, 0, 0)], [(local.addr, 8, 0)]):
@@ -202,7 +202,7 @@ def test_a_row_of_no_length_is_refused(api, pair):
         assert caught.value.index == (0 if table[0][1] == 0 else 1)
 
 
-def test_both_sides_move_at_the_same_time(pair, engine):
+def test_both_sides_transfer_concurrently(pair, engine):
     """Reads in both directions, posted before either is waited for."""
     here, there = pair
     size = 8 * MIB
@@ -230,8 +230,8 @@ def test_both_sides_move_at_the_same_time(pair, engine):
     assert there.read(there_in.key) == pattern(12, size)
 
 
-def test_a_transfer_reads_what_the_memory_holds_when_it_is_posted(pair):
-    """A handle is made once and posted again and again."""
+def test_transfer_reads_the_memory_at_each_post(pair):
+    """A handle is created once and posted repeatedly."""
     here, there = pair
     remote, local = there.alloc(65536), here.alloc(65536)
     here.add(there.metadata())
@@ -248,8 +248,8 @@ def test_a_transfer_reads_what_the_memory_holds_when_it_is_posted(pair):
         assert here.read(local.key) == pattern(seed, 65536)
 
 
-def test_several_agents_live_in_one_process(endpoint, other):
-    """Names keep apart what each agent knows."""
+def test_several_agents_share_one_process(endpoint, other):
+    """Names separate the peers of each agent."""
     readers = [endpoint() for _ in range(3)]
     there = other()
     remote = there.alloc(65536, seed=14)

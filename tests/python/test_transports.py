@@ -1,7 +1,7 @@
-"""What every side channel does, whatever it speaks.
+"""Behaviour that all side channels share.
 
-The rows of support.transports.TRANSPORTS; what only one of them has is tested
-in a file of its own.
+The parameters are the rows of support.transports.TRANSPORTS; features of a
+single transport are tested in their own files.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ def client(transport):
 
 @contextlib.contextmanager
 def raw_server(serve):
-    """Every connection is handed to `serve(sock)`; yields the port."""
+    """Pass every connection to `serve(sock)`; yields the port."""
     listener = socket.create_server((HOST, 0))
     held = []
 
@@ -77,7 +77,7 @@ def test_exchange_both_ways(server, client):
 
 
 @pytest.mark.parametrize("size", [0, 1, 40_000, 64 << 20])
-def test_every_size_arrives_byte_for_byte(server, client, size):
+def test_metadata_of_every_size_arrives_intact(server, client, size):
     data = os.urandom(min(size, 1 << 16)) * (size // (1 << 16) + 1)
     data = data[:size]
     port = server.start_listener(0, data)
@@ -130,7 +130,7 @@ def test_names_and_bytes_are_keys(transport, server, client):
         assert client.request_metadata(HOST, port, key=key) == blob
 
 
-def test_an_unknown_key_is_said_so_and_none_is_listed(server, client):
+def test_unknown_key_error_lists_no_other_keys(server, client):
     port = server.start_listener(0, {None: b"x", (3, 4): b"other"})
     with pytest.raises(vllm_nixl.nixlNotFoundError) as info:
         client.request_metadata(HOST, port, key=(7, 7))
@@ -160,7 +160,7 @@ def test_metadata_is_replaced_and_removed_while_serving(server, client):
         server.set_metadata(b"late")
 
 
-def test_replacing_under_load_never_mixes(server, client):
+def test_replacing_under_load_never_mixes_blobs(server, client):
     blobs = [bytes([i]) * 50_000 for i in range(8)]
     port = server.start_listener(0, blobs[0])
     stop = threading.Event()
@@ -181,10 +181,10 @@ def test_replacing_under_load_never_mixes(server, client):
         thread.join()
 
 
-# -- Life -------------------------------------------------------------------
+# -- Lifetime ---------------------------------------------------------------
 
 
-def test_restart_on_the_port_serves_the_new_metadata(server, client):
+def test_restart_on_the_same_port_serves_new_metadata(server, client):
     port = server.start_listener(0, {None: b"0", (0, 0): b"gone"})
     for i in range(1, 10):
         server.shutdown()
@@ -192,7 +192,7 @@ def test_restart_on_the_port_serves_the_new_metadata(server, client):
         assert client.request_metadata(HOST, port) == str(i).encode()
 
 
-def test_state_is_told(server):
+def test_state_is_reported(server):
     assert not server.is_running()
     assert server.port == 0
     assert "not running" in repr(server)
@@ -207,7 +207,7 @@ def test_state_is_told(server):
     assert not server.is_running()
 
 
-def test_shutdown_waits_for_nobody(server):
+def test_shutdown_does_not_wait_for_hanging_clients(server):
     port = server.start_listener(0, BLOB)
     with socket.create_connection((HOST, port)):
         start = time.monotonic()
@@ -215,7 +215,7 @@ def test_shutdown_waits_for_nobody(server):
         assert time.monotonic() - start < 3
 
 
-def test_nothing_is_left_open(transport):
+def test_no_descriptor_or_thread_is_left_open(transport):
     def cycle():
         with transport.make() as made:
             port = made.start_listener(0, BLOB)
@@ -236,10 +236,10 @@ def test_nothing_is_left_open(transport):
     )
 
 
-# -- What can go wrong ------------------------------------------------------
+# -- Failures ---------------------------------------------------------------
 
 
-def test_a_dead_port_is_an_error(transport, server, client):
+def test_unreachable_port_is_an_error(transport, server, client):
     port = server.start_listener(0, BLOB)
     server.shutdown()
     with pytest.raises(transport.errors(transport.dead)) as info:
@@ -247,7 +247,7 @@ def test_a_dead_port_is_an_error(transport, server, client):
     assert info.value.peer == f"{HOST}:{port}"
 
 
-def test_a_silent_server_holds_nobody(client):
+def test_silent_server_cannot_exceed_the_deadline(client):
     with raw_server(lambda sock: None) as port:
         start = time.monotonic()
         with pytest.raises(TimeoutError):
@@ -263,7 +263,7 @@ def test_a_server_that_closes_is_an_error(transport, client):
         client.request_metadata(HOST, port, timeout_ms=500)
 
 
-def test_further_tries_wait_for_a_server_that_starts(server, client):
+def test_retries_wait_for_a_server_that_starts_later(server, client):
     port = server.start_listener(0, BLOB)
     server.shutdown()
     timer = threading.Timer(0.2, server.start_listener, (port, BLOB))
@@ -273,7 +273,7 @@ def test_further_tries_wait_for_a_server_that_starts(server, client):
     timer.join()
 
 
-def test_an_unknown_key_is_not_asked_for_again(server, client):
+def test_unknown_key_is_not_retried(server, client):
     port = server.start_listener(0, BLOB)
     with pytest.raises(vllm_nixl.nixlNotFoundError):
         client.request_metadata(HOST, port, key=(7, 7), retries=None)
@@ -286,7 +286,7 @@ def test_an_unknown_key_is_not_asked_for_again(server, client):
 # -- Many at once -----------------------------------------------------------
 
 
-def test_many_peers_are_asked_at_once(server, client):
+def test_many_peers_are_fetched_concurrently(server, client):
     port = server.start_listener(0, {None: BLOB, (0, 1): b"one"})
     peers = [(HOST, port), (HOST, port, (0, 1)), (HOST, port, (9, 9))]
     answers = client.request_many(peers * 20)
@@ -298,7 +298,7 @@ def test_many_peers_are_asked_at_once(server, client):
     assert client.request_many([]) == []
 
 
-def test_asyncio_has_twins_of_both(server, client):
+def test_both_calls_have_asyncio_versions(server, client):
     port = server.start_listener(0, {None: BLOB, (0, 1): b"one"})
 
     async def main():
@@ -315,7 +315,7 @@ def test_asyncio_has_twins_of_both(server, client):
     asyncio.run(main())
 
 
-def test_a_waiting_coroutine_holds_up_no_other(client):
+def test_waiting_coroutine_does_not_block_others(client):
     async def main(port):
         waiting = asyncio.ensure_future(
             client.request_metadata_async(HOST, port, timeout_ms=500)
@@ -344,7 +344,7 @@ def test_a_waiting_coroutine_holds_up_no_other(client):
 SECRET = "correct horse battery staple"
 
 
-def test_a_shared_secret_lets_in_those_who_know_it(transport):
+def test_shared_secret_admits_only_clients_that_know_it(transport):
     if not transport.has_secret:
         pytest.skip(f"{transport.name} knows no shared secret")
     with (
@@ -367,7 +367,7 @@ def test_a_shared_secret_lets_in_those_who_know_it(transport):
         assert server.stats()["served"] <= 2
 
 
-def test_a_secret_of_the_environment_is_used(transport, monkeypatch):
+def test_secret_in_the_environment_is_used(transport, monkeypatch):
     if not transport.has_secret:
         pytest.skip(f"{transport.name} knows no shared secret")
     with transport.make() as stranger:

@@ -1,4 +1,5 @@
-"""Our picture of libucp's binary interface beside UCX's own headers."""
+"""Our declarations of libucp's binary interface, compared with UCX's
+headers."""
 
 import importlib.util
 import re
@@ -19,7 +20,7 @@ STRUCTS = {
     "request_param": "ucp_request_param_t",
     "am_recv_param": "ucp_am_recv_param_t",
     "am_handler_param": "ucp_am_handler_param_t",
-    # These two have room after what UCX writes today.
+    # These two have room beyond the members that UCX writes today.
     "context_attr": "ucp_context_attr_t",
     "worker_attr": "ucp_worker_attr_t",
     "ep_attr": "ucp_ep_attr_t",
@@ -72,7 +73,7 @@ NUMBERS = {
 def include():
     spec = importlib.util.find_spec("libucx")
     if spec is None:
-        pytest.skip("there is no libucx wheel, which has UCX's headers")
+        pytest.skip("the libucx wheel, which has UCX's headers, is missing")
     path = Path(next(iter(spec.submodule_search_locations))) / "include"
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
@@ -99,7 +100,7 @@ def compile_unit(tmp_path, include, lines):
 
 
 def members(struct):
-    """The names of a structure's members, those of unions left out."""
+    """The names of a structure's members, except unions."""
     text = HEADER.read_text()
     body = re.search(
         rf"typedef struct vnxi_ucp_{struct} {{(.*?)\n}} ", text, re.DOTALL
@@ -112,7 +113,7 @@ def members(struct):
 
 
 @pytest.mark.parametrize("ours", STRUCTS)
-def test_structures_are_those_of_ucx(tmp_path, include, ours):
+def test_structures_match_ucx_headers(tmp_path, include, ours):
     theirs = STRUCTS[ours]
     names = members(ours)
     assert names
@@ -128,7 +129,7 @@ def test_structures_are_those_of_ucx(tmp_path, include, ours):
     compile_unit(tmp_path, include, lines)
 
 
-def test_numbers_are_those_of_ucx(tmp_path, include):
+def test_constants_match_ucx_headers(tmp_path, include):
     text = HEADER.read_text()
     lines = [
         f'_Static_assert(VNXI_{ours} == (long){theirs}, "{ours}");'
@@ -139,7 +140,7 @@ def test_numbers_are_those_of_ucx(tmp_path, include):
     compile_unit(tmp_path, include, lines)
 
 
-def test_every_number_is_compared():
+def test_every_constant_is_compared():
     text = HEADER.read_text()
     names = set(re.findall(r"VNXI_(UC[PS]_[A-Z0-9_]+) =", text))
     status = {n for n in names if re.match("UCS_(OK|INPROGRESS|ERR_)", n)}

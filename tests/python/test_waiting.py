@@ -1,4 +1,4 @@
-"""Completion by event: sleeping until something happened, never longer."""
+"""Completion by event: threads sleep until something happens, never longer."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from support.transfers import Long
 pytestmark = pytest.mark.beyond_stock
 
 SIZE = 64 * 1024
-LONG = 100_000  # so often a transfer repeats its block, until it is stopped
+LONG = 100_000  # how often a transfer repeats its block until it is stopped
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_wait_for_any_returns_those_that_have_ended(make):
     assert agent.cancel(endless)
 
 
-def test_handles_come_back_in_the_order_given(make):
+def test_wait_returns_handles_in_the_order_given(make):
     agent = make.here.agent
     handles = [make() for _ in range(4)]
     for handle in handles[::-1]:
@@ -75,11 +75,11 @@ def test_handles_come_back_in_the_order_given(make):
     assert agent.wait(order, 30) == order
 
 
-def test_wait_for_nothing_returns_at_once(make):
+def test_wait_without_handles_returns_at_once(make):
     assert make.here.agent.wait([], timeout=0) == []
 
 
-def test_wait_takes_one_timeout_for_all(api, busy):
+def test_wait_timeout_covers_all_transfers(api, busy):
     here, handle = busy
     with pytest.raises(api.nixlTimeoutError, match="NIXL_ERR_TIMEOUT"):
         here.agent.wait([handle], timeout=0.05)
@@ -89,7 +89,7 @@ def test_wait_takes_one_timeout_for_all(api, busy):
 
 
 @pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
-def test_a_timeout_names_what_is_still_open(api, make):
+def test_timeout_error_names_unfinished_transfers(api, make):
     agent = make.here.agent
     done, endless = make(), make(100000)
     agent.transfer(done)
@@ -109,7 +109,7 @@ def test_a_timeout_names_what_is_still_open(api, make):
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), "1"])
-def test_a_timeout_that_is_none_of_ours_is_refused(make, bad):
+def test_invalid_timeout_is_refused(make, bad):
     agent = make.here.agent
     handle = make()
     agent.transfer(handle)
@@ -118,8 +118,8 @@ def test_a_timeout_that_is_none_of_ours_is_refused(make, bad):
     assert agent.wait([handle], timeout=30) == [handle]
 
 
-def test_a_failed_transfer_is_raised(api, endpoint, peer, meet):
-    """wait raises what it failed with, and so does check_xfer_state."""
+def test_wait_raises_the_error_of_a_failed_transfer(api, endpoint, peer, meet):
+    """wait() and check_xfer_state() both raise the transfer's error."""
     here, there = endpoint(), peer()
     meet(here, there)
     remote, local = there.alloc(SIZE), here.alloc(SIZE)
@@ -150,7 +150,8 @@ def test_a_failed_transfer_is_raised(api, endpoint, peer, meet):
 @pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
 @pytest.mark.parametrize("any_of", [False, True])
 def test_the_first_failure_ends_the_wait(api, make, any_of):
-    """At once, though others go on: wait(None) would never return else."""
+    """At once, while others continue; otherwise wait(None) would never
+    return."""
     agent = make.here.agent
     handles = [make(), make(LONG), make(LONG), make(LONG)]
     for handle in handles:
@@ -181,7 +182,7 @@ def test_the_first_failure_ends_the_wait(api, make, any_of):
 
 @pytest.mark.nixl_differs("a transfer in flight cannot be stopped")
 @pytest.mark.parametrize("any_of", [False, True])
-def test_a_failure_wakes_who_waits(api, make, any_of):
+def test_failure_wakes_waiting_threads(api, make, any_of):
     agent = make.here.agent
     handles = [make(LONG), make(LONG)]
     raised = []
@@ -205,7 +206,7 @@ def test_a_failure_wakes_who_waits(api, make, any_of):
     assert agent.cancel(handles[0])
 
 
-def test_waiting_for_what_was_never_posted_is_refused(api, make):
+def test_waiting_for_an_unposted_transfer_is_refused(api, make):
     agent = make.here.agent
     posted, ready = make(), make()
     agent.transfer(posted)
@@ -219,14 +220,14 @@ def test_waiting_for_what_was_never_posted_is_refused(api, make):
 
 
 def test_arguments_that_release_the_handle_while_they_are_read(api, make):
-    """All are read before the transfers are looked at."""
+    """All arguments are read before the transfers are checked."""
     agent = make.here.agent
 
     class Releases:
         def __init__(self, value):
             self.handle, self.value = make(), value
             agent.transfer(self.handle)
-            agent.wait([self.handle], timeout=30)  # not every one is stopped
+            agent.wait([self.handle], timeout=30)  # some are not stopped
 
         def __float__(self):
             self.handle.release()
@@ -252,8 +253,8 @@ def test_arguments_that_release_the_handle_while_they_are_read(api, make):
 
 
 @pytest.mark.parametrize("number", [-1, 2**32, 2**40 + 7, 2**100])
-def test_only_what_was_subscribed_is_unsubscribed(make, number):
-    """A number is not cut to a descriptor that another subscriber has."""
+def test_unsubscribe_accepts_only_its_subscription(make, number):
+    """A number is not truncated to another subscriber's descriptor."""
     agent = make.here.agent
     fd = agent._subscribe()
     with pytest.raises(ValueError, match="_subscribe"):
@@ -292,7 +293,7 @@ def test_the_result_of_a_failed_transfer_is_its_error(
     assert caught.value.handles["failed"] == [transfer.handle]
 
 
-def test_a_result_is_waited_for_so_long_and_no_longer(api, busy):
+def test_result_obeys_its_timeout(api, busy):
     here, handle = busy
     for timeout in (0, 0.05):
         with pytest.raises(api.nixlTimeoutError, match="result") as caught:
@@ -309,7 +310,7 @@ def test_a_result_is_waited_for_so_long_and_no_longer(api, busy):
 
 
 def test_waiting_for_a_result_lets_other_threads_run(api, busy):
-    """The one that ends the wait needs the GIL for it."""
+    """The thread that ends the wait needs the GIL."""
     here, handle = busy
     thread = threading.Thread(target=here.agent.cancel, args=[handle])
     thread.start()
@@ -355,7 +356,7 @@ def test_many_threads_may_wait_for_one_transfer(make):
     assert ended == [handle] * 6
 
 
-def test_closing_the_agent_wakes_who_waits(api, busy):
+def test_closing_the_agent_wakes_waiting_threads(api, busy):
     here, handle = busy
     result = []
 
@@ -405,8 +406,8 @@ except KeyboardInterrupt:
     ],
     ids=["wait", "wait-timeout", "result", "wait_async"],
 )
-def test_ctrl_c_interrupts(call):
-    """As it does in a terminal; the agent works afterwards."""
+def test_ctrl_c_interrupts_wait(call):
+    """As in a terminal; the agent works afterwards."""
     with subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED.format(call=call)],
         stdout=subprocess.PIPE,
@@ -428,7 +429,7 @@ def readable(fd, seconds):
     return bool(select.select([fd], [], [], seconds)[0])
 
 
-def test_the_file_descriptor_tells_of_an_end(make):
+def test_file_descriptor_signals_the_end_of_a_transfer(make):
     agent = make.here.agent
     fd = agent.fileno()
     agent.get_new_notifs()
@@ -441,7 +442,7 @@ def test_the_file_descriptor_tells_of_an_end(make):
     assert not readable(fd, 0)
 
 
-def test_the_file_descriptor_tells_of_a_notification(make):
+def test_file_descriptor_signals_a_notification(make):
     here, there = make.here, make.there
     agent = here.agent
     fd = agent.fileno()
@@ -463,7 +464,7 @@ def test_the_file_descriptor_stays_readable_until_taken(make):
 
 
 @pytest.mark.parametrize("look", ["wait", "check_xfer_states"])
-def test_looking_at_transfers_quiets_the_file_descriptor(make, look):
+def test_checking_transfers_clears_the_file_descriptor(make, look):
     agent = make.here.agent
     fd = agent.fileno()
     handle = make()
@@ -502,7 +503,7 @@ def test_the_file_descriptor_is_the_same_each_time(make):
 # -- asyncio -----------------------------------------------------------------
 
 
-def test_a_coroutine_awaits_a_transfer(make):
+def test_coroutine_can_await_a_transfer(make):
     agent = make.here.agent
 
     async def main():
@@ -529,7 +530,7 @@ def test_many_coroutines_await_at_once(make):
     assert asyncio.run(main()) == ["DONE"] * 50
 
 
-def test_awaiting_times_out(api, busy):
+def test_await_obeys_its_timeout(api, busy):
     here, handle = busy
 
     async def main():

@@ -1,8 +1,8 @@
-"""Wrong input of every kind: the right class, a message that helps, and an
-agent that works afterwards.
+"""Wrong input of every kind: the right exception class, a helpful message, and
+an agent that still works.
 
-Each case is a complaint that a user made or would make.  `index` is the row
-that the error names, `words` what its message must have.
+Each case is a complaint that a user has made or would make.  `index` is the
+row that the error names, `words` are the words that its message must contain.
 """
 
 import builtins
@@ -52,7 +52,7 @@ class Scene:
         )
 
     def foreign_handles(self, third):
-        """A list and a transfer of another agent of this process."""
+        """A list and a transfer of another agent in this process."""
         block = third.alloc(SIZE)
         row = [(block.addr, 64, 0)]
         left = third.agent.prep_xfer_dlist("", row, "DRAM")
@@ -82,7 +82,7 @@ class Scene:
         return self.agent.prep_xfer_dlist(peer, rows, mem_type)
 
     def check_works(self):
-        """Everything that worked before still does."""
+        """Check that everything that worked before still works."""
         everything = list(range(ROWS))
         handle = self.make(everything, everything)
         assert deadline.run(self.agent, handle) == "DONE"
@@ -94,7 +94,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scenes(api, module):
-    """One scene for each engine: all cases do their worst to it."""
+    """One scene for each engine, used by all cases."""
     made, things = {}, []
 
     def build(engine):
@@ -241,7 +241,7 @@ REGISTER = [
 
 
 def twice(scene):
-    """Registered once, deregistered twice."""
+    """Register once, deregister twice."""
     key = scene.here.alloc(SIZE).key
     rows = scene.here.registered.pop(key)
     scene.agent.deregister_memory(rows)
@@ -541,7 +541,7 @@ INDICES = [
         lambda s: s.make(numpy().zeros((1, 1), int), [0]),
         (TYPE, VALUE),
     ),
-    case("bytes that are no list", lambda s: s.make({0: 0}, [0]), TYPE),
+    case("bytes that are not a list", lambda s: s.make({0: 0}, [0]), TYPE),
 ]
 
 TRANSFERS = [
@@ -806,12 +806,12 @@ def test_an_agent_needs_a_name(api, name):
 
 
 @pytest.mark.parametrize("name", [None, 5, ["a"]])
-def test_a_name_is_a_text(api, name):
+def test_agent_name_must_be_text(api, name):
     with pytest.raises(TypeError):
         api.nixl_agent(name, api.nixl_agent_config())
 
 
-def test_a_sync_mode_is_one_of_the_enumeration(api):
+def test_sync_mode_must_be_an_enumeration_member(api):
     with pytest.raises(TypeError):
         api.nixl_agent_config(sync_mode="strict")
     mode = api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
@@ -857,7 +857,7 @@ OUT_OF_RANGE = pytest.mark.parametrize(
 
 
 @OUT_OF_RANGE
-def test_a_memory_type_out_of_range_is_unknown(api, scene, number):
+def test_memory_type_out_of_range_is_refused(api, scene, number):
     for make in api.nixlXferDList, api.nixlRegDList, api.nixlRemoteDList:
         with pytest.raises(KeyError, match="memory type"):
             make(number)
@@ -892,7 +892,7 @@ def test_an_option_out_of_range_is_refused(api, option, number):
         agent_class("A", **{option: number})
 
 
-def test_a_backend_has_no_null_character(api, endpoint):
+def test_backend_name_with_a_null_character_is_refused(api, endpoint):
     agent = endpoint(backends=[]).agent
     for name, parameters in (
         ("UCX\0", {}),
@@ -904,8 +904,8 @@ def test_a_backend_has_no_null_character(api, endpoint):
     assert agent.backends == {}
 
 
-def test_only_a_subscription_is_closed(endpoint):
-    """No descriptor but the agent's own subscriptions."""
+def test_unsubscribe_closes_only_subscriptions(endpoint):
+    """Only the agent's own subscriptions are accepted."""
     agent = endpoint().agent
     ours, theirs = agent._subscribe(), endpoint().agent._subscribe()
     reader, writer = os.pipe()
@@ -917,7 +917,7 @@ def test_only_a_subscription_is_closed(endpoint):
     os.close(writer)
 
 
-# -- no method answers None --------------------------------------------------
+# -- methods that return None in stock ----------------------------------------
 
 RESULTS = {
     "get_reg_descs": lambda s: s.agent.get_reg_descs(None, "DRAM"),
@@ -937,6 +937,6 @@ RESULTS = {
 
 
 @pytest.mark.parametrize("what", RESULTS)
-def test_what_stock_answers_with_none_raises(scene, what):
+def test_calls_that_return_none_in_stock_raise(scene, what):
     with pytest.raises((TypeError, ValueError)):
         RESULTS[what](scene)

@@ -1,4 +1,4 @@
-"""A transfer's life as its owner sees it."""
+"""The states of a transfer as its owner sees them."""
 
 import pytest
 from support import deadline
@@ -9,7 +9,7 @@ SIZE = 64 * 1024
 
 @pytest.fixture
 def transfer(pair):
-    """(here, there, handle, local, remote): one READ, not posted."""
+    """(here, there, handle, local, remote): a READ that is not posted."""
     here, there = pair
     remote = there.alloc(SIZE, seed=31)
     local = here.alloc(SIZE)
@@ -25,7 +25,7 @@ def transfer(pair):
     return here, there, handle, local, remote
 
 
-def test_a_transfer_that_was_not_posted_has_no_state(api, transfer):
+def test_unposted_transfer_has_no_state(api, transfer):
     here, _, handle, *_ = transfer
     with pytest.raises(api.nixlNotPostedError, match="NIXL_ERR_NOT_POSTED"):
         here.agent.check_xfer_state(handle)
@@ -38,7 +38,7 @@ def test_the_state_stays_done(transfer):
         assert here.agent.check_xfer_state(handle) == "DONE"
 
 
-def test_transfer_says_proc_or_done(transfer):
+def test_transfer_returns_proc_or_done(transfer):
     here, _, handle, *_ = transfer
     assert here.agent.transfer(handle) in ("PROC", "DONE")
     assert deadline.finish(here.agent, handle) == "DONE"
@@ -64,7 +64,7 @@ def test_an_active_transfer_is_not_posted_again(api, busy):
 
 
 @pytest.mark.beyond_stock
-def test_many_states_in_one_call(api, transfer, busy):
+def test_check_xfer_states_returns_many_states(api, transfer, busy):
     here, _, done, *_ = transfer
     deadline.run(here.agent, done)
     busy_here, active = busy
@@ -76,7 +76,7 @@ def test_many_states_in_one_call(api, transfer, busy):
 
 @pytest.mark.beyond_stock
 def test_a_failed_transfer_among_many_states_is_err(api, pair):
-    """Its cause comes from check_xfer_state, as always."""
+    """check_xfer_state raises its cause, as always."""
     here, there = pair
     remote, local = there.alloc(SIZE), here.alloc(SIZE)
     here.add(there.metadata())
@@ -112,7 +112,7 @@ def test_the_backend_of_a_transfer_has_a_name(transfer):
     assert name in here.agent.get_plugin_list()
 
 
-def test_the_backends_keyword_chooses(transfer):
+def test_backends_keyword_selects_the_backend(transfer):
     here, there, _, local, remote = transfer
     agent = here.agent
     lists = [
@@ -141,7 +141,7 @@ def test_a_backend_that_was_not_created_is_refused(transfer):
     assert agent.prep_xfer_dlist("", row, "DRAM", backends=["UCX"])
 
 
-def test_the_cost_is_two_numbers_and_a_word(transfer):
+def test_estimated_cost_is_two_numbers_and_a_method(transfer):
     here, _, handle, *_ = transfer
     duration, margin, method = here.agent.estimate_xfer_cost(handle)
     assert isinstance(duration, int)
@@ -153,7 +153,7 @@ def test_the_cost_is_two_numbers_and_a_word(transfer):
 
 
 @pytest.mark.beyond_stock
-def test_telemetry_needs_no_switch(transfer):
+def test_telemetry_is_always_on(transfer):
     here, _, handle, *_ = transfer
     deadline.run(here.agent, handle)
     told = here.agent.get_xfer_telemetry(handle)
@@ -165,10 +165,10 @@ def test_telemetry_needs_no_switch(transfer):
 
 @pytest.mark.beyond_stock
 @pytest.mark.parametrize("switch", ["yes", "no", None])
-def test_no_environment_takes_telemetry_away(
+def test_environment_cannot_disable_telemetry(
     transfer, endpoint, monkeypatch, switch
 ):
-    """What made whole fleets fail: NIXL_TELEMETRY_ENABLE=no."""
+    """NIXL_TELEMETRY_ENABLE=no made whole fleets fail."""
     if switch is None:
         monkeypatch.delenv("NIXL_TELEMETRY_ENABLE", raising=False)
     else:
@@ -184,7 +184,7 @@ def test_no_environment_takes_telemetry_away(
 
 
 @pytest.mark.beyond_stock
-def test_telemetry_of_what_was_never_posted_is_refused(api, transfer):
+def test_telemetry_of_an_unposted_transfer_is_refused(api, transfer):
     here, _, handle, *_ = transfer
     with pytest.raises(api.NixlError) as caught:
         here.agent.get_xfer_telemetry(handle)
@@ -194,7 +194,7 @@ def test_telemetry_of_what_was_never_posted_is_refused(api, transfer):
 
 
 @pytest.mark.beyond_stock
-def test_each_post_has_its_own_times(transfer):
+def test_telemetry_times_are_per_post(transfer):
     here, _, handle, *_ = transfer
     starts = []
     for _ in range(3):
@@ -204,7 +204,7 @@ def test_each_post_has_its_own_times(transfer):
 
 
 @pytest.mark.beyond_stock
-def test_telemetry_counts_rows_as_asked_for(pair):
+def test_telemetry_counts_rows_as_requested(pair):
     here, there = pair
     remote, local = there.alloc(SIZE), here.alloc(SIZE)
     here.add(there.metadata())
@@ -227,7 +227,7 @@ def test_telemetry_counts_rows_as_asked_for(pair):
 
 
 @pytest.mark.beyond_stock
-def test_stats_count_what_was_done(transfer):
+def test_stats_count_finished_transfers(transfer):
     here, _, handle, *_ = transfer
     before = here.agent.stats()
     for _ in range(5):

@@ -1,7 +1,7 @@
-"""ZmqSideChannel with stock vLLM's handshake on the other end, both roles.
+"""ZmqSideChannel with stock vLLM's handshake at the other end, in both roles.
 
-The other end is pyzmq and msgpack, used as vLLM's connector uses them; what
-every side channel does is in test_transports.py.
+The other end is pyzmq and msgpack, used as vLLM's connector uses them.
+Behaviour that all side channels share is tested in test_transports.py.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def context():
 
 
 def payload_of(rank):
-    """A NixlHandshakePayload, as vLLM's worker encodes it."""
+    """A NixlHandshakePayload encoded as by vLLM's worker."""
     metadata = {
         "engine_id": f"engine-{rank}",
         "agent_metadata": os.urandom(300),
@@ -72,11 +72,11 @@ def payload_of(rank):
 
 
 class StockError(RuntimeError):
-    """What vLLM raises of a payload that it cannot decode."""
+    """The error that vLLM raises for a payload it cannot decode."""
 
 
 def decode_payload(data):
-    """As vLLM: a map that lacks a field is no NixlHandshakePayload."""
+    """As vLLM: a map that lacks a field is not a NixlHandshakePayload."""
     try:
         payload = msgpack.unpackb(data)
         return payload["compatibility_hash"], payload["agent_metadata_bytes"]
@@ -97,7 +97,7 @@ def stock_ask(context, port, *ranks, host=HOST):
 
 
 class StockListener:
-    """vLLM's listener, with its manners: what it does not know ends it."""
+    """vLLM's listener: like the original, it dies on unknown requests."""
 
     def __init__(self, context, blobs, version=12):
         self.blobs, self.version = blobs, version
@@ -148,7 +148,7 @@ def stock_listener(context, blobs, version=12):
 # -- Our listener, stock's client -------------------------------------------
 
 
-def test_stock_gets_every_rank(channel, context):
+def test_stock_client_gets_every_rank(channel, context):
     blobs = {(pp, tp): payload_of(tp) for pp in range(2) for tp in range(4)}
     port = channel.start_listener(0, blobs)
     for ranks, blob in blobs.items():
@@ -159,14 +159,14 @@ def test_stock_gets_every_rank(channel, context):
     until(lambda: channel.stats()["served"] == len(blobs), "the count")
 
 
-def test_older_stock_gets_one_frame(channel, context):
+def test_older_stock_client_gets_one_frame(channel, context):
     port = channel.start_listener(0, {(0, 0): b"a", (0, 1): b"b", (2,): b"c"})
     assert stock_ask(context, port, 0) == [b"a"]
     assert stock_ask(context, port, 1) == [b"b"]
     assert stock_ask(context, port, 2) == [b"c"]
 
 
-def test_one_blob_is_rank_0(channel, context):
+def test_single_blob_is_served_as_rank_0(channel, context):
     port = channel.start_listener(0, b"the only one")
     assert stock_ask(context, port, 0, 0)[0] == b"the only one"
     assert stock_ask(context, port, 0) == [b"the only one"]
@@ -186,13 +186,13 @@ def test_an_unknown_rank_is_an_error_at_once(channel, context):
     for ranks in ((0, 1), (1, 0), (9,), (-1, 0), (1 << 62, 1 << 62)):
         reply = stock_ask(context, port, *ranks)
         assert decode_is_refused(reply)
-        # Where a clock is expected there is a float; it is no number.
+        # The reply has a float in place of the clock; it is not a number.
         assert math.isnan(msgpack.unpackb(reply[1]))
     assert channel.stats()["refusals"]["unknown_key"] == 5
     assert stock_ask(context, port, 0, 0)[0]
 
 
-def test_a_kept_socket_asks_again_and_again(channel, context):
+def test_socket_can_send_many_requests(channel, context):
     port = channel.start_listener(0, {(0, 0): b"old"})
     with context.socket(zmq.REQ) as sock:
         sock.setsockopt(zmq.RCVTIMEO, 20_000)
@@ -222,7 +222,7 @@ def test_heartbeats_are_answered(channel, context):
     assert channel.stats()["accepted"] == 1
 
 
-def test_a_dealer_may_ask_ahead(channel, context):
+def test_dealer_may_send_requests_ahead(channel, context):
     port = channel.start_listener(0, {(0, i): bytes([i]) for i in range(50)})
     with context.socket(zmq.DEALER) as sock:
         sock.setsockopt(zmq.RCVTIMEO, 20_000)
@@ -235,13 +235,13 @@ def test_a_dealer_may_ask_ahead(channel, context):
             assert sock.recv_multipart()[:2] == [b"", bytes([i])]
 
 
-def test_64_mib_arrive_at_stock(channel, context):
+def test_stock_client_receives_64_mib(channel, context):
     data = os.urandom(1 << 20) * 64
     port = channel.start_listener(0, {(0, 0): data})
     assert stock_ask(context, port, 0, 0)[0] == data
 
 
-def test_stock_comes_by_ipv6(channel, context):
+def test_stock_client_connects_by_ipv6(channel, context):
     try:
         port = channel.start_listener(0, b"six", "::1")
     except vllm_nixl.NixlError as error:
@@ -250,7 +250,7 @@ def test_stock_comes_by_ipv6(channel, context):
     assert channel.request_metadata("::1", port) == b"six"
 
 
-def test_stock_finds_a_listener_that_came_back(channel, context):
+def test_stock_client_reconnects_to_a_restarted_listener(channel, context):
     port = channel.start_listener(0, b"first")
     with context.socket(zmq.REQ) as sock:
         sock.setsockopt(zmq.RCVTIMEO, 20_000)
@@ -260,13 +260,13 @@ def test_stock_finds_a_listener_that_came_back(channel, context):
         assert sock.recv_multipart() == [b"first"]
         channel.shutdown()
         channel.start_listener(port, b"second")
-        # What libzmq sends before it knows that it was cut off is lost.
+        # Messages that libzmq sends before it notices the disconnect are lost.
         until(lambda: channel.stats()["open"] == 1, "another connection")
         sock.send(msgpack.packb((GET_META_MSG, 0)))
         assert sock.recv_multipart() == [b"second"]
 
 
-# -- Messages that end stock's listener -------------------------------------
+# -- Messages that kill stock's listener ------------------------------------
 
 NO_REQUESTS = {
     "nothing": [b"", b""],
@@ -294,7 +294,7 @@ CLOSED = {
 
 
 def send_and_ask(context, port, parts, answers):
-    """Send it, then a request on the same socket; what comes back."""
+    """Send it, then a request on the same socket; return the reply."""
     with context.socket(zmq.DEALER) as sock:
         sock.setsockopt(zmq.RCVTIMEO, 20_000)
         sock.setsockopt(zmq.LINGER, 0)
@@ -305,7 +305,7 @@ def send_and_ask(context, port, parts, answers):
 
 
 @pytest.mark.parametrize("name", NO_REQUESTS)
-def test_no_request_is_answered_so(channel, context, name):
+def test_invalid_request_gets_an_error_reply(channel, context, name):
     port = channel.start_listener(0, {(0, 0): b"blob"})
     answers = send_and_ask(context, port, NO_REQUESTS[name], 2)
     text = msgpack.unpackb(answers[0][1])["error"]
@@ -315,7 +315,7 @@ def test_no_request_is_answered_so(channel, context, name):
 
 
 @pytest.mark.parametrize("name", NOT_ANSWERED)
-def test_what_cannot_be_answered_is_dropped(channel, context, name):
+def test_unanswerable_message_is_dropped(channel, context, name):
     port = channel.start_listener(0, {(0, 0): b"blob"})
     answers = send_and_ask(context, port, NOT_ANSWERED[name], 1)
     assert answers[0][1] == b"blob"
@@ -323,7 +323,7 @@ def test_what_cannot_be_answered_is_dropped(channel, context, name):
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_what_is_too_long_costs_the_connection(channel, context, name):
+def test_oversized_message_closes_the_connection(channel, context, name):
     port = channel.start_listener(0, {(0, 0): b"blob"})
     with context.socket(zmq.DEALER) as sock:
         sock.setsockopt(zmq.LINGER, 0)
@@ -334,7 +334,7 @@ def test_what_is_too_long_costs_the_connection(channel, context, name):
 
 
 @pytest.mark.parametrize("kind", ["SUB", "XSUB", "PUSH", "PAIR", "REP", "PUB"])
-def test_sockets_of_other_kinds_are_turned_away(channel, context, kind):
+def test_sockets_of_other_types_are_refused(channel, context, kind):
     port = channel.start_listener(0, {(0, 0): b"blob"})
     with context.socket(getattr(zmq, kind)) as sock:
         sock.setsockopt(zmq.LINGER, 0)
@@ -343,7 +343,7 @@ def test_sockets_of_other_kinds_are_turned_away(channel, context, kind):
     assert stock_ask(context, port, 0, 0)[0] == b"blob"
 
 
-def test_identities_belong_to_nobody(channel, context):
+def test_identities_are_not_exclusive(channel, context):
     port = channel.start_listener(0, {(0, 0): b"blob"})
     socks = []
     for _ in range(4):
@@ -362,19 +362,19 @@ def test_identities_belong_to_nobody(channel, context):
 # -- Stock's listener, our client -------------------------------------------
 
 
-def test_we_get_every_rank_of_stock(channel, context):
+def test_client_gets_every_rank_from_stock(channel, context):
     blobs = {(pp, tp): payload_of(tp) for pp in range(2) for tp in range(3)}
     with stock_listener(context, blobs) as stock:
         for ranks, blob in blobs.items():
             got = channel.request_metadata(HOST, stock.port, key=ranks)
             assert got == blob
-        # Stock has no default: it is its first rank.
+        # Stock has no default; the default is its first rank.
         assert channel.request_metadata(HOST, stock.port) == blobs[0, 0]
         peers = [(HOST, stock.port, ranks) for ranks in blobs] * 10
         assert channel.request_many(peers) == list(blobs.values()) * 10
 
 
-def test_we_get_ranks_of_older_stock(channel, context):
+def test_client_gets_ranks_from_older_stock(channel, context):
     blobs = {(0,): b"zero", (200,): b"many"}
     with stock_listener(context, blobs, version=11) as stock:
         for ranks, blob in blobs.items():
@@ -382,14 +382,14 @@ def test_we_get_ranks_of_older_stock(channel, context):
             assert got == blob
 
 
-def test_64_mib_arrive_from_stock(channel, context):
+def test_client_receives_64_mib_from_stock(channel, context):
     data = os.urandom(1 << 20) * 64
     with stock_listener(context, {(0, 0): data}) as stock:
         got = channel.request_metadata(HOST, stock.port, 60_000, key=(0, 0))
         assert got == data
 
 
-def test_a_name_does_not_end_stocks_listener(channel, context):
+def test_key_name_does_not_kill_stocks_listener(channel, context):
     with stock_listener(context, {(0, 0): b"x"}) as stock:
         with pytest.raises(vllm_nixl.nixlNotFoundError, match="ranks"):
             channel.request_metadata(HOST, stock.port, key="prefill")
@@ -398,7 +398,7 @@ def test_a_name_does_not_end_stocks_listener(channel, context):
         assert stock.failure is None
 
 
-def test_a_rank_that_ends_stocks_listener_is_our_timeout(channel, context):
+def test_rank_that_kills_stocks_listener_times_out(channel, context):
     with stock_listener(context, {(0, 0): b"x"}) as stock:
         with pytest.raises((TimeoutError, vllm_nixl.nixlBackendError)):
             channel.request_metadata(
@@ -418,7 +418,7 @@ def test_a_blob_above_max_frame_is_refused(context):
 
 
 @pytest.mark.parametrize("kind", ["DEALER", "REP", "PUB", "PULL"])
-def test_other_sockets_are_no_listeners(channel, context, kind):
+def test_other_socket_types_are_refused_as_listeners(channel, context, kind):
     with context.socket(getattr(zmq, kind)) as sock:
         port = sock.bind_to_random_port(f"tcp://{HOST}")
         with pytest.raises(vllm_nixl.NixlError):
@@ -440,7 +440,7 @@ def test_a_curve_server_is_an_error_at_once(channel, context):
 # -- The process ------------------------------------------------------------
 
 
-def test_no_library_is_loaded_and_no_thread_left():
+def test_zmq_loads_no_library_and_leaves_no_thread():
     done = run_program(
         """
         import os, vllm_nixl
@@ -458,7 +458,7 @@ def test_no_library_is_loaded_and_no_thread_left():
     assert done.stdout.strip() == "done"
 
 
-def test_a_forked_child_asks_its_parent(channel):
+def test_forked_child_can_fetch_from_its_parent(channel):
     port = channel.start_listener(0, b"parent")
     pid = os.fork()
     if pid == 0:
@@ -477,7 +477,7 @@ def test_a_forked_child_asks_its_parent(channel):
 @pytest.mark.parametrize(
     "options", [{"secret": "hunter2 hunter2"}, {"tls": True}]
 )
-def test_what_zmq_has_not_is_refused(options):
+def test_secrets_and_tls_are_refused(options):
     with make(**options) as made:
         with pytest.raises(vllm_nixl.nixlNotSupportedError) as info:
             made.request_metadata(HOST, 9)
@@ -491,7 +491,7 @@ def test_what_zmq_has_not_is_refused(options):
 # -- Counting ---------------------------------------------------------------
 
 
-def test_what_is_counted(channel):
+def test_listener_counts_requests_and_replies(channel):
     port = channel.start_listener(0, {(0, 0): b"x" * 1000})
     ask = zmtp.message(b"", msgpack.packb((GET_META_MSG, 0, 0)))
     with zmtp.shaken(port) as sock:
@@ -523,7 +523,7 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_messages_without_end_hold_no_memory(channel):
+def test_endless_messages_use_bounded_memory(channel):
     port = channel.start_listener(0, b"blob")
     data = b"\x01\x00" * (1 << 19)
     before = resident()
@@ -535,7 +535,7 @@ def test_messages_without_end_hold_no_memory(channel):
     assert channel.request_metadata(HOST, port) == b"blob"
 
 
-def test_readers_that_never_read_hold_no_memory(context):
+def test_clients_that_never_read_use_bounded_memory(context):
     blob = os.urandom(4 << 20)
     ask = zmtp.message(b"", zmtp.GET_META_MSG + b"\0\0")
     with make(client_timeout_ms=1000) as made, contextlib.ExitStack() as stack:
@@ -552,7 +552,7 @@ def test_readers_that_never_read_hold_no_memory(context):
         assert stock_ask(context, port, 0, 0)[0] == blob
 
 
-def test_a_crowd_that_shook_hands_is_held(channel):
+def test_many_clients_with_a_handshake_are_served(channel):
     port = channel.start_listener(0, b"blob")
     with contextlib.ExitStack() as stack:
         for _ in range(300):

@@ -1,4 +1,4 @@
-"""Clients import `nixl`: ours is put in its place, or stock is there."""
+"""Clients import `nixl`: either vllm_nixl under that name, or stock."""
 
 import gc
 import importlib
@@ -21,7 +21,7 @@ def nixl(module):
 
 @pytest.fixture(autouse=True)
 def chosen(request):
-    """The engine comes before any agent, whichever fixture makes one."""
+    """Select the engine before any fixture creates an agent."""
     for name in ("engine", "inproc"):
         if name in request.fixturenames:
             request.getfixturevalue(name)
@@ -29,7 +29,7 @@ def chosen(request):
 
 @pytest.fixture
 def local(chosen, opened):
-    """local(size, seed): memory here, unmapped after the client is gone."""
+    """local(size, seed): local memory, unmapped after the client is closed."""
 
     def make(*args, **keywords):
         opened.append(Local(*args, **keywords))
@@ -40,7 +40,8 @@ def local(chosen, opened):
 
 @pytest.fixture
 def remote(other):
-    """remote(size, seed): memory of an agent where the engine wants it."""
+    """remote(size, seed): an agent's memory, in the process that the engine
+    needs."""
 
     def make(*args, config=None, **keywords):
         return Remote(other(**(config or {})), *args, **keywords)
@@ -50,7 +51,8 @@ def remote(other):
 
 @pytest.fixture
 def closing(opened):
-    """closing(client): closed after the test, before its memory goes."""
+    """closing(client): close it after the test, before its memory is
+    unmapped."""
 
     def keep(client):
         opened.append(client)
@@ -61,7 +63,7 @@ def closing(opened):
 
 @pytest.fixture
 def plugin():
-    """plugin(agent, name): skip where the engine has no such backend."""
+    """plugin(agent, name): skip if the engine lacks that backend."""
 
     def need(agent, name):
         if name not in agent.get_plugin_list():

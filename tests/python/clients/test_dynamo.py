@@ -8,7 +8,7 @@ from support.memory import pattern
 
 
 class Connector:
-    """nixl_connect: everything by keyword, one agent for all operations."""
+    """nixl_connect: all arguments by keyword, one agent for all operations."""
 
     def __init__(self, buffer):
         from nixl._api import nixl_agent
@@ -37,7 +37,7 @@ class Connector:
         return handle
 
     def passive_is_done(self, peer, key):
-        """It reads everything that has come and looks for its own."""
+        """Read all notifications and look for this operation's."""
         found = self.agent.update_notifs()
         return key in found.get(peer, [])
 
@@ -52,7 +52,7 @@ def connector(local, closing):
 
 
 @pytest.mark.parametrize("kind", ["READ", "WRITE"])
-def test_an_active_operation(connector, remote, kind):
+def test_active_operation_completes(connector, remote, kind):
     there = remote(seed=2)
     agent = connector.agent
     name = agent.add_remote_agent(metadata=there.metadata())
@@ -68,8 +68,8 @@ def test_an_active_operation(connector, remote, kind):
     agent.remove_remote_agent(agent=name)
 
 
-def test_a_passive_operation(connector, remote):
-    """Notifications pile up; each operation looks for its own."""
+def test_passive_operation_finds_its_notification(connector, remote):
+    """Notifications accumulate; each operation looks for its own."""
     there = remote()
     there.node.add(connector.agent.get_agent_metadata())
     keys = [uuid.uuid4().bytes for _ in range(3)]
@@ -84,8 +84,8 @@ def test_a_passive_operation(connector, remote):
     assert sorted(found) == sorted(keys)
 
 
-def test_an_embedding_is_waited_for_by_its_tag(connector, remote):
-    """The beginning of a message is enough, and takes that message only."""
+def test_check_remote_xfer_done_matches_by_tag(connector, remote):
+    """A prefix of the message suffices, and removes only that message."""
     there = remote()
     agent = connector.agent
     there.node.add(agent.get_agent_metadata())
@@ -100,7 +100,7 @@ def test_an_embedding_is_waited_for_by_its_tag(connector, remote):
     assert agent.check_remote_xfer_done(there.name, b"1", tag_is_prefix=False)
 
 
-def test_a_message_may_change_with_each_post(connector, remote):
+def test_message_may_differ_on_each_post(connector, remote):
     there = remote(seed=2)
     agent = connector.agent
     name = agent.add_remote_agent(there.metadata())

@@ -11,7 +11,7 @@ PAGES = kv.CACHE // PAGE
 
 
 class Transporter:
-    """NixlKVTransporter; its agent's default configuration, or none."""
+    """NixlKVTransporter, with or without the default configuration."""
 
     def __init__(self, name, buffer, telemetry=False):
         from nixl._api import (
@@ -35,14 +35,14 @@ class Transporter:
         self.remotes, self.active = {}, {}
 
     def page_handles(self, reg, name=""):
-        """The first row of a registration tells where the pages are."""
+        """The first row of a registration has the address of the pages."""
         base, _, device, _ = reg[0]
         rows = [(base + i * PAGE, PAGE, device) for i in range(PAGES)]
         descs = self.agent.get_xfer_descs(rows, "DRAM")
         return self.agent.prep_xfer_dlist(name, descs, "DRAM")
 
     def card(self):
-        """What the other side needs of this one."""
+        """The data that the other side needs about this one."""
         return (
             self.name,
             self.agent.get_agent_metadata(),
@@ -80,7 +80,7 @@ class Transporter:
         ]
 
     def forget(self, name):
-        """The agent first, the list that was prepared for it afterwards."""
+        """Remove the agent first, then release its prepared list."""
         self.agent.remove_remote_agent(name)
         self.agent.release_dlist_handle(self.remotes.pop(name))
 
@@ -101,7 +101,7 @@ def sides(inproc, local, closing, names):
     return made
 
 
-def test_a_page_is_asked_for_written_and_told(sides):
+def test_page_is_requested_written_and_notified(sides):
     prefill, decode = sides
     decode.connect(prefill.card())
     prefill.connect(decode.card())
@@ -123,7 +123,7 @@ def test_a_page_is_asked_for_written_and_told(sides):
         assert decode.buffer.read() == want
 
 
-def test_a_peer_is_forgotten_and_added_again(sides):
+def test_peer_is_removed_and_added_again(sides):
     prefill, decode = sides
     for page in range(3):
         prefill.connect(decode.card())
@@ -134,7 +134,7 @@ def test_a_peer_is_forgotten_and_added_again(sides):
     assert decode.buffer.read()[: 3 * PAGE] == pattern(1, 3 * PAGE)
 
 
-def test_a_registration_has_rows(sides):
+def test_registration_result_has_rows(sides):
     prefill, _ = sides
     row = prefill.reg[0]
     assert row == (prefill.buffer.addr, kv.CACHE, 0, b"")

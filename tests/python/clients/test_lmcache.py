@@ -14,7 +14,7 @@ PAGES = kv.CACHE // PAGE
 
 
 def nixl_api():
-    """The first of the packages that is there, in LMCache's order."""
+    """The first installed package, in LMCache's order."""
     for name in ("nixl", "nixl_cu12", "nixl_cu13"):
         try:
             return importlib.import_module(f"{name}._api")
@@ -83,7 +83,7 @@ def channels(inproc, local, closing):
     return made
 
 
-def test_pages_go_both_ways(channels):
+def test_pages_are_transferred_in_both_directions(channels):
     left, right = channels
     names = [
         here.connect(there.metadata(), there.lists())
@@ -99,8 +99,8 @@ def test_pages_go_both_ways(channels):
     assert right.buffer.read() == want
 
 
-def test_two_loops_use_one_channel(channels):
-    """A thread of its own reads for each request."""
+def test_two_threads_share_one_channel(channels):
+    """Each request is read by a separate thread."""
     left, right = channels
     name = left.connect(right.metadata(), right.lists())
     errors = []
@@ -123,8 +123,8 @@ def test_two_loops_use_one_channel(channels):
 
 
 class Storage:
-    """NixlStorageAgent: pages of memory, slots of files, both prepared once;
-    the agent itself is the peer."""
+    """NixlStorageAgent: pages of memory and slots of files, each prepared
+    once; the agent is its own peer."""
 
     SLOTS = 8
 
@@ -171,7 +171,7 @@ class Storage:
         self.agent = None
 
 
-def test_pages_are_stored(inproc, local, closing, plugin, tmp_path):
+def test_pages_are_stored_in_slots(inproc, local, closing, plugin, tmp_path):
     storage = closing(Storage(local(16 * PAGE, seed=3), tmp_path))
     plugin(storage.agent, "POSIX")
     storage.start()

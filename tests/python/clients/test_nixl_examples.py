@@ -1,4 +1,4 @@
-"""The forms of use of NIXL's own examples."""
+"""NIXL's own examples."""
 
 import importlib
 import socket
@@ -21,7 +21,7 @@ def utils(nixl):
 
 @pytest.fixture
 def malloc(utils, opened):
-    """malloc(size): memory as the examples get it."""
+    """malloc(size): memory allocated as in the examples."""
 
     class Piece:
         def __init__(self, size):
@@ -38,7 +38,7 @@ def malloc(utils, opened):
 
 
 def finish(initiator, handle, target, tag):
-    """Both sides poll: one for the end, one for the message."""
+    """One side polls for completion, the other for the message."""
     state, told = initiator.transfer(handle), False
 
     def both():
@@ -52,7 +52,7 @@ def finish(initiator, handle, target, tag):
     deadline.until(both, f"the end of {tag}")
 
 
-def test_two_agents_of_one_process(inproc, api, utils, malloc, names):
+def test_two_agents_in_one_process(inproc, api, utils, malloc, names):
     """nixl_api_example: combined and prepared transfers."""
     target = api.nixl_agent(names(), api.nixl_agent_config(backends=[]))
     assert "UCX" in target.get_plugin_list()
@@ -115,9 +115,11 @@ def listening(api, name, *config):
         pytest.skip(str(error))
 
 
-def test_two_peers_by_their_listeners(inproc, api, utils, malloc, names):
-    """basic_two_peers: the configuration by place, metadata by the listener,
-    the target's list in a notification."""
+def test_two_peers_exchange_metadata_by_listener(
+    inproc, api, utils, malloc, names
+):
+    """basic_two_peers: a configuration given by position, metadata by the
+    listener, the target's list in a notification."""
     port = free_port()
     target = listening(api, names(), True, True, port)
     initiator = listening(api, names(), True, True, 0)
@@ -156,7 +158,7 @@ def test_two_peers_by_their_listeners(inproc, api, utils, malloc, names):
     target.deregister_memory(target_reg)
 
 
-def test_metadata_in_parts(inproc, api, malloc, names):
+def test_partial_metadata_is_loaded_step_by_step(inproc, api, malloc, names):
     """partial_md_example: connection data, then a part of the regions."""
     target = api.nixl_agent(names())
     initiator = api.nixl_agent(names())
@@ -180,8 +182,10 @@ def test_metadata_in_parts(inproc, api, malloc, names):
     target.deregister_memory(second)
 
 
-def test_files_are_asked_for(inproc, api, names, plugin, tmp_path):
-    """query_mem_example: by path, and None for what is not there."""
+def test_query_memory_reports_existing_files(
+    inproc, api, names, plugin, tmp_path
+):
+    """query_mem_example: by path; None stands for a missing file."""
     agent = api.nixl_agent(
         names(), api.nixl_agent_config(False, False, 0, backends=[])
     )

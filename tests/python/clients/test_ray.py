@@ -1,4 +1,4 @@
-"""Ray: tensors of objects, handed from actor to actor."""
+"""Ray: tensors of objects, passed from actor to actor."""
 
 import pytest
 from support import kv
@@ -16,14 +16,14 @@ class Transport:
         self.known = {}
 
     def register(self, buffer):
-        """The list is kept; its serialised form goes into the object."""
+        """Keep the list; put its serialised form into the object."""
         reg = self.agent.register_memory(
             [(buffer.addr, buffer.size, 0, "")], mem_type="cpu"
         )
         return reg, self.agent.get_serialized_descs(reg.trim())
 
     def receive(self, buffer, metadata, serialized, version):
-        """Load the metadata whenever it is of another version."""
+        """Load the metadata if its version has changed."""
         agent = self.agent
         remote_descs = agent.deserialize_descs(serialized)
         local = agent.register_memory(
@@ -55,8 +55,8 @@ def actors(inproc, closing, names):
     return [closing(Transport(names())) for _ in range(2)]
 
 
-def test_objects_come_one_by_one(actors, local):
-    """Each brings the metadata anew, with one registration more."""
+def test_objects_arrive_one_by_one(actors, local):
+    """Each object brings new metadata with one more registration."""
     sender, receiver = actors
     kept = []
     for number in range(5):
@@ -70,8 +70,8 @@ def test_objects_come_one_by_one(actors, local):
         sender.agent.deregister_memory(reg)
 
 
-def test_objects_are_freed_meanwhile(actors, local):
-    """A deregistration changes the version; the receiver starts afresh."""
+def test_objects_may_be_freed_between_transfers(actors, local):
+    """A deregistration changes the version; the receiver starts over."""
     sender, receiver = actors
     for number in range(4):
         source, target = local(kv.LAYER, seed=number), local(kv.LAYER)
@@ -84,7 +84,7 @@ def test_objects_are_freed_meanwhile(actors, local):
         sender.agent.deregister_memory(reg)
 
 
-def test_tensors_are_registered_as_they_are(actors, names):
+def test_tensors_are_registered_directly(actors, names):
     torch = pytest.importorskip("torch")
     sender, receiver = actors
     source = torch.arange(4096, dtype=torch.float32)

@@ -11,7 +11,7 @@ np = pytest.importorskip("numpy")
 
 
 class Manager:
-    """NixlKVManager: what both of its sides have."""
+    """NixlKVManager: the part that both sides share."""
 
     def __init__(self, cache):
         from nixl._api import (
@@ -38,8 +38,8 @@ class Manager:
             raise RuntimeError("a registration that is false")
 
     def send_pages(self, peer, remote, ours, theirs, room):
-        """Prepared lists from arrays, indices in int32, the message by
-        place; nobody releases what is made here."""
+        """Prepared lists from arrays, int32 indices, the message by position.
+        The handles are never released."""
         if not hasattr(self, "sides"):
             self.sides = [
                 self.agent.prep_xfer_dlist(
@@ -99,8 +99,8 @@ def test_pages_and_state_are_sent(local, remote, closing):
     assert decode.read() == want[:end] + source[: kv.BLOCK]
 
 
-def test_exceptions_are_known_by_class():
-    """A connection that broke is handled apart from other errors."""
+def test_exceptions_are_told_apart_by_class():
+    """A broken connection is handled separately from other errors."""
     from nixl._bindings import (
         nixlBackendError,
         nixlCancelledError,
@@ -118,8 +118,8 @@ def test_exceptions_are_known_by_class():
 
 
 class HiCache:
-    """HiCacheNixl: a raw agent of its own mode under the usual one, host
-    memory registered once, files registered for each transfer."""
+    """HiCacheNixl: a raw agent with its own thread mode inside the usual
+    agent; host memory is registered once, files for each transfer."""
 
     def __init__(self, host, folder):
         from nixl._api import nixl_agent, nixl_agent_config, nixlBind
@@ -201,8 +201,8 @@ class HiCache:
         self.agent = None
 
 
-def test_hicache_chooses_among_plugins(inproc, local, closing, tmp_path):
-    """What it asks before it creates a backend."""
+def test_hicache_selects_a_plugin(inproc, local, closing, tmp_path):
+    """The queries made before a backend is created."""
     cache = closing(HiCache(local(kv.LAYER), tmp_path))
     plugins = cache.agent.get_plugin_list()
     assert plugins == cache.agent.plugin_list
@@ -233,10 +233,10 @@ def test_hicache_keeps_pages_in_files(
     assert cache.host.read()[: 4 * 8192] == stored[: 4 * 8192]
 
 
-def test_hicache_tries_whether_paths_are_understood(
+def test_hicache_probes_registration_by_path(
     inproc, local, closing, plugin, tmp_path
 ):
-    """A path that is not there is an error where paths are understood."""
+    """A missing path is an error if the backend understands paths."""
     cache = closing(HiCache(local(kv.LAYER), tmp_path))
     plugin(cache.agent, "POSIX")
     cache.start()

@@ -14,7 +14,7 @@ def make_agent(api, **config):
 
 
 class Trainer:
-    """prime-rl's sender of weights: prepared once, posted at every step."""
+    """prime-rl's weight sender: prepared once, posted at every step."""
 
     def __init__(self, weights):
         try:
@@ -70,7 +70,7 @@ class Trainer:
         self.agent = None
 
 
-def test_prime_rl_prepares_once_and_posts_again(local, remote, closing):
+def test_prime_rl_prepares_once_and_posts_repeatedly(local, remote, closing):
     there = remote()
     trainer = closing(Trainer(local(kv.CACHE)))
     name = trainer.prepare(there.metadata(), there.addr)
@@ -85,7 +85,7 @@ def test_prime_rl_prepares_once_and_posts_again(local, remote, closing):
 def test_verl_pickles_lists_and_sends_raw_messages(
     inproc, local, opened, nixl
 ):
-    """Lists go through Python's own pickle; the notification is a UUID."""
+    """Lists are pickled with Python's pickle; the notification is a UUID."""
     source, target = local(kv.LAYER, seed=1), local(kv.LAYER)
     sender, receiver = (make_agent(nixl) for _ in range(2))
     reg = sender.register_memory([(source.addr, kv.LAYER, 0, "")], "DRAM")
@@ -121,7 +121,7 @@ def test_verl_pickles_lists_and_sends_raw_messages(
 def test_modelexpress_registers_many_tensors(
     inproc, local, opened, closing, nixl
 ):
-    """The source first, targets as they come; raw rows on both sides."""
+    """The source starts first, then the targets; raw rows on both sides."""
     source = local(kv.CACHE, seed=1)
     agent = make_agent(nixl, backends=["UCX"])
     rows = [(*row, "") for row in kv.rows(source.addr)]
@@ -151,7 +151,7 @@ def test_modelexpress_registers_many_tensors(
 
 
 class TransferState(str, enum.Enum):
-    """What TensorRT-LLM makes of a state; another text is an error there."""
+    """TensorRT-LLM's mapping of states; other texts are errors there."""
 
     PENDING = "PENDING"
     PROC = "PROC"
@@ -160,8 +160,8 @@ class TransferState(str, enum.Enum):
 
 
 def test_tensorrt_llm_maps_states(inproc, local, opened):
-    """The package's own attributes, of the first package that is there; a
-    notification that is an empty str."""
+    """Attributes of the first installed package; an empty str as the
+    notification."""
     for name in ("nixl_cu13", "nixl_cu12", "nixl"):
         try:
             package = importlib.import_module(name)

@@ -1,4 +1,4 @@
-"""vLLM beside its connector: expert balancing, the P2P tier, the encoder
+"""vLLM's other users of NIXL: expert load balancing, the P2P tier, the encoder
 cache, storage tiers."""
 
 import os
@@ -32,7 +32,7 @@ class Client:
 
 
 def receive_expert(agent, peer, local, remote):
-    """New lists of a few tensors, each time."""
+    """Create new lists of a few tensors each time."""
     sides = [
         agent.prep_xfer_dlist(
             name,
@@ -47,8 +47,8 @@ def receive_expert(agent, peer, local, remote):
     return handle, sides
 
 
-def test_experts_are_balanced(local, remote, closing, names):
-    """Handles in a set, polled until it is empty; all released each layer."""
+def test_eplb_polls_handles_and_releases_them(local, remote, closing, names):
+    """Handles are kept in a set, polled until done, and released per layer."""
     there = remote(seed=3)
     client = Client(names(), local(kv.CACHE), capture_telemetry=False)
     agent, base = closing(client).agent, client.cache.addr
@@ -82,9 +82,9 @@ def test_experts_are_balanced(local, remote, closing, names):
 # -- P2P tier ----------------------------------------------------------------
 
 
-def test_the_p2p_tier_writes_blocks(local, remote, closing, names):
-    """No backend at first, then UCX with options; tuples, int32 arrays, no
-    notifications."""
+def test_p2p_tier_writes_blocks(local, remote, closing, names):
+    """An agent without backends, then UCX with options; tuples, int32 arrays,
+    no notifications."""
     there = remote(seed=4)
     client = closing(Client(names(), local(kv.CACHE, seed=5), backends=[]))
     agent = client.agent
@@ -124,7 +124,7 @@ def test_the_p2p_tier_writes_blocks(local, remote, closing, names):
 # -- Encoder cache -----------------------------------------------------------
 
 
-def test_the_encoder_cache_reads_under_a_lock(local, remote, closing, names):
+def test_encoder_cache_reads_under_a_lock(local, remote, closing, names):
     """READ with a notification, lists of int, several readers."""
     there = remote(seed=6)
     client = closing(Client(names(), local(kv.CACHE)))
@@ -177,8 +177,8 @@ def test_the_encoder_cache_reads_under_a_lock(local, remote, closing, names):
 def test_blocks_are_stored_in_files(
     inproc, local, closing, names, plugin, tmp_path
 ):
-    """The object and file tiers: opened files by descriptor, the agent itself
-    as the peer."""
+    """The object and file tiers: open files by descriptor, the agent as its
+    own peer."""
     from nixl._bindings import nixlBackendError
 
     client = closing(Client(names(), local(kv.LAYER, seed=7), backends=[]))

@@ -15,10 +15,10 @@ pytest.importorskip("numpy")
 
 
 class Worker:
-    """The worker of one instance, with a cache of its own."""
+    """The worker of one instance, with its own cache."""
 
     def __init__(self, cache, config=None):
-        # Names are looked up late and one by one; a missing one is None.
+        # Names are looked up late and individually; a missing one is None.
         api = importlib.import_module("nixl._api")
         wrapper = getattr(api, "nixl_agent", None)
         make_config = getattr(api, "nixl_agent_config", None)
@@ -54,7 +54,7 @@ class Worker:
         return self.wrapper.prep_xfer_dlist(name, table, mem_type="DRAM")
 
     def handshake(self, metadata, base, form="Nx3"):
-        """In a thread of its own; returns the peer's name as NIXL gave it."""
+        """Run in a separate thread; return the peer's name as NIXL gave it."""
         if self.local is None:
             self.local = self.prepare("NIXL_INIT_AGENT", self.cache.addr, form)
         name = self.wrapper.add_remote_agent(metadata)
@@ -74,7 +74,7 @@ class Worker:
         self.receiving[request] = handle
 
     def pop_done(self):
-        """One step: what has ended; DONE is released, PROC stays."""
+        """One step: return the ended requests; release DONE, keep PROC."""
         done = {}
         for request, handle in list(self.receiving.items()):
             state = self.wrapper.check_xfer_state(handle)
@@ -111,7 +111,7 @@ class Worker:
 
 @pytest.fixture
 def worker(local, closing):
-    """worker(seed): an instance here."""
+    """worker(seed): an instance in this process."""
 
     def make(seed, config=None):
         return closing(Worker(local(kv.CACHE, seed=seed), config))
@@ -131,7 +131,7 @@ def test_vllm_finds_nixl_before_it_imports_it():
 
 
 @pytest.mark.parametrize("form", ["Nx3", "Nx5"])
-def test_pull(worker, remote, form):
+def test_vllm_pulls_blocks(worker, remote, form):
     decode = worker(1)
     prefill = remote(seed=2)
     name = decode.handshake(prefill.metadata(), prefill.addr, form)
@@ -151,7 +151,7 @@ def test_pull(worker, remote, form):
         assert message.decode().rsplit(":", 1) == [request, "2"]
 
 
-def test_many_requests_in_one_step(worker, remote):
+def test_vllm_polls_many_requests_in_one_step(worker, remote):
     decode, prefill = worker(1), remote(seed=2)
     name = decode.handshake(prefill.metadata(), prefill.addr)
     for block in range(kv.BLOCKS):
@@ -165,7 +165,7 @@ def test_many_requests_in_one_step(worker, remote):
     assert sorted(numbers) == list(range(kv.BLOCKS))
 
 
-def test_rows_of_numpy_numbers(worker, remote):
+def test_rows_may_hold_numpy_scalars(worker, remote):
     """Mixed memory types: tuples whose cells are numpy scalars."""
     decode, prefill = worker(1), remote(seed=2)
     agent = decode.wrapper
@@ -193,8 +193,8 @@ def test_rows_of_numpy_numbers(worker, remote):
 
 
 @pytest.mark.beyond_stock
-def test_telemetry_of_what_is_done(worker, remote):
-    """An exception here made a finished request a failed one."""
+def test_telemetry_is_available_after_completion(worker, remote):
+    """An exception here would turn a finished request into a failed one."""
     decode, prefill = worker(1), remote(seed=2)
     name = decode.handshake(prefill.metadata(), prefill.addr)
     decode.start_load("READ", name, "r", [1, 2], [3, 4], b"")
@@ -208,8 +208,8 @@ def test_telemetry_of_what_is_done(worker, remote):
     assert told.postDuration >= 0
 
 
-def test_leases_are_renewed_by_notifications(worker, remote):
-    """A full hit of the prefix cache moves nothing, and says so."""
+def test_notifications_renew_leases(worker, remote):
+    """A full prefix cache hit transfers nothing and only notifies."""
     decode, prefill = worker(1), remote(seed=2)
     name = decode.wrapper.add_remote_agent(prefill.metadata())
     waiting = [f"cmpl-{i}" for i in range(40)]
@@ -220,9 +220,9 @@ def test_leases_are_renewed_by_notifications(worker, remote):
     assert got == [beat, b"cmpl-7:1"]
 
 
-def test_push_from_a_writer_thread(worker, remote):
-    """NixlPushConnector: the target says where, the writer writes; handshake,
-    writer and main thread use one agent."""
+def test_vllm_pushes_from_a_writer_thread(worker, remote):
+    """NixlPushConnector: the target names the blocks, the writer writes them;
+    handshake, writer and main thread share one agent."""
     writer, target = worker(1), remote(seed=2)
     agent = writer.wrapper
     requests = [(f"req-{i}", [i, i + 8], [i + 1, i + 9]) for i in range(8)]
@@ -260,7 +260,7 @@ def test_push_from_a_writer_thread(worker, remote):
     thread = threading.Thread(target=guarded(write))
     thread.start()
     while not written.is_set() and not errors:
-        # The main thread goes on with its steps.
+        # The main thread continues with its steps.
         assert agent.check_remote_metadata(target.name)
         written.wait(0.001)
     thread.join(30)
@@ -274,9 +274,9 @@ def test_push_from_a_writer_thread(worker, remote):
 
 
 @pytest.mark.beyond_stock
-def test_sleep_and_wake(worker, remote):
-    """The same registration list goes and comes; the peer removes and adds
-    the agent of the same name."""
+def test_memory_is_registered_again_after_sleep(worker, remote):
+    """The same list is deregistered and registered again; the peer removes and
+    adds the agent under the same name."""
     config = {"backends": [], "capture_telemetry": True}
     decode, prefill = worker(1, config), remote(seed=2)
     for seed in range(3):
@@ -297,8 +297,8 @@ def test_sleep_and_wake(worker, remote):
 
 
 @pytest.mark.beyond_stock
-def test_a_peer_that_is_killed_is_an_error_by_its_class(worker, peer, inproc):
-    """Errors are told apart by the name of their class."""
+def test_killed_peer_raises_an_error_of_a_known_class(worker, peer, inproc):
+    """The client tells errors apart by their class names."""
     decode = worker(1)
     prefill = peer()
     block = prefill.alloc(kv.CACHE, seed=2)
