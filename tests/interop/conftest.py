@@ -1,4 +1,4 @@
-"""Stock agents in processes of their own, and ours beside them.
+"""Stock agents in separate processes, together with our agents.
 
 The stock agents run in a Python that has the `nixl` wheel; its path is in
 VLLM_NIXL_STOCK_PYTHON.
@@ -13,7 +13,7 @@ import pytest
 
 STOCK = os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")
 
-# UCX is what joins them, so it is not switched off here.
+# They communicate by UCX, so it is not switched off here.
 os.environ.setdefault("VLLM_NIXL_UCX_LIBRARY", "")
 
 
@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items):
 
 @functools.cache
 def why_no_ucx():
-    """None where our agents find a libucp."""
+    """The reason why our agents find no libucp, or None."""
     probe = (
         "import vllm_nixl, json; a = vllm_nixl.NixlAgent('probe');"
         "print(a.describe().get('ucx', '')); a.close()"
@@ -60,8 +60,8 @@ def need_ucx():
 
 @pytest.fixture
 def stock(names, opened, pool):
-    """stock(name=None, env=None, **config): a stock agent in a process of its
-    own."""
+    """stock(name=None, env=None, **config): a stock agent in a separate
+    process."""
 
     def make(name=None, env=None, **config):
         made, lease = pool.take("nixl", name or names(), config, env, STOCK)

@@ -1,4 +1,5 @@
-"""Our agent on the engine nixl, and stock Python agents elsewhere."""
+"""Our agent on the engine nixl, with stock Python agents in other
+processes."""
 
 import pytest
 from support import blob as grammar
@@ -35,14 +36,14 @@ def whole(block):
 # -- metadata ----------------------------------------------------------------
 
 
-def test_each_knows_the_other(pair):
+def test_both_agents_know_each_other(pair):
     ours, there = pair
     assert ours.agent.check_remote_metadata(there.name)
     assert there.call("check_remote_metadata", ours.name)
     assert ours.agent.describe(there.name)["path"] == "UCX"
 
 
-def test_our_metadata_is_what_stock_writes(ours):
+def test_our_metadata_equals_stocks(ours):
     block = ours.alloc(SIZE)
     data = ours.metadata()
     found = grammar.parse(data)
@@ -51,7 +52,7 @@ def test_our_metadata_is_what_stock_writes(ours):
     assert grammar.write(found) == data
 
 
-def test_a_region_registered_later_is_loaded_by_metadata_again(pair, meet):
+def test_region_registered_later_is_loaded_with_new_metadata(pair, meet):
     ours, there = pair
     more = ours.alloc(SIZE, seed=3)
     meet(ours, there)
@@ -61,7 +62,7 @@ def test_a_region_registered_later_is_loaded_by_metadata_again(pair, meet):
 
 
 @pytest.mark.parametrize("connection", [True, False])
-def test_stock_reads_our_partial_metadata(ours, stock, connection):
+def test_stock_loads_our_partial_metadata(ours, stock, connection):
     """Also with connection data beside regions, which NIXL's C library cannot
     write."""
     there = stock()
@@ -79,7 +80,7 @@ def test_stock_reads_our_partial_metadata(ours, stock, connection):
 
 
 @pytest.mark.parametrize("connection", [True, False])
-def test_we_read_stocks_partial_metadata(api, ours, stock, connection):
+def test_our_agent_loads_stocks_partial_metadata(api, ours, stock, connection):
     there = stock()
     first, second = there.alloc(SIZE, seed=5), there.alloc(SIZE)
     if not connection:
@@ -101,7 +102,7 @@ def test_partial_metadata_of_a_stranger_is_refused(api, ours, stock):
         ours.add(there.partial_metadata([block.key], False))
 
 
-def test_a_restarted_stock_agent_takes_its_own_place(api, pair, stock):
+def test_restarted_stock_agent_replaces_the_old_one(api, pair, stock):
     ours, there = pair
     room = ours.alloc(SIZE)
     left = ours.prepare("", whole(room))
@@ -116,7 +117,7 @@ def test_a_restarted_stock_agent_takes_its_own_place(api, pair, stock):
     assert ours.read(room.key) == pattern(6, SIZE)
 
 
-def test_a_region_registered_anew_is_a_new_generation(api, pair, meet):
+def test_region_registered_again_is_a_new_generation(api, pair, meet):
     """Stock refuses metadata with another key for known memory."""
     ours, there = pair
     before = ours.agent.describe(there.name)["generation"]
@@ -135,7 +136,9 @@ def test_a_region_registered_anew_is_a_new_generation(api, pair, meet):
 
 @pytest.mark.parametrize("size", [1, 512, SIZE, 8 << 20])
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_we_move_bytes_from_and_to_stock(ours, stock, operation, size):
+def test_our_agent_reads_from_and_writes_to_stock(
+    ours, stock, operation, size
+):
     there = stock()
     local, remote = ours.alloc(size, seed=7), there.alloc(size, seed=8)
     ours.add(there.metadata())
@@ -154,7 +157,7 @@ def test_we_move_bytes_from_and_to_stock(ours, stock, operation, size):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_stock_moves_bytes_from_and_to_us(pair, operation):
+def test_stock_reads_from_and_writes_to_our_agent(pair, operation):
     ours, there = pair
     there.move(
         operation, whole(there.block), whole(ours.block), ours.name, b"moved"
@@ -165,7 +168,7 @@ def test_stock_moves_bytes_from_and_to_us(pair, operation):
     assert there.read(there.block.key) == pattern(seed, SIZE)
 
 
-def test_scattered_blocks_by_index(pair):
+def test_scattered_blocks_are_transferred_by_index(pair):
     ours, there = pair
     count, block = 64, SIZE // 64
     rows = [
@@ -185,7 +188,7 @@ def test_scattered_blocks_by_index(pair):
         )
 
 
-def test_a_post_without_notification_keeps_the_one_of_before(pair):
+def test_post_without_a_notification_repeats_the_last_one(pair):
     ours, there = pair
     key = ours.initialize(
         "READ", whole(ours.block), whole(there.block), there.name, b"first"
@@ -228,7 +231,7 @@ def test_notifications_go_both_ways_in_order(pair):
         assert got == [(other.name, message) for message in messages]
 
 
-def test_a_dead_stock_peer_is_a_normal_event(api, pair, stock, meet):
+def test_dead_stock_peer_is_an_ordinary_error(api, pair, stock, meet):
     ours, there = pair
     there.kill()
     key = ours.initialize(
@@ -244,13 +247,13 @@ def test_a_dead_stock_peer_is_a_normal_event(api, pair, stock, meet):
     assert ours.read(ours.block.key) == pattern(10, SIZE)
 
 
-# -- ends --------------------------------------------------------------------
+# -- death of a peer ----------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_a_peer_that_we_serve_over_tcp_is_killed(names, opened, operation):
-    """UCX, as it is, would end our process with the peer's."""
+def test_killed_peer_served_over_tcp_does_no_harm(names, opened, operation):
+    """Unguarded, UCX would abort our process when the peer dies."""
     path = ucx.library("nixl")
     native = ucx.environment(path, "tcp")
 

@@ -1,4 +1,4 @@
-"""Files through NIXL's POSIX backend, and what goes wrong with them."""
+"""Files through NIXL's POSIX backend, and their errors."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Storage:
-    """An agent with the backend POSIX, and files that it may use."""
+    """An agent with the backend POSIX and files for it."""
 
     def __init__(self, made, folder):
         self.made, self.agent, self.folder = made, made.agent, folder
@@ -64,10 +64,10 @@ def row(block, index=0, size=BLOCK):
     return (block.addr + index * size, size, 0)
 
 
-# -- what goes well ----------------------------------------------------------
+# -- successful operations ----------------------------------------------------
 
 
-def test_blocks_go_to_a_file_and_come_back(storage):
+def test_blocks_are_written_to_a_file_and_read_back(storage):
     made = storage.made
     source, target = (
         made.alloc(8 * BLOCK, seed=1),
@@ -92,7 +92,7 @@ def test_blocks_go_to_a_file_and_come_back(storage):
     assert made.read(target.key) == whole
 
 
-def test_lists_of_files_are_prepared_and_used_by_index(storage):
+def test_file_lists_are_prepared_and_used_by_index(storage):
     made, agent = storage.made, storage.agent
     block = made.alloc(4 * BLOCK, seed=2)
     fd, path = storage.open("indexed")
@@ -110,7 +110,7 @@ def test_lists_of_files_are_prepared_and_used_by_index(storage):
         assert written.read(BLOCK) == whole[3 * BLOCK :]
 
 
-def test_a_transfer_to_a_file_tells_by_event(storage):
+def test_transfer_to_a_file_signals_completion_by_event(storage):
     made, agent = storage.made, storage.agent
     block = made.alloc(16 * BLOCK, seed=3)
     fd, _ = storage.open("event")
@@ -123,7 +123,7 @@ def test_a_transfer_to_a_file_tells_by_event(storage):
     assert deadline.gather_notifs(agent, 1) == [(agent.name, b"written")]
 
 
-def test_all_of_a_file_is_registered_by_length_0(storage):
+def test_length_0_registers_the_whole_file(storage):
     made = storage.made
     block = made.alloc(BLOCK, seed=4)
     fd, path = storage.open("all", size=0)
@@ -131,8 +131,8 @@ def test_all_of_a_file_is_registered_by_length_0(storage):
     assert os.path.getsize(path) == 6 * BLOCK
 
 
-def test_memory_goes_by_ucx_though_posix_has_it_too(storage):
-    """The library would take any backend that has both sides."""
+def test_memory_transfers_use_ucx_although_posix_supports_memory(storage):
+    """The library would use any backend that supports both sides."""
     made, agent = storage.made, storage.agent
     agent.create_backend("UCX")
     source, target = made.alloc(BLOCK, seed=5), made.alloc(BLOCK)
@@ -143,7 +143,7 @@ def test_memory_goes_by_ucx_though_posix_has_it_too(storage):
     assert made.read(target.key) == pattern(5, BLOCK)
 
 
-def test_backends_tell_their_memory_and_parameters(storage):
+def test_backends_report_memory_types_and_parameters(storage):
     agent = storage.agent
     assert set(agent.get_plugin_list()) >= {"POSIX", "UCX"}
     assert set(agent.get_backend_mem_types("POSIX")) == {
@@ -155,8 +155,8 @@ def test_backends_tell_their_memory_and_parameters(storage):
     assert "num_workers" in agent.get_plugin_params("UCX")
 
 
-def test_every_plugin_can_be_asked_for_its_parameters(storage):
-    """Also those that cannot be loaded here, as in stock."""
+def test_every_plugin_reports_its_parameters(storage):
+    """Including plugins that cannot be loaded here, as in stock."""
     agent = storage.agent
     for plugin in agent.get_plugin_list():
         params = agent.get_plugin_params(plugin)
@@ -166,7 +166,7 @@ def test_every_plugin_can_be_asked_for_its_parameters(storage):
         assert isinstance(agent.get_plugin_mem_types(plugin), list)
 
 
-def test_query_memory_tells_what_is_there(storage):
+def test_query_memory_reports_what_exists(storage):
     _, path = storage.open("there")
     with open(path, "wb") as file:
         file.write(b"12345")
@@ -179,8 +179,8 @@ def test_query_memory_tells_what_is_there(storage):
     assert storage.agent.query_memory(descs, "POSIX")[0] == found
 
 
-def test_a_gib_of_blocks(storage):
-    """Every byte, in another order than it was written in."""
+def test_one_gib_of_blocks_is_transferred(storage):
+    """Every byte is read back, in another order than it was written."""
     size, count, batch = 4 << 20, 256, 16
     made = storage.made
     block = made.alloc(size * batch)
@@ -206,10 +206,10 @@ def test_a_gib_of_blocks(storage):
             assert zlib.crc32(view[i * size : (i + 1) * size]) == sums[place]
 
 
-# -- what goes wrong ---------------------------------------------------------
+# -- errors -------------------------------------------------------------------
 
 
-def test_a_missing_file_is_refused_by_name(api, storage):
+def test_missing_file_is_named(api, storage):
     path = str(storage.folder / "missing")
     rows = [(0, BLOCK, 987654, path)]
     with pytest.raises(
@@ -220,7 +220,7 @@ def test_a_missing_file_is_refused_by_name(api, storage):
     assert path in str(caught.value)
 
 
-def test_a_read_past_the_end_names_file_and_row(api, storage):
+def test_read_past_the_end_names_file_and_row(api, storage):
     made = storage.made
     block = made.alloc(4 * BLOCK, seed=6)
     fd, path = storage.open("short")
@@ -235,7 +235,7 @@ def test_a_read_past_the_end_names_file_and_row(api, storage):
     assert storage.move("WRITE", memory, files) == "DONE"
 
 
-def test_a_file_for_reading_is_not_written(api, storage):
+def test_read_only_file_is_not_written(api, storage):
     made = storage.made
     block = made.alloc(BLOCK)
     (storage.folder / "readonly").write_bytes(b"x" * BLOCK)
@@ -246,7 +246,7 @@ def test_a_file_for_reading_is_not_written(api, storage):
     assert storage.move("READ", [row(block)], [(0, BLOCK, fd)]) == "DONE"
 
 
-def test_a_descriptor_that_was_closed_is_named(api, storage):
+def test_closed_descriptor_is_named(api, storage):
     made = storage.made
     block = made.alloc(BLOCK)
     fd, path = storage.open("closed")
@@ -273,7 +273,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def test_a_full_disk_is_named_with_its_row(api, storage, small_disk):
+def test_full_disk_error_names_the_row(api, storage, small_disk):
     storage.folder = small_disk
     made = storage.made
     block = made.alloc(BLOCK, seed=7)
@@ -295,7 +295,7 @@ def test_an_unregistered_range_of_a_file_is_refused(api, storage):
         storage.move("WRITE", [row(block)], [(1, BLOCK, fd)])
 
 
-def test_a_backend_without_files_takes_none(api, endpoint, tmp_path):
+def test_backend_without_file_support_refuses_files(api, endpoint, tmp_path):
     agent = endpoint(engine="nixl").agent
     with open(tmp_path / "file", "wb") as file:
         rows = [(0, BLOCK, file.fileno(), "")]
@@ -305,12 +305,12 @@ def test_a_backend_without_files_takes_none(api, endpoint, tmp_path):
         agent.query_memory([(0, 0, 0, "/a")], "UCX", "FILE")
 
 
-def test_storage_alone_has_no_metadata_to_give(api, storage):
+def test_storage_only_agent_has_no_metadata(api, storage):
     with pytest.raises(api.nixlInvalidParamError, match="POSIX"):
         storage.agent.get_agent_metadata()
 
 
-def test_a_plugin_that_cannot_be_loaded_says_why(api, storage):
+def test_unloadable_plugin_error_has_the_cause(api, storage):
     """GDS needs CUDA's libraries, which test machines lack."""
     agent = storage.agent
     if agent.get_plugin_mem_types("GDS"):
@@ -319,7 +319,7 @@ def test_a_plugin_that_cannot_be_loaded_says_why(api, storage):
         agent.create_backend("GDS")
 
 
-def test_the_example_offloads_and_reads_back(tmp_path):
+def test_example_offloads_and_reads_back(tmp_path):
     done = subprocess.run(
         [sys.executable, str(OFFLOAD), "--folder", str(tmp_path)],
         capture_output=True,
@@ -332,7 +332,7 @@ def test_the_example_offloads_and_reads_back(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_example_says_what_is_missing(tmp_path):
+def test_example_names_the_missing_library(tmp_path):
     done = subprocess.run(
         [sys.executable, str(OFFLOAD), "--folder", str(tmp_path)],
         env={**os.environ, "VLLM_NIXL_LIBRARY": "/nowhere/libnixl_capi.so"},

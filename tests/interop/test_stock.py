@@ -1,4 +1,4 @@
-"""Beside stock NIXL: what the two understand of each other's bytes.
+"""Our bytes read by stock NIXL, and stock's bytes read by us.
 
 The stock agents run in a Python that has the `nixl` wheel; its path is in
 VLLM_NIXL_STOCK_PYTHON.
@@ -18,7 +18,7 @@ def ours(endpoint):
 
 
 def works(ours):
-    """Our agent still does its work."""
+    """Check that our agent still works."""
     source, target = ours.alloc(SIZE, seed=1), ours.alloc(SIZE)
     ours.move(
         "READ",
@@ -32,7 +32,7 @@ def works(ours):
 # -- metadata ----------------------------------------------------------------
 
 
-def test_stock_metadata_is_the_grammar_that_we_test_with(stock):
+def test_stock_metadata_parses_with_the_tests_grammar(stock):
     there = stock()
     block = there.alloc(SIZE)
     data = there.metadata()
@@ -45,12 +45,12 @@ def test_stock_metadata_is_the_grammar_that_we_test_with(stock):
 
 @pytest.fixture
 def without_ucx(peer):
-    """An agent of ours that finds no libucp, in a process of its own."""
+    """One of our agents, in a separate process, without a libucp."""
     return peer(env={"VLLM_NIXL_UCX_LIBRARY": "none"})
 
 
-def test_a_stock_peer_is_refused_with_the_cause(stock, without_ucx):
-    """Its metadata is read; what is missing is a way to reach it."""
+def test_stock_peer_without_a_common_backend_is_refused(stock, without_ucx):
+    """Its metadata is read, but no transport reaches it."""
     there = stock()
     there.alloc(SIZE)
     with pytest.raises(PeerError, match="NIXL_ERR_BACKEND") as e:
@@ -62,7 +62,7 @@ def test_a_stock_peer_is_refused_with_the_cause(stock, without_ucx):
     works(without_ucx)
 
 
-def test_cut_stock_metadata_is_no_metadata(api, stock, ours):
+def test_truncated_stock_metadata_is_refused(api, stock, ours):
     there = stock()
     there.alloc(SIZE)
     data = there.metadata()
@@ -72,8 +72,8 @@ def test_cut_stock_metadata_is_no_metadata(api, stock, ours):
     works(ours)
 
 
-def test_stock_refuses_our_metadata_and_lives(stock, without_ucx):
-    """It knows no backend of ours but UCX, and says so."""
+def test_stock_refuses_our_metadata_and_survives(stock, without_ucx):
+    """Stock knows only UCX among our backends, and reports it."""
     there, ours = stock(), without_ucx
     block = there.alloc(SIZE, seed=2)
     room = there.alloc(SIZE)
@@ -87,9 +87,9 @@ def test_stock_refuses_our_metadata_and_lives(stock, without_ucx):
     assert there.read(room.key) == pattern(2, SIZE)
 
 
-def test_stock_skips_what_we_add_to_metadata(stock, ours):
-    """Connections and sections of ours beside stock's own: a stock agent
-    reads such metadata and reaches the peer by UCX."""
+def test_stock_skips_our_metadata_extensions(stock, ours):
+    """Our connections and sections accompany stock's: a stock agent reads such
+    metadata and reaches the peer by UCX."""
     here, there = stock(), stock()
     block = there.alloc(SIZE, seed=3)
     room = here.alloc(SIZE)
@@ -122,7 +122,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("what", LISTS)
-def test_lists_have_the_same_bytes(stock, ours, what):
+def test_pickled_lists_have_the_same_bytes(stock, ours, what):
     kind, rows, mem_type = LISTS[what]
     there = stock()
     theirs, _ = there.list_state(kind, rows, mem_type)
@@ -132,7 +132,7 @@ def test_lists_have_the_same_bytes(stock, ours, what):
 
 
 @pytest.mark.parametrize("what", LISTS)
-def test_we_read_the_pickle_of_a_stock_list(stock, ours, what):
+def test_stock_list_pickle_is_read(stock, ours, what):
     kind, rows, mem_type = LISTS[what]
     state, pickled = stock().list_state(kind, rows, mem_type)
     made = ours.agent.deserialize_descs(pickled)
@@ -141,7 +141,7 @@ def test_we_read_the_pickle_of_a_stock_list(stock, ours, what):
 
 
 @pytest.mark.parametrize("what", LISTS)
-def test_stock_reads_what_we_serialize(stock, ours, what):
+def test_stock_reads_our_serialized_lists(stock, ours, what):
     kind, rows, mem_type = LISTS[what]
     _, pickled = ours.list_state(kind, rows, mem_type)
     there = stock()

@@ -1,4 +1,4 @@
-"""Stock agents are killed while we talk to them by UCX, and come back."""
+"""Stock agents are killed while they communicate by UCX, and restart."""
 
 import pytest
 from support import mourning, ucx
@@ -21,23 +21,21 @@ def survivor(request, names, opened, stock):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE", "idle"])
-def test_a_killed_stock_peer_is_an_error_and_may_come_back(
-    survivor, operation
-):
+def test_killed_stock_peer_is_an_error_and_can_restart(survivor, operation):
     survivor.mourn(operation, ROUNDS)
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("survivor", ["tcp"], indirect=True)
-def test_a_stock_peer_that_we_serve_is_killed(survivor, operation):
-    """Over TCP, since elsewhere a stock agent does not return from posting
-    that much."""
+def test_killed_stock_peer_that_we_serve_does_no_harm(survivor, operation):
+    """Over TCP, because on other transports a stock agent does not return from
+    posting that much."""
     survivor.outlive(operation, mourning.ROUNDS or 1)
     survivor.exchange(survivor.meet())
 
 
-def test_a_stock_peer_that_leaves_is_an_error(survivor):
-    """It ends properly, while we read from it."""
+def test_departed_stock_peer_is_an_error(survivor):
+    """It exits in an orderly way while we read from it."""
     victim = survivor.meet()
     handle = survivor.here.start_endless(
         "READ", victim.name, survivor.room.key, victim.block.addr

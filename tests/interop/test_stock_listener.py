@@ -1,4 +1,4 @@
-"""The metadata listener beside stock's: each role, each command."""
+"""Our metadata listener with stock's: each role, each command."""
 
 import socket
 
@@ -11,14 +11,14 @@ SIZE = 4096
 
 
 def free_port():
-    """Stock tells a port of its own choice to its log alone."""
+    """Stock reports a port that it chooses only in its log."""
     with socket.create_server((HERE, 0)) as server:
         return server.getsockname()[1]
 
 
 @pytest.fixture
 def there(stock):
-    """A stock agent that listens, with a block."""
+    """A stock agent with a listener and a block."""
     port = free_port()
     made = stock(enable_listen_thread=True, listen_port=port)
     made.port = port
@@ -28,7 +28,7 @@ def there(stock):
 
 @pytest.fixture
 def here(endpoint):
-    """Our agent that listens, with a block."""
+    """Our agent with a listener and a block."""
     made = endpoint(enable_listen_thread=True, listen_port=0)
     made.port = made.agent.listen_port
     made.block = made.alloc(SIZE, seed=2)
@@ -41,8 +41,8 @@ def failures(here):
 
 @pytest.fixture
 def common(api, there, here):
-    """The two have a backend in common; otherwise the test is skipped, with
-    what our agent says."""
+    """Skip the test, with our agent's error, unless both agents have a common
+    backend."""
     try:
         here.add(there.metadata())
     except api.nixlBackendError as error:
@@ -50,11 +50,12 @@ def common(api, there, here):
     here.remove(there.name)
 
 
-# -- What needs no backend in common -----------------------------------------
+# -- Without a common backend -------------------------------------------------
 
 
-def test_the_bytes_of_stock_come_whole(api, there, here):
-    """Fetched metadata is what add_remote_agent() takes, or refuses."""
+def test_metadata_fetched_from_stock_is_complete(api, there, here):
+    """Fetched metadata is complete for add_remote_agent(), which accepts or
+    refuses it."""
     here.agent.fetch_remote_metadata(there.name, HERE, there.port)
     until(
         lambda: here.agent.stats()["listener_sent"] == 1, "the answer of stock"
@@ -71,8 +72,8 @@ def test_the_bytes_of_stock_come_whole(api, there, here):
         assert here.agent.check_remote_metadata(there.name)
 
 
-def test_stock_sends_and_we_read(api, there, here):
-    """It loads at once what we sent, and what it sends arrives."""
+def test_stock_sends_and_receives_metadata(api, there, here):
+    """It loads the metadata we send at once, and its own arrives."""
     there.call("send_local_metadata", HERE, here.port)
     stats = here.agent.stats
     until(
@@ -84,8 +85,9 @@ def test_stock_sends_and_we_read(api, there, here):
     assert stats()["listener_refused"] == 0
 
 
-def test_stock_lives_on_after_what_it_cannot_load(there, here, stock):
-    """Whatever it makes of our metadata, other stock agents find it well."""
+def test_stock_survives_metadata_it_cannot_load(there, here, stock):
+    """Whether it loads our metadata or not, it still serves other stock
+    agents."""
     here.agent.send_local_metadata(HERE, there.port)
     here.agent.invalidate_local_metadata(HERE, there.port)
     until(lambda: here.agent.stats()["listener_sent"] == 2, "both")
@@ -97,7 +99,7 @@ def test_stock_lives_on_after_what_it_cannot_load(there, here, stock):
     )
 
 
-def test_a_stock_agent_that_is_gone_is_a_failure(there, here):
+def test_departed_stock_agent_is_counted_as_a_failure(there, here):
     there.close()
     here.agent.fetch_remote_metadata(there.name, HERE, there.port)
     until(lambda: here.agent.stats()["listener_send_failures"] == 1, "its end")
@@ -107,7 +109,7 @@ def test_a_stock_agent_that_is_gone_is_a_failure(there, here):
 
 
 @pytest.mark.usefixtures("common")
-def test_we_fetch_from_stock(there, here):
+def test_our_agent_fetches_from_stock(there, here):
     here.agent.fetch_remote_metadata(there.name, HERE, there.port)
     until(lambda: here.knows(there.name, there.block), "its metadata")
     room = here.alloc(SIZE)
@@ -121,7 +123,7 @@ def test_we_fetch_from_stock(there, here):
 
 
 @pytest.mark.usefixtures("common")
-def test_stock_fetches_from_us(there, here):
+def test_stock_fetches_from_our_agent(there, here):
     there.call("fetch_remote_metadata", here.name, HERE, here.port)
     until(lambda: there.knows(here.name, here.block), "our metadata")
     room = there.alloc(SIZE)
@@ -135,7 +137,7 @@ def test_stock_fetches_from_us(there, here):
 
 
 @pytest.mark.usefixtures("common")
-def test_we_send_and_take_back(there, here):
+def test_our_agent_sends_and_invalidates(there, here):
     here.agent.send_local_metadata(HERE, there.port)
     until(lambda: there.knows(here.name, here.block), "our metadata")
     here.agent.invalidate_local_metadata(HERE, there.port)
@@ -143,7 +145,7 @@ def test_we_send_and_take_back(there, here):
 
 
 @pytest.mark.usefixtures("common")
-def test_stock_sends_and_takes_back(there, here):
+def test_stock_sends_and_invalidates(there, here):
     there.call("send_local_metadata", HERE, here.port)
     until(lambda: here.knows(there.name, there.block), "its metadata")
     there.call("invalidate_local_metadata", HERE, here.port)
@@ -151,26 +153,26 @@ def test_stock_sends_and_takes_back(there, here):
 
 
 @pytest.mark.usefixtures("common")
-def test_parts_go_both_ways(there, here):
+def test_partial_metadata_goes_both_ways(there, here):
     more = here.alloc(SIZE)
     here.send_partial([here.block.key], HERE, there.port)
     until(lambda: there.knows(here.name, here.block), "our part")
     assert not there.knows(here.name, more)
     here.agent.send_local_metadata(HERE, there.port)
-    until(lambda: there.knows(here.name, more), "all of ours")
+    until(lambda: there.knows(here.name, more), "all our metadata")
 
     more = there.alloc(SIZE)
     there.send_partial([there.block.key], HERE, here.port)
     until(lambda: here.knows(there.name, there.block), "its part")
     assert not here.knows(there.name, more)
     there.call("send_local_metadata", HERE, here.port)
-    until(lambda: here.knows(there.name, more), "all of its")
+    until(lambda: here.knows(there.name, more), "all its metadata")
 
 
 @pytest.mark.usefixtures("common")
-def test_what_was_registered_since_is_fetched_again(there, here):
+def test_regions_registered_later_are_fetched_again(there, here):
     here.agent.fetch_remote_metadata(there.name, HERE, there.port)
     until(lambda: here.knows(there.name, there.block), "its metadata")
     more = there.alloc(SIZE)
     here.agent.fetch_remote_metadata(there.name, HERE, there.port)
-    until(lambda: here.knows(there.name, more), "what was registered since")
+    until(lambda: here.knows(there.name, more), "the later registration")

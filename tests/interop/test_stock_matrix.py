@@ -1,7 +1,7 @@
-"""UCX between a stock agent and ours, each in a process of its own.
+"""UCX between a stock agent and ours, each in its own process.
 
-With the transports that UCX chooses and with TCP alone; ours with the UCX of
-the libucx wheel and with that of the NIXL wheel.
+Tests run with the transports that UCX chooses and with TCP alone; our agent
+uses the UCX of the libucx wheel or that of the NIXL wheel.
 """
 
 import itertools
@@ -23,9 +23,9 @@ CASES = list(itertools.product(ucx.TRANSPORTS, ["libucx", "nixl"]))
 # Each transport once, and each library.
 SOME = [("default", "libucx"), ("tcp", "nixl")]
 IN_EVERY_CASE = {
-    "test_reads",
-    "test_writes_are_there_when_their_notifications_are",
-    "test_notifications_come_once_and_in_order",
+    "test_reads_return_every_byte",
+    "test_written_data_precedes_its_notification",
+    "test_notifications_arrive_once_and_in_order",
 }
 
 
@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module")
 def case(request):
-    """(transport, the library that ours shall use)"""
+    """(transport, UCX library of our agent)"""
     transport, source = request.param
     path = ucx.library(source)
     if ucx.why_not(path) is not None:
@@ -52,7 +52,8 @@ def case(request):
 
 
 def start(pool, case, kind, name, config=None):
-    """An agent of "ours" or "stock" in a process, and the process's lease."""
+    """Start an agent of "ours" or "stock"; return it and its process's
+    lease."""
     transport, path = case
     if kind == "stock":
         env = ucx.TRANSPORTS[transport]
@@ -75,7 +76,8 @@ def make(case, names, opened, pool):
 
 @pytest.fixture(scope="module")
 def couple(case, pool):
-    """One of ours and one of stock, for all tests that leave them well."""
+    """One of our agents and a stock agent, shared by tests that leave them
+    intact."""
     pairs = [start(pool, case, kind, kind) for kind in ("ours", "stock")]
     for one, _ in pairs:
         one.block = one.alloc(SLOT * COUNT)
@@ -86,7 +88,7 @@ def couple(case, pool):
 
 @pytest.fixture(params=["ours", "stock"])
 def pair(request, couple, meet):
-    """(initiator, target): one of them is ours; they know each other."""
+    """(initiator, target): one is ours; each has the other's metadata."""
     here, there = couple if request.param == "ours" else couple[::-1]
     meet(here, there)
     yield here, there
@@ -98,14 +100,14 @@ def pair(request, couple, meet):
 
 
 def alloc_known(here, there, *args, **keywords):
-    """A new buffer of `there`, known to `here`."""
+    """A new buffer of `there` that `here` knows."""
     block = there.alloc(*args, **keywords)
     here.add(there.metadata())
     return block
 
 
 def read(here, there, key, addr, size):
-    """`here` has these bytes of `there` in a new buffer."""
+    """Read these bytes of `there` into a new buffer of `here`."""
     room = here.alloc(size)
     here.move("READ", [(room.addr, size, 0)], [(addr, size, 0)], there.name)
     got = here.read(room.key)
@@ -116,7 +118,7 @@ def read(here, there, key, addr, size):
 # -- Every byte --------------------------------------------------------------
 
 
-def test_reads(pair):
+def test_reads_return_every_byte(pair):
     here, there = pair
     there.stamp_slots(there.block.key, SLOT, STAMP)
     wrong = here.ask(
@@ -138,7 +140,7 @@ def test_reads(pair):
     )
 
 
-def test_writes_are_there_when_their_notifications_are(pair):
+def test_written_data_precedes_its_notification(pair):
     here, there = pair
     here.stamp_slots(here.block.key, SLOT)
     there.send("check_slots_as_told", there.block.key, SLOT, COUNT)
@@ -157,7 +159,7 @@ def test_writes_are_there_when_their_notifications_are(pair):
     assert there.checksum(there.block.key) == here.checksum(here.block.key)
 
 
-def test_notifications_come_once_and_in_order(pair):
+def test_notifications_arrive_once_and_in_order(pair):
     here, there = pair
     here.send("send_numbers", there.name, ROUNDS)
     there.send("send_numbers", here.name, ROUNDS)
@@ -168,15 +170,15 @@ def test_notifications_come_once_and_in_order(pair):
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 4096, 300_000, 2_000_000])
-def test_notifications_of_any_size(pair, size):
+def test_notifications_of_any_size_arrive(pair, size):
     here, there = pair
     here.send_notif(there.name, pattern(size, size))
     assert there.gather_notifs(1) == [(here.name, pattern(size, size))]
 
 
 @pytest.mark.parametrize("size", [1, 7, 4095, 65537, 3_000_001])
-def test_transfers_of_any_size(pair, size):
-    """Unaligned, both ways, with what surrounds them."""
+def test_transfers_of_any_size_arrive(pair, size):
+    """Unaligned, in both directions; surrounding bytes do not change."""
     here, there = pair
     source = alloc_known(here, there, size + 64, seed=1)
     room = here.alloc(size + 64, seed=2)
@@ -204,7 +206,7 @@ def test_transfers_of_any_size(pair, size):
     assert there.read(source.key) == written
 
 
-def test_a_read_tells_its_target(pair):
+def test_read_notifies_its_target(pair):
     here, there = pair
     source, room = alloc_known(here, there, SLOT, seed=4), here.alloc(SLOT)
     fetch(here, room, there, source, 4, b"you may free it")
@@ -213,7 +215,7 @@ def test_a_read_tells_its_target(pair):
 # -- Metadata ----------------------------------------------------------------
 
 
-def test_descriptor_lists_travel(pair):
+def test_serialized_descriptor_lists_are_usable(pair):
     """The target describes its slots, the initiator uses the list."""
     here, there = pair
     there.stamp_slots(there.block.key, SLOT, STAMP)
@@ -227,7 +229,7 @@ def test_descriptor_lists_travel(pair):
         assert got == (STAMP + number).to_bytes(8, "little") * (SLOT // 8)
 
 
-def test_what_was_registered_since_is_loaded_again(pair):
+def test_regions_registered_later_are_loaded_again(pair):
     here, there = pair
     for seed in range(1, 6):
         more = alloc_known(here, there, SLOT * seed, seed=seed)
@@ -235,8 +237,8 @@ def test_what_was_registered_since_is_loaded_again(pair):
         assert got == pattern(seed, more.size)
 
 
-def test_what_was_deregistered_is_refused(pair):
-    """And comes back when it is registered again."""
+def test_deregistered_region_is_refused(pair):
+    """It works again after it is registered again."""
     here, there = pair
     block = alloc_known(here, there, SLOT, seed=8)
     assert read(here, there, block.key, block.addr, SLOT) == pattern(8, SLOT)
@@ -251,7 +253,7 @@ def test_what_was_deregistered_is_refused(pair):
     assert read(here, there, block.key, block.addr, SLOT) == pattern(8, SLOT)
 
 
-def test_metadata_in_parts(pair):
+def test_partial_metadata_is_loaded_by_both(pair):
     here, there = pair
     blocks = [there.alloc(SLOT, seed=seed) for seed in (1, 2, 3)]
     here.remove(there.name)
@@ -265,7 +267,7 @@ def test_metadata_in_parts(pair):
         assert got == pattern(seed, SLOT)
 
 
-def test_metadata_again_and_again_changes_nothing(pair):
+def test_reloading_metadata_changes_nothing(pair):
     here, there = pair
     blob = there.metadata()
     assert all(there.metadata() == blob for _ in range(3))
@@ -278,11 +280,11 @@ def test_metadata_again_and_again_changes_nothing(pair):
     assert wrong == []
 
 
-# -- Lives -------------------------------------------------------------------
+# -- Restarts -----------------------------------------------------------------
 
 
 def fetch(reader, room, owner, block, seed, told=b"read"):
-    """One READ of a block that has that pattern, which its owner is told."""
+    """READ one block with that pattern and notify its owner."""
     reader.move(
         "READ",
         [(room.addr, SLOT, 0)],
@@ -294,8 +296,8 @@ def fetch(reader, room, owner, block, seed, told=b"read"):
     assert owner.gather_notifs(1) == [(reader.name, told)]
 
 
-def test_a_target_that_restarts_is_met_again(make, meet):
-    """Our metadata under the same name, after a proper end."""
+def test_restarted_target_is_loaded_again(make, meet):
+    """It comes back under the same name after an orderly exit."""
     here = make("ours")
     room = here.alloc(SLOT)
     for seed in range(1, 4):
@@ -306,8 +308,8 @@ def test_a_target_that_restarts_is_met_again(make, meet):
         there.close()
 
 
-def test_we_restart_and_stock_meets_us_again(make, meet):
-    """Stock wants the old one removed first."""
+def test_restarted_initiator_is_loaded_again_by_stock(make, meet):
+    """Stock requires removal of the old agent first."""
     there = make("stock")
     room = there.alloc(SLOT)
     for seed in range(1, 4):
@@ -319,8 +321,8 @@ def test_we_restart_and_stock_meets_us_again(make, meet):
         there.remove("phoenix")
 
 
-def test_many_stock_agents_at_once(make, meet):
-    """One of ours and several of stock, all talking."""
+def test_many_stock_agents_transfer_concurrently(make, meet):
+    """One of our agents and several stock agents, all transferring."""
     here = make("ours")
     others = [make("stock") for _ in range(3)]
     room = here.alloc(SLOT)
@@ -342,7 +344,7 @@ def test_many_stock_agents_at_once(make, meet):
         assert got.count((there.name, there.name.encode())) == 10
 
 
-def test_we_say_how_stock_is_reached(make, meet):
+def test_describe_reports_how_stock_is_reached(make, meet):
     here, there = make("ours"), make("stock")
     there.alloc(SLOT)
     meet(here, there)

@@ -1,5 +1,5 @@
-"""Signed metadata beside stock: a stock agent skips the signature, and has
-none to show."""
+"""Signed metadata and stock: a stock agent skips the signature and adds
+none."""
 
 import pytest
 from support import blob as grammar
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("need_ucx")
 
 @pytest.fixture(params=ENGINES)
 def make(request, peer):
-    """make(secret): an agent of ours in a process of its own."""
+    """make(secret): one of our agents in a separate process."""
     if request.param == "nixl" and why_no_library() is not None:
         pytest.skip(why_no_library())
     env = {"VLLM_NIXL_ENGINE": request.param}
@@ -36,7 +36,7 @@ def is_signed(data):
 
 
 def check_moves(here, there, theirs):
-    """`here` reads from and writes to `there`, and tells it."""
+    """`here` reads from, writes to and notifies `there`."""
     mine = here.alloc(SIZE)
     here.move("READ", whole(mine), whole(theirs), there.name, b"read")
     assert here.read(mine.key) == pattern(1, SIZE)
@@ -49,7 +49,7 @@ def check_moves(here, there, theirs):
     assert there.read(theirs.key) == pattern(2, SIZE)
 
 
-def test_stock_takes_our_signed_metadata(make, stock):
+def test_stock_loads_our_signed_metadata(make, stock):
     ours, there = make(SECRET), stock()
     block = ours.alloc(SIZE, seed=1)
     data = ours.metadata()
@@ -58,8 +58,8 @@ def test_stock_takes_our_signed_metadata(make, stock):
     check_moves(there, ours, block)
 
 
-def test_stock_takes_our_signed_metadata_again(make, stock):
-    """With more regions than before, then the same once more."""
+def test_stock_reloads_our_signed_metadata(make, stock):
+    """With more regions than before, then the same again."""
     ours, there = make(SECRET), stock()
     ours.alloc(SIZE)
     there.add(ours.metadata())
@@ -70,7 +70,7 @@ def test_stock_takes_our_signed_metadata_again(make, stock):
 
 
 @pytest.mark.parametrize("connection", [True, False])
-def test_stock_takes_our_signed_partial_metadata(make, stock, connection):
+def test_stock_loads_our_signed_partial_metadata(make, stock, connection):
     ours, there = make(SECRET), stock()
     block = ours.alloc(SIZE, seed=1)
     first = ours.partial_metadata([], True)
@@ -83,14 +83,14 @@ def test_stock_takes_our_signed_partial_metadata(make, stock, connection):
     check_moves(there, ours, block)
 
 
-def test_our_agents_without_a_secret_take_signed_metadata(make):
+def test_our_agents_without_a_secret_load_signed_metadata(make):
     ours, there = make(SECRET), make()
     block = ours.alloc(SIZE, seed=1)
     there.add(ours.metadata())
     check_moves(there, ours, block)
 
 
-def test_our_agents_share_a_secret(make):
+def test_our_agents_with_a_shared_secret_transfer(make):
     ours, there = make(SECRET), make(SECRET)
     block = ours.alloc(SIZE, seed=1)
     there.add(ours.metadata())
@@ -113,8 +113,8 @@ def test_unsigned_metadata_of_stock_is_refused(make, stock):
     assert not ours.call("check_remote_metadata", there.name)
 
 
-def test_metadata_listeners_of_both(make, stock):
-    """Stock loads what ours sends; ours refuses what stock sends."""
+def test_metadata_listeners_check_signatures(make, stock):
+    """Stock loads our metadata; our agent refuses stock's."""
     ours = make(SECRET, enable_listen_thread=True, listen_port=0)
     there = stock(enable_listen_thread=True, listen_port=0)
     port = ours.call("describe")["metadata_listener"]["port"]

@@ -1,4 +1,4 @@
-"""Ours and stock by UCX: bytes and notifications, both ways."""
+"""Our agent and stock by UCX: bytes and notifications in both directions."""
 
 import pytest
 from support.memory import pattern
@@ -17,8 +17,8 @@ def transports(request):
 
 @pytest.fixture
 def pair(stock, peer, transports):
-    """(ours, stock), the latter with a thread that never sleeps, as stock's
-    Python makes it."""
+    """(ours, stock); stock has a thread that never sleeps, as its Python
+    default."""
     ours = peer(env={"VLLM_NIXL_ENGINE": "native", **transports})
     theirs = stock(env={"STOCK_PROGRESS_DELAY": "0", **transports})
     return ours, theirs
@@ -36,7 +36,7 @@ def turned(data):
 
 
 def check_moves(here, there):
-    """`here` reads from and writes to `there`, and tells it."""
+    """`here` reads from, writes to and notifies `there`."""
     mine = here.alloc(SIZE * COUNT, seed=1)
     theirs = there.alloc(SIZE * COUNT, seed=2)
     here.add(there.metadata())
@@ -51,13 +51,13 @@ def check_moves(here, there):
     assert there.read(theirs.key) == turned(pattern(3, SIZE * COUNT))
 
 
-def test_we_move_and_tell(pair):
+def test_our_agent_transfers_and_notifies(pair):
     ours, theirs = pair
     check_moves(ours, theirs)
     assert ours.call("describe", theirs.name)["path"] == "UCX"
 
 
-def test_stock_moves_and_tells(pair):
+def test_stock_agent_transfers_and_notifies(pair):
     ours, theirs = pair
     check_moves(theirs, ours)
 
@@ -74,7 +74,7 @@ def test_notifications_of_any_size_both_ways(pair, size):
     assert ours.gather_notifs(1) == [(theirs.name, message)]
 
 
-def test_regions_that_come_later_are_loaded_by_both(pair):
+def test_both_sides_load_later_regions(pair):
     ours, theirs = pair
     check_moves(ours, theirs)
     check_moves(theirs, ours)

@@ -1,9 +1,8 @@
 """Stock agents of several versions and ours on one host, by UCX.
 
-Each version lives in a Python of its own; VLLM_NIXL_STOCK_PYTHONS names them,
-separated by colons (without it: the one of the other tests).  The network is
-the host's as it is, or a namespace with the loopback device and one
-interface.
+Each version has its own Python; VLLM_NIXL_STOCK_PYTHONS names them, separated
+by colons (default: that of the other tests).  The network is the host's, or a
+namespace with the loopback device and one interface.
 """
 
 import functools
@@ -18,7 +17,7 @@ from support.peer import PeerProcess, child_environment
 PYTHONS = os.environ.get("VLLM_NIXL_STOCK_PYTHONS", "").split(":")
 if PYTHONS == [""]:
     PYTHONS = [os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")]
-# Of the kinds of interface, veth reports a speed and ifb does not.
+# Two kinds of interface: veth reports a speed, ifb does not.
 NETWORKS = ["host", "veth", "ifb"]
 SIZE, COUNT = 6000, 50
 
@@ -47,7 +46,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def inside(request):
-    """A command that runs another one in that network."""
+    """A command that runs another command in that network."""
     if request.param == "host":
         yield []
         return
@@ -96,8 +95,8 @@ def turned(data):
 
 
 @pytest.mark.parametrize("initiator", ["ours", "stock"])
-def test_every_byte_arrives(pair, initiator):
-    """READ, WRITE, their notifications, and others of any size."""
+def test_versions_exchange_every_byte(pair, initiator):
+    """READ, WRITE, their notifications, and notifications of any size."""
     here, there = pair if initiator == "ours" else pair[::-1]
     mine = here.alloc(SIZE * COUNT, seed=1)
     theirs = there.alloc(SIZE * COUNT, seed=2)

@@ -1,4 +1,4 @@
-"""Whether the copy of UCX that an engine brings is guarded, and why."""
+"""Whether the UCX copy that an engine loads is guarded, and why."""
 
 import glob
 import os
@@ -23,7 +23,7 @@ BEFORE = "off: another part of this process had loaded this copy of UCX before"
 
 @pytest.fixture(params=["native", "nixl"])
 def bringer(request):
-    """(its name, the libucp that it uses)"""
+    """(engine name, the libucp that it uses)"""
     path = ucx.library("nixl")
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
@@ -47,18 +47,18 @@ def libucs_beside(path):
     return found
 
 
-def test_a_copy_of_its_own_is_guarded(bringer):
+def test_private_ucx_copy_is_guarded(bringer):
     name, path = bringer
     assert ask(name, path).stdout.startswith("on: UCX 1.")
 
 
-def test_a_copy_that_was_there_before_is_left_alone(bringer):
+def test_preloaded_ucx_copy_is_not_guarded(bringer):
     name, path = bringer
     done = ask(name, path, before=libucs_beside(path))
     assert done.stdout.startswith(BEFORE)
 
 
-def test_the_setting_has_the_last_word(bringer):
+def test_setting_overrides_the_guard_choice(bringer):
     name, path = bringer
     done = ask(name, path, before=libucs_beside(path), guard="1")
     assert done.stdout == "on: VLLM_NIXL_UCX_GUARD=1\n"
@@ -66,7 +66,7 @@ def test_the_setting_has_the_last_word(bringer):
     assert done.stdout == "off: VLLM_NIXL_UCX_GUARD=0\n"
 
 
-def test_a_setting_that_means_nothing_is_told(bringer):
+def test_invalid_guard_setting_is_reported(bringer):
     name, path = bringer
     done = ask(name, path, guard="yes")
     assert done.stdout.startswith("on: UCX 1.")
@@ -74,8 +74,8 @@ def test_a_setting_that_means_nothing_is_told(bringer):
     assert "VLLM_NIXL_UCX_GUARD=yes is ignored" in done.stderr
 
 
-def test_engines_that_share_a_copy_say_the_same(bringer):
-    """What one of them has brought is not another part's."""
+def test_engines_sharing_a_copy_report_the_same(bringer):
+    """A copy loaded by one engine is not guarded again by another."""
     name, path = bringer
     other = "nixl" if name == "native" else "native"
     if nixl.why_no_library() is not None:

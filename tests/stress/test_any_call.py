@@ -1,8 +1,8 @@
-"""Any call, with any arguments, from any thread: support.any_call.
+"""Random calls with random arguments from several threads: support.any_call.
 
-In processes of their own, so that a crash is a failure with its seed and not
-the end of the tests.  `--call-seconds` says how long in all, `--call-seed`
-where the seeds begin.
+Each round runs in its own process, so that a crash is a failure with a seed
+and does not end the test run.  `--call-seconds` sets the total time,
+`--call-seed` the first seed.
 """
 
 import random
@@ -15,11 +15,11 @@ from support.peer import child_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
-ROUND = 7.5  # seconds of a process
+ROUND = 7.5  # seconds per process
 
 
 def run_round(seed, seconds, notes):
-    """One process; returns what to say when it ended badly."""
+    """Run one process; return the failure message if it failed."""
     notes.write_bytes(b" " * NOTE * 8)
     command = [sys.executable, "-m", "support.any_call"]
     done = subprocess.run(
@@ -41,8 +41,7 @@ def run_round(seed, seconds, notes):
 
 
 def pytest_generate_tests(metafunc):
-    """A test for each seed, so that the time limit of a test is that of a
-    round."""
+    """One test per seed, so that a test's time limit applies to one round."""
     if "seed" in metafunc.fixturenames:
         seconds = metafunc.config.getoption("--call-seconds")
         first = metafunc.config.getoption("--call-seed")
@@ -52,7 +51,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("seed", range(first, first + rounds))
 
 
-def test_calls_without_sense_do_no_harm(request, tmp_path, seed):
+def test_random_calls_do_no_harm(request, tmp_path, seed):
     seconds = request.config.getoption("--call-seconds")
     failure = run_round(seed, min(seconds, ROUND), tmp_path / "notes")
     assert failure is None, failure

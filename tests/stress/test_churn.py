@@ -1,4 +1,4 @@
-"""Much of everything, come and gone; nothing grows."""
+"""Many regions, peers and transfers are created and removed; nothing grows."""
 
 import pytest
 from support.memory import pattern
@@ -7,8 +7,10 @@ from support.program import run_program
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
 
-def test_ten_thousand_regions_come_and_go(endpoint, other, meet):
-    """One by one; each is told to the peer now and then."""
+def test_ten_thousand_regions_are_registered_and_removed(
+    endpoint, other, meet
+):
+    """One by one; the peer sometimes loads the new metadata."""
     here, there = endpoint(), other()
     count, size = 10_000, 64
     block = there.alloc(count * size, seed=1, register=False)
@@ -28,8 +30,8 @@ def test_ten_thousand_regions_come_and_go(endpoint, other, meet):
     assert not here.agent.check_remote_metadata(there.name, rows)
 
 
-def test_registering_does_not_slow_down():
-    """10 000 loops over 1 000 regions: the process stays as large."""
+def test_repeated_registration_uses_bounded_memory():
+    """10 000 loops over 1 000 regions: the process does not grow."""
     run_program(
         """
         from support import usage
@@ -50,8 +52,8 @@ def test_registering_does_not_slow_down():
     )
 
 
-def test_peers_come_and_go():
-    """A thousand of them, each used once."""
+def test_thousand_peers_are_loaded_and_removed():
+    """A thousand peers, each used once."""
     run_program(
         """
         import gc
@@ -90,8 +92,8 @@ def test_peers_come_and_go():
     )
 
 
-def test_many_peers_at_once(endpoint, api):
-    """Two hundred agents, all met before the first is used."""
+def test_two_hundred_peers_work_concurrently(endpoint, api):
+    """Two hundred agents, all loaded before the first is used."""
     here = endpoint()
     local = here.alloc(4096)
     peers = [endpoint() for _ in range(200)]
@@ -109,7 +111,7 @@ def test_many_peers_at_once(endpoint, api):
         assert here.read(local.key) == peer.read(block.key)
 
 
-def test_a_hundred_thousand_transfers_leave_memory_as_it_was():
+def test_hundred_thousand_transfers_use_bounded_memory():
     run_program(
         """
         from support import usage

@@ -1,7 +1,7 @@
-"""Metadata that is well-formed and lies: refused, or it does no harm.
+"""Well-formed but false metadata is refused or does no harm.
 
-`VLLM_NIXL_FORGERIES=10000` makes so many in each place; the seed is printed
-with what fails.
+`VLLM_NIXL_FORGERIES=10000` sets the number of forgeries at each place; a
+failure prints the seed.
 """
 
 import os
@@ -127,8 +127,8 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_forged_metadata_does_no_harm(place):
-    """No byte outside registered memory is read or written, of whatever
-    process; and the good peers work at any time."""
+    """No byte outside registered memory is read or written, in any process,
+    and honest peers work at any time."""
     there, third = PLACES[place]
     source = PROGRAM.format(
         there=there, third=third, count=COUNT, seed=SEED + len(place)

@@ -1,4 +1,4 @@
-"""Processes are killed during transfers, again and again."""
+"""Processes are killed during transfers, repeatedly."""
 
 import pytest
 from support import deadline
@@ -8,7 +8,7 @@ from support.transfers import Long
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
 ROUNDS = 100
-NOTICED = 1.0  # seconds in which a death must be an error
+NOTICED = 1.0  # seconds within which a death must become an error
 SIZE = 256 * 1024
 LONG_SIZE = 4 << 20
 VICTIM = "victim"
@@ -21,7 +21,7 @@ def here(endpoint):
 
 @pytest.fixture
 def bystander(peer, here, meet):
-    """A peer that nothing happens to."""
+    """A peer that is never killed."""
     there = peer("bystander")
     there.block = there.alloc(SIZE, seed=50)
     here.block = here.alloc(SIZE, seed=51)
@@ -32,7 +32,7 @@ def bystander(peer, here, meet):
 
 
 def read(reader, room, owner, block):
-    """`reader` reads a block of `owner`; the bytes are right."""
+    """Let `reader` read a block of `owner` and check the bytes."""
     state = reader.move(
         "READ", [(room.addr, SIZE, 0)], [(block.addr, SIZE, 0)], owner.name
     )
@@ -47,7 +47,7 @@ def both_directions(here, there):
 
 
 def start(peer, here, opened):
-    """A victim that has just (re)started, met without any removal."""
+    """Start or restart a victim and load it without removing the old one."""
     victim = peer(VICTIM)
     victim.block = victim.alloc(SIZE, seed=52)
     victim.room = victim.alloc(SIZE)
@@ -58,12 +58,12 @@ def start(peer, here, opened):
 
 
 def forget(opened):
-    """The dead victim need not be closed at the end of the test."""
+    """Do not close the dead victim at the end of the test."""
     opened.pop().close()
 
 
 def refused(call, error):
-    """A condition: the call raises this error."""
+    """A condition that holds once the call raises this error."""
 
     def look():
         try:
@@ -76,10 +76,10 @@ def refused(call, error):
 
 
 @pytest.mark.parametrize("kind", ["private", "shared-buffer"])
-def test_the_prefill_process_is_killed(
+def test_killed_prefill_process_is_an_error(
     api, here, bystander, peer, opened, kind
 ):
-    """We read from it when it dies."""
+    """We are reading from it when it dies."""
     rounds = ROUNDS if kind == "private" else ROUNDS // 5
     victim = start(peer, here, opened)
     for _ in range(rounds):
@@ -109,8 +109,10 @@ def test_the_prefill_process_is_killed(
     assert here.read(here.block.key) == pattern(51, SIZE)
 
 
-def test_the_decode_process_is_killed(api, here, bystander, peer, opened):
-    """It reads from us when it dies."""
+def test_killed_decode_process_does_no_harm(
+    api, here, bystander, peer, opened
+):
+    """It is reading from us when it dies."""
     block = here.alloc(LONG_SIZE, seed=53)
     victim = start(peer, here, opened)
     for _ in range(ROUNDS):
@@ -137,8 +139,8 @@ def test_the_decode_process_is_killed(api, here, bystander, peer, opened):
     assert here.read(block.key) == pattern(53, LONG_SIZE)
 
 
-def test_a_killed_process_leaves_nothing_behind(here, peer, opened, names):
-    """Descriptors, threads and mappings of dead peers are given back."""
+def test_killed_process_leaks_no_resources(here, peer, opened, names):
+    """Descriptors, threads and mappings of dead peers are released."""
     from support import usage
 
     def round_of_life():
@@ -163,7 +165,8 @@ def test_a_killed_process_leaves_nothing_behind(here, peer, opened, names):
         round_of_life()
 
     def level():
-        """What threads still had to close is closed in a moment."""
+        """Wait until the counts are level; background threads may still be
+        closing."""
         fds, threads, mappings = first
         return (
             usage.fds() <= fds
@@ -174,7 +177,7 @@ def test_a_killed_process_leaves_nothing_behind(here, peer, opened, names):
     deadline.until(level, f"{first} again")
 
 
-def test_many_die_at_once(api, here, bystander, peer, opened):
+def test_many_peers_die_at_once(api, here, bystander, peer, opened):
     """Ten peers, each with a transfer in flight."""
     victims = [peer(f"{VICTIM}-{i}") for i in range(5)]
     transfers = [
@@ -196,8 +199,8 @@ def test_many_die_at_once(api, here, bystander, peer, opened):
             here.agent.check_xfer_state(handle)
 
 
-def test_a_stopped_process_does_not_hold_us_up(here, bystander, peer):
-    """SIGSTOP: its memory is still there, its threads are not."""
+def test_stopped_process_does_not_block_others(here, bystander, peer):
+    """SIGSTOP: its memory still exists, but its threads do not run."""
     import signal
 
     victim = peer(VICTIM)

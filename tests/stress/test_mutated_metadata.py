@@ -1,4 +1,5 @@
-"""5 000 damaged metadata blobs: each refused or taken, none crashes."""
+"""5 000 damaged metadata blobs: each is refused or loaded, and none
+crashes."""
 
 import pytest
 from support.program import run_program
@@ -63,6 +64,6 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_damaged_metadata_does_no_harm(place):
-    """And the good blob loads and works at any time."""
+    """The good blob loads and works at any time."""
     source = PROGRAM.format(there=PLACES[place], seed=len(place))
     run_program(source, timeout=200)

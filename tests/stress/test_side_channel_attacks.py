@@ -1,8 +1,7 @@
-"""A well-behaved client is served, whatever others do.
+"""A well-behaved client is served during attacks.
 
-Each row is one attack on one transport, for --attack-seconds (0.3
-unless told otherwise; 5 is a good measure): on a plain listener, on one with
-TLS, on one with a secret.
+Each row is one attack on one transport for --attack-seconds (0.3 by default; 5
+is a good value): on a plain listener, on one with TLS, on one with a secret.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ KEY = (0, 1)
 
 
 def rows(kind, attacks, transports):
-    """Of each transport, with what it adds."""
+    """The common attacks and its own ones, for each transport."""
     return [
         pytest.param(transport, attack, id=f"{transport.name}-{kind}{name}")
         for transport in transports
@@ -57,13 +56,15 @@ def seconds(request):
 
 
 @pytest.mark.parametrize(("transport", "attack"), PLAIN)
-def test_service_goes_on(transport, attack, seconds):
+def test_service_continues_under_attack(transport, attack, seconds):
     with transport.make(client_timeout_ms=2000) as server:
         serve_under(attack, transport, server, {}, seconds)
 
 
 @pytest.mark.parametrize(("transport", "attack"), TLS)
-def test_service_goes_on_with_tls(transport, attack, seconds, folder):
+def test_service_with_tls_continues_under_attack(
+    transport, attack, seconds, folder
+):
     with transport.make(
         client_timeout_ms=2000,
         tls_certificate=str(folder / "server.pem"),
@@ -75,7 +76,9 @@ def test_service_goes_on_with_tls(transport, attack, seconds, folder):
 
 
 @pytest.mark.parametrize(("transport", "attack"), PROVED)
-def test_service_goes_on_with_a_secret(transport, attack, seconds):
+def test_service_with_a_secret_continues_under_attack(
+    transport, attack, seconds
+):
     with transport.make(client_timeout_ms=2000, secret=SECRET) as server:
         known = {"secret": SECRET}
         heard = serve_under(attack, transport, server, known, seconds)
@@ -83,8 +86,8 @@ def test_service_goes_on_with_a_secret(transport, attack, seconds):
 
 
 def serve_under(attack, transport, server, options, seconds):
-    """Have a client with such options served meanwhile; what the attacker
-    came to hear."""
+    """Serve a client with these options meanwhile; return the bytes that the
+    attacker received."""
     times = []
     port = server.start_listener(0, {None: LARGE, KEY: BLOB})
     attacker = Attacker(transport, port)
@@ -124,7 +127,7 @@ def ask(client, port, times):
 
 
 def overhear(client, port):
-    """All that the client sends in one exchange."""
+    """All bytes that the client sends in one exchange."""
     said = []
 
     def pump(source, target, note):
@@ -155,7 +158,7 @@ def overhear(client, port):
 
 
 def show(times):
-    """For those who look (pytest -s)."""
+    """Print the figures (visible with pytest -s)."""
     times.sort()
     p50, p99 = (times[len(times) * part // 100] * 1e3 for part in (50, 99))
     print(f"{len(times)} requests, p50 {p50:.2f} ms, p99 {p99:.2f} ms")

@@ -1,6 +1,6 @@
-"""Thousands of connections, and thousands of peers.
+"""Thousands of connections and thousands of peers.
 
---crowd says how many (1000 unless told otherwise; 10000 is a good measure).
+--crowd sets the number (1000 by default; 10000 is a good value).
 """
 
 import contextlib
@@ -20,7 +20,7 @@ BLOB = bytes(range(256)) * 4
 MEMORY_MOST = 100 << 20
 MEMORY_EACH = 10_000
 
-#: What each of them says, in turns, before it says no more.
+#: The bytes that connections send, in rotation, before they fall silent.
 OPENINGS = {
     "tcp": [b"", b"\0", b"\0\0\0\x0cGET_METADAT"],
     "zmq": [b"", zmtp.GREETING, zmtp.HANDS],
@@ -42,7 +42,7 @@ def count(request):
 
 
 def ask_often(client, port):
-    """What each of many requests took, in ms, the shortest first."""
+    """The duration of many requests in ms, sorted."""
     times = []
     for _ in range(200):
         start = time.monotonic()
@@ -52,7 +52,7 @@ def ask_often(client, port):
 
 
 def show(what, count, times, memory):
-    """For those who look (pytest -s)."""
+    """Print the figures (visible with pytest -s)."""
     p50, p99 = (times[len(times) * part // 100] for part in (50, 99))
     print(
         f"{what} {count}: {memory / (1 << 20):.1f} MiB, "
@@ -60,7 +60,7 @@ def show(what, count, times, memory):
     )
 
 
-def test_a_crowd_is_held_and_others_are_served(transport, count):
+def test_crowd_below_the_limit_is_held(transport, count):
     with (
         transport.make(
             max_connections=count + 50, client_timeout_ms=120_000
@@ -79,9 +79,7 @@ def test_a_crowd_is_held_and_others_are_served(transport, count):
     assert memory < min(MEMORY_MOST, count * MEMORY_EACH + (4 << 20))
 
 
-def test_a_crowd_beyond_the_limit_is_refused_and_others_are_served(
-    transport, count
-):
+def test_crowd_beyond_the_limit_is_refused(transport, count):
     most = count // 4
     with (
         transport.make(max_connections=most) as server,
@@ -95,14 +93,14 @@ def test_a_crowd_beyond_the_limit_is_refused_and_others_are_served(
             memory = resident() - before
             until(
                 lambda: server.stats()["evicted"] >= count - most,
-                "those refused",
+                "the refusals",
             )
             assert server.stats()["open"] <= most
         show("refused", count, times, memory)
     assert memory < min(MEMORY_MOST, count * MEMORY_EACH + (4 << 20))
 
 
-def test_a_crowd_of_peers_is_asked_at_once(transport, count):
+def test_crowd_of_peers_is_fetched_concurrently(transport, count):
     peers = min(count, 1000)
     if not room_for(10 * peers):
         pytest.skip(f"needs {10 * peers} file descriptors")

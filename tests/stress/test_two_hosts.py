@@ -1,6 +1,6 @@
-"""Two hosts: network namespaces that a veth pair joins.
+"""Two hosts: network namespaces joined by a veth pair.
 
-Each has an address of its own and no way to the other but TCP.
+Each has its own address and reaches the other only by TCP.
 """
 
 import json
@@ -25,7 +25,7 @@ def two():
     try:
         made = hosts.two_hosts()
     except OSError as error:
-        pytest.skip(f"network namespaces are not to be had: {error}")
+        pytest.skip(f"network namespaces are not available: {error}")
     yield made
     made.remove()
 
@@ -39,7 +39,7 @@ def env(request):
 
 
 def events(process):
-    """What an instance of the demo says, line by line."""
+    """The output lines of an instance of the demo."""
     for text in process.stdout:
         if text.startswith("{"):
             yield json.loads(text)
@@ -52,9 +52,9 @@ def finish(process):
     process.errors.close()
 
 
-def test_the_demo_runs_between_two_hosts(two, env):
-    """The handshake by the side channel, the blocks by UCX; decode checks
-    every byte, prefill frees what was fetched."""
+def test_demo_runs_between_two_hosts(two, env):
+    """The side channel carries the handshake and UCX the blocks; decode checks
+    every byte, prefill frees the fetched blocks."""
     demo = [sys.executable, str(DEMO), *SIZE, "--timeout", str(PATIENCE)]
     prefill = two.start(0, [*demo, "--role", "prefill"], env)
     decode = None
@@ -76,9 +76,9 @@ def test_the_demo_runs_between_two_hosts(two, env):
     assert len(set(freed)) == 4
 
 
-def test_hosts_do_not_take_each_other_for_one(two, env):
-    """Both run on one machine and may even share its pids: what tells them
-    apart is that no socket of the one is reached by the other."""
+def test_two_hosts_are_told_apart(two, env):
+    """Both run on one machine and may even share its pids; they are told apart
+    because neither can reach the other's sockets."""
     env = {key: env[key] for key in env if key != "VLLM_NIXL_SAME_HOST"}
     demo = [sys.executable, str(DEMO), *SIZE, "--timeout", str(PATIENCE)]
     prefill = two.start(0, [*demo, "--role", "prefill"], env)

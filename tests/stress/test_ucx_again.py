@@ -1,4 +1,4 @@
-"""A live peer that is reached by UCX is removed and loaded again."""
+"""A live peer reached by UCX is removed and loaded again."""
 
 import pytest
 from support import deadline, mourning, ucx
@@ -13,7 +13,7 @@ SIZE = 4096
 
 @pytest.fixture(params=ucx.TRANSPORTS)
 def start(request, names, opened):
-    """start(): an agent that knows UCX alone."""
+    """start(): an agent that uses only UCX."""
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
@@ -31,8 +31,8 @@ def fetch(here, there, room, block, told):
     assert here.move("READ", *rows, there.name, told) == "DONE"
 
 
-def test_a_live_peer_that_is_loaded_again_costs_nothing(start):
-    """Neither side has more descriptors after 1 000 rounds."""
+def test_reloading_a_live_peer_leaks_nothing(start):
+    """Neither side holds more descriptors after 1 000 rounds."""
     here, there = start(), start()
     room, block = here.alloc(SIZE), there.alloc(SIZE, seed=1)
     blob, first = there.metadata(), None
@@ -49,8 +49,8 @@ def test_a_live_peer_that_is_loaded_again_costs_nothing(start):
         deadline.until(left.is_level, left)
 
 
-def test_one_side_forgets_and_the_other_goes_on(start):
-    """Its connection stays, and is the one that is used afterwards."""
+def test_removal_on_one_side_keeps_the_other_working(start):
+    """Its connection stays open and is used afterwards."""
     here, there = start(), start()
     mine, its = here.alloc(SIZE, seed=1), there.alloc(SIZE, seed=2)
     blob, first = there.metadata(), None
@@ -69,9 +69,9 @@ def test_one_side_forgets_and_the_other_goes_on(start):
 
 
 @pytest.mark.parametrize("forgetful", ["here", "there", "both"])
-def test_long_messages_arrive_after_all_that(start, forgetful):
-    """UCX cuts them, and drops them where it takes their endpoint for one
-    that was closed."""
+def test_long_messages_arrive_after_many_reloads(start, forgetful):
+    """UCX splits them, and drops them if it takes their endpoint for a closed
+    one."""
     here, there = start(), start()
     here.add(there.metadata())
     there.add(here.metadata())
@@ -91,8 +91,8 @@ def test_long_messages_arrive_after_all_that(start, forgetful):
             there.add(here.metadata())
 
 
-def test_a_peer_dies_after_it_was_removed(start):
-    """What is kept of its connection goes with it."""
+def test_peer_may_die_after_its_removal(start):
+    """The parts of its connection that were kept are freed with it."""
     here, first = start(), None
     room = here.alloc(SIZE)
     for number in range(6):

@@ -1,7 +1,7 @@
-"""Metadata that lies: regions that the peer does not have.
+"""False metadata: regions that the peer does not have.
 
-Nothing that a peer says of its memory may make us touch more of ours than a
-transfer names, and what is not in its metadata is never asked for.
+No claim of a peer about its memory may make us touch more of our memory than a
+transfer names, and memory outside its metadata is never requested.
 """
 
 import random
@@ -27,7 +27,7 @@ ERRORS = {
 
 @pytest.fixture(scope="module")
 def couple():
-    """(one that is lied to, the one of whom lies are told)"""
+    """(agent that loads false metadata, agent that it describes)"""
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
@@ -50,8 +50,8 @@ def pair(couple):
 
 
 def with_regions(data, change):
-    """What the metadata says of UCX alone, as a stock agent's does, with each
-    region's (address, length, device, key) made into others."""
+    """The metadata reduced to UCX, like a stock agent's, with each region's
+    (address, length, device, key) replaced."""
     found = grammar.parse(data)
     sections = [
         section._replace(
@@ -92,7 +92,7 @@ def attempt(here, there, remote, size):
 
 
 def assert_guards(here):
-    """What surrounds the buffer is as it was."""
+    """Check that the bytes around the buffer have not changed."""
     want = pattern(2, SIZE + 2 * GUARD)
     got = here.read(here.guarded.key)
     assert got[:GUARD] == want[:GUARD]
@@ -100,7 +100,7 @@ def assert_guards(here):
 
 
 def works(here, there):
-    """With the truth loaded, all is well."""
+    """Check that transfers work once the true metadata is loaded."""
     here.remove(there.name)
     here.add(there.metadata())
     assert attempt(here, there, there.block.addr, SIZE) is None
@@ -121,8 +121,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_false_regions(pair, lie):
-    """It is refused, or the transfer fails by a typed error; we live."""
+def test_false_regions_cause_typed_errors_only(pair, lie):
+    """It is refused, or the transfer fails with a typed error; our process
+    survives."""
     here, there = pair
     data = with_regions(there.metadata(), LIES[lie])
     assert refused(here, data) or attempt(here, there, 0x1000, SIZE) in ERRORS
@@ -130,8 +131,8 @@ def test_false_regions(pair, lie):
     works(here, there)
 
 
-def test_nothing_beyond_the_metadata_is_asked_for(pair):
-    """A part of the region is advertised: the rest is out of reach."""
+def test_unadvertised_memory_is_never_requested(pair):
+    """Part of the region is advertised; the rest cannot be reached."""
     here, there = pair
     half = SIZE // 2
     here.add(
@@ -149,8 +150,8 @@ def test_nothing_beyond_the_metadata_is_asked_for(pair):
     works(here, there)
 
 
-def test_spoiled_metadata(pair):
-    """Bytes turned at random, in what only UCX reads too."""
+def test_randomly_damaged_metadata_does_no_harm(pair):
+    """Random bytes are changed, including those that only UCX reads."""
     here, there = pair
     dice = random.Random(5)
     data = there.metadata()

@@ -1,4 +1,4 @@
-"""Peers that are reached by UCX are killed and stopped."""
+"""Peers reached by UCX are killed and stopped."""
 
 import signal
 
@@ -19,7 +19,7 @@ def transport(request):
 
 @pytest.fixture
 def start(names, opened, transport):
-    """start(name=None, env=None): an agent that knows UCX alone."""
+    """start(name=None, env=None): an agent that uses only UCX."""
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
@@ -33,7 +33,7 @@ def start(names, opened, transport):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE", "idle"])
-def test_a_killed_peer_is_an_error_and_may_come_back(start, operation):
+def test_killed_peer_is_an_error_and_can_restart(start, operation):
     here = start()
     survivor = mourning.Survivor(here, lambda: start("victim"))
     bystander = start()
@@ -46,14 +46,14 @@ def test_a_killed_peer_is_an_error_and_may_come_back(start, operation):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_a_peer_that_we_serve_is_killed(start, operation):
-    """Over TCP it is us who answer, and find that nobody is there."""
+def test_killed_peer_that_we_serve_does_no_harm(start, operation):
+    """Over TCP we send the replies, and find that the peer is gone."""
     survivor = mourning.Survivor(start(), start)
     survivor.outlive(operation, mourning.ROUNDS or 2)
     survivor.exchange(survivor.meet())
 
 
-def test_many_die_at_once(start):
+def test_many_peers_die_at_once(start):
     here = start()
     survivor = mourning.Survivor(here, None)
     victims, handles = [], []
@@ -78,8 +78,8 @@ def test_many_die_at_once(start):
     survivor.exchange(survivor.meet())
 
 
-def test_metadata_of_a_dead_peer_may_be_loaded_again(start):
-    """By one who waits for it to come back: it costs nothing to ask."""
+def test_loading_a_dead_peer_repeatedly_uses_bounded_resources(start):
+    """An agent that waits for the peer's return may retry at no cost."""
     here, victim = start(), start("victim")
     metadata = victim.metadata()
     victim.kill()
@@ -96,8 +96,8 @@ def test_metadata_of_a_dead_peer_may_be_loaded_again(start):
     survivor.exchange(survivor.meet())
 
 
-def test_a_peer_that_leaves_is_an_error(start):
-    """It closes its agent and exits properly, during a transfer."""
+def test_departed_peer_is_an_error(start):
+    """It closes its agent and exits in an orderly way during a transfer."""
     here = start()
     survivor = mourning.Survivor(here, start)
     victim = survivor.meet()
@@ -110,9 +110,9 @@ def test_a_peer_that_leaves_is_an_error(start):
 
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
-def test_a_stopped_peer_does_not_hold_us_up(start, transport, operation):
-    """SIGSTOP: TCP needs it to run, so the deadline ends the transfer; the
-    agent goes on, and reaches the peer again when it runs again."""
+def test_stopped_peer_does_not_block_others(start, transport, operation):
+    """SIGSTOP: TCP needs the peer to run, so the deadline ends the transfer.
+    The agent continues, and reaches the peer again once it runs."""
     if transport != "tcp":
         pytest.skip("the kernel copies from a stopped process")
     here = start(env={"VLLM_NIXL_UCX_TIMEOUT": LIMIT})
@@ -138,7 +138,7 @@ def test_a_stopped_peer_does_not_hold_us_up(start, transport, operation):
     survivor.exchange(other)
 
 
-def test_a_stopped_peer_stops_no_cancel(start):
+def test_stopped_peer_does_not_block_cancel(start):
     here = start()
     survivor = mourning.Survivor(here, start)
     victim, other = survivor.meet(), survivor.meet()

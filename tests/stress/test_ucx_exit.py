@@ -1,5 +1,7 @@
-"""Processes that end with their UCX agents open: their exit status, and what
-their peers have of them."""
+"""Processes that exit with open UCX agents: their exit status, and the
+messages
+that their peers receive.
+"""
 
 import pytest
 from support import mourning, ucx
@@ -49,7 +51,7 @@ assert here.transfer(long) == "PROC"
 """
 ENDS = {
     "falls off the end": "",
-    # A list gives up its last first: the memory goes before the agents do.
+    # A list frees its last item first: the memory goes before the agents.
     "memory goes first": (
         "builtins.kept = [here, there, left, right, long, mine, theirs]\n"
         "del here, there, left, right, long, short, mine, theirs\n"
@@ -61,7 +63,7 @@ ENDS = {
 
 @pytest.mark.parametrize("operation", ["READ", "WRITE"])
 @pytest.mark.parametrize("end", ENDS)
-def test_a_process_ends_well_with_a_transfer_in_flight(env, end, operation):
+def test_process_exits_cleanly_with_a_transfer_in_flight(env, end, operation):
     source = f"OPERATION = {operation!r}\n{AGENTS}{ENDS[end]}"
     for _ in range(ROUNDS):
         run_program(source, env=env, timeout=60)
@@ -89,7 +91,7 @@ atexit.register(late)  # before the module's own, so called after it
 )
 
 
-def test_what_is_asked_after_the_end_does_not_hang(env):
+def test_calls_in_a_late_exit_handler_do_not_hang(env):
     source = f"OPERATION = 'READ'\n{LATE}"
     assert run_program(source, env=env, timeout=60).stdout == "refused\n"
 
@@ -103,7 +105,7 @@ for number in range({count}):
 """
 
 
-def test_what_was_said_before_the_end_arrives(env, names, opened):
+def test_notifications_sent_before_exit_arrive(env, names, opened):
     there = PeerProcess("vllm_nixl", names(), {}, env)
     opened.append(there)
     count = 100

@@ -1,4 +1,4 @@
-"""An agent with ten peers by UCX does nothing when nothing is asked."""
+"""An idle agent with ten UCX peers uses no CPU."""
 
 import time
 
@@ -28,8 +28,8 @@ def start(names, opened):
     return made
 
 
-def test_an_agent_with_ten_peers_sleeps(start):
-    """Connected both ways, with something transferred over each."""
+def test_idle_agent_with_ten_peers_sleeps(start):
+    """Connected both ways, after a transfer over each connection."""
     here = start()
     room = here.alloc(SLOT)
     for seed in range(PEERS):
