@@ -1,7 +1,7 @@
 """Fixtures of all Python tests.
 
-`--module nixl` runs what stock NIXL shares against stock: a test of ours
-that fails there is a wrong test, or carries `@beyond_stock`.
+`--module nixl` runs the tests that apply to stock NIXL against stock.  A test
+that fails there is wrong, or is marked `@beyond_stock`.
 """
 
 import faulthandler
@@ -17,10 +17,11 @@ from support.endpoint import Endpoint
 from support.peer import PeerPool
 from support.transfers import Long
 
-# Where the two sides of a transfer live, and by what they are joined:
-# (environment of both, the target has a process of its own).  A process loads
-# one libucp at most, and making an agent takes longer with one: so that runs
-# by itself, `--engine ucx`.
+# Where the two sides of a transfer live, and which transport joins them:
+# (environment of both, the target has its own process).  A process loads one
+# libucp at most, and creating an agent takes longer with one, so those tests
+# run
+# separately with `--engine ucx`.
 ENGINES = {
     "native-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False),
     "native-shm": ({"VLLM_NIXL_ENGINE": "native"}, True),
@@ -35,7 +36,7 @@ UCX_ENGINES = {
         False,
     ),
 }
-# The stock library behind our agent: `--engine nixl`, where it is installed.
+# The stock library behind our agent: `--engine nixl`, if it is installed.
 NIXL_ENGINES = {
     "nixl-inproc": ({"VLLM_NIXL_ENGINE": "nixl"}, False),
     "nixl-two-processes": ({"VLLM_NIXL_ENGINE": "nixl"}, True),
@@ -44,10 +45,10 @@ STOCK_ENGINES = {
     "stock-inproc": ({}, False),
     "stock-two-processes": ({}, True),
 }
-# Seconds, after which a hanging test shows its stacks; rounds that somebody
-# asked for have theirs.
+# Seconds after which a hanging test shows its stacks; options that prolong a
+# test prolong the limit.
 TEST_LIMIT = 240 + 6 * int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
-LEASE = 30  # for so long that limit is not set anew
+LEASE = 30  # seconds during which the limit is not renewed
 
 
 def pytest_addoption(parser):
@@ -133,16 +134,16 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish():
-    """What is there before the first test stays: the collector, which many
-    tests run at their end, need not look at it."""
+    """Freeze the objects that exist before the first test, so that the
+    collector, which many tests run at their end, skips them."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def watchdog():
-    """Sets the time after which a hang ends the run and shows where every
-    thread stood.  Anew every LEASE seconds only, for it takes a thread."""
+    """Set the time after which a hang ends the run and shows every thread's
+    stack.  Renewed only every LEASE seconds, because it starts a thread."""
     set_at = -LEASE
 
     def renew():
@@ -195,7 +196,7 @@ def engine(request, monkeypatch):
 
 @pytest.fixture
 def inproc(request, monkeypatch):
-    """Engines only, for a test that keeps all its agents in this process."""
+    """The engines alone, for a test with all its agents in this process."""
     return choose_engine(request, monkeypatch)
 
 
@@ -208,7 +209,7 @@ def names():
 
 @pytest.fixture
 def opened():
-    """What is to be closed after the test, newest first."""
+    """Objects to close after the test, newest first."""
     things = []
     yield things
     for thing in reversed(things):
@@ -236,7 +237,7 @@ def pool():
 
 @pytest.fixture
 def peer(module, names, opened, pool):
-    """peer(name=None, env=None, **config): one in another process."""
+    """peer(name=None, env=None, **config): an agent in another process."""
 
     def make(name=None, env=None, **config):
         made, lease = pool.take(module, name or names(), config, env)
@@ -248,7 +249,7 @@ def peer(module, names, opened, pool):
 
 @pytest.fixture
 def other(engine, endpoint, peer):
-    """other(name=None): an agent where the engine wants the target."""
+    """other(name=None): an agent in the process that the engine needs."""
     return peer if engine.two_processes else endpoint
 
 
@@ -273,7 +274,7 @@ def meet():
 
 @pytest.fixture
 def long_transfer(pair):
-    """A transfer that does not end by itself, made and not posted."""
+    """A transfer that does not end by itself, created but not posted."""
     transfer = Long(*pair)
     yield transfer
     transfer.handle.release()

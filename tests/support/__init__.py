@@ -1,1 +1,1 @@
-"""What the tests share: memory, peers in other processes, deadlines."""
+"""Helpers for the tests: memory, peers in other processes, deadlines."""

@@ -1,4 +1,4 @@
-"""Random calls with lying arguments.
+"""Random calls with misbehaving arguments.
 
     python -m support.any_call SEED SECONDS NOTES
 
@@ -32,7 +32,7 @@ from support.memory import Memory
 PAGE = mmap.PAGESIZE
 SIZE = 4 * PAGE
 CANARY = b"\xc5"
-NOTE = 512  # bytes of a thread's last call, for whoever finds the crash
+NOTE = 512  # bytes of a thread's last call, to diagnose a crash
 # Seconds after which a forked child hangs.  That is a failure, except under
 # ASan: its allocator ignores fork() (before LLVM 19), so that a lock that
 # another thread held stays locked in the child.
@@ -41,7 +41,7 @@ CHILD_LIMIT = 10 if UNDER_ASAN else 60
 
 
 class Canaried:
-    """Memory of which only the middle is lent to an agent."""
+    """Memory of which only the middle is given to an agent."""
 
     def __init__(self):
         self.whole = Memory(SIZE + 2 * PAGE)
@@ -55,7 +55,7 @@ class Canaried:
 
 
 class Scene:
-    """Three agents that know each other, and handles of theirs."""
+    """Three agents that know each other, and their handles."""
 
     def __init__(self, api, name, memory):
         self.api, self.memory = api, memory
@@ -101,7 +101,7 @@ class Scene:
 
 
 class World:
-    """Memory, and the scene that all threads work on."""
+    """Memory, and the scene that all threads use."""
 
     def __init__(self, api, seed):
         self.api, self.seed = api, seed
@@ -112,7 +112,7 @@ class World:
         self.renew()
 
     def renew(self):
-        """The old scene goes when nobody uses it any more."""
+        """Replace the scene; the old one is freed with its last use."""
         name = f"{self.seed}-{next(self.numbers)}"
         self.scene = Scene(self.api, name, self.memory)
         return self.scene
@@ -147,11 +147,11 @@ KINDS = ("xfer_descs", "reg_descs", "remote_descs", "left", "right", "xfer",
          "channel", "requests", "telemetry", "buffer")  # fmt: skip
 
 
-# -- Harm ---------------------------------------------------------------------
+# -- Harmful arguments --------------------------------------------------------
 
 
 class Harm:
-    """Something that a call's argument does while it is looked at."""
+    """An action that a call's argument performs while it is converted."""
 
     def __init__(self, caller):
         self.caller = caller
@@ -164,7 +164,7 @@ class Harm:
             raise ValueError("an argument that fails")
 
     def strip_call(self):
-        """Take from the call that is going on what it works with."""
+        """Release the objects that the current call uses."""
         caller, dice = self.caller, self.caller.dice
         things = list(caller.arguments)
         for thing in caller.arguments:
@@ -191,7 +191,7 @@ class Harm:
                 deed(caller.owner.notifs)
 
     def disturb(self):
-        """Anything, anywhere else."""
+        """Make some unrelated call."""
         dice, scene = self.caller.dice, self.caller.world.scene
         deed = dice.randrange(8)
         if deed == 0:
@@ -216,7 +216,7 @@ class Harm:
 
 
 class Number(Harm):
-    """A number whose every conversion strikes."""
+    """A number whose every conversion runs harmful code."""
 
     def __init__(self, caller, value):
         super().__init__(caller)
@@ -247,7 +247,7 @@ class Number(Harm):
 
 
 class Rows(list, Harm):
-    """A list that changes while it is read."""
+    """A list that changes while it is being read."""
 
     def __init__(self, caller, values):
         list.__init__(self, values)
@@ -275,7 +275,7 @@ class Rows(list, Harm):
 
 
 class Sequence(Harm):
-    """No list: a sequence by its methods alone, which lies about its size."""
+    """A sequence by its methods alone, which reports a false size."""
 
     def __init__(self, caller, values):
         super().__init__(caller)
@@ -291,7 +291,7 @@ class Sequence(Harm):
 
 
 class Text(str):
-    """A string that strikes when it is compared, hashed or converted."""
+    """A string that runs harmful code when compared, hashed or converted."""
 
     __slots__ = ("harm",)
 
@@ -320,13 +320,13 @@ class Bytes(bytes):
         self.harm.strike()
         return bytes.__hash__(self)
 
-    def __buffer__(self, flags):  # of Python 3.12 on
+    def __buffer__(self, flags):  # Python 3.12 and later
         self.harm.strike()
         return bytes.__buffer__(self, flags)
 
 
 class Table(dict, Harm):
-    """A dict that grows while it is read."""
+    """A dict that grows while it is being read."""
 
     def __init__(self, caller, values):
         dict.__init__(self, values)
@@ -352,7 +352,7 @@ class Table(dict, Harm):
 
 
 class Tensor(Harm):
-    """What a torch tensor looks like."""
+    """An object with the interface of a torch tensor."""
 
     class Device:
         type, index = "cpu", None
@@ -392,7 +392,7 @@ class Caller:
         self.owner, self.arguments = None, ()
         self.calls = self.answers = 0
 
-    # Arguments that would do.
+    # Valid arguments.
 
     def agent(self):
         return self.dice.choice(self.world.scene.agents)
@@ -464,7 +464,7 @@ class Caller:
         return getattr(self.thing("channel"), "port", 0) or 1
 
     def fresh(self):
-        """An agent that has just got one more of all handles, alive."""
+        """An agent that has just got one more live handle of each kind."""
         scene, number = self.world.scene, self.dice.randrange(3)
         with contextlib.suppress(self.api.NixlError):
             scene.fill_from(number, (number + 1) % 3)
@@ -475,7 +475,7 @@ class Caller:
         return things[-1] if things else None
 
     def with_notifs(self):
-        """An agent that has collected notifications, under odd keys."""
+        """An agent with collected notifications under odd keys."""
         agent = self.agent()
         with contextlib.suppress(Exception):
             agent.notifs = {self.harmful(self.name()): [b"a"] for _ in "12"}
@@ -485,13 +485,13 @@ class Caller:
     def tag(self):
         return self.dice.choice([b"", b"a", "a", bytes(3)])
 
-    # Arguments that would not.
+    # Invalid arguments.
 
     def nonsense(self):
         return self.dice.choice(NONSENSE)
 
     def harmful(self, value):
-        """Like `value`, with code in it."""
+        """An argument like `value` that runs harmful code."""
         if isinstance(value, bool) or value is None:
             return Number(self, 1)
         if isinstance(value, int):
@@ -537,7 +537,7 @@ class Caller:
     # The calls.
 
     def call(self):
-        """One call; True: it returned."""
+        """Make one call; True if it returned."""
         self.count = self.dice.randrange(8)
         owner, name, arguments, keywords = self.dice.choice(CALLS)(self)
         if owner is None:
@@ -575,8 +575,8 @@ class Caller:
         return True
 
     def owns(self, arguments):
-        """Is it our memory?  A program may register memory that is not there,
-        and is to blame for the transfer that follows."""
+        """Is it our memory?  A program that registers unmapped memory is
+        itself to blame for the transfer that follows."""
         try:
             descs = self.api.nixlRegDList(self.api.DRAM_SEG, arguments[0])
             rows = [descs[i] for i in range(descs.descCount())]
@@ -604,7 +604,7 @@ class Caller:
 
 
 def brief(value):
-    """What fits into a note, without running the argument's code."""
+    """The text that fits into a note, without running the argument's code."""
     if type(value) in (int, str, bytes, float, bool, type(None), tuple):
         return repr(value)[:60]
     if type(value) in (list, dict, array.array):
@@ -640,12 +640,12 @@ NONSENSE = [
     range(3), range(2**40), object(), type, len, lambda: 0, ..., 1j,
     object.__new__, NotImplemented, "localhost", "256.0.0.1", "::1",
 ]  # fmt: skip
-# Their arguments say how long to wait, or end the test.
+# Their arguments set the waiting time, or would end the test.
 UNSPOILED = {"wait", "close", "step", "take"}
 
 
 def on_agent(name, *parts, **keywords):
-    """A call of an agent's method; `parts` make its arguments."""
+    """A call of an agent's method; `parts` create its arguments."""
 
     def make(self):
         arguments = [part(self) if callable(part) else part for part in parts]
@@ -671,7 +671,7 @@ def on_module(name, *parts):
 
 
 def new_without_init(self):
-    """Objects that no __init__ has seen, and their methods."""
+    """Call methods of objects whose __init__ never ran."""
     kinds = [
         self.api.nixl_agent, self.api.nixlXferDList, self.api.nixlRegDList,
         self.api.nixlRemoteDList, self.api.TcpSideChannel,
@@ -693,7 +693,7 @@ def new_without_init(self):
 
 
 def any_method(self):
-    """A method that CALLS may have forgotten, with anything."""
+    """Call a method that CALLS may lack, with any arguments."""
     kind = self.dice.choice(KINDS)
     owner = self.dice.choice(
         [self.agent(), self.thing(kind), self.world.scene.raw]
@@ -714,17 +714,17 @@ def any_method(self):
 
 
 NEVER = {
-    # Wait for as long as they are told, or end what all threads use.
+    # These wait as long as their argument says, or end shared objects.
     "wait", "request_metadata", "request_remote_metadata", "request_many",
     "wait_async", "notifications", "close", "_begin", "__exit__", "result",
     "__class__", "__init_subclass__", "__subclasshook__", "__new__",
     "__reduce__", "__reduce_ex__", "__sizeof__", "__dir__", "print",
-    # What is not there may be registered.
+    # Unmapped memory may be registered.
     "registerMem", "register_memory",
 }  # fmt: skip
 
 C = Caller
-# Of handles that nobody has released yet.
+# Handles that are not released yet.
 FRESH = [
     lambda s: (s.fresh(), "make_prepped_xfer",
                [s.operation(), s.newest("left"), s.indices(),
@@ -866,7 +866,7 @@ CALLS = [
 
 
 def forked(world, seed):
-    """A child in which the parent's objects are called; it must end well."""
+    """Call the parent's objects in a forked child, which must exit cleanly."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -881,7 +881,7 @@ def forked(world, seed):
     end = time.monotonic() + CHILD_LIMIT
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         if time.monotonic() > end:
-            os.kill(pid, signal.SIGABRT)  # which shows where it stands
+            os.kill(pid, signal.SIGABRT)  # which prints its stack
             os.waitpid(pid, 0)
             assert UNDER_ASAN, "a forked child hangs"
             return

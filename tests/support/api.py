@@ -5,10 +5,9 @@ import os
 import sys
 import types
 
-# Of the thread by which a stock agent makes progress, in us.  Stock's Python
-# passes 0, with which it never sleeps and takes a whole core: of those a
-# machine for tests has few.  With any other it sleeps until its backend has
-# something to do.
+# Delay of a stock agent's progress thread in us.  Stock's Python passes 0: the
+# thread never sleeps and uses a whole core, and test machines have few.  With
+# any other value it sleeps until its backend has something to do.
 PROGRESS_DELAY = int(os.environ.get("STOCK_PROGRESS_DELAY", "100000"))
 
 
@@ -47,8 +46,8 @@ class Api:
 
 
 def load_stock(name):
-    """A module of stock's.  NIXL up to 1.3 imports torch, and asks of it only
-    whether a list is a tensor; none of ours is."""
+    """Import a stock module.  NIXL up to 1.3 imports torch only to check
+    whether a list is a tensor; our tests pass no tensors."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -64,7 +63,7 @@ def load_stock(name):
 
 
 def let_progress_sleep(binding, delay):
-    """What stock's Python makes agents with has that delay in place of 0."""
+    """Make stock's Python create agents with that delay instead of 0."""
     if delay == 0 or hasattr(binding.nixlAgentConfig, "progress_delay"):
         return
 

@@ -1,10 +1,10 @@
-"""What clients that mean ill, or are ill, do to a side channel.
+"""Attacks by hostile or broken clients on a side channel.
 
-An attack is a function of an Attacker that does its worst until it is told to
-stop; whatever it reads on the way is kept, so that a test can tell whether it
-got what it should not.  ATTACKS are for every transport; a transport adds its
-own in support.transports.  TLS_ATTACKS and SECRET_ATTACKS are for listeners
-that have these.
+An attack is a function of an Attacker that runs until it is told to stop.  The
+bytes it reads are kept, so that a test can check that it received no secret.
+ATTACKS are for every transport; a transport adds its own in
+support.transports.  TLS_ATTACKS and SECRET_ATTACKS are for listeners that have
+these.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CROWD = 50
 
 
 class Attacker:
-    """Connections to one port, and what came over them."""
+    """Connections to one port, and the bytes received on them."""
 
     def __init__(self, transport, port):
         self.transport = transport
         self.port = port
         self.request = transport.raw_request
-        #: What a friend sent in an exchange that was listened to.
+        #: Bytes that an honest client sent in a recorded exchange.
         self.overheard = b""
         self.heard = b""
         self.random = random.Random(20)
@@ -45,7 +45,7 @@ class Attacker:
         return socket.create_connection((HOST, self.port), timeout=5)
 
     def hold(self, said=b"", count=CROWD):
-        """Connections that say so much and stay."""
+        """Open connections that send these bytes and stay open."""
         for _ in range(count):
             with contextlib.suppress(OSError):
                 sock = self.connect()
@@ -54,7 +54,7 @@ class Attacker:
         return self._held
 
     def say(self, said, reset=False):
-        """One connection: say it, read what comes of it, leave."""
+        """Open one connection, send the bytes, read the reply, close."""
         with contextlib.suppress(OSError), self.connect() as sock:
             sock.sendall(said)
             if reset:
@@ -66,7 +66,7 @@ class Attacker:
                 self.heard += piece
 
     def over(self, seconds=0.0):
-        """Wait for so long; is it time to stop?"""
+        """Wait that long; returns True when it is time to stop."""
         return self._stop.wait(seconds)
 
     def run(self, attack):

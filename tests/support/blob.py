@@ -1,4 +1,4 @@
-"""NIXL's metadata grammar, read by nobody's code but the tests' own."""
+"""NIXL's metadata grammar, parsed independently of our library and of NIXL."""
 
 import collections
 import struct
@@ -44,7 +44,8 @@ def unpack(form, value):
 
 
 def parse(data):
-    """The whole blob; ValueError when it is none, or has more bytes."""
+    """Parse the whole blob; ValueError if it is invalid or has trailing
+    bytes."""
     reader = Reader(data)
     reader.literal(PREFIX)
     name = reader.field(b"Agent")
@@ -62,7 +63,7 @@ def parse(data):
 def section(reader):
     backend = reader.field(b"bknd")
     if reader.field(b"nixlDList") != b"nixlSDList":
-        raise ValueError("a section that is no list")
+        raise ValueError("a section that is not a list")
     mem_type = reader.number(b"t", "=i")
     regions = []
     for _ in range(reader.number(b"n")):

@@ -1,14 +1,14 @@
-"""Scattered blocks, as a KV cache has them."""
+"""Scattered blocks, as in a KV cache."""
 
 import array
 import random
 
 
 def scatter(seed, count, sizes, room):
-    """`count` blocks of sizes from `sizes` at distinct random places.
+    """Place `count` blocks of sizes from `sizes` at random.
 
-    Returns [(offset, size), ...] that do not overlap, in random order, in
-    `room` bytes.
+    Returns [(offset, size), ...] within `room` bytes, in random order and
+    without overlaps.
     """
     dice = random.Random(seed)
     lengths = [dice.choice(sizes) for _ in range(count)]
@@ -44,7 +44,8 @@ def rows(base, blocks):
 
 
 def expected(target, source, target_blocks, source_blocks):
-    """What `target` is once the blocks of `source` are copied into it."""
+    """The bytes of `target` after the blocks of `source` are copied into
+    it."""
     result = bytearray(target)
     for (to, length), (start, _) in zip(
         target_blocks, source_blocks, strict=True
@@ -54,7 +55,7 @@ def expected(target, source, target_blocks, source_blocks):
 
 
 def as_buffer(table, typecode="Q"):
-    """Rows as an N x width buffer of the standard library alone."""
+    """Rows as an N x width buffer, made with the standard library only."""
     width = len(table[0])
     flat = array.array(typecode, [cell for row in table for cell in row])
     return memoryview(flat).cast("B").cast(typecode, [len(table), width])

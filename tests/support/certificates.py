@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS: make_certificates.sh says which."""
+"""Certificates for the TLS tests, listed in make_certificates.sh."""
 
 from __future__ import annotations
 

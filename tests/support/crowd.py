@@ -1,9 +1,9 @@
-"""Connections that come, say a little, and stay: in a process of their own.
+"""Connections that send a few bytes and stay open, in a separate process.
 
     with crowd(port, 10_000, [b"", b"GET"]):
         ...
 
-The descriptors and the memory of this process are the listener's alone.
+The descriptors and memory of this process thus belong to the listener only.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ OTHERS = 200  # descriptors for the rest of the process
 
 
 def room_for(count):
-    """Let this process open so many files; False: it may not."""
+    """Raise the limit of open files that far; returns False if not
+    permitted."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = count + OTHERS
     if hard != resource.RLIM_INFINITY and hard < need:
@@ -29,7 +30,7 @@ def room_for(count):
 
 @contextlib.contextmanager
 def crowd(port, count, openings):
-    """`count` connections, each with one of the openings in turns."""
+    """`count` connections that send the openings in rotation."""
     command = [sys.executable, __file__, str(port), str(count)]
     command += [opening.hex() for opening in openings]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Waiting with a limit: a test that hangs must fail, and say at what."""
+"""Waiting with a deadline: a hanging test fails and names the event."""
 
 import time
 
@@ -22,7 +22,7 @@ def until(condition, what, timeout=PATIENCE, pause=0.0005):
 
 
 def error_of(call):
-    """The name of the class of what call() raises; None: nothing."""
+    """The class name of the exception that call() raises, or None."""
     try:
         call()
     except Exception as error:
@@ -31,7 +31,7 @@ def error_of(call):
 
 
 def finish(agent, handle, timeout=PATIENCE):
-    """Poll a posted transfer to its end, as stock's clients do."""
+    """Poll a posted transfer until it ends, as stock's clients do."""
     until(
         lambda: agent.check_xfer_state(handle) != "PROC",
         "the end of a transfer",
@@ -47,7 +47,7 @@ def run(agent, handle, notif=b"", timeout=PATIENCE):
 
 
 def gather_notifs(agent, count, timeout=PATIENCE):
-    """Poll until `count` notifications came; [(sender, message), ...]."""
+    """Poll until `count` notifications arrived; [(sender, message), ...]."""
     got = []
 
     def poll():

@@ -1,7 +1,7 @@
-"""An agent with memory, driven by plain values.
+"""An agent with memory, controlled by plain values.
 
-The same class serves in this process and, behind a pipe, in a peer process
-(`support.peer`): a test written once runs on both.
+The same class is used in this process and, behind a pipe, in a peer process
+(`support.peer`), so that one test runs on both.
 """
 
 import collections
@@ -15,7 +15,7 @@ from support import deadline, memory, rounds, usage
 from support.api import Api
 from support.transfers import LONG_TIMES
 
-# A buffer as others see it.
+# A buffer as described to other endpoints.
 Buffer = collections.namedtuple("Buffer", "key addr size")
 
 
@@ -38,7 +38,7 @@ class Endpoint:
     # -- memory --------------------------------------------------------------
 
     def alloc(self, size, kind="private", seed=None, register=True):
-        """New memory, filled with pattern(seed), registered as DRAM."""
+        """Allocate memory, fill it with pattern(seed), register it as DRAM."""
         block = memory.allocate(size, kind, self.api)
         if seed is not None:
             block.fill(seed)
@@ -55,7 +55,7 @@ class Endpoint:
         )
 
     def alloc_guarded(self, size, kind="private"):
-        """Registered memory with unregistered pages before and behind it."""
+        """Registered memory with unregistered pages before and after it."""
         block = memory.allocate(size + 2 * memory.PAGE, kind, self.api)
         block.view[:] = memory.CANARY * (block.size // len(memory.CANARY))
         block.view[memory.PAGE : memory.PAGE + size] = bytes(size)
@@ -69,7 +69,7 @@ class Endpoint:
         return Buffer(key, addr, size)
 
     def expose(self, key):
-        """Deregister guarded memory: from now on nothing may touch it."""
+        """Deregister guarded memory, which nothing may touch from now on."""
         self.deregister(key)
         size = self.buffers[key].size
         self.buffers[key].view[:] = memory.CANARY * (
@@ -78,7 +78,7 @@ class Endpoint:
         self.guarded[key] = (0, 0)
 
     def touched(self):
-        """Which guarded buffers have changed where nothing is registered."""
+        """The guarded buffers whose unregistered bytes have changed."""
         return [
             key
             for key, (start, end) in self.guarded.items()
@@ -87,7 +87,7 @@ class Endpoint:
         ]
 
     def register_descs(self, key, backends):
-        """In two calls, as vLLM does: the list first."""
+        """Register in two calls, as vLLM does: the list first."""
         block = self.buffers[key]
         descs = self.agent.get_reg_descs(
             [(block.addr, block.size, 0, "")], "DRAM"
@@ -100,13 +100,13 @@ class Endpoint:
         self.agent.deregister_memory(self.registered.pop(key))
 
     def register_rows(self, key, size, count):
-        """Pieces of a buffer, in one call."""
+        """Register pieces of a buffer in one call."""
         base = self.buffers[key].addr
         rows = [(base + i * size, size, 0, "") for i in range(count)]
         self.registered[key] = self.agent.register_memory(rows, "DRAM")
 
     def deregister_rows(self, key, size, count):
-        """Pieces of a buffer that were registered one by one."""
+        """Deregister pieces of a buffer that were registered one by one."""
         base = self.buffers[key].addr
         for number in range(count):
             rows = [(base + number * size, size, 0, "")]
@@ -122,11 +122,11 @@ class Endpoint:
             self.unmap(key)
 
     def unmap(self, key):
-        """Take the memory away, registered or not."""
+        """Unmap the memory, registered or not."""
         self.buffers.pop(key).unmap()
 
     def remap(self, key, kind, seed):
-        """Other memory at the same address."""
+        """Map other memory at the same address."""
         old = self.buffers[key]
         size, addr = old.size, old.addr
         self.buffers[key] = memory.Memory(size, kind, at=addr).fill(seed)
@@ -173,13 +173,13 @@ class Endpoint:
         return self.agent.get_partial_agent_metadata(lists, connection)
 
     def send_partial(self, keys, ip_addr, port):
-        """By the metadata listener, with connection data."""
+        """Send partial metadata by the listener, with connection data."""
         self.agent.send_partial_agent_metadata(
             self._regions(keys), True, ip_addr=ip_addr, port=port
         )
 
     def knows(self, peer, block=None):
-        """Is the peer's metadata here, with this buffer of its?"""
+        """Is the peer's metadata loaded, with this buffer?"""
         if block is None:
             return self.agent.check_remote_metadata(peer)
         descs = self.agent.get_xfer_descs(
@@ -229,7 +229,7 @@ class Endpoint:
         return deadline.finish(self.agent, self.handles[key], timeout)
 
     def move(self, operation, local, remote, peer, notif=b""):
-        """A whole transfer of lists of rows: made, posted, ended."""
+        """Run a whole transfer of lists of rows: create, post, wait."""
         key = self.initialize(operation, local, remote, peer, notif)
         state = self.post(key)
         state = state if state == "DONE" else self.finish(key)
@@ -237,7 +237,7 @@ class Endpoint:
         return state
 
     def move_to_serialized(self, operation, key, serialized, peer):
-        """A transfer between a buffer and a list that came from a peer."""
+        """Transfer between a buffer and a list received from a peer."""
         agent = self.agent
         remote = agent.deserialize_descs(serialized)
         at, local = self.buffers[key].addr, []
@@ -252,8 +252,8 @@ class Endpoint:
         return state == "DONE"
 
     def start_endless(self, operation, peer, key, remote):
-        """A transfer of this buffer that goes on until it is stopped; its
-        handle."""
+        """Start a transfer of this buffer that runs until it is stopped;
+        return its handle."""
         block = self.buffers[key]
         left = self.prepare("", [(block.addr, block.size, 0)])
         right = self.prepare(peer, [(remote, block.size, 0)])
@@ -267,13 +267,14 @@ class Endpoint:
         return handle
 
     def error_within(self, key, timeout):
-        """The class of the error in which a transfer ends in time."""
+        """The class of the error with which a transfer ends within the
+        timeout."""
         handle = self.handles[key]
         self.agent.wait([handle], timeout, check=False)
         return deadline.error_of(lambda: self.agent.check_xfer_state(handle))
 
     def refusal_within(self, peer, timeout):
-        """The class of the error that messages to a peer begin to raise."""
+        """The class of the error that messages to a peer raise eventually."""
         return deadline.until(
             lambda: deadline.error_of(
                 lambda: self.agent.send_notif(peer, b"anybody?")
@@ -283,7 +284,7 @@ class Endpoint:
         )
 
     def start_long(self, peer, remote, size):
-        """Read one block of a peer's again and again, until stopped."""
+        """Read one block of a peer repeatedly until stopped."""
         local = self.alloc(size)
         left = self.prepare("", [(local.addr, size, 0)])
         right = self.prepare(peer, [(remote, size, 0)])
@@ -325,7 +326,8 @@ class Endpoint:
                 side.release()
 
     def read_slots(self, key, slot, peer, remote, count, first=0):
-        """READ after READ into this buffer; the rounds that came wrong."""
+        """READ repeatedly into this buffer; return the rounds with wrong
+        bytes."""
         view = self.buffers[key].view
         return self._with_slots(
             rounds.read, key, slot, peer, remote, view, slot, count, first
@@ -338,7 +340,7 @@ class Endpoint:
         )
 
     def write_slots(self, key, slot, peer, remote, count):
-        """WRITE after WRITE out of this buffer, each with its number."""
+        """WRITE repeatedly from this buffer, each time with its number."""
         self._with_slots(rounds.write, key, slot, peer, remote, count)
 
     def send_numbers(self, peer, count):
@@ -346,7 +348,7 @@ class Endpoint:
             self.agent.send_notif(peer, number.to_bytes(8, "little"))
 
     def gather_numbers(self, count):
-        """The numbers of `count` notifications, in their order."""
+        """The numbers in `count` notifications, in order of arrival."""
         notifs = deadline.gather_notifs(self.agent, count)
         return [int.from_bytes(message, "little") for _, message in notifs]
 
@@ -367,8 +369,8 @@ class Endpoint:
         return [message[:size] for some in notifs for message in some]
 
     def check_slots_as_told(self, key, slot, count):
-        """For each of `count` notifications (8 bytes: the slot's number), look
-        at its slot at once; returns what was wrong and the order seen."""
+        """For each of `count` notifications (8 bytes: the slot number), check
+        the slot at once; return the errors and the order seen."""
         view = self.buffers[key].view
         seen, wrong = [], []
         end = time.monotonic() + deadline.PATIENCE
@@ -383,7 +385,7 @@ class Endpoint:
         return wrong, seen
 
     def overwrite_slots_as_told(self, key, slot, count):
-        """For each of `count` notifications, spoil its slot at once."""
+        """For each of `count` notifications, overwrite its slot at once."""
         view = self.buffers[key].view
         spoiled = 0
         end = time.monotonic() + deadline.PATIENCE
@@ -404,7 +406,7 @@ class Endpoint:
         return made.__getstate__(), self.agent.get_serialized_descs(made)
 
     def rows_of_state(self, kind, state):
-        """The rows of a list made from such bytes."""
+        """The rows of a list made from list_state() bytes."""
         classes = {
             "xfer": self.api.nixlXferDList,
             "reg": self.api.nixlRegDList,
@@ -414,12 +416,13 @@ class Endpoint:
         return [made[i] for i in range(made.descCount())]
 
     def rows_of_serialized(self, data):
-        """The rows of a list that get_serialized_descs() wrote."""
+        """The rows of a list written by get_serialized_descs()."""
         made = self.agent.deserialize_descs(data)
         return [made[i] for i in range(made.descCount())]
 
     def holds(self):
-        """What the process holds: descriptors, threads, mappings, bytes."""
+        """The resources of the process: descriptors, threads, mappings,
+        bytes."""
         gc.collect()
         return (
             usage.fds(),
@@ -429,7 +432,7 @@ class Endpoint:
         )
 
     def idle_cpu(self, seconds):
-        """CPU seconds of the process while it does nothing for so long."""
+        """The CPU seconds that the process uses while it is idle that long."""
         before = time.process_time()
         time.sleep(seconds)
         return time.process_time() - before
@@ -437,14 +440,15 @@ class Endpoint:
     # -- anything else -------------------------------------------------------
 
     def call(self, method, *args, **keywords):
-        """An agent's method whose arguments and result are plain values."""
+        """Call an agent's method whose arguments and result are plain
+        values."""
         return getattr(self.agent, method)(*args, **keywords)
 
     def prctl(self, option, value):
         ctypes.CDLL(None, use_errno=True).prctl(option, value)
 
     def close(self):
-        """Everything back, in the order in which a client would."""
+        """Release everything in the order in which a client would."""
         for handle in self.handles.values():
             handle.release()
         self.handles.clear()

@@ -1,8 +1,7 @@
-"""Metadata that is well-formed and lies.
+"""Well-formed but false metadata.
 
-A blob is taken apart to the last field, one or more fields are changed, and
-checksums are made right again: what a reader could know without asking its
-owner is in order.
+A blob is parsed down to the last field, one or more fields are changed, and
+checksums are corrected: a reader finds no error without asking the owner.
 """
 
 import collections
@@ -23,7 +22,7 @@ Info = collections.namedtuple(
     "major minor flags pid epoch instance boot pid_namespace start_time"
     " nonce_addr uid socket",
 )
-# How a region is shared; None in a region of private memory.
+# How a region is shared; None for a region of private memory.
 Share = collections.namedtuple("Share", "fd offset st_dev st_ino")
 
 
@@ -61,7 +60,7 @@ def info_of(data):
 
 
 def with_info(data, **fields):
-    """The blob with other connection data, its checksum right."""
+    """The blob with other connection data and a correct checksum."""
     found = grammar.parse(data)
     info = read_info(found.connections[SHM])._replace(**fields)
     connections = {**found.connections, SHM: write_info(info)}
@@ -74,7 +73,7 @@ def with_name(data, name):
 
 
 def regions_of(data):
-    """Those of its SHM sections."""
+    """The regions in the blob's SHM sections."""
     found = grammar.parse(data)
     return [
         region
@@ -85,18 +84,18 @@ def regions_of(data):
 
 
 def with_regions(data, regions, mem_type=0):
-    """The blob with one SHM section, of these regions."""
+    """The blob with one SHM section that has these regions."""
     found = grammar.parse(data)
     section = grammar.Section(SHM, mem_type, list(regions))
     return grammar.write(found._replace(sections=[section] if regions else []))
 
 
-# -- by chance ---------------------------------------------------------------
+# -- random forgeries ---------------------------------------------------------
 
 
 class Forger:
-    """`blobs`: genuine ones; `addresses`: where it would hurt; `others`: pids,
-    start times and the like come from these blobs too."""
+    """`blobs` are genuine; `addresses` are sensitive places; `others` are
+    further blobs from which pids, start times and so on are taken."""
 
     def __init__(self, seed, blobs, addresses):
         self.dice = random.Random(seed)
@@ -120,10 +119,11 @@ class Forger:
             [0, 1, 2**bits - 1, dice.getrandbits(bits), dice.getrandbits(12)]
         )
 
-    # Of the connection.
+    # Forgeries of the connection.
 
     def info_field(self, info):
-        """One field: another agent's, near the truth, or nonsense."""
+        """Change one field: to another agent's, to a similar value, or to
+        nonsense."""
         dice = self.dice
         field = dice.choice(Info._fields[2:])
         value = getattr(info, field)
@@ -148,7 +148,7 @@ class Forger:
         )
 
     def identity(self, info):
-        """All by which one agent is reached, but for some of it."""
+        """Take another agent's connection data, except for some fields."""
         other = self.dice.choice(self.infos)
         kept = self.dice.sample(Info._fields[2:], self.dice.randint(0, 3))
         return other._replace(
@@ -156,14 +156,14 @@ class Forger:
         )
 
     def inhabitant(self, info):
-        """An agent that its process does not have."""
+        """Name an agent that does not exist in the process."""
         other = self.dice.choice(self.infos)
         return other._replace(
             instance=self.dice.randbytes(16),
             nonce_addr=self.dice.choice([other.nonce_addr, *self.addresses]),
         )
 
-    # Of the regions.
+    # Forgeries of the regions.
 
     def address(self, region):
         dice = self.dice
@@ -178,7 +178,7 @@ class Forger:
         return (start + dice.choice([0, 0, 0, 1, -1, 4096, -4096])) % 2**64
 
     def region(self, region):
-        """A region with one or more fields that lie."""
+        """A region with one or more false fields."""
         dice = self.dice
         for _ in range(dice.choice([1, 1, 1, 2, 3])):
             way = dice.randrange(5)
@@ -199,7 +199,8 @@ class Forger:
         return region._replace(size=min(region.size, MAX64 - region.addr))
 
     def share(self, region):
-        """Another file behind the address, or the same elsewhere."""
+        """Another file behind the address, or the same file at another
+        offset."""
         dice = self.dice
         share = read_share(region.public)
         if share is None or dice.random() < 0.2:
@@ -218,7 +219,7 @@ class Forger:
         return write_share(share._replace(fd=share.fd % 2**31))
 
     def sections(self, sections):
-        """Regions dropped, doubled, moved, or of another memory type."""
+        """Drop, duplicate, move regions, or change their memory type."""
         dice = self.dice
         changed = []
         for part in sections:
@@ -238,10 +239,10 @@ class Forger:
             changed.append(part._replace(regions=regions, mem_type=mem))
         return changed
 
-    # A whole blob.
+    # Whole blobs.
 
     def forge(self):
-        """(the blob, what was changed)."""
+        """Return (blob, description of the change)."""
         dice = self.dice
         found = grammar.parse(dice.choice(self.blobs))
         changes = dice.sample(

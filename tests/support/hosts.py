@@ -1,8 +1,9 @@
-"""Network namespaces: hosts of their own as far as the network goes.
+"""Network namespaces: separate hosts as far as the network is concerned.
 
 `one_host(kind)` has the loopback device and one interface of that kind;
-`two_hosts()` are two such hosts that a veth pair joins.  What they return is a
-`Hosts`, to be removed.  OSError: this kernel, or this user, cannot have them.
+`two_hosts()` are two such hosts that a veth pair joins.  Both return a
+`Hosts`, to be removed by the caller.  OSError: this kernel or this user cannot
+create them.
 """
 
 import os
@@ -12,8 +13,8 @@ import tempfile
 
 
 def why_none():
-    """Why there can be none; None: nothing is known against it."""
-    return None if shutil.which("ip") else "there is no ip(8), of iproute2"
+    """The reason why namespaces cannot be created, or None if unknown."""
+    return None if shutil.which("ip") else "ip(8), of iproute2, is missing"
 
 
 class Hosts:
@@ -30,7 +31,7 @@ class Hosts:
             raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
     def make(self, kind):
-        """The interfaces: a pair of veth, or one of that kind."""
+        """Create the interfaces: a veth pair, or one of that kind."""
         for name in self.names:
             self.ip("netns", "add", name)
             self.ip("-n", name, "link", "set", "lo", "up")
@@ -57,11 +58,11 @@ class Hosts:
             )
 
     def inside(self, number):
-        """A command that runs what follows it on one of the hosts."""
+        """A prefix that runs the command after it on one of the hosts."""
         return ["ip", "netns", "exec", self.names[number]]
 
     def start(self, number, command, env):
-        """A program on one of the hosts."""
+        """Start a program on one of the hosts."""
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         process = subprocess.Popen(
             [*self.inside(number), *command],

@@ -1,4 +1,5 @@
-"""A small KV cache of some layers, and how clients name its blocks."""
+"""A small KV cache of several layers, with the forms in which clients name
+blocks."""
 
 from support import blocks, deadline
 from support.memory import Memory
@@ -19,7 +20,7 @@ def table(base, dtype="uint64"):
 
 
 def strided(base):
-    """The same as an Nx5 array: a row a layer, with stride and count."""
+    """The same as an Nx5 array: one row per layer, with stride and count."""
     layers = [
         (base + i * LAYER, BLOCK, 0, BLOCK, BLOCKS) for i in range(LAYERS)
     ]
@@ -27,7 +28,7 @@ def strided(base):
 
 
 def desc_ids(block_ids):
-    """The rows of some blocks in every layer, int64 as vLLM makes them."""
+    """The rows of some blocks in every layer, as int64 like in vLLM."""
     import numpy as np
 
     layers = np.arange(LAYERS)[:, None] * BLOCKS
@@ -35,7 +36,8 @@ def desc_ids(block_ids):
 
 
 def copied(target, source, to, start):
-    """`target` once the rows `start` of `source` came to the rows `to`."""
+    """`target` after the rows `start` of `source` are copied to the rows
+    `to`."""
     result = bytearray(target)
     for i, j in zip(to, start, strict=True):
         piece = source[j * BLOCK : (j + 1) * BLOCK]
@@ -44,14 +46,14 @@ def copied(target, source, to, start):
 
 
 def poll(agent, handle):
-    """Look once in a step, as clients do."""
+    """Check once per step, as clients do."""
     deadline.until(
         lambda: agent.check_xfer_state(handle) == "DONE", "the transfer"
     )
 
 
 class Local:
-    """Memory of this process, for a client's own agent."""
+    """Memory in this process, for a client's own agent."""
 
     def __init__(self, size=CACHE, seed=None):
         self.memory = Memory(size)
@@ -67,7 +69,7 @@ class Local:
 
 
 class Remote:
-    """The same behind an endpoint, which may be another process."""
+    """The same behind an endpoint, which may be in another process."""
 
     def __init__(self, node, size=CACHE, seed=None, register=True):
         self.node, self.name = node, node.name

@@ -23,10 +23,10 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 MAP_FIXED = 0x10
 PAGE = mmap.PAGESIZE
-# What lies where nobody may read or write.
+# The pattern around registered memory, where nothing may read or write.
 CANARY = bytes.fromhex("c0ffee00dead10ccba5eba11facade99")
 
-# How each kind is mapped: (where the bytes live, shared or private).
+# How each kind is mapped: (backing store, shared or private).
 KINDS = {
     "private": (None, mmap.MAP_PRIVATE),
     "shared-anonymous": (None, mmap.MAP_SHARED),
@@ -37,9 +37,9 @@ KINDS = {
 }
 
 
-@functools.lru_cache(maxsize=2)  # those of the two sides, again and again
+@functools.lru_cache(maxsize=2)  # the same patterns of both sides recur
 def pattern(seed, size):
-    """`size` bytes that are a function of `seed`."""
+    """`size` bytes, determined by `seed`."""
     return random.Random(seed).randbytes(size)
 
 
@@ -55,7 +55,8 @@ def _open(place, size):
 
 
 class Memory:
-    """A mapping of our own: address, size, bytes by slices of `view`."""
+    """A mapping that the tests own: address, size, bytes by slices of
+    `view`."""
 
     def __init__(self, size, kind="private", offset=0, at=None):
         place, flags = KINDS[kind]
@@ -68,7 +69,7 @@ class Memory:
         if at is not None:
             flags |= MAP_FIXED
         self.addr = _libc.mmap(at, size, READ_WRITE, flags, fd, offset)
-        # Peers map what a descriptor is open of.
+        # Peers map the file through an open descriptor.
         self.fd = fd if place == "memfd" else -1
         if fd >= 0 and self.fd < 0:
             os.close(fd)
@@ -81,7 +82,7 @@ class Memory:
         return self
 
     def forget(self):
-        """Something else was mapped in its place."""
+        """Do not unmap it: something else was mapped in its place."""
         self.view.release()
         self.addr = None
         self.unmap()
@@ -97,7 +98,7 @@ class Memory:
 
 
 class Exported:
-    """Memory that some object lends us by the buffer protocol."""
+    """Memory exported by an object through the buffer protocol."""
 
     def __init__(self, owner, kind):
         self.owner, self.kind = owner, kind
@@ -132,7 +133,7 @@ def is_canary(view):
 
 
 def allocate(size, kind="private", api=None):
-    """Memory of a kind; "shared-buffer" and "numpy" beside KINDS."""
+    """Memory of a kind: one of KINDS, "shared-buffer" or "numpy"."""
     if kind == "shared-buffer":
         return Exported(api.shared_buffer(size), kind)
     if kind == "bytearray":

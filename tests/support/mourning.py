@@ -1,24 +1,24 @@
-"""A peer dies and comes back, again and again, and its survivors mind.
+"""A peer dies and restarts repeatedly, and its survivors must notice.
 
-What the tests of killed UCX peers share: the survivor is an agent of ours in
-a process of its own, the victim one of ours or of stock.
+Shared by the tests of killed UCX peers.  The survivor is one of our agents in
+a separate process; the victim is one of our agents or a stock agent.
 """
 
 import os
 
 from support import deadline
 
-# 100 is what the engine is meant to stand; a whole run takes minutes.
+# The engine must withstand 100 rounds; a whole run takes minutes.
 ROUNDS = int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
-NOTICED = 1.0  # seconds in which a death must be an error
+NOTICED = 1.0  # seconds within which a death must become an error
 SIZE = 4 << 20
 GONE = "nixlRemoteDisconnectError"
-FEW = 3  # descriptors: UCX has its first sockets of a kind rather late
+FEW = 3  # descriptors: UCX opens its first sockets of a kind late
 SLACK = 96 << 20  # resident bytes that UCX and malloc keep for later
 
 
 class Survivor:
-    """One that lives on, and what it does with its victims."""
+    """A surviving agent, and its operations with victims."""
 
     def __init__(self, here, start_victim):
         self.here, self.start_victim = here, start_victim
@@ -27,7 +27,7 @@ class Survivor:
         here.stamp_slots(self.block.key, 4096, 1 << 20)
 
     def meet(self):
-        """A new victim, known without any removal here."""
+        """Start a new victim and load it without removing the old one."""
         victim = self.start_victim()
         victim.block = victim.alloc(SIZE)
         victim.stamp_slots(victim.block.key, 4096, 1 << 30)
@@ -42,7 +42,7 @@ class Survivor:
         assert wrong == []
 
     def exchange(self, victim):
-        """Everything works between the two."""
+        """Check that everything works between the two."""
         here = self.here
         self.read_from(victim)
         room = victim.alloc(SIZE)
@@ -57,7 +57,7 @@ class Survivor:
         assert here.gather_notifs(1) == [(victim.name, b"thanks")]
 
     def lose(self, victim, operation):
-        """It dies during a transfer, or when nothing goes on."""
+        """Kill the victim during a transfer, or while it is idle."""
         here = self.here
         if operation == "idle":
             victim.kill()
@@ -72,7 +72,7 @@ class Survivor:
         here.release(handle)
 
     def outlive(self, operation, rounds):
-        """They die while they read from us, or write to us."""
+        """Kill victims while they read from us or write to us."""
         served = self.block if operation == "READ" else self.room
         for _ in range(rounds):
             victim = self.meet()
@@ -94,7 +94,8 @@ class Survivor:
             assert self.here.refusal_within(victim.name, NOTICED) == GONE
 
     def mourn(self, operation, rounds):
-        """Round after round; then nothing may be left of the dead."""
+        """Repeat the rounds; afterwards no resources of dead peers may
+        remain."""
         first = None
         for number in range(rounds):
             victim = self.meet()
@@ -107,7 +108,7 @@ class Survivor:
 
 
 class Level:
-    """What a process holds is not more than before."""
+    """Checks that a process holds no more resources than before."""
 
     def __init__(self, here, first):
         self.here, self.first, self.now = here, first, None

@@ -1,4 +1,4 @@
-"""Metadata, damaged in every way that chance and malice think of."""
+"""Metadata damaged in many ways, random and malicious."""
 
 import random
 import struct
@@ -50,7 +50,7 @@ def splice(dice, data, others):
 
 
 def field(dice, data, _):
-    """The grammar stays right; what a field says does not."""
+    """The grammar stays valid, but a field's value is wrong."""
     try:
         found = grammar.parse(bytes(data))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Is the stock library there, for our engine `nixl`?"""
+"""Whether the stock library is available for our engine `nixl`."""
 
 import functools
 import os
@@ -13,7 +13,7 @@ NixlAgent("probe", nixl_agent_config(engine="nixl", backends=["POSIX"]))
 
 @functools.cache
 def why_no_library():
-    """None, or why the engine does not work here, in its own words."""
+    """The engine's own reason why it does not work here, or None."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE],
         env={**os.environ, "NIXL_LOG_LEVEL": "FATAL"},

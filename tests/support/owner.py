@@ -1,12 +1,13 @@
-"""An agent's end of SHM that does as it is told: a process with memory, a
-socket, and nothing that answers by itself.
+"""A scripted owner for SHM: a process with memory and a socket.
+
+It answers only on command:
 
     with FakeOwner("liar", size=4096) as owner:
         agent.add_remote_agent(owner.metadata())
         token, rows = owner.question()
         owner.confirm(token, epoch=1)
 
-It speaks the frames of links (docs/wire.md), true or false ones.
+It sends frames of links (docs/wire.md), true or false ones.
 """
 
 import os
@@ -37,7 +38,7 @@ def start_time():
 
 
 class Owner:
-    """What runs in the process: its methods are orders."""
+    """The part that runs in the process; its methods are the commands."""
 
     def __init__(self, name, size):
         self.name, self.link, self.pending = name.encode(), None, b""
@@ -72,7 +73,8 @@ class Owner:
         return bytes(self.block.view)
 
     def frame(self):
-        """The next one of the link: (type, body); None: it has ended."""
+        """The next frame of the link: (type, body); None if the link has
+        ended."""
         if self.link is None:
             self.listener.settimeout(PATIENCE)
             self.link, _ = self.listener.accept()
@@ -94,7 +96,7 @@ class Owner:
             self.pending += more
 
     def is_quiet(self, seconds):
-        """Does nothing come for so long?"""
+        """Does no frame arrive for that long?"""
         if self.pending:
             return False
         return not select.select([self.link], [], [], seconds)[0]
@@ -122,7 +124,7 @@ class FakeOwner(PeerProcess):
         self.addr, _ = self.ask("place")
 
     def regions(self, count=1):
-        """So many pieces of its memory, as metadata has them."""
+        """That many pieces of its memory, as described in metadata."""
         size = self.size // count
         return [
             grammar.Region(self.addr + i * size, size, 0, b"\1\0\0\0")
@@ -181,7 +183,8 @@ class FakeOwner(PeerProcess):
         self.ask("send", REFUSE, body)
 
     def ended(self):
-        """The other side has ended the link, whatever came before."""
+        """Has the other side ended the link?  Frames before that are
+        skipped."""
         while self.ask("frame") is not None:
             pass
         return True

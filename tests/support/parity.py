@@ -1,4 +1,4 @@
-"""What each kind of wrong input comes to on one engine, as a program.
+"""A program that prints the result of each kind of wrong input on one engine.
 
     python -m support.parity
 
@@ -20,7 +20,8 @@ HAS = re.compile(r"\(it has [A-Z_, and0-9]*\)")
 
 
 def plain(text):
-    """A message without what may differ between engines and processes."""
+    """A message without the parts that may differ between engines and
+    processes."""
     text = BY_NAME.sub("ENGINE", ADDRESS.sub("ADDRESS", text))
     return HAS.sub("(it has BACKENDS)", text)
 

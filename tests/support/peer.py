@@ -4,8 +4,8 @@
         buffer = peer.alloc(4096, seed=1)
         agent.add_remote_agent(peer.metadata())
 
-Every method of `Endpoint` is one of the peer, with a deadline.  An exception
-there is raised here by its class's name, as `PeerError`.
+Every method of `Endpoint` is a method of the peer, with a deadline.  An
+exception in the peer is raised here as `PeerError`, with its class name.
 """
 
 import collections
@@ -39,12 +39,12 @@ class PeerError(Exception):
 
 
 class PeerGoneError(Exception):
-    """The peer's process ended while we spoke with it."""
+    """The peer's process ended during a call."""
 
 
 class PeerProcess:
-    """`python`: another interpreter; `user`: a user id to become, before the
-    agent is made; `wrap`: a command that runs the process."""
+    """`python`: another interpreter; `user`: a user id to switch to before the
+    agent is created; `wrap`: a command that runs the process."""
 
     PROGRAM = "support.peer"
 
@@ -81,7 +81,7 @@ class PeerProcess:
         self.open(name, config)
 
     def open(self, name, config=None):
-        """Its agent; the one before has been left."""
+        """Create its agent; the previous one must have been left."""
         self.name = name
         self.ask("open", name, config)
 
@@ -91,7 +91,7 @@ class PeerProcess:
         return self.answer(timeout)
 
     def send(self, method, *args, **keywords):
-        """Call without waiting; `answer()` collects."""
+        """Call without waiting; `answer()` returns the result."""
         try:
             self.pipe.send((method, args, keywords))
         except OSError:
@@ -124,7 +124,7 @@ class PeerProcess:
         return f"peer {self.name}, exit status {code}\n{text}"
 
     def kill(self):
-        """SIGKILL; returns when the process is gone."""
+        """Send SIGKILL; return when the process is gone."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE)
         self._drop()
@@ -146,7 +146,7 @@ class PeerProcess:
             self._drop()
 
     def leave(self):
-        """Let it close its agent; the process stays, for another one."""
+        """Let it close its agent; the process stays for another agent."""
         self.ask("leave")
 
     def _drop(self):
@@ -161,14 +161,14 @@ class PeerProcess:
 
 
 class PeerPool:
-    """Peers that have left their agents: starting a process takes longer than
-    most tests do."""
+    """Peer processes without agents, kept because starting a process takes
+    longer than most tests."""
 
     def __init__(self):
         self.idle = collections.defaultdict(list)
 
     def take(self, module, name, config=None, env=None, python=None):
-        """A peer of that environment, which goes back by a `Lease`."""
+        """A peer with that environment; a `Lease` returns it."""
         found = child_environment(env, python)
         found.pop("PYTEST_CURRENT_TEST", None)
         idle = self.idle[module, python, frozenset(found.items())]
@@ -190,7 +190,7 @@ class Lease:
         self.peer, self.idle = peer, idle
 
     def close(self):
-        """Back to the pool, unless the process has ended."""
+        """Return it to the pool unless the process has ended."""
         if self.peer.process.returncode is not None:
             self.peer.close()
             return
@@ -203,7 +203,7 @@ class Lease:
 
 
 def child_environment(extra=None, python=None):
-    """Ours, with the tests' helpers importable, and what `extra` says.
+    """Our environment with the test helpers importable, plus `extra`.
 
     Another Python does not see our packages.
     """
@@ -249,19 +249,20 @@ def serve(pipe, module):
 
 
 def become(user):
-    """Another user, with everything imported that it might not read."""
+    """Switch to another user, after importing all modules that it may be
+    unable to read."""
     Api(sys.argv[2])
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-    # The kernel takes a process that changed for a secret one.
+    # The kernel makes a process that changed its user undumpable.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
 
 
 def main():
     if len(sys.argv) > 3:
         become(int(sys.argv[3]))
-    # No orphans: a peer ends with the tests, however they end.
+    # No orphans: a peer ends with the test process, however that ends.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     serve(Connection(int(sys.argv[1])), sys.argv[2])
 

@@ -1,13 +1,12 @@
-"""Many transfers between two endpoints, every byte looked at.
+"""Many transfers between two endpoints, with every byte checked.
 
-A buffer is an array of slots.  A slot with a stamp holds the 8 bytes of a
-number again and again.  These functions are what `Endpoint` does with them, on
-both sides of a pipe.
+A buffer is an array of slots.  A stamped slot repeats the 8 bytes of a number.
+`Endpoint` calls these functions on both sides of a pipe.
 """
 
 from support import deadline
 
-SPREAD = 7  # of neighbours, so that nothing is where it was by accident
+SPREAD = 7  # reversed, so that no slot is right by accident
 
 
 def stamp(number, slot):
@@ -21,7 +20,7 @@ def stamp_all(view, slot, first):
 
 
 def lists(agent, peer, local, remote, slot, count):
-    """Both sides' slots, prepared."""
+    """Prepared lists of both sides' slots."""
     rows = [
         [(base + i * slot, slot, 0) for i in range(count)]
         for base in (local, remote)
@@ -31,7 +30,7 @@ def lists(agent, peer, local, remote, slot, count):
 
 
 def read(agent, sides, view, slot, rounds, first):
-    """Slot by slot from a peer that stamped them; the numbers of rounds in
+    """Read slot by slot from a peer that stamped them; return the rounds in
     which a byte was wrong."""
     count = len(view) // slot
     wrong = []
@@ -50,7 +49,7 @@ def read(agent, sides, view, slot, rounds, first):
 
 
 def write(agent, sides, rounds):
-    """Slot by slot to a peer, which is told the number of each."""
+    """Write slot by slot to a peer, and notify it of each number."""
     for number in range(rounds):
         handle = agent.make_prepped_xfer(
             "WRITE",
@@ -65,7 +64,8 @@ def write(agent, sides, rounds):
 
 
 def scattered(agent, sides, view, slot, first):
-    """All slots in one READ, in another order; how many came wrong."""
+    """READ all slots at once in another order; return the number of wrong
+    ones."""
     count = len(view) // slot
     view[:] = b"\xee" * len(view)
     there = [(i * SPREAD + 5) % count for i in range(count)]

@@ -1,14 +1,14 @@
-"""Transfers of a wanted length."""
+"""Transfers of a chosen duration."""
 
 LONG_BLOCK = 8 << 20
-LONG_TIMES = 64000  # half a terabyte: no test waits for its end
+LONG_TIMES = 64000  # half a terabyte: no test waits until it ends
 
 
 class Long:
-    """A transfer that goes on until it is stopped.
+    """A transfer that runs until it is stopped.
 
-    It copies one block again and again: `here` reads it from (or writes it
-    to) `there`.  What lands is the source's pattern, always the same.
+    It copies one block repeatedly: `here` reads it from (or writes it to)
+    `there`.  The target always receives the source's pattern.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Long:
         )
 
     def short(self, operation="READ"):
-        """A transfer of the same block, once, from beginning to end."""
+        """Transfer the same block once and wait for the end."""
         handle = self.make(operation, times=1)
         agent = self.here.agent
         agent.transfer(handle)

@@ -1,7 +1,7 @@
-"""The side channels, by transport: what the common tests go over.
+"""The side channels by transport, as parameters of the common tests.
 
-A transport adds itself to TRANSPORTS, and every test in test_transports.py
-runs for it.  One that was left out of the build is skipped.
+Every test in test_transports.py runs for each entry of TRANSPORTS.  Transports
+that were left out of the build are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from support import attacks, zmtp
 
 TCP_REQUEST = b"\x00\x00\x00\x0cGET_METADATA"
 TCP_OTHER_KEY = b"\x00\x00\x00\x08VNX1\x010,2"
-#: HELLO, PROVE and SEALED of one who does not know the secret.
+#: HELLO, PROVE and SEALED of a client that does not know the secret.
 TCP_REPLAY = (
     b"\x00\x00\x00\x25VNX1\x02"
     + bytes(32)
@@ -28,7 +28,7 @@ TCP_REPLAY = (
 )
 
 HTTP_REQUEST = b"GET /metadata HTTP/1.1\r\nHost: localhost\r\n\r\n"
-#: Of vLLM: what a ROUTER would be asked for rank (0, 0), and for (7, 7).
+#: vLLM's requests to a ROUTER for rank (0, 0) and for (7, 7).
 ZMQ_REQUEST = zmtp.HANDS + zmtp.message(b"", zmtp.GET_META_MSG + b"\0\0")
 ZMQ_OTHER_RANK = zmtp.HANDS + zmtp.message(b"", zmtp.GET_META_MSG + b"\7\7")
 ZMQ_REQUEST_AND_MORE = [b"", zmtp.GET_META_MSG + b"\0\0", b"x"]
@@ -83,23 +83,23 @@ HTTP_ATTACKS = {
 
 @dataclass(frozen=True)
 class Transport:
-    """A class of vllm_nixl, and in what it differs from the others."""
+    """A class of vllm_nixl, and its differences from the others."""
 
     name: str
     class_name: str
-    #: What a request ends with whose connection the other side closes.
+    #: The error of a request whose connection the other side closes.
     closed: tuple[str, ...] = ("nixlBackendError",)
-    #: What a request to a port ends with on which nobody listens.
+    #: The error of a request to a port without a listener.
     dead: tuple[str, ...] = ("nixlBackendError",)
-    #: Options that every channel of the tests is made with.
+    #: Options of every channel in the tests.
     options: dict[str, object] = field(default_factory=dict)
     has_secret: bool = True
     has_tls: bool = True
-    #: Does a key that is no text and no rank go through?
+    #: Are keys allowed that are neither text nor ranks?
     any_key: bool = True
-    #: A request for the default, as a raw client sends it.
+    #: A raw client's request for the default key.
     raw_request: bytes = b""
-    #: Attacks of its own, by name: see support.attacks.
+    #: Its own attacks, by name: see support.attacks.
     attacks: dict[str, Callable[..., None]] = field(default_factory=dict)
     #: The same, on a listener with a secret.
     secret_attacks: dict[str, Callable[..., None]] = field(
@@ -107,7 +107,7 @@ class Transport:
     )
 
     def make(self, **options):
-        """A side channel; the test is skipped where there is none."""
+        """A side channel; skips the test if the build lacks it."""
         try:
             cls = getattr(vllm_nixl, self.class_name)
             return cls(**{**self.options, **options})

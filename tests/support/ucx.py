@@ -1,7 +1,7 @@
-"""Where libraries of UCX are, and what agents use them with.
+"""Locations of UCX libraries, and environments of agents that use them.
 
-`environment(...)` is for agents of ours that shall reach peers on this host
-as if it were another.
+`environment(...)` is for our agents that must reach peers on this host as if
+they were on another.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from support.peer import child_environment
 
-# As in a user's environment: whatever UCX finds, or TCP alone.
+# As in a user's environment: all transports that UCX finds, or TCP alone.
 TRANSPORTS = {"default": {}, "tcp": {"UCX_TLS": "tcp"}}
 
 
@@ -43,7 +43,7 @@ def nixl_wheel(python):
 
 
 def library(source):
-    """The file of a source, "libucx" or "nixl"; None: it is not there."""
+    """The file of a source, "libucx" or "nixl"; None if it is missing."""
     if source == "libucx":
         return libucx_wheel()
     return nixl_wheel(os.environ.get("VLLM_NIXL_STOCK_PYTHON"))
@@ -54,7 +54,8 @@ def any_library():
 
 
 def environment(path, transport="default"):
-    """For an agent of ours that uses this library and no shared memory."""
+    """The environment of one of our agents that uses this library and no
+    shared memory."""
     return {
         "VLLM_NIXL_ENGINE": "native",
         "VLLM_NIXL_SAME_HOST": "0",
@@ -65,9 +66,9 @@ def environment(path, transport="default"):
 
 @functools.cache
 def why_not(path):
-    """Why agents of ours cannot use that library; None: they can."""
+    """The reason why our agents cannot use that library, or None."""
     if path is None:
-        return "there is no wheel with UCX here"
+        return "a wheel with UCX is missing"
     probe = (
         "from support import blob; import vllm_nixl; "
         "agent = vllm_nixl.nixl_agent('probe'); "

@@ -1,4 +1,4 @@
-"""What a process holds: descriptors, threads, memory, switches."""
+"""Resources of a process: descriptors, threads, memory, switches."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ def mappings():
 
 
 def sleeps(pid):
-    """Does the main thread of a process sleep?"""
+    """Is the main thread of a process asleep?"""
     stat = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
     return stat.rsplit(")", 1)[1].split()[0] == "S"
 

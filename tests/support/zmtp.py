@@ -1,4 +1,4 @@
-"""ZMTP 3.1 from its bytes: what a REQ of libzmq sends, with raw sockets."""
+"""ZMTP 3.1 from its bytes: a REQ of libzmq, sent over raw sockets."""
 
 import contextlib
 import socket
@@ -8,9 +8,9 @@ HOST = "127.0.0.1"
 GREETING = (
     b"\xff\0\0\0\0\0\0\0\x01\x7f\x03\x01" + b"NULL".ljust(20, b"\0")
 ).ljust(64, b"\0")
-#: What a listener of ours says before the first reply.
+#: The bytes that our listener sends before the first reply.
 LISTENER_BYTES = 64 + 54
-#: The head of vLLM's request, connector version 12; two ranks follow.
+#: The start of vLLM's request, connector version 12; two ranks follow.
 GET_META_MSG = b"\x93\xc4\x0cget_meta_msg"
 
 
@@ -27,7 +27,7 @@ def ready(socket_type=b"REQ", identity=b"", **properties):
     return b"\x04" + bytes([len(body)]) + body
 
 
-#: The hands of a client, from its side.
+#: The handshake of a client, from its side.
 HANDS = GREETING + ready()
 
 
@@ -61,7 +61,7 @@ def read_to_end(sock):
 
 
 def shaken(port, socket_type=b"REQ", **properties):
-    """A connected socket that has shaken hands with a listener of ours."""
+    """A connected socket after the handshake with our listener."""
     sock = socket.create_connection((HOST, port), timeout=30)
     sock.sendall(GREETING)
     read(sock, 64)
