@@ -1,7 +1,7 @@
 /*
- * Frames from anywhere, cut anywhere.  The first two bytes of an input choose
- * the cap, the head and the pieces, the rest is the stream.  What the decoder
- * makes of it is compared with a reading of the whole stream at once.
+ * Arbitrary frames, cut at arbitrary places.  The first two bytes of an input
+ * choose the cap, the head and the pieces; the rest is the stream.  The
+ * decoder's results are compared with a reading of the whole stream at once.
  */
 #include "fuzz.h"
 
@@ -22,7 +22,7 @@ expected_state(const uint8_t *stream, size_t size, uint32_t max)
                                            : VNXI_FRAME_MORE;
 }
 
-/* Feed the stream in pieces; how much of it was taken. */
+/* Feed the stream in pieces; returns the number of bytes taken. */
 static size_t
 feed(vnxi_frame_decoder_t *decoder, const uint8_t *stream, size_t size,
      size_t piece)

@@ -1,4 +1,4 @@
-/* What every fuzz target begins with. */
+/* Common parts of all fuzz targets. */
 #ifndef VNX_FUZZ_H
 #define VNX_FUZZ_H
 
@@ -9,7 +9,7 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-/* A finding where it does not hold. */
+/* Report a finding if the condition is false. */
 static inline void
 must(bool holds)
 {

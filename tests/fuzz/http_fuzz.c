@@ -1,13 +1,12 @@
 /*
- * What the HTTP side channel parses itself: the first byte of an input chooses
- * which, the rest is the text, or a key.  Results are compared with what must
- * hold of any of them.
+ * The HTTP side channel's own parsers: the first byte of an input chooses one;
+ * the rest is the text, or a key.  The results are checked against invariants.
  */
 #include "fuzz.h"
 
 #include "side_channel/http_wire.h"
 
-/* What was read from a path is asked for under a path that reads the same. */
+/* The path written for a key that was read from a path has the same key. */
 static void
 fuzz_target(const char *text)
 {
@@ -45,7 +44,7 @@ fuzz_key(const uint8_t *key, size_t len)
     must(len == 0 || memcmp(target.key, key, len) == 0);
 }
 
-/* A tag that a field names stands in it as it is. */
+/* A tag that a field names appears in it unchanged. */
 static void
 fuzz_etag(const char *text)
 {
@@ -57,7 +56,7 @@ fuzz_etag(const char *text)
     }
 }
 
-/* What is taken for a token lies in the field and would be one. */
+/* An accepted token lies within the field and is a valid token. */
 static void
 fuzz_token(const char *text)
 {
@@ -80,7 +79,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (size < 1) {
         return 0;
     }
-    /* A block of its exact size, so that ASan sees a read past its end. */
+    /* A block of the exact size, so that ASan detects a read past its end. */
     char *text = malloc(size);
     must(text != NULL);
     memcpy(text, data + 1, size - 1);

@@ -1,7 +1,7 @@
 /*
- * The stream of a link, cut anywhere.  The first byte of an input chooses the
- * pieces, the second which frames are allowed, the rest is the stream.  It is
- * read twice, in pieces and at once, and both must tell the same frames and
+ * The stream of a link, cut at arbitrary places.  The first byte of an input
+ * chooses the pieces, the second the allowed frames; the rest is the stream.
+ * It is read twice, in pieces and at once; both must give the same frames and
  * the same end.
  */
 #include "fuzz.h"
@@ -19,7 +19,7 @@ mix(uint64_t sum, const void *data, size_t len)
     return sum;
 }
 
-/* Every part of a frame that is borrowed lies in it. */
+/* Every borrowed part of a frame lies within it. */
 static uint64_t
 take_hello(const vnxi_link_frame_t *frame, uint64_t sum)
 {
@@ -69,7 +69,7 @@ take_refuse(const vnxi_link_frame_t *frame, uint64_t sum)
     return mix(sum, refuse.name, refuse.name_len);
 }
 
-/* What was read is written as it was. */
+/* Writing a parsed frame gives the same bytes. */
 static void
 check_question(const vnxi_link_frame_t *frame, uint64_t token, uint32_t count)
 {
@@ -142,7 +142,7 @@ take_body(const vnxi_link_frame_t *frame, uint64_t sum)
     return sum;
 }
 
-/* A sum over all that the stream tells when it comes in such pieces. */
+/* A checksum of all frames read from the stream in pieces of this size. */
 static uint64_t
 read_stream(const uint8_t *stream, size_t size, size_t piece, unsigned allowed)
 {

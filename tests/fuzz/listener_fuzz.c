@@ -1,12 +1,12 @@
 /*
- * Payloads of the metadata listener from anywhere.  What is read is put
- * together again, and must be what came.
+ * Arbitrary payloads of the metadata listener.  Writing the commands that were
+ * read must give the same bytes.
  */
 #include "fuzz.h"
 
 #include "listener/codec.h"
 
-/* The command as it stands in the payload at *at. */
+/* Write the command as it is encoded in the payload at *at. */
 static void
 check_command(const vnxi_meta_command_t *command, const uint8_t **at,
               const uint8_t *end)

@@ -1,8 +1,8 @@
 /*
- * Metadata from anywhere: its signature, the parser, what it hands to the SHM
- * backend, and the region table that is made of it.  What is taken must be
- * written again as it was, and every region of it must be found.  What is
- * signed must check, and no other signature may.
+ * Arbitrary metadata: its signature, the parser, the data passed to SHM, and
+ * the region table built from it.  Accepted metadata must be written back
+ * unchanged, and every region of it must be found.  Signed metadata must
+ * verify, and no other signature may.
  */
 #include "fuzz.h"
 
@@ -34,7 +34,7 @@ check_conn(const vnxi_md_conn_t *conn)
         VNX_OK) {
         return;
     }
-    /* What follows the socket's name is of a later version. */
+    /* Bytes after the socket's name belong to a later version. */
     vnxi_shm_info_write(&writer, &info);
     must(writer.len <= conn->info.len && info.pid > 0 &&
          strlen(info.socket) > 0);
@@ -84,7 +84,7 @@ check_section(const vnxi_md_section_t *section)
     check_table(section);
 }
 
-/* Sign metadata, and damage a bit of it that the input chooses. */
+/* Sign metadata and flip a bit that the input chooses. */
 static void
 check_signing(const vnxi_signature_key_t *key, const uint8_t *data,
               size_t size)
@@ -104,7 +104,7 @@ check_signing(const vnxi_signature_key_t *key, const uint8_t *data,
     free(blob.data);
 }
 
-/* A good signature is the one that signing makes of the rest. */
+/* A valid signature equals the one computed over the rest. */
 static void
 check_signed(const vnxi_signature_key_t *key, const uint8_t *data, size_t size)
 {

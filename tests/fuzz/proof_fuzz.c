@@ -1,7 +1,7 @@
 /*
- * Proofs from those who do not know the secret.  The first byte of an input
- * says to whom the rest is said: to a listener, which must not answer with a
- * byte of what it serves, or to a client, which must not believe it.
+ * Proofs from a peer that does not know the secret.  The first byte of an
+ * input selects the receiver of the rest: a listener, which must not answer
+ * with a byte of its metadata, or a client, which must not accept it.
  */
 #include "fuzz.h"
 
@@ -20,7 +20,7 @@ static int port;      /* of the listener */
 static int liar_fd;   /* listens for the client */
 static int liar_port; /* of that */
 
-/* What the liar says to the next client. */
+/* The bytes that the false server sends to the next client. */
 static const uint8_t *lie;
 static size_t lie_len;
 

@@ -36,7 +36,7 @@ replay(const char *folder, const char *name)
         fail(path);
     }
     fclose(file);
-    /* A block of its exact size, so that ASan sees a read past its end. */
+    /* A block of the exact size, so that ASan detects a read past its end. */
     data = realloc(data, size > 0 ? size : 1);
     LLVMFuzzerTestOneInput(data, size);
     free(data);

@@ -1,6 +1,6 @@
 /*
- * Requests of the TCP side channel from anywhere.  What is taken for one is
- * written again and has to be the same bytes: there is one way to say each.
+ * Arbitrary requests of the TCP side channel.  Writing an accepted request
+ * must give the same bytes: each request has exactly one encoding.
  */
 #include "fuzz.h"
 

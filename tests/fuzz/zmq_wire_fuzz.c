@@ -1,7 +1,7 @@
 /*
- * msgpack from anywhere, as a request and as a refusal.  A request that is
- * taken says the same when it is written again in its shortest form; its key
- * leads back to it.
+ * Arbitrary msgpack, read as a request and as a refusal.  An accepted request
+ * keeps its meaning when it is written in its shortest form, and its key maps
+ * back to it.
  */
 #include "fuzz.h"
 

@@ -1,7 +1,7 @@
 /*
- * ZMTP from anywhere: a greeting, the header of a frame, the body of a
- * command.  What is taken apart lies within the input and says the same when
- * it is written again.
+ * Arbitrary ZMTP: a greeting, the header of a frame, the body of a command.
+ * Parsed parts lie within the input and keep their meaning when they are
+ * written again.
  */
 #include "fuzz.h"
 
@@ -15,7 +15,7 @@ try_greeting(const uint8_t *data, size_t size)
 
     for (size_t len = 0; len <= size && len <= sizeof ours; len++) {
         bool fine = vnxi_zmtp_greeting_check(data, len) == NULL;
-        must(was_fine || !fine); /* no later byte mends an earlier one */
+        must(was_fine || !fine); /* an invalid prefix stays invalid */
         was_fine = fine;
     }
     if (size >= sizeof ours && was_fine) {
