@@ -32,7 +32,7 @@ expect(vnxi_book_t *book, const char *key, const char *data)
 }
 
 static void
-test_book_has_what_was_set_until_it_is_removed(void **state)
+test_book_keeps_a_blob_until_removed(void **state)
 {
     (void)state;
     vnxi_book_t *book = vnxi_book_create(false);
@@ -80,7 +80,7 @@ test_book_keys_are_bytes(void **state)
 }
 
 static void
-test_book_what_was_found_outlives_the_book(void **state)
+test_book_found_blob_outlives_the_book(void **state)
 {
     (void)state;
     vnxi_book_t *book = vnxi_book_create(false);
@@ -103,7 +103,7 @@ test_book_what_was_found_outlives_the_book(void **state)
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
 static void
-test_book_has_digests_where_they_are_wanted(void **state)
+test_book_computes_digests_on_request(void **state)
 {
     (void)state;
     static const unsigned char abc[32] = {
@@ -121,7 +121,7 @@ test_book_has_digests_where_they_are_wanted(void **state)
 #endif
 
 static void
-test_book_ranks_have_one_text(void **state)
+test_book_ranks_have_a_canonical_text(void **state)
 {
     (void)state;
     char key[VNXI_RANK_KEY_MAX];
@@ -133,7 +133,7 @@ test_book_ranks_have_one_text(void **state)
 }
 
 static void
-test_book_keys_are_shown_in_print_and_cut(void **state)
+test_book_shows_keys_printable_and_truncated(void **state)
 {
     (void)state;
     char text[8];
@@ -167,7 +167,7 @@ replace_often(void *arg)
 }
 
 static void
-test_book_is_read_while_it_is_written(void **state)
+test_book_supports_concurrent_reads_and_writes(void **state)
 {
     (void)state;
     vnxi_book_t *book = vnxi_book_create(false);
@@ -189,15 +189,15 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_book_has_what_was_set_until_it_is_removed),
+        cmocka_unit_test(test_book_keeps_a_blob_until_removed),
         cmocka_unit_test(test_book_keys_are_bytes),
-        cmocka_unit_test(test_book_what_was_found_outlives_the_book),
+        cmocka_unit_test(test_book_found_blob_outlives_the_book),
 #ifdef VNXI_SIDE_CHANNEL_TLS
-        cmocka_unit_test(test_book_has_digests_where_they_are_wanted),
+        cmocka_unit_test(test_book_computes_digests_on_request),
 #endif
-        cmocka_unit_test(test_book_ranks_have_one_text),
-        cmocka_unit_test(test_book_keys_are_shown_in_print_and_cut),
-        cmocka_unit_test(test_book_is_read_while_it_is_written),
+        cmocka_unit_test(test_book_ranks_have_a_canonical_text),
+        cmocka_unit_test(test_book_shows_keys_printable_and_truncated),
+        cmocka_unit_test(test_book_supports_concurrent_reads_and_writes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -86,7 +86,7 @@ test_copy_stream_every_length(void **state)
 }
 
 static void
-test_copy_stream_big(void **state)
+test_copy_stream_large_blocks(void **state)
 {
     (void)state;
     areas_t areas = areas_create((3 << 20) + 4096);
@@ -187,7 +187,7 @@ test_copy_chunk_follows_both_strides(void **state)
 }
 
 static void
-test_copy_chunk_does_its_own_pieces_only(void **state)
+test_copy_chunk_copies_only_its_own_pieces(void **state)
 {
     (void)state;
     enum { PIECES = 1000, LEN = 40 };
@@ -228,7 +228,7 @@ test_copy_chunk_does_its_own_pieces_only(void **state)
 
 /* What lies in another process is not this function's to copy. */
 static void
-test_copy_chunk_leaves_what_is_not_direct(void **state)
+test_copy_chunk_skips_indirect_pieces(void **state)
 {
     (void)state;
     areas_t areas = areas_create(5000);
@@ -247,7 +247,7 @@ test_copy_chunk_leaves_what_is_not_direct(void **state)
 
 /* A piece onto itself, and onto ranges that overlap it by little or much. */
 static void
-test_copy_chunk_moves_what_overlaps(void **state)
+test_copy_chunk_moves_overlapping_ranges(void **state)
 {
     (void)state;
     const size_t lens[] = {1, 64, 700, 5000};
@@ -277,12 +277,12 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copy_stream_every_alignment),
         cmocka_unit_test(test_copy_stream_every_length),
-        cmocka_unit_test(test_copy_stream_big),
+        cmocka_unit_test(test_copy_stream_large_blocks),
         cmocka_unit_test(test_copy_chunk_both_ways),
         cmocka_unit_test(test_copy_chunk_follows_both_strides),
-        cmocka_unit_test(test_copy_chunk_does_its_own_pieces_only),
-        cmocka_unit_test(test_copy_chunk_leaves_what_is_not_direct),
-        cmocka_unit_test(test_copy_chunk_moves_what_overlaps),
+        cmocka_unit_test(test_copy_chunk_copies_only_its_own_pieces),
+        cmocka_unit_test(test_copy_chunk_skips_indirect_pieces),
+        cmocka_unit_test(test_copy_chunk_moves_overlapping_ranges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

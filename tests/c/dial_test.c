@@ -109,7 +109,7 @@ settle(vnxi_connector_t *connector, uint64_t now, int *fd_p)
 /* -- The connector -------------------------------------------------------- */
 
 static void
-test_connector_takes_families_in_turn(void **state)
+test_connector_alternates_address_families(void **state)
 {
     const vnxi_address_t list[] = {
         address_of("::1", 1), address_of("::2", 1), address_of("::3", 1),
@@ -130,7 +130,7 @@ test_connector_takes_families_in_turn(void **state)
 }
 
 static void
-test_connector_connects_and_gives_the_socket_away(void **state)
+test_connector_connects_and_hands_over_the_socket(void **state)
 {
     int port, fd = -1, listener = listen_on(5, &port);
     const vnxi_address_t list[] = {address_of("127.0.0.1", port)};
@@ -152,7 +152,7 @@ test_connector_connects_and_gives_the_socket_away(void **state)
 
 /* One that refuses costs no quarter of a second. */
 static void
-test_connector_goes_on_at_once_where_one_refuses(void **state)
+test_connector_continues_at_once_after_a_refusal(void **state)
 {
     int dead, port, fd = -1, bound = listen_on(-1, &dead),
                     listener = listen_on(5, &port);
@@ -173,7 +173,7 @@ test_connector_goes_on_at_once_where_one_refuses(void **state)
 }
 
 static void
-test_connector_tells_of_the_last_failure(void **state)
+test_connector_reports_the_last_failure(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
     const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
@@ -193,7 +193,7 @@ test_connector_tells_of_the_last_failure(void **state)
 
 /* One that is silent is overtaken after its time, by a clock of our own. */
 static void
-test_connector_begins_the_next_when_its_time_has_come(void **state)
+test_connector_starts_the_next_attempt_on_time(void **state)
 {
     mute_t mute;
     mute_open(&mute);
@@ -224,7 +224,7 @@ test_connector_begins_the_next_when_its_time_has_come(void **state)
 
 /* Little time is shared out among all addresses. */
 static void
-test_connector_hurries_where_time_is_short(void **state)
+test_connector_shortens_attempts_if_time_is_short(void **state)
 {
     mute_t mute;
     mute_open(&mute);
@@ -258,7 +258,7 @@ test_connector_hurries_where_time_is_short(void **state)
 
 /* The set of several attempts is readable once one of them can be written. */
 static void
-test_connector_set_hears_of_each_attempt(void **state)
+test_connector_set_reports_each_attempt(void **state)
 {
     mute_t mute;
     mute_open(&mute);
@@ -316,7 +316,7 @@ dial_run(vnxi_dial_t *dial, int *fd_p, vnx_error_t *error)
 }
 
 static void
-test_dial_connects_to_a_number_and_to_localhost(void **state)
+test_dial_connects_to_an_address_and_to_localhost(void **state)
 {
     static const char *const hosts[] = {"127.0.0.1", "localhost"};
     int port, listener = listen_on(5, &port);
@@ -340,7 +340,7 @@ test_dial_connects_to_a_number_and_to_localhost(void **state)
 }
 
 static void
-test_dial_says_who_refused(void **state)
+test_dial_names_the_address_that_refused(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
     vnxi_request_params_t params = params_to("127.0.0.1", dead);
@@ -361,7 +361,7 @@ test_dial_says_who_refused(void **state)
 
 /* The resolver's answer is awaited by the exchange's descriptor, not here. */
 static void
-test_dial_is_given_up_while_it_resolves(void **state)
+test_dial_can_be_cancelled_while_resolving(void **state)
 {
     vnxi_request_params_t params = params_to("no-such-host.invalid", 1);
     vnxi_exchange_t exchange = {.fd = -1, .wake = UINT64_MAX};
@@ -387,17 +387,16 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_connector_takes_families_in_turn),
-        cmocka_unit_test(test_connector_connects_and_gives_the_socket_away),
-        cmocka_unit_test(test_connector_goes_on_at_once_where_one_refuses),
-        cmocka_unit_test(test_connector_tells_of_the_last_failure),
-        cmocka_unit_test(
-            test_connector_begins_the_next_when_its_time_has_come),
-        cmocka_unit_test(test_connector_hurries_where_time_is_short),
-        cmocka_unit_test(test_connector_set_hears_of_each_attempt),
-        cmocka_unit_test(test_dial_connects_to_a_number_and_to_localhost),
-        cmocka_unit_test(test_dial_says_who_refused),
-        cmocka_unit_test(test_dial_is_given_up_while_it_resolves),
+        cmocka_unit_test(test_connector_alternates_address_families),
+        cmocka_unit_test(test_connector_connects_and_hands_over_the_socket),
+        cmocka_unit_test(test_connector_continues_at_once_after_a_refusal),
+        cmocka_unit_test(test_connector_reports_the_last_failure),
+        cmocka_unit_test(test_connector_starts_the_next_attempt_on_time),
+        cmocka_unit_test(test_connector_shortens_attempts_if_time_is_short),
+        cmocka_unit_test(test_connector_set_reports_each_attempt),
+        cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
+        cmocka_unit_test(test_dial_names_the_address_that_refused),
+        cmocka_unit_test(test_dial_can_be_cancelled_while_resolving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

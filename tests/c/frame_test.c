@@ -50,7 +50,7 @@ test_frame_header_is_big_endian(void **state)
 }
 
 static void
-test_frame_decodes_however_it_is_cut(void **state)
+test_frame_decodes_at_every_cut(void **state)
 {
     (void)state;
     static const unsigned char wire[] = "\0\0\0\014GET_METADATA";
@@ -70,7 +70,7 @@ test_frame_decodes_however_it_is_cut(void **state)
 }
 
 static void
-test_frame_wants_more_after_every_shorter_piece(void **state)
+test_frame_needs_more_after_every_short_piece(void **state)
 {
     (void)state;
     static const unsigned char wire[] = "\0\0\0\014GET_METADATA";
@@ -90,7 +90,7 @@ test_frame_wants_more_after_every_shorter_piece(void **state)
 }
 
 static void
-test_frame_takes_no_byte_of_the_next_one(void **state)
+test_frame_consumes_no_byte_of_the_next_one(void **state)
 {
     (void)state;
     static const unsigned char wire[] = "\0\0\0\002ab\0\0\0\001c";
@@ -103,7 +103,7 @@ test_frame_takes_no_byte_of_the_next_one(void **state)
 }
 
 static void
-test_frame_of_no_bytes_is_whole_and_not_null(void **state)
+test_frame_of_zero_bytes_is_complete_and_not_null(void **state)
 {
     (void)state;
     vnxi_frame_decoder_t decoder;
@@ -141,7 +141,7 @@ test_frame_cap_is_inclusive(void **state)
 }
 
 static void
-test_frame_final_states_take_nothing_more(void **state)
+test_frame_final_states_consume_nothing(void **state)
 {
     (void)state;
     vnxi_frame_decoder_t decoder;
@@ -157,7 +157,7 @@ test_frame_final_states_take_nothing_more(void **state)
 }
 
 static void
-test_frame_buffer_grows_with_what_came(void **state)
+test_frame_buffer_grows_with_received_bytes(void **state)
 {
     (void)state;
     const uint32_t len = 8u << 20;
@@ -217,13 +217,13 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_frame_header_is_big_endian),
-        cmocka_unit_test(test_frame_decodes_however_it_is_cut),
-        cmocka_unit_test(test_frame_wants_more_after_every_shorter_piece),
-        cmocka_unit_test(test_frame_takes_no_byte_of_the_next_one),
-        cmocka_unit_test(test_frame_of_no_bytes_is_whole_and_not_null),
+        cmocka_unit_test(test_frame_decodes_at_every_cut),
+        cmocka_unit_test(test_frame_needs_more_after_every_short_piece),
+        cmocka_unit_test(test_frame_consumes_no_byte_of_the_next_one),
+        cmocka_unit_test(test_frame_of_zero_bytes_is_complete_and_not_null),
         cmocka_unit_test(test_frame_cap_is_inclusive),
-        cmocka_unit_test(test_frame_final_states_take_nothing_more),
-        cmocka_unit_test(test_frame_buffer_grows_with_what_came),
+        cmocka_unit_test(test_frame_final_states_consume_nothing),
+        cmocka_unit_test(test_frame_buffer_grows_with_received_bytes),
         cmocka_unit_test(test_frame_out_of_memory_is_a_state),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

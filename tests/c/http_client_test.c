@@ -46,7 +46,7 @@ expect_refusal(const char *bytes, vnx_status_t status, const char *text)
 /* -- The bytes ------------------------------------------------------------ */
 
 static void
-test_http_client_speaks_the_bytes(void **state)
+test_http_client_sends_the_documented_bytes(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -88,7 +88,7 @@ test_http_client_sends_the_secret_as_a_token(void **state)
 }
 
 static void
-test_http_client_reads_every_form_of_reply(void **state)
+test_http_client_accepts_every_form_of_reply(void **state)
 {
     (void)state;
     expect_reply(OK_7 "default", "default");
@@ -162,7 +162,7 @@ test_http_client_never_shows_the_secret(void **state)
 
 /* Where it points to is not asked: there is nobody else to be asked. */
 static void
-test_http_client_follows_no_redirect(void **state)
+test_http_client_does_not_follow_redirects(void **state)
 {
     (void)state;
     char reply[256];
@@ -179,7 +179,7 @@ test_http_client_follows_no_redirect(void **state)
 }
 
 static void
-test_http_client_refuses_a_reply_whose_end_is_not_told(void **state)
+test_http_client_refuses_a_reply_without_a_length(void **state)
 {
     (void)state;
     expect_refusal("HTTP/1.1 200 OK\r\n\r\ndefault", VNX_ERR_MISMATCH,
@@ -191,7 +191,7 @@ test_http_client_refuses_a_reply_whose_end_is_not_told(void **state)
 }
 
 static void
-test_http_client_tells_a_cut_reply(void **state)
+test_http_client_detects_a_truncated_reply(void **state)
 {
     (void)state;
     expect_refusal("", VNX_ERR_BACKEND, "closed without a reply");
@@ -205,7 +205,7 @@ test_http_client_tells_a_cut_reply(void **state)
 }
 
 static void
-test_http_client_refuses_what_is_no_http(void **state)
+test_http_client_refuses_other_protocols(void **state)
 {
     (void)state;
     expect_refusal("\0\0\0\007default", VNX_ERR_BACKEND, "without a reply");
@@ -288,7 +288,7 @@ serve_flood(peer_server_t *server, int client)
 }
 
 static void
-test_http_client_waits_no_longer_than_told(void **state)
+test_http_client_obeys_its_timeout(void **state)
 {
     (void)state;
     expect_request_ends_in_time(http_new, peer_serve_silence,
@@ -300,7 +300,7 @@ test_http_client_waits_no_longer_than_told(void **state)
 }
 
 static void
-test_http_client_takes_no_header_without_end(void **state)
+test_http_client_bounds_the_header(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -336,7 +336,7 @@ test_http_client_dead_port_is_refused_at_once(void **state)
 }
 
 static void
-test_http_client_asks_over_ipv6_and_by_name(void **state)
+test_http_client_connects_by_ipv6_and_by_name(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -363,7 +363,7 @@ test_http_client_asks_over_ipv6_and_by_name(void **state)
 }
 
 static void
-test_http_client_refuses_hosts_that_are_none(void **state)
+test_http_client_refuses_invalid_hosts(void **state)
 {
     (void)state;
     static const char *const hosts[] = {"a/b", "user@127.0.0.1", "a b",
@@ -384,7 +384,7 @@ test_http_client_refuses_hosts_that_are_none(void **state)
 }
 
 static void
-test_http_client_goes_through_a_proxy(void **state)
+test_http_client_uses_a_proxy(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -417,7 +417,7 @@ test_http_client_can_be_interrupted(void **state)
 }
 
 static void
-test_http_client_leaves_nothing_open(void **state)
+test_http_client_leaves_no_descriptor_open(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -438,25 +438,24 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_http_client_speaks_the_bytes),
+        cmocka_unit_test(test_http_client_sends_the_documented_bytes),
         cmocka_unit_test(test_http_client_sends_the_secret_as_a_token),
-        cmocka_unit_test(test_http_client_reads_every_form_of_reply),
+        cmocka_unit_test(test_http_client_accepts_every_form_of_reply),
         cmocka_unit_test(test_http_client_refuses_other_statuses),
         cmocka_unit_test(test_http_client_never_shows_the_secret),
-        cmocka_unit_test(test_http_client_follows_no_redirect),
-        cmocka_unit_test(
-            test_http_client_refuses_a_reply_whose_end_is_not_told),
-        cmocka_unit_test(test_http_client_tells_a_cut_reply),
-        cmocka_unit_test(test_http_client_refuses_what_is_no_http),
+        cmocka_unit_test(test_http_client_does_not_follow_redirects),
+        cmocka_unit_test(test_http_client_refuses_a_reply_without_a_length),
+        cmocka_unit_test(test_http_client_detects_a_truncated_reply),
+        cmocka_unit_test(test_http_client_refuses_other_protocols),
         cmocka_unit_test(test_http_client_refuses_above_max_frame),
-        cmocka_unit_test(test_http_client_waits_no_longer_than_told),
-        cmocka_unit_test(test_http_client_takes_no_header_without_end),
+        cmocka_unit_test(test_http_client_obeys_its_timeout),
+        cmocka_unit_test(test_http_client_bounds_the_header),
         cmocka_unit_test(test_http_client_dead_port_is_refused_at_once),
-        cmocka_unit_test(test_http_client_asks_over_ipv6_and_by_name),
-        cmocka_unit_test(test_http_client_refuses_hosts_that_are_none),
-        cmocka_unit_test(test_http_client_goes_through_a_proxy),
+        cmocka_unit_test(test_http_client_connects_by_ipv6_and_by_name),
+        cmocka_unit_test(test_http_client_refuses_invalid_hosts),
+        cmocka_unit_test(test_http_client_uses_a_proxy),
         cmocka_unit_test(test_http_client_can_be_interrupted),
-        cmocka_unit_test(test_http_client_leaves_nothing_open),
+        cmocka_unit_test(test_http_client_leaves_no_descriptor_open),
     };
     http_no_proxy();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -18,7 +18,7 @@ static char reply[HTTP_REPLY_MAX];
 static const attacked_t attacked = {http_new, REQUEST, REQUEST_LEN};
 
 static void
-test_http_limits_crowds_do_not_stop_service(void **state)
+test_http_limits_crowd_does_not_stop_service(void **state)
 {
     (void)state;
     expect_crowd_held(&attacked, 500, NULL, 0);
@@ -27,14 +27,14 @@ test_http_limits_crowds_do_not_stop_service(void **state)
 }
 
 static void
-test_http_limits_a_crowd_beyond_the_table_gives_way(void **state)
+test_http_limits_evict_connections_beyond_the_table(void **state)
 {
     (void)state;
     expect_crowd_gives_way(&attacked);
 }
 
 static void
-test_http_limits_kept_connections_give_way_first(void **state)
+test_http_limits_evict_keep_alive_connections_first(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -63,7 +63,7 @@ test_http_limits_kept_connections_give_way_first(void **state)
 }
 
 static void
-test_http_limits_silence_and_drips_end_at_the_deadline(void **state)
+test_http_limits_close_silent_and_slow_clients_at_the_deadline(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -89,7 +89,7 @@ test_http_limits_silence_and_drips_end_at_the_deadline(void **state)
 }
 
 static void
-test_http_limits_idle_ones_end_sooner(void **state)
+test_http_limits_close_idle_connections_sooner(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -111,7 +111,7 @@ test_http_limits_idle_ones_end_sooner(void **state)
 }
 
 static void
-test_http_limits_a_kept_connection_has_its_time_anew(void **state)
+test_http_limits_restart_the_timeout_of_a_kept_connection(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -132,7 +132,7 @@ test_http_limits_a_kept_connection_has_its_time_anew(void **state)
 }
 
 static void
-test_http_limits_garbage_costs_its_connection(void **state)
+test_http_limits_close_a_connection_that_sends_garbage(void **state)
 {
     (void)state;
     static const struct {
@@ -165,7 +165,7 @@ test_http_limits_garbage_costs_its_connection(void **state)
 
 /* Up to the cap and beyond, without an end of the line. */
 static void
-test_http_limits_headers_have_a_longest(void **state)
+test_http_limits_bound_the_header(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -189,7 +189,7 @@ test_http_limits_headers_have_a_longest(void **state)
 }
 
 static void
-test_http_limits_resets_and_storms_leave_nothing(void **state)
+test_http_limits_resets_and_storms_leak_nothing(void **state)
 {
     (void)state;
     expect_storm_leaves_nothing(&attacked, 1000);
@@ -197,7 +197,7 @@ test_http_limits_resets_and_storms_leave_nothing(void **state)
 
 /* What they go on sending is not taken in. */
 static void
-test_http_limits_never_reading_readers_are_reset(void **state)
+test_http_limits_reset_clients_that_never_read(void **state)
 {
     (void)state;
     const size_t len = 16u << 20;
@@ -227,21 +227,21 @@ test_http_limits_never_reading_readers_are_reset(void **state)
 }
 
 static void
-test_http_limits_never_reading_readers_give_way(void **state)
+test_http_limits_evict_clients_that_never_read(void **state)
 {
     (void)state;
     expect_never_reading_give_way(&attacked);
 }
 
 static void
-test_http_limits_out_of_file_descriptors(void **state)
+test_http_limits_service_survives_lack_of_descriptors(void **state)
 {
     (void)state;
     expect_no_fds_are_survived(&attacked);
 }
 
 static void
-test_http_limits_who_comes_too_often_is_sent_away(void **state)
+test_http_limits_refuse_a_client_above_the_rate(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -264,20 +264,23 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_http_limits_crowds_do_not_stop_service),
-        cmocka_unit_test(test_http_limits_a_crowd_beyond_the_table_gives_way),
-        cmocka_unit_test(test_http_limits_kept_connections_give_way_first),
+        cmocka_unit_test(test_http_limits_crowd_does_not_stop_service),
+        cmocka_unit_test(test_http_limits_evict_connections_beyond_the_table),
+        cmocka_unit_test(test_http_limits_evict_keep_alive_connections_first),
         cmocka_unit_test(
-            test_http_limits_silence_and_drips_end_at_the_deadline),
-        cmocka_unit_test(test_http_limits_idle_ones_end_sooner),
-        cmocka_unit_test(test_http_limits_a_kept_connection_has_its_time_anew),
-        cmocka_unit_test(test_http_limits_garbage_costs_its_connection),
-        cmocka_unit_test(test_http_limits_headers_have_a_longest),
-        cmocka_unit_test(test_http_limits_resets_and_storms_leave_nothing),
-        cmocka_unit_test(test_http_limits_never_reading_readers_are_reset),
-        cmocka_unit_test(test_http_limits_never_reading_readers_give_way),
-        cmocka_unit_test(test_http_limits_out_of_file_descriptors),
-        cmocka_unit_test(test_http_limits_who_comes_too_often_is_sent_away),
+            test_http_limits_close_silent_and_slow_clients_at_the_deadline),
+        cmocka_unit_test(test_http_limits_close_idle_connections_sooner),
+        cmocka_unit_test(
+            test_http_limits_restart_the_timeout_of_a_kept_connection),
+        cmocka_unit_test(
+            test_http_limits_close_a_connection_that_sends_garbage),
+        cmocka_unit_test(test_http_limits_bound_the_header),
+        cmocka_unit_test(test_http_limits_resets_and_storms_leak_nothing),
+        cmocka_unit_test(test_http_limits_reset_clients_that_never_read),
+        cmocka_unit_test(test_http_limits_evict_clients_that_never_read),
+        cmocka_unit_test(
+            test_http_limits_service_survives_lack_of_descriptors),
+        cmocka_unit_test(test_http_limits_refuse_a_client_above_the_rate),
     };
     http_no_proxy();
     return cmocka_run_group_tests(tests, NULL, NULL);

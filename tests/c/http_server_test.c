@@ -62,7 +62,7 @@ body(void)
 #define ASK(port, text) http_ask(port, text, sizeof(text) - 1, reply)
 
 static void
-test_http_server_speaks_the_bytes(void **state)
+test_http_server_sends_the_documented_bytes(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -111,7 +111,7 @@ test_http_server_head_has_the_length_and_no_body(void **state)
 }
 
 static void
-test_http_server_etag_tells_whether_it_changed(void **state)
+test_http_server_etag_changes_with_the_metadata(void **state)
 {
     (void)state;
     vnx_side_channel_blob_t same = blobs[0];
@@ -141,7 +141,7 @@ test_http_server_etag_tells_whether_it_changed(void **state)
 }
 
 static void
-test_http_server_keeps_connections(void **state)
+test_http_server_keeps_connections_alive(void **state)
 {
     (void)state;
     static const char one[] = HTTP_GET("/metadata") "\r\n";
@@ -163,7 +163,7 @@ test_http_server_keeps_connections(void **state)
 }
 
 static void
-test_http_server_takes_a_request_in_any_pieces(void **state)
+test_http_server_accepts_a_request_in_any_pieces(void **state)
 {
     (void)state;
     static const char request[] = HTTP_GET("/metadata/0,1") HTTP_LAST;
@@ -244,7 +244,7 @@ test_http_server_refuses_with_a_reason(void **state)
 }
 
 static void
-test_http_server_wants_the_token_where_a_secret_is_set(void **state)
+test_http_server_requires_the_token_if_a_secret_is_set(void **state)
 {
     (void)state;
     static const struct {
@@ -291,7 +291,7 @@ test_http_server_wants_the_token_where_a_secret_is_set(void **state)
 }
 
 static void
-test_http_server_without_a_secret_takes_no_token(void **state)
+test_http_server_without_a_secret_ignores_tokens(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = http_new(NULL);
@@ -305,7 +305,7 @@ test_http_server_without_a_secret_takes_no_token(void **state)
 }
 
 static void
-test_http_server_refuses_a_secret_that_is_no_token(void **state)
+test_http_server_refuses_a_secret_that_is_not_a_token(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -325,16 +325,17 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_http_server_speaks_the_bytes),
+        cmocka_unit_test(test_http_server_sends_the_documented_bytes),
         cmocka_unit_test(test_http_server_head_has_the_length_and_no_body),
-        cmocka_unit_test(test_http_server_etag_tells_whether_it_changed),
-        cmocka_unit_test(test_http_server_keeps_connections),
-        cmocka_unit_test(test_http_server_takes_a_request_in_any_pieces),
+        cmocka_unit_test(test_http_server_etag_changes_with_the_metadata),
+        cmocka_unit_test(test_http_server_keeps_connections_alive),
+        cmocka_unit_test(test_http_server_accepts_a_request_in_any_pieces),
         cmocka_unit_test(test_http_server_refuses_with_a_reason),
         cmocka_unit_test(
-            test_http_server_wants_the_token_where_a_secret_is_set),
-        cmocka_unit_test(test_http_server_without_a_secret_takes_no_token),
-        cmocka_unit_test(test_http_server_refuses_a_secret_that_is_no_token),
+            test_http_server_requires_the_token_if_a_secret_is_set),
+        cmocka_unit_test(test_http_server_without_a_secret_ignores_tokens),
+        cmocka_unit_test(
+            test_http_server_refuses_a_secret_that_is_not_a_token),
     };
     http_no_proxy();
     return cmocka_run_group_tests(tests, NULL, NULL);

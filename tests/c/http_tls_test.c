@@ -14,7 +14,7 @@ test_http_tls_carries_every_size(void **state)
 }
 
 static void
-test_http_tls_keeps_out_who_does_not_know_the_secret(void **state)
+test_http_tls_refuses_clients_without_the_secret(void **state)
 {
     (void)state;
     vnx_side_channel_t *server = tls_server(http_new, "server.pem", SECRET, 0);
@@ -41,7 +41,7 @@ test_http_tls_certificates_are_checked(void **state)
 }
 
 static void
-test_http_tls_to_plain_and_plain_to_tls_are_told(void **state)
+test_http_tls_mismatch_with_plain_is_reported(void **state)
 {
     (void)state;
     vnx_side_channel_t *plain = http_new(NULL);
@@ -75,21 +75,21 @@ test_http_tls_to_plain_and_plain_to_tls_are_told(void **state)
 }
 
 static void
-test_http_tls_half_handshakes_hold_nobody(void **state)
+test_http_tls_half_handshakes_do_not_block_others(void **state)
 {
     (void)state;
     expect_tls_half_handshakes_hold_nobody(http_new);
 }
 
 static void
-test_http_tls_shutdown_in_the_middle_leaves_nothing(void **state)
+test_http_tls_shutdown_during_a_handshake_leaks_nothing(void **state)
 {
     (void)state;
     expect_tls_shutdown_leaves_nothing(http_new);
 }
 
 static void
-test_http_tls_files_that_are_missing_are_named(void **state)
+test_http_tls_missing_files_are_named(void **state)
 {
     (void)state;
     vnx_side_channel_t *server = tls_server(http_new, "none.pem", NULL, 0);
@@ -114,12 +114,13 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_http_tls_carries_every_size),
-        cmocka_unit_test(test_http_tls_keeps_out_who_does_not_know_the_secret),
+        cmocka_unit_test(test_http_tls_refuses_clients_without_the_secret),
         cmocka_unit_test(test_http_tls_certificates_are_checked),
-        cmocka_unit_test(test_http_tls_to_plain_and_plain_to_tls_are_told),
-        cmocka_unit_test(test_http_tls_half_handshakes_hold_nobody),
-        cmocka_unit_test(test_http_tls_shutdown_in_the_middle_leaves_nothing),
-        cmocka_unit_test(test_http_tls_files_that_are_missing_are_named),
+        cmocka_unit_test(test_http_tls_mismatch_with_plain_is_reported),
+        cmocka_unit_test(test_http_tls_half_handshakes_do_not_block_others),
+        cmocka_unit_test(
+            test_http_tls_shutdown_during_a_handshake_leaks_nothing),
+        cmocka_unit_test(test_http_tls_missing_files_are_named),
     };
     http_no_proxy();
     return cmocka_run_group_tests(tests, make_certificates,

@@ -43,7 +43,7 @@ test_http_wire_paths_name_keys(void **state)
 }
 
 static void
-test_http_wire_other_paths_are_nowhere(void **state)
+test_http_wire_other_paths_are_not_found(void **state)
 {
     (void)state;
     static const char *const paths[] = {
@@ -85,7 +85,7 @@ test_http_wire_broken_escapes_are_malformed(void **state)
 }
 
 static void
-test_http_wire_keys_have_a_longest(void **state)
+test_http_wire_key_length_is_bounded(void **state)
 {
     (void)state;
     char path[2 * VNXI_HTTP_PATH_MAX] = "/metadata/";
@@ -102,7 +102,7 @@ test_http_wire_keys_have_a_longest(void **state)
 }
 
 static void
-test_http_wire_every_key_has_a_path_that_names_it(void **state)
+test_http_wire_every_key_round_trips_through_its_path(void **state)
 {
     (void)state;
     unsigned char key[VNX_SIDE_CHANNEL_KEY_MAX];
@@ -186,7 +186,7 @@ expect_token(const char *field, const char *expected)
 }
 
 static void
-test_http_wire_tokens_are_taken_as_they_are(void **state)
+test_http_wire_tokens_are_read_unchanged(void **state)
 {
     (void)state;
     static const char *const none[] = {
@@ -206,7 +206,7 @@ test_http_wire_tokens_are_taken_as_they_are(void **state)
 }
 
 static void
-test_http_wire_what_would_change_the_header_is_no_token(void **state)
+test_http_wire_header_breaking_tokens_are_refused(void **state)
 {
     (void)state;
     assert_true(vnxi_http_is_token("x"));
@@ -226,14 +226,14 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_http_wire_paths_name_keys),
-        cmocka_unit_test(test_http_wire_other_paths_are_nowhere),
+        cmocka_unit_test(test_http_wire_other_paths_are_not_found),
         cmocka_unit_test(test_http_wire_broken_escapes_are_malformed),
-        cmocka_unit_test(test_http_wire_keys_have_a_longest),
-        cmocka_unit_test(test_http_wire_every_key_has_a_path_that_names_it),
-        cmocka_unit_test(test_http_wire_entity_tags_are_found_in_lists),
-        cmocka_unit_test(test_http_wire_tokens_are_taken_as_they_are),
+        cmocka_unit_test(test_http_wire_key_length_is_bounded),
         cmocka_unit_test(
-            test_http_wire_what_would_change_the_header_is_no_token),
+            test_http_wire_every_key_round_trips_through_its_path),
+        cmocka_unit_test(test_http_wire_entity_tags_are_found_in_lists),
+        cmocka_unit_test(test_http_wire_tokens_are_read_unchanged),
+        cmocka_unit_test(test_http_wire_header_breaking_tokens_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

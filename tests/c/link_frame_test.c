@@ -137,7 +137,7 @@ check_in_pieces(size_t long_len, size_t piece)
 }
 
 static void
-test_link_frame_comes_out_as_it_went_in_however_cut(void **state)
+test_link_frame_round_trips_at_every_cut(void **state)
 {
     (void)state;
     for (size_t piece = 1; piece <= 300; piece++) {
@@ -211,7 +211,7 @@ test_link_frame_refuses_impossible_headers(void **state)
 }
 
 static void
-test_link_frame_takes_only_what_is_allowed_now(void **state)
+test_link_frame_accepts_only_allowed_types(void **state)
 {
     (void)state;
     for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_REFUSE;
@@ -227,7 +227,7 @@ test_link_frame_takes_only_what_is_allowed_now(void **state)
 }
 
 static void
-test_link_frame_allocates_what_came_not_what_was_announced(void **state)
+test_link_frame_allocates_for_received_bytes_only(void **state)
 {
     (void)state;
     vnxi_link_frame_reader_t reader = {.allowed = ANY};
@@ -247,7 +247,7 @@ test_link_frame_allocates_what_came_not_what_was_announced(void **state)
 }
 
 static void
-test_link_frame_gives_back_the_memory_of_a_long_one(void **state)
+test_link_frame_frees_the_memory_of_a_long_one(void **state)
 {
     (void)state;
     vnxi_writer_t stream = write_stream(1 << 20);
@@ -280,7 +280,7 @@ hello_is_good(const unsigned char *body, size_t len)
 }
 
 static void
-test_link_frame_hello_is_refused_where_a_byte_is_wrong(void **state)
+test_link_frame_hello_with_a_wrong_byte_is_refused(void **state)
 {
     (void)state;
     vnxi_writer_t stream = write_stream(0);
@@ -325,7 +325,7 @@ revoke_is_good(const unsigned char *body, size_t len)
 }
 
 static void
-test_link_frame_revoke_is_refused_where_rows_are_missing(void **state)
+test_link_frame_revoke_with_missing_rows_is_refused(void **state)
 {
     (void)state;
     unsigned char body[8 + 4 + 2 * 28] = {[8] = 2};
@@ -343,7 +343,7 @@ test_link_frame_revoke_is_refused_where_rows_are_missing(void **state)
 }
 
 static void
-test_link_frame_revoke_is_refused_for_no_memory_type(void **state)
+test_link_frame_revoke_of_an_unknown_memory_type_is_refused(void **state)
 {
     (void)state;
     unsigned char body[8 + 4 + 2 * 28] = {[8] = 2};
@@ -413,7 +413,7 @@ test_link_frame_confirm_is_as_documented(void **state)
 }
 
 static void
-test_link_frame_confirm_is_refused_where_a_byte_is_wrong(void **state)
+test_link_frame_confirm_with_a_wrong_byte_is_refused(void **state)
 {
     (void)state;
     unsigned char body[sizeof question + 1] = {0};
@@ -452,7 +452,7 @@ answer_is_good(const unsigned char *body, size_t len)
 }
 
 static void
-test_link_frame_confirmed_has_places_in_order(void **state)
+test_link_frame_confirmed_positions_are_ascending(void **state)
 {
     (void)state;
     vnxi_link_answer_t answer = {.token = UINT64_C(0x0807060504030201),
@@ -490,7 +490,7 @@ test_link_frame_confirmed_has_places_in_order(void **state)
 }
 
 static void
-test_link_frame_refuse_says_who_it_is(void **state)
+test_link_frame_refuse_has_the_agents_name(void **state)
 {
     (void)state;
     const vnxi_link_frame_refuse_t refuse = {ids[0], "prefill", 7};
@@ -517,7 +517,7 @@ test_link_frame_refuse_says_who_it_is(void **state)
 /* -- The queue ------------------------------------------------------------ */
 
 static void
-test_link_queue_gives_the_bytes_in_order(void **state)
+test_link_queue_returns_the_bytes_in_order(void **state)
 {
     (void)state;
     vnxi_link_queue_t queue = {0};
@@ -546,7 +546,7 @@ test_link_queue_gives_the_bytes_in_order(void **state)
 }
 
 static void
-test_link_queue_is_used_again_after_it_was_empty(void **state)
+test_link_queue_is_reusable_after_it_was_empty(void **state)
 {
     (void)state;
     vnxi_link_queue_t queue = {0};
@@ -566,7 +566,7 @@ test_link_queue_is_used_again_after_it_was_empty(void **state)
 }
 
 static void
-test_link_queue_of_small_ones_costs_little_more_than_their_bytes(void **state)
+test_link_queue_of_small_messages_has_little_overhead(void **state)
 {
     (void)state;
     vnxi_link_queue_t queue = {0};
@@ -587,29 +587,26 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_link_frame_comes_out_as_it_went_in_however_cut),
+        cmocka_unit_test(test_link_frame_round_trips_at_every_cut),
         cmocka_unit_test(
             test_link_frame_header_is_little_endian_and_counts_the_type),
         cmocka_unit_test(test_link_frame_refuses_impossible_headers),
-        cmocka_unit_test(test_link_frame_takes_only_what_is_allowed_now),
-        cmocka_unit_test(
-            test_link_frame_allocates_what_came_not_what_was_announced),
-        cmocka_unit_test(test_link_frame_gives_back_the_memory_of_a_long_one),
-        cmocka_unit_test(
-            test_link_frame_hello_is_refused_where_a_byte_is_wrong),
+        cmocka_unit_test(test_link_frame_accepts_only_allowed_types),
+        cmocka_unit_test(test_link_frame_allocates_for_received_bytes_only),
+        cmocka_unit_test(test_link_frame_frees_the_memory_of_a_long_one),
+        cmocka_unit_test(test_link_frame_hello_with_a_wrong_byte_is_refused),
         cmocka_unit_test(test_link_frame_hello_needs_a_name),
-        cmocka_unit_test(
-            test_link_frame_revoke_is_refused_where_rows_are_missing),
+        cmocka_unit_test(test_link_frame_revoke_with_missing_rows_is_refused),
         cmocka_unit_test(test_link_frame_confirm_is_as_documented),
+        cmocka_unit_test(test_link_frame_confirm_with_a_wrong_byte_is_refused),
+        cmocka_unit_test(test_link_frame_confirmed_positions_are_ascending),
+        cmocka_unit_test(test_link_frame_refuse_has_the_agents_name),
         cmocka_unit_test(
-            test_link_frame_confirm_is_refused_where_a_byte_is_wrong),
-        cmocka_unit_test(test_link_frame_confirmed_has_places_in_order),
-        cmocka_unit_test(test_link_frame_refuse_says_who_it_is),
-        cmocka_unit_test(test_link_frame_revoke_is_refused_for_no_memory_type),
-        cmocka_unit_test(test_link_queue_gives_the_bytes_in_order),
-        cmocka_unit_test(test_link_queue_is_used_again_after_it_was_empty),
+            test_link_frame_revoke_of_an_unknown_memory_type_is_refused),
+        cmocka_unit_test(test_link_queue_returns_the_bytes_in_order),
+        cmocka_unit_test(test_link_queue_is_reusable_after_it_was_empty),
         cmocka_unit_test(
-            test_link_queue_of_small_ones_costs_little_more_than_their_bytes),
+            test_link_queue_of_small_messages_has_little_overhead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

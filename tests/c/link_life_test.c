@@ -19,7 +19,7 @@ check_ended(node_t *node, vnxi_link_t *link, const char *cause)
 }
 
 static void
-test_link_end_of_the_process_is_told(void **state)
+test_link_end_of_the_process_is_reported(void **state)
 {
     (void)state;
     pair_t pair;
@@ -35,7 +35,7 @@ test_link_end_of_the_process_is_told(void **state)
 
 /* A child of the peer keeps its sockets open, so no stream ends. */
 static void
-test_link_end_of_the_process_is_told_though_a_child_holds_on(void **state)
+test_link_end_is_reported_although_a_child_keeps_the_sockets(void **state)
 {
     (void)state;
     pair_t pair;
@@ -58,7 +58,7 @@ test_link_end_of_the_process_is_told_though_a_child_holds_on(void **state)
 }
 
 static void
-test_link_goodbye_is_told(void **state)
+test_link_orderly_end_is_reported(void **state)
 {
     (void)state;
     pair_t pair;
@@ -197,7 +197,7 @@ test_link_messages_sent_before_death_arrive(void **state)
 /* -- Closing -------------------------------------------------------------- */
 
 static void
-test_link_close_tells_no_end(void **state)
+test_link_close_reports_no_end(void **state)
 {
     (void)state;
     peer_t peer;
@@ -224,7 +224,7 @@ test_link_close_tells_no_end(void **state)
 
 /* What was sent before close() arrives, since BYE comes behind it. */
 static void
-test_link_close_comes_after_what_was_sent(void **state)
+test_link_close_follows_sent_messages(void **state)
 {
     (void)state;
     peer_t peer;
@@ -245,7 +245,7 @@ test_link_close_comes_after_what_was_sent(void **state)
 }
 
 static void
-test_link_churn_leaves_nothing_behind(void **state)
+test_link_churn_leaks_nothing(void **state)
 {
     (void)state;
     pair_t pair;
@@ -274,7 +274,7 @@ test_link_churn_leaves_nothing_behind(void **state)
 }
 
 static void
-test_link_is_closed_and_released_from_its_callbacks(void **state)
+test_link_can_be_closed_and_released_in_its_callbacks(void **state)
 {
     (void)state;
     peer_t peer;
@@ -295,7 +295,7 @@ test_link_is_closed_and_released_from_its_callbacks(void **state)
 
 /* Three rows come in one frame; the first callback closes the link. */
 static void
-test_link_closed_in_a_callback_tells_no_end(void **state)
+test_link_closed_in_a_callback_reports_no_end(void **state)
 {
     (void)state;
     peer_t peer;
@@ -396,7 +396,7 @@ open_until_closed(void *arg)
 }
 
 static void
-test_hub_stop_under_fire(void **state)
+test_hub_stops_under_load(void **state)
 {
     (void)state;
     void *(*const work[])(void *) = {send_until_refused, send_until_refused,
@@ -442,7 +442,7 @@ test_hub_stop_under_fire(void **state)
 }
 
 static void
-test_hub_stop_leaves_no_descriptor(void **state)
+test_hub_stop_closes_all_descriptors(void **state)
 {
     (void)state;
     size_t fds = 0;
@@ -490,7 +490,7 @@ open_and_close(void *arg)
 }
 
 static void
-test_hub_links_come_and_go_on_many_threads(void **state)
+test_hub_opens_and_closes_links_on_many_threads(void **state)
 {
     (void)state;
     node_t nodes[2];
@@ -521,21 +521,22 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_link_end_of_the_process_is_told),
+        cmocka_unit_test(test_link_end_of_the_process_is_reported),
         cmocka_unit_test(
-            test_link_end_of_the_process_is_told_though_a_child_holds_on),
-        cmocka_unit_test(test_link_goodbye_is_told),
+            test_link_end_is_reported_although_a_child_keeps_the_sockets),
+        cmocka_unit_test(test_link_orderly_end_is_reported),
         cmocka_unit_test(test_link_forked_child_keeps_no_socket),
         cmocka_unit_test(test_link_messages_sent_before_death_arrive),
-        cmocka_unit_test(test_link_close_tells_no_end),
-        cmocka_unit_test(test_link_close_comes_after_what_was_sent),
-        cmocka_unit_test(test_link_churn_leaves_nothing_behind),
-        cmocka_unit_test(test_link_is_closed_and_released_from_its_callbacks),
-        cmocka_unit_test(test_link_closed_in_a_callback_tells_no_end),
+        cmocka_unit_test(test_link_close_reports_no_end),
+        cmocka_unit_test(test_link_close_follows_sent_messages),
+        cmocka_unit_test(test_link_churn_leaks_nothing),
+        cmocka_unit_test(
+            test_link_can_be_closed_and_released_in_its_callbacks),
+        cmocka_unit_test(test_link_closed_in_a_callback_reports_no_end),
         cmocka_unit_test(test_link_close_races_with_the_end),
-        cmocka_unit_test(test_hub_stop_under_fire),
-        cmocka_unit_test(test_hub_stop_leaves_no_descriptor),
-        cmocka_unit_test(test_hub_links_come_and_go_on_many_threads),
+        cmocka_unit_test(test_hub_stops_under_load),
+        cmocka_unit_test(test_hub_stop_closes_all_descriptors),
+        cmocka_unit_test(test_hub_opens_and_closes_links_on_many_threads),
         cmocka_unit_test(test_link_calls_in_a_forked_child_return),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

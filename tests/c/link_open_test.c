@@ -165,7 +165,7 @@ test_link_open_names_the_users_that_differ(void **state)
 
 /* Who changed its user cannot be traced by its like: the kernel's refusal. */
 static void
-test_link_open_says_what_to_do_where_the_kernel_forbids(void **state)
+test_link_open_explains_a_refusal_of_the_kernel(void **state)
 {
     (void)state;
     peer_t one, two;
@@ -183,7 +183,7 @@ test_link_open_says_what_to_do_where_the_kernel_forbids(void **state)
 }
 
 static void
-test_hub_lets_in_root_and_its_own_user_only(void **state)
+test_hub_admits_only_root_and_its_own_user(void **state)
 {
     (void)state;
     peer_t nobody;
@@ -294,7 +294,7 @@ check_serves(node_t *node)
 }
 
 static void
-test_hub_closes_who_does_not_begin_with_hello(void **state)
+test_hub_closes_a_connection_without_hello(void **state)
 {
     (void)state;
     node_t node;
@@ -325,7 +325,7 @@ test_hub_closes_who_does_not_begin_with_hello(void **state)
 }
 
 static void
-test_hub_closes_who_goes_wrong_after_hello(void **state)
+test_hub_closes_a_connection_on_errors_after_hello(void **state)
 {
     (void)state;
     node_t node;
@@ -413,7 +413,7 @@ test_hub_survives_garbage(void **state)
 }
 
 static void
-test_hub_reads_frames_that_come_byte_by_byte(void **state)
+test_hub_reads_frames_byte_by_byte(void **state)
 {
     (void)state;
     node_t node;
@@ -442,7 +442,7 @@ test_hub_reads_frames_that_come_byte_by_byte(void **state)
 /* -- The silent ----------------------------------------------------------- */
 
 static void
-test_hub_drops_who_stays_silent(void **state)
+test_hub_closes_silent_connections(void **state)
 {
     (void)state;
     node_t node;
@@ -460,7 +460,7 @@ test_hub_drops_who_stays_silent(void **state)
 }
 
 static void
-test_hub_serves_in_a_flood_of_the_silent(void **state)
+test_hub_serves_during_a_flood_of_silent_connections(void **state)
 {
     (void)state;
     enum { FLOOD = 1500 };
@@ -599,7 +599,7 @@ check_end_by(const void *bytes, size_t len, const char *cause)
 }
 
 static void
-test_link_ends_by_what_a_listener_must_not_send(void **state)
+test_link_ends_on_invalid_frames_from_a_listener(void **state)
 {
     (void)state;
     static const char invalid[] = "the peer sent an invalid message";
@@ -702,7 +702,7 @@ start_attacker(const char *name, bool hold)
 /* Another user connects again and again; the owner is let in every time, and
  * who is in is served. */
 static void
-test_hub_lets_the_owner_in_through_a_storm_of_others(void **state)
+test_hub_admits_the_owner_during_a_storm_by_others(void **state)
 {
     (void)state;
     node_t node;
@@ -777,7 +777,7 @@ load_main(void *argument)
 /* Another user has filled the backlog while the peer's process did not run;
  * who loads its metadata waits for a turn. */
 static void
-test_link_open_waits_while_others_fill_the_backlog(void **state)
+test_link_open_waits_while_the_backlog_is_full(void **state)
 {
     (void)state;
     enum { LOADS = 4 };
@@ -826,20 +826,19 @@ main(void)
         cmocka_unit_test(test_link_open_fails_after_stop),
         cmocka_unit_test(test_hub_create_refuses_impossible_names),
         cmocka_unit_test(test_link_open_names_the_users_that_differ),
-        cmocka_unit_test(
-            test_link_open_says_what_to_do_where_the_kernel_forbids),
-        cmocka_unit_test(test_hub_lets_in_root_and_its_own_user_only),
-        cmocka_unit_test(test_hub_closes_who_does_not_begin_with_hello),
-        cmocka_unit_test(test_hub_closes_who_goes_wrong_after_hello),
+        cmocka_unit_test(test_link_open_explains_a_refusal_of_the_kernel),
+        cmocka_unit_test(test_hub_admits_only_root_and_its_own_user),
+        cmocka_unit_test(test_hub_closes_a_connection_without_hello),
+        cmocka_unit_test(test_hub_closes_a_connection_on_errors_after_hello),
         cmocka_unit_test(test_hub_survives_garbage),
-        cmocka_unit_test(test_hub_reads_frames_that_come_byte_by_byte),
-        cmocka_unit_test(test_hub_drops_who_stays_silent),
-        cmocka_unit_test(test_hub_serves_in_a_flood_of_the_silent),
+        cmocka_unit_test(test_hub_reads_frames_byte_by_byte),
+        cmocka_unit_test(test_hub_closes_silent_connections),
+        cmocka_unit_test(test_hub_serves_during_a_flood_of_silent_connections),
         cmocka_unit_test(test_hub_waits_for_descriptors),
-        cmocka_unit_test(test_link_ends_by_what_a_listener_must_not_send),
+        cmocka_unit_test(test_link_ends_on_invalid_frames_from_a_listener),
         cmocka_unit_test(test_link_open_gives_up_on_a_full_backlog),
-        cmocka_unit_test(test_link_open_waits_while_others_fill_the_backlog),
-        cmocka_unit_test(test_hub_lets_the_owner_in_through_a_storm_of_others),
+        cmocka_unit_test(test_link_open_waits_while_the_backlog_is_full),
+        cmocka_unit_test(test_hub_admits_the_owner_during_a_storm_by_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

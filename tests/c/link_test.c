@@ -30,7 +30,7 @@ test_link_carries_notifications_both_ways(void **state)
 }
 
 static void
-test_link_keeps_the_order_of_messages_of_all_sizes(void **state)
+test_link_preserves_order_for_messages_of_all_sizes(void **state)
 {
     (void)state;
     pair_t pair;
@@ -69,7 +69,7 @@ test_link_refuses_a_message_above_the_frame(void **state)
 
 /* A stopped process takes nothing; sending goes on, and nothing is lost. */
 static void
-test_link_queues_for_a_process_that_stands_still(void **state)
+test_link_queues_for_a_stopped_process(void **state)
 {
     (void)state;
     pair_t pair;
@@ -87,7 +87,7 @@ test_link_queues_for_a_process_that_stands_still(void **state)
 }
 
 static void
-test_link_bounds_what_it_queues(void **state)
+test_link_bounds_its_queue(void **state)
 {
     (void)state;
     pair_t pair;
@@ -148,7 +148,7 @@ send_many(void *arg)
 }
 
 static void
-test_link_keeps_the_order_of_each_thread(void **state)
+test_link_preserves_the_order_of_each_thread(void **state)
 {
     (void)state;
     pair_t pair;
@@ -256,7 +256,7 @@ test_link_polling_on_both_sides_loses_nothing(void **state)
 
 /* Whoever stops polling is woken again: nothing stays in the sockets. */
 static void
-test_link_wakes_an_agent_that_polled_before(void **state)
+test_link_wakes_an_agent_that_stopped_polling(void **state)
 {
     (void)state;
     pair_t pair;
@@ -289,7 +289,7 @@ poll_all_the_time(void *arg)
 }
 
 static void
-test_link_many_pollers_take_each_message_once(void **state)
+test_link_many_pollers_receive_each_message_once(void **state)
 {
     (void)state;
     pair_t pair;
@@ -357,7 +357,7 @@ test_link_idle_thread_sleeps(void **state)
 /* -- Revocations ---------------------------------------------------------- */
 
 static void
-test_link_tells_revocations_to_who_opened_it(void **state)
+test_link_sends_revocations_to_its_opener(void **state)
 {
     (void)state;
     pair_t pair;
@@ -413,7 +413,7 @@ check_answer(pair_t *pair, uint64_t token, size_t count)
 }
 
 static void
-test_link_answers_questions_of_any_size(void **state)
+test_link_answers_confirm_requests_of_any_size(void **state)
 {
     (void)state;
     pair_t pair;
@@ -433,7 +433,7 @@ test_link_answers_questions_of_any_size(void **state)
 }
 
 static void
-test_link_ends_where_an_answer_does_not_fit(void **state)
+test_link_ends_on_a_mismatched_answer(void **state)
 {
     (void)state;
     pair_t pair;
@@ -447,7 +447,7 @@ test_link_ends_where_an_answer_does_not_fit(void **state)
 
 /* Alarms come at their time, the earlier of two, and once. */
 static void
-test_hub_alarm_comes_once(void **state)
+test_hub_alarm_fires_once(void **state)
 {
     (void)state;
     node_t node;
@@ -469,20 +469,20 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_link_carries_notifications_both_ways),
-        cmocka_unit_test(test_link_keeps_the_order_of_messages_of_all_sizes),
+        cmocka_unit_test(test_link_preserves_order_for_messages_of_all_sizes),
         cmocka_unit_test(test_link_refuses_a_message_above_the_frame),
-        cmocka_unit_test(test_link_queues_for_a_process_that_stands_still),
-        cmocka_unit_test(test_link_bounds_what_it_queues),
-        cmocka_unit_test(test_link_keeps_the_order_of_each_thread),
+        cmocka_unit_test(test_link_queues_for_a_stopped_process),
+        cmocka_unit_test(test_link_bounds_its_queue),
+        cmocka_unit_test(test_link_preserves_the_order_of_each_thread),
         cmocka_unit_test(test_link_flood_does_not_starve_others),
         cmocka_unit_test(test_link_polling_on_both_sides_loses_nothing),
-        cmocka_unit_test(test_link_wakes_an_agent_that_polled_before),
-        cmocka_unit_test(test_link_many_pollers_take_each_message_once),
+        cmocka_unit_test(test_link_wakes_an_agent_that_stopped_polling),
+        cmocka_unit_test(test_link_many_pollers_receive_each_message_once),
         cmocka_unit_test(test_link_idle_thread_sleeps),
-        cmocka_unit_test(test_link_tells_revocations_to_who_opened_it),
-        cmocka_unit_test(test_link_answers_questions_of_any_size),
-        cmocka_unit_test(test_link_ends_where_an_answer_does_not_fit),
-        cmocka_unit_test(test_hub_alarm_comes_once),
+        cmocka_unit_test(test_link_sends_revocations_to_its_opener),
+        cmocka_unit_test(test_link_answers_confirm_requests_of_any_size),
+        cmocka_unit_test(test_link_ends_on_a_mismatched_answer),
+        cmocka_unit_test(test_hub_alarm_fires_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

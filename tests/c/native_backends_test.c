@@ -12,7 +12,7 @@ make_bare(void)
 }
 
 static void
-test_native_backends_plugins_are_two(void **state)
+test_native_backends_list_two_plugins(void **state)
 {
     vnx_agent_t *agent = make_bare();
     (void)state;
@@ -110,7 +110,7 @@ test_native_backends_are_created_once(void **state)
 }
 
 static void
-test_native_backends_unknown_one_makes_nothing(void **state)
+test_native_backends_refuse_an_unknown_one(void **state)
 {
     vnx_agent_t *agent = make_bare();
     vnx_bytes_t blob;
@@ -128,7 +128,7 @@ test_native_backends_unknown_one_makes_nothing(void **state)
 }
 
 static void
-test_native_backends_after_close(void **state)
+test_native_backends_refuse_calls_after_close(void **state)
 {
     vnx_agent_t *agent = make_bare();
     vnx_agent_t *had_one = make_agent("had one");
@@ -174,13 +174,13 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_native_backends_plugins_are_two),
+        cmocka_unit_test(test_native_backends_list_two_plugins),
         cmocka_unit_test(test_native_backends_move_dram),
         cmocka_unit_test(test_native_backends_keep_their_parameters),
         cmocka_unit_test(test_native_backends_not_created_have_no_parameters),
         cmocka_unit_test(test_native_backends_are_created_once),
-        cmocka_unit_test(test_native_backends_unknown_one_makes_nothing),
-        cmocka_unit_test(test_native_backends_after_close),
+        cmocka_unit_test(test_native_backends_refuse_an_unknown_one),
+        cmocka_unit_test(test_native_backends_refuse_calls_after_close),
         cmocka_unit_test(test_native_backends_are_named_at_registration),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,7 +127,7 @@ test_native_blob_epoch_grows_and_instance_stays(void **state)
 }
 
 static void
-test_native_blob_of_two_instances_of_a_name_differ(void **state)
+test_native_blob_differs_between_instances_of_a_name(void **state)
 {
     vnx_agent_t *agents[] = {make_agent("me"), make_agent("me")};
     parsed_t one = parse_full(agents[0]), two = parse_full(agents[1]);
@@ -145,7 +145,7 @@ test_native_blob_of_two_instances_of_a_name_differ(void **state)
 }
 
 static void
-test_native_blob_partial_says_that_it_is(void **state)
+test_native_blob_partial_is_marked_as_partial(void **state)
 {
     vnx_agent_t *agent = make_agent("me");
     (void)state;
@@ -192,7 +192,7 @@ share_of(const parsed_t *parsed, uint64_t addr)
 }
 
 static void
-test_native_blob_tells_how_to_map_shared_memory(void **state)
+test_native_blob_describes_shared_memory(void **state)
 {
     vnx_agent_t *agent = make_agent("me");
     vnx_shared_buffer_t *buffer;
@@ -224,9 +224,9 @@ main(void)
         cmocka_unit_test(test_native_blob_without_regions_has_no_section),
         cmocka_unit_test(test_native_blob_lists_every_region_in_one_section),
         cmocka_unit_test(test_native_blob_epoch_grows_and_instance_stays),
-        cmocka_unit_test(test_native_blob_of_two_instances_of_a_name_differ),
-        cmocka_unit_test(test_native_blob_partial_says_that_it_is),
-        cmocka_unit_test(test_native_blob_tells_how_to_map_shared_memory),
+        cmocka_unit_test(test_native_blob_differs_between_instances_of_a_name),
+        cmocka_unit_test(test_native_blob_partial_is_marked_as_partial),
+        cmocka_unit_test(test_native_blob_describes_shared_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

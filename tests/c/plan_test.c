@@ -307,7 +307,7 @@ check_random_plans(const region_spec_t *regions, size_t region_count,
 }
 
 static void
-test_plan_agrees_with_a_naive_one(void **state)
+test_plan_agrees_with_a_naive_planner(void **state)
 {
     (void)state;
     check_random_plans(&big, 1, 1);
@@ -422,7 +422,7 @@ test_plan_strided_rows_are_one_segment(void **state)
 
 /* 64 layers, of each the same 134 blocks: as vLLM asks. */
 static void
-test_plan_layers_are_a_segment_each(void **state)
+test_plan_makes_one_segment_per_layer(void **state)
 {
     (void)state;
     enum { LAYERS = 64, BLOCKS = 134, ROWS = 16000 };
@@ -539,7 +539,7 @@ test_plan_cuts_long_rows(void **state)
 }
 
 static void
-test_plan_chunks_are_neither_many_nor_big(void **state)
+test_plan_bounds_number_and_size_of_chunks(void **state)
 {
     (void)state;
     const uint64_t lens[] = {1, 1024, 1025, 100000, VNXI_PIECE_MAX};
@@ -567,7 +567,7 @@ test_plan_chunks_are_neither_many_nor_big(void **state)
 
 /* One wrong index at every kind of place, in every type. */
 static void
-test_plan_refuses_an_index_that_no_list_has(void **state)
+test_plan_refuses_an_index_out_of_range(void **state)
 {
     (void)state;
     const size_t places[] = {0, 1, 31, 32, 33, 64, 255, 256, 1000, 1999};
@@ -765,7 +765,7 @@ test_plan_names_pairs_of_unequal_length(void **state)
 }
 
 static void
-test_plan_refuses_more_bytes_than_can_be_counted(void **state)
+test_plan_refuses_a_byte_count_overflow(void **state)
 {
     (void)state;
     const region_spec_t all = {.addr = 0, .len = UINT64_MAX, .direct = true};
@@ -797,7 +797,7 @@ test_plan_refuses_more_bytes_than_can_be_counted(void **state)
 }
 
 static void
-test_plan_fini_takes_an_empty_one(void **state)
+test_plan_fini_accepts_an_empty_plan(void **state)
 {
     (void)state;
     vnxi_plan_t plan = {0};
@@ -826,7 +826,7 @@ plan_many(void *argument)
 }
 
 static void
-test_plan_many_threads_share_lists(void **state)
+test_plan_lists_are_shared_by_many_threads(void **state)
 {
     (void)state;
     vnxi_region_table_t *table = make_table(&big, 1);
@@ -861,24 +861,24 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plan_agrees_with_a_naive_one),
+        cmocka_unit_test(test_plan_agrees_with_a_naive_planner),
         cmocka_unit_test(test_plan_agrees_over_many_regions),
         cmocka_unit_test(test_plan_translates_each_region),
         cmocka_unit_test(test_plan_dense_rows_are_one_piece),
         cmocka_unit_test(test_plan_strided_rows_are_one_segment),
-        cmocka_unit_test(test_plan_layers_are_a_segment_each),
+        cmocka_unit_test(test_plan_makes_one_segment_per_layer),
         cmocka_unit_test(
             test_plan_merges_only_what_is_contiguous_on_both_sides),
         cmocka_unit_test(test_plan_merges_across_regions),
         cmocka_unit_test(test_plan_cuts_long_rows),
-        cmocka_unit_test(test_plan_chunks_are_neither_many_nor_big),
-        cmocka_unit_test(test_plan_refuses_an_index_that_no_list_has),
+        cmocka_unit_test(test_plan_bounds_number_and_size_of_chunks),
+        cmocka_unit_test(test_plan_refuses_an_index_out_of_range),
         cmocka_unit_test(test_plan_runs_do_not_wrap_around),
         cmocka_unit_test(test_plan_refuses_bad_arguments),
         cmocka_unit_test(test_plan_names_pairs_of_unequal_length),
-        cmocka_unit_test(test_plan_refuses_more_bytes_than_can_be_counted),
-        cmocka_unit_test(test_plan_fini_takes_an_empty_one),
-        cmocka_unit_test(test_plan_many_threads_share_lists),
+        cmocka_unit_test(test_plan_refuses_a_byte_count_overflow),
+        cmocka_unit_test(test_plan_fini_accepts_an_empty_plan),
+        cmocka_unit_test(test_plan_lists_are_shared_by_many_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,7 @@
 
 /* The name in /proc/PID/stat may look like anything, as set here. */
 static void
-test_proc_stat_does_not_stumble_over_the_name(void **state)
+test_proc_stat_parses_any_process_name(void **state)
 {
     (void)state;
     const char *names[] = {"a) R 1 2 3", "x (y) z", ")))", "( (", "1 2 3 4 5"};
@@ -62,7 +62,7 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_proc_stat_does_not_stumble_over_the_name),
+        cmocka_unit_test(test_proc_stat_parses_any_process_name),
         cmocka_unit_test(test_proc_stat_follows_a_process_to_its_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

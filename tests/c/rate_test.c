@@ -41,7 +41,7 @@ come(vnxi_rate_t *rate, struct sockaddr_storage from, uint64_t now, int count)
 }
 
 static void
-test_rate_twice_a_second_at_once_and_then_as_often(void **state)
+test_rate_allows_a_burst_of_two_seconds_then_the_rate(void **state)
 {
     (void)state;
     vnxi_rate_t *rate = vnxi_rate_create(10);
@@ -56,7 +56,7 @@ test_rate_twice_a_second_at_once_and_then_as_often(void **state)
 }
 
 static void
-test_rate_addresses_do_not_pay_for_each_other(void **state)
+test_rate_addresses_are_limited_independently(void **state)
 {
     (void)state;
     vnxi_rate_t *rate = vnxi_rate_create(1);
@@ -76,7 +76,7 @@ test_rate_addresses_do_not_pay_for_each_other(void **state)
 }
 
 static void
-test_rate_a_crowd_of_addresses_finds_room(void **state)
+test_rate_table_serves_many_addresses(void **state)
 {
     (void)state;
     vnxi_rate_t *rate = vnxi_rate_create(UINT32_MAX);
@@ -94,9 +94,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rate_twice_a_second_at_once_and_then_as_often),
-        cmocka_unit_test(test_rate_addresses_do_not_pay_for_each_other),
-        cmocka_unit_test(test_rate_a_crowd_of_addresses_finds_room),
+        cmocka_unit_test(
+            test_rate_allows_a_burst_of_two_seconds_then_the_rate),
+        cmocka_unit_test(test_rate_addresses_are_limited_independently),
+        cmocka_unit_test(test_rate_table_serves_many_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

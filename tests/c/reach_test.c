@@ -14,7 +14,7 @@ region_at(vnx_mem_t mem, const void *data, size_t len)
 
 /* A region nobody attached anything to is reached by nothing. */
 static void
-test_reach_of_a_bare_region_is_none(void **state)
+test_reach_of_a_bare_region_is_empty(void **state)
 {
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, state, 64);
 
@@ -101,7 +101,7 @@ test_reach_local_leaves_no_descriptor(void **state)
 
 /* The number of a peer's descriptor may be one of ours: it is not closed. */
 static void
-test_reach_remote_closes_no_descriptor_of_ours(void **state)
+test_reach_remote_does_not_close_our_descriptors(void **state)
 {
     int mine = make_memfd(0, SIZE);
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
@@ -154,13 +154,13 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reach_of_a_bare_region_is_none),
+        cmocka_unit_test(test_reach_of_a_bare_region_is_empty),
         cmocka_unit_test(test_reach_local_finds_what_peers_can_map),
         cmocka_unit_test(
             test_reach_local_private_memory_is_direct_and_not_shared),
         cmocka_unit_test(test_reach_local_storage_is_not_direct),
         cmocka_unit_test(test_reach_local_leaves_no_descriptor),
-        cmocka_unit_test(test_reach_remote_closes_no_descriptor_of_ours),
+        cmocka_unit_test(test_reach_remote_does_not_close_our_descriptors),
         cmocka_unit_test(test_reach_remote_that_is_not_shared_has_no_share),
         cmocka_unit_test(test_reach_remote_without_a_key_is_freed),
     };

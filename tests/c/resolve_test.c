@@ -100,7 +100,7 @@ expect_failure(const char *host, uint64_t ms, vnx_status_t status)
 }
 
 static void
-test_resolve_numeric_addresses_ask_nobody(void **state)
+test_resolve_numeric_addresses_need_no_lookup(void **state)
 {
     (void)state;
     int before = atomic_load(&asked);
@@ -112,7 +112,7 @@ test_resolve_numeric_addresses_ask_nobody(void **state)
 }
 
 static void
-test_resolve_localhost_is_both_loopbacks_and_asks_nobody(void **state)
+test_resolve_localhost_is_both_loopbacks_without_lookup(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
@@ -132,14 +132,14 @@ test_resolve_localhost_is_both_loopbacks_and_asks_nobody(void **state)
 }
 
 static void
-test_resolve_name_is_looked_up(void **state)
+test_resolve_looks_up_a_name(void **state)
 {
     (void)state;
     expect_one("two.test", "127.0.0.2");
 }
 
 static void
-test_resolve_takes_no_more_addresses_than_fit(void **state)
+test_resolve_returns_at_most_the_addresses_that_fit(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
@@ -159,7 +159,7 @@ test_resolve_unknown_name_and_failing_service_differ(void **state)
 }
 
 static void
-test_resolve_does_not_outlive_its_deadline(void **state)
+test_resolve_obeys_its_deadline(void **state)
 {
     (void)state;
     int before = atomic_load(&asked);
@@ -173,7 +173,7 @@ test_resolve_does_not_outlive_its_deadline(void **state)
 }
 
 static void
-test_resolve_can_be_waited_for_and_given_up(void **state)
+test_resolve_can_be_awaited_and_cancelled(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
@@ -202,7 +202,7 @@ test_resolve_can_be_waited_for_and_given_up(void **state)
 }
 
 static void
-test_resolve_interface_has_its_addresses(void **state)
+test_resolve_interface_returns_its_addresses(void **state)
 {
     (void)state;
     vnxi_addresses_t found;
@@ -218,7 +218,7 @@ test_resolve_interface_has_its_addresses(void **state)
 }
 
 static void
-test_resolve_tells_loopback(void **state)
+test_resolve_detects_loopback(void **state)
 {
     (void)state;
     static const struct {
@@ -240,7 +240,7 @@ test_resolve_tells_loopback(void **state)
 }
 
 static void
-test_resolve_bounds_the_look_ups_left_behind(void **state)
+test_resolve_bounds_abandoned_lookups(void **state)
 {
     (void)state;
     size_t fds = open_fds();
@@ -263,17 +263,17 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_resolve_numeric_addresses_ask_nobody),
+        cmocka_unit_test(test_resolve_numeric_addresses_need_no_lookup),
         cmocka_unit_test(
-            test_resolve_localhost_is_both_loopbacks_and_asks_nobody),
-        cmocka_unit_test(test_resolve_name_is_looked_up),
-        cmocka_unit_test(test_resolve_takes_no_more_addresses_than_fit),
+            test_resolve_localhost_is_both_loopbacks_without_lookup),
+        cmocka_unit_test(test_resolve_looks_up_a_name),
+        cmocka_unit_test(test_resolve_returns_at_most_the_addresses_that_fit),
         cmocka_unit_test(test_resolve_unknown_name_and_failing_service_differ),
-        cmocka_unit_test(test_resolve_does_not_outlive_its_deadline),
-        cmocka_unit_test(test_resolve_can_be_waited_for_and_given_up),
-        cmocka_unit_test(test_resolve_interface_has_its_addresses),
-        cmocka_unit_test(test_resolve_tells_loopback),
-        cmocka_unit_test(test_resolve_bounds_the_look_ups_left_behind),
+        cmocka_unit_test(test_resolve_obeys_its_deadline),
+        cmocka_unit_test(test_resolve_can_be_awaited_and_cancelled),
+        cmocka_unit_test(test_resolve_interface_returns_its_addresses),
+        cmocka_unit_test(test_resolve_detects_loopback),
+        cmocka_unit_test(test_resolve_bounds_abandoned_lookups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,7 +34,7 @@ await(int fd, short events)
 }
 
 static void
-test_server_client_that_waits_has_not_left(void **state)
+test_server_waiting_client_is_connected(void **state)
 {
     (void)state;
     int pair[2];
@@ -50,7 +50,7 @@ test_server_client_that_waits_has_not_left(void **state)
 
 /* What it said may be a request that wants its answer. */
 static void
-test_server_client_that_spoke_is_heard(void **state)
+test_server_client_that_sent_is_served(void **state)
 {
     (void)state;
     int pair[2];
@@ -69,7 +69,7 @@ test_server_client_that_spoke_is_heard(void **state)
 }
 
 static void
-test_server_client_that_closed_has_left(void **state)
+test_server_closed_client_has_left(void **state)
 {
     (void)state;
     int pair[2];
@@ -82,7 +82,7 @@ test_server_client_that_closed_has_left(void **state)
 }
 
 static void
-test_server_client_that_was_reset_has_left(void **state)
+test_server_reset_client_has_left(void **state)
 {
     (void)state;
     struct linger at_once = {.l_onoff = 1, .l_linger = 0};
@@ -100,10 +100,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_server_client_that_waits_has_not_left),
-        cmocka_unit_test(test_server_client_that_spoke_is_heard),
-        cmocka_unit_test(test_server_client_that_closed_has_left),
-        cmocka_unit_test(test_server_client_that_was_reset_has_left),
+        cmocka_unit_test(test_server_waiting_client_is_connected),
+        cmocka_unit_test(test_server_client_that_sent_is_served),
+        cmocka_unit_test(test_server_closed_client_has_left),
+        cmocka_unit_test(test_server_reset_client_has_left),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

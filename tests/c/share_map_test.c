@@ -81,7 +81,7 @@ test_share_map_shows_the_same_bytes(void **state)
 }
 
 static void
-test_share_map_of_a_part_that_is_not_aligned(void **state)
+test_share_map_of_an_unaligned_part(void **state)
 {
     const fixture_t *fixture = *state;
     vnxi_share_map_t *map = NULL;
@@ -120,7 +120,7 @@ test_share_map_lives_until_the_last_reference(void **state)
 }
 
 static void
-test_share_map_stops_before_the_kernels_limit(void **state)
+test_share_map_stays_below_the_kernels_limit(void **state)
 {
     const fixture_t *fixture = *state;
     static vnxi_share_map_t *maps[VNXI_SHARE_MAPS_MAX];
@@ -205,7 +205,7 @@ test_share_map_refuses_a_file_that_could_shrink(void **state)
 }
 
 static void
-test_share_map_refuses_a_descriptor_for_reading_only(void **state)
+test_share_map_refuses_a_read_only_descriptor(void **state)
 {
     const fixture_t *fixture = *state;
     char path[64];
@@ -356,13 +356,13 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST_MAP(test_share_map_shows_the_same_bytes),
-        TEST_MAP(test_share_map_of_a_part_that_is_not_aligned),
+        TEST_MAP(test_share_map_of_an_unaligned_part),
         TEST_MAP(test_share_map_lives_until_the_last_reference),
-        TEST_MAP(test_share_map_stops_before_the_kernels_limit),
+        TEST_MAP(test_share_map_stays_below_the_kernels_limit),
         TEST_MAP(test_share_map_refuses_impossible_ranges),
         TEST_MAP(test_share_map_refuses_another_file),
         TEST_MAP(test_share_map_refuses_a_file_that_could_shrink),
-        TEST_MAP(test_share_map_refuses_a_descriptor_for_reading_only),
+        TEST_MAP(test_share_map_refuses_a_read_only_descriptor),
         cmocka_unit_test(test_share_map_of_another_process),
         TEST_MAP(test_share_in_a_forked_child),
     };

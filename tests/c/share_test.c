@@ -47,7 +47,7 @@ test_shared_buffer_refuses_impossible_sizes(void **state)
 }
 
 static void
-test_shared_buffer_leaves_nothing_behind(void **state)
+test_shared_buffer_leaks_nothing(void **state)
 {
     (void)state;
     size_t fds = open_fds();
@@ -69,7 +69,7 @@ test_shared_buffer_leaves_nothing_behind(void **state)
  */
 
 static void
-test_share_find_gives_file_and_offset_of_any_part(void **state)
+test_share_find_returns_file_and_offset_of_any_part(void **state)
 {
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
@@ -87,7 +87,7 @@ test_share_find_gives_file_and_offset_of_any_part(void **state)
 }
 
 static void
-test_share_find_does_not_look_at_short_ranges(void **state)
+test_share_find_ignores_short_ranges(void **state)
 {
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
@@ -97,7 +97,7 @@ test_share_find_does_not_look_at_short_ranges(void **state)
 }
 
 static void
-test_share_many_regions_of_a_memfd_cost_one_descriptor(void **state)
+test_share_regions_of_one_memfd_use_one_descriptor(void **state)
 {
     (void)state;
     enum { MANY = 3000 };
@@ -117,7 +117,7 @@ test_share_many_regions_of_a_memfd_cost_one_descriptor(void **state)
 }
 
 static void
-test_share_memfd_of_others_is_sealed_and_shared(void **state)
+test_share_foreign_memfd_is_sealed_and_shared(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -140,7 +140,7 @@ test_share_memfd_of_others_is_sealed_and_shared(void **state)
 }
 
 static void
-test_share_offset_counts_from_the_file_not_the_mapping(void **state)
+test_share_offset_is_relative_to_the_file(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, 2 * SIZE);
@@ -178,7 +178,7 @@ find_often(void *argument)
 }
 
 static void
-test_share_threads_find_and_give_up_at_once(void **state)
+test_share_find_and_release_are_thread_safe(void **state)
 {
     (void)state;
     enum { THREADS = 4 };
@@ -212,7 +212,7 @@ test_share_threads_find_and_give_up_at_once(void **state)
  */
 
 static void
-test_share_memory_that_is_not_shared(void **state)
+test_share_refuses_private_memory(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -235,7 +235,7 @@ test_share_memory_that_is_not_shared(void **state)
 }
 
 static void
-test_share_memfd_that_takes_no_seals(void **state)
+test_share_refuses_a_memfd_without_seals(void **state)
 {
     (void)state;
     int fd = make_memfd(0, SIZE);
@@ -246,7 +246,7 @@ test_share_memfd_that_takes_no_seals(void **state)
 }
 
 static void
-test_share_memfd_sealed_against_writing(void **state)
+test_share_refuses_a_memfd_sealed_against_writing(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -258,7 +258,7 @@ test_share_memfd_sealed_against_writing(void **state)
 }
 
 static void
-test_share_memory_that_may_only_be_read_here(void **state)
+test_share_refuses_read_only_memory(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -269,7 +269,7 @@ test_share_memory_that_may_only_be_read_here(void **state)
 }
 
 static void
-test_share_file_of_dev_shm_can_shrink(void **state)
+test_share_refuses_a_file_of_dev_shm(void **state)
 {
     (void)state;
     char name[64];
@@ -286,7 +286,7 @@ test_share_file_of_dev_shm_can_shrink(void **state)
 }
 
 static void
-test_share_memfd_shorter_than_its_mapping(void **state)
+test_share_refuses_a_memfd_shorter_than_its_mapping(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -348,7 +348,7 @@ test_share_memfd_of_huge_pages(void **state)
  */
 
 static void
-test_procmap_ioctl_and_text_say_the_same(void **state)
+test_procmap_ioctl_and_text_agree(void **state)
 {
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
@@ -385,7 +385,7 @@ test_procmap_ioctl_and_text_say_the_same(void **state)
 }
 
 static void
-test_procmap_finds_nothing_where_nothing_is(void **state)
+test_procmap_finds_nothing_at_unmapped_addresses(void **state)
 {
     (void)state;
     vnxi_procmap_t map;
@@ -400,25 +400,23 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shared_buffer_is_zeroed_and_writable),
         cmocka_unit_test(test_shared_buffer_refuses_impossible_sizes),
-        cmocka_unit_test(test_shared_buffer_leaves_nothing_behind),
-        cmocka_unit_test(test_share_find_gives_file_and_offset_of_any_part),
-        cmocka_unit_test(test_share_find_does_not_look_at_short_ranges),
-        cmocka_unit_test(
-            test_share_many_regions_of_a_memfd_cost_one_descriptor),
-        cmocka_unit_test(test_share_memfd_of_others_is_sealed_and_shared),
-        cmocka_unit_test(
-            test_share_offset_counts_from_the_file_not_the_mapping),
-        cmocka_unit_test(test_share_threads_find_and_give_up_at_once),
-        cmocka_unit_test(test_share_memory_that_is_not_shared),
-        cmocka_unit_test(test_share_memfd_that_takes_no_seals),
-        cmocka_unit_test(test_share_memfd_sealed_against_writing),
-        cmocka_unit_test(test_share_memory_that_may_only_be_read_here),
-        cmocka_unit_test(test_share_file_of_dev_shm_can_shrink),
-        cmocka_unit_test(test_share_memfd_shorter_than_its_mapping),
+        cmocka_unit_test(test_shared_buffer_leaks_nothing),
+        cmocka_unit_test(test_share_find_returns_file_and_offset_of_any_part),
+        cmocka_unit_test(test_share_find_ignores_short_ranges),
+        cmocka_unit_test(test_share_regions_of_one_memfd_use_one_descriptor),
+        cmocka_unit_test(test_share_foreign_memfd_is_sealed_and_shared),
+        cmocka_unit_test(test_share_offset_is_relative_to_the_file),
+        cmocka_unit_test(test_share_find_and_release_are_thread_safe),
+        cmocka_unit_test(test_share_refuses_private_memory),
+        cmocka_unit_test(test_share_refuses_a_memfd_without_seals),
+        cmocka_unit_test(test_share_refuses_a_memfd_sealed_against_writing),
+        cmocka_unit_test(test_share_refuses_read_only_memory),
+        cmocka_unit_test(test_share_refuses_a_file_of_dev_shm),
+        cmocka_unit_test(test_share_refuses_a_memfd_shorter_than_its_mapping),
         cmocka_unit_test(test_share_range_over_two_mappings),
         cmocka_unit_test(test_share_memfd_of_huge_pages),
-        cmocka_unit_test(test_procmap_ioctl_and_text_say_the_same),
-        cmocka_unit_test(test_procmap_finds_nothing_where_nothing_is),
+        cmocka_unit_test(test_procmap_ioctl_and_text_agree),
+        cmocka_unit_test(test_procmap_finds_nothing_at_unmapped_addresses),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -111,7 +111,7 @@ seal(char *bytes)
 }
 
 static void
-test_shm_info_of_a_later_minor_version_is_taken(void **state)
+test_shm_info_of_a_later_minor_version_is_accepted(void **state)
 {
     (void)state;
     char longer[SAMPLE_SIZE + 20];
@@ -276,7 +276,7 @@ test_shm_region_golden_bytes_both_ways(void **state)
 }
 
 static void
-test_shm_region_that_is_not_shared_takes_four_bytes(void **state)
+test_shm_region_of_private_memory_takes_four_bytes(void **state)
 {
     (void)state;
     vnxi_writer_t writer = {0};
@@ -292,7 +292,7 @@ test_shm_region_that_is_not_shared_takes_four_bytes(void **state)
 }
 
 static void
-test_shm_region_refuses_what_it_does_not_know(void **state)
+test_shm_region_refuses_unknown_kinds(void **state)
 {
     (void)state;
     char bytes[SHARED_SIZE + 4] = {0};
@@ -327,7 +327,7 @@ main(void)
         cmocka_unit_test(test_shm_info_writes_the_golden_bytes),
         cmocka_unit_test(test_shm_info_reads_what_was_written),
         cmocka_unit_test(test_shm_info_longest_socket_name_fits),
-        cmocka_unit_test(test_shm_info_of_a_later_minor_version_is_taken),
+        cmocka_unit_test(test_shm_info_of_a_later_minor_version_is_accepted),
         cmocka_unit_test(test_shm_info_of_another_major_version_is_refused),
         cmocka_unit_test(test_shm_info_cut_off_anywhere_is_refused),
         cmocka_unit_test(test_shm_info_changed_anywhere_is_refused),
@@ -335,8 +335,8 @@ main(void)
         cmocka_unit_test(test_shm_info_local_describes_this_process),
         cmocka_unit_test(test_shm_info_local_has_the_boot_id_of_the_kernel),
         cmocka_unit_test(test_shm_region_golden_bytes_both_ways),
-        cmocka_unit_test(test_shm_region_that_is_not_shared_takes_four_bytes),
-        cmocka_unit_test(test_shm_region_refuses_what_it_does_not_know),
+        cmocka_unit_test(test_shm_region_of_private_memory_takes_four_bytes),
+        cmocka_unit_test(test_shm_region_refuses_unknown_kinds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -44,7 +44,7 @@ assert_refused(const params_t *params, const char *words)
 }
 
 static void
-test_ask_refuses_what_cannot_be_asked(void **state)
+test_ask_refuses_invalid_requests(void **state)
 {
     params_t params = good_params(1);
     (void)state;
@@ -67,7 +67,7 @@ test_ask_refuses_what_cannot_be_asked(void **state)
 }
 
 static void
-test_ask_refuses_what_is_no_key(void **state)
+test_ask_refuses_invalid_keys(void **state)
 {
     char key[VNX_SIDE_CHANNEL_KEY_MAX + 1] = "";
     params_t params = good_params(1);
@@ -82,7 +82,7 @@ test_ask_refuses_what_is_no_key(void **state)
 }
 
 static void
-test_ask_refuses_params_of_no_known_size(void **state)
+test_ask_refuses_params_of_unknown_size(void **state)
 {
     params_t params = good_params(1);
     (void)state;
@@ -96,7 +96,7 @@ test_ask_refuses_params_of_no_known_size(void **state)
 }
 
 static void
-test_ask_names_the_row_of_many(void **state)
+test_ask_many_names_the_row(void **state)
 {
     vnx_side_channel_t *channel = channel_new(NULL);
     params_t params[3] = {good_params(1), good_params(1), good_params(0)};
@@ -118,7 +118,7 @@ test_ask_names_the_row_of_many(void **state)
 
 /* A program of an older header passes fewer fields, back to back. */
 static void
-test_ask_takes_many_of_an_older_size(void **state)
+test_ask_many_accepts_params_of_an_older_size(void **state)
 {
     typedef struct older {
         size_t size;
@@ -149,7 +149,7 @@ test_ask_takes_many_of_an_older_size(void **state)
 
 /* What is passed is copied: it may go before the answer comes. */
 static void
-test_ask_keeps_no_pointer_of_the_callers(void **state)
+test_ask_copies_the_callers_params(void **state)
 {
     vnx_side_channel_t *channel = channel_new(NULL);
     char *host = strdup("127.0.0.1"), *key = strdup("k");
@@ -215,7 +215,7 @@ forget_host(void **state)
 }
 
 static void
-test_advertised_is_the_first_that_is_bound(void **state)
+test_advertised_is_the_first_bound_address(void **state)
 {
     (void)state;
 
@@ -225,7 +225,7 @@ test_advertised_is_the_first_that_is_bound(void **state)
 }
 
 static void
-test_advertised_option_goes_before_all(void **state)
+test_advertised_option_overrides_everything(void **state)
 {
     (void)state;
 
@@ -253,7 +253,7 @@ test_advertised_host_is_cut_to_fit(void **state)
 
 /* Of every address one is told that is none of the wildcards. */
 static void
-test_advertised_is_no_wildcard(void **state)
+test_advertised_is_never_a_wildcard(void **state)
 {
     vnx_side_channel_t *channel = channel_new(NULL);
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX];
@@ -303,17 +303,17 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ask_refuses_what_cannot_be_asked),
-        cmocka_unit_test(test_ask_refuses_what_is_no_key),
-        cmocka_unit_test(test_ask_refuses_params_of_no_known_size),
-        cmocka_unit_test(test_ask_names_the_row_of_many),
-        cmocka_unit_test(test_ask_takes_many_of_an_older_size),
-        cmocka_unit_test(test_ask_keeps_no_pointer_of_the_callers),
-        cmocka_unit_test(test_advertised_is_the_first_that_is_bound),
-        cmocka_unit_test_teardown(test_advertised_option_goes_before_all,
+        cmocka_unit_test(test_ask_refuses_invalid_requests),
+        cmocka_unit_test(test_ask_refuses_invalid_keys),
+        cmocka_unit_test(test_ask_refuses_params_of_unknown_size),
+        cmocka_unit_test(test_ask_many_names_the_row),
+        cmocka_unit_test(test_ask_many_accepts_params_of_an_older_size),
+        cmocka_unit_test(test_ask_copies_the_callers_params),
+        cmocka_unit_test(test_advertised_is_the_first_bound_address),
+        cmocka_unit_test_teardown(test_advertised_option_overrides_everything,
                                   forget_host),
         cmocka_unit_test(test_advertised_host_is_cut_to_fit),
-        cmocka_unit_test(test_advertised_is_no_wildcard),
+        cmocka_unit_test(test_advertised_is_never_a_wildcard),
         cmocka_unit_test(test_advertised_needs_a_listener),
     };
     return cmocka_run_group_tests(tests, forget_host, NULL);

@@ -15,35 +15,35 @@ static const attacked_t attacked = {channel_new, PEER_REQUEST,
                                     PEER_REQUEST_LEN};
 
 static void
-test_attack_silent_crowd(void **state)
+test_attack_by_a_silent_crowd(void **state)
 {
     (void)state;
     expect_crowd_held(&attacked, 2000, NULL, 0);
 }
 
 static void
-test_attack_one_byte_crowd(void **state)
+test_attack_by_a_one_byte_crowd(void **state)
 {
     (void)state;
     expect_crowd_held(&attacked, 2000, "\0", 1);
 }
 
 static void
-test_attack_half_frame_crowd(void **state)
+test_attack_by_a_half_frame_crowd(void **state)
 {
     (void)state;
     expect_crowd_held(&attacked, 2000, PEER_REQUEST, PEER_REQUEST_LEN - 1);
 }
 
 static void
-test_attack_crowd_beyond_the_table_gives_way(void **state)
+test_attack_crowd_beyond_the_table_is_evicted(void **state)
 {
     (void)state;
     expect_crowd_gives_way(&attacked);
 }
 
 static void
-test_attack_silent_client_is_cut_off_at_its_deadline(void **state)
+test_attack_silent_client_is_closed_at_its_deadline(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -83,7 +83,7 @@ test_attack_drip_does_not_extend_the_deadline(void **state)
 }
 
 static void
-test_attack_garbage_costs_its_connection(void **state)
+test_attack_garbage_closes_its_connection(void **state)
 {
     (void)state;
     static const struct {
@@ -135,14 +135,14 @@ test_attack_largest_request_is_read_and_refused(void **state)
 }
 
 static void
-test_attack_resets_and_storms_leave_nothing(void **state)
+test_attack_resets_and_storms_leak_nothing(void **state)
 {
     (void)state;
     expect_storm_leaves_nothing(&attacked, 2000);
 }
 
 static void
-test_attack_never_reading_readers_are_reset(void **state)
+test_attack_clients_that_never_read_are_reset(void **state)
 {
     (void)state;
     const size_t len = 32u << 20;
@@ -170,14 +170,14 @@ test_attack_never_reading_readers_are_reset(void **state)
 }
 
 static void
-test_attack_never_reading_readers_give_way(void **state)
+test_attack_clients_that_never_read_are_evicted(void **state)
 {
     (void)state;
     expect_never_reading_give_way(&attacked);
 }
 
 static void
-test_attack_served_client_that_stays_gives_way(void **state)
+test_attack_served_idle_client_is_evicted(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -203,7 +203,7 @@ test_attack_served_client_that_stays_gives_way(void **state)
 }
 
 static void
-test_attack_out_of_file_descriptors(void **state)
+test_attack_service_survives_lack_of_descriptors(void **state)
 {
     (void)state;
     expect_no_fds_are_survived(&attacked);
@@ -212,7 +212,7 @@ test_attack_out_of_file_descriptors(void **state)
 /* -- Servers -------------------------------------------------------------- */
 
 static void
-test_attack_silent_server_holds_nobody(void **state)
+test_attack_silent_server_cannot_exceed_the_deadline(void **state)
 {
     (void)state;
     expect_request_ends_in_time(channel_new, peer_serve_silence,
@@ -234,7 +234,7 @@ serve_drip(peer_server_t *server, int client)
 }
 
 static void
-test_attack_dripping_server_holds_nobody(void **state)
+test_attack_dripping_server_cannot_exceed_the_deadline(void **state)
 {
     (void)state;
     expect_request_ends_in_time(channel_new, serve_drip, "receiving from");
@@ -255,7 +255,7 @@ serve_flood(peer_server_t *server, int client)
 }
 
 static void
-test_attack_flooding_server_meets_the_deadline(void **state)
+test_attack_flooding_server_cannot_exceed_the_deadline(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -288,7 +288,7 @@ expect_refusal(const char *reply, size_t len, vnx_status_t status,
 }
 
 static void
-test_attack_broken_replies_are_errors_that_say_so(void **state)
+test_attack_broken_replies_raise_clear_errors(void **state)
 {
     (void)state;
     expect_refusal("", 0, VNX_ERR_BACKEND, "closed without a reply");
@@ -330,23 +330,25 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_attack_silent_crowd),
-        cmocka_unit_test(test_attack_one_byte_crowd),
-        cmocka_unit_test(test_attack_half_frame_crowd),
-        cmocka_unit_test(test_attack_crowd_beyond_the_table_gives_way),
-        cmocka_unit_test(test_attack_silent_client_is_cut_off_at_its_deadline),
+        cmocka_unit_test(test_attack_by_a_silent_crowd),
+        cmocka_unit_test(test_attack_by_a_one_byte_crowd),
+        cmocka_unit_test(test_attack_by_a_half_frame_crowd),
+        cmocka_unit_test(test_attack_crowd_beyond_the_table_is_evicted),
+        cmocka_unit_test(test_attack_silent_client_is_closed_at_its_deadline),
         cmocka_unit_test(test_attack_drip_does_not_extend_the_deadline),
-        cmocka_unit_test(test_attack_garbage_costs_its_connection),
+        cmocka_unit_test(test_attack_garbage_closes_its_connection),
         cmocka_unit_test(test_attack_largest_request_is_read_and_refused),
-        cmocka_unit_test(test_attack_resets_and_storms_leave_nothing),
-        cmocka_unit_test(test_attack_never_reading_readers_are_reset),
-        cmocka_unit_test(test_attack_never_reading_readers_give_way),
-        cmocka_unit_test(test_attack_served_client_that_stays_gives_way),
-        cmocka_unit_test(test_attack_out_of_file_descriptors),
-        cmocka_unit_test(test_attack_silent_server_holds_nobody),
-        cmocka_unit_test(test_attack_dripping_server_holds_nobody),
-        cmocka_unit_test(test_attack_flooding_server_meets_the_deadline),
-        cmocka_unit_test(test_attack_broken_replies_are_errors_that_say_so),
+        cmocka_unit_test(test_attack_resets_and_storms_leak_nothing),
+        cmocka_unit_test(test_attack_clients_that_never_read_are_reset),
+        cmocka_unit_test(test_attack_clients_that_never_read_are_evicted),
+        cmocka_unit_test(test_attack_served_idle_client_is_evicted),
+        cmocka_unit_test(test_attack_service_survives_lack_of_descriptors),
+        cmocka_unit_test(test_attack_silent_server_cannot_exceed_the_deadline),
+        cmocka_unit_test(
+            test_attack_dripping_server_cannot_exceed_the_deadline),
+        cmocka_unit_test(
+            test_attack_flooding_server_cannot_exceed_the_deadline),
+        cmocka_unit_test(test_attack_broken_replies_raise_clear_errors),
         cmocka_unit_test(test_attack_server_that_resets_is_an_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static void
-test_jobs_may_wait_for_one_descriptor_each(void **state)
+test_jobs_wait_on_one_descriptor_each(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 1});
     vnx_side_channel_request_params_t params[2] = {asking("a", 20000, 0),
@@ -40,7 +40,7 @@ always(void *arg)
 }
 
 static void
-test_jobs_are_interrupted_with_those_that_wait(void **state)
+test_jobs_in_progress_and_waiting_are_interrupted(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -65,7 +65,7 @@ test_jobs_are_interrupted_with_those_that_wait(void **state)
 }
 
 static void
-test_jobs_are_freed_at_any_stage(void **state)
+test_jobs_can_be_freed_at_any_stage(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -85,7 +85,7 @@ test_jobs_are_freed_at_any_stage(void **state)
 
 /* A few in each round, but no round waits while one has yet to begin. */
 static void
-test_jobs_are_all_begun_before_any_is_waited_for(void **state)
+test_jobs_are_all_started_before_waiting(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     enum { JOBS = 200 };
@@ -145,7 +145,7 @@ test_jobs_leave_descriptors_to_others(void **state)
 
 /* Whose turn never comes is told so at its own time. */
 static void
-test_jobs_that_never_had_their_turn_end_in_time(void **state)
+test_jobs_never_started_end_at_their_deadline(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     vnx_side_channel_request_params_t params[2] = {asking("first", 400, 0),
@@ -171,12 +171,12 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_jobs_may_wait_for_one_descriptor_each),
-        cmocka_unit_test(test_jobs_are_interrupted_with_those_that_wait),
-        cmocka_unit_test(test_jobs_are_freed_at_any_stage),
-        cmocka_unit_test(test_jobs_are_all_begun_before_any_is_waited_for),
+        cmocka_unit_test(test_jobs_wait_on_one_descriptor_each),
+        cmocka_unit_test(test_jobs_in_progress_and_waiting_are_interrupted),
+        cmocka_unit_test(test_jobs_can_be_freed_at_any_stage),
+        cmocka_unit_test(test_jobs_are_all_started_before_waiting),
         cmocka_unit_test(test_jobs_leave_descriptors_to_others),
-        cmocka_unit_test(test_jobs_that_never_had_their_turn_end_in_time),
+        cmocka_unit_test(test_jobs_never_started_end_at_their_deadline),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

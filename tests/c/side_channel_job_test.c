@@ -20,7 +20,7 @@ ask(const vnx_side_channel_request_params_t *params)
 }
 
 static void
-test_job_brings_what_the_transport_brought(void **state)
+test_job_returns_the_transports_result(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0});
     vnx_side_channel_request_params_t params = asking("peer", 5000, 0);
@@ -45,7 +45,7 @@ test_job_writes_brackets_around_ipv6(void **state)
 }
 
 static void
-test_job_cuts_an_endpoint_that_is_too_long(void **state)
+test_job_truncates_a_long_endpoint(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0});
     char host[2 * VNX_ERROR_PEER_MAX];
@@ -58,7 +58,7 @@ test_job_cuts_an_endpoint_that_is_too_long(void **state)
 }
 
 static void
-test_job_tries_again_what_may_come_yet(void **state)
+test_job_retries_temporary_failures(void **state)
 {
     SCENE({VNX_ERR_BACKEND, VNX_OK, 0}, {VNX_OK, VNX_ERR_NOT_FOUND, 1},
           {VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_OK, 0});
@@ -71,7 +71,7 @@ test_job_tries_again_what_may_come_yet(void **state)
 }
 
 static void
-test_job_ends_when_its_tries_are_spent(void **state)
+test_job_ends_after_its_last_retry(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 3);
@@ -83,7 +83,7 @@ test_job_ends_when_its_tries_are_spent(void **state)
 
 /* A wrong secret stays wrong. */
 static void
-test_job_does_not_try_again_what_stays_wrong(void **state)
+test_job_does_not_retry_permanent_failures(void **state)
 {
     static const vnx_status_t hopeless[] = {
         VNX_ERR_NOT_ALLOWED, VNX_ERR_MISMATCH,      VNX_ERR_INVALID_PARAM,
@@ -103,7 +103,7 @@ test_job_does_not_try_again_what_stays_wrong(void **state)
 /* A name that is not known may come to be; a key that is not served was looked
  * for by the one who would know. */
 static void
-test_job_takes_no_for_an_answer(void **state)
+test_job_does_not_retry_an_unknown_key(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_NOT_FOUND, 1}, {VNX_OK, VNX_ERR_NOT_FOUND, 1},
           {VNX_OK, VNX_OK, 0});
@@ -119,7 +119,7 @@ test_job_takes_no_for_an_answer(void **state)
 
 /* Half of each pause is certain: 2, 4, 8, ... ms, twice as much each time. */
 static void
-test_job_rests_longer_each_time(void **state)
+test_job_doubles_its_pause(void **state)
 {
     SCENE({VNX_ERR_BACKEND, VNX_OK, 0});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 5);
@@ -135,7 +135,7 @@ test_job_rests_longer_each_time(void **state)
 
 /* The time goes over all tries, and the cause of the last one is told. */
 static void
-test_job_stops_trying_when_no_time_is_left(void **state)
+test_job_stops_retrying_if_no_time_is_left(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
@@ -153,7 +153,7 @@ test_job_stops_trying_when_no_time_is_left(void **state)
 
 /* So is it where nobody looked until its time was over. */
 static void
-test_job_that_overslept_tells_its_last_failure(void **state)
+test_job_polled_late_reports_its_last_failure(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
@@ -176,7 +176,7 @@ test_job_that_overslept_tells_its_last_failure(void **state)
 }
 
 static void
-test_job_that_hears_nothing_ends_at_its_deadline(void **state)
+test_job_without_an_answer_ends_at_its_deadline(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     vnx_side_channel_request_params_t params = asking("peer", 200, 9);
@@ -188,7 +188,7 @@ test_job_that_hears_nothing_ends_at_its_deadline(void **state)
 }
 
 static void
-test_job_is_stepped_when_it_asked_for_it(void **state)
+test_job_is_stepped_at_the_requested_time(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 5});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 0);
@@ -202,18 +202,18 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_job_brings_what_the_transport_brought),
+        cmocka_unit_test(test_job_returns_the_transports_result),
         cmocka_unit_test(test_job_writes_brackets_around_ipv6),
-        cmocka_unit_test(test_job_cuts_an_endpoint_that_is_too_long),
-        cmocka_unit_test(test_job_tries_again_what_may_come_yet),
-        cmocka_unit_test(test_job_ends_when_its_tries_are_spent),
-        cmocka_unit_test(test_job_does_not_try_again_what_stays_wrong),
-        cmocka_unit_test(test_job_takes_no_for_an_answer),
-        cmocka_unit_test(test_job_rests_longer_each_time),
-        cmocka_unit_test(test_job_stops_trying_when_no_time_is_left),
-        cmocka_unit_test(test_job_that_overslept_tells_its_last_failure),
-        cmocka_unit_test(test_job_that_hears_nothing_ends_at_its_deadline),
-        cmocka_unit_test(test_job_is_stepped_when_it_asked_for_it),
+        cmocka_unit_test(test_job_truncates_a_long_endpoint),
+        cmocka_unit_test(test_job_retries_temporary_failures),
+        cmocka_unit_test(test_job_ends_after_its_last_retry),
+        cmocka_unit_test(test_job_does_not_retry_permanent_failures),
+        cmocka_unit_test(test_job_does_not_retry_an_unknown_key),
+        cmocka_unit_test(test_job_doubles_its_pause),
+        cmocka_unit_test(test_job_stops_retrying_if_no_time_is_left),
+        cmocka_unit_test(test_job_polled_late_reports_its_last_failure),
+        cmocka_unit_test(test_job_without_an_answer_ends_at_its_deadline),
+        cmocka_unit_test(test_job_is_stepped_at_the_requested_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

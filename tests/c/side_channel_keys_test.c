@@ -51,7 +51,7 @@ expect_none(vnx_side_channel_t *channel, int port, const char *key,
 }
 
 static void
-test_keys_each_has_its_blob(void **state)
+test_keys_map_to_their_blobs(void **state)
 {
     (void)state;
     static const vnx_side_channel_blob_t blobs[] = {
@@ -75,7 +75,7 @@ test_keys_each_has_its_blob(void **state)
 }
 
 static void
-test_keys_are_set_and_removed_while_it_runs(void **state)
+test_keys_can_be_set_and_removed_while_running(void **state)
 {
     (void)state;
     static const vnx_side_channel_blob_t one = BLOB("k", "one"),
@@ -108,7 +108,7 @@ test_keys_are_set_and_removed_while_it_runs(void **state)
 }
 
 static void
-test_keys_a_blob_outlives_its_removal(void **state)
+test_keys_blob_in_use_outlives_its_removal(void **state)
 {
     (void)state;
     const size_t len = 16u << 20;
@@ -146,7 +146,7 @@ talk(int port, const char *payload, size_t len, char *got, size_t size)
 }
 
 static void
-test_keys_server_speaks_the_bytes(void **state)
+test_keys_server_sends_the_documented_bytes(void **state)
 {
     (void)state;
     static const vnx_side_channel_blob_t blobs[] = {BLOB("", "base"),
@@ -206,7 +206,7 @@ expect_reply(const char *reply, size_t len, vnx_status_t status,
 }
 
 static void
-test_keys_client_speaks_the_bytes(void **state)
+test_keys_client_sends_the_documented_bytes(void **state)
 {
     (void)state;
     expect_reply("\0\0\0\011\0metadata", 13, VNX_OK, "metadata");
@@ -269,7 +269,7 @@ test_keys_wrong_parameters_are_refused(void **state)
 }
 
 static void
-test_keys_counters_tell_reasons_bytes_and_latency(void **state)
+test_keys_counters_have_reasons_bytes_and_latency(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -319,7 +319,7 @@ test_keys_too_many_connections_of_an_address_are_refused(void **state)
 }
 
 static void
-test_keys_an_idle_client_is_cut_off(void **state)
+test_keys_idle_client_is_closed(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -338,16 +338,16 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_keys_each_has_its_blob),
-        cmocka_unit_test(test_keys_are_set_and_removed_while_it_runs),
-        cmocka_unit_test(test_keys_a_blob_outlives_its_removal),
-        cmocka_unit_test(test_keys_server_speaks_the_bytes),
-        cmocka_unit_test(test_keys_client_speaks_the_bytes),
+        cmocka_unit_test(test_keys_map_to_their_blobs),
+        cmocka_unit_test(test_keys_can_be_set_and_removed_while_running),
+        cmocka_unit_test(test_keys_blob_in_use_outlives_its_removal),
+        cmocka_unit_test(test_keys_server_sends_the_documented_bytes),
+        cmocka_unit_test(test_keys_client_sends_the_documented_bytes),
         cmocka_unit_test(test_keys_wrong_parameters_are_refused),
-        cmocka_unit_test(test_keys_counters_tell_reasons_bytes_and_latency),
+        cmocka_unit_test(test_keys_counters_have_reasons_bytes_and_latency),
         cmocka_unit_test(
             test_keys_too_many_connections_of_an_address_are_refused),
-        cmocka_unit_test(test_keys_an_idle_client_is_cut_off),
+        cmocka_unit_test(test_keys_idle_client_is_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 static void
-test_life_restart_on_the_port_serves_the_new_metadata(void **state)
+test_life_restart_on_the_port_serves_new_metadata(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -76,7 +76,7 @@ test_life_shutdown_does_not_wait_for_clients(void **state)
 }
 
 static void
-test_life_leaves_no_file_descriptor(void **state)
+test_life_leaks_no_file_descriptor(void **state)
 {
     (void)state;
     size_t fds = open_fds();
@@ -127,7 +127,7 @@ request_often(void *arg)
 }
 
 static void
-test_life_many_clients_at_once(void **state)
+test_life_serves_many_clients_concurrently(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -242,7 +242,7 @@ shutdown_once(void *arg)
 }
 
 static void
-test_life_port_is_free_for_whoever_returns_from_shutdown(void **state)
+test_life_port_is_free_when_shutdown_returns(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -308,7 +308,7 @@ use_in_child(vnx_side_channel_t *channel, int port)
 }
 
 static void
-test_life_forked_child_neither_hangs_nor_harms(void **state)
+test_life_forked_child_does_not_hang_or_interfere(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -359,17 +359,15 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(
-            test_life_restart_on_the_port_serves_the_new_metadata),
+        cmocka_unit_test(test_life_restart_on_the_port_serves_new_metadata),
         cmocka_unit_test(test_life_shutdown_when_stopped_does_nothing),
         cmocka_unit_test(test_life_shutdown_does_not_wait_for_clients),
-        cmocka_unit_test(test_life_leaves_no_file_descriptor),
-        cmocka_unit_test(test_life_many_clients_at_once),
+        cmocka_unit_test(test_life_leaks_no_file_descriptor),
+        cmocka_unit_test(test_life_serves_many_clients_concurrently),
         cmocka_unit_test(test_life_start_and_shutdown_from_many_threads),
         cmocka_unit_test(test_life_free_while_a_request_runs),
-        cmocka_unit_test(
-            test_life_port_is_free_for_whoever_returns_from_shutdown),
-        cmocka_unit_test(test_life_forked_child_neither_hangs_nor_harms),
+        cmocka_unit_test(test_life_port_is_free_when_shutdown_returns),
+        cmocka_unit_test(test_life_forked_child_does_not_hang_or_interfere),
         cmocka_unit_test(test_life_forked_child_does_not_keep_the_port),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

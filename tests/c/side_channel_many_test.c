@@ -25,7 +25,7 @@ request_to(int port, int timeout_ms)
 }
 
 static void
-test_many_each_has_its_own_answer(void **state)
+test_many_requests_have_separate_answers(void **state)
 {
     (void)state;
     static vnx_side_channel_request_params_t params[COUNT];
@@ -63,7 +63,7 @@ test_many_each_has_its_own_answer(void **state)
 }
 
 static void
-test_many_wrong_parameters_ask_nobody_and_name_the_row(void **state)
+test_many_wrong_parameters_send_nothing_and_name_the_row(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -82,7 +82,7 @@ test_many_wrong_parameters_ask_nobody_and_name_the_row(void **state)
 }
 
 static void
-test_many_one_that_is_silent_holds_up_no_other(void **state)
+test_many_silent_peer_does_not_delay_others(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -109,7 +109,7 @@ test_many_one_that_is_silent_holds_up_no_other(void **state)
 }
 
 static void
-test_many_are_driven_by_a_loop_of_ones_own(void **state)
+test_many_can_be_driven_by_the_callers_loop(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -141,7 +141,7 @@ test_many_are_driven_by_a_loop_of_ones_own(void **state)
 }
 
 static void
-test_many_are_given_up_at_any_time(void **state)
+test_many_can_be_cancelled_at_any_time(void **state)
 {
     (void)state;
     size_t fds = open_fds();
@@ -181,7 +181,7 @@ serve_third(peer_server_t *server, int client)
 }
 
 static void
-test_many_tries_again_where_the_peer_breaks_off(void **state)
+test_many_retries_after_a_broken_connection(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -212,7 +212,7 @@ test_many_tries_again_where_the_peer_breaks_off(void **state)
 }
 
 static void
-test_many_tries_end_with_the_time_and_name_the_cause(void **state)
+test_many_retries_end_at_the_deadline_with_the_cause(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -287,7 +287,7 @@ test_many_families_are_tried_in_turn(void **state)
 }
 
 static void
-test_many_one_address_that_refuses_makes_room_for_the_next(void **state)
+test_many_tries_the_next_address_after_a_refusal(void **state)
 {
     (void)state;
     static const char *const texts[] = {"127.0.0.2", "127.0.0.3", "127.0.0.1"};
@@ -349,7 +349,7 @@ close_deaf(int deaf, const int *fillers, size_t count)
 }
 
 static void
-test_many_an_address_that_is_silent_is_overtaken(void **state)
+test_many_silent_address_is_overtaken(void **state)
 {
     (void)state;
     static const char *const texts[] = {"127.0.0.2", "127.0.0.1"};
@@ -382,18 +382,17 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_many_each_has_its_own_answer),
+        cmocka_unit_test(test_many_requests_have_separate_answers),
         cmocka_unit_test(
-            test_many_wrong_parameters_ask_nobody_and_name_the_row),
-        cmocka_unit_test(test_many_one_that_is_silent_holds_up_no_other),
-        cmocka_unit_test(test_many_are_driven_by_a_loop_of_ones_own),
-        cmocka_unit_test(test_many_are_given_up_at_any_time),
-        cmocka_unit_test(test_many_tries_again_where_the_peer_breaks_off),
-        cmocka_unit_test(test_many_tries_end_with_the_time_and_name_the_cause),
+            test_many_wrong_parameters_send_nothing_and_name_the_row),
+        cmocka_unit_test(test_many_silent_peer_does_not_delay_others),
+        cmocka_unit_test(test_many_can_be_driven_by_the_callers_loop),
+        cmocka_unit_test(test_many_can_be_cancelled_at_any_time),
+        cmocka_unit_test(test_many_retries_after_a_broken_connection),
+        cmocka_unit_test(test_many_retries_end_at_the_deadline_with_the_cause),
         cmocka_unit_test(test_many_families_are_tried_in_turn),
-        cmocka_unit_test(
-            test_many_one_address_that_refuses_makes_room_for_the_next),
-        cmocka_unit_test(test_many_an_address_that_is_silent_is_overtaken),
+        cmocka_unit_test(test_many_tries_the_next_address_after_a_refusal),
+        cmocka_unit_test(test_many_silent_address_is_overtaken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,7 +73,7 @@ test_options_are_all_set(void **state)
 }
 
 static void
-test_options_given_are_kept_and_bounded(void **state)
+test_options_are_kept_and_bounded(void **state)
 {
     const vnx_side_channel_options_t given = {
         .size = sizeof given,
@@ -97,7 +97,7 @@ test_options_given_are_kept_and_bounded(void **state)
 
 /* A program that was built with an older header passes fewer of them. */
 static void
-test_options_of_an_older_program_are_taken(void **state)
+test_options_of_an_older_program_are_accepted(void **state)
 {
     vnx_side_channel_options_t given;
     (void)state;
@@ -143,7 +143,7 @@ test_options_strings_are_copied(void **state)
 }
 
 static void
-test_options_secret_has_a_least_length_and_is_not_told(void **state)
+test_options_secret_has_a_minimum_length_and_is_hidden(void **state)
 {
     vnx_side_channel_options_t given = {.size = sizeof given,
                                         .secret = "s3cr3t!"};
@@ -230,7 +230,7 @@ test_options_certificate_and_key_go_together(void **state)
 
 /* Half of the descriptors are others'. */
 static void
-test_options_connections_follow_the_limit(void **state)
+test_options_connections_follow_the_descriptor_limit(void **state)
 {
     struct rlimit before, few;
     (void)state;
@@ -248,7 +248,7 @@ test_options_connections_follow_the_limit(void **state)
 /* -- Counters ------------------------------------------------------------- */
 
 static void
-test_stats_are_read_as_they_were_counted(void **state)
+test_stats_return_the_counts(void **state)
 {
     static vnxi_side_stats_t stats;
     vnx_side_channel_stats_t out;
@@ -283,7 +283,7 @@ test_stats_are_read_as_they_were_counted(void **state)
 
 /* A reply that took as long as `ns`, or a little longer, in its place. */
 static void
-test_stats_latency_has_a_place_for_any_time(void **state)
+test_stats_latency_has_a_bucket_for_any_duration(void **state)
 {
     static vnxi_side_stats_t stats;
     vnx_side_channel_stats_t out;
@@ -308,7 +308,7 @@ test_stats_latency_has_a_place_for_any_time(void **state)
 }
 
 static void
-test_stats_every_refusal_has_a_name_of_its_own(void **state)
+test_stats_every_refusal_has_its_own_name(void **state)
 {
     (void)state;
 
@@ -330,7 +330,7 @@ test_stats_every_refusal_has_a_name_of_its_own(void **state)
 /* -- Loops ---------------------------------------------------------------- */
 
 static void
-test_loop_base_minds_no_variable(void **state)
+test_loop_base_ignores_the_environment(void **state)
 {
     struct event_base *base;
     (void)state;
@@ -348,21 +348,21 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_options_are_all_set),
-        cmocka_unit_test(test_options_given_are_kept_and_bounded),
-        cmocka_unit_test(test_options_of_an_older_program_are_taken),
+        cmocka_unit_test(test_options_are_kept_and_bounded),
+        cmocka_unit_test(test_options_of_an_older_program_are_accepted),
         cmocka_unit_test(test_options_of_an_unknown_size_are_refused),
         cmocka_unit_test(test_options_strings_are_copied),
         cmocka_unit_test(
-            test_options_secret_has_a_least_length_and_is_not_told),
+            test_options_secret_has_a_minimum_length_and_is_hidden),
         cmocka_unit_test_teardown(
             test_options_secret_comes_from_the_environment, forget_secret),
         cmocka_unit_test(test_options_of_tls_turn_it_on),
         cmocka_unit_test(test_options_certificate_and_key_go_together),
-        cmocka_unit_test(test_options_connections_follow_the_limit),
-        cmocka_unit_test(test_stats_are_read_as_they_were_counted),
-        cmocka_unit_test(test_stats_latency_has_a_place_for_any_time),
-        cmocka_unit_test(test_stats_every_refusal_has_a_name_of_its_own),
-        cmocka_unit_test(test_loop_base_minds_no_variable),
+        cmocka_unit_test(test_options_connections_follow_the_descriptor_limit),
+        cmocka_unit_test(test_stats_return_the_counts),
+        cmocka_unit_test(test_stats_latency_has_a_bucket_for_any_duration),
+        cmocka_unit_test(test_stats_every_refusal_has_its_own_name),
+        cmocka_unit_test(test_loop_base_ignores_the_environment),
     };
     return cmocka_run_group_tests(tests, forget_secret, NULL);
 }

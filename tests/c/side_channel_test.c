@@ -55,7 +55,7 @@ test_side_channel_metadata_is_copied_and_may_be_null(void **state)
 }
 
 static void
-test_side_channel_server_speaks_the_bytes(void **state)
+test_side_channel_server_sends_the_documented_bytes(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -78,7 +78,7 @@ test_side_channel_server_speaks_the_bytes(void **state)
 }
 
 static void
-test_side_channel_client_speaks_the_bytes(void **state)
+test_side_channel_client_sends_the_documented_bytes(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -155,7 +155,7 @@ test_side_channel_listens_on_the_host_given(void **state)
 }
 
 static void
-test_side_channel_running_and_port_tell_the_state(void **state)
+test_side_channel_running_and_port_report_the_state(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -339,7 +339,7 @@ test_side_channel_tries_every_address_of_a_name(void **state)
 }
 
 static void
-test_side_channel_stats_count_what_happened(void **state)
+test_side_channel_stats_count_events(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
@@ -380,18 +380,18 @@ main(void)
         cmocka_unit_test(test_side_channel_exchanges_both_ways),
         cmocka_unit_test(test_side_channel_carries_every_size),
         cmocka_unit_test(test_side_channel_metadata_is_copied_and_may_be_null),
-        cmocka_unit_test(test_side_channel_server_speaks_the_bytes),
-        cmocka_unit_test(test_side_channel_client_speaks_the_bytes),
+        cmocka_unit_test(test_side_channel_server_sends_the_documented_bytes),
+        cmocka_unit_test(test_side_channel_client_sends_the_documented_bytes),
         cmocka_unit_test(test_side_channel_listens_on_ipv6_and_ipv4),
         cmocka_unit_test(test_side_channel_listens_on_the_host_given),
-        cmocka_unit_test(test_side_channel_running_and_port_tell_the_state),
+        cmocka_unit_test(test_side_channel_running_and_port_report_the_state),
         cmocka_unit_test(test_side_channel_refuses_a_second_start),
         cmocka_unit_test(test_side_channel_start_names_the_address_in_use),
         cmocka_unit_test(test_side_channel_refuses_wrong_parameters),
         cmocka_unit_test(test_side_channel_create_reads_its_options),
         cmocka_unit_test(test_side_channel_dead_port_is_refused_at_once),
         cmocka_unit_test(test_side_channel_tries_every_address_of_a_name),
-        cmocka_unit_test(test_side_channel_stats_count_what_happened),
+        cmocka_unit_test(test_side_channel_stats_count_events),
         cmocka_unit_test(test_side_channel_request_can_be_interrupted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

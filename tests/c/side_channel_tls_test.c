@@ -157,7 +157,7 @@ serve_at_once(peer_server_t *server, int client)
 }
 
 static void
-test_tls_to_plain_and_plain_to_tls_are_told(void **state)
+test_tls_mismatch_with_plain_is_reported(void **state)
 {
     (void)state;
     vnx_side_channel_t *plain = channel_new(NULL);
@@ -191,14 +191,14 @@ test_tls_to_plain_and_plain_to_tls_are_told(void **state)
 }
 
 static void
-test_tls_silent_and_half_handshakes_hold_nobody(void **state)
+test_tls_silent_and_half_handshakes_do_not_block_others(void **state)
 {
     (void)state;
     expect_tls_half_handshakes_hold_nobody(channel_new);
 }
 
 static void
-test_tls_shutdown_in_the_middle_leaves_nothing(void **state)
+test_tls_shutdown_during_a_handshake_leaks_nothing(void **state)
 {
     (void)state;
     expect_tls_shutdown_leaves_nothing(channel_new);
@@ -228,7 +228,7 @@ expect_start_failure(const char *certificate, const char *key,
 }
 
 static void
-test_tls_files_that_are_missing_or_wrong_are_named(void **state)
+test_tls_missing_or_wrong_files_are_named(void **state)
 {
     (void)state;
     expect_start_failure("none.pem", "server.key", "none.pem': No such file");
@@ -249,7 +249,7 @@ test_tls_files_that_are_missing_or_wrong_are_named(void **state)
 }
 
 static void
-test_tls_options_that_do_not_go_together_are_refused(void **state)
+test_tls_incompatible_options_are_refused(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -282,11 +282,12 @@ main(void)
         cmocka_unit_test(test_tls_carries_every_size),
         cmocka_unit_test(test_tls_and_a_secret_go_together),
         cmocka_unit_test(test_tls_certificates_are_checked),
-        cmocka_unit_test(test_tls_to_plain_and_plain_to_tls_are_told),
-        cmocka_unit_test(test_tls_silent_and_half_handshakes_hold_nobody),
-        cmocka_unit_test(test_tls_shutdown_in_the_middle_leaves_nothing),
-        cmocka_unit_test(test_tls_files_that_are_missing_or_wrong_are_named),
-        cmocka_unit_test(test_tls_options_that_do_not_go_together_are_refused),
+        cmocka_unit_test(test_tls_mismatch_with_plain_is_reported),
+        cmocka_unit_test(
+            test_tls_silent_and_half_handshakes_do_not_block_others),
+        cmocka_unit_test(test_tls_shutdown_during_a_handshake_leaks_nothing),
+        cmocka_unit_test(test_tls_missing_or_wrong_files_are_named),
+        cmocka_unit_test(test_tls_incompatible_options_are_refused),
     };
     return cmocka_run_group_tests(tests, make_certificates,
                                   remove_certificates);

@@ -17,7 +17,7 @@ note_mask(void *argument)
 }
 
 static void
-test_thread_takes_no_signal_and_ours_stay(void **state)
+test_thread_blocks_signals_and_keeps_the_callers_mask(void **state)
 {
     sigset_t mine, before, after, its;
     pthread_t thread;
@@ -55,7 +55,7 @@ test_thread_detached_runs(void **state)
 }
 
 static void
-test_thread_cond_takes_deadlines_of_the_clock(void **state)
+test_thread_cond_uses_the_monotonic_clock(void **state)
 {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_cond_t cond;
@@ -79,9 +79,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_thread_takes_no_signal_and_ours_stay),
+        cmocka_unit_test(
+            test_thread_blocks_signals_and_keeps_the_callers_mask),
         cmocka_unit_test(test_thread_detached_runs),
-        cmocka_unit_test(test_thread_cond_takes_deadlines_of_the_clock),
+        cmocka_unit_test(test_thread_cond_uses_the_monotonic_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,7 +35,7 @@ test_ucx_conn_life_begins_with_a_flush(void **state)
 }
 
 static void
-test_ucx_conn_life_a_flush_at_once_wires_it(void **state)
+test_ucx_conn_life_immediate_flush_connects(void **state)
 {
     (void)state;
     atomic_store(&fake->of[FAKE_FLUSH].at_once, true);
@@ -48,7 +48,7 @@ test_ucx_conn_life_a_flush_at_once_wires_it(void **state)
 
 /* Neither an answer that says no nor a refusal is an answer. */
 static void
-test_ucx_conn_life_a_failed_flush_does_not_wire_it(void **state)
+test_ucx_conn_life_failed_flush_does_not_connect(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -74,7 +74,7 @@ test_ucx_conn_life_a_failed_flush_does_not_wire_it(void **state)
 }
 
 static void
-test_ucx_conn_life_tells_its_transports(void **state)
+test_ucx_conn_life_reports_its_transports(void **state)
 {
     char text[128], little[8];
     (void)state;
@@ -91,7 +91,7 @@ test_ucx_conn_life_tells_its_transports(void **state)
 
 /* More than there is room for, and a UCX that cannot say. */
 static void
-test_ucx_conn_life_transports_that_are_many_or_unknown(void **state)
+test_ucx_conn_life_reports_many_or_unknown_transports(void **state)
 {
     char text[256];
     (void)state;
@@ -132,7 +132,7 @@ test_ucx_conn_life_warms_up_every_worker_once(void **state)
 }
 
 static void
-test_ucx_conn_life_that_ucx_refuses_is_lost(void **state)
+test_ucx_conn_life_refused_by_ucx_is_lost(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -187,7 +187,7 @@ test_ucx_conn_life_with_garbage_for_an_address_is_lost(void **state)
  */
 
 static void
-test_ucx_conn_life_an_error_is_told_once(void **state)
+test_ucx_conn_life_error_is_reported_once(void **state)
 {
     (void)state;
     open_sides(3, 20.0);
@@ -330,7 +330,7 @@ test_ucx_conn_life_closing_sends_what_is_queued(void **state)
 
 /* A flush that fails or is refused: then by force. */
 static void
-test_ucx_conn_life_closing_without_a_flush_is_by_force(void **state)
+test_ucx_conn_life_closes_by_force_if_the_flush_fails(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -345,7 +345,7 @@ test_ucx_conn_life_closing_without_a_flush_is_by_force(void **state)
 }
 
 static void
-test_ucx_conn_life_closing_does_not_wait_for_ever(void **state)
+test_ucx_conn_life_closing_has_a_deadline(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -364,7 +364,7 @@ test_ucx_conn_life_closing_does_not_wait_for_ever(void **state)
 
 /* The endpoint that UCX keeps may still call us: it is taken for no other. */
 static void
-test_ucx_conn_life_that_ucx_does_not_close(void **state)
+test_ucx_conn_life_survives_an_endpoint_that_ucx_keeps(void **state)
 {
     (void)state;
     open_sides(1, 0.02);
@@ -395,7 +395,7 @@ test_ucx_conn_life_that_ucx_does_not_close(void **state)
 }
 
 static void
-test_ucx_conn_life_closes_that_end_at_once(void **state)
+test_ucx_conn_life_close_may_complete_immediately(void **state)
 {
     (void)state;
     atomic_store(&fake->of[FAKE_CLOSE].at_once, true);
@@ -436,7 +436,7 @@ test_ucx_conn_life_stopping_closes_all(void **state)
 }
 
 static void
-test_ucx_conn_life_is_opened_after_the_stop(void **state)
+test_ucx_conn_life_open_after_the_stop_is_lost(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -449,7 +449,7 @@ test_ucx_conn_life_is_opened_after_the_stop(void **state)
 
 /* The one who made it has let go of it, and its address is there still. */
 static void
-test_ucx_conn_life_outlives_what_it_was_made_of(void **state)
+test_ucx_conn_life_outlives_its_creator_and_address(void **state)
 {
     size_t len;
     (void)state;
@@ -467,7 +467,7 @@ test_ucx_conn_life_outlives_what_it_was_made_of(void **state)
 }
 
 static void
-test_ucx_conn_life_many_come_and_go(void **state)
+test_ucx_conn_life_many_are_opened_and_closed(void **state)
 {
     (void)state;
     open_sides(2, 20.0);
@@ -499,7 +499,7 @@ connect_ours(ucx_side_t *to, uintptr_t cookie)
 
 /* UCX never closes the socket of an endpoint that was used both ways. */
 static void
-test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again(void **state)
+test_ucx_conn_life_over_tcp_reuses_one_endpoint(void **state)
 {
     (void)state;
     atomic_store(&fake->tcp, true);
@@ -538,7 +538,7 @@ keep_one(uintptr_t cookie)
 }
 
 static void
-test_ucx_conn_life_a_spare_whose_peer_dies_is_closed(void **state)
+test_ucx_conn_life_spare_of_a_dead_peer_is_closed(void **state)
 {
     (void)state;
     atomic_store(&fake->tcp, true);
@@ -555,7 +555,7 @@ test_ucx_conn_life_a_spare_whose_peer_dies_is_closed(void **state)
 
 /* Its error is told to the connection that has the endpoint now. */
 static void
-test_ucx_conn_life_a_spare_that_was_taken_over_fails(void **state)
+test_ucx_conn_life_reused_spare_reports_its_error(void **state)
 {
     (void)state;
     atomic_store(&fake->tcp, true);
@@ -611,7 +611,7 @@ test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint(void **state)
 
 /* A stock agent may have closed its side since. */
 static void
-test_ucx_conn_life_to_stock_has_an_endpoint_of_its_own(void **state)
+test_ucx_conn_life_to_stock_gets_a_separate_endpoint(void **state)
 {
     (void)state;
     atomic_store(&fake->tcp, true);
@@ -655,35 +655,34 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_fake(test_ucx_conn_life_begins_with_a_flush),
-        with_fake(test_ucx_conn_life_a_flush_at_once_wires_it),
-        with_fake(test_ucx_conn_life_a_failed_flush_does_not_wire_it),
-        with_fake(test_ucx_conn_life_tells_its_transports),
-        with_fake(test_ucx_conn_life_transports_that_are_many_or_unknown),
+        with_fake(test_ucx_conn_life_immediate_flush_connects),
+        with_fake(test_ucx_conn_life_failed_flush_does_not_connect),
+        with_fake(test_ucx_conn_life_reports_its_transports),
+        with_fake(test_ucx_conn_life_reports_many_or_unknown_transports),
         with_fake(test_ucx_conn_life_warms_up_every_worker_once),
-        with_fake(test_ucx_conn_life_that_ucx_refuses_is_lost),
+        with_fake(test_ucx_conn_life_refused_by_ucx_is_lost),
         with_fake(test_ucx_conn_life_to_a_peer_that_ends_meanwhile_is_lost),
         with_fake(test_ucx_conn_life_with_garbage_for_an_address_is_lost),
-        with_fake(test_ucx_conn_life_an_error_is_told_once),
+        with_fake(test_ucx_conn_life_error_is_reported_once),
         with_fake(test_ucx_conn_life_error_while_messages_wait),
         with_fake(test_ucx_conn_life_error_after_its_messages),
         with_fake(test_ucx_conn_life_error_within_a_post),
         with_fake(test_ucx_conn_life_error_after_the_close_is_no_loss),
         with_fake(test_ucx_conn_life_one_fails_and_the_other_stays),
         with_fake(test_ucx_conn_life_closing_sends_what_is_queued),
-        with_fake(test_ucx_conn_life_closing_without_a_flush_is_by_force),
-        with_fake(test_ucx_conn_life_closing_does_not_wait_for_ever),
-        with_fake(test_ucx_conn_life_that_ucx_does_not_close),
-        with_fake(test_ucx_conn_life_closes_that_end_at_once),
+        with_fake(test_ucx_conn_life_closes_by_force_if_the_flush_fails),
+        with_fake(test_ucx_conn_life_closing_has_a_deadline),
+        with_fake(test_ucx_conn_life_survives_an_endpoint_that_ucx_keeps),
+        with_fake(test_ucx_conn_life_close_may_complete_immediately),
         with_fake(test_ucx_conn_life_stopping_closes_all),
-        with_fake(test_ucx_conn_life_is_opened_after_the_stop),
-        with_fake(test_ucx_conn_life_outlives_what_it_was_made_of),
-        with_fake(test_ucx_conn_life_many_come_and_go),
-        with_fake(
-            test_ucx_conn_life_over_tcp_has_one_endpoint_again_and_again),
-        with_fake(test_ucx_conn_life_a_spare_whose_peer_dies_is_closed),
-        with_fake(test_ucx_conn_life_a_spare_that_was_taken_over_fails),
+        with_fake(test_ucx_conn_life_open_after_the_stop_is_lost),
+        with_fake(test_ucx_conn_life_outlives_its_creator_and_address),
+        with_fake(test_ucx_conn_life_many_are_opened_and_closed),
+        with_fake(test_ucx_conn_life_over_tcp_reuses_one_endpoint),
+        with_fake(test_ucx_conn_life_spare_of_a_dead_peer_is_closed),
+        with_fake(test_ucx_conn_life_reused_spare_reports_its_error),
         with_fake(test_ucx_conn_life_a_transfer_in_flight_keeps_its_endpoint),
-        with_fake(test_ucx_conn_life_to_stock_has_an_endpoint_of_its_own),
+        with_fake(test_ucx_conn_life_to_stock_gets_a_separate_endpoint),
         with_fake(test_ucx_conn_life_spares_are_limited),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

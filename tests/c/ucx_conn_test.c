@@ -56,7 +56,7 @@ test_ucx_conn_knows_its_address(void **state)
 }
 
 static void
-test_ucx_conn_refuses_what_is_no_address(void **state)
+test_ucx_conn_refuses_invalid_addresses(void **state)
 {
     vnxi_ucx_conn_t *conn;
     vnx_error_t error;
@@ -75,7 +75,7 @@ test_ucx_conn_refuses_what_is_no_address(void **state)
 
 /* The agent behind an address is gone: that is noticed in the background. */
 static void
-test_ucx_conn_to_nobody_is_lost(void **state)
+test_ucx_conn_to_a_dead_agent_is_lost(void **state)
 {
     vnx_error_t error;
     (void)state;
@@ -176,7 +176,7 @@ test_ucx_notif_after_close_is_refused(void **state)
  */
 
 static void
-test_ucx_key_refuses_what_is_no_key(void **state)
+test_ucx_key_refuses_invalid_keys(void **state)
 {
     unsigned char bytes[16] = {0};
     vnxi_ucx_key_t *key;
@@ -201,12 +201,12 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ucx_conn_both_ways),
         cmocka_unit_test(test_ucx_conn_knows_its_address),
-        cmocka_unit_test(test_ucx_conn_refuses_what_is_no_address),
-        cmocka_unit_test(test_ucx_conn_to_nobody_is_lost),
+        cmocka_unit_test(test_ucx_conn_refuses_invalid_addresses),
+        cmocka_unit_test(test_ucx_conn_to_a_dead_agent_is_lost),
         cmocka_unit_test(test_ucx_notif_of_any_size_in_order),
         cmocka_unit_test(test_ucx_notif_sent_before_the_end_arrives),
         cmocka_unit_test(test_ucx_notif_after_close_is_refused),
-        cmocka_unit_test(test_ucx_key_refuses_what_is_no_key),
+        cmocka_unit_test(test_ucx_key_refuses_invalid_keys),
     };
     return ucx_run_group_tests(tests);
 }

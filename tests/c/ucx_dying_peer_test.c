@@ -187,14 +187,14 @@ lose_one(moment_t when, bool second)
 }
 
 static void
-test_ucx_dying_peer_that_was_connected_to_is_lost(void **state)
+test_ucx_dying_peer_after_connect_is_lost(void **state)
 {
     (void)state;
     lose_one(CONNECTED, false);
 }
 
 static void
-test_ucx_dying_peer_that_is_to_be_greeted_is_lost(void **state)
+test_ucx_dying_peer_before_its_greeting_is_lost(void **state)
 {
     (void)state;
     lose_one(FOUND_CONNECTED, false);
@@ -230,8 +230,8 @@ int
 main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ucx_dying_peer_that_was_connected_to_is_lost),
-        cmocka_unit_test(test_ucx_dying_peer_that_is_to_be_greeted_is_lost),
+        cmocka_unit_test(test_ucx_dying_peer_after_connect_is_lost),
+        cmocka_unit_test(test_ucx_dying_peer_before_its_greeting_is_lost),
         cmocka_unit_test(
             test_ucx_dying_peer_with_another_connection_is_lost_once),
     };

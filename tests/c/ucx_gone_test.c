@@ -7,7 +7,7 @@
  */
 
 static void
-test_ucx_gone_knows_what_was_added(void **state)
+test_ucx_gone_contains_added_addresses(void **state)
 {
     vnxi_ucx_gone_t gone;
     (void)state;
@@ -107,7 +107,7 @@ test_ucx_gone_peer_is_tried_once(void **state)
 
 /* What else may be wrong can be better the next time. */
 static void
-test_ucx_gone_other_failures_are_tried_again(void **state)
+test_ucx_gone_other_failures_are_retried(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -125,7 +125,7 @@ test_ucx_gone_other_failures_are_tried_again(void **state)
 
 /* Not with the first transfer, when the peer may have ended. */
 static void
-test_ucx_gone_workers_that_run_connect_at_once(void **state)
+test_ucx_gone_running_workers_connect_at_once(void **state)
 {
     (void)state;
     open_sides(3, 20.0);
@@ -147,12 +147,12 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ucx_gone_knows_what_was_added),
+        cmocka_unit_test(test_ucx_gone_contains_added_addresses),
         cmocka_unit_test(test_ucx_gone_forgets_the_oldest),
         cmocka_unit_test(test_ucx_gone_does_not_keep_long_addresses),
         with_fake(test_ucx_gone_peer_is_tried_once),
-        with_fake(test_ucx_gone_other_failures_are_tried_again),
-        with_fake(test_ucx_gone_workers_that_run_connect_at_once),
+        with_fake(test_ucx_gone_other_failures_are_retried),
+        with_fake(test_ucx_gone_running_workers_connect_at_once),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,7 +90,7 @@ assert_has_ended(int fd)
  */
 
 static void
-test_ucx_guard_leaves_sends_alone_that_go(void **state)
+test_ucx_guard_does_not_change_successful_sends(void **state)
 {
     link_t link;
     char text[16];
@@ -105,7 +105,7 @@ test_ucx_guard_leaves_sends_alone_that_go(void **state)
 
 /* Part of it may go; then nothing, and the caller is to try again. */
 static void
-test_ucx_guard_tells_of_a_full_socket(void **state)
+test_ucx_guard_reports_a_full_socket(void **state)
 {
     static char much[1 << 20];
     link_t link;
@@ -151,7 +151,7 @@ test_ucx_guard_hides_a_reset_from_senders(void **state)
 
 /* What had come before is read first. */
 static void
-test_ucx_guard_loses_nothing_that_came(void **state)
+test_ucx_guard_loses_no_received_bytes(void **state)
 {
     link_t link;
     char text[4];
@@ -167,7 +167,7 @@ test_ucx_guard_loses_nothing_that_came(void **state)
 }
 
 static void
-test_ucx_guard_tells_of_a_callers_mistakes(void **state)
+test_ucx_guard_reports_a_callers_mistakes(void **state)
 {
     (void)state;
     assert_int_equal(calls->send(-1, "x", 1, MSG_NOSIGNAL), -1);
@@ -192,7 +192,7 @@ test_ucx_guard_fills_memory(void **state)
 
 /* This program's. */
 static void
-test_ucx_guard_leaves_others_alone(void **state)
+test_ucx_guard_does_not_affect_other_libraries(void **state)
 {
     link_t link;
     (void)state;
@@ -205,7 +205,7 @@ test_ucx_guard_leaves_others_alone(void **state)
 
 /* A copy is decided about once; where there is no libucp there is none. */
 static void
-test_ucx_guard_says_what_it_did(void **state)
+test_ucx_guard_reports_its_decision(void **state)
 {
     vnxi_ucx_loaded_t now;
     (void)state;
@@ -223,7 +223,7 @@ test_ucx_guard_says_what_it_did(void **state)
 /* Without descriptors those who wait are turned away, and the caller is told
  * that nobody came; afterwards all are let in. */
 static void
-test_ucx_guard_turns_away_without_descriptors(void **state)
+test_ucx_guard_refuses_connections_without_descriptors(void **state)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     socklen_t len = sizeof address;
@@ -274,15 +274,16 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ucx_guard_leaves_sends_alone_that_go),
-        cmocka_unit_test(test_ucx_guard_tells_of_a_full_socket),
+        cmocka_unit_test(test_ucx_guard_does_not_change_successful_sends),
+        cmocka_unit_test(test_ucx_guard_reports_a_full_socket),
         cmocka_unit_test(test_ucx_guard_hides_a_reset_from_senders),
-        cmocka_unit_test(test_ucx_guard_loses_nothing_that_came),
-        cmocka_unit_test(test_ucx_guard_tells_of_a_callers_mistakes),
-        cmocka_unit_test(test_ucx_guard_turns_away_without_descriptors),
+        cmocka_unit_test(test_ucx_guard_loses_no_received_bytes),
+        cmocka_unit_test(test_ucx_guard_reports_a_callers_mistakes),
+        cmocka_unit_test(
+            test_ucx_guard_refuses_connections_without_descriptors),
         cmocka_unit_test(test_ucx_guard_fills_memory),
-        cmocka_unit_test(test_ucx_guard_leaves_others_alone),
-        cmocka_unit_test(test_ucx_guard_says_what_it_did),
+        cmocka_unit_test(test_ucx_guard_does_not_affect_other_libraries),
+        cmocka_unit_test(test_ucx_guard_reports_its_decision),
     };
     vnxi_ucx_loaded_t before;
     vnxi_ucx_loaded_find(&before);

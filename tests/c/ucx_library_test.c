@@ -170,7 +170,7 @@ assert_path_ends(const char *end)
  */
 
 static void
-test_ucx_library_that_is_named_is_taken(void **state)
+test_ucx_library_named_in_the_environment_is_used(void **state)
 {
     (void)state;
     name_library(FAKE_UCP);
@@ -219,7 +219,7 @@ test_ucx_library_is_guarded_in_versions_that_need_it(void **state)
 
 /* Others may count on that copy's behaving as it was written. */
 static void
-test_ucx_library_that_was_there_before_is_not_guarded(void **state)
+test_ucx_library_loaded_before_is_not_guarded(void **state)
 {
     (void)state;
     assert_guard(NULL, "22", FAKE_UCP,
@@ -228,7 +228,7 @@ test_ucx_library_that_was_there_before_is_not_guarded(void **state)
 }
 
 static void
-test_ucx_library_is_guarded_as_told(void **state)
+test_ucx_library_guard_setting_is_obeyed(void **state)
 {
     (void)state;
     assert_guard("0", "22", NULL, "off: VLLM_NIXL_UCX_GUARD=0");
@@ -252,7 +252,7 @@ test_ucx_library_none_switches_it_off(void **state)
 }
 
 static void
-test_ucx_library_that_is_named_and_missing(void **state)
+test_ucx_library_named_but_missing_is_an_error(void **state)
 {
     (void)state;
     name_library("/nowhere/libucp.so");
@@ -262,7 +262,7 @@ test_ucx_library_that_is_named_and_missing(void **state)
 
 /* What is named stands: nothing else is tried. */
 static void
-test_ucx_library_that_is_named_is_the_only_one(void **state)
+test_ucx_library_named_has_no_fallback(void **state)
 {
     (void)state;
     install("named", "nixl_cu13.libs", "libucp-1.so.0.0.0", FAKE_UCP);
@@ -272,7 +272,7 @@ test_ucx_library_that_is_named_is_the_only_one(void **state)
 }
 
 static void
-test_ucx_library_that_lacks_a_function(void **state)
+test_ucx_library_without_a_function_is_refused(void **state)
 {
     (void)state;
     name_library(FAKE_UCP_CUT);
@@ -281,7 +281,7 @@ test_ucx_library_that_lacks_a_function(void **state)
 }
 
 static void
-test_ucx_library_of_other_versions(void **state)
+test_ucx_library_of_other_versions_is_refused(void **state)
 {
     static const struct {
         const char *major, *minor;
@@ -312,7 +312,7 @@ test_ucx_library_of_other_versions(void **state)
  */
 
 static void
-test_ucx_library_wheels_by_preference(void **state)
+test_ucx_library_wheels_are_tried_in_order(void **state)
 {
     (void)state;
     install("wheels", "libucx/lib", "libucp.so.0", FAKE_UCP);
@@ -328,7 +328,7 @@ test_ucx_library_wheels_by_preference(void **state)
 
 /* One that is of no use does not hide those after it. */
 static void
-test_ucx_library_passes_over_what_is_broken(void **state)
+test_ucx_library_skips_broken_wheels(void **state)
 {
     (void)state;
     install("broken", "nixl_cu13.libs", "libucp-1.so.0.0.0", FAKE_UCP_CUT);
@@ -339,7 +339,7 @@ test_ucx_library_passes_over_what_is_broken(void **state)
 }
 
 static void
-test_ucx_library_empty_name_is_no_name(void **state)
+test_ucx_library_empty_name_is_ignored(void **state)
 {
     (void)state;
     install("empty", "libucx/lib", "libucp.so.0", FAKE_UCP);
@@ -351,7 +351,7 @@ test_ucx_library_empty_name_is_no_name(void **state)
 /* Where all are of no use, each is named with what is wrong; a system's own
  * would be taken. */
 static void
-test_ucx_library_says_what_was_wrong_with_each(void **state)
+test_ucx_library_error_lists_every_candidate(void **state)
 {
     (void)state;
     install("all", "nixl_cu13.libs", "libucp-1.so.0.0.0", FAKE_UCP_CUT);
@@ -404,25 +404,27 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup(test_ucx_library_that_is_named_is_taken,
-                               forget),
+        cmocka_unit_test_setup(
+            test_ucx_library_named_in_the_environment_is_used, forget),
         cmocka_unit_test_setup(
             test_ucx_library_is_guarded_in_versions_that_need_it, forget),
-        cmocka_unit_test_setup(
-            test_ucx_library_that_was_there_before_is_not_guarded, forget),
-        cmocka_unit_test_setup(test_ucx_library_is_guarded_as_told, forget),
+        cmocka_unit_test_setup(test_ucx_library_loaded_before_is_not_guarded,
+                               forget),
+        cmocka_unit_test_setup(test_ucx_library_guard_setting_is_obeyed,
+                               forget),
         cmocka_unit_test_setup(test_ucx_library_none_switches_it_off, forget),
-        cmocka_unit_test_setup(test_ucx_library_that_is_named_and_missing,
+        cmocka_unit_test_setup(test_ucx_library_named_but_missing_is_an_error,
                                forget),
-        cmocka_unit_test_setup(test_ucx_library_that_is_named_is_the_only_one,
+        cmocka_unit_test_setup(test_ucx_library_named_has_no_fallback, forget),
+        cmocka_unit_test_setup(test_ucx_library_without_a_function_is_refused,
                                forget),
-        cmocka_unit_test_setup(test_ucx_library_that_lacks_a_function, forget),
-        cmocka_unit_test_setup(test_ucx_library_of_other_versions, forget),
-        cmocka_unit_test_setup(test_ucx_library_wheels_by_preference, forget),
-        cmocka_unit_test_setup(test_ucx_library_passes_over_what_is_broken,
+        cmocka_unit_test_setup(test_ucx_library_of_other_versions_is_refused,
                                forget),
-        cmocka_unit_test_setup(test_ucx_library_empty_name_is_no_name, forget),
-        cmocka_unit_test_setup(test_ucx_library_says_what_was_wrong_with_each,
+        cmocka_unit_test_setup(test_ucx_library_wheels_are_tried_in_order,
+                               forget),
+        cmocka_unit_test_setup(test_ucx_library_skips_broken_wheels, forget),
+        cmocka_unit_test_setup(test_ucx_library_empty_name_is_ignored, forget),
+        cmocka_unit_test_setup(test_ucx_library_error_lists_every_candidate,
                                forget),
         cmocka_unit_test_setup(test_ucx_library_statuses, forget),
     };

@@ -27,7 +27,7 @@ replace_key(const void *bytes, size_t len)
  */
 
 static void
-test_ucx_memory_that_cannot_be_mapped(void **state)
+test_ucx_memory_mapping_failure_is_reported(void **state)
 {
     char bytes[64];
     vnxi_ucx_mem_t *mem = NULL;
@@ -137,7 +137,7 @@ test_ucx_memory_is_mapped_from_any_thread(void **state)
  */
 
 static void
-test_ucx_memory_refuses_what_is_no_key(void **state)
+test_ucx_memory_refuses_invalid_keys(void **state)
 {
     unsigned char bytes[8193] = {0};
     vnxi_ucx_key_t *key = NULL;
@@ -171,7 +171,7 @@ test_ucx_memory_refuses_what_is_no_key(void **state)
 }
 
 static void
-test_ucx_memory_knows_a_key_again(void **state)
+test_ucx_memory_recognises_a_key(void **state)
 {
     unsigned char bytes[64] = {1, 2, 3};
     vnxi_ucx_key_t *key;
@@ -192,7 +192,7 @@ test_ucx_memory_knows_a_key_again(void **state)
 
 /* UCX does not ask how long it is, and must not read what is not ours. */
 static void
-test_ucx_memory_key_that_is_cut_short(void **state)
+test_ucx_memory_truncated_key_is_refused(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 10);
@@ -211,7 +211,7 @@ test_ucx_memory_key_that_is_cut_short(void **state)
 
 /* Every worker that has used it gives up its handle. */
 static void
-test_ucx_memory_key_goes_from_every_worker(void **state)
+test_ucx_memory_key_is_released_on_every_worker(void **state)
 {
     (void)state;
     begin(3, 20.0, VNX_OP_READ, 65536, 64);
@@ -229,7 +229,7 @@ test_ucx_memory_key_goes_from_every_worker(void **state)
 
 /* One that nobody used costs its workers nothing. */
 static void
-test_ucx_memory_key_that_was_not_used(void **state)
+test_ucx_memory_unused_key_needs_no_worker(void **state)
 {
     (void)state;
     begin(4, 20.0, VNX_OP_READ, 128, 10);
@@ -245,7 +245,7 @@ test_ucx_memory_key_that_was_not_used(void **state)
 
 /* Keys, connection and agent may go in any order. */
 static void
-test_ucx_memory_keys_after_their_connection(void **state)
+test_ucx_memory_keys_outlive_their_connection(void **state)
 {
     (void)state;
     begin(2, 20.0, VNX_OP_READ, 128, 1200);
@@ -256,7 +256,7 @@ test_ucx_memory_keys_after_their_connection(void **state)
 }
 
 static void
-test_ucx_memory_keys_after_the_stop(void **state)
+test_ucx_memory_keys_outlive_the_stop(void **state)
 {
     (void)state;
     begin(2, 20.0, VNX_OP_READ, 128, 1200);
@@ -267,7 +267,7 @@ test_ucx_memory_keys_after_the_stop(void **state)
 }
 
 static void
-test_ucx_memory_keys_after_all_else(void **state)
+test_ucx_memory_keys_are_freed_last(void **state)
 {
     (void)state;
     begin(2, 20.0, VNX_OP_READ, 128, 1200);
@@ -282,7 +282,7 @@ test_ucx_memory_keys_after_all_else(void **state)
 
 /* A connection that failed takes the handles with it, too. */
 static void
-test_ucx_memory_keys_of_a_lost_connection(void **state)
+test_ucx_memory_keys_of_a_lost_connection_are_freed(void **state)
 {
     (void)state;
     begin(2, 20.0, VNX_OP_READ, 128, 1200);
@@ -294,7 +294,7 @@ test_ucx_memory_keys_of_a_lost_connection(void **state)
 }
 
 static void
-test_ucx_memory_many_keys(void **state)
+test_ucx_memory_handles_many_keys(void **state)
 {
     enum { MANY = 300, ROW = 32 };
     static vnxi_region_t *remote[MANY];
@@ -342,20 +342,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_fake(test_ucx_memory_that_cannot_be_mapped),
+        with_fake(test_ucx_memory_mapping_failure_is_reported),
         with_fake(test_ucx_memory_key_stays_the_same),
         with_fake(test_ucx_memory_outlives_its_agent),
         with_fake(test_ucx_memory_is_mapped_from_any_thread),
-        with_fake(test_ucx_memory_refuses_what_is_no_key),
-        with_fake(test_ucx_memory_knows_a_key_again),
-        with_fake(test_ucx_memory_key_that_is_cut_short),
-        with_fake(test_ucx_memory_key_goes_from_every_worker),
-        with_fake(test_ucx_memory_key_that_was_not_used),
-        with_fake(test_ucx_memory_keys_after_their_connection),
-        with_fake(test_ucx_memory_keys_after_the_stop),
-        with_fake(test_ucx_memory_keys_after_all_else),
-        with_fake(test_ucx_memory_keys_of_a_lost_connection),
-        with_fake(test_ucx_memory_many_keys),
+        with_fake(test_ucx_memory_refuses_invalid_keys),
+        with_fake(test_ucx_memory_recognises_a_key),
+        with_fake(test_ucx_memory_truncated_key_is_refused),
+        with_fake(test_ucx_memory_key_is_released_on_every_worker),
+        with_fake(test_ucx_memory_unused_key_needs_no_worker),
+        with_fake(test_ucx_memory_keys_outlive_their_connection),
+        with_fake(test_ucx_memory_keys_outlive_the_stop),
+        with_fake(test_ucx_memory_keys_are_freed_last),
+        with_fake(test_ucx_memory_keys_of_a_lost_connection_are_freed),
+        with_fake(test_ucx_memory_handles_many_keys),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
 }

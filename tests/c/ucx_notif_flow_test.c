@@ -29,7 +29,7 @@ reads(const void *payload, size_t len)
  */
 
 static void
-test_ucx_notif_flow_reads_what_it_writes(void **state)
+test_ucx_notif_flow_round_trips(void **state)
 {
     char bytes[300];
     vnxi_ucx_notif_t notif;
@@ -49,7 +49,7 @@ test_ucx_notif_flow_reads_what_it_writes(void **state)
 }
 
 static void
-test_ucx_notif_flow_too_long_is_none(void **state)
+test_ucx_notif_flow_too_long_payload_is_refused(void **state)
 {
     unsigned char longer[128] = {0};
     (void)state;
@@ -63,7 +63,7 @@ test_ucx_notif_flow_too_long_is_none(void **state)
 
 /* Every other value of every byte outside of the two texts. */
 static void
-test_ucx_notif_flow_with_a_wrong_byte_is_none(void **state)
+test_ucx_notif_flow_payload_with_a_wrong_byte_is_refused(void **state)
 {
     (void)state;
     vnxi_writer_t writer = write_notif("abc", "hello", 5);
@@ -80,7 +80,7 @@ test_ucx_notif_flow_with_a_wrong_byte_is_none(void **state)
 }
 
 static void
-test_ucx_notif_flow_with_lengths_that_overflow_is_none(void **state)
+test_ucx_notif_flow_payload_with_overflowing_lengths_is_refused(void **state)
 {
     static const uint64_t lengths[] = {
         UINT64_MAX, UINT64_MAX - 1, UINT64_MAX - 26,      INT64_MAX,
@@ -105,7 +105,7 @@ test_ucx_notif_flow_with_lengths_that_overflow_is_none(void **state)
 
 /* Strangers send what they like, and what is good comes through. */
 static void
-test_ucx_notif_flow_garbage_is_passed_over(void **state)
+test_ucx_notif_flow_garbage_is_skipped(void **state)
 {
     uint64_t seed = 7;
     unsigned char noise[256];
@@ -225,7 +225,7 @@ test_ucx_notif_flow_order_of_each_thread(void **state)
 }
 
 static void
-test_ucx_notif_flow_order_where_ucx_sends_at_once(void **state)
+test_ucx_notif_flow_order_with_immediate_sends(void **state)
 {
     (void)state;
     atomic_store(&fake->of[FAKE_AM].at_once, true);
@@ -251,7 +251,7 @@ sleeps(vnxi_ucx_worker_t *worker)
 
 /* Nobody waits for a thread to wake up: the caller's sends. */
 static void
-test_ucx_notif_flow_leaves_on_the_callers_thread(void **state)
+test_ucx_notif_flow_sends_on_the_callers_thread(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -277,7 +277,7 @@ test_ucx_notif_flow_leaves_on_the_callers_thread(void **state)
 
 /* A peer that takes nothing fills the queue, and no memory beyond it. */
 static void
-test_ucx_notif_flow_queue_has_an_end(void **state)
+test_ucx_notif_flow_queue_is_bounded(void **state)
 {
     vnx_error_t error;
     (void)state;
@@ -333,7 +333,7 @@ lose_one(void)
 
 /* None is lost without a word: whoever waits for it is told. */
 static void
-test_ucx_notif_flow_that_fails_loses_the_connection(void **state)
+test_ucx_notif_flow_failed_send_loses_the_connection(void **state)
 {
     (void)state;
     let_fail(FAKE_AM, 2, VNXI_UCS_ERR_NO_MEMORY);
@@ -341,7 +341,7 @@ test_ucx_notif_flow_that_fails_loses_the_connection(void **state)
 }
 
 static void
-test_ucx_notif_flow_that_is_refused_loses_the_connection(void **state)
+test_ucx_notif_flow_refused_send_loses_the_connection(void **state)
 {
     (void)state;
     refuse(FAKE_AM, 2, VNXI_UCS_ERR_NO_MEMORY);
@@ -379,19 +379,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_fake(test_ucx_notif_flow_reads_what_it_writes),
-        with_fake(test_ucx_notif_flow_too_long_is_none),
-        with_fake(test_ucx_notif_flow_with_a_wrong_byte_is_none),
-        with_fake(test_ucx_notif_flow_with_lengths_that_overflow_is_none),
-        with_fake(test_ucx_notif_flow_garbage_is_passed_over),
+        with_fake(test_ucx_notif_flow_round_trips),
+        with_fake(test_ucx_notif_flow_too_long_payload_is_refused),
+        with_fake(test_ucx_notif_flow_payload_with_a_wrong_byte_is_refused),
+        with_fake(
+            test_ucx_notif_flow_payload_with_overflowing_lengths_is_refused),
+        with_fake(test_ucx_notif_flow_garbage_is_skipped),
         with_fake(test_ucx_notif_flow_of_any_length),
         with_fake(test_ucx_notif_flow_order_of_each_thread),
-        with_fake(test_ucx_notif_flow_order_where_ucx_sends_at_once),
+        with_fake(test_ucx_notif_flow_order_with_immediate_sends),
         with_fake(test_ucx_notif_flow_order_with_callbacks_within_posts),
-        with_fake(test_ucx_notif_flow_leaves_on_the_callers_thread),
-        with_fake(test_ucx_notif_flow_queue_has_an_end),
-        with_fake(test_ucx_notif_flow_that_fails_loses_the_connection),
-        with_fake(test_ucx_notif_flow_that_is_refused_loses_the_connection),
+        with_fake(test_ucx_notif_flow_sends_on_the_callers_thread),
+        with_fake(test_ucx_notif_flow_queue_is_bounded),
+        with_fake(test_ucx_notif_flow_failed_send_loses_the_connection),
+        with_fake(test_ucx_notif_flow_refused_send_loses_the_connection),
         with_fake(test_ucx_notif_flow_order_after_a_wait),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

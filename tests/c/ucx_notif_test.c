@@ -9,7 +9,7 @@
 #include "engine/native/ucx/notif.h"
 
 static void
-test_ucx_notif_is_the_bytes_of_nixl(void **state)
+test_ucx_notif_has_the_bytes_of_nixl(void **state)
 {
     static const unsigned char want[] = "nixlSerDes|name\x02\0\0\0\0\0\0\0"
                                         "A1|msg\x02\0\0\0\0\0\0\0hi|";
@@ -61,7 +61,7 @@ test_ucx_notif_reader_stays_within_bounds(void **state)
 }
 
 static void
-test_ucx_notif_of_nobody_is_none(void **state)
+test_ucx_notif_without_a_sender_is_refused(void **state)
 {
     vnxi_writer_t writer = {0};
     vnxi_ucx_notif_t notif;
@@ -75,10 +75,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ucx_notif_is_the_bytes_of_nixl),
+        cmocka_unit_test(test_ucx_notif_has_the_bytes_of_nixl),
         cmocka_unit_test(test_ucx_notif_is_read_as_written),
         cmocka_unit_test(test_ucx_notif_reader_stays_within_bounds),
-        cmocka_unit_test(test_ucx_notif_of_nobody_is_none),
+        cmocka_unit_test(test_ucx_notif_without_a_sender_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -184,7 +184,7 @@ test_ucx_transfer_is_cancelled_and_posted_again(void **state)
 }
 
 static void
-test_ucx_transfer_that_must_not_go_on_stops(void **state)
+test_ucx_transfer_stops_when_forbidden(void **state)
 {
     long_flight_t it;
     (void)state;
@@ -233,7 +233,7 @@ main(void)
         cmocka_unit_test(test_ucx_transfer_is_split_over_workers),
         cmocka_unit_test(test_ucx_transfer_of_odd_sizes),
         cmocka_unit_test(test_ucx_transfer_is_cancelled_and_posted_again),
-        cmocka_unit_test(test_ucx_transfer_that_must_not_go_on_stops),
+        cmocka_unit_test(test_ucx_transfer_stops_when_forbidden),
         cmocka_unit_test(test_ucx_transfer_on_a_closed_connection_fails),
         cmocka_unit_test(test_ucx_transfer_of_unmapped_memory_fails),
     };

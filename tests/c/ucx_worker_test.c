@@ -44,7 +44,7 @@ has_setting(const char *text)
  */
 
 static void
-test_ucx_worker_settings_are_those_of_nixl(void **state)
+test_ucx_worker_settings_match_nixl(void **state)
 {
     vnx_error_t error;
     (void)state;
@@ -56,7 +56,7 @@ test_ucx_worker_settings_are_those_of_nixl(void **state)
 }
 
 static void
-test_ucx_worker_environment_has_the_last_word(void **state)
+test_ucx_worker_environment_overrides_settings(void **state)
 {
     vnx_error_t error;
     (void)state;
@@ -113,7 +113,7 @@ test_ucx_worker_engine_config(void **state)
  */
 
 static void
-test_ucx_worker_each_step_that_fails(void **state)
+test_ucx_worker_every_failing_step_is_reported(void **state)
 {
     atomic_int *const steps[] = {&fake->fail_config, &fake->fail_init,
                                  &fake->fail_worker, &fake->fail_efd,
@@ -156,7 +156,7 @@ test_ucx_worker_facts(void **state)
 
 /* A later worker that cannot be made fails what needs it, with its reason. */
 static void
-test_ucx_worker_that_cannot_be_made_later(void **state)
+test_ucx_worker_created_later_may_fail(void **state)
 {
     ground_t ground;
     ucx_flight_t flight;
@@ -184,7 +184,7 @@ test_ucx_worker_that_cannot_be_made_later(void **state)
  */
 
 static void
-test_ucx_worker_sleeps_where_nothing_happens(void **state)
+test_ucx_worker_sleeps_when_idle(void **state)
 {
     (void)state;
     ucx_side_open(&here, "here", 1, 20.0);
@@ -197,7 +197,7 @@ test_ucx_worker_sleeps_where_nothing_happens(void **state)
 }
 
 static void
-test_ucx_worker_that_is_busy_looks_again(void **state)
+test_ucx_worker_polls_again_if_arming_is_busy(void **state)
 {
     (void)state;
     atomic_store(&fake->busy, 6);
@@ -215,7 +215,7 @@ test_ucx_worker_that_is_busy_looks_again(void **state)
 /* A descriptor that is readable for nothing costs two looks a millisecond at
  * most, and what comes by command is taken at once. */
 static void
-test_ucx_worker_in_a_storm_of_wakes(void **state)
+test_ucx_worker_limits_polling_in_a_storm_of_wakeups(void **state)
 {
     (void)state;
     ucx_side_open(&here, "here", 1, 20.0);
@@ -255,7 +255,7 @@ test_ucx_worker_sleeps_after_a_storm(void **state)
 }
 
 static void
-test_ucx_worker_takes_commands_in_a_storm(void **state)
+test_ucx_worker_runs_commands_in_a_storm(void **state)
 {
     (void)state;
     open_sides(1, 20.0);
@@ -291,7 +291,7 @@ look_at_the_end(void)
 }
 
 static void
-test_ucx_worker_stands_still_at_exit(void **state)
+test_ucx_worker_stops_at_exit(void **state)
 {
     int status;
     (void)state;
@@ -312,7 +312,7 @@ test_ucx_worker_stands_still_at_exit(void **state)
 /* The process ends while the first worker is made: its thread takes no more
  * commands, so that there is no address to publish. */
 static void
-test_ucx_worker_that_refuses_its_first_command(void **state)
+test_ucx_worker_may_refuse_its_first_command(void **state)
 {
     int status;
     (void)state;
@@ -340,20 +340,20 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        with_fake(test_ucx_worker_settings_are_those_of_nixl),
-        with_fake(test_ucx_worker_environment_has_the_last_word),
+        with_fake(test_ucx_worker_settings_match_nixl),
+        with_fake(test_ucx_worker_environment_overrides_settings),
         with_fake(test_ucx_worker_devices),
         with_fake(test_ucx_worker_engine_config),
-        with_fake(test_ucx_worker_each_step_that_fails),
+        with_fake(test_ucx_worker_every_failing_step_is_reported),
         with_fake(test_ucx_worker_facts),
-        with_fake(test_ucx_worker_that_cannot_be_made_later),
-        with_fake(test_ucx_worker_sleeps_where_nothing_happens),
-        with_fake(test_ucx_worker_that_is_busy_looks_again),
-        with_fake(test_ucx_worker_in_a_storm_of_wakes),
+        with_fake(test_ucx_worker_created_later_may_fail),
+        with_fake(test_ucx_worker_sleeps_when_idle),
+        with_fake(test_ucx_worker_polls_again_if_arming_is_busy),
+        with_fake(test_ucx_worker_limits_polling_in_a_storm_of_wakeups),
         with_fake(test_ucx_worker_sleeps_after_a_storm),
-        with_fake(test_ucx_worker_takes_commands_in_a_storm),
-        with_fake(test_ucx_worker_stands_still_at_exit),
-        with_fake(test_ucx_worker_that_refuses_its_first_command),
+        with_fake(test_ucx_worker_runs_commands_in_a_storm),
+        with_fake(test_ucx_worker_stops_at_exit),
+        with_fake(test_ucx_worker_may_refuse_its_first_command),
     };
     atexit(look_at_the_end); /* before the backend's own */
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

@@ -97,7 +97,7 @@ test_ucx_xfer_moves_bytes(void **state)
 /* Chunks of half a mebibyte are what a short transfer is cut into; UCX gets no
  * shorter requests than they are. */
 static void
-test_ucx_xfer_long_rows_in_long_requests(void **state)
+test_ucx_xfer_sends_long_rows_in_long_requests(void **state)
 {
     (void)state;
     begin(2, 20.0, VNX_OP_READ, (1u << 20) + 1000, 4);
@@ -132,7 +132,7 @@ test_ucx_xfer_callbacks_within_posts(void **state)
 
 /* A piece may span regions, which have a key each. */
 static void
-test_ucx_xfer_cuts_at_regions(void **state)
+test_ucx_xfer_splits_at_region_borders(void **state)
 {
     enum { PART = 1000, PARTS = 7 };
     unsigned char *mine, *theirs;
@@ -180,7 +180,7 @@ test_ucx_xfer_cuts_at_regions(void **state)
 }
 
 static void
-test_ucx_xfer_unpacks_a_key_once_a_worker(void **state)
+test_ucx_xfer_unpacks_a_key_once_per_worker(void **state)
 {
     (void)state;
     begin(3, 20.0, VNX_OP_READ, 1024, 2000);
@@ -325,7 +325,7 @@ test_ucx_xfer_write_whose_flush_failed(void **state)
 
 /* Nothing more is posted, and what is in flight is waited for. */
 static void
-test_ucx_xfer_piece_that_is_refused(void **state)
+test_ucx_xfer_refused_piece_fails_the_transfer(void **state)
 {
     char text[64];
     (void)state;
@@ -346,7 +346,7 @@ test_ucx_xfer_piece_that_is_refused(void **state)
 }
 
 static void
-test_ucx_xfer_key_that_ucx_refuses(void **state)
+test_ucx_xfer_refused_key_fails_the_transfer(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 40);
@@ -363,7 +363,7 @@ test_ucx_xfer_key_that_ucx_refuses(void **state)
 
 /* What is not mapped any more is not used. */
 static void
-test_ucx_xfer_memory_that_is_unmapped(void **state)
+test_ucx_xfer_unmapped_memory_fails_the_transfer(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
@@ -400,7 +400,7 @@ lose(bool error_first, vnx_op_t op)
 
 /* The requests' errors come before or after the endpoint's. */
 static void
-test_ucx_xfer_tells_why_the_connection_failed(void **state)
+test_ucx_xfer_reports_why_the_connection_failed(void **state)
 {
     (void)state;
     lose(true, VNX_OP_READ);
@@ -423,7 +423,7 @@ test_ucx_xfer_waits_for_the_reason(void **state)
 }
 
 static void
-test_ucx_xfer_on_a_closed_connection(void **state)
+test_ucx_xfer_on_a_closed_connection_fails(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 8);
@@ -477,7 +477,7 @@ test_ucx_xfer_keeps_a_window(void **state)
 
 /* A short transfer does not wait for a long one that was posted before. */
 static void
-test_ucx_xfer_short_ones_pass_long_ones(void **state)
+test_ucx_xfer_short_transfers_overtake_long_ones(void **state)
 {
     beside_t quick;
     (void)state;
@@ -534,7 +534,7 @@ test_ucx_xfer_many_at_a_time(void **state)
  */
 
 static void
-test_ucx_xfer_cancel_waits_for_what_is_in_flight(void **state)
+test_ucx_xfer_cancel_waits_for_requests_in_flight(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 2000);
@@ -553,7 +553,7 @@ test_ucx_xfer_cancel_waits_for_what_is_in_flight(void **state)
 
 /* Pieces of a transfer that stops may be cancelled, which is no failure. */
 static void
-test_ucx_xfer_cancelled_pieces_are_no_failure(void **state)
+test_ucx_xfer_cancelled_pieces_do_not_count_as_failures(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 20);
@@ -590,7 +590,7 @@ test_ucx_xfer_is_posted_again_after_each_end(void **state)
 }
 
 static void
-test_ucx_xfer_that_must_not_go_on(void **state)
+test_ucx_xfer_stops_when_forbidden(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 20);
@@ -692,7 +692,7 @@ move_slowly(uint64_t timeout_ns)
 
 /* One that moves a little now and then does not stall. */
 static void
-test_ucx_xfer_slow_is_no_stall(void **state)
+test_ucx_xfer_slow_progress_is_not_a_stall(void **state)
 {
     bool told = false;
     (void)state;
@@ -713,7 +713,7 @@ test_ucx_xfer_slow_is_no_stall(void **state)
 
 /* What else was in flight there cannot be trusted any more, and says why. */
 static void
-test_ucx_xfer_stall_ends_its_neighbours(void **state)
+test_ucx_xfer_stall_fails_other_transfers(void **state)
 {
     beside_t neighbour;
     (void)state;
@@ -789,7 +789,7 @@ test_ucx_xfer_waits_for_the_reset(void **state)
 
 /* After a reset it is not there until the peer has answered again. */
 static void
-test_ucx_xfer_reset_asks_for_an_answer(void **state)
+test_ucx_xfer_reset_requires_an_answer(void **state)
 {
     (void)state;
     begin(2, 0.05, VNX_OP_READ, 128, 20);
@@ -811,7 +811,7 @@ test_ucx_xfer_reset_asks_for_an_answer(void **state)
 
 /* Cancelled and stuck: by force, too, and it is cancelled all the same. */
 static void
-test_ucx_xfer_cancel_of_what_is_stuck(void **state)
+test_ucx_xfer_cancel_of_a_stuck_transfer(void **state)
 {
     (void)state;
     begin(1, 0.1, VNX_OP_READ, 128, 20);
@@ -843,11 +843,11 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_fake(test_ucx_xfer_moves_bytes),
-        with_fake(test_ucx_xfer_long_rows_in_long_requests),
+        with_fake(test_ucx_xfer_sends_long_rows_in_long_requests),
         with_fake(test_ucx_xfer_moves_bytes_at_once),
         with_fake(test_ucx_xfer_callbacks_within_posts),
-        with_fake(test_ucx_xfer_cuts_at_regions),
-        with_fake(test_ucx_xfer_unpacks_a_key_once_a_worker),
+        with_fake(test_ucx_xfer_splits_at_region_borders),
+        with_fake(test_ucx_xfer_unpacks_a_key_once_per_worker),
         with_fake(test_ucx_xfer_ends_in_any_order),
         with_fake(test_ucx_xfer_write_waits_for_its_flush),
         with_fake(test_ucx_xfer_write_waits_for_its_pieces),
@@ -855,28 +855,28 @@ main(void)
         with_fake(test_ucx_xfer_write_whose_piece_failed),
         with_fake(test_ucx_xfer_write_whose_last_piece_failed),
         with_fake(test_ucx_xfer_write_whose_flush_failed),
-        with_fake(test_ucx_xfer_piece_that_is_refused),
-        with_fake(test_ucx_xfer_key_that_ucx_refuses),
-        with_fake(test_ucx_xfer_memory_that_is_unmapped),
-        with_fake(test_ucx_xfer_tells_why_the_connection_failed),
+        with_fake(test_ucx_xfer_refused_piece_fails_the_transfer),
+        with_fake(test_ucx_xfer_refused_key_fails_the_transfer),
+        with_fake(test_ucx_xfer_unmapped_memory_fails_the_transfer),
+        with_fake(test_ucx_xfer_reports_why_the_connection_failed),
         with_fake(test_ucx_xfer_waits_for_the_reason),
-        with_fake(test_ucx_xfer_on_a_closed_connection),
+        with_fake(test_ucx_xfer_on_a_closed_connection_fails),
         with_fake(test_ucx_xfer_after_the_stop_is_refused),
         with_fake(test_ucx_xfer_keeps_a_window),
-        with_fake(test_ucx_xfer_short_ones_pass_long_ones),
+        with_fake(test_ucx_xfer_short_transfers_overtake_long_ones),
         with_fake(test_ucx_xfer_many_at_a_time),
-        with_fake(test_ucx_xfer_cancel_waits_for_what_is_in_flight),
-        with_fake(test_ucx_xfer_cancelled_pieces_are_no_failure),
+        with_fake(test_ucx_xfer_cancel_waits_for_requests_in_flight),
+        with_fake(test_ucx_xfer_cancelled_pieces_do_not_count_as_failures),
         with_fake(test_ucx_xfer_is_posted_again_after_each_end),
-        with_fake(test_ucx_xfer_that_must_not_go_on),
+        with_fake(test_ucx_xfer_stops_when_forbidden),
         with_fake(test_ucx_xfer_settles),
         with_fake(test_ucx_xfer_stall_resets_the_connection),
-        with_fake(test_ucx_xfer_slow_is_no_stall),
-        with_fake(test_ucx_xfer_stall_ends_its_neighbours),
+        with_fake(test_ucx_xfer_slow_progress_is_not_a_stall),
+        with_fake(test_ucx_xfer_stall_fails_other_transfers),
         with_fake(test_ucx_xfer_messages_wait_for_the_reset),
         with_fake(test_ucx_xfer_waits_for_the_reset),
-        with_fake(test_ucx_xfer_reset_asks_for_an_answer),
-        with_fake(test_ucx_xfer_cancel_of_what_is_stuck),
+        with_fake(test_ucx_xfer_reset_requires_an_answer),
+        with_fake(test_ucx_xfer_cancel_of_a_stuck_transfer),
         with_fake(test_ucx_xfer_stall_of_a_flush),
     };
     return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);

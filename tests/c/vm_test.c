@@ -189,7 +189,7 @@ test_vm_writes_scattered_pieces_byte_for_byte(void **state)
 }
 
 static void
-test_vm_leaves_direct_pieces_to_others(void **state)
+test_vm_skips_direct_pieces(void **state)
 {
     (void)state;
     peer_t peer;
@@ -271,7 +271,7 @@ check_fault(vnx_status_t status, const vnx_error_t *error, const char *side,
 }
 
 static void
-test_vm_names_remote_memory_that_is_gone(void **state)
+test_vm_names_unmapped_remote_memory(void **state)
 {
     (void)state;
     peer_t peer;
@@ -302,7 +302,7 @@ test_vm_names_remote_memory_that_is_gone(void **state)
 }
 
 static void
-test_vm_names_remote_memory_that_cannot_be_written(void **state)
+test_vm_names_read_only_remote_memory(void **state)
 {
     (void)state;
     peer_t peer;
@@ -322,7 +322,7 @@ test_vm_names_remote_memory_that_cannot_be_written(void **state)
 }
 
 static void
-test_vm_names_local_memory_that_is_gone_or_protected(void **state)
+test_vm_names_unmapped_or_protected_local_memory(void **state)
 {
     (void)state;
     peer_t peer;
@@ -378,7 +378,7 @@ test_vm_finds_the_piece_with_an_impossible_address(void **state)
 /* -- Ends ----------------------------------------------------------------- */
 
 static void
-test_vm_says_that_the_process_ended(void **state)
+test_vm_reports_that_the_process_ended(void **state)
 {
     (void)state;
     peer_t peer;
@@ -415,7 +415,7 @@ test_vm_says_that_the_process_ended(void **state)
 /* The address is bad, and the process ends within the time that is waited for
  * that: it is its end that is told. */
 static void
-test_vm_tells_the_end_from_a_bad_address(void **state)
+test_vm_distinguishes_process_end_from_a_bad_address(void **state)
 {
     (void)state;
     peer_t peer, gone;
@@ -466,7 +466,7 @@ test_vm_stops_when_it_is_cancelled(void **state)
 /* A process without rights is made in a child, so that the test stays what it
  * is; only root can do that. */
 static void
-test_vm_says_that_access_is_not_allowed(void **state)
+test_vm_reports_denied_access(void **state)
 {
     (void)state;
     peer_t peer;
@@ -497,7 +497,7 @@ test_vm_says_that_access_is_not_allowed(void **state)
 }
 
 static void
-test_vm_peek_reads_or_says_why_not(void **state)
+test_vm_peek_reads_or_reports_the_cause(void **state)
 {
     (void)state;
     peer_t peer;
@@ -524,17 +524,17 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_vm_reads_scattered_pieces_byte_for_byte),
         cmocka_unit_test(test_vm_writes_scattered_pieces_byte_for_byte),
-        cmocka_unit_test(test_vm_leaves_direct_pieces_to_others),
+        cmocka_unit_test(test_vm_skips_direct_pieces),
         cmocka_unit_test(test_vm_copies_one_chunk_and_not_its_neighbours),
-        cmocka_unit_test(test_vm_names_remote_memory_that_is_gone),
-        cmocka_unit_test(test_vm_names_remote_memory_that_cannot_be_written),
-        cmocka_unit_test(test_vm_names_local_memory_that_is_gone_or_protected),
+        cmocka_unit_test(test_vm_names_unmapped_remote_memory),
+        cmocka_unit_test(test_vm_names_read_only_remote_memory),
+        cmocka_unit_test(test_vm_names_unmapped_or_protected_local_memory),
         cmocka_unit_test(test_vm_finds_the_piece_with_an_impossible_address),
-        cmocka_unit_test(test_vm_says_that_the_process_ended),
-        cmocka_unit_test(test_vm_tells_the_end_from_a_bad_address),
+        cmocka_unit_test(test_vm_reports_that_the_process_ended),
+        cmocka_unit_test(test_vm_distinguishes_process_end_from_a_bad_address),
         cmocka_unit_test(test_vm_stops_when_it_is_cancelled),
-        cmocka_unit_test(test_vm_says_that_access_is_not_allowed),
-        cmocka_unit_test(test_vm_peek_reads_or_says_why_not),
+        cmocka_unit_test(test_vm_reports_denied_access),
+        cmocka_unit_test(test_vm_peek_reads_or_reports_the_cause),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,7 +85,7 @@ ask(vnx_side_channel_t *channel, int port, const char *key, int timeout_ms,
 }
 
 static void
-test_zmq_client_asks_as_stock_does(void **state)
+test_zmq_client_sends_requests_like_stock(void **state)
 {
     (void)state;
     static const struct {
@@ -135,7 +135,7 @@ serve_ready_alone(peer_server_t *server, int client)
 }
 
 static void
-test_zmq_client_asks_stock_for_ranks_alone(void **state)
+test_zmq_client_asks_stock_only_for_ranks(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -153,7 +153,7 @@ test_zmq_client_asks_stock_for_ranks_alone(void **state)
 }
 
 static void
-test_zmq_client_refuses_replies_that_are_none(void **state)
+test_zmq_client_refuses_invalid_replies(void **state)
 {
     (void)state;
     static const struct {
@@ -250,7 +250,7 @@ serve_drip(peer_server_t *server, int client)
 }
 
 static void
-test_zmq_client_keeps_its_deadline(void **state)
+test_zmq_client_obeys_its_deadline(void **state)
 {
     (void)state;
     void (*const serves[])(peer_server_t *, int) = {serve_pings, serve_drip,
@@ -312,11 +312,11 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_zmq_client_asks_as_stock_does),
-        cmocka_unit_test(test_zmq_client_asks_stock_for_ranks_alone),
-        cmocka_unit_test(test_zmq_client_refuses_replies_that_are_none),
+        cmocka_unit_test(test_zmq_client_sends_requests_like_stock),
+        cmocka_unit_test(test_zmq_client_asks_stock_only_for_ranks),
+        cmocka_unit_test(test_zmq_client_refuses_invalid_replies),
         cmocka_unit_test(test_zmq_client_refuses_other_protocols),
-        cmocka_unit_test(test_zmq_client_keeps_its_deadline),
+        cmocka_unit_test(test_zmq_client_obeys_its_deadline),
         cmocka_unit_test(test_zmq_refuses_secrets_and_tls),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

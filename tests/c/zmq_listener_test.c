@@ -145,7 +145,7 @@ test_zmq_listener_answers_early_requests_in_order(void **state)
 }
 
 static void
-test_zmq_listener_takes_bytes_one_by_one(void **state)
+test_zmq_listener_accepts_bytes_one_by_one(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -168,7 +168,7 @@ test_zmq_listener_takes_bytes_one_by_one(void **state)
 }
 
 static void
-test_zmq_listener_keys_by_name(void **state)
+test_zmq_listener_serves_keys_by_name(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -196,7 +196,7 @@ test_zmq_listener_keys_by_name(void **state)
 }
 
 static void
-test_zmq_listener_pongs(void **state)
+test_zmq_listener_answers_pings(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -224,7 +224,7 @@ test_zmq_listener_pongs(void **state)
 /* -- Listener: what is no request ----------------------------------------- */
 
 static void
-test_zmq_listener_answers_what_is_no_request(void **state)
+test_zmq_listener_answers_invalid_requests(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -349,7 +349,7 @@ test_zmq_attack_endless_message(void **state)
 }
 
 static void
-test_zmq_attack_identities_are_nobodys(void **state)
+test_zmq_attack_identities_are_not_exclusive(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -378,7 +378,7 @@ test_zmq_attack_identities_are_nobodys(void **state)
 }
 
 static void
-test_zmq_attack_reader_that_never_reads(void **state)
+test_zmq_attack_client_that_never_reads(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -412,7 +412,7 @@ test_zmq_attack_reader_that_never_reads(void **state)
 
 /* Who asks for signs of life and does not read them is closed. */
 static void
-test_zmq_attack_pings_without_end(void **state)
+test_zmq_attack_endless_pings(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = zmq_new(NULL);
@@ -433,7 +433,7 @@ test_zmq_attack_pings_without_end(void **state)
 }
 
 static void
-test_zmq_attack_crowd_that_was_served_gives_way(void **state)
+test_zmq_attack_served_crowd_is_evicted(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -458,7 +458,7 @@ test_zmq_attack_crowd_that_was_served_gives_way(void **state)
 }
 
 static void
-test_zmq_attack_silent_client_is_cut_off(void **state)
+test_zmq_attack_silent_client_is_closed(void **state)
 {
     (void)state;
     vnx_side_channel_options_t options = {.size = sizeof options,
@@ -488,18 +488,18 @@ main(void)
         cmocka_unit_test(test_zmq_listener_answers_both_versions),
         cmocka_unit_test(test_zmq_listener_finds_ranks_in_either_form),
         cmocka_unit_test(test_zmq_listener_answers_early_requests_in_order),
-        cmocka_unit_test(test_zmq_listener_takes_bytes_one_by_one),
-        cmocka_unit_test(test_zmq_listener_keys_by_name),
-        cmocka_unit_test(test_zmq_listener_pongs),
-        cmocka_unit_test(test_zmq_listener_answers_what_is_no_request),
+        cmocka_unit_test(test_zmq_listener_accepts_bytes_one_by_one),
+        cmocka_unit_test(test_zmq_listener_serves_keys_by_name),
+        cmocka_unit_test(test_zmq_listener_answers_pings),
+        cmocka_unit_test(test_zmq_listener_answers_invalid_requests),
         cmocka_unit_test(test_zmq_listener_closes_on_broken_framing),
         cmocka_unit_test(test_zmq_listener_closes_on_a_broken_handshake),
         cmocka_unit_test(test_zmq_attack_endless_message),
-        cmocka_unit_test(test_zmq_attack_identities_are_nobodys),
-        cmocka_unit_test(test_zmq_attack_reader_that_never_reads),
-        cmocka_unit_test(test_zmq_attack_pings_without_end),
-        cmocka_unit_test(test_zmq_attack_crowd_that_was_served_gives_way),
-        cmocka_unit_test(test_zmq_attack_silent_client_is_cut_off),
+        cmocka_unit_test(test_zmq_attack_identities_are_not_exclusive),
+        cmocka_unit_test(test_zmq_attack_client_that_never_reads),
+        cmocka_unit_test(test_zmq_attack_endless_pings),
+        cmocka_unit_test(test_zmq_attack_served_crowd_is_evicted),
+        cmocka_unit_test(test_zmq_attack_silent_client_is_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

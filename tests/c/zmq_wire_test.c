@@ -70,7 +70,7 @@ parse_rank(const char *bytes, size_t len, int64_t *rank_p)
 }
 
 static void
-test_zmq_wire_takes_every_form_of_an_integer(void **state)
+test_zmq_wire_accepts_every_encoding_of_an_integer(void **state)
 {
     (void)state;
     static const struct {
@@ -102,7 +102,7 @@ test_zmq_wire_takes_every_form_of_an_integer(void **state)
 }
 
 static void
-test_zmq_wire_takes_longer_forms_of_lengths(void **state)
+test_zmq_wire_accepts_longer_encodings_of_lengths(void **state)
 {
     (void)state;
     static const struct {
@@ -122,7 +122,7 @@ test_zmq_wire_takes_longer_forms_of_lengths(void **state)
 }
 
 static void
-test_zmq_wire_refuses_what_is_no_request(void **state)
+test_zmq_wire_refuses_invalid_requests(void **state)
 {
     (void)state;
     static const struct {
@@ -268,9 +268,9 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_zmq_wire_requests_have_their_bytes),
-        cmocka_unit_test(test_zmq_wire_takes_every_form_of_an_integer),
-        cmocka_unit_test(test_zmq_wire_takes_longer_forms_of_lengths),
-        cmocka_unit_test(test_zmq_wire_refuses_what_is_no_request),
+        cmocka_unit_test(test_zmq_wire_accepts_every_encoding_of_an_integer),
+        cmocka_unit_test(test_zmq_wire_accepts_longer_encodings_of_lengths),
+        cmocka_unit_test(test_zmq_wire_refuses_invalid_requests),
         cmocka_unit_test(test_zmq_wire_keys_of_ranks),
         cmocka_unit_test(test_zmq_wire_clocks),
         cmocka_unit_test(test_zmq_wire_refusals),

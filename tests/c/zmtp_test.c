@@ -28,7 +28,7 @@ test_zmtp_greeting_has_its_bytes(void **state)
 }
 
 static void
-test_zmtp_greeting_is_checked_as_it_comes(void **state)
+test_zmtp_greeting_is_checked_incrementally(void **state)
 {
     (void)state;
     static const struct {
@@ -99,7 +99,7 @@ test_zmtp_headers_of_frames(void **state)
 }
 
 static void
-test_zmtp_refuses_flags_that_are_none(void **state)
+test_zmtp_refuses_unknown_flags(void **state)
 {
     (void)state;
     for (unsigned flags = 0; flags < 256; flags++) {
@@ -137,7 +137,7 @@ test_zmtp_ready_of_libzmq(void **state)
 }
 
 static void
-test_zmtp_ready_of_ours_has_its_bytes(void **state)
+test_zmtp_our_ready_has_its_bytes(void **state)
 {
     (void)state;
     static const char client[] = "\4\x37" /* and what REQ_READY has */
@@ -249,11 +249,11 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_zmtp_greeting_has_its_bytes),
-        cmocka_unit_test(test_zmtp_greeting_is_checked_as_it_comes),
+        cmocka_unit_test(test_zmtp_greeting_is_checked_incrementally),
         cmocka_unit_test(test_zmtp_headers_of_frames),
-        cmocka_unit_test(test_zmtp_refuses_flags_that_are_none),
+        cmocka_unit_test(test_zmtp_refuses_unknown_flags),
         cmocka_unit_test(test_zmtp_ready_of_libzmq),
-        cmocka_unit_test(test_zmtp_ready_of_ours_has_its_bytes),
+        cmocka_unit_test(test_zmtp_our_ready_has_its_bytes),
         cmocka_unit_test(test_zmtp_ready_with_the_longest_key),
         cmocka_unit_test(test_zmtp_refuses_a_broken_ready),
         cmocka_unit_test(test_zmtp_refuses_a_key_above_the_cap),
