@@ -1,4 +1,4 @@
-/* Agents for tests: made, connected, and memory of theirs registered. */
+/* Agents for tests: creation, connection, registration of memory. */
 #ifndef AGENT_FIXTURE_H
 #define AGENT_FIXTURE_H
 
@@ -13,7 +13,7 @@
 
 #define SECONDS(n) ((uint64_t)(n)*1000000000u)
 
-/* Fail with the error's own words. */
+/* Fail with the error's text. */
 #define assert_ok(call)                                                       \
     do {                                                                      \
         vnx_error_t assert_error = {.operation = "", .cause = ""};            \
@@ -67,7 +67,7 @@ desc_at(const void *at, size_t len)
     return (vnx_desc_t){(uint64_t)(uintptr_t)at, len, 0};
 }
 
-/* `loader` learns of `other`. */
+/* `loader` loads the metadata of `other`. */
 static inline void
 load_peer(vnx_agent_t *loader, vnx_agent_t *other)
 {
@@ -125,7 +125,7 @@ run_xfer(vnx_agent_t *agent, vnx_xfer_t *xfer)
     assert_ok(vnx_xfer_status(xfer, e));
 }
 
-/* One notification, waited for on the eventfd-free path; NULL never. */
+/* One notification, awaited without an eventfd; never NULL. */
 static inline vnx_notif_t *
 await_notif(vnx_agent_t *agent)
 {

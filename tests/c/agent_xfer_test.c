@@ -1,6 +1,6 @@
 /*
- * Transfers by the public C API: their states, their arguments, what is told
- * of them.  In one process, so that the sanitizers see every copy.
+ * Transfers by the public C API: states, arguments, telemetry.  All in one
+ * process, so that the sanitizers see every copy.
  */
 #include "agent_scene.h"
 
@@ -9,7 +9,7 @@
 #define ROW 1024
 #define ROWS 128
 #define SIZE ((size_t)ROW * ROWS)
-#define REPEATS 1000000 /* of all: a transfer that no test sees the end of */
+#define REPEATS 1000000 /* of the whole transfer, which no test awaits */
 
 static int
 setup(void **state)
@@ -32,7 +32,7 @@ make_of(scene_t *s, vnx_indices_t local, vnx_indices_t remote, bool no_merge)
     return xfer;
 }
 
-/* 128 GB: stopped by whoever posted it. */
+/* 128 GB: the test that posts it must stop it. */
 static vnx_xfer_t *
 make_endless(scene_t *s)
 {

@@ -82,7 +82,8 @@ test_http_server_sends_the_documented_bytes(void **state)
     ASK(port, HTTP_GET("/metadata/none") HTTP_LAST);
     assert_int_equal(http_status(reply), 200);
     assert_string_equal(field("Content-Length"), "0");
-    ASK(port, HTTP_GET("/metadata?x=1") HTTP_LAST); /* no query of ours */
+    ASK(port,
+        HTTP_GET("/metadata?x=1") HTTP_LAST); /* a query is not supported */
     assert_string_equal(body(), "default");
     ASK(port, HTTP_GET("http://here/metadata") HTTP_LAST); /* of a proxy */
     assert_string_equal(body(), "default");
@@ -130,7 +131,7 @@ test_http_server_etag_changes_with_the_metadata(void **state)
     assert_string_equal(body(), "");
     ASK(port, HTTP_GET("/metadata/0,1") HTTP_LAST);
     assert_string_not_equal(field("ETag"), etag);
-    /* Set anew is another one, whatever is in it. */
+    /* Setting the metadata changes the tag, even for equal bytes. */
     assert_int_equal(vnx_side_channel_set(channel, &same, NULL), VNX_OK);
     http_ask(port, request, strlen(request), reply);
     assert_int_equal(http_status(reply), 200);
@@ -176,7 +177,7 @@ test_http_server_accepts_a_request_in_any_pieces(void **state)
     http_read_replies(fd, 1, reply);
     assert_string_equal(body(), "rank");
     close(fd);
-    /* A client that is done sending says so: it is answered all the same. */
+    /* A client that has shut down its sending side still gets the answer. */
     fd = peer_connect(port);
     peer_send(fd, request, sizeof request - 1);
     shutdown(fd, SHUT_WR);
@@ -278,7 +279,7 @@ test_http_server_requires_the_token_if_a_secret_is_set(void **state)
         assert_true((cases[i].status == 200) ==
                     (strstr(reply, "ETag: ") != NULL));
     }
-    /* Nobody learns which keys there are. */
+    /* The reply does not reveal which keys exist. */
     ASK(port, HTTP_GET("/metadata/9,9") HTTP_LAST);
     assert_int_equal(http_status(reply), 401);
     assert_string_equal(field("WWW-Authenticate"), "Bearer");

@@ -1,5 +1,5 @@
-/* TLS of the HTTP side channel: what each end is told, and what is not said
- * before it is up. */
+/* TLS of the HTTP side channel: the errors at each end, and no data before the
+ * handshake is complete. */
 #include "http_peer.h"
 #include "tls_channels.h"
 
@@ -53,7 +53,7 @@ test_http_tls_mismatch_with_plain_is_reported(void **state)
     void *got;
     size_t len;
 
-    /* An alert is no reply of the protocol, or the end comes first. */
+    /* The alert is not a valid reply, or the connection ends first. */
     vnx_status_t status = vnx_side_channel_request(
         plain, "127.0.0.1", tls_port, 20000, &got, &len, &error);
     assert_true(status == VNX_ERR_MISMATCH || status == VNX_ERR_BACKEND);
@@ -63,7 +63,7 @@ test_http_tls_mismatch_with_plain_is_reported(void **state)
              sizeof(HTTP_GET("/metadata") HTTP_LAST) - 1, reply);
     assert_null(strstr(reply, "metadata"));
     channel_expect(client, tls_port, "metadata", 8);
-    /* The plain server takes the hello for a request of no protocol. */
+    /* The plain server reads the ClientHello as an invalid request. */
     int plain_port = channel_start(plain, "x", 1);
     status = vnx_side_channel_request(client, "127.0.0.1", plain_port, 20000,
                                       &got, &len, &error);

@@ -1,4 +1,4 @@
-/* Who is let in, who is not, and what hostile ends can do: nothing. */
+/* Admission to links, and hostile peers, which must do no harm. */
 #include "link_node.h"
 
 #include <sys/prctl.h>
@@ -163,7 +163,8 @@ test_link_open_names_the_users_that_differ(void **state)
     peer_stop(&peer);
 }
 
-/* Who changed its user cannot be traced by its like: the kernel's refusal. */
+/* A process that changed its user cannot be traced by that user: the kernel
+ * refuses. */
 static void
 test_link_open_explains_a_refusal_of_the_kernel(void **state)
 {
@@ -232,7 +233,7 @@ static const char *target_name = "decode";
 static void
 write_hello(vnxi_writer_t *writer, const unsigned char *target)
 {
-    static const unsigned char instance[VNXI_SHM_ID_SIZE] = "whoever";
+    static const unsigned char instance[VNXI_SHM_ID_SIZE] = "someone";
     vnxi_link_frame_hello_t hello = {.instance = instance,
                                      .target = target,
                                      .name = "raw",
@@ -242,7 +243,7 @@ write_hello(vnxi_writer_t *writer, const unsigned char *target)
     vnxi_link_frame_write_hello(writer, &hello);
 }
 
-/* A fresh connection that brings these bytes is closed; the hub is well. */
+/* A new connection that sends these bytes is closed; the hub still works. */
 static void
 check_closes(node_t *node, vnxi_writer_t *writer)
 {
@@ -257,7 +258,7 @@ check_closes(node_t *node, vnxi_writer_t *writer)
     assert_true(node_wait_accepted(node, 0));
 }
 
-/* It is told whom it has reached, first. */
+/* The hub first sends its identity. */
 static void
 check_refuses(node_t *node, vnxi_writer_t *writer)
 {
@@ -349,7 +350,7 @@ test_hub_closes_a_connection_on_errors_after_hello(void **state)
         case 2:
             write_frame(&writer, VNXI_LINK_FRAME_CONFIRM, "too short", 9);
             break;
-        case 6: /* 2^32 - 1 rows that are not there */
+        case 6: /* 2^32 - 1 missing rows */
             write_frame(&writer, VNXI_LINK_FRAME_CONFIRM,
                         "12345678\xff\xff\xff\xff", 12);
             break;
@@ -366,12 +367,12 @@ test_hub_closes_a_connection_on_errors_after_hello(void **state)
         case 4:
             write_frame(&writer, VNXI_LINK_FRAME_BYE, "x", 1);
             break;
-        default: /* that is no wrong, and what follows is not read */
+        default: /* this is valid, and later bytes are not read */
             write_frame(&writer, VNXI_LINK_FRAME_BYE, "", 0);
         }
         write_frame(&writer, VNXI_LINK_FRAME_NOTIF, message, sizeof message);
         check_closes(&node, &writer);
-        /* What was sent before came, and nothing of what was sent after. */
+        /* Earlier messages arrived, later ones did not. */
         assert_int_equal(node_look(&node).notifs, (size_t)kind + 1);
         assert_int_equal(node_look(&node).bad, 0);
     }
@@ -439,7 +440,7 @@ test_hub_reads_frames_byte_by_byte(void **state)
     node_fini(&node);
 }
 
-/* -- The silent ----------------------------------------------------------- */
+/* -- Silent connections --------------------------------------------------- */
 
 static void
 test_hub_closes_silent_connections(void **state)
@@ -488,7 +489,7 @@ test_hub_serves_during_a_flood_of_silent_connections(void **state)
         }
     }
     assert_true(node_wait(&node, &node.account.notifs, FLOOD / 100));
-    /* The first ones had to go, and what is kept is bounded. */
+    /* The oldest were closed, and the number kept is bounded. */
     for (int i = 0; i < FLOOD - 256; i++) {
         assert_true(raw_is_closed(fds[i]));
     }
@@ -501,7 +502,7 @@ test_hub_serves_during_a_flood_of_silent_connections(void **state)
     assert_int_equal(node.account.bad, 0);
 }
 
-/* Without descriptors a connection waits; it is served when there are some. */
+/* Without free descriptors a connection waits until there are some. */
 static void
 test_hub_waits_for_descriptors(void **state)
 {
@@ -525,7 +526,7 @@ test_hub_waits_for_descriptors(void **state)
     raw_connect_fd(fd, node.info.socket);
     assert_true(send(fd, writer.data, writer.len, MSG_NOSIGNAL) ==
                 (ssize_t)writer.len);
-    /* The hub has tried in vain once it lets go of the listener. */
+    /* The hub has failed to accept once it stops watching the listener. */
     usleep(150000);
     assert_int_equal(node_look(&node).notifs, 0);
     assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -538,7 +539,7 @@ test_hub_waits_for_descriptors(void **state)
 
 /* -- Hostile listeners ---------------------------------------------------- */
 
-/* A socket of this process that is published as an agent's. */
+/* A socket of this process, published as an agent's. */
 static int
 raw_listen(vnxi_shm_info_t *info, int backlog)
 {
@@ -579,7 +580,7 @@ check_end_by(const void *bytes, size_t len, const char *cause)
     assert_true(node_wait(&node, &node.account.ended, 1));
     assert_string_equal(node_look(&node).cause, cause);
     if (len > 0) {
-        /* Our end is closed; HELLO is all that was sent on it. */
+        /* Our end is closed, and only HELLO was sent on it. */
         char hello[512];
         ssize_t got = recv(fd, hello, sizeof hello, MSG_WAITALL);
         assert_int_equal(got, 5 + 2 + 2 * (16 + 4 + 6));
@@ -608,7 +609,7 @@ test_link_ends_on_invalid_frames_from_a_listener(void **state)
     static const unsigned char bye[] = {1, 0, 0, 0, 4};
     static const unsigned char question[] = {13, 0, 0, 0, 5, 1, 0, 0, 0,
                                              0,  0, 0, 0, 0, 0, 0, 0};
-    /* Two places, the second not above the first. */
+    /* Two positions, not in ascending order. */
     static const unsigned char places[] = {29, 0, 0, 0, 6, 1, 0, 0, 0, 0, 0,
                                            0,  0, 1, 0, 0, 0, 0, 0, 0, 0, 2,
                                            0,  0, 0, 4, 0, 0, 0, 4, 0, 0, 0};
@@ -637,7 +638,7 @@ test_link_open_gives_up_on_a_full_backlog(void **state)
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     vnxi_shm_info_t info = node.info;
     int listener = raw_listen(&info, 0);
-    int waiting = raw_connect(info.socket); /* all that it takes */
+    int waiting = raw_connect(info.socket); /* until it is full */
     check_refused(&node, &info, VNX_ERR_BACKEND, "backlog full");
     close(waiting);
     close(listener);
@@ -649,7 +650,7 @@ test_link_open_gives_up_on_a_full_backlog(void **state)
 #define ATTACKERS 6
 #define LEGITIMATE 50
 
-/* Connects as fast as it can, and holds what it has or closes it at once. */
+/* Connects as fast as it can, and keeps connections or closes them at once. */
 static void
 attack(const char *name, bool hold)
 {
@@ -699,8 +700,8 @@ start_attacker(const char *name, bool hold)
     return pid;
 }
 
-/* Another user connects again and again; the owner is let in every time, and
- * who is in is served. */
+/* Another user connects repeatedly; the owner is admitted every time, and open
+ * links are served. */
 static void
 test_hub_admits_the_owner_during_a_storm_by_others(void **state)
 {
@@ -774,8 +775,8 @@ load_main(void *argument)
     return NULL;
 }
 
-/* Another user has filled the backlog while the peer's process did not run;
- * who loads its metadata waits for a turn. */
+/* Another user has filled the backlog while the peer's process was stopped; an
+ * agent that loads its metadata waits. */
 static void
 test_link_open_waits_while_the_backlog_is_full(void **state)
 {
@@ -803,7 +804,7 @@ test_link_open_waits_while_the_backlog_is_full(void **state)
         loads[i] = (load_t){.node = &node, .info = &peer.info};
         pthread_create(&threads[i], NULL, load_main, &loads[i]);
     }
-    usleep(500000); /* longer than a busy process is away */
+    usleep(500000); /* longer than a busy process is delayed */
     kill(attacker, SIGKILL);
     assert_int_equal(waitpid(attacker, &status, 0), attacker);
     assert_int_equal(kill(peer.pid, SIGCONT), 0);

@@ -1,4 +1,4 @@
-/* Links that carry: exchange, order, queueing, threads, polling. */
+/* Messages over links: exchange, order, queueing, threads, polling. */
 #include "link_node.h"
 
 static void
@@ -67,7 +67,7 @@ test_link_refuses_a_message_above_the_frame(void **state)
     node_fini(&node);
 }
 
-/* A stopped process takes nothing; sending goes on, and nothing is lost. */
+/* A stopped process reads nothing; sending continues, and nothing is lost. */
 static void
 test_link_queues_for_a_stopped_process(void **state)
 {
@@ -111,7 +111,7 @@ test_link_bounds_its_queue(void **state)
     assert_int_equal(error.status, VNX_ERR_BACKEND);
     assert_in_range((size_t)sent * len, VNXI_LINK_QUEUE_MAX - 2 * len,
                     VNXI_LINK_QUEUE_MAX + len);
-    /* The link is well: what was taken comes, and what comes later. */
+    /* The link still works: accepted and later messages arrive. */
     kill(pair.peer.pid, SIGCONT);
     assert_int_equal(peer_wait_notifs(&pair.peer, sent).notifs, sent);
     assert_int_equal(node_send(pair.link, 0, sent, 1, 100), VNX_OK);
@@ -169,7 +169,7 @@ test_link_preserves_the_order_of_each_thread(void **state)
     pair_close(&pair);
 }
 
-/* One peer floods us; the other one's few messages come through. */
+/* One peer floods us; the few messages of the other still arrive. */
 static void
 test_link_flood_does_not_starve_others(void **state)
 {
@@ -184,8 +184,8 @@ test_link_flood_does_not_starve_others(void **state)
     assert_int_equal(peer_do(&loud, &open), VNX_OK);
     assert_int_equal(peer_do(&quiet, &open), VNX_OK);
     assert_true(node_wait_accepted(&node, 2));
-    /* The flood's bytes are more than a round's; all of stream 0 is loud's, so
-     * what quiet sends under the same numbers is counted as bad: exactly. */
+    /* The flood exceeds one round.  Stream 0 belongs to `loud`, so each
+     * message of `quiet` with the same numbers counts as bad. */
     order_t flood = {.kind = PEER_SEND, .count = 20000, .len = 4096};
     peer_order(&loud, &flood);
     order_t few = {
@@ -202,7 +202,7 @@ test_link_flood_does_not_starve_others(void **state)
 
 /* -- Polling -------------------------------------------------------------- */
 
-/* As pair_open(); what comes there is sent back. */
+/* As pair_open(); the other side echoes. */
 static void
 echo_open(pair_t *pair)
 {
@@ -254,7 +254,7 @@ test_link_polling_on_both_sides_loses_nothing(void **state)
     pair_close(&pair);
 }
 
-/* Whoever stops polling is woken again: nothing stays in the sockets. */
+/* An agent that stops polling is woken again: nothing stays in the sockets. */
 static void
 test_link_wakes_an_agent_that_stopped_polling(void **state)
 {
@@ -385,7 +385,7 @@ test_link_sends_revocations_to_its_opener(void **state)
     pair_close(&pair);
 }
 
-/* The epoch that an answer tells, and the places of what is not registered. */
+/* The epoch in an answer, and the positions of unregistered rows. */
 static void
 check_answer(pair_t *pair, uint64_t token, size_t count)
 {
@@ -426,7 +426,7 @@ test_link_answers_confirm_requests_of_any_size(void **state)
         check_answer(&pair, count, count);
     }
     assert_int_equal(node_look(&pair.node).ended, 0);
-    /* Notifications go on in between. */
+    /* Notifications continue in between. */
     assert_int_equal(node_send(pair.link, 0, 0, 1, 40), VNX_OK);
     assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
     pair_close(&pair);
@@ -445,7 +445,7 @@ test_link_ends_on_a_mismatched_answer(void **state)
     pair_close(&pair);
 }
 
-/* Alarms come at their time, the earlier of two, and once. */
+/* Alarms fire once, at the earlier of two times. */
 static void
 test_hub_alarm_fires_once(void **state)
 {

@@ -1,5 +1,5 @@
-/* Strangers at a metadata listener that mean ill, or are ill: each costs its
- * own connection, nobody else's. */
+/* Hostile or broken clients of a metadata listener: each loses its own
+ * connection and affects no other. */
 #include "listener_fixture.h"
 
 #include <sys/resource.h>
@@ -7,7 +7,7 @@
 
 #define FRAME_MAX (64u << 10)
 
-/* A node whose limits a test reaches soon. */
+/* A node with low limits. */
 static node_t
 node_small(uint32_t timeout_ms)
 {
@@ -101,9 +101,9 @@ test_attack_truncated_frames(void **state)
     node_free(&node);
 }
 
-/* -- Metadata that is none ------------------------------------------------ */
+/* -- Invalid metadata ----------------------------------------------------- */
 
-/* The connection goes on: it may be a peer's, and what is wrong ours. */
+/* The connection stays open: it may be a peer's, and the fault ours. */
 static void
 test_attack_metadata(void **state)
 {
@@ -181,7 +181,7 @@ test_attack_silence(void **state)
     expect_timed_out(after, sizeof after - 1);
 }
 
-/* Bytes that drip in do not buy time. */
+/* Slow bytes do not extend the deadline. */
 static void
 test_attack_drip(void **state)
 {
@@ -202,7 +202,7 @@ test_attack_drip(void **state)
     node_free(&node);
 }
 
-/* One that has sent a command may be silent for as long as it likes. */
+/* A client that has sent a command may stay silent for any time. */
 static void
 test_attack_silence_is_allowed_after_a_command(void **state)
 {
@@ -220,7 +220,7 @@ test_attack_silence_is_allowed_after_a_command(void **state)
     node_free(&node);
 }
 
-/* One that asks and asks and reads nothing. */
+/* A client that sends requests and reads no reply. */
 static void
 test_attack_unread_replies(void **state)
 {
@@ -237,8 +237,8 @@ test_attack_unread_replies(void **state)
     for (int i = 0; i < 1000; i++) {
         memcpy(questions + 21 * i, "\x0d\0\0\0\0\0\0\0NIXLCOMM:SEND", 21);
     }
-    /* Until the kernel holds so many answers that it takes no more.  It may
-     * take a part of what is sent. */
+    /* Until the kernel's buffers are full of replies.  The last send may be
+     * partial. */
     for (int i = 0; i < 30000 && counts(&node).timed_out == 0; i++) {
         ssize_t sent = send(fd, questions + at, sizeof questions - at,
                             MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -275,7 +275,7 @@ test_attack_crowd_is_evicted(void **state)
     WAIT_UNTIL(counts(&node).accepted == CROWD + 2);
     assert_true(counts(&node).open <= 8);
     assert_true(counts(&node).evicted >= CROWD + 2 - 8 - 1);
-    raw_command(known, "SEND", NULL, 0); /* strangers went first */
+    raw_command(known, "SEND", NULL, 0); /* strangers are evicted first */
     free(raw_load(known, &len));
     for (int i = 0; i < CROWD; i++) {
         close(fds[i]);
@@ -301,7 +301,7 @@ test_attack_connect_and_leave(void **state)
     node_free(&node);
 }
 
-/* Many unfinished frames: their sum is bounded, whoever they are from. */
+/* Many unfinished frames: their total size is bounded for all senders. */
 static void
 test_attack_unfinished_frames(void **state)
 {
@@ -328,7 +328,7 @@ test_attack_unfinished_frames(void **state)
     node_free(&node);
 }
 
-/* No file descriptor is left: service goes on when there is one again. */
+/* Without free descriptors: service continues once there is one. */
 static void
 test_attack_fds_run_out(void **state)
 {
@@ -364,7 +364,7 @@ test_attack_fds_run_out(void **state)
     node_free(&node);
 }
 
-/* -- The listener that we ask --------------------------------------------- */
+/* -- Hostile listeners ---------------------------------------------------- */
 
 static const void *answer;
 static size_t answer_len;

@@ -1,4 +1,4 @@
-/* Metadata listeners: what agents and strangers do with them. */
+/* Metadata listeners, used by agents and by raw clients. */
 #include "listener_fixture.h"
 
 #include <stdatomic.h>
@@ -37,7 +37,7 @@ test_listener_fetches_sends_and_invalidates(void **state)
     node_free(&left);
 }
 
-/* What was fetched is what a transfer needs. */
+/* The fetched metadata suffices for a transfer. */
 static void
 test_listener_transfers_regions(void **state)
 {
@@ -208,7 +208,7 @@ test_listener_reads_a_frame_byte_by_byte(void **state)
     node_free(&node);
 }
 
-/* It writes all its questions first and reads then. */
+/* It writes all requests first and reads the replies afterwards. */
 static void
 test_listener_replies_to_a_slow_reader(void **state)
 {
@@ -229,10 +229,10 @@ test_listener_replies_to_a_slow_reader(void **state)
     node_free(&node);
 }
 
-/* A server of the test's: what came, frame by frame. */
+/* The test's server: the frames received. */
 typedef struct record {
     atomic_int frames, connections;
-    int cut_after; /* close each connection after so many frames; 0: never */
+    int cut_after; /* close each connection after that many frames; 0: never */
     char verb[4];
     unsigned char body[256];
     size_t len;
@@ -313,7 +313,8 @@ test_listener_sends_the_bytes_of_nixl(void **state)
     vnx_agent_release(node.agent);
 }
 
-/* The peer closes after each command: each that finds the end is sent anew. */
+/* The peer closes after each command; a command that meets the end is resent.
+ */
 static void
 test_listener_connects_again(void **state)
 {
@@ -337,8 +338,8 @@ test_listener_connects_again(void **state)
     vnx_agent_release(node.agent);
 }
 
-/* The answer to a fetch does not come, but the end does: once more, on a new
- * connection, and then it has failed. */
+/* Instead of the answer to a fetch, the connection ends: it is retried once on
+ * a new connection, and then fails. */
 static void
 test_listener_fetches_again_once(void **state)
 {
@@ -479,7 +480,7 @@ test_listener_without_a_backend_has_nothing_to_send(void **state)
     vnx_agent_release(agent);
 }
 
-/* A peer that takes nothing: what waits for it is bounded. */
+/* A peer that reads nothing: the queue of commands for it is bounded. */
 static void
 test_listener_limits_pending_commands(void **state)
 {
@@ -553,7 +554,7 @@ test_listener_cannot_restart_after_stop(void **state)
     node_free(&node);
 }
 
-/* What was to be sent goes out before the end. */
+/* Queued commands are sent before the listener stops. */
 static void
 test_listener_sends_before_it_stops(void **state)
 {
@@ -574,7 +575,7 @@ test_listener_sends_before_it_stops(void **state)
     node_free(&left);
 }
 
-/* Stopping does not wait for one that does not answer. */
+/* Stopping does not wait for a peer that does not answer. */
 static void
 test_listener_stops_during_commands(void **state)
 {
@@ -670,7 +671,7 @@ test_listener_belongs_to_the_parent(void **state)
     node_free(&node);
 }
 
-/* A child that lives on holds neither the port nor a connection. */
+/* A surviving child holds neither the port nor a connection. */
 static void
 test_listener_port_is_not_held_by_a_child(void **state)
 {

@@ -1,4 +1,4 @@
-/* The engine nixl over a library that does what tests want (fake_nixl.c). */
+/* The engine nixl over a scripted library (fake_nixl.c). */
 #include "agent_fixture.h"
 
 #include <dlfcn.h>
@@ -51,8 +51,8 @@ setup(void **state)
     return 0;
 }
 
-/* Whatever a test did, the library has everything back: at once, but for what
- * a thread of ours was the last to let go of. */
+/* After any test the library has everything back: at once, except objects that
+ * one of our threads released last. */
 static void
 assert_no_handles(void)
 {
@@ -663,7 +663,7 @@ test_nixl_engine_falls_back_to_pieces(void **state)
     assert_int_equal(fake->indexed, 0);
 }
 
-/* Whichever goes first: the agent, or the list and what it has. */
+/* The agent or the list may be released first. */
 static void
 test_nixl_engine_lists_outlive_the_agent(void **state)
 {
@@ -1061,7 +1061,7 @@ test_nixl_engine_close_waits_for_transfers_in_flight(void **state)
     release(xfer);
 }
 
-/* What ends a transfer is then the last that knows of the agent. */
+/* The thread that ends the transfer then holds the last reference. */
 static void
 test_nixl_engine_ends_with_a_transfer_nobody_waits_for(void **state)
 {

@@ -1,4 +1,4 @@
-/* What is checked of pairs of rows, and in which words it is refused. */
+/* Checks of pairs of rows, and their error messages. */
 #include "list_util.h"
 
 #include <string.h>
@@ -47,7 +47,7 @@ test_pairs_need_at_least_one(void **state)
 
     assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
                    "make", "no indices were given");
-    none.data = NULL; /* all rows, of which there are none */
+    none.data = NULL; /* all rows of an empty list */
     assert_refused(vnxi_pairs_check(&none, &none, "make", &error), &error,
                    "make", "no indices were given");
 }
@@ -109,7 +109,7 @@ test_pairs_name_both_lengths_and_the_place(void **state)
     assert_int_equal(error.row, -1);
 }
 
-/* The region that went is named, not another one of the list's. */
+/* The error names the deregistered region, not another one of the list. */
 static void
 test_pairs_name_a_deregistered_region(void **state)
 {
@@ -139,8 +139,8 @@ test_pairs_name_a_deregistered_region(void **state)
     vnxi_region_table_release(table);
 }
 
-/* A region whose owner has not answered is no error; one that is refused says
- * whose fault it is. */
+/* A region whose owner has not answered is not an error; a refused one names
+ * the owner's reason. */
 static void
 test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
 {
@@ -170,7 +170,7 @@ test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
     vnxi_region_table_release(table);
 }
 
-/* A list does not mind what became of regions that it has no row in. */
+/* Regions without rows in a list do not affect it. */
 static void
 test_pairs_check_only_regions_with_rows(void **state)
 {

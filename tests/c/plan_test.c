@@ -57,7 +57,7 @@ index_at(const vnx_indices_t *indices, size_t i)
     }
 }
 
-/* How a row is reached, where all regions that hold it agree. */
+/* How a row is reached, if all regions that contain it agree. */
 static VNX_TEST_UNWATCHED bool
 naive_reach(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
 {
@@ -445,7 +445,7 @@ test_plan_makes_one_segment_per_layer(void **state)
     free(remote);
 }
 
-/* Contiguous on one side only, or on both but not of one directness. */
+/* Contiguous on one side only, or on both with different directness. */
 static void
 test_plan_merges_only_what_is_contiguous_on_both_sides(void **state)
 {
@@ -628,8 +628,8 @@ test_plan_refuses_an_index_out_of_range(void **state)
     vnxi_region_table_release(table);
 }
 
-/* A run must not pass the end of its type: 127 and -128 are no neighbours,
- * though the list has a row 128. */
+/* A run must not pass the end of its type: 127 and -128 are not adjacent,
+ * although the list has a row 128. */
 static void
 test_plan_runs_do_not_wrap_around(void **state)
 {

@@ -26,7 +26,7 @@ typedef struct job {
     atomic_size_t order, runs, now, most, dones;
     atomic_bool out_of_order;
     size_t resubmissions;
-    size_t quit; /* the chunk after which no more are wanted, plus 1 */
+    size_t quit; /* the last chunk wanted, plus 1 */
     sem_t *gate; /* NULL, or each chunk takes one */
     sem_t entered, ended;
     atomic_uchar *seen; /* times that each chunk ran */
@@ -133,8 +133,8 @@ test_pool_hands_out_in_order(void **state)
     job_free(job);
 }
 
-/* Three chunks of a task are at work at once, and a fourth is not handed out
- * while they are, though other tasks go on. */
+/* Three chunks of a task run in parallel; a fourth waits for them, while other
+ * tasks continue. */
 static void
 test_pool_works_in_parallel_up_to_the_bound(void **state)
 {
@@ -163,9 +163,9 @@ test_pool_works_in_parallel_up_to_the_bound(void **state)
     sem_destroy(&gate);
 }
 
-/* Every thread is held, then a long task whose chunks block and a short one
- * are queued.  By turns, the short one is through when five threads at most
- * are blocked; one after the other, all of them would be. */
+/* All threads are held while a long task with blocking chunks and a short one
+ * are queued.  If tasks alternate, the short one is done when at most five
+ * threads are blocked; otherwise all threads would be. */
 static void
 test_pool_short_task_is_not_delayed_by_a_long_one(void **state)
 {
@@ -187,7 +187,7 @@ test_pool_short_task_is_not_delayed_by_a_long_one(void **state)
     for (int i = 0; i < THREADS; i++) {
         sem_post(&hold_gate);
     }
-    sem_wait(&short_one->ended); /* hangs where there are no turns */
+    sem_wait(&short_one->ended); /* hangs if tasks do not alternate */
     assert_int_equal(atomic_load(&long_one->runs), 0);
 
     for (int i = 0; i < LONG; i++) {
@@ -205,8 +205,8 @@ test_pool_short_task_is_not_delayed_by_a_long_one(void **state)
     sem_destroy(&long_gate);
 }
 
-/* What is given up does not wait for as many turns as it has chunks, while a
- * task that blocks takes turns with it. */
+/* An abandoned task does not wait for one turn per chunk while a blocking task
+ * alternates with it. */
 static void
 test_pool_drops_the_rest_of_an_abandoned_task(void **state)
 {
@@ -250,8 +250,8 @@ settle(void *argument)
     return argument;
 }
 
-/* Two chunks run; a third begins after the call.  It returns when the two have
- * ended, whatever the third does. */
+/* Two chunks run; a third begins after the call.  Settle returns when the two
+ * have ended, regardless of the third. */
 static void
 test_pool_settle_waits_for_running_chunks(void **state)
 {
@@ -278,7 +278,7 @@ test_pool_settle_waits_for_running_chunks(void **state)
     sem_wait(&later->entered);
     sem_post(&gate);
     sem_wait(&job->ended);
-    /* Unless it was called so late that it waits for the third one too. */
+    /* A late call may wait for the third one, too. */
     sem_post(&later_gate);
     assert_int_equal(pthread_join(thread, NULL), 0);
     assert_int_equal(atomic_load(&settled), 1);
@@ -355,8 +355,8 @@ test_pool_accepts_tasks_from_many_threads(void **state)
         pthread_join(threads[i], &failed);
         assert_null(failed);
     }
-    /* What was freed in done() was freed once each; the last may still be at
-     * work, and the test ends when they are not. */
+    /* Each task was freed once in done(); the last may still run, so the test
+     * waits for them. */
     while (atomic_load(&freed) < 6 * 500) {
         sched_yield();
     }
@@ -397,8 +397,7 @@ test_pool_threads_have_a_name_and_block_signals(void **state)
     job_free(job);
 }
 
-/* A child by fork() has a pool of its own, that does the job; so often has it
- * been done then. */
+/* A forked child runs the job on its own pool; returns how often it ran. */
 static void
 expect_child_works(job_t *job, size_t runs)
 {
@@ -460,7 +459,7 @@ test_pool_survives_a_fork_at_any_time(void **state)
     job_free(busy);
 }
 
-/* More than the pool ever has: 16 run at once, and the rest comes after. */
+/* More than the pool's maximum: 16 run at once, the rest afterwards. */
 static void
 test_pool_grows_to_sixteen_threads_at_most(void **state)
 {

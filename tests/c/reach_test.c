@@ -1,5 +1,5 @@
-/* What native attaches to a region: how it is reached, and who gives up
- * what. */
+/* The engine's attachments to a region: how it is reached, and their
+ * ownership. */
 #include "share_help.h"
 
 #include "engine/native/reach.h"
@@ -12,7 +12,7 @@ region_at(vnx_mem_t mem, const void *data, size_t len)
     return region;
 }
 
-/* A region nobody attached anything to is reached by nothing. */
+/* A region without attachments cannot be reached. */
 static void
 test_reach_of_a_bare_region_is_empty(void **state)
 {
@@ -22,7 +22,7 @@ test_reach_of_a_bare_region_is_empty(void **state)
     assert_int_equal(vnxi_region_share(region).fd, -1);
     assert_null(vnxi_region_ucx_mem(region));
     assert_null(vnxi_region_ucx_key(region));
-    vnxi_reach_unmap_ucx(region); /* there is nothing to unmap */
+    vnxi_reach_unmap_ucx(region); /* nothing to unmap */
     vnxi_region_release(region);
 }
 
@@ -61,7 +61,7 @@ test_reach_local_private_memory_is_direct_and_not_shared(void **state)
     free(data);
 }
 
-/* No load and store goes to what is not memory of the host. */
+/* Only host memory is reached by load and store. */
 static void
 test_reach_local_storage_is_not_direct(void **state)
 {
@@ -80,7 +80,7 @@ test_reach_local_storage_is_not_direct(void **state)
     vnx_shared_buffer_free(buffer);
 }
 
-/* However often: the region's end gives its descriptor up. */
+/* The end of a region always closes its descriptor. */
 static void
 test_reach_local_leaves_no_descriptor(void **state)
 {
@@ -99,7 +99,8 @@ test_reach_local_leaves_no_descriptor(void **state)
     vnx_shared_buffer_free(buffer);
 }
 
-/* The number of a peer's descriptor may be one of ours: it is not closed. */
+/* A peer's descriptor number may equal one of our descriptors, which must not
+ * be closed. */
 static void
 test_reach_remote_does_not_close_our_descriptors(void **state)
 {
@@ -135,7 +136,7 @@ test_reach_remote_that_is_not_shared_has_no_share(void **state)
     vnxi_region_release(region);
 }
 
-/* Key and memory of UCX that there are not: freeing is not troubled. */
+/* Freeing works without a UCX key and UCX memory. */
 static void
 test_reach_remote_without_a_key_is_freed(void **state)
 {

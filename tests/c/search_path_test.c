@@ -152,7 +152,7 @@ change_all_the_time(void *argument)
     return NULL;
 }
 
-/* Who looks while others change it sees one list or the other, whole. */
+/* A search during a change sees either list, complete. */
 static void
 test_search_path_find_is_safe_during_set(void **state)
 {

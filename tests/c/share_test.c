@@ -56,7 +56,7 @@ test_shared_buffer_leaks_nothing(void **state)
         vnxi_share_t share = find(vnx_shared_buffer_data(buffer), SIZE);
         assert_true(share.fd >= 0);
         vnx_shared_buffer_free(buffer);
-        /* The share outlives the buffer: the descriptor is still there. */
+        /* The share outlives the buffer: its descriptor stays open. */
         assert_true(fcntl(share.fd, F_GETFD) >= 0);
         vnxi_share_fini(&share);
         assert_int_equal(share.fd, -1);
@@ -65,7 +65,7 @@ test_shared_buffer_leaks_nothing(void **state)
     assert_int_equal(open_fds(), fds);
 }
 
-/* -- What is shared --------------------------------------------------------
+/* -- Shared memory ---------------------------------------------------------
  */
 
 static void
@@ -125,7 +125,7 @@ test_share_foreign_memfd_is_sealed_and_shared(void **state)
 
     vnxi_share_t share = find(data, SIZE);
     assert_true(share.fd >= 0);
-    assert_int_not_equal(share.fd, fd); /* ours, whatever becomes of theirs */
+    assert_int_not_equal(share.fd, fd); /* our own descriptor */
     assert_true((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != 0);
     assert_int_equal(ftruncate(fd, 0), -1);
     close(fd);
@@ -134,7 +134,7 @@ test_share_foreign_memfd_is_sealed_and_shared(void **state)
     vnxi_share_fini(&again);
     vnxi_share_fini(&share);
 
-    /* Now no descriptor of it is left. */
+    /* Now every descriptor of it is closed. */
     assert_not_shared(data, SIZE);
     munmap(data, SIZE);
 }
@@ -208,7 +208,7 @@ test_share_find_and_release_are_thread_safe(void **state)
     vnx_shared_buffer_free(buffer);
 }
 
-/* -- What is not -----------------------------------------------------------
+/* -- Memory that cannot be shared ------------------------------------------
  */
 
 static void

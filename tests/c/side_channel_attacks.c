@@ -104,7 +104,7 @@ expect_storm_leaves_nothing(const attacked_t *attacked, int count)
     vnx_side_channel_free(channel);
 }
 
-/* -- Who never reads ------------------------------------------------------ */
+/* -- Clients that never read ---------------------------------------------- */
 
 int
 never_reading(const attacked_t *attacked, int port)
@@ -179,11 +179,11 @@ expect_no_fds_are_survived(const attacked_t *attacked)
         count++;
     }
     assert_int_equal(errno, EMFILE);
-    /* Nobody can give way: it is taken and closed, not left waiting. */
+    /* Without a connection to evict, it is accepted and closed at once. */
     close(hoard[--count]);
     peer_expect_end(peer_connect(port));
     assert_int_equal(channel_stats(channel).open, 0);
-    /* A silent one gives way to the next. */
+    /* A silent connection is evicted for the next one. */
     close(hoard[--count]);
     int silent = peer_connect(port);
     WAIT_UNTIL(channel_stats(channel).open == 1);

@@ -1,12 +1,12 @@
 /*
- * One request over a transport that does what the test says: what is tried
- * again and what is not, how long, with which words it ends.
+ * One request over a scripted transport: which failures are retried, for how
+ * long, and the error at the end.
  */
 #include "fake_transport.h"
 
 #include <unistd.h>
 
-/* One request, run to its end. */
+/* Run one request to its end. */
 static vnx_side_channel_answer_t
 ask(const vnx_side_channel_request_params_t *params)
 {
@@ -81,7 +81,7 @@ test_job_ends_after_its_last_retry(void **state)
     assert_int_equal(world.begun, 4);
 }
 
-/* A wrong secret stays wrong. */
+/* A wrong secret is a permanent failure. */
 static void
 test_job_does_not_retry_permanent_failures(void **state)
 {
@@ -100,8 +100,8 @@ test_job_does_not_retry_permanent_failures(void **state)
     }
 }
 
-/* A name that is not known may come to be; a key that is not served was looked
- * for by the one who would know. */
+/* An unknown host name may be registered later; an unknown key was refused by
+ * the peer that would know it. */
 static void
 test_job_does_not_retry_an_unknown_key(void **state)
 {
@@ -117,7 +117,7 @@ test_job_does_not_retry_an_unknown_key(void **state)
     assert_int_equal(world.begun, 2);
 }
 
-/* Half of each pause is certain: 2, 4, 8, ... ms, twice as much each time. */
+/* The fixed half of each pause doubles: 2, 4, 8, ... ms. */
 static void
 test_job_doubles_its_pause(void **state)
 {
@@ -133,7 +133,7 @@ test_job_doubles_its_pause(void **state)
     }
 }
 
-/* The time goes over all tries, and the cause of the last one is told. */
+/* The deadline covers all tries; the error has the cause of the last. */
 static void
 test_job_stops_retrying_if_no_time_is_left(void **state)
 {
@@ -145,13 +145,13 @@ test_job_stops_retrying_if_no_time_is_left(void **state)
     vnx_side_channel_answer_t answer = ask(&params);
     assert_failed(&answer, VNX_ERR_BACKEND, "no luck");
     assert_true(world.begun >= 2);
-    /* It gave up before its deadline, for the pause would have passed it. */
+    /* It gave up early, because the pause would pass the deadline. */
     for (size_t i = 0; i < world.begun; i++) {
         assert_true(world.times[i] < start + 400 * MS || i == 0);
     }
 }
 
-/* So is it where nobody looked until its time was over. */
+/* The same holds if nobody polled it until its deadline had passed. */
 static void
 test_job_polled_late_reports_its_last_failure(void **state)
 {
@@ -183,7 +183,7 @@ test_job_without_an_answer_ends_at_its_deadline(void **state)
 
     vnx_side_channel_answer_t answer = ask(&params);
     assert_failed(&answer, VNX_ERR_TIMEOUT, "asking peer: timed out (after ");
-    assert_int_equal(world.begun, 1); /* a timeout is no further try */
+    assert_int_equal(world.begun, 1); /* a timeout is not retried */
     assert_true(world.steps <= 3);    /* it slept */
 }
 

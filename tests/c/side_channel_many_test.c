@@ -1,4 +1,4 @@
-/* Many requests at once, further tries, and addresses that are raced for. */
+/* Many concurrent requests, retries, and races between addresses. */
 #include "side_channel_peer.h"
 
 #include <errno.h>
@@ -167,9 +167,9 @@ test_many_can_be_cancelled_at_any_time(void **state)
     assert_int_equal(open_fds(), fds);
 }
 
-/* -- Further tries -------------------------------------------------------- */
+/* -- Retries -------------------------------------------------------------- */
 
-/* Turns the first two away, then answers. */
+/* Refuses the first two requests, then answers. */
 static void
 serve_third(peer_server_t *server, int client)
 {
@@ -196,11 +196,11 @@ test_many_retries_after_a_broken_connection(void **state)
     params.backoff_ms = 1;
     assert_int_equal(
         vnx_side_channel_request_with(channel, &params, &got, &len, &error),
-        VNX_ERR_BACKEND); /* the second was no better */
+        VNX_ERR_BACKEND); /* the second failed too */
     params.retries = 2;
     assert_int_equal(
         vnx_side_channel_request_with(channel, &params, &got, &len, &error),
-        VNX_OK); /* the third of all */
+        VNX_OK); /* the third request */
     free(got);
     params.retries = VNX_SIDE_CHANNEL_RETRY_ALWAYS;
     assert_int_equal(
@@ -232,7 +232,7 @@ test_many_retries_end_at_the_deadline_with_the_cause(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* -- Addresses that are raced for ----------------------------------------- */
+/* -- Races between addresses ---------------------------------------------- */
 
 static vnxi_addresses_t
 addresses_of(const char *const *texts, size_t count, int port)
@@ -317,7 +317,7 @@ test_many_tries_the_next_address_after_a_refusal(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* A listening socket whose queue is full: who connects is not answered. */
+/* A listening socket with a full queue: connections get no answer. */
 static int
 deaf_socket(const char *address, int *port_p, int *fillers, size_t count)
 {

@@ -24,7 +24,7 @@ int peer_connect(int port);
 void peer_send(int fd, const void *data, size_t len);
 /* Read `len` bytes, or fewer up to the end of the connection. */
 size_t peer_recv(int fd, void *data, size_t len);
-/* Read on until the server ends the connection, by closing or by a reset. */
+/* Read until the server closes or resets the connection. */
 void peer_expect_end(int fd);
 /* Close with a reset. */
 void peer_reset(int fd);
@@ -51,7 +51,7 @@ void peer_send_reply(peer_server_t *server, int client);
 void peer_serve_reply(peer_server_t *server, int client);
 /* Hold the client, silently, until the server stops. */
 void peer_serve_silence(peer_server_t *server, int client);
-/* True when the server shall stop; waits `ms` at most. */
+/* Wait at most `ms`; true when the server has to stop. */
 bool peer_server_stopped(peer_server_t *server, int ms);
 
 /* -- Side channels under test --------------------------------------------- */
@@ -68,11 +68,11 @@ int channel_start(vnx_side_channel_t *channel, const void *data, size_t len);
 /* One request over IPv4 that must bring exactly these bytes. */
 void channel_expect(vnx_side_channel_t *channel, int port, const void *data,
                     size_t len);
-/* The server serves so many bytes, then others; each are asked for twice. */
+/* Serve that many bytes, then others; request each twice. */
 void channel_expect_sizes(vnx_side_channel_t *server,
                           vnx_side_channel_t *client, const size_t *sizes,
                           size_t count);
-/* One request that must fail with `status` and say `text`. */
+/* One request that must fail with `status` and the message `text`. */
 void channel_expect_failure(vnx_side_channel_t *channel, int port,
                             int timeout_ms, vnx_status_t status,
                             const char *text);

@@ -1,5 +1,5 @@
-/* Secrets and TLS, between two of our own: who is let in, who is not, and what
- * each is told. */
+/* Secrets and TLS between our own client and listener: who is admitted, who is
+ * refused, and the errors. */
 #include "tls_channels.h"
 
 #include <stdlib.h>
@@ -145,7 +145,7 @@ test_tls_certificates_are_checked(void **state)
     expect_tls_checks_certificates(channel_new, NULL);
 }
 
-/* Without having read a request. */
+/* The listener has read no request. */
 static void
 serve_at_once(peer_server_t *server, int client)
 {
@@ -171,7 +171,7 @@ test_tls_mismatch_with_plain_is_reported(void **state)
 
     channel_expect_failure(client, plain_port, 20000, VNX_ERR_BACKEND,
                            "TLS with 127.0.0.1:");
-    /* An alert is no reply of the protocol, or the end comes first. */
+    /* The alert is not a valid reply, or the connection ends first. */
     vnx_error_t error;
     void *got;
     size_t len;

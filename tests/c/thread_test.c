@@ -1,4 +1,4 @@
-/* Threads of ours, and what they wait on. */
+/* Our threads and condition variables. */
 #include "vnx_test.h"
 
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* Connections and their ends over a libucp that does what tests want. */
+/* Connections and their endpoints over a scripted libucp. */
 #include "ucx_fake.h"
 
 static void
@@ -46,7 +46,7 @@ test_ucx_conn_life_immediate_flush_connects(void **state)
     close_sides();
 }
 
-/* Neither an answer that says no nor a refusal is an answer. */
+/* A failed or refused flush does not connect. */
 static void
 test_ucx_conn_life_failed_flush_does_not_connect(void **state)
 {
@@ -89,7 +89,7 @@ test_ucx_conn_life_reports_its_transports(void **state)
     close_sides();
 }
 
-/* More than there is room for, and a UCX that cannot say. */
+/* More transports than fit, and a UCX that cannot report them. */
 static void
 test_ucx_conn_life_reports_many_or_unknown_transports(void **state)
 {
@@ -150,7 +150,7 @@ test_ucx_conn_life_refused_by_ucx_is_lost(void **state)
     assert_int_equal(there.lost_count, 0);
 }
 
-/* UCX frees what it still uses where it waits for such a connection. */
+/* UCX frees memory still in use if it waits for such a connection. */
 static void
 test_ucx_conn_life_to_a_peer_that_ends_meanwhile_is_lost(void **state)
 {
@@ -199,7 +199,7 @@ test_ucx_conn_life_error_is_reported_once(void **state)
     assert_int_equal(here.lost_cookie, 9);
     assert_string_equal(here.lost_cause,
                         "the UCX connection failed: fake status -25");
-    /* All of its ends are closed, though only one said so first. */
+    /* All endpoints are closed, although only one reported the error. */
     AWAIT(atomic_load(&fake->eps) == 0);
     assert_int_equal(fake->forced, 3);
     assert_refused(conn, "fake status -25");
@@ -244,7 +244,7 @@ test_ucx_conn_life_error_after_its_messages(void **state)
     lose_while_messages_wait(false);
 }
 
-/* The handler is called from within the call that posts. */
+/* The error handler is called from within a post. */
 static void
 test_ucx_conn_life_error_within_a_post(void **state)
 {
@@ -268,7 +268,7 @@ test_ucx_conn_life_error_within_a_post(void **state)
     assert_int_equal(here.lost_count, 1);
 }
 
-/* Errors that come of a connection that is being closed are no news. */
+/* Errors of a connection that is being closed are ignored. */
 static void
 test_ucx_conn_life_error_after_the_close_is_no_loss(void **state)
 {
@@ -328,7 +328,7 @@ test_ucx_conn_life_closing_sends_what_is_queued(void **state)
     assert_int_equal(here.lost_count, 0);
 }
 
-/* A flush that fails or is refused: then by force. */
+/* If the flush fails or is refused, the endpoint is closed by force. */
 static void
 test_ucx_conn_life_closes_by_force_if_the_flush_fails(void **state)
 {
@@ -362,7 +362,8 @@ test_ucx_conn_life_closing_has_a_deadline(void **state)
     assert_int_equal(there.message_count, 0);
 }
 
-/* The endpoint that UCX keeps may still call us: it is taken for no other. */
+/* An endpoint that UCX keeps may still call back and must not be confused with
+ * another. */
 static void
 test_ucx_conn_life_survives_an_endpoint_that_ucx_keeps(void **state)
 {
@@ -409,7 +410,7 @@ test_ucx_conn_life_close_may_complete_immediately(void **state)
     assert_int_equal(fake->requests, 0);
 }
 
-/* The agent's end closes all of them, whoever still holds them. */
+/* The agent's end closes all connections, even those still referenced. */
 static void
 test_ucx_conn_life_stopping_closes_all(void **state)
 {
@@ -447,7 +448,7 @@ test_ucx_conn_life_open_after_the_stop_is_lost(void **state)
     close_sides();
 }
 
-/* The one who made it has let go of it, and its address is there still. */
+/* The creator has released the connection; its address is still valid. */
 static void
 test_ucx_conn_life_outlives_its_creator_and_address(void **state)
 {
@@ -488,7 +489,7 @@ test_ucx_conn_life_many_are_opened_and_closed(void **state)
 /* -- Spares ----------------------------------------------------------------
  */
 
-/* To an agent of ours. */
+/* To one of our agents. */
 static vnxi_ucx_conn_t *
 connect_ours(ucx_side_t *to, uintptr_t cookie)
 {
@@ -497,7 +498,8 @@ connect_ours(ucx_side_t *to, uintptr_t cookie)
     return conn;
 }
 
-/* UCX never closes the socket of an endpoint that was used both ways. */
+/* UCX never closes the socket of an endpoint that was used in both directions.
+ */
 static void
 test_ucx_conn_life_over_tcp_reuses_one_endpoint(void **state)
 {
@@ -553,7 +555,7 @@ test_ucx_conn_life_spare_of_a_dead_peer_is_closed(void **state)
     assert_int_equal(here.lost_count, 0);
 }
 
-/* Its error is told to the connection that has the endpoint now. */
+/* Its error goes to the connection that now uses the endpoint. */
 static void
 test_ucx_conn_life_reused_spare_reports_its_error(void **state)
 {

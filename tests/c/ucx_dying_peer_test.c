@@ -1,7 +1,8 @@
 /*
- * A peer's process ends while UCX connects to it over TCP, at the moments that
- * a busy machine finds once in a hundred deaths.  The libraries call connect()
- * and getpeername() of this program, which know when to do it.
+ * A peer's process ends while UCX connects to it over TCP, at moments that a
+ * busy machine hits once in a hundred deaths.  The libraries call this
+ * program's connect() and getpeername(), which kill the peer at the right
+ * moment.
  */
 #include "ucx_pair.h"
 
@@ -27,8 +28,8 @@ typedef enum moment { NEVER, CONNECTED, FOUND_CONNECTED } moment_t;
 static atomic_int moment;
 static pid_t victim;
 
-/* So that what connects to it stays where the kernel has put it, and is reset
- * by its death. */
+/* Connections to it thus stay in the kernel's queue and are reset by its
+ * death. */
 static void
 stop_victim(void)
 {
@@ -170,7 +171,7 @@ lose_at(const peer_t *peer, moment_t when, bool second)
     return conn;
 }
 
-/* It is lost, and whoever lives is reached as before. */
+/* It is lost, and live peers are still reached. */
 static void
 lose_one(moment_t when, bool second)
 {
@@ -237,7 +238,7 @@ main(int argc, char **argv)
     };
 
     setenv("UCX_TLS", "tcp", 1);
-    mallopt(M_PERTURB, 1); /* what is freed is not what it was */
+    mallopt(M_PERTURB, 1); /* freed memory is overwritten */
     if (argc == 3 && strcmp(argv[1], "--peer") == 0) {
         run_peer(atoi(argv[2]));
     }

@@ -1,4 +1,4 @@
-/* A loaded library, here the fake libucp, whose sends do not fail. */
+/* The guard around a loaded library (the fake libucp): sends do not fail. */
 #include "vnx_test.h"
 
 #include <arpa/inet.h>
@@ -54,7 +54,7 @@ link_close(link_t *link)
     close(link->theirs);
 }
 
-/* The other side ends with something unread, which resets the connection. */
+/* The other side closes with unread bytes, which resets the connection. */
 static void
 link_break(link_t *link)
 {
@@ -103,7 +103,7 @@ test_ucx_guard_does_not_change_successful_sends(void **state)
     link_close(&link);
 }
 
-/* Part of it may go; then nothing, and the caller is to try again. */
+/* Part of it may be sent; then the caller has to try again. */
 static void
 test_ucx_guard_reports_a_full_socket(void **state)
 {
@@ -149,7 +149,7 @@ test_ucx_guard_hides_a_reset_from_senders(void **state)
     link_close(&link);
 }
 
-/* What had come before is read first. */
+/* Bytes received before the reset are read first. */
 static void
 test_ucx_guard_loses_no_received_bytes(void **state)
 {
@@ -203,7 +203,7 @@ test_ucx_guard_does_not_affect_other_libraries(void **state)
     link_close(&link);
 }
 
-/* A copy is decided about once; where there is no libucp there is none. */
+/* The decision about a copy is made once; without libucp there is none. */
 static void
 test_ucx_guard_reports_its_decision(void **state)
 {
@@ -220,8 +220,8 @@ test_ucx_guard_reports_its_decision(void **state)
     vnxi_ucx_loaded_free(&now);
 }
 
-/* Without descriptors those who wait are turned away, and the caller is told
- * that nobody came; afterwards all are let in. */
+/* Without descriptors, waiting connections are refused and the caller sees
+ * none; later ones are accepted. */
 static void
 test_ucx_guard_refuses_connections_without_descriptors(void **state)
 {

@@ -1,4 +1,4 @@
-/* Notifications by UCX: what is believed, their order, none lost unsaid. */
+/* Notifications by UCX: validation, order, and reporting of losses. */
 #include "ucx_fake.h"
 
 #include "engine/native/ucx/end.h"
@@ -17,7 +17,7 @@ static bool
 reads(const void *payload, size_t len)
 {
     vnxi_ucx_notif_t notif;
-    /* Of its own, so that reading past the end is noticed. */
+    /* A separate block, so that ASan detects a read past its end. */
     void *copy = malloc(len > 0 ? len : 1);
     memcpy(copy, payload, len);
     bool ok = vnxi_ucx_notif_read(copy, len, &notif);
@@ -103,7 +103,7 @@ test_ucx_notif_flow_payload_with_overflowing_lengths_is_refused(void **state)
 /* -- What comes ------------------------------------------------------------
  */
 
-/* Strangers send what they like, and what is good comes through. */
+/* Invalid payloads are skipped, and valid ones arrive. */
 static void
 test_ucx_notif_flow_garbage_is_skipped(void **state)
 {
@@ -249,7 +249,7 @@ sleeps(vnxi_ucx_worker_t *worker)
     return asleep;
 }
 
-/* Nobody waits for a thread to wake up: the caller's sends. */
+/* The caller's thread sends, without waiting for another to wake up. */
 static void
 test_ucx_notif_flow_sends_on_the_callers_thread(void **state)
 {
@@ -275,7 +275,7 @@ test_ucx_notif_flow_sends_on_the_callers_thread(void **state)
 /* -- Limits and losses -----------------------------------------------------
  */
 
-/* A peer that takes nothing fills the queue, and no memory beyond it. */
+/* A peer that receives nothing fills the queue and no more memory. */
 static void
 test_ucx_notif_flow_queue_is_bounded(void **state)
 {
@@ -284,7 +284,7 @@ test_ucx_notif_flow_queue_is_bounded(void **state)
     open_sides(1, 20.0);
     vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, 1);
     hold(FAKE_AM, true);
-    /* As if that much waited. */
+    /* Pretend that this much is queued. */
     atomic_fetch_add(&conn->queued, VNXI_UCX_NOTIF_QUEUE_MAX - 10);
     send_to(conn, "the last", 8);
     for (int i = 0; i < 3; i++) {
@@ -293,7 +293,7 @@ test_ucx_notif_flow_queue_is_bounded(void **state)
         assert_string_equal(error.operation, "send_notif");
         assert_non_null(strstr(error.cause, "256 MiB"));
     }
-    /* What has left makes room. */
+    /* Sent notifications free space in the queue. */
     AWAIT(calls->held(FAKE_AM) == 1);
     hold(FAKE_AM, false);
     end_all(FAKE_AM, 0);
@@ -320,7 +320,7 @@ lose_one(void)
         }
     }
     ucx_side_await_lost(&here);
-    ucx_side_await_messages(&there, 1); /* sent before, on its way */
+    ucx_side_await_messages(&there, 1); /* sent before, in flight */
     assert_int_equal(here.lost_cookie, 4);
     assert_string_equal(here.lost_cause,
                         "UCX could not send a notification: fake status -4");
@@ -331,7 +331,7 @@ lose_one(void)
     assert_int_equal(here.lost_count, 1);
 }
 
-/* None is lost without a word: whoever waits for it is told. */
+/* No loss is silent: waiting callers get an error. */
 static void
 test_ucx_notif_flow_failed_send_loses_the_connection(void **state)
 {
@@ -349,7 +349,7 @@ test_ucx_notif_flow_refused_send_loses_the_connection(void **state)
     assert_int_equal(there.message_count, 1);
 }
 
-/* The order of sending is kept while some wait in UCX for the peer. */
+/* The order is preserved while some wait in UCX for the peer. */
 static void
 test_ucx_notif_flow_order_after_a_wait(void **state)
 {

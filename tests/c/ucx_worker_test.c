@@ -1,5 +1,4 @@
-/* Contexts, workers and their threads over a libucp that does what tests
- * want. */
+/* Contexts, workers and their threads over a scripted libucp. */
 #include "ucx_fake.h"
 
 #include <sys/wait.h>
@@ -154,7 +153,7 @@ test_ucx_worker_facts(void **state)
     ucx_side_close(&here);
 }
 
-/* A later worker that cannot be made fails what needs it, with its reason. */
+/* If a later worker cannot be created, its users fail with the cause. */
 static void
 test_ucx_worker_created_later_may_fail(void **state)
 {
@@ -212,8 +211,8 @@ test_ucx_worker_polls_again_if_arming_is_busy(void **state)
     close_sides();
 }
 
-/* A descriptor that is readable for nothing costs two looks a millisecond at
- * most, and what comes by command is taken at once. */
+/* A descriptor that is readable without events costs at most two polls per
+ * millisecond, and commands run at once. */
 static void
 test_ucx_worker_limits_polling_in_a_storm_of_wakeups(void **state)
 {
@@ -225,13 +224,13 @@ test_ucx_worker_limits_polling_in_a_storm_of_wakeups(void **state)
     calls->deliver("x", 1, 0); /* wakes it */
     AWAIT(atomic_load(&fake->turns) >= before + 60);
     uint64_t ms = (vnxi_clock_ns() - begun) / 1000000u;
-    /* Some let pass, some that are doubled, then two a millisecond. */
+    /* Some pass, some double the pause, then two per millisecond. */
     assert_true(ms >= (60 - 24) / 2);
     atomic_store(&fake->storm, false);
     ucx_side_close(&here);
 }
 
-/* Nothing is left of a storm: a worker that has nothing to do does nothing. */
+/* After a storm an idle worker sleeps. */
 static void
 test_ucx_worker_sleeps_after_a_storm(void **state)
 {
@@ -243,7 +242,7 @@ test_ucx_worker_sleeps_after_a_storm(void **state)
     AWAIT(atomic_load(&fake->turns) >= before + 60);
     atomic_store(&fake->storm, false);
     int turns = 0, quiet = 0;
-    while (quiet < 50) { /* ms in which nobody looked */
+    while (quiet < 50) { /* ms without polling */
         const struct timespec ms = {.tv_nsec = 1000000};
         int now = atomic_load(&fake->turns);
         quiet = now == turns ? quiet + 1 : 0;
@@ -274,7 +273,7 @@ test_ucx_worker_runs_commands_in_a_storm(void **state)
 
 static bool is_child;
 
-/* Runs after what stands the threads still: nothing may move any more. */
+/* Runs after the threads were stopped: nothing may run any more. */
 static void
 look_at_the_end(void)
 {
@@ -309,8 +308,8 @@ test_ucx_worker_stops_at_exit(void **state)
     assert_int_equal(WEXITSTATUS(status), 42);
 }
 
-/* The process ends while the first worker is made: its thread takes no more
- * commands, so that there is no address to publish. */
+/* The process ends while the first worker is created: its thread refuses
+ * commands, so its address cannot be published. */
 static void
 test_ucx_worker_may_refuse_its_first_command(void **state)
 {

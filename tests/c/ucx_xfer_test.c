@@ -1,4 +1,4 @@
-/* Transfers over a libucp that does what tests want. */
+/* Transfers over a scripted libucp. */
 #include "ucx_flight.h"
 
 static void
@@ -9,7 +9,7 @@ post_it(void)
     }
 }
 
-/* Post it, and see `count` requests of that kind come and stay. */
+/* Post it and wait until `count` requests of that kind are pending. */
 static void
 post_held(fake_ucp_kind_t kind, size_t count)
 {
@@ -58,7 +58,7 @@ beside_close(beside_t *beside)
     ground_close(&beside->ground);
 }
 
-/* Its bytes arrive, from post to end. */
+/* Post it, wait for the end and check the bytes. */
 static void
 beside_moves(beside_t *beside)
 {
@@ -94,8 +94,8 @@ test_ucx_xfer_moves_bytes(void **state)
     move_bytes(1, VNX_OP_READ, 1, 1);
 }
 
-/* Chunks of half a mebibyte are what a short transfer is cut into; UCX gets no
- * shorter requests than they are. */
+/* A short transfer is cut into chunks of half a mebibyte; UCX gets requests of
+ * at least that size. */
 static void
 test_ucx_xfer_sends_long_rows_in_long_requests(void **state)
 {
@@ -109,7 +109,7 @@ test_ucx_xfer_sends_long_rows_in_long_requests(void **state)
     finish();
 }
 
-/* UCX that is done within the call, and calls back from within others. */
+/* UCX completes within the call, and calls back from within other calls. */
 static void
 test_ucx_xfer_moves_bytes_at_once(void **state)
 {
@@ -130,7 +130,7 @@ test_ucx_xfer_callbacks_within_posts(void **state)
     move_bytes(2, VNX_OP_WRITE, 64, 1200);
 }
 
-/* A piece may span regions, which have a key each. */
+/* A piece may span regions, and each region has its own key. */
 static void
 test_ucx_xfer_splits_at_region_borders(void **state)
 {
@@ -215,7 +215,7 @@ test_ucx_xfer_ends_in_any_order(void **state)
     finish();
 }
 
-/* A WRITE has arrived when a flush says so. */
+/* A WRITE is complete when a flush has completed. */
 static void
 test_ucx_xfer_write_waits_for_its_flush(void **state)
 {
@@ -231,7 +231,7 @@ test_ucx_xfer_write_waits_for_its_flush(void **state)
     finish();
 }
 
-/* The flush comes back before a piece. */
+/* The flush completes before a piece. */
 static void
 test_ucx_xfer_write_waits_for_its_pieces(void **state)
 {
@@ -251,7 +251,7 @@ test_ucx_xfer_write_waits_for_its_pieces(void **state)
     finish();
 }
 
-/* Each worker that wrote, and so took the key, flushes by itself. */
+/* Each worker that wrote, and so unpacked the key, flushes. */
 static void
 test_ucx_xfer_write_flushes_at_every_worker(void **state)
 {
@@ -276,7 +276,7 @@ test_ucx_xfer_write_flushes_at_every_worker(void **state)
 /* -- Failures --------------------------------------------------------------
  */
 
-/* The status of every piece counts, whatever the flush says. */
+/* The status of every piece counts, even if the flush succeeds. */
 static void
 test_ucx_xfer_write_whose_piece_failed(void **state)
 {
@@ -291,7 +291,7 @@ test_ucx_xfer_write_whose_piece_failed(void **state)
     assert_ends(VNX_ERR_BACKEND, "a piece failed");
     assert_cause("fake status -3");
 
-    /* And the next time all is well. */
+    /* The next post succeeds. */
     hold(FAKE_PUT, false);
     post_it();
     assert_ends(VNX_OK, "");
@@ -323,7 +323,7 @@ test_ucx_xfer_write_whose_flush_failed(void **state)
     finish();
 }
 
-/* Nothing more is posted, and what is in flight is waited for. */
+/* No more requests are posted, and those in flight are awaited. */
 static void
 test_ucx_xfer_refused_piece_fails_the_transfer(void **state)
 {
@@ -352,7 +352,7 @@ test_ucx_xfer_refused_key_fails_the_transfer(void **state)
     begin(1, 20.0, VNX_OP_READ, 128, 40);
     atomic_store(&fake->fail_unpack, VNXI_UCS_ERR_UNREACHABLE);
     post_it();
-    /* The connection lives, so that "unreachable" is no lost peer. */
+    /* The connection is intact, so "unreachable" does not mean a lost peer. */
     assert_int_not_equal(ucx_flight_await(&flight), VNX_OK);
     assert_int_equal(posts(FAKE_GET), 0);
     atomic_store(&fake->fail_unpack, 0);
@@ -361,7 +361,7 @@ test_ucx_xfer_refused_key_fails_the_transfer(void **state)
     finish();
 }
 
-/* What is not mapped any more is not used. */
+/* Unmapped memory is not used. */
 static void
 test_ucx_xfer_unmapped_memory_fails_the_transfer(void **state)
 {
@@ -409,7 +409,7 @@ test_ucx_xfer_reports_why_the_connection_failed(void **state)
     lose(false, VNX_OP_WRITE);
 }
 
-/* The pieces fail, and the reason is known a little later. */
+/* The pieces fail before the reason is known. */
 static void
 test_ucx_xfer_waits_for_the_reason(void **state)
 {
@@ -458,11 +458,11 @@ test_ucx_xfer_keeps_a_window(void **state)
     post_it();
     /* 32 MiB, and one chunk more at most. */
     AWAIT(calls->held(FAKE_GET) >= 511);
-    send_to(conn, "x", 1); /* the thread has gone round since */
+    send_to(conn, "x", 1); /* the thread has completed a round since */
     ucx_side_await_messages(&there, 1);
     size_t in_flight = calls->held(FAKE_GET);
     assert_in_range(in_flight, 500, 512 + 64);
-    /* What ends makes room for as many. */
+    /* Completed requests make room for as many new ones. */
     for (int i = 0; i < 200; i++) {
         calls->end(FAKE_GET, 0, 0);
     }
@@ -475,7 +475,7 @@ test_ucx_xfer_keeps_a_window(void **state)
     finish();
 }
 
-/* A short transfer does not wait for a long one that was posted before. */
+/* A short transfer does not wait for a long one posted earlier. */
 static void
 test_ucx_xfer_short_transfers_overtake_long_ones(void **state)
 {
@@ -551,7 +551,7 @@ test_ucx_xfer_cancel_waits_for_requests_in_flight(void **state)
     finish();
 }
 
-/* Pieces of a transfer that stops may be cancelled, which is no failure. */
+/* Pieces of a stopping transfer may be cancelled; that is not a failure. */
 static void
 test_ucx_xfer_cancelled_pieces_do_not_count_as_failures(void **state)
 {
@@ -568,7 +568,7 @@ test_ucx_xfer_cancelled_pieces_do_not_count_as_failures(void **state)
     finish();
 }
 
-/* It may be posted again from where its end is told. */
+/* It may be posted again from its completion callback. */
 static void
 test_ucx_xfer_is_posted_again_after_each_end(void **state)
 {
@@ -612,7 +612,7 @@ settle(void *ucx)
     return NULL;
 }
 
-/* Waits for those only that must not go on. */
+/* Waits only for transfers that must stop. */
 static void
 test_ucx_xfer_settles(void **state)
 {
@@ -625,12 +625,12 @@ test_ucx_xfer_settles(void **state)
     vnxi_ucx_settle(here.ucx); /* nothing is in flight */
     post_it();
     AWAIT(calls->held(FAKE_GET) == 20);
-    vnxi_ucx_settle(here.ucx); /* nor anything that must not go on */
+    vnxi_ucx_settle(here.ucx); /* and no transfer has to stop */
     int asked = atomic_load(&flight.asked);
     atomic_store(&flight.refuse, true);
     assert_int_equal(pthread_create(&thread, NULL, settle, here.ucx), 0);
     AWAIT(atomic_load(&flight.asked) > asked);
-    /* Posting takes the lock that is held until it waits. */
+    /* Posting takes the lock, which is held until settle waits. */
     assert_int_equal(ucx_flight_post(&lasting.flight), VNX_IN_PROG);
     AWAIT(calls->held(FAKE_GET) == 30);
     for (int i = 0; i < 20; i++) {
@@ -638,7 +638,8 @@ test_ucx_xfer_settles(void **state)
         assert_true(calls->end(FAKE_GET, 0, 0));
     }
     pthread_join(thread, NULL);
-    assert_int_equal(fake->requests, 10); /* nothing of it lands any more */
+    assert_int_equal(fake->requests,
+                     10); /* none of its bytes arrive any more */
     assert_int_equal(ucx_flight_await(&flight), VNX_ERR_NOT_FOUND);
     assert_false(flight_has_ended(&lasting.flight));
     end_all(FAKE_GET, 0);
@@ -650,8 +651,8 @@ test_ucx_xfer_settles(void **state)
 /* -- Stalls ----------------------------------------------------------------
  */
 
-/* Requests that never end are ended by force, and the next transfer opens the
- * connection again. */
+/* Requests that never complete are aborted, and the next transfer reopens the
+ * connection. */
 static void
 test_ucx_xfer_stall_resets_the_connection(void **state)
 {
@@ -673,8 +674,8 @@ test_ucx_xfer_stall_resets_the_connection(void **state)
     assert_int_equal(here.lost_count, 0);
 }
 
-/* End a piece every few ms until more than the timeout has passed.  False: we
- * were held up for so long ourselves that it says nothing. */
+/* Complete a piece every few ms until more than the timeout has passed. False:
+ * this thread was delayed so long that the result is meaningless. */
 static bool
 move_slowly(uint64_t timeout_ns)
 {
@@ -690,7 +691,7 @@ move_slowly(uint64_t timeout_ns)
     return told;
 }
 
-/* One that moves a little now and then does not stall. */
+/* A transfer that makes slow progress does not stall. */
 static void
 test_ucx_xfer_slow_progress_is_not_a_stall(void **state)
 {
@@ -711,7 +712,8 @@ test_ucx_xfer_slow_progress_is_not_a_stall(void **state)
     finish();
 }
 
-/* What else was in flight there cannot be trusted any more, and says why. */
+/* Other transfers in flight there cannot be trusted and fail with the cause.
+ */
 static void
 test_ucx_xfer_stall_fails_other_transfers(void **state)
 {
@@ -735,7 +737,7 @@ test_ucx_xfer_stall_fails_other_transfers(void **state)
     finish();
 }
 
-/* The transfer stalls, and the reset of its connection stands still. */
+/* The transfer stalls, and so does the reset of its connection. */
 static void
 stall_in_reset(vnx_op_t op, fake_ucp_kind_t kind)
 {
@@ -754,7 +756,7 @@ let_reset_go_on(void)
     end_all(FAKE_CLOSE, 0);
 }
 
-/* Notifications that come while it is being closed leave after it. */
+/* Notifications posted during the close are sent after it. */
 static void
 test_ucx_xfer_messages_wait_for_the_reset(void **state)
 {
@@ -772,7 +774,7 @@ test_ucx_xfer_messages_wait_for_the_reset(void **state)
     finish();
 }
 
-/* A transfer that comes while it is being closed waits, too. */
+/* A transfer posted during the close waits, too. */
 static void
 test_ucx_xfer_waits_for_the_reset(void **state)
 {
@@ -787,7 +789,7 @@ test_ucx_xfer_waits_for_the_reset(void **state)
     finish();
 }
 
-/* After a reset it is not there until the peer has answered again. */
+/* After a reset, the peer counts as connected only once it has answered. */
 static void
 test_ucx_xfer_reset_requires_an_answer(void **state)
 {
@@ -809,7 +811,7 @@ test_ucx_xfer_reset_requires_an_answer(void **state)
     finish();
 }
 
-/* Cancelled and stuck: by force, too, and it is cancelled all the same. */
+/* A cancelled, stuck transfer is aborted and ends as cancelled. */
 static void
 test_ucx_xfer_cancel_of_a_stuck_transfer(void **state)
 {
@@ -823,7 +825,7 @@ test_ucx_xfer_cancel_of_a_stuck_transfer(void **state)
     finish();
 }
 
-/* A flush that never ends is a stall as well. */
+/* A flush that never completes is a stall, too. */
 static void
 test_ucx_xfer_stall_of_a_flush(void **state)
 {

@@ -1,6 +1,6 @@
 /*
- * The client of the ZMQ side channel, with the other end written from the
- * bytes: listeners that say what vLLM's says, and what it never would.
+ * The client of the ZMQ side channel, tested with raw listeners that send
+ * vLLM's replies and invalid ones.
  */
 #include "zmq_peer.h"
 
@@ -13,8 +13,8 @@
 
 #define ROUTER_READY "\4\x29" READY_BODY "\6ROUTER\x08Identity\0\0\0\0"
 
-/* Shake hands as a listener of vLLM's, then read `ask`, then send the reply
- * and hold the client until the server stops. */
+/* Handshake as vLLM's listener, read `ask`, send the reply, and hold the
+ * client until the server stops. */
 static void
 serve_as_stock(peer_server_t *server, int client, const char *ask, size_t len)
 {
@@ -50,7 +50,7 @@ serve_0(peer_server_t *server, int client)
     serve_as_stock(server, client, ASK_0, sizeof ASK_0 - 1);
 }
 
-/* What a listener says at all, whatever the client says. */
+/* Send fixed bytes, whatever the client sends. */
 static void
 serve_bytes(peer_server_t *server, int client)
 {
@@ -101,7 +101,7 @@ test_zmq_client_sends_requests_like_stock(void **state)
         CASE("0", "\1\0\0\x12" BLOB, serve_0),
         CASE("0", "\4\x7\4PING\0\x0a\1\0\0\x12" BLOB, serve_0),
         CASE("0", "\3\0\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\x12" BLOB, serve_0),
-        /* A clock that is none is a refusal of ours, not of stock's. */
+        /* An invalid clock is our error, not an answer of stock. */
         CASE("0,0", "\1\0\1\x12" BLOB "\0\x9\xcb\x7f\xf8\0\0\0\0\0\0",
              serve_0_0),
 #undef CASE
@@ -120,7 +120,7 @@ test_zmq_client_sends_requests_like_stock(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* Stock's listener would end at any other request, so nothing is said. */
+/* Any other request would kill stock's listener, so nothing is sent. */
 static void
 serve_ready_alone(peer_server_t *server, int client)
 {
@@ -222,7 +222,7 @@ test_zmq_client_refuses_other_protocols(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* Signs of life are asked for without end. */
+/* Endless PINGs. */
 static void
 serve_pings(peer_server_t *server, int client)
 {
@@ -235,7 +235,7 @@ serve_pings(peer_server_t *server, int client)
     }
 }
 
-/* Of a great blob a byte at a time. */
+/* A large blob, one byte at a time. */
 static void
 serve_drip(peer_server_t *server, int client)
 {
@@ -268,7 +268,7 @@ test_zmq_client_obeys_its_deadline(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* -- What it cannot do ---------------------------------------------------- */
+/* -- Unsupported options -------------------------------------------------- */
 
 static void
 expect_refused(const vnx_side_channel_options_t *options, const char *text)

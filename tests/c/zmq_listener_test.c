@@ -1,6 +1,6 @@
 /*
- * The listener of the ZMQ side channel, with the other end written from the
- * bytes: blocking sockets that say what libzmq says, and what it never would.
+ * The listener of the ZMQ side channel, tested with raw blocking sockets that
+ * send the bytes of libzmq and invalid ones.
  */
 #include "zmq_peer.h"
 
@@ -13,7 +13,7 @@
 #include "side_channel/zmq_wire.h"
 
 #define REQ_READY "\4\x26" READY_BODY "\3REQ\x08Identity\0\0\0\0"
-#define OUR_READY_LEN 54 /* of a listener of ours, with its header */
+#define OUR_READY_LEN 54 /* of our listener, with its header */
 #define EXPECT(fd, literal) expect_bytes(fd, literal, sizeof(literal) - 1)
 #define ASK_7_7 "\1\0\0\x11\x93" NAME "\7\7"
 #define REPLY_0 "\1\0\0\x12" BLOB
@@ -33,7 +33,7 @@ expect_bytes(int fd, const void *bytes, size_t len)
     assert_memory_equal(got, bytes, len);
 }
 
-/* Connected as libzmq's REQ, with the hands shaken. */
+/* Connect as libzmq's REQ and complete the handshake. */
 static int
 req_connect(int port)
 {
@@ -111,7 +111,8 @@ test_zmq_listener_finds_ranks_in_either_form(void **state)
                "five\0\x9\xcb");
     char rest[8];
     assert_int_equal(peer_recv(fd, rest, 8), 8);
-    SEND(fd, "\1\0\0\x11\x93" NAME "\2\5"); /* no rank of another pipeline */
+    SEND(fd, "\1\0\0\x11\x93" NAME
+             "\2\5"); /* a rank of another pipeline is not served */
     EXPECT(fd, UNKNOWN);
     SEND(fd, ASK_0_0); /* nothing is served by default */
     EXPECT(fd, UNKNOWN);
@@ -208,7 +209,7 @@ test_zmq_listener_answers_pings(void **state)
     SEND(fd, "\4\x0b\4PING\0\x0a"
              "abcd" ASK_0);
     EXPECT(fd, "\4\x9\4PONGabcd" REPLY_0);
-    /* Kept beyond the time of an exchange, whether or not it is asked. */
+    /* Kept beyond the timeout of an exchange, with or without requests. */
     for (int i = 0; i < 4; i++) {
         usleep(150000);
         SEND(fd, "\4\x07\4PING\0\x0a");
@@ -221,7 +222,7 @@ test_zmq_listener_answers_pings(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* -- Listener: what is no request ----------------------------------------- */
+/* -- Listener: invalid requests ------------------------------------------- */
 
 static void
 test_zmq_listener_answers_invalid_requests(void **state)
@@ -244,7 +245,7 @@ test_zmq_listener_answers_invalid_requests(void **state)
     SEND(fd, "\1\0\1\0\0\x10\x92" NAME "\0"); /* a second delimiter */
     EXPECT(fd, MALFORMED);
     assert_int_equal(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_MALFORMED), 6);
-    /* Nothing can be answered where the delimiter is missing. */
+    /* Without a delimiter no answer is possible. */
     SEND(fd, "\0\x10\x92" NAME "\0");
     SEND(fd, "\0\0");
     SEND(fd, "\1\1x\0\x10\x92" NAME "\0");
@@ -337,8 +338,8 @@ test_zmq_attack_endless_message(void **state)
     int port = channel_start(channel, BLOB, BLOB_LEN);
     int fd = req_connect(port);
 
-    /* Frames of a message that never ends, without a body: each costs libzmq
-     * 64 bytes for as long as it comes. */
+    /* Empty frames of an endless message: each costs libzmq 64 bytes while the
+     * message lasts. */
     for (int i = 0; i < 65; i++) {
         SEND(fd, "\1\0");
     }
@@ -358,8 +359,8 @@ test_zmq_attack_identities_are_not_exclusive(void **state)
         "\4\x2b" READY_BODY "\3REQ\x08Identity\0\0\0\5\0\x6b\x8b\x45\x68";
     int fds[8];
 
-    /* Of the form that libzmq's ROUTER gives to its clients; one that was
-     * taken before ends the process there. */
+    /* In the form that libzmq's ROUTER assigns to clients; there, a duplicate
+     * aborts the process. */
     for (int i = 0; i < 8; i++) {
         char theirs[GREETING_LEN + OUR_READY_LEN];
         fds[i] = peer_connect(port);
@@ -410,7 +411,7 @@ test_zmq_attack_client_that_never_reads(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* Who asks for signs of life and does not read them is closed. */
+/* A client that sends PINGs and reads no PONG is closed. */
 static void
 test_zmq_attack_endless_pings(void **state)
 {
