@@ -1,8 +1,8 @@
 /*
- * Many threads do everything at once on one agent.  Under ThreadSanitizer this
- * also shows that what a call gives back to its caller is the caller's: memory
- * is written right after a transfer on it was cancelled, released, or lost its
- * region.
+ * Many threads make all calls concurrently on one agent.  Under
+ * ThreadSanitizer this also shows that memory belongs to the caller again
+ * right after a transfer on it was cancelled, released, or lost its region:
+ * the test writes to it.
  */
 #include "agent_fixture.h"
 
@@ -95,7 +95,7 @@ roll(member_t *member, unsigned sides)
     return (member->dice >> 16) % sides;
 }
 
-/* While the agent is being closed every call may say so. */
+/* While the agent is being closed, every call may report that. */
 static bool
 is_fine(const member_t *member, vnx_status_t status)
 {
@@ -123,7 +123,7 @@ prepare_slice(member_t *member)
                : NULL;
 }
 
-/* -- Deeds ---------------------------------------------------------------- */
+/* -- Actions -------------------------------------------------------------- */
 
 /* Random pieces of the source to distinct pieces of the own slice. */
 static void
@@ -189,7 +189,7 @@ do_write(member_t *member)
     vnx_xfer_abandon(xfer);
 }
 
-/* A transfer to the own slice that takes its time; NULL when closing. */
+/* A long transfer to the thread's own slice; NULL when closing. */
 static vnx_xfer_t *
 post_long(member_t *member, vnx_dlist_t *local)
 {
@@ -251,8 +251,8 @@ do_release_in_flight(member_t *member)
     }
 }
 
-/* A region of its own loses its registration under a transfer, and is given
- * back at once. */
+/* A thread's own region is deregistered during a transfer and freed at once.
+ */
 static void
 do_withdraw(member_t *member)
 {

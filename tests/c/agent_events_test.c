@@ -34,7 +34,7 @@ test_agent_wait_refuses_an_unposted_transfer(void **state)
             VNX_ERR_NOT_POSTED);
         assert_int_equal(error.row, 1);
         assert_string_equal(error.operation, "wait");
-        /* Of none, all have ended; and there is none of which any has not. */
+        /* Waiting for no transfers returns at once, for all and for any. */
         assert_int_equal(vnx_agent_wait(pair->a, NULL, 0, flags, 0, &error),
                          VNX_OK);
     }
@@ -61,7 +61,7 @@ test_agent_wait_names_a_foreign_transfer(void **state)
     assert_ok(vnx_xfer_release(mine, e));
 }
 
-/* Each subscriber hears of it, whatever the others have read. */
+/* Each subscriber is notified, whatever the others have read. */
 static void
 test_agent_subscribers_wake_when_a_transfer_ends(void **state)
 {

@@ -244,7 +244,7 @@ test_agent_fd_is_readable_on_a_notification(void **state)
     assert_ok(vnx_agent_fileno(agent, &fd, e));
     assert_ok(vnx_agent_fileno(agent, &again, e));
     assert_int_equal(fd, again);
-    vnx_agent_clear_events(agent); /* what was before it was asked for */
+    vnx_agent_clear_events(agent); /* events before it was requested */
     assert_false(readable(fd, 0));
     for (int i = 0; i < 3; i++) {
         assert_ok(vnx_agent_send_notif(agent, "a", 1, "x", 1, e));

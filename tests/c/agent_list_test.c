@@ -1,7 +1,6 @@
 /*
- * Prepared lists by the public C API: whole, in pieces, with strides; what
- * each row is checked for; how much memory they take; when they may be given
- * up.
+ * Prepared lists by the public C API: whole, in parts, with strides; checks of
+ * each row; memory use; release.
  */
 #include "agent_scene.h"
 
@@ -17,7 +16,7 @@ setup(void **state)
     return 0;
 }
 
-/* A test gives up all that it made. */
+/* Each test releases everything it created. */
 static int
 teardown(void **state)
 {
@@ -35,7 +34,7 @@ row_at(const unsigned char *at, uint64_t len)
     return (vnx_desc_t){(uint64_t)(uintptr_t)at, len, 0};
 }
 
-/* `count` rows of 8 bytes at places that follow no rule. */
+/* `count` rows of 8 bytes at irregular places. */
 static vnx_desc_t *
 scattered(const unsigned char *base, size_t count)
 {
@@ -354,7 +353,7 @@ test_list_fed_in_parts_can_be_aborted(void **state)
     free(rows);
 }
 
-/* -- Lives ---------------------------------------------------------------- */
+/* -- Lifetime ------------------------------------------------------------- */
 
 static void
 test_list_outlives_its_agent_and_peer(void **state)

@@ -43,8 +43,8 @@ pair_teardown(void **state)
     return 0;
 }
 
-/* B ends, and another instance of the name comes with the same memory.  A has
- * not been told. */
+/* Close B and create another instance with the same name and memory, without
+ * telling A. */
 static inline void
 pair_restart_b(pair_t *pair)
 {
@@ -53,8 +53,8 @@ pair_restart_b(pair_t *pair)
     register_at(pair->b, pair->at_b, pair->len);
 }
 
-/* All of both regions, as a transfer that the copy threads work on.  Its
- * lists are released: the transfer holds what it needs. */
+/* A transfer of both whole regions, run by the copy threads.  Its lists are
+ * released: the transfer holds references. */
 static inline vnx_xfer_t *
 pair_make_xfer(pair_t *pair, vnx_op_t op, size_t rows, const char *notif)
 {

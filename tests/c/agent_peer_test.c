@@ -1,6 +1,6 @@
 /*
- * Peers by the public C API: what loading metadata does, what is refused, what
- * is told of a peer, and what notifications need.
+ * Peers by the public C API: loading of metadata, refusals, descriptions,
+ * notifications.
  */
 #include "agent_scene.h"
 
@@ -40,7 +40,7 @@ knows(scene_t *s, const void *at, size_t len)
     return vnx_agent_check_peer(s->here, "there", 5, VNX_MEM_DRAM, &desc, 1);
 }
 
-/* All of the peer's memory comes over. */
+/* All of the peer's memory is read. */
 static void
 check_read(scene_t *s)
 {
@@ -232,7 +232,7 @@ test_peer_is_loaded_by_many_threads(void **state)
     free(more);
 }
 
-/* -- Leaving -------------------------------------------------------------- */
+/* -- Removal -------------------------------------------------------------- */
 
 static void
 test_peer_removed_is_unknown_until_loaded_again(void **state)
@@ -280,7 +280,7 @@ test_peer_closed_is_a_disconnect(void **state)
     vnx_notif_free(await_notif(s->here));
 }
 
-/* -- Being told ----------------------------------------------------------- */
+/* -- Description ---------------------------------------------------------- */
 
 static void
 expect_words(vnx_agent_t *agent, const char *peer, const char *const *words)
@@ -361,7 +361,7 @@ speak(void *argument)
     return speaker;
 }
 
-/* Each word is the next one of its speaker. */
+/* Each message is the next one of its sender. */
 static size_t
 hear(vnx_agent_t *agent, uint32_t *next)
 {

@@ -1,4 +1,4 @@
-/* Two processes: the agent's promises across SHM, and a peer's death. */
+/* Two processes: the agent's guarantees over SHM, and a peer's death. */
 #include "agent_fixture.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 #define ROW 4096u
 #define ROWS (LEN / ROW)
 
-/* The child's memory, as it tells it. */
+/* The child's memory, as it reports it. */
 typedef struct hello {
     uint64_t plain, shared;
     uint64_t blob_len;
@@ -297,7 +297,7 @@ test_shm_write_lands_before_its_notification(void **state)
     vnx_xfer_t *xfer =
         make_xfer(agent, VNX_OP_WRITE, s.local, remote, ROWS, "written");
 
-    /* Nobody polls the transfer here: its end needs no help. */
+    /* The transfer ends without being polled. */
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     assert_int_equal(ask(&s.child, 'n'), 7);
     assert_int_equal(ask(&s.child, 'p'), sum);
@@ -307,7 +307,7 @@ test_shm_write_lands_before_its_notification(void **state)
     scene_close(&s);
 }
 
-/* The error that posting comes to, at the latest 10 s after `child` ended. */
+/* The error that posting returns, at most 10 s after `child` ended. */
 static vnx_status_t
 post_until_error(vnx_agent_t *agent, vnx_xfer_t *xfer)
 {
@@ -354,7 +354,7 @@ test_shm_killed_peer_is_a_disconnect_and_can_restart(void **state)
         vnx_dlist_release(remote);
         end_child(&child);
 
-        /* Others are served all the while. */
+        /* Other peers are served meanwhile. */
         remote = prepare_remote(agent, "C", other.hello.plain);
         xfer = make_scattered(agent, VNX_OP_READ, local, remote, NULL);
         run_xfer(agent, xfer);
@@ -435,7 +435,7 @@ test_shm_forked_child_refuses_and_releases_nothing(void **state)
     scene_close(&s);
 }
 
-/* -- An owner that changes its mind --------------------------------------- */
+/* -- An owner that registers again ---------------------------------------- */
 
 typedef struct churn {
     scene_t *scene;
@@ -450,7 +450,7 @@ sleep_ns(long ns)
     nanosleep(&(struct timespec){.tv_nsec = ns}, NULL);
 }
 
-/* The registration may be gone, or the peer; nothing else goes wrong. */
+/* The registration or the peer may be gone; other errors are failures. */
 static bool
 is_expected(vnx_status_t status)
 {
@@ -458,7 +458,7 @@ is_expected(vnx_status_t status)
            status == VNX_ERR_REMOTE_DISCONNECT || status == VNX_ERR_CANCELED;
 }
 
-/* Read one row, and now and then give up on it. */
+/* Read one row, and sometimes cancel. */
 static bool
 read_row(churn_t *churn, vnx_dlist_t *remote, uint32_t row, unsigned round)
 {
@@ -518,8 +518,8 @@ read_rows(void *arg)
     return NULL;
 }
 
-/* The owner registers its memory again and again, and its metadata is loaded,
- * early or late, while others transfer. */
+/* The owner registers its memory repeatedly, and its metadata is loaded, early
+ * or late, during transfers. */
 static void
 test_shm_owner_registers_again_under_transfers(void **state)
 {
@@ -554,7 +554,7 @@ test_shm_owner_registers_again_under_transfers(void **state)
     }
     assert_int_equal(churn.bad, 0);
     assert_true(churn.good > 0);
-    /* In the end all is as it is at first. */
+    /* At the end everything works as at the start. */
     write_all(s.child.commands, "m", 1);
     read_all(s.child.answers, s.child.blob, s.child.hello.blob_len);
     load_child(s.agent, &s.child);
@@ -568,7 +568,7 @@ test_shm_owner_registers_again_under_transfers(void **state)
     scene_close(&s);
 }
 
-/* The agent closes while its transfers wait for an owner that stands still. */
+/* The agent closes while its transfers wait for a stopped owner. */
 static void
 test_shm_agent_closes_while_transfers_wait(void **state)
 {

@@ -1,4 +1,4 @@
-/* The agent within one process: transfers, notifications, peers, lives. */
+/* The agent within one process: transfers, notifications, peers, lifetime. */
 #include "agent_pair.h"
 
 #include <pthread.h>
@@ -230,7 +230,7 @@ test_agent_cancel_ends_a_transfer(void **state)
                          stopped ? VNX_XFER_CANCELLED : VNX_XFER_DONE);
         stopped_count += stopped;
     }
-    /* Each one that was not stopped has notified. */
+    /* Each transfer that was not stopped sent its notification. */
     unsigned notified = 0;
     for (vnx_notif_t *n = vnx_agent_take_notifs(p->b), *next; n != NULL;
          n = next) {
@@ -272,7 +272,7 @@ test_agent_wait_times_out_and_counts(void **state)
     for (uint32_t i = 0; i < 8; i++) {
         xfers[i] = make_eighth(p, local, remote, i);
     }
-    /* Whether a wait of no time finds them open is a matter of luck. */
+    /* A wait with timeout 0 may or may not find them in flight. */
     while (timeouts == 0 && rounds < 1000) {
         for (int i = 0; i < 8; i++) {
             assert_int_equal(vnx_xfer_post(xfers[i], NULL, 0, NULL),
@@ -306,7 +306,7 @@ typedef struct worker {
     unsigned number, rounds;
 } worker_t;
 
-/* Own rows of the shared buffers, own lists, everything at once. */
+/* Each thread has its own rows and lists; all run concurrently. */
 static void *
 work(void *argument)
 {

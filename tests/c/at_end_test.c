@@ -1,4 +1,4 @@
-/* What is called when the process ends, and when somebody says so before. */
+/* Callbacks at process exit, and before it on request. */
 #include "vnx_test.h"
 
 #include <fcntl.h>
@@ -33,7 +33,7 @@ tell(void)
     }
 }
 
-/* The last one added first, each once, however often both are said. */
+/* In reverse order, each once, however often they are requested. */
 static void
 test_at_end_calls_each_once(void **state)
 {
@@ -99,7 +99,7 @@ test_at_end_runs_at_exit(void **state)
     assert_int_equal(count_in_child(run_and_exit), 1);
 }
 
-/* A forked child has nothing of its parent's to end. */
+/* A forked child runs no callback of its parent. */
 static void
 test_at_end_does_not_run_in_a_child(void **state)
 {

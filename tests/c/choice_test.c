@@ -1,4 +1,4 @@
-/* Which engine is taken: candidates with backends of their own. */
+/* Choice of the engine among candidates with different backends. */
 #include "vnx_test.h"
 
 #include <string.h>

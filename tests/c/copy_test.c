@@ -8,7 +8,7 @@
 
 #define GUARD 64u
 
-/* Two areas and what the target should become. */
+/* Two areas and the expected target. */
 typedef struct areas {
     unsigned char *target, *source, *expected;
     size_t size;
@@ -226,7 +226,7 @@ test_copy_chunk_copies_only_its_own_pieces(void **state)
     areas_free(&areas);
 }
 
-/* What lies in another process is not this function's to copy. */
+/* This function does not copy memory of another process. */
 static void
 test_copy_chunk_skips_indirect_pieces(void **state)
 {
@@ -245,7 +245,7 @@ test_copy_chunk_skips_indirect_pieces(void **state)
     areas_free(&areas);
 }
 
-/* A piece onto itself, and onto ranges that overlap it by little or much. */
+/* A piece onto itself, and onto ranges that overlap it partly. */
 static void
 test_copy_chunk_moves_overlapping_ranges(void **state)
 {

@@ -1,5 +1,5 @@
-/* Prepared lists through the agent: made in one go or in pieces, refused with
- * the row that is wrong, and what becomes of them when peers or agents end. */
+/* Prepared lists through the agent: created at once or in parts, errors that
+ * name the row, and their validity after peers or agents end. */
 #include "agent_pair.h"
 
 #define SOME 5000u

@@ -1,4 +1,4 @@
-/* What vnx_agent_stats() counts: what a dashboard shows of an agent. */
+/* The counters of vnx_agent_stats(). */
 #include "agent_pair.h"
 #include "pool_gate.h"
 
@@ -284,7 +284,7 @@ test_core_stats_newest_notification_always_stays(void **state)
     assert_null(notif->next);
     vnx_notif_free(notif);
 
-    /* What was taken makes room again. */
+    /* Received notifications free space. */
     assert_ok(vnx_agent_send_notif(agent, "me", 2, "small", 5, e));
     assert_int_equal(stats_of(agent).notifs_dropped, 1);
     assert_int_equal(stats_of(agent).notifs_pending, 1);

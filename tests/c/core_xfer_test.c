@@ -287,7 +287,7 @@ test_core_xfer_telemetry_is_of_the_last_post(void **state)
     assert_int_equal(telemetry.total_bytes, p->len);
     assert_int_equal(telemetry.desc_count, ROWS);
     uint64_t first_start = telemetry.start_us;
-    /* The clock of the day may be set meanwhile, but not by a day. */
+    /* The wall clock may be set meanwhile, but not by a day. */
     assert_in_range(first_start, wall_us() - 86400000000u,
                     wall_us() + 86400000000u);
     gate_open(gate);
@@ -382,7 +382,7 @@ test_core_xfer_takes_indices_of_every_type(void **state)
     vnx_dlist_release(remote);
 }
 
-/* Making it must fail; the row and the cause are told. */
+/* Creation must fail with this row and cause. */
 static void
 check_refused(pair_t *p, vnx_dlist_t *local, vnx_indices_t local_rows,
               vnx_dlist_t *remote, vnx_indices_t remote_rows, int64_t row,

@@ -1,4 +1,4 @@
-/* Deadlines by themselves, and those of transfers. */
+/* Deadlines, alone and of transfers. */
 #include "agent_pair.h"
 #include "pool_gate.h"
 
@@ -69,8 +69,8 @@ test_deadline_passes_until_disarmed(void **state)
     assert_int_equal(watched.calls, calls);
 }
 
-/* In the order of their times, whatever that of arming is; and one that comes
- * earlier than what the thread sleeps for wakes it. */
+/* Callbacks run in the order of their times, not of arming; an earlier
+ * deadline wakes the sleeping thread. */
 static void
 test_deadline_callbacks_run_in_order(void **state)
 {
@@ -97,7 +97,7 @@ test_deadline_callbacks_run_in_order(void **state)
     vnxi_deadline_disarm(&far.deadline);
 }
 
-/* A child has none of its parent's, and its own work. */
+/* A child inherits no deadlines, and its own work. */
 static void
 test_deadline_in_a_forked_child(void **state)
 {
@@ -151,7 +151,7 @@ assert_timed_out(vnx_xfer_t *xfer, const char *cause)
     }
 }
 
-/* It stands before the gate until its time has passed. */
+/* It waits at the gate until its deadline has passed. */
 static void
 test_deadline_of_a_transfer_passes(void **state)
 {
@@ -193,7 +193,7 @@ test_deadline_of_a_transfer_that_ends_in_time(void **state)
         await_end(p->a, xfer);
         assert_ok(vnx_xfer_status(xfer, e));
         assert_memory_equal(p->at_a, p->at_b, p->len);
-        /* Done before it returns: no time is too short. */
+        /* It is done before the post returns, so any timeout suffices. */
         assert_int_equal(vnx_xfer_post_within(small, NULL, 0, 0, NULL),
                          VNX_OK);
     }
@@ -201,7 +201,8 @@ test_deadline_of_a_transfer_that_ends_in_time(void **state)
     assert_ok(vnx_xfer_release(small, e));
 }
 
-/* What the user stops first was cancelled; refusals leave no deadline. */
+/* A transfer stopped first by the user is cancelled; refused posts leave no
+ * deadline. */
 static void
 test_deadline_of_a_transfer_that_is_cancelled(void **state)
 {
@@ -222,7 +223,7 @@ test_deadline_of_a_transfer_that_is_cancelled(void **state)
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
-/* Deadlines and ends that meet: each post ends in one of two ways. */
+/* Deadlines race with completion: each post ends in one of two ways. */
 static void
 test_deadline_races_with_the_end_of_a_transfer(void **state)
 {

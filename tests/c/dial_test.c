@@ -1,5 +1,5 @@
-/* From a host's name to a connected socket: attempts and their order, what is
- * waited for, in which words it fails. */
+/* From a host name to a connected socket: attempts, their order, waiting, and
+ * error messages. */
 #include "side_channel_peer.h"
 
 #include <arpa/inet.h>
@@ -43,7 +43,7 @@ listen_on(int backlog, int *port_p)
     return fd;
 }
 
-/* A port whose queue is full: it answers nobody. */
+/* A port whose queue is full does not answer. */
 typedef struct mute {
     int fd, port, waiting[4];
 } mute_t;
@@ -150,7 +150,7 @@ test_connector_connects_and_hands_over_the_socket(void **state)
     close(listener);
 }
 
-/* One that refuses costs no quarter of a second. */
+/* A refusal does not cost the delay of 250 ms. */
 static void
 test_connector_continues_at_once_after_a_refusal(void **state)
 {
@@ -191,7 +191,7 @@ test_connector_reports_the_last_failure(void **state)
     close(bound);
 }
 
-/* One that is silent is overtaken after its time, by a clock of our own. */
+/* A silent address is overtaken after its delay, by a simulated clock. */
 static void
 test_connector_starts_the_next_attempt_on_time(void **state)
 {
@@ -222,7 +222,7 @@ test_connector_starts_the_next_attempt_on_time(void **state)
     mute_close(&mute);
 }
 
-/* Little time is shared out among all addresses. */
+/* A short timeout is divided among all addresses. */
 static void
 test_connector_shortens_attempts_if_time_is_short(void **state)
 {
@@ -359,7 +359,7 @@ test_dial_names_the_address_that_refused(void **state)
     close(bound);
 }
 
-/* The resolver's answer is awaited by the exchange's descriptor, not here. */
+/* The resolver signals the exchange's descriptor; this does not block. */
 static void
 test_dial_can_be_cancelled_while_resolving(void **state)
 {

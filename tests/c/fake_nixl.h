@@ -1,4 +1,4 @@
-/* What a test says to the fake NIXL library, and what it has seen. */
+/* Control of the fake NIXL library, and its observations. */
 #ifndef FAKE_NIXL_H
 #define FAKE_NIXL_H
 

@@ -1,6 +1,5 @@
 /*
- * A transport that does what the test says, for tests of requests that are
- * tried and waited for.  No socket is opened.
+ * A scripted transport, for tests of retries and waiting.  It opens no socket.
  */
 #ifndef VNX_FAKE_TRANSPORT_H
 #define VNX_FAKE_TRANSPORT_H
@@ -18,7 +17,7 @@
 #define TRIES 64
 #define MS UINT64_C(1000000)
 
-/* What each try of a request comes to; the last one is for all further. */
+/* The result of each try; the last one applies to all further tries. */
 typedef struct script {
     vnx_status_t begin;   /* VNX_OK: it has steps */
     vnx_status_t end;     /* of the last step; VNX_IN_PROG: never */

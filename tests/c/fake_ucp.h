@@ -1,5 +1,5 @@
-/* What a test says to the fake libucp, what it has seen, and what can be done
- * to it. */
+/* Control of the fake libucp, its observations, and events that a test can
+ * trigger. */
 #ifndef FAKE_UCP_H
 #define FAKE_UCP_H
 

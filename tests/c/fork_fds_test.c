@@ -42,7 +42,7 @@ test_fork_fds_are_closed_in_the_child_only(void **state)
     close(fds[1]);
 }
 
-/* The number is used again, by somebody else. */
+/* The number is reused for another file. */
 static void
 test_fork_fds_forget_closed_ones(void **state)
 {

@@ -1,5 +1,4 @@
-/* The HTTP side channel's client, with servers that are written from the
- * bytes, and those of them that mean ill. */
+/* The HTTP side channel's client, with raw servers, some of them hostile. */
 #include "http_peer.h"
 #include "side_channel_attacks.h"
 
@@ -160,7 +159,7 @@ test_http_client_never_shows_the_secret(void **state)
     }
 }
 
-/* Where it points to is not asked: there is nobody else to be asked. */
+/* The redirect's target gets no request. */
 static void
 test_http_client_does_not_follow_redirects(void **state)
 {
@@ -236,13 +235,13 @@ test_http_client_refuses_above_max_frame(void **state)
                         VNX_ERR_MISMATCH, "is above max_frame (6)");
     expect_refusal("HTTP/1.1 200 OK\r\nContent-Length: 268435457\r\n\r\n",
                    VNX_ERR_MISMATCH, "is above max_frame (268435456)");
-    /* A length that is never sent costs nothing. */
+    /* An announced length without data allocates nothing. */
     snprintf(sized, sizeof sized,
              "HTTP/1.1 200 OK\r\nContent-Length: %u\r\n\r\nx", 256u << 20);
     expect_refusal(sized, VNX_ERR_BACKEND, "closed after 1 of");
 }
 
-/* -- Servers that do not end ---------------------------------------------- */
+/* -- Endless replies ------------------------------------------------------ */
 
 static void
 serve_drip(peer_server_t *server, int client)
@@ -315,7 +314,7 @@ test_http_client_bounds_the_header(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* -- Getting there -------------------------------------------------------- */
+/* -- Connecting ----------------------------------------------------------- */
 
 static void
 test_http_client_dead_port_is_refused_at_once(void **state)
@@ -351,7 +350,7 @@ test_http_client_connects_by_ipv6_and_by_name(void **state)
         vnx_side_channel_free(channel);
         skip();
     }
-    /* "localhost" is 127.0.0.1 first, where nobody listens. */
+    /* "localhost" is first 127.0.0.1, which has no listener. */
     assert_int_equal(
         vnx_side_channel_start(channel, "::1", 0, "x", 1, &port, NULL),
         VNX_OK);

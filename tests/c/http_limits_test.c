@@ -1,5 +1,5 @@
-/* Clients of the HTTP side channel that mean ill, or are ill: each costs its
- * own exchange, nobody else's. */
+/* Hostile or broken clients of the HTTP side channel: each loses its own
+ * exchange and affects no other. */
 #include "http_peer.h"
 #include "side_channel_attacks.h"
 
@@ -100,7 +100,7 @@ test_http_limits_close_idle_connections_sooner(void **state)
 
     peer_expect_end(peer_connect(port));
     assert_int_equal(channel_stats(channel).timed_out, 1);
-    /* One that was answered and stays has done nothing wrong. */
+    /* An idle connection that was served is not an error. */
     int fd = peer_connect(port);
     peer_send(fd, REQUEST, REQUEST_LEN);
     http_read_replies(fd, 1, reply);
@@ -163,7 +163,7 @@ test_http_limits_close_a_connection_that_sends_garbage(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* Up to the cap and beyond, without an end of the line. */
+/* Up to the limit and beyond, without an end of line. */
 static void
 test_http_limits_bound_the_header(void **state)
 {
@@ -195,7 +195,7 @@ test_http_limits_resets_and_storms_leak_nothing(void **state)
     expect_storm_leaves_nothing(&attacked, 1000);
 }
 
-/* What they go on sending is not taken in. */
+/* Further bytes from them are not read. */
 static void
 test_http_limits_reset_clients_that_never_read(void **state)
 {

@@ -1,6 +1,6 @@
 /*
- * The other end of an HTTP side channel, written from the bytes with blocking
- * sockets, and what its tests share.
+ * A raw peer of the HTTP side channel with blocking sockets, and shared
+ * helpers of its tests.
  */
 #ifndef VNX_HTTP_PEER_H
 #define VNX_HTTP_PEER_H
@@ -18,11 +18,11 @@ channel_make_t http_new;
 
 /* -- A raw client --------------------------------------------------------- */
 
-/* Send and read to the end of the connection; the text that came. */
+/* Send, read to the end of the connection, and return the text. */
 char *http_ask(int port, const void *request, size_t len,
                char reply[HTTP_REPLY_MAX]);
 
-/* Read until `count` replies have come whole, told by their lengths. */
+/* Read until `count` replies are complete by their lengths. */
 void http_read_replies(int fd, size_t count, char reply[HTTP_REPLY_MAX]);
 
 /* The number after "HTTP/1.1 "; 0: there is none. */
@@ -34,10 +34,10 @@ int http_status(const char *reply);
  * `reply` as it stands, closes. */
 void http_serve_reply(peer_server_t *server, int client);
 
-/* Read up to the empty line; false: the client left before. */
+/* Read up to the empty line; false: the client closed earlier. */
 bool http_read_request(int client);
 
-/* The last request that a server of this program read. */
+/* The last request read by a server in this program. */
 const char *http_asked(void);
 
 #endif

@@ -107,8 +107,8 @@ check_frame(const vnxi_link_frame_t *frame, size_t number, size_t long_len)
     }
 }
 
-/* Feed the stream in pieces of `piece` bytes, each from a block of exactly its
- * size, so that a read past it is seen. */
+/* Feed the stream in pieces of `piece` bytes, each from a block of its exact
+ * size, so that ASan detects a read past it. */
 static void
 check_in_pieces(size_t long_len, size_t piece)
 {
@@ -439,7 +439,7 @@ test_link_frame_confirm_with_a_wrong_byte_is_refused(void **state)
     assert_false(question_is_good(body, sizeof question));
     body[12 + 28] = 1;
     assert_true(question_is_good(body, sizeof question));
-    memset(body, 0, sizeof body); /* none at all is a question too */
+    memset(body, 0, sizeof body); /* an empty request is valid */
     assert_true(question_is_good(body, 12));
 }
 

@@ -1,4 +1,4 @@
-/* How links end, and what that leaves behind. */
+/* How links end, and that nothing leaks. */
 #include "link_node.h"
 
 static void
@@ -33,7 +33,7 @@ test_link_end_of_the_process_is_reported(void **state)
     node_fini(&pair.node);
 }
 
-/* A child of the peer keeps its sockets open, so no stream ends. */
+/* A child of the peer keeps the sockets open, so the streams do not end. */
 static void
 test_link_end_is_reported_although_a_child_keeps_the_sockets(void **state)
 {
@@ -108,13 +108,13 @@ test_link_forked_child_keeps_no_socket(void **state)
     assert_int_equal(node_send(pair.link, 0, 0, 1, 100), VNX_OK);
     assert_int_equal(peer_wait_notifs(&pair.peer, 1).notifs, 1);
     pid_t child = peer_child(&pair.peer, PEER_FORK);
-    /* It closes its end of the orders itself; all else went before. */
+    /* It closes its command pipe itself; everything else is closed already. */
     uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
     while (count_sockets(child) > 0) {
         assert_true(vnxi_clock_ns() < deadline);
         usleep(1000);
     }
-    /* The parent's links live on, and end with it alone. */
+    /* The parent's links stay open and end only with the parent. */
     assert_int_equal(node_send(pair.link, 0, 1, 1, 100), VNX_OK);
     assert_int_equal(peer_wait_notifs(&pair.peer, 2).notifs, 2);
     assert_int_equal(node_look(&pair.node).ended, 0);
@@ -165,8 +165,8 @@ test_link_calls_in_a_forked_child_return(void **state)
     node_fini(&node);
 }
 
-/* The hub stands still, held up in a callback, while the peer sends and dies;
- * what it sent is in our socket and must come before its end. */
+/* A callback blocks the hub while the peer sends and dies; the messages in our
+ * socket must arrive before its end. */
 static void
 test_link_messages_sent_before_death_arrive(void **state)
 {
@@ -222,7 +222,7 @@ test_link_close_reports_no_end(void **state)
     assert_int_equal(node.account.ended, 0);
 }
 
-/* What was sent before close() arrives, since BYE comes behind it. */
+/* Messages sent before close() arrive, because BYE follows them. */
 static void
 test_link_close_follows_sent_messages(void **state)
 {
@@ -318,8 +318,8 @@ test_link_closed_in_a_callback_reports_no_end(void **state)
     assert_int_equal(node.account.ended, 0);
 }
 
-/* Close and death at once: the end is told at most once, never after close
- * returned and the hub stopped, and nothing crashes. */
+/* Close races with death: the end is reported at most once, never after close
+ * returned and the hub stopped. */
 static void
 test_link_close_races_with_the_end(void **state)
 {
@@ -466,8 +466,8 @@ test_hub_stop_closes_all_descriptors(void **state)
 
 #define EACH 100
 
-/* Links come and go on many threads, between two hubs and in both directions,
- * while both are polled. */
+/* Many threads open and close links between two hubs in both directions, while
+ * both are polled. */
 static void *
 open_and_close(void *arg)
 {

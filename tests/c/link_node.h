@@ -1,13 +1,13 @@
 /*
- * For the tests of links: a *node* is a hub that keeps account of what its
- * callbacks were told, and a *peer* is a node in a forked process that does
- * what it is told.  Peers are forked before the test starts a thread.
+ * For the tests of links: a *node* is a hub that records its callbacks, and a
+ * *peer* is a node in a forked process that executes commands.  Peers are
+ * forked before the test starts a thread.
  *
- * A notification made here carries who made it (`stream`), its number in that
- * stream and a pattern, so that the receiver sees what is lost, doubled, out
- * of order or damaged.
+ * A notification made here has its origin (`stream`), its number in that
+ * stream and a pattern, so that the receiver detects loss, duplicates, wrong
+ * order and damage.
  *
- * A node answers questions as if it had registered what has an even address.
+ * A node answers confirm requests as if all even addresses were registered.
  */
 #ifndef VNX_LINK_NODE_H
 #define VNX_LINK_NODE_H
@@ -36,7 +36,7 @@
 #define NODE_HEAD 16
 #define NODE_DEADLINE_NS (60u * UINT64_C(1000000000))
 
-/* What the callbacks were told; plain, so that it can go through a pipe. */
+/* A record of the callbacks; plain data, to be sent through a pipe. */
 typedef struct node_account {
     size_t notifs, bytes, bad;
     uint32_t next[NODE_STREAMS]; /* number that comes next in a stream */
@@ -188,7 +188,8 @@ node_on_ended(void *context, vnxi_link_t *link, const char *cause)
     pthread_mutex_unlock(&node->lock);
 }
 
-/* Odd addresses are not registered; a question of none tells the epoch too. */
+/* Odd addresses are not registered; an empty request also returns the epoch.
+ */
 static inline uint64_t
 node_on_confirm(void *context, const vnxi_link_row_t *rows, size_t count,
                 bool *refused_p)
@@ -227,8 +228,8 @@ node_on_alarm(void *context)
     pthread_mutex_unlock(&node->lock);
 }
 
-/* The names of nodes, by their instances.  Whose is not known here is the
- * node of the test that this process is a peer of. */
+/* The names of nodes, by their instances.  An unknown instance is the node of
+ * the test that forked this process. */
 static struct {
     unsigned char instance[VNXI_SHM_ID_SIZE];
     const char *name;
@@ -343,7 +344,7 @@ node_wait(node_t *node, const size_t *counter, size_t count)
     return there;
 }
 
-/* For what is not told by a callback. */
+/* For events without a callback. */
 static inline bool
 node_wait_accepted(node_t *node, size_t count)
 {
@@ -598,7 +599,8 @@ peer_look(const peer_t *peer)
     return account;
 }
 
-/* Until `count` notifications came there; what it tells then. */
+/* Wait until the peer has received `count` notifications; return its record.
+ */
 static inline node_account_t
 peer_wait_notifs(const peer_t *peer, size_t count)
 {

@@ -1,4 +1,4 @@
-/* The native engine's backends: what it offers, what it was told, and when. */
+/* The native engine's backends: plugins, parameters, creation. */
 #include "agent_fixture.h"
 
 static vnx_agent_t *

@@ -1,5 +1,5 @@
-/* The name service is replaced by one that the tests script: names do not
- * depend on the machine, and one never answers until it is told to. */
+/* A scripted name service replaces the real one: names do not depend on the
+ * machine, and one name gets no answer until the test asks for it. */
 #include "vnx_test.h"
 
 #include <netdb.h>

@@ -1,4 +1,4 @@
-/* What a listener does with clients before it makes a connection of them. */
+/* The listener's treatment of clients before they become connections. */
 #include "side_channel_peer.h"
 
 #include <poll.h>
@@ -25,7 +25,7 @@ connect_pair(int pair[2])
     close(listener);
 }
 
-/* What the other end did has come: POLLIN, or POLLRDHUP for its end. */
+/* Wait for the other end's action: POLLIN, or POLLRDHUP for its close. */
 static void
 await(int fd, short events)
 {
@@ -48,7 +48,7 @@ test_server_waiting_client_is_connected(void **state)
     close(pair[1]);
 }
 
-/* What it said may be a request that wants its answer. */
+/* The bytes it sent may be a request that needs an answer. */
 static void
 test_server_client_that_sent_is_served(void **state)
 {

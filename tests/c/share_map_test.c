@@ -137,7 +137,7 @@ test_share_map_stays_below_the_kernels_limit(void **state)
         VNX_ERR_BACKEND);
     assert_non_null(strstr(error.cause, "which is the limit"));
     assert_null(more);
-    /* One that goes makes room for another. */
+    /* Releasing one makes room for another. */
     vnxi_share_map_release(maps[0]);
     assert_int_equal(vnxi_share_map(fixture->pidfd, &fixture->share, 4096,
                                     &maps[0], &error),
@@ -295,7 +295,7 @@ test_share_map_of_another_process(void **state)
     assert_int_equal(write(child.to, "g", 1), 1);
     assert_int_equal(end_child(&child), 0);
 
-    /* The owner is gone: what is mapped stays, more cannot be had. */
+    /* The owner is gone: existing mappings stay, new ones fail. */
     assert_int_equal(seen[1000], 0x43);
     vnxi_share_map_t *late = NULL;
     assert_int_equal(vnxi_share_map(pidfd, &share, SIZE, &late, &error),
@@ -307,7 +307,7 @@ test_share_map_of_another_process(void **state)
 static vnx_shared_buffer_t *inherited;
 static vnxi_share_map_t *inherited_map;
 
-/* In a child: what the parent made is left alone, and new things work. */
+/* In a child: the parent's objects are not touched, and new ones work. */
 static int
 work_in_child(int in, int out)
 {

@@ -1,4 +1,4 @@
-/* What a channel checks before it asks, and what it tells peers to ask. */
+/* Checks before a request, and the advertised address. */
 #include "side_channel_peer.h"
 
 #include <stdio.h>
@@ -20,7 +20,7 @@ good_params(int port)
                       .timeout_ms = 20000};
 }
 
-/* -- Before anybody is asked ---------------------------------------------- */
+/* -- Checks before a request ---------------------------------------------- */
 
 static void
 assert_refused(const params_t *params, const char *words)
@@ -147,7 +147,7 @@ test_ask_many_accepts_params_of_an_older_size(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* What is passed is copied: it may go before the answer comes. */
+/* Arguments are copied, so they may be freed before the answer. */
 static void
 test_ask_copies_the_callers_params(void **state)
 {
@@ -183,7 +183,7 @@ test_ask_copies_the_callers_params(void **state)
     vnx_side_channel_free(channel);
 }
 
-/* -- What peers are told -------------------------------------------------- */
+/* -- Advertised addresses ------------------------------------------------- */
 
 /* The channel listens on `bound`; what it advertises then. */
 static void
@@ -251,7 +251,7 @@ test_advertised_host_is_cut_to_fit(void **state)
     assert_advertised("127.0.0.1", longer, want);
 }
 
-/* Of every address one is told that is none of the wildcards. */
+/* For a wildcard address, a specific address is advertised. */
 static void
 test_advertised_is_never_a_wildcard(void **state)
 {

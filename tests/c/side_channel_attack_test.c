@@ -1,5 +1,5 @@
-/* Clients and servers that mean ill, or are ill: each costs its own exchange,
- * nobody else's. */
+/* Hostile or broken clients and servers: each loses its own exchange and
+ * affects no other. */
 #include "side_channel_attacks.h"
 
 #include <stdlib.h>

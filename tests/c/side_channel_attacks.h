@@ -1,6 +1,6 @@
 /*
- * Attacks that every transport stands, whatever it speaks.  Each function is a
- * test of its own: it makes the channels that it needs.
+ * Attacks that every transport must withstand.  Each function is a complete
+ * test and creates its own channels.
  */
 #ifndef VNX_SIDE_CHANNEL_ATTACKS_H
 #define VNX_SIDE_CHANNEL_ATTACKS_H
@@ -17,13 +17,13 @@ typedef struct attacked {
     size_t request_len;
 } attacked_t;
 
-/* Exchanges that succeed, whatever else goes on at the listener. */
+/* Exchanges that must succeed during an attack on the listener. */
 void expect_service(vnx_side_channel_t *channel, int port);
 
 /* -- By clients ----------------------------------------------------------- */
 
-/* As many as `most`, each with `len` bytes sent, then nothing: all are held,
- * and others are served. */
+/* `most` connections that send `len` bytes and fall silent: all are held, and
+ * others are served. */
 void expect_crowd_held(const attacked_t *attacked, size_t most,
                        const void *data, size_t len);
 

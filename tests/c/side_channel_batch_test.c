@@ -1,6 +1,5 @@
 /*
- * Many requests over a transport that does what the test says: in how many at
- * once, what they wait for, how they are interrupted.
+ * Many requests over a scripted transport: concurrency, waiting, interruption.
  */
 #include "fake_transport.h"
 
@@ -83,7 +82,7 @@ test_jobs_can_be_freed_at_any_stage(void **state)
     vnxi_batch_free(NULL);
 }
 
-/* A few in each round, but no round waits while one has yet to begin. */
+/* Each round starts a few; the first wait comes after all have started. */
 static void
 test_jobs_are_all_started_before_waiting(void **state)
 {
@@ -111,7 +110,7 @@ test_jobs_are_all_started_before_waiting(void **state)
     assert_int_equal(world.open, 0);
 }
 
-/* As many at once as half of the descriptors allow; all get their turn. */
+/* Half of the descriptors bound the concurrency; all requests get a turn. */
 static void
 test_jobs_leave_descriptors_to_others(void **state)
 {
@@ -143,7 +142,7 @@ test_jobs_leave_descriptors_to_others(void **state)
     vnxi_batch_free(batch);
 }
 
-/* Whose turn never comes is told so at its own time. */
+/* A request that never starts fails at its own deadline. */
 static void
 test_jobs_never_started_end_at_their_deadline(void **state)
 {

@@ -1,4 +1,4 @@
-/* Keys: what a listener serves under them, what replaces it, and the bytes. */
+/* Keys: serving, replacing and removing blobs, and the wire format. */
 #include "side_channel_peer.h"
 
 #include <stdlib.h>

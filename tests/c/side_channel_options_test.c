@@ -1,4 +1,4 @@
-/* Options of a side channel, what it counts, and its loop's threads. */
+/* Options of a side channel, its counters, and its loop's threads. */
 #include "vnx_test.h"
 
 #include <errno.h>
@@ -95,7 +95,7 @@ test_options_are_kept_and_bounded(void **state)
     vnxi_options_fini(&all);
 }
 
-/* A program that was built with an older header passes fewer of them. */
+/* A program built with an older header passes fewer options. */
 static void
 test_options_of_an_older_program_are_accepted(void **state)
 {
@@ -228,7 +228,7 @@ test_options_certificate_and_key_go_together(void **state)
     assert_refused(&given, VNX_ERR_INVALID_PARAM, "go together");
 }
 
-/* Half of the descriptors are others'. */
+/* Half of the descriptors are left to others. */
 static void
 test_options_connections_follow_the_descriptor_limit(void **state)
 {

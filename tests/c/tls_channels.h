@@ -32,11 +32,11 @@ vnx_side_channel_t *tls_client(channel_make_t *make, const char *ca,
 
 void expect_tls_carries_every_size(channel_make_t *make, const char *secret);
 
-/* Certificates that are old, of others, or of nobody keep the client off,
- * which is told why and says nothing, not even `secret`. */
+/* Certificates that are expired, for other names or untrusted make the client
+ * refuse; it reports the cause and sends nothing, not even `secret`. */
 void expect_tls_checks_certificates(channel_make_t *make, const char *secret);
 
-/* Half a handshake costs the end that made it; neither end waits for ever. */
+/* Half a handshake affects only its sender; neither end waits for ever. */
 void expect_tls_half_handshakes_hold_nobody(channel_make_t *make);
 
 void expect_tls_shutdown_leaves_nothing(channel_make_t *make);

@@ -1,6 +1,6 @@
 /*
- * The backend over a library that does what tests want (fake_ucp.c): two
- * agents' shares of UCX, "here" and "there".
+ * The backend over a scripted library (fake_ucp.c): two UCX instances, "here"
+ * and "there".
  */
 #ifndef UCX_FAKE_H
 #define UCX_FAKE_H
@@ -17,7 +17,7 @@ static fake_ucp_t *fake;
 static const fake_ucp_calls_t *calls;
 static ucx_side_t here, there;
 
-/* Something that another thread brings about. */
+/* Wait for an event caused by another thread. */
 #define AWAIT(condition)                                                  \
     do {                                                                  \
         uint64_t end_of_patience_ = vnxi_clock_deadline(UCX_PATIENCE_NS); \
@@ -52,7 +52,7 @@ fake_reset(void **state)
     return 0;
 }
 
-/* Whatever a test did, the library has everything back. */
+/* After any test, the library has everything back. */
 static inline int
 fake_check(void **state)
 {

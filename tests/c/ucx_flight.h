@@ -1,6 +1,6 @@
 /*
- * One transfer from here to there, or back, over a libucp that does what tests
- * want: its connection, its memory, and what becomes of it.
+ * One transfer from here to there, or back, over a scripted libucp: its
+ * connection, its memory and its result.
  */
 #ifndef UCX_FLIGHT_H
 #define UCX_FLIGHT_H

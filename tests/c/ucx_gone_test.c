@@ -81,7 +81,7 @@ lose(const ucx_side_t *to, unsigned count)
     end_conn(conn);
 }
 
-/* UCX keeps sockets of each attempt: so there is one. */
+/* UCX keeps the sockets of each attempt, so there is only one. */
 static void
 test_ucx_gone_peer_is_tried_once(void **state)
 {
@@ -105,7 +105,7 @@ test_ucx_gone_peer_is_tried_once(void **state)
     close_sides();
 }
 
-/* What else may be wrong can be better the next time. */
+/* Other failures may not recur. */
 static void
 test_ucx_gone_other_failures_are_retried(void **state)
 {

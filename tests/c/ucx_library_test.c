@@ -1,5 +1,5 @@
-/* Which libucp is taken, and why others are not.  It is loaded once in a
- * process, so that every test has one of its own. */
+/* The choice of a libucp, and the reasons against others.  A process loads it
+ * once, so each test runs in its own process. */
 #include "vnx_test.h"
 
 #include <dlfcn.h>
@@ -217,7 +217,7 @@ test_ucx_library_is_guarded_in_versions_that_need_it(void **state)
     assert_guard(NULL, "199", NULL, "off: UCX 1.199 is not known to need it");
 }
 
-/* Others may count on that copy's behaving as it was written. */
+/* Other users may rely on the unmodified behaviour of that copy. */
 static void
 test_ucx_library_loaded_before_is_not_guarded(void **state)
 {
@@ -260,7 +260,7 @@ test_ucx_library_named_but_missing_is_an_error(void **state)
     assert_why("/nowhere/libucp.so");
 }
 
-/* What is named stands: nothing else is tried. */
+/* If a library is named, only that one is tried. */
 static void
 test_ucx_library_named_has_no_fallback(void **state)
 {
@@ -326,7 +326,7 @@ test_ucx_library_wheels_are_tried_in_order(void **state)
     assert_path_ends("wheels/nixl_cu13.libs/libucp-def.so.0.0.0");
 }
 
-/* One that is of no use does not hide those after it. */
+/* An unusable wheel does not hide later ones. */
 static void
 test_ucx_library_skips_broken_wheels(void **state)
 {
@@ -348,8 +348,8 @@ test_ucx_library_empty_name_is_ignored(void **state)
     assert_path_ends("empty/libucx/lib/libucp.so.0");
 }
 
-/* Where all are of no use, each is named with what is wrong; a system's own
- * would be taken. */
+/* If all are unusable, the error lists each with its cause; a system library
+ * would be used. */
 static void
 test_ucx_library_error_lists_every_candidate(void **state)
 {

@@ -1,4 +1,4 @@
-/* Regions and keys over a libucp that does what tests want. */
+/* Regions and keys over a scripted libucp. */
 #include "ucx_flight.h"
 
 /* Its keys' handles are made where it is used. */
@@ -190,7 +190,7 @@ test_ucx_memory_recognises_a_key(void **state)
     close_sides();
 }
 
-/* UCX does not ask how long it is, and must not read what is not ours. */
+/* UCX does not know its length and must not read past it. */
 static void
 test_ucx_memory_truncated_key_is_refused(void **state)
 {
@@ -209,7 +209,7 @@ test_ucx_memory_truncated_key_is_refused(void **state)
     finish();
 }
 
-/* Every worker that has used it gives up its handle. */
+/* Every worker that used it releases its handle. */
 static void
 test_ucx_memory_key_is_released_on_every_worker(void **state)
 {
@@ -227,7 +227,7 @@ test_ucx_memory_key_is_released_on_every_worker(void **state)
     finish();
 }
 
-/* One that nobody used costs its workers nothing. */
+/* An unused key needs no work on the workers. */
 static void
 test_ucx_memory_unused_key_needs_no_worker(void **state)
 {
@@ -280,7 +280,7 @@ test_ucx_memory_keys_are_freed_last(void **state)
     ground_close(&ground);
 }
 
-/* A connection that failed takes the handles with it, too. */
+/* A failed connection also releases the handles. */
 static void
 test_ucx_memory_keys_of_a_lost_connection_are_freed(void **state)
 {

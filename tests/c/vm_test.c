@@ -42,7 +42,7 @@ fill(unsigned char *memory, size_t len, unsigned salt)
     }
 }
 
-/* The child changes its memory as told, says that it has, and sleeps. */
+/* The child changes its memory as requested, reports it, and sleeps. */
 static void
 start_peer(peer_t *peer, void (*change)(unsigned char *memory))
 {
@@ -288,7 +288,7 @@ test_vm_names_unmapped_remote_memory(void **state)
     vnx_status_t status = run_segments(&peer, all, 3, VNX_OP_READ, &error);
     check_fault(status, &error, "memory of the peer",
                 peer.memory + 100 * PAGE);
-    /* What came before the hole is there, and nothing after it. */
+    /* Bytes before the hole were copied, and none after it. */
     for (size_t i = 0; i < 20000; i++) {
         assert_int_equal(local[i], byte_at(i, 7));
     }
@@ -412,8 +412,8 @@ test_vm_reports_that_the_process_ended(void **state)
     stop_peer(&peer);
 }
 
-/* The address is bad, and the process ends within the time that is waited for
- * that: it is its end that is told. */
+/* The address is bad, and the process ends while that is being checked: its
+ * end is reported. */
 static void
 test_vm_distinguishes_process_end_from_a_bad_address(void **state)
 {
@@ -463,8 +463,8 @@ test_vm_stops_when_it_is_cancelled(void **state)
     stop_peer(&peer);
 }
 
-/* A process without rights is made in a child, so that the test stays what it
- * is; only root can do that. */
+/* An unprivileged process is created in a child, so that the test keeps its
+ * privileges; this needs root. */
 static void
 test_vm_reports_denied_access(void **state)
 {

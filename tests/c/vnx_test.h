@@ -1,4 +1,5 @@
-/* What every C test needs.  cmocka wants these headers, in this order. */
+/* Includes and helpers for every C test.  cmocka wants these headers, in this
+ * order. */
 #ifndef VNX_TEST_H
 #define VNX_TEST_H
 
