@@ -1,5 +1,5 @@
 /* Two agents of this process, "A" and "B", each with one region; A knows B.
- * What B has is filled, what A has is zero. */
+ * B's memory is filled, A's is zero. */
 #ifndef AGENT_PAIR_H
 #define AGENT_PAIR_H
 

@@ -5,7 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* What the child finds wrong is the line of the first check that failed. */
+/* The child reports the line of the first check that failed. */
 #define CHECK(condition)                                             \
     do {                                                             \
         if (!(condition)) {                                          \

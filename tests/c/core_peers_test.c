@@ -494,7 +494,7 @@ test_core_peers_errors_have_the_unknown_name(void **state)
     assert_null(json.data);
 }
 
-/* An agent of that name is loaded, told something, described, and removed. */
+/* Load an agent of that name, notify it, describe it, and remove it. */
 static void
 check_name(pair_t *p, const char *name, size_t len)
 {

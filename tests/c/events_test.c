@@ -71,7 +71,7 @@ test_events_fd_is_readable_until_cleared(void **state)
     int fd, same;
 
     vnxi_events_init(&events);
-    vnxi_events_signal(&events); /* before anybody asked for a descriptor */
+    vnxi_events_signal(&events); /* before the descriptor was requested */
     assert_int_equal(vnxi_events_fd(&events, &fd, NULL), VNX_OK);
     assert_int_equal(vnxi_events_fd(&events, &same, NULL), VNX_OK);
     assert_int_equal(fd, same);

@@ -1,10 +1,10 @@
 /*
  * A library with the interface of libnixl_capi.so, for tests on machines
  * without NIXL and under sanitizers.  Agents of one process know each other
- * by name; bytes are moved by memcpy(); what a test wants to go otherwise it
- * says in `fake_nixl` (fake_nixl.h).  It keeps the real library's habits that
- * hurt: outputs that are written by calls that fail, notifications that leave
- * only when somebody asks for the state, handles that must be released.
+ * by name; bytes are moved by memcpy(); tests change its behaviour through
+ * `fake_nixl` (fake_nixl.h).  It keeps the real library's pitfalls: failing
+ * calls write their outputs, notifications are sent only when the state is
+ * checked, handles must be released.
  */
 #include "fake_nixl.h"
 

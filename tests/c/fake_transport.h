@@ -29,9 +29,9 @@ static struct world {
     size_t scripts;
     size_t begun, ended, open, open_most, steps;
     uint64_t times[TRIES]; /* of each begin() */
-    int fd;                /* what exchanges wait for; -1: the time alone */
-    uint64_t wake_ns;      /* a step after so long; 0: none */
-    size_t answered;       /* the try that fails by what the peer said */
+    int fd; /* the descriptor exchanges wait for; -1: only the time */
+    uint64_t wake_ns; /* a step after so long; 0: none */
+    size_t answered;  /* the try that fails by what the peer said */
     char last_key[32], last_endpoint[VNX_ERROR_PEER_MAX];
 } world;
 

@@ -1,8 +1,8 @@
 /*
  * A library with the functions of libucp that the backend uses, for tests of
- * what UCX does seldom.  Workers of one process reach each other; bytes are
- * moved by memcpy() when a request ends, so that what was freed too early
- * shows under ASan.  What a test wants to go otherwise it says in `fake_ucp`
+ * rare events in UCX.  Workers of one process reach each other; bytes are
+ * moved by memcpy() when a request ends, so that ASan detects memory that was
+ * freed too early.  Tests change its behaviour through `fake_ucp`
  * (fake_ucp.h).
  *
  * It is stricter than UCX where UCX's manual allows it to be: a worker is used
@@ -27,7 +27,7 @@
 
 typedef enum item_type { ITEM_REQUEST, ITEM_MESSAGE, ITEM_ERROR } item_type_t;
 
-/* What progress has to do. */
+/* The work of progress. */
 typedef struct item {
     item_type_t type;
     struct ucp_worker *worker;
@@ -107,7 +107,7 @@ static struct ucp_mem *mems;
 static uint64_t last_id;
 static vnxi_ucs_log_func_t log_handler;
 
-/* Not under lock: tests look at it again and again. */
+/* Not under lock, because tests poll it. */
 static atomic_size_t held_counts[FAKE_KINDS];
 
 #define REFUSE_IF(knob)                              \
@@ -216,7 +216,7 @@ deliver_lock_held(struct ucp_worker *worker, const void *data, size_t len,
     make_due_lock_held(item);
 }
 
-/* What the request is for. */
+/* The kind of the request. */
 static void
 perform(item_t *request)
 {

@@ -123,7 +123,7 @@ test_http_wire_every_key_round_trips_through_its_path(void **state)
     }
     vnxi_http_path("0,1", 3, path);
     assert_string_equal(path, "/metadata/0,1");
-    vnxi_http_path("..", 2, path); /* nobody takes it out on the way */
+    vnxi_http_path("..", 2, path); /* proxies keep it */
     assert_string_equal(path, "/metadata/%2E%2E");
     vnxi_http_path("", 0, path);
     assert_string_equal(path, "/metadata");

@@ -9,7 +9,7 @@
 
 #define COUNT 300
 
-/* What a type can hold. */
+/* The range of a type. */
 typedef struct kind {
     vnx_index_type_t type;
     size_t size;

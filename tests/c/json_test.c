@@ -50,7 +50,7 @@ test_json_empty_string(void **state)
     assert_written(&out, "\"\": \"\"");
 }
 
-/* The members between braces, as a text; what they are written to is freed. */
+/* The members between braces, as a text; frees the writer. */
 static void
 object_text(vnxi_writer_t *out, char *text, size_t size)
 {
@@ -113,7 +113,7 @@ test_json_without_members_is_an_object(void **state)
     assert_true(json_is_valid(text));
 }
 
-/* What is checked with can tell what is no JSON. */
+/* The checker itself detects invalid JSON. */
 static void
 test_json_checker_refuses_invalid_json(void **state)
 {

@@ -346,7 +346,7 @@ test_link_idle_thread_sleeps(void **state)
     echo_open(&pair);
     assert_int_equal(node_send(pair.link, 0, 0, 1, 40), VNX_OK);
     assert_true(node_wait(&pair.node, &pair.node.account.notifs, 1));
-    usleep(50000); /* what is still to be done after the message */
+    usleep(50000); /* work that remains after the message */
     long before = thread_switches("vnx-hub");
     assert_true(before > 0);
     usleep(300000);

@@ -1,4 +1,4 @@
-/* What is said of metadata that is refused, whichever engine refuses it. */
+/* Errors for refused metadata, common to all engines. */
 #include "vnx_test.h"
 
 #include <string.h>

@@ -29,7 +29,7 @@ static const char golden[] = "nixlSerDes|"
                              "<rkey>|";
 #define GOLDEN_SIZE (sizeof golden - 1)
 
-/* What the golden bytes say; a test changes what it needs. */
+/* The contents of the golden bytes, for tests to modify. */
 typedef struct sample {
     vnxi_metadata_t metadata;
     vnxi_md_conn_t conn;
@@ -95,7 +95,7 @@ assert_sample_refused(const sample_t *sample, const char *part)
     vnxi_writer_fini(&writer);
 }
 
-/* There is one way to write metadata: what is taken is written as it was. */
+/* Metadata has one encoding: accepted metadata is written back unchanged. */
 static bool
 taken_consistently(const void *blob, size_t len)
 {

@@ -1,4 +1,4 @@
-/* What a test leaves open. */
+/* The number of descriptors that a test leaves open. */
 #ifndef VNX_OPEN_FDS_H
 #define VNX_OPEN_FDS_H
 

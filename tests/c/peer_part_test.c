@@ -1,4 +1,4 @@
-/* What the peer objects of all engines have alike. */
+/* The common part of the peer objects of all engines. */
 #include "vnx_test.h"
 
 #include <pthread.h>

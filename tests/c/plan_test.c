@@ -380,7 +380,7 @@ test_plan_dense_rows_are_one_piece(void **state)
     vnxi_plan_t plan;
     assert_int_equal(vnxi_plan_build(&args, &plan, NULL), VNX_OK);
     assert_int_equal(plan.pieces, 1);
-    /* Cut at 256 KiB: a run of whole ones, and what is left. */
+    /* Cut at 256 KiB: a run of whole chunks, and the rest. */
     assert_int_equal(plan.segment_count, 2);
     assert_int_equal(plan.segments[0].count, 10000 * 4096 / VNXI_PIECE_MAX);
     assert_int_equal(plan.rows, 10000);

@@ -75,8 +75,8 @@ test_recycle_live_blocks_never_overlap(void **state)
     }
 }
 
-/* Far more is freed than is kept, in many sizes: old blocks give way, and what
- * was freed last is there again. */
+/* Far more blocks are freed than kept, in many sizes: old ones are dropped,
+ * and those freed last are reused. */
 static void
 test_recycle_keeps_the_sizes_in_use(void **state)
 {
@@ -176,7 +176,7 @@ test_recycle_serves_many_threads(void **state)
     }
 }
 
-/* What the parent keeps is not the child's to use. */
+/* The child must not use blocks that the parent keeps. */
 static void
 test_recycle_child_starts_with_nothing_kept(void **state)
 {

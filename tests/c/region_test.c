@@ -45,7 +45,7 @@ test_region_new_one_is_neither_direct_nor_revoked_nor_attached(void **state)
     vnxi_region_release(NULL);
 }
 
-/* What an owner says is final but for a doubt, and counts as what it is. */
+/* An owner's answer is final, and settles a region only after a doubt. */
 static void
 test_region_is_usable_when_its_owner_says_so(void **state)
 {

@@ -10,7 +10,7 @@
 
 #define MANY 10000
 
-/* Reserved memory: what is registered has to be mapped, and is never touched
+/* Reserved memory: registered ranges must be mapped, but are never touched
  * here. */
 #define GROUND (16u << 20)
 static uint64_t ground;

@@ -1,4 +1,4 @@
-/* What the tests of shared memory have in common. */
+/* Shared helpers of the tests of shared memory. */
 #ifndef VNX_SHARE_HELP_H
 #define VNX_SHARE_HELP_H
 

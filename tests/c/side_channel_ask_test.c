@@ -110,7 +110,7 @@ test_ask_many_names_the_row(void **state)
     assert_int_equal(error.row, 2);
     assert_int_equal(
         vnx_side_channel_request_many(channel, params, 3, answers, NULL),
-        VNX_ERR_INVALID_PARAM); /* nobody wants to know why */
+        VNX_ERR_INVALID_PARAM); /* without an error record */
     assert_int_equal(
         vnx_side_channel_request_many(channel, NULL, 0, NULL, &error), VNX_OK);
     vnx_side_channel_free(channel);
@@ -185,7 +185,7 @@ test_ask_copies_the_callers_params(void **state)
 
 /* -- Advertised addresses ------------------------------------------------- */
 
-/* The channel listens on `bound`; what it advertises then. */
+/* The address that a channel listening on `bound` advertises. */
 static void
 assert_advertised(const char *bound, const char *advertise, const char *want)
 {

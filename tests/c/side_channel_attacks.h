@@ -34,10 +34,10 @@ void expect_crowd_gives_way(const attacked_t *attacked);
  * others are served, and nothing is left of them. */
 void expect_storm_leaves_nothing(const attacked_t *attacked, int count);
 
-/* A client that asks and never reads the reply. */
+/* A client that sends a request and never reads the reply. */
 int never_reading(const attacked_t *attacked, int port);
 
-/* Clients whose replies fill the kernel's buffers for ever give way. */
+/* Clients whose unread replies fill the kernel's buffers are evicted. */
 void expect_never_reading_give_way(const attacked_t *attacked);
 
 /* The process has no file descriptor left for one more client. */

@@ -77,7 +77,7 @@ test_jobs_can_be_freed_at_any_stage(void **state)
     vnxi_batch_t *batch = batch_of(params, 3);
     assert_int_equal(vnxi_batch_watch(batch, NULL), VNX_OK);
     assert_int_equal(world.open, 1);
-    vnxi_batch_free(batch); /* with an answer that nobody took */
+    vnxi_batch_free(batch); /* with an answer that was not taken */
     assert_int_equal(world.open, 0);
     vnxi_batch_free(NULL);
 }

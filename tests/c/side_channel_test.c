@@ -212,7 +212,7 @@ test_side_channel_start_names_the_address_in_use(void **state)
         VNX_ERR_BACKEND);
     assert_int_equal(
         vnx_side_channel_start(two, "192.0.2.1", 0, "y", 1, NULL, &error),
-        VNX_ERR_BACKEND); /* an address of nobody's */
+        VNX_ERR_BACKEND); /* an address of no interface */
 
     vnx_side_channel_free(one);
     assert_int_equal(
@@ -327,7 +327,7 @@ test_side_channel_tries_every_address_of_a_name(void **state)
         vnx_side_channel_free(channel);
         skip();
     }
-    /* "localhost" is 127.0.0.1 first, where nobody listens. */
+    /* "localhost" is first 127.0.0.1, which has no listener. */
     assert_int_equal(
         vnx_side_channel_start(channel, "::1", 0, "x", 1, &port, NULL),
         VNX_OK);

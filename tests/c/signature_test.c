@@ -111,8 +111,8 @@ test_signature_has_the_documented_bytes(void **state)
     free(plain.data);
 }
 
-/* It is one section more, of a backend that nobody has, and what else the
- * blob says stays as it was. */
+/* The signature is an additional section, of a backend that does not exist;
+ * the rest of the blob does not change. */
 static void
 test_signature_keeps_the_blob_parsable(void **state)
 {

@@ -1,6 +1,6 @@
 /*
- * Side channels by TLS: certificates to test with, and what must hold whatever
- * the transport is.
+ * Side channels by TLS: test certificates, and checks common to all
+ * transports.
  */
 #ifndef VNX_TLS_CHANNELS_H
 #define VNX_TLS_CHANNELS_H

@@ -173,7 +173,7 @@ test_ucx_conn_life_with_garbage_for_an_address_is_lost(void **state)
     vnx_error_t error;
     (void)state;
     open_sides(1, 20.0);
-    /* Cut short, so that the library reads what comes after it. */
+    /* Truncated, so that the library reads past its end. */
     assert_int_equal(vnxi_ucx_conn_open(here.ucx, "FAKE", 4, 6, &conn, &error),
                      VNX_OK);
     ucx_side_await_lost(&here);

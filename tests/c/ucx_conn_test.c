@@ -136,7 +136,7 @@ test_ucx_notif_of_any_size_in_order(void **state)
     free(bytes);
 }
 
-/* What was sent before the end arrives, though nobody waited for it. */
+/* Messages sent before the end arrive, even if no call waited for them. */
 static void
 test_ucx_notif_sent_before_the_end_arrives(void **state)
 {

@@ -18,7 +18,7 @@
 #include "engine/native/ucx/library.h"
 #include "fake_ucp.h"
 
-/* What the child has found. */
+/* The child's results. */
 typedef struct found {
     bool loaded, created;
     bool guarded; /* where it is the fake one */
@@ -32,7 +32,7 @@ typedef struct found {
 static found_t *found;
 static char root[] = "/tmp/ucx_library_test.XXXXXX";
 
-/* Does its send() hide that nobody is there? */
+/* Does its send() hide that the peer is gone? */
 static bool
 is_guarded(const char *path)
 {
@@ -180,7 +180,7 @@ test_ucx_library_named_in_the_environment_is_used(void **state)
     assert_int_equal(found->minor, 22);
 }
 
-/* VLLM_NIXL_UCX_GUARD, the version, and what was loaded before. */
+/* VLLM_NIXL_UCX_GUARD, the version, and copies loaded before. */
 static void
 assert_guard(const char *wish, const char *minor, const char *before,
              const char *text)

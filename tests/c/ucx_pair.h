@@ -29,7 +29,7 @@ typedef struct ucx_message {
     unsigned char *bytes;
 } ucx_message_t;
 
-/* One side: what came to it. */
+/* One side and the messages it received. */
 typedef struct ucx_side {
     vnxi_ucx_t *ucx;
     pthread_mutex_t lock;
@@ -200,7 +200,7 @@ send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
 /* -- Regions ---------------------------------------------------------------
  */
 
-/* What these tests attach to a region: either, or both. */
+/* The attachments of a region in these tests: either or both. */
 typedef struct ucx_attachment {
     vnxi_attachment_t super;
     vnxi_ucx_mem_t *mem;

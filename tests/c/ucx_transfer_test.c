@@ -117,7 +117,7 @@ test_ucx_transfer_of_odd_sizes(void **state)
 #define LONG_PIECE 65536u
 #define LONG_COUNT 4000u
 
-/* A transfer that does not end by itself soon: one block again and again. */
+/* A long transfer that repeats one block. */
 typedef struct long_flight {
     unsigned char *mine, *theirs;
     vnxi_ucx_conn_t *conn;

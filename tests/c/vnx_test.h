@@ -10,8 +10,8 @@
 
 #include <cmocka.h> /* after the four above */
 
-/* For loops that fill memory which nobody else sees yet: watched byte by byte
- * by the sanitizers they take most of a test's time. */
+/* For loops that fill unshared memory: checked byte by byte by the sanitizers
+ * they would take most of a test's time. */
 #define VNX_TEST_UNWATCHED           \
     __attribute__((noinline, unused, \
                    no_sanitize("address", "thread", "undefined")))

@@ -1,6 +1,4 @@
-/*
- * What the tests of the ZMQ side channel share: what libzmq says, in bytes.
- */
+/* Shared by the tests of the ZMQ side channel: the bytes that libzmq sends. */
 #ifndef VNX_ZMQ_PEER_H
 #define VNX_ZMQ_PEER_H
 

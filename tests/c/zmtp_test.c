@@ -48,7 +48,7 @@ test_zmtp_greeting_is_checked_incrementally(void **state)
         greeting[changes[i].at] = changes[i].byte;
         for (size_t len = 0; len <= sizeof greeting; len++) {
             bool fine = vnxi_zmtp_greeting_check(greeting, len) == NULL;
-            /* What is wrong is seen with its byte, no later. */
+            /* Each error is detected at its byte. */
             assert_int_equal(fine, changes[i].is_fine || len <= changes[i].at);
         }
     }
