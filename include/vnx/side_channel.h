@@ -15,7 +15,7 @@
  * freed while other threads are in a call.  A listener has one thread, however
  * many clients there are.
  * Waiting: requests wait; their timeout covers the whole exchange (resolving,
- * connecting, proving, sending, receiving, retries).  Starting waits for the
+ * connecting, TLS, sending, receiving, retries).  Starting waits for the
  * resolver if `host` is a name, for at most VNX_SIDE_CHANNEL_TIMEOUT_MS.  No
  * other call waits; shutting down does not wait for clients.
  * Forks: a listener belongs to the parent.  In a forked child it is not
@@ -89,7 +89,9 @@ typedef struct vnx_side_channel_options {
                                     certificate; the requested host */
     const char *secret;          /* shared by all that may exchange
                                     metadata; VLLM_NIXL_SIDE_CHANNEL_SECRET,
-                                    or none */
+                                    or none.  TCP: the key of TLS 1.3, instead
+                                    of the five fields above.  HTTP: a bearer
+                                    token, only over TLS or on loopback */
     const char *advertise;       /* host that peers should connect to; see
                                     vnx_side_channel_advertised() */
 } vnx_side_channel_options_t;
@@ -98,8 +100,8 @@ typedef struct vnx_side_channel_options {
  * `options` may be NULL; it is copied.  Returns VNX_OK and *out_p, which the
  * caller frees with vnx_side_channel_free().  Errors: VNX_ERR_INVALID_PARAM (a
  * secret shorter than VNX_SIDE_CHANNEL_SECRET_MIN bytes, a certificate without
- * its key, ...), VNX_ERR_NOT_SUPPORTED (this build lacks the transport, or TLS
- * and secrets), VNX_ERR_NO_MEMORY. */
+ * its key, over TCP a secret and TLS options, ...), VNX_ERR_NOT_SUPPORTED
+ * (this build lacks the transport, or TLS and secrets), VNX_ERR_NO_MEMORY. */
 vnx_status_t vnx_side_channel_create(vnx_side_channel_kind_t kind,
                                      const vnx_side_channel_options_t *options,
                                      vnx_side_channel_t **out_p,
@@ -195,8 +197,8 @@ vnx_side_channel_advertised(vnx_side_channel_t *channel, const char *peer,
     X(MALFORMED, "malformed")     /* not a valid request */             \
     X(TOO_LONG, "too_long")       /* request above the limit */         \
     X(UNKNOWN_KEY, "unknown_key") /* nothing is served under the key */ \
-    X(NO_PROOF, "no_proof")       /* no proof of the secret */          \
-    X(WRONG_PROOF, "wrong_proof") /* another secret, or a replay */     \
+    X(NO_PROOF, "no_proof")       /* a secret is set, and not used */   \
+    X(WRONG_PROOF, "wrong_proof") /* another secret */                  \
     X(TLS, "tls")                 /* the TLS handshake failed */        \
     X(RATE, "rate")               /* its address exceeded max_rate */
 
@@ -259,12 +261,10 @@ typedef struct vnx_side_channel_request_params {
  * and *length_p are set.
  * Errors: VNX_ERR_TIMEOUT, VNX_ERR_BACKEND (refused, reset, ...),
  * VNX_ERR_NOT_FOUND (unknown name, nothing under the key), VNX_ERR_NOT_ALLOWED
- * (the secrets differ, only one side has one, or the certificate is not
- * trusted), VNX_ERR_MISMATCH (the reply is invalid, or longer than max_frame),
- * VNX_ERR_INVALID_PARAM, VNX_ERR_NO_MEMORY.  Over TCP, a request without a
- * secret for the default key uses the first version of the protocol.  A
- * listener that has a secret can then only close the connection:
- * VNX_ERR_BACKEND. */
+ * (the secrets differ, only one side has one, the certificate is not trusted,
+ * or over HTTP the secret would go unencrypted to another machine),
+ * VNX_ERR_MISMATCH (the reply is invalid, or longer than max_frame),
+ * VNX_ERR_INVALID_PARAM, VNX_ERR_NO_MEMORY. */
 vnx_status_t
 vnx_side_channel_request_with(vnx_side_channel_t *channel,
                               const vnx_side_channel_request_params_t *params,

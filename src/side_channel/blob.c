@@ -4,21 +4,8 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include "side_channel/proof.h"
-
-static bool
-add_digest(vnxi_blob_t *blob)
-{
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    return vnxi_proof_digest(blob->data, blob->len, blob->digest);
-#else
-    (void)blob;
-    return true;
-#endif
-}
-
 vnxi_blob_t *
-vnxi_blob_create(const void *data, size_t len, bool digest)
+vnxi_blob_create(const void *data, size_t len)
 {
     vnxi_blob_t *blob =
         len <= SIZE_MAX - sizeof *blob ? malloc(sizeof *blob + len) : NULL;
@@ -34,10 +21,6 @@ vnxi_blob_create(const void *data, size_t len, bool digest)
     blob->len = len;
     if (len > 0) {
         memcpy(blob->data, data, len);
-    }
-    if (digest && !add_digest(blob)) {
-        free(blob);
-        return NULL;
     }
     return blob;
 }

@@ -7,7 +7,6 @@
 #define VNXI_SIDE_CHANNEL_BLOB_H
 
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,14 +15,13 @@ typedef struct vnxi_blob {
     /* Random, one for each blob that was ever made: who has bytes under this
      * number has these.  Good for an ETag. */
     uint64_t version;
-    unsigned char digest[32]; /* SHA-256; where it was asked for */
     size_t len;
     unsigned char data[];
 } vnxi_blob_t;
 
-/* A copy of `data`; NULL when memory is out.  `digest`: with the digest, in a
- * build that has secrets.  Returns owned: vnxi_blob_release(). */
-vnxi_blob_t *vnxi_blob_create(const void *data, size_t len, bool digest);
+/* A copy of `data`; NULL when memory is out.  Returns owned:
+ * vnxi_blob_release(). */
+vnxi_blob_t *vnxi_blob_create(const void *data, size_t len);
 vnxi_blob_t *vnxi_blob_retain(vnxi_blob_t *blob);
 void vnxi_blob_release(vnxi_blob_t *blob); /* NULL is allowed */
 

@@ -17,18 +17,16 @@ typedef struct entry {
 
 struct vnxi_book {
     atomic_size_t refs;
-    bool digests;
     vnxi_mutex_t lock;
     vnxi_name_map_t entries; /* protected by lock */
 };
 
 vnxi_book_t *
-vnxi_book_create(bool digests)
+vnxi_book_create(void)
 {
     vnxi_book_t *book = calloc(1, sizeof *book);
     if (book != NULL) {
         atomic_init(&book->refs, 1);
-        book->digests = digests;
         vnxi_mutex_init(&book->lock, VNXI_RANK_BOOK);
     }
     return book;
@@ -69,7 +67,7 @@ vnxi_book_release(vnxi_book_t *book)
 }
 
 static entry_t *
-entry_new(const vnx_side_channel_blob_t *blob, bool digest)
+entry_new(const vnx_side_channel_blob_t *blob)
 {
     entry_t *entry = malloc(sizeof *entry + blob->key_length);
     if (entry == NULL) {
@@ -78,7 +76,7 @@ entry_new(const vnx_side_channel_blob_t *blob, bool digest)
     if (blob->key_length > 0) {
         memcpy(entry->key, blob->key, blob->key_length);
     }
-    entry->blob = vnxi_blob_create(blob->data, blob->length, digest);
+    entry->blob = vnxi_blob_create(blob->data, blob->length);
     if (entry->blob == NULL) {
         free(entry);
         return NULL;
@@ -89,7 +87,7 @@ entry_new(const vnx_side_channel_blob_t *blob, bool digest)
 bool
 vnxi_book_set(vnxi_book_t *book, const vnx_side_channel_blob_t *blob)
 {
-    entry_t *entry = entry_new(blob, book->digests);
+    entry_t *entry = entry_new(blob);
     if (entry == NULL) {
         return false;
     }

@@ -18,9 +18,8 @@
 
 typedef struct vnxi_book vnxi_book_t;
 
-/* Empty; `digests`: of blobs with their digest.  NULL: no memory.  Returns
- * owned: vnxi_book_release(). */
-vnxi_book_t *vnxi_book_create(bool digests);
+/* Empty.  NULL: no memory.  Returns owned: vnxi_book_release(). */
+vnxi_book_t *vnxi_book_create(void);
 vnxi_book_t *vnxi_book_retain(vnxi_book_t *book);
 void vnxi_book_release(vnxi_book_t *book); /* NULL is allowed */
 

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define VNXI_FRAME_HEADER 4u
-#define VNXI_FRAME_HEAD_MAX 33u
+#define VNXI_FRAME_HEAD_MAX 1u
 #define VNXI_FRAME_CHUNK (64u << 10) /* the buffer's first size, at most */
 
 typedef enum vnxi_frame_state {

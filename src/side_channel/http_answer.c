@@ -8,9 +8,11 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
+#include "base/mac.h"
 #include "side_channel/http.h"
-#include "side_channel/proof.h"
+#include "side_channel/resolve.h"
 
 #define TEXT "text/plain; charset=utf-8"
 #define BYTES "application/octet-stream"
@@ -24,22 +26,25 @@ typedef struct reply {
 } reply_t;
 
 /* Every refusal: X(symbol, status, reason, text, counted as). */
-#define REFUSALS(X)                                                         \
-    X(NO_METHOD, 405, "Method Not Allowed", "only GET and HEAD are known",  \
-      MALFORMED)                                                            \
-    X(NO_RESOURCE, 404, "Not Found",                                        \
-      "no such resource: there are /metadata, /metadata/KEY, /health",      \
-      MALFORMED)                                                            \
-    X(BAD_KEY, 400, "Bad Request", "a broken escape in the key", MALFORMED) \
-    X(LONG_KEY, 414, "URI Too Long", "no key is that long", TOO_LONG)       \
-    X(UNKNOWN_KEY, 404, "Not Found", "nothing is served under that key",    \
-      UNKNOWN_KEY)                                                          \
-    X(NO_TOKEN, 401, "Unauthorized",                                        \
-      "this listener wants its shared secret as a bearer token", NO_PROOF)  \
-    X(WRONG_TOKEN, 401, "Unauthorized", "the shared secrets differ",        \
-      WRONG_PROOF)                                                          \
-    X(NO_SECRET, 403, "Forbidden", "this listener has no shared secret",    \
-      WRONG_PROOF)
+#define REFUSALS(X)                                                          \
+    X(NO_METHOD, 405, "Method Not Allowed", "only GET and HEAD are known",   \
+      MALFORMED)                                                             \
+    X(NO_RESOURCE, 404, "Not Found",                                         \
+      "no such resource: there are /metadata, /metadata/KEY, /health",       \
+      MALFORMED)                                                             \
+    X(BAD_KEY, 400, "Bad Request", "a broken escape in the key", MALFORMED)  \
+    X(LONG_KEY, 414, "URI Too Long", "no key is that long", TOO_LONG)        \
+    X(UNKNOWN_KEY, 404, "Not Found", "nothing is served under that key",     \
+      UNKNOWN_KEY)                                                           \
+    X(NO_TOKEN, 401, "Unauthorized",                                         \
+      "this listener wants its shared secret as a bearer token", NO_PROOF)   \
+    X(WRONG_TOKEN, 401, "Unauthorized", "the shared secrets differ",         \
+      WRONG_PROOF)                                                           \
+    X(NO_SECRET, 403, "Forbidden", "this listener has no shared secret",     \
+      WRONG_PROOF)                                                           \
+    X(IN_CLEAR, 403, "Forbidden",                                            \
+      "the shared secret is taken only over TLS or from a loopback address", \
+      NO_PROOF)
 
 typedef enum refusal {
 #define REFUSAL_ENUM(symbol, status, reason, text, why) REFUSE_##symbol,
@@ -131,21 +136,31 @@ refuse(vnxi_http_conn_t *conn, struct evhttp_request *request,
 
 /* -- Who may ask ---------------------------------------------------------- */
 
-#ifdef VNXI_SIDE_CHANNEL_TLS
+/* MACs are compared: that takes the same time wherever the two differ, and
+ * tells nothing of their lengths. */
 static bool
 is_secret(const vnxi_http_conn_t *conn, const char *token, size_t len)
 {
-    return vnxi_secret_equal(conn->listener->super.options->secret, token,
-                             len);
+    static const char label[] = "vnx1 secret";
+    const char *secret = conn->listener->super.options->secret;
+    unsigned char ours[VNXI_MAC_LEN], theirs[VNXI_MAC_LEN];
+
+    return vnxi_mac(label, sizeof label - 1, secret, strlen(secret), ours) &&
+           vnxi_mac(label, sizeof label - 1, token, len, theirs) &&
+           vnxi_mac_equal(ours, theirs);
 }
-#else
+
+/* Can nobody on the way read what the client sends? */
 static bool
-is_secret(const vnxi_http_conn_t *conn, const char *token, size_t len)
+is_private(const vnxi_http_conn_t *conn)
 {
-    (void)conn, (void)token, (void)len;
-    return false; /* no listener of this build has a secret */
+    vnxi_address_t peer = {.len = sizeof peer.addr};
+
+    return conn->listener->super.tls != NULL ||
+           (getpeername(bufferevent_getfd(conn->bev), (void *)&peer.addr,
+                        &peer.len) == 0 &&
+            vnxi_address_is_loopback(&peer));
 }
-#endif
 
 static bool
 may_ask(const vnxi_http_conn_t *conn, struct evhttp_request *request,
@@ -155,6 +170,10 @@ may_ask(const vnxi_http_conn_t *conn, struct evhttp_request *request,
     const char *token;
     size_t len;
 
+    if (has_secret && !is_private(conn)) {
+        *refusal_p = REFUSE_IN_CLEAR;
+        return false;
+    }
     if (!vnxi_http_bearer(
             evhttp_find_header(evhttp_request_get_input_headers(request),
                                "Authorization"),

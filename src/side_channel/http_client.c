@@ -76,10 +76,13 @@ environment_has(const char *name)
     return value != NULL && value[0] != '\0';
 }
 
-/* As libcurl reads it. */
+/* As libcurl reads it.  A token that is not encrypted goes to no proxy. */
 static bool
 may_have_proxy(const vnx_side_channel_options_t *options)
 {
+    if (options->secret != NULL && !options->tls) {
+        return false;
+    }
     return environment_has("all_proxy") || environment_has("ALL_PROXY") ||
            (options->tls ? environment_has("https_proxy") ||
                                environment_has("HTTPS_PROXY")

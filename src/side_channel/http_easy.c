@@ -109,6 +109,17 @@ on_header(char *data, size_t size, size_t count, void *arg)
     return len;
 }
 
+/* A bearer token is the secret itself: unencrypted it goes to this machine
+ * only. */
+static bool
+may_carry_token(const vnxi_http_easy_t *easy, const vnxi_address_t *to)
+{
+    const vnx_side_channel_options_t *options = easy->params->options;
+
+    return options->secret == NULL || options->tls ||
+           vnxi_address_is_loopback(to);
+}
+
 /* As libcurl does it, but never inherited by a child, and noted. */
 static curl_socket_t
 on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
@@ -117,9 +128,14 @@ on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
     vnxi_http_easy_t *easy = arg;
     vnxi_address_t address = {.len = addr->addrlen};
 
-    if (addr->addrlen <= sizeof address.addr) {
-        memcpy(&address.addr, &addr->addr, addr->addrlen);
-        vnxi_address_text(&address, easy->address);
+    if (addr->addrlen > sizeof address.addr) {
+        return CURL_SOCKET_BAD;
+    }
+    memcpy(&address.addr, &addr->addr, addr->addrlen);
+    vnxi_address_text(&address, easy->address);
+    if (!may_carry_token(easy, &address)) {
+        easy->kept_back = true;
+        return CURL_SOCKET_BAD;
     }
     easy->fd =
         socket(addr->family, addr->socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
@@ -271,6 +287,10 @@ tell(vnxi_http_easy_t *easy)
     vnxi_curl.easy_setopt(curl, CURLOPT_QUICK_EXIT,
                           1L); /* waits for no look-up */
 #endif
+    if (options->secret != NULL && !options->tls) {
+        /* A proxy on this machine would send the token on. */
+        vnxi_curl.easy_setopt(curl, CURLOPT_PROXY, "");
+    }
     if (options->tls_ca != NULL) {
         vnxi_curl.easy_setopt(curl, CURLOPT_CAINFO, options->tls_ca);
         vnxi_curl.easy_setopt(curl, CURLOPT_CAPATH, NULL);

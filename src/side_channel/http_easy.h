@@ -22,7 +22,8 @@ typedef struct vnxi_http_easy {
     int fd;                          /* libcurl's: the one for that address */
     CURLcode code;                   /* how it ended; CURLE_OK: not yet */
     bool is_chunked;                 /* the reply tells its end by that */
-    unsigned char *body;             /* NULL: nothing yet */
+    bool kept_back; /* not connected to an address: see may_carry_token() */
+    unsigned char *body; /* NULL: nothing yet */
     size_t len, capacity;
     vnx_status_t stopped; /* why we broke it off; VNX_OK: we did not */
 } vnxi_http_easy_t;

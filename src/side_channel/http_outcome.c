@@ -93,7 +93,8 @@ failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
     case 403:
         return vnxi_http_easy_failed(
             easy, VNX_ERR_NOT_ALLOWED,
-            has_secret ? "this listener has no shared secret to be proved"
+            has_secret ? "this listener has no shared secret, or does not "
+                         "take it without TLS"
                        : "it is forbidden (status 403)",
             error);
     case 404:
@@ -204,6 +205,12 @@ failed_code(const vnxi_http_easy_t *easy, CURLcode code, vnx_error_t *error)
 {
     char reason[REASON_MAX + CURL_ERROR_SIZE];
 
+    if (easy->kept_back) {
+        return vnxi_http_easy_failed(
+            easy, VNX_ERR_NOT_ALLOWED,
+            "the shared secret is sent only over TLS or to a loopback address",
+            error);
+    }
     switch (code) {
     case CURLE_COULDNT_RESOLVE_HOST:
         return vnxi_http_easy_failed(easy, VNX_ERR_NOT_FOUND,

@@ -9,8 +9,8 @@
 
 #define CONNECTIONS_MAX 4096
 #define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
-/* Before a blob some transports write a status and a seal, and the length of
- * all of it has to fit too. */
+/* Some transports write a status before a blob, and the length of both has to
+ * fit into 32 bits. */
 #define MAX_FRAME_LIMIT (UINT32_MAX - 64)
 
 /* Half of the file descriptors that the process may have, since it has other
@@ -45,14 +45,30 @@ set_defaults(vnx_side_channel_options_t *options)
         options->idle_timeout_ms > options->client_timeout_ms) {
         options->idle_timeout_ms = options->client_timeout_ms;
     }
-    if (options->tls_certificate != NULL || options->tls_ca != NULL ||
-        options->tls_name != NULL) {
-        options->tls = 1;
+    if (options->tls != 0 || options->tls_certificate != NULL ||
+        options->tls_ca != NULL || options->tls_name != NULL) {
+        options->tls = VNXI_TLS_CERTIFICATE;
     }
     if (options->secret == NULL) {
         const char *secret = getenv(SECRET_VARIABLE);
         options->secret = secret != NULL && secret[0] != '\0' ? secret : NULL;
     }
+}
+
+/* Over TCP a secret is a key of TLS, in the place of certificates. */
+static vnx_status_t
+use_secret(bool is_given, vnx_side_channel_options_t *options,
+           vnx_error_t *error)
+{
+    if (options->tls == VNXI_TLS_CERTIFICATE) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
+            "%s and the tls options exclude each other over TCP: a secret "
+            "authenticates both ends and encrypts by itself",
+            is_given ? "secret" : SECRET_VARIABLE);
+    }
+    options->tls = VNXI_TLS_SECRET;
+    return VNX_OK;
 }
 
 /* The secret itself is in no message. */
@@ -111,7 +127,8 @@ copy_strings(vnx_side_channel_options_t *options)
 }
 
 vnx_status_t
-vnxi_options_read(const vnx_side_channel_options_t *given,
+vnxi_options_read(vnx_side_channel_kind_t kind,
+                  const vnx_side_channel_options_t *given,
                   vnx_side_channel_options_t *out_p, vnx_error_t *error)
 {
     vnx_side_channel_options_t all = {0};
@@ -126,8 +143,13 @@ vnxi_options_read(const vnx_side_channel_options_t *given,
         memcpy(&all, given, given->size);
     }
     all.size = sizeof all;
+    bool is_given = all.secret != NULL;
     set_defaults(&all);
     vnx_status_t status = check(&all, error);
+    if (status == VNX_OK && kind == VNX_SIDE_CHANNEL_TCP &&
+        all.secret != NULL) {
+        status = use_secret(is_given, &all, error);
+    }
     if (status != VNX_OK) {
         return status;
     }

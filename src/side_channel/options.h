@@ -7,10 +7,19 @@
 
 #include <vnx/side_channel.h>
 
-/* `given` may be NULL.  On VNX_OK *out_p has every option but the strings
- * that stay NULL, and `tls` says whether TLS is spoken; owned:
- * vnxi_options_fini().  Statuses: vnx_side_channel_create(). */
-vnx_status_t vnxi_options_read(const vnx_side_channel_options_t *given,
+/* Values of `tls` in options that were read. */
+#define VNXI_TLS_NONE 0u
+#define VNXI_TLS_CERTIFICATE 1u
+#define VNXI_TLS_SECRET                                 \
+    2u /* TLS 1.3 with a key that is made of the secret \
+        */
+
+/* Read the options of a channel of that kind.  `given` may be NULL.  On VNX_OK
+ * *out_p has every option but the strings that stay NULL, and `tls` is one of
+ * VNXI_TLS_*; owned: vnxi_options_fini().  Statuses:
+ * vnx_side_channel_create(). */
+vnx_status_t vnxi_options_read(vnx_side_channel_kind_t kind,
+                               const vnx_side_channel_options_t *given,
                                vnx_side_channel_options_t *out_p,
                                vnx_error_t *error);
 

@@ -17,6 +17,7 @@
 #ifdef VNXI_SIDE_CHANNEL_TLS
 #include <openssl/ssl.h>
 
+#include "side_channel/options.h"
 #include "side_channel/tls.h"
 #endif
 
@@ -155,16 +156,9 @@ thread_end(vnxi_server_t *server)
 static vnx_status_t
 tls_start(vnxi_server_t *server, vnx_error_t *error)
 {
-    if (!server->options->tls) {
-        return VNX_OK;
-    }
-    vnx_status_t status =
-        vnxi_tls_server_context(server->options, &server->tls, error);
-    if (status == VNX_OK) {
-        /* Buffers of those who say nothing are given back. */
-        SSL_CTX_set_mode(server->tls, SSL_MODE_RELEASE_BUFFERS);
-    }
-    return status;
+    return server->options->tls == VNXI_TLS_NONE
+               ? VNX_OK
+               : vnxi_tls_server_context(server->options, &server->tls, error);
 }
 
 static void

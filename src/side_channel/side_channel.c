@@ -85,7 +85,8 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
     if (channel == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_CREATE, sizeof *channel);
     }
-    vnx_status_t status = vnxi_options_read(options, &channel->options, error);
+    vnx_status_t status =
+        vnxi_options_read(kind, options, &channel->options, error);
     if (status != VNX_OK) {
         free(channel);
         return status;
@@ -242,7 +243,8 @@ start_check(const vnx_side_channel_t *channel,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
                               "port %d is not in 0 to 65535", params->port);
     }
-    if (channel->options.tls && channel->options.tls_certificate == NULL) {
+    if (channel->options.tls == VNXI_TLS_CERTIFICATE &&
+        channel->options.tls_certificate == NULL) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
                               "a listener with TLS needs tls_certificate and "
                               "tls_key");
@@ -258,11 +260,10 @@ start_check(const vnx_side_channel_t *channel,
 }
 
 static vnx_status_t
-book_make(const vnx_side_channel_t *channel,
-          const vnx_side_channel_start_params_t *params, vnxi_book_t **out_p,
+book_make(const vnx_side_channel_start_params_t *params, vnxi_book_t **out_p,
           vnx_error_t *error)
 {
-    vnxi_book_t *book = vnxi_book_create(channel->options.secret != NULL);
+    vnxi_book_t *book = vnxi_book_create();
     size_t wanted = sizeof(void *);
 
     for (size_t i = 0; book != NULL && i < params->count; i++) {
@@ -335,7 +336,7 @@ start_listening(vnx_side_channel_t *channel,
              host != NULL ? host : "*", params->port);
     vnx_status_t status =
         kept != NULL
-            ? book_make(channel, params, &listen.book, error)
+            ? book_make(params, &listen.book, error)
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof endpoint);
     if (status == VNX_OK) {
         status = channel->transport->listen(&listen, &listener, error);

@@ -12,14 +12,16 @@
 #define VNXI_STREAM_REASON_MAX 200
 
 typedef struct vnxi_stream {
-    int fd;       /* owned; -1: none */
-    void *tls;    /* owned: SSL *; NULL: plain */
-    short events; /* what to wait for after VNX_IN_PROG */
+    int fd;         /* owned; -1: none */
+    void *tls;      /* owned: SSL *; NULL: plain */
+    bool by_secret; /* TLS with the shared secret, not a certificate */
+    short events;   /* what to wait for after VNX_IN_PROG */
     char reason[VNXI_STREAM_REASON_MAX]; /* after an error, and at an end */
 } vnxi_stream_t;
 
-/* Take `fd`; where `options` say so TLS begins, for a server that is `host`
- * (tls_name goes before it).  Errors: reason has the cause. */
+/* Take `fd`.  If options->tls is set, start TLS: with the shared secret, or
+ * with a server whose certificate is for `host` (or for tls_name, if set).
+ * Errors: reason has the cause. */
 vnx_status_t vnxi_stream_open(vnxi_stream_t *stream, int fd, const char *host,
                               const vnx_side_channel_options_t *options);
 

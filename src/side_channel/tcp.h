@@ -2,14 +2,12 @@
  * TCP transport: frames of requests and replies, one exchange a connection,
  * then the server closes.  The bytes: docs/wire.md.
  *
- *   tcp.c           the transport: constants and slots
  *   tcp_wire.c      what frames say
  *   tcp_listener.c  accepting (over server.c)
  *   tcp_conn.c      one client's connection, at the server
- *   tcp_frames.c    frames over that connection
  *   tcp_tls.c       TLS under that connection
- *   tcp_answer.c    what a client is told
- *   tcp_client.c    the exchange, at the client (over talk.c)
+ *   tcp_frames.c    frames over that connection, and the answers
+ *   tcp_client.c    the exchange, at the client (over talk.c); the transport
  *
  * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
  */
@@ -21,10 +19,7 @@
 #include <stdbool.h>
 #include <sys/queue.h>
 
-#include "side_channel/frame.h"
-#include "side_channel/proof.h"
 #include "side_channel/server.h"
-#include "side_channel/tcp_wire.h"
 #include "side_channel/transport.h"
 
 /* -- Listener ------------------------------------------------------------- */
@@ -105,10 +100,6 @@ struct vnxi_tcp_conn {
     uint64_t start; /* vnxi_clock_ns(); of the exchange */
     vnxi_tcp_state_t state;
     bool turned_away; /* what is being written is no blob */
-    /* Of frames: */
-    vnxi_frame_decoder_t request;
-    vnxi_tcp_kind_t last; /* of the request before; SEED: none */
-    vnxi_proof_t proof;
 };
 
 /* Take over `fd`, making room first where the listener is full. */
@@ -120,16 +111,5 @@ bool vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener);
 
 /* Cut all of them off. */
 void vnxi_tcp_conn_close_all(vnxi_tcp_listener_t *listener);
-
-/* Answer the request that came whole: into the connection's output. */
-vnxi_tcp_next_t vnxi_tcp_answer(vnxi_tcp_conn_t *conn);
-
-/* -- Client --------------------------------------------------------------- */
-
-vnx_status_t vnxi_tcp_begin(const vnxi_request_params_t *params,
-                            vnxi_exchange_t **out_p, vnx_error_t *error);
-vnx_status_t vnxi_tcp_step(vnxi_exchange_t *exchange, void **data_p,
-                           size_t *len_p, vnx_error_t *error);
-void vnxi_tcp_end(vnxi_exchange_t *exchange);
 
 #endif

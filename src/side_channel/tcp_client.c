@@ -1,8 +1,8 @@
 /*
  * Design notes.  Over an open stream (talk.c) one request is sent and its
- * reply read; with a secret three: HELLO, PROVE, SEALED (docs/wire.md).  The
- * key that is asked for is named in the last, when the other side has proved
- * itself.
+ * reply read.  With a secret or a certificate the stream is TLS, and nothing
+ * is said, not even the key that is asked for, before the other side has
+ * proved itself in the handshake.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,16 +10,18 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "side_channel/frame.h"
+#include "side_channel/options.h"
 #include "side_channel/talk.h"
 #include "side_channel/tcp.h"
+#include "side_channel/tcp_wire.h"
 
 typedef struct tcp_exchange {
     vnxi_talk_t talk;
-    bool has_asked;        /* the first request */
-    vnxi_tcp_kind_t asked; /* the request under way */
+    bool has_asked;
+    vnxi_tcp_kind_t asked;
     unsigned char out[VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX];
     vnxi_frame_decoder_t reply;
-    vnxi_proof_t proof;
 } tcp_exchange_t;
 
 /* -- Failing -------------------------------------------------------------- */
@@ -30,19 +32,43 @@ failed(tcp_exchange_t *exchange, vnx_status_t status, const char *reason)
     return vnxi_talk_failed(&exchange->talk, status, reason);
 }
 
+/* The reply came over a plain connection and begins as an alert of TLS does:
+ * the listener told a client without TLS that it wants it. */
+static bool
+is_alert(const tcp_exchange_t *exchange)
+{
+    const vnxi_frame_decoder_t *reply = &exchange->reply;
+
+    return exchange->talk.params->options->tls == VNXI_TLS_NONE &&
+           reply->header_have == VNXI_FRAME_HEADER &&
+           vnxi_tcp_is_tls_alert(reply->header) &&
+           reply->head_have + reply->have <=
+               VNXI_TCP_ALERT_LEN - VNXI_FRAME_HEADER;
+}
+
+static vnx_status_t
+failed_alert(tcp_exchange_t *exchange)
+{
+    return failed(exchange, VNX_ERR_NOT_ALLOWED,
+                  "the listener speaks TLS: it has a shared secret or a "
+                  "certificate, and this client has neither secret nor tls");
+}
+
 static vnx_status_t
 failed_early_end(tcp_exchange_t *exchange)
 {
     const vnxi_frame_decoder_t *reply = &exchange->reply;
     char reason[96];
 
+    if (is_alert(exchange)) {
+        return failed_alert(exchange);
+    }
     if (reply->header_have == 0) {
         return failed(exchange, VNX_ERR_BACKEND,
                       exchange->asked == VNXI_TCP_SEED
                           ? "the connection was closed without a reply"
                           : "the connection was closed without a reply "
-                            "(perhaps by a listener that knows neither keys "
-                            "nor secrets)");
+                            "(perhaps by a listener that knows no keys)");
     }
     if (reply->header_have < VNXI_FRAME_HEADER) {
         return failed(exchange, VNX_ERR_BACKEND,
@@ -63,6 +89,9 @@ failed_frame(tcp_exchange_t *exchange)
     if (reply->state == VNXI_FRAME_NO_MEMORY) {
         return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for the reply");
     }
+    if (is_alert(exchange)) {
+        return failed_alert(exchange);
+    }
     snprintf(reason, sizeof reason,
              "a reply of %" PRIu32 " bytes is above max_frame (%" PRIu32 ")",
              reply->len, exchange->talk.params->options->max_frame);
@@ -71,204 +100,56 @@ failed_frame(tcp_exchange_t *exchange)
 
 /* -- Talking -------------------------------------------------------------- */
 
-/* Put a request out; its reply has a head, and a body of `max` at most. */
+/* Every server knows the first protocol.  Those with a secret know the second,
+ * which can say that nothing is served by default. */
 static void
-ask(tcp_exchange_t *exchange, const vnxi_tcp_request_t *request, size_t head,
-    uint32_t max)
+ask(tcp_exchange_t *exchange)
 {
-    size_t len =
-        vnxi_tcp_request_encode(request, exchange->out + VNXI_FRAME_HEADER);
+    const vnxi_request_params_t *params = exchange->talk.params;
+    vnxi_tcp_request_t request = {.kind = VNXI_TCP_SEED};
+    size_t head = 0;
 
+    if (params->key_len > 0 || params->options->secret != NULL) {
+        request = (vnxi_tcp_request_t){.kind = VNXI_TCP_GET,
+                                       .key = params->key,
+                                       .key_len = params->key_len};
+        head = 1; /* the status */
+    }
+    size_t len =
+        vnxi_tcp_request_encode(&request, exchange->out + VNXI_FRAME_HEADER);
     vnxi_frame_encode_header((uint32_t)len, exchange->out);
     exchange->talk.out_len = VNXI_FRAME_HEADER + len;
-    exchange->asked = request->kind;
-    vnxi_frame_decoder_fini(&exchange->reply);
-    vnxi_frame_decoder_init(&exchange->reply, (uint32_t)head + max, head);
-}
-
-static void
-ask_plainly(tcp_exchange_t *exchange)
-{
-    const vnxi_request_params_t *params = exchange->talk.params;
-    uint32_t max = params->options->max_frame;
-
-    if (params->key_len == 0) { /* what every server knows */
-        ask(exchange, &(vnxi_tcp_request_t){.kind = VNXI_TCP_SEED}, 0, max);
-    } else {
-        vnxi_tcp_request_t request = {.kind = VNXI_TCP_GET,
-                                      .key = params->key,
-                                      .key_len = params->key_len};
-        ask(exchange, &request, 1, max);
-    }
-}
-
-/* A status that is not the one that was hoped for. */
-static vnx_status_t
-status_failed(tcp_exchange_t *exchange, vnxi_tcp_status_t status)
-{
-    const char *text = vnxi_tcp_status_text(status);
-
-    return text == NULL || text[0] == '\0'
-               ? failed(exchange, VNX_ERR_MISMATCH,
-                        "no reply of this protocol")
-               : failed(exchange, vnxi_tcp_status_meaning(status), text);
-}
-
-#ifdef VNXI_SIDE_CHANNEL_TLS
-
-static vnx_status_t
-ask_hello(tcp_exchange_t *exchange)
-{
-    vnxi_proof_t *proof = &exchange->proof;
-
-    proof->secret = exchange->talk.params->options->secret;
-    if (!vnxi_proof_nonce(proof->client_nonce)) {
-        return failed(exchange, VNX_ERR_BACKEND, "no random numbers");
-    }
-    vnxi_tcp_request_t request = {.kind = VNXI_TCP_HELLO,
-                                  .nonce = proof->client_nonce};
-    ask(exchange, &request, 1, VNXI_TCP_TEXT_MAX);
-    return VNX_OK;
-}
-
-/* VNX_OK: the reply has that status and a body of `len` bytes. */
-static vnx_status_t
-expect(tcp_exchange_t *exchange, vnxi_tcp_status_t status, size_t len)
-{
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
-    vnxi_tcp_status_t got = reply->head_have > 0
-                                ? (vnxi_tcp_status_t)reply->head[0]
-                                : VNXI_TCP_MALFORMED;
-
-    if (reply->head_have > 0 && got == status && reply->have == len) {
-        return VNX_OK;
-    }
-    return status_failed(exchange, got);
-}
-
-static vnx_status_t
-take_challenge(tcp_exchange_t *exchange)
-{
-    vnxi_proof_t *proof = &exchange->proof;
-    unsigned char mac[VNXI_MAC_LEN];
-
-    vnx_status_t status = expect(exchange, VNXI_TCP_CHALLENGE, VNXI_NONCE_LEN);
-    if (status != VNX_OK) {
-        return status;
-    }
-    memcpy(proof->server_nonce, exchange->reply.data, VNXI_NONCE_LEN);
-    if (!vnxi_proof_make(proof, VNXI_PROOF_CLIENT, mac)) {
-        return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for a proof");
-    }
-    vnxi_tcp_request_t request = {.kind = VNXI_TCP_PROVE, .mac = mac};
-    ask(exchange, &request, 1, VNXI_TCP_TEXT_MAX);
-    return VNX_IN_PROG;
-}
-
-static vnx_status_t
-take_proof(tcp_exchange_t *exchange)
-{
-    const vnxi_request_params_t *params = exchange->talk.params;
-    unsigned char mac[VNXI_MAC_LEN];
-
-    vnx_status_t status = expect(exchange, VNXI_TCP_PROVED, VNXI_MAC_LEN);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (!vnxi_proof_check(&exchange->proof, VNXI_PROOF_SERVER,
-                          exchange->reply.data)) {
-        return failed(exchange, VNX_ERR_NOT_ALLOWED,
-                      "the listener does not know the shared secret");
-    }
-    if (!vnxi_proof_seal_request(&exchange->proof, params->key,
-                                 params->key_len, mac)) {
-        return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for a seal");
-    }
-    vnxi_tcp_request_t request = {.kind = VNXI_TCP_SEALED,
-                                  .mac = mac,
-                                  .key = params->key,
-                                  .key_len = params->key_len};
-    ask(exchange, &request, VNXI_TCP_REPLY_HEAD, params->options->max_frame);
-    return VNX_IN_PROG;
-}
-
-/* VNX_OK: what came is what the other side of the proof sent. */
-static vnx_status_t
-check_seal(tcp_exchange_t *exchange)
-{
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
-    const vnxi_request_params_t *params = exchange->talk.params;
-    unsigned char digest[VNXI_DIGEST_LEN], mac[VNXI_MAC_LEN];
-
-    if (reply->head_have < VNXI_TCP_REPLY_HEAD ||
-        !vnxi_proof_digest(reply->data, reply->have, digest) ||
-        !vnxi_proof_seal_reply(&exchange->proof, params->key, params->key_len,
-                               reply->head[0], digest, mac) ||
-        !vnxi_mac_equal(mac, reply->head + 1)) {
-        return failed(exchange, VNX_ERR_NOT_ALLOWED,
-                      "the reply's seal is broken: it was changed on the way");
-    }
-    return VNX_OK;
-}
-
-#else
-
-static vnx_status_t
-ask_hello(tcp_exchange_t *exchange)
-{
-    return failed(exchange, VNX_ERR_NOT_SUPPORTED,
-                  "this build knows no secrets");
-}
-
-#endif
-
-static vnx_status_t
-take_status(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
-{
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
-
-    if (reply->head_have == 0) {
-        return failed(exchange, VNX_ERR_MISMATCH, "a reply without a status");
-    }
-    vnxi_tcp_status_t status = (vnxi_tcp_status_t)reply->head[0];
-    if (status == VNXI_TCP_BLOB) {
-        *data_p = vnxi_frame_take(&exchange->reply, len_p);
-        return VNX_OK;
-    }
-    if (status == VNXI_TCP_UNKNOWN_KEY) {
-        return vnxi_talk_no_key(&exchange->talk);
-    }
-    return status_failed(exchange, status);
+    exchange->asked = request.kind;
+    exchange->has_asked = true;
+    vnxi_frame_decoder_init(&exchange->reply,
+                            (uint32_t)head + params->options->max_frame, head);
 }
 
 /* A reply came whole. */
 static vnx_status_t
 take_reply(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
 {
-    switch (exchange->asked) {
-    case VNXI_TCP_SEED:
-        *data_p = vnxi_frame_take(&exchange->reply, len_p);
-        return VNX_OK;
-    case VNXI_TCP_GET:
-        return take_status(exchange, data_p, len_p);
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    case VNXI_TCP_HELLO:
-        return take_challenge(exchange);
-    case VNXI_TCP_PROVE:
-        return take_proof(exchange);
-    case VNXI_TCP_SEALED: {
-        vnx_status_t status = check_seal(exchange);
-        return status == VNX_OK ? take_status(exchange, data_p, len_p)
-                                : status;
+    const vnxi_frame_decoder_t *reply = &exchange->reply;
+
+    if (exchange->asked == VNXI_TCP_GET) {
+        if (reply->head_have == 0) {
+            return failed(exchange, VNX_ERR_MISMATCH,
+                          "a reply without a status");
+        }
+        if (reply->head[0] == VNXI_TCP_UNKNOWN_KEY) {
+            return vnxi_talk_no_key(&exchange->talk);
+        }
+        if (reply->head[0] != VNXI_TCP_BLOB) {
+            return failed(exchange, VNX_ERR_MISMATCH,
+                          "no reply of this protocol");
+        }
     }
-#endif
-    default:
-        return failed(exchange, VNX_ERR_UNKNOWN, "asked nothing");
-    }
+    *data_p = vnxi_frame_take(&exchange->reply, len_p);
+    return VNX_OK;
 }
 
 static vnx_status_t
-receive_some(tcp_exchange_t *exchange)
+receive(tcp_exchange_t *exchange)
 {
     void *space;
     size_t size;
@@ -289,43 +170,18 @@ receive_some(tcp_exchange_t *exchange)
                                                      : failed_frame(exchange);
 }
 
-static vnx_status_t
-ask_first(tcp_exchange_t *exchange)
-{
-    if (exchange->has_asked) {
-        return VNX_OK;
-    }
-    exchange->has_asked = true;
-    if (exchange->talk.params->options->secret != NULL) {
-        return ask_hello(exchange);
-    }
-    ask_plainly(exchange);
-    return VNX_OK;
-}
-
-static vnx_status_t
-talk(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
-{
-    vnx_status_t status;
-
-    do {
-        status = vnxi_talk_send(&exchange->talk);
-        if (status == VNX_OK) {
-            status = receive_some(exchange);
-        }
-        if (status != VNX_OK) {
-            return status;
-        }
-        status = take_reply(exchange, data_p, len_p);
-    } while (status == VNX_IN_PROG); /* there is another request to send */
-    return status;
-}
-
 /* -- The transport's slots ------------------------------------------------ */
 
-vnx_status_t
-vnxi_tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-               vnx_error_t *error)
+static vnx_status_t
+tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+           vnx_error_t *error)
+{
+    return vnxi_tcp_listen_for(&vnxi_tcp_frames, params, out_p, error);
+}
+
+static vnx_status_t
+tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
+          vnx_error_t *error)
 {
     tcp_exchange_t *exchange = calloc(1, sizeof *exchange);
     if (exchange == NULL) {
@@ -336,21 +192,27 @@ vnxi_tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     return VNX_OK;
 }
 
-vnx_status_t
-vnxi_tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-              vnx_error_t *error)
+static vnx_status_t
+tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
+         vnx_error_t *error)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
     vnx_status_t status = vnxi_talk_step(&exchange->talk, error);
-    if (status == VNX_OK) {
-        status = ask_first(exchange);
+    if (status == VNX_OK && !exchange->has_asked) {
+        ask(exchange);
     }
-    return status == VNX_OK ? talk(exchange, data_p, len_p) : status;
+    if (status == VNX_OK) {
+        status = vnxi_talk_send(&exchange->talk);
+    }
+    if (status == VNX_OK) {
+        status = receive(exchange);
+    }
+    return status == VNX_OK ? take_reply(exchange, data_p, len_p) : status;
 }
 
-void
-vnxi_tcp_end(vnxi_exchange_t *super)
+static void
+tcp_end(vnxi_exchange_t *super)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
@@ -358,3 +220,12 @@ vnxi_tcp_end(vnxi_exchange_t *super)
     vnxi_frame_decoder_fini(&exchange->reply);
     free(exchange);
 }
+
+const vnxi_transport_t vnxi_transport_tcp = {
+    .name = "TCP",
+    .listen = tcp_listen,
+    .stop = vnxi_server_stop,
+    .begin = tcp_begin,
+    .step = tcp_step,
+    .end = tcp_end,
+};

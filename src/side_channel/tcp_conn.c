@@ -200,7 +200,7 @@ on_event(struct bufferevent *bev, short what, void *arg)
         conn_expire(conn);
     } else if ((what & BEV_EVENT_ERROR) && vnxi_tcp_tls_is_shaking(conn)) {
         vnxi_stat_refused(conn->listener->super.stats,
-                          VNX_SIDE_CHANNEL_REFUSED_TLS);
+                          vnxi_tcp_tls_refusal(conn));
         conn_close(conn);
     } else if (conn->state == VNXI_TCP_READ &&
                conn->listener->protocol->is_midway(conn)) {

@@ -3,6 +3,10 @@
 #include <event2/bufferevent_ssl.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <sys/socket.h>
+
+#include "side_channel/tcp_wire.h"
+#include "side_channel/tls.h"
 
 /* Its callbacks come from the loop, never from within a call of OpenSSL: they
  * may free the connection. */
@@ -42,4 +46,35 @@ bool
 vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn)
 {
     return conn->tls != NULL && !SSL_is_init_finished(conn->tls);
+}
+
+/* Read what is left first: closing a socket with unread bytes resets the
+ * connection, and the alert may be lost with it. */
+static void
+send_alert(int fd)
+{
+    char rest[2048];
+
+    (void)!recv(fd, rest, sizeof rest, MSG_DONTWAIT);
+    (void)!send(fd, VNXI_TCP_ALERT, VNXI_TCP_ALERT_LEN,
+                MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+vnx_side_channel_refusal_t
+vnxi_tcp_tls_refusal(vnxi_tcp_conn_t *conn)
+{
+    bool wants_secret = conn->listener->super.options->secret != NULL;
+    int reason = ERR_GET_REASON(bufferevent_get_openssl_error(conn->bev));
+
+    if (vnxi_tls_is_not_tls(reason)) {
+        send_alert(conn->fd); /* OpenSSL sends none */
+        return wants_secret ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF
+                            : VNX_SIDE_CHANNEL_REFUSED_TLS;
+    }
+    if (reason == SSL_R_BINDER_DOES_NOT_VERIFY) {
+        return VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF;
+    }
+    return wants_secret && reason == SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM
+               ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF
+               : VNX_SIDE_CHANNEL_REFUSED_TLS;
 }

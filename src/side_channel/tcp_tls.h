@@ -20,6 +20,10 @@ void vnxi_tcp_tls_free(vnxi_tcp_conn_t *conn);
 
 bool vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn);
 
+/* After a handshake that failed: why the client is refused.  A client that
+ * does not speak TLS is told so, which it may understand. */
+vnx_side_channel_refusal_t vnxi_tcp_tls_refusal(vnxi_tcp_conn_t *conn);
+
 #else
 
 static inline struct bufferevent *
@@ -46,6 +50,13 @@ vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn)
 {
     (void)conn;
     return false;
+}
+
+static inline vnx_side_channel_refusal_t
+vnxi_tcp_tls_refusal(vnxi_tcp_conn_t *conn)
+{
+    (void)conn;
+    return VNX_SIDE_CHANNEL_REFUSED_TLS;
 }
 
 #endif

@@ -2,71 +2,34 @@
 
 #include <string.h>
 
+#define HEAD (VNXI_TCP_MAGIC_LEN + 1) /* the magic and the kind */
+
 _Static_assert(sizeof VNXI_TCP_REQUEST - 1 == VNXI_TCP_REQUEST_LEN,
                "the request and its length go together");
-_Static_assert(VNXI_TCP_MAGIC_LEN + 1 + VNXI_TCP_MAC +
-                       VNX_SIDE_CHANNEL_KEY_MAX <=
-                   VNXI_TCP_REQUEST_MAX,
+_Static_assert(sizeof VNXI_TCP_ALERT - 1 == VNXI_TCP_ALERT_LEN,
+               "the alert and its length go together");
+_Static_assert(HEAD + VNX_SIDE_CHANNEL_KEY_MAX <= VNXI_TCP_REQUEST_MAX,
                "every request fits");
-
-/* What follows the kind, all of it. */
-static bool
-parse_body(const unsigned char *body, size_t len, vnxi_tcp_request_t *request)
-{
-    switch (request->kind) {
-    case VNXI_TCP_GET:
-        request->key = body;
-        request->key_len = len;
-        return len <= VNX_SIDE_CHANNEL_KEY_MAX;
-    case VNXI_TCP_HELLO:
-        request->nonce = body;
-        return len == VNXI_TCP_NONCE;
-    case VNXI_TCP_PROVE:
-        request->mac = body;
-        return len == VNXI_TCP_MAC;
-    case VNXI_TCP_SEALED:
-        if (len < VNXI_TCP_MAC) {
-            return false;
-        }
-        request->mac = body;
-        request->key = body + VNXI_TCP_MAC;
-        request->key_len = len - VNXI_TCP_MAC;
-        return request->key_len <= VNX_SIDE_CHANNEL_KEY_MAX;
-    default:
-        return false;
-    }
-}
 
 bool
 vnxi_tcp_request_parse(const void *frame, size_t len,
                        vnxi_tcp_request_t *out_p)
 {
     const unsigned char *bytes = frame;
-    const size_t head = VNXI_TCP_MAGIC_LEN + 1;
-    vnxi_tcp_request_t request = {.kind = VNXI_TCP_SEED};
 
-    if (len != VNXI_TCP_REQUEST_LEN ||
-        memcmp(bytes, VNXI_TCP_REQUEST, VNXI_TCP_REQUEST_LEN) != 0) {
-        if (len < head ||
-            memcmp(bytes, VNXI_TCP_MAGIC, VNXI_TCP_MAGIC_LEN) != 0) {
-            return false;
-        }
-        request.kind = (vnxi_tcp_kind_t)bytes[VNXI_TCP_MAGIC_LEN];
-        if (!parse_body(bytes + head, len - head, &request)) {
-            return false;
-        }
+    if (len == VNXI_TCP_REQUEST_LEN &&
+        memcmp(bytes, VNXI_TCP_REQUEST, VNXI_TCP_REQUEST_LEN) == 0) {
+        *out_p = (vnxi_tcp_request_t){.kind = VNXI_TCP_SEED};
+        return true;
     }
-    *out_p = request;
+    if (len < HEAD || len > HEAD + VNX_SIDE_CHANNEL_KEY_MAX ||
+        memcmp(bytes, VNXI_TCP_MAGIC, VNXI_TCP_MAGIC_LEN) != 0 ||
+        bytes[VNXI_TCP_MAGIC_LEN] != VNXI_TCP_GET) {
+        return false;
+    }
+    *out_p = (vnxi_tcp_request_t){
+        .kind = VNXI_TCP_GET, .key = bytes + HEAD, .key_len = len - HEAD};
     return true;
-}
-
-static size_t
-append(unsigned char *payload, size_t at, const void *data, size_t len)
-{
-    if (len > 0) {
-        memcpy(payload + at, data, len);
-    }
-    return at + len;
 }
 
 size_t
@@ -74,43 +37,32 @@ vnxi_tcp_request_encode(const vnxi_tcp_request_t *request,
                         unsigned char payload[VNXI_TCP_REQUEST_MAX])
 {
     if (request->kind == VNXI_TCP_SEED) {
-        return append(payload, 0, VNXI_TCP_REQUEST, VNXI_TCP_REQUEST_LEN);
+        memcpy(payload, VNXI_TCP_REQUEST, VNXI_TCP_REQUEST_LEN);
+        return VNXI_TCP_REQUEST_LEN;
     }
-    size_t len = append(payload, 0, VNXI_TCP_MAGIC, VNXI_TCP_MAGIC_LEN);
-    payload[len++] = (unsigned char)request->kind;
-    if (request->nonce != NULL) {
-        len = append(payload, len, request->nonce, VNXI_TCP_NONCE);
+    memcpy(payload, VNXI_TCP_MAGIC, VNXI_TCP_MAGIC_LEN);
+    payload[VNXI_TCP_MAGIC_LEN] = (unsigned char)request->kind;
+    if (request->key_len > 0) {
+        memcpy(payload + HEAD, request->key, request->key_len);
     }
-    if (request->mac != NULL) {
-        len = append(payload, len, request->mac, VNXI_TCP_MAC);
-    }
-    return append(payload, len, request->key, request->key_len);
+    return HEAD + request->key_len;
 }
 
-const char *
-vnxi_tcp_status_text(vnxi_tcp_status_t status)
+/* A record of TLS: its type, then 3 for the version's first byte. */
+static bool
+is_record(const unsigned char header[4], unsigned char type)
 {
-    switch (status) {
-#define STATUS_TEXT(symbol, number, text, meaning) \
-    case VNXI_TCP_##symbol:                        \
-        return text;
-        VNXI_TCP_STATUS_TABLE(STATUS_TEXT)
-#undef STATUS_TEXT
-    default:
-        return NULL;
-    }
+    return header[0] == type && header[1] == 3;
 }
 
-vnx_status_t
-vnxi_tcp_status_meaning(vnxi_tcp_status_t status)
+bool
+vnxi_tcp_is_tls_hello(const unsigned char header[4])
 {
-    switch (status) {
-#define STATUS_MEANING(symbol, number, text, meaning) \
-    case VNXI_TCP_##symbol:                           \
-        return meaning;
-        VNXI_TCP_STATUS_TABLE(STATUS_MEANING)
-#undef STATUS_MEANING
-    default:
-        return VNX_ERR_MISMATCH;
-    }
+    return is_record(header, 0x16);
+}
+
+bool
+vnxi_tcp_is_tls_alert(const unsigned char header[4])
+{
+    return is_record(header, 0x15);
 }

@@ -3,9 +3,9 @@
  * bytes; no I/O, no clock, no memory.  The bytes: docs/wire.md.
  *
  * A request is VNXI_TCP_REQUEST, which is all that the first servers and
- * clients of this protocol know, or begins with "VNX1" and a kind.  Replies to
- * the first kind have no status: the frame is the blob.  Replies to the others
- * begin with a status.
+ * clients of this protocol know, or "VNX1", a kind and a key.  The reply to
+ * the first kind has no status: the frame is the blob.  The reply to the other
+ * begins with a status.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_WIRE_H
 #define VNXI_SIDE_CHANNEL_TCP_WIRE_H
@@ -21,30 +21,18 @@
 #define VNXI_TCP_MAGIC "VNX1"
 #define VNXI_TCP_MAGIC_LEN 4u
 
-#define VNXI_TCP_NONCE 32u
-#define VNXI_TCP_MAC 32u
-
-/* The longest reply that is no blob, and what stands before a blob. */
-#define VNXI_TCP_REPLY_HEAD (1u + VNXI_TCP_MAC)
-#define VNXI_TCP_TEXT_MAX 160u
-
 typedef enum vnxi_tcp_kind {
-    VNXI_TCP_SEED = 0,   /* VNXI_TCP_REQUEST */
-    VNXI_TCP_GET = 1,    /* then the key */
-    VNXI_TCP_HELLO = 2,  /* then the client's nonce */
-    VNXI_TCP_PROVE = 3,  /* then the client's proof */
-    VNXI_TCP_SEALED = 4, /* then a MAC, then the key */
+    VNXI_TCP_SEED = 0, /* VNXI_TCP_REQUEST */
+    VNXI_TCP_GET = 1,  /* then the key */
 } vnxi_tcp_kind_t;
 
 typedef struct vnxi_tcp_request {
     vnxi_tcp_kind_t kind;
-    const unsigned char *nonce; /* HELLO; all borrowed from the frame */
-    const unsigned char *mac;   /* PROVE, SEALED */
-    const unsigned char *key;   /* GET, SEALED */
+    const unsigned char *key; /* GET; borrowed from the frame */
     size_t key_len;
 } vnxi_tcp_request_t;
 
-/* Take a request's frame apart.  False: it is none. */
+/* Take a request's frame apart.  False: it is malformed. */
 bool vnxi_tcp_request_parse(const void *frame, size_t len,
                             vnxi_tcp_request_t *out_p);
 
@@ -52,31 +40,23 @@ bool vnxi_tcp_request_parse(const void *frame, size_t len,
 size_t vnxi_tcp_request_encode(const vnxi_tcp_request_t *request,
                                unsigned char payload[VNXI_TCP_REQUEST_MAX]);
 
-/* X(symbol, number, text, status at the client).  Below 16: no error. */
-#define VNXI_TCP_STATUS_TABLE(X)                                              \
-    X(BLOB, 0, "", VNX_OK)                                                    \
-    X(CHALLENGE, 1, "", VNX_OK)                                               \
-    X(PROVED, 2, "", VNX_OK)                                                  \
-    X(UNKNOWN_KEY, 16, "nothing is served under that key", VNX_ERR_NOT_FOUND) \
-    X(NO_PROOF, 17, "this listener wants a shared secret to be proved",       \
-      VNX_ERR_NOT_ALLOWED)                                                    \
-    X(WRONG_PROOF, 18, "the shared secrets differ", VNX_ERR_NOT_ALLOWED)      \
-    X(NO_SECRET, 19, "this listener has no shared secret to be proved",       \
-      VNX_ERR_NOT_ALLOWED)                                                    \
-    X(MALFORMED, 20, "not a request of this protocol", VNX_ERR_MISMATCH)
-
 typedef enum vnxi_tcp_status {
-#define VNXI_TCP_STATUS_ENUM(symbol, number, text, status) \
-    VNXI_TCP_##symbol = (number),
-    VNXI_TCP_STATUS_TABLE(VNXI_TCP_STATUS_ENUM)
-#undef VNXI_TCP_STATUS_ENUM
+    VNXI_TCP_BLOB = 0,         /* then the blob */
+    VNXI_TCP_UNKNOWN_KEY = 16, /* then VNXI_TCP_UNKNOWN_TEXT */
 } vnxi_tcp_status_t;
 
-/* The text of a status; NULL: there is no such status. */
-const char *vnxi_tcp_status_text(vnxi_tcp_status_t status);
+#define VNXI_TCP_UNKNOWN_TEXT "nothing is served under that key"
 
-/* What a status means to who asked; VNX_ERR_MISMATCH for a number that is not
- * in the table. */
-vnx_status_t vnxi_tcp_status_meaning(vnxi_tcp_status_t status);
+/* -- TLS and plain frames at the two ends of a connection ----------------- */
+
+/* A fatal alert of TLS, unknown_psk_identity: what a listener says when a
+ * client speaks TLS and it does not, or the other way round. */
+#define VNXI_TCP_ALERT "\x15\x03\x03\x00\x02\x02\x73"
+#define VNXI_TCP_ALERT_LEN 7u
+
+/* Are the four bytes, received as a frame's length, the beginning of a TLS
+ * handshake, or of a TLS alert? */
+bool vnxi_tcp_is_tls_hello(const unsigned char header[4]);
+bool vnxi_tcp_is_tls_alert(const unsigned char header[4]);
 
 #endif

@@ -3,8 +3,8 @@
  * since OpenSSL's uses write(), and a server that is gone would raise SIGPIPE
  * in a thread that is the program's.
  *
- * A context is made for each exchange: the files are read then, so that a
- * certificate that was renewed is taken up without a restart.
+ * With certificates a context is made for each exchange: the files are read
+ * then, so that a certificate that was renewed is taken up without a restart.
  */
 #include "side_channel/tls.h"
 
@@ -20,6 +20,8 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
+#include "side_channel/options.h"
+#include "side_channel/tls_psk.h"
 #include "side_channel/transport.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
@@ -110,9 +112,18 @@ stream_error(vnxi_stream_t *stream, vnx_status_t status, const char *text)
     return status;
 }
 
-/* The other end speaks, but not TLS. */
-static bool
-is_not_tls(int reason)
+static vnx_status_t
+closed_error(vnxi_stream_t *stream)
+{
+    return stream_error(stream, VNX_ERR_BACKEND,
+                        stream->by_secret && !SSL_is_init_finished(stream->tls)
+                            ? "the connection was closed (perhaps by a "
+                              "listener that has no shared secret)"
+                            : "the connection was closed");
+}
+
+bool
+vnxi_tls_is_not_tls(int reason)
 {
     switch (reason) {
     case SSL_R_WRONG_VERSION_NUMBER:
@@ -132,23 +143,74 @@ not_verified(vnxi_stream_t *stream)
 {
     long result = SSL_get_verify_result(stream->tls);
 
+    if (stream->by_secret) {
+        return stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                            "this listener has a certificate and no shared "
+                            "secret");
+    }
     snprintf(stream->reason, sizeof stream->reason,
              "the certificate is not trusted: %s",
              X509_verify_cert_error_string(result));
     return VNX_ERR_NOT_ALLOWED;
 }
 
+/* Alerts that our listeners send.  OpenSSL sends ILLEGAL_PARAMETER when a
+ * binder, which proves a pre-shared key, is wrong; RFC 8446 allows
+ * DECRYPT_ERROR too. */
+static vnx_status_t
+alert_error(vnxi_stream_t *stream, int reason)
+{
+    switch (reason) {
+    case SSL_R_TLSV1_ALERT_UNKNOWN_PSK_IDENTITY: /* VNXI_TCP_ALERT */
+        return stream->by_secret
+                   ? stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                                  "this listener has no shared secret")
+                   : stream_error(stream, VNX_ERR_MISMATCH,
+                                  "this listener speaks no TLS");
+    case SSL_R_SSLV3_ALERT_ILLEGAL_PARAMETER:
+    case SSL_R_TLSV1_ALERT_DECRYPT_ERROR:
+        if (stream->by_secret) {
+            return stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                                "the shared secrets differ");
+        }
+        break;
+    case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
+        return stream_error(
+            stream, VNX_ERR_NOT_ALLOWED,
+            stream->by_secret
+                ? "the listener refused the handshake: it has no shared "
+                  "secret, or no cipher in common"
+                : "the listener refused the handshake: it has a shared secret "
+                  "and no certificate, or no cipher in common");
+    default:
+        break;
+    }
+    return VNX_OK;
+}
+
 static vnx_status_t
 protocol_error(vnxi_stream_t *stream)
 {
-    unsigned long code = ERR_peek_last_error();
+    int reason = ERR_GET_REASON(ERR_peek_last_error());
 
     if (SSL_get_verify_result(stream->tls) != X509_V_OK) {
         return not_verified(stream);
     }
-    if (is_not_tls(ERR_GET_REASON(code))) {
+    if (reason == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
+        return closed_error(stream);
+    }
+    if (vnxi_tls_is_not_tls(reason)) {
         return stream_error(stream, VNX_ERR_MISMATCH,
                             "the other end speaks no TLS");
+    }
+    if (reason == SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC ||
+        reason == SSL_R_DIGEST_CHECK_FAILED) {
+        return stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                            "what the other end sent was changed on the way");
+    }
+    vnx_status_t status = alert_error(stream, reason);
+    if (status != VNX_OK) {
+        return status;
     }
     snprintf(stream->reason, sizeof stream->reason, "TLS failed: %s",
              first_reason());
@@ -169,9 +231,9 @@ outcome(vnxi_stream_t *stream, int ret)
         stream->events = POLLOUT;
         return VNX_IN_PROG;
     case SSL_ERROR_SYSCALL:
-        return stream_error(stream, VNX_ERR_BACKEND,
-                            errno != 0 ? strerror(errno)
-                                       : "the connection was closed");
+        return errno != 0
+                   ? stream_error(stream, VNX_ERR_BACKEND, vnxi_errno(errno))
+                   : closed_error(stream);
     default:
         return protocol_error(stream);
     }
@@ -213,15 +275,38 @@ expect_name(SSL *ssl, const char *name)
 }
 
 static vnx_status_t
-client_begin(vnxi_stream_t *stream, SSL_CTX *ctx, const char *name)
+no_connection(vnxi_stream_t *stream)
 {
-    SSL *ssl = stream->tls = SSL_new(ctx);
+    return stream_error(stream, VNX_ERR_NO_MEMORY, first_reason());
+}
 
-    if (ssl == NULL || !expect_name(ssl, name) || !attach(ssl, stream->fd)) {
-        return stream_error(stream, VNX_ERR_NO_MEMORY, first_reason());
+static vnx_status_t
+open_by_certificate(vnxi_stream_t *stream, const char *name,
+                    const vnx_side_channel_options_t *options)
+{
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    if (ctx == NULL) {
+        return no_connection(stream);
     }
-    SSL_set_connect_state(ssl);
-    return VNX_OK;
+    SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
+    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
+    vnx_status_t status = load_ca(stream, ctx, options->tls_ca);
+    if (status == VNX_OK) {
+        stream->tls = SSL_new(ctx);
+        if (stream->tls == NULL || !expect_name(stream->tls, name)) {
+            status = no_connection(stream);
+        }
+    }
+    SSL_CTX_free(ctx); /* the connection holds it */
+    return status;
+}
+
+static vnx_status_t
+open_by_secret(vnxi_stream_t *stream, const char *secret)
+{
+    stream->by_secret = true;
+    stream->tls = vnxi_psk_client(secret);
+    return stream->tls != NULL ? VNX_OK : no_connection(stream);
 }
 
 vnx_status_t
@@ -229,21 +314,22 @@ vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
                      const vnx_side_channel_options_t *options)
 {
     ERR_clear_error();
-    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
-    if (ctx == NULL) {
-        return stream_error(stream, VNX_ERR_NO_MEMORY, first_reason());
+    vnx_status_t status =
+        options->tls == VNXI_TLS_SECRET
+            ? open_by_secret(stream, options->secret)
+            : open_by_certificate(
+                  stream, options->tls_name != NULL ? options->tls_name : host,
+                  options);
+    if (status != VNX_OK) {
+        return status;
     }
-    SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
-    SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
-    SSL_CTX_set_mode(ctx, SSL_MODE_ENABLE_PARTIAL_WRITE |
-                              SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    vnx_status_t status = load_ca(stream, ctx, options->tls_ca);
-    if (status == VNX_OK) {
-        status = client_begin(
-            stream, ctx, options->tls_name != NULL ? options->tls_name : host);
+    if (!attach(stream->tls, stream->fd)) {
+        return no_connection(stream);
     }
-    SSL_CTX_free(ctx); /* the connection holds it */
-    return status;
+    SSL_set_mode(stream->tls, SSL_MODE_ENABLE_PARTIAL_WRITE |
+                                  SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_set_connect_state(stream->tls);
+    return VNX_OK;
 }
 
 void
@@ -263,7 +349,13 @@ vnxi_tls_client_shake(vnxi_stream_t *stream)
 {
     ERR_clear_error();
     errno = 0;
-    return outcome(stream, SSL_do_handshake(stream->tls));
+    vnx_status_t status = outcome(stream, SSL_do_handshake(stream->tls));
+    if (status == VNX_OK && stream->by_secret &&
+        !vnxi_psk_was_used(stream->tls)) {
+        return stream_error(stream, VNX_ERR_NOT_ALLOWED,
+                            "this listener did not prove the shared secret");
+    }
+    return status;
 }
 
 vnx_status_t
@@ -308,28 +400,44 @@ file_failed(vnx_error_t *error, const char *option, const char *path)
                           "%s '%s': %s", option, path, first_reason());
 }
 
+static vnx_status_t
+load_certificate(SSL_CTX *ctx, const vnx_side_channel_options_t *options,
+                 vnx_error_t *error)
+{
+    if (SSL_CTX_use_certificate_chain_file(ctx, options->tls_certificate) !=
+        1) {
+        return file_failed(error, "tls_certificate", options->tls_certificate);
+    }
+    return SSL_CTX_use_PrivateKey_file(ctx, options->tls_key,
+                                       SSL_FILETYPE_PEM) == 1
+               ? VNX_OK
+               : file_failed(error, "tls_key", options->tls_key);
+}
+
 vnx_status_t
 vnxi_tls_server_context(const vnx_side_channel_options_t *options,
                         void **ctx_p, vnx_error_t *error)
 {
+    vnx_status_t status = VNX_OK;
+
     ERR_clear_error();
     SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
     if (ctx == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
     }
-    vnx_status_t status = VNX_OK;
     SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
     /* One exchange a connection: sessions would only cost memory. */
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_num_tickets(ctx, 0);
     SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION);
-    if (SSL_CTX_use_certificate_chain_file(ctx, options->tls_certificate) !=
-        1) {
+    /* Buffers of those who say nothing are given back. */
+    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS);
+    if (options->tls == VNXI_TLS_CERTIFICATE) {
+        status = load_certificate(ctx, options, error);
+    } else if (!vnxi_psk_serve(ctx, options->secret)) {
         status =
-            file_failed(error, "tls_certificate", options->tls_certificate);
-    } else if (SSL_CTX_use_PrivateKey_file(ctx, options->tls_key,
-                                           SSL_FILETYPE_PEM) != 1) {
-        status = file_failed(error, "tls_key", options->tls_key);
+            vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
+                           "TLS with a shared secret: %s", first_reason());
     }
     if (status != VNX_OK) {
         SSL_CTX_free(ctx);

@@ -1,11 +1,13 @@
 /*
- * TLS by OpenSSL, 1.2 and newer.  At the client the server's certificate is
- * checked against tls_ca, or the system's, and its name against tls_name, or
- * the host that was asked.
+ * TLS by OpenSSL.  options->tls says which: with certificates, TLS 1.2 and
+ * newer, and the client checks the server's against tls_ca (or the system's
+ * authorities) and its name against tls_name (or the host that was asked); or
+ * TLS 1.3 with the shared secret (tls_psk.h).
  */
 #ifndef VNXI_SIDE_CHANNEL_TLS_H
 #define VNXI_SIDE_CHANNEL_TLS_H
 
+#include <stdbool.h>
 #include <vnx/side_channel.h>
 
 #include "side_channel/stream.h"
@@ -21,11 +23,16 @@ vnx_status_t vnxi_tls_client_send(vnxi_stream_t *stream, const void *data,
 vnx_status_t vnxi_tls_client_recv(vnxi_stream_t *stream, void *data,
                                   size_t size, size_t *count_p);
 
+/* Does the reason of an OpenSSL error say that the other end does not speak
+ * TLS? */
+bool vnxi_tls_is_not_tls(int reason);
+
 /* -- Server --------------------------------------------------------------- */
 
-/* A context with the options' certificate and key: *ctx_p is an SSL_CTX,
- * owned, for SSL_CTX_free().  VNX_ERR_INVALID_PARAM where a file is missing or
- * is none, or the two do not go together; the record says which. */
+/* Make a context with the options' certificate and key, or secret: *ctx_p is
+ * an SSL_CTX, owned, for SSL_CTX_free().  VNX_ERR_INVALID_PARAM if a file is
+ * missing or is not PEM, or key and certificate do not match; the record says
+ * which. */
 vnx_status_t vnxi_tls_server_context(const vnx_side_channel_options_t *options,
                                      void **ctx_p, vnx_error_t *error);
 

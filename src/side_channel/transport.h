@@ -8,9 +8,9 @@
  * format.  Parameters were checked: ports are in range, keys are not too
  * long, blobs are within max_frame, every option has its value.
  *
- * A transport that cannot prove a shared secret, or cannot speak TLS, refuses
- * to listen and to ask where that option is set: VNX_ERR_NOT_SUPPORTED.  No
- * secret is ever in an error or in the log.
+ * A transport that has no use for a shared secret, or does not speak TLS,
+ * refuses to listen and to ask where that option is set:
+ * VNX_ERR_NOT_SUPPORTED.  No secret is ever in an error or in the log.
  */
 #ifndef VNXI_SIDE_CHANNEL_TRANSPORT_H
 #define VNXI_SIDE_CHANNEL_TRANSPORT_H

@@ -31,7 +31,8 @@ read_well(const vnx_side_channel_options_t *given)
 {
     vnx_side_channel_options_t all;
     vnx_error_t error;
-    if (vnxi_options_read(given, &all, &error) != VNX_OK) {
+    if (vnxi_options_read(VNX_SIDE_CHANNEL_TCP, given, &all, &error) !=
+        VNX_OK) {
         fail_msg("%s", error.cause);
     }
     return all;
@@ -43,7 +44,8 @@ assert_refused(const vnx_side_channel_options_t *given, vnx_status_t status,
 {
     vnx_side_channel_options_t all = {.max_frame = 4711};
     vnx_error_t error;
-    assert_int_equal(vnxi_options_read(given, &all, &error), status);
+    assert_int_equal(
+        vnxi_options_read(VNX_SIDE_CHANNEL_TCP, given, &all, &error), status);
     assert_int_equal(all.max_frame, 4711); /* outputs only on success */
     assert_string_equal(error.operation, "side_channel_create");
     assert_non_null(strstr(error.cause, words));
@@ -152,7 +154,8 @@ test_options_secret_has_a_minimum_length_and_is_hidden(void **state)
     (void)state;
 
     assert_refused(&given, VNX_ERR_INVALID_PARAM, "7 bytes, 8 are the least");
-    assert_int_not_equal(vnxi_options_read(&given, &all, &error), VNX_OK);
+    assert_int_not_equal(
+        vnxi_options_read(VNX_SIDE_CHANNEL_TCP, &given, &all, &error), VNX_OK);
     assert_null(strstr(error.cause, "s3cr3t"));
     given.secret = "s3cr3t!!";
     if (!have_tls) {
@@ -343,6 +346,39 @@ test_loop_base_ignores_the_environment(void **state)
     event_base_free(base);
 }
 
+/* Over HTTP a secret is a token, which needs TLS; over TCP it is TLS's key. */
+static void
+test_options_secret_and_certificates_exclude_each_other_over_tcp(void **state)
+{
+    vnx_side_channel_options_t given = {
+        .size = sizeof given, .secret = "s3cr3t!!", .tls_ca = "ca.pem"};
+    vnx_side_channel_options_t all;
+    (void)state;
+
+    if (!have_tls) {
+        assert_refused(&given, VNX_ERR_NOT_SUPPORTED, "not in this build");
+        return;
+    }
+    assert_refused(&given, VNX_ERR_INVALID_PARAM,
+                   "secret and the tls options exclude each other");
+    given.tls_ca = NULL;
+    given.tls = 7;
+    assert_refused(&given, VNX_ERR_INVALID_PARAM, "exclude each other");
+    given.secret = NULL;
+    setenv(SECRET_VARIABLE, "of the environment", 1);
+    assert_refused(&given, VNX_ERR_INVALID_PARAM,
+                   SECRET_VARIABLE " and the tls options");
+    given.tls = 0;
+    all = read_well(&given);
+    assert_int_equal(all.tls, VNXI_TLS_SECRET);
+    vnxi_options_fini(&all);
+    given.tls = 7;
+    assert_int_equal(
+        vnxi_options_read(VNX_SIDE_CHANNEL_HTTP, &given, &all, NULL), VNX_OK);
+    assert_int_equal(all.tls, VNXI_TLS_CERTIFICATE);
+    vnxi_options_fini(&all);
+}
+
 int
 main(void)
 {
@@ -356,6 +392,9 @@ main(void)
             test_options_secret_has_a_minimum_length_and_is_hidden),
         cmocka_unit_test_teardown(
             test_options_secret_comes_from_the_environment, forget_secret),
+        cmocka_unit_test_teardown(
+            test_options_secret_and_certificates_exclude_each_other_over_tcp,
+            forget_secret),
         cmocka_unit_test(test_options_of_tls_turn_it_on),
         cmocka_unit_test(test_options_certificate_and_key_go_together),
         cmocka_unit_test(test_options_connections_follow_the_descriptor_limit),

@@ -473,22 +473,26 @@ def test_connections_beyond_the_limit_are_closed():
 
 
 @pytest.mark.parametrize(
-    "garbage",
+    ("garbage", "answer"),
     [
-        b"\xff\xff\xff\xff",
-        b"\x00\x00\x04\x0d",
-        b"\x00\x00\x00\x00",
-        b"\x00\x00\x00\x0cget_metadata",
-        b"GET /metadata HTTP/1.1\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        (b"\xff\xff\xff\xff", b""),
+        (b"\x00\x00\x04\x0d", b""),
+        (b"\x00\x00\x00\x00", b""),
+        (b"\x00\x00\x00\x0cget_metadata", b""),
+        (b"GET /metadata HTTP/1.1\r\n\r\n", b""),
+        # TLS has a word for it.
+        (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"\x15\x03\x03\x00\x02\x02\x73",
+        ),
     ],
 )
-def test_garbage_closes_only_its_own_connection(channel, garbage):
+def test_garbage_costs_its_own_connection(channel, garbage, answer):
     port = channel.start_listener(0, BLOB)
     with connect(port) as waiting:
         with connect(port) as sock:
             sock.sendall(garbage)
-            assert read_to_end(sock) == b""
+            assert read_to_end(sock) == answer
         waiting.sendall(REQUEST)
         assert read_to_end(waiting).endswith(BLOB)
     assert channel.stats()["refused"] == 1

@@ -131,7 +131,68 @@ def test_curl_proves_the_secret():
             assert BLOB not in reply
 
 
-def test_curl_and_python_use_tls(tmp_path):
+@pytest.fixture
+def own_address():
+    """An address of this machine that is not loopback."""
+    with make() as any_channel:
+        any_channel.start_listener(0, BLOB, "0.0.0.0")
+        host, _ = any_channel.advertised_address()
+    if host.startswith("127."):
+        pytest.skip("this machine has no IPv4 address but loopback")
+    return host
+
+
+def test_a_token_is_taken_from_loopback_or_over_tls_only(
+    own_address, tmp_path
+):
+    token = ("-H", f"Authorization: Bearer {SECRET}")
+    with make(secret=SECRET) as server:
+        port = server.start_listener(0, BLOB)
+        assert curl(*token, f"http://{HOST}:{port}/metadata").stdout == BLOB
+        url = f"http://{own_address}:{port}"
+        for arguments in (token, ()):
+            reply = curl("-i", *arguments, f"{url}/metadata").stdout
+            assert reply.startswith(b"HTTP/1.1 403 ")
+            assert b"only over TLS or from a loopback address" in reply
+            assert BLOB not in reply
+        assert curl("--fail", f"{url}/health").stdout == b"ok\n"
+        assert server.stats()["refusals"]["no_proof"] == 2
+    folder = make_certificates(tmp_path)
+    with make(
+        secret=SECRET,
+        tls_certificate=str(folder / "server.pem"),
+        tls_key=str(folder / "server.key"),
+    ) as server:
+        url = f"https://{own_address}:{server.start_listener(0, BLOB)}"
+        got = curl("--insecure", *token, f"{url}/metadata")
+        assert got.stdout == BLOB
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+def test_a_token_is_sent_to_loopback_or_over_tls_only(
+    own_address, monkeypatch, by_proxy
+):
+    with (
+        make(secret=SECRET) as client,
+        socket.create_server((own_address, 0)) as listener,
+        socket.create_server((HOST, 0)) as proxy,
+    ):
+        port = listener.getsockname()[1]
+        if by_proxy:
+            where = f"http://{HOST}:{proxy.getsockname()[1]}"
+            monkeypatch.setenv("http_proxy", where)
+        with pytest.raises(
+            vllm_nixl.nixlNotAllowedError, match="only over TLS"
+        ) as info:
+            client.request_metadata(own_address, port, retries=3)
+        assert info.value.peer == f"{own_address}:{port}"
+        for sock in (listener, proxy):  # nobody was even connected to
+            sock.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                sock.accept()
+
+
+def test_curl_and_ssl_speak_tls(tmp_path):
     folder = make_certificates(tmp_path)
     with make(
         tls_certificate=str(folder / "server.pem"),

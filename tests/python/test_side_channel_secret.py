@@ -1,16 +1,20 @@
-"""Proofs and TLS of the TCP side channel, from the bytes.
+"""The secret and TLS of the TCP side channel, from the bytes.
 
-The other end is written here with sockets, hmac and ssl; docs/wire.md has the
-bytes.
+Over TCP a secret is the key of TLS 1.3.  The other end is OpenSSL's own
+program or a socket, and between two of our own stand proxies that record and
+change what is sent; docs/wire.md has the bytes.
 """
 
 import contextlib
 import hashlib
 import hmac
+import itertools
 import os
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -27,75 +31,58 @@ HOST = "127.0.0.1"
 SECRET = "correct horse battery staple"
 BLOB = b"\xa5\x5a the metadata \x5a\xa5"
 KEY = b"0,1"
+NAME = "the name of a key"
 
-GET, HELLO, PROVE, SEALED = (b"VNX1" + bytes([kind]) for kind in (1, 2, 3, 4))
-BLOB_FOLLOWS, CHALLENGE, PROVED = b"\x00", b"\x01", b"\x02"
-UNKNOWN_KEY, NO_PROOF, WRONG_PROOF, NO_SECRET, MALFORMED = range(16, 21)
-
-
-def mac(key, *parts):
-    return hmac.new(key, b"".join(parts), hashlib.sha256).digest()
+GET = b"VNX1\x01"
+SEED = b"\x00\x00\x00\x0cGET_METADATA"
+UNKNOWN_KEY = b"\x10nothing is served under that key"
+ALERT = bytes.fromhex("15030300020273")
 
 
-class Proof:
-    """Both nonces, and what each side makes of them."""
-
-    def __init__(self, client, server, secret=SECRET):
-        self.secret = secret.encode()
-        self.nonces = client + server
-        self.session = self.of(b"vnx1 session")
-
-    def of(self, label):
-        return mac(self.secret, label, self.nonces)
-
-    def request(self, key):
-        return mac(self.session, b"vnx1 request", key)
-
-    def reply(self, key, status, data):
-        digest = hashlib.sha256(data).digest()
-        return mac(
-            self.session,
-            b"vnx1 reply",
-            bytes([len(key)]),
-            key,
-            status,
-            digest,
-        )
+def framed(*parts):
+    payload = b"".join(parts)
+    return struct.pack(">I", len(payload)) + payload
 
 
-class Talk:
-    """Frames over a socket."""
+def derive(secret):
+    """HKDF-SHA256 (RFC 5869) of the secret; in hexadecimal."""
+    salt, info = b"vllm_nixl side channel", b"tls13 psk"
+    extracted = hmac.digest(salt, secret.encode(), hashlib.sha256)
+    return hmac.new(extracted, info + b"\x01", hashlib.sha256).hexdigest()
 
-    def __init__(self, sock):
-        self.sock = sock
 
-    def send(self, *parts):
-        payload = b"".join(parts)
-        self.sock.sendall(struct.pack(">I", len(payload)) + payload)
-
-    def receive(self):
-        """The next frame; b'' at the end."""
-        header = self.sock.recv(4, socket.MSG_WAITALL)
-        if len(header) < 4:
-            return b""
-        (size,) = struct.unpack(">I", header)
-        return self.sock.recv(size, socket.MSG_WAITALL)
-
-    def ended(self):
-        with contextlib.suppress(ConnectionResetError):
-            return self.sock.recv(1) == b""
-        return True
+def openssl(port, said, *options, secret=SECRET, identity="vnx1"):
+    """What OpenSSL's client has to show for what it said, and its errors."""
+    command = ["openssl", "s_client", "-connect", f"{HOST}:{port}"]
+    command += ["-psk", derive(secret), "-psk_identity", identity]
+    options = options or ("-tls1_3", "-quiet")
+    done = subprocess.run(
+        [*command, *options],
+        input=said,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    return done.stdout, done.stderr
 
 
 @contextlib.contextmanager
 def connected(port):
     with socket.create_connection((HOST, port), timeout=30) as sock:
-        yield Talk(sock)
+        yield sock
+
+
+def read_all(sock):
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := sock.recv(1 << 16):
+            data += piece
+    return data
 
 
 @contextlib.contextmanager
 def raw_server(serve):
-    """One client is handed to `serve(talk)`; yields the port."""
+    """One client is handed to `serve(sock)`; yields the port."""
     failures = []
 
     def run():
@@ -103,7 +90,7 @@ def raw_server(serve):
             sock, _ = listener.accept()
             with sock, contextlib.suppress(ConnectionError):
                 sock.settimeout(30)
-                serve(Talk(sock))
+                serve(sock)
         except BaseException as error:
             failures.append(error)
 
@@ -116,9 +103,84 @@ def raw_server(serve):
     assert failures == []
 
 
+class Proxy:
+    """Between a client and the listener at `port`: it takes records of TLS,
+    notes them, and sends what `change(side, number, record)` makes of them.
+    Sides are 0, the client's, and 1; None instead of a record cuts the
+    connection there.
+    """
+
+    def __init__(self, port, change=lambda side, number, record: record):
+        self.target = port
+        self.change = change
+        #: Pairs of side and record, in the order that they came.
+        self.heard = []
+        self.listener = socket.create_server((HOST, 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self.run)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def run(self):
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection((HOST, self.target), timeout=30)
+            near.settimeout(30)
+            pumps = [
+                threading.Thread(target=self.pump, args=args)
+                for args in ((0, near, far), (1, far, near))
+            ]
+            for pump in pumps:
+                pump.start()
+            for pump in pumps:
+                pump.join(60)
+            near.close()
+            far.close()
+
+    def pump(self, side, source, sink):
+        with contextlib.suppress(OSError):
+            for number in itertools.count():
+                record = self.record(source)
+                self.heard.append((side, record))
+                changed = self.change(side, number, record)
+                if changed is None:
+                    break
+                sink.sendall(changed)
+                if not record:
+                    sink.shutdown(socket.SHUT_WR)
+                    return
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def record(source):
+        """The next record; b"" at the end."""
+        header = source.recv(5, socket.MSG_WAITALL)
+        if len(header) < 5:
+            return header
+        size = int.from_bytes(header[3:], "big")
+        return header + source.recv(size, socket.MSG_WAITALL)
+
+    def of(self, side):
+        return [record for one, record in self.heard if one == side and record]
+
+
 @pytest.fixture
 def server():
-    with TcpSideChannel(secret=SECRET) as made:
+    with TcpSideChannel(secret=SECRET, client_timeout_ms=30_000) as made:
         made.start_listener(0, {None: b"base", KEY: BLOB})
         yield made
 
@@ -129,249 +191,399 @@ def client():
         yield made
 
 
-def hello(talk, nonce, secret=SECRET):
-    talk.send(HELLO, nonce)
-    reply = talk.receive()
-    assert reply[:1] == CHALLENGE
-    assert len(reply) == 33
-    return Proof(nonce, reply[1:], secret)
-
-
-def prove(talk, nonce):
-    proof = hello(talk, nonce)
-    talk.send(PROVE, proof.of(b"vnx1 client"))
-    assert talk.receive() == PROVED + proof.of(b"vnx1 server")
-    return proof
-
-
-# -- A raw client -----------------------------------------------------------
-
-
-def test_a_raw_client_that_knows_the_secret_is_served(server):
-    with connected(server.port) as talk:
-        proof = prove(talk, os.urandom(32))
-        talk.send(SEALED, proof.request(KEY), KEY)
-        expected = proof.reply(KEY, BLOB_FOLLOWS, BLOB)
-        assert talk.receive() == BLOB_FOLLOWS + expected + BLOB
-        assert talk.ended()
-
-
-def test_an_unknown_key_is_told_under_seal(server):
-    with connected(server.port) as talk:
-        proof = prove(talk, os.urandom(32))
-        talk.send(SEALED, proof.request(b"9,9"), b"9,9")
-        reply = talk.receive()
-        assert reply[0] == UNKNOWN_KEY
-        assert reply[1:33] == proof.reply(b"9,9", reply[:1], reply[33:])
-        assert KEY not in reply[33:]
+# -- OpenSSL's client -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("frame", "status"),
+    ("said", "answer"),
     [
-        (GET, NO_PROOF),
-        (GET + KEY, NO_PROOF),
-        (PROVE + bytes(32), MALFORMED),
-        (SEALED + bytes(32) + KEY, MALFORMED),
+        (framed(GET, KEY), framed(b"\x00", BLOB)),
+        (framed(GET), framed(b"\x00", b"base")),
+        (framed(GET, b"9,9"), framed(UNKNOWN_KEY)),
+        (SEED, framed(b"base")),
     ],
 )
-def test_nothing_is_said_without_a_proof(server, frame, status):
-    with connected(server.port) as talk:
-        talk.send(frame)
-        assert talk.receive()[0] == status
-        assert talk.ended()
+def test_openssl_with_the_secrets_key_is_served(server, said, answer):
+    assert openssl(server.port, said)[0] == answer
+
+
+def test_the_handshake_is_ephemeral_and_leaves_no_ticket(server):
+    shown, _ = openssl(server.port, framed(GET), "-tls1_3", "-ign_eof")
+    assert b"Server Temp Key: X25519" in shown
+    assert b"Reused, TLSv1.3, Cipher is TLS_AES_128_GCM_SHA256" in shown
+    assert b"no peer certificate available" in shown
+    assert b"New Session Ticket" not in shown
+    # Without an ephemeral key it is refused, whatever the client allows.
+    only_psk = ("-tls1_3", "-ign_eof", "-allow_no_dhe_kex")
+    shown, _ = openssl(server.port, framed(GET), *only_psk)
+    assert b"Server Temp Key: X25519" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "reason"),
+    [
+        ((), {"secret": SECRET + " "}, "wrong_proof"),
+        ((), {"secret": SECRET[:-1]}, "wrong_proof"),
+        ((), {"secret": "x" * 28}, "wrong_proof"),
+        ((), {"identity": "vnx2"}, "no_proof"),
+        ((), {"identity": "vnx1" + "x" * 99}, "no_proof"),
+        (("-tls1_2", "-quiet"), {}, "tls"),
+    ],
+)
+def test_openssl_with_another_key_is_refused(server, options, changes, reason):
+    heard, _ = openssl(server.port, framed(GET, KEY), *options, **changes)
+    assert heard == b""
+    until(lambda: server.stats()["refusals"][reason] == 1, "the count")
     assert server.stats()["served"] == 0
 
 
-def test_the_first_protocol_is_refused_where_a_secret_is_set(server):
-    with connected(server.port) as talk:
-        talk.send(b"GET_METADATA")
-        assert talk.ended()
-    assert server.stats()["refusals"]["no_proof"] == 1
-
-
-@pytest.mark.parametrize("secret", [SECRET + " ", SECRET[:-1], "x" * 28])
-def test_a_wrong_secret_is_refused(server, secret):
-    with connected(server.port) as talk:
-        proof = hello(talk, os.urandom(32), secret)
-        talk.send(PROVE, proof.of(b"vnx1 client"))
-        assert talk.receive()[0] == WRONG_PROOF
-        assert talk.ended()
-    assert server.stats()["refusals"]["wrong_proof"] == 1
-
-
-def test_no_other_part_of_the_proof_serves_for_it(server):
-    for label in (b"vnx1 server", b"vnx1 session", b"vnx1 request", b""):
-        with connected(server.port) as talk:
-            proof = hello(talk, os.urandom(32))
-            talk.send(PROVE, proof.of(label))
-            assert talk.receive()[0] == WRONG_PROOF
-
-
-def test_a_proof_is_worth_nothing_on_another_connection(server):
-    nonce = os.urandom(32)
-    with connected(server.port) as talk:
-        heard = prove(talk, nonce)
-    with connected(server.port) as talk:
-        hello(talk, nonce)
-        talk.send(PROVE, heard.of(b"vnx1 client"))
-        assert talk.receive()[0] == WRONG_PROOF
-    with connected(server.port) as talk:
-        prove(talk, nonce)
-        talk.send(SEALED, heard.request(KEY), KEY)
-        assert talk.receive()[0] == WRONG_PROOF
+@pytest.mark.parametrize(
+    "said", [SEED, framed(GET), framed(GET, KEY), b"GET / HTTP/1.1\r\n\r\n"]
+)
+def test_nothing_is_said_without_tls_but_that_it_is_wanted(server, said):
+    with connected(server.port) as sock:
+        sock.sendall(said)
+        assert read_all(sock) == ALERT
+    until(lambda: server.stats()["refusals"]["no_proof"] == 1, "the count")
     assert server.stats()["served"] == 0
 
 
-def test_a_whole_exchange_that_was_heard_is_no_use(server):
-    nonce = os.urandom(32)
-    with connected(server.port) as talk:
-        proof = prove(talk, nonce)
-    with connected(server.port) as talk:
-        talk.send(HELLO, nonce)
-        talk.send(PROVE, proof.of(b"vnx1 client"))
-        talk.send(SEALED, proof.request(KEY), KEY)
-        assert talk.receive()[:1] == CHALLENGE
-        assert talk.receive()[0] == WRONG_PROOF
-        assert talk.ended()
+def test_a_plain_listener_tells_a_client_that_speaks_tls(client):
+    with TcpSideChannel() as plain:
+        port = plain.start_listener(0, BLOB)
+        for _ in range(3):
+            with pytest.raises(
+                vllm_nixl.nixlNotAllowedError, match="has no shared secret"
+            ) as info:
+                client.request_metadata(HOST, port, retries=5)
+            assert f"{HOST}:{port}" in str(info.value)
+        assert plain.stats()["refusals"]["tls"] == 3
+        assert plain.stats()["served"] == 0
 
 
-def test_the_seal_is_for_the_key_that_is_asked(server):
-    with connected(server.port) as talk:
-        proof = prove(talk, os.urandom(32))
-        talk.send(SEALED, proof.request(b""), KEY)
-        assert talk.receive()[0] == WRONG_PROOF
+# -- OpenSSL's server -------------------------------------------------------
 
 
-# -- A raw server -----------------------------------------------------------
+@contextlib.contextmanager
+def openssl_server(reply, secret=SECRET):
+    """OpenSSL's server for one client, to whom it says `reply`."""
+    command = ["openssl", "s_server", "-accept", f"{HOST}:0", "-nocert"]
+    command += ["-psk", derive(secret), "-psk_identity", "vnx1"]
+    command += ["-tls1_3", "-num_tickets", "0", "-naccept", "1"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            line = b""
+            while not line.startswith(b"ACCEPT"):
+                line = process.stdout.readline()
+                assert line, "openssl s_server ended"
+            process.stdin.write(reply)
+            process.stdin.flush()
+            yield int(line.rsplit(b":", 1)[1])
+        finally:
+            process.kill()
 
 
-def honest(data, change=lambda reply: reply, key=KEY):
-    """Serve `data` by the protocol, the last reply as `change` makes it."""
-
-    def serve(talk):
-        nonce = os.urandom(32)
-        request = talk.receive()
-        assert request[:5] == HELLO
-        assert len(request) == 37
-        talk.send(CHALLENGE, nonce)
-        proof = Proof(request[5:], nonce)
-        assert talk.receive() == PROVE + proof.of(b"vnx1 client")
-        talk.send(PROVED, proof.of(b"vnx1 server"))
-        assert talk.receive() == SEALED + proof.request(key) + key
-        seal = proof.reply(key, BLOB_FOLLOWS, data)
-        talk.send(change(BLOB_FOLLOWS + seal + data))
-
-    return serve
-
-
-@pytest.mark.parametrize("data", [b"", b"x", BLOB * 10_000])
-def test_a_raw_server_that_knows_the_secret_is_believed(client, data):
-    with raw_server(honest(data)) as port:
+@pytest.mark.parametrize("data", [b"", b"x", BLOB * 300])
+def test_openssls_server_with_the_secrets_key_is_believed(client, data):
+    with openssl_server(framed(b"\x00", data)) as port:
         assert client.request_metadata(HOST, port, key=KEY) == data
-    with raw_server(honest(data, key=b"")) as port:
+    with openssl_server(framed(b"\x00", data)) as port:
         assert client.request_metadata(HOST, port) == data
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda reply: reply[:-1] + b"!",
-        lambda reply: reply[:-1],
-        lambda reply: reply + b"!",
-        lambda reply: reply[:1] + bytes(32) + reply[33:],
-        lambda reply: bytes([UNKNOWN_KEY]) + reply[1:],
-        lambda reply: b"\x00",
-        lambda reply: b"",
-    ],
-)
-def test_a_reply_that_was_changed_is_not_believed(client, change):
+def test_openssls_server_with_another_key_is_not_believed(client):
     with (
-        raw_server(honest(BLOB, change)) as port,
-        pytest.raises(vllm_nixl.nixlNotAllowedError, match="seal"),
-    ):
-        client.request_metadata(HOST, port, key=KEY)
-
-
-def test_a_false_server_gets_neither_the_key_nor_belief(client):
-    heard = []
-
-    def serve(talk):
-        heard.append(talk.receive())
-        talk.send(CHALLENGE, bytes(32))
-        heard.append(talk.receive())
-        talk.send(PROVED, bytes(32))
-        heard.append(talk.receive())
-
-    with (
-        raw_server(serve) as port,
-        pytest.raises(vllm_nixl.nixlNotAllowedError, match="does not know"),
-    ):
-        client.request_metadata(HOST, port, key="the name of a key")
-    assert heard[2] == b""
-    assert not any(b"the name" in frame for frame in heard)
-
-
-def test_a_server_that_plays_the_clients_proof_back_is_not_believed(client):
-    def serve(talk):
-        nonce = talk.receive()[5:]
-        talk.send(CHALLENGE, nonce)  # the client's own
-        talk.send(PROVED, talk.receive()[5:])
-
-    with (
-        raw_server(serve) as port,
-        pytest.raises(vllm_nixl.nixlNotAllowedError, match="does not know"),
+        openssl_server(framed(b"\x00", BLOB), SECRET + "r") as port,
+        pytest.raises(vllm_nixl.nixlNotAllowedError, match="secrets differ"),
     ):
         client.request_metadata(HOST, port)
+
+
+# -- False servers ----------------------------------------------------------
+
+
+def test_a_server_with_a_certificate_gets_neither_the_key_nor_belief(
+    client, folder
+):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "server.pem", folder / "server.key")
+    heard = []
+
+    def serve(sock):
+        with (
+            contextlib.suppress(ssl.SSLError),
+            context.wrap_socket(sock, server_side=True) as shaken,
+        ):
+            shaken.sendall(framed(b"\x00", BLOB))
+            heard.append(shaken.recv(1 << 16))
+
+    with (
+        raw_server(serve) as port,
+        pytest.raises(vllm_nixl.nixlNotAllowedError, match="no shared secret"),
+    ):
+        client.request_metadata(HOST, port, key=NAME)
+    assert not any(heard)
 
 
 @pytest.mark.parametrize(
     "reply",
-    [
-        b"",
-        b"\x00" + BLOB,
-        CHALLENGE,
-        CHALLENGE + bytes(31),
-        CHALLENGE + bytes(33),
-        PROVED + bytes(32),
-        b"\xff" + bytes(32),
-    ],
+    [BLOB, framed(BLOB), framed(b"\x00", BLOB), b"HTTP/1.1 200 OK\r\n"],
 )
-def test_a_reply_out_of_turn_is_none_of_the_protocol(client, reply):
-    def serve(talk):
-        talk.receive()
-        talk.send(reply)
+def test_a_server_without_tls_gets_neither_the_key_nor_belief(client, reply):
+    heard = []
+
+    def serve(sock):
+        heard.append(sock.recv(1 << 16))
+        sock.sendall(reply)
+        heard.append(read_all(sock))
 
     with (
         raw_server(serve) as port,
-        pytest.raises(vllm_nixl.nixlMismatchError),
+        pytest.raises(vllm_nixl.nixlMismatchError, match="speaks no TLS"),
+    ):
+        client.request_metadata(HOST, port, key=NAME)
+    assert NAME.encode() not in b"".join(heard)
+
+
+def test_a_server_that_hangs_up_is_perhaps_one_without_a_secret(client):
+    with (
+        raw_server(lambda sock: sock.recv(1 << 16)) as port,
+        pytest.raises(
+            vllm_nixl.nixlBackendError, match="perhaps by a listener"
+        ),
     ):
         client.request_metadata(HOST, port)
 
 
-def test_the_metadata_of_a_server_without_a_secret_is_not_taken(client):
-    def serve(talk):
-        talk.receive()
-        talk.send(BLOB)  # as the first protocol has it
+def test_what_the_client_says_played_back_to_it_proves_nothing(client):
+    def serve(sock):
+        sock.sendall(sock.recv(1 << 16))
+        read_all(sock)
 
+    with raw_server(serve) as port, pytest.raises(vllm_nixl.NixlError):
+        client.request_metadata(HOST, port)
+
+
+# -- Between the two --------------------------------------------------------
+
+
+def test_who_listens_reads_neither_metadata_nor_key_nor_secret(client):
+    blob = os.urandom(100_000)
+    with TcpSideChannel(secret=SECRET) as server:
+        port = server.start_listener(0, {NAME: blob})
+        with Proxy(port) as proxy:
+            got = client.request_metadata(HOST, proxy.port, key=NAME)
+        assert got == blob
+    heard = b"".join(record for _, record in proxy.heard)
+    assert len(heard) > len(blob)
+    for at in range(0, len(blob) - 16, 16):
+        assert blob[at : at + 16] not in heard
+    assert NAME.encode() not in heard
+    assert SECRET.encode() not in heard
+    assert bytes.fromhex(derive(SECRET)) not in heard
+
+
+def test_what_was_heard_is_worth_nothing_on_another_connection(server, client):
+    with Proxy(server.port) as proxy:
+        assert client.request_metadata(HOST, proxy.port, key=KEY) == BLOB
+    until(lambda: server.stats()["served"] == 1, "the reply")
+    said = b"".join(proxy.of(0))
+    answered = b"".join(proxy.of(1))
+    with connected(server.port) as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        assert len(read_all(sock)) < len(answered)
+    assert server.stats()["served"] == 1
+
+    def serve(sock):
+        sock.sendall(answered)
+        read_all(sock)
+
+    with raw_server(serve) as port, pytest.raises(vllm_nixl.NixlError):
+        client.request_metadata(HOST, port, key=KEY)
+
+
+def exchange_through(server, change):
+    """The metadata; None: the request failed with an error that says where."""
     with (
-        raw_server(serve) as port,
-        pytest.raises(vllm_nixl.nixlMismatchError),
+        Proxy(server.port, change) as proxy,
+        TcpSideChannel(secret=SECRET) as client,
+    ):
+        peer = (HOST, proxy.port, KEY)
+        (answer,) = client.request_many([peer], timeout_ms=400)
+        if isinstance(answer, bytes):
+            return answer
+        assert isinstance(answer, vllm_nixl.NixlError)
+        assert f"{HOST}:{proxy.port}" in str(answer)
+        return None
+
+
+def flipped(place, at):
+    """Change one bit of the record at `place`, a pair of side and number."""
+
+    def change(side, number, record):
+        if (side, number) != place or at >= len(record):
+            return record
+        return record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
+
+    return change
+
+
+def tricked(place, trick):
+    """Do that to the record at `place`."""
+    held = []
+
+    def change(side, number, record):
+        if (side, number) == place:
+            if trick == "swapped":
+                held.append(record)
+            return {
+                "lost": b"",
+                "cut": record[:-1],
+                "ended": None,
+                "doubled": record * 2,
+                "swapped": b"",
+            }[trick]
+        if held and side == place[0]:
+            return record + held.pop()
+        return record
+
+    return change
+
+
+@pytest.fixture
+def impatient():
+    """What is changed may leave both ends waiting for more."""
+    with TcpSideChannel(secret=SECRET, client_timeout_ms=400) as made:
+        made.start_listener(0, {KEY: BLOB})
+        yield made
+
+
+@pytest.fixture
+def records(server, client):
+    """Of one exchange: the records of the client and of the server."""
+    with Proxy(server.port) as proxy:
+        assert client.request_metadata(HOST, proxy.port, key=KEY) == BLOB
+    sides = proxy.of(0), proxy.of(1)
+    # Hello, Finished, request, close_notify; hello, extensions and Finished,
+    # reply, close_notify.  The last of each no longer matters to the client.
+    assert len(sides[0]) >= 3
+    assert len(sides[1]) >= 3
+    return sides
+
+
+def places(records):
+    """Of all records but the last of each side, which comes too late."""
+    for side in (0, 1):
+        for number, record in enumerate(records[side][:-1]):
+            yield (side, number), record
+
+
+@pytest.mark.slow
+def test_a_bit_that_is_changed_anywhere_ends_the_exchange(impatient, records):
+    wrong = []
+    for place, record in places(records):
+        for at in range(len(record)):
+            got = exchange_through(impatient, flipped(place, at))
+            # The version in the header of an unencrypted record means nothing
+            # (RFC 8446, 5.1): all of the exchange is as it was.
+            meaningless = place[1] == 0 and at in (1, 2)
+            if got is not None and not (meaningless and got == BLOB):
+                wrong.append((place, at, got))
+    assert wrong == []
+
+
+TRICKS = ["lost", "cut", "ended", "doubled", "swapped"]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_records_that_are_tampered_with_bring_nothing_wrong(
+    impatient, records, trick
+):
+    for place, _ in places(records):
+        got = exchange_through(impatient, tricked(place, trick))
+        if trick == "doubled" and place[1] == len(records[place[0]]) - 2:
+            assert got in (None, BLOB)  # all had been said before
+        else:
+            assert got is None, place
+
+
+# -- Two processes ----------------------------------------------------------
+
+LISTENER = """
+import sys, vllm_nixl
+with vllm_nixl.TcpSideChannel(secret=sys.argv[1] or None) as channel:
+    print(channel.start_listener(0, b"of another process"), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def listener_process(secret):
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER, secret or ""],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        yield int(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_two_processes_and_every_way_to_differ(client):
+    with (
+        listener_process(SECRET) as port,
+        TcpSideChannel(secret=SECRET + "r") as other,
+        TcpSideChannel() as stranger,
+    ):
+        where = f"{HOST}:{port}"
+        assert client.request_metadata(HOST, port) == b"of another process"
+        for one, key, text in (
+            (other, None, "the shared secrets differ"),
+            (other, KEY, "the shared secrets differ"),
+            (stranger, None, "it has a shared secret"),
+            (stranger, KEY, "it has a shared secret"),
+        ):
+            with pytest.raises(
+                vllm_nixl.nixlNotAllowedError, match=text
+            ) as info:
+                one.request_metadata(HOST, port, key=key, retries=3)
+            assert where in str(info.value)
+    with (
+        listener_process(None) as port,
+        pytest.raises(vllm_nixl.nixlNotAllowedError, match="no shared secret"),
     ):
         client.request_metadata(HOST, port)
+
+
+def test_a_secret_and_certificates_exclude_each_other(monkeypatch):
+    options = {"tls_ca": "ca.pem"}
+    with pytest.raises(ValueError, match="secret and the tls options exclude"):
+        TcpSideChannel(secret=SECRET, **options)
+    monkeypatch.setenv("VLLM_NIXL_SIDE_CHANNEL_SECRET", SECRET)
+    with pytest.raises(ValueError, match="_SECRET and the tls options"):
+        TcpSideChannel(**options)
 
 
 def test_the_secret_is_nowhere_to_be_seen(client, server, capfd):
     shown = [repr(client), str(server.stats()), repr(client.__dict__)]
-    with connected(server.port) as talk:
-        proof = hello(talk, os.urandom(32), "another secret")
-        talk.send(PROVE, proof.of(b"vnx1 client"))
-        shown.append(str(talk.receive()))
+    with (
+        TcpSideChannel(secret="another secret") as other,
+        pytest.raises(vllm_nixl.NixlError) as info,
+    ):
+        other.request_metadata(HOST, server.port)
+    shown.append(repr(info.value.__dict__))
     with pytest.raises(vllm_nixl.NixlError) as info:
         client.request_metadata(HOST, 1)
     shown.append(repr(info.value.__dict__))
     shown += capfd.readouterr()
     assert not any(SECRET in text for text in shown)
+    assert not any("another secret" in text for text in shown)
 
 
 # -- TLS --------------------------------------------------------------------
@@ -433,8 +645,8 @@ def test_a_tls_server_of_pythons_is_understood(folder):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "server.pem", folder / "server.key")
 
-    def serve(talk):
-        with context.wrap_socket(talk.sock, server_side=True) as sock:
+    def serve(raw):
+        with context.wrap_socket(raw, server_side=True) as sock:
             assert sock.recv(16) == b"\x00\x00\x00\x0cGET_METADATA"
             sock.sendall(b"\x00\x00\x00\x04blob")
 

@@ -16,16 +16,8 @@ from support import attacks, zmtp
 
 TCP_REQUEST = b"\x00\x00\x00\x0cGET_METADATA"
 TCP_OTHER_KEY = b"\x00\x00\x00\x08VNX1\x010,2"
-#: HELLO, PROVE and SEALED of a client that does not know the secret.
-TCP_REPLAY = (
-    b"\x00\x00\x00\x25VNX1\x02"
-    + bytes(32)
-    + b"\x00\x00\x00\x25VNX1\x03"
-    + bytes(32)
-    + b"\x00\x00\x00\x28VNX1\x04"
-    + bytes(32)
-    + b"0,1"
-)
+#: A request of a kind that there is not.
+TCP_OTHER_KIND = b"\x00\x00\x00\x08VNX1\x020,2"
 
 HTTP_REQUEST = b"GET /metadata HTTP/1.1\r\nHost: localhost\r\n\r\n"
 #: vLLM's requests to a ROUTER for rank (0, 0) and for (7, 7).
@@ -125,11 +117,12 @@ TRANSPORTS = [
         raw_request=TCP_REQUEST,
         attacks={
             "other keys": attacks.saying(TCP_OTHER_KEY),
-            "proof of nothing": attacks.saying(TCP_REPLAY),
+            "other kinds": attacks.saying(TCP_OTHER_KIND),
         },
         secret_attacks={
-            "replayed proof": attacks.replayed,
-            "proof of nothing": attacks.saying(TCP_REPLAY),
+            "replayed exchange": attacks.replayed,
+            "half a handshake": attacks.holding(attacks.TLS_HELLO),
+            "drip": attacks.drip,
         },
     ),
     Transport(

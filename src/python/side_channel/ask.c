@@ -233,7 +233,7 @@ VNXI_PY_SIDE_METHOD(
      KEYWORD(key, "None"), KEYWORD(retries, "0")),
     "Fetch what the listener at host:port serves (bytes).\n\n"
     "timeout_ms: bounds the whole exchange: look-up of the name, connecting\n"
-    "    to each of its addresses, proving, sending, receiving, further\n"
+    "    to each of its addresses, TLS, sending, receiving, further\n"
     "    tries; None: 5000\n"
     "key: whose metadata: a str, bytes, or a tuple of ints; None: the\n"
     "    default\n"

@@ -271,7 +271,9 @@ static PyGetSetDef side_channel_getset[] = {
     "tls_name: the name that requests expect in the certificate; None:\n"  \
     "    the host\n"                                                       \
     "secret: shared by all that may exchange; None:\n"                     \
-    "    VLLM_NIXL_SIDE_CHANNEL_SECRET\n"                                  \
+    "    VLLM_NIXL_SIDE_CHANNEL_SECRET.\n"                                 \
+    "    TCP: the key of TLS, without the tls options; HTTP: a bearer\n"   \
+    "    token\n"                                                          \
     "advertise: the host for advertised_address()"
 
 PyDoc_STRVAR(base_doc, "A small server and client that hand metadata over.\n\n"
