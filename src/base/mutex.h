@@ -33,7 +33,7 @@
     X(LISTENER_STOP, "listener.stop_lock")         \
     X(LISTENER, "listener.lock")                   \
     X(SIDE_CHANNEL, "side_channel.lock")           \
-    X(BOOK, "book.lock")                           \
+    X(BLOB_TABLE, "blob_table.lock")               \
     X(CHOICE, "choice.lock")                       \
     X(AGENT_LOAD, "agent.load_lock")               \
     X(AGENT_PEERS, "agent.peers_lock")             \

@@ -21,7 +21,7 @@ struct vnx_side_channel {
     vnxi_side_stats_t stats;
     vnxi_mutex_t lock;
     vnxi_listener_t *listener; /* protected by lock, as all below */
-    vnxi_book_t *book;         /* the listener's; NULL with it */
+    vnxi_blob_table_t *blobs;  /* the listener's; NULL with it */
     char *host;                /* that it was told to bind; "*": every one */
     bool starting;
 };

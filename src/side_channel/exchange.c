@@ -29,7 +29,7 @@ vnxi_exchange_no_key(vnxi_exchange_t *exchange,
         vnxi_error_set(error, VNX_ERR_NOT_FOUND, VNXI_OP_REQUEST,
                        "nothing is served by default: name a key");
     } else {
-        vnxi_book_key_text(params->key, params->key_len, text, sizeof text);
+        vnxi_key_text(params->key, params->key_len, text, sizeof text);
         vnxi_error_set(error, VNX_ERR_NOT_FOUND, VNXI_OP_REQUEST,
                        "nothing is served under the key '%s'", text);
     }

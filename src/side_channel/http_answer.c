@@ -244,8 +244,8 @@ answer_metadata(vnxi_http_conn_t *conn, struct evhttp_request *request,
         refuse(conn, request, refusal);
         return;
     }
-    vnxi_blob_t *blob = vnxi_book_find(conn->listener->super.book, target->key,
-                                       target->key_len);
+    vnxi_blob_t *blob = vnxi_blob_table_find(conn->listener->super.blobs,
+                                             target->key, target->key_len);
     if (blob == NULL) {
         refuse(conn, request, REFUSE_UNKNOWN_KEY);
     } else {

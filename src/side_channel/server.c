@@ -225,7 +225,7 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     server->fds = vnxi_fds_epoch();
     server->options = params->options;
     server->stats = params->stats;
-    server->book = params->book;
+    server->blobs = params->blobs;
     server->stop_fd = server->reserve_fd = -1;
     vnx_status_t status = rate_make(server, error);
     if (status == VNX_OK) {

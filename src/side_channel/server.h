@@ -48,7 +48,7 @@ struct vnxi_server {
     const vnxi_server_ops_t *ops;
     const vnx_side_channel_options_t *options; /* borrowed */
     vnxi_side_stats_t *stats;                  /* borrowed */
-    vnxi_book_t *book;                         /* borrowed */
+    vnxi_blob_table_t *blobs;                  /* borrowed */
     void *tls;         /* owned: SSL_CTX *; NULL: plain */
     vnxi_rate_t *rate; /* NULL: no limit */
     vnxi_sockets_t sockets;

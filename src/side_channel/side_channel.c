@@ -1,11 +1,11 @@
 /*
- * Design notes.  A channel has at most one listener, and a book that lives
- * with it.  The lock guards the pointers to both and is held while a listener
- * is stopped (which is short: no client is waited for), so that whoever
- * returns from a shutdown finds the port free.  It is not held while one is
- * started, since a host's name may have to be looked up; `starting` keeps a
- * second start out meanwhile, and a shutdown that comes then is one that came
- * before.
+ * Design notes.  A channel has at most one listener, and a table of blobs that
+ * lives with it.  The lock guards the pointers to both and is held while a
+ * listener is stopped (which is short: no client is waited for), so that
+ * whoever returns from a shutdown finds the port free.  It is not held while
+ * one is started, since a host's name may have to be looked up; `starting`
+ * keeps a second start out meanwhile, and a shutdown that comes then is one
+ * that came before.
  *
  * Calls hold a reference: freeing a channel while other threads are inside it
  * is safe, the last one out destroys it.
@@ -107,14 +107,14 @@ stop_lock_held(vnx_side_channel_t *channel)
     }
     atomic_store(&channel->port, 0);
     if (channel->transport->stop(channel->listener)) {
-        vnxi_book_release(channel->book);
+        vnxi_blob_table_release(channel->blobs);
     } else {
         /* Its thread may use the channel, for ever. */
         atomic_fetch_add(&channel->refs, 1);
     }
     free(channel->host);
     channel->listener = NULL;
-    channel->book = NULL;
+    channel->blobs = NULL;
     channel->host = NULL;
 }
 
@@ -260,23 +260,23 @@ start_check(const vnx_side_channel_t *channel,
 }
 
 static vnx_status_t
-book_make(const vnx_side_channel_start_params_t *params, vnxi_book_t **out_p,
-          vnx_error_t *error)
+blobs_make(const vnx_side_channel_start_params_t *params,
+           vnxi_blob_table_t **out_p, vnx_error_t *error)
 {
-    vnxi_book_t *book = vnxi_book_create();
+    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
     size_t wanted = sizeof(void *);
 
-    for (size_t i = 0; book != NULL && i < params->count; i++) {
-        if (!vnxi_book_set(book, &params->blobs[i])) {
-            vnxi_book_release(book);
-            book = NULL;
+    for (size_t i = 0; blobs != NULL && i < params->count; i++) {
+        if (!vnxi_blob_table_set(blobs, &params->blobs[i])) {
+            vnxi_blob_table_release(blobs);
+            blobs = NULL;
             wanted = params->blobs[i].length;
         }
     }
-    if (book == NULL) {
+    if (blobs == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, wanted);
     }
-    *out_p = book;
+    *out_p = blobs;
     return VNX_OK;
 }
 
@@ -296,22 +296,22 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
     return status;
 }
 
-/* Takes the book and the host.  `listener` NULL: it did not come to be. */
+/* Takes the table and the host.  `listener` NULL: it did not come to be. */
 static void
 start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
-          vnxi_book_t *book, char *host)
+          vnxi_blob_table_t *blobs, char *host)
 {
     vnxi_mutex_lock(&channel->lock);
     channel->starting = false;
     if (listener != NULL) {
         channel->listener = listener;
-        channel->book = book;
+        channel->blobs = blobs;
         channel->host = host;
         atomic_store(&channel->port, listener->port);
     }
     vnxi_mutex_unlock(&channel->lock);
     if (listener == NULL) {
-        vnxi_book_release(book);
+        vnxi_blob_table_release(blobs);
         free(host);
     }
 }
@@ -336,7 +336,7 @@ start_listening(vnx_side_channel_t *channel,
              host != NULL ? host : "*", params->port);
     vnx_status_t status =
         kept != NULL
-            ? book_make(params, &listen.book, error)
+            ? blobs_make(params, &listen.blobs, error)
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof endpoint);
     if (status == VNX_OK) {
         status = channel->transport->listen(&listen, &listener, error);
@@ -344,7 +344,7 @@ start_listening(vnx_side_channel_t *channel,
     if (status == VNX_OK && port_p != NULL) {
         *port_p = listener->port;
     }
-    start_end(channel, listener, listen.book, kept);
+    start_end(channel, listener, listen.blobs, kept);
     return status;
 }
 
@@ -391,25 +391,25 @@ vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                : vnx_side_channel_start_with(channel, &params, port_p, error);
 }
 
-/* The book of the running listener, retained. */
+/* The table of the running listener, retained. */
 static vnx_status_t
-book_get(vnx_side_channel_t *channel, const char *operation,
-         vnxi_book_t **book_p, vnx_error_t *error)
+blobs_get(vnx_side_channel_t *channel, const char *operation,
+          vnxi_blob_table_t **blobs_p, vnx_error_t *error)
 {
-    vnxi_book_t *book = NULL;
+    vnxi_blob_table_t *blobs = NULL;
 
     if (!vnxi_channel_is_parents(channel)) {
         vnxi_mutex_lock(&channel->lock);
-        if (channel->book != NULL) {
-            book = vnxi_book_retain(channel->book);
+        if (channel->blobs != NULL) {
+            blobs = vnxi_blob_table_retain(channel->blobs);
         }
         vnxi_mutex_unlock(&channel->lock);
     }
-    if (book == NULL) {
+    if (blobs == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
                               "the listener is not running");
     }
-    *book_p = book;
+    *blobs_p = blobs;
     return VNX_OK;
 }
 
@@ -417,17 +417,17 @@ vnx_status_t
 vnx_side_channel_set(vnx_side_channel_t *channel,
                      const vnx_side_channel_blob_t *blob, vnx_error_t *error)
 {
-    vnxi_book_t *book = NULL;
+    vnxi_blob_table_t *blobs = NULL;
 
     vnxi_channel_enter(channel);
     vnx_status_t status = blob_check(channel, OP_SET, blob, error);
     if (status == VNX_OK) {
-        status = book_get(channel, OP_SET, &book, error);
+        status = blobs_get(channel, OP_SET, &blobs, error);
     }
-    if (status == VNX_OK && !vnxi_book_set(book, blob)) {
+    if (status == VNX_OK && !vnxi_blob_table_set(blobs, blob)) {
         status = vnxi_error_no_memory(error, OP_SET, blob->length);
     }
-    vnxi_book_release(book);
+    vnxi_blob_table_release(blobs);
     vnxi_channel_leave(channel);
     return status;
 }
@@ -436,18 +436,18 @@ vnx_status_t
 vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
                         size_t key_length, vnx_error_t *error)
 {
-    vnxi_book_t *book = NULL;
+    vnxi_blob_table_t *blobs = NULL;
 
     vnxi_channel_enter(channel);
     vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
     if (status == VNX_OK) {
-        status = book_get(channel, OP_REMOVE, &book, error);
+        status = blobs_get(channel, OP_REMOVE, &blobs, error);
     }
-    if (status == VNX_OK && !vnxi_book_remove(book, key, key_length)) {
+    if (status == VNX_OK && !vnxi_blob_table_remove(blobs, key, key_length)) {
         status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
                                 "nothing is served under that key");
     }
-    vnxi_book_release(book);
+    vnxi_blob_table_release(blobs);
     vnxi_channel_leave(channel);
     return status;
 }

@@ -25,7 +25,8 @@ output_of(frame_conn_t *conn)
 static vnxi_blob_t *
 find(const frame_conn_t *conn, const void *key, size_t key_len)
 {
-    return vnxi_book_find(conn->super.listener->super.book, key, key_len);
+    return vnxi_blob_table_find(conn->super.listener->super.blobs, key,
+                                key_len);
 }
 
 /* -- Answers -------------------------------------------------------------- */

@@ -3,10 +3,10 @@
  * for each, named vnxi_transport_<name>; side_channel.c lists them.
  *
  * The front (side_channel.c, ask.c) checks arguments, keeps one listener for a
- * channel and the book that it serves, counts, and knows of forks; batch.c
- * runs exchanges, waits for them and tries again; a transport knows its wire
- * format.  Parameters were checked: ports are in range, keys are not too
- * long, blobs are within max_frame, every option has its value.
+ * channel and the table of blobs that it serves, counts, and knows of forks;
+ * batch.c runs exchanges, waits for them and tries again; a transport knows
+ * its wire format.  Parameters were checked: ports are in range, keys are not
+ * too long, blobs are within max_frame, every option has its value.
  *
  * A transport that has no use for a shared secret, or does not speak TLS,
  * refuses to listen and to ask where that option is set:
@@ -21,7 +21,7 @@
 #include <vnx/error.h>
 #include <vnx/side_channel.h>
 
-#include "side_channel/book.h"
+#include "side_channel/blob_table.h"
 #include "side_channel/stats.h"
 
 #define VNXI_OP_CREATE "side_channel_create"
@@ -31,13 +31,13 @@
 /* Borrowed by listen() until the listener is stopped, all but `host` and
  * `endpoint`, which last for the call. */
 typedef struct vnxi_listen_params {
-    const char *host;     /* NULL: every address; else as in
-                             vnx_side_channel_start_params_t, for
-                             vnxi_sockets_open() or vnxi_bind_addresses() */
-    int port;             /* 0: any free one */
-    const char *endpoint; /* "host:port" for errors */
-    vnxi_book_t *book;    /* look keys up as they are asked for, never before:
-                             they may be set and removed at any time */
+    const char *host;         /* NULL: every address; else as in
+                                 vnx_side_channel_start_params_t, for
+                                 vnxi_sockets_open() or vnxi_bind_addresses() */
+    int port;                 /* 0: any free one */
+    const char *endpoint;     /* "host:port" for errors */
+    vnxi_blob_table_t *blobs; /* look keys up as they are asked for, never
+                          before: they may be set and removed at any time */
     const vnx_side_channel_options_t *options;
     vnxi_side_stats_t *stats;
 } vnxi_listen_params_t;

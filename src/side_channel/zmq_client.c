@@ -301,7 +301,7 @@ refused(zmq_exchange_t *exchange)
         memcmp(reason, VNXI_ZMQ_UNKNOWN_KEY, len) == 0) {
         return vnxi_talk_no_key(&exchange->talk);
     }
-    vnxi_book_key_text(reason, len, text, sizeof text);
+    vnxi_key_text(reason, len, text, sizeof text);
     return failed(exchange, VNX_ERR_MISMATCH, text);
 }
 

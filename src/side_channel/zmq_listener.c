@@ -124,19 +124,19 @@ refuse(zmq_conn_t *conn, const char *text, vnx_side_channel_refusal_t why)
 }
 
 static vnxi_blob_t *
-find_ranks(vnxi_book_t *book, int64_t pp_rank, int64_t tp_rank)
+find_ranks(vnxi_blob_table_t *blobs, int64_t pp_rank, int64_t tp_rank)
 {
     char key[VNXI_RANK_KEY_MAX];
-    size_t len = vnxi_book_rank_key(pp_rank, tp_rank, key);
-    return vnxi_book_find(book, key, len);
+    size_t len = vnxi_rank_key(pp_rank, tp_rank, key);
+    return vnxi_blob_table_find(blobs, key, len);
 }
 
 static vnxi_blob_t *
-find_rank(vnxi_book_t *book, int64_t tp_rank)
+find_rank(vnxi_blob_table_t *blobs, int64_t tp_rank)
 {
     char key[VNXI_RANK_KEY_MAX];
     int len = snprintf(key, sizeof key, "%lld", (long long)tp_rank);
-    return vnxi_book_find(book, key, (size_t)len);
+    return vnxi_blob_table_find(blobs, key, (size_t)len);
 }
 
 /* Older connectors know the first pipeline rank alone, and who serves one blob
@@ -145,21 +145,21 @@ static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
     const vnxi_zmq_request_t *request = &conn->request;
-    vnxi_book_t *book = conn->super.listener->super.book;
+    vnxi_blob_table_t *blobs = conn->super.listener->super.blobs;
     int64_t pp_rank = request->pp_rank, tp_rank = request->tp_rank;
     vnxi_blob_t *blob;
 
     if (conn->names_key) {
-        return vnxi_book_find(book, conn->key, conn->key_len);
+        return vnxi_blob_table_find(blobs, conn->key, conn->key_len);
     }
-    blob = request->has_pp_rank ? find_ranks(book, pp_rank, tp_rank)
-                                : find_rank(book, tp_rank);
+    blob = request->has_pp_rank ? find_ranks(blobs, pp_rank, tp_rank)
+                                : find_rank(blobs, tp_rank);
     if (blob == NULL && pp_rank == 0) {
-        blob = request->has_pp_rank ? find_rank(book, tp_rank)
-                                    : find_ranks(book, 0, tp_rank);
+        blob = request->has_pp_rank ? find_rank(blobs, tp_rank)
+                                    : find_ranks(blobs, 0, tp_rank);
     }
     if (blob == NULL && pp_rank == 0 && tp_rank == 0) {
-        blob = vnxi_book_find(book, "", 0);
+        blob = vnxi_blob_table_find(blobs, "", 0);
     }
     return blob;
 }

@@ -159,7 +159,7 @@ vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
 
 /* -- Keys ----------------------------------------------------------------- */
 
-/* Digits as vnxi_book_rank_key() writes them, and no others; how many. */
+/* Digits as vnxi_rank_key() writes them, and no others; how many. */
 static size_t
 rank_parse(const char *text, size_t len, int64_t *rank_p)
 {

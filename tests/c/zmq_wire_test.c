@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "side_channel/book.h"
+#include "side_channel/blob_table.h"
 #include "side_channel/zmq_wire.h"
 
 #define NAME "\xc4\x0cget_meta_msg"
@@ -172,7 +172,7 @@ static void
 expect_key(int64_t pp_rank, int64_t tp_rank)
 {
     char key[VNXI_RANK_KEY_MAX];
-    size_t len = vnxi_book_rank_key(pp_rank, tp_rank, key);
+    size_t len = vnxi_rank_key(pp_rank, tp_rank, key);
     vnxi_zmq_request_t request;
 
     assert_true(vnxi_zmq_request_of_key(key, len, &request));

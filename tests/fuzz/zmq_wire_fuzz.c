@@ -5,7 +5,7 @@
  */
 #include "fuzz.h"
 
-#include "side_channel/book.h"
+#include "side_channel/blob_table.h"
 #include "side_channel/zmq_wire.h"
 
 static bool
@@ -28,7 +28,7 @@ try_request(const uint8_t *data, size_t size)
     size_t len = vnxi_zmq_request_encode(&request, bytes);
     must(len <= sizeof bytes && vnxi_zmq_request_parse(bytes, len, &again));
     must(is_same(&request, &again));
-    len = vnxi_book_rank_key(request.pp_rank, request.tp_rank, key);
+    len = vnxi_rank_key(request.pp_rank, request.tp_rank, key);
     bool is_key = vnxi_zmq_request_of_key(key, len, &again);
     must(is_key == (request.pp_rank >= 0 && request.tp_rank >= 0));
     must(!is_key || (again.pp_rank == request.pp_rank &&

@@ -1,4 +1,4 @@
-#include "side_channel/book.h"
+#include "side_channel/blob_table.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,28 +15,28 @@ typedef struct entry {
     unsigned char key[];
 } entry_t;
 
-struct vnxi_book {
+struct vnxi_blob_table {
     atomic_size_t refs;
     vnxi_mutex_t lock;
     vnxi_name_map_t entries; /* protected by lock */
 };
 
-vnxi_book_t *
-vnxi_book_create(void)
+vnxi_blob_table_t *
+vnxi_blob_table_create(void)
 {
-    vnxi_book_t *book = calloc(1, sizeof *book);
-    if (book != NULL) {
-        atomic_init(&book->refs, 1);
-        vnxi_mutex_init(&book->lock, VNXI_RANK_BOOK);
+    vnxi_blob_table_t *blobs = calloc(1, sizeof *blobs);
+    if (blobs != NULL) {
+        atomic_init(&blobs->refs, 1);
+        vnxi_mutex_init(&blobs->lock, VNXI_RANK_BLOB_TABLE);
     }
-    return book;
+    return blobs;
 }
 
-vnxi_book_t *
-vnxi_book_retain(vnxi_book_t *book)
+vnxi_blob_table_t *
+vnxi_blob_table_retain(vnxi_blob_table_t *blobs)
 {
-    atomic_fetch_add_explicit(&book->refs, 1, memory_order_relaxed);
-    return book;
+    atomic_fetch_add_explicit(&blobs->refs, 1, memory_order_relaxed);
+    return blobs;
 }
 
 static void
@@ -49,21 +49,21 @@ entry_free(entry_t *entry)
 }
 
 void
-vnxi_book_release(vnxi_book_t *book)
+vnxi_blob_table_release(vnxi_blob_table_t *blobs)
 {
     size_t cursor = 0;
     entry_t *entry;
 
-    if (book == NULL ||
-        atomic_fetch_sub_explicit(&book->refs, 1, memory_order_acq_rel) != 1) {
+    if (blobs == NULL || atomic_fetch_sub_explicit(
+                             &blobs->refs, 1, memory_order_acq_rel) != 1) {
         return;
     }
-    while ((entry = vnxi_name_map_next(&book->entries, &cursor)) != NULL) {
+    while ((entry = vnxi_name_map_next(&blobs->entries, &cursor)) != NULL) {
         entry_free(entry);
     }
-    vnxi_name_map_fini(&book->entries);
-    vnxi_mutex_destroy(&book->lock);
-    free(book);
+    vnxi_name_map_fini(&blobs->entries);
+    vnxi_mutex_destroy(&blobs->lock);
+    free(blobs);
 }
 
 static entry_t *
@@ -85,18 +85,19 @@ entry_new(const vnx_side_channel_blob_t *blob)
 }
 
 bool
-vnxi_book_set(vnxi_book_t *book, const vnx_side_channel_blob_t *blob)
+vnxi_blob_table_set(vnxi_blob_table_t *blobs,
+                    const vnx_side_channel_blob_t *blob)
 {
     entry_t *entry = entry_new(blob);
     if (entry == NULL) {
         return false;
     }
-    vnxi_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&blobs->lock);
     entry_t *old =
-        vnxi_name_map_get(&book->entries, entry->key, blob->key_length);
-    bool done =
-        vnxi_name_map_set(&book->entries, entry->key, blob->key_length, entry);
-    vnxi_mutex_unlock(&book->lock);
+        vnxi_name_map_get(&blobs->entries, entry->key, blob->key_length);
+    bool done = vnxi_name_map_set(&blobs->entries, entry->key,
+                                  blob->key_length, entry);
+    vnxi_mutex_unlock(&blobs->lock);
     entry_free(done ? old : entry);
     return done;
 }
@@ -109,41 +110,41 @@ name_of(const void *key, size_t key_len)
 }
 
 bool
-vnxi_book_remove(vnxi_book_t *book, const void *key, size_t key_len)
+vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
+                       size_t key_len)
 {
-    vnxi_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&blobs->lock);
     entry_t *old =
-        vnxi_name_map_remove(&book->entries, name_of(key, key_len), key_len);
-    vnxi_mutex_unlock(&book->lock);
+        vnxi_name_map_remove(&blobs->entries, name_of(key, key_len), key_len);
+    vnxi_mutex_unlock(&blobs->lock);
     entry_free(old);
     return old != NULL;
 }
 
 vnxi_blob_t *
-vnxi_book_find(vnxi_book_t *book, const void *key, size_t key_len)
+vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key, size_t key_len)
 {
     vnxi_blob_t *blob = NULL;
 
-    vnxi_mutex_lock(&book->lock);
+    vnxi_mutex_lock(&blobs->lock);
     entry_t *entry =
-        vnxi_name_map_get(&book->entries, name_of(key, key_len), key_len);
+        vnxi_name_map_get(&blobs->entries, name_of(key, key_len), key_len);
     if (entry != NULL) {
         blob = vnxi_blob_retain(entry->blob);
     }
-    vnxi_mutex_unlock(&book->lock);
+    vnxi_mutex_unlock(&blobs->lock);
     return blob;
 }
 
 size_t
-vnxi_book_rank_key(int64_t pp_rank, int64_t tp_rank,
-                   char key[VNXI_RANK_KEY_MAX])
+vnxi_rank_key(int64_t pp_rank, int64_t tp_rank, char key[VNXI_RANK_KEY_MAX])
 {
     return (size_t)snprintf(key, VNXI_RANK_KEY_MAX, "%" PRId64 ",%" PRId64,
                             pp_rank, tp_rank);
 }
 
 void
-vnxi_book_key_text(const void *key, size_t key_len, char *text, size_t size)
+vnxi_key_text(const void *key, size_t key_len, char *text, size_t size)
 {
     const unsigned char *bytes = key;
     size_t count = key_len < size - 1 ? key_len : size - 1;

@@ -1,0 +1,50 @@
+/*
+ * The table of a listener: which blob is served under which key.  Written by
+ * the program, read by the transport's thread, at the same time; what was
+ * found stays valid, whatever is written after.
+ *
+ * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty one is the default.
+ * Ranks have one text in all transports: vnxi_rank_key().
+ */
+#ifndef VNXI_SIDE_CHANNEL_BLOB_TABLE_H
+#define VNXI_SIDE_CHANNEL_BLOB_TABLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/side_channel.h>
+
+#include "side_channel/blob.h"
+
+typedef struct vnxi_blob_table vnxi_blob_table_t;
+
+/* Empty.  NULL: no memory.  Returns owned: vnxi_blob_table_release(). */
+vnxi_blob_table_t *vnxi_blob_table_create(void);
+vnxi_blob_table_t *vnxi_blob_table_retain(vnxi_blob_table_t *blobs);
+void vnxi_blob_table_release(vnxi_blob_table_t *blobs); /* NULL is allowed */
+
+/* Copy the blob in, in the place of what its key had.  The lock is not held
+ * while bytes are copied.  False: no memory, nothing has changed. */
+bool vnxi_blob_table_set(vnxi_blob_table_t *blobs,
+                         const vnx_side_channel_blob_t *blob);
+
+/* False: there was none. */
+bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
+                            size_t key_len);
+
+/* The blob, retained: vnxi_blob_release(); NULL: nothing is served under the
+ * key.  Copies nothing, waits for nobody who does. */
+vnxi_blob_t *vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key,
+                                  size_t key_len);
+
+#define VNXI_RANK_KEY_MAX 44
+
+/* "0,1" for pipeline rank 0 and tensor rank 1; its length. */
+size_t vnxi_rank_key(int64_t pp_rank, int64_t tp_rank,
+                     char key[VNXI_RANK_KEY_MAX]);
+
+/* A key for people to read, cut to fit, never more than `size` bytes: keys
+ * come from the network, and what does not print is shown as '?'. */
+void vnxi_key_text(const void *key, size_t key_len, char *text, size_t size);
+
+#endif
