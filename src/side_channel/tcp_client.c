@@ -1,8 +1,8 @@
 /*
- * Design notes.  Over an open stream (talk.c) one request is sent and its
- * reply read.  With a secret or a certificate the stream is TLS, and nothing
- * is said, not even the key that is asked for, before the other side has
- * proved itself in the handshake.
+ * Design notes.  Over an open stream (client_conn.c) one request is sent and
+ * its reply read.  With a secret or a certificate the stream is TLS, and
+ * nothing is said, not even the key that is asked for, before the other side
+ * has proved itself in the handshake.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -10,14 +10,14 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "side_channel/client_conn.h"
 #include "side_channel/frame.h"
 #include "side_channel/options.h"
-#include "side_channel/talk.h"
 #include "side_channel/tcp.h"
 #include "side_channel/tcp_wire.h"
 
 typedef struct tcp_exchange {
-    vnxi_talk_t talk;
+    vnxi_client_conn_t conn;
     bool has_asked;
     vnxi_tcp_kind_t asked;
     unsigned char out[VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX];
@@ -29,7 +29,7 @@ typedef struct tcp_exchange {
 static vnx_status_t
 failed(tcp_exchange_t *exchange, vnx_status_t status, const char *reason)
 {
-    return vnxi_talk_failed(&exchange->talk, status, reason);
+    return vnxi_client_conn_failed(&exchange->conn, status, reason);
 }
 
 /* The reply came over a plain connection and begins as an alert of TLS does:
@@ -39,7 +39,7 @@ is_alert(const tcp_exchange_t *exchange)
 {
     const vnxi_frame_decoder_t *reply = &exchange->reply;
 
-    return exchange->talk.params->options->tls == VNXI_TLS_NONE &&
+    return exchange->conn.params->options->tls == VNXI_TLS_NONE &&
            reply->header_have == VNXI_FRAME_HEADER &&
            vnxi_tcp_is_tls_alert(reply->header) &&
            reply->head_have + reply->have <=
@@ -94,7 +94,7 @@ failed_frame(tcp_exchange_t *exchange)
     }
     snprintf(reason, sizeof reason,
              "a reply of %" PRIu32 " bytes is above max_frame (%" PRIu32 ")",
-             reply->len, exchange->talk.params->options->max_frame);
+             reply->len, exchange->conn.params->options->max_frame);
     return failed(exchange, VNX_ERR_MISMATCH, reason);
 }
 
@@ -105,7 +105,7 @@ failed_frame(tcp_exchange_t *exchange)
 static void
 ask(tcp_exchange_t *exchange)
 {
-    const vnxi_request_params_t *params = exchange->talk.params;
+    const vnxi_request_params_t *params = exchange->conn.params;
     vnxi_tcp_request_t request = {.kind = VNXI_TCP_SEED};
     size_t head = 0;
 
@@ -118,7 +118,7 @@ ask(tcp_exchange_t *exchange)
     size_t len =
         vnxi_tcp_request_encode(&request, exchange->out + VNXI_FRAME_HEADER);
     vnxi_frame_encode_header((uint32_t)len, exchange->out);
-    exchange->talk.out_len = VNXI_FRAME_HEADER + len;
+    exchange->conn.out_len = VNXI_FRAME_HEADER + len;
     exchange->asked = request.kind;
     exchange->has_asked = true;
     vnxi_frame_decoder_init(&exchange->reply,
@@ -137,7 +137,7 @@ take_reply(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
                           "a reply without a status");
         }
         if (reply->head[0] == VNXI_TCP_UNKNOWN_KEY) {
-            return vnxi_talk_no_key(&exchange->talk);
+            return vnxi_client_conn_no_key(&exchange->conn);
         }
         if (reply->head[0] != VNXI_TCP_BLOB) {
             return failed(exchange, VNX_ERR_MISMATCH,
@@ -157,7 +157,7 @@ receive(tcp_exchange_t *exchange)
     while ((space = vnxi_frame_space(&exchange->reply, &size)) != NULL) {
         size_t count = 0;
         vnx_status_t status =
-            vnxi_talk_recv(&exchange->talk, space, size, &count);
+            vnxi_client_conn_recv(&exchange->conn, space, size, &count);
         if (status != VNX_OK) {
             return status;
         }
@@ -187,8 +187,8 @@ tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     if (exchange == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
     }
-    vnxi_talk_init(&exchange->talk, params, exchange->out);
-    *out_p = &exchange->talk.super;
+    vnxi_client_conn_init(&exchange->conn, params, exchange->out);
+    *out_p = &exchange->conn.super;
     return VNX_OK;
 }
 
@@ -198,12 +198,12 @@ tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
-    vnx_status_t status = vnxi_talk_step(&exchange->talk, error);
+    vnx_status_t status = vnxi_client_conn_step(&exchange->conn, error);
     if (status == VNX_OK && !exchange->has_asked) {
         ask(exchange);
     }
     if (status == VNX_OK) {
-        status = vnxi_talk_send(&exchange->talk);
+        status = vnxi_client_conn_send(&exchange->conn);
     }
     if (status == VNX_OK) {
         status = receive(exchange);
@@ -216,7 +216,7 @@ tcp_end(vnxi_exchange_t *super)
 {
     tcp_exchange_t *exchange = (tcp_exchange_t *)super;
 
-    vnxi_talk_fini(&exchange->talk);
+    vnxi_client_conn_fini(&exchange->conn);
     vnxi_frame_decoder_fini(&exchange->reply);
     free(exchange);
 }

@@ -7,7 +7,7 @@
  *   zmtp.c          greeting, commands, headers of frames
  *   zmq_wire.c      what requests and replies say
  *   zmq_listener.c  a client's connection, at the server (over tcp_conn.c)
- *   zmq_client.c    the exchange, at the client (over talk.c)
+ *   zmq_client.c    the exchange, at the client (over client_conn.c)
  */
 #ifndef VNXI_SIDE_CHANNEL_ZMQ_H
 #define VNXI_SIDE_CHANNEL_ZMQ_H

@@ -1,6 +1,6 @@
 /*
- * Design notes.  Over an open stream (talk.c) an exchange goes GREETING ->
- * READY -> REPLY: a port on which nobody listens is an error at once, and
+ * Design notes.  Over an open stream (client_conn.c) an exchange goes GREETING
+ * -> READY -> REPLY: a port on which nobody listens is an error at once, and
  * there is neither a thread nor a context that a fork or the end of the
  * program could meet in the wrong moment.
  *
@@ -17,8 +17,8 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "side_channel/client_conn.h"
 #include "side_channel/frame.h"
-#include "side_channel/talk.h"
 #include "side_channel/zmq.h"
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
@@ -41,7 +41,7 @@ typedef enum part {
 } part_t;
 
 typedef struct zmq_exchange {
-    vnxi_talk_t talk;
+    vnxi_client_conn_t conn;
     stage_t stage;
     vnxi_zmq_request_t request;
     bool is_rank; /* the key is one of ranks, or the default */
@@ -64,7 +64,7 @@ typedef struct zmq_exchange {
 static vnx_status_t
 failed(zmq_exchange_t *exchange, vnx_status_t status, const char *reason)
 {
-    return vnxi_talk_failed(&exchange->talk, status, reason);
+    return vnxi_client_conn_failed(&exchange->conn, status, reason);
 }
 
 /* What came is not what vLLM's listener would say. */
@@ -80,21 +80,21 @@ no_reply(zmq_exchange_t *exchange)
 static unsigned char *
 out_end(zmq_exchange_t *exchange)
 {
-    return exchange->out + exchange->talk.out_len;
+    return exchange->out + exchange->conn.out_len;
 }
 
 static void
 put_greeting(zmq_exchange_t *exchange)
 {
     vnxi_zmtp_greeting(exchange->out);
-    exchange->talk.out_len = VNXI_ZMTP_GREETING;
+    exchange->conn.out_len = VNXI_ZMTP_GREETING;
 }
 
 static void
 put_ready(zmq_exchange_t *exchange)
 {
-    const vnxi_request_params_t *params = exchange->talk.params;
-    exchange->talk.out_len += vnxi_zmtp_ready_client(
+    const vnxi_request_params_t *params = exchange->conn.params;
+    exchange->conn.out_len += vnxi_zmtp_ready_client(
         params->key, params->key_len, out_end(exchange));
 }
 
@@ -104,12 +104,12 @@ put_request(zmq_exchange_t *exchange)
     unsigned char request[VNXI_ZMQ_REQUEST_MAX];
     size_t len = vnxi_zmq_request_encode(&exchange->request, request);
 
-    exchange->talk.out_len +=
+    exchange->conn.out_len +=
         vnxi_zmtp_header_encode(true, 0, out_end(exchange));
-    exchange->talk.out_len +=
+    exchange->conn.out_len +=
         vnxi_zmtp_header_encode(false, len, out_end(exchange));
     memcpy(out_end(exchange), request, len);
-    exchange->talk.out_len += len;
+    exchange->conn.out_len += len;
 }
 
 /* -- Receiving ------------------------------------------------------------ */
@@ -118,7 +118,7 @@ static vnx_status_t
 receive(zmq_exchange_t *exchange, void *space, size_t size, size_t *count_p)
 {
     vnx_status_t status =
-        vnxi_talk_recv(&exchange->talk, space, size, count_p);
+        vnxi_client_conn_recv(&exchange->conn, space, size, count_p);
     if (status != VNX_OK || *count_p > 0) {
         return status;
     }
@@ -177,7 +177,7 @@ static vnx_status_t
 body_begin(zmq_exchange_t *exchange)
 {
     uint32_t max = is_blob(exchange)
-                       ? exchange->talk.params->options->max_frame
+                       ? exchange->conn.params->options->max_frame
                        : VNXI_ZMTP_SMALL_MAX;
     size_t size;
 
@@ -266,14 +266,14 @@ take_ready(zmq_exchange_t *exchange)
     }
     exchange->knows_keys = ready.knows_keys;
     if (!exchange->is_rank && !exchange->knows_keys) {
-        exchange->talk.super.answered = true;
+        exchange->conn.super.answered = true;
         return failed(exchange, VNX_ERR_NOT_FOUND,
                       "the listener is one of vLLM's own, which serve ranks "
                       "alone, and the key is no rank");
     }
     put_request(exchange);
     exchange->stage = STAGE_REPLY;
-    exchange->talk.doing = NULL;
+    exchange->conn.doing = NULL;
     return VNX_IN_PROG;
 }
 
@@ -281,9 +281,9 @@ take_ready(zmq_exchange_t *exchange)
 static vnx_status_t
 take_command(zmq_exchange_t *exchange)
 {
-    exchange->talk.out_len =
+    exchange->conn.out_len =
         vnxi_zmtp_pong(body_of(exchange), exchange->body.len, exchange->out);
-    return exchange->talk.out_len > 0 ? VNX_IN_PROG : no_reply(exchange);
+    return exchange->conn.out_len > 0 ? VNX_IN_PROG : no_reply(exchange);
 }
 
 static vnx_status_t
@@ -299,7 +299,7 @@ refused(zmq_exchange_t *exchange)
     }
     if (len == strlen(VNXI_ZMQ_UNKNOWN_KEY) &&
         memcmp(reason, VNXI_ZMQ_UNKNOWN_KEY, len) == 0) {
-        return vnxi_talk_no_key(&exchange->talk);
+        return vnxi_client_conn_no_key(&exchange->conn);
     }
     vnxi_key_text(reason, len, text, sizeof text);
     return failed(exchange, VNX_ERR_MISMATCH, text);
@@ -354,7 +354,7 @@ take_frame(zmq_exchange_t *exchange)
 static vnx_status_t
 greet(zmq_exchange_t *exchange)
 {
-    vnx_status_t status = vnxi_talk_send(&exchange->talk);
+    vnx_status_t status = vnxi_client_conn_send(&exchange->conn);
     if (status == VNX_OK) {
         status = receive_in(exchange, VNXI_ZMTP_GREETING);
     }
@@ -375,12 +375,12 @@ greet(zmq_exchange_t *exchange)
 /* A step that ends with VNX_IN_PROG for want of bytes says so by `fd`; one
  * that took a frame goes on. */
 static vnx_status_t
-talk(zmq_exchange_t *exchange)
+take_frames(zmq_exchange_t *exchange)
 {
     vnx_status_t status;
 
     do {
-        status = vnxi_talk_send(&exchange->talk);
+        status = vnxi_client_conn_send(&exchange->conn);
         if (status == VNX_OK) {
             status = receive_frame(exchange);
         }
@@ -402,8 +402,8 @@ vnxi_zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     if (exchange == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
     }
-    vnxi_talk_init(&exchange->talk, params, exchange->out);
-    exchange->talk.doing = "shaking hands with";
+    vnxi_client_conn_init(&exchange->conn, params, exchange->out);
+    exchange->conn.doing = "shaking hands with";
     put_greeting(exchange);
     exchange->is_rank = params->key_len == 0 ||
                         vnxi_zmq_request_of_key(params->key, params->key_len,
@@ -411,7 +411,7 @@ vnxi_zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     if (params->key_len == 0 || !exchange->is_rank) {
         exchange->request.has_pp_rank = true; /* and both are 0 */
     }
-    *out_p = &exchange->talk.super;
+    *out_p = &exchange->conn.super;
     return VNX_OK;
 }
 
@@ -421,12 +421,12 @@ vnxi_zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
 
-    vnx_status_t status = vnxi_talk_step(&exchange->talk, error);
+    vnx_status_t status = vnxi_client_conn_step(&exchange->conn, error);
     if (status == VNX_OK && exchange->stage == STAGE_GREETING) {
         status = greet(exchange);
     }
     if (status == VNX_OK) {
-        status = talk(exchange);
+        status = take_frames(exchange);
     }
     if (status == VNX_OK) {
         *data_p = exchange->blob;
@@ -441,7 +441,7 @@ vnxi_zmq_end(vnxi_exchange_t *super)
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
 
-    vnxi_talk_fini(&exchange->talk);
+    vnxi_client_conn_fini(&exchange->conn);
     vnxi_frame_decoder_fini(&exchange->body);
     free(exchange->blob);
     free(exchange);

@@ -1,0 +1,162 @@
+/*
+ * Design notes.  Every step does what it can and says what it waits for, and
+ * looks at the one deadline first, as does every receiving: a peer that never
+ * lets the socket run dry meets it too.
+ */
+#include "side_channel/client_conn.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+void
+vnxi_client_conn_init(vnxi_client_conn_t *conn,
+                      const vnxi_request_params_t *params,
+                      const unsigned char *out)
+{
+    conn->out = out;
+    conn->params = params;
+    conn->super.fd = conn->stream.fd = -1;
+    vnxi_dial_init(&conn->dial, params);
+}
+
+void
+vnxi_client_conn_fini(vnxi_client_conn_t *conn)
+{
+    vnxi_dial_fini(&conn->dial);
+    vnxi_stream_close(&conn->stream);
+}
+
+/* -- Failing -------------------------------------------------------------- */
+
+static const char *
+phase(const vnxi_client_conn_t *conn)
+{
+    switch (conn->stage) {
+    case VNXI_CLIENT_DIAL:
+        return vnxi_dial_phase(&conn->dial);
+    case VNXI_CLIENT_SHAKE:
+        return "TLS with";
+    default:
+        if (conn->doing != NULL) {
+            return conn->doing;
+        }
+        return conn->out_sent < conn->out_len ? "sending to"
+                                              : "receiving from";
+    }
+}
+
+vnx_status_t
+vnxi_client_conn_failed(vnxi_client_conn_t *conn, vnx_status_t status,
+                        const char *reason)
+{
+    return vnxi_exchange_failed(conn->params, status, phase(conn),
+                                vnxi_dial_whom(&conn->dial), reason,
+                                conn->error);
+}
+
+vnx_status_t
+vnxi_client_conn_no_key(vnxi_client_conn_t *conn)
+{
+    return vnxi_exchange_no_key(&conn->super, conn->params, conn->error);
+}
+
+/* What the stream came to that is not VNX_OK. */
+static vnx_status_t
+stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
+{
+    if (status == VNX_IN_PROG) {
+        conn->super.fd = conn->stream.fd;
+        conn->super.events = conn->stream.events;
+        return VNX_IN_PROG;
+    }
+    return vnxi_client_conn_failed(conn, status, conn->stream.reason);
+}
+
+static vnx_status_t
+check_time(vnxi_client_conn_t *conn)
+{
+    return vnxi_clock_ns() < conn->params->deadline
+               ? VNX_OK
+               : vnxi_client_conn_failed(conn, VNX_ERR_TIMEOUT, "timed out");
+}
+
+/* -- Getting there -------------------------------------------------------- */
+
+static vnx_status_t
+dial(vnxi_client_conn_t *conn)
+{
+    const vnxi_request_params_t *params = conn->params;
+    int fd = -1, on = 1;
+
+    vnx_status_t status =
+        vnxi_dial_step(&conn->dial, &conn->super, &fd, conn->error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    /* Small pieces go to and fro before anything large comes. */
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    conn->stage = VNXI_CLIENT_SHAKE;
+    status =
+        vnxi_stream_open(&conn->stream, fd, params->host, params->options);
+    return status == VNX_OK
+               ? VNX_OK
+               : vnxi_client_conn_failed(conn, status, conn->stream.reason);
+}
+
+static vnx_status_t
+shake(vnxi_client_conn_t *conn)
+{
+    vnx_status_t status = vnxi_stream_shake(&conn->stream);
+    if (status != VNX_OK) {
+        return stream_failed(conn, status);
+    }
+    conn->stage = VNXI_CLIENT_OPEN;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_client_conn_step(vnxi_client_conn_t *conn, vnx_error_t *error)
+{
+    conn->error = error;
+    conn->super.wake = UINT64_MAX;
+    vnx_status_t status = check_time(conn);
+    if (status == VNX_OK && conn->stage == VNXI_CLIENT_DIAL) {
+        status = dial(conn);
+    }
+    if (status == VNX_OK && conn->stage == VNXI_CLIENT_SHAKE) {
+        status = shake(conn);
+    }
+    return status;
+}
+
+/* -- Bytes ---------------------------------------------------------------- */
+
+vnx_status_t
+vnxi_client_conn_send(vnxi_client_conn_t *conn)
+{
+    while (conn->out_sent < conn->out_len) {
+        size_t count = 0;
+        vnx_status_t status =
+            vnxi_stream_send(&conn->stream, conn->out + conn->out_sent,
+                             conn->out_len - conn->out_sent, &count);
+        if (status != VNX_OK) {
+            return stream_failed(conn, status);
+        }
+        conn->out_sent += count;
+    }
+    conn->out_len = conn->out_sent = 0;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_client_conn_recv(vnxi_client_conn_t *conn, void *space, size_t size,
+                      size_t *count_p)
+{
+    vnx_status_t status = check_time(conn);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = vnxi_stream_recv(&conn->stream, space, size, count_p);
+    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
+}
