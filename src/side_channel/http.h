@@ -2,12 +2,11 @@
  * HTTP transport: GET /metadata, /metadata/{key} and /health over HTTP/1.1,
  * by libevent's server and libcurl.  The bytes: docs/wire.md.
  *
- *   http.c           the transport: constants and slots
  *   http_wire.c      what requests say
  *   http_listener.c  accepting, by libevent's server (over server.c)
  *   http_conn.c      one client's connection, at the server
  *   http_answer.c    what a client is told
- *   http_client.c    the exchange, at the client: its steps
+ *   http_client.c    the exchange, at the client: its steps; the transport
  *   http_easy.c      what libcurl is told, and what comes in
  *   http_outcome.c   what an exchange came to
  */
@@ -99,13 +98,5 @@ void vnxi_http_conn_close_all(vnxi_http_listener_t *listener);
 
 /* evhttp_set_gencb(): answer a request that came whole. */
 void vnxi_http_answer(struct evhttp_request *request, void *listener);
-
-/* -- Client --------------------------------------------------------------- */
-
-vnx_status_t vnxi_http_begin(const vnxi_request_params_t *params,
-                             vnxi_exchange_t **out_p, vnx_error_t *error);
-vnx_status_t vnxi_http_step(vnxi_exchange_t *exchange, void **data_p,
-                            size_t *len_p, vnx_error_t *error);
-void vnxi_http_end(vnxi_exchange_t *exchange);
 
 #endif

@@ -223,9 +223,9 @@ transfer(http_exchange_t *exchange, void **data_p, size_t *len_p,
 
 /* -- The transport's slots ------------------------------------------------ */
 
-vnx_status_t
-vnxi_http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-                vnx_error_t *error)
+static vnx_status_t
+http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
+           vnx_error_t *error)
 {
     const char *secret = params->options->secret;
 
@@ -249,9 +249,9 @@ vnxi_http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     return VNX_OK;
 }
 
-vnx_status_t
-vnxi_http_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-               vnx_error_t *error)
+static vnx_status_t
+http_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
+          vnx_error_t *error)
 {
     http_exchange_t *exchange = (http_exchange_t *)super;
     vnx_status_t status = VNX_OK;
@@ -268,8 +268,8 @@ vnxi_http_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
                             : status;
 }
 
-void
-vnxi_http_end(vnxi_exchange_t *super)
+static void
+http_end(vnxi_exchange_t *super)
 {
     http_exchange_t *exchange = (http_exchange_t *)super;
 
@@ -286,3 +286,13 @@ vnxi_http_end(vnxi_exchange_t *super)
     }
     free(exchange);
 }
+
+const vnxi_transport_t vnxi_transport_http = {
+    .name = "HTTP",
+    .fds = 5, /* a socket or two, our epoll set, libcurl's pair */
+    .listen = vnxi_http_listen,
+    .stop = vnxi_server_stop,
+    .begin = http_begin,
+    .step = http_step,
+    .end = http_end,
+};

@@ -3,11 +3,11 @@
  * speak it.  The bytes: docs/wire.md; why they are not libzmq's own:
  * docs/side_channel.md.
  *
- *   zmq.c           the transport: slots, what it cannot do
  *   zmtp.c          greeting, commands, headers of frames
  *   zmq_wire.c      what requests and replies say
- *   zmq_listener.c  a client's connection, at the server (over tcp_conn.c)
- *   zmq_client.c    the exchange, at the client (over client_conn.c)
+ *   zmq_protocol.c  a protocol of the TCP listener
+ *   zmq_client.c    the exchange, at the client (over client_conn.c); the
+ *                   transport
  */
 #ifndef VNXI_SIDE_CHANNEL_ZMQ_H
 #define VNXI_SIDE_CHANNEL_ZMQ_H
@@ -15,16 +15,7 @@
 #include "side_channel/tcp.h"
 #include "side_channel/transport.h"
 
-/* -- Listener ------------------------------------------------------------- */
-
+/* Spoken over the connections of the TCP listener. */
 extern const vnxi_tcp_protocol_t vnxi_zmq_protocol;
-
-/* -- Client --------------------------------------------------------------- */
-
-vnx_status_t vnxi_zmq_begin(const vnxi_request_params_t *params,
-                            vnxi_exchange_t **out_p, vnx_error_t *error);
-vnx_status_t vnxi_zmq_step(vnxi_exchange_t *exchange, void **data_p,
-                           size_t *len_p, vnx_error_t *error);
-void vnxi_zmq_end(vnxi_exchange_t *exchange);
 
 #endif

@@ -394,10 +394,42 @@ take_frames(zmq_exchange_t *exchange)
 
 /* -- The transport's slots ------------------------------------------------ */
 
-vnx_status_t
-vnxi_zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-               vnx_error_t *error)
+/* ZMQ's CURVE wants the public key of the listener to be known to clients;
+ * nothing of a plain secret, and nothing that vLLM speaks. */
+static vnx_status_t
+check_options(const vnx_side_channel_options_t *options, const char *operation,
+              const char *endpoint, vnx_error_t *error)
 {
+    if (options->secret == NULL && !options->tls) {
+        return VNX_OK;
+    }
+    vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
+                   "ZMQ, as vLLM speaks it, knows no %s: use TCP or HTTP",
+                   options->tls ? "TLS" : "shared secret");
+    vnxi_error_peer(error, endpoint, strlen(endpoint));
+    return VNX_ERR_NOT_SUPPORTED;
+}
+
+static vnx_status_t
+zmq_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+           vnx_error_t *error)
+{
+    vnx_status_t status =
+        check_options(params->options, VNXI_OP_START, params->endpoint, error);
+    return status == VNX_OK
+               ? vnxi_tcp_listen_for(&vnxi_zmq_protocol, params, out_p, error)
+               : status;
+}
+
+static vnx_status_t
+zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
+          vnx_error_t *error)
+{
+    vnx_status_t status = check_options(params->options, VNXI_OP_REQUEST,
+                                        params->endpoint, error);
+    if (status != VNX_OK) {
+        return status;
+    }
     zmq_exchange_t *exchange = calloc(1, sizeof *exchange);
     if (exchange == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
@@ -415,9 +447,9 @@ vnxi_zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
     return VNX_OK;
 }
 
-vnx_status_t
-vnxi_zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-              vnx_error_t *error)
+static vnx_status_t
+zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
+         vnx_error_t *error)
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
 
@@ -436,8 +468,8 @@ vnxi_zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
     return status;
 }
 
-void
-vnxi_zmq_end(vnxi_exchange_t *super)
+static void
+zmq_end(vnxi_exchange_t *super)
 {
     zmq_exchange_t *exchange = (zmq_exchange_t *)super;
 
@@ -446,3 +478,12 @@ vnxi_zmq_end(vnxi_exchange_t *super)
     free(exchange->blob);
     free(exchange);
 }
+
+const vnxi_transport_t vnxi_transport_zmq = {
+    .name = "ZMQ",
+    .listen = zmq_listen,
+    .stop = vnxi_server_stop,
+    .begin = zmq_begin,
+    .step = zmq_step,
+    .end = zmq_end,
+};
