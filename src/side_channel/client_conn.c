@@ -10,14 +10,13 @@
 #include <sys/socket.h>
 
 void
-vnxi_client_conn_init(vnxi_client_conn_t *conn,
-                      const vnxi_request_params_t *params,
+vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
                       const unsigned char *out)
 {
     conn->out = out;
-    conn->params = params;
-    conn->super.fd = conn->stream.fd = -1;
-    vnxi_dial_init(&conn->dial, params);
+    conn->request = request;
+    conn->stream.fd = -1;
+    vnxi_dial_init(&conn->dial, request);
 }
 
 void
@@ -50,15 +49,14 @@ vnx_status_t
 vnxi_client_conn_failed(vnxi_client_conn_t *conn, vnx_status_t status,
                         const char *reason)
 {
-    return vnxi_exchange_failed(conn->params, status, phase(conn),
-                                vnxi_dial_whom(&conn->dial), reason,
-                                conn->error);
+    return vnxi_request_failed(conn->request, status, phase(conn),
+                               vnxi_dial_whom(&conn->dial), reason);
 }
 
 vnx_status_t
 vnxi_client_conn_no_key(vnxi_client_conn_t *conn)
 {
-    return vnxi_exchange_no_key(&conn->super, conn->params, conn->error);
+    return vnxi_request_no_key(conn->request);
 }
 
 /* What the stream came to that is not VNX_OK. */
@@ -66,8 +64,8 @@ static vnx_status_t
 stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
 {
     if (status == VNX_IN_PROG) {
-        conn->super.fd = conn->stream.fd;
-        conn->super.events = conn->stream.events;
+        conn->request->fd = conn->stream.fd;
+        conn->request->events = conn->stream.events;
         return VNX_IN_PROG;
     }
     return vnxi_client_conn_failed(conn, status, conn->stream.reason);
@@ -76,7 +74,7 @@ stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
 static vnx_status_t
 check_time(vnxi_client_conn_t *conn)
 {
-    return vnxi_clock_ns() < conn->params->deadline
+    return vnxi_clock_ns() < conn->request->deadline
                ? VNX_OK
                : vnxi_client_conn_failed(conn, VNX_ERR_TIMEOUT, "timed out");
 }
@@ -86,11 +84,10 @@ check_time(vnxi_client_conn_t *conn)
 static vnx_status_t
 dial(vnxi_client_conn_t *conn)
 {
-    const vnxi_request_params_t *params = conn->params;
+    const vnxi_request_t *request = conn->request;
     int fd = -1, on = 1;
 
-    vnx_status_t status =
-        vnxi_dial_step(&conn->dial, &conn->super, &fd, conn->error);
+    vnx_status_t status = vnxi_dial_step(&conn->dial, &fd);
     if (status != VNX_OK) {
         return status;
     }
@@ -98,7 +95,7 @@ dial(vnxi_client_conn_t *conn)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     conn->stage = VNXI_CLIENT_SHAKE;
     status =
-        vnxi_stream_open(&conn->stream, fd, params->host, params->options);
+        vnxi_stream_open(&conn->stream, fd, request->host, request->options);
     return status == VNX_OK
                ? VNX_OK
                : vnxi_client_conn_failed(conn, status, conn->stream.reason);
@@ -116,10 +113,9 @@ shake(vnxi_client_conn_t *conn)
 }
 
 vnx_status_t
-vnxi_client_conn_step(vnxi_client_conn_t *conn, vnx_error_t *error)
+vnxi_client_conn_step(vnxi_client_conn_t *conn)
 {
-    conn->error = error;
-    conn->super.wake = UINT64_MAX;
+    conn->request->wake = UINT64_MAX;
     vnx_status_t status = check_time(conn);
     if (status == VNX_OK && conn->stage == VNXI_CLIENT_DIAL) {
         status = dial(conn);

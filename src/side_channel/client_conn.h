@@ -16,10 +16,9 @@ typedef enum vnxi_client_conn_stage {
     VNXI_CLIENT_OPEN, /* bytes go to and fro */
 } vnxi_client_conn_stage_t;
 
-/* The head of an exchange over such a connection. */
+/* The head of what a transport keeps with a request. */
 typedef struct vnxi_client_conn {
-    vnxi_exchange_t super;
-    const vnxi_request_params_t *params; /* borrowed */
+    vnxi_request_t *request; /* borrowed */
     vnxi_client_conn_stage_t stage;
     vnxi_dial_t dial;
     vnxi_stream_t stream;
@@ -27,20 +26,17 @@ typedef struct vnxi_client_conn {
                                  or receiving */
     const unsigned char *out; /* borrowed: what to send */
     size_t out_len, out_sent;
-    vnx_error_t *error; /* the step's */
 } vnxi_client_conn_t;
 
 /* Of an object that is all zeros; `out` is where the transport will put what
  * it says.  Nothing begins yet. */
-void vnxi_client_conn_init(vnxi_client_conn_t *conn,
-                           const vnxi_request_params_t *params,
+void vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
                            const unsigned char *out);
 
 void vnxi_client_conn_fini(vnxi_client_conn_t *conn);
 
 /* The beginning of every step: VNX_OK: it is open, and not too late. */
-vnx_status_t vnxi_client_conn_step(vnxi_client_conn_t *conn,
-                                   vnx_error_t *error);
+vnx_status_t vnxi_client_conn_step(vnxi_client_conn_t *conn);
 
 /* Send what is left of `out`.  VNX_OK: all of it, and out_len is 0. */
 vnx_status_t vnxi_client_conn_send(vnxi_client_conn_t *conn);

@@ -5,10 +5,10 @@
 #include <string.h>
 
 void
-vnxi_dial_init(vnxi_dial_t *dial, const vnxi_request_params_t *params)
+vnxi_dial_init(vnxi_dial_t *dial, vnxi_request_t *request)
 {
     memset(dial, 0, sizeof *dial);
-    dial->params = params;
+    dial->request = request;
     dial->connector.epoll_fd = -1;
 }
 
@@ -23,7 +23,7 @@ vnxi_dial_fini(vnxi_dial_t *dial)
 const char *
 vnxi_dial_whom(const vnxi_dial_t *dial)
 {
-    return dial->address[0] != '\0' ? dial->address : dial->params->host;
+    return dial->address[0] != '\0' ? dial->address : dial->request->host;
 }
 
 const char *
@@ -33,40 +33,40 @@ vnxi_dial_phase(const vnxi_dial_t *dial)
 }
 
 static vnx_status_t
-resolve(vnxi_dial_t *dial, vnxi_exchange_t *exchange, vnx_error_t *error)
+resolve(vnxi_dial_t *dial)
 {
-    const vnxi_request_params_t *params = dial->params;
+    vnxi_request_t *request = dial->request;
     vnxi_addresses_t found;
     const char *reason = "";
 
     vnx_status_t status =
         dial->lookup == NULL
-            ? vnxi_lookup_begin(params->host, params->port, &found,
+            ? vnxi_lookup_begin(request->host, request->port, &found,
                                 &dial->lookup, &reason)
             : vnxi_lookup_step(dial->lookup, &found, &reason);
     if (status == VNX_IN_PROG) {
-        exchange->fd = vnxi_lookup_fd(dial->lookup);
-        exchange->events = POLLIN;
+        request->fd = vnxi_lookup_fd(dial->lookup);
+        request->events = POLLIN;
         return VNX_IN_PROG;
     }
     if (status != VNX_OK) {
-        return vnxi_exchange_failed(params, status, vnxi_dial_phase(dial),
-                                    params->host, reason, error);
+        return vnxi_request_failed(request, status, vnxi_dial_phase(dial),
+                                   request->host, reason);
     }
     vnxi_connector_init(&dial->connector, &found, vnxi_clock_ns(),
-                        params->deadline);
+                        request->deadline);
     dial->connecting = true;
     return VNX_OK;
 }
 
 vnx_status_t
-vnxi_dial_step(vnxi_dial_t *dial, vnxi_exchange_t *exchange, int *fd_p,
-               vnx_error_t *error)
+vnxi_dial_step(vnxi_dial_t *dial, int *fd_p)
 {
+    vnxi_request_t *request = dial->request;
     vnxi_connector_t *connector = &dial->connector;
 
     if (!dial->connecting) {
-        vnx_status_t status = resolve(dial, exchange, error);
+        vnx_status_t status = resolve(dial);
         if (status != VNX_OK) {
             return status;
         }
@@ -76,11 +76,11 @@ vnxi_dial_step(vnxi_dial_t *dial, vnxi_exchange_t *exchange, int *fd_p,
     vnxi_address_text(&connector->addresses.list[connector->last],
                       dial->address);
     if (status == VNX_IN_PROG) {
-        vnxi_connector_wait(connector, &exchange->fd, &exchange->events,
-                            &exchange->wake);
+        vnxi_connector_wait(connector, &request->fd, &request->events,
+                            &request->wake);
     } else if (status != VNX_OK) {
-        vnxi_exchange_failed(dial->params, status, vnxi_dial_phase(dial),
-                             dial->address, vnxi_errno(connector->err), error);
+        vnxi_request_failed(request, status, vnxi_dial_phase(dial),
+                            dial->address, vnxi_errno(connector->err));
     }
     return status;
 }

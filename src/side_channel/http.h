@@ -6,9 +6,9 @@
  *   http_listener.c  accepting, by libevent's server (over server.c)
  *   http_conn.c      one client's connection, at the server
  *   http_answer.c    what a client is told
- *   http_client.c    the exchange, at the client: its steps; the transport
- *   http_easy.c      what libcurl is told, and what comes in
- *   http_outcome.c   what an exchange came to
+ *   http_client.c    one try of a request, at the client: its steps; the
+ * transport http_easy.c      what libcurl is told, and what comes in
+ *   http_outcome.c   how a try ended
  */
 #ifndef VNXI_SIDE_CHANNEL_HTTP_H
 #define VNXI_SIDE_CHANNEL_HTTP_H

@@ -1,9 +1,9 @@
 /*
- * Design notes.  An exchange looks the host up as the other transports do
+ * Design notes.  A try looks the host up as the other transports do
  * (libcurl's own look-up has no deadline that holds), and then drives one
  * libcurl transfer by its multi interface, which never waits.  The sockets
  * that libcurl asks to be watched are in an epoll set, which is what the
- * exchange waits for; there are several while addresses are tried.
+ * request waits for; there are several while addresses are tried.
  *
  * Where the environment names a proxy the look-up is the proxy's business, or
  * libcurl's.
@@ -23,15 +23,14 @@
 #define ROUNDS_MAX 16 /* in one step: others have work too */
 #define MS UINT64_C(1000000)
 
-typedef struct http_exchange {
-    vnxi_exchange_t super;
-    const vnxi_request_params_t *params; /* borrowed */
+typedef struct http_client {
+    vnxi_request_t *request; /* borrowed */
     vnxi_lookup_t *lookup;
     CURLM *multi; /* NULL: the host is being looked up */
     int epoll_fd;
     uint64_t timer; /* when libcurl wants to be called; UINT64_MAX: never */
     vnxi_http_easy_t easy;
-} http_exchange_t;
+} http_client_t;
 
 /* -- What libcurl waits for ----------------------------------------------- */
 
@@ -39,18 +38,18 @@ static int
 on_watch(CURL *curl, curl_socket_t fd, int what, void *arg, void *known)
 {
     (void)curl;
-    http_exchange_t *exchange = arg;
+    http_client_t *client = arg;
     struct epoll_event event = {
         .events = (what & CURL_POLL_IN ? (uint32_t)EPOLLIN : 0) |
                   (what & CURL_POLL_OUT ? (uint32_t)EPOLLOUT : 0),
         .data.fd = fd};
 
     if (what == CURL_POLL_REMOVE) {
-        epoll_ctl(exchange->epoll_fd, EPOLL_CTL_DEL, fd, &event);
+        epoll_ctl(client->epoll_fd, EPOLL_CTL_DEL, fd, &event);
         return 0;
     }
-    vnxi_curl.multi_assign(exchange->multi, fd, exchange);
-    return epoll_ctl(exchange->epoll_fd,
+    vnxi_curl.multi_assign(client->multi, fd, client);
+    return epoll_ctl(client->epoll_fd,
                      known != NULL ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, fd,
                      &event);
 }
@@ -59,11 +58,11 @@ static int
 on_timer(CURLM *multi, long timeout_ms, void *arg)
 {
     (void)multi;
-    http_exchange_t *exchange = arg;
+    http_client_t *client = arg;
 
-    exchange->timer = timeout_ms < 0
-                          ? UINT64_MAX
-                          : vnxi_clock_ns() + (uint64_t)timeout_ms * MS;
+    client->timer = timeout_ms < 0
+                        ? UINT64_MAX
+                        : vnxi_clock_ns() + (uint64_t)timeout_ms * MS;
     return 0;
 }
 
@@ -90,38 +89,37 @@ may_have_proxy(const vnx_side_channel_options_t *options)
 }
 
 static vnx_status_t
-no_multi(http_exchange_t *exchange, vnx_error_t *error)
+no_multi(http_client_t *client)
 {
-    return vnxi_exchange_failed(
-        exchange->params, VNX_ERR_BACKEND, "preparing to ask",
-        exchange->params->host,
-        errno != 0 ? vnxi_errno(errno) : "libcurl refused", error);
+    return vnxi_request_failed(client->request, VNX_ERR_BACKEND,
+                               "preparing to ask", client->request->host,
+                               errno != 0 ? vnxi_errno(errno)
+                                          : "libcurl refused");
 }
 
 /* `found` NULL: libcurl knows where to. */
 static vnx_status_t
-open_multi(http_exchange_t *exchange, const vnxi_addresses_t *found,
-           vnx_error_t *error)
+open_multi(http_client_t *client, const vnxi_addresses_t *found)
 {
     vnx_status_t status =
-        vnxi_http_easy_open(&exchange->easy, exchange->params, found, error);
+        vnxi_http_easy_open(&client->easy, client->request, found);
     if (status != VNX_OK) {
         return status;
     }
     errno = 0;
-    exchange->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    exchange->multi = exchange->epoll_fd >= 0 ? vnxi_curl.multi_init() : NULL;
-    if (exchange->multi == NULL) {
-        return no_multi(exchange, error);
+    client->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    client->multi = client->epoll_fd >= 0 ? vnxi_curl.multi_init() : NULL;
+    if (client->multi == NULL) {
+        return no_multi(client);
     }
-    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_SOCKETFUNCTION, on_watch);
-    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_SOCKETDATA, exchange);
-    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-    vnxi_curl.multi_setopt(exchange->multi, CURLMOPT_TIMERDATA, exchange);
-    return vnxi_curl.multi_add_handle(exchange->multi, exchange->easy.curl) ==
+    vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETFUNCTION, on_watch);
+    vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETDATA, client);
+    vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+    vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERDATA, client);
+    return vnxi_curl.multi_add_handle(client->multi, client->easy.curl) ==
                    CURLM_OK
                ? VNX_OK
-               : no_multi(exchange, error);
+               : no_multi(client);
 }
 
 static bool
@@ -132,52 +130,51 @@ is_numeric(const char *host)
 }
 
 static vnx_status_t
-begin(http_exchange_t *exchange, vnx_error_t *error)
+begin(http_client_t *client)
 {
-    const vnxi_request_params_t *params = exchange->params;
+    vnxi_request_t *request = client->request;
     vnxi_addresses_t found;
     const char *reason = "";
     vnx_status_t status;
 
-    if (exchange->lookup == NULL &&
-        (is_numeric(params->host) || may_have_proxy(params->options))) {
-        return open_multi(exchange, NULL, error);
+    if (client->lookup == NULL &&
+        (is_numeric(request->host) || may_have_proxy(request->options))) {
+        return open_multi(client, NULL);
     }
-    status = exchange->lookup == NULL
-                 ? vnxi_lookup_begin(params->host, params->port, &found,
-                                     &exchange->lookup, &reason)
-                 : vnxi_lookup_step(exchange->lookup, &found, &reason);
+    status = client->lookup == NULL
+                 ? vnxi_lookup_begin(request->host, request->port, &found,
+                                     &client->lookup, &reason)
+                 : vnxi_lookup_step(client->lookup, &found, &reason);
     if (status == VNX_IN_PROG) {
-        exchange->super.fd = vnxi_lookup_fd(exchange->lookup);
-        exchange->super.events = POLLIN;
+        client->request->fd = vnxi_lookup_fd(client->lookup);
+        client->request->events = POLLIN;
         return VNX_IN_PROG;
     }
-    return status == VNX_OK
-               ? open_multi(exchange, &found, error)
-               : vnxi_exchange_failed(params, status, "resolving",
-                                      params->host, reason, error);
+    return status == VNX_OK ? open_multi(client, &found)
+                            : vnxi_request_failed(request, status, "resolving",
+                                                  request->host, reason);
 }
 
 /* -- Driving -------------------------------------------------------------- */
 
 /* Let libcurl do what it can; false: nothing is left to do now. */
 static bool
-drive(http_exchange_t *exchange)
+drive(http_client_t *client)
 {
     struct epoll_event events[EVENTS];
     int running, count;
 
-    if (vnxi_clock_ns() >= exchange->timer) {
-        exchange->timer = UINT64_MAX;
-        vnxi_curl.multi_socket_action(exchange->multi, CURL_SOCKET_TIMEOUT, 0,
+    if (vnxi_clock_ns() >= client->timer) {
+        client->timer = UINT64_MAX;
+        vnxi_curl.multi_socket_action(client->multi, CURL_SOCKET_TIMEOUT, 0,
                                       &running);
         return true;
     }
-    count = epoll_wait(exchange->epoll_fd, events, EVENTS, 0);
+    count = epoll_wait(client->epoll_fd, events, EVENTS, 0);
     for (int i = 0; i < count; i++) {
         uint32_t what = events[i].events;
         vnxi_curl.multi_socket_action(
-            exchange->multi, events[i].data.fd,
+            client->multi, events[i].data.fd,
             (what & EPOLLIN ? CURL_CSELECT_IN : 0) |
                 (what & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
                 (what & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR : 0),
@@ -188,12 +185,12 @@ drive(http_exchange_t *exchange)
 
 /* Did it end?  *code_p says how. */
 static bool
-has_ended(http_exchange_t *exchange, CURLcode *code_p)
+has_ended(http_client_t *client, CURLcode *code_p)
 {
     CURLMsg *message;
     int left;
 
-    while ((message = vnxi_curl.multi_info_read(exchange->multi, &left)) !=
+    while ((message = vnxi_curl.multi_info_read(client->multi, &left)) !=
            NULL) {
         if (message->msg == CURLMSG_DONE) {
             *code_p = message->data.result;
@@ -204,30 +201,28 @@ has_ended(http_exchange_t *exchange, CURLcode *code_p)
 }
 
 static vnx_status_t
-transfer(http_exchange_t *exchange, void **data_p, size_t *len_p,
-         vnx_error_t *error)
+transfer(http_client_t *client)
 {
     CURLcode code;
 
-    for (int i = 0; i < ROUNDS_MAX && drive(exchange); i++) {
-        if (has_ended(exchange, &code)) {
-            return vnxi_http_easy_take(&exchange->easy, code, data_p, len_p,
-                                       error);
+    for (int i = 0; i < ROUNDS_MAX && drive(client); i++) {
+        if (has_ended(client, &code)) {
+            return vnxi_http_easy_take(&client->easy, code);
         }
     }
-    exchange->super.fd = exchange->epoll_fd;
-    exchange->super.events = POLLIN;
-    exchange->super.wake = exchange->timer;
+    client->request->fd = client->epoll_fd;
+    client->request->events = POLLIN;
+    client->request->wake = client->timer;
     return VNX_IN_PROG;
 }
 
 /* -- The transport's slots ------------------------------------------------ */
 
 static vnx_status_t
-http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-           vnx_error_t *error)
+http_begin(vnxi_request_t *request)
 {
-    const char *secret = params->options->secret;
+    const char *secret = request->options->secret;
+    vnx_error_t *error = &request->answer.error;
 
     vnx_status_t status = vnxi_curl_load(VNXI_OP_REQUEST, error);
     if (status != VNX_OK) {
@@ -237,54 +232,50 @@ http_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
                               VNXI_HTTP_NO_TOKEN);
     }
-    http_exchange_t *exchange = calloc(1, sizeof *exchange);
-    if (exchange == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
+    http_client_t *client = request->client = calloc(1, sizeof *client);
+    if (client == NULL) {
+        return vnxi_request_no_memory(request, sizeof *client);
     }
-    exchange->params = exchange->easy.params = params;
-    exchange->easy.exchange = &exchange->super;
-    exchange->super.fd = exchange->epoll_fd = -1;
-    exchange->timer = UINT64_MAX;
-    *out_p = &exchange->super;
+    client->request = client->easy.request = request;
+    client->epoll_fd = -1;
+    client->timer = UINT64_MAX;
     return VNX_OK;
 }
 
 static vnx_status_t
-http_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-          vnx_error_t *error)
+http_step(vnxi_request_t *request)
 {
-    http_exchange_t *exchange = (http_exchange_t *)super;
+    http_client_t *client = request->client;
     vnx_status_t status = VNX_OK;
 
-    super->wake = UINT64_MAX;
-    if (vnxi_clock_ns() >= exchange->params->deadline) {
-        return vnxi_http_easy_failed(&exchange->easy, VNX_ERR_TIMEOUT,
-                                     "timed out", error);
+    request->wake = UINT64_MAX;
+    if (vnxi_clock_ns() >= request->deadline) {
+        return vnxi_http_easy_failed(&client->easy, VNX_ERR_TIMEOUT,
+                                     "timed out");
     }
-    if (exchange->multi == NULL) {
-        status = begin(exchange, error);
+    if (client->multi == NULL) {
+        status = begin(client);
     }
-    return status == VNX_OK ? transfer(exchange, data_p, len_p, error)
-                            : status;
+    return status == VNX_OK ? transfer(client) : status;
 }
 
 static void
-http_end(vnxi_exchange_t *super)
+http_end(vnxi_request_t *request)
 {
-    http_exchange_t *exchange = (http_exchange_t *)super;
+    http_client_t *client = request->client;
 
-    vnxi_lookup_end(exchange->lookup);
-    if (exchange->multi != NULL) {
-        vnxi_curl.multi_remove_handle(exchange->multi, exchange->easy.curl);
+    vnxi_lookup_end(client->lookup);
+    if (client->multi != NULL) {
+        vnxi_curl.multi_remove_handle(client->multi, client->easy.curl);
     }
-    vnxi_http_easy_close(&exchange->easy);
-    if (exchange->multi != NULL) {
-        vnxi_curl.multi_cleanup(exchange->multi);
+    vnxi_http_easy_close(&client->easy);
+    if (client->multi != NULL) {
+        vnxi_curl.multi_cleanup(client->multi);
     }
-    if (exchange->epoll_fd >= 0) {
-        close(exchange->epoll_fd);
+    if (client->epoll_fd >= 0) {
+        close(client->epoll_fd);
     }
-    free(exchange);
+    free(client);
 }
 
 const vnxi_transport_t vnxi_transport_http = {

@@ -70,12 +70,12 @@ body_reserve(vnxi_http_easy_t *easy, size_t more)
 static bool
 body_add(vnxi_http_easy_t *easy, const void *data, size_t len)
 {
-    const vnxi_request_params_t *params = easy->params;
+    const vnxi_request_t *request = easy->request;
 
-    if (vnxi_clock_ns() >= params->deadline) {
+    if (vnxi_clock_ns() >= request->deadline) {
         return stop(easy, VNX_ERR_TIMEOUT); /* who floods us meets it too */
     }
-    if (len > params->options->max_frame - easy->len) {
+    if (len > request->options->max_frame - easy->len) {
         return stop(easy, VNX_ERR_MISMATCH);
     }
     if (!body_reserve(easy, len)) {
@@ -114,7 +114,7 @@ on_header(char *data, size_t size, size_t count, void *arg)
 static bool
 may_carry_token(const vnxi_http_easy_t *easy, const vnxi_address_t *to)
 {
-    const vnx_side_channel_options_t *options = easy->params->options;
+    const vnx_side_channel_options_t *options = easy->request->options;
 
     return options->secret == NULL || options->tls ||
            vnxi_address_is_loopback(to);
@@ -163,17 +163,17 @@ host_text(const char *host, const char *percent, char *text, size_t size)
 static bool
 make_url(vnxi_http_easy_t *easy)
 {
-    const vnxi_request_params_t *params = easy->params;
-    const vnx_side_channel_options_t *options = params->options;
+    const vnxi_request_t *request = easy->request;
+    const vnx_side_channel_options_t *options = request->options;
     const char *name = options->tls && options->tls_name != NULL
                            ? options->tls_name
-                           : params->host;
+                           : request->host;
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX + 8], port[8];
     char path[VNXI_HTTP_PATH_MAX];
 
     host_text(name, "%25", host, sizeof host);
-    snprintf(port, sizeof port, "%d", params->port);
-    vnxi_http_path(params->key, params->key_len, path);
+    snprintf(port, sizeof port, "%d", request->port);
+    vnxi_http_path(request->key, request->key_len, path);
     return vnxi_curl.url_set(easy->url, CURLUPART_SCHEME,
                              options->tls ? "https" : "http",
                              0) == CURLUE_OK &&
@@ -198,7 +198,7 @@ static bool
 make_headers(vnxi_http_easy_t *easy)
 {
     static const char format[] = "Authorization: Bearer %s";
-    const char *secret = easy->params->options->secret;
+    const char *secret = easy->request->options->secret;
 
     if (!list_add(&easy->headers, "Connection: close") || secret == NULL) {
         return easy->headers != NULL;
@@ -219,16 +219,16 @@ make_headers(vnxi_http_easy_t *easy)
 static bool
 make_addresses(vnxi_http_easy_t *easy, const vnxi_addresses_t *found)
 {
-    const vnxi_request_params_t *params = easy->params;
+    const vnxi_request_t *request = easy->request;
     size_t size =
-        strlen(params->host) + 16 + found->count * (VNXI_ADDRESS_TEXT + 4);
+        strlen(request->host) + 16 + found->count * (VNXI_ADDRESS_TEXT + 4);
     char *line = malloc(size), text[VNXI_ADDRESS_TEXT];
 
     if (line == NULL) {
         return false;
     }
     size_t len =
-        (size_t)snprintf(line, size, "%s:%d:", params->host, params->port);
+        (size_t)snprintf(line, size, "%s:%d:", request->host, request->port);
     for (size_t i = 0; i < found->count; i++) {
         vnxi_address_text(&found->list[i], text);
         line[len] = ',';
@@ -245,14 +245,14 @@ make_addresses(vnxi_http_easy_t *easy, const vnxi_addresses_t *found)
 static bool
 make_target(vnxi_http_easy_t *easy)
 {
-    const vnxi_request_params_t *params = easy->params;
+    const vnxi_request_t *request = easy->request;
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX + 8], line[sizeof host + 16];
 
-    if (!params->options->tls || params->options->tls_name == NULL) {
+    if (!request->options->tls || request->options->tls_name == NULL) {
         return true;
     }
-    host_text(params->host, "%25", host, sizeof host);
-    snprintf(line, sizeof line, "::%s:%d", host, params->port);
+    host_text(request->host, "%25", host, sizeof host);
+    snprintf(line, sizeof line, "::%s:%d", host, request->port);
     return list_add(&easy->target, line);
 }
 
@@ -262,7 +262,7 @@ static bool
 tell(vnxi_http_easy_t *easy)
 {
     CURL *curl = easy->curl;
-    const vnx_side_channel_options_t *options = easy->params->options;
+    const vnx_side_channel_options_t *options = easy->request->options;
 
     vnxi_curl.easy_setopt(curl, CURLOPT_ERRORBUFFER, easy->text);
     vnxi_curl.easy_setopt(curl, CURLOPT_PRIVATE, easy);
@@ -306,26 +306,24 @@ tell(vnxi_http_easy_t *easy)
 }
 
 vnx_status_t
-vnxi_http_easy_open(vnxi_http_easy_t *easy,
-                    const vnxi_request_params_t *params,
-                    const vnxi_addresses_t *found, vnx_error_t *error)
+vnxi_http_easy_open(vnxi_http_easy_t *easy, vnxi_request_t *request,
+                    const vnxi_addresses_t *found)
 {
-    easy->params = params;
+    easy->request = request;
     easy->curl = vnxi_curl.easy_init();
     easy->url = vnxi_curl.url();
     if (easy->curl == NULL || easy->url == NULL || !make_headers(easy) ||
         !make_target(easy) ||
         (found != NULL && !make_addresses(easy, found))) {
-        return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *easy);
+        return vnxi_request_no_memory(request, sizeof *easy);
     }
     if (!make_url(easy)) {
         return vnxi_http_easy_failed(easy, VNX_ERR_INVALID_PARAM,
-                                     "that is no host of a URL", error);
+                                     "that is no host of a URL");
     }
-    return tell(easy)
-               ? VNX_OK
-               : vnxi_http_easy_failed(easy, VNX_ERR_NOT_SUPPORTED,
-                                       "libcurl lacks HTTP or TLS", error);
+    return tell(easy) ? VNX_OK
+                      : vnxi_http_easy_failed(easy, VNX_ERR_NOT_SUPPORTED,
+                                              "libcurl lacks HTTP or TLS");
 }
 
 static void

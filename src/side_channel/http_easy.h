@@ -12,9 +12,8 @@
 #include "side_channel/transport.h"
 
 typedef struct vnxi_http_easy {
-    vnxi_exchange_t *exchange;           /* borrowed: whose request it is */
-    const vnxi_request_params_t *params; /* borrowed */
-    CURL *curl;                          /* owned, as all below */
+    vnxi_request_t *request; /* borrowed */
+    CURL *curl;              /* owned, as all below */
     CURLU *url;
     struct curl_slist *headers, *addresses, *target;
     char address[VNXI_ADDRESS_TEXT]; /* last connected to; "": none yet */
@@ -32,9 +31,8 @@ typedef struct vnxi_http_easy {
  * libcurl knows (it is numeric, or a proxy's business).  The address of `easy`
  * is kept.  Errors: the record is written. */
 vnx_status_t vnxi_http_easy_open(vnxi_http_easy_t *easy,
-                                 const vnxi_request_params_t *params,
-                                 const vnxi_addresses_t *found,
-                                 vnx_error_t *error);
+                                 vnxi_request_t *request,
+                                 const vnxi_addresses_t *found);
 
 /* All zeros is allowed; may be called again. */
 void vnxi_http_easy_close(vnxi_http_easy_t *easy);
@@ -45,13 +43,10 @@ curl_off_t vnxi_http_easy_length(const vnxi_http_easy_t *easy);
 /* -- http_outcome.c ------------------------------------------------------- */
 
 /* libcurl ended it with `code`: the reply, or the record of the failure. */
-vnx_status_t vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code,
-                                 void **data_p, size_t *len_p,
-                                 vnx_error_t *error);
+vnx_status_t vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code);
 
 /* Write the record of a failure in whatever phase it is in. */
 vnx_status_t vnxi_http_easy_failed(const vnxi_http_easy_t *easy,
-                                   vnx_status_t status, const char *reason,
-                                   vnx_error_t *error);
+                                   vnx_status_t status, const char *reason);
 
 #endif

@@ -48,7 +48,7 @@ phase(const vnxi_http_easy_t *easy)
     if (!is_connected(easy)) {
         return "connecting to";
     }
-    if (easy->params->options->tls &&
+    if (easy->request->options->tls &&
         !has_happened(easy, CURLINFO_APPCONNECT_TIME_T)) {
         return "TLS with";
     }
@@ -57,30 +57,30 @@ phase(const vnxi_http_easy_t *easy)
 
 vnx_status_t
 vnxi_http_easy_failed(const vnxi_http_easy_t *easy, vnx_status_t status,
-                      const char *reason, vnx_error_t *error)
+                      const char *reason)
 {
-    return vnxi_exchange_failed(easy->params, status, phase(easy),
-                                easy->address[0] != '\0' ? easy->address
-                                                         : easy->params->host,
-                                reason, error);
+    return vnxi_request_failed(easy->request, status, phase(easy),
+                               easy->address[0] != '\0' ? easy->address
+                                                        : easy->request->host,
+                               reason);
 }
 
 static vnx_status_t
-failed_too_long(const vnxi_http_easy_t *easy, vnx_error_t *error)
+failed_too_long(const vnxi_http_easy_t *easy)
 {
     char reason[REASON_MAX];
 
     snprintf(reason, sizeof reason,
              "the reply is above max_frame (%" PRIu32 ")",
-             easy->params->options->max_frame);
-    return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason, error);
+             easy->request->options->max_frame);
+    return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason);
 }
 
 /* A status other than 200. */
 static vnx_status_t
-failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
+failed_status(const vnxi_http_easy_t *easy, long code)
 {
-    bool has_secret = easy->params->options->secret != NULL;
+    bool has_secret = easy->request->options->secret != NULL;
     char reason[REASON_MAX];
 
     switch (code) {
@@ -88,17 +88,15 @@ failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
         return vnxi_http_easy_failed(
             easy, VNX_ERR_NOT_ALLOWED,
             has_secret ? "the shared secrets differ"
-                       : "this listener wants a shared secret to be proved",
-            error);
+                       : "this listener wants a shared secret to be proved");
     case 403:
         return vnxi_http_easy_failed(
             easy, VNX_ERR_NOT_ALLOWED,
             has_secret ? "this listener has no shared secret, or does not "
                          "take it without TLS"
-                       : "it is forbidden (status 403)",
-            error);
+                       : "it is forbidden (status 403)");
     case 404:
-        return vnxi_exchange_no_key(easy->exchange, easy->params, error);
+        return vnxi_request_no_key(easy->request);
     default:
         snprintf(reason, sizeof reason,
                  code >= 300 && code < 400
@@ -108,12 +106,12 @@ failed_status(const vnxi_http_easy_t *easy, long code, vnx_error_t *error)
         return vnxi_http_easy_failed(
             easy,
             code == 429 || code >= 500 ? VNX_ERR_BACKEND : VNX_ERR_MISMATCH,
-            reason, error);
+            reason);
     }
 }
 
 static vnx_status_t
-failed_early(const vnxi_http_easy_t *easy, vnx_error_t *error)
+failed_early(const vnxi_http_easy_t *easy)
 {
     curl_off_t length = vnxi_http_easy_length(easy);
     char reason[REASON_MAX];
@@ -127,7 +125,7 @@ failed_early(const vnxi_http_easy_t *easy, vnx_error_t *error)
                  "the connection was closed in the reply, after %zu bytes",
                  easy->len);
     }
-    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason, error);
+    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason);
 }
 
 /* libcurl's words, or the system's where they are more to the point. */
@@ -161,120 +159,113 @@ is_not_tls(const char *text)
 }
 
 static vnx_status_t
-failed_tls(const vnxi_http_easy_t *easy, CURLcode code, vnx_error_t *error)
+failed_tls(const vnxi_http_easy_t *easy, CURLcode code)
 {
-    const char *text = words(easy, code), *ca = easy->params->options->tls_ca;
+    const char *text = words(easy, code), *ca = easy->request->options->tls_ca;
     char reason[REASON_MAX + CURL_ERROR_SIZE];
 
     if (code == CURLE_SSL_CACERT_BADFILE) {
         snprintf(reason, sizeof reason, "tls_ca '%.200s': %s",
                  ca != NULL ? ca : "", text);
-        return vnxi_http_easy_failed(easy, VNX_ERR_INVALID_PARAM, reason,
-                                     error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_INVALID_PARAM, reason);
     }
     if (code == CURLE_PEER_FAILED_VERIFICATION) {
         snprintf(reason, sizeof reason, "the certificate is not trusted: %s",
                  text);
-        return vnxi_http_easy_failed(easy, VNX_ERR_NOT_ALLOWED, reason, error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_NOT_ALLOWED, reason);
     }
     if (is_not_tls(text)) {
         return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH,
-                                     "the other end speaks no TLS", error);
+                                     "the other end speaks no TLS");
     }
     snprintf(reason, sizeof reason, "TLS failed: %s", text);
-    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason, error);
+    return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason);
 }
 
 static vnx_status_t
-failed_stopped(const vnxi_http_easy_t *easy, vnx_error_t *error)
+failed_stopped(const vnxi_http_easy_t *easy)
 {
     switch (easy->stopped) {
     case VNX_ERR_TIMEOUT:
-        return vnxi_http_easy_failed(easy, VNX_ERR_TIMEOUT, "timed out",
-                                     error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_TIMEOUT, "timed out");
     case VNX_ERR_NO_MEMORY:
         return vnxi_http_easy_failed(easy, VNX_ERR_NO_MEMORY,
-                                     "no memory for the reply", error);
+                                     "no memory for the reply");
     default:
-        return failed_too_long(easy, error);
+        return failed_too_long(easy);
     }
 }
 
 static vnx_status_t
-failed_code(const vnxi_http_easy_t *easy, CURLcode code, vnx_error_t *error)
+failed_code(const vnxi_http_easy_t *easy, CURLcode code)
 {
     char reason[REASON_MAX + CURL_ERROR_SIZE];
 
     if (easy->kept_back) {
-        return vnxi_http_easy_failed(
-            easy, VNX_ERR_NOT_ALLOWED,
-            "the shared secret is sent only over TLS or to a loopback address",
-            error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_NOT_ALLOWED,
+                                     "the shared secret is sent only over TLS "
+                                     "or to a loopback address");
     }
     switch (code) {
     case CURLE_COULDNT_RESOLVE_HOST:
         return vnxi_http_easy_failed(easy, VNX_ERR_NOT_FOUND,
-                                     words(easy, code), error);
+                                     words(easy, code));
     case CURLE_FILESIZE_EXCEEDED:
-        return failed_too_long(easy, error);
+        return failed_too_long(easy);
     case CURLE_GOT_NOTHING:
         return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND,
                                      "the connection was closed without a "
-                                     "reply",
-                                     error);
+                                     "reply");
     case CURLE_PARTIAL_FILE:
-        return failed_early(easy, error);
+        return failed_early(easy);
     case CURLE_SSL_CACERT_BADFILE:
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CONNECT_ERROR:
-        return failed_tls(easy, code, error);
+        return failed_tls(easy, code);
     case CURLE_OUT_OF_MEMORY:
         return vnxi_http_easy_failed(easy, VNX_ERR_NO_MEMORY,
-                                     "no memory for the request", error);
+                                     "no memory for the request");
     case CURLE_UNSUPPORTED_PROTOCOL:
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_BAD_CONTENT_ENCODING:
         snprintf(reason, sizeof reason, "no reply of this protocol: %s",
                  words(easy, code));
-        return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason, error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason);
     default:
-        return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, words(easy, code),
-                                     error);
+        return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, words(easy, code));
     }
 }
 
 vnx_status_t
-vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code, void **data_p,
-                    size_t *len_p, vnx_error_t *error)
+vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code)
 {
     long status = 0;
 
     easy->code = code;
     vnxi_curl.easy_getinfo(easy->curl, CURLINFO_RESPONSE_CODE, &status);
     if (easy->stopped != VNX_OK) {
-        return failed_stopped(easy, error);
+        return failed_stopped(easy);
     }
     if (code != CURLE_OK && code != CURLE_HTTP_RETURNED_ERROR) {
-        return failed_code(easy, code, error);
+        return failed_code(easy, code);
     }
     if (status != 200) {
-        return failed_status(easy, status, error);
+        return failed_status(easy, status);
     }
     if (vnxi_http_easy_length(easy) < 0 && !easy->is_chunked) {
         return vnxi_http_easy_failed(
             easy, VNX_ERR_MISMATCH,
-            "a reply without a length: its end could not be told from a cut",
-            error);
+            "a reply without a length: its end could not be told from a cut");
     }
     if (easy->body == NULL) { /* not NULL, even when empty */
         easy->body = malloc(1);
     }
     if (easy->body == NULL) {
         easy->stopped = VNX_ERR_NO_MEMORY;
-        return failed_stopped(easy, error);
+        return failed_stopped(easy);
     }
-    *data_p = easy->body;
-    *len_p = easy->len;
+    easy->request->answer.metadata = easy->body;
+    easy->request->answer.length = easy->len;
     easy->body = NULL;
     return VNX_OK;
 }

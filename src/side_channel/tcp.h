@@ -7,8 +7,8 @@
  *   tcp_conn.c      one client's connection, at the server
  *   tcp_tls.c       TLS under that connection
  *   tcp_frames.c    frames over that connection, and the answers
- *   tcp_client.c    the exchange, at the client (over client_conn.c); the
- * transport
+ *   tcp_client.c    one try of a request, at the client (over client_conn.c);
+ * the transport
  *
  * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
  */

@@ -16,30 +16,30 @@
 #include "side_channel/tcp.h"
 #include "side_channel/tcp_wire.h"
 
-typedef struct tcp_exchange {
+typedef struct tcp_client {
     vnxi_client_conn_t conn;
     bool has_asked;
     vnxi_tcp_kind_t asked;
     unsigned char out[VNXI_FRAME_HEADER + VNXI_TCP_REQUEST_MAX];
     vnxi_frame_decoder_t reply;
-} tcp_exchange_t;
+} tcp_client_t;
 
 /* -- Failing -------------------------------------------------------------- */
 
 static vnx_status_t
-failed(tcp_exchange_t *exchange, vnx_status_t status, const char *reason)
+failed(tcp_client_t *client, vnx_status_t status, const char *reason)
 {
-    return vnxi_client_conn_failed(&exchange->conn, status, reason);
+    return vnxi_client_conn_failed(&client->conn, status, reason);
 }
 
 /* The reply came over a plain connection and begins as an alert of TLS does:
  * the listener told a client without TLS that it wants it. */
 static bool
-is_alert(const tcp_exchange_t *exchange)
+is_alert(const tcp_client_t *client)
 {
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
+    const vnxi_frame_decoder_t *reply = &client->reply;
 
-    return exchange->conn.params->options->tls == VNXI_TLS_NONE &&
+    return client->conn.request->options->tls == VNXI_TLS_NONE &&
            reply->header_have == VNXI_FRAME_HEADER &&
            vnxi_tcp_is_tls_alert(reply->header) &&
            reply->head_have + reply->have <=
@@ -47,55 +47,55 @@ is_alert(const tcp_exchange_t *exchange)
 }
 
 static vnx_status_t
-failed_alert(tcp_exchange_t *exchange)
+failed_alert(tcp_client_t *client)
 {
-    return failed(exchange, VNX_ERR_NOT_ALLOWED,
+    return failed(client, VNX_ERR_NOT_ALLOWED,
                   "the listener speaks TLS: it has a shared secret or a "
                   "certificate, and this client has neither secret nor tls");
 }
 
 static vnx_status_t
-failed_early_end(tcp_exchange_t *exchange)
+failed_early_end(tcp_client_t *client)
 {
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
+    const vnxi_frame_decoder_t *reply = &client->reply;
     char reason[96];
 
-    if (is_alert(exchange)) {
-        return failed_alert(exchange);
+    if (is_alert(client)) {
+        return failed_alert(client);
     }
     if (reply->header_have == 0) {
-        return failed(exchange, VNX_ERR_BACKEND,
-                      exchange->asked == VNXI_TCP_SEED
+        return failed(client, VNX_ERR_BACKEND,
+                      client->asked == VNXI_TCP_SEED
                           ? "the connection was closed without a reply"
                           : "the connection was closed without a reply "
                             "(perhaps by a listener that knows no keys)");
     }
     if (reply->header_have < VNXI_FRAME_HEADER) {
-        return failed(exchange, VNX_ERR_BACKEND,
+        return failed(client, VNX_ERR_BACKEND,
                       "the connection was closed in the reply's length");
     }
     snprintf(reason, sizeof reason,
              "the connection was closed after %zu of %" PRIu32 " bytes",
              reply->head_have + reply->have, reply->len);
-    return failed(exchange, VNX_ERR_BACKEND, reason);
+    return failed(client, VNX_ERR_BACKEND, reason);
 }
 
 static vnx_status_t
-failed_frame(tcp_exchange_t *exchange)
+failed_frame(tcp_client_t *client)
 {
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
+    const vnxi_frame_decoder_t *reply = &client->reply;
     char reason[96];
 
     if (reply->state == VNXI_FRAME_NO_MEMORY) {
-        return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for the reply");
+        return failed(client, VNX_ERR_NO_MEMORY, "no memory for the reply");
     }
-    if (is_alert(exchange)) {
-        return failed_alert(exchange);
+    if (is_alert(client)) {
+        return failed_alert(client);
     }
     snprintf(reason, sizeof reason,
              "a reply of %" PRIu32 " bytes is above max_frame (%" PRIu32 ")",
-             reply->len, exchange->conn.params->options->max_frame);
-    return failed(exchange, VNX_ERR_MISMATCH, reason);
+             reply->len, client->conn.request->options->max_frame);
+    return failed(client, VNX_ERR_MISMATCH, reason);
 }
 
 /* -- Talking -------------------------------------------------------------- */
@@ -103,71 +103,72 @@ failed_frame(tcp_exchange_t *exchange)
 /* Every server knows the first protocol.  Those with a secret know the second,
  * which can say that nothing is served by default. */
 static void
-ask(tcp_exchange_t *exchange)
+ask(tcp_client_t *client)
 {
-    const vnxi_request_params_t *params = exchange->conn.params;
-    vnxi_tcp_request_t request = {.kind = VNXI_TCP_SEED};
+    const vnxi_request_t *request = client->conn.request;
+    vnxi_tcp_request_t asked = {.kind = VNXI_TCP_SEED};
     size_t head = 0;
 
-    if (params->key_len > 0 || params->options->secret != NULL) {
-        request = (vnxi_tcp_request_t){.kind = VNXI_TCP_GET,
-                                       .key = params->key,
-                                       .key_len = params->key_len};
+    if (request->key_len > 0 || request->options->secret != NULL) {
+        asked = (vnxi_tcp_request_t){.kind = VNXI_TCP_GET,
+                                     .key = request->key,
+                                     .key_len = request->key_len};
         head = 1; /* the status */
     }
     size_t len =
-        vnxi_tcp_request_encode(&request, exchange->out + VNXI_FRAME_HEADER);
-    vnxi_frame_encode_header((uint32_t)len, exchange->out);
-    exchange->conn.out_len = VNXI_FRAME_HEADER + len;
-    exchange->asked = request.kind;
-    exchange->has_asked = true;
-    vnxi_frame_decoder_init(&exchange->reply,
-                            (uint32_t)head + params->options->max_frame, head);
+        vnxi_tcp_request_encode(&asked, client->out + VNXI_FRAME_HEADER);
+    vnxi_frame_encode_header((uint32_t)len, client->out);
+    client->conn.out_len = VNXI_FRAME_HEADER + len;
+    client->asked = asked.kind;
+    client->has_asked = true;
+    vnxi_frame_decoder_init(
+        &client->reply, (uint32_t)head + request->options->max_frame, head);
 }
 
 /* A reply came whole. */
 static vnx_status_t
-take_reply(tcp_exchange_t *exchange, void **data_p, size_t *len_p)
+take_reply(tcp_client_t *client)
 {
-    const vnxi_frame_decoder_t *reply = &exchange->reply;
+    vnx_side_channel_answer_t *answer = &client->conn.request->answer;
+    const vnxi_frame_decoder_t *reply = &client->reply;
 
-    if (exchange->asked == VNXI_TCP_GET) {
+    if (client->asked == VNXI_TCP_GET) {
         if (reply->head_have == 0) {
-            return failed(exchange, VNX_ERR_MISMATCH,
+            return failed(client, VNX_ERR_MISMATCH,
                           "a reply without a status");
         }
         if (reply->head[0] == VNXI_TCP_UNKNOWN_KEY) {
-            return vnxi_client_conn_no_key(&exchange->conn);
+            return vnxi_client_conn_no_key(&client->conn);
         }
         if (reply->head[0] != VNXI_TCP_BLOB) {
-            return failed(exchange, VNX_ERR_MISMATCH,
+            return failed(client, VNX_ERR_MISMATCH,
                           "no reply of this protocol");
         }
     }
-    *data_p = vnxi_frame_take(&exchange->reply, len_p);
+    answer->metadata = vnxi_frame_take(&client->reply, &answer->length);
     return VNX_OK;
 }
 
 static vnx_status_t
-receive(tcp_exchange_t *exchange)
+receive(tcp_client_t *client)
 {
     void *space;
     size_t size;
 
-    while ((space = vnxi_frame_space(&exchange->reply, &size)) != NULL) {
+    while ((space = vnxi_frame_space(&client->reply, &size)) != NULL) {
         size_t count = 0;
         vnx_status_t status =
-            vnxi_client_conn_recv(&exchange->conn, space, size, &count);
+            vnxi_client_conn_recv(&client->conn, space, size, &count);
         if (status != VNX_OK) {
             return status;
         }
         if (count == 0) {
-            return failed_early_end(exchange);
+            return failed_early_end(client);
         }
-        vnxi_frame_commit(&exchange->reply, count);
+        vnxi_frame_commit(&client->reply, count);
     }
-    return exchange->reply.state == VNXI_FRAME_WHOLE ? VNX_OK
-                                                     : failed_frame(exchange);
+    return client->reply.state == VNXI_FRAME_WHOLE ? VNX_OK
+                                                   : failed_frame(client);
 }
 
 /* -- The transport's slots ------------------------------------------------ */
@@ -180,45 +181,42 @@ tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
 }
 
 static vnx_status_t
-tcp_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-          vnx_error_t *error)
+tcp_begin(vnxi_request_t *request)
 {
-    tcp_exchange_t *exchange = calloc(1, sizeof *exchange);
-    if (exchange == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
+    tcp_client_t *client = request->client = calloc(1, sizeof *client);
+    if (client == NULL) {
+        return vnxi_request_no_memory(request, sizeof *client);
     }
-    vnxi_client_conn_init(&exchange->conn, params, exchange->out);
-    *out_p = &exchange->conn.super;
+    vnxi_client_conn_init(&client->conn, request, client->out);
     return VNX_OK;
 }
 
 static vnx_status_t
-tcp_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-         vnx_error_t *error)
+tcp_step(vnxi_request_t *request)
 {
-    tcp_exchange_t *exchange = (tcp_exchange_t *)super;
+    tcp_client_t *client = request->client;
 
-    vnx_status_t status = vnxi_client_conn_step(&exchange->conn, error);
-    if (status == VNX_OK && !exchange->has_asked) {
-        ask(exchange);
+    vnx_status_t status = vnxi_client_conn_step(&client->conn);
+    if (status == VNX_OK && !client->has_asked) {
+        ask(client);
     }
     if (status == VNX_OK) {
-        status = vnxi_client_conn_send(&exchange->conn);
+        status = vnxi_client_conn_send(&client->conn);
     }
     if (status == VNX_OK) {
-        status = receive(exchange);
+        status = receive(client);
     }
-    return status == VNX_OK ? take_reply(exchange, data_p, len_p) : status;
+    return status == VNX_OK ? take_reply(client) : status;
 }
 
 static void
-tcp_end(vnxi_exchange_t *super)
+tcp_end(vnxi_request_t *request)
 {
-    tcp_exchange_t *exchange = (tcp_exchange_t *)super;
+    tcp_client_t *client = request->client;
 
-    vnxi_client_conn_fini(&exchange->conn);
-    vnxi_frame_decoder_fini(&exchange->reply);
-    free(exchange);
+    vnxi_client_conn_fini(&client->conn);
+    vnxi_frame_decoder_fini(&client->reply);
+    free(client);
 }
 
 const vnxi_transport_t vnxi_transport_tcp = {

@@ -3,7 +3,7 @@
  * since OpenSSL's uses write(), and a server that is gone would raise SIGPIPE
  * in a thread that is the program's.
  *
- * With certificates a context is made for each exchange: the files are read
+ * With certificates a context is made for each request: the files are read
  * then, so that a certificate that was renewed is taken up without a restart.
  */
 #include "side_channel/tls.h"

@@ -2,11 +2,11 @@
  * What stands behind a side channel: a transport.  One constant of this type
  * for each, named vnxi_transport_<name>; side_channel.c lists them.
  *
- * The front (side_channel.c, ask.c) checks arguments, keeps one listener for a
- * channel and the table of blobs that it serves, counts, and knows of forks;
- * batch.c runs exchanges, waits for them and tries again; a transport knows
- * its wire format.  Parameters were checked: ports are in range, keys are not
- * too long, blobs are within max_frame, every option has its value.
+ * The front (side_channel.c, request_set.c) checks arguments, keeps one
+ * listener for a channel and the table of blobs that it serves, counts, knows
+ * of forks, and runs requests: it waits for them and tries again.  A transport
+ * knows its wire format.  Parameters were checked: ports are in range, keys
+ * are not too long, blobs are within max_frame, every option has its value.
  *
  * A transport that has no use for a shared secret, or does not speak TLS,
  * refuses to listen and to ask where that option is set:
@@ -22,11 +22,11 @@
 #include <vnx/side_channel.h>
 
 #include "side_channel/blob_table.h"
+#include "side_channel/request.h"
 #include "side_channel/stats.h"
 
 #define VNXI_OP_CREATE "side_channel_create"
 #define VNXI_OP_START "start_listener"
-#define VNXI_OP_REQUEST "request_metadata"
 
 /* Borrowed by listen() until the listener is stopped, all but `host` and
  * `endpoint`, which last for the call. */
@@ -42,36 +42,14 @@ typedef struct vnxi_listen_params {
     vnxi_side_stats_t *stats;
 } vnxi_listen_params_t;
 
-/* Borrowed by begin() until the exchange ended. */
-typedef struct vnxi_request_params {
-    const char *host;
-    int port;
-    const void *key; /* not NULL; 0 bytes: the default */
-    size_t key_len;
-    const char *endpoint; /* "host:port" for errors */
-    const vnx_side_channel_options_t *options;
-    uint64_t start, deadline; /* vnxi_clock_ns(): over the whole exchange */
-} vnxi_request_params_t;
-
 /* The head of every transport's listener; it is listening while it exists. */
 typedef struct vnxi_listener {
     int port; /* bound; constant */
 } vnxi_listener_t;
 
-/* The head of every transport's exchange at the client: what it waits for.
- * A descriptor that is waited for in a step may be closed in the next. */
-typedef struct vnxi_exchange {
-    int fd;        /* -1: nothing but the time */
-    short events;  /* POLLIN, POLLOUT */
-    uint64_t wake; /* step again at this time at the latest; UINT64_MAX:
-                      params->deadline will do */
-    bool answered; /* VNX_ERR_NOT_FOUND is what the other side said: asking
-                      again would not change it */
-} vnxi_exchange_t;
-
 typedef struct vnxi_transport {
     const char *name; /* "TCP" */
-    unsigned fds;     /* descriptors that one exchange holds; 0: one */
+    unsigned fds;     /* descriptors that one request holds; 0: one */
 
     /* Bind, listen, start the thread.  Waits for nothing but the look-up of a
      * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  No lock is
@@ -86,41 +64,26 @@ typedef struct vnxi_transport {
      * keeps the listener, and what listen() borrowed, for ever. */
     bool (*stop)(vnxi_listener_t *listener);
 
-    /* An exchange at the client, as a machine that never waits; of one thread
-     * at a time.  Returns owned: end().  Does as little as it can: the first
-     * step begins. */
-    vnx_status_t (*begin)(const vnxi_request_params_t *params,
-                          vnxi_exchange_t **out_p, vnx_error_t *error);
+    /* Begin a try of the request, as a machine that never waits: make
+     * request->client.  Does as little as it can: the first step begins.  On
+     * an error request->client is NULL. */
+    vnx_status_t (*begin)(vnxi_request_t *request);
 
-    /* Do what can be done now.  Called once after begin(), then when `fd` has
-     * one of `events` or an error, when `wake` or the deadline is past, and at
-     * any time for no reason.
+    /* Do what can be done now.  Called once after begin(), then when
+     * request->fd has one of request->events or an error, when request->wake
+     * or the deadline is past, and at any time for no reason.
      * VNX_IN_PROG: fd, events and wake say what it waits for now.
-     * VNX_OK: *data_p (free(); not NULL) and *len_p are the blob.
-     * Anything else: it failed and the record says how, in what phase, and
-     * after how long (vnxi_exchange_failed()).  Statuses:
+     * VNX_OK: request->answer has the metadata (free(); not NULL) and its
+     * length.  Anything else: it failed and request->answer.error says how, in
+     * which phase, and after how long (vnxi_request_failed()).  Statuses:
      * vnx_side_channel_request_with(); VNX_ERR_TIMEOUT once the deadline is
-     * past, whatever else could be done: who floods us meets it too.  Not
-     * called again after the last two. */
-    vnx_status_t (*step)(vnxi_exchange_t *exchange, void **data_p,
-                         size_t *len_p, vnx_error_t *error);
+     * past, whatever else could be done: flooding cannot extend the deadline.
+     * Not called again after VNX_OK or an error. */
+    vnx_status_t (*step)(vnxi_request_t *request);
 
-    /* Free it, at any stage. */
-    void (*end)(vnxi_exchange_t *exchange);
+    /* Free request->client, at any stage. */
+    void (*end)(vnxi_request_t *request);
 } vnxi_transport_t;
-
-/* Fill the record of a failed exchange: "<phase> <whom>: <reason> (after 12
- * ms)" with the endpoint as the peer; returns `status`. */
-vnx_status_t vnxi_exchange_failed(const vnxi_request_params_t *params,
-                                  vnx_status_t status, const char *phase,
-                                  const char *whom, const char *reason,
-                                  vnx_error_t *error);
-
-/* The other side answered that it does not serve the key: VNX_ERR_NOT_FOUND
- * and its record. */
-vnx_status_t vnxi_exchange_no_key(vnxi_exchange_t *exchange,
-                                  const vnxi_request_params_t *params,
-                                  vnx_error_t *error);
 
 #ifdef VNXI_SIDE_CHANNEL_TCP
 extern const vnxi_transport_t vnxi_transport_tcp;

@@ -6,8 +6,8 @@
  *   zmtp.c          greeting, commands, headers of frames
  *   zmq_wire.c      what requests and replies say
  *   zmq_protocol.c  a protocol of the TCP listener
- *   zmq_client.c    the exchange, at the client (over client_conn.c); the
- *                   transport
+ *   zmq_client.c    one try of a request, at the client (over client_conn.c);
+ * the transport
  */
 #ifndef VNXI_SIDE_CHANNEL_ZMQ_H
 #define VNXI_SIDE_CHANNEL_ZMQ_H

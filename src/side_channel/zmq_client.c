@@ -1,5 +1,5 @@
 /*
- * Design notes.  Over an open stream (client_conn.c) an exchange goes GREETING
+ * Design notes.  Over an open stream (client_conn.c) a try goes GREETING
  * -> READY -> REPLY: a port on which nobody listens is an error at once, and
  * there is neither a thread nor a context that a fork or the end of the
  * program could meet in the wrong moment.
@@ -40,7 +40,7 @@ typedef enum part {
     PART_NONE,
 } part_t;
 
-typedef struct zmq_exchange {
+typedef struct zmq_client {
     vnxi_client_conn_t conn;
     stage_t stage;
     vnxi_zmq_request_t request;
@@ -57,73 +57,72 @@ typedef struct zmq_exchange {
     part_t part;
     void *blob; /* owned */
     size_t blob_len;
-} zmq_exchange_t;
+} zmq_client_t;
 
 /* -- Failing -------------------------------------------------------------- */
 
 static vnx_status_t
-failed(zmq_exchange_t *exchange, vnx_status_t status, const char *reason)
+failed(zmq_client_t *client, vnx_status_t status, const char *reason)
 {
-    return vnxi_client_conn_failed(&exchange->conn, status, reason);
+    return vnxi_client_conn_failed(&client->conn, status, reason);
 }
 
 /* What came is not what vLLM's listener would say. */
 static vnx_status_t
-no_reply(zmq_exchange_t *exchange)
+no_reply(zmq_client_t *client)
 {
-    return failed(exchange, VNX_ERR_MISMATCH, "no reply of this protocol");
+    return failed(client, VNX_ERR_MISMATCH, "no reply of this protocol");
 }
 
 /* -- Sending -------------------------------------------------------------- */
 
 /* All that came before has been sent: there is room. */
 static unsigned char *
-out_end(zmq_exchange_t *exchange)
+out_end(zmq_client_t *client)
 {
-    return exchange->out + exchange->conn.out_len;
+    return client->out + client->conn.out_len;
 }
 
 static void
-put_greeting(zmq_exchange_t *exchange)
+put_greeting(zmq_client_t *client)
 {
-    vnxi_zmtp_greeting(exchange->out);
-    exchange->conn.out_len = VNXI_ZMTP_GREETING;
+    vnxi_zmtp_greeting(client->out);
+    client->conn.out_len = VNXI_ZMTP_GREETING;
 }
 
 static void
-put_ready(zmq_exchange_t *exchange)
+put_ready(zmq_client_t *client)
 {
-    const vnxi_request_params_t *params = exchange->conn.params;
-    exchange->conn.out_len += vnxi_zmtp_ready_client(
-        params->key, params->key_len, out_end(exchange));
+    const vnxi_request_t *request = client->conn.request;
+    client->conn.out_len += vnxi_zmtp_ready_client(
+        request->key, request->key_len, out_end(client));
 }
 
 static void
-put_request(zmq_exchange_t *exchange)
+put_request(zmq_client_t *client)
 {
     unsigned char request[VNXI_ZMQ_REQUEST_MAX];
-    size_t len = vnxi_zmq_request_encode(&exchange->request, request);
+    size_t len = vnxi_zmq_request_encode(&client->request, request);
 
-    exchange->conn.out_len +=
-        vnxi_zmtp_header_encode(true, 0, out_end(exchange));
-    exchange->conn.out_len +=
-        vnxi_zmtp_header_encode(false, len, out_end(exchange));
-    memcpy(out_end(exchange), request, len);
-    exchange->conn.out_len += len;
+    client->conn.out_len += vnxi_zmtp_header_encode(true, 0, out_end(client));
+    client->conn.out_len +=
+        vnxi_zmtp_header_encode(false, len, out_end(client));
+    memcpy(out_end(client), request, len);
+    client->conn.out_len += len;
 }
 
 /* -- Receiving ------------------------------------------------------------ */
 
 static vnx_status_t
-receive(zmq_exchange_t *exchange, void *space, size_t size, size_t *count_p)
+receive(zmq_client_t *client, void *space, size_t size, size_t *count_p)
 {
     vnx_status_t status =
-        vnxi_client_conn_recv(&exchange->conn, space, size, count_p);
+        vnxi_client_conn_recv(&client->conn, space, size, count_p);
     if (status != VNX_OK || *count_p > 0) {
         return status;
     }
-    return failed(exchange, VNX_ERR_BACKEND,
-                  exchange->stage == STAGE_REPLY
+    return failed(client, VNX_ERR_BACKEND,
+                  client->stage == STAGE_REPLY
                       ? "the connection was closed without a reply"
                       : "the connection was closed (as by a listener that "
                         "wants another ZMTP mechanism than NULL)");
@@ -131,220 +130,216 @@ receive(zmq_exchange_t *exchange, void *space, size_t size, size_t *count_p)
 
 /* Until `want` bytes are in `in`. */
 static vnx_status_t
-receive_in(zmq_exchange_t *exchange, size_t want)
+receive_in(zmq_client_t *client, size_t want)
 {
-    while (exchange->in_have < want) {
+    while (client->in_have < want) {
         size_t count = 0;
-        vnx_status_t status =
-            receive(exchange, exchange->in + exchange->in_have,
-                    want - exchange->in_have, &count);
+        vnx_status_t status = receive(client, client->in + client->in_have,
+                                      want - client->in_have, &count);
         if (status != VNX_OK) {
             return status;
         }
-        exchange->in_have += count;
+        client->in_have += count;
     }
     return VNX_OK;
 }
 
 static bool
-is_blob(const zmq_exchange_t *exchange)
+is_blob(const zmq_client_t *client)
 {
-    return exchange->stage == STAGE_REPLY && exchange->part == PART_BLOB &&
-           !exchange->frame.command;
+    return client->stage == STAGE_REPLY && client->part == PART_BLOB &&
+           !client->frame.command;
 }
 
 static vnx_status_t
-failed_length(zmq_exchange_t *exchange, uint32_t max)
+failed_length(zmq_client_t *client, uint32_t max)
 {
     char reason[128];
 
-    if (exchange->frame.len <= max) {
-        return failed(exchange, VNX_ERR_NO_MEMORY, "no memory for the reply");
+    if (client->frame.len <= max) {
+        return failed(client, VNX_ERR_NO_MEMORY, "no memory for the reply");
     }
     snprintf(reason, sizeof reason,
-             is_blob(exchange)
-                 ? "a reply of %" PRIu64 " bytes is above max_frame (%" PRIu32
-                   ")"
-                 : "no reply of this protocol: a frame of %" PRIu64
-                   " bytes, at most %" PRIu32 " are in the place of it",
-             exchange->frame.len, max);
-    return failed(exchange, VNX_ERR_MISMATCH, reason);
+             is_blob(client) ? "a reply of %" PRIu64
+                               " bytes is above max_frame (%" PRIu32 ")"
+                             : "no reply of this protocol: a frame of %" PRIu64
+                               " bytes, at most %" PRIu32
+                               " are in the place of it",
+             client->frame.len, max);
+    return failed(client, VNX_ERR_MISMATCH, reason);
 }
 
 /* The header has come: make room for the body.  The frame decoder does that
  * and grows with what comes; its own header is told what ours says. */
 static vnx_status_t
-body_begin(zmq_exchange_t *exchange)
+body_begin(zmq_client_t *client)
 {
-    uint32_t max = is_blob(exchange)
-                       ? exchange->conn.params->options->max_frame
-                       : VNXI_ZMTP_SMALL_MAX;
+    uint32_t max = is_blob(client) ? client->conn.request->options->max_frame
+                                   : VNXI_ZMTP_SMALL_MAX;
     size_t size;
 
-    if (exchange->frame.len > max) {
-        return failed_length(exchange, max);
+    if (client->frame.len > max) {
+        return failed_length(client, max);
     }
-    vnxi_frame_decoder_init(&exchange->body, max, 0);
-    unsigned char *header = vnxi_frame_space(&exchange->body, &size);
-    vnxi_frame_encode_header((uint32_t)exchange->frame.len, header);
-    vnxi_frame_commit(&exchange->body, VNXI_FRAME_HEADER);
-    exchange->in_body = true;
+    vnxi_frame_decoder_init(&client->body, max, 0);
+    unsigned char *header = vnxi_frame_space(&client->body, &size);
+    vnxi_frame_encode_header((uint32_t)client->frame.len, header);
+    vnxi_frame_commit(&client->body, VNXI_FRAME_HEADER);
+    client->in_body = true;
     return VNX_OK;
 }
 
 static vnx_status_t
-receive_header(zmq_exchange_t *exchange)
+receive_header(zmq_client_t *client)
 {
     vnxi_zmtp_state_t state = VNXI_ZMTP_MORE;
 
     while (state == VNXI_ZMTP_MORE) {
         vnx_status_t status = receive_in(
-            exchange, exchange->in_have < 2 ? 2 /* the shortest header */
-                                            : VNXI_ZMTP_HEADER_MAX);
+            client, client->in_have < 2 ? 2 /* the shortest header */
+                                        : VNXI_ZMTP_HEADER_MAX);
         if (status != VNX_OK) {
             return status;
         }
-        state = vnxi_zmtp_header_parse(exchange->in, exchange->in_have,
-                                       &exchange->frame);
+        state = vnxi_zmtp_header_parse(client->in, client->in_have,
+                                       &client->frame);
     }
-    return state == VNXI_ZMTP_WHOLE ? body_begin(exchange)
-                                    : no_reply(exchange);
+    return state == VNXI_ZMTP_WHOLE ? body_begin(client) : no_reply(client);
 }
 
 /* VNX_OK: a whole frame is there, taken by frame_end(). */
 static vnx_status_t
-receive_frame(zmq_exchange_t *exchange)
+receive_frame(zmq_client_t *client)
 {
     size_t size;
     void *space;
 
-    if (!exchange->in_body) {
-        vnx_status_t status = receive_header(exchange);
+    if (!client->in_body) {
+        vnx_status_t status = receive_header(client);
         if (status != VNX_OK) {
             return status;
         }
     }
-    while ((space = vnxi_frame_space(&exchange->body, &size)) != NULL) {
+    while ((space = vnxi_frame_space(&client->body, &size)) != NULL) {
         size_t count = 0;
-        vnx_status_t status = receive(exchange, space, size, &count);
+        vnx_status_t status = receive(client, space, size, &count);
         if (status != VNX_OK) {
             return status;
         }
-        vnxi_frame_commit(&exchange->body, count);
+        vnxi_frame_commit(&client->body, count);
     }
-    return exchange->body.state == VNXI_FRAME_WHOLE
+    return client->body.state == VNXI_FRAME_WHOLE
                ? VNX_OK
-               : failed_length(exchange, exchange->body.max);
+               : failed_length(client, client->body.max);
 }
 
 static void
-frame_end(zmq_exchange_t *exchange)
+frame_end(zmq_client_t *client)
 {
-    vnxi_frame_decoder_fini(&exchange->body);
-    exchange->in_have = 0;
-    exchange->in_body = false;
+    vnxi_frame_decoder_fini(&client->body);
+    client->in_have = 0;
+    client->in_body = false;
 }
 
 /* -- What came ------------------------------------------------------------ */
 
 static const unsigned char *
-body_of(const zmq_exchange_t *exchange)
+body_of(const zmq_client_t *client)
 {
-    return exchange->body.len > 0 ? exchange->body.data
-                                  : (const unsigned char *)"";
+    return client->body.len > 0 ? client->body.data
+                                : (const unsigned char *)"";
 }
 
 static vnx_status_t
-take_ready(zmq_exchange_t *exchange)
+take_ready(zmq_client_t *client)
 {
     vnxi_zmtp_ready_t ready;
 
-    if (!exchange->frame.command ||
-        !vnxi_zmtp_ready_parse(body_of(exchange), exchange->body.len,
-                               &ready)) {
-        return no_reply(exchange);
+    if (!client->frame.command ||
+        !vnxi_zmtp_ready_parse(body_of(client), client->body.len, &ready)) {
+        return no_reply(client);
     }
-    exchange->knows_keys = ready.knows_keys;
-    if (!exchange->is_rank && !exchange->knows_keys) {
-        exchange->conn.super.answered = true;
-        return failed(exchange, VNX_ERR_NOT_FOUND,
+    client->knows_keys = ready.knows_keys;
+    if (!client->is_rank && !client->knows_keys) {
+        client->conn.request->answered = true;
+        return failed(client, VNX_ERR_NOT_FOUND,
                       "the listener is one of vLLM's own, which serve ranks "
                       "alone, and the key is no rank");
     }
-    put_request(exchange);
-    exchange->stage = STAGE_REPLY;
-    exchange->conn.doing = NULL;
+    put_request(client);
+    client->stage = STAGE_REPLY;
+    client->conn.doing = NULL;
     return VNX_IN_PROG;
 }
 
 /* A listener that asks whether we live is told so. */
 static vnx_status_t
-take_command(zmq_exchange_t *exchange)
+take_command(zmq_client_t *client)
 {
-    exchange->conn.out_len =
-        vnxi_zmtp_pong(body_of(exchange), exchange->body.len, exchange->out);
-    return exchange->conn.out_len > 0 ? VNX_IN_PROG : no_reply(exchange);
+    client->conn.out_len =
+        vnxi_zmtp_pong(body_of(client), client->body.len, client->out);
+    return client->conn.out_len > 0 ? VNX_IN_PROG : no_reply(client);
 }
 
 static vnx_status_t
-refused(zmq_exchange_t *exchange)
+refused(zmq_client_t *client)
 {
     size_t len = 0;
     char text[VNXI_ZMQ_REFUSAL_MAX];
     const unsigned char *reason =
-        vnxi_zmq_refusal_parse(exchange->blob, exchange->blob_len, &len);
+        vnxi_zmq_refusal_parse(client->blob, client->blob_len, &len);
 
     if (reason == NULL) {
-        return no_reply(exchange);
+        return no_reply(client);
     }
     if (len == strlen(VNXI_ZMQ_UNKNOWN_KEY) &&
         memcmp(reason, VNXI_ZMQ_UNKNOWN_KEY, len) == 0) {
-        return vnxi_client_conn_no_key(&exchange->conn);
+        return vnxi_client_conn_no_key(&client->conn);
     }
     vnxi_key_text(reason, len, text, sizeof text);
-    return failed(exchange, VNX_ERR_MISMATCH, text);
+    return failed(client, VNX_ERR_MISMATCH, text);
 }
 
 /* The last frame is here. */
 static vnx_status_t
-take_last(zmq_exchange_t *exchange)
+take_last(zmq_client_t *client)
 {
-    if (exchange->part == PART_CLOCK && exchange->knows_keys &&
-        vnxi_zmq_is_no_clock(body_of(exchange), exchange->body.len)) {
-        return refused(exchange);
+    if (client->part == PART_CLOCK && client->knows_keys &&
+        vnxi_zmq_is_no_clock(body_of(client), client->body.len)) {
+        return refused(client);
     }
     return VNX_OK;
 }
 
 /* A frame of the reply: the delimiter, the blob, perhaps the clock. */
 static vnx_status_t
-take_part(zmq_exchange_t *exchange)
+take_part(zmq_client_t *client)
 {
-    part_t part = exchange->part;
-    bool is_last = !exchange->frame.more;
+    part_t part = client->part;
+    bool is_last = !client->frame.more;
 
     if (part == PART_NONE ||
-        (part == PART_DELIMITER && (is_last || exchange->body.len > 0))) {
-        return no_reply(exchange);
+        (part == PART_DELIMITER && (is_last || client->body.len > 0))) {
+        return no_reply(client);
     }
     if (part == PART_BLOB) {
-        exchange->blob = vnxi_frame_take(&exchange->body, &exchange->blob_len);
+        client->blob = vnxi_frame_take(&client->body, &client->blob_len);
     }
     if (is_last) {
-        return take_last(exchange);
+        return take_last(client);
     }
-    exchange->part = part + 1;
+    client->part = part + 1;
     return VNX_IN_PROG;
 }
 
 /* VNX_IN_PROG: more has to come. */
 static vnx_status_t
-take_frame(zmq_exchange_t *exchange)
+take_frame(zmq_client_t *client)
 {
-    vnx_status_t status = exchange->stage == STAGE_READY ? take_ready(exchange)
-                          : exchange->frame.command ? take_command(exchange)
-                                                    : take_part(exchange);
-    frame_end(exchange);
+    vnx_status_t status = client->stage == STAGE_READY ? take_ready(client)
+                          : client->frame.command      ? take_command(client)
+                                                       : take_part(client);
+    frame_end(client);
     return status;
 }
 
@@ -352,42 +347,41 @@ take_frame(zmq_exchange_t *exchange)
 
 /* READY waits for the other side's greeting, as libzmq's listeners want it. */
 static vnx_status_t
-greet(zmq_exchange_t *exchange)
+greet(zmq_client_t *client)
 {
-    vnx_status_t status = vnxi_client_conn_send(&exchange->conn);
+    vnx_status_t status = vnxi_client_conn_send(&client->conn);
     if (status == VNX_OK) {
-        status = receive_in(exchange, VNXI_ZMTP_GREETING);
+        status = receive_in(client, VNXI_ZMTP_GREETING);
     }
-    const char *wrong =
-        vnxi_zmtp_greeting_check(exchange->in, exchange->in_have);
+    const char *wrong = vnxi_zmtp_greeting_check(client->in, client->in_have);
     if (wrong != NULL && status != VNX_ERR_TIMEOUT) {
-        return failed(exchange, VNX_ERR_MISMATCH, wrong);
+        return failed(client, VNX_ERR_MISMATCH, wrong);
     }
     if (status != VNX_OK) {
         return status;
     }
-    frame_end(exchange);
-    put_ready(exchange);
-    exchange->stage = STAGE_READY;
+    frame_end(client);
+    put_ready(client);
+    client->stage = STAGE_READY;
     return VNX_OK;
 }
 
 /* A step that ends with VNX_IN_PROG for want of bytes says so by `fd`; one
  * that took a frame goes on. */
 static vnx_status_t
-take_frames(zmq_exchange_t *exchange)
+take_frames(zmq_client_t *client)
 {
     vnx_status_t status;
 
     do {
-        status = vnxi_client_conn_send(&exchange->conn);
+        status = vnxi_client_conn_send(&client->conn);
         if (status == VNX_OK) {
-            status = receive_frame(exchange);
+            status = receive_frame(client);
         }
         if (status != VNX_OK) {
             return status;
         }
-        status = take_frame(exchange);
+        status = take_frame(client);
     } while (status == VNX_IN_PROG);
     return status;
 }
@@ -422,61 +416,59 @@ zmq_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
 }
 
 static vnx_status_t
-zmq_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-          vnx_error_t *error)
+zmq_begin(vnxi_request_t *request)
 {
-    vnx_status_t status = check_options(params->options, VNXI_OP_REQUEST,
-                                        params->endpoint, error);
+    vnx_status_t status =
+        check_options(request->options, VNXI_OP_REQUEST, request->endpoint,
+                      &request->answer.error);
     if (status != VNX_OK) {
         return status;
     }
-    zmq_exchange_t *exchange = calloc(1, sizeof *exchange);
-    if (exchange == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_REQUEST, sizeof *exchange);
+    zmq_client_t *client = request->client = calloc(1, sizeof *client);
+    if (client == NULL) {
+        return vnxi_request_no_memory(request, sizeof *client);
     }
-    vnxi_client_conn_init(&exchange->conn, params, exchange->out);
-    exchange->conn.doing = "shaking hands with";
-    put_greeting(exchange);
-    exchange->is_rank = params->key_len == 0 ||
-                        vnxi_zmq_request_of_key(params->key, params->key_len,
-                                                &exchange->request);
-    if (params->key_len == 0 || !exchange->is_rank) {
-        exchange->request.has_pp_rank = true; /* and both are 0 */
+    vnxi_client_conn_init(&client->conn, request, client->out);
+    client->conn.doing = "shaking hands with";
+    put_greeting(client);
+    client->is_rank = request->key_len == 0 ||
+                      vnxi_zmq_request_of_key(request->key, request->key_len,
+                                              &client->request);
+    if (request->key_len == 0 || !client->is_rank) {
+        client->request.has_pp_rank = true; /* and both are 0 */
     }
-    *out_p = &exchange->conn.super;
     return VNX_OK;
 }
 
 static vnx_status_t
-zmq_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-         vnx_error_t *error)
+zmq_step(vnxi_request_t *request)
 {
-    zmq_exchange_t *exchange = (zmq_exchange_t *)super;
+    zmq_client_t *client = request->client;
 
-    vnx_status_t status = vnxi_client_conn_step(&exchange->conn, error);
-    if (status == VNX_OK && exchange->stage == STAGE_GREETING) {
-        status = greet(exchange);
+    vnx_status_t status = vnxi_client_conn_step(&client->conn);
+    if (status == VNX_OK && client->stage == STAGE_GREETING) {
+        status = greet(client);
     }
     if (status == VNX_OK) {
-        status = take_frames(exchange);
+        status = take_frames(client);
     }
     if (status == VNX_OK) {
-        *data_p = exchange->blob;
-        *len_p = exchange->blob_len;
-        exchange->blob = NULL;
+        request->answer.metadata = client->blob;
+        request->answer.length = client->blob_len;
+        client->blob = NULL;
     }
     return status;
 }
 
 static void
-zmq_end(vnxi_exchange_t *super)
+zmq_end(vnxi_request_t *request)
 {
-    zmq_exchange_t *exchange = (zmq_exchange_t *)super;
+    zmq_client_t *client = request->client;
 
-    vnxi_client_conn_fini(&exchange->conn);
-    vnxi_frame_decoder_fini(&exchange->body);
-    free(exchange->blob);
-    free(exchange);
+    vnxi_client_conn_fini(&client->conn);
+    vnxi_frame_decoder_fini(&client->body);
+    free(client->blob);
+    free(client);
 }
 
 const vnxi_transport_t vnxi_transport_zmq = {

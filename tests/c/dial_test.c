@@ -288,30 +288,32 @@ test_connector_set_reports_each_attempt(void **state)
 
 /* -- Dialling ------------------------------------------------------------- */
 
-static vnxi_request_params_t
-params_to(const char *host, int port)
+static vnxi_request_t
+request_to(const char *host, int port)
 {
     uint64_t now = vnxi_clock_ns();
-    return (vnxi_request_params_t){.host = host,
-                                   .port = port,
-                                   .key = "",
-                                   .endpoint = "the endpoint",
-                                   .start = now,
-                                   .deadline = now + 20 * SECOND};
+    return (vnxi_request_t){.host = host,
+                            .port = port,
+                            .key = "",
+                            .endpoint = "the endpoint",
+                            .start = now,
+                            .deadline = now + 20 * SECOND,
+                            .fd = -1,
+                            .wake = UINT64_MAX};
 }
 
-/* Step until it ends, waiting as the exchange says. */
+/* Step until it ends, waiting as the request says. */
 static vnx_status_t
-dial_run(vnxi_dial_t *dial, int *fd_p, vnx_error_t *error)
+dial_run(vnxi_dial_t *dial, int *fd_p)
 {
-    vnxi_exchange_t exchange = {.fd = -1, .wake = UINT64_MAX};
+    const vnxi_request_t *request = dial->request;
     for (;;) {
-        vnx_status_t status = vnxi_dial_step(dial, &exchange, fd_p, error);
+        vnx_status_t status = vnxi_dial_step(dial, fd_p);
         if (status != VNX_IN_PROG) {
             return status;
         }
-        struct pollfd entry = {.fd = exchange.fd, .events = exchange.events};
-        poll(&entry, 1, exchange.wake == UINT64_MAX ? 20000 : 250);
+        struct pollfd entry = {.fd = request->fd, .events = request->events};
+        poll(&entry, 1, request->wake == UINT64_MAX ? 20000 : 250);
     }
 }
 
@@ -323,13 +325,13 @@ test_dial_connects_to_an_address_and_to_localhost(void **state)
     (void)state;
 
     for (size_t i = 0; i < 2; i++) {
-        vnxi_request_params_t params = params_to(hosts[i], port);
+        vnxi_request_t request = request_to(hosts[i], port);
         vnxi_dial_t dial;
         int fd = -1;
-        vnxi_dial_init(&dial, &params);
+        vnxi_dial_init(&dial, &request);
         assert_string_equal(vnxi_dial_whom(&dial), hosts[i]);
         assert_string_equal(vnxi_dial_phase(&dial), "resolving");
-        assert_int_equal(dial_run(&dial, &fd, NULL), VNX_OK);
+        assert_int_equal(dial_run(&dial, &fd), VNX_OK);
         assert_int_equal(port_of_peer(fd), port);
         assert_string_equal(vnxi_dial_whom(&dial), "127.0.0.1");
         assert_string_equal(vnxi_dial_phase(&dial), "connecting to");
@@ -343,38 +345,36 @@ static void
 test_dial_names_the_address_that_refused(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
-    vnxi_request_params_t params = params_to("127.0.0.1", dead);
-    vnx_error_t error = {0};
+    vnxi_request_t request = request_to("127.0.0.1", dead);
+    const vnx_error_t *error = &request.answer.error;
     vnxi_dial_t dial;
     (void)state;
 
-    vnxi_dial_init(&dial, &params);
-    assert_int_equal(dial_run(&dial, &fd, &error), VNX_ERR_BACKEND);
-    assert_non_null(strstr(error.cause, "connecting to 127.0.0.1: "));
-    assert_non_null(strstr(error.cause, strerror(ECONNREFUSED)));
-    assert_non_null(strstr(error.cause, " ms)"));
-    assert_string_equal(error.operation, "request_metadata");
-    assert_string_equal(error.peer, "the endpoint");
+    vnxi_dial_init(&dial, &request);
+    assert_int_equal(dial_run(&dial, &fd), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error->cause, "connecting to 127.0.0.1: "));
+    assert_non_null(strstr(error->cause, strerror(ECONNREFUSED)));
+    assert_non_null(strstr(error->cause, " ms)"));
+    assert_string_equal(error->operation, "request_metadata");
+    assert_string_equal(error->peer, "the endpoint");
     vnxi_dial_fini(&dial);
     close(bound);
 }
 
-/* The resolver signals the exchange's descriptor; this does not block. */
+/* The resolver's answer is awaited by the request's descriptor, not here. */
 static void
 test_dial_can_be_cancelled_while_resolving(void **state)
 {
-    vnxi_request_params_t params = params_to("no-such-host.invalid", 1);
-    vnxi_exchange_t exchange = {.fd = -1, .wake = UINT64_MAX};
-    vnx_error_t error = {0};
+    vnxi_request_t request = request_to("no-such-host.invalid", 1);
     vnxi_dial_t dial;
     int fd = -1;
     (void)state;
 
-    vnxi_dial_init(&dial, &params);
-    vnx_status_t status = vnxi_dial_step(&dial, &exchange, &fd, &error);
+    vnxi_dial_init(&dial, &request);
+    vnx_status_t status = vnxi_dial_step(&dial, &fd);
     if (status == VNX_IN_PROG) {
-        assert_true(exchange.fd >= 0);
-        assert_int_equal(exchange.events, POLLIN);
+        assert_true(request.fd >= 0);
+        assert_int_equal(request.events, POLLIN);
     }
     assert_string_equal(vnxi_dial_phase(&dial), "resolving");
     assert_string_equal(vnxi_dial_whom(&dial), "no-such-host.invalid");

@@ -12,7 +12,8 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "side_channel/batch.h"
+#include "side_channel/request.h"
+#include "side_channel/transport.h"
 
 #define TRIES 64
 #define MS UINT64_C(1000000)
@@ -36,76 +37,68 @@ static struct world {
 } world;
 
 typedef struct exchange {
-    vnxi_exchange_t super;
-    const vnxi_request_params_t *params;
     const script_t *script;
     unsigned steps;
 } exchange_t;
 
 static vnx_status_t
-fake_begin(const vnxi_request_params_t *params, vnxi_exchange_t **out_p,
-           vnx_error_t *error)
+fake_begin(vnxi_request_t *request)
 {
     size_t at = world.begun < world.scripts ? world.begun : world.scripts - 1;
     const script_t *script = &world.script[at];
 
     world.times[world.begun % TRIES] = vnxi_clock_ns();
     world.begun++;
-    memcpy(world.last_key, params->key, params->key_len);
-    world.last_key[params->key_len] = '\0';
-    strcpy(world.last_endpoint, params->endpoint);
+    memcpy(world.last_key, request->key, request->key_len);
+    world.last_key[request->key_len] = '\0';
+    strcpy(world.last_endpoint, request->endpoint);
     if (script->begin != VNX_OK) {
-        return vnxi_exchange_failed(params, script->begin, "beginning with",
-                                    params->host, "no luck", error);
+        return vnxi_request_failed(request, script->begin, "beginning with",
+                                   request->host, "no luck");
     }
-    exchange_t *exchange = calloc(1, sizeof *exchange);
-    exchange->super = (vnxi_exchange_t){.fd = -1, .wake = UINT64_MAX};
-    exchange->params = params;
+    exchange_t *exchange = request->client = calloc(1, sizeof *exchange);
     exchange->script = script;
     world.open++;
     if (world.open > world.open_most) {
         world.open_most = world.open;
     }
-    *out_p = &exchange->super;
     return VNX_OK;
 }
 
 static vnx_status_t
-fake_step(vnxi_exchange_t *super, void **data_p, size_t *len_p,
-          vnx_error_t *error)
+fake_step(vnxi_request_t *request)
 {
-    exchange_t *exchange = (exchange_t *)super;
-    const vnxi_request_params_t *params = exchange->params;
+    exchange_t *exchange = request->client;
     uint64_t now = vnxi_clock_ns();
 
     world.steps++;
-    if (now >= params->deadline) {
-        return vnxi_exchange_failed(params, VNX_ERR_TIMEOUT, "asking",
-                                    params->host, "timed out", error);
+    if (now >= request->deadline) {
+        return vnxi_request_failed(request, VNX_ERR_TIMEOUT, "asking",
+                                   request->host, "timed out");
     }
     if (exchange->steps++ < exchange->script->steps_first ||
         exchange->script->end == VNX_IN_PROG) {
-        super->fd = world.fd;
-        super->events = POLLIN;
-        super->wake = world.wake_ns > 0 ? now + world.wake_ns : UINT64_MAX;
+        request->fd = world.fd;
+        request->events = POLLIN;
+        request->wake = world.wake_ns > 0 ? now + world.wake_ns : UINT64_MAX;
         return VNX_IN_PROG;
     }
     if (exchange->script->end != VNX_OK) {
-        super->answered = world.begun == world.answered;
-        return vnxi_exchange_failed(params, exchange->script->end, "asking",
-                                    params->host, "no luck", error);
+        request->answered = world.begun == world.answered;
+        return vnxi_request_failed(request, exchange->script->end, "asking",
+                                   request->host, "no luck");
     }
-    *data_p = strdup(params->host);
-    *len_p = strlen(params->host);
+    request->answer.metadata = strdup(request->host);
+    request->answer.length = strlen(request->host);
     return VNX_OK;
 }
 
 static void
-fake_end(vnxi_exchange_t *exchange)
+fake_end(vnxi_request_t *request)
 {
     world.open--;
     world.ended++;
-    free(exchange);
+    free(request->client);
 }
 
 static const vnxi_transport_t fake = {
@@ -135,15 +128,15 @@ asking(const char *host, int timeout_ms, uint32_t retries)
     };
 }
 
-static vnxi_batch_t *
-batch_of(const vnx_side_channel_request_params_t *params, size_t count)
+static vnxi_requests_t *
+set_of(const vnx_side_channel_request_params_t *params, size_t count)
 {
     static const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_batch_t *batch = NULL;
+    vnxi_requests_t *set = NULL;
     assert_int_equal(
-        vnxi_batch_create(&fake, &options, params, count, &batch, NULL),
+        vnxi_requests_create(&fake, &options, params, count, &set, NULL),
         VNX_OK);
-    return batch;
+    return set;
 }
 
 static void

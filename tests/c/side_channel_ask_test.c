@@ -158,7 +158,7 @@ test_ask_copies_the_callers_params(void **state)
     const vnx_side_channel_start_params_t start = {
         .size = sizeof start, .host = host, .blobs = &blob, .count = 1};
     vnx_side_channel_answer_t answer;
-    vnxi_side_batch_t *batch;
+    vnxi_requests_t *requests;
     (void)state;
 
     assert_int_equal(vnx_side_channel_start_with(channel, &start, &port, NULL),
@@ -167,19 +167,19 @@ test_ask_copies_the_callers_params(void **state)
     params.host = host;
     params.key = key;
     params.key_length = 1;
-    assert_int_equal(vnxi_side_batch_begin(channel, &params, 1, &batch, NULL),
+    assert_int_equal(vnxi_requests_make(channel, &params, 1, &requests, NULL),
                      VNX_OK);
     memset(host, 'x', 9);
     memset(key, 'x', 1);
     free(host);
     free(key);
-    assert_true(vnxi_side_batch_run(batch, NULL, NULL));
-    vnxi_side_batch_take(batch, 0, &answer);
+    assert_true(vnxi_requests_run(requests, NULL, NULL));
+    vnxi_requests_take(requests, 0, &answer);
     assert_int_equal(answer.status, VNX_OK);
     assert_memory_equal(answer.metadata, "blob", 4);
     free(answer.metadata);
-    vnxi_side_batch_free(batch);
-    vnxi_side_batch_free(NULL);
+    vnxi_requests_free(requests);
+    vnxi_requests_free(NULL);
     vnx_side_channel_free(channel);
 }
 

@@ -231,7 +231,7 @@ expect_request_is_interrupted(channel_make_t *make)
     vnx_side_channel_t *channel = make(NULL);
     peer_server_t server = {0};
     vnx_side_channel_answer_t answer;
-    vnxi_side_batch_t *batch;
+    vnxi_requests_t *requests;
     int count = 0;
 
     peer_server_start(&server, peer_serve_silence);
@@ -239,15 +239,15 @@ expect_request_is_interrupted(channel_make_t *make)
                                                 .host = "127.0.0.1",
                                                 .port = server.port,
                                                 .timeout_ms = 60000};
-    assert_int_equal(vnxi_side_batch_begin(channel, &params, 1, &batch, NULL),
+    assert_int_equal(vnxi_requests_make(channel, &params, 1, &requests, NULL),
                      VNX_OK);
-    assert_false(vnxi_side_batch_run(batch, give_up, &count));
+    assert_false(vnxi_requests_run(requests, give_up, &count));
     assert_int_equal(count, 3);
-    vnxi_side_batch_take(batch, 0, &answer);
+    vnxi_requests_take(requests, 0, &answer);
     assert_int_equal(answer.status, VNX_ERR_CANCELED);
     assert_null(answer.metadata);
     assert_non_null(strstr(answer.error.cause, "interrupted"));
-    vnxi_side_batch_free(batch);
+    vnxi_requests_free(requests);
     peer_server_stop(&server);
     vnx_side_channel_free(channel);
 }

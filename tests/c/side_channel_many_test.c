@@ -115,7 +115,7 @@ test_many_can_be_driven_by_the_callers_loop(void **state)
     vnx_side_channel_t *channel = channel_new(NULL);
     peer_server_t server = {0};
     int port = channel_start(channel, "x", 1), fd = -1;
-    vnxi_side_batch_t *batch;
+    vnxi_requests_t *requests;
     vnx_side_channel_answer_t answers[3];
 
     peer_server_start(&server, peer_serve_silence);
@@ -123,19 +123,19 @@ test_many_can_be_driven_by_the_callers_loop(void **state)
                                                   request_to(server.port, 100),
                                                   request_to(port, 20000)};
     params[2].retries = 3;
-    assert_int_equal(vnxi_side_batch_begin(channel, params, 3, &batch, NULL),
+    assert_int_equal(vnxi_requests_make(channel, params, 3, &requests, NULL),
                      VNX_OK);
-    assert_int_equal(vnxi_side_batch_watch(batch, &fd, NULL), VNX_OK);
-    while (vnxi_side_batch_step(batch) > 0) {
+    assert_int_equal(vnxi_requests_watch(requests, &fd, NULL), VNX_OK);
+    while (vnxi_requests_step(requests) > 0) {
         struct pollfd entry = {.fd = fd, .events = POLLIN};
         assert_int_equal(poll(&entry, 1, 20000), 1);
     }
     for (int i = 0; i < 3; i++) {
-        vnxi_side_batch_take(batch, (size_t)i, &answers[i]);
+        vnxi_requests_take(requests, (size_t)i, &answers[i]);
         assert_int_equal(answers[i].status, i == 1 ? VNX_ERR_TIMEOUT : VNX_OK);
         free(answers[i].metadata);
     }
-    vnxi_side_batch_free(batch);
+    vnxi_requests_free(requests);
     peer_server_stop(&server);
     vnx_side_channel_free(channel);
 }
@@ -147,22 +147,22 @@ test_many_can_be_cancelled_at_any_time(void **state)
     size_t fds = open_fds();
     vnx_side_channel_t *channel = channel_new(NULL);
     peer_server_t server = {0};
-    vnxi_side_batch_t *batch;
+    vnxi_requests_t *requests;
     int fd;
 
     peer_server_start(&server, peer_serve_silence);
     vnx_side_channel_request_params_t params[] = {
         request_to(server.port, 60000), request_to(server.port, 60000)};
-    assert_int_equal(vnxi_side_batch_begin(channel, params, 2, &batch, NULL),
+    assert_int_equal(vnxi_requests_make(channel, params, 2, &requests, NULL),
                      VNX_OK);
-    vnxi_side_batch_free(batch); /* not begun */
-    assert_int_equal(vnxi_side_batch_begin(channel, params, 2, &batch, NULL),
+    vnxi_requests_free(requests); /* not begun */
+    assert_int_equal(vnxi_requests_make(channel, params, 2, &requests, NULL),
                      VNX_OK);
-    assert_int_equal(vnxi_side_batch_watch(batch, &fd, NULL), VNX_OK);
-    vnx_side_channel_free(channel); /* the batch holds it */
-    assert_int_equal(vnxi_side_batch_step(batch), 2);
-    vnxi_side_batch_free(batch);
-    vnxi_side_batch_free(NULL);
+    assert_int_equal(vnxi_requests_watch(requests, &fd, NULL), VNX_OK);
+    vnx_side_channel_free(channel); /* the requests holds it */
+    assert_int_equal(vnxi_requests_step(requests), 2);
+    vnxi_requests_free(requests);
+    vnxi_requests_free(NULL);
     peer_server_stop(&server);
     assert_int_equal(open_fds(), fds);
 }

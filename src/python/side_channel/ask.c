@@ -16,7 +16,7 @@
 
 /* Requests under way, of one thread at a time. */
 typedef struct side_requests {
-    PyObject_HEAD vnxi_side_batch_t *batch; /* owned; NULL: taken */
+    PyObject_HEAD vnxi_requests_t *batch; /* owned; NULL: taken */
     vnxi_py_state_t *state;
     Py_ssize_t count;
     int fd; /* the batch's */
@@ -157,17 +157,16 @@ bytes_of(void *data, size_t len)
 
 /* The bytes, or the exception, not raised. */
 static PyObject *
-answer_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch, size_t index)
+answer_take(vnxi_py_state_t *state, vnxi_requests_t *batch, size_t index)
 {
     vnx_side_channel_answer_t answer;
-    vnxi_side_batch_take(batch, index, &answer);
+    vnxi_requests_take(batch, index, &answer);
     return answer.status == VNX_OK ? bytes_of(answer.metadata, answer.length)
                                    : vnxi_py_error_new(state, &answer.error);
 }
 
 static PyObject *
-answers_take(vnxi_py_state_t *state, vnxi_side_batch_t *batch,
-             Py_ssize_t count)
+answers_take(vnxi_py_state_t *state, vnxi_requests_t *batch, Py_ssize_t count)
 {
     PyObject *list = PyList_New(count);
     for (Py_ssize_t i = 0; list != NULL && i < count; i++) {
@@ -197,20 +196,20 @@ signal_raised(void *arg)
 
 /* The batch, with all of its answers; NULL: exception, which may be what a
  * signal's handler raised. */
-static vnxi_side_batch_t *
+static vnxi_requests_t *
 ask(vnxi_py_side_channel_t *self, const peers_t *peers)
 {
-    vnxi_side_batch_t *batch = NULL;
+    vnxi_requests_t *batch = NULL;
     vnx_error_t error;
     bool done = false;
     PyThreadState *thread = PyEval_SaveThread();
-    vnx_status_t status = vnxi_side_batch_begin(
+    vnx_status_t status = vnxi_requests_make(
         self->channel, peers->params, (size_t)peers->count, &batch, &error);
     if (status == VNX_OK) {
-        done = vnxi_side_batch_run(batch, signal_raised, &thread);
+        done = vnxi_requests_run(batch, signal_raised, &thread);
     }
     if (!done) {
-        vnxi_side_batch_free(batch);
+        vnxi_requests_free(batch);
     }
     PyEval_RestoreThread(thread);
     if (status != VNX_OK) {
@@ -220,10 +219,10 @@ ask(vnxi_py_side_channel_t *self, const peers_t *peers)
 }
 
 static void
-batch_free(vnxi_side_batch_t *batch)
+batch_free(vnxi_requests_t *batch)
 {
     Py_BEGIN_ALLOW_THREADS;
-    vnxi_side_batch_free(batch);
+    vnxi_requests_free(batch);
     Py_END_ALLOW_THREADS;
 }
 
@@ -255,7 +254,7 @@ VNXI_PY_SIDE_METHOD(
     }
     if (peer_add(self->state, operation, args->host, args->port, args->key,
                  &limits, &peers)) {
-        vnxi_side_batch_t *batch = ask(self, &peers);
+        vnxi_requests_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answer_take(self->state, batch, 0);
             batch_free(batch);
@@ -292,7 +291,7 @@ VNXI_PY_SIDE_METHOD(
     peers_t peers = {0};
     if (many_get(self, operation, args->peers, args->timeout_ms, args->retries,
                  &peers)) {
-        vnxi_side_batch_t *batch = ask(self, &peers);
+        vnxi_requests_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answers_take(self->state, batch, peers.count);
             batch_free(batch);
@@ -333,10 +332,10 @@ requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
     made->state = self->state;
     made->count = peers->count;
     vnx_status_t status =
-        vnxi_side_batch_begin(self->channel, peers->params,
-                              (size_t)peers->count, &made->batch, &error);
+        vnxi_requests_make(self->channel, peers->params, (size_t)peers->count,
+                           &made->batch, &error);
     if (status == VNX_OK) {
-        status = vnxi_side_batch_watch(made->batch, &made->fd, &error);
+        status = vnxi_requests_watch(made->batch, &made->fd, &error);
     }
     if (status != VNX_OK) {
         Py_DECREF(made);
@@ -392,7 +391,7 @@ requests_step(PyObject *op, PyObject *Py_UNUSED(arg))
     }
     if (self->batch != NULL) {
         Py_BEGIN_ALLOW_THREADS;
-        open = vnxi_side_batch_step(self->batch);
+        open = vnxi_requests_step(self->batch);
         Py_END_ALLOW_THREADS;
     }
     requests_leave(self);
@@ -411,7 +410,7 @@ requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
     if (!requests_enter(self)) {
         return NULL;
     }
-    if (self->batch == NULL || vnxi_side_batch_step(self->batch) > 0) {
+    if (self->batch == NULL || vnxi_requests_step(self->batch) > 0) {
         PyErr_SetString(PyExc_RuntimeError,
                         "the answers are not there, or were taken");
     } else {

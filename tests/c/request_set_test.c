@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 static void
-test_jobs_wait_on_one_descriptor_each(void **state)
+test_requests_may_wait_for_one_descriptor_each(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 1});
     vnx_side_channel_request_params_t params[2] = {asking("a", 20000, 0),
@@ -18,16 +18,17 @@ test_jobs_wait_on_one_descriptor_each(void **state)
 
     world.fd = eventfd(0, EFD_CLOEXEC);
     world.wake_ns = UINT64_C(3000000); /* whom the set did not take */
-    vnxi_batch_t *batch = batch_of(params, 2);
-    assert_int_equal(vnxi_batch_watch(batch, NULL), VNX_OK);
+    int fd = -1;
+    vnxi_requests_t *set = set_of(params, 2);
+    assert_int_equal(vnxi_requests_watch(set, &fd, NULL), VNX_OK);
     assert_int_equal(world.steps, 2);
     assert_int_equal(write(world.fd, &one, sizeof one), sizeof one);
-    assert_true(vnxi_batch_run(batch, NULL, NULL));
+    assert_true(vnxi_requests_run(set, NULL, NULL));
     for (size_t i = 0; i < 2; i++) {
-        vnxi_batch_take(batch, i, &answers[i]);
+        vnxi_requests_take(set, i, &answers[i]);
         assert_answered(answers[i], params[i].host);
     }
-    vnxi_batch_free(batch);
+    vnxi_requests_free(set);
     close(world.fd);
 }
 
@@ -39,7 +40,7 @@ always(void *arg)
 }
 
 static void
-test_jobs_in_progress_and_waiting_are_interrupted(void **state)
+test_requests_are_interrupted_with_those_that_wait(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -50,21 +51,21 @@ test_jobs_in_progress_and_waiting_are_interrupted(void **state)
     int asked = 0;
 
     params[2].backoff_ms = 60000; /* longer than it is looked for */
-    vnxi_batch_t *batch = batch_of(params, 3);
-    assert_false(vnxi_batch_run(batch, always, &asked));
+    vnxi_requests_t *set = set_of(params, 3);
+    assert_false(vnxi_requests_run(set, always, &asked));
     assert_int_equal(asked, 1);
     assert_int_equal(world.open, 0);
     for (size_t i = 0; i < 3; i++) {
-        vnxi_batch_take(batch, i, &answers[i]);
+        vnxi_requests_take(set, i, &answers[i]);
     }
     assert_answered(answers[0], "done");
     assert_failed(&answers[1], VNX_ERR_CANCELED, "interrupted");
     assert_failed(&answers[2], VNX_ERR_CANCELED, "interrupted");
-    vnxi_batch_free(batch);
+    vnxi_requests_free(set);
 }
 
 static void
-test_jobs_can_be_freed_at_any_stage(void **state)
+test_requests_are_freed_at_any_stage(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -72,79 +73,81 @@ test_jobs_can_be_freed_at_any_stage(void **state)
                                                    asking("open", 60000, 0),
                                                    asking("rests", 60000, 9)};
 
-    vnxi_batch_free(batch_of(params, 3)); /* nothing begun */
+    vnxi_requests_free(set_of(params, 3)); /* nothing begun */
     assert_int_equal(world.begun, 0);
-    vnxi_batch_t *batch = batch_of(params, 3);
-    assert_int_equal(vnxi_batch_watch(batch, NULL), VNX_OK);
+    int fd = -1;
+    vnxi_requests_t *set = set_of(params, 3);
+    assert_int_equal(vnxi_requests_watch(set, &fd, NULL), VNX_OK);
     assert_int_equal(world.open, 1);
-    vnxi_batch_free(batch); /* with an answer that was not taken */
+    vnxi_requests_free(set); /* with an answer that nobody took */
     assert_int_equal(world.open, 0);
-    vnxi_batch_free(NULL);
+    vnxi_requests_free(NULL);
 }
 
 /* Each round starts a few; the first wait comes after all have started. */
 static void
-test_jobs_are_all_started_before_waiting(void **state)
+test_requests_are_all_begun_before_any_is_waited_for(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
-    enum { JOBS = 200 };
-    vnx_side_channel_request_params_t params[JOBS];
+    enum { REQUESTS = 200 };
+    vnx_side_channel_request_params_t params[REQUESTS];
     vnx_side_channel_answer_t answer;
 
-    for (size_t i = 0; i < JOBS; i++) {
+    for (size_t i = 0; i < REQUESTS; i++) {
         params[i] = asking("peer", 300, 0);
     }
-    vnxi_batch_t *batch = batch_of(params, JOBS);
-    assert_int_equal(vnxi_batch_watch(batch, NULL), VNX_OK);
-    assert_int_equal(world.begun, JOBS);
-    vnxi_batch_free(batch);
+    int fd = -1;
+    vnxi_requests_t *set = set_of(params, REQUESTS);
+    assert_int_equal(vnxi_requests_watch(set, &fd, NULL), VNX_OK);
+    assert_int_equal(world.begun, REQUESTS);
+    vnxi_requests_free(set);
     world.begun = 0;
-    batch = batch_of(params, JOBS);
-    assert_true(vnxi_batch_run(batch, NULL, NULL));
-    assert_int_equal(world.begun, JOBS);
-    for (size_t i = 0; i < JOBS; i++) {
-        vnxi_batch_take(batch, i, &answer);
+    set = set_of(params, REQUESTS);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    assert_int_equal(world.begun, REQUESTS);
+    for (size_t i = 0; i < REQUESTS; i++) {
+        vnxi_requests_take(set, i, &answer);
         assert_failed(&answer, VNX_ERR_TIMEOUT, "asking peer: timed out");
     }
-    vnxi_batch_free(batch);
+    vnxi_requests_free(set);
     assert_int_equal(world.open, 0);
 }
 
 /* Half of the descriptors bound the concurrency; all requests get a turn. */
 static void
-test_jobs_leave_descriptors_to_others(void **state)
+test_requests_leave_descriptors_to_others(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 2});
-    enum { JOBS = 50 };
-    vnx_side_channel_request_params_t params[JOBS];
+    enum { REQUESTS = 50 };
+    vnx_side_channel_request_params_t params[REQUESTS];
     vnx_side_channel_answer_t answer;
     vnxi_transport_t hungry = fake;
     const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_batch_t *batch = NULL;
+    vnxi_requests_t *set = NULL;
     struct rlimit limit;
 
-    for (size_t i = 0; i < JOBS; i++) {
+    for (size_t i = 0; i < REQUESTS; i++) {
         params[i] = asking("peer", 30000, 0);
     }
     world.wake_ns = 10000;
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
     hungry.fds = (unsigned)(limit.rlim_cur / 2 / 7); /* seven fit */
     assert_int_equal(
-        vnxi_batch_create(&hungry, &options, params, JOBS, &batch, NULL),
+        vnxi_requests_create(&hungry, &options, params, REQUESTS, &set, NULL),
         VNX_OK);
-    assert_true(vnxi_batch_run(batch, NULL, NULL));
-    assert_int_equal(world.begun, JOBS);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    assert_int_equal(world.begun, REQUESTS);
     assert_in_range(world.open_most, 1, 8);
-    for (size_t i = 0; i < JOBS; i++) {
-        vnxi_batch_take(batch, i, &answer);
+    for (size_t i = 0; i < REQUESTS; i++) {
+        vnxi_requests_take(set, i, &answer);
         assert_answered(answer, "peer");
     }
-    vnxi_batch_free(batch);
+    vnxi_requests_free(set);
 }
 
 /* A request that never starts fails at its own deadline. */
 static void
-test_jobs_never_started_end_at_their_deadline(void **state)
+test_requests_that_never_had_their_turn_end_in_time(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     vnx_side_channel_request_params_t params[2] = {asking("first", 400, 0),
@@ -152,15 +155,16 @@ test_jobs_never_started_end_at_their_deadline(void **state)
     vnx_side_channel_answer_t answers[2];
     vnxi_transport_t greedy = fake;
     const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_batch_t *batch = NULL;
+    vnxi_requests_t *set = NULL;
 
     greedy.fds = UINT32_MAX; /* one alone, whatever the limit is */
     assert_int_equal(
-        vnxi_batch_create(&greedy, &options, params, 2, &batch, NULL), VNX_OK);
-    assert_true(vnxi_batch_run(batch, NULL, NULL));
-    vnxi_batch_take(batch, 0, &answers[0]);
-    vnxi_batch_take(batch, 1, &answers[1]);
-    vnxi_batch_free(batch);
+        vnxi_requests_create(&greedy, &options, params, 2, &set, NULL),
+        VNX_OK);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    vnxi_requests_take(set, 0, &answers[0]);
+    vnxi_requests_take(set, 1, &answers[1]);
+    vnxi_requests_free(set);
     assert_failed(&answers[0], VNX_ERR_TIMEOUT, "asking first");
     assert_failed(&answers[1], VNX_ERR_TIMEOUT, "waiting to ask second");
     assert_int_equal(world.begun, 1);
@@ -170,12 +174,12 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_jobs_wait_on_one_descriptor_each),
-        cmocka_unit_test(test_jobs_in_progress_and_waiting_are_interrupted),
-        cmocka_unit_test(test_jobs_can_be_freed_at_any_stage),
-        cmocka_unit_test(test_jobs_are_all_started_before_waiting),
-        cmocka_unit_test(test_jobs_leave_descriptors_to_others),
-        cmocka_unit_test(test_jobs_never_started_end_at_their_deadline),
+        cmocka_unit_test(test_requests_may_wait_for_one_descriptor_each),
+        cmocka_unit_test(test_requests_are_interrupted_with_those_that_wait),
+        cmocka_unit_test(test_requests_are_freed_at_any_stage),
+        cmocka_unit_test(test_requests_are_all_begun_before_any_is_waited_for),
+        cmocka_unit_test(test_requests_leave_descriptors_to_others),
+        cmocka_unit_test(test_requests_that_never_had_their_turn_end_in_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

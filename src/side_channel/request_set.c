@@ -1,0 +1,466 @@
+/*
+ * Design notes.  A request needs nothing of the channel but constants, so it
+ * works in a forked child too, and takes no lock.
+ *
+ * One epoll set for all requests of a set (none if there is just one and it is
+ * waited for).  Registrations are one-shot and set again after each step: a
+ * descriptor that a transport closed, and that lives on in a forked child, can
+ * be heard of once at most, and a step for no reason does no harm.
+ *
+ * A request whose peer is not there rests, and is tried again when it is due.
+ * All are looked at only once `next_due` is past.
+ *
+ * As many are begun as half of the file descriptors that the process may have;
+ * the rest waits for its turn, while its time runs.  A few are begun in each
+ * round: those that are answered at once make room, and what they held is
+ * still in the processor's caches when the next are begun.
+ */
+#include "side_channel/request_set.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "side_channel/channel.h"
+
+#define EVENTS 64
+#define ROUNDS_MAX 64 /* in one call; others have work too */
+#define BEGIN_MAX 32  /* in one round */
+#define WINDOW_MAX 8192
+#define TIMER UINT32_MAX /* as the index of an event */
+#define MS UINT64_C(1000000)
+
+/* -- Making --------------------------------------------------------------- */
+
+static size_t
+window_size(const vnxi_transport_t *transport)
+{
+    size_t each = transport->fds > 0 ? transport->fds : 1, most;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
+        limit.rlim_cur / 2 / each >= WINDOW_MAX) {
+        return WINDOW_MAX;
+    }
+    most = (size_t)limit.rlim_cur / 2 / each;
+    return most > 0 ? most : 1;
+}
+
+static vnxi_requests_t *
+set_new(const vnxi_transport_t *transport, size_t count)
+{
+    if (count >
+        (SIZE_MAX - sizeof(vnxi_requests_t)) / sizeof(vnxi_request_t)) {
+        return NULL;
+    }
+    vnxi_requests_t *set =
+        calloc(1, sizeof *set + count * sizeof(vnxi_request_t));
+    if (set != NULL) {
+        set->transport = transport;
+        set->count = set->open = count;
+        set->window = window_size(transport);
+        set->epoll_fd = set->timer_fd = -1;
+    }
+    return set;
+}
+
+static vnx_status_t
+make_epoll(vnxi_requests_t *set, vnx_error_t *error)
+{
+    set->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    return set->epoll_fd >= 0
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_REQUEST,
+                                "epoll_create1: %s", vnxi_errno(errno));
+}
+
+vnx_status_t
+vnxi_requests_create(const vnxi_transport_t *transport,
+                     const vnx_side_channel_options_t *options,
+                     const vnx_side_channel_request_params_t *params,
+                     size_t count, vnxi_requests_t **out_p, vnx_error_t *error)
+{
+    uint64_t now = vnxi_clock_ns();
+    vnxi_requests_t *set = set_new(transport, count);
+
+    if (set == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
+                                    count * sizeof(vnxi_request_t));
+    }
+    if (count > 1) {
+        vnx_status_t status = make_epoll(set, error);
+        if (status != VNX_OK) {
+            vnxi_requests_free(set);
+            return status;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (!vnxi_request_init(&set->list[i], &params[i], options, now)) {
+            vnxi_requests_free(set);
+            return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
+                                        VNX_ERROR_PEER_MAX);
+        }
+    }
+    *out_p = set;
+    return VNX_OK;
+}
+
+void
+vnxi_requests_free(vnxi_requests_t *set)
+{
+    if (set == NULL) {
+        return;
+    }
+    for (size_t i = 0; i < set->count; i++) {
+        vnxi_request_fini(set, &set->list[i]);
+    }
+    if (set->timer_fd >= 0) {
+        close(set->timer_fd);
+    }
+    if (set->epoll_fd >= 0) {
+        close(set->epoll_fd);
+    }
+    if (set->channel != NULL) {
+        vnxi_channel_leave(set->channel);
+    }
+    free(set);
+}
+
+/* -- All of them ---------------------------------------------------------- */
+
+/* Is there one whose turn has come? */
+static bool
+has_next(const vnxi_requests_t *set)
+{
+    return set->open > 0 && set->begun < set->count &&
+           set->trying < set->window;
+}
+
+static void
+begin_some(vnxi_requests_t *set)
+{
+    for (int i = 0; i < BEGIN_MAX && has_next(set); i++) {
+        vnxi_request_t *request = &set->list[set->begun++];
+        if (request->state == VNXI_REQUEST_QUEUED) {
+            vnxi_request_try(set, request);
+        }
+    }
+}
+
+static void
+check_due(vnxi_requests_t *set)
+{
+    uint64_t now = vnxi_clock_ns();
+
+    if (now < set->next_due) {
+        return;
+    }
+    set->next_due = UINT64_MAX;
+    for (size_t i = 0; i < set->count; i++) {
+        vnxi_request_t *request = &set->list[i];
+        if (request->state != VNXI_REQUEST_ENDED) {
+            vnxi_request_check(set, request, now);
+        }
+    }
+}
+
+/* After anything that may have ended some: `next_due` is right then. */
+static void
+look_at_all(vnxi_requests_t *set)
+{
+    check_due(set);
+    begin_some(set);
+}
+
+static void
+timer_drain(vnxi_requests_t *set)
+{
+    uint64_t times;
+    ssize_t got = read(set->timer_fd, &times, sizeof times);
+    (void)got; /* it is only to be readable no more */
+}
+
+/* As epoll_wait().  One request that is waited for needs no set, and no
+ * descriptor beside its own. */
+static int
+set_wait(vnxi_requests_t *set, struct epoll_event events[EVENTS],
+         int timeout_ms)
+{
+    const vnxi_request_t *request = &set->list[0];
+    struct pollfd entry = {.fd = request->fd, .events = request->events};
+
+    if (set->epoll_fd >= 0) {
+        return epoll_wait(set->epoll_fd, events, EVENTS, timeout_ms);
+    }
+    events[0].data.u32 = 0;
+    return poll(&entry, 1, timeout_ms);
+}
+
+/* Wait for `timeout_ms` at most and do what there is to do; -1 and errno. */
+static int
+set_round(vnxi_requests_t *set, int timeout_ms)
+{
+    struct epoll_event events[EVENTS];
+
+    if (set->open == 0) {
+        return 0;
+    }
+    int count = set_wait(set, events, timeout_ms);
+    for (int i = 0; i < count; i++) {
+        uint32_t index = events[i].data.u32;
+        if (index == TIMER) {
+            timer_drain(set);
+        } else if (set->list[index].state == VNXI_REQUEST_TRYING) {
+            vnxi_request_step(set, &set->list[index]);
+        }
+    }
+    look_at_all(set);
+    return count;
+}
+
+/* Rounded up, so that a wait never ends before its time. */
+static int
+round_ms(const vnxi_requests_t *set, uint64_t now, uint64_t most_ms)
+{
+    if (has_next(set)) {
+        return 0;
+    }
+    uint64_t ns = set->next_due > now ? set->next_due - now : 0;
+    uint64_t ms = ns / MS + (ns % MS != 0);
+    return (int)(ms < most_ms ? ms : most_ms);
+}
+
+static void
+cancel_all(vnxi_requests_t *set)
+{
+    for (size_t i = 0; i < set->count; i++) {
+        vnxi_request_t *request = &set->list[i];
+        if (request->state != VNXI_REQUEST_ENDED) {
+            vnxi_request_cancel(set, request);
+        }
+    }
+}
+
+bool
+vnxi_requests_run(vnxi_requests_t *set, bool (*interrupted)(void *arg),
+                  void *arg)
+{
+    uint64_t most_ms = interrupted != NULL ? VNXI_REQUESTS_SLICE_MS : 60000;
+    uint64_t asked = vnxi_clock_ns();
+
+    look_at_all(set); /* sets the first next_due, from 0 */
+    while (set->open > 0) {
+        uint64_t now = vnxi_clock_ns();
+        int count = set_round(set, round_ms(set, now, most_ms));
+        bool signalled = count < 0;
+        if (interrupted == NULL ||
+            (!signalled &&
+             vnxi_clock_ns() - asked < VNXI_REQUESTS_SLICE_MS * MS)) {
+            continue;
+        }
+        asked = vnxi_clock_ns();
+        if (interrupted(arg)) {
+            cancel_all(set);
+            return false;
+        }
+    }
+    return true;
+}
+
+static void
+timer_arm(vnxi_requests_t *set)
+{
+    struct itimerspec when = {0};
+
+    if (has_next(set)) {
+        when.it_value.tv_nsec = 1; /* long past: at once */
+    } else if (set->open > 0 && set->next_due != UINT64_MAX) {
+        when.it_value = vnxi_clock_timespec(set->next_due);
+    }
+    timerfd_settime(set->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+vnx_status_t
+vnxi_requests_watch(vnxi_requests_t *set, int *fd_p, vnx_error_t *error)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = TIMER};
+
+    if (set->epoll_fd < 0) {
+        vnx_status_t status = make_epoll(set, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    set->timer_fd =
+        timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (set->timer_fd < 0 ||
+        epoll_ctl(set->epoll_fd, EPOLL_CTL_ADD, set->timer_fd, &event) != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_REQUEST,
+                              "no timer: %s", vnxi_errno(errno));
+    }
+    *fd_p = set->epoll_fd;
+    vnxi_requests_step(set);
+    return VNX_OK;
+}
+
+size_t
+vnxi_requests_step(vnxi_requests_t *set)
+{
+    for (int i = 0; i < ROUNDS_MAX; i++) {
+        if (set_round(set, 0) <= 0 && !has_next(set)) {
+            break;
+        }
+    }
+    timer_arm(set);
+    return set->open;
+}
+
+void
+vnxi_requests_take(vnxi_requests_t *set, size_t index,
+                   vnx_side_channel_answer_t *answer_p)
+{
+    *answer_p = set->list[index].answer;
+    set->list[index].answer.metadata = NULL;
+}
+
+/* -- Asking, of a channel ------------------------------------------------- */
+
+static vnx_status_t
+check(const vnx_side_channel_request_params_t *params, vnx_error_t *error)
+{
+    if (params->host == NULL || params->host[0] == '\0') {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
+                              "no host");
+    }
+    if (params->port < 1 || params->port > 65535) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
+                              "port %d is not in 1 to 65535", params->port);
+    }
+    if (params->timeout_ms <= 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
+                              "a timeout of %d ms is not above 0",
+                              params->timeout_ms);
+    }
+    return vnxi_key_check(VNXI_OP_REQUEST, params->key, params->key_length,
+                          error);
+}
+
+/* All of them in this library's form; the first one's size is that of each. */
+static vnx_status_t
+read_all(const vnx_side_channel_request_params_t *given, size_t count,
+         vnx_side_channel_request_params_t *out_p, vnx_error_t *error)
+{
+    const unsigned char *at = (const void *)given;
+    size_t stride = count > 0 ? given->size : 0;
+
+    for (size_t i = 0; i < count; i++) {
+        vnx_status_t status =
+            vnxi_params_read(VNXI_OP_REQUEST, at + i * stride, stride,
+                             &out_p[i], sizeof out_p[i], error);
+        if (status == VNX_OK) {
+            status = check(&out_p[i], error);
+        }
+        if (status != VNX_OK) {
+            if (count > 1 && error != NULL) {
+                vnxi_error_row(error, i);
+            }
+            return status;
+        }
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_requests_make(vnx_side_channel_t *channel,
+                   const vnx_side_channel_request_params_t *given,
+                   size_t count, vnxi_requests_t **out_p, vnx_error_t *error)
+{
+    vnx_side_channel_request_params_t one = {0};
+    vnx_side_channel_request_params_t *all = &one;
+
+    if (count > 1) {
+        all = calloc(count, sizeof *all);
+        if (all == NULL) {
+            return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
+                                        count * sizeof *all);
+        }
+    }
+    vnx_status_t status = read_all(given, count, all, error);
+    if (status == VNX_OK) {
+        status = vnxi_requests_create(channel->transport, &channel->options,
+                                      all, count, out_p, error);
+    }
+    if (status == VNX_OK) {
+        vnxi_channel_enter(channel);
+        (*out_p)->channel = channel;
+    }
+    if (all != &one) {
+        free(all);
+    }
+    return status;
+}
+
+vnx_status_t
+vnx_side_channel_request_many(vnx_side_channel_t *channel,
+                              const vnx_side_channel_request_params_t *params,
+                              size_t count, vnx_side_channel_answer_t *answers,
+                              vnx_error_t *error)
+{
+    vnxi_requests_t *requests = NULL;
+
+    vnx_status_t status =
+        vnxi_requests_make(channel, params, count, &requests, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_requests_run(requests, NULL, NULL);
+    for (size_t i = 0; i < count; i++) {
+        vnxi_requests_take(requests, i, &answers[i]);
+    }
+    vnxi_requests_free(requests);
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_side_channel_request_with(vnx_side_channel_t *channel,
+                              const vnx_side_channel_request_params_t *params,
+                              void **metadata_p, size_t *length_p,
+                              vnx_error_t *error)
+{
+    vnx_side_channel_answer_t answer;
+
+    vnx_status_t status =
+        vnx_side_channel_request_many(channel, params, 1, &answer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (answer.status != VNX_OK) {
+        if (error != NULL) {
+            *error = answer.error;
+        }
+        return answer.status;
+    }
+    *metadata_p = answer.metadata;
+    *length_p = answer.length;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_side_channel_request(vnx_side_channel_t *channel, const char *host,
+                         int port, int timeout_ms, void **metadata_p,
+                         size_t *length_p, vnx_error_t *error)
+{
+    vnx_side_channel_request_params_t params = {.size = sizeof params,
+                                                .host = host,
+                                                .port = port,
+                                                .timeout_ms = timeout_ms};
+    return vnx_side_channel_request_with(channel, &params, metadata_p,
+                                         length_p, error);
+}
