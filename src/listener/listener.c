@@ -211,18 +211,15 @@ sockets_open(const char *host, int port, vnxi_sockets_t *sockets_p,
              vnx_error_t *error)
 {
     char endpoint[VNXI_META_ENDPOINT];
-    vnxi_listen_params_t params = {
+    vnxi_bind_params_t params = {
+        .operation = OPERATION,
         .host = host != NULL && host[0] != '\0' ? host : NULL,
         .port = port,
         .endpoint = endpoint,
     };
 
     vnxi_meta_endpoint(endpoint, params.host != NULL ? host : "*", port);
-    vnx_status_t status = vnxi_sockets_open(&params, sockets_p, error);
-    if (status != VNX_OK && error != NULL) {
-        error->operation = OPERATION;
-    }
-    return status;
+    return vnxi_sockets_open(&params, sockets_p, error);
 }
 
 /* Takes over the sockets on success. */

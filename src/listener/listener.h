@@ -27,8 +27,8 @@
 
 #include "base/mutex.h"
 #include "listener/codec.h"
-#include "side_channel/loop.h"
-#include "side_channel/sockets.h"
+#include "net/loop.h"
+#include "net/sockets.h"
 
 #define VNXI_META_ENDPOINT 80
 #define VNXI_META_COMMANDS_MAX 16  /* in one frame */

@@ -7,8 +7,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "net/resolve.h"
 #include "side_channel/channel.h"
-#include "side_channel/resolve.h"
 
 #define OP_ADVERTISED "advertised_address"
 #define HOST_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_HOST"

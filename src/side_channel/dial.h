@@ -7,7 +7,7 @@
 #ifndef VNXI_SIDE_CHANNEL_DIAL_H
 #define VNXI_SIDE_CHANNEL_DIAL_H
 
-#include "side_channel/connect.h"
+#include "net/connect.h"
 #include "side_channel/transport.h"
 
 typedef struct vnxi_dial {

@@ -11,8 +11,8 @@
 #include <sys/socket.h>
 
 #include "base/mac.h"
+#include "net/resolve.h"
 #include "side_channel/http.h"
-#include "side_channel/resolve.h"
 
 #define TEXT "text/plain; charset=utf-8"
 #define BYTES "application/octet-stream"

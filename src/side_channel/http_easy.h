@@ -7,8 +7,8 @@
 
 #include <stdbool.h>
 
+#include "net/resolve.h"
 #include "side_channel/curl.h"
-#include "side_channel/resolve.h"
 #include "side_channel/transport.h"
 
 typedef struct vnxi_http_easy {

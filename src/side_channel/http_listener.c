@@ -7,8 +7,8 @@
 #include <stdlib.h>
 
 #include "base/error.h"
+#include "net/loop.h"
 #include "side_channel/http.h"
-#include "side_channel/loop.h"
 
 /* libevent's own timeout, 50 s, is put out of the way of ours. */
 #define NEVER_S 1000000

@@ -12,7 +12,7 @@
 #include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/thread.h"
-#include "side_channel/loop.h"
+#include "net/loop.h"
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
 #include <openssl/ssl.h>
@@ -130,7 +130,8 @@ thread_start(vnxi_server_t *server, const char *name,
 {
     int ret = vnxi_thread_start(&server->thread, server_main, server);
     if (ret != 0) {
-        return vnxi_start_failed(params, error, "starting the thread", ret);
+        return vnxi_bind_failed(&params->bind, error, "starting the thread",
+                                ret);
     }
     pthread_setname_np(server->thread, name);
     return VNX_OK;
@@ -232,7 +233,7 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
         status = tls_start(server, error);
     }
     if (status == VNX_OK) {
-        status = vnxi_sockets_open(params, &server->sockets, error);
+        status = vnxi_sockets_open(&params->bind, &server->sockets, error);
     }
     if (status != VNX_OK) {
         return status;
@@ -240,7 +241,8 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     server->super.port = server->sockets.port;
     return loop_make(server) && ops->begin(server)
                ? VNX_OK
-               : vnxi_start_failed(params, error, "making the loop", errno);
+               : vnxi_bind_failed(&params->bind, error, "making the loop",
+                                  errno);
 }
 
 vnx_status_t

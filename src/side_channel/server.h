@@ -17,8 +17,8 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-#include "side_channel/rate.h"
-#include "side_channel/sockets.h"
+#include "net/rate.h"
+#include "net/sockets.h"
 #include "side_channel/transport.h"
 
 typedef struct vnxi_server vnxi_server_t;

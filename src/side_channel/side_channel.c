@@ -323,9 +323,10 @@ start_listening(vnx_side_channel_t *channel,
 {
     char endpoint[VNX_ERROR_PEER_MAX];
     const char *host = params->host;
-    vnxi_listen_params_t listen = {.host = host,
-                                   .port = params->port,
-                                   .endpoint = endpoint,
+    vnxi_listen_params_t listen = {.bind = {.operation = VNXI_OP_START,
+                                            .host = host,
+                                            .port = params->port,
+                                            .endpoint = endpoint},
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_listener_t *listener = NULL;

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "side_channel/loop.h"
+#include "net/loop.h"
 #include "side_channel/tcp.h"
 
 #define ACCEPT_BATCH 64

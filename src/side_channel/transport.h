@@ -21,6 +21,7 @@
 #include <vnx/error.h>
 #include <vnx/side_channel.h>
 
+#include "net/sockets.h"
 #include "side_channel/blob_table.h"
 #include "side_channel/request.h"
 #include "side_channel/stats.h"
@@ -28,14 +29,10 @@
 #define VNXI_OP_CREATE "side_channel_create"
 #define VNXI_OP_START "start_listener"
 
-/* Borrowed by listen() until the listener is stopped, all but `host` and
- * `endpoint`, which last for the call. */
+/* Borrowed by listen() until the listener is stopped, all but `bind`,
+ * which lasts for the call. */
 typedef struct vnxi_listen_params {
-    const char *host;         /* NULL: every address; else as in
-                                 vnx_side_channel_start_params_t, for
-                                 vnxi_sockets_open() or vnxi_bind_addresses() */
-    int port;                 /* 0: any free one */
-    const char *endpoint;     /* "host:port" for errors */
+    vnxi_bind_params_t bind;
     vnxi_blob_table_t *blobs; /* look keys up as they are asked for, never
                           before: they may be set and removed at any time */
     const vnx_side_channel_options_t *options;

@@ -408,8 +408,8 @@ static vnx_status_t
 zmq_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
            vnx_error_t *error)
 {
-    vnx_status_t status =
-        check_options(params->options, VNXI_OP_START, params->endpoint, error);
+    vnx_status_t status = check_options(params->options, VNXI_OP_START,
+                                        params->bind.endpoint, error);
     return status == VNX_OK
                ? vnxi_tcp_listen_for(&vnxi_zmq_protocol, params, out_p, error)
                : status;

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "side_channel/rate.h"
+#include "net/rate.h"
 
 #define S UINT64_C(1000000000)
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "side_channel/resolve.h"
+#include "net/resolve.h"
 #include "side_channel_peer.h"
 
 static atomic_int asked;   /* look-ups that came to the name service */

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "side_channel/connect.h"
+#include "net/connect.h"
 #include "side_channel/side_channel.h"
 
 #define COUNT 200

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "side_channel/loop.h"
+#include "net/loop.h"
 #include "side_channel/options.h"
 #include "side_channel/stats.h"
 

@@ -21,8 +21,9 @@ ALLOWED = {
     "base": [],
     "engine": [],
     "core": ["engine/engine.h", "engine/parts/signature.h"],
-    "side_channel": [],
-    "listener": ["side_channel/"],
+    "net": [],
+    "side_channel": ["net/"],
+    "listener": ["net/"],
     "python": ["core/", "side_channel/", "engine/engine.h"],
 }
 

@@ -1,4 +1,4 @@
-#include "side_channel/connect.h"
+#include "net/connect.h"
 
 #include <errno.h>
 #include <poll.h>

@@ -4,10 +4,10 @@
  * with the families in turn (as RFC 8305 has it); the first that is made is
  * taken, the others are closed.  Never waits; of one thread at a time.
  */
-#ifndef VNXI_SIDE_CHANNEL_CONNECT_H
-#define VNXI_SIDE_CHANNEL_CONNECT_H
+#ifndef VNXI_NET_CONNECT_H
+#define VNXI_NET_CONNECT_H
 
-#include "side_channel/resolve.h"
+#include "net/resolve.h"
 
 typedef struct vnxi_connector {
     vnxi_addresses_t addresses;  /* in the order of the attempts */

@@ -4,7 +4,7 @@
  * chosen by a hash with a seed that nobody outside knows; in it the address
  * whose bucket is full the longest gives way.
  */
-#include "side_channel/rate.h"
+#include "net/rate.h"
 
 #include <netinet/in.h>
 #include <stdlib.h>

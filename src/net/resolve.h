@@ -1,8 +1,8 @@
 /*
  * From a host's name to its addresses, under a deadline.
  */
-#ifndef VNXI_SIDE_CHANNEL_RESOLVE_H
-#define VNXI_SIDE_CHANNEL_RESOLVE_H
+#ifndef VNXI_NET_RESOLVE_H
+#define VNXI_NET_RESOLVE_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,4 +1,4 @@
-#include "side_channel/loop.h"
+#include "net/loop.h"
 
 struct event_base *
 vnxi_loop_base_new(void)

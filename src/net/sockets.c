@@ -4,7 +4,7 @@
  * copies before fork() returns there (base/fork_fds.h), and closing ours shuts
  * them down first, which ends the listening of a copy that escaped that.
  */
-#include "side_channel/sockets.h"
+#include "net/sockets.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -15,6 +15,8 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
+
+#define LOOKUP_MS 5000 /* of a host to bind; vnx/side_channel.h says so */
 
 #define PORT_TRIES 16
 
@@ -121,7 +123,7 @@ add_all(vnxi_sockets_t *sockets, const vnxi_addresses_t *addresses, int port,
 }
 
 static vnx_status_t
-open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
+open_all(const vnxi_bind_params_t *params, const vnxi_addresses_t *addresses,
          vnxi_sockets_t *out_p, vnx_error_t *error)
 {
     vnxi_sockets_t sockets = {0};
@@ -141,17 +143,17 @@ open_all(const vnxi_listen_params_t *params, const vnxi_addresses_t *addresses,
         return VNX_OK;
     }
     vnxi_address_text(&addresses->list[failed], text);
-    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
+    vnxi_error_set(error, VNX_ERR_BACKEND, params->operation,
                    "cannot listen at '%s': %s", text, vnxi_errno(err));
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return VNX_ERR_BACKEND;
 }
 
 vnx_status_t
-vnxi_start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
-                  const char *what, int err)
+vnxi_bind_failed(const vnxi_bind_params_t *params, vnx_error_t *error,
+                 const char *what, int err)
 {
-    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START, "%s: %s", what,
+    vnxi_error_set(error, VNX_ERR_BACKEND, params->operation, "%s: %s", what,
                    vnxi_errno(err));
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
     return VNX_ERR_BACKEND;
@@ -159,7 +161,7 @@ vnxi_start_failed(const vnxi_listen_params_t *params, vnx_error_t *error,
 
 /* IPv6 with IPv4 mapped into it, and where the machine has no IPv6, IPv4. */
 static vnx_status_t
-open_any(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,
+open_any(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
          vnx_error_t *error)
 {
     vnxi_addresses_t any = {.count = 1};
@@ -206,10 +208,10 @@ add_new(vnxi_addresses_t *all, const vnxi_addresses_t *more)
 
 /* One of the hosts between the commas. */
 static vnx_status_t
-resolve_one(const vnxi_listen_params_t *params, const char *host,
-            uint64_t start, vnxi_addresses_t *all, vnx_error_t *error)
+resolve_one(const vnxi_bind_params_t *params, const char *host, uint64_t start,
+            vnxi_addresses_t *all, vnx_error_t *error)
 {
-    uint64_t wait = VNX_SIDE_CHANNEL_TIMEOUT_MS * UINT64_C(1000000);
+    uint64_t wait = LOOKUP_MS * UINT64_C(1000000);
     vnxi_addresses_t found;
     const char *reason;
 
@@ -225,7 +227,7 @@ resolve_one(const vnxi_listen_params_t *params, const char *host,
     if (status == VNX_ERR_NOT_FOUND) {
         status = VNX_ERR_INVALID_PARAM;
     }
-    vnxi_error_set(error, status, VNXI_OP_START,
+    vnxi_error_set(error, status, params->operation,
                    "resolving '%s': %s (after %llu ms)", host, reason,
                    (unsigned long long)(vnxi_clock_ns() - start) / 1000000);
     vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
@@ -246,8 +248,8 @@ next_host(char **rest)
 }
 
 vnx_status_t
-vnxi_bind_addresses(const vnxi_listen_params_t *params,
-                    vnxi_addresses_t *out_p, vnx_error_t *error)
+vnxi_bind_addresses(const vnxi_bind_params_t *params, vnxi_addresses_t *out_p,
+                    vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
     vnxi_addresses_t all = {0};
@@ -255,13 +257,13 @@ vnxi_bind_addresses(const vnxi_listen_params_t *params,
     char *copy = strdup(params->host), *rest = copy, *host;
 
     if (copy == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START,
+        return vnxi_error_no_memory(error, params->operation,
                                     strlen(params->host) + 1);
     }
     while (status == VNX_OK && (host = next_host(&rest)) != NULL) {
         if (host[0] == '\0') {
             status =
-                vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
+                vnxi_error_set(error, VNX_ERR_INVALID_PARAM, params->operation,
                                "host '%s' has an empty part", params->host);
         } else {
             status = resolve_one(params, host, start, &all, error);
@@ -275,7 +277,7 @@ vnxi_bind_addresses(const vnxi_listen_params_t *params,
 }
 
 vnx_status_t
-vnxi_sockets_open(const vnxi_listen_params_t *params, vnxi_sockets_t *out_p,
+vnxi_sockets_open(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
                   vnx_error_t *error)
 {
     vnxi_addresses_t addresses;

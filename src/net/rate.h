@@ -5,8 +5,8 @@
  *
  * Of one thread at a time; no clock of its own.
  */
-#ifndef VNXI_SIDE_CHANNEL_RATE_H
-#define VNXI_SIDE_CHANNEL_RATE_H
+#ifndef VNXI_NET_RATE_H
+#define VNXI_NET_RATE_H
 
 #include <stdbool.h>
 #include <stdint.h>

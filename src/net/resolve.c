@@ -6,7 +6,7 @@
  * number of such threads is bounded, so a dead name service and a caller that
  * tries again and again do not fill the process with them.
  */
-#include "side_channel/resolve.h"
+#include "net/resolve.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -1,8 +1,8 @@
 /*
  * Event loops that belong to one thread each (libevent).
  */
-#ifndef VNXI_SIDE_CHANNEL_LOOP_H
-#define VNXI_SIDE_CHANNEL_LOOP_H
+#ifndef VNXI_NET_LOOP_H
+#define VNXI_NET_LOOP_H
 
 #include <event2/event.h>
 

@@ -3,11 +3,20 @@
  * themselves; and the addresses behind them, for those that leave that to a
  * library.
  */
-#ifndef VNXI_SIDE_CHANNEL_SOCKETS_H
-#define VNXI_SIDE_CHANNEL_SOCKETS_H
+#ifndef VNXI_NET_SOCKETS_H
+#define VNXI_NET_SOCKETS_H
 
-#include "side_channel/resolve.h"
-#include "side_channel/transport.h"
+#include <vnx/error.h>
+
+#include "net/resolve.h"
+
+typedef struct vnxi_bind_params {
+    const char *operation; /* for errors */
+    const char *host;      /* NULL: every address; else as in
+                              vnx_side_channel_start_params_t */
+    int port;              /* 0: any free one */
+    const char *endpoint;  /* "host:port" for errors */
+} vnxi_bind_params_t;
 
 typedef struct vnxi_sockets {
     size_t count;
@@ -17,12 +26,12 @@ typedef struct vnxi_sockets {
 
 /* Bind and listen on every address that params->host stands for; all on one
  * port.  The sockets do not block.  Statuses as vnx_side_channel_start(). */
-vnx_status_t vnxi_sockets_open(const vnxi_listen_params_t *params,
+vnx_status_t vnxi_sockets_open(const vnxi_bind_params_t *params,
                                vnxi_sockets_t *out_p, vnx_error_t *error);
 
 /* Why a listener cannot start, with the errno of what went wrong. */
-vnx_status_t vnxi_start_failed(const vnxi_listen_params_t *params,
-                               vnx_error_t *error, const char *what, int err);
+vnx_status_t vnxi_bind_failed(const vnxi_bind_params_t *params,
+                              vnx_error_t *error, const char *what, int err);
 
 /* Free the port, also where a forked child holds copies of the sockets.  A
  * zeroed one is allowed. */
@@ -31,7 +40,7 @@ void vnxi_sockets_close(vnxi_sockets_t *sockets);
 /* The addresses that a host (not NULL) stands for, as
  * vnx_side_channel_start_params_t says; of equal ones the first.  Statuses as
  * vnx_side_channel_start(). */
-vnx_status_t vnxi_bind_addresses(const vnxi_listen_params_t *params,
+vnx_status_t vnxi_bind_addresses(const vnxi_bind_params_t *params,
                                  vnxi_addresses_t *out_p, vnx_error_t *error);
 
 #endif
