@@ -5,26 +5,36 @@
  * noticed is sent again on a new connection.  It may then be carried out
  * twice, which has the same effect as once.
  */
-#include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
-static void try_next(vnxi_meta_conn_t *conn);
+#define MS UINT64_C(1000000)
+
+static void connect_step(vnxi_meta_conn_t *conn);
+
+static void
+unwatch(vnxi_meta_target_t *target)
+{
+    vnxi_loop_event_free(target->event);
+    target->event = NULL;
+}
 
 static void
 target_stop(vnxi_meta_target_t *target)
 {
-    if (target->event != NULL) {
-        event_free(target->event);
-        target->event = NULL;
-    }
+    unwatch(target);
     vnxi_lookup_end(target->lookup);
     target->lookup = NULL;
+    if (target->is_connecting) {
+        vnxi_connector_fini(&target->connector);
+        target->is_connecting = false;
+    }
 }
 
 void
@@ -35,14 +45,29 @@ vnxi_meta_target_fini(vnxi_meta_target_t *target)
     target->host = NULL;
 }
 
-/* False: out of memory. */
+/* `wait` may be NULL.  False: out of memory. */
 static bool
-watch(vnxi_meta_conn_t *conn, int fd, short what, event_callback_fn on_event)
+watch(vnxi_meta_conn_t *conn, int fd, short what, const struct timeval *wait,
+      event_callback_fn on_event)
 {
     vnxi_meta_target_t *target = &conn->target;
     target->event =
         event_new(conn->listener->loop.base, fd, what, on_event, conn);
-    return target->event != NULL && event_add(target->event, NULL) == 0;
+    return target->event != NULL && event_add(target->event, wait) == 0;
+}
+
+/* May free the connection, as may all functions below. */
+static void
+connect_begin(vnxi_meta_conn_t *conn, const vnxi_addresses_t *addresses)
+{
+    vnxi_meta_target_t *target = &conn->target;
+    uint64_t now = vnxi_clock_ns();
+
+    conn->state = VNXI_META_CONNECTING;
+    vnxi_connector_init(&target->connector, addresses, now,
+                        now + conn->listener->options.timeout_ms * MS);
+    target->is_connecting = true;
+    connect_step(conn);
 }
 
 /* -- Resolving ------------------------------------------------------------ */
@@ -53,39 +78,38 @@ on_lookup(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     vnxi_meta_conn_t *conn = arg;
     vnxi_meta_target_t *target = &conn->target;
+    vnxi_addresses_t addresses;
     const char *reason;
 
     vnx_status_t status =
-        vnxi_lookup_step(target->lookup, &target->addresses, &reason);
+        vnxi_lookup_step(target->lookup, &addresses, &reason);
     target_stop(target);
     if (status == VNX_OK) {
-        try_next(conn);
+        connect_begin(conn, &addresses);
     } else {
         vnxi_meta_client_failed(conn, status, reason);
     }
 }
 
-/* May free the connection, as may all functions below. */
 static void
 begin(vnxi_meta_conn_t *conn)
 {
     vnxi_meta_target_t *target = &conn->target;
+    vnxi_addresses_t addresses;
     const char *reason;
 
     conn->state = VNXI_META_RESOLVING;
     conn->is_proven = false;
-    target->next = 0;
     event_add(conn->out_timer, conn->listener->loop.timeout);
-    vnx_status_t status =
-        vnxi_lookup_begin(target->host, target->port, &target->addresses,
-                          &target->lookup, &reason);
-    if (status == VNX_IN_PROG &&
-        !watch(conn, vnxi_lookup_fd(target->lookup), EV_READ, on_lookup)) {
+    vnx_status_t status = vnxi_lookup_begin(
+        target->host, target->port, &addresses, &target->lookup, &reason);
+    if (status == VNX_IN_PROG && !watch(conn, vnxi_lookup_fd(target->lookup),
+                                        EV_READ, NULL, on_lookup)) {
         status = VNX_ERR_NO_MEMORY;
         reason = "out of memory";
     }
     if (status == VNX_OK) {
-        try_next(conn);
+        connect_begin(conn, &addresses);
     } else if (status != VNX_IN_PROG) {
         vnxi_meta_client_failed(conn, status, reason);
     }
@@ -93,72 +117,56 @@ begin(vnxi_meta_conn_t *conn)
 
 /* -- Connecting ----------------------------------------------------------- */
 
-static int
-socket_error(int fd)
-{
-    int err = 0;
-    socklen_t len = sizeof err;
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 ? err : errno;
-}
-
 static void
 on_connect(evutil_socket_t fd, short what, void *arg)
 {
-    (void)what;
-    vnxi_meta_conn_t *conn = arg;
+    (void)fd, (void)what;
+    connect_step(arg);
+}
 
+static void
+connected(vnxi_meta_conn_t *conn, int fd)
+{
     target_stop(&conn->target);
-    conn->fd = -1;
-    conn->target.error = socket_error((int)fd);
-    if (conn->target.error != 0) {
-        vnxi_fork_fd_close((int)fd);
-        try_next(conn);
-        return;
-    }
     event_del(conn->out_timer);
-    if (!vnxi_meta_conn_open(conn, (int)fd)) {
+    if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
         vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
     }
 }
 
-/* A connecting socket, or -1 and errno. */
-static int
-connect_start(const vnxi_address_t *address)
+/* Wait for the attempts in progress, and for the time of the next one. */
+static bool
+connect_wait(vnxi_meta_conn_t *conn, uint64_t now)
 {
-    int fd = vnxi_fork_fd_own(
-        socket(address->addr.ss_family,
-               SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (fd < 0) {
-        return -1;
-    }
-    if (connect(fd, (const void *)&address->addr, address->len) != 0 &&
-        errno != EINPROGRESS) {
-        int saved = errno;
-        vnxi_fork_fd_close(fd);
-        errno = saved;
-        return -1;
-    }
-    return fd;
+    int fd = -1;
+    short events;
+    uint64_t wake;
+
+    vnxi_connector_wait(&conn->target.connector, &fd, &events, &wake);
+    uint64_t ns = wake > now ? wake - now : 0;
+    struct timeval wait = {.tv_sec = (time_t)(ns / (1000 * MS)),
+                           .tv_usec = (suseconds_t)(ns % (1000 * MS) / 1000)};
+    return watch(conn, fd, events & POLLIN ? EV_READ : EV_WRITE,
+                 wake == UINT64_MAX ? NULL : &wait, on_connect);
 }
 
 static void
-try_next(vnxi_meta_conn_t *conn)
+connect_step(vnxi_meta_conn_t *conn)
 {
     vnxi_meta_target_t *target = &conn->target;
+    uint64_t now = vnxi_clock_ns();
+    int fd = -1;
 
-    conn->state = VNXI_META_CONNECTING;
-    while (target->next < target->addresses.count) {
-        conn->fd = connect_start(&target->addresses.list[target->next++]);
-        if (conn->fd < 0) {
-            target->error = errno;
-        } else if (watch(conn, conn->fd, EV_WRITE, on_connect)) {
-            return;
-        } else {
-            vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
-            return;
-        }
+    unwatch(target); /* before the connector closes its descriptor */
+    vnx_status_t status = vnxi_connector_step(&target->connector, now, &fd);
+    if (status == VNX_OK) {
+        connected(conn, fd);
+    } else if (status != VNX_IN_PROG) {
+        vnxi_meta_client_failed(conn, VNX_ERR_BACKEND,
+                                vnxi_errno(target->connector.err));
+    } else if (!connect_wait(conn, now)) {
+        vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
     }
-    vnxi_meta_client_failed(conn, VNX_ERR_BACKEND, vnxi_errno(target->error));
 }
 
 /* -- Commands ------------------------------------------------------------- */

@@ -27,6 +27,7 @@
 
 #include "base/mutex.h"
 #include "listener/codec.h"
+#include "net/connect.h"
 #include "net/loop.h"
 #include "net/sockets.h"
 
@@ -165,11 +166,10 @@ typedef enum vnxi_meta_state {
 typedef struct vnxi_meta_target {
     char *host; /* owned */
     int port;
-    vnxi_addresses_t addresses;
-    size_t next; /* index of the next address to try */
     vnxi_lookup_t *lookup;
-    int error;           /* errno of the last attempt */
-    struct event *event; /* of the look-up, then of the connecting socket */
+    vnxi_connector_t connector; /* valid if is_connecting */
+    bool is_connecting;
+    struct event *event; /* of the look-up, then of the connector */
 } vnxi_meta_target_t;
 
 struct vnxi_meta_conn {
