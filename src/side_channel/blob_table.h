@@ -1,7 +1,7 @@
 /*
- * The table of a listener: which blob is served under which key.  Written by
- * the program, read by the transport's thread, at the same time; what was
- * found stays valid, whatever is written after.
+ * The table of a listener: which blob it serves under which key.  The program
+ * writes it while the transport's thread reads it.  A blob that was found
+ * stays valid, also after the table has changed.
  *
  * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty one is the default.
  * Ranks have one text in all transports: vnxi_rank_key().
@@ -9,12 +9,37 @@
 #ifndef VNXI_SIDE_CHANNEL_BLOB_TABLE_H
 #define VNXI_SIDE_CHANNEL_BLOB_TABLE_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <vnx/side_channel.h>
 
-#include "side_channel/blob.h"
+/* -- Blobs ---------------------------------------------------------------- */
+
+/* The bytes of one key.  All connections share one copy, and each transport
+ * writes its own frame around it.  Immutable; any thread may retain and
+ * release it. */
+typedef struct vnxi_blob {
+    atomic_size_t refs;
+    /* Random, and different for each blob that was ever made: an ETag. */
+    uint64_t version;
+    size_t len;
+    unsigned char data[];
+} vnxi_blob_t;
+
+vnxi_blob_t *vnxi_blob_retain(vnxi_blob_t *blob);
+void vnxi_blob_release(vnxi_blob_t *blob); /* NULL is allowed */
+
+/* vnxi_blob_release() as the callback of evbuffer_add_reference(). */
+static inline void
+vnxi_blob_sent(const void *data, size_t len, void *blob)
+{
+    (void)data, (void)len;
+    vnxi_blob_release(blob);
+}
+
+/* -- The table ------------------------------------------------------------ */
 
 typedef struct vnxi_blob_table vnxi_blob_table_t;
 
