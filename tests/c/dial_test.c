@@ -361,7 +361,7 @@ test_dial_names_the_address_that_refused(void **state)
     close(bound);
 }
 
-/* The resolver's answer is awaited by the request's descriptor, not here. */
+/* The resolver signals the request's descriptor; this does not block. */
 static void
 test_dial_can_be_cancelled_while_resolving(void **state)
 {

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 static void
-test_requests_may_wait_for_one_descriptor_each(void **state)
+test_requests_wait_on_one_descriptor_each(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 1});
     vnx_side_channel_request_params_t params[2] = {asking("a", 20000, 0),
@@ -40,7 +40,7 @@ always(void *arg)
 }
 
 static void
-test_requests_are_interrupted_with_those_that_wait(void **state)
+test_requests_in_progress_and_waiting_are_interrupted(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -65,7 +65,7 @@ test_requests_are_interrupted_with_those_that_wait(void **state)
 }
 
 static void
-test_requests_are_freed_at_any_stage(void **state)
+test_requests_can_be_freed_at_any_stage(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0}, {VNX_OK, VNX_IN_PROG, 0},
           {VNX_ERR_BACKEND, VNX_OK, 0});
@@ -79,14 +79,14 @@ test_requests_are_freed_at_any_stage(void **state)
     vnxi_requests_t *set = set_of(params, 3);
     assert_int_equal(vnxi_requests_watch(set, &fd, NULL), VNX_OK);
     assert_int_equal(world.open, 1);
-    vnxi_requests_free(set); /* with an answer that nobody took */
+    vnxi_requests_free(set); /* with an answer that was not taken */
     assert_int_equal(world.open, 0);
     vnxi_requests_free(NULL);
 }
 
 /* Each round starts a few; the first wait comes after all have started. */
 static void
-test_requests_are_all_begun_before_any_is_waited_for(void **state)
+test_requests_are_all_started_before_waiting(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     enum { REQUESTS = 200 };
@@ -147,7 +147,7 @@ test_requests_leave_descriptors_to_others(void **state)
 
 /* A request that never starts fails at its own deadline. */
 static void
-test_requests_that_never_had_their_turn_end_in_time(void **state)
+test_requests_never_started_end_at_their_deadline(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     vnx_side_channel_request_params_t params[2] = {asking("first", 400, 0),
@@ -174,12 +174,13 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_requests_may_wait_for_one_descriptor_each),
-        cmocka_unit_test(test_requests_are_interrupted_with_those_that_wait),
-        cmocka_unit_test(test_requests_are_freed_at_any_stage),
-        cmocka_unit_test(test_requests_are_all_begun_before_any_is_waited_for),
+        cmocka_unit_test(test_requests_wait_on_one_descriptor_each),
+        cmocka_unit_test(
+            test_requests_in_progress_and_waiting_are_interrupted),
+        cmocka_unit_test(test_requests_can_be_freed_at_any_stage),
+        cmocka_unit_test(test_requests_are_all_started_before_waiting),
         cmocka_unit_test(test_requests_leave_descriptors_to_others),
-        cmocka_unit_test(test_requests_that_never_had_their_turn_end_in_time),
+        cmocka_unit_test(test_requests_never_started_end_at_their_deadline),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,7 +20,7 @@ ask(const vnx_side_channel_request_params_t *params)
 }
 
 static void
-test_request_brings_what_the_transport_brought(void **state)
+test_request_returns_the_transports_result(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0});
     vnx_side_channel_request_params_t params = asking("peer", 5000, 0);
@@ -45,7 +45,7 @@ test_request_writes_brackets_around_ipv6(void **state)
 }
 
 static void
-test_request_cuts_an_endpoint_that_is_too_long(void **state)
+test_request_truncates_a_long_endpoint(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 0});
     char host[2 * VNX_ERROR_PEER_MAX];
@@ -58,7 +58,7 @@ test_request_cuts_an_endpoint_that_is_too_long(void **state)
 }
 
 static void
-test_request_tries_again_what_may_come_yet(void **state)
+test_request_retries_temporary_failures(void **state)
 {
     SCENE({VNX_ERR_BACKEND, VNX_OK, 0}, {VNX_OK, VNX_ERR_NOT_FOUND, 1},
           {VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_OK, 0});
@@ -71,7 +71,7 @@ test_request_tries_again_what_may_come_yet(void **state)
 }
 
 static void
-test_request_ends_when_its_tries_are_spent(void **state)
+test_request_ends_after_its_last_retry(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 3);
@@ -83,7 +83,7 @@ test_request_ends_when_its_tries_are_spent(void **state)
 
 /* A wrong secret is a permanent failure. */
 static void
-test_request_does_not_try_again_what_stays_wrong(void **state)
+test_request_does_not_retry_permanent_failures(void **state)
 {
     static const vnx_status_t hopeless[] = {
         VNX_ERR_NOT_ALLOWED, VNX_ERR_MISMATCH,      VNX_ERR_INVALID_PARAM,
@@ -103,7 +103,7 @@ test_request_does_not_try_again_what_stays_wrong(void **state)
 /* An unknown host name may be registered later; an unknown key was refused by
  * the peer that would know it. */
 static void
-test_request_takes_no_for_an_answer(void **state)
+test_request_does_not_retry_an_unknown_key(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_NOT_FOUND, 1}, {VNX_OK, VNX_ERR_NOT_FOUND, 1},
           {VNX_OK, VNX_OK, 0});
@@ -119,7 +119,7 @@ test_request_takes_no_for_an_answer(void **state)
 
 /* The fixed half of each pause doubles: 2, 4, 8, ... ms. */
 static void
-test_request_rests_longer_each_time(void **state)
+test_request_doubles_its_pause(void **state)
 {
     SCENE({VNX_ERR_BACKEND, VNX_OK, 0});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 5);
@@ -135,7 +135,7 @@ test_request_rests_longer_each_time(void **state)
 
 /* The deadline covers all tries; the error has the cause of the last. */
 static void
-test_request_stops_trying_when_no_time_is_left(void **state)
+test_request_stops_retrying_if_no_time_is_left(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
@@ -153,7 +153,7 @@ test_request_stops_trying_when_no_time_is_left(void **state)
 
 /* The same holds if nobody polled it until its deadline had passed. */
 static void
-test_request_that_overslept_tells_its_last_failure(void **state)
+test_request_polled_late_reports_its_last_failure(void **state)
 {
     SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
@@ -177,7 +177,7 @@ test_request_that_overslept_tells_its_last_failure(void **state)
 }
 
 static void
-test_request_that_hears_nothing_ends_at_its_deadline(void **state)
+test_request_without_an_answer_ends_at_its_deadline(void **state)
 {
     SCENE({VNX_OK, VNX_IN_PROG, 0});
     vnx_side_channel_request_params_t params = asking("peer", 200, 9);
@@ -189,7 +189,7 @@ test_request_that_hears_nothing_ends_at_its_deadline(void **state)
 }
 
 static void
-test_request_is_stepped_when_it_asked_for_it(void **state)
+test_request_is_stepped_at_the_requested_time(void **state)
 {
     SCENE({VNX_OK, VNX_OK, 5});
     vnx_side_channel_request_params_t params = asking("peer", 20000, 0);
@@ -203,18 +203,18 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_request_brings_what_the_transport_brought),
+        cmocka_unit_test(test_request_returns_the_transports_result),
         cmocka_unit_test(test_request_writes_brackets_around_ipv6),
-        cmocka_unit_test(test_request_cuts_an_endpoint_that_is_too_long),
-        cmocka_unit_test(test_request_tries_again_what_may_come_yet),
-        cmocka_unit_test(test_request_ends_when_its_tries_are_spent),
-        cmocka_unit_test(test_request_does_not_try_again_what_stays_wrong),
-        cmocka_unit_test(test_request_takes_no_for_an_answer),
-        cmocka_unit_test(test_request_rests_longer_each_time),
-        cmocka_unit_test(test_request_stops_trying_when_no_time_is_left),
-        cmocka_unit_test(test_request_that_overslept_tells_its_last_failure),
-        cmocka_unit_test(test_request_that_hears_nothing_ends_at_its_deadline),
-        cmocka_unit_test(test_request_is_stepped_when_it_asked_for_it),
+        cmocka_unit_test(test_request_truncates_a_long_endpoint),
+        cmocka_unit_test(test_request_retries_temporary_failures),
+        cmocka_unit_test(test_request_ends_after_its_last_retry),
+        cmocka_unit_test(test_request_does_not_retry_permanent_failures),
+        cmocka_unit_test(test_request_does_not_retry_an_unknown_key),
+        cmocka_unit_test(test_request_doubles_its_pause),
+        cmocka_unit_test(test_request_stops_retrying_if_no_time_is_left),
+        cmocka_unit_test(test_request_polled_late_reports_its_last_failure),
+        cmocka_unit_test(test_request_without_an_answer_ends_at_its_deadline),
+        cmocka_unit_test(test_request_is_stepped_at_the_requested_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -487,7 +487,7 @@ def test_connections_beyond_the_limit_are_closed():
         ),
     ],
 )
-def test_garbage_costs_its_own_connection(channel, garbage, answer):
+def test_garbage_closes_only_its_own_connection(channel, garbage, answer):
     port = channel.start_listener(0, BLOB)
     with connect(port) as waiting:
         with connect(port) as sock:

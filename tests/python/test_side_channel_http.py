@@ -192,7 +192,7 @@ def test_a_token_is_sent_to_loopback_or_over_tls_only(
                 sock.accept()
 
 
-def test_curl_and_ssl_speak_tls(tmp_path):
+def test_curl_and_python_use_tls(tmp_path):
     folder = make_certificates(tmp_path)
     with make(
         tls_certificate=str(folder / "server.pem"),
