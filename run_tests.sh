@@ -81,11 +81,11 @@ finish_checks
 # The longest start first.
 section "Python tests, demo, benchmark"
 AT_ONCE=5
-start 1200 "clang-tidy" c_tidy
-start 1200 "stress" stress
-start 1200 "Python $("$VENV/bin/python" -c \
+start 1800 "clang-tidy" c_tidy
+start 1800 "stress" stress
+start 1800 "Python $("$VENV/bin/python" -c \
     'import sys; print("%d.%d" % sys.version_info[:2])')" pytest tests/python
-start 1200 "extension, ASan and UBSan" python_asan
+start 2400 "extension, ASan and UBSan" python_asan
 start 900 "agents on the engine nixl" pytest_nixl
 start 900 "interoperation, stock NIXL" interop
 start 900 "extension, TSan" python_tsan
