@@ -8,7 +8,8 @@
 
 #define INTERVAL_NS UINT64_C(250000000)
 
-/* The first of each family that is left, in turn. */
+/* Order the addresses so that the families alternate; within a family they
+ * keep their order. */
 static void
 alternate(const vnxi_addresses_t *given, vnxi_addresses_t *out_p)
 {
@@ -71,7 +72,7 @@ vnxi_connector_fini(vnxi_connector_t *connector)
     }
 }
 
-/* One more in the set; the set is made for the second. */
+/* Add an attempt to the epoll set, which is created for the second attempt. */
 static int
 watch(vnxi_connector_t *connector, size_t index)
 {
@@ -101,7 +102,7 @@ attempt_failed(vnxi_connector_t *connector, size_t index, int err)
     connector->next = 0; /* the next one at once */
 }
 
-/* True: connected at once, as over loopback. */
+/* True: connected at once, as happens over loopback. */
 static bool
 attempt_begin(vnxi_connector_t *connector, uint64_t now)
 {
@@ -128,7 +129,7 @@ attempt_begin(vnxi_connector_t *connector, uint64_t now)
     return false;
 }
 
-/* True: it is connected. */
+/* True: the attempt has connected. */
 static bool
 attempt_check(vnxi_connector_t *connector, size_t index)
 {

@@ -1,8 +1,9 @@
 /*
- * Connecting to whichever address of a name answers first.  Attempts start one
- * after the other, a quarter of a second apart or as soon as one has failed,
- * with the families in turn (as RFC 8305 has it); the first that is made is
- * taken, the others are closed.  Never waits; of one thread at a time.
+ * Connects to the first address of a host that answers.  Attempts start one
+ * after the other: a quarter of a second apart, or as soon as one has failed,
+ * alternating between the address families (RFC 8305).  The first connection
+ * that succeeds is kept; the other attempts are closed.  Nothing here waits.
+ * One thread at a time.
  */
 #ifndef VNXI_NET_CONNECT_H
 #define VNXI_NET_CONNECT_H
@@ -13,28 +14,31 @@ typedef struct vnxi_connector {
     vnxi_addresses_t addresses;  /* in the order of the attempts */
     int fds[VNXI_ADDRESSES_MAX]; /* owned; -1: not begun, or failed */
     size_t begun, open;
-    int epoll_fd;      /* owned; over all attempts, once there are two */
+    int epoll_fd;      /* owned; has all attempts, once there are two */
     uint64_t interval; /* ns between attempts */
     uint64_t next;     /* when the next attempt starts; UINT64_MAX: none */
-    size_t last;       /* the address that the last failure concerns */
-    int err;           /* of the last failure: errno */
+    size_t last;       /* index of the last failed or connected one */
+    int err;           /* errno of the last failure */
 } vnxi_connector_t;
 
-/* Nothing begins yet; `now` and `deadline` by vnxi_clock_ns(). */
+/* Prepare the attempts; none begins yet.  `now` and `deadline` are times of
+ * vnxi_clock_ns(). */
 void vnxi_connector_init(vnxi_connector_t *connector,
                          const vnxi_addresses_t *addresses, uint64_t now,
                          uint64_t deadline);
 
-/* Close what is open.  May be called again. */
+/* Close all open attempts.  May be called again. */
 void vnxi_connector_fini(vnxi_connector_t *connector);
 
-/* VNX_OK: *fd_p, owned, is connected to addresses.list[last].  VNX_IN_PROG:
- * wait as vnxi_connector_wait() says.  VNX_ERR_BACKEND: all have failed; err
- * and last tell of the last one. */
+/* Do what can be done now.  VNX_OK: *fd_p, owned, is connected to
+ * addresses.list[last].  VNX_IN_PROG: wait for what vnxi_connector_wait()
+ * returns, then call again.  VNX_ERR_BACKEND: every attempt has failed; err
+ * and last describe the last failure. */
 vnx_status_t vnxi_connector_step(vnxi_connector_t *connector, uint64_t now,
                                  int *fd_p);
 
-/* What to wait for until the next step. */
+/* Return the descriptor, the poll events and the time to wait for before the
+ * next step. */
 void vnxi_connector_wait(const vnxi_connector_t *connector, int *fd_p,
                          short *events_p, uint64_t *wake_p);
 

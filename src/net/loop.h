@@ -1,23 +1,25 @@
 /*
- * Event loops that belong to one thread each (libevent).
+ * libevent loops, each of which belongs to one thread.
  */
 #ifndef VNXI_NET_LOOP_H
 #define VNXI_NET_LOOP_H
 
 #include <event2/event.h>
 
-/* A base for one thread: without locks, and no variable of the environment
- * chooses its kernel interface.  NULL: it cannot be had. */
+/* Create an event base for one thread.  It has no locks, and no environment
+ * variable chooses its kernel interface.  NULL: libevent failed to create it.
+ */
 struct event_base *vnxi_loop_base_new(void);
 
-/* Free it, after everything that hung on it: what was freed with a call still
- * to come (a bufferevent) is gone after one more round.  NULL is allowed. */
+/* Free the base, after everything that used it.  Runs one more round first: a
+ * bufferevent that was freed with a callback pending goes away only then.
+ * NULL is allowed. */
 void vnxi_loop_base_free(struct event_base *base);
 
 /* event_free(); NULL is allowed. */
 void vnxi_loop_event_free(struct event *event);
 
-/* What an event of the loop calls that shall end it; `base` is the base. */
+/* Callback of the event that stops a loop; `base` is the loop's base. */
 void vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base);
 
 #endif

@@ -1,8 +1,8 @@
 /*
- * Design notes.  The generic cell rate algorithm: of each address only the
- * time at which its bucket will be full again is kept.  A set of four slots is
- * chosen by a hash with a seed that nobody outside knows; in it the address
- * whose bucket is full the longest gives way.
+ * Design notes.  The generic cell rate algorithm: for each address, only the
+ * time at which its bucket will be full again is kept.  A hash with a secret
+ * random seed chooses a set of four slots.  If the address has none of them,
+ * it replaces the one whose bucket has been full for the longest time.
  */
 #include "net/rate.h"
 
@@ -36,7 +36,7 @@ vnxi_rate_create(uint32_t per_second)
     if (rate != NULL) {
         uint64_t interval = NS_PER_S / per_second;
         rate->interval = interval > 0 ? interval : 1;
-        /* Without it the sets can be guessed, and no more. */
+        /* Without a seed the sets can be predicted; nothing else is lost. */
         ssize_t got = getrandom(rate->seed, sizeof rate->seed, GRND_NONBLOCK);
         (void)got;
     }
@@ -49,7 +49,8 @@ vnxi_rate_free(vnxi_rate_t *rate)
     free(rate);
 }
 
-/* IPv4 as it is mapped into IPv6; of IPv6 the network.  False: neither. */
+/* Write the source to count: an IPv4 address in its IPv4-mapped form, or the
+ * network of an IPv6 address.  False: the address is neither. */
 static bool
 source_of(const struct sockaddr_storage *addr, unsigned char bytes[16])
 {

@@ -1,10 +1,11 @@
 /*
  * Design notes.  getaddrinfo() may block for as long as the system's resolver
- * likes, and nothing can stop it.  So a name is looked up by a thread of its
- * own, and the two share a reference-counted job: whoever comes last frees it.
- * A caller whose deadline passes leaves, the thread ends whenever it can.  The
- * number of such threads is bounded, so a dead name service and a caller that
- * tries again and again do not fill the process with them.
+ * likes, and nothing can stop it.  So each name is looked up by a thread of
+ * its own.  The thread and the caller share a reference-counted job, which the
+ * last of them frees.  A caller whose deadline passes leaves; the thread ends
+ * whenever it can.  The number of such threads is bounded, so that a dead name
+ * service and a caller that keeps retrying do not fill the process with
+ * threads.
  */
 #include "net/resolve.h"
 
@@ -29,10 +30,10 @@
 #include "base/thread.h"
 
 struct vnxi_lookup {
-    atomic_int refs; /* the caller's and the thread's */
+    atomic_int refs; /* held by the caller and by the thread */
     atomic_bool done;
     int done_fd; /* eventfd, readable when done */
-    int ret;     /* of getaddrinfo; valid when done */
+    int ret;     /* getaddrinfo()'s result; valid when done */
     struct addrinfo *found;
     char service[8];
     char host[];
@@ -73,7 +74,7 @@ lookup_main(void *arg)
         getaddrinfo(lookup->host, lookup->service, &hints_any, &lookup->found);
     atomic_store_explicit(&lookup->done, true, memory_order_release);
     ssize_t written = write(lookup->done_fd, &one, sizeof one);
-    (void)written; /* a fresh eventfd takes a 1 */
+    (void)written; /* cannot fail: a new eventfd accepts a 1 */
     atomic_fetch_sub(&lookups, 1);
     lookup_release(lookup);
     return NULL;
@@ -163,8 +164,8 @@ lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
     return VNX_IN_PROG;
 }
 
-/* The name is reserved for the loopback addresses (RFC 6761, 6.3), so it
- * needs no name service and no thread. */
+/* RFC 6761, 6.3 reserves the name for the loopback addresses, so it needs no
+ * name service and no thread. */
 static vnx_status_t
 resolve_localhost(int port, vnxi_addresses_t *out_p)
 {
@@ -228,7 +229,7 @@ vnxi_lookup_end(vnxi_lookup_t *lookup)
     }
 }
 
-/* Until it is readable; false: `deadline` came first. */
+/* Wait until `fd` is readable; false: `deadline` came first. */
 static bool
 wait_readable(int fd, uint64_t deadline)
 {

@@ -1,5 +1,5 @@
 /*
- * From a host's name to its addresses, under a deadline.
+ * Resolves the name of a host to its addresses, under a deadline.
  */
 #ifndef VNXI_NET_RESOLVE_H
 #define VNXI_NET_RESOLVE_H
@@ -10,7 +10,7 @@
 #include <sys/socket.h>
 #include <vnx/status.h>
 
-#define VNXI_ADDRESSES_MAX 16 /* of one name; more are left out */
+#define VNXI_ADDRESSES_MAX 16 /* per name; the rest is dropped */
 #define VNXI_ADDRESS_TEXT 64
 #define VNXI_LOOKUPS_MAX 64 /* running at once in this process */
 
@@ -24,14 +24,14 @@ typedef struct vnxi_addresses {
     vnxi_address_t list[VNXI_ADDRESSES_MAX];
 } vnxi_addresses_t;
 
-/* A look-up under way; of one thread at a time. */
+/* A look-up in progress; used by one thread at a time. */
 typedef struct vnxi_lookup vnxi_lookup_t;
 
-/* Look `host` up.  Numeric addresses and "localhost" need no look-up: VNX_OK
- * and *out_p at once.  Any other name is looked up on a thread of its own,
- * which is left behind when nobody waits for it any more (the C library's
- * resolver has no deadline): VNX_IN_PROG and *lookup_p, owned:
- * vnxi_lookup_end().  Otherwise *reason_p (static storage) and
+/* Look up `host`.  Never waits.  VNX_OK: *out_p has the addresses; numeric
+ * addresses and "localhost" are resolved at once.  VNX_IN_PROG: a thread of
+ * its own looks the name up; *lookup_p is owned: vnxi_lookup_end().  The C
+ * library's resolver has no deadline, so the thread is left behind when the
+ * caller gives up.  Otherwise *reason_p has the cause (static storage):
  * VNX_ERR_NOT_FOUND (no such name), VNX_ERR_BACKEND (the name service failed,
  * or too many look-ups are running), VNX_ERR_NO_MEMORY. */
 vnx_status_t vnxi_lookup_begin(const char *host, int port,
@@ -39,36 +39,39 @@ vnx_status_t vnxi_lookup_begin(const char *host, int port,
                                vnxi_lookup_t **lookup_p,
                                const char **reason_p);
 
-/* Readable when the look-up is done. */
+/* Return the descriptor that becomes readable when the look-up is done; owned
+ * by the look-up. */
 int vnxi_lookup_fd(const vnxi_lookup_t *lookup);
 
-/* VNX_IN_PROG while it is not done; otherwise as vnxi_lookup_begin(). */
+/* Fetch the result.  VNX_IN_PROG: not done yet.  Otherwise as
+ * vnxi_lookup_begin(). */
 vnx_status_t vnxi_lookup_step(const vnxi_lookup_t *lookup,
                               vnxi_addresses_t *out_p, const char **reason_p);
 
-/* At any stage, without waiting.  NULL is allowed. */
+/* End a look-up at any stage, without waiting.  NULL is allowed. */
 void vnxi_lookup_end(vnxi_lookup_t *lookup);
 
-/* Begin, wait until `deadline` (vnxi_clock_ns()) at the latest, end.  Also
+/* Look up `host` and wait for the result, until `deadline` (vnxi_clock_ns())
+ * at the latest.  Statuses: vnxi_lookup_begin() except VNX_IN_PROG, and
  * VNX_ERR_TIMEOUT. */
 vnx_status_t vnxi_resolve(const char *host, int port, uint64_t deadline,
                           vnxi_addresses_t *out_p, const char **reason_p);
 
-/* Put all addresses of the machine's interface `name` into *out_p; VNX_OK,
- * VNX_ERR_NOT_FOUND (no such interface, or it has no address). */
+/* Write all addresses of the local network interface `name` to *out_p.
+ * VNX_ERR_NOT_FOUND: no such interface, or it has no address. */
 vnx_status_t vnxi_resolve_interface(const char *name, int port,
                                     vnxi_addresses_t *out_p);
 
-/* A numeric address; false: it is none. */
+/* Parse a numeric address.  False: `host` is not one. */
 bool vnxi_address_parse(const char *host, vnxi_addresses_t *out_p);
 
-/* The port of an IPv4 or IPv6 address, in our byte order. */
+/* Get or set the port of an IPv4 or IPv6 address, in host byte order. */
 int vnxi_address_port(const vnxi_address_t *address);
 void vnxi_address_set_port(vnxi_address_t *address, int port);
 
 bool vnxi_address_is_loopback(const vnxi_address_t *address);
 
-/* "127.0.0.1" or "::1", without the port. */
+/* Write the address without the port, such as "127.0.0.1" or "::1". */
 void vnxi_address_text(const vnxi_address_t *address,
                        char text[VNXI_ADDRESS_TEXT]);
 

@@ -1,8 +1,9 @@
 /*
- * Design notes.  A forked child holds copies of the listening sockets, and a
- * port is taken for as long as one copy listens.  So the child closes its
- * copies before fork() returns there (base/fork_fds.h), and closing ours shuts
- * them down first, which ends the listening of a copy that escaped that.
+ * Design notes.  A forked child holds copies of the listening sockets, and the
+ * port stays taken as long as one copy listens.  So the child closes its
+ * copies before fork() returns there (base/fork_fds.h).  The parent shuts its
+ * sockets down before it closes them, which also stops any copy that was not
+ * closed.
  */
 #include "net/sockets.h"
 
@@ -16,7 +17,7 @@
 #include "base/error.h"
 #include "base/fork_fds.h"
 
-#define LOOKUP_MS 5000 /* of a host to bind; vnx/side_channel.h says so */
+#define LOOKUP_MS 5000 /* for a bind host; see vnx/side_channel.h */
 
 #define PORT_TRIES 16
 
@@ -67,7 +68,7 @@ bound_port(int fd)
     return vnxi_address_port(&address);
 }
 
-/* One more socket, listening on `address`; -1 and errno. */
+/* Add a socket that listens on `address`.  Returns 0, or -1 with errno set. */
 static int
 add_socket(vnxi_sockets_t *sockets, const vnxi_address_t *address)
 {
@@ -88,8 +89,8 @@ add_socket(vnxi_sockets_t *sockets, const vnxi_address_t *address)
     return 0;
 }
 
-/* The machine lacks the protocol or the address: no reason to fail while
- * another address can be had. */
+/* Does the machine lack the protocol or the address?  That is not a failure
+ * while another address works. */
 static bool
 is_missing(int err)
 {
@@ -97,8 +98,8 @@ is_missing(int err)
            err == EPROTONOSUPPORT;
 }
 
-/* All on one port.  Returns 0, or errno with the sockets closed and
- * *failed_p. */
+/* Listen on all addresses, on one port.  Returns 0, or an errno with the
+ * sockets closed and *failed_p set. */
 static int
 add_all(vnxi_sockets_t *sockets, const vnxi_addresses_t *addresses, int port,
         size_t *failed_p)
@@ -131,7 +132,7 @@ open_all(const vnxi_bind_params_t *params, const vnxi_addresses_t *addresses,
     size_t failed = 0;
     int err = 0;
 
-    /* A port that was free at the first address need not be at the next. */
+    /* A port that is free at the first address may be taken at the next. */
     for (int tries = 0; tries < PORT_TRIES; tries++) {
         err = add_all(&sockets, addresses, params->port, &failed);
         if (err != EADDRINUSE || params->port != 0) {
@@ -159,7 +160,8 @@ vnxi_bind_failed(const vnxi_bind_params_t *params, vnx_error_t *error,
     return VNX_ERR_BACKEND;
 }
 
-/* IPv6 with IPv4 mapped into it, and where the machine has no IPv6, IPv4. */
+/* Listen on IPv6 with IPv4 mapped into it, or on IPv4 if the machine has no
+ * IPv6. */
 static vnx_status_t
 open_any(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
          vnx_error_t *error)
@@ -206,7 +208,7 @@ add_new(vnxi_addresses_t *all, const vnxi_addresses_t *more)
     }
 }
 
-/* One of the hosts between the commas. */
+/* Resolve one host of the comma-separated list. */
 static vnx_status_t
 resolve_one(const vnxi_bind_params_t *params, const char *host, uint64_t start,
             vnxi_addresses_t *all, vnx_error_t *error)
@@ -234,7 +236,7 @@ resolve_one(const vnxi_bind_params_t *params, const char *host, uint64_t start,
     return status;
 }
 
-/* Spaces around commas are the writer's. */
+/* Return the next host of the list, without the spaces around it. */
 static char *
 next_host(char **rest)
 {

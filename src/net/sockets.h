@@ -1,7 +1,7 @@
 /*
- * Listening sockets, for the transports that accept TCP connections
- * themselves; and the addresses behind them, for those that leave that to a
- * library.
+ * Listening sockets, for transports that accept TCP connections themselves.
+ * Also resolves the addresses to bind, for transports that let a library open
+ * the sockets.
  */
 #ifndef VNXI_NET_SOCKETS_H
 #define VNXI_NET_SOCKETS_H
@@ -14,32 +14,34 @@ typedef struct vnxi_bind_params {
     const char *operation; /* for errors */
     const char *host;      /* NULL: every address; else as in
                               vnx_side_channel_start_params_t */
-    int port;              /* 0: any free one */
+    int port;              /* 0: any free port */
     const char *endpoint;  /* "host:port" for errors */
 } vnxi_bind_params_t;
 
 typedef struct vnxi_sockets {
     size_t count;
     int fds[VNXI_ADDRESSES_MAX]; /* owned */
-    int port;                    /* of all of them */
+    int port;                    /* the port that all of them share */
 } vnxi_sockets_t;
 
-/* Bind and listen on every address that params->host stands for; all on one
- * port.  The sockets do not block.  Statuses as vnx_side_channel_start(). */
+/* Bind and listen on every address that params->host stands for, all on one
+ * port.  The sockets are non-blocking.  *out_p is owned: vnxi_sockets_close().
+ * Waits only for the look-up of names.  Statuses: vnx_side_channel_start(). */
 vnx_status_t vnxi_sockets_open(const vnxi_bind_params_t *params,
                                vnxi_sockets_t *out_p, vnx_error_t *error);
 
-/* Why a listener cannot start, with the errno of what went wrong. */
+/* Write the record of a listener that cannot start: `what` failed with errno
+ * `err`.  Returns VNX_ERR_BACKEND. */
 vnx_status_t vnxi_bind_failed(const vnxi_bind_params_t *params,
                               vnx_error_t *error, const char *what, int err);
 
-/* Free the port, also where a forked child holds copies of the sockets.  A
- * zeroed one is allowed. */
+/* Close the sockets and free the port, even if a forked child holds copies of
+ * the sockets.  A zeroed struct is allowed. */
 void vnxi_sockets_close(vnxi_sockets_t *sockets);
 
-/* The addresses that a host (not NULL) stands for, as
- * vnx_side_channel_start_params_t says; of equal ones the first.  Statuses as
- * vnx_side_channel_start(). */
+/* Resolve params->host (not NULL) to its addresses, as
+ * vnx_side_channel_start_params_t specifies, without duplicates.  Waits for
+ * the look-up of names.  Statuses: vnx_side_channel_start(). */
 vnx_status_t vnxi_bind_addresses(const vnxi_bind_params_t *params,
                                  vnxi_addresses_t *out_p, vnx_error_t *error);
 
