@@ -13,7 +13,7 @@
 #define OP_ADVERTISED "advertised_address"
 #define HOST_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_HOST"
 
-/* The first of a list with commas. */
+/* Copy the first host of a comma-separated list. */
 static void
 first_host(const char *list, char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
@@ -38,7 +38,7 @@ is_usable(const struct ifaddrs *one, int family)
     return family == AF_INET || !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr);
 }
 
-/* The machine's first address of a family; false: none. */
+/* Find the machine's first address of a family.  False: there is none. */
 static bool
 own_address(const struct ifaddrs *all, int family,
             char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
@@ -56,7 +56,7 @@ own_address(const struct ifaddrs *all, int family,
     return false;
 }
 
-/* Where the machine has no other address, loopback is all there is. */
+/* Find an address of the machine: loopback only if it has no other. */
 static void
 machine_address(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
@@ -70,7 +70,7 @@ machine_address(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
     }
 }
 
-/* Numeric, or "localhost"; names are not looked up here. */
+/* Parse a numeric address or "localhost".  Names are not looked up. */
 static bool
 parse(const char *host, vnxi_address_t *address_p)
 {
@@ -118,7 +118,7 @@ same_host(const struct sockaddr *one, const vnxi_address_t *other)
                             sizeof v6->sin6_addr) == 0;
 }
 
-/* One of this machine's, as far as can be told without asking anybody. */
+/* Is the host an address of this machine?  Decided without a name service. */
 static bool
 is_this_machine(const char *host)
 {
@@ -142,7 +142,8 @@ is_this_machine(const char *host)
     return found;
 }
 
-/* The interface's first address in the place of its name. */
+/* If `host` names an interface, replace it with the first address of that
+ * interface. */
 static void
 resolve_interface(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {

@@ -1,5 +1,5 @@
 /*
- * Numbers of 1 to 8 bytes, the most significant first.
+ * Big-endian numbers of 1 to 8 bytes.
  */
 #ifndef VNXI_SIDE_CHANNEL_BIG_ENDIAN_H
 #define VNXI_SIDE_CHANNEL_BIG_ENDIAN_H

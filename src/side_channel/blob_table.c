@@ -10,7 +10,7 @@
 #include "base/mutex.h"
 #include "base/name_map.h"
 
-/* A copy of `data`; NULL: out of memory. */
+/* Copy `data` into a new blob; NULL: no memory. */
 static vnxi_blob_t *
 blob_create(const void *data, size_t len)
 {
@@ -20,7 +20,7 @@ blob_create(const void *data, size_t len)
         return NULL;
     }
     atomic_init(&blob->refs, 1);
-    /* Where the system gives nothing (it always does), the address will do. */
+    /* getrandom() does not fail in practice; the address is the fallback. */
     if (getrandom(&blob->version, sizeof blob->version, GRND_NONBLOCK) !=
         (ssize_t)sizeof blob->version) {
         blob->version = (uintptr_t)blob;
@@ -48,7 +48,8 @@ vnxi_blob_release(vnxi_blob_t *blob)
     }
 }
 
-/* The map borrows the key, so it lies with what the map points to. */
+/* The map borrows the key, so the key is stored in the object that the map
+ * points to. */
 typedef struct entry {
     vnxi_blob_t *blob; /* owned */
     unsigned char key[];
@@ -141,7 +142,7 @@ vnxi_blob_table_set(vnxi_blob_table_t *blobs,
     return done;
 }
 
-/* The empty key may be given as NULL, which is no name to a map. */
+/* The empty key may be given as NULL, but the map needs a pointer. */
 static const void *
 name_of(const void *key, size_t key_len)
 {

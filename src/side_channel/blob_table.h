@@ -1,10 +1,10 @@
 /*
- * The table of a listener: which blob it serves under which key.  The program
- * writes it while the transport's thread reads it.  A blob that was found
- * stays valid, also after the table has changed.
+ * The table of a listener: the blob that it serves under each key.  The
+ * program writes the table while the transport's thread reads it.  A blob that
+ * was found stays valid after the table has changed.
  *
- * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty one is the default.
- * Ranks have one text in all transports: vnxi_rank_key().
+ * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty key is the default.
+ * All transports write ranks in one form: vnxi_rank_key().
  */
 #ifndef VNXI_SIDE_CHANNEL_BLOB_TABLE_H
 #define VNXI_SIDE_CHANNEL_BLOB_TABLE_H
@@ -22,7 +22,7 @@
  * release it. */
 typedef struct vnxi_blob {
     atomic_size_t refs;
-    /* Random, and different for each blob that was ever made: an ETag. */
+    /* Random, and different for every blob ever created; used as an ETag. */
     uint64_t version;
     size_t len;
     unsigned char data[];
@@ -43,33 +43,38 @@ vnxi_blob_sent(const void *data, size_t len, void *blob)
 
 typedef struct vnxi_blob_table vnxi_blob_table_t;
 
-/* Empty.  NULL: no memory.  Returns owned: vnxi_blob_table_release(). */
+/* Create an empty table.  NULL: no memory.  Returns owned:
+ * vnxi_blob_table_release(). */
 vnxi_blob_table_t *vnxi_blob_table_create(void);
 vnxi_blob_table_t *vnxi_blob_table_retain(vnxi_blob_table_t *blobs);
 void vnxi_blob_table_release(vnxi_blob_table_t *blobs); /* NULL is allowed */
 
-/* Copy the blob in, in the place of what its key had.  The lock is not held
- * while bytes are copied.  False: no memory, nothing has changed. */
+/* Store a copy of the blob; it replaces the blob that its key had.  The lock
+ * is not held while the bytes are copied.  False: no memory, and the table is
+ * unchanged. */
 bool vnxi_blob_table_set(vnxi_blob_table_t *blobs,
                          const vnx_side_channel_blob_t *blob);
 
-/* False: there was none. */
+/* Remove the blob of a key.  False: the key has none. */
 bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
                             size_t key_len);
 
-/* The blob, retained: vnxi_blob_release(); NULL: nothing is served under the
- * key.  Copies nothing, waits for nobody who does. */
+/* Find the blob of a key.  Returns it retained: vnxi_blob_release(); NULL: the
+ * key has none.  Copies nothing, and does not wait while another thread
+ * copies. */
 vnxi_blob_t *vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key,
                                   size_t key_len);
 
 #define VNXI_RANK_KEY_MAX 44
 
-/* "0,1" for pipeline rank 0 and tensor rank 1; its length. */
+/* Write the key of a rank, such as "0,1" for pipeline rank 0 and tensor rank
+ * 1.  Returns its length. */
 size_t vnxi_rank_key(int64_t pp_rank, int64_t tp_rank,
                      char key[VNXI_RANK_KEY_MAX]);
 
-/* A key for people to read, cut to fit, never more than `size` bytes: keys
- * come from the network, and what does not print is shown as '?'. */
+/* Write a readable form of a key, cut to `size` bytes including the
+ * final NUL.  Keys come from the network, so bytes that are not printable
+ * become '?'. */
 void vnxi_key_text(const void *key, size_t key_len, char *text, size_t size);
 
 #endif

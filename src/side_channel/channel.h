@@ -1,6 +1,7 @@
 /*
- * The object behind vnx_side_channel_t, for the files of the front:
- * side_channel.c (its life, listening), advertise.c, ask.c (requests).
+ * The object behind vnx_side_channel_t, for the files that implement its
+ * functions: side_channel.c (life, listening), advertise.c, request_set.c
+ * (requests).
  */
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H
@@ -16,31 +17,35 @@ struct vnx_side_channel {
     atomic_size_t refs;
     const vnxi_transport_t *transport;
     vnx_side_channel_options_t options; /* all set; constant */
-    unsigned forks;                     /* at the making */
+    unsigned forks;                     /* vnxi_fork_count() at creation */
     atomic_int port;                    /* bound; 0: not running */
     vnxi_side_stats_t stats;
     vnxi_mutex_t lock;
     vnxi_listener_t *listener; /* protected by lock, as all below */
-    vnxi_blob_table_t *blobs;  /* the listener's; NULL with it */
-    char *host;                /* that it was told to bind; "*": every one */
+    vnxi_blob_table_t *blobs;  /* of the listener; NULL without one */
+    char *host;                /* the host to bind; "*": every address */
     bool starting;
 };
 
-/* Hold a reference while inside: freeing the channel meanwhile is safe. */
+/* Hold a reference during a call, so that another thread may free the channel
+ * meanwhile. */
 void vnxi_channel_enter(vnx_side_channel_t *channel);
 void vnxi_channel_leave(vnx_side_channel_t *channel);
 
-/* Made before a fork: the lock may be held for ever and the listener's memory
- * be in any state. */
+/* Was the channel created before a fork?  If so, its lock may be held for
+ * ever, and the memory of its listener may be in any state. */
 bool vnxi_channel_is_parents(const vnx_side_channel_t *channel);
 
-/* A public struct of parameters, from a caller of any version: `given_size`
- * bytes at `given` into the `size` bytes at `out_p`, the rest 0. */
+/* Read a public struct of parameters from a caller of any version: copy
+ * `given_size` bytes at `given` to the `size` bytes at `out_p`, and zero the
+ * rest.  VNX_ERR_INVALID_PARAM: the struct is larger than `size`, or too
+ * small. */
 vnx_status_t vnxi_params_read(const char *operation, const void *given,
                               size_t given_size, void *out_p, size_t size,
                               vnx_error_t *error);
 
-/* VNX_OK where the key may be one. */
+/* Check the length and the pointer of a key.  VNX_ERR_INVALID_PARAM: it is not
+ * valid. */
 vnx_status_t vnxi_key_check(const char *operation, const void *key,
                             size_t key_len, vnx_error_t *error);
 

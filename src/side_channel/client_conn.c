@@ -1,7 +1,7 @@
 /*
- * Design notes.  Every step does what it can and says what it waits for, and
- * looks at the one deadline first, as does every receiving: a peer that never
- * lets the socket run dry meets it too.
+ * Design notes.  Every step does what can be done now and says what it waits
+ * for.  Each step and each receive checks the deadline first, so the deadline
+ * also holds for a peer that sends without a pause.
  */
 #include "side_channel/client_conn.h"
 
@@ -26,7 +26,7 @@ vnxi_client_conn_fini(vnxi_client_conn_t *conn)
     vnxi_stream_close(&conn->stream);
 }
 
-/* -- Failing -------------------------------------------------------------- */
+/* -- Failures ------------------------------------------------------------- */
 
 static const char *
 phase(const vnxi_client_conn_t *conn)
@@ -59,7 +59,7 @@ vnxi_client_conn_no_key(vnxi_client_conn_t *conn)
     return vnxi_request_no_key(conn->request);
 }
 
-/* What the stream came to that is not VNX_OK. */
+/* Convert a status of the stream other than VNX_OK; errors are recorded. */
 static vnx_status_t
 stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
 {
@@ -79,7 +79,7 @@ check_time(vnxi_client_conn_t *conn)
                : vnxi_client_conn_failed(conn, VNX_ERR_TIMEOUT, "timed out");
 }
 
-/* -- Getting there -------------------------------------------------------- */
+/* -- Connecting ----------------------------------------------------------- */
 
 static vnx_status_t
 dial(vnxi_client_conn_t *conn)
@@ -91,7 +91,7 @@ dial(vnxi_client_conn_t *conn)
     if (status != VNX_OK) {
         return status;
     }
-    /* Small pieces go to and fro before anything large comes. */
+    /* The handshake exchanges small messages, which must not be delayed. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     conn->stage = VNXI_CLIENT_SHAKE;
     status =
@@ -126,7 +126,7 @@ vnxi_client_conn_step(vnxi_client_conn_t *conn)
     return status;
 }
 
-/* -- Bytes ---------------------------------------------------------------- */
+/* -- Sending and receiving ------------------------------------------------ */
 
 vnx_status_t
 vnxi_client_conn_send(vnxi_client_conn_t *conn)

@@ -1,6 +1,6 @@
 /*
- * libcurl, opened at the first HTTP request: it brings some twenty libraries
- * with it, which is more than importing this one may cost.
+ * libcurl, opened at the first HTTP request.  It loads some twenty other
+ * libraries, which would make importing this library too slow.
  */
 #ifndef VNXI_SIDE_CHANNEL_CURL_H
 #define VNXI_SIDE_CHANNEL_CURL_H
@@ -8,7 +8,7 @@
 #include <curl/curl.h>
 #include <vnx/error.h>
 
-/* Without the prefix "curl_", by which some of them are macros too. */
+/* Names without the prefix "curl_", because some functions are macros too. */
 /* clang-format off */
 #define VNXI_CURL_CALLS(CALL) \
     CALL(easy_cleanup) \
@@ -42,9 +42,9 @@ typedef struct vnxi_curl {
 /* Constant once vnxi_curl_load() has returned VNX_OK. */
 extern vnxi_curl_t vnxi_curl;
 
-/* Open it, once in the process; any thread.  VNX_ERR_NOT_SUPPORTED where it is
- * not installed or lacks a function, with its name; VNX_ERR_BACKEND where it
- * does not start. */
+/* Open the library, once per process.  Any thread.  VNX_ERR_NOT_SUPPORTED: it
+ * is not installed, or lacks a function that the record names.
+ * VNX_ERR_BACKEND: its initialization failed. */
 vnx_status_t vnxi_curl_load(const char *operation, vnx_error_t *error);
 
 #endif

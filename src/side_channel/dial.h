@@ -1,8 +1,8 @@
 /*
- * From a request's host to a connected socket: looking the name up, then
- * connecting to its addresses (connect.h).  The first part of a try by
- * every transport that speaks over sockets of its own.  Never waits; of one
- * thread at a time.
+ * Turns the host of a request into a connected socket: looks the name up, then
+ * connects to its addresses (connect.h).  The first part of a try, for every
+ * transport that opens its own sockets.  Never waits; used by one thread at a
+ * time.
  */
 #ifndef VNXI_SIDE_CHANNEL_DIAL_H
 #define VNXI_SIDE_CHANNEL_DIAL_H
@@ -18,20 +18,22 @@ typedef struct vnxi_dial {
     char address[VNXI_ADDRESS_TEXT]; /* "": not known yet */
 } vnxi_dial_t;
 
-/* Nothing begins yet. */
+/* Prepare; nothing begins yet. */
 void vnxi_dial_init(vnxi_dial_t *dial, vnxi_request_t *request);
 
-/* End what is under way.  May be called again. */
+/* Stop the look-up or the attempts.  May be called again. */
 void vnxi_dial_fini(vnxi_dial_t *dial);
 
-/* VNX_OK: *fd_p, owned, is connected.  VNX_IN_PROG: the request says what to
- * wait for.  Anything else: its record says what failed. */
+/* Do what can be done now.  VNX_OK: *fd_p, owned, is connected.  VNX_IN_PROG:
+ * the request says what to wait for.  Any other status: the record of the
+ * request says what failed. */
 vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, int *fd_p);
 
-/* Who is spoken to, for records: the address, or the host before that. */
+/* Return the name of the peer for records: its address, or the host while the
+ * address is not known. */
 const char *vnxi_dial_whom(const vnxi_dial_t *dial);
 
-/* "resolving" or "connecting to". */
+/* Return the phase for records: "resolving" or "connecting to". */
 const char *vnxi_dial_phase(const vnxi_dial_t *dial);
 
 #endif

@@ -58,8 +58,8 @@ vnxi_frame_space(vnxi_frame_decoder_t *decoder, size_t *size_p)
     return decoder->data + decoder->have;
 }
 
-/* Room for at least one byte more; an empty body gets a buffer too, so that
- * what is taken is never NULL. */
+/* Make room for at least one more byte.  An empty body gets a buffer too, so
+ * that vnxi_frame_take() never returns NULL for it. */
 static vnxi_frame_state_t
 grow(vnxi_frame_decoder_t *decoder)
 {

@@ -1,14 +1,14 @@
 /*
  * HTTP transport: GET /metadata, /metadata/{key} and /health over HTTP/1.1,
- * by libevent's server and libcurl.  The bytes: docs/wire.md.
+ * with libevent's server and libcurl.  docs/wire.md specifies the bytes.
  *
- *   http_wire.c      what requests say
- *   http_listener.c  accepting, by libevent's server (over server.c)
- *   http_conn.c      one client's connection, at the server
- *   http_answer.c    what a client is told
- *   http_client.c    one try of a request, at the client: its steps; the
- * transport http_easy.c      what libcurl is told, and what comes in
- *   http_outcome.c   how a try ended
+ *   http_wire.c      contents of requests
+ *   http_listener.c  accepting, with libevent's server (over server.c)
+ *   http_conn.c      a client's connection at the server
+ *   http_answer.c    replies to clients
+ *   http_client.c    the transport, and the steps of a try at the client
+ *   http_easy.c      libcurl's options and the bytes that it receives
+ *   http_outcome.c   result of a try
  */
 #ifndef VNXI_SIDE_CHANNEL_HTTP_H
 #define VNXI_SIDE_CHANNEL_HTTP_H
@@ -25,33 +25,34 @@
 #include "side_channel/http_wire.h"
 #include "side_channel/server.h"
 
-#define VNXI_HTTP_HEADERS_MAX 8192 /* a request's line and header */
+#define VNXI_HTTP_HEADERS_MAX 8192 /* of a request line and header */
 #define VNXI_HTTP_BODY_MAX 1024    /* a GET has none; it is not read */
 
 /* -- Listener ------------------------------------------------------------- */
 
-/* Where a connection stands, in the order in which room is made. */
+/* States of a connection, in the order of eviction. */
 typedef enum vnxi_http_state {
-    VNXI_HTTP_NEW,   /* libevent is about to have it; never seen by others */
+    VNXI_HTTP_NEW,   /* not libevent's yet; seen only in http_conn.c */
     VNXI_HTTP_KEPT,  /* answered; another request may come */
-    VNXI_HTTP_READ,  /* no whole request yet */
-    VNXI_HTTP_WRITE, /* the reply is not all sent */
+    VNXI_HTTP_READ,  /* the request is not complete yet */
+    VNXI_HTTP_WRITE, /* the reply is not sent completely */
 } vnxi_http_state_t;
 #define VNXI_HTTP_STATES 4
 
 typedef struct vnxi_http_conn vnxi_http_conn_t;
 TAILQ_HEAD(vnxi_http_conns, vnxi_http_conn);
 
-/* The loop thread's alone between its start and its end. */
+/* Used by the loop thread alone while it runs. */
 typedef struct vnxi_http_listener {
     vnxi_server_t super;
     struct evhttp *http;
-    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX]; /* http's */
-    struct event *adopt_event;                            /* for new ones */
-    unsigned batch; /* accepted in this round of the loop */
-    size_t open;    /* connections */
-    /* By state, the longest idle first: READ and KEPT by age (bytes that drip
-     * in make nobody younger), WRITE by the last byte taken. */
+    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX]; /* owned by http */
+    struct event *adopt_event; /* adopts new connections */
+    unsigned batch;            /* accepted in this round of the loop */
+    size_t open;               /* connections */
+    /* By state, the longest idle first: READ and KEPT by age (slowly arriving
+     * bytes do not count), WRITE by the time at which the client last took
+     * bytes. */
     struct vnxi_http_conns conns[VNXI_HTTP_STATES];
     vnxi_name_map_t by_bev; /* the connections by their bufferevent */
 } vnxi_http_listener_t;
@@ -64,39 +65,42 @@ vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
 struct vnxi_http_conn {
     TAILQ_ENTRY(vnxi_http_conn) link; /* listener->conns[state] */
     vnxi_http_listener_t *listener;
-    struct bufferevent *bev;         /* held */
-    struct evhttp_connection *evcon; /* libevent's; NULL: NEW */
+    struct bufferevent *bev;         /* we hold a reference */
+    struct evhttp_connection *evcon; /* owned by libevent; NULL in NEW */
     struct event *timer;
-    uint64_t start;  /* of the exchange: vnxi_clock_ns() */
-    uint64_t active; /* when something last came or went */
+    uint64_t start;  /* of the exchange, by vnxi_clock_ns() */
+    uint64_t active; /* time of the last input or output */
     vnxi_http_state_t state;
-    bool has_sent;    /* something, since `start` */
-    bool turned_away; /* what is being written is no blob */
-    bool counted;     /* why it ends is in the stats */
+    bool has_sent;    /* the client sent something since `start` */
+    bool turned_away; /* the reply being written is not a blob */
+    bool counted;     /* the reason of its end is in the stats */
 };
 
-/* evhttp_set_bevcb(): a connection was accepted and will be libevent's. */
+/* Callback of evhttp_set_bevcb(): a connection was accepted and will be given
+ * to libevent's server. */
 struct bufferevent *vnxi_http_conn_new(struct event_base *base, void *arg);
 
-/* Take up those that libevent has by now. */
+/* Adopt the NEW connections that libevent has by now. */
 void vnxi_http_conn_adopt_all(vnxi_http_listener_t *listener);
 
-/* Whose request this is; NULL: nobody's that was counted. */
+/* Find the connection of a request.  NULL: it has none, since memory ran out
+ * when it was accepted. */
 vnxi_http_conn_t *vnxi_http_conn_of(vnxi_http_listener_t *listener,
                                     struct evhttp_request *request);
 
-/* The reply to `request` is about to be written, and after it was. */
+/* Note that the reply to `request` is about to be written, and that it was
+ * written. */
 void vnxi_http_conn_write(vnxi_http_conn_t *conn);
 void vnxi_http_conn_written(struct evhttp_request *request, void *conn);
 
-/* Close the longest idle connection, of those that cost the least to lose
- * first.  False: there is none. */
+/* Close a connection to make room: from the first state that has any, the
+ * longest idle.  False: there is none. */
 bool vnxi_http_conn_evict(vnxi_http_listener_t *listener);
 
-/* Cut all of them off. */
+/* Close all connections. */
 void vnxi_http_conn_close_all(vnxi_http_listener_t *listener);
 
-/* evhttp_set_gencb(): answer a request that came whole. */
+/* Callback of evhttp_set_gencb(): answer a complete request. */
 void vnxi_http_answer(struct evhttp_request *request, void *listener);
 
 #endif

@@ -1,10 +1,12 @@
 /*
- * Design notes.  Every reply says how long it is, and none is put together
- * from what the client sent.  A blob is written from where it is shared; what
- * is replaced meanwhile is kept for those who are being sent it.
+ * Design notes.  Every reply states its length, and no reply contains data
+ * that the client sent.  A blob is written from the shared copy; a blob that
+ * is replaced meanwhile stays in memory until it has been sent to the clients
+ * that asked for it.
  *
- * Reading stops while a reply is written: libevent would go on to take in what
- * the client sends, and an end of its sending for an end of its interest.
+ * Reading stops while a reply is written.  Otherwise libevent would buffer
+ * more input from the client, and would take the end of that input for a
+ * closed connection.
  */
 #include <stdio.h>
 #include <string.h>
@@ -17,7 +19,7 @@
 #define TEXT "text/plain; charset=utf-8"
 #define BYTES "application/octet-stream"
 
-/* A reply to be. */
+/* A reply to be sent. */
 typedef struct reply {
     int status;
     const char *reason;
@@ -78,7 +80,7 @@ add_length(struct evhttp_request *request, struct evbuffer *body)
     add_header(request, "Content-Length", text);
 }
 
-/* Send it; takes the body. */
+/* Send the reply; takes ownership of the body. */
 static void
 send_reply(vnxi_http_conn_t *conn, struct evhttp_request *request,
            const reply_t *reply)
@@ -89,7 +91,7 @@ send_reply(vnxi_http_conn_t *conn, struct evhttp_request *request,
     struct evbuffer *body = reply->body;
     if (body != NULL &&
         evhttp_request_get_command(request) == EVHTTP_REQ_HEAD) {
-        add_length(request, body); /* libevent would send all of it */
+        add_length(request, body); /* libevent would send the body too */
         body = NULL;
     }
     vnxi_http_conn_write(conn);
@@ -101,7 +103,7 @@ send_reply(vnxi_http_conn_t *conn, struct evhttp_request *request,
     bufferevent_disable(conn->bev, EV_READ);
 }
 
-/* With a body that is a text of ours. */
+/* Send a reply whose body is one of our own texts. */
 static void
 send_text(vnxi_http_conn_t *conn, struct evhttp_request *request, int status,
           const char *reason, const char *text)
@@ -128,16 +130,16 @@ refuse(vnxi_http_conn_t *conn, struct evhttp_request *request,
     } else if (refusals[refusal].status == 405) {
         add_header(request, "Allow", "GET, HEAD");
     }
-    /* Who was turned away need not stay. */
+    /* A refused client gets no further exchange. */
     add_header(request, "Connection", "close");
     send_text(conn, request, refusals[refusal].status,
               refusals[refusal].reason, refusals[refusal].text);
 }
 
-/* -- Who may ask ---------------------------------------------------------- */
+/* -- Access --------------------------------------------------------------- */
 
-/* MACs are compared: that takes the same time wherever the two differ, and
- * tells nothing of their lengths. */
+/* Compare MACs of the two.  The time this takes depends neither on where the
+ * token and the secret differ nor on their lengths. */
 static bool
 is_secret(const vnxi_http_conn_t *conn, const char *token, size_t len)
 {
@@ -150,7 +152,7 @@ is_secret(const vnxi_http_conn_t *conn, const char *token, size_t len)
            vnxi_mac_equal(ours, theirs);
 }
 
-/* Can nobody on the way read what the client sends? */
+/* Is the connection safe from eavesdroppers? */
 static bool
 is_private(const vnxi_http_conn_t *conn)
 {
@@ -185,9 +187,9 @@ may_ask(const vnxi_http_conn_t *conn, struct evhttp_request *request,
     return has_secret && is_secret(conn, token, len);
 }
 
-/* -- What is asked for ---------------------------------------------------- */
+/* -- Resources ------------------------------------------------------------ */
 
-/* Takes the reference to `blob`. */
+/* Make a body of a blob; takes the reference to `blob`. */
 static struct evbuffer *
 body_new(vnxi_blob_t *blob)
 {
@@ -206,7 +208,7 @@ body_new(vnxi_blob_t *blob)
     return body;
 }
 
-/* Takes the reference to `blob`. */
+/* Send a blob; takes the reference to `blob`. */
 static void
 send_blob(vnxi_http_conn_t *conn, struct evhttp_request *request,
           vnxi_blob_t *blob)
@@ -285,7 +287,7 @@ vnxi_http_answer(struct evhttp_request *request, void *arg)
     vnxi_http_conn_t *conn = vnxi_http_conn_of(arg, request);
     enum evhttp_cmd_type method = evhttp_request_get_command(request);
 
-    if (conn == NULL) { /* memory was out, and with it TLS and limits */
+    if (conn == NULL) { /* accepted without memory: no TLS, no limits */
         evhttp_send_error(request, HTTP_SERVUNAVAIL, NULL);
     } else if (method != EVHTTP_REQ_GET && method != EVHTTP_REQ_HEAD) {
         refuse(conn, request, REFUSE_NO_METHOD);

@@ -1,12 +1,11 @@
 /*
- * Design notes.  A try looks the host up as the other transports do
- * (libcurl's own look-up has no deadline that holds), and then drives one
- * libcurl transfer by its multi interface, which never waits.  The sockets
- * that libcurl asks to be watched are in an epoll set, which is what the
- * request waits for; there are several while addresses are tried.
+ * Design notes.  A try looks the host up as the other transports do, because
+ * libcurl's own look-up does not respect a deadline.  It then drives one
+ * libcurl transfer with the multi interface, which never waits.  An epoll set
+ * has the sockets that libcurl asks to be watched; the request waits for that
+ * set.  There are several sockets while libcurl tries several addresses.
  *
- * Where the environment names a proxy the look-up is the proxy's business, or
- * libcurl's.
+ * If the environment names a proxy, the proxy or libcurl looks the host up.
  */
 #include <errno.h>
 #include <poll.h>
@@ -20,7 +19,7 @@
 #include "side_channel/http_easy.h"
 
 #define EVENTS 8
-#define ROUNDS_MAX 16 /* in one step: others have work too */
+#define ROUNDS_MAX 16 /* per step; other requests have work too */
 #define MS UINT64_C(1000000)
 
 typedef struct http_client {
@@ -28,11 +27,11 @@ typedef struct http_client {
     vnxi_lookup_t *lookup;
     CURLM *multi; /* NULL: the host is being looked up */
     int epoll_fd;
-    uint64_t timer; /* when libcurl wants to be called; UINT64_MAX: never */
+    uint64_t timer; /* when to call libcurl; UINT64_MAX: never */
     vnxi_http_easy_t easy;
 } http_client_t;
 
-/* -- What libcurl waits for ----------------------------------------------- */
+/* -- Events that libcurl waits for ---------------------------------------- */
 
 static int
 on_watch(CURL *curl, curl_socket_t fd, int what, void *arg, void *known)
@@ -66,7 +65,7 @@ on_timer(CURLM *multi, long timeout_ms, void *arg)
     return 0;
 }
 
-/* -- Getting there -------------------------------------------------------- */
+/* -- Connecting ----------------------------------------------------------- */
 
 static bool
 environment_has(const char *name)
@@ -75,7 +74,8 @@ environment_has(const char *name)
     return value != NULL && value[0] != '\0';
 }
 
-/* As libcurl reads it.  A token that is not encrypted goes to no proxy. */
+/* May libcurl use a proxy?  Reads the environment as libcurl does.  No proxy
+ * gets a token that is not encrypted. */
 static bool
 may_have_proxy(const vnx_side_channel_options_t *options)
 {
@@ -97,7 +97,8 @@ no_multi(http_client_t *client)
                                           : "libcurl refused");
 }
 
-/* `found` NULL: libcurl knows where to. */
+/* Create the multi handle and the transfer; `found` NULL: libcurl needs no
+ * addresses. */
 static vnx_status_t
 open_multi(http_client_t *client, const vnxi_addresses_t *found)
 {
@@ -157,7 +158,7 @@ begin(http_client_t *client)
 
 /* -- Driving -------------------------------------------------------------- */
 
-/* Let libcurl do what it can; false: nothing is left to do now. */
+/* Let libcurl do what it can now; false: nothing is left to do now. */
 static bool
 drive(http_client_t *client)
 {
@@ -183,7 +184,7 @@ drive(http_client_t *client)
     return count > 0;
 }
 
-/* Did it end?  *code_p says how. */
+/* Has the transfer ended?  *code_p is its result. */
 static bool
 has_ended(http_client_t *client, CURLcode *code_p)
 {
@@ -216,7 +217,7 @@ transfer(http_client_t *client)
     return VNX_IN_PROG;
 }
 
-/* -- The transport's slots ------------------------------------------------ */
+/* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
 http_begin(vnxi_request_t *request)
@@ -280,7 +281,7 @@ http_end(vnxi_request_t *request)
 
 const vnxi_transport_t vnxi_transport_http = {
     .name = "HTTP",
-    .fds = 5, /* a socket or two, our epoll set, libcurl's pair */
+    .fds = 5, /* one or two sockets, our epoll set, a pair of libcurl */
     .listen = vnxi_http_listen,
     .stop = vnxi_server_stop,
     .begin = http_begin,

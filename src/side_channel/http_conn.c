@@ -1,20 +1,21 @@
 /*
- * Design notes.  libevent makes its connection object around a bufferevent of
- * ours, of which it tells us before the socket is in it (vnxi_http_conn_new).
- * Until then a connection of ours is NEW; right after, it is adopted: the
- * connection object is the argument of the bufferevent's callbacks, which is
- * what bufferevent_getcb() is there to tell.  From then on its close callback
- * tells of every end, whoever brought it about.
+ * Design notes.  libevent creates its connection object around a bufferevent
+ * that we supply.  It asks for the bufferevent before the socket is in it
+ * (vnxi_http_conn_new).  Until libevent's object exists, our connection is
+ * NEW.  Soon after that we adopt it: libevent's object is the argument of the
+ * bufferevent's callbacks, and bufferevent_getcb() returns it.  From then on
+ * its close callback reports every end of the connection, whichever side
+ * caused it.
  *
  *   NEW -> READ -> WRITE -> KEPT -> READ ...
  *
- * What libevent refuses by itself, since it is no HTTP or too long, never
- * becomes a request of ours: it is noticed by the reply that is written for a
- * connection that is in READ.
+ * libevent itself refuses input that is not HTTP or too long, and does not
+ * pass it to us as a request.  We notice it when a reply is written on a
+ * connection in READ.
  *
- * One timer a connection, over the whole exchange and over its silences; it
- * is set anew only when it has fired, since what happens meanwhile can only
- * make it later.
+ * Each connection has one timer, for the whole exchange and for its silences.
+ * It is set again only after it has fired, because events in the meantime can
+ * only make it later.
  */
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -31,7 +32,7 @@
 #endif
 
 #define ACCEPT_BATCH 64
-#define WRITE_MAX (512u << 10) /* of one client in a round of the loop */
+#define WRITE_MAX (512u << 10) /* per client and round of the loop */
 #define MS UINT64_C(1000000)
 #define TOO_LONG 413
 #define URI_TOO_LONG 414
@@ -40,8 +41,9 @@
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
 
-/* It owns its SSL.  Its callbacks come from the loop, never from within a call
- * of OpenSSL: they may free the connection. */
+/* Create a bufferevent with TLS, which owns its SSL.  Its callbacks run from
+ * the loop, never inside a call of OpenSSL, because they may free the
+ * connection. */
 static struct bufferevent *
 bev_new_tls(vnxi_http_listener_t *listener)
 {
@@ -67,7 +69,8 @@ is_shaking(const vnxi_http_conn_t *conn)
            !SSL_is_init_finished(bufferevent_openssl_get_ssl(conn->bev));
 }
 
-/* Have the client know that nothing was cut off. */
+/* Tell the client that the stream ends here, so that it knows that nothing was
+ * cut off. */
 static void
 say_goodbye(vnxi_http_conn_t *conn)
 {
@@ -117,7 +120,8 @@ static void on_input(struct evbuffer *input,
 static void on_output(struct evbuffer *output,
                       const struct evbuffer_cb_info *info, void *arg);
 
-/* Ours alone: libevent's connection is gone, or about to. */
+/* Free our part only: libevent's connection is gone, or libevent is about to
+ * free it. */
 static void
 conn_free(vnxi_http_conn_t *conn)
 {
@@ -134,7 +138,7 @@ conn_free(vnxi_http_conn_t *conn)
     free(conn);
 }
 
-/* Why did it end, where nobody has said so yet? */
+/* Count why the connection ended, unless that was counted already. */
 static void
 count_end(vnxi_http_conn_t *conn)
 {
@@ -159,14 +163,14 @@ on_close(struct evhttp_connection *evcon, void *arg)
 
     count_end(conn);
     say_goodbye(conn);
-    /* A forked child may hold a copy of the socket: closing ours would not
-     * tell the client. */
+    /* A forked child may hold a copy of the socket.  Then close() alone would
+     * not tell the client. */
     shutdown(bufferevent_getfd(conn->bev), SHUT_RDWR);
     conn_free(conn);
 }
 
-/* Close, and have the kernel drop what the client did not take.  Only for one
- * that was adopted. */
+/* Close, and let the kernel drop the bytes that the client did not take.  The
+ * connection must be adopted. */
 static void
 conn_reset(vnxi_http_conn_t *conn)
 {
@@ -182,13 +186,13 @@ static void
 conn_drop(vnxi_http_conn_t *conn)
 {
     if (conn->state == VNXI_HTTP_KEPT) {
-        evhttp_connection_free(conn->evcon); /* nobody is cut off */
+        evhttp_connection_free(conn->evcon); /* it waits for no reply */
     } else {
         conn_reset(conn);
     }
 }
 
-/* -- What comes and goes -------------------------------------------------- */
+/* -- Input and output ----------------------------------------------------- */
 
 static void
 on_input(struct evbuffer *input, const struct evbuffer_cb_info *info,
@@ -211,7 +215,8 @@ on_input(struct evbuffer *input, const struct evbuffer_cb_info *info,
     conn->has_sent = true;
 }
 
-/* The status of the reply that `output` begins with; 0: none is there. */
+/* Return the status of the reply at the start of `output`; 0: there is none.
+ */
 static int
 status_of(struct evbuffer *output)
 {
@@ -225,14 +230,14 @@ status_of(struct evbuffer *output)
     return atoi(line + 9);
 }
 
-/* A reply that libevent writes by itself. */
+/* Count a reply that libevent writes on its own. */
 static void
 note_refusal(vnxi_http_conn_t *conn, struct evbuffer *output)
 {
     int status = status_of(output);
 
     if (status < 400) {
-        return; /* 100: go on */
+        return; /* such as 100, Continue */
     }
     conn->turned_away = true;
     vnxi_stat_refused(conn->listener->super.stats,
@@ -258,7 +263,7 @@ on_output(struct evbuffer *output, const struct evbuffer_cb_info *info,
                         info->n_deleted);
     conn->active = vnxi_clock_ns();
     if (conn->state == VNXI_HTTP_WRITE) {
-        conn_move(conn, VNXI_HTTP_WRITE); /* who takes is not idle */
+        conn_move(conn, VNXI_HTTP_WRITE); /* taking bytes is not idle */
     }
 }
 
@@ -299,9 +304,9 @@ on_timer(evutil_socket_t fd, short what, void *arg)
     conn_drop(conn);
 }
 
-/* -- Beginnings ----------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
-/* Takes `bev`; NULL, and it is freed, where memory is out. */
+/* Create the connection; takes `bev`.  NULL: no memory, and `bev` is freed. */
 static vnxi_http_conn_t *
 conn_new(vnxi_http_listener_t *listener, struct bufferevent *bev)
 {
@@ -331,8 +336,8 @@ err_bev:
     return NULL;
 }
 
-/* Where this fails libevent goes on with a bufferevent of its own, and the
- * client is told to come later: vnxi_http_conn_of(). */
+/* If this fails, libevent goes on with a bufferevent of its own, and the
+ * client is told to come back later: see vnxi_http_conn_of(). */
 struct bufferevent *
 vnxi_http_conn_new(struct event_base *base, void *arg)
 {
@@ -354,7 +359,7 @@ vnxi_http_conn_new(struct event_base *base, void *arg)
     if (conn == NULL) {
         return NULL;
     }
-    bufferevent_incref(bev); /* ours beside libevent's */
+    bufferevent_incref(bev); /* our reference, besides that of libevent */
     conn->state = VNXI_HTTP_NEW;
     TAILQ_INSERT_TAIL(&listener->conns[VNXI_HTTP_NEW], conn, link);
     listener->open++;
@@ -362,7 +367,8 @@ vnxi_http_conn_new(struct event_base *base, void *arg)
     return bev;
 }
 
-/* By the address that accept() told: one that was reset has none any more. */
+/* Has the address used up its rate?  Uses the address that accept() returned,
+ * because a connection that was reset has none any more. */
 static bool
 comes_too_often(const vnxi_http_conn_t *conn)
 {
@@ -388,7 +394,7 @@ conn_adopt(vnxi_http_conn_t *conn)
 
     bufferevent_getcb(bev, NULL, NULL, NULL, &evcon);
     if (evcon == NULL) {
-        conn_free(conn); /* libevent had no memory for it */
+        conn_free(conn); /* libevent had no memory for its object */
         return;
     }
     conn->evcon = evcon;
@@ -401,11 +407,11 @@ conn_adopt(vnxi_http_conn_t *conn)
         return;
     }
     if (vnxi_server_has_left(fd)) {
-        conn_reset(conn); /* before any TLS begins */
+        conn_reset(conn); /* before TLS begins */
         return;
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    /* What a client sends beyond is held back by the kernel, not kept. */
+    /* Limit the buffered input; the kernel holds back the rest. */
     bufferevent_setwatermark(bev, EV_READ, 0, 2 * VNXI_HTTP_HEADERS_MAX);
     bufferevent_set_max_single_write(bev, WRITE_MAX);
     evbuffer_add_cb(bufferevent_get_input(bev), on_input, conn);
@@ -440,7 +446,7 @@ vnxi_http_conn_of(vnxi_http_listener_t *listener,
 void
 vnxi_http_conn_write(vnxi_http_conn_t *conn)
 {
-    if (conn->state == VNXI_HTTP_KEPT) { /* it came with the one before */
+    if (conn->state == VNXI_HTTP_KEPT) { /* came with the previous one */
         conn->start = conn->active = vnxi_clock_ns();
         conn->turned_away = false;
     }
@@ -461,7 +467,7 @@ vnxi_http_conn_written(struct evhttp_request *request, void *arg)
     conn_move(conn, VNXI_HTTP_KEPT);
 }
 
-/* -- Many ----------------------------------------------------------------- */
+/* -- All connections ------------------------------------------------------ */
 
 bool
 vnxi_http_conn_evict(vnxi_http_listener_t *listener)

@@ -1,12 +1,12 @@
 /*
- * Design notes.  Nothing that the other side sends is believed: the body grows
- * with what came, up to max_frame, whatever length was announced; a reply that
- * does not tell its end is refused, since a cut one could not be told from a
- * whole one; redirects are not followed; no text of a reply is shown to
- * anybody, since it may repeat the token.
+ * Design notes.  The data of the peer is not trusted.  The body grows with the
+ * bytes that arrive, up to max_frame, whatever length was announced.  A reply
+ * that does not mark its end is refused, because a truncated one would look
+ * complete.  Redirects are not followed.  No text of a reply is shown to
+ * anybody, because it may repeat the token.
  *
- * libcurl trusts the system's authorities beside those of a file unless it is
- * told not to.
+ * libcurl trusts the system's authorities in addition to those of a file,
+ * unless it is told not to.
  */
 #include "side_channel/http_easy.h"
 
@@ -23,7 +23,7 @@
 #define CHUNK (64u << 10)
 #define EYEBALLS_MS 250L
 
-/* -- What comes ----------------------------------------------------------- */
+/* -- Receiving ------------------------------------------------------------ */
 
 static bool
 stop(vnxi_http_easy_t *easy, vnx_status_t why)
@@ -41,7 +41,8 @@ vnxi_http_easy_length(const vnxi_http_easy_t *easy)
     return length;
 }
 
-/* Room for `more` bytes: by doubling, but not beyond what was announced. */
+/* Make room for `more` bytes: by doubling, but not beyond the announced
+ * length. */
 static bool
 body_reserve(vnxi_http_easy_t *easy, size_t more)
 {
@@ -73,7 +74,7 @@ body_add(vnxi_http_easy_t *easy, const void *data, size_t len)
     const vnxi_request_t *request = easy->request;
 
     if (vnxi_clock_ns() >= request->deadline) {
-        return stop(easy, VNX_ERR_TIMEOUT); /* who floods us meets it too */
+        return stop(easy, VNX_ERR_TIMEOUT); /* also for a peer that floods */
     }
     if (len > request->options->max_frame - easy->len) {
         return stop(easy, VNX_ERR_MISMATCH);
@@ -102,15 +103,15 @@ on_header(char *data, size_t size, size_t count, void *arg)
     const size_t name_len = sizeof name - 1;
 
     if (len >= 5 && memcmp(data, "HTTP/", 5) == 0) {
-        easy->is_chunked = false; /* another reply, after a 100 or a proxy's */
+        easy->is_chunked = false; /* a new reply, after a 100 or a proxy's */
     } else if (len > name_len && strncasecmp(data, name, name_len) == 0) {
         easy->is_chunked = memmem(data, len, "chunked", 7) != NULL;
     }
     return len;
 }
 
-/* A bearer token is the secret itself: unencrypted it goes to this machine
- * only. */
+/* May the token be sent to this address?  A bearer token is the secret itself,
+ * so it goes unencrypted to this machine only. */
 static bool
 may_carry_token(const vnxi_http_easy_t *easy, const vnxi_address_t *to)
 {
@@ -120,7 +121,7 @@ may_carry_token(const vnxi_http_easy_t *easy, const vnxi_address_t *to)
            vnxi_address_is_loopback(to);
 }
 
-/* As libcurl does it, but never inherited by a child, and noted. */
+/* Open a socket as libcurl would, but close-on-exec, and record it. */
 static curl_socket_t
 on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
 {
@@ -143,9 +144,10 @@ on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
     return easy->fd;
 }
 
-/* -- What is told --------------------------------------------------------- */
+/* -- Options of libcurl --------------------------------------------------- */
 
-/* IPv6 addresses stand in brackets, with their zone's '%' escaped. */
+/* Write a host for a URL: IPv6 addresses in brackets, and the '%' of their
+ * zone escaped. */
 static void
 host_text(const char *host, const char *percent, char *text, size_t size)
 {
@@ -215,7 +217,7 @@ make_headers(vnxi_http_easy_t *easy)
     return done;
 }
 
-/* "host:port:address,address", the addresses that were found. */
+/* Make "host:port:address,address" from the addresses that were found. */
 static bool
 make_addresses(vnxi_http_easy_t *easy, const vnxi_addresses_t *found)
 {
@@ -241,7 +243,8 @@ make_addresses(vnxi_http_easy_t *easy, const vnxi_addresses_t *found)
     return done;
 }
 
-/* Where the certificate is for another name: connect to the host for it. */
+/* If the certificate is for another name, let libcurl connect to the host for
+ * that name. */
 static bool
 make_target(vnxi_http_easy_t *easy)
 {
@@ -256,8 +259,9 @@ make_target(vnxi_http_easy_t *easy)
     return list_add(&easy->target, line);
 }
 
-/* Where an option is not known to the libcurl that runs, it has no such
- * danger either, but for those that are checked. */
+/* Set the options of libcurl.  An older libcurl may not know an option; then
+ * it does not have the danger that the option averts either.  The options that
+ * must work are checked. */
 static bool
 tell(vnxi_http_easy_t *easy)
 {
@@ -280,15 +284,15 @@ tell(vnxi_http_easy_t *easy)
     vnxi_curl.easy_setopt(curl, CURLOPT_HAPPY_EYEBALLS_TIMEOUT_MS,
                           EYEBALLS_MS);
     vnxi_curl.easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION);
-    vnxi_curl.easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no such bodies */
+    vnxi_curl.easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no error bodies */
     vnxi_curl.easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE,
                           (curl_off_t)options->max_frame);
 #if LIBCURL_VERSION_NUM >= 0x075700
     vnxi_curl.easy_setopt(curl, CURLOPT_QUICK_EXIT,
-                          1L); /* waits for no look-up */
+                          1L); /* does not wait for look-ups */
 #endif
     if (options->secret != NULL && !options->tls) {
-        /* A proxy on this machine would send the token on. */
+        /* A proxy on this machine would forward the token. */
         vnxi_curl.easy_setopt(curl, CURLOPT_PROXY, "");
     }
     if (options->tls_ca != NULL) {

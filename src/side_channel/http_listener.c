@@ -1,7 +1,7 @@
 /*
- * Design notes.  libevent's HTTP server accepts the connections, and would do
- * so until there are no more.  After a batch the acceptors rest for a round of
- * the loop, so that a storm never starves those who are being served.
+ * Design notes.  libevent's HTTP server accepts connections until none is
+ * left.  After a batch the acceptors pause for one round of the loop, so that
+ * a storm of connections does not starve the clients being served.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 #include "net/loop.h"
 #include "side_channel/http.h"
 
-/* libevent's own timeout, 50 s, is put out of the way of ours. */
+/* Makes libevent's own timeout, 50 s, so long that only ours matters. */
 #define NEVER_S 1000000
 
 /* -- Accepting ------------------------------------------------------------ */
@@ -46,8 +46,8 @@ on_adopt(evutil_socket_t fd, short what, void *arg)
     vnxi_http_conn_adopt_all(listener);
 }
 
-/* accept() failed for a reason that is not the client's.  `arg` is libevent's
- * own. */
+/* accept() failed for a reason that is not the client's.  `arg` belongs to
+ * libevent. */
 static void
 on_starved(struct evconnlistener *acceptor, void *arg)
 {
@@ -57,9 +57,9 @@ on_starved(struct evconnlistener *acceptor, void *arg)
                         err);
 }
 
-/* -- Life ----------------------------------------------------------------- */
+/* -- Creation and end ----------------------------------------------------- */
 
-/* A listener in any stage of its making, and no thread. */
+/* Free a listener whose creation may be incomplete.  No thread runs. */
 static void
 listener_free(vnxi_server_t *super)
 {
@@ -67,7 +67,7 @@ listener_free(vnxi_server_t *super)
 
     vnxi_http_conn_close_all(listener);
     if (listener->http != NULL) {
-        evhttp_free(listener->http); /* and the acceptors */
+        evhttp_free(listener->http); /* frees the acceptors too */
     }
     vnxi_loop_event_free(listener->adopt_event);
     vnxi_server_fini(&listener->super);
@@ -105,8 +105,8 @@ create_server(vnxi_http_listener_t *listener)
     evhttp_set_timeout_tv(http, &never);
     evhttp_set_max_headers_size(http, VNXI_HTTP_HEADERS_MAX);
     evhttp_set_max_body_size(http, VNXI_HTTP_BODY_MAX);
-    /* Which of them we know is said by vnxi_http_answer(); after a CONNECT
-     * libevent would keep the connection. */
+    /* Let all methods through to vnxi_http_answer(), which refuses those that
+     * we do not serve.  Except CONNECT: libevent would keep its connection. */
     evhttp_set_allowed_methods(http, UINT16_MAX & ~EVHTTP_REQ_CONNECT);
     evhttp_set_default_content_type(http, NULL);
     evhttp_set_bevcb(http, vnxi_http_conn_new, listener);

@@ -1,7 +1,7 @@
 /*
- * Design notes.  What a failure is called is decided here, in the words that
- * the other transports have for it.  libcurl's own words are shown where they
- * say more; those of the other side never are.
+ * Design notes.  This file maps failures to statuses and to the words that the
+ * other transports use.  It shows libcurl's text if that says more, but never
+ * a text of the peer.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 
 #define REASON_MAX 256
 
-/* -- What it came to ------------------------------------------------------ */
+/* -- Results -------------------------------------------------------------- */
 
 static bool
 has_happened(const vnxi_http_easy_t *easy, CURLINFO when)
@@ -24,7 +24,8 @@ has_happened(const vnxi_http_easy_t *easy, CURLINFO when)
            vnxi_curl.easy_getinfo(easy->curl, when, &us) == CURLE_OK && us > 0;
 }
 
-/* libcurl takes the time of a connection when TLS is up, too. */
+/* Was the connection made?  libcurl sets the time of a connection when TLS is
+ * up, too. */
 static bool
 is_connected(const vnxi_http_easy_t *easy)
 {
@@ -76,7 +77,7 @@ failed_too_long(const vnxi_http_easy_t *easy)
     return vnxi_http_easy_failed(easy, VNX_ERR_MISMATCH, reason);
 }
 
-/* A status other than 200. */
+/* The reply has a status other than 200. */
 static vnx_status_t
 failed_status(const vnxi_http_easy_t *easy, long code)
 {
@@ -128,7 +129,7 @@ failed_early(const vnxi_http_easy_t *easy)
     return vnxi_http_easy_failed(easy, VNX_ERR_BACKEND, reason);
 }
 
-/* libcurl's words, or the system's where they are more to the point. */
+/* Return libcurl's text, or the system's if that is more precise. */
 static const char *
 words(const vnxi_http_easy_t *easy, CURLcode code)
 {
@@ -142,7 +143,7 @@ words(const vnxi_http_easy_t *easy, CURLcode code)
     return easy->text[0] != '\0' ? easy->text : vnxi_curl.easy_strerror(code);
 }
 
-/* OpenSSL's words for bytes that are no TLS. */
+/* Does the text of OpenSSL say that the bytes are not TLS? */
 static bool
 is_not_tls(const char *text)
 {
@@ -257,7 +258,7 @@ vnxi_http_easy_take(vnxi_http_easy_t *easy, CURLcode code)
             easy, VNX_ERR_MISMATCH,
             "a reply without a length: its end could not be told from a cut");
     }
-    if (easy->body == NULL) { /* not NULL, even when empty */
+    if (easy->body == NULL) { /* the result is not NULL, even if empty */
         easy->body = malloc(1);
     }
     if (easy->body == NULL) {

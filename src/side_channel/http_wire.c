@@ -9,7 +9,7 @@
 
 /* -- Targets -------------------------------------------------------------- */
 
-/* The value of a hexadecimal digit; -1: it is none. */
+/* Return the value of a hexadecimal digit; -1: it is not one. */
 static int
 digit(char c)
 {
@@ -20,8 +20,8 @@ digit(char c)
     return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* The byte that `text` begins with, as it is or escaped; -1: a broken escape.
- * *len_p: how many characters stand for it. */
+/* Return the first byte of `text`, plain or escaped; -1: the escape is broken.
+ * *len_p: the number of characters it takes. */
 static int
 decode(const char *text, size_t *len_p)
 {
@@ -73,9 +73,9 @@ vnxi_http_target_parse(const char *path, vnxi_http_target_t *out_p)
     }
 }
 
-/* Those that stand for themselves everywhere in a path, and the comma, with
- * which ranks are written.  A dot does not: "." and ".." are taken out of
- * paths on the way. */
+/* May a byte be written unescaped?  Those are the bytes that have no special
+ * meaning anywhere in a path, and the comma, which ranks contain.  A dot is
+ * escaped, because proxies and libraries remove "." and ".." from paths. */
 static bool
 is_plain(unsigned char byte)
 {
@@ -142,7 +142,7 @@ vnxi_http_etag_is_in(const char *field, const char *etag)
     }
     for (;;) {
         if (strncmp(field, "W/", 2) == 0) {
-            field += 2; /* weak ones are compared as strong ones are */
+            field += 2; /* weak tags are compared like strong ones */
         }
         if (strncmp(field, etag, len) == 0) {
             const char *end = skip_blanks(field + len);
@@ -150,7 +150,7 @@ vnxi_http_etag_is_in(const char *field, const char *etag)
                 return true;
             }
         }
-        if (field[0] == '"') { /* a tag may hold commas */
+        if (field[0] == '"') { /* a tag may contain commas */
             field += 1 + strcspn(field + 1, "\"");
         }
         field += strcspn(field, ",");

@@ -9,12 +9,12 @@
 
 #define CONNECTIONS_MAX 4096
 #define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
-/* Some transports write a status before a blob, and the length of both has to
+/* Some transports write a status before a blob, and the length of both must
  * fit into 32 bits. */
 #define MAX_FRAME_LIMIT (UINT32_MAX - 64)
 
-/* Half of the file descriptors that the process may have, since it has other
- * uses for them. */
+/* Half of the process's limit of file descriptors, since it has other uses for
+ * them. */
 static uint32_t
 default_connections(void)
 {
@@ -55,7 +55,7 @@ set_defaults(vnx_side_channel_options_t *options)
     }
 }
 
-/* Over TCP a secret is a key of TLS, in the place of certificates. */
+/* Over TCP, a secret is a TLS key and replaces certificates. */
 static vnx_status_t
 use_secret(bool is_given, vnx_side_channel_options_t *options,
            vnx_error_t *error)
@@ -71,7 +71,7 @@ use_secret(bool is_given, vnx_side_channel_options_t *options,
     return VNX_OK;
 }
 
-/* The secret itself is in no message. */
+/* Check the options.  No message contains the secret itself. */
 static vnx_status_t
 check(const vnx_side_channel_options_t *options, vnx_error_t *error)
 {
@@ -105,7 +105,8 @@ copy_string(const char **string)
     return *string != NULL;
 }
 
-/* False: no memory; what was copied is freed, the rest is NULL. */
+/* Replace the strings by copies.  False: no memory; the copies are freed and
+ * all strings are NULL. */
 static bool
 copy_strings(vnx_side_channel_options_t *options)
 {

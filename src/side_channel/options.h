@@ -1,29 +1,29 @@
 /*
  * The options of a side channel: read from a caller of any version, checked,
- * with every default, and with strings of our own.
+ * completed with the defaults, and with their own copies of the strings.
  */
 #ifndef VNXI_SIDE_CHANNEL_OPTIONS_H
 #define VNXI_SIDE_CHANNEL_OPTIONS_H
 
 #include <vnx/side_channel.h>
 
-/* Values of `tls` in options that were read. */
+/* Values of `tls` after vnxi_options_read(). */
 #define VNXI_TLS_NONE 0u
 #define VNXI_TLS_CERTIFICATE 1u
-#define VNXI_TLS_SECRET                                 \
-    2u /* TLS 1.3 with a key that is made of the secret \
+#define VNXI_TLS_SECRET                              \
+    2u /* TLS 1.3 with a key derived from the secret \
         */
 
 /* Read the options of a channel of that kind.  `given` may be NULL.  On VNX_OK
- * *out_p has every option but the strings that stay NULL, and `tls` is one of
- * VNXI_TLS_*; owned: vnxi_options_fini().  Statuses:
- * vnx_side_channel_create(). */
+ * *out_p has every option except strings without a default, which stay NULL;
+ * `tls` is one of VNXI_TLS_*.  *out_p is owned: vnxi_options_fini().
+ * Statuses: vnx_side_channel_create(). */
 vnx_status_t vnxi_options_read(vnx_side_channel_kind_t kind,
                                const vnx_side_channel_options_t *given,
                                vnx_side_channel_options_t *out_p,
                                vnx_error_t *error);
 
-/* Free the strings; the secret is wiped.  May be called again. */
+/* Free the strings and wipe the secret.  May be called again. */
 void vnxi_options_fini(vnx_side_channel_options_t *options);
 
 #endif

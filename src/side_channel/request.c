@@ -53,7 +53,7 @@ vnxi_request_no_memory(vnxi_request_t *request, size_t size)
     return vnxi_error_no_memory(&request->answer.error, VNXI_OP_REQUEST, size);
 }
 
-/* -- Making --------------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
 bool
 vnxi_request_init(vnxi_request_t *request,
@@ -114,7 +114,7 @@ vnxi_request_fini(vnxi_requests_t *set, vnxi_request_t *request)
     free(request->text);
 }
 
-/* With the answer as it stands. */
+/* End the request with its current answer. */
 static void
 end(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
 {
@@ -134,7 +134,8 @@ vnxi_request_cancel(vnxi_requests_t *set, vnxi_request_t *request)
 
 /* -- Trying --------------------------------------------------------------- */
 
-/* The peer, or its name, is not there yet, or it broke off. */
+/* Might another try succeed?  The peer or its name does not exist yet, or the
+ * peer broke off. */
 static bool
 is_worth_another_try(const vnxi_request_t *request, vnx_status_t status)
 {
@@ -142,8 +143,8 @@ is_worth_another_try(const vnxi_request_t *request, vnx_status_t status)
            (status == VNX_ERR_NOT_FOUND && !request->answered);
 }
 
-/* Half of it at random, so that a crowd that was sent away together does not
- * come back together. */
+/* Compute the time until the next try.  Half of it is random, so that clients
+ * that were refused at the same time do not all return at the same time. */
 static uint64_t
 backoff_ns(vnxi_request_t *request, uint64_t now)
 {
@@ -185,7 +186,7 @@ try_failed(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
     end(set, request, status);
 }
 
-/* Returns 0 or errno. */
+/* Register the descriptor.  Returns 0 or errno. */
 static int
 watch(vnxi_requests_t *set, vnxi_request_t *request)
 {
@@ -244,7 +245,7 @@ vnxi_request_try(vnxi_requests_t *set, vnxi_request_t *request)
     }
 }
 
-/* Its time has come. */
+/* The request is due. */
 static void
 wake(vnxi_requests_t *set, vnxi_request_t *request, uint64_t now)
 {
@@ -255,7 +256,7 @@ wake(vnxi_requests_t *set, vnxi_request_t *request, uint64_t now)
             vnxi_request_try(set, request);
         }
     } else if (request->state == VNXI_REQUEST_RESTING) {
-        end(set, request, request->answer.status); /* the last try's */
+        end(set, request, request->answer.status); /* of the last try */
     } else {
         vnxi_request_failed(request, VNX_ERR_TIMEOUT, "waiting to ask",
                             request->host, "timed out");

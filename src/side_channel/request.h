@@ -1,13 +1,13 @@
 /*
- * Requests under way at the client.
+ * Requests in progress at the client.
  *
- * A set has as many requests as one likes, all run by one thread at a time.
- * vnxi_requests_run() waits until all have ended; or the program waits for a
- * descriptor in a loop of its own (side_channel.h).
+ * A set has any number of requests, all run by one thread at a time.  Either
+ * vnxi_requests_run() waits until all have ended, or the program waits for a
+ * descriptor in its own loop (side_channel.h).
  *
- * One request belongs to the set, which tries it and tries it again, and in
- * each try to its transport, which makes what it needs in begin() and frees it
- * in end().
+ * Each request belongs to its set, which tries it, and tries it again if that
+ * fails.  During a try it belongs to its transport, which creates its own
+ * state in begin() and frees it in end().
  */
 #ifndef VNXI_SIDE_CHANNEL_REQUEST_H
 #define VNXI_SIDE_CHANNEL_REQUEST_H
@@ -33,30 +33,31 @@ typedef struct vnxi_request {
     /* Constant: */
     const char *host;
     int port;
-    const void *key; /* not NULL; 0 bytes: the default */
+    const void *key; /* not NULL; 0 bytes: the default key */
     size_t key_len;
     const char *endpoint; /* "host:port" for errors */
     const vnx_side_channel_options_t *options;
-    uint64_t start, deadline; /* vnxi_clock_ns(): over all tries */
+    uint64_t start, deadline; /* vnxi_clock_ns(); they cover all tries */
     char *text;               /* owned: host, key and endpoint */
     /* Written by the transport, during a try: */
-    void *client;  /* its own; NULL: begin() failed, or it is not trying */
-    int fd;        /* what it waits for; -1: nothing but the time.  May be
-                      closed in the next step */
+    void *client; /* the transport's state; NULL: begin() failed, or no try is
+                     running */
+    int fd; /* descriptor to wait for; -1: wait for the time only.  The next
+               step may close it */
     short events;  /* POLLIN, POLLOUT */
-    uint64_t wake; /* step again at this time at the latest; UINT64_MAX: the
-                      deadline will do */
-    bool answered; /* VNX_ERR_NOT_FOUND is what the other side said: asking
-                      again would not change it */
+    uint64_t wake; /* call step() at this time at the latest; UINT64_MAX: at
+                      the deadline */
+    bool answered; /* the peer itself answered VNX_ERR_NOT_FOUND: another try
+                      would not change that */
     vnx_side_channel_answer_t answer; /* metadata and error */
-    /* The set's: */
+    /* Written by the set: */
     vnxi_request_state_t state;
-    int watched; /* the descriptor that was last registered; -1: none */
+    int watched; /* descriptor registered last; -1: none */
     uint32_t retries, backoff_ms;
-    uint64_t due; /* look at it at this time */
+    uint64_t due; /* time at which to check the request */
 } vnxi_request_t;
 
-/* -- One of them ---------------------------------------------------------- */
+/* -- One request ---------------------------------------------------------- */
 
 /* Write the record of a failure: "<phase> <whom>: <reason> (after 12 ms)" with
  * the endpoint as the peer; returns `status`. */
@@ -64,17 +65,19 @@ vnx_status_t vnxi_request_failed(vnxi_request_t *request, vnx_status_t status,
                                  const char *phase, const char *whom,
                                  const char *reason);
 
-/* The other side answered that it does not serve the key: VNX_ERR_NOT_FOUND
- * and its record. */
+/* Write the record for a peer that answered that it does not serve the key.
+ * Returns VNX_ERR_NOT_FOUND. */
 vnx_status_t vnxi_request_no_key(vnxi_request_t *request);
 
-/* VNX_ERR_NO_MEMORY and its record. */
+/* Write the record for an allocation of `size` bytes that failed.  Returns
+ * VNX_ERR_NO_MEMORY. */
 vnx_status_t vnxi_request_no_memory(vnxi_request_t *request, size_t size);
 
 /* -- A set ---------------------------------------------------------------- */
 
-/* `params` (checked, their `size` the size of each) and what they point to are
- * copied; `options` is borrowed.  Begins nothing yet, but the time of each
+/* Create a set of `count` requests.  `params` were checked, and each has the
+ * `size` of this library's struct; they and what they point to are copied.
+ * `options` is borrowed.  Nothing begins yet, but the time of each request
  * counts from now.  Returns owned: vnxi_requests_free().  VNX_ERR_NO_MEMORY,
  * VNX_ERR_BACKEND (no descriptor). */
 vnx_status_t

@@ -1,19 +1,20 @@
 /*
- * Design notes.  A request needs nothing of the channel but constants, so it
- * works in a forked child too, and takes no lock.
+ * Design notes.  A request needs only constants of the channel, so it works in
+ * a forked child too, and takes no lock.
  *
- * One epoll set for all requests of a set (none if there is just one and it is
- * waited for).  Registrations are one-shot and set again after each step: a
- * descriptor that a transport closed, and that lives on in a forked child, can
- * be heard of once at most, and a step for no reason does no harm.
+ * A set has one epoll set for all its requests, or none for a single request
+ * that is waited for.  Registrations are one-shot and renewed after each step.
+ * So a descriptor that a transport closed, and that lives on in a forked
+ * child, is reported at most once.  A step without a reason does no harm.
  *
  * A request whose peer is not there rests, and is tried again when it is due.
- * All are looked at only once `next_due` is past.
+ * The requests are checked only once `next_due` is past.
  *
- * As many are begun as half of the file descriptors that the process may have;
- * the rest waits for its turn, while its time runs.  A few are begun in each
- * round: those that are answered at once make room, and what they held is
- * still in the processor's caches when the next are begun.
+ * The number of requests that are tried at once is limited to half of the file
+ * descriptors that the process may have.  The others wait for their turn, and
+ * their time runs.  A few requests begin in each round.  Those that are
+ * answered quickly make room, and their memory is still in the processor's
+ * caches when the next ones begin.
  */
 #include "side_channel/request_set.h"
 
@@ -31,13 +32,13 @@
 #include "side_channel/channel.h"
 
 #define EVENTS 64
-#define ROUNDS_MAX 64 /* in one call; others have work too */
-#define BEGIN_MAX 32  /* in one round */
+#define ROUNDS_MAX 64 /* per call; other code has work too */
+#define BEGIN_MAX 32  /* per round */
 #define WINDOW_MAX 8192
-#define TIMER UINT32_MAX /* as the index of an event */
+#define TIMER UINT32_MAX /* index of an event: the timer */
 #define MS UINT64_C(1000000)
 
-/* -- Making --------------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
 static size_t
 window_size(const vnxi_transport_t *transport)
@@ -133,9 +134,9 @@ vnxi_requests_free(vnxi_requests_t *set)
     free(set);
 }
 
-/* -- All of them ---------------------------------------------------------- */
+/* -- All requests --------------------------------------------------------- */
 
-/* Is there one whose turn has come? */
+/* May another request begin? */
 static bool
 has_next(const vnxi_requests_t *set)
 {
@@ -171,7 +172,8 @@ check_due(vnxi_requests_t *set)
     }
 }
 
-/* After anything that may have ended some: `next_due` is right then. */
+/* Handle what is due, and begin requests.  Called after anything that may have
+ * ended requests; afterwards `next_due` is correct. */
 static void
 look_at_all(vnxi_requests_t *set)
 {
@@ -184,11 +186,11 @@ timer_drain(vnxi_requests_t *set)
 {
     uint64_t times;
     ssize_t got = read(set->timer_fd, &times, sizeof times);
-    (void)got; /* it is only to be readable no more */
+    (void)got; /* makes the timer unreadable; the value is not used */
 }
 
-/* As epoll_wait().  One request that is waited for needs no set, and no
- * descriptor beside its own. */
+/* Wait like epoll_wait().  A single request that is waited for needs no set,
+ * and no descriptor except its own. */
 static int
 set_wait(vnxi_requests_t *set, struct epoll_event events[EVENTS],
          int timeout_ms)
@@ -203,7 +205,8 @@ set_wait(vnxi_requests_t *set, struct epoll_event events[EVENTS],
     return poll(&entry, 1, timeout_ms);
 }
 
-/* Wait for `timeout_ms` at most and do what there is to do; -1 and errno. */
+/* Wait up to `timeout_ms`, then handle the events.  Returns their number, or
+ * -1 with errno set. */
 static int
 set_round(vnxi_requests_t *set, int timeout_ms)
 {
@@ -225,7 +228,7 @@ set_round(vnxi_requests_t *set, int timeout_ms)
     return count;
 }
 
-/* Rounded up, so that a wait never ends before its time. */
+/* Return the time to wait, rounded up, so that a wait never ends early. */
 static int
 round_ms(const vnxi_requests_t *set, uint64_t now, uint64_t most_ms)
 {
@@ -255,7 +258,7 @@ vnxi_requests_run(vnxi_requests_t *set, bool (*interrupted)(void *arg),
     uint64_t most_ms = interrupted != NULL ? VNXI_REQUESTS_SLICE_MS : 60000;
     uint64_t asked = vnxi_clock_ns();
 
-    look_at_all(set); /* sets the first next_due, from 0 */
+    look_at_all(set); /* next_due is 0: sets it */
     while (set->open > 0) {
         uint64_t now = vnxi_clock_ns();
         int count = set_round(set, round_ms(set, now, most_ms));
@@ -280,7 +283,7 @@ timer_arm(vnxi_requests_t *set)
     struct itimerspec when = {0};
 
     if (has_next(set)) {
-        when.it_value.tv_nsec = 1; /* long past: at once */
+        when.it_value.tv_nsec = 1; /* in the past: fires at once */
     } else if (set->open > 0 && set->next_due != UINT64_MAX) {
         when.it_value = vnxi_clock_timespec(set->next_due);
     }
@@ -330,7 +333,7 @@ vnxi_requests_take(vnxi_requests_t *set, size_t index,
     set->list[index].answer.metadata = NULL;
 }
 
-/* -- Asking, of a channel ------------------------------------------------- */
+/* -- Requests of a channel ------------------------------------------------ */
 
 static vnx_status_t
 check(const vnx_side_channel_request_params_t *params, vnx_error_t *error)
@@ -352,7 +355,8 @@ check(const vnx_side_channel_request_params_t *params, vnx_error_t *error)
                           error);
 }
 
-/* All of them in this library's form; the first one's size is that of each. */
+/* Convert all parameters to this library's struct; all of them have the size
+ * of the first. */
 static vnx_status_t
 read_all(const vnx_side_channel_request_params_t *given, size_t count,
          vnx_side_channel_request_params_t *out_p, vnx_error_t *error)

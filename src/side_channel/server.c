@@ -21,7 +21,7 @@
 #include "side_channel/tls.h"
 #endif
 
-#define PAUSE_MS 50 /* of accepting, when the system has nothing to give */
+#define PAUSE_MS 50 /* of accepting, when the system is out of resources */
 
 /* -- Accepting ------------------------------------------------------------ */
 
@@ -60,7 +60,7 @@ reserve_open(void)
     return open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-/* Take a client with the reserve's descriptor, and close it. */
+/* Accept a client with the reserved descriptor, and close it. */
 static void
 refuse_one(vnxi_server_t *server, int fd)
 {
@@ -76,8 +76,7 @@ refuse_one(vnxi_server_t *server, int fd)
     server->reserve_fd = reserve_open();
 }
 
-/* accept() says that no descriptor is left whether or not a client is there.
- */
+/* accept() reports that no descriptor is left even if no client is waiting. */
 static bool
 has_client(int fd)
 {
@@ -93,7 +92,7 @@ vnxi_server_starved(vnxi_server_t *server, int fd, int err)
         return;
     }
     if (!has_client(fd) || server->ops->evict(server)) {
-        return; /* accepted in the next round */
+        return; /* the next round accepts it */
     }
     refuse_one(server, fd);
     if (server->reserve_fd < 0) {
@@ -144,13 +143,13 @@ thread_end(vnxi_server_t *server)
 
     if (!vnxi_fds_lost(server->fds)) {
         ssize_t written = write(server->stop_fd, &one, sizeof one);
-        (void)written; /* an eventfd of ours takes a 1 */
+        (void)written; /* cannot fail: the eventfd accepts a 1 */
     }
     return vnxi_thread_join(server->thread, server->fds) &&
            !vnxi_fds_lost(server->fds);
 }
 
-/* -- Making --------------------------------------------------------------- */
+/* -- Creation and end ----------------------------------------------------- */
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
 
@@ -267,7 +266,8 @@ vnxi_server_stop(vnxi_listener_t *listener)
 {
     vnxi_server_t *server = (vnxi_server_t *)listener;
 
-    /* Freeing it would close numbers that are other files' now. */
+    /* Freeing the server would close descriptor numbers that belong to other
+     * files now. */
     if (!thread_end(server)) {
         return false;
     }

@@ -1,14 +1,14 @@
 /*
- * What the listener of every transport begins with: sockets, a loop and the
- * one thread that runs it.
+ * The common part of every transport's listener: sockets, a loop, and the
+ * single thread that runs it.
  *
- * The loop and everything on it belong to that thread, so there is no lock;
- * other threads only write the eventfd that ends it, and join.
+ * The loop and everything on it belong to that thread, so there is no lock.
+ * Other threads only write the eventfd that stops the thread, and join it.
  *
- * A process that is out of file descriptors cannot accept, and a client that
- * is left waiting keeps the socket readable and the loop spinning.  So a
- * descriptor is kept in reserve, to be given up for the moment it takes to
- * accept a client and close it.
+ * A process that is out of file descriptors cannot accept.  A client that
+ * waits for it keeps the socket readable, so the loop would spin.  Therefore
+ * the server holds a descriptor in reserve.  It closes that descriptor for the
+ * moment it takes to accept a client and close it.
  */
 #ifndef VNXI_SIDE_CHANNEL_SERVER_H
 #define VNXI_SIDE_CHANNEL_SERVER_H
@@ -23,26 +23,27 @@
 
 typedef struct vnxi_server vnxi_server_t;
 
-/* What differs; called by the loop's thread. */
+/* The operations of a transport's listener; called by the loop's thread. */
 typedef struct vnxi_server_ops {
-    /* Begin, or cease, to accept. */
+    /* Start or stop accepting. */
     void (*accept)(vnxi_server_t *server, bool is_on);
 
-    /* Close the longest idle connection, of those that cost the least to lose
-     * first.  False: there is none. */
+    /* Close a connection to make room: of those that cost the least to lose,
+     * the longest idle.  False: there is none. */
     bool (*evict)(vnxi_server_t *server);
 
-    /* Before the thread starts: put on the loop what accepts.  False: errno
-     * says why not. */
+    /* Called before the thread starts: add the acceptors to the loop.  False:
+     * errno has the cause. */
     bool (*begin)(vnxi_server_t *server);
 
-    /* When there is no thread, or none any more: free what begin() and clients
-     * made, as far as it got, vnxi_server_fini(), and the server itself. */
+    /* Called when no thread runs: free everything that begin() and the clients
+     * created, including after a begin() that failed half-way; call
+     * vnxi_server_fini(); free the server itself. */
     void (*free)(vnxi_server_t *server);
 } vnxi_server_ops_t;
 
-/* The loop thread's alone between its start and its end, but for `super`,
- * `stop_fd` and `thread`. */
+/* Used by the loop thread alone while it runs, except `super`, `stop_fd` and
+ * `thread`. */
 struct vnxi_server {
     vnxi_listener_t super;
     const vnxi_server_ops_t *ops;
@@ -53,45 +54,46 @@ struct vnxi_server {
     vnxi_rate_t *rate; /* NULL: no limit */
     vnxi_sockets_t sockets;
     struct event_base *base;
-    struct event *resume_event; /* ends a pause of accepting */
+    struct event *resume_event; /* resumes accepting after a pause */
     struct event *stop_event;
     unsigned fds;   /* epoch of its descriptors */
-    int stop_fd;    /* eventfd: written to end the thread */
-    int reserve_fd; /* -1: there is none to be had */
+    int stop_fd;    /* eventfd; a write ends the thread */
+    int reserve_fd; /* -1: the system had none to give */
     pthread_t thread;
 };
 
-/* Listen, and start a thread by that name that serves.  `server` is all zeros,
- * and owned from here on: freed by vnxi_server_stop(), or on an error.
- * Statuses: vnx_side_channel_start_with(). */
+/* Listen, and start a thread called `name` that serves.  `server` is all
+ * zeros.  The call takes it over: vnxi_server_stop() frees it, or the call
+ * itself on an error.  Statuses: vnx_side_channel_start_with(). */
 vnx_status_t vnxi_server_open(vnxi_server_t *server,
                               const vnxi_server_ops_t *ops, const char *name,
                               const vnxi_listen_params_t *params,
                               vnxi_listener_t **out_p, vnx_error_t *error);
 
-/* End the thread, and free the server.  Not to be called by the thread. */
+/* End the thread, and free the server.  May not be called by the thread
+ * itself.  Returns as vnxi_transport_t's stop(). */
 bool vnxi_server_stop(vnxi_listener_t *listener);
 
-/* Free what is left, the port with it, when whatever hung on the loop was
- * freed. */
+/* Free the rest, including the port.  Everything that used the loop must have
+ * been freed. */
 void vnxi_server_fini(vnxi_server_t *server);
 
 /* -- In the loop ---------------------------------------------------------- */
 
-/* Whose thread this is. */
+/* Return the server whose thread this is. */
 vnxi_server_t *vnxi_server_running(void);
 
-/* Has the client gone already, and said nothing?  Those of a storm have, by
- * the time that they are accepted: they are to cost as little as can be, or
- * whoever comes after them waits. */
+/* Has the client closed already without having sent anything?  In a storm of
+ * connections many have by the time they are accepted.  Such clients have to
+ * cost as little as possible, because the next clients wait for them. */
 bool vnxi_server_has_left(int client);
 
-/* Take a rest from accepting, until the next round of the loop or, with
- * `long_one`, until the system may have something to give again. */
+/* Pause accepting until the next round of the loop or, with `long_one`, until
+ * the system may have resources again. */
 void vnxi_server_pause(vnxi_server_t *server, bool long_one);
 
-/* accept() on the socket `fd` failed with `err`, which is not the client's
- * doing: make room, or refuse the client, or pause. */
+/* Handle an accept() on the socket `fd` that failed with `err` for a reason
+ * that is not the client's: make room, or refuse the client, or pause. */
 void vnxi_server_starved(vnxi_server_t *server, int fd, int err);
 
 #endif

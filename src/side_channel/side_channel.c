@@ -1,14 +1,14 @@
 /*
  * Design notes.  A channel has at most one listener, and a table of blobs that
- * lives with it.  The lock guards the pointers to both and is held while a
- * listener is stopped (which is short: no client is waited for), so that
- * whoever returns from a shutdown finds the port free.  It is not held while
- * one is started, since a host's name may have to be looked up; `starting`
- * keeps a second start out meanwhile, and a shutdown that comes then is one
- * that came before.
+ * lives as long as the listener.  The lock protects the pointers to both.  It
+ * is held while a listener is stopped, so that the port is free when a
+ * shutdown returns; stopping is short, because it does not wait for clients.
+ * The lock is not held while a listener is started, since that may look up the
+ * name of a host.  Meanwhile `starting` refuses a second start, and a shutdown
+ * has no effect, as if it had come before the start.
  *
- * Calls hold a reference: freeing a channel while other threads are inside it
- * is safe, the last one out destroys it.
+ * Calls hold a reference, so a channel may be freed while other threads are
+ * inside it; the last of them destroys it.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -109,7 +109,7 @@ stop_lock_held(vnx_side_channel_t *channel)
     if (channel->transport->stop(channel->listener)) {
         vnxi_blob_table_release(channel->blobs);
     } else {
-        /* Its thread may use the channel, for ever. */
+        /* The thread of the listener may use the channel for ever. */
         atomic_fetch_add(&channel->refs, 1);
     }
     free(channel->host);
@@ -131,7 +131,7 @@ vnxi_channel_leave(vnx_side_channel_t *channel)
         1) {
         return;
     }
-    stop_lock_held(channel); /* nobody else is left */
+    stop_lock_held(channel); /* no other thread is left */
     if (atomic_load(&channel->refs) > 0) {
         return;
     }
@@ -205,7 +205,7 @@ blob_check(const vnx_side_channel_t *channel, const char *operation,
     return vnxi_key_check(operation, blob->key, blob->key_length, error);
 }
 
-/* What the environment says, where the caller leaves it to that. */
+/* Take the host and the port from the environment if the caller gave none. */
 static vnx_status_t
 fill_address(vnx_side_channel_start_params_t *params, vnx_error_t *error)
 {
@@ -296,7 +296,8 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
     return status;
 }
 
-/* Takes the table and the host.  `listener` NULL: it did not come to be. */
+/* End a start; takes the table and the host.  `listener` NULL: the start
+ * failed. */
 static void
 start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
           vnxi_blob_table_t *blobs, char *host)
@@ -392,7 +393,7 @@ vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                : vnx_side_channel_start_with(channel, &params, port_p, error);
 }
 
-/* The table of the running listener, retained. */
+/* Get the table of the running listener, retained. */
 static vnx_status_t
 blobs_get(vnx_side_channel_t *channel, const char *operation,
           vnxi_blob_table_t **blobs_p, vnx_error_t *error)

@@ -1,6 +1,6 @@
 /*
- * The side channel, for the layers above: what vnx/side_channel.h leaves out
- * because only a language binding needs it.
+ * The side channel, for the layers above: functions that vnx/side_channel.h
+ * leaves out because only a language binding needs them.
  */
 #ifndef VNXI_SIDE_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_H
@@ -8,41 +8,42 @@
 #include <stdbool.h>
 #include <vnx/side_channel.h>
 
-/* Requests under way; used by one thread at a time. */
+/* Requests in progress; used by one thread at a time. */
 typedef struct vnxi_requests vnxi_requests_t;
 
-/* Check the parameters.  Begins nothing yet, but the time of each request
- * counts from now.  Two ways to go on: vnxi_requests_run(), or
- * vnxi_requests_watch() and a loop of one's own.  Holds the channel.  Returns
- * owned: vnxi_requests_free().  Statuses: vnx_side_channel_request_many(). */
+/* Check the parameters and create the requests.  Nothing begins yet, but the
+ * time of each request counts from now.  Continue either with
+ * vnxi_requests_run(), or with vnxi_requests_watch() and a loop of the
+ * caller's own.  Holds the channel.  Returns owned: vnxi_requests_free().
+ * Statuses: vnx_side_channel_request_many(). */
 vnx_status_t
 vnxi_requests_make(vnx_side_channel_t *channel,
                    const vnx_side_channel_request_params_t *params,
                    size_t count, vnxi_requests_t **out_p, vnx_error_t *error);
 
-/* Ends those that are open.  NULL is allowed. */
+/* End the requests that are open, and free all.  NULL is allowed. */
 void vnxi_requests_free(vnxi_requests_t *requests);
 
 #define VNXI_REQUESTS_SLICE_MS 100
 
-/* Begin, and wait until all have ended.  `interrupted` (may be NULL) is called
- * every VNXI_REQUESTS_SLICE_MS and after every signal, on the calling thread;
- * if it returns true, the open ones end with VNX_ERR_CANCELED, and so does the
- * call, with false. */
+/* Begin, and wait until all requests have ended.  `interrupted` (may be NULL)
+ * is called on this thread, every VNXI_REQUESTS_SLICE_MS and after every
+ * signal.  If it returns true, the open requests end with VNX_ERR_CANCELED,
+ * and the call returns false. */
 bool vnxi_requests_run(vnxi_requests_t *requests,
                        bool (*interrupted)(void *arg), void *arg);
 
-/* Begin.  *fd_p, which belongs to the set, becomes readable when
- * vnxi_requests_step() has something to do.  VNX_ERR_BACKEND (no
- * descriptor). */
+/* Begin.  *fd_p becomes readable when vnxi_requests_step() has something to
+ * do; it belongs to the set.  VNX_ERR_BACKEND: no descriptor is available. */
 vnx_status_t vnxi_requests_watch(vnxi_requests_t *requests, int *fd_p,
                                  vnx_error_t *error);
 
-/* Do what can be done without waiting; how many are still open. */
+/* Do what can be done without waiting.  Returns how many requests are still
+ * open. */
 size_t vnxi_requests_step(vnxi_requests_t *requests);
 
-/* The answer of one that has ended, the caller's from now on (once): free()
- * its metadata. */
+/* Take the answer of a request that has ended.  The caller may take it once,
+ * and owns its metadata: free(). */
 void vnxi_requests_take(vnxi_requests_t *requests, size_t index,
                         vnx_side_channel_answer_t *answer_p);
 

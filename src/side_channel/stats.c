@@ -1,6 +1,7 @@
 #include "side_channel/stats.h"
 
-/* 0 below 1 us, i from 2^(i-1) to 2^i us. */
+/* Return the bucket of a latency: 0 is below 1 us, i is from 2^(i-1) to 2^i
+ * us. */
 static unsigned
 latency_bucket(uint64_t ns)
 {

@@ -1,7 +1,7 @@
 /*
- * What a listener counts, alike in every transport.  Relaxed: each counter is
- * right by itself, not with the others.  Written by the listener's thread,
- * read by any.
+ * The counters of a listener, the same in every transport.  They are relaxed:
+ * each is correct by itself, but not consistent with the others.  The
+ * listener's thread writes them; any thread may read them.
  */
 #ifndef VNXI_SIDE_CHANNEL_STATS_H
 #define VNXI_SIDE_CHANNEL_STATS_H
@@ -36,7 +36,7 @@ vnxi_stat_sub(atomic_uint_fast64_t *counter)
     atomic_fetch_sub_explicit(counter, 1, memory_order_relaxed);
 }
 
-/* A client was turned away. */
+/* Count a client that was refused. */
 static inline void
 vnxi_stat_refused(vnxi_side_stats_t *stats, vnx_side_channel_refusal_t why)
 {
@@ -44,10 +44,11 @@ vnxi_stat_refused(vnxi_side_stats_t *stats, vnx_side_channel_refusal_t why)
     vnxi_stat_add(&stats->refusals[why]);
 }
 
-/* A reply left whole; its exchange began at `start` (vnxi_clock_ns()). */
+/* Count a reply that was sent completely; its exchange began at `start`
+ * (vnxi_clock_ns()). */
 void vnxi_stat_served(vnxi_side_stats_t *stats, uint64_t start);
 
-/* Everything as it is now. */
+/* Copy the current values. */
 void vnxi_stats_read(const vnxi_side_stats_t *stats,
                      vnx_side_channel_stats_t *out_p);
 

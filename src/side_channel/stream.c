@@ -50,7 +50,7 @@ vnxi_stream_shake(vnxi_stream_t *stream)
     return VNX_OK;
 }
 
-/* After a system call that failed. */
+/* Convert the errno of a failed system call. */
 static vnx_status_t
 failed(vnxi_stream_t *stream, short events)
 {

@@ -1,14 +1,13 @@
 /*
- * TCP transport: frames of requests and replies, one exchange a connection,
- * then the server closes.  The bytes: docs/wire.md.
+ * TCP transport: frames of requests and replies.  A connection carries one
+ * exchange; then the server closes it.  docs/wire.md specifies the bytes.
  *
- *   tcp_wire.c      what frames say
+ *   tcp_wire.c      contents of frames
  *   tcp_listener.c  accepting (over server.c)
- *   tcp_conn.c      one client's connection, at the server
+ *   tcp_conn.c      a client's connection at the server
  *   tcp_tls.c       TLS under that connection
  *   tcp_frames.c    frames over that connection, and the answers
- *   tcp_client.c    one try of a request, at the client (over client_conn.c);
- * the transport
+ *   tcp_client.c    the transport: tries of a client (over client_conn.c)
  *
  * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
  */
@@ -25,43 +24,43 @@
 
 /* -- Listener ------------------------------------------------------------- */
 
-/* Where a connection stands, in the order in which room is made. */
+/* States of a connection, in the order of eviction. */
 typedef enum vnxi_tcp_state {
-    VNXI_TCP_LINGER, /* served; the client has yet to close */
-    VNXI_TCP_READ,   /* no whole request yet */
-    VNXI_TCP_WRITE,  /* the reply is not all sent */
+    VNXI_TCP_LINGER, /* served; the client has not closed yet */
+    VNXI_TCP_READ,   /* the request is not complete yet */
+    VNXI_TCP_WRITE,  /* the reply is not sent completely */
 } vnxi_tcp_state_t;
 #define VNXI_TCP_STATES 3
 
 typedef struct vnxi_tcp_conn vnxi_tcp_conn_t;
 
-/* What becomes of a connection after its input was looked at. */
+/* The next thing to do with a connection, after its input was processed. */
 typedef enum vnxi_tcp_next {
-    VNXI_TCP_NEXT_READ,  /* more has to come */
-    VNXI_TCP_NEXT_WRITE, /* the last reply of an exchange is on its way */
-    VNXI_TCP_NEXT_CLOSE, /* at once */
+    VNXI_TCP_NEXT_READ,  /* more input is needed */
+    VNXI_TCP_NEXT_WRITE, /* the last reply of an exchange is in the output */
+    VNXI_TCP_NEXT_CLOSE, /* close at once */
 } vnxi_tcp_next_t;
 
-/* What is spoken over the connections of a listener. */
+/* The protocol of the connections of a listener. */
 typedef struct vnxi_tcp_protocol {
     const char *thread_name;
-    size_t conn_size; /* of a connection; vnxi_tcp_conn_t is its head */
-    size_t input_max; /* more of a client's bytes stay with the kernel */
-    bool keeps;       /* one exchange may follow another; one that comes early
-                         stays in the input */
+    size_t conn_size; /* the object begins with vnxi_tcp_conn_t */
+    size_t input_max; /* limit on buffered input; the kernel holds the rest */
+    bool keeps; /* the connection may carry more exchanges; one that comes
+                   early stays in the input */
 
-    /* A connection was made, all of it after the head zeroed; may write.
-     * False: no memory. */
+    /* A connection was created; everything after its first member is zeroed.
+     * May write.  False: no memory. */
     bool (*begin)(vnxi_tcp_conn_t *conn);
 
-    /* Input came: take what can be taken, into the output with what is
-     * answered, and count the bytes.  At most one exchange. */
+    /* Input arrived: consume what can be consumed, write any answer to the
+     * output, and count the bytes.  At most one exchange. */
     vnxi_tcp_next_t (*read)(vnxi_tcp_conn_t *conn);
 
-    /* The client has left; in the middle of something? */
+    /* The client has closed: was an exchange incomplete? */
     bool (*is_midway)(const vnxi_tcp_conn_t *conn);
 
-    /* Free what the protocol keeps with a connection. */
+    /* Free the state that the protocol keeps with a connection. */
     void (*fini)(vnxi_tcp_conn_t *conn);
 } vnxi_tcp_protocol_t;
 
@@ -69,20 +68,21 @@ extern const vnxi_tcp_protocol_t vnxi_tcp_frames;
 
 TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
 
-/* The loop thread's alone between its start and its end. */
+/* Used by the loop thread alone while it runs. */
 typedef struct vnxi_tcp_listener {
     vnxi_server_t super;
     const vnxi_tcp_protocol_t *protocol;
     struct event *accept_events[VNXI_ADDRESSES_MAX];
-    const struct timeval *timeout; /* a client's; the base's common one */
-    const struct timeval *idle;    /* likewise; NULL: no shorter than that */
+    const struct timeval *timeout; /* per client; a common timeout */
+    const struct timeval *idle;    /* likewise; NULL: the same as `timeout` */
     size_t open;                   /* connections */
-    /* By state, the longest idle first: READ and LINGER by age (bytes that
-     * drip in make nobody younger), WRITE by the last byte taken. */
+    /* By state, the longest idle first: READ and LINGER by age (slowly
+     * arriving bytes do not count), WRITE by the time at which the client last
+     * took bytes. */
     struct vnxi_tcp_conns conns[VNXI_TCP_STATES];
 } vnxi_tcp_listener_t;
 
-/* As the slots of vnxi_transport_t, whatever is spoken. */
+/* vnxi_transport_t's listen(), with any protocol. */
 vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                                  const vnxi_listen_params_t *params,
                                  vnxi_listener_t **out_p, vnx_error_t *error);
@@ -92,25 +92,25 @@ vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
 struct vnxi_tcp_conn {
     TAILQ_ENTRY(vnxi_tcp_conn) link; /* listener->conns[state] */
     vnxi_tcp_listener_t *listener;
-    int fd; /* owned; closed at once, where a bufferevent
-               closes in a later round of the loop: whoever
-               needs an fd needs it now */
+    int fd; /* owned; closed at once, whereas a bufferevent would close it in a
+               later round of the loop: a process that is out of descriptors
+               needs it now */
     struct bufferevent *bev;
     void *tls; /* owned: SSL *; NULL: plain */
     struct event *timer;
     uint64_t start; /* vnxi_clock_ns(); of the exchange */
     vnxi_tcp_state_t state;
-    bool turned_away; /* what is being written is no blob */
+    bool turned_away; /* the reply being written is not a blob */
 };
 
-/* Take over `fd`, making room first where the listener is full. */
+/* Take over `fd`.  If the listener is full, make room first. */
 void vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd);
 
-/* Close the longest idle connection, of those that cost the least to lose
- * first.  False: there is none. */
+/* Close a connection to make room: from the first state that has any, the
+ * longest idle.  False: there is none. */
 bool vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener);
 
-/* Cut all of them off. */
+/* Close all connections. */
 void vnxi_tcp_conn_close_all(vnxi_tcp_listener_t *listener);
 
 #endif

@@ -1,8 +1,8 @@
 /*
- * Design notes.  Over an open stream (client_conn.c) one request is sent and
- * its reply read.  With a secret or a certificate the stream is TLS, and
- * nothing is said, not even the key that is asked for, before the other side
- * has proved itself in the handshake.
+ * Design notes.  A try sends one request over an open stream (client_conn.c)
+ * and reads its reply.  With a secret or a certificate the stream is TLS.
+ * Then the client sends nothing, not even the key that it asks for, before the
+ * server has authenticated itself in the handshake.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -24,7 +24,7 @@ typedef struct tcp_client {
     vnxi_frame_decoder_t reply;
 } tcp_client_t;
 
-/* -- Failing -------------------------------------------------------------- */
+/* -- Failures ------------------------------------------------------------- */
 
 static vnx_status_t
 failed(tcp_client_t *client, vnx_status_t status, const char *reason)
@@ -32,8 +32,8 @@ failed(tcp_client_t *client, vnx_status_t status, const char *reason)
     return vnxi_client_conn_failed(&client->conn, status, reason);
 }
 
-/* The reply came over a plain connection and begins as an alert of TLS does:
- * the listener told a client without TLS that it wants it. */
+/* Does the reply on a plain connection begin as a TLS alert does?  Then the
+ * listener requires TLS. */
 static bool
 is_alert(const tcp_client_t *client)
 {
@@ -98,10 +98,11 @@ failed_frame(tcp_client_t *client)
     return failed(client, VNX_ERR_MISMATCH, reason);
 }
 
-/* -- Talking -------------------------------------------------------------- */
+/* -- Request and reply ---------------------------------------------------- */
 
-/* Every server knows the first protocol.  Those with a secret know the second,
- * which can say that nothing is served by default. */
+/* Write the request.  Every server knows the first protocol.  Servers with a
+ * secret know the second, in which they can say that the default key has no
+ * blob. */
 static void
 ask(tcp_client_t *client)
 {
@@ -125,7 +126,7 @@ ask(tcp_client_t *client)
         &client->reply, (uint32_t)head + request->options->max_frame, head);
 }
 
-/* A reply came whole. */
+/* The reply is complete. */
 static vnx_status_t
 take_reply(tcp_client_t *client)
 {
@@ -171,7 +172,7 @@ receive(tcp_client_t *client)
                                                    : failed_frame(client);
 }
 
-/* -- The transport's slots ------------------------------------------------ */
+/* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
 tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,

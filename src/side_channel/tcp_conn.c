@@ -1,18 +1,17 @@
 /*
- * Design notes.  A connection goes READ -> WRITE -> LINGER and has one timer
- * over all of it, set when it is accepted.
+ * Design notes.  A connection goes READ -> WRITE -> LINGER.  One timer covers
+ * all of it; it is set when the connection is accepted.
  *
- * READ    the protocol takes input as it comes, little of it, and answers.
- * WRITE   the last reply is sent, a blob from where it is shared; nothing is
- *         read any more.
- * LINGER  the last reply is with the kernel and our side is closed; the client
- *         closes, and its end of file frees the connection.  A client that
- *         does not, within its time, is reset, so that what it never read
- *         does not stay with the kernel either.
+ *   READ    The protocol takes input as it comes, little at a time, and
+ * answers. WRITE   The last reply is sent, a blob from its shared copy.
+ * Nothing is read any more. LINGER  The kernel has the last reply and our side
+ * is closed.  The client closes, and its end of file frees the connection.  A
+ * client that does not close in time is reset, so that the bytes it never read
+ * do not stay in the kernel either.
  *
- * Where the protocol keeps connections, LINGER leads back to READ: our side
- * stays open, the timer runs in an exchange only, and who has been served and
- * asks nothing more is the first to give way.
+ * If the protocol keeps connections, LINGER leads back to READ: our side stays
+ * open, and the timer runs only during an exchange.  Connections that were
+ * served and ask for nothing more are the first to be evicted.
  */
 #include <event2/buffer.h>
 #include <netinet/in.h>
@@ -24,7 +23,7 @@
 #include "side_channel/tcp.h"
 #include "side_channel/tcp_tls.h"
 
-#define WRITE_MAX (512u << 10) /* of one client in a round of the loop */
+#define WRITE_MAX (512u << 10) /* per client and round of the loop */
 
 static void on_progress(struct evbuffer *output,
                         const struct evbuffer_cb_info *info, void *arg);
@@ -38,7 +37,8 @@ conn_move(vnxi_tcp_conn_t *conn, vnxi_tcp_state_t state)
     TAILQ_INSERT_TAIL(&listener->conns[state], conn, link);
 }
 
-/* A connection in any stage of its making; `link` is not in a list. */
+/* Free a connection whose creation may be incomplete; `link` is not in a list.
+ */
 static void
 conn_free(vnxi_tcp_conn_t *conn)
 {
@@ -61,8 +61,8 @@ static void
 conn_close(vnxi_tcp_conn_t *conn)
 {
     vnxi_tcp_listener_t *listener = conn->listener;
-    /* A forked child may hold a copy of the socket: closing ours would not
-     * tell the client. */
+    /* A forked child may hold a copy of the socket.  Then close() alone would
+     * not tell the client. */
     shutdown(conn->fd, SHUT_RDWR);
     TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
     listener->open--;
@@ -70,7 +70,7 @@ conn_close(vnxi_tcp_conn_t *conn)
     conn_free(conn);
 }
 
-/* Close, and have the kernel drop what the client did not take. */
+/* Close, and let the kernel drop the bytes that the client did not take. */
 static void
 conn_reset(vnxi_tcp_conn_t *conn)
 {
@@ -79,7 +79,7 @@ conn_reset(vnxi_tcp_conn_t *conn)
     conn_close(conn);
 }
 
-/* The last reply is on its way: read no more. */
+/* The last reply is in the output: read no more. */
 static void
 conn_finish(vnxi_tcp_conn_t *conn)
 {
@@ -90,7 +90,7 @@ conn_finish(vnxi_tcp_conn_t *conn)
     conn_move(conn, VNXI_TCP_WRITE);
 }
 
-/* False: the connection is gone. */
+/* Let the protocol read.  False: the connection is gone. */
 static bool
 conn_read(vnxi_tcp_conn_t *conn)
 {
@@ -112,8 +112,8 @@ conn_rest(vnxi_tcp_conn_t *conn)
     conn_move(conn, VNXI_TCP_LINGER);
 }
 
-/* Another exchange begins on a connection that was kept; or what came has
- * nothing to do with one. */
+/* Input arrived on a kept connection: begin another exchange, unless the input
+ * is not part of one. */
 static void
 conn_resume(vnxi_tcp_conn_t *conn)
 {
@@ -138,11 +138,11 @@ on_read(struct bufferevent *bev, void *arg)
     } else if (conn->state == VNXI_TCP_READ) {
         conn_read(conn);
     } else {
-        conn_close(conn); /* it wants a second reply on the connection */
+        conn_close(conn); /* one exchange per connection; it asks again */
     }
 }
 
-/* An exchange is over, another may come, or has come already. */
+/* An exchange is over.  Another may come, or its bytes have come already. */
 static void
 conn_keep(vnxi_tcp_conn_t *conn)
 {
@@ -153,8 +153,8 @@ conn_keep(vnxi_tcp_conn_t *conn)
     }
 }
 
-/* What was to be written is with the kernel; the call may come late, when the
- * last reply has been added. */
+/* The output is empty.  The call may be late: the last reply may have been
+ * added since. */
 static void
 on_written(struct bufferevent *bev, void *arg)
 {
@@ -176,7 +176,8 @@ on_written(struct bufferevent *bev, void *arg)
     }
 }
 
-/* Its time is up; reset, so that what it never read does not stay. */
+/* The time is up: reset, so that the bytes the client never read do not stay
+ * in the kernel. */
 static void
 conn_expire(vnxi_tcp_conn_t *conn)
 {
@@ -186,7 +187,7 @@ conn_expire(vnxi_tcp_conn_t *conn)
     conn_reset(conn);
 }
 
-/* End of file or an error, and it is gone; or it was idle for too long. */
+/* The stream has ended or failed, or was idle for too long. */
 static void
 on_event(struct bufferevent *bev, short what, void *arg)
 {
@@ -214,7 +215,7 @@ on_event(struct bufferevent *bev, short what, void *arg)
     }
 }
 
-/* A reader that takes its reply is not idle. */
+/* A client that takes its reply is not idle. */
 static void
 on_progress(struct evbuffer *output, const struct evbuffer_cb_info *info,
             void *arg)
@@ -245,7 +246,7 @@ bev_new(vnxi_tcp_conn_t *conn)
                                         0);
 }
 
-/* Takes `fd`. */
+/* Create a connection; takes ownership of `fd`. */
 static vnxi_tcp_conn_t *
 conn_new(vnxi_tcp_listener_t *listener, int fd)
 {
@@ -279,7 +280,7 @@ conn_begin(vnxi_tcp_conn_t *conn)
 {
     struct bufferevent *bev = conn->bev;
 
-    /* What a client sends is held back by the kernel, not kept by us. */
+    /* Limit the buffered input; the kernel holds back the rest. */
     bufferevent_setwatermark(bev, EV_READ, 0,
                              conn->listener->protocol->input_max);
     bufferevent_set_max_single_write(bev, WRITE_MAX);
@@ -325,7 +326,7 @@ vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener)
             continue;
         }
         if (state == VNXI_TCP_LINGER) {
-            conn_close(conn); /* it has its reply: nobody is cut off */
+            conn_close(conn); /* it has its reply already */
         } else {
             vnxi_stat_add(&listener->super.stats->evicted);
             conn_reset(conn);

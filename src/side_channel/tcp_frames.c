@@ -1,8 +1,8 @@
 /*
- * Design notes.  Frames (frame.h) over the connections of a listener: the TCP
- * side channel's own protocol, one request a connection.  With a secret the
- * same frames go over TLS, whose handshake proves the secret, so nothing here
- * depends on it.
+ * Design notes.  The TCP side channel's own protocol: frames (frame.h) over
+ * the connections of a listener, one request per connection.  With a secret
+ * the same frames go over TLS.  The TLS handshake proves the secret, so
+ * nothing here depends on it.
  */
 #include <event2/buffer.h>
 #include <string.h>
@@ -53,7 +53,7 @@ write_last(frame_conn_t *conn, const void *head, size_t len)
                                                          : VNXI_TCP_NEXT_CLOSE;
 }
 
-/* The frame's length, then the status if the request has one. */
+/* Write the length of the frame, then the status if the request has one. */
 static size_t
 put_head(unsigned char head[VNXI_FRAME_HEADER + 1], vnxi_tcp_kind_t kind,
          vnxi_tcp_status_t status, size_t len)
@@ -65,7 +65,8 @@ put_head(unsigned char head[VNXI_FRAME_HEADER + 1], vnxi_tcp_kind_t kind,
     return VNXI_FRAME_HEADER + extra;
 }
 
-/* The first protocol has no word for it. */
+/* Answer a request for an unknown key.  The first protocol cannot express it.
+ */
 static vnxi_tcp_next_t
 answer_unknown_key(frame_conn_t *conn, vnxi_tcp_kind_t kind)
 {
@@ -81,7 +82,7 @@ answer_unknown_key(frame_conn_t *conn, vnxi_tcp_kind_t kind)
     return write_last(conn, reply, len + sizeof text - 1);
 }
 
-/* Takes the reference to `blob`. */
+/* Write a blob; takes the reference to `blob`. */
 static vnxi_tcp_next_t
 answer_blob(frame_conn_t *conn, vnxi_tcp_kind_t kind, vnxi_blob_t *blob)
 {
@@ -100,8 +101,9 @@ answer_blob(frame_conn_t *conn, vnxi_tcp_kind_t kind, vnxi_blob_t *blob)
     return next;
 }
 
-/* The announced length is above the cap.  Perhaps it is no length: a client
- * that speaks TLS is told in words of TLS that this listener does not. */
+/* The announced length is above the cap.  The four bytes may be the start of a
+ * TLS handshake instead; then an alert tells the client that this listener
+ * does not speak TLS. */
 static vnxi_tcp_next_t
 answer_too_long(frame_conn_t *conn)
 {
@@ -131,7 +133,7 @@ answer(frame_conn_t *conn)
                         : answer_unknown_key(conn, request.kind);
 }
 
-/* -- The protocol's slots ------------------------------------------------- */
+/* -- The protocol's functions --------------------------------------------- */
 
 static bool
 frames_begin(vnxi_tcp_conn_t *super)

@@ -1,8 +1,8 @@
 /*
- * Design notes.  A crowd does not stop service: accepting is done in batches,
- * so that it never starves those who are being served; where the table of
- * connections is full, or the process is out of file descriptors, the longest
- * idle one gives way.
+ * Design notes.  Many clients do not stop the service.  Connections are
+ * accepted in batches, so that accepting does not starve the clients being
+ * served.  If the table of connections is full, or the process is out of file
+ * descriptors, the longest idle connection is closed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -37,7 +37,7 @@ evict(vnxi_server_t *super)
     return vnxi_tcp_conn_evict((vnxi_tcp_listener_t *)super);
 }
 
-/* Errors of accept() that concern the one client, which is gone. */
+/* Does this error of accept() concern only the one client, which is gone? */
 static bool
 is_clients(int err)
 {
@@ -95,9 +95,9 @@ on_accept(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* -- Life ----------------------------------------------------------------- */
+/* -- Creation and end ----------------------------------------------------- */
 
-/* A listener in any stage of its making, and no thread. */
+/* Free a listener whose creation may be incomplete.  No thread runs. */
 static void
 listener_free(vnxi_server_t *super)
 {
@@ -111,7 +111,8 @@ listener_free(vnxi_server_t *super)
     free(listener);
 }
 
-/* All clients have one timeout: a queue, not a heap of thousands. */
+/* All clients have the same timeout, so libevent can keep them in a queue
+ * instead of a heap of thousands. */
 static const struct timeval *
 common_timeout(struct event_base *base, uint32_t ms)
 {

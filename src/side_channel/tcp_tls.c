@@ -8,7 +8,7 @@
 #include "side_channel/tcp_wire.h"
 #include "side_channel/tls.h"
 
-/* Its callbacks come from the loop, never from within a call of OpenSSL: they
+/* Callbacks run from the loop, never inside a call of OpenSSL, because they
  * may free the connection. */
 struct bufferevent *
 vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn)
@@ -48,8 +48,8 @@ vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn)
     return conn->tls != NULL && !SSL_is_init_finished(conn->tls);
 }
 
-/* Read what is left first: closing a socket with unread bytes resets the
- * connection, and the alert may be lost with it. */
+/* Read the remaining input first: closing a socket with unread bytes resets
+ * the connection, and the alert may be lost with it. */
 static void
 send_alert(int fd)
 {
@@ -67,7 +67,7 @@ vnxi_tcp_tls_refusal(vnxi_tcp_conn_t *conn)
     int reason = ERR_GET_REASON(bufferevent_get_openssl_error(conn->bev));
 
     if (vnxi_tls_is_not_tls(reason)) {
-        send_alert(conn->fd); /* OpenSSL sends none */
+        send_alert(conn->fd); /* OpenSSL does not send one */
         return wants_secret ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF
                             : VNX_SIDE_CHANNEL_REFUSED_TLS;
     }

@@ -1,6 +1,6 @@
 /*
- * TLS under a connection of the TCP listener; nothing at all in a build
- * without it.  The loop thread only.
+ * TLS under a connection of the TCP listener.  Does nothing in a build without
+ * TLS.  Loop thread only.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_TLS_H
 #define VNXI_SIDE_CHANNEL_TCP_TLS_H
@@ -9,19 +9,21 @@
 
 #ifdef VNXI_SIDE_CHANNEL_TLS
 
-/* A bufferevent that shakes hands first; NULL: no memory. */
+/* Create a bufferevent that performs the handshake first.  NULL: no memory. */
 struct bufferevent *vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn);
 
-/* Have the client know that nothing was cut off. */
+/* Tell the client that the stream ends here, so that it knows that nothing was
+ * cut off. */
 void vnxi_tcp_tls_goodbye(vnxi_tcp_conn_t *conn);
 
-/* After the bufferevent was freed.  A plain one is allowed. */
+/* Free the TLS state, after the bufferevent was freed.  A plain connection is
+ * allowed. */
 void vnxi_tcp_tls_free(vnxi_tcp_conn_t *conn);
 
 bool vnxi_tcp_tls_is_shaking(const vnxi_tcp_conn_t *conn);
 
-/* After a handshake that failed: why the client is refused.  A client that
- * does not speak TLS is told so, which it may understand. */
+/* Handle a handshake that failed; returns why the client is refused.  A client
+ * that does not speak TLS gets an alert that it may understand. */
 vnx_side_channel_refusal_t vnxi_tcp_tls_refusal(vnxi_tcp_conn_t *conn);
 
 #else

@@ -48,7 +48,8 @@ vnxi_tcp_request_encode(const vnxi_tcp_request_t *request,
     return HEAD + request->key_len;
 }
 
-/* A record of TLS: its type, then 3 for the version's first byte. */
+/* Is it a TLS record of that type?  The type is followed by a 3, the first
+ * byte of the version. */
 static bool
 is_record(const unsigned char header[4], unsigned char type)
 {

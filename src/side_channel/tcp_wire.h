@@ -1,11 +1,11 @@
 /*
- * What the frames of the TCP side channel say.  Encoding and parsing of
- * bytes; no I/O, no clock, no memory.  The bytes: docs/wire.md.
+ * Contents of the frames of the TCP side channel.  Encoding and parsing of
+ * bytes; no I/O, no clock, no memory.  docs/wire.md specifies the bytes.
  *
- * A request is VNXI_TCP_REQUEST, which is all that the first servers and
- * clients of this protocol know, or "VNX1", a kind and a key.  The reply to
- * the first kind has no status: the frame is the blob.  The reply to the other
- * begins with a status.
+ * A request is either VNXI_TCP_REQUEST, the only one that the first servers
+ * and clients of this protocol know, or "VNX1", a kind and a key.  The reply
+ * to the first form has no status: the frame is the blob.  The reply to the
+ * second begins with a status.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_WIRE_H
 #define VNXI_SIDE_CHANNEL_TCP_WIRE_H
@@ -32,11 +32,12 @@ typedef struct vnxi_tcp_request {
     size_t key_len;
 } vnxi_tcp_request_t;
 
-/* Take a request's frame apart.  False: it is malformed. */
+/* Parse the frame of a request.  False: it is malformed. */
 bool vnxi_tcp_request_parse(const void *frame, size_t len,
                             vnxi_tcp_request_t *out_p);
 
-/* Write the payload of a request; its length, VNXI_TCP_REQUEST_MAX at most. */
+/* Write the payload of a request.  Returns its length, VNXI_TCP_REQUEST_MAX at
+ * most. */
 size_t vnxi_tcp_request_encode(const vnxi_tcp_request_t *request,
                                unsigned char payload[VNXI_TCP_REQUEST_MAX]);
 
@@ -49,13 +50,13 @@ typedef enum vnxi_tcp_status {
 
 /* -- TLS and plain frames at the two ends of a connection ----------------- */
 
-/* A fatal alert of TLS, unknown_psk_identity: what a listener says when a
- * client speaks TLS and it does not, or the other way round. */
+/* A fatal TLS alert, unknown_psk_identity.  A listener sends it if the client
+ * speaks TLS and the listener does not, or the other way round. */
 #define VNXI_TCP_ALERT "\x15\x03\x03\x00\x02\x02\x73"
 #define VNXI_TCP_ALERT_LEN 7u
 
-/* Are the four bytes, received as a frame's length, the beginning of a TLS
- * handshake, or of a TLS alert? */
+/* Do the four bytes, received as the length of a frame, begin a TLS handshake,
+ * or a TLS alert? */
 bool vnxi_tcp_is_tls_hello(const unsigned char header[4]);
 bool vnxi_tcp_is_tls_alert(const unsigned char header[4]);
 

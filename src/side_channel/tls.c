@@ -1,10 +1,10 @@
 /*
- * Design notes.  The client's socket is written through a BIO of our own,
- * since OpenSSL's uses write(), and a server that is gone would raise SIGPIPE
- * in a thread that is the program's.
+ * Design notes.  The client writes its socket through a BIO of our own.
+ * OpenSSL's BIO uses write(), so a server that has closed would raise SIGPIPE
+ * in a thread that belongs to the program.
  *
- * With certificates a context is made for each request: the files are read
- * then, so that a certificate that was renewed is taken up without a restart.
+ * With certificates, each request creates a context.  That reads the files, so
+ * a renewed certificate is used without a restart.
  */
 #include "side_channel/tls.h"
 
@@ -25,7 +25,7 @@
 #include "side_channel/transport.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
-static BIO_METHOD *bio_method; /* of the process; never freed */
+static BIO_METHOD *bio_method; /* one per process; never freed */
 
 /* -- The BIO over a socket ------------------------------------------------ */
 
@@ -63,7 +63,7 @@ static long
 on_ctrl(BIO *bio, int command, long number, void *pointer)
 {
     (void)bio, (void)number, (void)pointer;
-    return command == BIO_CTRL_FLUSH; /* nothing is kept back */
+    return command == BIO_CTRL_FLUSH; /* the BIO buffers nothing */
 }
 
 static void
@@ -94,8 +94,8 @@ attach(SSL *ssl, int fd)
 
 /* -- Reasons -------------------------------------------------------------- */
 
-/* OpenSSL's own words for the first error of this thread's last call: those
- * that follow only say who was told of it. */
+/* Return OpenSSL's text for the first error of this thread's last call.  The
+ * errors after it only say which callers it passed through. */
 static const char *
 first_reason(void)
 {
@@ -154,8 +154,8 @@ not_verified(vnxi_stream_t *stream)
     return VNX_ERR_NOT_ALLOWED;
 }
 
-/* Alerts that our listeners send.  OpenSSL sends ILLEGAL_PARAMETER when a
- * binder, which proves a pre-shared key, is wrong; RFC 8446 allows
+/* Handle the alerts that our listeners send.  If a binder, which proves a
+ * pre-shared key, is wrong, OpenSSL sends ILLEGAL_PARAMETER; RFC 8446 allows
  * DECRYPT_ERROR too. */
 static vnx_status_t
 alert_error(vnxi_stream_t *stream, int reason)
@@ -217,7 +217,7 @@ protocol_error(vnxi_stream_t *stream)
     return VNX_ERR_BACKEND;
 }
 
-/* What a call of OpenSSL came to that returned `ret`. */
+/* Convert the result of a call of OpenSSL that returned `ret`. */
 static vnx_status_t
 outcome(vnxi_stream_t *stream, int ret)
 {
@@ -241,7 +241,8 @@ outcome(vnxi_stream_t *stream, int ret)
 
 /* -- Client --------------------------------------------------------------- */
 
-/* A file that cannot be read is told by its name and why. */
+/* Load tls_ca.  If the file cannot be read, the record has its name and the
+ * cause. */
 static vnx_status_t
 load_ca(vnxi_stream_t *stream, SSL_CTX *ctx, const char *path)
 {
@@ -259,7 +260,7 @@ load_ca(vnxi_stream_t *stream, SSL_CTX *ctx, const char *path)
     return VNX_ERR_INVALID_PARAM;
 }
 
-/* The name, or the address, that the certificate has to be for. */
+/* Set the name or the address that the certificate must be for. */
 static bool
 expect_name(SSL *ssl, const char *name)
 {
@@ -297,7 +298,7 @@ open_by_certificate(vnxi_stream_t *stream, const char *name,
             status = no_connection(stream);
         }
     }
-    SSL_CTX_free(ctx); /* the connection holds it */
+    SSL_CTX_free(ctx); /* the connection holds a reference */
     return status;
 }
 
@@ -337,7 +338,7 @@ vnxi_tls_client_close(vnxi_stream_t *stream)
 {
     if (stream->tls != NULL) {
         if (SSL_is_init_finished(stream->tls)) {
-            SSL_shutdown(stream->tls); /* says so; does not wait */
+            SSL_shutdown(stream->tls); /* sends the alert; does not wait */
         }
         SSL_free(stream->tls);
         stream->tls = NULL;
@@ -368,8 +369,8 @@ vnxi_tls_client_send(vnxi_stream_t *stream, const void *data, size_t len,
     return ret == 1 ? VNX_OK : outcome(stream, ret);
 }
 
-/* The end, said properly or not, is an end: whoever reads frames sees whether
- * one was cut. */
+/* The end of the stream counts as an end with or without a close alert: the
+ * reader of frames sees whether a frame was cut. */
 vnx_status_t
 vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
                      size_t *count_p)
@@ -426,11 +427,11 @@ vnxi_tls_server_context(const vnx_side_channel_options_t *options,
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
     }
     SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
-    /* One exchange a connection: sessions would only cost memory. */
+    /* One exchange per connection: sessions would only cost memory. */
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
     SSL_CTX_set_num_tickets(ctx, 0);
     SSL_CTX_set_options(ctx, SSL_OP_NO_RENEGOTIATION);
-    /* Buffers of those who say nothing are given back. */
+    /* Free the buffers of connections that are silent. */
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS);
     if (options->tls == VNXI_TLS_CERTIFICATE) {
         status = load_certificate(ctx, options, error);

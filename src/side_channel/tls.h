@@ -1,8 +1,8 @@
 /*
- * TLS by OpenSSL.  options->tls says which: with certificates, TLS 1.2 and
- * newer, and the client checks the server's against tls_ca (or the system's
- * authorities) and its name against tls_name (or the host that was asked); or
- * TLS 1.3 with the shared secret (tls_psk.h).
+ * TLS with OpenSSL, in the mode that options->tls selects.  With certificates:
+ * TLS 1.2 and newer; the client checks the server's certificate against tls_ca
+ * (or the system's authorities) and its name against tls_name (or the
+ * requested host).  With the shared secret: TLS 1.3 (tls_psk.h).
  */
 #ifndef VNXI_SIDE_CHANNEL_TLS_H
 #define VNXI_SIDE_CHANNEL_TLS_H
@@ -12,7 +12,7 @@
 
 #include "side_channel/stream.h"
 
-/* -- Client: what stream.c does where there is TLS ------------------------ */
+/* -- Client: the part of stream.c that uses TLS --------------------------- */
 
 vnx_status_t vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
                                   const vnx_side_channel_options_t *options);

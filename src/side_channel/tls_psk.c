@@ -44,8 +44,8 @@ vnxi_psk_derive(const char *secret, unsigned char key_p[VNXI_PSK_LEN])
     return done;
 }
 
-/* OpenSSL's form of an external key: a session of TLS 1.3 whose master key it
- * is.  NULL: OpenSSL failed. */
+/* Make the form in which OpenSSL takes an external key: a TLS 1.3 session that
+ * has it as its master key.  NULL: OpenSSL failed. */
 static SSL_SESSION *
 session_new(SSL *ssl, const char *secret)
 {
@@ -69,15 +69,15 @@ static int
 on_use(SSL *ssl, const EVP_MD *digest, const unsigned char **id_p,
        size_t *id_len_p, SSL_SESSION **session_p)
 {
-    (void)digest; /* the one suite has one digest */
+    (void)digest; /* the single cipher suite has one digest */
     *id_p = (const unsigned char *)VNXI_PSK_IDENTITY;
     *id_len_p = IDENTITY_LEN;
     *session_p = session_new(ssl, SSL_get_app_data(ssl));
     return *session_p != NULL;
 }
 
-/* The server looks a key up; without one the handshake fails, since there is
- * no certificate either. */
+/* The server looks the key up.  If that finds none, the handshake fails,
+ * because there is no certificate either. */
 static int
 on_find(SSL *ssl, const unsigned char *id, size_t id_len,
         SSL_SESSION **session_p)
@@ -94,8 +94,8 @@ on_find(SSL *ssl, const unsigned char *id, size_t id_len,
 static bool
 configure(SSL_CTX *ctx)
 {
-    /* The record that would hide TLS 1.3 from old middleboxes is not
-     * authenticated. */
+    /* The compatibility record, which hides TLS 1.3 from old middleboxes, is
+     * not authenticated. */
     SSL_CTX_clear_options(ctx, SSL_OP_ENABLE_MIDDLEBOX_COMPAT);
     return SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION) == 1 &&
            SSL_CTX_set_ciphersuites(ctx, SUITE) == 1 &&
@@ -112,10 +112,10 @@ vnxi_psk_serve(SSL_CTX *ctx, const char *secret)
 
 /* -- Client --------------------------------------------------------------- */
 
-/* Making a context takes longer than a handshake, and all clients' are alike:
- * the secret is the connection's. */
+/* Creating a context takes longer than a handshake.  All clients share one,
+ * because the secret belongs to the connection. */
 static pthread_once_t client_once = PTHREAD_ONCE_INIT;
-static SSL_CTX *client_ctx; /* of the process; never freed */
+static SSL_CTX *client_ctx; /* one per process; never freed */
 
 static void
 make_client_context(void)
@@ -127,8 +127,8 @@ make_client_context(void)
         return;
     }
     SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
-    /* No certificate is trusted: a server that shows one instead of proving
-     * the secret is refused. */
+    /* No certificate is trusted, so a server that presents one instead of
+     * proving the secret is refused. */
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
     SSL_CTX_set_psk_use_session_callback(ctx, on_use);
     client_ctx = ctx;

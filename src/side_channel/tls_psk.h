@@ -18,14 +18,14 @@
  * failed. */
 bool vnxi_psk_derive(const char *secret, unsigned char key_p[VNXI_PSK_LEN]);
 
-/* Let connections of a server's context use the secret's key and nothing else.
- * `secret` is borrowed as long as the context lives.  False: OpenSSL failed.
- */
+/* Make connections of a server's context use the secret's key and nothing
+ * else.  `secret` is borrowed as long as the context lives.  False: OpenSSL
+ * failed. */
 bool vnxi_psk_serve(SSL_CTX *ctx, const char *secret);
 
-/* A client's connection that uses the secret's key and nothing else; `secret`
- * is borrowed as long as it lives.  Returns owned: SSL_free().  NULL: OpenSSL
- * failed. */
+/* Create a client's connection that uses the secret's key and nothing else.
+ * `secret` is borrowed as long as the connection lives.  Returns owned:
+ * SSL_free().  NULL: OpenSSL failed. */
 SSL *vnxi_psk_client(const char *secret);
 
 /* After a handshake that succeeded: was it authenticated by the key? */

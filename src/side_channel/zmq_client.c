@@ -1,15 +1,16 @@
 /*
- * Design notes.  Over an open stream (client_conn.c) a try goes GREETING
- * -> READY -> REPLY: a port on which nobody listens is an error at once, and
- * there is neither a thread nor a context that a fork or the end of the
- * program could meet in the wrong moment.
+ * Design notes.  A try goes GREETING -> READY -> REPLY over an open stream
+ * (client_conn.c).  A port without a listener is an error at once.  There is
+ * neither a thread nor a context that would be in the way of a fork or of the
+ * end of the program.
  *
- * The request is sent when the listener's READY has come, which says whether
- * it knows keys that are no ranks: one of vLLM's own is asked for ranks alone,
- * in the words that it knows, since its listener ends at any others.
+ * The request is sent after the listener's READY, which says whether the
+ * listener knows keys other than ranks.  A listener of vLLM does not.  It is
+ * asked for ranks only, in messages that it knows, because any other message
+ * ends it.
  *
- * A frame is read in two receives, its header and its body, never more than
- * is wanted: the body of the blob goes where it stays.
+ * A frame is read in two receives, its header and its body, and never beyond
+ * its end, so the body of the blob goes directly into its final buffer.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -23,7 +24,7 @@
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
 
-/* The greeting with READY at most, or a request behind a PONG. */
+/* The output is at most the greeting with READY, or a request after a PONG. */
 #define OUT_MAX (VNXI_ZMTP_COMMAND_MAX + VNXI_ZMTP_GREETING)
 
 typedef enum stage {
@@ -32,7 +33,7 @@ typedef enum stage {
     STAGE_REPLY,
 } stage_t;
 
-/* Which frame of the reply comes next. */
+/* The next frame of the reply. */
 typedef enum part {
     PART_DELIMITER,
     PART_BLOB,
@@ -44,11 +45,11 @@ typedef struct zmq_client {
     vnxi_client_conn_t conn;
     stage_t stage;
     vnxi_zmq_request_t request;
-    bool is_rank; /* the key is one of ranks, or the default */
+    bool is_rank; /* the key names ranks, or is the default */
     bool knows_keys;
     unsigned char out[OUT_MAX];
-    /* What comes: the greeting, or the header of a frame, into `in`; then the
-     * frame's body. */
+    /* Input: the greeting or the header of a frame goes into `in`, then the
+     * frame's body follows. */
     unsigned char in[VNXI_ZMTP_GREETING];
     size_t in_have;
     bool in_body;
@@ -59,7 +60,7 @@ typedef struct zmq_client {
     size_t blob_len;
 } zmq_client_t;
 
-/* -- Failing -------------------------------------------------------------- */
+/* -- Failures ------------------------------------------------------------- */
 
 static vnx_status_t
 failed(zmq_client_t *client, vnx_status_t status, const char *reason)
@@ -67,7 +68,7 @@ failed(zmq_client_t *client, vnx_status_t status, const char *reason)
     return vnxi_client_conn_failed(&client->conn, status, reason);
 }
 
-/* What came is not what vLLM's listener would say. */
+/* The input is not a reply that vLLM's listener would send. */
 static vnx_status_t
 no_reply(zmq_client_t *client)
 {
@@ -76,7 +77,8 @@ no_reply(zmq_client_t *client)
 
 /* -- Sending -------------------------------------------------------------- */
 
-/* All that came before has been sent: there is room. */
+/* Return where to write output.  All earlier output has been sent, so there is
+ * room. */
 static unsigned char *
 out_end(zmq_client_t *client)
 {
@@ -128,7 +130,7 @@ receive(zmq_client_t *client, void *space, size_t size, size_t *count_p)
                         "wants another ZMTP mechanism than NULL)");
 }
 
-/* Until `want` bytes are in `in`. */
+/* Receive until `in` has `want` bytes. */
 static vnx_status_t
 receive_in(zmq_client_t *client, size_t want)
 {
@@ -169,8 +171,9 @@ failed_length(zmq_client_t *client, uint32_t max)
     return failed(client, VNX_ERR_MISMATCH, reason);
 }
 
-/* The header has come: make room for the body.  The frame decoder does that
- * and grows with what comes; its own header is told what ours says. */
+/* The header is complete: make room for the body.  The frame decoder provides
+ * the buffer, which grows with the bytes that arrive.  It takes a header of
+ * its own form, made from ours. */
 static vnx_status_t
 body_begin(zmq_client_t *client)
 {
@@ -207,7 +210,7 @@ receive_header(zmq_client_t *client)
     return state == VNXI_ZMTP_WHOLE ? body_begin(client) : no_reply(client);
 }
 
-/* VNX_OK: a whole frame is there, taken by frame_end(). */
+/* Receive a frame.  VNX_OK: it is complete; frame_end() takes it. */
 static vnx_status_t
 receive_frame(zmq_client_t *client)
 {
@@ -241,7 +244,7 @@ frame_end(zmq_client_t *client)
     client->in_body = false;
 }
 
-/* -- What came ------------------------------------------------------------ */
+/* -- Input ---------------------------------------------------------------- */
 
 static const unsigned char *
 body_of(const zmq_client_t *client)
@@ -272,7 +275,7 @@ take_ready(zmq_client_t *client)
     return VNX_IN_PROG;
 }
 
-/* A listener that asks whether we live is told so. */
+/* Handle a command; a PING is answered. */
 static vnx_status_t
 take_command(zmq_client_t *client)
 {
@@ -300,7 +303,7 @@ refused(zmq_client_t *client)
     return failed(client, VNX_ERR_MISMATCH, text);
 }
 
-/* The last frame is here. */
+/* The last frame of the reply is complete. */
 static vnx_status_t
 take_last(zmq_client_t *client)
 {
@@ -311,7 +314,8 @@ take_last(zmq_client_t *client)
     return VNX_OK;
 }
 
-/* A frame of the reply: the delimiter, the blob, perhaps the clock. */
+/* Take a frame of the reply: the delimiter, the blob, or the clock, which is
+ * optional. */
 static vnx_status_t
 take_part(zmq_client_t *client)
 {
@@ -332,7 +336,7 @@ take_part(zmq_client_t *client)
     return VNX_IN_PROG;
 }
 
-/* VNX_IN_PROG: more has to come. */
+/* Take a complete frame.  VNX_IN_PROG: more frames are needed. */
 static vnx_status_t
 take_frame(zmq_client_t *client)
 {
@@ -345,7 +349,7 @@ take_frame(zmq_client_t *client)
 
 /* -- Stages --------------------------------------------------------------- */
 
-/* READY waits for the other side's greeting, as libzmq's listeners want it. */
+/* READY is sent after the peer's greeting, as libzmq's listeners require. */
 static vnx_status_t
 greet(zmq_client_t *client)
 {
@@ -366,8 +370,8 @@ greet(zmq_client_t *client)
     return VNX_OK;
 }
 
-/* A step that ends with VNX_IN_PROG for want of bytes says so by `fd`; one
- * that took a frame goes on. */
+/* Take frames.  A step that returns VNX_IN_PROG because bytes are missing has
+ * set `fd`; one that took a frame goes on. */
 static vnx_status_t
 take_frames(zmq_client_t *client)
 {
@@ -386,10 +390,11 @@ take_frames(zmq_client_t *client)
     return status;
 }
 
-/* -- The transport's slots ------------------------------------------------ */
+/* -- The transport's functions -------------------------------------------- */
 
-/* ZMQ's CURVE wants the public key of the listener to be known to clients;
- * nothing of a plain secret, and nothing that vLLM speaks. */
+/* Refuse options that ZMQ cannot honour.  ZMQ's CURVE requires clients to know
+ * the public key of the listener, cannot use a plain secret, and is not part
+ * of what vLLM speaks. */
 static vnx_status_t
 check_options(const vnx_side_channel_options_t *options, const char *operation,
               const char *endpoint, vnx_error_t *error)
@@ -435,7 +440,7 @@ zmq_begin(vnxi_request_t *request)
                       vnxi_zmq_request_of_key(request->key, request->key_len,
                                               &client->request);
     if (request->key_len == 0 || !client->is_rank) {
-        client->request.has_pp_rank = true; /* and both are 0 */
+        client->request.has_pp_rank = true; /* both ranks are 0 */
     }
     return VNX_OK;
 }

@@ -1,16 +1,16 @@
 /*
- * Design notes.  A connection begins with a greeting and READY of both sides;
- * ours is sent when the other's greeting is whole, since libzmq's engine takes
- * a READY that comes with the greeting for an error.
+ * Design notes.  A connection begins with a greeting and a READY from each
+ * side.  We send READY after the peer's greeting is complete, because libzmq's
+ * engine treats a READY that comes with the greeting as an error.
  *
- * Then come messages.  A frame is looked at when it is whole in the input,
- * which holds a few of them at most: what a client may send before it has read
- * its answer is bounded by that, and a message of a thousand frames costs no
- * more than one.  A message that is no request is answered where it has the
- * delimiter that an answer needs, and dropped where it has not.
+ * Then messages follow.  A frame is processed when it is complete in the
+ * input.  The input holds only a few frames, which bounds the data that a
+ * client may send before it has read its answer; and a message of a thousand
+ * frames costs as little as one.  A message that is not a request is answered
+ * if it has the delimiter that an answer needs, and dropped otherwise.
  *
- * Whatever breaks the framing itself closes the connection; a client on libzmq
- * connects again by itself.
+ * An error in the framing closes the connection; a client that uses libzmq
+ * reconnects by itself.
  */
 #include <event2/buffer.h>
 #include <stdio.h>
@@ -22,8 +22,8 @@
 #include "side_channel/zmtp.h"
 
 #define INPUT_MAX (2 * (VNXI_ZMTP_HEADER_MAX + VNXI_ZMTP_SMALL_MAX))
-#define PONGS_MAX 1024u /* bytes of them that a client has yet to read */
-#define PARTS_MAX 64u   /* of a message */
+#define PONGS_MAX 1024u /* bytes of PONGs that the client has not read */
+#define PARTS_MAX 64u   /* per message */
 
 typedef enum stage {
     STAGE_GREETING,
@@ -34,18 +34,18 @@ typedef enum stage {
 typedef struct zmq_conn {
     vnxi_tcp_conn_t super;
     stage_t stage;
-    /* Of the message that comes: */
+    /* The message being received: */
     unsigned parts;
     bool has_delimiter;
     bool is_request;
-    vnxi_zmq_request_t request; /* where it is one */
-    /* From READY: */
+    vnxi_zmq_request_t request; /* valid if the message is a request */
+    /* From the client's READY: */
     bool names_key;
     unsigned char key_len;
     unsigned char key[VNX_SIDE_CHANNEL_KEY_MAX];
 } zmq_conn_t;
 
-/* Go on with what is in the input. */
+/* Continue with the rest of the input. */
 #define NEXT_AGAIN ((vnxi_tcp_next_t)-1)
 
 static struct evbuffer *
@@ -77,7 +77,7 @@ input_drain(zmq_conn_t *conn, size_t len)
 
 /* -- Answers -------------------------------------------------------------- */
 
-/* The delimiter, then the header of the first frame. */
+/* Write the delimiter, then the header of the first frame. */
 static bool
 add_head(zmq_conn_t *conn, bool more, size_t len)
 {
@@ -139,8 +139,8 @@ find_rank(vnxi_blob_table_t *blobs, int64_t tp_rank)
     return vnxi_blob_table_find(blobs, key, (size_t)len);
 }
 
-/* Older connectors know the first pipeline rank alone, and who serves one blob
- * serves it as rank 0. */
+/* Find the blob that was asked for.  Older connectors only know pipeline rank
+ * 0, and a program that serves a single blob serves it as rank 0. */
 static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
@@ -164,7 +164,7 @@ find_blob(const zmq_conn_t *conn)
     return blob;
 }
 
-/* Takes the reference to `blob`. */
+/* Write a blob; takes the reference to `blob`. */
 static bool
 add_blob(zmq_conn_t *conn, vnxi_blob_t *blob)
 {
@@ -197,9 +197,9 @@ answer(zmq_conn_t *conn)
                : VNXI_TCP_NEXT_CLOSE;
 }
 
-/* -- What comes ----------------------------------------------------------- */
+/* -- Input ---------------------------------------------------------------- */
 
-/* A message is whole. */
+/* The message is complete. */
 static vnxi_tcp_next_t
 take_message(zmq_conn_t *conn)
 {
@@ -245,7 +245,7 @@ take_command(zmq_conn_t *conn, const unsigned char *body, size_t len)
     if (size == 0) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
     }
-    /* One that asks whether we live, and does not read that we do. */
+    /* A client that keeps sending PINGs and does not read the PONGs. */
     if (evbuffer_get_length(output_of(conn)) > PONGS_MAX) {
         return VNXI_TCP_NEXT_CLOSE;
     }
@@ -357,7 +357,8 @@ zmq_begin(vnxi_tcp_conn_t *super)
     unsigned char greeting[VNXI_ZMTP_GREETING];
     int on = 1;
 
-    /* It may be kept for ever, and its host be gone without a word. */
+    /* The connection may be kept for ever, and the host of the client may
+     * disappear without closing it. */
     setsockopt(super->fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     vnxi_zmtp_greeting(greeting);
     return evbuffer_add(output_of(conn), greeting, sizeof greeting) == 0;

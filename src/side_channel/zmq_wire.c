@@ -9,7 +9,7 @@
 #define REQUEST_NAME_LEN 12u
 #define RANK_DIGITS_MAX 19
 
-/* The first bytes of what msgpack has. */
+/* First bytes of msgpack values. */
 #define FIXMAP_1 0x81u
 #define FIXARRAY 0x90u
 #define FIXSTR 0xa0u
@@ -52,8 +52,8 @@ take_array(vnxi_reader_t *reader, uint64_t *count_p)
     return (*first & 0xf0u) == FIXARRAY;
 }
 
-/* The bytes of a bin or a string; `first` is the form whose length has one
- * byte, the next two have 2 and 4. */
+/* Take the bytes of a bin or a string.  `first` is the code of the form with a
+ * 1-byte length; the next two codes have lengths of 2 and 4 bytes. */
 static const unsigned char *
 take_bytes(vnxi_reader_t *reader, unsigned first, uint64_t *len_p)
 {
@@ -67,7 +67,7 @@ take_bytes(vnxi_reader_t *reader, unsigned first, uint64_t *len_p)
     return vnxi_read_bytes(reader, (size_t)*len_p);
 }
 
-/* Of any of the ten forms of an integer. */
+/* Take an integer in any of its ten forms. */
 static bool
 take_int(vnxi_reader_t *reader, int64_t *number_p)
 {
@@ -123,7 +123,7 @@ vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
 
 /* -- Writing -------------------------------------------------------------- */
 
-/* In the shortest form, as msgpack's writers do. */
+/* Write an integer in its shortest form, as msgpack's writers do. */
 static size_t
 put_int(unsigned char *bytes, int64_t number)
 {
@@ -159,7 +159,8 @@ vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
 
 /* -- Keys ----------------------------------------------------------------- */
 
-/* Digits as vnxi_rank_key() writes them, and no others; how many. */
+/* Parse a rank in the form that vnxi_rank_key() writes, and in no other.
+ * Returns its number of digits; 0: there is no rank. */
 static size_t
 rank_parse(const char *text, size_t len, int64_t *rank_p)
 {
@@ -229,7 +230,7 @@ vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len)
     return len == sizeof no_clock && memcmp(bytes, no_clock, len) == 0;
 }
 
-/* A map of one: "error" to the text. */
+/* A map with one pair: "error" and the text. */
 static const unsigned char refusal_head[] = {FIXMAP_1, FIXSTR + 5, 'e', 'r',
                                              'r',      'o',        'r'};
 

@@ -1,14 +1,14 @@
 /*
- * What vLLM's handshake says over ZMTP: msgpack, as little of it as there is
- * in it.  Encoding and strict parsing of bytes; no I/O, no clock, no memory.
- * The bytes: docs/wire.md.
+ * Messages of vLLM's handshake over ZMTP, in the small part of msgpack that
+ * they use.  Encoding and strict parsing of bytes; no I/O, no clock, no
+ * memory.  docs/wire.md specifies the bytes.
  *
  *   request  array: bin "get_meta_msg", then int pp_rank, int tp_rank
  *            (connector version 12), or int tp_rank alone (older ones)
  *   reply    the blob; to version 12 a second frame with a float 64, the
  *            listener's clock
- *   refusal  a map with a text, which is no blob of vLLM's in any version, and
- *            a second frame with a float 64 that is no number
+ *   refusal  a map with a text, which no version of vLLM uses as a blob, and
+ *            a second frame with a float 64 that is NaN
  */
 #ifndef VNXI_SIDE_CHANNEL_ZMQ_WIRE_H
 #define VNXI_SIDE_CHANNEL_ZMQ_WIRE_H
@@ -29,31 +29,32 @@ typedef struct vnxi_zmq_request {
     int64_t pp_rank, tp_rank;
 } vnxi_zmq_request_t;
 
-/* False: it is no request. */
+/* Parse a request.  False: it is not one. */
 bool vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
                             vnxi_zmq_request_t *out_p);
 
-/* The length of what was written. */
+/* Write a request.  Returns its length. */
 size_t vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
                                unsigned char bytes[VNXI_ZMQ_REQUEST_MAX]);
 
-/* The request for a key that stands for ranks, "0,1" or "1".  False: it is
- * another key. */
+/* Make the request for a key that names ranks, "0,1" or "1".  False: the key
+ * does not. */
 bool vnxi_zmq_request_of_key(const void *key, size_t key_len,
                              vnxi_zmq_request_t *out_p);
 
 void vnxi_zmq_clock_encode(double seconds,
                            unsigned char bytes[VNXI_ZMQ_CLOCK]);
 
-/* The clock of a refusal. */
+/* Write or recognise the clock of a refusal. */
 void vnxi_zmq_no_clock_encode(unsigned char bytes[VNXI_ZMQ_CLOCK]);
 bool vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len);
 
-/* `text` of at most 100 bytes; the length of what was written. */
+/* Write a refusal; `text` has at most 100 bytes.  Returns its length. */
 size_t vnxi_zmq_refusal_encode(const char *text,
                                unsigned char bytes[VNXI_ZMQ_REFUSAL_MAX]);
 
-/* The text of a refusal, borrowed; NULL: it is none. */
+/* Find the text of a refusal, borrowed from `bytes`.  NULL: they are not a
+ * refusal. */
 const unsigned char *vnxi_zmq_refusal_parse(const unsigned char *bytes,
                                             size_t len, size_t *len_p);
 

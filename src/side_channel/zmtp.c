@@ -109,7 +109,7 @@ typedef struct body {
     unsigned char bytes[VNXI_ZMTP_COMMAND_MAX - VNXI_ZMTP_HEADER_MAX];
 } body_t;
 
-/* All that we write is shorter than the room by far. */
+/* Append bytes.  The room exceeds the size of every command that we write. */
 static void
 add(body_t *body, const void *data, size_t len)
 {
@@ -119,7 +119,7 @@ add(body_t *body, const void *data, size_t len)
     }
 }
 
-/* A length in one byte, then the name. */
+/* Append a name after its length in one byte. */
 static void
 add_name(body_t *body, const char *name)
 {
@@ -211,7 +211,7 @@ vnxi_zmtp_ready_parse(const unsigned char *body, size_t len,
                       vnxi_zmtp_ready_t *ready_p)
 {
     vnxi_zmtp_ready_t ready = {0};
-    size_t at = 6; /* behind the name */
+    size_t at = 6; /* after the name */
 
     if (!vnxi_zmtp_is(body, len, "READY")) {
         return false;
