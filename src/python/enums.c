@@ -1,9 +1,10 @@
 #include "python/module.h"
 
 /* nixl_mem_t and nixl_status_t are enum.IntEnum, so that they print by name
- * and compare with ints, as NIXL's do. */
+ * and compare with ints, as NIXL's enums do. */
 
-/* An IntEnum prints as a number from Python 3.11 on, NIXL's by name. */
+/* From Python 3.11 on an IntEnum prints as a number; NIXL's enums print by
+ * name. */
 static int
 enum_print_names(PyObject *made)
 {
@@ -20,7 +21,8 @@ enum_print_names(PyObject *made)
     return ret;
 }
 
-/* Takes `members`, which may be NULL with an exception set. */
+/* Takes the reference to `members`, which may be NULL with an exception set.
+ */
 static PyObject *
 enum_add(PyObject *module, PyObject *int_enum, const char *name,
          PyObject *members)

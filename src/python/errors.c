@@ -26,7 +26,7 @@ error_class(const vnxi_py_state_t *state, vnx_status_t status)
     return state->errors[VNXI_PY_STATUS_VNX_ERR_UNKNOWN];
 }
 
-/* Takes `value`, which may be NULL with an exception set. */
+/* Takes the reference to `value`, which may be NULL with an exception set. */
 static int
 attribute_set(PyObject *object, PyObject *name, PyObject *value)
 {
@@ -115,7 +115,7 @@ vnxi_py_wrong_type(const char *operation, const char *what,
                         operation, what, expected, Py_TYPE(value)->tp_name);
 }
 
-/* The second base, borrowed; NULL for most. */
+/* Return the second base, borrowed; NULL for most classes. */
 static PyObject *
 builtin_base(int status)
 {

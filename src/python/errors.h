@@ -15,18 +15,20 @@
 
 #define VNXI_PY_NO_ROW (-1)
 
-/* Raise what a failed call recorded; returns NULL, to be returned. */
+/* Raise the error that a failed call recorded.  Returns NULL. */
 PyObject *vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error);
 
-/* The result of a call that returns None: None, or NULL and the exception. */
+/* Return the result of a call that returns None: None, or NULL and the
+ * exception. */
 PyObject *vnxi_py_none(vnxi_py_state_t *state, vnx_status_t status,
                        const vnx_error_t *error);
 
-/* The exception alone, not raised; NULL and another exception on failure. */
+/* Create the exception without raising it; NULL and another exception on
+ * failure. */
 PyObject *vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error);
 
 /* Raise nixlInvalidParamError, for arguments that the extension refuses; `row`
- * is VNXI_PY_NO_ROW or the offending one.  Returns NULL. */
+ * is VNXI_PY_NO_ROW or the offending row.  Returns NULL. */
 PyObject *vnxi_py_invalid(vnxi_py_state_t *state, const char *operation,
                           int64_t row, const char *cause, ...)
     __attribute__((format(printf, 4, 5)));

@@ -15,8 +15,8 @@ PyDoc_STRVAR(module_doc,
              "The C part of vllm_nixl: agents, handles, descriptor lists,\n"
              "shared buffers and exceptions.  Import them from vllm_nixl.");
 
-/* Runs before objects are freed, and with them memory that agents registered.
- * The end of a subinterpreter is not the end of the process. */
+/* Runs before objects are freed, and with them the memory that agents
+ * registered.  The end of a subinterpreter is not the end of the process. */
 static PyObject *
 at_end(PyObject *module, PyObject *unused)
 {
@@ -46,9 +46,9 @@ watch_end(PyObject *module)
     return done != NULL ? 0 : -1;
 }
 
-/* The strings of a tuple, as names of directories.  Other items (bytes,
- * objects of importers, strings that the file system cannot encode) are
- * skipped. false: exception. */
+/* Collect the str items of a tuple, which name directories.  Other items
+ * (bytes, objects of importers, strings that the file system cannot encode)
+ * are skipped.  false: exception. */
 static bool
 collect(PyObject *paths, PyObject **encoded, const char **dirs,
         size_t *count_p)

@@ -10,8 +10,8 @@
  *     out of Python objects first and retains the C objects, since another
  *     thread may release their handles meanwhile.
  *   - Drop the GIL for a call that may wait or works on many rows.  Keep it
- * for a few atomic operations, where dropping it costs more than the call.
- *   - No Python object lies in static storage: all of them are in the state.
+ *     for a few atomic operations: dropping it costs more than such a call.
+ *   - All Python objects are in the module's state, none in static storage.
  */
 #ifndef VNXI_PYTHON_MODULE_H
 #define VNXI_PYTHON_MODULE_H
@@ -84,7 +84,7 @@ vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
 
 /* -- The GIL -------------------------------------------------------------- */
 
-/* The value of an expression that is evaluated without the GIL. */
+/* The value of an expression, evaluated without the GIL. */
 #define VNXI_PY_WITHOUT_GIL(call)                     \
     __extension__({                                   \
         PyThreadState *thread_ = PyEval_SaveThread(); \
@@ -93,15 +93,15 @@ vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
         value_;                                       \
     })
 
-/* Drop the GIL where the work that follows is long enough to let other threads
- * run; NULL where it is not. */
+/* Drop the GIL if the following work is long enough to let other threads run;
+ * NULL: the GIL is kept. */
 static inline PyThreadState *
 vnxi_py_gil_drop_if(bool is_long)
 {
     return is_long ? PyEval_SaveThread() : NULL;
 }
 
-/* Take it again. */
+/* Take the GIL back. */
 static inline void
 vnxi_py_gil_take(PyThreadState *thread)
 {
@@ -112,13 +112,13 @@ vnxi_py_gil_take(PyThreadState *thread)
 
 /* -- Parts of the module -------------------------------------------------- */
 
-/* The types, which module.c makes. */
+/* The specs from which module.c creates the types. */
 extern PyType_Spec vnxi_py_agent_spec, vnxi_py_xfer_spec, vnxi_py_dlist_spec,
     vnxi_py_telemetry_spec, vnxi_py_shared_buffer_spec,
     vnxi_py_side_requests_spec;
 extern PyType_Spec vnxi_py_descs_specs[]; /* by vnxi_py_descs_kind_t */
 
-/* Each adds members to the module: 0, or -1 with an exception. */
+/* Each adds members to the module.  Returns 0, or -1 with an exception. */
 int vnxi_py_side_channel_add(PyObject *module);
 int vnxi_py_enums_add(PyObject *module);
 int vnxi_py_errors_add(PyObject *module);
@@ -128,11 +128,11 @@ int vnxi_py_errors_add(PyObject *module);
 /* The module's definition; set by PyInit__core(), then only read. */
 extern const PyModuleDef *vnxi_py_module_def;
 
-/* The state of the module that defined `type` or one of its bases; NULL and
- * SystemError where there is none.  For tp_new, where no object exists. */
+/* Return the state of the module that defined `type` or one of its bases.
+ * NULL: SystemError, there is none.  For tp_new, which has no object yet. */
 vnxi_py_state_t *vnxi_py_state_of_type(PyTypeObject *type);
 
-/* tp_dealloc, or its end: free the object and drop its type. */
+/* tp_dealloc, or its last part: free the object and drop its type. */
 void vnxi_py_object_free(PyObject *op);
 
 /* __enter__: the object itself. */

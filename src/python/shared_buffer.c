@@ -3,7 +3,7 @@
 #include "python/module.h"
 
 typedef struct shared_buffer {
-    PyObject_HEAD vnx_shared_buffer_t *buffer; /* owned; fixed at the making */
+    PyObject_HEAD vnx_shared_buffer_t *buffer; /* owned; constant */
 } shared_buffer_t;
 
 static PyObject *

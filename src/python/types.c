@@ -2,7 +2,7 @@
 
 const PyModuleDef *vnxi_py_module_def;
 
-/* PyType_GetModuleByDef() is there from Python 3.11 only. */
+/* PyType_GetModuleByDef() exists only from Python 3.11 on. */
 vnxi_py_state_t *
 vnxi_py_state_of_type(PyTypeObject *type)
 {

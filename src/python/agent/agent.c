@@ -38,7 +38,8 @@ agent_create(vnxi_py_agent_t *self, const vnxi_py_bytes_t *name,
     if (shown == NULL) {
         return false;
     }
-    /* Checked here because converting the arguments may have made it. */
+    /* Checked here because the conversion of the arguments may have created
+     * it. */
     if (self->agent != NULL) {
         PyErr_SetString(PyExc_RuntimeError,
                         "Agent.__init__() was called already");
@@ -53,7 +54,7 @@ agent_create(vnxi_py_agent_t *self, const vnxi_py_bytes_t *name,
     return false;
 }
 
-/* As bytes; data NULL for None. */
+/* Convert the secret to bytes; data is NULL for None. */
 static bool
 secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
 {
@@ -68,7 +69,7 @@ secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
     bool is_read =
         vnxi_py_message_get(INIT, "metadata_secret", value, secret_p);
     if (!is_read && PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) {
-        PyErr_Clear(); /* the exception holds the secret */
+        PyErr_Clear(); /* the exception contains the secret */
         vnxi_py_invalid(state, INIT, VNXI_PY_NO_ROW,
                         "metadata_secret has a character that UTF-8 cannot "
                         "encode");
@@ -76,7 +77,7 @@ secret_get(vnxi_py_state_t *state, PyObject *value, vnxi_py_bytes_t *secret_p)
     return is_read;
 }
 
-/* Left-out numbers stay 0. */
+/* Convert the numbers; those that were left out stay 0. */
 static bool
 init_numbers(vnxi_py_state_t *state, PyObject *threads_arg, PyObject *max_arg,
              vnx_agent_config_t *config)
@@ -159,7 +160,7 @@ agent_repr(PyObject *op)
 {
     vnxi_py_agent_t *self = (vnxi_py_agent_t *)op;
     const char *state = self->is_closed ? "closed " : "";
-    /* A reference of our own: the name may be any object, and its __repr__ may
+    /* Hold a reference: the name may be any object, and its __repr__ may
      * replace it. */
     PyObject *name = Py_NewRef(self->name != NULL ? self->name : Py_None);
     PyObject *text =
@@ -254,7 +255,7 @@ static PyMemberDef agent_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
-/* Asking may load an engine's library, so it is not done before. */
+/* Asking the engine may load its library, so that is done only here. */
 static PyObject *
 agent_get_plugin_list(PyObject *op, void *Py_UNUSED(context))
 {

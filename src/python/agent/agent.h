@@ -125,9 +125,9 @@ vnxi_py_agent_is_made(const vnxi_py_agent_t *self)
     return self->agent != NULL;
 }
 
-/* A method; __init__() was called.  Refusing another agent's handle, a closed
- * agent and the like is left to the body.  _AS: with another name in messages
- * than its own. */
+/* A method of an agent whose __init__() was called.  The body itself refuses
+ * handles of another agent, a closed agent and the like.  _AS: messages show
+ * `title` instead of the name. */
 #define VNXI_PY_AGENT_METHOD(name, params, doc) \
     VNXI_PY_AGENT_METHOD_AS(name, #name, params, doc)
 #define VNXI_PY_AGENT_METHOD_AS(name, title, params, doc)                  \
@@ -147,14 +147,14 @@ bool vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
                               PyObject *descs, PyObject *inc_conn_info,
                               PyObject *backends, vnx_bytes_t *metadata_p);
 
-/* listener.c: its port, and its part of stats() and of describe().  false:
+/* listener.c: its port, and its parts of stats() and describe().  false:
  * exception. */
 PyObject *vnxi_py_agent_listen_port(PyObject *op, void *context);
 bool vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict);
 bool vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self,
                                      PyObject *dict);
 
-/* wait.c: wait for one transfer.  Its telemetry; NULL: exception. */
+/* wait.c: wait for one transfer.  Returns its telemetry; NULL: exception. */
 PyObject *vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
                                  PyObject *handle, uint64_t timeout_ns);
 

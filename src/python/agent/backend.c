@@ -31,7 +31,7 @@ params_fini(param_list_t *list)
     PyMem_Free(list->params);
 }
 
-/* Text of a key or a value; numbers are taken too. */
+/* Get the text of a key or a value; numbers are accepted too. */
 static const char *
 param_text(vnxi_py_state_t *state, const char *operation, const char *what,
            param_list_t *list, PyObject *value)
@@ -45,8 +45,8 @@ param_text(vnxi_py_state_t *state, const char *operation, const char *what,
     return utf8;
 }
 
-/* From a private copy of the dict: __str__ of an item may change the caller's.
- */
+/* Read the parameters from a private copy of the dict, because __str__ of an
+ * item may change the caller's. */
 static bool
 params_read(vnxi_py_state_t *state, const char *operation, PyObject *dict,
             param_list_t *list)
@@ -109,7 +109,7 @@ backend_create(vnxi_py_agent_t *self, const char *operation, const char *name,
     return status >= 0 || vnxi_py_raise(self->state, &error);
 }
 
-/* Record that it was created.  The key is an exact str. */
+/* Record that the backend was created.  The key is an exact str. */
 static bool
 backend_add(vnxi_py_agent_t *self, PyObject *name)
 {
@@ -149,8 +149,8 @@ VNXI_PY_AGENT_METHOD(
 int
 vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)
 {
-    /* None where the collector has cleared the agent; a reference of our own
-     * because __eq__ of a key may run any code. */
+    /* NULL if the collector has cleared the agent.  Held, because __eq__ of a
+     * key may run any code. */
     PyObject *backends = Py_XNewRef(self->backends);
     int known = backends != NULL ? PyDict_Contains(backends, name) : 0;
     Py_XDECREF(backends);
@@ -164,7 +164,7 @@ VNXI_PY_AGENT_METHOD(
     return vnxi_py_agent_plugins(self);
 }
 
-/* The name of a backend that was created. */
+/* Get the name of a backend that was created. */
 static const char *
 created_get(vnxi_py_agent_t *self, const char *operation, PyObject *value)
 {
@@ -180,7 +180,7 @@ created_get(vnxi_py_agent_t *self, const char *operation, PyObject *value)
     return known > 0 ? name : NULL;
 }
 
-/* `backend` may be NULL with an exception set, here and below. */
+/* Here and below, `backend` may be NULL with an exception set. */
 static PyObject *
 mem_types(vnxi_py_agent_t *self, const char *backend)
 {

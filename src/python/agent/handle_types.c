@@ -1,11 +1,11 @@
 /*
- * The Python types of the handles: their methods, printing and end.
+ * The Python types of the handles: methods, printing, deallocation.
  */
 #include "python/agent/handles.h"
 
 #include "python/arguments/convert.h"
 
-/* -- Both ----------------------------------------------------------------- */
+/* -- Both types ----------------------------------------------------------- */
 
 static int
 handle_traverse(PyObject *op, visitproc visit, void *arg)

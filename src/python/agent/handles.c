@@ -83,7 +83,8 @@ vnxi_py_xfer_release(vnxi_py_xfer_t *handle)
     }
     vnx_error_t error;
     handle->xfer = NULL;
-    /* Of a posted one it may wait for the chunk that is being copied. */
+    /* Releasing a posted transfer may wait for the chunk that is being copied.
+     */
     PyThreadState *thread =
         vnxi_py_gil_drop_if(vnx_xfer_state(xfer) == VNX_XFER_POSTED);
     vnx_status_t status = vnx_xfer_release(xfer, &error);

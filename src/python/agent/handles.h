@@ -1,15 +1,16 @@
 /*
  * The handles that an agent gives out: nixl_xfer_handle (a transfer) and
- * nixl_prepped_dlist_handle (a prepared list).  Only an agent makes them; each
- * keeps its agent alive; both compare by identity, release more than once and
- * in any order, and free what they hold when they are dropped.
+ * nixl_prepped_dlist_handle (a prepared list).  Only an agent creates them,
+ * and each keeps its agent alive.  Both compare by identity, may be released
+ * more than once and in any order, and free their C object when they are
+ * dropped.
  */
 #ifndef VNXI_PYTHON_HANDLES_H
 #define VNXI_PYTHON_HANDLES_H
 
 #include "python/agent/agent.h"
 
-/* The first fields of both. */
+/* The first fields of both handles. */
 typedef struct vnxi_py_handle {
     PyObject_HEAD vnxi_py_state_t *state;
     vnxi_py_agent_t *agent; /* NULL only after tp_clear */
@@ -25,12 +26,12 @@ typedef struct vnxi_py_dlist {
     vnx_dlist_t *dlist; /* owned; NULL: released */
 } vnxi_py_dlist_t;
 
-/* A new handle; takes the C object, also where it fails. */
+/* Create a handle.  Takes ownership of the C object, even if it fails. */
 PyObject *vnxi_py_xfer_new(vnxi_py_agent_t *agent, vnx_xfer_t *xfer);
 PyObject *vnxi_py_dlist_new(vnxi_py_agent_t *agent, vnx_dlist_t *dlist);
 
-/* Raise what is wrong with an argument that should be a live handle of this
- * agent (TypeError, nixlInvalidParamError); `row` as for vnxi_py_invalid(). */
+/* Raise the error of an argument that is not a live handle of this agent
+ * (TypeError, nixlInvalidParamError); `row` as for vnxi_py_invalid(). */
 void vnxi_py_xfer_refuse(const vnxi_py_agent_t *agent, const char *operation,
                          int64_t row, PyObject *value);
 void vnxi_py_dlist_refuse(const vnxi_py_agent_t *agent, const char *operation,
@@ -73,8 +74,8 @@ vnxi_py_dlist_get(const vnxi_py_agent_t *agent, const char *operation,
     return NULL;
 }
 
-/* Release, which has no effect the second time.  A posted transfer is stopped
- * first; false and an exception where the backend cannot stop it now: the
+/* Release a handle; a second call has no effect.  A posted transfer is stopped
+ * first.  false and an exception: the backend cannot stop it now, and the
  * handle stays valid. */
 bool vnxi_py_xfer_release(vnxi_py_xfer_t *handle);
 void vnxi_py_dlist_release(vnxi_py_dlist_t *handle);

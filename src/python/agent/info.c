@@ -5,7 +5,7 @@
 
 #include "python/arguments/convert.h"
 
-/* Takes `json`. */
+/* Takes ownership of `json`. */
 static PyObject *
 json_object(vnx_bytes_t *json)
 {

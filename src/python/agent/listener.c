@@ -1,6 +1,7 @@
 /*
- * The metadata listener of an agent.  It is made at first use, under the GIL,
- * and lives as long as the object; so methods may use it without the GIL.
+ * The metadata listener of an agent.  It is created at first use, under the
+ * GIL, and lives as long as the agent object, so methods may use it without
+ * the GIL.
  */
 #include "python/agent/agent.h"
 
@@ -12,7 +13,8 @@
 #include "python/arguments/integers.h"
 #include "python/descriptors/descs.h"
 
-/* The peer's listener.  `host` is borrowed from the argument. */
+/* The address of the peer's listener.  `host` is borrowed from the argument.
+ */
 typedef struct address {
     const char *host;
     int port;
@@ -47,7 +49,7 @@ address_get(vnxi_py_agent_t *self, const char *operation, PyObject *ip_addr,
     return true;
 }
 
-/* NULL: exception. */
+/* Get the listener; creates it at first use.  NULL: exception. */
 static vnx_listener_t *
 listener_get(vnxi_py_agent_t *self, const char *operation, uint64_t max_frame)
 {
@@ -107,7 +109,7 @@ vnxi_py_agent_listen_port(PyObject *op, void *Py_UNUSED(context))
         self->listener != NULL ? vnx_listener_port(self->listener) : 0);
 }
 
-/* A command to the peer's listener, with the bytes that it needs. */
+/* A command to the peer's listener, with the bytes that the command needs. */
 typedef vnx_status_t (*command_fn)(vnx_listener_t *, const char *, int,
                                    const void *, size_t, vnx_error_t *);
 
@@ -125,7 +127,7 @@ command(vnxi_py_agent_t *self, const char *operation, command_fn call,
     return listener_done(self, operation, status, &error);
 }
 
-/* Takes no bytes, for command(). */
+/* A command without bytes, in the form that command() calls. */
 static vnx_status_t
 invalidate(vnx_listener_t *listener, const char *host, int port,
            const void *data, size_t len, vnx_error_t *error)

@@ -40,7 +40,8 @@ make_call(vnx_agent_t *agent, make_t *make, vnx_xfer_t **xfer_p,
     return status;
 }
 
-/* Read the two handles, and call.  Everything else has been converted. */
+/* Read the two handles, and call the library.  Everything else has been
+ * converted. */
 static PyObject *
 make_xfer(vnxi_py_agent_t *self, make_t *make)
 {

@@ -5,7 +5,7 @@
 #include "python/arguments/convert.h"
 #include "python/descriptors/descs.h"
 
-/* Takes `bytes`. */
+/* Takes ownership of `bytes`. */
 static PyObject *
 bytes_object(vnx_bytes_t *bytes)
 {
@@ -84,9 +84,8 @@ VNXI_PY_AGENT_METHOD(
     return bytes_object(&metadata);
 }
 
-/* A blob to load.  A buffer that another thread or process may change is
- * copied, so that the bytes that were checked are the bytes that are loaded.
- */
+/* Get a blob to load.  A buffer that another thread or process may change is
+ * copied, so that the bytes that are loaded are those that were checked. */
 static bool
 blob_get(const char *operation, PyObject *value, vnxi_py_bytes_t *blob_p)
 {

@@ -6,7 +6,7 @@
 
 /* -- Taking --------------------------------------------------------------- */
 
-/* The list of messages of a sender; new where there is none. */
+/* Get the list of messages of a sender; creates it if there is none. */
 static PyObject *
 sender_list(PyObject *dict, PyObject *sender)
 {
@@ -42,7 +42,7 @@ notif_add(PyObject *dict, const vnx_notif_t *notif)
     return good;
 }
 
-/* `first`, followed by the newer ones. */
+/* Return `first` with the newer ones after it. */
 static vnx_notif_t *
 chain_join(vnx_notif_t *first, vnx_notif_t *newer)
 {
@@ -57,9 +57,9 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
-/* Give back those that could not be handed over: they stay pending.  Code of
- * the caller may have called _next_notif() meanwhile, which keeps newer ones.
- */
+/* Keep the notifications that could not be handed over, so that they stay
+ * pending.  Code of the caller may have called _next_notif() meanwhile, which
+ * keeps newer ones. */
 static void
 chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
 {
@@ -69,7 +69,8 @@ chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
 static bool
 notifs_into(vnxi_py_agent_t *self, PyObject *dict)
 {
-    /* Oldest first: what _next_notif() took but did not return is older. */
+    /* Oldest first: the notifications that _next_notif() took and did not
+     * return are older. */
     vnx_notif_t *chain =
         chain_join(self->taken, vnx_agent_take_notifs(self->agent));
     self->taken = NULL;
@@ -86,8 +87,8 @@ notifs_into(vnxi_py_agent_t *self, PyObject *dict)
     return true;
 }
 
-/* Check `backends`.  Notifications come to the agent whatever the backend, so
- * the names select nothing, but unknown ones are refused. */
+/* Check `backends`.  The agent receives notifications from all backends, so
+ * the names select nothing, but unknown names are refused. */
 static bool
 backends_check(vnxi_py_agent_t *self, const char *operation, PyObject *value)
 {
@@ -154,7 +155,7 @@ tag_matches(PyObject *message, const vnxi_py_bytes_t *tag, bool is_prefix)
     return len >= tag->len && memcmp(data, tag->data, tag->len) == 0;
 }
 
-/* Remove the first match: 1, 0 where there is none, -1 and an exception. */
+/* Remove the first match.  1: removed; 0: no match; -1: exception. */
 static int
 tag_remove(PyObject *list, const vnxi_py_bytes_t *tag, bool is_prefix)
 {
@@ -166,7 +167,7 @@ tag_remove(PyObject *list, const vnxi_py_bytes_t *tag, bool is_prefix)
     return 0;
 }
 
-/* The name of an agent as a key of agent.notifs. */
+/* Convert the name of an agent to a key of agent.notifs. */
 static PyObject *
 sender_key(const char *operation, PyObject *sender_arg)
 {

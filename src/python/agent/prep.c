@@ -1,10 +1,10 @@
 /*
- * Design note.  A million rows are prepared with the GIL dropped.  Arrays and
- * descriptor lists go to the library as they are, rows held by an export and
- * runs by a reference; lists of tuples are converted in chunks, and the GIL is
- * dropped while each is taken in, so other threads run in between.  Signed
- * arrays go in chunks too: each is looked through for negative numbers while
- * it is in the cache.
+ * Design note.  The library prepares a million rows with the GIL dropped.
+ * Arrays and descriptor lists are passed to it without a copy: an export keeps
+ * the rows in place, a reference keeps the runs.  Lists of tuples are
+ * converted in chunks.  The GIL is dropped while the library takes a chunk, so
+ * other threads run in between.  Signed arrays are passed in chunks too: each
+ * is checked for negative numbers while it is in the cache.
  */
 #include "python/agent/agent.h"
 
@@ -18,7 +18,7 @@
 
 #define INIT_AGENT "NIXL_INIT_AGENT"
 
-/* One call, whatever it prepares from. */
+/* The state of one call, for every kind of source. */
 typedef struct prep {
     vnxi_py_agent_t *self;
     const char *operation;
@@ -44,7 +44,8 @@ builder_begin(prep_t *prep)
            prep_raise(prep);
 }
 
-/* `good` is whether all rows were fed; otherwise an exception is set. */
+/* Finish the builder.  `good`: all rows were fed; otherwise an exception is
+ * set. */
 static vnx_dlist_t *
 builder_end(prep_t *prep, bool good)
 {
@@ -83,7 +84,8 @@ prep_rows(prep_t *prep, PyObject *list)
     return builder_end(prep, good);
 }
 
-/* Without the GIL.  *row_p is the first row with a negative number. */
+/* Feed signed rows, without the GIL.  *row_p is the first row with a negative
+ * number. */
 static vnx_status_t
 signed_feed(prep_t *prep, const vnxi_py_matrix_t *matrix, int64_t *row_p)
 {
@@ -140,7 +142,7 @@ prep_plain(prep_t *prep, const vnx_desc_t *rows, size_t count)
     return dlist;
 }
 
-/* Without the GIL. */
+/* Create a list from strided rows, without the GIL. */
 static vnx_status_t
 strided_create(prep_t *prep, const vnx_strided_desc_t *rows, size_t count,
                vnx_dlist_t **dlist_p)
@@ -190,8 +192,8 @@ prep_matrix(prep_t *prep, PyObject *source)
     return dlist;
 }
 
-/* The second attempt, row by row, after runs were refused: the error then
- * names the caller's row, not a run that the caller knows nothing of. */
+/* Try again row by row, after the library refused the runs.  The error then
+ * names the caller's row instead of a run, which the caller does not know. */
 static vnx_dlist_t *
 prep_unrolled(prep_t *prep, const vnxi_py_runs_t *runs)
 {
@@ -230,7 +232,7 @@ prep_runs(prep_t *prep, vnxi_py_runs_t *runs)
     return dlist;
 }
 
-/* Descriptor lists, and tensors, of which there are few. */
+/* Prepare from a descriptor list or from tensors, of which there are few. */
 static vnx_dlist_t *
 prep_descs(prep_t *prep, PyObject *source, PyObject *mem_type)
 {

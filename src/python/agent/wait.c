@@ -14,8 +14,8 @@
 /* -- Sets of transfers ---------------------------------------------------- */
 
 typedef enum group {
-    GROUP_ENDED,   /* well */
-    GROUP_FAILED,  /* or cancelled */
+    GROUP_ENDED,   /* ended successfully */
+    GROUP_FAILED,  /* failed or cancelled */
     GROUP_PENDING, /* posted */
     GROUP_READY,   /* never posted */
 } group_t;
@@ -25,9 +25,9 @@ typedef enum group {
 typedef struct xfer_set {
     PyObject *handles;     /* tuple */
     vnx_xfer_t **xfers;    /* retained */
-    unsigned char *groups; /* group_t of each, by set_look() */
+    unsigned char *groups; /* group_t of each, set by set_look() */
     size_t count;
-    unsigned seen; /* GROUP_BIT of every group that is not empty, likewise */
+    unsigned seen; /* GROUP_BIT of every group in `groups` */
 } xfer_set_t;
 
 static void
@@ -55,9 +55,9 @@ set_fill(const vnxi_py_agent_t *self, const char *operation, xfer_set_t *set)
     return true;
 }
 
-/* From one handle or any iterable of them.  Iterating runs the caller's code,
- * so every other argument is converted before, and the transfers are retained
- * after it. */
+/* Get the set from one handle or any iterable of handles.  Iterating runs the
+ * caller's code, so every other argument is converted before it, and the
+ * transfers are retained after it. */
 static bool
 set_get(const vnxi_py_agent_t *self, const char *operation, PyObject *value,
         xfer_set_t *set_p)
@@ -99,7 +99,8 @@ group_of(const vnx_xfer_t *xfer)
     }
 }
 
-/* Record the state of each, so that later calls agree on one moment. */
+/* Record the state of each transfer, so that later calls refer to one moment.
+ */
 static void
 set_look(xfer_set_t *set)
 {
@@ -118,7 +119,7 @@ set_has(const xfer_set_t *set, group_t group)
     return (set->seen & GROUP_BIT(group)) != 0;
 }
 
-/* Would vnx_agent_wait() return?  As of the last set_look(). */
+/* Would vnx_agent_wait() return?  Uses the states of the last set_look(). */
 static bool
 set_is_over(const xfer_set_t *set, unsigned flags)
 {
@@ -131,7 +132,7 @@ set_is_over(const xfer_set_t *set, unsigned flags)
             set_has(set, GROUP_FAILED));
 }
 
-/* The handles of some groups, in the order given. */
+/* Return the handles of some groups, in the order given. */
 static PyObject *
 set_list(const xfer_set_t *set, unsigned groups)
 {
@@ -150,7 +151,8 @@ set_list(const xfer_set_t *set, unsigned groups)
 
 /* -- Errors of waiting ---------------------------------------------------- */
 
-/* "3 of 5 transfers have not ended in time: numbers 0, 2, 3". */
+/* Write an error such as "3 of 5 transfers have not ended in time: numbers 0,
+ * 2, 3". */
 static void
 timeout_describe(const char *operation, const xfer_set_t *set,
                  vnx_error_t *error)
@@ -176,7 +178,8 @@ timeout_describe(const char *operation, const xfer_set_t *set,
     vnxi_error_row(error, first);
 }
 
-/* A new reference: {"ended": [...], "failed": [...], "pending": [...]}. */
+/* Returns a new reference: {"ended": [...], "failed": [...], "pending":
+ * [...]}. */
 static PyObject *
 set_dict(const vnxi_py_state_t *state, const xfer_set_t *set)
 {
@@ -197,7 +200,7 @@ set_dict(const vnxi_py_state_t *state, const xfer_set_t *set)
     return dict;
 }
 
-/* Raise the error with the handles, as of the last set_look(). */
+/* Raise the error with the handles, in the groups of the last set_look(). */
 static void
 set_raise(vnxi_py_state_t *state, const xfer_set_t *set,
           const vnx_error_t *error)
@@ -229,9 +232,9 @@ slice_wait(vnxi_py_agent_t *self, const xfer_set_t *set, unsigned flags,
         self->agent, set->xfers, set->count, flags, slice, error));
 }
 
-/* Until the wait is over; false and an exception.  The first check keeps the
- * GIL, since it is usually the only one.  A timeout with a row is that of a
- * transfer, not of the wait. */
+/* Wait until the wait is over; false: exception.  The first check keeps the
+ * GIL, because usually no other check follows.  A timeout with a row is an
+ * error of that transfer, not of the wait. */
 static bool
 set_wait(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
          unsigned flags, uint64_t timeout_ns)
@@ -261,7 +264,7 @@ set_wait(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
     return status >= 0;
 }
 
-/* The handles that have ended, once enough of them have; NULL and an
+/* Wait until enough transfers have ended, and return their handles; NULL:
  * exception. */
 static PyObject *
 set_wait_ended(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
@@ -272,16 +275,17 @@ set_wait_ended(vnxi_py_agent_t *self, const char *operation, xfer_set_t *set,
         if (!set_wait(self, operation, set, flags, timeout_ns)) {
             return NULL;
         }
-        /* Cleared before the states are looked at for the last time, so that
-         * an event in between is seen there or keeps the eventfd readable. */
+        /* Clear the events before the last look at the states: that look sees
+         * an event in between, or the event keeps the eventfd readable. */
         vnx_agent_clear_events(self->agent);
         set_look(set);
-        /* One that failed in between is raised by the next round. */
+        /* If a transfer failed in between, the next round raises its error. */
     } while (check && set_has(set, GROUP_FAILED));
     return set_list(set, GROUP_BIT(GROUP_ENDED) | GROUP_BIT(GROUP_FAILED));
 }
 
-/* VNX_WAIT_ANY and VNX_WAIT_NO_CHECK of the arguments any_of and check. */
+/* Convert the arguments any_of and check to VNX_WAIT_ANY and
+ * VNX_WAIT_NO_CHECK. */
 static bool
 flags_get(PyObject *any_of, PyObject *check, unsigned *flags_p)
 {
@@ -346,7 +350,7 @@ vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
     return result;
 }
 
-/* -- Looking -------------------------------------------------------------- */
+/* -- States --------------------------------------------------------------- */
 
 VNXI_PY_AGENT_METHOD_AS(
     _is_over, "wait_async",

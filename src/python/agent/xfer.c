@@ -30,7 +30,7 @@ VNXI_PY_AGENT_METHOD(
 {
     vnxi_py_bytes_t notif;
     uint64_t timeout_ns;
-    /* As in stock, an empty message leaves the transfer's own in place. */
+    /* As in stock NIXL, an empty message keeps the message of the transfer. */
     if (!vnxi_py_timeout_get(self->state, operation, args->timeout,
                              &timeout_ns) ||
         !vnxi_py_notif_get(operation, args->notif_msg, &notif)) {

@@ -37,8 +37,8 @@
 typedef struct vnxi_py_signature {
     const char *name; /* of the method; also the operation in messages */
     uint8_t count;    /* parameters, positional or by keyword */
-    uint8_t required; /* that many of the first have no default */
-    uint8_t keyword;  /* that many of the last are given by keyword alone */
+    uint8_t required; /* the first ones, which have no default */
+    uint8_t keyword;  /* the last ones, which are given by keyword only */
     uint8_t params[VNXI_PY_ARGS_MAX]; /* vnxi_py_name_t */
 } vnxi_py_signature_t;
 
@@ -48,7 +48,7 @@ bool vnxi_py_args_parse_slow(const vnxi_py_state_t *state,
                              PyObject *kwnames, PyObject **values);
 
 /* Sort the arguments into `values` (signature->count of them, borrowed; NULL
- * where left out).  false and TypeError, in Python's own words. */
+ * if left out).  false: TypeError, with the text that Python uses. */
 static inline bool
 vnxi_py_args_parse(const vnxi_py_state_t *state,
                    const vnxi_py_signature_t *signature, PyObject *const *args,
@@ -69,7 +69,7 @@ vnxi_py_args_parse(const vnxi_py_state_t *state,
     return true;
 }
 
-/* The truth of an argument; `fallback` for one that was left out.  -1:
+/* Return the truth value of an argument; `fallback` if it was left out.  -1:
  * exception. */
 static inline int
 vnxi_py_args_bool(PyObject *value, bool fallback)
@@ -86,7 +86,7 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
 
 /* Names and types: NOLINTBEGIN(bugprone-macro-parentheses) */
 
-/* F pasted in front of each of at most 8 arguments. */
+/* Put F in front of each of at most 8 arguments. */
 #define VNXI_PY_EACH_0(F)
 #define VNXI_PY_EACH_1(F, a) F##a
 #define VNXI_PY_EACH_2(F, a, ...) F##a VNXI_PY_EACH_1(F, __VA_ARGS__)
@@ -123,7 +123,8 @@ vnxi_py_args_bool(PyObject *value, bool fallback)
 #define VNXI_PY_PARAM_KEYWORD(name, default) VNXI_PY_NAME_##name,
 #define VNXI_PY_PARAM_STAR
 
-/* How many are required, plus 16 times how many are keywords. */
+/* The number of required parameters, plus 16 times the number of keyword ones.
+ */
 #define VNXI_PY_KINDS(...) (0 VNXI_PY_EACH(VNXI_PY_KIND_, ##__VA_ARGS__))
 #define VNXI_PY_KIND_REQUIRED(name) +1
 #define VNXI_PY_KIND_OPTIONAL(name, default)
@@ -138,8 +139,8 @@ vnxi_py_is_usable(const void *self)
     return true;
 }
 
-/* A method of objects self_t, which have a field `state`; `check`
- * says whether one may be used, or raises.  A function body follows. */
+/* A method of objects self_t, which have a field `state`.  `check` says
+ * whether an object may be used, or raises.  A function body follows. */
 #define VNXI_PY_METHOD(prefix, self_t, check, method, title, parameters, doc) \
     const char prefix##method##_doc[] =                                       \
         #method "($self" VNXI_PY_TEXT parameters ")\n--\n\n" doc;             \

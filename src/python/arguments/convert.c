@@ -14,9 +14,9 @@ bytes_set(vnxi_py_bytes_t *bytes_p, const void *data, Py_ssize_t len)
     bytes_p->has_view = false;
 }
 
-/* The cached UTF-8 of the object where it has one.  A name that was made of
- * bytes that are not UTF-8 holds lone surrogates, and yields the same bytes.
- */
+/* Get the UTF-8 form of the object, cached if it has one.  A name that was
+ * made of bytes that are not UTF-8 contains lone surrogates, and yields the
+ * same bytes. */
 static bool
 bytes_of_str(PyObject *value, vnxi_py_bytes_t *bytes_p)
 {
@@ -191,7 +191,7 @@ vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
     return true;
 }
 
-/* One name, checked and copied. */
+/* Check and copy one name. */
 static bool
 backend_get(const char *operation, PyObject *created, PyObject *name,
             char *text)
@@ -274,7 +274,7 @@ vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
             state, operation, VNXI_PY_NO_ROW,
             "the timeout must be None or at least 0 seconds");
     }
-    /* Longer than a century: no limit. */
+    /* Longer than a century means no limit. */
     if (seconds < 3.2e9) {
         *ns_p = (uint64_t)(seconds * 1e9);
     }

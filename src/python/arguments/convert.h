@@ -7,29 +7,29 @@
 
 #include "python/module.h"
 
-/* Bytes of an argument; the argument must outlive it. */
+/* The bytes of an argument.  The argument must outlive them. */
 typedef struct vnxi_py_bytes {
-    const void *data; /* not NULL, even when empty, but of a notif */
+    const void *data; /* not NULL, even when empty, except for a notif */
     size_t len;
     PyObject *owner; /* NULL, or a temporary that holds `data` */
     Py_buffer view;  /* where has_view */
     bool has_view;
 } vnxi_py_bytes_t;
 
-/* The name of an agent, from str or bytes.  false: exception. */
+/* Get the name of an agent from str or bytes.  false: exception. */
 bool vnxi_py_name_get(const char *operation, PyObject *value,
                       vnxi_py_bytes_t *bytes_p);
 
-/* The name of a peer: as above, and the empty one is refused. */
+/* Get the name of a peer: as above, but an empty name is refused. */
 bool vnxi_py_peer_get(vnxi_py_state_t *state, const char *operation,
                       PyObject *value, vnxi_py_bytes_t *bytes_p);
 
-/* A message or a blob, from anything bytes-like, or from str in UTF-8. */
+/* Get a message or a blob from any bytes-like object, or from str in UTF-8. */
 bool vnxi_py_message_get(const char *operation, const char *what,
                          PyObject *value, vnxi_py_bytes_t *bytes_p);
 
-/* The notification of a transfer, a message; data is NULL where there is none:
- * a left-out argument, None, or an empty message. */
+/* Get the notification of a transfer, which is a message.  data is NULL if
+ * there is none: a left-out argument, None, or an empty message. */
 static inline bool
 vnxi_py_notif_get(const char *operation, PyObject *value,
                   vnxi_py_bytes_t *notif_p)
@@ -50,7 +50,7 @@ vnxi_py_notif_get(const char *operation, PyObject *value,
     return true;
 }
 
-/* After each of the above that returned true. */
+/* Release the bytes.  Call it after each call above that returned true. */
 static inline void
 vnxi_py_bytes_put(vnxi_py_bytes_t *bytes)
 {
@@ -60,23 +60,23 @@ vnxi_py_bytes_put(vnxi_py_bytes_t *bytes)
     }
 }
 
-/* A str without null characters, in UTF-8, borrowed from `value`; `what` names
- * it.  NULL: exception. */
+/* Get a str without null characters in UTF-8, borrowed from `value`; `what`
+ * names it.  NULL: exception. */
 const char *vnxi_py_text_get(vnxi_py_state_t *state, const char *operation,
                              const char *what, PyObject *value);
 
-/* The name of an agent as str, as keys of dictionaries are. */
+/* Create a str from the name of an agent; dictionaries have such keys. */
 PyObject *vnxi_py_name_new(const void *name, size_t len);
 
-/* "DRAM", "VRAM", "BLK" or "BLOCK", "OBJ", "FILE", "cpu", "cuda", or a member
- * of nixl_mem_t.  Another name is a KeyError. */
+/* Get a memory type from "DRAM", "VRAM", "BLK" or "BLOCK", "OBJ", "FILE",
+ * "cpu", "cuda", or a member of nixl_mem_t.  Another name raises KeyError. */
 bool vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p);
 
-/* The same for an argument that must be given: not NULL, not None. */
+/* The same for an argument that is required: neither NULL nor None. */
 bool vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
                         PyObject *value, vnx_mem_t *mem_p);
 
-/* "READ" or "WRITE"; another name is a KeyError. */
+/* Get an operation from "READ" or "WRITE"; another name raises KeyError. */
 bool vnxi_py_op_get(vnxi_py_state_t *state, const char *operation,
                     PyObject *value, vnx_op_t *op_p);
 
@@ -90,22 +90,23 @@ typedef struct vnxi_py_backends {
     char text[VNXI_PY_BACKENDS_MAX][VNXI_PY_BACKEND_NAME_MAX];
 } vnxi_py_backends_t;
 
-/* From None, a left-out argument, or a sequence of names that are all keys of
- * `created` (NULL: any name).  KeyError for an unknown name. */
+/* Get backends from None, a left-out argument, or a sequence of names that are
+ * all keys of `created` (NULL: any name).  KeyError: an unknown name. */
 bool vnxi_py_backends_get(const char *operation, PyObject *created,
                           PyObject *value, vnxi_py_backends_t *backends_p);
 
-/* Seconds of an argument as nanoseconds; None: VNX_FOREVER. */
+/* Convert an argument in seconds to nanoseconds; None: VNX_FOREVER. */
 bool vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
                          PyObject *value, uint64_t *ns_p);
 
 /* -- Results -------------------------------------------------------------- */
 
-/* Set a key to `value`, which is taken and may be NULL with an exception set.
- * false: exception. */
+/* Set a key to `value`.  Takes the reference; `value` may be NULL with an
+ * exception set.  false: exception. */
 bool vnxi_py_dict_set(PyObject *dict, const char *key, PyObject *value);
 
-/* Set each key, with `prefix` in front of it, to its number. */
+/* A number and its key.  Set each key, with `prefix` in front of it, to its
+ * number. */
 typedef struct vnxi_py_number {
     const char *key;
     uint64_t value;
@@ -114,7 +115,7 @@ typedef struct vnxi_py_number {
 bool vnxi_py_dict_set_numbers(PyObject *dict, const char *prefix,
                               const vnxi_py_number_t *numbers, size_t count);
 
-/* A list of ints.  NULL: exception. */
+/* Create a list of ints.  NULL: exception. */
 PyObject *vnxi_py_numbers_new(const uint64_t *numbers, size_t count);
 
 #endif

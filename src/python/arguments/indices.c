@@ -5,7 +5,7 @@
 #include "python/arguments/integers.h"
 #include "python/errors.h"
 
-/* Room for `count` elements of `size` bytes. */
+/* Get room for `count` elements of `size` bytes. */
 static void *
 room_take(vnxi_py_state_t *state, size_t count, size_t size,
           vnxi_py_indices_t *indices_p)
@@ -18,8 +18,8 @@ room_take(vnxi_py_state_t *state, size_t count, size_t size,
                : NULL;
 }
 
-/* A caller's __index__ may change the list: its size is read again for every
- * element, and what it shrank by is an error. */
+/* Read the numbers of a list.  An __index__ of the caller may change the list,
+ * so its size is read again for every element.  An error if it has shrunk. */
 static bool
 list_read(vnxi_py_state_t *state, const char *operation, const char *what,
           PyObject *list, int64_t *numbers, Py_ssize_t count)
@@ -92,7 +92,8 @@ index_type(const Py_buffer *view, vnx_index_type_t *type_p)
     }
 }
 
-/* The view's elements, one after another, where they are not so already. */
+/* Copy the view's elements to a contiguous array, unless they are contiguous.
+ */
 static bool
 view_copy(vnxi_py_state_t *state, vnxi_py_indices_t *indices_p)
 {

@@ -12,15 +12,16 @@
 #define VNXI_PY_INDICES_SMALL 32
 
 typedef struct vnxi_py_indices {
-    vnx_indices_t indices; /* what the library takes */
+    vnx_indices_t indices; /* for the library */
     Py_buffer view;        /* where has_view */
     bool has_view;
     vnxi_py_scratch_t scratch;
     int64_t small[VNXI_PY_INDICES_SMALL];
 } vnxi_py_indices_t;
 
-/* `what` names the argument in messages.  false: exception, and nothing to
- * put; otherwise vnxi_py_indices_put(). */
+/* Get the indices; `what` names the argument in messages.  true: give them
+ * back with vnxi_py_indices_put().  false: exception, and nothing to give
+ * back. */
 bool vnxi_py_indices_get(vnxi_py_state_t *state, const char *operation,
                          const char *what, PyObject *value,
                          vnxi_py_indices_t *indices_p);

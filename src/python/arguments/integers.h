@@ -6,7 +6,7 @@
 
 #include "python/module.h"
 
-/* Why a value cannot be taken as a 64-bit number. */
+/* The result of converting a value to a 64-bit number. */
 typedef enum vnxi_py_int_result {
     VNXI_PY_INT_OK = 0,
     VNXI_PY_INT_RANGE,     /* negative, or too large; no exception is set */
@@ -14,7 +14,8 @@ typedef enum vnxi_py_int_result {
     VNXI_PY_INT_EXCEPTION, /* its __index__ raised; the exception is set */
 } vnxi_py_int_result_t;
 
-/* From an int or what has __index__ (numpy scalars); bool is refused. */
+/* Convert an int, or an object with __index__ (numpy scalars); bool is
+ * refused. */
 vnxi_py_int_result_t vnxi_py_int_slow(PyObject *value, uint64_t *number_p);
 
 static inline vnxi_py_int_result_t
@@ -30,13 +31,14 @@ vnxi_py_int_get(PyObject *value, uint64_t *number_p)
     return vnxi_py_int_slow(value, number_p);
 }
 
-/* Raise what another result than OK means: the exception that is set stays,
- * others are nixlInvalidParamError and TypeError, naming row and `what`. */
+/* Raise the exception of a result other than OK.  An exception that is set
+ * stays; the others are nixlInvalidParamError and TypeError, and name the row
+ * and `what`. */
 void vnxi_py_int_raise(vnxi_py_state_t *state, const char *operation,
                        int64_t row, const char *what, PyObject *value,
                        vnxi_py_int_result_t result);
 
-/* An int from `min` to `max`; `what` names it.  false: exception. */
+/* Get an int from `min` to `max`; `what` names it.  false: exception. */
 bool vnxi_py_int_between(vnxi_py_state_t *state, const char *operation,
                          const char *what, PyObject *value, uint64_t min,
                          uint64_t max, uint64_t *number_p);

@@ -54,8 +54,8 @@ vnxi_py_matrix_get(vnxi_py_state_t *state, const char *operation,
     return true;
 }
 
-/* Is any of the numbers negative?  Four at a time, so that the processor need
- * not wait for one before the next. */
+/* Is any of the numbers negative?  Tests four at a time, so that the processor
+ * can work on them in parallel. */
 static bool
 any_negative(const uint64_t *data, size_t count)
 {
@@ -80,7 +80,8 @@ vnxi_py_matrix_negative(const uint64_t *data, size_t rows, int columns)
     if (!any_negative(data, count)) {
         return -1;
     }
-    /* Another thread may have written there meanwhile, hence the bound. */
+    /* Another thread may have written to the array meanwhile, so the loop is
+     * bounded. */
     for (size_t i = 0; i < count; i++) {
         if (data[i] > INT64_MAX) {
             return (int64_t)(i / (size_t)columns);

@@ -1,6 +1,6 @@
 /*
- * Every keyword, attribute and word that the extension compares or looks up:
- * interned once, then compared by pointer.
+ * Every keyword, attribute and word that the extension compares or looks up.
+ * Each is interned once, then compared by pointer.
  */
 #ifndef VNXI_PYTHON_NAMES_H
 #define VNXI_PYTHON_NAMES_H

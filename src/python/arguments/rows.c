@@ -7,7 +7,8 @@
 #include "python/arguments/scratch.h"
 #include "python/errors.h"
 
-/* `yes` for what has the attribute that all tensors have, otherwise `no`. */
+/* Return `yes` if the object has the attribute that all tensors have,
+ * otherwise `no`. */
 static vnxi_py_source_t
 tensor_or(const vnxi_py_state_t *state, PyObject *object, vnxi_py_source_t yes,
           vnxi_py_source_t no)
@@ -15,7 +16,7 @@ tensor_or(const vnxi_py_state_t *state, PyObject *object, vnxi_py_source_t yes,
     if (PyTuple_Check(object) || PyList_Check(object)) {
         return no;
     }
-    Py_INCREF(object); /* the look-up may run any code */
+    Py_INCREF(object); /* the attribute look-up may run any code */
     PyObject *method = PyObject_GetAttr(object, VNXI_PY_NAME(state, data_ptr));
     Py_DECREF(object);
     if (method != NULL) {
@@ -96,7 +97,7 @@ vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
                             "%s: row %lld must be a tuple, not %.200s",
                             operation, (long long)row, Py_TYPE(item)->tp_name);
     }
-    /* A tuple of our own: __index__ of a number may change a list. */
+    /* Take a tuple: __index__ of a number may change the caller's list. */
     PyObject *tuple = PySequence_Tuple(item);
     if (tuple == NULL) {
         return false;
@@ -130,7 +131,7 @@ row_fast(PyObject *item, vnx_desc_t *desc_p)
     return true;
 }
 
-/* Rows ahead of the one that is converted: by then it is in the cache. */
+/* Rows to prefetch ahead of the row that is converted. */
 #define AHEAD 12
 
 static inline void
@@ -145,9 +146,9 @@ row_prefetch(PyObject *list, Py_ssize_t i)
     }
 }
 
-/* After so many chunks, about half a millisecond, others have a turn.  A
- * thread that waits for the GIL needs so long to wake up; where it is dropped
- * for less, it is taken again before anybody could have it. */
+/* After this many chunks, about half a millisecond, other threads get a turn.
+ * A thread that waits for the GIL needs some time to wake up.  If the GIL were
+ * dropped for less than that, this thread would take it back first. */
 #define TURN_CHUNKS 4
 #define TURN_NS 60000u
 
@@ -167,7 +168,7 @@ vnxi_py_turn_give(void)
     Py_END_ALLOW_THREADS;
 }
 
-/* Hand on a full chunk, the `number`-th. */
+/* Pass a full chunk on; it is the `number`-th. */
 static bool
 chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
            size_t number)
@@ -181,8 +182,8 @@ chunk_take(vnxi_py_rows_fn take, void *context, const vnx_desc_t *rows,
     return true;
 }
 
-/* The list's size is read at each row: code that a conversion runs, or another
- * thread between two chunks, may have changed it. */
+/* The list's size is read again at each row, because code that a conversion
+ * runs, or another thread between two chunks, may have changed it. */
 bool
 vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
                   PyObject *list, vnxi_py_rows_fn take, void *context)
@@ -200,7 +201,7 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
         row_prefetch(list, i);
         good = row_fast(item, &rows[count]);
         if (!good) {
-            /* Code of the caller may run, and drop the item from the list. */
+            /* The caller's code may run, and drop the item from the list. */
             Py_INCREF(item);
             good = vnxi_py_row_get(state, operation, i, item, 3, &rows[count],
                                    NULL);

@@ -1,6 +1,6 @@
 /*
  * Descriptors from Python objects: rows of a list, an Nx3 or Nx5 buffer, torch
- * tensors (by their methods: torch is never imported).
+ * tensors (by their methods; torch is never imported).
  */
 #ifndef VNXI_PYTHON_ROWS_H
 #define VNXI_PYTHON_ROWS_H
@@ -13,7 +13,7 @@ typedef enum vnxi_py_source {
     VNXI_PY_SOURCE_TENSOR,  /* one tensor */
     VNXI_PY_SOURCE_TENSORS, /* list or tuple of tensors */
     VNXI_PY_SOURCE_OTHER,
-    VNXI_PY_SOURCE_EXCEPTION, /* looking at it raised; the exception is set */
+    VNXI_PY_SOURCE_EXCEPTION, /* inspecting it raised; the exception is set */
 } vnxi_py_source_t;
 
 vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
@@ -23,12 +23,12 @@ vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
 
 #define VNXI_PY_ROWS_CHUNK 4096
 
-/* Going through this many rows takes long enough to let others run. */
+/* Processing this many rows takes long enough to let other threads run. */
 #define VNXI_PY_ROWS_LARGE ((size_t)32 << 10)
 
-/* Row `row` of a list: a sequence of exactly `width` items, the first three
- * integers.  *extra_p (may be NULL) is the fourth, owned.  It may run any
- * code: hold a reference to `item`. */
+/* Convert row `row` of a list: a sequence of exactly `width` items, the first
+ * three integers.  *extra_p (may be NULL) is the fourth, owned.  May run any
+ * code, so hold a reference to `item`. */
 bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
                      int64_t row, PyObject *item, Py_ssize_t width,
                      vnx_desc_t *desc_p, PyObject **extra_p);
@@ -38,13 +38,13 @@ bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
 typedef bool (*vnxi_py_rows_fn)(void *context, const vnx_desc_t *rows,
                                 size_t count);
 
-/* Convert a list or tuple of 3-tuples and hand it on in chunks, so that no
- * array of the whole is ever made. */
+/* Convert a list or tuple of 3-tuples and pass it on in chunks, so that no
+ * array of all rows is allocated. */
 bool vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
                        PyObject *list, vnxi_py_rows_fn take, void *context);
 
-/* Let other threads run for a moment, if there are any.  For work on Python
- * objects, about every half millisecond. */
+/* Let other threads run for a moment, if there are any.  Call it about every
+ * half millisecond of work on Python objects. */
 void vnxi_py_turn_give(void);
 
 /* -- Buffers -------------------------------------------------------------- */
@@ -57,8 +57,9 @@ typedef struct vnxi_py_matrix {
     bool is_signed;
 } vnxi_py_matrix_t;
 
-/* ValueError for another shape or layout, TypeError for another type of
- * elements.  true: vnxi_py_matrix_put(). */
+/* Get a matrix.  true: give it back with vnxi_py_matrix_put().  false:
+ * ValueError for another shape or layout, TypeError for another type of
+ * elements. */
 bool vnxi_py_matrix_get(vnxi_py_state_t *state, const char *operation,
                         PyObject *source, vnxi_py_matrix_t *matrix_p);
 
@@ -68,14 +69,14 @@ vnxi_py_matrix_put(vnxi_py_matrix_t *matrix)
     PyBuffer_Release(&matrix->view);
 }
 
-/* The first of `rows` rows that holds a negative number; -1: none. Needs no
- * GIL. */
+/* Return the first of `rows` rows that has a negative number; -1: none.  Needs
+ * no GIL. */
 int64_t vnxi_py_matrix_negative(const uint64_t *data, size_t rows,
                                 int columns);
 
 /* -- Tensors -------------------------------------------------------------- */
 
-/* The memory of a contiguous tensor; `row` names it in messages. */
+/* Get the memory of a contiguous tensor; `row` names it in messages. */
 bool vnxi_py_tensor_get(vnxi_py_state_t *state, const char *operation,
                         int64_t row, PyObject *tensor, vnx_desc_t *desc_p,
                         vnx_mem_t *mem_p);

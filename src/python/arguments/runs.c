@@ -1,22 +1,23 @@
 /*
- * Design note.  A run is extended as far as its first two rows foretell.  It
- * never descends and never passes 2^64, as the library asks of a strided row;
- * so its last address is its greatest, and one look at it tells whether any
- * is negative in a signed array.  Rows without order are given up early, when
- * there are more runs than the rows so far are worth.
+ * Design note.  The first two rows of a run predict the following ones; the
+ * run is extended as long as they match.  A run never descends and never
+ * passes 2^64, as the library requires of a strided row.  So its last address
+ * is its highest, and one look at that address tells whether any address is
+ * negative in a signed array.  Irregular rows are given up early: when there
+ * are more runs than the rows so far justify.
  *
- * Somebody may write to the array meanwhile.  Then the runs hold neither what
- * was there before nor after, as copied rows would, but nothing is read or
+ * Another thread may write to the array meanwhile.  Then the runs may contain
+ * neither the old nor the new rows, as copied rows may, but nothing is read or
  * written out of bounds.
  */
 #include "python/arguments/runs.h"
 
 #include <string.h>
 
-/* Fewer rows take so little that they are kept as they are. */
+/* Fewer rows take so little memory that they are kept as they are. */
 #define RUNS_ROWS_MIN 256u
 #define RUNS_FIRST 64u
-/* So many runs without order may come before a regular rest. */
+/* This many irregular runs may precede a regular rest. */
 #define RUNS_AHEAD 1024u
 
 static size_t
@@ -25,7 +26,7 @@ runs_size(size_t count)
     return sizeof(vnxi_py_runs_t) + count * sizeof(vnx_strided_desc_t);
 }
 
-/* Do so many runs take at most an eighth of the memory of the rows? */
+/* Do this many runs take at most an eighth of the memory of the rows? */
 static bool
 runs_worth(size_t count, size_t rows)
 {
@@ -38,7 +39,7 @@ row_is(const vnx_desc_t *row, const vnx_strided_desc_t *run, uint64_t addr)
     return row->addr == addr && row->len == run->len && row->dev == run->dev;
 }
 
-/* The same of four rows in one test. */
+/* The same test for four rows at once. */
 static inline bool
 rows_are(const vnx_desc_t *rows, const vnx_strided_desc_t *run, uint64_t addr)
 {
@@ -50,7 +51,7 @@ rows_are(const vnx_desc_t *rows, const vnx_strided_desc_t *run, uint64_t addr)
     return differ == 0;
 }
 
-/* The run that begins at the first of `left` rows. */
+/* Return the run that begins at the first of `left` rows. */
 static vnx_strided_desc_t
 run_at(const vnx_desc_t *rows, size_t left)
 {
@@ -85,7 +86,7 @@ run_is_negative(const vnx_strided_desc_t *run)
     return (last | run->len | run->dev) > INT64_MAX;
 }
 
-/* Room for one more run; false: it is not worth it. */
+/* Make room for one more run; false: the runs are not worth it. */
 static bool
 runs_reserve(vnxi_py_runs_t **runs_p, size_t *capacity, size_t rows)
 {
@@ -112,7 +113,7 @@ runs_reserve(vnxi_py_runs_t **runs_p, size_t *capacity, size_t rows)
     return true;
 }
 
-/* Without the GIL. */
+/* Find the runs, without the GIL. */
 static vnxi_py_runs_t *
 runs_of(const vnx_desc_t *rows, size_t count, bool is_signed)
 {

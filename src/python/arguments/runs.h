@@ -1,7 +1,7 @@
 /*
- * Rows at regular strides, kept as runs instead of one by one: what tables of
- * blocks are made of, in a hundredth of the memory.  Runs never change once
- * they are made, so they are shared and may be read without the GIL.
+ * Rows at regular strides, kept as runs instead of one by one.  Tables of
+ * blocks consist of such rows, and take a hundredth of the memory as runs.
+ * Runs are immutable, so they are shared and may be read without the GIL.
  */
 #ifndef VNXI_PYTHON_RUNS_H
 #define VNXI_PYTHON_RUNS_H
@@ -10,15 +10,15 @@
 
 typedef struct vnxi_py_runs {
     size_t refs;  /* changed with the GIL held */
-    size_t rows;  /* strides unrolled */
+    size_t rows;  /* number of rows when unrolled */
     size_t count; /* of items */
     vnx_strided_desc_t items[];
 } vnxi_py_runs_t;
 
-/* The rows of an Nx3 array as runs, where these take at most an eighth of the
- * memory; owned.  NULL, and no exception, where they do not, or where a signed
- * array holds a negative number: then take the rows as they are.  May drop the
- * GIL. */
+/* Read the rows of an Nx3 array as runs, if these take at most an eighth of
+ * the memory.  Returns owned.  NULL without an exception: they take more, or a
+ * signed array has a negative number; then use the rows as they are.  May drop
+ * the GIL. */
 vnxi_py_runs_t *vnxi_py_runs_read(const vnxi_py_matrix_t *matrix);
 
 static inline vnxi_py_runs_t *
@@ -33,14 +33,14 @@ void vnxi_py_runs_release(vnxi_py_runs_t *runs);
 
 bool vnxi_py_runs_equal(const vnxi_py_runs_t *a, const vnxi_py_runs_t *b);
 
-/* Where in some runs unrolling has come; all zeros: at the first row. */
+/* A position in runs that are being unrolled; all zeros: the first row. */
 typedef struct vnxi_py_runs_at {
     size_t run;
     uint64_t piece;
 } vnxi_py_runs_at_t;
 
-/* The next rows, at most `max`, and how many; 0: there are no more.  Needs no
- * GIL. */
+/* Write the next rows, at most `max`.  Returns their number; 0: the end.
+ * Needs no GIL. */
 size_t vnxi_py_runs_unroll(const vnxi_py_runs_t *runs, vnxi_py_runs_at_t *at,
                            vnx_desc_t *rows, size_t max);
 

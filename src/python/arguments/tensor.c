@@ -3,7 +3,7 @@
 #include "python/arguments/integers.h"
 #include "python/errors.h"
 
-/* The integer that `tensor.name()` returns. */
+/* Get the integer that `tensor.name()` returns. */
 static bool
 tensor_number(vnxi_py_state_t *state, const char *operation, int64_t row,
               PyObject *tensor, vnxi_py_name_t name, uint64_t *number_p)
@@ -21,8 +21,8 @@ tensor_number(vnxi_py_state_t *state, const char *operation, int64_t row,
     return result == VNXI_PY_INT_OK;
 }
 
-/* device.type "cpu" is DRAM of device 0; anything else VRAM of device.index,
- * 0 where that is None. */
+/* Get the device: device.type "cpu" is DRAM of device 0; any other type is
+ * VRAM of device.index, 0 if that is None. */
 static bool
 tensor_device(vnxi_py_state_t *state, const char *operation, int64_t row,
               PyObject *tensor, vnx_mem_t *mem_p, uint64_t *index_p)

@@ -50,7 +50,7 @@ vnxi_py_descs_take_runs(vnxi_py_descs_t *self, vnxi_py_runs_t *runs)
     return true;
 }
 
-/* Drops the GIL where it takes long. */
+/* Drops the GIL if unrolling takes long. */
 static vnx_desc_t *
 rows_of(const vnxi_py_runs_t *runs)
 {
@@ -105,7 +105,7 @@ vnxi_py_descs_pin(vnxi_py_descs_t *self)
     return true;
 }
 
-/* -- Changing ------------------------------------------------------------- */
+/* -- Changes -------------------------------------------------------------- */
 
 bool
 vnxi_py_descs_movable(const vnxi_py_descs_t *self)
@@ -157,7 +157,8 @@ vnxi_py_descs_reserve(vnxi_py_descs_t *self, size_t count)
     return descs_resize(self, needed > doubled ? needed : doubled);
 }
 
-/* The fourth item of rows that have none, `count` references to it. */
+/* Make the fourth item for rows that have none: `count` references to an empty
+ * one. */
 static PyObject *
 extras_empty(const vnxi_py_descs_t *self, size_t count)
 {
@@ -170,7 +171,7 @@ extras_empty(const vnxi_py_descs_t *self, size_t count)
     return extra;
 }
 
-/* After the last row, where there is room.  Needs no GIL. */
+/* Write rows after the last one; the list has room.  Needs no GIL. */
 static void
 rows_write(const vnxi_py_descs_t *self, const void *rows, size_t count,
            PyObject *extra)
@@ -292,7 +293,7 @@ vnxi_py_descs_clear(vnxi_py_descs_t *self)
     return true;
 }
 
-/* -- For the library ------------------------------------------------------ */
+/* -- Rows for the library ------------------------------------------------- */
 
 /* Needs no GIL: the list is pinned, and bytes never change. */
 static void

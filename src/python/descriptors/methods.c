@@ -27,7 +27,7 @@ row_tuple(const vnxi_py_descs_t *self, size_t i)
                              (unsigned long long)row->len,
                              (unsigned long long)row->dev);
     }
-    /* Owned: making the tuple may run code that drops the row. */
+    /* Take a reference: creating the tuple may run code that drops the row. */
     return Py_BuildValue(
         "(KKKN)", (unsigned long long)row->addr, (unsigned long long)row->len,
         (unsigned long long)row->dev, Py_NewRef(self->extras[i]));
@@ -57,7 +57,7 @@ vnxi_py_descs_set_item(PyObject *op, Py_ssize_t i, PyObject *value)
     if (!vnxi_py_descs_row(self, "__setitem__", i, value, &desc, &extra)) {
         return -1;
     }
-    /* Checked after the conversion, which may have run any code. */
+    /* Checked after the conversion, because that may have run any code. */
     if (!vnxi_py_descs_unroll(self) || index_check(self, i) < 0 ||
         !vnxi_py_descs_movable(self)) {
         Py_XDECREF(extra);
@@ -129,8 +129,8 @@ PyDoc_STRVAR(index_doc,
              "The number of the first descriptor with this address, length "
              "and device id;\nnixlNotFoundError where there is none.");
 
-/* Address, length and device id say which row is meant, as in stock; meta
- * info or a name, where given, is checked but not compared. */
+/* Find a row by address, length and device id, as in stock NIXL; meta info or
+ * a name, if given, is checked but not compared. */
 static PyObject *
 descs_index(PyObject *op, PyObject *item)
 {
@@ -244,7 +244,7 @@ copy_rows(vnxi_py_descs_t *copy, const vnxi_py_descs_t *self)
     return true;
 }
 
-/* Into an empty list. */
+/* Copy the contents into an empty list. */
 static bool
 copy_contents(vnxi_py_descs_t *copy, vnxi_py_descs_t *self)
 {
@@ -265,7 +265,8 @@ PyDoc_STRVAR(copy_doc, "__copy__($self)\n--\n\nA list of its own.");
 PyDoc_STRVAR(deepcopy_doc,
              "__deepcopy__($self, memo, /)\n--\n\nA list of its own.");
 
-/* The items are numbers, bytes and str: a shallow copy is a deep one. */
+/* The items are numbers, bytes and str, so a shallow copy is also a deep one.
+ */
 static PyObject *
 descs_copy(PyObject *op, PyObject *Py_UNUSED(memo))
 {

@@ -30,7 +30,8 @@ rows_read(vnxi_py_descs_t *self, const char *operation, PyObject *list)
     return true;
 }
 
-/* The first row from `first` on that has a negative number; -1: none. */
+/* Return the first row from `first` on that has a negative number; -1: none.
+ */
 static int64_t
 rows_negative(vnxi_py_descs_t *self, size_t first)
 {
@@ -61,7 +62,8 @@ matrix_rows(vnxi_py_descs_t *self, const char *operation,
     return row < 0;
 }
 
-/* false, and no exception: the rows are to be copied. */
+/* Take the array as runs.  false without an exception: the rows must be
+ * copied. */
 static bool
 matrix_runs(vnxi_py_descs_t *self, const vnxi_py_matrix_t *matrix)
 {
@@ -163,7 +165,7 @@ vnxi_py_descs_read(vnxi_py_descs_t *self, const char *operation,
         "a descriptor list, tuples, an Nx3 array or tensors", source);
 }
 
-/* Refuse a list of another kind, as stock does. */
+/* Refuse a list of another kind, as stock NIXL does. */
 static bool
 kind_check(vnxi_py_state_t *state, const char *operation,
            vnxi_py_descs_kind_t kind, PyObject *source)
@@ -184,7 +186,7 @@ mem_get(vnxi_py_state_t *state, const char *operation, PyObject *source,
     if (kind == VNXI_PY_SOURCE_ROWS || kind == VNXI_PY_SOURCE_MATRIX) {
         return vnxi_py_mem_needed(state, operation, mem_type, mem_p);
     }
-    *mem_p = VNX_MEM_DRAM; /* a tensor sets its own */
+    *mem_p = VNX_MEM_DRAM; /* a tensor changes it */
     return kind != VNXI_PY_SOURCE_EXCEPTION;
 }
 

@@ -1,9 +1,9 @@
 /*
- * Design note.  The bytes are NIXL's serialised descriptor list, the state of
- * its pickles: fields of a tag, a 64-bit length, the value and '|', after a
- * prefix.  They come from the network too, so a reader checks every length
- * against what is there before anything is allocated, and the list changes
- * only when all of it was read.
+ * Design note.  The format is NIXL's serialised descriptor list, which its
+ * pickles contain: a prefix, then fields of a tag, a 64-bit length, the value
+ * and '|'.  The bytes may come from the network, so the reader checks every
+ * length against the bytes that remain before it allocates anything, and
+ * changes the list only after it has read everything.
  */
 #include "python/descriptors/descs.h"
 
@@ -100,8 +100,8 @@ vnxi_py_descs_getstate(PyObject *op, PyObject *Py_UNUSED(ignored))
     return bytes;
 }
 
-/* The value of the next field, in place; NULL and failed where another comes
- * or its end is missing. */
+/* Read the next field; returns its value in place.  NULL, and the reader has
+ * failed: the tag is another one, or the end of the field is missing. */
 static const unsigned char *
 field_read(vnxi_reader_t *reader, const char *tag, size_t *len_p)
 {
@@ -120,7 +120,7 @@ field_read(vnxi_reader_t *reader, const char *tag, size_t *len_p)
     return reader->failed ? NULL : value;
 }
 
-/* A field whose length is known. */
+/* Read a field whose length is known. */
 static const unsigned char *
 field_read_exact(vnxi_reader_t *reader, const char *tag, size_t len)
 {
@@ -174,7 +174,7 @@ xfer_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
 static bool
 reg_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
 {
-    /* Each row takes more than its 24 bytes, so `count` is bounded. */
+    /* Each row takes more than 24 bytes, so `count` is bounded. */
     if (count > vnxi_reader_left(reader) / sizeof(vnx_desc_t) ||
         !vnxi_py_descs_reserve(self, count)) {
         return false;
@@ -198,7 +198,7 @@ reg_rows_read(vnxi_reader_t *reader, vnxi_py_descs_t *self, uint64_t count)
     return true;
 }
 
-/* Into `self`, an empty list. */
+/* Read the state into `self`, an empty list. */
 static bool
 state_read(vnxi_py_descs_t *self, const void *data, size_t len)
 {
@@ -213,7 +213,7 @@ state_read(vnxi_py_descs_t *self, const void *data, size_t len)
     return good && vnxi_reader_left(&reader) == 0;
 }
 
-/* Exchange the contents of the two. */
+/* Exchange the contents of the two lists. */
 static void
 contents_swap(vnxi_py_descs_t *self, vnxi_py_descs_t *other)
 {

@@ -20,7 +20,7 @@ descs_tp_new(PyTypeObject *type, PyObject *Py_UNUSED(args),
     return (PyObject *)vnxi_py_descs_new(state, kind, VNX_MEM_DRAM);
 }
 
-/* `size` zeroed rows: the constructor's form with a number. */
+/* Append `size` zeroed rows, for a constructor that was given a number. */
 static bool
 descs_fill(vnxi_py_descs_t *self, PyObject *size)
 {
@@ -96,7 +96,7 @@ extras_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
     return true;
 }
 
-/* Both are pinned. */
+/* Compare the rows of two pinned lists. */
 static bool
 rows_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
 {
@@ -111,7 +111,7 @@ rows_equal(const vnxi_py_descs_t *a, const vnxi_py_descs_t *b)
     return equal && extras_equal(a, b);
 }
 
-/* 1 or 0; -1: exception. */
+/* Returns 1 or 0; -1: exception. */
 static int
 contents_equal(vnxi_py_descs_t *a, vnxi_py_descs_t *b)
 {
@@ -148,7 +148,7 @@ descs_compare(PyObject *op, PyObject *other_op, int what)
 
 /* -- Buffer: Nx3 of uint64, read only ------------------------------------- */
 
-/* Shape and strides of one exported view. */
+/* The shape and strides of one exported view. */
 typedef struct view_layout {
     Py_ssize_t shape[2], strides[2];
 } view_layout_t;

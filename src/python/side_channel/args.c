@@ -17,7 +17,7 @@ vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
     return true;
 }
 
-/* "0,1" for (0, 1); NULL: exception. */
+/* Write ranks as text, such as "0,1" for (0, 1); NULL: exception. */
 static PyObject *
 text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)
 {
@@ -88,7 +88,7 @@ vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs)
     *blobs = (vnxi_py_blobs_t){0};
 }
 
-/* Room for `most`; none is in it yet. */
+/* Make room for `most` blobs; none is added yet. */
 static bool
 blobs_alloc(vnxi_py_blobs_t *blobs, size_t most)
 {

@@ -1,9 +1,9 @@
 /*
  * Design notes.  request_metadata() and request_many() wait without the GIL,
- * and take it every so often to let Python run the handlers of signals.  For
- * event loops there is _begin(): an object with a descriptor to wait for and a
- * step to take when it is readable, which vllm_nixl/_side_channel.py makes a
- * coroutine of.
+ * and take it at intervals to let Python run signal handlers.  For event loops
+ * there is _begin().  It returns an object with a descriptor to wait for and a
+ * step to make when it is readable; vllm_nixl/_side_channel.py makes a
+ * coroutine of it.
  */
 #include <limits.h>
 #include <stdatomic.h>
@@ -14,16 +14,16 @@
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 
-/* Requests under way, of one thread at a time. */
+/* Requests in progress; used by one thread at a time. */
 typedef struct side_requests {
     PyObject_HEAD vnxi_requests_t *batch; /* owned; NULL: taken */
     vnxi_py_state_t *state;
     Py_ssize_t count;
-    int fd; /* the batch's */
+    int fd; /* of the batch */
     atomic_bool busy;
 } side_requests_t;
 
-/* -- What to ask ---------------------------------------------------------- */
+/* -- Parameters of requests ----------------------------------------------- */
 
 /* Limits that all requests of a call share. */
 typedef struct limits {
@@ -53,12 +53,13 @@ limits_get(vnxi_py_state_t *state, const char *operation, PyObject *timeout,
     return true;
 }
 
-/* Parameters and what they borrow; `keys` has one for each of `count`. */
+/* Parameters and the objects they borrow from; `keys` has one for each of
+ * `count`. */
 typedef struct peers {
     vnx_side_channel_request_params_t *params;
     vnxi_py_bytes_t *keys;
     Py_ssize_t count;
-    PyObject *list; /* what they lie in */
+    PyObject *list; /* owns the borrowed texts */
 } peers_t;
 
 static void
@@ -108,7 +109,7 @@ peers_alloc(peers_t *peers, size_t count)
     return true;
 }
 
-/* From an iterable of (host, port) and (host, port, key). */
+/* Get the peers from an iterable of (host, port) and (host, port, key). */
 static bool
 peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
           const limits_t *limits, peers_t *peers)
@@ -139,8 +140,8 @@ peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
 
 /* -- Answers -------------------------------------------------------------- */
 
-/* As bytes; takes `data`.  Copied without the GIL: it may be large, and no
- * other code has the object yet. */
+/* Convert to bytes; takes `data`.  Copies without the GIL: the data may be
+ * large, and no other code has the object yet. */
 static PyObject *
 bytes_of(void *data, size_t len)
 {
@@ -155,7 +156,7 @@ bytes_of(void *data, size_t len)
     return bytes;
 }
 
-/* The bytes, or the exception, not raised. */
+/* Return the bytes, or the exception, which is not raised. */
 static PyObject *
 answer_take(vnxi_py_state_t *state, vnxi_requests_t *batch, size_t index)
 {
@@ -182,8 +183,8 @@ answers_take(vnxi_py_state_t *state, vnxi_requests_t *batch, Py_ssize_t count)
 
 /* -- Waiting requests ----------------------------------------------------- */
 
-/* Called every so often while requests wait without the GIL: take it, and let
- * Python run the handlers of signals that came. */
+/* Called at intervals while requests wait without the GIL: takes it, and lets
+ * Python run the handlers of pending signals. */
 static bool
 signal_raised(void *arg)
 {
@@ -194,8 +195,8 @@ signal_raised(void *arg)
     return raised;
 }
 
-/* The batch, with all of its answers; NULL: exception, which may be what a
- * signal's handler raised. */
+/* Run the requests; returns the batch with all answers.  NULL: exception,
+ * possibly from a signal's handler. */
 static vnxi_requests_t *
 ask(vnxi_py_side_channel_t *self, const peers_t *peers)
 {

@@ -1,8 +1,8 @@
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 
-/* The exception of the class that NixlError's rules give, and RuntimeError,
- * which is what programs that know the side channel's forerunner catch. */
+/* Raise the error.  For VNX_ERR_NOT_ALLOWED the class is also a RuntimeError,
+ * which programs written for the side channel's predecessor catch. */
 static PyObject *
 raise_start(vnxi_py_side_channel_t *self, const vnx_error_t *error)
 {
@@ -19,7 +19,7 @@ raise_start(vnxi_py_side_channel_t *self, const vnx_error_t *error)
     return NULL;
 }
 
-/* A host as str, owned: as it is, or several with commas between. */
+/* Get a host as str, owned: a str unchanged, or several joined with commas. */
 static PyObject *
 host_of(const char *operation, PyObject *value)
 {

@@ -1,7 +1,7 @@
 /*
- * Design notes.  The channel is made with the object and lives as long, so
- * there is nothing to guard: every method copies what it needs out of Python
- * objects, drops the GIL and calls.
+ * Design notes.  The channel is created with the object and lives as long, so
+ * nothing needs protection: every method copies its arguments out of Python
+ * objects, drops the GIL and calls the library.
  */
 #include "python/side_channel/side_channel.h"
 
@@ -12,7 +12,7 @@
 
 #define RUNNING_ERROR "nixlAlreadyRunningError"
 
-/* -- Making --------------------------------------------------------------- */
+/* -- Creation ------------------------------------------------------------- */
 
 typedef struct option {
     char *name;
@@ -57,8 +57,9 @@ option_get(vnxi_py_state_t *state, const char *class, const option_t *option,
     return text != NULL;
 }
 
-/* Read the options into `read`, which borrows from `kept`, each owned or NULL.
- * An option that is None keeps the default, all zeros. */
+/* Read the options into `read`, which borrows from the objects in `kept`; each
+ * of those is owned or NULL.  An option that is None keeps the default, all
+ * zeros. */
 static bool
 options_get(vnxi_py_state_t *state, const char *class, PyObject *args,
             PyObject *kwargs, PyObject *kept[OPTIONS],
@@ -332,8 +333,9 @@ TRANSPORT_TYPE(tcp, VNX_SIDE_CHANNEL_TCP, "TcpSideChannel")
 TRANSPORT_TYPE(zmq, VNX_SIDE_CHANNEL_ZMQ, "ZmqSideChannel")
 TRANSPORT_TYPE(http, VNX_SIDE_CHANNEL_HTTP, "HttpSideChannel")
 
-/* nixlNotAllowedError as everywhere, and RuntimeError, which is what programs
- * that know the side channel's forerunner catch here. */
+/* The class is a nixlNotAllowedError, as for all such errors, and a
+ * RuntimeError, which programs written for the side channel's predecessor
+ * catch. */
 static int
 running_error_add(PyObject *module)
 {

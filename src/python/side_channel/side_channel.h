@@ -1,9 +1,9 @@
 /*
- * The side channels: vnx/side_channel.h as Python types.  One implementation,
- * SideChannel, and under it a class for each transport, which differ in their
- * names alone.
+ * The side channels: vnx/side_channel.h as Python types.  SideChannel is the
+ * one implementation.  Its subclasses, one for each transport, differ only in
+ * their names.
  *
- *   side_channel.c         the types, making them, counters
+ *   side_channel.c         the types, their creation, counters
  *   args.c                 arguments
  *   listen.c               methods about listening
  *   ask.c                  requests, and SideChannelRequests for event loops
@@ -17,8 +17,8 @@
 #include "side_channel/side_channel.h"
 
 typedef struct vnxi_py_side_channel {
-    PyObject_HEAD vnx_side_channel_t *channel; /* owned; fixed at the making */
-    vnxi_py_state_t *state;                    /* of the type's module */
+    PyObject_HEAD vnx_side_channel_t *channel; /* owned; constant */
+    vnxi_py_state_t *state;                    /* of the module of the type */
 } vnxi_py_side_channel_t;
 
 /* -- Methods ------------------------------------------------------------- */
@@ -50,20 +50,20 @@ VNXI_PY_SIDE_METHODS(VNXI_PY_SIDE_DECLARE)
 
 /* -- Arguments; each false: exception ------------------------------------- */
 
-/* A port from `min` up. */
+/* Get a port from `min` up. */
 bool vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
                        PyObject *value, int min, int *port_p);
 
-/* A key: None, str, bytes, or a tuple of ints, whose text is "0,1".  To be
- * given back with vnxi_py_bytes_put(). */
+/* Get a key: None, str, bytes, or a tuple of ints, whose text is "0,1".  Give
+ * it back with vnxi_py_bytes_put(). */
 bool vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
                       PyObject *value, vnxi_py_bytes_t *key_p);
 
-/* Blobs of an argument that is bytes-like or a mapping from keys. */
+/* Blobs from an argument that is bytes-like or a mapping from keys. */
 typedef struct vnxi_py_blobs {
     vnx_side_channel_blob_t *blobs;
     size_t count;
-    PyObject *items; /* what they lie in */
+    PyObject *items; /* owns the borrowed data */
     vnxi_py_bytes_t *bytes;
 } vnxi_py_blobs_t;
 
