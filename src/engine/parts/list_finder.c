@@ -63,11 +63,13 @@ vnxi_finder_init(vnxi_finder_t *finder, const vnxi_region_table_t *table,
     finder->table = table;
     finder->mem = mem;
     finder->last = NULL;
+    finder->at = SIZE_MAX; /* position 0 is next */
     finder->searches = 0;
     finder->index = NULL;
     finder->hits = finder->few;
     finder->hit_count = 0;
     finder->hit_capacity = VNXI_FINDER_FEW;
+    finder->is_sorted = true;
 }
 
 void
@@ -128,20 +130,17 @@ hits_compact(vnxi_finder_t *finder)
     vnxi_region_t **hits = finder->hits;
     size_t count = finder->hit_count, kept = 1;
 
-    while (kept < count && compare_regions(&hits[kept - 1], &hits[kept]) < 0) {
-        kept++;
-    }
-    if (kept >= count) {
-        return; /* sorted and unique, as an index delivers them */
+    if (finder->is_sorted) {
+        return;
     }
     qsort(hits, count, sizeof(vnxi_region_t *), compare_regions);
-    kept = 1;
     for (size_t i = 1; i < count; i++) {
         if (hits[i] != hits[kept - 1]) {
             hits[kept++] = hits[i];
         }
     }
     finder->hit_count = kept;
+    finder->is_sorted = true;
 }
 
 static vnx_status_t
@@ -156,7 +155,11 @@ hits_append(vnxi_finder_t *finder, vnxi_region_t *region)
             return VNX_ERR_NO_MEMORY;
         }
     }
-    finder->hits[finder->hit_count++] = region;
+    vnxi_region_t **place = &finder->hits[finder->hit_count];
+    *place = region;
+    if (finder->hit_count++ > 0 && compare_regions(place - 1, place) >= 0) {
+        finder->is_sorted = false;
+    }
     return VNX_OK;
 }
 
@@ -183,8 +186,12 @@ vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
         vnxi_region_holds(finder->last, addr, addr + len, dev)) {
         return VNX_OK;
     }
-    vnxi_region_t *region =
-        vnxi_region_table_find(finder->table, finder->mem, addr, len, dev);
+    vnxi_region_t *region = vnxi_region_table_next(
+        finder->table, finder->mem, addr, len, dev, &finder->at);
+    if (region == NULL) {
+        region = vnxi_region_table_find_at(finder->table, finder->mem, addr,
+                                           len, dev, &finder->at);
+    }
     return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
 }
 
@@ -383,6 +390,34 @@ find_one_by_one(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count)
     return VNX_OK;
 }
 
+/* Rows that follow the order of the regions need no index.  *done_p: how many
+ * of the first rows were found. */
+static vnx_status_t
+find_in_order(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
+              size_t *done_p)
+{
+    size_t i = 0;
+    vnx_status_t status =
+        vnxi_finder_range(finder, rows[0].addr, rows[0].len, rows[0].dev);
+
+    while (status == VNX_OK && ++i < count) {
+        const vnx_desc_t *row = &rows[i];
+        if (vnxi_region_holds(finder->last, row->addr, row->addr + row->len,
+                              row->dev)) {
+            continue;
+        }
+        vnxi_region_t *region =
+            vnxi_region_table_next(finder->table, finder->mem, row->addr,
+                                   row->len, row->dev, &finder->at);
+        if (region == NULL) {
+            break;
+        }
+        status = note_hit(finder, region);
+    }
+    *done_p = i;
+    return status;
+}
+
 static vnx_status_t
 find_by_index(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
               bool one_dev)
@@ -422,7 +457,14 @@ vnxi_finder_rows(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
         finder->searches + count <= SEARCHES_BEFORE_INDEX) {
         return find_one_by_one(finder, rows, count);
     }
-    return find_by_index(finder, rows, count, scan->one_dev);
+    size_t done = 0;
+    vnx_status_t status = finder->index == NULL
+                              ? find_in_order(finder, rows, count, &done)
+                              : VNX_OK;
+    if (status != VNX_OK || done == count) {
+        return status;
+    }
+    return find_by_index(finder, rows + done, count - done, scan->one_dev);
 }
 
 /* -- Finishing ------------------------------------------------------------ */

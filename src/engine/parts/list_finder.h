@@ -18,12 +18,14 @@ typedef struct vnxi_finder {
     const vnxi_region_table_t *table; /* borrowed */
     vnx_mem_t mem;
     const vnxi_region_t *last; /* region of the last hit; NULL: none yet */
+    size_t at;                 /* its position in the table, or before it */
     size_t searches;           /* number of single rows looked up in the
                                   table */
     vnxi_finder_index_t *index;
     vnxi_region_t **hits; /* borrowed from the table; without duplicates
                              only when finished */
     size_t hit_count, hit_capacity;
+    bool is_sorted; /* the hits, which then have no duplicates */
     vnxi_region_t *few[VNXI_FINDER_FEW];
 } vnxi_finder_t;
 

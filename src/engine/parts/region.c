@@ -310,8 +310,9 @@ walk_back(const vnxi_region_table_t *table, size_t first, size_t last,
 }
 
 vnxi_region_t *
-vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
-                       uint64_t addr, uint64_t len, uint64_t dev)
+vnxi_region_table_find_at(const vnxi_region_table_t *table, vnx_mem_t mem,
+                          uint64_t addr, uint64_t len, uint64_t dev,
+                          size_t *at_p)
 {
     const group_t *group = find_group(table, mem, dev);
     uint64_t end;
@@ -324,6 +325,7 @@ vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
         return NULL;
     }
     size_t last = group->first + before - 1;
+    *at_p = last;
     vnxi_region_t *region = table->regions[table->farthest[last]];
     if (vnxi_region_end(region) < end) {
         return NULL;
@@ -331,6 +333,35 @@ vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
     if (vnxi_region_is_gone(region)) {
         return walk_back(table, group->first, last, end);
     }
+    return region;
+}
+
+vnxi_region_t *
+vnxi_region_table_find(const vnxi_region_table_t *table, vnx_mem_t mem,
+                       uint64_t addr, uint64_t len, uint64_t dev)
+{
+    size_t at;
+    return vnxi_region_table_find_at(table, mem, addr, len, dev, &at);
+}
+
+vnxi_region_t *
+vnxi_region_table_next(const vnxi_region_table_t *table, vnx_mem_t mem,
+                       uint64_t addr, uint64_t len, uint64_t dev, size_t *at)
+{
+    const uint64_t *addrs = table->addrs;
+    size_t next = *at + 1;
+
+    if (next >= table->count || addrs[next] > addr ||
+        (next + 1 < table->count && addrs[next + 1] <= addr)) {
+        return NULL;
+    }
+    vnxi_region_t *region = table->regions[next];
+    if (region->mem != mem || region->dev != dev ||
+        table->farthest[next] != next || vnxi_region_is_gone(region) ||
+        vnxi_region_end(region) < addr + len) {
+        return NULL;
+    }
+    *at = next;
     return region;
 }
 

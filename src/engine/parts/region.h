@@ -143,6 +143,20 @@ vnxi_region_t *vnxi_region_table_find(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev);
 
+/* The same, and *at_p: the position in the table from which
+ * vnxi_region_table_next() goes on. */
+vnxi_region_t *vnxi_region_table_find_at(const vnxi_region_table_t *table,
+                                         vnx_mem_t mem, uint64_t addr,
+                                         uint64_t len, uint64_t dev,
+                                         size_t *at_p);
+
+/* The same if that region is the one at *at + 1, which then is *at; else NULL.
+ * A fast way through rows that follow the order of the regions.  addr + len
+ * must not overflow. */
+vnxi_region_t *vnxi_region_table_next(const vnxi_region_table_t *table,
+                                      vnx_mem_t mem, uint64_t addr,
+                                      uint64_t len, uint64_t dev, size_t *at);
+
 /* Return whether each of these lies within one region that is not gone.  NULL
  * is an empty table. */
 bool vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
