@@ -115,9 +115,9 @@ VNXI_PY_AGENT_METHOD(
     "metadata: bytes, or anything bytes-like\n\n"
     "Loaded again, it updates the peer's regions. A peer that restarted\n"
     "under the same name takes the old one's place at once; transfers to\n"
-    "the old one raise nixlRemoteDisconnectError. nixlMismatchError for\n"
-    "what is no metadata, nixlInvalidParamError for the agent's own,\n"
-    "nixlBackendError where there is no way to reach the peer.")
+    "the old one raise nixlRemoteDisconnectError. nixlMismatchError if the\n"
+    "bytes are not metadata, nixlInvalidParamError for the agent's own\n"
+    "metadata, nixlBackendError if the peer cannot be reached.")
 {
     vnxi_py_bytes_t blob;
     vnx_bytes_t name;
@@ -153,8 +153,8 @@ peer_call(vnxi_py_agent_t *self, const char *operation, PyObject *peer_arg,
 
 VNXI_PY_AGENT_METHOD(
     remove_remote_agent, (REQUIRED(agent)),
-    "Forget a peer (str or bytes); what is in flight to it fails. An\n"
-    "unknown one is no error.")
+    "Forget a peer (str or bytes); transfers in flight to it fail. An\n"
+    "unknown peer is ignored.")
 {
     return peer_call(self, operation, args->agent, vnx_agent_remove_peer);
 }

@@ -230,8 +230,9 @@ contents_swap(vnxi_py_descs_t *self, vnxi_py_descs_t *other)
 
 const char vnxi_py_descs_setstate_doc[] =
     "__setstate__($self, state, /)\n--\n\n"
-    "Take over what __getstate__() gave; nixlMismatchError where "
-    "the bytes are no such\nlist, and then nothing changes.";
+    "Restore the state that __getstate__() returned. "
+    "nixlMismatchError if the\nbytes are not such a list; the list is then "
+    "unchanged.";
 
 PyObject *
 vnxi_py_descs_setstate(PyObject *op, PyObject *state)

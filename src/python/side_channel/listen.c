@@ -157,11 +157,11 @@ VNXI_PY_SIDE_METHOD(
 
 VNXI_PY_SIDE_METHOD(
     advertised_address, (OPTIONAL(peer, "None")),
-    "What to tell peers: (host, port) of the running listener.\n\n"
+    "The address to tell peers: (host, port) of the running listener.\n\n"
     "The host is `advertise`, VLLM_NIXL_SIDE_CHANNEL_HOST, the one that was\n"
-    "bound, or the machine's own first address that is no loopback.\n\n"
-    "peer: who shall ask; a warning is logged where it cannot reach the\n"
-    "    address, being on another host than this loopback")
+    "bound, or the machine's first address other than loopback.\n\n"
+    "peer: the host that will ask; a warning is logged if it is another\n"
+    "    host and the address is a loopback address")
 {
     char host[VNX_SIDE_CHANNEL_ADDRESS_MAX];
     const char *peer = NULL;
