@@ -2,8 +2,7 @@
 
 import pytest
 from support.memory import pattern
-
-SIZE, COUNT = 6000, 50
+from support.transfers import check_moves
 
 pytestmark = pytest.mark.usefixtures("need_ucx")
 
@@ -22,33 +21,6 @@ def pair(stock, peer, transports):
     ours = peer(env={"VLLM_NIXL_ENGINE": "native", **transports})
     theirs = stock(env={"STOCK_PROGRESS_DELAY": "0", **transports})
     return ours, theirs
-
-
-def rows(block, order=1):
-    whole = [(block.addr + i * SIZE, SIZE, 0) for i in range(COUNT)]
-    return whole[::order]
-
-
-def turned(data):
-    return b"".join(
-        data[i * SIZE : (i + 1) * SIZE] for i in reversed(range(COUNT))
-    )
-
-
-def check_moves(here, there):
-    """`here` reads from, writes to and notifies `there`."""
-    mine = here.alloc(SIZE * COUNT, seed=1)
-    theirs = there.alloc(SIZE * COUNT, seed=2)
-    here.add(there.metadata())
-    here.move("READ", rows(mine), rows(theirs, -1), there.name, b"read")
-    assert here.read(mine.key) == turned(pattern(2, SIZE * COUNT))
-    here.fill(mine.key, 3)
-    here.move("WRITE", rows(mine), rows(theirs, -1), there.name, b"written")
-    assert there.gather_notifs(2) == [
-        (here.name, b"read"),
-        (here.name, b"written"),
-    ]
-    assert there.read(theirs.key) == turned(pattern(3, SIZE * COUNT))
 
 
 def test_our_agent_transfers_and_notifies(pair):

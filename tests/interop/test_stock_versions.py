@@ -13,13 +13,13 @@ import pytest
 from support import hosts, ucx
 from support.memory import pattern
 from support.peer import PeerProcess, child_environment
+from support.transfers import check_moves
 
 PYTHONS = os.environ.get("VLLM_NIXL_STOCK_PYTHONS", "").split(":")
 if PYTHONS == [""]:
     PYTHONS = [os.environ.get("VLLM_NIXL_STOCK_PYTHON", "")]
 # Two kinds of interface: veth reports a speed, ifb does not.
 NETWORKS = ["host", "veth", "ifb"]
-SIZE, COUNT = 6000, 50
 
 
 @functools.cache
@@ -85,31 +85,11 @@ def pair(request, python, inside):
     stock.close()
 
 
-def rows(block, order=1):
-    return [(block.addr + i * SIZE, SIZE, 0) for i in range(COUNT)][::order]
-
-
-def turned(data):
-    parts = [data[i * SIZE : (i + 1) * SIZE] for i in range(COUNT)]
-    return b"".join(reversed(parts))
-
-
 @pytest.mark.parametrize("initiator", ["ours", "stock"])
 def test_versions_exchange_every_byte(pair, initiator):
     """READ, WRITE, their notifications, and notifications of any size."""
     here, there = pair if initiator == "ours" else pair[::-1]
-    mine = here.alloc(SIZE * COUNT, seed=1)
-    theirs = there.alloc(SIZE * COUNT, seed=2)
-    here.add(there.metadata())
-    here.move("READ", rows(mine), rows(theirs, -1), there.name, b"read")
-    assert here.read(mine.key) == turned(pattern(2, SIZE * COUNT))
-    here.fill(mine.key, 3)
-    here.move("WRITE", rows(mine), rows(theirs, -1), there.name, b"written")
-    assert there.gather_notifs(2) == [
-        (here.name, b"read"),
-        (here.name, b"written"),
-    ]
-    assert there.read(theirs.key) == turned(pattern(3, SIZE * COUNT))
+    check_moves(here, there)
     for size in (0, 1, 300_000):
         here.send_notif(there.name, pattern(size, size))
         assert there.gather_notifs(1) == [(here.name, pattern(size, size))]

@@ -1,7 +1,10 @@
-"""Transfers of a chosen duration."""
+"""Transfers of a chosen duration, and transfers that check every byte."""
+
+from support.memory import pattern
 
 LONG_BLOCK = 8 << 20
 LONG_TIMES = 64000  # half a terabyte: no test waits until it ends
+SIZE, COUNT = 6000, 50  # of the blocks of check_moves()
 
 
 class Long:
@@ -43,3 +46,30 @@ class Long:
         agent.wait([handle], timeout=30)
         assert agent.check_xfer_state(handle) == "DONE"
         handle.release()
+
+
+def rows(block, order=1):
+    whole = [(block.addr + i * SIZE, SIZE, 0) for i in range(COUNT)]
+    return whole[::order]
+
+
+def turned(data):
+    return b"".join(
+        data[i * SIZE : (i + 1) * SIZE] for i in reversed(range(COUNT))
+    )
+
+
+def check_moves(here, there):
+    """`here` reads from, writes to and notifies `there`."""
+    mine = here.alloc(SIZE * COUNT, seed=1)
+    theirs = there.alloc(SIZE * COUNT, seed=2)
+    here.add(there.metadata())
+    here.move("READ", rows(mine), rows(theirs, -1), there.name, b"read")
+    assert here.read(mine.key) == turned(pattern(2, SIZE * COUNT))
+    here.fill(mine.key, 3)
+    here.move("WRITE", rows(mine), rows(theirs, -1), there.name, b"written")
+    assert there.gather_notifs(2) == [
+        (here.name, b"read"),
+        (here.name, b"written"),
+    ]
+    assert there.read(theirs.key) == turned(pattern(3, SIZE * COUNT))
