@@ -1,25 +1,18 @@
 """Our metadata listener with stock's: each role, each command."""
 
-import socket
-
 import pytest
 from support.deadline import until
 from support.memory import pattern
+from support.ports import reserve_port
 
 HERE = "127.0.0.1"
 SIZE = 4096
 
 
-def free_port():
-    """Stock reports a port that it chooses only in its log."""
-    with socket.create_server((HERE, 0)) as server:
-        return server.getsockname()[1]
-
-
 @pytest.fixture
 def there(stock):
     """A stock agent with a listener and a block."""
-    port = free_port()
+    port = reserve_port()  # stock logs a port that it chooses, no more
     made = stock(enable_listen_thread=True, listen_port=port)
     made.port = port
     made.block = made.alloc(SIZE, seed=1)

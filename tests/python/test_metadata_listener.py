@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from support.deadline import until
+from support.ports import reserve_port
 from support.program import run_program
 
 pytestmark = pytest.mark.beyond_stock
@@ -246,8 +247,7 @@ def test_a_frame_above_the_limit_is_refused(listening, api):
 
 @pytest.fixture
 def dead_port():
-    with socket.create_server((HERE, 0)) as server:
-        return server.getsockname()[1]
+    return reserve_port()
 
 
 def test_unreachable_port_is_counted_and_reported(endpoint, dead_port):

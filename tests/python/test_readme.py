@@ -2,7 +2,6 @@
 
 import re
 import signal
-import socket
 import subprocess
 import sys
 import zlib
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.deadline import PATIENCE
 from support.peer import child_environment
+from support.ports import reserve_port
 
 np = pytest.importorskip("numpy", reason="the programs in README use numpy")
 
@@ -54,8 +54,7 @@ def programs():
     found = re.findall(
         r"`(\w+)\.py`[^`]*?:\n\n```python\n(.*?)```", text, re.DOTALL
     )
-    with socket.create_server(("", 0)) as server:
-        port = str(server.getsockname()[1])
+    port = str(reserve_port())
     found = {name: code.replace(PORT, port) for name, code in found}
     assert found.keys() == {"prefill", "decode"}
     assert all(port in code for code in found.values())

@@ -4,6 +4,7 @@ import contextlib
 import socket
 
 import pytest
+from support.ports import reserve_port
 
 with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
     import vllm_nixl
@@ -77,8 +78,7 @@ def test_an_unknown_host_is_named(channel):
 
 
 def test_environment_sets_the_bind_address(channel, monkeypatch):
-    with socket.create_server(("127.0.0.4", 0)) as probe:
-        free = probe.getsockname()[1]
+    free = reserve_port()
     monkeypatch.setenv(HOST, "127.0.0.4")
     monkeypatch.setenv(PORT, str(free))
     assert channel.start_listener(None, b"x") == free

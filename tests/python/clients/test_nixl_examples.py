@@ -1,10 +1,10 @@
 """NIXL's own examples."""
 
 import importlib
-import socket
 
 import pytest
 from support import deadline
+from support.ports import reserve_port
 
 SIZE = 256
 
@@ -101,12 +101,6 @@ def test_two_agents_in_one_process(inproc, api, utils, malloc, names):
     target.deregister_memory(target_reg)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def listening(api, name, *config):
     kind = importlib.import_module("nixl._bindings").nixlNotSupportedError
     try:
@@ -120,7 +114,7 @@ def test_two_peers_exchange_metadata_by_listener(
 ):
     """basic_two_peers: a configuration given by position, metadata by the
     listener, the target's list in a notification."""
-    port = free_port()
+    port = reserve_port()
     target = listening(api, names(), True, True, port)
     initiator = listening(api, names(), True, True, 0)
     there, here = malloc(SIZE), malloc(SIZE)

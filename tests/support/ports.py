@@ -1,0 +1,34 @@
+"""TCP ports for listeners that cannot report a port that they chose."""
+
+import pathlib
+import random
+import socket
+
+RANGE = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+# Each reserves one port among the test processes until this process exits.
+_reservations = []
+
+
+def reserve_port():
+    """A free port that nothing else takes before the test binds it.
+
+    It lies below the range from which the kernel takes ports for connections
+    and for listeners on port 0.  An abstract Unix socket named after the port
+    keeps other test processes from reserving it too.
+    """
+    first = int(RANGE.read_text().split()[0])
+    ports = list(range(max(1024, first - 16384), first))
+    random.shuffle(ports)
+    for port in ports:
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0vllm_nixl-test-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("", port))
+        except OSError:
+            reservation.close()
+            continue
+        _reservations.append(reservation)
+        return port
+    raise OSError("no free port below the ephemeral range")
