@@ -84,7 +84,7 @@ def test_stock_survives_metadata_it_cannot_load(there, here, stock):
     here.agent.send_local_metadata(HERE, there.port)
     here.agent.invalidate_local_metadata(HERE, there.port)
     until(lambda: here.agent.stats()["listener_sent"] == 2, "both")
-    other = stock(enable_listen_thread=True, listen_port=free_port())
+    other = stock(enable_listen_thread=True, listen_port=reserve_port())
     other.call("fetch_remote_metadata", there.name, HERE, there.port)
     until(
         lambda: other.call("check_remote_metadata", there.name),
