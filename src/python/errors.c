@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/operations.h"
+
 typedef struct error_row {
     int status;
     const char *text, *pyclass;
@@ -14,6 +16,23 @@ static const error_row_t rows[VNXI_PY_STATUS_COUNT] = {
     VNX_STATUS_TABLE(ERROR_ROW)
 #undef ERROR_ROW
 };
+
+/* The record names a C function or, if the extension wrote it, a method. */
+static const char *
+method_name(const vnx_error_t *error)
+{
+    static const char *const names[][2] = {
+#define OPERATION_ROW(function, method) {function, method},
+        VNXI_OPERATION_TABLE(OPERATION_ROW)
+#undef OPERATION_ROW
+    };
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(names[i][0], error->operation) == 0) {
+            return names[i][1];
+        }
+    }
+    return error->operation;
+}
 
 static PyObject *
 error_class(const vnxi_py_state_t *state, vnx_status_t status)
@@ -51,17 +70,24 @@ attributes_set(vnxi_py_state_t *state, PyObject *exception,
     ret |= attribute_set(exception, VNXI_PY_NAME(state, status),
                          PyLong_FromLong(error->status));
     ret |= attribute_set(exception, VNXI_PY_NAME(state, operation),
-                         PyUnicode_FromString(error->operation));
+                         PyUnicode_FromString(method_name(error)));
     return ret;
+}
+
+PyObject *
+vnxi_py_error_text(const vnx_error_t *error)
+{
+    char text[1024];
+    vnx_error_t named = *error;
+    named.operation = method_name(error);
+    vnx_error_format(&named, text, sizeof text);
+    return PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
 }
 
 PyObject *
 vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error)
 {
-    char text[1024];
-    vnx_error_format(error, text, sizeof text);
-    PyObject *message =
-        PyUnicode_DecodeUTF8(text, (Py_ssize_t)strlen(text), "replace");
+    PyObject *message = vnxi_py_error_text(error);
     if (message == NULL) {
         return NULL;
     }

@@ -23,6 +23,10 @@ PyObject *vnxi_py_raise(vnxi_py_state_t *state, const vnx_error_t *error);
 PyObject *vnxi_py_none(vnxi_py_state_t *state, vnx_status_t status,
                        const vnx_error_t *error);
 
+/* Format the record as text (str), with the name of the Python method instead
+ * of the C function's.  NULL: exception. */
+PyObject *vnxi_py_error_text(const vnx_error_t *error);
+
 /* Create the exception without raising it; NULL and another exception on
  * failure. */
 PyObject *vnxi_py_error_new(vnxi_py_state_t *state, const vnx_error_t *error);

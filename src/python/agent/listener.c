@@ -244,13 +244,10 @@ vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict)
 static PyObject *
 failure_text(vnx_listener_t *listener)
 {
-    char line[VNX_ERROR_CAUSE_MAX + VNX_ERROR_PEER_MAX + 256];
     vnx_error_t failure;
-    if (!vnx_listener_failure(listener, &failure)) {
-        return Py_NewRef(Py_None);
-    }
-    vnx_error_format(&failure, line, sizeof line);
-    return PyUnicode_DecodeUTF8(line, (Py_ssize_t)strlen(line), "replace");
+    return vnx_listener_failure(listener, &failure)
+               ? vnxi_py_error_text(&failure)
+               : Py_NewRef(Py_None);
 }
 
 bool
