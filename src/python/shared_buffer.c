@@ -1,4 +1,4 @@
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/errors.h"
 #include "python/module.h"
 

@@ -4,7 +4,6 @@
 #include <structmember.h>
 
 #include "python/arguments/convert.h"
-#include "python/arguments/integers.h"
 
 #define INIT "nixl_agent" /* the operation in messages */
 

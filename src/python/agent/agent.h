@@ -147,10 +147,11 @@ bool vnxi_py_partial_metadata(vnxi_py_agent_t *self, const char *operation,
                               PyObject *descs, PyObject *inc_conn_info,
                               PyObject *backends, vnx_bytes_t *metadata_p);
 
-/* listener.c: its port, and its parts of stats() and describe().  false:
- * exception. */
+/* listener.c: its port, its counters with `prefix` in front of each key, and
+ * its part of describe().  false: exception. */
 PyObject *vnxi_py_agent_listen_port(PyObject *op, void *context);
-bool vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict);
+bool vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict,
+                                  const char *prefix);
 bool vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self,
                                      PyObject *dict);
 
@@ -158,7 +159,7 @@ bool vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self,
 PyObject *vnxi_py_agent_wait_one(vnxi_py_agent_t *self, const char *operation,
                                  PyObject *handle, uint64_t timeout_ns);
 
-/* telemetry.c: a nixlXferTelemetry of the transfer; NULL: exception. */
+/* xfer.c: a nixlXferTelemetry of the transfer; NULL: exception. */
 PyObject *vnxi_py_telemetry_of(vnxi_py_state_t *state, const vnx_xfer_t *xfer);
 
 #endif

@@ -88,7 +88,7 @@ VNXI_PY_AGENT_METHOD(
     PyObject *dict = PyDict_New();
     if (dict != NULL &&
         (!numbers_set(dict, &stats) ||
-         !vnxi_py_agent_listener_stats(self, dict) ||
+         !vnxi_py_agent_listener_stats(self, dict, "listener_") ||
          !vnxi_py_dict_set(
              dict, "xfer_us_log2",
              vnxi_py_numbers_new(stats.xfer_us_log2,

@@ -10,7 +10,6 @@
 
 #include "base/error.h"
 #include "python/arguments/convert.h"
-#include "python/arguments/integers.h"
 #include "python/descriptors/descs.h"
 
 /* The address of the peer's listener.  `host` is borrowed from the argument.
@@ -213,8 +212,9 @@ VNXI_PY_AGENT_METHOD(invalidate_local_metadata,
 /* -- Counters --------------------------------------------------------------
  */
 
-static bool
-counters_set(const vnxi_py_agent_t *self, PyObject *dict, const char *prefix)
+bool
+vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict,
+                             const char *prefix)
 {
     vnx_listener_stats_t stats = {0};
     if (self->listener != NULL) {
@@ -233,12 +233,6 @@ counters_set(const vnxi_py_agent_t *self, PyObject *dict, const char *prefix)
 #undef FIELD
     return vnxi_py_dict_set_numbers(dict, prefix, numbers,
                                     sizeof numbers / sizeof numbers[0]);
-}
-
-bool
-vnxi_py_agent_listener_stats(const vnxi_py_agent_t *self, PyObject *dict)
-{
-    return counters_set(self, dict, "listener_");
 }
 
 static PyObject *
@@ -261,7 +255,7 @@ vnxi_py_agent_listener_describe(const vnxi_py_agent_t *self, PyObject *dict)
         found != NULL &&
         vnxi_py_dict_set(found, "port",
                          PyLong_FromLong(vnx_listener_port(self->listener))) &&
-        counters_set(self, found, "") &&
+        vnxi_py_agent_listener_stats(self, found, "") &&
         vnxi_py_dict_set(found, "last_failure", failure_text(self->listener));
     if (!good) {
         Py_XDECREF(found);

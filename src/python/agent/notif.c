@@ -42,7 +42,9 @@ notif_add(PyObject *dict, const vnx_notif_t *notif)
     return good;
 }
 
-/* Return `first` with the newer ones after it. */
+/* Return `first` with the newer ones after it.  Notifications that could not
+ * be handed over are joined with self->taken, because code of the caller may
+ * have called _next_notif() meanwhile, which keeps newer ones. */
 static vnx_notif_t *
 chain_join(vnx_notif_t *first, vnx_notif_t *newer)
 {
@@ -57,15 +59,6 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
-/* Keep the notifications that could not be handed over, so that they stay
- * pending.  Code of the caller may have called _next_notif() meanwhile, which
- * keeps newer ones. */
-static void
-chain_keep(vnxi_py_agent_t *self, vnx_notif_t *chain)
-{
-    self->taken = chain_join(chain, self->taken);
-}
-
 static bool
 notifs_into(vnxi_py_agent_t *self, PyObject *dict)
 {
@@ -77,7 +70,7 @@ notifs_into(vnxi_py_agent_t *self, PyObject *dict)
     while (chain != NULL) {
         vnx_notif_t *notif = chain;
         if (!notif_add(dict, notif)) {
-            chain_keep(self, chain);
+            self->taken = chain_join(chain, self->taken);
             return false;
         }
         chain = notif->next;
@@ -247,7 +240,7 @@ VNXI_PY_AGENT_METHOD_AS(
                          : NULL;
     Py_XDECREF(sender);
     if (pair == NULL) {
-        chain_keep(self, notif);
+        self->taken = chain_join(notif, self->taken);
     } else {
         vnx_notif_free(notif);
     }

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/errors.h"
 
 /* Get room for `count` elements of `size` bytes. */

@@ -1,6 +1,6 @@
 #include "python/arguments/rows.h"
 
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/errors.h"
 
 static bool

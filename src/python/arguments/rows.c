@@ -3,7 +3,7 @@
 #include <sched.h>
 
 #include "base/clock.h"
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/arguments/scratch.h"
 #include "python/errors.h"
 

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/arguments/rows.h"
 #include "python/errors.h"
 

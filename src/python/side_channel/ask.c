@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/errors.h"
 #include "python/side_channel/side_channel.h"
 

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "python/arguments/integers.h"
+#include "python/arguments/convert.h"
 #include "python/errors.h"
 
 #define RUNNING_ERROR "nixlAlreadyRunningError"
