@@ -36,18 +36,10 @@ buffer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                              args, kwargs, "O:shared_buffer", names, &value)) {
         return NULL;
     }
-    vnxi_py_int_result_t result = vnxi_py_int_get(value, &nbytes);
-    if (result == VNXI_PY_INT_TYPE) {
-        return vnxi_py_wrong_type("shared_buffer", "nbytes", "an int", value);
-    }
-    if (result == VNXI_PY_INT_EXCEPTION) {
-        return NULL;
-    }
-    if (result != VNXI_PY_INT_OK || nbytes == 0 || nbytes > PY_SSIZE_T_MAX) {
-        return vnxi_py_invalid(state, "shared_buffer", VNXI_PY_NO_ROW,
-                               "nbytes must be between 1 and 2**63 - 1");
-    }
-    return buffer_create(state, type, nbytes);
+    return vnxi_py_int_between(state, "shared_buffer", "nbytes", value, 1,
+                               PY_SSIZE_T_MAX, &nbytes)
+               ? buffer_create(state, type, nbytes)
+               : NULL;
 }
 
 static void

@@ -138,8 +138,11 @@ vnxi_py_agent_is_made(const vnxi_py_agent_t *self)
 
 /* backend.c: the names of the plugins.  NULL: exception. */
 PyObject *vnxi_py_agent_plugins(vnxi_py_agent_t *self);
-/* Was a backend of this name created?  1, 0, or -1 and an exception. */
-int vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name);
+/* Get the name of a backend that was created, borrowed from `value`.  If there
+ * is none, raise `class`; NULL: nixlNotFoundError.  NULL: exception. */
+const char *vnxi_py_agent_backend(const vnxi_py_agent_t *self,
+                                  const char *operation, PyObject *value,
+                                  PyObject *class);
 
 /* metadata.c: the result of get_partial_agent_metadata() for its arguments.
  * *metadata_p is owned.  false: exception. */

@@ -146,15 +146,29 @@ VNXI_PY_AGENT_METHOD(
     Py_RETURN_NONE;
 }
 
-int
-vnxi_py_agent_has_backend(const vnxi_py_agent_t *self, PyObject *name)
+const char *
+vnxi_py_agent_backend(const vnxi_py_agent_t *self, const char *operation,
+                      PyObject *value, PyObject *class)
 {
-    /* NULL if the collector has cleared the agent.  Held, because __eq__ of a
+    const char *name =
+        vnxi_py_text_get(self->state, operation, "backend", value);
+    /* None if the collector has cleared the agent.  Held, because __eq__ of a
      * key may run any code. */
-    PyObject *backends = Py_XNewRef(self->backends);
-    int known = backends != NULL ? PyDict_Contains(backends, name) : 0;
-    Py_XDECREF(backends);
-    return known;
+    PyObject *backends = Py_NewRef(self->backends ? self->backends : Py_None);
+    int known = name == NULL             ? -1
+                : PyDict_Check(backends) ? PyDict_Contains(backends, value)
+                                         : 0;
+    if (known == 0 && class != NULL) {
+        PyErr_Format(class, "%s: the agent has no backend %R; it has %R",
+                     operation, value, backends);
+    } else if (known == 0) {
+        vnx_error_t error;
+        vnxi_error_set(&error, VNX_ERR_NOT_FOUND, operation,
+                       "the agent has no backend '%.64s'", name);
+        vnxi_py_raise(self->state, &error);
+    }
+    Py_DECREF(backends);
+    return known > 0 ? name : NULL;
 }
 
 VNXI_PY_AGENT_METHOD(
@@ -162,22 +176,6 @@ VNXI_PY_AGENT_METHOD(
     "Names of the backends that can be created (list of str).")
 {
     return vnxi_py_agent_plugins(self);
-}
-
-/* Get the name of a backend that was created. */
-static const char *
-created_get(vnxi_py_agent_t *self, const char *operation, PyObject *value)
-{
-    const char *name =
-        vnxi_py_text_get(self->state, operation, "backend", value);
-    int known = name != NULL ? vnxi_py_agent_has_backend(self, value) : -1;
-    if (known == 0) {
-        vnx_error_t error;
-        vnxi_error_set(&error, VNX_ERR_NOT_FOUND, operation,
-                       "the agent has no backend '%.64s'", name);
-        vnxi_py_raise(self->state, &error);
-    }
-    return known > 0 ? name : NULL;
 }
 
 /* Here and below, `backend` may be NULL with an exception set. */
@@ -256,7 +254,8 @@ VNXI_PY_AGENT_METHOD(
     "Memory types of a backend that was created: a list of 'DRAM_SEG' and\n"
     "so on. nixlNotFoundError for one that was not.")
 {
-    return mem_types(self, created_get(self, operation, args->backend));
+    return mem_types(
+        self, vnxi_py_agent_backend(self, operation, args->backend, NULL));
 }
 
 VNXI_PY_AGENT_METHOD(
@@ -264,6 +263,7 @@ VNXI_PY_AGENT_METHOD(
     "Parameters of a backend that was created (dict of str to str).\n"
     "nixlNotFoundError for one that was not.")
 {
-    return params_dict(self, created_get(self, operation, args->backend),
-                       vnx_agent_backend_param);
+    return params_dict(
+        self, vnxi_py_agent_backend(self, operation, args->backend, NULL),
+        vnx_agent_backend_param);
 }

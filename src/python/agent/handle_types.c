@@ -66,8 +66,7 @@ VNXI_PY_METHOD(
 
 PyDoc_STRVAR(enter_doc, "__enter__($self)\n--\n\nReturn the handle itself.");
 
-PyDoc_STRVAR(xfer_exit_doc,
-             "__exit__($self, *args)\n--\n\nrelease() the transfer.");
+PyDoc_STRVAR(exit_doc, "__exit__($self, *args)\n--\n\nrelease().");
 
 static PyObject *
 xfer_repr(PyObject *op)
@@ -106,7 +105,7 @@ static PyMethodDef xfer_methods[] = {
     {"release", xfer_release, METH_NOARGS, xfer_release_doc},
     VNXI_PY_METHOD_ROW(xfer_, result){"__enter__", vnxi_py_object_enter,
                                       METH_NOARGS, enter_doc},
-    {"__exit__", xfer_release, METH_VARARGS, xfer_exit_doc},
+    {"__exit__", xfer_release, METH_VARARGS, exit_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -124,9 +123,6 @@ dlist_release(PyObject *op, PyObject *Py_UNUSED(ignored))
     vnxi_py_dlist_release((vnxi_py_dlist_t *)op);
     Py_RETURN_NONE;
 }
-
-PyDoc_STRVAR(dlist_exit_doc,
-             "__exit__($self, *args)\n--\n\nrelease() the prepared list.");
 
 static PyObject *
 dlist_repr(PyObject *op)
@@ -160,7 +156,7 @@ PyDoc_STRVAR(dlist_doc,
 static PyMethodDef dlist_methods[] = {
     {"release", dlist_release, METH_NOARGS, dlist_release_doc},
     {"__enter__", vnxi_py_object_enter, METH_NOARGS, enter_doc},
-    {"__exit__", dlist_release, METH_VARARGS, dlist_exit_doc},
+    {"__exit__", dlist_release, METH_VARARGS, exit_doc},
     {NULL, NULL, 0, NULL},
 };
 

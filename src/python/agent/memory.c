@@ -166,37 +166,19 @@ query(vnxi_py_agent_t *self, vnxi_py_descs_t *descs, const char *backend)
     return list;
 }
 
-/* Borrowed from `name`.  NULL: exception. */
-static const char *
-known_backend(vnxi_py_agent_t *self, const char *operation, PyObject *name)
-{
-    const char *text =
-        vnxi_py_text_get(self->state, operation, "backend", name);
-    int known = text != NULL ? vnxi_py_agent_has_backend(self, name) : -1;
-    if (known == 0) {
-        PyObject *made = Py_NewRef(self->backends ? self->backends : Py_None);
-        PyErr_Format(PyExc_ValueError,
-                     "%s: the agent has no backend %R; it has %R", operation,
-                     name, made);
-        Py_DECREF(made);
-    }
-    return known > 0 ? text : NULL;
-}
-
 VNXI_PY_AGENT_METHOD(
     query_memory,
     (REQUIRED(reg_list), REQUIRED(backend), OPTIONAL(mem_type, "None")),
-    "What a backend for storage knows of files or objects.\n\n"
-    "Args:\n"
-    "    reg_list: As for register_memory(); the fourth value of each row,\n"
-    "        a path or a key, says what is asked for.\n"
-    "    backend: Its name.\n"
-    "    mem_type: \"FILE\", \"OBJ\", ... unless it is in reg_list.\n\n"
-    "Returns a list with a dict for each row that is there (\"size\",\n"
-    "\"mtime\", ...; str to str), and None for one that is not.\n"
+    "Ask a storage backend about files or objects. Returns a list with a\n"
+    "dict for each row that exists ('size', 'mtime', ...; str to str) and\n"
+    "None for each other one.\n\n"
+    "reg_list, mem_type: as for register_memory(); the fourth value of each\n"
+    "    row is a path or a key\n"
+    "backend: its name\n\n"
     "nixlNotSupportedError where the backend has no storage.")
 {
-    const char *backend = known_backend(self, operation, args->backend);
+    const char *backend = vnxi_py_agent_backend(self, operation, args->backend,
+                                                PyExc_ValueError);
     if (backend == NULL) {
         return NULL;
     }

@@ -255,15 +255,8 @@ static bool
 send_backend_check(const vnxi_py_agent_t *self, const char *operation,
                    PyObject *backend)
 {
-    if (backend == NULL || backend == Py_None) {
-        return true;
-    }
-    int known = vnxi_py_agent_has_backend(self, backend);
-    if (known == 0) {
-        PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
-                     operation, backend);
-    }
-    return known > 0;
+    return backend == NULL || backend == Py_None ||
+           vnxi_py_agent_backend(self, operation, backend, PyExc_KeyError);
 }
 
 VNXI_PY_AGENT_METHOD(

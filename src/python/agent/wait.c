@@ -44,6 +44,7 @@ static bool
 set_fill(const vnxi_py_agent_t *self, const char *operation, xfer_set_t *set)
 {
     Py_ssize_t count = PyTuple_GET_SIZE(set->handles);
+    set->groups = (unsigned char *)(set->xfers + count + 1);
     for (Py_ssize_t i = 0; i < count; i++) {
         vnx_xfer_t *xfer = vnxi_py_xfer_of_row(
             self, operation, i, PyTuple_GET_ITEM(set->handles, i));
@@ -73,15 +74,11 @@ set_get(const vnxi_py_agent_t *self, const char *operation, PyObject *value,
     set_p->xfers = PyMem_Malloc((count + 1) * (sizeof *set_p->xfers + 1));
     if (set_p->xfers == NULL) {
         PyErr_NoMemory();
-        set_put(set_p);
-        return false;
+    } else if (set_fill(self, operation, set_p)) {
+        return true;
     }
-    set_p->groups = (unsigned char *)(set_p->xfers + count + 1);
-    if (!set_fill(self, operation, set_p)) {
-        set_put(set_p);
-        return false;
-    }
-    return true;
+    set_put(set_p);
+    return false;
 }
 
 static group_t
@@ -435,15 +432,10 @@ VNXI_PY_AGENT_METHOD_AS(
     "Close what _subscribe() returned; nothing happens to another\n"
     "descriptor. nixlInvalidParamError for a number that cannot be one.")
 {
-    int overflow;
-    long fd = PyLong_AsLongAndOverflow(args->fd, &overflow);
-    if (fd == -1 && PyErr_Occurred()) {
+    uint64_t fd;
+    if (!vnxi_py_int_between(self->state, operation, "fd of _subscribe()",
+                             args->fd, 0, INT_MAX, &fd)) {
         return NULL;
-    }
-    if (overflow != 0 || fd < 0 || fd > INT_MAX) {
-        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
-                               "the number is not one that "
-                               "_subscribe() returned");
     }
     vnx_agent_unsubscribe(self->agent, (int)fd);
     Py_RETURN_NONE;

@@ -213,10 +213,7 @@ descs_trim(PyObject *op, PyObject *Py_UNUSED(ignored))
     vnxi_py_descs_t *self = (vnxi_py_descs_t *)op;
     vnxi_py_descs_t *trimmed =
         vnxi_py_descs_new(self->state, VNXI_PY_DESCS_XFER, self->mem);
-    if (trimmed == NULL) {
-        return NULL;
-    }
-    bool good = vnxi_py_descs_pin(self);
+    bool good = trimmed != NULL && vnxi_py_descs_pin(self);
     if (good) {
         good = vnxi_py_descs_extend(trimmed, self->rows, self->count);
         vnxi_py_descs_unpin(self);

@@ -112,9 +112,12 @@ peers_alloc(peers_t *peers, size_t count)
 /* Get the peers from an iterable of (host, port) and (host, port, key). */
 static bool
 peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
-          const limits_t *limits, peers_t *peers)
+          PyObject *timeout, PyObject *retries, peers_t *peers)
 {
-    PyObject *list = PySequence_List(value);
+    limits_t limits;
+    PyObject *list = limits_get(state, operation, timeout, retries, &limits)
+                         ? PySequence_List(value)
+                         : NULL;
     if (list == NULL || !peers_alloc(peers, (size_t)PyList_GET_SIZE(list))) {
         Py_XDECREF(list);
         return false;
@@ -130,7 +133,7 @@ peers_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
         }
         if (!peer_add(state, operation, PyTuple_GET_ITEM(item, 0),
                       PyTuple_GET_ITEM(item, 1),
-                      size == 3 ? PyTuple_GET_ITEM(item, 2) : NULL, limits,
+                      size == 3 ? PyTuple_GET_ITEM(item, 2) : NULL, &limits,
                       peers)) {
             return false;
         }
@@ -269,15 +272,6 @@ VNXI_PY_SIDE_METHOD(
     return result;
 }
 
-static bool
-many_get(vnxi_py_side_channel_t *self, const char *operation, PyObject *given,
-         PyObject *timeout, PyObject *retries, peers_t *peers)
-{
-    limits_t limits;
-    return limits_get(self->state, operation, timeout, retries, &limits) &&
-           peers_get(self->state, operation, given, &limits, peers);
-}
-
 VNXI_PY_SIDE_METHOD(
     request_many,
     (REQUIRED(peers), OPTIONAL(timeout_ms, "5000"), STAR,
@@ -290,8 +284,8 @@ VNXI_PY_SIDE_METHOD(
 {
     PyObject *result = NULL;
     peers_t peers = {0};
-    if (many_get(self, operation, args->peers, args->timeout_ms, args->retries,
-                 &peers)) {
+    if (peers_get(self->state, operation, args->peers, args->timeout_ms,
+                  args->retries, &peers)) {
         vnxi_requests_t *batch = ask(self, &peers);
         if (batch != NULL) {
             result = answers_take(self->state, batch, peers.count);
@@ -353,8 +347,8 @@ VNXI_PY_SIDE_METHOD_AS(
 {
     PyObject *result = NULL;
     peers_t peers = {0};
-    if (many_get(self, operation, args->peers, args->timeout_ms, args->retries,
-                 &peers)) {
+    if (peers_get(self->state, operation, args->peers, args->timeout_ms,
+                  args->retries, &peers)) {
         result = requests_begin(self, &peers);
     }
     peers_put(&peers);
