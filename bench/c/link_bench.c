@@ -85,10 +85,10 @@ end_init(end_t *end, const char *name)
         .name = name,
         .name_len = strlen(name),
         .instance = end->instance,
-        .events = {.context = end,
-                   .notif = on_notif,
-                   .revoked = on_revoked,
-                   .ended = on_ended},
+        .callbacks = {.context = end,
+                      .notif = on_notif,
+                      .revoked = on_revoked,
+                      .ended = on_ended},
     };
 
     memset(end, 0, sizeof *end);

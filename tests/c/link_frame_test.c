@@ -404,12 +404,12 @@ test_link_frame_confirm_is_as_documented(void **state)
     assert_true(token == UINT64_C(0x0807060504030201));
     assert_int_equal(count, 2);
     vnxi_link_row_t row = vnxi_link_frame_confirm_row(&frame, 0);
-    assert_int_equal(row.share.fd, -1);
+    assert_int_equal(row.map_info.fd, -1);
     assert_int_equal(row.desc.addr, 0x1000);
     row = vnxi_link_frame_confirm_row(&frame, 1);
     assert_int_equal(row.mem, VNX_MEM_VRAM);
-    assert_true(row.share.fd >= 0);
-    assert_int_equal(row.share.st_ino, 6);
+    assert_true(row.map_info.fd >= 0);
+    assert_int_equal(row.map_info.st_ino, 6);
 }
 
 static void

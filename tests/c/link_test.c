@@ -394,9 +394,9 @@ check_answer(pair_t *pair, uint64_t token, size_t count)
 
     for (size_t i = 0; i < count; i++) {
         rows[i].desc = (vnx_desc_t){0x1000 + i, 2 * i + 1, i % 7};
-        rows[i].share = i % 3 == 0
-                            ? (vnxi_share_t){.fd = 7, .st_dev = i, .st_ino = 3}
-                            : VNXI_SHARE_NONE;
+        rows[i].map_info =
+            i % 3 == 0 ? (vnxi_map_info_t){.fd = 7, .st_dev = i, .st_ino = 3}
+                       : VNXI_MAP_INFO_NONE;
     }
     assert_int_equal(vnxi_link_ask(pair->link, token, rows, count, NULL),
                      VNX_OK);

@@ -174,21 +174,22 @@ test_native_blob_partial_is_marked_as_partial(void **state)
     vnx_agent_release(agent);
 }
 
-static vnxi_share_t
+static vnxi_map_info_t
 share_of(const parsed_t *parsed, uint64_t addr)
 {
     const vnxi_md_section_t *section = &parsed->md.sections[0];
-    vnxi_share_t share = VNXI_SHARE_NONE;
+    vnxi_map_info_t map_info = VNXI_MAP_INFO_NONE;
     for (size_t i = 0; i < section->count; i++) {
         const vnxi_md_region_t *region = &section->regions[i];
         if (region->addr == addr) {
-            assert_ok(vnxi_shm_region_read(
-                region->public_data.data, region->public_data.len, &share, e));
-            return share;
+            assert_ok(vnxi_shm_region_read(region->public_data.data,
+                                           region->public_data.len, &map_info,
+                                           e));
+            return map_info;
         }
     }
     fail_msg("the region is not in the blob");
-    return share;
+    return map_info;
 }
 
 static void
@@ -204,8 +205,8 @@ test_native_blob_describes_shared_memory(void **state)
     register_at(agent, data + (1 << 19), 1 << 19);
     register_at(agent, memory, sizeof memory);
     parsed_t parsed = parse_full(agent);
-    vnxi_share_t low = share_of(&parsed, (uint64_t)(uintptr_t)data);
-    vnxi_share_t high =
+    vnxi_map_info_t low = share_of(&parsed, (uint64_t)(uintptr_t)data);
+    vnxi_map_info_t high =
         share_of(&parsed, (uint64_t)(uintptr_t)data + (1 << 19));
     assert_true(low.fd >= 0);
     assert_true(high.fd >= 0);

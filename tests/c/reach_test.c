@@ -1,6 +1,6 @@
 /* The engine's attachments to a region: how it is reached, and their
  * ownership. */
-#include "share_help.h"
+#include "mapping_help.h"
 
 #include "engine/native/reach.h"
 
@@ -19,7 +19,7 @@ test_reach_of_a_bare_region_is_empty(void **state)
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, state, 64);
 
     assert_null(vnxi_region_reach(region));
-    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_int_equal(vnxi_region_map_info(region).fd, -1);
     assert_null(vnxi_region_ucx_mem(region));
     assert_null(vnxi_region_ucx_key(region));
     vnxi_reach_unmap_ucx(region); /* nothing to unmap */
@@ -38,9 +38,9 @@ test_reach_local_finds_what_peers_can_map(void **state)
     assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
     assert_true(region->direct);
     assert_int_equal(region->delta, 0);
-    vnxi_share_t share = vnxi_region_share(region);
-    assert_true(share.fd >= 0);
-    assert_int_equal(share.offset, 0);
+    vnxi_map_info_t map_info = vnxi_region_map_info(region);
+    assert_true(map_info.fd >= 0);
+    assert_int_equal(map_info.offset, 0);
     vnxi_region_release(region);
     vnx_shared_buffer_free(buffer);
 }
@@ -55,7 +55,7 @@ test_reach_local_private_memory_is_direct_and_not_shared(void **state)
 
     assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
     assert_true(region->direct);
-    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_int_equal(vnxi_region_map_info(region).fd, -1);
     assert_null(vnxi_region_ucx_mem(region));
     vnxi_region_release(region);
     free(data);
@@ -74,7 +74,7 @@ test_reach_local_storage_is_not_direct(void **state)
         vnxi_region_t *region = region_at((vnx_mem_t)mem, data, SIZE);
         assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
         assert_false(region->direct);
-        assert_int_equal(vnxi_region_share(region).fd, -1);
+        assert_int_equal(vnxi_region_map_info(region).fd, -1);
         vnxi_region_release(region);
     }
     vnx_shared_buffer_free(buffer);
@@ -106,16 +106,16 @@ test_reach_remote_does_not_close_our_descriptors(void **state)
 {
     int mine = make_memfd(0, SIZE);
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
-    const vnxi_share_t share = {.fd = mine, .offset = 4096};
+    const vnxi_map_info_t map_info = {.fd = mine, .offset = 4096};
     vnx_error_t error;
     struct stat stat;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_remote(region, &share, NULL, &error),
+    assert_int_equal(vnxi_reach_attach_remote(region, &map_info, NULL, &error),
                      VNX_OK);
     assert_false(region->direct); /* it is not mapped here */
-    assert_int_equal(vnxi_region_share(region).fd, -1);
-    assert_int_equal(vnxi_region_share(region).offset, 4096);
+    assert_int_equal(vnxi_region_map_info(region).fd, -1);
+    assert_int_equal(vnxi_region_map_info(region).offset, 4096);
     vnxi_region_release(region);
     assert_int_equal(fstat(mine, &stat), 0);
     close(mine);
@@ -125,13 +125,13 @@ static void
 test_reach_remote_that_is_not_shared_has_no_share(void **state)
 {
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
-    const vnxi_share_t none = {.fd = -1, .offset = 777};
+    const vnxi_map_info_t none = {.fd = -1, .offset = 777};
     vnx_error_t error;
     (void)state;
 
     assert_int_equal(vnxi_reach_attach_remote(region, &none, NULL, &error),
                      VNX_OK);
-    assert_int_equal(vnxi_region_share(region).offset, 0);
+    assert_int_equal(vnxi_region_map_info(region).offset, 0);
     assert_false(region->direct);
     vnxi_region_release(region);
 }
@@ -147,7 +147,7 @@ test_reach_remote_without_a_key_is_freed(void **state)
     assert_int_equal(vnxi_reach_attach_key(region, NULL, &error), VNX_OK);
     assert_null(vnxi_region_ucx_key(region));
     assert_false(region->direct);
-    assert_int_equal(vnxi_region_share(region).fd, -1);
+    assert_int_equal(vnxi_region_map_info(region).fd, -1);
     vnxi_region_release(region);
 }
 

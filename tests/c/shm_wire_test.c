@@ -245,10 +245,10 @@ test_shm_info_local_has_the_boot_id_of_the_kernel(void **state)
 /* -- Regions ---------------------------------------------------------------
  */
 
-static const vnxi_share_t shared = {.fd = 0x0102,
-                                    .offset = 0x1122334455667788,
-                                    .st_dev = 0x15,
-                                    .st_ino = 0xabcdef};
+static const vnxi_map_info_t shared = {.fd = 0x0102,
+                                       .offset = 0x1122334455667788,
+                                       .st_dev = 0x15,
+                                       .st_ino = 0xabcdef};
 static const char shared_bytes[] = "\x01\x00\x01\x00"
                                    "\x02\x01\x00\x00"
                                    "\x88\x77\x66\x55\x44\x33\x22\x11"
@@ -261,17 +261,18 @@ test_shm_region_golden_bytes_both_ways(void **state)
 {
     (void)state;
     vnxi_writer_t writer = {0};
-    vnxi_share_t share;
+    vnxi_map_info_t map_info;
 
     vnxi_shm_region_write(&writer, &shared);
     assert_int_equal(writer.len, SHARED_SIZE);
     assert_memory_equal(writer.data, shared_bytes, SHARED_SIZE);
     assert_int_equal(
-        vnxi_shm_region_read(writer.data, writer.len, &share, NULL), VNX_OK);
-    assert_int_equal(share.fd, shared.fd);
-    assert_true(share.offset == shared.offset);
-    assert_true(share.st_dev == shared.st_dev);
-    assert_true(share.st_ino == shared.st_ino);
+        vnxi_shm_region_read(writer.data, writer.len, &map_info, NULL),
+        VNX_OK);
+    assert_int_equal(map_info.fd, shared.fd);
+    assert_true(map_info.offset == shared.offset);
+    assert_true(map_info.st_dev == shared.st_dev);
+    assert_true(map_info.st_ino == shared.st_ino);
     vnxi_writer_fini(&writer);
 }
 
@@ -280,14 +281,15 @@ test_shm_region_of_private_memory_takes_four_bytes(void **state)
 {
     (void)state;
     vnxi_writer_t writer = {0};
-    vnxi_share_t share = shared;
+    vnxi_map_info_t map_info = shared;
 
-    vnxi_shm_region_write(&writer, &VNXI_SHARE_NONE);
+    vnxi_shm_region_write(&writer, &VNXI_MAP_INFO_NONE);
     assert_int_equal(writer.len, 4);
     assert_memory_equal(writer.data, "\x01\x00\x00\x00", 4);
     assert_int_equal(
-        vnxi_shm_region_read(writer.data, writer.len, &share, NULL), VNX_OK);
-    assert_int_equal(share.fd, -1);
+        vnxi_shm_region_read(writer.data, writer.len, &map_info, NULL),
+        VNX_OK);
+    assert_int_equal(map_info.fd, -1);
     vnxi_writer_fini(&writer);
 }
 
@@ -296,28 +298,30 @@ test_shm_region_refuses_unknown_kinds(void **state)
 {
     (void)state;
     char bytes[SHARED_SIZE + 4] = {0};
-    vnxi_share_t share;
+    vnxi_map_info_t map_info;
     vnx_error_t error;
 
     memcpy(bytes, shared_bytes, SHARED_SIZE);
     for (size_t len = 0; len < SHARED_SIZE; len++) {
-        assert_int_equal(vnxi_shm_region_read(bytes, len, &share, &error),
+        assert_int_equal(vnxi_shm_region_read(bytes, len, &map_info, &error),
                          VNX_ERR_MISMATCH);
         assert_non_null(strstr(error.cause, "cut off"));
     }
     bytes[7] = (char)0x80;
-    assert_int_equal(vnxi_shm_region_read(bytes, SHARED_SIZE, &share, &error),
-                     VNX_ERR_MISMATCH);
+    assert_int_equal(
+        vnxi_shm_region_read(bytes, SHARED_SIZE, &map_info, &error),
+        VNX_ERR_MISMATCH);
     assert_non_null(strstr(error.cause, "invalid descriptor"));
     bytes[7] = 0;
     bytes[0] = 3;
-    assert_int_equal(vnxi_shm_region_read(bytes, SHARED_SIZE, &share, &error),
-                     VNX_ERR_MISMATCH);
+    assert_int_equal(
+        vnxi_shm_region_read(bytes, SHARED_SIZE, &map_info, &error),
+        VNX_ERR_MISMATCH);
     bytes[0] = 1;
     bytes[1] = 1; /* a later minor version, with more behind */
-    assert_int_equal(vnxi_shm_region_read(bytes, sizeof bytes, &share, &error),
-                     VNX_OK);
-    assert_int_equal(share.fd, shared.fd);
+    assert_int_equal(
+        vnxi_shm_region_read(bytes, sizeof bytes, &map_info, &error), VNX_OK);
+    assert_int_equal(map_info.fd, shared.fd);
 }
 
 int

@@ -75,11 +75,11 @@ check_section(const vnxi_md_section_t *section)
     must(section->count > 0);
     for (size_t i = 0; i < section->count; i++) {
         const vnxi_md_bytes_t *bytes = &section->regions[i].public_data;
-        vnxi_share_t share = VNXI_SHARE_NONE;
+        vnxi_map_info_t map_info = VNXI_MAP_INFO_NONE;
         vnx_error_t error;
         vnx_status_t status =
-            vnxi_shm_region_read(bytes->data, bytes->len, &share, &error);
-        must(status == VNX_OK || share.fd == -1);
+            vnxi_shm_region_read(bytes->data, bytes->len, &map_info, &error);
+        must(status == VNX_OK || map_info.fd == -1);
     }
     check_table(section);
 }

@@ -141,10 +141,10 @@ need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
         .name = engine->name,
         .name_len = engine->name_len,
         .instance = engine->info.instance,
-        .events = vnxi_native_hub_events,
+        .callbacks = vnxi_native_hub_callbacks,
     };
     vnxi_hub_t *hub;
-    config.events.context = engine;
+    config.callbacks.context = engine;
     status = vnxi_hub_create(&config, engine->info.socket, &hub, error);
     if (status == VNX_OK) {
         atomic_store(&engine->hub, hub);

@@ -43,8 +43,8 @@ write_shm(vnxi_writer_t *writer, const vnxi_region_t *region)
     if (region->mem != VNX_MEM_DRAM) {
         return false;
     }
-    const vnxi_share_t share = vnxi_region_share(region);
-    vnxi_shm_region_write(writer, &share);
+    const vnxi_map_info_t map_info = vnxi_region_map_info(region);
+    vnxi_shm_region_write(writer, &map_info);
     return true;
 }
 

@@ -9,7 +9,7 @@
 /* -- The owner ------------------------------------------------------------ */
 
 static bool
-is_same_share(const vnxi_share_t *a, const vnxi_share_t *b)
+is_same_map_info(const vnxi_map_info_t *a, const vnxi_map_info_t *b)
 {
     return a->fd < 0 || b->fd < 0
                ? a->fd < 0 && b->fd < 0
@@ -25,8 +25,8 @@ is_ours(const vnxi_region_t *region, const vnxi_link_row_t *row)
     if (region == NULL || region->mem != VNX_MEM_DRAM) {
         return false;
     }
-    const vnxi_share_t share = vnxi_region_share(region);
-    return is_same_share(&share, &row->share);
+    const vnxi_map_info_t map_info = vnxi_region_map_info(region);
+    return is_same_map_info(&map_info, &row->map_info);
 }
 
 uint64_t
@@ -67,13 +67,13 @@ vnxi_confirm_fini(vnxi_confirm_t *confirm)
 static vnxi_link_row_t
 row_of(const vnxi_region_t *region)
 {
-    vnxi_share_t share = vnxi_region_share(region);
+    vnxi_map_info_t map_info = vnxi_region_map_info(region);
 
-    share.fd = share.st_ino != 0 ? 0 : -1;
+    map_info.fd = map_info.st_ino != 0 ? 0 : -1;
     return (vnxi_link_row_t){
         .mem = region->mem,
         .desc = {region->addr, region->len, region->dev},
-        .share = share,
+        .map_info = map_info,
     };
 }
 

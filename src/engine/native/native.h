@@ -228,7 +228,7 @@ void vnxi_native_on_notif(void *engine, const void *sender, size_t sender_len,
 void vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause);
 
 /* Callbacks for the hub. */
-extern const vnxi_hub_events_t vnxi_native_hub_events;
+extern const vnxi_hub_callbacks_t vnxi_native_hub_callbacks;
 
 /* -- Transfers (xfer.c) ----------------------------------------------------
  */

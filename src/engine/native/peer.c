@@ -241,7 +241,7 @@ vnxi_native_on_notif(void *context, const void *sender, size_t sender_len,
                        message_len);
 }
 
-const vnxi_hub_events_t vnxi_native_hub_events = {
+const vnxi_hub_callbacks_t vnxi_native_hub_callbacks = {
     .notif = vnxi_native_on_notif,
     .revoked = on_revoked,
     .ended = on_ended,

@@ -83,25 +83,27 @@ make(const vnxi_region_t *like, vnxi_region_t **region_p, vnx_error_t *error)
 
 /* The same memory, shared in the same way. */
 static bool
-is_same_share(const vnxi_region_t *region, const vnxi_share_t *share)
+is_same_map_info(const vnxi_region_t *region, const vnxi_map_info_t *map_info)
 {
-    const vnxi_share_t known = vnxi_region_share(region);
-    return share->fd < 0 ? known.st_ino == 0
-                         : known.offset == share->offset &&
-                               known.st_dev == share->st_dev &&
-                               known.st_ino == share->st_ino;
+    const vnxi_map_info_t known = vnxi_region_map_info(region);
+    return map_info->fd < 0 ? known.st_ino == 0
+                            : known.offset == map_info->offset &&
+                                  known.st_dev == map_info->st_dev &&
+                                  known.st_ino == map_info->st_ino;
 }
 
 /* Map the region if possible.  Otherwise the kernel copies, and describe()
  * says why.  Nothing touches the mapping before the owner has confirmed it. */
-static vnxi_share_map_t *
-map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
+static vnxi_mapping_t *
+map_region(vnxi_native_peer_t *peer, const vnxi_map_info_t *map_info,
+           uint64_t len)
 {
-    vnxi_share_map_t *map = NULL;
+    vnxi_mapping_t *map = NULL;
     vnx_error_t error;
 
-    if (share->fd >= 0 && vnxi_share_map(vnxi_link_pidfd(peer->link), share,
-                                         len, &map, &error) != VNX_OK) {
+    if (map_info->fd >= 0 &&
+        vnxi_mapping_create(vnxi_link_pidfd(peer->link), map_info, len, &map,
+                            &error) != VNX_OK) {
         vnxi_mutex_lock(&peer->lock);
         memcpy(peer->no_map, error.cause, sizeof peer->no_map);
         vnxi_mutex_unlock(&peer->lock);
@@ -111,11 +113,11 @@ map_share(vnxi_native_peer_t *peer, const vnxi_share_t *share, uint64_t len)
 
 static vnx_status_t
 shm_region(const build_t *build, const vnxi_region_t *like,
-           const vnxi_share_t *share, vnxi_region_t **region_p,
+           const vnxi_map_info_t *map_info, vnxi_region_t **region_p,
            vnx_error_t *error)
 {
     vnxi_region_t *known = find_old(build, like);
-    if (known != NULL && is_same_share(known, share)) {
+    if (known != NULL && is_same_map_info(known, map_info)) {
         *region_p = keep(build, known);
         return VNX_OK;
     }
@@ -125,8 +127,8 @@ shm_region(const build_t *build, const vnxi_region_t *like,
     }
     atomic_init(&(*region_p)->state, VNXI_REGION_UNCONFIRMED);
     status = vnxi_reach_attach_remote(
-        *region_p, share, map_share(build->args->peer, share, like->len),
-        error);
+        *region_p, map_info,
+        map_region(build->args->peer, map_info, like->len), error);
     if (status != VNX_OK) {
         vnxi_region_release(*region_p);
     }
@@ -149,9 +151,9 @@ shm_row(const build_t *build, const vnxi_region_t *like,
         vnxi_md_bytes_t public_data, vnxi_region_t **region_p,
         vnx_error_t *error)
 {
-    vnxi_share_t share;
-    vnx_status_t status =
-        vnxi_shm_region_read(public_data.data, public_data.len, &share, error);
+    vnxi_map_info_t map_info;
+    vnx_status_t status = vnxi_shm_region_read(
+        public_data.data, public_data.len, &map_info, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -159,7 +161,7 @@ shm_row(const build_t *build, const vnxi_region_t *like,
         *region_p = borrow(build, like);
         return VNX_OK;
     }
-    return shm_region(build, like, &share, region_p, error);
+    return shm_region(build, like, &map_info, region_p, error);
 }
 
 /* -- UCX -------------------------------------------------------------------

@@ -4,14 +4,15 @@
 
 #include "base/error.h"
 
-/* A peer's share has fd -1 here, so vnxi_share_fini() closes nothing for it.
+/* A peer's map_info has fd -1 here, so vnxi_map_info_fini() closes nothing for
+ * it.
  */
 static void
 reach_free(vnxi_attachment_t *attachment)
 {
     vnxi_reach_t *reach = (vnxi_reach_t *)attachment;
-    vnxi_share_map_release(reach->mapping);
-    vnxi_share_fini(&reach->share);
+    vnxi_mapping_release(reach->mapping);
+    vnxi_map_info_fini(&reach->map_info);
     vnxi_ucx_mem_free(atomic_load(&reach->mem));
     vnxi_ucx_key_release(reach->key);
     free(reach);
@@ -23,7 +24,7 @@ reach_create(vnxi_region_t *region)
     vnxi_reach_t *reach = calloc(1, sizeof *reach);
     if (reach != NULL) {
         reach->super.free = reach_free;
-        reach->share = VNXI_SHARE_NONE;
+        reach->map_info = VNXI_MAP_INFO_NONE;
         region->attachment = &reach->super;
     }
     return reach;
@@ -52,7 +53,7 @@ vnxi_reach_attach_local(vnxi_region_t *region, vnx_error_t *error)
     }
     if (region->mem == VNX_MEM_DRAM) {
         region->direct = true;
-        reach->share = vnxi_share_find(region->addr, region->len);
+        reach->map_info = vnxi_map_info_find(region->addr, region->len);
     }
     return VNX_OK;
 }
@@ -84,23 +85,24 @@ vnxi_reach_unmap_ucx(const vnxi_region_t *region)
 }
 
 vnx_status_t
-vnxi_reach_attach_remote(vnxi_region_t *region, const vnxi_share_t *share,
-                         vnxi_share_map_t *mapping, vnx_error_t *error)
+vnxi_reach_attach_remote(vnxi_region_t *region,
+                         const vnxi_map_info_t *map_info,
+                         vnxi_mapping_t *mapping, vnx_error_t *error)
 {
     vnxi_reach_t *reach = reach_create(region);
     if (reach == NULL) {
-        vnxi_share_map_release(mapping);
+        vnxi_mapping_release(mapping);
         return vnxi_error_no_memory(error, "add_remote_agent", sizeof *reach);
     }
-    if (share->fd >= 0) {
-        reach->share = *share;
-        reach->share.fd = -1; /* a descriptor of the peer's process: not
+    if (map_info->fd >= 0) {
+        reach->map_info = *map_info;
+        reach->map_info.fd = -1; /* a descriptor of the peer's process: not
                                  ours to close */
     }
     reach->mapping = mapping;
     if (mapping != NULL) {
         region->direct = true;
-        region->delta = (uintptr_t)vnxi_share_map_data(mapping) - region->addr;
+        region->delta = (uintptr_t)vnxi_mapping_data(mapping) - region->addr;
     }
     return VNX_OK;
 }

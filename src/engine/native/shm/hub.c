@@ -30,7 +30,7 @@
 #include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "base/thread.h"
-#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/hub_private.h"
 
 #define OPERATION "create_backend"
 #define BACKLOG 4096
@@ -100,7 +100,7 @@ sound_alarm(vnxi_hub_t *hub)
 
     if (due != 0 && due <= vnxi_clock_ns() &&
         atomic_compare_exchange_strong(&hub->alarm, &due, 0)) {
-        hub->events.alarm(hub->events.context);
+        hub->callbacks.alarm(hub->callbacks.context);
     }
 }
 
@@ -171,7 +171,7 @@ vnxi_hub_poll(vnxi_hub_t *hub)
     if (!hub->stopped && !hub->lost) {
         count_poll(hub);
         vnxi_hub_round(hub);
-        vnxi_hub_reap(hub);
+        vnxi_hub_close_deferred(hub);
     }
     vnxi_mutex_unlock(&hub->loop);
 }
@@ -253,7 +253,7 @@ thread_round(vnxi_hub_t *hub)
     if (goes_on) {
         on_outer(hub, events, count);
         sound_alarm(hub);
-        vnxi_hub_reap(hub);
+        vnxi_hub_close_deferred(hub);
     }
     vnxi_mutex_unlock(&hub->loop);
     return goes_on;
@@ -360,7 +360,7 @@ hub_alloc(const vnxi_hub_config_t *config)
     hub->listener = hub->outer = hub->inner = hub->timer = hub->wake = -1;
     hub->forks = vnxi_fork_count();
     hub->fds = vnxi_fds_epoch();
-    hub->events = config->events;
+    hub->callbacks = config->callbacks;
     memcpy(hub->instance, config->instance, sizeof hub->instance);
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
@@ -461,7 +461,7 @@ vnxi_hub_free(vnxi_hub_t *hub)
     if (hub == NULL || vnxi_fork_crossed(hub->forks)) {
         return;
     }
-    vnxi_hub_reap(hub);
+    vnxi_hub_close_deferred(hub);
     if (!hub->abandoned) {
         hub_destroy(hub);
     }

@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
-#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/hub_private.h"
 
 #define OPERATION "add_remote_agent"
 
@@ -133,23 +133,23 @@ vnxi_hub_detach(vnxi_hub_t *hub, vnxi_link_t *link)
 }
 
 void
-vnxi_hub_grave(vnxi_hub_t *hub, vnxi_link_t *link)
+vnxi_hub_defer_close(vnxi_hub_t *hub, vnxi_link_t *link)
 {
-    vnxi_link_t *next = atomic_load(&hub->graves);
+    vnxi_link_t *next = atomic_load(&hub->deferred);
 
     vnxi_link_ref(link);
     do {
-        atomic_store(&link->grave_next, next);
-    } while (!atomic_compare_exchange_weak(&hub->graves, &next, link));
+        atomic_store(&link->deferred_next, next);
+    } while (!atomic_compare_exchange_weak(&hub->deferred, &next, link));
 }
 
 void
-vnxi_hub_reap(vnxi_hub_t *hub)
+vnxi_hub_close_deferred(vnxi_hub_t *hub)
 {
-    vnxi_link_t *link = atomic_exchange(&hub->graves, NULL);
+    vnxi_link_t *link = atomic_exchange(&hub->deferred, NULL);
 
     while (link != NULL) {
-        vnxi_link_t *next = atomic_load(&link->grave_next);
+        vnxi_link_t *next = atomic_load(&link->deferred_next);
         vnxi_hub_detach(hub, link);
         vnxi_link_unref(link);
         link = next;
@@ -157,15 +157,15 @@ vnxi_hub_reap(vnxi_hub_t *hub)
 }
 
 void
-vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link)
+vnxi_hub_close_soon(vnxi_hub_t *hub, vnxi_link_t *link)
 {
-    vnxi_hub_grave(hub, link);
+    vnxi_hub_defer_close(hub, link);
     if (vnxi_mutex_trylock(&hub->loop) != 0) {
         vnxi_hub_wake(hub); /* the holder of the loop may have reaped
                                already */
         return;
     }
-    vnxi_hub_reap(hub);
+    vnxi_hub_close_deferred(hub);
     vnxi_mutex_unlock(&hub->loop);
 }
 
@@ -195,13 +195,13 @@ tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
     vnxi_link_t *link, *next;
 
     vnxi_mutex_lock(&hub->lists);
-    uint64_t turn = ++hub->turn;
+    uint64_t pass = ++hub->pass;
     for (link = hub->links; link != NULL; link = next) {
         next = link->next;
-        if (!link->accepted || link->turn == turn) {
+        if (!link->accepted || link->pass == pass) {
             continue;
         }
-        link->turn = turn;
+        link->pass = pass;
         vnxi_link_ref(link);
         vnxi_mutex_unlock(&hub->lists);
         tell(link, frames);

@@ -15,7 +15,7 @@
 #include "base/fork.h"
 #include "base/fork_fds.h"
 #include "base/mutex.h"
-#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/hub_private.h"
 
 #define OPERATION "send_notif"
 
@@ -348,5 +348,5 @@ vnxi_link_close(vnxi_link_t *link)
         return;
     }
     say_bye(link);
-    vnxi_hub_bury(link->hub, link);
+    vnxi_hub_close_soon(link->hub, link);
 }

@@ -62,12 +62,12 @@
 typedef struct vnxi_hub vnxi_hub_t;
 typedef struct vnxi_link vnxi_link_t;
 
-/* A region as metadata describes it.  The descriptor number in `share` only
+/* A region as metadata describes it.  The descriptor number in `map_info` only
  * tells whether the region is shared (>= 0). */
 typedef struct vnxi_link_row {
     vnx_mem_t mem;
     vnx_desc_t desc;
-    vnxi_share_t share;
+    vnxi_map_info_t map_info;
 } vnxi_link_row_t;
 
 /* The answer to vnxi_link_ask(). */
@@ -80,7 +80,7 @@ typedef struct vnxi_link_answer {
 
 /* Called on the hub's thread or in vnxi_hub_poll(), one at a time, without
  * those locks of the hub that sending or closing needs. */
-typedef struct vnxi_hub_events {
+typedef struct vnxi_hub_callbacks {
     void *context;
     /* A notification arrived over an accepted link. */
     void (*notif)(void *context, const void *sender, size_t sender_len,
@@ -102,13 +102,13 @@ typedef struct vnxi_hub_events {
                       const vnxi_link_answer_t *answer);
     /* The time set by vnxi_hub_alarm() has come.  On the hub's thread. */
     void (*alarm)(void *context);
-} vnxi_hub_events_t;
+} vnxi_hub_callbacks_t;
 
 typedef struct vnxi_hub_config {
     const void *name; /* copied */
     size_t name_len;
     const unsigned char *instance; /* VNXI_SHM_ID_SIZE bytes, copied */
-    vnxi_hub_events_t events;
+    vnxi_hub_callbacks_t callbacks;
 } vnxi_hub_config_t;
 
 /* Bind the socket and start the thread.  `socket_p` gets the name to publish

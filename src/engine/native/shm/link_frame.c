@@ -101,13 +101,13 @@ vnxi_link_frame_write_confirm(vnxi_writer_t *writer, uint64_t token,
     vnxi_write_u64(writer, token);
     vnxi_write_u32(writer, (uint32_t)count);
     for (size_t i = 0; i < count; i++) {
-        const vnxi_share_t *share = &rows[i].share;
-        bool is_shared = share->fd >= 0;
+        const vnxi_map_info_t *map_info = &rows[i].map_info;
+        bool is_shared = map_info->fd >= 0;
         write_region(writer, rows[i].mem, &rows[i].desc);
         vnxi_write_u32(writer, is_shared);
-        vnxi_write_u64(writer, is_shared ? share->offset : 0);
-        vnxi_write_u64(writer, is_shared ? share->st_dev : 0);
-        vnxi_write_u64(writer, is_shared ? share->st_ino : 0);
+        vnxi_write_u64(writer, is_shared ? map_info->offset : 0);
+        vnxi_write_u64(writer, is_shared ? map_info->st_dev : 0);
+        vnxi_write_u64(writer, is_shared ? map_info->st_ino : 0);
     }
 }
 
@@ -383,10 +383,10 @@ read_row(vnxi_reader_t *reader, uint32_t *shared_p)
 
     row.desc = read_region(reader, &row.mem);
     *shared_p = vnxi_read_u32(reader);
-    row.share = (vnxi_share_t){.fd = *shared_p != 0 ? 0 : -1};
-    row.share.offset = vnxi_read_u64(reader);
-    row.share.st_dev = vnxi_read_u64(reader);
-    row.share.st_ino = vnxi_read_u64(reader);
+    row.map_info = (vnxi_map_info_t){.fd = *shared_p != 0 ? 0 : -1};
+    row.map_info.offset = vnxi_read_u64(reader);
+    row.map_info.st_dev = vnxi_read_u64(reader);
+    row.map_info.st_ino = vnxi_read_u64(reader);
     return row;
 }
 
@@ -406,8 +406,8 @@ static bool
 row_is_good(const vnxi_link_row_t *row, uint32_t shared)
 {
     return row->mem < VNX_MEM_COUNT && shared <= 1 &&
-           (shared == 1 ||
-            (row->share.offset | row->share.st_dev | row->share.st_ino) == 0);
+           (shared == 1 || (row->map_info.offset | row->map_info.st_dev |
+                            row->map_info.st_ino) == 0);
 }
 
 bool

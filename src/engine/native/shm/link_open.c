@@ -21,7 +21,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
-#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/vm.h"
 

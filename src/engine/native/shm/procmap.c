@@ -45,7 +45,7 @@ is_memfd_path(const char *path)
 }
 
 int
-vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p)
+vnxi_proc_vma_query(uint64_t addr, vnxi_proc_vma_t *map_p)
 {
     char name[4096] = "";
     query_t query = {
@@ -63,7 +63,7 @@ vnxi_procmap_query(uint64_t addr, vnxi_procmap_t *map_p)
     if (failure != 0) {
         return failure;
     }
-    *map_p = (vnxi_procmap_t){
+    *map_p = (vnxi_proc_vma_t){
         .start = query.vma_start,
         .end = query.vma_end,
         .offset = query.vma_offset,
@@ -93,10 +93,10 @@ take_number(const char **at, int base, char stop, uint64_t *value_p)
 
 /* "7f0-7f1 rw-s 00000000 00:01 1029   /memfd:name (deleted)" */
 static bool
-parse_line(const char *line, vnxi_procmap_t *map_p)
+parse_line(const char *line, vnxi_proc_vma_t *map_p)
 {
     uint64_t major_number = 0, minor_number = 0;
-    vnxi_procmap_t map = {0};
+    vnxi_proc_vma_t map = {0};
     const char *at = line;
     if (!take_number(&at, 16, '-', &map.start) ||
         !take_number(&at, 16, ' ', &map.end) || strlen(at) < 5) {
@@ -119,7 +119,7 @@ parse_line(const char *line, vnxi_procmap_t *map_p)
 }
 
 bool
-vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p)
+vnxi_proc_vma_parse(uint64_t addr, vnxi_proc_vma_t *map_p)
 {
     FILE *maps = fopen(MAPS, "re");
     if (maps == NULL) {
@@ -129,7 +129,7 @@ vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p)
     size_t capacity = 0;
     bool found = false;
     while (!found && getline(&line, &capacity, maps) > 0) {
-        vnxi_procmap_t map;
+        vnxi_proc_vma_t map;
         if (parse_line(line, &map) && addr >= map.start && addr < map.end) {
             *map_p = map;
             found = true;
@@ -141,15 +141,15 @@ vnxi_procmap_parse(uint64_t addr, vnxi_procmap_t *map_p)
 }
 
 bool
-vnxi_procmap_find(uint64_t addr, vnxi_procmap_t *map_p)
+vnxi_proc_vma_find(uint64_t addr, vnxi_proc_vma_t *map_p)
 {
     static atomic_bool no_query; /* set by the first call */
     if (!atomic_load_explicit(&no_query, memory_order_relaxed)) {
-        int failure = vnxi_procmap_query(addr, map_p);
+        int failure = vnxi_proc_vma_query(addr, map_p);
         if (failure != ENOTTY && failure != EINVAL) {
             return failure == 0;
         }
         atomic_store_explicit(&no_query, true, memory_order_relaxed);
     }
-    return vnxi_procmap_parse(addr, map_p);
+    return vnxi_proc_vma_parse(addr, map_p);
 }

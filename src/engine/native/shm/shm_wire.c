@@ -230,25 +230,25 @@ vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
 /* -- Regions -------------------------------------------------------------- */
 
 void
-vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share)
+vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_map_info_t *map_info)
 {
-    if (share->fd < 0) {
+    if (map_info->fd < 0) {
         write_head(writer, 0);
         return;
     }
     write_head(writer, REGION_SHARED);
-    vnxi_write_u32(writer, (uint32_t)share->fd);
-    vnxi_write_u64(writer, share->offset);
-    vnxi_write_u64(writer, share->st_dev);
-    vnxi_write_u64(writer, share->st_ino);
+    vnxi_write_u32(writer, (uint32_t)map_info->fd);
+    vnxi_write_u64(writer, map_info->offset);
+    vnxi_write_u64(writer, map_info->st_dev);
+    vnxi_write_u64(writer, map_info->st_ino);
 }
 
 vnx_status_t
-vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
+vnxi_shm_region_read(const void *data, size_t len, vnxi_map_info_t *map_info_p,
                      vnx_error_t *error)
 {
     vnxi_reader_t reader = vnxi_reader(data, len);
-    vnxi_share_t share = VNXI_SHARE_NONE;
+    vnxi_map_info_t map_info = VNXI_MAP_INFO_NONE;
     uint16_t flags = 0;
     vnx_status_t status = read_head(&reader, "SHM region", &flags, error);
     if (status != VNX_OK) {
@@ -256,10 +256,10 @@ vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
     }
     if ((flags & REGION_SHARED) != 0) {
         uint32_t fd = vnxi_read_u32(&reader);
-        share.fd = (int)fd;
-        share.offset = vnxi_read_u64(&reader);
-        share.st_dev = vnxi_read_u64(&reader);
-        share.st_ino = vnxi_read_u64(&reader);
+        map_info.fd = (int)fd;
+        map_info.offset = vnxi_read_u64(&reader);
+        map_info.st_dev = vnxi_read_u64(&reader);
+        map_info.st_ino = vnxi_read_u64(&reader);
         if (reader.failed) {
             return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                                   "SHM region is cut off");
@@ -271,6 +271,6 @@ vnxi_shm_region_read(const void *data, size_t len, vnxi_share_t *share_p,
                                   fd);
         }
     }
-    *share_p = share;
+    *map_info_p = map_info;
     return VNX_OK;
 }

@@ -12,7 +12,7 @@
 #include <vnx/vnx.h>
 
 #include "base/bytes.h"
-#include "engine/native/shm/share.h"
+#include "engine/native/shm/mapping.h"
 
 #define VNXI_SHM_ID_SIZE 16
 #define VNXI_SHM_SOCKET_MAX 100
@@ -44,9 +44,11 @@ vnx_status_t vnxi_shm_info_read(const void *data, size_t len,
 vnx_status_t vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error);
 
 /* A region's public metadata; fd -1 for memory that is not shared.  The result
- * of reading owns nothing: do not pass it to vnxi_share_fini(). */
-void vnxi_shm_region_write(vnxi_writer_t *writer, const vnxi_share_t *share);
+ * of reading owns nothing: do not pass it to vnxi_map_info_fini(). */
+void vnxi_shm_region_write(vnxi_writer_t *writer,
+                           const vnxi_map_info_t *map_info);
 vnx_status_t vnxi_shm_region_read(const void *data, size_t len,
-                                  vnxi_share_t *share_p, vnx_error_t *error);
+                                  vnxi_map_info_t *map_info_p,
+                                  vnx_error_t *error);
 
 #endif

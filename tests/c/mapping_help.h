@@ -1,6 +1,6 @@
 /* Shared helpers of the tests of shared memory. */
-#ifndef VNX_SHARE_HELP_H
-#define VNX_SHARE_HELP_H
+#ifndef VNX_MAPPING_HELP_H
+#define VNX_MAPPING_HELP_H
 
 #include "open_fds.h"
 
@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "engine/native/shm/share.h"
+#include "engine/native/shm/mapping.h"
 
 #define SIZE ((size_t)256 << 10)
 
@@ -47,10 +47,10 @@ map_shared(int fd, size_t size)
     return map_fd(fd, PROT_READ | PROT_WRITE, MAP_SHARED, 0, size);
 }
 
-static inline vnxi_share_t
+static inline vnxi_map_info_t
 find(const void *data, size_t len)
 {
-    return vnxi_share_find((uintptr_t)data, len);
+    return vnxi_map_info_find((uintptr_t)data, len);
 }
 
 static inline void

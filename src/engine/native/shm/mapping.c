@@ -1,4 +1,4 @@
-#include "engine/native/shm/share.h"
+#include "engine/native/shm/mapping.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -20,52 +20,53 @@
 /* -- The owner's side ----------------------------------------------------- */
 
 static bool
-file_reaches(int fd, uint64_t end)
+file_has(int fd, uint64_t end)
 {
     struct stat st;
     return fstat(fd, &st) == 0 && st.st_size >= 0 &&
            (uint64_t)st.st_size >= end;
 }
 
-vnxi_share_t
-vnxi_share_find(uint64_t addr, uint64_t len)
+vnxi_map_info_t
+vnxi_map_info_find(uint64_t addr, uint64_t len)
 {
-    vnxi_procmap_t map;
+    vnxi_proc_vma_t map;
     uint64_t end;
     /* Peers must not write to a range that is read-only here.  They access it
      * through the kernel, which checks that. */
-    if (len < VNXI_SHARE_LEN_MIN || __builtin_add_overflow(addr, len, &end) ||
-        !vnxi_procmap_find(addr, &map) || end > map.end || !map.shared ||
+    if (len < VNXI_MAPPING_LEN_MIN ||
+        __builtin_add_overflow(addr, len, &end) ||
+        !vnxi_proc_vma_find(addr, &map) || end > map.end || !map.shared ||
         !map.readable || !map.writable || !map.memfd) {
-        return VNXI_SHARE_NONE;
+        return VNXI_MAP_INFO_NONE;
     }
     int fd = vnxi_memfd_hold(map.st_dev, map.st_ino);
     if (fd < 0) {
-        return VNXI_SHARE_NONE;
+        return VNXI_MAP_INFO_NONE;
     }
     uint64_t offset = map.offset + (addr - map.start);
-    if (!file_reaches(fd, offset + len)) {
+    if (!file_has(fd, offset + len)) {
         vnxi_memfd_drop(map.st_dev, map.st_ino);
-        return VNXI_SHARE_NONE;
+        return VNXI_MAP_INFO_NONE;
     }
-    return (vnxi_share_t){.fd = fd,
-                          .offset = offset,
-                          .st_dev = map.st_dev,
-                          .st_ino = map.st_ino};
+    return (vnxi_map_info_t){.fd = fd,
+                             .offset = offset,
+                             .st_dev = map.st_dev,
+                             .st_ino = map.st_ino};
 }
 
 void
-vnxi_share_fini(vnxi_share_t *share)
+vnxi_map_info_fini(vnxi_map_info_t *map_info)
 {
-    if (share->fd >= 0) {
-        vnxi_memfd_drop(share->st_dev, share->st_ino);
+    if (map_info->fd >= 0) {
+        vnxi_memfd_drop(map_info->st_dev, map_info->st_ino);
     }
-    *share = VNXI_SHARE_NONE;
+    *map_info = VNXI_MAP_INFO_NONE;
 }
 
 /* -- The peer's side ------------------------------------------------------ */
 
-struct vnxi_share_map {
+struct vnxi_mapping {
     atomic_uint refs;
     unsigned fork_count;
     unsigned char *base; /* page aligned */
@@ -76,25 +77,26 @@ struct vnxi_share_map {
 static atomic_uint live_maps;
 
 static vnx_status_t
-refuse(vnx_error_t *error, const vnxi_share_t *share, const char *why)
+refuse(vnx_error_t *error, const vnxi_map_info_t *map_info, const char *why)
 {
     return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                           "the peer's descriptor %d is not mapped: %s",
-                          share->fd, why);
+                          map_info->fd, why);
 }
 
 /* Fetch the peer's descriptor; the caller closes *fd_p. */
 static vnx_status_t
-fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
+fetch_fd(int pidfd, const vnxi_map_info_t *map_info, int *fd_p,
+         vnx_error_t *error)
 {
-    int fd = (int)syscall(SYS_pidfd_getfd, pidfd, share->fd, 0u);
+    int fd = (int)syscall(SYS_pidfd_getfd, pidfd, map_info->fd, 0u);
     if (fd >= 0) {
         *fd_p = fd;
         return VNX_OK;
     }
     switch (errno) {
     case EBADF:
-        return refuse(error, share, "the peer has no such descriptor");
+        return refuse(error, map_info, "the peer has no such descriptor");
     case ESRCH:
         return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
                               "the peer's process has ended");
@@ -104,37 +106,39 @@ fetch_fd(int pidfd, const vnxi_share_t *share, int *fd_p, vnx_error_t *error)
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
                               "the kernel denies access to the peer's "
                               "descriptor %d: %m",
-                              share->fd);
+                              map_info->fd);
     default:
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "pidfd_getfd of descriptor %d: %s", share->fd,
+                              "pidfd_getfd of descriptor %d: %s", map_info->fd,
                               vnxi_errno(errno));
     }
 }
 
 static vnx_status_t
-check_fd(int fd, const vnxi_share_t *share, uint64_t end, vnx_error_t *error)
+check_fd(int fd, const vnxi_map_info_t *map_info, uint64_t end,
+         vnx_error_t *error)
 {
     struct stat st;
     if (fstat(fd, &st) != 0) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "fstat: %m");
     }
-    if (st.st_dev != share->st_dev || st.st_ino != share->st_ino) {
-        return refuse(error, share, "it is not the file that was published");
+    if (st.st_dev != map_info->st_dev || st.st_ino != map_info->st_ino) {
+        return refuse(error, map_info,
+                      "it is not the file that was published");
     }
     const char *why = vnxi_memfd_refusal(fd, false);
     if (why != NULL) {
-        return refuse(error, share, why);
+        return refuse(error, map_info, why);
     }
     if (st.st_size < 0 || (uint64_t)st.st_size < end) {
-        return refuse(error, share, "it is shorter than published");
+        return refuse(error, map_info, "it is shorter than published");
     }
     return VNX_OK;
 }
 
 /* Map the range [offset, end) of `fd`, which was checked. */
 static vnx_status_t
-map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t *map,
+map_range(int fd, uint64_t offset, uint64_t end, vnxi_mapping_t *map,
           vnx_error_t *error)
 {
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
@@ -157,7 +161,7 @@ map_range(int fd, uint64_t offset, uint64_t end, vnxi_share_map_t *map,
 }
 
 static void
-map_free(vnxi_share_map_t *map)
+map_free(vnxi_mapping_t *map)
 {
     atomic_fetch_sub(&live_maps, 1);
     free(map);
@@ -165,40 +169,40 @@ map_free(vnxi_share_map_t *map)
 
 /* Create a mapping object: one reference, nothing mapped yet.  Counts it. */
 static vnx_status_t
-map_alloc(vnxi_share_map_t **map_p, vnx_error_t *error)
+map_alloc(vnxi_mapping_t **map_p, vnx_error_t *error)
 {
-    vnxi_share_map_t *map = calloc(1, sizeof *map);
+    vnxi_mapping_t *map = calloc(1, sizeof *map);
     if (map == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *map);
     }
     atomic_init(&map->refs, 1);
-    if (atomic_fetch_add(&live_maps, 1) >= VNXI_SHARE_MAPS_MAX) {
+    if (atomic_fetch_add(&live_maps, 1) >= VNXI_MAPPINGS_MAX) {
         map_free(map);
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "this process has mapped %u regions of peers, "
                               "which is the limit",
-                              VNXI_SHARE_MAPS_MAX);
+                              VNXI_MAPPINGS_MAX);
     }
     *map_p = map;
     return VNX_OK;
 }
 
 vnx_status_t
-vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
-               vnxi_share_map_t **map_p, vnx_error_t *error)
+vnxi_mapping_create(int pidfd, const vnxi_map_info_t *map_info, uint64_t len,
+                    vnxi_mapping_t **map_p, vnx_error_t *error)
 {
     uint64_t end;
     int fd = -1;
-    vnxi_share_map_t *map = NULL;
-    if (len == 0 || __builtin_add_overflow(share->offset, len, &end) ||
+    vnxi_mapping_t *map = NULL;
+    if (len == 0 || __builtin_add_overflow(map_info->offset, len, &end) ||
         end > INT64_MAX) {
-        return refuse(error, share, "the range is invalid");
+        return refuse(error, map_info, "the range is invalid");
     }
-    vnx_status_t status = fetch_fd(pidfd, share, &fd, error);
+    vnx_status_t status = fetch_fd(pidfd, map_info, &fd, error);
     if (status != VNX_OK) {
         return status;
     }
-    status = check_fd(fd, share, end, error);
+    status = check_fd(fd, map_info, end, error);
     if (status != VNX_OK) {
         goto out;
     }
@@ -206,7 +210,7 @@ vnxi_share_map(int pidfd, const vnxi_share_t *share, uint64_t len,
     if (status != VNX_OK) {
         goto out;
     }
-    status = map_range(fd, share->offset, end, map, error);
+    status = map_range(fd, map_info->offset, end, map, error);
     if (status != VNX_OK) {
         map_free(map);
         goto out;
@@ -218,20 +222,20 @@ out:
 }
 
 void *
-vnxi_share_map_data(const vnxi_share_map_t *map)
+vnxi_mapping_data(const vnxi_mapping_t *map)
 {
     return map->base + map->skip;
 }
 
-vnxi_share_map_t *
-vnxi_share_map_retain(vnxi_share_map_t *map)
+vnxi_mapping_t *
+vnxi_mapping_retain(vnxi_mapping_t *map)
 {
     atomic_fetch_add_explicit(&map->refs, 1, memory_order_relaxed);
     return map;
 }
 
 void
-vnxi_share_map_release(vnxi_share_map_t *map)
+vnxi_mapping_release(vnxi_mapping_t *map)
 {
     if (map == NULL || atomic_fetch_sub(&map->refs, 1) != 1) {
         return;

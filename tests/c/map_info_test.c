@@ -1,4 +1,4 @@
-#include "share_help.h"
+#include "mapping_help.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -53,14 +53,14 @@ test_shared_buffer_leaks_nothing(void **state)
     size_t fds = open_fds();
     for (int i = 0; i < 100; i++) {
         vnx_shared_buffer_t *buffer = make_buffer(SIZE);
-        vnxi_share_t share = find(vnx_shared_buffer_data(buffer), SIZE);
-        assert_true(share.fd >= 0);
+        vnxi_map_info_t map_info = find(vnx_shared_buffer_data(buffer), SIZE);
+        assert_true(map_info.fd >= 0);
         vnx_shared_buffer_free(buffer);
-        /* The share outlives the buffer: its descriptor stays open. */
-        assert_true(fcntl(share.fd, F_GETFD) >= 0);
-        vnxi_share_fini(&share);
-        assert_int_equal(share.fd, -1);
-        vnxi_share_fini(&share);
+        /* The map_info outlives the buffer: its descriptor stays open. */
+        assert_true(fcntl(map_info.fd, F_GETFD) >= 0);
+        vnxi_map_info_fini(&map_info);
+        assert_int_equal(map_info.fd, -1);
+        vnxi_map_info_fini(&map_info);
     }
     assert_int_equal(open_fds(), fds);
 }
@@ -69,29 +69,30 @@ test_shared_buffer_leaks_nothing(void **state)
  */
 
 static void
-test_share_find_returns_file_and_offset_of_any_part(void **state)
+test_map_info_find_returns_file_and_offset_of_any_part(void **state)
 {
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     unsigned char *data = vnx_shared_buffer_data(buffer);
-    const size_t skips[] = {0, 1, 4096, 5000, SIZE - VNXI_SHARE_LEN_MIN};
+    const size_t skips[] = {0, 1, 4096, 5000, SIZE - VNXI_MAPPING_LEN_MIN};
 
     for (size_t i = 0; i < sizeof skips / sizeof *skips; i++) {
-        vnxi_share_t share = find(data + skips[i], VNXI_SHARE_LEN_MIN);
-        assert_true(share.fd >= 0);
-        assert_true(share.offset == skips[i]);
-        vnxi_share_fini(&share);
+        vnxi_map_info_t map_info = find(data + skips[i], VNXI_MAPPING_LEN_MIN);
+        assert_true(map_info.fd >= 0);
+        assert_true(map_info.offset == skips[i]);
+        vnxi_map_info_fini(&map_info);
     }
     assert_not_shared(data + 1, SIZE);
     vnx_shared_buffer_free(buffer);
 }
 
 static void
-test_share_find_ignores_short_ranges(void **state)
+test_map_info_find_ignores_short_ranges(void **state)
 {
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
-    assert_not_shared(vnx_shared_buffer_data(buffer), VNXI_SHARE_LEN_MIN - 1);
+    assert_not_shared(vnx_shared_buffer_data(buffer),
+                      VNXI_MAPPING_LEN_MIN - 1);
     assert_not_shared(vnx_shared_buffer_data(buffer), 0);
     vnx_shared_buffer_free(buffer);
 }
@@ -101,17 +102,17 @@ test_share_regions_of_one_memfd_use_one_descriptor(void **state)
 {
     (void)state;
     enum { MANY = 3000 };
-    static vnxi_share_t shares[MANY];
+    static vnxi_map_info_t infos[MANY];
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     size_t fds = open_fds();
 
     for (size_t i = 0; i < MANY; i++) {
-        shares[i] = find(vnx_shared_buffer_data(buffer), SIZE);
-        assert_int_equal(shares[i].fd, shares[0].fd);
+        infos[i] = find(vnx_shared_buffer_data(buffer), SIZE);
+        assert_int_equal(infos[i].fd, infos[0].fd);
     }
     assert_int_equal(open_fds(), fds);
     for (size_t i = 0; i < MANY; i++) {
-        vnxi_share_fini(&shares[i]);
+        vnxi_map_info_fini(&infos[i]);
     }
     vnx_shared_buffer_free(buffer);
 }
@@ -123,16 +124,16 @@ test_share_foreign_memfd_is_sealed_and_shared(void **state)
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
     void *data = map_shared(fd, SIZE);
 
-    vnxi_share_t share = find(data, SIZE);
-    assert_true(share.fd >= 0);
-    assert_int_not_equal(share.fd, fd); /* our own descriptor */
+    vnxi_map_info_t map_info = find(data, SIZE);
+    assert_true(map_info.fd >= 0);
+    assert_int_not_equal(map_info.fd, fd); /* our own descriptor */
     assert_true((fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK) != 0);
     assert_int_equal(ftruncate(fd, 0), -1);
     close(fd);
-    vnxi_share_t again = find(data, SIZE);
-    assert_int_equal(again.fd, share.fd);
-    vnxi_share_fini(&again);
-    vnxi_share_fini(&share);
+    vnxi_map_info_t again = find(data, SIZE);
+    assert_int_equal(again.fd, map_info.fd);
+    vnxi_map_info_fini(&again);
+    vnxi_map_info_fini(&map_info);
 
     /* Now every descriptor of it is closed. */
     assert_not_shared(data, SIZE);
@@ -147,10 +148,10 @@ test_share_offset_is_relative_to_the_file(void **state)
     unsigned char *data =
         map_fd(fd, PROT_READ | PROT_WRITE, MAP_SHARED, SIZE, SIZE);
 
-    vnxi_share_t share = find(data + 10, SIZE - 10);
-    assert_true(share.fd >= 0);
-    assert_true(share.offset == SIZE + 10);
-    vnxi_share_fini(&share);
+    vnxi_map_info_t map_info = find(data + 10, SIZE - 10);
+    assert_true(map_info.fd >= 0);
+    assert_true(map_info.offset == SIZE + 10);
+    vnxi_map_info_fini(&map_info);
     munmap(data, SIZE);
     close(fd);
 }
@@ -166,19 +167,19 @@ find_often(void *argument)
 {
     finder_t *finder = argument;
     for (int i = 0; i < 200; i++) {
-        vnxi_share_t first = find(finder->buffers[i % 2], SIZE);
-        vnxi_share_t second = find(finder->own, SIZE);
+        vnxi_map_info_t first = find(finder->buffers[i % 2], SIZE);
+        vnxi_map_info_t second = find(finder->own, SIZE);
         finder->failed |= first.fd < 0 || second.fd < 0 ||
                           first.fd == second.fd ||
                           fcntl(first.fd, F_GETFD) < 0;
-        vnxi_share_fini(&first);
-        vnxi_share_fini(&second);
+        vnxi_map_info_fini(&first);
+        vnxi_map_info_fini(&second);
     }
     return NULL;
 }
 
 static void
-test_share_find_and_release_are_thread_safe(void **state)
+test_map_info_find_and_release_are_thread_safe(void **state)
 {
     (void)state;
     enum { THREADS = 4 };
@@ -229,8 +230,8 @@ test_share_refuses_private_memory(void **state)
     munmap(shared_anonymous, SIZE);
     munmap(copy, SIZE);
     assert_not_shared(anonymous, SIZE);
-    assert_int_equal(vnxi_share_find(UINT64_MAX - SIZE / 2, SIZE).fd, -1);
-    assert_int_equal(vnxi_share_find(0, SIZE).fd, -1);
+    assert_int_equal(vnxi_map_info_find(UINT64_MAX - SIZE / 2, SIZE).fd, -1);
+    assert_int_equal(vnxi_map_info_find(0, SIZE).fd, -1);
     close(fd);
 }
 
@@ -292,9 +293,9 @@ test_share_refuses_a_memfd_shorter_than_its_mapping(void **state)
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
     void *data = map_shared(fd, 2 * SIZE);
     assert_not_shared(data, 2 * SIZE);
-    vnxi_share_t share = find(data, SIZE);
-    assert_true(share.fd >= 0);
-    vnxi_share_fini(&share);
+    vnxi_map_info_t map_info = find(data, SIZE);
+    assert_true(map_info.fd >= 0);
+    vnxi_map_info_fini(&map_info);
     munmap(data, 2 * SIZE);
     close(fd);
 }
@@ -311,12 +312,12 @@ test_share_range_over_two_mappings(void **state)
                      data + SIZE);
 
     assert_not_shared(data, 2 * SIZE);
-    vnxi_share_t first = find(data, SIZE);
-    vnxi_share_t second = find(data + SIZE, SIZE);
+    vnxi_map_info_t first = find(data, SIZE);
+    vnxi_map_info_t second = find(data + SIZE, SIZE);
     assert_true(first.fd >= 0 && second.fd == first.fd);
     assert_true(first.offset == 0 && second.offset == 3 * SIZE);
-    vnxi_share_fini(&first);
-    vnxi_share_fini(&second);
+    vnxi_map_info_fini(&first);
+    vnxi_map_info_fini(&second);
     munmap(data, 2 * SIZE);
     close(fd);
 }
@@ -358,11 +359,11 @@ test_procmap_ioctl_and_text_agree(void **state)
                             (const void *)(uintptr_t)open_fds};
 
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        vnxi_procmap_t query, text;
+        vnxi_proc_vma_t query, text;
         uint64_t addr = (uintptr_t)places[i];
-        assert_true(vnxi_procmap_parse(addr, &text));
+        assert_true(vnxi_proc_vma_parse(addr, &text));
         assert_true(addr >= text.start && addr < text.end);
-        int failure = vnxi_procmap_query(addr, &query);
+        int failure = vnxi_proc_vma_query(addr, &query);
         if (failure == ENOTTY) {
             print_message("the kernel has no PROCMAP_QUERY (6.11)\n");
             break;
@@ -388,10 +389,10 @@ static void
 test_procmap_finds_nothing_at_unmapped_addresses(void **state)
 {
     (void)state;
-    vnxi_procmap_t map;
-    assert_false(vnxi_procmap_find(0, &map));
-    assert_false(vnxi_procmap_parse(0, &map));
-    assert_int_not_equal(vnxi_procmap_query(0, &map), 0);
+    vnxi_proc_vma_t map;
+    assert_false(vnxi_proc_vma_find(0, &map));
+    assert_false(vnxi_proc_vma_parse(0, &map));
+    assert_int_not_equal(vnxi_proc_vma_query(0, &map), 0);
 }
 
 int
@@ -401,12 +402,13 @@ main(void)
         cmocka_unit_test(test_shared_buffer_is_zeroed_and_writable),
         cmocka_unit_test(test_shared_buffer_refuses_impossible_sizes),
         cmocka_unit_test(test_shared_buffer_leaks_nothing),
-        cmocka_unit_test(test_share_find_returns_file_and_offset_of_any_part),
-        cmocka_unit_test(test_share_find_ignores_short_ranges),
+        cmocka_unit_test(
+            test_map_info_find_returns_file_and_offset_of_any_part),
+        cmocka_unit_test(test_map_info_find_ignores_short_ranges),
         cmocka_unit_test(test_share_regions_of_one_memfd_use_one_descriptor),
         cmocka_unit_test(test_share_foreign_memfd_is_sealed_and_shared),
         cmocka_unit_test(test_share_offset_is_relative_to_the_file),
-        cmocka_unit_test(test_share_find_and_release_are_thread_safe),
+        cmocka_unit_test(test_map_info_find_and_release_are_thread_safe),
         cmocka_unit_test(test_share_refuses_private_memory),
         cmocka_unit_test(test_share_refuses_a_memfd_without_seals),
         cmocka_unit_test(test_share_refuses_a_memfd_sealed_against_writing),

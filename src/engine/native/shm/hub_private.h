@@ -14,13 +14,13 @@
  *
  * A link leaves the hub in two steps.  The thread that ends it (the loop, or
  * vnxi_link_close() on any thread) changes its `state` from OPEN and pushes it
- * on the stack `graves`.  The loop then takes it out of the epoll set and
+ * on the stack `deferred`.  The loop then takes it out of the epoll set and
  * closes its socket, so that no descriptor is closed while it is read from.
  * It drops the reference at the end of its round, so that no event of the
  * round points to freed memory.
  */
-#ifndef VNXI_NATIVE_SHM_LINK_PRIVATE_H
-#define VNXI_NATIVE_SHM_LINK_PRIVATE_H
+#ifndef VNXI_NATIVE_SHM_HUB_PRIVATE_H
+#define VNXI_NATIVE_SHM_HUB_PRIVATE_H
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -66,13 +66,13 @@ struct vnxi_link {
     /* protected by the hub's `lists` */
     bool listed; /* holds a reference */
     vnxi_link_t *next, *prev;
-    uint64_t turn; /* the last iteration over all links that visited it */
+    uint64_t pass; /* the last iteration over all links that visited it */
 
-    _Atomic(vnxi_link_t *) grave_next; /* an entry holds a reference */
+    _Atomic(vnxi_link_t *) deferred_next; /* an entry holds a reference */
 };
 
 struct vnxi_hub {
-    vnxi_hub_events_t events;
+    vnxi_hub_callbacks_t callbacks;
     char *name; /* owned */
     size_t name_len;
     unsigned char instance[VNXI_SHM_ID_SIZE];
@@ -88,7 +88,7 @@ struct vnxi_hub {
     bool abandoned; /* by vnxi_hub_stop(): the thread still uses the hub's
                        memory */
     atomic_size_t accepted; /* links that sent HELLO */
-    _Atomic(vnxi_link_t *) graves;
+    _Atomic(vnxi_link_t *) deferred;
     atomic_uint_fast64_t alarm; /* when to call events.alarm; 0: never */
 
     vnxi_mutex_t loop;
@@ -111,7 +111,7 @@ struct vnxi_hub {
     /* protected by lists */
     bool closed; /* no more links are added */
     vnxi_link_t *links;
-    uint64_t turn;
+    uint64_t pass;
 };
 
 /* Most bytes read from a link in one round of the loop. */
@@ -142,18 +142,19 @@ vnx_status_t vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link,
  * Idempotent. */
 void vnxi_hub_detach(vnxi_hub_t *hub, vnxi_link_t *link);
 
-/* Queue a link that vnxi_link_win() has ended for the next vnxi_hub_reap(). */
-void vnxi_hub_grave(vnxi_hub_t *hub, vnxi_link_t *link);
+/* Queue a link that vnxi_link_win() has ended for the next
+ * vnxi_hub_close_deferred(). */
+void vnxi_hub_defer_close(vnxi_hub_t *hub, vnxi_link_t *link);
 
 /* Detach the queued links.  Requires the loop, with all events of a round
  * handled. */
-void vnxi_hub_reap(vnxi_hub_t *hub);
+void vnxi_hub_close_deferred(vnxi_hub_t *hub);
 
-/* As vnxi_hub_grave(), for callers outside the loop.  Reaps at once if the
- * loop is free; otherwise its holder does. */
-void vnxi_hub_bury(vnxi_hub_t *hub, vnxi_link_t *link);
+/* As vnxi_hub_defer_close(), for callers outside the loop.  Reaps at once if
+ * the loop is free; otherwise its holder does. */
+void vnxi_hub_close_soon(vnxi_hub_t *hub, vnxi_link_t *link);
 
-/* -- hub_input.c ---------------------------------------------------------- */
+/* -- hub_events.c --------------------------------------------------------- */
 
 /* One round: handle pending events.  Requires the loop. */
 void vnxi_hub_round(vnxi_hub_t *hub);

@@ -21,7 +21,7 @@
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "base/log.h"
-#include "engine/native/shm/link_private.h"
+#include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
 
 #ifndef SO_PEERPIDFD
@@ -97,11 +97,11 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
     if (!vnxi_link_win(link, VNXI_LINK_ENDED)) {
         return;
     }
-    vnxi_hub_grave(hub, link);
+    vnxi_hub_defer_close(hub, link);
     vnxi_hub_detach(hub, link);
     if (!link->accepted) {
         end_text(link, end, cause, sizeof cause);
-        hub->events.ended(hub->events.context, link, cause);
+        hub->callbacks.ended(hub->callbacks.context, link, cause);
     }
 }
 
@@ -209,7 +209,8 @@ on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     for (uint32_t i = 0; i < count; i++) {
         vnx_mem_t mem;
         vnx_desc_t desc = vnxi_link_frame_revoke_row(frame, i, &mem);
-        hub->events.revoked(hub->events.context, link, epoch, mem, &desc);
+        hub->callbacks.revoked(hub->callbacks.context, link, epoch, mem,
+                               &desc);
     }
     return LINK_GOES_ON;
 }
@@ -229,7 +230,7 @@ look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
         rows[i] = vnxi_link_frame_confirm_row(frame, first + i);
     }
     uint64_t epoch =
-        hub->events.confirm(hub->events.context, rows, some, refused);
+        hub->callbacks.confirm(hub->callbacks.context, rows, some, refused);
     if (first == 0) {
         answer_p->epoch = epoch; /* the lowest epoch is valid for all rows */
     }
@@ -265,7 +266,8 @@ on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
     vnxi_link_answer_t said;
 
     return vnxi_link_frame_read_confirmed(frame, &said) &&
-                   hub->events.confirmed(hub->events.context, link, &said)
+                   hub->callbacks.confirmed(hub->callbacks.context, link,
+                                            &said)
                ? LINK_GOES_ON
                : LINK_MALFORMED;
 }
@@ -277,8 +279,8 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     case VNXI_LINK_FRAME_HELLO:
         return on_hello(hub, link, frame);
     case VNXI_LINK_FRAME_NOTIF:
-        hub->events.notif(hub->events.context, link->sender, link->sender_len,
-                          frame->body, frame->len);
+        hub->callbacks.notif(hub->callbacks.context, link->sender,
+                             link->sender_len, frame->body, frame->len);
         return LINK_GOES_ON;
     case VNXI_LINK_FRAME_REVOKE:
         return on_revoke(hub, link, frame);
