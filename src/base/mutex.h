@@ -78,7 +78,7 @@
     X(EVENTS, "events.lock")                       \
     X(POOL_PHASE, "pool.phase_lock")               \
     X(POOL, "pool.lock")                           \
-    X(MEMFD, "memfd")                              \
+    X(MAPPING, "mapping")                          \
     X(SEARCH_PATH, "search_path")                  \
     X(RECYCLE, "recycle")                          \
     X(AT_END, "at_end")                            \

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "engine/native/shm/link_frame.h"
-#include "engine/native/shm/link_queue.h"
 
 #define ANY (255u & ~1u)
 

@@ -4,8 +4,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 
-#include "engine/native/shm/memfd.h"
-#include "engine/native/shm/procmap.h"
+#include "engine/native/shm/proc.h"
 
 /* -- Shared buffers --------------------------------------------------------
  */
@@ -98,7 +97,7 @@ test_map_info_find_ignores_short_ranges(void **state)
 }
 
 static void
-test_share_regions_of_one_memfd_use_one_descriptor(void **state)
+test_map_info_regions_of_one_memfd_use_one_descriptor(void **state)
 {
     (void)state;
     enum { MANY = 3000 };
@@ -118,7 +117,7 @@ test_share_regions_of_one_memfd_use_one_descriptor(void **state)
 }
 
 static void
-test_share_foreign_memfd_is_sealed_and_shared(void **state)
+test_map_info_foreign_memfd_is_sealed_and_shared(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -141,7 +140,7 @@ test_share_foreign_memfd_is_sealed_and_shared(void **state)
 }
 
 static void
-test_share_offset_is_relative_to_the_file(void **state)
+test_map_info_offset_is_relative_to_the_file(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, 2 * SIZE);
@@ -213,7 +212,7 @@ test_map_info_find_and_release_are_thread_safe(void **state)
  */
 
 static void
-test_share_refuses_private_memory(void **state)
+test_map_info_refuses_private_memory(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -236,7 +235,7 @@ test_share_refuses_private_memory(void **state)
 }
 
 static void
-test_share_refuses_a_memfd_without_seals(void **state)
+test_map_info_refuses_a_memfd_without_seals(void **state)
 {
     (void)state;
     int fd = make_memfd(0, SIZE);
@@ -247,7 +246,7 @@ test_share_refuses_a_memfd_without_seals(void **state)
 }
 
 static void
-test_share_refuses_a_memfd_sealed_against_writing(void **state)
+test_map_info_refuses_a_memfd_sealed_against_writing(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -259,7 +258,7 @@ test_share_refuses_a_memfd_sealed_against_writing(void **state)
 }
 
 static void
-test_share_refuses_read_only_memory(void **state)
+test_map_info_refuses_read_only_memory(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -270,7 +269,7 @@ test_share_refuses_read_only_memory(void **state)
 }
 
 static void
-test_share_refuses_a_file_of_dev_shm(void **state)
+test_map_info_refuses_a_file_of_dev_shm(void **state)
 {
     (void)state;
     char name[64];
@@ -287,7 +286,7 @@ test_share_refuses_a_file_of_dev_shm(void **state)
 }
 
 static void
-test_share_refuses_a_memfd_shorter_than_its_mapping(void **state)
+test_map_info_refuses_a_memfd_shorter_than_its_mapping(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, SIZE);
@@ -301,7 +300,7 @@ test_share_refuses_a_memfd_shorter_than_its_mapping(void **state)
 }
 
 static void
-test_share_range_over_two_mappings(void **state)
+test_map_info_range_over_two_mappings(void **state)
 {
     (void)state;
     int fd = make_memfd(MFD_ALLOW_SEALING, 4 * SIZE);
@@ -323,7 +322,7 @@ test_share_range_over_two_mappings(void **state)
 }
 
 static void
-test_share_memfd_of_huge_pages(void **state)
+test_map_info_memfd_of_huge_pages(void **state)
 {
     (void)state;
     const size_t size = 2u << 20;
@@ -405,18 +404,20 @@ main(void)
         cmocka_unit_test(
             test_map_info_find_returns_file_and_offset_of_any_part),
         cmocka_unit_test(test_map_info_find_ignores_short_ranges),
-        cmocka_unit_test(test_share_regions_of_one_memfd_use_one_descriptor),
-        cmocka_unit_test(test_share_foreign_memfd_is_sealed_and_shared),
-        cmocka_unit_test(test_share_offset_is_relative_to_the_file),
+        cmocka_unit_test(
+            test_map_info_regions_of_one_memfd_use_one_descriptor),
+        cmocka_unit_test(test_map_info_foreign_memfd_is_sealed_and_shared),
+        cmocka_unit_test(test_map_info_offset_is_relative_to_the_file),
         cmocka_unit_test(test_map_info_find_and_release_are_thread_safe),
-        cmocka_unit_test(test_share_refuses_private_memory),
-        cmocka_unit_test(test_share_refuses_a_memfd_without_seals),
-        cmocka_unit_test(test_share_refuses_a_memfd_sealed_against_writing),
-        cmocka_unit_test(test_share_refuses_read_only_memory),
-        cmocka_unit_test(test_share_refuses_a_file_of_dev_shm),
-        cmocka_unit_test(test_share_refuses_a_memfd_shorter_than_its_mapping),
-        cmocka_unit_test(test_share_range_over_two_mappings),
-        cmocka_unit_test(test_share_memfd_of_huge_pages),
+        cmocka_unit_test(test_map_info_refuses_private_memory),
+        cmocka_unit_test(test_map_info_refuses_a_memfd_without_seals),
+        cmocka_unit_test(test_map_info_refuses_a_memfd_sealed_against_writing),
+        cmocka_unit_test(test_map_info_refuses_read_only_memory),
+        cmocka_unit_test(test_map_info_refuses_a_file_of_dev_shm),
+        cmocka_unit_test(
+            test_map_info_refuses_a_memfd_shorter_than_its_mapping),
+        cmocka_unit_test(test_map_info_range_over_two_mappings),
+        cmocka_unit_test(test_map_info_memfd_of_huge_pages),
         cmocka_unit_test(test_procmap_ioctl_and_text_agree),
         cmocka_unit_test(test_procmap_finds_nothing_at_unmapped_addresses),
     };

@@ -4,7 +4,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "engine/native/shm/procmap.h"
+#include "engine/native/shm/proc.h"
 
 static int
 open_pidfd(pid_t pid)
@@ -338,7 +338,7 @@ work_in_child(int in, int out)
 }
 
 static void
-test_share_in_a_forked_child(void **state)
+test_mapping_in_a_forked_child(void **state)
 {
     const fixture_t *fixture = *state;
     inherited = fixture->buffer;
@@ -369,7 +369,7 @@ main(void)
         TEST_MAP(test_mapping_refuses_a_file_that_could_shrink),
         TEST_MAP(test_mapping_refuses_a_read_only_descriptor),
         cmocka_unit_test(test_mapping_of_another_process),
-        TEST_MAP(test_share_in_a_forked_child),
+        TEST_MAP(test_mapping_in_a_forked_child),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -29,7 +29,6 @@
 #include "base/mutex.h"
 #include "engine/native/shm/link.h"
 #include "engine/native/shm/link_frame.h"
-#include "engine/native/shm/link_queue.h"
 
 typedef enum vnxi_link_state {
     VNXI_LINK_OPEN,

@@ -1,23 +1,208 @@
+/*
+ * The memfds that peers may map, how peers can map a region in one of them,
+ * and the regions of peers that are mapped here.
+ */
 #include "engine/native/shm/mapping.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <linux/magic.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "engine/native/shm/memfd.h"
-#include "engine/native/shm/procmap.h"
+#include "base/mutex.h"
+#include "engine/native/shm/proc.h"
 
 #define OPERATION "add_remote_agent"
 
-/* -- The owner's side ----------------------------------------------------- */
+/* -- Memfds --------------------------------------------------------------- */
+
+typedef struct memfd {
+    uint64_t st_dev, st_ino;
+    int fd; /* owned */
+    size_t uses;
+} memfd_t;
+
+static vnxi_mutex_t known_lock = VNXI_MUTEX_INIT(VNXI_RANK_MAPPING);
+static memfd_t *known; /* protected by known_lock, as are the next two */
+static size_t known_count, known_capacity;
+
+/* The parent's descriptors stay open in the child, but they belong to the
+ * parent, and its lock may have been held. */
+static void
+forget_in_child(void)
+{
+    vnxi_mutex_init(&known_lock, VNXI_RANK_MAPPING);
+    known = NULL;
+    known_count = known_capacity = 0;
+}
+
+const char *
+vnxi_memfd_refusal(int fd, bool seal)
+{
+    struct statfs fs;
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || (flags & O_ACCMODE) != O_RDWR) {
+        return "it is not open for reading and writing";
+    }
+    /* Huge pages may run out at a page fault, which would kill the process
+     * that maps them. */
+    if (fstatfs(fd, &fs) != 0 || fs.f_type != TMPFS_MAGIC) {
+        return "it is not a memfd of ordinary pages";
+    }
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals >= 0 && (seals & F_SEAL_SHRINK) == 0 && seal &&
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0) {
+        seals = fcntl(fd, F_GET_SEALS);
+    }
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+        return "it is not sealed, so it could shrink";
+    }
+    if ((seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) != 0) {
+        return "it is sealed against writing";
+    }
+    return NULL;
+}
+
+static memfd_t *
+find_lock_held(uint64_t st_dev, uint64_t st_ino)
+{
+    for (size_t i = 0; i < known_count; i++) {
+        if (known[i].st_ino == st_ino && known[i].st_dev == st_dev) {
+            return &known[i];
+        }
+    }
+    return NULL;
+}
+
+static bool
+add_lock_held(int fd, uint64_t st_dev, uint64_t st_ino)
+{
+    if (known_count == known_capacity) {
+        size_t wanted = known_capacity < 8 ? 8 : 2 * known_capacity;
+        memfd_t *grown = realloc(known, wanted * sizeof *grown);
+        if (grown == NULL) {
+            return false;
+        }
+        known = grown;
+        known_capacity = wanted;
+    }
+    known[known_count++] =
+        (memfd_t){.st_dev = st_dev, .st_ino = st_ino, .fd = fd, .uses = 1};
+    return true;
+}
+
+/* Every function that adds an entry registers the fork hook first. */
+bool
+vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino)
+{
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_mutex_lock(&known_lock);
+    bool added = add_lock_held(fd, st_dev, st_ino);
+    vnxi_mutex_unlock(&known_lock);
+    return added;
+}
+
+/* Check `name` in the open directory `at`; "" means `at` itself. */
+static bool
+is_file(int at, const char *name, uint64_t st_dev, uint64_t st_ino)
+{
+    struct stat st;
+    return fstatat(at, name, &st, AT_EMPTY_PATH) == 0 && st.st_dev == st_dev &&
+           st.st_ino == st_ino;
+}
+
+/* Duplicate a matching descriptor of this process; -1: none. */
+static int
+duplicate_open_fd(uint64_t st_dev, uint64_t st_ino)
+{
+    DIR *dir = opendir("/proc/self/fd");
+    if (dir == NULL) {
+        return -1;
+    }
+    int copy = -1;
+    for (size_t i = 0; copy < 0 && i < VNXI_MEMFD_SCAN_MAX; i++) {
+        const struct dirent *entry = readdir(dir);
+        if (entry == NULL) {
+            break;
+        }
+        /* Checked by name: another thread may close the number. */
+        if (!is_file(dirfd(dir), entry->d_name, st_dev, st_ino)) {
+            continue;
+        }
+        int fd = (int)strtol(entry->d_name, NULL, 10);
+        copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+        /* Another thread may have closed and reused the number meanwhile, so
+         * check the duplicate itself. */
+        if (copy >= 0 && (!is_file(copy, "", st_dev, st_ino) ||
+                          vnxi_memfd_refusal(copy, true) != NULL)) {
+            close(copy);
+            copy = -1;
+        }
+    }
+    closedir(dir);
+    return copy;
+}
+
+static int
+hold_new_lock_held(uint64_t st_dev, uint64_t st_ino)
+{
+    int fd = duplicate_open_fd(st_dev, st_ino);
+    if (fd >= 0 && !add_lock_held(fd, st_dev, st_ino)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Get a descriptor of this file and add one use: the known one, else a
+ * duplicate of any descriptor open in this process. -1: none that peers may
+ * map. */
+static int
+memfd_hold(uint64_t st_dev, uint64_t st_ino)
+{
+    int fd;
+    vnxi_fork_on_child(forget_in_child);
+    vnxi_mutex_lock(&known_lock);
+    memfd_t *memfd = find_lock_held(st_dev, st_ino);
+    if (memfd != NULL) {
+        memfd->uses++;
+        fd = memfd->fd;
+    } else {
+        fd = hold_new_lock_held(st_dev, st_ino);
+    }
+    vnxi_mutex_unlock(&known_lock);
+    return fd;
+}
+
+void
+vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino)
+{
+    int fd = -1;
+    vnxi_mutex_lock(&known_lock);
+    memfd_t *memfd = find_lock_held(st_dev, st_ino);
+    if (memfd != NULL && --memfd->uses == 0) {
+        fd = memfd->fd;
+        *memfd = known[--known_count];
+    }
+    vnxi_mutex_unlock(&known_lock);
+    /* The program may have closed it and opened another file since. */
+    if (fd >= 0 && is_file(fd, "", st_dev, st_ino)) {
+        close(fd);
+    }
+}
+
+/* -- Regions of this process ---------------------------------------------- */
 
 static bool
 file_has(int fd, uint64_t end)
@@ -30,29 +215,29 @@ file_has(int fd, uint64_t end)
 vnxi_map_info_t
 vnxi_map_info_find(uint64_t addr, uint64_t len)
 {
-    vnxi_proc_vma_t map;
+    vnxi_proc_vma_t vma;
     uint64_t end;
     /* Peers must not write to a range that is read-only here.  They access it
      * through the kernel, which checks that. */
     if (len < VNXI_MAPPING_LEN_MIN ||
         __builtin_add_overflow(addr, len, &end) ||
-        !vnxi_proc_vma_find(addr, &map) || end > map.end || !map.shared ||
-        !map.readable || !map.writable || !map.memfd) {
+        !vnxi_proc_vma_find(addr, &vma) || end > vma.end || !vma.shared ||
+        !vma.readable || !vma.writable || !vma.memfd) {
         return VNXI_MAP_INFO_NONE;
     }
-    int fd = vnxi_memfd_hold(map.st_dev, map.st_ino);
+    int fd = memfd_hold(vma.st_dev, vma.st_ino);
     if (fd < 0) {
         return VNXI_MAP_INFO_NONE;
     }
-    uint64_t offset = map.offset + (addr - map.start);
+    uint64_t offset = vma.offset + (addr - vma.start);
     if (!file_has(fd, offset + len)) {
-        vnxi_memfd_drop(map.st_dev, map.st_ino);
+        vnxi_memfd_drop(vma.st_dev, vma.st_ino);
         return VNXI_MAP_INFO_NONE;
     }
     return (vnxi_map_info_t){.fd = fd,
                              .offset = offset,
-                             .st_dev = map.st_dev,
-                             .st_ino = map.st_ino};
+                             .st_dev = vma.st_dev,
+                             .st_ino = vma.st_ino};
 }
 
 void
@@ -64,7 +249,7 @@ vnxi_map_info_fini(vnxi_map_info_t *map_info)
     *map_info = VNXI_MAP_INFO_NONE;
 }
 
-/* -- The peer's side ------------------------------------------------------ */
+/* -- Regions of peers ----------------------------------------------------- */
 
 struct vnxi_mapping {
     atomic_uint refs;

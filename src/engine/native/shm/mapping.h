@@ -19,8 +19,11 @@
 #include <stdint.h>
 #include <vnx/vnx.h>
 
-/* Returned by vnxi_map_info_find(): release with vnxi_map_info_fini().  Read
- * from a peer's metadata: plain values that own nothing. */
+/* -- Regions of this process ---------------------------------------------- */
+
+/* How a peer can map a region.  Returned by vnxi_map_info_find(): release with
+ * vnxi_map_info_fini().  Read from a peer's metadata: plain values that own
+ * nothing. */
 typedef struct vnxi_map_info {
     int fd; /* one per memfd, shared by its regions; -1: not shared */
     uint64_t offset;
@@ -33,6 +36,8 @@ typedef struct vnxi_map_info {
  * more than the check and the mapping would. */
 #define VNXI_MAPPING_LEN_MIN (64u << 10)
 
+#define VNXI_MEMFD_SCAN_MAX 4096
+
 /* Find out how peers can map [addr, addr + len) of this process; fd -1 if they
  * cannot, which is not an error.  They cannot if the range is shorter than
  * VNXI_MAPPING_LEN_MIN or not within one shared mapping, readable and
@@ -40,9 +45,11 @@ typedef struct vnxi_map_info {
  * open; or if it neither is sealed nor can be.  Cheap: one PROCMAP_QUERY ioctl
  * if the kernel has it, else one pass over /proc/self/maps; for the first
  * region of a memfd not made by vnx_shared_buffer_create() also one pass over
- * /proc/self/fd. */
+ * at most VNXI_MEMFD_SCAN_MAX entries of /proc/self/fd. */
 vnxi_map_info_t vnxi_map_info_find(uint64_t addr, uint64_t len);
 void vnxi_map_info_fini(vnxi_map_info_t *map_info);
+
+/* -- Regions of peers ----------------------------------------------------- */
 
 /* A local mapping of a peer's shared memory; reference counted, so that
  * regions of one memfd may share it. */
@@ -66,5 +73,23 @@ vnx_status_t vnxi_mapping_create(int pidfd, const vnxi_map_info_t *map_info,
 void *vnxi_mapping_data(const vnxi_mapping_t *map);
 vnxi_mapping_t *vnxi_mapping_retain(vnxi_mapping_t *map);
 void vnxi_mapping_release(vnxi_mapping_t *map); /* NULL is allowed */
+
+/* -- Memfds --------------------------------------------------------------- */
+
+/* The memfds of this process that peers may map.  All regions in a memfd share
+ * one descriptor, so that ten thousand regions cost one.  Process-wide; a
+ * forked child starts with none. */
+
+/* Check whether peers can map this descriptor's file safely: memory of tmpfs
+ * or memfd, open for reading and writing, sealed against shrinking but not
+ * against writing.  Returns NULL if so, else the reason.  `seal`: seal it
+ * first if it accepts seals. */
+const char *vnxi_memfd_refusal(int fd, bool seal);
+
+/* Take over a descriptor, with one use.  False: no memory, not taken over. */
+bool vnxi_memfd_add(int fd, uint64_t st_dev, uint64_t st_ino);
+
+/* Drop one use; the last one closes the descriptor. */
+void vnxi_memfd_drop(uint64_t st_dev, uint64_t st_ino);
 
 #endif

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "engine/native/shm/memfd.h"
+#include "engine/native/shm/mapping.h"
 
 #define OPERATION "shared_buffer"
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
