@@ -21,7 +21,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "engine/native/shm/link.h"
+#include "engine/native/shm/hub.h"
 #include "engine/native/shm/vm.h"
 
 #define ROUND_TRIPS 4000u

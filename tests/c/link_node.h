@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "engine/native/shm/link.h"
+#include "engine/native/shm/hub.h"
 
 #define NODE_STREAMS 16
 #define NODE_HEAD 16

@@ -34,8 +34,8 @@ vnxi_confirm_on_question(void *context, const vnxi_link_row_t *rows,
                          size_t count, bool *refused_p)
 {
     vnxi_engine_t *engine = context;
-    vnxi_region_t keys[VNXI_LINK_ROWS_AT_ONCE] = {0};
-    vnxi_region_t *found[VNXI_LINK_ROWS_AT_ONCE];
+    vnxi_region_t keys[VNXI_HUB_ROWS_MAX] = {0};
+    vnxi_region_t *found[VNXI_HUB_ROWS_MAX];
 
     for (size_t i = 0; i < count; i++) {
         keys[i] = (vnxi_region_t){.mem = rows[i].mem,

@@ -14,7 +14,7 @@
 #include "engine/engine.h"
 #include "engine/native/confirm.h"
 #include "engine/native/reach.h"
-#include "engine/native/shm/link.h"
+#include "engine/native/shm/hub.h"
 #include "engine/native/ucx/conn.h"
 #include "engine/parts/list.h"
 #include "engine/parts/peer.h"

@@ -4,9 +4,7 @@
 
 #include "base/error.h"
 
-/* A peer's map_info has fd -1 here, so vnxi_map_info_fini() closes nothing for
- * it.
- */
+/* A peer's map_info has fd -1 here: vnxi_map_info_fini() closes nothing. */
 static void
 reach_free(vnxi_attachment_t *attachment)
 {

@@ -1,5 +1,5 @@
 /*
- * The hub: creation, thread, polling mode and end.
+ * The hub: creation, thread, polling mode, revocations and end.
  *
  * The thread sleeps in `outer`, which holds the epoll set `inner` of all
  * sockets, a timer, and an eventfd for wake-ups.  The holder of `loop`, either
@@ -37,48 +37,21 @@
 
 /* A client counts as polling after WINDOW_POLLS calls in each of BUSY_WINDOWS
  * consecutive windows.  A few calls before it goes to sleep do not count. */
-#define WINDOW_NS 2000000u
 #define WINDOW_POLLS 16u
 #define BUSY_WINDOWS 5u
 
 enum { OUTER_INNER, OUTER_TIMER, OUTER_WAKE };
 
-int
-vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag)
-{
-    struct epoll_event event = {.events = events, .data.u64 = tag};
-
-    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
-}
-
-bool
-vnxi_hub_is_lost(vnxi_hub_t *hub)
+/* Return whether other code closed the hub's descriptors.  If so, their
+ * numbers must not be used any more.  Requires the loop. */
+static bool
+is_lost(vnxi_hub_t *hub)
 {
     hub->lost = hub->lost || vnxi_fds_lost(hub->fds);
     return hub->lost;
 }
 
-void
-vnxi_hub_wake(vnxi_hub_t *hub)
-{
-    uint64_t one = 1;
-
-    if (vnxi_fds_lost(hub->fds)) {
-        return;
-    }
-    ssize_t done = write(hub->wake, &one, sizeof one);
-
-    (void)done; /* fails only if a wake-up is already pending */
-}
-
 /* -- Alarms --------------------------------------------------------------- */
-
-/* The earlier of two times; 0: never. */
-static uint64_t
-earlier(uint64_t a, uint64_t b)
-{
-    return a == 0 || (b != 0 && b < a) ? b : a;
-}
 
 void
 vnxi_hub_alarm(vnxi_hub_t *hub, uint64_t when)
@@ -105,24 +78,6 @@ sound_alarm(vnxi_hub_t *hub)
 }
 
 /* -- Polling mode --------------------------------------------------------- */
-
-void
-vnxi_hub_set_timer(vnxi_hub_t *hub)
-{
-    uint64_t due = hub->listener_resumes;
-    struct itimerspec when = {0};
-
-    due = earlier(due, atomic_load(&hub->alarm));
-    if (hub->silent_first != NULL) {
-        due = earlier(due, hub->silent_first->hello_deadline);
-    }
-    if (hub->polled) {
-        due = vnxi_clock_ns() + WINDOW_NS;
-        when.it_interval = vnxi_clock_timespec(WINDOW_NS);
-    }
-    when.it_value = vnxi_clock_timespec(due);
-    timerfd_settime(hub->timer, TFD_TIMER_ABSTIME, &when, NULL);
-}
 
 static void
 set_polled(vnxi_hub_t *hub, bool polled)
@@ -152,11 +107,11 @@ count_poll(vnxi_hub_t *hub)
         return;
     }
     /* A window in which nobody polled is closed too late. */
-    bool busy =
-        hub->window_polls >= WINDOW_POLLS && now < hub->window_end + WINDOW_NS;
+    bool busy = hub->window_polls >= WINDOW_POLLS &&
+                now < hub->window_end + VNXI_HUB_WINDOW_NS;
     hub->busy_windows = busy ? hub->busy_windows + 1 : 0;
     hub->window_polls = 0;
-    hub->window_end = now + WINDOW_NS;
+    hub->window_end = now + VNXI_HUB_WINDOW_NS;
     if (hub->busy_windows >= BUSY_WINDOWS) {
         set_polled(hub, true);
     }
@@ -171,7 +126,7 @@ vnxi_hub_poll(vnxi_hub_t *hub)
     if (!hub->stopped && !hub->lost) {
         count_poll(hub);
         vnxi_hub_round(hub);
-        vnxi_hub_close_deferred(hub);
+        vnxi_link_close_deferred(hub);
     }
     vnxi_mutex_unlock(&hub->loop);
 }
@@ -190,16 +145,8 @@ drain_counter(int fd)
 static void
 on_timer(vnxi_hub_t *hub)
 {
-    uint64_t now = vnxi_clock_ns();
-
     drain_counter(hub->timer);
-    if (hub->listener_resumes != 0 && hub->listener_resumes <= now) {
-        struct epoll_event event = {.events = EPOLLIN,
-                                    .data.u64 = vnxi_link_tag(NULL, 0)};
-        epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &event);
-        hub->listener_resumes = 0;
-    }
-    vnxi_hub_expire(hub, now);
+    vnxi_hub_expire(hub);
     if (!hub->polled) {
         vnxi_hub_set_timer(hub);
     } else if (hub->polls == hub->polls_seen) {
@@ -235,7 +182,7 @@ is_lost_with(vnxi_hub_t *hub, const struct epoll_event *events, int count)
 {
     bool input_alone = count == 1 && events[0].data.u64 == OUTER_INNER;
 
-    return input_alone ? hub->lost : vnxi_hub_is_lost(hub);
+    return input_alone ? hub->lost : is_lost(hub);
 }
 
 /* False: the thread ends, because the hub has stopped or has no descriptors to
@@ -253,7 +200,7 @@ thread_round(vnxi_hub_t *hub)
     if (goes_on) {
         on_outer(hub, events, count);
         sound_alarm(hub);
-        vnxi_hub_close_deferred(hub);
+        vnxi_link_close_deferred(hub);
     }
     vnxi_mutex_unlock(&hub->loop);
     return goes_on;
@@ -407,6 +354,77 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
     return VNX_OK;
 }
 
+/* -- All links ------------------------------------------------------------ */
+
+/* Send the frames.  If a peer cannot be notified, close its link: it must not
+ * go on using a region that is gone, and has to load metadata again.  A peer
+ * that has left need not be notified; data it sent before is still read. */
+static void
+tell(vnxi_link_t *link, const vnxi_writer_t *frames)
+{
+    vnx_status_t status = vnxi_link_send(link, frames, NULL);
+
+    if (status != VNX_OK && status != VNX_ERR_REMOTE_DISCONNECT) {
+        vnxi_link_close(link);
+    }
+}
+
+/* Sends without holding a lock.  If a link leaves the list meanwhile, the
+ * iteration restarts and skips the links that were notified. */
+static void
+tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
+{
+    vnxi_link_t *link, *next;
+
+    vnxi_mutex_lock(&hub->lists);
+    uint64_t pass = ++hub->pass;
+    for (link = hub->links; link != NULL; link = next) {
+        next = link->next;
+        if (!link->accepted || link->pass == pass) {
+            continue;
+        }
+        link->pass = pass;
+        vnxi_link_ref(link);
+        vnxi_mutex_unlock(&hub->lists);
+        tell(link, frames);
+        vnxi_mutex_lock(&hub->lists);
+        next = link->listed ? link->next : hub->links;
+        vnxi_link_unref(link);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+}
+
+void
+vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
+                const vnx_desc_t *descs, size_t count)
+{
+    vnxi_writer_t frames = {0};
+
+    if (count == 0 || vnxi_fork_crossed(hub->forks)) {
+        return;
+    }
+    for (size_t at = 0; at < count; at += VNXI_LINK_FRAME_REVOKES_MAX) {
+        size_t left = count - at;
+        vnxi_link_frame_revoke_t revoke = {
+            .epoch = epoch,
+            .mem = mem,
+            .descs = descs + at,
+            .count = left < VNXI_LINK_FRAME_REVOKES_MAX
+                         ? left
+                         : VNXI_LINK_FRAME_REVOKES_MAX,
+        };
+        vnxi_link_frame_write_revoke(&frames, &revoke);
+    }
+    tell_all(hub, &frames);
+    vnxi_writer_fini(&frames);
+}
+
+size_t
+vnxi_hub_accepted(const vnxi_hub_t *hub)
+{
+    return atomic_load(&hub->accepted);
+}
+
 /* -- End ------------------------------------------------------------------ */
 
 static vnxi_link_t *
@@ -430,7 +448,7 @@ close_links(vnxi_hub_t *hub)
     while ((link = first_link(hub)) != NULL) {
         vnxi_link_close(link);
         vnxi_mutex_lock(&hub->loop);
-        vnxi_hub_detach(hub, link); /* its closer may not have done so yet */
+        vnxi_link_detach(link); /* its closer may not have done so yet */
         vnxi_mutex_unlock(&hub->loop);
         vnxi_link_unref(link);
     }
@@ -447,7 +465,7 @@ vnxi_hub_stop(vnxi_hub_t *hub)
     hub->abandoned = !vnxi_thread_join(hub->thread, hub->fds);
     vnxi_mutex_lock(&hub->loop);
     hub->stopped = true;
-    if (!vnxi_hub_is_lost(hub)) {
+    if (!is_lost(hub)) {
         vnxi_fork_fd_close(hub->listener);
         hub->listener = -1;
     }
@@ -461,7 +479,7 @@ vnxi_hub_free(vnxi_hub_t *hub)
     if (hub == NULL || vnxi_fork_crossed(hub->forks)) {
         return;
     }
-    vnxi_hub_close_deferred(hub);
+    vnxi_link_close_deferred(hub);
     if (!hub->abandoned) {
         hub_destroy(hub);
     }

@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -97,8 +98,8 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
     if (!vnxi_link_win(link, VNXI_LINK_ENDED)) {
         return;
     }
-    vnxi_hub_defer_close(hub, link);
-    vnxi_hub_detach(hub, link);
+    vnxi_link_defer_close(link);
+    vnxi_link_detach(link);
     if (!link->accepted) {
         end_text(link, end, cause, sizeof cause);
         hub->callbacks.ended(hub->callbacks.context, link, cause);
@@ -112,10 +113,7 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 static link_end_t
 answer(vnxi_link_t *link, vnxi_writer_t *frame)
 {
-    vnx_status_t status =
-        frame->failed
-            ? VNX_ERR_NO_MEMORY
-            : vnxi_link_send(link, frame->data, frame->len, NULL, 0, NULL);
+    vnx_status_t status = vnxi_link_send(link, frame, NULL);
 
     vnxi_writer_fini(frame);
     return status == VNX_OK || status == VNX_ERR_REMOTE_DISCONNECT
@@ -168,7 +166,7 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRM) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
-    vnxi_hub_not_silent(hub, link);
+    vnxi_link_not_silent(link);
     atomic_fetch_add(&hub->accepted, 1);
     return LINK_GOES_ON;
 }
@@ -220,11 +218,10 @@ static size_t
 look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
              uint32_t count, vnxi_link_answer_t *answer_p)
 {
-    vnxi_link_row_t rows[VNXI_LINK_ROWS_AT_ONCE];
-    bool refused[VNXI_LINK_ROWS_AT_ONCE];
-    uint32_t some = count - first < VNXI_LINK_ROWS_AT_ONCE
-                        ? count - first
-                        : VNXI_LINK_ROWS_AT_ONCE;
+    vnxi_link_row_t rows[VNXI_HUB_ROWS_MAX];
+    bool refused[VNXI_HUB_ROWS_MAX];
+    uint32_t some =
+        count - first < VNXI_HUB_ROWS_MAX ? count - first : VNXI_HUB_ROWS_MAX;
 
     for (uint32_t i = 0; i < some; i++) {
         rows[i] = vnxi_link_frame_confirm_row(frame, first + i);
@@ -377,41 +374,31 @@ on_death(vnxi_hub_t *hub, vnxi_link_t *link)
                                                          : LINK_PROCESS_ENDED);
 }
 
-/* -- Links without HELLO -------------------------------------------------- */
+/* -- Deadlines ------------------------------------------------------------ */
 
-static void
-add_silent(vnxi_hub_t *hub, vnxi_link_t *link)
+/* The earlier of two times; 0: never. */
+static uint64_t
+earlier(uint64_t a, uint64_t b)
 {
-    link->hello_deadline = vnxi_clock_deadline(HELLO_WAIT_NS);
-    link->silent_prev = hub->silent_last;
-    if (hub->silent_last != NULL) {
-        hub->silent_last->silent_next = link;
-    } else {
-        hub->silent_first = link;
-    }
-    hub->silent_last = link;
-    hub->silent_count++;
+    return a == 0 || (b != 0 && b < a) ? b : a;
 }
 
 void
-vnxi_hub_not_silent(vnxi_hub_t *hub, vnxi_link_t *link)
+vnxi_hub_set_timer(vnxi_hub_t *hub)
 {
-    if (link->hello_deadline == 0) {
-        return;
+    uint64_t due = hub->listener_resumes;
+    struct itimerspec when = {0};
+
+    due = earlier(due, atomic_load(&hub->alarm));
+    if (hub->silent_first != NULL) {
+        due = earlier(due, hub->silent_first->hello_deadline);
     }
-    if (link->silent_prev != NULL) {
-        link->silent_prev->silent_next = link->silent_next;
-    } else {
-        hub->silent_first = link->silent_next;
+    if (hub->polled) {
+        due = vnxi_clock_ns() + VNXI_HUB_WINDOW_NS;
+        when.it_interval = vnxi_clock_timespec(VNXI_HUB_WINDOW_NS);
     }
-    if (link->silent_next != NULL) {
-        link->silent_next->silent_prev = link->silent_prev;
-    } else {
-        hub->silent_last = link->silent_prev;
-    }
-    link->silent_next = link->silent_prev = NULL;
-    link->hello_deadline = 0;
-    hub->silent_count--;
+    when.it_value = vnxi_clock_timespec(due);
+    timerfd_settime(hub->timer, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
 /* Its HELLO may have arrived but not been read: read before dropping the link.
@@ -423,14 +410,22 @@ drop_oldest_silent(vnxi_hub_t *hub)
 
     on_readable(hub, link);
     if (link == hub->silent_first) {
-        vnxi_hub_not_silent(hub, link);
+        vnxi_link_not_silent(link);
         link_end(hub, link, LINK_MALFORMED);
     }
 }
 
 void
-vnxi_hub_expire(vnxi_hub_t *hub, uint64_t now)
+vnxi_hub_expire(vnxi_hub_t *hub)
 {
+    uint64_t now = vnxi_clock_ns();
+
+    if (hub->listener_resumes != 0 && hub->listener_resumes <= now) {
+        struct epoll_event event = {.events = EPOLLIN,
+                                    .data.u64 = vnxi_link_tag(NULL, 0)};
+        epoll_ctl(hub->inner, EPOLL_CTL_MOD, hub->listener, &event);
+        hub->listener_resumes = 0;
+    }
     while (hub->silent_first != NULL &&
            hub->silent_first->hello_deadline <= now) {
         drop_oldest_silent(hub);
@@ -501,12 +496,12 @@ on_connection(vnxi_hub_t *hub, int fd, pid_t pid)
         vnxi_fork_fd_close(fd);
         return;
     }
-    if (vnxi_hub_attach(hub, link, NULL) != VNX_OK) {
+    if (vnxi_link_attach(link, NULL) != VNX_OK) {
         vnxi_link_unref(link);
         return;
     }
     hub->accepted_count++;
-    add_silent(hub, link);
+    vnxi_link_add_silent(link, vnxi_clock_deadline(HELLO_WAIT_NS));
     if (is_gone) {
         on_death(hub, link);
     } else {

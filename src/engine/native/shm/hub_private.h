@@ -1,16 +1,16 @@
 /*
- * Hubs and links, shared by the files of this folder.
+ * Hubs and links: their state, shared by hub.c, hub_events.c, link.c and
+ * link_open.c.  Each of these files calls only those after it in
+ *     hub.c -> hub_events.c -> link.c -> link_frame.c
+ *     link_open.c -> link.c
  *
  * Locks and roles:
  *   loop       held by the thread that reads sockets, calls back and removes
  *              links: the hub's thread or a poller.  It protects all fields
  *              "of the loop".
- *   send_lock  per link: its socket's number, its queue, writing.
  *   lists      per hub: its list of links.
- * Lock order (take from left to right, never back):
- *     loop -> lists -> send_lock
- * Only the hub's thread and vnxi_hub_stop() wait for `loop`; others try it.
- * Sending and closing do not need it, so callbacks may do both.
+ *   send_lock  per link: its socket's number, its queue, writing.
+ * hub.h has the order in which they are taken.
  *
  * A link leaves the hub in two steps.  The thread that ends it (the loop, or
  * vnxi_link_close() on any thread) changes its `state` from OPEN and pushes it
@@ -24,11 +24,13 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/epoll.h>
 #include <sys/types.h>
+#include <unistd.h>
 
+#include "base/fork_fds.h"
 #include "base/mutex.h"
-#include "engine/native/shm/link.h"
-#include "engine/native/shm/link_frame.h"
+#include "engine/native/shm/hub.h"
 
 typedef enum vnxi_link_state {
     VNXI_LINK_OPEN,
@@ -116,55 +118,21 @@ struct vnxi_hub {
 /* Most bytes read from a link in one round of the loop. */
 #define VNXI_HUB_INPUT (256u << 10)
 
-/* -- hub.c ---------------------------------------------------------------- */
-
-/* Watch a descriptor; returns as epoll_ctl(). */
-int vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag);
-
-/* Return whether other code closed the hub's descriptors.  If so, their
- * numbers must not be used any more.  Requires the loop. */
-bool vnxi_hub_is_lost(vnxi_hub_t *hub);
-
-/* Wake the thread. */
-void vnxi_hub_wake(vnxi_hub_t *hub);
-
-/* Set the timer to the next event that is due.  Requires the loop. */
-void vnxi_hub_set_timer(vnxi_hub_t *hub);
-
-/* -- hub_links.c ---------------------------------------------------------- */
-
-/* Add a link to the hub and to the epoll set.  VNX_ERR_CLOSED: stopped. */
-vnx_status_t vnxi_hub_attach(vnxi_hub_t *hub, vnxi_link_t *link,
-                             vnx_error_t *error);
-
-/* Remove a link from both and close its socket.  Requires the loop.
- * Idempotent. */
-void vnxi_hub_detach(vnxi_hub_t *hub, vnxi_link_t *link);
-
-/* Queue a link that vnxi_link_win() has ended for the next
- * vnxi_hub_close_deferred(). */
-void vnxi_hub_defer_close(vnxi_hub_t *hub, vnxi_link_t *link);
-
-/* Detach the queued links.  Requires the loop, with all events of a round
- * handled. */
-void vnxi_hub_close_deferred(vnxi_hub_t *hub);
-
-/* As vnxi_hub_defer_close(), for callers outside the loop.  Reaps at once if
- * the loop is free; otherwise its holder does. */
-void vnxi_hub_close_soon(vnxi_hub_t *hub, vnxi_link_t *link);
+/* The length of a window of polling (hub.c), and the period of the timer in
+ * polling mode. */
+#define VNXI_HUB_WINDOW_NS 2000000u
 
 /* -- hub_events.c --------------------------------------------------------- */
 
 /* One round: handle pending events.  Requires the loop. */
 void vnxi_hub_round(vnxi_hub_t *hub);
 
-/* End the accepted links that have sent no HELLO for too long.  Requires the
- * loop. */
-void vnxi_hub_expire(vnxi_hub_t *hub, uint64_t now);
+/* Set the timer to the next event that is due.  Requires the loop. */
+void vnxi_hub_set_timer(vnxi_hub_t *hub);
 
-/* Remove a link from the list of links without HELLO, if it is there.
- * Requires the loop. */
-void vnxi_hub_not_silent(vnxi_hub_t *hub, vnxi_link_t *link);
+/* Accept again after a lack of descriptors, and end the accepted links that
+ * have sent no HELLO for too long, if it is time.  Requires the loop. */
+void vnxi_hub_expire(vnxi_hub_t *hub);
 
 /* -- link.c --------------------------------------------------------------- */
 
@@ -177,14 +145,58 @@ void vnxi_link_unref(vnxi_link_t *link);
  */
 bool vnxi_link_win(vnxi_link_t *link, vnxi_link_state_t state);
 
-/* Send a whole frame, given as header and body; sends or queues all or
- * nothing. */
-vnx_status_t vnxi_link_send(vnxi_link_t *link, const void *head,
-                            size_t head_len, const void *body, size_t body_len,
+/* Send whole frames; sends or queues all or nothing.  Errors as
+ * vnxi_link_send_notif(); VNX_ERR_NO_MEMORY also if the writer failed. */
+vnx_status_t vnxi_link_send(vnxi_link_t *link, const vnxi_writer_t *frames,
                             vnx_error_t *error);
 
 /* Write queued data as far as the socket takes it. */
 void vnxi_link_flush(vnxi_link_t *link);
+
+/* Add a link to its hub and to the epoll set.  VNX_ERR_CLOSED: stopped. */
+vnx_status_t vnxi_link_attach(vnxi_link_t *link, vnx_error_t *error);
+
+/* Remove a link from both and close its socket.  Requires the loop.
+ * Idempotent. */
+void vnxi_link_detach(vnxi_link_t *link);
+
+/* Queue a link that vnxi_link_win() has ended for the next
+ * vnxi_link_close_deferred(). */
+void vnxi_link_defer_close(vnxi_link_t *link);
+
+/* Detach the queued links.  Requires the loop, with all events of a round
+ * handled. */
+void vnxi_link_close_deferred(vnxi_hub_t *hub);
+
+/* Add an accepted link to the hub's list of links without HELLO, or remove it
+ * if it is there.  Require the loop. */
+void vnxi_link_add_silent(vnxi_link_t *link, uint64_t deadline);
+void vnxi_link_not_silent(vnxi_link_t *link);
+
+/* -- Small helpers -------------------------------------------------------- */
+
+/* Watch a descriptor; returns as epoll_ctl(). */
+static inline int
+vnxi_hub_watch(int set, int fd, uint32_t events, uint64_t tag)
+{
+    struct epoll_event event = {.events = events, .data.u64 = tag};
+
+    return epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Wake the thread. */
+static inline void
+vnxi_hub_wake(vnxi_hub_t *hub)
+{
+    uint64_t one = 1;
+
+    if (vnxi_fds_lost(hub->fds)) {
+        return;
+    }
+    ssize_t done = write(hub->wake, &one, sizeof one);
+
+    (void)done; /* fails only if a wake-up is already pending */
+}
 
 /* The tags in epoll events: for the listener (NULL), a link's socket, a link's
  * pidfd.  The upper bits, which are not used in pointers, distinguish them

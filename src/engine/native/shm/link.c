@@ -1,8 +1,12 @@
 /*
- * The life cycle of a link, and sending.  A frame is written on the caller's
- * thread.  If the socket does not take all of it, the rest is queued, and so
- * is everything after it until the loop has written the queue out.  This keeps
- * the order of the calls.
+ * A link: its life cycle, sending, its place in the hub, and closing.
+ *
+ * A frame is written on the caller's thread.  If the socket does not take all
+ * of it, the rest is queued, and so is everything after it until the loop has
+ * written the queue out.  This keeps the order of the calls.
+ *
+ * Closing is deferred: the thread that ends a link pushes it on the hub's
+ * stack `deferred`, and the holder of `loop` closes it between two rounds.
  */
 #include <errno.h>
 #include <poll.h>
@@ -14,10 +18,10 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
-#include "base/mutex.h"
 #include "engine/native/shm/hub_private.h"
 
-#define OPERATION "send_notif"
+#define OPEN "add_remote_agent"
+#define SEND "send_notif"
 
 /* -- Life cycle ----------------------------------------------------------- */
 
@@ -186,27 +190,27 @@ queue_rest(vnxi_link_t *link, const struct iovec *parts, size_t count,
 }
 
 static vnx_status_t
-error_gone(vnx_error_t *error)
+error_gone(const char *operation, vnx_error_t *error)
 {
-    return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
+    return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation,
                           "the connection to the peer has ended");
 }
 
 /* Requires send_lock. */
 static vnx_status_t
 send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
-           vnx_error_t *error)
+           const char *operation, vnx_error_t *error)
 {
     size_t queued = link->queue.bytes;
     ssize_t done = 0;
 
     if (link->fd < 0 || vnxi_link_ended(link)) {
-        return error_gone(error);
+        return error_gone(operation, error);
     }
     /* An empty queue takes any frame: the limit is for frames that pile up. */
     if (queued > 0 && (queued >= VNXI_LINK_QUEUE_MAX ||
                        len > VNXI_LINK_QUEUE_MAX - queued)) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+        return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
                               "the peer does not read its messages: %zu bytes "
                               "are queued for it",
                               queued);
@@ -215,7 +219,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
         done = write_some(link->fd, parts, 2);
         if (done < 0) {
             break_off(link);
-            return error_gone(error);
+            return error_gone(operation, error);
         }
         if ((size_t)done == len) {
             return VNX_OK;
@@ -223,7 +227,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
     }
     if (!queue_rest(link, parts, 2, (size_t)done)) {
         break_off(link); /* a part of the frame has been sent */
-        return vnxi_error_no_memory(error, OPERATION, len);
+        return vnxi_error_no_memory(error, operation, len);
     }
     if (queued == 0) {
         watch_room(link, true);
@@ -231,19 +235,31 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
     return VNX_OK;
 }
 
-vnx_status_t
-vnxi_link_send(vnxi_link_t *link, const void *head, size_t head_len,
-               const void *body, size_t body_len, vnx_error_t *error)
+/* Send a frame given as header and body, or whole frames and no body.  Sends
+ * or queues all or nothing. */
+static vnx_status_t
+send_all(vnxi_link_t *link, struct iovec head, struct iovec body,
+         const char *operation, vnx_error_t *error)
 {
-    struct iovec parts[2] = {
-        {.iov_base = (void *)(uintptr_t)head, .iov_len = head_len},
-        {.iov_base = (void *)(uintptr_t)body, .iov_len = body_len},
-    };
+    struct iovec parts[2] = {head, body};
 
     vnxi_mutex_lock(&link->send_lock);
-    vnx_status_t status = send_parts(link, parts, head_len + body_len, error);
+    vnx_status_t status =
+        send_parts(link, parts, head.iov_len + body.iov_len, operation, error);
     vnxi_mutex_unlock(&link->send_lock);
     return status;
+}
+
+vnx_status_t
+vnxi_link_send(vnxi_link_t *link, const vnxi_writer_t *frames,
+               vnx_error_t *error)
+{
+    if (frames->failed) {
+        return vnxi_error_no_memory(error, OPEN, frames->len);
+    }
+    return send_all(
+        link, (struct iovec){.iov_base = frames->data, .iov_len = frames->len},
+        (struct iovec){.iov_len = 0}, OPEN, error);
 }
 
 vnx_status_t
@@ -253,19 +269,22 @@ vnxi_link_send_notif(vnxi_link_t *link, const void *message, size_t len,
     unsigned char header[VNXI_LINK_FRAME_HEADER];
 
     if (vnxi_fork_crossed(link->forks)) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, SEND,
                               "the agent was created before this process was "
                               "forked");
     }
     if (len >= VNXI_LINK_FRAME_MAX) {
         return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, OPERATION,
+            error, VNX_ERR_INVALID_PARAM, SEND,
             "a message of %zu bytes is too long, the maximum "
             "is %u",
             len, VNXI_LINK_FRAME_MAX - 1);
     }
     vnxi_link_frame_header(VNXI_LINK_FRAME_NOTIF, len, header);
-    return vnxi_link_send(link, header, sizeof header, message, len, error);
+    return send_all(
+        link, (struct iovec){.iov_base = header, .iov_len = sizeof header},
+        (struct iovec){.iov_base = (void *)(uintptr_t)message, .iov_len = len},
+        SEND, error);
 }
 
 vnx_status_t
@@ -273,14 +292,9 @@ vnxi_link_ask(vnxi_link_t *link, uint64_t token, const vnxi_link_row_t *rows,
               size_t count, vnx_error_t *error)
 {
     vnxi_writer_t writer = {0};
-    vnx_status_t status;
 
     vnxi_link_frame_write_confirm(&writer, token, rows, count);
-    if (writer.failed) {
-        status = vnxi_error_no_memory(error, "add_remote_agent", writer.len);
-    } else {
-        status = vnxi_link_send(link, writer.data, writer.len, NULL, 0, error);
-    }
+    vnx_status_t status = vnxi_link_send(link, &writer, error);
     vnxi_writer_fini(&writer);
     return status;
 }
@@ -316,6 +330,195 @@ vnxi_link_flush(vnxi_link_t *link)
     vnxi_mutex_unlock(&link->send_lock);
 }
 
+/* -- The links of a hub --------------------------------------------------- */
+
+/* Requires the link's send_lock. */
+static int
+watch_link(vnxi_link_t *link)
+{
+    const vnxi_hub_t *hub = link->hub;
+    uint32_t events = link->queue.bytes > 0 ? EPOLLIN | EPOLLOUT : EPOLLIN;
+
+    if (vnxi_hub_watch(hub->inner, link->fd, events, vnxi_link_tag(link, 0)) !=
+        0) {
+        return -1;
+    }
+    if (link->pidfd >= 0 &&
+        vnxi_hub_watch(hub->inner, link->pidfd, EPOLLIN,
+                       vnxi_link_tag(link, VNXI_LINK_TAG_PIDFD)) != 0) {
+        int cause = errno;
+        epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
+        errno = cause;
+        return -1;
+    }
+    return 0;
+}
+
+static void
+list_add(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    vnxi_link_ref(link);
+    link->listed = true;
+    link->next = hub->links;
+    if (link->next != NULL) {
+        link->next->prev = link;
+    }
+    hub->links = link;
+}
+
+static void
+list_remove(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    if (link->prev != NULL) {
+        link->prev->next = link->next;
+    } else {
+        hub->links = link->next;
+    }
+    if (link->next != NULL) {
+        link->next->prev = link->prev;
+    }
+    link->next = link->prev = NULL;
+    link->listed = false;
+}
+
+/* Holds both locks: an event may arrive before the second descriptor is
+ * watched, and must not detach the link half-way. */
+vnx_status_t
+vnxi_link_attach(vnxi_link_t *link, vnx_error_t *error)
+{
+    vnxi_hub_t *hub = link->hub;
+    vnx_status_t status = VNX_OK;
+
+    vnxi_mutex_lock(&hub->lists);
+    vnxi_mutex_lock(&link->send_lock);
+    if (hub->closed) {
+        status =
+            vnxi_error_set(error, VNX_ERR_CLOSED, OPEN, "the agent is closed");
+    } else if (watch_link(link) != 0) {
+        status = vnxi_error_set(error, VNX_ERR_BACKEND, OPEN,
+                                "the peer's socket cannot be watched: %s",
+                                vnxi_errno(errno));
+    } else {
+        list_add(hub, link);
+    }
+    vnxi_mutex_unlock(&link->send_lock);
+    vnxi_mutex_unlock(&hub->lists);
+    return status;
+}
+
+void
+vnxi_link_add_silent(vnxi_link_t *link, uint64_t deadline)
+{
+    vnxi_hub_t *hub = link->hub;
+
+    link->hello_deadline = deadline;
+    link->silent_prev = hub->silent_last;
+    if (hub->silent_last != NULL) {
+        hub->silent_last->silent_next = link;
+    } else {
+        hub->silent_first = link;
+    }
+    hub->silent_last = link;
+    hub->silent_count++;
+}
+
+void
+vnxi_link_not_silent(vnxi_link_t *link)
+{
+    vnxi_hub_t *hub = link->hub;
+
+    if (link->hello_deadline == 0) {
+        return;
+    }
+    if (link->silent_prev != NULL) {
+        link->silent_prev->silent_next = link->silent_next;
+    } else {
+        hub->silent_first = link->silent_next;
+    }
+    if (link->silent_next != NULL) {
+        link->silent_next->silent_prev = link->silent_prev;
+    } else {
+        hub->silent_last = link->silent_prev;
+    }
+    link->silent_next = link->silent_prev = NULL;
+    link->hello_deadline = 0;
+    hub->silent_count--;
+}
+
+/* The descriptor is removed from the epoll set explicitly: if a forked child
+ * holds the socket too, closing it here would leave it in the set. */
+static void
+close_socket(vnxi_link_t *link)
+{
+    const vnxi_hub_t *hub = link->hub;
+    bool lost = vnxi_fds_lost(link->fds);
+
+    vnxi_mutex_lock(&link->send_lock);
+    if (link->fd >= 0 && lost) {
+        link->fd = -1;
+        vnxi_link_queue_clear(&link->queue);
+    } else if (link->fd >= 0) {
+        epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->fd, NULL);
+        if (link->pidfd >= 0) {
+            epoll_ctl(hub->inner, EPOLL_CTL_DEL, link->pidfd, NULL);
+        }
+        vnxi_fork_fd_close(link->fd);
+        link->fd = -1;
+        vnxi_link_queue_clear(&link->queue);
+    }
+    vnxi_mutex_unlock(&link->send_lock);
+}
+
+void
+vnxi_link_detach(vnxi_link_t *link)
+{
+    vnxi_hub_t *hub = link->hub;
+
+    close_socket(link);
+    vnxi_link_not_silent(link);
+    vnxi_mutex_lock(&hub->lists);
+    bool listed = link->listed;
+    if (listed) {
+        list_remove(hub, link);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+    if (!listed) {
+        return;
+    }
+    if (link->accepted) {
+        hub->accepted_count--;
+        if (link->sender != NULL) {
+            atomic_fetch_sub(&hub->accepted, 1);
+        }
+    }
+    vnxi_link_unref(link);
+}
+
+void
+vnxi_link_defer_close(vnxi_link_t *link)
+{
+    vnxi_hub_t *hub = link->hub;
+    vnxi_link_t *next = atomic_load(&hub->deferred);
+
+    vnxi_link_ref(link);
+    do {
+        atomic_store(&link->deferred_next, next);
+    } while (!atomic_compare_exchange_weak(&hub->deferred, &next, link));
+}
+
+void
+vnxi_link_close_deferred(vnxi_hub_t *hub)
+{
+    vnxi_link_t *link = atomic_exchange(&hub->deferred, NULL);
+
+    while (link != NULL) {
+        vnxi_link_t *next = atomic_load(&link->deferred_next);
+        vnxi_link_detach(link);
+        vnxi_link_unref(link);
+        link = next;
+    }
+}
+
 /* -- Closing -------------------------------------------------------------- */
 
 /* In the middle of a frame, BYE would be read as part of the frame.  So it is
@@ -343,10 +546,18 @@ say_bye(vnxi_link_t *link)
 void
 vnxi_link_close(vnxi_link_t *link)
 {
+    vnxi_hub_t *hub = link->hub;
+
     if (vnxi_fork_crossed(link->forks) ||
         !vnxi_link_win(link, VNXI_LINK_CLOSED)) {
         return;
     }
     say_bye(link);
-    vnxi_hub_close_soon(link->hub, link);
+    vnxi_link_defer_close(link);
+    if (vnxi_mutex_trylock(&hub->loop) != 0) {
+        vnxi_hub_wake(hub); /* its holder may have closed them already */
+        return;
+    }
+    vnxi_link_close_deferred(hub);
+    vnxi_mutex_unlock(&hub->loop);
 }

@@ -1,6 +1,26 @@
 /*
- * The frames of links (link.h has their layout): writing frames, and reading
- * them from a stream that arrives in pieces.  Pure: no sockets, no locks.
+ * The frames of links: writing frames, reading them from a stream that arrives
+ * in pieces, and the queue of bytes to send.  Pure: no sockets, no locks.
+ *
+ * Frames: u32 length of the rest, u8 type, body; little-endian.
+ *   1 HELLO    u16 version (2), instance[16] of the opener, u32 name length,
+ *              name, instance[16] and u32 name length, name of the agent to
+ *              reach (any other agent answers with REFUSE)
+ *   2 NOTIF    the message
+ *   3 REVOKE   u64 epoch, u32 count, then count * (u32 mem, u64 addr, u64 len,
+ *              u64 dev): these were deregistered before that epoch
+ *   4 BYE      no body: an orderly end (close(), remove_remote_agent)
+ *   5 CONFIRM  u64 token, u32 count, then count * (u32 mem, u64 addr, u64 len,
+ *              u64 dev, u32 1 if it is shared, u64 offset, u64 st_dev,
+ *              u64 st_ino; all 0 if it is not): are these registered now?
+ *   6 CONFIRMED u64 token, u64 epoch of the registry at the lookup, u32 count,
+ *              then count * u32, ascending: indices of rows not registered
+ *   7 REFUSE   instance[16], u32 name length, name of the listener, which is
+ *              not the agent that HELLO named; then the end
+ * The opener sends HELLO, NOTIF, CONFIRM and BYE, the listener the others and
+ * BYE.  A frame above VNXI_LINK_FRAME_MAX, of unknown type, from the wrong
+ * side, before HELLO, or with a malformed body ends the link on which it
+ * arrived, and only that link.
  *
  * A reader allocates as bytes arrive, never by the announced length, and
  * copies only frames that are cut off by the end of its input.
@@ -11,13 +31,16 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <vnx/vnx.h>
 
 #include "base/bytes.h"
-#include "engine/native/shm/link.h"
+#include "engine/native/shm/shm_wire.h"
 
+#define VNXI_LINK_FRAME_MAX (1u << 30)
 #define VNXI_LINK_FRAME_HEADER 5 /* bytes: length and type */
 #define VNXI_LINK_FRAME_NAME_MAX 65535
 #define VNXI_LINK_FRAME_REVOKES_MAX 65536
+#define VNXI_LINK_ROWS_MAX 1024u /* in a CONFIRM */
 
 typedef enum vnxi_link_frame_type {
     VNXI_LINK_FRAME_HELLO = 1,
@@ -30,6 +53,22 @@ typedef enum vnxi_link_frame_type {
 } vnxi_link_frame_type_t;
 
 #define VNXI_LINK_FRAME_BIT(type) (1u << (type))
+
+/* A region as metadata describes it.  The descriptor number in `map_info` only
+ * tells whether the region is shared (>= 0). */
+typedef struct vnxi_link_row {
+    vnx_mem_t mem;
+    vnx_desc_t desc;
+    vnxi_map_info_t map_info;
+} vnxi_link_row_t;
+
+/* A CONFIRMED. */
+typedef struct vnxi_link_answer {
+    uint64_t token;
+    uint64_t epoch; /* of the owner's registry at the lookup */
+    size_t count;
+    uint32_t refused[VNXI_LINK_ROWS_MAX]; /* `count` row indices, ascending */
+} vnxi_link_answer_t;
 
 /* -- Writing -------------------------------------------------------------- */
 

@@ -304,14 +304,9 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
         .target_name = name,
         .target_name_len = name_len,
     };
-    vnx_status_t status;
 
     vnxi_link_frame_write_hello(&writer, &hello);
-    if (writer.failed) {
-        status = vnxi_error_no_memory(error, OPERATION, writer.len);
-    } else {
-        status = vnxi_link_send(link, writer.data, writer.len, NULL, 0, error);
-    }
+    vnx_status_t status = vnxi_link_send(link, &writer, error);
     vnxi_writer_fini(&writer);
     return status;
 }
@@ -396,7 +391,7 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
      * it.  A fresh socket takes all of it. */
     status = send_hello(link, info, name, name_len, error);
     if (status == VNX_OK) {
-        status = vnxi_hub_attach(hub, link, error);
+        status = vnxi_link_attach(link, error);
     }
     if (status != VNX_OK) {
         vnxi_link_unref(link);
