@@ -85,6 +85,7 @@ end_init(end_t *end, const char *name)
         .name = name,
         .name_len = strlen(name),
         .instance = end->instance,
+        .local = &end->info,
         .callbacks = {.context = end,
                       .notif = on_notif,
                       .revoked = on_revoked,

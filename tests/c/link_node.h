@@ -275,6 +275,7 @@ node_init(node_t *node, const char *name)
         .name = name,
         .name_len = strlen(name),
         .instance = node->instance,
+        .local = &node->info,
         .callbacks = {node, node_on_notif, node_on_revoked, node_on_ended,
                       node_on_confirm, node_on_confirmed, node_on_alarm},
     };

@@ -1,6 +1,7 @@
 /* Admission to links, and hostile peers, which must do no harm. */
 #include "link_node.h"
 
+#include <linux/capability.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -80,17 +81,6 @@ test_link_open_names_the_check_that_failed(void **state)
     check_refused(&node, &info, status, "user");
 
     info = peer.info;
-    info.pid = 0;
-    check_refused(&node, &info, VNX_ERR_BACKEND, "no process");
-    info.pid = UINT32_MAX;
-    check_refused(&node, &info, VNX_ERR_BACKEND, "no process");
-    info = peer.info;
-    info.socket[0] = '\0';
-    check_refused(&node, &info, VNX_ERR_BACKEND, "no socket");
-    memset(info.socket, 'x', sizeof info.socket);
-    check_refused(&node, &info, VNX_ERR_BACKEND, "no socket");
-
-    info = peer.info;
     peer_kill(&peer);
     check_refused(&node, &info, VNX_ERR_BACKEND, "has ended");
 
@@ -115,19 +105,67 @@ test_link_open_fails_after_stop(void **state)
     peer_stop(&peer);
 }
 
+static const char long_name[65536];
+
+static void
+test_link_open_refuses_impossible_names(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {0, sizeof long_name};
+    vnxi_link_t *link = NULL;
+    node_t node;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(vnxi_link_open(node.hub, &node.info, long_name,
+                                        lengths[i], NULL, &link, NULL),
+                         VNX_ERR_INVALID_PARAM);
+        assert_null(link);
+    }
+    node_fini(&node);
+}
+
+/* Opening needs two descriptors. */
+static void
+test_link_open_reports_a_lack_of_descriptors(void **state)
+{
+    (void)state;
+    peer_t peer;
+    node_t node;
+    struct rlimit limit, few;
+
+    peer_start(&peer, "prefill");
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    size_t fds = open_fds();
+    int first = dup(0);
+    close(first);
+    for (int free = 0; free < 2; free++) {
+        few = limit;
+        few.rlim_cur = (rlim_t)(first + free);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+        check_refused(&node, &peer.info, VNX_ERR_BACKEND,
+                      "Too many open files");
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+        assert_int_equal(open_fds(), fds);
+    }
+    vnxi_link_release(node_open(&node, &peer.info));
+    node_fini(&node);
+    peer_stop(&peer);
+}
+
 static void
 test_hub_create_refuses_impossible_names(void **state)
 {
     (void)state;
-    static const char name[65536];
-    static const size_t lengths[] = {0, 65536};
+    static const size_t lengths[] = {0, sizeof long_name};
     unsigned char instance[VNXI_SHM_ID_SIZE] = {0};
     char socket[VNXI_SHM_SOCKET_MAX];
     vnxi_hub_t *hub = NULL;
 
     for (size_t i = 0; i < 2; i++) {
         vnxi_hub_config_t config = {
-            .name = name, .name_len = lengths[i], .instance = instance};
+            .name = long_name, .name_len = lengths[i], .instance = instance};
         assert_int_equal(vnxi_hub_create(&config, socket, &hub, NULL),
                          VNX_ERR_INVALID_PARAM);
         assert_null(hub);
@@ -181,6 +219,51 @@ test_link_open_explains_a_refusal_of_the_kernel(void **state)
     assert_non_null(strstr(answer.error.cause, "SYS_PTRACE"));
     peer_stop(&one);
     peer_stop(&two);
+}
+
+/* In a child of the test: returns its exit status. */
+static int
+open_without_ptrace(const vnxi_shm_info_t *info)
+{
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    vnxi_link_t *link;
+    vnx_error_t error;
+    node_t node;
+
+    if (syscall(SYS_capget, &header, data) != 0) {
+        return 2;
+    }
+    data[0].effective &= ~CAP_TO_MASK(CAP_SYS_PTRACE);
+    if (syscall(SYS_capset, &header, data) != 0 ||
+        node_init(&node, "decode") != VNX_OK) {
+        return 3;
+    }
+    bool is_refused =
+        node_try_open(node.hub, info, NULL, &link, &error) ==
+            VNX_ERR_NOT_ALLOWED &&
+        strstr(error.cause, "does not let user 0 read the memory") != NULL;
+    node_fini(&node);
+    return is_refused ? 0 : 1;
+}
+
+static void
+test_link_open_names_the_user_whose_memory_is_protected(void **state)
+{
+    (void)state;
+    peer_t nobody;
+    int status;
+
+    needs_root();
+    peer_start_as(&nobody, "nobody", NOBODY);
+    pid_t opener = fork();
+    if (opener == 0) {
+        _exit(open_without_ptrace(&nobody.info));
+    }
+    assert_int_equal(waitpid(opener, &status, 0), opener);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+    peer_stop(&nobody);
 }
 
 static void
@@ -825,9 +908,13 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_link_open_names_the_check_that_failed),
         cmocka_unit_test(test_link_open_fails_after_stop),
+        cmocka_unit_test(test_link_open_refuses_impossible_names),
+        cmocka_unit_test(test_link_open_reports_a_lack_of_descriptors),
         cmocka_unit_test(test_hub_create_refuses_impossible_names),
         cmocka_unit_test(test_link_open_names_the_users_that_differ),
         cmocka_unit_test(test_link_open_explains_a_refusal_of_the_kernel),
+        cmocka_unit_test(
+            test_link_open_names_the_user_whose_memory_is_protected),
         cmocka_unit_test(test_hub_admits_only_root_and_its_own_user),
         cmocka_unit_test(test_hub_closes_a_connection_without_hello),
         cmocka_unit_test(test_hub_closes_a_connection_on_errors_after_hello),

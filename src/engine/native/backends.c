@@ -141,6 +141,7 @@ need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
         .name = engine->name,
         .name_len = engine->name_len,
         .instance = engine->info.instance,
+        .local = &engine->info,
         .callbacks = vnxi_native_hub_callbacks,
     };
     vnxi_hub_t *hub;

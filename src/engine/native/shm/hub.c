@@ -309,6 +309,7 @@ hub_alloc(const vnxi_hub_config_t *config)
     hub->fds = vnxi_fds_epoch();
     hub->callbacks = config->callbacks;
     memcpy(hub->instance, config->instance, sizeof hub->instance);
+    hub->local = *config->local;
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
     hub->name_len = config->name_len;

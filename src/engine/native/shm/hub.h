@@ -60,6 +60,7 @@ typedef struct vnxi_hub_config {
     const void *name; /* copied */
     size_t name_len;
     const unsigned char *instance; /* VNXI_SHM_ID_SIZE bytes, copied */
+    const vnxi_shm_info_t *local;  /* of vnxi_shm_info_local(), copied */
     vnxi_hub_callbacks_t callbacks;
 } vnxi_hub_config_t;
 

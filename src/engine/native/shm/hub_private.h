@@ -46,8 +46,9 @@ struct vnxi_link {
     unsigned fds;   /* epoch of its descriptors */
     bool accepted;
     pid_t pid; /* of the other end */
-    int pidfd; /* closed when the link is freed; -1 only if accepted: the
-                  process was gone, or no descriptor was available */
+    int pidfd; /* closed when the link is freed; an attached link has -1 only
+                  if it was accepted: the process was gone, or no descriptor
+                  was available */
     void *cookie;
 
     atomic_int state;
@@ -77,6 +78,7 @@ struct vnxi_hub {
     char *name; /* owned */
     size_t name_len;
     unsigned char instance[VNXI_SHM_ID_SIZE];
+    vnxi_shm_info_t local; /* only what vnxi_shm_info_local() fills in */
     char socket[VNXI_SHM_SOCKET_MAX];
     unsigned forks; /* fork count at creation */
     unsigned fds;   /* epoch of its descriptors */

@@ -29,7 +29,7 @@
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
 typedef struct vnxi_link vnxi_link_t;
 
-/* Open a link to the agent that `info` describes.  The agent must be on this
+/* Open a link to the agent that `info` (of vnxi_shm_info_read()) describes.  The agent must be on this
  * host: boot id, pid namespace, socket, SO_PEERCRED (pid and uid as
  * published), start time, and the nonce read from its memory are checked.  For
  * an agent of this process the nonce proves nothing and is not read: the

@@ -4,9 +4,11 @@
  * instance id), then the connection, whose other end must be that process.
  * HELLO follows at once, because a listener drops connections that stay
  * silent.
+ *
+ * The link owns the descriptors from the moment that they are opened, so on an
+ * error only the link is released.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,31 +42,27 @@ refuse(vnx_error_t *error, const char *cause)
 /* -- Identity of the peer ------------------------------------------------- */
 
 static vnx_status_t
-check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
+check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *local,
            vnx_error_t *error)
 {
-    if (memcmp(info->boot, own->boot, sizeof info->boot) != 0) {
+    uid_t uid = geteuid();
+
+    if (memcmp(info->boot, local->boot, sizeof info->boot) != 0) {
         return refuse(error, "the peer is on another host, or this host was "
                              "restarted since (boot ids differ)");
     }
-    if (info->pid_namespace != own->pid_namespace) {
+    if (info->pid_namespace != local->pid_namespace) {
         return refuse(error,
                       "the peer is in another pid namespace (another "
                       "container): run both in one, for example with "
                       "'docker run --pid=container:NAME' or --pid=host");
     }
-    if (own->uid != 0 && info->uid != own->uid) {
+    if (uid != 0 && info->uid != uid) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
                               "the peer runs as user %" PRIu32
                               " and this process as user "
-                              "%" PRIu32 ": run both as the same user",
-                              info->uid, own->uid);
-    }
-    if (info->pid == 0 || info->pid > INT32_MAX ||
-        memchr(info->socket, '\0', sizeof info->socket) == NULL ||
-        info->socket[0] == '\0') {
-        return refuse(error,
-                      "the metadata has no process id or no socket name");
+                              "%u: run both as the same user",
+                              info->uid, (unsigned)uid);
     }
     return VNX_OK;
 }
@@ -72,45 +70,31 @@ check_host(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
 /* The pidfd is opened first, so that the answers of /proc are about the
  * process behind it, or report that the process is gone. */
 static vnx_status_t
-find_process(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
+find_process(vnxi_link_t *link, const vnxi_shm_info_t *info,
+             vnx_error_t *error)
 {
-    vnxi_proc_stat_t stat;
-    int cause = 0;
-    int pidfd = vnxi_fork_fd_own(pidfd_open((pid_t)info->pid, 0));
+    vnxi_proc_stat_t stat = {0};
 
-    if (pidfd < 0 && errno != ESRCH) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "process %" PRIu32 " cannot be watched: %s",
-                              info->pid, vnxi_errno(errno));
-    }
-    if (pidfd >= 0) {
-        cause = vnxi_proc_stat((pid_t)info->pid, &stat);
-    }
-    if (cause != 0 && cause != ESRCH) {
-        vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                       "the start time of process %" PRIu32
-                       " cannot be read: %s",
-                       info->pid, vnxi_errno(cause)); /* before closing changes
-                                                         errno */
-        vnxi_fork_fd_close(pidfd);
-        return VNX_ERR_BACKEND;
-    }
-    if (pidfd < 0 || cause != 0 || stat.exiting) {
-        vnxi_fork_fd_close(pidfd);
+    link->pidfd = vnxi_fork_fd_own(pidfd_open(link->pid, 0));
+    int cause = link->pidfd < 0 ? errno : vnxi_proc_stat(link->pid, &stat);
+    if (cause == ESRCH || (cause == 0 && stat.exiting)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "process %" PRIu32 ", which published the "
                               "metadata, has ended",
                               info->pid);
     }
+    if (cause != 0) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
+                              "process %" PRIu32 " cannot be watched: %s",
+                              info->pid, vnxi_errno(cause));
+    }
     if (stat.start_time != info->start_time) {
-        vnxi_fork_fd_close(pidfd);
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
                               "process %" PRIu32 " is not the one that "
                               "published the metadata (start times differ): "
                               "fetch the metadata again",
                               info->pid);
     }
-    *pidfd_p = pidfd;
     return VNX_OK;
 }
 
@@ -131,18 +115,16 @@ yama_scope(void)
 }
 
 static vnx_status_t
-error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
-                    vnx_error_t *error)
+error_not_permitted(const vnxi_shm_info_t *info, vnx_error_t *error)
 {
     long scope = yama_scope();
 
-    if (info->uid != own->uid) {
+    if (info->uid != geteuid()) {
         return vnxi_error_set(
             error, VNX_ERR_NOT_ALLOWED, OPERATION,
-            "the kernel does not let user %" PRIu32 " read the memory of "
-            "process %" PRIu32 " of user %" PRIu32 ": run both as the same "
-            "user",
-            own->uid, info->pid, info->uid);
+            "the kernel does not let user %u read the memory of process "
+            "%" PRIu32 " of user %" PRIu32 ": run both as the same user",
+            (unsigned)geteuid(), info->pid, info->uid);
     }
     if (scope > 0) {
         return vnxi_error_set(
@@ -163,18 +145,17 @@ error_not_permitted(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
 }
 
 static vnx_status_t
-check_memory(const vnxi_shm_info_t *info, const vnxi_shm_info_t *own,
-             vnx_error_t *error)
+check_memory(const vnxi_shm_info_t *info, vnx_error_t *error)
 {
     unsigned char nonce[VNXI_SHM_ID_SIZE];
 
-    if (info->pid == own->pid) {
+    if ((pid_t)info->pid == getpid()) {
         return VNX_OK; /* the caller has found the agent in the directory */
     }
     int cause =
         vnxi_vm_peek((pid_t)info->pid, info->nonce_addr, nonce, sizeof nonce);
     if (cause == EPERM || cause == ENOSYS) {
-        return error_not_permitted(info, own, error);
+        return error_not_permitted(info, error);
     }
     if (cause != 0) {
         return vnxi_error_set(
@@ -202,64 +183,28 @@ connect_once(int fd, const char *name, uint64_t deadline)
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t len = strlen(name);
     uint64_t now = vnxi_clock_ns();
-
-    if (now >= deadline) {
-        return EAGAIN;
-    }
-    uint64_t us = (deadline - now) / 1000 + 1; /* 0 would mean no timeout */
+    /* At least 1 us, because 0 would mean no timeout. */
+    uint64_t us = now < deadline ? (deadline - now) / 1000 + 1 : 1;
     struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
                            .tv_usec = (suseconds_t)(us % 1000000)};
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) != 0) {
-        return errno;
-    }
+
     memcpy(address.sun_path + 1, name, len);
-    if (connect(fd, (struct sockaddr *)&address,
+    bool done =
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) == 0 &&
+        connect(fd, (struct sockaddr *)&address,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
-                            len)) == 0) {
-        return 0;
-    }
-    return errno;
+                            len)) == 0;
+    return done ? 0 : errno;
 }
 
-static vnx_status_t
-connect_socket(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
-{
-    uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS);
-    int cause;
-
-    while ((cause = connect_once(fd, info->socket, deadline)) != 0) {
-        if (cause == ECONNREFUSED) {
-            return refuse(error, "nobody listens on the peer's socket: its "
-                                 "agent was closed, or it is in another "
-                                 "network namespace (another container)");
-        }
-        if (cause == EAGAIN) {
-            return refuse(error, "the peer does not accept connections "
-                                 "(backlog full)");
-        }
-        if (cause != EINTR) {
-            return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                                  "connecting to the peer's socket failed: "
-                                  "%s",
-                                  vnxi_errno(cause));
-        }
-    }
-    /* Reading and writing never wait: they use MSG_DONTWAIT, and O_NONBLOCK as
-     * a second safeguard. */
-    return fcntl(fd, F_SETFL, O_NONBLOCK) == 0
-               ? VNX_OK
-               : refuse(error, "the socket cannot be made non-blocking");
-}
-
+/* If the kernel does not tell, the pid stays 0, which is not the peer's. */
 static vnx_status_t
 check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
 {
-    struct ucred who;
+    struct ucred who = {0};
     socklen_t len = sizeof who;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) != 0) {
-        return refuse(error, "cannot get the owner of the peer's socket");
-    }
+    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len);
     if ((uint32_t)who.pid != info->pid || who.uid != info->uid) {
         return vnxi_error_set(
             error, VNX_ERR_BACKEND, OPERATION,
@@ -271,24 +216,36 @@ check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
 }
 
 static vnx_status_t
-connect_peer(const vnxi_shm_info_t *info, int *fd_p, vnx_error_t *error)
+connect_peer(vnxi_link_t *link, const vnxi_shm_info_t *info,
+             vnx_error_t *error)
 {
-    int fd = vnxi_fork_fd_own(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS);
+    int cause;
 
-    if (fd < 0) {
+    link->fd =
+        vnxi_fork_fd_own(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (link->fd < 0) {
+        cause = errno;
+    } else {
+        do {
+            cause = connect_once(link->fd, info->socket, deadline);
+        } while (cause == EINTR);
+    }
+    switch (cause) {
+    case 0:
+        return check_listener(link->fd, info, error);
+    case ECONNREFUSED:
+        return refuse(error, "nobody listens on the peer's socket: its agent "
+                             "was closed, or it is in another network "
+                             "namespace (another container)");
+    case EAGAIN:
+        return refuse(error, "the peer does not accept connections (backlog "
+                             "full)");
+    default:
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "cannot create a socket: %s", vnxi_errno(errno));
+                              "connecting to the peer's socket failed: %s",
+                              vnxi_errno(cause));
     }
-    vnx_status_t status = connect_socket(fd, info, error);
-    if (status == VNX_OK) {
-        status = check_listener(fd, info, error);
-    }
-    if (status != VNX_OK) {
-        vnxi_fork_fd_close(fd);
-        return status;
-    }
-    *fd_p = fd;
-    return VNX_OK;
 }
 
 static vnx_status_t
@@ -314,50 +271,26 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
 /* -- Opening -------------------------------------------------------------- */
 
 static vnx_status_t
-check_peer(const vnxi_shm_info_t *info, int *pidfd_p, vnx_error_t *error)
+open_steps(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
+           size_t name_len, vnx_error_t *error)
 {
-    vnxi_shm_info_t own = {0};
-    vnx_status_t status = vnxi_shm_info_local(&own, error);
+    vnx_status_t status = check_host(info, &link->hub->local, error);
 
     if (status == VNX_OK) {
-        status = check_host(info, &own, error);
+        status = find_process(link, info, error);
     }
     if (status == VNX_OK) {
-        status = find_process(info, pidfd_p, error);
+        status = check_memory(info, error);
     }
-    if (status != VNX_OK) {
-        return status;
+    if (status == VNX_OK) {
+        status = connect_peer(link, info, error);
     }
-    status = check_memory(info, &own, error);
-    if (status != VNX_OK) {
-        vnxi_fork_fd_close(*pidfd_p);
+    /* HELLO is sent before the hub knows the link, so that nothing can precede
+     * it.  A fresh socket takes all of it. */
+    if (status == VNX_OK) {
+        status = send_hello(link, info, name, name_len, error);
     }
-    return status;
-}
-
-static vnx_status_t
-link_make(vnxi_hub_t *hub, const vnxi_shm_info_t *info, vnxi_link_t **link_p,
-          vnx_error_t *error)
-{
-    int pidfd = -1, fd = -1;
-    vnx_status_t status = check_peer(info, &pidfd, error);
-
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = connect_peer(info, &fd, error);
-    if (status != VNX_OK) {
-        vnxi_fork_fd_close(pidfd);
-        return status;
-    }
-    vnxi_link_t *link = vnxi_link_new(hub, fd, pidfd, (pid_t)info->pid);
-    if (link == NULL) {
-        vnxi_fork_fd_close(fd);
-        vnxi_fork_fd_close(pidfd);
-        return vnxi_error_no_memory(error, OPERATION, sizeof *link);
-    }
-    *link_p = link;
-    return VNX_OK;
+    return status == VNX_OK ? vnxi_link_attach(link, error) : status;
 }
 
 vnx_status_t
@@ -365,8 +298,6 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
                size_t name_len, void *cookie, vnxi_link_t **link_p,
                vnx_error_t *error)
 {
-    vnxi_link_t *link = NULL;
-
     if (name_len == 0 || name_len > VNXI_LINK_FRAME_NAME_MAX) {
         return vnxi_error_set(
             error, VNX_ERR_INVALID_PARAM, OPERATION,
@@ -378,21 +309,16 @@ vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
                               "the agent was created before this process was "
                               "forked");
     }
-    vnx_status_t status = link_make(hub, info, &link, error);
-    if (status != VNX_OK) {
-        return status;
+    vnxi_link_t *link = vnxi_link_new(hub, -1, -1, (pid_t)info->pid);
+    if (link == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *link);
     }
     link->cookie = cookie;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRMED) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REFUSE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
-    /* HELLO is sent before the hub knows the link, so that nothing can precede
-     * it.  A fresh socket takes all of it. */
-    status = send_hello(link, info, name, name_len, error);
-    if (status == VNX_OK) {
-        status = vnxi_link_attach(link, error);
-    }
+    vnx_status_t status = open_steps(link, info, name, name_len, error);
     if (status != VNX_OK) {
         vnxi_link_unref(link);
         return status;
