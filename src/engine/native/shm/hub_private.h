@@ -68,7 +68,7 @@ struct vnxi_link {
     /* protected by the hub's `lists` */
     bool listed; /* holds a reference */
     vnxi_link_t *next, *prev;
-    uint64_t pass; /* the last iteration over all links that visited it */
+    uint64_t pass; /* the last pass over all links that visited it */
 
     _Atomic(vnxi_link_t *) deferred_next; /* an entry holds a reference */
 };
@@ -92,7 +92,7 @@ struct vnxi_hub {
                        memory */
     atomic_size_t accepted; /* links that sent HELLO */
     _Atomic(vnxi_link_t *) deferred;
-    atomic_uint_fast64_t alarm; /* when to call events.alarm; 0: never */
+    atomic_uint_fast64_t alarm; /* when to call callbacks.alarm; 0: never */
 
     vnxi_mutex_t loop;
     /* of the loop */
@@ -114,7 +114,7 @@ struct vnxi_hub {
     /* protected by lists */
     bool closed; /* no more links are added */
     vnxi_link_t *links;
-    uint64_t pass;
+    uint64_t pass; /* counts the passes over all links */
 };
 
 /* Most bytes read from a link in one round of the loop. */
