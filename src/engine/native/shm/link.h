@@ -29,12 +29,12 @@
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
 typedef struct vnxi_link vnxi_link_t;
 
-/* Open a link to the agent that `info` (of vnxi_shm_info_read()) describes.  The agent must be on this
- * host: boot id, pid namespace, socket, SO_PEERCRED (pid and uid as
- * published), start time, and the nonce read from its memory are checked.  For
- * an agent of this process the nonce proves nothing and is not read: the
- * caller has found the agent itself.  The agent checks its name and instance
- * later, and ends the link if they do not match. Each refusal is
+/* Open a link to the agent that `info` (of vnxi_shm_info_read()) describes.
+ * The agent must be on this host: boot id, pid namespace, socket, SO_PEERCRED
+ * (pid and uid as published), start time, and the nonce read from its memory
+ * are checked.  For an agent of this process the nonce proves nothing and is
+ * not read: the caller has found the agent itself.  The agent checks its name
+ * and instance later, and ends the link if they do not match.  Each refusal is
  * VNX_ERR_BACKEND or VNX_ERR_NOT_ALLOWED with a cause that says which check
  * failed and how to fix it ("ptrace scope ...").  The caller gets one
  * reference.  `cookie` is for the caller (vnxi_link_cookie). */
