@@ -361,7 +361,7 @@ vnxi_hub_create(const vnxi_hub_config_t *config, char *socket_p,
  * go on using a region that is gone, and has to load metadata again.  A peer
  * that has left need not be notified; data it sent before is still read. */
 static void
-tell(vnxi_link_t *link, const vnxi_writer_t *frames)
+notify_one(vnxi_link_t *link, const vnxi_writer_t *frames)
 {
     vnx_status_t status = vnxi_link_send(link, frames, NULL);
 
@@ -373,7 +373,7 @@ tell(vnxi_link_t *link, const vnxi_writer_t *frames)
 /* Sends without holding a lock.  If a link leaves the list meanwhile, the
  * iteration restarts and skips the links that were notified. */
 static void
-tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
+notify_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
 {
     vnxi_link_t *link, *next;
 
@@ -387,7 +387,7 @@ tell_all(vnxi_hub_t *hub, const vnxi_writer_t *frames)
         link->pass = pass;
         vnxi_link_ref(link);
         vnxi_mutex_unlock(&hub->lists);
-        tell(link, frames);
+        notify_one(link, frames);
         vnxi_mutex_lock(&hub->lists);
         next = link->listed ? link->next : hub->links;
         vnxi_link_unref(link);
@@ -416,7 +416,7 @@ vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
         };
         vnxi_link_frame_write_revoke(&frames, &revoke);
     }
-    tell_all(hub, &frames);
+    notify_all(hub, &frames);
     vnxi_writer_fini(&frames);
 }
 

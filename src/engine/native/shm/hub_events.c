@@ -38,9 +38,9 @@
 #define NO_FDS_WAIT_NS (100u * UINT64_C(1000000))
 #define SHOWN_NAME_MAX 100u
 
-/* Why a link ends; LINK_GOES_ON: it does not end. */
+/* Why a link ends; LINK_CONTINUES: it does not end. */
 typedef enum link_end {
-    LINK_GOES_ON,
+    LINK_CONTINUES,
     LINK_END_OF_STREAM,
     LINK_SAID_BYE,
     LINK_PROCESS_ENDED,
@@ -95,7 +95,7 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
 {
     char cause[256];
 
-    if (!vnxi_link_win(link, VNXI_LINK_ENDED)) {
+    if (!vnxi_link_try_end(link, VNXI_LINK_ENDED)) {
         return;
     }
     vnxi_link_defer_close(link);
@@ -117,7 +117,7 @@ answer(vnxi_link_t *link, vnxi_writer_t *frame)
 
     vnxi_writer_fini(frame);
     return status == VNX_OK || status == VNX_ERR_REMOTE_DISCONNECT
-               ? LINK_GOES_ON
+               ? LINK_CONTINUES
                : LINK_NO_MEMORY;
 }
 
@@ -168,7 +168,7 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_link_not_silent(link);
     atomic_fetch_add(&hub->accepted, 1);
-    return LINK_GOES_ON;
+    return LINK_CONTINUES;
 }
 
 /* The name comes from outside: keep only printable characters, and only the
@@ -210,13 +210,13 @@ on_revoke(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         hub->callbacks.revoked(hub->callbacks.context, link, epoch, mem,
                                &desc);
     }
-    return LINK_GOES_ON;
+    return LINK_CONTINUES;
 }
 
 /* Check some rows of a CONFIRM from `first` on; returns how many. */
 static size_t
-look_at_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
-             uint32_t count, vnxi_link_answer_t *answer_p)
+check_rows(vnxi_hub_t *hub, const vnxi_link_frame_t *frame, uint32_t first,
+           uint32_t count, vnxi_link_answer_t *answer_p)
 {
     vnxi_link_row_t rows[VNXI_HUB_ROWS_MAX];
     bool refused[VNXI_HUB_ROWS_MAX];
@@ -250,7 +250,7 @@ on_confirm(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         return LINK_MALFORMED;
     }
     do {
-        done += (uint32_t)look_at_rows(hub, frame, done, count, &said);
+        done += (uint32_t)check_rows(hub, frame, done, count, &said);
     } while (done < count);
     vnxi_link_frame_write_confirmed(&reply, &said);
     return answer(link, &reply);
@@ -265,7 +265,7 @@ on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
     return vnxi_link_frame_read_confirmed(frame, &said) &&
                    hub->callbacks.confirmed(hub->callbacks.context, link,
                                             &said)
-               ? LINK_GOES_ON
+               ? LINK_CONTINUES
                : LINK_MALFORMED;
 }
 
@@ -278,7 +278,7 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     case VNXI_LINK_FRAME_NOTIF:
         hub->callbacks.notif(hub->callbacks.context, link->sender,
                              link->sender_len, frame->body, frame->len);
-        return LINK_GOES_ON;
+        return LINK_CONTINUES;
     case VNXI_LINK_FRAME_REVOKE:
         return on_revoke(hub, link, frame);
     case VNXI_LINK_FRAME_BYE:
@@ -305,10 +305,10 @@ take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
 {
     vnxi_link_frame_t frame;
     vnxi_link_frame_result_t result;
-    link_end_t end = LINK_GOES_ON;
+    link_end_t end = LINK_CONTINUES;
 
     vnxi_link_frame_reader_feed(&link->reader, hub->input, len);
-    while (end == LINK_GOES_ON && link_is_open(link)) {
+    while (end == LINK_CONTINUES && link_is_open(link)) {
         result = vnxi_link_frame_reader_next(&link->reader, &frame);
         if (result == VNXI_LINK_FRAME_NEED_MORE) {
             break;
@@ -339,7 +339,7 @@ read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
         return end_of_stream(link);
     }
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
-        return LINK_GOES_ON;
+        return LINK_CONTINUES;
     }
     return LINK_SOCKET_FAILED;
 }
@@ -350,7 +350,7 @@ on_readable(vnxi_hub_t *hub, vnxi_link_t *link)
     size_t got;
     link_end_t end = read_once(hub, link, &got);
 
-    if (end != LINK_GOES_ON) {
+    if (end != LINK_CONTINUES) {
         link_end(hub, link, end);
     }
 }
@@ -360,12 +360,13 @@ on_readable(vnxi_hub_t *hub, vnxi_link_t *link)
 static void
 on_death(vnxi_hub_t *hub, vnxi_link_t *link)
 {
-    link_end_t end = LINK_GOES_ON;
+    link_end_t end = LINK_CONTINUES;
     size_t got = 1;
     int left = 0;
 
     ioctl(link->fd, FIONREAD, &left);
-    while (left > 0 && got > 0 && end == LINK_GOES_ON && link_is_open(link)) {
+    while (left > 0 && got > 0 && end == LINK_CONTINUES &&
+           link_is_open(link)) {
         end = read_once(hub, link, &got);
         left -= (int)got;
     }

@@ -145,7 +145,7 @@ void vnxi_link_unref(vnxi_link_t *link);
 
 /* Change the state from OPEN to `state`; true for the one caller that does so.
  */
-bool vnxi_link_win(vnxi_link_t *link, vnxi_link_state_t state);
+bool vnxi_link_try_end(vnxi_link_t *link, vnxi_link_state_t state);
 
 /* Send whole frames; sends or queues all or nothing.  Errors as
  * vnxi_link_send_notif(); VNX_ERR_NO_MEMORY also if the writer failed. */
@@ -162,7 +162,7 @@ vnx_status_t vnxi_link_attach(vnxi_link_t *link, vnx_error_t *error);
  * Idempotent. */
 void vnxi_link_detach(vnxi_link_t *link);
 
-/* Queue a link that vnxi_link_win() has ended for the next
+/* Queue a link that vnxi_link_try_end() has ended for the next
  * vnxi_link_close_deferred(). */
 void vnxi_link_defer_close(vnxi_link_t *link);
 

@@ -118,7 +118,7 @@ vnxi_link_is_up(vnxi_link_t *link)
 }
 
 bool
-vnxi_link_win(vnxi_link_t *link, vnxi_link_state_t state)
+vnxi_link_try_end(vnxi_link_t *link, vnxi_link_state_t state)
 {
     int open = VNXI_LINK_OPEN;
 
@@ -524,7 +524,7 @@ vnxi_link_close_deferred(vnxi_hub_t *hub)
 /* In the middle of a frame, BYE would be read as part of the frame.  So it is
  * sent only if the whole queue could be written. */
 static void
-say_bye(vnxi_link_t *link)
+send_bye(vnxi_link_t *link)
 {
     unsigned char header[VNXI_LINK_FRAME_HEADER];
     struct iovec bye = {.iov_base = header, .iov_len = sizeof header};
@@ -549,10 +549,10 @@ vnxi_link_close(vnxi_link_t *link)
     vnxi_hub_t *hub = link->hub;
 
     if (vnxi_fork_crossed(link->forks) ||
-        !vnxi_link_win(link, VNXI_LINK_CLOSED)) {
+        !vnxi_link_try_end(link, VNXI_LINK_CLOSED)) {
         return;
     }
-    say_bye(link);
+    send_bye(link);
     vnxi_link_defer_close(link);
     if (vnxi_mutex_trylock(&hub->loop) != 0) {
         vnxi_hub_wake(hub); /* its holder may have closed them already */
