@@ -2,6 +2,8 @@
 #include "link_node.h"
 
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -221,30 +223,47 @@ test_link_open_explains_a_refusal_of_the_kernel(void **state)
     peer_stop(&two);
 }
 
-/* In a child of the test: returns its exit status. */
-static int
-open_without_ptrace(const vnxi_shm_info_t *info)
+/* -- A restricted opener -------------------------------------------------- */
+
+/* Opens a link in a child of the test, with a node of its own, after
+ * `restrict_opener`. */
+static void
+check_refused_in_child(const vnxi_shm_info_t *info,
+                       bool (*restrict_opener)(void), vnx_status_t expected,
+                       const char *cause)
+{
+    int status;
+    pid_t opener = fork();
+
+    if (opener == 0) {
+        vnxi_link_t *link;
+        vnx_error_t error;
+        node_t node;
+        if (node_init(&node, "decode") != VNX_OK || !restrict_opener()) {
+            _exit(2);
+        }
+        bool is_refused =
+            node_try_open(node.hub, info, NULL, &link, &error) == expected &&
+            strstr(error.cause, cause) != NULL;
+        node_fini(&node);
+        _exit(is_refused ? 0 : 1);
+    }
+    assert_int_equal(waitpid(opener, &status, 0), opener);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static bool
+drop_ptrace(void)
 {
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct data[2];
-    vnxi_link_t *link;
-    vnx_error_t error;
-    node_t node;
 
     if (syscall(SYS_capget, &header, data) != 0) {
-        return 2;
+        return false;
     }
     data[0].effective &= ~CAP_TO_MASK(CAP_SYS_PTRACE);
-    if (syscall(SYS_capset, &header, data) != 0 ||
-        node_init(&node, "decode") != VNX_OK) {
-        return 3;
-    }
-    bool is_refused =
-        node_try_open(node.hub, info, NULL, &link, &error) ==
-            VNX_ERR_NOT_ALLOWED &&
-        strstr(error.cause, "does not let user 0 read the memory") != NULL;
-    node_fini(&node);
-    return is_refused ? 0 : 1;
+    return syscall(SYS_capset, &header, data) == 0;
 }
 
 static void
@@ -252,19 +271,59 @@ test_link_open_names_the_user_whose_memory_is_protected(void **state)
 {
     (void)state;
     peer_t nobody;
-    int status;
 
     needs_root();
     peer_start_as(&nobody, "nobody", NOBODY);
-    pid_t opener = fork();
-    if (opener == 0) {
-        _exit(open_without_ptrace(&nobody.info));
-    }
-    assert_int_equal(waitpid(opener, &status, 0), opener);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
+    check_refused_in_child(&nobody.info, drop_ptrace, VNX_ERR_NOT_ALLOWED,
+                           "does not let user 0 read the memory");
     peer_stop(&nobody);
 }
+
+/* Make a system call fail in this thread, as the sandbox of a container does.
+ */
+static bool
+deny(unsigned call, unsigned cause)
+{
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | cause),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof rules / sizeof rules[0], rules};
+
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+static bool
+deny_reading_memory(void)
+{
+    return deny(SYS_process_vm_readv, EPERM);
+}
+
+static bool
+deny_sockets(void)
+{
+    return deny(SYS_socket, EACCES);
+}
+
+static void
+test_link_open_explains_a_refusal_of_a_sandbox(void **state)
+{
+    (void)state;
+    peer_t peer;
+
+    peer_start(&peer, "prefill");
+    check_refused_in_child(&peer.info, deny_reading_memory,
+                           VNX_ERR_NOT_ALLOWED, "SYS_PTRACE");
+    check_refused_in_child(
+        &peer.info, deny_sockets, VNX_ERR_BACKEND,
+        "connecting to the peer's socket failed: Permission denied");
+    peer_stop(&peer);
+}
+
+/* -- Openers of other users ----------------------------------------------- */
 
 static void
 test_hub_admits_only_root_and_its_own_user(void **state)
@@ -915,6 +974,7 @@ main(void)
         cmocka_unit_test(test_link_open_explains_a_refusal_of_the_kernel),
         cmocka_unit_test(
             test_link_open_names_the_user_whose_memory_is_protected),
+        cmocka_unit_test(test_link_open_explains_a_refusal_of_a_sandbox),
         cmocka_unit_test(test_hub_admits_only_root_and_its_own_user),
         cmocka_unit_test(test_hub_closes_a_connection_without_hello),
         cmocka_unit_test(test_hub_closes_a_connection_on_errors_after_hello),
