@@ -69,7 +69,7 @@ bool vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx);
 /* "UCX 1.22, /path/libucp.so.0"; valid as long as the object exists. */
 const char *vnxi_ucx_version(const vnxi_ucx_t *ucx);
 
-/* Whether the library is guarded, and why (parts/ucx_guard.h).  Static
+/* Whether the library is guarded, and why (engine/ucx_guard.h).  Static
  * storage. */
 const char *vnxi_ucx_guarded(const vnxi_ucx_t *ucx);
 

@@ -18,7 +18,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/search_path.h"
-#include "engine/parts/ucx_guard.h"
+#include "engine/ucx_guard.h"
 
 #define VARIABLE "VLLM_NIXL_UCX_LIBRARY"
 
