@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/mutex.h"
-#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/notif.h"
 
 /* -- Creating and releasing ------------------------------------------------
@@ -35,14 +35,14 @@ vnxi_ucx_conn_release(vnxi_ucx_conn_t *conn)
 static vnxi_ucx_conn_t *
 conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
 {
-    size_t ends = ucx->worker_count * sizeof(vnxi_ucx_end_t);
+    size_t eps = ucx->worker_count * sizeof(vnxi_ucx_ep_t);
     vnxi_ucx_conn_t *conn =
-        malloc(sizeof *conn + ends + len + VNXI_UCX_PADDING);
+        malloc(sizeof *conn + eps + len + VNXI_UCX_PADDING);
     if (conn == NULL) {
         return NULL;
     }
     memset(conn, 0, sizeof *conn);
-    unsigned char *copy = (unsigned char *)conn->ends + ends;
+    unsigned char *copy = (unsigned char *)conn->eps + eps;
     memcpy(copy, address, len);
     memset(copy + len, 0xff, VNXI_UCX_PADDING);
     atomic_init(&conn->refs, 1);
@@ -51,7 +51,7 @@ conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
     conn->address = copy;
     conn->address_len = len;
     for (unsigned i = 0; i < ucx->worker_count; i++) {
-        vnxi_ucx_end_init(&conn->ends[i], conn, &ucx->workers[i]);
+        vnxi_ucx_ep_init(&conn->eps[i], conn, &ucx->workers[i]);
     }
     vnxi_ucx_retain(ucx);
     return conn;
@@ -59,7 +59,7 @@ conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
 
 typedef bool push_t(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command);
 
-static void warm_up(vnxi_ucx_end_t *end, push_t *push);
+static void warm_up(vnxi_ucx_ep_t *ep, push_t *push);
 
 /* Worker 0, which this starts, and the other running workers connect at once
  * instead of with the first transfer.  The reason: if UCX creates an endpoint
@@ -69,9 +69,9 @@ static void warm_up(vnxi_ucx_end_t *end, push_t *push);
 static void
 begin(vnxi_ucx_conn_t *conn)
 {
-    warm_up(&conn->ends[0], vnxi_ucx_worker_push);
+    warm_up(&conn->eps[0], vnxi_ucx_worker_push);
     for (unsigned i = 1; i < conn->ucx->worker_count; i++) {
-        warm_up(&conn->ends[i], vnxi_ucx_worker_push_if_started);
+        warm_up(&conn->eps[i], vnxi_ucx_worker_push_if_started);
     }
 }
 
@@ -115,29 +115,29 @@ vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
 static void
 run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
-    vnxi_ucx_end_t *end =
-        (vnxi_ucx_end_t *)((char *)command -
-                           offsetof(vnxi_ucx_end_t, warm_command));
+    vnxi_ucx_ep_t *ep =
+        (vnxi_ucx_ep_t *)((char *)command -
+                          offsetof(vnxi_ucx_ep_t, warm_command));
 
     (void)worker;
-    atomic_store(&end->warm_queued, false);
-    if (vnxi_ucx_end_open(end, "make_connection", NULL) == VNX_OK) {
-        vnxi_ucx_end_ask(end);
+    atomic_store(&ep->warm_queued, false);
+    if (vnxi_ucx_ep_open(ep, "make_connection", NULL) == VNX_OK) {
+        vnxi_ucx_ep_ask(ep);
     }
-    vnxi_ucx_conn_release(end->conn); /* the command's reference */
+    vnxi_ucx_conn_release(ep->conn); /* the command's reference */
 }
 
 static void
-warm_up(vnxi_ucx_end_t *end, push_t *push)
+warm_up(vnxi_ucx_ep_t *ep, push_t *push)
 {
-    if (atomic_exchange(&end->warm_queued, true)) {
+    if (atomic_exchange(&ep->warm_queued, true)) {
         return;
     }
-    end->warm_command.run = run_warm_up;
-    vnxi_ucx_conn_retain(end->conn);
-    if (!push(end->worker, &end->warm_command)) {
-        atomic_store(&end->warm_queued, false);
-        vnxi_ucx_conn_release(end->conn);
+    ep->warm_command.run = run_warm_up;
+    vnxi_ucx_conn_retain(ep->conn);
+    if (!push(ep->worker, &ep->warm_command)) {
+        atomic_store(&ep->warm_queued, false);
+        vnxi_ucx_conn_release(ep->conn);
     }
 }
 
@@ -145,14 +145,14 @@ void
 vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
 {
     for (unsigned i = 0; i < conn->ucx->worker_count; i++) {
-        warm_up(&conn->ends[i], vnxi_ucx_worker_push);
+        warm_up(&conn->eps[i], vnxi_ucx_worker_push);
     }
 }
 
 bool
 vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn)
 {
-    return atomic_load(&conn->wired_ends) > 0;
+    return atomic_load(&conn->wired_eps) > 0;
 }
 
 void
@@ -170,24 +170,23 @@ vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p, size_t size)
 static void
 run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
-    vnxi_ucx_end_t *end =
-        (vnxi_ucx_end_t *)((char *)command -
-                           offsetof(vnxi_ucx_end_t, close_command));
+    vnxi_ucx_ep_t *ep =
+        (vnxi_ucx_ep_t *)((char *)command -
+                          offsetof(vnxi_ucx_ep_t, close_command));
     (void)worker;
-    vnxi_ucx_end_close(end); /* the thread checks its duties after this */
-    vnxi_ucx_conn_release(end->conn);
+    vnxi_ucx_ep_close(ep); /* the thread checks its duties after this */
+    vnxi_ucx_conn_release(ep->conn);
 }
 
 /* Called once per connection, by the thread that set `dead`. */
 static void
-wake_ends(vnxi_ucx_conn_t *conn)
+wake_eps(vnxi_ucx_conn_t *conn)
 {
     for (unsigned i = 0; i < conn->ucx->worker_count; i++) {
-        vnxi_ucx_end_t *end = &conn->ends[i];
-        end->close_command.run = run_close;
+        vnxi_ucx_ep_t *ep = &conn->eps[i];
+        ep->close_command.run = run_close;
         vnxi_ucx_conn_retain(conn);
-        if (!vnxi_ucx_worker_push_if_started(end->worker,
-                                             &end->close_command)) {
+        if (!vnxi_ucx_worker_push_if_started(ep->worker, &ep->close_command)) {
             vnxi_ucx_conn_release(conn);
         }
     }
@@ -215,7 +214,7 @@ vnxi_ucx_conn_fail(vnxi_ucx_conn_t *conn, const char *cause)
 {
     const vnxi_ucx_events_t *events = &conn->ucx->events;
     if (mark_dead(conn, cause, true)) {
-        wake_ends(conn);
+        wake_eps(conn);
         events->lost(events->context, conn->cookie, cause);
     }
 }
@@ -224,7 +223,7 @@ void
 vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn)
 {
     if (mark_dead(conn, "the connection was closed", false)) {
-        wake_ends(conn);
+        wake_eps(conn);
     }
 }
 
@@ -285,12 +284,12 @@ on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
     message_free(message);
 }
 
-/* Send on an open end.  True: UCX still has the message, and on_sent() frees
+/* Send on an open ep.  True: UCX still has the message, and on_sent() frees
  * it. */
 static bool
-give_to_ucx(message_t *message, vnxi_ucx_end_t *end)
+give_to_ucx(message_t *message, vnxi_ucx_ep_t *ep)
 {
-    vnxi_ucx_worker_t *worker = end->worker;
+    vnxi_ucx_worker_t *worker = ep->worker;
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask =
             VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_FLAGS,
@@ -299,10 +298,10 @@ give_to_ucx(message_t *message, vnxi_ucx_end_t *end)
         .user_data = message,
     };
 
-    end->sent_at = vnxi_clock_ns();
-    atomic_store(&worker->ucx->sent_at, end->sent_at);
+    ep->sent_at = vnxi_clock_ns();
+    atomic_store(&worker->ucx->sent_at, ep->sent_at);
     vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
-        end->ep, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
+        ep->handle, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
         message->payload.len, &param);
     if (vnxi_ucs_is_request(ptr)) {
         return true;
@@ -315,14 +314,14 @@ static void
 run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
 {
     message_t *message = (message_t *)super;
-    vnxi_ucx_end_t *end = &message->conn->ends[worker->index];
+    vnxi_ucx_ep_t *ep = &message->conn->eps[worker->index];
 
-    vnx_status_t status = vnxi_ucx_end_open(end, "send_notif", NULL);
+    vnx_status_t status = vnxi_ucx_ep_open(ep, "send_notif", NULL);
     if (status == VNX_IN_PROG) {
-        vnxi_ucx_end_wait(end, super); /* after a reset */
+        vnxi_ucx_ep_wait(ep, super); /* after a reset */
         return;
     }
-    if (status != VNX_OK || !give_to_ucx(message, end)) {
+    if (status != VNX_OK || !give_to_ucx(message, ep)) {
         message_free(message);
     }
 }
@@ -332,18 +331,18 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
 static bool
 send_here(message_t *message)
 {
-    vnxi_ucx_end_t *end = &message->conn->ends[0];
+    vnxi_ucx_ep_t *ep = &message->conn->eps[0];
     bool pending = false;
 
     if (message->payload.len > SEND_HERE_MAX ||
-        !vnxi_ucx_worker_borrow(end->worker)) {
+        !vnxi_ucx_worker_borrow(ep->worker)) {
         return false;
     }
-    bool may = vnxi_ucx_end_is_ready(end);
+    bool may = vnxi_ucx_ep_is_ready(ep);
     if (may) {
-        pending = give_to_ucx(message, end);
+        pending = give_to_ucx(message, ep);
     }
-    vnxi_ucx_worker_give_back(end->worker, pending);
+    vnxi_ucx_worker_give_back(ep->worker, pending);
     if (may && !pending) {
         message_free(message);
     }

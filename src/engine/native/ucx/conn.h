@@ -5,8 +5,8 @@
  *
  * A connection fails once and for good: the peer's process ended, its host
  * cannot be reached, or UCX refuses the address.  The first worker to notice
- * reports it (`lost`), and all workers force their ends closed, which ends all
- * pending operations.  A reset, which ends a stall, closes one worker's end;
+ * reports it (`lost`), and all workers force their eps closed, which ends all
+ * pending operations.  A reset, which ends a stall, closes one worker's ep;
  * the next use opens it again.  A notification that UCX could not send,
  * because of a reset or otherwise, fails the connection, so that no
  * notification is lost silently.
@@ -33,7 +33,7 @@ bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                          size_t len);
 
 /* The peer is a vllm_nixl agent.  It also keeps its endpoints when it closes a
- * connection over TCP, so that a later connection can use them (end.c). */
+ * connection over TCP, so that a later connection can use them (ep.c). */
 void vnxi_ucx_conn_is_of_ours(vnxi_ucx_conn_t *conn);
 
 /* Connect from every worker, in the background. */
@@ -43,9 +43,9 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Close the connection.  From now on nothing is posted.  Queued messages are
- * sent, for up to half a second, and then the ends are closed.  Over TCP to a
+ * sent, for up to half a second, and then the eps are closed.  Over TCP to a
  * vllm_nixl agent, their endpoints are kept for the next connection to the
- * same address (end.c).  No `lost` afterwards.  Idempotent. */
+ * same address (ep.c).  No `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/ep.h"
 
 /* A map of 8 bytes and a memory type; the rest is internal to UCX. */
 #define KEY_MIN 9u

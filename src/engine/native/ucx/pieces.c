@@ -32,7 +32,7 @@ vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
         &error, vnxi_ucx_status(status), VNXI_UCX_TRANSFER,
         "UCX: %s (the peer's address 0x%" PRIx64 ", %" PRIu64 " bytes): %s",
         what, remote, len,
-        vnxi_ucx_calls(share->end->worker)->ucs_status_string(status));
+        vnxi_ucx_calls(share->ep->worker)->ucs_status_string(status));
     vnxi_ucx_xfer_fail(share->xfer, &error, true);
 }
 
@@ -114,19 +114,19 @@ vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
 {
     vnxi_ucx_share_t *share = user_data;
     share->pending--;
-    share->end->posted--;
+    share->ep->posted--;
     share->moved = true;
     if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
         note_failure(share, status);
     }
-    vnxi_ucx_calls(share->end->worker)->ucp_request_free(request);
+    vnxi_ucx_calls(share->ep->worker)->ucp_request_free(request);
 }
 
 static vnxi_ucs_ptr_t
 post_part(vnxi_ucx_share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
           uint64_t len)
 {
-    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(share->end->worker);
+    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(share->ep->worker);
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask =
             VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_MEMH,
@@ -137,9 +137,9 @@ post_part(vnxi_ucx_share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
     void *local = (void *)(uintptr_t)share->piece.local;
 
     return share->xfer->args.op == VNX_OP_READ
-               ? ucp->ucp_get_nbx(share->end->ep, local, len,
+               ? ucp->ucp_get_nbx(share->ep->handle, local, len,
                                   share->piece.remote, key, &param)
-               : ucp->ucp_put_nbx(share->end->ep, local, len,
+               : ucp->ucp_put_nbx(share->ep->handle, local, len,
                                   share->piece.remote, key, &param);
 }
 
@@ -155,7 +155,7 @@ find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
 
     *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
     if (key != NULL && *memory_p != NULL) {
-        status = vnxi_ucx_end_key(share->end, key, key_p);
+        status = vnxi_ucx_ep_key(share->ep, key, key_p);
     }
     if (status != VNXI_UCS_OK) {
         vnxi_ucx_share_fail(share, status,
@@ -185,7 +185,7 @@ vnxi_ucx_share_post(vnxi_ucx_share_t *share)
     vnxi_ucs_ptr_t ptr = post_part(share, memory, key, len);
     if (vnxi_ucs_is_request(ptr)) {
         share->pending++;
-        share->end->posted++;
+        share->ep->posted++;
     } else if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
         vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr), "a piece was refused",
                             piece->remote, len);

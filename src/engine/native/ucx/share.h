@@ -5,7 +5,7 @@
 #ifndef VNXI_NATIVE_UCX_SHARE_H
 #define VNXI_NATIVE_UCX_SHARE_H
 
-#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/transfer.h"
 
 #define VNXI_UCX_TRANSFER "transfer" /* the operation in errors */
@@ -14,7 +14,7 @@ typedef struct vnxi_ucx_share {
     vnxi_ucx_duty_t duty; /* first */
     vnxi_ucx_command_t command;
     vnxi_ucx_xfer_t *xfer;
-    vnxi_ucx_end_t *end;
+    vnxi_ucx_ep_t *ep;
     /* Of the current post; used only by the worker's thread. */
     bool posting; /* there may be more to post */
     bool in_chunk, has_piece;
@@ -23,7 +23,7 @@ typedef struct vnxi_ucx_share {
     vnxi_walk_t walk;
     vnxi_piece_t piece; /* the rest of it */
     size_t pending;     /* requests in flight */
-    uint64_t opening;   /* the end's, at the first piece; 0: none posted */
+    uint64_t opening;   /* the ep's, at the first piece; 0: none posted */
     uint64_t moved_at, grace_end;
     const vnxi_region_t *local, *remote; /* of the last piece */
 } vnxi_ucx_share_t;

@@ -66,7 +66,7 @@ vnxi_ucx_xfer_create(const vnxi_ucx_xfer_args_t *args)
         share->duty.look = look;
         share->command.run = start;
         share->xfer = xfer;
-        share->end = &args->conn->ends[i];
+        share->ep = &args->conn->eps[i];
     }
     return xfer;
 }
@@ -153,12 +153,12 @@ begin_flush(vnxi_ucx_share_t *share)
     };
     share->flushing = true;
     share->pending++;
-    share->end->posted++;
-    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(share->end->worker)
-                             ->ucp_ep_flush_nbx(share->end->ep, &param);
+    share->ep->posted++;
+    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(share->ep->worker)
+                             ->ucp_ep_flush_nbx(share->ep->handle, &param);
     if (!vnxi_ucs_is_request(ptr)) {
         share->pending--;
-        share->end->posted--;
+        share->ep->posted--;
         if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
             vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr),
                                 "a flush was refused", 0, 0);
@@ -184,20 +184,20 @@ fail_reset(vnx_error_t *error)
                           "made no progress on it");
 }
 
-/* Get the connection's end ready for posting.  If it was reset since the first
+/* Get the connection's ep ready for posting.  If it was reset since the first
  * piece, pieces posted before may not have arrived. */
 static bool
-has_end(vnxi_ucx_share_t *share)
+has_ep(vnxi_ucx_share_t *share)
 {
     vnx_error_t error;
     vnxi_ucx_conn_t *conn = share->xfer->args.conn;
     vnx_status_t status =
         atomic_load(&conn->dead)
             ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)
-            : vnxi_ucx_end_open(share->end, VNXI_UCX_TRANSFER, &error);
+            : vnxi_ucx_ep_open(share->ep, VNXI_UCX_TRANSFER, &error);
 
     if (status == VNX_OK && share->opening != 0 &&
-        share->opening != share->end->opening) {
+        share->opening != share->ep->opening) {
         status = fail_reset(&error);
     }
     if (status < 0) {
@@ -215,14 +215,14 @@ turn(vnxi_ucx_duty_t *duty)
     if (!share->posting && !needs_flush(share)) {
         return false;
     }
-    if (share->pending >= share->xfer->window || !has_end(share)) {
+    if (share->pending >= share->xfer->window || !has_ep(share)) {
         return false;
     }
     if (share->posting && !share->in_chunk && !take_chunk(share)) {
         share->posting = false;
     }
     if (share->posting) {
-        share->opening = share->end->opening;
+        share->opening = share->ep->opening;
         post_chunk(share);
     }
     if (!share->posting && needs_flush(share)) {
@@ -314,10 +314,10 @@ report(vnxi_ucx_xfer_t *xfer)
 }
 
 static void
-share_end(vnxi_ucx_share_t *share)
+end_share(vnxi_ucx_share_t *share)
 {
     vnxi_ucx_xfer_t *xfer = share->xfer;
-    vnxi_ucx_duty_remove(share->end->worker, &share->duty);
+    vnxi_ucx_duty_remove(share->ep->worker, &share->duty);
     if (atomic_fetch_sub(&xfer->shares_left, 1) == 1) {
         report(xfer);
     }
@@ -376,16 +376,16 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
     }
     if (share->pending == 0) {
         if (share->posting || needs_flush(share)) {
-            return now + REOPEN_LOOK_NS; /* the end is being reopened */
+            return now + REOPEN_LOOK_NS; /* the ep is being reopened */
         }
         if (waits_for_cause(share, now)) {
             return share->grace_end;
         }
-        share_end(share);
+        end_share(share);
         return UINT64_MAX;
     }
     if (share->posting && share->pending < share->xfer->window &&
-        share->end->state == VNXI_UCX_END_OPEN) {
+        share->ep->state == VNXI_UCX_EP_OPEN) {
         return now; /* requests ended although UCX reported no progress */
     }
     uint64_t limit = patience(share);
@@ -393,7 +393,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         if (!atomic_load(&share->xfer->stop)) {
             fail_stalled(share);
         }
-        vnxi_ucx_end_reset(share->end);
+        vnxi_ucx_ep_reset(share->ep);
         share->moved_at = now;
         return now + REOPEN_LOOK_NS;
     }

@@ -51,9 +51,9 @@ typedef struct vnxi_ucx_duty {
 } vnxi_ucx_duty_t;
 
 /* The argument of an endpoint's error handler, which UCX does not let us
- * change later.  Points to the end that has the endpoint now, or NULL. */
+ * change later.  Points to the ep that has the endpoint now, or NULL. */
 typedef struct vnxi_ucx_cell {
-    struct vnxi_ucx_end *end;
+    struct vnxi_ucx_ep *ep;
     struct vnxi_ucx_cell *next;
 } vnxi_ucx_cell_t;
 
@@ -70,7 +70,7 @@ struct vnxi_ucx_worker {
     bool paused;             /* it has just slept without watching UCX */
     bool draining;           /* stopping, and every command has run: release
                                 everything */
-    struct vnxi_ucx_end *spares[VNXI_UCX_SPARES_MAX]; /* end.c; NULL: none */
+    struct vnxi_ucx_ep *spares[VNXI_UCX_SPARES_MAX]; /* ep.c; NULL: none */
     unsigned next_spare;    /* index to replace next */
     vnxi_ucx_cell_t *stray; /* of endpoints that UCX did not close */
     char cause[VNX_ERROR_CAUSE_MAX];
