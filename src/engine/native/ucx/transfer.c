@@ -1,12 +1,12 @@
 /*
- * Design notes.  A *share* is one worker's part of a transfer.  It belongs to
- * that worker's thread from the command that starts it until its end.  Shares
+ * Design notes.  A *slice* is one worker's part of a transfer.  It belongs to
+ * that worker's thread from the command that starts it until its end.  Slices
  * have three atomics in common: the next chunk, whether the transfer fails,
- * and how many shares are left; the last share reports.
+ * and how many slices are left; the last slice reports.
  *
  * Which error is reported: UCX's own errors say less than the state of the
  * connection, and may come before the connection is known to have failed.  So
- * a share whose pieces failed waits a moment for the connection's cause.
+ * a slice whose pieces failed waits a moment for the connection's cause.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "engine/native/ucx/park.h"
-#include "engine/native/ucx/share.h"
+#include "engine/native/ucx/slice.h"
 
 /* Limits of what one transfer has in flight at a worker: enough to keep TCP
  * busy. */
@@ -51,22 +51,22 @@ vnxi_ucx_xfer_create(const vnxi_ucx_xfer_args_t *args)
     unsigned workers = args->conn->ucx->worker_count;
     unsigned count = chunks < workers ? (unsigned)chunks : workers;
     vnxi_ucx_xfer_t *xfer =
-        calloc(1, sizeof *xfer + count * sizeof xfer->shares[0]);
+        calloc(1, sizeof *xfer + count * sizeof xfer->slices[0]);
 
     if (xfer == NULL) {
         return NULL;
     }
     xfer->args = *args;
     vnxi_ucx_conn_retain(args->conn);
-    xfer->share_count = count;
+    xfer->slice_count = count;
     xfer->window = window_of(args->plan);
     for (unsigned i = 0; i < count; i++) {
-        vnxi_ucx_share_t *share = &xfer->shares[i];
-        share->duty.turn = turn;
-        share->duty.look = look;
-        share->command.run = start;
-        share->xfer = xfer;
-        share->ep = &args->conn->eps[i];
+        vnxi_ucx_slice_t *slice = &xfer->slices[i];
+        slice->duty.turn = turn;
+        slice->duty.look = look;
+        slice->command.run = start;
+        slice->xfer = xfer;
+        slice->ep = &args->conn->eps[i];
     }
     return xfer;
 }
@@ -86,9 +86,9 @@ vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer)
 /* Take the next chunk; false if there is none or the transfer must not go on.
  */
 static bool
-take_chunk(vnxi_ucx_share_t *share)
+take_chunk(vnxi_ucx_slice_t *slice)
 {
-    vnxi_ucx_xfer_t *xfer = share->xfer;
+    vnxi_ucx_xfer_t *xfer = slice->xfer;
     vnx_error_t error;
 
     if (atomic_load_explicit(&xfer->stop, memory_order_acquire)) {
@@ -102,78 +102,78 @@ take_chunk(vnxi_ucx_share_t *share)
     if (chunk >= xfer->args.plan->chunk_count) {
         return false;
     }
-    share->walk = vnxi_plan_walk(xfer->args.plan, chunk);
-    share->in_chunk = true;
+    slice->walk = vnxi_plan_walk(xfer->args.plan, chunk);
+    slice->in_chunk = true;
     return true;
 }
 
 /* Joins pieces that the plan has cut only for its chunks: fewer UCX requests,
  * fewer system calls. */
 static bool
-next_piece(vnxi_ucx_share_t *share)
+next_piece(vnxi_ucx_slice_t *slice)
 {
-    vnxi_piece_t *piece = &share->piece, part;
-    if (!vnxi_walk_next(&share->walk, piece)) {
+    vnxi_piece_t *piece = &slice->piece, part;
+    if (!vnxi_walk_next(&slice->walk, piece)) {
         return false;
     }
     part = *piece;
-    for (vnxi_walk_t ahead = share->walk;
+    for (vnxi_walk_t ahead = slice->walk;
          part.len == VNXI_PIECE_MAX && piece->len < PIECE_BYTES &&
          vnxi_walk_next(&ahead, &part) &&
          part.local == piece->local + piece->len &&
          part.remote == piece->remote + piece->len;
-         share->walk = ahead) {
+         slice->walk = ahead) {
         piece->len += part.len;
     }
     return true;
 }
 
 static void
-post_chunk(vnxi_ucx_share_t *share)
+post_chunk(vnxi_ucx_slice_t *slice)
 {
-    while (share->has_piece || next_piece(share)) {
-        share->has_piece = true;
-        if (share->piece.len == 0) {
-            share->has_piece = false;
-        } else if (!vnxi_ucx_share_post(share)) {
-            share->posting = share->has_piece = false;
+    while (slice->has_piece || next_piece(slice)) {
+        slice->has_piece = true;
+        if (slice->piece.len == 0) {
+            slice->has_piece = false;
+        } else if (!vnxi_ucx_slice_post(slice)) {
+            slice->posting = slice->has_piece = false;
             return;
         }
     }
-    share->in_chunk = false;
+    slice->in_chunk = false;
 }
 
 static void
-begin_flush(vnxi_ucx_share_t *share)
+begin_flush(vnxi_ucx_slice_t *slice)
 {
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = vnxi_ucx_share_on_request,
-        .user_data = share,
+        .cb.send = vnxi_ucx_slice_on_request,
+        .user_data = slice,
     };
-    share->flushing = true;
-    share->pending++;
-    share->ep->posted++;
-    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(share->ep->worker)
-                             ->ucp_ep_flush_nbx(share->ep->handle, &param);
+    slice->flushing = true;
+    slice->pending++;
+    slice->ep->posted++;
+    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(slice->ep->worker)
+                             ->ucp_ep_flush_nbx(slice->ep->handle, &param);
     if (!vnxi_ucs_is_request(ptr)) {
-        share->pending--;
-        share->ep->posted--;
+        slice->pending--;
+        slice->ep->posted--;
         if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-            vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr),
+            vnxi_ucx_slice_fail(slice, vnxi_ucs_status(ptr),
                                 "a flush was refused", 0, 0);
         }
     }
 }
 
-/* A share of a WRITE that has posted pieces must wait until they have arrived.
+/* A slice of a WRITE that has posted pieces must wait until they have arrived.
  */
 static bool
-needs_flush(const vnxi_ucx_share_t *share)
+needs_flush(const vnxi_ucx_slice_t *slice)
 {
-    return share->xfer->args.op == VNX_OP_WRITE && share->opening != 0 &&
-           !share->flushing &&
-           atomic_load(&share->xfer->failing) == VNXI_UCX_FAILING_NOT;
+    return slice->xfer->args.op == VNX_OP_WRITE && slice->opening != 0 &&
+           !slice->flushing &&
+           atomic_load(&slice->xfer->failing) == VNXI_UCX_FAILING_NOT;
 }
 
 static vnx_status_t
@@ -187,22 +187,22 @@ fail_reset(vnx_error_t *error)
 /* Get the connection's ep ready for posting.  If it was reset since the first
  * piece, pieces posted before may not have arrived. */
 static bool
-has_ep(vnxi_ucx_share_t *share)
+has_ep(vnxi_ucx_slice_t *slice)
 {
     vnx_error_t error;
-    vnxi_ucx_conn_t *conn = share->xfer->args.conn;
+    vnxi_ucx_conn_t *conn = slice->xfer->args.conn;
     vnx_status_t status =
         atomic_load(&conn->dead)
             ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)
-            : vnxi_ucx_ep_open(share->ep, VNXI_UCX_TRANSFER, &error);
+            : vnxi_ucx_ep_open(slice->ep, VNXI_UCX_TRANSFER, &error);
 
-    if (status == VNX_OK && share->opening != 0 &&
-        share->opening != share->ep->opening) {
+    if (status == VNX_OK && slice->opening != 0 &&
+        slice->opening != slice->ep->opening) {
         status = fail_reset(&error);
     }
     if (status < 0) {
-        vnxi_ucx_xfer_fail(share->xfer, &error, false);
-        share->posting = false;
+        vnxi_ucx_xfer_fail(slice->xfer, &error, false);
+        slice->posting = false;
     }
     return status == VNX_OK;
 }
@@ -210,25 +210,25 @@ has_ep(vnxi_ucx_share_t *share)
 static bool
 turn(vnxi_ucx_duty_t *duty)
 {
-    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
+    vnxi_ucx_slice_t *slice = (vnxi_ucx_slice_t *)duty;
 
-    if (!share->posting && !needs_flush(share)) {
+    if (!slice->posting && !needs_flush(slice)) {
         return false;
     }
-    if (share->pending >= share->xfer->window || !has_ep(share)) {
+    if (slice->pending >= slice->xfer->window || !has_ep(slice)) {
         return false;
     }
-    if (share->posting && !share->in_chunk && !take_chunk(share)) {
-        share->posting = false;
+    if (slice->posting && !slice->in_chunk && !take_chunk(slice)) {
+        slice->posting = false;
     }
-    if (share->posting) {
-        share->opening = share->ep->opening;
-        post_chunk(share);
+    if (slice->posting) {
+        slice->opening = slice->ep->opening;
+        post_chunk(slice);
     }
-    if (!share->posting && needs_flush(share)) {
-        begin_flush(share);
+    if (!slice->posting && needs_flush(slice)) {
+        begin_flush(slice);
     }
-    return share->posting;
+    return slice->posting;
 }
 
 /* -- Ending ----------------------------------------------------------------
@@ -285,7 +285,7 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
                                                       : error->status;
 }
 
-/* The last share has ended.  The transfer, and everything that it holds, may
+/* The last slice has ended.  The transfer, and everything that it holds, may
  * be gone when `done` returns. */
 static void
 report(vnxi_ucx_xfer_t *xfer)
@@ -314,11 +314,11 @@ report(vnxi_ucx_xfer_t *xfer)
 }
 
 static void
-end_share(vnxi_ucx_share_t *share)
+end_slice(vnxi_ucx_slice_t *slice)
 {
-    vnxi_ucx_xfer_t *xfer = share->xfer;
-    vnxi_ucx_duty_remove(share->ep->worker, &share->duty);
-    if (atomic_fetch_sub(&xfer->shares_left, 1) == 1) {
+    vnxi_ucx_xfer_t *xfer = slice->xfer;
+    vnxi_ucx_duty_remove(slice->ep->worker, &slice->duty);
+    if (atomic_fetch_sub(&xfer->slices_left, 1) == 1) {
         report(xfer);
     }
 }
@@ -326,37 +326,37 @@ end_share(vnxi_ucx_share_t *share)
 /* UCX's error came first: return whether to wait for the connection's cause.
  */
 static bool
-waits_for_cause(vnxi_ucx_share_t *share, uint64_t now)
+waits_for_cause(vnxi_ucx_slice_t *slice, uint64_t now)
 {
-    vnxi_ucx_xfer_t *xfer = share->xfer;
+    vnxi_ucx_xfer_t *xfer = slice->xfer;
     if (atomic_load(&xfer->failing) != VNXI_UCX_FAILING_BY_UCX ||
         atomic_load(&xfer->args.conn->dead)) {
         return false;
     }
-    if (share->grace_end == 0) {
-        share->grace_end = now + GRACE_NS;
+    if (slice->grace_end == 0) {
+        slice->grace_end = now + GRACE_NS;
     }
-    return now < share->grace_end;
+    return now < slice->grace_end;
 }
 
 static void
-fail_stalled(vnxi_ucx_share_t *share)
+fail_stalled(vnxi_ucx_slice_t *slice)
 {
     vnx_error_t error;
     vnxi_error_set(
         &error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
         "no progress for %.3g s, with %zu requests waiting for the peer",
-        (double)share->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
-        share->pending);
-    vnxi_ucx_xfer_fail(share->xfer, &error, false);
+        (double)slice->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
+        slice->pending);
+    vnxi_ucx_xfer_fail(slice->xfer, &error, false);
 }
 
 /* The longest time without progress; 0: no limit. */
 static uint64_t
-patience(const vnxi_ucx_share_t *share)
+patience(const vnxi_ucx_slice_t *slice)
 {
-    uint64_t limit = share->xfer->args.conn->ucx->stall_timeout_ns;
-    return atomic_load(&share->xfer->stop) &&
+    uint64_t limit = slice->xfer->args.conn->ucx->stall_timeout_ns;
+    return atomic_load(&slice->xfer->stop) &&
                    (limit == 0 || limit > STOP_PATIENCE_NS)
                ? STOP_PATIENCE_NS
                : limit;
@@ -365,39 +365,39 @@ patience(const vnxi_ucx_share_t *share)
 static uint64_t
 look(vnxi_ucx_duty_t *duty, uint64_t now)
 {
-    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
+    vnxi_ucx_slice_t *slice = (vnxi_ucx_slice_t *)duty;
 
-    if (share->moved || share->moved_at == 0) {
-        share->moved = false;
-        share->moved_at = now;
+    if (slice->moved || slice->moved_at == 0) {
+        slice->moved = false;
+        slice->moved_at = now;
     }
-    if (atomic_load(&share->xfer->stop)) {
-        share->posting = false;
+    if (atomic_load(&slice->xfer->stop)) {
+        slice->posting = false;
     }
-    if (share->pending == 0) {
-        if (share->posting || needs_flush(share)) {
+    if (slice->pending == 0) {
+        if (slice->posting || needs_flush(slice)) {
             return now + REOPEN_LOOK_NS; /* the ep is being reopened */
         }
-        if (waits_for_cause(share, now)) {
-            return share->grace_end;
+        if (waits_for_cause(slice, now)) {
+            return slice->grace_end;
         }
-        end_share(share);
+        end_slice(slice);
         return UINT64_MAX;
     }
-    if (share->posting && share->pending < share->xfer->window &&
-        share->ep->state == VNXI_UCX_EP_OPEN) {
+    if (slice->posting && slice->pending < slice->xfer->window &&
+        slice->ep->state == VNXI_UCX_EP_OPEN) {
         return now; /* requests ended although UCX reported no progress */
     }
-    uint64_t limit = patience(share);
-    if (limit != 0 && now - share->moved_at >= limit) {
-        if (!atomic_load(&share->xfer->stop)) {
-            fail_stalled(share);
+    uint64_t limit = patience(slice);
+    if (limit != 0 && now - slice->moved_at >= limit) {
+        if (!atomic_load(&slice->xfer->stop)) {
+            fail_stalled(slice);
         }
-        vnxi_ucx_ep_reset(share->ep);
-        share->moved_at = now;
+        vnxi_ucx_ep_reset(slice->ep);
+        slice->moved_at = now;
         return now + REOPEN_LOOK_NS;
     }
-    return limit != 0 ? share->moved_at + limit : UINT64_MAX;
+    return limit != 0 ? slice->moved_at + limit : UINT64_MAX;
 }
 
 /* -- Posting ---------------------------------------------------------------
@@ -406,39 +406,39 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
 static void
 start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
-    vnxi_ucx_share_t *share =
-        (vnxi_ucx_share_t *)((char *)command -
-                             offsetof(vnxi_ucx_share_t, command));
+    vnxi_ucx_slice_t *slice =
+        (vnxi_ucx_slice_t *)((char *)command -
+                             offsetof(vnxi_ucx_slice_t, command));
 
-    share->posting = true;
-    share->in_chunk = share->has_piece = false;
-    share->flushing = false;
-    share->pending = 0;
-    share->opening = 0;
-    share->moved_at = share->grace_end = 0;
-    share->local = share->remote = NULL;
-    vnxi_ucx_duty_add(worker, &share->duty);
+    slice->posting = true;
+    slice->in_chunk = slice->has_piece = false;
+    slice->flushing = false;
+    slice->pending = 0;
+    slice->opening = 0;
+    slice->moved_at = slice->grace_end = 0;
+    slice->local = slice->remote = NULL;
+    vnxi_ucx_duty_add(worker, &slice->duty);
 }
 
 vnx_status_t
 vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
 {
     vnxi_ucx_conn_t *conn = xfer->args.conn;
-    unsigned count = xfer->share_count, pushed = 0;
+    unsigned count = xfer->slice_count, pushed = 0;
 
     atomic_store(&xfer->next_chunk, 0);
     atomic_store(&xfer->failing, VNXI_UCX_FAILING_NOT);
     atomic_store(&xfer->stop, false);
-    /* One more than the shares, so that the transfer does not end during this
+    /* One more than the slices, so that the transfer does not end during this
      * call. */
-    atomic_store(&xfer->shares_left, count + 1);
+    atomic_store(&xfer->slices_left, count + 1);
     enlist(xfer);
     for (unsigned i = 0; i < count; i++) {
         pushed += vnxi_ucx_worker_push(&conn->ucx->workers[i],
-                                       &xfer->shares[i].command);
+                                       &xfer->slices[i].command);
     }
     if (pushed == 0) {
-        if (atomic_exchange(&xfer->shares_left, 0) == 0) {
+        if (atomic_exchange(&xfer->slices_left, 0) == 0) {
             return VNX_IN_PROG; /* vnxi_ucx_abandon() ended it meanwhile */
         }
         delist(xfer);
@@ -446,7 +446,7 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
     unsigned gone = count - pushed + 1;
-    if (atomic_fetch_sub(&xfer->shares_left, gone) == gone) {
+    if (atomic_fetch_sub(&xfer->slices_left, gone) == gone) {
         report(xfer);
     }
     return VNX_IN_PROG;
@@ -456,7 +456,7 @@ void
 vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer)
 {
     atomic_store(&xfer->stop, true);
-    for (unsigned i = 0; i < xfer->share_count; i++) {
+    for (unsigned i = 0; i < xfer->slice_count; i++) {
         vnxi_ucx_worker_wake(&xfer->args.conn->ucx->workers[i]);
     }
 }
@@ -494,13 +494,13 @@ vnxi_ucx_settle(vnxi_ucx_t *ucx)
 /* -- Abandoning ------------------------------------------------------------
  */
 
-/* The caller that takes the last share reports the end. */
+/* The caller that takes the last slice reports the end. */
 static vnxi_ucx_xfer_t *
 take_one(vnxi_ucx_t *ucx)
 {
     vnxi_mutex_lock(&ucx->xfers_lock);
     vnxi_ucx_xfer_t *xfer = ucx->xfers;
-    while (xfer != NULL && atomic_exchange(&xfer->shares_left, 0) == 0) {
+    while (xfer != NULL && atomic_exchange(&xfer->slices_left, 0) == 0) {
         xfer = xfer->next;
     }
     vnxi_mutex_unlock(&ucx->xfers_lock);

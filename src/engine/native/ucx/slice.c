@@ -1,11 +1,11 @@
 /*
- * Pieces of a transfer: finding the handles that UCX needs for each, posting
+ * Pieces of a slice: finding the handles that UCX needs for each, posting
  * it, and handling its result.
  */
 #include <inttypes.h>
 
 #include "base/error.h"
-#include "engine/native/ucx/share.h"
+#include "engine/native/ucx/slice.h"
 
 /* -- Failures --------------------------------------------------------------
  */
@@ -24,7 +24,7 @@ vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
 }
 
 void
-vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
+vnxi_ucx_slice_fail(vnxi_ucx_slice_t *slice, vnxi_ucs_status_t status,
                     const char *what, uint64_t remote, uint64_t len)
 {
     vnx_error_t error;
@@ -32,8 +32,8 @@ vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
         &error, vnxi_ucx_status(status), VNXI_UCX_TRANSFER,
         "UCX: %s (the peer's address 0x%" PRIx64 ", %" PRIu64 " bytes): %s",
         what, remote, len,
-        vnxi_ucx_calls(share->ep->worker)->ucs_status_string(status));
-    vnxi_ucx_xfer_fail(share->xfer, &error, true);
+        vnxi_ucx_calls(slice->ep->worker)->ucs_status_string(status));
+    vnxi_ucx_xfer_fail(slice->xfer, &error, true);
 }
 
 /* -- Pieces ----------------------------------------------------------------
@@ -76,22 +76,22 @@ find_region(const vnxi_list_t *list, uint64_t addr)
 /* Find both sides' regions at the start of the piece, and the length within
  * both. */
 static bool
-find_regions(vnxi_ucx_share_t *share, uint64_t *len_p)
+find_regions(vnxi_ucx_slice_t *slice, uint64_t *len_p)
 {
-    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
-    const vnxi_piece_t *piece = &share->piece;
+    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
+    const vnxi_piece_t *piece = &slice->piece;
 
-    if (share->local == NULL || !holds(share->local, piece->local)) {
-        share->local = find_region(args->local, piece->local);
+    if (slice->local == NULL || !holds(slice->local, piece->local)) {
+        slice->local = find_region(args->local, piece->local);
     }
-    if (share->remote == NULL || !holds(share->remote, piece->remote)) {
-        share->remote = find_region(args->remote, piece->remote);
+    if (slice->remote == NULL || !holds(slice->remote, piece->remote)) {
+        slice->remote = find_region(args->remote, piece->remote);
     }
-    if (share->local == NULL || share->remote == NULL) {
+    if (slice->local == NULL || slice->remote == NULL) {
         return false;
     }
-    uint64_t local = vnxi_region_end(share->local) - piece->local;
-    uint64_t remote = vnxi_region_end(share->remote) - piece->remote;
+    uint64_t local = vnxi_region_end(slice->local) - piece->local;
+    uint64_t remote = vnxi_region_end(slice->remote) - piece->remote;
     uint64_t len = piece->len;
     len = local < len ? local : len;
     *len_p = remote < len ? remote : len;
@@ -100,100 +100,100 @@ find_regions(vnxi_ucx_share_t *share, uint64_t *len_p)
 
 /* A request cancelled because the transfer stops is not a failure. */
 static void
-note_failure(vnxi_ucx_share_t *share, vnxi_ucs_status_t status)
+note_failure(vnxi_ucx_slice_t *slice, vnxi_ucs_status_t status)
 {
-    if (status != VNXI_UCS_ERR_CANCELED || !atomic_load(&share->xfer->stop)) {
-        vnxi_ucx_share_fail(share, status, "a piece failed",
-                            share->piece.remote, 0);
+    if (status != VNXI_UCS_ERR_CANCELED || !atomic_load(&slice->xfer->stop)) {
+        vnxi_ucx_slice_fail(slice, status, "a piece failed",
+                            slice->piece.remote, 0);
     }
 }
 
 void
-vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
+vnxi_ucx_slice_on_request(void *request, vnxi_ucs_status_t status,
                           void *user_data)
 {
-    vnxi_ucx_share_t *share = user_data;
-    share->pending--;
-    share->ep->posted--;
-    share->moved = true;
+    vnxi_ucx_slice_t *slice = user_data;
+    slice->pending--;
+    slice->ep->posted--;
+    slice->moved = true;
     if (__builtin_expect(status != VNXI_UCS_OK, 0)) {
-        note_failure(share, status);
+        note_failure(slice, status);
     }
-    vnxi_ucx_calls(share->ep->worker)->ucp_request_free(request);
+    vnxi_ucx_calls(slice->ep->worker)->ucp_request_free(request);
 }
 
 static vnxi_ucs_ptr_t
-post_part(vnxi_ucx_share_t *share, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
+post_part(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
           uint64_t len)
 {
-    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(share->ep->worker);
+    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(slice->ep->worker);
     const vnxi_ucp_request_param_t param = {
         .op_attr_mask =
             VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA | VNXI_UCP_OP_MEMH,
-        .cb.send = vnxi_ucx_share_on_request,
-        .user_data = share,
+        .cb.send = vnxi_ucx_slice_on_request,
+        .user_data = slice,
         .memh = memory,
     };
-    void *local = (void *)(uintptr_t)share->piece.local;
+    void *local = (void *)(uintptr_t)slice->piece.local;
 
-    return share->xfer->args.op == VNX_OP_READ
-               ? ucp->ucp_get_nbx(share->ep->handle, local, len,
-                                  share->piece.remote, key, &param)
-               : ucp->ucp_put_nbx(share->ep->handle, local, len,
-                                  share->piece.remote, key, &param);
+    return slice->xfer->args.op == VNX_OP_READ
+               ? ucp->ucp_get_nbx(slice->ep->handle, local, len,
+                                  slice->piece.remote, key, &param)
+               : ucp->ucp_put_nbx(slice->ep->handle, local, len,
+                                  slice->piece.remote, key, &param);
 }
 
 /* Find the handles that UCX needs for the piece. */
 static bool
-find_handles(vnxi_ucx_share_t *share, vnxi_ucp_mem_t *memory_p,
+find_handles(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t *memory_p,
              vnxi_ucp_rkey_t *key_p)
 {
-    const vnxi_ucx_xfer_args_t *args = &share->xfer->args;
-    vnxi_ucx_mem_t *mem = args->mem_of(share->local);
-    vnxi_ucx_key_t *key = args->key_of(share->remote);
+    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
+    vnxi_ucx_mem_t *mem = args->mem_of(slice->local);
+    vnxi_ucx_key_t *key = args->key_of(slice->remote);
     vnxi_ucs_status_t status = VNXI_UCS_ERR_INVALID_PARAM;
 
     *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
     if (key != NULL && *memory_p != NULL) {
-        status = vnxi_ucx_ep_key(share->ep, key, key_p);
+        status = vnxi_ucx_ep_key(slice->ep, key, key_p);
     }
     if (status != VNXI_UCS_OK) {
-        vnxi_ucx_share_fail(share, status,
+        vnxi_ucx_slice_fail(slice, status,
                             "its key for the region cannot be used",
-                            share->remote->addr, share->remote->len);
+                            slice->remote->addr, slice->remote->len);
     }
     return status == VNXI_UCS_OK;
 }
 
 /* Post the piece, or the part of it that lies in one region on each side. */
 bool
-vnxi_ucx_share_post(vnxi_ucx_share_t *share)
+vnxi_ucx_slice_post(vnxi_ucx_slice_t *slice)
 {
-    vnxi_piece_t *piece = &share->piece;
+    vnxi_piece_t *piece = &slice->piece;
     vnxi_ucp_mem_t memory;
     vnxi_ucp_rkey_t key;
     uint64_t len;
 
-    if (!find_regions(share, &len)) {
-        vnxi_ucx_share_fail(share, VNXI_UCS_ERR_INVALID_ADDR,
+    if (!find_regions(slice, &len)) {
+        vnxi_ucx_slice_fail(slice, VNXI_UCS_ERR_INVALID_ADDR,
                             "no region holds it", piece->remote, piece->len);
         return false;
     }
-    if (!find_handles(share, &memory, &key)) {
+    if (!find_handles(slice, &memory, &key)) {
         return false;
     }
-    vnxi_ucs_ptr_t ptr = post_part(share, memory, key, len);
+    vnxi_ucs_ptr_t ptr = post_part(slice, memory, key, len);
     if (vnxi_ucs_is_request(ptr)) {
-        share->pending++;
-        share->ep->posted++;
+        slice->pending++;
+        slice->ep->posted++;
     } else if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-        vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr), "a piece was refused",
+        vnxi_ucx_slice_fail(slice, vnxi_ucs_status(ptr), "a piece was refused",
                             piece->remote, len);
         return false;
     }
     piece->local += len;
     piece->remote += len;
     piece->len -= len;
-    share->has_piece = piece->len > 0;
+    slice->has_piece = piece->len > 0;
     return true;
 }
