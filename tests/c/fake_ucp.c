@@ -713,7 +713,7 @@ EXPORT unsigned
 ucp_worker_progress(vnxi_ucp_worker_t worker)
 {
     USE(worker);
-    atomic_fetch_add(&fake_ucp.turns, 1);
+    atomic_fetch_add(&fake_ucp.progress_calls, 1);
     return run_due(worker);
 }
 

@@ -55,7 +55,7 @@ typedef struct fake_ucp {
     atomic_int creates;        /* endpoints that were asked for */
     atomic_int forced, closed; /* endpoints, by how they were closed */
     atomic_int unpacks;
-    atomic_int arms, turns; /* calls of arm and progress */
+    atomic_int arms, progress_calls;
     atomic_int left_open;   /* endpoints of workers that end */
     atomic_int modules_set; /* the option MODULES */
     char settings[2048];    /* "KEY=value;" each, of the last context */

@@ -10,8 +10,8 @@
 
 #include "base/error.h"
 #include "base/mutex.h"
+#include "engine/native/ucx/exit_park.h"
 #include "engine/native/ucx/notif.h"
-#include "engine/native/ucx/park.h"
 #include "engine/native/ucx/worker.h"
 
 #define OPERATION "create_backend"
@@ -401,7 +401,7 @@ vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
     }
     vnx_status_t status = make_context(ucx, config, error);
     if (status == VNX_OK) {
-        vnxi_ucx_park_add(ucx);
+        vnxi_ucx_exit_park_add(ucx);
         status = open_first(ucx, error);
     }
     if (status != VNX_OK) {
@@ -420,11 +420,11 @@ void
 vnxi_ucx_stop(vnxi_ucx_t *ucx)
 {
     atomic_store(&ucx->stopped, true);
-    vnxi_ucx_park_lost(ucx);
+    vnxi_ucx_exit_park_lost(ucx);
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_stop(&ucx->workers[i]);
     }
-    vnxi_ucx_park_remove(ucx);
+    vnxi_ucx_exit_park_remove(ucx);
 }
 
 void

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/ucx/park.h"
+#include "engine/native/ucx/exit_park.h"
 #include "engine/native/ucx/worker.h"
 
 #define OPERATION "register_memory"

@@ -13,7 +13,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "engine/native/ucx/park.h"
+#include "engine/native/ucx/exit_park.h"
 #include "engine/native/ucx/slice.h"
 
 /* Limits of what one transfer has in flight at a worker: enough to keep TCP
@@ -483,7 +483,7 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
 void
 vnxi_ucx_settle(vnxi_ucx_t *ucx)
 {
-    vnxi_ucx_park_lost(ucx);
+    vnxi_ucx_exit_park_lost(ucx);
     vnxi_mutex_lock(&ucx->xfers_lock);
     while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
         vnxi_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);

@@ -27,7 +27,7 @@
 #include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "base/thread.h"
-#include "engine/native/ucx/park.h"
+#include "engine/native/ucx/exit_park.h"
 
 #define PATIENCE 8u             /* fruitless wake-ups without backoff */
 #define BACKOFF_NS 50000u       /* doubled with each one after that */
@@ -44,7 +44,7 @@ vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
     worker->last = &worker->first;
     worker->duties.prev = worker->duties.next = &worker->duties;
     worker->cursor = &worker->duties;
-    vnxi_mutex_init(&worker->turn, VNXI_RANK_UCX_TURN);
+    vnxi_mutex_init(&worker->progress_lock, VNXI_RANK_UCX_PROGRESS);
     vnxi_mutex_init(&worker->lock, VNXI_RANK_UCX_WORKER);
     vnxi_cond_init(&worker->changed);
 }
@@ -55,7 +55,7 @@ vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
     vnxi_fork_fd_close(worker->wake_fd);
     vnxi_cond_destroy(&worker->changed);
     vnxi_mutex_destroy(&worker->lock);
-    vnxi_mutex_destroy(&worker->turn);
+    vnxi_mutex_destroy(&worker->progress_lock);
 }
 
 /* -- Duties ----------------------------------------------------------------
@@ -159,7 +159,7 @@ may_sleep(vnxi_ucx_worker_t *worker)
     return may;
 }
 
-/* Never returns: see park.h. */
+/* Never returns: see exit_park.h. */
 static void __attribute__((noreturn)) park_lock_held(vnxi_ucx_worker_t *worker)
 {
     worker->parked = true;
@@ -205,10 +205,10 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
         return;
     }
     if (may_sleep(worker)) {
-        vnxi_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->progress_lock);
         wait_for(worker, !pause && worker->handle != NULL, due, &by_ucx);
         awake(worker);
-        vnxi_mutex_lock(&worker->turn);
+        vnxi_mutex_lock(&worker->progress_lock);
     }
     worker->fruitless += by_ucx;
 }
@@ -291,14 +291,14 @@ work(vnxi_ucx_worker_t *worker)
 bool
 vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 {
-    if (vnxi_mutex_trylock(&worker->turn) != 0) {
+    if (vnxi_mutex_trylock(&worker->progress_lock) != 0) {
         return false;
     }
     vnxi_mutex_lock(&worker->lock);
     bool may = worker->sleeping && !worker->nudged && !worker->stopping;
     vnxi_mutex_unlock(&worker->lock);
     if (!may) {
-        vnxi_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->progress_lock);
     }
     return may;
 }
@@ -306,7 +306,7 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 void
 vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
 {
-    vnxi_mutex_unlock(&worker->turn);
+    vnxi_mutex_unlock(&worker->progress_lock);
     if (wake) {
         vnxi_ucx_worker_wake(worker);
     }
@@ -375,11 +375,11 @@ thread_main(void *argument)
     vnxi_ucx_worker_t *worker = argument;
 
     pthread_setname_np(pthread_self(), "vnx-ucx");
-    vnxi_mutex_lock(&worker->turn);
+    vnxi_mutex_lock(&worker->progress_lock);
     become_ready(worker);
     work(worker);
     destroy(worker);
-    vnxi_mutex_unlock(&worker->turn);
+    vnxi_mutex_unlock(&worker->progress_lock);
     vnxi_mutex_lock(&worker->lock);
     worker->ended = true;
     vnxi_cond_broadcast(&worker->changed);

@@ -11,7 +11,8 @@
  * sleeps, another thread may borrow the worker for a moment; it then counts as
  * "the thread" in the comments of this folder.
  *
- * Lock order: `turn`, held by the current thread of the worker, before `lock`.
+ * Lock order: `progress_lock`, held by the current thread of the worker,
+ * before `lock`.
  */
 #ifndef VNXI_NATIVE_UCX_WORKER_H
 #define VNXI_NATIVE_UCX_WORKER_H
@@ -75,7 +76,7 @@ struct vnxi_ucx_worker {
     vnxi_ucx_cell_t *stray; /* of endpoints that UCX did not close */
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    vnxi_mutex_t turn; /* held by the thread except while it sleeps */
+    vnxi_mutex_t progress_lock; /* held by the thread except while it sleeps */
 
     int wake_fd;
     unsigned fds; /* epoch of the descriptors */
@@ -84,7 +85,7 @@ struct vnxi_ucx_worker {
     vnxi_cond_t changed;
     bool started, ready, ended; /* protected by lock, like everything below */
     bool sleeping, nudged, stopping;
-    bool park, parked; /* stopped for good: park.h */
+    bool park, parked; /* stopped for good: exit_park.h */
     vnxi_ucx_command_t *first, **last;
 };
 
@@ -101,7 +102,7 @@ struct vnxi_ucx {
     size_t address_len;
     char version[256];
     atomic_bool stopped;
-    atomic_bool lost;     /* the program closed its descriptors: park.h */
+    atomic_bool lost;     /* the program closed its descriptors: exit_park.h */
     atomic_uint messages; /* notifications not yet sent by UCX */
     atomic_uint_fast64_t sent_at; /* time of the last one passed to UCX */
     vnxi_mutex_t xfers_lock;      /* transfer.c */
@@ -110,7 +111,7 @@ struct vnxi_ucx {
     unsigned reporting;          /* transfers in their `done` callback */
     vnxi_ucx_gone_t gone;        /* peers that have ended */
     unsigned worker_count;
-    struct vnxi_ucx *next; /* list of the process; park.c */
+    struct vnxi_ucx *next; /* list of the process; exit_park.c */
     vnxi_ucx_worker_t workers[];
 };
 
@@ -152,7 +153,7 @@ bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
 /* Run queued commands, release all duties, destroy the worker, join.  If the
- * vnxi_ucx_t was lost (park.h), the thread is left as it is. */
+ * vnxi_ucx_t was lost (exit_park.h), the thread is left as it is. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
 
 /* Make the thread stop for good, outside of UCX, and refuse all later

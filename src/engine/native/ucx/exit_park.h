@@ -8,19 +8,19 @@
  * later calls are refused.  Nothing is closed: peers notice the end of the
  * process.
  */
-#ifndef VNXI_NATIVE_UCX_PARK_H
-#define VNXI_NATIVE_UCX_PARK_H
+#ifndef VNXI_NATIVE_UCX_EXIT_PARK_H
+#define VNXI_NATIVE_UCX_EXIT_PARK_H
 
 #include "engine/native/ucx/context.h"
 
 /* Between its creation and the stop of its workers. */
-void vnxi_ucx_park_add(vnxi_ucx_t *ucx);
-void vnxi_ucx_park_remove(vnxi_ucx_t *ucx);
+void vnxi_ucx_exit_park_add(vnxi_ucx_t *ucx);
+void vnxi_ucx_exit_park_remove(vnxi_ucx_t *ucx);
 
 /* The same for one vnxi_ucx_t whose descriptors were closed by the program
  * (base/fork_fds.h): UCX would use their numbers, and a sleeping thread could
  * not be woken.  Does nothing if the descriptors were not closed. */
-void vnxi_ucx_park_lost(vnxi_ucx_t *ucx);
+void vnxi_ucx_exit_park_lost(vnxi_ucx_t *ucx);
 
 /* False: the descriptors of UCX's own thread, one per process, were closed,
  * and UCX cannot be used again in this process.  Call this before using UCX.

@@ -1,4 +1,4 @@
-#include "engine/native/ucx/park.h"
+#include "engine/native/ucx/exit_park.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -22,7 +22,7 @@
 #define LINGER_NS 100000000u
 #define LOOK_NS 1000000u
 
-static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_PARK);
+static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_EXIT_PARK);
 static vnxi_ucx_t *all;      /* protected by lock */
 static unsigned first_epoch; /* of descriptors; lock */
 static bool is_used;         /* lock */
@@ -97,7 +97,7 @@ park_all(void)
 }
 
 void
-vnxi_ucx_park_lost(vnxi_ucx_t *ucx)
+vnxi_ucx_exit_park_lost(vnxi_ucx_t *ucx)
 {
     if (atomic_load(&ucx->lost) || !vnxi_fds_lost(ucx->workers[0].fds)) {
         return;
@@ -114,7 +114,7 @@ vnxi_ucx_park_lost(vnxi_ucx_t *ucx)
 static void
 forget_in_child(void)
 {
-    vnxi_mutex_init(&lock, VNXI_RANK_UCX_PARK);
+    vnxi_mutex_init(&lock, VNXI_RANK_UCX_EXIT_PARK);
     all = NULL;
     is_used = false;
 }
@@ -135,7 +135,7 @@ vnxi_ucx_is_usable(void)
 }
 
 void
-vnxi_ucx_park_add(vnxi_ucx_t *ucx)
+vnxi_ucx_exit_park_add(vnxi_ucx_t *ucx)
 {
     vnxi_fork_on_child(forget_in_child);
     vnxi_at_end_add(park_all);
@@ -146,7 +146,7 @@ vnxi_ucx_park_add(vnxi_ucx_t *ucx)
 }
 
 void
-vnxi_ucx_park_remove(vnxi_ucx_t *ucx)
+vnxi_ucx_exit_park_remove(vnxi_ucx_t *ucx)
 {
     vnxi_mutex_lock(&lock);
     for (vnxi_ucx_t **at = &all; *at != NULL; at = &(*at)->next) {
