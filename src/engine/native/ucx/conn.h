@@ -17,7 +17,6 @@
 #include "engine/native/ucx/context.h"
 
 typedef struct vnxi_ucx_conn vnxi_ucx_conn_t;
-typedef struct vnxi_ucx_key vnxi_ucx_key_t;
 
 #define VNXI_UCX_ADDRESS_MAX (64u << 10)
 #define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
@@ -62,16 +61,5 @@ vnx_status_t vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn,
  * tcp/lo"; "" while not connected.  Recorded when the peer answered. */
 void vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p,
                               size_t size);
-
-/* -- Keys ------------------------------------------------------------------
- */
-
-/* Create a peer's key for one of its regions from its metadata (copied).  It
- * is passed to UCX on first use.  VNX_ERR_MISMATCH: not a key. */
-vnx_status_t vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes,
-                                 size_t len, vnxi_ucx_key_t **key_p,
-                                 vnx_error_t *error);
-bool vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len);
-void vnxi_ucx_key_release(vnxi_ucx_key_t *key); /* NULL is allowed */
 
 #endif

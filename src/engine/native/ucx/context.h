@@ -56,6 +56,11 @@ vnx_status_t vnxi_ucx_create(const vnxi_ucx_config_t *config,
  */
 void vnxi_ucx_stop(vnxi_ucx_t *ucx);
 
+/* Wait until no transfer that must not go on (transfer.h) is in flight, and
+ * `done` was called for those that were.  About two seconds at worst.  Must
+ * not be called from `done`. */
+void vnxi_ucx_settle(vnxi_ucx_t *ucx);
+
 /* Objects created from it hold a reference. */
 void vnxi_ucx_retain(vnxi_ucx_t *ucx);
 void vnxi_ucx_release(vnxi_ucx_t *ucx); /* must be stopped; NULL is allowed */

@@ -37,6 +37,7 @@
 #define CLOSE_LOOK_NS 1000000u
 
 static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
+static void run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker);
 
 void
 vnxi_ucx_ep_init(vnxi_ucx_ep_t *ep, vnxi_ucx_conn_t *conn,
@@ -45,6 +46,7 @@ vnxi_ucx_ep_init(vnxi_ucx_ep_t *ep, vnxi_ucx_conn_t *conn,
     *ep = (vnxi_ucx_ep_t){.duty.look = look, .conn = conn, .worker = worker};
     ep->slots.prev = ep->slots.next = &ep->slots;
     ep->waiting_last = &ep->waiting;
+    ep->close_command.run = run_close;
 }
 
 static bool
@@ -394,20 +396,6 @@ close_ep(vnxi_ucx_ep_t *ep, bool by_force)
     }
 }
 
-static void
-drop_keys(vnxi_ucx_ep_t *ep)
-{
-    while (ep->slots.next != &ep->slots) {
-        vnxi_ucx_slot_t *slot = ep->slots.next;
-        slot->next->prev = &ep->slots;
-        ep->slots.next = slot->next;
-        vnxi_ucx_calls(ep->worker)->ucp_rkey_destroy(slot->handle);
-        slot->handle = NULL;
-        slot->prev = slot->next = NULL;
-        atomic_store(&slot->used, false);
-    }
-}
-
 void
 vnxi_ucx_ep_wait(vnxi_ucx_ep_t *ep, vnxi_ucx_command_t *command)
 {
@@ -423,7 +411,7 @@ let_go(vnxi_ucx_ep_t *ep)
 {
     vnxi_ucx_command_t *command = ep->waiting;
 
-    drop_keys(ep);
+    vnxi_ucx_keys_drop(ep);
     ep->waiting = NULL;
     ep->waiting_last = &ep->waiting;
     vnxi_ucx_duty_remove(ep->worker, &ep->duty);
@@ -517,13 +505,22 @@ leave(vnxi_ucx_ep_t *ep)
     }
 }
 
-void
-vnxi_ucx_ep_close(vnxi_ucx_ep_t *ep)
+/* The connection has been closed or has failed.  A command, so that it comes
+ * after earlier commands; and a command after it that opens another connection
+ * to the address finds the spare. */
+static void
+run_close(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
+    vnxi_ucx_ep_t *ep =
+        (vnxi_ucx_ep_t *)((char *)command -
+                          offsetof(vnxi_ucx_ep_t, close_command));
+
+    (void)worker;
     ep->close_wanted = true;
     if (ep->state == VNXI_UCX_EP_OPEN) {
         leave(ep);
     }
+    vnxi_ucx_conn_release(ep->conn); /* the command's reference */
 }
 
 static uint64_t
@@ -553,31 +550,4 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         return now + CLOSE_LOOK_NS;
     }
     return ep->state == VNXI_UCX_EP_FLUSHING ? ep->deadline : UINT64_MAX;
-}
-
-/* -- Keys ------------------------------------------------------------------
- */
-
-vnxi_ucs_status_t
-vnxi_ucx_ep_key(vnxi_ucx_ep_t *ep, vnxi_ucx_key_t *key,
-                vnxi_ucp_rkey_t *handle_p)
-{
-    vnxi_ucx_slot_t *slot = &key->slots[ep->worker->index];
-
-    if (__builtin_expect(slot->handle == NULL, 0)) {
-        vnxi_ucs_status_t status =
-            vnxi_ucx_calls(ep->worker)
-                ->ucp_ep_rkey_unpack(ep->handle, key->bytes, &slot->handle);
-        if (status != VNXI_UCS_OK) {
-            slot->handle = NULL;
-            return status;
-        }
-        slot->prev = &ep->slots;
-        slot->next = ep->slots.next;
-        slot->next->prev = slot;
-        ep->slots.next = slot;
-        atomic_store(&slot->used, true);
-    }
-    *handle_p = slot->handle;
-    return VNXI_UCS_OK;
 }

@@ -16,7 +16,8 @@
 
 #include "base/mutex.h"
 #include "engine/native/ucx/conn.h"
-#include "engine/native/ucx/worker.h"
+#include "engine/native/ucx/context_private.h"
+#include "engine/native/ucx/memory.h"
 
 typedef enum vnxi_ucx_ep_state {
     VNXI_UCX_EP_IDLE,
@@ -55,7 +56,8 @@ typedef struct vnxi_ucx_ep {
     vnxi_ucx_slot_t slots; /* head of the ring */
     vnxi_ucx_command_t *waiting, **waiting_last; /* commands to run when
                                                     IDLE */
-    vnxi_ucx_command_t close_command, warm_command;
+    vnxi_ucx_command_t close_command;            /* queued by conn.c, once */
+    vnxi_ucx_command_t warm_command;
     atomic_bool warm_queued;
 } vnxi_ucx_ep_t;
 
@@ -112,16 +114,15 @@ void vnxi_ucx_ep_ask(vnxi_ucx_ep_t *ep);
  * for commands that arrive while it is closing. */
 void vnxi_ucx_ep_wait(vnxi_ucx_ep_t *ep, vnxi_ucx_command_t *command);
 
-/* The connection is closed: send queued messages, then close the endpoint or
- * keep it as a spare. */
-void vnxi_ucx_ep_close(vnxi_ucx_ep_t *ep);
-
 /* Close by force if it is open: all pending operations end. */
 void vnxi_ucx_ep_reset(vnxi_ucx_ep_t *ep);
 
-/* Get the handle of a key at this ep, which must be open. */
-vnxi_ucs_status_t vnxi_ucx_ep_key(vnxi_ucx_ep_t *ep, vnxi_ucx_key_t *key,
-                                  vnxi_ucp_rkey_t *handle_p);
+/* Get the handle of a key at this ep, which must be open (memory.c). */
+vnxi_ucs_status_t vnxi_ucx_key_handle(vnxi_ucx_key_t *key, vnxi_ucx_ep_t *ep,
+                                      vnxi_ucp_rkey_t *handle_p);
+
+/* Destroy all handles of keys at this ep (memory.c). */
+void vnxi_ucx_keys_drop(vnxi_ucx_ep_t *ep);
 
 /* Mark the connection as failed and report it to its owner, once.  Any thread.
  */

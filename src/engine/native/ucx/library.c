@@ -135,6 +135,8 @@ load(const char *path)
         handle = NULL;
     } else {
         found.path = kept;
+        snprintf(found.version, sizeof found.version, "UCX %u.%u, %s",
+                 found.major, found.minor, kept);
         found.guard = vnxi_ucx_guard(handle, &before);
         set_up(&found);
         library = found;

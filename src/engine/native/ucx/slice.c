@@ -155,7 +155,7 @@ find_handles(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t *memory_p,
 
     *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
     if (key != NULL && *memory_p != NULL) {
-        status = vnxi_ucx_ep_key(slice->ep, key, key_p);
+        status = vnxi_ucx_key_handle(key, slice->ep, key_p);
     }
     if (status != VNXI_UCS_OK) {
         vnxi_ucx_slice_fail(slice, status,

@@ -13,7 +13,6 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "engine/native/ucx/exit_park.h"
 #include "engine/native/ucx/slice.h"
 
 /* Limits of what one transfer has in flight at a worker: enough to keep TCP
@@ -439,7 +438,8 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
     }
     if (pushed == 0) {
         if (atomic_exchange(&xfer->slices_left, 0) == 0) {
-            return VNX_IN_PROG; /* vnxi_ucx_abandon() ended it meanwhile */
+            return VNX_IN_PROG; /* vnxi_ucx_xfers_abandon() ended it meanwhile
+                                 */
         }
         delist(xfer);
         note_reported(conn->ucx);
@@ -481,9 +481,8 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
 }
 
 void
-vnxi_ucx_settle(vnxi_ucx_t *ucx)
+vnxi_ucx_xfers_settle(vnxi_ucx_t *ucx)
 {
-    vnxi_ucx_exit_park_lost(ucx);
     vnxi_mutex_lock(&ucx->xfers_lock);
     while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
         vnxi_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);
@@ -508,7 +507,7 @@ take_one(vnxi_ucx_t *ucx)
 }
 
 void
-vnxi_ucx_abandon(vnxi_ucx_t *ucx)
+vnxi_ucx_xfers_abandon(vnxi_ucx_t *ucx)
 {
     vnxi_ucx_xfer_t *xfer;
 

@@ -27,7 +27,6 @@
 #include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "base/thread.h"
-#include "engine/native/ucx/exit_park.h"
 
 #define PATIENCE 8u             /* fruitless wake-ups without backoff */
 #define BACKOFF_NS 50000u       /* doubled with each one after that */
@@ -35,10 +34,15 @@
 #define STOP_DEADLINE_NS 2000000000u
 
 void
-vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
-                     unsigned index)
+vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, struct vnxi_ucx *ucx,
+                     const vnxi_ucp_functions_t *ucp,
+                     vnxi_ucp_context_t context, unsigned index)
 {
-    *worker = (vnxi_ucx_worker_t){.ucx = ucx, .index = index, .ucx_fd = -1};
+    *worker = (vnxi_ucx_worker_t){.ucx = ucx,
+                                  .ucp = ucp,
+                                  .context = context,
+                                  .index = index,
+                                  .ucx_fd = -1};
     worker->wake_fd = -1;
     worker->fds = vnxi_fds_epoch();
     worker->last = &worker->first;
@@ -159,7 +163,7 @@ may_sleep(vnxi_ucx_worker_t *worker)
     return may;
 }
 
-/* Never returns: see exit_park.h. */
+/* Never returns. */
 static void __attribute__((noreturn)) park_lock_held(vnxi_ucx_worker_t *worker)
 {
     worker->parked = true;
@@ -326,7 +330,7 @@ make(vnxi_ucx_worker_t *worker)
     vnxi_ucp_worker_t handle;
 
     vnxi_ucs_status_t status =
-        ucp->ucp_worker_create(worker->ucx->context, &params, &handle);
+        ucp->ucp_worker_create(worker->context, &params, &handle);
     if (status != VNXI_UCS_OK) {
         return status;
     }
@@ -428,13 +432,13 @@ vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
 /* -- Commands --------------------------------------------------------------
  */
 
-void
-vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
+static void
+wake_lock_held(vnxi_ucx_worker_t *worker)
 {
     uint64_t one = 1;
 
     worker->nudged = true; /* if it is about to sleep, it checks again */
-    if (worker->sleeping && !atomic_load(&worker->ucx->lost) &&
+    if (worker->sleeping && !worker->lost &&
         write(worker->wake_fd, &one, sizeof one) != sizeof one) {
         worker->sleeping = true; /* the eventfd is readable already */
     }
@@ -444,7 +448,7 @@ void
 vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
 }
 
@@ -454,7 +458,7 @@ append_lock_held(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
     command->next = NULL;
     *worker->last = command;
     worker->last = &command->next;
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
 }
 
 bool
@@ -486,11 +490,11 @@ void
 vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
-    bool started = worker->started;
+    bool joins = worker->started && !worker->park;
     worker->stopping = true;
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
-    if (started && !vnxi_ucx_parked(worker->ucx)) {
+    if (joins) {
         pthread_join(worker->thread, NULL);
         worker->started = false;
     }
@@ -502,9 +506,8 @@ vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker)
     vnxi_mutex_lock(&worker->lock);
     worker->park = true;
     worker->stopping = true; /* later commands are refused */
-    if (!vnxi_fds_lost(worker->fds)) {
-        vnxi_ucx_worker_wake_lock_held(worker);
-    }
+    worker->lost = vnxi_fds_lost(worker->fds);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
 }
 
