@@ -42,6 +42,8 @@ typedef struct fake_ucp {
     atomic_bool die_connecting;      /* peers end while an endpoint is made */
     atomic_bool inside;      /* callbacks come from within posts, too */
     atomic_bool error_first; /* the endpoint's error before its requests' */
+    atomic_bool late_cancel; /* a close by force ends at once, and the requests
+                                that it cancels later */
     atomic_bool storm;       /* the descriptor is always readable */
     atomic_int busy;         /* so many times is arming BUSY */
     atomic_int transports;   /* that an endpoint has; 0: one */

@@ -105,7 +105,7 @@ test_ucx_worker_engine_config(void **state)
     assert_int_equal(create_with("engine_config", "NO_SUCH_KEY=1", &error),
                      VNX_ERR_INVALID_PARAM);
     assert_string_equal(error.cause,
-                        "UCX refuses NO_SUCH_KEY=1: fake status -12");
+                        "UCX refuses NO_SUCH_KEY=1: fake status -5");
 }
 
 /* -- Making ----------------------------------------------------------------

@@ -11,7 +11,9 @@
  * is closed.
  *
  * Handles of keys belong to an endpoint's configuration.  They are destroyed
- * with it and created again for the next endpoint.
+ * with it and created again for the next endpoint.  A close by force may end
+ * before the requests that it cancels (UCX 1.23, TCP), which still have their
+ * handle, so an ep is IDLE only when they have ended, too.
  *
  * UCX does not close a TCP connection on which both sides send before both
  * have closed their endpoint.  UCX created the peer's endpoint for its
@@ -131,6 +133,7 @@ on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
         become_wired(ep);
     }
     vnxi_ucx_calls(ep->worker)->ucp_request_free(request);
+    ep->worker->requests--;
     vnxi_ucx_conn_release(ep->conn);
 }
 
@@ -148,12 +151,14 @@ vnxi_ucx_ep_ask(vnxi_ucx_ep_t *ep)
     vnxi_ucx_conn_retain(ep->conn);
     vnxi_ucs_ptr_t ptr =
         vnxi_ucx_calls(ep->worker)->ucp_ep_flush_nbx(ep->handle, &param);
-    if (!vnxi_ucs_is_request(ptr)) {
-        if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
-            become_wired(ep);
-        }
-        vnxi_ucx_conn_release(ep->conn);
+    if (vnxi_ucs_is_request(ptr)) {
+        ep->worker->requests++;
+        return;
     }
+    if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
+        become_wired(ep);
+    }
+    vnxi_ucx_conn_release(ep->conn);
 }
 
 /* -- Opening ---------------------------------------------------------------
@@ -466,6 +471,7 @@ on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
         ep->deadline = ep->sent_at + LINGER_NS;
     }
     vnxi_ucx_calls(ep->worker)->ucp_request_free(request);
+    ep->worker->requests--;
     vnxi_ucx_conn_release(ep->conn);
 }
 
@@ -488,11 +494,13 @@ begin_flush(vnxi_ucx_ep_t *ep)
     vnxi_ucx_conn_retain(ep->conn);
     vnxi_ucs_ptr_t ptr =
         vnxi_ucx_calls(ep->worker)->ucp_ep_flush_nbx(ep->handle, &param);
-    if (!vnxi_ucs_is_request(ptr)) {
-        ep->flushed = vnxi_ucs_status(ptr) == VNXI_UCS_OK;
-        ep->deadline = ep->flushed ? ep->sent_at + LINGER_NS : 0;
-        vnxi_ucx_conn_release(ep->conn);
+    if (vnxi_ucs_is_request(ptr)) {
+        ep->worker->requests++;
+        return;
     }
+    ep->flushed = vnxi_ucs_status(ptr) == VNXI_UCS_OK;
+    ep->deadline = ep->flushed ? ep->sent_at + LINGER_NS : 0;
+    vnxi_ucx_conn_release(ep->conn);
 }
 
 static void
@@ -539,7 +547,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         begin_flush(ep);
     }
     if (ep->state == VNXI_UCX_EP_CLOSING) {
-        if (ep->closed) {
+        if (ep->closed && ep->posted == 0) {
             become_idle(ep);
             return UINT64_MAX;
         }

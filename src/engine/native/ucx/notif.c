@@ -112,8 +112,9 @@ vnxi_ucx_notif_listen(vnxi_ucx_worker_t *worker)
 #define SEND_HERE_MAX (16u << 10) /* bytes that send_here() sends */
 
 typedef struct message {
-    vnxi_ucx_command_t super; /* first */
-    vnxi_ucx_conn_t *conn;    /* retained */
+    vnxi_ucx_command_t super;  /* first */
+    vnxi_ucx_conn_t *conn;     /* retained */
+    vnxi_ucx_worker_t *worker; /* that sends it */
     vnxi_writer_t payload;
 } message_t;
 
@@ -146,7 +147,8 @@ on_sent(void *request, vnxi_ucs_status_t status, void *user_data)
 {
     message_t *message = user_data;
     note_unsent(message, status);
-    message->conn->ucx->library->ucp.ucp_request_free(request);
+    vnxi_ucx_calls(message->worker)->ucp_request_free(request);
+    message->worker->requests--;
     message_free(message);
 }
 
@@ -164,12 +166,14 @@ give_to_ucx(message_t *message, vnxi_ucx_ep_t *ep)
         .user_data = message,
     };
 
+    message->worker = worker;
     ep->sent_at = vnxi_clock_ns();
     atomic_store(&worker->ucx->sent_at, ep->sent_at);
     vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(worker)->ucp_am_send_nbx(
         ep->handle, VNXI_UCX_NOTIF_AM, NULL, 0, message->payload.data,
         message->payload.len, &param);
     if (vnxi_ucs_is_request(ptr)) {
+        worker->requests++;
         return true;
     }
     note_unsent(message, vnxi_ucs_status(ptr));

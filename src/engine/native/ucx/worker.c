@@ -86,10 +86,12 @@ vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty)
     duty->prev = duty->next = NULL;
 }
 
+/* Return whether the worker may be destroyed.  A request of a duty counts as
+ * the duty. */
 static bool
-has_no_duties(const vnxi_ucx_worker_t *worker)
+is_idle(const vnxi_ucx_worker_t *worker)
 {
-    return worker->duties.next == &worker->duties;
+    return worker->duties.next == &worker->duties && worker->requests == 0;
 }
 
 /* Let each duty post some; true: one of them has more. */
@@ -265,8 +267,7 @@ is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
     }
-    return stopping &&
-           (has_no_duties(worker) || vnxi_clock_ns() >= *stop_deadline);
+    return stopping && (is_idle(worker) || vnxi_clock_ns() >= *stop_deadline);
 }
 
 static void
@@ -282,7 +283,7 @@ work(vnxi_ucx_worker_t *worker)
             worker->fruitless = 0;
         }
         uint64_t due = look_after_all(worker);
-        bool done = worker->draining && has_no_duties(worker);
+        bool done = worker->draining && is_idle(worker);
         if (!more && !moved && !done && due > vnxi_clock_ns()) {
             sleep_some(worker, due < stop_deadline ? due : stop_deadline);
         }

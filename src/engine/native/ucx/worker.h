@@ -67,6 +67,7 @@ struct vnxi_ucx_worker {
     int ucx_fd;
     vnxi_ucx_duty_t duties;  /* head of a ring */
     vnxi_ucx_duty_t *cursor; /* next in the current round; survives removals */
+    size_t requests;         /* messages and flushes that UCX has not ended */
     unsigned fruitless;      /* consecutive wake-ups without work */
     bool paused;             /* it has just slept without watching UCX */
     bool draining;           /* stopping, and every command has run: release
@@ -128,7 +129,8 @@ void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
 bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
-/* Run queued commands, release all duties, destroy the worker, join.  A thread
+/* Run queued commands, release all duties, let UCX end its requests, destroy
+ * the worker, join.  A thread
  * that was parked, or asked to, is left as it is. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
 
