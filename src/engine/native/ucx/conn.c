@@ -1,6 +1,6 @@
 /*
- * A connection as an object that its eps share: its references, its state, its
- * end.  connect.c opens it.
+ * What the eps of a connection share: its references, its state, and how it
+ * fails or is closed.  connect.c opens it.
  */
 #include <stdio.h>
 #include <stdlib.h>

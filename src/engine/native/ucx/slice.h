@@ -1,6 +1,6 @@
 /*
- * A transfer in flight, and each worker's slice of it; for transfer.c and
- * slice.c.
+ * A transfer in flight, and each worker's slice of it; for transfer.c, which
+ * starts and ends slices, and slice.c, which posts their pieces.
  */
 #ifndef VNXI_NATIVE_UCX_SLICE_H
 #define VNXI_NATIVE_UCX_SLICE_H
@@ -8,7 +8,8 @@
 #include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/transfer.h"
 
-#define VNXI_UCX_TRANSFER "transfer" /* the operation in errors */
+#define VNXI_UCX_TRANSFER "transfer"    /* the operation in errors */
+#define VNXI_UCX_PIECE_BYTES (1u << 20) /* joined for one request */
 
 typedef struct vnxi_ucx_slice {
     vnxi_ucx_duty_t duty; /* first */
@@ -50,19 +51,19 @@ struct vnxi_ucx_xfer {
     vnxi_ucx_slice_t slices[];
 };
 
-/* Post the slice's piece, or the part of it that lies in one region on each
- * side.  False: impossible, and the transfer fails. */
-bool vnxi_ucx_slice_post(vnxi_ucx_slice_t *slice);
+/* Post as much as the window allows: the `turn` of the slice's duty. */
+bool vnxi_ucx_slice_turn(vnxi_ucx_duty_t *duty);
 
-/* A request of the slice has ended; the callback of all its requests. */
-void vnxi_ucx_slice_on_request(void *request, vnxi_ucs_status_t status,
-                               void *user_data);
+/* A slice of a WRITE that has posted pieces must wait until they have arrived.
+ */
+bool vnxi_ucx_slice_needs_flush(const vnxi_ucx_slice_t *slice);
+
+/* Set the error of a slice whose ep was reset. */
+vnx_status_t vnxi_ucx_slice_reset_error(vnx_error_t *error);
 
 /* Fail the transfer; only the first cause is kept. by_ucx: the connection may
  * have a better cause. */
 void vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
                         bool by_ucx);
-void vnxi_ucx_slice_fail(vnxi_ucx_slice_t *slice, vnxi_ucs_status_t status,
-                         const char *what, uint64_t remote, uint64_t len);
 
 #endif

@@ -20,13 +20,11 @@
 #define WINDOW_BYTES (32u << 20)
 #define WINDOW_PIECES_MIN 64u
 #define WINDOW_PIECES_MAX 2048u
-#define PIECE_BYTES (1u << 20) /* per request */
 
 #define STOP_PATIENCE_NS 1000000000u
 #define GRACE_NS 300000000u
 #define REOPEN_LOOK_NS 1000000u
 
-static bool turn(vnxi_ucx_duty_t *duty);
 static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
 static void start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker);
 
@@ -37,7 +35,9 @@ static size_t
 window_of(const vnxi_plan_t *plan)
 {
     uint64_t each = plan->bytes / (plan->pieces > 0 ? plan->pieces : 1) + 1;
-    uint64_t window = WINDOW_BYTES / (each < PIECE_BYTES ? each : PIECE_BYTES);
+    uint64_t window =
+        WINDOW_BYTES /
+        (each < VNXI_UCX_PIECE_BYTES ? each : VNXI_UCX_PIECE_BYTES);
     return window < WINDOW_PIECES_MIN   ? WINDOW_PIECES_MIN
            : window > WINDOW_PIECES_MAX ? WINDOW_PIECES_MAX
                                         : window;
@@ -61,7 +61,7 @@ vnxi_ucx_xfer_create(const vnxi_ucx_xfer_args_t *args)
     xfer->window = window_of(args->plan);
     for (unsigned i = 0; i < count; i++) {
         vnxi_ucx_slice_t *slice = &xfer->slices[i];
-        slice->duty.turn = turn;
+        slice->duty.turn = vnxi_ucx_slice_turn;
         slice->duty.look = look;
         slice->command.run = start;
         slice->xfer = xfer;
@@ -77,157 +77,6 @@ vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer)
         vnxi_ucx_conn_release(xfer->args.conn);
         free(xfer);
     }
-}
-
-/* -- Chunks ----------------------------------------------------------------
- */
-
-/* Take the next chunk; false if there is none or the transfer must not go on.
- */
-static bool
-take_chunk(vnxi_ucx_slice_t *slice)
-{
-    vnxi_ucx_xfer_t *xfer = slice->xfer;
-    vnx_error_t error;
-
-    if (atomic_load_explicit(&xfer->stop, memory_order_acquire)) {
-        return false;
-    }
-    if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
-        vnxi_ucx_xfer_fail(xfer, &error, false);
-        return false;
-    }
-    size_t chunk = atomic_fetch_add(&xfer->next_chunk, 1);
-    if (chunk >= xfer->args.plan->chunk_count) {
-        return false;
-    }
-    slice->walk = vnxi_plan_walk(xfer->args.plan, chunk);
-    slice->in_chunk = true;
-    return true;
-}
-
-/* Joins pieces that the plan has cut only for its chunks: fewer UCX requests,
- * fewer system calls. */
-static bool
-next_piece(vnxi_ucx_slice_t *slice)
-{
-    vnxi_piece_t *piece = &slice->piece, part;
-    if (!vnxi_walk_next(&slice->walk, piece)) {
-        return false;
-    }
-    part = *piece;
-    for (vnxi_walk_t ahead = slice->walk;
-         part.len == VNXI_PIECE_MAX && piece->len < PIECE_BYTES &&
-         vnxi_walk_next(&ahead, &part) &&
-         part.local == piece->local + piece->len &&
-         part.remote == piece->remote + piece->len;
-         slice->walk = ahead) {
-        piece->len += part.len;
-    }
-    return true;
-}
-
-static void
-post_chunk(vnxi_ucx_slice_t *slice)
-{
-    while (slice->has_piece || next_piece(slice)) {
-        slice->has_piece = true;
-        if (slice->piece.len == 0) {
-            slice->has_piece = false;
-        } else if (!vnxi_ucx_slice_post(slice)) {
-            slice->posting = slice->has_piece = false;
-            return;
-        }
-    }
-    slice->in_chunk = false;
-}
-
-static void
-begin_flush(vnxi_ucx_slice_t *slice)
-{
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = vnxi_ucx_slice_on_request,
-        .user_data = slice,
-    };
-    slice->flushing = true;
-    slice->pending++;
-    slice->ep->posted++;
-    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(slice->ep->worker)
-                             ->ucp_ep_flush_nbx(slice->ep->handle, &param);
-    if (!vnxi_ucs_is_request(ptr)) {
-        slice->pending--;
-        slice->ep->posted--;
-        if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-            vnxi_ucx_slice_fail(slice, vnxi_ucs_status(ptr),
-                                "a flush was refused", 0, 0);
-        }
-    }
-}
-
-/* A slice of a WRITE that has posted pieces must wait until they have arrived.
- */
-static bool
-needs_flush(const vnxi_ucx_slice_t *slice)
-{
-    return slice->xfer->args.op == VNX_OP_WRITE && slice->opening != 0 &&
-           !slice->flushing &&
-           atomic_load(&slice->xfer->failing) == VNXI_UCX_FAILING_NOT;
-}
-
-static vnx_status_t
-fail_reset(vnx_error_t *error)
-{
-    return vnxi_error_set(error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
-                          "the connection was reset because another transfer "
-                          "made no progress on it");
-}
-
-/* Get the connection's ep ready for posting.  If it was reset since the first
- * piece, pieces posted before may not have arrived. */
-static bool
-has_ep(vnxi_ucx_slice_t *slice)
-{
-    vnx_error_t error;
-    vnxi_ucx_conn_t *conn = slice->xfer->args.conn;
-    vnx_status_t status =
-        atomic_load(&conn->dead)
-            ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)
-            : vnxi_ucx_ep_open(slice->ep, VNXI_UCX_TRANSFER, &error);
-
-    if (status == VNX_OK && slice->opening != 0 &&
-        slice->opening != slice->ep->opening) {
-        status = fail_reset(&error);
-    }
-    if (status < 0) {
-        vnxi_ucx_xfer_fail(slice->xfer, &error, false);
-        slice->posting = false;
-    }
-    return status == VNX_OK;
-}
-
-static bool
-turn(vnxi_ucx_duty_t *duty)
-{
-    vnxi_ucx_slice_t *slice = (vnxi_ucx_slice_t *)duty;
-
-    if (!slice->posting && !needs_flush(slice)) {
-        return false;
-    }
-    if (slice->pending >= slice->xfer->window || !has_ep(slice)) {
-        return false;
-    }
-    if (slice->posting && !slice->in_chunk && !take_chunk(slice)) {
-        slice->posting = false;
-    }
-    if (slice->posting) {
-        slice->opening = slice->ep->opening;
-        post_chunk(slice);
-    }
-    if (!slice->posting && needs_flush(slice)) {
-        begin_flush(slice);
-    }
-    return slice->posting;
 }
 
 /* -- Ending ----------------------------------------------------------------
@@ -280,8 +129,9 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
     if (atomic_load(&conn->dead)) {
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
-    return error->status == VNX_ERR_REMOTE_DISCONNECT ? fail_reset(error)
-                                                      : error->status;
+    return error->status == VNX_ERR_REMOTE_DISCONNECT
+               ? vnxi_ucx_slice_reset_error(error)
+               : error->status;
 }
 
 /* The last slice has ended.  The transfer, and everything that it holds, may
@@ -374,7 +224,7 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
         slice->posting = false;
     }
     if (slice->pending == 0) {
-        if (slice->posting || needs_flush(slice)) {
+        if (slice->posting || vnxi_ucx_slice_needs_flush(slice)) {
             return now + REOPEN_LOOK_NS; /* the ep is being reopened */
         }
         if (waits_for_cause(slice, now)) {
