@@ -125,6 +125,35 @@ be_wired_no_more(vnxi_ucx_ep_t *ep)
     }
 }
 
+/* Post a flush.  If the result is a request, `on_end` gets the ep and calls
+ * end_flush(). */
+static vnxi_ucs_ptr_t
+flush(vnxi_ucx_ep_t *ep,
+      void (*on_end)(void *request, vnxi_ucs_status_t status, void *user_data))
+{
+    const vnxi_ucp_request_param_t param = {
+        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
+        .cb.send = on_end,
+        .user_data = ep,
+    };
+
+    vnxi_ucs_ptr_t ptr =
+        vnxi_ucx_calls(ep->worker)->ucp_ep_flush_nbx(ep->handle, &param);
+    if (vnxi_ucs_is_request(ptr)) {
+        ep->worker->requests++;
+        vnxi_ucx_conn_retain(ep->conn);
+    }
+    return ptr;
+}
+
+static void
+end_flush(vnxi_ucx_ep_t *ep, void *request)
+{
+    vnxi_ucx_calls(ep->worker)->ucp_request_free(request);
+    ep->worker->requests--;
+    vnxi_ucx_conn_release(ep->conn); /* may free the ep */
+}
+
 static void
 on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
 {
@@ -132,9 +161,7 @@ on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
     if (status == VNXI_UCS_OK) {
         become_wired(ep);
     }
-    vnxi_ucx_calls(ep->worker)->ucp_request_free(request);
-    ep->worker->requests--;
-    vnxi_ucx_conn_release(ep->conn);
+    end_flush(ep, request);
 }
 
 /* Uses a flush, because creating an endpoint sends nothing and so shows
@@ -142,23 +169,10 @@ on_answer(void *request, vnxi_ucs_status_t status, void *user_data)
 void
 vnxi_ucx_ep_ask(vnxi_ucx_ep_t *ep)
 {
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = on_answer,
-        .user_data = ep,
-    };
-
-    vnxi_ucx_conn_retain(ep->conn);
-    vnxi_ucs_ptr_t ptr =
-        vnxi_ucx_calls(ep->worker)->ucp_ep_flush_nbx(ep->handle, &param);
-    if (vnxi_ucs_is_request(ptr)) {
-        ep->worker->requests++;
-        return;
-    }
-    if (vnxi_ucs_status(ptr) == VNXI_UCS_OK) {
+    vnxi_ucs_ptr_t ptr = flush(ep, on_answer);
+    if (ptr == NULL) {
         become_wired(ep);
     }
-    vnxi_ucx_conn_release(ep->conn);
 }
 
 /* -- Opening ---------------------------------------------------------------
@@ -470,20 +484,13 @@ on_flushed(void *request, vnxi_ucs_status_t status, void *user_data)
         ep->flushed = true;
         ep->deadline = ep->sent_at + LINGER_NS;
     }
-    vnxi_ucx_calls(ep->worker)->ucp_request_free(request);
-    ep->worker->requests--;
-    vnxi_ucx_conn_release(ep->conn);
+    end_flush(ep, request);
 }
 
 /* Queued messages are sent first, for at most half a second. */
 static void
 begin_flush(vnxi_ucx_ep_t *ep)
 {
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = on_flushed,
-        .user_data = ep,
-    };
     ep->state = VNXI_UCX_EP_FLUSHING;
     ep->flushed = false;
     ep->deadline = vnxi_clock_deadline(FLUSH_DEADLINE_NS);
@@ -491,16 +498,11 @@ begin_flush(vnxi_ucx_ep_t *ep)
         !ep->evicted) {
         spare_add(ep);
     }
-    vnxi_ucx_conn_retain(ep->conn);
-    vnxi_ucs_ptr_t ptr =
-        vnxi_ucx_calls(ep->worker)->ucp_ep_flush_nbx(ep->handle, &param);
-    if (vnxi_ucs_is_request(ptr)) {
-        ep->worker->requests++;
-        return;
+    vnxi_ucs_ptr_t ptr = flush(ep, on_flushed);
+    if (!vnxi_ucs_is_request(ptr)) {
+        ep->flushed = vnxi_ucs_status(ptr) == VNXI_UCS_OK;
+        ep->deadline = ep->flushed ? ep->sent_at + LINGER_NS : 0;
     }
-    ep->flushed = vnxi_ucs_status(ptr) == VNXI_UCS_OK;
-    ep->deadline = ep->flushed ? ep->sent_at + LINGER_NS : 0;
-    vnxi_ucx_conn_release(ep->conn);
 }
 
 static void
