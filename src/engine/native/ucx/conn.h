@@ -5,11 +5,11 @@
  *
  * A connection fails once and for good: the peer's process ended, its host
  * cannot be reached, or UCX refuses the address.  The first worker to notice
- * reports it (`lost`), and all workers force their eps closed, which ends all
- * pending operations.  A reset, which ends a stall, closes one worker's ep;
- * the next use opens it again.  A notification that UCX could not send,
- * because of a reset or otherwise, fails the connection, so that no
- * notification is lost silently.
+ * reports it (`lost`), and all workers close their endpoint by force, which
+ * ends all pending operations.  A reset, which ends a stall, closes one
+ * worker's endpoint; the next use opens it again.  A notification that UCX
+ * could not send, because of a reset or otherwise, fails the connection, so
+ * that no notification is lost silently.
  */
 #ifndef VNXI_NATIVE_UCX_CONN_H
 #define VNXI_NATIVE_UCX_CONN_H
@@ -42,9 +42,9 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Close the connection.  From now on nothing is posted.  Queued messages are
- * sent, for up to half a second, and then the eps are closed.  Over TCP to a
- * vllm_nixl agent, their endpoints are kept for the next connection to the
- * same address (ep.c).  No `lost` afterwards.  Idempotent. */
+ * sent, for up to half a second, and then the endpoints are closed.  Over TCP
+ * to a vllm_nixl agent, they are kept for the next connection to the same
+ * address (ep.c).  No `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);

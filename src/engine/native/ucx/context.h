@@ -61,9 +61,9 @@ void vnxi_ucx_stop(vnxi_ucx_t *ucx);
  * not be called from `done`. */
 void vnxi_ucx_settle(vnxi_ucx_t *ucx);
 
-/* Objects created from it hold a reference. */
-void vnxi_ucx_retain(vnxi_ucx_t *ucx);
-void vnxi_ucx_release(vnxi_ucx_t *ucx); /* must be stopped; NULL is allowed */
+/* It must be stopped.  The objects created from it keep its memory until they
+ * are released, too.  NULL is allowed. */
+void vnxi_ucx_release(vnxi_ucx_t *ucx);
 
 /* Worker 0's address: the same bytes as long as the object exists. */
 const void *vnxi_ucx_address(const vnxi_ucx_t *ucx, size_t *len_p);

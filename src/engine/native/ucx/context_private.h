@@ -70,11 +70,14 @@ struct vnxi_ucx {
     vnxi_ucx_worker_t workers[];
 };
 
-/* Load the library's settings, those of `config` and the environment, and
- * create the object with its UCX context.  No worker is started. */
+/* Create the object and its UCX context, with our settings, those of `config`
+ * and those of the environment.  No worker is started. */
 vnx_status_t vnxi_ucx_open(const vnxi_ucx_library_t *library,
                            const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
                            vnx_error_t *error);
+
+/* For an object created from it, which calls vnxi_ucx_release(). */
+void vnxi_ucx_retain(vnxi_ucx_t *ucx);
 
 /* Return an error of create_backend with UCX's text. */
 vnx_status_t vnxi_ucx_error(const vnxi_ucx_library_t *library,
