@@ -53,20 +53,23 @@ vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
 /* -- Opening ---------------------------------------------------------------
  */
 
-/* 0xff terminates the lists of which an address consists. */
+/* UCX may read beyond a hostile address that is cut short; how far is unknown.
+ * So it is followed by bytes that end such a read: 0xff terminates the lists
+ * of which an address consists. */
+#define PADDING (32u << 10)
+
 static vnxi_ucx_conn_t *
 conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
 {
     size_t eps = ucx->worker_count * sizeof(vnxi_ucx_ep_t);
-    vnxi_ucx_conn_t *conn =
-        malloc(sizeof *conn + eps + len + VNXI_UCX_PADDING);
+    vnxi_ucx_conn_t *conn = malloc(sizeof *conn + eps + len + PADDING);
     if (conn == NULL) {
         return NULL;
     }
     memset(conn, 0, sizeof *conn);
     unsigned char *copy = (unsigned char *)conn->eps + eps;
     memcpy(copy, address, len);
-    memset(copy + len, 0xff, VNXI_UCX_PADDING);
+    memset(copy + len, 0xff, PADDING);
     atomic_init(&conn->refs, 1);
     vnxi_mutex_init(&conn->lock, VNXI_RANK_UCX_CONN);
     conn->ucx = ucx;
@@ -104,8 +107,7 @@ vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
     }
     vnxi_ucx_conn_t *conn = conn_alloc(ucx, address, len);
     if (conn == NULL) {
-        return vnxi_error_no_memory(error, "add_remote_agent",
-                                    len + VNXI_UCX_PADDING);
+        return vnxi_error_no_memory(error, "add_remote_agent", len + PADDING);
     }
     conn->cookie = cookie;
     begin(conn);

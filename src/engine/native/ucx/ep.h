@@ -90,10 +90,6 @@ struct vnxi_ucx_key {
     vnxi_ucx_slot_t slots[];
 };
 
-/* UCX may read beyond a hostile address or key that is cut short; how far is
- * unknown.  So each is followed by bytes that end such a read. */
-#define VNXI_UCX_PADDING (32u << 10)
-
 void vnxi_ucx_ep_init(vnxi_ucx_ep_t *ep, vnxi_ucx_conn_t *conn,
                       vnxi_ucx_worker_t *worker);
 
