@@ -57,14 +57,14 @@
     X(NATIVE_MAP, "native.map_lock")               \
     X(REGISTRY, "registry.lock")                   \
     X(DIRECTORY, "directory")                      \
-    X(UCX_TURN, "ucx_worker.turn")                 \
+    X(UCX_PROGRESS, "ucx_worker.progress_lock")    \
     X(NATIVE_PEERS, "native.peers_lock")           \
     X(NATIVE_PEER, "native_peer.lock")             \
     X(HUB_LISTS, "hub.lists")                      \
     X(LINK_SEND, "link.send_lock")                 \
     X(NATIVE_FLIGHT, "native.flight_lock")         \
     X(NATIVE_WAITING, "native.waiting_lock")       \
-    X(UCX_PARK, "ucx_park")                        \
+    X(UCX_EXIT_PARK, "ucx_exit_park")              \
     X(UCX_COMMAND, "ucx_command.lock")             \
     X(UCX_CONN, "ucx_conn.lock")                   \
     X(UCX_XFERS, "ucx.xfers_lock")                 \

@@ -8,6 +8,8 @@
  * It is stricter than UCX where UCX's manual allows it to be: a worker is used
  * by one thread at a time, keys belong to their endpoint, and whatever is used
  * after its end or given back twice counts as a misuse.
+ *
+ * ucx_contract_test.c tests it and UCX with the same assertions.
  */
 #include "fake_ucp.h"
 
@@ -22,7 +24,6 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAGIC "FAKEUCP"
-#define ERR_NO_ELEM (-12)
 #define ERR_REMOTE_ACCESS (-21)
 
 typedef enum item_type { ITEM_REQUEST, ITEM_MESSAGE, ITEM_ERROR } item_type_t;
@@ -551,7 +552,7 @@ ucp_config_modify(vnxi_ucp_config_t *config, const char *name,
 {
     size_t used = strlen(config->settings);
     if (strncmp(name, "NO_SUCH", 7) == 0) {
-        return ERR_NO_ELEM;
+        return VNXI_UCS_ERR_INVALID_PARAM;
     }
     snprintf(config->settings + used, sizeof config->settings - used, "%s=%s;",
              name, value);
@@ -713,7 +714,7 @@ EXPORT unsigned
 ucp_worker_progress(vnxi_ucp_worker_t worker)
 {
     USE(worker);
-    atomic_fetch_add(&fake_ucp.turns, 1);
+    atomic_fetch_add(&fake_ucp.progress_calls, 1);
     return run_due(worker);
 }
 
@@ -919,11 +920,29 @@ post(struct ucp_ep *ep, const vnxi_ucp_request_param_t *param, item_t wish)
     return leave_pending(request, true);
 }
 
-/* In the call: as UCX does it. */
+static void
+make_due_later(struct ucp_ep *ep)
+{
+    pthread_mutex_lock(&lock);
+    item_t *item = take_held_lock_held(ep);
+    while (item != NULL) {
+        item_t *next = item->next;
+        make_due_lock_held(item);
+        item = next;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+/* In the call, as UCX does it, or in a later turn, as UCX 1.23 does it for
+ * TCP. */
 static void
 cancel_all(struct ucp_ep *ep)
 {
-    end_held(ep, VNXI_UCS_ERR_CANCELED);
+    if (atomic_load(&fake_ucp.late_cancel)) {
+        make_due_later(ep);
+    } else {
+        end_held(ep, VNXI_UCS_ERR_CANCELED);
+    }
     pthread_mutex_lock(&lock);
     for (item_t *item = ep->worker->due; item != NULL; item = item->next) {
         if (item->ep == ep && item->type == ITEM_REQUEST) {
@@ -949,6 +968,11 @@ ucp_ep_close_nbx(vnxi_ucp_ep_t ep, const vnxi_ucp_request_param_t *param)
     atomic_fetch_add(by_force ? &fake_ucp.forced : &fake_ucp.closed, 1);
     if (by_force) {
         cancel_all(ep);
+    }
+    if (by_force && atomic_load(&fake_ucp.late_cancel) &&
+        !atomic_load(&orders->hold)) {
+        free_ep(ep);
+        return NULL;
     }
     if (atomic_load(&orders->at_once)) {
         while (run_due(ep->worker) > 0) {

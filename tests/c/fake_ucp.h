@@ -42,6 +42,8 @@ typedef struct fake_ucp {
     atomic_bool die_connecting;      /* peers end while an endpoint is made */
     atomic_bool inside;      /* callbacks come from within posts, too */
     atomic_bool error_first; /* the endpoint's error before its requests' */
+    atomic_bool late_cancel; /* a close by force ends at once, and the requests
+                                that it cancels later */
     atomic_bool storm;       /* the descriptor is always readable */
     atomic_int busy;         /* so many times is arming BUSY */
     atomic_int transports;   /* that an endpoint has; 0: one */
@@ -55,7 +57,7 @@ typedef struct fake_ucp {
     atomic_int creates;        /* endpoints that were asked for */
     atomic_int forced, closed; /* endpoints, by how they were closed */
     atomic_int unpacks;
-    atomic_int arms, turns; /* calls of arm and progress */
+    atomic_int arms, progress_calls;
     atomic_int left_open;   /* endpoints of workers that end */
     atomic_int modules_set; /* the option MODULES */
     char settings[2048];    /* "KEY=value;" each, of the last context */

@@ -687,5 +687,5 @@ main(void)
         with_fake(test_ucx_conn_life_to_stock_gets_a_separate_endpoint),
         with_fake(test_ucx_conn_life_spares_are_limited),
     };
-    return fake_load() != 0 ? 1 : cmocka_run_group_tests(tests, NULL, NULL);
+    return fake_run_group_tests_twice(tests);
 }

@@ -44,11 +44,17 @@ fake_load(void)
     return 0;
 }
 
+/* Requests end after the error or the close by force that ends them, as in UCX
+ * 1.23 with TCP. */
+static bool fake_is_late;
+
 static inline int
 fake_reset(void **state)
 {
     (void)state;
     memset((void *)fake, 0, sizeof *fake);
+    atomic_store(&fake->error_first, fake_is_late);
+    atomic_store(&fake->late_cancel, fake_is_late);
     return 0;
 }
 
@@ -73,6 +79,11 @@ fake_check(void **state)
 
 #define with_fake(test) \
     cmocka_unit_test_setup_teardown(test, fake_reset, fake_check)
+
+/* Run the tests with both orders in which UCX ends requests. */
+#define fake_run_group_tests_twice(tests)                                  \
+    (fake_load() != 0 || cmocka_run_group_tests(tests, NULL, NULL) != 0 || \
+     (fake_is_late = true, cmocka_run_group_tests(tests, NULL, NULL)) != 0)
 
 static inline void
 hold(fake_ucp_kind_t kind, bool on)

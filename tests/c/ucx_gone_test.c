@@ -1,7 +1,7 @@
 /* Peers that have ended before UCX connects to them. */
 #include "ucx_fake.h"
 
-#include "engine/native/ucx/gone.h"
+#include "engine/native/ucx/context_private.h"
 
 /* -- What is known ---------------------------------------------------------
  */

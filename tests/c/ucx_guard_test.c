@@ -14,7 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "engine/parts/ucx_guard.h"
+#include "engine/ucx_guard.h"
 #include "fake_ucp.h"
 
 static const fake_ucp_calls_t *calls;

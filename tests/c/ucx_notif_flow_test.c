@@ -1,7 +1,7 @@
 /* Notifications by UCX: validation, order, and reporting of losses. */
 #include "ucx_fake.h"
 
-#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/notif.h"
 
 static vnxi_writer_t

@@ -20,7 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/nixl/nixl.h"
-#include "engine/parts/ucx_guard.h"
+#include "engine/ucx_guard.h"
 
 #define PROGRESS_DELAY_US 100000
 

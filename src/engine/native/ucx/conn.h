@@ -5,11 +5,11 @@
  *
  * A connection fails once and for good: the peer's process ended, its host
  * cannot be reached, or UCX refuses the address.  The first worker to notice
- * reports it (`lost`), and all workers force their ends closed, which ends all
- * pending operations.  A reset, which ends a stall, closes one worker's end;
- * the next use opens it again.  A notification that UCX could not send,
- * because of a reset or otherwise, fails the connection, so that no
- * notification is lost silently.
+ * reports it (`lost`), and all workers close their endpoint by force, which
+ * ends all pending operations.  A reset, which ends a stall, closes one
+ * worker's endpoint; the next use opens it again.  A notification that UCX
+ * could not send, because of a reset or otherwise, fails the connection, so
+ * that no notification is lost silently.
  */
 #ifndef VNXI_NATIVE_UCX_CONN_H
 #define VNXI_NATIVE_UCX_CONN_H
@@ -17,7 +17,6 @@
 #include "engine/native/ucx/context.h"
 
 typedef struct vnxi_ucx_conn vnxi_ucx_conn_t;
-typedef struct vnxi_ucx_key vnxi_ucx_key_t;
 
 #define VNXI_UCX_ADDRESS_MAX (64u << 10)
 #define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
@@ -33,7 +32,7 @@ bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                          size_t len);
 
 /* The peer is a vllm_nixl agent.  It also keeps its endpoints when it closes a
- * connection over TCP, so that a later connection can use them (end.c). */
+ * connection over TCP, so that a later connection can use them (ep.c). */
 void vnxi_ucx_conn_is_of_ours(vnxi_ucx_conn_t *conn);
 
 /* Connect from every worker, in the background. */
@@ -43,9 +42,9 @@ void vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_wired(const vnxi_ucx_conn_t *conn);
 
 /* Close the connection.  From now on nothing is posted.  Queued messages are
- * sent, for up to half a second, and then the ends are closed.  Over TCP to a
- * vllm_nixl agent, their endpoints are kept for the next connection to the
- * same address (end.c).  No `lost` afterwards.  Idempotent. */
+ * sent, for up to half a second, and then the endpoints are closed.  Over TCP
+ * to a vllm_nixl agent, they are kept for the next connection to the same
+ * address (ep.c).  No `lost` afterwards.  Idempotent. */
 void vnxi_ucx_conn_close(vnxi_ucx_conn_t *conn);
 
 vnxi_ucx_conn_t *vnxi_ucx_conn_retain(vnxi_ucx_conn_t *conn);
@@ -62,16 +61,5 @@ vnx_status_t vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn,
  * tcp/lo"; "" while not connected.  Recorded when the peer answered. */
 void vnxi_ucx_conn_transports(vnxi_ucx_conn_t *conn, char *text_p,
                               size_t size);
-
-/* -- Keys ------------------------------------------------------------------
- */
-
-/* Create a peer's key for one of its regions from its metadata (copied).  It
- * is passed to UCX on first use.  VNX_ERR_MISMATCH: not a key. */
-vnx_status_t vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes,
-                                 size_t len, vnxi_ucx_key_t **key_p,
-                                 vnx_error_t *error);
-bool vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len);
-void vnxi_ucx_key_release(vnxi_ucx_key_t *key); /* NULL is allowed */
 
 #endif

@@ -1,4 +1,8 @@
-#include "engine/native/ucx/context.h"
+/*
+ * The UCX state of an agent as an object: its settings, its UCX context, its
+ * references.  lifetime.c starts and stops it.
+ */
+#include "engine/native/ucx/context_private.h"
 
 #include <ifaddrs.h>
 #include <net/if.h>
@@ -9,10 +13,6 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "base/mutex.h"
-#include "engine/native/ucx/notif.h"
-#include "engine/native/ucx/park.h"
-#include "engine/native/ucx/worker.h"
 
 #define OPERATION "create_backend"
 
@@ -224,20 +224,20 @@ configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
 /* -- Creating --------------------------------------------------------------
  */
 
-static vnx_status_t
-ucx_error(const vnxi_ucx_t *ucx, vnxi_ucs_status_t status, const char *what,
-          vnx_error_t *error)
+vnx_status_t
+vnxi_ucx_error(const vnxi_ucx_library_t *library, vnxi_ucs_status_t status,
+               const char *what, vnx_error_t *error)
 {
     return vnxi_error_set(
-        error, VNX_ERR_BACKEND, OPERATION, "%s: %s: %s%s", ucx->version, what,
-        ucx->library->ucp.ucs_status_string(status), vnxi_descriptors());
+        error, VNX_ERR_BACKEND, OPERATION, "%s: %s: %s%s", library->version,
+        what, library->ucp.ucs_status_string(status), vnxi_descriptors());
 }
 
 static vnx_status_t
-make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
-             vnx_error_t *error)
+make_context(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *wish,
+             vnxi_ucp_context_t *context_p, vnx_error_t *error)
 {
-    const vnxi_ucp_functions_t *ucp = &ucx->library->ucp;
+    const vnxi_ucp_functions_t *ucp = &library->ucp;
     vnxi_ucp_params_t params = {
         .field_mask =
             VNXI_UCP_PARAM_FEATURES | VNXI_UCP_PARAM_MT_WORKERS_SHARED,
@@ -246,107 +246,39 @@ make_context(vnxi_ucx_t *ucx, const vnxi_ucx_config_t *wish,
                     VNXI_UCP_FEATURE_WAKEUP,
         .mt_workers_shared = 1, /* memory is mapped on any thread */
     };
-    vnxi_ucp_context_attr_t attr = {.field_mask = VNXI_UCP_ATTR_MEMORY_TYPES};
     vnxi_ucp_config_t *config;
 
     vnxi_ucs_status_t ucs = ucp->ucp_config_read(NULL, NULL, &config);
     if (ucs != VNXI_UCS_OK) {
-        return ucx_error(ucx, ucs, "its configuration cannot be read", error);
+        return vnxi_ucx_error(library, ucs, "its configuration cannot be read",
+                              error);
     }
-    vnx_status_t status = configure(ucx->library, config, wish, error);
+    vnx_status_t status = configure(library, config, wish, error);
     if (status == VNX_OK) {
         ucs = ucp->ucp_init_version(VNXI_UCP_API_MAJOR, VNXI_UCP_API_MINOR,
-                                    &params, config, &ucx->context);
+                                    &params, config, context_p);
         if (ucs != VNXI_UCS_OK) {
-            status = ucx_error(ucx, ucs, "ucp_init", error);
+            status = vnxi_ucx_error(library, ucs, "ucp_init", error);
         }
     }
     ucp->ucp_config_release(config);
-    if (status == VNX_OK &&
-        ucp->ucp_context_query(ucx->context, &attr) == VNXI_UCS_OK) {
-        ucx->memory_types = attr.memory_types;
-    }
     return status;
 }
 
-/* The first command of worker 0, run on its thread before others know the
- * worker. */
-typedef struct open_command {
-    vnxi_ucx_command_t super;
-    vnxi_mutex_t lock;
-    vnxi_cond_t changed;
-    bool done;
-    vnxi_ucs_status_t status;
-} open_command_t;
-
-static vnxi_ucs_status_t
-take_address(vnxi_ucx_worker_t *worker)
+static uint64_t
+find_memory_types(const vnxi_ucx_library_t *library,
+                  vnxi_ucp_context_t context)
 {
-    const vnxi_ucp_functions_t *ucp = vnxi_ucx_calls(worker);
-    vnxi_ucp_worker_attr_t attr = {.field_mask = VNXI_UCP_WORKER_ATTR_ADDRESS};
-    vnxi_ucx_t *ucx = worker->ucx;
-
-    vnxi_ucs_status_t status = ucp->ucp_worker_query(worker->handle, &attr);
-    if (status != VNXI_UCS_OK) {
-        return status;
-    }
-    ucx->address = malloc(attr.address_length);
-    if (ucx->address != NULL) {
-        memcpy(ucx->address, attr.address, attr.address_length);
-        ucx->address_len = attr.address_length;
-    }
-    ucp->ucp_worker_release_address(worker->handle, attr.address);
-    return ucx->address != NULL ? VNXI_UCS_OK : VNXI_UCS_ERR_NO_MEMORY;
+    vnxi_ucp_context_attr_t attr = {.field_mask = VNXI_UCP_ATTR_MEMORY_TYPES};
+    return library->ucp.ucp_context_query(context, &attr) == VNXI_UCS_OK
+               ? attr.memory_types
+               : 0;
 }
 
-static void
-open_worker(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
-{
-    open_command_t *command = (open_command_t *)super;
-    vnxi_ucs_status_t status = vnxi_ucx_notif_listen(worker);
-
-    if (status == VNXI_UCS_OK) {
-        status = take_address(worker);
-    }
-    vnxi_mutex_lock(&command->lock);
-    command->status = status;
-    command->done = true;
-    vnxi_cond_signal(&command->changed);
-    vnxi_mutex_unlock(&command->lock);
-}
-
-static vnx_status_t
-open_first(vnxi_ucx_t *ucx, vnx_error_t *error)
-{
-    open_command_t command = {.super.run = open_worker};
-    vnx_status_t status = vnxi_ucx_worker_start(&ucx->workers[0], error);
-
-    if (status != VNX_OK) {
-        return status;
-    }
-    vnxi_mutex_init(&command.lock, VNXI_RANK_UCX_COMMAND);
-    vnxi_cond_init(&command.changed);
-    bool pushed = vnxi_ucx_worker_push(&ucx->workers[0], &command.super);
-    vnxi_mutex_lock(&command.lock);
-    while (pushed && !command.done) {
-        vnxi_cond_wait(&command.changed, &command.lock);
-    }
-    vnxi_mutex_unlock(&command.lock);
-    vnxi_cond_destroy(&command.changed);
-    vnxi_mutex_destroy(&command.lock);
-    if (!pushed) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "%s: its worker was stopped before it had an "
-                              "address: the process is ending",
-                              ucx->version);
-    }
-    return command.status == VNXI_UCS_OK
-               ? VNX_OK
-               : ucx_error(ucx, command.status, "opening its worker", error);
-}
-
+/* NULL: no memory. */
 static vnxi_ucx_t *
-ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config)
+ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config,
+          vnxi_ucp_context_t context)
 {
     unsigned count = config->workers < VNXI_UCX_WORKERS_MAX
                          ? config->workers
@@ -365,66 +297,54 @@ ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config)
     vnxi_cond_init(&ucx->xfer_ended);
     vnxi_ucx_gone_init(&ucx->gone);
     ucx->library = library;
+    ucx->context = context;
+    ucx->memory_types = find_memory_types(library, context);
     ucx->name = name;
     ucx->name_len = config->name_len;
     ucx->stall_timeout_ns = config->stall_timeout_ns;
     ucx->events = config->events;
     ucx->worker_count = count;
-    snprintf(ucx->version, sizeof ucx->version, "UCX %u.%u, %s",
-             library->major, library->minor, library->path);
     for (unsigned i = 0; i < count; i++) {
-        vnxi_ucx_worker_init(&ucx->workers[i], ucx, i);
+        vnxi_ucx_worker_init(&ucx->workers[i], ucx, &library->ucp, context, i);
     }
     return ucx;
 }
 
 vnx_status_t
-vnxi_ucx_create(const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
-                vnx_error_t *error)
+vnxi_ucx_open(const vnxi_ucx_library_t *library,
+              const vnxi_ucx_config_t *config, vnxi_ucx_t **ucx_p,
+              vnx_error_t *error)
 {
-    const char *why;
-    const vnxi_ucx_library_t *library = vnxi_ucx_library(&why);
+    vnxi_ucp_context_t context;
+    vnx_status_t status = make_context(library, config, &context, error);
 
-    if (library == NULL) {
-        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
-                              "no libucp: %s", why);
-    }
-    if (!vnxi_ucx_is_usable()) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,
-                              "UCX cannot be used again in this process: all "
-                              "descriptors of the process were closed, "
-                              "including UCX's own");
-    }
-    vnxi_ucx_t *ucx = ucx_alloc(library, config);
-    if (ucx == NULL) {
-        return vnxi_error_no_memory(error, OPERATION, sizeof *ucx);
-    }
-    vnx_status_t status = make_context(ucx, config, error);
-    if (status == VNX_OK) {
-        vnxi_ucx_park_add(ucx);
-        status = open_first(ucx, error);
-    }
     if (status != VNX_OK) {
-        vnxi_ucx_stop(ucx);
-        vnxi_ucx_release(ucx);
         return status;
+    }
+    vnxi_ucx_t *ucx = ucx_alloc(library, config, context);
+    if (ucx == NULL) {
+        library->ucp.ucp_cleanup(context);
+        return vnxi_error_no_memory(error, OPERATION, sizeof *ucx);
     }
     *ucx_p = ucx;
     return VNX_OK;
 }
 
-/* -- Stopping --------------------------------------------------------------
+/* -- References ------------------------------------------------------------
  */
 
+static atomic_bool all_parked;
+
 void
-vnxi_ucx_stop(vnxi_ucx_t *ucx)
+vnxi_ucx_set_all_parked(void)
 {
-    atomic_store(&ucx->stopped, true);
-    vnxi_ucx_park_lost(ucx);
-    for (unsigned i = 0; i < ucx->worker_count; i++) {
-        vnxi_ucx_worker_stop(&ucx->workers[i]);
-    }
-    vnxi_ucx_park_remove(ucx);
+    atomic_store(&all_parked, true);
+}
+
+bool
+vnxi_ucx_is_parked(const vnxi_ucx_t *ucx)
+{
+    return atomic_load(&all_parked) || atomic_load(&ucx->lost);
 }
 
 void
@@ -439,21 +359,82 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
     if (ucx == NULL || atomic_fetch_sub(&ucx->refs, 1) != 1) {
         return;
     }
-    if (vnxi_ucx_parked(ucx)) {
+    if (vnxi_ucx_is_parked(ucx)) {
         return; /* its threads are still inside */
     }
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_fini(&ucx->workers[i]);
     }
-    if (ucx->context != NULL) {
-        ucx->library->ucp.ucp_cleanup(ucx->context);
-    }
+    ucx->library->ucp.ucp_cleanup(ucx->context);
     vnxi_ucx_gone_fini(&ucx->gone);
     vnxi_cond_destroy(&ucx->xfer_ended);
     vnxi_mutex_destroy(&ucx->xfers_lock);
     free(ucx->address);
     free(ucx->name);
     free(ucx);
+}
+
+/* -- Addresses of ended processes ------------------------------------------
+ */
+
+void
+vnxi_ucx_gone_init(vnxi_ucx_gone_t *gone)
+{
+    memset(gone, 0, sizeof *gone);
+    vnxi_mutex_init(&gone->lock, VNXI_RANK_UCX_GONE);
+}
+
+void
+vnxi_ucx_gone_fini(vnxi_ucx_gone_t *gone)
+{
+    for (unsigned i = 0; i < VNXI_UCX_GONE_MAX; i++) {
+        free(gone->known[i].bytes);
+    }
+    vnxi_mutex_destroy(&gone->lock);
+}
+
+static bool
+has_lock_held(const vnxi_ucx_gone_t *gone, const void *address, size_t len)
+{
+    for (unsigned i = 0; i < VNXI_UCX_GONE_MAX; i++) {
+        if (gone->known[i].bytes != NULL && gone->known[i].len == len &&
+            memcmp(gone->known[i].bytes, address, len) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool
+vnxi_ucx_gone_has(vnxi_ucx_gone_t *gone, const void *address, size_t len)
+{
+    vnxi_mutex_lock(&gone->lock);
+    bool has = has_lock_held(gone, address, len);
+    vnxi_mutex_unlock(&gone->lock);
+    return has;
+}
+
+void
+vnxi_ucx_gone_add(vnxi_ucx_gone_t *gone, const void *address, size_t len)
+{
+    unsigned char *copy =
+        len <= VNXI_UCX_GONE_ADDRESS_MAX ? malloc(len + 1) : NULL;
+
+    if (copy == NULL) {
+        return;
+    }
+    memcpy(copy, address, len);
+    vnxi_mutex_lock(&gone->lock);
+    if (!has_lock_held(gone, address, len)) {
+        unsigned at = gone->next;
+        unsigned char *oldest = gone->known[at].bytes;
+        gone->known[at].bytes = copy;
+        gone->known[at].len = len;
+        gone->next = (at + 1) % VNXI_UCX_GONE_MAX;
+        copy = oldest;
+    }
+    vnxi_mutex_unlock(&gone->lock);
+    free(copy);
 }
 
 /* -- Facts -----------------------------------------------------------------
@@ -475,7 +456,7 @@ vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx)
 const char *
 vnxi_ucx_version(const vnxi_ucx_t *ucx)
 {
-    return ucx->version;
+    return ucx->library->version;
 }
 
 const char *

@@ -56,9 +56,14 @@ vnx_status_t vnxi_ucx_create(const vnxi_ucx_config_t *config,
  */
 void vnxi_ucx_stop(vnxi_ucx_t *ucx);
 
-/* Objects created from it hold a reference. */
-void vnxi_ucx_retain(vnxi_ucx_t *ucx);
-void vnxi_ucx_release(vnxi_ucx_t *ucx); /* must be stopped; NULL is allowed */
+/* Wait until no transfer that must not go on (transfer.h) is in flight, and
+ * `done` was called for those that were.  About two seconds at worst.  Must
+ * not be called from `done`. */
+void vnxi_ucx_settle(vnxi_ucx_t *ucx);
+
+/* It must be stopped.  The objects created from it keep its memory until they
+ * are released, too.  NULL is allowed. */
+void vnxi_ucx_release(vnxi_ucx_t *ucx);
 
 /* Worker 0's address: the same bytes as long as the object exists. */
 const void *vnxi_ucx_address(const vnxi_ucx_t *ucx, size_t *len_p);
@@ -69,7 +74,7 @@ bool vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx);
 /* "UCX 1.22, /path/libucp.so.0"; valid as long as the object exists. */
 const char *vnxi_ucx_version(const vnxi_ucx_t *ucx);
 
-/* Whether the library is guarded, and why (parts/ucx_guard.h).  Static
+/* Whether the library is guarded, and why (engine/ucx_guard.h).  Static
  * storage. */
 const char *vnxi_ucx_guarded(const vnxi_ucx_t *ucx);
 

@@ -18,7 +18,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/search_path.h"
-#include "engine/parts/ucx_guard.h"
+#include "engine/ucx_guard.h"
 
 #define VARIABLE "VLLM_NIXL_UCX_LIBRARY"
 
@@ -135,6 +135,8 @@ load(const char *path)
         handle = NULL;
     } else {
         found.path = kept;
+        snprintf(found.version, sizeof found.version, "UCX %u.%u, %s",
+                 found.major, found.minor, kept);
         found.guard = vnxi_ucx_guard(handle, &before);
         set_up(&found);
         library = found;

@@ -21,7 +21,8 @@ typedef struct vnxi_ucx_library {
     vnxi_ucp_functions_t ucp;
     const char *path; /* as loaded; static storage, like the whole struct */
     unsigned major, minor;
-    const char *guard; /* "on: why" or "off: why not": parts/ucx_guard.h */
+    char version[256]; /* "UCX 1.22, /path/libucp.so.0" */
+    const char *guard; /* "on: why" or "off: why not": engine/ucx_guard.h */
 } vnxi_ucx_library_t;
 
 /* The library, or NULL if none was found; then *why_p (may be NULL; static

@@ -7,7 +7,7 @@
 
 #include <stdatomic.h>
 
-#include "engine/native/ucx/context.h"
+#include "engine/native/ucx/conn.h"
 #include "engine/native/ucx/ucp_abi.h"
 
 typedef struct vnxi_ucx_mem {
@@ -26,5 +26,18 @@ vnx_status_t vnxi_ucx_mem_map(vnxi_ucx_t *ucx, uint64_t addr, uint64_t len,
  * ours may be using it.  The key's bytes stay.  Any thread; idempotent. */
 void vnxi_ucx_mem_unmap(vnxi_ucx_mem_t *mem);
 void vnxi_ucx_mem_free(vnxi_ucx_mem_t *mem); /* NULL is allowed */
+
+/* -- A peer's regions ------------------------------------------------------
+ */
+
+typedef struct vnxi_ucx_key vnxi_ucx_key_t;
+
+/* Create a peer's key for one of its regions from its metadata (copied).  It
+ * is passed to UCX on first use.  VNX_ERR_MISMATCH: not a key. */
+vnx_status_t vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes,
+                                 size_t len, vnxi_ucx_key_t **key_p,
+                                 vnx_error_t *error);
+bool vnxi_ucx_key_is(const vnxi_ucx_key_t *key, const void *bytes, size_t len);
+void vnxi_ucx_key_release(vnxi_ucx_key_t *key); /* NULL is allowed */
 
 #endif

@@ -1,33 +1,30 @@
 /*
- * Design notes.  A *share* is one worker's part of a transfer.  It belongs to
- * that worker's thread from the command that starts it until its end.  Shares
+ * Design notes.  A *slice* is one worker's part of a transfer.  It belongs to
+ * that worker's thread from the command that starts it until its end.  Slices
  * have three atomics in common: the next chunk, whether the transfer fails,
- * and how many shares are left; the last share reports.
+ * and how many slices are left; the last slice reports.
  *
  * Which error is reported: UCX's own errors say less than the state of the
  * connection, and may come before the connection is known to have failed.  So
- * a share whose pieces failed waits a moment for the connection's cause.
+ * a slice whose pieces failed waits a moment for the connection's cause.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "engine/native/ucx/park.h"
-#include "engine/native/ucx/share.h"
+#include "engine/native/ucx/slice.h"
 
 /* Limits of what one transfer has in flight at a worker: enough to keep TCP
  * busy. */
 #define WINDOW_BYTES (32u << 20)
 #define WINDOW_PIECES_MIN 64u
 #define WINDOW_PIECES_MAX 2048u
-#define PIECE_BYTES (1u << 20) /* per request */
 
 #define STOP_PATIENCE_NS 1000000000u
 #define GRACE_NS 300000000u
 #define REOPEN_LOOK_NS 1000000u
 
-static bool turn(vnxi_ucx_duty_t *duty);
 static uint64_t look(vnxi_ucx_duty_t *duty, uint64_t now);
 static void start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker);
 
@@ -38,7 +35,9 @@ static size_t
 window_of(const vnxi_plan_t *plan)
 {
     uint64_t each = plan->bytes / (plan->pieces > 0 ? plan->pieces : 1) + 1;
-    uint64_t window = WINDOW_BYTES / (each < PIECE_BYTES ? each : PIECE_BYTES);
+    uint64_t window =
+        WINDOW_BYTES /
+        (each < VNXI_UCX_PIECE_BYTES ? each : VNXI_UCX_PIECE_BYTES);
     return window < WINDOW_PIECES_MIN   ? WINDOW_PIECES_MIN
            : window > WINDOW_PIECES_MAX ? WINDOW_PIECES_MAX
                                         : window;
@@ -51,22 +50,22 @@ vnxi_ucx_xfer_create(const vnxi_ucx_xfer_args_t *args)
     unsigned workers = args->conn->ucx->worker_count;
     unsigned count = chunks < workers ? (unsigned)chunks : workers;
     vnxi_ucx_xfer_t *xfer =
-        calloc(1, sizeof *xfer + count * sizeof xfer->shares[0]);
+        calloc(1, sizeof *xfer + count * sizeof xfer->slices[0]);
 
     if (xfer == NULL) {
         return NULL;
     }
     xfer->args = *args;
     vnxi_ucx_conn_retain(args->conn);
-    xfer->share_count = count;
+    xfer->slice_count = count;
     xfer->window = window_of(args->plan);
     for (unsigned i = 0; i < count; i++) {
-        vnxi_ucx_share_t *share = &xfer->shares[i];
-        share->duty.turn = turn;
-        share->duty.look = look;
-        share->command.run = start;
-        share->xfer = xfer;
-        share->end = &args->conn->ends[i];
+        vnxi_ucx_slice_t *slice = &xfer->slices[i];
+        slice->duty.turn = vnxi_ucx_slice_turn;
+        slice->duty.look = look;
+        slice->command.run = start;
+        slice->xfer = xfer;
+        slice->ep = &args->conn->eps[i];
     }
     return xfer;
 }
@@ -78,157 +77,6 @@ vnxi_ucx_xfer_free(vnxi_ucx_xfer_t *xfer)
         vnxi_ucx_conn_release(xfer->args.conn);
         free(xfer);
     }
-}
-
-/* -- Chunks ----------------------------------------------------------------
- */
-
-/* Take the next chunk; false if there is none or the transfer must not go on.
- */
-static bool
-take_chunk(vnxi_ucx_share_t *share)
-{
-    vnxi_ucx_xfer_t *xfer = share->xfer;
-    vnx_error_t error;
-
-    if (atomic_load_explicit(&xfer->stop, memory_order_acquire)) {
-        return false;
-    }
-    if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
-        vnxi_ucx_xfer_fail(xfer, &error, false);
-        return false;
-    }
-    size_t chunk = atomic_fetch_add(&xfer->next_chunk, 1);
-    if (chunk >= xfer->args.plan->chunk_count) {
-        return false;
-    }
-    share->walk = vnxi_plan_walk(xfer->args.plan, chunk);
-    share->in_chunk = true;
-    return true;
-}
-
-/* Joins pieces that the plan has cut only for its chunks: fewer UCX requests,
- * fewer system calls. */
-static bool
-next_piece(vnxi_ucx_share_t *share)
-{
-    vnxi_piece_t *piece = &share->piece, part;
-    if (!vnxi_walk_next(&share->walk, piece)) {
-        return false;
-    }
-    part = *piece;
-    for (vnxi_walk_t ahead = share->walk;
-         part.len == VNXI_PIECE_MAX && piece->len < PIECE_BYTES &&
-         vnxi_walk_next(&ahead, &part) &&
-         part.local == piece->local + piece->len &&
-         part.remote == piece->remote + piece->len;
-         share->walk = ahead) {
-        piece->len += part.len;
-    }
-    return true;
-}
-
-static void
-post_chunk(vnxi_ucx_share_t *share)
-{
-    while (share->has_piece || next_piece(share)) {
-        share->has_piece = true;
-        if (share->piece.len == 0) {
-            share->has_piece = false;
-        } else if (!vnxi_ucx_share_post(share)) {
-            share->posting = share->has_piece = false;
-            return;
-        }
-    }
-    share->in_chunk = false;
-}
-
-static void
-begin_flush(vnxi_ucx_share_t *share)
-{
-    const vnxi_ucp_request_param_t param = {
-        .op_attr_mask = VNXI_UCP_OP_CALLBACK | VNXI_UCP_OP_USER_DATA,
-        .cb.send = vnxi_ucx_share_on_request,
-        .user_data = share,
-    };
-    share->flushing = true;
-    share->pending++;
-    share->end->posted++;
-    vnxi_ucs_ptr_t ptr = vnxi_ucx_calls(share->end->worker)
-                             ->ucp_ep_flush_nbx(share->end->ep, &param);
-    if (!vnxi_ucs_is_request(ptr)) {
-        share->pending--;
-        share->end->posted--;
-        if (vnxi_ucs_status(ptr) != VNXI_UCS_OK) {
-            vnxi_ucx_share_fail(share, vnxi_ucs_status(ptr),
-                                "a flush was refused", 0, 0);
-        }
-    }
-}
-
-/* A share of a WRITE that has posted pieces must wait until they have arrived.
- */
-static bool
-needs_flush(const vnxi_ucx_share_t *share)
-{
-    return share->xfer->args.op == VNX_OP_WRITE && share->opening != 0 &&
-           !share->flushing &&
-           atomic_load(&share->xfer->failing) == VNXI_UCX_FAILING_NOT;
-}
-
-static vnx_status_t
-fail_reset(vnx_error_t *error)
-{
-    return vnxi_error_set(error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
-                          "the connection was reset because another transfer "
-                          "made no progress on it");
-}
-
-/* Get the connection's end ready for posting.  If it was reset since the first
- * piece, pieces posted before may not have arrived. */
-static bool
-has_end(vnxi_ucx_share_t *share)
-{
-    vnx_error_t error;
-    vnxi_ucx_conn_t *conn = share->xfer->args.conn;
-    vnx_status_t status =
-        atomic_load(&conn->dead)
-            ? vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, &error)
-            : vnxi_ucx_end_open(share->end, VNXI_UCX_TRANSFER, &error);
-
-    if (status == VNX_OK && share->opening != 0 &&
-        share->opening != share->end->opening) {
-        status = fail_reset(&error);
-    }
-    if (status < 0) {
-        vnxi_ucx_xfer_fail(share->xfer, &error, false);
-        share->posting = false;
-    }
-    return status == VNX_OK;
-}
-
-static bool
-turn(vnxi_ucx_duty_t *duty)
-{
-    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
-
-    if (!share->posting && !needs_flush(share)) {
-        return false;
-    }
-    if (share->pending >= share->xfer->window || !has_end(share)) {
-        return false;
-    }
-    if (share->posting && !share->in_chunk && !take_chunk(share)) {
-        share->posting = false;
-    }
-    if (share->posting) {
-        share->opening = share->end->opening;
-        post_chunk(share);
-    }
-    if (!share->posting && needs_flush(share)) {
-        begin_flush(share);
-    }
-    return share->posting;
 }
 
 /* -- Ending ----------------------------------------------------------------
@@ -281,11 +129,12 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
     if (atomic_load(&conn->dead)) {
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
-    return error->status == VNX_ERR_REMOTE_DISCONNECT ? fail_reset(error)
-                                                      : error->status;
+    return error->status == VNX_ERR_REMOTE_DISCONNECT
+               ? vnxi_ucx_slice_reset_error(error)
+               : error->status;
 }
 
-/* The last share has ended.  The transfer, and everything that it holds, may
+/* The last slice has ended.  The transfer, and everything that it holds, may
  * be gone when `done` returns. */
 static void
 report(vnxi_ucx_xfer_t *xfer)
@@ -314,11 +163,11 @@ report(vnxi_ucx_xfer_t *xfer)
 }
 
 static void
-share_end(vnxi_ucx_share_t *share)
+end_slice(vnxi_ucx_slice_t *slice)
 {
-    vnxi_ucx_xfer_t *xfer = share->xfer;
-    vnxi_ucx_duty_remove(share->end->worker, &share->duty);
-    if (atomic_fetch_sub(&xfer->shares_left, 1) == 1) {
+    vnxi_ucx_xfer_t *xfer = slice->xfer;
+    vnxi_ucx_duty_remove(slice->ep->worker, &slice->duty);
+    if (atomic_fetch_sub(&xfer->slices_left, 1) == 1) {
         report(xfer);
     }
 }
@@ -326,37 +175,37 @@ share_end(vnxi_ucx_share_t *share)
 /* UCX's error came first: return whether to wait for the connection's cause.
  */
 static bool
-waits_for_cause(vnxi_ucx_share_t *share, uint64_t now)
+waits_for_cause(vnxi_ucx_slice_t *slice, uint64_t now)
 {
-    vnxi_ucx_xfer_t *xfer = share->xfer;
+    vnxi_ucx_xfer_t *xfer = slice->xfer;
     if (atomic_load(&xfer->failing) != VNXI_UCX_FAILING_BY_UCX ||
         atomic_load(&xfer->args.conn->dead)) {
         return false;
     }
-    if (share->grace_end == 0) {
-        share->grace_end = now + GRACE_NS;
+    if (slice->grace_end == 0) {
+        slice->grace_end = now + GRACE_NS;
     }
-    return now < share->grace_end;
+    return now < slice->grace_end;
 }
 
 static void
-fail_stalled(vnxi_ucx_share_t *share)
+fail_stalled(vnxi_ucx_slice_t *slice)
 {
     vnx_error_t error;
     vnxi_error_set(
         &error, VNX_ERR_TIMEOUT, VNXI_UCX_TRANSFER,
         "no progress for %.3g s, with %zu requests waiting for the peer",
-        (double)share->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
-        share->pending);
-    vnxi_ucx_xfer_fail(share->xfer, &error, false);
+        (double)slice->xfer->args.conn->ucx->stall_timeout_ns / 1e9,
+        slice->pending);
+    vnxi_ucx_xfer_fail(slice->xfer, &error, false);
 }
 
 /* The longest time without progress; 0: no limit. */
 static uint64_t
-patience(const vnxi_ucx_share_t *share)
+patience(const vnxi_ucx_slice_t *slice)
 {
-    uint64_t limit = share->xfer->args.conn->ucx->stall_timeout_ns;
-    return atomic_load(&share->xfer->stop) &&
+    uint64_t limit = slice->xfer->args.conn->ucx->stall_timeout_ns;
+    return atomic_load(&slice->xfer->stop) &&
                    (limit == 0 || limit > STOP_PATIENCE_NS)
                ? STOP_PATIENCE_NS
                : limit;
@@ -365,39 +214,39 @@ patience(const vnxi_ucx_share_t *share)
 static uint64_t
 look(vnxi_ucx_duty_t *duty, uint64_t now)
 {
-    vnxi_ucx_share_t *share = (vnxi_ucx_share_t *)duty;
+    vnxi_ucx_slice_t *slice = (vnxi_ucx_slice_t *)duty;
 
-    if (share->moved || share->moved_at == 0) {
-        share->moved = false;
-        share->moved_at = now;
+    if (slice->moved || slice->moved_at == 0) {
+        slice->moved = false;
+        slice->moved_at = now;
     }
-    if (atomic_load(&share->xfer->stop)) {
-        share->posting = false;
+    if (atomic_load(&slice->xfer->stop)) {
+        slice->posting = false;
     }
-    if (share->pending == 0) {
-        if (share->posting || needs_flush(share)) {
-            return now + REOPEN_LOOK_NS; /* the end is being reopened */
+    if (slice->pending == 0) {
+        if (slice->posting || vnxi_ucx_slice_needs_flush(slice)) {
+            return now + REOPEN_LOOK_NS; /* the ep is being reopened */
         }
-        if (waits_for_cause(share, now)) {
-            return share->grace_end;
+        if (waits_for_cause(slice, now)) {
+            return slice->grace_end;
         }
-        share_end(share);
+        end_slice(slice);
         return UINT64_MAX;
     }
-    if (share->posting && share->pending < share->xfer->window &&
-        share->end->state == VNXI_UCX_END_OPEN) {
+    if (slice->posting && slice->pending < slice->xfer->window &&
+        slice->ep->state == VNXI_UCX_EP_OPEN) {
         return now; /* requests ended although UCX reported no progress */
     }
-    uint64_t limit = patience(share);
-    if (limit != 0 && now - share->moved_at >= limit) {
-        if (!atomic_load(&share->xfer->stop)) {
-            fail_stalled(share);
+    uint64_t limit = patience(slice);
+    if (limit != 0 && now - slice->moved_at >= limit) {
+        if (!atomic_load(&slice->xfer->stop)) {
+            fail_stalled(slice);
         }
-        vnxi_ucx_end_reset(share->end);
-        share->moved_at = now;
+        vnxi_ucx_ep_reset(slice->ep);
+        slice->moved_at = now;
         return now + REOPEN_LOOK_NS;
     }
-    return limit != 0 ? share->moved_at + limit : UINT64_MAX;
+    return limit != 0 ? slice->moved_at + limit : UINT64_MAX;
 }
 
 /* -- Posting ---------------------------------------------------------------
@@ -406,47 +255,48 @@ look(vnxi_ucx_duty_t *duty, uint64_t now)
 static void
 start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 {
-    vnxi_ucx_share_t *share =
-        (vnxi_ucx_share_t *)((char *)command -
-                             offsetof(vnxi_ucx_share_t, command));
+    vnxi_ucx_slice_t *slice =
+        (vnxi_ucx_slice_t *)((char *)command -
+                             offsetof(vnxi_ucx_slice_t, command));
 
-    share->posting = true;
-    share->in_chunk = share->has_piece = false;
-    share->flushing = false;
-    share->pending = 0;
-    share->opening = 0;
-    share->moved_at = share->grace_end = 0;
-    share->local = share->remote = NULL;
-    vnxi_ucx_duty_add(worker, &share->duty);
+    slice->posting = true;
+    slice->in_chunk = slice->has_piece = false;
+    slice->flushing = false;
+    slice->pending = 0;
+    slice->opening = 0;
+    slice->moved_at = slice->grace_end = 0;
+    slice->local = slice->remote = NULL;
+    vnxi_ucx_duty_add(worker, &slice->duty);
 }
 
 vnx_status_t
 vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
 {
     vnxi_ucx_conn_t *conn = xfer->args.conn;
-    unsigned count = xfer->share_count, pushed = 0;
+    unsigned count = xfer->slice_count, pushed = 0;
 
     atomic_store(&xfer->next_chunk, 0);
     atomic_store(&xfer->failing, VNXI_UCX_FAILING_NOT);
     atomic_store(&xfer->stop, false);
-    /* One more than the shares, so that the transfer does not end during this
+    /* One more than the slices, so that the transfer does not end during this
      * call. */
-    atomic_store(&xfer->shares_left, count + 1);
+    atomic_store(&xfer->slices_left, count + 1);
     enlist(xfer);
     for (unsigned i = 0; i < count; i++) {
         pushed += vnxi_ucx_worker_push(&conn->ucx->workers[i],
-                                       &xfer->shares[i].command);
+                                       &xfer->slices[i].command);
     }
     if (pushed == 0) {
-        if (atomic_exchange(&xfer->shares_left, 0) == 0) {
-            return VNX_IN_PROG; /* vnxi_ucx_abandon() ended it meanwhile */
+        if (atomic_exchange(&xfer->slices_left, 0) == 0) {
+            return VNX_IN_PROG; /* vnxi_ucx_xfers_abandon() ended it meanwhile
+                                 */
         }
         delist(xfer);
         note_reported(conn->ucx);
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
     unsigned gone = count - pushed + 1;
-    if (atomic_fetch_sub(&xfer->shares_left, gone) == gone) {
+    if (atomic_fetch_sub(&xfer->slices_left, gone) == gone) {
         report(xfer);
     }
     return VNX_IN_PROG;
@@ -456,7 +306,7 @@ void
 vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer)
 {
     atomic_store(&xfer->stop, true);
-    for (unsigned i = 0; i < xfer->share_count; i++) {
+    for (unsigned i = 0; i < xfer->slice_count; i++) {
         vnxi_ucx_worker_wake(&xfer->args.conn->ucx->workers[i]);
     }
 }
@@ -481,9 +331,8 @@ stop_some_lock_held(vnxi_ucx_t *ucx)
 }
 
 void
-vnxi_ucx_settle(vnxi_ucx_t *ucx)
+vnxi_ucx_xfers_settle(vnxi_ucx_t *ucx)
 {
-    vnxi_ucx_park_lost(ucx);
     vnxi_mutex_lock(&ucx->xfers_lock);
     while (stop_some_lock_held(ucx) > 0 || ucx->reporting > 0) {
         vnxi_cond_wait(&ucx->xfer_ended, &ucx->xfers_lock);
@@ -494,13 +343,13 @@ vnxi_ucx_settle(vnxi_ucx_t *ucx)
 /* -- Abandoning ------------------------------------------------------------
  */
 
-/* The caller that takes the last share reports the end. */
+/* The caller that takes the last slice reports the end. */
 static vnxi_ucx_xfer_t *
 take_one(vnxi_ucx_t *ucx)
 {
     vnxi_mutex_lock(&ucx->xfers_lock);
     vnxi_ucx_xfer_t *xfer = ucx->xfers;
-    while (xfer != NULL && atomic_exchange(&xfer->shares_left, 0) == 0) {
+    while (xfer != NULL && atomic_exchange(&xfer->slices_left, 0) == 0) {
         xfer = xfer->next;
     }
     vnxi_mutex_unlock(&ucx->xfers_lock);
@@ -508,7 +357,7 @@ take_one(vnxi_ucx_t *ucx)
 }
 
 void
-vnxi_ucx_abandon(vnxi_ucx_t *ucx)
+vnxi_ucx_xfers_abandon(vnxi_ucx_t *ucx)
 {
     vnxi_ucx_xfer_t *xfer;
 

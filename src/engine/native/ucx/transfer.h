@@ -52,13 +52,14 @@ vnx_status_t vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error);
  * have ended; after a second in which none did, they are ended by force. */
 void vnxi_ucx_xfer_cancel(vnxi_ucx_xfer_t *xfer);
 
+/* -- For lifetime.c --------------------------------------------------------
+ */
+
 /* End all transfers in flight as cancelled.  The workers must be parked, so
  * that no more bytes are written. */
-void vnxi_ucx_abandon(vnxi_ucx_t *ucx);
+void vnxi_ucx_xfers_abandon(vnxi_ucx_t *ucx);
 
-/* Wait until no transfer that must not go on is in flight, and `done` was
- * called for those that were.  About two seconds at worst.  Must not be called
- * from `done`. */
-void vnxi_ucx_settle(vnxi_ucx_t *ucx);
+/* The part of vnxi_ucx_settle() for workers that are not parked. */
+void vnxi_ucx_xfers_settle(vnxi_ucx_t *ucx);
 
 #endif

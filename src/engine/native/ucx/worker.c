@@ -27,7 +27,6 @@
 #include "base/fork_fds.h"
 #include "base/mutex.h"
 #include "base/thread.h"
-#include "engine/native/ucx/park.h"
 
 #define PATIENCE 8u             /* fruitless wake-ups without backoff */
 #define BACKOFF_NS 50000u       /* doubled with each one after that */
@@ -35,16 +34,21 @@
 #define STOP_DEADLINE_NS 2000000000u
 
 void
-vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
-                     unsigned index)
+vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, struct vnxi_ucx *ucx,
+                     const vnxi_ucp_functions_t *ucp,
+                     vnxi_ucp_context_t context, unsigned index)
 {
-    *worker = (vnxi_ucx_worker_t){.ucx = ucx, .index = index, .ucx_fd = -1};
+    *worker = (vnxi_ucx_worker_t){.ucx = ucx,
+                                  .ucp = ucp,
+                                  .context = context,
+                                  .index = index,
+                                  .ucx_fd = -1};
     worker->wake_fd = -1;
     worker->fds = vnxi_fds_epoch();
     worker->last = &worker->first;
     worker->duties.prev = worker->duties.next = &worker->duties;
     worker->cursor = &worker->duties;
-    vnxi_mutex_init(&worker->turn, VNXI_RANK_UCX_TURN);
+    vnxi_mutex_init(&worker->progress_lock, VNXI_RANK_UCX_PROGRESS);
     vnxi_mutex_init(&worker->lock, VNXI_RANK_UCX_WORKER);
     vnxi_cond_init(&worker->changed);
 }
@@ -55,7 +59,7 @@ vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker)
     vnxi_fork_fd_close(worker->wake_fd);
     vnxi_cond_destroy(&worker->changed);
     vnxi_mutex_destroy(&worker->lock);
-    vnxi_mutex_destroy(&worker->turn);
+    vnxi_mutex_destroy(&worker->progress_lock);
 }
 
 /* -- Duties ----------------------------------------------------------------
@@ -82,10 +86,12 @@ vnxi_ucx_duty_remove(vnxi_ucx_worker_t *worker, vnxi_ucx_duty_t *duty)
     duty->prev = duty->next = NULL;
 }
 
+/* Return whether the worker may be destroyed.  A request of a duty counts as
+ * the duty. */
 static bool
-has_no_duties(const vnxi_ucx_worker_t *worker)
+is_idle(const vnxi_ucx_worker_t *worker)
 {
-    return worker->duties.next == &worker->duties;
+    return worker->duties.next == &worker->duties && worker->requests == 0;
 }
 
 /* Let each duty post some; true: one of them has more. */
@@ -159,7 +165,7 @@ may_sleep(vnxi_ucx_worker_t *worker)
     return may;
 }
 
-/* Never returns: see park.h. */
+/* Never returns. */
 static void __attribute__((noreturn)) park_lock_held(vnxi_ucx_worker_t *worker)
 {
     worker->parked = true;
@@ -205,10 +211,10 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
         return;
     }
     if (may_sleep(worker)) {
-        vnxi_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->progress_lock);
         wait_for(worker, !pause && worker->handle != NULL, due, &by_ucx);
         awake(worker);
-        vnxi_mutex_lock(&worker->turn);
+        vnxi_mutex_lock(&worker->progress_lock);
     }
     worker->fruitless += by_ucx;
 }
@@ -261,8 +267,7 @@ is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
     }
-    return stopping &&
-           (has_no_duties(worker) || vnxi_clock_ns() >= *stop_deadline);
+    return stopping && (is_idle(worker) || vnxi_clock_ns() >= *stop_deadline);
 }
 
 static void
@@ -278,7 +283,7 @@ work(vnxi_ucx_worker_t *worker)
             worker->fruitless = 0;
         }
         uint64_t due = look_after_all(worker);
-        bool done = worker->draining && has_no_duties(worker);
+        bool done = worker->draining && is_idle(worker);
         if (!more && !moved && !done && due > vnxi_clock_ns()) {
             sleep_some(worker, due < stop_deadline ? due : stop_deadline);
         }
@@ -291,14 +296,14 @@ work(vnxi_ucx_worker_t *worker)
 bool
 vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 {
-    if (vnxi_mutex_trylock(&worker->turn) != 0) {
+    if (vnxi_mutex_trylock(&worker->progress_lock) != 0) {
         return false;
     }
     vnxi_mutex_lock(&worker->lock);
     bool may = worker->sleeping && !worker->nudged && !worker->stopping;
     vnxi_mutex_unlock(&worker->lock);
     if (!may) {
-        vnxi_mutex_unlock(&worker->turn);
+        vnxi_mutex_unlock(&worker->progress_lock);
     }
     return may;
 }
@@ -306,7 +311,7 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 void
 vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
 {
-    vnxi_mutex_unlock(&worker->turn);
+    vnxi_mutex_unlock(&worker->progress_lock);
     if (wake) {
         vnxi_ucx_worker_wake(worker);
     }
@@ -326,7 +331,7 @@ make(vnxi_ucx_worker_t *worker)
     vnxi_ucp_worker_t handle;
 
     vnxi_ucs_status_t status =
-        ucp->ucp_worker_create(worker->ucx->context, &params, &handle);
+        ucp->ucp_worker_create(worker->context, &params, &handle);
     if (status != VNXI_UCS_OK) {
         return status;
     }
@@ -375,11 +380,11 @@ thread_main(void *argument)
     vnxi_ucx_worker_t *worker = argument;
 
     pthread_setname_np(pthread_self(), "vnx-ucx");
-    vnxi_mutex_lock(&worker->turn);
+    vnxi_mutex_lock(&worker->progress_lock);
     become_ready(worker);
     work(worker);
     destroy(worker);
-    vnxi_mutex_unlock(&worker->turn);
+    vnxi_mutex_unlock(&worker->progress_lock);
     vnxi_mutex_lock(&worker->lock);
     worker->ended = true;
     vnxi_cond_broadcast(&worker->changed);
@@ -428,13 +433,13 @@ vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
 /* -- Commands --------------------------------------------------------------
  */
 
-void
-vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker)
+static void
+wake_lock_held(vnxi_ucx_worker_t *worker)
 {
     uint64_t one = 1;
 
     worker->nudged = true; /* if it is about to sleep, it checks again */
-    if (worker->sleeping && !atomic_load(&worker->ucx->lost) &&
+    if (worker->sleeping && !worker->lost &&
         write(worker->wake_fd, &one, sizeof one) != sizeof one) {
         worker->sleeping = true; /* the eventfd is readable already */
     }
@@ -444,7 +449,7 @@ void
 vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
 }
 
@@ -454,7 +459,7 @@ append_lock_held(vnxi_ucx_worker_t *worker, vnxi_ucx_command_t *command)
     command->next = NULL;
     *worker->last = command;
     worker->last = &command->next;
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
 }
 
 bool
@@ -486,11 +491,11 @@ void
 vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker)
 {
     vnxi_mutex_lock(&worker->lock);
-    bool started = worker->started;
+    bool joins = worker->started && !worker->park;
     worker->stopping = true;
-    vnxi_ucx_worker_wake_lock_held(worker);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
-    if (started && !vnxi_ucx_parked(worker->ucx)) {
+    if (joins) {
         pthread_join(worker->thread, NULL);
         worker->started = false;
     }
@@ -502,9 +507,8 @@ vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker)
     vnxi_mutex_lock(&worker->lock);
     worker->park = true;
     worker->stopping = true; /* later commands are refused */
-    if (!vnxi_fds_lost(worker->fds)) {
-        vnxi_ucx_worker_wake_lock_held(worker);
-    }
+    worker->lost = vnxi_fds_lost(worker->fds);
+    wake_lock_held(worker);
     vnxi_mutex_unlock(&worker->lock);
 }
 

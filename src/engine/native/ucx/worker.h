@@ -11,7 +11,8 @@
  * sleeps, another thread may borrow the worker for a moment; it then counts as
  * "the thread" in the comments of this folder.
  *
- * Lock order: `turn`, held by the current thread of the worker, before `lock`.
+ * Lock order: `progress_lock`, held by the current thread of the worker,
+ * before `lock`.
  */
 #ifndef VNXI_NATIVE_UCX_WORKER_H
 #define VNXI_NATIVE_UCX_WORKER_H
@@ -20,8 +21,6 @@
 #include <stdatomic.h>
 
 #include "base/mutex.h"
-#include "engine/native/ucx/context.h"
-#include "engine/native/ucx/gone.h"
 #include "engine/native/ucx/library.h"
 
 typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
@@ -51,14 +50,16 @@ typedef struct vnxi_ucx_duty {
 } vnxi_ucx_duty_t;
 
 /* The argument of an endpoint's error handler, which UCX does not let us
- * change later.  Points to the end that has the endpoint now, or NULL. */
+ * change later.  Points to the ep that has the endpoint now, or NULL. */
 typedef struct vnxi_ucx_cell {
-    struct vnxi_ucx_end *end;
+    struct vnxi_ucx_ep *ep;
     struct vnxi_ucx_cell *next;
 } vnxi_ucx_cell_t;
 
 struct vnxi_ucx_worker {
-    vnxi_ucx_t *ucx;
+    struct vnxi_ucx *ucx; /* that it belongs to; not used by worker.c */
+    const vnxi_ucp_functions_t *ucp;
+    vnxi_ucp_context_t context;
     unsigned index;
 
     /* Used only by the thread. */
@@ -66,16 +67,17 @@ struct vnxi_ucx_worker {
     int ucx_fd;
     vnxi_ucx_duty_t duties;  /* head of a ring */
     vnxi_ucx_duty_t *cursor; /* next in the current round; survives removals */
+    size_t requests;         /* messages and flushes that UCX has not ended */
     unsigned fruitless;      /* consecutive wake-ups without work */
     bool paused;             /* it has just slept without watching UCX */
     bool draining;           /* stopping, and every command has run: release
                                 everything */
-    struct vnxi_ucx_end *spares[VNXI_UCX_SPARES_MAX]; /* end.c; NULL: none */
+    struct vnxi_ucx_ep *spares[VNXI_UCX_SPARES_MAX]; /* ep.c; NULL: none */
     unsigned next_spare;    /* index to replace next */
     vnxi_ucx_cell_t *stray; /* of endpoints that UCX did not close */
     char cause[VNX_ERROR_CAUSE_MAX];
 
-    vnxi_mutex_t turn; /* held by the thread except while it sleeps */
+    vnxi_mutex_t progress_lock; /* held by the thread except while it sleeps */
 
     int wake_fd;
     unsigned fds; /* epoch of the descriptors */
@@ -84,47 +86,24 @@ struct vnxi_ucx_worker {
     vnxi_cond_t changed;
     bool started, ready, ended; /* protected by lock, like everything below */
     bool sleeping, nudged, stopping;
-    bool park, parked; /* stopped for good: park.h */
+    bool park;   /* stop for good, outside of UCX */
+    bool parked; /* the thread has done so */
+    bool lost;   /* the program has closed the descriptors */
     vnxi_ucx_command_t *first, **last;
-};
-
-struct vnxi_ucx {
-    atomic_uint refs;
-    const vnxi_ucx_library_t *library;
-    vnxi_ucp_context_t context;
-    uint64_t memory_types;
-    char *name;
-    size_t name_len;
-    uint64_t stall_timeout_ns;
-    vnxi_ucx_events_t events;
-    unsigned char *address; /* of worker 0 */
-    size_t address_len;
-    char version[256];
-    atomic_bool stopped;
-    atomic_bool lost;     /* the program closed its descriptors: park.h */
-    atomic_uint messages; /* notifications not yet sent by UCX */
-    atomic_uint_fast64_t sent_at; /* time of the last one passed to UCX */
-    vnxi_mutex_t xfers_lock;      /* transfer.c */
-    vnxi_cond_t xfer_ended;
-    struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, also for: */
-    unsigned reporting;          /* transfers in their `done` callback */
-    vnxi_ucx_gone_t gone;        /* peers that have ended */
-    unsigned worker_count;
-    struct vnxi_ucx *next; /* list of the process; park.c */
-    vnxi_ucx_worker_t workers[];
 };
 
 static inline const vnxi_ucp_functions_t *
 vnxi_ucx_calls(const vnxi_ucx_worker_t *worker)
 {
-    return &worker->ucx->library->ucp;
+    return worker->ucp;
 }
 
 /* -- For other threads -----------------------------------------------------
  */
 
-void vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, vnxi_ucx_t *ucx,
-                          unsigned index);
+void vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, struct vnxi_ucx *ucx,
+                          const vnxi_ucp_functions_t *ucp,
+                          vnxi_ucp_context_t context, unsigned index);
 void vnxi_ucx_worker_fini(vnxi_ucx_worker_t *worker);
 
 /* Start the thread unless it is running, and wait until it is ready.  Errors
@@ -143,7 +122,6 @@ bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
 
 /* Make the thread check its duties.  Any thread. */
 void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);
-void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
 
 /* Act as the worker's thread, which sleeps and has nothing to do.  False: it
  * is awake, not started, or about to end.  Never waits.  Give it back at once;
@@ -151,13 +129,15 @@ void vnxi_ucx_worker_wake_lock_held(vnxi_ucx_worker_t *worker);
 bool vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake);
 
-/* Run queued commands, release all duties, destroy the worker, join.  If the
- * vnxi_ucx_t was lost (park.h), the thread is left as it is. */
+/* Run queued commands, release all duties, let UCX end its requests, destroy
+ * the worker, join.  A thread
+ * that was parked, or asked to, is left as it is. */
 void vnxi_ucx_worker_stop(vnxi_ucx_worker_t *worker);
 
 /* Make the thread stop for good, outside of UCX, and refuse all later
- * commands. await_parked() waits for that until `deadline` (CLOCK_MONOTONIC).
- */
+ * commands.  await_parked() waits for that until `deadline` (CLOCK_MONOTONIC).
+ * The thread also parks by itself when it finds that the program has closed
+ * its descriptors (base/fork_fds.h): then it cannot be woken any more. */
 void vnxi_ucx_worker_park(vnxi_ucx_worker_t *worker);
 void vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
                                   const struct timespec *deadline);

@@ -1,20 +1,21 @@
 /*
- * A transfer in flight, and each worker's share of it; for transfer.c and
- * pieces.c.
+ * A transfer in flight, and each worker's slice of it; for transfer.c, which
+ * starts and ends slices, and slice.c, which posts their pieces.
  */
-#ifndef VNXI_NATIVE_UCX_SHARE_H
-#define VNXI_NATIVE_UCX_SHARE_H
+#ifndef VNXI_NATIVE_UCX_SLICE_H
+#define VNXI_NATIVE_UCX_SLICE_H
 
-#include "engine/native/ucx/end.h"
+#include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/transfer.h"
 
-#define VNXI_UCX_TRANSFER "transfer" /* the operation in errors */
+#define VNXI_UCX_TRANSFER "transfer"    /* the operation in errors */
+#define VNXI_UCX_PIECE_BYTES (1u << 20) /* joined for one request */
 
-typedef struct vnxi_ucx_share {
+typedef struct vnxi_ucx_slice {
     vnxi_ucx_duty_t duty; /* first */
     vnxi_ucx_command_t command;
     vnxi_ucx_xfer_t *xfer;
-    vnxi_ucx_end_t *end;
+    vnxi_ucx_ep_t *ep;
     /* Of the current post; used only by the worker's thread. */
     bool posting; /* there may be more to post */
     bool in_chunk, has_piece;
@@ -23,10 +24,10 @@ typedef struct vnxi_ucx_share {
     vnxi_walk_t walk;
     vnxi_piece_t piece; /* the rest of it */
     size_t pending;     /* requests in flight */
-    uint64_t opening;   /* the end's, at the first piece; 0: none posted */
+    uint64_t opening;   /* the ep's, at the first piece; 0: none posted */
     uint64_t moved_at, grace_end;
     const vnxi_region_t *local, *remote; /* of the last piece */
-} vnxi_ucx_share_t;
+} vnxi_ucx_slice_t;
 
 typedef enum vnxi_ucx_failing {
     VNXI_UCX_FAILING_NOT,
@@ -38,31 +39,31 @@ typedef enum vnxi_ucx_failing {
 struct vnxi_ucx_xfer {
     vnxi_ucx_xfer_args_t args;
     atomic_size_t next_chunk;
-    atomic_uint shares_left;
+    atomic_uint slices_left;
     atomic_bool stop;
     atomic_int
         failing; /* vnxi_ucx_failing_t; the thread that sets it writes error */
     vnx_error_t error;
     vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
-    size_t window; /* limit of a share's requests in flight, exceeded by at
+    size_t window; /* limit of a slice's requests in flight, exceeded by at
                       most a chunk */
-    unsigned share_count;
-    vnxi_ucx_share_t shares[];
+    unsigned slice_count;
+    vnxi_ucx_slice_t slices[];
 };
 
-/* Post the share's piece, or the part of it that lies in one region on each
- * side.  False: impossible, and the transfer fails. */
-bool vnxi_ucx_share_post(vnxi_ucx_share_t *share);
+/* Post as much as the window allows: the `turn` of the slice's duty. */
+bool vnxi_ucx_slice_turn(vnxi_ucx_duty_t *duty);
 
-/* A request of the share has ended; the callback of all its requests. */
-void vnxi_ucx_share_on_request(void *request, vnxi_ucs_status_t status,
-                               void *user_data);
+/* A slice of a WRITE that has posted pieces must wait until they have arrived.
+ */
+bool vnxi_ucx_slice_needs_flush(const vnxi_ucx_slice_t *slice);
+
+/* Set the error of a slice whose ep was reset. */
+vnx_status_t vnxi_ucx_slice_reset_error(vnx_error_t *error);
 
 /* Fail the transfer; only the first cause is kept. by_ucx: the connection may
  * have a better cause. */
 void vnxi_ucx_xfer_fail(vnxi_ucx_xfer_t *xfer, const vnx_error_t *error,
                         bool by_ucx);
-void vnxi_ucx_share_fail(vnxi_ucx_share_t *share, vnxi_ucs_status_t status,
-                         const char *what, uint64_t remote, uint64_t len);
 
 #endif

@@ -7,7 +7,7 @@
  * A slot may lie in memory that the linker has made read-only.  It is made
  * writable for the change and read-only again afterwards.
  */
-#include "engine/parts/ucx_guard.h"
+#include "engine/ucx_guard.h"
 
 #include <dlfcn.h>
 #include <errno.h>

@@ -23,8 +23,8 @@
  * of the process had loaded the copy before, because then it is not ours to
  * change.  VLLM_NIXL_UCX_GUARD overrides this: 1 guards any copy, 0 none.
  */
-#ifndef VNXI_PARTS_UCX_GUARD_H
-#define VNXI_PARTS_UCX_GUARD_H
+#ifndef VNXI_ENGINE_UCX_GUARD_H
+#define VNXI_ENGINE_UCX_GUARD_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /*
- * One worker's end of a connection; for the files of this folder.  All calls
- * on the worker's thread unless stated otherwise.
+ * A worker's ep: its endpoint of a connection; for the files of this folder.
+ * All calls on the worker's thread unless stated otherwise.
  *
  *        IDLE --open--> OPEN --close--> FLUSHING --> CLOSING --> IDLE
  *                        |                 |  ^          ^
@@ -8,38 +8,39 @@
  *                        |                 KEPT          |
  *                         -------error or reset----------
  *
- * Another connection to the same address may take over the endpoint of an end
- * that is FLUSHING or KEPT; that end is then IDLE.
+ * Another connection to the same address may take over the endpoint of an ep
+ * that is FLUSHING or KEPT; that ep is then IDLE.
  */
-#ifndef VNXI_NATIVE_UCX_END_H
-#define VNXI_NATIVE_UCX_END_H
+#ifndef VNXI_NATIVE_UCX_EP_H
+#define VNXI_NATIVE_UCX_EP_H
 
 #include "base/mutex.h"
 #include "engine/native/ucx/conn.h"
-#include "engine/native/ucx/worker.h"
+#include "engine/native/ucx/context_private.h"
+#include "engine/native/ucx/memory.h"
 
-typedef enum vnxi_ucx_end_state {
-    VNXI_UCX_END_IDLE,
-    VNXI_UCX_END_OPEN,
-    VNXI_UCX_END_FAILED, /* reported by UCX; must be closed */
-    VNXI_UCX_END_FLUSHING,
-    VNXI_UCX_END_KEPT, /* closed for its owner; its endpoint is a spare */
-    VNXI_UCX_END_CLOSING,
-} vnxi_ucx_end_state_t;
+typedef enum vnxi_ucx_ep_state {
+    VNXI_UCX_EP_IDLE,
+    VNXI_UCX_EP_OPEN,
+    VNXI_UCX_EP_FAILED, /* reported by UCX; must be closed */
+    VNXI_UCX_EP_FLUSHING,
+    VNXI_UCX_EP_KEPT, /* closed for its owner; its endpoint is a spare */
+    VNXI_UCX_EP_CLOSING,
+} vnxi_ucx_ep_state_t;
 
-/* A key's handle at one worker, in the ring of the end that it belongs to. */
+/* A key's handle at one worker, in the ring of the ep that it belongs to. */
 typedef struct vnxi_ucx_slot {
-    vnxi_ucp_rkey_t handle; /* NULL: not created yet, or the end was closed */
+    vnxi_ucp_rkey_t handle; /* NULL: not created yet, or the ep was closed */
     atomic_bool used;
     struct vnxi_ucx_slot *prev, *next;
 } vnxi_ucx_slot_t;
 
-typedef struct vnxi_ucx_end {
+typedef struct vnxi_ucx_ep {
     vnxi_ucx_duty_t duty; /* first; registered while not IDLE */
     vnxi_ucx_conn_t *conn;
     vnxi_ucx_worker_t *worker;
-    vnxi_ucx_end_state_t state;
-    vnxi_ucp_ep_t ep;
+    vnxi_ucx_ep_state_t state;
+    vnxi_ucp_ep_t handle;  /* its endpoint in UCX */
     vnxi_ucx_cell_t *cell; /* of the endpoint */
     size_t posted;         /* transfers' requests in flight on it */
     unsigned spare_at;     /* index in worker->spares, if it is there */
@@ -55,26 +56,27 @@ typedef struct vnxi_ucx_end {
     vnxi_ucx_slot_t slots; /* head of the ring */
     vnxi_ucx_command_t *waiting, **waiting_last; /* commands to run when
                                                     IDLE */
-    vnxi_ucx_command_t close_command, warm_command;
+    vnxi_ucx_command_t close_command;            /* queued by conn.c, once */
+    vnxi_ucx_command_t warm_command;
     atomic_bool warm_queued;
-} vnxi_ucx_end_t;
+} vnxi_ucx_ep_t;
 
 struct vnxi_ucx_conn {
-    atomic_uint refs; /* held by owner, keys, transfers, commands, open ends */
+    atomic_uint refs; /* held by owner, keys, transfers, commands, open eps */
     vnxi_ucx_t *ucx;  /* retained */
     uintptr_t cookie;
-    atomic_bool dead;       /* closed or failed: nothing is posted any more */
-    atomic_bool failed;     /* failed: ends are closed by force */
-    atomic_bool of_ours;    /* the peer is a vllm_nixl agent */
-    atomic_uint wired_ends; /* ends whose peer has answered */
-    atomic_size_t queued;   /* bytes of notifications not yet sent by UCX */
+    atomic_bool dead;      /* closed or failed: nothing is posted any more */
+    atomic_bool failed;    /* failed: eps are closed by force */
+    atomic_bool of_ours;   /* the peer is a vllm_nixl agent */
+    atomic_uint wired_eps; /* eps whose peer has answered */
+    atomic_size_t queued;  /* bytes of notifications not yet sent by UCX */
     vnxi_mutex_t lock;
     char cause[VNX_ERROR_CAUSE_MAX]; /* lock; why the connection failed */
     char transports[128];            /* lock */
     size_t address_len;
-    const unsigned char *address; /* stored after `ends`, with padding after
+    const unsigned char *address; /* stored after `eps`, with padding after
                                      it */
-    vnxi_ucx_end_t ends[];        /* one per worker */
+    vnxi_ucx_ep_t eps[];          /* one per worker */
 };
 
 struct vnxi_ucx_key {
@@ -88,40 +90,35 @@ struct vnxi_ucx_key {
     vnxi_ucx_slot_t slots[];
 };
 
-/* UCX may read beyond a hostile address or key that is cut short; how far is
- * unknown.  So each is followed by bytes that end such a read. */
-#define VNXI_UCX_PADDING (32u << 10)
+void vnxi_ucx_ep_init(vnxi_ucx_ep_t *ep, vnxi_ucx_conn_t *conn,
+                      vnxi_ucx_worker_t *worker);
 
-void vnxi_ucx_end_init(vnxi_ucx_end_t *end, vnxi_ucx_conn_t *conn,
-                       vnxi_ucx_worker_t *worker);
-
-/* Make the end OPEN.  Also works after the connection was closed, for commands
- * queued before that.  If the end was opened before, the peer is asked for an
+/* Make the ep OPEN.  Also works after the connection was closed, for commands
+ * queued before that.  If the ep was opened before, the peer is asked for an
  * answer.  VNX_OK; VNX_IN_PROG: the previous endpoint is still closing, try
  * again soon; VNX_ERR_REMOTE_DISCONNECT with its record: impossible. */
-vnx_status_t vnxi_ucx_end_open(vnxi_ucx_end_t *end, const char *operation,
-                               vnx_error_t *error);
+vnx_status_t vnxi_ucx_ep_open(vnxi_ucx_ep_t *ep, const char *operation,
+                              vnx_error_t *error);
 
-/* Return whether the end is OPEN, wired, and not about to close. */
-bool vnxi_ucx_end_is_ready(const vnxi_ucx_end_t *end);
+/* Return whether the ep is OPEN, wired, and not about to close. */
+bool vnxi_ucx_ep_is_ready(const vnxi_ucx_ep_t *ep);
 
-/* Ask the peer for an answer, which makes an OPEN end wired. */
-void vnxi_ucx_end_ask(vnxi_ucx_end_t *end);
+/* Ask the peer for an answer, which makes an OPEN ep wired. */
+void vnxi_ucx_ep_ask(vnxi_ucx_ep_t *ep);
 
-/* Run this command when the end is IDLE again, in the order of these calls:
+/* Run this command when the ep is IDLE again, in the order of these calls:
  * for commands that arrive while it is closing. */
-void vnxi_ucx_end_wait(vnxi_ucx_end_t *end, vnxi_ucx_command_t *command);
-
-/* The connection is closed: send queued messages, then close the endpoint or
- * keep it as a spare. */
-void vnxi_ucx_end_close(vnxi_ucx_end_t *end);
+void vnxi_ucx_ep_wait(vnxi_ucx_ep_t *ep, vnxi_ucx_command_t *command);
 
 /* Close by force if it is open: all pending operations end. */
-void vnxi_ucx_end_reset(vnxi_ucx_end_t *end);
+void vnxi_ucx_ep_reset(vnxi_ucx_ep_t *ep);
 
-/* Get the handle of a key at this end, which must be open. */
-vnxi_ucs_status_t vnxi_ucx_end_key(vnxi_ucx_end_t *end, vnxi_ucx_key_t *key,
-                                   vnxi_ucp_rkey_t *handle_p);
+/* Get the handle of a key at this ep, which must be open (memory.c). */
+vnxi_ucs_status_t vnxi_ucx_key_handle(vnxi_ucx_key_t *key, vnxi_ucx_ep_t *ep,
+                                      vnxi_ucp_rkey_t *handle_p);
+
+/* Destroy all handles of keys at this ep (memory.c). */
+void vnxi_ucx_keys_drop(vnxi_ucx_ep_t *ep);
 
 /* Mark the connection as failed and report it to its owner, once.  Any thread.
  */
