@@ -68,7 +68,7 @@ c_build() {
     clang) CC=clang c_setup clang -Dpython=enabled ;; # clang-tidy uses it, too
     smallest) # without any optional part
         CC=clang c_setup smallest --buildtype=debug \
-            -Dauto_features=disabled -Dside_channel_tcp=disabled
+            -Dauto_features=disabled
         ;;
     asan) # not optimised: this halves the build time
         runtime=$(clang -print-file-name="libclang_rt.asan-$(uname -m).so")

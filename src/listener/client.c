@@ -52,7 +52,7 @@ watch(vnxi_meta_conn_t *conn, int fd, short what, const struct timeval *wait,
 {
     vnxi_meta_target_t *target = &conn->target;
     target->event =
-        event_new(conn->listener->loop.base, fd, what, on_event, conn);
+        event_new(conn->listener->loop.super.base, fd, what, on_event, conn);
     return target->event != NULL && event_add(target->event, wait) == 0;
 }
 

@@ -286,7 +286,7 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 vnxi_meta_conn_t *
 vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
 {
-    struct event_base *base = listener->loop.base;
+    struct event_base *base = listener->loop.super.base;
     vnxi_meta_conn_t *conn = calloc(1, sizeof *conn);
     if (conn == NULL) {
         return NULL;
@@ -329,7 +329,7 @@ vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
     vnx_listener_t *listener = conn->listener;
 
     conn->fd = fd;
-    conn->bev = bufferevent_socket_new(listener->loop.base, fd, 0);
+    conn->bev = bufferevent_socket_new(listener->loop.super.base, fd, 0);
     if (conn->bev == NULL) {
         return false;
     }

@@ -7,10 +7,8 @@
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/mutex.h"
-#include "base/thread.h"
 
 #define OPERATION "metadata_listener"
 #define CONNECTIONS_MAX 1024
@@ -82,7 +80,6 @@ vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
     listener->agent = vnx_agent_retain(agent);
     listener->options = all;
     listener->forks = vnxi_fork_count();
-    listener->wake_fd = -1;
     vnxi_mutex_init(&listener->lock, VNXI_RANK_LISTENER);
     vnxi_mutex_init(&listener->stop_lock, VNXI_RANK_LISTENER_STOP);
     TAILQ_INIT(&listener->inbox);
@@ -111,13 +108,11 @@ vnx_listener_stop(vnx_listener_t *listener)
     listener->is_running = false;
     atomic_store(&listener->port, 0);
     if (was_running) {
-        vnxi_meta_loop_wake(listener);
+        vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
     if (was_running) {
-        listener->is_lost =
-            !vnxi_thread_join(listener->thread, listener->fds) ||
-            vnxi_fds_lost(listener->fds);
+        listener->is_lost = !vnxi_loop_join(&listener->loop.super);
         if (!listener->is_lost) {
             vnxi_meta_loop_fini(listener);
         }
@@ -234,7 +229,7 @@ start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
     if (sockets != NULL && status == VNX_OK) {
         listener->new_sockets = *sockets;
         atomic_store(&listener->port, sockets->port);
-        vnxi_meta_loop_wake(listener);
+        vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
     return status;
@@ -357,7 +352,7 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
         atomic_fetch_add(&counters->pending, 1);
         atomic_fetch_add(&counters->pending_bytes, order->frame->len);
         TAILQ_INSERT_TAIL(&listener->inbox, order, link);
-        vnxi_meta_loop_wake(listener);
+        vnxi_loop_wake(&listener->loop.super);
     }
     return status;
 }

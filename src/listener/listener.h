@@ -18,8 +18,6 @@
 #define VNXI_LISTENER_H
 
 #include <event2/event.h>
-#include <event2/listener.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/queue.h>
@@ -27,9 +25,9 @@
 
 #include "base/mutex.h"
 #include "listener/codec.h"
+#include "net/acceptor.h"
 #include "net/connect.h"
 #include "net/loop.h"
-#include "net/sockets.h"
 
 #define VNXI_META_ENDPOINT 80
 #define VNXI_META_COMMANDS_MAX 16  /* in one frame */
@@ -93,15 +91,11 @@ typedef struct vnxi_meta_conn vnxi_meta_conn_t;
 TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
 
 typedef struct vnxi_meta_loop {
-    struct event_base *base;
+    vnxi_loop_t super;
     const struct timeval *timeout; /* options.timeout_ms, as a libevent
                                       common timeout */
-    struct event *wake_event;
-    struct event *resume_event; /* ends a pause of accepting */
-    struct event *linger_event; /* ends the thread finally */
-    vnxi_sockets_t sockets;
-    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX];
-    unsigned batch; /* accepted since the last pause */
+    struct event *linger_event;    /* ends the thread finally */
+    vnxi_acceptor_t acceptor;
     /* In each list, the connection that has been idle longest comes first. */
     struct vnxi_meta_conns strangers; /* accepted, no command yet */
     struct vnxi_meta_conns known;     /* accepted */
@@ -131,11 +125,8 @@ struct vnx_listener {
     bool has_failure;
 
     vnxi_mutex_t stop_lock; /* serialises stopping; taken before `lock` */
-    int wake_fd;            /* eventfd; valid if is_running */
-    unsigned fds;           /* descriptor epoch; valid if is_running */
     bool is_lost;           /* the descriptors were closed by the program;
                                stop_lock */
-    pthread_t thread;
     vnxi_meta_loop_t loop;
 };
 
@@ -144,9 +135,6 @@ struct vnx_listener {
 /* Create the event base and start the thread.  The lock is held. */
 vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
                                   const char *operation, vnx_error_t *error);
-
-/* Make the thread check the inbox. */
-void vnxi_meta_loop_wake(vnx_listener_t *listener);
 
 /* Free the loop's data after the thread has ended. */
 void vnxi_meta_loop_fini(vnx_listener_t *listener);

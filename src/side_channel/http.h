@@ -46,9 +46,8 @@ TAILQ_HEAD(vnxi_http_conns, vnxi_http_conn);
 typedef struct vnxi_http_listener {
     vnxi_server_t super;
     struct evhttp *http;
-    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX]; /* owned by http */
+    size_t bound;              /* of the acceptor's listeners; owned by http */
     struct event *adopt_event; /* adopts new connections */
-    unsigned batch;            /* accepted in this round of the loop */
     size_t open;               /* connections */
     /* By state, the longest idle first: READ and KEPT by age (slowly arriving
      * bytes do not count), WRITE by the time at which the client last took

@@ -32,10 +32,8 @@ static const vnxi_transport_t *
 transport_find(vnx_side_channel_kind_t kind)
 {
     switch (kind) {
-#ifdef VNXI_SIDE_CHANNEL_TCP
     case VNX_SIDE_CHANNEL_TCP:
         return &vnxi_transport_tcp;
-#endif
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
     case VNX_SIDE_CHANNEL_ZMQ:
         return &vnxi_transport_zmq;

@@ -72,7 +72,6 @@ TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
 typedef struct vnxi_tcp_listener {
     vnxi_server_t super;
     const vnxi_tcp_protocol_t *protocol;
-    struct event *accept_events[VNXI_ADDRESSES_MAX];
     const struct timeval *timeout; /* per client; a common timeout */
     const struct timeval *idle;    /* likewise; NULL: the same as `timeout` */
     size_t open;                   /* connections */

@@ -88,9 +88,7 @@ typedef struct vnxi_transport {
     void (*end)(vnxi_request_t *request);
 } vnxi_transport_t;
 
-#ifdef VNXI_SIDE_CHANNEL_TCP
 extern const vnxi_transport_t vnxi_transport_tcp;
-#endif
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
 extern const vnxi_transport_t vnxi_transport_zmq;
 #endif
