@@ -14,10 +14,11 @@
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
-#define MS UINT64_C(1000000)
-
 static void connect_step(vnxi_meta_conn_t *conn);
 
+/* -- Connecting ----------------------------------------------------------- */
+
+/* Stop waiting, before the dialler closes its descriptor. */
 static void
 unwatch(vnxi_meta_target_t *target)
 {
@@ -29,12 +30,7 @@ static void
 target_stop(vnxi_meta_target_t *target)
 {
     unwatch(target);
-    vnxi_lookup_end(target->lookup);
-    target->lookup = NULL;
-    if (target->is_connecting) {
-        vnxi_connector_fini(&target->connector);
-        target->is_connecting = false;
-    }
+    vnxi_dial_fini(&target->dial);
 }
 
 void
@@ -45,111 +41,34 @@ vnxi_meta_target_fini(vnxi_meta_target_t *target)
     target->host = NULL;
 }
 
-/* `wait` may be NULL.  False: out of memory. */
-static bool
-watch(vnxi_meta_conn_t *conn, int fd, short what, const struct timeval *wait,
-      event_callback_fn on_event)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    target->event =
-        event_new(conn->listener->loop.super.base, fd, what, on_event, conn);
-    return target->event != NULL && event_add(target->event, wait) == 0;
-}
-
-/* May free the connection, as may all functions below. */
 static void
-connect_begin(vnxi_meta_conn_t *conn, const vnxi_addresses_t *addresses)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    uint64_t now = vnxi_clock_ns();
-
-    conn->state = VNXI_META_CONNECTING;
-    vnxi_connector_init(&target->connector, addresses, now,
-                        now + conn->listener->options.timeout_ms * MS);
-    target->is_connecting = true;
-    connect_step(conn);
-}
-
-/* -- Resolving ------------------------------------------------------------ */
-
-static void
-on_lookup(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    vnxi_meta_conn_t *conn = arg;
-    vnxi_meta_target_t *target = &conn->target;
-    vnxi_addresses_t addresses;
-    const char *reason;
-
-    vnx_status_t status =
-        vnxi_lookup_step(target->lookup, &addresses, &reason);
-    target_stop(target);
-    if (status == VNX_OK) {
-        connect_begin(conn, &addresses);
-    } else {
-        vnxi_meta_client_failed(conn, status, reason);
-    }
-}
-
-static void
-begin(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    vnxi_addresses_t addresses;
-    const char *reason;
-
-    conn->state = VNXI_META_RESOLVING;
-    conn->is_proven = false;
-    event_add(conn->out_timer, conn->listener->loop.timeout);
-    vnx_status_t status = vnxi_lookup_begin(
-        target->host, target->port, &addresses, &target->lookup, &reason);
-    if (status == VNX_IN_PROG && !watch(conn, vnxi_lookup_fd(target->lookup),
-                                        EV_READ, NULL, on_lookup)) {
-        status = VNX_ERR_NO_MEMORY;
-        reason = "out of memory";
-    }
-    if (status == VNX_OK) {
-        connect_begin(conn, &addresses);
-    } else if (status != VNX_IN_PROG) {
-        vnxi_meta_client_failed(conn, status, reason);
-    }
-}
-
-/* -- Connecting ----------------------------------------------------------- */
-
-static void
-on_connect(evutil_socket_t fd, short what, void *arg)
+on_dial(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
     connect_step(arg);
 }
 
-static void
-connected(vnxi_meta_conn_t *conn, int fd)
-{
-    target_stop(&conn->target);
-    event_del(conn->out_timer);
-    if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
-        vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
-    }
-}
-
-/* Wait for the attempts in progress, and for the time of the next one. */
+/* Wait for what the dialler waits for.  False: out of memory. */
 static bool
-connect_wait(vnxi_meta_conn_t *conn, uint64_t now)
+watch(vnxi_meta_conn_t *conn, uint64_t now)
 {
+    vnxi_meta_target_t *target = &conn->target;
     int fd = -1;
     short events;
     uint64_t wake;
 
-    vnxi_connector_wait(&conn->target.connector, &fd, &events, &wake);
-    uint64_t ns = wake > now ? wake - now : 0;
-    struct timeval wait = {.tv_sec = (time_t)(ns / (1000 * MS)),
-                           .tv_usec = (suseconds_t)(ns % (1000 * MS) / 1000)};
-    return watch(conn, fd, events & POLLIN ? EV_READ : EV_WRITE,
-                 wake == UINT64_MAX ? NULL : &wait, on_connect);
+    vnxi_dial_wait(&target->dial, &fd, &events, &wake);
+    uint64_t us = wake > now ? (wake - now) / 1000 : 0;
+    struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
+                           .tv_usec = (suseconds_t)(us % 1000000)};
+    target->event =
+        event_new(conn->listener->loop.super.base, fd,
+                  events & POLLIN ? EV_READ : EV_WRITE, on_dial, conn);
+    return target->event != NULL &&
+           event_add(target->event, wake == UINT64_MAX ? NULL : &wait) == 0;
 }
 
+/* May free the connection, as may all functions below. */
 static void
 connect_step(vnxi_meta_conn_t *conn)
 {
@@ -157,16 +76,36 @@ connect_step(vnxi_meta_conn_t *conn)
     uint64_t now = vnxi_clock_ns();
     int fd = -1;
 
-    unwatch(target); /* before the connector closes its descriptor */
-    vnx_status_t status = vnxi_connector_step(&target->connector, now, &fd);
-    if (status == VNX_OK) {
-        connected(conn, fd);
-    } else if (status != VNX_IN_PROG) {
-        vnxi_meta_client_failed(conn, VNX_ERR_BACKEND,
-                                vnxi_errno(target->connector.err));
-    } else if (!connect_wait(conn, now)) {
+    unwatch(target);
+    vnx_status_t status = vnxi_dial_step(&target->dial, now, &fd);
+    if (status == VNX_IN_PROG) {
+        if (!watch(conn, now)) {
+            vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
+        }
+        return;
+    }
+    if (status != VNX_OK) {
+        vnxi_meta_client_failed(conn, status, target->dial.reason);
+        return;
+    }
+    target_stop(target);
+    event_del(conn->out_timer);
+    if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
         vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
     }
+}
+
+static void
+begin(vnxi_meta_conn_t *conn)
+{
+    vnxi_meta_target_t *target = &conn->target;
+    uint64_t wait = conn->listener->options.timeout_ms * UINT64_C(1000000);
+
+    conn->is_proven = false;
+    event_add(conn->out_timer, conn->listener->loop.timeout);
+    vnxi_dial_init(&target->dial, target->host, target->port,
+                   vnxi_clock_ns() + wait);
+    connect_step(conn);
 }
 
 /* -- Commands ------------------------------------------------------------- */
@@ -302,9 +241,8 @@ vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
 void
 vnxi_meta_client_late(vnxi_meta_conn_t *conn)
 {
-    vnxi_meta_client_failed(
-        conn, VNX_ERR_TIMEOUT,
-        conn->state == VNXI_META_RESOLVING
-            ? "the name service did not answer in time"
-            : "the connection was not established in time");
+    vnxi_meta_client_failed(conn, VNX_ERR_TIMEOUT,
+                            conn->target.dial.is_connecting
+                                ? "the connection was not established in time"
+                                : "the name service did not answer in time");
 }

@@ -40,7 +40,7 @@ write_next(vnxi_meta_conn_t *conn)
 {
     vnxi_meta_frame_t *frame = TAILQ_FIRST(&conn->out);
 
-    if (frame == NULL || conn->is_writing || conn->state != VNXI_META_OPEN) {
+    if (frame == NULL || conn->is_writing || conn->bev == NULL) {
         return;
     }
     conn->is_writing = true;
@@ -260,7 +260,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     vnxi_meta_conn_t *conn = arg;
 
-    if (conn->state != VNXI_META_OPEN) {
+    if (conn->bev == NULL) {
         vnxi_meta_client_late(conn);
     } else {
         vnxi_meta_conn_late(conn, "the peer did not receive a frame in time");
@@ -333,7 +333,6 @@ vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
     if (conn->bev == NULL) {
         return false;
     }
-    conn->state = VNXI_META_OPEN;
     conn->is_proven = false;
     set_socket(fd, listener->options.timeout_ms);
     /* The kernel holds back anything beyond one frame; we do not buffer it. */

@@ -144,20 +144,12 @@ void vnxi_meta_loop_left(vnx_listener_t *listener);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
-typedef enum vnxi_meta_state {
-    VNXI_META_RESOLVING, /* ours: the host is being resolved */
-    VNXI_META_CONNECTING,
-    VNXI_META_OPEN,
-} vnxi_meta_state_t;
-
 /* The destination of a connection made by us. */
 typedef struct vnxi_meta_target {
     char *host; /* owned */
     int port;
-    vnxi_lookup_t *lookup;
-    vnxi_connector_t connector; /* valid if is_connecting */
-    bool is_connecting;
-    struct event *event; /* of the look-up, then of the connector */
+    vnxi_dial_t dial;    /* all zeros in a connection that was accepted */
+    struct event *event; /* what the dialler waits for */
 } vnxi_meta_target_t;
 
 struct vnxi_meta_conn {
@@ -165,9 +157,8 @@ struct vnxi_meta_conn {
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
     bool is_ours; /* made by us, else accepted */
-    vnxi_meta_state_t state;
     int fd;
-    struct bufferevent *bev; /* valid if OPEN */
+    struct bufferevent *bev; /* NULL: not connected yet */
     struct event *in_timer;  /* for the first command and for a whole frame */
     struct event *out_timer; /* for connecting and for sending a frame */
     struct event *reply_timer;

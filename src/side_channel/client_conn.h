@@ -7,7 +7,8 @@
 #ifndef VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 
-#include "side_channel/dial.h"
+#include "net/connect.h"
+#include "side_channel/request.h"
 #include "side_channel/stream.h"
 
 typedef enum vnxi_client_conn_stage {
