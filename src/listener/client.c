@@ -14,32 +14,11 @@
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
+static void ended(vnxi_meta_conn_t *conn, vnx_status_t status,
+                  const char *cause);
 static void connect_step(vnxi_meta_conn_t *conn);
 
 /* -- Connecting ----------------------------------------------------------- */
-
-/* Stop waiting, before the dialler closes its descriptor. */
-static void
-unwatch(vnxi_meta_target_t *target)
-{
-    vnxi_loop_event_free(target->event);
-    target->event = NULL;
-}
-
-static void
-target_stop(vnxi_meta_target_t *target)
-{
-    unwatch(target);
-    vnxi_dial_fini(&target->dial);
-}
-
-void
-vnxi_meta_target_fini(vnxi_meta_target_t *target)
-{
-    target_stop(target);
-    free(target->host);
-    target->host = NULL;
-}
 
 static void
 on_dial(evutil_socket_t fd, short what, void *arg)
@@ -76,22 +55,23 @@ connect_step(vnxi_meta_conn_t *conn)
     uint64_t now = vnxi_clock_ns();
     int fd = -1;
 
-    unwatch(target);
+    vnxi_loop_event_free(target->event); /* before the dialler closes its fd */
+    target->event = NULL;
     vnx_status_t status = vnxi_dial_step(&target->dial, now, &fd);
     if (status == VNX_IN_PROG) {
         if (!watch(conn, now)) {
-            vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
+            ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
         }
         return;
     }
     if (status != VNX_OK) {
-        vnxi_meta_client_failed(conn, status, target->dial.reason);
+        ended(conn, status, target->dial.reason);
         return;
     }
-    target_stop(target);
+    vnxi_dial_fini(&target->dial);
     event_del(conn->out_timer);
     if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
-        vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
+        ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
     }
 }
 
@@ -137,6 +117,11 @@ close_idle(vnxi_meta_loop_t *loop)
     }
 }
 
+static const vnxi_meta_conn_ops_t client_ops = {
+    .perform = vnxi_meta_perform,
+    .ended = ended,
+};
+
 /* NULL: the limit is reached, or memory ran out. */
 static vnxi_meta_conn_t *
 target_new(vnx_listener_t *listener, const char *host, int port)
@@ -146,9 +131,10 @@ target_new(vnx_listener_t *listener, const char *host, int port)
     if (loop->opened >= VNXI_META_TARGETS_MAX) {
         close_idle(loop);
     }
-    vnxi_meta_conn_t *conn = loop->opened < VNXI_META_TARGETS_MAX
-                                 ? vnxi_meta_conn_new(listener, true)
-                                 : NULL;
+    vnxi_meta_conn_t *conn =
+        loop->opened < VNXI_META_TARGETS_MAX
+            ? vnxi_meta_conn_new(listener, &client_ops, true)
+            : NULL;
     if (conn == NULL) {
         return NULL;
     }
@@ -164,85 +150,70 @@ target_new(vnx_listener_t *listener, const char *host, int port)
 }
 
 void
-vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order)
+vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 {
     vnxi_meta_loop_t *loop = &listener->loop;
     char endpoint[VNXI_META_ENDPOINT];
     bool is_new = false;
 
-    loop->unsent++;
-    vnxi_meta_conn_t *conn = find(loop, order->host, order->port);
+    vnxi_meta_frame_entered(listener, frame);
+    vnxi_meta_conn_t *conn = find(loop, frame->host, frame->port);
     if (conn == NULL) {
-        conn = target_new(listener, order->host, order->port);
+        conn = target_new(listener, frame->host, frame->port);
         is_new = true;
     }
     if (conn == NULL) {
-        vnxi_meta_endpoint(endpoint, order->host, order->port);
-        vnxi_meta_unsent(listener, order->frame, endpoint, VNX_ERR_NO_MEMORY,
+        vnxi_meta_endpoint(endpoint, frame->host, frame->port);
+        vnxi_meta_unsent(listener, frame, endpoint, VNX_ERR_NO_MEMORY,
                          "too many connections");
-        vnxi_meta_loop_left(listener);
-    } else {
-        vnxi_meta_conn_list(conn, &loop->targets);
-        vnxi_meta_conn_push(conn, order->frame);
-        if (is_new) {
-            begin(conn);
-        }
+        return;
     }
-    free(order);
+    vnxi_meta_conn_list(conn, &loop->targets);
+    vnxi_meta_conn_push(conn, frame);
+    if (is_new) {
+        begin(conn);
+    }
 }
 
-/* Move the frames in `from` that may be tried again to `again`; fail the
- * others. */
+/* Move the commands in `from` that have not failed yet to `again`. */
 static void
-sort_out(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
-         struct vnxi_meta_frames *again, vnx_status_t status,
-         const char *cause)
+take_again(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
+           struct vnxi_meta_frames *again)
 {
-    vnx_listener_t *listener = conn->listener;
-    bool is_old = conn->is_proven && status == VNX_ERR_BACKEND;
-    bool was_unsent = from == &conn->out;
-    vnxi_meta_frame_t *frame;
+    vnxi_meta_frame_t *frame, *next;
 
-    while ((frame = TAILQ_FIRST(from)) != NULL) {
-        TAILQ_REMOVE(from, frame, link);
-        if (frame->is_reply) {
-            vnxi_meta_conn_drop_reply(conn, frame);
-        } else if (is_old && !frame->is_again) {
-            frame->is_again = true;
-            listener->loop.unsent += !was_unsent;
-            TAILQ_INSERT_TAIL(again, frame, link);
-        } else {
-            vnxi_meta_unsent(listener, frame, conn->endpoint, status, cause);
-            if (was_unsent) {
-                vnxi_meta_loop_left(listener);
-            }
+    for (frame = TAILQ_FIRST(from); frame != NULL; frame = next) {
+        next = TAILQ_NEXT(frame, link);
+        if (frame->is_reply || frame->is_again) {
+            continue;
         }
+        frame->is_again = true;
+        if (!frame->is_unsent) {
+            vnxi_meta_frame_entered(conn->listener, frame);
+        }
+        TAILQ_REMOVE(from, frame, link);
+        TAILQ_INSERT_TAIL(again, frame, link);
     }
 }
 
-void
-vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
-                        const char *cause)
+/* If a cached connection broke (VNX_ERR_BACKEND), its commands are tried once
+ * more on a new one, because the peer may have restarted.  All other commands
+ * fail, and the connection is freed. */
+static void
+ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
 {
     struct vnxi_meta_frames again = TAILQ_HEAD_INITIALIZER(again);
 
-    target_stop(&conn->target);
     vnxi_meta_conn_cut(conn);
-    sort_out(conn, &conn->awaiting, &again, status, cause);
-    sort_out(conn, &conn->out, &again, status, cause);
+    if (conn->is_proven && status == VNX_ERR_BACKEND) {
+        take_again(conn, &conn->awaiting, &again);
+        take_again(conn, &conn->out, &again);
+    }
+    vnxi_meta_conn_fail(conn, status, cause);
     if (TAILQ_EMPTY(&again)) {
         vnxi_meta_conn_free(conn);
         return;
     }
     TAILQ_CONCAT(&conn->out, &again, link);
     begin(conn);
-}
-
-void
-vnxi_meta_client_late(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_client_failed(conn, VNX_ERR_TIMEOUT,
-                            conn->target.dial.is_connecting
-                                ? "the connection was not established in time"
-                                : "the name service did not answer in time");
 }

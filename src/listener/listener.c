@@ -9,6 +9,7 @@
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "core/agent.h"
 
 #define OPERATION "metadata_listener"
 #define CONNECTIONS_MAX 1024
@@ -272,18 +273,8 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
 
 /* -- Commands ------------------------------------------------------------- */
 
-typedef struct submission {
-    vnxi_meta_verb_t verb;
-    const char *host;
-    int port;
-    const void *body;
-    size_t body_len;
-    const void *peer;
-    size_t peer_len;
-} submission_t;
-
 static vnx_status_t
-check(const vnx_listener_t *listener, const submission_t *given,
+check(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
       vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
@@ -291,14 +282,8 @@ check(const vnx_listener_t *listener, const submission_t *given,
     if (is_parents(listener)) {
         return refuse_parents(operation, error);
     }
-    /* Removing a peer without a name only checks that the agent is usable. */
-    vnx_status_t status =
-        vnx_agent_remove_peer(listener->agent, NULL, 0, error);
-    if (status != VNX_OK) {
-        if (error != NULL) {
-            error->operation = operation;
-        }
-        return status;
+    if (!vnxi_agent_usable(listener->agent)) {
+        return vnxi_agent_refuse(listener->agent, operation, error);
     }
     if (given->host == NULL || given->host[0] == '\0') {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
@@ -312,7 +297,7 @@ check(const vnx_listener_t *listener, const submission_t *given,
 }
 
 static vnx_status_t
-check_body(const vnx_listener_t *listener, const submission_t *given,
+check_body(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
            vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
@@ -331,9 +316,9 @@ check_body(const vnx_listener_t *listener, const submission_t *given,
     return VNX_OK;
 }
 
-/* Takes over the order on success.  The lock is held. */
+/* Takes over the frame on success.  The lock is held. */
 static vnx_status_t
-submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
+submit_lock_held(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
                  const char *operation, vnx_error_t *error)
 {
     vnxi_meta_counters_t *counters = &listener->counters;
@@ -341,7 +326,7 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
     uint64_t bytes = atomic_load(&counters->pending_bytes);
 
     if (count >= VNXI_META_PENDING_MAX ||
-        bytes + order->frame->len > 2 * listener->options.max_frame) {
+        bytes + frame->len > 2 * listener->options.max_frame) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
                               "%" PRIu64 " commands of %" PRIu64
                               " bytes are already waiting",
@@ -350,15 +335,16 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
     vnx_status_t status = run_lock_held(listener, operation, error);
     if (status == VNX_OK) {
         atomic_fetch_add(&counters->pending, 1);
-        atomic_fetch_add(&counters->pending_bytes, order->frame->len);
-        TAILQ_INSERT_TAIL(&listener->inbox, order, link);
+        atomic_fetch_add(&counters->pending_bytes, frame->len);
+        TAILQ_INSERT_TAIL(&listener->inbox, frame, link);
         vnxi_loop_wake(&listener->loop.super);
     }
     return status;
 }
 
 static vnx_status_t
-submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
+submit(vnx_listener_t *listener, const vnxi_meta_message_t *given,
+       vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
 
@@ -366,19 +352,15 @@ submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    vnxi_meta_frame_t *frame =
-        vnxi_meta_frame_new(given->verb, given->body, given->body_len,
-                            given->peer, given->peer_len);
-    vnxi_meta_order_t *order =
-        vnxi_meta_order_new(given->host, given->port, frame);
-    if (order == NULL) {
+    vnxi_meta_frame_t *frame = vnxi_meta_frame_new(given);
+    if (frame == NULL) {
         return vnxi_error_no_memory(error, operation, given->body_len);
     }
     vnxi_mutex_lock(&listener->lock);
-    status = submit_lock_held(listener, order, operation, error);
+    status = submit_lock_held(listener, frame, operation, error);
     vnxi_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
-        vnxi_meta_order_free(order);
+        free(frame);
     }
     return status;
 }
@@ -388,11 +370,11 @@ vnx_listener_send(vnx_listener_t *listener, const char *host, int port,
                   const void *metadata, size_t length, vnx_error_t *error)
 {
     vnx_bytes_t whole = {0};
-    submission_t given = {.verb = VNXI_META_LOAD,
-                          .host = host,
-                          .port = port,
-                          .body = metadata,
-                          .body_len = length};
+    vnxi_meta_message_t given = {.verb = VNXI_META_LOAD,
+                                 .host = host,
+                                 .port = port,
+                                 .body = metadata,
+                                 .body_len = length};
 
     vnx_status_t status = check(listener, &given, error);
     if (status == VNX_OK && metadata == NULL) {
@@ -411,11 +393,11 @@ vnx_status_t
 vnx_listener_fetch(vnx_listener_t *listener, const char *host, int port,
                    const void *peer, size_t peer_len, vnx_error_t *error)
 {
-    submission_t given = {.verb = VNXI_META_SEND,
-                          .host = host,
-                          .port = port,
-                          .peer = peer,
-                          .peer_len = peer != NULL ? peer_len : 0};
+    vnxi_meta_message_t given = {.verb = VNXI_META_SEND,
+                                 .host = host,
+                                 .port = port,
+                                 .peer = peer,
+                                 .peer_len = peer != NULL ? peer_len : 0};
 
     vnx_status_t status = check(listener, &given, error);
     return status != VNX_OK ? status : submit(listener, &given, error);
@@ -425,7 +407,8 @@ vnx_status_t
 vnx_listener_invalidate(vnx_listener_t *listener, const char *host, int port,
                         vnx_error_t *error)
 {
-    submission_t given = {.verb = VNXI_META_INVL, .host = host, .port = port};
+    vnxi_meta_message_t given = {
+        .verb = VNXI_META_INVL, .host = host, .port = port};
 
     given.body = vnx_agent_name(listener->agent, &given.body_len);
     vnx_status_t status = check(listener, &given, error);

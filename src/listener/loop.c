@@ -17,6 +17,18 @@
 /* -- Accepting ------------------------------------------------------------ */
 
 static void
+ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
+{
+    (void)status, (void)cause;
+    vnxi_meta_conn_free(conn);
+}
+
+static const vnxi_meta_conn_ops_t accepted_ops = {
+    .perform = vnxi_meta_perform,
+    .ended = ended,
+};
+
+static void
 on_accept(void *arg, int fd, const vnxi_address_t *from)
 {
     vnx_listener_t *listener = arg;
@@ -28,7 +40,8 @@ on_accept(void *arg, int fd, const vnxi_address_t *from)
     if (loop->accepted >= listener->options.max_connections) {
         vnxi_meta_conn_evict(listener);
     }
-    vnxi_meta_conn_t *conn = vnxi_meta_conn_new(listener, false);
+    vnxi_meta_conn_t *conn =
+        vnxi_meta_conn_new(listener, &accepted_ops, false);
     if (conn == NULL) {
         vnxi_fork_fd_close(fd);
         return;
@@ -82,25 +95,15 @@ end(vnxi_meta_loop_t *loop)
     }
 }
 
-void
-vnxi_meta_loop_left(vnx_listener_t *listener)
-{
-    vnxi_meta_loop_t *loop = &listener->loop;
-    loop->unsent--;
-    if (loop->is_ending && loop->unsent == 0) {
-        vnxi_loop_end(&loop->super);
-    }
-}
-
 static void
 on_wake(void *arg)
 {
     vnx_listener_t *listener = arg;
-    struct vnxi_meta_orders orders = TAILQ_HEAD_INITIALIZER(orders);
-    vnxi_meta_order_t *order;
+    struct vnxi_meta_frames frames = TAILQ_HEAD_INITIALIZER(frames);
+    vnxi_meta_frame_t *frame;
 
     vnxi_mutex_lock(&listener->lock);
-    TAILQ_CONCAT(&orders, &listener->inbox, link);
+    TAILQ_CONCAT(&frames, &listener->inbox, link);
     vnxi_sockets_t sockets = listener->new_sockets;
     listener->new_sockets.count = 0;
     bool is_stopping = listener->is_stopping;
@@ -109,9 +112,9 @@ on_wake(void *arg)
     if (sockets.count > 0) {
         listen_on(listener, &sockets);
     }
-    while ((order = TAILQ_FIRST(&orders)) != NULL) {
-        TAILQ_REMOVE(&orders, order, link);
-        vnxi_meta_client_take(listener, order);
+    while ((frame = TAILQ_FIRST(&frames)) != NULL) {
+        TAILQ_REMOVE(&frames, frame, link);
+        vnxi_meta_client_take(listener, frame);
     }
     if (is_stopping && !listener->loop.is_ending) {
         end(&listener->loop);
