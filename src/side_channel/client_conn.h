@@ -9,7 +9,7 @@
 
 #include "net/connect.h"
 #include "side_channel/request.h"
-#include "side_channel/stream.h"
+#include "net/stream.h"
 
 typedef enum vnxi_client_conn_stage {
     VNXI_CLIENT_DIAL,

@@ -86,12 +86,10 @@ check(const vnx_side_channel_options_t *options, vnx_error_t *error)
             "the shared secret has %zu bytes, %d are the least",
             strlen(options->secret), VNX_SIDE_CHANNEL_SECRET_MIN);
     }
-#ifndef VNXI_SIDE_CHANNEL_TLS
-    if (options->secret != NULL || options->tls) {
+    if (!VNXI_TLS_IS_THERE && (options->secret != NULL || options->tls)) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
                               "shared secrets and TLS are not in this build");
     }
-#endif
     return VNX_OK;
 }
 

@@ -3,13 +3,7 @@
 #include <errno.h>
 
 #include "base/error.h"
-
-#ifdef VNXI_SIDE_CHANNEL_TLS
-#include <openssl/ssl.h>
-
-#include "side_channel/options.h"
-#include "side_channel/tls.h"
-#endif
+#include "net/tls.h"
 
 void
 vnxi_server_refused(void *arg)
@@ -21,39 +15,6 @@ vnxi_server_refused(void *arg)
 }
 
 /* -- Creation and end ----------------------------------------------------- */
-
-#ifdef VNXI_SIDE_CHANNEL_TLS
-
-static vnx_status_t
-tls_start(vnxi_server_t *server, vnx_error_t *error)
-{
-    return server->options->tls == VNXI_TLS_NONE
-               ? VNX_OK
-               : vnxi_tls_server_context(server->options, &server->tls, error);
-}
-
-static void
-tls_stop(vnxi_server_t *server)
-{
-    SSL_CTX_free(server->tls);
-}
-
-#else
-
-static vnx_status_t
-tls_start(vnxi_server_t *server, vnx_error_t *error)
-{
-    (void)server, (void)error;
-    return VNX_OK; /* never with TLS: vnx_side_channel_create() */
-}
-
-static void
-tls_stop(vnxi_server_t *server)
-{
-    (void)server;
-}
-
-#endif
 
 static vnx_status_t
 rate_make(vnxi_server_t *server, vnx_error_t *error)
@@ -80,8 +41,10 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     server->stats = params->stats;
     server->blobs = params->blobs;
     vnx_status_t status = rate_make(server, error);
-    if (status == VNX_OK) {
-        status = tls_start(server, error);
+    if (VNXI_TLS_IS_THERE && status == VNX_OK &&
+        server->options->tls != VNXI_TLS_NONE) {
+        status = vnxi_tls_server_context(server->options, VNXI_OP_START,
+                                         &server->tls, error);
     }
     if (status == VNX_OK) {
         status = vnxi_sockets_open(&params->bind, &sockets, error);
@@ -141,6 +104,8 @@ vnxi_server_fini(vnxi_server_t *server)
 {
     vnxi_acceptor_close(&server->acceptor);
     vnxi_loop_fini(&server->loop);
-    tls_stop(server);
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_context_free(server->tls);
+    }
     vnxi_rate_free(server->rate);
 }

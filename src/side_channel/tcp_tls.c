@@ -5,8 +5,8 @@
 #include <openssl/ssl.h>
 #include <sys/socket.h>
 
+#include "net/tls.h"
 #include "side_channel/tcp_wire.h"
-#include "side_channel/tls.h"
 
 /* Callbacks run from the loop, never inside a call of OpenSSL, because they
  * may free the connection. */
