@@ -140,7 +140,7 @@ target_new(vnx_listener_t *listener, const char *host, int port)
     }
     conn->target.port = port;
     conn->target.host = strdup(host);
-    vnxi_meta_endpoint(conn->endpoint, host, port);
+    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
     vnxi_meta_conn_list(conn, &loop->targets);
     if (conn->target.host == NULL) {
         vnxi_meta_conn_free(conn);
@@ -153,7 +153,6 @@ void
 vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 {
     vnxi_meta_loop_t *loop = &listener->loop;
-    char endpoint[VNXI_META_ENDPOINT];
     bool is_new = false;
 
     vnxi_meta_frame_entered(listener, frame);
@@ -163,8 +162,7 @@ vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
         is_new = true;
     }
     if (conn == NULL) {
-        vnxi_meta_endpoint(endpoint, frame->host, frame->port);
-        vnxi_meta_unsent(listener, frame, endpoint, VNX_ERR_NO_MEMORY,
+        vnxi_meta_unsent(listener, frame, VNX_ERR_NO_MEMORY,
                          "too many connections");
         return;
     }

@@ -188,8 +188,7 @@ fail_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames,
         if (frame->is_reply) {
             drop_reply(conn, frame);
         } else {
-            vnxi_meta_unsent(conn->listener, frame, conn->endpoint, status,
-                             cause);
+            vnxi_meta_unsent(conn->listener, frame, status, cause);
         }
     }
 }

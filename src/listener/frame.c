@@ -7,7 +7,6 @@
  */
 #include "listener/listener.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,13 +46,6 @@ vnxi_meta_frame_new(const vnxi_meta_message_t *message)
         memcpy(peer, message->peer, message->peer_len);
     }
     return frame;
-}
-
-void
-vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host, int port)
-{
-    snprintf(text, VNXI_META_ENDPOINT,
-             strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
 }
 
 const char *
@@ -106,7 +98,7 @@ vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
     frame->is_unsent = false;
     loop->unsent--;
     if (loop->is_ending && loop->unsent == 0) {
-        vnxi_loop_end(&loop->super);
+        event_base_loopbreak(loop->super.base);
     }
 }
 
@@ -130,12 +122,14 @@ vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 
 void
 vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
-                 const char *endpoint, vnx_status_t status, const char *cause)
+                 vnx_status_t status, const char *cause)
 {
+    char endpoint[VNXI_META_ENDPOINT];
     vnx_error_t failure;
 
     vnxi_error_set(&failure, status, vnxi_meta_operation(frame->verb), "%s",
                    cause);
+    vnxi_endpoint_text(endpoint, sizeof endpoint, frame->host, frame->port);
     vnxi_error_peer(&failure, endpoint, strlen(endpoint));
     keep(listener, &failure);
     warn(&failure);

@@ -202,37 +202,25 @@ start_begin(vnx_listener_t *listener, vnx_error_t *error)
                     : VNX_OK;
 }
 
+/* `status` is that of opening the sockets, which are taken over. */
 static vnx_status_t
-sockets_open(const char *host, int port, vnxi_sockets_t *sockets_p,
-             vnx_error_t *error)
-{
-    char endpoint[VNXI_META_ENDPOINT];
-    vnxi_bind_params_t params = {
-        .operation = OPERATION,
-        .host = host != NULL && host[0] != '\0' ? host : NULL,
-        .port = port,
-        .endpoint = endpoint,
-    };
-
-    vnxi_meta_endpoint(endpoint, params.host != NULL ? host : "*", port);
-    return vnxi_sockets_open(&params, sockets_p, error);
-}
-
-/* Takes over the sockets on success. */
-static vnx_status_t
-start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
-          vnx_error_t *error)
+start_end(vnx_listener_t *listener, vnx_status_t status,
+          vnxi_sockets_t *sockets, vnx_error_t *error)
 {
     vnxi_mutex_lock(&listener->lock);
     listener->is_starting = false;
-    vnx_status_t status =
-        sockets != NULL ? run_lock_held(listener, OPERATION, error) : VNX_OK;
-    if (sockets != NULL && status == VNX_OK) {
+    if (status == VNX_OK) {
+        status = run_lock_held(listener, OPERATION, error);
+    }
+    if (status == VNX_OK) {
         listener->new_sockets = *sockets;
         atomic_store(&listener->port, sockets->port);
         vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
+    if (status != VNX_OK) {
+        vnxi_sockets_close(sockets);
+    }
     return status;
 }
 
@@ -240,7 +228,12 @@ vnx_status_t
 vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
                    int *port_p, vnx_error_t *error)
 {
-    vnxi_sockets_t sockets = {0};
+    vnxi_bind_params_t params = {
+        .operation = OPERATION,
+        .host = host != NULL && host[0] != '\0' ? host : NULL,
+        .port = port,
+    };
+    vnxi_sockets_t sockets;
 
     if (is_parents(listener)) {
         return refuse_parents(OPERATION, error);
@@ -253,15 +246,10 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
     if (status != VNX_OK) {
         return status;
     }
-    status = sockets_open(host, port, &sockets, error);
-    if (status != VNX_OK) {
-        start_end(listener, NULL, NULL);
-        return status;
-    }
+    status = vnxi_sockets_open(&params, &sockets, error);
     int bound = sockets.port;
-    status = start_end(listener, &sockets, error);
+    status = start_end(listener, status, &sockets, error);
     if (status != VNX_OK) {
-        vnxi_sockets_close(&sockets);
         return status;
     }
     vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);

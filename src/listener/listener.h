@@ -68,10 +68,6 @@ TAILQ_HEAD(vnxi_meta_frames, vnxi_meta_frame);
  * free(). */
 vnxi_meta_frame_t *vnxi_meta_frame_new(const vnxi_meta_message_t *message);
 
-/* "host:port" for messages. */
-void vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host,
-                        int port);
-
 /* The name of a command's operation in error records. */
 const char *vnxi_meta_operation(vnxi_meta_verb_t verb);
 
@@ -147,8 +143,7 @@ void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 /* One of our commands failed: store the failure, log and count it, free the
  * frame. */
 void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
-                      const char *endpoint, vnx_status_t status,
-                      const char *cause);
+                      vnx_status_t status, const char *cause);
 
 /* A received command failed: store the failure and log it, unless there are
  * too many. */

@@ -47,7 +47,8 @@ on_accept(void *arg, int fd, const vnxi_address_t *from)
         return;
     }
     vnxi_address_text(from, host);
-    vnxi_meta_endpoint(conn->endpoint, host, vnxi_address_port(from));
+    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host,
+                       vnxi_address_port(from));
     vnxi_meta_conn_list(conn, &loop->strangers);
     if (!vnxi_meta_conn_open(conn, fd)) {
         vnxi_meta_conn_free(conn);
@@ -89,7 +90,7 @@ end(vnxi_meta_loop_t *loop)
     loop->is_ending = true;
     vnxi_acceptor_stop(&loop->acceptor);
     if (loop->unsent == 0) {
-        vnxi_loop_end(&loop->super);
+        event_base_loopbreak(loop->super.base);
     } else {
         event_add(loop->linger_event, &tv);
     }
@@ -124,10 +125,10 @@ on_wake(void *arg)
 /* -- Life ----------------------------------------------------------------- */
 
 static void
-on_linger(evutil_socket_t fd, short what, void *loop)
+on_linger(evutil_socket_t fd, short what, void *base)
 {
     (void)fd, (void)what;
-    vnxi_loop_end(loop);
+    event_base_loopbreak(base);
 }
 
 static bool
@@ -144,7 +145,7 @@ create_events(vnx_listener_t *listener)
     loop->timeout =
         vnxi_loop_timeout(&loop->super, listener->options.timeout_ms);
     loop->linger_event =
-        evtimer_new(loop->super.base, on_linger, &loop->super);
+        evtimer_new(loop->super.base, on_linger, loop->super.base);
     return loop->timeout != NULL && loop->linger_event != NULL;
 }
 

@@ -209,7 +209,7 @@ vnxi_dial_init(vnxi_dial_t *dial, const char *host, int port,
                uint64_t deadline)
 {
     memset(dial, 0, sizeof *dial);
-    dial->host = host;
+    dial->host = dial->whom = host;
     dial->port = port;
     dial->deadline = deadline;
 }
@@ -222,18 +222,6 @@ vnxi_dial_fini(vnxi_dial_t *dial)
     if (dial->is_connecting) {
         vnxi_connector_fini(&dial->connector);
     }
-}
-
-const char *
-vnxi_dial_whom(const vnxi_dial_t *dial)
-{
-    return dial->address[0] != '\0' ? dial->address : dial->host;
-}
-
-const char *
-vnxi_dial_phase(const vnxi_dial_t *dial)
-{
-    return dial->is_connecting ? "connecting to" : "resolving";
 }
 
 static vnx_status_t
@@ -267,6 +255,7 @@ vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p)
     vnx_status_t status = vnxi_connector_step(connector, now, fd_p);
     vnxi_address_text(&connector->addresses.list[connector->last],
                       dial->address);
+    dial->whom = dial->address;
     if (status != VNX_OK && status != VNX_IN_PROG) {
         dial->reason = vnxi_errno_text(connector->err, dial->text);
     }

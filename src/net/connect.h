@@ -52,11 +52,12 @@ typedef struct vnxi_dial {
     const char *host; /* borrowed */
     int port;
     uint64_t deadline;
-    vnxi_lookup_t *lookup;           /* owned */
-    bool is_connecting;              /* the connector is in use */
-    vnxi_connector_t connector;      /* owns its attempts */
-    char address[VNXI_ADDRESS_TEXT]; /* "": not known yet */
-    const char *reason;              /* after an error; static, or `text` */
+    vnxi_lookup_t *lookup;      /* owned */
+    bool is_connecting;         /* else it is resolving */
+    vnxi_connector_t connector; /* owns its attempts */
+    const char *whom;           /* for records: the host, then `address` */
+    char address[VNXI_ADDRESS_TEXT];
+    const char *reason; /* after an error; static, or `text` */
     char text[VNXI_ERRNO_TEXT];
 } vnxi_dial_t;
 
@@ -78,12 +79,5 @@ vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p);
 /* As vnxi_connector_wait(). */
 void vnxi_dial_wait(const vnxi_dial_t *dial, int *fd_p, short *events_p,
                     uint64_t *wake_p);
-
-/* Return the name of the peer for records: its address, or the host while the
- * address is not known. */
-const char *vnxi_dial_whom(const vnxi_dial_t *dial);
-
-/* Return the phase for records: "resolving" or "connecting to". */
-const char *vnxi_dial_phase(const vnxi_dial_t *dial);
 
 #endif

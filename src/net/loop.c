@@ -40,7 +40,7 @@ on_wake(evutil_socket_t fd, short what, void *arg)
     if (loop->on_wake != NULL) {
         loop->on_wake(loop->owner);
     } else {
-        vnxi_loop_end(loop);
+        event_base_loopbreak(loop->base);
     }
 }
 
@@ -131,12 +131,6 @@ vnxi_loop_t *
 vnxi_loop_running(void)
 {
     return running;
-}
-
-void
-vnxi_loop_end(vnxi_loop_t *loop)
-{
-    event_base_loopbreak(loop->base);
 }
 
 const struct timeval *

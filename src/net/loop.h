@@ -49,9 +49,6 @@ void vnxi_loop_fini(vnxi_loop_t *loop);
 /* Return the loop that this thread runs. */
 vnxi_loop_t *vnxi_loop_running(void);
 
-/* End the loop after the callbacks of this round. */
-void vnxi_loop_end(vnxi_loop_t *loop);
-
 /* A timeout that many events share: libevent keeps them in a queue instead of
  * a heap of thousands.  NULL: no memory. */
 const struct timeval *vnxi_loop_timeout(vnxi_loop_t *loop, uint32_t ms);

@@ -340,6 +340,15 @@ vnxi_address_set_port(vnxi_address_t *address, int port)
 }
 
 void
+vnxi_endpoint_text(char *text, size_t size, const char *host, int port)
+{
+    const char *name = host != NULL ? host : "*";
+
+    snprintf(text, size, strchr(name, ':') != NULL ? "[%s]:%d" : "%s:%d", name,
+             port);
+}
+
+void
 vnxi_address_text(const vnxi_address_t *address, char text[VNXI_ADDRESS_TEXT])
 {
     if (getnameinfo((const void *)&address->addr, address->len, text,

@@ -36,7 +36,7 @@ phase(const vnxi_client_conn_t *conn)
 {
     switch (conn->stage) {
     case VNXI_CLIENT_DIAL:
-        return vnxi_dial_phase(&conn->dial);
+        return conn->dial.is_connecting ? "connecting to" : "resolving";
     case VNXI_CLIENT_SHAKE:
         return "TLS with";
     default:
@@ -53,7 +53,7 @@ vnxi_client_conn_failed(vnxi_client_conn_t *conn, vnx_status_t status,
                         const char *reason)
 {
     return vnxi_request_failed(conn->request, status, phase(conn),
-                               vnxi_dial_whom(&conn->dial), reason);
+                               conn->dial.whom, reason);
 }
 
 vnx_status_t

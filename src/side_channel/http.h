@@ -57,7 +57,7 @@ typedef struct vnxi_http_listener {
 } vnxi_http_listener_t;
 
 vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
-                              vnxi_listener_t **out_p, vnx_error_t *error);
+                              vnxi_server_t **out_p, vnx_error_t *error);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

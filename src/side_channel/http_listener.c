@@ -123,7 +123,7 @@ listener_new(void)
 }
 
 vnx_status_t
-vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
                  vnx_error_t *error)
 {
     const char *secret = params->options->secret;

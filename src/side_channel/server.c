@@ -52,7 +52,7 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     if (status != VNX_OK) {
         return status;
     }
-    server->super.port = sockets.port;
+    server->port = sockets.port;
     if (!vnxi_loop_init(&server->loop, NULL, server)) {
         int err = errno;
         vnxi_sockets_close(&sockets);
@@ -73,22 +73,20 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
 vnx_status_t
 vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
                  const char *name, const vnxi_listen_params_t *params,
-                 vnxi_listener_t **out_p, vnx_error_t *error)
+                 vnxi_server_t **out_p, vnx_error_t *error)
 {
     vnx_status_t status = server_init(server, ops, name, params, error);
     if (status != VNX_OK) {
         ops->free(server);
         return status;
     }
-    *out_p = &server->super;
+    *out_p = server;
     return VNX_OK;
 }
 
 bool
-vnxi_server_stop(vnxi_listener_t *listener)
+vnxi_server_stop(vnxi_server_t *server)
 {
-    vnxi_server_t *server = (vnxi_server_t *)listener;
-
     vnxi_loop_wake(&server->loop);
     /* Freeing the server would close descriptor numbers that belong to other
      * files now. */

@@ -13,8 +13,6 @@
 #include "net/rate.h"
 #include "side_channel/transport.h"
 
-typedef struct vnxi_server vnxi_server_t;
-
 /* The operations of a transport's listener; called by the loop's thread with a
  * vnxi_server_t. */
 typedef struct vnxi_server_ops {
@@ -31,10 +29,10 @@ typedef struct vnxi_server_ops {
     void (*free)(vnxi_server_t *server);
 } vnxi_server_ops_t;
 
-/* Used by the loop thread alone while it runs, except `super` and waking the
+/* Used by the loop thread alone while it runs, except `port` and waking the
  * loop. */
 struct vnxi_server {
-    vnxi_listener_t super;
+    int port; /* bound; constant */
     const vnxi_server_ops_t *ops;
     const vnx_side_channel_options_t *options; /* borrowed */
     vnxi_side_stats_t *stats;                  /* borrowed */
@@ -51,11 +49,11 @@ struct vnxi_server {
 vnx_status_t vnxi_server_open(vnxi_server_t *server,
                               const vnxi_server_ops_t *ops, const char *name,
                               const vnxi_listen_params_t *params,
-                              vnxi_listener_t **out_p, vnx_error_t *error);
+                              vnxi_server_t **out_p, vnx_error_t *error);
 
 /* End the thread, and free the server.  May not be called by the thread
  * itself.  Returns as vnxi_transport_t's stop(). */
-bool vnxi_server_stop(vnxi_listener_t *listener);
+bool vnxi_server_stop(vnxi_server_t *server);
 
 /* Free the rest, including the port.  Everything that used the loop must have
  * been freed. */

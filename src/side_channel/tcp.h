@@ -84,7 +84,7 @@ typedef struct vnxi_tcp_listener {
 /* vnxi_transport_t's listen(), with any protocol. */
 vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                                  const vnxi_listen_params_t *params,
-                                 vnxi_listener_t **out_p, vnx_error_t *error);
+                                 vnxi_server_t **out_p, vnx_error_t *error);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

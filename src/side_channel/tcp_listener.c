@@ -77,8 +77,8 @@ listener_new(const vnxi_tcp_protocol_t *protocol)
 
 vnx_status_t
 vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
-                    const vnxi_listen_params_t *params,
-                    vnxi_listener_t **out_p, vnx_error_t *error)
+                    const vnxi_listen_params_t *params, vnxi_server_t **out_p,
+                    vnx_error_t *error)
 {
     vnxi_tcp_listener_t *listener = listener_new(protocol);
     if (listener == NULL) {
