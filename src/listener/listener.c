@@ -3,7 +3,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/error.h"
 #include "base/fork.h"
@@ -16,19 +15,6 @@
 #define FRAME_MIN 4096
 
 /* -- Life ----------------------------------------------------------------- */
-
-/* A quarter of the process's limit of descriptors, since it has other uses for
- * them. */
-static uint32_t
-default_connections(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 4 >= CONNECTIONS_MAX) {
-        return CONNECTIONS_MAX;
-    }
-    return limit.rlim_cur < 4 ? 1 : (uint32_t)(limit.rlim_cur / 4);
-}
 
 static vnx_status_t
 options_read(const vnx_listener_options_t *given,
@@ -56,7 +42,7 @@ options_read(const vnx_listener_options_t *given,
                               VNX_LISTENER_MAX_FRAME_LIMIT);
     }
     if (all.max_connections == 0) {
-        all.max_connections = default_connections();
+        all.max_connections = vnxi_acceptor_connections(4, CONNECTIONS_MAX);
     }
     if (all.timeout_ms == 0) {
         all.timeout_ms = VNX_LISTENER_TIMEOUT_MS;

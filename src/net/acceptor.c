@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define BATCH 64
@@ -152,6 +153,18 @@ on_error(struct evconnlistener *listener, void *arg)
 }
 
 /* -- Creation and end ----------------------------------------------------- */
+
+uint32_t
+vnxi_acceptor_connections(unsigned part, uint32_t most)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
+        limit.rlim_cur / part >= most) {
+        return most;
+    }
+    return limit.rlim_cur < part ? 1 : (uint32_t)(limit.rlim_cur / part);
+}
 
 bool
 vnxi_acceptor_open(vnxi_acceptor_t *acceptor, vnxi_loop_t *loop,

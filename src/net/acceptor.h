@@ -58,6 +58,10 @@ void vnxi_acceptor_stop(vnxi_acceptor_t *acceptor);
 /* Free the port and the memory.  No thread runs the loop. */
 void vnxi_acceptor_close(vnxi_acceptor_t *acceptor);
 
+/* Return a default for the number of connections: 1/part of the process's
+ * limit of descriptors, which have other uses too, but `most` at most. */
+uint32_t vnxi_acceptor_connections(unsigned part, uint32_t most);
+
 /* -- For a library that takes the clients of `listeners` itself ----------- */
 
 /* Count a client, and pause after a batch of them. */
