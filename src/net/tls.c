@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
+#include "net/stream.h"
 #include "net/tls_psk.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;

@@ -10,7 +10,8 @@
 #include <stdbool.h>
 #include <vnx/side_channel.h>
 
-#include "net/stream.h"
+/* The client keeps its state in the stream (stream.h). */
+typedef struct vnxi_stream vnxi_stream_t;
 
 /* Is TLS in this build?  If not, options->tls is VNXI_TLS_NONE, and nothing
  * below is called. */
