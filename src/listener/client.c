@@ -31,33 +31,32 @@ on_dial(evutil_socket_t fd, short what, void *arg)
 static bool
 watch(vnxi_meta_conn_t *conn, uint64_t now)
 {
-    vnxi_meta_target_t *target = &conn->target;
     int fd = -1;
     short events;
     uint64_t wake;
 
-    vnxi_dial_wait(&target->dial, &fd, &events, &wake);
+    vnxi_dial_wait(&conn->dial, &fd, &events, &wake);
     uint64_t us = wake > now ? (wake - now) / 1000 : 0;
     struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
                            .tv_usec = (suseconds_t)(us % 1000000)};
-    target->event =
+    conn->dial_event =
         event_new(conn->listener->loop.super.base, fd,
                   events & POLLIN ? EV_READ : EV_WRITE, on_dial, conn);
-    return target->event != NULL &&
-           event_add(target->event, wake == UINT64_MAX ? NULL : &wait) == 0;
+    return conn->dial_event != NULL &&
+           event_add(conn->dial_event, wake == UINT64_MAX ? NULL : &wait) == 0;
 }
 
 /* May free the connection, as may all functions below. */
 static void
 connect_step(vnxi_meta_conn_t *conn)
 {
-    vnxi_meta_target_t *target = &conn->target;
     uint64_t now = vnxi_clock_ns();
     int fd = -1;
 
-    vnxi_loop_event_free(target->event); /* before the dialler closes its fd */
-    target->event = NULL;
-    vnx_status_t status = vnxi_dial_step(&target->dial, now, &fd);
+    vnxi_loop_event_free(
+        conn->dial_event); /* before the dialler closes its fd */
+    conn->dial_event = NULL;
+    vnx_status_t status = vnxi_dial_step(&conn->dial, now, &fd);
     if (status == VNX_IN_PROG) {
         if (!watch(conn, now)) {
             ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
@@ -65,10 +64,10 @@ connect_step(vnxi_meta_conn_t *conn)
         return;
     }
     if (status != VNX_OK) {
-        ended(conn, status, target->dial.reason);
+        ended(conn, status, conn->dial.reason);
         return;
     }
-    vnxi_dial_fini(&target->dial);
+    vnxi_dial_fini(&conn->dial);
     event_del(conn->out_timer);
     if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
         ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
@@ -76,15 +75,13 @@ connect_step(vnxi_meta_conn_t *conn)
 }
 
 static void
-begin(vnxi_meta_conn_t *conn)
+begin(vnxi_meta_conn_t *conn, int port)
 {
-    vnxi_meta_target_t *target = &conn->target;
     uint64_t wait = conn->listener->options.timeout_ms * UINT64_C(1000000);
 
     conn->is_proven = false;
     event_add(conn->out_timer, conn->listener->loop.timeout);
-    vnxi_dial_init(&target->dial, target->host, target->port,
-                   vnxi_clock_ns() + wait);
+    vnxi_dial_init(&conn->dial, conn->host, port, vnxi_clock_ns() + wait);
     connect_step(conn);
 }
 
@@ -96,8 +93,7 @@ find(vnxi_meta_loop_t *loop, const char *host, int port)
     vnxi_meta_conn_t *conn;
     TAILQ_FOREACH(conn, &loop->targets, link)
     {
-        if (conn->target.port == port &&
-            strcmp(conn->target.host, host) == 0) {
+        if (conn->dial.port == port && strcmp(conn->host, host) == 0) {
             break;
         }
     }
@@ -131,22 +127,9 @@ target_new(vnx_listener_t *listener, const char *host, int port)
     if (loop->opened >= VNXI_META_TARGETS_MAX) {
         close_idle(loop);
     }
-    vnxi_meta_conn_t *conn =
-        loop->opened < VNXI_META_TARGETS_MAX
-            ? vnxi_meta_conn_new(listener, &client_ops, true)
-            : NULL;
-    if (conn == NULL) {
-        return NULL;
-    }
-    conn->target.port = port;
-    conn->target.host = strdup(host);
-    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
-    vnxi_meta_conn_list(conn, &loop->targets);
-    if (conn->target.host == NULL) {
-        vnxi_meta_conn_free(conn);
-        return NULL;
-    }
-    return conn;
+    return loop->opened < VNXI_META_TARGETS_MAX
+               ? vnxi_meta_conn_new(listener, &client_ops, true, host, port)
+               : NULL;
 }
 
 void
@@ -169,7 +152,7 @@ vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
     vnxi_meta_conn_list(conn, &loop->targets);
     vnxi_meta_conn_push(conn, frame);
     if (is_new) {
-        begin(conn);
+        begin(conn, frame->port);
     }
 }
 
@@ -213,5 +196,5 @@ ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
         return;
     }
     TAILQ_CONCAT(&conn->out, &again, link);
-    begin(conn);
+    begin(conn, conn->dial.port);
 }

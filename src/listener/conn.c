@@ -158,9 +158,9 @@ vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
     event_del(conn->in_timer);
     event_del(conn->out_timer);
     event_del(conn->reply_timer);
-    vnxi_loop_event_free(conn->target.event);
-    conn->target.event = NULL;
-    vnxi_dial_fini(&conn->target.dial);
+    vnxi_loop_event_free(conn->dial_event);
+    conn->dial_event = NULL;
+    vnxi_dial_fini(&conn->dial);
     if (conn->bev != NULL) {
         bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
         bufferevent_free(conn->bev);
@@ -201,6 +201,16 @@ vnxi_meta_conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status,
     fail_frames(conn, &conn->out, status, cause);
 }
 
+static void
+conn_free(vnxi_meta_conn_t *conn)
+{
+    vnxi_loop_event_free(conn->in_timer);
+    vnxi_loop_event_free(conn->out_timer);
+    vnxi_loop_event_free(conn->reply_timer);
+    free(conn->host);
+    free(conn);
+}
+
 void
 vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
 {
@@ -211,11 +221,7 @@ vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
     if (conn->list != NULL) {
         vnxi_meta_conn_list(conn, NULL);
     }
-    event_free(conn->in_timer);
-    event_free(conn->out_timer);
-    event_free(conn->reply_timer);
-    free(conn->target.host);
-    free(conn);
+    conn_free(conn);
 }
 
 /* The peer has sent something that a NIXL listener never sends. */
@@ -415,7 +421,7 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
 
     if (conn->bev == NULL) {
         conn->ops->ended(conn, VNX_ERR_TIMEOUT,
-                         conn->target.dial.is_connecting
+                         conn->dial.is_connecting
                              ? "the connection was not established in time"
                              : "the name service did not answer in time");
     } else {
@@ -441,7 +447,7 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 
 vnxi_meta_conn_t *
 vnxi_meta_conn_new(vnx_listener_t *listener, const vnxi_meta_conn_ops_t *ops,
-                   bool is_ours)
+                   bool is_ours, const char *host, int port)
 {
     struct event_base *base = listener->loop.super.base;
     vnxi_meta_conn_t *conn = calloc(1, sizeof *conn);
@@ -454,15 +460,14 @@ vnxi_meta_conn_new(vnx_listener_t *listener, const vnxi_meta_conn_ops_t *ops,
     conn->fd = -1;
     TAILQ_INIT(&conn->out);
     TAILQ_INIT(&conn->awaiting);
+    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
+    conn->host = is_ours ? strdup(host) : NULL;
     conn->in_timer = evtimer_new(base, on_in_deadline, conn);
     conn->out_timer = evtimer_new(base, on_out_deadline, conn);
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
     if (conn->in_timer == NULL || conn->out_timer == NULL ||
-        conn->reply_timer == NULL) {
-        vnxi_loop_event_free(conn->in_timer);
-        vnxi_loop_event_free(conn->out_timer);
-        vnxi_loop_event_free(conn->reply_timer);
-        free(conn);
+        conn->reply_timer == NULL || (is_ours && conn->host == NULL)) {
+        conn_free(conn);
         return NULL;
     }
     return conn;

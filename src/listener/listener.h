@@ -151,13 +151,6 @@ void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
-typedef struct vnxi_meta_target {
-    char *host; /* owned */
-    int port;
-    vnxi_dial_t dial;    /* all zeros in a connection that was accepted */
-    struct event *event; /* for what the dialler waits for */
-} vnxi_meta_target_t;
-
 /* What a connection calls. */
 typedef struct vnxi_meta_conn_ops {
     /* Carry out the commands of a payload.  NULL, or the reason to close the
@@ -190,15 +183,18 @@ struct vnxi_meta_conn {
     unsigned replies;                  /* in `out` */
     size_t held;                       /* its part of loop.held */
     size_t reply_bytes;                /* the part of `held` for replies */
-    vnxi_meta_target_t target;         /* valid if is_ours */
     char endpoint[VNXI_META_ENDPOINT]; /* for messages */
+    /* Of a connection made by us, else all zeros: */
+    char *host; /* owned */
+    vnxi_dial_t dial;
+    struct event *dial_event; /* for what the dialler waits for */
 };
 
-/* Create a connection that is not in a list and has no fd.  NULL: out of
- * memory. */
+/* Create a connection to or from host:port, which is copied.  It is not in a
+ * list and has no fd.  NULL: out of memory. */
 vnxi_meta_conn_t *vnxi_meta_conn_new(vnx_listener_t *listener,
                                      const vnxi_meta_conn_ops_t *ops,
-                                     bool is_ours);
+                                     bool is_ours, const char *host, int port);
 
 /* Move it from its list, if any, to the end of this one. */
 void vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list);

@@ -40,15 +40,13 @@ on_accept(void *arg, int fd, const vnxi_address_t *from)
     if (loop->accepted >= listener->options.max_connections) {
         vnxi_meta_conn_evict(listener);
     }
-    vnxi_meta_conn_t *conn =
-        vnxi_meta_conn_new(listener, &accepted_ops, false);
+    vnxi_address_text(from, host);
+    vnxi_meta_conn_t *conn = vnxi_meta_conn_new(listener, &accepted_ops, false,
+                                                host, vnxi_address_port(from));
     if (conn == NULL) {
         vnxi_fork_fd_close(fd);
         return;
     }
-    vnxi_address_text(from, host);
-    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host,
-                       vnxi_address_port(from));
     vnxi_meta_conn_list(conn, &loop->strangers);
     if (!vnxi_meta_conn_open(conn, fd)) {
         vnxi_meta_conn_free(conn);
