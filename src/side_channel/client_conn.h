@@ -8,8 +8,8 @@
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 
 #include "net/connect.h"
-#include "side_channel/request.h"
 #include "net/stream.h"
+#include "side_channel/request.h"
 
 typedef enum vnxi_client_conn_stage {
     VNXI_CLIENT_DIAL,
