@@ -86,7 +86,7 @@ end(vnxi_meta_loop_t *loop)
                          .tv_usec = VNXI_META_LINGER_MS % 1000 * 1000};
 
     loop->is_ending = true;
-    vnxi_acceptor_stop(&loop->acceptor);
+    vnxi_acceptor_close(&loop->acceptor);
     if (loop->unsent == 0) {
         event_base_loopbreak(loop->super.base);
     } else {

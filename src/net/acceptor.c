@@ -199,15 +199,6 @@ vnxi_acceptor_open(vnxi_acceptor_t *acceptor, vnxi_loop_t *loop,
 }
 
 void
-vnxi_acceptor_stop(vnxi_acceptor_t *acceptor)
-{
-    set_accepting(acceptor, false);
-    if (acceptor->resume_event != NULL) {
-        event_del(acceptor->resume_event);
-    }
-}
-
-void
 vnxi_acceptor_close(vnxi_acceptor_t *acceptor)
 {
     if (acceptor->ops == NULL) {

@@ -51,11 +51,9 @@ bool vnxi_acceptor_open(vnxi_acceptor_t *acceptor, vnxi_loop_t *loop,
                         const vnxi_sockets_t *sockets,
                         const vnxi_acceptor_ops_t *ops);
 
-/* Accept no more; the sockets stay bound.  An acceptor that was not opened is
- * allowed, here and below. */
-void vnxi_acceptor_stop(vnxi_acceptor_t *acceptor);
-
-/* Free the port and the memory.  No thread runs the loop. */
+/* Accept no more; free the port and the memory.  The loop's thread, outside
+ * accept(), or after it has ended.  An acceptor that is not open is allowed.
+ */
 void vnxi_acceptor_close(vnxi_acceptor_t *acceptor);
 
 /* Return a default for the number of connections: 1/part of the process's
