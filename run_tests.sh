@@ -46,7 +46,7 @@ if [ $QUICK = 1 ]; then
     start 300 "demo" demo
     finish_checks
     print_notes "left out; ./run_tests.sh runs these too" \
-        "C tests under TSan, ASan and UBSan, and of the smallest build" \
+        "C tests under TSan, ASan and UBSan, and of the smallest builds" \
         "fuzzing; clang-tidy" \
         "slow Python tests; the other Python tests under ASan; TSan" \
         "stress tests, random calls among them" \
@@ -69,7 +69,7 @@ AT_ONCE=3 # each of the first three keeps two cores busy
 start 1200 "C tests, gcc, TSan" c tsan
 start 1200 "C tests, clang, ASan and UBSan" c asan
 start 600 "fuzzing" fuzz
-start 900 "C tests, smallest build" c smallest
+start 900 "C tests, smallest builds" c smallest no_tls
 start 300 "stubtest" python_stubs
 start 300 "mypy" python_types
 start 600 "installed C library" library

@@ -68,7 +68,11 @@ c_build() {
     clang) CC=clang c_setup clang -Dpython=enabled ;; # clang-tidy uses it, too
     smallest) # without any optional part
         CC=clang c_setup smallest --buildtype=debug \
-            -Dauto_features=disabled -Dside_channel_tcp=disabled
+            -Dauto_features=disabled
+        ;;
+    no_tls) # HTTP without TLS, and what else works without OpenSSL
+        CC=clang c_setup no_tls --buildtype=debug -Dpython=disabled \
+            -Dside_channel_tls=disabled
         ;;
     asan) # not optimised: this halves the build time
         runtime=$(clang -print-file-name="libclang_rt.asan-$(uname -m).so")
@@ -124,8 +128,15 @@ find_libucp() {
     say "${found:-none}"
 }
 
-# check_c FLAVOUR: build that flavour and run its C tests.
+# check_c FLAVOURS...: build each flavour and run its C tests.
 check_c() {
+    local flavour
+    for flavour in "$@"; do
+        (run_c_tests "$flavour")
+    done
+}
+
+run_c_tests() {
     local flavour=$1 run="" multiplier=1
     c_build "$flavour"
     case "$flavour" in

@@ -74,7 +74,7 @@ typedef struct vnx_listener_stats {
 /* Create a listener for `agent` and retain the agent.  Starts no thread and
  * opens no socket.  `options` may be NULL.  Returns VNX_OK and *out_p, which
  * the caller frees with vnx_listener_free().  Errors: VNX_ERR_INVALID_PARAM,
- * VNX_ERR_NOT_SUPPORTED (this build has no libevent), VNX_ERR_NO_MEMORY. */
+ * VNX_ERR_NO_MEMORY. */
 vnx_status_t vnx_listener_create(vnx_agent_t *agent,
                                  const vnx_listener_options_t *options,
                                  vnx_listener_t **out_p, vnx_error_t *error);

@@ -14,159 +14,75 @@
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
-#define MS UINT64_C(1000000)
-
+static void ended(vnxi_meta_conn_t *conn, vnx_status_t status,
+                  const char *cause);
 static void connect_step(vnxi_meta_conn_t *conn);
-
-static void
-unwatch(vnxi_meta_target_t *target)
-{
-    vnxi_loop_event_free(target->event);
-    target->event = NULL;
-}
-
-static void
-target_stop(vnxi_meta_target_t *target)
-{
-    unwatch(target);
-    vnxi_lookup_end(target->lookup);
-    target->lookup = NULL;
-    if (target->is_connecting) {
-        vnxi_connector_fini(&target->connector);
-        target->is_connecting = false;
-    }
-}
-
-void
-vnxi_meta_target_fini(vnxi_meta_target_t *target)
-{
-    target_stop(target);
-    free(target->host);
-    target->host = NULL;
-}
-
-/* `wait` may be NULL.  False: out of memory. */
-static bool
-watch(vnxi_meta_conn_t *conn, int fd, short what, const struct timeval *wait,
-      event_callback_fn on_event)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    target->event =
-        event_new(conn->listener->loop.base, fd, what, on_event, conn);
-    return target->event != NULL && event_add(target->event, wait) == 0;
-}
-
-/* May free the connection, as may all functions below. */
-static void
-connect_begin(vnxi_meta_conn_t *conn, const vnxi_addresses_t *addresses)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    uint64_t now = vnxi_clock_ns();
-
-    conn->state = VNXI_META_CONNECTING;
-    vnxi_connector_init(&target->connector, addresses, now,
-                        now + conn->listener->options.timeout_ms * MS);
-    target->is_connecting = true;
-    connect_step(conn);
-}
-
-/* -- Resolving ------------------------------------------------------------ */
-
-static void
-on_lookup(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    vnxi_meta_conn_t *conn = arg;
-    vnxi_meta_target_t *target = &conn->target;
-    vnxi_addresses_t addresses;
-    const char *reason;
-
-    vnx_status_t status =
-        vnxi_lookup_step(target->lookup, &addresses, &reason);
-    target_stop(target);
-    if (status == VNX_OK) {
-        connect_begin(conn, &addresses);
-    } else {
-        vnxi_meta_client_failed(conn, status, reason);
-    }
-}
-
-static void
-begin(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_target_t *target = &conn->target;
-    vnxi_addresses_t addresses;
-    const char *reason;
-
-    conn->state = VNXI_META_RESOLVING;
-    conn->is_proven = false;
-    event_add(conn->out_timer, conn->listener->loop.timeout);
-    vnx_status_t status = vnxi_lookup_begin(
-        target->host, target->port, &addresses, &target->lookup, &reason);
-    if (status == VNX_IN_PROG && !watch(conn, vnxi_lookup_fd(target->lookup),
-                                        EV_READ, NULL, on_lookup)) {
-        status = VNX_ERR_NO_MEMORY;
-        reason = "out of memory";
-    }
-    if (status == VNX_OK) {
-        connect_begin(conn, &addresses);
-    } else if (status != VNX_IN_PROG) {
-        vnxi_meta_client_failed(conn, status, reason);
-    }
-}
 
 /* -- Connecting ----------------------------------------------------------- */
 
 static void
-on_connect(evutil_socket_t fd, short what, void *arg)
+on_dial(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
     connect_step(arg);
 }
 
-static void
-connected(vnxi_meta_conn_t *conn, int fd)
-{
-    target_stop(&conn->target);
-    event_del(conn->out_timer);
-    if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
-        vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
-    }
-}
-
-/* Wait for the attempts in progress, and for the time of the next one. */
+/* Wait for what the dialler waits for.  False: out of memory. */
 static bool
-connect_wait(vnxi_meta_conn_t *conn, uint64_t now)
+watch(vnxi_meta_conn_t *conn, uint64_t now)
 {
     int fd = -1;
     short events;
     uint64_t wake;
 
-    vnxi_connector_wait(&conn->target.connector, &fd, &events, &wake);
-    uint64_t ns = wake > now ? wake - now : 0;
-    struct timeval wait = {.tv_sec = (time_t)(ns / (1000 * MS)),
-                           .tv_usec = (suseconds_t)(ns % (1000 * MS) / 1000)};
-    return watch(conn, fd, events & POLLIN ? EV_READ : EV_WRITE,
-                 wake == UINT64_MAX ? NULL : &wait, on_connect);
+    vnxi_dial_wait(&conn->dial, &fd, &events, &wake);
+    uint64_t us = wake > now ? (wake - now) / 1000 : 0;
+    struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
+                           .tv_usec = (suseconds_t)(us % 1000000)};
+    conn->dial_event =
+        event_new(conn->listener->loop.super.base, fd,
+                  events & POLLIN ? EV_READ : EV_WRITE, on_dial, conn);
+    return conn->dial_event != NULL &&
+           event_add(conn->dial_event, wake == UINT64_MAX ? NULL : &wait) == 0;
 }
 
+/* May free the connection, as may all functions below. */
 static void
 connect_step(vnxi_meta_conn_t *conn)
 {
-    vnxi_meta_target_t *target = &conn->target;
     uint64_t now = vnxi_clock_ns();
     int fd = -1;
 
-    unwatch(target); /* before the connector closes its descriptor */
-    vnx_status_t status = vnxi_connector_step(&target->connector, now, &fd);
-    if (status == VNX_OK) {
-        connected(conn, fd);
-    } else if (status != VNX_IN_PROG) {
-        vnxi_meta_client_failed(conn, VNX_ERR_BACKEND,
-                                vnxi_errno(target->connector.err));
-    } else if (!connect_wait(conn, now)) {
-        vnxi_meta_client_failed(conn, VNX_ERR_NO_MEMORY, "out of memory");
+    vnxi_loop_event_free(
+        conn->dial_event); /* before the dialler closes its fd */
+    conn->dial_event = NULL;
+    vnx_status_t status = vnxi_dial_step(&conn->dial, now, &fd);
+    if (status == VNX_IN_PROG) {
+        if (!watch(conn, now)) {
+            ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
+        }
+        return;
     }
+    if (status != VNX_OK) {
+        ended(conn, status, conn->dial.reason);
+        return;
+    }
+    vnxi_dial_fini(&conn->dial);
+    event_del(conn->out_timer);
+    if (!vnxi_meta_conn_open(conn, vnxi_fork_fd_own(fd))) {
+        ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
+    }
+}
+
+static void
+begin(vnxi_meta_conn_t *conn, int port)
+{
+    uint64_t wait = conn->listener->options.timeout_ms * UINT64_C(1000000);
+
+    conn->is_proven = false;
+    event_add(conn->out_timer, conn->listener->loop.timeout);
+    vnxi_dial_init(&conn->dial, conn->host, port, vnxi_clock_ns() + wait);
+    connect_step(conn);
 }
 
 /* -- Commands ------------------------------------------------------------- */
@@ -177,8 +93,7 @@ find(vnxi_meta_loop_t *loop, const char *host, int port)
     vnxi_meta_conn_t *conn;
     TAILQ_FOREACH(conn, &loop->targets, link)
     {
-        if (conn->target.port == port &&
-            strcmp(conn->target.host, host) == 0) {
+        if (conn->dial.port == port && strcmp(conn->host, host) == 0) {
             break;
         }
     }
@@ -198,6 +113,11 @@ close_idle(vnxi_meta_loop_t *loop)
     }
 }
 
+static const vnxi_meta_conn_ops_t client_ops = {
+    .perform = vnxi_meta_perform,
+    .ended = ended,
+};
+
 /* NULL: the limit is reached, or memory ran out. */
 static vnxi_meta_conn_t *
 target_new(vnx_listener_t *listener, const char *host, int port)
@@ -207,104 +127,74 @@ target_new(vnx_listener_t *listener, const char *host, int port)
     if (loop->opened >= VNXI_META_TARGETS_MAX) {
         close_idle(loop);
     }
-    vnxi_meta_conn_t *conn = loop->opened < VNXI_META_TARGETS_MAX
-                                 ? vnxi_meta_conn_new(listener, true)
-                                 : NULL;
-    if (conn == NULL) {
-        return NULL;
-    }
-    conn->target.port = port;
-    conn->target.host = strdup(host);
-    vnxi_meta_endpoint(conn->endpoint, host, port);
-    vnxi_meta_conn_list(conn, &loop->targets);
-    if (conn->target.host == NULL) {
-        vnxi_meta_conn_free(conn);
-        return NULL;
-    }
-    return conn;
+    return loop->opened < VNXI_META_TARGETS_MAX
+               ? vnxi_meta_conn_new(listener, &client_ops, true, host, port)
+               : NULL;
 }
 
 void
-vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order)
+vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 {
     vnxi_meta_loop_t *loop = &listener->loop;
-    char endpoint[VNXI_META_ENDPOINT];
     bool is_new = false;
 
-    loop->unsent++;
-    vnxi_meta_conn_t *conn = find(loop, order->host, order->port);
+    vnxi_meta_frame_entered(listener, frame);
+    vnxi_meta_conn_t *conn = find(loop, frame->host, frame->port);
     if (conn == NULL) {
-        conn = target_new(listener, order->host, order->port);
+        conn = target_new(listener, frame->host, frame->port);
         is_new = true;
     }
     if (conn == NULL) {
-        vnxi_meta_endpoint(endpoint, order->host, order->port);
-        vnxi_meta_unsent(listener, order->frame, endpoint, VNX_ERR_NO_MEMORY,
+        vnxi_meta_unsent(listener, frame, VNX_ERR_NO_MEMORY,
                          "too many connections");
-        vnxi_meta_loop_left(listener);
-    } else {
-        vnxi_meta_conn_list(conn, &loop->targets);
-        vnxi_meta_conn_push(conn, order->frame);
-        if (is_new) {
-            begin(conn);
-        }
+        return;
     }
-    free(order);
+    vnxi_meta_conn_list(conn, &loop->targets);
+    vnxi_meta_conn_push(conn, frame);
+    if (is_new) {
+        begin(conn, frame->port);
+    }
 }
 
-/* Move the frames in `from` that may be tried again to `again`; fail the
- * others. */
+/* Move the commands in `from` that have not failed yet to `again`. */
 static void
-sort_out(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
-         struct vnxi_meta_frames *again, vnx_status_t status,
-         const char *cause)
+take_again(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
+           struct vnxi_meta_frames *again)
 {
-    vnx_listener_t *listener = conn->listener;
-    bool is_old = conn->is_proven && status == VNX_ERR_BACKEND;
-    bool was_unsent = from == &conn->out;
-    vnxi_meta_frame_t *frame;
+    vnxi_meta_frame_t *frame, *next;
 
-    while ((frame = TAILQ_FIRST(from)) != NULL) {
-        TAILQ_REMOVE(from, frame, link);
-        if (frame->is_reply) {
-            vnxi_meta_conn_drop_reply(conn, frame);
-        } else if (is_old && !frame->is_again) {
-            frame->is_again = true;
-            listener->loop.unsent += !was_unsent;
-            TAILQ_INSERT_TAIL(again, frame, link);
-        } else {
-            vnxi_meta_unsent(listener, frame, conn->endpoint, status, cause);
-            if (was_unsent) {
-                vnxi_meta_loop_left(listener);
-            }
+    for (frame = TAILQ_FIRST(from); frame != NULL; frame = next) {
+        next = TAILQ_NEXT(frame, link);
+        if (frame->is_reply || frame->is_again) {
+            continue;
         }
+        frame->is_again = true;
+        if (!frame->is_unsent) {
+            vnxi_meta_frame_entered(conn->listener, frame);
+        }
+        TAILQ_REMOVE(from, frame, link);
+        TAILQ_INSERT_TAIL(again, frame, link);
     }
 }
 
-void
-vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
-                        const char *cause)
+/* If a cached connection broke (VNX_ERR_BACKEND), its commands are tried once
+ * more on a new one, because the peer may have restarted.  All other commands
+ * fail, and the connection is freed. */
+static void
+ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
 {
     struct vnxi_meta_frames again = TAILQ_HEAD_INITIALIZER(again);
 
-    target_stop(&conn->target);
     vnxi_meta_conn_cut(conn);
-    sort_out(conn, &conn->awaiting, &again, status, cause);
-    sort_out(conn, &conn->out, &again, status, cause);
+    if (conn->is_proven && status == VNX_ERR_BACKEND) {
+        take_again(conn, &conn->awaiting, &again);
+        take_again(conn, &conn->out, &again);
+    }
+    vnxi_meta_conn_fail(conn, status, cause);
     if (TAILQ_EMPTY(&again)) {
         vnxi_meta_conn_free(conn);
         return;
     }
     TAILQ_CONCAT(&conn->out, &again, link);
-    begin(conn);
-}
-
-void
-vnxi_meta_client_late(vnxi_meta_conn_t *conn)
-{
-    vnxi_meta_client_failed(
-        conn, VNX_ERR_TIMEOUT,
-        conn->state == VNXI_META_RESOLVING
-            ? "the name service did not answer in time"
-            : "the connection was not established in time");
+    begin(conn, conn->dial.port);
 }

@@ -28,13 +28,13 @@ check_answer(vnxi_meta_conn_t *conn, const vnx_bytes_t *name)
     }
     if (name->data != NULL && request->peer_len > 0 &&
         (request->peer_len != name->len ||
-         memcmp(request->bytes + request->len, name->data, name->len) != 0)) {
+         memcmp(request->peer, name->data, name->len) != 0)) {
         vnx_error_t failure;
         vnxi_error_set(
             &failure, VNX_ERR_MISMATCH, "fetch_remote_metadata",
             "expected agent '%.*s' at %s; loaded the one that answered",
-            (int)request->peer_len,
-            (const char *)request->bytes + request->len, conn->endpoint);
+            (int)request->peer_len, (const char *)request->peer,
+            conn->endpoint);
         vnxi_error_peer(&failure, name->data, name->len);
         report(conn, &failure);
     }
@@ -81,8 +81,11 @@ serve(vnxi_meta_conn_t *conn)
                        metadata.len);
         report(conn, &failure);
     } else {
-        frame = vnxi_meta_frame_new(VNXI_META_LOAD, metadata.data,
-                                    metadata.len, NULL, 0);
+        frame = vnxi_meta_frame_new(
+            &(vnxi_meta_message_t){.verb = VNXI_META_LOAD,
+                                   .host = "",
+                                   .body = metadata.data,
+                                   .body_len = metadata.len});
     }
     free(metadata.data);
     if (frame != NULL) {

@@ -21,15 +21,60 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+#include "base/fork_fds.h"
 #include "listener/listener.h"
 
 #define READ_MAX (256u << 10) /* per connection and round of the loop */
 #define WRITE_MAX (512u << 10)
 
+/* -- Memory and lists ----------------------------------------------------- */
+
 static size_t
 input_len(const vnxi_meta_conn_t *conn)
 {
     return evbuffer_get_length(bufferevent_get_input(conn->bev));
+}
+
+/* Set the number of bytes held in memory for this connection. */
+static void
+hold(vnxi_meta_conn_t *conn, size_t bytes)
+{
+    conn->listener->loop.held += bytes - conn->held;
+    conn->held = bytes;
+}
+
+/* Free a reply that was removed from its list. */
+static void
+drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
+{
+    conn->replies--;
+    conn->reply_bytes -= frame->len;
+    free(frame);
+}
+
+void
+vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list)
+{
+    vnxi_meta_loop_t *loop = &conn->listener->loop;
+
+    if (conn->list != NULL) {
+        TAILQ_REMOVE(conn->list, conn, link);
+    } else if (conn->is_ours) {
+        loop->opened++;
+    } else {
+        loop->accepted++;
+        vnxi_meta_count(&conn->listener->counters.open);
+    }
+    conn->list = list;
+    if (list != NULL) {
+        TAILQ_INSERT_TAIL(list, conn, link);
+    } else if (conn->is_ours) {
+        loop->opened--;
+    } else {
+        loop->accepted--;
+        atomic_fetch_sub(&conn->listener->counters.open, 1);
+    }
 }
 
 /* -- Frames out ----------------------------------------------------------- */
@@ -40,7 +85,7 @@ write_next(vnxi_meta_conn_t *conn)
 {
     vnxi_meta_frame_t *frame = TAILQ_FIRST(&conn->out);
 
-    if (frame == NULL || conn->is_writing || conn->state != VNXI_META_OPEN) {
+    if (frame == NULL || conn->is_writing || conn->bev == NULL) {
         return;
     }
     conn->is_writing = true;
@@ -72,20 +117,20 @@ frame_written(vnxi_meta_conn_t *conn)
     event_del(conn->out_timer);
     if (frame->is_reply) {
         vnxi_meta_count(&listener->counters.served);
-        vnxi_meta_conn_drop_reply(conn, frame);
-        vnxi_meta_conn_hold(conn, input_len(conn) + conn->reply_bytes);
+        drop_reply(conn, frame);
+        hold(conn, input_len(conn) + conn->reply_bytes);
         return;
     }
     conn->is_proven = true;
     if (frame->verb != VNXI_META_SEND) {
         vnxi_meta_sent(listener, frame);
-    } else {
-        if (TAILQ_EMPTY(&conn->awaiting)) {
-            event_add(conn->reply_timer, listener->loop.timeout);
-        }
-        TAILQ_INSERT_TAIL(&conn->awaiting, frame, link);
+        return;
     }
-    vnxi_meta_loop_left(listener);
+    if (TAILQ_EMPTY(&conn->awaiting)) {
+        event_add(conn->reply_timer, listener->loop.timeout);
+    }
+    TAILQ_INSERT_TAIL(&conn->awaiting, frame, link);
+    vnxi_meta_frame_left(listener, frame);
 }
 
 vnxi_meta_frame_t *
@@ -105,6 +150,121 @@ vnxi_meta_conn_answered(vnxi_meta_conn_t *conn)
     return frame;
 }
 
+/* -- Ends ----------------------------------------------------------------- */
+
+void
+vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
+{
+    event_del(conn->in_timer);
+    event_del(conn->out_timer);
+    event_del(conn->reply_timer);
+    vnxi_loop_event_free(conn->dial_event);
+    conn->dial_event = NULL;
+    vnxi_dial_fini(&conn->dial);
+    if (conn->bev != NULL) {
+        bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
+        bufferevent_free(conn->bev);
+        conn->bev = NULL;
+    }
+    if (conn->fd >= 0) {
+        /* A forked child may hold a copy of the socket.  Closing ours would
+         * then not notify the peer. */
+        shutdown(conn->fd, SHUT_RDWR);
+        vnxi_fork_fd_close(conn->fd);
+        conn->fd = -1;
+    }
+    conn->is_writing = conn->is_paused = conn->is_in_frame = false;
+    hold(conn, 0);
+}
+
+static void
+fail_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames,
+            vnx_status_t status, const char *cause)
+{
+    vnxi_meta_frame_t *frame;
+
+    while ((frame = TAILQ_FIRST(frames)) != NULL) {
+        TAILQ_REMOVE(frames, frame, link);
+        if (frame->is_reply) {
+            drop_reply(conn, frame);
+        } else {
+            vnxi_meta_unsent(conn->listener, frame, status, cause);
+        }
+    }
+}
+
+void
+vnxi_meta_conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status,
+                    const char *cause)
+{
+    fail_frames(conn, &conn->awaiting, status, cause);
+    fail_frames(conn, &conn->out, status, cause);
+}
+
+static void
+conn_free(vnxi_meta_conn_t *conn)
+{
+    vnxi_loop_event_free(conn->in_timer);
+    vnxi_loop_event_free(conn->out_timer);
+    vnxi_loop_event_free(conn->reply_timer);
+    free(conn->host);
+    free(conn);
+}
+
+void
+vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
+{
+    vnxi_meta_conn_cut(conn);
+    vnxi_meta_conn_fail(conn, VNX_ERR_CLOSED,
+                        "the agent's metadata listener was stopped before the "
+                        "command was done");
+    if (conn->list != NULL) {
+        vnxi_meta_conn_list(conn, NULL);
+    }
+    conn_free(conn);
+}
+
+/* The peer has sent something that a NIXL listener never sends. */
+static void
+refuse(vnxi_meta_conn_t *conn, const char *cause)
+{
+    vnx_error_t failure;
+
+    if (!conn->is_ours) {
+        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "metadata_listener",
+                       "connection closed: %s", cause);
+        vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
+        vnxi_meta_failure(conn->listener, &failure);
+    }
+    vnxi_meta_count(&conn->listener->counters.refused);
+    conn->ops->ended(conn, VNX_ERR_MISMATCH, cause);
+}
+
+/* The peer has missed a deadline. */
+static void
+expire(vnxi_meta_conn_t *conn, const char *cause)
+{
+    vnxi_meta_count(&conn->listener->counters.timed_out);
+    conn->ops->ended(conn, VNX_ERR_TIMEOUT, cause);
+}
+
+bool
+vnxi_meta_conn_evict(vnx_listener_t *listener)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+    vnxi_meta_conn_t *conn = TAILQ_FIRST(&loop->strangers);
+
+    if (conn == NULL) {
+        conn = TAILQ_FIRST(&loop->known);
+    }
+    if (conn == NULL) {
+        return false;
+    }
+    vnxi_meta_count(&listener->counters.evicted);
+    vnxi_meta_conn_free(conn);
+    return true;
+}
+
 /* -- Frames in ------------------------------------------------------------ */
 
 /* Handle one complete frame at the head of the input, of `len` bytes without
@@ -120,7 +280,8 @@ take_frame(vnxi_meta_conn_t *conn, size_t len)
     if (bytes == NULL) {
         return "out of memory for its frame";
     }
-    const char *cause = vnxi_meta_perform(conn, bytes + VNXI_META_HEADER, len);
+    const char *cause =
+        conn->ops->perform(conn, bytes + VNXI_META_HEADER, len);
     evbuffer_drain(input, whole);
     conn->is_proven = true;
     conn->is_in_frame = false;
@@ -188,13 +349,13 @@ look_at_input(vnxi_meta_conn_t *conn)
 
     const char *cause = take_frames(conn);
     if (cause == NULL) {
-        vnxi_meta_conn_hold(conn, input_len(conn) + conn->reply_bytes);
+        hold(conn, input_len(conn) + conn->reply_bytes);
         if (listener->loop.held > 2 * listener->options.max_frame) {
             cause = "too many bytes of unfinished frames";
         }
     }
     if (cause != NULL) {
-        vnxi_meta_conn_refuse(conn, cause);
+        refuse(conn, cause);
         return;
     }
     set_paused(conn);
@@ -235,13 +396,11 @@ on_event(struct bufferevent *bev, short what, void *arg)
                             : strerror(err);
 
     if (!conn->is_ours && (what & BEV_EVENT_ERROR) && err == ETIMEDOUT) {
-        vnxi_meta_conn_late(conn,
-                            cause); /* the kernel still held unread bytes */
+        expire(conn, cause); /* the kernel still held unread bytes */
     } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
-        vnxi_meta_conn_refuse(conn,
-                              "the peer closed it in the middle of a frame");
+        refuse(conn, "the peer closed it in the middle of a frame");
     } else {
-        vnxi_meta_conn_end(conn, VNX_ERR_BACKEND, cause);
+        conn->ops->ended(conn, VNX_ERR_BACKEND, cause);
     }
 }
 
@@ -251,7 +410,7 @@ static void
 on_in_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    vnxi_meta_conn_late(arg, "the rest of a frame did not arrive in time");
+    expire(arg, "the rest of a frame did not arrive in time");
 }
 
 static void
@@ -260,10 +419,13 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     (void)fd, (void)what;
     vnxi_meta_conn_t *conn = arg;
 
-    if (conn->state != VNXI_META_OPEN) {
-        vnxi_meta_client_late(conn);
+    if (conn->bev == NULL) {
+        conn->ops->ended(conn, VNX_ERR_TIMEOUT,
+                         conn->dial.is_connecting
+                             ? "the connection was not established in time"
+                             : "the name service did not answer in time");
     } else {
-        vnxi_meta_conn_late(conn, "the peer did not receive a frame in time");
+        expire(conn, "the peer did not receive a frame in time");
     }
 }
 
@@ -277,34 +439,35 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
     if (conn->is_in_frame) {
         event_add(conn->reply_timer, conn->listener->loop.timeout);
     } else {
-        vnxi_meta_conn_late(conn, "no metadata arrived in time");
+        expire(conn, "no metadata arrived in time");
     }
 }
 
 /* -- Creation ------------------------------------------------------------- */
 
 vnxi_meta_conn_t *
-vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours)
+vnxi_meta_conn_new(vnx_listener_t *listener, const vnxi_meta_conn_ops_t *ops,
+                   bool is_ours, const char *host, int port)
 {
-    struct event_base *base = listener->loop.base;
+    struct event_base *base = listener->loop.super.base;
     vnxi_meta_conn_t *conn = calloc(1, sizeof *conn);
     if (conn == NULL) {
         return NULL;
     }
     conn->listener = listener;
+    conn->ops = ops;
     conn->is_ours = is_ours;
     conn->fd = -1;
     TAILQ_INIT(&conn->out);
     TAILQ_INIT(&conn->awaiting);
+    vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
+    conn->host = is_ours ? strdup(host) : NULL;
     conn->in_timer = evtimer_new(base, on_in_deadline, conn);
     conn->out_timer = evtimer_new(base, on_out_deadline, conn);
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
     if (conn->in_timer == NULL || conn->out_timer == NULL ||
-        conn->reply_timer == NULL) {
-        vnxi_loop_event_free(conn->in_timer);
-        vnxi_loop_event_free(conn->out_timer);
-        vnxi_loop_event_free(conn->reply_timer);
-        free(conn);
+        conn->reply_timer == NULL || (is_ours && conn->host == NULL)) {
+        conn_free(conn);
         return NULL;
     }
     return conn;
@@ -329,11 +492,10 @@ vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
     vnx_listener_t *listener = conn->listener;
 
     conn->fd = fd;
-    conn->bev = bufferevent_socket_new(listener->loop.base, fd, 0);
+    conn->bev = bufferevent_socket_new(listener->loop.super.base, fd, 0);
     if (conn->bev == NULL) {
         return false;
     }
-    conn->state = VNXI_META_OPEN;
     conn->is_proven = false;
     set_socket(fd, listener->options.timeout_ms);
     /* The kernel holds back anything beyond one frame; we do not buffer it. */

@@ -1,56 +1,183 @@
-#include <stdio.h>
+/*
+ * Design notes.  The protocol has no replies to commands, so a failure cannot
+ * be returned to a caller.  It is stored as the last one, counted and logged.
+ * Failures of our own commands are limited by the number of our callers'
+ * calls.  Strangers can cause any number, so warnings about them are limited
+ * per second.
+ */
+#include "listener/listener.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "listener/listener.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+
+#define WARNINGS_A_SECOND 10
+#define LINE_MAX_LEN 768
+
+/* -- Frames --------------------------------------------------------------- */
 
 vnxi_meta_frame_t *
-vnxi_meta_frame_new(vnxi_meta_verb_t verb, const void *body, size_t body_len,
-                    const void *peer, size_t peer_len)
+vnxi_meta_frame_new(const vnxi_meta_message_t *message)
 {
-    size_t len = VNXI_META_PREFIX + body_len;
-    vnxi_meta_frame_t *frame = malloc(sizeof *frame + len + peer_len);
+    size_t len = VNXI_META_PREFIX + message->body_len;
+    size_t host_size = strlen(message->host) + 1;
+    vnxi_meta_frame_t *frame =
+        malloc(sizeof *frame + len + host_size + message->peer_len);
     if (frame == NULL) {
         return NULL;
     }
-    *frame =
-        (vnxi_meta_frame_t){.verb = verb, .len = len, .peer_len = peer_len};
-    vnxi_meta_prefix_write(verb, body_len, frame->bytes);
-    if (body_len > 0) {
-        memcpy(frame->bytes + VNXI_META_PREFIX, body, body_len);
+    unsigned char *host = frame->bytes + len, *peer = host + host_size;
+    *frame = (vnxi_meta_frame_t){.verb = message->verb,
+                                 .port = message->port,
+                                 .host = (const char *)host,
+                                 .peer = peer,
+                                 .peer_len = message->peer_len,
+                                 .len = len};
+    vnxi_meta_prefix_write(message->verb, message->body_len, frame->bytes);
+    if (message->body_len > 0) {
+        memcpy(frame->bytes + VNXI_META_PREFIX, message->body,
+               message->body_len);
     }
-    if (peer_len > 0) {
-        memcpy(frame->bytes + len, peer, peer_len);
+    memcpy(host, message->host, host_size);
+    if (message->peer_len > 0) {
+        memcpy(peer, message->peer, message->peer_len);
     }
     return frame;
 }
 
-void
-vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host, int port)
+const char *
+vnxi_meta_operation(vnxi_meta_verb_t verb)
 {
-    snprintf(text, VNXI_META_ENDPOINT,
-             strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d", host, port);
-}
-
-vnxi_meta_order_t *
-vnxi_meta_order_new(const char *host, int port, vnxi_meta_frame_t *frame)
-{
-    size_t host_size = strlen(host) + 1;
-    vnxi_meta_order_t *order =
-        frame != NULL ? malloc(sizeof *order + host_size) : NULL;
-    if (order == NULL) {
-        free(frame);
-        return NULL;
+    switch (verb) {
+    case VNXI_META_LOAD:
+        return "send_local_metadata";
+    case VNXI_META_SEND:
+        return "fetch_remote_metadata";
+    default:
+        return "invalidate_local_metadata";
     }
-    order->frame = frame;
-    order->port = port;
-    memcpy(order->host, host, host_size);
-    return order;
+}
+
+/* -- Outcome -------------------------------------------------------------- */
+
+static void
+keep(vnx_listener_t *listener, const vnx_error_t *failure)
+{
+    vnxi_mutex_lock(&listener->lock);
+    listener->failure = *failure;
+    listener->has_failure = true;
+    vnxi_mutex_unlock(&listener->lock);
+}
+
+static void
+warn(const vnx_error_t *failure)
+{
+    char line[LINE_MAX_LEN];
+    vnx_error_format(failure, line, sizeof line);
+    vnxi_log(VNXI_LOG_WARNING, "metadata listener: %s", line);
 }
 
 void
-vnxi_meta_order_free(vnxi_meta_order_t *order)
+vnxi_meta_frame_entered(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 {
-    free(order->frame);
-    free(order);
+    frame->is_unsent = true;
+    listener->loop.unsent++;
+}
+
+void
+vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+
+    if (!frame->is_unsent) {
+        return;
+    }
+    frame->is_unsent = false;
+    loop->unsent--;
+    if (loop->is_ending && loop->unsent == 0) {
+        event_base_loopbreak(loop->super.base);
+    }
+}
+
+static void
+frame_done(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_counters_t *counters = &listener->counters;
+
+    vnxi_meta_frame_left(listener, frame);
+    atomic_fetch_sub(&counters->pending, 1);
+    atomic_fetch_sub(&counters->pending_bytes, frame->len);
+    free(frame);
+}
+
+void
+vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_count(&listener->counters.sent);
+    frame_done(listener, frame);
+}
+
+void
+vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
+                 vnx_status_t status, const char *cause)
+{
+    char endpoint[VNXI_META_ENDPOINT];
+    vnx_error_t failure;
+
+    vnxi_error_set(&failure, status, vnxi_meta_operation(frame->verb), "%s",
+                   cause);
+    vnxi_endpoint_text(endpoint, sizeof endpoint, frame->host, frame->port);
+    vnxi_error_peer(&failure, endpoint, strlen(endpoint));
+    keep(listener, &failure);
+    warn(&failure);
+    vnxi_meta_count(&listener->counters.send_failures);
+    frame_done(listener, frame);
+}
+
+void
+vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+    uint64_t second = vnxi_clock_ns() / 1000000000u;
+
+    keep(listener, failure);
+    if (second != loop->log_second) {
+        loop->log_second = second;
+        loop->log_count = 0;
+    }
+    if (loop->log_count++ < WARNINGS_A_SECOND) {
+        warn(failure);
+    }
+}
+
+/* -- Counters ------------------------------------------------------------- */
+
+static uint64_t
+get(const atomic_uint_fast64_t *counter)
+{
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+void
+vnx_listener_stats(const vnx_listener_t *listener,
+                   vnx_listener_stats_t *stats_p)
+{
+    const vnxi_meta_counters_t *counters = &listener->counters;
+    *stats_p = (vnx_listener_stats_t){
+        .accepted = get(&counters->accepted),
+        .open = get(&counters->open),
+        .refused = get(&counters->refused),
+        .timed_out = get(&counters->timed_out),
+        .evicted = get(&counters->evicted),
+        .loaded = get(&counters->loaded),
+        .load_failures = get(&counters->load_failures),
+        .served = get(&counters->served),
+        .invalidated = get(&counters->invalidated),
+        .sent = get(&counters->sent),
+        .send_failures = get(&counters->send_failures),
+        .pending = get(&counters->pending),
+    };
 }

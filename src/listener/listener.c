@@ -3,33 +3,18 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/mutex.h"
-#include "base/thread.h"
+#include "core/agent.h"
 
 #define OPERATION "metadata_listener"
 #define CONNECTIONS_MAX 1024
 #define FRAME_MIN 4096
 
 /* -- Life ----------------------------------------------------------------- */
-
-/* A quarter of the process's limit of descriptors, since it has other uses for
- * them. */
-static uint32_t
-default_connections(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 4 >= CONNECTIONS_MAX) {
-        return CONNECTIONS_MAX;
-    }
-    return limit.rlim_cur < 4 ? 1 : (uint32_t)(limit.rlim_cur / 4);
-}
 
 static vnx_status_t
 options_read(const vnx_listener_options_t *given,
@@ -57,7 +42,7 @@ options_read(const vnx_listener_options_t *given,
                               VNX_LISTENER_MAX_FRAME_LIMIT);
     }
     if (all.max_connections == 0) {
-        all.max_connections = default_connections();
+        all.max_connections = vnxi_acceptor_connections(4, CONNECTIONS_MAX);
     }
     if (all.timeout_ms == 0) {
         all.timeout_ms = VNX_LISTENER_TIMEOUT_MS;
@@ -82,7 +67,6 @@ vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
     listener->agent = vnx_agent_retain(agent);
     listener->options = all;
     listener->forks = vnxi_fork_count();
-    listener->wake_fd = -1;
     vnxi_mutex_init(&listener->lock, VNXI_RANK_LISTENER);
     vnxi_mutex_init(&listener->stop_lock, VNXI_RANK_LISTENER_STOP);
     TAILQ_INIT(&listener->inbox);
@@ -111,13 +95,11 @@ vnx_listener_stop(vnx_listener_t *listener)
     listener->is_running = false;
     atomic_store(&listener->port, 0);
     if (was_running) {
-        vnxi_meta_loop_wake(listener);
+        vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
     if (was_running) {
-        listener->is_lost =
-            !vnxi_thread_join(listener->thread, listener->fds) ||
-            vnxi_fds_lost(listener->fds);
+        listener->is_lost = !vnxi_loop_join(&listener->loop.super);
         if (!listener->is_lost) {
             vnxi_meta_loop_fini(listener);
         }
@@ -206,37 +188,25 @@ start_begin(vnx_listener_t *listener, vnx_error_t *error)
                     : VNX_OK;
 }
 
+/* `status` is that of opening the sockets, which are taken over. */
 static vnx_status_t
-sockets_open(const char *host, int port, vnxi_sockets_t *sockets_p,
-             vnx_error_t *error)
-{
-    char endpoint[VNXI_META_ENDPOINT];
-    vnxi_bind_params_t params = {
-        .operation = OPERATION,
-        .host = host != NULL && host[0] != '\0' ? host : NULL,
-        .port = port,
-        .endpoint = endpoint,
-    };
-
-    vnxi_meta_endpoint(endpoint, params.host != NULL ? host : "*", port);
-    return vnxi_sockets_open(&params, sockets_p, error);
-}
-
-/* Takes over the sockets on success. */
-static vnx_status_t
-start_end(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
-          vnx_error_t *error)
+start_end(vnx_listener_t *listener, vnx_status_t status,
+          vnxi_sockets_t *sockets, vnx_error_t *error)
 {
     vnxi_mutex_lock(&listener->lock);
     listener->is_starting = false;
-    vnx_status_t status =
-        sockets != NULL ? run_lock_held(listener, OPERATION, error) : VNX_OK;
-    if (sockets != NULL && status == VNX_OK) {
+    if (status == VNX_OK) {
+        status = run_lock_held(listener, OPERATION, error);
+    }
+    if (status == VNX_OK) {
         listener->new_sockets = *sockets;
         atomic_store(&listener->port, sockets->port);
-        vnxi_meta_loop_wake(listener);
+        vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
+    if (status != VNX_OK) {
+        vnxi_sockets_close(sockets);
+    }
     return status;
 }
 
@@ -244,7 +214,12 @@ vnx_status_t
 vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
                    int *port_p, vnx_error_t *error)
 {
-    vnxi_sockets_t sockets = {0};
+    vnxi_bind_params_t params = {
+        .operation = OPERATION,
+        .host = host != NULL && host[0] != '\0' ? host : NULL,
+        .port = port,
+    };
+    vnxi_sockets_t sockets;
 
     if (is_parents(listener)) {
         return refuse_parents(OPERATION, error);
@@ -257,15 +232,10 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
     if (status != VNX_OK) {
         return status;
     }
-    status = sockets_open(host, port, &sockets, error);
-    if (status != VNX_OK) {
-        start_end(listener, NULL, NULL);
-        return status;
-    }
+    status = vnxi_sockets_open(&params, &sockets, error);
     int bound = sockets.port;
-    status = start_end(listener, &sockets, error);
+    status = start_end(listener, status, &sockets, error);
     if (status != VNX_OK) {
-        vnxi_sockets_close(&sockets);
         return status;
     }
     vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);
@@ -277,18 +247,8 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
 
 /* -- Commands ------------------------------------------------------------- */
 
-typedef struct submission {
-    vnxi_meta_verb_t verb;
-    const char *host;
-    int port;
-    const void *body;
-    size_t body_len;
-    const void *peer;
-    size_t peer_len;
-} submission_t;
-
 static vnx_status_t
-check(const vnx_listener_t *listener, const submission_t *given,
+check(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
       vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
@@ -296,14 +256,8 @@ check(const vnx_listener_t *listener, const submission_t *given,
     if (is_parents(listener)) {
         return refuse_parents(operation, error);
     }
-    /* Removing a peer without a name only checks that the agent is usable. */
-    vnx_status_t status =
-        vnx_agent_remove_peer(listener->agent, NULL, 0, error);
-    if (status != VNX_OK) {
-        if (error != NULL) {
-            error->operation = operation;
-        }
-        return status;
+    if (!vnxi_agent_usable(listener->agent)) {
+        return vnxi_agent_refuse(listener->agent, operation, error);
     }
     if (given->host == NULL || given->host[0] == '\0') {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
@@ -317,7 +271,7 @@ check(const vnx_listener_t *listener, const submission_t *given,
 }
 
 static vnx_status_t
-check_body(const vnx_listener_t *listener, const submission_t *given,
+check_body(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
            vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
@@ -336,9 +290,9 @@ check_body(const vnx_listener_t *listener, const submission_t *given,
     return VNX_OK;
 }
 
-/* Takes over the order on success.  The lock is held. */
+/* Takes over the frame on success.  The lock is held. */
 static vnx_status_t
-submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
+submit_lock_held(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
                  const char *operation, vnx_error_t *error)
 {
     vnxi_meta_counters_t *counters = &listener->counters;
@@ -346,7 +300,7 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
     uint64_t bytes = atomic_load(&counters->pending_bytes);
 
     if (count >= VNXI_META_PENDING_MAX ||
-        bytes + order->frame->len > 2 * listener->options.max_frame) {
+        bytes + frame->len > 2 * listener->options.max_frame) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
                               "%" PRIu64 " commands of %" PRIu64
                               " bytes are already waiting",
@@ -355,15 +309,16 @@ submit_lock_held(vnx_listener_t *listener, vnxi_meta_order_t *order,
     vnx_status_t status = run_lock_held(listener, operation, error);
     if (status == VNX_OK) {
         atomic_fetch_add(&counters->pending, 1);
-        atomic_fetch_add(&counters->pending_bytes, order->frame->len);
-        TAILQ_INSERT_TAIL(&listener->inbox, order, link);
-        vnxi_meta_loop_wake(listener);
+        atomic_fetch_add(&counters->pending_bytes, frame->len);
+        TAILQ_INSERT_TAIL(&listener->inbox, frame, link);
+        vnxi_loop_wake(&listener->loop.super);
     }
     return status;
 }
 
 static vnx_status_t
-submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
+submit(vnx_listener_t *listener, const vnxi_meta_message_t *given,
+       vnx_error_t *error)
 {
     const char *operation = vnxi_meta_operation(given->verb);
 
@@ -371,19 +326,15 @@ submit(vnx_listener_t *listener, const submission_t *given, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    vnxi_meta_frame_t *frame =
-        vnxi_meta_frame_new(given->verb, given->body, given->body_len,
-                            given->peer, given->peer_len);
-    vnxi_meta_order_t *order =
-        vnxi_meta_order_new(given->host, given->port, frame);
-    if (order == NULL) {
+    vnxi_meta_frame_t *frame = vnxi_meta_frame_new(given);
+    if (frame == NULL) {
         return vnxi_error_no_memory(error, operation, given->body_len);
     }
     vnxi_mutex_lock(&listener->lock);
-    status = submit_lock_held(listener, order, operation, error);
+    status = submit_lock_held(listener, frame, operation, error);
     vnxi_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
-        vnxi_meta_order_free(order);
+        free(frame);
     }
     return status;
 }
@@ -393,11 +344,11 @@ vnx_listener_send(vnx_listener_t *listener, const char *host, int port,
                   const void *metadata, size_t length, vnx_error_t *error)
 {
     vnx_bytes_t whole = {0};
-    submission_t given = {.verb = VNXI_META_LOAD,
-                          .host = host,
-                          .port = port,
-                          .body = metadata,
-                          .body_len = length};
+    vnxi_meta_message_t given = {.verb = VNXI_META_LOAD,
+                                 .host = host,
+                                 .port = port,
+                                 .body = metadata,
+                                 .body_len = length};
 
     vnx_status_t status = check(listener, &given, error);
     if (status == VNX_OK && metadata == NULL) {
@@ -416,11 +367,11 @@ vnx_status_t
 vnx_listener_fetch(vnx_listener_t *listener, const char *host, int port,
                    const void *peer, size_t peer_len, vnx_error_t *error)
 {
-    submission_t given = {.verb = VNXI_META_SEND,
-                          .host = host,
-                          .port = port,
-                          .peer = peer,
-                          .peer_len = peer != NULL ? peer_len : 0};
+    vnxi_meta_message_t given = {.verb = VNXI_META_SEND,
+                                 .host = host,
+                                 .port = port,
+                                 .peer = peer,
+                                 .peer_len = peer != NULL ? peer_len : 0};
 
     vnx_status_t status = check(listener, &given, error);
     return status != VNX_OK ? status : submit(listener, &given, error);
@@ -430,7 +381,8 @@ vnx_status_t
 vnx_listener_invalidate(vnx_listener_t *listener, const char *host, int port,
                         vnx_error_t *error)
 {
-    submission_t given = {.verb = VNXI_META_INVL, .host = host, .port = port};
+    vnxi_meta_message_t given = {
+        .verb = VNXI_META_INVL, .host = host, .port = port};
 
     given.body = vnx_agent_name(listener->agent, &given.body_len);
     vnx_status_t status = check(listener, &given, error);

@@ -1,25 +1,22 @@
 /*
- * The metadata listener, shared by the files of listener/.
+ * The metadata listener, shared by the files of listener/.  Each calls only
+ * those above it:
  *
  *   codec.c     the wire format of frames and commands
- *   frame.c     outgoing frames and their destinations
- *   listener.c  the public calls, on the callers' threads
- *   report.c    counters, the last failure, the log
- *   loop.c      the thread: its life, accepting, callers' requests
- *   conn.c      a connection in either direction: reading, writing frames
- *   conn_end.c  the memory it holds, and how it ends
- *   client.c    our connections: finding, making, connecting, retrying
+ *   frame.c     outgoing frames and their outcome: counters, failures, the log
+ *   conn.c      a connection in either direction: frames, deadlines, its end
  *   command.c   carries out received commands
+ *   client.c    our connections: finding, connecting, retrying
+ *   loop.c      the thread: accepting, callers' requests
+ *   listener.c  the public calls, on the callers' threads
  *
- * Callers put commands into `inbox` and wake the thread by an eventfd.  While
- * the thread runs, everything in vnxi_meta_loop_t belongs to it.
+ * Callers put frames into `inbox` and wake the thread.  While the thread runs,
+ * everything in vnxi_meta_loop_t belongs to it.
  */
 #ifndef VNXI_LISTENER_H
 #define VNXI_LISTENER_H
 
 #include <event2/event.h>
-#include <event2/listener.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/queue.h>
@@ -27,9 +24,9 @@
 
 #include "base/mutex.h"
 #include "listener/codec.h"
+#include "net/acceptor.h"
 #include "net/connect.h"
 #include "net/loop.h"
-#include "net/sockets.h"
 
 #define VNXI_META_ENDPOINT 80
 #define VNXI_META_COMMANDS_MAX 16  /* in one frame */
@@ -38,45 +35,41 @@
 #define VNXI_META_TARGETS_MAX 1024 /* connections made by us */
 #define VNXI_META_LINGER_MS 1000   /* at the end, for unsent commands */
 
-/* -- Outgoing frames ------------------------------------------------------ */
+/* -- Outgoing frames (frame.c) -------------------------------------------- */
 
-/* One frame with one command. */
+/* One command to send.  All pointers are borrowed. */
+typedef struct vnxi_meta_message {
+    vnxi_meta_verb_t verb;
+    const char *host; /* not NULL; "": a reply */
+    int port;
+    const void *body;
+    size_t body_len;
+    const void *peer; /* SEND: the name of the expected agent */
+    size_t peer_len;
+} vnxi_meta_message_t;
+
+/* A frame with one command. */
 typedef struct vnxi_meta_frame {
     TAILQ_ENTRY(vnxi_meta_frame) link;
     vnxi_meta_verb_t verb;
-    bool is_reply;   /* a reply to a SEND, not a command of a caller */
-    bool is_again;   /* it has failed once on an old connection */
-    size_t len;      /* of the frame */
-    size_t peer_len; /* SEND: length of the expected name, stored behind the
-                        frame */
+    bool is_reply;  /* a reply to a SEND, not a command of a caller */
+    bool is_again;  /* it has failed once on an old connection */
+    bool is_unsent; /* counted in loop.unsent */
+    int port;
+    const char *host;          /* in `bytes`, as `peer` */
+    const unsigned char *peer; /* SEND: the expected name */
+    size_t peer_len;
+    size_t len; /* of the frame, the first of the bytes */
     unsigned char bytes[];
 } vnxi_meta_frame_t;
 TAILQ_HEAD(vnxi_meta_frames, vnxi_meta_frame);
 
-/* Create a frame with a copy of the body; NULL: out of memory.  `peer` may be
- * NULL.  Owned: free(). */
-vnxi_meta_frame_t *vnxi_meta_frame_new(vnxi_meta_verb_t verb, const void *body,
-                                       size_t body_len, const void *peer,
-                                       size_t peer_len);
+/* Create a frame with copies of everything.  NULL: out of memory.  Owned:
+ * free(). */
+vnxi_meta_frame_t *vnxi_meta_frame_new(const vnxi_meta_message_t *message);
 
-/* A caller's frame for host:port, until the loop takes it. */
-typedef struct vnxi_meta_order {
-    TAILQ_ENTRY(vnxi_meta_order) link;
-    vnxi_meta_frame_t *frame; /* owned */
-    int port;
-    char host[];
-} vnxi_meta_order_t;
-TAILQ_HEAD(vnxi_meta_orders, vnxi_meta_order);
-
-/* Takes over the frame, also on failure; a NULL `frame` fails.  NULL: out of
- * memory. */
-vnxi_meta_order_t *vnxi_meta_order_new(const char *host, int port,
-                                       vnxi_meta_frame_t *frame);
-void vnxi_meta_order_free(vnxi_meta_order_t *order);
-
-/* "host:port" for messages. */
-void vnxi_meta_endpoint(char text[VNXI_META_ENDPOINT], const char *host,
-                        int port);
+/* The name of a command's operation in error records. */
+const char *vnxi_meta_operation(vnxi_meta_verb_t verb);
 
 /* -- The listener --------------------------------------------------------- */
 
@@ -93,21 +86,17 @@ typedef struct vnxi_meta_conn vnxi_meta_conn_t;
 TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
 
 typedef struct vnxi_meta_loop {
-    struct event_base *base;
+    vnxi_loop_t super;
     const struct timeval *timeout; /* options.timeout_ms, as a libevent
                                       common timeout */
-    struct event *wake_event;
-    struct event *resume_event; /* ends a pause of accepting */
-    struct event *linger_event; /* ends the thread finally */
-    vnxi_sockets_t sockets;
-    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX];
-    unsigned batch; /* accepted since the last pause */
+    struct event *linger_event;    /* ends the thread finally */
+    vnxi_acceptor_t acceptor;
     /* In each list, the connection that has been idle longest comes first. */
     struct vnxi_meta_conns strangers; /* accepted, no command yet */
     struct vnxi_meta_conns known;     /* accepted */
     struct vnxi_meta_conns targets;   /* made by us */
     size_t accepted, opened;          /* their numbers */
-    size_t unsent;                    /* commands of this agent */
+    size_t unsent; /* commands of this agent, until they are written */
     uint64_t held; /* bytes of input and replies, over all connections */
     bool is_ending;
     uint64_t log_second; /* of the last warning about a stranger */
@@ -125,61 +114,63 @@ struct vnx_listener {
     bool is_running;   /* the thread exists */
     bool is_stopping;
     bool is_starting; /* vnx_listener_start() is in progress */
-    struct vnxi_meta_orders inbox;
+    struct vnxi_meta_frames inbox;
     vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;
     bool has_failure;
 
     vnxi_mutex_t stop_lock; /* serialises stopping; taken before `lock` */
-    int wake_fd;            /* eventfd; valid if is_running */
-    unsigned fds;           /* descriptor epoch; valid if is_running */
     bool is_lost;           /* the descriptors were closed by the program;
                                stop_lock */
-    pthread_t thread;
     vnxi_meta_loop_t loop;
 };
 
-/* -- Loop (loop.c) -------------------------------------------------------- */
+static inline void
+vnxi_meta_count(atomic_uint_fast64_t *counter)
+{
+    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
 
-/* Create the event base and start the thread.  The lock is held. */
-vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
-                                  const char *operation, vnx_error_t *error);
+/* The loop takes one of our commands, and it leaves: it was written, or has
+ * failed.  When the loop is ending, the last one ends it. */
+void vnxi_meta_frame_entered(vnx_listener_t *listener,
+                             vnxi_meta_frame_t *frame);
+void vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
-/* Make the thread check the inbox. */
-void vnxi_meta_loop_wake(vnx_listener_t *listener);
+/* One of our commands is done: count and free it. */
+void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
-/* Free the loop's data after the thread has ended. */
-void vnxi_meta_loop_fini(vnx_listener_t *listener);
+/* One of our commands failed: store the failure, log and count it, free the
+ * frame. */
+void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
+                      vnx_status_t status, const char *cause);
 
-/* On the loop's thread: one of our commands was sent, or has failed. */
-void vnxi_meta_loop_left(vnx_listener_t *listener);
+/* A received command failed: store the failure and log it, unless there are
+ * too many. */
+void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
-typedef enum vnxi_meta_state {
-    VNXI_META_RESOLVING, /* ours: the host is being resolved */
-    VNXI_META_CONNECTING,
-    VNXI_META_OPEN,
-} vnxi_meta_state_t;
+/* What a connection calls. */
+typedef struct vnxi_meta_conn_ops {
+    /* Carry out the commands of a payload.  NULL, or the reason to close the
+     * connection. */
+    const char *(*perform)(vnxi_meta_conn_t *conn, const void *payload,
+                           size_t len);
 
-/* The destination of a connection made by us. */
-typedef struct vnxi_meta_target {
-    char *host; /* owned */
-    int port;
-    vnxi_lookup_t *lookup;
-    vnxi_connector_t connector; /* valid if is_connecting */
-    bool is_connecting;
-    struct event *event; /* of the look-up, then of the connector */
-} vnxi_meta_target_t;
+    /* The connection has ended: free it, or connect again. */
+    void (*ended)(vnxi_meta_conn_t *conn, vnx_status_t status,
+                  const char *cause);
+} vnxi_meta_conn_ops_t;
 
 struct vnxi_meta_conn {
     TAILQ_ENTRY(vnxi_meta_conn) link; /* in *list */
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
+    const vnxi_meta_conn_ops_t *ops;
     bool is_ours; /* made by us, else accepted */
-    vnxi_meta_state_t state;
     int fd;
-    struct bufferevent *bev; /* valid if OPEN */
+    struct bufferevent *bev; /* NULL: not connected yet */
     struct event *in_timer;  /* for the first command and for a whole frame */
     struct event *out_timer; /* for connecting and for sending a frame */
     struct event *reply_timer;
@@ -192,13 +183,18 @@ struct vnxi_meta_conn {
     unsigned replies;                  /* in `out` */
     size_t held;                       /* its part of loop.held */
     size_t reply_bytes;                /* the part of `held` for replies */
-    vnxi_meta_target_t target;         /* valid if is_ours */
     char endpoint[VNXI_META_ENDPOINT]; /* for messages */
+    /* Of a connection made by us, else all zeros: */
+    char *host; /* owned */
+    vnxi_dial_t dial;
+    struct event *dial_event; /* for what the dialler waits for */
 };
 
-/* Create a connection that is not in a list and has no fd.  NULL: out of
- * memory. */
-vnxi_meta_conn_t *vnxi_meta_conn_new(vnx_listener_t *listener, bool is_ours);
+/* Create a connection to or from host:port, which is copied.  It is not in a
+ * list and has no fd.  NULL: out of memory. */
+vnxi_meta_conn_t *vnxi_meta_conn_new(vnx_listener_t *listener,
+                                     const vnxi_meta_conn_ops_t *ops,
+                                     bool is_ours, const char *host, int port);
 
 /* Move it from its list, if any, to the end of this one. */
 void vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list);
@@ -210,83 +206,43 @@ bool vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd);
 /* Queue a frame for sending. */
 void vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame);
 
-/* Close the socket and release its buffers and timers; frames stay. */
+/* Remove and return the SEND that a received LOAD answers.  Owned; NULL: none.
+ */
+vnxi_meta_frame_t *vnxi_meta_conn_answered(vnxi_meta_conn_t *conn);
+
+/* Stop connecting; close the socket and release its buffers and timers; frames
+ * stay. */
 void vnxi_meta_conn_cut(vnxi_meta_conn_t *conn);
 
-/* Cut the connection, fail its waiting frames and free it. */
+/* Fail our commands that wait for this connection, and free its replies. */
+void vnxi_meta_conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status,
+                         const char *cause);
+
+/* Cut the connection, fail its frames and free it. */
 void vnxi_meta_conn_free(vnxi_meta_conn_t *conn);
-
-/* Free a reply that was removed from its list. */
-void vnxi_meta_conn_drop_reply(vnxi_meta_conn_t *conn,
-                               vnxi_meta_frame_t *frame);
-
-/* Set the number of bytes held in memory for this connection. */
-void vnxi_meta_conn_hold(vnxi_meta_conn_t *conn, size_t bytes);
-
-/* End a connection.  An accepted one is freed; one of our own may be tried
- * again (client.c). */
-void vnxi_meta_conn_end(vnxi_meta_conn_t *conn, vnx_status_t status,
-                        const char *cause);
-
-/* Refuse: end and count a connection that sent something that a NIXL listener
- * never sends.  Late: end and count a connection that missed a deadline. */
-void vnxi_meta_conn_refuse(vnxi_meta_conn_t *conn, const char *cause);
-void vnxi_meta_conn_late(vnxi_meta_conn_t *conn, const char *cause);
 
 /* Close a connection to make room for a new one.  False: none can be closed.
  */
 bool vnxi_meta_conn_evict(vnx_listener_t *listener);
 
-/* Remove and return the SEND that a received LOAD answers.  Owned; NULL: none.
- */
-vnxi_meta_frame_t *vnxi_meta_conn_answered(vnxi_meta_conn_t *conn);
-
-/* -- Connections made by us (client.c) ------------------------------------ */
-
-/* Send a frame to host:port.  Takes over the order. */
-void vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_order_t *order);
-
-/* Handle the end of one of our connections.  If a cached connection broke
- * (VNX_ERR_BACKEND), its unsent commands are tried once more on a new one,
- * because the peer may have restarted.  All other commands fail, and then the
- * connection is freed. */
-void vnxi_meta_client_failed(vnxi_meta_conn_t *conn, vnx_status_t status,
-                             const char *cause);
-
-/* The deadline for connecting has passed. */
-void vnxi_meta_client_late(vnxi_meta_conn_t *conn);
-
-void vnxi_meta_target_fini(vnxi_meta_target_t *target);
-
 /* -- Received commands (command.c) ---------------------------------------- */
 
-/* Carry out the commands of a payload.  NULL, or the reason to close the
- * connection. */
+/* vnxi_meta_conn_ops_t's perform() */
 const char *vnxi_meta_perform(vnxi_meta_conn_t *conn, const void *payload,
                               size_t len);
 
-/* -- Reporting (report.c) ------------------------------------------------- */
+/* -- Connections made by us (client.c) ------------------------------------ */
 
-static inline void
-vnxi_meta_count(atomic_uint_fast64_t *counter)
-{
-    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-}
+/* Send a frame to its host and port; owns the frame. */
+void vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
-/* One of our commands is done: count and free it. */
-void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
+/* -- The thread (loop.c) -------------------------------------------------- */
 
-/* One of our commands failed: store the failure, log and count it, free the
- * frame. */
-void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
-                      const char *endpoint, vnx_status_t status,
-                      const char *cause);
+/* Create the loop and start the thread.  The lock is held. */
+vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
+                                  const char *operation, vnx_error_t *error);
 
-/* A received command failed: store the failure and log it, unless there are
- * too many. */
-void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
-
-/* The name of a command's operation in error records. */
-const char *vnxi_meta_operation(vnxi_meta_verb_t verb);
+/* Free the loop's data after the thread has ended. */
+void vnxi_meta_loop_fini(vnx_listener_t *listener);
 
 #endif

@@ -8,6 +8,8 @@
 
 #define INTERVAL_NS UINT64_C(250000000)
 
+/* -- The addresses of a host ---------------------------------------------- */
+
 /* Order the addresses so that the families alternate; within a family they
  * keep their order. */
 static void
@@ -198,4 +200,77 @@ vnxi_connector_wait(const vnxi_connector_t *connector, int *fd_p,
             *fd_p = connector->fds[i];
         }
     }
+}
+
+/* -- The name of a host --------------------------------------------------- */
+
+void
+vnxi_dial_init(vnxi_dial_t *dial, const char *host, int port,
+               uint64_t deadline)
+{
+    memset(dial, 0, sizeof *dial);
+    dial->host = dial->whom = host;
+    dial->port = port;
+    dial->deadline = deadline;
+}
+
+void
+vnxi_dial_fini(vnxi_dial_t *dial)
+{
+    vnxi_lookup_end(dial->lookup);
+    dial->lookup = NULL;
+    if (dial->is_connecting) {
+        vnxi_connector_fini(&dial->connector);
+    }
+}
+
+static vnx_status_t
+resolve(vnxi_dial_t *dial, uint64_t now)
+{
+    vnxi_addresses_t found;
+
+    vnx_status_t status =
+        dial->lookup == NULL
+            ? vnxi_lookup_begin(dial->host, dial->port, &found, &dial->lookup,
+                                &dial->reason)
+            : vnxi_lookup_step(dial->lookup, &found, &dial->reason);
+    if (status == VNX_OK) {
+        vnxi_connector_init(&dial->connector, &found, now, dial->deadline);
+        dial->is_connecting = true;
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p)
+{
+    vnxi_connector_t *connector = &dial->connector;
+
+    if (!dial->is_connecting) {
+        vnx_status_t status = resolve(dial, now);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    vnx_status_t status = vnxi_connector_step(connector, now, fd_p);
+    vnxi_address_text(&connector->addresses.list[connector->last],
+                      dial->address);
+    dial->whom = dial->address;
+    if (status != VNX_OK && status != VNX_IN_PROG) {
+        dial->reason = vnxi_errno_text(connector->err, dial->text);
+    }
+    return status;
+}
+
+void
+vnxi_dial_wait(const vnxi_dial_t *dial, int *fd_p, short *events_p,
+               uint64_t *wake_p)
+{
+    if (dial->is_connecting) {
+        vnxi_connector_wait(&dial->connector, fd_p, events_p, wake_p);
+        return;
+    }
+    *fd_p = vnxi_lookup_fd(dial->lookup);
+    *events_p = POLLIN;
+    *wake_p = UINT64_MAX;
 }

@@ -1,25 +1,59 @@
 /*
- * libevent loops, each of which belongs to one thread.
+ * libevent's loop and the one thread that runs it.
+ *
+ * The loop and everything on it belong to that thread, so there is no lock.
+ * Other threads only wake the thread, by an eventfd, and join it.
  */
 #ifndef VNXI_NET_LOOP_H
 #define VNXI_NET_LOOP_H
 
 #include <event2/event.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
 
-/* Create an event base for one thread.  It has no locks, and no environment
- * variable chooses its kernel interface.  NULL: libevent failed to create it.
- */
-struct event_base *vnxi_loop_base_new(void);
+typedef struct vnxi_loop {
+    void *owner;                  /* the object whose loop this is */
+    void (*on_wake)(void *owner); /* NULL: being woken ends the loop */
+    struct event_base *base;
+    struct event *wake_event;
+    int wake_fd;  /* eventfd */
+    unsigned fds; /* epoch of its descriptors (base/fork_fds.h) */
+    pthread_t thread;
+} vnxi_loop_t;
 
-/* Free the base, after everything that used it.  Runs one more round first: a
- * bufferevent that was freed with a callback pending goes away only then.
- * NULL is allowed. */
-void vnxi_loop_base_free(struct event_base *base);
+/* Create the loop; no thread runs it yet.  `owner` is not NULL.  False: errno
+ * has the cause, and the loop is as if it was all zeros. */
+bool vnxi_loop_init(vnxi_loop_t *loop, void (*on_wake)(void *owner),
+                    void *owner);
+
+/* Start the thread that runs the loop, and call it `name`.  Returns 0 or an
+ * errno. */
+int vnxi_loop_start(vnxi_loop_t *loop, const char *name);
+
+/* Make the thread call on_wake(), or end.  Any thread; no effect if the
+ * program has closed the loop's descriptors. */
+void vnxi_loop_wake(vnxi_loop_t *loop);
+
+/* Wait for a thread that was told to end.  False: the program has closed the
+ * loop's descriptors, so the thread cannot be woken.  Its loop must not be
+ * freed, nor anything that the thread uses. */
+bool vnxi_loop_join(vnxi_loop_t *loop);
+
+/* Free the loop, after everything that used it.  No thread runs it.  A loop
+ * that is all zeros is allowed. */
+void vnxi_loop_fini(vnxi_loop_t *loop);
+
+/* -- On the loop's thread ------------------------------------------------- */
+
+/* Return the loop that this thread runs. */
+vnxi_loop_t *vnxi_loop_running(void);
+
+/* A timeout that many events share: libevent keeps them in a queue instead of
+ * a heap of thousands.  NULL: no memory. */
+const struct timeval *vnxi_loop_timeout(vnxi_loop_t *loop, uint32_t ms);
 
 /* event_free(); NULL is allowed. */
 void vnxi_loop_event_free(struct event *event);
-
-/* Callback of the event that stops a loop; `base` is the loop's base. */
-void vnxi_loop_on_stop(evutil_socket_t fd, short what, void *base);
 
 #endif

@@ -164,44 +164,33 @@ lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
     return VNX_IN_PROG;
 }
 
-/* RFC 6761, 6.3 reserves the name for the loopback addresses, so it needs no
- * name service and no thread. */
-static vnx_status_t
-resolve_localhost(int port, vnxi_addresses_t *out_p)
+/* Resolve a host that needs no name service: an address, or "localhost", which
+ * RFC 6761, 6.3 reserves for the loopback addresses.  False: it needs one. */
+static bool
+resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p)
 {
-    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
-                              .sin6_port = htons((uint16_t)port),
-                              .sin6_addr = in6addr_loopback};
-    struct sockaddr_in v4 = {.sin_family = AF_INET,
-                             .sin_port = htons((uint16_t)port),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    out_p->count = 0;
-    add_address(out_p, &v4, sizeof v4);
-    add_address(out_p, &v6, sizeof v6);
-    return VNX_OK;
+    bool is_local = strcasecmp(host, "localhost") == 0;
+    vnxi_addresses_t v6;
+
+    if (!vnxi_address_parse(is_local ? "127.0.0.1" : host, out_p)) {
+        return false;
+    }
+    if (is_local && vnxi_address_parse("::1", &v6)) {
+        out_p->list[out_p->count++] = v6.list[0];
+    }
+    for (size_t i = 0; i < out_p->count; i++) {
+        vnxi_address_set_port(&out_p->list[i], port);
+    }
+    return true;
 }
 
 vnx_status_t
 vnxi_lookup_begin(const char *host, int port, vnxi_addresses_t *out_p,
                   vnxi_lookup_t **lookup_p, const char **reason_p)
 {
-    struct addrinfo *found = NULL;
-    char service[8];
-
-    if (strcasecmp(host, "localhost") == 0) {
-        return resolve_localhost(port, out_p);
-    }
-    snprintf(service, sizeof service, "%d", port);
-    int ret = getaddrinfo(host, service, &hints_numeric, &found);
-    if (ret == EAI_NONAME) {
-        return lookup_name(host, port, lookup_p, reason_p);
-    }
-    if (ret != 0) {
-        return lookup_failed(ret, reason_p);
-    }
-    vnx_status_t status = copy_found(found, out_p, reason_p);
-    freeaddrinfo(found);
-    return status;
+    return resolve_at_once(host, port, out_p)
+               ? VNX_OK
+               : lookup_name(host, port, lookup_p, reason_p);
 }
 
 int
@@ -337,6 +326,15 @@ vnxi_address_set_port(vnxi_address_t *address, int port)
     } else {
         v4->sin_port = htons((uint16_t)port);
     }
+}
+
+void
+vnxi_endpoint_text(char *text, size_t size, const char *host, int port)
+{
+    const char *name = host != NULL ? host : "*";
+
+    snprintf(text, size, strchr(name, ':') != NULL ? "[%s]:%d" : "%s:%d", name,
+             port);
 }
 
 void

@@ -71,6 +71,10 @@ void vnxi_address_set_port(vnxi_address_t *address, int port);
 
 bool vnxi_address_is_loopback(const vnxi_address_t *address);
 
+/* Write "host:port" or "[::1]:port" for messages, cut off at `size`.  `host`
+ * NULL: every address, "*". */
+void vnxi_endpoint_text(char *text, size_t size, const char *host, int port);
+
 /* Write the address without the port, such as "127.0.0.1" or "::1". */
 void vnxi_address_text(const vnxi_address_t *address,
                        char text[VNXI_ADDRESS_TEXT]);

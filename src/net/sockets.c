@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -123,31 +124,28 @@ add_all(vnxi_sockets_t *sockets, const vnxi_addresses_t *addresses, int port,
     return sockets->count > 0 ? 0 : missing;
 }
 
-static vnx_status_t
-open_all(const vnxi_bind_params_t *params, const vnxi_addresses_t *addresses,
-         vnxi_sockets_t *out_p, vnx_error_t *error)
+/* The same with a port that is free at all of them if params->port is 0. */
+static int
+bind_all(vnxi_sockets_t *sockets, const vnxi_bind_params_t *params,
+         const vnxi_addresses_t *addresses, size_t *failed_p)
 {
-    vnxi_sockets_t sockets = {0};
-    char text[VNXI_ADDRESS_TEXT];
-    size_t failed = 0;
-    int err = 0;
+    int tries = params->port == 0 ? PORT_TRIES : 1, err = EADDRINUSE;
 
     /* A port that is free at the first address may be taken at the next. */
-    for (int tries = 0; tries < PORT_TRIES; tries++) {
-        err = add_all(&sockets, addresses, params->port, &failed);
-        if (err != EADDRINUSE || params->port != 0) {
-            break;
-        }
+    while (err == EADDRINUSE && tries-- > 0) {
+        err = add_all(sockets, addresses, params->port, failed_p);
     }
-    if (err == 0) {
-        *out_p = sockets;
-        return VNX_OK;
-    }
-    vnxi_address_text(&addresses->list[failed], text);
-    vnxi_error_set(error, VNX_ERR_BACKEND, params->operation,
-                   "cannot listen at '%s': %s", text, vnxi_errno(err));
-    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
-    return VNX_ERR_BACKEND;
+    return err;
+}
+
+/* The peer of an error is the endpoint. */
+static void
+set_endpoint(const vnxi_bind_params_t *params, vnx_error_t *error)
+{
+    char text[VNX_ERROR_PEER_MAX];
+
+    vnxi_endpoint_text(text, sizeof text, params->host, params->port);
+    vnxi_error_peer(error, text, strlen(text));
 }
 
 vnx_status_t
@@ -156,8 +154,20 @@ vnxi_bind_failed(const vnxi_bind_params_t *params, vnx_error_t *error,
 {
     vnxi_error_set(error, VNX_ERR_BACKEND, params->operation, "%s: %s", what,
                    vnxi_errno(err));
-    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    set_endpoint(params, error);
     return VNX_ERR_BACKEND;
+}
+
+static vnx_status_t
+listen_failed(const vnxi_bind_params_t *params, const vnxi_address_t *address,
+              int err, vnx_error_t *error)
+{
+    char what[VNXI_ADDRESS_TEXT + sizeof "cannot listen at ''"];
+    char text[VNXI_ADDRESS_TEXT];
+
+    vnxi_address_text(address, text);
+    snprintf(what, sizeof what, "cannot listen at '%s'", text);
+    return vnxi_bind_failed(params, error, what, err);
 }
 
 /* Listen on IPv6 with IPv4 mapped into it, or on IPv4 if the machine has no
@@ -167,21 +177,18 @@ open_any(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
          vnx_error_t *error)
 {
     vnxi_addresses_t any = {.count = 1};
-    vnxi_sockets_t sockets = {0};
+    vnxi_address_t *address = &any.list[0];
     size_t failed;
 
-    any.list[0].addr.ss_family = AF_INET6;
-    any.list[0].len = sizeof(struct sockaddr_in6);
-    int err = add_all(&sockets, &any, params->port, &failed);
-    if (err == 0) {
-        *out_p = sockets;
-        return VNX_OK;
-    }
+    address->addr.ss_family = AF_INET6;
+    address->len = sizeof(struct sockaddr_in6);
+    int err = bind_all(out_p, params, &any, &failed);
     if (is_missing(err)) {
-        any.list[0].addr.ss_family = AF_INET;
-        any.list[0].len = sizeof(struct sockaddr_in);
+        address->addr.ss_family = AF_INET;
+        address->len = sizeof(struct sockaddr_in);
+        err = bind_all(out_p, params, &any, &failed);
     }
-    return open_all(params, &any, out_p, error);
+    return err == 0 ? VNX_OK : listen_failed(params, address, err, error);
 }
 
 static bool
@@ -232,7 +239,7 @@ resolve_one(const vnxi_bind_params_t *params, const char *host, uint64_t start,
     vnxi_error_set(error, status, params->operation,
                    "resolving '%s': %s (after %llu ms)", host, reason,
                    (unsigned long long)(vnxi_clock_ns() - start) / 1000000);
-    vnxi_error_peer(error, params->endpoint, strlen(params->endpoint));
+    set_endpoint(params, error);
     return status;
 }
 
@@ -249,9 +256,10 @@ next_host(char **rest)
     return host;
 }
 
-vnx_status_t
-vnxi_bind_addresses(const vnxi_bind_params_t *params, vnxi_addresses_t *out_p,
-                    vnx_error_t *error)
+/* Resolve params->host to its addresses, without duplicates. */
+static vnx_status_t
+resolve_all(const vnxi_bind_params_t *params, vnxi_addresses_t *out_p,
+            vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
     vnxi_addresses_t all = {0};
@@ -283,11 +291,18 @@ vnxi_sockets_open(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
                   vnx_error_t *error)
 {
     vnxi_addresses_t addresses;
+    size_t failed = 0;
 
+    *out_p = (vnxi_sockets_t){0};
     if (params->host == NULL) {
         return open_any(params, out_p, error);
     }
-    vnx_status_t status = vnxi_bind_addresses(params, &addresses, error);
-    return status == VNX_OK ? open_all(params, &addresses, out_p, error)
-                            : status;
+    vnx_status_t status = resolve_all(params, &addresses, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    int err = bind_all(out_p, params, &addresses, &failed);
+    return err == 0
+               ? VNX_OK
+               : listen_failed(params, &addresses.list[failed], err, error);
 }

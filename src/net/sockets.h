@@ -1,7 +1,5 @@
 /*
- * Listening sockets, for transports that accept TCP connections themselves.
- * Also resolves the addresses to bind, for transports that let a library open
- * the sockets.
+ * Listening sockets.
  */
 #ifndef VNXI_NET_SOCKETS_H
 #define VNXI_NET_SOCKETS_H
@@ -15,7 +13,6 @@ typedef struct vnxi_bind_params {
     const char *host;      /* NULL: every address; else as in
                               vnx_side_channel_start_params_t */
     int port;              /* 0: any free port */
-    const char *endpoint;  /* "host:port" for errors */
 } vnxi_bind_params_t;
 
 typedef struct vnxi_sockets {
@@ -25,8 +22,9 @@ typedef struct vnxi_sockets {
 } vnxi_sockets_t;
 
 /* Bind and listen on every address that params->host stands for, all on one
- * port.  The sockets are non-blocking.  *out_p is owned: vnxi_sockets_close().
- * Waits only for the look-up of names.  Statuses: vnx_side_channel_start(). */
+ * port.  The sockets are non-blocking.  *out_p is owned: vnxi_sockets_close();
+ * it is all zeros on an error.  Waits only for the look-up of names.
+ * Statuses: vnx_side_channel_start(). */
 vnx_status_t vnxi_sockets_open(const vnxi_bind_params_t *params,
                                vnxi_sockets_t *out_p, vnx_error_t *error);
 
@@ -38,11 +36,5 @@ vnx_status_t vnxi_bind_failed(const vnxi_bind_params_t *params,
 /* Close the sockets and free the port, even if a forked child holds copies of
  * the sockets.  A zeroed struct is allowed. */
 void vnxi_sockets_close(vnxi_sockets_t *sockets);
-
-/* Resolve params->host (not NULL) to its addresses, as
- * vnx_side_channel_start_params_t specifies, without duplicates.  Waits for
- * the look-up of names.  Statuses: vnx_side_channel_start(). */
-vnx_status_t vnxi_bind_addresses(const vnxi_bind_params_t *params,
-                                 vnxi_addresses_t *out_p, vnx_error_t *error);
 
 #endif

@@ -21,9 +21,9 @@ struct vnx_side_channel {
     atomic_int port;                    /* bound; 0: not running */
     vnxi_side_stats_t stats;
     vnxi_mutex_t lock;
-    vnxi_listener_t *listener; /* protected by lock, as all below */
-    vnxi_blob_table_t *blobs;  /* of the listener; NULL without one */
-    char *host;                /* the host to bind; "*": every address */
+    vnxi_server_t *listener;  /* protected by lock, as all below */
+    vnxi_blob_table_t *blobs; /* of the listener; NULL without one */
+    char *host;               /* the host to bind; "*": every address */
     bool starting;
 };
 

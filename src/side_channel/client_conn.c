@@ -9,6 +9,8 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include "base/clock.h"
+
 void
 vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
                       const unsigned char *out)
@@ -16,7 +18,8 @@ vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
     conn->out = out;
     conn->request = request;
     conn->stream.fd = -1;
-    vnxi_dial_init(&conn->dial, request);
+    vnxi_dial_init(&conn->dial, request->host, request->port,
+                   request->deadline);
 }
 
 void
@@ -33,7 +36,7 @@ phase(const vnxi_client_conn_t *conn)
 {
     switch (conn->stage) {
     case VNXI_CLIENT_DIAL:
-        return vnxi_dial_phase(&conn->dial);
+        return conn->dial.is_connecting ? "connecting to" : "resolving";
     case VNXI_CLIENT_SHAKE:
         return "TLS with";
     default:
@@ -50,7 +53,7 @@ vnxi_client_conn_failed(vnxi_client_conn_t *conn, vnx_status_t status,
                         const char *reason)
 {
     return vnxi_request_failed(conn->request, status, phase(conn),
-                               vnxi_dial_whom(&conn->dial), reason);
+                               conn->dial.whom, reason);
 }
 
 vnx_status_t
@@ -84,12 +87,17 @@ check_time(vnxi_client_conn_t *conn)
 static vnx_status_t
 dial(vnxi_client_conn_t *conn)
 {
-    const vnxi_request_t *request = conn->request;
+    vnxi_request_t *request = conn->request;
     int fd = -1, on = 1;
 
-    vnx_status_t status = vnxi_dial_step(&conn->dial, &fd);
+    vnx_status_t status = vnxi_dial_step(&conn->dial, vnxi_clock_ns(), &fd);
+    if (status == VNX_IN_PROG) {
+        vnxi_dial_wait(&conn->dial, &request->fd, &request->events,
+                       &request->wake);
+        return VNX_IN_PROG;
+    }
     if (status != VNX_OK) {
-        return status;
+        return vnxi_client_conn_failed(conn, status, conn->dial.reason);
     }
     /* The handshake exchanges small messages, which must not be delayed. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

@@ -7,8 +7,9 @@
 #ifndef VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 
-#include "side_channel/dial.h"
-#include "side_channel/stream.h"
+#include "net/connect.h"
+#include "net/stream.h"
+#include "side_channel/request.h"
 
 typedef enum vnxi_client_conn_stage {
     VNXI_CLIENT_DIAL,

@@ -46,9 +46,8 @@ TAILQ_HEAD(vnxi_http_conns, vnxi_http_conn);
 typedef struct vnxi_http_listener {
     vnxi_server_t super;
     struct evhttp *http;
-    struct evconnlistener *acceptors[VNXI_ADDRESSES_MAX]; /* owned by http */
+    size_t bound;              /* of the acceptor's listeners; owned by http */
     struct event *adopt_event; /* adopts new connections */
-    unsigned batch;            /* accepted in this round of the loop */
     size_t open;               /* connections */
     /* By state, the longest idle first: READ and KEPT by age (slowly arriving
      * bytes do not count), WRITE by the time at which the client last took
@@ -58,7 +57,7 @@ typedef struct vnxi_http_listener {
 } vnxi_http_listener_t;
 
 vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
-                              vnxi_listener_t **out_p, vnx_error_t *error);
+                              vnxi_server_t **out_p, vnx_error_t *error);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

@@ -31,7 +31,6 @@
 #include <openssl/ssl.h>
 #endif
 
-#define ACCEPT_BATCH 64
 #define WRITE_MAX (512u << 10) /* per client and round of the loop */
 #define MS UINT64_C(1000000)
 #define TOO_LONG 413
@@ -52,7 +51,7 @@ bev_new_tls(vnxi_http_listener_t *listener)
         return NULL;
     }
     struct bufferevent *bev = bufferevent_openssl_socket_new(
-        listener->super.base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING,
+        listener->super.loop.base, -1, ssl, BUFFEREVENT_SSL_ACCEPTING,
         BEV_OPT_CLOSE_ON_FREE | BEV_OPT_DEFER_CALLBACKS);
     if (bev == NULL) {
         SSL_free(ssl);
@@ -317,7 +316,7 @@ conn_new(vnxi_http_listener_t *listener, struct bufferevent *bev)
     conn->listener = listener;
     conn->bev = bev;
     conn->start = conn->active = vnxi_clock_ns();
-    conn->timer = evtimer_new(listener->super.base, on_timer, conn);
+    conn->timer = evtimer_new(listener->super.loop.base, on_timer, conn);
     if (conn->timer == NULL) {
         goto err_conn;
     }
@@ -348,9 +347,7 @@ vnxi_http_conn_new(struct event_base *base, void *arg)
     if (listener->open >= listener->super.options->max_connections) {
         vnxi_http_conn_evict(listener);
     }
-    if (++listener->batch >= ACCEPT_BATCH) {
-        vnxi_server_pause(&listener->super, false);
-    }
+    vnxi_acceptor_count(&listener->super.acceptor);
     event_active(listener->adopt_event, EV_TIMEOUT, 0);
     struct bufferevent *bev = listener->super.tls != NULL
                                   ? bev_new_tls(listener)
@@ -406,7 +403,7 @@ conn_adopt(vnxi_http_conn_t *conn)
         conn_reset(conn);
         return;
     }
-    if (vnxi_server_has_left(fd)) {
+    if (vnxi_acceptor_has_left(fd)) {
         conn_reset(conn); /* before TLS begins */
         return;
     }

@@ -1,13 +1,7 @@
-/*
- * Design notes.  libevent's HTTP server accepts connections until none is
- * left.  After a batch the acceptors pause for one round of the loop, so that
- * a storm of connections does not starve the clients being served.
- */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/error.h"
-#include "net/loop.h"
 #include "side_channel/http.h"
 
 /* Makes libevent's own timeout, 50 s, so long that only ours matters. */
@@ -15,46 +9,28 @@
 
 /* -- Accepting ------------------------------------------------------------ */
 
-static void
-set_accepting(vnxi_server_t *super, bool is_on)
-{
-    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
-
-    listener->batch = 0;
-    for (size_t i = 0; i < super->sockets.count; i++) {
-        if (is_on) {
-            evconnlistener_enable(listener->acceptors[i]);
-        } else {
-            evconnlistener_disable(listener->acceptors[i]);
-        }
-    }
-}
-
 static bool
-evict(vnxi_server_t *super)
+evict(void *super)
 {
-    return vnxi_http_conn_evict((vnxi_http_listener_t *)super);
+    return vnxi_http_conn_evict(super);
 }
 
 static void
 on_adopt(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    vnxi_http_listener_t *listener = arg;
-
-    listener->batch = 0;
-    vnxi_http_conn_adopt_all(listener);
+    vnxi_http_conn_adopt_all(arg);
 }
 
-/* accept() failed for a reason that is not the client's.  `arg` belongs to
- * libevent. */
+/* `arg` belongs to libevent. */
 static void
-on_starved(struct evconnlistener *acceptor, void *arg)
+on_accept_failed(struct evconnlistener *acceptor, void *arg)
 {
     (void)arg;
     int err = errno;
-    vnxi_server_starved(vnxi_server_running(), evconnlistener_get_fd(acceptor),
-                        err);
+    vnxi_server_t *server = vnxi_loop_running()->owner;
+    vnxi_acceptor_failed(&server->acceptor, evconnlistener_get_fd(acceptor),
+                         err);
 }
 
 /* -- Creation and end ----------------------------------------------------- */
@@ -67,7 +43,10 @@ listener_free(vnxi_server_t *super)
 
     vnxi_http_conn_close_all(listener);
     if (listener->http != NULL) {
-        evhttp_free(listener->http); /* frees the acceptors too */
+        evhttp_free(listener->http);
+    }
+    for (size_t i = 0; i < listener->bound; i++) {
+        super->acceptor.listeners[i] = NULL; /* freed with `http` */
     }
     vnxi_loop_event_free(listener->adopt_event);
     vnxi_server_fini(&listener->super);
@@ -75,21 +54,15 @@ listener_free(vnxi_server_t *super)
     free(listener);
 }
 
+/* libevent's server takes the clients, instead of the acceptor. */
 static bool
-add_acceptor(vnxi_http_listener_t *listener, size_t index)
+take_clients(vnxi_http_listener_t *listener, struct evconnlistener *acceptor)
 {
-    struct evconnlistener *acceptor = evconnlistener_new(
-        listener->super.base, NULL, NULL, LEV_OPT_CLOSE_ON_EXEC, 0,
-        listener->super.sockets.fds[index]);
-    if (acceptor == NULL) {
-        return false;
-    }
     if (evhttp_bind_listener(listener->http, acceptor) == NULL) {
-        evconnlistener_free(acceptor);
         return false;
     }
-    listener->acceptors[index] = acceptor;
-    evconnlistener_set_error_cb(acceptor, on_starved);
+    listener->bound++;
+    evconnlistener_set_error_cb(acceptor, on_accept_failed);
     return true;
 }
 
@@ -97,7 +70,8 @@ static bool
 create_server(vnxi_http_listener_t *listener)
 {
     static const struct timeval never = {.tv_sec = NEVER_S};
-    struct evhttp *http = listener->http = evhttp_new(listener->super.base);
+    struct evhttp *http = listener->http =
+        evhttp_new(listener->super.loop.base);
 
     if (http == NULL) {
         return false;
@@ -111,8 +85,9 @@ create_server(vnxi_http_listener_t *listener)
     evhttp_set_default_content_type(http, NULL);
     evhttp_set_bevcb(http, vnxi_http_conn_new, listener);
     evhttp_set_gencb(http, vnxi_http_answer, listener);
-    for (size_t i = 0; i < listener->super.sockets.count; i++) {
-        if (!add_acceptor(listener, i)) {
+    vnxi_acceptor_t *acceptor = &listener->super.acceptor;
+    for (size_t i = 0; i < acceptor->sockets.count; i++) {
+        if (!take_clients(listener, acceptor->listeners[i])) {
             return false;
         }
     }
@@ -124,13 +99,12 @@ create_events(vnxi_server_t *super)
 {
     vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
     listener->adopt_event =
-        event_new(listener->super.base, -1, 0, on_adopt, listener);
+        event_new(super->loop.base, -1, 0, on_adopt, listener);
     return listener->adopt_event != NULL && create_server(listener);
 }
 
 static const vnxi_server_ops_t server_ops = {
-    .accept = set_accepting,
-    .evict = evict,
+    .acceptor = {.evict = evict, .refused = vnxi_server_refused},
     .begin = create_events,
     .free = listener_free,
 };
@@ -149,7 +123,7 @@ listener_new(void)
 }
 
 vnx_status_t
-vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
                  vnx_error_t *error)
 {
     const char *secret = params->options->secret;

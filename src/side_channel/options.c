@@ -2,9 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/error.h"
+#include "net/acceptor.h"
 #include "side_channel/transport.h"
 
 #define CONNECTIONS_MAX 4096
@@ -12,19 +12,6 @@
 /* Some transports write a status before a blob, and the length of both must
  * fit into 32 bits. */
 #define MAX_FRAME_LIMIT (UINT32_MAX - 64)
-
-/* Half of the process's limit of file descriptors, since it has other uses for
- * them. */
-static uint32_t
-default_connections(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 2 >= CONNECTIONS_MAX) {
-        return CONNECTIONS_MAX;
-    }
-    return limit.rlim_cur < 2 ? 1 : (uint32_t)(limit.rlim_cur / 2);
-}
 
 static void
 set_defaults(vnx_side_channel_options_t *options)
@@ -36,7 +23,8 @@ set_defaults(vnx_side_channel_options_t *options)
         options->max_frame = MAX_FRAME_LIMIT;
     }
     if (options->max_connections == 0) {
-        options->max_connections = default_connections();
+        options->max_connections =
+            vnxi_acceptor_connections(2, CONNECTIONS_MAX);
     }
     if (options->client_timeout_ms == 0) {
         options->client_timeout_ms = VNX_SIDE_CHANNEL_TIMEOUT_MS;
@@ -86,12 +74,10 @@ check(const vnx_side_channel_options_t *options, vnx_error_t *error)
             "the shared secret has %zu bytes, %d are the least",
             strlen(options->secret), VNX_SIDE_CHANNEL_SECRET_MIN);
     }
-#ifndef VNXI_SIDE_CHANNEL_TLS
-    if (options->secret != NULL || options->tls) {
+    if (!VNXI_TLS_IS_THERE && (options->secret != NULL || options->tls)) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
                               "shared secrets and TLS are not in this build");
     }
-#endif
     return VNX_OK;
 }
 

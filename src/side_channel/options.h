@@ -5,14 +5,7 @@
 #ifndef VNXI_SIDE_CHANNEL_OPTIONS_H
 #define VNXI_SIDE_CHANNEL_OPTIONS_H
 
-#include <vnx/side_channel.h>
-
-/* Values of `tls` after vnxi_options_read(). */
-#define VNXI_TLS_NONE 0u
-#define VNXI_TLS_CERTIFICATE 1u
-#define VNXI_TLS_SECRET                              \
-    2u /* TLS 1.3 with a key derived from the secret \
-        */
+#include "net/tls.h"
 
 /* Read the options of a channel of that kind.  `given` may be NULL.  On VNX_OK
  * *out_p has every option except strings without a default, which stay NULL;

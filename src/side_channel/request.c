@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 
 #include "base/error.h"
+#include "net/resolve.h"
 #include "side_channel/request_set.h"
 
 #define BACKOFF_MAX_MS 1000
@@ -61,8 +62,6 @@ vnxi_request_init(vnxi_request_t *request,
                   const vnx_side_channel_options_t *options, uint64_t now)
 {
     size_t host_size = strlen(given->host) + 1;
-    const char *format =
-        strchr(given->host, ':') != NULL ? "[%s]:%d" : "%s:%d";
     char *text = malloc(host_size + given->key_length + VNX_ERROR_PEER_MAX);
 
     if (text == NULL) {
@@ -73,7 +72,7 @@ vnxi_request_init(vnxi_request_t *request,
     if (given->key_length > 0) {
         memcpy(key, given->key, given->key_length);
     }
-    snprintf(endpoint, VNX_ERROR_PEER_MAX, format, given->host, given->port);
+    vnxi_endpoint_text(endpoint, VNX_ERROR_PEER_MAX, given->host, given->port);
     *request = (vnxi_request_t){
         .host = text,
         .port = given->port,

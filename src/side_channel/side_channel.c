@@ -21,6 +21,7 @@
 #include "base/mutex.h"
 #include "side_channel/channel.h"
 #include "side_channel/options.h"
+#include "side_channel/server.h"
 
 #define OP_SET "set_metadata"
 #define OP_REMOVE "remove_metadata"
@@ -32,10 +33,8 @@ static const vnxi_transport_t *
 transport_find(vnx_side_channel_kind_t kind)
 {
     switch (kind) {
-#ifdef VNXI_SIDE_CHANNEL_TCP
     case VNX_SIDE_CHANNEL_TCP:
         return &vnxi_transport_tcp;
-#endif
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
     case VNX_SIDE_CHANNEL_ZMQ:
         return &vnxi_transport_zmq;
@@ -299,7 +298,7 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
 /* End a start; takes the table and the host.  `listener` NULL: the start
  * failed. */
 static void
-start_end(vnx_side_channel_t *channel, vnxi_listener_t *listener,
+start_end(vnx_side_channel_t *channel, vnxi_server_t *listener,
           vnxi_blob_table_t *blobs, char *host)
 {
     vnxi_mutex_lock(&channel->lock);
@@ -322,24 +321,19 @@ start_listening(vnx_side_channel_t *channel,
                 const vnx_side_channel_start_params_t *params, int *port_p,
                 vnx_error_t *error)
 {
-    char endpoint[VNX_ERROR_PEER_MAX];
     const char *host = params->host;
     vnxi_listen_params_t listen = {.bind = {.operation = VNXI_OP_START,
                                             .host = host,
-                                            .port = params->port,
-                                            .endpoint = endpoint},
+                                            .port = params->port},
                                    .options = &channel->options,
                                    .stats = &channel->stats};
-    vnxi_listener_t *listener = NULL;
+    vnxi_server_t *listener = NULL;
     char *kept = strdup(host != NULL ? host : "*");
 
-    snprintf(endpoint, sizeof endpoint,
-             host != NULL && strchr(host, ':') != NULL ? "[%s]:%d" : "%s:%d",
-             host != NULL ? host : "*", params->port);
     vnx_status_t status =
         kept != NULL
             ? blobs_make(params, &listen.blobs, error)
-            : vnxi_error_no_memory(error, VNXI_OP_START, sizeof endpoint);
+            : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
     if (status == VNX_OK) {
         status = channel->transport->listen(&listen, &listener, error);
     }

@@ -72,7 +72,6 @@ TAILQ_HEAD(vnxi_tcp_conns, vnxi_tcp_conn);
 typedef struct vnxi_tcp_listener {
     vnxi_server_t super;
     const vnxi_tcp_protocol_t *protocol;
-    struct event *accept_events[VNXI_ADDRESSES_MAX];
     const struct timeval *timeout; /* per client; a common timeout */
     const struct timeval *idle;    /* likewise; NULL: the same as `timeout` */
     size_t open;                   /* connections */
@@ -85,7 +84,7 @@ typedef struct vnxi_tcp_listener {
 /* vnxi_transport_t's listen(), with any protocol. */
 vnx_status_t vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                                  const vnxi_listen_params_t *params,
-                                 vnxi_listener_t **out_p, vnx_error_t *error);
+                                 vnxi_server_t **out_p, vnx_error_t *error);
 
 /* -- One client at the server; the loop thread only ----------------------- */
 

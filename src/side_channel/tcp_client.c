@@ -175,7 +175,7 @@ receive(tcp_client_t *client)
 /* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
-tcp_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+tcp_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
            vnx_error_t *error)
 {
     return vnxi_tcp_listen_for(&vnxi_tcp_frames, params, out_p, error);

@@ -242,8 +242,8 @@ bev_new(vnxi_tcp_conn_t *conn)
 {
     return conn->listener->super.tls != NULL
                ? vnxi_tcp_tls_bufferevent(conn)
-               : bufferevent_socket_new(conn->listener->super.base, conn->fd,
-                                        0);
+               : bufferevent_socket_new(conn->listener->super.loop.base,
+                                        conn->fd, 0);
 }
 
 /* Create a connection; takes ownership of `fd`. */
@@ -259,7 +259,7 @@ conn_new(vnxi_tcp_listener_t *listener, int fd)
     conn->listener = listener;
     conn->start = vnxi_clock_ns();
     conn->state = VNXI_TCP_READ;
-    conn->timer = evtimer_new(listener->super.base, on_deadline, conn);
+    conn->timer = evtimer_new(listener->super.loop.base, on_deadline, conn);
     if (conn->timer == NULL ||
         event_add(conn->timer, listener->timeout) != 0) {
         goto err_free;
@@ -299,7 +299,7 @@ vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
     int on = 1;
 
     vnxi_stat_add(&listener->super.stats->accepted);
-    if (vnxi_server_has_left(fd)) {
+    if (vnxi_acceptor_has_left(fd)) {
         close(fd);
         return;
     }

@@ -1,98 +1,28 @@
-/*
- * Design notes.  Many clients do not stop the service.  Connections are
- * accepted in batches, so that accepting does not starve the clients being
- * served.  If the table of connections is full, or the process is out of file
- * descriptors, the longest idle connection is closed.
- */
-#include <errno.h>
 #include <stdlib.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/error.h"
-#include "net/loop.h"
 #include "side_channel/tcp.h"
 
-#define ACCEPT_BATCH 64
-
-/* -- Accepting ------------------------------------------------------------ */
-
-static void
-set_accepting(vnxi_server_t *super, bool is_on)
-{
-    vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
-
-    for (size_t i = 0; i < super->sockets.count; i++) {
-        if (is_on) {
-            event_add(listener->accept_events[i], NULL);
-        } else {
-            event_del(listener->accept_events[i]);
-        }
-    }
-}
-
 static bool
-evict(vnxi_server_t *super)
+evict(void *super)
 {
-    return vnxi_tcp_conn_evict((vnxi_tcp_listener_t *)super);
-}
-
-/* Does this error of accept() concern only the one client, which is gone? */
-static bool
-is_clients(int err)
-{
-    switch (err) {
-    case ECONNABORTED:
-    case EINTR:
-    case EPROTO:
-    case EPERM:
-    case ENETDOWN:
-    case ENOPROTOOPT:
-    case EHOSTDOWN:
-    case ENONET:
-    case EHOSTUNREACH:
-    case ENETUNREACH:
-        return true;
-    default:
-        return false;
-    }
+    return vnxi_tcp_conn_evict(super);
 }
 
 static void
-welcome(vnxi_tcp_listener_t *listener, int client,
-        const struct sockaddr_storage *from)
+on_client(void *super, int client, const vnxi_address_t *from)
 {
-    if (listener->super.rate != NULL &&
-        !vnxi_rate_take(listener->super.rate, from, vnxi_clock_ns())) {
-        vnxi_stat_add(&listener->super.stats->accepted);
-        vnxi_stat_refused(listener->super.stats,
-                          VNX_SIDE_CHANNEL_REFUSED_RATE);
+    vnxi_server_t *server = super;
+
+    if (server->rate != NULL &&
+        !vnxi_rate_take(server->rate, &from->addr, vnxi_clock_ns())) {
+        vnxi_stat_add(&server->stats->accepted);
+        vnxi_stat_refused(server->stats, VNX_SIDE_CHANNEL_REFUSED_RATE);
         close(client);
         return;
     }
-    vnxi_tcp_conn_open(listener, client);
-}
-
-static void
-on_accept(evutil_socket_t fd, short what, void *arg)
-{
-    (void)what;
-    vnxi_tcp_listener_t *listener = arg;
-
-    for (int i = 0; i < ACCEPT_BATCH; i++) {
-        struct sockaddr_storage from = {0};
-        socklen_t len = sizeof from;
-        int client =
-            accept4(fd, (void *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (client >= 0) {
-            welcome(listener, client, &from);
-        } else if (errno == EAGAIN) {
-            return;
-        } else if (!is_clients(errno)) {
-            vnxi_server_starved(&listener->super, fd, errno);
-            return;
-        }
-    }
+    vnxi_tcp_conn_open(super, client);
 }
 
 /* -- Creation and end ----------------------------------------------------- */
@@ -104,50 +34,30 @@ listener_free(vnxi_server_t *super)
     vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
 
     vnxi_tcp_conn_close_all(listener);
-    for (size_t i = 0; i < VNXI_ADDRESSES_MAX; i++) {
-        vnxi_loop_event_free(listener->accept_events[i]);
-    }
     vnxi_server_fini(&listener->super);
     free(listener);
 }
 
-/* All clients have the same timeout, so libevent can keep them in a queue
- * instead of a heap of thousands. */
-static const struct timeval *
-common_timeout(struct event_base *base, uint32_t ms)
-{
-    struct timeval tv = {.tv_sec = ms / 1000,
-                         .tv_usec = (suseconds_t)(ms % 1000) * 1000};
-    return event_base_init_common_timeout(base, &tv);
-}
-
 static bool
-create_events(vnxi_server_t *super)
+create_timeouts(vnxi_server_t *super)
 {
     vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
-    const vnx_side_channel_options_t *options = listener->super.options;
-    const vnxi_sockets_t *sockets = &listener->super.sockets;
-    struct event_base *base = listener->super.base;
+    const vnx_side_channel_options_t *options = super->options;
 
-    listener->timeout = common_timeout(base, options->client_timeout_ms);
+    listener->timeout =
+        vnxi_loop_timeout(&super->loop, options->client_timeout_ms);
     if (options->idle_timeout_ms < options->client_timeout_ms) {
-        listener->idle = common_timeout(base, options->idle_timeout_ms);
-    }
-    for (size_t i = 0; i < sockets->count; i++) {
-        struct event *event = event_new(
-            base, sockets->fds[i], EV_READ | EV_PERSIST, on_accept, listener);
-        listener->accept_events[i] = event;
-        if (event == NULL || event_add(event, NULL) != 0) {
-            return false;
-        }
+        listener->idle =
+            vnxi_loop_timeout(&super->loop, options->idle_timeout_ms);
     }
     return listener->timeout != NULL;
 }
 
 static const vnxi_server_ops_t server_ops = {
-    .accept = set_accepting,
-    .evict = evict,
-    .begin = create_events,
+    .acceptor = {.accept = on_client,
+                 .evict = evict,
+                 .refused = vnxi_server_refused},
+    .begin = create_timeouts,
     .free = listener_free,
 };
 
@@ -167,8 +77,8 @@ listener_new(const vnxi_tcp_protocol_t *protocol)
 
 vnx_status_t
 vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
-                    const vnxi_listen_params_t *params,
-                    vnxi_listener_t **out_p, vnx_error_t *error)
+                    const vnxi_listen_params_t *params, vnxi_server_t **out_p,
+                    vnx_error_t *error)
 {
     vnxi_tcp_listener_t *listener = listener_new(protocol);
     if (listener == NULL) {

@@ -5,8 +5,8 @@
 #include <openssl/ssl.h>
 #include <sys/socket.h>
 
+#include "net/tls.h"
 #include "side_channel/tcp_wire.h"
-#include "side_channel/tls.h"
 
 /* Callbacks run from the loop, never inside a call of OpenSSL, because they
  * may free the connection. */
@@ -18,7 +18,7 @@ vnxi_tcp_tls_bufferevent(vnxi_tcp_conn_t *conn)
         return NULL;
     }
     struct bufferevent *bev = bufferevent_openssl_socket_new(
-        conn->listener->super.base, conn->fd, conn->tls,
+        conn->listener->super.loop.base, conn->fd, conn->tls,
         BUFFEREVENT_SSL_ACCEPTING, BEV_OPT_DEFER_CALLBACKS);
     if (bev != NULL) {
         bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);

@@ -42,11 +42,8 @@ typedef struct vnxi_listen_params {
     vnxi_side_stats_t *stats;
 } vnxi_listen_params_t;
 
-/* The first member of every transport's listener.  It listens as long as it
- * exists. */
-typedef struct vnxi_listener {
-    int port; /* bound; constant */
-} vnxi_listener_t;
+/* A transport's listener (server.h).  It listens as long as it exists. */
+typedef struct vnxi_server vnxi_server_t;
 
 typedef struct vnxi_transport {
     const char *name; /* "TCP" */
@@ -57,14 +54,14 @@ typedef struct vnxi_transport {
      * holds no lock.  Returns owned: stop().  Statuses:
      * vnx_side_channel_start(). */
     vnx_status_t (*listen)(const vnxi_listen_params_t *params,
-                           vnxi_listener_t **out_p, vnx_error_t *error);
+                           vnxi_server_t **out_p, vnx_error_t *error);
 
     /* End the thread, close every connection, free the port and the listener.
      * Called once, from any thread but the listener's; does not wait for
      * clients.  Never called in a forked child.  False: the descriptors of the
      * thread were closed by other code, so it cannot be woken; it keeps the
      * listener, and everything that listen() borrowed, for ever. */
-    bool (*stop)(vnxi_listener_t *listener);
+    bool (*stop)(vnxi_server_t *server);
 
     /* Begin a try of the request: create request->client, a state machine that
      * never waits.  Does as little as possible and leaves the work to the
@@ -88,9 +85,7 @@ typedef struct vnxi_transport {
     void (*end)(vnxi_request_t *request);
 } vnxi_transport_t;
 
-#ifdef VNXI_SIDE_CHANNEL_TCP
 extern const vnxi_transport_t vnxi_transport_tcp;
-#endif
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
 extern const vnxi_transport_t vnxi_transport_zmq;
 #endif

@@ -410,11 +410,15 @@ check_options(const vnx_side_channel_options_t *options, const char *operation,
 }
 
 static vnx_status_t
-zmq_listen(const vnxi_listen_params_t *params, vnxi_listener_t **out_p,
+zmq_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
            vnx_error_t *error)
 {
-    vnx_status_t status = check_options(params->options, VNXI_OP_START,
-                                        params->bind.endpoint, error);
+    char endpoint[VNX_ERROR_PEER_MAX];
+
+    vnxi_endpoint_text(endpoint, sizeof endpoint, params->bind.host,
+                       params->bind.port);
+    vnx_status_t status =
+        check_options(params->options, VNXI_OP_START, endpoint, error);
     return status == VNX_OK
                ? vnxi_tcp_listen_for(&vnxi_zmq_protocol, params, out_p, error)
                : status;

@@ -11,7 +11,8 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "side_channel/dial.h"
+#include "net/connect.h"
+#include "side_channel/client_conn.h"
 
 #define SECOND UINT64_C(1000000000)
 
@@ -288,33 +289,26 @@ test_connector_set_reports_each_attempt(void **state)
 
 /* -- Dialling ------------------------------------------------------------- */
 
-static vnxi_request_t
-request_to(const char *host, int port)
-{
-    uint64_t now = vnxi_clock_ns();
-    return (vnxi_request_t){.host = host,
-                            .port = port,
-                            .key = "",
-                            .endpoint = "the endpoint",
-                            .start = now,
-                            .deadline = now + 20 * SECOND,
-                            .fd = -1,
-                            .wake = UINT64_MAX};
-}
-
-/* Step until it ends, waiting as the request says. */
+/* Step until it ends, waiting as it says. */
 static vnx_status_t
 dial_run(vnxi_dial_t *dial, int *fd_p)
 {
-    const vnxi_request_t *request = dial->request;
     for (;;) {
-        vnx_status_t status = vnxi_dial_step(dial, fd_p);
+        struct pollfd entry;
+        uint64_t wake;
+        vnx_status_t status = vnxi_dial_step(dial, vnxi_clock_ns(), fd_p);
         if (status != VNX_IN_PROG) {
             return status;
         }
-        struct pollfd entry = {.fd = request->fd, .events = request->events};
-        poll(&entry, 1, request->wake == UINT64_MAX ? 20000 : 250);
+        vnxi_dial_wait(dial, &entry.fd, &entry.events, &wake);
+        poll(&entry, 1, wake == UINT64_MAX ? 20000 : 250);
     }
+}
+
+static void
+dial_to(vnxi_dial_t *dial, const char *host, int port)
+{
+    vnxi_dial_init(dial, host, port, vnxi_clock_ns() + 20 * SECOND);
 }
 
 static void
@@ -325,16 +319,15 @@ test_dial_connects_to_an_address_and_to_localhost(void **state)
     (void)state;
 
     for (size_t i = 0; i < 2; i++) {
-        vnxi_request_t request = request_to(hosts[i], port);
         vnxi_dial_t dial;
         int fd = -1;
-        vnxi_dial_init(&dial, &request);
-        assert_string_equal(vnxi_dial_whom(&dial), hosts[i]);
-        assert_string_equal(vnxi_dial_phase(&dial), "resolving");
+        dial_to(&dial, hosts[i], port);
+        assert_string_equal(dial.whom, hosts[i]);
+        assert_false(dial.is_connecting);
         assert_int_equal(dial_run(&dial, &fd), VNX_OK);
         assert_int_equal(port_of_peer(fd), port);
-        assert_string_equal(vnxi_dial_whom(&dial), "127.0.0.1");
-        assert_string_equal(vnxi_dial_phase(&dial), "connecting to");
+        assert_string_equal(dial.whom, "127.0.0.1");
+        assert_true(dial.is_connecting);
         vnxi_dial_fini(&dial);
         close(fd);
     }
@@ -345,39 +338,71 @@ static void
 test_dial_names_the_address_that_refused(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
-    vnxi_request_t request = request_to("127.0.0.1", dead);
-    const vnx_error_t *error = &request.answer.error;
     vnxi_dial_t dial;
     (void)state;
 
-    vnxi_dial_init(&dial, &request);
+    dial_to(&dial, "127.0.0.1", dead);
     assert_int_equal(dial_run(&dial, &fd), VNX_ERR_BACKEND);
+    assert_true(dial.is_connecting);
+    assert_string_equal(dial.whom, "127.0.0.1");
+    assert_string_equal(dial.reason, strerror(ECONNREFUSED));
+    vnxi_dial_fini(&dial);
+    close(bound);
+}
+
+/* The same at the request: the failure becomes its record. */
+static void
+test_client_conn_records_the_address_that_refused(void **state)
+{
+    int dead, bound = listen_on(-1, &dead);
+    uint64_t now = vnxi_clock_ns();
+    vnxi_request_t request = {.host = "127.0.0.1",
+                              .port = dead,
+                              .key = "",
+                              .endpoint = "the endpoint",
+                              .start = now,
+                              .deadline = now + 20 * SECOND,
+                              .fd = -1,
+                              .wake = UINT64_MAX};
+    const vnx_error_t *error = &request.answer.error;
+    vnxi_client_conn_t conn = {0};
+    vnx_status_t status;
+    (void)state;
+
+    vnxi_client_conn_init(&conn, &request, NULL);
+    while ((status = vnxi_client_conn_step(&conn)) == VNX_IN_PROG) {
+        struct pollfd entry = {.fd = request.fd, .events = request.events};
+        poll(&entry, 1, request.wake == UINT64_MAX ? 20000 : 250);
+    }
+    assert_int_equal(status, VNX_ERR_BACKEND);
     assert_non_null(strstr(error->cause, "connecting to 127.0.0.1: "));
     assert_non_null(strstr(error->cause, strerror(ECONNREFUSED)));
     assert_non_null(strstr(error->cause, " ms)"));
     assert_string_equal(error->operation, "request_metadata");
     assert_string_equal(error->peer, "the endpoint");
-    vnxi_dial_fini(&dial);
+    vnxi_client_conn_fini(&conn);
     close(bound);
 }
 
-/* The resolver signals the request's descriptor; this does not block. */
+/* The resolver signals a descriptor; this does not block. */
 static void
 test_dial_can_be_cancelled_while_resolving(void **state)
 {
-    vnxi_request_t request = request_to("no-such-host.invalid", 1);
+    struct pollfd entry;
     vnxi_dial_t dial;
+    uint64_t wake;
     int fd = -1;
     (void)state;
 
-    vnxi_dial_init(&dial, &request);
-    vnx_status_t status = vnxi_dial_step(&dial, &fd);
+    dial_to(&dial, "no-such-host.invalid", 1);
+    vnx_status_t status = vnxi_dial_step(&dial, vnxi_clock_ns(), &fd);
     if (status == VNX_IN_PROG) {
-        assert_true(request.fd >= 0);
-        assert_int_equal(request.events, POLLIN);
+        vnxi_dial_wait(&dial, &entry.fd, &entry.events, &wake);
+        assert_true(entry.fd >= 0);
+        assert_int_equal(entry.events, POLLIN);
     }
-    assert_string_equal(vnxi_dial_phase(&dial), "resolving");
-    assert_string_equal(vnxi_dial_whom(&dial), "no-such-host.invalid");
+    assert_false(dial.is_connecting);
+    assert_string_equal(dial.whom, "no-such-host.invalid");
     vnxi_dial_fini(&dial);
     vnxi_dial_fini(&dial); /* again */
     assert_int_equal(fd, -1);
@@ -396,6 +421,7 @@ main(void)
         cmocka_unit_test(test_connector_set_reports_each_attempt),
         cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
         cmocka_unit_test(test_dial_names_the_address_that_refused),
+        cmocka_unit_test(test_client_conn_records_the_address_that_refused),
         cmocka_unit_test(test_dial_can_be_cancelled_while_resolving),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -396,7 +396,8 @@ def test_what_was_heard_is_worth_nothing_on_another_connection(server, client):
     answered = b"".join(proxy.of(1))
     with connected(server.port) as sock:
         sock.sendall(said)
-        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the listener may have reset it
+            sock.shutdown(socket.SHUT_WR)
         assert len(read_all(sock)) < len(answered)
     assert server.stats()["served"] == 1
 

@@ -6,7 +6,7 @@
  * With certificates, each request creates a context.  That reads the files, so
  * a renewed certificate is used without a restart.
  */
-#include "side_channel/tls.h"
+#include "net/tls.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -20,9 +20,8 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
-#include "side_channel/options.h"
-#include "side_channel/tls_psk.h"
-#include "side_channel/transport.h"
+#include "net/stream.h"
+#include "net/tls_psk.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *bio_method; /* one per process; never freed */
@@ -395,36 +394,39 @@ vnxi_tls_client_recv(vnxi_stream_t *stream, void *data, size_t size,
 /* -- Server --------------------------------------------------------------- */
 
 static vnx_status_t
-file_failed(vnx_error_t *error, const char *option, const char *path)
+file_failed(vnx_error_t *error, const char *operation, const char *option,
+            const char *path)
 {
-    return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
+    return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
                           "%s '%s': %s", option, path, first_reason());
 }
 
 static vnx_status_t
 load_certificate(SSL_CTX *ctx, const vnx_side_channel_options_t *options,
-                 vnx_error_t *error)
+                 const char *operation, vnx_error_t *error)
 {
     if (SSL_CTX_use_certificate_chain_file(ctx, options->tls_certificate) !=
         1) {
-        return file_failed(error, "tls_certificate", options->tls_certificate);
+        return file_failed(error, operation, "tls_certificate",
+                           options->tls_certificate);
     }
     return SSL_CTX_use_PrivateKey_file(ctx, options->tls_key,
                                        SSL_FILETYPE_PEM) == 1
                ? VNX_OK
-               : file_failed(error, "tls_key", options->tls_key);
+               : file_failed(error, operation, "tls_key", options->tls_key);
 }
 
 vnx_status_t
 vnxi_tls_server_context(const vnx_side_channel_options_t *options,
-                        void **ctx_p, vnx_error_t *error)
+                        const char *operation, void **ctx_p,
+                        vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
 
     ERR_clear_error();
     SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
     if (ctx == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+        return vnxi_error_no_memory(error, operation, sizeof(void *));
     }
     SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
     /* One exchange per connection: sessions would only cost memory. */
@@ -434,10 +436,10 @@ vnxi_tls_server_context(const vnx_side_channel_options_t *options,
     /* Free the buffers of connections that are silent. */
     SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS);
     if (options->tls == VNXI_TLS_CERTIFICATE) {
-        status = load_certificate(ctx, options, error);
+        status = load_certificate(ctx, options, operation, error);
     } else if (!vnxi_psk_serve(ctx, options->secret)) {
         status =
-            vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_START,
+            vnxi_error_set(error, VNX_ERR_BACKEND, operation,
                            "TLS with a shared secret: %s", first_reason());
     }
     if (status != VNX_OK) {
@@ -446,4 +448,10 @@ vnxi_tls_server_context(const vnx_side_channel_options_t *options,
     }
     *ctx_p = ctx;
     return VNX_OK;
+}
+
+void
+vnxi_tls_context_free(void *ctx)
+{
+    SSL_CTX_free(ctx);
 }

@@ -1,5 +1,4 @@
-#include "side_channel/stream.h"
-#include "base/error.h"
+#include "net/stream.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -8,29 +7,26 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "side_channel/tls.h"
+#include "base/error.h"
+#include "net/tls.h"
 
 vnx_status_t
 vnxi_stream_open(vnxi_stream_t *stream, int fd, const char *host,
                  const vnx_side_channel_options_t *options)
 {
     *stream = (vnxi_stream_t){.fd = fd};
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    if (options->tls) {
+    if (VNXI_TLS_IS_THERE && options->tls != VNXI_TLS_NONE) {
         return vnxi_tls_client_open(stream, host, options);
     }
-#else
-    (void)host, (void)options; /* never with TLS: vnx_side_channel_create() */
-#endif
     return VNX_OK;
 }
 
 void
 vnxi_stream_close(vnxi_stream_t *stream)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    vnxi_tls_client_close(stream);
-#endif
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_client_close(stream);
+    }
     if (stream->fd >= 0) {
         close(stream->fd);
         stream->fd = -1;
@@ -40,14 +36,9 @@ vnxi_stream_close(vnxi_stream_t *stream)
 vnx_status_t
 vnxi_stream_shake(vnxi_stream_t *stream)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    if (stream->tls != NULL) {
-        return vnxi_tls_client_shake(stream);
-    }
-#else
-    (void)stream;
-#endif
-    return VNX_OK;
+    return VNXI_TLS_IS_THERE && stream->tls != NULL
+               ? vnxi_tls_client_shake(stream)
+               : VNX_OK;
 }
 
 /* Convert the errno of a failed system call. */
@@ -66,11 +57,9 @@ vnx_status_t
 vnxi_stream_send(vnxi_stream_t *stream, const void *data, size_t len,
                  size_t *count_p)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    if (stream->tls != NULL) {
+    if (VNXI_TLS_IS_THERE && stream->tls != NULL) {
         return vnxi_tls_client_send(stream, data, len, count_p);
     }
-#endif
     ssize_t count = send(stream->fd, data, len, MSG_NOSIGNAL);
     if (count < 0) {
         return failed(stream, POLLOUT);
@@ -83,11 +72,9 @@ vnx_status_t
 vnxi_stream_recv(vnxi_stream_t *stream, void *data, size_t size,
                  size_t *count_p)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    if (stream->tls != NULL) {
+    if (VNXI_TLS_IS_THERE && stream->tls != NULL) {
         return vnxi_tls_client_recv(stream, data, size, count_p);
     }
-#endif
     ssize_t count = recv(stream->fd, data, size, 0);
     if (count < 0) {
         return failed(stream, POLLIN);

@@ -1,4 +1,4 @@
-#include "side_channel/tls_psk.h"
+#include "net/tls_psk.h"
 
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>

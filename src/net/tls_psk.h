@@ -4,8 +4,8 @@
  * no certificates, tickets or early data.  The key exchange is ephemeral
  * (psk_dhe_ke), so a secret that leaks later does not open recorded traffic.
  */
-#ifndef VNXI_SIDE_CHANNEL_TLS_PSK_H
-#define VNXI_SIDE_CHANNEL_TLS_PSK_H
+#ifndef VNXI_NET_TLS_PSK_H
+#define VNXI_NET_TLS_PSK_H
 
 #include <openssl/ssl.h>
 #include <stdbool.h>

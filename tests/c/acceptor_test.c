@@ -1,11 +1,11 @@
-/* The listener's treatment of clients before they become connections. */
+/* The treatment of clients before they become connections. */
 #include "side_channel_peer.h"
 
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "side_channel/server.h"
+#include "net/acceptor.h"
 
 /* Both ends of a connection over loopback. */
 static void
@@ -34,23 +34,23 @@ await(int fd, short events)
 }
 
 static void
-test_server_waiting_client_is_connected(void **state)
+test_acceptor_waiting_client_is_connected(void **state)
 {
     (void)state;
     int pair[2];
 
     connect_pair(pair);
-    assert_false(vnxi_server_has_left(pair[1])); /* and it did not wait */
+    assert_false(vnxi_acceptor_has_left(pair[1])); /* and it did not wait */
     peer_send(pair[0], "x", 1);
     await(pair[1], POLLIN);
-    assert_false(vnxi_server_has_left(pair[1]));
+    assert_false(vnxi_acceptor_has_left(pair[1]));
     close(pair[0]);
     close(pair[1]);
 }
 
 /* The bytes it sent may be a request that needs an answer. */
 static void
-test_server_client_that_sent_is_served(void **state)
+test_acceptor_client_that_sent_is_served(void **state)
 {
     (void)state;
     int pair[2];
@@ -60,16 +60,16 @@ test_server_client_that_sent_is_served(void **state)
     peer_send(pair[0], "x", 1);
     shutdown(pair[0], SHUT_WR);
     await(pair[1], POLLRDHUP);
-    assert_false(vnxi_server_has_left(pair[1]));
+    assert_false(vnxi_acceptor_has_left(pair[1]));
     assert_int_equal(recv(pair[1], &byte, 1, 0), 1); /* nothing was taken */
     assert_int_equal(byte, 'x');
-    assert_true(vnxi_server_has_left(pair[1]));
+    assert_true(vnxi_acceptor_has_left(pair[1]));
     close(pair[0]);
     close(pair[1]);
 }
 
 static void
-test_server_closed_client_has_left(void **state)
+test_acceptor_closed_client_has_left(void **state)
 {
     (void)state;
     int pair[2];
@@ -77,12 +77,12 @@ test_server_closed_client_has_left(void **state)
     connect_pair(pair);
     close(pair[0]);
     await(pair[1], POLLRDHUP);
-    assert_true(vnxi_server_has_left(pair[1]));
+    assert_true(vnxi_acceptor_has_left(pair[1]));
     close(pair[1]);
 }
 
 static void
-test_server_reset_client_has_left(void **state)
+test_acceptor_reset_client_has_left(void **state)
 {
     (void)state;
     struct linger at_once = {.l_onoff = 1, .l_linger = 0};
@@ -92,7 +92,7 @@ test_server_reset_client_has_left(void **state)
     setsockopt(pair[0], SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
     close(pair[0]);
     await(pair[1], POLLRDHUP);
-    assert_true(vnxi_server_has_left(pair[1]));
+    assert_true(vnxi_acceptor_has_left(pair[1]));
     close(pair[1]);
 }
 
@@ -100,10 +100,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_server_waiting_client_is_connected),
-        cmocka_unit_test(test_server_client_that_sent_is_served),
-        cmocka_unit_test(test_server_closed_client_has_left),
-        cmocka_unit_test(test_server_reset_client_has_left),
+        cmocka_unit_test(test_acceptor_waiting_client_is_connected),
+        cmocka_unit_test(test_acceptor_client_that_sent_is_served),
+        cmocka_unit_test(test_acceptor_closed_client_has_left),
+        cmocka_unit_test(test_acceptor_reset_client_has_left),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

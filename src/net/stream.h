@@ -2,8 +2,8 @@
  * A connected socket at the client, plain or with TLS.  Never waits; raises no
  * SIGPIPE.
  */
-#ifndef VNXI_SIDE_CHANNEL_STREAM_H
-#define VNXI_SIDE_CHANNEL_STREAM_H
+#ifndef VNXI_NET_STREAM_H
+#define VNXI_NET_STREAM_H
 
 #include <stdbool.h>
 #include <stddef.h>
