@@ -872,37 +872,6 @@ test_list_ignores_revoked_regions(void **state)
     vnxi_region_table_release(table);
 }
 
-static void
-test_list_records_direct_regions_and_deltas(void **state)
-{
-    (void)state;
-    const region_spec_t specs[] = {
-        {.addr = 0x1000, .len = 0x1000, .direct = true, .delta = 5},
-        {.addr = 0x3000, .len = 0x1000, .direct = true, .delta = 5},
-        {.addr = 0x5000, .len = 0x1000, .direct = true, .delta = 9},
-        {.addr = 0x7000, .len = 0x1000}};
-    const vnx_desc_t rows[] = {
-        {0x1000, 8, 0}, {0x3000, 8, 0}, {0x5000, 8, 0}, {0x7000, 8, 0}};
-    const bool direct[] = {true, true, true, false};
-    const bool one_reach[] = {true, true, false, false};
-    vnxi_region_table_t *table = make_table(specs, 4);
-
-    for (size_t n = 1; n <= 4; n++) {
-        vnxi_list_t *list = make_list(table, rows, n);
-        assert_int_equal(list->direct, direct[n - 1]);
-        assert_int_equal(list->one_reach, one_reach[n - 1]);
-        if (list->one_reach) {
-            assert_int_equal(list->delta, 5);
-        }
-        vnxi_list_release(list);
-    }
-    vnxi_list_t *list = make_list(table, rows + 3, 1);
-    assert_false(list->direct);
-    assert_true(list->one_reach);
-    vnxi_list_release(list);
-    vnxi_region_table_release(table);
-}
-
 static void *
 make_lists(void *argument)
 {
@@ -959,7 +928,6 @@ main(void)
         cmocka_unit_test(test_list_begin_refuses_an_unknown_memory_type),
         cmocka_unit_test(test_list_sees_revocation_and_outlives_the_table),
         cmocka_unit_test(test_list_ignores_revoked_regions),
-        cmocka_unit_test(test_list_records_direct_regions_and_deltas),
         cmocka_unit_test(test_list_many_threads_share_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

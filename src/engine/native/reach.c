@@ -1,75 +1,66 @@
 #include "engine/native/reach.h"
 
-#include <stdlib.h>
-
 #include "base/error.h"
+
+static void
+region_init(vnxi_region_t *region)
+{
+    vnxi_native_region(region)->share = VNXI_SHARE_NONE;
+}
 
 /* A peer's share has fd -1 here, so vnxi_share_fini() closes nothing for it.
  */
 static void
-reach_free(vnxi_attachment_t *attachment)
+region_fini(vnxi_region_t *base)
 {
-    vnxi_reach_t *reach = (vnxi_reach_t *)attachment;
-    vnxi_share_map_release(reach->mapping);
-    vnxi_share_fini(&reach->share);
-    vnxi_ucx_mem_free(atomic_load(&reach->mem));
-    vnxi_ucx_key_release(reach->key);
-    free(reach);
+    vnxi_native_region_t *region = vnxi_native_region(base);
+    vnxi_share_map_release(region->mapping);
+    vnxi_share_fini(&region->share);
+    vnxi_ucx_mem_free(atomic_load(&region->mem));
+    vnxi_ucx_key_release(region->key);
 }
 
-static vnxi_reach_t *
-reach_create(vnxi_region_t *region)
-{
-    vnxi_reach_t *reach = calloc(1, sizeof *reach);
-    if (reach != NULL) {
-        reach->super.free = reach_free;
-        reach->share = VNXI_SHARE_NONE;
-        region->attachment = &reach->super;
-    }
-    return reach;
-}
+const vnxi_region_class_t vnxi_native_region_class = {
+    .size = sizeof(vnxi_native_region_t),
+    .init = region_init,
+    .fini = region_fini,
+};
 
 vnxi_ucx_mem_t *
 vnxi_region_ucx_mem(const vnxi_region_t *region)
 {
-    vnxi_reach_t *reach = vnxi_region_reach(region);
-    return reach != NULL ? atomic_load(&reach->mem) : NULL;
+    return atomic_load(&vnxi_native_region(region)->mem);
 }
 
 vnxi_ucx_key_t *
 vnxi_region_ucx_key(const vnxi_region_t *region)
 {
-    const vnxi_reach_t *reach = vnxi_region_reach(region);
-    return reach != NULL ? reach->key : NULL;
+    return vnxi_native_region(region)->key;
 }
 
-vnx_status_t
-vnxi_reach_attach_local(vnxi_region_t *region, vnx_error_t *error)
+void
+vnxi_reach_attach_local(vnxi_region_t *region)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        return vnxi_error_no_memory(error, "register_memory", sizeof *reach);
-    }
     if (region->mem == VNX_MEM_DRAM) {
-        region->direct = true;
-        reach->share = vnxi_share_find(region->addr, region->len);
+        vnxi_native_region_t *local = vnxi_native_region(region);
+        local->direct = true;
+        local->share = vnxi_share_find(region->addr, region->len);
     }
-    return VNX_OK;
 }
 
 vnx_status_t
 vnxi_reach_map_ucx(vnxi_region_t *region, vnxi_ucx_t *ucx, vnx_error_t *error)
 {
-    vnxi_reach_t *reach = vnxi_region_reach(region);
+    vnxi_native_region_t *local = vnxi_native_region(region);
     vnxi_ucx_mem_t *mem;
 
-    if (atomic_load(&reach->mem) != NULL) {
+    if (atomic_load(&local->mem) != NULL) {
         return VNX_OK;
     }
     vnx_status_t status =
         vnxi_ucx_mem_map(ucx, region->addr, region->len, &mem, error);
     if (status == VNX_OK) {
-        atomic_store(&reach->mem, mem);
+        atomic_store(&local->mem, mem);
     }
     return status;
 }
@@ -83,37 +74,26 @@ vnxi_reach_unmap_ucx(const vnxi_region_t *region)
     }
 }
 
-vnx_status_t
-vnxi_reach_attach_remote(vnxi_region_t *region, const vnxi_share_t *share,
-                         vnxi_share_map_t *mapping, vnx_error_t *error)
+void
+vnxi_reach_attach_remote(vnxi_region_t *base, const vnxi_share_t *share,
+                         vnxi_share_map_t *mapping)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        vnxi_share_map_release(mapping);
-        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *reach);
-    }
+    vnxi_native_region_t *region = vnxi_native_region(base);
+
     if (share->fd >= 0) {
-        reach->share = *share;
-        reach->share.fd = -1; /* a descriptor of the peer's process: not
-                                 ours to close */
+        region->share = *share;
+        region->share.fd = -1; /* a descriptor of the peer's process: not
+                                  ours to close */
     }
-    reach->mapping = mapping;
+    region->mapping = mapping;
     if (mapping != NULL) {
         region->direct = true;
-        region->delta = (uintptr_t)vnxi_share_map_data(mapping) - region->addr;
+        region->delta = (uintptr_t)vnxi_share_map_data(mapping) - base->addr;
     }
-    return VNX_OK;
 }
 
-vnx_status_t
-vnxi_reach_attach_key(vnxi_region_t *region, vnxi_ucx_key_t *key,
-                      vnx_error_t *error)
+void
+vnxi_reach_attach_key(vnxi_region_t *region, vnxi_ucx_key_t *key)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        vnxi_ucx_key_release(key);
-        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *reach);
-    }
-    reach->key = key;
-    return VNX_OK;
+    vnxi_native_region(region)->key = key;
 }

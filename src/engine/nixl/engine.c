@@ -114,7 +114,8 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->host = config->host;
     engine->name_len = config->agent_name_len;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create(vnxi_nixl_attach, engine);
+    engine->registry = vnxi_registry_create(&vnxi_nixl_region_class,
+                                            vnxi_nixl_attach, engine);
     engine->self = vnxi_nixl_peer_create(engine, config->agent_name,
                                          config->agent_name_len);
     if (engine->name == NULL || engine->registry == NULL ||
@@ -250,6 +251,7 @@ nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
                               : vnxi_registry_snapshot(engine->registry, NULL),
         .mem = mem,
         .backends = set,
+        .class = &vnxi_nixl_list_class,
         .operation = operation,
     };
     return vnxi_list_begin(&args, builder_p, error);

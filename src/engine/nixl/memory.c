@@ -45,41 +45,16 @@ struct vnxi_nixl_batch {
     vnxi_region_table_t *table; /* owned; before */
 };
 
-/* -- Data attached to a region
- * ------------------------------------------------
- */
-
 static void
-region_free(vnxi_attachment_t *attachment)
+region_fini(vnxi_region_t *region)
 {
-    vnxi_nixl_region_t *region = (vnxi_nixl_region_t *)attachment;
-    free(region->meta);
-    free(region);
+    free(vnxi_nixl_region(region)->meta);
 }
 
-vnx_status_t
-vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
-                        const void *meta, size_t meta_len,
-                        const char *operation, vnx_error_t *error)
-{
-    vnxi_nixl_region_t *kept = calloc(1, sizeof *kept);
-    char *copy = meta_len > 0 ? malloc(meta_len) : NULL;
-
-    if (kept == NULL || (meta_len > 0 && copy == NULL)) {
-        free(kept);
-        free(copy);
-        return vnxi_error_no_memory(error, operation, sizeof *kept + meta_len);
-    }
-    if (meta_len > 0) {
-        memcpy(copy, meta, meta_len);
-    }
-    kept->super.free = region_free;
-    atomic_init(&kept->backends, backends);
-    kept->meta = copy;
-    kept->meta_len = meta_len;
-    region->attachment = &kept->super;
-    return VNX_OK;
-}
+const vnxi_region_class_t vnxi_nixl_region_class = {
+    .size = sizeof(vnxi_nixl_region_t),
+    .fini = region_fini,
+};
 
 /* -- The batch -------------------------------------------------------------
  */
@@ -147,9 +122,19 @@ vnxi_nixl_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
     batch_row_t key = {.key = *region};
     const batch_row_t *row = bsearch(&key, batch->rows, batch->count,
                                      sizeof *batch->rows, compare_rows);
+    vnxi_nixl_region_t *kept = vnxi_nixl_region(region);
+    size_t len = row->desc->meta_len;
 
-    return vnxi_nixl_region_attach(region, row->now, row->desc->meta,
-                                   row->desc->meta_len, ADD, error);
+    kept->meta = len > 0 ? malloc(len) : NULL;
+    if (len > 0 && kept->meta == NULL) {
+        return vnxi_error_no_memory(error, ADD, len);
+    }
+    if (len > 0) {
+        memcpy(kept->meta, row->desc->meta, len);
+    }
+    kept->meta_len = len;
+    atomic_init(&kept->backends, row->now);
+    return VNX_OK;
 }
 
 /* -- The library's lists ---------------------------------------------------

@@ -113,9 +113,9 @@ struct vnxi_engine {
     vnxi_nixl_twin_t *twins;  /* all twins; twins_lock */
 };
 
-/* Engine data attached to a region. */
+/* The engine's regions. */
 typedef struct vnxi_nixl_region {
-    vnxi_attachment_t super;       /* first */
+    vnxi_region_t base;            /* first */
     atomic_uint_fast32_t backends; /* backends that have the region */
     uint64_t digest;               /* peer's: hash of the published data */
     char *meta;                    /* local: a path, a key; owned */
@@ -125,14 +125,18 @@ typedef struct vnxi_nixl_region {
 static inline vnxi_nixl_region_t *
 vnxi_nixl_region(const vnxi_region_t *region)
 {
-    return (vnxi_nixl_region_t *)region->attachment;
+    return (vnxi_nixl_region_t *)region; /* base is the first member */
 }
 
-/* Attach the data.  Errors: VNX_ERR_NO_MEMORY. */
-vnx_status_t vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
-                                     const void *meta, size_t meta_len,
-                                     const char *operation,
-                                     vnx_error_t *error);
+extern const vnxi_region_class_t vnxi_nixl_region_class; /* memory.c */
+
+/* The engine's prepared lists. */
+typedef struct vnxi_nixl_list {
+    vnxi_list_t base;                 /* first */
+    _Atomic(vnxi_nixl_twin_t *) twin; /* owned; NULL: none; indexed.c */
+} vnxi_nixl_list_t;
+
+extern const vnxi_list_class_t vnxi_nixl_list_class; /* indexed.c */
 
 struct vnxi_nixl_peer {
     vnxi_peer_t base;

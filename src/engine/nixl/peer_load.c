@@ -165,18 +165,15 @@ static vnx_status_t
 add_row(loading_t *loading, rows_t *rows, int backend, vnx_mem_t mem,
         const vnxi_md_region_t *row)
 {
-    vnxi_region_t *region =
-        vnxi_region_create(mem, row->addr, row->len, row->dev);
+    vnxi_region_t *region = vnxi_region_create(&vnxi_nixl_region_class, mem,
+                                               row->addr, row->len, row->dev);
     if (region == NULL) {
-        return no_memory(loading, sizeof *region);
+        return no_memory(loading, sizeof(vnxi_nixl_region_t));
     }
     rows->at[rows->count++] = region;
-    vnx_status_t status = vnxi_nixl_region_attach(
-        region, 1u << backend, NULL, 0, VNXI_OP_LOAD, loading->error);
-    if (status == VNX_OK) {
-        vnxi_nixl_region(region)->digest = digest_of(row, backend);
-    }
-    return status;
+    atomic_init(&vnxi_nixl_region(region)->backends, 1u << backend);
+    vnxi_nixl_region(region)->digest = digest_of(row, backend);
+    return VNX_OK;
 }
 
 static int

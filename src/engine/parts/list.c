@@ -17,9 +17,8 @@ vnxi_list_release(vnxi_list_t *list)
     if (list == NULL || atomic_fetch_sub(&list->refs, 1) != 1) {
         return;
     }
-    vnxi_list_extra_t *extra = atomic_load(&list->extra);
-    if (extra != NULL) {
-        extra->free(extra);
+    if (list->class != NULL && list->class->fini != NULL) {
+        list->class->fini(list);
     }
     for (size_t i = 0; i < list->region_count; i++) {
         vnxi_region_release(list->regions[i]);

@@ -335,9 +335,11 @@ static vnxi_list_t *
 list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
 {
     const vnxi_finder_t *finder = &builder->finder;
+    const vnxi_list_class_t *class = builder->args.class;
     vnxi_list_t *list;
+    size_t head = class != NULL ? class->size : sizeof *list;
     size_t regions = finder->hit_count * sizeof(vnxi_region_t *);
-    size_t size = sizeof *list + regions + extra;
+    size_t size = head + regions + extra;
 
     list = malloc(size);
     if (list == NULL) {
@@ -350,19 +352,14 @@ list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
         .backends = builder->args.backends,
         .count = builder->rows,
         .bytes = size,
-        .one_reach = true,
-        .direct = true,
-        .delta = finder->hits[0]->delta,
-        .regions = (void *)(list + 1),
+        .regions = (void *)((char *)list + head),
         .region_count = finder->hit_count,
+        .class = class,
     };
+    memset(list + 1, 0, head - sizeof *list);
     atomic_init(&list->refs, 1);
     for (size_t i = 0; i < finder->hit_count; i++) {
-        const vnxi_region_t *region = finder->hits[i];
         list->regions[i] = vnxi_region_retain(finder->hits[i]);
-        list->direct &= region->direct;
-        list->one_reach &= region->direct == finder->hits[0]->direct &&
-                           region->delta == list->delta;
     }
     return list;
 }
@@ -449,6 +446,9 @@ vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
     list->addr_form = common_addr_form(list);
     list->uniform = !builder->mixed;
     list->row_len = builder->mixed ? 0 : builder->row_len;
+    if (list->class != NULL && list->class->init != NULL) {
+        list->class->init(list);
+    }
     builder_free(builder);
     *list_p = list;
     return VNX_OK;

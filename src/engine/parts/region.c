@@ -43,24 +43,29 @@ void
 vnxi_region_release(vnxi_region_t *region)
 {
     if (region != NULL && atomic_fetch_sub(&region->refs, 1) == 1) {
-        if (region->attachment != NULL) {
-            region->attachment->free(region->attachment);
+        if (region->class != NULL && region->class->fini != NULL) {
+            region->class->fini(region);
         }
         free(region);
     }
 }
 
 vnxi_region_t *
-vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
+vnxi_region_create(const vnxi_region_class_t *class, vnx_mem_t mem,
+                   uint64_t addr, uint64_t len, uint64_t dev)
 {
-    vnxi_region_t *region = malloc(sizeof *region);
+    vnxi_region_t *region =
+        calloc(1, class != NULL ? class->size : sizeof *region);
     if (region == NULL) {
         return NULL;
     }
-    *region =
-        (vnxi_region_t){.mem = mem, .addr = addr, .len = len, .dev = dev};
+    *region = (vnxi_region_t){
+        .mem = mem, .addr = addr, .len = len, .dev = dev, .class = class};
     atomic_init(&region->refs, 1);
     atomic_init(&region->state, VNXI_REGION_USABLE);
+    if (class != NULL && class->init != NULL) {
+        class->init(region);
+    }
     return region;
 }
 
