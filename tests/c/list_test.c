@@ -764,9 +764,8 @@ static void
 test_list_holds_its_peer_and_names_it(void **state)
 {
     (void)state;
-    const vnxi_engine_ops_t ops = {.peer_destroy = destroy_peer};
     char name[] = "decode-7";
-    vnxi_peer_t peer = {.ops = &ops, .name = name, .name_len = 8};
+    vnxi_peer_t peer = {.destroy = destroy_peer, .name = name, .name_len = 8};
     atomic_init(&peer.refs, 1);
     vnxi_region_table_t *table = make_table(&big, 1);
     vnxi_list_args_t args = {.peer = &peer,

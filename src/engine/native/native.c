@@ -354,7 +354,6 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .peer_load = vnxi_native_peer_load,
     .peer_self = native_peer_self,
     .peer_close = vnxi_native_peer_close,
-    .peer_destroy = vnxi_native_peer_destroy,
     .peer_connect = vnxi_native_peer_connect,
     .peer_covers = vnxi_native_peer_covers,
     .peer_pid = vnxi_native_peer_pid,

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "engine/nixl/nixl.h"
+#include "engine/nixl/ops.h"
 #include "engine/nixl/xfer.h"
 #include "engine/parts/metadata.h"
 
@@ -296,7 +297,6 @@ const vnxi_engine_ops_t vnxi_nixl_ops = {
     .peer_load = vnxi_nixl_peer_load,
     .peer_self = nixl_peer_self,
     .peer_close = vnxi_nixl_peer_close,
-    .peer_destroy = vnxi_nixl_peer_destroy,
     .peer_connect = vnxi_nixl_peer_connect,
     .peer_covers = vnxi_nixl_peer_covers,
     .peer_pid = vnxi_nixl_peer_pid,

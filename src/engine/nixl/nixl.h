@@ -28,7 +28,6 @@
 #include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/nixl/library.h"
-#include "engine/nixl/ops.h"
 #include "engine/nixl/poller.h"
 #include "engine/parts/list.h"
 #include "engine/parts/peer.h"

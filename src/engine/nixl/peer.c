@@ -19,7 +19,7 @@ vnxi_nixl_peer_create(vnxi_engine_t *engine, const void *name, size_t name_len)
 {
     vnxi_nixl_peer_t *peer = calloc(1, sizeof *peer);
     if (peer == NULL ||
-        !vnxi_peer_init(&peer->base, &vnxi_nixl_ops, name, name_len)) {
+        !vnxi_peer_init(&peer->base, vnxi_nixl_peer_destroy, name, name_len)) {
         free(peer);
         return NULL;
     }

@@ -18,7 +18,6 @@
 
 #include "base/error.h"
 #include "engine/nixl/nixl.h"
-#include "engine/parts/load.h"
 
 /* The connection info of one of the peer's backends. */
 typedef struct vnxi_nixl_conn {
