@@ -1,5 +1,5 @@
 /*
- * Loading a peer's metadata.
+ * Loading a peer's metadata, and closing the peer.
  *
  * Design notes.  The blob is parsed and checked here first, because the
  * library reports no causes and forgets the whole peer if a part of its blob
@@ -19,13 +19,6 @@
 #include "base/error.h"
 #include "engine/nixl/nixl.h"
 
-/* The connection info of one of the peer's backends. */
-typedef struct vnxi_nixl_conn {
-    size_t backend; /* our backend of the same name */
-    void *info;     /* owned */
-    size_t len;
-} vnxi_nixl_conn_t;
-
 typedef struct loading {
     vnxi_engine_t *engine;
     const vnxi_metadata_t *blob;
@@ -35,15 +28,6 @@ typedef struct loading {
     size_t conn_count;
     vnx_error_t *error;
 } loading_t;
-
-void
-vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        free(conns[i].info);
-    }
-    free(conns);
-}
 
 static vnx_status_t
 refuse(loading_t *loading, vnx_status_t status, const char *cause)
@@ -316,6 +300,31 @@ take_conns(loading_t *loading, vnxi_nixl_peer_t *peer)
             atomic_fetch_or(&peer->reached_by, 1u << peer->conns[i].backend);
         }
     }
+}
+
+/* -- Closing ---------------------------------------------------------------
+ */
+
+/* After the mark, no post begins.  Wait for posts inside the library and end
+ * what they left in flight; then the library may forget the name. */
+void
+vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
+{
+    vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
+    vnxi_engine_t *engine = peer->engine;
+
+    vnxi_peer_end_mark(&peer->end, cause);
+    if (!peer->is_loaded) {
+        return;
+    }
+    peer->is_loaded = false;
+    vnxi_nixl_settle(engine);
+    if (!vnxi_nixl_enter(engine)) {
+        return; /* the library's agent is gone, with its peers */
+    }
+    vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
+    engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
+    vnxi_nixl_leave(engine);
 }
 
 /* -- A new generation ------------------------------------------------------
