@@ -35,6 +35,7 @@ typedef struct vnxi_counters {
 
 struct vnx_agent {
     atomic_uint refs; /* users, prepared lists, transfers */
+    void (*destroy)(struct vnx_agent *agent); /* no references are left */
     unsigned fork_count;
     atomic_bool closed;
     size_t name_len;
@@ -117,6 +118,16 @@ void vnxi_peers_forget_rivals(vnx_agent_t *agent);
 /* Host callback: the engine has lost a peer. */
 void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
                      const vnx_error_t *cause);
+
+/* -- Prepared lists (dlist.c) ----------------------------------------------
+ */
+
+/* Prepare a list of the engine for one transfer only.  peer NULL: local. */
+vnx_status_t vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer,
+                            vnx_mem_t mem, const vnx_desc_t *rows,
+                            size_t count, const char *const *backends,
+                            const char *operation, vnxi_list_t **list_p,
+                            vnx_error_t *error);
 
 /* -- Transfers (xfer.c) ----------------------------------------------------
  */
