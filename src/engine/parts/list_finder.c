@@ -178,9 +178,10 @@ note_hit(vnxi_finder_t *finder, vnxi_region_t *region)
     return hits_append(finder, region);
 }
 
-vnx_status_t
-vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
-                  uint64_t dev)
+/* Find a range in the region of the last hit or in the one that follows it in
+ * the table.  VNX_ERR_NOT_FOUND: neither holds it. */
+static inline vnx_status_t
+find_near(vnxi_finder_t *finder, uint64_t addr, uint64_t len, uint64_t dev)
 {
     if (finder->last != NULL &&
         vnxi_region_holds(finder->last, addr, addr + len, dev)) {
@@ -188,10 +189,19 @@ vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
     }
     vnxi_region_t *region = vnxi_region_table_next(
         finder->table, finder->mem, addr, len, dev, &finder->at);
-    if (region == NULL) {
-        region = vnxi_region_table_find_at(finder->table, finder->mem, addr,
-                                           len, dev, &finder->at);
+    return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
+}
+
+vnx_status_t
+vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
+                  uint64_t dev)
+{
+    vnx_status_t status = find_near(finder, addr, len, dev);
+    if (status != VNX_ERR_NOT_FOUND) {
+        return status;
     }
+    vnxi_region_t *region = vnxi_region_table_find_at(
+        finder->table, finder->mem, addr, len, dev, &finder->at);
     return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
 }
 
@@ -400,22 +410,14 @@ find_in_order(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
     vnx_status_t status =
         vnxi_finder_range(finder, rows[0].addr, rows[0].len, rows[0].dev);
 
+    if (status != VNX_OK) {
+        return status;
+    }
     while (status == VNX_OK && ++i < count) {
-        const vnx_desc_t *row = &rows[i];
-        if (vnxi_region_holds(finder->last, row->addr, row->addr + row->len,
-                              row->dev)) {
-            continue;
-        }
-        vnxi_region_t *region =
-            vnxi_region_table_next(finder->table, finder->mem, row->addr,
-                                   row->len, row->dev, &finder->at);
-        if (region == NULL) {
-            break;
-        }
-        status = note_hit(finder, region);
+        status = find_near(finder, rows[i].addr, rows[i].len, rows[i].dev);
     }
     *done_p = i;
-    return status;
+    return status == VNX_ERR_NOT_FOUND ? VNX_OK : status;
 }
 
 static vnx_status_t
