@@ -904,10 +904,73 @@ test_list_many_threads_share_a_table(void **state)
     vnxi_region_table_release(table);
 }
 
+typedef struct engine_list {
+    vnxi_list_t base;
+    size_t regions; /* written by engine_list_init() */
+    size_t zero;
+} engine_list_t;
+
+static int lists_ended;
+
+static void
+engine_list_init(vnxi_list_t *list)
+{
+    ((engine_list_t *)list)->regions = list->region_count;
+}
+
+static void
+engine_list_fini(vnxi_list_t *list)
+{
+    assert_int_equal(((engine_list_t *)list)->regions, list->region_count);
+    lists_ended++;
+}
+
+/* The engine's part of a list is filled in when the list is complete. */
+static void
+test_list_of_a_class_begins_and_ends_once(void **state)
+{
+    static const vnxi_list_class_t class = {
+        .size = sizeof(engine_list_t),
+        .init = engine_list_init,
+        .fini = engine_list_fini,
+    };
+    const region_spec_t specs[] = {{.addr = 0x1000, .len = 0x100000},
+                                   {.addr = 0x200000, .len = 0x100000}};
+    vnxi_region_table_t *table = make_table(specs, 2);
+    (void)state;
+
+    for (size_t count = 2; count <= 2 + VNXI_LIST_BLOCK;
+         count += VNXI_LIST_BLOCK) {
+        vnxi_list_args_t args = {.table = vnxi_region_table_retain(table),
+                                 .mem = VNX_MEM_DRAM,
+                                 .class = &class,
+                                 .operation = LIST_UTIL_OPERATION};
+        vnxi_builder_t *builder;
+        assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);
+        for (size_t i = 0; i < count; i++) {
+            const vnx_desc_t row = {
+                i % 2 == 0 ? 0x1000 + i * 8 : 0x200000 + i * i / 16, 8, 0};
+            assert_int_equal(vnxi_list_feed(builder, &row, 1, NULL), VNX_OK);
+        }
+        vnxi_list_t *list = finish_list(builder);
+        assert_ptr_equal(list->class, &class);
+        assert_int_equal(((engine_list_t *)list)->regions, 2);
+        assert_int_equal(((engine_list_t *)list)->zero, 0);
+        assert_int_equal(vnxi_list_row(list, 0).addr, 0x1000);
+        lists_ended = 0;
+        vnxi_list_release(vnxi_list_retain(list));
+        assert_int_equal(lists_ended, 0);
+        vnxi_list_release(list);
+        assert_int_equal(lists_ended, 1);
+    }
+    vnxi_region_table_release(table);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_list_of_a_class_begins_and_ends_once),
         cmocka_unit_test(test_list_returns_the_rows_it_was_fed),
         cmocka_unit_test(test_list_mixes_encodings),
         cmocka_unit_test(test_list_is_compact),

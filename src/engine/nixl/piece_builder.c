@@ -168,7 +168,7 @@ close_piece(piece_builder_t *builder)
 /* Return whether the region of the open piece also holds `next`, which follows
  * it. */
 static bool
-reaches(side_t *side, const vnx_desc_t *next)
+region_holds_next(side_t *side, const vnx_desc_t *next)
 {
     const vnxi_list_t *list = side->named.list;
 
@@ -186,7 +186,7 @@ static bool
 follows(side_t *side, const vnx_desc_t *next)
 {
     return next->addr == side->open.addr + side->open.len &&
-           next->dev == side->open.dev && reaches(side, next);
+           next->dev == side->open.dev && region_holds_next(side, next);
 }
 
 /* Add a pair of rows of equal length (or several contiguous ones within a
