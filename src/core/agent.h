@@ -134,8 +134,6 @@ vnx_status_t vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer,
 
 /* Borrowed: the transfer keeps it alive. */
 vnx_agent_t *vnxi_xfer_agent(const vnx_xfer_t *xfer);
-/* The transfer is not in flight. */
-bool vnxi_xfer_has_ended(const vnx_xfer_t *xfer);
 
 /* Host callback: a transfer has ended. */
 void vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,

@@ -454,8 +454,8 @@ vnx_xfer_state(const vnx_xfer_t *xfer)
                                                   memory_order_acquire);
 }
 
-bool
-vnxi_xfer_has_ended(const vnx_xfer_t *xfer)
+static bool
+has_ended(void *xfer)
 {
     return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
 }
@@ -548,12 +548,6 @@ vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
 /* -- Cancel and release ------------------------------------------------------
  */
 
-static bool
-is_over(void *xfer)
-{
-    return vnxi_xfer_has_ended(xfer);
-}
-
 vnx_status_t
 vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
 {
@@ -562,7 +556,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     if (vnxi_fork_crossed(agent->fork_count)) {
         return vnxi_agent_refuse(agent, "cancel", error);
     }
-    if (vnxi_xfer_has_ended(xfer)) {
+    if (has_ended(xfer)) {
         *stopped_p = false;
         return VNX_OK;
     }
@@ -573,7 +567,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
                               "it continues and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
-    if (!vnxi_events_wait(&agent->events, is_over, xfer,
+    if (!vnxi_events_wait(&agent->events, has_ended, xfer,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
         return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
                               "the transfer did not stop within 10 s; it "
