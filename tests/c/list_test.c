@@ -852,7 +852,7 @@ test_list_ignores_revoked_regions(void **state)
                                    {.addr = 0x4000, .len = 0x1000}};
     vnx_desc_t rows[ROWS];
     vnxi_region_table_t *table = make_table(specs, 3);
-    atomic_store(&vnxi_region_table_at(table, 1)->state, VNXI_REGION_REVOKED);
+    vnxi_region_revoke(vnxi_region_table_at(table, 1));
 
     for (size_t i = 0; i < ROWS; i++) {
         rows[i] = (vnx_desc_t){i % 2 == 0 ? 0x1000 + i : 0x4000 + i, 8, 0};

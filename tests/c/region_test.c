@@ -435,12 +435,78 @@ test_region_table_find_agrees_with_a_plain_search(void **state)
     }
 }
 
+/* The copy of a table has what a look at each region finds. */
+static void
+expect_copy(const vnxi_region_table_t *table, vnx_mem_t mem, size_t expected)
+{
+    uint64_t starts[16], devs[16], ends[16];
+    vnxi_region_t *farthest[16];
+    size_t n =
+        vnxi_region_table_copy(table, mem, starts, devs, ends, farthest);
+    size_t at = 0;
+
+    assert_int_equal(n, expected);
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        vnxi_region_t *region = vnxi_region_table_at(table, i);
+        if (region->mem != mem || vnxi_region_is_gone(region)) {
+            continue;
+        }
+        vnxi_region_t *best = NULL;
+        for (size_t k = 0; k <= i; k++) {
+            vnxi_region_t *other = vnxi_region_table_at(table, k);
+            if (other->mem == mem && other->dev == region->dev &&
+                !vnxi_region_is_gone(other) &&
+                (best == NULL ||
+                 vnxi_region_end(other) >= vnxi_region_end(best))) {
+                best = other;
+            }
+        }
+        assert_true(starts[at] == region->addr && devs[at] == region->dev);
+        assert_true(ends[at] == vnxi_region_end(best));
+        assert_ptr_equal(farthest[at], best);
+        at++;
+    }
+    assert_int_equal(at, n);
+}
+
+static void
+test_region_table_copy_leaves_out_what_is_gone(void **state)
+{
+    vnxi_region_t *regions[] = {
+        region(VNX_MEM_DRAM, 0x1000, 0x9000, 0),
+        region(VNX_MEM_DRAM, 0x2000, 0x1000, 0), /* nested */
+        region(VNX_MEM_DRAM, 0x8000, 0x3000, 0), /* overlaps */
+        region(VNX_MEM_DRAM, 0x1000, 0x1000, 1),
+        region(VNX_MEM_VRAM, 0x1000, 0x1000, 0),
+        region(VNX_MEM_DRAM, 0x5000, 0x100, 1),
+    };
+    (void)state;
+    vnxi_region_t *asked = regions[5];
+    atomic_store(&asked->state, VNXI_REGION_UNCONFIRMED);
+    vnxi_region_table_t *table = vnxi_region_table_create(regions, 6);
+    assert_non_null(table);
+    expect_copy(table, VNX_MEM_DRAM, 5);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    expect_copy(table, VNX_MEM_FILE, 0);
+    vnxi_region_settle(asked, false); /* gone after the table was built */
+    expect_copy(table, VNX_MEM_DRAM, 4);
+    vnxi_region_revoke(regions[0]);
+    expect_copy(table, VNX_MEM_DRAM, 3);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    vnxi_region_table_release(table);
+    table = table_of(regions, 6); /* some were gone before */
+    expect_copy(table, VNX_MEM_DRAM, 3);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    vnxi_region_table_release(table);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_region_new_one_is_not_revoked),
         cmocka_unit_test(test_region_of_a_class_begins_and_ends_once),
+        cmocka_unit_test(test_region_table_copy_leaves_out_what_is_gone),
         cmocka_unit_test(test_region_is_usable_when_its_owner_says_so),
         cmocka_unit_test(test_region_compare_orders_by_mem_dev_addr_len),
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),

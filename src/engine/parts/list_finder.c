@@ -207,30 +207,6 @@ vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
 
 /* -- The index ------------------------------------------------------------ */
 
-static void
-index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
-           size_t count)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        vnxi_region_t *region = vnxi_region_table_at(finder->table, i);
-        if (region->mem != finder->mem || vnxi_region_is_gone(region)) {
-            continue;
-        }
-        index->starts[n] = region->addr;
-        index->devs[n] = region->dev;
-        index->ends[n] = vnxi_region_end(region);
-        index->regions[n] = region;
-        if (n > 0 && index->devs[n - 1] == region->dev &&
-            index->ends[n - 1] > index->ends[n]) {
-            index->ends[n] = index->ends[n - 1];
-            index->regions[n] = index->regions[n - 1];
-        }
-        n++;
-    }
-    index->count = n;
-}
-
 /* The last position in [0, n) whose number is not above `key`; 0 if all are
  * above.  Written with arithmetic so that it compiles without branches. */
 static inline size_t
@@ -315,7 +291,9 @@ index_create(const vnxi_finder_t *finder)
     index->width = 0;
     memset(index->starts, 0xff, 2 * count * sizeof *index->starts);
     memset(index->seen, 0, count);
-    index_fill(index, finder, count);
+    index->count =
+        vnxi_region_table_copy(finder->table, finder->mem, index->starts,
+                               index->devs, index->ends, index->regions);
     if (index_can_have_slots(index)) {
         index_fill_slots(index);
     }

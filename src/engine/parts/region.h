@@ -73,8 +73,8 @@ void vnxi_region_settle(vnxi_region_t *region, bool is_confirmed);
  * vnxi_region_revoke(). */
 void vnxi_region_doubt(vnxi_region_t *region);
 
-/* The number of times that a region of this process ceased to be USABLE.  If
- * it has not changed, regions need not be checked again. */
+/* The number of times that a region of this process ceased to be USABLE or was
+ * refused.  If it has not changed, regions need not be checked again. */
 uint64_t vnxi_region_revocations(void);
 
 /* The address after the last byte.  Storage may be "all of it", 2^64 - 1 bytes
@@ -147,6 +147,14 @@ vnxi_region_t *vnxi_region_table_find_at(const vnxi_region_table_t *table,
 vnxi_region_t *vnxi_region_table_next(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev, size_t *at);
+
+/* Copy what a search needs for the regions of `mem` that are not gone, in the
+ * order (dev, addr): their start addresses and devices and, of those of the
+ * same device up to there, the one that reaches farthest and its end.  Each
+ * array has room for all regions of the table.  Returns their number. */
+size_t vnxi_region_table_copy(const vnxi_region_table_t *table, vnx_mem_t mem,
+                              uint64_t *starts_p, uint64_t *devs_p,
+                              uint64_t *ends_p, vnxi_region_t **farthest_p);
 
 /* Return whether each of these lies within one region that is not gone.  NULL
  * is an empty table. */
