@@ -145,6 +145,10 @@ run_c_tests() {
     *)
         VLLM_NIXL_UCX_LIBRARY=$(find_libucp)
         export VLLM_NIXL_UCX_LIBRARY
+        if stock_ready; then # nixl_contract_test compares our fake with it
+            VLLM_NIXL_STOCK_LIBRARY=$(stock_library)
+            export VLLM_NIXL_STOCK_LIBRARY
+        fi
         ;;
     esac
     PATH="$TOOLS/bin:$PATH" $run "$TOOLS/bin/meson" test -C "$WORK/$flavour" \

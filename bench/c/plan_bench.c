@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "engine/native/copy.h"
 #include "engine/native/plan.h"
+#include "engine/native/reach.h"
 #include "engine/parts/list.h"
 
 #define BASE ((uint64_t)1 << 32)
@@ -81,9 +82,10 @@ make_table(size_t count, uint64_t len)
 {
     vnxi_region_t **regions = must_alloc(count * sizeof *regions);
     for (size_t i = 0; i < count; i++) {
-        regions[i] = vnxi_region_create(VNX_MEM_DRAM, BASE + i * len, len, 0);
+        regions[i] = vnxi_region_create(&vnxi_native_region_class,
+                                        VNX_MEM_DRAM, BASE + i * len, len, 0);
         must(regions[i] != NULL, "a region");
-        regions[i]->direct = true;
+        vnxi_native_region(regions[i])->direct = true;
     }
     vnxi_region_table_t *table = vnxi_region_table_create(regions, count);
     must(table != NULL, "a region table");
@@ -104,8 +106,10 @@ typedef struct list_work {
 static vnxi_list_t *
 make_list(const list_work_t *work)
 {
-    vnxi_list_args_t args = {
-        .table = work->table, .mem = VNX_MEM_DRAM, .operation = "bench"};
+    vnxi_list_args_t args = {.table = work->table,
+                             .mem = VNX_MEM_DRAM,
+                             .class = &vnxi_native_list_class,
+                             .operation = "bench"};
     vnxi_builder_t *builder;
     vnxi_list_t *list;
     vnx_status_t status = vnxi_list_begin(&args, &builder, NULL);

@@ -35,6 +35,7 @@ typedef struct vnxi_counters {
 
 struct vnx_agent {
     atomic_uint refs; /* users, prepared lists, transfers */
+    void (*destroy)(struct vnx_agent *agent); /* no references are left */
     unsigned fork_count;
     atomic_bool closed;
     size_t name_len;
@@ -118,13 +119,21 @@ void vnxi_peers_forget_rivals(vnx_agent_t *agent);
 void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
                      const vnx_error_t *cause);
 
+/* -- Prepared lists (dlist.c) ----------------------------------------------
+ */
+
+/* Prepare a list of the engine for one transfer only.  peer NULL: local. */
+vnx_status_t vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer,
+                            vnx_mem_t mem, const vnx_desc_t *rows,
+                            size_t count, const char *const *backends,
+                            const char *operation, vnxi_list_t **list_p,
+                            vnx_error_t *error);
+
 /* -- Transfers (xfer.c) ----------------------------------------------------
  */
 
 /* Borrowed: the transfer keeps it alive. */
 vnx_agent_t *vnxi_xfer_agent(const vnx_xfer_t *xfer);
-/* The transfer is not in flight. */
-bool vnxi_xfer_has_ended(const vnx_xfer_t *xfer);
 
 /* Host callback: a transfer has ended. */
 void vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,

@@ -161,6 +161,29 @@ vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer, size_t peer_len,
     return finish_or_abort(builder, status, out_p, error);
 }
 
+vnx_status_t
+vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
+               const vnx_desc_t *rows, size_t count,
+               const char *const *backends, const char *operation,
+               vnxi_list_t **list_p, vnx_error_t *error)
+{
+    const vnxi_engine_ops_t *ops = agent->ops;
+    vnxi_builder_t *builder;
+    vnx_status_t status = ops->list_begin(agent->engine, peer, mem, backends,
+                                          operation, &builder, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = ops->list_feed(builder, rows, count, error);
+    if (status == VNX_OK) {
+        status = ops->list_finish(builder, list_p, error);
+    }
+    if (status != VNX_OK) {
+        ops->list_abort(builder);
+    }
+    return status;
+}
+
 size_t
 vnx_dlist_count(const vnx_dlist_t *dlist)
 {

@@ -5,8 +5,6 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "base/mutex.h"
-#include "core/agent.h"
 
 void
 vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max)
@@ -131,57 +129,4 @@ vnx_notif_free(vnx_notif_t *chain)
         free(chain);
         chain = next;
     }
-}
-
-/* A client that polls in a loop is faster than the engine's thread can wake
- * up.  So every 64th consecutive empty poll makes progress itself, which adds
- * a few nanoseconds to each. */
-#define POLLS_BEFORE_PROGRESS 64
-
-vnx_notif_t *
-vnx_agent_take_notifs(vnx_agent_t *agent)
-{
-    vnxi_notifs_t *notifs = &agent->notifs;
-
-    if (atomic_load_explicit(&agent->events.signalled, memory_order_relaxed)) {
-        vnxi_events_clear(&agent->events);
-    }
-    if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
-        unsigned polls =
-            atomic_load_explicit(&notifs->empty_polls, memory_order_relaxed) +
-            1;
-        atomic_store_explicit(&notifs->empty_polls, polls,
-                              memory_order_relaxed);
-        if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent) ||
-            !atomic_load(&agent->has_backend)) {
-            return NULL;
-        }
-        agent->ops->notif_poll(agent->engine);
-        if (atomic_load_explicit(&notifs->count, memory_order_acquire) == 0) {
-            return NULL;
-        }
-    }
-    if (vnxi_fork_crossed(agent->fork_count)) {
-        return NULL;
-    }
-    return vnxi_notifs_take(notifs);
-}
-
-vnx_status_t
-vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
-                     size_t peer_len, const void *message, size_t message_len,
-                     vnx_error_t *error)
-{
-    vnxi_peer_t *peer;
-    vnx_status_t status = vnxi_peers_find(agent, peer_name, peer_len,
-                                          "send_notif", &peer, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = agent->ops->notif_send(peer, message, message_len, error);
-    if (status == VNX_OK) {
-        vnxi_count(&agent->counters.notifs_sent, 1);
-    }
-    vnxi_peer_release(peer);
-    return status;
 }

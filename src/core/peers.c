@@ -310,6 +310,25 @@ vnx_agent_connect_peer(vnx_agent_t *agent, const void *name, size_t name_len,
     return status;
 }
 
+vnx_status_t
+vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
+                     size_t peer_len, const void *message, size_t message_len,
+                     vnx_error_t *error)
+{
+    vnxi_peer_t *peer;
+    vnx_status_t status = vnxi_peers_find(agent, peer_name, peer_len,
+                                          "send_notif", &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    status = agent->ops->notif_send(peer, message, message_len, error);
+    if (status == VNX_OK) {
+        vnxi_count(&agent->counters.notifs_sent, 1);
+    }
+    vnxi_peer_release(peer);
+    return status;
+}
+
 /* -- Description -----------------------------------------------------------
  */
 

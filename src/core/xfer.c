@@ -1,4 +1,6 @@
 /*
+ * Transfers.
+ *
  * Design notes.
  *
  *      READY --post--> POSTED --engine--> DONE | FAILED | CANCELLED
@@ -16,17 +18,50 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "core/xfer.h"
+#include "core/agent.h"
+#include "core/deadline.h"
 
 /* Copying a chunk takes well under a millisecond; a longer wait means that the
  * machine is in trouble. */
 #define CANCEL_DEADLINE_NS 10000000000u
 
+struct vnx_xfer {
+    atomic_uint refs; /* users, and the engine while POSTED */
+    atomic_uint state;
+    vnx_agent_t *agent; /* retained */
+    vnxi_exfer_t *exfer;
+    vnx_op_t op;
+    vnxi_xfer_facts_t facts;
+
+    vnxi_deadline_t deadline; /* armed if the post has a timeout */
+    uint64_t timeout_ns;      /* of the post; VNX_FOREVER: none */
+    bool timed_out; /* stopped by the deadline; protected by its lock */
+
+    unsigned char *notif; /* NULL: none; changed while READY and by the
+                             poster */
+    size_t notif_len;
+
+    atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
+    vnx_error_t *error; /* protected by agent->error_lock */
+};
+
+/* An owned copy of a notification; NULL: no memory. */
+static unsigned char *
+copy_notif(const void *notif, size_t len)
+{
+    unsigned char *copy = malloc(len ? len : 1);
+    if (copy != NULL && len > 0) {
+        memcpy(copy, notif, len);
+    }
+    return copy;
+}
+
 /* -- Deadline ----------------------------------------------------------------
  */
 
-void
-vnxi_xfer_deadline_passed(vnxi_deadline_t *deadline)
+/* Ask the engine to stop the transfer. */
+static void
+deadline_passed(vnxi_deadline_t *deadline)
 {
     vnx_xfer_t *xfer =
         (vnx_xfer_t *)((char *)deadline - offsetof(vnx_xfer_t, deadline));
@@ -68,6 +103,156 @@ disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
                    (double)xfer->timeout_ns / 1e9);
     vnxi_error_peer(record, cancelled.peer, strlen(cancelled.peer));
     return VNX_ERR_TIMEOUT;
+}
+
+/* -- Making -----------------------------------------------------------------
+ */
+
+static vnx_status_t
+xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
+            const void *notif, size_t notif_len, vnx_xfer_t **out_p,
+            vnx_error_t *error)
+{
+    vnx_xfer_t *xfer = malloc(sizeof *xfer);
+    if (xfer == NULL) {
+        return vnxi_error_no_memory(error, args->operation, sizeof *xfer);
+    }
+    vnxi_xfer_args_t full = *args;
+    full.cookie = xfer;
+    *xfer = (vnx_xfer_t){.deadline.passed = deadline_passed,
+                         .op = args->op,
+                         .notif_len = notif_len};
+    if (notif != NULL &&
+        (xfer->notif = copy_notif(notif, notif_len)) == NULL) {
+        free(xfer);
+        return vnxi_error_no_memory(error, args->operation, notif_len);
+    }
+    vnx_status_t status = agent->ops->xfer_prepare(
+        agent->engine, &full, &xfer->exfer, &xfer->facts, error);
+    if (status != VNX_OK) {
+        free(xfer->notif);
+        free(xfer);
+        return status;
+    }
+    atomic_init(&xfer->refs, 1);
+    atomic_init(&xfer->state, VNX_XFER_READY);
+    xfer->agent = vnx_agent_retain(agent);
+    vnxi_count(&agent->counters.live_xfers, 1);
+    *out_p = xfer;
+    return VNX_OK;
+}
+
+vnx_status_t
+vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
+                        vnx_indices_t local_rows, vnx_dlist_t *remote,
+                        vnx_indices_t remote_rows, const void *notif,
+                        size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
+                        vnx_error_t *error)
+{
+    static const char operation[] = "make_prepped_xfer";
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    if (local->agent != agent || remote->agent != agent) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the %s prepared list belongs to another agent",
+                              local->agent != agent ? "local" : "remote");
+    }
+    if (local->peer != NULL || remote->peer == NULL) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, operation,
+            local->peer != NULL
+                ? "the local side is a list prepared for a peer"
+                : "the remote side is a list of the local agent (prepare it "
+                  "for the peer's name)");
+    }
+    vnxi_xfer_args_t args = {
+        .op = op,
+        .local = local->list,
+        .remote = remote->list,
+        .local_rows = local_rows,
+        .remote_rows = remote_rows,
+        .no_merge = no_merge,
+        .operation = operation,
+    };
+    return xfer_create(agent, &args, notif, notif_len, out_p, error);
+}
+
+vnx_status_t
+vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
+                const vnx_desc_t *local, size_t local_count,
+                vnx_mem_t remote_mem, const vnx_desc_t *remote,
+                size_t remote_count, const void *peer_name, size_t peer_len,
+                const void *notif, size_t notif_len,
+                const char *const *backends, vnx_xfer_t **out_p,
+                vnx_error_t *error)
+{
+    static const char operation[] = "initialize_xfer";
+    vnxi_xfer_args_t args = {.op = op, .operation = operation};
+    vnxi_list_t *local_list, *remote_list;
+    vnxi_peer_t *peer;
+
+    vnx_status_t status =
+        vnxi_peers_find(agent, peer_name, peer_len, operation, &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    if (local_count != remote_count) {
+        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "%zu local rows, but %zu remote ones",
+                                local_count, remote_count);
+        goto out_peer;
+    }
+    status = vnxi_list_make(agent, NULL, local_mem, local, local_count,
+                            backends, operation, &local_list, error);
+    if (status != VNX_OK) {
+        goto out_peer;
+    }
+    status = vnxi_list_make(agent, peer, remote_mem, remote, remote_count,
+                            backends, operation, &remote_list, error);
+    if (status != VNX_OK) {
+        goto out_local;
+    }
+    args.local = local_list;
+    args.remote = remote_list;
+    args.local_rows.count = args.remote_rows.count = local_count;
+    status = xfer_create(agent, &args, notif, notif_len, out_p, error);
+
+    agent->ops->list_release(remote_list);
+out_local:
+    agent->ops->list_release(local_list);
+out_peer:
+    vnxi_peer_release(peer);
+    return status;
+}
+
+vnx_agent_t *
+vnxi_xfer_agent(const vnx_xfer_t *xfer)
+{
+    return xfer->agent;
+}
+
+vnx_xfer_t *
+vnx_xfer_retain(vnx_xfer_t *xfer)
+{
+    atomic_fetch_add_explicit(&xfer->refs, 1, memory_order_relaxed);
+    return xfer;
+}
+
+void
+vnx_xfer_drop(vnx_xfer_t *xfer)
+{
+    if (atomic_fetch_sub(&xfer->refs, 1) != 1 ||
+        vnxi_fork_crossed(xfer->agent->fork_count)) {
+        return;
+    }
+    vnx_agent_t *agent = xfer->agent;
+    agent->ops->xfer_release(xfer->exfer);
+    free(xfer->error);
+    free(xfer->notif);
+    free(xfer);
+    vnx_agent_release(agent);
 }
 
 /* -- Post and end ------------------------------------------------------------
@@ -168,7 +353,7 @@ static vnx_status_t
 replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
               vnx_error_t *error)
 {
-    unsigned char *copy = vnxi_xfer_copy_notif(notif, len);
+    unsigned char *copy = copy_notif(notif, len);
     if (copy == NULL) {
         return vnxi_error_no_memory(error, "transfer", len);
     }
@@ -269,8 +454,8 @@ vnx_xfer_state(const vnx_xfer_t *xfer)
                                                   memory_order_acquire);
 }
 
-bool
-vnxi_xfer_has_ended(const vnx_xfer_t *xfer)
+static bool
+has_ended(void *xfer)
 {
     return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
 }
@@ -363,12 +548,6 @@ vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
 /* -- Cancel and release ------------------------------------------------------
  */
 
-static bool
-is_over(void *xfer)
-{
-    return vnxi_xfer_has_ended(xfer);
-}
-
 vnx_status_t
 vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
 {
@@ -377,7 +556,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     if (vnxi_fork_crossed(agent->fork_count)) {
         return vnxi_agent_refuse(agent, "cancel", error);
     }
-    if (vnxi_xfer_has_ended(xfer)) {
+    if (has_ended(xfer)) {
         *stopped_p = false;
         return VNX_OK;
     }
@@ -388,7 +567,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
                               "it continues and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
-    if (!vnxi_events_wait(&agent->events, is_over, xfer,
+    if (!vnxi_events_wait(&agent->events, has_ended, xfer,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
         return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
                               "the transfer did not stop within 10 s; it "

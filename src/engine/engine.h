@@ -55,7 +55,9 @@ typedef struct vnxi_engine_ops vnxi_engine_ops_t;
  */
 typedef struct vnxi_peer {
     atomic_uint refs;
-    const vnxi_engine_ops_t *ops;
+    /* Free the peer, whose last reference is gone; peer_close() was called
+     * before.  Set by the engine. */
+    void (*destroy)(struct vnxi_peer *peer);
     char *name; /* owned, `name_len` bytes and a NUL */
     size_t name_len;
     uint64_t generation; /* written by the core before the peer is visible
@@ -198,10 +200,6 @@ struct vnxi_engine_ops {
      * peer_lost. */
     void (*peer_close)(vnxi_peer_t *peer, const char *cause);
 
-    /* Free the peer; the last reference is gone.  peer_close() was called
-     * before. */
-    void (*peer_destroy)(vnxi_peer_t *peer);
-
     /* Connect now.  Does not wait. */
     vnx_status_t (*peer_connect)(vnxi_peer_t *peer, vnx_error_t *error);
 
@@ -292,7 +290,7 @@ static inline void
 vnxi_peer_release(vnxi_peer_t *peer)
 {
     if (peer != NULL && atomic_fetch_sub(&peer->refs, 1) == 1) {
-        peer->ops->peer_destroy(peer);
+        peer->destroy(peer);
     }
 }
 

@@ -4,7 +4,8 @@
  * by name; bytes are moved by memcpy(); tests change its behaviour through
  * `fake_nixl` (fake_nixl.h).  It keeps the real library's pitfalls: failing
  * calls write their outputs, notifications are sent only when the state is
- * checked, handles must be released.
+ * checked, handles must be released.  It shares no code with the engine that
+ * it tests; nixl_contract_test.c compares it with the real library.
  */
 #include "fake_nixl.h"
 
@@ -13,7 +14,6 @@
 #include <string.h>
 
 #include "engine/nixl/capi.h"
-#include "engine/parts/metadata.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define GARBAGE ((void *)(uintptr_t)0xdeadbeef)
@@ -90,12 +90,20 @@ typedef struct region {
     struct region *next;
 } region_t;
 
+/* What an agent knows of another one, from its metadata. */
+typedef struct peer {
+    char name[64];
+    region_t *regions;
+    struct peer *next;
+} peer_t;
+
 struct vnxi_capi_agent {
     uint64_t instance; /* how peers connect to it */
     char name[64];
+    char backends[4][32];
+    size_t backend_count;
     region_t *regions;
-    char peers[MANY][64];
-    size_t peer_count;
+    peer_t *peers;
     notif_t *inbox;
     vnxi_capi_agent_t *next;
 };
@@ -112,7 +120,7 @@ struct vnxi_capi_request {
     int op;
     vnxi_capi_xfer_list_t local, remote;
     blob_t notif;
-    bool has_notif, is_posted, is_released;
+    bool has_notif, is_posted, was_posted, is_released;
     int polls_left;
 };
 
@@ -204,6 +212,51 @@ nixl_capi_create_configured_agent(const char *name,
     return 0;
 }
 
+/* Returns how many there were. */
+static int
+free_regions(region_t *regions)
+{
+    int count = 0;
+
+    while (regions != NULL) {
+        region_t *next = regions->next;
+        free(regions);
+        regions = next;
+        count++;
+    }
+    return count;
+}
+
+static peer_t **
+find_peer_lock_held(vnxi_capi_agent_t *agent, const char *name)
+{
+    peer_t **at = &agent->peers;
+    while (*at != NULL && strcmp((*at)->name, name) != 0) {
+        at = &(*at)->next;
+    }
+    return at;
+}
+
+static void
+forget_peer_lock_held(peer_t **at)
+{
+    peer_t *peer = *at;
+    *at = peer->next;
+    free_regions(peer->regions);
+    free(peer);
+}
+
+/* The agent itself is known, too. */
+static bool
+knows(vnxi_capi_agent_t *agent, const char *name)
+{
+    pthread_mutex_lock(&lock);
+    bool known = strcmp(agent->name, name) == 0 ||
+                 *find_peer_lock_held(agent, name) != NULL;
+    pthread_mutex_unlock(&lock);
+    return known;
+}
+
 EXPORT int
 nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
 {
@@ -213,13 +266,11 @@ nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
         at = &(*at)->next;
     }
     *at = agent->next;
-    pthread_mutex_unlock(&lock);
-    while (agent->regions != NULL) {
-        region_t *next = agent->regions->next;
-        fake_nixl.left_registered++;
-        free(agent->regions);
-        agent->regions = next;
+    while (agent->peers != NULL) {
+        forget_peer_lock_held(&agent->peers);
     }
+    pthread_mutex_unlock(&lock);
+    fake_nixl.left_registered += free_regions(agent->regions);
     while (agent->inbox != NULL) {
         notif_t *next = agent->inbox->next;
         free(agent->inbox->message.data);
@@ -229,65 +280,253 @@ nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
     return unmake(agent);
 }
 
+static bool
+has_backend(const vnxi_capi_agent_t *agent, const char *name)
+{
+    for (size_t i = 0; i < agent->backend_count; i++) {
+        if (strcmp(agent->backends[i], name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* -- Metadata ---------------------------------------------------------------
  */
+
+/* A sequence of fields, each of them: tag, u64 length, value, '|'. */
+#define PREFIX "nixlSerDes|"
+
+static void
+put(blob_t *out, const void *bytes, size_t len)
+{
+    out->data = realloc(out->data, out->len + len);
+    memcpy(out->data + out->len, bytes, len);
+    out->len += len;
+}
+
+static void
+put_field(blob_t *out, const char *tag, const void *value, uint64_t len)
+{
+    put(out, tag, strlen(tag));
+    put(out, &len, sizeof len);
+    put(out, value, len);
+    put(out, "|", 1);
+}
+
+static void
+put_text(blob_t *out, const char *tag, const char *text)
+{
+    put_field(out, tag, text, strlen(text));
+}
+
+static void
+put_number(blob_t *out, const char *tag, uint64_t number)
+{
+    put_field(out, tag, &number, sizeof number);
+}
+
+/* The UCX backend publishes DRAM. */
+static bool
+is_published(const region_t *region)
+{
+    return strcmp(region->backend, "UCX") == 0 && region->mem == 0;
+}
+
+static int
+compare_published(const void *a, const void *b)
+{
+    const row_t *left = a, *right = b;
+    return left->addr < right->addr ? -1 : left->addr > right->addr;
+}
+
+static void
+put_regions_lock_held(blob_t *out, const vnxi_capi_agent_t *agent)
+{
+    const int32_t mem = 0;
+    row_t *rows = NULL;
+    size_t count = 0;
+
+    for (const region_t *at = agent->regions; at != NULL; at = at->next) {
+        if (is_published(at)) {
+            rows = realloc(rows, (count + 1) * sizeof *rows);
+            rows[count++] = at->row;
+        }
+    }
+    put_number(out, "nixlSecElms", count > 0);
+    if (count == 0) {
+        return;
+    }
+    qsort(rows, count, sizeof *rows, compare_published);
+    put_text(out, "bknd", "UCX");
+    put_text(out, "nixlDList", "nixlSDList");
+    put_field(out, "t", &mem, sizeof mem);
+    put_number(out, "n", count);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t region[] = {rows[i].addr, rows[i].len, rows[i].dev,
+                             fake_nixl.key};
+        put_field(out, "", region, sizeof region);
+    }
+    free(rows);
+}
 
 EXPORT int
 nixl_capi_get_local_md(vnxi_capi_agent_t *agent, void **data_p, size_t *len_p)
 {
-    vnxi_md_region_t rows[MANY];
-    vnxi_md_conn_t conn = {{"UCX", 3},
-                           {&agent->instance, sizeof agent->instance}};
-    vnxi_md_section_t section = {{"UCX", 3}, VNX_MEM_DRAM, rows, 0};
-    vnxi_metadata_t blob = {
-        {agent->name, strlen(agent->name)}, &conn, 1, &section, 0};
-    vnxi_writer_t out = {0};
+    blob_t out = {NULL, 0};
 
-    pthread_mutex_lock(&lock);
-    for (region_t *at = agent->regions; at != NULL; at = at->next) {
-        if (strcmp(at->backend, "UCX") == 0) {
-            rows[section.count++] =
-                (vnxi_md_region_t){at->row.addr,
-                                   at->row.len,
-                                   at->row.dev,
-                                   {&fake_nixl.key, sizeof fake_nixl.key}};
-        }
+    if (!has_backend(agent, "UCX")) {
+        return -1; /* none of its backends reaches other agents */
     }
+    put(&out, PREFIX, strlen(PREFIX));
+    put_text(&out, "Agent", agent->name);
+    put_number(&out, "Conns", 1);
+    put_text(&out, "t", "UCX");
+    put_number(&out, "c", agent->instance);
+    put_text(&out, "", "MemSection");
+    pthread_mutex_lock(&lock);
+    put_regions_lock_held(&out, agent);
     pthread_mutex_unlock(&lock);
-    blob.section_count = section.count > 0;
-    vnxi_metadata_write(&out, &blob);
     *data_p = out.data;
     *len_p = out.len;
     return 0;
 }
 
-static size_t
-peer_place(const vnxi_capi_agent_t *agent, const char *name)
+/* The value of the next field, which must have this tag; else `bad`. */
+typedef struct md_reader {
+    const char *at;
+    size_t left;
+    bool bad;
+} md_reader_t;
+
+static blob_t
+get_field(md_reader_t *reader, const char *tag)
 {
-    size_t i = 0;
-    while (i < agent->peer_count && strcmp(agent->peers[i], name) != 0) {
-        i++;
+    size_t tag_len = strlen(tag);
+    uint64_t len = 0;
+
+    if (reader->bad || reader->left < tag_len + sizeof len + 1 ||
+        memcmp(reader->at, tag, tag_len) != 0) {
+        reader->bad = true;
+        return (blob_t){NULL, 0};
     }
-    return i;
+    memcpy(&len, reader->at + tag_len, sizeof len);
+    size_t before = tag_len + sizeof len;
+    if (len > reader->left - before - 1 || reader->at[before + len] != '|') {
+        reader->bad = true;
+        return (blob_t){NULL, 0};
+    }
+    blob_t value = {(char *)reader->at + before, len};
+    reader->at += before + len + 1;
+    reader->left -= before + len + 1;
+    return value;
+}
+
+static uint64_t
+get_number(md_reader_t *reader, const char *tag)
+{
+    blob_t value = get_field(reader, tag);
+    uint64_t number = 0;
+    memcpy(&number, value.data != NULL ? value.data : (char *)&number,
+           value.len < sizeof number ? value.len : sizeof number);
+    return number;
+}
+
+static void
+get_section(md_reader_t *reader, peer_t *peer)
+{
+    blob_t backend = get_field(reader, "bknd");
+    get_field(reader, "nixlDList");
+    int mem = (int)get_number(reader, "t");
+    uint64_t count = get_number(reader, "n");
+
+    for (uint64_t i = 0; i < count && !reader->bad; i++) {
+        blob_t value = get_field(reader, "");
+        region_t *region = calloc(1, sizeof *region);
+        if (value.len < sizeof region->row || backend.len > 31) {
+            reader->bad = true;
+            free(region);
+            return;
+        }
+        memcpy(&region->row, value.data, sizeof region->row);
+        memcpy(region->backend, backend.data, backend.len);
+        region->mem = mem;
+        region->next = peer->regions;
+        peer->regions = region;
+    }
+}
+
+/* NULL: it is not metadata. */
+static peer_t *
+read_peer(const void *data, size_t len)
+{
+    const size_t prefix = strlen(PREFIX);
+    peer_t *peer = calloc(1, sizeof *peer);
+    md_reader_t reader = {data, len, false};
+
+    reader.bad = len < prefix || memcmp(data, PREFIX, prefix) != 0;
+    reader.at += reader.bad ? 0 : prefix;
+    reader.left -= reader.bad ? 0 : prefix;
+    blob_t name = get_field(&reader, "Agent");
+    reader.bad |= name.len == 0 || name.len >= sizeof peer->name;
+    if (!reader.bad) {
+        memcpy(peer->name, name.data, name.len);
+    }
+    for (uint64_t n = get_number(&reader, "Conns"); n > 0 && !reader.bad;
+         n--) {
+        get_field(&reader, "t");
+        get_field(&reader, "c");
+    }
+    get_field(&reader, "");
+    for (uint64_t n = get_number(&reader, "nixlSecElms"); n > 0 && !reader.bad;
+         n--) {
+        get_section(&reader, peer);
+    }
+    if (reader.bad) {
+        forget_peer_lock_held(&peer);
+    }
+    return peer;
+}
+
+/* Regions are added to those that are known. */
+static void
+add_peer_lock_held(vnxi_capi_agent_t *agent, peer_t *peer)
+{
+    peer_t **known = find_peer_lock_held(agent, peer->name);
+
+    if (*known != NULL) {
+        region_t **end = &peer->regions;
+        while (*end != NULL) {
+            end = &(*end)->next;
+        }
+        *end = (*known)->regions;
+        (*known)->regions = NULL;
+        forget_peer_lock_held(known);
+    }
+    peer->next = agent->peers;
+    agent->peers = peer;
 }
 
 EXPORT int
 nixl_capi_load_remote_md(vnxi_capi_agent_t *agent, const void *data,
                          size_t len, char **name_p)
 {
-    const void *name;
-    size_t name_len;
     *name_p = GARBAGE;
-    if (fake_nixl.fail_load != 0 ||
-        vnxi_metadata_name(data, len, &name, &name_len, NULL) != VNX_OK) {
-        return fake_nixl.fail_load != 0 ? fake_nixl.fail_load : -2;
+    if (fake_nixl.fail_load != 0) {
+        return fake_nixl.fail_load;
     }
-    *name_p = strndup(name, name_len);
+    peer_t *peer = read_peer(data, len);
+    if (peer == NULL) {
+        return -2;
+    }
+    if (strcmp(peer->name, agent->name) == 0) {
+        forget_peer_lock_held(&peer);
+        return -1;
+    }
+    *name_p = strdup(peer->name);
     pthread_mutex_lock(&lock);
     fake_nixl.loads++;
-    if (peer_place(agent, *name_p) == agent->peer_count) {
-        strcpy(agent->peers[agent->peer_count++], *name_p);
-    }
+    add_peer_lock_held(agent, peer);
     pthread_mutex_unlock(&lock);
     return 0;
 }
@@ -296,11 +535,10 @@ EXPORT int
 nixl_capi_invalidate_remote_md(vnxi_capi_agent_t *agent, const char *name)
 {
     pthread_mutex_lock(&lock);
-    size_t at = peer_place(agent, name);
-    bool known = at < agent->peer_count;
+    peer_t **peer = find_peer_lock_held(agent, name);
+    bool known = *peer != NULL;
     if (known) {
-        memmove(agent->peers[at], agent->peers[at + 1],
-                (--agent->peer_count - at) * sizeof agent->peers[0]);
+        forget_peer_lock_held(peer);
     }
     pthread_mutex_unlock(&lock);
     return known ? 0 : -6;
@@ -311,10 +549,7 @@ nixl_capi_check_remote_md(vnxi_capi_agent_t *agent, const char *name,
                           vnxi_capi_xfer_list_t *descs)
 {
     (void)descs;
-    pthread_mutex_lock(&lock);
-    bool known = peer_place(agent, name) < agent->peer_count;
-    pthread_mutex_unlock(&lock);
-    return known && !fake_nixl.drops_peers ? 0 : -6;
+    return knows(agent, name) && !fake_nixl.drops_peers ? 0 : -6;
 }
 
 EXPORT int
@@ -355,6 +590,9 @@ EXPORT int
 nixl_capi_string_list_get(vnxi_capi_strings_t *names, size_t i,
                           const char **name_p)
 {
+    if (i >= names->count) {
+        return -1;
+    }
     *name_p = names->names[i];
     return 0;
 }
@@ -365,12 +603,12 @@ describe_plugin(const char *plugin, vnxi_capi_mems_t **mems_p,
 {
     *mems_p = GARBAGE;
     *params_p = GARBAGE;
-    if (strcmp(plugin, "BROKEN") == 0) {
+    bool is_ucx = strcmp(plugin, "UCX") == 0;
+    if (!is_ucx && strcmp(plugin, "POSIX") != 0) {
         return -2;
     }
     *mems_p = make(sizeof **mems_p);
     *params_p = make(sizeof **params_p);
-    bool is_ucx = strcmp(plugin, "UCX") == 0;
     **mems_p = (vnxi_capi_mems_t){{0, is_ucx ? 1 : 4}, 2};
     if (is_ucx) {
         (*params_p)->count = 2;
@@ -417,6 +655,9 @@ nixl_capi_mem_list_size(vnxi_capi_mems_t *mems, size_t *size_p)
 EXPORT int
 nixl_capi_mem_list_get(vnxi_capi_mems_t *mems, size_t i, int *mem_p)
 {
+    if (i >= mems->count) {
+        return -1;
+    }
     *mem_p = mems->mems[i];
     return 0;
 }
@@ -489,11 +730,12 @@ nixl_capi_create_backend(vnxi_capi_agent_t *agent, const char *plugin,
                          vnxi_capi_params_t *params,
                          vnxi_capi_backend_t **backend_p)
 {
-    (void)agent;
     *backend_p = GARBAGE;
-    if (strcmp(plugin, "BROKEN") == 0) {
+    if (has_backend(agent, plugin) ||
+        (strcmp(plugin, "UCX") != 0 && strcmp(plugin, "POSIX") != 0)) {
         return -2;
     }
+    strcpy(agent->backends[agent->backend_count++], plugin);
     fake_nixl.params_given = params->count;
     *backend_p = make(sizeof **backend_p);
     strcpy((*backend_p)->name, plugin);
@@ -613,7 +855,8 @@ EXPORT int
 nixl_capi_register_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
                        vnxi_capi_options_t *options)
 {
-    if (strcmp(options->backend->name, fake_nixl.refuses) == 0) {
+    if (strcmp(options->backend->name, fake_nixl.refuses) == 0 ||
+        list->list.count == 0) {
         return -2;
     }
     pthread_mutex_lock(&lock);
@@ -663,27 +906,50 @@ nixl_capi_deregister_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
 /* -- Transfers --------------------------------------------------------------
  */
 
-/* Each row lies in a region that the backend has. */
 static bool
-covers(vnxi_capi_agent_t *agent, const vnxi_capi_xfer_list_t *list,
-       const char *backend)
+holds(const region_t *regions, const vnxi_capi_xfer_list_t *list,
+      const row_t *row, const char *backend)
 {
-    bool all = true;
-    pthread_mutex_lock(&lock);
-    for (size_t i = 0; agent != NULL && i < list->count; i++) {
-        const row_t *row = &list->rows[i];
-        bool found = false;
-        for (region_t *at = agent->regions; at != NULL; at = at->next) {
-            found |= at->mem == list->mem && at->row.dev == row->dev &&
-                     strcmp(at->backend, backend) == 0 &&
-                     at->row.addr <= row->addr &&
-                     (at->row.len == 0 ||
-                      row->addr + row->len <= at->row.addr + at->row.len);
+    for (const region_t *at = regions; at != NULL; at = at->next) {
+        if (at->mem == list->mem && at->row.dev == row->dev &&
+            strcmp(at->backend, backend) == 0 && at->row.addr <= row->addr &&
+            (at->row.len == 0 ||
+             row->addr + row->len <= at->row.addr + at->row.len)) {
+            return true;
         }
-        all &= found;
+    }
+    return false;
+}
+
+/* Return whether there are rows and each lies in a region that the backend of
+ * `name` has.  "" is the agent, as is its name. */
+static bool
+covers(vnxi_capi_agent_t *agent, const char *name,
+       const vnxi_capi_xfer_list_t *list, const char *backend)
+{
+    bool all = list->count > 0;
+
+    pthread_mutex_lock(&lock);
+    const region_t *regions = agent->regions;
+    if (name[0] != '\0' && strcmp(name, agent->name) != 0) {
+        const peer_t *peer = *find_peer_lock_held(agent, name);
+        regions = peer != NULL ? peer->regions : NULL;
+    }
+    for (size_t i = 0; all && i < list->count; i++) {
+        all = holds(regions, list, &list->rows[i], backend);
     }
     pthread_mutex_unlock(&lock);
     return all;
+}
+
+static bool
+has_equal_rows(const vnxi_capi_xfer_list_t *a, const vnxi_capi_xfer_list_t *b)
+{
+    bool equal = a->count == b->count;
+    for (size_t i = 0; equal && i < a->count; i++) {
+        equal = a->rows[i].len == b->rows[i].len;
+    }
+    return equal;
 }
 
 EXPORT int
@@ -693,17 +959,16 @@ nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
                           vnxi_capi_request_t **request_p,
                           vnxi_capi_options_t *options)
 {
+    const char *backend = options->backend->name;
+
     *request_p = GARBAGE;
-    strcpy(fake_nixl.tried, options->backend->name);
+    strcpy(fake_nixl.tried, backend);
     if (fake_nixl.fail_create != 0) {
         return fake_nixl.fail_create;
     }
-    if (!covers(agent, local, options->backend->name) ||
-        (strcmp(name, agent->name) == 0 &&
-         !covers(agent, remote, options->backend->name)) ||
-        (strcmp(name, agent->name) != 0 &&
-         strcmp(options->backend->name, "UCX") != 0)) {
-        return -6;
+    if (!has_equal_rows(local, remote) || !covers(agent, "", local, backend) ||
+        !covers(agent, name, remote, backend)) {
+        return -2;
     }
     vnxi_capi_request_t *request = make(sizeof *request);
     request->agent = agent;
@@ -726,7 +991,7 @@ nixl_capi_prep_xfer_dlist(vnxi_capi_agent_t *agent, const char *name,
     if (fake_nixl.fail_prep != 0) {
         return fake_nixl.fail_prep;
     }
-    if (name[0] == '\0' && !covers(agent, list, options->backend->name)) {
+    if (!covers(agent, name, list, options->backend->name)) {
         return -6;
     }
     vnxi_capi_dlist_t *handle = make(sizeof *handle);
@@ -745,6 +1010,17 @@ nixl_capi_release_xfer_dlist_handle(vnxi_capi_agent_t *agent,
     (void)agent;
     free(handle->list.rows);
     return unmake(handle);
+}
+
+static bool
+has_rows(const vnxi_capi_dlist_t *handle, const int *rows, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (rows[i] < 0 || (size_t)rows[i] >= handle->list.count) {
+            return false;
+        }
+    }
+    return count > 0;
 }
 
 static void
@@ -767,9 +1043,15 @@ nixl_capi_make_xfer_req(vnxi_capi_agent_t *agent, int op,
                         vnxi_capi_options_t *options)
 {
     *request_p = GARBAGE;
-    if (fake_nixl.fail_make != 0 || local_count != remote_count ||
-        strcmp(local->backend, options->backend->name) != 0) {
-        return -2;
+    if (fake_nixl.fail_make != 0) {
+        return fake_nixl.fail_make;
+    }
+    if (local_count != remote_count || local->peer[0] != '\0' ||
+        remote->peer[0] == '\0' || !has_rows(local, local_rows, local_count) ||
+        !has_rows(remote, remote_rows, remote_count) ||
+        strcmp(local->backend, options->backend->name) != 0 ||
+        strcmp(remote->backend, options->backend->name) != 0) {
+        return -1;
     }
     vnxi_capi_request_t *request = make(sizeof *request);
     request->agent = agent;
@@ -793,13 +1075,14 @@ move_bytes(const vnxi_capi_request_t *request)
     }
 }
 
-static void
+/* False: its agent has ended. */
+static bool
 send_lock_held(const vnxi_capi_agent_t *from, const char *to,
                const blob_t *message)
 {
     vnxi_capi_agent_t *target = find_agent_lock_held(to);
     if (target == NULL) {
-        return;
+        return false;
     }
     notif_t *notif = calloc(1, sizeof *notif), **at = &target->inbox;
     strcpy(notif->sender, from->name);
@@ -808,6 +1091,7 @@ send_lock_held(const vnxi_capi_agent_t *from, const char *to,
         at = &(*at)->next;
     }
     *at = notif;
+    return true;
 }
 
 static int
@@ -815,6 +1099,9 @@ finish(vnxi_capi_request_t *request)
 {
     int once = atomic_exchange(&fake_nixl.fail_once, 0);
 
+    if (!request->was_posted) {
+        return -2;
+    }
     if (once != 0) {
         request->is_posted = false;
         return once;
@@ -832,7 +1119,8 @@ finish(vnxi_capi_request_t *request)
         move_bytes(request);
         if (request->has_notif) {
             pthread_mutex_lock(&lock);
-            send_lock_held(request->agent, request->peer, &request->notif);
+            (void)send_lock_held(request->agent, request->peer,
+                                 &request->notif);
             pthread_mutex_unlock(&lock);
         }
     }
@@ -843,16 +1131,21 @@ EXPORT int
 nixl_capi_post_xfer_req(vnxi_capi_agent_t *agent, vnxi_capi_request_t *request,
                         vnxi_capi_options_t *options)
 {
-    (void)agent;
     if (fake_nixl.fail_post != 0) {
         return fake_nixl.fail_post;
+    }
+    if (request->is_posted) {
+        return -2; /* it has not ended */
+    }
+    if (!knows(agent, request->peer)) {
+        return -6;
     }
     if (options != NULL) { /* without one it takes the old one away */
         free(request->notif.data);
         request->notif = copy_blob(options->notif.data, options->notif.len);
         request->has_notif = options->has_notif;
     }
-    request->is_posted = true;
+    request->is_posted = request->was_posted = true;
     request->polls_left = fake_nixl.polls;
     return finish(request);
 }
@@ -980,10 +1273,15 @@ EXPORT int
 nixl_capi_notif_map_get_notifs_size(vnxi_capi_notifs_t *notifs,
                                     const char *name, size_t *size_p)
 {
-    *size_p = 0;
-    while (message_at(notifs, name, *size_p) != NULL) {
-        ++*size_p;
+    size_t size = 0;
+
+    while (message_at(notifs, name, size) != NULL) {
+        size++;
     }
+    if (size == 0) {
+        return -1;
+    }
+    *size_p = size;
     return 0;
 }
 
@@ -992,6 +1290,9 @@ nixl_capi_notif_map_get_notif(vnxi_capi_notifs_t *notifs, const char *name,
                               size_t i, const void **data_p, size_t *len_p)
 {
     const notif_t *at = message_at(notifs, name, i);
+    if (at == NULL) {
+        return -1;
+    }
     *data_p = at->message.data;
     *len_p = at->message.len;
     return 0;
@@ -1023,10 +1324,13 @@ nixl_capi_gen_notif(vnxi_capi_agent_t *agent, const char *name,
     if (fake_nixl.fail_notif != 0) {
         return fake_nixl.fail_notif;
     }
+    if (!knows(agent, name)) {
+        return -6;
+    }
     pthread_mutex_lock(&lock);
-    send_lock_held(agent, name, &message);
+    bool is_sent = send_lock_held(agent, name, &message);
     pthread_mutex_unlock(&lock);
-    return 0;
+    return is_sent ? 0 : -2;
 }
 
 /* -- Asking storage ---------------------------------------------------------
@@ -1064,8 +1368,10 @@ EXPORT int
 nixl_capi_query_resp_list_get_params(vnxi_capi_query_t *query, size_t i,
                                      vnxi_capi_params_t **params_p)
 {
-    (void)query;
-    (void)i;
+    *params_p = GARBAGE;
+    if (!query->has[i]) {
+        return -1;
+    }
     *params_p = make(sizeof **params_p);
     return nixl_capi_params_add(*params_p, "size", "5");
 }
@@ -1076,7 +1382,9 @@ nixl_capi_query_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
                     vnxi_capi_query_t *query, vnxi_capi_options_t *options)
 {
     (void)agent;
-    (void)options;
+    if (strcmp(options->backend->name, "POSIX") != 0) {
+        return -2;
+    }
     query->count = list->list.count;
     for (size_t i = 0; i < query->count; i++) {
         query->has[i] = i % 2 == 0;

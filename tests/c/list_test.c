@@ -764,9 +764,8 @@ static void
 test_list_holds_its_peer_and_names_it(void **state)
 {
     (void)state;
-    const vnxi_engine_ops_t ops = {.peer_destroy = destroy_peer};
     char name[] = "decode-7";
-    vnxi_peer_t peer = {.ops = &ops, .name = name, .name_len = 8};
+    vnxi_peer_t peer = {.destroy = destroy_peer, .name = name, .name_len = 8};
     atomic_init(&peer.refs, 1);
     vnxi_region_table_t *table = make_table(&big, 1);
     vnxi_list_args_t args = {.peer = &peer,
@@ -853,7 +852,7 @@ test_list_ignores_revoked_regions(void **state)
                                    {.addr = 0x4000, .len = 0x1000}};
     vnx_desc_t rows[ROWS];
     vnxi_region_table_t *table = make_table(specs, 3);
-    atomic_store(&vnxi_region_table_at(table, 1)->state, VNXI_REGION_REVOKED);
+    vnxi_region_revoke(vnxi_region_table_at(table, 1));
 
     for (size_t i = 0; i < ROWS; i++) {
         rows[i] = (vnx_desc_t){i % 2 == 0 ? 0x1000 + i : 0x4000 + i, 8, 0};
@@ -869,37 +868,6 @@ test_list_ignores_revoked_regions(void **state)
                      VNX_ERR_NOT_FOUND);
     assert_int_equal(error.row, 150);
     vnxi_list_abort(builder);
-    vnxi_region_table_release(table);
-}
-
-static void
-test_list_records_direct_regions_and_deltas(void **state)
-{
-    (void)state;
-    const region_spec_t specs[] = {
-        {.addr = 0x1000, .len = 0x1000, .direct = true, .delta = 5},
-        {.addr = 0x3000, .len = 0x1000, .direct = true, .delta = 5},
-        {.addr = 0x5000, .len = 0x1000, .direct = true, .delta = 9},
-        {.addr = 0x7000, .len = 0x1000}};
-    const vnx_desc_t rows[] = {
-        {0x1000, 8, 0}, {0x3000, 8, 0}, {0x5000, 8, 0}, {0x7000, 8, 0}};
-    const bool direct[] = {true, true, true, false};
-    const bool one_reach[] = {true, true, false, false};
-    vnxi_region_table_t *table = make_table(specs, 4);
-
-    for (size_t n = 1; n <= 4; n++) {
-        vnxi_list_t *list = make_list(table, rows, n);
-        assert_int_equal(list->direct, direct[n - 1]);
-        assert_int_equal(list->one_reach, one_reach[n - 1]);
-        if (list->one_reach) {
-            assert_int_equal(list->delta, 5);
-        }
-        vnxi_list_release(list);
-    }
-    vnxi_list_t *list = make_list(table, rows + 3, 1);
-    assert_false(list->direct);
-    assert_true(list->one_reach);
-    vnxi_list_release(list);
     vnxi_region_table_release(table);
 }
 
@@ -936,10 +904,73 @@ test_list_many_threads_share_a_table(void **state)
     vnxi_region_table_release(table);
 }
 
+typedef struct engine_list {
+    vnxi_list_t base;
+    size_t regions; /* written by engine_list_init() */
+    size_t zero;
+} engine_list_t;
+
+static int lists_ended;
+
+static void
+engine_list_init(vnxi_list_t *list)
+{
+    ((engine_list_t *)list)->regions = list->region_count;
+}
+
+static void
+engine_list_fini(vnxi_list_t *list)
+{
+    assert_int_equal(((engine_list_t *)list)->regions, list->region_count);
+    lists_ended++;
+}
+
+/* The engine's part of a list is filled in when the list is complete. */
+static void
+test_list_of_a_class_begins_and_ends_once(void **state)
+{
+    static const vnxi_list_class_t class = {
+        .size = sizeof(engine_list_t),
+        .init = engine_list_init,
+        .fini = engine_list_fini,
+    };
+    const region_spec_t specs[] = {{.addr = 0x1000, .len = 0x100000},
+                                   {.addr = 0x200000, .len = 0x100000}};
+    vnxi_region_table_t *table = make_table(specs, 2);
+    (void)state;
+
+    for (size_t count = 2; count <= 2 + VNXI_LIST_BLOCK;
+         count += VNXI_LIST_BLOCK) {
+        vnxi_list_args_t args = {.table = vnxi_region_table_retain(table),
+                                 .mem = VNX_MEM_DRAM,
+                                 .class = &class,
+                                 .operation = LIST_UTIL_OPERATION};
+        vnxi_builder_t *builder;
+        assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);
+        for (size_t i = 0; i < count; i++) {
+            const vnx_desc_t row = {
+                i % 2 == 0 ? 0x1000 + i * 8 : 0x200000 + i * i / 16, 8, 0};
+            assert_int_equal(vnxi_list_feed(builder, &row, 1, NULL), VNX_OK);
+        }
+        vnxi_list_t *list = finish_list(builder);
+        assert_ptr_equal(list->class, &class);
+        assert_int_equal(((engine_list_t *)list)->regions, 2);
+        assert_int_equal(((engine_list_t *)list)->zero, 0);
+        assert_int_equal(vnxi_list_row(list, 0).addr, 0x1000);
+        lists_ended = 0;
+        vnxi_list_release(vnxi_list_retain(list));
+        assert_int_equal(lists_ended, 0);
+        vnxi_list_release(list);
+        assert_int_equal(lists_ended, 1);
+    }
+    vnxi_region_table_release(table);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_list_of_a_class_begins_and_ends_once),
         cmocka_unit_test(test_list_returns_the_rows_it_was_fed),
         cmocka_unit_test(test_list_mixes_encodings),
         cmocka_unit_test(test_list_is_compact),
@@ -959,7 +990,6 @@ main(void)
         cmocka_unit_test(test_list_begin_refuses_an_unknown_memory_type),
         cmocka_unit_test(test_list_sees_revocation_and_outlives_the_table),
         cmocka_unit_test(test_list_ignores_revoked_regions),
-        cmocka_unit_test(test_list_records_direct_regions_and_deltas),
         cmocka_unit_test(test_list_many_threads_share_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
-/* Regions, tables and lists for tests; nothing here touches what the addresses
- * point to. */
+/* Regions, tables and lists for tests, of the native engine's classes; nothing
+ * here touches what the addresses point to. */
 #ifndef LIST_UTIL_H
 #define LIST_UTIL_H
 
@@ -7,7 +7,8 @@
 
 #include <stdlib.h>
 
-#include "engine/parts/list.h"
+#include "engine/native/plan.h"
+#include "engine/native/reach.h"
 
 #define LIST_UTIL_OPERATION "prep_xfer_dlist"
 
@@ -34,11 +35,12 @@ make_table(const region_spec_t *specs, size_t count)
     vnxi_region_t **regions = calloc(count + 1, sizeof *regions);
     assert_non_null(regions);
     for (size_t i = 0; i < count; i++) {
-        regions[i] = vnxi_region_create(VNX_MEM_DRAM, specs[i].addr,
-                                        specs[i].len, specs[i].dev);
+        regions[i] =
+            vnxi_region_create(&vnxi_native_region_class, VNX_MEM_DRAM,
+                               specs[i].addr, specs[i].len, specs[i].dev);
         assert_non_null(regions[i]);
-        regions[i]->direct = specs[i].direct;
-        regions[i]->delta = specs[i].delta;
+        vnxi_native_region(regions[i])->direct = specs[i].direct;
+        vnxi_native_region(regions[i])->delta = specs[i].delta;
     }
     vnxi_region_table_t *table = vnxi_region_table_create(regions, count);
     assert_non_null(table);
@@ -54,6 +56,7 @@ begin_list(vnxi_region_table_t *table)
 {
     vnxi_list_args_t args = {.table = vnxi_region_table_retain(table),
                              .mem = VNX_MEM_DRAM,
+                             .class = &vnxi_native_list_class,
                              .operation = LIST_UTIL_OPERATION};
     vnxi_builder_t *builder = NULL;
     assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);

@@ -65,8 +65,8 @@ naive_reach(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
         const vnxi_region_t *region = list->regions[i];
         if (region->dev == row.dev && region->addr <= row.addr &&
             row.addr - region->addr + row.len <= region->len) {
-            *delta_p = region->direct ? region->delta : 0;
-            return region->direct;
+            *delta_p = vnxi_native_region(region)->delta;
+            return vnxi_native_region(region)->direct;
         }
     }
     fail_msg("a row of a list lies in none of its regions");
@@ -857,10 +857,43 @@ test_plan_lists_are_shared_by_many_threads(void **state)
     vnxi_region_table_release(table);
 }
 
+static void
+test_plan_list_records_direct_regions_and_deltas(void **state)
+{
+    (void)state;
+    const region_spec_t specs[] = {
+        {.addr = 0x1000, .len = 0x1000, .direct = true, .delta = 5},
+        {.addr = 0x3000, .len = 0x1000, .direct = true, .delta = 5},
+        {.addr = 0x5000, .len = 0x1000, .direct = true, .delta = 9},
+        {.addr = 0x7000, .len = 0x1000}};
+    const vnx_desc_t rows[] = {
+        {0x1000, 8, 0}, {0x3000, 8, 0}, {0x5000, 8, 0}, {0x7000, 8, 0}};
+    const bool direct[] = {true, true, true, false};
+    const bool one_reach[] = {true, true, false, false};
+    vnxi_region_table_t *table = make_table(specs, 4);
+
+    for (size_t n = 1; n <= 4; n++) {
+        vnxi_list_t *list = make_list(table, rows, n);
+        const vnxi_native_list_t *native = vnxi_native_list(list);
+        assert_int_equal(native->direct, direct[n - 1]);
+        assert_int_equal(native->one_reach, one_reach[n - 1]);
+        if (native->one_reach) {
+            assert_int_equal(native->delta, 5);
+        }
+        vnxi_list_release(list);
+    }
+    vnxi_list_t *list = make_list(table, rows + 3, 1);
+    assert_false(vnxi_native_list(list)->direct);
+    assert_true(vnxi_native_list(list)->one_reach);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_plan_list_records_direct_regions_and_deltas),
         cmocka_unit_test(test_plan_agrees_with_a_naive_planner),
         cmocka_unit_test(test_plan_agrees_over_many_regions),
         cmocka_unit_test(test_plan_translates_each_region),

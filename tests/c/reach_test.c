@@ -1,5 +1,4 @@
-/* The engine's attachments to a region: how it is reached, and their
- * ownership. */
+/* The engine's regions: how they are reached, and what they own. */
 #include "mapping_help.h"
 
 #include "engine/native/reach.h"
@@ -7,18 +6,19 @@
 static vnxi_region_t *
 region_at(vnx_mem_t mem, const void *data, size_t len)
 {
-    vnxi_region_t *region = vnxi_region_create(mem, (uintptr_t)data, len, 0);
+    vnxi_region_t *region = vnxi_region_create(&vnxi_native_region_class, mem,
+                                               (uintptr_t)data, len, 0);
     assert_non_null(region);
     return region;
 }
 
-/* A region without attachments cannot be reached. */
+/* A region to which nothing was attached cannot be reached. */
 static void
 test_reach_of_a_bare_region_is_empty(void **state)
 {
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, state, 64);
 
-    assert_null(vnxi_region_reach(region));
+    assert_false(vnxi_native_region(region)->direct);
     assert_int_equal(vnxi_region_map_info(region).fd, -1);
     assert_null(vnxi_region_ucx_mem(region));
     assert_null(vnxi_region_ucx_key(region));
@@ -32,15 +32,14 @@ test_reach_local_finds_what_peers_can_map(void **state)
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     void *data = vnx_shared_buffer_data(buffer);
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
-    vnx_error_t error;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
-    assert_true(region->direct);
-    assert_int_equal(region->delta, 0);
-    vnxi_map_info_t map_info = vnxi_region_map_info(region);
-    assert_true(map_info.fd >= 0);
-    assert_int_equal(map_info.offset, 0);
+    vnxi_reach_attach_local(region);
+    assert_true(vnxi_native_region(region)->direct);
+    assert_int_equal(vnxi_native_region(region)->delta, 0);
+    vnxi_map_info_t share = vnxi_region_map_info(region);
+    assert_true(share.fd >= 0);
+    assert_int_equal(share.offset, 0);
     vnxi_region_release(region);
     vnx_shared_buffer_free(buffer);
 }
@@ -50,11 +49,10 @@ test_reach_local_private_memory_is_direct_and_not_shared(void **state)
 {
     void *data = malloc(SIZE);
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
-    vnx_error_t error;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
-    assert_true(region->direct);
+    vnxi_reach_attach_local(region);
+    assert_true(vnxi_native_region(region)->direct);
     assert_int_equal(vnxi_region_map_info(region).fd, -1);
     assert_null(vnxi_region_ucx_mem(region));
     vnxi_region_release(region);
@@ -67,13 +65,12 @@ test_reach_local_storage_is_not_direct(void **state)
 {
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     void *data = vnx_shared_buffer_data(buffer);
-    vnx_error_t error;
     (void)state;
 
     for (int mem = VNX_MEM_DRAM + 1; mem <= VNX_MEM_FILE; mem++) {
         vnxi_region_t *region = region_at((vnx_mem_t)mem, data, SIZE);
-        assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
-        assert_false(region->direct);
+        vnxi_reach_attach_local(region);
+        assert_false(vnxi_native_region(region)->direct);
         assert_int_equal(vnxi_region_map_info(region).fd, -1);
         vnxi_region_release(region);
     }
@@ -86,13 +83,12 @@ test_reach_local_leaves_no_descriptor(void **state)
 {
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     void *data = vnx_shared_buffer_data(buffer);
-    vnx_error_t error;
     size_t before = open_fds();
     (void)state;
 
     for (int i = 0; i < 20; i++) {
         vnxi_region_t *region = region_at(VNX_MEM_DRAM, data, SIZE);
-        assert_int_equal(vnxi_reach_attach_local(region, &error), VNX_OK);
+        vnxi_reach_attach_local(region);
         vnxi_region_release(region);
     }
     assert_int_equal(open_fds(), before);
@@ -106,14 +102,13 @@ test_reach_remote_does_not_close_our_descriptors(void **state)
 {
     int mine = make_memfd(0, SIZE);
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
-    const vnxi_map_info_t map_info = {.fd = mine, .offset = 4096};
-    vnx_error_t error;
+    const vnxi_map_info_t share = {.fd = mine, .offset = 4096};
     struct stat stat;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_remote(region, &map_info, NULL, &error),
-                     VNX_OK);
-    assert_false(region->direct); /* it is not mapped here */
+    vnxi_reach_attach_remote(region, &share, NULL);
+    assert_false(
+        vnxi_native_region(region)->direct); /* it is not mapped here */
     assert_int_equal(vnxi_region_map_info(region).fd, -1);
     assert_int_equal(vnxi_region_map_info(region).offset, 4096);
     vnxi_region_release(region);
@@ -126,13 +121,11 @@ test_reach_remote_that_is_not_shared_has_no_share(void **state)
 {
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
     const vnxi_map_info_t none = {.fd = -1, .offset = 777};
-    vnx_error_t error;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_remote(region, &none, NULL, &error),
-                     VNX_OK);
+    vnxi_reach_attach_remote(region, &none, NULL);
     assert_int_equal(vnxi_region_map_info(region).offset, 0);
-    assert_false(region->direct);
+    assert_false(vnxi_native_region(region)->direct);
     vnxi_region_release(region);
 }
 
@@ -141,12 +134,11 @@ static void
 test_reach_remote_without_a_key_is_freed(void **state)
 {
     vnxi_region_t *region = region_at(VNX_MEM_DRAM, (void *)0x10000, SIZE);
-    vnx_error_t error;
     (void)state;
 
-    assert_int_equal(vnxi_reach_attach_key(region, NULL, &error), VNX_OK);
+    vnxi_reach_attach_key(region, NULL);
     assert_null(vnxi_region_ucx_key(region));
-    assert_false(region->direct);
+    assert_false(vnxi_native_region(region)->direct);
     assert_int_equal(vnxi_region_map_info(region).fd, -1);
     vnxi_region_release(region);
 }

@@ -11,7 +11,7 @@
 static vnxi_region_t *
 region(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
 {
-    vnxi_region_t *made = vnxi_region_create(mem, addr, len, dev);
+    vnxi_region_t *made = vnxi_region_create(NULL, mem, addr, len, dev);
     assert_non_null(made);
     return made;
 }
@@ -29,20 +29,59 @@ table_of(vnxi_region_t **regions, size_t count)
 }
 
 static void
-test_region_new_one_is_neither_direct_nor_revoked_nor_attached(void **state)
+test_region_new_one_is_not_revoked(void **state)
 {
     (void)state;
     vnxi_region_t *made = region(VNX_MEM_VRAM, 0x1000, 32, 7);
 
     assert_int_equal(made->mem, VNX_MEM_VRAM);
     assert_true(made->addr == 0x1000 && made->len == 32 && made->dev == 7);
-    assert_false(made->direct);
-    assert_null(made->attachment);
     assert_false(vnxi_region_is_gone(made));
     assert_ptr_equal(vnxi_region_retain(made), made);
     vnxi_region_release(made);
     vnxi_region_release(made);
     vnxi_region_release(NULL);
+}
+
+typedef struct engine_region {
+    vnxi_region_t base;
+    int inits, zero;
+} engine_region_t;
+
+static int finis;
+
+static void
+engine_init(vnxi_region_t *region)
+{
+    ((engine_region_t *)region)->inits++;
+}
+
+static void
+engine_fini(vnxi_region_t *region)
+{
+    assert_int_equal(((engine_region_t *)region)->inits, 1);
+    finis++;
+}
+
+static void
+test_region_of_a_class_begins_and_ends_once(void **state)
+{
+    static const vnxi_region_class_t class = {
+        .size = sizeof(engine_region_t),
+        .init = engine_init,
+        .fini = engine_fini,
+    };
+    vnxi_region_t *made =
+        vnxi_region_create(&class, VNX_MEM_DRAM, 0x1000, 32, 7);
+    (void)state;
+
+    assert_non_null(made);
+    assert_int_equal(((engine_region_t *)made)->inits, 1);
+    assert_int_equal(((engine_region_t *)made)->zero, 0);
+    vnxi_region_release(vnxi_region_retain(made));
+    assert_int_equal(finis, 0);
+    vnxi_region_release(made);
+    assert_int_equal(finis, 1);
 }
 
 /* An owner's answer is final, and settles a region only after a doubt. */
@@ -396,12 +435,78 @@ test_region_table_find_agrees_with_a_plain_search(void **state)
     }
 }
 
+/* The copy of a table has what a look at each region finds. */
+static void
+expect_copy(const vnxi_region_table_t *table, vnx_mem_t mem, size_t expected)
+{
+    uint64_t starts[16], devs[16], ends[16];
+    vnxi_region_t *farthest[16];
+    size_t n =
+        vnxi_region_table_copy(table, mem, starts, devs, ends, farthest);
+    size_t at = 0;
+
+    assert_int_equal(n, expected);
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        vnxi_region_t *region = vnxi_region_table_at(table, i);
+        if (region->mem != mem || vnxi_region_is_gone(region)) {
+            continue;
+        }
+        vnxi_region_t *best = NULL;
+        for (size_t k = 0; k <= i; k++) {
+            vnxi_region_t *other = vnxi_region_table_at(table, k);
+            if (other->mem == mem && other->dev == region->dev &&
+                !vnxi_region_is_gone(other) &&
+                (best == NULL ||
+                 vnxi_region_end(other) >= vnxi_region_end(best))) {
+                best = other;
+            }
+        }
+        assert_true(starts[at] == region->addr && devs[at] == region->dev);
+        assert_true(ends[at] == vnxi_region_end(best));
+        assert_ptr_equal(farthest[at], best);
+        at++;
+    }
+    assert_int_equal(at, n);
+}
+
+static void
+test_region_table_copy_leaves_out_what_is_gone(void **state)
+{
+    vnxi_region_t *regions[] = {
+        region(VNX_MEM_DRAM, 0x1000, 0x9000, 0),
+        region(VNX_MEM_DRAM, 0x2000, 0x1000, 0), /* nested */
+        region(VNX_MEM_DRAM, 0x8000, 0x3000, 0), /* overlaps */
+        region(VNX_MEM_DRAM, 0x1000, 0x1000, 1),
+        region(VNX_MEM_VRAM, 0x1000, 0x1000, 0),
+        region(VNX_MEM_DRAM, 0x5000, 0x100, 1),
+    };
+    (void)state;
+    vnxi_region_t *asked = regions[5];
+    atomic_store(&asked->state, VNXI_REGION_UNCONFIRMED);
+    vnxi_region_table_t *table = vnxi_region_table_create(regions, 6);
+    assert_non_null(table);
+    expect_copy(table, VNX_MEM_DRAM, 5);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    expect_copy(table, VNX_MEM_FILE, 0);
+    vnxi_region_settle(asked, false); /* gone after the table was built */
+    expect_copy(table, VNX_MEM_DRAM, 4);
+    vnxi_region_revoke(regions[0]);
+    expect_copy(table, VNX_MEM_DRAM, 3);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    vnxi_region_table_release(table);
+    table = table_of(regions, 6); /* some were gone before */
+    expect_copy(table, VNX_MEM_DRAM, 3);
+    expect_copy(table, VNX_MEM_VRAM, 1);
+    vnxi_region_table_release(table);
+}
+
 int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(
-            test_region_new_one_is_neither_direct_nor_revoked_nor_attached),
+        cmocka_unit_test(test_region_new_one_is_not_revoked),
+        cmocka_unit_test(test_region_of_a_class_begins_and_ends_once),
+        cmocka_unit_test(test_region_table_copy_leaves_out_what_is_gone),
         cmocka_unit_test(test_region_is_usable_when_its_owner_says_so),
         cmocka_unit_test(test_region_compare_orders_by_mem_dev_addr_len),
         cmocka_unit_test(test_region_table_keeps_the_order_of_the_wire),

@@ -28,7 +28,7 @@ row(uint64_t addr, uint64_t len)
 static int
 setup(void **state)
 {
-    *state = vnxi_registry_create(NULL, NULL);
+    *state = vnxi_registry_create(NULL, NULL, NULL);
     return *state == NULL;
 }
 
@@ -89,18 +89,24 @@ test_registry_holds_what_was_added_until_removed(void **state)
 
 /* An engine that attaches to regions, until it is told to fail. */
 typedef struct attacher {
-    vnxi_attachment_t attachment; /* of every region */
     int attached, freed, fail_at;
 } attacher_t;
 
 static attacher_t attacher;
 
+typedef struct attached {
+    vnxi_region_t base;
+    bool is_attached;
+} attached_t;
+
 static void
-count_free(vnxi_attachment_t *attachment)
+count_free(vnxi_region_t *region)
 {
-    assert_ptr_equal(attachment, &attacher.attachment);
-    attacher.freed++;
+    attacher.freed += ((attached_t *)region)->is_attached;
 }
+
+static const vnxi_region_class_t attached_class = {.size = sizeof(attached_t),
+                                                   .fini = count_free};
 
 static vnx_status_t
 attach(void *context, vnxi_region_t *region, vnx_error_t *error)
@@ -111,15 +117,16 @@ attach(void *context, vnxi_region_t *region, vnx_error_t *error)
         return VNX_ERR_BACKEND;
     }
     attacher.attached++;
-    region->attachment = &attacher.attachment;
+    assert_ptr_equal(region->class, &attached_class);
+    ((attached_t *)region)->is_attached = true;
     return VNX_OK;
 }
 
 static int
 setup_attacher(void **state)
 {
-    attacher = (attacher_t){.attachment = {count_free}, .fail_at = -1};
-    *state = vnxi_registry_create(attach, &attacher);
+    attacher = (attacher_t){.fail_at = -1};
+    *state = vnxi_registry_create(&attached_class, attach, &attacher);
     return *state == NULL;
 }
 

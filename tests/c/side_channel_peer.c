@@ -203,7 +203,7 @@ channel_expect(vnx_side_channel_t *channel, int port, const void *data,
     void *got = NULL;
     size_t got_len = 0;
 
-    if (vnx_side_channel_request(channel, "127.0.0.1", port, 20000, &got,
+    if (vnx_side_channel_request(channel, "127.0.0.1", port, 60000, &got,
                                  &got_len, &error) != VNX_OK) {
         fail_msg("request failed: %s", error.cause);
     }

@@ -200,56 +200,27 @@ send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
 /* -- Regions ---------------------------------------------------------------
  */
 
-/* The attachments of a region in these tests: either or both. */
-typedef struct ucx_attachment {
-    vnxi_attachment_t super;
-    vnxi_ucx_mem_t *mem;
-    vnxi_ucx_key_t *key;
-} ucx_attachment_t;
-
-static inline void
-ucx_attachment_free(vnxi_attachment_t *super)
-{
-    ucx_attachment_t *attachment = (ucx_attachment_t *)super;
-    vnxi_ucx_mem_free(attachment->mem);
-    vnxi_ucx_key_release(attachment->key);
-    free(attachment);
-}
-
-static inline vnxi_ucx_mem_t *
-ucx_mem_of(const vnxi_region_t *region)
-{
-    return ((ucx_attachment_t *)region->attachment)->mem;
-}
-
-static inline vnxi_ucx_key_t *
-ucx_key_of(const vnxi_region_t *region)
-{
-    return ((ucx_attachment_t *)region->attachment)->key;
-}
-
 /* A region of `side`'s memory; for others by `conn`, if given. */
 static inline vnxi_region_t *
 ucx_region(ucx_side_t *side, vnxi_ucx_conn_t *conn, void *memory, size_t len)
 {
-    ucx_attachment_t *attachment = calloc(1, sizeof *attachment);
     vnxi_region_t *region =
-        vnxi_region_create(VNX_MEM_DRAM, (uint64_t)(uintptr_t)memory, len, 0);
+        vnxi_region_create(&vnxi_native_region_class, VNX_MEM_DRAM,
+                           (uint64_t)(uintptr_t)memory, len, 0);
+    vnxi_ucx_key_t *key;
     vnx_error_t error;
 
-    assert_non_null(attachment);
     assert_non_null(region);
-    attachment->super.free = ucx_attachment_free;
-    region->attachment = &attachment->super;
-    if (vnxi_ucx_mem_map(side->ucx, region->addr, len, &attachment->mem,
-                         &error) != VNX_OK) {
+    if (vnxi_reach_map_ucx(region, side->ucx, &error) != VNX_OK) {
         fail_msg("%s", error.cause);
     }
-    if (conn != NULL &&
-        vnxi_ucx_key_create(conn, attachment->mem->key,
-                            attachment->mem->key_len, &attachment->key,
-                            &error) != VNX_OK) {
-        fail_msg("%s", error.cause);
+    const vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(region);
+    if (conn != NULL) {
+        if (vnxi_ucx_key_create(conn, mem->key, mem->key_len, &key, &error) !=
+            VNX_OK) {
+            fail_msg("%s", error.cause);
+        }
+        vnxi_reach_attach_key(region, key);
     }
     return region;
 }
@@ -345,8 +316,8 @@ ucx_flight_make(ucx_flight_t *flight, const ucx_flight_spec_t *spec)
         .op = spec->op,
         .local = flight->local,
         .remote = flight->remote,
-        .mem_of = ucx_mem_of,
-        .key_of = ucx_key_of,
+        .mem_of = vnxi_region_ucx_mem,
+        .key_of = vnxi_region_ucx_key,
         .context = flight,
         .go_on = ucx_flight_go_on,
         .done = ucx_flight_done,

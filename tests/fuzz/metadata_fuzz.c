@@ -48,8 +48,8 @@ check_table(const vnxi_md_section_t *section)
     must(regions != NULL);
     for (size_t i = 0; i < section->count; i++) {
         const vnxi_md_region_t *row = &section->regions[i];
-        regions[i] =
-            vnxi_region_create(section->mem, row->addr, row->len, row->dev);
+        regions[i] = vnxi_region_create(NULL, section->mem, row->addr,
+                                        row->len, row->dev);
         must(regions[i] != NULL);
     }
     vnxi_region_table_t *table =

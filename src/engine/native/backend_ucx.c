@@ -25,11 +25,12 @@ vnx_status_t
 vnxi_native_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
 {
     vnxi_engine_t *engine = context;
-    vnx_status_t status = vnxi_reach_attach_local(region, error);
+    vnx_status_t status = VNX_OK;
 
+    vnxi_reach_attach_local(region);
     vnxi_mutex_lock(&engine->map_lock);
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
-    if (status == VNX_OK && ucx != NULL) {
+    if (ucx != NULL) {
         status = vnxi_reach_map_ucx(region, ucx, error);
     }
     vnxi_mutex_unlock(&engine->map_lock);

@@ -221,18 +221,19 @@ vnxi_confirm_revoked(vnxi_native_peer_t *peer, vnxi_region_t *region,
                      uint64_t epoch)
 {
     vnxi_confirm_t *confirm = &peer->confirm;
+    vnxi_native_region_t *known = vnxi_native_region(region);
 
     hear_lock_held(confirm, epoch);
     if (region == NULL || vnxi_region_is_gone(region) ||
         (vnxi_region_state(region) == VNXI_REGION_USABLE &&
-         epoch <= region->proved)) {
+         epoch <= known->proved)) {
         return false;
     }
-    if (region->epoch < epoch) {
+    if (known->epoch < epoch) {
         vnxi_region_revoke(region);
         return false;
     }
-    region->proved = epoch > region->proved ? epoch : region->proved;
+    known->proved = epoch > known->proved ? epoch : known->proved;
     vnxi_region_doubt(region);
     return true;
 }
@@ -256,13 +257,14 @@ apply_lock_held(const vnxi_confirm_t *confirm,
 
     for (size_t i = 0; i < confirm->asked_count; i++) {
         vnxi_region_t *region = confirm->asked[i];
+        uint64_t *proved = &vnxi_native_region(region)->proved;
         if (refused < answer->count && answer->refused[refused] == i) {
             refused++;
             if (!confirm->again) {
                 vnxi_region_settle(region, false);
             }
-        } else if (answer->epoch >= region->proved) {
-            region->proved = answer->epoch;
+        } else if (answer->epoch >= *proved) {
+            *proved = answer->epoch;
             vnxi_region_settle(region, true);
         }
     }

@@ -72,7 +72,7 @@ count_regions(vnxi_native_peer_t *peer)
          i++) {
         const vnxi_region_t *region = vnxi_region_table_at(table, i);
         counts.all++;
-        counts.direct += region->direct;
+        counts.direct += vnxi_native_region(region)->direct;
         counts.confirmed += peer->path != VNXI_PATH_UCX &&
                             vnxi_region_state(region) == VNXI_REGION_USABLE;
     }

@@ -90,7 +90,8 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->num_threads = config->num_threads;
     engine->host = config->host;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create(vnxi_native_attach, engine);
+    engine->registry = vnxi_registry_create(&vnxi_native_region_class,
+                                            vnxi_native_attach, engine);
     engine->self = vnxi_native_peer_create(
         engine, config->agent_name, config->agent_name_len, VNXI_PATH_SELF);
     if (engine->name == NULL || engine->registry == NULL ||
@@ -308,6 +309,7 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
         .table = peer != NULL ? vnxi_native_peer_table(vnxi_native_peer(peer))
                               : vnxi_registry_snapshot(engine->registry, NULL),
         .mem = mem,
+        .class = &vnxi_native_list_class,
         .operation = operation,
     };
     return vnxi_list_begin(&args, builder_p, error);
@@ -352,7 +354,6 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .peer_load = vnxi_native_peer_load,
     .peer_self = native_peer_self,
     .peer_close = vnxi_native_peer_close,
-    .peer_destroy = vnxi_native_peer_destroy,
     .peer_connect = vnxi_native_peer_connect,
     .peer_covers = vnxi_native_peer_covers,
     .peer_pid = vnxi_native_peer_pid,

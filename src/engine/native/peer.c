@@ -25,8 +25,8 @@ vnxi_native_peer_create(vnxi_engine_t *engine, const void *name,
                         size_t name_len, vnxi_path_t path)
 {
     vnxi_native_peer_t *peer = calloc(1, sizeof *peer);
-    if (peer == NULL ||
-        !vnxi_peer_init(&peer->base, &vnxi_native_ops, name, name_len)) {
+    if (peer == NULL || !vnxi_peer_init(&peer->base, vnxi_native_peer_destroy,
+                                        name, name_len)) {
         free(peer);
         return NULL;
     }

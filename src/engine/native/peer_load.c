@@ -25,7 +25,6 @@
 #include "base/log.h"
 #include "engine/native/native.h"
 #include "engine/native/peer_table.h"
-#include "engine/parts/load.h"
 
 typedef struct loading {
     vnxi_engine_t *engine;

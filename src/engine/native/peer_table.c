@@ -57,23 +57,27 @@ static vnxi_region_t *
 keep(const build_t *build, vnxi_region_t *known)
 {
     vnxi_native_peer_t *peer = build->args->peer;
+    uint64_t *known_epoch = &vnxi_native_region(known)->epoch;
     uint64_t epoch = build->args->epoch;
 
     vnxi_mutex_lock(&peer->lock);
-    known->epoch = epoch > known->epoch ? epoch : known->epoch;
+    *known_epoch = epoch > *known_epoch ? epoch : *known_epoch;
     vnxi_mutex_unlock(&peer->lock);
     return vnxi_region_retain(known);
 }
 
 static vnx_status_t
-make(const vnxi_region_t *like, vnxi_region_t **region_p, vnx_error_t *error)
+make(const build_t *build, const vnxi_region_t *like, vnxi_region_t **region_p,
+     vnx_error_t *error)
 {
     vnxi_region_t *region =
-        vnxi_region_create(like->mem, like->addr, like->len, like->dev);
+        vnxi_region_create(&vnxi_native_region_class, like->mem, like->addr,
+                           like->len, like->dev);
     if (region == NULL) {
-        return vnxi_error_no_memory(error, OPERATION, sizeof *region);
+        return vnxi_error_no_memory(error, OPERATION,
+                                    sizeof(vnxi_native_region_t));
     }
-    region->epoch = like->epoch;
+    vnxi_native_region(region)->epoch = build->args->epoch;
     *region_p = region;
     return VNX_OK;
 }
@@ -83,7 +87,7 @@ make(const vnxi_region_t *like, vnxi_region_t **region_p, vnx_error_t *error)
 
 /* The same memory, shared in the same way. */
 static bool
-is_same_map_info(const vnxi_region_t *region, const vnxi_map_info_t *map_info)
+is_same_memory(const vnxi_region_t *region, const vnxi_map_info_t *map_info)
 {
     const vnxi_map_info_t known = vnxi_region_map_info(region);
     return map_info->fd < 0 ? known.st_ino == 0
@@ -117,20 +121,16 @@ shm_region(const build_t *build, const vnxi_region_t *like,
            vnx_error_t *error)
 {
     vnxi_region_t *known = find_old(build, like);
-    if (known != NULL && is_same_map_info(known, map_info)) {
+    if (known != NULL && is_same_memory(known, map_info)) {
         *region_p = keep(build, known);
         return VNX_OK;
     }
-    vnx_status_t status = make(like, region_p, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    atomic_init(&(*region_p)->state, VNXI_REGION_UNCONFIRMED);
-    status = vnxi_reach_attach_remote(
-        *region_p, map_info,
-        map_region(build->args->peer, map_info, like->len), error);
-    if (status != VNX_OK) {
-        vnxi_region_release(*region_p);
+    vnx_status_t status = make(build, like, region_p, error);
+    if (status == VNX_OK) {
+        atomic_init(&(*region_p)->state, VNXI_REGION_UNCONFIRMED);
+        vnxi_reach_attach_remote(
+            *region_p, map_info,
+            map_region(build->args->peer, map_info, like->len));
     }
     return status;
 }
@@ -193,16 +193,13 @@ ucx_row(const build_t *build, const vnxi_region_t *like,
     if (status != VNX_OK) {
         return status;
     }
-    status = make(like, region_p, error);
+    status = make(build, like, region_p, error);
     if (status != VNX_OK) {
         vnxi_ucx_key_release(key);
         return status;
     }
-    status = vnxi_reach_attach_key(*region_p, key, error);
-    if (status != VNX_OK) {
-        vnxi_region_release(*region_p);
-    }
-    return status;
+    vnxi_reach_attach_key(*region_p, key);
+    return VNX_OK;
 }
 
 /* -- The table -------------------------------------------------------------
@@ -212,11 +209,8 @@ static vnx_status_t
 add_row(build_t *build, vnx_mem_t mem, const vnxi_md_region_t *row,
         vnx_error_t *error)
 {
-    const vnxi_region_t like = {.mem = mem,
-                                .addr = row->addr,
-                                .len = row->len,
-                                .dev = row->dev,
-                                .epoch = build->args->epoch};
+    const vnxi_region_t like = {
+        .mem = mem, .addr = row->addr, .len = row->len, .dev = row->dev};
     vnxi_region_t *region = NULL;
     vnx_status_t status =
         build->args->peer->path == VNXI_PATH_UCX

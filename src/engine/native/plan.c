@@ -16,6 +16,7 @@
 #include "base/error.h"
 #include "engine/native/plan_segments.h"
 #include "engine/native/plan_side.h"
+#include "engine/native/reach.h"
 #include "engine/parts/indices.h"
 #include "engine/parts/list_block.h"
 #include "engine/parts/pairs.h"
@@ -63,7 +64,29 @@ too_many_bytes(const planner_t *planner)
 
 /* -- Reach ---------------------------------------------------------------- */
 
-static const vnxi_region_t *
+static void
+list_init(vnxi_list_t *base)
+{
+    vnxi_native_list_t *list = (vnxi_native_list_t *)base;
+    const vnxi_native_region_t *first = vnxi_native_region(base->regions[0]);
+
+    list->direct = list->one_reach = true;
+    list->delta = first->delta;
+    for (size_t i = 0; i < base->region_count; i++) {
+        const vnxi_native_region_t *region =
+            vnxi_native_region(base->regions[i]);
+        list->direct &= region->direct;
+        list->one_reach &=
+            region->direct == first->direct && region->delta == first->delta;
+    }
+}
+
+const vnxi_list_class_t vnxi_native_list_class = {
+    .size = sizeof(vnxi_native_list_t),
+    .init = list_init,
+};
+
+static const vnxi_native_region_t *
 find_region(planner_t *planner, const vnx_desc_t *row)
 {
     if (planner->region == NULL ||
@@ -71,13 +94,7 @@ find_region(planner_t *planner, const vnx_desc_t *row)
                            row->dev)) {
         planner->region = vnxi_list_region_of(planner->remote.list, row);
     }
-    return planner->region;
-}
-
-static uint64_t
-region_delta(const vnxi_region_t *region)
-{
-    return region->direct ? region->delta : 0;
+    return vnxi_native_region(planner->region);
 }
 
 /* -- Batches -------------------------------------------------------------- */
@@ -97,13 +114,13 @@ write_mixed(planner_t *planner, size_t count)
     size_t first = 0;
 
     for (size_t i = 0; i <= count; i++) {
-        const vnxi_region_t *region = NULL;
+        const vnxi_native_region_t *region = NULL;
         if (i < count) {
             const vnx_desc_t row = {.addr = remote->addrs[i],
                                     .len = batch_len(planner, remote, i),
                                     .dev = remote->devs[i]};
             region = find_region(planner, &row);
-            remote->addrs[i] += region_delta(region);
+            remote->addrs[i] += region->delta;
             direct = i == 0 ? region->direct : direct;
         }
         if (i == count || region->direct != direct) {
@@ -259,12 +276,12 @@ reach_run(planner_t *planner, const vnxi_list_block_t *block,
         return true;
     }
     const vnx_desc_t first = {run->remote, run->len, block->dev};
-    const vnxi_region_t *region = find_region(planner, &first);
+    const vnxi_native_region_t *region = find_region(planner, &first);
     uint64_t last = run->remote + (run->count - 1) * run->remote_stride;
-    if (!vnxi_region_holds(region, last, last + run->len, block->dev)) {
+    if (!vnxi_region_holds(&region->base, last, last + run->len, block->dev)) {
         return false;
     }
-    run->remote += region_delta(region);
+    run->remote += region->delta;
     run->direct = region->direct;
     planner->direct &= region->direct;
     return true;
@@ -378,12 +395,14 @@ static void
 planner_init(planner_t *planner, const vnxi_plan_args_t *args,
              vnx_error_t *error)
 {
+    const vnxi_native_list_t *remote = vnxi_native_list(args->remote);
+
     planner->args = args;
     planner->error = error;
     planner->at = 0;
     planner->uniform = args->local->uniform && args->remote->uniform;
-    planner->one_reach = args->remote->one_reach;
-    planner->direct = args->remote->direct || !args->remote->one_reach;
+    planner->one_reach = remote->one_reach;
+    planner->direct = remote->direct || !remote->one_reach;
     planner->bytes = 0;
     planner->region = NULL;
     vnxi_plan_side_init(&planner->local, args->local, &args->local_rows,
@@ -392,8 +411,8 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
                         "remote");
     planner->local.want_lens = planner->remote.want_lens = !planner->uniform;
     planner->remote.want_devs = !planner->one_reach;
-    if (args->remote->one_reach && args->remote->direct) {
-        planner->remote.delta = args->remote->delta;
+    if (remote->one_reach) {
+        planner->remote.delta = remote->delta;
     }
 }
 

@@ -18,6 +18,22 @@
 #define VNXI_CHUNK_BYTES_MAX (2048u << 10) /* from 128 MiB on */
 #define VNXI_CHUNK_PIECES 512u
 
+/* The engine's prepared lists: how it reaches their regions. */
+typedef struct vnxi_native_list {
+    vnxi_list_t base; /* first */
+    bool direct;      /* the regions of all rows are direct */
+    bool one_reach;   /* `direct` and `delta` are the same for all regions */
+    uint64_t delta;   /* of the regions; valid if one_reach */
+} vnxi_native_list_t;
+
+extern const vnxi_list_class_t vnxi_native_list_class;
+
+static inline const vnxi_native_list_t *
+vnxi_native_list(const vnxi_list_t *list)
+{
+    return (const vnxi_native_list_t *)list; /* base is the first member */
+}
+
 typedef struct vnxi_segment {
     uint64_t local, remote;
     int64_t local_stride, remote_stride;

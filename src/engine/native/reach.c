@@ -1,74 +1,67 @@
 #include "engine/native/reach.h"
 
-#include <stdlib.h>
-
 #include "base/error.h"
 
-/* A peer's map_info has fd -1 here: vnxi_map_info_fini() closes nothing. */
 static void
-reach_free(vnxi_attachment_t *attachment)
+region_init(vnxi_region_t *region)
 {
-    vnxi_reach_t *reach = (vnxi_reach_t *)attachment;
-    vnxi_mapping_release(reach->mapping);
-    vnxi_map_info_fini(&reach->map_info);
-    vnxi_ucx_mem_free(atomic_load(&reach->mem));
-    vnxi_ucx_key_release(reach->key);
-    free(reach);
+    vnxi_native_region(region)->map_info = VNXI_MAP_INFO_NONE;
 }
 
-static vnxi_reach_t *
-reach_create(vnxi_region_t *region)
+/* A peer's map_info has fd -1 here, so vnxi_map_info_fini() closes nothing for
+ * it.
+ */
+static void
+region_fini(vnxi_region_t *base)
 {
-    vnxi_reach_t *reach = calloc(1, sizeof *reach);
-    if (reach != NULL) {
-        reach->super.free = reach_free;
-        reach->map_info = VNXI_MAP_INFO_NONE;
-        region->attachment = &reach->super;
-    }
-    return reach;
+    vnxi_native_region_t *region = vnxi_native_region(base);
+    vnxi_mapping_release(region->mapping);
+    vnxi_map_info_fini(&region->map_info);
+    vnxi_ucx_mem_free(atomic_load(&region->mem));
+    vnxi_ucx_key_release(region->key);
 }
+
+const vnxi_region_class_t vnxi_native_region_class = {
+    .size = sizeof(vnxi_native_region_t),
+    .init = region_init,
+    .fini = region_fini,
+};
 
 vnxi_ucx_mem_t *
 vnxi_region_ucx_mem(const vnxi_region_t *region)
 {
-    vnxi_reach_t *reach = vnxi_region_reach(region);
-    return reach != NULL ? atomic_load(&reach->mem) : NULL;
+    return atomic_load(&vnxi_native_region(region)->mem);
 }
 
 vnxi_ucx_key_t *
 vnxi_region_ucx_key(const vnxi_region_t *region)
 {
-    const vnxi_reach_t *reach = vnxi_region_reach(region);
-    return reach != NULL ? reach->key : NULL;
+    return vnxi_native_region(region)->key;
 }
 
-vnx_status_t
-vnxi_reach_attach_local(vnxi_region_t *region, vnx_error_t *error)
+void
+vnxi_reach_attach_local(vnxi_region_t *region)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        return vnxi_error_no_memory(error, "register_memory", sizeof *reach);
-    }
     if (region->mem == VNX_MEM_DRAM) {
-        region->direct = true;
-        reach->map_info = vnxi_map_info_find(region->addr, region->len);
+        vnxi_native_region_t *local = vnxi_native_region(region);
+        local->direct = true;
+        local->map_info = vnxi_map_info_find(region->addr, region->len);
     }
-    return VNX_OK;
 }
 
 vnx_status_t
 vnxi_reach_map_ucx(vnxi_region_t *region, vnxi_ucx_t *ucx, vnx_error_t *error)
 {
-    vnxi_reach_t *reach = vnxi_region_reach(region);
+    vnxi_native_region_t *local = vnxi_native_region(region);
     vnxi_ucx_mem_t *mem;
 
-    if (atomic_load(&reach->mem) != NULL) {
+    if (atomic_load(&local->mem) != NULL) {
         return VNX_OK;
     }
     vnx_status_t status =
         vnxi_ucx_mem_map(ucx, region->addr, region->len, &mem, error);
     if (status == VNX_OK) {
-        atomic_store(&reach->mem, mem);
+        atomic_store(&local->mem, mem);
     }
     return status;
 }
@@ -82,38 +75,26 @@ vnxi_reach_unmap_ucx(const vnxi_region_t *region)
     }
 }
 
-vnx_status_t
-vnxi_reach_attach_remote(vnxi_region_t *region,
-                         const vnxi_map_info_t *map_info,
-                         vnxi_mapping_t *mapping, vnx_error_t *error)
+void
+vnxi_reach_attach_remote(vnxi_region_t *base, const vnxi_map_info_t *map_info,
+                         vnxi_mapping_t *mapping)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        vnxi_mapping_release(mapping);
-        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *reach);
-    }
+    vnxi_native_region_t *region = vnxi_native_region(base);
+
     if (map_info->fd >= 0) {
-        reach->map_info = *map_info;
-        reach->map_info.fd = -1; /* a descriptor of the peer's process: not
-                                 ours to close */
+        region->map_info = *map_info;
+        region->map_info.fd = -1; /* a descriptor of the peer's process: not
+                                  ours to close */
     }
-    reach->mapping = mapping;
+    region->mapping = mapping;
     if (mapping != NULL) {
         region->direct = true;
-        region->delta = (uintptr_t)vnxi_mapping_data(mapping) - region->addr;
+        region->delta = (uintptr_t)vnxi_mapping_data(mapping) - base->addr;
     }
-    return VNX_OK;
 }
 
-vnx_status_t
-vnxi_reach_attach_key(vnxi_region_t *region, vnxi_ucx_key_t *key,
-                      vnx_error_t *error)
+void
+vnxi_reach_attach_key(vnxi_region_t *region, vnxi_ucx_key_t *key)
 {
-    vnxi_reach_t *reach = reach_create(region);
-    if (reach == NULL) {
-        vnxi_ucx_key_release(key);
-        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *reach);
-    }
-    reach->key = key;
-    return VNX_OK;
+    vnxi_native_region(region)->key = key;
 }

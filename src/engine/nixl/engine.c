@@ -1,5 +1,5 @@
 /*
- * The nixl engine: its life, its prepared lists, and its table of operations.
+ * The life of the nixl engine.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -12,70 +12,12 @@
 #include "base/mutex.h"
 #include "engine/nixl/nixl.h"
 #include "engine/nixl/xfer.h"
-#include "engine/parts/metadata.h"
 
 /* Limit of the wait for transfers, which the library cannot stop. */
 #define STOP_NS 5000000000u
 
-/* -- Entering the library --------------------------------------------------
- */
-
-bool
-vnxi_nixl_enter(vnxi_engine_t *engine)
-{
-    vnxi_rwlock_read(&engine->gate);
-    if (!atomic_load_explicit(&engine->stopped, memory_order_acquire)) {
-        return true;
-    }
-    vnxi_rwlock_unlock(&engine->gate);
-    return false;
-}
-
 void
-vnxi_nixl_leave(vnxi_engine_t *engine)
-{
-    vnxi_rwlock_unlock(&engine->gate);
-}
-
-void
-vnxi_nixl_settle(vnxi_engine_t *engine)
-{
-    vnxi_rwlock_write(&engine->gate);
-    vnxi_rwlock_unlock(&engine->gate);
-}
-
-vnx_status_t
-vnxi_nixl_stopped(const char *operation, vnx_error_t *error)
-{
-    return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
-                          "the agent is closed");
-}
-
-vnx_status_t
-vnxi_nixl_failed(int code, const char *operation, const char *what,
-                 vnx_error_t *error)
-{
-    switch (code) {
-    case VNXI_CAPI_INVALID_PARAM:
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "NIXL refused %s", what);
-    case VNXI_CAPI_NOT_FOUND:
-        return vnxi_error_set(
-            error, VNX_ERR_NOT_FOUND, operation,
-            "NIXL did not find something that it needs for %s", what);
-    default:
-        return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
-                              "NIXL failed at %s (its status is %d; its log "
-                              "on stderr may say more)",
-                              what, code);
-    }
-}
-
-/* -- Life ------------------------------------------------------------------
- */
-
-static void
-engine_free(vnxi_engine_t *engine)
+vnxi_nixl_destroy(vnxi_engine_t *engine)
 {
     if (engine->self != NULL) {
         vnxi_nixl_peer_destroy(&engine->self->base);
@@ -114,12 +56,13 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->host = config->host;
     engine->name_len = config->agent_name_len;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create(vnxi_nixl_attach, engine);
+    engine->registry = vnxi_registry_create(&vnxi_nixl_region_class,
+                                            vnxi_nixl_attach, engine);
     engine->self = vnxi_nixl_peer_create(engine, config->agent_name,
                                          config->agent_name_len);
     if (engine->name == NULL || engine->registry == NULL ||
         engine->self == NULL) {
-        engine_free(engine);
+        vnxi_nixl_destroy(engine);
         return NULL;
     }
     memcpy(engine->name, config->agent_name, config->agent_name_len);
@@ -128,9 +71,9 @@ engine_alloc(const vnxi_engine_config_t *config)
     return engine;
 }
 
-static vnx_status_t
-nixl_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
-            vnx_error_t *error)
+vnx_status_t
+vnxi_nixl_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
+                 vnx_error_t *error)
 {
     vnxi_engine_t *engine = engine_alloc(config);
     if (engine == NULL) {
@@ -160,7 +103,7 @@ land_all(vnxi_engine_t *engine)
     static const struct timespec pause = {0, 200000};
     uint64_t deadline = vnxi_clock_deadline(STOP_NS);
 
-    while (vnxi_nixl_poller_turn(engine) > 0) {
+    while (vnxi_nixl_poller_check(engine) > 0) {
         if (vnxi_clock_ns() > deadline) {
             return false;
         }
@@ -192,8 +135,8 @@ destroy_agent(vnxi_engine_t *engine)
 /* Refuse new work (stopped), wait until nothing is in flight and nobody is
  * inside, then destroy the library's agent with its registrations and
  * connections. */
-static void
-nixl_stop(vnxi_engine_t *engine)
+void
+vnxi_nixl_stop(vnxi_engine_t *engine)
 {
     vnxi_mutex_lock(&engine->backend_lock);
     atomic_store(&engine->stopped, true);
@@ -226,93 +169,3 @@ nixl_stop(vnxi_engine_t *engine)
     vnxi_rwlock_unlock(&engine->gate);
     vnxi_mutex_unlock(&engine->backend_lock);
 }
-
-/* -- Prepared lists --------------------------------------------------------
- */
-
-static vnx_status_t
-nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
-                const char *const *backends, const char *operation,
-                vnxi_builder_t **builder_p, vnx_error_t *error)
-{
-    uint32_t set = 0;
-    vnx_status_t status =
-        vnxi_nixl_backend_set(engine, backends, operation, &set, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (peer != NULL && vnxi_peer_end_has_come(&vnxi_nixl_peer(peer)->end)) {
-        return vnxi_nixl_peer_error(vnxi_nixl_peer(peer), operation, error);
-    }
-    vnxi_list_args_t args = {
-        .peer = peer,
-        .table = peer != NULL ? vnxi_nixl_peer_table(vnxi_nixl_peer(peer))
-                              : vnxi_registry_snapshot(engine->registry, NULL),
-        .mem = mem,
-        .backends = set,
-        .operation = operation,
-    };
-    return vnxi_list_begin(&args, builder_p, error);
-}
-
-/* -- The table -------------------------------------------------------------
- */
-
-static vnxi_peer_t *
-nixl_peer_self(vnxi_engine_t *engine)
-{
-    return &engine->self->base;
-}
-
-static void
-nixl_notif_poll(vnxi_engine_t *engine)
-{
-    if (vnxi_nixl_enter(engine)) {
-        vnxi_nixl_take_notifs(engine);
-        vnxi_nixl_leave(engine);
-    }
-}
-
-const vnxi_engine_ops_t vnxi_nixl_ops = {
-    .abi = VNXI_ENGINE_ABI,
-    .size = sizeof(vnxi_engine_ops_t),
-    .name = "nixl",
-    .create = nixl_create,
-    .stop = nixl_stop,
-    .destroy = engine_free,
-    .probe = vnxi_nixl_probe,
-    .plugin = vnxi_nixl_plugin,
-    .plugin_mems = vnxi_nixl_plugin_mems,
-    .param = vnxi_nixl_param,
-    .backend_create = vnxi_nixl_backend_create,
-    .mem_register = vnxi_nixl_register,
-    .mem_deregister = vnxi_nixl_deregister,
-    .mem_query = vnxi_nixl_query,
-    .metadata = vnxi_nixl_metadata,
-    .partial_metadata = vnxi_nixl_partial_metadata,
-    .metadata_name = vnxi_metadata_name,
-    .peer_load = vnxi_nixl_peer_load,
-    .peer_self = nixl_peer_self,
-    .peer_close = vnxi_nixl_peer_close,
-    .peer_destroy = vnxi_nixl_peer_destroy,
-    .peer_connect = vnxi_nixl_peer_connect,
-    .peer_covers = vnxi_nixl_peer_covers,
-    .peer_pid = vnxi_nixl_peer_pid,
-    .describe = vnxi_nixl_describe,
-    .list_begin = nixl_list_begin,
-    .list_feed = vnxi_list_feed,
-    .list_feed_strided = vnxi_list_feed_strided,
-    .list_finish = vnxi_list_finish,
-    .list_abort = vnxi_list_abort,
-    .list_count = vnxi_list_count,
-    .list_bytes = vnxi_list_bytes,
-    .list_release = vnxi_list_release,
-    .xfer_prepare = vnxi_nixl_xfer_prepare,
-    .xfer_post = vnxi_nixl_xfer_post,
-    .xfer_cancel = vnxi_nixl_xfer_cancel,
-    .xfer_release = vnxi_nixl_xfer_release,
-    .xfer_backend = vnxi_nixl_xfer_backend,
-    .xfer_estimate = vnxi_nixl_xfer_estimate,
-    .notif_send = vnxi_nixl_notif_send,
-    .notif_poll = nixl_notif_poll,
-};

@@ -27,7 +27,6 @@
 #define BATCH 512u
 
 struct vnxi_nixl_twin {
-    vnxi_list_extra_t super; /* first */
     vnxi_engine_t *engine;
     vnxi_capi_dlist_t *handle; /* NULL: the list is irregular, or the engine
                                   has stopped; protected by the gate and
@@ -50,12 +49,20 @@ drop_handle(vnxi_nixl_twin_t *twin)
     }
 }
 
-static void
-twin_free(vnxi_list_extra_t *extra)
+static vnxi_nixl_twin_t *
+twin_of(const vnxi_list_t *list)
 {
-    vnxi_nixl_twin_t *twin = (vnxi_nixl_twin_t *)extra;
-    vnxi_engine_t *engine = twin->engine;
+    return atomic_load(&((const vnxi_nixl_list_t *)list)->twin);
+}
 
+static void
+list_fini(vnxi_list_t *list)
+{
+    vnxi_nixl_twin_t *twin = twin_of(list);
+    if (twin == NULL) {
+        return;
+    }
+    vnxi_engine_t *engine = twin->engine;
     vnxi_rwlock_read(&engine->gate);
     vnxi_mutex_lock(&engine->twins_lock);
     if (twin->previous != NULL) {
@@ -71,6 +78,11 @@ twin_free(vnxi_list_extra_t *extra)
     vnxi_rwlock_unlock(&engine->gate);
     free(twin);
 }
+
+const vnxi_list_class_t vnxi_nixl_list_class = {
+    .size = sizeof(vnxi_nixl_list_t),
+    .fini = list_fini,
+};
 
 void
 vnxi_nixl_twins_drop(vnxi_engine_t *engine)
@@ -128,12 +140,6 @@ prepare(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
     return handle;
 }
 
-static vnxi_nixl_twin_t *
-twin_of(const vnxi_list_t *list)
-{
-    return (vnxi_nixl_twin_t *)atomic_load(&list->extra);
-}
-
 static void
 make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
 {
@@ -142,7 +148,6 @@ make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
     if (twin == NULL) {
         return;
     }
-    twin->super.free = twin_free;
     twin->engine = engine;
     twin->backend = backend;
     twin->handle = prepare(engine, list, backend);
@@ -153,7 +158,7 @@ make_twin(vnxi_engine_t *engine, vnxi_list_t *list, size_t backend)
     }
     engine->twins = twin;
     vnxi_mutex_unlock(&engine->twins_lock);
-    atomic_store(&list->extra, &twin->super);
+    atomic_store(&((vnxi_nixl_list_t *)list)->twin, twin);
 }
 
 /* Create the list's twin if it has none.  Returns whether the list now has one

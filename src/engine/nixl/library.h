@@ -12,7 +12,7 @@
 #ifndef VNXI_NIXL_LIBRARY_H
 #define VNXI_NIXL_LIBRARY_H
 
-#include <vnx/error.h>
+#include <vnx/vnx.h>
 
 #include "engine/nixl/capi.h"
 
@@ -32,6 +32,23 @@ void vnxi_nixl_plugin_fault(const char *plugin, char *text, size_t size);
 /* A dlopen() handle for a plugin that the library has loaded; NULL if it has
  * not loaded the plugin as an object of its own. */
 void *vnxi_nixl_plugin_loaded(const char *plugin);
+
+/* Convert the library's return value to a status and write the error.  `what`
+ * describes the failed action. */
+vnx_status_t vnxi_nixl_failed(int code, const char *operation,
+                              const char *what, vnx_error_t *error);
+
+/* Copies of the library's key and value pairs. */
+typedef struct vnxi_nixl_params {
+    vnx_param_t *at; /* owned, with the texts; sorted by key */
+    size_t count;
+} vnxi_nixl_params_t;
+
+/* Take over key and value pairs of the library; frees the handle. */
+vnx_status_t vnxi_nixl_params_take(const vnxi_capi_t *capi,
+                                   vnxi_capi_params_t *params,
+                                   vnxi_nixl_params_t *params_p);
+void vnxi_nixl_params_fini(vnxi_nixl_params_t *params);
 
 /* Intern a text: the result is never freed and is the same for equal texts.
  * For names of backends.  NULL: no memory. */

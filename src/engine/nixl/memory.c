@@ -1,5 +1,5 @@
 /*
- * Registration.
+ * Registration, and queries of storage backends.
  *
  * Design notes.  The library registers a range as often as it is told.  The
  * registry counts uses, so that the library has each range only once per
@@ -25,6 +25,7 @@
 
 #define ADD "register_memory"
 #define REMOVE "deregister_memory"
+#define QUERY "query_memory"
 
 /* Limit of the wait for a transfer in flight. */
 #define LAND_NS 5000000000u
@@ -45,41 +46,16 @@ struct vnxi_nixl_batch {
     vnxi_region_table_t *table; /* owned; before */
 };
 
-/* -- Data attached to a region
- * ------------------------------------------------
- */
-
 static void
-region_free(vnxi_attachment_t *attachment)
+region_fini(vnxi_region_t *region)
 {
-    vnxi_nixl_region_t *region = (vnxi_nixl_region_t *)attachment;
-    free(region->meta);
-    free(region);
+    free(vnxi_nixl_region(region)->meta);
 }
 
-vnx_status_t
-vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
-                        const void *meta, size_t meta_len,
-                        const char *operation, vnx_error_t *error)
-{
-    vnxi_nixl_region_t *kept = calloc(1, sizeof *kept);
-    char *copy = meta_len > 0 ? malloc(meta_len) : NULL;
-
-    if (kept == NULL || (meta_len > 0 && copy == NULL)) {
-        free(kept);
-        free(copy);
-        return vnxi_error_no_memory(error, operation, sizeof *kept + meta_len);
-    }
-    if (meta_len > 0) {
-        memcpy(copy, meta, meta_len);
-    }
-    kept->super.free = region_free;
-    atomic_init(&kept->backends, backends);
-    kept->meta = copy;
-    kept->meta_len = meta_len;
-    region->attachment = &kept->super;
-    return VNX_OK;
-}
+const vnxi_region_class_t vnxi_nixl_region_class = {
+    .size = sizeof(vnxi_nixl_region_t),
+    .fini = region_fini,
+};
 
 /* -- The batch -------------------------------------------------------------
  */
@@ -147,9 +123,19 @@ vnxi_nixl_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
     batch_row_t key = {.key = *region};
     const batch_row_t *row = bsearch(&key, batch->rows, batch->count,
                                      sizeof *batch->rows, compare_rows);
+    vnxi_nixl_region_t *kept = vnxi_nixl_region(region);
+    size_t len = row->desc->meta_len;
 
-    return vnxi_nixl_region_attach(region, row->now, row->desc->meta,
-                                   row->desc->meta_len, ADD, error);
+    kept->meta = len > 0 ? malloc(len) : NULL;
+    if (len > 0 && kept->meta == NULL) {
+        return vnxi_error_no_memory(error, ADD, len);
+    }
+    if (len > 0) {
+        memcpy(kept->meta, row->desc->meta, len);
+    }
+    kept->meta_len = len;
+    atomic_init(&kept->backends, row->now);
+    return VNX_OK;
 }
 
 /* -- The library's lists ---------------------------------------------------
@@ -393,7 +379,7 @@ wait_landed(vnxi_engine_t *engine)
         if (!vnxi_nixl_enter(engine)) {
             return false;
         }
-        vnxi_nixl_poller_turn(engine);
+        vnxi_nixl_poller_check(engine);
         vnxi_nixl_leave(engine);
     }
     return true;
@@ -481,5 +467,131 @@ vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
         vnxi_region_release(gone.regions[i]);
     }
     free(gone.regions);
+    return status;
+}
+
+/* -- Querying a storage backend --------------------------------------------
+ */
+
+/* Take the answer for one row.  We own its parameters; the library lends
+ * nothing. */
+static vnx_status_t
+take_answer(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t i,
+            vnx_mem_info_t *info, vnx_error_t *error)
+{
+    vnxi_nixl_params_t params = {0};
+    vnxi_capi_params_t *handle = NULL;
+    bool is_there = false;
+
+    if (capi->query_resp_list_has_value(answers, i, &is_there) !=
+        VNXI_CAPI_OK) {
+        is_there = false;
+    }
+    info->is_there = is_there;
+    if (!is_there) {
+        return VNX_OK;
+    }
+    if (capi->query_resp_list_get_params(answers, i, &handle) !=
+            VNXI_CAPI_OK ||
+        vnxi_nixl_params_take(capi, handle, &params) != VNX_OK) {
+        return vnxi_error_no_memory(error, QUERY, 0);
+    }
+    info->params = params.at;
+    info->param_count = params.count;
+    return VNX_OK;
+}
+
+static vnx_status_t
+take_answers(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t count,
+             vnx_mem_info_t *infos, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    size_t found = 0;
+
+    capi->query_resp_list_size(answers, &found);
+    if (found != count) {
+        return vnxi_error_set(error, VNX_ERR_BACKEND, QUERY,
+                              "NIXL answered %zu of %zu rows", found, count);
+    }
+    for (size_t i = 0; status == VNX_OK && i < count; i++) {
+        status = take_answer(capi, answers, i, &infos[i], error);
+    }
+    return status;
+}
+
+static bool
+add_all(const vnxi_capi_t *capi, vnxi_capi_reg_list_t *list,
+        const vnx_reg_desc_t *descs, size_t count)
+{
+    bool good = true;
+    for (size_t i = 0; good && i < count; i++) {
+        const vnx_desc_t *desc = &descs[i].desc;
+        good = capi->reg_dlist_add_desc(list, desc->addr, desc->len, desc->dev,
+                                        descs[i].meta_len > 0 ? descs[i].meta
+                                                              : "",
+                                        descs[i].meta_len) == VNXI_CAPI_OK;
+    }
+    return good;
+}
+
+static vnx_status_t
+query_backend(vnxi_engine_t *engine, vnx_mem_t mem,
+              const vnx_reg_desc_t *descs, size_t count, size_t backend,
+              vnx_mem_info_t *infos, vnx_error_t *error)
+{
+    const vnxi_capi_t *capi = engine->capi;
+    vnxi_capi_reg_list_t *list = NULL;
+    vnxi_capi_query_t *answers = NULL;
+    vnx_status_t status;
+    char what[96];
+
+    if (capi->create_reg_dlist((int)mem, &list) != VNXI_CAPI_OK) {
+        return vnxi_error_no_memory(error, QUERY, 0);
+    }
+    if (capi->create_query_resp_list(&answers) != VNXI_CAPI_OK ||
+        !add_all(capi, list, descs, count)) {
+        status = vnxi_error_no_memory(error, QUERY, count);
+    } else {
+        int code = capi->query_mem(engine->agent, list, answers,
+                                   engine->backends[backend].options);
+        snprintf(what, sizeof what, "querying the backend %s",
+                 engine->backends[backend].name);
+        status = code == VNXI_CAPI_OK
+                     ? take_answers(capi, answers, count, infos, error)
+                     : vnxi_nixl_failed(code, QUERY, what, error);
+    }
+    if (answers != NULL) {
+        capi->destroy_query_resp_list(answers);
+    }
+    capi->destroy_reg_dlist(list);
+    return status;
+}
+
+vnx_status_t
+vnxi_nixl_query(vnxi_engine_t *engine, vnx_mem_t mem,
+                const vnx_reg_desc_t *descs, size_t count, const char *backend,
+                vnx_mem_info_t *infos, vnx_error_t *error)
+{
+    const char *const backends[] = {backend, NULL};
+    uint32_t set = 0;
+
+    vnx_status_t status =
+        vnxi_nixl_backend_set(engine, backends, QUERY, &set, error);
+    if (status != VNX_OK || count == 0) {
+        return status;
+    }
+    if (vnx_mem_name(mem) == NULL ||
+        (vnxi_nixl_backends_for(engine, mem) & set) == 0) {
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_SUPPORTED, QUERY,
+            "the backend %s does not accept %s memory", backend,
+            vnx_mem_name(mem) != NULL ? vnx_mem_name(mem) : "such");
+    }
+    if (!vnxi_nixl_enter(engine)) {
+        return vnxi_nixl_stopped(QUERY, error);
+    }
+    status = query_backend(engine, mem, descs, count,
+                           (size_t)__builtin_ctz(set), infos, error);
+    vnxi_nixl_leave(engine);
     return status;
 }

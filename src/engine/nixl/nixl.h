@@ -25,10 +25,10 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/error.h"
 #include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/nixl/library.h"
-#include "engine/nixl/ops.h"
 #include "engine/nixl/poller.h"
 #include "engine/parts/list.h"
 #include "engine/parts/peer.h"
@@ -39,12 +39,6 @@
 typedef struct vnxi_nixl_peer vnxi_nixl_peer_t;
 typedef struct vnxi_nixl_twin vnxi_nixl_twin_t;   /* indexed.c */
 typedef struct vnxi_nixl_batch vnxi_nixl_batch_t; /* memory.c */
-
-/* Copies of the library's texts. */
-typedef struct vnxi_nixl_params {
-    vnx_param_t *at; /* owned, with the texts */
-    size_t count;
-} vnxi_nixl_params_t;
 
 typedef struct vnxi_nixl_plugin {
     const char *name;      /* interned */
@@ -65,7 +59,7 @@ typedef struct vnxi_nixl_backend {
 
 #define VNXI_NIXL_LISTS_MAX 8
 
-/* The library's lists, emptied, with their capacity; lists.c. */
+/* The library's lists, emptied, with their capacity; piece_builder.c. */
 typedef struct vnxi_nixl_lists {
     vnxi_mutex_t lock; /* a leaf */
     struct {
@@ -113,9 +107,9 @@ struct vnxi_engine {
     vnxi_nixl_twin_t *twins;  /* all twins; twins_lock */
 };
 
-/* Engine data attached to a region. */
+/* The engine's regions. */
 typedef struct vnxi_nixl_region {
-    vnxi_attachment_t super;       /* first */
+    vnxi_region_t base;            /* first */
     atomic_uint_fast32_t backends; /* backends that have the region */
     uint64_t digest;               /* peer's: hash of the published data */
     char *meta;                    /* local: a path, a key; owned */
@@ -125,14 +119,25 @@ typedef struct vnxi_nixl_region {
 static inline vnxi_nixl_region_t *
 vnxi_nixl_region(const vnxi_region_t *region)
 {
-    return (vnxi_nixl_region_t *)region->attachment;
+    return (vnxi_nixl_region_t *)region; /* base is the first member */
 }
 
-/* Attach the data.  Errors: VNX_ERR_NO_MEMORY. */
-vnx_status_t vnxi_nixl_region_attach(vnxi_region_t *region, uint32_t backends,
-                                     const void *meta, size_t meta_len,
-                                     const char *operation,
-                                     vnx_error_t *error);
+extern const vnxi_region_class_t vnxi_nixl_region_class; /* memory.c */
+
+/* The engine's prepared lists. */
+typedef struct vnxi_nixl_list {
+    vnxi_list_t base;                 /* first */
+    _Atomic(vnxi_nixl_twin_t *) twin; /* owned; NULL: none; indexed.c */
+} vnxi_nixl_list_t;
+
+extern const vnxi_list_class_t vnxi_nixl_list_class; /* indexed.c */
+
+/* The connection info of one of the peer's backends. */
+typedef struct vnxi_nixl_conn {
+    size_t backend; /* our backend of the same name */
+    void *info;     /* owned */
+    size_t len;
+} vnxi_nixl_conn_t;
 
 struct vnxi_nixl_peer {
     vnxi_peer_t base;
@@ -142,7 +147,7 @@ struct vnxi_nixl_peer {
     atomic_bool posts_at_once; /* a large post to it returns quickly */
 
     /* These identify its instance; the core's load lock. */
-    struct vnxi_nixl_conn *conns; /* owned */
+    vnxi_nixl_conn_t *conns; /* owned */
     size_t conn_count;
     bool is_loaded;                  /* the library knows the peer, under
                                         this name */
@@ -160,23 +165,51 @@ vnxi_nixl_peer(vnxi_peer_t *peer)
     return (vnxi_nixl_peer_t *)peer; /* base is the first member */
 }
 
-/* -- Entering the library (engine.c) ---------------------------------------
+/* -- Life (engine.c) --------------------------------------------------------
+ */
+
+vnx_status_t vnxi_nixl_create(const vnxi_engine_config_t *config,
+                              vnxi_engine_t **engine_p, vnx_error_t *error);
+void vnxi_nixl_stop(vnxi_engine_t *engine);
+void vnxi_nixl_destroy(vnxi_engine_t *engine);
+
+/* -- Entering the library --------------------------------------------------
  */
 
 /* Take the gate for reading.  False: the engine has stopped and the library's
  * agent is gone. */
-bool vnxi_nixl_enter(vnxi_engine_t *engine);
-void vnxi_nixl_leave(vnxi_engine_t *engine);
+static inline bool
+vnxi_nixl_enter(vnxi_engine_t *engine)
+{
+    vnxi_rwlock_read(&engine->gate);
+    if (!atomic_load_explicit(&engine->stopped, memory_order_acquire)) {
+        return true;
+    }
+    vnxi_rwlock_unlock(&engine->gate);
+    return false;
+}
+
+static inline void
+vnxi_nixl_leave(vnxi_engine_t *engine)
+{
+    vnxi_rwlock_unlock(&engine->gate);
+}
 
 /* Wait until every thread that entered before has left. */
-void vnxi_nixl_settle(vnxi_engine_t *engine);
+static inline void
+vnxi_nixl_settle(vnxi_engine_t *engine)
+{
+    vnxi_rwlock_write(&engine->gate);
+    vnxi_rwlock_unlock(&engine->gate);
+}
 
-vnx_status_t vnxi_nixl_stopped(const char *operation, vnx_error_t *error);
-
-/* Convert the library's return value to a status and write the error.  `what`
- * describes the failed action. */
-vnx_status_t vnxi_nixl_failed(int code, const char *operation,
-                              const char *what, vnx_error_t *error);
+/* The error if the engine has stopped. */
+static inline vnx_status_t
+vnxi_nixl_stopped(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
+                          "the agent is closed");
+}
 
 /* -- Backends (backends.c) --------------------------------------------------
  */
@@ -206,13 +239,8 @@ uint32_t vnxi_nixl_backends_for(vnxi_engine_t *engine, vnx_mem_t mem);
 /* "UCX, POSIX". */
 void vnxi_nixl_backend_names(vnxi_engine_t *engine, uint32_t set, char *text,
                              size_t size);
-/* Take over key and value pairs of the library; frees the handle. */
-vnx_status_t vnxi_nixl_params_take(const vnxi_capi_t *capi,
-                                   vnxi_capi_params_t *params,
-                                   vnxi_nixl_params_t *params_p);
-void vnxi_nixl_params_fini(vnxi_nixl_params_t *params);
 
-/* -- Memory (memory.c, query.c) ---------------------------------------------
+/* -- Memory (memory.c) -------------------------------------------------------
  */
 
 vnx_status_t vnxi_nixl_register(vnxi_engine_t *engine, vnx_mem_t mem,
@@ -248,10 +276,10 @@ vnx_status_t vnxi_nixl_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 /* Create a peer without regions and with one reference.  NULL: no memory. */
 vnxi_nixl_peer_t *vnxi_nixl_peer_create(vnxi_engine_t *engine,
                                         const void *name, size_t name_len);
+void vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count);
 vnx_status_t vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                  const void *blob, size_t len,
                                  vnxi_peer_t **peer_p, vnx_error_t *error);
-void vnxi_nixl_conns_free(struct vnxi_nixl_conn *conns, size_t count);
 void vnxi_nixl_peer_close(vnxi_peer_t *peer, const char *cause);
 void vnxi_nixl_peer_destroy(vnxi_peer_t *peer);
 vnx_status_t vnxi_nixl_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);
@@ -285,7 +313,7 @@ vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
                                    const char *operation, const char *what,
                                    vnx_error_t *error);
 
-/* -- The library's lists (lists.c) ------------------------------------------
+/* -- The library's lists (piece_builder.c) ---------------------------------
  */
 
 /* An empty list for memory of that type; NULL: no memory. */
@@ -296,7 +324,7 @@ void vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
                          vnxi_capi_xfer_list_t *list, size_t count);
 void vnxi_nixl_lists_fini(vnxi_engine_t *engine);
 
-/* -- Transfers (xfer.c, post.c, walk.c, storage.c) --------------------------
+/* -- Transfers (xfer.c) -----------------------------------------------------
  */
 
 vnx_status_t vnxi_nixl_xfer_prepare(vnxi_engine_t *engine,

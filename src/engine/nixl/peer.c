@@ -19,7 +19,7 @@ vnxi_nixl_peer_create(vnxi_engine_t *engine, const void *name, size_t name_len)
 {
     vnxi_nixl_peer_t *peer = calloc(1, sizeof *peer);
     if (peer == NULL ||
-        !vnxi_peer_init(&peer->base, &vnxi_nixl_ops, name, name_len)) {
+        !vnxi_peer_init(&peer->base, vnxi_nixl_peer_destroy, name, name_len)) {
         free(peer);
         return NULL;
     }
@@ -27,6 +27,15 @@ vnxi_nixl_peer_create(vnxi_engine_t *engine, const void *name, size_t name_len)
     vnxi_peer_end_init(&peer->end);
     vnxi_mutex_init(&peer->lock, VNXI_RANK_NIXL_PEER);
     return peer;
+}
+
+void
+vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        free(conns[i].info);
+    }
+    free(conns);
 }
 
 void
@@ -94,28 +103,6 @@ vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code, const char *operation,
     vnx_status_t status = vnxi_nixl_failed(code, operation, what, error);
     vnxi_error_peer(error, peer->base.name, peer->base.name_len);
     return status;
-}
-
-/* After the mark, no post begins.  Wait for posts inside the library and end
- * what they left in flight; then the library may forget the name. */
-void
-vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
-{
-    vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
-    vnxi_engine_t *engine = peer->engine;
-
-    vnxi_peer_end_mark(&peer->end, cause);
-    if (!peer->is_loaded) {
-        return;
-    }
-    peer->is_loaded = false;
-    vnxi_nixl_settle(engine);
-    if (!vnxi_nixl_enter(engine)) {
-        return; /* the library's agent is gone, with its peers */
-    }
-    vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
-    engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
-    vnxi_nixl_leave(engine);
 }
 
 /* -- Queries -----------------------------------------------------------------
@@ -222,7 +209,7 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
             status = vnxi_nixl_peer_failed(peer, code, operation,
                                            "sending the notification", error);
         }
-        vnxi_nixl_poller_touch(engine);
+        vnxi_nixl_poller_touch(&engine->poller);
     }
     if (status == VNX_OK) {
         atomic_fetch_add_explicit(&peer->notifs, 1, memory_order_relaxed);

@@ -1,5 +1,5 @@
 /*
- * Loading a peer's metadata.
+ * Loading a peer's metadata, and closing the peer.
  *
  * Design notes.  The blob is parsed and checked here first, because the
  * library reports no causes and forgets the whole peer if a part of its blob
@@ -18,14 +18,6 @@
 
 #include "base/error.h"
 #include "engine/nixl/nixl.h"
-#include "engine/parts/load.h"
-
-/* The connection info of one of the peer's backends. */
-typedef struct vnxi_nixl_conn {
-    size_t backend; /* our backend of the same name */
-    void *info;     /* owned */
-    size_t len;
-} vnxi_nixl_conn_t;
 
 typedef struct loading {
     vnxi_engine_t *engine;
@@ -36,15 +28,6 @@ typedef struct loading {
     size_t conn_count;
     vnx_error_t *error;
 } loading_t;
-
-void
-vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        free(conns[i].info);
-    }
-    free(conns);
-}
 
 static vnx_status_t
 refuse(loading_t *loading, vnx_status_t status, const char *cause)
@@ -165,18 +148,15 @@ static vnx_status_t
 add_row(loading_t *loading, rows_t *rows, int backend, vnx_mem_t mem,
         const vnxi_md_region_t *row)
 {
-    vnxi_region_t *region =
-        vnxi_region_create(mem, row->addr, row->len, row->dev);
+    vnxi_region_t *region = vnxi_region_create(&vnxi_nixl_region_class, mem,
+                                               row->addr, row->len, row->dev);
     if (region == NULL) {
-        return no_memory(loading, sizeof *region);
+        return no_memory(loading, sizeof(vnxi_nixl_region_t));
     }
     rows->at[rows->count++] = region;
-    vnx_status_t status = vnxi_nixl_region_attach(
-        region, 1u << backend, NULL, 0, VNXI_OP_LOAD, loading->error);
-    if (status == VNX_OK) {
-        vnxi_nixl_region(region)->digest = digest_of(row, backend);
-    }
-    return status;
+    atomic_init(&vnxi_nixl_region(region)->backends, 1u << backend);
+    vnxi_nixl_region(region)->digest = digest_of(row, backend);
+    return VNX_OK;
 }
 
 static int
@@ -320,6 +300,31 @@ take_conns(loading_t *loading, vnxi_nixl_peer_t *peer)
             atomic_fetch_or(&peer->reached_by, 1u << peer->conns[i].backend);
         }
     }
+}
+
+/* -- Closing ---------------------------------------------------------------
+ */
+
+/* After the mark, no post begins.  Wait for posts inside the library and end
+ * what they left in flight; then the library may forget the name. */
+void
+vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
+{
+    vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
+    vnxi_engine_t *engine = peer->engine;
+
+    vnxi_peer_end_mark(&peer->end, cause);
+    if (!peer->is_loaded) {
+        return;
+    }
+    peer->is_loaded = false;
+    vnxi_nixl_settle(engine);
+    if (!vnxi_nixl_enter(engine)) {
+        return; /* the library's agent is gone, with its peers */
+    }
+    vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
+    engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
+    vnxi_nixl_leave(engine);
 }
 
 /* -- A new generation ------------------------------------------------------

@@ -45,6 +45,77 @@ vnxi_nixl_poller_fini(vnxi_nixl_poller_t *poller)
 /* -- Ends ------------------------------------------------------------------
  */
 
+/* Post a failed transfer once more.  On a broken connection the library
+ * refuses this before it sends anything.  The refusal is the only way to
+ * detect a broken connection, because the library returns the same status for
+ * every failure. */
+static int
+post_again(vnxi_exfer_t *exfer, int code)
+{
+    vnxi_engine_t *engine = exfer->engine;
+
+    if (code != VNXI_CAPI_BACKEND || exfer->was_retried ||
+        exfer->peer->is_self || exfer->piece_count > 0 ||
+        !vnxi_nixl_peer_is_there(exfer->peer)) {
+        return code;
+    }
+    exfer->was_retried = true;
+    return engine->capi->post_xfer_req(engine->agent, exfer->request,
+                                       exfer->options);
+}
+
+vnx_status_t
+vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+    vnx_error_t unused;
+
+    code = post_again(exfer, code);
+    if (code == VNXI_CAPI_IN_PROGRESS) {
+        return VNX_IN_PROG;
+    }
+    if (code == VNXI_CAPI_OK) {
+        if (peer->is_self && exfer->notif != NULL) {
+            exfer->engine->host.notif(exfer->engine->host.context,
+                                      peer->base.name, peer->base.name_len,
+                                      exfer->notif, exfer->notif_len);
+        }
+        atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&peer->bytes, exfer->bytes,
+                                  memory_order_relaxed);
+        return VNX_OK;
+    }
+    error = error != NULL ? error : &unused;
+    if (exfer->piece_count > 0 && vnxi_nixl_storage_fault(exfer, error)) {
+        return error->status;
+    }
+    if (exfer->was_retried && code == VNXI_CAPI_BACKEND) {
+        vnxi_nixl_peer_lose(peer, "transfer");
+    }
+    return vnxi_nixl_peer_failed(peer, code, "transfer", "the transfer",
+                                 error);
+}
+
+void
+vnxi_nixl_request_release(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    const vnxi_capi_t *capi = engine->capi;
+
+    if (exfer->request != NULL) {
+        /* A request that the library refuses to release is left to it. */
+        if (capi->release_xfer_req(engine->agent, exfer->request) ==
+            VNXI_CAPI_OK) {
+            capi->destroy_xfer_req(exfer->request);
+        }
+        exfer->request = NULL;
+    }
+    if (exfer->options != NULL) {
+        capi->destroy_opt_args(exfer->options);
+        exfer->options = NULL;
+    }
+}
+
 /* The callback may post the transfer again or free it. */
 static void
 report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
@@ -79,7 +150,7 @@ take_inbox_flight_lock_held(vnxi_nixl_poller_t *poller)
 }
 
 size_t
-vnxi_nixl_poller_turn(vnxi_engine_t *engine)
+vnxi_nixl_poller_check(vnxi_engine_t *engine)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
     const vnxi_capi_t *capi = engine->capi;
@@ -103,7 +174,7 @@ vnxi_nixl_poller_turn(vnxi_engine_t *engine)
     }
     vnxi_mutex_unlock(&poller->flight_lock);
     if (ended != NULL) {
-        vnxi_nixl_poller_touch(engine);
+        vnxi_nixl_poller_touch(poller);
         report(engine, ended);
     }
     return left;
@@ -149,7 +220,7 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
         vnxi_error_peer(&exfer->error, exfer->peer->base.name,
                         exfer->peer->base.name_len);
         if (peer != NULL) {
-            vnxi_nixl_xfer_give_back(exfer);
+            vnxi_nixl_request_release(exfer);
         } else {
             exfer->request = NULL; /* left to the library's agent, which is
                                       not freed */
@@ -203,20 +274,13 @@ vnxi_nixl_take_notifs(vnxi_engine_t *engine)
     }
     if (senders > 0) {
         capi->notif_map_clear(poller->notifs);
-        vnxi_nixl_poller_touch(engine);
+        vnxi_nixl_poller_touch(poller);
     }
     vnxi_mutex_unlock(&poller->take_lock);
 }
 
 /* -- The thread ------------------------------------------------------------
  */
-
-void
-vnxi_nixl_poller_touch(vnxi_engine_t *engine)
-{
-    atomic_store_explicit(&engine->poller.last_event_ns, vnxi_clock_ns(),
-                          memory_order_relaxed);
-}
 
 void
 vnxi_nixl_poller_listen(vnxi_engine_t *engine)
@@ -235,7 +299,7 @@ vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
 
-    vnxi_nixl_poller_touch(engine);
+    vnxi_nixl_poller_touch(poller);
     vnxi_mutex_lock(&poller->inbox_lock);
     bool was_empty = poller->inbox == NULL;
     exfer->next_flight = poller->inbox;
@@ -297,7 +361,7 @@ poller_main(void *context)
     prctl(PR_SET_NAME, "vnx-nixl");
     prctl(PR_SET_TIMERSLACK, 1000ul); /* pauses can be as short as 20 us */
     while (!is_over && rest(engine, in_flight)) {
-        in_flight = vnxi_nixl_poller_turn(engine);
+        in_flight = vnxi_nixl_poller_check(engine);
         if (!is_over && atomic_load(&engine->poller.listens)) {
             vnxi_nixl_take_notifs(engine);
         }

@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/nixl/capi.h"
@@ -57,14 +58,19 @@ void vnxi_nixl_poller_stop(vnxi_engine_t *engine);
 void vnxi_nixl_poller_listen(vnxi_engine_t *engine);
 
 /* More events are likely soon: poll more often. */
-void vnxi_nixl_poller_touch(vnxi_engine_t *engine);
+static inline void
+vnxi_nixl_poller_touch(vnxi_nixl_poller_t *poller)
+{
+    atomic_store_explicit(&poller->last_event_ns, vnxi_clock_ns(),
+                          memory_order_relaxed);
+}
 
 /* Add a post that the library left in progress. */
 void vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer);
 
 /* Query the states of all transfers in flight on the calling thread, and
  * report those that have ended.  Returns how many are still in flight. */
-size_t vnxi_nixl_poller_turn(vnxi_engine_t *engine);
+size_t vnxi_nixl_poller_check(vnxi_engine_t *engine);
 
 /* Return whether a transfer is in flight to or from a revoked region. */
 bool vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine);

@@ -1,16 +1,26 @@
 /*
- * Transfers: creation, end and properties.  Posting is in post.c.
+ * Transfers: creating, posting, cancelling and releasing them.  They end in
+ * poller.c.
  *
  * Design notes.  A transfer is a request of the library, made from pieces.
  * This file chooses the backend, by trying those that have the regions of both
  * sides one at a time.  The library itself would use any backend that has
  * them, even one that cannot move between memories, and does not report which
  * one it used.
+ *
+ * A backend may do all of the work while posting: UCX copies between processes
+ * of a host at that point, and POSIX writes into the page cache.  A large
+ * transfer is therefore posted by a copy thread, unless the last large one to
+ * the same peer was posted quickly, as over a network that moves the bytes
+ * itself.  A small transfer that has not completed when posted is polled for a
+ * few more microseconds and then left to the poller.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
+#include "base/pool.h"
 #include "engine/nixl/xfer.h"
 #include "engine/parts/pairs.h"
 
@@ -18,6 +28,13 @@
  * copies while posting. */
 #define LARGE_BYTES (256u << 10)
 #define LARGE_PIECES 64u
+
+/* Waking the poller costs more than this. */
+#define LINGER_NS 15000u
+
+/* If posting a large transfer takes longer, the post did the copying itself.
+ */
+#define SLOW_NS 50000u
 
 #define MEMORY (1u << VNX_MEM_DRAM | 1u << VNX_MEM_VRAM)
 
@@ -180,7 +197,8 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
     if (make_by_index(exfer, args, set, pieces)) {
         return VNX_OK;
     }
-    vnx_status_t status = vnxi_nixl_walk(exfer->engine, args, pieces, error);
+    vnx_status_t status =
+        vnxi_nixl_pieces_build(exfer->engine, args, pieces, error);
     if (status != VNX_OK) {
         vnxi_error_peer(error, peer->base.name, peer->base.name_len);
         return status;
@@ -244,32 +262,12 @@ vnxi_nixl_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
 }
 
 void
-vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer)
-{
-    vnxi_engine_t *engine = exfer->engine;
-    const vnxi_capi_t *capi = engine->capi;
-
-    if (exfer->request != NULL) {
-        /* A request that the library refuses to release is left to it. */
-        if (capi->release_xfer_req(engine->agent, exfer->request) ==
-            VNXI_CAPI_OK) {
-            capi->destroy_xfer_req(exfer->request);
-        }
-        exfer->request = NULL;
-    }
-    if (exfer->options != NULL) {
-        capi->destroy_opt_args(exfer->options);
-        exfer->options = NULL;
-    }
-}
-
-void
 vnxi_nixl_xfers_drop(vnxi_engine_t *engine)
 {
     vnxi_mutex_lock(&engine->xfers_lock);
     for (vnxi_exfer_t *exfer = engine->xfers; exfer != NULL;
          exfer = exfer->next) {
-        vnxi_nixl_xfer_give_back(exfer);
+        vnxi_nixl_request_release(exfer);
     }
     vnxi_mutex_unlock(&engine->xfers_lock);
 }
@@ -282,7 +280,7 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
 
     vnxi_rwlock_read(&engine->gate);
     delist(exfer);
-    vnxi_nixl_xfer_give_back(exfer);
+    vnxi_nixl_request_release(exfer);
     vnxi_rwlock_unlock(&engine->gate);
     vnxi_list_release(exfer->local);
     vnxi_list_release(exfer->remote);
@@ -290,58 +288,218 @@ vnxi_nixl_xfer_release(vnxi_exfer_t *exfer)
     free(exfer);
 }
 
-/* -- The end ---------------------------------------------------------------
- */
+/* -- Posting on any thread ------------------------------------------------ */
 
-/* Post a failed transfer once more.  On a broken connection the library
- * refuses this before it sends anything.  The refusal is the only way to
- * detect a broken connection, because the library returns the same status for
- * every failure. */
+/* Set the notification in the library's options, which stay NULL if the
+ * transfer never had one.  The bytes may differ from those of the last post.
+ * A notification to the agent itself bypasses the library, whose storage
+ * backends do not send any. */
+static vnx_status_t
+set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    const vnxi_capi_t *capi = exfer->engine->capi;
+
+    if (exfer->notif == NULL || exfer->peer->is_self) {
+        return VNX_OK;
+    }
+    if (exfer->options == NULL &&
+        capi->create_opt_args(&exfer->options) != VNXI_CAPI_OK) {
+        exfer->options = NULL;
+        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+    }
+    if (capi->opt_args_set_notif_msg(exfer->options, exfer->notif,
+                                     exfer->notif_len) != VNXI_CAPI_OK ||
+        capi->opt_args_set_has_notif(exfer->options, true) != VNXI_CAPI_OK) {
+        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_nixl_peer_t *peer = exfer->peer;
+
+    if (vnxi_peer_end_has_come(&peer->end)) {
+        return vnxi_nixl_peer_error(peer, "transfer", error);
+    }
+    vnx_status_t status =
+        vnxi_pairs_check_regions(exfer->local, "local", &peer->base, error);
+    return status == VNX_OK ? vnxi_pairs_check_regions(exfer->remote, "remote",
+                                                       &peer->base, error)
+                            : status;
+}
+
 static int
-post_again(vnxi_exfer_t *exfer, int code)
+linger(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    uint64_t end = vnxi_clock_deadline(LINGER_NS);
+    int code;
+
+    do {
+        code = engine->capi->get_xfer_status(engine->agent, exfer->request);
+    } while (code == VNXI_CAPI_IN_PROGRESS && vnxi_clock_ns() < end);
+    return code;
+}
+
+static vnx_status_t
+enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    uint64_t start = exfer->is_large ? vnxi_clock_ns() : 0;
+    int code = engine->capi->post_xfer_req(engine->agent, exfer->request,
+                                           exfer->options);
+
+    if (exfer->is_large) {
+        atomic_store_explicit(&exfer->peer->posts_at_once,
+                              vnxi_clock_ns() - start <= SLOW_NS,
+                              memory_order_relaxed);
+    } else if (code == VNXI_CAPI_IN_PROGRESS) {
+        code = linger(exfer);
+    }
+    vnx_status_t status = vnxi_nixl_xfer_outcome(exfer, code, error);
+    if (status == VNX_IN_PROG) {
+        vnxi_nixl_poller_add(engine, exfer);
+    }
+    return status;
+}
+
+/* Hold the gate over both the checks and the post.  A thread that deregisters
+ * memory or closes the peer is then either seen by the checks or finds the
+ * transfer in flight. */
+static vnx_status_t
+post(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    if (code != VNXI_CAPI_BACKEND || exfer->was_retried ||
-        exfer->peer->is_self || exfer->piece_count > 0 ||
-        !vnxi_nixl_peer_is_there(exfer->peer)) {
-        return code;
+    if (!vnxi_nixl_enter(engine)) {
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                              "the agent was closed");
     }
-    exfer->was_retried = true;
-    return engine->capi->post_xfer_req(engine->agent, exfer->request,
-                                       exfer->options);
+    vnx_status_t status = check_post(exfer, error);
+    if (status == VNX_OK) {
+        status = set_notif(exfer, error);
+    }
+    if (status == VNX_OK) {
+        status = enter_library(exfer, error);
+    }
+    vnxi_nixl_leave(engine);
+    return status;
+}
+
+/* -- Posting on a copy thread ----------------------------------------------
+ */
+
+/* Separate from the transfer, which may be posted again or freed before the
+ * pool is done with the task. */
+typedef struct posting {
+    vnxi_task_t task; /* must be first */
+    vnxi_exfer_t *exfer;
+} posting_t;
+
+static bool
+run_posting(vnxi_task_t *task, size_t chunk)
+{
+    vnxi_exfer_t *exfer = ((posting_t *)task)->exfer;
+    vnxi_engine_t *engine = exfer->engine;
+    vnxi_engine_host_t host = engine->host;
+    void *cookie = exfer->cookie;
+    unsigned stage = VNXI_NIXL_QUEUED;
+    vnx_status_t status;
+    vnx_error_t error;
+    (void)chunk;
+
+    if (atomic_compare_exchange_strong(&exfer->stage, &stage,
+                                       VNXI_NIXL_ENTERED)) {
+        status = post(exfer, &error);
+    } else {
+        status = vnxi_error_set(&error, VNX_ERR_CANCELED, "transfer",
+                                "the transfer was cancelled");
+    }
+    /* Decrement before the callback, which may release the last reference on
+     * the engine; the engine then stops inside the callback. */
+    atomic_fetch_sub(&engine->postings, 1);
+    if (status != VNX_IN_PROG) {
+        host.xfer_done(host.context, cookie, status,
+                       status != VNX_OK ? &error : NULL);
+    }
+    return true;
+}
+
+static void
+free_posting(vnxi_task_t *task)
+{
+    free(task);
+}
+
+static vnx_status_t
+submit(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    posting_t *posting = malloc(sizeof *posting);
+
+    if (posting == NULL) {
+        return vnxi_error_no_memory(error, "transfer", sizeof *posting);
+    }
+    posting->exfer = exfer;
+    posting->task = (vnxi_task_t){.run = run_posting,
+                                  .done = free_posting,
+                                  .chunks = 1,
+                                  .max_parallel = engine->num_threads};
+    atomic_store(&exfer->stage, VNXI_NIXL_QUEUED);
+    atomic_fetch_add(&engine->postings, 1);
+    vnx_status_t status = vnxi_pool_submit(&posting->task, error);
+    if (status != VNX_OK) {
+        atomic_fetch_sub(&engine->postings, 1);
+        free(posting);
+        return status;
+    }
+    return VNX_IN_PROG;
+}
+
+/* -- Posting and stopping --------------------------------------------------
+ */
+
+/* Report immediate failures from the caller's thread, also for a large
+ * transfer. */
+static vnx_status_t
+check_early(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    return atomic_load(&exfer->engine->stopped)
+               ? vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                                "the agent was closed")
+               : check_post(exfer, error);
 }
 
 vnx_status_t
-vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
+vnxi_nixl_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
+                    vnx_error_t *error)
 {
-    vnxi_nixl_peer_t *peer = exfer->peer;
-    vnx_error_t unused;
+    exfer->notif = notif;
+    exfer->notif_len = notif_len;
+    exfer->was_retried = false;
+    atomic_store_explicit(&exfer->stage, VNXI_NIXL_ENTERED,
+                          memory_order_relaxed);
+    if (!exfer->is_large || atomic_load_explicit(&exfer->peer->posts_at_once,
+                                                 memory_order_relaxed)) {
+        return post(exfer, error);
+    }
+    vnx_status_t status = check_early(exfer, error);
+    return status == VNX_OK ? submit(exfer, error) : status;
+}
 
-    code = post_again(exfer, code);
-    if (code == VNXI_CAPI_IN_PROGRESS) {
-        return VNX_IN_PROG;
-    }
-    if (code == VNXI_CAPI_OK) {
-        if (peer->is_self && exfer->notif != NULL) {
-            exfer->engine->host.notif(exfer->engine->host.context,
-                                      peer->base.name, peer->base.name_len,
-                                      exfer->notif, exfer->notif_len);
-        }
-        atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
-        atomic_fetch_add_explicit(&peer->bytes, exfer->bytes,
-                                  memory_order_relaxed);
-        return VNX_OK;
-    }
-    error = error != NULL ? error : &unused;
-    if (exfer->piece_count > 0 && vnxi_nixl_storage_fault(exfer, error)) {
-        return error->status;
-    }
-    if (exfer->was_retried && code == VNXI_CAPI_BACKEND) {
-        vnxi_nixl_peer_lose(peer, "transfer");
-    }
-    return vnxi_nixl_peer_failed(peer, code, "transfer", "the transfer",
-                                 error);
+/* A post that waits for a copy thread can be stopped.  A request inside the
+ * library cannot: releasing it would neither wait for its bytes nor for the
+ * backend to finish with it. */
+vnx_status_t
+vnxi_nixl_xfer_cancel(vnxi_exfer_t *exfer)
+{
+    unsigned stage = VNXI_NIXL_QUEUED;
+    bool stopped = atomic_compare_exchange_strong(&exfer->stage, &stage,
+                                                  VNXI_NIXL_CANCELLED) ||
+                   stage == VNXI_NIXL_CANCELLED;
+    return stopped ? VNX_OK : VNX_ERR_NOT_SUPPORTED;
 }
 
 /* -- Facts -----------------------------------------------------------------

@@ -1,5 +1,5 @@
 /*
- * Transfers, shared by the poller and their own files.
+ * Transfers, and the pieces and files that they move.
  */
 #ifndef VNXI_NIXL_XFER_H
 #define VNXI_NIXL_XFER_H
@@ -46,6 +46,9 @@ struct vnxi_exfer {
     vnx_error_t error;
 };
 
+/* -- The end (poller.c) ----------------------------------------------------
+ */
+
 /* The outcome of a post; `code` is the library's status.  VNX_IN_PROG (also if
  * a failed transfer was posted once more), or the end with its error.  Updates
  * the peer's counters. */
@@ -54,9 +57,9 @@ vnx_status_t vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code,
 
 /* Release the request.  With a post in flight, allowed only if the peer is
  * gone or the agent stops. */
-void vnxi_nixl_xfer_give_back(vnxi_exfer_t *exfer);
+void vnxi_nixl_request_release(vnxi_exfer_t *exfer);
 
-/* -- Pairs (walk.c) --------------------------------------------------------
+/* -- Pieces (piece_builder.c) ----------------------------------------------
  */
 
 /* The pieces of a transfer, in the library's types; all zeros: empty. */
@@ -72,9 +75,10 @@ typedef struct vnxi_nixl_pieces {
 /* Check and pair the rows (with the messages of parts/pairs.h) and, unless
  * no_merge, merge neighbours that are contiguous on both sides within one
  * region of each. */
-vnx_status_t vnxi_nixl_walk(vnxi_engine_t *engine,
-                            const vnxi_xfer_args_t *args,
-                            vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error);
+vnx_status_t vnxi_nixl_pieces_build(vnxi_engine_t *engine,
+                                    const vnxi_xfer_args_t *args,
+                                    vnxi_nixl_pieces_t *pieces_p,
+                                    vnx_error_t *error);
 void vnxi_nixl_pieces_fini(vnxi_engine_t *engine, vnxi_nixl_pieces_t *pieces);
 
 /* -- By index (indexed.c) --------------------------------------------------

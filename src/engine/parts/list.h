@@ -23,12 +23,15 @@
 
 typedef struct vnxi_list_block vnxi_list_block_t; /* see list_block.h */
 
-/* Engine data attached to a list and freed with it. */
-typedef struct vnxi_list_extra {
-    void (*free)(struct vnxi_list_extra *extra);
-} vnxi_list_extra_t;
+/* The engine's own list objects, which begin with a vnxi_list_t. */
+typedef struct vnxi_list_class {
+    size_t size; /* of the object */
+    /* Fill in the engine's part of a finished list, zeroed. */
+    void (*init)(vnxi_list_t *list); /* NULL: all zeros are right */
+    void (*fini)(vnxi_list_t *list); /* NULL: nothing to release */
+} vnxi_list_class_t;
 
-/* Immutable once finished, except `extra`. */
+/* Immutable once finished. */
 struct vnxi_list {
     atomic_uint refs;
     vnxi_peer_t *peer; /* retained; NULL: local */
@@ -36,18 +39,14 @@ struct vnxi_list {
     uint64_t backends;       /* as in vnxi_list_args_t */
     size_t count;            /* rows */
     size_t bytes;            /* memory used by the list */
-    bool direct;             /* the regions of all rows are direct */
-    bool one_reach;          /* `direct` and `delta` are the same for all
-                                regions */
-    uint64_t delta;          /* of the regions; valid if one_reach */
     bool uniform;            /* all rows have the length `row_len` */
     uint64_t row_len;        /* valid if uniform */
     vnxi_region_t **regions; /* the regions of the rows, without duplicates,
                                 retained, sorted by (dev, addr) */
     size_t region_count;
-    _Atomic(vnxi_list_extra_t *) extra; /* owned; NULL: none */
     vnxi_list_block_t *blocks;
     size_t block_count;
+    const vnxi_list_class_t *class; /* NULL: nothing but this */
     /* private: the address form shared by all blocks; storage */
     int addr_form;                    /* -1: the forms differ */
     size_t blocks_size;               /* 0: within the list's own memory */
@@ -58,9 +57,10 @@ typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
     vnxi_region_table_t *table; /* taken over; NULL: out of memory */
     vnx_mem_t mem;
-    uint64_t backends;     /* a bit set with the engine's numbering, kept in
-                              the list for the engine; 0 if unused */
-    const char *operation; /* static; for errors */
+    uint64_t backends; /* a bit set with the engine's numbering, kept in
+                          the list for the engine; 0 if unused */
+    const vnxi_list_class_t *class; /* static; NULL: a plain list */
+    const char *operation;          /* static; for errors */
 } vnxi_list_args_t;
 
 /* VNX_ERR_INVALID_PARAM: unknown memory type.  Releases the reference to the

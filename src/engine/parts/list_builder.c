@@ -7,14 +7,33 @@
  *
  * A list of up to one block is a single allocation.
  */
-#include "engine/parts/list_builder.h"
-
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/recycle.h"
+#include "engine/parts/list_block.h"
+#include "engine/parts/list_finder.h"
+
+#define ROWS_MAX ((uint64_t)1 << 40)
+#define PENDING_FEW 4u
+#define PENDING_SIZE (VNXI_LIST_BLOCK * sizeof(vnx_desc_t))
+
+struct vnxi_builder {
+    vnxi_list_args_t args;
+    vnxi_finder_t finder;
+    uint64_t fed;  /* rows as counted by the caller, for errors */
+    uint64_t rows; /* with strides unrolled, including pending ones */
+    vnxi_list_block_t *blocks;
+    size_t block_count, block_capacity;
+    vnxi_list_arena_t *explicit;
+    bool mixed;       /* the lengths differ */
+    uint64_t row_len; /* of the first row */
+    vnx_desc_t *pending;
+    size_t pending_count;
+    vnx_desc_t few[PENDING_FEW];
+};
 
 /* -- Errors --------------------------------------------------------------- */
 
@@ -84,36 +103,34 @@ not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
     return name_row(builder, row, desc, status, error);
 }
 
-vnx_status_t
-vnxi_builder_invalid_row(const vnxi_builder_t *builder, uint64_t row,
-                         const vnx_desc_t *desc, const char *cause,
-                         vnx_error_t *error)
+static vnx_status_t
+invalid_row(const vnxi_builder_t *builder, uint64_t row,
+            const vnx_desc_t *desc, const char *cause, vnx_error_t *error)
 {
     vnx_status_t status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                                          builder->args.operation, "%s", cause);
     return name_row(builder, row, desc, status, error);
 }
 
-vnx_status_t
-vnxi_builder_too_many(const vnxi_builder_t *builder, vnx_error_t *error)
+static vnx_status_t
+too_many(const vnxi_builder_t *builder, vnx_error_t *error)
 {
     return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                           builder->args.operation, "more than 2^40 rows");
 }
 
 /* Check one row and write the error, if any. */
-vnx_status_t
-vnxi_builder_check_row(vnxi_builder_t *builder, uint64_t number,
-                       const vnx_desc_t *row, vnx_error_t *error)
+static vnx_status_t
+check_row(vnxi_builder_t *builder, uint64_t number, const vnx_desc_t *row,
+          vnx_error_t *error)
 {
     uint64_t end;
     if (row->len == 0) {
-        return vnxi_builder_invalid_row(builder, number, row,
-                                        "its length is 0", error);
+        return invalid_row(builder, number, row, "its length is 0", error);
     }
     if (__builtin_add_overflow(row->addr, row->len, &end)) {
-        return vnxi_builder_invalid_row(
-            builder, number, row, "address + length exceeds 2^64", error);
+        return invalid_row(builder, number, row,
+                           "address + length exceeds 2^64", error);
     }
     vnx_status_t status =
         vnxi_finder_range(&builder->finder, row->addr, row->len, row->dev);
@@ -125,9 +142,8 @@ vnxi_builder_check_row(vnxi_builder_t *builder, uint64_t number,
 
 /* -- Blocks --------------------------------------------------------------- */
 
-vnx_status_t
-vnxi_builder_reserve_blocks(vnxi_builder_t *builder, uint64_t more,
-                            vnx_error_t *error)
+static vnx_status_t
+reserve_blocks(vnxi_builder_t *builder, uint64_t more, vnx_error_t *error)
 {
     size_t need = builder->block_count + more;
     if (need <= builder->block_capacity) {
@@ -146,6 +162,13 @@ vnxi_builder_reserve_blocks(vnxi_builder_t *builder, uint64_t more,
     return VNX_OK;
 }
 
+/* Record the lengths of added rows: all `len`, or not all equal. */
+static void
+note_lengths(vnxi_builder_t *builder, bool one_len, uint64_t len)
+{
+    builder->mixed |= !one_len || len != builder->row_len;
+}
+
 /* Append a block; the caller has reserved space. */
 static vnx_status_t
 add_block(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
@@ -161,12 +184,12 @@ add_block(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
     }
     vnxi_block_encode(scan, rows, count, data,
                       &builder->blocks[builder->block_count++]);
-    vnxi_builder_note_lengths(builder, scan->one_len, rows[0].len);
+    note_lengths(builder, scan->one_len, rows[0].len);
     return VNX_OK;
 }
 
-vnx_status_t
-vnxi_builder_flush_pending(vnxi_builder_t *builder, vnx_error_t *error)
+static vnx_status_t
+flush_pending(vnxi_builder_t *builder, vnx_error_t *error)
 {
     size_t count = builder->pending_count;
     vnxi_rows_scan_t scan = vnxi_rows_scan(builder->pending, count);
@@ -176,17 +199,16 @@ vnxi_builder_flush_pending(vnxi_builder_t *builder, vnx_error_t *error)
 
 /* Reserve space for `count` more pending rows; the total must fit in a block.
  */
-vnx_status_t
-vnxi_builder_reserve_pending(vnxi_builder_t *builder, size_t count,
-                             vnx_error_t *error)
+static vnx_status_t
+reserve_pending(vnxi_builder_t *builder, size_t count, vnx_error_t *error)
 {
     if (builder->pending != builder->few ||
-        builder->pending_count + count <= VNXI_PENDING_FEW) {
+        builder->pending_count + count <= PENDING_FEW) {
         return VNX_OK;
     }
-    vnx_desc_t *pending = vnxi_recycle_alloc(VNXI_PENDING_SIZE);
+    vnx_desc_t *pending = vnxi_recycle_alloc(PENDING_SIZE);
     if (pending == NULL) {
-        return no_memory(builder, VNXI_PENDING_SIZE, error);
+        return no_memory(builder, PENDING_SIZE, error);
     }
     memcpy(pending, builder->few, builder->pending_count * sizeof *pending);
     builder->pending = pending;
@@ -233,7 +255,7 @@ builder_free(vnxi_builder_t *builder)
     vnxi_finder_fini(&builder->finder);
     vnxi_region_table_release(builder->args.table);
     if (builder->pending != builder->few) {
-        vnxi_recycle_free(builder->pending, VNXI_PENDING_SIZE);
+        vnxi_recycle_free(builder->pending, PENDING_SIZE);
     }
     free(builder);
 }
@@ -269,7 +291,7 @@ check_rows(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
     /* The block has a bad row: find the first one. */
     for (size_t i = 0; i < count; i++) {
         vnx_status_t row =
-            vnxi_builder_check_row(builder, builder->fed + i, &rows[i], error);
+            check_row(builder, builder->fed + i, &rows[i], error);
         if (row != VNX_OK) {
             return row;
         }
@@ -294,7 +316,7 @@ feed_part(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
     if (count == VNXI_LIST_BLOCK) {
         return add_block(builder, rows, count, &scan, error);
     }
-    status = vnxi_builder_reserve_pending(builder, count, error);
+    status = reserve_pending(builder, count, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -302,7 +324,7 @@ feed_part(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
            count * sizeof *rows);
     builder->pending_count += count;
     return builder->pending_count == VNXI_LIST_BLOCK
-               ? vnxi_builder_flush_pending(builder, error)
+               ? flush_pending(builder, error)
                : VNX_OK;
 }
 
@@ -310,13 +332,13 @@ vnx_status_t
 vnxi_list_feed(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
                vnx_error_t *error)
 {
-    if (count > VNXI_LIST_ROWS_MAX - builder->rows) {
-        return vnxi_builder_too_many(builder, error);
+    if (count > ROWS_MAX - builder->rows) {
+        return too_many(builder, error);
     }
     vnx_status_t status = VNX_OK;
     uint64_t blocks = (builder->pending_count + count) / VNXI_LIST_BLOCK;
     if (blocks > 0) {
-        status = vnxi_builder_reserve_blocks(builder, blocks, error);
+        status = reserve_blocks(builder, blocks, error);
     }
     while (count > 0 && status == VNX_OK) {
         size_t n = VNXI_LIST_BLOCK - builder->pending_count;
@@ -328,6 +350,153 @@ vnxi_list_feed(vnxi_builder_t *builder, const vnx_desc_t *rows, size_t count,
     return status;
 }
 
+/* -- Feeding strided rows -------------------------------------------------
+ */
+
+static vnx_desc_t
+piece_of(const vnx_strided_desc_t *row, uint64_t i)
+{
+    return (vnx_desc_t){
+        .addr = row->addr + i * row->stride, .len = row->len, .dev = row->dev};
+}
+
+/* Skip all pieces held by the same region at once. */
+static vnx_status_t
+check_pieces(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+             vnx_error_t *error)
+{
+    for (uint64_t i = 0; i < row->count;) {
+        vnx_desc_t piece = piece_of(row, i);
+        vnx_status_t status = check_row(builder, builder->fed, &piece, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        if (row->stride == 0) {
+            return VNX_OK;
+        }
+        const vnxi_region_t *region = builder->finder.last;
+        uint64_t room = region->len - (piece.addr - region->addr) - piece.len;
+        uint64_t held = room / row->stride + 1;
+        if (held >= row->count - i) {
+            return VNX_OK;
+        }
+        i += held;
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+check_strided(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+              vnx_error_t *error)
+{
+    uint64_t span, last, end;
+    vnx_desc_t first = piece_of(row, 0);
+
+    if (row->count == 0) {
+        return invalid_row(builder, builder->fed, &first, "its count is 0",
+                           error);
+    }
+    if (row->len == 0) {
+        return invalid_row(builder, builder->fed, &first, "its length is 0",
+                           error);
+    }
+    if (__builtin_mul_overflow(row->count - 1, row->stride, &span) ||
+        __builtin_add_overflow(row->addr, span, &last) ||
+        __builtin_add_overflow(last, row->len, &end)) {
+        return invalid_row(
+            builder, builder->fed, &first,
+            "address + (count - 1) * stride + length exceeds 2^64", error);
+    }
+    if (row->count > ROWS_MAX - builder->rows) {
+        return too_many(builder, error);
+    }
+    return check_pieces(builder, row, error);
+}
+
+static vnx_status_t
+add_pieces_pending(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+                   uint64_t first, size_t count, vnx_error_t *error)
+{
+    vnx_status_t status = reserve_pending(builder, count, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    for (size_t i = 0; i < count; i++) {
+        builder->pending[builder->pending_count++] = piece_of(row, first + i);
+    }
+    return builder->pending_count == VNXI_LIST_BLOCK
+               ? flush_pending(builder, error)
+               : VNX_OK;
+}
+
+static void
+add_run_block(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+              uint64_t first)
+{
+    builder->blocks[builder->block_count++] =
+        (vnxi_list_block_t){.base = row->addr + first * row->stride,
+                            .step = row->stride,
+                            .len = row->len,
+                            .dev = row->dev};
+    note_lengths(builder, true, row->len);
+}
+
+static vnx_status_t
+add_pieces(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+           vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    for (uint64_t i = 0; i < row->count && status == VNX_OK;) {
+        uint64_t n = VNXI_LIST_BLOCK - builder->pending_count;
+        n = n < row->count - i ? n : row->count - i;
+        if (n == VNXI_LIST_BLOCK) {
+            add_run_block(builder, row, i);
+        } else {
+            status = add_pieces_pending(builder, row, i, n, error);
+        }
+        i += n;
+    }
+    return status;
+}
+
+static vnx_status_t
+feed_strided_row(vnxi_builder_t *builder, const vnx_strided_desc_t *row,
+                 vnx_error_t *error)
+{
+    vnx_status_t status = check_strided(builder, row, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    uint64_t blocks = (builder->pending_count + row->count) / VNXI_LIST_BLOCK;
+    if (blocks > 0) {
+        status = reserve_blocks(builder, blocks, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    if (builder->rows == 0) {
+        builder->row_len = row->len;
+    }
+    builder->fed++;
+    builder->rows += row->count;
+    return add_pieces(builder, row, error);
+}
+
+vnx_status_t
+vnxi_list_feed_strided(vnxi_builder_t *builder, const vnx_strided_desc_t *rows,
+                       size_t count, vnx_error_t *error)
+{
+    for (size_t i = 0; i < count; i++) {
+        /* Copy the row: the array may change while it is read. */
+        vnx_strided_desc_t row = rows[i];
+        vnx_status_t status = feed_strided_row(builder, &row, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    return VNX_OK;
+}
+
 /* -- Finishing ------------------------------------------------------------ */
 
 /* Allocate a list with space for its regions and `extra` bytes. */
@@ -335,9 +504,11 @@ static vnxi_list_t *
 list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
 {
     const vnxi_finder_t *finder = &builder->finder;
+    const vnxi_list_class_t *class = builder->args.class;
     vnxi_list_t *list;
+    size_t head = class != NULL ? class->size : sizeof *list;
     size_t regions = finder->hit_count * sizeof(vnxi_region_t *);
-    size_t size = sizeof *list + regions + extra;
+    size_t size = head + regions + extra;
 
     list = malloc(size);
     if (list == NULL) {
@@ -350,19 +521,14 @@ list_alloc(vnxi_builder_t *builder, size_t extra, vnx_error_t *error)
         .backends = builder->args.backends,
         .count = builder->rows,
         .bytes = size,
-        .one_reach = true,
-        .direct = true,
-        .delta = finder->hits[0]->delta,
-        .regions = (void *)(list + 1),
+        .regions = (void *)((char *)list + head),
         .region_count = finder->hit_count,
+        .class = class,
     };
+    memset(list + 1, 0, head - sizeof *list);
     atomic_init(&list->refs, 1);
     for (size_t i = 0; i < finder->hit_count; i++) {
-        const vnxi_region_t *region = finder->hits[i];
         list->regions[i] = vnxi_region_retain(finder->hits[i]);
-        list->direct &= region->direct;
-        list->one_reach &= region->direct == finder->hits[0]->direct &&
-                           region->delta == list->delta;
     }
     return list;
 }
@@ -383,7 +549,7 @@ finish_small(vnxi_builder_t *builder, vnxi_list_t **list_p, vnx_error_t *error)
     list->block_count = 1;
     vnxi_block_encode(&scan, builder->pending, count,
                       size > 0 ? list->blocks + 1 : NULL, list->blocks);
-    vnxi_builder_note_lengths(builder, scan.one_len, builder->pending[0].len);
+    note_lengths(builder, scan.one_len, builder->pending[0].len);
     *list_p = list;
     return VNX_OK;
 }
@@ -393,9 +559,8 @@ finish_blocks(vnxi_builder_t *builder, vnxi_list_t **list_p,
               vnx_error_t *error)
 {
     if (builder->pending_count > 0) {
-        vnx_status_t status = vnxi_builder_reserve_blocks(builder, 1, error);
-        status = status == VNX_OK ? vnxi_builder_flush_pending(builder, error)
-                                  : status;
+        vnx_status_t status = reserve_blocks(builder, 1, error);
+        status = status == VNX_OK ? flush_pending(builder, error) : status;
         if (status != VNX_OK) {
             return status;
         }
@@ -449,6 +614,9 @@ vnxi_list_finish(vnxi_builder_t *builder, vnxi_list_t **list_p,
     list->addr_form = common_addr_form(list);
     list->uniform = !builder->mixed;
     list->row_len = builder->mixed ? 0 : builder->row_len;
+    if (list->class != NULL && list->class->init != NULL) {
+        list->class->init(list);
+    }
     builder_free(builder);
     *list_p = list;
     return VNX_OK;

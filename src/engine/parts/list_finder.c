@@ -178,9 +178,10 @@ note_hit(vnxi_finder_t *finder, vnxi_region_t *region)
     return hits_append(finder, region);
 }
 
-vnx_status_t
-vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
-                  uint64_t dev)
+/* Find a range in the region of the last hit or in the one that follows it in
+ * the table.  VNX_ERR_NOT_FOUND: neither holds it. */
+static inline vnx_status_t
+find_near(vnxi_finder_t *finder, uint64_t addr, uint64_t len, uint64_t dev)
 {
     if (finder->last != NULL &&
         vnxi_region_holds(finder->last, addr, addr + len, dev)) {
@@ -188,38 +189,23 @@ vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
     }
     vnxi_region_t *region = vnxi_region_table_next(
         finder->table, finder->mem, addr, len, dev, &finder->at);
-    if (region == NULL) {
-        region = vnxi_region_table_find_at(finder->table, finder->mem, addr,
-                                           len, dev, &finder->at);
+    return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
+}
+
+vnx_status_t
+vnxi_finder_range(vnxi_finder_t *finder, uint64_t addr, uint64_t len,
+                  uint64_t dev)
+{
+    vnx_status_t status = find_near(finder, addr, len, dev);
+    if (status != VNX_ERR_NOT_FOUND) {
+        return status;
     }
+    vnxi_region_t *region = vnxi_region_table_find_at(
+        finder->table, finder->mem, addr, len, dev, &finder->at);
     return region != NULL ? note_hit(finder, region) : VNX_ERR_NOT_FOUND;
 }
 
 /* -- The index ------------------------------------------------------------ */
-
-static void
-index_fill(vnxi_finder_index_t *index, const vnxi_finder_t *finder,
-           size_t count)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        vnxi_region_t *region = vnxi_region_table_at(finder->table, i);
-        if (region->mem != finder->mem || vnxi_region_is_gone(region)) {
-            continue;
-        }
-        index->starts[n] = region->addr;
-        index->devs[n] = region->dev;
-        index->ends[n] = vnxi_region_end(region);
-        index->regions[n] = region;
-        if (n > 0 && index->devs[n - 1] == region->dev &&
-            index->ends[n - 1] > index->ends[n]) {
-            index->ends[n] = index->ends[n - 1];
-            index->regions[n] = index->regions[n - 1];
-        }
-        n++;
-    }
-    index->count = n;
-}
 
 /* The last position in [0, n) whose number is not above `key`; 0 if all are
  * above.  Written with arithmetic so that it compiles without branches. */
@@ -305,7 +291,9 @@ index_create(const vnxi_finder_t *finder)
     index->width = 0;
     memset(index->starts, 0xff, 2 * count * sizeof *index->starts);
     memset(index->seen, 0, count);
-    index_fill(index, finder, count);
+    index->count =
+        vnxi_region_table_copy(finder->table, finder->mem, index->starts,
+                               index->devs, index->ends, index->regions);
     if (index_can_have_slots(index)) {
         index_fill_slots(index);
     }
@@ -400,22 +388,14 @@ find_in_order(vnxi_finder_t *finder, const vnx_desc_t *rows, size_t count,
     vnx_status_t status =
         vnxi_finder_range(finder, rows[0].addr, rows[0].len, rows[0].dev);
 
+    if (status != VNX_OK) {
+        return status;
+    }
     while (status == VNX_OK && ++i < count) {
-        const vnx_desc_t *row = &rows[i];
-        if (vnxi_region_holds(finder->last, row->addr, row->addr + row->len,
-                              row->dev)) {
-            continue;
-        }
-        vnxi_region_t *region =
-            vnxi_region_table_next(finder->table, finder->mem, row->addr,
-                                   row->len, row->dev, &finder->at);
-        if (region == NULL) {
-            break;
-        }
-        status = note_hit(finder, region);
+        status = find_near(finder, rows[i].addr, rows[i].len, rows[i].dev);
     }
     *done_p = i;
-    return status;
+    return status == VNX_ERR_NOT_FOUND ? VNX_OK : status;
 }
 
 static vnx_status_t

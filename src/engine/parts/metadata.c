@@ -18,8 +18,6 @@
 
 #include "base/error.h"
 
-#define OPERATION "add_remote_agent"
-
 #define PREFIX "nixlSerDes|"
 #define TAG_AGENT "Agent"
 #define TAG_CONNS "Conns"
@@ -64,8 +62,8 @@ fail(parser_t *parser, const unsigned char *at, const char *what, ...)
     va_start(args, what);
     vsnprintf(text, sizeof text, what, args);
     va_end(args);
-    parser->status = vnxi_error_set(parser->error, VNX_ERR_MISMATCH, OPERATION,
-                                    "metadata byte %zu: %s",
+    parser->status = vnxi_error_set(parser->error, VNX_ERR_MISMATCH,
+                                    VNXI_OP_LOAD, "metadata byte %zu: %s",
                                     (size_t)(at - parser->start), text);
     return false;
 }
@@ -73,7 +71,7 @@ fail(parser_t *parser, const unsigned char *at, const char *what, ...)
 static bool
 fail_no_memory(parser_t *parser, size_t size)
 {
-    parser->status = vnxi_error_no_memory(parser->error, OPERATION, size);
+    parser->status = vnxi_error_no_memory(parser->error, VNXI_OP_LOAD, size);
     return false;
 }
 

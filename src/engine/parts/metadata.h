@@ -49,6 +49,8 @@ typedef struct vnxi_metadata {
 
 #define VNXI_METADATA_CONNS_MAX 256
 
+#define VNXI_OP_LOAD "add_remote_agent" /* the operation in errors */
+
 /* Parse and check a whole blob.  Checked are: tags; lengths; counts, against
  * the available bytes (an allocation is never larger than the blob justifies);
  * memory types 0 to 4; non-empty names; at most VNXI_METADATA_CONNS_MAX
@@ -56,7 +58,7 @@ typedef struct vnxi_metadata {
  * overflow (except that storage of length 2^64 - 1 means "all of it"); and
  * that the blob has no trailing bytes.  Time is linear in the blob.  Errors:
  * VNX_ERR_MISMATCH with the cause and the offset of the byte,
- * VNX_ERR_NO_MEMORY.  Operation: "add_remote_agent". */
+ * VNX_ERR_NO_MEMORY.  Operation: VNXI_OP_LOAD. */
 vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
                                  vnxi_metadata_t *metadata_p,
                                  vnx_error_t *error);

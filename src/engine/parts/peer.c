@@ -6,8 +6,10 @@
 
 #include "base/mutex.h"
 
+#define NAME_SHOWN 32 /* limit for one name, in bytes */
+
 bool
-vnxi_peer_init(vnxi_peer_t *peer, const vnxi_engine_ops_t *ops,
+vnxi_peer_init(vnxi_peer_t *peer, void (*destroy)(vnxi_peer_t *peer),
                const void *name, size_t name_len)
 {
     char *copy = malloc(name_len + 1);
@@ -18,7 +20,7 @@ vnxi_peer_init(vnxi_peer_t *peer, const vnxi_engine_ops_t *ops,
     memcpy(copy, name, name_len);
     copy[name_len] = '\0';
     atomic_init(&peer->refs, 1);
-    peer->ops = ops;
+    peer->destroy = destroy;
     peer->name = copy;
     peer->name_len = name_len;
     return true;
@@ -72,4 +74,58 @@ vnxi_peer_ended(const vnxi_peer_t *peer, const char *cause,
     vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, operation, "%s", cause);
     vnxi_error_peer(error, peer->name, peer->name_len);
     return VNX_ERR_REMOTE_DISCONNECT;
+}
+
+/* -- Metadata that cannot be loaded ----------------------------------------
+ */
+
+vnx_status_t
+vnxi_load_refuse(const vnxi_metadata_t *blob, vnx_status_t status,
+                 const char *cause, vnx_error_t *error)
+{
+    vnxi_error_set(error, status, VNXI_OP_LOAD, "%s", cause);
+    vnxi_error_peer(error, blob->agent.data, blob->agent.len);
+    return status;
+}
+
+vnx_status_t
+vnxi_load_refuse_unknown(const vnxi_metadata_t *blob, vnx_error_t *error)
+{
+    return vnxi_load_refuse(blob, VNX_ERR_NOT_FOUND,
+                            "the metadata has no connection data and its "
+                            "agent is not known: load its full metadata first",
+                            error);
+}
+
+static void
+append_name(char *text, size_t size, vnxi_md_bytes_t name)
+{
+    const unsigned char *bytes = name.data;
+    size_t used = strlen(text);
+
+    if (used > 0 && used + 2 < size) {
+        memcpy(text + used, ", ", 3);
+        used += 2;
+    }
+    for (size_t i = 0; i < name.len && i < NAME_SHOWN && used + 1 < size;
+         i++) {
+        text[used++] = vnxi_error_printable(bytes[i]);
+        text[used] = '\0';
+    }
+}
+
+vnx_status_t
+vnxi_load_refuse_no_way(const vnxi_metadata_t *blob, const char *ours,
+                        vnx_error_t *error)
+{
+    char offers[128] = "";
+
+    for (size_t i = 0; i < blob->conn_count; i++) {
+        append_name(offers, sizeof offers, blob->conns[i].backend);
+    }
+    vnxi_error_set(error, VNX_ERR_BACKEND, VNXI_OP_LOAD,
+                   "no way to reach it: it offers %s, this agent %s", offers,
+                   ours);
+    vnxi_error_peer(error, blob->agent.data, blob->agent.len);
+    return VNX_ERR_BACKEND;
 }

@@ -4,10 +4,11 @@
  * Design notes.  A table is one allocation: its regions in the order of the
  * wire; their start addresses, packed (the binary search reads only these);
  * and for each position, the region among those up to there, of the same type
- * and device, that reaches farthest.  If any region holds a range, that one
- * does, since it starts no later and ends no earlier.  So nesting and overlaps
- * cost nothing.  Regions of one type and device are a group; a table has only
- * a few groups.
+ * and device, that reaches farthest, and its end.  If any region holds a
+ * range, that one does, since it starts no later and ends no earlier.  So
+ * nesting and overlaps cost nothing.  As long as no region is gone, a copy of
+ * the table reads no region.  Regions of one type and device are a group; a
+ * table has only a few groups.
  */
 #include "engine/parts/region.h"
 
@@ -23,9 +24,12 @@ typedef struct group {
 struct vnxi_region_table {
     atomic_uint refs;
     size_t count, group_count;
-    /* All four arrays follow this header in the same allocation. */
+    bool is_live;         /* no region was gone when the table was built */
+    uint64_t revocations; /* at that time */
+    /* All five arrays follow this header in the same allocation. */
     vnxi_region_t **regions; /* each retained */
     uint64_t *addrs;
+    uint64_t *ends; /* of the region that reaches farthest */
     group_t *groups;
     uint32_t *farthest; /* from the group's first region up to here */
 };
@@ -43,24 +47,29 @@ void
 vnxi_region_release(vnxi_region_t *region)
 {
     if (region != NULL && atomic_fetch_sub(&region->refs, 1) == 1) {
-        if (region->attachment != NULL) {
-            region->attachment->free(region->attachment);
+        if (region->class != NULL && region->class->fini != NULL) {
+            region->class->fini(region);
         }
         free(region);
     }
 }
 
 vnxi_region_t *
-vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len, uint64_t dev)
+vnxi_region_create(const vnxi_region_class_t *class, vnx_mem_t mem,
+                   uint64_t addr, uint64_t len, uint64_t dev)
 {
-    vnxi_region_t *region = malloc(sizeof *region);
+    vnxi_region_t *region =
+        calloc(1, class != NULL ? class->size : sizeof *region);
     if (region == NULL) {
         return NULL;
     }
-    *region =
-        (vnxi_region_t){.mem = mem, .addr = addr, .len = len, .dev = dev};
+    *region = (vnxi_region_t){
+        .mem = mem, .addr = addr, .len = len, .dev = dev, .class = class};
     atomic_init(&region->refs, 1);
     atomic_init(&region->state, VNXI_REGION_USABLE);
+    if (class != NULL && class->init != NULL) {
+        class->init(region);
+    }
     return region;
 }
 
@@ -83,9 +92,12 @@ vnxi_region_settle(vnxi_region_t *region, bool is_confirmed)
 {
     unsigned from = VNXI_REGION_UNCONFIRMED;
 
-    atomic_compare_exchange_strong(&region->state, &from,
-                                   is_confirmed ? VNXI_REGION_USABLE
-                                                : VNXI_REGION_REFUSED);
+    if (atomic_compare_exchange_strong(&region->state, &from,
+                                       is_confirmed ? VNXI_REGION_USABLE
+                                                    : VNXI_REGION_REFUSED) &&
+        !is_confirmed) {
+        atomic_fetch_add(&revocations, 1);
+    }
 }
 
 void
@@ -170,6 +182,8 @@ fill_group(vnxi_region_table_t *table, group_t *group, size_t first)
             farthest = (uint32_t)i;
         }
         table->farthest[i] = farthest;
+        table->ends[i] = vnxi_region_end(regions[farthest]);
+        table->is_live &= !vnxi_region_is_gone(regions[i]);
     }
     *group = (group_t){.mem = regions[first]->mem,
                        .dev = regions[first]->dev,
@@ -182,7 +196,7 @@ static vnxi_region_table_t *
 table_alloc(size_t count, size_t group_count)
 {
     size_t each =
-        sizeof(vnxi_region_t *) + sizeof(uint64_t) + sizeof(uint32_t);
+        sizeof(vnxi_region_t *) + 2 * sizeof(uint64_t) + sizeof(uint32_t);
     if (count > UINT32_MAX) {
         return NULL;
     }
@@ -195,7 +209,8 @@ table_alloc(size_t count, size_t group_count)
         table->groups = (group_t *)(table + 1);
         table->regions = (vnxi_region_t **)(table->groups + group_count);
         table->addrs = (uint64_t *)(table->regions + count);
-        table->farthest = (uint32_t *)(table->addrs + count);
+        table->ends = table->addrs + count;
+        table->farthest = (uint32_t *)(table->ends + count);
     }
     return table;
 }
@@ -209,6 +224,8 @@ table_build(vnxi_region_t *const *regions, size_t count)
     if (table == NULL) {
         return NULL;
     }
+    table->is_live = true;
+    table->revocations = vnxi_region_revocations();
     for (size_t i = 0; i < count; i++) {
         table->regions[i] = vnxi_region_retain(regions[i]);
     }
@@ -363,6 +380,74 @@ vnxi_region_table_next(const vnxi_region_table_t *table, vnx_mem_t mem,
     }
     *at = next;
     return region;
+}
+
+/* Copy a group, of which no region is gone. */
+static void
+copy_group(const vnxi_region_table_t *table, const group_t *group,
+           uint64_t *starts_p, uint64_t *devs_p, uint64_t *ends_p,
+           vnxi_region_t **farthest_p)
+{
+    size_t count = group->end - group->first;
+
+    memcpy(starts_p, table->addrs + group->first, count * sizeof *starts_p);
+    memcpy(ends_p, table->ends + group->first, count * sizeof *ends_p);
+    for (size_t i = 0; i < count; i++) {
+        devs_p[i] = group->dev;
+        farthest_p[i] = table->regions[table->farthest[group->first + i]];
+    }
+}
+
+/* The same for the regions of a group that are not gone; returns how many. */
+static size_t
+copy_live(const vnxi_region_table_t *table, const group_t *group,
+          uint64_t *starts_p, uint64_t *devs_p, uint64_t *ends_p,
+          vnxi_region_t **farthest_p)
+{
+    size_t n = 0;
+
+    for (size_t i = group->first; i < group->end; i++) {
+        vnxi_region_t *region = table->regions[i];
+        if (vnxi_region_is_gone(region)) {
+            continue;
+        }
+        starts_p[n] = region->addr;
+        devs_p[n] = region->dev;
+        ends_p[n] = vnxi_region_end(region);
+        farthest_p[n] = region;
+        if (n > 0 && ends_p[n - 1] > ends_p[n]) {
+            ends_p[n] = ends_p[n - 1];
+            farthest_p[n] = farthest_p[n - 1];
+        }
+        n++;
+    }
+    return n;
+}
+
+size_t
+vnxi_region_table_copy(const vnxi_region_table_t *table, vnx_mem_t mem,
+                       uint64_t *starts_p, uint64_t *devs_p, uint64_t *ends_p,
+                       vnxi_region_t **farthest_p)
+{
+    bool is_live =
+        table->is_live && table->revocations == vnxi_region_revocations();
+    size_t n = 0;
+
+    for (size_t g = 0; g < table->group_count; g++) {
+        const group_t *group = &table->groups[g];
+        if (group->mem != mem) {
+            continue;
+        }
+        if (is_live) {
+            copy_group(table, group, starts_p + n, devs_p + n, ends_p + n,
+                       farthest_p + n);
+            n += group->end - group->first;
+        } else {
+            n += copy_live(table, group, starts_p + n, devs_p + n, ends_p + n,
+                           farthest_p + n);
+        }
+    }
+    return n;
 }
 
 bool

@@ -16,15 +16,6 @@
 #include <vnx/vnx.h>
 
 /*
- * Engine data attached to a region: how it is reached, a handle of the library
- * that moves its bytes.  The engine's own object begins with this; it is freed
- * with the region.
- */
-typedef struct vnxi_attachment {
-    void (*free)(struct vnxi_attachment *attachment);
-} vnxi_attachment_t;
-
-/*
  * Whether transfers may use a region.  UNCONFIRMED becomes USABLE or REFUSED
  * when the owner answers.  USABLE becomes UNCONFIRMED when the answer is in
  * doubt.  The last two states are final.
@@ -41,22 +32,20 @@ typedef struct vnxi_region {
     atomic_uint refs;
     atomic_uint state; /* a vnxi_region_state_t */
     vnx_mem_t mem;
+    unsigned uses; /* local: number of registrations; registry lock */
     uint64_t addr, len, dev;
-    /* How this process reaches the region.  Local regions and those of peers
-     * in this process: direct, delta 0.  A peer's shared mapping that is
-     * mapped here: direct, local address = addr + delta.  All others: by
-     * process_vm_readv. */
-    bool direct;
-    uint64_t delta;                /* modulo 2^64 */
-    vnxi_attachment_t *attachment; /* owned; NULL: none.  Set before others
-                                      see the region */
-    uint64_t epoch;  /* of a peer's region: epoch claimed by its metadata
-                        (unverified); set before others see the region */
-    uint64_t proved; /* of a peer's region: epoch of the owner's answer;
-                        while UNCONFIRMED, the epoch that the answer must
-                        reach */
-    unsigned uses;   /* local: number of registrations; registry lock */
+    const struct vnxi_region_class *class; /* NULL: nothing but this */
 } vnxi_region_t;
+
+/*
+ * The engine's own region objects, which begin with a vnxi_region_t: how the
+ * region is reached, a handle of the library that moves its bytes.
+ */
+typedef struct vnxi_region_class {
+    size_t size;                         /* of the object, zeroed when new */
+    void (*init)(vnxi_region_t *region); /* NULL: all zeros are right */
+    void (*fini)(vnxi_region_t *region); /* NULL: nothing to release */
+} vnxi_region_class_t;
 
 static inline vnxi_region_state_t
 vnxi_region_state(const vnxi_region_t *region)
@@ -84,8 +73,8 @@ void vnxi_region_settle(vnxi_region_t *region, bool is_confirmed);
  * vnxi_region_revoke(). */
 void vnxi_region_doubt(vnxi_region_t *region);
 
-/* The number of times that a region of this process ceased to be USABLE.  If
- * it has not changed, regions need not be checked again. */
+/* The number of times that a region of this process ceased to be USABLE or was
+ * refused.  If it has not changed, regions need not be checked again. */
 uint64_t vnxi_region_revocations(void);
 
 /* The address after the last byte.  Storage may be "all of it", 2^64 - 1 bytes
@@ -110,8 +99,10 @@ vnxi_region_holds(const vnxi_region_t *region, uint64_t addr, uint64_t end,
 vnxi_region_t *vnxi_region_retain(vnxi_region_t *region);
 void vnxi_region_release(vnxi_region_t *region); /* NULL is allowed */
 
-/* Create a region (one reference, nothing attached).  NULL: no memory. */
-vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
+/* Create a region (one reference) of the class (static; NULL: a plain one).
+ * NULL: no memory. */
+vnxi_region_t *vnxi_region_create(const vnxi_region_class_t *class,
+                                  vnx_mem_t mem, uint64_t addr, uint64_t len,
                                   uint64_t dev);
 
 /* Compare two regions in the order of the wire, (mem, dev, addr, len): less
@@ -119,7 +110,7 @@ vnxi_region_t *vnxi_region_create(vnx_mem_t mem, uint64_t addr, uint64_t len,
 int vnxi_region_compare(const vnxi_region_t *a, const vnxi_region_t *b);
 
 /* The values of the region for a row to register; length 0 means all of a
- * storage.  Only for comparing: not reference counted, nothing attached. */
+ * storage.  Only for comparing: not reference counted, of no class. */
 vnxi_region_t vnxi_region_key(vnx_mem_t mem, const vnx_reg_desc_t *row);
 
 /* -- Tables ----------------------------------------------------------------
@@ -157,6 +148,14 @@ vnxi_region_t *vnxi_region_table_next(const vnxi_region_table_t *table,
                                       vnx_mem_t mem, uint64_t addr,
                                       uint64_t len, uint64_t dev, size_t *at);
 
+/* Copy what a search needs for the regions of `mem` that are not gone, in the
+ * order (dev, addr): their start addresses and devices and, of those of the
+ * same device up to there, the one that reaches farthest and its end.  Each
+ * array has room for all regions of the table.  Returns their number. */
+size_t vnxi_region_table_copy(const vnxi_region_table_t *table, vnx_mem_t mem,
+                              uint64_t *starts_p, uint64_t *devs_p,
+                              uint64_t *ends_p, vnxi_region_t **farthest_p);
+
 /* Return whether each of these lies within one region that is not gone.  NULL
  * is an empty table. */
 bool vnxi_region_table_covers(const vnxi_region_table_t *table, vnx_mem_t mem,
@@ -178,16 +177,17 @@ vnxi_region_t *vnxi_region_table_at(const vnxi_region_table_t *table,
 typedef struct vnxi_registry vnxi_registry_t;
 
 /*
- * Attach the engine's data to a region (region->attachment); optional.  Called
- * while the region is being registered, before others see it, on the caller's
- * thread, one call at a time.  It may take long: only other registrations wait
- * for it.
+ * Fill in the engine's part of a region; optional.  Called while the region is
+ * being registered, before others see it, on the caller's thread, one call at
+ * a time.  It may take long: only other registrations wait for it.
  */
 typedef vnx_status_t (*vnxi_attach_t)(void *context, vnxi_region_t *region,
                                       vnx_error_t *error);
 
-/* `attach` may be NULL.  Returns NULL if memory runs out. */
-vnxi_registry_t *vnxi_registry_create(vnxi_attach_t attach, void *context);
+/* `class` is that of its regions; both it and `attach` may be NULL.  Returns
+ * NULL if memory runs out. */
+vnxi_registry_t *vnxi_registry_create(const vnxi_region_class_t *class,
+                                      vnxi_attach_t attach, void *context);
 void vnxi_registry_free(vnxi_registry_t *registry);
 
 /* Check every row.  The error has the first bad one.  VNX_ERR_INVALID_PARAM:

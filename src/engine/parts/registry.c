@@ -26,6 +26,7 @@
 #define REMOVE "deregister_memory"
 
 struct vnxi_registry {
+    const vnxi_region_class_t *class;
     vnxi_attach_t attach;
     void *context;
     vnxi_mutex_t change_lock; /* taken first; held for a whole change */
@@ -47,12 +48,14 @@ release_some(vnxi_region_t *const *regions, size_t count)
 }
 
 vnxi_registry_t *
-vnxi_registry_create(vnxi_attach_t attach, void *context)
+vnxi_registry_create(const vnxi_region_class_t *class, vnxi_attach_t attach,
+                     void *context)
 {
     vnxi_registry_t *registry = calloc(1, sizeof *registry);
     if (registry == NULL) {
         return NULL;
     }
+    registry->class = class;
     registry->attach = attach;
     registry->context = context;
     vnxi_mutex_init(&registry->change_lock, VNXI_RANK_REGISTRY_CHANGE);
@@ -256,7 +259,8 @@ fold_equal(vnxi_region_t **regions, size_t count)
 /* Create regions for all rows, sorted and without duplicates.  *regions_p is
  * owned. */
 static vnx_status_t
-make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
+make_batch(const vnxi_registry_t *registry, vnx_mem_t mem,
+           const vnx_reg_desc_t *descs, size_t count,
            vnxi_region_t ***regions_p, size_t *count_p, vnx_error_t *error)
 {
     vnxi_region_t **regions = malloc(count * sizeof(vnxi_region_t *));
@@ -266,13 +270,13 @@ make_batch(vnx_mem_t mem, const vnx_reg_desc_t *descs, size_t count,
     }
     for (size_t i = 0; i < count; i++) {
         vnxi_region_t key = vnxi_region_key(mem, &descs[i]);
-        regions[i] = vnxi_region_create(mem, key.addr, key.len, key.dev);
+        regions[i] = vnxi_region_create(registry->class, mem, key.addr,
+                                        key.len, key.dev);
         if (regions[i] == NULL) {
             release_some(regions, i);
             free(regions);
             return vnxi_error_no_memory(error, ADD, sizeof(vnxi_region_t));
         }
-        regions[i]->direct = true;
         regions[i]->uses = 1;
     }
     qsort(regions, count, sizeof(vnxi_region_t *), compare_places);
@@ -388,7 +392,8 @@ vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
     if (status != VNX_OK || count == 0) {
         return status;
     }
-    status = make_batch(mem, descs, count, &batch, &batch_count, error);
+    status =
+        make_batch(registry, mem, descs, count, &batch, &batch_count, error);
     if (status != VNX_OK) {
         return status;
     }

@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/parts/load.h"
+#include "engine/parts/metadata.h"
 
 #define VARIABLE "VLLM_NIXL_METADATA_SECRET"
 #define LABEL "vnx1 metadata"

@@ -1,5 +1,6 @@
 /*
- * Converts pairs of rows to the library's descriptor lists.
+ * Builds the pieces of a transfer: converts pairs of rows to the library's
+ * descriptor lists.
  *
  * Design notes.  The library gets pieces, not indices into its own lists.  A
  * piece is the result of merging neighbouring pairs; merging here costs a
@@ -10,6 +11,11 @@
  * On each side, a piece must lie in one of the library's regions.  Every row
  * does, so only merging needs a check: the region that holds the piece so far
  * must hold the next row too.
+ *
+ * A list of the library grows by doubling, so filling a new one with 100 000
+ * pieces costs four times as much as refilling an old one, mostly because of
+ * page faults.  A few are kept for the next transfers, unless they are very
+ * long.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +27,7 @@
 #include "engine/parts/pairs.h"
 
 #define BATCH 256u
+#define KEPT_PIECES_MAX (1u << 18) /* about 6 MiB of the library's memory */
 #define RUN_MIN 16u /* shorter runs cost as much as single rows */
 
 typedef struct side {
@@ -35,7 +42,7 @@ typedef struct side {
     uint64_t scratch[BATCH];
 } side_t;
 
-typedef struct walk {
+typedef struct piece_builder {
     const vnxi_capi_t *capi;
     const vnxi_xfer_args_t *args;
     vnx_error_t *error;
@@ -45,24 +52,81 @@ typedef struct walk {
     bool is_open;
     size_t open_place;
     side_t local, remote;
-} walk_t;
+} piece_builder_t;
+
+/* -- The library's lists ---------------------------------------------------
+ */
+
+vnxi_capi_xfer_list_t *
+vnxi_nixl_list_take(vnxi_engine_t *engine, vnx_mem_t mem)
+{
+    vnxi_nixl_lists_t *lists = &engine->lists;
+    vnxi_capi_xfer_list_t *found = NULL;
+
+    vnxi_mutex_lock(&lists->lock);
+    for (size_t i = 0; found == NULL && i < lists->count; i++) {
+        if (lists->at[i].mem == mem) {
+            found = lists->at[i].list;
+            lists->at[i] = lists->at[--lists->count];
+        }
+    }
+    vnxi_mutex_unlock(&lists->lock);
+    if (found == NULL &&
+        engine->capi->create_xfer_dlist((int)mem, &found) != VNXI_CAPI_OK) {
+        found = NULL;
+    }
+    return found;
+}
+
+void
+vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
+                    vnxi_capi_xfer_list_t *list, size_t count)
+{
+    vnxi_nixl_lists_t *lists = &engine->lists;
+    bool is_kept = false;
+
+    if (count <= KEPT_PIECES_MAX &&
+        engine->capi->xfer_dlist_clear(list) == VNXI_CAPI_OK) {
+        vnxi_mutex_lock(&lists->lock);
+        is_kept = lists->count < VNXI_NIXL_LISTS_MAX;
+        if (is_kept) {
+            lists->at[lists->count].mem = mem;
+            lists->at[lists->count++].list = list;
+        }
+        vnxi_mutex_unlock(&lists->lock);
+    }
+    if (!is_kept) {
+        engine->capi->destroy_xfer_dlist(list);
+    }
+}
+
+void
+vnxi_nixl_lists_fini(vnxi_engine_t *engine)
+{
+    vnxi_nixl_lists_t *lists = &engine->lists;
+
+    while (lists->count > 0) {
+        engine->capi->destroy_xfer_dlist(lists->at[--lists->count].list);
+    }
+    vnxi_mutex_destroy(&lists->lock);
+}
 
 /* -- Pieces ----------------------------------------------------------------
  */
 
 static vnx_status_t
-no_memory(const walk_t *walk)
+no_memory(const piece_builder_t *builder)
 {
-    return vnxi_error_no_memory(walk->error, walk->args->operation,
-                                walk->out->count * sizeof(vnx_desc_t));
+    return vnxi_error_no_memory(builder->error, builder->args->operation,
+                                builder->out->count * sizeof(vnx_desc_t));
 }
 
 static bool
-keep_storage_piece(walk_t *walk)
+keep_storage_piece(piece_builder_t *builder)
 {
-    vnxi_nixl_pieces_t *out = walk->out;
+    vnxi_nixl_pieces_t *out = builder->out;
 
-    if (walk->args->remote->mem != VNX_MEM_FILE) {
+    if (builder->args->remote->mem != VNX_MEM_FILE) {
         return true;
     }
     if (out->count == out->storage_capacity) {
@@ -76,35 +140,35 @@ keep_storage_piece(walk_t *walk)
         out->storage_capacity = capacity;
     }
     out->storage[out->count] =
-        (vnxi_nixl_piece_t){walk->remote.open, walk->open_place};
+        (vnxi_nixl_piece_t){builder->remote.open, builder->open_place};
     return true;
 }
 
 static vnx_status_t
-close_piece(walk_t *walk)
+close_piece(piece_builder_t *builder)
 {
-    const vnxi_capi_t *capi = walk->capi;
-    const vnx_desc_t *l = &walk->local.open, *r = &walk->remote.open;
+    const vnxi_capi_t *capi = builder->capi;
+    const vnx_desc_t *l = &builder->local.open, *r = &builder->remote.open;
 
-    if (!walk->is_open) {
+    if (!builder->is_open) {
         return VNX_OK;
     }
-    walk->is_open = false;
-    if (!keep_storage_piece(walk) ||
-        capi->xfer_dlist_add_desc(walk->local.out, l->addr, l->len, l->dev) !=
-            VNXI_CAPI_OK ||
-        capi->xfer_dlist_add_desc(walk->remote.out, r->addr, r->len, r->dev) !=
-            VNXI_CAPI_OK) {
-        return no_memory(walk);
+    builder->is_open = false;
+    if (!keep_storage_piece(builder) ||
+        capi->xfer_dlist_add_desc(builder->local.out, l->addr, l->len,
+                                  l->dev) != VNXI_CAPI_OK ||
+        capi->xfer_dlist_add_desc(builder->remote.out, r->addr, r->len,
+                                  r->dev) != VNXI_CAPI_OK) {
+        return no_memory(builder);
     }
-    walk->out->count++;
+    builder->out->count++;
     return VNX_OK;
 }
 
 /* Return whether the region of the open piece also holds `next`, which follows
  * it. */
 static bool
-reaches(side_t *side, const vnx_desc_t *next)
+region_holds_next(side_t *side, const vnx_desc_t *next)
 {
     const vnxi_list_t *list = side->named.list;
 
@@ -122,31 +186,33 @@ static bool
 follows(side_t *side, const vnx_desc_t *next)
 {
     return next->addr == side->open.addr + side->open.len &&
-           next->dev == side->open.dev && reaches(side, next);
+           next->dev == side->open.dev && region_holds_next(side, next);
 }
 
 /* Add a pair of rows of equal length (or several contiguous ones within a
  * region of each side). */
 static vnx_status_t
-add_pair(walk_t *walk, size_t place, const vnx_desc_t *l, const vnx_desc_t *r)
+add_pair(piece_builder_t *builder, size_t place, const vnx_desc_t *l,
+         const vnx_desc_t *r)
 {
-    if (walk->is_open && walk->merge && follows(&walk->local, l) &&
-        follows(&walk->remote, r)) {
-        walk->local.open.len += l->len;
-        walk->remote.open.len += r->len;
+    if (builder->is_open && builder->merge && follows(&builder->local, l) &&
+        follows(&builder->remote, r)) {
+        builder->local.open.len += l->len;
+        builder->remote.open.len += r->len;
     } else {
-        vnx_status_t status = close_piece(walk);
+        vnx_status_t status = close_piece(builder);
         if (status != VNX_OK) {
             return status;
         }
-        walk->is_open = true;
-        walk->open_place = place;
-        walk->local.open = *l;
-        walk->remote.open = *r;
-        walk->local.region = walk->remote.region = NULL;
+        builder->is_open = true;
+        builder->open_place = place;
+        builder->local.open = *l;
+        builder->remote.open = *r;
+        builder->local.region = builder->remote.region = NULL;
     }
-    if (__builtin_add_overflow(walk->out->bytes, l->len, &walk->out->bytes)) {
-        return vnxi_pairs_too_long(walk->args->operation, walk->error);
+    if (__builtin_add_overflow(builder->out->bytes, l->len,
+                               &builder->out->bytes)) {
+        return vnxi_pairs_too_long(builder->args->operation, builder->error);
     }
     return VNX_OK;
 }
@@ -155,19 +221,20 @@ add_pair(walk_t *walk, size_t place, const vnx_desc_t *l, const vnx_desc_t *r)
  */
 
 static vnx_status_t
-bad_index(const walk_t *walk, const side_t *side, size_t place, uint64_t index)
+bad_index(const piece_builder_t *builder, const side_t *side, size_t place,
+          uint64_t index)
 {
     return vnxi_pairs_bad_index(&side->named, place, index,
-                                walk->args->operation, walk->error);
+                                builder->args->operation, builder->error);
 }
 
 static vnx_status_t
-read_indices(walk_t *walk, side_t *side, size_t count)
+read_indices(piece_builder_t *builder, side_t *side, size_t count)
 {
     size_t rows = side->named.list->count;
 
-    side->indices =
-        vnxi_indices_read(side->named.indices, walk->at, count, side->scratch);
+    side->indices = vnxi_indices_read(side->named.indices, builder->at, count,
+                                      side->scratch);
     if (vnxi_indices_are_below(side->indices, count, rows)) {
         return VNX_OK;
     }
@@ -175,7 +242,7 @@ read_indices(walk_t *walk, side_t *side, size_t count)
     while (side->indices[i] < rows) {
         i++;
     }
-    return bad_index(walk, side, walk->at + i, side->indices[i]);
+    return bad_index(builder, side, builder->at + i, side->indices[i]);
 }
 
 static void
@@ -186,25 +253,26 @@ skip(side_t *side, size_t count)
 }
 
 static vnx_status_t
-walk_batch(walk_t *walk, size_t count)
+build_batch(piece_builder_t *builder, size_t count)
 {
-    vnx_status_t status = read_indices(walk, &walk->local, count);
+    vnx_status_t status = read_indices(builder, &builder->local, count);
     if (status == VNX_OK) {
-        status = read_indices(walk, &walk->remote, count);
+        status = read_indices(builder, &builder->remote, count);
     }
     for (size_t i = 0; status == VNX_OK && i < count; i++) {
-        vnx_desc_t l =
-            vnxi_list_row(walk->local.named.list, walk->local.indices[i]);
-        vnx_desc_t r =
-            vnxi_list_row(walk->remote.named.list, walk->remote.indices[i]);
-        status = l.len == r.len
-                     ? add_pair(walk, walk->at + i, &l, &r)
-                     : vnxi_pairs_unequal(walk->at + i, l.len, r.len,
-                                          walk->args->operation, walk->error);
+        vnx_desc_t l = vnxi_list_row(builder->local.named.list,
+                                     builder->local.indices[i]);
+        vnx_desc_t r = vnxi_list_row(builder->remote.named.list,
+                                     builder->remote.indices[i]);
+        status =
+            l.len == r.len
+                ? add_pair(builder, builder->at + i, &l, &r)
+                : vnxi_pairs_unequal(builder->at + i, l.len, r.len,
+                                     builder->args->operation, builder->error);
     }
-    walk->at += count;
-    skip(&walk->local, count);
-    skip(&walk->remote, count);
+    builder->at += count;
+    skip(&builder->local, count);
+    skip(&builder->remote, count);
     return status;
 }
 
@@ -212,11 +280,11 @@ walk_batch(walk_t *walk, size_t count)
  */
 
 static size_t
-side_run(const walk_t *walk, side_t *side)
+side_run(const piece_builder_t *builder, side_t *side)
 {
     if (side->run_left == 0) {
-        side->run_left =
-            vnxi_indices_run(side->named.indices, walk->at, &side->run_first);
+        side->run_left = vnxi_indices_run(side->named.indices, builder->at,
+                                          &side->run_first);
     }
     return side->run_left;
 }
@@ -251,84 +319,84 @@ dense_rows(const side_t *side, size_t count, vnx_desc_t *desc_p,
 
 /* Handle a stretch of a run.  *done_p: it was handled as a whole. */
 static vnx_status_t
-walk_dense(walk_t *walk, size_t count, bool *done_p)
+build_dense(piece_builder_t *builder, size_t count, bool *done_p)
 {
     uint64_t local_len = 0, remote_len = 0;
     vnx_desc_t l, r;
 
-    size_t n = dense_rows(&walk->local, count, &l, &local_len);
-    n = n > 0 ? dense_rows(&walk->remote, n, &r, &remote_len) : 0;
+    size_t n = dense_rows(&builder->local, count, &l, &local_len);
+    n = n > 0 ? dense_rows(&builder->remote, n, &r, &remote_len) : 0;
     *done_p = n > 0;
     if (n == 0) {
         return VNX_OK;
     }
     if (local_len != remote_len) {
-        return vnxi_pairs_unequal(walk->at, local_len, remote_len,
-                                  walk->args->operation, walk->error);
+        return vnxi_pairs_unequal(builder->at, local_len, remote_len,
+                                  builder->args->operation, builder->error);
     }
     l.len = r.len = local_len * n; /* they lie in a region: cannot overflow */
-    vnx_status_t status = add_pair(walk, walk->at, &l, &r);
-    walk->at += n;
-    skip(&walk->local, n);
-    skip(&walk->remote, n);
+    vnx_status_t status = add_pair(builder, builder->at, &l, &r);
+    builder->at += n;
+    skip(&builder->local, n);
+    skip(&builder->remote, n);
     return status;
 }
 
 static vnx_status_t
-check_run(const walk_t *walk, const side_t *side, size_t count)
+check_run(const piece_builder_t *builder, const side_t *side, size_t count)
 {
     size_t rows = side->named.list->count;
     if (side->run_first < rows && count <= rows - side->run_first) {
         return VNX_OK;
     }
     size_t good = side->run_first < rows ? rows - side->run_first : 0;
-    return bad_index(walk, side, walk->at + good, side->run_first + good);
+    return bad_index(builder, side, builder->at + good,
+                     side->run_first + good);
 }
 
 /* Handle `count` indices where both runs continue. */
 static vnx_status_t
-walk_run(walk_t *walk, size_t count)
+build_run(piece_builder_t *builder, size_t count)
 {
-    size_t end = walk->at + count;
-    vnx_status_t status = check_run(walk, &walk->local, count);
+    size_t end = builder->at + count;
+    vnx_status_t status = check_run(builder, &builder->local, count);
     if (status == VNX_OK) {
-        status = check_run(walk, &walk->remote, count);
+        status = check_run(builder, &builder->remote, count);
     }
-    while (status == VNX_OK && walk->at < end) {
-        size_t left = end - walk->at;
+    while (status == VNX_OK && builder->at < end) {
+        size_t left = end - builder->at;
         bool done = false;
-        if (walk->merge) {
-            status = walk_dense(walk, left, &done);
+        if (builder->merge) {
+            status = build_dense(builder, left, &done);
         }
         if (status == VNX_OK && !done) {
-            status = walk_batch(walk, left < BATCH ? left : BATCH);
+            status = build_batch(builder, left < BATCH ? left : BATCH);
         }
     }
     return status;
 }
 
-/* -- The whole list
- * -----------------------------------------------------------
+/* -- The whole list --------------------------------------------------------
  */
 
 static vnx_status_t
-walk_all(walk_t *walk)
+build_all(piece_builder_t *builder)
 {
-    size_t count = walk->args->local_rows.count;
+    size_t count = builder->args->local_rows.count;
     vnx_status_t status = VNX_OK;
 
-    while (status == VNX_OK && walk->at < count) {
-        size_t left = count - walk->at;
-        size_t l = side_run(walk, &walk->local);
-        size_t r = side_run(walk, &walk->remote);
+    while (status == VNX_OK && builder->at < count) {
+        size_t left = count - builder->at;
+        size_t l = side_run(builder, &builder->local);
+        size_t r = side_run(builder, &builder->remote);
         size_t run = l < r ? l : r;
         if (run >= RUN_MIN || run == left) {
-            status = walk_run(walk, run);
+            status = build_run(builder, run);
         } else {
-            status = walk_batch(walk, left < BATCH ? left : BATCH);
+            status = build_batch(builder, left < BATCH ? left : BATCH);
         }
     }
-    return status == VNX_OK ? close_piece(walk) : status;
+    return status == VNX_OK ? close_piece(builder) : status;
 }
 
 /* Storage gets the rows unmerged: a backend works on its pieces in parallel,
@@ -366,11 +434,11 @@ pieces_init(vnxi_nixl_pieces_t *pieces, vnxi_engine_t *engine,
 }
 
 vnx_status_t
-vnxi_nixl_walk(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
-               vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error)
+vnxi_nixl_pieces_build(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
+                       vnxi_nixl_pieces_t *pieces_p, vnx_error_t *error)
 {
     vnxi_nixl_pieces_t pieces;
-    walk_t walk; /* not zeroed: most of it is buffer space */
+    piece_builder_t builder; /* not zeroed: most of it is buffer space */
 
     vnx_status_t status = vnxi_pairs_check(
         &args->local_rows, &args->remote_rows, args->operation, error);
@@ -380,19 +448,19 @@ vnxi_nixl_walk(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     if (status != VNX_OK) {
         return status;
     }
-    walk.capi = engine->capi;
-    walk.args = args;
-    walk.error = error;
-    walk.out = &pieces;
-    walk.at = 0;
-    walk.merge = !args->no_merge && is_memory(args->local->mem) &&
-                 is_memory(args->remote->mem);
-    walk.is_open = false;
-    side_init(&walk.local, "local", args->local, &args->local_rows,
+    builder.capi = engine->capi;
+    builder.args = args;
+    builder.error = error;
+    builder.out = &pieces;
+    builder.at = 0;
+    builder.merge = !args->no_merge && is_memory(args->local->mem) &&
+                    is_memory(args->remote->mem);
+    builder.is_open = false;
+    side_init(&builder.local, "local", args->local, &args->local_rows,
               pieces.local);
-    side_init(&walk.remote, "remote", args->remote, &args->remote_rows,
+    side_init(&builder.remote, "remote", args->remote, &args->remote_rows,
               pieces.remote);
-    status = walk_all(&walk);
+    status = build_all(&builder);
     if (status != VNX_OK) {
         vnxi_nixl_pieces_fini(engine, &pieces);
         return status;

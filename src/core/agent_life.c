@@ -1,0 +1,160 @@
+/*
+ * The life of an agent: creating and closing it.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "core/agent.h"
+
+#define NAME_MAX_LEN 65535
+#define NOTIF_BYTES_MAX (256u << 20)
+#define THREADS_MAX 4
+
+static const vnx_agent_config_t default_config = {
+    .size = sizeof(vnx_agent_config_t)};
+
+static unsigned
+default_threads(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : (unsigned)cores;
+}
+
+static void
+on_notif(void *context, const void *sender, size_t sender_len,
+         const void *message, size_t message_len)
+{
+    vnx_agent_t *agent = context;
+    vnxi_notifs_push(&agent->notifs, sender, sender_len, message, message_len);
+    vnxi_events_signal(&agent->events);
+}
+
+static void
+agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
+{
+    vnxi_mutex_init(&agent->load_lock, VNXI_RANK_AGENT_LOAD);
+    vnxi_mutex_init(&agent->peers_lock, VNXI_RANK_AGENT_PEERS);
+    vnxi_mutex_init(&agent->error_lock, VNXI_RANK_AGENT_ERROR);
+    vnxi_events_init(&agent->events);
+    vnxi_notifs_init(&agent->notifs, config->notif_bytes_max
+                                         ? config->notif_bytes_max
+                                         : NOTIF_BYTES_MAX);
+}
+
+static void
+agent_free(vnx_agent_t *agent)
+{
+    vnxi_choice_fini(&agent->choice);
+    vnxi_signature_key_fini(&agent->signature_key);
+    vnxi_name_map_fini(&agent->peers);
+    vnxi_peers_forget_rivals(agent);
+    vnxi_notifs_fini(&agent->notifs);
+    vnxi_events_fini(&agent->events);
+    vnxi_mutex_destroy(&agent->error_lock);
+    vnxi_mutex_destroy(&agent->peers_lock);
+    vnxi_mutex_destroy(&agent->load_lock);
+    free(agent->name);
+    free(agent);
+}
+
+static vnx_agent_t *
+agent_alloc(const void *name, size_t name_len)
+{
+    vnx_agent_t *agent = calloc(1, sizeof *agent);
+    char *copy = malloc(name_len + 1);
+    if (agent == NULL || copy == NULL) {
+        free(agent);
+        free(copy);
+        return NULL;
+    }
+    memcpy(copy, name, name_len);
+    copy[name_len] = '\0';
+    agent->name = copy;
+    agent->name_len = name_len;
+    atomic_init(&agent->refs, 1);
+    return agent;
+}
+
+static bool
+has_landed(void *context)
+{
+    const vnx_agent_t *agent = context;
+    return atomic_load(&agent->in_flight) == 0;
+}
+
+void
+vnx_agent_close(vnx_agent_t *agent)
+{
+    if (vnxi_fork_crossed(agent->fork_count) ||
+        atomic_exchange(&agent->closed, true)) {
+        return;
+    }
+    vnxi_events_forget_lost(&agent->events);
+    vnxi_choice_stop(&agent->choice);
+    vnxi_peers_close(agent);
+    vnxi_events_signal(&agent->events);
+    /* The engine has stopped, so this takes microseconds. */
+    vnxi_events_wait(&agent->events, has_landed, agent, UINT64_MAX);
+}
+
+static void
+agent_destroy(vnx_agent_t *agent)
+{
+    vnx_agent_close(agent);
+    agent_free(agent);
+}
+
+vnx_status_t
+vnx_agent_create(const void *name, size_t name_len,
+                 const vnx_agent_config_t *config, vnx_agent_t **out_p,
+                 vnx_error_t *error)
+{
+    if (config == NULL) {
+        config = &default_config;
+    }
+    if (name_len == 0 || name_len > NAME_MAX_LEN) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            "an agent's name must have 1 to %d bytes, not %zu", NAME_MAX_LEN,
+            name_len);
+    }
+    if (config->size != sizeof *config) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            "config.size is %zu, but this library expects %zu", config->size,
+            sizeof *config);
+    }
+    vnx_agent_t *agent = agent_alloc(name, name_len);
+    if (agent == NULL) {
+        return vnxi_error_no_memory(error, "nixl_agent", sizeof *agent);
+    }
+    agent->destroy = agent_destroy;
+    vnxi_fork_on_child(NULL); /* start counting forks */
+    agent->fork_count = vnxi_fork_count();
+    agent->wall_minus_mono_us = vnxi_clock_wall_us() - vnxi_clock_ns() / 1000;
+    agent_init_locks(agent, config);
+
+    vnxi_engine_config_t engine_config = {
+        .agent_name = agent->name,
+        .agent_name_len = name_len,
+        .num_threads =
+            config->num_threads ? config->num_threads : default_threads(),
+        .host = {agent, vnxi_xfer_done, on_notif, vnxi_peers_lost},
+    };
+    vnx_status_t status =
+        vnxi_signature_key_init(&agent->signature_key, config->metadata_secret,
+                                config->metadata_secret_len, error);
+    if (status == VNX_OK) {
+        status = vnxi_choice_init(&agent->choice, config->engine,
+                                  config->backends, &engine_config, error);
+    }
+    if (status != VNX_OK) {
+        agent_free(agent);
+        return status;
+    }
+    *out_p = agent;
+    return VNX_OK;
+}
