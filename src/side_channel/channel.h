@@ -1,7 +1,6 @@
 /*
  * The object behind vnx_side_channel_t, for the files that implement its
- * functions: side_channel.c (life, listening), advertise.c, request_set.c
- * (requests).
+ * functions: side_channel.c (life, listening), advertise.c, request.c.
  */
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H

@@ -9,19 +9,6 @@
 
 /* -- Accepting ------------------------------------------------------------ */
 
-static bool
-evict(void *super)
-{
-    return vnxi_http_conn_evict(super);
-}
-
-static void
-on_adopt(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    vnxi_http_conn_adopt_all(arg);
-}
-
 /* `arg` belongs to libevent. */
 static void
 on_accept_failed(struct evconnlistener *acceptor, void *arg)
@@ -41,14 +28,13 @@ listener_free(vnxi_server_t *super)
 {
     vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
 
-    vnxi_http_conn_close_all(listener);
+    vnxi_server_drop_all(super);
     if (listener->http != NULL) {
         evhttp_free(listener->http);
     }
     for (size_t i = 0; i < listener->bound; i++) {
         super->acceptor.listeners[i] = NULL; /* freed with `http` */
     }
-    vnxi_loop_event_free(listener->adopt_event);
     vnxi_server_fini(&listener->super);
     vnxi_name_map_fini(&listener->by_bev);
     free(listener);
@@ -67,8 +53,9 @@ take_clients(vnxi_http_listener_t *listener, struct evconnlistener *acceptor)
 }
 
 static bool
-create_server(vnxi_http_listener_t *listener)
+create_server(vnxi_server_t *super)
 {
+    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
     static const struct timeval never = {.tv_sec = NEVER_S};
     struct evhttp *http = listener->http =
         evhttp_new(listener->super.loop.base);
@@ -94,33 +81,12 @@ create_server(vnxi_http_listener_t *listener)
     return true;
 }
 
-static bool
-create_events(vnxi_server_t *super)
-{
-    vnxi_http_listener_t *listener = (vnxi_http_listener_t *)super;
-    listener->adopt_event =
-        event_new(super->loop.base, -1, 0, on_adopt, listener);
-    return listener->adopt_event != NULL && create_server(listener);
-}
-
 static const vnxi_server_ops_t server_ops = {
-    .acceptor = {.evict = evict, .refused = vnxi_server_refused},
-    .begin = create_events,
+    .acceptor = {.evict = vnxi_server_evict, .refused = vnxi_server_refused},
+    .drop = vnxi_http_conn_drop,
+    .begin = create_server,
     .free = listener_free,
 };
-
-static vnxi_http_listener_t *
-listener_new(void)
-{
-    vnxi_http_listener_t *listener = calloc(1, sizeof *listener);
-    if (listener == NULL) {
-        return NULL;
-    }
-    for (int i = 0; i < VNXI_HTTP_STATES; i++) {
-        TAILQ_INIT(&listener->conns[i]);
-    }
-    return listener;
-}
 
 vnx_status_t
 vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
@@ -132,7 +98,7 @@ vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
                               VNXI_HTTP_NO_TOKEN);
     }
-    vnxi_http_listener_t *listener = listener_new();
+    vnxi_http_listener_t *listener = calloc(1, sizeof *listener);
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }

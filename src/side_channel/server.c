@@ -37,6 +37,9 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     vnxi_sockets_t sockets;
 
     server->ops = ops;
+    for (int i = 0; i < VNXI_CONN_STATES; i++) {
+        TAILQ_INIT(&server->conns[i]);
+    }
     server->options = params->options;
     server->stats = params->stats;
     server->blobs = params->blobs;

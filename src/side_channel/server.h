@@ -7,17 +7,33 @@
 #define VNXI_SIDE_CHANNEL_SERVER_H
 
 #include <stdbool.h>
+#include <sys/queue.h>
 
 #include "net/acceptor.h"
 #include "net/loop.h"
 #include "net/rate.h"
 #include "side_channel/transport.h"
 
+typedef struct vnxi_conn vnxi_conn_t; /* server_conn.h */
+
+/* States of a connection, in the order of eviction. */
+typedef enum vnxi_conn_state {
+    VNXI_CONN_KEPT,  /* served; the client has not closed yet, and may ask
+                        again if the protocol allows it */
+    VNXI_CONN_READ,  /* the request is not complete yet */
+    VNXI_CONN_WRITE, /* the reply is not sent completely */
+} vnxi_conn_state_t;
+#define VNXI_CONN_STATES 3
+TAILQ_HEAD(vnxi_conns, vnxi_conn);
+
 /* The operations of a transport's listener; called by the loop's thread with a
  * vnxi_server_t. */
 typedef struct vnxi_server_ops {
-    /* refused: vnxi_server_refused() */
+    /* evict: vnxi_server_evict(); refused: vnxi_server_refused() */
     vnxi_acceptor_ops_t acceptor;
+
+    /* Close and free a connection; reset it unless it was served. */
+    void (*drop)(vnxi_conn_t *conn);
 
     /* Called before the thread starts: create what is needed to serve.  False:
      * errno has the cause. */
@@ -41,6 +57,11 @@ struct vnxi_server {
     vnxi_rate_t *rate; /* NULL: no limit */
     vnxi_loop_t loop;
     vnxi_acceptor_t acceptor;
+    size_t open; /* connections */
+    /* By state, the longest idle first: READ and KEPT by age (slowly arriving
+     * bytes do not count), WRITE by the time at which the client last took
+     * bytes. */
+    struct vnxi_conns conns[VNXI_CONN_STATES];
 };
 
 /* Listen, and start a thread called `name` that serves.  `server` is all

@@ -29,44 +29,23 @@
 #define PORT_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_PORT"
 #define PORT_DEFAULT 5600
 
-static const vnxi_transport_t *
-transport_find(vnx_side_channel_kind_t kind)
-{
-    switch (kind) {
-    case VNX_SIDE_CHANNEL_TCP:
-        return &vnxi_transport_tcp;
+#define KINDS (VNX_SIDE_CHANNEL_HTTP + 1)
+
+static const char *const kind_names[KINDS] = {"TCP", "ZMQ", "HTTP"};
+static const vnxi_transport_t *const transports[KINDS] = {
+    [VNX_SIDE_CHANNEL_TCP] = &vnxi_transport_tcp,
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
-    case VNX_SIDE_CHANNEL_ZMQ:
-        return &vnxi_transport_zmq;
+    [VNX_SIDE_CHANNEL_ZMQ] = &vnxi_transport_zmq,
 #endif
 #ifdef VNXI_SIDE_CHANNEL_HTTP
-    case VNX_SIDE_CHANNEL_HTTP:
-        return &vnxi_transport_http;
+    [VNX_SIDE_CHANNEL_HTTP] = &vnxi_transport_http,
 #endif
-    default:
-        return NULL;
-    }
-}
+};
 
 bool
 vnx_side_channel_has(vnx_side_channel_kind_t kind)
 {
-    return transport_find(kind) != NULL;
-}
-
-static const char *
-kind_name(vnx_side_channel_kind_t kind)
-{
-    switch (kind) {
-    case VNX_SIDE_CHANNEL_TCP:
-        return "TCP";
-    case VNX_SIDE_CHANNEL_ZMQ:
-        return "ZMQ";
-    case VNX_SIDE_CHANNEL_HTTP:
-        return "HTTP";
-    default:
-        return "that number";
-    }
+    return (unsigned)kind < KINDS && transports[kind] != NULL;
 }
 
 vnx_status_t
@@ -74,11 +53,11 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
                         const vnx_side_channel_options_t *options,
                         vnx_side_channel_t **out_p, vnx_error_t *error)
 {
-    const vnxi_transport_t *transport = transport_find(kind);
-    if (transport == NULL) {
+    if (!vnx_side_channel_has(kind)) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
                               "the transport %s is not in this build",
-                              kind_name(kind));
+                              (unsigned)kind < KINDS ? kind_names[kind]
+                                                     : "of that number");
     }
     vnx_side_channel_t *channel = calloc(1, sizeof *channel);
     if (channel == NULL) {
@@ -91,7 +70,7 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
         return status;
     }
     atomic_init(&channel->refs, 1);
-    channel->transport = transport;
+    channel->transport = transports[kind];
     channel->forks = vnxi_fork_count();
     vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
     *out_p = channel;
@@ -221,7 +200,7 @@ fill_address(vnx_side_channel_start_params_t *params, vnx_error_t *error)
             if (*end != '\0' || number < 0 || number > 65535) {
                 return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                                       VNXI_OP_START,
-                                      PORT_VARIABLE " is no port");
+                                      PORT_VARIABLE " is not a valid port");
             }
             params->port = (int)number;
         }
@@ -234,9 +213,10 @@ start_check(const vnx_side_channel_t *channel,
             const vnx_side_channel_start_params_t *params, vnx_error_t *error)
 {
     if (vnxi_channel_is_parents(channel)) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
-                              "the side channel was made before a fork; make "
-                              "one in this process");
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
+            "the side channel was created before a fork; create "
+            "one in this process");
     }
     if (params->port < 0 || params->port > 65535) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,

@@ -1,106 +1,163 @@
 /*
- * Design notes.  A connection goes READ -> WRITE -> LINGER.  One timer covers
+ * Design notes.  A connection goes READ -> WRITE -> KEPT.  One timer covers
  * all of it; it is set when the connection is accepted.
  *
- *   READ    The protocol takes input as it comes, little at a time, and
- * answers. WRITE   The last reply is sent, a blob from its shared copy.
- * Nothing is read any more. LINGER  The kernel has the last reply and our side
- * is closed.  The client closes, and its end of file frees the connection.  A
- * client that does not close in time is reset, so that the bytes it never read
- * do not stay in the kernel either.
+ *   READ   The protocol takes input as it comes, little at a time, and
+ *          answers.
+ *   WRITE  The last reply is sent, a blob from its shared copy.  Nothing is
+ *          read any more.
+ *   KEPT   The kernel has the last reply and our side is closed.  The client
+ *          closes, and its end of file frees the connection.  A client that
+ *          does not close in time is reset, so that the bytes it never read do
+ *          not stay in the kernel either.
  *
- * If the protocol keeps connections, LINGER leads back to READ: our side stays
- * open, and the timer runs only during an exchange.  Connections that were
- * served and ask for nothing more are the first to be evicted.
+ * If the protocol keeps connections, KEPT leads back to READ: our side stays
+ * open, and the timer runs only during an exchange.
  */
-#include <event2/buffer.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include "net/tls.h"
 #include "side_channel/tcp.h"
-#include "side_channel/tcp_tls.h"
+#include "side_channel/tcp_wire.h"
 
-#define WRITE_MAX (512u << 10) /* per client and round of the loop */
+#ifdef VNXI_SIDE_CHANNEL_TLS
+#include <event2/bufferevent_ssl.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
 
-static void on_progress(struct evbuffer *output,
-                        const struct evbuffer_cb_info *info, void *arg);
+/* -- Ends ----------------------------------------------------------------- */
 
-static void
-conn_move(vnxi_tcp_conn_t *conn, vnxi_tcp_state_t state)
-{
-    vnxi_tcp_listener_t *listener = conn->listener;
-    TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
-    conn->state = state;
-    TAILQ_INSERT_TAIL(&listener->conns[state], conn, link);
-}
+static void on_input(struct evbuffer *input,
+                     const struct evbuffer_cb_info *info, void *arg);
+static void on_output(struct evbuffer *output,
+                      const struct evbuffer_cb_info *info, void *arg);
 
-/* Free a connection whose creation may be incomplete; `link` is not in a list.
- */
+/* Free a connection whose creation may be incomplete, and which is not among
+ * the listener's. */
 static void
 conn_free(vnxi_tcp_conn_t *conn)
 {
-    if (conn->bev != NULL) {
-        evbuffer_remove_cb(bufferevent_get_output(conn->bev), on_progress,
-                           conn);
-        bufferevent_disable(conn->bev, EV_READ | EV_WRITE);
-        bufferevent_free(conn->bev);
+    struct bufferevent *bev = conn->super.bev;
+
+    if (bev != NULL) {
+        evbuffer_remove_cb(bufferevent_get_input(bev), on_input, conn);
+        evbuffer_remove_cb(bufferevent_get_output(bev), on_output, conn);
+        bufferevent_disable(bev, EV_READ | EV_WRITE);
+        bufferevent_free(bev);
     }
-    vnxi_tcp_tls_free(conn);
+    vnxi_conn_tls_free(&conn->super);
     close(conn->fd);
-    if (conn->timer != NULL) {
-        event_free(conn->timer);
+    if (conn->super.timer != NULL) {
+        event_free(conn->super.timer);
     }
-    conn->listener->protocol->fini(conn);
     free(conn);
 }
 
 static void
 conn_close(vnxi_tcp_conn_t *conn)
 {
-    vnxi_tcp_listener_t *listener = conn->listener;
     /* A forked child may hold a copy of the socket.  Then close() alone would
      * not tell the client. */
     shutdown(conn->fd, SHUT_RDWR);
-    TAILQ_REMOVE(&listener->conns[conn->state], conn, link);
-    listener->open--;
-    vnxi_stat_sub(&listener->super.stats->open);
+    vnxi_conn_remove(&conn->super);
     conn_free(conn);
 }
 
-/* Close, and let the kernel drop the bytes that the client did not take. */
 static void
 conn_reset(vnxi_tcp_conn_t *conn)
 {
-    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
-    setsockopt(conn->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    vnxi_conn_drop_unsent(conn->fd);
     conn_close(conn);
 }
 
-/* The last reply is in the output: read no more. */
-static void
-conn_finish(vnxi_tcp_conn_t *conn)
+void
+vnxi_tcp_conn_drop(vnxi_conn_t *super)
 {
-    bufferevent_disable(conn->bev, EV_READ);
-    if (!conn->listener->protocol->keeps) {
-        evbuffer_drain(bufferevent_get_input(conn->bev), SIZE_MAX);
+    vnxi_tcp_conn_t *conn = (vnxi_tcp_conn_t *)super;
+
+    if (super->state == VNXI_CONN_KEPT) {
+        conn_close(conn);
+    } else {
+        conn_reset(conn);
     }
-    conn_move(conn, VNXI_TCP_WRITE);
 }
+
+static void
+conn_refuse(vnxi_tcp_conn_t *conn, vnx_side_channel_refusal_t why)
+{
+    vnxi_stat_refused(conn->super.server->stats, why);
+    conn_close(conn);
+}
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+
+/* Tell a client without TLS in the words of TLS, which it may understand.
+ * OpenSSL does not.  Read the remaining input first: closing a socket with
+ * unread bytes resets the connection, and the alert may be lost with it. */
+static void
+send_alert(int fd)
+{
+    char rest[2048];
+
+    (void)!recv(fd, rest, sizeof rest, MSG_DONTWAIT);
+    (void)!send(fd, VNXI_TCP_ALERT, VNXI_TCP_ALERT_LEN,
+                MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+/* The handshake has failed. */
+static vnx_side_channel_refusal_t
+tls_refusal(const vnxi_tcp_conn_t *conn)
+{
+    bool wants_secret = conn->super.server->options->secret != NULL;
+    int reason =
+        ERR_GET_REASON(bufferevent_get_openssl_error(conn->super.bev));
+
+    if (vnxi_tls_is_not_tls(reason)) {
+        send_alert(conn->fd);
+        return wants_secret ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF
+                            : VNX_SIDE_CHANNEL_REFUSED_TLS;
+    }
+    if (reason == SSL_R_BINDER_DOES_NOT_VERIFY) {
+        return VNX_SIDE_CHANNEL_REFUSED_WRONG_PROOF;
+    }
+    return wants_secret && reason == SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM
+               ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF
+               : VNX_SIDE_CHANNEL_REFUSED_TLS;
+}
+
+#else
+
+static vnx_side_channel_refusal_t
+tls_refusal(const vnxi_tcp_conn_t *conn)
+{
+    (void)conn;
+    return VNX_SIDE_CHANNEL_REFUSED_TLS;
+}
+
+#endif
+
+/* -- Exchanges ------------------------------------------------------------ */
 
 /* Let the protocol read.  False: the connection is gone. */
 static bool
 conn_read(vnxi_tcp_conn_t *conn)
 {
-    vnxi_tcp_next_t next = conn->listener->protocol->read(conn);
+    const vnxi_tcp_protocol_t *protocol = conn->listener->protocol;
+    vnxi_tcp_next_t next = protocol->read(conn);
 
-    if (next == VNXI_TCP_NEXT_WRITE) {
-        conn_finish(conn);
-    } else if (next == VNXI_TCP_NEXT_CLOSE) {
+    if (next == VNXI_TCP_NEXT_CLOSE) {
         conn_close(conn);
         return false;
+    }
+    if (next == VNXI_TCP_NEXT_WRITE) { /* read no more */
+        bufferevent_disable(conn->super.bev, EV_READ);
+        if (!protocol->keeps) {
+            evbuffer_drain(bufferevent_get_input(conn->super.bev), SIZE_MAX);
+        }
+        vnxi_conn_move(&conn->super, VNXI_CONN_WRITE);
     }
     return true;
 }
@@ -108,8 +165,8 @@ conn_read(vnxi_tcp_conn_t *conn)
 static void
 conn_rest(vnxi_tcp_conn_t *conn)
 {
-    event_del(conn->timer);
-    conn_move(conn, VNXI_TCP_LINGER);
+    event_del(conn->super.timer);
+    vnxi_conn_move(&conn->super, VNXI_CONN_KEPT);
 }
 
 /* Input arrived on a kept connection: begin another exchange, unless the input
@@ -117,11 +174,11 @@ conn_rest(vnxi_tcp_conn_t *conn)
 static void
 conn_resume(vnxi_tcp_conn_t *conn)
 {
-    conn->start = vnxi_clock_ns();
-    conn->turned_away = false;
-    event_add(conn->timer, conn->listener->timeout);
-    conn_move(conn, VNXI_TCP_READ);
-    if (conn_read(conn) && conn->state == VNXI_TCP_READ &&
+    conn->super.start = vnxi_clock_ns();
+    conn->super.turned_away = false;
+    event_add(conn->super.timer, conn->listener->timeout);
+    vnxi_conn_move(&conn->super, VNXI_CONN_READ);
+    if (conn_read(conn) && conn->super.state == VNXI_CONN_READ &&
         !conn->listener->protocol->is_midway(conn)) {
         conn_rest(conn);
     }
@@ -133,23 +190,13 @@ on_read(struct bufferevent *bev, void *arg)
     (void)bev;
     vnxi_tcp_conn_t *conn = arg;
 
-    if (conn->state == VNXI_TCP_LINGER && conn->listener->protocol->keeps) {
+    if (conn->super.state == VNXI_CONN_KEPT &&
+        conn->listener->protocol->keeps) {
         conn_resume(conn);
-    } else if (conn->state == VNXI_TCP_READ) {
+    } else if (conn->super.state == VNXI_CONN_READ) {
         conn_read(conn);
     } else {
         conn_close(conn); /* one exchange per connection; it asks again */
-    }
-}
-
-/* An exchange is over.  Another may come, or its bytes have come already. */
-static void
-conn_keep(vnxi_tcp_conn_t *conn)
-{
-    conn_rest(conn);
-    bufferevent_enable(conn->bev, EV_READ);
-    if (evbuffer_get_length(bufferevent_get_input(conn->bev)) > 0) {
-        on_read(conn->bev, conn);
     }
 }
 
@@ -160,31 +207,62 @@ on_written(struct bufferevent *bev, void *arg)
 {
     vnxi_tcp_conn_t *conn = arg;
 
-    if (conn->state == VNXI_TCP_WRITE &&
-        evbuffer_get_length(bufferevent_get_output(bev)) == 0) {
-        if (!conn->turned_away) {
-            vnxi_stat_served(conn->listener->super.stats, conn->start);
-        }
-        if (conn->listener->protocol->keeps) {
-            conn_keep(conn);
-            return;
-        }
-        vnxi_tcp_tls_goodbye(conn);
+    if (conn->super.state != VNXI_CONN_WRITE ||
+        evbuffer_get_length(bufferevent_get_output(bev)) > 0) {
+        return;
+    }
+    vnxi_conn_served(&conn->super);
+    bufferevent_enable(bev, EV_READ);
+    if (!conn->listener->protocol->keeps) {
+        vnxi_conn_goodbye(&conn->super);
         shutdown(conn->fd, SHUT_WR);
-        conn_move(conn, VNXI_TCP_LINGER);
-        bufferevent_enable(bev, EV_READ);
+        vnxi_conn_move(&conn->super, VNXI_CONN_KEPT);
+        return;
+    }
+    /* Another exchange may come, or its bytes have come already. */
+    conn_rest(conn);
+    if (evbuffer_get_length(bufferevent_get_input(bev)) > 0) {
+        on_read(bev, conn);
     }
 }
+
+static void
+on_input(struct evbuffer *input, const struct evbuffer_cb_info *info,
+         void *arg)
+{
+    (void)input;
+    const vnxi_tcp_conn_t *conn = arg;
+
+    vnxi_stat_add_count(&conn->super.server->stats->bytes_received,
+                        info->n_added);
+}
+
+static void
+on_output(struct evbuffer *output, const struct evbuffer_cb_info *info,
+          void *arg)
+{
+    (void)output;
+    vnxi_conn_sent(arg, info->n_deleted);
+}
+
+/* -- Failures and time ---------------------------------------------------- */
 
 /* The time is up: reset, so that the bytes the client never read do not stay
  * in the kernel. */
 static void
 conn_expire(vnxi_tcp_conn_t *conn)
 {
-    if (conn->state != VNXI_TCP_LINGER) {
-        vnxi_stat_add(&conn->listener->super.stats->timed_out);
+    if (conn->super.state != VNXI_CONN_KEPT) {
+        vnxi_stat_add(&conn->super.server->stats->timed_out);
     }
     conn_reset(conn);
+}
+
+static void
+on_deadline(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    conn_expire(arg);
 }
 
 /* The stream has ended or failed, or was idle for too long. */
@@ -199,73 +277,45 @@ on_event(struct bufferevent *bev, short what, void *arg)
     }
     if (what & BEV_EVENT_TIMEOUT) {
         conn_expire(conn);
-    } else if ((what & BEV_EVENT_ERROR) && vnxi_tcp_tls_is_shaking(conn)) {
-        vnxi_stat_refused(conn->listener->super.stats,
-                          vnxi_tcp_tls_refusal(conn));
-        conn_close(conn);
-    } else if (conn->state == VNXI_TCP_READ &&
+    } else if ((what & BEV_EVENT_ERROR) &&
+               vnxi_conn_is_shaking(&conn->super)) {
+        conn_refuse(conn, tls_refusal(conn));
+    } else if (conn->super.state == VNXI_CONN_READ &&
                conn->listener->protocol->is_midway(conn)) {
-        vnxi_stat_refused(conn->listener->super.stats,
-                          VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
-        conn_close(conn); /* in the middle of a request */
-    } else if (conn->state == VNXI_TCP_WRITE) {
+        conn_refuse(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
+    } else if (conn->super.state == VNXI_CONN_WRITE) {
         conn_reset(conn);
     } else {
         conn_close(conn);
     }
 }
 
-/* A client that takes its reply is not idle. */
-static void
-on_progress(struct evbuffer *output, const struct evbuffer_cb_info *info,
-            void *arg)
-{
-    (void)output;
-    vnxi_tcp_conn_t *conn = arg;
-
-    vnxi_stat_add_count(&conn->listener->super.stats->bytes_sent,
-                        info->n_deleted);
-    if (conn->state == VNXI_TCP_WRITE && info->n_deleted > 0) {
-        conn_move(conn, VNXI_TCP_WRITE);
-    }
-}
-
-static void
-on_deadline(evutil_socket_t fd, short what, void *arg)
-{
-    (void)fd, (void)what;
-    conn_expire(arg);
-}
-
-static struct bufferevent *
-bev_new(vnxi_tcp_conn_t *conn)
-{
-    return conn->listener->super.tls != NULL
-               ? vnxi_tcp_tls_bufferevent(conn)
-               : bufferevent_socket_new(conn->listener->super.loop.base,
-                                        conn->fd, 0);
-}
+/* -- Creation ------------------------------------------------------------- */
 
 /* Create a connection; takes ownership of `fd`. */
 static vnxi_tcp_conn_t *
 conn_new(vnxi_tcp_listener_t *listener, int fd)
 {
-    vnxi_tcp_conn_t *conn = calloc(1, listener->protocol->conn_size);
+    const vnxi_tcp_protocol_t *protocol = listener->protocol;
+    vnxi_tcp_conn_t *conn = calloc(1, protocol->conn_size);
     if (conn == NULL) {
         close(fd);
         return NULL;
     }
     conn->fd = fd;
     conn->listener = listener;
-    conn->start = vnxi_clock_ns();
-    conn->state = VNXI_TCP_READ;
-    conn->timer = evtimer_new(listener->super.loop.base, on_deadline, conn);
-    if (conn->timer == NULL ||
-        event_add(conn->timer, listener->timeout) != 0) {
+    conn->super.server = &listener->super;
+    conn->super.start = vnxi_clock_ns();
+    conn->super.timer =
+        evtimer_new(listener->super.loop.base, on_deadline, conn);
+    if (conn->super.timer == NULL ||
+        event_add(conn->super.timer, listener->timeout) != 0) {
         goto err_free;
     }
-    conn->bev = bev_new(conn);
-    if (conn->bev == NULL || !listener->protocol->begin(conn)) {
+    conn->super.bev =
+        vnxi_conn_stream(&listener->super, fd, 0, &conn->super.tls);
+    if (conn->super.bev == NULL ||
+        (protocol->begin != NULL && !protocol->begin(conn))) {
         goto err_free;
     }
     return conn;
@@ -275,78 +325,27 @@ err_free:
     return NULL;
 }
 
-static void
-conn_begin(vnxi_tcp_conn_t *conn)
-{
-    struct bufferevent *bev = conn->bev;
-
-    /* Limit the buffered input; the kernel holds back the rest. */
-    bufferevent_setwatermark(bev, EV_READ, 0,
-                             conn->listener->protocol->input_max);
-    bufferevent_set_max_single_write(bev, WRITE_MAX);
-    if (conn->listener->idle != NULL) {
-        bufferevent_set_timeouts(bev, conn->listener->idle,
-                                 conn->listener->idle);
-    }
-    bufferevent_setcb(bev, on_read, on_written, on_event, conn);
-    evbuffer_add_cb(bufferevent_get_output(bev), on_progress, conn);
-    bufferevent_enable(bev, EV_READ);
-}
-
 void
 vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd)
 {
-    int on = 1;
-
     vnxi_stat_add(&listener->super.stats->accepted);
     if (vnxi_acceptor_has_left(fd)) {
         close(fd);
         return;
     }
-    if (listener->open >= listener->super.options->max_connections) {
-        vnxi_tcp_conn_evict(listener);
-    }
+    vnxi_server_make_room(&listener->super);
     vnxi_tcp_conn_t *conn = conn_new(listener, fd);
     if (conn == NULL) {
         return;
     }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    TAILQ_INSERT_TAIL(&listener->conns[VNXI_TCP_READ], conn, link);
-    listener->open++;
-    vnxi_stat_add(&listener->super.stats->open);
-    conn_begin(conn);
-}
-
-bool
-vnxi_tcp_conn_evict(vnxi_tcp_listener_t *listener)
-{
-    for (int state = 0; state < VNXI_TCP_STATES; state++) {
-        vnxi_tcp_conn_t *conn = TAILQ_FIRST(&listener->conns[state]);
-        if (conn == NULL) {
-            continue;
-        }
-        if (state == VNXI_TCP_LINGER) {
-            conn_close(conn); /* it has its reply already */
-        } else {
-            vnxi_stat_add(&listener->super.stats->evicted);
-            conn_reset(conn);
-        }
-        return true;
+    struct bufferevent *bev = conn->super.bev;
+    vnxi_conn_add(&conn->super);
+    vnxi_conn_tune(&conn->super, fd, listener->protocol->input_max);
+    if (listener->idle != NULL) {
+        bufferevent_set_timeouts(bev, listener->idle, listener->idle);
     }
-    return false;
-}
-
-void
-vnxi_tcp_conn_close_all(vnxi_tcp_listener_t *listener)
-{
-    for (int state = 0; state < VNXI_TCP_STATES; state++) {
-        vnxi_tcp_conn_t *conn;
-        while ((conn = TAILQ_FIRST(&listener->conns[state])) != NULL) {
-            if (state == VNXI_TCP_LINGER) {
-                conn_close(conn);
-            } else {
-                conn_reset(conn);
-            }
-        }
-    }
+    bufferevent_setcb(bev, on_read, on_written, on_event, conn);
+    evbuffer_add_cb(bufferevent_get_input(bev), on_input, conn);
+    evbuffer_add_cb(bufferevent_get_output(bev), on_output, conn);
+    bufferevent_enable(bev, EV_READ);
 }

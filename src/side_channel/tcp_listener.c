@@ -4,12 +4,6 @@
 #include "base/error.h"
 #include "side_channel/tcp.h"
 
-static bool
-evict(void *super)
-{
-    return vnxi_tcp_conn_evict(super);
-}
-
 static void
 on_client(void *super, int client, const vnxi_address_t *from)
 {
@@ -33,7 +27,7 @@ listener_free(vnxi_server_t *super)
 {
     vnxi_tcp_listener_t *listener = (vnxi_tcp_listener_t *)super;
 
-    vnxi_tcp_conn_close_all(listener);
+    vnxi_server_drop_all(super);
     vnxi_server_fini(&listener->super);
     free(listener);
 }
@@ -55,35 +49,23 @@ create_timeouts(vnxi_server_t *super)
 
 static const vnxi_server_ops_t server_ops = {
     .acceptor = {.accept = on_client,
-                 .evict = evict,
+                 .evict = vnxi_server_evict,
                  .refused = vnxi_server_refused},
+    .drop = vnxi_tcp_conn_drop,
     .begin = create_timeouts,
     .free = listener_free,
 };
-
-static vnxi_tcp_listener_t *
-listener_new(const vnxi_tcp_protocol_t *protocol)
-{
-    vnxi_tcp_listener_t *listener = calloc(1, sizeof *listener);
-    if (listener == NULL) {
-        return NULL;
-    }
-    listener->protocol = protocol;
-    for (int i = 0; i < VNXI_TCP_STATES; i++) {
-        TAILQ_INIT(&listener->conns[i]);
-    }
-    return listener;
-}
 
 vnx_status_t
 vnxi_tcp_listen_for(const vnxi_tcp_protocol_t *protocol,
                     const vnxi_listen_params_t *params, vnxi_server_t **out_p,
                     vnx_error_t *error)
 {
-    vnxi_tcp_listener_t *listener = listener_new(protocol);
+    vnxi_tcp_listener_t *listener = calloc(1, sizeof *listener);
     if (listener == NULL) {
         return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
     }
+    listener->protocol = protocol;
     return vnxi_server_open(&listener->super, &server_ops,
                             protocol->thread_name, params, out_p, error);
 }
