@@ -3,9 +3,8 @@
  * with libevent's server and libcurl.  docs/wire.md specifies the bytes.
  *
  *   http_wire.c      contents of requests
- *   http_listener.c  accepting, with libevent's server (over server.c)
+ *   http_listener.c  libevent's server (over server.c), and its replies
  *   http_conn.c      a client's connection at the server
- *   http_answer.c    replies to clients
  *   http_client.c    the transport: tries of a client, with libcurl
  *   http_outcome.c   result of a try
  */
@@ -18,7 +17,7 @@
 
 #include "base/name_map.h"
 #include "side_channel/http_wire.h"
-#include "side_channel/server_conn.h"
+#include "side_channel/server.h"
 
 #define VNXI_HTTP_HEADERS_MAX 8192 /* of a request line and header */
 #define VNXI_HTTP_BODY_MAX 1024    /* a GET has none; it is not read */
@@ -64,8 +63,5 @@ vnxi_http_conn_t *vnxi_http_conn_of(vnxi_http_listener_t *listener,
  * written. */
 void vnxi_http_conn_write(vnxi_http_conn_t *conn);
 void vnxi_http_conn_written(struct evhttp_request *request, void *conn);
-
-/* Callback of evhttp_set_gencb(): answer a complete request. */
-void vnxi_http_answer(struct evhttp_request *request, void *listener);
 
 #endif

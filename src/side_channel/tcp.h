@@ -3,9 +3,8 @@
  * exchange; then the server closes it.  docs/wire.md specifies the bytes.
  *
  *   tcp_wire.c      the bytes of frames
- *   tcp_listener.c  accepting (over server.c)
- *   tcp_conn.c      a client's connection at the server (over server_conn.c)
- *   tcp_frames.c    the requests on that connection, and the answers
+ *   tcp_listener.c  clients' connections at the server (over server.c)
+ *   tcp_frames.c    the requests on such a connection, and the answers
  *   tcp_client.c    the transport: tries of a client (over client_conn.c)
  *
  * Listener and connections carry other protocols too: vnxi_tcp_protocol_t.
@@ -15,7 +14,7 @@
 
 #include <stdbool.h>
 
-#include "side_channel/server_conn.h"
+#include "side_channel/server.h"
 #include "side_channel/transport.h"
 
 /* -- Listener ------------------------------------------------------------- */
@@ -74,11 +73,5 @@ struct vnxi_tcp_conn {
                later round of the loop: a process that is out of descriptors
                needs it now */
 };
-
-/* Take over `fd`.  If the listener is full, make room first. */
-void vnxi_tcp_conn_open(vnxi_tcp_listener_t *listener, int fd);
-
-/* vnxi_server_ops_t's drop(). */
-void vnxi_tcp_conn_drop(vnxi_conn_t *conn);
 
 #endif
