@@ -16,7 +16,7 @@
  * libcurl trusts the system's authorities in addition to those of a file,
  * unless it is told not to.
  */
-#include "side_channel/http_client.h"
+#include "side_channel/http.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -30,7 +30,8 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "side_channel/http.h"
+#include "side_channel/http_wire.h"
+#include "side_channel/server.h"
 
 #define EYEBALLS_MS 250L
 #define EVENTS 8

@@ -3,7 +3,7 @@
  * other transports use.  It shows libcurl's text if that says more, but never
  * a text of the peer.
  */
-#include "side_channel/http_client.h"
+#include "side_channel/http.h"
 
 #include <inttypes.h>
 #include <string.h>
