@@ -23,11 +23,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "base/error.h"
+#include "net/acceptor.h"
 #include "net/resolve.h"
 #include "side_channel/channel.h"
 
@@ -349,20 +349,6 @@ wake(vnxi_requests_t *set, vnxi_request_t *request, uint64_t now)
 
 /* -- Creation ------------------------------------------------------------- */
 
-static size_t
-window_size(const vnxi_transport_t *transport)
-{
-    size_t each = transport->fds > 0 ? transport->fds : 1, most;
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
-        limit.rlim_cur / 2 / each >= WINDOW_MAX) {
-        return WINDOW_MAX;
-    }
-    most = (size_t)limit.rlim_cur / 2 / each;
-    return most > 0 ? most : 1;
-}
-
 static vnxi_requests_t *
 set_new(vnx_side_channel_t *channel, size_t count)
 {
@@ -377,7 +363,8 @@ set_new(vnx_side_channel_t *channel, size_t count)
         set->channel = channel;
         set->transport = channel->transport;
         set->count = set->open = count;
-        set->window = window_size(channel->transport);
+        set->window =
+            vnxi_acceptor_connections(2 * channel->transport->fds, WINDOW_MAX);
         set->epoll_fd = set->timer_fd = -1;
     }
     return set;

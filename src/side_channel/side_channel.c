@@ -8,7 +8,6 @@
  * has no effect, as if it had come before the start.
  */
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -204,6 +204,7 @@ tcp_end(vnxi_request_t *request)
 }
 
 const vnxi_transport_t vnxi_transport_tcp = {
+    .fds = 1,
     .client_size = sizeof(tcp_client_t),
     .listen = tcp_listen,
     .stop = vnxi_server_stop,

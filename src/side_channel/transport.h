@@ -107,7 +107,7 @@ vnx_status_t vnxi_request_no_key(vnxi_request_t *request);
 /* -- The transport -------------------------------------------------------- */
 
 typedef struct vnxi_transport {
-    unsigned fds;       /* descriptors that one request holds; 0: one */
+    unsigned fds;       /* descriptors that one request holds */
     size_t client_size; /* of request->client */
 
     /* Bind, listen, and start the thread.  Waits only for the look-up of a

@@ -413,6 +413,7 @@ zmq_end(vnxi_request_t *request)
 }
 
 const vnxi_transport_t vnxi_transport_zmq = {
+    .fds = 1,
     .client_size = sizeof(zmq_client_t),
     .listen = zmq_listen,
     .stop = vnxi_server_stop,

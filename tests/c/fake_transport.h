@@ -100,7 +100,8 @@ fake_end(vnxi_request_t *request)
     world.ended++;
 }
 
-static const vnxi_transport_t fake = {.client_size = sizeof(exchange_t),
+static const vnxi_transport_t fake = {.fds = 1,
+                                      .client_size = sizeof(exchange_t),
                                       .begin = fake_begin,
                                       .step = fake_step,
                                       .end = fake_end};
