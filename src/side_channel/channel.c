@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "side_channel/options.h"
+#include "side_channel/server.h"
 
 void
 vnxi_channel_stop(vnx_side_channel_t *channel)
@@ -18,7 +19,7 @@ vnxi_channel_stop(vnx_side_channel_t *channel)
         return;
     }
     atomic_store(&channel->port, 0);
-    if (channel->transport->stop(channel->listener)) {
+    if (vnxi_server_stop(channel->listener)) {
         vnxi_blob_table_release(channel->blobs);
     } else {
         /* The thread of the listener may use the channel for ever. */

@@ -31,7 +31,6 @@
 
 #include "base/error.h"
 #include "side_channel/http_wire.h"
-#include "side_channel/server.h"
 
 #define EYEBALLS_MS 250L
 #define EVENTS 8
@@ -558,7 +557,6 @@ const vnxi_transport_t vnxi_transport_http = {
     .fds = 5, /* one or two sockets, our epoll set, a pair of libcurl */
     .client_size = sizeof(vnxi_http_client_t),
     .listen = vnxi_http_listen,
-    .stop = vnxi_server_stop,
     .begin = http_begin,
     .step = http_step,
     .end = http_end,

@@ -76,8 +76,11 @@ vnx_status_t vnxi_server_open(vnxi_server_t *server,
                               const vnxi_listen_params_t *params,
                               vnxi_server_t **out_p, vnx_error_t *error);
 
-/* End the thread, and free the server.  May not be called by the thread
- * itself.  Returns as vnxi_transport_t's stop(). */
+/* End the thread, close every connection, free the port and the server.
+ * Called once, from any thread but the server's; does not wait for clients.
+ * Never called in a forked child.  False: the descriptors of the thread were
+ * closed by other code, so it cannot be woken; it keeps the server, and
+ * everything that the server borrowed, for ever. */
 bool vnxi_server_stop(vnxi_server_t *server);
 
 /* -- Connections; the thread of the loop only ----------------------------- */

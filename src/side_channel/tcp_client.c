@@ -14,7 +14,6 @@
 
 typedef struct tcp_client {
     vnxi_client_conn_t conn;
-    bool has_asked;
     vnxi_tcp_kind_t asked;
     unsigned char out[VNXI_TCP_LENGTH + VNXI_TCP_REQUEST_MAX];
     vnxi_tcp_reply_t reply;
@@ -87,7 +86,7 @@ failed_too_long(tcp_client_t *client)
 
 /* -- Request and reply ---------------------------------------------------- */
 
-/* Write the request.  Every server knows the first protocol.  Servers with a
+/* Prepare the request.  Every server knows the first protocol.  Servers with a
  * secret know the second, in which they can say that the default key has no
  * blob. */
 static void
@@ -103,7 +102,6 @@ ask(tcp_client_t *client)
     }
     client->conn.out_len = vnxi_tcp_request_encode(&asked, client->out);
     client->asked = asked.kind;
-    client->has_asked = true;
     vnxi_tcp_reply_init(&client->reply, asked.kind,
                         request->options->max_frame);
 }
@@ -172,6 +170,7 @@ tcp_begin(vnxi_request_t *request)
     tcp_client_t *client = request->client;
 
     vnxi_client_conn_init(&client->conn, request, client->out, "sending to");
+    ask(client);
     return VNX_OK;
 }
 
@@ -181,9 +180,6 @@ tcp_step(vnxi_request_t *request)
     tcp_client_t *client = request->client;
 
     vnx_status_t status = vnxi_client_conn_step(&client->conn);
-    if (status == VNX_OK && !client->has_asked) {
-        ask(client);
-    }
     if (status == VNX_OK) {
         status = vnxi_client_conn_send(&client->conn);
     }
@@ -207,7 +203,6 @@ const vnxi_transport_t vnxi_transport_tcp = {
     .fds = 1,
     .client_size = sizeof(tcp_client_t),
     .listen = tcp_listen,
-    .stop = vnxi_server_stop,
     .begin = tcp_begin,
     .step = tcp_step,
     .end = tcp_end,

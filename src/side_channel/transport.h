@@ -112,17 +112,11 @@ typedef struct vnxi_transport {
 
     /* Bind, listen, and start the thread.  Waits only for the look-up of a
      * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  The caller
-     * holds no lock.  Returns owned: stop().  Statuses:
+     * holds no lock.  Returns owned:
+     * vnxi_server_stop().  Statuses:
      * vnx_side_channel_start(). */
     vnx_status_t (*listen)(const vnxi_listen_params_t *params,
                            vnxi_server_t **out_p, vnx_error_t *error);
-
-    /* End the thread, close every connection, free the port and the listener.
-     * Called once, from any thread but the listener's; does not wait for
-     * clients.  Never called in a forked child.  False: the descriptors of the
-     * thread were closed by other code, so it cannot be woken; it keeps the
-     * listener, and everything that listen() borrowed, for ever. */
-    bool (*stop)(vnxi_server_t *server);
 
     /* Begin a try of the request: initialize request->client, a state machine
      * that never waits.  It is all zeros.  Does as little as possible and

@@ -416,7 +416,6 @@ const vnxi_transport_t vnxi_transport_zmq = {
     .fds = 1,
     .client_size = sizeof(zmq_client_t),
     .listen = zmq_listen,
-    .stop = vnxi_server_stop,
     .begin = zmq_begin,
     .step = zmq_step,
     .end = zmq_end,
