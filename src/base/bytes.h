@@ -1,6 +1,7 @@
 /*
  * Bounded reading and writing of bytes.  Numbers on the wire are
- * little-endian, as on every machine that NIXL supports.
+ * little-endian, as on every machine that NIXL supports,
+ * unless a function says otherwise.
  *
  * A reader never reads past its end.  Such a read sets `failed` and returns
  * zeros, and every later read fails too, so a parser checks once at the end of
@@ -16,6 +17,25 @@
 
 /* FNV-1a: for hash tables and for detecting damage; not cryptographic. */
 uint64_t vnxi_hash(const void *data, size_t len);
+
+/* Big-endian numbers of 1 to 8 bytes, as the side channel has them. */
+static inline uint64_t
+vnxi_big_get(const unsigned char *bytes, size_t len)
+{
+    uint64_t number = 0;
+    for (size_t i = 0; i < len; i++) {
+        number = number << 8 | bytes[i];
+    }
+    return number;
+}
+
+static inline void
+vnxi_big_put(unsigned char *bytes, size_t len, uint64_t number)
+{
+    for (size_t i = len; i-- > 0; number >>= 8) {
+        bytes[i] = (unsigned char)number;
+    }
+}
 
 typedef struct vnxi_reader {
     const unsigned char *at, *end; /* borrowed */

@@ -31,14 +31,6 @@ typedef struct vnxi_blob {
 vnxi_blob_t *vnxi_blob_retain(vnxi_blob_t *blob);
 void vnxi_blob_release(vnxi_blob_t *blob); /* NULL is allowed */
 
-/* vnxi_blob_release() as the callback of evbuffer_add_reference(). */
-static inline void
-vnxi_blob_sent(const void *data, size_t len, void *blob)
-{
-    (void)data, (void)len;
-    vnxi_blob_release(blob);
-}
-
 /* -- The table ------------------------------------------------------------ */
 
 typedef struct vnxi_blob_table vnxi_blob_table_t;

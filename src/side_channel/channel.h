@@ -1,7 +1,6 @@
 /*
  * The object behind vnx_side_channel_t, for the files that implement its
- * functions: side_channel.c (life, listening), advertise.c, request_set.c
- * (requests).
+ * functions: side_channel.c, advertise.c, request.c.
  */
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H
@@ -31,6 +30,10 @@ struct vnx_side_channel {
  * meanwhile. */
 void vnxi_channel_enter(vnx_side_channel_t *channel);
 void vnxi_channel_leave(vnx_side_channel_t *channel);
+
+/* Stop the listener, if there is one.  The caller holds the lock, or is the
+ * last that uses the channel. */
+void vnxi_channel_stop(vnx_side_channel_t *channel);
 
 /* Was the channel created before a fork?  If so, its lock may be held for
  * ever, and the memory of its listener may be in any state. */

@@ -13,11 +13,13 @@
 
 void
 vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
-                      const unsigned char *out)
+                      const unsigned char *out, const char *opening)
 {
     conn->out = out;
+    conn->opening = opening;
     conn->request = request;
     conn->stream.fd = -1;
+    request->phase = "resolving";
     vnxi_dial_init(&conn->dial, request->host, request->port,
                    request->deadline);
 }
@@ -31,37 +33,6 @@ vnxi_client_conn_fini(vnxi_client_conn_t *conn)
 
 /* -- Failures ------------------------------------------------------------- */
 
-static const char *
-phase(const vnxi_client_conn_t *conn)
-{
-    switch (conn->stage) {
-    case VNXI_CLIENT_DIAL:
-        return conn->dial.is_connecting ? "connecting to" : "resolving";
-    case VNXI_CLIENT_SHAKE:
-        return "TLS with";
-    default:
-        if (conn->doing != NULL) {
-            return conn->doing;
-        }
-        return conn->out_sent < conn->out_len ? "sending to"
-                                              : "receiving from";
-    }
-}
-
-vnx_status_t
-vnxi_client_conn_failed(vnxi_client_conn_t *conn, vnx_status_t status,
-                        const char *reason)
-{
-    return vnxi_request_failed(conn->request, status, phase(conn),
-                               conn->dial.whom, reason);
-}
-
-vnx_status_t
-vnxi_client_conn_no_key(vnxi_client_conn_t *conn)
-{
-    return vnxi_request_no_key(conn->request);
-}
-
 /* Convert a status of the stream other than VNX_OK; errors are recorded. */
 static vnx_status_t
 stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
@@ -71,7 +42,8 @@ stream_failed(vnxi_client_conn_t *conn, vnx_status_t status)
         conn->request->events = conn->stream.events;
         return VNX_IN_PROG;
     }
-    return vnxi_client_conn_failed(conn, status, conn->stream.reason);
+    return vnxi_request_failed(conn->request, status, "%s",
+                               conn->stream.reason);
 }
 
 static vnx_status_t
@@ -79,7 +51,8 @@ check_time(vnxi_client_conn_t *conn)
 {
     return vnxi_clock_ns() < conn->request->deadline
                ? VNX_OK
-               : vnxi_client_conn_failed(conn, VNX_ERR_TIMEOUT, "timed out");
+               : vnxi_request_failed(conn->request, VNX_ERR_TIMEOUT,
+                                     "timed out");
 }
 
 /* -- Connecting ----------------------------------------------------------- */
@@ -91,22 +64,23 @@ dial(vnxi_client_conn_t *conn)
     int fd = -1, on = 1;
 
     vnx_status_t status = vnxi_dial_step(&conn->dial, vnxi_clock_ns(), &fd);
+    request->phase = conn->dial.is_connecting ? "connecting to" : "resolving";
+    request->whom = conn->dial.whom;
     if (status == VNX_IN_PROG) {
         vnxi_dial_wait(&conn->dial, &request->fd, &request->events,
                        &request->wake);
         return VNX_IN_PROG;
     }
     if (status != VNX_OK) {
-        return vnxi_client_conn_failed(conn, status, conn->dial.reason);
+        return vnxi_request_failed(request, status, "%s", conn->dial.reason);
     }
     /* The handshake exchanges small messages, which must not be delayed. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     conn->stage = VNXI_CLIENT_SHAKE;
+    request->phase = "TLS with";
     status =
         vnxi_stream_open(&conn->stream, fd, request->host, request->options);
-    return status == VNX_OK
-               ? VNX_OK
-               : vnxi_client_conn_failed(conn, status, conn->stream.reason);
+    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
 }
 
 static vnx_status_t
@@ -117,6 +91,7 @@ shake(vnxi_client_conn_t *conn)
         return stream_failed(conn, status);
     }
     conn->stage = VNXI_CLIENT_OPEN;
+    conn->request->phase = conn->opening;
     return VNX_OK;
 }
 

@@ -9,31 +9,32 @@
 
 #include "net/connect.h"
 #include "net/stream.h"
-#include "side_channel/request.h"
+#include "side_channel/transport.h"
 
-typedef enum vnxi_client_conn_stage {
+typedef enum vnxi_client_stage {
     VNXI_CLIENT_DIAL,
     VNXI_CLIENT_SHAKE,
     VNXI_CLIENT_OPEN, /* the transport sends and receives */
-} vnxi_client_conn_stage_t;
+} vnxi_client_stage_t;
 
 /* The first member of the state that a transport keeps with a request. */
 typedef struct vnxi_client_conn {
     vnxi_request_t *request; /* borrowed */
-    vnxi_client_conn_stage_t stage;
+    vnxi_client_stage_t stage;
     vnxi_dial_t dial;
     vnxi_stream_t stream;
-    const char *doing; /* phase for records once it is open; NULL: sending or
-                          receiving */
+    const char *opening;      /* the request's phase once it is open */
     const unsigned char *out; /* borrowed: bytes to send */
     size_t out_len, out_sent;
 } vnxi_client_conn_t;
 
 /* Initialize an object that is all zeros.  `out` is the buffer in which the
- * transport will write its output.  Nothing begins yet. */
+ * transport will write its output, and `opening` (static storage) what it does
+ * first, for records.  Nothing begins yet. */
 void vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
-                           const unsigned char *out);
+                           const unsigned char *out, const char *opening);
 
+/* End it at any stage. */
 void vnxi_client_conn_fini(vnxi_client_conn_t *conn);
 
 /* Begin a step of the transport.  VNX_OK: the connection is open and the
@@ -47,12 +48,5 @@ vnx_status_t vnxi_client_conn_send(vnxi_client_conn_t *conn);
  * VNX_ERR_TIMEOUT: the deadline has passed, even if bytes are available. */
 vnx_status_t vnxi_client_conn_recv(vnxi_client_conn_t *conn, void *space,
                                    size_t size, size_t *count_p);
-
-/* Write the record of a failure in the current phase.  Returns `status`. */
-vnx_status_t vnxi_client_conn_failed(vnxi_client_conn_t *conn,
-                                     vnx_status_t status, const char *reason);
-
-/* Write the record for a peer that does not serve the key. */
-vnx_status_t vnxi_client_conn_no_key(vnxi_client_conn_t *conn);
 
 #endif

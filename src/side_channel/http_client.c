@@ -6,30 +6,310 @@
  * set.  There are several sockets while libcurl tries several addresses.
  *
  * If the environment names a proxy, the proxy or libcurl looks the host up.
+ *
+ * The data of the peer is not trusted.  The body grows with the bytes that
+ * arrive, up to max_frame, whatever length was announced.  A reply that does
+ * not mark its end is refused, because a truncated one would look complete.
+ * Redirects are not followed.  No text of a reply is shown to anybody, because
+ * it may repeat the token.
+ *
+ * libcurl trusts the system's authorities in addition to those of a file,
+ * unless it is told not to.
  */
+#include "side_channel/http.h"
+
 #include <errno.h>
 #include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "base/error.h"
-#include "side_channel/http.h"
-#include "side_channel/http_easy.h"
+#include "side_channel/http_wire.h"
 
+#define EYEBALLS_MS 250L
 #define EVENTS 8
 #define ROUNDS_MAX 16 /* per step; other requests have work too */
 #define MS UINT64_C(1000000)
+#define HOST_MAX (VNX_SIDE_CHANNEL_ADDRESS_MAX + 8) /* in a URL */
 
-typedef struct http_client {
-    vnxi_request_t *request; /* borrowed */
-    vnxi_lookup_t *lookup;
-    CURLM *multi; /* NULL: the host is being looked up */
-    int epoll_fd;
-    uint64_t timer; /* when to call libcurl; UINT64_MAX: never */
-    vnxi_http_easy_t easy;
-} http_client_t;
+/* -- Receiving ------------------------------------------------------------ */
+
+static size_t
+stop(vnxi_http_client_t *client, vnx_status_t why)
+{
+    client->stopped = why;
+    return 0;
+}
+
+static size_t
+on_body(char *data, size_t size, size_t count, void *arg)
+{
+    vnxi_http_client_t *client = arg;
+    const vnxi_request_t *request = client->request;
+    curl_off_t length = vnxi_http_length(client);
+    size_t max = request->options->max_frame, len = size * count, room;
+
+    if (vnxi_clock_ns() >= request->deadline) {
+        return stop(client, VNX_ERR_TIMEOUT); /* also for a peer that floods */
+    }
+    if (length >= 0 && (uint64_t)length < max) {
+        max = (size_t)length;
+    }
+    if (len > max - client->body.len) {
+        return stop(client, VNX_ERR_MISMATCH);
+    }
+    for (size_t left = len; left > 0; left -= room) {
+        void *space = vnxi_body_space(&client->body, max, &room);
+        if (space == NULL) {
+            return stop(client, VNX_ERR_NO_MEMORY);
+        }
+        room = room < left ? room : left;
+        memcpy(space, data + len - left, room);
+        client->body.len += room;
+    }
+    return len;
+}
+
+static size_t
+on_header(char *data, size_t size, size_t count, void *arg)
+{
+    static const char name[] = "transfer-encoding:";
+    vnxi_http_client_t *client = arg;
+    size_t len = size * count;
+    const size_t name_len = sizeof name - 1;
+
+    if (len >= 5 && memcmp(data, "HTTP/", 5) == 0) {
+        client->is_chunked = false; /* a new reply, after a 100 or a proxy's */
+    } else if (len > name_len && strncasecmp(data, name, name_len) == 0) {
+        client->is_chunked = memmem(data, len, "chunked", 7) != NULL;
+    }
+    return len;
+}
+
+/* May the token be sent to this address?  A bearer token is the secret itself,
+ * so it goes unencrypted to this machine only. */
+static bool
+may_carry_token(const vnxi_http_client_t *client, const vnxi_address_t *to)
+{
+    const vnx_side_channel_options_t *options = client->request->options;
+
+    return options->secret == NULL || options->tls ||
+           vnxi_address_is_loopback(to);
+}
+
+/* Open a socket as libcurl would, but close-on-exec, and record it. */
+static curl_socket_t
+on_socket(void *arg, curlsocktype purpose, struct curl_sockaddr *addr)
+{
+    (void)purpose;
+    vnxi_http_client_t *client = arg;
+    vnxi_address_t address = {.len = addr->addrlen};
+
+    if (addr->addrlen > sizeof address.addr) {
+        return CURL_SOCKET_BAD;
+    }
+    memcpy(&address.addr, &addr->addr, addr->addrlen);
+    vnxi_address_text(&address, client->address);
+    if (!may_carry_token(client, &address)) {
+        client->kept_back = true;
+        return CURL_SOCKET_BAD;
+    }
+    client->fd =
+        socket(addr->family, addr->socktype | SOCK_NONBLOCK | SOCK_CLOEXEC,
+               addr->protocol);
+    return client->fd;
+}
+
+/* -- Options of libcurl --------------------------------------------------- */
+
+/* Write a host for a URL: IPv6 addresses in brackets, and the '%' of their
+ * zone escaped. */
+static void
+host_text(const char *host, const char *percent, char *text, size_t size)
+{
+    const char *zone = strchr(host, '%');
+    int len = zone != NULL ? (int)(zone - host) : (int)strlen(host);
+
+    if (strchr(host, ':') == NULL) {
+        snprintf(text, size, "%s", host);
+    } else {
+        snprintf(text, size, "[%.*s%s%s]", len, host,
+                 zone != NULL ? percent : "", zone != NULL ? zone + 1 : "");
+    }
+}
+
+static bool
+make_url(vnxi_http_client_t *client)
+{
+    const vnxi_request_t *request = client->request;
+    const vnx_side_channel_options_t *options = request->options;
+    const char *name = options->tls && options->tls_name != NULL
+                           ? options->tls_name
+                           : request->host;
+    char host[HOST_MAX], port[8];
+    char path[VNXI_HTTP_PATH_MAX];
+
+    host_text(name, "%25", host, sizeof host);
+    snprintf(port, sizeof port, "%d", request->port);
+    vnxi_http_path(request->key, request->key_len, path);
+    return vnxi_curl.url_set(client->url, CURLUPART_SCHEME,
+                             options->tls ? "https" : "http",
+                             0) == CURLUE_OK &&
+           vnxi_curl.url_set(client->url, CURLUPART_HOST, host, 0) ==
+               CURLUE_OK &&
+           vnxi_curl.url_set(client->url, CURLUPART_PORT, port, 0) ==
+               CURLUE_OK &&
+           vnxi_curl.url_set(client->url, CURLUPART_PATH, path, 0) ==
+               CURLUE_OK;
+}
+
+/* Append a text in the form of printf().  It may have the token. */
+__attribute__((format(printf, 2, 3))) static bool
+list_add(struct curl_slist **list, const char *format, ...)
+{
+    struct curl_slist *more = NULL;
+    char *text = NULL;
+    va_list args;
+
+    va_start(args, format);
+    int len = vasprintf(&text, format, args);
+    va_end(args);
+    if (len >= 0) {
+        more = vnxi_curl.slist_append(*list, text);
+        explicit_bzero(text, (size_t)len);
+        free(text);
+    }
+    if (more != NULL) {
+        *list = more;
+    }
+    return more != NULL;
+}
+
+static bool
+make_headers(vnxi_http_client_t *client)
+{
+    const char *secret = client->request->options->secret;
+
+    return list_add(&client->headers, "Connection: close") &&
+           (secret == NULL ||
+            list_add(&client->headers, "Authorization: Bearer %s", secret));
+}
+
+/* Make "host:port:address,address" from the addresses that were found. */
+static bool
+make_addresses(vnxi_http_client_t *client, const vnxi_addresses_t *found)
+{
+    const vnxi_request_t *request = client->request;
+    char list[VNXI_ADDRESSES_MAX * (VNXI_ADDRESS_TEXT + 4)];
+    char text[VNXI_ADDRESS_TEXT];
+    size_t len = 0;
+
+    for (size_t i = 0; i < found->count; i++) {
+        vnxi_address_text(&found->list[i], text);
+        list[len] = ',';
+        len += i > 0;
+        host_text(text, "%", list + len, sizeof list - len);
+        len += strlen(list + len);
+    }
+    return list_add(&client->addresses, "%s:%d:%s", request->host,
+                    request->port, list);
+}
+
+/* If the certificate is for another name, let libcurl connect to the host for
+ * that name. */
+static bool
+make_target(vnxi_http_client_t *client)
+{
+    const vnxi_request_t *request = client->request;
+    char host[HOST_MAX];
+
+    if (!request->options->tls || request->options->tls_name == NULL) {
+        return true;
+    }
+    host_text(request->host, "%25", host, sizeof host);
+    return list_add(&client->target, "::%s:%d", host, request->port);
+}
+
+/* Set the options of libcurl.  An older libcurl may not know an option; then
+ * it does not have the danger that the option averts either.  The options that
+ * must work are checked. */
+static bool
+tell(vnxi_http_client_t *client)
+{
+    CURL *curl = client->curl;
+    const vnx_side_channel_options_t *options = client->request->options;
+
+    vnxi_curl.easy_setopt(curl, CURLOPT_ERRORBUFFER, client->text);
+    vnxi_curl.easy_setopt(curl, CURLOPT_PRIVATE, client);
+    vnxi_curl.easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HTTPHEADER, client->headers);
+    vnxi_curl.easy_setopt(curl, CURLOPT_RESOLVE, client->addresses);
+    vnxi_curl.easy_setopt(curl, CURLOPT_CONNECT_TO, client->target);
+    vnxi_curl.easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body);
+    vnxi_curl.easy_setopt(curl, CURLOPT_WRITEDATA, client);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HEADERFUNCTION, on_header);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HEADERDATA, client);
+    vnxi_curl.easy_setopt(curl, CURLOPT_OPENSOCKETFUNCTION, on_socket);
+    vnxi_curl.easy_setopt(curl, CURLOPT_OPENSOCKETDATA, client);
+    vnxi_curl.easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
+    vnxi_curl.easy_setopt(curl, CURLOPT_HAPPY_EYEBALLS_TIMEOUT_MS,
+                          EYEBALLS_MS);
+    vnxi_curl.easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION);
+    vnxi_curl.easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no error bodies */
+    vnxi_curl.easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE,
+                          (curl_off_t)options->max_frame);
+#if LIBCURL_VERSION_NUM >= 0x075700
+    vnxi_curl.easy_setopt(curl, CURLOPT_QUICK_EXIT,
+                          1L); /* does not wait for look-ups */
+#endif
+    if (options->secret != NULL && !options->tls) {
+        /* A proxy on this machine would forward the token. */
+        vnxi_curl.easy_setopt(curl, CURLOPT_PROXY, "");
+    }
+    if (options->tls_ca != NULL) {
+        vnxi_curl.easy_setopt(curl, CURLOPT_CAINFO, options->tls_ca);
+        vnxi_curl.easy_setopt(curl, CURLOPT_CAPATH, NULL);
+    }
+    return vnxi_curl.easy_setopt(curl, CURLOPT_CURLU, client->url) ==
+               CURLE_OK &&
+           vnxi_curl.easy_setopt(curl, CURLOPT_FOLLOWLOCATION, 0L) ==
+               CURLE_OK &&
+           vnxi_curl.easy_setopt(curl, CURLOPT_HTTP_VERSION,
+                                 (long)CURL_HTTP_VERSION_1_1) == CURLE_OK &&
+           (!options->tls ||
+            vnxi_curl.easy_setopt(curl, CURLOPT_SSLVERSION,
+                                  (long)CURL_SSLVERSION_TLSv1_2) == CURLE_OK);
+}
+
+/* Prepare a transfer.  `found` NULL: libcurl needs no addresses of the host,
+ * because it is numeric or a proxy looks it up. */
+static vnx_status_t
+open_transfer(vnxi_http_client_t *client, const vnxi_addresses_t *found)
+{
+    vnxi_request_t *request = client->request;
+
+    client->curl = vnxi_curl.easy_init();
+    client->url = vnxi_curl.url();
+    if (client->curl == NULL || client->url == NULL || !make_headers(client) ||
+        !make_target(client) ||
+        (found != NULL && !make_addresses(client, found))) {
+        return vnxi_error_no_memory(&request->answer.error, VNXI_OP_REQUEST,
+                                    sizeof *client);
+    }
+    if (!make_url(client)) {
+        return vnxi_request_failed(request, VNX_ERR_INVALID_PARAM,
+                                   "not a valid host for a URL");
+    }
+    return tell(client) ? VNX_OK
+                        : vnxi_request_failed(request, VNX_ERR_NOT_SUPPORTED,
+                                              "libcurl lacks HTTP or TLS");
+}
 
 /* -- Events that libcurl waits for ---------------------------------------- */
 
@@ -37,7 +317,7 @@ static int
 on_watch(CURL *curl, curl_socket_t fd, int what, void *arg, void *known)
 {
     (void)curl;
-    http_client_t *client = arg;
+    vnxi_http_client_t *client = arg;
     struct epoll_event event = {
         .events = (what & CURL_POLL_IN ? (uint32_t)EPOLLIN : 0) |
                   (what & CURL_POLL_OUT ? (uint32_t)EPOLLOUT : 0),
@@ -57,7 +337,7 @@ static int
 on_timer(CURLM *multi, long timeout_ms, void *arg)
 {
     (void)multi;
-    http_client_t *client = arg;
+    vnxi_http_client_t *client = arg;
 
     client->timer = timeout_ms < 0
                         ? UINT64_MAX
@@ -88,79 +368,67 @@ may_have_proxy(const vnx_side_channel_options_t *options)
                          : environment_has("http_proxy"));
 }
 
+/* Create the multi handle and the transfer. */
 static vnx_status_t
-no_multi(http_client_t *client)
+open_multi(vnxi_http_client_t *client, const vnxi_addresses_t *found)
 {
-    return vnxi_request_failed(client->request, VNX_ERR_BACKEND,
-                               "preparing to ask", client->request->host,
-                               errno != 0 ? vnxi_errno(errno)
-                                          : "libcurl refused");
-}
-
-/* Create the multi handle and the transfer; `found` NULL: libcurl needs no
- * addresses. */
-static vnx_status_t
-open_multi(http_client_t *client, const vnxi_addresses_t *found)
-{
-    vnx_status_t status =
-        vnxi_http_easy_open(&client->easy, client->request, found);
+    vnx_status_t status = open_transfer(client, found);
     if (status != VNX_OK) {
         return status;
     }
     errno = 0;
     client->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     client->multi = client->epoll_fd >= 0 ? vnxi_curl.multi_init() : NULL;
-    if (client->multi == NULL) {
-        return no_multi(client);
+    if (client->multi != NULL) {
+        vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETFUNCTION,
+                               on_watch);
+        vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETDATA, client);
+        vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERFUNCTION,
+                               on_timer);
+        vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERDATA, client);
+        if (vnxi_curl.multi_add_handle(client->multi, client->curl) ==
+            CURLM_OK) {
+            return VNX_OK;
+        }
     }
-    vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETFUNCTION, on_watch);
-    vnxi_curl.multi_setopt(client->multi, CURLMOPT_SOCKETDATA, client);
-    vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-    vnxi_curl.multi_setopt(client->multi, CURLMOPT_TIMERDATA, client);
-    return vnxi_curl.multi_add_handle(client->multi, client->easy.curl) ==
-                   CURLM_OK
-               ? VNX_OK
-               : no_multi(client);
-}
-
-static bool
-is_numeric(const char *host)
-{
-    vnxi_addresses_t found;
-    return vnxi_address_parse(host, &found);
+    client->request->phase = "preparing to ask";
+    return vnxi_request_failed(client->request, VNX_ERR_BACKEND, "%s",
+                               errno != 0 ? vnxi_errno(errno)
+                                          : "libcurl refused");
 }
 
 static vnx_status_t
-begin(http_client_t *client)
+begin(vnxi_http_client_t *client)
 {
     vnxi_request_t *request = client->request;
     vnxi_addresses_t found;
     const char *reason = "";
     vnx_status_t status;
 
-    if (client->lookup == NULL &&
-        (is_numeric(request->host) || may_have_proxy(request->options))) {
+    if (client->lookup != NULL) {
+        status = vnxi_lookup_step(client->lookup, &found, &reason);
+    } else if (vnxi_address_parse(request->host, &found) ||
+               may_have_proxy(request->options)) {
         return open_multi(client, NULL);
+    } else {
+        status = vnxi_lookup_begin(request->host, request->port, &found,
+                                   &client->lookup, &reason);
     }
-    status = client->lookup == NULL
-                 ? vnxi_lookup_begin(request->host, request->port, &found,
-                                     &client->lookup, &reason)
-                 : vnxi_lookup_step(client->lookup, &found, &reason);
     if (status == VNX_IN_PROG) {
-        client->request->fd = vnxi_lookup_fd(client->lookup);
-        client->request->events = POLLIN;
+        request->fd = vnxi_lookup_fd(client->lookup);
+        request->events = POLLIN;
         return VNX_IN_PROG;
     }
-    return status == VNX_OK ? open_multi(client, &found)
-                            : vnxi_request_failed(request, status, "resolving",
-                                                  request->host, reason);
+    return status == VNX_OK
+               ? open_multi(client, &found)
+               : vnxi_request_failed(request, status, "%s", reason);
 }
 
 /* -- Driving -------------------------------------------------------------- */
 
 /* Let libcurl do what it can now; false: nothing is left to do now. */
 static bool
-drive(http_client_t *client)
+drive(vnxi_http_client_t *client)
 {
     struct epoll_event events[EVENTS];
     int running, count;
@@ -186,7 +454,7 @@ drive(http_client_t *client)
 
 /* Has the transfer ended?  *code_p is its result. */
 static bool
-has_ended(http_client_t *client, CURLcode *code_p)
+has_ended(vnxi_http_client_t *client, CURLcode *code_p)
 {
     CURLMsg *message;
     int left;
@@ -202,13 +470,13 @@ has_ended(http_client_t *client, CURLcode *code_p)
 }
 
 static vnx_status_t
-transfer(http_client_t *client)
+transfer(vnxi_http_client_t *client)
 {
     CURLcode code;
 
     for (int i = 0; i < ROUNDS_MAX && drive(client); i++) {
         if (has_ended(client, &code)) {
-            return vnxi_http_easy_take(&client->easy, code);
+            return vnxi_http_take(client, code);
         }
     }
     client->request->fd = client->epoll_fd;
@@ -224,6 +492,7 @@ http_begin(vnxi_request_t *request)
 {
     const char *secret = request->options->secret;
     vnx_error_t *error = &request->answer.error;
+    vnxi_http_client_t *client = request->client;
 
     vnx_status_t status = vnxi_curl_load(VNXI_OP_REQUEST, error);
     if (status != VNX_OK) {
@@ -233,26 +502,23 @@ http_begin(vnxi_request_t *request)
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
                               VNXI_HTTP_NO_TOKEN);
     }
-    http_client_t *client = request->client = calloc(1, sizeof *client);
-    if (client == NULL) {
-        return vnxi_request_no_memory(request, sizeof *client);
-    }
-    client->request = client->easy.request = request;
+    client->request = request;
     client->epoll_fd = -1;
     client->timer = UINT64_MAX;
+    request->phase = "resolving";
     return VNX_OK;
 }
 
 static vnx_status_t
 http_step(vnxi_request_t *request)
 {
-    http_client_t *client = request->client;
+    vnxi_http_client_t *client = request->client;
     vnx_status_t status = VNX_OK;
 
     request->wake = UINT64_MAX;
     if (vnxi_clock_ns() >= request->deadline) {
-        return vnxi_http_easy_failed(&client->easy, VNX_ERR_TIMEOUT,
-                                     "timed out");
+        vnxi_http_set_phase(client);
+        return vnxi_request_failed(request, VNX_ERR_TIMEOUT, "timed out");
     }
     if (client->multi == NULL) {
         status = begin(client);
@@ -263,27 +529,34 @@ http_step(vnxi_request_t *request)
 static void
 http_end(vnxi_request_t *request)
 {
-    http_client_t *client = request->client;
+    vnxi_http_client_t *client = request->client;
 
     vnxi_lookup_end(client->lookup);
     if (client->multi != NULL) {
-        vnxi_curl.multi_remove_handle(client->multi, client->easy.curl);
+        vnxi_curl.multi_remove_handle(client->multi, client->curl);
     }
-    vnxi_http_easy_close(&client->easy);
+    vnxi_curl.easy_cleanup(client->curl);
+    vnxi_curl.url_cleanup(client->url);
+    for (struct curl_slist *one = client->headers; one != NULL;
+         one = one->next) {
+        explicit_bzero(one->data, strlen(one->data)); /* it has the token */
+    }
+    vnxi_curl.slist_free_all(client->headers);
+    vnxi_curl.slist_free_all(client->addresses);
+    vnxi_curl.slist_free_all(client->target);
+    vnxi_body_fini(&client->body);
     if (client->multi != NULL) {
         vnxi_curl.multi_cleanup(client->multi);
     }
     if (client->epoll_fd >= 0) {
         close(client->epoll_fd);
     }
-    free(client);
 }
 
 const vnxi_transport_t vnxi_transport_http = {
-    .name = "HTTP",
     .fds = 5, /* one or two sockets, our epoll set, a pair of libcurl */
+    .client_size = sizeof(vnxi_http_client_t),
     .listen = vnxi_http_listen,
-    .stop = vnxi_server_stop,
     .begin = http_begin,
     .step = http_step,
     .end = http_end,

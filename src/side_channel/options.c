@@ -1,5 +1,6 @@
 #include "side_channel/options.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,7 +72,7 @@ check(const vnx_side_channel_options_t *options, vnx_error_t *error)
         strlen(options->secret) < VNX_SIDE_CHANNEL_SECRET_MIN) {
         return vnxi_error_set(
             error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
-            "the shared secret has %zu bytes, %d are the least",
+            "the shared secret has %zu bytes; it needs %d at least",
             strlen(options->secret), VNX_SIDE_CHANNEL_SECRET_MIN);
     }
     if (!VNXI_TLS_IS_THERE && (options->secret != NULL || options->tls)) {
@@ -81,36 +82,40 @@ check(const vnx_side_channel_options_t *options, vnx_error_t *error)
     return VNX_OK;
 }
 
-static bool
-copy_string(const char **string)
+/* The options that are strings. */
+static const size_t strings[] = {
+    offsetof(vnx_side_channel_options_t, tls_certificate),
+    offsetof(vnx_side_channel_options_t, tls_key),
+    offsetof(vnx_side_channel_options_t, tls_ca),
+    offsetof(vnx_side_channel_options_t, tls_name),
+    offsetof(vnx_side_channel_options_t, secret),
+    offsetof(vnx_side_channel_options_t, advertise),
+};
+#define STRINGS (sizeof strings / sizeof strings[0])
+
+static const char **
+string_at(vnx_side_channel_options_t *options, size_t index)
 {
-    if (*string == NULL) {
-        return true;
-    }
-    *string = strdup(*string);
-    return *string != NULL;
+    return (void *)((char *)options + strings[index]);
 }
 
-/* Replace the strings by copies.  False: no memory; the copies are freed and
- * all strings are NULL. */
+/* Replace the strings by copies.  False: no memory; the copies are freed. */
 static bool
 copy_strings(vnx_side_channel_options_t *options)
 {
-    const char **strings[] = {&options->tls_certificate, &options->tls_key,
-                              &options->tls_ca,          &options->tls_name,
-                              &options->secret,          &options->advertise};
-    const size_t count = sizeof strings / sizeof strings[0];
+    bool done = true;
 
-    for (size_t i = 0; i < count; i++) {
-        if (!copy_string(strings[i])) {
-            while (++i < count) {
-                *strings[i] = NULL;
-            }
-            vnxi_options_fini(options);
-            return false;
+    for (size_t i = 0; i < STRINGS; i++) {
+        const char **string = string_at(options, i);
+        if (*string != NULL) {
+            *string = strdup(*string);
+            done = done && *string != NULL;
         }
     }
-    return true;
+    if (!done) {
+        vnxi_options_fini(options);
+    }
+    return done;
 }
 
 vnx_status_t
@@ -147,13 +152,6 @@ vnxi_options_read(vnx_side_channel_kind_t kind,
     return VNX_OK;
 }
 
-static void
-free_string(const char **string)
-{
-    free((void *)(uintptr_t)*string);
-    *string = NULL;
-}
-
 void
 vnxi_options_fini(vnx_side_channel_options_t *options)
 {
@@ -161,10 +159,9 @@ vnxi_options_fini(vnx_side_channel_options_t *options)
         explicit_bzero((void *)(uintptr_t)options->secret,
                        strlen(options->secret));
     }
-    free_string(&options->tls_certificate);
-    free_string(&options->tls_key);
-    free_string(&options->tls_ca);
-    free_string(&options->tls_name);
-    free_string(&options->secret);
-    free_string(&options->advertise);
+    for (size_t i = 0; i < STRINGS; i++) {
+        const char **string = string_at(options, i);
+        free((void *)(uintptr_t)*string);
+        *string = NULL;
+    }
 }

@@ -1,18 +1,235 @@
 #include "side_channel/server.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "net/tls.h"
 
+#ifdef VNXI_SIDE_CHANNEL_TLS
+#include <event2/bufferevent_ssl.h>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+
+#define WRITE_MAX (512u << 10) /* per client and round of the loop */
+
+/* -- TLS ------------------------------------------------------------------ */
+
+/* Callbacks run from the loop, never inside a call of OpenSSL, because they
+ * may free the connection. */
+static struct bufferevent *
+tls_stream(vnxi_server_t *server, int fd, int options, void **tls_p)
+{
+    struct bufferevent *bev = NULL;
+
+#ifdef VNXI_SIDE_CHANNEL_TLS
+    SSL *ssl = SSL_new(server->tls);
+    if (ssl == NULL) {
+        return NULL;
+    }
+    bev = bufferevent_openssl_socket_new(server->loop.base, fd, ssl,
+                                         BUFFEREVENT_SSL_ACCEPTING,
+                                         options | BEV_OPT_DEFER_CALLBACKS);
+    if (bev == NULL) {
+        SSL_free(ssl);
+        return NULL;
+    }
+    bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);
+    *tls_p = ssl;
+#else
+    (void)server, (void)fd, (void)options, (void)tls_p;
+#endif
+    return bev; /* NULL: no server has TLS, see vnx_side_channel_create() */
+}
+
+bool
+vnxi_conn_is_shaking(const vnxi_conn_t *conn)
+{
+#ifdef VNXI_SIDE_CHANNEL_TLS
+    return conn->tls != NULL && !SSL_is_init_finished(conn->tls);
+#else
+    return conn->tls != NULL;
+#endif
+}
+
 void
-vnxi_server_refused(void *arg)
+vnxi_conn_goodbye(vnxi_conn_t *conn)
+{
+#ifdef VNXI_SIDE_CHANNEL_TLS
+    if (conn->tls != NULL) {
+        SSL_shutdown(conn->tls);
+        ERR_clear_error();
+    }
+#else
+    (void)conn;
+#endif
+}
+
+void
+vnxi_conn_tls_free(vnxi_conn_t *conn)
+{
+#ifdef VNXI_SIDE_CHANNEL_TLS
+    SSL_free(conn->tls);
+#else
+    (void)conn;
+#endif
+}
+
+/* -- One connection ------------------------------------------------------- */
+
+struct bufferevent *
+vnxi_conn_stream(vnxi_server_t *server, int fd, int options, void **tls_p)
+{
+    return server->tls != NULL
+               ? tls_stream(server, fd, options, tls_p)
+               : bufferevent_socket_new(server->loop.base, fd, options);
+}
+
+void
+vnxi_conn_add(vnxi_conn_t *conn)
+{
+    conn->state = VNXI_CONN_READ;
+    TAILQ_INSERT_TAIL(&conn->server->conns[VNXI_CONN_READ], conn, link);
+    conn->server->open++;
+    vnxi_stat_add(&conn->server->stats->open);
+}
+
+void
+vnxi_conn_remove(vnxi_conn_t *conn)
+{
+    TAILQ_REMOVE(&conn->server->conns[conn->state], conn, link);
+    conn->server->open--;
+    vnxi_stat_sub(&conn->server->stats->open);
+}
+
+void
+vnxi_conn_move(vnxi_conn_t *conn, vnxi_conn_state_t state)
+{
+    TAILQ_REMOVE(&conn->server->conns[conn->state], conn, link);
+    conn->state = state;
+    TAILQ_INSERT_TAIL(&conn->server->conns[state], conn, link);
+}
+
+void
+vnxi_conn_tune(vnxi_conn_t *conn, int fd, size_t input_max)
+{
+    int on = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    bufferevent_setwatermark(conn->bev, EV_READ, 0, input_max);
+    bufferevent_set_max_single_write(conn->bev, WRITE_MAX);
+}
+
+void
+vnxi_conn_sent(vnxi_conn_t *conn, size_t count)
+{
+    vnxi_stat_add_count(&conn->server->stats->bytes_sent, count);
+    if (conn->state == VNXI_CONN_WRITE && count > 0) {
+        vnxi_conn_move(conn, VNXI_CONN_WRITE);
+    }
+}
+
+void
+vnxi_conn_served(const vnxi_conn_t *conn)
+{
+    if (!conn->turned_away) {
+        vnxi_stat_served(conn->server->stats, conn->start);
+    }
+}
+
+void
+vnxi_conn_drop_unsent(int fd)
+{
+    struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+}
+
+static void
+on_blob_sent(const void *data, size_t len, void *blob)
+{
+    (void)data, (void)len;
+    vnxi_blob_release(blob);
+}
+
+bool
+vnxi_conn_write_blob(struct evbuffer *output, vnxi_blob_t *blob)
+{
+    if (blob->len > 0 && evbuffer_add_reference(output, blob->data, blob->len,
+                                                on_blob_sent, blob) == 0) {
+        return true;
+    }
+    bool is_empty = blob->len == 0;
+    vnxi_blob_release(blob);
+    return is_empty;
+}
+
+/* -- All connections ------------------------------------------------------ */
+
+/* Close a connection to make room, from the first state that has any the
+ * longest idle.  False: there is none. */
+static bool
+evict(void *arg)
+{
+    vnxi_server_t *server = arg;
+
+    for (int state = 0; state < VNXI_CONN_STATES; state++) {
+        vnxi_conn_t *conn = TAILQ_FIRST(&server->conns[state]);
+        if (conn != NULL) {
+            if (state != VNXI_CONN_KEPT) {
+                vnxi_stat_add(&server->stats->evicted);
+            }
+            server->ops->drop(conn);
+            return true;
+        }
+    }
+    return false;
+}
+
+void
+vnxi_server_make_room(vnxi_server_t *server)
+{
+    if (server->open >= server->options->max_connections) {
+        evict(server);
+    }
+}
+
+/* -- Accepting ------------------------------------------------------------ */
+
+static void
+on_client(void *arg, int fd, const vnxi_address_t *from)
+{
+    vnxi_server_t *server = arg;
+
+    vnxi_stat_add(&server->stats->accepted);
+    if (server->rate != NULL &&
+        !vnxi_rate_take(server->rate, &from->addr, vnxi_clock_ns())) {
+        vnxi_stat_refused(server->stats, VNX_SIDE_CHANNEL_REFUSED_RATE);
+        close(fd);
+    } else if (vnxi_acceptor_has_left(fd)) {
+        close(fd);
+    } else {
+        vnxi_server_make_room(server);
+        server->ops->accept(server, fd);
+    }
+}
+
+/* A client was closed for lack of descriptors. */
+static void
+on_refused(void *arg)
 {
     vnxi_server_t *server = arg;
 
     vnxi_stat_add(&server->stats->accepted);
     vnxi_stat_add(&server->stats->evicted);
 }
+
+static const vnxi_acceptor_ops_t acceptor_ops = {
+    .accept = on_client, .evict = evict, .refused = on_refused};
 
 /* -- Creation and end ----------------------------------------------------- */
 
@@ -37,6 +254,9 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
     vnxi_sockets_t sockets;
 
     server->ops = ops;
+    for (int i = 0; i < VNXI_CONN_STATES; i++) {
+        TAILQ_INIT(&server->conns[i]);
+    }
     server->options = params->options;
     server->stats = params->stats;
     server->blobs = params->blobs;
@@ -59,7 +279,7 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
         return vnxi_bind_failed(&params->bind, error, "making the loop", err);
     }
     if (!vnxi_acceptor_open(&server->acceptor, &server->loop, &sockets,
-                            &ops->acceptor) ||
+                            &acceptor_ops) ||
         !ops->begin(server)) {
         return vnxi_bind_failed(&params->bind, error, "making the loop",
                                 errno);
@@ -70,6 +290,29 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
                                        "starting the thread", err);
 }
 
+/* Free a server whose creation may be incomplete.  No thread runs. */
+static void
+server_free(vnxi_server_t *server)
+{
+    vnxi_conn_t *conn;
+
+    for (int state = 0; state < VNXI_CONN_STATES; state++) {
+        while ((conn = TAILQ_FIRST(&server->conns[state])) != NULL) {
+            server->ops->drop(conn);
+        }
+    }
+    if (server->ops->end != NULL) {
+        server->ops->end(server);
+    }
+    vnxi_acceptor_close(&server->acceptor);
+    vnxi_loop_fini(&server->loop);
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_context_free(server->tls);
+    }
+    vnxi_rate_free(server->rate);
+    free(server);
+}
+
 vnx_status_t
 vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
                  const char *name, const vnxi_listen_params_t *params,
@@ -77,7 +320,7 @@ vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
 {
     vnx_status_t status = server_init(server, ops, name, params, error);
     if (status != VNX_OK) {
-        ops->free(server);
+        server_free(server);
         return status;
     }
     *out_p = server;
@@ -93,17 +336,6 @@ vnxi_server_stop(vnxi_server_t *server)
     if (!vnxi_loop_join(&server->loop)) {
         return false;
     }
-    server->ops->free(server);
+    server_free(server);
     return true;
-}
-
-void
-vnxi_server_fini(vnxi_server_t *server)
-{
-    vnxi_acceptor_close(&server->acceptor);
-    vnxi_loop_fini(&server->loop);
-    if (VNXI_TLS_IS_THERE) {
-        vnxi_tls_context_free(server->tls);
-    }
-    vnxi_rate_free(server->rate);
 }

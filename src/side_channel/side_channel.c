@@ -6,18 +6,13 @@
  * The lock is not held while a listener is started, since that may look up the
  * name of a host.  Meanwhile `starting` refuses a second start, and a shutdown
  * has no effect, as if it had come before the start.
- *
- * Calls hold a reference, so a channel may be freed while other threads are
- * inside it; the last of them destroys it.
  */
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "base/log.h"
 #include "base/mutex.h"
 #include "side_channel/channel.h"
 #include "side_channel/options.h"
@@ -29,44 +24,23 @@
 #define PORT_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_PORT"
 #define PORT_DEFAULT 5600
 
-static const vnxi_transport_t *
-transport_find(vnx_side_channel_kind_t kind)
-{
-    switch (kind) {
-    case VNX_SIDE_CHANNEL_TCP:
-        return &vnxi_transport_tcp;
+#define KINDS (VNX_SIDE_CHANNEL_HTTP + 1)
+
+static const char *const kind_names[KINDS] = {"TCP", "ZMQ", "HTTP"};
+static const vnxi_transport_t *const transports[KINDS] = {
+    [VNX_SIDE_CHANNEL_TCP] = &vnxi_transport_tcp,
 #ifdef VNXI_SIDE_CHANNEL_ZMQ
-    case VNX_SIDE_CHANNEL_ZMQ:
-        return &vnxi_transport_zmq;
+    [VNX_SIDE_CHANNEL_ZMQ] = &vnxi_transport_zmq,
 #endif
 #ifdef VNXI_SIDE_CHANNEL_HTTP
-    case VNX_SIDE_CHANNEL_HTTP:
-        return &vnxi_transport_http;
+    [VNX_SIDE_CHANNEL_HTTP] = &vnxi_transport_http,
 #endif
-    default:
-        return NULL;
-    }
-}
+};
 
 bool
 vnx_side_channel_has(vnx_side_channel_kind_t kind)
 {
-    return transport_find(kind) != NULL;
-}
-
-static const char *
-kind_name(vnx_side_channel_kind_t kind)
-{
-    switch (kind) {
-    case VNX_SIDE_CHANNEL_TCP:
-        return "TCP";
-    case VNX_SIDE_CHANNEL_ZMQ:
-        return "ZMQ";
-    case VNX_SIDE_CHANNEL_HTTP:
-        return "HTTP";
-    default:
-        return "that number";
-    }
+    return (unsigned)kind < KINDS && transports[kind] != NULL;
 }
 
 vnx_status_t
@@ -74,11 +48,11 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
                         const vnx_side_channel_options_t *options,
                         vnx_side_channel_t **out_p, vnx_error_t *error)
 {
-    const vnxi_transport_t *transport = transport_find(kind);
-    if (transport == NULL) {
+    if (!vnx_side_channel_has(kind)) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
                               "the transport %s is not in this build",
-                              kind_name(kind));
+                              (unsigned)kind < KINDS ? kind_names[kind]
+                                                     : "of that number");
     }
     vnx_side_channel_t *channel = calloc(1, sizeof *channel);
     if (channel == NULL) {
@@ -91,58 +65,11 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
         return status;
     }
     atomic_init(&channel->refs, 1);
-    channel->transport = transport;
+    channel->transport = transports[kind];
     channel->forks = vnxi_fork_count();
     vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
     *out_p = channel;
     return VNX_OK;
-}
-
-static void
-stop_lock_held(vnx_side_channel_t *channel)
-{
-    if (channel->listener == NULL) {
-        return;
-    }
-    atomic_store(&channel->port, 0);
-    if (channel->transport->stop(channel->listener)) {
-        vnxi_blob_table_release(channel->blobs);
-    } else {
-        /* The thread of the listener may use the channel for ever. */
-        atomic_fetch_add(&channel->refs, 1);
-    }
-    free(channel->host);
-    channel->listener = NULL;
-    channel->blobs = NULL;
-    channel->host = NULL;
-}
-
-void
-vnxi_channel_enter(vnx_side_channel_t *channel)
-{
-    atomic_fetch_add_explicit(&channel->refs, 1, memory_order_relaxed);
-}
-
-void
-vnxi_channel_leave(vnx_side_channel_t *channel)
-{
-    if (atomic_fetch_sub_explicit(&channel->refs, 1, memory_order_acq_rel) !=
-        1) {
-        return;
-    }
-    stop_lock_held(channel); /* no other thread is left */
-    if (atomic_load(&channel->refs) > 0) {
-        return;
-    }
-    vnxi_mutex_destroy(&channel->lock);
-    vnxi_options_fini(&channel->options);
-    free(channel);
-}
-
-bool
-vnxi_channel_is_parents(const vnx_side_channel_t *channel)
-{
-    return vnxi_fork_crossed(channel->forks);
 }
 
 void
@@ -153,37 +80,6 @@ vnx_side_channel_free(vnx_side_channel_t *channel)
     }
     vnx_side_channel_shutdown(channel);
     vnxi_channel_leave(channel);
-}
-
-vnx_status_t
-vnxi_params_read(const char *operation, const void *given, size_t given_size,
-                 void *out_p, size_t size, vnx_error_t *error)
-{
-    if (given_size < sizeof given_size || given_size > size) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "params.size is %zu, this library knows up to "
-                              "%zu",
-                              given_size, size);
-    }
-    memset(out_p, 0, size);
-    memcpy(out_p, given, given_size);
-    return VNX_OK;
-}
-
-vnx_status_t
-vnxi_key_check(const char *operation, const void *key, size_t key_len,
-               vnx_error_t *error)
-{
-    if (key_len > VNX_SIDE_CHANNEL_KEY_MAX) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "a key of %zu bytes is above %d", key_len,
-                              VNX_SIDE_CHANNEL_KEY_MAX);
-    }
-    if (key == NULL && key_len > 0) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "the key is NULL, its length is %zu", key_len);
-    }
-    return VNX_OK;
 }
 
 static vnx_status_t
@@ -221,7 +117,7 @@ fill_address(vnx_side_channel_start_params_t *params, vnx_error_t *error)
             if (*end != '\0' || number < 0 || number > 65535) {
                 return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                                       VNXI_OP_START,
-                                      PORT_VARIABLE " is no port");
+                                      PORT_VARIABLE " is not a valid port");
             }
             params->port = (int)number;
         }
@@ -234,9 +130,10 @@ start_check(const vnx_side_channel_t *channel,
             const vnx_side_channel_start_params_t *params, vnx_error_t *error)
 {
     if (vnxi_channel_is_parents(channel)) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
-                              "the side channel was made before a fork; make "
-                              "one in this process");
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
+            "the side channel was created before a fork; create "
+            "one in this process");
     }
     if (params->port < 0 || params->port > 65535) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
@@ -456,7 +353,7 @@ vnx_side_channel_shutdown(vnx_side_channel_t *channel)
     }
     vnxi_channel_enter(channel);
     vnxi_mutex_lock(&channel->lock);
-    stop_lock_held(channel);
+    vnxi_channel_stop(channel);
     vnxi_mutex_unlock(&channel->lock);
     vnxi_channel_leave(channel);
 }

@@ -1,11 +1,12 @@
 /*
- * Contents of the frames of the TCP side channel.  Encoding and parsing of
- * bytes; no I/O, no clock, no memory.  docs/wire.md specifies the bytes.
+ * The bytes of the TCP side channel.  Encoding and parsing; no I/O, no clock.
+ * docs/wire.md specifies them.
  *
- * A request is either VNXI_TCP_REQUEST, the only one that the first servers
- * and clients of this protocol know, or "VNX1", a kind and a key.  The reply
- * to the first form has no status: the frame is the blob.  The reply to the
- * second begins with a status.
+ * A frame is a 32-bit big-endian length, then as many bytes.  A request is
+ * either VNXI_TCP_REQUEST, the only one that the first servers and clients of
+ * this protocol know, or "VNX1", a kind and a key.  The reply to the first
+ * form has no status: the frame is the blob.  The reply to the second begins
+ * with a status.
  */
 #ifndef VNXI_SIDE_CHANNEL_TCP_WIRE_H
 #define VNXI_SIDE_CHANNEL_TCP_WIRE_H
@@ -15,11 +16,15 @@
 #include <stdint.h>
 #include <vnx/side_channel.h>
 
+#include "side_channel/body.h"
+
+#define VNXI_TCP_LENGTH 4u /* bytes of a frame's length */
+
+/* -- Requests ------------------------------------------------------------- */
+
 #define VNXI_TCP_REQUEST "GET_METADATA"
-#define VNXI_TCP_REQUEST_LEN 12u
 #define VNXI_TCP_REQUEST_MAX 1036u /* room for later requests */
 #define VNXI_TCP_MAGIC "VNX1"
-#define VNXI_TCP_MAGIC_LEN 4u
 
 typedef enum vnxi_tcp_kind {
     VNXI_TCP_SEED = 0, /* VNXI_TCP_REQUEST */
@@ -32,14 +37,17 @@ typedef struct vnxi_tcp_request {
     size_t key_len;
 } vnxi_tcp_request_t;
 
-/* Parse the frame of a request.  False: it is malformed. */
-bool vnxi_tcp_request_parse(const void *frame, size_t len,
+/* Parse the bytes of a request, without their length.  False: they are
+ * malformed. */
+bool vnxi_tcp_request_parse(const void *bytes, size_t len,
                             vnxi_tcp_request_t *out_p);
 
-/* Write the payload of a request.  Returns its length, VNXI_TCP_REQUEST_MAX at
- * most. */
-size_t vnxi_tcp_request_encode(const vnxi_tcp_request_t *request,
-                               unsigned char payload[VNXI_TCP_REQUEST_MAX]);
+/* Write the frame of a request.  Returns its size. */
+size_t vnxi_tcp_request_encode(
+    const vnxi_tcp_request_t *request,
+    unsigned char frame[VNXI_TCP_LENGTH + VNXI_TCP_REQUEST_MAX]);
+
+/* -- Replies -------------------------------------------------------------- */
 
 typedef enum vnxi_tcp_status {
     VNXI_TCP_BLOB = 0,         /* then the blob */
@@ -47,6 +55,47 @@ typedef enum vnxi_tcp_status {
 } vnxi_tcp_status_t;
 
 #define VNXI_TCP_UNKNOWN_TEXT "nothing is served under that key"
+#define VNXI_TCP_HEAD_MAX (VNXI_TCP_LENGTH + 1) /* length and status */
+
+/* Write the head of the reply to a request of that kind, of which `len` bytes
+ * follow.  Returns the size of the head. */
+size_t vnxi_tcp_head_encode(vnxi_tcp_kind_t kind, vnxi_tcp_status_t status,
+                            size_t len, unsigned char head[VNXI_TCP_HEAD_MAX]);
+
+typedef enum vnxi_tcp_reply_state {
+    VNXI_TCP_REPLY_MORE = 0,  /* bytes are missing */
+    VNXI_TCP_REPLY_WHOLE,     /* the body is complete */
+    VNXI_TCP_REPLY_TOO_LONG,  /* the announced length is above the cap */
+    VNXI_TCP_REPLY_NO_STATUS, /* the frame is too short for its status */
+    VNXI_TCP_REPLY_NO_MEMORY,
+} vnxi_tcp_reply_state_t;
+
+/* A reply that arrives.  The decoder says where the next bytes go; the caller
+ * puts them there and says how many arrived. */
+typedef struct vnxi_tcp_reply {
+    vnxi_tcp_reply_state_t state;
+    uint32_t max;     /* cap on the body */
+    uint32_t len;     /* of the frame; valid when its length is complete */
+    size_t head_len;  /* VNXI_TCP_LENGTH, and 1 with a status */
+    size_t head_have; /* bytes of the head received */
+    unsigned char head[VNXI_TCP_HEAD_MAX];
+    vnxi_body_t body; /* owned: vnxi_body_take() or vnxi_body_fini() */
+} vnxi_tcp_reply_t;
+
+/* Begin the reply to a request of that kind.  Allocates nothing. */
+void vnxi_tcp_reply_init(vnxi_tcp_reply_t *reply, vnxi_tcp_kind_t kind,
+                         uint32_t max);
+
+/* Return where to put the next bytes, and in *size_p how many: at least 1,
+ * none beyond this reply.  NULL unless the state is VNXI_TCP_REPLY_MORE.
+ * Valid until the next call for this reply. */
+void *vnxi_tcp_reply_space(vnxi_tcp_reply_t *reply, size_t *size_p);
+
+/* Note that `count` bytes were put there. */
+void vnxi_tcp_reply_commit(vnxi_tcp_reply_t *reply, size_t count);
+
+/* Return how many bytes arrived after the length. */
+size_t vnxi_tcp_reply_have(const vnxi_tcp_reply_t *reply);
 
 /* -- TLS and plain frames at the two ends of a connection ----------------- */
 
@@ -57,7 +106,7 @@ typedef enum vnxi_tcp_status {
 
 /* Do the four bytes, received as the length of a frame, begin a TLS handshake,
  * or a TLS alert? */
-bool vnxi_tcp_is_tls_hello(const unsigned char header[4]);
-bool vnxi_tcp_is_tls_alert(const unsigned char header[4]);
+bool vnxi_tcp_is_tls_hello(const unsigned char length[VNXI_TCP_LENGTH]);
+bool vnxi_tcp_is_tls_alert(const unsigned char length[VNXI_TCP_LENGTH]);
 
 #endif

@@ -3,10 +3,10 @@
  * transport has one constant of this type, named vnxi_transport_<name>;
  * side_channel.c lists them.
  *
- * The front (side_channel.c, request_set.c) checks arguments, keeps one
- * listener for a channel and the table of blobs that it serves, counts,
- * handles forks, and runs requests: it waits for them and tries again.  A
- * transport implements its wire format.  Its parameters were checked: ports
+ * The front (side_channel.c, request.c) checks arguments, keeps one listener
+ * for a channel and the table of blobs that it serves, counts, handles forks,
+ * and runs requests: it waits for them and tries again.  A transport
+ * implements its wire format.  Its parameters were checked: ports
  * are in range, keys are not too long, blobs are within max_frame, every
  * option has its value.
  *
@@ -25,11 +25,14 @@
 
 #include "net/sockets.h"
 #include "side_channel/blob_table.h"
-#include "side_channel/request.h"
+#include "side_channel/body.h"
 #include "side_channel/stats.h"
 
 #define VNXI_OP_CREATE "side_channel_create"
 #define VNXI_OP_START "start_listener"
+#define VNXI_OP_REQUEST "request_metadata"
+
+/* -- Listening ------------------------------------------------------------ */
 
 /* All but `bind` is borrowed by listen() until the listener is stopped; `bind`
  * is borrowed for the call only. */
@@ -45,27 +48,79 @@ typedef struct vnxi_listen_params {
 /* A transport's listener (server.h).  It listens as long as it exists. */
 typedef struct vnxi_server vnxi_server_t;
 
+/* -- Requests ------------------------------------------------------------- */
+
+/* A request belongs to the requests that were made with it (request.c), which
+ * try it, and try it again if that fails.  During a try it belongs to its
+ * transport, whose state is in `client`. */
+typedef enum vnxi_request_state {
+    VNXI_REQUEST_QUEUED,
+    VNXI_REQUEST_TRYING,
+    VNXI_REQUEST_RESTING, /* until `due`; has the answer of its last try */
+    VNXI_REQUEST_ENDED,   /* has its answer */
+} vnxi_request_state_t;
+
+typedef struct vnxi_request {
+    /* Constant: */
+    const char *host;
+    int port;
+    const void *key; /* not NULL; 0 bytes: the default key */
+    size_t key_len;
+    const char *endpoint; /* "host:port" for errors */
+    const vnx_side_channel_options_t *options;
+    uint64_t start, deadline; /* vnxi_clock_ns(); they cover all tries */
+    char *text;               /* owned: host, key and endpoint */
+    /* Written by the transport, during a try: */
+    void *client;      /* the transport's state; NULL: no try is running */
+    const char *phase; /* for records: "receiving from" */
+    const char *whom;  /* the host, or an address in `client` */
+    int fd; /* descriptor to wait for; -1: wait for the time only.  The next
+               step may close it */
+    short events;  /* POLLIN, POLLOUT */
+    uint64_t wake; /* call step() at this time at the latest; UINT64_MAX: at
+                      the deadline */
+    bool answered; /* the peer itself answered VNX_ERR_NOT_FOUND: another try
+                      would not change that */
+    vnx_side_channel_answer_t answer; /* metadata and error */
+    /* Written by request.c: */
+    vnxi_request_state_t state;
+    int watched; /* descriptor registered last; -1: none */
+    uint32_t retries, backoff_ms;
+    uint64_t due; /* time at which to check the request */
+} vnxi_request_t;
+
+/* Write the record of a failure: "<phase> <whom>: <reason> (after 12 ms)" with
+ * the endpoint as the peer; returns `status`. */
+vnx_status_t vnxi_request_failed(vnxi_request_t *request, vnx_status_t status,
+                                 const char *reason, ...)
+    __attribute__((format(printf, 3, 4)));
+
+vnx_status_t vnxi_request_no_memory(vnxi_request_t *request);
+
+/* Make the body the answer.  Returns VNX_OK or VNX_ERR_NO_MEMORY. */
+vnx_status_t vnxi_request_answer(vnxi_request_t *request, vnxi_body_t *body);
+
+/* Write the record for a peer that answered that it does not serve the key.
+ * Returns VNX_ERR_NOT_FOUND. */
+vnx_status_t vnxi_request_no_key(vnxi_request_t *request);
+
+/* -- The transport -------------------------------------------------------- */
+
 typedef struct vnxi_transport {
-    const char *name; /* "TCP" */
-    unsigned fds;     /* descriptors that one request holds; 0: one */
+    unsigned fds;       /* descriptors that one request holds */
+    size_t client_size; /* of request->client */
 
     /* Bind, listen, and start the thread.  Waits only for the look-up of a
      * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  The caller
-     * holds no lock.  Returns owned: stop().  Statuses:
+     * holds no lock.  Returns owned:
+     * vnxi_server_stop().  Statuses:
      * vnx_side_channel_start(). */
     vnx_status_t (*listen)(const vnxi_listen_params_t *params,
                            vnxi_server_t **out_p, vnx_error_t *error);
 
-    /* End the thread, close every connection, free the port and the listener.
-     * Called once, from any thread but the listener's; does not wait for
-     * clients.  Never called in a forked child.  False: the descriptors of the
-     * thread were closed by other code, so it cannot be woken; it keeps the
-     * listener, and everything that listen() borrowed, for ever. */
-    bool (*stop)(vnxi_server_t *server);
-
-    /* Begin a try of the request: create request->client, a state machine that
-     * never waits.  Does as little as possible and leaves the work to the
-     * first step.  On an error request->client is NULL. */
+    /* Begin a try of the request: initialize request->client, a state machine
+     * that never waits.  It is all zeros.  Does as little as possible and
+     * leaves the work to the first step.  On an error end() is not called. */
     vnx_status_t (*begin)(vnxi_request_t *request);
 
     /* Do what can be done now.  Called once after begin(), then when
@@ -81,7 +136,7 @@ typedef struct vnxi_transport {
      * deadline.  Not called again after VNX_OK or an error. */
     vnx_status_t (*step)(vnxi_request_t *request);
 
-    /* Free request->client, at any stage. */
+    /* Free what request->client owns, at any stage. */
     void (*end)(vnxi_request_t *request);
 } vnxi_transport_t;
 

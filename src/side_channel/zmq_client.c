@@ -1,5 +1,9 @@
 /*
- * Design notes.  A try goes GREETING -> READY -> REPLY over an open stream
+ * Design notes.  The ZMQ transport is vLLM's handshake over ZMTP 3.1, as
+ * libzmq's ROUTER and REQ sockets speak it.  docs/wire.md specifies the bytes;
+ * docs/side_channel.md explains why libzmq is not used.
+ *
+ * A try goes GREETING -> READY -> REPLY over an open stream
  * (client_conn.c).  A port without a listener is an error at once.  There is
  * neither a thread nor a context that would be in the way of a fork or of the
  * end of the program.
@@ -13,19 +17,14 @@
  * its end, so the body of the blob goes directly into its final buffer.
  */
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
+#include "side_channel/body.h"
 #include "side_channel/client_conn.h"
-#include "side_channel/frame.h"
-#include "side_channel/zmq.h"
+#include "side_channel/tcp.h"
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
-
-/* The output is at most the greeting with READY, or a request after a PONG. */
-#define OUT_MAX (VNXI_ZMTP_COMMAND_MAX + VNXI_ZMTP_GREETING)
 
 typedef enum stage {
     STAGE_GREETING,
@@ -47,70 +46,39 @@ typedef struct zmq_client {
     vnxi_zmq_request_t request;
     bool is_rank; /* the key names ranks, or is the default */
     bool knows_keys;
-    unsigned char out[OUT_MAX];
+    unsigned char out[VNXI_ZMTP_COMMAND_MAX];
     /* Input: the greeting or the header of a frame goes into `in`, then the
      * frame's body follows. */
     unsigned char in[VNXI_ZMTP_GREETING];
     size_t in_have;
     bool in_body;
     vnxi_zmtp_frame_t frame;
-    vnxi_frame_decoder_t body;
+    vnxi_body_t body;
     part_t part;
-    void *blob; /* owned */
-    size_t blob_len;
+    vnxi_body_t blob;
 } zmq_client_t;
 
 /* -- Failures ------------------------------------------------------------- */
-
-static vnx_status_t
-failed(zmq_client_t *client, vnx_status_t status, const char *reason)
-{
-    return vnxi_client_conn_failed(&client->conn, status, reason);
-}
 
 /* The input is not a reply that vLLM's listener would send. */
 static vnx_status_t
 no_reply(zmq_client_t *client)
 {
-    return failed(client, VNX_ERR_MISMATCH, "no reply of this protocol");
+    return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
+                               "not a valid reply of this protocol");
 }
 
-/* -- Sending -------------------------------------------------------------- */
-
-/* Return where to write output.  All earlier output has been sent, so there is
- * room. */
-static unsigned char *
-out_end(zmq_client_t *client)
-{
-    return client->out + client->conn.out_len;
-}
-
-static void
-put_greeting(zmq_client_t *client)
-{
-    vnxi_zmtp_greeting(client->out);
-    client->conn.out_len = VNXI_ZMTP_GREETING;
-}
-
-static void
-put_ready(zmq_client_t *client)
-{
-    const vnxi_request_t *request = client->conn.request;
-    client->conn.out_len += vnxi_zmtp_ready_client(
-        request->key, request->key_len, out_end(client));
-}
-
+/* Write the request.  All earlier output has been sent. */
 static void
 put_request(zmq_client_t *client)
 {
-    unsigned char request[VNXI_ZMQ_REQUEST_MAX];
+    unsigned char request[VNXI_ZMQ_REQUEST_MAX], *at = client->out;
     size_t len = vnxi_zmq_request_encode(&client->request, request);
 
-    client->conn.out_len += vnxi_zmtp_header_encode(true, 0, out_end(client));
-    client->conn.out_len +=
-        vnxi_zmtp_header_encode(false, len, out_end(client));
-    memcpy(out_end(client), request, len);
-    client->conn.out_len += len;
+    at += vnxi_zmtp_header_encode(true, 0, at);
+    at += vnxi_zmtp_header_encode(false, len, at);
+    memcpy(at, request, len);
+    client->conn.out_len = (size_t)(at - client->out) + len;
 }
 
 /* -- Receiving ------------------------------------------------------------ */
@@ -123,11 +91,12 @@ receive(zmq_client_t *client, void *space, size_t size, size_t *count_p)
     if (status != VNX_OK || *count_p > 0) {
         return status;
     }
-    return failed(client, VNX_ERR_BACKEND,
-                  client->stage == STAGE_REPLY
-                      ? "the connection was closed without a reply"
-                      : "the connection was closed (as by a listener that "
-                        "wants another ZMTP mechanism than NULL)");
+    return vnxi_request_failed(
+        client->conn.request, VNX_ERR_BACKEND,
+        client->stage == STAGE_REPLY
+            ? "the connection was closed without a reply"
+            : "the connection was closed (perhaps by a listener "
+              "that requires another ZMTP mechanism than NULL)");
 }
 
 /* Receive until `in` has `want` bytes. */
@@ -146,50 +115,26 @@ receive_in(zmq_client_t *client, size_t want)
     return VNX_OK;
 }
 
-static bool
-is_blob(const zmq_client_t *client)
-{
-    return client->stage == STAGE_REPLY && client->part == PART_BLOB &&
-           !client->frame.command;
-}
-
-static vnx_status_t
-failed_length(zmq_client_t *client, uint32_t max)
-{
-    char reason[128];
-
-    if (client->frame.len <= max) {
-        return failed(client, VNX_ERR_NO_MEMORY, "no memory for the reply");
-    }
-    snprintf(reason, sizeof reason,
-             is_blob(client) ? "a reply of %" PRIu64
-                               " bytes is above max_frame (%" PRIu32 ")"
-                             : "no reply of this protocol: a frame of %" PRIu64
-                               " bytes, at most %" PRIu32
-                               " are in the place of it",
-             client->frame.len, max);
-    return failed(client, VNX_ERR_MISMATCH, reason);
-}
-
-/* The header is complete: make room for the body.  The frame decoder provides
- * the buffer, which grows with the bytes that arrive.  It takes a header of
- * its own form, made from ours. */
+/* The header of a frame is complete. */
 static vnx_status_t
 body_begin(zmq_client_t *client)
 {
-    uint32_t max = is_blob(client) ? client->conn.request->options->max_frame
-                                   : VNXI_ZMTP_SMALL_MAX;
-    size_t size;
+    const vnxi_request_t *request = client->conn.request;
+    bool is_blob = client->stage == STAGE_REPLY && client->part == PART_BLOB &&
+                   !client->frame.command;
+    uint32_t max = is_blob ? request->options->max_frame : VNXI_ZMTP_SMALL_MAX;
 
-    if (client->frame.len > max) {
-        return failed_length(client, max);
-    }
-    vnxi_frame_decoder_init(&client->body, max, 0);
-    unsigned char *header = vnxi_frame_space(&client->body, &size);
-    vnxi_frame_encode_header((uint32_t)client->frame.len, header);
-    vnxi_frame_commit(&client->body, VNXI_FRAME_HEADER);
     client->in_body = true;
-    return VNX_OK;
+    if (client->frame.len <= max) {
+        return VNX_OK;
+    }
+    return vnxi_request_failed(
+        client->conn.request, VNX_ERR_MISMATCH,
+        is_blob ? "a reply of %" PRIu64 " bytes is above max_frame (%" PRIu32
+                  ")"
+                : "not a valid reply of this protocol: a frame of %" PRIu64
+                  " bytes, where %" PRIu32 " are allowed",
+        client->frame.len, max);
 }
 
 static vnx_status_t
@@ -214,44 +159,37 @@ receive_header(zmq_client_t *client)
 static vnx_status_t
 receive_frame(zmq_client_t *client)
 {
-    size_t size;
-    void *space;
-
     if (!client->in_body) {
         vnx_status_t status = receive_header(client);
         if (status != VNX_OK) {
             return status;
         }
     }
-    while ((space = vnxi_frame_space(&client->body, &size)) != NULL) {
-        size_t count = 0;
+    while (client->body.len < client->frame.len) {
+        size_t size, count = 0;
+        void *space =
+            vnxi_body_space(&client->body, (size_t)client->frame.len, &size);
+        if (space == NULL) {
+            return vnxi_request_no_memory(client->conn.request);
+        }
         vnx_status_t status = receive(client, space, size, &count);
         if (status != VNX_OK) {
             return status;
         }
-        vnxi_frame_commit(&client->body, count);
+        client->body.len += count;
     }
-    return client->body.state == VNXI_FRAME_WHOLE
-               ? VNX_OK
-               : failed_length(client, client->body.max);
+    return VNX_OK;
 }
 
 static void
 frame_end(zmq_client_t *client)
 {
-    vnxi_frame_decoder_fini(&client->body);
+    vnxi_body_fini(&client->body);
     client->in_have = 0;
     client->in_body = false;
 }
 
 /* -- Input ---------------------------------------------------------------- */
-
-static const unsigned char *
-body_of(const zmq_client_t *client)
-{
-    return client->body.len > 0 ? client->body.data
-                                : (const unsigned char *)"";
-}
 
 static vnx_status_t
 take_ready(zmq_client_t *client)
@@ -259,19 +197,20 @@ take_ready(zmq_client_t *client)
     vnxi_zmtp_ready_t ready;
 
     if (!client->frame.command ||
-        !vnxi_zmtp_ready_parse(body_of(client), client->body.len, &ready)) {
+        !vnxi_zmtp_ready_parse(client->body.data, client->body.len, &ready)) {
         return no_reply(client);
     }
     client->knows_keys = ready.knows_keys;
     if (!client->is_rank && !client->knows_keys) {
         client->conn.request->answered = true;
-        return failed(client, VNX_ERR_NOT_FOUND,
-                      "the listener is one of vLLM's own, which serve ranks "
-                      "alone, and the key is no rank");
+        return vnxi_request_failed(
+            client->conn.request, VNX_ERR_NOT_FOUND,
+            "the listener is one of vLLM's own, which serve only "
+            "ranks, and the key is not a valid rank");
     }
     put_request(client);
     client->stage = STAGE_REPLY;
-    client->conn.doing = NULL;
+    client->conn.request->phase = "sending to";
     return VNX_IN_PROG;
 }
 
@@ -280,7 +219,7 @@ static vnx_status_t
 take_command(zmq_client_t *client)
 {
     client->conn.out_len =
-        vnxi_zmtp_pong(body_of(client), client->body.len, client->out);
+        vnxi_zmtp_pong(client->body.data, client->body.len, client->out);
     return client->conn.out_len > 0 ? VNX_IN_PROG : no_reply(client);
 }
 
@@ -290,28 +229,18 @@ refused(zmq_client_t *client)
     size_t len = 0;
     char text[VNXI_ZMQ_REFUSAL_MAX];
     const unsigned char *reason =
-        vnxi_zmq_refusal_parse(client->blob, client->blob_len, &len);
+        vnxi_zmq_refusal_parse(client->blob.data, client->blob.len, &len);
 
     if (reason == NULL) {
         return no_reply(client);
     }
     if (len == strlen(VNXI_ZMQ_UNKNOWN_KEY) &&
         memcmp(reason, VNXI_ZMQ_UNKNOWN_KEY, len) == 0) {
-        return vnxi_client_conn_no_key(&client->conn);
+        return vnxi_request_no_key(client->conn.request);
     }
     vnxi_key_text(reason, len, text, sizeof text);
-    return failed(client, VNX_ERR_MISMATCH, text);
-}
-
-/* The last frame of the reply is complete. */
-static vnx_status_t
-take_last(zmq_client_t *client)
-{
-    if (client->part == PART_CLOCK && client->knows_keys &&
-        vnxi_zmq_is_no_clock(body_of(client), client->body.len)) {
-        return refused(client);
-    }
-    return VNX_OK;
+    return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH, "%s",
+                               text);
 }
 
 /* Take a frame of the reply: the delimiter, the blob, or the clock, which is
@@ -327,13 +256,17 @@ take_part(zmq_client_t *client)
         return no_reply(client);
     }
     if (part == PART_BLOB) {
-        client->blob = vnxi_frame_take(&client->body, &client->blob_len);
+        client->blob = client->body;
+        client->body = (vnxi_body_t){0};
     }
-    if (is_last) {
-        return take_last(client);
+    if (!is_last) {
+        client->part = part + 1;
+        return VNX_IN_PROG;
     }
-    client->part = part + 1;
-    return VNX_IN_PROG;
+    return part == PART_CLOCK && client->knows_keys &&
+                   vnxi_zmq_is_no_clock(client->body.data, client->body.len)
+               ? refused(client)
+               : VNX_OK;
 }
 
 /* Take a complete frame.  VNX_IN_PROG: more frames are needed. */
@@ -359,13 +292,15 @@ greet(zmq_client_t *client)
     }
     const char *wrong = vnxi_zmtp_greeting_check(client->in, client->in_have);
     if (wrong != NULL && status != VNX_ERR_TIMEOUT) {
-        return failed(client, VNX_ERR_MISMATCH, wrong);
+        return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
+                                   "%s", wrong);
     }
     if (status != VNX_OK) {
         return status;
     }
     frame_end(client);
-    put_ready(client);
+    client->conn.out_len = vnxi_zmtp_ready_client(
+        client->conn.request->key, client->conn.request->key_len, client->out);
     client->stage = STAGE_READY;
     return VNX_OK;
 }
@@ -379,9 +314,13 @@ take_frames(zmq_client_t *client)
 
     do {
         status = vnxi_client_conn_send(&client->conn);
-        if (status == VNX_OK) {
-            status = receive_frame(client);
+        if (status != VNX_OK) {
+            return status;
         }
+        if (client->stage == STAGE_REPLY) {
+            client->conn.request->phase = "receiving from";
+        }
+        status = receive_frame(client);
         if (status != VNX_OK) {
             return status;
         }
@@ -403,7 +342,7 @@ check_options(const vnx_side_channel_options_t *options, const char *operation,
         return VNX_OK;
     }
     vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
-                   "ZMQ, as vLLM speaks it, knows no %s: use TCP or HTTP",
+                   "ZMQ, as vLLM speaks it, has no %s: use TCP or HTTP",
                    options->tls ? "TLS" : "shared secret");
     vnxi_error_peer(error, endpoint, strlen(endpoint));
     return VNX_ERR_NOT_SUPPORTED;
@@ -433,13 +372,11 @@ zmq_begin(vnxi_request_t *request)
     if (status != VNX_OK) {
         return status;
     }
-    zmq_client_t *client = request->client = calloc(1, sizeof *client);
-    if (client == NULL) {
-        return vnxi_request_no_memory(request, sizeof *client);
-    }
-    vnxi_client_conn_init(&client->conn, request, client->out);
-    client->conn.doing = "shaking hands with";
-    put_greeting(client);
+    zmq_client_t *client = request->client;
+    vnxi_client_conn_init(&client->conn, request, client->out,
+                          "shaking hands with");
+    vnxi_zmtp_greeting(client->out);
+    client->conn.out_len = VNXI_ZMTP_GREETING;
     client->is_rank = request->key_len == 0 ||
                       vnxi_zmq_request_of_key(request->key, request->key_len,
                                               &client->request);
@@ -461,12 +398,8 @@ zmq_step(vnxi_request_t *request)
     if (status == VNX_OK) {
         status = take_frames(client);
     }
-    if (status == VNX_OK) {
-        request->answer.metadata = client->blob;
-        request->answer.length = client->blob_len;
-        client->blob = NULL;
-    }
-    return status;
+    return status == VNX_OK ? vnxi_request_answer(request, &client->blob)
+                            : status;
 }
 
 static void
@@ -475,15 +408,14 @@ zmq_end(vnxi_request_t *request)
     zmq_client_t *client = request->client;
 
     vnxi_client_conn_fini(&client->conn);
-    vnxi_frame_decoder_fini(&client->body);
-    free(client->blob);
-    free(client);
+    vnxi_body_fini(&client->body);
+    vnxi_body_fini(&client->blob);
 }
 
 const vnxi_transport_t vnxi_transport_zmq = {
-    .name = "ZMQ",
+    .fds = 1,
+    .client_size = sizeof(zmq_client_t),
     .listen = zmq_listen,
-    .stop = vnxi_server_stop,
     .begin = zmq_begin,
     .step = zmq_step,
     .end = zmq_end,

@@ -13,11 +13,10 @@
  * reconnects by itself.
  */
 #include <event2/buffer.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
-#include "side_channel/zmq.h"
+#include "side_channel/tcp.h"
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
 
@@ -51,13 +50,13 @@ typedef struct zmq_conn {
 static struct evbuffer *
 output_of(const zmq_conn_t *conn)
 {
-    return bufferevent_get_output(conn->super.bev);
+    return bufferevent_get_output(conn->super.super.bev);
 }
 
 static void
 count_refused(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
 {
-    vnxi_stat_refused(conn->super.listener->super.stats, why);
+    vnxi_stat_refused(conn->super.super.server->stats, why);
 }
 
 static vnxi_tcp_next_t
@@ -65,14 +64,6 @@ hang_up(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
 {
     count_refused(conn, why);
     return VNXI_TCP_NEXT_CLOSE;
-}
-
-static void
-input_drain(zmq_conn_t *conn, size_t len)
-{
-    evbuffer_drain(bufferevent_get_input(conn->super.bev), len);
-    vnxi_stat_add_count(&conn->super.listener->super.stats->bytes_received,
-                        len);
 }
 
 /* -- Answers -------------------------------------------------------------- */
@@ -99,44 +90,40 @@ add_last(zmq_conn_t *conn, const void *data, size_t len)
 }
 
 static bool
-add_clock(zmq_conn_t *conn)
+add_clock(zmq_conn_t *conn, double seconds)
 {
     unsigned char clock[VNXI_ZMQ_CLOCK];
 
-    vnxi_zmq_clock_encode((double)vnxi_clock_ns() / 1e9, clock);
+    vnxi_zmq_clock_encode(seconds, clock);
     return add_last(conn, clock, sizeof clock);
 }
 
 static vnxi_tcp_next_t
 refuse(zmq_conn_t *conn, const char *text, vnx_side_channel_refusal_t why)
 {
-    unsigned char refusal[VNXI_ZMQ_REFUSAL_MAX], clock[VNXI_ZMQ_CLOCK];
+    unsigned char refusal[VNXI_ZMQ_REFUSAL_MAX];
     size_t len = vnxi_zmq_refusal_encode(text, refusal);
 
     count_refused(conn, why);
-    conn->super.turned_away = true;
-    vnxi_zmq_no_clock_encode(clock);
+    conn->super.super.turned_away = true;
     return add_head(conn, true, len) &&
                    evbuffer_add(output_of(conn), refusal, len) == 0 &&
-                   add_last(conn, clock, sizeof clock)
+                   add_clock(conn, VNXI_ZMQ_NO_CLOCK)
                ? VNXI_TCP_NEXT_WRITE
                : VNXI_TCP_NEXT_CLOSE;
 }
 
+/* Find the blob of the requested ranks, as "0,1" or as "1". */
 static vnxi_blob_t *
-find_ranks(vnxi_blob_table_t *blobs, int64_t pp_rank, int64_t tp_rank)
+find_rank(const zmq_conn_t *conn, bool with_pp_rank)
 {
+    const vnxi_zmq_request_t *request = &conn->request;
     char key[VNXI_RANK_KEY_MAX];
-    size_t len = vnxi_rank_key(pp_rank, tp_rank, key);
-    return vnxi_blob_table_find(blobs, key, len);
-}
+    size_t len = vnxi_rank_key(request->pp_rank, request->tp_rank, key);
+    const char *from = with_pp_rank ? key : key + strcspn(key, ",") + 1;
 
-static vnxi_blob_t *
-find_rank(vnxi_blob_table_t *blobs, int64_t tp_rank)
-{
-    char key[VNXI_RANK_KEY_MAX];
-    int len = snprintf(key, sizeof key, "%lld", (long long)tp_rank);
-    return vnxi_blob_table_find(blobs, key, (size_t)len);
+    return vnxi_blob_table_find(conn->super.super.server->blobs, from,
+                                len - (size_t)(from - key));
 }
 
 /* Find the blob that was asked for.  Older connectors only know pipeline rank
@@ -145,37 +132,19 @@ static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
     const vnxi_zmq_request_t *request = &conn->request;
-    vnxi_blob_table_t *blobs = conn->super.listener->super.blobs;
-    int64_t pp_rank = request->pp_rank, tp_rank = request->tp_rank;
-    vnxi_blob_t *blob;
+    vnxi_blob_table_t *blobs = conn->super.super.server->blobs;
 
     if (conn->names_key) {
         return vnxi_blob_table_find(blobs, conn->key, conn->key_len);
     }
-    blob = request->has_pp_rank ? find_ranks(blobs, pp_rank, tp_rank)
-                                : find_rank(blobs, tp_rank);
-    if (blob == NULL && pp_rank == 0) {
-        blob = request->has_pp_rank ? find_rank(blobs, tp_rank)
-                                    : find_ranks(blobs, 0, tp_rank);
+    vnxi_blob_t *blob = find_rank(conn, request->has_pp_rank);
+    if (blob == NULL && request->pp_rank == 0) {
+        blob = find_rank(conn, !request->has_pp_rank);
     }
-    if (blob == NULL && pp_rank == 0 && tp_rank == 0) {
+    if (blob == NULL && request->pp_rank == 0 && request->tp_rank == 0) {
         blob = vnxi_blob_table_find(blobs, "", 0);
     }
     return blob;
-}
-
-/* Write a blob; takes the reference to `blob`. */
-static bool
-add_blob(zmq_conn_t *conn, vnxi_blob_t *blob)
-{
-    if (blob->len > 0 &&
-        evbuffer_add_reference(output_of(conn), blob->data, blob->len,
-                               vnxi_blob_sent, blob) == 0) {
-        return true;
-    }
-    bool is_empty = blob->len == 0;
-    vnxi_blob_release(blob);
-    return is_empty;
 }
 
 static vnxi_tcp_next_t
@@ -192,7 +161,8 @@ answer(zmq_conn_t *conn)
         vnxi_blob_release(blob);
         return VNXI_TCP_NEXT_CLOSE;
     }
-    return add_blob(conn, blob) && (!clock || add_clock(conn))
+    return vnxi_conn_write_blob(output_of(conn), blob) &&
+                   (!clock || add_clock(conn, (double)vnxi_clock_ns() / 1e9))
                ? VNXI_TCP_NEXT_WRITE
                : VNXI_TCP_NEXT_CLOSE;
 }
@@ -279,7 +249,7 @@ take_ready(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
 static vnxi_tcp_next_t
 take_frame(zmq_conn_t *conn)
 {
-    struct evbuffer *input = bufferevent_get_input(conn->super.bev);
+    struct evbuffer *input = bufferevent_get_input(conn->super.super.bev);
     unsigned char header[VNXI_ZMTP_HEADER_MAX];
     vnxi_zmtp_frame_t frame;
 
@@ -308,7 +278,7 @@ take_frame(zmq_conn_t *conn)
         conn->stage == STAGE_READY ? take_ready(conn, &frame, body)
         : frame.command ? take_command(conn, body, (size_t)frame.len)
                         : take_part(conn, &frame, body);
-    input_drain(conn, size);
+    evbuffer_drain(input, size);
     return next;
 }
 
@@ -318,8 +288,8 @@ take_greeting(zmq_conn_t *conn)
     unsigned char greeting[VNXI_ZMTP_GREETING];
     unsigned char ready[VNXI_ZMTP_COMMAND_MAX];
 
-    ssize_t have = evbuffer_copyout(bufferevent_get_input(conn->super.bev),
-                                    greeting, sizeof greeting);
+    struct evbuffer *input = bufferevent_get_input(conn->super.super.bev);
+    ssize_t have = evbuffer_copyout(input, greeting, sizeof greeting);
     size_t len = have > 0 ? (size_t)have : 0;
     if (vnxi_zmtp_greeting_check(greeting, len) != NULL) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
@@ -327,7 +297,7 @@ take_greeting(zmq_conn_t *conn)
     if (len < sizeof greeting) {
         return VNXI_TCP_NEXT_READ;
     }
-    input_drain(conn, sizeof greeting);
+    evbuffer_drain(input, sizeof greeting);
     conn->stage = STAGE_READY;
     len = vnxi_zmtp_ready_listener(ready);
     return evbuffer_add(output_of(conn), ready, len) == 0
@@ -368,16 +338,10 @@ static bool
 zmq_is_midway(const vnxi_tcp_conn_t *super)
 {
     const zmq_conn_t *conn = (const zmq_conn_t *)super;
-    struct evbuffer *input = bufferevent_get_input(super->bev);
+    struct evbuffer *input = bufferevent_get_input(super->super.bev);
 
     return conn->stage == STAGE_READY || conn->parts > 0 ||
            evbuffer_get_length(input) > 0;
-}
-
-static void
-zmq_fini(vnxi_tcp_conn_t *conn)
-{
-    (void)conn;
 }
 
 const vnxi_tcp_protocol_t vnxi_zmq_protocol = {
@@ -388,5 +352,4 @@ const vnxi_tcp_protocol_t vnxi_zmq_protocol = {
     .begin = zmq_begin,
     .read = zmq_read,
     .is_midway = zmq_is_midway,
-    .fini = zmq_fini,
 };

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "side_channel/big_endian.h"
 
 #define REQUEST_NAME "get_meta_msg"
 #define REQUEST_NAME_LEN 12u
@@ -214,19 +213,12 @@ vnxi_zmq_clock_encode(double seconds, unsigned char bytes[VNXI_ZMQ_CLOCK])
     vnxi_big_put(bytes + 1, 8, bits);
 }
 
-void
-vnxi_zmq_no_clock_encode(unsigned char bytes[VNXI_ZMQ_CLOCK])
-{
-    bytes[0] = FLOAT64;
-    vnxi_big_put(bytes + 1, 8, UINT64_C(0x7ff8) << 48);
-}
-
 bool
 vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len)
 {
     unsigned char no_clock[VNXI_ZMQ_CLOCK];
 
-    vnxi_zmq_no_clock_encode(no_clock);
+    vnxi_zmq_clock_encode(VNXI_ZMQ_NO_CLOCK, no_clock);
     return len == sizeof no_clock && memcmp(bytes, no_clock, len) == 0;
 }
 

@@ -42,12 +42,13 @@ size_t vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
 bool vnxi_zmq_request_of_key(const void *key, size_t key_len,
                              vnxi_zmq_request_t *out_p);
 
+/* Write the clock of a reply, or VNXI_ZMQ_NO_CLOCK, that of a refusal. */
 void vnxi_zmq_clock_encode(double seconds,
                            unsigned char bytes[VNXI_ZMQ_CLOCK]);
-
-/* Write or recognise the clock of a refusal. */
-void vnxi_zmq_no_clock_encode(unsigned char bytes[VNXI_ZMQ_CLOCK]);
 bool vnxi_zmq_is_no_clock(const unsigned char *bytes, size_t len);
+#define VNXI_ZMQ_NO_CLOCK                             \
+    __builtin_nan("") /* a quiet NaN, without payload \
+                       */
 
 /* Write a refusal; `text` has at most 100 bytes.  Returns its length. */
 size_t vnxi_zmq_refusal_encode(const char *text,

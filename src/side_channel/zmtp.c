@@ -3,7 +3,7 @@
 #include <string.h>
 #include <strings.h>
 
-#include "side_channel/big_endian.h"
+#include "base/bytes.h"
 
 #define SIGNATURE_LAST 9u
 #define MAJOR_AT 10u
@@ -41,10 +41,10 @@ vnxi_zmtp_greeting_check(const unsigned char *bytes, size_t len)
 
     if ((len > 0 && bytes[0] != 0xff) ||
         (len > SIGNATURE_LAST && bytes[SIGNATURE_LAST] != 0x7f)) {
-        return "the other end speaks no ZMTP";
+        return "the other end does not speak ZMTP";
     }
     if (len > MAJOR_AT && bytes[MAJOR_AT] < 3) {
-        return "the other end speaks a ZMTP before 3.0";
+        return "the other end speaks a ZMTP older than 3.0";
     }
     if (mechanism > MECHANISM_LEN) {
         mechanism = MECHANISM_LEN;
@@ -52,7 +52,7 @@ vnxi_zmtp_greeting_check(const unsigned char *bytes, size_t len)
     if (mechanism > 0 &&
         memcmp(bytes + MECHANISM_AT, greeting_bytes + MECHANISM_AT,
                mechanism) != 0) {
-        return "the other end wants a ZMTP mechanism that is not NULL";
+        return "the other end requires a ZMTP mechanism other than NULL";
     }
     return NULL;
 }
@@ -148,29 +148,30 @@ command_write(const body_t *body, unsigned char command[VNXI_ZMTP_COMMAND_MAX])
     return header + body->len;
 }
 
-size_t
-vnxi_zmtp_ready_client(const void *key, size_t key_len,
-                       unsigned char command[VNXI_ZMTP_COMMAND_MAX])
+static size_t
+ready_write(const char *type, const char *property, const void *value,
+            size_t len, unsigned char command[VNXI_ZMTP_COMMAND_MAX])
 {
     body_t body = {.len = 0};
 
     add_name(&body, "READY");
-    add_property(&body, PROPERTY_TYPE, "REQ", 3);
+    add_property(&body, PROPERTY_TYPE, type, strlen(type));
     add_property(&body, PROPERTY_IDENTITY, NULL, 0);
-    add_property(&body, PROPERTY_KEY, key, key_len);
+    add_property(&body, property, value, len);
     return command_write(&body, command);
+}
+
+size_t
+vnxi_zmtp_ready_client(const void *key, size_t key_len,
+                       unsigned char command[VNXI_ZMTP_COMMAND_MAX])
+{
+    return ready_write("REQ", PROPERTY_KEY, key, key_len, command);
 }
 
 size_t
 vnxi_zmtp_ready_listener(unsigned char command[VNXI_ZMTP_COMMAND_MAX])
 {
-    body_t body = {.len = 0};
-
-    add_name(&body, "READY");
-    add_property(&body, PROPERTY_TYPE, "ROUTER", 6);
-    add_property(&body, PROPERTY_IDENTITY, NULL, 0);
-    add_property(&body, PROPERTY_KNOWS_KEYS, "1", 1);
-    return command_write(&body, command);
+    return ready_write("ROUTER", PROPERTY_KNOWS_KEYS, "1", 1, command);
 }
 
 /* -- Reading commands ----------------------------------------------------- */

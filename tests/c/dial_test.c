@@ -357,6 +357,7 @@ test_client_conn_records_the_address_that_refused(void **state)
     int dead, bound = listen_on(-1, &dead);
     uint64_t now = vnxi_clock_ns();
     vnxi_request_t request = {.host = "127.0.0.1",
+                              .whom = "127.0.0.1",
                               .port = dead,
                               .key = "",
                               .endpoint = "the endpoint",
@@ -369,7 +370,7 @@ test_client_conn_records_the_address_that_refused(void **state)
     vnx_status_t status;
     (void)state;
 
-    vnxi_client_conn_init(&conn, &request, NULL);
+    vnxi_client_conn_init(&conn, &request, NULL, "opening");
     while ((status = vnxi_client_conn_step(&conn)) == VNX_IN_PROG) {
         struct pollfd entry = {.fd = request.fd, .events = request.events};
         poll(&entry, 1, request.wake == UINT64_MAX ? 20000 : 250);

@@ -12,7 +12,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "side_channel/request.h"
+#include "side_channel/channel.h"
 #include "side_channel/transport.h"
 
 #define TRIES 64
@@ -53,11 +53,12 @@ fake_begin(vnxi_request_t *request)
     world.last_key[request->key_len] = '\0';
     strcpy(world.last_endpoint, request->endpoint);
     if (script->begin != VNX_OK) {
-        return vnxi_request_failed(request, script->begin, "beginning with",
-                                   request->host, "no luck");
+        request->phase = "beginning with";
+        return vnxi_request_failed(request, script->begin, "no luck");
     }
-    exchange_t *exchange = request->client = calloc(1, sizeof *exchange);
+    exchange_t *exchange = request->client;
     exchange->script = script;
+    request->phase = "asking";
     world.open++;
     if (world.open > world.open_most) {
         world.open_most = world.open;
@@ -73,8 +74,7 @@ fake_step(vnxi_request_t *request)
 
     world.steps++;
     if (now >= request->deadline) {
-        return vnxi_request_failed(request, VNX_ERR_TIMEOUT, "asking",
-                                   request->host, "timed out");
+        return vnxi_request_failed(request, VNX_ERR_TIMEOUT, "timed out");
     }
     if (exchange->steps++ < exchange->script->steps_first ||
         exchange->script->end == VNX_IN_PROG) {
@@ -85,8 +85,7 @@ fake_step(vnxi_request_t *request)
     }
     if (exchange->script->end != VNX_OK) {
         request->answered = world.begun == world.answered;
-        return vnxi_request_failed(request, exchange->script->end, "asking",
-                                   request->host, "no luck");
+        return vnxi_request_failed(request, exchange->script->end, "no luck");
     }
     request->answer.metadata = strdup(request->host);
     request->answer.length = strlen(request->host);
@@ -96,13 +95,16 @@ fake_step(vnxi_request_t *request)
 static void
 fake_end(vnxi_request_t *request)
 {
+    (void)request;
     world.open--;
     world.ended++;
-    free(request->client);
 }
 
-static const vnxi_transport_t fake = {
-    .name = "fake", .begin = fake_begin, .step = fake_step, .end = fake_end};
+static const vnxi_transport_t fake = {.fds = 1,
+                                      .client_size = sizeof(exchange_t),
+                                      .begin = fake_begin,
+                                      .step = fake_step,
+                                      .end = fake_end};
 
 /* -- Scenes --------------------------------------------------------------- */
 
@@ -128,15 +130,24 @@ asking(const char *host, int timeout_ms, uint32_t retries)
     };
 }
 
+/* Requests over a transport.  Only one set exists at a time. */
+static vnxi_requests_t *
+set_over(const vnxi_transport_t *transport,
+         const vnx_side_channel_request_params_t *params, size_t count)
+{
+    static vnx_side_channel_t channel = {.refs = 1};
+    vnxi_requests_t *set = NULL;
+
+    channel.transport = transport;
+    assert_int_equal(vnxi_requests_make(&channel, params, count, &set, NULL),
+                     VNX_OK);
+    return set;
+}
+
 static vnxi_requests_t *
 set_of(const vnx_side_channel_request_params_t *params, size_t count)
 {
-    static const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_requests_t *set = NULL;
-    assert_int_equal(
-        vnxi_requests_create(&fake, &options, params, count, &set, NULL),
-        VNX_OK);
-    return set;
+    return set_over(&fake, params, count);
 }
 
 static void

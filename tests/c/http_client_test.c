@@ -114,7 +114,7 @@ test_http_client_refuses_other_statuses(void **state)
     expect_refusal(STATUS("404 Not Found"), VNX_ERR_NOT_FOUND,
                    "nothing is served by default");
     expect_refusal(STATUS("401 Unauthorized"), VNX_ERR_NOT_ALLOWED,
-                   "wants a shared secret");
+                   "requires a shared secret");
     expect_refusal(STATUS("403 Forbidden"), VNX_ERR_NOT_ALLOWED, "403");
     expect_refusal(STATUS("500 Oh"), VNX_ERR_BACKEND, "status 500");
     expect_refusal(STATUS("503 Later"), VNX_ERR_BACKEND, "status 503");
@@ -209,11 +209,11 @@ test_http_client_refuses_other_protocols(void **state)
     (void)state;
     expect_refusal("\0\0\0\007default", VNX_ERR_BACKEND, "without a reply");
     expect_refusal("default\r\n\r\n", VNX_ERR_MISMATCH,
-                   "no reply of this protocol");
+                   "not a valid reply of this protocol");
     expect_refusal("\x15\x03\x01\x02\x02\x01", VNX_ERR_MISMATCH,
-                   "no reply of this protocol");
+                   "not a valid reply of this protocol");
     expect_refusal("HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
-                   VNX_ERR_MISMATCH, "no reply of this protocol");
+                   VNX_ERR_MISMATCH, "not a valid reply of this protocol");
     expect_refusal("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
                    "xyz\r\n",
                    VNX_ERR_BACKEND, "");

@@ -24,7 +24,7 @@ test_http_tls_refuses_clients_without_the_secret(void **state)
     int port = channel_start(server, "x", 1);
 
     channel_expect_failure(stranger, port, 20000, VNX_ERR_NOT_ALLOWED,
-                           "wants a shared secret");
+                           "requires a shared secret");
     channel_expect_failure(other, port, 20000, VNX_ERR_NOT_ALLOWED,
                            "the shared secrets differ");
     assert_int_equal(channel_stats(server).served, 0);

@@ -122,8 +122,6 @@ test_requests_leave_descriptors_to_others(void **state)
     vnx_side_channel_request_params_t params[REQUESTS];
     vnx_side_channel_answer_t answer;
     vnxi_transport_t hungry = fake;
-    const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_requests_t *set = NULL;
     struct rlimit limit;
 
     for (size_t i = 0; i < REQUESTS; i++) {
@@ -132,9 +130,7 @@ test_requests_leave_descriptors_to_others(void **state)
     world.wake_ns = 10000;
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
     hungry.fds = (unsigned)(limit.rlim_cur / 2 / 7); /* seven fit */
-    assert_int_equal(
-        vnxi_requests_create(&hungry, &options, params, REQUESTS, &set, NULL),
-        VNX_OK);
+    vnxi_requests_t *set = set_over(&hungry, params, REQUESTS);
     assert_true(vnxi_requests_run(set, NULL, NULL));
     assert_int_equal(world.begun, REQUESTS);
     assert_in_range(world.open_most, 1, 8);
@@ -154,13 +150,9 @@ test_requests_never_started_end_at_their_deadline(void **state)
                                                    asking("second", 20, 0)};
     vnx_side_channel_answer_t answers[2];
     vnxi_transport_t greedy = fake;
-    const vnx_side_channel_options_t options = {.size = sizeof options};
-    vnxi_requests_t *set = NULL;
 
     greedy.fds = UINT32_MAX; /* one alone, whatever the limit is */
-    assert_int_equal(
-        vnxi_requests_create(&greedy, &options, params, 2, &set, NULL),
-        VNX_OK);
+    vnxi_requests_t *set = set_over(&greedy, params, 2);
     assert_true(vnxi_requests_run(set, NULL, NULL));
     vnxi_requests_take(set, 0, &answers[0]);
     vnxi_requests_take(set, 1, &answers[1]);

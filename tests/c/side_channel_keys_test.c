@@ -212,9 +212,12 @@ test_keys_client_sends_the_documented_bytes(void **state)
     expect_reply("\0\0\0\011\0metadata", 13, VNX_OK, "metadata");
     expect_reply("\0\0\0\001\0", 5, VNX_OK, "");
     expect_reply("\0\0\0\003\020no", 7, VNX_ERR_NOT_FOUND, "'0,1'");
-    expect_reply("\0\0\0\001\021", 5, VNX_ERR_MISMATCH, "no reply of this");
-    expect_reply("\0\0\0\001\377", 5, VNX_ERR_MISMATCH, "no reply of this");
-    expect_reply("\0\0\0\001\001", 5, VNX_ERR_MISMATCH, "no reply of this");
+    expect_reply("\0\0\0\001\021", 5, VNX_ERR_MISMATCH,
+                 "not a valid reply of this");
+    expect_reply("\0\0\0\001\377", 5, VNX_ERR_MISMATCH,
+                 "not a valid reply of this");
+    expect_reply("\0\0\0\001\001", 5, VNX_ERR_MISMATCH,
+                 "not a valid reply of this");
     expect_reply("\0\0\0\0", 4, VNX_ERR_MISMATCH, "without a status");
     expect_reply("\xff\0\0\0", 4, VNX_ERR_MISMATCH, "above max_frame");
     expect_reply("\x15\3\3\0\2\2\x73", 7, VNX_ERR_NOT_ALLOWED,
@@ -223,7 +226,7 @@ test_keys_client_sends_the_documented_bytes(void **state)
                  "the listener speaks TLS");
     expect_reply("\0\0\0\011\0meta", 9, VNX_ERR_BACKEND,
                  "closed after 5 of 9 bytes");
-    expect_reply("", 0, VNX_ERR_BACKEND, "knows no keys");
+    expect_reply("", 0, VNX_ERR_BACKEND, "does not support keys");
 }
 
 static void

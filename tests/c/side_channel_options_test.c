@@ -147,7 +147,8 @@ test_options_secret_has_a_minimum_length_and_is_hidden(void **state)
     vnx_error_t error;
     (void)state;
 
-    assert_refused(&given, VNX_ERR_INVALID_PARAM, "7 bytes, 8 are the least");
+    assert_refused(&given, VNX_ERR_INVALID_PARAM,
+                   "7 bytes; it needs 8 at least");
     assert_int_not_equal(
         vnxi_options_read(VNX_SIDE_CHANNEL_TCP, &given, &all, &error), VNX_OK);
     assert_null(strstr(error.cause, "s3cr3t"));

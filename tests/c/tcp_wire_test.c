@@ -9,12 +9,13 @@
 static void
 expect_bytes(const vnxi_tcp_request_t *request, const char *bytes, size_t len)
 {
-    unsigned char payload[VNXI_TCP_REQUEST_MAX];
+    unsigned char frame[VNXI_TCP_LENGTH + VNXI_TCP_REQUEST_MAX];
     vnxi_tcp_request_t again;
 
-    assert_int_equal(vnxi_tcp_request_encode(request, payload), len);
-    assert_memory_equal(payload, bytes, len);
-    assert_true(vnxi_tcp_request_parse(payload, len, &again));
+    assert_int_equal(vnxi_tcp_request_encode(request, frame), len);
+    assert_memory_equal(frame, bytes, len);
+    assert_true(vnxi_tcp_request_parse(frame + VNXI_TCP_LENGTH,
+                                       len - VNXI_TCP_LENGTH, &again));
     assert_int_equal(again.kind, request->kind);
     assert_int_equal(again.key_len, request->key_len);
     if (again.key_len > 0) {
@@ -28,12 +29,13 @@ test_tcp_wire_requests_have_their_bytes(void **state)
     (void)state;
     const unsigned char *key = (const void *)"k";
 
-    expect_bytes(&(vnxi_tcp_request_t){.kind = VNXI_TCP_SEED}, "GET_METADATA",
-                 12);
-    expect_bytes(&(vnxi_tcp_request_t){.kind = VNXI_TCP_GET}, "VNX1\1", 5);
+    expect_bytes(&(vnxi_tcp_request_t){.kind = VNXI_TCP_SEED},
+                 "\0\0\0\014GET_METADATA", 16);
+    expect_bytes(&(vnxi_tcp_request_t){.kind = VNXI_TCP_GET},
+                 "\0\0\0\005VNX1\1", 9);
     expect_bytes(
         &(vnxi_tcp_request_t){.kind = VNXI_TCP_GET, .key = key, .key_len = 1},
-        "VNX1\1k", 6);
+        "\0\0\0\006VNX1\1k", 10);
 }
 
 static void

@@ -227,7 +227,7 @@ test_zmq_wire_clocks(void **state)
     vnxi_zmq_clock_encode(1.5, clock);
     assert_memory_equal(clock, "\xcb\x3f\xf8\0\0\0\0\0\0", 9);
     assert_false(vnxi_zmq_is_no_clock(clock, 9));
-    vnxi_zmq_no_clock_encode(clock);
+    vnxi_zmq_clock_encode(VNXI_ZMQ_NO_CLOCK, clock);
     assert_true(vnxi_zmq_is_no_clock(clock, 9));
     assert_false(vnxi_zmq_is_no_clock(clock, 8));
     for (int i = 1; i < 9; i++) {

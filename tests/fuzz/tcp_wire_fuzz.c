@@ -16,7 +16,7 @@ is_within(const unsigned char *part, size_t len, const uint8_t *data,
 int
 LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    unsigned char again[VNXI_TCP_REQUEST_MAX];
+    unsigned char again[VNXI_TCP_LENGTH + VNXI_TCP_REQUEST_MAX];
     vnxi_tcp_request_t request = {0};
 
     if (size > VNXI_TCP_REQUEST_MAX ||
@@ -25,7 +25,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     must(request.key_len <= VNX_SIDE_CHANNEL_KEY_MAX);
     must(is_within(request.key, request.key_len, data, size));
-    must(vnxi_tcp_request_encode(&request, again) == size);
-    must(memcmp(again, data, size) == 0);
+    must(vnxi_tcp_request_encode(&request, again) == VNXI_TCP_LENGTH + size);
+    must(memcmp(again + VNXI_TCP_LENGTH, data, size) == 0);
     return 0;
 }
