@@ -6,7 +6,7 @@
  * away, which a worker may be reading for a peer.  And UCX's destructors run,
  * which free data that a thread inside the library would touch.  So before
  * that, the thread of every worker is *parked*: it stops for good, outside of
- * UCX.  Queued notifications have half a second to be sent, transfers in
+ * UCX.  Queued notifications have two seconds to be sent, transfers in
  * flight end as cancelled, and later calls are refused.  Nothing is closed:
  * peers notice the end of the process.
  *
@@ -39,9 +39,10 @@
  * longer would only turn a crash into a hang. */
 #define PARK_SECONDS 1
 
-/* Time for queued notifications to be sent, and for sent ones to be read: when
- * a process ends, unread data in its sockets may be lost. */
-#define LEAVE_NS 500000000u
+/* Time for queued notifications to be sent (on a busy machine, connecting
+ * alone takes a second), and for sent ones to be read: when a process ends,
+ * unread data in its sockets may be lost. */
+#define LEAVE_NS 2000000000u
 #define LINGER_NS 100000000u
 #define LOOK_NS 1000000u
 
