@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 
+#include "engine/native/identity.h"
 #include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 
@@ -12,6 +13,7 @@ typedef struct parsed {
     vnx_bytes_t blob;
     vnxi_metadata_t md;
     vnxi_shm_info_t info; /* where there is a connection */
+    vnxi_identity_t identity;
 } parsed_t;
 
 static parsed_t
@@ -20,8 +22,12 @@ parse(vnx_bytes_t blob)
     parsed_t parsed = {.blob = blob};
     assert_ok(vnxi_metadata_parse(blob.data, blob.len, &parsed.md, e));
     if (parsed.md.conn_count > 0) {
-        assert_int_equal(parsed.md.conn_count, 1);
+        assert_int_equal(parsed.md.conn_count, 2);
         assert_memory_equal(parsed.md.conns[0].backend.data, "SHM", 3);
+        assert_memory_equal(parsed.md.conns[1].backend.data, "VNX", 3);
+        assert_ok(vnxi_identity_read(parsed.md.conns[1].info.data,
+                                     parsed.md.conns[1].info.len,
+                                     &parsed.identity, e));
         assert_ok(vnxi_shm_info_read(parsed.md.conns[0].info.data,
                                      parsed.md.conns[0].info.len, &parsed.info,
                                      e));
@@ -64,10 +70,10 @@ test_native_blob_without_regions_has_no_section(void **state)
     assert_int_equal(parsed.md.agent.len, 2);
     assert_memory_equal(parsed.md.agent.data, "me", 2);
     assert_int_equal(parsed.md.section_count, 0);
-    assert_int_equal(parsed.md.conn_count, 1);
+    assert_int_equal(parsed.md.conn_count, 2);
     assert_int_equal(parsed.info.pid, getpid());
     assert_int_equal(parsed.info.uid, getuid());
-    assert_false(parsed.info.partial);
+    assert_false(parsed.identity.partial);
     parsed_fini(&parsed);
     vnx_agent_release(agent);
 }
@@ -105,7 +111,7 @@ test_native_blob_epoch_grows_and_instance_stays(void **state)
 {
     vnx_agent_t *agent = make_agent("me");
     parsed_t first = parse_full(agent);
-    uint64_t before = first.info.epoch;
+    uint64_t before = first.identity.epoch;
     (void)state;
 
     for (int i = 0; i < 6; i++) {
@@ -115,9 +121,9 @@ test_native_blob_epoch_grows_and_instance_stays(void **state)
             deregister_at(agent, memory, 4096);
         }
         parsed_t next = parse_full(agent);
-        assert_true(next.info.epoch > before);
-        before = next.info.epoch;
-        assert_memory_equal(next.info.instance, first.info.instance,
+        assert_true(next.identity.epoch > before);
+        before = next.identity.epoch;
+        assert_memory_equal(next.identity.instance, first.identity.instance,
                             VNXI_SHM_ID_SIZE);
         assert_int_equal(next.md.section_count, i % 2 == 0);
         parsed_fini(&next);
@@ -133,7 +139,7 @@ test_native_blob_differs_between_instances_of_a_name(void **state)
     parsed_t one = parse_full(agents[0]), two = parse_full(agents[1]);
     (void)state;
 
-    assert_memory_not_equal(one.info.instance, two.info.instance,
+    assert_memory_not_equal(one.identity.instance, two.identity.instance,
                             VNXI_SHM_ID_SIZE);
     assert_string_not_equal(one.info.socket, two.info.socket);
     assert_memory_equal(one.info.boot, two.info.boot, VNXI_SHM_ID_SIZE);
@@ -153,8 +159,8 @@ test_native_blob_partial_is_marked_as_partial(void **state)
     register_at(agent, memory, 4096);
     register_at(agent, memory + 4096, 4096);
     parsed_t with = parse_partial(agent, 4096, true);
-    assert_int_equal(with.md.conn_count, 1);
-    assert_true(with.info.partial);
+    assert_int_equal(with.md.conn_count, 2);
+    assert_true(with.identity.partial);
     assert_int_equal(with.md.section_count, 1);
     assert_int_equal(with.md.sections[0].count, 1);
     assert_int_equal(with.md.sections[0].regions[0].addr,
@@ -167,8 +173,8 @@ test_native_blob_partial_is_marked_as_partial(void **state)
     parsed_fini(&without);
 
     parsed_t none = parse_partial(agent, 0, false);
-    assert_int_equal(none.md.conn_count, 1);
-    assert_true(none.info.partial);
+    assert_int_equal(none.md.conn_count, 2);
+    assert_true(none.identity.partial);
     assert_int_equal(none.md.section_count, 0);
     parsed_fini(&none);
     vnx_agent_release(agent);

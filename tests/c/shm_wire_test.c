@@ -9,9 +9,6 @@
 #include "engine/native/shm/shm_wire.h"
 
 static const vnxi_shm_info_t sample = {
-    .partial = true,
-    .epoch = 0x1122334455667788,
-    .instance = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
     .boot = {255, 254, 253, 252, 251, 250, 249, 248, 247, 246, 245, 244, 243,
              242, 241, 240},
     .pid_namespace = 0xf0000001,
@@ -23,21 +20,19 @@ static const vnxi_shm_info_t sample = {
 };
 
 static const char sample_bytes[] =
-    "\x01\x00\x01\x00"                 /* version 1.0, partial */
-    "\x04\x03\x02\x01"                 /* pid */
-    "\x88\x77\x66\x55\x44\x33\x22\x11" /* epoch */
-    "\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f"
+    "\x01\x00\x00\x00" /* version 1.0 */
+    "\x04\x03\x02\x01" /* pid */
     "\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8\xf7\xf6\xf5\xf4\xf3\xf2\xf1\xf0"
     "\x01\x00\x00\xf0\x00\x00\x00\x00" /* pid namespace */
     "\x0d\x0c\x0b\x0a\x00\x00\x00\x00" /* start time */
     "\x44\x33\x22\x11\x00\x7f\x00\x00" /* nonce */
     "\xe8\x03\x00\x00"                 /* uid */
     "\x06\x00vnx-AB"
-    "\x26\x69\x80\x50\x4b\xfe\x9e\xa5" /* checksum */;
+    "\xe7\xd9\xa2\x62\x72\x28\xc2\x13" /* checksum */;
 #define SAMPLE_SIZE (sizeof sample_bytes - 1)
 #define HASH_SIZE 8
 #define PID_AT 4
-#define SOCKET_LEN_AT 76
+#define SOCKET_LEN_AT 52
 
 static void
 assert_info_refused(const void *data, size_t len, const char *cause)
@@ -74,9 +69,6 @@ test_shm_info_reads_what_was_written(void **state)
     vnxi_shm_info_t info;
     assert_int_equal(
         vnxi_shm_info_read(sample_bytes, SAMPLE_SIZE, &info, NULL), VNX_OK);
-    assert_true(info.partial);
-    assert_true(info.epoch == sample.epoch);
-    assert_memory_equal(info.instance, sample.instance, VNXI_SHM_ID_SIZE);
     assert_memory_equal(info.boot, sample.boot, VNXI_SHM_ID_SIZE);
     assert_true(info.pid_namespace == sample.pid_namespace);
     assert_int_equal(info.pid, sample.pid);
@@ -125,7 +117,6 @@ test_shm_info_of_a_later_minor_version_is_accepted(void **state)
     assert_int_equal(vnxi_shm_info_read(longer, sizeof longer, &info, NULL),
                      VNX_OK);
     assert_string_equal(info.socket, sample.socket);
-    assert_true(info.partial);
 }
 
 static void
@@ -154,7 +145,6 @@ test_shm_info_cut_off_anywhere_is_refused(void **state)
     }
 }
 
-/* An epoch that is too high would make every later blob an old one. */
 static void
 test_shm_info_changed_anywhere_is_refused(void **state)
 {
@@ -203,7 +193,7 @@ static void
 test_shm_info_local_describes_this_process(void **state)
 {
     (void)state;
-    vnxi_shm_info_t info = {.epoch = 5, .socket = "kept"}, again = {0};
+    vnxi_shm_info_t info = {.nonce_addr = 5, .socket = "kept"}, again = {0};
     struct stat st;
     const unsigned char zeros[VNXI_SHM_ID_SIZE] = {0};
 
@@ -213,7 +203,7 @@ test_shm_info_local_describes_this_process(void **state)
     assert_int_equal(stat("/proc/self/ns/pid", &st), 0);
     assert_true(info.pid_namespace == st.st_ino);
     assert_memory_not_equal(info.boot, zeros, sizeof zeros);
-    assert_true(info.epoch == 5);
+    assert_true(info.nonce_addr == 5);
     assert_string_equal(info.socket, "kept");
 
     assert_int_equal(vnxi_shm_info_local(&again, NULL), VNX_OK);

@@ -1,11 +1,12 @@
 /*
- * Arbitrary metadata: its signature, the parser, the data passed to SHM, and
- * the region table built from it.  Accepted metadata must be written back
- * unchanged, and every region of it must be found.  Signed metadata must
+ * Arbitrary metadata: its signature, the parser, the identity, the data for
+ * SHM, and the region table built from it.  Accepted metadata must be written
+ * back unchanged, and every region of it must be found.  Signed metadata must
  * verify, and no other signature may.
  */
 #include "fuzz.h"
 
+#include "engine/native/identity.h"
 #include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 #include "engine/parts/region.h"
@@ -38,6 +39,21 @@ check_conn(const vnxi_md_conn_t *conn)
     vnxi_shm_info_write(&writer, &info);
     must(writer.len <= conn->info.len && info.pid > 0 &&
          strlen(info.socket) > 0);
+    vnxi_writer_fini(&writer);
+}
+
+static void
+check_identity(const vnxi_md_conn_t *conn)
+{
+    vnxi_identity_t identity;
+    vnxi_writer_t writer = {0};
+    vnx_error_t error;
+    if (vnxi_identity_read(conn->info.data, conn->info.len, &identity,
+                           &error) != VNX_OK) {
+        return;
+    }
+    vnxi_identity_write(&writer, &identity);
+    must(writer.len <= conn->info.len);
     vnxi_writer_fini(&writer);
 }
 
@@ -162,6 +178,7 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check_written_again(&metadata, data, size);
     for (size_t i = 0; i < metadata.conn_count; i++) {
         check_conn(&metadata.conns[i]);
+        check_identity(&metadata.conns[i]);
     }
     for (size_t i = 0; i < metadata.section_count; i++) {
         check_section(&metadata.sections[i]);

@@ -99,6 +99,7 @@ def test_stock_skips_our_metadata_extensions(stock, ours):
     both = found._replace(
         connections={
             b"SHM": mine.connections[b"SHM"],
+            b"VNX": mine.connections[b"VNX"],
             **found.connections,
         },
         sections=[s for s in mine.sections if s.backend == b"SHM"]

@@ -153,7 +153,7 @@ def test_another_pid_namespace_is_refused_by_name(
 
 def elsewhere(data):
     """The metadata as if it came from a host with another boot id."""
-    return shm_field(data, 32, b"another boot id!")
+    return false_field(data, b"SHM", 8, b"another boot id!")
 
 
 def test_a_peer_of_another_host_is_refused_with_the_cause(api, pair):
@@ -180,27 +180,27 @@ def test_same_host_paths_can_be_switched_off(api, endpoint, peer, monkeypatch):
 # -- metadata is not trusted --------------------------------------------------
 
 
-def shm_field(data, offset, value):
+def false_field(data, entry, offset, value):
     """Change a value in the connection data and correct the checksum."""
     found = grammar.parse(data)
-    info = bytearray(found.connections[b"SHM"])
+    info = bytearray(found.connections[entry])
     info[offset : offset + len(value)] = value
     hash_value = 0xCBF29CE484222325
     for byte in info[:-8]:
         hash_value = (hash_value ^ byte) * 0x100000001B3 % 2**64
     info[-8:] = hash_value.to_bytes(8, "little")
     return grammar.write(
-        found._replace(connections={**found.connections, b"SHM": bytes(info)})
+        found._replace(connections={**found.connections, entry: bytes(info)})
     )
 
 
 LIES = {
-    "pid of init": (4, (1).to_bytes(4, "little")),
-    "instance of nobody": (16, b"\x5a" * 16),
-    "start of another process": (56, (12345).to_bytes(8, "little")),
-    "nonce elsewhere": (64, (0x1000).to_bytes(8, "little")),
-    "nonce in the kernel": (64, (2**64 - 4096).to_bytes(8, "little")),
-    "socket of nobody": (78, b"nowhere"),
+    "pid of init": (b"SHM", 4, (1).to_bytes(4, "little")),
+    "instance of nobody": (b"VNX", 12, b"\x5a" * 16),
+    "start of another process": (b"SHM", 32, (12345).to_bytes(8, "little")),
+    "nonce elsewhere": (b"SHM", 40, (0x1000).to_bytes(8, "little")),
+    "nonce in the kernel": (b"SHM", 40, (2**64 - 4096).to_bytes(8, "little")),
+    "socket of nobody": (b"SHM", 54, b"nowhere"),
 }
 
 
@@ -209,7 +209,7 @@ def test_false_connection_data_is_detected(api, endpoint, peer, lie):
     here, there = endpoint(), peer()
     there.alloc(SIZE)
     with pytest.raises(api.NixlError, match="NIXL_ERR_"):
-        here.add(shm_field(there.metadata(), *LIES[lie]))
+        here.add(false_field(there.metadata(), *LIES[lie]))
     assert not here.agent.check_remote_metadata(there.name)
     works(here, there)
 
@@ -218,7 +218,8 @@ def test_false_metadata_does_not_replace_a_peer(api, endpoint, peer):
     """The metadata loaded before stays valid."""
     here, there = endpoint(), peer()
     works(here, there)
+    lie = LIES["instance of nobody"]
     with pytest.raises(api.NixlError):
-        here.add(shm_field(there.metadata(), *LIES["instance of nobody"]))
+        here.add(false_field(there.metadata(), *lie))
     assert here.agent.describe(there.name)["generation"] == 1
     works(here, there)

@@ -11,12 +11,14 @@ import struct
 from support import blob as grammar
 
 MAX64 = 2**64 - 1
-SHM = b"SHM"
+SHM, VNX = b"SHM", b"VNX"
 
-_INFO = struct.Struct("<BBHIQ16s16sQQQIH")
+_INFO = struct.Struct("<BBHI16sQQQIH")
+_IDENTITY = struct.Struct("<BBHQ16s")
 _SHARE = struct.Struct("<BBHIQQQ")
 
-# The connection data of SHM (docs/wire.md), without its checksum.
+# The connection data of SHM and the agent's identity (docs/wire.md), without
+# their checksums.  Both have the same version; `flags` are the identity's.
 Info = collections.namedtuple(
     "Info",
     "major minor flags pid epoch instance boot pid_namespace start_time"
@@ -34,15 +36,37 @@ def checksum(data):
     return value
 
 
-def read_info(data):
-    *fields, length = _INFO.unpack_from(data)
-    socket = data[_INFO.size : _INFO.size + length]
-    return Info(*fields, socket)
+def read_info(connections):
+    """The fields of both connections of a vllm_nixl agent."""
+    _, _, _, pid, boot, *place, length = _INFO.unpack_from(connections[SHM])
+    head = _IDENTITY.unpack_from(connections[VNX])
+    major, minor, flags, epoch, instance = head
+    socket = connections[SHM][_INFO.size : _INFO.size + length]
+    return Info(
+        major, minor, flags, pid, epoch, instance, boot, *place, socket
+    )
+
+
+def sealed(data):
+    return data + checksum(data).to_bytes(8, "little")
 
 
 def write_info(info):
-    head = _INFO.pack(*info[:-1], len(info.socket)) + info.socket
-    return head + checksum(head).to_bytes(8, "little")
+    """The two connections with these fields."""
+    version = (info.major, info.minor)
+    place = _INFO.pack(
+        *version,
+        0,
+        info.pid,
+        info.boot,
+        info.pid_namespace,
+        info.start_time,
+        info.nonce_addr,
+        info.uid,
+        len(info.socket),
+    )
+    identity = _IDENTITY.pack(*version, info.flags, info.epoch, info.instance)
+    return {SHM: sealed(place + info.socket), VNX: sealed(identity)}
 
 
 def read_share(public):
@@ -56,14 +80,14 @@ def write_share(share):
 
 
 def info_of(data):
-    return read_info(grammar.parse(data).connections[SHM])
+    return read_info(grammar.parse(data).connections)
 
 
 def with_info(data, **fields):
     """The blob with other connection data and a correct checksum."""
     found = grammar.parse(data)
-    info = read_info(found.connections[SHM])._replace(**fields)
-    connections = {**found.connections, SHM: write_info(info)}
+    info = read_info(found.connections)._replace(**fields)
+    connections = {**found.connections, **write_info(info)}
     return grammar.write(found._replace(connections=connections))
 
 
@@ -111,7 +135,7 @@ class Forger:
 
     @staticmethod
     def has_info(data):
-        return SHM in grammar.parse(data).connections
+        return {SHM, VNX} <= set(grammar.parse(data).connections)
 
     def number(self, bits=64):
         dice = self.dice
@@ -258,13 +282,13 @@ class Forger:
                 sections = self.sections(sections)
             elif change == "swap":
                 sections = grammar.parse(dice.choice(self.blobs)).sections
-            elif SHM in connections:
-                info = read_info(connections[SHM])
+            elif {SHM, VNX} <= set(connections):
+                info = read_info(connections)
                 way = {
                     "info": self.info_field,
                     "identity": self.identity,
                     "inhabitant": self.inhabitant,
                 }[change]
-                connections[SHM] = write_info(way(info))
+                connections.update(write_info(way(info)))
         made = grammar.Blob(name, connections, sections)
         return grammar.write(made), changes

@@ -137,7 +137,7 @@ class FakeOwner(PeerProcess):
         return grammar.write(
             grammar.Blob(
                 self.name.encode(),
-                {b"SHM": forge.write_info(info)},
+                forge.write_info(info),
                 [grammar.Section(b"SHM", 0, regions)] if regions else [],
             )
         )

@@ -135,12 +135,12 @@ need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    memcpy(engine->nonce, engine->info.instance, sizeof engine->nonce);
+    memcpy(engine->nonce, engine->identity.instance, sizeof engine->nonce);
     engine->info.nonce_addr = (uint64_t)(uintptr_t)engine->nonce;
     vnxi_hub_config_t config = {
         .name = engine->name,
         .name_len = engine->name_len,
-        .instance = engine->info.instance,
+        .instance = engine->identity.instance,
         .local = &engine->info,
         .callbacks = vnxi_native_hub_callbacks,
     };

@@ -1,6 +1,7 @@
 /*
- * Our own metadata: the connections UCX (if open) and SHM, and for each of
- * them one section per memory type with regions that it reaches.
+ * Our own metadata: the connections UCX (if open), SHM and VNX (the agent's
+ * identity), and for each of the first two one section per memory type with
+ * regions that it reaches.
  */
 #include <stdlib.h>
 
@@ -11,6 +12,7 @@
 
 #define UCX ((vnxi_md_bytes_t){"UCX", 3})
 #define SHM ((vnxi_md_bytes_t){"SHM", 3})
+#define IDENTITY ((vnxi_md_bytes_t){"VNX", 3})
 #define BACKENDS 2u
 
 /* Writes how one backend describes a region; false: it does not reach the
@@ -22,7 +24,7 @@ typedef bool (*write_region_t)(vnxi_writer_t *writer,
  * to. */
 typedef struct blob {
     vnxi_metadata_t picture;
-    vnxi_md_conn_t conns[BACKENDS];
+    vnxi_md_conn_t conns[BACKENDS + 1];
     vnxi_md_section_t sections[BACKENDS * VNX_MEM_COUNT];
     vnxi_md_region_t *regions; /* of all sections */
     size_t region_count;
@@ -113,7 +115,7 @@ blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
 
 static void
 blob_add_conns(blob_t *blob, vnxi_engine_t *engine,
-               const vnxi_shm_info_t *info)
+               const vnxi_identity_t *identity)
 {
     vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     vnxi_md_bytes_t address;
@@ -124,21 +126,25 @@ blob_add_conns(blob_t *blob, vnxi_engine_t *engine,
         blob->conns[blob->picture.conn_count++] =
             (vnxi_md_conn_t){UCX, address};
     }
-    vnxi_shm_info_write(&blob->conn_bytes, info);
+    vnxi_shm_info_write(&blob->conn_bytes, &engine->info);
+    size_t shm = blob->conn_bytes.len;
+    vnxi_identity_write(&blob->conn_bytes, identity);
     blob->conns[blob->picture.conn_count++] =
-        (vnxi_md_conn_t){SHM, {blob->conn_bytes.data, blob->conn_bytes.len}};
+        (vnxi_md_conn_t){SHM, {blob->conn_bytes.data, shm}};
+    blob->conns[blob->picture.conn_count++] = (vnxi_md_conn_t){
+        IDENTITY, {blob->conn_bytes.data + shm, blob->conn_bytes.len - shm}};
 }
 
 static vnx_status_t
 blob_make(vnxi_engine_t *engine, vnxi_region_t *const *regions, size_t count,
-          const vnxi_shm_info_t *info, const char *operation,
+          const vnxi_identity_t *identity, const char *operation,
           vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
     blob_t blob = {.picture = {.agent = {engine->name, engine->name_len}}};
     vnxi_writer_t out = {0};
 
-    if (info != NULL) {
-        blob_add_conns(&blob, engine, info);
+    if (identity != NULL) {
+        blob_add_conns(&blob, engine, identity);
     }
     bool is_made =
         blob_write_regions(&blob, regions, count) && !blob.conn_bytes.failed;
@@ -157,9 +163,9 @@ vnxi_native_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
                      vnx_error_t *error)
 {
     static const char operation[] = "get_agent_metadata";
-    vnxi_shm_info_t info = engine->info;
+    vnxi_identity_t identity = engine->identity;
     vnxi_region_table_t *table =
-        vnxi_registry_snapshot(engine->registry, &info.epoch);
+        vnxi_registry_snapshot(engine->registry, &identity.epoch);
     size_t count = table != NULL ? vnxi_region_table_count(table) : 0;
     vnxi_region_t **regions = calloc(count + 1, sizeof(vnxi_region_t *));
     vnx_status_t status;
@@ -171,8 +177,8 @@ vnxi_native_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
         for (size_t i = 0; i < count; i++) {
             regions[i] = vnxi_region_table_at(table, i);
         }
-        status = blob_make(engine, regions, count, &info, operation, bytes_p,
-                           error);
+        status = blob_make(engine, regions, count, &identity, operation,
+                           bytes_p, error);
     }
     free(regions);
     vnxi_region_table_release(table);
@@ -207,16 +213,16 @@ vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
                              vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
     static const char operation[] = "get_partial_agent_metadata";
-    vnxi_shm_info_t info = engine->info;
+    vnxi_identity_t identity = engine->identity;
     vnx_status_t status =
         vnxi_native_check_backends(engine, backends, operation, error);
     if (status != VNX_OK) {
         return status;
     }
     vnxi_region_table_t *table =
-        vnxi_registry_snapshot(engine->registry, &info.epoch);
+        vnxi_registry_snapshot(engine->registry, &identity.epoch);
     vnxi_region_t **found = calloc(count + 1, sizeof(vnxi_region_t *));
-    info.partial = true;
+    identity.partial = true;
     if (table == NULL || found == NULL) {
         status = vnxi_error_no_memory(error, operation, count * sizeof *found);
     } else {
@@ -224,7 +230,7 @@ vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
     }
     if (status == VNX_OK) {
         status =
-            blob_make(engine, found, count, with_connection ? &info : NULL,
+            blob_make(engine, found, count, with_connection ? &identity : NULL,
                       operation, bytes_p, error);
     }
     free(found);

@@ -48,8 +48,8 @@ vnxi_directory_find(const unsigned char *instance)
 {
     vnxi_mutex_lock(&lock);
     vnxi_engine_t *engine = engines;
-    while (engine != NULL &&
-           memcmp(engine->info.instance, instance, VNXI_SHM_ID_SIZE) != 0) {
+    while (engine != NULL && memcmp(engine->identity.instance, instance,
+                                    VNXI_INSTANCE_SIZE) != 0) {
         engine = engine->next;
     }
     if (engine != NULL) {

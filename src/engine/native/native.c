@@ -63,8 +63,8 @@ vnxi_native_unref(vnxi_engine_t *engine)
 static vnx_status_t
 draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
 {
-    unsigned char *at = engine->info.instance;
-    if (getrandom(at, VNXI_SHM_ID_SIZE, 0) != VNXI_SHM_ID_SIZE) {
+    unsigned char *at = engine->identity.instance;
+    if (getrandom(at, VNXI_INSTANCE_SIZE, 0) != VNXI_INSTANCE_SIZE) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, "nixl_agent",
                               "getrandom: %s", strerror(errno));
     }

@@ -13,6 +13,7 @@
 #include "base/mutex.h"
 #include "engine/engine.h"
 #include "engine/native/confirm.h"
+#include "engine/native/identity.h"
 #include "engine/native/reach.h"
 #include "engine/native/shm/hub.h"
 #include "engine/native/ucx/conn.h"
@@ -50,9 +51,9 @@ struct vnxi_engine {
     vnxi_mutex_t backend_lock; /* creating backends and the hub */
     vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
     _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
-    vnxi_shm_info_t info;      /* what our blob says of this agent; fixed
-                                  with hub */
-    _Atomic(vnxi_ucx_t *) ucx; /* NULL: not open; no_ucx says why */
+    vnxi_identity_t identity;  /* without the epoch */
+    vnxi_shm_info_t info; /* where peers find this agent; fixed with hub */
+    _Atomic(vnxi_ucx_t *) ucx;        /* NULL: not open; no_ucx says why */
     char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
     vnxi_mutex_t map_lock;            /* mapping regions for UCX */
 
@@ -90,9 +91,10 @@ struct vnxi_native_peer {
     vnxi_engine_t *local; /* PROCESS: the other engine, retained */
     vnxi_link_t *link;    /* PROCESS and SHM; owned */
     vnxi_ucx_conn_t *ucx; /* UCX; owned */
-    uintptr_t id;  /* the cookie of the link or connection; never reused */
-    bool has_info; /* a vllm_nixl agent; peers by UCX may be stock agents */
-    vnxi_shm_info_t info;
+    uintptr_t id; /* the cookie of the link or connection; never reused */
+    bool is_ours; /* a vllm_nixl agent; peers by UCX may be stock agents */
+    vnxi_identity_t identity; /* of ours */
+    vnxi_shm_info_t info;     /* pid 0: the metadata has none */
     vnxi_peer_end_t end;
 
     vnxi_mutex_t lock;

@@ -334,7 +334,7 @@ is_running_here(vnxi_native_peer_t *peer)
     unsigned char nonce[VNXI_SHM_ID_SIZE];
     vnxi_proc_stat_t stat;
 
-    if (!peer->has_info ||
+    if (peer->info.pid == 0 || !peer->is_ours ||
         memcmp(info->boot, ours->boot, sizeof info->boot) != 0 ||
         info->pid_namespace != ours->pid_namespace ||
         vnxi_proc_stat((pid_t)info->pid, &stat) != 0 || stat.exiting ||

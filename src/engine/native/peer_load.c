@@ -29,8 +29,9 @@
 typedef struct loading {
     vnxi_engine_t *engine;
     const vnxi_metadata_t *blob;
-    bool has_info; /* it comes from a vllm_nixl agent */
-    vnxi_shm_info_t info;
+    bool is_ours; /* it comes from a vllm_nixl agent */
+    vnxi_identity_t identity;
+    vnxi_shm_info_t info;    /* pid 0: none */
     vnxi_md_bytes_t address; /* of UCX; length 0: none */
     vnx_error_t *error;
 } loading_t;
@@ -72,14 +73,19 @@ read_conns(loading_t *loading)
     for (size_t i = 0; status == VNX_OK && i < loading->blob->conn_count;
          i++) {
         const vnxi_md_conn_t *conn = &loading->blob->conns[i];
-        if (is_named(conn->backend, "SHM")) {
-            loading->has_info = true;
+        if (is_named(conn->backend, "VNX")) {
+            loading->is_ours = true;
+            status = vnxi_identity_read(conn->info.data, conn->info.len,
+                                        &loading->identity, loading->error);
+        } else if (is_named(conn->backend, "SHM")) {
             status = vnxi_shm_info_read(conn->info.data, conn->info.len,
                                         &loading->info, loading->error);
         } else if (is_named(conn->backend, "UCX")) {
             loading->address = conn->info;
         }
     }
+    memcpy(loading->info.instance, loading->identity.instance,
+           VNXI_SHM_ID_SIZE);
     return status;
 }
 
@@ -123,12 +129,12 @@ revoke_missing(vnxi_native_peer_t *peer, const vnxi_region_table_t *old,
 static vnx_status_t
 update_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
-    bool adds_only = !loading->has_info || loading->info.partial;
+    bool adds_only = !loading->is_ours || loading->identity.partial;
 
     vnxi_mutex_lock(&peer->lock);
     uint64_t known_epoch = peer->epoch;
     vnxi_mutex_unlock(&peer->lock);
-    if (!adds_only && loading->info.epoch < known_epoch) {
+    if (!adds_only && loading->identity.epoch < known_epoch) {
         return VNX_OK;
     }
     vnxi_region_table_t *old = vnxi_native_peer_table(peer), *table;
@@ -137,7 +143,7 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
         .peer = peer,
         .old = old,
         .adds_only = adds_only,
-        .epoch = loading->has_info ? loading->info.epoch : known_epoch,
+        .epoch = loading->is_ours ? loading->identity.epoch : known_epoch,
     };
     vnx_status_t status = vnxi_peer_table_build(&args, &table, loading->error);
     if (status == VNX_OK) {
@@ -145,7 +151,7 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
         vnxi_region_table_release(peer->table);
         peer->table = table;
         if (!adds_only) {
-            peer->epoch = loading->info.epoch;
+            peer->epoch = loading->identity.epoch;
         }
         vnxi_mutex_unlock(&peer->lock);
         revoke_missing(peer, old, table);
@@ -174,7 +180,7 @@ connect_peer(loading_t *loading, vnxi_native_peer_t *peer)
         vnx_status_t status = vnxi_ucx_conn_open(
             atomic_load(&engine->ucx), loading->address.data,
             loading->address.len, peer->id, &peer->ucx, loading->error);
-        if (status == VNX_OK && loading->has_info) {
+        if (status == VNX_OK && loading->is_ours) {
             vnxi_ucx_conn_is_of_ours(peer->ucx);
         }
         return status;
@@ -190,7 +196,7 @@ start_peer(loading_t *loading, vnxi_native_peer_t *peer)
     const vnxi_peer_table_args_t args = {
         .blob = loading->blob,
         .peer = peer,
-        .epoch = loading->has_info ? loading->info.epoch : 0,
+        .epoch = loading->is_ours ? loading->identity.epoch : 0,
     };
     vnxi_region_table_t *table;
 
@@ -204,8 +210,9 @@ start_peer(loading_t *loading, vnxi_native_peer_t *peer)
     }
     vnxi_mutex_lock(&peer->lock);
     peer->table = table;
-    peer->epoch =
-        loading->has_info && !loading->info.partial ? loading->info.epoch : 0;
+    peer->epoch = loading->is_ours && !loading->identity.partial
+                      ? loading->identity.epoch
+                      : 0;
     vnxi_mutex_unlock(&peer->lock);
     confirm(peer);
     return VNX_OK;
@@ -228,7 +235,8 @@ open_peer(loading_t *loading, vnxi_path_t path, vnxi_engine_t *local,
                                     sizeof *peer);
     }
     peer->local = local;
-    peer->has_info = loading->has_info;
+    peer->is_ours = loading->is_ours;
+    peer->identity = loading->identity;
     peer->info = loading->info;
     vnxi_native_peer_enlist(peer);
     vnx_status_t status = start_peer(loading, peer);
@@ -248,7 +256,7 @@ static bool
 is_same_host(const loading_t *loading)
 {
     const vnxi_shm_info_t *ours = &loading->engine->info;
-    return loading->has_info &&
+    return loading->info.pid != 0 &&
            memcmp(loading->info.boot, ours->boot, VNXI_SHM_ID_SIZE) == 0;
 }
 
@@ -358,7 +366,7 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
                       "this agent has no backend: call create_backend() "
                       "first");
     }
-    if (!loading->has_info) {
+    if (!loading->is_ours || loading->info.pid == 0) {
         return by_ucx
                    ? open_by_ucx(loading, "the peer is not a vllm_nixl agent",
                                  peer_p)
@@ -370,7 +378,7 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
                            peer_p);
     }
     if (same_host || !by_ucx) {
-        local = vnxi_directory_find(loading->info.instance);
+        local = vnxi_directory_find(loading->identity.instance);
         if (local != NULL) {
             return open_local(loading, local, peer_p);
         }
@@ -398,9 +406,9 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 static bool
 is_same_instance(const loading_t *loading, const vnxi_native_peer_t *peer)
 {
-    if (loading->has_info && peer->has_info) {
-        return memcmp(peer->info.instance, loading->info.instance,
-                      VNXI_SHM_ID_SIZE) == 0;
+    if (loading->is_ours && peer->is_ours) {
+        return memcmp(peer->identity.instance, loading->identity.instance,
+                      VNXI_INSTANCE_SIZE) == 0;
     }
     return peer->ucx != NULL && loading->address.len > 0 &&
            vnxi_ucx_conn_is_to(peer->ucx, loading->address.data,

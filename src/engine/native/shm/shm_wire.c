@@ -23,7 +23,6 @@
 #define MAJOR 1u
 #define MINOR 0u
 
-#define INFO_PARTIAL 0x1u
 #define REGION_SHARED 0x1u
 
 static void
@@ -65,10 +64,8 @@ vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info)
 {
     size_t start = writer->len;
     size_t socket_len = strnlen(info->socket, sizeof info->socket);
-    write_head(writer, info->partial ? INFO_PARTIAL : 0);
+    write_head(writer, 0);
     vnxi_write_u32(writer, info->pid);
-    vnxi_write_u64(writer, info->epoch);
-    vnxi_write_bytes(writer, info->instance, VNXI_SHM_ID_SIZE);
     vnxi_write_bytes(writer, info->boot, VNXI_SHM_ID_SIZE);
     vnxi_write_u64(writer, info->pid_namespace);
     vnxi_write_u64(writer, info->start_time);
@@ -79,15 +76,6 @@ vnxi_shm_info_write(vnxi_writer_t *writer, const vnxi_shm_info_t *info)
     if (!writer->failed) {
         vnxi_write_u64(writer,
                        vnxi_hash(writer->data + start, writer->len - start));
-    }
-}
-
-static void
-read_id(vnxi_reader_t *reader, unsigned char *id)
-{
-    const unsigned char *bytes = vnxi_read_bytes(reader, VNXI_SHM_ID_SIZE);
-    if (bytes != NULL) {
-        memcpy(id, bytes, VNXI_SHM_ID_SIZE);
     }
 }
 
@@ -117,11 +105,11 @@ vnxi_shm_info_read(const void *data, size_t len, vnxi_shm_info_t *info_p,
     if (status != VNX_OK) {
         return status;
     }
-    info.partial = (flags & INFO_PARTIAL) != 0;
     info.pid = vnxi_read_u32(&reader);
-    info.epoch = vnxi_read_u64(&reader);
-    read_id(&reader, info.instance);
-    read_id(&reader, info.boot);
+    const unsigned char *boot = vnxi_read_bytes(&reader, VNXI_SHM_ID_SIZE);
+    if (boot != NULL) {
+        memcpy(info.boot, boot, VNXI_SHM_ID_SIZE);
+    }
     info.pid_namespace = vnxi_read_u64(&reader);
     info.start_time = vnxi_read_u64(&reader);
     info.nonce_addr = vnxi_read_u64(&reader);
@@ -201,6 +189,7 @@ vnxi_shm_info_local(vnxi_shm_info_t *info_p, vnx_error_t *error)
     char text[64];
     struct stat st;
     vnxi_shm_info_t info = *info_p;
+
     info.pid = (uint32_t)getpid();
     info.uid = (uint32_t)geteuid();
     if (!read_proc("/proc/sys/kernel/random/boot_id", text, sizeof text) ||
