@@ -12,9 +12,9 @@
 #endif
 
 #include "base/clock.h"
-#include "engine/native/copy.h"
 #include "engine/native/plan.h"
-#include "engine/native/reach.h"
+#include "engine/native/process/copy.h"
+#include "engine/native/region_access.h"
 #include "engine/parts/list.h"
 
 #define BASE ((uint64_t)1 << 32)
@@ -85,7 +85,7 @@ make_table(size_t count, uint64_t len)
         regions[i] = vnxi_region_create(&vnxi_native_region_class,
                                         VNX_MEM_DRAM, BASE + i * len, len, 0);
         must(regions[i] != NULL, "a region");
-        vnxi_native_region(regions[i])->direct = true;
+        atomic_store(&vnxi_native_region(regions[i])->routes, 0); /* copy */
     }
     vnxi_region_table_t *table = vnxi_region_table_create(regions, count);
     must(table != NULL, "a region table");
@@ -358,7 +358,7 @@ bench_pieces(copy_work_t *work, size_t piece, size_t total)
                         .chunks = chunks,
                         .chunk_count = (count + per_chunk - 1) / per_chunk,
                         .bytes = total,
-                        .all_direct = true};
+                        .routes = 1u << VNXI_ROUTE_COPY};
     for (size_t i = 0; i < count; i++) {
         segments[i] = (vnxi_segment_t){
             .local = (uintptr_t)work->target + i * piece,
@@ -366,7 +366,7 @@ bench_pieces(copy_work_t *work, size_t piece, size_t total)
                       next_random() % (COPY_BYTES / piece) * piece,
             .len = piece,
             .count = 1,
-            .direct = 1};
+            .route = VNXI_ROUTE_COPY};
     }
     for (size_t i = 0; i < plan.chunk_count; i++) {
         chunks[i].segment = (uint32_t)(i * per_chunk);

@@ -39,7 +39,7 @@
     X(AGENT_PEERS, "agent.peers_lock")             \
     X(DEADLINE, "deadline")                        \
     X(NATIVE_BACKEND, "native.backend_lock")       \
-    X(NATIVE_INBOUND, "native.inbound_lock")       \
+    X(PROCESS_INBOUND, "process.inbound_lock")     \
     X(NIXL_BACKEND, "nixl.backend_lock")           \
     X(NIXL_MEM, "nixl.mem_lock")                   \
     X(NIXL_GATE, "nixl.gate")                      \
@@ -60,10 +60,12 @@
     X(UCX_PROGRESS, "ucx_worker.progress_lock")    \
     X(NATIVE_PEERS, "native.peers_lock")           \
     X(NATIVE_PEER, "native_peer.lock")             \
+    X(SHM_CONN, "shm_conn.lock")                   \
     X(HUB_LISTS, "hub.lists")                      \
     X(LINK_SEND, "link.send_lock")                 \
     X(NATIVE_FLIGHT, "native.flight_lock")         \
     X(NATIVE_WAITING, "native.waiting_lock")       \
+    X(UCX_PEER, "ucx_peer.lock")                   \
     X(UCX_EXIT_PARK, "ucx_exit_park")              \
     X(UCX_COMMAND, "ucx_command.lock")             \
     X(UCX_CONN, "ucx_conn.lock")                   \

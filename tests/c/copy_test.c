@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/native/copy.h"
+#include "engine/native/process/copy.h"
 
 #define GUARD 64u
 
@@ -108,7 +108,7 @@ one_chunk(vnxi_segment_t *segments, size_t count, uint64_t bytes)
                          .chunks = &first,
                          .chunk_count = 1,
                          .bytes = bytes,
-                         .all_direct = true};
+                         .routes = 1u << VNXI_ROUTE_COPY};
 }
 
 static vnxi_segment_t
@@ -118,7 +118,7 @@ segment(const void *local, const void *remote, uint64_t len)
                             .remote = (uintptr_t)remote,
                             .len = len,
                             .count = 1,
-                            .direct = 1};
+                            .route = VNXI_ROUTE_COPY};
 }
 
 /* Read and write, with plain stores and with streaming ones. */
@@ -144,7 +144,7 @@ test_copy_chunk_both_ways(void **state)
                  .remote_stride = 1500,
                  .len = 1030,
                  .count = 20,
-                 .direct = 1},
+                 .route = VNXI_ROUTE_COPY},
                 segment(local + 50000, remote + 50000, 49999)};
             vnxi_plan_t plan = one_chunk(segments, 4, totals[t]);
 
@@ -175,7 +175,7 @@ test_copy_chunk_follows_both_strides(void **state)
                           .remote_stride = 600,
                           .len = 600,
                           .count = 100,
-                          .direct = 1};
+                          .route = VNXI_ROUTE_COPY};
     vnxi_plan_t plan = one_chunk(&one, 1, 60000);
     for (size_t i = 0; i < 100; i++) {
         memcpy(areas.expected + 90000 - 700 * i, areas.source + 10 + 600 * i,
@@ -199,14 +199,14 @@ test_copy_chunk_copies_only_its_own_pieces(void **state)
          .remote_stride = LEN,
          .len = LEN,
          .count = 700,
-         .direct = 1},
+         .route = VNXI_ROUTE_COPY},
         {.local = (uintptr_t)areas.target + 700 * LEN,
          .remote = (uintptr_t)areas.source + 700 * LEN,
          .local_stride = LEN,
          .remote_stride = LEN,
          .len = LEN,
          .count = 300,
-         .direct = 1}};
+         .route = VNXI_ROUTE_COPY}};
     vnxi_chunk_t chunks[] = {{0, 0}, {0, 512}, {1, 200}};
     const size_t ends[] = {512, 900, 1000};
     vnxi_plan_t plan = {.segments = segments,
@@ -214,7 +214,7 @@ test_copy_chunk_copies_only_its_own_pieces(void **state)
                         .chunks = chunks,
                         .chunk_count = 3,
                         .bytes = PIECES * LEN,
-                        .all_direct = true};
+                        .routes = 1u << VNXI_ROUTE_COPY};
     size_t start = 0;
     for (size_t i = 0; i < 3; i++) {
         vnxi_copy_chunk(&plan, i, VNX_OP_READ);
@@ -228,7 +228,7 @@ test_copy_chunk_copies_only_its_own_pieces(void **state)
 
 /* This function does not copy memory of another process. */
 static void
-test_copy_chunk_skips_indirect_pieces(void **state)
+test_copy_chunk_skips_other_routes(void **state)
 {
     (void)state;
     areas_t areas = areas_create(5000);
@@ -236,7 +236,7 @@ test_copy_chunk_skips_indirect_pieces(void **state)
         segment(areas.target, (void *)16, 100),
         segment(areas.target + 1000, areas.source + 1000, 600),
         segment(areas.target, (void *)32, 100)};
-    segments[0].direct = segments[2].direct = 0;
+    segments[0].route = segments[2].route = 1;
     vnxi_plan_t plan = one_chunk(segments, 3, 800);
 
     memcpy(areas.expected + 1000, areas.source + 1000, 600);
@@ -281,7 +281,7 @@ main(void)
         cmocka_unit_test(test_copy_chunk_both_ways),
         cmocka_unit_test(test_copy_chunk_follows_both_strides),
         cmocka_unit_test(test_copy_chunk_copies_only_its_own_pieces),
-        cmocka_unit_test(test_copy_chunk_skips_indirect_pieces),
+        cmocka_unit_test(test_copy_chunk_skips_other_routes),
         cmocka_unit_test(test_copy_chunk_moves_overlapping_ranges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

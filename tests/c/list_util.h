@@ -6,9 +6,10 @@
 #include "vnx_test.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/native/plan.h"
-#include "engine/native/reach.h"
+#include "engine/native/region_access.h"
 
 #define LIST_UTIL_OPERATION "prep_xfer_dlist"
 
@@ -24,9 +25,19 @@ next_random(uint64_t *state_p)
 
 typedef struct region_spec {
     uint64_t addr, len, dev;
-    bool direct;
+    bool direct; /* route VNXI_ROUTE_COPY, else ROUTE_OTHER */
     uint64_t delta;
 } region_spec_t;
+
+#define ROUTE_OTHER 1u
+
+/* Have the region this route for every kind of local memory. */
+static inline void
+set_route(vnxi_region_t *region, unsigned route)
+{
+    memset(&vnxi_native_region(region)->routes, (int)route,
+           sizeof vnxi_native_region(region)->routes);
+}
 
 /* The caller's reference: vnxi_region_table_release(). */
 static inline vnxi_region_table_t *
@@ -39,7 +50,7 @@ make_table(const region_spec_t *specs, size_t count)
             vnxi_region_create(&vnxi_native_region_class, VNX_MEM_DRAM,
                                specs[i].addr, specs[i].len, specs[i].dev);
         assert_non_null(regions[i]);
-        vnxi_native_region(regions[i])->direct = specs[i].direct;
+        set_route(regions[i], specs[i].direct ? VNXI_ROUTE_COPY : ROUTE_OTHER);
         vnxi_native_region(regions[i])->delta = specs[i].delta;
     }
     vnxi_region_table_t *table = vnxi_region_table_create(regions, count);

@@ -1,3 +1,4 @@
+#include "base/error.h"
 #include "list_util.h"
 
 #include <pthread.h>
@@ -57,20 +58,22 @@ index_at(const vnx_indices_t *indices, size_t i)
     }
 }
 
-/* How a row is reached, if all regions that contain it agree. */
-static VNX_TEST_UNWATCHED bool
-naive_reach(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
+/* The route of a row, if all regions that contain it agree. */
+static VNX_TEST_UNWATCHED uint32_t
+naive_route(const vnxi_list_t *list, vnx_desc_t row, uint64_t *delta_p)
 {
     for (size_t i = 0; i < list->region_count; i++) {
         const vnxi_region_t *region = list->regions[i];
         if (region->dev == row.dev && region->addr <= row.addr &&
             row.addr - region->addr + row.len <= region->len) {
-            *delta_p = vnxi_native_region(region)->delta;
-            return vnxi_native_region(region)->direct;
+            uint32_t route =
+                vnxi_route_from(vnxi_region_routes(region), VNX_MEM_DRAM);
+            *delta_p = vnxi_region_delta(region, route);
+            return route;
         }
     }
     fail_msg("a row of a list lies in none of its regions");
-    return false;
+    return VNXI_ROUTE_NONE;
 }
 
 /* The pieces before cutting. */
@@ -85,14 +88,14 @@ naive_plan(const vnxi_plan_args_t *args)
         vnx_desc_t remote =
             vnxi_list_row(args->remote, index_at(&args->remote_rows, i));
         vnxi_piece_t piece = {.local = local.addr, .len = local.len};
-        piece.direct = naive_reach(args->remote, remote, &delta);
+        piece.route = naive_route(args->remote, remote, &delta);
         piece.remote = remote.addr + delta;
         vnxi_piece_t *last =
             pieces.count > 0 ? &pieces.at[pieces.count - 1] : NULL;
         if (!args->no_merge && last != NULL &&
             last->local + last->len == piece.local &&
             last->remote + last->len == piece.remote &&
-            last->direct == piece.direct) {
+            last->route == piece.route) {
             last->len += piece.len;
         } else {
             pieces_add(&pieces, piece);
@@ -114,7 +117,7 @@ cut(const pieces_t *pieces)
                                             .len = left < VNXI_PIECE_MAX
                                                        ? left
                                                        : VNXI_PIECE_MAX,
-                                            .direct = piece.direct});
+                                            .route = piece.route});
         }
     }
     return out;
@@ -153,13 +156,13 @@ check_plan(const vnxi_plan_args_t *args)
     pieces_t whole = naive_plan(args), expected = cut(&whole);
     pieces_t found = walk_plan(&plan);
     uint64_t bytes = 0;
-    bool all_direct = true;
+    uint32_t routes = 0;
 
     assert_int_equal(found.count, expected.count);
     for (size_t i = 0; i < found.count; i++) {
         const vnxi_piece_t *f = &found.at[i], *e = &expected.at[i];
         if (f->local != e->local || f->remote != e->remote ||
-            f->len != e->len || f->direct != e->direct) {
+            f->len != e->len || f->route != e->route) {
             fail_msg(
                 "piece %zu is 0x%llx - 0x%llx + %llu, "
                 "not 0x%llx - 0x%llx + %llu",
@@ -168,12 +171,13 @@ check_plan(const vnxi_plan_args_t *args)
                 (unsigned long long)e->remote, (unsigned long long)e->len);
         }
         bytes += e->len;
-        all_direct &= e->direct;
+        routes |= 1u << e->route;
     }
     assert_int_equal(plan.rows, args->local_rows.count);
     assert_int_equal(plan.pieces, whole.count);
     assert_true(plan.bytes == bytes);
-    assert_int_equal(plan.all_direct, all_direct);
+    /* Of all regions if they have one route, else of the rows. */
+    assert_int_equal(plan.routes, routes);
     size_t segments = plan.segment_count;
     vnxi_plan_fini(&plan);
     free(whole.at);
@@ -445,7 +449,7 @@ test_plan_makes_one_segment_per_layer(void **state)
     free(remote);
 }
 
-/* Contiguous on one side only, or on both with different directness. */
+/* Contiguous on one side only, or on both with different routes. */
 static void
 test_plan_merges_only_what_is_contiguous_on_both_sides(void **state)
 {
@@ -472,7 +476,7 @@ test_plan_merges_only_what_is_contiguous_on_both_sides(void **state)
     assert_int_equal(vnxi_plan_build(&args, &plan, NULL), VNX_OK);
     /* 0+1 | 0-1 | 1-2 | 3 (mapped) | 4 (not mapped) */
     assert_int_equal(plan.pieces, 5);
-    assert_false(plan.all_direct);
+    assert_int_equal(plan.routes, 3);
     vnxi_plan_fini(&plan);
     vnxi_list_release(list);
     vnxi_region_table_release(table);
@@ -503,7 +507,7 @@ test_plan_merges_across_regions(void **state)
             check_plan(&args);
             assert_int_equal(vnxi_plan_build(&args, &plan, NULL), VNX_OK);
             assert_int_equal(plan.pieces, apart ? 2 : 1);
-            assert_int_equal(plan.all_direct, direct);
+            assert_int_equal(plan.routes, direct ? 1 : 2);
             vnxi_plan_fini(&plan);
             vnxi_list_release(list);
             vnxi_region_table_release(table);
@@ -858,7 +862,7 @@ test_plan_lists_are_shared_by_many_threads(void **state)
 }
 
 static void
-test_plan_list_records_direct_regions_and_deltas(void **state)
+test_plan_list_records_one_route_and_delta(void **state)
 {
     (void)state;
     const region_spec_t specs[] = {
@@ -868,23 +872,124 @@ test_plan_list_records_direct_regions_and_deltas(void **state)
         {.addr = 0x7000, .len = 0x1000}};
     const vnx_desc_t rows[] = {
         {0x1000, 8, 0}, {0x3000, 8, 0}, {0x5000, 8, 0}, {0x7000, 8, 0}};
-    const bool direct[] = {true, true, true, false};
-    const bool one_reach[] = {true, true, false, false};
+    const uint32_t all = (1u << VNX_MEM_COUNT) - 1;
+    const uint32_t one_route[] = {all, all, 0, 0};
     vnxi_region_table_t *table = make_table(specs, 4);
 
     for (size_t n = 1; n <= 4; n++) {
         vnxi_list_t *list = make_list(table, rows, n);
-        const vnxi_native_list_t *native = vnxi_native_list(list);
-        assert_int_equal(native->direct, direct[n - 1]);
-        assert_int_equal(native->one_reach, one_reach[n - 1]);
-        if (native->one_reach) {
-            assert_int_equal(native->delta, 5);
-        }
+        assert_int_equal(vnxi_native_list(list)->one_route, one_route[n - 1]);
         vnxi_list_release(list);
     }
     vnxi_list_t *list = make_list(table, rows + 3, 1);
-    assert_false(vnxi_native_list(list)->direct);
-    assert_true(vnxi_native_list(list)->one_reach);
+    assert_int_equal(vnxi_native_list(list)->one_route, all);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
+/* The translation counts only where bytes are copied within the process. */
+static void
+test_plan_list_has_one_route_for_each_kind_of_local_memory(void **state)
+{
+    (void)state;
+    const region_spec_t specs[] = {
+        {.addr = 0x1000, .len = 0x1000, .direct = true, .delta = 5},
+        {.addr = 0x3000, .len = 0x1000, .direct = true, .delta = 9}};
+    const vnx_desc_t rows[] = {{0x1000, 8, 0}, {0x3000, 8, 0}};
+    vnxi_region_table_t *table = make_table(specs, 2);
+
+    for (size_t i = 0; i < 2; i++) { /* GPU memory goes another way */
+        vnxi_region_t *region = vnxi_region_table_at(table, i);
+        atomic_store(&vnxi_native_region(region)->routes,
+                     (uint64_t)ROUTE_OTHER << 8 * VNX_MEM_VRAM);
+    }
+    vnxi_list_t *list = make_list(table, rows, 2);
+    assert_int_equal(vnxi_native_list(list)->one_route >> VNX_MEM_DRAM & 1, 0);
+    assert_int_equal(vnxi_native_list(list)->one_route >> VNX_MEM_VRAM & 1, 1);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
+static size_t lost_place;
+static vnx_desc_t lost_row;
+
+static vnx_status_t
+note_no_route(const vnxi_plan_args_t *args, size_t place,
+              const vnx_desc_t *remote, vnx_error_t *error)
+{
+    lost_place = place;
+    lost_row = *remote;
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, args->operation,
+                          "no route");
+}
+
+/* The error names the first row that no transport moves, whether it is found
+ * by blocks, one by one, or all rows are alike. */
+static void
+test_plan_names_the_first_row_without_a_route(void **state)
+{
+    (void)state;
+    enum { REGIONS = 4, PER = 100 };
+    region_spec_t specs[REGIONS];
+    vnx_desc_t rows[REGIONS * PER];
+    vnxi_plan_t plan;
+    vnx_error_t error;
+
+    for (size_t i = 0; i < REGIONS; i++) {
+        specs[i] = (region_spec_t){
+            .addr = 0x10000 * (i + 1), .len = 0x10000, .direct = i < 2};
+    }
+    for (size_t i = 0; i < REGIONS * PER; i++) {
+        rows[i] =
+            (vnx_desc_t){0x10000 + i / PER * 0x10000 + i % PER * 64, 64, 0};
+    }
+    for (size_t lost = 0; lost < REGIONS; lost++) {
+        for (size_t step = 1; step <= 3; step += 2) {
+            vnxi_region_table_t *table = make_table(specs, REGIONS);
+            set_route(vnxi_region_table_at(table, lost), VNXI_ROUTE_NONE);
+            vnxi_list_t *list = make_list(table, rows, REGIONS * PER);
+            uint64_t indices[REGIONS * PER];
+            size_t count = REGIONS * PER / step;
+            for (size_t i = 0; i < count; i++) {
+                indices[i] = i * step;
+            }
+            const vnx_indices_t at = {
+                .data = indices, .count = count, .type = VNX_INDEX_U64};
+            const vnxi_plan_args_t args = {.local = list,
+                                           .remote = list,
+                                           .local_rows = at,
+                                           .remote_rows = at,
+                                           .operation = "test",
+                                           .no_route = note_no_route};
+            assert_int_equal(vnxi_plan_build(&args, &plan, &error),
+                             VNX_ERR_NOT_SUPPORTED);
+            size_t first = (lost * PER + step - 1) / step;
+            assert_int_equal(lost_place, first);
+            assert_int_equal(lost_row.addr, rows[first * step].addr);
+            vnxi_list_release(list);
+            vnxi_region_table_release(table);
+        }
+    }
+    for (size_t i = 0; i < REGIONS; i++) {
+        specs[i].direct = false;
+    }
+    vnxi_region_table_t *table = make_table(specs, REGIONS);
+    for (size_t i = 0; i < REGIONS; i++) {
+        set_route(vnxi_region_table_at(table, i), VNXI_ROUTE_NONE);
+    }
+    vnxi_list_t *list = make_list(table, rows, REGIONS * PER);
+    const uint64_t one = 150;
+    const vnx_indices_t at = {.data = &one, .count = 1, .type = VNX_INDEX_U64};
+    const vnxi_plan_args_t args = {.local = list,
+                                   .remote = list,
+                                   .local_rows = at,
+                                   .remote_rows = at,
+                                   .operation = "test",
+                                   .no_route = note_no_route};
+    assert_int_equal(vnxi_plan_build(&args, &plan, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(lost_place, 0);
+    assert_int_equal(lost_row.addr, rows[150].addr);
     vnxi_list_release(list);
     vnxi_region_table_release(table);
 }
@@ -893,7 +998,10 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plan_list_records_direct_regions_and_deltas),
+        cmocka_unit_test(test_plan_list_records_one_route_and_delta),
+        cmocka_unit_test(
+            test_plan_list_has_one_route_for_each_kind_of_local_memory),
+        cmocka_unit_test(test_plan_names_the_first_row_without_a_route),
         cmocka_unit_test(test_plan_agrees_with_a_naive_planner),
         cmocka_unit_test(test_plan_agrees_over_many_regions),
         cmocka_unit_test(test_plan_translates_each_region),

@@ -174,8 +174,7 @@ test_ucx_conn_life_with_garbage_for_an_address_is_lost(void **state)
     (void)state;
     open_sides(1, 20.0);
     /* Truncated, so that the library reads past its end. */
-    assert_int_equal(vnxi_ucx_conn_open(here.ucx, "FAKE", 4, 6, &conn, &error),
-                     VNX_OK);
+    assert_int_equal(ucx_open(here.ucx, "FAKE", 4, 6, &conn, &error), VNX_OK);
     ucx_side_await_lost(&here);
     assert_int_equal(here.lost_cookie, 6);
     assert_refused(conn, "fake status -7");

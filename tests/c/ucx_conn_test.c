@@ -63,12 +63,11 @@ test_ucx_conn_refuses_invalid_addresses(void **state)
     char *big = calloc(1, VNXI_UCX_ADDRESS_MAX + 1);
     (void)state;
     open_pair();
-    assert_int_equal(vnxi_ucx_conn_open(here.ucx, big, 0, 1, &conn, &error),
+    assert_int_equal(ucx_open(here.ucx, big, 0, 1, &conn, &error),
                      VNX_ERR_MISMATCH);
-    assert_int_equal(vnxi_ucx_conn_open(here.ucx, big,
-                                        VNXI_UCX_ADDRESS_MAX + 1, 1, &conn,
-                                        &error),
-                     VNX_ERR_MISMATCH);
+    assert_int_equal(
+        ucx_open(here.ucx, big, VNXI_UCX_ADDRESS_MAX + 1, 1, &conn, &error),
+        VNX_ERR_MISMATCH);
     close_pair();
     free(big);
 }
@@ -87,8 +86,7 @@ test_ucx_conn_to_a_dead_agent_is_lost(void **state)
     ucx_side_close(&there);
 
     vnxi_ucx_conn_t *conn = NULL;
-    assert_int_equal(
-        vnxi_ucx_conn_open(here.ucx, copy, len, 77, &conn, &error), VNX_OK);
+    assert_int_equal(ucx_open(here.ucx, copy, len, 77, &conn, &error), VNX_OK);
     ucx_side_await_lost(&here);
     assert_int_equal(here.lost_cookie, 77);
     assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),

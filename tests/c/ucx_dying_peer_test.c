@@ -147,9 +147,9 @@ connect_to(const peer_t *peer, uintptr_t cookie)
 {
     vnxi_ucx_conn_t *conn = NULL;
     vnx_error_t error;
-    assert_int_equal(vnxi_ucx_conn_open(here.ucx, peer->address, peer->len,
-                                        cookie, &conn, &error),
-                     VNX_OK);
+    assert_int_equal(
+        ucx_open(here.ucx, peer->address, peer->len, cookie, &conn, &error),
+        VNX_OK);
     return conn;
 }
 

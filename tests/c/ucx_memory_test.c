@@ -12,13 +12,14 @@ move(void)
 static void
 replace_key(const void *bytes, size_t len)
 {
-    vnxi_ucx_key_t *old = vnxi_region_ucx_key(ground.remote), *key;
+    ucx_region_t *region = (ucx_region_t *)ground.remote;
+    vnxi_ucx_key_t *key;
     vnx_error_t error;
     if (vnxi_ucx_key_create(conn, bytes, len, &key, &error) != VNX_OK) {
         fail_msg("%s", error.cause);
     }
-    vnxi_reach_attach_key(ground.remote, key);
-    vnxi_ucx_key_release(old);
+    vnxi_ucx_key_release(region->key);
+    region->key = key;
 }
 
 /* -- Ours ------------------------------------------------------------------
@@ -194,7 +195,7 @@ test_ucx_memory_truncated_key_is_refused(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_READ, 128, 10);
-    vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(ground.remote);
+    vnxi_ucx_mem_t *mem = ucx_mem_of(NULL, ground.remote);
     replace_key(mem->key, 9);
     assert_int_equal(move(), VNX_ERR_INVALID_PARAM);
     assert_non_null(
@@ -213,7 +214,7 @@ test_ucx_memory_key_is_released_on_every_worker(void **state)
 {
     (void)state;
     begin(3, 20.0, VNX_OP_READ, 65536, 64);
-    vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(ground.remote);
+    vnxi_ucx_mem_t *mem = ucx_mem_of(NULL, ground.remote);
     for (int i = 0; i < 4; i++) {
         assert_int_equal(move(), VNX_OK);
     }
@@ -232,7 +233,7 @@ test_ucx_memory_unused_key_needs_no_worker(void **state)
     (void)state;
     begin(4, 20.0, VNX_OP_READ, 128, 10);
     assert_int_equal(fake->workers, 2);
-    vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(ground.remote);
+    vnxi_ucx_mem_t *mem = ucx_mem_of(NULL, ground.remote);
     for (int i = 0; i < 50; i++) {
         replace_key(mem->key, mem->key_len);
     }

@@ -157,6 +157,19 @@ ucx_side_await_lost(ucx_side_t *side)
     assert_int_equal(ret, 0);
 }
 
+/* Create a connection and begin to connect. */
+static inline vnx_status_t
+ucx_open(vnxi_ucx_t *ucx, const void *address, size_t len, uintptr_t cookie,
+         vnxi_ucx_conn_t **conn_p, vnx_error_t *error)
+{
+    vnx_status_t status =
+        vnxi_ucx_conn_create(ucx, address, len, cookie, conn_p, error);
+    if (status == VNX_OK) {
+        vnxi_ucx_conn_begin(*conn_p);
+    }
+    return status;
+}
+
 static inline vnxi_ucx_conn_t *
 ucx_side_connect(ucx_side_t *from, const ucx_side_t *to, uintptr_t cookie)
 {
@@ -164,8 +177,7 @@ ucx_side_connect(ucx_side_t *from, const ucx_side_t *to, uintptr_t cookie)
     vnx_error_t error;
     size_t len;
     const void *address = vnxi_ucx_address(to->ucx, &len);
-    if (vnxi_ucx_conn_open(from->ucx, address, len, cookie, &conn, &error) !=
-        VNX_OK) {
+    if (ucx_open(from->ucx, address, len, cookie, &conn, &error) != VNX_OK) {
         fail_msg("%s", error.cause);
     }
     return conn;
@@ -200,29 +212,58 @@ send_to(vnxi_ucx_conn_t *conn, const void *message, size_t len)
 /* -- Regions ---------------------------------------------------------------
  */
 
+/* A region with both sides' handles. */
+typedef struct ucx_region {
+    vnxi_native_region_t base;
+    vnxi_ucx_mem_t *mem; /* owned */
+    vnxi_ucx_key_t *key; /* owned; NULL: none */
+} ucx_region_t;
+
+static inline void
+ucx_region_fini(vnxi_region_t *region)
+{
+    vnxi_ucx_mem_free(((ucx_region_t *)region)->mem);
+    vnxi_ucx_key_release(((ucx_region_t *)region)->key);
+}
+
+static const vnxi_region_class_t ucx_region_class = {
+    .size = sizeof(ucx_region_t),
+    .fini = ucx_region_fini,
+};
+
+static inline vnxi_ucx_mem_t *
+ucx_mem_of(void *owner, const vnxi_region_t *region)
+{
+    (void)owner;
+    return ((const ucx_region_t *)region)->mem;
+}
+
+static inline vnxi_ucx_key_t *
+ucx_key_of(void *owner, const vnxi_region_t *region)
+{
+    (void)owner;
+    return ((const ucx_region_t *)region)->key;
+}
+
 /* A region of `side`'s memory; for others by `conn`, if given. */
 static inline vnxi_region_t *
 ucx_region(ucx_side_t *side, vnxi_ucx_conn_t *conn, void *memory, size_t len)
 {
-    vnxi_region_t *region =
-        vnxi_region_create(&vnxi_native_region_class, VNX_MEM_DRAM,
-                           (uint64_t)(uintptr_t)memory, len, 0);
-    vnxi_ucx_key_t *key;
+    vnxi_region_t *base = vnxi_region_create(
+        &ucx_region_class, VNX_MEM_DRAM, (uint64_t)(uintptr_t)memory, len, 0);
+    ucx_region_t *region = (ucx_region_t *)base;
     vnx_error_t error;
 
     assert_non_null(region);
-    if (vnxi_reach_map_ucx(region, side->ucx, &error) != VNX_OK) {
+    if (vnxi_ucx_mem_map(side->ucx, base->addr, len, &region->mem, &error) !=
+            VNX_OK ||
+        (conn != NULL &&
+         vnxi_ucx_key_create(conn, region->mem->key, region->mem->key_len,
+                             &region->key, &error) != VNX_OK)) {
         fail_msg("%s", error.cause);
     }
-    const vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(region);
-    if (conn != NULL) {
-        if (vnxi_ucx_key_create(conn, mem->key, mem->key_len, &key, &error) !=
-            VNX_OK) {
-            fail_msg("%s", error.cause);
-        }
-        vnxi_reach_attach_key(region, key);
-    }
-    return region;
+    set_route(base, ROUTE_OTHER);
+    return base;
 }
 
 /* -- Transfers -------------------------------------------------------------
@@ -316,8 +357,9 @@ ucx_flight_make(ucx_flight_t *flight, const ucx_flight_spec_t *spec)
         .op = spec->op,
         .local = flight->local,
         .remote = flight->remote,
-        .mem_of = vnxi_region_ucx_mem,
-        .key_of = vnxi_region_ucx_key,
+        .route = ROUTE_OTHER,
+        .mem_of = ucx_mem_of,
+        .key_of = ucx_key_of,
         .context = flight,
         .go_on = ucx_flight_go_on,
         .done = ucx_flight_done,

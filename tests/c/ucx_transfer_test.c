@@ -218,7 +218,7 @@ test_ucx_transfer_of_unmapped_memory_fails(void **state)
     long_flight_t it;
     (void)state;
     long_make(&it);
-    vnxi_ucx_mem_unmap(vnxi_region_ucx_mem(it.local[0]));
+    vnxi_ucx_mem_unmap(ucx_mem_of(NULL, it.local[0]));
     assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
     assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_INVALID_PARAM);
     long_free(&it);

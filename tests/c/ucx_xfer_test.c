@@ -367,7 +367,7 @@ test_ucx_xfer_unmapped_memory_fails_the_transfer(void **state)
 {
     (void)state;
     begin(1, 20.0, VNX_OP_WRITE, 128, 40);
-    vnxi_ucx_mem_unmap(vnxi_region_ucx_mem(ground.local));
+    vnxi_ucx_mem_unmap(ucx_mem_of(NULL, ground.local));
     post_it();
     assert_ends(VNX_ERR_INVALID_PARAM,
                 "its key for the region cannot be used");

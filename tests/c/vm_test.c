@@ -189,7 +189,7 @@ test_vm_writes_scattered_pieces_byte_for_byte(void **state)
 }
 
 static void
-test_vm_skips_direct_pieces(void **state)
+test_vm_skips_other_routes(void **state)
 {
     (void)state;
     peer_t peer;
@@ -201,12 +201,12 @@ test_vm_skips_direct_pieces(void **state)
         segment(local + 10, peer.memory, 10, 1, 0, 0),
         segment(local + 20, peer.memory, 10, 1, 0, 0),
     };
-    all[1].direct = 1;
+    all[1].route = 1;
     assert_int_equal(run_segments(&peer, all, 3, VNX_OP_READ, NULL), VNX_OK);
     for (size_t i = 0; i < 30; i++) {
         assert_int_equal(local[i], i / 10 == 1 ? 0 : byte_at(i % 10, 7));
     }
-    all[0].direct = all[2].direct = 1;
+    all[0].route = all[2].route = 1;
     assert_int_equal(run_segments(&peer, all, 3, VNX_OP_READ, NULL), VNX_OK);
     stop_peer(&peer);
 }
@@ -388,7 +388,7 @@ test_vm_reports_that_the_process_ended(void **state)
     start_peer(&peer, NULL);
     vnxi_segment_t one = segment(local, peer.memory, 10, 1, 0, 0);
     vnxi_chunk_t chunk = {0, 0};
-    vnxi_plan_t plan = {&one, 1, &chunk, 1, .all_direct = false};
+    vnxi_plan_t plan = {&one, 1, &chunk, 1, .routes = 1};
     vnxi_vm_target_t target = {
         .pid = peer.pid,
         .pidfd = peer.pidfd,
@@ -445,7 +445,7 @@ test_vm_stops_when_it_is_cancelled(void **state)
     start_peer(&peer, NULL);
     vnxi_segment_t one = segment(local, peer.memory + 1, 10, 1, 0, 0);
     vnxi_chunk_t chunk = {0, 0};
-    vnxi_plan_t plan = {&one, 1, &chunk, 1, .all_direct = false};
+    vnxi_plan_t plan = {&one, 1, &chunk, 1, .routes = 1};
     vnxi_vm_target_t target = {
         .pid = peer.pid,
         .pidfd = peer.pidfd,
@@ -524,7 +524,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_vm_reads_scattered_pieces_byte_for_byte),
         cmocka_unit_test(test_vm_writes_scattered_pieces_byte_for_byte),
-        cmocka_unit_test(test_vm_skips_direct_pieces),
+        cmocka_unit_test(test_vm_skips_other_routes),
         cmocka_unit_test(test_vm_copies_one_chunk_and_not_its_neighbours),
         cmocka_unit_test(test_vm_names_unmapped_remote_memory),
         cmocka_unit_test(test_vm_names_read_only_remote_memory),

@@ -1,60 +1,84 @@
 /*
- * The backends of the native engine.  Every client passes the name "UCX".  On
- * this engine it stands for the best path to each peer: within the process;
- * SHM on the same host; and, if a libucp can be loaded, UCX to other hosts and
- * to stock agents.  Without libucp the name is accepted all the same, with one
- * warning.  "SHM" is only SHM.
+ * The backends of the native engine, and the ports of its transports.
+ *
+ * Every client passes the name "UCX".  On this engine it stands for the best
+ * way to each peer: within the process; SHM on the same host; and, if a libucp
+ * can be loaded, UCX to other hosts, to stock agents and for GPU memory.
+ * Without libucp the name is accepted all the same, with one warning.  "SHM"
+ * is only SHM.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "engine/native/native.h"
 
-typedef enum kind { KIND_UCX, KIND_SHM } kind_t;
+#define CREATE "create_backend"
 
-static const char *const kinds[VNXI_NATIVE_BACKENDS] = {
-    [KIND_UCX] = "UCX",
-    [KIND_SHM] = "SHM",
-};
+/* -- Names and parameters --------------------------------------------------
+ */
 
-/* The index in `kinds`, or -1. */
-static int
-kind_find(const char *name)
-{
-    for (int i = 0; i < VNXI_NATIVE_BACKENDS; i++) {
-        if (strcmp(kinds[i], name) == 0) {
-            return i;
-        }
-    }
-    return -1;
-}
-
-static vnx_status_t
-unknown_backend(const char *operation, const char *name, vnx_error_t *error)
-{
-    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                          "the native engine has no backend '%s' (it has UCX "
-                          "and SHM)",
-                          name);
-}
-
+/* The slowest transport, which reaches the most peers, comes first. */
 const char *
 vnxi_native_plugin(vnxi_engine_t *engine, size_t i)
 {
     (void)engine;
-    return i < VNXI_NATIVE_BACKENDS ? kinds[i] : NULL;
+    for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) {
+        if (vnxi_transports[t]->backend != NULL && i-- == 0) {
+            return vnxi_transports[t]->backend;
+        }
+    }
+    return NULL;
 }
 
+/* The number of the transport, or VNX_ERR_NOT_FOUND. */
+static vnx_status_t
+find_backend(const char *name, const char *operation, unsigned *t_p,
+             vnx_error_t *error)
+{
+    char all[128] = "";
+    const char *known;
+
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        const char *backend = vnxi_transports[t]->backend;
+        if (backend != NULL && strcmp(backend, name) == 0) {
+            *t_p = t;
+            return VNX_OK;
+        }
+    }
+    for (size_t i = 0; (known = vnxi_native_plugin(NULL, i)) != NULL; i++) {
+        size_t used = strlen(all);
+        const char *between = i == 0                            ? ""
+                              : vnxi_native_plugin(NULL, i + 1) ? ", "
+                                                                : " and ";
+        snprintf(all + used, sizeof all - used, "%s%s", between, known);
+    }
+    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                          "the native engine has no backend '%s' (it has %s)",
+                          name, all);
+}
+
+/* A backend stands for its transport and all that are faster. */
 vnx_status_t
 vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
                         uint32_t *mems_p, vnx_error_t *error)
 {
-    int kind = kind_find(backend);
-    if (kind < 0) {
-        return unknown_backend("get_plugin_mem_types", backend, error);
+    unsigned last;
+    vnx_status_t status =
+        find_backend(backend, "get_plugin_mem_types", &last, error);
+    if (status != VNX_OK) {
+        return status;
     }
-    *mems_p = kind == KIND_UCX ? vnxi_native_mems(engine) : 1u << VNX_MEM_DRAM;
+    *mems_p = 1u << VNX_MEM_DRAM;
+    for (unsigned t = 0; t <= last; t++) {
+        const vnxi_port_t *port = vnxi_native_port(engine, t);
+        for (unsigned mem = 0; port != NULL && mem < VNX_MEM_COUNT; mem++) {
+            bool moves =
+                port->transport->refuses(port, mem, VNX_MEM_DRAM) == NULL;
+            *mems_p |= (uint32_t)moves << mem;
+        }
+    }
     return VNX_OK;
 }
 
@@ -66,12 +90,13 @@ vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
 {
     const char *operation =
         created ? "get_backend_params" : "get_plugin_params";
-    int kind = kind_find(backend);
+    unsigned t;
 
-    if (kind < 0) {
-        return unknown_backend(operation, backend, error);
+    vnx_status_t status = find_backend(backend, operation, &t, error);
+    if (status != VNX_OK) {
+        return status;
     }
-    const vnxi_native_backend_t *known = &engine->backends[kind];
+    const vnxi_native_backend_t *known = &engine->backends[t];
     if (created && !atomic_load(&known->created)) {
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
                               "backend '%s' was not created", backend);
@@ -80,6 +105,24 @@ vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
         created && i < known->param_count
             ? (vnx_param_t){known->params[i].key, known->params[i].value}
             : (vnx_param_t){NULL, NULL};
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_native_check_backends(vnxi_engine_t *engine, const char *const *backends,
+                           const char *operation, vnx_error_t *error)
+{
+    for (; backends != NULL && *backends != NULL; backends++) {
+        unsigned t;
+        vnx_status_t status = find_backend(*backends, operation, &t, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        if (!atomic_load(&engine->backends[t].created)) {
+            return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                                  "backend '%s' was not created", *backends);
+        }
+    }
     return VNX_OK;
 }
 
@@ -119,62 +162,239 @@ params_copy(vnxi_native_backend_t *backend, const vnx_param_t *params,
     return true;
 }
 
-/* The first backend creates the hub (socket and thread) and the SHM info of
- * the blob. */
-static vnx_status_t
-need_hub_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
+/* -- The host of ports -----------------------------------------------------
+ */
+
+static void
+on_notif(void *context, const void *sender, size_t sender_len,
+         const void *message, size_t message_len)
 {
-    if (atomic_load(&engine->stopped)) {
-        return vnxi_error_set(error, VNX_ERR_CLOSED, "create_backend",
-                              "the agent is closed");
+    const vnxi_engine_host_t *host = &((vnxi_engine_t *)context)->host;
+    host->notif(host->context, sender, sender_len, message, message_len);
+}
+
+/* If another conn than the main one fails, the peer goes on: transfers over
+ * that conn fail with its cause. */
+static void
+on_lost(void *context, const vnxi_transport_t *transport, uintptr_t id,
+        const char *cause)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer_by_id(context, id);
+    if (peer == NULL) {
+        return;
     }
-    if (atomic_load(&engine->hub) != NULL) {
-        return VNX_OK;
+    if (vnxi_transports[atomic_load(&peer->main)] == transport) {
+        vnxi_native_peer_lose(peer, cause);
     }
-    vnx_status_t status = vnxi_shm_info_local(&engine->info, error);
+    vnxi_peer_release(&peer->base);
+}
+
+static void
+on_changed(void *context)
+{
+    vnxi_engine_t *engine = context;
+    engine->look(engine);
+}
+
+static vnxi_conn_t *
+hold(void *context, const vnxi_transport_t *transport, uintptr_t id)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer_by_id(context, id);
+    vnxi_conn_t *conn = NULL;
+
+    for (unsigned t = 0; peer != NULL && t < VNXI_TRANSPORTS; t++) {
+        if (vnxi_transports[t] == transport) {
+            conn = atomic_load(&peer->conns[t]);
+        }
+    }
+    if (peer != NULL && conn == NULL) {
+        vnxi_peer_release(&peer->base);
+    }
+    return conn;
+}
+
+static void
+drop(void *context, vnxi_conn_t *conn)
+{
+    (void)context;
+    vnxi_peer_release(&((vnxi_native_peer_t *)conn->peer)->base);
+}
+
+static void
+on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
+{
+    vnxi_native_peer_t *peer = conn->peer;
+
+    (void)context;
+    vnxi_mutex_lock(&peer->lock);
+    if (peer->epoch == epoch) {
+        peer->epoch = 0; /* accept any epoch from now on */
+    }
+    vnxi_mutex_unlock(&peer->lock);
+}
+
+static void
+retain(void *context)
+{
+    vnxi_native_retain(context);
+}
+
+static void
+release(void *context)
+{
+    vnxi_native_unref(context);
+}
+
+/* -- Ports -----------------------------------------------------------------
+ */
+
+/* Attach the regions registered before the port was opened, and find the
+ * routes to them again. */
+static vnx_status_t
+attach_all(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port,
+           const vnxi_region_table_t *table, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    for (size_t i = 0; status == VNX_OK && i < vnxi_region_table_count(table);
+         i++) {
+        vnxi_region_t *region = vnxi_region_table_at(table, i);
+        void *slot = vnxi_region_slot(region, t);
+        if (slot == NULL) {
+            status = port->transport->attach(port, region, &slot, error);
+            atomic_store(&vnxi_native_region(region)->slots[t], slot);
+        }
+    }
     if (status != VNX_OK) {
         return status;
     }
-    memcpy(engine->nonce, engine->identity.instance, sizeof engine->nonce);
-    engine->info.nonce_addr = (uint64_t)(uintptr_t)engine->nonce;
-    vnxi_hub_config_t config = {
+    atomic_store(&engine->backends[t].port, port);
+    vnxi_native_find_reach(engine, NULL, &engine->reach);
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        vnxi_region_find_routes(vnxi_region_table_at(table, i),
+                                &engine->reach);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+adopt(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port, vnx_error_t *error)
+{
+    vnxi_mutex_lock(&engine->map_lock);
+    vnxi_region_table_t *table =
+        vnxi_registry_snapshot(engine->registry, NULL);
+    vnx_status_t status = table != NULL
+                              ? attach_all(engine, t, port, table, error)
+                              : vnxi_error_no_memory(error, CREATE, 0);
+    vnxi_mutex_unlock(&engine->map_lock);
+    vnxi_region_table_release(table);
+    if (status != VNX_OK) {
+        port->transport->port_stop(port);
+        port->transport->port_free(port);
+    }
+    return status;
+}
+
+/* The agent reaches itself by its own ports. */
+static vnx_status_t
+connect_self(vnxi_engine_t *engine, unsigned t, vnx_error_t *error)
+{
+    vnxi_port_t *port = vnxi_native_port(engine, t);
+    vnxi_writer_t info = {0};
+
+    if (port->transport->write_info != NULL) {
+        port->transport->write_info(port, &info);
+    }
+    vnx_status_t status =
+        info.failed
+            ? vnxi_error_no_memory(error, CREATE, info.len)
+            : vnxi_native_peer_add_conn(engine->self, t,
+                                        (vnxi_md_bytes_t){info.data, info.len},
+                                        error);
+    vnxi_writer_fini(&info);
+    return status;
+}
+
+/* Open a port unless it is open.  If the transport does not work on this
+ * machine, that is no error. */
+static vnx_status_t
+open_port_lock_held(vnxi_engine_t *engine, unsigned t,
+                    const vnx_param_t *params, size_t count,
+                    vnx_error_t *error)
+{
+    vnxi_native_backend_t *backend = &engine->backends[t];
+    const vnxi_port_config_t config = {
         .name = engine->name,
         .name_len = engine->name_len,
-        .instance = engine->identity.instance,
-        .local = &engine->info,
-        .callbacks = vnxi_native_hub_callbacks,
+        .identity = &engine->identity,
+        .registry = engine->registry,
+        .num_threads = engine->num_threads,
+        .number = t,
+        .params = params,
+        .param_count = count,
+        .host = {engine, on_notif, on_lost, on_changed, hold, drop,
+                 on_false_epoch, retain, release},
     };
-    vnxi_hub_t *hub;
-    config.callbacks.context = engine;
-    status = vnxi_hub_create(&config, engine->info.socket, &hub, error);
-    if (status == VNX_OK) {
-        atomic_store(&engine->hub, hub);
-        vnxi_directory_add(engine);
+    vnx_error_t cause;
+    vnxi_port_t *port;
+
+    if (vnxi_native_port(engine, t) != NULL) {
+        return VNX_OK;
+    }
+    vnx_status_t status =
+        vnxi_transports[t]->port_open(&config, &port, &cause);
+    if (status == VNX_ERR_NOT_FOUND) {
+        memcpy(backend->missing, cause.cause, sizeof backend->missing);
+        return VNX_OK;
+    }
+    if (status != VNX_OK) {
+        if (error != NULL) {
+            *error = cause;
+        }
+        return status;
+    }
+    port->transport = vnxi_transports[t];
+    status = adopt(engine, t, port, error);
+    return status == VNX_OK ? connect_self(engine, t, error) : status;
+}
+
+static vnx_status_t
+open_ports_lock_held(vnxi_engine_t *engine, unsigned wanted,
+                     const vnx_param_t *params, size_t count,
+                     vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    for (unsigned t = 0; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
+        if (t == wanted || vnxi_transports[t]->opens_first) {
+            bool is_wanted = t == wanted;
+            status = open_port_lock_held(engine, t, is_wanted ? params : NULL,
+                                         is_wanted ? count : 0, error);
+        }
     }
     return status;
 }
 
 static vnx_status_t
-create_lock_held(vnxi_engine_t *engine, int kind, const vnx_param_t *params,
+create_lock_held(vnxi_engine_t *engine, unsigned t, const vnx_param_t *params,
                  size_t count, vnx_error_t *error)
 {
-    vnxi_native_backend_t *backend = &engine->backends[kind];
+    vnxi_native_backend_t *backend = &engine->backends[t];
 
     if (atomic_load(&backend->created)) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, "create_backend",
-                              "backend '%s' exists already", kinds[kind]);
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, CREATE,
+                              "backend '%s' exists already",
+                              vnxi_transports[t]->backend);
     }
-    vnx_status_t status = need_hub_lock_held(engine, error);
-    if (status != VNX_OK) {
-        return status;
+    if (atomic_load(&engine->stopped)) {
+        return vnxi_error_set(error, VNX_ERR_CLOSED, CREATE,
+                              "the agent is closed");
     }
     if (!params_copy(backend, params, count)) {
-        return vnxi_error_no_memory(error, "create_backend",
-                                    count * sizeof *params);
+        return vnxi_error_no_memory(error, CREATE, count * sizeof *params);
     }
-    if (kind == KIND_UCX) {
-        status = vnxi_native_open_ucx(engine, params, count, error);
-    }
+    vnx_status_t status =
+        open_ports_lock_held(engine, t, params, count, error);
     if (status != VNX_OK) {
         params_free(backend);
         return status;
@@ -188,37 +408,13 @@ vnxi_native_backend_create(vnxi_engine_t *engine, const char *backend,
                            const vnx_param_t *params, size_t count,
                            vnx_error_t *error)
 {
-    int kind = kind_find(backend);
-    if (kind < 0) {
-        return unknown_backend("create_backend", backend, error);
+    unsigned t;
+    vnx_status_t status = find_backend(backend, CREATE, &t, error);
+    if (status != VNX_OK) {
+        return status;
     }
     vnxi_mutex_lock(&engine->backend_lock);
-    vnx_status_t status = create_lock_held(engine, kind, params, count, error);
+    status = create_lock_held(engine, t, params, count, error);
     vnxi_mutex_unlock(&engine->backend_lock);
     return status;
-}
-
-vnx_status_t
-vnxi_native_check_backends(vnxi_engine_t *engine, const char *const *backends,
-                           const char *operation, vnx_error_t *error)
-{
-    for (; backends != NULL && *backends != NULL; backends++) {
-        int kind = kind_find(*backends);
-        if (kind < 0) {
-            return unknown_backend(operation, *backends, error);
-        }
-        if (!atomic_load(&engine->backends[kind].created)) {
-            return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                                  "backend '%s' was not created", *backends);
-        }
-    }
-    return VNX_OK;
-}
-
-void
-vnxi_native_backends_fini(vnxi_engine_t *engine)
-{
-    for (size_t i = 0; i < VNXI_NATIVE_BACKENDS; i++) {
-        params_free(&engine->backends[i]);
-    }
 }

@@ -1,31 +1,24 @@
 /*
- * Our own metadata: the connections UCX (if open), SHM and VNX (the agent's
- * identity), and for each of the first two one section per memory type with
- * regions that it reaches.
+ * Our own metadata: a connection for each transport with an entry and an open
+ * port, and the connection VNX (the agent's identity); for each transport one
+ * section per memory type with regions that it knows.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/bytes.h"
 #include "base/error.h"
 #include "engine/native/native.h"
 #include "engine/parts/metadata.h"
 
-#define UCX ((vnxi_md_bytes_t){"UCX", 3})
-#define SHM ((vnxi_md_bytes_t){"SHM", 3})
 #define IDENTITY ((vnxi_md_bytes_t){"VNX", 3})
-#define BACKENDS 2u
-
-/* Writes how one backend describes a region; false: it does not reach the
- * region. */
-typedef bool (*write_region_t)(vnxi_writer_t *writer,
-                               const vnxi_region_t *region);
 
 /* A blob under construction: the codec's struct, and the bytes that it points
  * to. */
 typedef struct blob {
     vnxi_metadata_t picture;
-    vnxi_md_conn_t conns[BACKENDS + 1];
-    vnxi_md_section_t sections[BACKENDS * VNX_MEM_COUNT];
+    vnxi_md_conn_t conns[VNXI_TRANSPORTS + 1];
+    vnxi_md_section_t sections[VNXI_TRANSPORTS * VNX_MEM_COUNT];
     vnxi_md_region_t *regions; /* of all sections */
     size_t region_count;
     vnxi_writer_t conn_bytes, region_bytes;
@@ -39,45 +32,33 @@ blob_fini(blob_t *blob)
     vnxi_writer_fini(&blob->region_bytes);
 }
 
-static bool
-write_shm(vnxi_writer_t *writer, const vnxi_region_t *region)
+/* The name of a transport in metadata. */
+static vnxi_md_bytes_t
+name_of(unsigned t)
 {
-    if (region->mem != VNX_MEM_DRAM) {
-        return false;
-    }
-    const vnxi_map_info_t map_info = vnxi_region_map_info(region);
-    vnxi_shm_region_write(writer, &map_info);
-    return true;
+    const char *name = vnxi_transports[t]->backend;
+    return (vnxi_md_bytes_t){name, strlen(name)};
 }
 
-/* Always the same bytes for a region, as stock agents require. */
-static bool
-write_ucx(vnxi_writer_t *writer, const vnxi_region_t *region)
-{
-    const vnxi_ucx_mem_t *mem = vnxi_region_ucx_mem(region);
-    if (mem == NULL) {
-        return false;
-    }
-    vnxi_write_bytes(writer, mem->key, mem->key_len);
-    return true;
-}
-
-/* Add the sections of one backend.  The regions are sorted by memory type. */
+/* Add the sections of one transport.  The regions are sorted by memory type.
+ */
 static void
-blob_add_sections(blob_t *blob, vnxi_md_bytes_t backend, write_region_t write,
-                  vnxi_region_t *const *regions, size_t count)
+blob_add_sections(blob_t *blob, unsigned t, vnxi_region_t *const *regions,
+                  size_t count)
 {
     vnxi_md_section_t *section = NULL;
 
     for (size_t i = 0; i < count; i++) {
+        const void *slot = vnxi_region_slot(regions[i], t);
         size_t before = blob->region_bytes.len;
-        if (!write(&blob->region_bytes, regions[i])) {
+        if (slot == NULL) {
             continue;
         }
+        vnxi_transports[t]->write_region(slot, &blob->region_bytes);
         if (section == NULL || section->mem != regions[i]->mem) {
             section = &blob->sections[blob->picture.section_count++];
             *section = (vnxi_md_section_t){
-                .backend = backend,
+                .backend = name_of(t),
                 .mem = regions[i]->mem,
                 .regions = &blob->regions[blob->region_count],
             };
@@ -98,13 +79,16 @@ blob_add_sections(blob_t *blob, vnxi_md_bytes_t backend, write_region_t write,
 static bool
 blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
 {
-    blob->regions = calloc(BACKENDS * count + 1, sizeof *blob->regions);
+    blob->regions = calloc(VNXI_TRANSPORTS * count + 1, sizeof *blob->regions);
     if (blob->regions == NULL) {
         return false;
     }
     blob->picture.sections = blob->sections;
-    blob_add_sections(blob, UCX, write_ucx, regions, count);
-    blob_add_sections(blob, SHM, write_shm, regions, count);
+    for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) {
+        if (vnxi_transports[t]->write_region != NULL) {
+            blob_add_sections(blob, t, regions, count);
+        }
+    }
     const unsigned char *at = blob->region_bytes.data;
     for (size_t i = 0; i < blob->region_count; i++) {
         blob->regions[i].public_data.data = at;
@@ -113,26 +97,34 @@ blob_write_regions(blob_t *blob, vnxi_region_t *const *regions, size_t count)
     return !blob->region_bytes.failed;
 }
 
+/* The same for the connections. */
 static void
-blob_add_conns(blob_t *blob, vnxi_engine_t *engine,
+blob_add_conns(blob_t *blob, const vnxi_engine_t *engine,
                const vnxi_identity_t *identity)
 {
-    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
-    vnxi_md_bytes_t address;
+    vnxi_writer_t *bytes = &blob->conn_bytes;
+    size_t count = 0, before;
 
-    blob->picture.conns = blob->conns;
-    if (ucx != NULL) {
-        address.data = vnxi_ucx_address(ucx, &address.len);
-        blob->conns[blob->picture.conn_count++] =
-            (vnxi_md_conn_t){UCX, address};
+    for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL && port->transport->write_info != NULL) {
+            before = bytes->len;
+            port->transport->write_info(port, bytes);
+            blob->conns[count++] =
+                (vnxi_md_conn_t){name_of(t), {NULL, bytes->len - before}};
+        }
     }
-    vnxi_shm_info_write(&blob->conn_bytes, &engine->info);
-    size_t shm = blob->conn_bytes.len;
-    vnxi_identity_write(&blob->conn_bytes, identity);
-    blob->conns[blob->picture.conn_count++] =
-        (vnxi_md_conn_t){SHM, {blob->conn_bytes.data, shm}};
-    blob->conns[blob->picture.conn_count++] = (vnxi_md_conn_t){
-        IDENTITY, {blob->conn_bytes.data + shm, blob->conn_bytes.len - shm}};
+    before = bytes->len;
+    vnxi_identity_write(bytes, identity);
+    blob->conns[count++] =
+        (vnxi_md_conn_t){IDENTITY, {NULL, bytes->len - before}};
+    const unsigned char *at = bytes->data;
+    for (size_t i = 0; i < count; i++) {
+        blob->conns[i].info.data = at;
+        at += blob->conns[i].info.len;
+    }
+    blob->picture.conns = blob->conns;
+    blob->picture.conn_count = count;
 }
 
 static vnx_status_t

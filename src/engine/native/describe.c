@@ -1,6 +1,7 @@
 /*
  * Describes the engine and its peers, as members of a JSON object.
  */
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,147 +10,242 @@
 #include "base/json.h"
 #include "engine/native/native.h"
 
+/* -- The engine ------------------------------------------------------------
+ */
+
 static void
 write_reach(vnxi_engine_t *engine, vnxi_writer_t *out)
 {
-    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
     char text[VNX_ERROR_CAUSE_MAX + 128];
+    const char *missing = "";
 
-    if (ucx != NULL) {
-        vnxi_json_member(
-            out, "reach",
-            "agents of this process, of this host, of other hosts, "
-            "and stock NIXL agents");
-        vnxi_json_member(out, "ucx", vnxi_ucx_version(ucx));
-        vnxi_json_member(out, "ucx_guard", vnxi_ucx_guarded(ucx));
-        vnxi_json_number(out, "ucx_workers", vnxi_ucx_workers(ucx));
-        return;
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (vnxi_transports[t]->scope != VNXI_SCOPE_NETWORK) {
+            continue;
+        }
+        if (vnxi_native_port(engine, t) != NULL) {
+            vnxi_json_member(
+                out, "reach",
+                "agents of this process, of this host, of other hosts, "
+                "and stock NIXL agents");
+            return;
+        }
+        missing = engine->backends[t].missing;
     }
     snprintf(text, sizeof text,
              "agents of this process and of this host; other hosts cannot be "
              "reached%s%s",
-             engine->no_ucx[0] != '\0' ? ": " : "", engine->no_ucx);
+             missing[0] != '\0' ? ": " : "", missing);
     vnxi_json_member(out, "reach", text);
 }
 
 static void
 describe_engine(vnxi_engine_t *engine, vnxi_writer_t *out)
 {
-    vnxi_hub_t *hub = atomic_load(&engine->hub);
-    const char *name;
     bool is_first = true;
 
     vnxi_json_key(out, "backends");
     vnxi_json_text(out, "[");
-    for (size_t i = 0; (name = vnxi_native_plugin(engine, i)) != NULL; i++) {
-        if (atomic_load(&engine->backends[i].created)) {
+    for (unsigned t = VNXI_TRANSPORTS; t-- > 0;) {
+        if (atomic_load(&engine->backends[t].created)) {
             vnxi_json_text(out, is_first ? "" : ", ");
-            vnxi_json_string(out, name);
+            vnxi_json_string(out, vnxi_transports[t]->backend);
             is_first = false;
         }
     }
     vnxi_json_text(out, "]");
     write_reach(engine, out);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL && port->transport->describe_port != NULL) {
+            port->transport->describe_port(port, out);
+        }
+    }
     vnxi_json_number(out, "num_threads", engine->num_threads);
     vnxi_json_number(out, "regions", vnxi_registry_count(engine->registry));
-    vnxi_json_number(out, "accepted_links",
-                     hub != NULL ? vnxi_hub_accepted(hub) : 0);
+}
+
+/* -- A peer ----------------------------------------------------------------
+ */
+
+static const vnxi_transport_t *
+main_of(const vnxi_native_peer_t *peer)
+{
+    return vnxi_transports[atomic_load(&peer->main)];
 }
 
 typedef struct region_counts {
     size_t all, direct, confirmed;
+    uint32_t mems; /* their kinds, a bit set */
 } region_counts_t;
 
 /* Count the peer's regions, those copied without the kernel, and those
- * confirmed by their owner (UCX cannot ask the owner). */
+ * confirmed by their owner (who can be asked unless the peer is reached by the
+ * network). */
 static region_counts_t
 count_regions(vnxi_native_peer_t *peer)
 {
     vnxi_region_table_t *table = vnxi_native_peer_table(peer);
+    bool is_asked = main_of(peer)->scope != VNXI_SCOPE_NETWORK;
     region_counts_t counts = {0};
 
     for (size_t i = 0; table != NULL && i < vnxi_region_table_count(table);
          i++) {
         const vnxi_region_t *region = vnxi_region_table_at(table, i);
         counts.all++;
-        counts.direct += vnxi_native_region(region)->direct;
-        counts.confirmed += peer->path != VNXI_PATH_UCX &&
-                            vnxi_region_state(region) == VNXI_REGION_USABLE;
+        counts.direct += vnxi_route_from(vnxi_region_routes(region),
+                                         VNX_MEM_DRAM) == VNXI_ROUTE_COPY;
+        counts.confirmed +=
+            is_asked && vnxi_region_state(region) == VNXI_REGION_USABLE;
+        counts.mems |= 1u << region->mem;
     }
     vnxi_region_table_release(table);
     return counts;
 }
 
 static const char *
-path_name(const vnxi_native_peer_t *peer)
-{
-    return peer->path == VNXI_PATH_SHM   ? "SHM"
-           : peer->path == VNXI_PATH_UCX ? "UCX"
-                                         : "process";
-}
-
-static const char *
 state_name(const vnxi_native_peer_t *peer)
 {
+    const vnxi_conn_t *conn = vnxi_native_conn(peer, atomic_load(&peer->main));
+
     if (vnxi_native_peer_gone(peer)) {
         return "lost";
     }
-    return peer->ucx != NULL && !vnxi_ucx_conn_is_wired(peer->ucx)
-               ? "connecting"
-               : "connected";
+    return main_of(peer)->is_connected == NULL ||
+                   main_of(peer)->is_connected(conn)
+               ? "connected"
+               : "connecting";
 }
 
-static const char *
-path_reason(const vnxi_native_peer_t *peer)
+/* Why faster transports do not reach the peer: "not_shm_because". */
+static void
+write_refusals(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {
-    switch (peer->path) {
-    case VNXI_PATH_SELF:
-        return "the agent itself: copied within the process";
-    case VNXI_PATH_PROCESS:
-        return "an agent of this process: copied within the process";
-    case VNXI_PATH_UCX:
-        return "UCX: over the network, or by its transports within a host";
-    case VNXI_PATH_SHM:
-        break;
+    for (unsigned t = 0; t < atomic_load(&peer->main); t++) {
+        char key[64], cause[VNX_ERROR_CAUSE_MAX];
+        const char *backend = vnxi_transports[t]->backend;
+        size_t len = 4;
+        if (backend == NULL) {
+            continue;
+        }
+        vnxi_native_why_not(peer, t, VNX_MEM_DRAM, VNX_MEM_DRAM, cause);
+        memcpy(key, "not_", len);
+        for (; *backend != '\0' && len < 40; backend++) {
+            key[len++] = (char)tolower((unsigned char)*backend);
+        }
+        memcpy(key + len, "_because", sizeof "_because");
+        vnxi_json_member(out, key, cause);
     }
-    return "the same host: the kernel copies between the processes, and "
-           "shared mappings are copied directly";
+}
+
+/* Write members as an object; frees them. */
+static void
+write_object(vnxi_writer_t *members, vnxi_writer_t *out)
+{
+    vnxi_json_text(out, "{");
+    vnxi_write_bytes(out, members->data, members->len);
+    vnxi_json_text(out, "}");
+    out->failed |= members->failed;
+    vnxi_writer_fini(members);
+}
+
+/* One pair of kinds of memory: the transport that serves it, and why faster
+ * ones do not. */
+static void
+write_route(vnxi_native_peer_t *peer, vnx_mem_t local, vnx_mem_t remote,
+            vnxi_writer_t *out)
+{
+    char why[VNX_ERROR_CAUSE_MAX] = "-";
+    vnxi_writer_t route = {0}, faster = {0};
+    unsigned t = 0;
+
+    for (; t < VNXI_TRANSPORTS; t++) {
+        vnxi_native_why_not(peer, t, local, remote, why);
+        if (why[0] == '\0') {
+            break;
+        }
+        vnxi_json_member(&faster, vnxi_transports[t]->name, why);
+    }
+    vnxi_json_member(&route, "local", vnx_mem_name(local));
+    vnxi_json_member(&route, "remote", vnx_mem_name(remote));
+    vnxi_json_key(&route, "transport");
+    if (t < VNXI_TRANSPORTS) {
+        vnxi_json_string(&route, vnxi_transports[t]->name);
+    } else {
+        vnxi_json_text(&route, "null");
+    }
+    vnxi_json_key(&route, "not");
+    write_object(&faster, &route);
+    write_object(&route, out);
+}
+
+/* The kinds of memory that occur on either side or can occur. */
+static void
+write_routes(vnxi_native_peer_t *peer, uint32_t remote_mems,
+             vnxi_writer_t *out)
+{
+    uint32_t local_mems = vnxi_native_mems(peer->engine);
+    vnxi_reach_t reach;
+    bool is_first = true;
+
+    vnxi_native_find_reach(peer->engine, peer, &reach);
+    vnxi_json_key(out, "routes");
+    vnxi_json_text(out, "[");
+    for (unsigned i = 0; i < VNX_MEM_COUNT * VNX_MEM_COUNT; i++) {
+        unsigned local = i / VNX_MEM_COUNT, remote = i % VNX_MEM_COUNT;
+        if ((local_mems >> local & 1) == 0 ||
+            ((remote_mems >> remote & 1) == 0 &&
+             reach.moves[local][remote] == 0)) {
+            continue;
+        }
+        vnxi_json_text(out, is_first ? "" : ", ");
+        write_route(peer, local, remote, out);
+        is_first = false;
+    }
+    vnxi_json_text(out, "]");
 }
 
 /* The process id of a stock agent is not known and reported as 0. */
-static void
-describe_ucx(vnxi_native_peer_t *peer, vnxi_writer_t *out)
+static uint32_t
+pid_of(const vnxi_native_peer_t *peer)
 {
-    char transports[160];
-    vnxi_ucx_conn_transports(peer->ucx, transports, sizeof transports);
-    vnxi_json_member(out, "not_shm_because", peer->no_shm);
-    vnxi_json_member(out, "transports", transports);
+    uint32_t pid = 0;
+
+    for (unsigned t = 0; t < VNXI_TRANSPORTS && pid == 0; t++) {
+        vnxi_conn_t *conn = atomic_load(&peer->conns[t]);
+        if (conn != NULL && vnxi_transports[t]->find_pid != NULL) {
+            pid = vnxi_transports[t]->find_pid(conn, false);
+        }
+    }
+    return pid;
 }
 
 static void
 describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {
-    char cause[VNX_ERROR_CAUSE_MAX], no_map[sizeof peer->no_map];
-
-    vnxi_native_peer_cause(peer, cause);
-    vnxi_mutex_lock(&peer->lock);
-    memcpy(no_map, peer->no_map, sizeof no_map);
-    vnxi_mutex_unlock(&peer->lock);
     const region_counts_t regions = count_regions(peer);
+    bool is_self = peer == peer->engine->self;
+    char cause[VNX_ERROR_CAUSE_MAX];
 
+    vnxi_peer_end_cause(&peer->end, cause);
     vnxi_json_member(out, "state", state_name(peer));
-    vnxi_json_member(out, "path", path_name(peer));
-    vnxi_json_member(out, "why", path_reason(peer));
+    vnxi_json_member(out, "path", main_of(peer)->name);
+    vnxi_json_member(out, "why",
+                     is_self ? "the agent itself: copied within the process"
+                             : main_of(peer)->why);
     if (cause[0] != '\0') {
         vnxi_json_member(out, "cause", cause);
     }
-    if (no_map[0] != '\0') {
-        vnxi_json_member(out, "not_mapped_because", no_map);
+    write_refusals(peer, out);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_conn_t *conn = vnxi_native_conn(peer, t);
+        if (conn != NULL && vnxi_transports[t]->describe_conn != NULL) {
+            vnxi_transports[t]->describe_conn(
+                conn, t == atomic_load(&peer->main), out);
+        }
     }
-    if (peer->ucx != NULL) {
-        describe_ucx(peer, out);
-    }
-    vnxi_json_number(out, "pid", peer->info.pid);
+    write_routes(peer, regions.mems, out);
+    vnxi_json_number(out, "pid", pid_of(peer));
     vnxi_json_number(out, "regions", regions.all);
     vnxi_json_number(out, "regions_direct", regions.direct);
     vnxi_json_number(out, "regions_confirmed", regions.confirmed);

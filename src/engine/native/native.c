@@ -1,5 +1,5 @@
 /*
- * The native engine: its life cycle, and its table of functions for the core.
+ * The life of a native engine.
  */
 #include "engine/native/native.h"
 
@@ -10,14 +10,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
-#include "base/mutex.h"
 #include "base/pool.h"
-#include "engine/native/reach.h"
-#include "engine/native/ucx/transfer.h"
-#include "engine/parts/metadata.h"
-
-/* -- Life cycle ------------------------------------------------------------
- */
 
 void
 vnxi_native_retain(vnxi_engine_t *engine)
@@ -26,27 +19,38 @@ vnxi_native_retain(vnxi_engine_t *engine)
 }
 
 static void
+backend_fini(vnxi_native_backend_t *backend)
+{
+    vnxi_port_t *port = atomic_load(&backend->port);
+
+    if (port != NULL) {
+        port->transport->port_free(port);
+    }
+    for (size_t i = 0; i < backend->param_count; i++) {
+        free(backend->params[i].key);
+        free(backend->params[i].value);
+    }
+    free(backend->params);
+}
+
+static void
 engine_free(vnxi_engine_t *engine)
 {
-    vnxi_hub_t *hub = atomic_load(&engine->hub);
-    if (hub != NULL) {
-        vnxi_hub_free(hub);
-    }
     if (engine->self != NULL) {
         vnxi_native_peer_destroy(&engine->self->base);
     }
     if (engine->registry != NULL) {
         vnxi_registry_free(engine->registry);
     }
-    vnxi_native_backends_fini(engine);
-    vnxi_ucx_release(atomic_load(&engine->ucx));
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        backend_fini(&engine->backends[t]);
+    }
     vnxi_mutex_destroy(&engine->map_lock);
     vnxi_cond_destroy(&engine->landed);
     vnxi_mutex_destroy(&engine->waiting_lock);
     vnxi_mutex_destroy(&engine->flight_lock);
     vnxi_mutex_destroy(&engine->peers_lock);
     vnxi_mutex_destroy(&engine->backend_lock);
-    vnxi_mutex_destroy(&engine->inbound_lock);
     free(engine->name);
     free(engine);
 }
@@ -71,6 +75,27 @@ draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* A region is attached to every open transport. */
+static vnx_status_t
+attach(void *context, vnxi_region_t *region, vnx_error_t *error)
+{
+    vnxi_engine_t *engine = context;
+    vnx_status_t status = VNX_OK;
+
+    vnxi_mutex_lock(&engine->map_lock);
+    for (unsigned t = 0; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        void *slot = NULL;
+        if (port != NULL) {
+            status = port->transport->attach(port, region, &slot, error);
+        }
+        atomic_store(&vnxi_native_region(region)->slots[t], slot);
+    }
+    vnxi_region_find_routes(region, &engine->reach);
+    vnxi_mutex_unlock(&engine->map_lock);
+    return status;
+}
+
 static vnxi_engine_t *
 engine_alloc(const vnxi_engine_config_t *config)
 {
@@ -79,7 +104,6 @@ engine_alloc(const vnxi_engine_config_t *config)
         return NULL;
     }
     atomic_init(&engine->refs, 1);
-    vnxi_mutex_init(&engine->inbound_lock, VNXI_RANK_NATIVE_INBOUND);
     vnxi_mutex_init(&engine->backend_lock, VNXI_RANK_NATIVE_BACKEND);
     vnxi_mutex_init(&engine->peers_lock, VNXI_RANK_NATIVE_PEERS);
     vnxi_mutex_init(&engine->flight_lock, VNXI_RANK_NATIVE_FLIGHT);
@@ -89,11 +113,12 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;
     engine->host = config->host;
+    engine->look = vnxi_native_xfers_look;
     engine->name = malloc(config->agent_name_len + 1);
-    engine->registry = vnxi_registry_create(&vnxi_native_region_class,
-                                            vnxi_native_attach, engine);
-    engine->self = vnxi_native_peer_create(
-        engine, config->agent_name, config->agent_name_len, VNXI_PATH_SELF);
+    engine->registry =
+        vnxi_registry_create(&vnxi_native_region_class, attach, engine);
+    engine->self = vnxi_native_peer_create(engine, config->agent_name,
+                                           config->agent_name_len);
     if (engine->name == NULL || engine->registry == NULL ||
         engine->self == NULL) {
         engine_free(engine);
@@ -105,9 +130,9 @@ engine_alloc(const vnxi_engine_config_t *config)
     return engine;
 }
 
-static vnx_status_t
-native_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
-              vnx_error_t *error)
+vnx_status_t
+vnxi_native_create(const vnxi_engine_config_t *config,
+                   vnxi_engine_t **engine_p, vnx_error_t *error)
 {
     vnxi_engine_t *engine = engine_alloc(config);
     if (engine == NULL) {
@@ -118,38 +143,33 @@ native_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
         engine_free(engine);
         return status;
     }
+    engine->self->is_ours = true;
+    engine->self->identity = engine->identity;
     *engine_p = engine;
     return VNX_OK;
 }
 
-/* The native engine needs only the kernel. */
-static vnx_status_t
-native_probe(vnxi_engine_t *engine, vnx_error_t *error)
-{
-    (void)engine;
-    (void)error;
-    return VNX_OK;
-}
-
 /* The order matters: no new work (stopped), no call from agents of this
- * process (inbound_lock), nothing in flight, no event from the hub. */
-static void
-native_stop(vnxi_engine_t *engine)
+ * process (leave), nothing in flight, no event from the ports. */
+void
+vnxi_native_stop(vnxi_engine_t *engine)
 {
-    vnxi_mutex_lock(&engine->backend_lock);
-    vnxi_mutex_lock(&engine->inbound_lock);
-    atomic_store(&engine->stopped, true);
-    vnxi_mutex_unlock(&engine->inbound_lock);
-    vnxi_mutex_unlock(&engine->backend_lock);
+    vnxi_port_t *ports[VNXI_TRANSPORTS];
 
-    vnxi_directory_remove(engine);
-    /* A process that reads the nonce from now on sees that the agent is
-     * closed. */
-    explicit_bzero(engine->nonce, sizeof engine->nonce);
-    vnxi_native_xfers_look(engine);
-    vnxi_ucx_t *ucx = atomic_load(&engine->ucx);
-    if (ucx != NULL) {
-        vnxi_ucx_settle(ucx);
+    vnxi_mutex_lock(&engine->backend_lock);
+    atomic_store(&engine->stopped, true);
+    vnxi_mutex_unlock(&engine->backend_lock);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        ports[t] = vnxi_native_port(engine, t);
+        if (ports[t] != NULL && ports[t]->transport->leave != NULL) {
+            ports[t]->transport->leave(ports[t]);
+        }
+    }
+    engine->look(engine);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (ports[t] != NULL && ports[t]->transport->settle != NULL) {
+            ports[t]->transport->settle(ports[t]);
+        }
     }
     vnxi_mutex_lock(&engine->flight_lock);
     while (engine->in_flight > 0) {
@@ -157,221 +177,9 @@ native_stop(vnxi_engine_t *engine)
     }
     vnxi_mutex_unlock(&engine->flight_lock);
     vnxi_pool_settle(); /* other agents' transfers from or to our memory */
-
-    vnxi_hub_t *hub = atomic_load(&engine->hub);
-    if (hub != NULL) {
-        vnxi_hub_stop(hub);
-    }
-    if (ucx != NULL) {
-        vnxi_ucx_stop(ucx);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (ports[t] != NULL) {
+            ports[t]->transport->port_stop(ports[t]);
+        }
     }
 }
-
-/* -- Memory ----------------------------------------------------------------
- */
-
-static vnx_status_t
-check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
-{
-    const char *name = vnx_mem_name(mem);
-    if (name == NULL || (vnxi_native_mems(engine) >> mem & 1) != 0) {
-        return VNX_OK; /* the registry refuses invalid memory types */
-    }
-    if (mem == VNX_MEM_VRAM) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
-                              "no backend of the native engine can move VRAM "
-                              "memory: %s",
-                              engine->no_ucx[0] != '\0'
-                                  ? engine->no_ucx
-                                  : "UCX has no support for CUDA");
-    }
-    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
-                          "%s memory needs the nixl engine", name);
-}
-
-static vnx_status_t
-native_register(vnxi_engine_t *engine, vnx_mem_t mem,
-                const vnx_reg_desc_t *descs, size_t count,
-                const char *const *backends, vnx_error_t *error)
-{
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, "register_memory", error);
-    status = status == VNX_OK ? check_mem(engine, mem, error) : status;
-    return status != VNX_OK
-               ? status
-               : vnxi_registry_add(engine->registry, mem, descs, count, error);
-}
-
-/* The regions that a call removes. */
-typedef struct removal {
-    vnxi_engine_t *engine;
-    vnxi_region_t **regions; /* each retained */
-    size_t count;
-} removal_t;
-
-static void
-on_removed(void *context, const vnxi_region_t *region)
-{
-    removal_t *removal = context;
-    vnxi_engine_t *engine = removal->engine;
-    vnx_desc_t desc = {region->addr, region->len, region->dev};
-
-    vnxi_hub_revoke(atomic_load(&engine->hub),
-                    vnxi_registry_epoch(engine->registry), region->mem, &desc,
-                    1);
-    removal->regions[removal->count++] =
-        vnxi_region_retain((vnxi_region_t *)region);
-}
-
-/* Give the memory back to the user: wait until nothing copies from or to it,
- * and unmap it from UCX. */
-static void
-finish_removal(removal_t *removal)
-{
-    vnxi_ucx_t *ucx = atomic_load(&removal->engine->ucx);
-
-    vnxi_pool_settle();
-    if (ucx != NULL) {
-        vnxi_ucx_settle(ucx);
-    }
-    for (size_t i = 0; i < removal->count; i++) {
-        vnxi_reach_unmap_ucx(removal->regions[i]);
-        vnxi_region_release(removal->regions[i]);
-    }
-}
-
-static vnx_status_t
-native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
-                  const vnx_reg_desc_t *descs, size_t count,
-                  const char *const *backends, vnx_error_t *error)
-{
-    static const char operation[] = "deregister_memory";
-    removal_t removal = {.engine = engine};
-
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, operation, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    removal.regions = calloc(count + 1, sizeof(vnxi_region_t *));
-    if (removal.regions == NULL) {
-        return vnxi_error_no_memory(error, operation,
-                                    count * sizeof(vnxi_region_t *));
-    }
-    status = vnxi_registry_remove(engine->registry, mem, descs, count,
-                                  on_removed, &removal, error);
-    if (status == VNX_OK) {
-        finish_removal(&removal);
-    }
-    free(removal.regions);
-    return status;
-}
-
-static vnx_status_t
-native_query(vnxi_engine_t *engine, vnx_mem_t mem, const vnx_reg_desc_t *descs,
-             size_t count, const char *backend, vnx_mem_info_t *infos,
-             vnx_error_t *error)
-{
-    const char *const backends[] = {backend, NULL};
-    (void)mem;
-    (void)descs;
-    (void)count;
-    (void)infos;
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, "query_memory", error);
-    return status != VNX_OK
-               ? status
-               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "query_memory",
-                                "backend %s of the native engine has no "
-                                "storage to query",
-                                backend);
-}
-
-/* -- Prepared lists --------------------------------------------------------
- */
-
-static vnx_status_t
-native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
-                  const char *const *backends, const char *operation,
-                  vnxi_builder_t **builder_p, vnx_error_t *error)
-{
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, operation, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (peer != NULL && vnxi_native_peer_gone(vnxi_native_peer(peer))) {
-        return vnxi_native_peer_error(vnxi_native_peer(peer), operation,
-                                      error);
-    }
-    vnxi_list_args_t args = {
-        .peer = peer,
-        .table = peer != NULL ? vnxi_native_peer_table(vnxi_native_peer(peer))
-                              : vnxi_registry_snapshot(engine->registry, NULL),
-        .mem = mem,
-        .class = &vnxi_native_list_class,
-        .operation = operation,
-    };
-    return vnxi_list_begin(&args, builder_p, error);
-}
-
-/* -- Peers and notifications -----------------------------------------------
- */
-
-static vnxi_peer_t *
-native_peer_self(vnxi_engine_t *engine)
-{
-    return &engine->self->base;
-}
-
-static void
-native_notif_poll(vnxi_engine_t *engine)
-{
-    vnxi_hub_t *hub = atomic_load_explicit(&engine->hub, memory_order_acquire);
-    if (hub != NULL) {
-        vnxi_hub_poll(hub);
-    }
-}
-
-const vnxi_engine_ops_t vnxi_native_ops = {
-    .abi = VNXI_ENGINE_ABI,
-    .size = sizeof(vnxi_engine_ops_t),
-    .name = "native",
-    .create = native_create,
-    .stop = native_stop,
-    .destroy = vnxi_native_unref,
-    .probe = native_probe,
-    .plugin = vnxi_native_plugin,
-    .plugin_mems = vnxi_native_plugin_mems,
-    .param = vnxi_native_param,
-    .backend_create = vnxi_native_backend_create,
-    .mem_register = native_register,
-    .mem_deregister = native_deregister,
-    .mem_query = native_query,
-    .metadata = vnxi_native_metadata,
-    .partial_metadata = vnxi_native_partial_metadata,
-    .metadata_name = vnxi_metadata_name,
-    .peer_load = vnxi_native_peer_load,
-    .peer_self = native_peer_self,
-    .peer_close = vnxi_native_peer_close,
-    .peer_connect = vnxi_native_peer_connect,
-    .peer_covers = vnxi_native_peer_covers,
-    .peer_pid = vnxi_native_peer_pid,
-    .describe = vnxi_native_describe,
-    .list_begin = native_list_begin,
-    .list_feed = vnxi_list_feed,
-    .list_feed_strided = vnxi_list_feed_strided,
-    .list_finish = vnxi_list_finish,
-    .list_abort = vnxi_list_abort,
-    .list_count = vnxi_list_count,
-    .list_bytes = vnxi_list_bytes,
-    .list_release = vnxi_list_release,
-    .xfer_prepare = vnxi_native_xfer_prepare,
-    .xfer_post = vnxi_native_xfer_post,
-    .xfer_cancel = vnxi_native_xfer_cancel,
-    .xfer_release = vnxi_native_xfer_release,
-    .xfer_backend = vnxi_native_xfer_backend,
-    .xfer_estimate = vnxi_native_xfer_estimate,
-    .notif_send = vnxi_native_notif_send,
-    .notif_poll = native_notif_poll,
-};

@@ -1,9 +1,11 @@
 /*
- * The native engine, shared by its files.
+ * The native engine, shared by its files.  A file calls only files that come
+ * after it: ops, describe, peer_load, peer_table, blob, backends, memory,
+ * native, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan, and
+ * the transports by their table only (transport.h).
  *
- * Lock order: load (core) -> directory -> engine.peers_lock -> peer.lock.
- * engine.inbound_lock, engine.flight_lock and engine.waiting_lock are leaves.
- * The hub is called without any of these locks except load.
+ * Locks: base/mutex.h.  Transports are called without any lock of this file
+ * except backend_lock (opening a port) and map_lock (attaching regions).
  */
 #ifndef VNXI_NATIVE_NATIVE_H
 #define VNXI_NATIVE_NATIVE_H
@@ -12,100 +14,81 @@
 
 #include "base/mutex.h"
 #include "engine/engine.h"
-#include "engine/native/confirm.h"
-#include "engine/native/identity.h"
-#include "engine/native/reach.h"
-#include "engine/native/shm/hub.h"
-#include "engine/native/ucx/conn.h"
+#include "engine/native/region_access.h"
+#include "engine/native/transports.h"
 #include "engine/parts/list.h"
 #include "engine/parts/peer.h"
 #include "engine/parts/region.h"
 
-#define VNXI_NATIVE_BACKENDS 2 /* "UCX", "SHM": backends.c */
+typedef struct vnxi_native_peer vnxi_native_peer_t;
 
 /* A parameter of a created backend; owned. */
 typedef struct vnxi_owned_param {
     char *key, *value;
 } vnxi_owned_param_t;
 
+/* A transport as a backend, and the agent's port. */
 typedef struct vnxi_native_backend {
-    atomic_bool created;
+    atomic_bool created;        /* by create_backend() */
     vnxi_owned_param_t *params; /* written once, before `created` */
     size_t param_count;
+    _Atomic(vnxi_port_t *) port;       /* owned; NULL: not open */
+    char missing[VNX_ERROR_CAUSE_MAX]; /* why not, if it should be; written
+                                          once, before `created` */
 } vnxi_native_backend_t;
 
 struct vnxi_engine {
-    atomic_uint refs; /* held by the core and by peers of other agents in
+    atomic_uint refs; /* held by the core and by conns of other agents in
                          this process */
     unsigned fork_count;
     atomic_bool stopped;
     char *name; /* owned */
     size_t name_len;
     unsigned num_threads;
-
-    /* Agents of this process may call the host's notif callback. stop() takes
-     * this lock, so that no call comes after it. */
-    vnxi_mutex_t inbound_lock;
+    vnxi_identity_t identity; /* without the epoch */
     vnxi_engine_host_t host;
 
-    vnxi_mutex_t backend_lock; /* creating backends and the hub */
-    vnxi_native_backend_t backends[VNXI_NATIVE_BACKENDS];
-    _Atomic(vnxi_hub_t *) hub; /* NULL before the first backend */
-    vnxi_identity_t identity;  /* without the epoch */
-    vnxi_shm_info_t info; /* where peers find this agent; fixed with hub */
-    _Atomic(vnxi_ucx_t *) ucx;        /* NULL: not open; no_ucx says why */
-    char no_ucx[VNX_ERROR_CAUSE_MAX]; /* written once, before `created` */
-    vnxi_mutex_t map_lock;            /* mapping regions for UCX */
+    vnxi_mutex_t backend_lock; /* creating backends and ports */
+    vnxi_native_backend_t backends[VNXI_TRANSPORTS];
+    vnxi_mutex_t map_lock; /* attaching regions to transports */
+    vnxi_reach_t reach;    /* map_lock; of all open ports */
 
     vnxi_registry_t *registry;
     vnxi_native_peer_t *self;
 
     vnxi_mutex_t peers_lock;
-    vnxi_native_peer_t *peers; /* peers with a link; peers_lock */
+    vnxi_native_peer_t *peers; /* all but self; peers_lock */
     uintptr_t last_peer_id;    /* peers_lock */
 
     vnxi_mutex_t flight_lock;
     vnxi_cond_t landed;
-    size_t in_flight; /* transfers on the copy threads; flight_lock */
+    size_t in_flight; /* transfers posted and not reported; flight_lock */
 
     vnxi_mutex_t waiting_lock;
     vnxi_exfer_t *waiting; /* waiting until owners confirm regions;
                               waiting_lock */
-
-    vnxi_engine_t *next; /* the directory of this process; its lock */
-    unsigned char nonce[VNXI_SHM_ID_SIZE]; /* at info.nonce_addr: the instance
-                                              id until stop(), then zeros */
+    /* Look at the waiting transfers: vnxi_native_xfers_look(). */
+    void (*look)(vnxi_engine_t *engine);
 };
-
-typedef enum vnxi_path {
-    VNXI_PATH_SELF,
-    VNXI_PATH_PROCESS, /* another agent of this process */
-    VNXI_PATH_SHM,
-    VNXI_PATH_UCX,
-} vnxi_path_t;
 
 struct vnxi_native_peer {
     vnxi_peer_t base;
-    vnxi_engine_t *engine; /* our own; outlives the peer */
-    vnxi_path_t path;
-    vnxi_engine_t *local; /* PROCESS: the other engine, retained */
-    vnxi_link_t *link;    /* PROCESS and SHM; owned */
-    vnxi_ucx_conn_t *ucx; /* UCX; owned */
-    uintptr_t id; /* the cookie of the link or connection; never reused */
-    bool is_ours; /* a vllm_nixl agent; peers by UCX may be stock agents */
+    vnxi_engine_t *engine;    /* our own; outlives the peer */
+    uintptr_t id;             /* of its conns; never reused */
+    bool is_ours;             /* a vllm_nixl agent */
     vnxi_identity_t identity; /* of ours */
-    vnxi_shm_info_t info;     /* pid 0: the metadata has none */
+    /* The transports from `main` on can be used if they have a conn; the main
+     * one carries notifications.  A conn of an earlier one was refused. */
+    atomic_uint main;
+    _Atomic(vnxi_conn_t *) conns[VNXI_TRANSPORTS]; /* owned; set once */
     vnxi_peer_end_t end;
 
     vnxi_mutex_t lock;
-    vnxi_region_table_t *table;       /* lock; NULL for SELF, which uses the
-                                         registry's table */
-    uint64_t epoch;                   /* lock; epoch of the last full blob */
-    vnxi_confirm_t confirm;           /* lock; SHM only */
-    char no_map[VNX_ERROR_CAUSE_MAX]; /* lock; why a shared region could not
-                                         be mapped; "" if none failed */
-    char no_shm[VNX_ERROR_CAUSE_MAX]; /* UCX: why SHM is not used; fixed
-                                         with it */
+    vnxi_region_table_t *table; /* lock; NULL for the agent itself, which uses
+                                   the registry's table */
+    uint64_t epoch;             /* lock; epoch of the last full metadata */
+    char refused[VNXI_TRANSPORTS][VNX_ERROR_CAUSE_MAX]; /* lock; why a conn was
+                                                           refused, or "" */
 
     atomic_uint_fast64_t bytes, xfers, notifs; /* sent or read */
     vnxi_native_peer_t *next;                  /* engine->peers_lock */
@@ -117,20 +100,33 @@ vnxi_native_peer(vnxi_peer_t *peer)
     return (vnxi_native_peer_t *)peer; /* base is the first member */
 }
 
+/* The open port of a transport; NULL: not open. */
+static inline vnxi_port_t *
+vnxi_native_port(const vnxi_engine_t *engine, unsigned t)
+{
+    return atomic_load_explicit(&engine->backends[t].port,
+                                memory_order_acquire);
+}
+
+/* The conn that can be used with a peer; NULL: none. */
+static inline vnxi_conn_t *
+vnxi_native_conn(const vnxi_native_peer_t *peer, unsigned t)
+{
+    return t < atomic_load_explicit(&peer->main, memory_order_relaxed)
+               ? NULL
+               : atomic_load_explicit(&peer->conns[t], memory_order_acquire);
+}
+
 extern const vnxi_engine_ops_t vnxi_native_ops;
 
-void vnxi_native_retain(vnxi_engine_t *engine);
-void vnxi_native_unref(vnxi_engine_t *engine);
-
-/* -- The directory of the process (directory.c) ----------------------------
+/* -- Life (native.c) -------------------------------------------------------
  */
 
-/* From the creation of its first backend until stop(), an engine can be found
- * by the instance id of its blob. find() returns a reference, released by
- * vnxi_native_unref(), or NULL. */
-void vnxi_directory_add(vnxi_engine_t *engine);
-void vnxi_directory_remove(vnxi_engine_t *engine);
-vnxi_engine_t *vnxi_directory_find(const unsigned char *instance);
+vnx_status_t vnxi_native_create(const vnxi_engine_config_t *config,
+                                vnxi_engine_t **engine_p, vnx_error_t *error);
+void vnxi_native_stop(vnxi_engine_t *engine);
+void vnxi_native_retain(vnxi_engine_t *engine);
+void vnxi_native_unref(vnxi_engine_t *engine);
 
 /* -- Backends (backends.c) -------------------------------------------------
  */
@@ -146,7 +142,6 @@ vnx_status_t vnxi_native_backend_create(vnxi_engine_t *engine,
                                         const char *backend,
                                         const vnx_param_t *params,
                                         size_t count, vnx_error_t *error);
-void vnxi_native_backends_fini(vnxi_engine_t *engine);
 
 /* Check that every name in the NULL-terminated list (NULL: nothing to check)
  * is a created backend; else VNX_ERR_NOT_FOUND. */
@@ -155,18 +150,17 @@ vnx_status_t vnxi_native_check_backends(vnxi_engine_t *engine,
                                         const char *operation,
                                         vnx_error_t *error);
 
-/* Open UCX (backend_ucx.c).  Requires backend_lock.  Without a library:
- * VNX_OK, one warning per process, and engine->no_ucx says why. */
-vnx_status_t vnxi_native_open_ucx(vnxi_engine_t *engine,
-                                  const vnx_param_t *params, size_t count,
+/* -- Memory (memory.c) -----------------------------------------------------
+ */
+
+vnx_status_t vnxi_native_register(vnxi_engine_t *engine, vnx_mem_t mem,
+                                  const vnx_reg_desc_t *descs, size_t count,
+                                  const char *const *backends,
                                   vnx_error_t *error);
-
-/* The memory types that can be registered, as a bit set. */
-uint32_t vnxi_native_mems(const vnxi_engine_t *engine);
-
-/* The registry's hook; the context is the engine. */
-vnx_status_t vnxi_native_attach(void *engine, vnxi_region_t *region,
-                                vnx_error_t *error);
+vnx_status_t vnxi_native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
+                                    const vnx_reg_desc_t *descs, size_t count,
+                                    const char *const *backends,
+                                    vnx_error_t *error);
 
 /* -- Our metadata (blob.c) -------------------------------------------------
  */
@@ -180,20 +174,26 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
                                           vnx_bytes_t *bytes_p,
                                           vnx_error_t *error);
 
-/* -- Peers (peer.c, peer_load.c) -------------------------------------------
+/* -- Peers (peer.c, peer_load.c, describe.c) -------------------------------
  */
 
 vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                    const void *blob, size_t len,
                                    vnxi_peer_t **peer_p, vnx_error_t *error);
-/* Create a peer without a link and without regions; returns one reference.
+/* Create a peer without conns and without regions; returns one reference.
  * NULL: no memory. */
 vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
-                                            const void *name, size_t name_len,
-                                            vnxi_path_t path);
-/* Add the peer to the list in which the hub's events find it.  Call this
- * before opening its link, whose cookie is the peer's id. */
+                                            const void *name, size_t name_len);
+/* Add the peer to the list in which the events of its conns find it, and give
+ * it its id. */
 void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
+
+/* Create the peer's conn by a transport whose port is open, unless it has one
+ * or the transport does not lead to it.  `info`: its entry in the metadata. */
+vnx_status_t vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
+                                       vnxi_md_bytes_t info,
+                                       vnx_error_t *error);
+
 /* The peer turned out to be gone: mark it and tell the core (once). */
 void vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause);
 void vnxi_native_peer_close(vnxi_peer_t *peer, const char *cause);
@@ -207,30 +207,47 @@ vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
 vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
                                   vnx_bytes_t *members_p, vnx_error_t *error);
 
-/* Find the peer of a link; returns a reference, or NULL if it was closed. */
-vnxi_native_peer_t *vnxi_native_peer_by_link(vnxi_engine_t *engine,
-                                             const vnxi_link_t *link);
-
 /* The peer's current regions; returns a reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);
 
 /* Return whether the peer is gone. */
-bool vnxi_native_peer_gone(const vnxi_native_peer_t *peer);
+static inline bool
+vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
+{
+    return vnxi_peer_end_has_come(&peer->end);
+}
 
-/* Get the cause of the peer's end; "" if it is not gone.
- * vnxi_native_peer_error() sets it as an error that names the peer. */
-void vnxi_native_peer_cause(vnxi_native_peer_t *peer,
-                            char cause_p[VNX_ERROR_CAUSE_MAX]);
+/* Set the peer's end as an error that names the peer. */
 vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
                                     const char *operation, vnx_error_t *error);
 
-/* Callbacks for UCX; the context is the engine. */
-void vnxi_native_on_notif(void *engine, const void *sender, size_t sender_len,
-                          const void *message, size_t message_len);
-void vnxi_native_on_ucx_lost(void *engine, uintptr_t id, const char *cause);
+/* Find a peer by its id; returns a reference, or NULL if it was closed. */
+vnxi_native_peer_t *vnxi_native_peer_by_id(vnxi_engine_t *engine,
+                                           uintptr_t id);
 
-/* Callbacks for the hub. */
-extern const vnxi_hub_callbacks_t vnxi_native_hub_callbacks;
+/* -- Routes (routes.c) -----------------------------------------------------
+ */
+
+/* Which transports with an open port and, if `peer` is not NULL, with a conn
+ * move bytes between which kinds of memory. */
+void vnxi_native_find_reach(const vnxi_engine_t *engine,
+                            const vnxi_native_peer_t *peer,
+                            vnxi_reach_t *reach_p);
+
+/* The memory types that can be registered, as a bit set. */
+uint32_t vnxi_native_mems(const vnxi_engine_t *engine);
+
+/* Why a transport does not connect these kinds of memory of the agent and the
+ * peer; "" if it does. */
+void vnxi_native_why_not(vnxi_native_peer_t *peer, unsigned t, vnx_mem_t local,
+                         vnx_mem_t remote, char cause_p[VNX_ERROR_CAUSE_MAX]);
+
+/* Set the error for a region of the peer that no transport connects with our
+ * memory: the reason of each.  NULL region: any. */
+vnx_status_t vnxi_native_no_route(vnxi_native_peer_t *peer, vnx_mem_t local,
+                                  vnx_mem_t remote,
+                                  const vnxi_region_t *region,
+                                  const char *operation, vnx_error_t *error);
 
 /* -- Transfers (xfer.c) ----------------------------------------------------
  */
@@ -246,9 +263,9 @@ vnx_status_t vnxi_native_xfer_cancel(vnxi_exfer_t *exfer);
 void vnxi_native_xfer_release(vnxi_exfer_t *exfer);
 
 /* Look for waiting transfers that can go on or have to end, and hand them to
- * the copy threads (xfer_wait.c).  Call this after any event that such a
- * transfer may wait for.  It reports nothing itself, so callers of the engine
- * may hold their locks. */
+ * the copy threads (xfer_wait.c).  Call this, as engine->look, after any event
+ * that such a transfer may wait for.  It reports nothing itself, so callers of
+ * the engine may hold their locks. */
 void vnxi_native_xfers_look(vnxi_engine_t *engine);
 const char *vnxi_native_xfer_backend(const vnxi_exfer_t *exfer);
 void vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer,

@@ -1,8 +1,16 @@
 /*
- * Design notes.  The path to a peer determines which sections of its metadata
- * are used, and how a row becomes a region: an object of the other agent
- * (within the process), a range that the kernel copies or that is mapped
- * (SHM), or a range with a key (UCX).
+ * Design notes.  A region of a peer may be in the sections of several
+ * transports.  First the sections are joined, the fastest transport's first:
+ * each region becomes an entry with its row for each transport.  Sections of
+ * one blob are in the same order, so joining them is a merge; where the order
+ * differs, the entries are searched.  Then each entry becomes a region.
+ *
+ * A row of a slower transport is dropped if faster ones that know the region
+ * move it from and to every kind of memory that this agent can have.  Without
+ * GPUs, loading a peer on SHM creates no key for UCX.
+ *
+ * The regions of a peer in this process are that agent's own objects, so that
+ * a deregistration there is visible here at once.
  */
 #include "engine/native/peer_table.h"
 
@@ -10,16 +18,158 @@
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/reach.h"
+#include "base/recycle.h"
 
 #define OPERATION "add_remote_agent"
 
+typedef struct entry {
+    const vnxi_md_region_t *rows[VNXI_TRANSPORTS]; /* NULL: not known to it,
+                                                      or dropped */
+    const vnxi_md_region_t *row;                   /* one of them */
+    vnx_mem_t mem;
+    uint8_t known; /* bit t: rows[t] is set */
+} entry_t;
+
+/* A slot for a region that is kept. */
+typedef struct addition {
+    vnxi_region_t *region;
+    void *slot; /* owned */
+    unsigned transport;
+} addition_t;
+
 typedef struct build {
     const vnxi_peer_table_args_t *args;
-    vnxi_region_table_t *theirs; /* PROCESS only */
-    vnxi_region_t **at;          /* each retained */
-    size_t count;
+    vnxi_reach_t reach; /* of the peer's conns */
+    uint32_t mems;      /* kinds of memory that this agent can have */
+    bool asks;          /* owners confirm regions */
+    vnxi_region_table_t *borrowed; /* of an agent in this process, or NULL */
+    entry_t *entries;
+    size_t count, room;
+    entry_t *
+        *sorted; /* of the first `base` entries; NULL: not needed so far */
+    size_t base; /* entries of faster transports */
+    size_t next; /* where the merge goes on */
+    vnxi_region_t **regions; /* each retained */
+    size_t region_count;
+    addition_t *additions;
+    size_t addition_count;
 } build_t;
+
+/* -- Joining the sections --------------------------------------------------
+ */
+
+static int
+compare_rows(vnx_mem_t mem_a, const vnxi_md_region_t *a, vnx_mem_t mem_b,
+             const vnxi_md_region_t *b)
+{
+    return mem_a != mem_b       ? (mem_a < mem_b ? -1 : 1)
+           : a->dev != b->dev   ? (a->dev < b->dev ? -1 : 1)
+           : a->addr != b->addr ? (a->addr < b->addr ? -1 : 1)
+           : a->len != b->len   ? (a->len < b->len ? -1 : 1)
+                                : 0;
+}
+
+static int
+compare_entries(const void *a, const void *b)
+{
+    const entry_t *x = *(entry_t *const *)a, *y = *(entry_t *const *)b;
+    return compare_rows(x->mem, x->row, y->mem, y->row);
+}
+
+static bool
+sort_entries(build_t *build)
+{
+    build->sorted = malloc((build->base + 1) * sizeof(entry_t *));
+    if (build->sorted == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < build->base; i++) {
+        build->sorted[i] = &build->entries[i];
+    }
+    qsort(build->sorted, build->base, sizeof(entry_t *), compare_entries);
+    return true;
+}
+
+/* Find the entry of a faster transport for this row; *entry_p NULL: none.
+ * False: no memory. */
+static bool
+find_entry(build_t *build, vnx_mem_t mem, const vnxi_md_region_t *row,
+           entry_t **entry_p)
+{
+    const entry_t key = {.mem = mem, .row = row}, *wanted = &key;
+    entry_t *next = &build->entries[build->next];
+
+    if (build->next < build->base &&
+        compare_rows(mem, row, next->mem, next->row) == 0) {
+        build->next++;
+        *entry_p = next;
+        return true;
+    }
+    if (build->sorted == NULL && !sort_entries(build)) {
+        return false;
+    }
+    entry_t **found = bsearch(&wanted, build->sorted, build->base,
+                              sizeof(entry_t *), compare_entries);
+    *entry_p = found != NULL ? *found : NULL;
+    if (found != NULL) {
+        build->next = (size_t)(*found - build->entries) + 1;
+    }
+    return true;
+}
+
+/* Return whether transport `t` serves a kind of memory that the faster ones in
+ * `known` do not. */
+static bool
+is_wanted(const build_t *build, unsigned t, vnx_mem_t mem, unsigned known)
+{
+    bool is_wanted = false;
+
+    for (unsigned local = 0; local < VNX_MEM_COUNT; local++) {
+        unsigned moves = build->reach.moves[local][mem];
+        is_wanted |= (build->mems >> local & 1) != 0 &&
+                     (moves >> t & 1) != 0 && (moves & known) == 0;
+    }
+    return is_wanted;
+}
+
+static bool
+has_entries(const build_t *build, vnx_mem_t mem)
+{
+    for (size_t i = 0; i < build->base; i++) {
+        if (build->entries[i].mem == mem) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool
+join_section(build_t *build, unsigned t, const vnxi_md_section_t *section)
+{
+    bool joins = has_entries(build, section->mem);
+    unsigned last_known = 0;
+    bool is_kept = false;
+
+    for (size_t i = 0; i < section->count; i++) {
+        const vnxi_md_region_t *row = &section->regions[i];
+        entry_t *entry = NULL;
+        if (joins && !find_entry(build, section->mem, row, &entry)) {
+            return false;
+        }
+        if (entry == NULL) {
+            entry = &build->entries[build->count++];
+            *entry = (entry_t){.row = row, .mem = section->mem};
+        } else if (entry->known != last_known) {
+            last_known = entry->known;
+            is_kept = is_wanted(build, t, section->mem, last_known);
+        }
+        if (entry->known == 0 || is_kept) {
+            entry->rows[t] = row;
+            entry->known |= (uint8_t)(1u << t);
+        }
+    }
+    return true;
+}
 
 static bool
 is_named(vnxi_md_bytes_t backend, const char *name)
@@ -29,223 +179,213 @@ is_named(vnxi_md_bytes_t backend, const char *name)
 }
 
 static bool
-counts(const vnxi_native_peer_t *peer, const vnxi_md_section_t *section)
+join_transport(build_t *build, unsigned t)
 {
-    if (peer->path == VNXI_PATH_UCX) {
-        return is_named(section->backend, "UCX") &&
-               (section->mem == VNX_MEM_DRAM || section->mem == VNX_MEM_VRAM);
+    const vnxi_metadata_t *blob = build->args->blob;
+    bool has_memory = true;
+
+    build->base = build->count;
+    build->next = 0;
+    for (size_t i = 0; has_memory && i < blob->section_count; i++) {
+        if (is_named(blob->sections[i].backend, vnxi_transports[t]->backend)) {
+            has_memory = join_section(build, t, &blob->sections[i]);
+        }
     }
-    return is_named(section->backend, "SHM");
+    free(build->sorted);
+    build->sorted = NULL;
+    return has_memory;
 }
 
-/* The object that represents this row so far, if it exists and is not gone. */
+static vnx_status_t
+join(build_t *build, vnx_error_t *error)
+{
+    const vnxi_metadata_t *blob = build->args->blob;
+
+    for (size_t i = 0; i < blob->section_count; i++) {
+        build->room += blob->sections[i].count;
+    }
+    build->entries =
+        vnxi_recycle_alloc((build->room + 1) * sizeof *build->entries);
+    bool has_memory = build->entries != NULL;
+    for (unsigned t = 0; has_memory && t < VNXI_TRANSPORTS; t++) {
+        if (vnxi_transports[t]->backend != NULL &&
+            (build->borrowed != NULL ||
+             vnxi_native_conn(build->args->peer, t) != NULL)) {
+            has_memory = join_transport(build, t);
+        }
+    }
+    return has_memory
+               ? VNX_OK
+               : vnxi_error_no_memory(error, OPERATION,
+                                      build->room * sizeof *build->entries);
+}
+
+/* -- Regions ---------------------------------------------------------------
+ */
+
+/* The object that represents this entry so far, if it exists, is not gone and
+ * is the same for every transport. */
 static vnxi_region_t *
-find_old(const build_t *build, const vnxi_region_t *like)
+find_known(const build_t *build, const entry_t *entry)
 {
     const vnxi_region_table_t *old = build->args->old;
+    const vnxi_md_region_t *row = entry->row;
     vnxi_region_t *known =
         old == NULL ? NULL
-                    : vnxi_region_table_exact(old, like->mem, like->addr,
-                                              like->len, like->dev);
-    return known != NULL && !vnxi_region_is_gone(known) ? known : NULL;
+                    : vnxi_region_table_exact(old, entry->mem, row->addr,
+                                              row->len, row->dev);
+
+    if (known == NULL || vnxi_region_is_gone(known)) {
+        return NULL;
+    }
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        const void *slot = vnxi_region_slot(known, t);
+        if (slot != NULL && entry->rows[t] != NULL &&
+            !vnxi_transports[t]->key_is(slot, entry->rows[t]->public_data)) {
+            return NULL;
+        }
+    }
+    return known;
+}
+
+static vnx_status_t
+make_slot(const build_t *build, const entry_t *entry, unsigned t,
+          const vnxi_region_t *region, void **slot_p, vnx_error_t *error)
+{
+    return vnxi_transports[t]->key_create(
+        vnxi_native_conn(build->args->peer, t), region,
+        entry->rows[t]->public_data, slot_p, error);
+}
+
+static bool
+add_addition(build_t *build, vnxi_region_t *region, unsigned t, void *slot)
+{
+    size_t count = build->addition_count;
+
+    if ((count & (count - 1)) == 0) { /* it is full */
+        addition_t *more =
+            realloc(build->additions, (2 * count + 1) * sizeof *more);
+        if (more == NULL) {
+            return false;
+        }
+        build->additions = more;
+    }
+    build->additions[build->addition_count++] = (addition_t){region, slot, t};
+    return true;
 }
 
 /* A region that is loaded again keeps its object, so that lists prepared on it
- * stay valid. vnxi_confirm_revoked() reads its epoch under the peer's lock.
- * Only one load runs at a time, and an epoch only grows. */
-static vnxi_region_t *
-keep(const build_t *build, vnxi_region_t *known)
-{
-    vnxi_native_peer_t *peer = build->args->peer;
-    uint64_t *known_epoch = &vnxi_native_region(known)->epoch;
-    uint64_t epoch = build->args->epoch;
-
-    vnxi_mutex_lock(&peer->lock);
-    *known_epoch = epoch > *known_epoch ? epoch : *known_epoch;
-    vnxi_mutex_unlock(&peer->lock);
-    return vnxi_region_retain(known);
-}
-
+ * stay valid.  It gets slots that it did not have, when nothing can fail any
+ * more.  Only one load runs at a time, and an epoch only grows. */
 static vnx_status_t
-make(const build_t *build, const vnxi_region_t *like, vnxi_region_t **region_p,
+keep(build_t *build, const entry_t *entry, vnxi_region_t *known,
      vnx_error_t *error)
 {
-    vnxi_region_t *region =
-        vnxi_region_create(&vnxi_native_region_class, like->mem, like->addr,
-                           like->len, like->dev);
-    if (region == NULL) {
-        return vnxi_error_no_memory(error, OPERATION,
-                                    sizeof(vnxi_native_region_t));
+    vnxi_native_region_t *region = vnxi_native_region(known);
+
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        void *slot;
+        if (entry->rows[t] == NULL || vnxi_region_slot(known, t) != NULL) {
+            continue;
+        }
+        vnx_status_t status = make_slot(build, entry, t, known, &slot, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        if (!add_addition(build, known, t, slot)) {
+            vnxi_transports[t]->key_free(slot);
+            return vnxi_error_no_memory(error, OPERATION, sizeof(addition_t));
+        }
     }
-    vnxi_native_region(region)->epoch = build->args->epoch;
-    *region_p = region;
+    if (atomic_load(&region->epoch) < build->args->epoch) {
+        atomic_store(&region->epoch, build->args->epoch);
+    }
+    build->regions[build->region_count++] = vnxi_region_retain(known);
     return VNX_OK;
 }
 
-/* -- SHM -------------------------------------------------------------------
- */
-
-/* The same memory, shared in the same way. */
-static bool
-is_same_memory(const vnxi_region_t *region, const vnxi_map_info_t *map_info)
+static void
+find_delta(vnxi_native_region_t *region, unsigned t, const void *slot)
 {
-    const vnxi_map_info_t known = vnxi_region_map_info(region);
-    return map_info->fd < 0 ? known.st_ino == 0
-                            : known.offset == map_info->offset &&
-                                  known.st_dev == map_info->st_dev &&
-                                  known.st_ino == map_info->st_ino;
-}
-
-/* Map the region if possible.  Otherwise the kernel copies, and describe()
- * says why.  Nothing touches the mapping before the owner has confirmed it. */
-static vnxi_mapping_t *
-map_region(vnxi_native_peer_t *peer, const vnxi_map_info_t *map_info,
-           uint64_t len)
-{
-    vnxi_mapping_t *map = NULL;
-    vnx_error_t error;
-
-    if (map_info->fd >= 0 &&
-        vnxi_mapping_create(vnxi_link_pidfd(peer->link), map_info, len, &map,
-                            &error) != VNX_OK) {
-        vnxi_mutex_lock(&peer->lock);
-        memcpy(peer->no_map, error.cause, sizeof peer->no_map);
-        vnxi_mutex_unlock(&peer->lock);
+    const vnxi_transport_t *transport = vnxi_transports[t];
+    void *data =
+        transport->mapped_at != NULL ? transport->mapped_at(slot) : NULL;
+    if (data != NULL) {
+        region->delta = (uintptr_t)data - region->base.addr;
     }
-    return map;
 }
 
 static vnx_status_t
-shm_region(const build_t *build, const vnxi_region_t *like,
-           const vnxi_map_info_t *map_info, vnxi_region_t **region_p,
-           vnx_error_t *error)
+make(build_t *build, const entry_t *entry, vnx_error_t *error)
 {
-    vnxi_region_t *known = find_old(build, like);
-    if (known != NULL && is_same_memory(known, map_info)) {
-        *region_p = keep(build, known);
-        return VNX_OK;
+    const vnxi_md_region_t *row = entry->row;
+    vnxi_region_t *base = vnxi_region_create(
+        &vnxi_native_region_class, entry->mem, row->addr, row->len, row->dev);
+    vnxi_native_region_t *region = vnxi_native_region(base);
+
+    if (base == NULL) {
+        return vnxi_error_no_memory(error, OPERATION, sizeof *region);
     }
-    vnx_status_t status = make(build, like, region_p, error);
-    if (status == VNX_OK) {
-        atomic_init(&(*region_p)->state, VNXI_REGION_UNCONFIRMED);
-        vnxi_reach_attach_remote(
-            *region_p, map_info,
-            map_region(build->args->peer, map_info, like->len));
+    build->regions[build->region_count++] = base;
+    region->is_remote = true;
+    atomic_init(&region->epoch, build->args->epoch);
+    if (build->asks) {
+        atomic_init(&base->state, VNXI_REGION_UNCONFIRMED);
+    }
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        void *slot;
+        if (entry->rows[t] == NULL) {
+            continue;
+        }
+        vnx_status_t status = make_slot(build, entry, t, base, &slot, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        atomic_init(&region->slots[t], slot);
+        find_delta(region, t, slot);
+    }
+    vnxi_region_find_routes(base, &build->reach);
+    return VNX_OK;
+}
+
+/* A region of this process that is gone already stays out of the table. */
+static void
+borrow(build_t *build, const entry_t *entry)
+{
+    vnxi_region_t *region =
+        vnxi_region_table_exact(build->borrowed, entry->mem, entry->row->addr,
+                                entry->row->len, entry->row->dev);
+    if (region != NULL) {
+        build->regions[build->region_count++] = vnxi_region_retain(region);
+    }
+}
+
+static vnx_status_t
+add_entries(build_t *build, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    for (size_t i = 0; status == VNX_OK && i < build->count; i++) {
+        const entry_t *entry = &build->entries[i];
+        vnxi_region_t *known;
+        if (build->borrowed != NULL) {
+            borrow(build, entry);
+        } else if ((known = find_known(build, entry)) != NULL) {
+            status = keep(build, entry, known, error);
+        } else {
+            status = make(build, entry, error);
+        }
     }
     return status;
-}
-
-/* Regions of an agent in this process are that agent's own objects, so that a
- * deregistration there is visible here at once.  NULL: the region is gone
- * already and stays out of the table. */
-static vnxi_region_t *
-borrow(const build_t *build, const vnxi_region_t *like)
-{
-    vnxi_region_t *region = vnxi_region_table_exact(
-        build->theirs, like->mem, like->addr, like->len, like->dev);
-    return region != NULL ? vnxi_region_retain(region) : NULL;
-}
-
-static vnx_status_t
-shm_row(const build_t *build, const vnxi_region_t *like,
-        vnxi_md_bytes_t public_data, vnxi_region_t **region_p,
-        vnx_error_t *error)
-{
-    vnxi_map_info_t map_info;
-    vnx_status_t status = vnxi_shm_region_read(
-        public_data.data, public_data.len, &map_info, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (build->theirs != NULL) {
-        *region_p = borrow(build, like);
-        return VNX_OK;
-    }
-    return shm_region(build, like, &map_info, region_p, error);
-}
-
-/* -- UCX -------------------------------------------------------------------
- */
-
-static bool
-has_key(const vnxi_region_t *region, vnxi_md_bytes_t bytes)
-{
-    const vnxi_ucx_key_t *key = vnxi_region_ucx_key(region);
-    return key != NULL && vnxi_ucx_key_is(key, bytes.data, bytes.len);
-}
-
-/* A region with another key was registered again: it is a new region. */
-static vnx_status_t
-ucx_row(const build_t *build, const vnxi_region_t *like,
-        vnxi_md_bytes_t public_data, vnxi_region_t **region_p,
-        vnx_error_t *error)
-{
-    vnxi_region_t *known = find_old(build, like);
-    vnxi_ucx_key_t *key;
-
-    if (known != NULL && has_key(known, public_data)) {
-        *region_p = keep(build, known);
-        return VNX_OK;
-    }
-    vnx_status_t status =
-        vnxi_ucx_key_create(build->args->peer->ucx, public_data.data,
-                            public_data.len, &key, error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = make(build, like, region_p, error);
-    if (status != VNX_OK) {
-        vnxi_ucx_key_release(key);
-        return status;
-    }
-    vnxi_reach_attach_key(*region_p, key);
-    return VNX_OK;
 }
 
 /* -- The table -------------------------------------------------------------
  */
 
-static vnx_status_t
-add_row(build_t *build, vnx_mem_t mem, const vnxi_md_region_t *row,
-        vnx_error_t *error)
-{
-    const vnxi_region_t like = {
-        .mem = mem, .addr = row->addr, .len = row->len, .dev = row->dev};
-    vnxi_region_t *region = NULL;
-    vnx_status_t status =
-        build->args->peer->path == VNXI_PATH_UCX
-            ? ucx_row(build, &like, row->public_data, &region, error)
-            : shm_row(build, &like, row->public_data, &region, error);
-
-    if (status == VNX_OK && region != NULL) {
-        build->at[build->count++] = region;
-    }
-    return status;
-}
-
-static vnx_status_t
-add_blob_rows(build_t *build, vnx_error_t *error)
-{
-    const vnxi_metadata_t *blob = build->args->blob;
-    vnx_status_t status = VNX_OK;
-
-    for (size_t i = 0; i < blob->section_count; i++) {
-        const vnxi_md_section_t *section = &blob->sections[i];
-        bool does_count = counts(build->args->peer, section);
-        for (size_t j = 0; does_count && j < section->count; j++) {
-            status = add_row(build, section->mem, &section->regions[j], error);
-            if (status != VNX_OK) {
-                return status;
-            }
-        }
-    }
-    return VNX_OK;
-}
-
 /* Metadata that only adds keeps the old regions, except those that the blob
- * lists itself.  `fresh` has the rows of the blob. */
+ * lists itself.  `fresh` has the regions of the blob. */
 static void
-add_old_rows(build_t *build, const vnxi_region_table_t *fresh)
+add_old_regions(build_t *build, const vnxi_region_table_t *fresh)
 {
     const vnxi_region_table_t *old = build->args->old;
     for (size_t i = 0; i < vnxi_region_table_count(old); i++) {
@@ -253,7 +393,7 @@ add_old_rows(build_t *build, const vnxi_region_table_t *fresh)
         if (!vnxi_region_is_gone(region) &&
             vnxi_region_table_exact(fresh, region->mem, region->addr,
                                     region->len, region->dev) == NULL) {
-            build->at[build->count++] = vnxi_region_retain(region);
+            build->regions[build->region_count++] = vnxi_region_retain(region);
         }
     }
 }
@@ -261,56 +401,93 @@ add_old_rows(build_t *build, const vnxi_region_table_t *fresh)
 static vnx_status_t
 make_table(build_t *build, vnxi_region_table_t **table_p, vnx_error_t *error)
 {
-    vnxi_region_table_t *table =
-        vnxi_region_table_create(build->at, build->count);
+    const vnxi_peer_table_args_t *args = build->args;
+    size_t old = args->old != NULL ? vnxi_region_table_count(args->old) : 0;
 
-    if (table != NULL && build->args->adds_only && build->args->old != NULL) {
-        add_old_rows(build, table);
+    build->regions =
+        malloc((build->count + old + 1) * sizeof(vnxi_region_t *));
+    if (build->regions == NULL) {
+        return vnxi_error_no_memory(error, OPERATION,
+                                    build->count * sizeof(vnxi_region_t *));
+    }
+    vnx_status_t status = add_entries(build, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_region_table_t *table =
+        vnxi_region_table_create(build->regions, build->region_count);
+    if (table != NULL && args->adds_only && args->old != NULL) {
+        add_old_regions(build, table);
         vnxi_region_table_release(table);
-        table = vnxi_region_table_create(build->at, build->count);
+        table = vnxi_region_table_create(build->regions, build->region_count);
     }
     if (table == NULL) {
         return vnxi_error_no_memory(error, OPERATION,
-                                    build->count * sizeof *build->at);
+                                    build->count * sizeof(vnxi_region_t *));
     }
     *table_p = table;
     return VNX_OK;
 }
 
-/* Room for every row that may be used. */
-static size_t
-count_rows(const vnxi_peer_table_args_t *args)
+static void
+apply_additions(build_t *build)
 {
-    size_t count = args->old != NULL ? vnxi_region_table_count(args->old) : 0;
-    for (size_t i = 0; i < args->blob->section_count; i++) {
-        count += args->blob->sections[i].count;
+    for (size_t i = 0; i < build->addition_count; i++) {
+        addition_t *one = &build->additions[i];
+        vnxi_native_region_t *region = vnxi_native_region(one->region);
+        atomic_store(&region->slots[one->transport], one->slot);
+        vnxi_region_find_routes(one->region, &build->reach);
     }
-    return count;
+    build->addition_count = 0;
+}
+
+static void
+build_fini(build_t *build)
+{
+    for (size_t i = 0; i < build->addition_count; i++) {
+        const addition_t *one = &build->additions[i];
+        vnxi_transports[one->transport]->key_free(one->slot);
+    }
+    for (size_t i = 0; i < build->region_count; i++) {
+        vnxi_region_release(build->regions[i]);
+    }
+    free(build->additions);
+    free(build->regions);
+    vnxi_recycle_free(build->entries,
+                      (build->room + 1) * sizeof *build->entries);
+    vnxi_region_table_release(build->borrowed);
 }
 
 vnx_status_t
 vnxi_peer_table_build(const vnxi_peer_table_args_t *args,
                       vnxi_region_table_t **table_p, vnx_error_t *error)
 {
-    vnxi_engine_t *local = args->peer->local;
-    size_t room = count_rows(args) + 1;
-    build_t build = {.args = args,
-                     .at = calloc(room, sizeof(vnxi_region_t *))};
+    vnxi_native_peer_t *peer = args->peer;
+    unsigned t = atomic_load(&peer->main);
+    const vnxi_transport_t *main_one = vnxi_transports[t];
+    build_t build = {
+        .args = args,
+        .mems = vnxi_native_mems(peer->engine),
+        .asks = main_one->confirms,
+    };
+    vnx_status_t status = VNX_OK;
 
-    if (local != NULL) {
-        build.theirs = vnxi_registry_snapshot(local->registry, NULL);
+    vnxi_native_find_reach(peer->engine, peer, &build.reach);
+    if (main_one->borrow != NULL) {
+        build.borrowed = main_one->borrow(vnxi_native_conn(peer, t));
+        if (build.borrowed == NULL) {
+            status = vnxi_error_no_memory(error, OPERATION, 0);
+        }
     }
-    vnx_status_t status =
-        build.at == NULL || (local != NULL && build.theirs == NULL)
-            ? vnxi_error_no_memory(error, OPERATION, room * sizeof *build.at)
-            : add_blob_rows(&build, error);
+    if (status == VNX_OK) {
+        status = join(&build, error);
+    }
     if (status == VNX_OK) {
         status = make_table(&build, table_p, error);
     }
-    for (size_t i = 0; i < build.count; i++) {
-        vnxi_region_release(build.at[i]);
+    if (status == VNX_OK) {
+        apply_additions(&build);
     }
-    free(build.at);
-    vnxi_region_table_release(build.theirs);
+    build_fini(&build);
     return status;
 }

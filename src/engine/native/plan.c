@@ -5,9 +5,9 @@
  * the first-level cache: read and check the indices, fetch addresses (and
  * lengths, where they differ) of each side, compare, translate, write.
  *
- * If all regions of the remote list have the same translation, one number
- * translates all remote addresses.  Otherwise the region of each row is looked
- * up.
+ * If all regions of the remote list have the same route and translation, one
+ * number translates all remote addresses.  Otherwise the region of each row is
+ * looked up.
  */
 #include "engine/native/plan.h"
 
@@ -16,7 +16,7 @@
 #include "base/error.h"
 #include "engine/native/plan_segments.h"
 #include "engine/native/plan_side.h"
-#include "engine/native/reach.h"
+#include "engine/native/region_access.h"
 #include "engine/parts/indices.h"
 #include "engine/parts/list_block.h"
 #include "engine/parts/pairs.h"
@@ -29,10 +29,15 @@ typedef struct planner {
     vnx_error_t *error;
     size_t at; /* pairs done */
     bool uniform;
-    bool one_reach; /* all remote rows have the same directness and delta */
-    bool direct;    /* if one_reach */
+    vnx_mem_t mem;  /* of the local rows */
+    bool one_route; /* all remote rows have the same route and delta */
+    uint32_t route; /* if one_route */
+    uint32_t routes;
     uint64_t bytes;
     const vnxi_region_t *region; /* of the last remote row; NULL: none yet */
+    size_t lost_at;              /* the first place without a route, and its
+                                    remote row; SIZE_MAX: none */
+    vnx_desc_t lost;
     vnxi_segment_writer_t writer;
     vnxi_plan_side_t local, remote;
 } planner_t;
@@ -62,22 +67,26 @@ too_many_bytes(const planner_t *planner)
     return vnxi_pairs_too_long(planner->args->operation, planner->error);
 }
 
-/* -- Reach ---------------------------------------------------------------- */
+/* -- Routes --------------------------------------------------------------- */
 
 static void
 list_init(vnxi_list_t *base)
 {
     vnxi_native_list_t *list = (vnxi_native_list_t *)base;
     const vnxi_native_region_t *first = vnxi_native_region(base->regions[0]);
+    uint64_t routes = vnxi_region_routes(&first->base), differ = 0;
+    bool one_delta = true;
 
-    list->direct = list->one_reach = true;
-    list->delta = first->delta;
     for (size_t i = 0; i < base->region_count; i++) {
-        const vnxi_native_region_t *region =
-            vnxi_native_region(base->regions[i]);
-        list->direct &= region->direct;
-        list->one_reach &=
-            region->direct == first->direct && region->delta == first->delta;
+        differ |= vnxi_region_routes(base->regions[i]) ^ routes;
+        one_delta &=
+            vnxi_native_region(base->regions[i])->delta == first->delta;
+    }
+    for (unsigned mem = 0; mem < VNX_MEM_COUNT; mem++) {
+        bool is_one =
+            vnxi_route_from(differ, mem) == 0 &&
+            (one_delta || vnxi_route_from(routes, mem) != VNXI_ROUTE_COPY);
+        list->one_route |= (uint32_t)is_one << mem;
     }
 }
 
@@ -86,15 +95,23 @@ const vnxi_list_class_t vnxi_native_list_class = {
     .init = list_init,
 };
 
-static const vnxi_native_region_t *
-find_region(planner_t *planner, const vnx_desc_t *row)
+/* Find the region of a remote row and its route. */
+static uint32_t
+find_route(planner_t *planner, const vnx_desc_t *row, size_t place)
 {
     if (planner->region == NULL ||
         !vnxi_region_holds(planner->region, row->addr, row->addr + row->len,
                            row->dev)) {
         planner->region = vnxi_list_region_of(planner->remote.list, row);
     }
-    return vnxi_native_region(planner->region);
+    uint32_t route =
+        vnxi_route_from(vnxi_region_routes(planner->region), planner->mem);
+    if (__builtin_expect(route == VNXI_ROUTE_NONE, 0) &&
+        planner->lost_at == SIZE_MAX) {
+        planner->lost_at = place;
+        planner->lost = *row;
+    }
+    return route;
 }
 
 /* -- Batches -------------------------------------------------------------- */
@@ -105,37 +122,36 @@ batch_len(const planner_t *planner, const vnxi_plan_side_t *side, size_t i)
     return planner->uniform ? side->list->row_len : side->lens[i];
 }
 
-/* Write the batch's rows in stretches of the same directness. */
+/* Write the batch's rows in stretches of the same route. */
 static void
 write_mixed(planner_t *planner, size_t count)
 {
     vnxi_plan_side_t *local = &planner->local, *remote = &planner->remote;
-    bool direct = false;
+    uint32_t route = 0, next = 0;
     size_t first = 0;
 
     for (size_t i = 0; i <= count; i++) {
-        const vnxi_native_region_t *region = NULL;
         if (i < count) {
             const vnx_desc_t row = {.addr = remote->addrs[i],
                                     .len = batch_len(planner, remote, i),
                                     .dev = remote->devs[i]};
-            region = find_region(planner, &row);
-            remote->addrs[i] += region->delta;
-            direct = i == 0 ? region->direct : direct;
+            next = find_route(planner, &row, planner->at + i);
+            remote->addrs[i] += vnxi_region_delta(planner->region, next);
+            route = i == 0 ? next : route;
         }
-        if (i == count || region->direct != direct) {
+        if (i == count || next != route) {
             vnxi_segment_rows_t rows = {
                 .local = local->addrs + first,
                 .remote = remote->addrs + first,
                 .lens = planner->uniform ? NULL : remote->lens + first,
                 .len = remote->list->row_len,
                 .count = i - first,
-                .direct = direct,
+                .route = route,
             };
             vnxi_segments_rows(&planner->writer, &rows);
-            planner->direct &= direct;
+            planner->routes |= 1u << route;
             first = i;
-            direct = !direct;
+            route = next;
         }
     }
 }
@@ -175,14 +191,14 @@ write_batch(planner_t *planner, size_t count)
             return status;
         }
     }
-    if (planner->one_reach) {
+    if (planner->one_route) {
         vnxi_segment_rows_t rows = {
             .local = planner->local.addrs,
             .remote = planner->remote.addrs,
             .lens = planner->uniform ? NULL : planner->remote.lens,
             .len = planner->remote.list->row_len,
             .count = count,
-            .direct = planner->direct,
+            .route = planner->route,
         };
         vnxi_segments_rows(&planner->writer, &rows);
     } else {
@@ -268,22 +284,22 @@ add_bytes(planner_t *planner, uint64_t len, size_t count)
  * list are not.  A region that holds both ends holds everything between them.
  */
 static bool
-reach_run(planner_t *planner, const vnxi_list_block_t *block,
+route_run(planner_t *planner, const vnxi_list_block_t *block,
           vnxi_segment_run_t *run)
 {
-    if (planner->one_reach) {
-        run->direct = planner->direct;
+    if (planner->one_route) {
+        run->route = planner->route;
         return true;
     }
     const vnx_desc_t first = {run->remote, run->len, block->dev};
-    const vnxi_native_region_t *region = find_region(planner, &first);
+    run->route = find_route(planner, &first, planner->at);
     uint64_t last = run->remote + (run->count - 1) * run->remote_stride;
-    if (!vnxi_region_holds(&region->base, last, last + run->len, block->dev)) {
+    if (!vnxi_region_holds(planner->region, last, last + run->len,
+                           block->dev)) {
         return false;
     }
-    run->remote += region->delta;
-    run->direct = region->direct;
-    planner->direct &= region->direct;
+    run->remote += vnxi_region_delta(planner->region, run->route);
+    planner->routes |= 1u << run->route;
     return true;
 }
 
@@ -308,7 +324,7 @@ plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 
     *done_p = false;
     if (!block_is_run(lb) || !block_is_run(rb) ||
-        !reach_run(planner, rb, &run)) {
+        !route_run(planner, rb, &run)) {
         return VNX_OK;
     }
     if (lb->len != rb->len) {
@@ -396,23 +412,27 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
              vnx_error_t *error)
 {
     const vnxi_native_list_t *remote = vnxi_native_list(args->remote);
+    const vnxi_region_t *first = args->remote->regions[0];
 
     planner->args = args;
     planner->error = error;
     planner->at = 0;
     planner->uniform = args->local->uniform && args->remote->uniform;
-    planner->one_reach = remote->one_reach;
-    planner->direct = remote->direct || !remote->one_reach;
+    planner->mem = args->local->mem;
+    planner->one_route = (remote->one_route >> planner->mem & 1) != 0;
+    planner->route = vnxi_route_from(vnxi_region_routes(first), planner->mem);
+    planner->routes = planner->one_route ? 1u << planner->route : 0;
     planner->bytes = 0;
     planner->region = NULL;
+    planner->lost_at = SIZE_MAX;
     vnxi_plan_side_init(&planner->local, args->local, &args->local_rows,
                         "local");
     vnxi_plan_side_init(&planner->remote, args->remote, &args->remote_rows,
                         "remote");
     planner->local.want_lens = planner->remote.want_lens = !planner->uniform;
-    planner->remote.want_devs = !planner->one_reach;
-    if (remote->one_reach) {
-        planner->remote.delta = remote->delta;
+    planner->remote.want_devs = !planner->one_route;
+    if (planner->one_route) {
+        planner->remote.delta = vnxi_region_delta(first, planner->route);
     }
 }
 
@@ -440,6 +460,23 @@ build(planner_t *planner)
     return status;
 }
 
+/* Of a list without any route, the first row is reported. */
+static vnx_status_t
+fail_without_route(planner_t *planner)
+{
+    const vnxi_plan_args_t *args = planner->args;
+    uint64_t scratch;
+
+    if (planner->one_route) {
+        planner->lost_at = 0;
+        planner->lost =
+            vnxi_list_row(args->remote, *vnxi_indices_read(&args->remote_rows,
+                                                           0, 1, &scratch));
+    }
+    return args->no_route(args, planner->lost_at, &planner->lost,
+                          planner->error);
+}
+
 vnx_status_t
 vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
                 vnx_error_t *error)
@@ -455,13 +492,16 @@ vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
     vnxi_segments_begin(&planner.writer, plan_p, args->local_rows.count,
                         !args->no_merge);
     status = build(&planner);
+    if (status == VNX_OK && (planner.routes >> VNXI_ROUTE_NONE & 1) != 0) {
+        status = fail_without_route(&planner);
+    }
     if (status != VNX_OK) {
         vnxi_plan_fini(plan_p);
         memset(plan_p, 0, sizeof *plan_p);
         return status;
     }
     plan_p->rows = args->local_rows.count;
-    plan_p->all_direct = planner.direct;
+    plan_p->routes = planner.routes;
     return VNX_OK;
 }
 

@@ -2,11 +2,12 @@
  * The plan of a transfer: which bytes go where, with neighbours merged.
  *
  * A plan is a sequence of segments.  A segment is `count` pieces of `len`
- * bytes whose addresses advance by a stride on each side.  `remote` is an
- * address in this process if the segment is `direct` (addresses of direct
- * regions are translated), else an address in the peer.  Pieces longer than
- * VNXI_PIECE_MAX are cut (into a segment with stride = len), so that chunks of
- * work have about the same size.
+ * bytes whose addresses advance by a stride on each side, and has one *route*:
+ * VNXI_ROUTE_COPY if both sides have addresses in this process (those of a
+ * peer's mapped regions are translated), else the number of the transport
+ * that moves it (transports.h); then `remote` is an address in the peer.
+ * Pieces longer than VNXI_PIECE_MAX are cut (into a segment with stride =
+ * len), so that chunks of work have about the same size.
  */
 #ifndef VNXI_NATIVE_PLAN_H
 #define VNXI_NATIVE_PLAN_H
@@ -18,12 +19,15 @@
 #define VNXI_CHUNK_BYTES_MAX (2048u << 10) /* from 128 MiB on */
 #define VNXI_CHUNK_PIECES 512u
 
-/* The engine's prepared lists: how it reaches their regions. */
+#define VNXI_ROUTE_COPY 0u
+#define VNXI_ROUTE_NONE 31u /* no transport */
+
+/* The engine's prepared lists. */
 typedef struct vnxi_native_list {
     vnxi_list_t base; /* first */
-    bool direct;      /* the regions of all rows are direct */
-    bool one_reach;   /* `direct` and `delta` are the same for all regions */
-    uint64_t delta;   /* of the regions; valid if one_reach */
+    /* As the remote side: for which kinds of local memory (a bit set) all
+     * regions have the same route and are translated by the same number. */
+    uint32_t one_route;
 } vnxi_native_list_t;
 
 extern const vnxi_list_class_t vnxi_native_list_class;
@@ -39,7 +43,7 @@ typedef struct vnxi_segment {
     int64_t local_stride, remote_stride;
     uint64_t len;
     uint32_t count;
-    uint32_t direct;
+    uint32_t route;
 } vnxi_segment_t; /* 48 bytes */
 
 /* Where a chunk begins: a segment, and a piece in it. */
@@ -55,7 +59,7 @@ typedef struct vnxi_plan {
                              VNXI_CHUNK_PIECES pieces */
     size_t chunk_count;
     uint64_t bytes, pieces, rows; /* pieces: after merging, before cutting */
-    bool all_direct;
+    uint32_t routes;              /* bit r: some segments have route r */
     /* private: storage */
     size_t segment_capacity, chunk_capacity;
     vnxi_segment_t small[2];
@@ -68,10 +72,11 @@ typedef struct vnxi_plan {
  * Checks that the counts are equal and > 0, that indices are in range (they
  * are never truncated), and that the two rows of a pair have equal lengths;
  * errors name the place i in the index arrays and the side
- * (VNX_ERR_INVALID_PARAM).
+ * (VNX_ERR_INVALID_PARAM).  A row without a route is the error that
+ * args->no_route sets.
  *
  * Unless no_merge, pairs that are contiguous on both sides become one piece,
- * across rows and across regions of the same directness.
+ * across rows and across regions of the same route.
  *
  * Fast paths: consecutive indices over run blocks of both lists cost a few
  * nanoseconds per block.  SIMD code (dispatched at run time, no ifunc) finds
@@ -86,6 +91,10 @@ typedef struct vnxi_plan_args {
     vnx_indices_t local_rows, remote_rows;
     bool no_merge;
     const char *operation;
+    /* Set the error for a row that no transport moves. */
+    vnx_status_t (*no_route)(const struct vnxi_plan_args *args, size_t place,
+                             const vnx_desc_t *remote, vnx_error_t *error);
+    void *context; /* for no_route */
 } vnxi_plan_args_t;
 
 vnx_status_t vnxi_plan_build(const vnxi_plan_args_t *args, vnxi_plan_t *plan_p,
@@ -103,10 +112,10 @@ vnxi_plan_chunk_bytes(const vnxi_plan_t *plan)
                                          : part;
 }
 
-/* Iterates over the pieces of a chunk. */
+/* Iterates over the pieces of a chunk, of all routes. */
 typedef struct vnxi_piece {
     uint64_t local, remote, len;
-    bool direct;
+    uint32_t route;
 } vnxi_piece_t;
 
 typedef struct vnxi_walk {
@@ -129,7 +138,7 @@ vnxi_walk_next(vnxi_walk_t *walk, vnxi_piece_t *piece_p)
     piece_p->local = segment->local + (uint64_t)(i * segment->local_stride);
     piece_p->remote = segment->remote + (uint64_t)(i * segment->remote_stride);
     piece_p->len = segment->len;
-    piece_p->direct = segment->direct != 0;
+    piece_p->route = segment->route;
     if (++walk->at.piece == segment->count) {
         walk->at.segment++;
         walk->at.piece = 0;

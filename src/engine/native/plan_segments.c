@@ -114,10 +114,10 @@ vnxi_plan_fini(vnxi_plan_t *plan)
 /* Add one piece to the last segment; false if it does not fit there. */
 static inline bool
 extend_segment(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
-               uint64_t len, uint32_t direct)
+               uint64_t len, uint32_t route)
 {
     vnxi_segment_t *last = writer->last;
-    if (last == NULL || last->len != len || last->direct != direct) {
+    if (last == NULL || last->len != len || last->route != route) {
         return false;
     }
     if (last->count == 1) {
@@ -136,10 +136,10 @@ extend_segment(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
 /* One piece of at most VNXI_PIECE_MAX bytes. */
 static inline void
 put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
-          uint64_t len, uint32_t direct)
+          uint64_t len, uint32_t route)
 {
     vnxi_plan_t *plan = writer->plan;
-    if (extend_segment(writer, local, remote, len, direct)) {
+    if (extend_segment(writer, local, remote, len, route)) {
         return;
     }
     if (plan->segment_count == plan->segment_capacity &&
@@ -152,7 +152,7 @@ put_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
         .remote = remote,
         .len = len,
         .count = 1,
-        .direct = direct,
+        .route = route,
     };
 }
 
@@ -164,7 +164,7 @@ put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
     size_t left = run->count;
 
     while (left > 0 && !writer->failed) {
-        put_piece(writer, local, remote, run->len, run->direct);
+        put_piece(writer, local, remote, run->len, run->route);
         if (--left == 0 || writer->failed) {
             return;
         }
@@ -193,7 +193,7 @@ put_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
 
 static __attribute__((noinline)) void
 put_long_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
-               uint64_t len, uint32_t direct)
+               uint64_t len, uint32_t route)
 {
     uint64_t whole = len / VNXI_PIECE_MAX * VNXI_PIECE_MAX;
     vnxi_segment_run_t run = {
@@ -203,11 +203,11 @@ put_long_piece(vnxi_segment_writer_t *writer, uint64_t local, uint64_t remote,
         .remote_stride = VNXI_PIECE_MAX,
         .len = VNXI_PIECE_MAX,
         .count = (size_t)(len / VNXI_PIECE_MAX),
-        .direct = direct != 0,
+        .route = route,
     };
     put_run(writer, &run);
     if (len > whole) {
-        put_piece(writer, local + whole, remote + whole, len - whole, direct);
+        put_piece(writer, local + whole, remote + whole, len - whole, route);
     }
 }
 
@@ -222,10 +222,10 @@ close_piece(vnxi_segment_writer_t *writer)
     }
     writer->pieces++;
     if (open->len <= VNXI_PIECE_MAX) {
-        put_piece(writer, open->local, open->remote, open->len, open->direct);
+        put_piece(writer, open->local, open->remote, open->len, open->route);
     } else {
         put_long_piece(writer, open->local, open->remote, open->len,
-                       open->direct);
+                       open->route);
     }
 }
 
@@ -234,8 +234,8 @@ add_row(vnxi_segment_writer_t *writer, const vnxi_open_piece_t *row)
 {
     vnxi_open_piece_t *open = &writer->open;
     if (writer->merge && row->local == open->local + open->len &&
-        row->remote == open->remote + open->len &&
-        row->direct == open->direct && open->len != 0) {
+        row->remote == open->remote + open->len && row->route == open->route &&
+        open->len != 0) {
         open->len += row->len;
         return;
     }
@@ -257,7 +257,7 @@ add_middle(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
     for (size_t i = 0; i < run->count && !writer->failed; i++) {
         put_long_piece(writer, run->local + i * run->local_stride,
                        run->remote + i * run->remote_stride, run->len,
-                       run->direct);
+                       run->route);
     }
 }
 
@@ -282,7 +282,7 @@ row_at(const vnxi_segment_rows_t *rows, size_t i)
         .local = rows->local[i],
         .remote = rows->remote[i],
         .len = rows->lens != NULL ? rows->lens[i] : rows->len,
-        .direct = rows->direct,
+        .route = rows->route,
     };
 }
 
@@ -295,7 +295,7 @@ is_like_rows(const vnxi_segment_writer_t *writer,
     const vnxi_segment_t *last = writer->last;
     return rows->lens == NULL && rows->len <= VNXI_PIECE_MAX &&
            writer->open.len == rows->len && last != NULL &&
-           last->len == rows->len && last->direct == writer->open.direct;
+           last->len == rows->len && last->route == writer->open.route;
 }
 
 /*
@@ -344,7 +344,7 @@ add_scattered(vnxi_segment_writer_t *writer, const vnxi_segment_rows_t *rows,
                                        .remote = remote,
                                        .len = len,
                                        .count = pieces = 1,
-                                       .direct = rows->direct};
+                                       .route = rows->route};
         }
         local = rows->local[i];
         remote = rows->remote[i];
@@ -384,7 +384,7 @@ vnxi_segments_run(vnxi_segment_writer_t *writer, const vnxi_segment_run_t *run)
     vnxi_open_piece_t row = {.local = run->local,
                              .remote = run->remote,
                              .len = run->len,
-                             .direct = run->direct};
+                             .route = run->route};
 
     writer->rows_seen += run->count;
     add_row(writer, &row);

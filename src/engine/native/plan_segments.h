@@ -10,7 +10,7 @@
 /* The piece that the next row may continue; len 0: none. */
 typedef struct vnxi_open_piece {
     uint64_t local, remote, len;
-    uint32_t direct;
+    uint32_t route;
 } vnxi_open_piece_t;
 
 typedef struct vnxi_segment_writer {
@@ -33,14 +33,14 @@ typedef struct vnxi_segment_rows {
     const uint64_t *lens; /* NULL: all are `len` */
     uint64_t len;
     size_t count;
-    bool direct;
+    uint32_t route;
 } vnxi_segment_rows_t;
 
 /* Rows at regular strides (modulo 2^64). */
 typedef struct vnxi_segment_run {
     uint64_t local, remote, local_stride, remote_stride, len;
     size_t count; /* > 0 */
-    bool direct;
+    uint32_t route;
 } vnxi_segment_run_t;
 
 /* `plan` must be all zeros. */

@@ -1,23 +1,13 @@
 /*
- * Transfers of the native engine.
- *
- * Design notes.  The caller's thread copies a small transfer at once.  A
- * larger one is a task of the copy threads, chunk by chunk.  Before each chunk
- * a thread checks whether to go on: the transfer may be cancelled, the peer
- * gone, the engine stopped, a region deregistered, or an earlier chunk failed.
- * The first thread to fail writes the error.  The thread of the last chunk
- * sends the notification, if all went well, and reports the end.  After that
- * report the transfer may be freed, so nothing touches it.
+ * Making and posting transfers of the native engine.  The caller's thread
+ * copies a small transfer at once; a larger one is started in parts
+ * (xfer_run.c).
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
-#include "engine/native/copy.h"
-#include "engine/native/reach.h"
-#include "engine/native/shm/vm.h"
 #include "engine/native/xfer.h"
-#include "engine/parts/pairs.h"
 
 /* Limits for copying on the caller's thread: about 50 us of work at the lower
  * of the measured speeds (4 GB/s through the kernel, 0.4 us per piece; 6 GB/s
@@ -30,38 +20,82 @@
  */
 
 static bool
+is_direct(const vnxi_plan_t *plan)
+{
+    return plan->routes == 1u << VNXI_ROUTE_COPY;
+}
+
+static bool
 fits_inline(const vnxi_plan_t *plan)
 {
     return plan->chunk_count == 1 && plan->pieces <= INLINE_PIECES &&
            plan->bytes <=
-               (plan->all_direct ? INLINE_BYTES_DIRECT : INLINE_BYTES_VM);
+               (is_direct(plan) ? INLINE_BYTES_DIRECT : INLINE_BYTES_VM);
 }
 
-static vnx_status_t check_go_on(void *context, vnx_error_t *error);
-static void ucx_done(void *context, vnx_status_t status,
-                     const vnx_error_t *error);
-
-/* UCX moves the bytes; no copy task is needed. */
+/* The planner's callback. */
 static vnx_status_t
-prepare_ucx(vnxi_exfer_t *exfer, vnx_error_t *error)
+no_route(const vnxi_plan_args_t *args, size_t place, const vnx_desc_t *remote,
+         vnx_error_t *error)
 {
-    const vnxi_ucx_xfer_args_t args = {
-        .conn = exfer->peer->ucx,
+    const vnxi_list_t *list = args->remote;
+    const vnxi_region_t *region = list->regions[0];
+
+    for (size_t i = 0; i < list->region_count; i++) {
+        if (vnxi_region_holds(list->regions[i], remote->addr,
+                              remote->addr + remote->len, remote->dev)) {
+            region = list->regions[i];
+        }
+    }
+    vnx_status_t status =
+        vnxi_native_no_route(args->context, args->local->mem, list->mem,
+                             region, args->operation, error);
+    vnxi_error_desc(error, place, remote->addr, remote->len, remote->dev);
+    return status;
+}
+
+/* Create the part of one transport. */
+static vnx_status_t
+prepare_part(vnxi_exfer_t *exfer, unsigned t, vnx_error_t *error)
+{
+    const vnxi_transport_t *transport = vnxi_transports[t];
+    const vnxi_part_args_t args = {
+        .conn = vnxi_native_conn(exfer->peer, t),
         .plan = &exfer->plan,
         .op = exfer->op,
         .local = exfer->local,
         .remote = exfer->remote,
-        .mem_of = vnxi_region_ucx_mem,
-        .key_of = vnxi_region_ucx_key,
         .context = exfer,
-        .go_on = check_go_on,
-        .done = ucx_done,
+        .go_on = vnxi_exfer_check_part,
+        .done = vnxi_exfer_part_done,
     };
+
+    if (transport->copy_chunk != NULL) {
+        exfer->part_count += exfer->copied == 0;
+        exfer->copied |= 1u << t;
+        return VNX_OK;
+    }
+    exfer->part_count++;
     exfer->is_small = false;
-    exfer->ucx = vnxi_ucx_xfer_create(&args);
-    return exfer->ucx != NULL
-               ? VNX_OK
-               : vnxi_error_no_memory(error, exfer->operation, sizeof args);
+    if (args.conn == NULL) { /* of a region that is borrowed */
+        return vnxi_native_no_route(exfer->peer, exfer->local->mem,
+                                    exfer->remote->mem, NULL, exfer->operation,
+                                    error);
+    }
+    return transport->part_create(&args, &exfer->parts[t], error);
+}
+
+static vnx_status_t
+prepare_parts(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    for (unsigned t = 0; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
+        if ((exfer->plan.routes >> t & 1) != 0) {
+            status = prepare_part(exfer, t, error);
+        }
+    }
+    return status;
 }
 
 vnx_status_t
@@ -69,6 +103,7 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
                          vnxi_exfer_t **exfer_p, vnxi_xfer_facts_t *facts_p,
                          vnx_error_t *error)
 {
+    vnxi_native_peer_t *peer = vnxi_native_peer(args->remote->peer);
     vnxi_plan_args_t plan_args = {
         .local = args->local,
         .remote = args->remote,
@@ -76,19 +111,12 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
         .remote_rows = args->remote_rows,
         .no_merge = args->no_merge,
         .operation = args->operation,
+        .no_route = no_route,
+        .context = peer,
     };
-    vnxi_native_peer_t *peer = vnxi_native_peer(args->remote->peer);
 
     if (vnxi_native_peer_gone(peer)) {
         return vnxi_native_peer_error(peer, args->operation, error);
-    }
-    if (peer->path != VNXI_PATH_UCX && (args->local->mem != VNX_MEM_DRAM ||
-                                        args->remote->mem != VNX_MEM_DRAM)) {
-        vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, args->operation,
-                       "only UCX moves GPU memory, and this peer is not "
-                       "reached by UCX");
-        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-        return VNX_ERR_NOT_SUPPORTED;
     }
     vnxi_exfer_t *exfer = malloc(sizeof *exfer);
     if (exfer == NULL) {
@@ -108,16 +136,18 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     exfer->is_small = fits_inline(&exfer->plan);
     exfer->operation = args->operation;
     exfer->cookie = args->cookie;
+    exfer->copied = 0;
+    exfer->part_count = 0;
+    memset(exfer->parts, 0, sizeof exfer->parts);
+    atomic_init(&exfer->parts_left, 0);
     atomic_init(&exfer->stop, false);
     atomic_init(&exfer->failing, false);
     atomic_init(&exfer->revocations, 0);
-    exfer->ucx = NULL;
-    if (peer->path == VNXI_PATH_UCX) {
-        status = prepare_ucx(exfer, error);
-        if (status != VNX_OK) {
-            vnxi_native_xfer_release(exfer);
-            return status;
-        }
+    status = prepare_parts(exfer, error);
+    if (status != VNX_OK) {
+        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+        vnxi_native_xfer_release(exfer);
+        return status;
     }
     *facts_p = (vnxi_xfer_facts_t){exfer->plan.bytes, exfer->plan.rows,
                                    exfer->plan.pieces};
@@ -128,238 +158,24 @@ vnxi_native_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
 void
 vnxi_native_xfer_release(vnxi_exfer_t *exfer)
 {
-    vnxi_ucx_xfer_free(exfer->ucx);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (exfer->parts[t] != NULL) {
+            vnxi_transports[t]->part_free(exfer->parts[t]);
+        }
+    }
     vnxi_plan_fini(&exfer->plan);
     vnxi_list_release(exfer->local);
     vnxi_list_release(exfer->remote);
     free(exfer);
 }
 
-/* -- Copying ---------------------------------------------------------------
- */
-
-void
-vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
-                const vnx_error_t *error)
-{
-    if (!atomic_exchange(&exfer->failing, true)) {
-        exfer->error = *error;
-        exfer->status = status;
-    }
-    atomic_store(&exfer->stop, true);
-}
-
-static vnx_status_t
-check_lists(vnxi_exfer_t *exfer, vnx_error_t *error)
-{
-    uint64_t now = vnxi_region_revocations();
-    const vnxi_peer_t *peer = &exfer->peer->base;
-    vnx_status_t status =
-        vnxi_pairs_check_regions(exfer->local, "local", peer, error);
-    if (status == VNX_OK) {
-        status =
-            vnxi_pairs_check_regions(exfer->remote, "remote", peer, error);
-    }
-    if (status == VNX_OK) {
-        atomic_store_explicit(&exfer->revocations, now, memory_order_relaxed);
-    }
-    return status;
-}
-
-/* Check whether copying may go on; returns the reason if not. */
-static vnx_status_t
-check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
-{
-    if (vnxi_native_peer_gone(exfer->peer)) {
-        return vnxi_native_peer_error(exfer->peer, "transfer", error);
-    }
-    if (atomic_load(&exfer->engine->stopped)) {
-        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
-                              "the agent was closed");
-    }
-    return VNX_OK;
-}
-
-/* As above, and check the lists if any region in the process was revoked since
- * the last check. */
-static vnx_status_t
-check_go_on(void *context, vnx_error_t *error)
-{
-    vnxi_exfer_t *exfer = context;
-    vnx_status_t status = check_on(exfer, error);
-    if (status == VNX_OK &&
-        atomic_load_explicit(&exfer->revocations, memory_order_relaxed) !=
-            vnxi_region_revocations()) {
-        status = check_lists(exfer, error);
-    }
-    if (status == VNX_IN_PROG) {
-        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
-                                "a remote region was deregistered while the "
-                                "transfer was in progress");
-        vnxi_error_peer(error, exfer->peer->base.name,
-                        exfer->peer->base.name_len);
-    }
-    return status;
-}
-
-static vnx_status_t
-copy_chunk(vnxi_exfer_t *exfer, size_t chunk, vnx_error_t *error)
-{
-    vnxi_native_peer_t *peer = exfer->peer;
-    vnxi_vm_target_t target = {
-        .pid = (pid_t)peer->info.pid,
-        .stop = &exfer->stop,
-        .operation = "transfer",
-    };
-
-    vnxi_copy_chunk(&exfer->plan, chunk, exfer->op);
-    if (exfer->plan.all_direct) {
-        return VNX_OK;
-    }
-    target.pidfd = vnxi_link_pidfd(peer->link);
-    vnx_status_t status =
-        vnxi_vm_chunk(&target, &exfer->plan, chunk, exfer->op, error);
-    if (status == VNX_ERR_REMOTE_DISCONNECT) {
-        vnxi_native_peer_lose(peer, error->cause);
-    }
-    if (status != VNX_OK) {
-        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
-    }
-    return status;
-}
-
-static bool
-run_chunk(vnxi_task_t *task, size_t chunk)
-{
-    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
-    vnx_error_t error;
-
-    if (atomic_load_explicit(&exfer->stop, memory_order_acquire)) {
-        return false;
-    }
-    vnx_status_t status = check_go_on(exfer, &error);
-    if (status == VNX_OK) {
-        status = copy_chunk(exfer, chunk, &error);
-    }
-    if (status != VNX_OK) {
-        vnxi_exfer_fail(exfer, status, &error);
-    }
-    return status == VNX_OK;
-}
-
-/* -- The end ---------------------------------------------------------------
- */
-
-/* All bytes have been written: notify the peer. */
-static vnx_status_t
-send_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
-{
-    return exfer->notif == NULL
-               ? VNX_OK
-               : vnxi_native_notif_send(&exfer->peer->base, exfer->notif,
-                                        exfer->notif_len, error);
-}
-
-static void
-count_success(vnxi_exfer_t *exfer)
-{
-    atomic_fetch_add_explicit(&exfer->peer->xfers, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&exfer->peer->bytes, exfer->plan.bytes,
-                              memory_order_relaxed);
-}
-
-static void
-take_off(vnxi_engine_t *engine)
-{
-    vnxi_mutex_lock(&engine->flight_lock);
-    engine->in_flight++;
-    vnxi_mutex_unlock(&engine->flight_lock);
-}
-
-static void
-land(vnxi_engine_t *engine)
-{
-    vnxi_mutex_lock(&engine->flight_lock);
-    if (--engine->in_flight == 0) {
-        vnxi_cond_broadcast(&engine->landed);
-    }
-    vnxi_mutex_unlock(&engine->flight_lock);
-}
-
-/* The status of a post whose last chunk has run.  If it was stopped without a
- * failure, it was cancelled. */
-static vnx_status_t
-settle(vnxi_exfer_t *exfer)
-{
-    if (atomic_load(&exfer->failing)) {
-        return exfer->status;
-    }
-    if (atomic_load(&exfer->stop)) {
-        return vnxi_error_set(&exfer->error, VNX_ERR_CANCELED, "transfer",
-                              "the transfer was cancelled");
-    }
-    vnx_status_t status = send_notif(exfer, &exfer->error);
-    if (status == VNX_OK) {
-        count_success(exfer);
-    }
-    return status;
-}
-
-/* After the report the transfer may be posted again or freed. */
-static void
-report(vnxi_exfer_t *exfer, vnx_status_t status)
-{
-    vnxi_engine_host_t host = exfer->engine->host;
-    vnx_error_t error;
-
-    if (status != VNX_OK) {
-        error = exfer->error;
-    }
-    land(exfer->engine);
-    host.xfer_done(host.context, exfer->cookie, status,
-                   status != VNX_OK ? &error : NULL);
-}
-
-static void
-task_done(vnxi_task_t *task)
-{
-    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
-    report(exfer, settle(exfer));
-}
-
-/* If the peer is gone, its cause says more than UCX's error. */
-static void
-ucx_done(void *context, vnx_status_t status, const vnx_error_t *error)
-{
-    vnxi_exfer_t *exfer = context;
-    vnxi_native_peer_t *peer = exfer->peer;
-
-    if (status == VNX_OK) {
-        status = settle(exfer);
-    } else if (status == VNX_ERR_REMOTE_DISCONNECT &&
-               vnxi_native_peer_gone(peer)) {
-        vnxi_native_peer_error(peer, "transfer", &exfer->error);
-    } else {
-        exfer->error = *error;
-        vnxi_error_peer(&exfer->error, peer->base.name, peer->base.name_len);
-    }
-    report(exfer, status);
-}
-
 /* -- Posting ---------------------------------------------------------------
  */
-
-vnx_status_t
-vnxi_exfer_check(vnxi_exfer_t *exfer, vnx_error_t *error)
-{
-    vnx_status_t status = check_on(exfer, error);
-    return status == VNX_OK ? check_lists(exfer, error) : status;
-}
 
 static vnx_status_t
 post_waiting(vnxi_exfer_t *exfer)
 {
-    take_off(exfer->engine);
+    vnxi_exfer_take_off(exfer);
     vnxi_exfer_wait(exfer);
     return VNX_IN_PROG;
 }
@@ -372,36 +188,18 @@ post_inline(vnxi_exfer_t *exfer, vnx_error_t *error)
     unsigned entered = vnxi_pool_enter();
     vnx_status_t status = vnxi_exfer_check(exfer, error);
     if (status == VNX_OK) {
-        status = copy_chunk(exfer, 0, error);
+        status = vnxi_exfer_copy_chunk(exfer, 0, error);
     }
     vnxi_pool_leave(entered);
     if (status == VNX_IN_PROG) {
         return post_waiting(exfer);
     }
-    if (status == VNX_OK) {
-        status = send_notif(exfer, error);
-    }
-    if (status == VNX_OK) {
-        count_success(exfer);
-    }
-    return status;
-}
-
-vnx_status_t
-vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error)
-{
-    exfer->task = (vnxi_task_t){.run = run_chunk,
-                                .done = task_done,
-                                .chunks = exfer->plan.chunk_count,
-                                .max_parallel = exfer->engine->num_threads};
-    return vnxi_pool_submit(&exfer->task, error);
+    return status == VNX_OK ? vnxi_exfer_succeed(exfer, error) : status;
 }
 
 static vnx_status_t
-post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
+post_parts(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
-    vnxi_engine_t *engine = exfer->engine;
-
     vnx_status_t status = vnxi_exfer_check(exfer, error);
     if (status == VNX_IN_PROG) {
         return post_waiting(exfer);
@@ -409,14 +207,13 @@ post_task(vnxi_exfer_t *exfer, vnx_error_t *error)
     if (status != VNX_OK) {
         return status;
     }
-    take_off(engine);
-    status = exfer->ucx != NULL ? vnxi_ucx_xfer_post(exfer->ucx, error)
-                                : vnxi_exfer_start(exfer, error);
+    vnxi_engine_t *engine = exfer->engine;
+    vnxi_exfer_take_off(exfer);
+    status = vnxi_exfer_start(exfer, error);
     if (status < 0) {
-        land(engine);
-        return status;
+        vnxi_exfer_land(engine);
     }
-    return VNX_IN_PROG;
+    return status;
 }
 
 vnx_status_t
@@ -429,29 +226,35 @@ vnxi_native_xfer_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
     atomic_store_explicit(&exfer->failing, false, memory_order_relaxed);
     atomic_store_explicit(&exfer->stop, false, memory_order_relaxed);
     return exfer->is_small ? post_inline(exfer, error)
-                           : post_task(exfer, error);
+                           : post_parts(exfer, error);
 }
 
 vnx_status_t
 vnxi_native_xfer_cancel(vnxi_exfer_t *exfer)
 {
-    atomic_store(&exfer->stop, true);
-    if (exfer->ucx != NULL) {
-        vnxi_ucx_xfer_cancel(exfer->ucx);
-    }
-    vnxi_native_xfers_look(exfer->engine); /* it may be waiting for an owner */
+    vnxi_exfer_stop(exfer);
+    exfer->engine->look(exfer->engine); /* it may be waiting for an owner */
     return VNX_OK;
 }
 
 /* -- Facts -----------------------------------------------------------------
  */
 
+/* The slowest transport that takes part.  Copying within the process belongs
+ * to no backend, but clients know only backends: the next one stands for it.
+ */
 const char *
 vnxi_native_xfer_backend(const vnxi_exfer_t *exfer)
 {
-    /* No backend moves bytes within the process, but clients know only two
-     * names. */
-    return exfer->ucx != NULL ? "UCX" : "SHM";
+    unsigned t = VNXI_TRANSPORTS - 1;
+
+    while (t > 0 && (exfer->plan.routes >> t & 1) == 0) {
+        t--;
+    }
+    while (vnxi_transports[t]->backend == NULL) {
+        t++;
+    }
+    return vnxi_transports[t]->backend;
 }
 
 /* Based on the speeds of one core of a small machine: 4 GB/s and 0.4 us per
@@ -461,7 +264,7 @@ void
 vnxi_native_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
                           int64_t *margin_us_p)
 {
-    bool direct = exfer->plan.all_direct;
+    bool direct = is_direct(&exfer->plan);
     double us = (double)exfer->plan.bytes / (direct ? 8000.0 : 4000.0) +
                 (double)exfer->plan.pieces * (direct ? 0.02 : 0.4) + 1.0;
     *duration_us_p = (int64_t)us;

@@ -1,5 +1,12 @@
 /*
- * A transfer of the native engine, shared by xfer.c and xfer_wait.c.
+ * A transfer of the native engine, shared by xfer.c (making and posting),
+ * xfer_wait.c (waiting for confirmations) and xfer_run.c (moving the bytes).
+ *
+ * A transfer has up to one part for the copy threads, which run all routes of
+ * copying transports, and one part for each other transport that it uses.  It
+ * ends when all parts have ended.  The first failure stops the other parts and
+ * is the one that is reported.  The thread that ends the last part sends the
+ * notification, if all succeeded, and reports the end.
  */
 #ifndef VNXI_NATIVE_XFER_H
 #define VNXI_NATIVE_XFER_H
@@ -7,7 +14,6 @@
 #include "base/pool.h"
 #include "engine/native/native.h"
 #include "engine/native/plan.h"
-#include "engine/native/ucx/transfer.h"
 
 struct vnxi_exfer {
     vnxi_task_t task; /* first: a task pointer is cast to the transfer */
@@ -19,17 +25,19 @@ struct vnxi_exfer {
     const char *operation;
     void *cookie;
     vnxi_plan_t plan;
-    vnxi_ucx_xfer_t *ucx; /* owned; NULL: copied by this process */
+    uint32_t copied;     /* those of plan.routes that the copy threads run */
+    unsigned part_count; /* if several: `parts_left` is used */
+    vnxi_part_t *parts[VNXI_TRANSPORTS]; /* owned; NULL: not used, or copied */
 
     /* Of the current post. */
     const void *notif;
     size_t notif_len;
-    atomic_bool stop; /* cancelled, or a chunk failed */
+    atomic_uint parts_left;
+    atomic_bool stop; /* cancelled, or a part failed */
     /* vnxi_region_revocations() at the last check of its regions. */
     atomic_uint_fast64_t revocations;
     atomic_bool failing; /* the thread that sets it writes `error` */
-    vnx_status_t status; /* VNX_OK until a failure; read after the last
-                            chunk */
+    vnx_status_t status; /* VNX_OK until a failure; read after the last part */
     vnx_error_t error;
 
     /* While waiting for the owner of a region (xfer_wait.c). */
@@ -39,21 +47,51 @@ struct vnxi_exfer {
     vnxi_exfer_t *next;           /* engine->waiting_lock */
 };
 
+/* Wait for confirmation (xfer_wait.c): keep a transfer that is in flight but
+ * cannot start yet.  It starts when it can or has failed, perhaps before this
+ * returns. */
+void vnxi_exfer_wait(vnxi_exfer_t *exfer);
+
+/* -- xfer_run.c ------------------------------------------------------------
+ */
+
 /* Check whether the transfer may start.  VNX_IN_PROG: the owner of a region
  * has not confirmed it yet. */
 vnx_status_t vnxi_exfer_check(vnxi_exfer_t *exfer, vnx_error_t *error);
 
-/* Hand the transfer, which is in flight, to the copy threads.  After an error
- * nothing is reported. */
+/* For parts: check whether the transfer may go on; the context is the
+ * transfer. */
+vnx_status_t vnxi_exfer_check_part(void *exfer, vnx_error_t *error);
+
+/* For parts: a part has ended. */
+void vnxi_exfer_part_done(void *exfer, vnx_status_t status,
+                          const vnx_error_t *error);
+
+/* Copy a chunk: all pieces with a route of a copying transport. */
+vnx_status_t vnxi_exfer_copy_chunk(vnxi_exfer_t *exfer, size_t chunk,
+                                   vnx_error_t *error);
+
+/* All bytes have been written: send the notification and count. */
+vnx_status_t vnxi_exfer_succeed(vnxi_exfer_t *exfer, vnx_error_t *error);
+
+/* Count a transfer as in flight, or no more. */
+void vnxi_exfer_take_off(vnxi_exfer_t *exfer);
+void vnxi_exfer_land(vnxi_engine_t *engine);
+
+/* Start all parts of a transfer that is in flight.  After an error nothing was
+ * started, and nothing is reported. */
 vnx_status_t vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error);
 
-/* Mark the transfer as failed and stop its remaining chunks.  Only the first
- * failure is recorded. */
+/* The same from a copy thread, which may report the end; of a transfer that
+ * has failed or was cancelled, only the end is reported. */
+vnx_status_t vnxi_exfer_start_later(vnxi_exfer_t *exfer, vnx_error_t *error);
+
+/* Mark the transfer as failed and stop its parts.  Only the first failure is
+ * recorded. */
 void vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
                      const vnx_error_t *error);
 
-/* Keep a transfer that is in flight but cannot start yet.  It goes to the copy
- * threads when it can start or has failed, perhaps before this returns. */
-void vnxi_exfer_wait(vnxi_exfer_t *exfer);
+/* Stop its parts soon. */
+void vnxi_exfer_stop(vnxi_exfer_t *exfer);
 
 #endif

@@ -1,10 +1,12 @@
 /*
- * Transfers posted before the owner of a region has confirmed it (confirm.h).
+ * Transfers posted before the owner of a region has confirmed it
+ * (shm/confirm.h).
  *
  * Design notes.  They are in one list per engine, which is empty except in the
  * first moments of a peer.  Every event that may let such a transfer go on, or
  * end it, calls vnxi_native_xfers_look(): an owner's answer, the end of a peer
- * or of the engine, a cancellation, and (through the hub's alarm) a deadline.
+ * or of the engine, a cancellation, and (through the transport's alarm) a
+ * deadline.
  * Transfers that leave the list go to the copy threads, which copy or end
  * them.  So the caller may hold locks, and nothing is reported on the hub's
  * thread.
@@ -27,6 +29,19 @@
 
 /* Retry interval if a copy thread could not be started. */
 #define AGAIN_NS (20u * UINT64_C(1000000))
+
+/* Have a transport that confirms regions call vnxi_native_xfers_look() at that
+ * time. */
+static void
+set_alarm(const vnxi_engine_t *engine, uint64_t when)
+{
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL && port->transport->set_alarm != NULL) {
+            port->transport->set_alarm(port, when);
+        }
+    }
+}
 
 /* Return whether the awaited event has happened or cannot happen any more. */
 static bool
@@ -55,7 +70,7 @@ enter_list(vnxi_exfer_t *exfer, const vnxi_region_t *awaited)
     }
     vnxi_mutex_unlock(&engine->waiting_lock);
     if (enters) {
-        vnxi_hub_alarm(atomic_load(&engine->hub), due);
+        set_alarm(engine, due);
     }
     return enters;
 }
@@ -75,17 +90,17 @@ too_late(const vnxi_exfer_t *exfer, const vnxi_region_t *region,
     return VNX_ERR_TIMEOUT;
 }
 
-/* Hand the transfer to the copy threads, which end it at once if it has failed
- * or was cancelled.  If no thread can be started, retry for as long as it
- * takes: the transfer is in flight, and only the copy threads can report its
- * end. */
+/* Hand the transfer to the copy threads, which start it, or end it at once if
+ * it has failed or was cancelled.  If no thread can be started, retry for as
+ * long as it takes: the transfer is in flight, and only the copy threads can
+ * report its end. */
 static void
 hand_over(vnxi_exfer_t *exfer)
 {
     vnxi_engine_t *engine = exfer->engine;
     vnx_error_t error;
 
-    if (vnxi_exfer_start(exfer, &error) == VNX_OK) {
+    if (vnxi_exfer_start_later(exfer, &error) == VNX_OK) {
         return;
     }
     vnxi_mutex_lock(&engine->waiting_lock);
@@ -93,7 +108,7 @@ hand_over(vnxi_exfer_t *exfer)
     exfer->next = engine->waiting;
     engine->waiting = exfer;
     vnxi_mutex_unlock(&engine->waiting_lock);
-    vnxi_hub_alarm(atomic_load(&engine->hub), vnxi_clock_deadline(AGAIN_NS));
+    set_alarm(engine, vnxi_clock_deadline(AGAIN_NS));
 }
 
 /* Hand it over or put it into the list. */
@@ -160,7 +175,7 @@ vnxi_native_xfers_look(vnxi_engine_t *engine)
 
     vnxi_exfer_t *ready = take_ready(engine, &due);
     if (due != 0) {
-        vnxi_hub_alarm(atomic_load(&engine->hub), due);
+        set_alarm(engine, due);
     }
     while (ready != NULL) {
         vnxi_exfer_t *exfer = ready;

@@ -28,13 +28,13 @@ typedef struct batch {
 } batch_t;
 
 static void
-batch_fill(batch_t *batch, vnxi_walk_t *walk)
+batch_fill(const vnxi_vm_target_t *target, batch_t *batch, vnxi_walk_t *walk)
 {
     vnxi_piece_t piece;
 
     batch->count = 0;
     while (batch->count < BATCH_MAX && vnxi_walk_next(walk, &piece)) {
-        if (piece.direct || piece.len == 0) {
+        if (piece.route != target->route || piece.len == 0) {
             continue;
         }
         batch->local[batch->count] = (struct iovec){
@@ -199,7 +199,7 @@ vnxi_vm_chunk(const vnxi_vm_target_t *target, const vnxi_plan_t *plan,
     batch_t batch;
 
     for (;;) {
-        batch_fill(&batch, &walk);
+        batch_fill(target, &batch, &walk);
         if (batch.count == 0) {
             return VNX_OK;
         }

@@ -9,7 +9,7 @@
 
 #include "engine/native/plan.h"
 
-/* Copy all pieces of a chunk that are not direct between this process and
+/* Copy the pieces of a chunk that have this route between this process and
  * `pid`.  Continues after partial results.  Errors: VNX_ERR_REMOTE_DISCONNECT
  * (the process is gone: ESRCH, or EFAULT and `pidfd` reports its end),
  * VNX_ERR_NOT_ALLOWED (EPERM), VNX_ERR_BACKEND (EFAULT: the cause names the
@@ -18,6 +18,7 @@
 typedef struct vnxi_vm_target {
     pid_t pid;
     int pidfd;
+    uint32_t route; /* of the pieces to copy */
     const atomic_bool *stop;
     const char *operation;
 } vnxi_vm_target_t;

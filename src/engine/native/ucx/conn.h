@@ -21,13 +21,17 @@ typedef struct vnxi_ucx_conn vnxi_ucx_conn_t;
 #define VNXI_UCX_ADDRESS_MAX (64u << 10)
 #define VNXI_UCX_NOTIF_QUEUE_MAX (256u << 20)
 
-/* Create a connection to this address (copied), and start connecting in the
- * background from worker 0 and from the other running workers.  The caller
- * gets one reference.  VNX_ERR_MISMATCH: not a possible address;
+/* Create a connection to this address (copied).  It connects when it is used.
+ * The caller gets one reference.  VNX_ERR_MISMATCH: not a possible address;
  * VNX_ERR_NO_MEMORY.  `cookie` is for `lost`. */
-vnx_status_t vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address,
-                                size_t len, uintptr_t cookie,
-                                vnxi_ucx_conn_t **conn_p, vnx_error_t *error);
+vnx_status_t vnxi_ucx_conn_create(vnxi_ucx_t *ucx, const void *address,
+                                  size_t len, uintptr_t cookie,
+                                  vnxi_ucx_conn_t **conn_p,
+                                  vnx_error_t *error);
+
+/* Start connecting in the background from worker 0 and from the other running
+ * workers. */
+void vnxi_ucx_conn_begin(vnxi_ucx_conn_t *conn);
 bool vnxi_ucx_conn_is_to(const vnxi_ucx_conn_t *conn, const void *address,
                          size_t len);
 

@@ -1,5 +1,5 @@
 /*
- * Opening connections, and connecting in the background.
+ * Creating connections, and connecting in the background.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -50,7 +50,7 @@ vnxi_ucx_conn_warm_up(vnxi_ucx_conn_t *conn)
     }
 }
 
-/* -- Opening ---------------------------------------------------------------
+/* -- Creating --------------------------------------------------------------
  */
 
 /* UCX may read beyond a hostile address that is cut short; how far is unknown.
@@ -87,8 +87,8 @@ conn_alloc(vnxi_ucx_t *ucx, const void *address, size_t len)
  * to a process that has ended, it keeps the sockets that it opened for the
  * endpoint; and a peer is most likely to be alive when its metadata arrives.
  */
-static void
-begin(vnxi_ucx_conn_t *conn)
+void
+vnxi_ucx_conn_begin(vnxi_ucx_conn_t *conn)
 {
     warm_up(&conn->eps[0], vnxi_ucx_worker_push);
     for (unsigned i = 1; i < conn->ucx->worker_count; i++) {
@@ -97,9 +97,9 @@ begin(vnxi_ucx_conn_t *conn)
 }
 
 vnx_status_t
-vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
-                   uintptr_t cookie, vnxi_ucx_conn_t **conn_p,
-                   vnx_error_t *error)
+vnxi_ucx_conn_create(vnxi_ucx_t *ucx, const void *address, size_t len,
+                     uintptr_t cookie, vnxi_ucx_conn_t **conn_p,
+                     vnx_error_t *error)
 {
     if (len == 0 || len > VNXI_UCX_ADDRESS_MAX) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
@@ -110,7 +110,6 @@ vnxi_ucx_conn_open(vnxi_ucx_t *ucx, const void *address, size_t len,
         return vnxi_error_no_memory(error, "add_remote_agent", len + PADDING);
     }
     conn->cookie = cookie;
-    begin(conn);
     *conn_p = conn;
     return VNX_OK;
 }

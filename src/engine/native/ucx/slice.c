@@ -45,32 +45,69 @@ holds(const vnxi_region_t *region, uint64_t addr)
     return region->addr <= addr && addr < vnxi_region_end(region);
 }
 
-/* Find a region of the list that holds this address.  Every row lies in a
- * region, so it exists.  Regions are sorted by device, then by address. */
+/* Find a region of the list that holds this address, from the end.  Regions
+ * are sorted by device, then by address.  Of nested ones, UCX may know only
+ * some: *at_p is where to go on. */
 static const vnxi_region_t *
-find_region(const vnxi_list_t *list, uint64_t addr)
+find_region(const vnxi_list_t *list, uint64_t addr, size_t *at_p)
+{
+    while (*at_p > 0) {
+        const vnxi_region_t *region = list->regions[--*at_p];
+        if (holds(region, addr)) {
+            return region;
+        }
+    }
+    return NULL;
+}
+
+/* Where the search for an address begins: after all regions that may hold it.
+ */
+static size_t
+search_from(const vnxi_list_t *list, uint64_t addr)
 {
     size_t low = 0, high = list->region_count;
     vnxi_region_t *const *regions = list->regions;
 
-    if (high > 0 && regions[0]->dev == regions[high - 1]->dev) {
-        while (low < high) {
-            size_t middle = low + (high - low) / 2;
-            if (regions[middle]->addr <= addr) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-    } else {
-        low = high;
+    if (regions[0]->dev != regions[high - 1]->dev) {
+        return high;
     }
-    while (low-- > 0) {
-        if (holds(regions[low], addr)) {
-            return regions[low];
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (regions[middle]->addr <= addr) {
+            low = middle + 1;
+        } else {
+            high = middle;
         }
     }
-    return NULL;
+    return low;
+}
+
+static void
+find_local(vnxi_ucx_slice_t *slice)
+{
+    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
+    size_t at = search_from(args->local, slice->piece.local);
+
+    do {
+        slice->local = find_region(args->local, slice->piece.local, &at);
+        slice->mem = slice->local != NULL
+                         ? args->mem_of(args->owner, slice->local)
+                         : NULL;
+    } while (slice->mem == NULL && at > 0);
+}
+
+static void
+find_remote(vnxi_ucx_slice_t *slice)
+{
+    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
+    size_t at = search_from(args->remote, slice->piece.remote);
+
+    do {
+        slice->remote = find_region(args->remote, slice->piece.remote, &at);
+        slice->key = slice->remote != NULL
+                         ? args->key_of(args->owner, slice->remote)
+                         : NULL;
+    } while (slice->key == NULL && at > 0);
 }
 
 /* Find both sides' regions at the start of the piece, and the length within
@@ -78,14 +115,13 @@ find_region(const vnxi_list_t *list, uint64_t addr)
 static bool
 find_regions(vnxi_ucx_slice_t *slice, uint64_t *len_p)
 {
-    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
     const vnxi_piece_t *piece = &slice->piece;
 
     if (slice->local == NULL || !holds(slice->local, piece->local)) {
-        slice->local = find_region(args->local, piece->local);
+        find_local(slice);
     }
     if (slice->remote == NULL || !holds(slice->remote, piece->remote)) {
-        slice->remote = find_region(args->remote, piece->remote);
+        find_remote(slice);
     }
     if (slice->local == NULL || slice->remote == NULL) {
         return false;
@@ -146,14 +182,12 @@ static bool
 find_handles(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t *memory_p,
              vnxi_ucp_rkey_t *key_p)
 {
-    const vnxi_ucx_xfer_args_t *args = &slice->xfer->args;
-    vnxi_ucx_mem_t *mem = args->mem_of(slice->local);
-    vnxi_ucx_key_t *key = args->key_of(slice->remote);
+    const vnxi_ucx_mem_t *mem = slice->mem;
     vnxi_ucs_status_t status = VNXI_UCS_ERR_INVALID_PARAM;
 
     *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
-    if (key != NULL && *memory_p != NULL) {
-        status = vnxi_ucx_key_handle(key, slice->ep, key_p);
+    if (slice->key != NULL && *memory_p != NULL) {
+        status = vnxi_ucx_key_handle(slice->key, slice->ep, key_p);
     }
     if (status != VNXI_UCS_OK) {
         fail(slice, status, "its key for the region cannot be used",
@@ -228,14 +262,18 @@ take_chunk(vnxi_ucx_slice_t *slice)
 static bool
 next_piece(vnxi_ucx_slice_t *slice)
 {
+    const uint32_t route = slice->xfer->args.route;
     vnxi_piece_t *piece = &slice->piece, part;
-    if (!vnxi_walk_next(&slice->walk, piece)) {
-        return false;
-    }
+
+    do {
+        if (!vnxi_walk_next(&slice->walk, piece)) {
+            return false;
+        }
+    } while (piece->route != route);
     part = *piece;
     for (vnxi_walk_t ahead = slice->walk;
          part.len == VNXI_PIECE_MAX && piece->len < VNXI_UCX_PIECE_BYTES &&
-         vnxi_walk_next(&ahead, &part) &&
+         vnxi_walk_next(&ahead, &part) && part.route == route &&
          part.local == piece->local + piece->len &&
          part.remote == piece->remote + piece->len;
          slice->walk = ahead) {

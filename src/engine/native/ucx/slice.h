@@ -27,6 +27,8 @@ typedef struct vnxi_ucx_slice {
     uint64_t opening;   /* the ep's, at the first piece; 0: none posted */
     uint64_t moved_at, grace_end;
     const vnxi_region_t *local, *remote; /* of the last piece */
+    vnxi_ucx_mem_t *mem;                 /* of local; NULL: none */
+    vnxi_ucx_key_t *key;                 /* of remote; NULL: none */
 } vnxi_ucx_slice_t;
 
 typedef enum vnxi_ucx_failing {

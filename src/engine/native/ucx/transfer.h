@@ -24,10 +24,12 @@ typedef struct vnxi_ucx_xfer_args {
     vnxi_ucx_conn_t *conn;   /* retained */
     const vnxi_plan_t *plan; /* must stay valid, like both lists */
     vnx_op_t op;
+    uint32_t route; /* of the pieces to move; the others are skipped */
     const vnxi_list_t *local, *remote;
-    /* A region's UCX memory or key; NULL: none, and its pieces fail. */
-    vnxi_ucx_mem_t *(*mem_of)(const vnxi_region_t *region);
-    vnxi_ucx_key_t *(*key_of)(const vnxi_region_t *region);
+    /* A region's UCX memory or key; NULL: none.  Any thread. */
+    void *owner; /* for these two */
+    vnxi_ucx_mem_t *(*mem_of)(void *owner, const vnxi_region_t *region);
+    vnxi_ucx_key_t *(*key_of)(void *owner, const vnxi_region_t *region);
 
     void *context;
     /* Check whether the transfer may go on; returns the reason if not.  Called

@@ -2,8 +2,8 @@
  * Copying inside this process: between two of its agents, and from or to a
  * mapped region of a peer.
  */
-#ifndef VNXI_NATIVE_COPY_H
-#define VNXI_NATIVE_COPY_H
+#ifndef VNXI_NATIVE_PROCESS_COPY_H
+#define VNXI_NATIVE_PROCESS_COPY_H
 
 #include <stddef.h>
 #include <vnx/vnx.h>
@@ -15,9 +15,10 @@
  * will not read soon.  Any alignment.  Ends with a store fence. */
 void vnxi_copy_stream(void *target, const void *source, size_t len);
 
-/* Copy all direct pieces of a chunk: with plain stores if the whole transfer
- * has at most VNXI_COPY_STREAM_FROM bytes, else with non-temporal stores.
- * Pieces whose two ranges are equal or overlap are moved as by memmove(). */
+/* Copy the pieces of a chunk with the route VNXI_ROUTE_COPY: with plain stores
+ * if the whole transfer has at most VNXI_COPY_STREAM_FROM bytes, else with
+ * non-temporal stores. Pieces whose two ranges are equal or overlap are moved
+ * as by memmove(). */
 #define VNXI_COPY_STREAM_FROM (1u << 20)
 void vnxi_copy_chunk(const vnxi_plan_t *plan, size_t chunk, vnx_op_t op);
 

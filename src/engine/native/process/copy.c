@@ -6,7 +6,7 @@
  * and a tail.  The fence that makes the lines visible comes once, at the end
  * of the chunk.
  */
-#include "engine/native/copy.h"
+#include "engine/native/process/copy.h"
 
 #include <string.h>
 
@@ -147,10 +147,10 @@ prefetch(const char *source, size_t len)
 }
 
 static inline bool
-next_direct(vnxi_walk_t *walk, vnxi_piece_t *piece_p)
+next_copied(vnxi_walk_t *walk, vnxi_piece_t *piece_p)
 {
     while (vnxi_walk_next(walk, piece_p)) {
-        if (piece_p->direct) {
+        if (piece_p->route == VNXI_ROUTE_COPY) {
             return true;
         }
     }
@@ -164,10 +164,10 @@ vnxi_copy_chunk(const vnxi_plan_t *plan, size_t chunk, vnx_op_t op)
     vnxi_walk_t walk = vnxi_plan_walk(plan, chunk);
     vnxi_piece_t piece, next;
 
-    for (bool more = next_direct(&walk, &piece); more; piece = next) {
+    for (bool more = next_copied(&walk, &piece); more; piece = next) {
         char *local = (char *)(uintptr_t)piece.local;
         char *remote = (char *)(uintptr_t)piece.remote;
-        more = next_direct(&walk, &next);
+        more = next_copied(&walk, &next);
         if (more) {
             prefetch((const char *)(uintptr_t)(op == VNX_OP_READ ? next.remote
                                                                  : next.local),

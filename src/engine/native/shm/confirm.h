@@ -4,11 +4,11 @@
  * Metadata proves nothing: anybody can put another address, another name or
  * another file into a good blob.  The checks of link_open.c prove which
  * process is at the other end of a link, and that process is asked.  A region
- * received by metadata over SHM is UNCONFIRMED (region.h): lists can be
- * prepared on it, but its bytes are neither read nor written.  As soon as
- * metadata is loaded, the owner is asked over the link about all unconfirmed
- * regions, VNXI_LINK_ROWS_MAX at a time.  A question gives memory type,
- * address, length, device, and how the region is shared, because that
+ * of a peer with a link, of any kind of memory, is UNCONFIRMED (region.h):
+ * lists can be prepared on it, but its bytes are neither read nor written.  As
+ * soon as metadata is loaded, the owner is asked over the link about all
+ * unconfirmed regions, VNXI_LINK_ROWS_MAX at a time.  A question gives memory
+ * type, address, length, device, and how the region is shared, because that
  * determines which memory is behind the address.  The next question is sent
  * after the answer, so a large blob delays neither the hub nor notifications
  * between the two agents.  The owner also checks its name, which is in HELLO.
@@ -31,10 +31,10 @@
  * An answer that does not fit the question, or whose epoch is lower than one
  * that the owner sent before, ends the link and with it the peer.
  *
- * Transfers on unconfirmed regions wait: xfer_wait.c.
+ * Transfers on unconfirmed regions wait: native/xfer_wait.c.
  */
-#ifndef VNXI_NATIVE_CONFIRM_H
-#define VNXI_NATIVE_CONFIRM_H
+#ifndef VNXI_NATIVE_SHM_CONFIRM_H
+#define VNXI_NATIVE_SHM_CONFIRM_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -43,9 +43,9 @@
 #include "engine/native/shm/link.h"
 #include "engine/parts/region.h"
 
-typedef struct vnxi_native_peer vnxi_native_peer_t;
+typedef struct vnxi_shm_conn vnxi_shm_conn_t;
 
-/* The questions to a peer; protected by the peer's lock.  All zeros: none. */
+/* The questions to a peer; protected by the conn's lock.  All zeros: none. */
 typedef struct vnxi_confirm {
     vnxi_region_table_t *table; /* retained: the table being asked about */
     size_t next;                /* index in `table` at which to go on */
@@ -53,7 +53,7 @@ typedef struct vnxi_confirm {
                                    question; `table` holds them */
     size_t asked_count;
     bool is_open;   /* a question was sent and has not been answered */
-    bool again;     /* after the answer, start again with the peer's current
+    bool again;     /* after the answer, start again with the conn's current
                        table */
     uint64_t token; /* of the last question */
     uint64_t heard; /* the highest epoch that the owner has sent */
@@ -63,20 +63,16 @@ typedef struct vnxi_confirm {
 
 void vnxi_confirm_fini(vnxi_confirm_t *confirm);
 
-/* The peer has a new table: ask for its unconfirmed regions.  Any thread. */
-void vnxi_confirm_ask(vnxi_native_peer_t *peer);
+/* The conn has a new table: ask for its unconfirmed regions.  Any thread. */
+void vnxi_confirm_ask(vnxi_shm_conn_t *conn);
 
-/* The owner has revoked this region of the peer's table (NULL: not in the
- * table).  Requires the peer's lock.  If this returns true, the caller calls
- * vnxi_confirm_ask() after releasing the lock. */
-bool vnxi_confirm_revoked(vnxi_native_peer_t *peer, vnxi_region_t *region,
-                          uint64_t epoch);
-
-/* Handlers of the hub's events `confirm` and `confirmed`; the context is the
- * engine. */
-uint64_t vnxi_confirm_on_question(void *engine, const vnxi_link_row_t *rows,
+/* Handlers of the hub's events `confirm`, `confirmed` and `revoked`; the
+ * context is the port. */
+uint64_t vnxi_confirm_on_question(void *port, const vnxi_link_row_t *rows,
                                   size_t count, bool *refused_p);
-bool vnxi_confirm_on_answer(void *engine, vnxi_link_t *link,
+bool vnxi_confirm_on_answer(void *port, vnxi_link_t *link,
                             const vnxi_link_answer_t *answer);
+void vnxi_confirm_on_revoked(void *port, vnxi_link_t *link, uint64_t epoch,
+                             vnx_mem_t mem, const vnx_desc_t *desc);
 
 #endif

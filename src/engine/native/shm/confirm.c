@@ -1,10 +1,9 @@
-#include "engine/native/confirm.h"
+#include "engine/native/shm/confirm.h"
 
 #include <stdlib.h>
 
 #include "base/error.h"
-#include "engine/native/native.h"
-#include "engine/native/reach.h"
+#include "engine/native/shm/shm.h"
 
 /* -- The owner ------------------------------------------------------------ */
 
@@ -17,15 +16,22 @@ is_same_map_info(const vnxi_map_info_t *a, const vnxi_map_info_t *b)
                      a->st_ino == b->st_ino;
 }
 
-/* Return whether the region is registered, published for SHM, and shared as
- * the row says. */
-static bool
-is_ours(const vnxi_region_t *region, const vnxi_link_row_t *row)
+static vnxi_map_info_t
+map_info_of(const vnxi_port_t *port, const vnxi_region_t *region)
 {
-    if (region == NULL || region->mem != VNX_MEM_DRAM) {
+    return vnxi_shm_slot_map_info(
+        vnxi_region_slot(region, port->config.number));
+}
+
+/* Return whether the region is registered, and shared as the row says. */
+static bool
+is_ours(const vnxi_port_t *port, const vnxi_region_t *region,
+        const vnxi_link_row_t *row)
+{
+    if (region == NULL) {
         return false;
     }
-    const vnxi_map_info_t map_info = vnxi_region_map_info(region);
+    const vnxi_map_info_t map_info = map_info_of(port, region);
     return is_same_map_info(&map_info, &row->map_info);
 }
 
@@ -33,7 +39,7 @@ uint64_t
 vnxi_confirm_on_question(void *context, const vnxi_link_row_t *rows,
                          size_t count, bool *refused_p)
 {
-    vnxi_engine_t *engine = context;
+    const vnxi_port_t *port = context;
     vnxi_region_t keys[VNXI_HUB_ROWS_MAX] = {0};
     vnxi_region_t *found[VNXI_HUB_ROWS_MAX];
 
@@ -43,9 +49,10 @@ vnxi_confirm_on_question(void *context, const vnxi_link_row_t *rows,
                                   .len = rows[i].desc.len,
                                   .dev = rows[i].desc.dev};
     }
-    uint64_t epoch = vnxi_registry_find(engine->registry, keys, count, found);
+    uint64_t epoch =
+        vnxi_registry_find(port->config.registry, keys, count, found);
     for (size_t i = 0; i < count; i++) {
-        refused_p[i] = !is_ours(found[i], &rows[i]);
+        refused_p[i] = !is_ours(port, found[i], &rows[i]);
         vnxi_region_release(found[i]);
     }
     return epoch;
@@ -65,9 +72,9 @@ vnxi_confirm_fini(vnxi_confirm_t *confirm)
 /* A peer's descriptor number is not kept here; a shared region is identified
  * by its file. */
 static vnxi_link_row_t
-row_of(const vnxi_region_t *region)
+row_of(const vnxi_port_t *port, const vnxi_region_t *region)
 {
-    vnxi_map_info_t map_info = vnxi_region_map_info(region);
+    vnxi_map_info_t map_info = map_info_of(port, region);
 
     map_info.fd = map_info.st_ino != 0 ? 0 : -1;
     return (vnxi_link_row_t){
@@ -100,8 +107,9 @@ make_room_lock_held(vnxi_confirm_t *confirm, question_t *question)
 }
 
 static void
-take_rows_lock_held(vnxi_confirm_t *confirm, question_t *question)
+take_rows_lock_held(vnxi_shm_conn_t *conn, question_t *question)
 {
+    vnxi_confirm_t *confirm = &conn->confirm;
     size_t end = vnxi_region_table_count(confirm->table);
 
     while (confirm->next < end && question->count < VNXI_LINK_ROWS_MAX) {
@@ -109,7 +117,8 @@ take_rows_lock_held(vnxi_confirm_t *confirm, question_t *question)
             vnxi_region_table_at(confirm->table, confirm->next++);
         if (vnxi_region_state(region) == VNXI_REGION_UNCONFIRMED) {
             confirm->asked[question->count] = region;
-            question->rows[question->count++] = row_of(region);
+            question->rows[question->count++] =
+                row_of(conn->base.port, region);
         }
     }
 }
@@ -130,39 +139,40 @@ skip_settled_lock_held(vnxi_confirm_t *confirm)
 /* The metadata has an epoch that the owner has not sent yet.  Only the owner
  * can confirm it: a question without rows asks for its epoch. */
 static bool
-asks_for_epoch(const vnxi_native_peer_t *peer)
+asks_for_epoch(const vnxi_shm_conn_t *conn)
 {
-    return peer->epoch > peer->confirm.heard;
+    return conn->epoch > conn->confirm.heard;
 }
 
 /* Make the next question, if there is one.  False: no memory. */
 static bool
-make_question_lock_held(vnxi_native_peer_t *peer, question_t *question)
+make_question_lock_held(vnxi_shm_conn_t *conn, question_t *question)
 {
-    vnxi_confirm_t *confirm = &peer->confirm;
+    vnxi_confirm_t *confirm = &conn->confirm;
 
     skip_settled_lock_held(confirm);
     if (confirm->next == vnxi_region_table_count(confirm->table) &&
-        !asks_for_epoch(peer)) {
+        !asks_for_epoch(conn)) {
         vnxi_confirm_fini(confirm);
         return true;
     }
     if (!make_room_lock_held(confirm, question)) {
         return false;
     }
-    take_rows_lock_held(confirm, question);
+    take_rows_lock_held(conn, question);
     confirm->asked_count = question->count;
     confirm->is_open = true;
     confirm->least = confirm->heard;
     question->token = ++confirm->token;
-    question->link = vnxi_link_retain(peer->link);
+    question->link = vnxi_link_retain(conn->link);
     return true;
 }
 
 /* If the link has ended, it reports its end itself, with the cause. */
 static void
-send_question(vnxi_native_peer_t *peer, bool has_memory, question_t *question)
+send_question(vnxi_shm_conn_t *conn, bool has_memory, question_t *question)
 {
+    const vnxi_port_host_t *host = &conn->base.port->config.host;
     vnx_status_t status = VNX_OK;
     vnx_error_t error;
 
@@ -176,36 +186,37 @@ send_question(vnxi_native_peer_t *peer, bool has_memory, question_t *question)
     vnxi_link_release(question->link);
     free(question->rows);
     if (status != VNX_OK && status != VNX_ERR_REMOTE_DISCONNECT) {
-        vnxi_native_peer_lose(peer, error.cause);
+        host->lost(host->context, conn->base.port->transport, conn->id,
+                   error.cause);
     }
 }
 
 static void
-begin_lock_held(vnxi_native_peer_t *peer)
+begin_lock_held(vnxi_shm_conn_t *conn)
 {
-    vnxi_confirm_t *confirm = &peer->confirm;
+    vnxi_confirm_t *confirm = &conn->confirm;
 
     vnxi_confirm_fini(confirm);
-    confirm->table = vnxi_region_table_retain(peer->table);
+    confirm->table = vnxi_region_table_retain(conn->table);
     confirm->next = 0;
     confirm->again = false;
 }
 
 void
-vnxi_confirm_ask(vnxi_native_peer_t *peer)
+vnxi_confirm_ask(vnxi_shm_conn_t *conn)
 {
     question_t question = {0};
     bool has_memory = true;
 
-    vnxi_mutex_lock(&peer->lock);
-    if (peer->confirm.is_open) {
-        peer->confirm.again = true;
+    vnxi_mutex_lock(&conn->lock);
+    if (conn->confirm.is_open) {
+        conn->confirm.again = true;
     } else {
-        begin_lock_held(peer);
-        has_memory = make_question_lock_held(peer, &question);
+        begin_lock_held(conn);
+        has_memory = make_question_lock_held(conn, &question);
     }
-    vnxi_mutex_unlock(&peer->lock);
-    send_question(peer, has_memory, &question);
+    vnxi_mutex_unlock(&conn->lock);
+    send_question(conn, has_memory, &question);
 }
 
 /* -- Messages from the owner ---------------------------------------------- */
@@ -216,26 +227,48 @@ hear_lock_held(vnxi_confirm_t *confirm, uint64_t epoch)
     confirm->heard = epoch > confirm->heard ? epoch : confirm->heard;
 }
 
-bool
-vnxi_confirm_revoked(vnxi_native_peer_t *peer, vnxi_region_t *region,
-                     uint64_t epoch)
+/* True: the caller calls vnxi_confirm_ask() after releasing the lock. */
+static bool
+revoked_lock_held(vnxi_shm_conn_t *conn, vnxi_region_t *region, uint64_t epoch)
 {
-    vnxi_confirm_t *confirm = &peer->confirm;
     vnxi_native_region_t *known = vnxi_native_region(region);
 
-    hear_lock_held(confirm, epoch);
+    hear_lock_held(&conn->confirm, epoch);
     if (region == NULL || vnxi_region_is_gone(region) ||
         (vnxi_region_state(region) == VNXI_REGION_USABLE &&
          epoch <= known->proved)) {
         return false;
     }
-    if (known->epoch < epoch) {
+    if (atomic_load(&known->epoch) < epoch) {
         vnxi_region_revoke(region);
         return false;
     }
     known->proved = epoch > known->proved ? epoch : known->proved;
     vnxi_region_doubt(region);
     return true;
+}
+
+/* A conn without a table has not asked about any region. */
+static void
+revoked(vnxi_shm_conn_t *conn, uint64_t epoch, vnx_mem_t mem,
+        const vnx_desc_t *desc)
+{
+    const vnxi_port_host_t *host = &conn->base.port->config.host;
+    bool asks = false;
+
+    vnxi_mutex_lock(&conn->lock);
+    if (conn->table != NULL) {
+        asks = revoked_lock_held(conn,
+                                 vnxi_region_table_exact(conn->table, mem,
+                                                         desc->addr, desc->len,
+                                                         desc->dev),
+                                 epoch);
+    }
+    vnxi_mutex_unlock(&conn->lock);
+    if (asks) {
+        vnxi_confirm_ask(conn);
+    }
+    host->changed(host->context);
 }
 
 static bool
@@ -271,42 +304,75 @@ apply_lock_held(const vnxi_confirm_t *confirm,
 }
 
 static bool
-answered(vnxi_native_peer_t *peer, const vnxi_link_answer_t *answer)
+answered(vnxi_shm_conn_t *conn, const vnxi_link_answer_t *answer)
 {
+    const vnxi_port_host_t *host = &conn->base.port->config.host;
     question_t question = {0};
-    vnxi_confirm_t *confirm = &peer->confirm;
+    vnxi_confirm_t *confirm = &conn->confirm;
+    uint64_t false_epoch = 0;
 
-    vnxi_mutex_lock(&peer->lock);
+    vnxi_mutex_lock(&conn->lock);
     if (!fits_lock_held(confirm, answer)) {
-        vnxi_mutex_unlock(&peer->lock);
+        vnxi_mutex_unlock(&conn->lock);
         return false;
     }
     apply_lock_held(confirm, answer);
     confirm->is_open = false;
     hear_lock_held(confirm, answer->epoch);
     if (confirm->again) {
-        begin_lock_held(peer);
-    } else if (peer->epoch > answer->epoch) {
-        peer->epoch = 0; /* the metadata gave a false epoch: accept any
-                            epoch from now on */
+        begin_lock_held(conn);
+    } else if (conn->epoch > answer->epoch) {
+        false_epoch = conn->epoch;
+        conn->epoch = 0;
     }
-    bool has_memory = make_question_lock_held(peer, &question);
-    vnxi_mutex_unlock(&peer->lock);
-    send_question(peer, has_memory, &question);
-    vnxi_native_xfers_look(peer->engine);
+    bool has_memory = make_question_lock_held(conn, &question);
+    vnxi_mutex_unlock(&conn->lock);
+    if (false_epoch != 0) {
+        host->false_epoch(host->context, &conn->base, false_epoch);
+    }
+    send_question(conn, has_memory, &question);
+    host->changed(host->context);
     return true;
 }
 
+/* Find the conn of a link; to be dropped.  NULL: it was closed. */
+static vnxi_shm_conn_t *
+hold(const vnxi_port_t *port, const vnxi_link_t *link)
+{
+    const vnxi_port_host_t *host = &port->config.host;
+    return (vnxi_shm_conn_t *)host->hold(host->context, port->transport,
+                                         (uintptr_t)vnxi_link_cookie(link));
+}
+
+static void
+drop(const vnxi_port_t *port, vnxi_shm_conn_t *conn)
+{
+    const vnxi_port_host_t *host = &port->config.host;
+    host->drop(host->context, &conn->base);
+}
+
 bool
-vnxi_confirm_on_answer(void *context, vnxi_link_t *link,
+vnxi_confirm_on_answer(void *port, vnxi_link_t *link,
                        const vnxi_link_answer_t *answer)
 {
-    vnxi_native_peer_t *peer = vnxi_native_peer_by_link(context, link);
+    vnxi_shm_conn_t *conn = hold(port, link);
     bool fits = true;
 
-    if (peer != NULL) {
-        fits = answered(peer, answer);
-        vnxi_peer_release(&peer->base);
+    if (conn != NULL) {
+        fits = answered(conn, answer);
+        drop(port, conn);
     }
     return fits;
+}
+
+void
+vnxi_confirm_on_revoked(void *port, vnxi_link_t *link, uint64_t epoch,
+                        vnx_mem_t mem, const vnx_desc_t *desc)
+{
+    vnxi_shm_conn_t *conn = hold(port, link);
+
+    if (conn != NULL) {
+        revoked(conn, epoch, mem, desc);
+        drop(port, conn);
+    }
 }

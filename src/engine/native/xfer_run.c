@@ -1,0 +1,365 @@
+/*
+ * Design notes.  The copying part is a task of the copy threads, chunk by
+ * chunk.  Before each chunk a thread checks whether to go on: the transfer may
+ * be cancelled, the peer gone, the engine stopped, a region deregistered, or
+ * another part failed.  The other parts check the same by
+ * vnxi_exfer_check_part().  The first thread to fail writes the error.  After
+ * the report of the end the transfer may be freed, so nothing touches it.
+ *
+ * A transfer with one part needs no counter of parts.  One with several counts
+ * one more while they are started, so that it does not end during that.
+ */
+#include <string.h>
+
+#include "base/error.h"
+#include "engine/native/xfer.h"
+#include "engine/parts/pairs.h"
+
+/* -- Stopping and failing --------------------------------------------------
+ */
+
+void
+vnxi_exfer_stop(vnxi_exfer_t *exfer)
+{
+    atomic_store(&exfer->stop, true);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (exfer->parts[t] != NULL) {
+            vnxi_transports[t]->part_cancel(exfer->parts[t]);
+        }
+    }
+}
+
+void
+vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
+                const vnx_error_t *error)
+{
+    if (!atomic_exchange(&exfer->failing, true)) {
+        exfer->error = *error;
+        exfer->status = status;
+    }
+    vnxi_exfer_stop(exfer);
+}
+
+/* -- Checks ----------------------------------------------------------------
+ */
+
+static vnx_status_t
+check_lists(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    uint64_t now = vnxi_region_revocations();
+    const vnxi_peer_t *peer = &exfer->peer->base;
+    vnx_status_t status =
+        vnxi_pairs_check_regions(exfer->local, "local", peer, error);
+    if (status == VNX_OK) {
+        status =
+            vnxi_pairs_check_regions(exfer->remote, "remote", peer, error);
+    }
+    if (status == VNX_OK) {
+        atomic_store_explicit(&exfer->revocations, now, memory_order_relaxed);
+    }
+    return status;
+}
+
+/* Check whether copying may go on; returns the reason if not. */
+static vnx_status_t
+check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    if (vnxi_native_peer_gone(exfer->peer)) {
+        return vnxi_native_peer_error(exfer->peer, "transfer", error);
+    }
+    if (atomic_load(&exfer->engine->stopped)) {
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                              "the agent was closed");
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_exfer_check(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnx_status_t status = check_on(exfer, error);
+    return status == VNX_OK ? check_lists(exfer, error) : status;
+}
+
+/* Check the lists only if any region in the process was revoked since the last
+ * check. */
+static vnx_status_t
+check_go_on(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnx_status_t status = check_on(exfer, error);
+    if (status == VNX_OK &&
+        atomic_load_explicit(&exfer->revocations, memory_order_relaxed) !=
+            vnxi_region_revocations()) {
+        status = check_lists(exfer, error);
+    }
+    if (status == VNX_IN_PROG) {
+        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+                                "a remote region was deregistered while the "
+                                "transfer was in progress");
+        vnxi_error_peer(error, exfer->peer->base.name,
+                        exfer->peer->base.name_len);
+    }
+    return status;
+}
+
+static vnx_status_t
+fail_cancelled(vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+                          "the transfer was cancelled");
+}
+
+/* A part may be posted after its transfer was stopped. */
+vnx_status_t
+vnxi_exfer_check_part(void *context, vnx_error_t *error)
+{
+    vnxi_exfer_t *exfer = context;
+    return atomic_load(&exfer->stop) ? fail_cancelled(error)
+                                     : check_go_on(exfer, error);
+}
+
+/* -- The end ---------------------------------------------------------------
+ */
+
+void
+vnxi_exfer_take_off(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_t *engine = exfer->engine;
+    vnxi_mutex_lock(&engine->flight_lock);
+    engine->in_flight++;
+    vnxi_mutex_unlock(&engine->flight_lock);
+}
+
+void
+vnxi_exfer_land(vnxi_engine_t *engine)
+{
+    vnxi_mutex_lock(&engine->flight_lock);
+    if (--engine->in_flight == 0) {
+        vnxi_cond_broadcast(&engine->landed);
+    }
+    vnxi_mutex_unlock(&engine->flight_lock);
+}
+
+vnx_status_t
+vnxi_exfer_succeed(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    vnxi_native_peer_t *peer = exfer->peer;
+
+    if (exfer->notif != NULL) {
+        vnx_status_t status = vnxi_native_notif_send(&peer->base, exfer->notif,
+                                                     exfer->notif_len, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    }
+    atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&peer->bytes, exfer->plan.bytes,
+                              memory_order_relaxed);
+    return VNX_OK;
+}
+
+/* The status of a transfer whose parts have ended.  If it was stopped without
+ * a failure, it was cancelled. */
+static vnx_status_t
+settle(vnxi_exfer_t *exfer)
+{
+    if (atomic_load(&exfer->failing)) {
+        return exfer->status;
+    }
+    return atomic_load(&exfer->stop)
+               ? fail_cancelled(&exfer->error)
+               : vnxi_exfer_succeed(exfer, &exfer->error);
+}
+
+/* After the report the transfer may be posted again or freed. */
+static void
+report(vnxi_exfer_t *exfer)
+{
+    vnxi_engine_host_t host = exfer->engine->host;
+    vnx_status_t status = settle(exfer);
+    vnx_error_t error;
+
+    if (status != VNX_OK) {
+        error = exfer->error;
+    }
+    vnxi_exfer_land(exfer->engine);
+    host.xfer_done(host.context, exfer->cookie, status,
+                   status != VNX_OK ? &error : NULL);
+}
+
+/* A part has ended, or starting them has. */
+static void
+end_part(vnxi_exfer_t *exfer)
+{
+    if (exfer->part_count == 1 ||
+        atomic_fetch_sub(&exfer->parts_left, 1) == 1) {
+        report(exfer);
+    }
+}
+
+/* If the peer is gone, its cause says more than the part's error. */
+void
+vnxi_exfer_part_done(void *context, vnx_status_t status,
+                     const vnx_error_t *error)
+{
+    vnxi_exfer_t *exfer = context;
+    vnxi_native_peer_t *peer = exfer->peer;
+    vnx_error_t cause;
+
+    if (status != VNX_OK && !atomic_load(&exfer->failing)) {
+        if (status == VNX_ERR_REMOTE_DISCONNECT &&
+            vnxi_native_peer_gone(peer)) {
+            vnxi_native_peer_error(peer, "transfer", &cause);
+        } else {
+            cause = *error;
+            vnxi_error_peer(&cause, peer->base.name, peer->base.name_len);
+        }
+        vnxi_exfer_fail(exfer, status, &cause);
+    }
+    end_part(exfer);
+}
+
+/* -- Copying ---------------------------------------------------------------
+ */
+
+vnx_status_t
+vnxi_exfer_copy_chunk(vnxi_exfer_t *exfer, size_t chunk, vnx_error_t *error)
+{
+    vnxi_native_peer_t *peer = exfer->peer;
+    vnx_status_t status = VNX_OK;
+
+    for (unsigned t = 0; status == VNX_OK && exfer->copied >> t != 0; t++) {
+        if ((exfer->copied >> t & 1) != 0) {
+            status = vnxi_transports[t]->copy_chunk(
+                vnxi_native_conn(peer, t), &exfer->plan, chunk, exfer->op,
+                &exfer->stop, error);
+        }
+    }
+    if (status == VNX_ERR_REMOTE_DISCONNECT) {
+        vnxi_native_peer_lose(peer, error->cause);
+    }
+    if (status != VNX_OK) {
+        vnxi_error_peer(error, peer->base.name, peer->base.name_len);
+    }
+    return status;
+}
+
+static bool
+run_chunk(vnxi_task_t *task, size_t chunk)
+{
+    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
+    vnx_error_t error;
+
+    if (atomic_load_explicit(&exfer->stop, memory_order_acquire)) {
+        return false;
+    }
+    vnx_status_t status = check_go_on(exfer, &error);
+    if (status == VNX_OK) {
+        status = vnxi_exfer_copy_chunk(exfer, chunk, &error);
+    }
+    if (status != VNX_OK) {
+        vnxi_exfer_fail(exfer, status, &error);
+    }
+    return status == VNX_OK;
+}
+
+static void
+copying_done(vnxi_task_t *task)
+{
+    end_part((vnxi_exfer_t *)task);
+}
+
+static vnx_status_t
+start_copying(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    exfer->task = (vnxi_task_t){.run = run_chunk,
+                                .done = copying_done,
+                                .chunks = exfer->plan.chunk_count,
+                                .max_parallel = exfer->engine->num_threads};
+    return vnxi_pool_submit(&exfer->task, error);
+}
+
+/* -- Starting --------------------------------------------------------------
+ */
+
+/* A part that cannot be started fails the transfer, which is in flight. */
+static void
+start_several(vnxi_exfer_t *exfer)
+{
+    vnx_status_t status;
+    vnx_error_t error;
+
+    atomic_store(&exfer->parts_left, exfer->part_count + 1);
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        if (exfer->parts[t] != NULL) {
+            status = vnxi_transports[t]->part_post(exfer->parts[t], &error);
+            if (status < 0) {
+                vnxi_exfer_part_done(exfer, status, &error);
+            }
+        }
+    }
+    if (exfer->copied != 0) {
+        status = start_copying(exfer, &error);
+        if (status != VNX_OK) {
+            vnxi_exfer_part_done(exfer, status, &error);
+        }
+    }
+    end_part(exfer);
+}
+
+vnx_status_t
+vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    if (exfer->part_count > 1) {
+        start_several(exfer);
+        return VNX_IN_PROG;
+    }
+    if (exfer->copied != 0) {
+        vnx_status_t status = start_copying(exfer, error);
+        return status == VNX_OK ? VNX_IN_PROG : status;
+    }
+    unsigned t = 0;
+    while (exfer->parts[t] == NULL) {
+        t++;
+    }
+    return vnxi_transports[t]->part_post(exfer->parts[t], error);
+}
+
+static bool
+run_nothing(vnxi_task_t *task, size_t chunk)
+{
+    (void)task, (void)chunk;
+    return true;
+}
+
+static void
+start_from_task(vnxi_task_t *task)
+{
+    vnxi_exfer_t *exfer = (vnxi_exfer_t *)task;
+    vnx_error_t error;
+
+    if (atomic_load(&exfer->stop)) {
+        report(exfer);
+        return;
+    }
+    vnx_status_t status = vnxi_exfer_start(exfer, &error);
+    if (status < 0) {
+        vnxi_exfer_fail(exfer, status, &error);
+        report(exfer);
+    }
+}
+
+/* Copying alone can start at once: its task ends as soon as it runs if the
+ * transfer was stopped. */
+vnx_status_t
+vnxi_exfer_start_later(vnxi_exfer_t *exfer, vnx_error_t *error)
+{
+    if (exfer->part_count == 1 && exfer->copied != 0) {
+        return start_copying(exfer, error);
+    }
+    exfer->task = (vnxi_task_t){.run = run_nothing,
+                                .done = start_from_task,
+                                .chunks = 1,
+                                .max_parallel = 1};
+    return vnxi_pool_submit(&exfer->task, error);
+}
