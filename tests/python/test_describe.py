@@ -41,7 +41,12 @@ PEER = {
     "notifs_sent": int,
 }
 PEER_OF = {
-    "native": {"pid": int, "regions_direct": int, "regions_confirmed": int},
+    "native": {
+        "pid": int,
+        "regions_direct": int,
+        "regions_confirmed": int,
+        "routes": list,
+    },
     "nixl": {},
 }
 COUNTERS = [
@@ -182,6 +187,24 @@ def test_describe_reports_same_host_transport(engine, pair):
         assert path == "process"
     else:
         assert path in ("SHM", "process_vm", "host"), path
+
+
+def test_describe_explains_every_route(engine, pair):
+    """The first route is that of CPU memory; each faster transport has a
+    reason, each slower one has none."""
+    if engine.name.startswith("nixl"):
+        pytest.skip("NIXL's library chooses among its backends")
+    here, there = pair
+    told = here.agent.describe(there.name)
+    for route in told["routes"]:
+        has_shape(route, {"local": str, "remote": str, "not": dict})
+        assert all(route["not"].values())
+        assert route["transport"] not in route["not"]
+    first = told["routes"][0]
+    assert (first["local"], first["remote"]) == ("DRAM", "DRAM")
+    assert first["transport"] == told["path"]
+    faster = ["process", "SHM", "UCX"]
+    assert list(first["not"]) == faster[: faster.index(told["path"])]
 
 
 def test_peer_counters_follow_transfers(endpoint, other):

@@ -466,13 +466,17 @@ is_over(const borrowed_t *one)
            atomic_load(&one->region->refs) == 1;
 }
 
-/* Make room for one more, and drop the entries of regions that are gone. */
+/* Drop the entries of regions that are gone, and make room for one more. */
 static bool
 grow_lock_held(ucx_conn_t *conn)
 {
     size_t room = 64, count = 0;
 
-    while (room < 4 * (conn->count + 1)) {
+    for (size_t i = 0; i < conn->room; i++) {
+        const borrowed_t *one = &conn->borrowed[i];
+        count += one->region != NULL && !is_over(one);
+    }
+    while (room < 4 * (count + 1)) {
         room *= 2;
     }
     borrowed_t *table = calloc(room, sizeof *table);
@@ -481,15 +485,11 @@ grow_lock_held(ucx_conn_t *conn)
     }
     for (size_t i = 0; i < conn->room; i++) {
         const borrowed_t *one = &conn->borrowed[i];
-        if (one->region == NULL) {
-            continue;
-        }
-        if (is_over(one)) {
+        if (one->region != NULL && is_over(one)) {
             vnxi_ucx_key_release(one->key);
             vnxi_region_release(one->region);
-        } else {
+        } else if (one->region != NULL) {
             *find_borrowed(table, room, one->region) = *one;
-            count++;
         }
     }
     free(conn->borrowed);
