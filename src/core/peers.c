@@ -158,15 +158,15 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
 }
 
 static vnx_status_t
-load_lock_held(vnx_agent_t *agent, const void *blob, size_t len,
-               const void *name, size_t name_len, vnx_error_t *error)
+load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
+               const vnx_bytes_t *name, vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "add_remote_agent", error);
     }
-    vnxi_peer_t *old = find_in_map(agent, name, name_len), *peer;
+    vnxi_peer_t *old = find_in_map(agent, name->data, name->len), *peer;
     vnx_status_t status =
-        agent->ops->peer_load(agent->engine, old, blob, len, &peer, error);
+        agent->ops->peer_load(agent->engine, old, parsed, &peer, error);
     if (status == VNX_OK && peer != old) {
         status = install_peer(agent, peer, old, error);
     }
@@ -174,48 +174,56 @@ load_lock_held(vnx_agent_t *agent, const void *blob, size_t len,
     return status;
 }
 
-vnx_status_t
-vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
-                        vnx_bytes_t *name_p, vnx_error_t *error)
+/* Load a parsed blob of that agent; *name_p is a copy of the name. */
+static vnx_status_t
+load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
+            size_t name_len, vnx_bytes_t *name_p, vnx_error_t *error)
 {
-    const void *name;
-    size_t name_len;
-
-    vnx_status_t status = vnxi_agent_ready(agent, "add_remote_agent", error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    if (agent->signature_key.is_set) {
-        status = vnxi_signature_check(&agent->signature_key, blob, len, error);
-    }
-    if (status == VNX_OK) {
-        status = agent->ops->metadata_name(blob, len, &name, &name_len, error);
-    }
-    if (status != VNX_OK) {
-        return status;
-    }
     if (is_self(agent, name, name_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "add_remote_agent",
                               "the metadata is this agent's own, or that of "
                               "another agent with the name '%s'",
                               agent->name);
     }
-    char *copy = malloc(name_len + 1);
-    if (copy == NULL) {
+    vnx_bytes_t copy = {malloc(name_len + 1), name_len};
+    if (copy.data == NULL) {
         return vnxi_error_no_memory(error, "add_remote_agent", name_len);
     }
-    memcpy(copy, name, name_len);
-    copy[name_len] = '\0';
+    memcpy(copy.data, name, name_len);
+    ((char *)copy.data)[name_len] = '\0';
 
     vnxi_mutex_lock(&agent->load_lock);
-    status = load_lock_held(agent, blob, len, name, name_len, error);
+    vnx_status_t status = load_lock_held(agent, parsed, &copy, error);
     vnxi_mutex_unlock(&agent->load_lock);
     if (status != VNX_OK) {
-        free(copy);
+        free(copy.data);
         return status;
     }
-    *name_p = (vnx_bytes_t){copy, name_len};
+    *name_p = copy;
     return VNX_OK;
+}
+
+vnx_status_t
+vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
+                        vnx_bytes_t *name_p, vnx_error_t *error)
+{
+    vnxi_parsed_t *parsed;
+    const void *name;
+    size_t name_len;
+
+    vnx_status_t status = vnxi_agent_ready(agent, "add_remote_agent", error);
+    if (status == VNX_OK && agent->signature_key.is_set) {
+        status = vnxi_signature_check(&agent->signature_key, blob, len, error);
+    }
+    if (status == VNX_OK) {
+        status = agent->ops->metadata_parse(blob, len, &parsed, &name,
+                                            &name_len, error);
+    }
+    if (status == VNX_OK) {
+        status = load_parsed(agent, parsed, name, name_len, name_p, error);
+        agent->ops->metadata_free(parsed);
+    }
+    return status;
 }
 
 /* Remove a peer from the map and close it; NULL name: any peer.  False: not

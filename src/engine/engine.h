@@ -46,6 +46,7 @@ typedef struct vnxi_engine vnxi_engine_t;   /* defined by the engine */
 typedef struct vnxi_builder vnxi_builder_t; /* defined by the engine */
 typedef struct vnxi_list vnxi_list_t;       /* defined by the engine */
 typedef struct vnxi_exfer vnxi_exfer_t;     /* defined by the engine */
+typedef struct vnxi_parsed vnxi_parsed_t;   /* defined by the engine */
 typedef struct vnxi_engine_ops vnxi_engine_ops_t;
 
 /*
@@ -175,20 +176,23 @@ struct vnxi_engine_ops {
                                      const char *const *backends,
                                      vnx_bytes_t *bytes_p, vnx_error_t *error);
 
-    /* The agent name in a blob; borrowed from the blob.  Checks the syntax of
-     * the whole blob, so a blob that passes is metadata. */
-    vnx_status_t (*metadata_name)(const void *blob, size_t len,
-                                  const void **name_p, size_t *name_len_p,
-                                  vnx_error_t *error);
+    /* Parse a blob, which the result borrows, and get the agent's name in it;
+     * the name is borrowed from the blob.  Checks the syntax of the whole blob,
+     * so a blob that passes is metadata. */
+    vnx_status_t (*metadata_parse)(const void *blob, size_t len,
+                                   vnxi_parsed_t **parsed_p,
+                                   const void **name_p, size_t *name_len_p,
+                                   vnx_error_t *error);
+    void (*metadata_free)(vnxi_parsed_t *parsed);
 
     /* Load a blob.  `current` is the peer now known under the blob's name, or
      * NULL.  If the blob comes from the same instance, update `current` and
      * set *peer_p = current, without a new reference.  Otherwise *peer_p is a
      * new object (with one reference, the caller's) and `current` is
-     * unchanged; the core installs the new one and closes the old one.  Parse
-     * and check everything before changing any state. */
+     * unchanged; the core installs the new one and closes the old one.  Check
+     * everything before changing any state. */
     vnx_status_t (*peer_load)(vnxi_engine_t *engine, vnxi_peer_t *current,
-                              const void *blob, size_t len,
+                              const vnxi_parsed_t *parsed,
                               vnxi_peer_t **peer_p, vnx_error_t *error);
 
     /* The agent itself as a peer, for transfers within its own memory and

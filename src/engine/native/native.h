@@ -1,7 +1,7 @@
 /*
  * The native engine, shared by its files.  A file calls only files that come
- * after it: ops, describe, peer_load, peer_table, blob, backends, memory,
- * native, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan, and
+ * after it: ops, describe, blob, memory, backends, peer_load, peer_table,
+ * native, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan; and
  * the transports by their table only (transport.h).
  *
  * Locks: base/mutex.h.  Transports are called without any lock of this file
@@ -178,7 +178,7 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
  */
 
 vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                                   const void *blob, size_t len,
+                                   const vnxi_parsed_t *parsed,
                                    vnxi_peer_t **peer_p, vnx_error_t *error);
 /* Create a peer without conns and without regions; returns one reference.
  * NULL: no memory. */

@@ -2,8 +2,8 @@
  * Loading a peer's metadata.
  *
  * Design notes.  Everything that can fail comes before the first change: the
- * blob is parsed, the instance recognised, and the new region table built
- * beside the old one.  Then the tables are exchanged, and regions that are
+ * instance is recognised, and the new region table is built beside the old
+ * one.  Then the tables are exchanged, and regions that are
  * gone are revoked, so that lists prepared on them fail when posted.  Regions
  * that stay keep their objects, so lists prepared on them remain valid.
  *
@@ -432,24 +432,14 @@ load(loading_t *loading, vnxi_peer_t *current, vnxi_peer_t **peer_p)
 
 vnx_status_t
 vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                      const void *blob, size_t len, vnxi_peer_t **peer_p,
+                      const vnxi_parsed_t *parsed, vnxi_peer_t **peer_p,
                       vnx_error_t *error)
 {
-    vnxi_metadata_t picture;
-    vnx_error_t local_error;
+    vnx_error_t unused;
     loading_t loading = {.engine = engine,
-                         .blob = &picture,
-                         .error = error != NULL ? error : &local_error};
+                         .blob = &parsed->metadata,
+                         .error = error != NULL ? error : &unused};
 
-    vnx_status_t status =
-        vnxi_metadata_parse(blob, len, &picture, loading.error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = read_conns(&loading);
-    if (status == VNX_OK) {
-        status = load(&loading, current, peer_p);
-    }
-    vnxi_metadata_fini(&picture);
-    return status;
+    vnx_status_t status = read_conns(&loading);
+    return status == VNX_OK ? load(&loading, current, peer_p) : status;
 }

@@ -278,7 +278,7 @@ vnxi_nixl_peer_t *vnxi_nixl_peer_create(vnxi_engine_t *engine,
                                         const void *name, size_t name_len);
 void vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count);
 vnx_status_t vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                                 const void *blob, size_t len,
+                                 const vnxi_parsed_t *parsed,
                                  vnxi_peer_t **peer_p, vnx_error_t *error);
 void vnxi_nixl_peer_close(vnxi_peer_t *peer, const char *cause);
 void vnxi_nixl_peer_destroy(vnxi_peer_t *peer);

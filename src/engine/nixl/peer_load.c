@@ -440,29 +440,22 @@ load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
 
 vnx_status_t
 vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                    const void *blob, size_t len, vnxi_peer_t **peer_p,
+                    const vnxi_parsed_t *parsed, vnxi_peer_t **peer_p,
                     vnx_error_t *error)
 {
-    vnxi_metadata_t picture;
     vnx_error_t unused;
     loading_t loading = {.engine = engine,
-                         .blob = &picture,
-                         .data = blob,
-                         .len = len,
+                         .blob = &parsed->metadata,
+                         .data = parsed->blob,
+                         .len = parsed->len,
                          .error = error != NULL ? error : &unused};
 
-    vnx_status_t status =
-        vnxi_metadata_parse(blob, len, &picture, loading.error);
-    if (status != VNX_OK) {
-        return status;
-    }
-    status = read_conns(&loading);
+    vnx_status_t status = read_conns(&loading);
     if (status == VNX_OK) {
         status =
             load(&loading, current != NULL ? vnxi_nixl_peer(current) : NULL,
                  peer_p);
     }
     vnxi_nixl_conns_free(loading.conns, loading.conn_count);
-    vnxi_metadata_fini(&picture);
     return status;
 }

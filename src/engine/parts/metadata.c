@@ -408,17 +408,34 @@ vnxi_metadata_fini(vnxi_metadata_t *metadata)
 }
 
 vnx_status_t
-vnxi_metadata_name(const void *blob, size_t len, const void **name_p,
-                   size_t *name_len_p, vnx_error_t *error)
+vnxi_parsed_create(const void *blob, size_t len, struct vnxi_parsed **parsed_p,
+                   const void **name_p, size_t *name_len_p, vnx_error_t *error)
 {
-    vnxi_metadata_t metadata;
-    vnx_status_t status = vnxi_metadata_parse(blob, len, &metadata, error);
-    if (status == VNX_OK) {
-        *name_p = metadata.agent.data;
-        *name_len_p = metadata.agent.len;
-        vnxi_metadata_fini(&metadata);
+    struct vnxi_parsed *parsed = malloc(sizeof *parsed);
+    if (parsed == NULL) {
+        return vnxi_error_no_memory(error, VNXI_OP_LOAD, sizeof *parsed);
     }
-    return status;
+    vnx_status_t status =
+        vnxi_metadata_parse(blob, len, &parsed->metadata, error);
+    if (status != VNX_OK) {
+        free(parsed);
+        return status;
+    }
+    parsed->blob = blob;
+    parsed->len = len;
+    *name_p = parsed->metadata.agent.data;
+    *name_len_p = parsed->metadata.agent.len;
+    *parsed_p = parsed;
+    return VNX_OK;
+}
+
+void
+vnxi_parsed_free(struct vnxi_parsed *parsed)
+{
+    if (parsed != NULL) {
+        vnxi_metadata_fini(&parsed->metadata);
+        free(parsed);
+    }
 }
 
 vnx_status_t

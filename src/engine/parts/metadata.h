@@ -64,11 +64,19 @@ vnx_status_t vnxi_metadata_parse(const void *blob, size_t len,
                                  vnx_error_t *error);
 void vnxi_metadata_fini(vnxi_metadata_t *metadata);
 
-/* The agent's name in a blob, borrowed from it.  Parses and checks the whole
- * blob. */
-vnx_status_t vnxi_metadata_name(const void *blob, size_t len,
+/* The parsed blob of the engine contract: for entries of the engines' tables.
+ */
+struct vnxi_parsed {
+    vnxi_metadata_t metadata;
+    const void *blob; /* borrowed */
+    size_t len;
+};
+
+vnx_status_t vnxi_parsed_create(const void *blob, size_t len,
+                                struct vnxi_parsed **parsed_p,
                                 const void **name_p, size_t *name_len_p,
                                 vnx_error_t *error);
+void vnxi_parsed_free(struct vnxi_parsed *parsed);
 
 /* The agent's name that a blob claims, borrowed from it.  Ignores everything
  * after the name.  VNX_ERR_MISMATCH: the blob does not begin like metadata. */
