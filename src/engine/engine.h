@@ -177,8 +177,8 @@ struct vnxi_engine_ops {
                                      vnx_bytes_t *bytes_p, vnx_error_t *error);
 
     /* Parse a blob, which the result borrows, and get the agent's name in it;
-     * the name is borrowed from the blob.  Checks the syntax of the whole blob,
-     * so a blob that passes is metadata. */
+     * the name is borrowed from the blob.  Checks the syntax of the whole
+     * blob, so a blob that passes is metadata. */
     vnx_status_t (*metadata_parse)(const void *blob, size_t len,
                                    vnxi_parsed_t **parsed_p,
                                    const void **name_p, size_t *name_len_p,

@@ -64,7 +64,7 @@ vnx_status_t
 vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
                         uint32_t *mems_p, vnx_error_t *error)
 {
-    unsigned last;
+    unsigned last = 0;
     vnx_status_t status =
         find_backend(backend, "get_plugin_mem_types", &last, error);
     if (status != VNX_OK) {
@@ -90,7 +90,7 @@ vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
 {
     const char *operation =
         created ? "get_backend_params" : "get_plugin_params";
-    unsigned t;
+    unsigned t = 0;
 
     vnx_status_t status = find_backend(backend, operation, &t, error);
     if (status != VNX_OK) {
@@ -113,7 +113,7 @@ vnxi_native_check_backends(vnxi_engine_t *engine, const char *const *backends,
                            const char *operation, vnx_error_t *error)
 {
     for (; backends != NULL && *backends != NULL; backends++) {
-        unsigned t;
+        unsigned t = 0;
         vnx_status_t status = find_backend(*backends, operation, &t, error);
         if (status != VNX_OK) {
             return status;
@@ -160,89 +160,6 @@ params_copy(vnxi_native_backend_t *backend, const vnx_param_t *params,
         }
     }
     return true;
-}
-
-/* -- The host of ports -----------------------------------------------------
- */
-
-static void
-on_notif(void *context, const void *sender, size_t sender_len,
-         const void *message, size_t message_len)
-{
-    const vnxi_engine_host_t *host = &((vnxi_engine_t *)context)->host;
-    host->notif(host->context, sender, sender_len, message, message_len);
-}
-
-/* If another conn than the main one fails, the peer goes on: transfers over
- * that conn fail with its cause. */
-static void
-on_lost(void *context, const vnxi_transport_t *transport, uintptr_t id,
-        const char *cause)
-{
-    vnxi_native_peer_t *peer = vnxi_native_peer_by_id(context, id);
-    if (peer == NULL) {
-        return;
-    }
-    if (vnxi_transports[atomic_load(&peer->main)] == transport) {
-        vnxi_native_peer_lose(peer, cause);
-    }
-    vnxi_peer_release(&peer->base);
-}
-
-static void
-on_changed(void *context)
-{
-    vnxi_engine_t *engine = context;
-    engine->look(engine);
-}
-
-static vnxi_conn_t *
-hold(void *context, const vnxi_transport_t *transport, uintptr_t id)
-{
-    vnxi_native_peer_t *peer = vnxi_native_peer_by_id(context, id);
-    vnxi_conn_t *conn = NULL;
-
-    for (unsigned t = 0; peer != NULL && t < VNXI_TRANSPORTS; t++) {
-        if (vnxi_transports[t] == transport) {
-            conn = atomic_load(&peer->conns[t]);
-        }
-    }
-    if (peer != NULL && conn == NULL) {
-        vnxi_peer_release(&peer->base);
-    }
-    return conn;
-}
-
-static void
-drop(void *context, vnxi_conn_t *conn)
-{
-    (void)context;
-    vnxi_peer_release(&((vnxi_native_peer_t *)conn->peer)->base);
-}
-
-static void
-on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
-{
-    vnxi_native_peer_t *peer = conn->peer;
-
-    (void)context;
-    vnxi_mutex_lock(&peer->lock);
-    if (peer->epoch == epoch) {
-        peer->epoch = 0; /* accept any epoch from now on */
-    }
-    vnxi_mutex_unlock(&peer->lock);
-}
-
-static void
-retain(void *context)
-{
-    vnxi_native_retain(context);
-}
-
-static void
-release(void *context)
-{
-    vnxi_native_unref(context);
 }
 
 /* -- Ports -----------------------------------------------------------------
@@ -323,7 +240,7 @@ open_port_lock_held(vnxi_engine_t *engine, unsigned t,
                     vnx_error_t *error)
 {
     vnxi_native_backend_t *backend = &engine->backends[t];
-    const vnxi_port_config_t config = {
+    vnxi_port_config_t config = {
         .name = engine->name,
         .name_len = engine->name_len,
         .identity = &engine->identity,
@@ -332,8 +249,7 @@ open_port_lock_held(vnxi_engine_t *engine, unsigned t,
         .number = t,
         .params = params,
         .param_count = count,
-        .host = {engine, on_notif, on_lost, on_changed, hold, drop,
-                 on_false_epoch, retain, release},
+        .host = vnxi_native_port_host,
     };
     vnx_error_t cause;
     vnxi_port_t *port;
@@ -341,6 +257,7 @@ open_port_lock_held(vnxi_engine_t *engine, unsigned t,
     if (vnxi_native_port(engine, t) != NULL) {
         return VNX_OK;
     }
+    config.host.context = engine;
     vnx_status_t status =
         vnxi_transports[t]->port_open(&config, &port, &cause);
     if (status == VNX_ERR_NOT_FOUND) {
@@ -408,7 +325,7 @@ vnxi_native_backend_create(vnxi_engine_t *engine, const char *backend,
                            const vnx_param_t *params, size_t count,
                            vnx_error_t *error)
 {
-    unsigned t;
+    unsigned t = 0;
     vnx_status_t status = find_backend(backend, CREATE, &t, error);
     if (status != VNX_OK) {
         return status;
@@ -417,4 +334,16 @@ vnxi_native_backend_create(vnxi_engine_t *engine, const char *backend,
     status = create_lock_held(engine, t, params, count, error);
     vnxi_mutex_unlock(&engine->backend_lock);
     return status;
+}
+
+void
+vnxi_native_backends_fini(vnxi_engine_t *engine)
+{
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(engine, t);
+        if (port != NULL) {
+            port->transport->port_free(port);
+        }
+        params_free(&engine->backends[t]);
+    }
 }

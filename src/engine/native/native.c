@@ -12,27 +12,6 @@
 #include "base/fork.h"
 #include "base/pool.h"
 
-void
-vnxi_native_retain(vnxi_engine_t *engine)
-{
-    atomic_fetch_add_explicit(&engine->refs, 1, memory_order_relaxed);
-}
-
-static void
-backend_fini(vnxi_native_backend_t *backend)
-{
-    vnxi_port_t *port = atomic_load(&backend->port);
-
-    if (port != NULL) {
-        port->transport->port_free(port);
-    }
-    for (size_t i = 0; i < backend->param_count; i++) {
-        free(backend->params[i].key);
-        free(backend->params[i].value);
-    }
-    free(backend->params);
-}
-
 static void
 engine_free(vnxi_engine_t *engine)
 {
@@ -42,9 +21,7 @@ engine_free(vnxi_engine_t *engine)
     if (engine->registry != NULL) {
         vnxi_registry_free(engine->registry);
     }
-    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
-        backend_fini(&engine->backends[t]);
-    }
+    vnxi_native_backends_fini(engine);
     vnxi_mutex_destroy(&engine->map_lock);
     vnxi_cond_destroy(&engine->landed);
     vnxi_mutex_destroy(&engine->waiting_lock);
@@ -53,14 +30,6 @@ engine_free(vnxi_engine_t *engine)
     vnxi_mutex_destroy(&engine->backend_lock);
     free(engine->name);
     free(engine);
-}
-
-void
-vnxi_native_unref(vnxi_engine_t *engine)
-{
-    if (atomic_fetch_sub(&engine->refs, 1) == 1) {
-        engine_free(engine);
-    }
 }
 
 /* The instance id is random, so that it tells agents apart for ever. */
@@ -114,6 +83,7 @@ engine_alloc(const vnxi_engine_config_t *config)
     engine->num_threads = config->num_threads;
     engine->host = config->host;
     engine->look = vnxi_native_xfers_look;
+    engine->free = engine_free;
     engine->name = malloc(config->agent_name_len + 1);
     engine->registry =
         vnxi_registry_create(&vnxi_native_region_class, attach, engine);

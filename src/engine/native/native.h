@@ -1,8 +1,8 @@
 /*
  * The native engine, shared by its files.  A file calls only files that come
- * after it: ops, describe, blob, memory, backends, peer_load, peer_table,
- * native, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan; and
- * the transports by their table only (transport.h).
+ * after it: ops, describe, blob, memory, native, backends, peer_load,
+ * peer_table, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan;
+ * and the transports by their table only (transport.h).
  *
  * Locks: base/mutex.h.  Transports are called without any lock of this file
  * except backend_lock (opening a port) and map_lock (attaching regions).
@@ -67,8 +67,9 @@ struct vnxi_engine {
     vnxi_mutex_t waiting_lock;
     vnxi_exfer_t *waiting; /* waiting until owners confirm regions;
                               waiting_lock */
-    /* Look at the waiting transfers: vnxi_native_xfers_look(). */
-    void (*look)(vnxi_engine_t *engine);
+    /* Pointers for files below those that define these functions. */
+    void (*look)(vnxi_engine_t *engine); /* vnxi_native_xfers_look() */
+    void (*free)(vnxi_engine_t *engine); /* the last reference is gone */
 };
 
 struct vnxi_native_peer {
@@ -125,8 +126,19 @@ extern const vnxi_engine_ops_t vnxi_native_ops;
 vnx_status_t vnxi_native_create(const vnxi_engine_config_t *config,
                                 vnxi_engine_t **engine_p, vnx_error_t *error);
 void vnxi_native_stop(vnxi_engine_t *engine);
-void vnxi_native_retain(vnxi_engine_t *engine);
-void vnxi_native_unref(vnxi_engine_t *engine);
+static inline void
+vnxi_native_retain(vnxi_engine_t *engine)
+{
+    atomic_fetch_add_explicit(&engine->refs, 1, memory_order_relaxed);
+}
+
+static inline void
+vnxi_native_unref(vnxi_engine_t *engine)
+{
+    if (atomic_fetch_sub(&engine->refs, 1) == 1) {
+        engine->free(engine);
+    }
+}
 
 /* -- Backends (backends.c) -------------------------------------------------
  */
@@ -142,6 +154,9 @@ vnx_status_t vnxi_native_backend_create(vnxi_engine_t *engine,
                                         const char *backend,
                                         const vnx_param_t *params,
                                         size_t count, vnx_error_t *error);
+
+/* Free the ports and the parameters. */
+void vnxi_native_backends_fini(vnxi_engine_t *engine);
 
 /* Check that every name in the NULL-terminated list (NULL: nothing to check)
  * is a created backend; else VNX_ERR_NOT_FOUND. */
@@ -180,6 +195,22 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                    const vnxi_parsed_t *parsed,
                                    vnxi_peer_t **peer_p, vnx_error_t *error);
+/* The table of a peer's regions from its metadata (peer_table.c). */
+typedef struct vnxi_peer_table_args {
+    const vnxi_metadata_t *blob;
+    vnxi_native_peer_t *peer;       /* its conns select the sections to use */
+    const vnxi_region_table_t *old; /* NULL: the peer is new */
+    bool adds_only;                 /* keep the regions of `old` */
+    uint64_t epoch;                 /* of the blob */
+} vnxi_peer_table_args_t;
+
+/* Build the new table.  Region objects that are still valid are kept, so that
+ * lists prepared on them stay valid; the others are created.  After an error
+ * nothing has changed. */
+vnx_status_t vnxi_peer_table_build(const vnxi_peer_table_args_t *args,
+                                   vnxi_region_table_t **table_p,
+                                   vnx_error_t *error);
+
 /* Create a peer without conns and without regions; returns one reference.
  * NULL: no memory. */
 vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
@@ -221,9 +252,8 @@ vnxi_native_peer_gone(const vnxi_native_peer_t *peer)
 vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
                                     const char *operation, vnx_error_t *error);
 
-/* Find a peer by its id; returns a reference, or NULL if it was closed. */
-vnxi_native_peer_t *vnxi_native_peer_by_id(vnxi_engine_t *engine,
-                                           uintptr_t id);
+/* The callbacks of ports; the context is the engine. */
+extern const vnxi_port_host_t vnxi_native_port_host;
 
 /* -- Routes (routes.c) -----------------------------------------------------
  */

@@ -59,6 +59,12 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
     return vnxi_list_begin(&args, builder_p, error);
 }
 
+static void
+native_destroy(vnxi_engine_t *engine)
+{
+    vnxi_native_unref(engine);
+}
+
 static vnxi_peer_t *
 native_peer_self(vnxi_engine_t *engine)
 {
@@ -82,7 +88,7 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .name = "native",
     .create = vnxi_native_create,
     .stop = vnxi_native_stop,
-    .destroy = vnxi_native_unref,
+    .destroy = native_destroy,
     .probe = native_probe,
     .plugin = vnxi_native_plugin,
     .plugin_mems = vnxi_native_plugin_mems,

@@ -79,8 +79,9 @@ delist(vnxi_native_peer_t *peer)
     vnxi_mutex_unlock(&engine->peers_lock);
 }
 
-vnxi_native_peer_t *
-vnxi_native_peer_by_id(vnxi_engine_t *engine, uintptr_t id)
+/* Find a peer by its id; returns a reference, or NULL if it was closed. */
+static vnxi_native_peer_t *
+find_by_id(vnxi_engine_t *engine, uintptr_t id)
 {
     vnxi_mutex_lock(&engine->peers_lock);
     vnxi_native_peer_t *peer = engine->peers;
@@ -228,6 +229,100 @@ vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause)
     host->peer_lost(host->context, &peer->base, &error);
     peer->engine->look(peer->engine);
 }
+
+/* -- Events of conns -------------------------------------------------------
+ */
+
+static void
+on_notif(void *context, const void *sender, size_t sender_len,
+         const void *message, size_t message_len)
+{
+    const vnxi_engine_host_t *host = &((vnxi_engine_t *)context)->host;
+    host->notif(host->context, sender, sender_len, message, message_len);
+}
+
+/* If another conn than the main one fails, the peer goes on: transfers over
+ * that conn fail with its cause. */
+static void
+on_lost(void *context, const vnxi_transport_t *transport, uintptr_t id,
+        const char *cause)
+{
+    vnxi_native_peer_t *peer = find_by_id(context, id);
+    if (peer == NULL) {
+        return;
+    }
+    if (vnxi_transports[atomic_load(&peer->main)] == transport) {
+        vnxi_native_peer_lose(peer, cause);
+    }
+    vnxi_peer_release(&peer->base);
+}
+
+static void
+on_changed(void *context)
+{
+    vnxi_engine_t *engine = context;
+    engine->look(engine);
+}
+
+static vnxi_conn_t *
+hold(void *context, const vnxi_transport_t *transport, uintptr_t id)
+{
+    vnxi_native_peer_t *peer = find_by_id(context, id);
+    vnxi_conn_t *conn = NULL;
+
+    for (unsigned t = 0; peer != NULL && t < VNXI_TRANSPORTS; t++) {
+        if (vnxi_transports[t] == transport) {
+            conn = atomic_load(&peer->conns[t]);
+        }
+    }
+    if (peer != NULL && conn == NULL) {
+        vnxi_peer_release(&peer->base);
+    }
+    return conn;
+}
+
+static void
+drop(void *context, vnxi_conn_t *conn)
+{
+    (void)context;
+    vnxi_peer_release(&((vnxi_native_peer_t *)conn->peer)->base);
+}
+
+static void
+on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
+{
+    vnxi_native_peer_t *peer = conn->peer;
+
+    (void)context;
+    vnxi_mutex_lock(&peer->lock);
+    if (peer->epoch == epoch) {
+        peer->epoch = 0; /* accept any epoch from now on */
+    }
+    vnxi_mutex_unlock(&peer->lock);
+}
+
+static void
+retain(void *context)
+{
+    vnxi_native_retain(context);
+}
+
+static void
+release(void *context)
+{
+    vnxi_native_unref(context);
+}
+
+const vnxi_port_host_t vnxi_native_port_host = {
+    .notif = on_notif,
+    .lost = on_lost,
+    .changed = on_changed,
+    .hold = hold,
+    .drop = drop,
+    .false_epoch = on_false_epoch,
+    .retain = retain,
+    .release = release,
+};
 
 /* -- Notifications ---------------------------------------------------------
  */

@@ -23,7 +23,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/native/native.h"
-#include "engine/native/peer_table.h"
 #include "engine/parts/peer.h"
 
 #define OPERATION "add_remote_agent"

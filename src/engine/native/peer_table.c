@@ -12,7 +12,7 @@
  * The regions of a peer in this process are that agent's own objects, so that
  * a deregistration there is visible here at once.
  */
-#include "engine/native/peer_table.h"
+#include "engine/native/native.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -15,7 +15,6 @@
 
 #include "base/error.h"
 #include "engine/native/plan_segments.h"
-#include "engine/native/plan_side.h"
 #include "engine/native/region_access.h"
 #include "engine/parts/indices.h"
 #include "engine/parts/list_block.h"
@@ -23,6 +22,26 @@
 
 /* For shorter runs, the run path is not cheaper than single rows. */
 #define RUN_MIN 16u
+
+/* Small enough that all arrays stay in the first-level cache. */
+#define BATCH 256u
+
+/* One side of the pairs: a list, the indices into it, and the rows of the
+ * current batch. */
+typedef struct side {
+    const vnxi_list_t *list;
+    const vnx_indices_t *indices;
+    const char *name; /* for errors: "local" */
+    uint64_t delta;   /* added to every address; 0 for local ones */
+    bool want_lens, want_devs;
+    uint64_t run_first;
+    size_t run_left; /* rest of the run that was found; 0: not known */
+    /* Filled in by the fetch functions. */
+    uint64_t addrs[BATCH];
+    uint64_t lens[BATCH]; /* if want_lens */
+    uint64_t devs[BATCH]; /* if want_devs */
+    uint64_t scratch[BATCH];
+} side_t;
 
 typedef struct planner {
     const vnxi_plan_args_t *args;
@@ -39,13 +58,87 @@ typedef struct planner {
                                     remote row; SIZE_MAX: none */
     vnx_desc_t lost;
     vnxi_segment_writer_t writer;
-    vnxi_plan_side_t local, remote;
+    side_t local, remote;
 } planner_t;
+
+/* -- Sides ---------------------------------------------------------------- */
+
+static void
+side_init(side_t *side, const vnxi_list_t *list, const vnx_indices_t *indices,
+          const char *name)
+{
+    side->list = list;
+    side->indices = indices;
+    side->name = name;
+    side->delta = 0;
+    side->want_lens = side->want_devs = false;
+    side->run_first = 0;
+    side->run_left = 0;
+}
+
+/* `form` is the form shared by all blocks, or -1; inlined for constant forms.
+ */
+static inline __attribute__((always_inline)) void
+fetch_addrs_as(side_t *side, int form, const uint64_t *indices, size_t count)
+{
+    const vnxi_list_t *list = side->list;
+    const uint64_t delta = side->delta;
+    for (size_t i = 0; i < count; i++) {
+        const vnxi_list_block_t *block = vnxi_list_block_of(list, indices[i]);
+        size_t at = indices[i] & (VNXI_LIST_BLOCK - 1);
+        side->addrs[i] =
+            delta + (form < 0
+                         ? vnxi_block_addr(block, at)
+                         : vnxi_block_addr_as(block, (vnxi_form_t)form, at));
+    }
+}
+
+static void
+fetch_addrs(side_t *side, const uint64_t *indices, size_t count)
+{
+    switch (side->list->addr_form) {
+    case VNXI_FORM_RUN:
+        fetch_addrs_as(side, VNXI_FORM_RUN, indices, count);
+        break;
+    case VNXI_FORM_U32:
+        fetch_addrs_as(side, VNXI_FORM_U32, indices, count);
+        break;
+    default:
+        fetch_addrs_as(side, -1, indices, count);
+    }
+}
+
+/* Fetch up to BATCH rows, whose indices the list must have. */
+static void
+side_fetch(side_t *side, const uint64_t *indices, size_t count)
+{
+    const vnxi_list_t *list = side->list;
+
+    fetch_addrs(side, indices, count);
+    for (size_t i = 0; i < count && side->want_lens; i++) {
+        side->lens[i] = vnxi_block_len(vnxi_list_block_of(list, indices[i]),
+                                       indices[i] & (VNXI_LIST_BLOCK - 1));
+    }
+    for (size_t i = 0; i < count && side->want_devs; i++) {
+        side->devs[i] = vnxi_block_dev(vnxi_list_block_of(list, indices[i]),
+                                       indices[i] & (VNXI_LIST_BLOCK - 1));
+    }
+}
+
+/* The same for `count` consecutive rows from `run_first` on. */
+static void
+side_fetch_run(side_t *side, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        side->scratch[i] = side->run_first + i;
+    }
+    side_fetch(side, side->scratch, count);
+}
 
 /* -- Errors --------------------------------------------------------------- */
 
 static vnx_status_t
-bad_index(const planner_t *planner, const vnxi_plan_side_t *side, size_t place,
+bad_index(const planner_t *planner, const side_t *side, size_t place,
           uint64_t index)
 {
     const vnxi_pairs_side_t named = {side->name, side->list, side->indices};
@@ -117,7 +210,7 @@ find_route(planner_t *planner, const vnx_desc_t *row, size_t place)
 /* -- Batches -------------------------------------------------------------- */
 
 static uint64_t
-batch_len(const planner_t *planner, const vnxi_plan_side_t *side, size_t i)
+batch_len(const planner_t *planner, const side_t *side, size_t i)
 {
     return planner->uniform ? side->list->row_len : side->lens[i];
 }
@@ -126,7 +219,7 @@ batch_len(const planner_t *planner, const vnxi_plan_side_t *side, size_t i)
 static void
 write_mixed(planner_t *planner, size_t count)
 {
-    vnxi_plan_side_t *local = &planner->local, *remote = &planner->remote;
+    side_t *local = &planner->local, *remote = &planner->remote;
     uint32_t route = 0, next = 0;
     size_t first = 0;
 
@@ -159,8 +252,7 @@ write_mixed(planner_t *planner, size_t count)
 static vnx_status_t
 compare_lengths(planner_t *planner, size_t count)
 {
-    const vnxi_plan_side_t *local = &planner->local,
-                           *remote = &planner->remote;
+    const side_t *local = &planner->local, *remote = &planner->remote;
     uint64_t differ = 0, bytes = planner->bytes;
     bool overflow = false;
 
@@ -211,7 +303,7 @@ write_batch(planner_t *planner, size_t count)
 /* -- Scattered indices ---------------------------------------------------- */
 
 static vnx_status_t
-fetch_batch(planner_t *planner, vnxi_plan_side_t *side, size_t count)
+fetch_batch(planner_t *planner, side_t *side, size_t count)
 {
     const uint64_t *indices =
         vnxi_indices_read(side->indices, planner->at, count, side->scratch);
@@ -224,7 +316,7 @@ fetch_batch(planner_t *planner, vnxi_plan_side_t *side, size_t count)
         }
         return bad_index(planner, side, planner->at + i, indices[i]);
     }
-    vnxi_plan_side_fetch(side, indices, count);
+    side_fetch(side, indices, count);
     side->run_left = side->run_left > count ? side->run_left - count : 0;
     side->run_first += count;
     return VNX_OK;
@@ -243,7 +335,7 @@ plan_scattered(planner_t *planner, size_t count)
 /* -- Consecutive indices -------------------------------------------------- */
 
 static vnx_status_t
-check_run(const planner_t *planner, const vnxi_plan_side_t *side, size_t count)
+check_run(const planner_t *planner, const side_t *side, size_t count)
 {
     size_t rows = side->list->count;
     if (side->run_first < rows && count <= rows - side->run_first) {
@@ -255,7 +347,7 @@ check_run(const planner_t *planner, const vnxi_plan_side_t *side, size_t count)
 }
 
 static size_t
-left_in_block(const vnxi_plan_side_t *side)
+left_in_block(const side_t *side)
 {
     return VNXI_LIST_BLOCK - (side->run_first & (VNXI_LIST_BLOCK - 1));
 }
@@ -308,7 +400,7 @@ route_run(planner_t *planner, const vnxi_list_block_t *block,
 static vnx_status_t
 plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 {
-    const vnxi_plan_side_t *l = &planner->local, *r = &planner->remote;
+    const side_t *l = &planner->local, *r = &planner->remote;
     const vnxi_list_block_t *lb = vnxi_list_block_of(l->list, l->run_first);
     const vnxi_list_block_t *rb = vnxi_list_block_of(r->list, r->run_first);
     vnxi_segment_run_t run = {
@@ -343,7 +435,7 @@ plan_run_blocks(planner_t *planner, size_t count, bool *done_p)
 }
 
 static void
-skip(vnxi_plan_side_t *side, size_t count)
+skip(side_t *side, size_t count)
 {
     side->run_first += count;
     side->run_left -= count;
@@ -353,7 +445,7 @@ skip(vnxi_plan_side_t *side, size_t count)
 static vnx_status_t
 plan_run(planner_t *planner, size_t count)
 {
-    vnxi_plan_side_t *local = &planner->local, *remote = &planner->remote;
+    side_t *local = &planner->local, *remote = &planner->remote;
     vnx_status_t status = check_run(planner, local, count);
     if (status == VNX_OK) {
         status = check_run(planner, remote, count);
@@ -365,9 +457,9 @@ plan_run(planner_t *planner, size_t count)
         n = n < count ? n : count;
         status = plan_run_blocks(planner, n, &done);
         if (status == VNX_OK && !done) {
-            n = n < VNXI_PLAN_BATCH ? n : VNXI_PLAN_BATCH;
-            vnxi_plan_side_fetch_run(local, n);
-            vnxi_plan_side_fetch_run(remote, n);
+            n = n < BATCH ? n : BATCH;
+            side_fetch_run(local, n);
+            side_fetch_run(remote, n);
             status = write_batch(planner, n);
         }
         skip(local, n);
@@ -380,7 +472,7 @@ plan_run(planner_t *planner, size_t count)
 /* -- Building ------------------------------------------------------------- */
 
 static size_t
-side_run(vnxi_plan_side_t *side, size_t at)
+side_run(side_t *side, size_t at)
 {
     if (side->run_left == 0) {
         side->run_left = vnxi_indices_run(side->indices, at, &side->run_first);
@@ -400,8 +492,7 @@ plan_rows(planner_t *planner, size_t count)
         if (run >= RUN_MIN || run == left) {
             status = plan_run(planner, run);
         } else {
-            status = plan_scattered(
-                planner, left < VNXI_PLAN_BATCH ? left : VNXI_PLAN_BATCH);
+            status = plan_scattered(planner, left < BATCH ? left : BATCH);
         }
     }
     return status;
@@ -425,10 +516,8 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
     planner->bytes = 0;
     planner->region = NULL;
     planner->lost_at = SIZE_MAX;
-    vnxi_plan_side_init(&planner->local, args->local, &args->local_rows,
-                        "local");
-    vnxi_plan_side_init(&planner->remote, args->remote, &args->remote_rows,
-                        "remote");
+    side_init(&planner->local, args->local, &args->local_rows, "local");
+    side_init(&planner->remote, args->remote, &args->remote_rows, "remote");
     planner->local.want_lens = planner->remote.want_lens = !planner->uniform;
     planner->remote.want_devs = !planner->one_route;
     if (planner->one_route) {
