@@ -110,6 +110,18 @@ def test_backends_do_not_include_each_other():
                     assert parts[1] in (engine.name, "parts"), (path, name)
 
 
+def test_transports_are_reached_by_their_contract_only():
+    """Nothing outside a transport's folder includes its headers."""
+    native = SOURCE / "engine" / "native"
+    folders = {path.name for path in native.iterdir() if path.is_dir()}
+    assert {"process", "shm", "ucx"} <= folders
+    for path in sources(SOURCE / "engine"):
+        for _, name in includes(path):
+            parts = name.split("/")
+            if parts[:2] == ["engine", "native"] and parts[2] in folders:
+                assert path.parent == native / parts[2], (path, name)
+
+
 def bare_locks(path):
     """The lines that use a pthread mutex or condition variable directly."""
     return [

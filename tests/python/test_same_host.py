@@ -214,6 +214,16 @@ def test_false_connection_data_is_detected(api, endpoint, peer, lie):
     works(here, there)
 
 
+def test_a_connection_without_an_identity_is_refused(api, endpoint, peer):
+    here, there = endpoint(), peer()
+    found = grammar.parse(there.metadata())
+    alone = {b"SHM": found.connections[b"SHM"]}
+    with pytest.raises(api.nixlMismatchError, match="VNX") as caught:
+        here.add(grammar.write(found._replace(connections=alone)))
+    assert caught.value.peer == there.name
+    works(here, there)
+
+
 def test_false_metadata_does_not_replace_a_peer(api, endpoint, peer):
     """The metadata loaded before stays valid."""
     here, there = endpoint(), peer()

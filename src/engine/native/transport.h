@@ -167,8 +167,7 @@ typedef struct vnxi_part_args {
 
 struct vnxi_transport {
     const char *name;    /* "SHM": in describe() and errors */
-    const char *backend; /* in create_backend() and metadata; NULL: none,
-                            and the port opens with the first backend */
+    const char *backend; /* in create_backend() and metadata; NULL: none */
     bool opens_first;    /* the port opens with the first backend, whichever
                             that is */
     vnxi_scope_t scope;  /* how far it reaches */

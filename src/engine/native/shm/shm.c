@@ -198,8 +198,13 @@ conn_create(vnxi_port_t *port, const vnxi_conn_args_t *args,
             vnxi_conn_t **conn_p, vnx_error_t *error)
 {
     *conn_p = NULL;
-    if (args->identity == NULL || args->info.data == NULL || args->is_self) {
+    if (args->info.data == NULL || args->is_self) {
         return VNX_OK;
+    }
+    if (args->identity == NULL) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              "SHM connection info without the identity (VNX) "
+                              "of the agent");
     }
     vnxi_shm_conn_t *conn = calloc(1, sizeof *conn);
     if (conn == NULL) {
