@@ -1,8 +1,8 @@
 /*
  * The native engine, shared by its files.  A file calls only files that come
  * after it: ops, describe, blob, memory, native, backends, peer_load,
- * peer_table, xfer, xfer_wait, xfer_run, peer, routes, region_access, plan;
- * and the transports by their table only (transport.h).
+ * peer_table, xfer, xfer_run, peer, region_access, plan; and the transports
+ * by their table only (transport.h).
  *
  * Locks: base/mutex.h.  Transports are called without any lock of this file
  * except backend_lock (opening a port) and map_lock (attaching regions).
@@ -255,7 +255,7 @@ vnx_status_t vnxi_native_peer_error(vnxi_native_peer_t *peer,
 /* The callbacks of ports; the context is the engine. */
 extern const vnxi_port_host_t vnxi_native_port_host;
 
-/* -- Routes (routes.c) -----------------------------------------------------
+/* -- Routes (region_access.c) ----------------------------------------------
  */
 
 /* Which transports with an open port and, if `peer` is not NULL, with a conn
@@ -293,7 +293,7 @@ vnx_status_t vnxi_native_xfer_cancel(vnxi_exfer_t *exfer);
 void vnxi_native_xfer_release(vnxi_exfer_t *exfer);
 
 /* Look for waiting transfers that can go on or have to end, and hand them to
- * the copy threads (xfer_wait.c).  Call this, as engine->look, after any event
+ * the copy threads (xfer_run.c).  Call this, as engine->look, after any event
  * that such a transfer may wait for.  It reports nothing itself, so callers of
  * the engine may hold their locks. */
 void vnxi_native_xfers_look(vnxi_engine_t *engine);

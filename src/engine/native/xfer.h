@@ -1,6 +1,6 @@
 /*
- * A transfer of the native engine, shared by xfer.c (making and posting),
- * xfer_wait.c (waiting for confirmations) and xfer_run.c (moving the bytes).
+ * A transfer of the native engine, shared by xfer.c (making and posting) and
+ * xfer_run.c (waiting for confirmations, moving the bytes, ending).
  *
  * A transfer has up to one part for the copy threads, which run all routes of
  * copying transports, and one part for each other transport that it uses.  It
@@ -40,20 +40,12 @@ struct vnxi_exfer {
     vnx_status_t status; /* VNX_OK until a failure; read after the last part */
     vnx_error_t error;
 
-    /* While waiting for the owner of a region (xfer_wait.c). */
+    /* While waiting for the owner of a region. */
     const vnxi_region_t *awaited; /* engine->waiting_lock; NULL: waiting for
                                      a copy thread */
     uint64_t due;                 /* when to give up */
     vnxi_exfer_t *next;           /* engine->waiting_lock */
 };
-
-/* Wait for confirmation (xfer_wait.c): keep a transfer that is in flight but
- * cannot start yet.  It starts when it can or has failed, perhaps before this
- * returns. */
-void vnxi_exfer_wait(vnxi_exfer_t *exfer);
-
-/* -- xfer_run.c ------------------------------------------------------------
- */
 
 /* Check whether the transfer may start.  VNX_IN_PROG: the owner of a region
  * has not confirmed it yet. */
@@ -82,14 +74,9 @@ void vnxi_exfer_land(vnxi_engine_t *engine);
  * started, and nothing is reported. */
 vnx_status_t vnxi_exfer_start(vnxi_exfer_t *exfer, vnx_error_t *error);
 
-/* The same from a copy thread, which may report the end; of a transfer that
- * has failed or was cancelled, only the end is reported. */
-vnx_status_t vnxi_exfer_start_later(vnxi_exfer_t *exfer, vnx_error_t *error);
-
-/* Mark the transfer as failed and stop its parts.  Only the first failure is
- * recorded. */
-void vnxi_exfer_fail(vnxi_exfer_t *exfer, vnx_status_t status,
-                     const vnx_error_t *error);
+/* Keep a transfer that is in flight but cannot start yet.  It starts when it
+ * can or has failed, perhaps before this returns. */
+void vnxi_exfer_wait(vnxi_exfer_t *exfer);
 
 /* Stop its parts soon. */
 void vnxi_exfer_stop(vnxi_exfer_t *exfer);

@@ -31,7 +31,7 @@
  * An answer that does not fit the question, or whose epoch is lower than one
  * that the owner sent before, ends the link and with it the peer.
  *
- * Transfers on unconfirmed regions wait: native/xfer_wait.c.
+ * Transfers on unconfirmed regions wait: native/xfer_run.c.
  */
 #ifndef VNXI_NATIVE_SHM_CONFIRM_H
 #define VNXI_NATIVE_SHM_CONFIRM_H
