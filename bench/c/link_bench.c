@@ -360,7 +360,7 @@ measure_copying(void)
     vnxi_vm_target_t target = {
         .pid = pid,
         .pidfd = pidfd_open(pid, 0),
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
     measure_blocks(&blocks, 4 << 10, &target);
     measure_blocks(&blocks, 16 << 10, &target);

@@ -23,7 +23,8 @@ extern "C" {
 
 typedef struct vnx_error {
     vnx_status_t status;
-    const char *operation;         /* "prep_xfer_dlist"; static storage */
+    const char *operation;         /* "vnx_dlist_create": the function that
+                                      failed; static storage */
     int64_t row;                   /* index of the offending row, from 0;
                                       -1: none */
     uint64_t addr, len, dev;       /* of that row; valid if has_desc */
@@ -32,10 +33,11 @@ typedef struct vnx_error {
     char cause[VNX_ERROR_CAUSE_MAX];
 } vnx_error_t;
 
-/* Format the record as one line, the text of Python's exceptions:
- * "NIXL_ERR_NOT_FOUND: prep_xfer_dlist: row 3 (address 0x10, length 32, device
- * 0), peer 'B': no region holds it".  Writes at most `size` bytes, including
- * the final NUL.  Returns the length of the full text, like snprintf. */
+/* Format the record as one line:
+ * "NIXL_ERR_NOT_FOUND: vnx_dlist_create: row 3 (address 0x10, length 32,
+ * device 0), peer 'B': no region holds it".  Writes at most `size` bytes,
+ * including the final NUL.  Returns the length of the full text, like
+ * snprintf. */
 int vnx_error_format(const vnx_error_t *error, char *buffer, int size);
 
 #pragma GCC visibility pop

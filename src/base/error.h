@@ -13,7 +13,7 @@
  * Write a whole record (nothing if `error` is NULL) and return `status`, so
  * that a failing function ends with
  *
- *     return vnxi_error_set(error, VNX_ERR_NOT_FOUND, "prep_xfer_dlist",
+ *     return vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_dlist_create",
  *                           "no region holds it");
  */
 vnx_status_t vnxi_error_set(vnx_error_t *error, vnx_status_t status,

@@ -218,7 +218,7 @@ vnxi_pool_submit(vnxi_task_t *task, vnx_error_t *error)
         int ret = start_thread_lock_held();
         if (ret != 0) {
             vnxi_mutex_unlock(&lock);
-            return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
+            return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "vnx_xfer_post",
                                   "cannot start a copy thread (errno %d)",
                                   ret);
         }

@@ -30,8 +30,7 @@ vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
     }
     if (!atomic_load_explicit(&agent->has_backend, memory_order_acquire)) {
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                              "the agent has no backend: call "
-                              "create_backend() first");
+                              "the agent has no backend: create one first");
     }
     return VNX_OK;
 }
@@ -102,7 +101,7 @@ vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
 {
     vnxi_candidate_t of;
     vnx_status_t status =
-        engine_for(agent, backend, "get_plugin_mem_types", &of, error);
+        engine_for(agent, backend, "vnx_agent_plugin_mems", &of, error);
     return status != VNX_OK
                ? status
                : of.ops->plugin_mems(of.engine, backend, mems_p, error);
@@ -114,7 +113,7 @@ vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend, size_t i,
 {
     vnxi_candidate_t of;
     vnx_status_t status =
-        engine_for(agent, backend, "get_plugin_params", &of, error);
+        engine_for(agent, backend, "vnx_agent_plugin_param", &of, error);
     return status != VNX_OK
                ? status
                : of.ops->param(of.engine, backend, false, i, param_p, error);
@@ -126,7 +125,7 @@ vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
 {
     vnxi_candidate_t of;
     vnx_status_t status =
-        engine_for(agent, backend, "get_backend_params", &of, error);
+        engine_for(agent, backend, "vnx_agent_backend_param", &of, error);
     return status != VNX_OK
                ? status
                : of.ops->param(of.engine, backend, true, i, param_p, error);
@@ -141,7 +140,7 @@ create_first_lock_held(vnx_agent_t *agent, const char *backend,
     const vnxi_candidate_t *chosen;
 
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "create_backend", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_create_backend", error);
     }
     vnx_status_t status =
         vnxi_choice_make_lock_held(&agent->choice, backend, &chosen, error);
@@ -163,7 +162,7 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                          vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "create_backend", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_create_backend", error);
     }
     vnxi_mutex_lock(&agent->choice.lock);
     bool is_first = !atomic_load(&agent->has_backend);
@@ -186,7 +185,7 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                    const vnx_reg_desc_t *descs, size_t count,
                    const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, "register_memory", error);
+    vnx_status_t status = vnxi_agent_ready(agent, "vnx_agent_register", error);
     if (status != VNX_OK) {
         return status;
     }
@@ -203,7 +202,8 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                      const vnx_reg_desc_t *descs, size_t count,
                      const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, "deregister_memory", error);
+    vnx_status_t status =
+        vnxi_agent_ready(agent, "vnx_agent_deregister", error);
     if (status != VNX_OK) {
         return status;
     }
@@ -221,13 +221,14 @@ vnx_agent_query_memory(vnx_agent_t *agent, vnx_mem_t mem,
                        const char *backend, vnx_mem_info_t **infos_p,
                        vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, "query_memory", error);
+    vnx_status_t status =
+        vnxi_agent_ready(agent, "vnx_agent_query_memory", error);
     if (status != VNX_OK) {
         return status;
     }
     vnx_mem_info_t *infos = calloc(count + 1, sizeof *infos);
     if (infos == NULL) {
-        return vnxi_error_no_memory(error, "query_memory",
+        return vnxi_error_no_memory(error, "vnx_agent_query_memory",
                                     count * sizeof *infos);
     }
     status = agent->ops->mem_query(agent->engine, mem, descs, count, backend,
@@ -278,7 +279,7 @@ vnx_status_t
 vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
                    vnx_error_t *error)
 {
-    static const char operation[] = "get_agent_metadata";
+    static const char operation[] = "vnx_agent_metadata";
     vnx_bytes_t blob;
 
     vnx_status_t status = vnxi_agent_ready(agent, operation, error);
@@ -295,7 +296,7 @@ vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                            bool with_connection, const char *const *backends,
                            vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
-    static const char operation[] = "get_partial_agent_metadata";
+    static const char operation[] = "vnx_agent_partial_metadata";
     vnx_bytes_t blob;
 
     vnx_status_t status = vnxi_agent_ready(agent, operation, error);
@@ -315,7 +316,7 @@ vnx_status_t
 vnx_agent_fileno(vnx_agent_t *agent, int *fd_p, vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "fileno", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_fileno", error);
     }
     return vnxi_events_fd(&agent->events, fd_p, error);
 }
@@ -324,7 +325,7 @@ vnx_status_t
 vnx_agent_subscribe(vnx_agent_t *agent, int *fd_p, vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "subscribe", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_subscribe", error);
     }
     return vnxi_events_subscribe(&agent->events, fd_p, error);
 }

@@ -117,19 +117,19 @@ vnx_agent_create(const void *name, size_t name_len,
     }
     if (name_len == 0 || name_len > NAME_MAX_LEN) {
         return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            error, VNX_ERR_INVALID_PARAM, "vnx_agent_create",
             "an agent's name must have 1 to %d bytes, not %zu", NAME_MAX_LEN,
             name_len);
     }
     if (config->size != sizeof *config) {
         return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+            error, VNX_ERR_INVALID_PARAM, "vnx_agent_create",
             "config.size is %zu, but this library expects %zu", config->size,
             sizeof *config);
     }
     vnx_agent_t *agent = agent_alloc(name, name_len);
     if (agent == NULL) {
-        return vnxi_error_no_memory(error, "nixl_agent", sizeof *agent);
+        return vnxi_error_no_memory(error, "vnx_agent_create", sizeof *agent);
     }
     agent->destroy = agent_destroy;
     vnxi_fork_on_child(NULL); /* start counting forks */

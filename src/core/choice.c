@@ -52,12 +52,12 @@ copy_wanted(vnxi_choice_t *choice, const char *const *backends,
     for (size_t i = 0; choice->wanted != NULL && i < count; i++) {
         choice->wanted[i] = strdup(backends[i]);
         if (choice->wanted[i] == NULL) {
-            return vnxi_error_no_memory(error, "nixl_agent", count);
+            return vnxi_error_no_memory(error, "vnx_agent_create", count);
         }
     }
     return choice->wanted != NULL
                ? VNX_OK
-               : vnxi_error_no_memory(error, "nixl_agent", count);
+               : vnxi_error_no_memory(error, "vnx_agent_create", count);
 }
 
 vnx_status_t
@@ -75,7 +75,7 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
         status = ops != NULL
                      ? add_candidate(choice, ops, config, error)
                      : vnxi_error_set(
-                           error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
+                           error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
                            "this build does not have the engine '%s'", name);
     }
     if (status != VNX_OK) {
@@ -246,5 +246,5 @@ vnxi_choice_make_lock_held(vnxi_choice_t *choice, const char *backend,
             return VNX_OK;
         }
     }
-    return error_none(choice, backend, "create_backend", error);
+    return error_none(choice, backend, "vnx_agent_create_backend", error);
 }

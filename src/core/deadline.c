@@ -122,7 +122,7 @@ vnxi_deadline_arm(vnxi_deadline_t *deadline, uint64_t due_ns,
     vnxi_mutex_unlock(&lock);
     return ret == 0
                ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_NO_MEMORY, "transfer",
+               : vnxi_error_set(error, VNX_ERR_NO_MEMORY, "vnx_xfer_post",
                                 "cannot start the thread for deadlines: %s",
                                 vnxi_errno(ret));
 }

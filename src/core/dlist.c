@@ -3,7 +3,7 @@
 
 #include "core/agent.h"
 
-#define OPERATION "prep_xfer_dlist"
+#define OPERATION "vnx_dlist_create"
 
 struct vnx_dlist_builder {
     vnx_agent_t *agent; /* retained */

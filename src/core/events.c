@@ -140,8 +140,8 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     }
     vnxi_mutex_unlock(&events->lock);
     if (fd < 0) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, "fileno", "eventfd: %s",
-                              vnxi_errno(err));
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_fileno",
+                              "eventfd: %s", vnxi_errno(err));
     }
     *fd_p = fd;
     return VNX_OK;
@@ -167,7 +167,7 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
 {
     int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (fd < 0) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, "subscribe",
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_subscribe",
                               "eventfd: %s", vnxi_errno(errno));
     }
     vnxi_mutex_lock(&events->lock);
@@ -175,7 +175,7 @@ vnxi_events_subscribe(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     vnxi_mutex_unlock(&events->lock);
     if (!appended) {
         close(fd);
-        return vnxi_error_no_memory(error, "subscribe", sizeof fd);
+        return vnxi_error_no_memory(error, "vnx_agent_subscribe", sizeof fd);
     }
     *fd_p = fd;
     return VNX_OK;

@@ -103,8 +103,8 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
     if (first_drop) {
         vnxi_log(VNXI_LOG_WARNING,
                  "pending notifications exceed %" PRIu64
-                 " bytes: the oldest are dropped (counted in stats()); "
-                 "get_new_notifs() is not called often enough",
+                 " bytes: the oldest are dropped (counted in the "
+                 "agent's statistics); take notifications more often",
                  notifs->bytes_max);
     }
 }

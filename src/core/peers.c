@@ -145,7 +145,8 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     if (!is_set) {
         agent->ops->peer_close(peer, "out of memory");
         vnxi_peer_release(peer);
-        return vnxi_error_no_memory(error, "add_remote_agent", sizeof *peer);
+        return vnxi_error_no_memory(error, "vnx_agent_load_metadata",
+                                    sizeof *peer);
     }
     if (old != NULL) {
         warn_of_rival(agent, peer, old);
@@ -162,7 +163,7 @@ load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
                const vnx_bytes_t *name, vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "add_remote_agent", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_load_metadata", error);
     }
     vnxi_peer_t *old = find_in_map(agent, name->data, name->len), *peer;
     vnx_status_t status =
@@ -180,14 +181,16 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
             size_t name_len, vnx_bytes_t *name_p, vnx_error_t *error)
 {
     if (is_self(agent, name, name_len)) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "add_remote_agent",
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
+                              "vnx_agent_load_metadata",
                               "the metadata is this agent's own, or that of "
                               "another agent with the name '%s'",
                               agent->name);
     }
     vnx_bytes_t copy = {malloc(name_len + 1), name_len};
     if (copy.data == NULL) {
-        return vnxi_error_no_memory(error, "add_remote_agent", name_len);
+        return vnxi_error_no_memory(error, "vnx_agent_load_metadata",
+                                    name_len);
     }
     memcpy(copy.data, name, name_len);
     ((char *)copy.data)[name_len] = '\0';
@@ -211,7 +214,8 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
     const void *name;
     size_t name_len;
 
-    vnx_status_t status = vnxi_agent_ready(agent, "add_remote_agent", error);
+    vnx_status_t status =
+        vnxi_agent_ready(agent, "vnx_agent_load_metadata", error);
     if (status == VNX_OK && agent->signature_key.is_set) {
         status = vnxi_signature_check(&agent->signature_key, blob, len, error);
     }
@@ -255,7 +259,7 @@ vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
                       vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "remove_remote_agent", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_remove_peer", error);
     }
     if (name_len == 0) {
         return VNX_OK; /* agents cannot have this name, and NULL would mean
@@ -294,7 +298,7 @@ vnx_agent_check_peer(vnx_agent_t *agent, const void *name, size_t name_len,
 {
     vnxi_peer_t *peer = NULL;
 
-    if (vnxi_peers_find(agent, name, name_len, "check_remote_metadata", &peer,
+    if (vnxi_peers_find(agent, name, name_len, "vnx_agent_check_peer", &peer,
                         NULL) != VNX_OK) {
         return false;
     }
@@ -308,8 +312,8 @@ vnx_agent_connect_peer(vnx_agent_t *agent, const void *name, size_t name_len,
                        vnx_error_t *error)
 {
     vnxi_peer_t *peer = NULL;
-    vnx_status_t status = vnxi_peers_find(agent, name, name_len,
-                                          "make_connection", &peer, error);
+    vnx_status_t status = vnxi_peers_find(
+        agent, name, name_len, "vnx_agent_connect_peer", &peer, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -324,8 +328,8 @@ vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
                      vnx_error_t *error)
 {
     vnxi_peer_t *peer;
-    vnx_status_t status = vnxi_peers_find(agent, peer_name, peer_len,
-                                          "send_notif", &peer, error);
+    vnx_status_t status = vnxi_peers_find(
+        agent, peer_name, peer_len, "vnx_agent_send_notif", &peer, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -348,7 +352,7 @@ join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
     size_t size = strlen(head) + members.len + 3;
     char *json = malloc(size);
     if (json == NULL) {
-        return vnxi_error_no_memory(error, "describe", size);
+        return vnxi_error_no_memory(error, "vnx_agent_describe", size);
     }
     int len = snprintf(json, size, "{%s%.*s}", head, (int)members.len,
                        (const char *)members.data);
@@ -418,13 +422,13 @@ vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
     vnxi_peer_t *peer = NULL;
 
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "describe", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_describe", error);
     }
     if (name_len == 0) {
         return describe_agent(agent, json_p, error);
     }
-    vnx_status_t status =
-        vnxi_peers_find(agent, name, name_len, "describe", &peer, error);
+    vnx_status_t status = vnxi_peers_find(agent, name, name_len,
+                                          "vnx_agent_describe", &peer, error);
     if (status == VNX_OK) {
         status = describe_peer(agent, peer, json_p, error);
         vnxi_peer_release(peer);

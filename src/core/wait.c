@@ -36,11 +36,11 @@ refuse_xfer(const waiting_t *waiting, size_t i, vnx_error_t *error)
 {
     vnx_status_t status =
         vnxi_xfer_agent(waiting->xfers[i]) != waiting->agent
-            ? vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
+            ? vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "vnx_agent_wait",
                              "the transfer belongs to another agent")
-            : vnxi_error_set(error, VNX_ERR_NOT_POSTED, "wait",
+            : vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_agent_wait",
                              "the transfer was not posted, so it would never "
-                             "end: call transfer() first");
+                             "end: post it first");
     vnxi_error_row(error, i);
     return status;
 }
@@ -143,7 +143,7 @@ error_of_transfer(vnx_error_t *error, size_t i)
 {
     const vnx_error_t own = *error;
 
-    error->operation = "wait";
+    error->operation = "vnx_agent_wait";
     error->row = (int64_t)i;
     error->has_desc = 0;
     if (own.has_desc) {
@@ -165,7 +165,7 @@ outcome(const waiting_t *waiting, vnx_error_t *error)
     vnx_error_t record;
 
     if (atomic_load(&waiting->agent->closed)) {
-        return vnxi_agent_refuse(waiting->agent, "wait", error);
+        return vnxi_agent_refuse(waiting->agent, "vnx_agent_wait", error);
     }
     if (waiting->failed == waiting->count) {
         return VNX_OK;
@@ -189,9 +189,10 @@ sleep_until_over(waiting_t *waiting, uint64_t deadline, vnx_error_t *error)
                          deadline)) {
         return VNX_OK;
     }
-    return vnxi_error_set(
-        error, VNX_ERR_TIMEOUT, "wait", "%s of %zu transfers has ended",
-        waiting->any ? "none" : "not every one", waiting->count);
+    return vnxi_error_set(error, VNX_ERR_TIMEOUT, "vnx_agent_wait",
+                          "%s of %zu transfers has ended",
+                          waiting->any ? "none" : "not every one",
+                          waiting->count);
 }
 
 vnx_status_t
@@ -209,10 +210,10 @@ vnx_agent_wait(vnx_agent_t *agent, vnx_xfer_t *const *xfers, size_t count,
     vnx_status_t status;
 
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "wait", error);
+        return vnxi_agent_refuse(agent, "vnx_agent_wait", error);
     }
     if ((flags & ~(unsigned)(VNX_WAIT_ANY | VNX_WAIT_NO_CHECK)) != 0) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "wait",
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "vnx_agent_wait",
                               "unknown flags: 0x%x", flags);
     }
     vnxi_events_clear(&agent->events);

@@ -97,7 +97,7 @@ disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
         return status;
     }
     vnx_error_t cancelled = *record;
-    vnxi_error_set(record, VNX_ERR_TIMEOUT, "transfer",
+    vnxi_error_set(record, VNX_ERR_TIMEOUT, "vnx_xfer_post",
                    "the transfer had not ended %.3g s after it was posted, "
                    "and was stopped",
                    (double)xfer->timeout_ns / 1e9);
@@ -149,7 +149,7 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
                         size_t notif_len, bool no_merge, vnx_xfer_t **out_p,
                         vnx_error_t *error)
 {
-    static const char operation[] = "make_prepped_xfer";
+    static const char operation[] = "vnx_xfer_create_prepped";
 
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, operation, error);
@@ -188,7 +188,7 @@ vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
                 const char *const *backends, vnx_xfer_t **out_p,
                 vnx_error_t *error)
 {
-    static const char operation[] = "initialize_xfer";
+    static const char operation[] = "vnx_xfer_create";
     vnxi_xfer_args_t args = {.op = op, .operation = operation};
     vnxi_list_t *local_list, *remote_list;
     vnxi_peer_t *peer;
@@ -355,7 +355,7 @@ replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
 {
     unsigned char *copy = copy_notif(notif, len);
     if (copy == NULL) {
-        return vnxi_error_no_memory(error, "transfer", len);
+        return vnxi_error_no_memory(error, "vnx_xfer_post", len);
     }
     free(xfer->notif);
     xfer->notif = copy;
@@ -415,10 +415,10 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     unsigned before;
 
     if (!vnxi_agent_usable(xfer->agent)) {
-        return vnxi_agent_refuse(xfer->agent, "transfer", error);
+        return vnxi_agent_refuse(xfer->agent, "vnx_xfer_post", error);
     }
     if (!claim(xfer, &before)) {
-        return vnxi_error_set(error, VNX_ERR_REPOST_ACTIVE, "transfer",
+        return vnxi_error_set(error, VNX_ERR_REPOST_ACTIVE, "vnx_xfer_post",
                               "its last post has not ended yet");
     }
     if (notif != NULL) {
@@ -473,7 +473,7 @@ failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
         }
     } else {
         vnxi_error_set(
-            error, status, "transfer",
+            error, status, "vnx_xfer_post",
             "the transfer failed, and memory ran out for the cause");
     }
     vnxi_mutex_unlock(&xfer->agent->error_lock);
@@ -489,16 +489,16 @@ vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error)
     case VNX_XFER_POSTED:
         return VNX_IN_PROG;
     case VNX_XFER_READY:
-        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "check_xfer_state",
-                              "the transfer was not posted: call transfer()");
+        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_xfer_status",
+                              "the transfer was not posted");
     case VNX_XFER_CANCELLED:
-        return vnxi_error_set(error, VNX_ERR_CANCELED, "check_xfer_state",
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_status",
                               "the transfer was cancelled");
     case VNX_XFER_FAILED:
         break;
     }
     if (vnxi_fork_crossed(xfer->agent->fork_count)) {
-        return vnxi_agent_refuse(xfer->agent, "check_xfer_state", error);
+        return vnxi_agent_refuse(xfer->agent, "vnx_xfer_status", error);
     }
     return failed_status(xfer, error);
 }
@@ -513,8 +513,8 @@ vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
              end = atomic_load_explicit(&xfer->end_ns, memory_order_relaxed);
 
     if (state == VNX_XFER_READY) {
-        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "get_xfer_telemetry",
-                              "the transfer was not posted: call transfer()");
+        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_xfer_telemetry",
+                              "the transfer was not posted");
     }
     uint64_t post = atomic_load_explicit(&xfer->post_ns, memory_order_relaxed);
     uint64_t whole = end > start ? end - start : 0;
@@ -554,7 +554,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     vnx_agent_t *agent = xfer->agent;
 
     if (vnxi_fork_crossed(agent->fork_count)) {
-        return vnxi_agent_refuse(agent, "cancel", error);
+        return vnxi_agent_refuse(agent, "vnx_xfer_cancel", error);
     }
     if (has_ended(xfer)) {
         *stopped_p = false;
@@ -562,14 +562,14 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
     }
     vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
     if (status != VNX_OK) {
-        return vnxi_error_set(error, status, "cancel",
+        return vnxi_error_set(error, status, "vnx_xfer_cancel",
                               "the backend (%s) cannot stop the transfer now; "
                               "it continues and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
     if (!vnxi_events_wait(&agent->events, has_ended, xfer,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
-        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "cancel",
+        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "vnx_xfer_cancel",
                               "the transfer did not stop within 10 s; it "
                               "continues and the handle stays valid");
     }

@@ -31,7 +31,7 @@ check_answer(vnxi_meta_conn_t *conn, const vnx_bytes_t *name)
          memcmp(request->peer, name->data, name->len) != 0)) {
         vnx_error_t failure;
         vnxi_error_set(
-            &failure, VNX_ERR_MISMATCH, "fetch_remote_metadata",
+            &failure, VNX_ERR_MISMATCH, "vnx_listener_fetch",
             "expected agent '%.*s' at %s; loaded the one that answered",
             (int)request->peer_len, (const char *)request->peer,
             conn->endpoint);
@@ -130,7 +130,7 @@ unknown(vnxi_meta_conn_t *conn, const vnxi_meta_command_t *command)
     for (size_t i = 0; i < command->len && i < sizeof verb - 1; i++) {
         verb[i] = vnxi_error_printable(command->body[i]);
     }
-    vnxi_error_set(&failure, VNX_ERR_NOT_SUPPORTED, "metadata_listener",
+    vnxi_error_set(&failure, VNX_ERR_NOT_SUPPORTED, "vnx_listener_start",
                    "unknown command '%s', ignored", verb);
     report(conn, &failure);
 }

@@ -231,7 +231,7 @@ refuse(vnxi_meta_conn_t *conn, const char *cause)
     vnx_error_t failure;
 
     if (!conn->is_ours) {
-        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "metadata_listener",
+        vnxi_error_set(&failure, VNX_ERR_MISMATCH, "vnx_listener_start",
                        "connection closed: %s", cause);
         vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
         vnxi_meta_failure(conn->listener, &failure);

@@ -53,11 +53,11 @@ vnxi_meta_operation(vnxi_meta_verb_t verb)
 {
     switch (verb) {
     case VNXI_META_LOAD:
-        return "send_local_metadata";
+        return "vnx_listener_send";
     case VNXI_META_SEND:
-        return "fetch_remote_metadata";
+        return "vnx_listener_fetch";
     default:
-        return "invalidate_local_metadata";
+        return "vnx_listener_invalidate";
     }
 }
 

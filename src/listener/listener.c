@@ -10,7 +10,7 @@
 #include "base/mutex.h"
 #include "core/agent.h"
 
-#define OPERATION "metadata_listener"
+#define OPERATION "vnx_listener_start"
 #define CONNECTIONS_MAX 1024
 #define FRAME_MIN 4096
 

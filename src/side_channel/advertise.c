@@ -10,7 +10,7 @@
 #include "net/resolve.h"
 #include "side_channel/channel.h"
 
-#define OP_ADVERTISED "advertised_address"
+#define OP_ADVERTISED "vnx_side_channel_advertised"
 #define HOST_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_HOST"
 
 /* Copy the first host of a comma-separated list. */

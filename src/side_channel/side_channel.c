@@ -18,8 +18,8 @@
 #include "side_channel/options.h"
 #include "side_channel/server.h"
 
-#define OP_SET "set_metadata"
-#define OP_REMOVE "remove_metadata"
+#define OP_SET "vnx_side_channel_set"
+#define OP_REMOVE "vnx_side_channel_remove"
 #define HOST_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_HOST"
 #define PORT_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_PORT"
 #define PORT_DEFAULT 5600

@@ -28,9 +28,9 @@
 #include "side_channel/body.h"
 #include "side_channel/stats.h"
 
-#define VNXI_OP_CREATE "side_channel_create"
-#define VNXI_OP_START "start_listener"
-#define VNXI_OP_REQUEST "request_metadata"
+#define VNXI_OP_CREATE "vnx_side_channel_create"
+#define VNXI_OP_START "vnx_side_channel_start"
+#define VNXI_OP_REQUEST "vnx_side_channel_request"
 
 /* -- Listening ------------------------------------------------------------ */
 

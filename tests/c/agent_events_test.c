@@ -33,7 +33,7 @@ test_agent_wait_refuses_an_unposted_transfer(void **state)
             vnx_agent_wait(pair->a, both, 2, flags, VNX_FOREVER, &error),
             VNX_ERR_NOT_POSTED);
         assert_int_equal(error.row, 1);
-        assert_string_equal(error.operation, "wait");
+        assert_string_equal(error.operation, "vnx_agent_wait");
         /* Waiting for no transfers returns at once, for all and for any. */
         assert_int_equal(vnx_agent_wait(pair->a, NULL, 0, flags, 0, &error),
                          VNX_OK);
@@ -56,7 +56,7 @@ test_agent_wait_names_a_foreign_transfer(void **state)
         vnx_agent_wait(pair->b, mixed, 2, VNX_WAIT_ANY, VNX_FOREVER, &error),
         VNX_ERR_INVALID_PARAM);
     assert_int_equal(error.row, 0);
-    assert_string_equal(error.operation, "wait");
+    assert_string_equal(error.operation, "vnx_agent_wait");
     assert_string_equal(error.cause, "the transfer belongs to another agent");
     assert_ok(vnx_xfer_release(mine, e));
 }

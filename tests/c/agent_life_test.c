@@ -95,7 +95,7 @@ test_agent_backends_are_created_once(void **state)
     assert_ok(vnx_agent_create_backend(agent, "SHM", NULL, 0, e));
     assert_int_equal(vnx_agent_create_backend(agent, "POSIX", NULL, 0, &error),
                      VNX_ERR_NOT_FOUND);
-    assert_string_equal(error.operation, "create_backend");
+    assert_string_equal(error.operation, "vnx_agent_create_backend");
     vnx_agent_release(agent);
 }
 

@@ -178,7 +178,7 @@ test_list_names_the_first_bad_row(void **state)
                              bad[i].status);
             assert_null(dlist);
             assert_int_equal(error.row, places[j]);
-            assert_string_equal(error.operation, "prep_xfer_dlist");
+            assert_string_equal(error.operation, "vnx_dlist_create");
             assert_true(error.has_desc);
             assert_true(error.addr == bad[i].row.addr);
             assert_true(error.len == bad[i].row.len);

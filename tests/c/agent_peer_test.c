@@ -153,7 +153,7 @@ test_peer_partial_metadata_of_a_stranger_is_refused(void **state)
     assert_ok(vnx_agent_partial_metadata(s->there, VNX_MEM_DRAM, &all, 1,
                                          false, NULL, &part, e));
     assert_true(load(s->here, part.data, part.len, &error) < 0);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     assert_false(
         vnx_agent_check_peer(s->here, "there", 5, VNX_MEM_DRAM, NULL, 0));
     free(part.data);
@@ -272,7 +272,7 @@ test_peer_closed_is_a_disconnect(void **state)
     vnx_agent_close(s->there);
     assert_int_equal(vnx_agent_send_notif(s->here, "there", 5, "x", 1, &error),
                      VNX_ERR_REMOTE_DISCONNECT);
-    assert_string_equal(error.operation, "send_notif");
+    assert_string_equal(error.operation, "vnx_agent_send_notif");
     assert_string_equal(error.peer, "there");
     vnx_agent_stats(s->here, &stats);
     assert_int_equal(stats.peers, 1);
@@ -478,7 +478,7 @@ assert_not_allowed(vnx_agent_t *agent, vnx_bytes_t blob, const char *cause)
     vnx_error_t error;
     assert_int_equal(load(agent, blob.data, blob.len, &error),
                      VNX_ERR_NOT_ALLOWED);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     assert_string_equal(error.peer, "there");
     assert_non_null(strstr(error.cause, cause));
 }
@@ -528,7 +528,7 @@ test_peer_agents_refuse_bad_secrets(void **state)
                      VNX_ERR_INVALID_PARAM);
     assert_int_equal(make_signing("signs", "1234567", &agent, &error),
                      VNX_ERR_INVALID_PARAM);
-    assert_string_equal(error.operation, "nixl_agent");
+    assert_string_equal(error.operation, "vnx_agent_create");
     assert_null(strstr(error.cause, "1234567"));
     assert_null(agent);
 }

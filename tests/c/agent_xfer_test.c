@@ -315,7 +315,7 @@ test_xfer_refuses_lists_on_the_wrong_side(void **state)
                                     all_rows(1), pairs[i][1], all_rows(1),
                                     NULL, 0, false, &xfer, &error),
             VNX_ERR_INVALID_PARAM);
-        assert_string_equal(error.operation, "make_prepped_xfer");
+        assert_string_equal(error.operation, "vnx_xfer_create_prepped");
         assert_null(xfer);
     }
     vnx_dlist_release(foreign);
@@ -570,7 +570,7 @@ test_wait_ends_with_the_first_failure(void **state)
         assert_refused(
             vnx_agent_wait(s->here, xfers, 3, any, VNX_FOREVER, &error),
             VNX_ERR_CANCELED, &error, 1);
-        assert_string_equal(error.operation, "wait");
+        assert_string_equal(error.operation, "vnx_agent_wait");
     }
     assert_int_equal(vnx_xfer_state(xfers[0]), VNX_XFER_POSTED);
     assert_ok(vnx_agent_wait(s->here, xfers, 3,

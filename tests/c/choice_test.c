@@ -22,10 +22,10 @@ has_plugin(vnxi_engine_t *engine, size_t i)
 static vnx_status_t
 probe(vnxi_engine_t *engine, vnx_error_t *error)
 {
-    return engine->broken == NULL
-               ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend", "%s",
-                                engine->broken);
+    return engine->broken == NULL ? VNX_OK
+                                  : vnxi_error_set(error, VNX_ERR_BACKEND,
+                                                   "vnx_agent_create_backend",
+                                                   "%s", engine->broken);
 }
 
 static void

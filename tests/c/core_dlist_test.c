@@ -180,7 +180,7 @@ test_core_dlist_rows_are_numbered_through_all_feeds(void **state)
     assert_int_equal(error.addr, rows[3705].addr);
     assert_int_equal(error.len, 512);
     assert_string_equal(error.peer, "B");
-    assert_string_equal(error.operation, "prep_xfer_dlist");
+    assert_string_equal(error.operation, "vnx_dlist_create");
     assert_non_null(strstr(error.cause, "extends past its end"));
     vnx_dlist_abort(builder);
     free(rows);

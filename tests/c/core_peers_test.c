@@ -291,7 +291,7 @@ test_core_peers_bad_metadata_changes_nothing(void **state)
         vnx_bytes_t cut = {malloc(len + 1), len};
         memcpy(cut.data, blob.data, len);
         assert_int_equal(load_blob(p->a, cut, &error), VNX_ERR_MISMATCH);
-        assert_string_equal(error.operation, "add_remote_agent");
+        assert_string_equal(error.operation, "vnx_agent_load_metadata");
     }
     free(blob.data);
     assert_int_equal(stats_of(p->a).peers, 1);
@@ -331,7 +331,7 @@ check_lost(vnx_agent_t *agent, vnx_xfer_t *xfer, const char *cause)
     assert_int_equal(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), &error),
                      VNX_ERR_REMOTE_DISCONNECT);
     assert_int_equal(error.row, 0);
-    assert_string_equal(error.operation, "wait");
+    assert_string_equal(error.operation, "vnx_agent_wait");
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_FAILED);
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
     assert_string_equal(error.peer, "B");
@@ -483,7 +483,7 @@ test_core_peers_errors_have_the_unknown_name(void **state)
     assert_string_equal(error.peer, "C");
     assert_int_equal(vnx_agent_connect_peer(p->a, "C", 1, &error),
                      VNX_ERR_NOT_FOUND);
-    assert_string_equal(error.operation, "make_connection");
+    assert_string_equal(error.operation, "vnx_agent_connect_peer");
     assert_int_equal(vnx_agent_send_notif(p->a, "BB", 2, "", 0, &error),
                      VNX_ERR_NOT_FOUND);
     assert_string_equal(error.peer, "BB");

@@ -49,7 +49,7 @@ test_core_xfer_is_ready_then_posted_then_done(void **state)
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
 
-    check_status(xfer, VNX_XFER_READY, VNX_ERR_NOT_POSTED, "transfer()");
+    check_status(xfer, VNX_XFER_READY, VNX_ERR_NOT_POSTED, "not posted");
     pool_gate_t *gate = gate_shut();
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     check_status(xfer, VNX_XFER_POSTED, VNX_IN_PROG, "");
@@ -71,7 +71,7 @@ test_core_xfer_posted_again_while_active_is_refused(void **state)
     assert_int_equal(vnx_xfer_post(xfer, "first", 5, NULL), VNX_IN_PROG);
     assert_int_equal(vnx_xfer_post(xfer, "second", 6, &error),
                      VNX_ERR_REPOST_ACTIVE);
-    assert_string_equal(error.operation, "transfer");
+    assert_string_equal(error.operation, "vnx_xfer_post");
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
     assert_null(vnx_agent_take_notifs(p->b));
     gate_open(gate);
@@ -395,7 +395,7 @@ check_refused(pair_t *p, vnx_dlist_t *local, vnx_indices_t local_rows,
                                              NULL, 0, false, &xfer, &error),
                      VNX_ERR_INVALID_PARAM);
     assert_null(xfer);
-    assert_string_equal(error.operation, "make_prepped_xfer");
+    assert_string_equal(error.operation, "vnx_xfer_create_prepped");
     assert_int_equal(error.row, row);
     if (strstr(error.cause, cause) == NULL) {
         fail_msg("the cause is: %s", error.cause);
@@ -525,7 +525,7 @@ try_create(vnx_agent_t *agent, vnx_desc_t *local, size_t local_count,
         remote, remote_count, peer, strlen(peer), NULL, 0, NULL, &xfer, error);
     if (status < 0) {
         assert_null(xfer);
-        assert_string_equal(error->operation, "initialize_xfer");
+        assert_string_equal(error->operation, "vnx_xfer_create");
     }
     vnx_xfer_abandon(xfer);
     return status;

@@ -145,7 +145,7 @@ assert_timed_out(vnx_xfer_t *xfer, const char *cause)
     vnx_error_t error;
     assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_FAILED);
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_TIMEOUT);
-    assert_string_equal(error.operation, "transfer");
+    assert_string_equal(error.operation, "vnx_xfer_post");
     if (strstr(error.cause, cause) == NULL) {
         fail_msg("the cause is: %s", error.cause);
     }

@@ -379,7 +379,7 @@ test_client_conn_records_the_address_that_refused(void **state)
     assert_non_null(strstr(error->cause, "connecting to 127.0.0.1: "));
     assert_non_null(strstr(error->cause, strerror(ECONNREFUSED)));
     assert_non_null(strstr(error->cause, " ms)"));
-    assert_string_equal(error->operation, "request_metadata");
+    assert_string_equal(error->operation, "vnx_side_channel_request");
     assert_string_equal(error->peer, "the endpoint");
     vnxi_client_conn_fini(&conn);
     close(bound);

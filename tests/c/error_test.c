@@ -17,13 +17,13 @@ test_error_names_operation_row_peer_and_cause(void **state)
     char line[512];
 
     assert_int_equal(vnxi_error_set(&error, VNX_ERR_NOT_FOUND,
-                                    "prep_xfer_dlist", "no region %s",
+                                    "vnx_dlist_create", "no region %s",
                                     "holds it"),
                      VNX_ERR_NOT_FOUND);
     vnxi_error_desc(&error, 3, 0x10, 32, 7);
     vnxi_error_peer(&error, "B\n", 2);
     vnx_error_format(&error, line, sizeof line);
-    assert_string_equal(line, "NIXL_ERR_NOT_FOUND: prep_xfer_dlist: row 3 "
+    assert_string_equal(line, "NIXL_ERR_NOT_FOUND: vnx_dlist_create: row 3 "
                               "(address 0x10, length 32, device 7), peer "
                               "'B?': no region holds it");
 }
@@ -35,10 +35,11 @@ test_error_format_cuts_to_the_buffer(void **state)
     vnx_error_t error;
     char line[8];
 
-    vnxi_error_set(&error, VNX_ERR_TIMEOUT, "wait", "2 are open");
+    vnxi_error_set(&error, VNX_ERR_TIMEOUT, "vnx_agent_wait", "2 are open");
     int whole = vnx_error_format(&error, line, sizeof line);
     assert_int_equal(strlen(line), 7);
-    assert_int_equal(whole, strlen("NIXL_ERR_TIMEOUT: wait: 2 are open"));
+    assert_int_equal(whole,
+                     strlen("NIXL_ERR_TIMEOUT: vnx_agent_wait: 2 are open"));
 }
 
 static void

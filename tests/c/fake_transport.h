@@ -166,7 +166,7 @@ assert_failed(const vnx_side_channel_answer_t *answer, vnx_status_t status,
     assert_int_equal(answer->status, status);
     assert_null(answer->metadata);
     assert_int_equal(answer->error.status, status);
-    assert_string_equal(answer->error.operation, "request_metadata");
+    assert_string_equal(answer->error.operation, "vnx_side_channel_request");
     assert_non_null(strstr(answer->error.cause, words));
 }
 

@@ -25,7 +25,7 @@ check_refused(node_t *node, const vnxi_shm_info_t *info, vnx_status_t expected,
                      expected);
     assert_null(link);
     assert_int_equal(error.status, expected);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     if (strstr(error.cause, cause) == NULL) {
         fail_msg("'%s' is not in '%s'", cause, error.cause);
     }

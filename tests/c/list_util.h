@@ -11,7 +11,7 @@
 #include "engine/native/plan.h"
 #include "engine/native/region_access.h"
 
-#define LIST_UTIL_OPERATION "prep_xfer_dlist"
+#define LIST_UTIL_OPERATION "vnx_dlist_create"
 
 /* A sequence that is the same in every run. */
 static inline uint64_t

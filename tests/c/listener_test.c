@@ -353,7 +353,7 @@ test_listener_fetches_again_once(void **state)
     WAIT_UNTIL(counts(&node).send_failures == 1);
     assert_int_equal(atomic_load(&record.frames), 2);
     assert_int_equal(counts(&node).pending, 0);
-    assert_says(failure_of(&node), "fetch_remote_metadata");
+    assert_says(failure_of(&node), "vnx_listener_fetch");
     node_free(&node);
     peer_server_stop(&server);
 }
@@ -475,7 +475,7 @@ test_listener_without_a_backend_has_nothing_to_send(void **state)
     assert_ok(vnx_agent_create("bare", 4, NULL, &agent, e));
     assert_ok(vnx_listener_create(agent, NULL, &listener, e));
     expect_refusal(vnx_listener_send(listener, HERE, 1, NULL, 0, &error),
-                   VNX_ERR_NOT_FOUND, &error, "create_backend");
+                   VNX_ERR_NOT_FOUND, &error, "create one first");
     vnx_listener_free(listener);
     vnx_agent_release(agent);
 }

@@ -40,7 +40,7 @@ test_shared_buffer_refuses_impossible_sizes(void **state)
                      VNX_ERR_INVALID_PARAM);
     assert_int_equal(vnx_shared_buffer_create(INT64_MAX, &buffer, &error),
                      VNX_ERR_NO_MEMORY);
-    assert_string_equal(error.operation, "shared_buffer");
+    assert_string_equal(error.operation, "vnx_shared_buffer_create");
     assert_null(buffer);
     assert_int_equal(open_fds(), fds);
 }

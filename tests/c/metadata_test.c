@@ -80,7 +80,7 @@ assert_refused(const void *blob, size_t len, const char *part)
     vnx_error_t error = {0};
     assert_int_equal(vnxi_metadata_parse(blob, len, &metadata, &error),
                      VNX_ERR_MISMATCH);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     if (strstr(error.cause, part) == NULL) {
         fail_msg("'%s' is not in '%s'", part, error.cause);
     }

@@ -119,7 +119,7 @@ test_native_backends_refuse_an_unknown_one(void **state)
 
     assert_int_equal(vnx_agent_create_backend(agent, "ucx", NULL, 0, &error),
                      VNX_ERR_NOT_FOUND);
-    assert_string_equal(error.operation, "create_backend");
+    assert_string_equal(error.operation, "vnx_agent_create_backend");
     assert_non_null(strstr(error.cause, "'ucx'"));
     assert_null(vnx_agent_engine(agent));
     assert_int_equal(vnx_agent_metadata(agent, &blob, NULL),

@@ -14,10 +14,11 @@ test_nixl_library_error_names_the_missing_file(void **state)
     (void)state;
 
     setenv("VLLM_NIXL_LIBRARY", "/nowhere/libnixl_capi.so", 1);
-    assert_int_equal(vnxi_nixl_library("create_backend", &capi, &error),
-                     VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(
+        vnxi_nixl_library("vnx_agent_create_backend", &capi, &error),
+        VNX_ERR_NOT_SUPPORTED);
     assert_null(capi);
-    assert_string_equal(error.operation, "create_backend");
+    assert_string_equal(error.operation, "vnx_agent_create_backend");
     assert_non_null(strstr(error.cause, "/nowhere/libnixl_capi.so"));
     assert_string_equal(vnxi_nixl_library_path(), "");
 }
@@ -30,8 +31,9 @@ test_nixl_library_error_names_the_missing_function(void **state)
     (void)state;
 
     setenv("VLLM_NIXL_LIBRARY", "libc.so.6", 1);
-    assert_int_equal(vnxi_nixl_library("create_backend", &capi, &error),
-                     VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(
+        vnxi_nixl_library("vnx_agent_create_backend", &capi, &error),
+        VNX_ERR_NOT_SUPPORTED);
     assert_null(capi);
     assert_non_null(strstr(error.cause, "libc.so.6"));
     assert_non_null(strstr(error.cause, "nixl_capi_create_configured_agent"));

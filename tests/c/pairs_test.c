@@ -130,7 +130,7 @@ test_pairs_name_a_deregistered_region(void **state)
     vnxi_region_revoke(gone);
     assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
                      VNX_ERR_NOT_FOUND);
-    assert_string_equal(error.operation, "transfer");
+    assert_string_equal(error.operation, "vnx_xfer_post");
     assert_string_equal(error.cause,
                         "the remote region at 0x8000 of 8192 bytes, which "
                         "the list uses, was deregistered");

@@ -109,10 +109,10 @@ test_peer_ended_names_peer_operation_and_cause(void **state)
 
     assert_true(vnxi_peer_init(&peer, NULL, "decode-7", 8));
     assert_int_equal(
-        vnxi_peer_ended(&peer, "it was killed", "transfer", &error),
+        vnxi_peer_ended(&peer, "it was killed", "vnx_xfer_post", &error),
         VNX_ERR_REMOTE_DISCONNECT);
     assert_string_equal(error.peer, "decode-7");
-    assert_string_equal(error.operation, "transfer");
+    assert_string_equal(error.operation, "vnx_xfer_post");
     assert_string_equal(error.cause, "it was killed");
     vnxi_peer_fini(&peer);
 }
@@ -138,7 +138,7 @@ expect_no_way(const char *const *backends, size_t count, const char *cause)
     assert_int_equal(vnxi_load_refuse_no_way(&blob, "has SHM", &error),
                      VNX_ERR_BACKEND);
     assert_int_equal(error.status, VNX_ERR_BACKEND);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     assert_string_equal(error.peer, "prefill");
     assert_string_equal(error.cause, cause);
 }

@@ -8,7 +8,7 @@
 #include "engine/native/plan.h"
 
 #define K ((uint64_t)1024)
-#define OPERATION "make_prepped_xfer"
+#define OPERATION "vnx_xfer_create_prepped"
 
 static const region_spec_t big = {
     .addr = (uint64_t)1 << 32, .len = (uint64_t)1 << 36, .direct = true};

@@ -287,7 +287,7 @@ test_registry_names_the_first_bad_row_and_adds_none(void **state)
         VNX_ERR_INVALID_PARAM);
     assert_int_equal(error.row, 1);
     assert_true(error.has_desc && error.addr == AT(0x2000));
-    assert_string_equal(error.operation, "register_memory");
+    assert_string_equal(error.operation, "vnx_agent_register");
     assert_int_equal(
         vnxi_registry_add(registry, VNX_MEM_DRAM, overflowing, 2, &error),
         VNX_ERR_INVALID_PARAM);
@@ -376,7 +376,7 @@ test_registry_removal_is_all_or_none(void **state)
                      VNX_ERR_NOT_FOUND);
     assert_int_equal(error.row, 2);
     assert_true(error.addr == AT(0x2000) && error.len == 8);
-    assert_string_equal(error.operation, "deregister_memory");
+    assert_string_equal(error.operation, "vnx_agent_deregister");
     assert_int_equal(vnxi_registry_remove(registry, VNX_MEM_DRAM, too_often, 3,
                                           NULL, NULL, &error),
                      VNX_ERR_NOT_FOUND);

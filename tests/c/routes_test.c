@@ -647,7 +647,7 @@ test_routes_missing_are_explained(void **state)
                                              right, one, NULL, 0, false, &xfer,
                                              &error),
                      VNX_ERR_NOT_SUPPORTED);
-    assert_string_equal(error.operation, "make_prepped_xfer");
+    assert_string_equal(error.operation, "vnx_xfer_create_prepped");
     assert_string_equal(error.peer, "near");
     assert_int_equal(error.row, 0);
     assert_int_equal(error.addr, (uintptr_t)arena->cpu_b + 7 * ROW);

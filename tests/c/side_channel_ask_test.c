@@ -35,7 +35,7 @@ assert_refused(const params_t *params, const char *words)
         VNX_ERR_INVALID_PARAM);
     assert_ptr_equal(data, &data); /* outputs only on success */
     assert_int_equal(len, 4711);
-    assert_string_equal(error.operation, "request_metadata");
+    assert_string_equal(error.operation, "vnx_side_channel_request");
     assert_int_equal(error.row, -1); /* one alone has no row */
     if (strstr(error.cause, words) == NULL) {
         fail_msg("'%s' is not in: %s", words, error.cause);
@@ -290,7 +290,7 @@ test_advertised_needs_a_listener(void **state)
         assert_int_equal(
             vnx_side_channel_advertised(channel, NULL, host, &port, &error),
             VNX_ERR_NOT_ALLOWED);
-        assert_string_equal(error.operation, "advertised_address");
+        assert_string_equal(error.operation, "vnx_side_channel_advertised");
         assert_string_equal(host, "untouched");
         assert_int_equal(port, 4711);
         channel_start(channel, "", 0);

@@ -41,7 +41,7 @@ assert_refused(const vnx_side_channel_options_t *given, vnx_status_t status,
     assert_int_equal(
         vnxi_options_read(VNX_SIDE_CHANNEL_TCP, given, &all, &error), status);
     assert_int_equal(all.max_frame, 4711); /* outputs only on success */
-    assert_string_equal(error.operation, "side_channel_create");
+    assert_string_equal(error.operation, "vnx_side_channel_create");
     assert_non_null(strstr(error.cause, words));
 }
 

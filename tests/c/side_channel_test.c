@@ -207,7 +207,7 @@ test_side_channel_start_names_the_address_in_use(void **state)
     vnx_error_format(&error, line, sizeof line);
     snprintf(endpoint, sizeof endpoint, "'127.0.0.1:%d'", port);
     assert_non_null(strstr(line, endpoint));
-    assert_non_null(strstr(line, "start_listener"));
+    assert_non_null(strstr(line, "vnx_side_channel_start"));
     assert_non_null(strstr(line, "Address already in use"));
     assert_false(vnx_side_channel_is_running(two));
     assert_int_equal(
@@ -310,7 +310,7 @@ test_side_channel_dead_port_is_refused_at_once(void **state)
     vnx_error_format(&error, line, sizeof line);
     snprintf(endpoint, sizeof endpoint, "peer 'localhost:%d'", port);
     assert_non_null(strstr(line, endpoint));
-    assert_non_null(strstr(line, "request_metadata"));
+    assert_non_null(strstr(line, "vnx_side_channel_request"));
     assert_non_null(strstr(line, "connecting to"));
     assert_non_null(strstr(line, "ms)"));
     vnx_side_channel_free(channel);

@@ -87,7 +87,7 @@ assert_refused(const void *blob, size_t len, vnx_status_t status,
     vnxi_signature_key_t key = key_of(SECRET);
     vnx_error_t error = {.operation = ""};
     assert_int_equal(vnxi_signature_check(&key, blob, len, &error), status);
-    assert_string_equal(error.operation, "add_remote_agent");
+    assert_string_equal(error.operation, "vnx_agent_load_metadata");
     assert_string_equal(error.peer, peer);
     if (strstr(error.cause, part) == NULL) {
         fail_msg("'%s' is not in '%s'", part, error.cause);

@@ -7,7 +7,7 @@ assert_refused(vnxi_ucx_conn_t *conn, const char *cause)
     vnx_error_t error;
     assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
                      VNX_ERR_REMOTE_DISCONNECT);
-    assert_string_equal(error.operation, "send_notif");
+    assert_string_equal(error.operation, "vnx_agent_send_notif");
     if (strstr(error.cause, cause) == NULL) {
         fail_msg("'%s' is not in '%s'", cause, error.cause);
     }

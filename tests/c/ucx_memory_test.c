@@ -38,7 +38,7 @@ test_ucx_memory_mapping_failure_is_reported(void **state)
                                       &mem, &error),
                      VNX_ERR_BACKEND);
     assert_null(mem);
-    assert_string_equal(error.operation, "register_memory");
+    assert_string_equal(error.operation, "vnx_agent_register");
     assert_string_equal(error.cause, "UCX: ucp_mem_map: fake status -3");
 
     atomic_store(&fake->fail_map, 0);

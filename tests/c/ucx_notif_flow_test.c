@@ -290,7 +290,7 @@ test_ucx_notif_flow_queue_is_bounded(void **state)
     for (int i = 0; i < 3; i++) {
         assert_int_equal(vnxi_ucx_conn_send_notif(conn, "x", 1, &error),
                          VNX_ERR_BACKEND);
-        assert_string_equal(error.operation, "send_notif");
+        assert_string_equal(error.operation, "vnx_agent_send_notif");
         assert_non_null(strstr(error.cause, "256 MiB"));
     }
     /* Sent notifications free space in the queue. */

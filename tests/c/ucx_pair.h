@@ -346,7 +346,7 @@ ucx_flight_make(ucx_flight_t *flight, const ucx_flight_spec_t *spec)
         .local_rows.count = spec->rows,
         .remote_rows.count = spec->rows,
         .no_merge = spec->no_merge,
-        .operation = "initialize_xfer",
+        .operation = "vnx_xfer_create",
     };
     if (vnxi_plan_build(&plan_args, &flight->plan, &error) != VNX_OK) {
         fail_msg("%s", error.cause);

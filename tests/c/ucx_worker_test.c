@@ -19,7 +19,7 @@ create(const vnxi_ucx_config_t *wish, vnx_error_t *error)
         vnxi_ucx_release(ucx);
     } else {
         assert_null(ucx);
-        assert_string_equal(error->operation, "create_backend");
+        assert_string_equal(error->operation, "vnx_agent_create_backend");
     }
     return status;
 }

@@ -31,7 +31,7 @@ assert_ends(vnx_status_t status, const char *cause)
 {
     assert_int_equal(ucx_flight_await(&flight), status);
     if (status != VNX_OK) {
-        assert_string_equal(flight.error.operation, "transfer");
+        assert_string_equal(flight.error.operation, "vnx_xfer_post");
         assert_int_equal(flight.error.status, status);
         assert_cause(cause);
     }

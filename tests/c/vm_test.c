@@ -106,7 +106,7 @@ run_segments(const peer_t *peer, vnxi_segment_t *segments, size_t count,
     vnxi_vm_target_t target = {
         .pid = peer->pid,
         .pidfd = peer->pidfd,
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
 
     return vnxi_vm_chunk(&target, &plan, 0, op, error);
@@ -230,7 +230,7 @@ test_vm_copies_one_chunk_and_not_its_neighbours(void **state)
     vnxi_vm_target_t target = {
         .pid = peer.pid,
         .pidfd = peer.pidfd,
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
     assert_int_equal(vnxi_vm_chunk(&target, &plan, 1, VNX_OP_READ, NULL),
                      VNX_OK);
@@ -264,7 +264,7 @@ check_fault(vnx_status_t status, const vnx_error_t *error, const char *side,
     snprintf(where, sizeof where, " 0x%" PRIxPTR " ", (uintptr_t)addr);
     assert_int_equal(status, VNX_ERR_BACKEND);
     assert_int_equal(error->status, VNX_ERR_BACKEND);
-    assert_string_equal(error->operation, "transfer");
+    assert_string_equal(error->operation, "vnx_xfer_post");
     assert_ptr_equal(strstr(error->cause, side), error->cause);
     assert_non_null(strstr(error->cause, where));
     assert_non_null(strstr(error->cause, "memory was unmapped"));
@@ -392,7 +392,7 @@ test_vm_reports_that_the_process_ended(void **state)
     vnxi_vm_target_t target = {
         .pid = peer.pid,
         .pidfd = peer.pidfd,
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
     char cause[64];
     snprintf(cause, sizeof cause, "process %d ended", (int)peer.pid);
@@ -450,7 +450,7 @@ test_vm_stops_when_it_is_cancelled(void **state)
         .pid = peer.pid,
         .pidfd = peer.pidfd,
         .stop = &stop,
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
     assert_int_equal(vnxi_vm_chunk(&target, &plan, 0, VNX_OP_READ, &error),
                      VNX_ERR_CANCELED);

@@ -190,3 +190,48 @@ def test_public_header_compiles_alone(tmp_path, path, compiler, language):
         ],
         check=True,
     )
+
+
+# -- Names of operations -----------------------------------------------------
+
+OPERATION_ROW = re.compile(r'X\("(vnx_[a-z_]+)", "([a-z_]+)"\)')
+
+
+def operations():
+    """{C function: Python method} of the table."""
+    text = (SOURCE / "base" / "operations.h").read_text()
+    return dict(OPERATION_ROW.findall(text))
+
+
+def test_operations_are_public_functions():
+    headers = "".join(path.read_text() for path in public_headers())
+    missing = [
+        name for name in operations() if not re.search(rf"\b{name}\(", headers)
+    ]
+    assert missing == []
+
+
+def test_every_operation_has_a_python_name():
+    """A C function named in an error record is in the table, so that Python
+    programs see the method's name."""
+    named = {
+        name
+        for path in sources()
+        for name in re.findall(r'"(vnx_[a-z_]+)"', path.read_text())
+    }
+    assert named == set(operations())
+
+
+def test_error_records_below_the_extension_name_c_functions():
+    methods = set(operations().values())
+    wrong = [
+        (path.name, name)
+        for path in sources()
+        if layer_of(path) != "python" and path.name != "operations.h"
+        for name in re.findall(
+            r'vnxi_error_\w+\(\s*&?\w+,(?: VNX_\w+,)?\s*"(\w+)"',
+            path.read_text(),
+        )
+        if name in methods
+    ]
+    assert wrong == []

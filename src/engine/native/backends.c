@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "engine/native/native.h"
 
-#define CREATE "create_backend"
+#define CREATE "vnx_agent_create_backend"
 
 /* -- Names and parameters --------------------------------------------------
  */
@@ -66,7 +66,7 @@ vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
 {
     unsigned last = 0;
     vnx_status_t status =
-        find_backend(backend, "get_plugin_mem_types", &last, error);
+        find_backend(backend, "vnx_agent_plugin_mems", &last, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -89,7 +89,7 @@ vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
                   size_t i, vnx_param_t *param_p, vnx_error_t *error)
 {
     const char *operation =
-        created ? "get_backend_params" : "get_plugin_params";
+        created ? "vnx_agent_backend_param" : "vnx_agent_plugin_param";
     unsigned t = 0;
 
     vnx_status_t status = find_backend(backend, operation, &t, error);

@@ -154,7 +154,7 @@ vnx_status_t
 vnxi_native_metadata(vnxi_engine_t *engine, vnx_bytes_t *bytes_p,
                      vnx_error_t *error)
 {
-    static const char operation[] = "get_agent_metadata";
+    static const char operation[] = "vnx_agent_metadata";
     vnxi_identity_t identity = engine->identity;
     vnxi_region_table_t *table =
         vnxi_registry_snapshot(engine->registry, &identity.epoch);
@@ -188,7 +188,7 @@ find_regions(const vnxi_region_table_t *table, vnx_mem_t mem,
             vnxi_region_table_exact(table, mem, d->addr, d->len, d->dev);
         if (found[i] == NULL) {
             vnxi_error_set(error, VNX_ERR_NOT_FOUND,
-                           "get_partial_agent_metadata",
+                           "vnx_agent_partial_metadata",
                            "no region is registered with exactly these "
                            "values");
             vnxi_error_desc(error, i, d->addr, d->len, d->dev);
@@ -204,7 +204,7 @@ vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
                              bool with_connection, const char *const *backends,
                              vnx_bytes_t *bytes_p, vnx_error_t *error)
 {
-    static const char operation[] = "get_partial_agent_metadata";
+    static const char operation[] = "vnx_agent_partial_metadata";
     vnxi_identity_t identity = engine->identity;
     vnx_status_t status =
         vnxi_native_check_backends(engine, backends, operation, error);

@@ -267,5 +267,5 @@ vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
     }
     return vnxi_writer_take(&out, &members_p->data, &members_p->len)
                ? VNX_OK
-               : vnxi_error_no_memory(error, "describe", 0);
+               : vnxi_error_no_memory(error, "vnx_agent_describe", 0);
 }

@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 /* A reader accepts every minor version of its major version. */
 #define MAJOR 1u

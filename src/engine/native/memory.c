@@ -35,12 +35,13 @@ check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
         return VNX_OK; /* the registry refuses invalid memory types */
     }
     if (mem == VNX_MEM_VRAM) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED,
+                              "vnx_agent_register",
                               "no backend of the native engine can move VRAM "
                               "memory: %s",
                               why_no_transport(engine, mem));
     }
-    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "register_memory",
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_register",
                           "%s memory needs the nixl engine", name);
 }
 
@@ -49,8 +50,8 @@ vnxi_native_register(vnxi_engine_t *engine, vnx_mem_t mem,
                      const vnx_reg_desc_t *descs, size_t count,
                      const char *const *backends, vnx_error_t *error)
 {
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, "register_memory", error);
+    vnx_status_t status = vnxi_native_check_backends(
+        engine, backends, "vnx_agent_register", error);
     status = status == VNX_OK ? check_mem(engine, mem, error) : status;
     return status != VNX_OK
                ? status
@@ -119,7 +120,7 @@ vnxi_native_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
                        const vnx_reg_desc_t *descs, size_t count,
                        const char *const *backends, vnx_error_t *error)
 {
-    static const char operation[] = "deregister_memory";
+    static const char operation[] = "vnx_agent_deregister";
     removal_t removal = {.engine = engine};
 
     vnx_status_t status =

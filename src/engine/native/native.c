@@ -38,7 +38,7 @@ draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
 {
     unsigned char *at = engine->identity.instance;
     if (getrandom(at, VNXI_INSTANCE_SIZE, 0) != VNXI_INSTANCE_SIZE) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, "nixl_agent",
+        return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_create",
                               "getrandom: %s", strerror(errno));
     }
     return VNX_OK;
@@ -106,7 +106,7 @@ vnxi_native_create(const vnxi_engine_config_t *config,
 {
     vnxi_engine_t *engine = engine_alloc(config);
     if (engine == NULL) {
-        return vnxi_error_no_memory(error, "nixl_agent", sizeof *engine);
+        return vnxi_error_no_memory(error, "vnx_agent_create", sizeof *engine);
     }
     vnx_status_t status = draw_instance(engine, error);
     if (status != VNX_OK) {

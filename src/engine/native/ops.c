@@ -24,11 +24,12 @@ native_query(vnxi_engine_t *engine, vnx_mem_t mem, const vnx_reg_desc_t *descs,
     (void)descs;
     (void)count;
     (void)infos;
-    vnx_status_t status =
-        vnxi_native_check_backends(engine, backends, "query_memory", error);
+    vnx_status_t status = vnxi_native_check_backends(
+        engine, backends, "vnx_agent_query_memory", error);
     return status != VNX_OK
                ? status
-               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "query_memory",
+               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED,
+                                "vnx_agent_query_memory",
                                 "backend %s of the native engine has no "
                                 "storage to query",
                                 backend);

@@ -167,7 +167,7 @@ vnxi_native_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
 {
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
     if (vnxi_native_peer_gone(peer)) {
-        return vnxi_native_peer_error(peer, "make_connection", error);
+        return vnxi_native_peer_error(peer, "vnx_agent_connect_peer", error);
     }
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         vnxi_conn_t *conn = vnxi_native_conn(peer, t);
@@ -225,7 +225,7 @@ vnxi_native_peer_lose(vnxi_native_peer_t *peer, const char *cause)
             vnxi_transports[t]->peer_gone(conn, cause);
         }
     }
-    vnxi_native_peer_error(peer, "transfer", &error);
+    vnxi_native_peer_error(peer, "vnx_xfer_post", &error);
     host->peer_lost(host->context, &peer->base, &error);
     peer->engine->look(peer->engine);
 }
@@ -331,7 +331,7 @@ vnx_status_t
 vnxi_native_notif_send(vnxi_peer_t *base, const void *message, size_t len,
                        vnx_error_t *error)
 {
-    static const char operation[] = "send_notif";
+    static const char operation[] = "vnx_agent_send_notif";
     vnxi_native_peer_t *peer = vnxi_native_peer(base);
     unsigned t = atomic_load_explicit(&peer->main, memory_order_relaxed);
 

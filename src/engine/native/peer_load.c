@@ -25,7 +25,7 @@
 #include "engine/native/native.h"
 #include "engine/parts/peer.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 typedef struct loading {
     vnxi_engine_t *engine;
@@ -360,8 +360,7 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 
     if (!has_port(engine)) {
         return vnxi_load_refuse(loading->blob, VNX_ERR_NOT_FOUND,
-                                "this agent has no backend: call "
-                                "create_backend() first",
+                                "this agent has no backend: create one first",
                                 loading->error);
     }
     vnxi_native_peer_t *peer = vnxi_native_peer_create(

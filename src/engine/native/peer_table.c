@@ -20,7 +20,7 @@
 #include "base/error.h"
 #include "base/recycle.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 typedef struct entry {
     const vnxi_md_region_t *rows[VNXI_TRANSPORTS]; /* NULL: not known to it,

@@ -81,10 +81,10 @@ static vnx_status_t
 check_on(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     if (vnxi_native_peer_gone(exfer->peer)) {
-        return vnxi_native_peer_error(exfer->peer, "transfer", error);
+        return vnxi_native_peer_error(exfer->peer, "vnx_xfer_post", error);
     }
     if (atomic_load(&exfer->engine->stopped)) {
-        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_post",
                               "the agent was closed");
     }
     return VNX_OK;
@@ -109,7 +109,7 @@ check_go_on(vnxi_exfer_t *exfer, vnx_error_t *error)
         status = check_lists(exfer, error);
     }
     if (status == VNX_IN_PROG) {
-        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_xfer_post",
                                 "a remote region was deregistered while the "
                                 "transfer was in progress");
         vnxi_error_peer(error, exfer->peer->base.name,
@@ -121,7 +121,7 @@ check_go_on(vnxi_exfer_t *exfer, vnx_error_t *error)
 static vnx_status_t
 fail_cancelled(vnx_error_t *error)
 {
-    return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+    return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_post",
                           "the transfer was cancelled");
 }
 
@@ -225,7 +225,7 @@ vnxi_exfer_part_done(void *context, vnx_status_t status,
     if (status != VNX_OK && !atomic_load(&exfer->failing)) {
         if (status == VNX_ERR_REMOTE_DISCONNECT &&
             vnxi_native_peer_gone(peer)) {
-            vnxi_native_peer_error(peer, "transfer", &cause);
+            vnxi_native_peer_error(peer, "vnx_xfer_post", &cause);
         } else {
             cause = *error;
             vnxi_error_peer(&cause, peer->base.name, peer->base.name_len);
@@ -445,7 +445,7 @@ too_late(const vnxi_exfer_t *exfer, const vnxi_region_t *region,
     const vnxi_peer_t *peer = &exfer->peer->base;
 
     vnxi_error_set(
-        error, VNX_ERR_TIMEOUT, "transfer",
+        error, VNX_ERR_TIMEOUT, "vnx_xfer_post",
         "the peer has not confirmed the region at 0x%" PRIx64 " of %" PRIu64
         " bytes within %u s: is its process stopped?",
         region->addr, region->len, (unsigned)(ANSWER_WAIT_NS / 1000000000u));

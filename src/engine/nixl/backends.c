@@ -39,13 +39,13 @@ make_agent(vnxi_engine_t *engine, const vnxi_capi_t *capi, vnx_error_t *error)
 
     if (strlen(engine->name) != engine->name_len) {
         return vnxi_error_set(
-            error, VNX_ERR_NOT_SUPPORTED, "create_backend",
+            error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create_backend",
             "NIXL does not accept agent names with a NUL byte");
     }
     int code = capi->create_configured_agent(engine->name, &config, &agent);
     if (code != VNXI_CAPI_OK) {
-        return vnxi_nixl_failed(code, "create_backend", "creating an agent",
-                                error);
+        return vnxi_nixl_failed(code, "vnx_agent_create_backend",
+                                "creating an agent", error);
     }
     engine->capi = capi;
     engine->agent = agent;
@@ -58,12 +58,13 @@ need_agent_lock_held(vnxi_engine_t *engine, vnx_error_t *error)
     const vnxi_capi_t *capi;
 
     if (atomic_load(&engine->stopped)) {
-        return vnxi_nixl_stopped("create_backend", error);
+        return vnxi_nixl_stopped("vnx_agent_create_backend", error);
     }
     if (engine->agent != NULL) {
         return VNX_OK;
     }
-    vnx_status_t status = vnxi_nixl_library("create_backend", &capi, error);
+    vnx_status_t status =
+        vnxi_nixl_library("vnx_agent_create_backend", &capi, error);
     return status == VNX_OK ? make_agent(engine, capi, error) : status;
 }
 
@@ -130,7 +131,7 @@ vnxi_nixl_plugin(vnxi_engine_t *engine, size_t i)
     const char *name = NULL;
 
     vnxi_mutex_lock(&engine->backend_lock);
-    if (need_plugins_lock_held(engine, "get_plugin_list", NULL) == VNX_OK &&
+    if (need_plugins_lock_held(engine, "vnx_agent_plugin", NULL) == VNX_OK &&
         i < engine->plugin_count) {
         name = engine->plugins[i].name;
     }
@@ -252,8 +253,8 @@ vnxi_nixl_plugin_mems(vnxi_engine_t *engine, const char *backend,
     vnxi_nixl_plugin_t *plugin;
 
     vnxi_mutex_lock(&engine->backend_lock);
-    vnx_status_t status = find_plugin_lock_held(engine, "get_plugin_mem_types",
-                                                backend, &plugin, error);
+    vnx_status_t status = find_plugin_lock_held(
+        engine, "vnx_agent_plugin_mems", backend, &plugin, error);
     if (status == VNX_OK) {
         ask_plugin_lock_held(engine, plugin);
         *mems_p = plugin->mems;
@@ -291,7 +292,7 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
                 size_t i, vnx_param_t *param_p, vnx_error_t *error)
 {
     const char *operation =
-        created ? "get_backend_params" : "get_plugin_params";
+        created ? "vnx_agent_backend_param" : "vnx_agent_plugin_param";
     const vnxi_nixl_params_t *params = NULL;
     vnxi_nixl_plugin_t *plugin;
 
@@ -371,7 +372,7 @@ note_backend(vnxi_engine_t *engine, const vnxi_nixl_plugin_t *plugin,
     };
     if (backend->options == NULL) {
         capi->destroy_backend(handle);
-        return vnxi_error_no_memory(error, "create_backend", 0);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend", 0);
     }
     if (capi->get_backend_params(engine->agent, handle, &mems, &params) ==
         VNXI_CAPI_OK) {
@@ -392,9 +393,9 @@ backend_failed(const char *name, int code, vnx_error_t *error)
     if (fault[0] == '\0') {
         char what[96];
         snprintf(what, sizeof what, "creating the backend %.64s", name);
-        return vnxi_nixl_failed(code, "create_backend", what, error);
+        return vnxi_nixl_failed(code, "vnx_agent_create_backend", what, error);
     }
-    return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
+    return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_create_backend",
                           "NIXL cannot load its plugin %.64s: %s", name,
                           fault);
 }
@@ -408,26 +409,27 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
 
     vnx_status_t status = need_agent_lock_held(engine, error);
     if (status == VNX_OK) {
-        status = find_plugin_lock_held(engine, "create_backend", name, &plugin,
-                                       error);
+        status = find_plugin_lock_held(engine, "vnx_agent_create_backend",
+                                       name, &plugin, error);
     }
     if (status != VNX_OK) {
         return status;
     }
     if (find_backend(engine, name) >= 0) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, "create_backend",
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED,
+                              "vnx_agent_create_backend",
                               "backend '%s' exists already", name);
     }
     if (atomic_load(&engine->backend_count) == VNXI_NIXL_BACKENDS_MAX) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, "create_backend",
-                              "an agent can have at most %d backends",
-                              VNXI_NIXL_BACKENDS_MAX);
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_ALLOWED, "vnx_agent_create_backend",
+            "an agent can have at most %d backends", VNXI_NIXL_BACKENDS_MAX);
     }
     ask_plugin_lock_held(engine, plugin);
     vnxi_capi_params_t *joined =
         join_params(engine->capi, &plugin->params, params, count);
     if (joined == NULL) {
-        return vnxi_error_no_memory(error, "create_backend", count);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend", count);
     }
     int code =
         engine->capi->create_backend(engine->agent, name, joined, &handle);

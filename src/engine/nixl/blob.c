@@ -13,8 +13,8 @@
 #include "engine/nixl/nixl.h"
 #include "engine/parts/metadata.h"
 
-#define WHOLE "get_agent_metadata"
-#define PART "get_partial_agent_metadata"
+#define WHOLE "vnx_agent_metadata"
+#define PART "vnx_agent_partial_metadata"
 
 /* Get the complete metadata.  Owned: free(). */
 static vnx_status_t

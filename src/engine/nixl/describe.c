@@ -81,5 +81,5 @@ vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
     }
     return vnxi_writer_take(&out, &members_p->data, &members_p->len)
                ? VNX_OK
-               : vnxi_error_no_memory(error, "describe", 0);
+               : vnxi_error_no_memory(error, "vnx_agent_describe", 0);
 }

@@ -77,7 +77,7 @@ vnxi_nixl_create(const vnxi_engine_config_t *config, vnxi_engine_t **engine_p,
 {
     vnxi_engine_t *engine = engine_alloc(config);
     if (engine == NULL) {
-        return vnxi_error_no_memory(error, "nixl_agent", sizeof *engine);
+        return vnxi_error_no_memory(error, "vnx_agent_create", sizeof *engine);
     }
     *engine_p = engine;
     return VNX_OK;

@@ -23,9 +23,9 @@
 #include "base/log.h"
 #include "engine/nixl/xfer.h"
 
-#define ADD "register_memory"
-#define REMOVE "deregister_memory"
-#define QUERY "query_memory"
+#define ADD "vnx_agent_register"
+#define REMOVE "vnx_agent_deregister"
+#define QUERY "vnx_agent_query_memory"
 
 /* Limit of the wait for a transfer in flight. */
 #define LAND_NS 5000000000u

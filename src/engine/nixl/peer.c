@@ -146,7 +146,7 @@ vnxi_nixl_peer_pid(vnxi_peer_t *peer)
 vnx_status_t
 vnxi_nixl_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
 {
-    static const char operation[] = "make_connection";
+    static const char operation[] = "vnx_agent_connect_peer";
     vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
     vnxi_engine_t *engine = peer->engine;
     vnx_status_t status = VNX_OK;
@@ -184,7 +184,7 @@ vnx_status_t
 vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
                      vnx_error_t *error)
 {
-    static const char operation[] = "send_notif";
+    static const char operation[] = "vnx_agent_send_notif";
     vnxi_nixl_peer_t *peer = vnxi_nixl_peer(base);
     vnxi_engine_t *engine = peer->engine;
     vnx_status_t status = VNX_OK;

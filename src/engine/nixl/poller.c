@@ -90,9 +90,9 @@ vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
         return error->status;
     }
     if (exfer->was_retried && code == VNXI_CAPI_BACKEND) {
-        vnxi_nixl_peer_lose(peer, "transfer");
+        vnxi_nixl_peer_lose(peer, "vnx_xfer_post");
     }
-    return vnxi_nixl_peer_failed(peer, code, "transfer", "the transfer",
+    return vnxi_nixl_peer_failed(peer, code, "vnx_xfer_post", "the transfer",
                                  error);
 }
 
@@ -215,8 +215,8 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
         *at = exfer->next_flight;
         exfer->next_flight = ended;
         ended = exfer;
-        exfer->end =
-            vnxi_error_set(&exfer->error, status, "transfer", "%s", cause);
+        exfer->end = vnxi_error_set(&exfer->error, status, "vnx_xfer_post",
+                                    "%s", cause);
         vnxi_error_peer(&exfer->error, exfer->peer->base.name,
                         exfer->peer->base.name_len);
         if (peer != NULL) {
@@ -377,14 +377,15 @@ vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
     if (poller->notifs == NULL &&
         engine->capi->create_notif_map(&poller->notifs) != VNXI_CAPI_OK) {
         poller->notifs = NULL;
-        return vnxi_error_no_memory(error, "create_backend", 0);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend", 0);
     }
     if (poller->is_started) {
         return VNX_OK;
     }
     int err = vnxi_thread_start(&poller->thread, poller_main, engine);
     if (err != 0) {
-        return vnxi_error_set(error, VNX_ERR_NO_MEMORY, "create_backend",
+        return vnxi_error_set(error, VNX_ERR_NO_MEMORY,
+                              "vnx_agent_create_backend",
                               "cannot start a thread: %s", strerror(err));
     }
     poller->is_started = true;

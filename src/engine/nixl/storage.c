@@ -33,7 +33,7 @@ no_file(const vnx_reg_desc_t *row, size_t i, vnx_error_t *error)
     path[len] = '\0';
     bool is_missing =
         path[0] != '\0' && stat(path, &found) != 0 && errno == ENOENT;
-    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "register_memory",
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_agent_register",
                    "the device id is not an open file descriptor%s%s%s%s",
                    path[0] != '\0' ? " (file '" : "", path,
                    path[0] != '\0' ? "')" : "",
@@ -94,8 +94,8 @@ found(suspect_t *suspect, vnx_status_t status, const char *cause, ...)
     va_start(args, cause);
     vsnprintf(text, sizeof text, cause, args);
     va_end(args);
-    vnxi_error_set(suspect->error, status, "transfer", "file '%s': %.140s",
-                   suspect->path, text);
+    vnxi_error_set(suspect->error, status, "vnx_xfer_post",
+                   "file '%s': %.140s", suspect->path, text);
     vnxi_error_desc(suspect->error, suspect->piece->place, desc->addr,
                     desc->len, desc->dev);
     return true;

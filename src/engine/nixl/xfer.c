@@ -305,12 +305,12 @@ set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
     if (exfer->options == NULL &&
         capi->create_opt_args(&exfer->options) != VNXI_CAPI_OK) {
         exfer->options = NULL;
-        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+        return vnxi_error_no_memory(error, "vnx_xfer_post", exfer->notif_len);
     }
     if (capi->opt_args_set_notif_msg(exfer->options, exfer->notif,
                                      exfer->notif_len) != VNXI_CAPI_OK ||
         capi->opt_args_set_has_notif(exfer->options, true) != VNXI_CAPI_OK) {
-        return vnxi_error_no_memory(error, "transfer", exfer->notif_len);
+        return vnxi_error_no_memory(error, "vnx_xfer_post", exfer->notif_len);
     }
     return VNX_OK;
 }
@@ -321,7 +321,7 @@ check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
     vnxi_nixl_peer_t *peer = exfer->peer;
 
     if (vnxi_peer_end_has_come(&peer->end)) {
-        return vnxi_nixl_peer_error(peer, "transfer", error);
+        return vnxi_nixl_peer_error(peer, "vnx_xfer_post", error);
     }
     vnx_status_t status =
         vnxi_pairs_check_regions(exfer->local, "local", &peer->base, error);
@@ -374,7 +374,7 @@ post(vnxi_exfer_t *exfer, vnx_error_t *error)
     vnxi_engine_t *engine = exfer->engine;
 
     if (!vnxi_nixl_enter(engine)) {
-        return vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+        return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_post",
                               "the agent was closed");
     }
     vnx_status_t status = check_post(exfer, error);
@@ -414,7 +414,7 @@ run_posting(vnxi_task_t *task, size_t chunk)
                                        VNXI_NIXL_ENTERED)) {
         status = post(exfer, &error);
     } else {
-        status = vnxi_error_set(&error, VNX_ERR_CANCELED, "transfer",
+        status = vnxi_error_set(&error, VNX_ERR_CANCELED, "vnx_xfer_post",
                                 "the transfer was cancelled");
     }
     /* Decrement before the callback, which may release the last reference on
@@ -440,7 +440,7 @@ submit(vnxi_exfer_t *exfer, vnx_error_t *error)
     posting_t *posting = malloc(sizeof *posting);
 
     if (posting == NULL) {
-        return vnxi_error_no_memory(error, "transfer", sizeof *posting);
+        return vnxi_error_no_memory(error, "vnx_xfer_post", sizeof *posting);
     }
     posting->exfer = exfer;
     posting->task = (vnxi_task_t){.run = run_posting,
@@ -467,7 +467,7 @@ static vnx_status_t
 check_early(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     return atomic_load(&exfer->engine->stopped)
-               ? vnxi_error_set(error, VNX_ERR_CANCELED, "transfer",
+               ? vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_post",
                                 "the agent was closed")
                : check_post(exfer, error);
 }

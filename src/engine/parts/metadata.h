@@ -49,7 +49,7 @@ typedef struct vnxi_metadata {
 
 #define VNXI_METADATA_CONNS_MAX 256
 
-#define VNXI_OP_LOAD "add_remote_agent" /* the operation in errors */
+#define VNXI_OP_LOAD "vnx_agent_load_metadata" /* the operation in errors */
 
 /* Parse and check a whole blob.  Checked are: tags; lengths; counts, against
  * the available bytes (an allocation is never larger than the blob justifies);

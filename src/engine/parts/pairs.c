@@ -76,7 +76,7 @@ vnxi_pairs_check_regions(const vnxi_list_t *list, const char *side,
     if (vnxi_region_state(region) == VNXI_REGION_UNCONFIRMED) {
         return VNX_IN_PROG;
     }
-    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "transfer",
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_xfer_post",
                    "the %s region at 0x%" PRIx64 " of %" PRIu64
                    " bytes, which the list uses, %s",
                    side, region->addr, region->len,

@@ -193,7 +193,7 @@ void vnxi_registry_free(vnxi_registry_t *registry);
 /* Check every row.  The error has the first bad one.  VNX_ERR_INVALID_PARAM:
  * not a memory type, addr + len overflows, a length of 0, or DRAM whose first
  * or last page is not mapped.  Storage of length 0 means all of it, 2^64 - 1
- * bytes.  Operation: "register_memory". */
+ * bytes.  Operation: "vnx_agent_register". */
 vnx_status_t vnxi_registry_check(vnx_mem_t mem, const vnx_reg_desc_t *descs,
                                  size_t count, vnx_error_t *error);
 
@@ -206,7 +206,7 @@ vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
 /* Deregister all rows or none.  VNX_ERR_NOT_FOUND has the first row that is
  * not registered (or is listed more often than it is registered).  A region
  * without further uses is revoked, and `gone` (may be NULL) is called for it
- * without the registry's lock.  Operation: "deregister_memory". */
+ * without the registry's lock.  Operation: "vnx_agent_deregister". */
 vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   void (*gone)(void *context,

@@ -22,8 +22,8 @@
 #include "base/mutex.h"
 #include "engine/parts/region.h"
 
-#define ADD "register_memory"
-#define REMOVE "deregister_memory"
+#define ADD "vnx_agent_register"
+#define REMOVE "vnx_agent_deregister"
 
 struct vnxi_registry {
     const vnxi_region_class_t *class;

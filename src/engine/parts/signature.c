@@ -62,19 +62,19 @@ vnxi_signature_key_init(vnxi_signature_key_t *key_p, const void *secret,
         return VNX_OK;
     }
     if (len < VNX_METADATA_SECRET_MIN || len > VNX_METADATA_SECRET_MAX) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "nixl_agent",
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, "vnx_agent_create",
                               "%s must have %d to %d bytes, not %zu", source,
                               VNX_METADATA_SECRET_MIN, VNX_METADATA_SECRET_MAX,
                               len);
     }
     if (!vnxi_mac_is_there()) {
-        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "nixl_agent",
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
                               "%s is set, but signing metadata needs OpenSSL, "
                               "which this build does not have",
                               source);
     }
     if (!vnxi_mac(LABEL, sizeof LABEL - 1, secret, len, key_p->bytes)) {
-        return no_mac("nixl_agent", error);
+        return no_mac("vnx_agent_create", error);
     }
     key_p->is_set = true;
     return VNX_OK;

@@ -25,7 +25,7 @@ typedef struct vnxi_signature_key {
 /* Derive the key from `secret`, or if that is NULL from
  * VLLM_NIXL_METADATA_SECRET; without either, the key stays unset.
  * VNX_ERR_INVALID_PARAM: too short or too long.  VNX_ERR_NOT_SUPPORTED: this
- * build has no OpenSSL.  Operation: "nixl_agent". */
+ * build has no OpenSSL.  Operation: "vnx_agent_create". */
 vnx_status_t vnxi_signature_key_init(vnxi_signature_key_t *key_p,
                                      const void *secret, size_t len,
                                      vnx_error_t *error);
@@ -43,7 +43,7 @@ vnx_status_t vnxi_signature_add(const vnxi_signature_key_t *key,
  * signature has proved correct, only the last bytes of the blob are read.  The
  * error has the agent name that the blob claims: VNX_ERR_NOT_ALLOWED (not
  * signed, or wrong), VNX_ERR_MISMATCH (not signed, and not metadata).
- * Operation: "add_remote_agent". */
+ * Operation: "vnx_agent_load_metadata". */
 vnx_status_t vnxi_signature_check(const vnxi_signature_key_t *key,
                                   const void *blob, size_t len,
                                   vnx_error_t *error);

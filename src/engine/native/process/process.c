@@ -22,7 +22,7 @@
 #include "engine/native/process/copy.h"
 #include "engine/native/transport.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 typedef struct process_conn process_conn_t;
 
@@ -128,7 +128,8 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
     process_port_t *port = calloc(1, sizeof *port);
 
     if (port == NULL) {
-        return vnxi_error_no_memory(error, "create_backend", sizeof *port);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend",
+                                    sizeof *port);
     }
     port->base.config = *config;
     port->is_open = true;
@@ -295,7 +296,8 @@ send_notif(vnxi_conn_t *base, const void *message, size_t len,
     vnxi_mutex_unlock(&conn->target->inbound_lock);
     return is_open ? VNX_OK
                    : vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT,
-                                    "send_notif", "the agent was closed");
+                                    "vnx_agent_send_notif",
+                                    "the agent was closed");
 }
 
 static vnxi_region_table_t *

@@ -177,7 +177,7 @@ send_question(vnxi_shm_conn_t *conn, bool has_memory, question_t *question)
     vnx_error_t error;
 
     if (!has_memory) {
-        status = vnxi_error_no_memory(&error, "add_remote_agent",
+        status = vnxi_error_no_memory(&error, "vnx_agent_load_metadata",
                                       sizeof *question->rows);
     } else if (question->link != NULL) {
         status = vnxi_link_ask(question->link, question->token, question->rows,

@@ -32,7 +32,7 @@
 #include "base/thread.h"
 #include "engine/native/shm/hub_private.h"
 
-#define OPERATION "create_backend"
+#define OPERATION "vnx_agent_create_backend"
 #define BACKLOG 4096
 
 /* A client counts as polling after WINDOW_POLLS calls in each of BUSY_WINDOWS

@@ -20,8 +20,8 @@
 #include "base/fork_fds.h"
 #include "engine/native/shm/hub_private.h"
 
-#define OPEN "add_remote_agent"
-#define SEND "send_notif"
+#define OPEN "vnx_agent_load_metadata"
+#define SEND "vnx_agent_send_notif"
 
 /* -- Life cycle ----------------------------------------------------------- */
 

@@ -27,7 +27,7 @@
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/vm.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 /* How long to wait for room in the peer's backlog: anybody on the host can
  * fill it. */

@@ -23,7 +23,7 @@
 #include "base/mutex.h"
 #include "engine/native/shm/proc.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 /* -- Memfds --------------------------------------------------------------- */
 

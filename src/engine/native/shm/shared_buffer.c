@@ -10,7 +10,7 @@
 #include "base/fork.h"
 #include "engine/native/shm/mapping.h"
 
-#define OPERATION "shared_buffer"
+#define OPERATION "vnx_shared_buffer_create"
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
 struct vnx_shared_buffer {

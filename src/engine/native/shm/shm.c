@@ -16,7 +16,7 @@
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/vm.h"
 
-#define OPERATION "add_remote_agent"
+#define OPERATION "vnx_agent_load_metadata"
 
 /* -- Ports -----------------------------------------------------------------
  */
@@ -79,7 +79,8 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
     vnxi_shm_port_t *port = calloc(1, sizeof *port);
 
     if (port == NULL) {
-        return vnxi_error_no_memory(error, "create_backend", sizeof *port);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend",
+                                    sizeof *port);
     }
     port->base.config = *config;
     vnx_status_t status = open_hub(port, error);
@@ -370,7 +371,7 @@ attach(vnxi_port_t *port, const vnxi_region_t *region, void **slot_p,
     *slot_p = map_info.fd < 0 ? &unshared : slot_create(&map_info);
     if (*slot_p == NULL) {
         vnxi_map_info_fini(&map_info);
-        return vnxi_error_no_memory(error, "register_memory",
+        return vnxi_error_no_memory(error, "vnx_agent_register",
                                     sizeof(vnxi_shm_slot_t));
     }
     return VNX_OK;
@@ -482,7 +483,7 @@ copy_chunk(vnxi_conn_t *base, const vnxi_plan_t *plan, size_t chunk,
         .pidfd = vnxi_link_pidfd(conn->link),
         .route = base->port->config.number,
         .stop = stop,
-        .operation = "transfer",
+        .operation = "vnx_xfer_post",
     };
     return vnxi_vm_chunk(&target, plan, chunk, op, error);
 }

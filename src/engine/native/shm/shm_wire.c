@@ -14,8 +14,8 @@
 #include "base/error.h"
 #include "engine/native/shm/proc.h"
 
-#define OPERATION "add_remote_agent"
-#define CREATE "create_backend"
+#define OPERATION "vnx_agent_load_metadata"
+#define CREATE "vnx_agent_create_backend"
 
 /* A reader accepts every minor version of its major version.  Later minor
  * versions append data, and may define flags that an older reader can ignore.

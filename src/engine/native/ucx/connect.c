@@ -20,7 +20,7 @@ run_warm_up(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
 
     (void)worker;
     atomic_store(&ep->warm_queued, false);
-    if (vnxi_ucx_ep_open(ep, "make_connection", NULL) == VNX_OK) {
+    if (vnxi_ucx_ep_open(ep, "vnx_agent_connect_peer", NULL) == VNX_OK) {
         vnxi_ucx_ep_ask(ep);
     }
     vnxi_ucx_conn_release(ep->conn); /* the command's reference */
@@ -102,12 +102,14 @@ vnxi_ucx_conn_create(vnxi_ucx_t *ucx, const void *address, size_t len,
                      vnx_error_t *error)
 {
     if (len == 0 || len > VNXI_UCX_ADDRESS_MAX) {
-        return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
+        return vnxi_error_set(error, VNX_ERR_MISMATCH,
+                              "vnx_agent_load_metadata",
                               "%zu bytes are not a UCX address", len);
     }
     vnxi_ucx_conn_t *conn = conn_alloc(ucx, address, len);
     if (conn == NULL) {
-        return vnxi_error_no_memory(error, "add_remote_agent", len + PADDING);
+        return vnxi_error_no_memory(error, "vnx_agent_load_metadata",
+                                    len + PADDING);
     }
     conn->cookie = cookie;
     *conn_p = conn;

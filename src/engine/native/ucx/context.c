@@ -14,7 +14,7 @@
 
 #include "base/error.h"
 
-#define OPERATION "create_backend"
+#define OPERATION "vnx_agent_create_backend"
 
 /* -- Configuration ---------------------------------------------------------
  */

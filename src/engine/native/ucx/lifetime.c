@@ -30,7 +30,7 @@
 #include "engine/native/ucx/notif.h"
 #include "engine/native/ucx/transfer.h"
 
-#define OPERATION "create_backend"
+#define OPERATION "vnx_agent_create_backend"
 
 /* -- Parking ---------------------------------------------------------------
  */

@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "engine/native/ucx/ep.h"
 
-#define OPERATION "register_memory"
+#define OPERATION "vnx_agent_register"
 
 /* -- Our regions -----------------------------------------------------------
  */
@@ -119,14 +119,15 @@ vnxi_ucx_key_create(vnxi_ucx_conn_t *conn, const void *bytes, size_t len,
     size_t slots = workers * sizeof(vnxi_ucx_slot_t);
 
     if (!is_key(bytes, len)) {
-        return vnxi_error_set(error, VNX_ERR_MISMATCH, "add_remote_agent",
+        return vnxi_error_set(error, VNX_ERR_MISMATCH,
+                              "vnx_agent_load_metadata",
                               "%zu bytes of a region's public data are not a "
                               "UCX key",
                               len);
     }
     vnxi_ucx_key_t *key = malloc(sizeof *key + slots + len + KEY_PADDING);
     if (key == NULL) {
-        return vnxi_error_no_memory(error, "add_remote_agent", len);
+        return vnxi_error_no_memory(error, "vnx_agent_load_metadata", len);
     }
     memset(key, 0, sizeof *key + slots);
     unsigned char *copy = (unsigned char *)key->slots + slots;

@@ -186,7 +186,7 @@ run_send(vnxi_ucx_command_t *super, vnxi_ucx_worker_t *worker)
     message_t *message = (message_t *)super;
     vnxi_ucx_ep_t *ep = &message->conn->eps[worker->index];
 
-    vnx_status_t status = vnxi_ucx_ep_open(ep, "send_notif", NULL);
+    vnx_status_t status = vnxi_ucx_ep_open(ep, "vnx_agent_send_notif", NULL);
     if (status == VNX_IN_PROG) {
         vnxi_ucx_ep_wait(ep, super); /* after a reset */
         return;
@@ -234,7 +234,7 @@ vnx_status_t
 vnxi_ucx_conn_send_notif(vnxi_ucx_conn_t *conn, const void *data, size_t len,
                          vnx_error_t *error)
 {
-    static const char operation[] = "send_notif";
+    static const char operation[] = "vnx_agent_send_notif";
     message_t *message = calloc(1, sizeof *message);
 
     if (atomic_load(&conn->dead)) {

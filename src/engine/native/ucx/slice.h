@@ -8,8 +8,8 @@
 #include "engine/native/ucx/ep.h"
 #include "engine/native/ucx/transfer.h"
 
-#define VNXI_UCX_TRANSFER "transfer"    /* the operation in errors */
-#define VNXI_UCX_PIECE_BYTES (1u << 20) /* joined for one request */
+#define VNXI_UCX_TRANSFER "vnx_xfer_post" /* the operation in errors */
+#define VNXI_UCX_PIECE_BYTES (1u << 20)   /* joined for one request */
 
 typedef struct vnxi_ucx_slice {
     vnxi_ucx_duty_t duty; /* first */

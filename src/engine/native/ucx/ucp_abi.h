@@ -2,8 +2,8 @@
  * The parts of libucp's binary interface that this backend uses: numbers,
  * structures, and the functions as one table.  The interface is stable from
  * UCX 1.19 on through 1.x.  Building does not need UCX;
- * tests/c/ucp_abi_check.c compares every line with UCX's own headers if those
- * are installed.
+ * tests/python/test_ucx_abi.py compares every line with UCX's own headers if
+ * those are installed.
  */
 #ifndef VNXI_NATIVE_UCX_UCP_ABI_H
 #define VNXI_NATIVE_UCX_UCP_ABI_H

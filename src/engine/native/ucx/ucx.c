@@ -95,7 +95,7 @@ stall_timeout(const vnx_param_t *params, size_t count, uint64_t *ns_p,
         seconds = strtod(text, &end);
         if (*end != '\0' || !(seconds >= 0.0 && seconds <= 1e9)) {
             return vnxi_error_set(
-                error, VNX_ERR_INVALID_PARAM, "create_backend",
+                error, VNX_ERR_INVALID_PARAM, "vnx_agent_create_backend",
                 "timeout '%s' is not a valid number of seconds", text);
         }
     }
@@ -130,7 +130,8 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
     };
 
     if (port == NULL) {
-        return vnxi_error_no_memory(error, "create_backend", sizeof *port);
+        return vnxi_error_no_memory(error, "vnx_agent_create_backend",
+                                    sizeof *port);
     }
     port->base.config = *config;
     vnx_status_t status = stall_timeout(config->params, config->param_count,
@@ -216,7 +217,7 @@ conn_create(vnxi_port_t *port, const vnxi_conn_args_t *args,
     }
     ucx_conn_t *conn = calloc(1, sizeof *conn + args->info.len);
     if (conn == NULL) {
-        return vnxi_error_no_memory(error, "add_remote_agent",
+        return vnxi_error_no_memory(error, "vnx_agent_load_metadata",
                                     sizeof *conn + args->info.len);
     }
     vnxi_mutex_init(&conn->lock, VNXI_RANK_UCX_PEER);
@@ -575,7 +576,7 @@ part_create(const vnxi_part_args_t *args, vnxi_part_t **part_p,
     }
     vnxi_ucx_xfer_t *made = vnxi_ucx_xfer_create(&xfer);
     if (made == NULL) {
-        return vnxi_error_no_memory(error, "transfer", sizeof xfer);
+        return vnxi_error_no_memory(error, "vnx_xfer_post", sizeof xfer);
     }
     *part_p = (vnxi_part_t *)made;
     return VNX_OK;

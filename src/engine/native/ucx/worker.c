@@ -420,13 +420,14 @@ vnxi_ucx_worker_start(vnxi_ucx_worker_t *worker, vnx_error_t *error)
     }
     vnxi_mutex_unlock(&worker->lock);
     if (ret != 0) {
-        return vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend",
-                              "cannot start a thread for UCX: %s",
-                              vnxi_errno(ret));
+        return vnxi_error_set(
+            error, VNX_ERR_BACKEND, "vnx_agent_create_backend",
+            "cannot start a thread for UCX: %s", vnxi_errno(ret));
     }
     return worker->cause[0] == '\0'
                ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_BACKEND, "create_backend", "%s",
+               : vnxi_error_set(error, VNX_ERR_BACKEND,
+                                "vnx_agent_create_backend", "%s",
                                 worker->cause);
 }
 
