@@ -240,12 +240,15 @@ start_main(loading_t *loading, vnxi_native_peer_t *peer)
 
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         vnxi_refusal_t refusal = VNXI_REFUSAL_FINAL;
-        if (is_disabled(loading, t)) {
+        bool disabled = is_disabled(loading, t);
+        if (disabled) {
             char cause[64];
             snprintf(cause, sizeof cause, "VLLM_NIXL_SAME_HOST=0 disables %s",
                      vnxi_transports[t]->name);
             note_refusal(peer, t, cause);
-            continue;
+        }
+        if (disabled && vnxi_transports[t]->scope == VNXI_SCOPE_PROCESS) {
+            continue; /* its conn would mean that regions are borrowed */
         }
         vnx_status_t status = vnxi_native_peer_add_conn(
             peer, t, loading->infos[t], loading->error);
@@ -253,8 +256,8 @@ start_main(loading_t *loading, vnxi_native_peer_t *peer)
             return status;
         }
         vnxi_conn_t *conn = atomic_load(&peer->conns[t]);
-        if (conn == NULL) {
-            continue;
+        if (conn == NULL || disabled) {
+            continue; /* a conn that is not started knows the process */
         }
         atomic_store(&peer->main, t);
         last = vnxi_transports[t]->conn_start(conn, &refusal, loading->error);
