@@ -18,17 +18,15 @@
 /* -- Blobs ---------------------------------------------------------------- */
 
 /* The bytes of one key.  All connections share one copy, and each transport
- * writes its own frame around it.  Immutable; any thread may retain and
- * release it. */
+ * writes its own frame around it.  Immutable; any thread may release it. */
 typedef struct vnxi_blob {
     atomic_size_t refs;
     /* Random, and different for every blob ever created; used as an ETag. */
     uint64_t version;
     size_t len;
-    unsigned char data[];
+    unsigned char data[]; /* then the key under which it was set */
 } vnxi_blob_t;
 
-vnxi_blob_t *vnxi_blob_retain(vnxi_blob_t *blob);
 void vnxi_blob_release(vnxi_blob_t *blob); /* NULL is allowed */
 
 /* -- The table ------------------------------------------------------------ */
@@ -45,14 +43,14 @@ void vnxi_blob_table_release(vnxi_blob_table_t *blobs); /* NULL is allowed */
  * is not held while the bytes are copied.  False: no memory, and the table is
  * unchanged. */
 bool vnxi_blob_table_set(vnxi_blob_table_t *blobs,
-                         const vnx_side_channel_blob_t *blob);
+                         const vnx_side_channel_blob_t *given);
 
 /* Remove the blob of a key.  False: the key has none. */
 bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
                             size_t key_len);
 
-/* Find the blob of a key.  Returns it retained: vnxi_blob_release(); NULL: the
- * key has none.  Copies nothing, and does not wait while another thread
+/* Find the blob of a key.  Returns owned: vnxi_blob_release(); NULL: the key
+ * has none.  Copies nothing, and does not wait while another thread
  * copies. */
 vnxi_blob_t *vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key,
                                   size_t key_len);
