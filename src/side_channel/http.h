@@ -17,9 +17,6 @@
 #include "side_channel/curl.h"
 #include "side_channel/transport.h"
 
-vnx_status_t vnxi_http_listen(const vnxi_listen_params_t *params,
-                              vnxi_server_t **out_p, vnx_error_t *error);
-
 /* A try at the client: one transfer of libcurl. */
 typedef struct vnxi_http_client {
     vnxi_request_t *request; /* borrowed */

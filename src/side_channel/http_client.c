@@ -31,6 +31,7 @@
 
 #include "base/error.h"
 #include "side_channel/http_wire.h"
+#include "side_channel/server.h"
 
 #define EYEBALLS_MS 250L
 #define EVENTS 8
@@ -488,19 +489,39 @@ transfer(vnxi_http_client_t *client)
 /* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
+check_secret(const vnx_side_channel_options_t *options, const char *operation,
+             vnx_error_t *error)
+{
+    return options->secret == NULL || vnxi_http_is_token(options->secret)
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                                "over HTTP the shared secret may neither "
+                                "contain control characters nor begin or end "
+                                "with a blank");
+}
+
+static vnx_status_t
+http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
+            vnx_error_t *error)
+{
+    vnx_status_t status = check_secret(params->options, VNXI_OP_START, error);
+    return status == VNX_OK
+               ? vnxi_server_start(&vnxi_http_protocol, params, out_p, error)
+               : status;
+}
+
+static vnx_status_t
 http_begin(vnxi_request_t *request)
 {
-    const char *secret = request->options->secret;
     vnx_error_t *error = &request->answer.error;
     vnxi_http_client_t *client = request->client;
 
     vnx_status_t status = vnxi_curl_load(VNXI_OP_REQUEST, error);
+    if (status == VNX_OK) {
+        status = check_secret(request->options, VNXI_OP_REQUEST, error);
+    }
     if (status != VNX_OK) {
         return status;
-    }
-    if (secret != NULL && !vnxi_http_is_token(secret)) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_REQUEST,
-                              VNXI_HTTP_NO_TOKEN);
     }
     client->request = request;
     client->epoll_fd = -1;
@@ -556,7 +577,7 @@ http_end(vnxi_request_t *request)
 const vnxi_transport_t vnxi_transport_http = {
     .fds = 5, /* one or two sockets, our epoll set, a pair of libcurl */
     .client_size = sizeof(vnxi_http_client_t),
-    .listen = vnxi_http_listen,
+    .listen = http_listen,
     .begin = http_begin,
     .step = http_step,
     .end = http_end,

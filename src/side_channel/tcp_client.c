@@ -1,5 +1,9 @@
 /*
- * Design notes.  A try sends one request over an open stream (client_conn.c)
+ * Design notes.  The TCP transport: frames of requests and replies.  A
+ * connection carries one exchange; then the server closes it.  docs/wire.md
+ * specifies the bytes.
+ *
+ * A try sends one request over an open stream (client_conn.c)
  * and reads its reply.  With a secret or a certificate the stream is TLS.
  * Then the client sends nothing, not even the key that it asks for, before the
  * server has authenticated itself in the handshake.
@@ -8,8 +12,7 @@
 
 #include "base/error.h"
 #include "side_channel/client_conn.h"
-#include "side_channel/options.h"
-#include "side_channel/tcp.h"
+#include "side_channel/server.h"
 #include "side_channel/tcp_wire.h"
 
 typedef struct tcp_client {
@@ -161,7 +164,7 @@ static vnx_status_t
 tcp_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
            vnx_error_t *error)
 {
-    return vnxi_tcp_listen_for(&vnxi_tcp_frames, params, out_p, error);
+    return vnxi_server_start(&vnxi_tcp_protocol, params, out_p, error);
 }
 
 static vnx_status_t

@@ -22,7 +22,7 @@
 #include "base/error.h"
 #include "side_channel/body.h"
 #include "side_channel/client_conn.h"
-#include "side_channel/tcp.h"
+#include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
 #include "side_channel/zmtp.h"
 
@@ -359,7 +359,7 @@ zmq_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
     vnx_status_t status =
         check_options(params->options, VNXI_OP_START, endpoint, error);
     return status == VNX_OK
-               ? vnxi_tcp_listen_for(&vnxi_zmq_protocol, params, out_p, error)
+               ? vnxi_server_start(&vnxi_zmq_protocol, params, out_p, error)
                : status;
 }
 
