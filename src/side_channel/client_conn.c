@@ -129,13 +129,24 @@ vnxi_client_conn_send(vnxi_client_conn_t *conn)
 }
 
 vnx_status_t
-vnxi_client_conn_recv(vnxi_client_conn_t *conn, void *space, size_t size,
-                      size_t *count_p)
+vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
 {
-    vnx_status_t status = check_time(conn);
-    if (status != VNX_OK) {
-        return status;
+    size_t size;
+    void *space;
+
+    while ((space = vnxi_incoming_space(in, &size)) != NULL) {
+        vnx_status_t status = check_time(conn);
+        if (status != VNX_OK) {
+            return status;
+        }
+        status = vnxi_stream_recv(&conn->stream, space, size, &size);
+        if (status != VNX_OK) {
+            return stream_failed(conn, status);
+        }
+        if (size == 0) {
+            return VNX_ERR_CLOSED;
+        }
+        vnxi_incoming_commit(in, size);
     }
-    status = vnxi_stream_recv(&conn->stream, space, size, count_p);
-    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
+    return size == 0 ? VNX_OK : vnxi_request_no_memory(conn->request);
 }
