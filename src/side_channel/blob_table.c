@@ -7,12 +7,9 @@
 #include <sys/random.h>
 
 #include "base/error.h"
-#include "base/mutex.h"
-#include "base/name_map.h"
 
-/* Copy the bytes and the key into a new blob; NULL: no memory. */
-static vnxi_blob_t *
-blob_new(const vnx_side_channel_blob_t *given)
+vnxi_blob_t *
+vnxi_blob_new(const vnx_side_channel_blob_t *given)
 {
     size_t len = given->length, key_len = given->key_length;
     vnxi_blob_t *blob = len <= SIZE_MAX - sizeof *blob - key_len
@@ -28,6 +25,7 @@ blob_new(const vnx_side_channel_blob_t *given)
         blob->version = (uintptr_t)blob;
     }
     blob->len = len;
+    blob->key_len = key_len;
     if (len > 0) {
         memcpy(blob->data, given->data, len);
     }
@@ -46,60 +44,44 @@ vnxi_blob_release(vnxi_blob_t *blob)
     }
 }
 
-struct vnxi_blob_table {
-    atomic_size_t refs;
-    vnxi_mutex_t lock;
-    vnxi_name_map_t map; /* protected by lock; its keys are in the blobs */
-};
-
-vnxi_blob_table_t *
-vnxi_blob_table_create(void)
+void
+vnxi_blob_table_init(vnxi_blob_table_t *blobs)
 {
-    vnxi_blob_table_t *blobs = calloc(1, sizeof *blobs);
-    if (blobs != NULL) {
-        atomic_init(&blobs->refs, 1);
-        vnxi_mutex_init(&blobs->lock, VNXI_RANK_BLOB_TABLE);
-    }
-    return blobs;
-}
-
-vnxi_blob_table_t *
-vnxi_blob_table_retain(vnxi_blob_table_t *blobs)
-{
-    atomic_fetch_add_explicit(&blobs->refs, 1, memory_order_relaxed);
-    return blobs;
+    *blobs = (vnxi_blob_table_t){0};
+    vnxi_mutex_init(&blobs->lock, VNXI_RANK_BLOB_TABLE);
 }
 
 void
-vnxi_blob_table_release(vnxi_blob_table_t *blobs)
+vnxi_blob_table_clear(vnxi_blob_table_t *blobs)
 {
     size_t cursor = 0;
     vnxi_blob_t *blob;
 
-    if (blobs == NULL || atomic_fetch_sub_explicit(
-                             &blobs->refs, 1, memory_order_acq_rel) != 1) {
-        return;
-    }
-    while ((blob = vnxi_name_map_next(&blobs->map, &cursor)) != NULL) {
+    vnxi_mutex_lock(&blobs->lock);
+    vnxi_name_map_t map = blobs->map;
+    blobs->map = (vnxi_name_map_t){0};
+    vnxi_mutex_unlock(&blobs->lock);
+    while ((blob = vnxi_name_map_next(&map, &cursor)) != NULL) {
         vnxi_blob_release(blob);
     }
-    vnxi_name_map_fini(&blobs->map);
+    vnxi_name_map_fini(&map);
+}
+
+void
+vnxi_blob_table_fini(vnxi_blob_table_t *blobs)
+{
+    vnxi_blob_table_clear(blobs);
     vnxi_mutex_destroy(&blobs->lock);
-    free(blobs);
 }
 
 bool
-vnxi_blob_table_set(vnxi_blob_table_t *blobs,
-                    const vnx_side_channel_blob_t *given)
+vnxi_blob_table_set(vnxi_blob_table_t *blobs, vnxi_blob_t *blob)
 {
-    vnxi_blob_t *blob = blob_new(given);
-    if (blob == NULL) {
-        return false;
-    }
     const unsigned char *key = blob->data + blob->len;
+
     vnxi_mutex_lock(&blobs->lock);
-    vnxi_blob_t *old = vnxi_name_map_get(&blobs->map, key, given->key_length);
-    bool done = vnxi_name_map_set(&blobs->map, key, given->key_length, blob);
+    vnxi_blob_t *old = vnxi_name_map_get(&blobs->map, key, blob->key_len);
+    bool done = vnxi_name_map_set(&blobs->map, key, blob->key_len, blob);
     vnxi_mutex_unlock(&blobs->lock);
     vnxi_blob_release(done ? old : blob);
     return done;

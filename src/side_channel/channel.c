@@ -19,15 +19,13 @@ vnxi_channel_stop(vnx_side_channel_t *channel)
         return;
     }
     atomic_store(&channel->port, 0);
-    if (vnxi_server_stop(channel->listener)) {
-        vnxi_blob_table_release(channel->blobs);
-    } else {
+    if (!vnxi_server_stop(channel->listener)) {
         /* The thread of the listener may use the channel for ever. */
         atomic_fetch_add(&channel->refs, 1);
     }
+    vnxi_blob_table_clear(&channel->blobs);
     free(channel->host);
     channel->listener = NULL;
-    channel->blobs = NULL;
     channel->host = NULL;
 }
 
@@ -48,6 +46,7 @@ vnxi_channel_leave(vnx_side_channel_t *channel)
     if (atomic_load(&channel->refs) > 0) {
         return;
     }
+    vnxi_blob_table_fini(&channel->blobs);
     vnxi_mutex_destroy(&channel->lock);
     vnxi_options_fini(&channel->options);
     free(channel);

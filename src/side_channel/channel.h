@@ -19,10 +19,10 @@ struct vnx_side_channel {
     unsigned forks;                     /* vnxi_fork_count() at creation */
     atomic_int port;                    /* bound; 0: not running */
     vnxi_side_stats_t stats;
+    vnxi_blob_table_t blobs; /* empty without a listener */
     vnxi_mutex_t lock;
-    vnxi_server_t *listener;  /* protected by lock, as all below */
-    vnxi_blob_table_t *blobs; /* of the listener; NULL without one */
-    char *host;               /* the host to bind; "*": every address */
+    vnxi_server_t *listener; /* protected by lock, as all below */
+    char *host;              /* the host to bind; "*": every address */
     bool starting;
 };
 

@@ -1,7 +1,7 @@
 /*
- * Design notes.  A channel has at most one listener, and a table of blobs that
- * lives as long as the listener.  The lock protects the pointers to both.  It
- * is held while a listener is stopped, so that the port is free when a
+ * Design notes.  A channel has at most one listener; its table has blobs only
+ * as long as it has one.  The lock protects both against starts and shutdowns.
+ * It is held while a listener is stopped, so that the port is free when a
  * shutdown returns; stopping is short, because it does not wait for clients.
  * The lock is not held while a listener is started, since that may look up the
  * name of a host.  Meanwhile `starting` refuses a second start, and a shutdown
@@ -67,6 +67,7 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
     atomic_init(&channel->refs, 1);
     channel->transport = transports[kind];
     channel->forks = vnxi_fork_count();
+    vnxi_blob_table_init(&channel->blobs);
     vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
     *out_p = channel;
     return VNX_OK;
@@ -155,25 +156,16 @@ start_check(const vnx_side_channel_t *channel,
     return VNX_OK;
 }
 
+/* Copy a blob into the table. */
 static vnx_status_t
-blobs_make(const vnx_side_channel_start_params_t *params,
-           vnxi_blob_table_t **out_p, vnx_error_t *error)
+blob_add(vnx_side_channel_t *channel, const vnx_side_channel_blob_t *given,
+         vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
-    size_t wanted = sizeof(void *);
+    vnxi_blob_t *blob = vnxi_blob_new(given);
 
-    for (size_t i = 0; blobs != NULL && i < params->count; i++) {
-        if (!vnxi_blob_table_set(blobs, &params->blobs[i])) {
-            vnxi_blob_table_release(blobs);
-            blobs = NULL;
-            wanted = params->blobs[i].length;
-        }
-    }
-    if (blobs == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START, wanted);
-    }
-    *out_p = blobs;
-    return VNX_OK;
+    return blob != NULL && vnxi_blob_table_set(&channel->blobs, blob)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, VNXI_OP_START, given->length);
 }
 
 static vnx_status_t
@@ -192,25 +184,21 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
     return status;
 }
 
-/* End a start; takes the table and the host.  `listener` NULL: the start
- * failed. */
+/* End a start; takes the host.  `listener` NULL: the start failed. */
 static void
-start_end(vnx_side_channel_t *channel, vnxi_server_t *listener,
-          vnxi_blob_table_t *blobs, char *host)
+start_end(vnx_side_channel_t *channel, vnxi_server_t *listener, char *host)
 {
     vnxi_mutex_lock(&channel->lock);
     channel->starting = false;
     if (listener != NULL) {
         channel->listener = listener;
-        channel->blobs = blobs;
         channel->host = host;
         atomic_store(&channel->port, listener->port);
-    }
-    vnxi_mutex_unlock(&channel->lock);
-    if (listener == NULL) {
-        vnxi_blob_table_release(blobs);
+    } else {
+        vnxi_blob_table_clear(&channel->blobs);
         free(host);
     }
+    vnxi_mutex_unlock(&channel->lock);
 }
 
 static vnx_status_t
@@ -222,6 +210,7 @@ start_listening(vnx_side_channel_t *channel,
     vnxi_listen_params_t listen = {.bind = {.operation = VNXI_OP_START,
                                             .host = host,
                                             .port = params->port},
+                                   .blobs = &channel->blobs,
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_server_t *listener = NULL;
@@ -229,15 +218,18 @@ start_listening(vnx_side_channel_t *channel,
 
     vnx_status_t status =
         kept != NULL
-            ? blobs_make(params, &listen.blobs, error)
+            ? VNX_OK
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
+        status = blob_add(channel, &params->blobs[i], error);
+    }
     if (status == VNX_OK) {
         status = channel->transport->listen(&listen, &listener, error);
     }
     if (status == VNX_OK && port_p != NULL) {
         *port_p = listener->port;
     }
-    start_end(channel, listener, listen.blobs, kept);
+    start_end(channel, listener, kept);
     return status;
 }
 
@@ -284,43 +276,43 @@ vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                : vnx_side_channel_start_with(channel, &params, port_p, error);
 }
 
-/* Get the table of the running listener, retained. */
+/* Lock the channel if its listener is running. */
 static vnx_status_t
-blobs_get(vnx_side_channel_t *channel, const char *operation,
-          vnxi_blob_table_t **blobs_p, vnx_error_t *error)
+lock_running(vnx_side_channel_t *channel, const char *operation,
+             vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
-
     if (!vnxi_channel_is_parents(channel)) {
         vnxi_mutex_lock(&channel->lock);
-        if (channel->blobs != NULL) {
-            blobs = vnxi_blob_table_retain(channel->blobs);
+        if (channel->listener != NULL) {
+            return VNX_OK;
         }
         vnxi_mutex_unlock(&channel->lock);
     }
-    if (blobs == NULL) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
-                              "the listener is not running");
-    }
-    *blobs_p = blobs;
-    return VNX_OK;
+    return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                          "the listener is not running");
 }
 
 vnx_status_t
 vnx_side_channel_set(vnx_side_channel_t *channel,
-                     const vnx_side_channel_blob_t *blob, vnx_error_t *error)
+                     const vnx_side_channel_blob_t *given, vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
+    vnxi_blob_t *blob = NULL;
 
     vnxi_channel_enter(channel);
-    vnx_status_t status = blob_check(channel, OP_SET, blob, error);
+    vnx_status_t status = blob_check(channel, OP_SET, given, error);
     if (status == VNX_OK) {
-        status = blobs_get(channel, OP_SET, &blobs, error);
+        blob = vnxi_blob_new(given); /* not under the lock */
+        status = lock_running(channel, OP_SET, error);
     }
-    if (status == VNX_OK && !vnxi_blob_table_set(blobs, blob)) {
-        status = vnxi_error_no_memory(error, OP_SET, blob->length);
+    if (status == VNX_OK) {
+        bool done = blob != NULL && vnxi_blob_table_set(&channel->blobs, blob);
+        vnxi_mutex_unlock(&channel->lock);
+        blob = NULL;
+        if (!done) {
+            status = vnxi_error_no_memory(error, OP_SET, given->length);
+        }
     }
-    vnxi_blob_table_release(blobs);
+    vnxi_blob_release(blob);
     vnxi_channel_leave(channel);
     return status;
 }
@@ -329,18 +321,19 @@ vnx_status_t
 vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
                         size_t key_length, vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
-
     vnxi_channel_enter(channel);
     vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
     if (status == VNX_OK) {
-        status = blobs_get(channel, OP_REMOVE, &blobs, error);
+        status = lock_running(channel, OP_REMOVE, error);
     }
-    if (status == VNX_OK && !vnxi_blob_table_remove(blobs, key, key_length)) {
-        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
-                                "nothing is served under that key");
+    if (status == VNX_OK) {
+        bool done = vnxi_blob_table_remove(&channel->blobs, key, key_length);
+        vnxi_mutex_unlock(&channel->lock);
+        if (!done) {
+            status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
+                                    "nothing is served under that key");
+        }
     }
-    vnxi_blob_table_release(blobs);
     vnxi_channel_leave(channel);
     return status;
 }
