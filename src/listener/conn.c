@@ -140,7 +140,6 @@ frame_written(vnxi_meta_conn_t *conn)
         event_add(conn->reply_timer, listener->loop.timeout);
     }
     TAILQ_INSERT_TAIL(&conn->awaiting, frame, link);
-    vnxi_meta_frame_left(listener, frame);
 }
 
 vnxi_meta_frame_t *
@@ -232,10 +231,30 @@ vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
     free_memory(conn);
 }
 
+void
+vnxi_meta_check_end(vnxi_meta_loop_t *loop)
+{
+    const vnxi_meta_conn_t *conn;
+    const vnxi_meta_frame_t *frame;
+
+    if (!loop->is_ending) {
+        return;
+    }
+    TAILQ_FOREACH(conn, &loop->targets, link)
+    {
+        TAILQ_FOREACH(frame, &conn->out, link)
+        {
+            if (!frame->is_reply) {
+                return;
+            }
+        }
+    }
+    event_base_loopbreak(loop->super.base);
+}
+
 /* Move the commands in `from` that have not failed yet to `again`. */
 static void
-take_again(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
-           struct vnxi_meta_frames *again)
+take_again(struct vnxi_meta_frames *from, struct vnxi_meta_frames *again)
 {
     vnxi_meta_frame_t *frame, *next;
 
@@ -245,9 +264,6 @@ take_again(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *from,
             continue;
         }
         frame->is_again = true;
-        if (!frame->is_unsent) {
-            vnxi_meta_frame_entered(conn->listener, frame);
-        }
         TAILQ_REMOVE(from, frame, link);
         TAILQ_INSERT_TAIL(again, frame, link);
     }
@@ -264,16 +280,18 @@ ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
 
     conn_cut(conn);
     if (conn->is_ours && conn->is_proven && status == VNX_ERR_BACKEND) {
-        take_again(conn, &conn->awaiting, &again);
-        take_again(conn, &conn->out, &again);
+        take_again(&conn->awaiting, &again);
+        take_again(&conn->out, &again);
     }
     conn_fail(conn, status, cause);
-    if (TAILQ_EMPTY(&again)) {
-        vnxi_meta_conn_free(conn);
+    if (!TAILQ_EMPTY(&again)) {
+        TAILQ_CONCAT(&conn->out, &again, link);
+        begin(conn);
         return;
     }
-    TAILQ_CONCAT(&conn->out, &again, link);
-    begin(conn);
+    vnxi_meta_loop_t *loop = &conn->listener->loop;
+    vnxi_meta_conn_free(conn);
+    vnxi_meta_check_end(loop);
 }
 
 /* The peer has sent something that a NIXL listener never sends. */
@@ -432,6 +450,7 @@ on_written(struct bufferevent *bev, void *arg)
     }
     frame_written(conn);
     write_next(conn);
+    vnxi_meta_check_end(&conn->listener->loop);
     if (conn->is_paused) {
         look_at_input(conn);
     }
@@ -710,7 +729,6 @@ vnxi_meta_send(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
     vnxi_meta_loop_t *loop = &listener->loop;
     bool is_new = false;
 
-    vnxi_meta_frame_entered(listener, frame);
     vnxi_meta_conn_t *conn = find(loop, frame->host, frame->port);
     if (conn == NULL) {
         conn = target_new(listener, frame->host, frame->port);

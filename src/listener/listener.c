@@ -51,11 +51,8 @@ end(vnxi_meta_loop_t *loop)
 
     loop->is_ending = true;
     vnxi_acceptor_close(&loop->acceptor);
-    if (loop->unsent == 0) {
-        event_base_loopbreak(loop->super.base);
-    } else {
-        event_base_loopexit(loop->super.base, &tv);
-    }
+    event_base_loopexit(loop->super.base, &tv);
+    vnxi_meta_check_end(loop);
 }
 
 static void

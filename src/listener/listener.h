@@ -51,9 +51,8 @@ typedef struct vnxi_meta_message {
 typedef struct vnxi_meta_frame {
     TAILQ_ENTRY(vnxi_meta_frame) link;
     vnxi_meta_verb_t verb;
-    bool is_reply;  /* a reply to a SEND, not a command of a caller */
-    bool is_again;  /* it has failed once on an old connection */
-    bool is_unsent; /* counted in loop.unsent */
+    bool is_reply; /* a reply to a SEND, not a command of a caller */
+    bool is_again; /* it has failed once on an old connection */
     int port;
     const char *host;          /* in `bytes`, as `peer` */
     const unsigned char *peer; /* SEND: the expected name */
@@ -97,7 +96,6 @@ typedef struct vnxi_meta_loop {
     struct vnxi_meta_conns known;     /* accepted */
     struct vnxi_meta_conns targets;   /* made by us */
     size_t accepted, opened;          /* their numbers */
-    size_t unsent; /* commands of this agent, until they are written */
     uint64_t held; /* bytes of input and replies, over all connections */
     bool is_ending;
     uint64_t log_second; /* of the last warning about a stranger */
@@ -131,12 +129,6 @@ vnxi_meta_count(atomic_uint_fast64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
-
-/* The loop takes one of our commands, and it leaves: it was written, or has
- * failed.  When the loop is ending, the last one ends it. */
-void vnxi_meta_frame_entered(vnx_listener_t *listener,
-                             vnxi_meta_frame_t *frame);
-void vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
 /* One of our commands is done: count and free it. */
 void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
@@ -185,6 +177,9 @@ bool vnxi_meta_conn_evict(void *listener);
 
 /* Send a frame to its host and port; owns the frame. */
 void vnxi_meta_send(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
+
+/* When the loop is ending: end it if all our commands are written. */
+void vnxi_meta_check_end(vnxi_meta_loop_t *loop);
 
 /* Queue a frame for sending. */
 void vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame);
