@@ -22,7 +22,6 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
-#include "net/stream.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *bio_method; /* one per process; never freed */

@@ -20,7 +20,6 @@
 
 struct bufferevent;
 struct event_base;
-typedef struct vnxi_stream vnxi_stream_t; /* stream.h */
 
 /* Is TLS in this build?  If not, options->tls is VNXI_TLS_NONE, and nothing
  * below is called. */
@@ -35,12 +34,29 @@ typedef struct vnxi_stream vnxi_stream_t; /* stream.h */
 #define VNXI_TLS_CERTIFICATE 1u
 #define VNXI_TLS_SECRET 2u /* a key derived from the secret */
 
-/* -- Client: the part of stream.c that uses TLS --------------------------- */
+/* -- Client --------------------------------------------------------------- */
 
+/* A connected socket at the client, plain or with TLS. */
+typedef struct vnxi_stream {
+    int fd;           /* owned; -1: none */
+    void *tls;        /* owned: SSL *; NULL: plain */
+    bool by_secret;   /* TLS with the shared secret, not a certificate */
+    short events;     /* what to wait for after VNX_IN_PROG */
+    char reason[200]; /* after an error or an end */
+} vnxi_stream_t;
+
+/* Prepare TLS: with the shared secret, or with a server whose certificate is
+ * for `host` (or for tls_name, if set).  Errors: reason has the cause. */
 vnx_status_t vnxi_tls_client_open(vnxi_stream_t *stream, const char *host,
                                   const vnx_side_channel_options_t *options);
 void vnxi_tls_client_close(vnxi_stream_t *stream);
+
+/* Continue the handshake: VNX_OK, VNX_IN_PROG, or an error.  Never waits;
+ * raises no SIGPIPE. */
 vnx_status_t vnxi_tls_client_shake(vnxi_stream_t *stream);
+
+/* Send or receive some bytes.  VNX_OK: *count_p has their number; 0 from a
+ * receive is the end of the stream. */
 vnx_status_t vnxi_tls_client_send(vnxi_stream_t *stream, const void *data,
                                   size_t len, size_t *count_p);
 vnx_status_t vnxi_tls_client_recv(vnxi_stream_t *stream, void *data,

@@ -5,11 +5,16 @@
  */
 #include "side_channel/client_conn.h"
 
+#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/error.h"
 
 void
 vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
@@ -28,7 +33,13 @@ void
 vnxi_client_conn_fini(vnxi_client_conn_t *conn)
 {
     vnxi_dial_fini(&conn->dial);
-    vnxi_stream_close(&conn->stream);
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_client_close(&conn->stream);
+    }
+    if (conn->stream.fd >= 0) {
+        close(conn->stream.fd);
+        conn->stream.fd = -1;
+    }
 }
 
 /* -- Failures ------------------------------------------------------------- */
@@ -76,17 +87,22 @@ dial(vnxi_client_conn_t *conn)
     }
     /* The handshake exchanges small messages, which must not be delayed. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    conn->stream.fd = fd;
     conn->stage = VNXI_CLIENT_SHAKE;
     request->phase = "TLS with";
-    status =
-        vnxi_stream_open(&conn->stream, fd, request->host, request->options);
+    if (VNXI_TLS_IS_THERE && request->options->tls != VNXI_TLS_NONE) {
+        status = vnxi_tls_client_open(&conn->stream, request->host,
+                                      request->options);
+    }
     return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
 }
 
 static vnx_status_t
 shake(vnxi_client_conn_t *conn)
 {
-    vnx_status_t status = vnxi_stream_shake(&conn->stream);
+    vnx_status_t status = VNXI_TLS_IS_THERE && conn->stream.tls != NULL
+                              ? vnxi_tls_client_shake(&conn->stream)
+                              : VNX_OK;
     if (status != VNX_OK) {
         return stream_failed(conn, status);
     }
@@ -111,14 +127,37 @@ vnxi_client_conn_step(vnxi_client_conn_t *conn)
 
 /* -- Sending and receiving ------------------------------------------------ */
 
+/* Convert the result of a system call on the socket. */
+static vnx_status_t
+socket_status(vnxi_stream_t *stream, ssize_t count, short events,
+              size_t *count_p)
+{
+    if (count >= 0) {
+        *count_p = (size_t)count;
+        return VNX_OK;
+    }
+    if (errno == EAGAIN || errno == EINTR) {
+        stream->events = events;
+        return VNX_IN_PROG;
+    }
+    snprintf(stream->reason, sizeof stream->reason, "%s", vnxi_errno(errno));
+    return VNX_ERR_BACKEND;
+}
+
 vnx_status_t
 vnxi_client_conn_send(vnxi_client_conn_t *conn)
 {
+    vnxi_stream_t *stream = &conn->stream;
+
     while (conn->out_sent < conn->out_len) {
-        size_t count = 0;
+        const unsigned char *data = conn->out + conn->out_sent;
+        size_t len = conn->out_len - conn->out_sent, count = 0;
         vnx_status_t status =
-            vnxi_stream_send(&conn->stream, conn->out + conn->out_sent,
-                             conn->out_len - conn->out_sent, &count);
+            VNXI_TLS_IS_THERE && stream->tls != NULL
+                ? vnxi_tls_client_send(stream, data, len, &count)
+                : socket_status(stream,
+                                send(stream->fd, data, len, MSG_NOSIGNAL),
+                                POLLOUT, &count);
         if (status != VNX_OK) {
             return stream_failed(conn, status);
         }
@@ -131,6 +170,7 @@ vnxi_client_conn_send(vnxi_client_conn_t *conn)
 vnx_status_t
 vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
 {
+    vnxi_stream_t *stream = &conn->stream;
     size_t size;
     void *space;
 
@@ -139,7 +179,10 @@ vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
         if (status != VNX_OK) {
             return status;
         }
-        status = vnxi_stream_recv(&conn->stream, space, size, &size);
+        status = VNXI_TLS_IS_THERE && stream->tls != NULL
+                     ? vnxi_tls_client_recv(stream, space, size, &size)
+                     : socket_status(stream, recv(stream->fd, space, size, 0),
+                                     POLLIN, &size);
         if (status != VNX_OK) {
             return stream_failed(conn, status);
         }

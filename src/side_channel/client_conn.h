@@ -8,7 +8,7 @@
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 
 #include "net/connect.h"
-#include "net/stream.h"
+#include "net/tls.h"
 #include "side_channel/transport.h"
 
 typedef enum vnxi_client_stage {
