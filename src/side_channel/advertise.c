@@ -4,6 +4,7 @@
 #include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -100,46 +101,23 @@ is_wildcard(const char *host)
            strcmp(host, "*") == 0;
 }
 
-static bool
-same_host(const struct sockaddr *one, const vnxi_address_t *other)
-{
-    const struct sockaddr_in *v4 = (const void *)one;
-    const struct sockaddr_in6 *v6 = (const void *)one;
-    const struct sockaddr_in *other_v4 = (const void *)&other->addr;
-    const struct sockaddr_in6 *other_v6 = (const void *)&other->addr;
-
-    if (one == NULL || one->sa_family != other->addr.ss_family) {
-        return false;
-    }
-    return one->sa_family == AF_INET
-               ? v4->sin_addr.s_addr == other_v4->sin_addr.s_addr
-               : one->sa_family == AF_INET6 &&
-                     memcmp(&v6->sin6_addr, &other_v6->sin6_addr,
-                            sizeof v6->sin6_addr) == 0;
-}
-
-/* Is the host an address of this machine?  Decided without a name service. */
+/* Is the host an address of this machine?  Such an address can be bound.
+ * Decided without a name service. */
 static bool
 is_this_machine(const char *host)
 {
     vnxi_address_t address;
-    struct ifaddrs *all = NULL;
-    bool found = false;
 
     if (!parse(host, &address)) {
         return false;
     }
-    if (vnxi_address_is_loopback(&address)) {
-        return true;
+    int fd = socket(address.addr.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool is_own = vnxi_address_is_loopback(&address) ||
+                  bind(fd, (const void *)&address.addr, address.len) == 0;
+    if (fd >= 0) {
+        close(fd);
     }
-    if (getifaddrs(&all) == 0) {
-        for (struct ifaddrs *one = all; one != NULL && !found;
-             one = one->ifa_next) {
-            found = same_host(one->ifa_addr, &address);
-        }
-    }
-    freeifaddrs(all);
-    return found;
+    return is_own;
 }
 
 /* If `host` names an interface, replace it with the first address of that

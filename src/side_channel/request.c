@@ -137,7 +137,7 @@ read_params(const vnx_side_channel_request_params_t *given, size_t index,
     const unsigned char *at = (const void *)given;
 
     vnx_status_t status =
-        vnxi_params_read(VNXI_OP_REQUEST, at + index * given->size,
+        vnxi_params_read(VNXI_OP_REQUEST, "params", at + index * given->size,
                          given->size, out_p, sizeof *out_p, error);
     return status == VNX_OK ? check(out_p, error) : status;
 }

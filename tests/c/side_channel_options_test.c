@@ -8,7 +8,7 @@
 #include <sys/resource.h>
 
 #include "net/loop.h"
-#include "side_channel/options.h"
+#include "side_channel/channel.h"
 #include "side_channel/stats.h"
 
 #define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
