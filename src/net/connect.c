@@ -177,6 +177,21 @@ any_connected(vnxi_dial_t *dial, uint64_t now)
     return false;
 }
 
+/* Remove all other addresses.  False: none is left. */
+static bool
+keep_loopback(vnxi_addresses_t *addresses)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < addresses->count; i++) {
+        if (vnxi_address_is_loopback(&addresses->list[i])) {
+            addresses->list[count++] = addresses->list[i];
+        }
+    }
+    addresses->count = count;
+    return count > 0;
+}
+
 static vnx_status_t
 resolve(vnxi_dial_t *dial, uint64_t now)
 {
@@ -187,10 +202,15 @@ resolve(vnxi_dial_t *dial, uint64_t now)
             ? vnxi_lookup_begin(dial->host, dial->port, &found, &dial->lookup,
                                 &dial->reason)
             : vnxi_lookup_step(dial->lookup, &found, &dial->reason);
-    if (status == VNX_OK) {
-        vnxi_dial_addresses(dial, &found, now);
+    if (status != VNX_OK) {
+        return status;
     }
-    return status;
+    if (dial->only_loopback != NULL && !keep_loopback(&found)) {
+        dial->reason = dial->only_loopback;
+        return VNX_ERR_NOT_ALLOWED;
+    }
+    vnxi_dial_addresses(dial, &found, now);
+    return VNX_OK;
 }
 
 vnx_status_t

@@ -17,9 +17,11 @@ typedef struct vnxi_dial {
     const char *host; /* borrowed */
     int port;
     uint64_t deadline;
-    vnxi_lookup_t *lookup; /* owned */
-    bool is_connecting;    /* else it is resolving, and nothing up to `err` is
-                              valid */
+    const char *only_loopback; /* NULL, or why other addresses are refused; the
+                                  caller may set it after vnxi_dial_init() */
+    vnxi_lookup_t *lookup;     /* owned */
+    bool is_connecting; /* else it is resolving, and nothing up to `err` is
+                           valid */
     vnxi_addresses_t addresses;  /* in the order of the attempts */
     int fds[VNXI_ADDRESSES_MAX]; /* owned; -1: not begun, or failed */
     size_t begun, open;
@@ -49,8 +51,9 @@ void vnxi_dial_fini(vnxi_dial_t *dial);
 
 /* Do what can be done now.  VNX_OK: *fd_p, owned, is connected to
  * addresses.list[last].  VNX_IN_PROG: wait for what vnxi_dial_wait() returns,
- * then call again.  Any other status is an error of vnxi_lookup_begin(), or
- * VNX_ERR_BACKEND because every attempt has failed; `reason` has the cause. */
+ * then call again.  Any other status is an error of vnxi_lookup_begin(),
+ * VNX_ERR_NOT_ALLOWED because of only_loopback, or VNX_ERR_BACKEND because
+ * every attempt has failed; `reason` has the cause. */
 vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p);
 
 /* Return the descriptor, the poll events and the time to wait for before the

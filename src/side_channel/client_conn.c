@@ -68,8 +68,8 @@ check_time(vnxi_client_conn_t *conn)
 
 /* -- Connecting ----------------------------------------------------------- */
 
-static vnx_status_t
-dial(vnxi_client_conn_t *conn)
+vnx_status_t
+vnxi_client_conn_dial(vnxi_client_conn_t *conn)
 {
     vnxi_request_t *request = conn->request;
     int fd = -1, on = 1;
@@ -90,11 +90,24 @@ dial(vnxi_client_conn_t *conn)
     conn->stream.fd = fd;
     conn->stage = VNXI_CLIENT_SHAKE;
     request->phase = "TLS with";
-    if (VNXI_TLS_IS_THERE && request->options->tls != VNXI_TLS_NONE) {
+    return VNX_OK;
+}
+
+static vnx_status_t
+open_stream(vnxi_client_conn_t *conn)
+{
+    const vnxi_request_t *request = conn->request;
+
+    vnx_status_t status = vnxi_client_conn_dial(conn);
+    if (VNXI_TLS_IS_THERE && status == VNX_OK &&
+        request->options->tls != VNXI_TLS_NONE) {
         status = vnxi_tls_client_open(&conn->stream, request->host,
                                       request->options);
+        if (status != VNX_OK) {
+            return stream_failed(conn, status);
+        }
     }
-    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
+    return status;
 }
 
 static vnx_status_t
@@ -117,7 +130,7 @@ vnxi_client_conn_step(vnxi_client_conn_t *conn)
     conn->request->wake = UINT64_MAX;
     vnx_status_t status = check_time(conn);
     if (status == VNX_OK && conn->stage == VNXI_CLIENT_DIAL) {
-        status = dial(conn);
+        status = open_stream(conn);
     }
     if (status == VNX_OK && conn->stage == VNXI_CLIENT_SHAKE) {
         status = shake(conn);

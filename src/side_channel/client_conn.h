@@ -1,8 +1,7 @@
 /*
- * A client's connection, for the transports that open a socket themselves (TCP
- * and ZMQ).  It resolves the host, connects, performs the TLS handshake if the
- * options ask for it, and then carries the transport's bytes.  Never waits;
- * used by one thread at a time.
+ * A client's connection.  It resolves the host, connects, performs the TLS
+ * handshake if the options ask for it, and then carries the transport's bytes.
+ * Never waits; used by one thread at a time.
  */
 #ifndef VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
@@ -36,6 +35,10 @@ void vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
 
 /* End it at any stage. */
 void vnxi_client_conn_fini(vnxi_client_conn_t *conn);
+
+/* Look the host up and connect.  VNX_OK: the stream has the socket, and the
+ * stage is VNXI_CLIENT_SHAKE.  For a transport that goes on by itself. */
+vnx_status_t vnxi_client_conn_dial(vnxi_client_conn_t *conn);
 
 /* Begin a step of the transport.  VNX_OK: the connection is open and the
  * deadline has not passed. */
