@@ -303,26 +303,20 @@ run_lock_held(vnx_listener_t *listener, const char *operation,
 /* -- Listening ------------------------------------------------------------ */
 
 static vnx_status_t
-start_begin(vnx_listener_t *listener, vnx_error_t *error)
+check_idle(const vnx_listener_t *listener, vnx_error_t *error)
 {
-    vnxi_mutex_lock(&listener->lock);
-    bool is_taken = listener->is_starting || atomic_load(&listener->port) != 0;
-    if (!is_taken) {
-        listener->is_starting = true;
-    }
-    vnxi_mutex_unlock(&listener->lock);
-    return is_taken ? vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                                     "the listener is already running")
-                    : VNX_OK;
+    return atomic_load(&listener->port) == 0
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                                "the listener is already running");
 }
 
-/* `status` is that of opening the sockets, which are taken over. */
+/* Hand the sockets to the thread. */
 static vnx_status_t
-start_end(vnx_listener_t *listener, vnx_status_t status,
-          vnxi_sockets_t *sockets, vnx_error_t *error)
+listen_lock_held(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
+                 vnx_error_t *error)
 {
-    vnxi_mutex_lock(&listener->lock);
-    listener->is_starting = false;
+    vnx_status_t status = check_idle(listener, error);
     if (status == VNX_OK) {
         status = run_lock_held(listener, OPERATION, error);
     }
@@ -330,10 +324,6 @@ start_end(vnx_listener_t *listener, vnx_status_t status,
         listener->new_sockets = *sockets;
         atomic_store(&listener->port, sockets->port);
         vnxi_loop_wake(&listener->loop.super);
-    }
-    vnxi_mutex_unlock(&listener->lock);
-    if (status != VNX_OK) {
-        vnxi_sockets_close(sockets);
     }
     return status;
 }
@@ -356,14 +346,19 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
                               "port %d is not in 0 to 65535", port);
     }
-    vnx_status_t status = start_begin(listener, error);
+    vnx_status_t status = check_idle(listener, error);
+    if (status == VNX_OK) {
+        status = vnxi_sockets_open(&params, &sockets, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
-    status = vnxi_sockets_open(&params, &sockets, error);
     int bound = sockets.port;
-    status = start_end(listener, status, &sockets, error);
+    vnxi_mutex_lock(&listener->lock);
+    status = listen_lock_held(listener, &sockets, error);
+    vnxi_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
+        vnxi_sockets_close(&sockets);
         return status;
     }
     vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);

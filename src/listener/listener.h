@@ -112,7 +112,6 @@ struct vnx_listener {
     vnxi_mutex_t lock; /* a leaf; protects the following members */
     bool is_running;   /* the thread exists */
     bool is_stopping;
-    bool is_starting; /* vnx_listener_start() is in progress */
     struct vnxi_meta_frames inbox;
     vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;

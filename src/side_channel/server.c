@@ -165,19 +165,6 @@ static const vnxi_acceptor_ops_t acceptor_ops = {
 
 /* -- Creation and end ----------------------------------------------------- */
 
-static vnx_status_t
-rate_make(vnxi_server_t *server, vnx_error_t *error)
-{
-    uint32_t most = server->options->max_rate;
-
-    if (most > 0) {
-        server->rate = vnxi_rate_create(most);
-    }
-    return most == 0 || server->rate != NULL
-               ? VNX_OK
-               : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
-}
-
 /* Create the loop, and everything on it.  False: errno has the cause. */
 static bool
 loop_init(vnxi_server_t *server, const vnxi_sockets_t *sockets)
@@ -201,11 +188,16 @@ static vnx_status_t
 server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
             vnx_error_t *error)
 {
+    vnx_status_t status = VNX_OK;
     vnxi_sockets_t sockets;
 
-    vnx_status_t status = rate_make(server, error);
-    if (VNXI_TLS_IS_THERE && status == VNX_OK &&
-        server->options->tls != VNXI_TLS_NONE) {
+    if (server->options->max_rate > 0) {
+        server->rate = vnxi_rate_create(server->options->max_rate);
+        if (server->rate == NULL) {
+            return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+        }
+    }
+    if (VNXI_TLS_IS_THERE && server->options->tls != VNXI_TLS_NONE) {
         status = vnxi_tls_server_context(server->options, VNXI_OP_START,
                                          &server->tls, error);
     }

@@ -176,8 +176,9 @@ vnxi_zmtp_ready_listener(unsigned char command[VNXI_ZMTP_COMMAND_MAX])
 
 /* -- Reading commands ----------------------------------------------------- */
 
-bool
-vnxi_zmtp_is(const unsigned char *body, size_t len, const char *name)
+/* Is the body that of the command `name`? */
+static bool
+is_command(const unsigned char *body, size_t len, const char *name)
 {
     size_t name_len = strlen(name);
     return len > name_len && body[0] == name_len &&
@@ -214,7 +215,7 @@ vnxi_zmtp_ready_parse(const unsigned char *body, size_t len,
     vnxi_zmtp_ready_t ready = {0};
     size_t at = 6; /* after the name */
 
-    if (!vnxi_zmtp_is(body, len, "READY")) {
+    if (!is_command(body, len, "READY")) {
         return false;
     }
     while (at < len) {
@@ -252,7 +253,7 @@ vnxi_zmtp_pong(const unsigned char *body, size_t len,
     const size_t head = 5 + 2; /* the name, a time to live */
     body_t pong = {.len = 0};
 
-    if (!vnxi_zmtp_is(body, len, "PING") || len < head ||
+    if (!is_command(body, len, "PING") || len < head ||
         len > head + VNXI_ZMTP_PING_CONTEXT) {
         return 0;
     }

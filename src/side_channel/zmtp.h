@@ -73,9 +73,6 @@ bool vnxi_zmtp_ready_parse(const unsigned char *body, size_t len,
 
 bool vnxi_zmtp_type_is(const vnxi_zmtp_ready_t *ready, const char *type);
 
-/* Is the body that of the command `name`? */
-bool vnxi_zmtp_is(const unsigned char *body, size_t len, const char *name);
-
 /* Write the PONG, with its header, that answers the body of a PING.  Returns
  * its length; 0: the body is not a PING. */
 size_t vnxi_zmtp_pong(const unsigned char *body, size_t len,
