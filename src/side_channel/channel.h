@@ -9,7 +9,7 @@
 #include <stdbool.h>
 
 #include "base/mutex.h"
-#include "net/tls.h"
+#include "side_channel/server.h"
 #include "side_channel/side_channel.h"
 #include "side_channel/transport.h"
 
@@ -39,6 +39,12 @@ void vnxi_channel_stop(vnx_side_channel_t *channel);
 /* Was the channel created before a fork?  If so, its lock may be held for
  * ever, and the memory of its listener may be in any state. */
 bool vnxi_channel_is_parents(const vnx_side_channel_t *channel);
+
+/* Check that the transport can honour the options, before the channel listens
+ * or asks at `endpoint`. */
+vnx_status_t vnxi_channel_check(const vnx_side_channel_t *channel,
+                                const char *operation, const char *endpoint,
+                                vnx_error_t *error);
 
 /* Read the options of a channel of that kind, from a caller of any version.
  * `given` may be NULL.  On VNX_OK *out_p is complete with the defaults and has

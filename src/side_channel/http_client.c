@@ -693,37 +693,22 @@ transfer(http_client_t *client)
 /* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
-check_secret(const vnx_side_channel_options_t *options, const char *operation,
-             vnx_error_t *error)
+http_check(const vnx_side_channel_options_t *options, const char **reason_p)
 {
+    *reason_p = "over HTTP the shared secret may neither contain control "
+                "characters nor begin or end with a blank";
     return options->secret == NULL || vnxi_http_is_token(options->secret)
                ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                                "over HTTP the shared secret may neither "
-                                "contain control characters nor begin or end "
-                                "with a blank");
-}
-
-static vnx_status_t
-http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-            vnx_error_t *error)
-{
-    vnx_status_t status = check_secret(params->options, VNXI_OP_START, error);
-    return status == VNX_OK
-               ? vnxi_server_start(&vnxi_http_protocol, params, out_p, error)
-               : status;
+               : VNX_ERR_INVALID_PARAM;
 }
 
 static vnx_status_t
 http_begin(vnxi_request_t *request)
 {
-    vnx_error_t *error = &request->answer.error;
     http_client_t *client = request->client;
 
-    vnx_status_t status = vnxi_curl_load(VNXI_OP_REQUEST, error);
-    if (status == VNX_OK) {
-        status = check_secret(request->options, VNXI_OP_REQUEST, error);
-    }
+    vnx_status_t status =
+        vnxi_curl_load(VNXI_OP_REQUEST, &request->answer.error);
     if (status != VNX_OK) {
         return status;
     }
@@ -785,7 +770,8 @@ http_end(vnxi_request_t *request)
 const vnxi_transport_t vnxi_transport_http = {
     .fds = 5, /* sockets, an epoll set, a pair of libcurl */
     .client_size = sizeof(http_client_t),
-    .listen = http_listen,
+    .protocol = &vnxi_http_protocol,
+    .check = http_check,
     .begin = http_begin,
     .step = http_step,
     .end = http_end,

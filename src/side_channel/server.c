@@ -194,12 +194,13 @@ server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
     if (server->options->max_rate > 0) {
         server->rate = vnxi_rate_create(server->options->max_rate);
         if (server->rate == NULL) {
-            return vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+            return vnxi_error_no_memory(error, params->bind.operation,
+                                        sizeof(void *));
         }
     }
     if (VNXI_TLS_IS_THERE && server->options->tls != VNXI_TLS_NONE) {
-        status = vnxi_tls_server_context(server->options, VNXI_OP_START,
-                                         &server->tls, error);
+        status = vnxi_tls_server_context(
+            server->options, params->bind.operation, &server->tls, error);
     }
     if (status == VNX_OK) {
         status = vnxi_sockets_open(&params->bind, &sockets, error);
@@ -253,7 +254,7 @@ vnxi_server_start(const vnxi_protocol_t *protocol,
 {
     vnxi_server_t *server = calloc(1, protocol->server_size);
     if (server == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START,
+        return vnxi_error_no_memory(error, params->bind.operation,
                                     protocol->server_size);
     }
     server->protocol = protocol;

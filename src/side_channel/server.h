@@ -20,8 +20,21 @@
 #include "net/loop.h"
 #include "net/rate.h"
 #include "net/tls.h"
-#include "side_channel/transport.h"
+#include "side_channel/blob_table.h"
+#include "side_channel/stats.h"
 
+/* All but `bind` is borrowed until the server is stopped; `bind` is borrowed
+ * for the call that starts it. */
+typedef struct vnxi_listen_params {
+    vnxi_bind_params_t bind;
+    vnxi_blob_table_t *blobs; /* look keys up when clients ask, not earlier:
+                                 the program may set and remove them at any
+                                 time */
+    const vnx_side_channel_options_t *options;
+    vnxi_side_stats_t *stats;
+} vnxi_listen_params_t;
+
+typedef struct vnxi_server vnxi_server_t;
 typedef struct vnxi_conn vnxi_conn_t;
 
 /* States of a connection, in the order of eviction. */
@@ -107,8 +120,10 @@ struct vnxi_server {
     struct vnxi_conns conns[VNXI_CONN_STATES];
 };
 
-/* Listen, and start a thread that serves.  *out_p is owned:
- * vnxi_server_stop().  Statuses: vnx_side_channel_start_with(). */
+/* Listen, and start a thread that serves.  Waits only for the look-up of a
+ * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  The caller holds
+ * no lock.  *out_p is owned: vnxi_server_stop().  Statuses:
+ * vnx_side_channel_start_with(). */
 vnx_status_t vnxi_server_start(const vnxi_protocol_t *protocol,
                                const vnxi_listen_params_t *params,
                                vnxi_server_t **out_p, vnx_error_t *error);

@@ -18,7 +18,6 @@
 #include "base/fork.h"
 #include "base/mutex.h"
 #include "side_channel/channel.h"
-#include "side_channel/server.h"
 
 #define OP_SET "set_metadata"
 #define OP_REMOVE "remove_metadata"
@@ -85,6 +84,23 @@ bool
 vnxi_channel_is_parents(const vnx_side_channel_t *channel)
 {
     return vnxi_fork_crossed(channel->forks);
+}
+
+vnx_status_t
+vnxi_channel_check(const vnx_side_channel_t *channel, const char *operation,
+                   const char *endpoint, vnx_error_t *error)
+{
+    const vnxi_transport_t *transport = channel->transport;
+    const char *reason;
+
+    vnx_status_t status = transport->check != NULL
+                              ? transport->check(&channel->options, &reason)
+                              : VNX_OK;
+    if (status != VNX_OK) {
+        vnxi_error_set(error, status, operation, "%s", reason);
+        vnxi_error_peer(error, endpoint, strlen(endpoint));
+    }
+    return status;
 }
 
 vnx_status_t
@@ -299,17 +315,20 @@ start_listening(vnx_side_channel_t *channel,
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_server_t *listener = NULL;
+    char endpoint[VNX_ERROR_PEER_MAX];
     char *kept = strdup(host != NULL ? host : "*");
 
+    vnxi_endpoint_text(endpoint, sizeof endpoint, host, params->port);
     vnx_status_t status =
         kept != NULL
-            ? VNX_OK
+            ? vnxi_channel_check(channel, VNXI_OP_START, endpoint, error)
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
     for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
         status = blob_add(channel, &params->blobs[i], error);
     }
     if (status == VNX_OK) {
-        status = channel->transport->listen(&listen, &listener, error);
+        status = vnxi_server_start(channel->transport->protocol, &listen,
+                                   &listener, error);
     }
     if (status == VNX_OK && port_p != NULL) {
         *port_p = listener->port;

@@ -164,13 +164,6 @@ receive(tcp_client_t *client)
 /* -- The transport's functions -------------------------------------------- */
 
 static vnx_status_t
-tcp_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-           vnx_error_t *error)
-{
-    return vnxi_server_start(&vnxi_tcp_protocol, params, out_p, error);
-}
-
-static vnx_status_t
 tcp_begin(vnxi_request_t *request)
 {
     tcp_client_t *client = request->client;
@@ -208,7 +201,7 @@ tcp_end(vnxi_request_t *request)
 const vnxi_transport_t vnxi_transport_tcp = {
     .fds = 1,
     .client_size = sizeof(tcp_client_t),
-    .listen = tcp_listen,
+    .protocol = &vnxi_tcp_protocol,
     .begin = tcp_begin,
     .step = tcp_step,
     .end = tcp_end,

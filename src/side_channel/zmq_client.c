@@ -303,44 +303,21 @@ take_frames(zmq_client_t *client)
  * the public key of the listener, cannot use a plain secret, and is not part
  * of what vLLM speaks. */
 static vnx_status_t
-check_options(const vnx_side_channel_options_t *options, const char *operation,
-              const char *endpoint, vnx_error_t *error)
+zmq_check(const vnx_side_channel_options_t *options, const char **reason_p)
 {
-    if (options->secret == NULL && !options->tls) {
-        return VNX_OK;
-    }
-    vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
-                   "ZMQ, as vLLM speaks it, has no %s: use TCP or HTTP",
-                   options->tls ? "TLS" : "shared secret");
-    vnxi_error_peer(error, endpoint, strlen(endpoint));
-    return VNX_ERR_NOT_SUPPORTED;
-}
-
-static vnx_status_t
-zmq_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-           vnx_error_t *error)
-{
-    char endpoint[VNX_ERROR_PEER_MAX];
-
-    vnxi_endpoint_text(endpoint, sizeof endpoint, params->bind.host,
-                       params->bind.port);
-    vnx_status_t status =
-        check_options(params->options, VNXI_OP_START, endpoint, error);
-    return status == VNX_OK
-               ? vnxi_server_start(&vnxi_zmq_protocol, params, out_p, error)
-               : status;
+    *reason_p = options->tls ? "ZMQ, as vLLM speaks it, has no TLS: use TCP "
+                               "or HTTP"
+                             : "ZMQ, as vLLM speaks it, has no shared secret: "
+                               "use TCP or HTTP";
+    return options->tls || options->secret != NULL ? VNX_ERR_NOT_SUPPORTED
+                                                   : VNX_OK;
 }
 
 static vnx_status_t
 zmq_begin(vnxi_request_t *request)
 {
-    vnx_status_t status =
-        check_options(request->options, VNXI_OP_REQUEST, request->endpoint,
-                      &request->answer.error);
-    if (status != VNX_OK) {
-        return status;
-    }
     zmq_client_t *client = request->client;
+
     vnxi_client_conn_init(&client->conn, request, client->out,
                           "shaking hands with");
     vnxi_zmtp_greeting(client->out);
@@ -383,7 +360,8 @@ zmq_end(vnxi_request_t *request)
 const vnxi_transport_t vnxi_transport_zmq = {
     .fds = 1,
     .client_size = sizeof(zmq_client_t),
-    .listen = zmq_listen,
+    .protocol = &vnxi_zmq_protocol,
+    .check = zmq_check,
     .begin = zmq_begin,
     .step = zmq_step,
     .end = zmq_end,
