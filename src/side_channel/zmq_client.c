@@ -24,7 +24,6 @@
 #include "side_channel/client_conn.h"
 #include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
-#include "side_channel/zmtp.h"
 
 typedef enum stage {
     STAGE_GREETING,

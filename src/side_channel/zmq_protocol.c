@@ -18,7 +18,6 @@
 
 #include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
-#include "side_channel/zmtp.h"
 
 #define INPUT_MAX (2 * (VNXI_ZMTP_HEADER_MAX + VNXI_ZMTP_SMALL_MAX))
 #define PONGS_MAX 1024u /* bytes of PONGs that the client has not read */
