@@ -102,7 +102,7 @@ vnxi_tls_failure_t vnxi_tls_failure(struct bufferevent *bev);
 
 /* -- The shared secret (tls_psk.c) ---------------------------------------- */
 
-#define VNXI_PSK_LEN 32u
+#define VNXI_PSK_LEN 32u /* VNXI_MAC_LEN */
 
 /* Derive the key: HKDF-SHA256, as docs/wire.md specifies.  False: OpenSSL
  * failed. */

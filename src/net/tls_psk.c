@@ -1,45 +1,27 @@
-#include <openssl/core_names.h>
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/kdf.h>
-#include <openssl/params.h>
 #include <openssl/ssl.h>
 #include <pthread.h>
 #include <string.h>
 
+#include "base/mac.h"
 #include "net/tls.h"
 
-#define SALT "vllm_nixl side channel"
-#define INFO "tls13 psk"
 #define SUITE "TLS_AES_128_GCM_SHA256"
 #define GROUPS "X25519:P-256"
 #define IDENTITY "vnx1"
 
-static OSSL_PARAM
-octets(const char *name, const char *bytes)
-{
-    return OSSL_PARAM_construct_octet_string(name, (void *)(uintptr_t)bytes,
-                                             strlen(bytes));
-}
-
+/* HKDF by RFC 5869: extract, then expand to one block of the hash. */
 bool
 vnxi_psk_derive(const char *secret, unsigned char key_p[VNXI_PSK_LEN])
 {
-    char digest[] = "SHA256";
-    OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
-        octets(OSSL_KDF_PARAM_SALT, SALT),
-        octets(OSSL_KDF_PARAM_KEY, secret),
-        octets(OSSL_KDF_PARAM_INFO, INFO),
-        OSSL_PARAM_construct_end(),
-    };
-    EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
-    EVP_KDF_CTX *ctx = kdf != NULL ? EVP_KDF_CTX_new(kdf) : NULL;
-    bool done =
-        ctx != NULL && EVP_KDF_derive(ctx, key_p, VNXI_PSK_LEN, params) == 1;
+    static const char salt[] = "vllm_nixl side channel";
+    static const char info[] = "tls13 psk\1"; /* and the number of the block */
+    unsigned char extracted[VNXI_MAC_LEN];
 
-    EVP_KDF_CTX_free(ctx);
-    EVP_KDF_free(kdf);
+    bool done =
+        vnxi_mac(salt, sizeof salt - 1, secret, strlen(secret), extracted) &&
+        vnxi_mac(extracted, sizeof extracted, info, sizeof info - 1, key_p);
+    OPENSSL_cleanse(extracted, sizeof extracted);
     return done;
 }
 
