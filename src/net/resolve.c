@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <ifaddrs.h>
 #include <limits.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -252,6 +253,21 @@ address_size(const struct sockaddr *addr)
                                 : 0;
 }
 
+/* Is it an address of that interface; or, for NULL, one at which other
+ * machines may reach this one? */
+static bool
+is_wanted(const struct ifaddrs *one, const char *name)
+{
+    const struct sockaddr_in6 *v6 = (const void *)one->ifa_addr;
+
+    if (name != NULL) {
+        return strcmp(one->ifa_name, name) == 0;
+    }
+    return (one->ifa_flags & IFF_UP) && !(one->ifa_flags & IFF_LOOPBACK) &&
+           (v6->sin6_family != AF_INET6 ||
+            !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr));
+}
+
 vnx_status_t
 vnxi_resolve_interface(const char *name, int port, vnxi_addresses_t *out_p)
 {
@@ -263,7 +279,7 @@ vnxi_resolve_interface(const char *name, int port, vnxi_addresses_t *out_p)
     }
     for (one = all; one != NULL; one = one->ifa_next) {
         socklen_t len = address_size(one->ifa_addr);
-        if (len > 0 && strcmp(one->ifa_name, name) == 0) {
+        if (len > 0 && is_wanted(one, name)) {
             add_address(out_p, one->ifa_addr, len);
         }
     }

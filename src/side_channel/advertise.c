@@ -1,7 +1,3 @@
-#include <arpa/inet.h>
-#include <ifaddrs.h>
-#include <net/if.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -27,48 +23,32 @@ first_host(const char *list, char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
     host[len] = '\0';
 }
 
-static bool
-is_usable(const struct ifaddrs *one, int family)
-{
-    const struct sockaddr_in6 *v6 = (const void *)one->ifa_addr;
-
-    if (one->ifa_addr == NULL || one->ifa_addr->sa_family != family ||
-        !(one->ifa_flags & IFF_UP) || (one->ifa_flags & IFF_LOOPBACK)) {
-        return false;
-    }
-    return family == AF_INET || !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr);
-}
-
-/* Find the machine's first address of a family.  False: there is none. */
-static bool
-own_address(const struct ifaddrs *all, int family,
+static void
+put_address(const vnxi_address_t *address,
             char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
-    socklen_t len = family == AF_INET ? sizeof(struct sockaddr_in)
-                                      : sizeof(struct sockaddr_in6);
+    char text[VNXI_ADDRESS_TEXT];
 
-    for (; all != NULL; all = all->ifa_next) {
-        if (is_usable(all, family)) {
-            return getnameinfo(all->ifa_addr, len, host,
-                               VNX_SIDE_CHANNEL_ADDRESS_MAX, NULL, 0,
-                               NI_NUMERICHOST) == 0;
-        }
-    }
-    return false;
+    vnxi_address_text(address, text);
+    memcpy(host, text, strlen(text) + 1);
 }
 
-/* Find an address of the machine: loopback only if it has no other. */
+/* Find an address of the machine: IPv4 if it has one, loopback only if it has
+ * no other. */
 static void
 machine_address(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
-    struct ifaddrs *all = NULL;
+    vnxi_addresses_t found;
+    size_t i = 0;
 
-    bool found = getifaddrs(&all) == 0 && (own_address(all, AF_INET, host) ||
-                                           own_address(all, AF_INET6, host));
-    freeifaddrs(all);
-    if (!found) {
+    if (vnxi_resolve_interface(NULL, 0, &found) != VNX_OK) {
         memcpy(host, "127.0.0.1", sizeof "127.0.0.1");
+        return;
     }
+    while (i < found.count && found.list[i].addr.ss_family != AF_INET) {
+        i++;
+    }
+    put_address(&found.list[i < found.count ? i : 0], host);
 }
 
 /* Parse a numeric address or "localhost".  Names are not looked up. */
@@ -126,11 +106,9 @@ static void
 resolve_interface(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
     vnxi_addresses_t found;
-    char text[VNXI_ADDRESS_TEXT];
 
     if (vnxi_resolve_interface(host, 0, &found) == VNX_OK) {
-        vnxi_address_text(&found.list[0], text);
-        memcpy(host, text, strlen(text) + 1);
+        put_address(&found.list[0], host);
     }
 }
 

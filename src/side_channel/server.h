@@ -13,15 +13,62 @@
 
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <sys/queue.h>
 
+#include "base/clock.h"
 #include "net/acceptor.h"
 #include "net/loop.h"
 #include "net/rate.h"
 #include "net/tls.h"
 #include "side_channel/blob_table.h"
-#include "side_channel/stats.h"
+
+typedef struct vnxi_server vnxi_server_t;
+typedef struct vnxi_conn vnxi_conn_t;
+
+/* -- Counters ------------------------------------------------------------- */
+
+/* They are relaxed: each is correct by itself, but not consistent with the
+ * others.  The listener's thread writes them; any thread may read them. */
+typedef struct vnxi_side_stats {
+    atomic_uint_fast64_t accepted, served, refused, timed_out, evicted, open;
+    atomic_uint_fast64_t bytes_received, bytes_sent;
+    atomic_uint_fast64_t refusals[VNX_SIDE_CHANNEL_REFUSALS];
+    atomic_uint_fast64_t latency[VNX_SIDE_CHANNEL_LATENCIES];
+} vnxi_side_stats_t;
+
+static inline void
+vnxi_stat_add_count(atomic_uint_fast64_t *counter, uint64_t count)
+{
+    atomic_fetch_add_explicit(counter, count, memory_order_relaxed);
+}
+
+static inline void
+vnxi_stat_add(atomic_uint_fast64_t *counter)
+{
+    vnxi_stat_add_count(counter, 1);
+}
+
+static inline void
+vnxi_stat_sub(atomic_uint_fast64_t *counter)
+{
+    atomic_fetch_sub_explicit(counter, 1, memory_order_relaxed);
+}
+
+/* Count a client that was refused. */
+static inline void
+vnxi_stat_refused(vnxi_side_stats_t *stats, vnx_side_channel_refusal_t why)
+{
+    vnxi_stat_add(&stats->refused);
+    vnxi_stat_add(&stats->refusals[why]);
+}
+
+/* Copy the current values. */
+void vnxi_stats_read(const vnxi_side_stats_t *stats,
+                     vnx_side_channel_stats_t *out_p);
+
+/* -- Protocols ------------------------------------------------------------ */
 
 /* All but `bind` is borrowed until the server is stopped; `bind` is borrowed
  * for the call that starts it. */
@@ -33,9 +80,6 @@ typedef struct vnxi_listen_params {
     const vnx_side_channel_options_t *options;
     vnxi_side_stats_t *stats;
 } vnxi_listen_params_t;
-
-typedef struct vnxi_server vnxi_server_t;
-typedef struct vnxi_conn vnxi_conn_t;
 
 /* States of a connection, in the order of eviction. */
 typedef enum vnxi_conn_state {
@@ -98,6 +142,8 @@ typedef struct vnxi_protocol {
 extern const vnxi_protocol_t vnxi_tcp_protocol; /* tcp_frames.c */
 extern const vnxi_protocol_t vnxi_zmq_protocol;
 extern const vnxi_protocol_t vnxi_http_protocol; /* http_listener.c */
+
+/* -- The server ----------------------------------------------------------- */
 
 /* Used by the loop thread alone while it runs, except `port` and waking the
  * loop. */
