@@ -372,7 +372,7 @@ on_socket_option(void *arg, curl_socket_t fd, curlsocktype purpose)
 /* Write a host for a URL: IPv6 addresses in brackets, and the '%' of their
  * zone escaped. */
 static void
-host_text(const char *host, const char *percent, char *text, size_t size)
+host_text(const char *host, char *text, size_t size)
 {
     const char *zone = strchr(host, '%');
     int len = zone != NULL ? (int)(zone - host) : (int)strlen(host);
@@ -381,7 +381,7 @@ host_text(const char *host, const char *percent, char *text, size_t size)
         snprintf(text, size, "%s", host);
     } else {
         snprintf(text, size, "[%.*s%s%s]", len, host,
-                 zone != NULL ? percent : "", zone != NULL ? zone + 1 : "");
+                 zone != NULL ? "%25" : "", zone != NULL ? zone + 1 : "");
     }
 }
 
@@ -396,7 +396,7 @@ make_url(http_client_t *client)
     char host[HOST_MAX], port[8];
     char path[VNXI_HTTP_PATH_MAX];
 
-    host_text(name, "%25", host, sizeof host);
+    host_text(name, host, sizeof host);
     snprintf(port, sizeof port, "%d", request->port);
     vnxi_http_path(request->key, request->key_len, path);
     return vnxi_curl.url_set(client->url, CURLUPART_SCHEME,
@@ -455,7 +455,7 @@ make_target(http_client_t *client)
         (!request->options->tls || request->options->tls_name == NULL)) {
         return true;
     }
-    host_text(to, "%25", host, sizeof host);
+    host_text(to, host, sizeof host);
     return list_add(&client->target, "::%s:%d", host, request->port);
 }
 
@@ -490,8 +490,7 @@ tell(http_client_t *client)
     vnxi_curl.easy_setopt(curl, CURLOPT_QUICK_EXIT,
                           1L); /* does not wait for look-ups */
 #endif
-    if (options->secret != NULL && !options->tls) {
-        /* A proxy on this machine would forward the token. */
+    if (client->conn.stage != VNXI_CLIENT_DIAL) {
         vnxi_curl.easy_setopt(curl, CURLOPT_PROXY, "");
     }
     if (options->tls_ca != NULL) {
@@ -575,8 +574,8 @@ environment_has(const char *name)
 }
 
 /* May libcurl use a proxy?  If so, libcurl connects by itself.  Reads the
- * environment as libcurl does.  No proxy gets a token that is not encrypted.
- */
+ * environment as libcurl does.  No proxy gets a token that is not encrypted,
+ * not even one on this machine, because it would forward the token. */
 static bool
 may_have_proxy(const vnx_side_channel_options_t *options)
 {
