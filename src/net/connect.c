@@ -13,23 +13,19 @@
 static void
 alternate(const vnxi_addresses_t *given, vnxi_addresses_t *out_p)
 {
-    bool taken[VNXI_ADDRESSES_MAX] = {0};
-    int family = given->list[0].addr.ss_family;
+    int first = given->list[0].addr.ss_family;
+    size_t next[2] = {0, 0}; /* of the first family, of the other one */
 
     out_p->count = 0;
-    while (out_p->count < given->count) {
-        size_t pick = given->count;
-        for (size_t i = given->count; i-- > 0;) {
-            if (!taken[i] && (pick == given->count ||
-                              given->list[i].addr.ss_family == family ||
-                              given->list[pick].addr.ss_family != family)) {
-                pick = i;
-            }
+    for (int turn = 0; out_p->count < given->count; turn = !turn) {
+        size_t *i = &next[turn];
+        while (*i < given->count &&
+               (given->list[*i].addr.ss_family != first) != turn) {
+            ++*i;
         }
-        taken[pick] = true;
-        family =
-            given->list[pick].addr.ss_family == AF_INET ? AF_INET6 : AF_INET;
-        out_p->list[out_p->count++] = given->list[pick];
+        if (*i < given->count) {
+            out_p->list[out_p->count++] = given->list[(*i)++];
+        }
     }
 }
 

@@ -55,9 +55,6 @@ failed_alert(tcp_client_t *client)
 static vnx_status_t
 failed_early_end(tcp_client_t *client)
 {
-    if (is_alert(client)) {
-        return failed_alert(client);
-    }
     if (client->in.head_have == 0) {
         return vnxi_request_failed(
             client->conn.request, VNX_ERR_BACKEND,
@@ -137,7 +134,8 @@ take_length(tcp_client_t *client)
     switch (vnxi_tcp_reply_expect(&client->in, client->asked,
                                   client->conn.request->options->max_frame)) {
     case VNXI_TCP_LENGTH_ABOVE_MAX:
-        return failed_too_long(client);
+        return is_alert(client) ? failed_alert(client)
+                                : failed_too_long(client);
     case VNXI_TCP_LENGTH_NO_STATUS:
         return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
                                    "a reply without a status");
@@ -156,9 +154,11 @@ receive(tcp_client_t *client)
             status = vnxi_client_conn_receive(&client->conn, &client->in);
         }
     }
-    return status == VNX_ERR_CLOSED ? failed_early_end(client)
-           : status == VNX_OK       ? take_reply(client)
-                                    : status;
+    if (status == VNX_ERR_CLOSED) {
+        return is_alert(client) ? failed_alert(client)
+                                : failed_early_end(client);
+    }
+    return status == VNX_OK ? take_reply(client) : status;
 }
 
 /* -- The transport's functions -------------------------------------------- */
