@@ -105,7 +105,8 @@ handshake_failed(vnxi_conn_t *conn)
     bool wants_secret = conn->server->options->secret != NULL;
     vnx_side_channel_refusal_t why = VNX_SIDE_CHANNEL_REFUSED_TLS;
 
-    switch (vnxi_tls_failure(conn->bev)) {
+    switch (VNXI_TLS_IS_THERE ? vnxi_tls_failure(conn->bev)
+                              : VNXI_TLS_FAILED) {
     case VNXI_TLS_FAILED_NOT_TLS:
         send_alert(conn->fd);
         why = wants_secret ? VNX_SIDE_CHANNEL_REFUSED_NO_PROOF : why;
