@@ -1,7 +1,6 @@
 /*
  * Design notes.  Both directions use the same protocol: frames of commands,
- * both ways.  So there is one type of connection; code that only applies to
- * connections made by us is in client.c.
+ * both ways.  So there is one type of connection.
  *
  * Input stays in libevent's buffer until a frame is complete.  Its size is
  * limited by the announced length, that length by max_frame, and the sum over
@@ -12,21 +11,31 @@
  * from it until it does.  But we continue while only a few replies are unsent:
  * a peer that sends a long frame before it reads, as stock does, must not wait
  * for us while we wait for it.
+ *
+ * One connection per host and port is made by our first command and kept, as
+ * in stock NIXL.  A peer that has restarted since then has closed its end,
+ * which is usually noticed at once.  A command sent before it is noticed is
+ * sent again on a new connection.  It may then be carried out twice, which has
+ * the same effect as once.
  */
 #include <errno.h>
 #include <event2/buffer.h>
 #include <event2/bufferevent.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "listener/listener.h"
 
 #define READ_MAX (256u << 10) /* per connection and round of the loop */
 #define WRITE_MAX (512u << 10)
+
+static void begin(vnxi_meta_conn_t *conn);
 
 /* -- Memory and lists ----------------------------------------------------- */
 
@@ -53,8 +62,9 @@ drop_reply(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame)
     free(frame);
 }
 
-void
-vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list)
+/* Move the connection to the end of a list; NULL: out of its list. */
+static void
+conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list)
 {
     vnxi_meta_loop_t *loop = &conn->listener->loop;
 
@@ -130,7 +140,6 @@ frame_written(vnxi_meta_conn_t *conn)
         event_add(conn->reply_timer, listener->loop.timeout);
     }
     TAILQ_INSERT_TAIL(&conn->awaiting, frame, link);
-    vnxi_meta_frame_left(listener, frame);
 }
 
 vnxi_meta_frame_t *
@@ -152,8 +161,9 @@ vnxi_meta_conn_answered(vnxi_meta_conn_t *conn)
 
 /* -- Ends ----------------------------------------------------------------- */
 
-void
-vnxi_meta_conn_cut(vnxi_meta_conn_t *conn)
+/* Stop connecting; close the socket and release its buffer; frames stay. */
+static void
+conn_cut(vnxi_meta_conn_t *conn)
 {
     event_del(conn->in_timer);
     event_del(conn->out_timer);
@@ -193,35 +203,95 @@ fail_frames(vnxi_meta_conn_t *conn, struct vnxi_meta_frames *frames,
     }
 }
 
-void
-vnxi_meta_conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status,
-                    const char *cause)
+/* Fail our commands that wait for this connection, and free its replies. */
+static void
+conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
 {
     fail_frames(conn, &conn->awaiting, status, cause);
     fail_frames(conn, &conn->out, status, cause);
 }
 
 static void
-conn_free(vnxi_meta_conn_t *conn)
+free_memory(vnxi_meta_conn_t *conn)
 {
     vnxi_loop_event_free(conn->in_timer);
     vnxi_loop_event_free(conn->out_timer);
     vnxi_loop_event_free(conn->reply_timer);
-    free(conn->host);
     free(conn);
 }
 
 void
 vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
 {
-    vnxi_meta_conn_cut(conn);
-    vnxi_meta_conn_fail(conn, VNX_ERR_CLOSED,
-                        "the agent's metadata listener was stopped before the "
-                        "command was done");
-    if (conn->list != NULL) {
-        vnxi_meta_conn_list(conn, NULL);
+    conn_cut(conn);
+    conn_fail(conn, VNX_ERR_CLOSED,
+              "the agent's metadata listener was stopped before the "
+              "command was done");
+    conn_list(conn, NULL);
+    free_memory(conn);
+}
+
+void
+vnxi_meta_check_end(vnxi_meta_loop_t *loop)
+{
+    const vnxi_meta_conn_t *conn;
+    const vnxi_meta_frame_t *frame;
+
+    if (!loop->is_ending) {
+        return;
     }
-    conn_free(conn);
+    TAILQ_FOREACH(conn, &loop->targets, link)
+    {
+        TAILQ_FOREACH(frame, &conn->out, link)
+        {
+            if (!frame->is_reply) {
+                return;
+            }
+        }
+    }
+    event_base_loopbreak(loop->super.base);
+}
+
+/* Move the commands in `from` that have not failed yet to `again`. */
+static void
+take_again(struct vnxi_meta_frames *from, struct vnxi_meta_frames *again)
+{
+    vnxi_meta_frame_t *frame, *next;
+
+    for (frame = TAILQ_FIRST(from); frame != NULL; frame = next) {
+        next = TAILQ_NEXT(frame, link);
+        if (frame->is_reply || frame->is_again) {
+            continue;
+        }
+        frame->is_again = true;
+        TAILQ_REMOVE(from, frame, link);
+        TAILQ_INSERT_TAIL(again, frame, link);
+    }
+}
+
+/* The connection has ended.  If it was ours, was cached and broke
+ * (VNX_ERR_BACKEND), its commands are tried once more on a new one, because
+ * the peer may have restarted.  All other commands fail, and the connection is
+ * freed. */
+static void
+ended(vnxi_meta_conn_t *conn, vnx_status_t status, const char *cause)
+{
+    struct vnxi_meta_frames again = TAILQ_HEAD_INITIALIZER(again);
+
+    conn_cut(conn);
+    if (conn->is_ours && conn->is_proven && status == VNX_ERR_BACKEND) {
+        take_again(&conn->awaiting, &again);
+        take_again(&conn->out, &again);
+    }
+    conn_fail(conn, status, cause);
+    if (!TAILQ_EMPTY(&again)) {
+        TAILQ_CONCAT(&conn->out, &again, link);
+        begin(conn);
+        return;
+    }
+    vnxi_meta_loop_t *loop = &conn->listener->loop;
+    vnxi_meta_conn_free(conn);
+    vnxi_meta_check_end(loop);
 }
 
 /* The peer has sent something that a NIXL listener never sends. */
@@ -237,7 +307,7 @@ refuse(vnxi_meta_conn_t *conn, const char *cause)
         vnxi_meta_failure(conn->listener, &failure);
     }
     vnxi_meta_count(&conn->listener->counters.refused);
-    conn->ops->ended(conn, VNX_ERR_MISMATCH, cause);
+    ended(conn, VNX_ERR_MISMATCH, cause);
 }
 
 /* The peer has missed a deadline. */
@@ -245,12 +315,13 @@ static void
 expire(vnxi_meta_conn_t *conn, const char *cause)
 {
     vnxi_meta_count(&conn->listener->counters.timed_out);
-    conn->ops->ended(conn, VNX_ERR_TIMEOUT, cause);
+    ended(conn, VNX_ERR_TIMEOUT, cause);
 }
 
 bool
-vnxi_meta_conn_evict(vnx_listener_t *listener)
+vnxi_meta_conn_evict(void *arg)
 {
+    vnx_listener_t *listener = arg;
     vnxi_meta_loop_t *loop = &listener->loop;
     vnxi_meta_conn_t *conn = TAILQ_FIRST(&loop->strangers);
 
@@ -280,12 +351,11 @@ take_frame(vnxi_meta_conn_t *conn, size_t len)
     if (bytes == NULL) {
         return "out of memory for its frame";
     }
-    const char *cause =
-        conn->ops->perform(conn, bytes + VNXI_META_HEADER, len);
+    const char *cause = loop->perform(conn, bytes + VNXI_META_HEADER, len);
     evbuffer_drain(input, whole);
     conn->is_proven = true;
     conn->is_in_frame = false;
-    vnxi_meta_conn_list(conn, conn->is_ours ? &loop->targets : &loop->known);
+    conn_list(conn, conn->is_ours ? &loop->targets : &loop->known);
     return cause;
 }
 
@@ -380,6 +450,7 @@ on_written(struct bufferevent *bev, void *arg)
     }
     frame_written(conn);
     write_next(conn);
+    vnxi_meta_check_end(&conn->listener->loop);
     if (conn->is_paused) {
         look_at_input(conn);
     }
@@ -400,7 +471,7 @@ on_event(struct bufferevent *bev, short what, void *arg)
     } else if (!conn->is_ours && input_len(conn) > 0 && !conn->is_paused) {
         refuse(conn, "the peer closed it in the middle of a frame");
     } else {
-        conn->ops->ended(conn, VNX_ERR_BACKEND, cause);
+        ended(conn, VNX_ERR_BACKEND, cause);
     }
 }
 
@@ -420,10 +491,10 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     vnxi_meta_conn_t *conn = arg;
 
     if (conn->bev == NULL) {
-        conn->ops->ended(conn, VNX_ERR_TIMEOUT,
-                         conn->dial.is_connecting
-                             ? "the connection was not established in time"
-                             : "the name service did not answer in time");
+        ended(conn, VNX_ERR_TIMEOUT,
+              conn->dial.is_connecting
+                  ? "the connection was not established in time"
+                  : "the name service did not answer in time");
     } else {
         expire(conn, "the peer did not receive a frame in time");
     }
@@ -445,31 +516,35 @@ on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 
 /* -- Creation ------------------------------------------------------------- */
 
-vnxi_meta_conn_t *
-vnxi_meta_conn_new(vnx_listener_t *listener, const vnxi_meta_conn_ops_t *ops,
-                   bool is_ours, const char *host, int port)
+/* Create a connection to or from host:port, in that list.  NULL: out of
+ * memory. */
+static vnxi_meta_conn_t *
+conn_new(vnx_listener_t *listener, struct vnxi_meta_conns *list,
+         const char *host, int port)
 {
     struct event_base *base = listener->loop.super.base;
-    vnxi_meta_conn_t *conn = calloc(1, sizeof *conn);
+    size_t host_size = strlen(host) + 1;
+    vnxi_meta_conn_t *conn = calloc(1, sizeof *conn + host_size);
     if (conn == NULL) {
         return NULL;
     }
     conn->listener = listener;
-    conn->ops = ops;
-    conn->is_ours = is_ours;
+    conn->is_ours = list == &listener->loop.targets;
     conn->fd = -1;
+    conn->port = port;
+    memcpy(conn->host, host, host_size);
     TAILQ_INIT(&conn->out);
     TAILQ_INIT(&conn->awaiting);
     vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
-    conn->host = is_ours ? strdup(host) : NULL;
     conn->in_timer = evtimer_new(base, on_in_deadline, conn);
     conn->out_timer = evtimer_new(base, on_out_deadline, conn);
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
     if (conn->in_timer == NULL || conn->out_timer == NULL ||
-        conn->reply_timer == NULL || (is_ours && conn->host == NULL)) {
-        conn_free(conn);
+        conn->reply_timer == NULL) {
+        free_memory(conn);
         return NULL;
     }
+    conn_list(conn, list);
     return conn;
 }
 
@@ -486,8 +561,10 @@ set_socket(int fd, unsigned timeout_ms)
                sizeof timeout_ms);
 }
 
-bool
-vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
+/* Take over a connected `fd` and start reading and writing.  False: out of
+ * memory. */
+static bool
+conn_open(vnxi_meta_conn_t *conn, int fd)
 {
     vnx_listener_t *listener = conn->listener;
 
@@ -510,4 +587,161 @@ vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd)
     }
     write_next(conn);
     return true;
+}
+
+void
+vnxi_meta_conn_accept(void *arg, int fd, const vnxi_address_t *from)
+{
+    vnx_listener_t *listener = arg;
+    vnxi_meta_loop_t *loop = &listener->loop;
+    char host[VNXI_ADDRESS_TEXT];
+
+    vnxi_fork_fd_own(fd);
+    vnxi_meta_count(&listener->counters.accepted);
+    if (loop->accepted >= listener->options.max_connections) {
+        vnxi_meta_conn_evict(listener);
+    }
+    vnxi_address_text(from, host);
+    vnxi_meta_conn_t *conn =
+        conn_new(listener, &loop->strangers, host, vnxi_address_port(from));
+    if (conn == NULL) {
+        vnxi_fork_fd_close(fd);
+    } else if (!conn_open(conn, fd)) {
+        vnxi_meta_conn_free(conn);
+    }
+}
+
+/* -- Connecting ----------------------------------------------------------- */
+
+static void connect_step(vnxi_meta_conn_t *conn);
+
+static void
+on_dial(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    connect_step(arg);
+}
+
+/* Wait for what the dialler waits for.  False: out of memory. */
+static bool
+watch(vnxi_meta_conn_t *conn, uint64_t now)
+{
+    int fd = -1;
+    short events;
+    uint64_t wake;
+
+    vnxi_dial_wait(&conn->dial, &fd, &events, &wake);
+    uint64_t us = wake > now ? (wake - now) / 1000 : 0;
+    struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
+                           .tv_usec = (suseconds_t)(us % 1000000)};
+    conn->dial_event =
+        event_new(conn->listener->loop.super.base, fd,
+                  events & POLLIN ? EV_READ : EV_WRITE, on_dial, conn);
+    return conn->dial_event != NULL &&
+           event_add(conn->dial_event, wake == UINT64_MAX ? NULL : &wait) == 0;
+}
+
+/* May free the connection, as may all functions below. */
+static void
+connect_step(vnxi_meta_conn_t *conn)
+{
+    uint64_t now = vnxi_clock_ns();
+    int fd = -1;
+
+    vnxi_loop_event_free(
+        conn->dial_event); /* before the dialler closes its fd */
+    conn->dial_event = NULL;
+    vnx_status_t status = vnxi_dial_step(&conn->dial, now, &fd);
+    if (status == VNX_IN_PROG) {
+        if (!watch(conn, now)) {
+            ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
+        }
+        return;
+    }
+    if (status != VNX_OK) {
+        ended(conn, status, conn->dial.reason);
+        return;
+    }
+    vnxi_dial_fini(&conn->dial);
+    event_del(conn->out_timer);
+    if (!conn_open(conn, vnxi_fork_fd_own(fd))) {
+        ended(conn, VNX_ERR_NO_MEMORY, "out of memory");
+    }
+}
+
+static void
+begin(vnxi_meta_conn_t *conn)
+{
+    uint64_t wait = conn->listener->options.timeout_ms * UINT64_C(1000000);
+
+    conn->is_proven = false;
+    event_add(conn->out_timer, conn->listener->loop.timeout);
+    vnxi_dial_init(&conn->dial, conn->host, conn->port,
+                   vnxi_clock_ns() + wait);
+    connect_step(conn);
+}
+
+/* -- Commands ------------------------------------------------------------- */
+
+static vnxi_meta_conn_t *
+find(vnxi_meta_loop_t *loop, const char *host, int port)
+{
+    vnxi_meta_conn_t *conn;
+    TAILQ_FOREACH(conn, &loop->targets, link)
+    {
+        if (conn->port == port && strcmp(conn->host, host) == 0) {
+            break;
+        }
+    }
+    return conn;
+}
+
+static void
+close_idle(vnxi_meta_loop_t *loop)
+{
+    vnxi_meta_conn_t *conn;
+    TAILQ_FOREACH(conn, &loop->targets, link)
+    {
+        if (TAILQ_EMPTY(&conn->out) && TAILQ_EMPTY(&conn->awaiting)) {
+            vnxi_meta_conn_free(conn);
+            return;
+        }
+    }
+}
+
+/* NULL: the limit is reached, or memory ran out. */
+static vnxi_meta_conn_t *
+target_new(vnx_listener_t *listener, const char *host, int port)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+
+    if (loop->opened >= VNXI_META_TARGETS_MAX) {
+        close_idle(loop);
+    }
+    return loop->opened < VNXI_META_TARGETS_MAX
+               ? conn_new(listener, &loop->targets, host, port)
+               : NULL;
+}
+
+void
+vnxi_meta_send(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+    bool is_new = false;
+
+    vnxi_meta_conn_t *conn = find(loop, frame->host, frame->port);
+    if (conn == NULL) {
+        conn = target_new(listener, frame->host, frame->port);
+        is_new = true;
+    }
+    if (conn == NULL) {
+        vnxi_meta_unsent(listener, frame, VNX_ERR_NO_MEMORY,
+                         "too many connections");
+        return;
+    }
+    conn_list(conn, &loop->targets);
+    vnxi_meta_conn_push(conn, frame);
+    if (is_new) {
+        begin(conn);
+    }
 }

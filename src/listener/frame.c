@@ -80,34 +80,11 @@ warn(const vnx_error_t *failure)
     vnxi_log(VNXI_LOG_WARNING, "metadata listener: %s", line);
 }
 
-void
-vnxi_meta_frame_entered(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
-{
-    frame->is_unsent = true;
-    listener->loop.unsent++;
-}
-
-void
-vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
-{
-    vnxi_meta_loop_t *loop = &listener->loop;
-
-    if (!frame->is_unsent) {
-        return;
-    }
-    frame->is_unsent = false;
-    loop->unsent--;
-    if (loop->is_ending && loop->unsent == 0) {
-        event_base_loopbreak(loop->super.base);
-    }
-}
-
 static void
 frame_done(vnx_listener_t *listener, vnxi_meta_frame_t *frame)
 {
     vnxi_meta_counters_t *counters = &listener->counters;
 
-    vnxi_meta_frame_left(listener, frame);
     atomic_fetch_sub(&counters->pending, 1);
     atomic_fetch_sub(&counters->pending_bytes, frame->len);
     free(frame);

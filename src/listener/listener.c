@@ -1,5 +1,14 @@
+/*
+ * Design notes.  Callers leave their requests under the lock and wake the
+ * thread.
+ *
+ * When the thread is told to end, it still sends the commands of callers,
+ * within a time limit: a program that invalidates its metadata and then closes
+ * the agent relies on that.
+ */
 #include "listener/listener.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +22,125 @@
 #define OPERATION "vnx_listener_start"
 #define CONNECTIONS_MAX 1024
 #define FRAME_MIN 4096
+
+/* -- The thread ----------------------------------------------------------- */
+
+/* Without `refused`: a peer waits until there is a descriptor for it. */
+static const vnxi_acceptor_ops_t acceptor_ops = {
+    .accept = vnxi_meta_conn_accept,
+    .evict = vnxi_meta_conn_evict,
+};
+
+static void
+listen_on(vnx_listener_t *listener, const vnxi_sockets_t *sockets)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+
+    if (!vnxi_acceptor_open(&loop->acceptor, &loop->super, sockets,
+                            &acceptor_ops)) {
+        vnxi_log(VNXI_LOG_ERROR, "metadata listener: port %d: out of memory",
+                 sockets->port);
+    }
+}
+
+static void
+end(vnxi_meta_loop_t *loop)
+{
+    struct timeval tv = {.tv_sec = VNXI_META_LINGER_MS / 1000,
+                         .tv_usec = VNXI_META_LINGER_MS % 1000 * 1000};
+
+    loop->is_ending = true;
+    vnxi_acceptor_close(&loop->acceptor);
+    event_base_loopexit(loop->super.base, &tv);
+    vnxi_meta_check_end(loop);
+}
+
+static void
+on_wake(void *arg)
+{
+    vnx_listener_t *listener = arg;
+    struct vnxi_meta_frames frames = TAILQ_HEAD_INITIALIZER(frames);
+    vnxi_meta_frame_t *frame;
+
+    vnxi_mutex_lock(&listener->lock);
+    TAILQ_CONCAT(&frames, &listener->inbox, link);
+    vnxi_sockets_t sockets = listener->new_sockets;
+    listener->new_sockets.count = 0;
+    bool is_stopping = listener->is_stopping;
+    vnxi_mutex_unlock(&listener->lock);
+
+    if (sockets.count > 0) {
+        listen_on(listener, &sockets);
+    }
+    while ((frame = TAILQ_FIRST(&frames)) != NULL) {
+        TAILQ_REMOVE(&frames, frame, link);
+        vnxi_meta_send(listener, frame);
+    }
+    if (is_stopping && !listener->loop.is_ending) {
+        end(&listener->loop);
+    }
+}
+
+static bool
+create_events(vnx_listener_t *listener)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+
+    loop->perform = vnxi_meta_perform;
+    TAILQ_INIT(&loop->strangers);
+    TAILQ_INIT(&loop->known);
+    TAILQ_INIT(&loop->targets);
+    if (!vnxi_loop_init(&loop->super, on_wake, listener)) {
+        return false;
+    }
+    loop->timeout =
+        vnxi_loop_timeout(&loop->super, listener->options.timeout_ms);
+    return loop->timeout != NULL;
+}
+
+static void
+free_all(struct vnxi_meta_conns *conns)
+{
+    vnxi_meta_conn_t *conn;
+    while ((conn = TAILQ_FIRST(conns)) != NULL) {
+        vnxi_meta_conn_free(conn);
+    }
+}
+
+/* Free the data of the loop.  No thread runs it. */
+static void
+loop_fini(vnx_listener_t *listener)
+{
+    vnxi_meta_loop_t *loop = &listener->loop;
+
+    free_all(&loop->strangers);
+    free_all(&loop->known);
+    free_all(&loop->targets);
+    vnxi_acceptor_close(&loop->acceptor);
+    vnxi_loop_fini(&loop->super);
+    memset(loop, 0, sizeof *loop);
+}
+
+/* Create the loop and start the thread.  The lock is held. */
+static vnx_status_t
+loop_start(vnx_listener_t *listener, const char *operation, vnx_error_t *error)
+{
+    const char *what = "creating the event loop";
+    int err = 0;
+
+    if (create_events(listener)) {
+        what = "starting the thread";
+        err = vnxi_loop_start(&listener->loop.super, "vnx-listener");
+        if (err == 0) {
+            return VNX_OK;
+        }
+    } else {
+        err = errno;
+    }
+    loop_fini(listener);
+    return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
+                          "metadata listener: %s: %s", what, vnxi_errno(err));
+}
 
 /* -- Life ----------------------------------------------------------------- */
 
@@ -101,7 +229,7 @@ vnx_listener_stop(vnx_listener_t *listener)
     if (was_running) {
         listener->is_lost = !vnxi_loop_join(&listener->loop.super);
         if (!listener->is_lost) {
-            vnxi_meta_loop_fini(listener);
+            loop_fini(listener);
         }
     }
     vnxi_mutex_unlock(&listener->stop_lock);
@@ -167,7 +295,7 @@ run_lock_held(vnx_listener_t *listener, const char *operation,
     if (listener->is_running) {
         return VNX_OK;
     }
-    vnx_status_t status = vnxi_meta_loop_start(listener, operation, error);
+    vnx_status_t status = loop_start(listener, operation, error);
     listener->is_running = status == VNX_OK;
     return status;
 }
@@ -175,26 +303,20 @@ run_lock_held(vnx_listener_t *listener, const char *operation,
 /* -- Listening ------------------------------------------------------------ */
 
 static vnx_status_t
-start_begin(vnx_listener_t *listener, vnx_error_t *error)
+check_idle(const vnx_listener_t *listener, vnx_error_t *error)
 {
-    vnxi_mutex_lock(&listener->lock);
-    bool is_taken = listener->is_starting || atomic_load(&listener->port) != 0;
-    if (!is_taken) {
-        listener->is_starting = true;
-    }
-    vnxi_mutex_unlock(&listener->lock);
-    return is_taken ? vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
-                                     "the listener is already running")
-                    : VNX_OK;
+    return atomic_load(&listener->port) == 0
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
+                                "the listener is already running");
 }
 
-/* `status` is that of opening the sockets, which are taken over. */
+/* Hand the sockets to the thread. */
 static vnx_status_t
-start_end(vnx_listener_t *listener, vnx_status_t status,
-          vnxi_sockets_t *sockets, vnx_error_t *error)
+listen_lock_held(vnx_listener_t *listener, const vnxi_sockets_t *sockets,
+                 vnx_error_t *error)
 {
-    vnxi_mutex_lock(&listener->lock);
-    listener->is_starting = false;
+    vnx_status_t status = check_idle(listener, error);
     if (status == VNX_OK) {
         status = run_lock_held(listener, OPERATION, error);
     }
@@ -202,10 +324,6 @@ start_end(vnx_listener_t *listener, vnx_status_t status,
         listener->new_sockets = *sockets;
         atomic_store(&listener->port, sockets->port);
         vnxi_loop_wake(&listener->loop.super);
-    }
-    vnxi_mutex_unlock(&listener->lock);
-    if (status != VNX_OK) {
-        vnxi_sockets_close(sockets);
     }
     return status;
 }
@@ -228,14 +346,19 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
                               "port %d is not in 0 to 65535", port);
     }
-    vnx_status_t status = start_begin(listener, error);
+    vnx_status_t status = check_idle(listener, error);
+    if (status == VNX_OK) {
+        status = vnxi_sockets_open(&params, &sockets, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
-    status = vnxi_sockets_open(&params, &sockets, error);
     int bound = sockets.port;
-    status = start_end(listener, status, &sockets, error);
+    vnxi_mutex_lock(&listener->lock);
+    status = listen_lock_held(listener, &sockets, error);
+    vnxi_mutex_unlock(&listener->lock);
     if (status != VNX_OK) {
+        vnxi_sockets_close(&sockets);
         return status;
     }
     vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);

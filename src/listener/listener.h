@@ -4,11 +4,10 @@
  *
  *   codec.c     the wire format of frames and commands
  *   frame.c     outgoing frames and their outcome: counters, failures, the log
- *   conn.c      a connection in either direction: frames, deadlines, its end
+ *   conn.c      connections in either direction: accepting, connecting,
+ *               frames, deadlines, trying again
  *   command.c   carries out received commands
- *   client.c    our connections: finding, connecting, retrying
- *   loop.c      the thread: accepting, callers' requests
- *   listener.c  the public calls, on the callers' threads
+ *   listener.c  the public calls, on the callers' threads; the thread
  *
  * Callers put frames into `inbox` and wake the thread.  While the thread runs,
  * everything in vnxi_meta_loop_t belongs to it.
@@ -52,9 +51,8 @@ typedef struct vnxi_meta_message {
 typedef struct vnxi_meta_frame {
     TAILQ_ENTRY(vnxi_meta_frame) link;
     vnxi_meta_verb_t verb;
-    bool is_reply;  /* a reply to a SEND, not a command of a caller */
-    bool is_again;  /* it has failed once on an old connection */
-    bool is_unsent; /* counted in loop.unsent */
+    bool is_reply; /* a reply to a SEND, not a command of a caller */
+    bool is_again; /* it has failed once on an old connection */
     int port;
     const char *host;          /* in `bytes`, as `peer` */
     const unsigned char *peer; /* SEND: the expected name */
@@ -87,16 +85,17 @@ TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
 
 typedef struct vnxi_meta_loop {
     vnxi_loop_t super;
+    /* vnxi_meta_perform(), which conn.c does not know */
+    const char *(*perform)(vnxi_meta_conn_t *conn, const void *payload,
+                           size_t len);
     const struct timeval *timeout; /* options.timeout_ms, as a libevent
                                       common timeout */
-    struct event *linger_event;    /* ends the thread finally */
     vnxi_acceptor_t acceptor;
     /* In each list, the connection that has been idle longest comes first. */
     struct vnxi_meta_conns strangers; /* accepted, no command yet */
     struct vnxi_meta_conns known;     /* accepted */
     struct vnxi_meta_conns targets;   /* made by us */
     size_t accepted, opened;          /* their numbers */
-    size_t unsent; /* commands of this agent, until they are written */
     uint64_t held; /* bytes of input and replies, over all connections */
     bool is_ending;
     uint64_t log_second; /* of the last warning about a stranger */
@@ -113,7 +112,6 @@ struct vnx_listener {
     vnxi_mutex_t lock; /* a leaf; protects the following members */
     bool is_running;   /* the thread exists */
     bool is_stopping;
-    bool is_starting; /* vnx_listener_start() is in progress */
     struct vnxi_meta_frames inbox;
     vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;
@@ -131,12 +129,6 @@ vnxi_meta_count(atomic_uint_fast64_t *counter)
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
-/* The loop takes one of our commands, and it leaves: it was written, or has
- * failed.  When the loop is ending, the last one ends it. */
-void vnxi_meta_frame_entered(vnx_listener_t *listener,
-                             vnxi_meta_frame_t *frame);
-void vnxi_meta_frame_left(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
-
 /* One of our commands is done: count and free it. */
 void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
@@ -151,23 +143,10 @@ void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
-/* What a connection calls. */
-typedef struct vnxi_meta_conn_ops {
-    /* Carry out the commands of a payload.  NULL, or the reason to close the
-     * connection. */
-    const char *(*perform)(vnxi_meta_conn_t *conn, const void *payload,
-                           size_t len);
-
-    /* The connection has ended: free it, or connect again. */
-    void (*ended)(vnxi_meta_conn_t *conn, vnx_status_t status,
-                  const char *cause);
-} vnxi_meta_conn_ops_t;
-
 struct vnxi_meta_conn {
     TAILQ_ENTRY(vnxi_meta_conn) link; /* in *list */
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
-    const vnxi_meta_conn_ops_t *ops;
     bool is_ours; /* made by us, else accepted */
     int fd;
     struct bufferevent *bev; /* NULL: not connected yet */
@@ -184,24 +163,22 @@ struct vnxi_meta_conn {
     size_t held;                       /* its part of loop.held */
     size_t reply_bytes;                /* the part of `held` for replies */
     char endpoint[VNXI_META_ENDPOINT]; /* for messages */
-    /* Of a connection made by us, else all zeros: */
-    char *host; /* owned */
+    /* Of a connection made by us: */
     vnxi_dial_t dial;
     struct event *dial_event; /* for what the dialler waits for */
+    int port;
+    char host[];
 };
 
-/* Create a connection to or from host:port, which is copied.  It is not in a
- * list and has no fd.  NULL: out of memory. */
-vnxi_meta_conn_t *vnxi_meta_conn_new(vnx_listener_t *listener,
-                                     const vnxi_meta_conn_ops_t *ops,
-                                     bool is_ours, const char *host, int port);
+/* vnxi_acceptor_ops_t's accept() and evict(). */
+void vnxi_meta_conn_accept(void *listener, int fd, const vnxi_address_t *from);
+bool vnxi_meta_conn_evict(void *listener);
 
-/* Move it from its list, if any, to the end of this one. */
-void vnxi_meta_conn_list(vnxi_meta_conn_t *conn, struct vnxi_meta_conns *list);
+/* Send a frame to its host and port; owns the frame. */
+void vnxi_meta_send(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 
-/* Take over a connected `fd` and start reading and writing.  False: out of
- * memory. */
-bool vnxi_meta_conn_open(vnxi_meta_conn_t *conn, int fd);
+/* When the loop is ending: end it if all our commands are written. */
+void vnxi_meta_check_end(vnxi_meta_loop_t *loop);
 
 /* Queue a frame for sending. */
 void vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame);
@@ -210,39 +187,14 @@ void vnxi_meta_conn_push(vnxi_meta_conn_t *conn, vnxi_meta_frame_t *frame);
  */
 vnxi_meta_frame_t *vnxi_meta_conn_answered(vnxi_meta_conn_t *conn);
 
-/* Stop connecting; close the socket and release its buffers and timers; frames
- * stay. */
-void vnxi_meta_conn_cut(vnxi_meta_conn_t *conn);
-
-/* Fail our commands that wait for this connection, and free its replies. */
-void vnxi_meta_conn_fail(vnxi_meta_conn_t *conn, vnx_status_t status,
-                         const char *cause);
-
-/* Cut the connection, fail its frames and free it. */
+/* Close the connection, fail our commands that wait for it, and free it. */
 void vnxi_meta_conn_free(vnxi_meta_conn_t *conn);
-
-/* Close a connection to make room for a new one.  False: none can be closed.
- */
-bool vnxi_meta_conn_evict(vnx_listener_t *listener);
 
 /* -- Received commands (command.c) ---------------------------------------- */
 
-/* vnxi_meta_conn_ops_t's perform() */
+/* Carry out the commands of a payload.  NULL, or the reason to close the
+ * connection. */
 const char *vnxi_meta_perform(vnxi_meta_conn_t *conn, const void *payload,
                               size_t len);
-
-/* -- Connections made by us (client.c) ------------------------------------ */
-
-/* Send a frame to its host and port; owns the frame. */
-void vnxi_meta_client_take(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
-
-/* -- The thread (loop.c) -------------------------------------------------- */
-
-/* Create the loop and start the thread.  The lock is held. */
-vnx_status_t vnxi_meta_loop_start(vnx_listener_t *listener,
-                                  const char *operation, vnx_error_t *error);
-
-/* Free the loop's data after the thread has ended. */
-void vnxi_meta_loop_fini(vnx_listener_t *listener);
 
 #endif

@@ -2,6 +2,10 @@
  * Turns the name of a host into a connected socket: looks the name up, then
  * connects to the first of its addresses that answers.  Nothing here waits.
  * One thread at a time.
+ *
+ * Attempts start one after the other: a quarter of a second apart, or as soon
+ * as one has failed, alternating between the address families (RFC 8305).  The
+ * first connection that succeeds is kept; the other attempts are closed.
  */
 #ifndef VNXI_NET_CONNECT_H
 #define VNXI_NET_CONNECT_H
@@ -9,12 +13,15 @@
 #include "base/error.h"
 #include "net/resolve.h"
 
-/* -- The addresses of a host ---------------------------------------------- */
-
-/* Attempts start one after the other: a quarter of a second apart, or as soon
- * as one has failed, alternating between the address families (RFC 8305).  The
- * first connection that succeeds is kept; the other attempts are closed. */
-typedef struct vnxi_connector {
+typedef struct vnxi_dial {
+    const char *host; /* borrowed */
+    int port;
+    uint64_t deadline;
+    const char *only_loopback; /* NULL, or why other addresses are refused; the
+                                  caller may set it after vnxi_dial_init() */
+    vnxi_lookup_t *lookup;     /* owned */
+    bool is_connecting; /* else it is resolving, and nothing up to `err` is
+                           valid */
     vnxi_addresses_t addresses;  /* in the order of the attempts */
     int fds[VNXI_ADDRESSES_MAX]; /* owned; -1: not begun, or failed */
     size_t begun, open;
@@ -23,39 +30,7 @@ typedef struct vnxi_connector {
     uint64_t next;     /* when the next attempt starts; UINT64_MAX: none */
     size_t last;       /* index of the last failed or connected one */
     int err;           /* errno of the last failure */
-} vnxi_connector_t;
-
-/* Prepare the attempts; none begins yet.  `now` and `deadline` are times of
- * vnxi_clock_ns(). */
-void vnxi_connector_init(vnxi_connector_t *connector,
-                         const vnxi_addresses_t *addresses, uint64_t now,
-                         uint64_t deadline);
-
-/* Close all open attempts.  May be called again. */
-void vnxi_connector_fini(vnxi_connector_t *connector);
-
-/* Do what can be done now.  VNX_OK: *fd_p, owned, is connected to
- * addresses.list[last].  VNX_IN_PROG: wait for what vnxi_connector_wait()
- * returns, then call again.  VNX_ERR_BACKEND: every attempt has failed; err
- * and last describe the last failure. */
-vnx_status_t vnxi_connector_step(vnxi_connector_t *connector, uint64_t now,
-                                 int *fd_p);
-
-/* Return the descriptor, the poll events and the time to wait for before the
- * next step. */
-void vnxi_connector_wait(const vnxi_connector_t *connector, int *fd_p,
-                         short *events_p, uint64_t *wake_p);
-
-/* -- The name of a host --------------------------------------------------- */
-
-typedef struct vnxi_dial {
-    const char *host; /* borrowed */
-    int port;
-    uint64_t deadline;
-    vnxi_lookup_t *lookup;      /* owned */
-    bool is_connecting;         /* else it is resolving */
-    vnxi_connector_t connector; /* owns its attempts */
-    const char *whom;           /* for records: the host, then `address` */
+    const char *whom;  /* for records: the host, then `address` */
     char address[VNXI_ADDRESS_TEXT];
     const char *reason; /* after an error; static, or `text` */
     char text[VNXI_ERRNO_TEXT];
@@ -66,17 +41,23 @@ typedef struct vnxi_dial {
 void vnxi_dial_init(vnxi_dial_t *dial, const char *host, int port,
                     uint64_t deadline);
 
-/* Stop the look-up or the attempts.  May be called again, and for an object
- * that is all zeros. */
+/* Connect to these addresses, instead of looking the host up. */
+void vnxi_dial_addresses(vnxi_dial_t *dial, const vnxi_addresses_t *addresses,
+                         uint64_t now);
+
+/* Stop the look-up, and close all attempts.  May be called again, and for an
+ * object that is all zeros. */
 void vnxi_dial_fini(vnxi_dial_t *dial);
 
-/* Do what can be done now.  VNX_OK: *fd_p, owned, is connected.  VNX_IN_PROG:
- * wait for what vnxi_dial_wait() returns, then call again.  Any other status
- * is an error of vnxi_lookup_begin(), or VNX_ERR_BACKEND because every attempt
- * has failed; `reason` has the cause. */
+/* Do what can be done now.  VNX_OK: *fd_p, owned, is connected to
+ * addresses.list[last].  VNX_IN_PROG: wait for what vnxi_dial_wait() returns,
+ * then call again.  Any other status is an error of vnxi_lookup_begin(),
+ * VNX_ERR_NOT_ALLOWED because of only_loopback, or VNX_ERR_BACKEND because
+ * every attempt has failed; `reason` has the cause. */
 vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p);
 
-/* As vnxi_connector_wait(). */
+/* Return the descriptor, the poll events and the time to wait for before the
+ * next step. */
 void vnxi_dial_wait(const vnxi_dial_t *dial, int *fd_p, short *events_p,
                     uint64_t *wake_p);
 

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <ifaddrs.h>
 #include <limits.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -218,36 +219,22 @@ vnxi_lookup_end(vnxi_lookup_t *lookup)
     }
 }
 
-/* Wait until `fd` is readable; false: `deadline` came first. */
-static bool
-wait_readable(int fd, uint64_t deadline)
-{
-    struct pollfd entry = {.fd = fd, .events = POLLIN};
-    uint64_t now;
-
-    while ((now = vnxi_clock_ns()) < deadline) {
-        uint64_t ms = (deadline - now + 999999) / 1000000;
-        if (poll(&entry, 1, ms > INT_MAX ? INT_MAX : (int)ms) > 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
 vnx_status_t
 vnxi_resolve(const char *host, int port, uint64_t deadline,
              vnxi_addresses_t *out_p, const char **reason_p)
 {
     vnxi_lookup_t *lookup = NULL;
+    uint64_t now;
 
     vnx_status_t status =
         vnxi_lookup_begin(host, port, out_p, &lookup, reason_p);
-    if (status != VNX_IN_PROG) {
-        return status;
-    }
-    if (wait_readable(lookup->done_fd, deadline)) {
+    while (status == VNX_IN_PROG && (now = vnxi_clock_ns()) < deadline) {
+        struct pollfd entry = {.fd = lookup->done_fd, .events = POLLIN};
+        uint64_t ms = (deadline - now + 999999) / 1000000;
+        poll(&entry, 1, ms > INT_MAX ? INT_MAX : (int)ms);
         status = vnxi_lookup_step(lookup, out_p, reason_p);
-    } else {
+    }
+    if (status == VNX_IN_PROG) {
         *reason_p = "the name service did not answer";
         status = VNX_ERR_TIMEOUT;
     }
@@ -255,20 +242,30 @@ vnxi_resolve(const char *host, int port, uint64_t deadline,
     return status;
 }
 
+/* Return the size of an IPv4 or IPv6 address; 0: it is neither. */
 static socklen_t
 address_size(const struct sockaddr *addr)
 {
-    if (addr == NULL) {
-        return 0;
+    int family = addr != NULL ? addr->sa_family : AF_UNSPEC;
+
+    return family == AF_INET    ? sizeof(struct sockaddr_in)
+           : family == AF_INET6 ? sizeof(struct sockaddr_in6)
+                                : 0;
+}
+
+/* Is it an address of that interface; or, for NULL, one at which other
+ * machines may reach this one? */
+static bool
+is_wanted(const struct ifaddrs *one, const char *name)
+{
+    const struct sockaddr_in6 *v6 = (const void *)one->ifa_addr;
+
+    if (name != NULL) {
+        return strcmp(one->ifa_name, name) == 0;
     }
-    switch (addr->sa_family) {
-    case AF_INET:
-        return sizeof(struct sockaddr_in);
-    case AF_INET6:
-        return sizeof(struct sockaddr_in6);
-    default:
-        return 0;
-    }
+    return (one->ifa_flags & IFF_UP) && !(one->ifa_flags & IFF_LOOPBACK) &&
+           (v6->sin6_family != AF_INET6 ||
+            !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr));
 }
 
 vnx_status_t
@@ -282,7 +279,7 @@ vnxi_resolve_interface(const char *name, int port, vnxi_addresses_t *out_p)
     }
     for (one = all; one != NULL; one = one->ifa_next) {
         socklen_t len = address_size(one->ifa_addr);
-        if (len > 0 && strcmp(one->ifa_name, name) == 0) {
+        if (len > 0 && is_wanted(one, name)) {
             add_address(out_p, one->ifa_addr, len);
         }
     }

@@ -57,7 +57,8 @@ void vnxi_lookup_end(vnxi_lookup_t *lookup);
 vnx_status_t vnxi_resolve(const char *host, int port, uint64_t deadline,
                           vnxi_addresses_t *out_p, const char **reason_p);
 
-/* Write all addresses of the local network interface `name` to *out_p.
+/* Write all addresses of the local network interface `name` to *out_p; NULL:
+ * of all interfaces that are up, except loopback and link-local addresses.
  * VNX_ERR_NOT_FOUND: no such interface, or it has no address. */
 vnx_status_t vnxi_resolve_interface(const char *name, int port,
                                     vnxi_addresses_t *out_p);

@@ -170,27 +170,6 @@ listen_failed(const vnxi_bind_params_t *params, const vnxi_address_t *address,
     return vnxi_bind_failed(params, error, what, err);
 }
 
-/* Listen on IPv6 with IPv4 mapped into it, or on IPv4 if the machine has no
- * IPv6. */
-static vnx_status_t
-open_any(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
-         vnx_error_t *error)
-{
-    vnxi_addresses_t any = {.count = 1};
-    vnxi_address_t *address = &any.list[0];
-    size_t failed;
-
-    address->addr.ss_family = AF_INET6;
-    address->len = sizeof(struct sockaddr_in6);
-    int err = bind_all(out_p, params, &any, &failed);
-    if (is_missing(err)) {
-        address->addr.ss_family = AF_INET;
-        address->len = sizeof(struct sockaddr_in);
-        err = bind_all(out_p, params, &any, &failed);
-    }
-    return err == 0 ? VNX_OK : listen_failed(params, address, err, error);
-}
-
 static bool
 has_address(const vnxi_addresses_t *addresses, const vnxi_address_t *address)
 {
@@ -294,14 +273,19 @@ vnxi_sockets_open(const vnxi_bind_params_t *params, vnxi_sockets_t *out_p,
     size_t failed = 0;
 
     *out_p = (vnxi_sockets_t){0};
-    if (params->host == NULL) {
-        return open_any(params, out_p, error);
-    }
-    vnx_status_t status = resolve_all(params, &addresses, error);
-    if (status != VNX_OK) {
-        return status;
+    if (params->host != NULL) {
+        vnx_status_t status = resolve_all(params, &addresses, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+    } else { /* IPv6, with IPv4 mapped into it */
+        vnxi_address_parse("::", &addresses);
     }
     int err = bind_all(out_p, params, &addresses, &failed);
+    if (params->host == NULL && is_missing(err)) {
+        vnxi_address_parse("0.0.0.0", &addresses); /* a machine without IPv6 */
+        err = bind_all(out_p, params, &addresses, &failed);
+    }
     return err == 0
                ? VNX_OK
                : listen_failed(params, &addresses.list[failed], err, error);

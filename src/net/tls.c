@@ -10,6 +10,8 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <event2/bufferevent.h>
+#include <event2/bufferevent_ssl.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -20,8 +22,6 @@
 #include <sys/socket.h>
 
 #include "base/error.h"
-#include "net/stream.h"
-#include "net/tls_psk.h"
 
 static pthread_once_t bio_once = PTHREAD_ONCE_INIT;
 static BIO_METHOD *bio_method; /* one per process; never freed */
@@ -121,8 +121,9 @@ closed_error(vnxi_stream_t *stream)
                             : "the connection was closed");
 }
 
-bool
-vnxi_tls_is_not_tls(int reason)
+/* Does the reason of an error say that the other end does not speak TLS? */
+static bool
+is_not_tls(int reason)
 {
     switch (reason) {
     case SSL_R_WRONG_VERSION_NUMBER:
@@ -198,7 +199,7 @@ protocol_error(vnxi_stream_t *stream)
     if (reason == SSL_R_UNEXPECTED_EOF_WHILE_READING) {
         return closed_error(stream);
     }
-    if (vnxi_tls_is_not_tls(reason)) {
+    if (is_not_tls(reason)) {
         return stream_error(stream, VNX_ERR_MISMATCH,
                             "the other end speaks no TLS");
     }
@@ -351,7 +352,7 @@ vnxi_tls_client_shake(vnxi_stream_t *stream)
     errno = 0;
     vnx_status_t status = outcome(stream, SSL_do_handshake(stream->tls));
     if (status == VNX_OK && stream->by_secret &&
-        !vnxi_psk_was_used(stream->tls)) {
+        SSL_session_reused(stream->tls) != 1) {
         return stream_error(stream, VNX_ERR_NOT_ALLOWED,
                             "this listener did not prove the shared secret");
     }
@@ -454,4 +455,63 @@ void
 vnxi_tls_context_free(void *ctx)
 {
     SSL_CTX_free(ctx);
+}
+
+/* Callbacks run from the loop, never inside a call of OpenSSL, because they
+ * may free the connection. */
+struct bufferevent *
+vnxi_tls_accept(void *ctx, struct event_base *base, int fd, int options,
+                void **tls_p)
+{
+    SSL *ssl = SSL_new(ctx);
+    if (ssl == NULL) {
+        return NULL;
+    }
+    struct bufferevent *bev = bufferevent_openssl_socket_new(
+        base, fd, ssl, BUFFEREVENT_SSL_ACCEPTING,
+        options | BEV_OPT_DEFER_CALLBACKS);
+    if (bev == NULL) {
+        SSL_free(ssl);
+        return NULL;
+    }
+    bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);
+    *tls_p = ssl;
+    return bev;
+}
+
+void
+vnxi_tls_free(void *tls)
+{
+    SSL_free(tls);
+}
+
+bool
+vnxi_tls_is_shaking(void *tls)
+{
+    return tls != NULL && !SSL_is_init_finished(tls);
+}
+
+void
+vnxi_tls_goodbye(void *tls)
+{
+    if (tls != NULL) {
+        SSL_shutdown(tls);
+        ERR_clear_error();
+    }
+}
+
+vnxi_tls_failure_t
+vnxi_tls_failure(struct bufferevent *bev)
+{
+    int reason = ERR_GET_REASON(bufferevent_get_openssl_error(bev));
+
+    if (is_not_tls(reason)) {
+        return VNXI_TLS_FAILED_NOT_TLS;
+    }
+    if (reason == SSL_R_BINDER_DOES_NOT_VERIFY) {
+        return VNXI_TLS_FAILED_WRONG_KEY;
+    }
+    return reason == SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM
+               ? VNXI_TLS_FAILED_NO_KEY
+               : VNXI_TLS_FAILED;
 }

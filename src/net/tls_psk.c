@@ -1,94 +1,56 @@
-#include "net/tls_psk.h"
-
-#include <openssl/core_names.h>
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/kdf.h>
-#include <openssl/params.h>
+#include <openssl/ssl.h>
 #include <pthread.h>
 #include <string.h>
 
-#define SALT "vllm_nixl side channel"
-#define INFO "tls13 psk"
+#include "base/mac.h"
+#include "net/tls.h"
+
 #define SUITE "TLS_AES_128_GCM_SHA256"
 #define GROUPS "X25519:P-256"
-#define IDENTITY_LEN (sizeof VNXI_PSK_IDENTITY - 1)
+#define IDENTITY "vnx1"
 
-static const unsigned char suite_id[] = {0x13, 0x01};
-
-static OSSL_PARAM
-octets(const char *name, const char *bytes)
-{
-    return OSSL_PARAM_construct_octet_string(name, (void *)(uintptr_t)bytes,
-                                             strlen(bytes));
-}
-
+/* HKDF by RFC 5869: extract, then expand to one block of the hash. */
 bool
 vnxi_psk_derive(const char *secret, unsigned char key_p[VNXI_PSK_LEN])
 {
-    char digest[] = "SHA256";
-    OSSL_PARAM params[] = {
-        OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
-        octets(OSSL_KDF_PARAM_SALT, SALT),
-        octets(OSSL_KDF_PARAM_KEY, secret),
-        octets(OSSL_KDF_PARAM_INFO, INFO),
-        OSSL_PARAM_construct_end(),
-    };
-    EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
-    EVP_KDF_CTX *ctx = kdf != NULL ? EVP_KDF_CTX_new(kdf) : NULL;
-    bool done =
-        ctx != NULL && EVP_KDF_derive(ctx, key_p, VNXI_PSK_LEN, params) == 1;
+    static const char salt[] = "vllm_nixl side channel";
+    static const char info[] = "tls13 psk\1"; /* and the number of the block */
+    unsigned char extracted[VNXI_MAC_LEN];
 
-    EVP_KDF_CTX_free(ctx);
-    EVP_KDF_free(kdf);
+    bool done =
+        vnxi_mac(salt, sizeof salt - 1, secret, strlen(secret), extracted) &&
+        vnxi_mac(extracted, sizeof extracted, info, sizeof info - 1, key_p);
+    OPENSSL_cleanse(extracted, sizeof extracted);
     return done;
 }
 
-/* Make the form in which OpenSSL takes an external key: a TLS 1.3 session that
- * has it as its master key.  NULL: OpenSSL failed. */
-static SSL_SESSION *
-session_new(SSL *ssl, const char *secret)
+/* The client offers its key.  OpenSSL uses such keys with SHA-256, the digest
+ * of the single cipher suite. */
+static unsigned
+on_use(SSL *ssl, const char *hint, char *identity, unsigned identity_size,
+       unsigned char *key, unsigned key_size)
 {
-    unsigned char key[VNXI_PSK_LEN];
-    const SSL_CIPHER *suite = SSL_CIPHER_find(ssl, suite_id);
-    SSL_SESSION *session = SSL_SESSION_new();
-
-    if (session == NULL || suite == NULL || !vnxi_psk_derive(secret, key) ||
-        SSL_SESSION_set1_master_key(session, key, sizeof key) != 1 ||
-        SSL_SESSION_set_cipher(session, suite) != 1 ||
-        SSL_SESSION_set_protocol_version(session, TLS1_3_VERSION) != 1) {
-        SSL_SESSION_free(session);
-        session = NULL;
+    (void)hint;
+    if (identity_size < sizeof IDENTITY || key_size < VNXI_PSK_LEN ||
+        !vnxi_psk_derive(SSL_get_app_data(ssl), key)) {
+        return 0;
     }
-    OPENSSL_cleanse(key, sizeof key);
-    return session;
-}
-
-/* The client offers its key. */
-static int
-on_use(SSL *ssl, const EVP_MD *digest, const unsigned char **id_p,
-       size_t *id_len_p, SSL_SESSION **session_p)
-{
-    (void)digest; /* the single cipher suite has one digest */
-    *id_p = (const unsigned char *)VNXI_PSK_IDENTITY;
-    *id_len_p = IDENTITY_LEN;
-    *session_p = session_new(ssl, SSL_get_app_data(ssl));
-    return *session_p != NULL;
+    memcpy(identity, IDENTITY, sizeof IDENTITY);
+    return VNXI_PSK_LEN;
 }
 
 /* The server looks the key up.  If that finds none, the handshake fails,
  * because there is no certificate either. */
-static int
-on_find(SSL *ssl, const unsigned char *id, size_t id_len,
-        SSL_SESSION **session_p)
+static unsigned
+on_find(SSL *ssl, const char *identity, unsigned char *key, unsigned key_size)
 {
-    *session_p = NULL;
-    if (id_len != IDENTITY_LEN ||
-        memcmp(id, VNXI_PSK_IDENTITY, IDENTITY_LEN) != 0) {
-        return 1;
-    }
-    *session_p = session_new(ssl, SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl)));
-    return *session_p != NULL;
+    const char *secret = SSL_CTX_get_app_data(SSL_get_SSL_CTX(ssl));
+
+    return strcmp(identity, IDENTITY) == 0 && key_size >= VNXI_PSK_LEN &&
+                   vnxi_psk_derive(secret, key)
+               ? VNXI_PSK_LEN
+               : 0;
 }
 
 static bool
@@ -103,10 +65,10 @@ configure(SSL_CTX *ctx)
 }
 
 bool
-vnxi_psk_serve(SSL_CTX *ctx, const char *secret)
+vnxi_psk_serve(void *ctx, const char *secret)
 {
     SSL_CTX_set_app_data(ctx, (void *)(uintptr_t)secret);
-    SSL_CTX_set_psk_find_session_callback(ctx, on_find);
+    SSL_CTX_set_psk_server_callback(ctx, on_find);
     return configure(ctx);
 }
 
@@ -130,11 +92,11 @@ make_client_context(void)
     /* No certificate is trusted, so a server that presents one instead of
      * proving the secret is refused. */
     SSL_CTX_set_verify(ctx, SSL_VERIFY_PEER, NULL);
-    SSL_CTX_set_psk_use_session_callback(ctx, on_use);
+    SSL_CTX_set_psk_client_callback(ctx, on_use);
     client_ctx = ctx;
 }
 
-SSL *
+void *
 vnxi_psk_client(const char *secret)
 {
     pthread_once(&client_once, make_client_context);
@@ -144,10 +106,4 @@ vnxi_psk_client(const char *secret)
         SSL_set_app_data(ssl, (void *)(uintptr_t)secret);
     }
     return ssl;
-}
-
-bool
-vnxi_psk_was_used(SSL *ssl)
-{
-    return SSL_session_reused(ssl) == 1;
 }

@@ -1,9 +1,6 @@
-#include <arpa/inet.h>
-#include <ifaddrs.h>
-#include <net/if.h>
-#include <netdb.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -26,48 +23,32 @@ first_host(const char *list, char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
     host[len] = '\0';
 }
 
-static bool
-is_usable(const struct ifaddrs *one, int family)
-{
-    const struct sockaddr_in6 *v6 = (const void *)one->ifa_addr;
-
-    if (one->ifa_addr == NULL || one->ifa_addr->sa_family != family ||
-        !(one->ifa_flags & IFF_UP) || (one->ifa_flags & IFF_LOOPBACK)) {
-        return false;
-    }
-    return family == AF_INET || !IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr);
-}
-
-/* Find the machine's first address of a family.  False: there is none. */
-static bool
-own_address(const struct ifaddrs *all, int family,
+static void
+put_address(const vnxi_address_t *address,
             char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
-    socklen_t len = family == AF_INET ? sizeof(struct sockaddr_in)
-                                      : sizeof(struct sockaddr_in6);
+    char text[VNXI_ADDRESS_TEXT];
 
-    for (; all != NULL; all = all->ifa_next) {
-        if (is_usable(all, family)) {
-            return getnameinfo(all->ifa_addr, len, host,
-                               VNX_SIDE_CHANNEL_ADDRESS_MAX, NULL, 0,
-                               NI_NUMERICHOST) == 0;
-        }
-    }
-    return false;
+    vnxi_address_text(address, text);
+    memcpy(host, text, strlen(text) + 1);
 }
 
-/* Find an address of the machine: loopback only if it has no other. */
+/* Find an address of the machine: IPv4 if it has one, loopback only if it has
+ * no other. */
 static void
 machine_address(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
-    struct ifaddrs *all = NULL;
+    vnxi_addresses_t found;
+    size_t i = 0;
 
-    bool found = getifaddrs(&all) == 0 && (own_address(all, AF_INET, host) ||
-                                           own_address(all, AF_INET6, host));
-    freeifaddrs(all);
-    if (!found) {
+    if (vnxi_resolve_interface(NULL, 0, &found) != VNX_OK) {
         memcpy(host, "127.0.0.1", sizeof "127.0.0.1");
+        return;
     }
+    while (i < found.count && found.list[i].addr.ss_family != AF_INET) {
+        i++;
+    }
+    put_address(&found.list[i < found.count ? i : 0], host);
 }
 
 /* Parse a numeric address or "localhost".  Names are not looked up. */
@@ -100,46 +81,23 @@ is_wildcard(const char *host)
            strcmp(host, "*") == 0;
 }
 
-static bool
-same_host(const struct sockaddr *one, const vnxi_address_t *other)
-{
-    const struct sockaddr_in *v4 = (const void *)one;
-    const struct sockaddr_in6 *v6 = (const void *)one;
-    const struct sockaddr_in *other_v4 = (const void *)&other->addr;
-    const struct sockaddr_in6 *other_v6 = (const void *)&other->addr;
-
-    if (one == NULL || one->sa_family != other->addr.ss_family) {
-        return false;
-    }
-    return one->sa_family == AF_INET
-               ? v4->sin_addr.s_addr == other_v4->sin_addr.s_addr
-               : one->sa_family == AF_INET6 &&
-                     memcmp(&v6->sin6_addr, &other_v6->sin6_addr,
-                            sizeof v6->sin6_addr) == 0;
-}
-
-/* Is the host an address of this machine?  Decided without a name service. */
+/* Is the host an address of this machine?  Such an address can be bound.
+ * Decided without a name service. */
 static bool
 is_this_machine(const char *host)
 {
     vnxi_address_t address;
-    struct ifaddrs *all = NULL;
-    bool found = false;
 
     if (!parse(host, &address)) {
         return false;
     }
-    if (vnxi_address_is_loopback(&address)) {
-        return true;
+    int fd = socket(address.addr.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    bool is_own = vnxi_address_is_loopback(&address) ||
+                  bind(fd, (const void *)&address.addr, address.len) == 0;
+    if (fd >= 0) {
+        close(fd);
     }
-    if (getifaddrs(&all) == 0) {
-        for (struct ifaddrs *one = all; one != NULL && !found;
-             one = one->ifa_next) {
-            found = same_host(one->ifa_addr, &address);
-        }
-    }
-    freeifaddrs(all);
-    return found;
+    return is_own;
 }
 
 /* If `host` names an interface, replace it with the first address of that
@@ -148,11 +106,9 @@ static void
 resolve_interface(char host[VNX_SIDE_CHANNEL_ADDRESS_MAX])
 {
     vnxi_addresses_t found;
-    char text[VNXI_ADDRESS_TEXT];
 
     if (vnxi_resolve_interface(host, 0, &found) == VNX_OK) {
-        vnxi_address_text(&found.list[0], text);
-        memcpy(host, text, strlen(text) + 1);
+        put_address(&found.list[0], host);
     }
 }
 

@@ -7,15 +7,14 @@
 #include <sys/random.h>
 
 #include "base/error.h"
-#include "base/mutex.h"
-#include "base/name_map.h"
 
-/* Copy `data` into a new blob; NULL: no memory. */
-static vnxi_blob_t *
-blob_create(const void *data, size_t len)
+vnxi_blob_t *
+vnxi_blob_new(const vnx_side_channel_blob_t *given)
 {
-    vnxi_blob_t *blob =
-        len <= SIZE_MAX - sizeof *blob ? malloc(sizeof *blob + len) : NULL;
+    size_t len = given->length, key_len = given->key_length;
+    vnxi_blob_t *blob = len <= SIZE_MAX - sizeof *blob - key_len
+                            ? malloc(sizeof *blob + len + key_len)
+                            : NULL;
     if (blob == NULL) {
         return NULL;
     }
@@ -26,16 +25,13 @@ blob_create(const void *data, size_t len)
         blob->version = (uintptr_t)blob;
     }
     blob->len = len;
+    blob->key_len = key_len;
     if (len > 0) {
-        memcpy(blob->data, data, len);
+        memcpy(blob->data, given->data, len);
     }
-    return blob;
-}
-
-vnxi_blob_t *
-vnxi_blob_retain(vnxi_blob_t *blob)
-{
-    atomic_fetch_add_explicit(&blob->refs, 1, memory_order_relaxed);
+    if (key_len > 0) {
+        memcpy(blob->data + len, given->key, key_len);
+    }
     return blob;
 }
 
@@ -48,97 +44,46 @@ vnxi_blob_release(vnxi_blob_t *blob)
     }
 }
 
-/* The map borrows the key, so the key is stored in the object that the map
- * points to. */
-typedef struct entry {
-    vnxi_blob_t *blob; /* owned */
-    unsigned char key[];
-} entry_t;
-
-struct vnxi_blob_table {
-    atomic_size_t refs;
-    vnxi_mutex_t lock;
-    vnxi_name_map_t entries; /* protected by lock */
-};
-
-vnxi_blob_table_t *
-vnxi_blob_table_create(void)
+void
+vnxi_blob_table_init(vnxi_blob_table_t *blobs)
 {
-    vnxi_blob_table_t *blobs = calloc(1, sizeof *blobs);
-    if (blobs != NULL) {
-        atomic_init(&blobs->refs, 1);
-        vnxi_mutex_init(&blobs->lock, VNXI_RANK_BLOB_TABLE);
-    }
-    return blobs;
-}
-
-vnxi_blob_table_t *
-vnxi_blob_table_retain(vnxi_blob_table_t *blobs)
-{
-    atomic_fetch_add_explicit(&blobs->refs, 1, memory_order_relaxed);
-    return blobs;
-}
-
-static void
-entry_free(entry_t *entry)
-{
-    if (entry != NULL) {
-        vnxi_blob_release(entry->blob);
-        free(entry);
-    }
+    *blobs = (vnxi_blob_table_t){0};
+    vnxi_mutex_init(&blobs->lock, VNXI_RANK_BLOB_TABLE);
 }
 
 void
-vnxi_blob_table_release(vnxi_blob_table_t *blobs)
+vnxi_blob_table_clear(vnxi_blob_table_t *blobs)
 {
     size_t cursor = 0;
-    entry_t *entry;
+    vnxi_blob_t *blob;
 
-    if (blobs == NULL || atomic_fetch_sub_explicit(
-                             &blobs->refs, 1, memory_order_acq_rel) != 1) {
-        return;
+    vnxi_mutex_lock(&blobs->lock);
+    vnxi_name_map_t map = blobs->map;
+    blobs->map = (vnxi_name_map_t){0};
+    vnxi_mutex_unlock(&blobs->lock);
+    while ((blob = vnxi_name_map_next(&map, &cursor)) != NULL) {
+        vnxi_blob_release(blob);
     }
-    while ((entry = vnxi_name_map_next(&blobs->entries, &cursor)) != NULL) {
-        entry_free(entry);
-    }
-    vnxi_name_map_fini(&blobs->entries);
-    vnxi_mutex_destroy(&blobs->lock);
-    free(blobs);
+    vnxi_name_map_fini(&map);
 }
 
-static entry_t *
-entry_new(const vnx_side_channel_blob_t *blob)
+void
+vnxi_blob_table_fini(vnxi_blob_table_t *blobs)
 {
-    entry_t *entry = malloc(sizeof *entry + blob->key_length);
-    if (entry == NULL) {
-        return NULL;
-    }
-    if (blob->key_length > 0) {
-        memcpy(entry->key, blob->key, blob->key_length);
-    }
-    entry->blob = blob_create(blob->data, blob->length);
-    if (entry->blob == NULL) {
-        free(entry);
-        return NULL;
-    }
-    return entry;
+    vnxi_blob_table_clear(blobs);
+    vnxi_mutex_destroy(&blobs->lock);
 }
 
 bool
-vnxi_blob_table_set(vnxi_blob_table_t *blobs,
-                    const vnx_side_channel_blob_t *blob)
+vnxi_blob_table_set(vnxi_blob_table_t *blobs, vnxi_blob_t *blob)
 {
-    entry_t *entry = entry_new(blob);
-    if (entry == NULL) {
-        return false;
-    }
+    const unsigned char *key = blob->data + blob->len;
+
     vnxi_mutex_lock(&blobs->lock);
-    entry_t *old =
-        vnxi_name_map_get(&blobs->entries, entry->key, blob->key_length);
-    bool done = vnxi_name_map_set(&blobs->entries, entry->key,
-                                  blob->key_length, entry);
+    vnxi_blob_t *old = vnxi_name_map_get(&blobs->map, key, blob->key_len);
+    bool done = vnxi_name_map_set(&blobs->map, key, blob->key_len, blob);
     vnxi_mutex_unlock(&blobs->lock);
-    entry_free(done ? old : entry);
+    vnxi_blob_release(done ? old : blob);
     return done;
 }
 
@@ -154,23 +99,21 @@ vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
                        size_t key_len)
 {
     vnxi_mutex_lock(&blobs->lock);
-    entry_t *old =
-        vnxi_name_map_remove(&blobs->entries, name_of(key, key_len), key_len);
+    vnxi_blob_t *old =
+        vnxi_name_map_remove(&blobs->map, name_of(key, key_len), key_len);
     vnxi_mutex_unlock(&blobs->lock);
-    entry_free(old);
+    vnxi_blob_release(old);
     return old != NULL;
 }
 
 vnxi_blob_t *
 vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key, size_t key_len)
 {
-    vnxi_blob_t *blob = NULL;
-
     vnxi_mutex_lock(&blobs->lock);
-    entry_t *entry =
-        vnxi_name_map_get(&blobs->entries, name_of(key, key_len), key_len);
-    if (entry != NULL) {
-        blob = vnxi_blob_retain(entry->blob);
+    vnxi_blob_t *blob =
+        vnxi_name_map_get(&blobs->map, name_of(key, key_len), key_len);
+    if (blob != NULL) {
+        atomic_fetch_add_explicit(&blob->refs, 1, memory_order_relaxed);
     }
     vnxi_mutex_unlock(&blobs->lock);
     return blob;

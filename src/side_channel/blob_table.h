@@ -15,44 +15,50 @@
 #include <stdint.h>
 #include <vnx/side_channel.h>
 
+#include "base/mutex.h"
+#include "base/name_map.h"
+
 /* -- Blobs ---------------------------------------------------------------- */
 
 /* The bytes of one key.  All connections share one copy, and each transport
- * writes its own frame around it.  Immutable; any thread may retain and
- * release it. */
+ * writes its own frame around it.  Immutable; any thread may release it. */
 typedef struct vnxi_blob {
     atomic_size_t refs;
     /* Random, and different for every blob ever created; used as an ETag. */
     uint64_t version;
-    size_t len;
-    unsigned char data[];
+    size_t len, key_len;
+    unsigned char data[]; /* then the key */
 } vnxi_blob_t;
 
-vnxi_blob_t *vnxi_blob_retain(vnxi_blob_t *blob);
+/* Create a blob with copies of the bytes and the key.  NULL: no memory. */
+vnxi_blob_t *vnxi_blob_new(const vnx_side_channel_blob_t *given);
 void vnxi_blob_release(vnxi_blob_t *blob); /* NULL is allowed */
 
 /* -- The table ------------------------------------------------------------ */
 
-typedef struct vnxi_blob_table vnxi_blob_table_t;
+typedef struct vnxi_blob_table {
+    vnxi_mutex_t lock;
+    vnxi_name_map_t map; /* protected by lock; its keys are in the blobs */
+} vnxi_blob_table_t;
 
-/* Create an empty table.  NULL: no memory.  Returns owned:
- * vnxi_blob_table_release(). */
-vnxi_blob_table_t *vnxi_blob_table_create(void);
-vnxi_blob_table_t *vnxi_blob_table_retain(vnxi_blob_table_t *blobs);
-void vnxi_blob_table_release(vnxi_blob_table_t *blobs); /* NULL is allowed */
+void vnxi_blob_table_init(vnxi_blob_table_t *blobs);
 
-/* Store a copy of the blob; it replaces the blob that its key had.  The lock
- * is not held while the bytes are copied.  False: no memory, and the table is
- * unchanged. */
-bool vnxi_blob_table_set(vnxi_blob_table_t *blobs,
-                         const vnx_side_channel_blob_t *blob);
+/* Remove all blobs. */
+void vnxi_blob_table_clear(vnxi_blob_table_t *blobs);
+
+/* Clear the table, after the last use of it. */
+void vnxi_blob_table_fini(vnxi_blob_table_t *blobs);
+
+/* Serve the blob, which is taken; it replaces the blob that its key had.
+ * False: no memory, and the table is unchanged. */
+bool vnxi_blob_table_set(vnxi_blob_table_t *blobs, vnxi_blob_t *blob);
 
 /* Remove the blob of a key.  False: the key has none. */
 bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
                             size_t key_len);
 
-/* Find the blob of a key.  Returns it retained: vnxi_blob_release(); NULL: the
- * key has none.  Copies nothing, and does not wait while another thread
+/* Find the blob of a key.  Returns owned: vnxi_blob_release(); NULL: the key
+ * has none.  Copies nothing, and does not wait while another thread
  * copies. */
 vnxi_blob_t *vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key,
                                   size_t key_len);

@@ -40,3 +40,21 @@ vnxi_body_fini(vnxi_body_t *body)
     free(body->data);
     *body = (vnxi_body_t){0};
 }
+
+void *
+vnxi_incoming_space(vnxi_incoming_t *in, size_t *size_p)
+{
+    if (in->head_have < in->head_want) {
+        *size_p = in->head_want - in->head_have;
+        return in->head + in->head_have;
+    }
+    *size_p = in->body_want - in->body.len;
+    return *size_p > 0 ? vnxi_body_space(&in->body, in->body_want, size_p)
+                       : NULL;
+}
+
+void
+vnxi_incoming_commit(vnxi_incoming_t *in, size_t count)
+{
+    *(in->head_have < in->head_want ? &in->head_have : &in->body.len) += count;
+}

@@ -1,8 +1,9 @@
 /*
- * The body of a reply while a client receives it.  Its buffer grows with the
- * bytes that arrive, from VNXI_BODY_CHUNK by doubling.  So a reply that
- * announces a great length and sends little costs little, and no byte is
- * copied twice on its way from the socket.  No I/O, no locks, no clock.
+ * A reply while a client receives it: no I/O, no locks, no clock.
+ *
+ * The buffer of a body grows with the bytes that arrive, from VNXI_BODY_CHUNK
+ * by doubling.  So a reply that announces a great length and sends little
+ * costs little, and no byte is copied twice on its way from the socket.
  */
 #ifndef VNXI_SIDE_CHANNEL_BODY_H
 #define VNXI_SIDE_CHANNEL_BODY_H
@@ -28,5 +29,22 @@ void *vnxi_body_take(vnxi_body_t *body, size_t *len_p);
 
 /* Free the bytes; the body is empty then. */
 void vnxi_body_fini(vnxi_body_t *body);
+
+/* A frame that arrives.  The reader says how much of the head it wants and,
+ * when that tells, how long the body is. */
+typedef struct vnxi_incoming {
+    size_t head_want, head_have;
+    size_t body_want;
+    unsigned char head[64]; /* ZMTP's greeting is the longest */
+    vnxi_body_t body;
+} vnxi_incoming_t;
+
+/* Return where to put the next bytes, and in *size_p how many: none beyond
+ * those that are wanted.  NULL: all of them are there, and *size_p is 0; or
+ * there is no memory, and *size_p is above 0. */
+void *vnxi_incoming_space(vnxi_incoming_t *in, size_t *size_p);
+
+/* Note that `count` bytes were put there. */
+void vnxi_incoming_commit(vnxi_incoming_t *in, size_t count);
 
 #endif

@@ -1,6 +1,6 @@
 /*
  * The object behind vnx_side_channel_t, for the files that implement its
- * functions: side_channel.c, advertise.c, request.c.
+ * functions: side_channel.c, options.c, advertise.c, request.c.
  */
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H
@@ -9,6 +9,7 @@
 #include <stdbool.h>
 
 #include "base/mutex.h"
+#include "side_channel/server.h"
 #include "side_channel/side_channel.h"
 #include "side_channel/transport.h"
 
@@ -19,10 +20,10 @@ struct vnx_side_channel {
     unsigned forks;                     /* vnxi_fork_count() at creation */
     atomic_int port;                    /* bound; 0: not running */
     vnxi_side_stats_t stats;
+    vnxi_blob_table_t blobs; /* empty without a listener */
     vnxi_mutex_t lock;
-    vnxi_server_t *listener;  /* protected by lock, as all below */
-    vnxi_blob_table_t *blobs; /* of the listener; NULL without one */
-    char *host;               /* the host to bind; "*": every address */
+    vnxi_server_t *listener; /* protected by lock, as all below */
+    char *host;              /* the host to bind; "*": every address */
     bool starting;
 };
 
@@ -39,13 +40,32 @@ void vnxi_channel_stop(vnx_side_channel_t *channel);
  * ever, and the memory of its listener may be in any state. */
 bool vnxi_channel_is_parents(const vnx_side_channel_t *channel);
 
-/* Read a public struct of parameters from a caller of any version: copy
- * `given_size` bytes at `given` to the `size` bytes at `out_p`, and zero the
- * rest.  VNX_ERR_INVALID_PARAM: the struct is larger than `size`, or too
- * small. */
-vnx_status_t vnxi_params_read(const char *operation, const void *given,
-                              size_t given_size, void *out_p, size_t size,
-                              vnx_error_t *error);
+/* Check that the transport can honour the options, before the channel listens
+ * or asks at `endpoint`. */
+vnx_status_t vnxi_channel_check(const vnx_side_channel_t *channel,
+                                const char *operation, const char *endpoint,
+                                vnx_error_t *error);
+
+/* Read the options of a channel of that kind, from a caller of any version.
+ * `given` may be NULL.  On VNX_OK *out_p is complete with the defaults and has
+ * its own copies of the strings; strings without a default stay NULL, and
+ * `tls` is one of VNXI_TLS_*.  *out_p is owned: vnxi_options_fini().
+ * Statuses: vnx_side_channel_create(). */
+vnx_status_t vnxi_options_read(vnx_side_channel_kind_t kind,
+                               const vnx_side_channel_options_t *given,
+                               vnx_side_channel_options_t *out_p,
+                               vnx_error_t *error);
+
+/* Free the strings and wipe the secret.  May be called again. */
+void vnxi_options_fini(vnx_side_channel_options_t *options);
+
+/* Read a public struct from a caller of any version: copy `given_size` bytes
+ * at `given` to the `size` bytes at `out_p`, and zero the rest.
+ * VNX_ERR_INVALID_PARAM: the struct, called `name` in the record, is larger
+ * than `size`, or too small. */
+vnx_status_t vnxi_params_read(const char *operation, const char *name,
+                              const void *given, size_t given_size,
+                              void *out_p, size_t size, vnx_error_t *error);
 
 /* Check the length and the pointer of a key.  VNX_ERR_INVALID_PARAM: it is not
  * valid. */

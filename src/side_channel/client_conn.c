@@ -5,11 +5,16 @@
  */
 #include "side_channel/client_conn.h"
 
+#include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/error.h"
 
 void
 vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
@@ -28,7 +33,13 @@ void
 vnxi_client_conn_fini(vnxi_client_conn_t *conn)
 {
     vnxi_dial_fini(&conn->dial);
-    vnxi_stream_close(&conn->stream);
+    if (VNXI_TLS_IS_THERE) {
+        vnxi_tls_client_close(&conn->stream);
+    }
+    if (conn->stream.fd >= 0) {
+        close(conn->stream.fd);
+        conn->stream.fd = -1;
+    }
 }
 
 /* -- Failures ------------------------------------------------------------- */
@@ -57,8 +68,8 @@ check_time(vnxi_client_conn_t *conn)
 
 /* -- Connecting ----------------------------------------------------------- */
 
-static vnx_status_t
-dial(vnxi_client_conn_t *conn)
+vnx_status_t
+vnxi_client_conn_dial(vnxi_client_conn_t *conn)
 {
     vnxi_request_t *request = conn->request;
     int fd = -1, on = 1;
@@ -76,17 +87,35 @@ dial(vnxi_client_conn_t *conn)
     }
     /* The handshake exchanges small messages, which must not be delayed. */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    conn->stream.fd = fd;
     conn->stage = VNXI_CLIENT_SHAKE;
     request->phase = "TLS with";
-    status =
-        vnxi_stream_open(&conn->stream, fd, request->host, request->options);
-    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
+    return VNX_OK;
+}
+
+static vnx_status_t
+open_stream(vnxi_client_conn_t *conn)
+{
+    const vnxi_request_t *request = conn->request;
+
+    vnx_status_t status = vnxi_client_conn_dial(conn);
+    if (VNXI_TLS_IS_THERE && status == VNX_OK &&
+        request->options->tls != VNXI_TLS_NONE) {
+        status = vnxi_tls_client_open(&conn->stream, request->host,
+                                      request->options);
+        if (status != VNX_OK) {
+            return stream_failed(conn, status);
+        }
+    }
+    return status;
 }
 
 static vnx_status_t
 shake(vnxi_client_conn_t *conn)
 {
-    vnx_status_t status = vnxi_stream_shake(&conn->stream);
+    vnx_status_t status = VNXI_TLS_IS_THERE && conn->stream.tls != NULL
+                              ? vnxi_tls_client_shake(&conn->stream)
+                              : VNX_OK;
     if (status != VNX_OK) {
         return stream_failed(conn, status);
     }
@@ -101,7 +130,7 @@ vnxi_client_conn_step(vnxi_client_conn_t *conn)
     conn->request->wake = UINT64_MAX;
     vnx_status_t status = check_time(conn);
     if (status == VNX_OK && conn->stage == VNXI_CLIENT_DIAL) {
-        status = dial(conn);
+        status = open_stream(conn);
     }
     if (status == VNX_OK && conn->stage == VNXI_CLIENT_SHAKE) {
         status = shake(conn);
@@ -111,14 +140,37 @@ vnxi_client_conn_step(vnxi_client_conn_t *conn)
 
 /* -- Sending and receiving ------------------------------------------------ */
 
+/* Convert the result of a system call on the socket. */
+static vnx_status_t
+socket_status(vnxi_stream_t *stream, ssize_t count, short events,
+              size_t *count_p)
+{
+    if (count >= 0) {
+        *count_p = (size_t)count;
+        return VNX_OK;
+    }
+    if (errno == EAGAIN || errno == EINTR) {
+        stream->events = events;
+        return VNX_IN_PROG;
+    }
+    snprintf(stream->reason, sizeof stream->reason, "%s", vnxi_errno(errno));
+    return VNX_ERR_BACKEND;
+}
+
 vnx_status_t
 vnxi_client_conn_send(vnxi_client_conn_t *conn)
 {
+    vnxi_stream_t *stream = &conn->stream;
+
     while (conn->out_sent < conn->out_len) {
-        size_t count = 0;
+        const unsigned char *data = conn->out + conn->out_sent;
+        size_t len = conn->out_len - conn->out_sent, count = 0;
         vnx_status_t status =
-            vnxi_stream_send(&conn->stream, conn->out + conn->out_sent,
-                             conn->out_len - conn->out_sent, &count);
+            VNXI_TLS_IS_THERE && stream->tls != NULL
+                ? vnxi_tls_client_send(stream, data, len, &count)
+                : socket_status(stream,
+                                send(stream->fd, data, len, MSG_NOSIGNAL),
+                                POLLOUT, &count);
         if (status != VNX_OK) {
             return stream_failed(conn, status);
         }
@@ -129,13 +181,28 @@ vnxi_client_conn_send(vnxi_client_conn_t *conn)
 }
 
 vnx_status_t
-vnxi_client_conn_recv(vnxi_client_conn_t *conn, void *space, size_t size,
-                      size_t *count_p)
+vnxi_client_conn_receive(vnxi_client_conn_t *conn, vnxi_incoming_t *in)
 {
-    vnx_status_t status = check_time(conn);
-    if (status != VNX_OK) {
-        return status;
+    vnxi_stream_t *stream = &conn->stream;
+    size_t size;
+    void *space;
+
+    while ((space = vnxi_incoming_space(in, &size)) != NULL) {
+        vnx_status_t status = check_time(conn);
+        if (status != VNX_OK) {
+            return status;
+        }
+        status = VNXI_TLS_IS_THERE && stream->tls != NULL
+                     ? vnxi_tls_client_recv(stream, space, size, &size)
+                     : socket_status(stream, recv(stream->fd, space, size, 0),
+                                     POLLIN, &size);
+        if (status != VNX_OK) {
+            return stream_failed(conn, status);
+        }
+        if (size == 0) {
+            return VNX_ERR_CLOSED;
+        }
+        vnxi_incoming_commit(in, size);
     }
-    status = vnxi_stream_recv(&conn->stream, space, size, count_p);
-    return status == VNX_OK ? VNX_OK : stream_failed(conn, status);
+    return size == 0 ? VNX_OK : vnxi_request_no_memory(conn->request);
 }

@@ -1,14 +1,13 @@
 /*
- * A client's connection, for the transports that open a socket themselves (TCP
- * and ZMQ).  It resolves the host, connects, performs the TLS handshake if the
- * options ask for it, and then carries the transport's bytes.  Never waits;
- * used by one thread at a time.
+ * A client's connection.  It resolves the host, connects, performs the TLS
+ * handshake if the options ask for it, and then carries the transport's bytes.
+ * Never waits; used by one thread at a time.
  */
 #ifndef VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 #define VNXI_SIDE_CHANNEL_CLIENT_CONN_H
 
 #include "net/connect.h"
-#include "net/stream.h"
+#include "net/tls.h"
 #include "side_channel/transport.h"
 
 typedef enum vnxi_client_stage {
@@ -37,6 +36,10 @@ void vnxi_client_conn_init(vnxi_client_conn_t *conn, vnxi_request_t *request,
 /* End it at any stage. */
 void vnxi_client_conn_fini(vnxi_client_conn_t *conn);
 
+/* Look the host up and connect.  VNX_OK: the stream has the socket, and the
+ * stage is VNXI_CLIENT_SHAKE.  For a transport that goes on by itself. */
+vnx_status_t vnxi_client_conn_dial(vnxi_client_conn_t *conn);
+
 /* Begin a step of the transport.  VNX_OK: the connection is open and the
  * deadline has not passed. */
 vnx_status_t vnxi_client_conn_step(vnxi_client_conn_t *conn);
@@ -44,9 +47,10 @@ vnx_status_t vnxi_client_conn_step(vnxi_client_conn_t *conn);
 /* Send the rest of `out`.  VNX_OK: all of it was sent, and out_len is 0. */
 vnx_status_t vnxi_client_conn_send(vnxi_client_conn_t *conn);
 
-/* Receive up to `size` bytes; *count_p 0: the peer has closed.
- * VNX_ERR_TIMEOUT: the deadline has passed, even if bytes are available. */
-vnx_status_t vnxi_client_conn_recv(vnxi_client_conn_t *conn, void *space,
-                                   size_t size, size_t *count_p);
+/* Receive the bytes that `in` wants.  VNX_OK: all are there.  VNX_ERR_CLOSED:
+ * the peer has closed before; the caller writes the record.  VNX_ERR_TIMEOUT:
+ * the deadline has passed, even if bytes are available. */
+vnx_status_t vnxi_client_conn_receive(vnxi_client_conn_t *conn,
+                                      vnxi_incoming_t *in);
 
 #endif

@@ -25,8 +25,6 @@
  * more input from the client, and would take the end of that input for a
  * closed connection.
  */
-#include "side_channel/http.h"
-
 #include <errno.h>
 #include <event2/http.h>
 #include <stdio.h>
@@ -101,7 +99,7 @@ count_end(http_conn_t *conn)
     if (conn->counted) {
         return;
     }
-    if (vnxi_conn_is_shaking(&conn->super)) {
+    if (VNXI_TLS_IS_THERE && vnxi_tls_is_shaking(conn->super.tls)) {
         vnxi_stat_refused(stats, VNX_SIDE_CHANNEL_REFUSED_TLS);
     } else if (conn->super.state == VNXI_CONN_READ && conn->has_sent) {
         vnxi_stat_refused(stats, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
@@ -116,8 +114,8 @@ on_close(struct evhttp_connection *evcon, void *arg)
     http_conn_t *conn = arg;
 
     count_end(conn);
-    if (conn->super.state == VNXI_CONN_KEPT) {
-        vnxi_conn_goodbye(&conn->super);
+    if (VNXI_TLS_IS_THERE && conn->super.state == VNXI_CONN_KEPT) {
+        vnxi_tls_goodbye(conn->super.tls);
     }
     /* A forked child may hold a copy of the socket.  Then close() alone would
      * not tell the client. */
@@ -717,26 +715,10 @@ create_server(vnxi_server_t *super)
     return true;
 }
 
-static const vnxi_server_ops_t server_ops = {
+const vnxi_protocol_t vnxi_http_protocol = {
+    .thread_name = "vnx-http",
+    .server_size = sizeof(http_listener_t),
     .drop = conn_drop,
     .begin = create_server,
     .end = end_server,
 };
-
-vnx_status_t
-vnxi_http_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-                 vnx_error_t *error)
-{
-    const char *secret = params->options->secret;
-
-    if (secret != NULL && !vnxi_http_is_token(secret)) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_START,
-                              VNXI_HTTP_NO_TOKEN);
-    }
-    http_listener_t *listener = calloc(1, sizeof *listener);
-    if (listener == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START, sizeof *listener);
-    }
-    return vnxi_server_open(&listener->super, &server_ops, "vnx-http", params,
-                            out_p, error);
-}

@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -9,46 +10,23 @@
 
 /* -- Targets -------------------------------------------------------------- */
 
-/* Return the value of a hexadecimal digit; -1: it is not one. */
-static int
-digit(char c)
-{
-    if (c >= '0' && c <= '9') {
-        return c - '0';
-    }
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* Return the first byte of `text`, plain or escaped; -1: the escape is broken.
- * *len_p: the number of characters it takes. */
-static int
-decode(const char *text, size_t *len_p)
-{
-    *len_p = 1;
-    if (text[0] != '%') {
-        return (unsigned char)text[0];
-    }
-    int high = digit(text[1]);
-    int low = high < 0 ? -1 : digit(text[2]);
-    *len_p = 3;
-    return low < 0 ? -1 : high << 4 | low;
-}
-
 static vnxi_http_route_t
 decode_key(const char *text, vnxi_http_target_t *out_p)
 {
-    while (text[0] != '\0') {
-        size_t len;
-        int byte = decode(text, &len);
-        if (byte < 0) {
-            return VNXI_HTTP_MALFORMED;
+    for (; text[0] != '\0'; text++) {
+        unsigned char byte = (unsigned char)text[0];
+        if (byte == '%') {
+            char hex[3] = {text[1], text[1] != '\0' ? text[2] : '\0', '\0'};
+            if (strspn(hex, "0123456789ABCDEFabcdef") != 2) {
+                return VNXI_HTTP_MALFORMED;
+            }
+            byte = (unsigned char)strtoul(hex, NULL, 16);
+            text += 2;
         }
         if (out_p->key_len == sizeof out_p->key) {
             return VNXI_HTTP_TOO_LONG;
         }
-        out_p->key[out_p->key_len++] = (unsigned char)byte;
-        text += len;
+        out_p->key[out_p->key_len++] = byte;
     }
     return VNXI_HTTP_METADATA;
 }

@@ -57,8 +57,5 @@ bool vnxi_http_bearer(const char *field, const char **token_p, size_t *len_p);
  * byte of it may end the field, and it may not begin or end with blanks, which
  * a receiver would strip. */
 bool vnxi_http_is_token(const char *secret);
-#define VNXI_HTTP_NO_TOKEN                                                \
-    "over HTTP the shared secret may neither contain control characters " \
-    "nor begin or end with a blank"
 
 #endif

@@ -1,12 +1,10 @@
-#include "side_channel/options.h"
-
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
 #include "net/acceptor.h"
-#include "side_channel/transport.h"
+#include "side_channel/channel.h"
 
 #define CONNECTIONS_MAX 4096
 #define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
@@ -124,20 +122,19 @@ vnxi_options_read(vnx_side_channel_kind_t kind,
                   vnx_side_channel_options_t *out_p, vnx_error_t *error)
 {
     vnx_side_channel_options_t all = {0};
+    vnx_status_t status = VNX_OK;
 
     if (given != NULL) {
-        if (given->size < sizeof given->size || given->size > sizeof all) {
-            return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, VNXI_OP_CREATE,
-                                  "options.size is %zu, this library knows "
-                                  "up to %zu",
-                                  given->size, sizeof all);
+        status = vnxi_params_read(VNXI_OP_CREATE, "options", given,
+                                  given->size, &all, sizeof all, error);
+        if (status != VNX_OK) {
+            return status;
         }
-        memcpy(&all, given, given->size);
     }
     all.size = sizeof all;
     bool is_given = all.secret != NULL;
     set_defaults(&all);
-    vnx_status_t status = check(&all, error);
+    status = check(&all, error);
     if (status == VNX_OK && kind == VNX_SIDE_CHANNEL_TCP &&
         all.secret != NULL) {
         status = use_secret(is_given, &all, error);

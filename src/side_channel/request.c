@@ -137,7 +137,7 @@ read_params(const vnx_side_channel_request_params_t *given, size_t index,
     const unsigned char *at = (const void *)given;
 
     vnx_status_t status =
-        vnxi_params_read(VNXI_OP_REQUEST, at + index * given->size,
+        vnxi_params_read(VNXI_OP_REQUEST, "params", at + index * given->size,
                          given->size, out_p, sizeof *out_p, error);
     return status == VNX_OK ? check(out_p, error) : status;
 }
@@ -317,9 +317,13 @@ request_try(vnxi_requests_t *set, vnxi_request_t *request)
     request->client = calloc(1, set->transport->client_size);
     vnx_status_t status =
         request->client != NULL
-            ? set->transport->begin(request)
+            ? vnxi_channel_check(set->channel, VNXI_OP_REQUEST,
+                                 request->endpoint, &request->answer.error)
             : vnxi_error_no_memory(&request->answer.error, VNXI_OP_REQUEST,
                                    set->transport->client_size);
+    if (status == VNX_OK) {
+        status = set->transport->begin(request);
+    }
     if (status == VNX_OK) {
         request_step(set, request);
     } else {

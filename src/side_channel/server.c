@@ -8,76 +8,54 @@
 #include <unistd.h>
 
 #include "base/error.h"
-#include "net/tls.h"
-
-#ifdef VNXI_SIDE_CHANNEL_TLS
-#include <event2/bufferevent_ssl.h>
-#include <openssl/err.h>
-#include <openssl/ssl.h>
-#endif
 
 #define WRITE_MAX (512u << 10) /* per client and round of the loop */
 
-/* -- TLS ------------------------------------------------------------------ */
+/* -- Counters ------------------------------------------------------------- */
 
-/* Callbacks run from the loop, never inside a call of OpenSSL, because they
- * may free the connection. */
-static struct bufferevent *
-tls_stream(vnxi_server_t *server, int fd, int options, void **tls_p)
+/* Return the bucket of a latency: 0 is below 1 us, i is from 2^(i-1) to 2^i
+ * us. */
+static unsigned
+latency_bucket(uint64_t ns)
 {
-    struct bufferevent *bev = NULL;
-
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    SSL *ssl = SSL_new(server->tls);
-    if (ssl == NULL) {
-        return NULL;
-    }
-    bev = bufferevent_openssl_socket_new(server->loop.base, fd, ssl,
-                                         BUFFEREVENT_SSL_ACCEPTING,
-                                         options | BEV_OPT_DEFER_CALLBACKS);
-    if (bev == NULL) {
-        SSL_free(ssl);
-        return NULL;
-    }
-    bufferevent_openssl_set_allow_dirty_shutdown(bev, 1);
-    *tls_p = ssl;
-#else
-    (void)server, (void)fd, (void)options, (void)tls_p;
-#endif
-    return bev; /* NULL: no server has TLS, see vnx_side_channel_create() */
-}
-
-bool
-vnxi_conn_is_shaking(const vnxi_conn_t *conn)
-{
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    return conn->tls != NULL && !SSL_is_init_finished(conn->tls);
-#else
-    return conn->tls != NULL;
-#endif
+    uint64_t us = ns / 1000;
+    unsigned bits = us == 0 ? 0 : 64 - (unsigned)__builtin_clzll(us);
+    return bits < VNX_SIDE_CHANNEL_LATENCIES ? bits
+                                             : VNX_SIDE_CHANNEL_LATENCIES - 1;
 }
 
 void
-vnxi_conn_goodbye(vnxi_conn_t *conn)
+vnxi_stats_read(const vnxi_side_stats_t *stats,
+                vnx_side_channel_stats_t *out_p)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    if (conn->tls != NULL) {
-        SSL_shutdown(conn->tls);
-        ERR_clear_error();
+    *out_p = (vnx_side_channel_stats_t){
+        .accepted = atomic_load(&stats->accepted),
+        .served = atomic_load(&stats->served),
+        .refused = atomic_load(&stats->refused),
+        .timed_out = atomic_load(&stats->timed_out),
+        .evicted = atomic_load(&stats->evicted),
+        .open = atomic_load(&stats->open),
+        .bytes_received = atomic_load(&stats->bytes_received),
+        .bytes_sent = atomic_load(&stats->bytes_sent),
+    };
+    for (int i = 0; i < VNX_SIDE_CHANNEL_REFUSALS; i++) {
+        out_p->refusals[i] = atomic_load(&stats->refusals[i]);
     }
-#else
-    (void)conn;
-#endif
+    for (int i = 0; i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
+        out_p->latency[i] = atomic_load(&stats->latency[i]);
+    }
 }
 
-void
-vnxi_conn_tls_free(vnxi_conn_t *conn)
+const char *
+vnx_side_channel_refusal_name(vnx_side_channel_refusal_t refusal)
 {
-#ifdef VNXI_SIDE_CHANNEL_TLS
-    SSL_free(conn->tls);
-#else
-    (void)conn;
-#endif
+    static const char *const names[] = {
+#define REFUSAL_NAME(symbol, name) name,
+        VNX_SIDE_CHANNEL_REFUSAL_TABLE(REFUSAL_NAME)
+#undef REFUSAL_NAME
+    };
+    return (unsigned)refusal < VNX_SIDE_CHANNEL_REFUSALS ? names[refusal]
+                                                         : NULL;
 }
 
 /* -- One connection ------------------------------------------------------- */
@@ -85,8 +63,9 @@ vnxi_conn_tls_free(vnxi_conn_t *conn)
 struct bufferevent *
 vnxi_conn_stream(vnxi_server_t *server, int fd, int options, void **tls_p)
 {
-    return server->tls != NULL
-               ? tls_stream(server, fd, options, tls_p)
+    return VNXI_TLS_IS_THERE && server->tls != NULL
+               ? vnxi_tls_accept(server->tls, server->loop.base, fd, options,
+                                 tls_p)
                : bufferevent_socket_new(server->loop.base, fd, options);
 }
 
@@ -137,8 +116,12 @@ vnxi_conn_sent(vnxi_conn_t *conn, size_t count)
 void
 vnxi_conn_served(const vnxi_conn_t *conn)
 {
+    vnxi_side_stats_t *stats = conn->server->stats;
+
     if (!conn->turned_away) {
-        vnxi_stat_served(conn->server->stats, conn->start);
+        uint64_t ns = vnxi_clock_ns() - conn->start;
+        vnxi_stat_add(&stats->served);
+        vnxi_stat_add(&stats->latency[latency_bucket(ns)]);
     }
 }
 
@@ -183,7 +166,7 @@ evict(void *arg)
             if (state != VNXI_CONN_KEPT) {
                 vnxi_stat_add(&server->stats->evicted);
             }
-            server->ops->drop(conn);
+            server->protocol->drop(conn);
             return true;
         }
     }
@@ -214,7 +197,7 @@ on_client(void *arg, int fd, const vnxi_address_t *from)
         close(fd);
     } else {
         vnxi_server_make_room(server);
-        server->ops->accept(server, fd);
+        server->protocol->accept(server, fd);
     }
 }
 
@@ -233,38 +216,42 @@ static const vnxi_acceptor_ops_t acceptor_ops = {
 
 /* -- Creation and end ----------------------------------------------------- */
 
-static vnx_status_t
-rate_make(vnxi_server_t *server, vnx_error_t *error)
+/* Create the loop, and everything on it.  False: errno has the cause. */
+static bool
+loop_init(vnxi_server_t *server, const vnxi_sockets_t *sockets)
 {
-    uint32_t most = server->options->max_rate;
+    const vnx_side_channel_options_t *options = server->options;
+    const vnxi_protocol_t *protocol = server->protocol;
 
-    if (most > 0) {
-        server->rate = vnxi_rate_create(most);
+    server->timeout =
+        vnxi_loop_timeout(&server->loop, options->client_timeout_ms);
+    if (options->idle_timeout_ms < options->client_timeout_ms) {
+        server->idle =
+            vnxi_loop_timeout(&server->loop, options->idle_timeout_ms);
     }
-    return most == 0 || server->rate != NULL
-               ? VNX_OK
-               : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+    return vnxi_acceptor_open(&server->acceptor, &server->loop, sockets,
+                              &acceptor_ops) &&
+           server->timeout != NULL &&
+           (protocol->begin == NULL || protocol->begin(server));
 }
 
 static vnx_status_t
-server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
-            const char *name, const vnxi_listen_params_t *params,
+server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
             vnx_error_t *error)
 {
+    vnx_status_t status = VNX_OK;
     vnxi_sockets_t sockets;
 
-    server->ops = ops;
-    for (int i = 0; i < VNXI_CONN_STATES; i++) {
-        TAILQ_INIT(&server->conns[i]);
+    if (server->options->max_rate > 0) {
+        server->rate = vnxi_rate_create(server->options->max_rate);
+        if (server->rate == NULL) {
+            return vnxi_error_no_memory(error, params->bind.operation,
+                                        sizeof(void *));
+        }
     }
-    server->options = params->options;
-    server->stats = params->stats;
-    server->blobs = params->blobs;
-    vnx_status_t status = rate_make(server, error);
-    if (VNXI_TLS_IS_THERE && status == VNX_OK &&
-        server->options->tls != VNXI_TLS_NONE) {
-        status = vnxi_tls_server_context(server->options, VNXI_OP_START,
-                                         &server->tls, error);
+    if (VNXI_TLS_IS_THERE && server->options->tls != VNXI_TLS_NONE) {
+        status = vnxi_tls_server_context(
+            server->options, params->bind.operation, &server->tls, error);
     }
     if (status == VNX_OK) {
         status = vnxi_sockets_open(&params->bind, &sockets, error);
@@ -278,13 +265,11 @@ server_init(vnxi_server_t *server, const vnxi_server_ops_t *ops,
         vnxi_sockets_close(&sockets);
         return vnxi_bind_failed(&params->bind, error, "making the loop", err);
     }
-    if (!vnxi_acceptor_open(&server->acceptor, &server->loop, &sockets,
-                            &acceptor_ops) ||
-        !ops->begin(server)) {
+    if (!loop_init(server, &sockets)) {
         return vnxi_bind_failed(&params->bind, error, "making the loop",
                                 errno);
     }
-    int err = vnxi_loop_start(&server->loop, name);
+    int err = vnxi_loop_start(&server->loop, server->protocol->thread_name);
     return err == 0 ? VNX_OK
                     : vnxi_bind_failed(&params->bind, error,
                                        "starting the thread", err);
@@ -298,11 +283,11 @@ server_free(vnxi_server_t *server)
 
     for (int state = 0; state < VNXI_CONN_STATES; state++) {
         while ((conn = TAILQ_FIRST(&server->conns[state])) != NULL) {
-            server->ops->drop(conn);
+            server->protocol->drop(conn);
         }
     }
-    if (server->ops->end != NULL) {
-        server->ops->end(server);
+    if (server->protocol->end != NULL) {
+        server->protocol->end(server);
     }
     vnxi_acceptor_close(&server->acceptor);
     vnxi_loop_fini(&server->loop);
@@ -314,11 +299,23 @@ server_free(vnxi_server_t *server)
 }
 
 vnx_status_t
-vnxi_server_open(vnxi_server_t *server, const vnxi_server_ops_t *ops,
-                 const char *name, const vnxi_listen_params_t *params,
-                 vnxi_server_t **out_p, vnx_error_t *error)
+vnxi_server_start(const vnxi_protocol_t *protocol,
+                  const vnxi_listen_params_t *params, vnxi_server_t **out_p,
+                  vnx_error_t *error)
 {
-    vnx_status_t status = server_init(server, ops, name, params, error);
+    vnxi_server_t *server = calloc(1, protocol->server_size);
+    if (server == NULL) {
+        return vnxi_error_no_memory(error, params->bind.operation,
+                                    protocol->server_size);
+    }
+    server->protocol = protocol;
+    server->options = params->options;
+    server->stats = params->stats;
+    server->blobs = params->blobs;
+    for (int i = 0; i < VNXI_CONN_STATES; i++) {
+        TAILQ_INIT(&server->conns[i]);
+    }
+    vnx_status_t status = server_init(server, params, error);
     if (status != VNX_OK) {
         server_free(server);
         return status;

@@ -1,11 +1,14 @@
 /*
- * Design notes.  A channel has at most one listener, and a table of blobs that
- * lives as long as the listener.  The lock protects the pointers to both.  It
- * is held while a listener is stopped, so that the port is free when a
+ * Design notes.  A channel has at most one listener; its table has blobs only
+ * as long as it has one.  The lock protects both against starts and shutdowns.
+ * It is held while a listener is stopped, so that the port is free when a
  * shutdown returns; stopping is short, because it does not wait for clients.
  * The lock is not held while a listener is started, since that may look up the
  * name of a host.  Meanwhile `starting` refuses a second start, and a shutdown
  * has no effect, as if it had come before the start.
+ *
+ * Calls hold a reference, so a channel may be freed while other threads are
+ * inside it; the last of them destroys it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -15,8 +18,6 @@
 #include "base/fork.h"
 #include "base/mutex.h"
 #include "side_channel/channel.h"
-#include "side_channel/options.h"
-#include "side_channel/server.h"
 
 #define OP_SET "vnx_side_channel_set"
 #define OP_REMOVE "vnx_side_channel_remove"
@@ -36,6 +37,104 @@ static const vnxi_transport_t *const transports[KINDS] = {
     [VNX_SIDE_CHANNEL_HTTP] = &vnxi_transport_http,
 #endif
 };
+
+/* -- For the other files of the channel ----------------------------------- */
+
+void
+vnxi_channel_stop(vnx_side_channel_t *channel)
+{
+    if (channel->listener == NULL) {
+        return;
+    }
+    atomic_store(&channel->port, 0);
+    if (!vnxi_server_stop(channel->listener)) {
+        /* The thread of the listener may use the channel for ever. */
+        atomic_fetch_add(&channel->refs, 1);
+    }
+    vnxi_blob_table_clear(&channel->blobs);
+    free(channel->host);
+    channel->listener = NULL;
+    channel->host = NULL;
+}
+
+void
+vnxi_channel_enter(vnx_side_channel_t *channel)
+{
+    atomic_fetch_add_explicit(&channel->refs, 1, memory_order_relaxed);
+}
+
+void
+vnxi_channel_leave(vnx_side_channel_t *channel)
+{
+    if (atomic_fetch_sub_explicit(&channel->refs, 1, memory_order_acq_rel) !=
+        1) {
+        return;
+    }
+    vnxi_channel_stop(channel); /* no other thread is left */
+    if (atomic_load(&channel->refs) > 0) {
+        return;
+    }
+    vnxi_blob_table_fini(&channel->blobs);
+    vnxi_mutex_destroy(&channel->lock);
+    vnxi_options_fini(&channel->options);
+    free(channel);
+}
+
+bool
+vnxi_channel_is_parents(const vnx_side_channel_t *channel)
+{
+    return vnxi_fork_crossed(channel->forks);
+}
+
+vnx_status_t
+vnxi_channel_check(const vnx_side_channel_t *channel, const char *operation,
+                   const char *endpoint, vnx_error_t *error)
+{
+    const vnxi_transport_t *transport = channel->transport;
+    const char *reason;
+
+    vnx_status_t status = transport->check != NULL
+                              ? transport->check(&channel->options, &reason)
+                              : VNX_OK;
+    if (status != VNX_OK) {
+        vnxi_error_set(error, status, operation, "%s", reason);
+        vnxi_error_peer(error, endpoint, strlen(endpoint));
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_params_read(const char *operation, const char *name, const void *given,
+                 size_t given_size, void *out_p, size_t size,
+                 vnx_error_t *error)
+{
+    if (given_size < sizeof given_size || given_size > size) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "%s.size is %zu, this library knows up to %zu",
+                              name, given_size, size);
+    }
+    memset(out_p, 0, size);
+    memcpy(out_p, given, given_size);
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_key_check(const char *operation, const void *key, size_t key_len,
+               vnx_error_t *error)
+{
+    if (key_len > VNX_SIDE_CHANNEL_KEY_MAX) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "a key of %zu bytes is above %d", key_len,
+                              VNX_SIDE_CHANNEL_KEY_MAX);
+    }
+    if (key == NULL && key_len > 0) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the key is NULL, its length is %zu", key_len);
+    }
+    return VNX_OK;
+}
+
+/* -- Life ----------------------------------------------------------------- */
 
 bool
 vnx_side_channel_has(vnx_side_channel_kind_t kind)
@@ -67,6 +166,7 @@ vnx_side_channel_create(vnx_side_channel_kind_t kind,
     atomic_init(&channel->refs, 1);
     channel->transport = transports[kind];
     channel->forks = vnxi_fork_count();
+    vnxi_blob_table_init(&channel->blobs);
     vnxi_mutex_init(&channel->lock, VNXI_RANK_SIDE_CHANNEL);
     *out_p = channel;
     return VNX_OK;
@@ -81,6 +181,8 @@ vnx_side_channel_free(vnx_side_channel_t *channel)
     vnx_side_channel_shutdown(channel);
     vnxi_channel_leave(channel);
 }
+
+/* -- The listener --------------------------------------------------------- */
 
 static vnx_status_t
 blob_check(const vnx_side_channel_t *channel, const char *operation,
@@ -155,25 +257,16 @@ start_check(const vnx_side_channel_t *channel,
     return VNX_OK;
 }
 
+/* Copy a blob into the table. */
 static vnx_status_t
-blobs_make(const vnx_side_channel_start_params_t *params,
-           vnxi_blob_table_t **out_p, vnx_error_t *error)
+blob_add(vnx_side_channel_t *channel, const vnx_side_channel_blob_t *given,
+         vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
-    size_t wanted = sizeof(void *);
+    vnxi_blob_t *blob = vnxi_blob_new(given);
 
-    for (size_t i = 0; blobs != NULL && i < params->count; i++) {
-        if (!vnxi_blob_table_set(blobs, &params->blobs[i])) {
-            vnxi_blob_table_release(blobs);
-            blobs = NULL;
-            wanted = params->blobs[i].length;
-        }
-    }
-    if (blobs == NULL) {
-        return vnxi_error_no_memory(error, VNXI_OP_START, wanted);
-    }
-    *out_p = blobs;
-    return VNX_OK;
+    return blob != NULL && vnxi_blob_table_set(&channel->blobs, blob)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, VNXI_OP_START, given->length);
 }
 
 static vnx_status_t
@@ -192,25 +285,21 @@ start_begin(vnx_side_channel_t *channel, vnx_error_t *error)
     return status;
 }
 
-/* End a start; takes the table and the host.  `listener` NULL: the start
- * failed. */
+/* End a start; takes the host.  `listener` NULL: the start failed. */
 static void
-start_end(vnx_side_channel_t *channel, vnxi_server_t *listener,
-          vnxi_blob_table_t *blobs, char *host)
+start_end(vnx_side_channel_t *channel, vnxi_server_t *listener, char *host)
 {
     vnxi_mutex_lock(&channel->lock);
     channel->starting = false;
     if (listener != NULL) {
         channel->listener = listener;
-        channel->blobs = blobs;
         channel->host = host;
         atomic_store(&channel->port, listener->port);
-    }
-    vnxi_mutex_unlock(&channel->lock);
-    if (listener == NULL) {
-        vnxi_blob_table_release(blobs);
+    } else {
+        vnxi_blob_table_clear(&channel->blobs);
         free(host);
     }
+    vnxi_mutex_unlock(&channel->lock);
 }
 
 static vnx_status_t
@@ -222,22 +311,29 @@ start_listening(vnx_side_channel_t *channel,
     vnxi_listen_params_t listen = {.bind = {.operation = VNXI_OP_START,
                                             .host = host,
                                             .port = params->port},
+                                   .blobs = &channel->blobs,
                                    .options = &channel->options,
                                    .stats = &channel->stats};
     vnxi_server_t *listener = NULL;
+    char endpoint[VNX_ERROR_PEER_MAX];
     char *kept = strdup(host != NULL ? host : "*");
 
+    vnxi_endpoint_text(endpoint, sizeof endpoint, host, params->port);
     vnx_status_t status =
         kept != NULL
-            ? blobs_make(params, &listen.blobs, error)
+            ? vnxi_channel_check(channel, VNXI_OP_START, endpoint, error)
             : vnxi_error_no_memory(error, VNXI_OP_START, sizeof(void *));
+    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
+        status = blob_add(channel, &params->blobs[i], error);
+    }
     if (status == VNX_OK) {
-        status = channel->transport->listen(&listen, &listener, error);
+        status = vnxi_server_start(channel->transport->protocol, &listen,
+                                   &listener, error);
     }
     if (status == VNX_OK && port_p != NULL) {
         *port_p = listener->port;
     }
-    start_end(channel, listener, listen.blobs, kept);
+    start_end(channel, listener, kept);
     return status;
 }
 
@@ -249,8 +345,9 @@ vnx_side_channel_start_with(vnx_side_channel_t *channel,
     vnx_side_channel_start_params_t params;
 
     vnxi_channel_enter(channel);
-    vnx_status_t status = vnxi_params_read(VNXI_OP_START, given, given->size,
-                                           &params, sizeof params, error);
+    vnx_status_t status =
+        vnxi_params_read(VNXI_OP_START, "params", given, given->size, &params,
+                         sizeof params, error);
     if (status == VNX_OK) {
         status = fill_address(&params, error);
     }
@@ -284,43 +381,43 @@ vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                : vnx_side_channel_start_with(channel, &params, port_p, error);
 }
 
-/* Get the table of the running listener, retained. */
+/* Lock the channel if its listener is running. */
 static vnx_status_t
-blobs_get(vnx_side_channel_t *channel, const char *operation,
-          vnxi_blob_table_t **blobs_p, vnx_error_t *error)
+lock_running(vnx_side_channel_t *channel, const char *operation,
+             vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
-
     if (!vnxi_channel_is_parents(channel)) {
         vnxi_mutex_lock(&channel->lock);
-        if (channel->blobs != NULL) {
-            blobs = vnxi_blob_table_retain(channel->blobs);
+        if (channel->listener != NULL) {
+            return VNX_OK;
         }
         vnxi_mutex_unlock(&channel->lock);
     }
-    if (blobs == NULL) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
-                              "the listener is not running");
-    }
-    *blobs_p = blobs;
-    return VNX_OK;
+    return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                          "the listener is not running");
 }
 
 vnx_status_t
 vnx_side_channel_set(vnx_side_channel_t *channel,
-                     const vnx_side_channel_blob_t *blob, vnx_error_t *error)
+                     const vnx_side_channel_blob_t *given, vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
+    vnxi_blob_t *blob = NULL;
 
     vnxi_channel_enter(channel);
-    vnx_status_t status = blob_check(channel, OP_SET, blob, error);
+    vnx_status_t status = blob_check(channel, OP_SET, given, error);
     if (status == VNX_OK) {
-        status = blobs_get(channel, OP_SET, &blobs, error);
+        blob = vnxi_blob_new(given); /* not under the lock */
+        status = lock_running(channel, OP_SET, error);
     }
-    if (status == VNX_OK && !vnxi_blob_table_set(blobs, blob)) {
-        status = vnxi_error_no_memory(error, OP_SET, blob->length);
+    if (status == VNX_OK) {
+        bool done = blob != NULL && vnxi_blob_table_set(&channel->blobs, blob);
+        vnxi_mutex_unlock(&channel->lock);
+        blob = NULL;
+        if (!done) {
+            status = vnxi_error_no_memory(error, OP_SET, given->length);
+        }
     }
-    vnxi_blob_table_release(blobs);
+    vnxi_blob_release(blob);
     vnxi_channel_leave(channel);
     return status;
 }
@@ -329,18 +426,19 @@ vnx_status_t
 vnx_side_channel_remove(vnx_side_channel_t *channel, const void *key,
                         size_t key_length, vnx_error_t *error)
 {
-    vnxi_blob_table_t *blobs = NULL;
-
     vnxi_channel_enter(channel);
     vnx_status_t status = vnxi_key_check(OP_REMOVE, key, key_length, error);
     if (status == VNX_OK) {
-        status = blobs_get(channel, OP_REMOVE, &blobs, error);
+        status = lock_running(channel, OP_REMOVE, error);
     }
-    if (status == VNX_OK && !vnxi_blob_table_remove(blobs, key, key_length)) {
-        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
-                                "nothing is served under that key");
+    if (status == VNX_OK) {
+        bool done = vnxi_blob_table_remove(&channel->blobs, key, key_length);
+        vnxi_mutex_unlock(&channel->lock);
+        if (!done) {
+            status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_REMOVE,
+                                    "nothing is served under that key");
+        }
     }
-    vnxi_blob_table_release(blobs);
     vnxi_channel_leave(channel);
     return status;
 }

@@ -1,37 +1,45 @@
 /*
- * Design notes.  A try sends one request over an open stream (client_conn.c)
+ * Design notes.  The TCP transport: frames of requests and replies.  A
+ * connection carries one exchange; then the server closes it.  docs/wire.md
+ * specifies the bytes.
+ *
+ * A try sends one request over an open stream (client_conn.c)
  * and reads its reply.  With a secret or a certificate the stream is TLS.
  * Then the client sends nothing, not even the key that it asks for, before the
  * server has authenticated itself in the handshake.
  */
 #include <inttypes.h>
 
-#include "base/error.h"
+#include "base/bytes.h"
 #include "side_channel/client_conn.h"
-#include "side_channel/options.h"
-#include "side_channel/tcp.h"
+#include "side_channel/server.h"
 #include "side_channel/tcp_wire.h"
 
 typedef struct tcp_client {
     vnxi_client_conn_t conn;
     vnxi_tcp_kind_t asked;
     unsigned char out[VNXI_TCP_LENGTH + VNXI_TCP_REQUEST_MAX];
-    vnxi_tcp_reply_t reply;
+    bool has_length; /* of the reply */
+    vnxi_incoming_t in;
 } tcp_client_t;
 
 /* -- Failures ------------------------------------------------------------- */
+
+/* Return how many bytes arrived after the length. */
+static size_t
+have(const tcp_client_t *client)
+{
+    return client->in.head_have - VNXI_TCP_LENGTH + client->in.body.len;
+}
 
 /* Does the reply on a plain connection begin as a TLS alert does?  Then the
  * listener requires TLS. */
 static bool
 is_alert(const tcp_client_t *client)
 {
-    const vnxi_tcp_reply_t *reply = &client->reply;
-
     return client->conn.request->options->tls == VNXI_TLS_NONE &&
-           reply->head_have >= VNXI_TCP_LENGTH &&
-           vnxi_tcp_is_tls_alert(reply->head) &&
-           vnxi_tcp_reply_have(reply) <= VNXI_TCP_ALERT_LEN - VNXI_TCP_LENGTH;
+           client->has_length && vnxi_tcp_is_tls_alert(client->in.head) &&
+           have(client) <= VNXI_TCP_ALERT_LEN - VNXI_TCP_LENGTH;
 }
 
 static vnx_status_t
@@ -47,12 +55,7 @@ failed_alert(tcp_client_t *client)
 static vnx_status_t
 failed_early_end(tcp_client_t *client)
 {
-    const vnxi_tcp_reply_t *reply = &client->reply;
-
-    if (is_alert(client)) {
-        return failed_alert(client);
-    }
-    if (reply->head_have == 0) {
+    if (client->in.head_have == 0) {
         return vnxi_request_failed(
             client->conn.request, VNX_ERR_BACKEND,
             "the connection was closed without a reply%s",
@@ -61,15 +64,15 @@ failed_early_end(tcp_client_t *client)
                 : " (perhaps by a listener that does not support "
                   "keys)");
     }
-    if (reply->head_have < VNXI_TCP_LENGTH) {
+    if (!client->has_length) {
         return vnxi_request_failed(
             client->conn.request, VNX_ERR_BACKEND,
             "the connection was closed in the reply's length");
     }
     return vnxi_request_failed(
         client->conn.request, VNX_ERR_BACKEND,
-        "the connection was closed after %zu of %" PRIu32 " bytes",
-        vnxi_tcp_reply_have(reply), reply->len);
+        "the connection was closed after %zu of %zu bytes", have(client),
+        client->in.head_want - VNXI_TCP_LENGTH + client->in.body_want);
 }
 
 static vnx_status_t
@@ -78,10 +81,11 @@ failed_too_long(tcp_client_t *client)
     if (is_alert(client)) {
         return failed_alert(client);
     }
-    return vnxi_request_failed(
-        client->conn.request, VNX_ERR_MISMATCH,
-        "a reply of %" PRIu32 " bytes is above max_frame (%" PRIu32 ")",
-        client->reply.len, client->conn.request->options->max_frame);
+    return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
+                               "a reply of %" PRIu64
+                               " bytes is above max_frame (%" PRIu32 ")",
+                               vnxi_big_get(client->in.head, VNXI_TCP_LENGTH),
+                               client->conn.request->options->max_frame);
 }
 
 /* -- Request and reply ---------------------------------------------------- */
@@ -102,8 +106,7 @@ ask(tcp_client_t *client)
     }
     client->conn.out_len = vnxi_tcp_request_encode(&asked, client->out);
     client->asked = asked.kind;
-    vnxi_tcp_reply_init(&client->reply, asked.kind,
-                        request->options->max_frame);
+    client->in.head_want = VNXI_TCP_LENGTH;
 }
 
 /* Take the complete reply. */
@@ -112,7 +115,7 @@ take_reply(tcp_client_t *client)
 {
     unsigned char status = client->asked == VNXI_TCP_SEED
                                ? VNXI_TCP_BLOB
-                               : client->reply.head[VNXI_TCP_LENGTH];
+                               : client->in.head[VNXI_TCP_LENGTH];
 
     if (status == VNXI_TCP_UNKNOWN_KEY) {
         return vnxi_request_no_key(client->conn.request);
@@ -121,48 +124,44 @@ take_reply(tcp_client_t *client)
         return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
                                    "not a valid reply of this protocol");
     }
-    return vnxi_request_answer(client->conn.request, &client->reply.body);
+    return vnxi_request_answer(client->conn.request, &client->in.body);
+}
+
+static vnx_status_t
+take_length(tcp_client_t *client)
+{
+    client->has_length = true;
+    switch (vnxi_tcp_reply_expect(&client->in, client->asked,
+                                  client->conn.request->options->max_frame)) {
+    case VNXI_TCP_LENGTH_ABOVE_MAX:
+        return is_alert(client) ? failed_alert(client)
+                                : failed_too_long(client);
+    case VNXI_TCP_LENGTH_NO_STATUS:
+        return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
+                                   "a reply without a status");
+    default:
+        return VNX_OK;
+    }
 }
 
 static vnx_status_t
 receive(tcp_client_t *client)
 {
-    void *space;
-    size_t size;
-
-    while ((space = vnxi_tcp_reply_space(&client->reply, &size)) != NULL) {
-        size_t count = 0;
-        vnx_status_t status =
-            vnxi_client_conn_recv(&client->conn, space, size, &count);
-        if (status != VNX_OK) {
-            return status;
+    vnx_status_t status = vnxi_client_conn_receive(&client->conn, &client->in);
+    if (status == VNX_OK && !client->has_length) {
+        status = take_length(client);
+        if (status == VNX_OK) {
+            status = vnxi_client_conn_receive(&client->conn, &client->in);
         }
-        if (count == 0) {
-            return failed_early_end(client);
-        }
-        vnxi_tcp_reply_commit(&client->reply, count);
     }
-    switch (client->reply.state) {
-    case VNXI_TCP_REPLY_WHOLE:
-        return take_reply(client);
-    case VNXI_TCP_REPLY_TOO_LONG:
-        return failed_too_long(client);
-    case VNXI_TCP_REPLY_NO_STATUS:
-        return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
-                                   "a reply without a status");
-    default:
-        return vnxi_request_no_memory(client->conn.request);
+    if (status == VNX_ERR_CLOSED) {
+        return is_alert(client) ? failed_alert(client)
+                                : failed_early_end(client);
     }
+    return status == VNX_OK ? take_reply(client) : status;
 }
 
 /* -- The transport's functions -------------------------------------------- */
-
-static vnx_status_t
-tcp_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-           vnx_error_t *error)
-{
-    return vnxi_tcp_listen_for(&vnxi_tcp_frames, params, out_p, error);
-}
 
 static vnx_status_t
 tcp_begin(vnxi_request_t *request)
@@ -196,13 +195,13 @@ tcp_end(vnxi_request_t *request)
     tcp_client_t *client = request->client;
 
     vnxi_client_conn_fini(&client->conn);
-    vnxi_body_fini(&client->reply.body);
+    vnxi_body_fini(&client->in.body);
 }
 
 const vnxi_transport_t vnxi_transport_tcp = {
     .fds = 1,
     .client_size = sizeof(tcp_client_t),
-    .listen = tcp_listen,
+    .protocol = &vnxi_tcp_protocol,
     .begin = tcp_begin,
     .step = tcp_step,
     .end = tcp_end,

@@ -74,77 +74,20 @@ vnxi_tcp_head_encode(vnxi_tcp_kind_t kind, vnxi_tcp_status_t status,
     return VNXI_TCP_LENGTH + status_len(kind);
 }
 
-void
-vnxi_tcp_reply_init(vnxi_tcp_reply_t *reply, vnxi_tcp_kind_t kind,
-                    uint32_t max)
+vnxi_tcp_length_t
+vnxi_tcp_reply_expect(vnxi_incoming_t *in, vnxi_tcp_kind_t kind, uint32_t max)
 {
-    *reply = (vnxi_tcp_reply_t){
-        .max = max, .head_len = VNXI_TCP_LENGTH + status_len(kind)};
-}
+    size_t len = (size_t)vnxi_big_get(in->head, VNXI_TCP_LENGTH);
 
-/* Return how many bytes follow the head. */
-static size_t
-body_len(const vnxi_tcp_reply_t *reply)
-{
-    return VNXI_TCP_LENGTH + reply->len - reply->head_len;
-}
-
-void *
-vnxi_tcp_reply_space(vnxi_tcp_reply_t *reply, size_t *size_p)
-{
-    *size_p = 0;
-    if (reply->state != VNXI_TCP_REPLY_MORE) {
-        return NULL;
+    if (len > status_len(kind) + max) {
+        return VNXI_TCP_LENGTH_ABOVE_MAX;
     }
-    if (reply->head_have < reply->head_len) {
-        *size_p = reply->head_len - reply->head_have;
-        return reply->head + reply->head_have;
+    if (len < status_len(kind)) {
+        return VNXI_TCP_LENGTH_NO_STATUS;
     }
-    void *space = vnxi_body_space(&reply->body, body_len(reply), size_p);
-    if (space == NULL) {
-        reply->state = VNXI_TCP_REPLY_NO_MEMORY;
-    }
-    return space;
-}
-
-/* Read the length, which is complete. */
-static void
-check_length(vnxi_tcp_reply_t *reply)
-{
-    size_t status = reply->head_len - VNXI_TCP_LENGTH;
-
-    reply->len = (uint32_t)vnxi_big_get(reply->head, VNXI_TCP_LENGTH);
-    if (reply->len > status + reply->max) {
-        reply->state = VNXI_TCP_REPLY_TOO_LONG;
-    } else if (reply->len < status) {
-        reply->state = VNXI_TCP_REPLY_NO_STATUS;
-    }
-}
-
-void
-vnxi_tcp_reply_commit(vnxi_tcp_reply_t *reply, size_t count)
-{
-    if (reply->head_have < reply->head_len) {
-        reply->head_have += count;
-        if (reply->head_have >= VNXI_TCP_LENGTH) {
-            check_length(reply);
-        }
-    } else {
-        reply->body.len += count;
-    }
-    if (reply->state == VNXI_TCP_REPLY_MORE &&
-        reply->head_have == reply->head_len &&
-        reply->body.len == body_len(reply)) {
-        reply->state = VNXI_TCP_REPLY_WHOLE;
-    }
-}
-
-size_t
-vnxi_tcp_reply_have(const vnxi_tcp_reply_t *reply)
-{
-    return reply->head_have < VNXI_TCP_LENGTH
-               ? 0
-               : reply->head_have - VNXI_TCP_LENGTH + reply->body.len;
+    in->head_want = VNXI_TCP_LENGTH + status_len(kind);
+    in->body_want = len - status_len(kind);
+    return VNXI_TCP_LENGTH_VALID;
 }
 
 /* -- TLS and plain frames ------------------------------------------------- */

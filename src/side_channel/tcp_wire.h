@@ -62,40 +62,18 @@ typedef enum vnxi_tcp_status {
 size_t vnxi_tcp_head_encode(vnxi_tcp_kind_t kind, vnxi_tcp_status_t status,
                             size_t len, unsigned char head[VNXI_TCP_HEAD_MAX]);
 
-typedef enum vnxi_tcp_reply_state {
-    VNXI_TCP_REPLY_MORE = 0,  /* bytes are missing */
-    VNXI_TCP_REPLY_WHOLE,     /* the body is complete */
-    VNXI_TCP_REPLY_TOO_LONG,  /* the announced length is above the cap */
-    VNXI_TCP_REPLY_NO_STATUS, /* the frame is too short for its status */
-    VNXI_TCP_REPLY_NO_MEMORY,
-} vnxi_tcp_reply_state_t;
+typedef enum vnxi_tcp_length {
+    VNXI_TCP_LENGTH_VALID = 0,
+    VNXI_TCP_LENGTH_ABOVE_MAX,
+    VNXI_TCP_LENGTH_NO_STATUS, /* the frame is too short for its status */
+} vnxi_tcp_length_t;
 
-/* A reply that arrives.  The decoder says where the next bytes go; the caller
- * puts them there and says how many arrived. */
-typedef struct vnxi_tcp_reply {
-    vnxi_tcp_reply_state_t state;
-    uint32_t max;     /* cap on the body */
-    uint32_t len;     /* of the frame; valid when its length is complete */
-    size_t head_len;  /* VNXI_TCP_LENGTH, and 1 with a status */
-    size_t head_have; /* bytes of the head received */
-    unsigned char head[VNXI_TCP_HEAD_MAX];
-    vnxi_body_t body; /* owned: vnxi_body_take() or vnxi_body_fini() */
-} vnxi_tcp_reply_t;
-
-/* Begin the reply to a request of that kind.  Allocates nothing. */
-void vnxi_tcp_reply_init(vnxi_tcp_reply_t *reply, vnxi_tcp_kind_t kind,
-                         uint32_t max);
-
-/* Return where to put the next bytes, and in *size_p how many: at least 1,
- * none beyond this reply.  NULL unless the state is VNXI_TCP_REPLY_MORE.
- * Valid until the next call for this reply. */
-void *vnxi_tcp_reply_space(vnxi_tcp_reply_t *reply, size_t *size_p);
-
-/* Note that `count` bytes were put there. */
-void vnxi_tcp_reply_commit(vnxi_tcp_reply_t *reply, size_t count);
-
-/* Return how many bytes arrived after the length. */
-size_t vnxi_tcp_reply_have(const vnxi_tcp_reply_t *reply);
+/* Read the length of the reply to a request of that kind, which has arrived as
+ * the head of `in`, and make `in` want the rest: the status in the head, and
+ * the body, of `max` bytes at most.  If the length is not valid, it wants
+ * nothing more. */
+vnxi_tcp_length_t vnxi_tcp_reply_expect(vnxi_incoming_t *in,
+                                        vnxi_tcp_kind_t kind, uint32_t max);
 
 /* -- TLS and plain frames at the two ends of a connection ----------------- */
 

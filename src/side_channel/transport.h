@@ -10,9 +10,7 @@
  * are in range, keys are not too long, blobs are within max_frame, every
  * option has its value.
  *
- * A transport that cannot use a shared secret, or does not speak TLS, refuses
- * to listen and to ask if that option is set: VNX_ERR_NOT_SUPPORTED.  No error
- * and no line of the log contains a secret.
+ * No error and no line of the log contains a secret.
  */
 #ifndef VNXI_SIDE_CHANNEL_TRANSPORT_H
 #define VNXI_SIDE_CHANNEL_TRANSPORT_H
@@ -23,30 +21,11 @@
 #include <vnx/error.h>
 #include <vnx/side_channel.h>
 
-#include "net/sockets.h"
-#include "side_channel/blob_table.h"
 #include "side_channel/body.h"
-#include "side_channel/stats.h"
 
 #define VNXI_OP_CREATE "vnx_side_channel_create"
 #define VNXI_OP_START "vnx_side_channel_start"
 #define VNXI_OP_REQUEST "vnx_side_channel_request"
-
-/* -- Listening ------------------------------------------------------------ */
-
-/* All but `bind` is borrowed by listen() until the listener is stopped; `bind`
- * is borrowed for the call only. */
-typedef struct vnxi_listen_params {
-    vnxi_bind_params_t bind;
-    vnxi_blob_table_t *blobs; /* look keys up when clients ask, not earlier:
-                                 the program may set and remove them at any
-                                 time */
-    const vnx_side_channel_options_t *options;
-    vnxi_side_stats_t *stats;
-} vnxi_listen_params_t;
-
-/* A transport's listener (server.h).  It listens as long as it exists. */
-typedef struct vnxi_server vnxi_server_t;
 
 /* -- Requests ------------------------------------------------------------- */
 
@@ -110,13 +89,13 @@ typedef struct vnxi_transport {
     unsigned fds;       /* descriptors that one request holds */
     size_t client_size; /* of request->client */
 
-    /* Bind, listen, and start the thread.  Waits only for the look-up of a
-     * host that is a name, VNX_SIDE_CHANNEL_TIMEOUT_MS at most.  The caller
-     * holds no lock.  Returns owned:
-     * vnxi_server_stop().  Statuses:
-     * vnx_side_channel_start(). */
-    vnx_status_t (*listen)(const vnxi_listen_params_t *params,
-                           vnxi_server_t **out_p, vnx_error_t *error);
+    const struct vnxi_protocol *protocol; /* of its listeners (server.h) */
+
+    /* Check the options before the channel listens or asks: a transport that
+     * cannot use a shared secret, or does not speak TLS, refuses it.  VNX_OK,
+     * or an error and *reason_p.  NULL: nothing to check. */
+    vnx_status_t (*check)(const vnx_side_channel_options_t *options,
+                          const char **reason_p);
 
     /* Begin a try of the request: initialize request->client, a state machine
      * that never waits.  It is all zeros.  Does as little as possible and

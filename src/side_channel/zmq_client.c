@@ -13,8 +13,8 @@
  * asked for ranks only, in messages that it knows, because any other message
  * ends it.
  *
- * A frame is read in two receives, its header and its body, and never beyond
- * its end, so the body of the blob goes directly into its final buffer.
+ * No frame is read beyond its end, so the body of the blob goes directly into
+ * its final buffer.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -22,9 +22,8 @@
 #include "base/error.h"
 #include "side_channel/body.h"
 #include "side_channel/client_conn.h"
-#include "side_channel/tcp.h"
+#include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
-#include "side_channel/zmtp.h"
 
 typedef enum stage {
     STAGE_GREETING,
@@ -47,13 +46,9 @@ typedef struct zmq_client {
     bool is_rank; /* the key names ranks, or is the default */
     bool knows_keys;
     unsigned char out[VNXI_ZMTP_COMMAND_MAX];
-    /* Input: the greeting or the header of a frame goes into `in`, then the
-     * frame's body follows. */
-    unsigned char in[VNXI_ZMTP_GREETING];
-    size_t in_have;
-    bool in_body;
+    vnxi_incoming_t in; /* the greeting as a head, or a frame */
+    bool has_header;
     vnxi_zmtp_frame_t frame;
-    vnxi_body_t body;
     part_t part;
     vnxi_body_t blob;
 } zmq_client_t;
@@ -83,36 +78,30 @@ put_request(zmq_client_t *client)
 
 /* -- Receiving ------------------------------------------------------------ */
 
+/* Receive the bytes that `in` wants. */
 static vnx_status_t
-receive(zmq_client_t *client, void *space, size_t size, size_t *count_p)
+receive(zmq_client_t *client)
 {
-    vnx_status_t status =
-        vnxi_client_conn_recv(&client->conn, space, size, count_p);
-    if (status != VNX_OK || *count_p > 0) {
-        return status;
-    }
-    return vnxi_request_failed(
-        client->conn.request, VNX_ERR_BACKEND,
-        client->stage == STAGE_REPLY
-            ? "the connection was closed without a reply"
-            : "the connection was closed (perhaps by a listener "
-              "that requires another ZMTP mechanism than NULL)");
+    vnx_status_t status = vnxi_client_conn_receive(&client->conn, &client->in);
+
+    return status != VNX_ERR_CLOSED
+               ? status
+               : vnxi_request_failed(
+                     client->conn.request, VNX_ERR_BACKEND,
+                     client->stage == STAGE_REPLY
+                         ? "the connection was closed without a reply"
+                         : "the connection was closed (perhaps by a listener "
+                           "that requires another ZMTP mechanism than NULL)");
 }
 
-/* Receive until `in` has `want` bytes. */
-static vnx_status_t
-receive_in(zmq_client_t *client, size_t want)
+/* Begin a frame, and free the one before. */
+static void
+frame_begin(zmq_client_t *client)
 {
-    while (client->in_have < want) {
-        size_t count = 0;
-        vnx_status_t status = receive(client, client->in + client->in_have,
-                                      want - client->in_have, &count);
-        if (status != VNX_OK) {
-            return status;
-        }
-        client->in_have += count;
-    }
-    return VNX_OK;
+    vnxi_body_fini(&client->in.body);
+    client->in.head_have = client->in.body_want = 0;
+    client->in.head_want = 2; /* the shortest header */
+    client->has_header = false;
 }
 
 /* The header of a frame is complete. */
@@ -124,8 +113,9 @@ body_begin(zmq_client_t *client)
                    !client->frame.command;
     uint32_t max = is_blob ? request->options->max_frame : VNXI_ZMTP_SMALL_MAX;
 
-    client->in_body = true;
+    client->has_header = true;
     if (client->frame.len <= max) {
+        client->in.body_want = (size_t)client->frame.len;
         return VNX_OK;
     }
     return vnxi_request_failed(
@@ -137,56 +127,30 @@ body_begin(zmq_client_t *client)
         client->frame.len, max);
 }
 
-static vnx_status_t
-receive_header(zmq_client_t *client)
-{
-    vnxi_zmtp_state_t state = VNXI_ZMTP_MORE;
-
-    while (state == VNXI_ZMTP_MORE) {
-        vnx_status_t status = receive_in(
-            client, client->in_have < 2 ? 2 /* the shortest header */
-                                        : VNXI_ZMTP_HEADER_MAX);
-        if (status != VNX_OK) {
-            return status;
-        }
-        state = vnxi_zmtp_header_parse(client->in, client->in_have,
-                                       &client->frame);
-    }
-    return state == VNXI_ZMTP_WHOLE ? body_begin(client) : no_reply(client);
-}
-
-/* Receive a frame.  VNX_OK: it is complete; frame_end() takes it. */
+/* Receive a frame.  VNX_OK: it is complete. */
 static vnx_status_t
 receive_frame(zmq_client_t *client)
 {
-    if (!client->in_body) {
-        vnx_status_t status = receive_header(client);
-        if (status != VNX_OK) {
-            return status;
-        }
-    }
-    while (client->body.len < client->frame.len) {
-        size_t size, count = 0;
-        void *space =
-            vnxi_body_space(&client->body, (size_t)client->frame.len, &size);
-        if (space == NULL) {
-            return vnxi_request_no_memory(client->conn.request);
-        }
-        vnx_status_t status = receive(client, space, size, &count);
-        if (status != VNX_OK) {
-            return status;
-        }
-        client->body.len += count;
-    }
-    return VNX_OK;
-}
+    vnxi_incoming_t *in = &client->in;
+    vnx_status_t status = receive(client);
 
-static void
-frame_end(zmq_client_t *client)
-{
-    vnxi_body_fini(&client->body);
-    client->in_have = 0;
-    client->in_body = false;
+    while (status == VNX_OK && !client->has_header) {
+        switch (
+            vnxi_zmtp_header_parse(in->head, in->head_have, &client->frame)) {
+        case VNXI_ZMTP_MORE:
+            in->head_want = VNXI_ZMTP_HEADER_MAX;
+            break;
+        case VNXI_ZMTP_WHOLE:
+            status = body_begin(client);
+            break;
+        default:
+            return no_reply(client);
+        }
+        if (status == VNX_OK) {
+            status = receive(client);
+        }
+    }
+    return status;
 }
 
 /* -- Input ---------------------------------------------------------------- */
@@ -197,7 +161,8 @@ take_ready(zmq_client_t *client)
     vnxi_zmtp_ready_t ready;
 
     if (!client->frame.command ||
-        !vnxi_zmtp_ready_parse(client->body.data, client->body.len, &ready)) {
+        !vnxi_zmtp_ready_parse(client->in.body.data, client->in.body.len,
+                               &ready)) {
         return no_reply(client);
     }
     client->knows_keys = ready.knows_keys;
@@ -219,7 +184,7 @@ static vnx_status_t
 take_command(zmq_client_t *client)
 {
     client->conn.out_len =
-        vnxi_zmtp_pong(client->body.data, client->body.len, client->out);
+        vnxi_zmtp_pong(client->in.body.data, client->in.body.len, client->out);
     return client->conn.out_len > 0 ? VNX_IN_PROG : no_reply(client);
 }
 
@@ -252,19 +217,20 @@ take_part(zmq_client_t *client)
     bool is_last = !client->frame.more;
 
     if (part == PART_NONE ||
-        (part == PART_DELIMITER && (is_last || client->body.len > 0))) {
+        (part == PART_DELIMITER && (is_last || client->in.body.len > 0))) {
         return no_reply(client);
     }
     if (part == PART_BLOB) {
-        client->blob = client->body;
-        client->body = (vnxi_body_t){0};
+        client->blob = client->in.body;
+        client->in.body = (vnxi_body_t){0};
     }
     if (!is_last) {
         client->part = part + 1;
         return VNX_IN_PROG;
     }
     return part == PART_CLOCK && client->knows_keys &&
-                   vnxi_zmq_is_no_clock(client->body.data, client->body.len)
+                   vnxi_zmq_is_no_clock(client->in.body.data,
+                                        client->in.body.len)
                ? refused(client)
                : VNX_OK;
 }
@@ -276,7 +242,7 @@ take_frame(zmq_client_t *client)
     vnx_status_t status = client->stage == STAGE_READY ? take_ready(client)
                           : client->frame.command      ? take_command(client)
                                                        : take_part(client);
-    frame_end(client);
+    frame_begin(client);
     return status;
 }
 
@@ -288,9 +254,10 @@ greet(zmq_client_t *client)
 {
     vnx_status_t status = vnxi_client_conn_send(&client->conn);
     if (status == VNX_OK) {
-        status = receive_in(client, VNXI_ZMTP_GREETING);
+        status = receive(client);
     }
-    const char *wrong = vnxi_zmtp_greeting_check(client->in, client->in_have);
+    const char *wrong =
+        vnxi_zmtp_greeting_check(client->in.head, client->in.head_have);
     if (wrong != NULL && status != VNX_ERR_TIMEOUT) {
         return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
                                    "%s", wrong);
@@ -298,7 +265,7 @@ greet(zmq_client_t *client)
     if (status != VNX_OK) {
         return status;
     }
-    frame_end(client);
+    frame_begin(client);
     client->conn.out_len = vnxi_zmtp_ready_client(
         client->conn.request->key, client->conn.request->key_len, client->out);
     client->stage = STAGE_READY;
@@ -335,48 +302,25 @@ take_frames(zmq_client_t *client)
  * the public key of the listener, cannot use a plain secret, and is not part
  * of what vLLM speaks. */
 static vnx_status_t
-check_options(const vnx_side_channel_options_t *options, const char *operation,
-              const char *endpoint, vnx_error_t *error)
+zmq_check(const vnx_side_channel_options_t *options, const char **reason_p)
 {
-    if (options->secret == NULL && !options->tls) {
-        return VNX_OK;
-    }
-    vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
-                   "ZMQ, as vLLM speaks it, has no %s: use TCP or HTTP",
-                   options->tls ? "TLS" : "shared secret");
-    vnxi_error_peer(error, endpoint, strlen(endpoint));
-    return VNX_ERR_NOT_SUPPORTED;
-}
-
-static vnx_status_t
-zmq_listen(const vnxi_listen_params_t *params, vnxi_server_t **out_p,
-           vnx_error_t *error)
-{
-    char endpoint[VNX_ERROR_PEER_MAX];
-
-    vnxi_endpoint_text(endpoint, sizeof endpoint, params->bind.host,
-                       params->bind.port);
-    vnx_status_t status =
-        check_options(params->options, VNXI_OP_START, endpoint, error);
-    return status == VNX_OK
-               ? vnxi_tcp_listen_for(&vnxi_zmq_protocol, params, out_p, error)
-               : status;
+    *reason_p = options->tls ? "ZMQ, as vLLM speaks it, has no TLS: use TCP "
+                               "or HTTP"
+                             : "ZMQ, as vLLM speaks it, has no shared secret: "
+                               "use TCP or HTTP";
+    return options->tls || options->secret != NULL ? VNX_ERR_NOT_SUPPORTED
+                                                   : VNX_OK;
 }
 
 static vnx_status_t
 zmq_begin(vnxi_request_t *request)
 {
-    vnx_status_t status =
-        check_options(request->options, VNXI_OP_REQUEST, request->endpoint,
-                      &request->answer.error);
-    if (status != VNX_OK) {
-        return status;
-    }
     zmq_client_t *client = request->client;
+
     vnxi_client_conn_init(&client->conn, request, client->out,
                           "shaking hands with");
     vnxi_zmtp_greeting(client->out);
-    client->conn.out_len = VNXI_ZMTP_GREETING;
+    client->conn.out_len = client->in.head_want = VNXI_ZMTP_GREETING;
     client->is_rank = request->key_len == 0 ||
                       vnxi_zmq_request_of_key(request->key, request->key_len,
                                               &client->request);
@@ -408,14 +352,15 @@ zmq_end(vnxi_request_t *request)
     zmq_client_t *client = request->client;
 
     vnxi_client_conn_fini(&client->conn);
-    vnxi_body_fini(&client->body);
+    vnxi_body_fini(&client->in.body);
     vnxi_body_fini(&client->blob);
 }
 
 const vnxi_transport_t vnxi_transport_zmq = {
     .fds = 1,
     .client_size = sizeof(zmq_client_t),
-    .listen = zmq_listen,
+    .protocol = &vnxi_zmq_protocol,
+    .check = zmq_check,
     .begin = zmq_begin,
     .step = zmq_step,
     .end = zmq_end,

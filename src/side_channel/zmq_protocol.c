@@ -16,9 +16,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "side_channel/tcp.h"
+#include "side_channel/server.h"
 #include "side_channel/zmq_wire.h"
-#include "side_channel/zmtp.h"
 
 #define INPUT_MAX (2 * (VNXI_ZMTP_HEADER_MAX + VNXI_ZMTP_SMALL_MAX))
 #define PONGS_MAX 1024u /* bytes of PONGs that the client has not read */
@@ -31,7 +30,7 @@ typedef enum stage {
 } stage_t;
 
 typedef struct zmq_conn {
-    vnxi_tcp_conn_t super;
+    vnxi_conn_t super;
     stage_t stage;
     /* The message being received: */
     unsigned parts;
@@ -45,25 +44,25 @@ typedef struct zmq_conn {
 } zmq_conn_t;
 
 /* Continue with the rest of the input. */
-#define NEXT_AGAIN ((vnxi_tcp_next_t)-1)
+#define NEXT_AGAIN ((vnxi_next_t)-1)
 
 static struct evbuffer *
 output_of(const zmq_conn_t *conn)
 {
-    return bufferevent_get_output(conn->super.super.bev);
+    return bufferevent_get_output(conn->super.bev);
 }
 
 static void
 count_refused(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
 {
-    vnxi_stat_refused(conn->super.super.server->stats, why);
+    vnxi_stat_refused(conn->super.server->stats, why);
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 hang_up(zmq_conn_t *conn, vnx_side_channel_refusal_t why)
 {
     count_refused(conn, why);
-    return VNXI_TCP_NEXT_CLOSE;
+    return VNXI_NEXT_CLOSE;
 }
 
 /* -- Answers -------------------------------------------------------------- */
@@ -98,19 +97,19 @@ add_clock(zmq_conn_t *conn, double seconds)
     return add_last(conn, clock, sizeof clock);
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 refuse(zmq_conn_t *conn, const char *text, vnx_side_channel_refusal_t why)
 {
     unsigned char refusal[VNXI_ZMQ_REFUSAL_MAX];
     size_t len = vnxi_zmq_refusal_encode(text, refusal);
 
     count_refused(conn, why);
-    conn->super.super.turned_away = true;
+    conn->super.turned_away = true;
     return add_head(conn, true, len) &&
                    evbuffer_add(output_of(conn), refusal, len) == 0 &&
                    add_clock(conn, VNXI_ZMQ_NO_CLOCK)
-               ? VNXI_TCP_NEXT_WRITE
-               : VNXI_TCP_NEXT_CLOSE;
+               ? VNXI_NEXT_WRITE
+               : VNXI_NEXT_CLOSE;
 }
 
 /* Find the blob of the requested ranks, as "0,1" or as "1". */
@@ -122,7 +121,7 @@ find_rank(const zmq_conn_t *conn, bool with_pp_rank)
     size_t len = vnxi_rank_key(request->pp_rank, request->tp_rank, key);
     const char *from = with_pp_rank ? key : key + strcspn(key, ",") + 1;
 
-    return vnxi_blob_table_find(conn->super.super.server->blobs, from,
+    return vnxi_blob_table_find(conn->super.server->blobs, from,
                                 len - (size_t)(from - key));
 }
 
@@ -132,7 +131,7 @@ static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
     const vnxi_zmq_request_t *request = &conn->request;
-    vnxi_blob_table_t *blobs = conn->super.super.server->blobs;
+    vnxi_blob_table_t *blobs = conn->super.server->blobs;
 
     if (conn->names_key) {
         return vnxi_blob_table_find(blobs, conn->key, conn->key_len);
@@ -147,7 +146,7 @@ find_blob(const zmq_conn_t *conn)
     return blob;
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 answer(zmq_conn_t *conn)
 {
     bool clock = conn->request.has_pp_rank;
@@ -159,18 +158,18 @@ answer(zmq_conn_t *conn)
     }
     if (!add_head(conn, clock, blob->len)) {
         vnxi_blob_release(blob);
-        return VNXI_TCP_NEXT_CLOSE;
+        return VNXI_NEXT_CLOSE;
     }
     return vnxi_conn_write_blob(output_of(conn), blob) &&
                    (!clock || add_clock(conn, (double)vnxi_clock_ns() / 1e9))
-               ? VNXI_TCP_NEXT_WRITE
-               : VNXI_TCP_NEXT_CLOSE;
+               ? VNXI_NEXT_WRITE
+               : VNXI_NEXT_CLOSE;
 }
 
 /* -- Input ---------------------------------------------------------------- */
 
 /* The message is complete. */
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_message(zmq_conn_t *conn)
 {
     bool has_delimiter = conn->has_delimiter;
@@ -188,7 +187,7 @@ take_message(zmq_conn_t *conn)
     return NEXT_AGAIN;
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_part(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
           const unsigned char *body)
 {
@@ -206,7 +205,7 @@ take_part(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
     return frame->more ? NEXT_AGAIN : take_message(conn);
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_command(zmq_conn_t *conn, const unsigned char *body, size_t len)
 {
     unsigned char pong[VNXI_ZMTP_COMMAND_MAX];
@@ -217,14 +216,13 @@ take_command(zmq_conn_t *conn, const unsigned char *body, size_t len)
     }
     /* A client that keeps sending PINGs and does not read the PONGs. */
     if (evbuffer_get_length(output_of(conn)) > PONGS_MAX) {
-        return VNXI_TCP_NEXT_CLOSE;
+        return VNXI_NEXT_CLOSE;
     }
-    return evbuffer_add(output_of(conn), pong, size) == 0
-               ? NEXT_AGAIN
-               : VNXI_TCP_NEXT_CLOSE;
+    return evbuffer_add(output_of(conn), pong, size) == 0 ? NEXT_AGAIN
+                                                          : VNXI_NEXT_CLOSE;
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_ready(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
            const unsigned char *body)
 {
@@ -246,10 +244,10 @@ take_ready(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
     return NEXT_AGAIN;
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_frame(zmq_conn_t *conn)
 {
-    struct evbuffer *input = bufferevent_get_input(conn->super.super.bev);
+    struct evbuffer *input = bufferevent_get_input(conn->super.bev);
     unsigned char header[VNXI_ZMTP_HEADER_MAX];
     vnxi_zmtp_frame_t frame;
 
@@ -257,7 +255,7 @@ take_frame(zmq_conn_t *conn)
     vnxi_zmtp_state_t state =
         vnxi_zmtp_header_parse(header, have > 0 ? (size_t)have : 0, &frame);
     if (state == VNXI_ZMTP_MORE) {
-        return VNXI_TCP_NEXT_READ;
+        return VNXI_NEXT_READ;
     }
     if (state == VNXI_ZMTP_BAD) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
@@ -267,14 +265,14 @@ take_frame(zmq_conn_t *conn)
     }
     size_t size = frame.header + (size_t)frame.len;
     if (evbuffer_get_length(input) < size) {
-        return VNXI_TCP_NEXT_READ;
+        return VNXI_NEXT_READ;
     }
     const unsigned char *bytes = evbuffer_pullup(input, (ssize_t)size);
     if (bytes == NULL) {
-        return VNXI_TCP_NEXT_CLOSE;
+        return VNXI_NEXT_CLOSE;
     }
     const unsigned char *body = bytes + frame.header;
-    vnxi_tcp_next_t next =
+    vnxi_next_t next =
         conn->stage == STAGE_READY ? take_ready(conn, &frame, body)
         : frame.command ? take_command(conn, body, (size_t)frame.len)
                         : take_part(conn, &frame, body);
@@ -282,34 +280,33 @@ take_frame(zmq_conn_t *conn)
     return next;
 }
 
-static vnxi_tcp_next_t
+static vnxi_next_t
 take_greeting(zmq_conn_t *conn)
 {
     unsigned char greeting[VNXI_ZMTP_GREETING];
     unsigned char ready[VNXI_ZMTP_COMMAND_MAX];
 
-    struct evbuffer *input = bufferevent_get_input(conn->super.super.bev);
+    struct evbuffer *input = bufferevent_get_input(conn->super.bev);
     ssize_t have = evbuffer_copyout(input, greeting, sizeof greeting);
     size_t len = have > 0 ? (size_t)have : 0;
     if (vnxi_zmtp_greeting_check(greeting, len) != NULL) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_MALFORMED);
     }
     if (len < sizeof greeting) {
-        return VNXI_TCP_NEXT_READ;
+        return VNXI_NEXT_READ;
     }
     evbuffer_drain(input, sizeof greeting);
     conn->stage = STAGE_READY;
     len = vnxi_zmtp_ready_listener(ready);
-    return evbuffer_add(output_of(conn), ready, len) == 0
-               ? NEXT_AGAIN
-               : VNXI_TCP_NEXT_CLOSE;
+    return evbuffer_add(output_of(conn), ready, len) == 0 ? NEXT_AGAIN
+                                                          : VNXI_NEXT_CLOSE;
 }
 
-static vnxi_tcp_next_t
-zmq_read(vnxi_tcp_conn_t *super)
+static vnxi_next_t
+zmq_read(vnxi_conn_t *super)
 {
     zmq_conn_t *conn = (zmq_conn_t *)super;
-    vnxi_tcp_next_t next;
+    vnxi_next_t next;
 
     do {
         next = conn->stage == STAGE_GREETING ? take_greeting(conn)
@@ -321,7 +318,7 @@ zmq_read(vnxi_tcp_conn_t *super)
 /* -- The connection ------------------------------------------------------- */
 
 static bool
-zmq_begin(vnxi_tcp_conn_t *super)
+zmq_greet(vnxi_conn_t *super)
 {
     zmq_conn_t *conn = (zmq_conn_t *)super;
     unsigned char greeting[VNXI_ZMTP_GREETING];
@@ -335,21 +332,24 @@ zmq_begin(vnxi_tcp_conn_t *super)
 }
 
 static bool
-zmq_is_midway(const vnxi_tcp_conn_t *super)
+zmq_is_midway(const vnxi_conn_t *super)
 {
     const zmq_conn_t *conn = (const zmq_conn_t *)super;
-    struct evbuffer *input = bufferevent_get_input(super->super.bev);
+    struct evbuffer *input = bufferevent_get_input(super->bev);
 
     return conn->stage == STAGE_READY || conn->parts > 0 ||
            evbuffer_get_length(input) > 0;
 }
 
-const vnxi_tcp_protocol_t vnxi_zmq_protocol = {
+const vnxi_protocol_t vnxi_zmq_protocol = {
     .thread_name = "vnx-zmq",
+    .server_size = sizeof(vnxi_server_t),
     .conn_size = sizeof(zmq_conn_t),
+    .accept = vnxi_tcp_accept,
+    .drop = vnxi_tcp_drop,
     .input_max = INPUT_MAX,
     .keeps = true,
-    .begin = zmq_begin,
+    .greet = zmq_greet,
     .read = zmq_read,
     .is_midway = zmq_is_midway,
 };

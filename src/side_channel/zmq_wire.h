@@ -1,7 +1,10 @@
 /*
- * Messages of vLLM's handshake over ZMTP, in the small part of msgpack that
- * they use.  Encoding and strict parsing of bytes; no I/O, no clock, no
- * memory.  docs/wire.md specifies the bytes.
+ * The bytes of the ZMQ side channel.  Encoding and strict parsing; no I/O, no
+ * clock, no memory.  docs/wire.md specifies them.
+ *
+ * ZMTP 3 is the protocol of ZeroMQ's sockets, here with the mechanism NULL:
+ * greeting, commands, headers of frames.  Over it go the messages of vLLM's
+ * handshake, in the small part of msgpack that they use:
  *
  *   request  array: bin "get_meta_msg", then int pp_rank, int tp_rank
  *            (connector version 12), or int tp_rank alone (older ones)
@@ -16,6 +19,76 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <vnx/side_channel.h>
+
+#define VNXI_ZMTP_GREETING 64u
+#define VNXI_ZMTP_HEADER_MAX 9u
+#define VNXI_ZMTP_SMALL_MAX 1036u  /* limit on commands, and on requests */
+#define VNXI_ZMTP_COMMAND_MAX 400u /* limit on the commands that we send */
+#define VNXI_ZMTP_PING_CONTEXT 16u
+
+/* -- Greeting ------------------------------------------------------------- */
+
+/* Write the greeting, which both sides send first. */
+void vnxi_zmtp_greeting(unsigned char greeting[VNXI_ZMTP_GREETING]);
+
+/* Check the first `len` bytes of the peer's greeting.  NULL: they are correct;
+ * otherwise the text of the error (static storage). */
+const char *vnxi_zmtp_greeting_check(const unsigned char *bytes, size_t len);
+
+/* -- Frames --------------------------------------------------------------- */
+
+typedef struct vnxi_zmtp_frame {
+    bool more;     /* another frame of the message follows */
+    bool command;  /* not a message */
+    size_t header; /* bytes of the header */
+    uint64_t len;  /* bytes that follow the header */
+} vnxi_zmtp_frame_t;
+
+typedef enum vnxi_zmtp_state {
+    VNXI_ZMTP_MORE = 0, /* bytes are missing */
+    VNXI_ZMTP_WHOLE,
+    VNXI_ZMTP_BAD, /* not a header */
+} vnxi_zmtp_state_t;
+
+/* Parse a header from the first `have` bytes of a frame. */
+vnxi_zmtp_state_t vnxi_zmtp_header_parse(const unsigned char *bytes,
+                                         size_t have,
+                                         vnxi_zmtp_frame_t *frame_p);
+
+/* Write the header of a message's frame.  Returns its length. */
+size_t vnxi_zmtp_header_encode(bool more, uint64_t len,
+                               unsigned char header[VNXI_ZMTP_HEADER_MAX]);
+
+/* -- Commands ------------------------------------------------------------- */
+
+/* The peer's READY; all pointers are borrowed from the command. */
+typedef struct vnxi_zmtp_ready {
+    const unsigned char *type; /* of its socket; NULL: not given */
+    size_t type_len;
+    const unsigned char *key; /* of the requested blob; NULL: none */
+    size_t key_len;
+    bool knows_keys; /* it is a listener of this library */
+} vnxi_zmtp_ready_t;
+
+/* Write READY, with its header: of a client that asks for a key (up to
+ * VNX_SIDE_CHANNEL_KEY_MAX bytes), or of a listener.  Returns the length. */
+size_t vnxi_zmtp_ready_client(const void *key, size_t key_len,
+                              unsigned char command[VNXI_ZMTP_COMMAND_MAX]);
+size_t vnxi_zmtp_ready_listener(unsigned char command[VNXI_ZMTP_COMMAND_MAX]);
+
+/* Parse the body of a READY.  False: it is not one. */
+bool vnxi_zmtp_ready_parse(const unsigned char *body, size_t len,
+                           vnxi_zmtp_ready_t *ready_p);
+
+bool vnxi_zmtp_type_is(const vnxi_zmtp_ready_t *ready, const char *type);
+
+/* Write the PONG, with its header, that answers the body of a PING.  Returns
+ * its length; 0: the body is not a PING. */
+size_t vnxi_zmtp_pong(const unsigned char *body, size_t len,
+                      unsigned char command[VNXI_ZMTP_COMMAND_MAX]);
+
+/* -- Messages ------------------------------------------------------------- */
 
 #define VNXI_ZMQ_REQUEST_MAX 40u
 #define VNXI_ZMQ_CLOCK 9u

@@ -5,7 +5,7 @@
  */
 #include "fuzz.h"
 
-#include "side_channel/zmtp.h"
+#include "side_channel/zmq_wire.h"
 
 static void
 try_greeting(const uint8_t *data, size_t size)

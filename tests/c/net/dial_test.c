@@ -80,37 +80,38 @@ port_of_peer(int fd)
 }
 
 static void
-connector_of(vnxi_connector_t *connector, const vnxi_address_t *list,
-             size_t count, uint64_t now, uint64_t time)
+dial_of(vnxi_dial_t *dial, const vnxi_address_t *list, size_t count,
+        uint64_t now, uint64_t time)
 {
     vnxi_addresses_t addresses = {.count = count};
     memcpy(addresses.list, list, count * sizeof *list);
-    vnxi_connector_init(connector, &addresses, now, now + time);
+    vnxi_dial_init(dial, NULL, 0, now + time);
+    vnxi_dial_addresses(dial, &addresses, now);
 }
 
 /* Step for as long as there is something to do at `now`. */
 static vnx_status_t
-settle(vnxi_connector_t *connector, uint64_t now, int *fd_p)
+settle(vnxi_dial_t *dial, uint64_t now, int *fd_p)
 {
     struct pollfd entry;
     uint64_t wake;
 
     for (;;) {
-        vnx_status_t status = vnxi_connector_step(connector, now, fd_p);
+        vnx_status_t status = vnxi_dial_step(dial, now, fd_p);
         if (status != VNX_IN_PROG) {
             return status;
         }
-        vnxi_connector_wait(connector, &entry.fd, &entry.events, &wake);
+        vnxi_dial_wait(dial, &entry.fd, &entry.events, &wake);
         if (wake > now && poll(&entry, 1, 20) == 0) {
             return VNX_IN_PROG;
         }
     }
 }
 
-/* -- The connector -------------------------------------------------------- */
+/* -- Addresses ------------------------------------------------------------ */
 
 static void
-test_connector_alternates_address_families(void **state)
+test_dial_alternates_address_families(void **state)
 {
     const vnxi_address_t list[] = {
         address_of("::1", 1), address_of("::2", 1), address_of("::3", 1),
@@ -118,33 +119,33 @@ test_connector_alternates_address_families(void **state)
     static const char *const want[] = {"::1", "10.0.0.1", "::2", "10.0.0.2",
                                        "::3"};
     char text[VNXI_ADDRESS_TEXT];
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     (void)state;
 
-    connector_of(&connector, list, 5, 0, SECOND);
-    assert_int_equal(connector.addresses.count, 5);
+    dial_of(&dial, list, 5, 0, SECOND);
+    assert_int_equal(dial.addresses.count, 5);
     for (size_t i = 0; i < 5; i++) {
-        vnxi_address_text(&connector.addresses.list[i], text);
+        vnxi_address_text(&dial.addresses.list[i], text);
         assert_string_equal(text, want[i]);
     }
-    vnxi_connector_fini(&connector);
+    vnxi_dial_fini(&dial);
 }
 
 static void
-test_connector_connects_and_hands_over_the_socket(void **state)
+test_dial_connects_and_hands_over_the_socket(void **state)
 {
     int port, fd = -1, listener = listen_on(5, &port);
     const vnxi_address_t list[] = {address_of("127.0.0.1", port)};
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     size_t before = open_fds();
     (void)state;
 
-    connector_of(&connector, list, 1, 0, SECOND);
-    assert_int_equal(settle(&connector, 0, &fd), VNX_OK);
+    dial_of(&dial, list, 1, 0, SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_OK);
     assert_int_equal(port_of_peer(fd), port);
     assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
     assert_true(fcntl(fd, F_GETFL) & O_NONBLOCK);
-    vnxi_connector_fini(&connector);
+    vnxi_dial_fini(&dial);
     assert_int_equal(port_of_peer(fd), port); /* ours still */
     close(fd);
     assert_int_equal(open_fds(), before);
@@ -153,40 +154,40 @@ test_connector_connects_and_hands_over_the_socket(void **state)
 
 /* A refusal does not cost the delay of 250 ms. */
 static void
-test_connector_continues_at_once_after_a_refusal(void **state)
+test_dial_continues_at_once_after_a_refusal(void **state)
 {
     int dead, port, fd = -1, bound = listen_on(-1, &dead),
                     listener = listen_on(5, &port);
     const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
                                    address_of("127.0.0.1", dead),
                                    address_of("127.0.0.1", port)};
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     (void)state;
 
-    connector_of(&connector, list, 3, 0, 60 * SECOND);
-    assert_int_equal(settle(&connector, 0, &fd), VNX_OK);
+    dial_of(&dial, list, 3, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_OK);
     assert_int_equal(port_of_peer(fd), port);
-    assert_int_equal(connector.begun, 3);
-    assert_int_equal(connector.last, 2);
+    assert_int_equal(dial.begun, 3);
+    assert_int_equal(dial.last, 2);
     close(fd);
     close(listener);
     close(bound);
 }
 
 static void
-test_connector_reports_the_last_failure(void **state)
+test_dial_reports_the_last_failure(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
     const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
                                    address_of("127.0.0.2", dead)};
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     size_t before = open_fds();
     (void)state;
 
-    connector_of(&connector, list, 2, 0, 60 * SECOND);
-    assert_int_equal(settle(&connector, 0, &fd), VNX_ERR_BACKEND);
-    assert_int_equal(connector.err, ECONNREFUSED);
-    assert_int_equal(connector.last, 1);
+    dial_of(&dial, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_ERR_BACKEND);
+    assert_int_equal(dial.err, ECONNREFUSED);
+    assert_int_equal(dial.last, 1);
     assert_int_equal(fd, -1);
     assert_int_equal(open_fds(), before);
     close(bound);
@@ -194,28 +195,28 @@ test_connector_reports_the_last_failure(void **state)
 
 /* A silent address is overtaken after its delay, by a simulated clock. */
 static void
-test_connector_starts_the_next_attempt_on_time(void **state)
+test_dial_starts_the_next_attempt_on_time(void **state)
 {
     mute_t mute;
     mute_open(&mute);
     int port, fd = -1, listener = listen_on(5, &port), watched;
     const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
                                    address_of("127.0.0.1", port)};
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     size_t before = open_fds();
     short events;
     uint64_t wake;
     (void)state;
 
-    connector_of(&connector, list, 2, 1000, 60 * SECOND);
-    assert_int_equal(settle(&connector, 1000, &fd), VNX_IN_PROG);
-    vnxi_connector_wait(&connector, &watched, &events, &wake);
+    dial_of(&dial, list, 2, 1000, 60 * SECOND);
+    assert_int_equal(settle(&dial, 1000, &fd), VNX_IN_PROG);
+    vnxi_dial_wait(&dial, &watched, &events, &wake);
     assert_int_equal(events, POLLOUT);
-    assert_int_equal(watched, connector.fds[0]);
+    assert_int_equal(watched, dial.fds[0]);
     assert_true(wake == 1000 + SECOND / 4);
-    assert_int_equal(settle(&connector, wake - 1, &fd), VNX_IN_PROG);
-    assert_int_equal(connector.begun, 1);
-    assert_int_equal(settle(&connector, wake, &fd), VNX_OK);
+    assert_int_equal(settle(&dial, wake - 1, &fd), VNX_IN_PROG);
+    assert_int_equal(dial.begun, 1);
+    assert_int_equal(settle(&dial, wake, &fd), VNX_OK);
     assert_int_equal(port_of_peer(fd), port);
     close(fd);
     assert_int_equal(open_fds(), before); /* the silent one was closed */
@@ -225,12 +226,12 @@ test_connector_starts_the_next_attempt_on_time(void **state)
 
 /* A short timeout is divided among all addresses. */
 static void
-test_connector_shortens_attempts_if_time_is_short(void **state)
+test_dial_shortens_attempts_if_time_is_short(void **state)
 {
     mute_t mute;
     mute_open(&mute);
     vnxi_address_t list[10];
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     uint64_t wake;
     short events;
     int fd = -1, watched;
@@ -239,49 +240,49 @@ test_connector_shortens_attempts_if_time_is_short(void **state)
     for (size_t i = 0; i < 10; i++) {
         list[i] = address_of("127.0.0.1", mute.port);
     }
-    connector_of(&connector, list, 10, 0, 100);
+    dial_of(&dial, list, 10, 0, 100);
     for (uint64_t now = 0; now < 100; now += 10) {
-        assert_int_equal(settle(&connector, now, &fd), VNX_IN_PROG);
-        assert_int_equal(connector.begun, now / 10 + 1);
+        assert_int_equal(settle(&dial, now, &fd), VNX_IN_PROG);
+        assert_int_equal(dial.begun, now / 10 + 1);
     }
-    vnxi_connector_wait(&connector, &watched, &events, &wake);
-    assert_int_equal(watched, connector.epoll_fd); /* over all of them */
+    vnxi_dial_wait(&dial, &watched, &events, &wake);
+    assert_int_equal(watched, dial.epoll_fd); /* over all of them */
     assert_int_equal(events, POLLIN);
     assert_true(wake == UINT64_MAX); /* none is left to begin */
-    vnxi_connector_fini(&connector);
-    vnxi_connector_fini(&connector);            /* again */
-    connector_of(&connector, list, 10, 100, 0); /* no time at all */
-    assert_int_equal(settle(&connector, 100, &fd), VNX_IN_PROG);
-    assert_int_equal(connector.begun, 10);
-    vnxi_connector_fini(&connector);
+    vnxi_dial_fini(&dial);
+    vnxi_dial_fini(&dial);            /* again */
+    dial_of(&dial, list, 10, 100, 0); /* no time at all */
+    assert_int_equal(settle(&dial, 100, &fd), VNX_IN_PROG);
+    assert_int_equal(dial.begun, 10);
+    vnxi_dial_fini(&dial);
     mute_close(&mute);
 }
 
 /* The set of several attempts is readable once one of them can be written. */
 static void
-test_connector_set_reports_each_attempt(void **state)
+test_dial_set_reports_each_attempt(void **state)
 {
     mute_t mute;
     mute_open(&mute);
     const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
                                    address_of("127.0.0.2", mute.port)};
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     struct pollfd entry;
     uint64_t wake;
     int fd = -1;
     (void)state;
 
-    connector_of(&connector, list, 2, 0, 60 * SECOND);
-    assert_int_equal(settle(&connector, 0, &fd), VNX_IN_PROG);
+    dial_of(&dial, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_IN_PROG);
     /* 127.0.0.2 has no listener: the second attempt is refused. */
-    vnx_status_t status = settle(&connector, SECOND, &fd);
+    vnx_status_t status = settle(&dial, SECOND, &fd);
     assert_int_equal(status, VNX_IN_PROG);
-    vnxi_connector_wait(&connector, &entry.fd, &entry.events, &wake);
+    vnxi_dial_wait(&dial, &entry.fd, &entry.events, &wake);
     assert_int_equal(poll(&entry, 1, 0), 0);
     while (poll(&entry, 1, 100) == 0) { /* make room in the queue */
         close(accept(mute.fd, NULL, NULL));
     }
-    assert_int_equal(settle(&connector, SECOND, &fd), VNX_OK);
+    assert_int_equal(settle(&dial, SECOND, &fd), VNX_OK);
     assert_int_equal(port_of_peer(fd), mute.port);
     close(fd);
     mute_close(&mute);
@@ -413,13 +414,13 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_connector_alternates_address_families),
-        cmocka_unit_test(test_connector_connects_and_hands_over_the_socket),
-        cmocka_unit_test(test_connector_continues_at_once_after_a_refusal),
-        cmocka_unit_test(test_connector_reports_the_last_failure),
-        cmocka_unit_test(test_connector_starts_the_next_attempt_on_time),
-        cmocka_unit_test(test_connector_shortens_attempts_if_time_is_short),
-        cmocka_unit_test(test_connector_set_reports_each_attempt),
+        cmocka_unit_test(test_dial_alternates_address_families),
+        cmocka_unit_test(test_dial_connects_and_hands_over_the_socket),
+        cmocka_unit_test(test_dial_continues_at_once_after_a_refusal),
+        cmocka_unit_test(test_dial_reports_the_last_failure),
+        cmocka_unit_test(test_dial_starts_the_next_attempt_on_time),
+        cmocka_unit_test(test_dial_shortens_attempts_if_time_is_short),
+        cmocka_unit_test(test_dial_set_reports_each_attempt),
         cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
         cmocka_unit_test(test_dial_names_the_address_that_refused),
         cmocka_unit_test(test_client_conn_records_the_address_that_refused),

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "net/tls_psk.h"
+#include "net/tls.h"
 
 static void
 expect_key(const char *secret, const char *hex)

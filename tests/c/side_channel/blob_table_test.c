@@ -13,7 +13,7 @@ put(vnxi_blob_table_t *blobs, const char *key, const char *data)
                                     .key_length = strlen(key),
                                     .data = data,
                                     .length = strlen(data)};
-    return vnxi_blob_table_set(blobs, &blob);
+    return vnxi_blob_table_set(blobs, vnxi_blob_new(&blob));
 }
 
 static void
@@ -35,8 +35,9 @@ static void
 test_blob_table_has_what_was_set_until_it_is_removed(void **state)
 {
     (void)state;
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
+    vnxi_blob_table_t table, *blobs = &table;
 
+    vnxi_blob_table_init(blobs);
     expect(blobs, "", NULL);
     assert_true(put(blobs, "", "default"));
     assert_true(put(blobs, "0,1", "one"));
@@ -50,8 +51,7 @@ test_blob_table_has_what_was_set_until_it_is_removed(void **state)
     assert_false(vnxi_blob_table_remove(blobs, "0,1", 3));
     expect(blobs, "0,1", NULL);
     expect(blobs, "", "default");
-    vnxi_blob_table_release(blobs);
-    vnxi_blob_table_release(NULL);
+    vnxi_blob_table_fini(blobs);
 }
 
 static void
@@ -59,15 +59,16 @@ test_blob_table_keys_are_bytes(void **state)
 {
     (void)state;
     static const unsigned char keys[][2] = {{0, 0}, {0, 1}, {1, 0}, {255, 0}};
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
+    vnxi_blob_table_t table, *blobs = &table;
 
+    vnxi_blob_table_init(blobs);
     for (size_t i = 0; i < 4; i++) {
         for (size_t len = 1; len <= 2; len++) {
             vnx_side_channel_blob_t blob = {.key = keys[i],
                                             .key_length = len,
                                             .data = &keys[i],
                                             .length = len};
-            assert_true(vnxi_blob_table_set(blobs, &blob));
+            assert_true(vnxi_blob_table_set(blobs, vnxi_blob_new(&blob)));
         }
     }
     vnxi_blob_t *blob = vnxi_blob_table_find(blobs, "\0\1", 2);
@@ -76,15 +77,16 @@ test_blob_table_keys_are_bytes(void **state)
     blob = vnxi_blob_table_find(blobs, "\xff", 1);
     assert_int_equal(blob->len, 1);
     vnxi_blob_release(blob);
-    vnxi_blob_table_release(blobs);
+    vnxi_blob_table_fini(blobs);
 }
 
 static void
-test_blob_table_what_was_found_outlives_the_book(void **state)
+test_blob_table_what_was_found_outlives_the_table(void **state)
 {
     (void)state;
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
+    vnxi_blob_table_t table, *blobs = &table;
 
+    vnxi_blob_table_init(blobs);
     put(blobs, "k", "first");
     vnxi_blob_t *first = vnxi_blob_table_find(blobs, "k", 1);
     vnxi_blob_t *again = vnxi_blob_table_find(blobs, "k", 1);
@@ -92,8 +94,9 @@ test_blob_table_what_was_found_outlives_the_book(void **state)
     put(blobs, "k", "second");
     vnxi_blob_t *second = vnxi_blob_table_find(blobs, "k", 1);
     assert_true(first->version != second->version);
-    vnxi_blob_table_release(vnxi_blob_table_retain(blobs));
-    vnxi_blob_table_release(blobs);
+    vnxi_blob_table_clear(blobs);
+    expect(blobs, "k", NULL);
+    vnxi_blob_table_fini(blobs);
     assert_memory_equal(first->data, "first", 5);
     assert_memory_equal(second->data, "second", 6);
     vnxi_blob_release(first);
@@ -151,9 +154,10 @@ static void
 test_blob_table_is_read_while_it_is_written(void **state)
 {
     (void)state;
-    vnxi_blob_table_t *blobs = vnxi_blob_table_create();
+    vnxi_blob_table_t table, *blobs = &table;
     pthread_t thread;
 
+    vnxi_blob_table_init(blobs);
     put(blobs, "k", "aaaaaaaa");
     pthread_create(&thread, NULL, replace_often, blobs);
     while (!atomic_load(&stop)) {
@@ -163,7 +167,7 @@ test_blob_table_is_read_while_it_is_written(void **state)
         vnxi_blob_release(blob);
     }
     pthread_join(thread, NULL);
-    vnxi_blob_table_release(blobs);
+    vnxi_blob_table_fini(blobs);
 }
 
 int
@@ -172,7 +176,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blob_table_has_what_was_set_until_it_is_removed),
         cmocka_unit_test(test_blob_table_keys_are_bytes),
-        cmocka_unit_test(test_blob_table_what_was_found_outlives_the_book),
+        cmocka_unit_test(test_blob_table_what_was_found_outlives_the_table),
         cmocka_unit_test(test_blob_table_ranks_have_one_text),
         cmocka_unit_test(test_blob_table_keys_are_shown_in_print_and_cut),
         cmocka_unit_test(test_blob_table_is_read_while_it_is_written),

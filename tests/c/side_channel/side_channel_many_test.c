@@ -250,16 +250,16 @@ addresses_of(const char *const *texts, size_t count, int port)
 
 /* Run it to its end; VNX_OK or the failure. */
 static vnx_status_t
-run(vnxi_connector_t *connector, int *fd_p)
+run(vnxi_dial_t *dial, int *fd_p)
 {
     for (;;) {
         uint64_t now = vnxi_clock_ns(), wake;
         struct pollfd entry;
-        vnx_status_t status = vnxi_connector_step(connector, now, fd_p);
+        vnx_status_t status = vnxi_dial_step(dial, now, fd_p);
         if (status != VNX_IN_PROG) {
             return status;
         }
-        vnxi_connector_wait(connector, &entry.fd, &entry.events, &wake);
+        vnxi_dial_wait(dial, &entry.fd, &entry.events, &wake);
         uint64_t ms = wake > now ? (wake - now) / 1000000 + 1 : 0;
         poll(&entry, 1, ms > 10000 ? 10000 : (int)ms);
     }
@@ -274,16 +274,17 @@ test_many_families_are_tried_in_turn(void **state)
     static const char *const order[] = {"::1", "127.0.0.1", "::2", "127.0.0.2",
                                         "::3"};
     vnxi_addresses_t all = addresses_of(given, 5, 1);
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
 
-    vnxi_connector_init(&connector, &all, 0, 1000000);
-    assert_int_equal(connector.addresses.count, 5);
+    vnxi_dial_init(&dial, NULL, 0, 1000000);
+    vnxi_dial_addresses(&dial, &all, 0);
+    assert_int_equal(dial.addresses.count, 5);
     for (int i = 0; i < 5; i++) {
         char text[VNXI_ADDRESS_TEXT];
-        vnxi_address_text(&connector.addresses.list[i], text);
+        vnxi_address_text(&dial.addresses.list[i], text);
         assert_string_equal(text, order[i]);
     }
-    vnxi_connector_fini(&connector);
+    vnxi_dial_fini(&dial);
 }
 
 static void
@@ -292,7 +293,7 @@ test_many_tries_the_next_address_after_a_refusal(void **state)
     (void)state;
     static const char *const texts[] = {"127.0.0.2", "127.0.0.3", "127.0.0.1"};
     vnx_side_channel_t *channel = channel_new(NULL);
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     size_t fds;
     int port, fd = -1;
 
@@ -301,18 +302,18 @@ test_many_tries_the_next_address_after_a_refusal(void **state)
         VNX_OK);
     fds = open_fds();
     vnxi_addresses_t all = addresses_of(texts, 3, port);
-    vnxi_connector_init(&connector, &all, vnxi_clock_ns(),
-                        vnxi_clock_deadline(20000000000u));
-    assert_int_equal(run(&connector, &fd), VNX_OK);
-    assert_int_equal(connector.last, 2);
+    vnxi_dial_init(&dial, NULL, 0, vnxi_clock_deadline(20000000000u));
+    vnxi_dial_addresses(&dial, &all, vnxi_clock_ns());
+    assert_int_equal(run(&dial, &fd), VNX_OK);
+    assert_int_equal(dial.last, 2);
     close(fd);
     all.count = 2;
-    vnxi_connector_init(&connector, &all, vnxi_clock_ns(),
-                        vnxi_clock_deadline(20000000000u));
-    assert_int_equal(run(&connector, &fd), VNX_ERR_BACKEND);
-    assert_int_equal(connector.err, ECONNREFUSED);
-    vnxi_connector_fini(&connector);
-    vnxi_connector_fini(&connector);
+    vnxi_dial_init(&dial, NULL, 0, vnxi_clock_deadline(20000000000u));
+    vnxi_dial_addresses(&dial, &all, vnxi_clock_ns());
+    assert_int_equal(run(&dial, &fd), VNX_ERR_BACKEND);
+    assert_int_equal(dial.err, ECONNREFUSED);
+    vnxi_dial_fini(&dial);
+    vnxi_dial_fini(&dial);
     WAIT_UNTIL(open_fds() == fds);
     vnx_side_channel_free(channel);
 }
@@ -354,7 +355,7 @@ test_many_silent_address_is_overtaken(void **state)
     (void)state;
     static const char *const texts[] = {"127.0.0.2", "127.0.0.1"};
     vnx_side_channel_t *channel = channel_new(NULL);
-    vnxi_connector_t connector;
+    vnxi_dial_t dial;
     int fillers[4], port, deaf = -1, fd = -1;
     vnx_status_t status = VNX_ERR_BACKEND;
 
@@ -368,10 +369,10 @@ test_many_silent_address_is_overtaken(void **state)
     }
     vnxi_addresses_t all = addresses_of(texts, 2, port);
     uint64_t start = vnxi_clock_ns();
-    vnxi_connector_init(&connector, &all, start,
-                        vnxi_clock_deadline(20000000000u));
-    assert_int_equal(run(&connector, &fd), VNX_OK);
-    assert_int_equal(connector.last, 1);
+    vnxi_dial_init(&dial, NULL, 0, vnxi_clock_deadline(20000000000u));
+    vnxi_dial_addresses(&dial, &all, start);
+    assert_int_equal(run(&dial, &fd), VNX_OK);
+    assert_int_equal(dial.last, 1);
     assert_true(vnxi_clock_ns() - start >= 250000000);
     close(fd);
     close_deaf(deaf, fillers, 4);

@@ -8,8 +8,7 @@
 #include <sys/resource.h>
 
 #include "net/loop.h"
-#include "side_channel/options.h"
-#include "side_channel/stats.h"
+#include "side_channel/channel.h"
 
 #define SECRET_VARIABLE "VLLM_NIXL_SIDE_CHANNEL_SECRET"
 
@@ -286,9 +285,12 @@ test_stats_latency_has_a_bucket_for_any_duration(void **state)
     static vnxi_side_stats_t stats;
     vnx_side_channel_stats_t out;
     uint64_t now = vnxi_clock_ns();
+    vnxi_server_t server = {.stats = &stats};
+    vnxi_conn_t conn = {.server = &server};
     (void)state;
 
-    vnxi_stat_served(&stats, now - UINT64_C(50000000)); /* 50 ms and more */
+    conn.start = now - UINT64_C(50000000); /* 50 ms and more */
+    vnxi_conn_served(&conn);
     vnxi_stats_read(&stats, &out);
     uint64_t below = 0, all = 0;
     for (int i = 0; i < VNX_SIDE_CHANNEL_LATENCIES; i++) {
@@ -299,7 +301,8 @@ test_stats_latency_has_a_bucket_for_any_duration(void **state)
     assert_int_equal(below, 0);
     assert_int_equal(out.served, 1);
 
-    vnxi_stat_served(&stats, now - (UINT64_C(1) << 62)); /* 146 years */
+    conn.start = now - (UINT64_C(1) << 62); /* 146 years */
+    vnxi_conn_served(&conn);
     vnxi_stats_read(&stats, &out);
     assert_int_equal(out.latency[VNX_SIDE_CHANNEL_LATENCIES - 1], 1);
     assert_int_equal(out.served, 2);

@@ -20,20 +20,68 @@ __wrap_realloc(void *pointer, size_t size)
     return size > realloc_limit ? NULL : __real_realloc(pointer, size);
 }
 
+/* A reply as the client receives it. */
+typedef struct reply {
+    vnxi_incoming_t in;
+    vnxi_tcp_kind_t kind;
+    uint32_t max;
+    bool has_length;
+    vnxi_tcp_length_t length;
+} reply_t;
+
+static reply_t
+reply_to(vnxi_tcp_kind_t kind, uint32_t max)
+{
+    return (reply_t){
+        .in.head_want = VNXI_TCP_LENGTH, .kind = kind, .max = max};
+}
+
+/* Return where the next bytes go; reads the length once it is there. */
+static void *
+space_of(reply_t *reply, size_t *size_p)
+{
+    if (!reply->has_length && reply->in.head_have == VNXI_TCP_LENGTH) {
+        reply->has_length = true;
+        reply->length =
+            vnxi_tcp_reply_expect(&reply->in, reply->kind, reply->max);
+    }
+    return vnxi_incoming_space(&reply->in, size_p);
+}
+
+static bool
+is_whole(reply_t *reply)
+{
+    size_t size = 77;
+    return space_of(reply, &size) == NULL && size == 0 &&
+           reply->length == VNXI_TCP_LENGTH_VALID;
+}
+
+static bool
+is_out_of_memory(reply_t *reply)
+{
+    size_t size = 0;
+    return space_of(reply, &size) == NULL && size > 0;
+}
+
+static bool
+needs_more(reply_t *reply)
+{
+    size_t size = 0;
+    return space_of(reply, &size) != NULL && size > 0;
+}
+
 /* Feed `data` in pieces of `step` bytes; how much was taken. */
 static size_t
-feed(vnxi_tcp_reply_t *reply, const unsigned char *data, size_t len,
-     size_t step)
+feed(reply_t *reply, const unsigned char *data, size_t len, size_t step)
 {
     size_t taken = 0, size;
     void *space;
 
-    while (taken < len &&
-           (space = vnxi_tcp_reply_space(reply, &size)) != NULL) {
+    while ((space = space_of(reply, &size)) != NULL && taken < len) {
         size = size < step ? size : step;
         size = size < len - taken ? size : len - taken;
         memcpy(space, data + taken, size);
-        vnxi_tcp_reply_commit(reply, size);
+        vnxi_incoming_commit(&reply->in, size);
         taken += size;
     }
     return taken;
@@ -68,14 +116,13 @@ test_tcp_reply_status_precedes_the_body(void **state)
     static const unsigned char wire[] = "\0\0\0\003\020ab";
 
     for (size_t step = 1; step <= 7; step++) {
-        vnxi_tcp_reply_t reply;
+        reply_t reply = reply_to(VNXI_TCP_GET, 2);
         size_t len = 0;
-        vnxi_tcp_reply_init(&reply, VNXI_TCP_GET, 2);
         assert_int_equal(feed(&reply, wire, 7, step), 7);
-        assert_int_equal(reply.state, VNXI_TCP_REPLY_WHOLE);
-        assert_int_equal(reply.head[VNXI_TCP_LENGTH], VNXI_TCP_UNKNOWN_KEY);
-        assert_int_equal(vnxi_tcp_reply_have(&reply), 3);
-        void *body = vnxi_body_take(&reply.body, &len);
+        assert_true(is_whole(&reply));
+        assert_int_equal(reply.in.head[VNXI_TCP_LENGTH], VNXI_TCP_UNKNOWN_KEY);
+        assert_int_equal(reply.in.head_have, VNXI_TCP_LENGTH + 1);
+        void *body = vnxi_body_take(&reply.in.body, &len);
         assert_int_equal(len, 2);
         assert_memory_equal(body, "ab", 2);
         free(body);
@@ -86,11 +133,11 @@ static void
 test_tcp_reply_without_room_for_a_status_is_refused(void **state)
 {
     (void)state;
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
 
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_GET, 2);
+    reply = reply_to(VNXI_TCP_GET, 2);
     feed(&reply, (const void *)"\0\0\0\0", 4, 4);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_NO_STATUS);
+    assert_int_equal(reply.length, VNXI_TCP_LENGTH_NO_STATUS);
 }
 
 static void
@@ -100,16 +147,15 @@ test_tcp_reply_decodes_at_every_cut(void **state)
     static const unsigned char wire[] = "\0\0\0\014GET_METADATA";
 
     for (size_t step = 1; step <= 16; step++) {
-        vnxi_tcp_reply_t reply;
+        reply_t reply = reply_to(VNXI_TCP_SEED, 12);
         size_t len = 0;
-        vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 12);
         assert_int_equal(feed(&reply, wire, 16, step), 16);
-        assert_int_equal(reply.state, VNXI_TCP_REPLY_WHOLE);
-        void *body = vnxi_body_take(&reply.body, &len);
+        assert_true(is_whole(&reply));
+        void *body = vnxi_body_take(&reply.in.body, &len);
         assert_int_equal(len, 12);
         assert_memory_equal(body, "GET_METADATA", 12);
         free(body);
-        vnxi_body_fini(&reply.body);
+        vnxi_body_fini(&reply.in.body);
     }
 }
 
@@ -120,14 +166,14 @@ test_tcp_reply_needs_more_after_every_short_piece(void **state)
     static const unsigned char wire[] = "\0\0\0\014GET_METADATA";
 
     for (size_t cut = 0; cut < 16; cut++) {
-        vnxi_tcp_reply_t reply;
-        vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 12);
+        reply_t reply = reply_to(VNXI_TCP_SEED, 12);
+
         feed(&reply, wire, cut, 16);
-        assert_int_equal(reply.state, VNXI_TCP_REPLY_MORE);
-        assert_int_equal(vnxi_tcp_reply_have(&reply), cut < 4 ? 0 : cut - 4);
+        assert_true(needs_more(&reply));
+        assert_int_equal(reply.in.head_have + reply.in.body.len, cut);
         assert_int_equal(feed(&reply, wire + cut, 16 - cut, 16), 16 - cut);
-        assert_int_equal(reply.state, VNXI_TCP_REPLY_WHOLE);
-        vnxi_body_fini(&reply.body);
+        assert_true(is_whole(&reply));
+        vnxi_body_fini(&reply.in.body);
     }
 }
 
@@ -136,65 +182,64 @@ test_tcp_reply_consumes_no_byte_of_the_next_one(void **state)
 {
     (void)state;
     static const unsigned char wire[] = "\0\0\0\002ab\0\0\0\001c";
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
 
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 100);
+    reply = reply_to(VNXI_TCP_SEED, 100);
     assert_int_equal(feed(&reply, wire, 11, 11), 6);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_WHOLE);
-    vnxi_body_fini(&reply.body);
+    assert_true(is_whole(&reply));
+    vnxi_body_fini(&reply.in.body);
 }
 
 static void
 test_tcp_reply_of_zero_bytes_is_complete_and_not_null(void **state)
 {
     (void)state;
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
     size_t len = 77;
 
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 0);
+    reply = reply_to(VNXI_TCP_SEED, 0);
     assert_int_equal(feed(&reply, (const void *)"\0\0\0\0", 4, 4), 4);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_WHOLE);
-    void *body = vnxi_body_take(&reply.body, &len);
+    assert_true(is_whole(&reply));
+    void *body = vnxi_body_take(&reply.in.body, &len);
     assert_non_null(body);
     assert_int_equal(len, 0);
     free(body);
-    vnxi_body_fini(&reply.body);
+    vnxi_body_fini(&reply.in.body);
 }
 
 static void
 test_tcp_reply_cap_is_inclusive(void **state)
 {
     (void)state;
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
     unsigned char header[VNXI_TCP_LENGTH];
 
     vnxi_big_put(header, sizeof header, 1000);
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 1000);
+    reply = reply_to(VNXI_TCP_SEED, 1000);
     feed(&reply, header, 4, 4);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_MORE);
-    vnxi_body_fini(&reply.body);
+    assert_true(needs_more(&reply));
+    vnxi_body_fini(&reply.in.body);
 
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 999);
+    reply = reply_to(VNXI_TCP_SEED, 999);
     feed(&reply, header, 4, 1);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_TOO_LONG);
-    assert_int_equal(reply.len, 1000);
-    assert_null(reply.body.data);
-    vnxi_body_fini(&reply.body);
+    assert_int_equal(reply.length, VNXI_TCP_LENGTH_ABOVE_MAX);
+    assert_null(reply.in.body.data);
+    vnxi_body_fini(&reply.in.body);
 }
 
 static void
 test_tcp_reply_final_states_consume_nothing(void **state)
 {
     (void)state;
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
     size_t size = 77;
 
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, 8);
+    reply = reply_to(VNXI_TCP_SEED, 8);
     feed(&reply, (const void *)"\xff\xff\xff\xff", 4, 4);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_TOO_LONG);
-    assert_null(vnxi_tcp_reply_space(&reply, &size));
+    assert_int_equal(reply.length, VNXI_TCP_LENGTH_ABOVE_MAX);
+    assert_null(vnxi_incoming_space(&reply.in, &size));
     assert_int_equal(size, 0);
-    vnxi_body_fini(&reply.body);
+    vnxi_body_fini(&reply.in.body);
 }
 
 static void
@@ -203,7 +248,7 @@ test_tcp_reply_buffer_grows_with_received_bytes(void **state)
     (void)state;
     const uint32_t len = 8u << 20;
     unsigned char *wire = malloc(VNXI_TCP_LENGTH + len);
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
     size_t got;
 
     assert_non_null(wire);
@@ -211,19 +256,19 @@ test_tcp_reply_buffer_grows_with_received_bytes(void **state)
     for (uint32_t i = 0; i < len; i++) {
         wire[VNXI_TCP_LENGTH + i] = (unsigned char)(i * 7 >> 3);
     }
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, len);
+    reply = reply_to(VNXI_TCP_SEED, len);
     for (size_t at = 0; at < VNXI_TCP_LENGTH + len; at += 4096) {
         size_t left = VNXI_TCP_LENGTH + len - at;
         feed(&reply, wire + at, left < 4096 ? left : 4096, 4096);
-        assert_true(reply.body.capacity <= VNXI_BODY_CHUNK ||
-                    reply.body.capacity <= 2 * reply.body.len);
+        assert_true(reply.in.body.capacity <= VNXI_BODY_CHUNK ||
+                    reply.in.body.capacity <= 2 * reply.in.body.len);
     }
-    void *body = vnxi_body_take(&reply.body, &got);
+    void *body = vnxi_body_take(&reply.in.body, &got);
     assert_int_equal(got, len);
     assert_int_equal(memcmp(body, wire + VNXI_TCP_LENGTH, len), 0);
     free(body);
     free(wire);
-    vnxi_body_fini(&reply.body);
+    vnxi_body_fini(&reply.in.body);
 }
 
 static void
@@ -231,26 +276,25 @@ test_tcp_reply_out_of_memory_is_a_state(void **state)
 {
     (void)state;
     unsigned char bytes[VNXI_BODY_CHUNK] = {0};
-    vnxi_tcp_reply_t reply;
+    reply_t reply;
 
     bytes[0] = 1; /* 16 MiB */
     realloc_limit = VNXI_BODY_CHUNK;
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, UINT32_MAX);
+    reply = reply_to(VNXI_TCP_SEED, UINT32_MAX);
     feed(&reply, bytes, 4, 4);
     assert_int_equal(feed(&reply, bytes, sizeof bytes, sizeof bytes),
                      VNXI_BODY_CHUNK);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_MORE);
-    assert_int_equal(reply.body.capacity, VNXI_BODY_CHUNK);
+    assert_int_equal(reply.in.body.capacity, VNXI_BODY_CHUNK);
     assert_int_equal(feed(&reply, bytes, 1, 1), 0);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_NO_MEMORY);
-    vnxi_body_fini(&reply.body);
+    assert_true(is_out_of_memory(&reply));
+    vnxi_body_fini(&reply.in.body);
 
     realloc_limit = 0;
-    vnxi_tcp_reply_init(&reply, VNXI_TCP_SEED, UINT32_MAX);
+    reply = reply_to(VNXI_TCP_SEED, UINT32_MAX);
     feed(&reply, bytes, 5, 5);
-    assert_int_equal(reply.state, VNXI_TCP_REPLY_NO_MEMORY);
-    vnxi_body_fini(&reply.body);
-    vnxi_body_fini(&reply.body);
+    assert_true(is_out_of_memory(&reply));
+    vnxi_body_fini(&reply.in.body);
+    vnxi_body_fini(&reply.in.body);
     realloc_limit = SIZE_MAX;
 }
 

@@ -4,7 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-#include "side_channel/zmtp.h"
+#include "side_channel/zmq_wire.h"
 
 static const unsigned char greeting_bytes[64] =
     "\xff\0\0\0\0\0\0\0\1\x7f\3\1NULL";
