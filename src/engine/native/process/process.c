@@ -108,12 +108,13 @@ static void
 delist(process_conn_t *conn)
 {
     vnxi_mutex_lock(&lock);
-    for (process_conn_t **at = &conn->target->conns; conn->is_listed;
-         at = &(*at)->next) {
-        if (*at == conn) {
-            *at = conn->next;
-            conn->is_listed = false;
+    if (conn->is_listed) {
+        process_conn_t **at = &conn->target->conns;
+        while (*at != conn) {
+            at = &(*at)->next;
         }
+        *at = conn->next;
+        conn->is_listed = false;
     }
     vnxi_mutex_unlock(&lock);
 }

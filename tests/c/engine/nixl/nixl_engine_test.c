@@ -490,7 +490,7 @@ test_nixl_engine_deregisters_after_transfers_in_flight(void **state)
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
     vnx_error_t error;
 
-    fake->polls = 2000000;
+    fake->polls = 100000;
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
     fake->polls = 0;
     vnx_xfer_abandon(xfer);
