@@ -1,6 +1,6 @@
 /*
  * The object behind vnx_side_channel_t, for the files that implement its
- * functions: side_channel.c, options.c, advertise.c, request.c.
+ * functions: side_channel.c, channel.c, advertise.c, request.c.
  */
 #ifndef VNXI_SIDE_CHANNEL_CHANNEL_H
 #define VNXI_SIDE_CHANNEL_CHANNEL_H
