@@ -91,7 +91,9 @@ class Ring:
             agent.fetch_remote_metadata(name, HERE, self.port(whom))
             self.knows.add((who, whom))
             self.await_load(who, whom, loads)
-        else:
+        elif (whom, who) in self.knows:
+            # If `whom` does not know the agent, nothing shows when it has
+            # handled the command, which may undo a later load.
             agent.invalidate_local_metadata(HERE, self.port(whom))
             self.knows.discard((whom, who))
             self.await_knowledge(whom, who, False)
