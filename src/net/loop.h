@@ -1,7 +1,7 @@
 /*
  * libevent's loop and the one thread that runs it.
  *
- * The loop and everything on it belong to that thread, so there is no lock.
+ * The loop and everything on it belong to that thread, so they need no lock.
  * Other threads only wake the thread, by an eventfd, and join it.
  */
 #ifndef VNXI_NET_LOOP_H

@@ -7,7 +7,7 @@
  *
  * With the shared secret: TLS 1.3 with a pre-shared key.  Both ends derive the
  * key from the secret, and the handshake succeeds only if the secrets are
- * equal.  There are no certificates, tickets or early data.  The key exchange
+ * equal.  TLS uses no certificates, tickets or early data.  The key exchange
  * is ephemeral (psk_dhe_ke), so a secret that leaks later does not open
  * recorded traffic.
  */

@@ -40,8 +40,8 @@ on_use(SSL *ssl, const char *hint, char *identity, unsigned identity_size,
     return VNXI_PSK_LEN;
 }
 
-/* The server looks the key up.  If that finds none, the handshake fails,
- * because there is no certificate either. */
+/* The server looks the key up.  Without a key the handshake fails, because the
+ * server has no certificate to use instead. */
 static unsigned
 on_find(SSL *ssl, const char *identity, unsigned char *key, unsigned key_size)
 {

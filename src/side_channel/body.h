@@ -39,9 +39,9 @@ typedef struct vnxi_incoming {
     vnxi_body_t body;
 } vnxi_incoming_t;
 
-/* Return where to put the next bytes, and in *size_p how many: none beyond
- * those that are wanted.  NULL: all of them are there, and *size_p is 0; or
- * there is no memory, and *size_p is above 0. */
+/* Return where to put the next bytes, and in *size_p how many are wanted.
+ * NULL with *size_p 0: all have arrived.  NULL with *size_p above 0: no
+ * memory. */
 void *vnxi_incoming_space(vnxi_incoming_t *in, size_t *size_p);
 
 /* Note that `count` bytes were put there. */
