@@ -70,15 +70,7 @@ vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
     if (status != VNX_OK) {
         return status;
     }
-    *mems_p = 1u << VNX_MEM_DRAM;
-    for (unsigned t = 0; t <= last; t++) {
-        const vnxi_port_t *port = vnxi_native_port(engine, t);
-        for (unsigned mem = 0; port != NULL && mem < VNX_MEM_COUNT; mem++) {
-            bool moves =
-                port->transport->refuses(port, mem, VNX_MEM_DRAM) == NULL;
-            *mems_p |= (uint32_t)moves << mem;
-        }
-    }
+    *mems_p = vnxi_native_mems(engine, last + 1);
     return VNX_OK;
 }
 
@@ -232,8 +224,8 @@ connect_self(vnxi_engine_t *engine, unsigned t, vnx_error_t *error)
     return status;
 }
 
-/* Open a port unless it is open.  If the transport does not work on this
- * machine, that is no error. */
+/* Open a port unless it is open.  A transport that does not work on this
+ * machine is skipped. */
 static vnx_status_t
 open_port_lock_held(vnxi_engine_t *engine, unsigned t,
                     const vnx_param_t *params, size_t count,

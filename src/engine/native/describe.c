@@ -184,7 +184,7 @@ static void
 write_routes(vnxi_native_peer_t *peer, uint32_t remote_mems,
              vnxi_writer_t *out)
 {
-    uint32_t local_mems = vnxi_native_mems(peer->engine);
+    uint32_t local_mems = vnxi_native_mems(peer->engine, VNXI_TRANSPORTS);
     vnxi_reach_t reach;
     bool is_first = true;
 

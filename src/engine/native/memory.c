@@ -31,7 +31,8 @@ static vnx_status_t
 check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
 {
     const char *name = vnx_mem_name(mem);
-    if (name == NULL || (vnxi_native_mems(engine) >> mem & 1) != 0) {
+    if (name == NULL ||
+        (vnxi_native_mems(engine, VNXI_TRANSPORTS) >> mem & 1) != 0) {
         return VNX_OK; /* the registry refuses invalid memory types */
     }
     if (mem == VNX_MEM_VRAM) {

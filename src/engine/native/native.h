@@ -77,7 +77,7 @@ struct vnxi_native_peer {
     vnxi_engine_t *engine;    /* our own; outlives the peer */
     uintptr_t id;             /* of its conns; never reused */
     bool is_ours;             /* a vllm_nixl agent */
-    vnxi_identity_t identity; /* of ours */
+    vnxi_identity_t identity; /* if is_ours */
     /* The transports from `main` on can be used if they have a conn; the main
      * one carries notifications.  A conn of an earlier one was refused. */
     atomic_uint main;
@@ -264,8 +264,9 @@ void vnxi_native_find_reach(const vnxi_engine_t *engine,
                             const vnxi_native_peer_t *peer,
                             vnxi_reach_t *reach_p);
 
-/* The memory types that can be registered, as a bit set. */
-uint32_t vnxi_native_mems(const vnxi_engine_t *engine);
+/* The memory types that the first `count` transports move, as a bit set. Those
+ * of all transports can be registered. */
+uint32_t vnxi_native_mems(const vnxi_engine_t *engine, unsigned count);
 
 /* Why a transport does not connect these kinds of memory of the agent and the
  * peer; "" if it does. */

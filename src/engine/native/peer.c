@@ -116,6 +116,11 @@ vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
                           vnxi_md_bytes_t info, vnx_error_t *error)
 {
     vnxi_port_t *port = vnxi_native_port(peer->engine, t);
+    vnxi_conn_t *conn = NULL;
+
+    if (port == NULL || atomic_load(&peer->conns[t]) != NULL) {
+        return VNX_OK;
+    }
     const vnxi_conn_args_t args = {
         .name = peer->base.name,
         .name_len = peer->base.name_len,
@@ -125,11 +130,6 @@ vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
         .is_self = peer == peer->engine->self,
         .is_here = is_here(peer),
     };
-    vnxi_conn_t *conn = NULL;
-
-    if (port == NULL || atomic_load(&peer->conns[t]) != NULL) {
-        return VNX_OK;
-    }
     vnx_status_t status =
         vnxi_transports[t]->conn_create(port, &args, &conn, error);
     if (status == VNX_OK && conn != NULL) {
@@ -144,7 +144,7 @@ vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
 static bool
 is_needed(vnxi_native_peer_t *peer, unsigned t)
 {
-    uint32_t mems = vnxi_native_mems(peer->engine);
+    uint32_t mems = vnxi_native_mems(peer->engine, VNXI_TRANSPORTS);
     vnxi_region_table_t *table = vnxi_native_peer_table(peer);
     size_t count = table != NULL ? vnxi_region_table_count(table) : 0;
     bool is_found = false;
@@ -244,14 +244,13 @@ on_notif(void *context, const void *sender, size_t sender_len,
 /* If another conn than the main one fails, the peer goes on: transfers over
  * that conn fail with its cause. */
 static void
-on_lost(void *context, const vnxi_transport_t *transport, uintptr_t id,
-        const char *cause)
+on_lost(void *context, unsigned number, uintptr_t id, const char *cause)
 {
     vnxi_native_peer_t *peer = find_by_id(context, id);
     if (peer == NULL) {
         return;
     }
-    if (vnxi_transports[atomic_load(&peer->main)] == transport) {
+    if (atomic_load(&peer->main) == number) {
         vnxi_native_peer_lose(peer, cause);
     }
     vnxi_peer_release(&peer->base);
@@ -265,16 +264,12 @@ on_changed(void *context)
 }
 
 static vnxi_conn_t *
-hold(void *context, const vnxi_transport_t *transport, uintptr_t id)
+hold(void *context, unsigned number, uintptr_t id)
 {
     vnxi_native_peer_t *peer = find_by_id(context, id);
-    vnxi_conn_t *conn = NULL;
+    vnxi_conn_t *conn =
+        peer != NULL ? atomic_load(&peer->conns[number]) : NULL;
 
-    for (unsigned t = 0; peer != NULL && t < VNXI_TRANSPORTS; t++) {
-        if (vnxi_transports[t] == transport) {
-            conn = atomic_load(&peer->conns[t]);
-        }
-    }
     if (peer != NULL && conn == NULL) {
         vnxi_peer_release(&peer->base);
     }

@@ -3,9 +3,9 @@
  *
  * Design notes.  Everything that can fail comes before the first change: the
  * instance is recognised, and the new region table is built beside the old
- * one.  Then the tables are exchanged, and regions that are
- * gone are revoked, so that lists prepared on them fail when posted.  Regions
- * that stay keep their objects, so lists prepared on them remain valid.
+ * one.  Then the tables are exchanged, and regions that are gone are revoked,
+ * so that lists prepared on them fail when posted.  Regions that stay keep
+ * their objects, so lists prepared on them remain valid.
  *
  * A blob with all regions (`partial` unset) removes the regions that it does
  * not list.  A blob with some regions, or without connection data, only adds.
@@ -40,13 +40,6 @@ typedef struct loading {
 /* -- Contents of the blob --------------------------------------------------
  */
 
-static bool
-is_named(vnxi_md_bytes_t backend, const char *name)
-{
-    return name != NULL && backend.len == strlen(name) &&
-           memcmp(backend.data, name, backend.len) == 0;
-}
-
 static vnx_status_t
 read_conns(loading_t *loading)
 {
@@ -55,13 +48,13 @@ read_conns(loading_t *loading)
     for (size_t i = 0; status == VNX_OK && i < loading->blob->conn_count;
          i++) {
         const vnxi_md_conn_t *conn = &loading->blob->conns[i];
-        if (is_named(conn->backend, "VNX")) {
+        if (vnxi_md_is_named(conn->backend, "VNX")) {
             loading->is_ours = true;
             status = vnxi_identity_read(conn->info.data, conn->info.len,
                                         &loading->identity, loading->error);
         }
         for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
-            if (is_named(conn->backend, vnxi_transports[t]->backend)) {
+            if (vnxi_md_is_named(conn->backend, vnxi_transports[t]->backend)) {
                 loading->infos[t] = conn->info;
             }
         }
@@ -113,8 +106,8 @@ set_table(loading_t *loading, vnxi_native_peer_t *peer,
     }
 }
 
-/* Create the conns of transports after `first` by which the peer can be
- * reached and has none so far. */
+/* Create the missing conns to the peer, by the transports from `first` on that
+ * reach it. */
 static vnx_status_t
 add_conns(loading_t *loading, vnxi_native_peer_t *peer, unsigned first)
 {
@@ -200,8 +193,7 @@ offers_network(const loading_t *loading)
 }
 
 /* Return whether VLLM_NIXL_SAME_HOST=0 disables the transport for this peer.
- * Agents of this process reach each other all the same if there is no other
- * way. */
+ * It does not separate agents of one process that have no other transport. */
 static bool
 is_disabled(const loading_t *loading, unsigned t)
 {
@@ -387,7 +379,8 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
 /* -- Update or new peer ----------------------------------------------------
  */
 
-/* An agent of ours has an identity; another one is known by its address. */
+/* Compare the identities of vllm_nixl agents, and the addresses of other
+ * agents. */
 static bool
 is_same_instance(const loading_t *loading, const vnxi_native_peer_t *peer)
 {

@@ -172,13 +172,6 @@ join_section(build_t *build, unsigned t, const vnxi_md_section_t *section)
 }
 
 static bool
-is_named(vnxi_md_bytes_t backend, const char *name)
-{
-    return backend.len == strlen(name) &&
-           memcmp(backend.data, name, backend.len) == 0;
-}
-
-static bool
 join_transport(build_t *build, unsigned t)
 {
     const vnxi_metadata_t *blob = build->args->blob;
@@ -187,7 +180,8 @@ join_transport(build_t *build, unsigned t)
     build->base = build->count;
     build->next = 0;
     for (size_t i = 0; has_memory && i < blob->section_count; i++) {
-        if (is_named(blob->sections[i].backend, vnxi_transports[t]->backend)) {
+        if (vnxi_md_is_named(blob->sections[i].backend,
+                             vnxi_transports[t]->backend)) {
             has_memory = join_section(build, t, &blob->sections[i]);
         }
     }
@@ -467,7 +461,7 @@ vnxi_peer_table_build(const vnxi_peer_table_args_t *args,
     const vnxi_transport_t *main_one = vnxi_transports[t];
     build_t build = {
         .args = args,
-        .mems = vnxi_native_mems(peer->engine),
+        .mems = vnxi_native_mems(peer->engine, VNXI_TRANSPORTS),
         .asks = main_one->confirms,
     };
     vnx_status_t status = VNX_OK;

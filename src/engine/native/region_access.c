@@ -102,14 +102,17 @@ vnxi_native_find_reach(const vnxi_engine_t *engine,
 }
 
 uint32_t
-vnxi_native_mems(const vnxi_engine_t *engine)
+vnxi_native_mems(const vnxi_engine_t *engine, unsigned count)
 {
     uint32_t mems = 1u << VNX_MEM_DRAM;
-    vnxi_reach_t reach;
 
-    vnxi_native_find_reach(engine, NULL, &reach);
-    for (unsigned mem = 0; mem < VNX_MEM_COUNT; mem++) {
-        mems |= (uint32_t)(reach.moves[mem][VNX_MEM_DRAM] != 0) << mem;
+    for (unsigned t = 0; t < count; t++) {
+        const vnxi_port_t *port = vnxi_native_port(engine, t);
+        for (unsigned mem = 0; port != NULL && mem < VNX_MEM_COUNT; mem++) {
+            bool moves =
+                port->transport->refuses(port, mem, VNX_MEM_DRAM) == NULL;
+            mems |= (uint32_t)moves << mem;
+        }
     }
     return mems;
 }

@@ -1,5 +1,5 @@
 /*
- * The native engine's regions: by which transports each is reached.
+ * The native engine's regions: each records the transports that reach it.
  */
 #ifndef VNXI_NATIVE_REGION_ACCESS_H
 #define VNXI_NATIVE_REGION_ACCESS_H

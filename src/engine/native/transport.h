@@ -9,9 +9,9 @@
  * by the functions below and looks into none of it:
  *   port   an agent's side of the transport: a socket, a context of a library
  *   conn   the way to one peer
- *   slot   what the transport knows of one region: of ours, how peers reach
- *          it; of a peer's, how we do.  A region without a slot (NULL) is not
- *          known to the transport.
+ *   slot   the transport's data about one region: how peers reach a local
+ *          region, or how this agent reaches a peer's.  The transport does
+ *          not know a region without a slot (NULL).
  * A peer in this process is reached by its own region objects ("borrowed"), so
  * their slots are those of its own port.
  *
@@ -20,8 +20,8 @@
  * carries notifications, and its end is the peer's end.  Later ones connect
  * when they are first needed.  The route of a pair of regions is the first
  * transport that has a conn, moves bytes between these kinds of memory, and
- * knows the peer's region.  It must know every region of ours of a kind that
- * it moves.
+ * knows the peer's region.  A transport knows every local region of the kinds
+ * that it moves.
  *
  * Life: port_open -> leave -> settle -> port_stop -> port_free, and in
  * between any number of conn_create -> conn_start -> conn_close -> conn_free.
@@ -75,16 +75,15 @@ typedef struct vnxi_port_host {
 
     /* The conn with this id has failed, for this reason.  Not after
      * conn_close(), unless it is running at that time. */
-    void (*lost)(void *context, const vnxi_transport_t *transport,
-                 uintptr_t id, const char *cause);
+    void (*lost)(void *context, unsigned number, uintptr_t id,
+                 const char *cause);
 
     /* A region of a peer has another state, or the time set by set_alarm() has
      * come: transfers that wait may go on. */
     void (*changed)(void *context);
 
     /* Find a conn and keep its peer until drop(); NULL if it was closed. */
-    struct vnxi_conn *(*hold)(void *context, const vnxi_transport_t *transport,
-                              uintptr_t id);
+    struct vnxi_conn *(*hold)(void *context, unsigned number, uintptr_t id);
     void (*drop)(void *context, struct vnxi_conn *conn);
 
     /* The owner's epoch is lower than this one, which its metadata claims:
@@ -113,6 +112,15 @@ typedef struct vnxi_port {
     const vnxi_transport_t *transport; /* set by the engine */
     vnxi_port_config_t config;         /* set by the engine */
 } vnxi_port_t;
+
+/* Pass a notification on to the host; a callback whose context is the port. */
+static inline void
+vnxi_port_notif(void *port, const void *sender, size_t sender_len,
+                const void *message, size_t message_len)
+{
+    const vnxi_port_host_t *host = &((vnxi_port_t *)port)->config.host;
+    host->notif(host->context, sender, sender_len, message, message_len);
+}
 
 typedef struct vnxi_conn_args {
     const void *name; /* of the peer; kept until conn_free() */

@@ -131,14 +131,13 @@ cut_section(const wanted_t *wanted, vnxi_md_section_t *section)
 }
 
 static bool
-is_named(vnxi_md_bytes_t backend, const char *const *backends)
+is_one_of(vnxi_md_bytes_t backend, const char *const *backends)
 {
     if (backends == NULL) {
         return true;
     }
     for (; *backends != NULL; backends++) {
-        if (strlen(*backends) == backend.len &&
-            memcmp(*backends, backend.data, backend.len) == 0) {
+        if (vnxi_md_is_named(backend, *backends)) {
             return true;
         }
     }
@@ -155,7 +154,7 @@ cut(vnxi_metadata_t *blob, const wanted_t *wanted, bool with_connection,
 
     for (size_t i = 0; i < blob->section_count; i++) {
         vnxi_md_section_t *section = &blob->sections[i];
-        if (is_named(section->backend, backends)) {
+        if (is_one_of(section->backend, backends)) {
             cut_section(wanted, section);
         } else {
             section->count = 0;
@@ -169,7 +168,7 @@ cut(vnxi_metadata_t *blob, const wanted_t *wanted, bool with_connection,
     blob->section_count = kept;
     kept = 0;
     for (size_t i = 0; with_connection && i < blob->conn_count; i++) {
-        if (is_named(blob->conns[i].backend, backends)) {
+        if (is_one_of(blob->conns[i].backend, backends)) {
             blob->conns[kept++] = blob->conns[i];
         }
     }

@@ -382,6 +382,13 @@ parser_of(const void *blob, size_t len, vnx_error_t *error)
     };
 }
 
+bool
+vnxi_md_is_named(vnxi_md_bytes_t bytes, const char *name)
+{
+    return name != NULL && bytes.len == strlen(name) &&
+           memcmp(bytes.data, name, bytes.len) == 0;
+}
+
 vnx_status_t
 vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
                     vnx_error_t *error)

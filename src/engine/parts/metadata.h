@@ -20,6 +20,10 @@ typedef struct vnxi_md_bytes {
     size_t len;
 } vnxi_md_bytes_t;
 
+/* Return whether the bytes are this name.  A name that is NULL matches
+ * nothing. */
+bool vnxi_md_is_named(vnxi_md_bytes_t bytes, const char *name);
+
 typedef struct vnxi_md_conn {
     vnxi_md_bytes_t backend; /* "SHM" */
     vnxi_md_bytes_t info;

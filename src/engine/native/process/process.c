@@ -173,7 +173,7 @@ leave(vnxi_port_t *base)
         const vnxi_port_host_t *host = &other->base.config.host;
         vnxi_mutex_lock(&other->inbound_lock);
         if (other->is_open) {
-            host->lost(host->context, base->transport, id,
+            host->lost(host->context, base->config.number, id,
                        "the peer was closed");
         }
         vnxi_mutex_unlock(&other->inbound_lock);

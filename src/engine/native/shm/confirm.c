@@ -186,7 +186,7 @@ send_question(vnxi_shm_conn_t *conn, bool has_memory, question_t *question)
     vnxi_link_release(question->link);
     free(question->rows);
     if (status != VNX_OK && status != VNX_ERR_REMOTE_DISCONNECT) {
-        host->lost(host->context, conn->base.port->transport, conn->id,
+        host->lost(host->context, conn->base.port->config.number, conn->id,
                    error.cause);
     }
 }
@@ -340,7 +340,7 @@ static vnxi_shm_conn_t *
 hold(const vnxi_port_t *port, const vnxi_link_t *link)
 {
     const vnxi_port_host_t *host = &port->config.host;
-    return (vnxi_shm_conn_t *)host->hold(host->context, port->transport,
+    return (vnxi_shm_conn_t *)host->hold(host->context, port->config.number,
                                          (uintptr_t)vnxi_link_cookie(link));
 }
 

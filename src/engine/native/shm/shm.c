@@ -22,19 +22,11 @@
  */
 
 static void
-on_notif(void *context, const void *sender, size_t sender_len,
-         const void *message, size_t message_len)
-{
-    const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
-    host->notif(host->context, sender, sender_len, message, message_len);
-}
-
-static void
 on_ended(void *context, vnxi_link_t *link, const char *cause)
 {
     const vnxi_port_t *port = context;
     const vnxi_port_host_t *host = &port->config.host;
-    host->lost(host->context, port->transport,
+    host->lost(host->context, port->config.number,
                (uintptr_t)vnxi_link_cookie(link), cause);
 }
 
@@ -55,7 +47,7 @@ open_hub(vnxi_shm_port_t *port, vnx_error_t *error)
         .instance = config->identity->instance,
         .local = &port->info,
         .callbacks = {.context = port,
-                      .notif = on_notif,
+                      .notif = vnxi_port_notif,
                       .revoked = vnxi_confirm_on_revoked,
                       .ended = on_ended,
                       .confirm = vnxi_confirm_on_question,

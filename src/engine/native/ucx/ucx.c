@@ -63,19 +63,11 @@ ucx_of(const vnxi_port_t *port)
  */
 
 static void
-on_notif(void *context, const void *sender, size_t sender_len,
-         const void *message, size_t message_len)
-{
-    const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
-    host->notif(host->context, sender, sender_len, message, message_len);
-}
-
-static void
 on_lost(void *context, uintptr_t id, const char *cause)
 {
     const vnxi_port_t *port = context;
     const vnxi_port_host_t *host = &port->config.host;
-    host->lost(host->context, port->transport, id, cause);
+    host->lost(host->context, port->config.number, id, cause);
 }
 
 /* Get "timeout", in seconds, from the backend's parameters or the environment.
@@ -126,7 +118,7 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
         .workers = config->num_threads,
         .params = config->params,
         .param_count = config->param_count,
-        .events = {port, on_notif, on_lost},
+        .events = {port, vnxi_port_notif, on_lost},
     };
 
     if (port == NULL) {
