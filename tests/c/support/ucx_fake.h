@@ -7,42 +7,11 @@
 
 #include "ucx_pair.h"
 
-#include <dlfcn.h>
-#include <sched.h>
 #include <unistd.h>
 
-#include "fake_ucp.h"
+#include "fake_ucp_load.h"
 
-static fake_ucp_t *fake;
-static const fake_ucp_calls_t *calls;
 static ucx_side_t here, there;
-
-/* Wait for an event caused by another thread. */
-#define AWAIT(condition)                                                  \
-    do {                                                                  \
-        uint64_t end_of_patience_ = vnxi_clock_deadline(UCX_PATIENCE_NS); \
-        while (!(condition)) {                                            \
-            if (vnxi_clock_ns() > end_of_patience_) {                     \
-                fail_msg("in vain: %s", #condition);                      \
-            }                                                             \
-            sched_yield();                                                \
-        }                                                                 \
-    } while (0)
-
-/* Before anything of the backend is called. */
-static inline int
-fake_load(void)
-{
-    void *library = dlopen(FAKE_UCP, RTLD_NOW);
-    if (library == NULL) {
-        fprintf(stderr, "%s\n", dlerror());
-        return 1;
-    }
-    fake = dlsym(library, "fake_ucp");
-    calls = dlsym(library, "fake_ucp_calls");
-    setenv("VLLM_NIXL_UCX_LIBRARY", FAKE_UCP, 1);
-    return 0;
-}
 
 /* Requests end after the error or the close by force that ends them, as in UCX
  * 1.23 with TCP. */
@@ -55,25 +24,6 @@ fake_reset(void **state)
     memset((void *)fake, 0, sizeof *fake);
     atomic_store(&fake->error_first, fake_is_late);
     atomic_store(&fake->late_cancel, fake_is_late);
-    return 0;
-}
-
-/* After any test, the library has everything back. */
-static inline int
-fake_check(void **state)
-{
-    (void)state;
-    assert_int_equal(fake->misuses, 0);
-    assert_int_equal(fake->requests, 0);
-    assert_int_equal(fake->keys, 0);
-    assert_int_equal(fake->left_open, 0);
-    assert_int_equal(fake->eps, 0);
-    assert_int_equal(fake->mems, 0);
-    assert_int_equal(fake->buffers, 0);
-    assert_int_equal(fake->addresses, 0);
-    assert_int_equal(fake->workers, 0);
-    assert_int_equal(fake->contexts, 0);
-    assert_int_equal(fake->configs, 0);
     return 0;
 }
 

@@ -1,4 +1,4 @@
-#include "vnx_test.h"
+#include "damaged.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -84,26 +84,14 @@ static void
 test_identity_of_another_major_version_is_refused(void **state)
 {
     (void)state;
-    char bytes[SAMPLE_SIZE];
-
-    memcpy(bytes, sample_bytes, SAMPLE_SIZE);
-    bytes[0] = 2;
-    assert_refused(bytes, sizeof bytes, "has version 2, only 1 is supported");
-    bytes[0] = 0;
-    assert_refused(bytes, sizeof bytes, "has version 0");
+    damaged_version(sample_bytes, SAMPLE_SIZE, assert_refused);
 }
 
 static void
 test_identity_cut_off_anywhere_is_refused(void **state)
 {
     (void)state;
-    for (size_t len = 0; len < SAMPLE_SIZE; len++) {
-        char *part = malloc(len > 0 ? len : 1);
-        assert_non_null(part);
-        memcpy(part, sample_bytes, len);
-        assert_refused(part, len, "cut off");
-        free(part);
-    }
+    damaged_end(sample_bytes, SAMPLE_SIZE, assert_refused);
 }
 
 /* An epoch that is too high would make every later blob an old one. */
@@ -111,15 +99,7 @@ static void
 test_identity_changed_anywhere_is_refused(void **state)
 {
     (void)state;
-    char bytes[SAMPLE_SIZE];
-
-    for (size_t at = 0; at < SAMPLE_SIZE; at++) {
-        for (unsigned bit = 0; bit < 8; bit++) {
-            memcpy(bytes, sample_bytes, SAMPLE_SIZE);
-            bytes[at] = (char)(bytes[at] ^ (1 << bit));
-            assert_refused(bytes, SAMPLE_SIZE, "");
-        }
-    }
+    damaged_bits(sample_bytes, SAMPLE_SIZE, assert_refused);
 }
 
 int

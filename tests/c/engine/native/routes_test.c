@@ -10,24 +10,18 @@
  */
 #include "agent_fixture.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "engine/parts/metadata.h"
-#include "fake_ucp.h"
+#include "fake_ucp_load.h"
 
 #define LEN ((size_t)4 << 20)
 #define ROW 4096u
 #define ROWS (LEN / ROW)
-
-static fake_ucp_t *fake;
-static const fake_ucp_calls_t *calls;
 
 /* What belongs to whom; ucx_b is CPU memory that only UCX is to know. */
 typedef struct arena {
@@ -56,33 +50,8 @@ setup(void **state)
     return 0;
 }
 
-#define AWAIT(condition)                                          \
-    do {                                                          \
-        uint64_t patience_end = vnxi_clock_deadline(SECONDS(20)); \
-        while (!(condition)) {                                    \
-            if (vnxi_clock_ns() > patience_end) {                 \
-                fail_msg("in vain: %s", #condition);              \
-            }                                                     \
-            sched_yield();                                        \
-        }                                                         \
-    } while (0)
-
-/* After any test, the library has everything back. */
-static int
-teardown(void **state)
-{
-    (void)state;
-    assert_int_equal(fake->misuses, 0);
-    assert_int_equal(fake->requests, 0);
-    assert_int_equal(fake->keys, 0);
-    assert_int_equal(fake->eps, 0);
-    assert_int_equal(fake->mems, 0);
-    assert_int_equal(fake->workers, 0);
-    assert_int_equal(fake->contexts, 0);
-    return 0;
-}
-
-#define with_fake(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define with_fake(test) \
+    cmocka_unit_test_setup_teardown(test, setup, fake_check)
 
 /* The thread that ends a transfer still refers to the agent for a moment, and
  * must not be the one that closes it. */
@@ -888,14 +857,9 @@ main(void)
         with_fake(test_routes_survive_the_failure_of_one),
         with_fake(test_routes_of_one_transfer_end_once),
     };
-    void *library = dlopen(FAKE_UCP, RTLD_NOW);
-    if (library == NULL) {
-        fprintf(stderr, "%s\n", dlerror());
+    if (fake_load() != 0) {
         return 1;
     }
-    fake = dlsym(library, "fake_ucp");
-    calls = dlsym(library, "fake_ucp_calls");
-    setenv("VLLM_NIXL_UCX_LIBRARY", FAKE_UCP, 1);
     arena = mmap(NULL, sizeof *arena, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(arena != MAP_FAILED);

@@ -1,4 +1,4 @@
-#include "vnx_test.h"
+#include "damaged.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,40 +123,21 @@ static void
 test_shm_info_of_another_major_version_is_refused(void **state)
 {
     (void)state;
-    char bytes[SAMPLE_SIZE];
-    memcpy(bytes, sample_bytes, SAMPLE_SIZE);
-    bytes[0] = 2;
-    assert_info_refused(bytes, sizeof bytes,
-                        "has version 2, only 1 is supported");
-    bytes[0] = 0;
-    assert_info_refused(bytes, sizeof bytes, "has version 0");
+    damaged_version(sample_bytes, SAMPLE_SIZE, assert_info_refused);
 }
 
 static void
 test_shm_info_cut_off_anywhere_is_refused(void **state)
 {
     (void)state;
-    for (size_t len = 0; len < SAMPLE_SIZE; len++) {
-        char *part = malloc(len > 0 ? len : 1);
-        assert_non_null(part);
-        memcpy(part, sample_bytes, len);
-        assert_info_refused(part, len, "cut off");
-        free(part);
-    }
+    damaged_end(sample_bytes, SAMPLE_SIZE, assert_info_refused);
 }
 
 static void
 test_shm_info_changed_anywhere_is_refused(void **state)
 {
     (void)state;
-    char bytes[SAMPLE_SIZE];
-    for (size_t at = 0; at < SAMPLE_SIZE; at++) {
-        for (unsigned bit = 0; bit < 8; bit++) {
-            memcpy(bytes, sample_bytes, SAMPLE_SIZE);
-            bytes[at] = (char)(bytes[at] ^ (1 << bit));
-            assert_info_refused(bytes, SAMPLE_SIZE, "");
-        }
-    }
+    damaged_bits(sample_bytes, SAMPLE_SIZE, assert_info_refused);
 }
 
 static void
