@@ -100,6 +100,9 @@ vnx_status_t vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
 vnx_status_t vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
                                vnx_error_t *error);
 
+/* vnx_agent_release() for threads of an engine.  NULL is allowed. */
+void vnxi_agent_release_in_callback(vnx_agent_t *agent);
+
 /* -- Peers (peers.c) -------------------------------------------------------
  */
 

@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/mutex.h"
+#include "base/thread.h"
 #include "core/agent.h"
 
 #define NAME_MAX_LEN 65535
@@ -105,6 +107,33 @@ agent_destroy(vnx_agent_t *agent)
 {
     vnx_agent_close(agent);
     agent_free(agent);
+}
+
+static void *
+release_entry(void *agent)
+{
+    vnx_agent_release(agent);
+    return NULL;
+}
+
+/* Closing waits until the engine's threads have left their callbacks, so none
+ * of them may do it. */
+void
+vnxi_agent_release_in_callback(vnx_agent_t *agent)
+{
+    unsigned refs = agent != NULL ? atomic_load(&agent->refs) : 0;
+
+    while (refs > 1) {
+        if (atomic_compare_exchange_weak(&agent->refs, &refs, refs - 1)) {
+            return;
+        }
+    }
+    if (refs == 1 && vnxi_thread_start_detached(release_entry, agent) != 0) {
+        vnxi_log(VNXI_LOG_ERROR,
+                 "agent %s: nobody refers to it any more, but it cannot be "
+                 "closed, because no thread can be started",
+                 agent->name);
+    }
 }
 
 vnx_status_t

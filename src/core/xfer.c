@@ -240,19 +240,27 @@ vnx_xfer_retain(vnx_xfer_t *xfer)
     return xfer;
 }
 
-void
-vnx_xfer_drop(vnx_xfer_t *xfer)
+/* Drop a reference.  Returns the agent if it was the last one: the caller
+ * releases it. */
+static vnx_agent_t *
+drop(vnx_xfer_t *xfer)
 {
     if (atomic_fetch_sub(&xfer->refs, 1) != 1 ||
         vnxi_fork_crossed(xfer->agent->fork_count)) {
-        return;
+        return NULL;
     }
     vnx_agent_t *agent = xfer->agent;
     agent->ops->xfer_release(xfer->exfer);
     free(xfer->error);
     free(xfer->notif);
     free(xfer);
-    vnx_agent_release(agent);
+    return agent;
+}
+
+void
+vnx_xfer_drop(vnx_xfer_t *xfer)
+{
+    vnx_agent_release(drop(xfer));
 }
 
 /* -- Post and end ------------------------------------------------------------
@@ -330,7 +338,7 @@ vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
     vnx_xfer_t *xfer = cookie;
     (void)context;
     xfer_end(xfer, status, error);
-    vnx_xfer_drop(xfer);
+    vnxi_agent_release_in_callback(drop(xfer));
 }
 
 /* Move from READY or an end state to POSTED.  False: another post is active.

@@ -3,6 +3,10 @@
 #include "pool_gate.h"
 
 #include <poll.h>
+#include <semaphore.h>
+#include <time.h>
+
+#include "core/agent.h"
 
 static void
 check_status(const vnx_xfer_t *xfer, vnx_xfer_state_t state,
@@ -645,6 +649,45 @@ test_core_xfer_end_is_an_event(void **state)
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
+/* -- References -------------------------------------------------------------
+ */
+
+static void (*destroy_agent)(vnx_agent_t *agent);
+static sem_t destroyed;
+
+static void
+destroy_and_say_so(vnx_agent_t *agent)
+{
+    destroy_agent(agent);
+    sem_post(&destroyed);
+}
+
+/* A copy thread has the last reference to the transfer and, with it, to the
+ * agent: closing the agent must not wait for that thread's callback. */
+static void
+test_core_xfer_may_have_the_last_reference(void **state)
+{
+    pair_t *p = *state;
+    vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
+    struct timespec end;
+
+    destroy_agent = p->a->destroy;
+    p->a->destroy = destroy_and_say_so;
+    assert_int_equal(sem_init(&destroyed, 0, 0), 0);
+    pool_gate_t *gate = gate_shut();
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    vnx_xfer_drop(xfer);
+    vnx_agent_release(p->a);
+    p->a = NULL;
+    gate_open(gate);
+
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 30;
+    assert_int_equal(sem_timedwait(&destroyed, &end), 0);
+    assert_memory_equal(p->at_a, p->at_b, p->len);
+    sem_destroy(&destroyed);
+}
+
 int
 main(void)
 {
@@ -656,6 +699,7 @@ main(void)
         with_pair(test_core_xfer_cancel_of_an_unposted_one_changes_nothing),
         with_pair(test_core_xfer_released_in_flight_stops_writing),
         with_pair(test_core_xfer_kept_by_a_second_reference),
+        with_pair(test_core_xfer_may_have_the_last_reference),
         with_pair(test_core_xfer_notif_given_at_a_post_is_kept),
         with_pair(test_core_xfer_empty_notif_is_sent_and_null_is_not),
         with_pair(test_core_xfer_without_success_sends_no_notif),

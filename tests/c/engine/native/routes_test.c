@@ -53,8 +53,8 @@ setup(void **state)
 #define with_fake(test) \
     cmocka_unit_test_setup_teardown(test, setup, fake_check)
 
-/* The thread that ends a transfer still refers to the agent for a moment, and
- * must not be the one that closes it. */
+/* A thread of the engine may have the last reference for a moment, and then
+ * the agent is closed later; fake_check() needs it closed. */
 static void
 end_agent(vnx_agent_t *agent)
 {
@@ -839,6 +839,28 @@ test_routes_of_one_transfer_end_once(void **state)
     scene_close(&s);
 }
 
+/* The engine has the last reference to the transfer and, with it, to the
+ * agent: closing the agent must not wait for the callback that drops it. */
+static void
+test_routes_engine_drops_the_last_reference(void **state)
+{
+    child_t child = start_child("g");
+    vnx_agent_t *agent = make_agent("A");
+    (void)state;
+
+    register_mem(agent, VNX_MEM_VRAM, arena->gpu_a);
+    load(agent, &child);
+    vnx_xfer_t *xfer = make(agent, VNX_OP_READ, VNX_MEM_VRAM, arena->gpu_a,
+                            "B", VNX_MEM_VRAM, arena->gpu_b);
+    post_held(xfer);
+    vnx_xfer_drop(xfer);
+    vnx_agent_release(agent);
+    hold(FAKE_GET, false);
+    AWAIT(atomic_load(&fake->contexts) == 0);
+    assert_memory_equal(arena->gpu_a, arena->gpu_b, LEN);
+    end_child(&child);
+}
+
 int
 main(void)
 {
@@ -856,6 +878,7 @@ main(void)
         with_fake(test_routes_in_flight_end_with_the_agent),
         with_fake(test_routes_survive_the_failure_of_one),
         with_fake(test_routes_of_one_transfer_end_once),
+        with_fake(test_routes_engine_drops_the_last_reference),
     };
     if (fake_load() != 0) {
         return 1;
