@@ -73,6 +73,62 @@ scan_run(const vnx_desc_t *rows, size_t count)
     return scan;
 }
 
+/* Widen the scan, whose `end` is the highest address for now, by `pairs` pairs
+ * of rows.  False: one has another length or device than `first`. */
+static inline bool
+scan_pairs(const vnx_desc_t *rows, size_t pairs, const vnx_desc_t *first,
+           vnxi_rows_scan_t *scan)
+{
+    const pair_t one = {first->addr, first->len};
+    const pair_t two = {first->dev, first->addr};
+    const pair_t three = {first->len, first->dev};
+    pair_t ones = {0, 0}, twos = {0, 0}, threes = {0, 0};
+    const pair_t *at = (const void *)rows;
+    uint64_t low = scan->low, high = scan->end;
+
+    for (size_t i = 0; i < pairs; i++, at += 3) {
+        uint64_t a = rows[2 * i].addr, b = rows[2 * i + 1].addr;
+        low = a < low ? a : low;
+        high = a > high ? a : high;
+        low = b < low ? b : low;
+        high = b > high ? b : high;
+        ones |= at[0] ^ one;
+        twos |= at[1] ^ two;
+        threes |= at[2] ^ three;
+    }
+    scan->low = low;
+    scan->end = high;
+    scan->addr_bits |= ones[0] | twos[1];
+    return (ones[1] | twos[0] | threes[0] | threes[1]) == 0;
+}
+
+/* Scan rows of one length and one device, the usual case, in less time than
+ * scan_any() takes.  False: they differ. */
+static bool
+scan_uniform(const vnx_desc_t *rows, size_t count, vnxi_rows_scan_t *scan_p)
+{
+    const vnx_desc_t first = rows[0];
+    vnxi_rows_scan_t scan = {.low = first.addr,
+                             .end = first.addr,
+                             .one_len = true,
+                             .one_dev = true,
+                             .len_is_u32 = first.len <= UINT32_MAX};
+    size_t pairs = count / 2;
+
+    for (rows += count % 2; pairs > 0;) {
+        size_t n = pairs < 64 ? pairs : 64;
+        if (!scan_pairs(rows, n, &first, &scan)) {
+            return false;
+        }
+        rows += 2 * n;
+        pairs -= n;
+    }
+    scan.bad = __builtin_add_overflow(scan.end, first.len, &scan.end);
+    scan.bad |= first.len == 0;
+    *scan_p = scan;
+    return true;
+}
+
 static vnxi_rows_scan_t
 scan_any(const vnx_desc_t *rows, size_t count)
 {
@@ -103,8 +159,12 @@ scan_any(const vnx_desc_t *rows, size_t count)
 vnxi_rows_scan_t
 vnxi_rows_scan(const vnx_desc_t *rows, size_t count)
 {
-    return rows_are_run(rows, count) ? scan_run(rows, count)
-                                     : scan_any(rows, count);
+    vnxi_rows_scan_t scan;
+
+    if (rows_are_run(rows, count)) {
+        return scan_run(rows, count);
+    }
+    return scan_uniform(rows, count, &scan) ? scan : scan_any(rows, count);
 }
 
 /* -- Encoding ------------------------------------------------------------- */

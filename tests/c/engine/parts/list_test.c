@@ -211,6 +211,52 @@ test_list_mixes_encodings(void **state)
     free(rows);
 }
 
+/* One row of a block has another length or device, or is not valid. */
+static void
+test_list_notices_one_other_row(void **state)
+{
+    (void)state;
+    const size_t counts[] = {2, 3, 128, 131, BLOCK};
+    const vnx_desc_t bad[] = {{big.addr, 0, 0}, {UINT64_MAX - 10, 4 * K, 0}};
+    vnx_desc_t rows[BLOCK];
+    vnxi_region_table_t *table = forms_table();
+    uint64_t random = 6;
+
+    for (size_t i = 0; i < BLOCK; i++) {
+        rows[i] = row_random_blocks(i, &random);
+    }
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        size_t count = counts[c];
+        for (size_t at = 0; at < count; at++) {
+            const vnx_desc_t row = rows[at];
+            const vnx_desc_t other[] = {{row.addr, row.len - 1, 0},
+                                        {row.addr, row.len, 2}};
+            for (size_t k = 0; k < 2; k++) {
+                rows[at] = other[k];
+                vnxi_list_t *list = make_list(table, rows, count);
+                assert_row(list, at, other[k]);
+                assert_true(list->uniform == (k == 1));
+                vnxi_list_release(list);
+
+                vnx_error_t error;
+                vnxi_builder_t *builder = begin_list(table);
+                rows[at] = bad[k];
+                vnx_status_t status =
+                    vnxi_list_feed(builder, rows, count, &error);
+                if (status == VNX_OK) { /* rows wait for a whole block */
+                    vnxi_list_t *none = NULL;
+                    status = vnxi_list_finish(builder, &none, &error);
+                }
+                assert_int_equal(status, VNX_ERR_INVALID_PARAM);
+                assert_int_equal(error.row, at);
+                vnxi_list_abort(builder);
+            }
+            rows[at] = row;
+        }
+    }
+    vnxi_region_table_release(table);
+}
+
 static void
 test_list_is_compact(void **state)
 {
@@ -973,6 +1019,7 @@ main(void)
         cmocka_unit_test(test_list_of_a_class_begins_and_ends_once),
         cmocka_unit_test(test_list_returns_the_rows_it_was_fed),
         cmocka_unit_test(test_list_mixes_encodings),
+        cmocka_unit_test(test_list_notices_one_other_row),
         cmocka_unit_test(test_list_is_compact),
         cmocka_unit_test(test_list_strided_rows_are_unrolled),
         cmocka_unit_test(test_list_strided_layers_take_little_memory),
