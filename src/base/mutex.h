@@ -37,6 +37,7 @@
     X(CHOICE, "choice.lock")                       \
     X(AGENT_LOAD, "agent.load_lock")               \
     X(AGENT_PEERS, "agent.peers_lock")             \
+    X(UCX_PROGRESS, "ucx_worker.progress_lock")    \
     X(DEADLINE, "deadline")                        \
     X(NATIVE_BACKEND, "native.backend_lock")       \
     X(PROCESS_INBOUND, "process.inbound_lock")     \
@@ -57,7 +58,6 @@
     X(NATIVE_MAP, "native.map_lock")               \
     X(REGISTRY, "registry.lock")                   \
     X(DIRECTORY, "directory")                      \
-    X(UCX_PROGRESS, "ucx_worker.progress_lock")    \
     X(NATIVE_PEERS, "native.peers_lock")           \
     X(NATIVE_PEER, "native_peer.lock")             \
     X(SHM_CONN, "shm_conn.lock")                   \

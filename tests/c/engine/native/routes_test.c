@@ -861,6 +861,33 @@ test_routes_engine_drops_the_last_reference(void **state)
     end_child(&child);
 }
 
+/* The part that UCX moves ends on UCX's thread, which stops the deadline. */
+static void
+test_routes_in_flight_end_at_the_timeout(void **state)
+{
+    child_t child = start_child("g");
+    vnx_agent_t *agent = make_agent("A");
+    (void)state;
+
+    register_mem(agent, VNX_MEM_VRAM, arena->gpu_a);
+    load(agent, &child);
+    vnx_xfer_t *xfer = make(agent, VNX_OP_READ, VNX_MEM_VRAM, arena->gpu_a,
+                            "B", VNX_MEM_VRAM, arena->gpu_b);
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, SECONDS(30), NULL),
+                     VNX_IN_PROG);
+    assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), e));
+    assert_memory_equal(arena->gpu_a, arena->gpu_b, LEN);
+
+    hold(FAKE_GET, true);
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, 1000000, NULL),
+                     VNX_IN_PROG);
+    assert_fails(agent, xfer, VNX_ERR_TIMEOUT);
+    hold(FAKE_GET, false);
+    assert_ok(vnx_xfer_release(xfer, e));
+    end_agent(agent);
+    end_child(&child);
+}
+
 int
 main(void)
 {
@@ -873,6 +900,7 @@ main(void)
         with_fake(test_routes_of_one_transfer_move_every_byte),
         with_fake(test_routes_in_flight_end_with_a_killed_peer),
         with_fake(test_routes_in_flight_are_cancelled),
+        with_fake(test_routes_in_flight_end_at_the_timeout),
         with_fake(test_routes_in_flight_end_when_our_region_goes),
         with_fake(test_routes_in_flight_end_when_the_peers_region_goes),
         with_fake(test_routes_in_flight_end_with_the_agent),
