@@ -30,6 +30,20 @@ vnxi_error_set(vnx_error_t *error, vnx_status_t status, const char *operation,
 }
 
 void
+vnxi_error_add(vnx_error_t *error, const char *more, ...)
+{
+    va_list args;
+
+    if (error == NULL) {
+        return;
+    }
+    size_t len = strlen(error->cause);
+    va_start(args, more);
+    vsnprintf(error->cause + len, sizeof error->cause - len, more, args);
+    va_end(args);
+}
+
+void
 vnxi_error_peer(vnx_error_t *error, const void *name, size_t len)
 {
     if (error == NULL) {

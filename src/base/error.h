@@ -20,6 +20,11 @@ vnx_status_t vnxi_error_set(vnx_error_t *error, vnx_status_t status,
                             const char *operation, const char *cause, ...)
     __attribute__((format(printf, 4, 5)));
 
+/* Append to the cause of a record that was just written, such as what the
+ * caller can do.  NULL is allowed. */
+void vnxi_error_add(vnx_error_t *error, const char *more, ...)
+    __attribute__((format(printf, 2, 3)));
+
 /* Add to a record that was just written.  NULL is allowed. */
 void vnxi_error_peer(vnx_error_t *error, const void *name, size_t len);
 void vnxi_error_row(vnx_error_t *error, size_t row);

@@ -1,8 +1,9 @@
 /*
  * The log: each call writes one line to stderr, "vllm_nixl WARNING: ...".  The
  * level is read once from VLLM_NIXL_LOG_LEVEL: error, warning (default), info,
- * debug.  Never called on a hot path.  Log a problem where it is detected, and
- * only if no caller gets it as an error record.
+ * debug; another value causes a warning.  Never called on a hot path.  Log a
+ * problem where it is detected, and only if no caller gets it as an error
+ * record.
  */
 #ifndef VNXI_BASE_LOG_H
 #define VNXI_BASE_LOG_H

@@ -29,6 +29,22 @@ test_error_names_operation_row_peer_and_cause(void **state)
 }
 
 static void
+test_error_cause_can_be_extended(void **state)
+{
+    (void)state;
+    vnx_error_t error;
+
+    vnxi_error_set(&error, VNX_ERR_BACKEND, "x", "refused");
+    vnxi_error_add(&error, "; try %s", "again");
+    assert_string_equal(error.cause, "refused; try again");
+    for (int i = 0; i < VNX_ERROR_CAUSE_MAX; i++) {
+        vnxi_error_add(&error, "%s", "more");
+    }
+    assert_int_equal(strlen(error.cause), VNX_ERROR_CAUSE_MAX - 1);
+    vnxi_error_add(NULL, "more");
+}
+
+static void
 test_error_format_cuts_to_the_buffer(void **state)
 {
     (void)state;
@@ -130,6 +146,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_error_names_the_limit_of_descriptors),
         cmocka_unit_test(test_error_names_operation_row_peer_and_cause),
+        cmocka_unit_test(test_error_cause_can_be_extended),
         cmocka_unit_test(test_error_format_cuts_to_the_buffer),
         cmocka_unit_test(test_error_without_a_record_still_gives_the_status),
         cmocka_unit_test(test_error_long_peer_and_cause_are_cut),
