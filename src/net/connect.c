@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <unistd.h>
@@ -53,6 +55,7 @@ vnxi_dial_addresses(vnxi_dial_t *dial, const vnxi_addresses_t *addresses,
     dial->next = now;
     for (size_t i = 0; i < VNXI_ADDRESSES_MAX; i++) {
         dial->fds[i] = -1;
+        dial->errs[i] = 0;
     }
 }
 
@@ -103,8 +106,7 @@ watch(vnxi_dial_t *dial, size_t index)
 static void
 attempt_failed(vnxi_dial_t *dial, size_t index, int err)
 {
-    dial->err = err;
-    dial->last = index;
+    dial->errs[index] = err;
     attempt_close(dial, index);
     dial->next = 0; /* the next one at once */
 }
@@ -188,11 +190,27 @@ keep_loopback(vnxi_addresses_t *addresses)
     return count > 0;
 }
 
+/* No name contains a slash or a colon, and an IPv6 address has more than one
+ * colon. */
+static bool
+has_more_than_a_name(const char *host)
+{
+    const char *colon = strchr(host, ':');
+
+    return strchr(host, '/') != NULL ||
+           (colon != NULL && strchr(colon + 1, ':') == NULL);
+}
+
 static vnx_status_t
 resolve(vnxi_dial_t *dial, uint64_t now)
 {
     vnxi_addresses_t found;
 
+    if (has_more_than_a_name(dial->host)) {
+        dial->reason = "not the name or the address of a host: it must be "
+                       "given without a scheme or a port";
+        return VNX_ERR_NOT_FOUND;
+    }
     vnx_status_t status =
         dial->lookup == NULL
             ? vnxi_lookup_begin(dial->host, dial->port, &found, &dial->lookup,
@@ -209,6 +227,89 @@ resolve(vnxi_dial_t *dial, uint64_t now)
     return VNX_OK;
 }
 
+/* -- Messages ------------------------------------------------------------- */
+
+__attribute__((format(printf, 2, 3))) static void
+text_add(vnxi_dial_t *dial, const char *format, ...)
+{
+    size_t used = strlen(dial->text);
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(dial->text + used, sizeof dial->text - used, format, args);
+    va_end(args);
+}
+
+static bool
+is_first_with_err(const vnxi_dial_t *dial, size_t index)
+{
+    for (size_t i = 0; i < index; i++) {
+        if (dial->errs[i] == dial->errs[index]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Add " (127.0.0.1, ::1)", the attempts that have come to `err`, except if
+ * `whom` says it. */
+static void
+addresses_add(vnxi_dial_t *dial, int err)
+{
+    char address[VNXI_ADDRESS_TEXT];
+    const char *between = " (";
+
+    if (dial->whom == dial->address) {
+        return;
+    }
+    for (size_t i = 0; i < dial->begun; i++) {
+        if (dial->errs[i] == err) {
+            vnxi_address_text(&dial->addresses.list[i], address);
+            text_add(dial, "%s%s", between, address);
+            between = ", ";
+        }
+    }
+    text_add(dial, ")");
+}
+
+/* Add what the attempts have come to: "Connection refused (127.0.0.1, ::1)".
+ */
+static void
+attempts_add(vnxi_dial_t *dial, const char *between)
+{
+    for (size_t i = 0; i < dial->begun; i++) {
+        if (is_first_with_err(dial, i)) {
+            int err = dial->errs[i];
+            text_add(dial, "%s%s", between,
+                     err != 0 ? vnxi_errno(err) : "no answer");
+            addresses_add(dial, err);
+            between = "; ";
+        }
+    }
+}
+
+const char *
+vnxi_dial_timed_out(vnxi_dial_t *dial)
+{
+    snprintf(dial->text, sizeof dial->text, "timed out");
+    if (dial->is_connecting && dial->whom != dial->address) {
+        attempts_add(dial, ": ");
+    }
+    return dial->text;
+}
+
+/* -- Steps ---------------------------------------------------------------- */
+
+/* Name the address that has connected, or the only one there is. */
+static void
+set_whom(vnxi_dial_t *dial, bool is_connected)
+{
+    if (is_connected || dial->addresses.count == 1) {
+        vnxi_address_text(&dial->addresses.list[dial->last], dial->address);
+        dial->whom = dial->address;
+    }
+}
+
 vnx_status_t
 vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p)
 {
@@ -219,8 +320,7 @@ vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p)
         }
     }
     bool done = any_connected(dial, now);
-    vnxi_address_text(&dial->addresses.list[dial->last], dial->address);
-    dial->whom = dial->address;
+    set_whom(dial, done);
     if (done) {
         *fd_p = dial->fds[dial->last];
         dial->fds[dial->last] = -1;
@@ -231,7 +331,9 @@ vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p)
     if (dial->open > 0) {
         return VNX_IN_PROG;
     }
-    dial->reason = vnxi_errno_text(dial->err, dial->text);
+    dial->text[0] = '\0';
+    attempts_add(dial, "");
+    dial->reason = dial->text;
     return VNX_ERR_BACKEND;
 }
 

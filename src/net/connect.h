@@ -13,6 +13,8 @@
 #include "base/error.h"
 #include "net/resolve.h"
 
+#define VNXI_DIAL_TEXT 240
+
 typedef struct vnxi_dial {
     const char *host; /* borrowed */
     int port;
@@ -20,20 +22,20 @@ typedef struct vnxi_dial {
     const char *only_loopback; /* NULL, or why other addresses are refused; the
                                   caller may set it after vnxi_dial_init() */
     vnxi_lookup_t *lookup;     /* owned */
-    bool is_connecting; /* else it is resolving, and nothing up to `err` is
+    bool is_connecting; /* else it is resolving, and nothing up to `last` is
                            valid */
-    vnxi_addresses_t addresses;  /* in the order of the attempts */
-    int fds[VNXI_ADDRESSES_MAX]; /* owned; -1: not begun, or failed */
+    vnxi_addresses_t addresses;   /* in the order of the attempts */
+    int fds[VNXI_ADDRESSES_MAX];  /* owned; -1: not begun, or failed */
+    int errs[VNXI_ADDRESSES_MAX]; /* errno of the failed ones, else 0 */
     size_t begun, open;
     int epoll_fd;      /* owned; has all attempts, once there are two */
     uint64_t interval; /* ns between attempts */
     uint64_t next;     /* when the next attempt starts; UINT64_MAX: none */
-    size_t last;       /* index of the last failed or connected one */
-    int err;           /* errno of the last failure */
+    size_t last;       /* index of the one that has connected */
     const char *whom;  /* for records: the host, then `address` */
-    char address[VNXI_ADDRESS_TEXT];
-    const char *reason; /* after an error; static, or `text` */
-    char text[VNXI_ERRNO_TEXT];
+    char address[VNXI_ADDRESS_TEXT]; /* that one, or the only one */
+    const char *reason;              /* after an error; static, or `text` */
+    char text[VNXI_DIAL_TEXT];
 } vnxi_dial_t;
 
 /* Prepare; nothing begins yet.  `deadline` is a time of vnxi_clock_ns(); it
@@ -53,8 +55,12 @@ void vnxi_dial_fini(vnxi_dial_t *dial);
  * addresses.list[last].  VNX_IN_PROG: wait for what vnxi_dial_wait() returns,
  * then call again.  Any other status is an error of vnxi_lookup_begin(),
  * VNX_ERR_NOT_ALLOWED because of only_loopback, or VNX_ERR_BACKEND because
- * every attempt has failed; `reason` has the cause. */
+ * every attempt has failed; `reason` has the cause, of all attempts. */
 vnx_status_t vnxi_dial_step(vnxi_dial_t *dial, uint64_t now, int *fd_p);
+
+/* Return why the connection does not exist when the caller gives up now:
+ * "timed out", and what each attempt has come to.  In `text`. */
+const char *vnxi_dial_timed_out(vnxi_dial_t *dial);
 
 /* Return the descriptor, the poll events and the time to wait for before the
  * next step. */

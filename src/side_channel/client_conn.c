@@ -62,8 +62,10 @@ check_time(vnxi_client_conn_t *conn)
 {
     return vnxi_clock_ns() < conn->request->deadline
                ? VNX_OK
-               : vnxi_request_failed(conn->request, VNX_ERR_TIMEOUT,
-                                     "timed out");
+               : vnxi_request_failed(conn->request, VNX_ERR_TIMEOUT, "%s",
+                                     conn->stage == VNXI_CLIENT_DIAL
+                                         ? vnxi_dial_timed_out(&conn->dial)
+                                         : "timed out");
 }
 
 /* -- Connecting ----------------------------------------------------------- */
@@ -75,7 +77,8 @@ vnxi_client_conn_dial(vnxi_client_conn_t *conn)
     int fd = -1, on = 1;
 
     vnx_status_t status = vnxi_dial_step(&conn->dial, vnxi_clock_ns(), &fd);
-    request->phase = conn->dial.is_connecting ? "connecting to" : "resolving";
+    request->phase =
+        conn->dial.is_connecting ? VNXI_PHASE_CONNECTING : "resolving";
     request->whom = conn->dial.whom;
     if (status == VNX_IN_PROG) {
         vnxi_dial_wait(&conn->dial, &request->fd, &request->events,

@@ -83,8 +83,9 @@ set_phase(http_client_t *client)
     request->whom = client->conn.dial.whom;
     if (client->conn.stage == VNXI_CLIENT_DIAL &&
         !has_happened(client, CURLINFO_CONNECT_TIME_T)) {
-        request->phase =
-            request->whom == request->host ? "resolving" : "connecting to";
+        request->phase = request->whom == request->host
+                             ? "resolving"
+                             : VNXI_PHASE_CONNECTING;
     } else {
         request->phase =
             request->options->tls &&
@@ -732,7 +733,10 @@ http_step(vnxi_request_t *request)
         if (client->multi != NULL) {
             set_phase(client);
         }
-        return vnxi_request_failed(request, VNX_ERR_TIMEOUT, "timed out");
+        return vnxi_request_failed(
+            request, VNX_ERR_TIMEOUT, "%s",
+            client->multi != NULL ? "timed out"
+                                  : vnxi_dial_timed_out(&client->conn.dial));
     }
     if (client->multi == NULL) {
         status = begin(client);

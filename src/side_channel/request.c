@@ -176,6 +176,7 @@ request_init(vnxi_request_t *request,
         .whom = text,
         .fd = -1,
         .watched = -1,
+        .has_retries = given->retries > 0,
         .retries = given->retries,
         .backoff_ms = given->backoff_ms > 0 ? given->backoff_ms
                                             : VNX_SIDE_CHANNEL_BACKOFF_MS,
@@ -241,6 +242,18 @@ set_due(vnxi_requests_t *set, vnxi_request_t *request, uint64_t due)
     }
 }
 
+/* Tell a caller that did not ask for retries about them, if nobody listens. */
+static void
+advise_retries(vnxi_request_t *request, vnx_status_t status)
+{
+    if (status == VNX_ERR_BACKEND && !request->has_retries &&
+        strcmp(request->phase, VNXI_PHASE_CONNECTING) == 0) {
+        vnxi_error_add(&request->answer.error,
+                       "; the listener may not be up yet: retries=N tries N "
+                       "more times, retries=None until the timeout");
+    }
+}
+
 static void
 try_failed(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
 {
@@ -259,6 +272,7 @@ try_failed(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
             return;
         }
     }
+    advise_retries(request, status);
     end(set, request, status);
 }
 

@@ -39,6 +39,8 @@ typedef enum vnxi_request_state {
     VNXI_REQUEST_ENDED,   /* has its answer */
 } vnxi_request_state_t;
 
+#define VNXI_PHASE_CONNECTING "connecting to"
+
 typedef struct vnxi_request {
     /* Constant: */
     const char *host;
@@ -49,6 +51,7 @@ typedef struct vnxi_request {
     const vnx_side_channel_options_t *options;
     uint64_t start, deadline; /* vnxi_clock_ns(); they cover all tries */
     char *text;               /* owned: host, key and endpoint */
+    bool has_retries;         /* the caller asked for further tries */
     /* Written by the transport, during a try: */
     void *client;      /* the transport's state; NULL: no try is running */
     const char *phase; /* for records: "receiving from" */

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -175,7 +176,7 @@ test_dial_continues_at_once_after_a_refusal(void **state)
 }
 
 static void
-test_dial_reports_the_last_failure(void **state)
+test_dial_reports_every_failure(void **state)
 {
     int dead, bound = listen_on(-1, &dead), fd = -1;
     const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
@@ -186,10 +187,52 @@ test_dial_reports_the_last_failure(void **state)
 
     dial_of(&dial, list, 2, 0, 60 * SECOND);
     assert_int_equal(settle(&dial, 0, &fd), VNX_ERR_BACKEND);
-    assert_int_equal(dial.err, ECONNREFUSED);
-    assert_int_equal(dial.last, 1);
+    assert_string_equal(dial.reason,
+                        "Connection refused (127.0.0.1, 127.0.0.2)");
     assert_int_equal(fd, -1);
     assert_int_equal(open_fds(), before);
+    close(bound);
+}
+
+/* Two causes, each with its addresses. */
+static void
+test_dial_reports_each_cause_once(void **state)
+{
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    vnxi_address_t odd = {.len = sizeof(struct sockaddr_in)};
+    vnxi_address_t list[3] = {address_of("127.0.0.1", dead), odd,
+                              address_of("127.0.0.2", dead)};
+    char want[VNXI_DIAL_TEXT];
+    vnxi_dial_t dial;
+    (void)state;
+
+    list[1].addr.ss_family = AF_UNSPEC; /* no such socket */
+    dial_of(&dial, list, 3, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_ERR_BACKEND);
+    snprintf(want, sizeof want, "%s (127.0.0.1, 127.0.0.2); %s (?)",
+             strerror(ECONNREFUSED), strerror(EAFNOSUPPORT));
+    assert_string_equal(dial.reason, want);
+    close(bound);
+}
+
+static void
+test_dial_that_timed_out_says_who_did_not_answer(void **state)
+{
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    mute_t mute;
+    vnxi_dial_t dial;
+    (void)state;
+
+    mute_open(&mute);
+    const vnxi_address_t list[] = {address_of("127.0.0.1", dead),
+                                   address_of("127.0.0.1", mute.port)};
+    dial_of(&dial, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_IN_PROG);
+    assert_string_equal(vnxi_dial_timed_out(&dial),
+                        "timed out: Connection refused (127.0.0.1); no answer "
+                        "(127.0.0.1)");
+    vnxi_dial_fini(&dial);
+    mute_close(&mute);
     close(bound);
 }
 
@@ -351,6 +394,39 @@ test_dial_names_the_address_that_refused(void **state)
     close(bound);
 }
 
+static void
+test_dial_names_all_addresses_of_a_name(void **state)
+{
+    int dead, bound = listen_on(-1, &dead), fd = -1;
+    vnxi_dial_t dial;
+    (void)state;
+
+    dial_to(&dial, "localhost", dead);
+    assert_int_equal(dial_run(&dial, &fd), VNX_ERR_BACKEND);
+    assert_string_equal(dial.whom, "localhost");
+    assert_non_null(strstr(dial.reason, strerror(ECONNREFUSED)));
+    assert_non_null(strstr(dial.reason, "127.0.0.1"));
+    assert_non_null(strstr(dial.reason, "::1"));
+    vnxi_dial_fini(&dial);
+    close(bound);
+}
+
+static void
+test_dial_explains_a_host_with_more_than_a_name(void **state)
+{
+    static const char *const hosts[] = {"localhost:80", "http://localhost"};
+    (void)state;
+
+    for (size_t i = 0; i < 2; i++) {
+        vnxi_dial_t dial;
+        int fd = -1;
+        dial_to(&dial, hosts[i], 80);
+        assert_int_equal(vnxi_dial_step(&dial, 0, &fd), VNX_ERR_NOT_FOUND);
+        assert_non_null(strstr(dial.reason, "without a scheme or a port"));
+        vnxi_dial_fini(&dial);
+    }
+}
+
 /* The same at the request: the failure becomes its record. */
 static void
 test_client_conn_records_the_address_that_refused(void **state)
@@ -417,14 +493,18 @@ main(void)
         cmocka_unit_test(test_dial_alternates_address_families),
         cmocka_unit_test(test_dial_connects_and_hands_over_the_socket),
         cmocka_unit_test(test_dial_continues_at_once_after_a_refusal),
-        cmocka_unit_test(test_dial_reports_the_last_failure),
+        cmocka_unit_test(test_dial_reports_every_failure),
+        cmocka_unit_test(test_dial_reports_each_cause_once),
+        cmocka_unit_test(test_dial_that_timed_out_says_who_did_not_answer),
         cmocka_unit_test(test_dial_starts_the_next_attempt_on_time),
         cmocka_unit_test(test_dial_shortens_attempts_if_time_is_short),
         cmocka_unit_test(test_dial_set_reports_each_attempt),
         cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
         cmocka_unit_test(test_dial_names_the_address_that_refused),
+        cmocka_unit_test(test_dial_names_all_addresses_of_a_name),
         cmocka_unit_test(test_client_conn_records_the_address_that_refused),
         cmocka_unit_test(test_dial_can_be_cancelled_while_resolving),
+        cmocka_unit_test(test_dial_explains_a_host_with_more_than_a_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
