@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from enum import Enum
 
+from ._core import _choices
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -40,7 +42,8 @@ def _check_engine(engine: str | None) -> str:
         raise TypeError(f"engine must be a str, not {type(engine).__name__}")
     if engine not in _ENGINES:
         raise ValueError(
-            f"{source} must be one of {', '.join(_ENGINES)}, not {engine!r}"
+            f"{source} must be an engine, not {engine!r}: "
+            + _choices(engine, _ENGINES)
         )
     return engine
 

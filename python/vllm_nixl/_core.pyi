@@ -23,6 +23,9 @@ __version__: str
 def _set_search_path(paths: list[str], /) -> None:
     """Set where to search for libraries of Python packages."""
 
+def _choices(given: str, words: tuple[str, ...], /) -> str:
+    """Help for a message about an unknown word."""
+
 class nixl_mem_t(enum.IntEnum):
     """Memory types, by NIXL's numbers."""
 

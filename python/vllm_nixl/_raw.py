@@ -56,6 +56,15 @@ def _invalid(operation: str, cause: str) -> nixlInvalidParamError:
     return error
 
 
+def _operation(method: str, number: int) -> str:
+    if number not in _OPERATIONS:
+        raise KeyError(
+            f"{method}: no operation has the number {number!r}: "
+            "0 is READ, 1 is WRITE"
+        )
+    return _OPERATIONS[number]
+
+
 class nixlAgent:
     """An agent with NIXL's raw calls, on top of its own NixlAgent.
 
@@ -340,7 +349,7 @@ class nixlAgent:
         """Create a transfer from rows of prepared lists; return its number."""
         name = "makeXferReq"
         handle = self._agent.make_prepped_xfer(
-            _OPERATIONS[operation],
+            _operation(name, operation),
             self._dlist(name, local_side),
             local_indices,
             self._dlist(name, remote_side),
@@ -361,13 +370,14 @@ class nixlAgent:
         backend: Sequence[int] = (),
     ) -> int:
         """Create a transfer from descriptors. Returns its number."""
+        name = "createXferReq"
         handle = self._agent.initialize_xfer(
-            _OPERATIONS[operation],
+            _operation(name, operation),
             local_descs,
             remote_descs,
             remote_agent,
             notif_msg,
-            self._names("createXferReq", backend),
+            self._names(name, backend),
         )
         return self._keep(handle)
 

@@ -18,7 +18,7 @@ vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,
                               "was forked from: create a new agent here");
     }
     return vnxi_error_set(error, VNX_ERR_CLOSED, operation,
-                          "the agent is closed");
+                          "the agent is closed: create a new agent");
 }
 
 vnx_status_t

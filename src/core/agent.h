@@ -112,6 +112,11 @@ vnx_status_t vnxi_peers_find(vnx_agent_t *agent, const void *name,
                              size_t name_len, const char *operation,
                              vnxi_peer_t **peer_p, vnx_error_t *error);
 
+/* Add to the record of a row that no region of `peer` (NULL: this agent)
+ * holds, if another agent has registered memory there. */
+void vnxi_peers_add_owner(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
+                          vnx_error_t *error);
+
 /* Close and remove all peers. */
 void vnxi_peers_close(vnx_agent_t *agent);
 

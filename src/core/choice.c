@@ -6,6 +6,9 @@
 
 #include "base/error.h"
 #include "base/mutex.h"
+#include "base/words.h"
+
+#define WORDS_MAX 32 /* backends compared with an unknown one */
 
 /* In the order of preference of "auto". */
 static const char *const engine_names[VNXI_CANDIDATES_MAX] = {"native",
@@ -60,6 +63,17 @@ copy_wanted(vnxi_choice_t *choice, const char *const *backends,
                : vnxi_error_no_memory(error, "vnx_agent_create", count);
 }
 
+static vnx_status_t
+unknown_engine(const char *name, vnx_error_t *error)
+{
+    static const char *const words[] = {"auto", "native", "nixl"};
+
+    return vnxi_error_set(
+        error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
+        "this build does not have the engine '%.64s': %s", name,
+        vnxi_words(name, words, sizeof words / sizeof *words));
+}
+
 vnx_status_t
 vnxi_choice_init(vnxi_choice_t *choice, const char *name,
                  const char *const *backends,
@@ -72,11 +86,8 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
         status = add_all(choice, config, error);
     } else if (status == VNX_OK) {
         const vnxi_engine_ops_t *ops = vnxi_engine_find(name);
-        status = ops != NULL
-                     ? add_candidate(choice, ops, config, error)
-                     : vnxi_error_set(
-                           error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
-                           "this build does not have the engine '%s'", name);
+        status = ops != NULL ? add_candidate(choice, ops, config, error)
+                             : unknown_engine(name, error);
     }
     if (status != VNX_OK) {
         vnxi_choice_stop(choice);
@@ -176,6 +187,34 @@ write_reason(const vnxi_candidate_t *candidate, FILE *out)
     }
 }
 
+static bool
+wants_others(const vnxi_choice_t *choice, const char *backend)
+{
+    for (size_t i = 0; choice->wanted != NULL && choice->wanted[i] != NULL;
+         i++) {
+        if (strcmp(choice->wanted[i], backend) != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The name of a backend that was probably meant; NULL: none, or the name is
+ * right, and the engine that has it lacks another. */
+static const char *
+meant_backend(const vnxi_choice_t *choice, const char *backend)
+{
+    const char *words[WORDS_MAX];
+    size_t count = 0;
+
+    while (count < WORDS_MAX &&
+           (words[count] = vnxi_choice_plugin(choice, count)) != NULL) {
+        count++;
+    }
+    const char *meant = vnxi_word_meant(backend, words, count);
+    return meant != NULL && strcmp(meant, backend) != 0 ? meant : NULL;
+}
+
 static vnx_status_t
 error_none(const vnxi_choice_t *choice, const char *backend,
            const char *operation, vnx_error_t *error)
@@ -191,10 +230,17 @@ error_none(const vnxi_choice_t *choice, const char *backend,
     }
     fclose(out);
     reasons[sizeof reasons - 1] = '\0';
-    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                          "no engine has the backend '%s' (and all others "
-                          "that were requested): %s",
-                          backend, reasons);
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                   "no engine has the backend '%.64s'", backend);
+    if (wants_others(choice, backend)) {
+        vnxi_error_add(error, " and all others that were requested");
+    }
+    const char *meant = meant_backend(choice, backend);
+    if (meant != NULL) {
+        vnxi_error_add(error, " (did you mean '%s'?)", meant);
+    }
+    vnxi_error_add(error, ": %s", reasons);
+    return VNX_ERR_NOT_FOUND;
 }
 
 vnx_status_t

@@ -8,6 +8,7 @@
 struct vnx_dlist_builder {
     vnx_agent_t *agent; /* retained */
     vnxi_peer_t *peer;  /* retained; NULL: local */
+    vnx_mem_t mem;
     vnxi_builder_t *engine_builder;
 };
 
@@ -43,7 +44,7 @@ vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
         vnxi_peer_release(peer);
         return vnxi_error_no_memory(error, OPERATION, sizeof *builder);
     }
-    *builder = (vnx_dlist_builder_t){vnx_agent_retain(agent), peer, NULL};
+    *builder = (vnx_dlist_builder_t){vnx_agent_retain(agent), peer, mem, NULL};
     status =
         agent->ops->list_begin(agent->engine, peer, mem, backends, OPERATION,
                                &builder->engine_builder, error);
@@ -55,6 +56,15 @@ vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
     return VNX_OK;
 }
 
+/* Add to the error of a row what the engine does not know. */
+static vnx_status_t
+row_refused(const vnx_dlist_builder_t *builder, vnx_status_t status,
+            vnx_error_t *error)
+{
+    vnxi_peers_add_owner(builder->agent, builder->peer, builder->mem, error);
+    return status;
+}
+
 vnx_status_t
 vnx_dlist_feed(vnx_dlist_builder_t *builder, const vnx_desc_t *rows,
                size_t count, vnx_error_t *error)
@@ -62,8 +72,9 @@ vnx_dlist_feed(vnx_dlist_builder_t *builder, const vnx_desc_t *rows,
     if (!vnxi_agent_usable(builder->agent)) {
         return vnxi_agent_refuse(builder->agent, OPERATION, error);
     }
-    return builder->agent->ops->list_feed(builder->engine_builder, rows, count,
-                                          error);
+    vnx_status_t status = builder->agent->ops->list_feed(
+        builder->engine_builder, rows, count, error);
+    return status == VNX_OK ? status : row_refused(builder, status, error);
 }
 
 vnx_status_t
@@ -74,8 +85,9 @@ vnx_dlist_feed_strided(vnx_dlist_builder_t *builder,
     if (!vnxi_agent_usable(builder->agent)) {
         return vnxi_agent_refuse(builder->agent, OPERATION, error);
     }
-    return builder->agent->ops->list_feed_strided(builder->engine_builder,
-                                                  rows, count, error);
+    vnx_status_t status = builder->agent->ops->list_feed_strided(
+        builder->engine_builder, rows, count, error);
+    return status == VNX_OK ? status : row_refused(builder, status, error);
 }
 
 vnx_status_t
@@ -175,7 +187,9 @@ vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
         return status;
     }
     status = ops->list_feed(builder, rows, count, error);
-    if (status == VNX_OK) {
+    if (status != VNX_OK) {
+        vnxi_peers_add_owner(agent, peer, mem, error);
+    } else {
         status = ops->list_finish(builder, list_p, error);
     }
     if (status != VNX_OK) {

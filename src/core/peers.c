@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/words.h"
 #include "core/agent.h"
 
 static vnxi_peer_t *
@@ -31,6 +32,117 @@ is_self(const vnx_agent_t *agent, const void *name, size_t name_len)
            memcmp(name, agent->name, name_len) == 0;
 }
 
+/* -- Messages ------------------------------------------------------------- */
+
+#define PEERS_SHOWN 4
+#define PEERS_ASKED 16
+#define INIT_AGENT "NIXL_INIT_AGENT" /* a word of prep_xfer_dlist() */
+
+/* Take references to at most `max` peers.  Returns their number. */
+static size_t
+some_peers(vnx_agent_t *agent, vnxi_peer_t **list, size_t max, size_t *all_p)
+{
+    size_t cursor = 0, count = 0;
+    vnxi_peer_t *peer;
+
+    vnxi_mutex_lock(&agent->peers_lock);
+    while (count < max &&
+           (peer = vnxi_name_map_next(&agent->peers, &cursor)) != NULL) {
+        list[count++] = vnxi_peer_retain(peer);
+    }
+    *all_p = agent->peers.count;
+    vnxi_mutex_unlock(&agent->peers_lock);
+    return count;
+}
+
+/* Add the names of peers that are loaded. */
+static void
+add_loaded(vnx_agent_t *agent, vnx_error_t *error)
+{
+    vnxi_peer_t *list[PEERS_SHOWN];
+    vnx_error_t shown; /* for printable names */
+    size_t all, count = some_peers(agent, list, PEERS_SHOWN, &all);
+
+    vnxi_error_add(error, count > 0 ? "; loaded are" : "; no peer is loaded");
+    for (size_t i = 0; i < count; i++) {
+        vnxi_error_peer(&shown, list[i]->name, list[i]->name_len);
+        vnxi_error_add(error, "%s '%.32s'", i > 0 ? "," : "", shown.peer);
+        vnxi_peer_release(list[i]);
+    }
+    if (all > count) {
+        vnxi_error_add(error, " and %zu more", all - count);
+    }
+}
+
+static vnx_status_t
+no_such_peer(vnx_agent_t *agent, const void *name, size_t name_len,
+             const char *operation, vnx_error_t *error)
+{
+    static const char *const words[] = {INIT_AGENT};
+    vnx_error_t shown; /* for the printable name */
+
+    vnxi_error_peer(&shown, name, name_len);
+    if (strcmp(shown.peer, INIT_AGENT) == 0) {
+        vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                       "only prep_xfer_dlist takes this name for the local "
+                       "side; here, this agent is '%s'",
+                       agent->name);
+    } else if (vnxi_word_meant(shown.peer, words, 1) != NULL) {
+        vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                       "no such peer: did you mean '" INIT_AGENT "'?");
+    } else {
+        vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                       "no such peer: its metadata was not loaded "
+                       "(add_remote_agent), or it was removed");
+        add_loaded(agent, error);
+    }
+    vnxi_error_peer(error, name, name_len);
+    return VNX_ERR_NOT_FOUND;
+}
+
+/* Add the first peer that has registered the memory. */
+static void
+add_peer_that_covers(vnx_agent_t *agent, vnx_mem_t mem, const vnx_desc_t *desc,
+                     vnx_error_t *error)
+{
+    vnxi_peer_t *list[PEERS_ASKED];
+    vnx_error_t shown; /* for the printable name */
+    size_t all, count = some_peers(agent, list, PEERS_ASKED, &all);
+    bool is_found = false;
+
+    for (size_t i = 0; i < count; i++) {
+        if (!is_found && agent->ops->peer_covers(list[i], mem, desc, 1)) {
+            is_found = true;
+            vnxi_error_peer(&shown, list[i]->name, list[i]->name_len);
+            vnxi_error_add(error,
+                           "; peer '%.64s' has registered memory there: is "
+                           "this list for that peer?",
+                           shown.peer);
+        }
+        vnxi_peer_release(list[i]);
+    }
+}
+
+void
+vnxi_peers_add_owner(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
+                     vnx_error_t *error)
+{
+    if (error == NULL || !error->has_desc ||
+        error->status != VNX_ERR_NOT_FOUND) {
+        return;
+    }
+    vnx_desc_t desc = {error->addr, error->len, error->dev};
+    vnxi_peer_t *self = agent->ops->peer_self(agent->engine);
+    if (peer == NULL || peer == self) {
+        add_peer_that_covers(agent, mem, &desc, error);
+    } else if (agent->ops->peer_covers(self, mem, &desc, 1)) {
+        vnxi_error_add(error, "; this agent has registered memory there: is "
+                              "this list for the local side (name '')?");
+    }
+}
+
+/* -- Finding -------------------------------------------------------------- */
+
 vnx_status_t
 vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
                 const char *operation, vnxi_peer_t **peer_p,
@@ -45,11 +157,9 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
             ? vnxi_peer_retain(agent->ops->peer_self(agent->engine))
             : find_in_map(agent, name, name_len);
     if (peer == NULL) {
-        vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                       "no such peer: its metadata was not loaded "
-                       "(add_remote_agent), or it was removed");
-        vnxi_error_peer(error, name, name_len);
-        return VNX_ERR_NOT_FOUND;
+        return error != NULL
+                   ? no_such_peer(agent, name, name_len, operation, error)
+                   : VNX_ERR_NOT_FOUND;
     }
     *peer_p = peer;
     return VNX_OK;
@@ -184,7 +294,8 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                               "vnx_agent_load_metadata",
                               "the metadata is this agent's own, or that of "
-                              "another agent with the name '%s'",
+                              "another agent with the name '%s': each needs "
+                              "a name of its own",
                               agent->name);
     }
     vnx_bytes_t copy = {malloc(name_len + 1), name_len};

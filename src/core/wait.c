@@ -40,7 +40,7 @@ refuse_xfer(const waiting_t *waiting, size_t i, vnx_error_t *error)
                              "the transfer belongs to another agent")
             : vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_agent_wait",
                              "the transfer was not posted, so it would never "
-                             "end: post it first");
+                             "end: transfer() starts it");
     vnxi_error_row(error, i);
     return status;
 }

@@ -142,6 +142,27 @@ xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
     return VNX_OK;
 }
 
+/* The local list was prepared for a peer, or the remote one was not. */
+static vnx_status_t
+wrong_side(const vnx_dlist_t *local, const vnx_dlist_t *remote,
+           const char *operation, vnx_error_t *error)
+{
+    if (local->peer == NULL) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the remote list is one of the local side: "
+                              "prepare it for the peer's name");
+    }
+    vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation, "%s",
+                   remote->peer == NULL
+                       ? "the two lists are exchanged: local_xfer_side was "
+                         "prepared for a peer, remote_xfer_side for the "
+                         "local side"
+                       : "the local list was prepared for a peer: prepare it "
+                         "for '' or 'NIXL_INIT_AGENT'");
+    vnxi_error_peer(error, local->peer->name, local->peer->name_len);
+    return VNX_ERR_INVALID_PARAM;
+}
+
 vnx_status_t
 vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
                         vnx_indices_t local_rows, vnx_dlist_t *remote,
@@ -160,12 +181,7 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
                               local->agent != agent ? "local" : "remote");
     }
     if (local->peer != NULL || remote->peer == NULL) {
-        return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, operation,
-            local->peer != NULL
-                ? "the local side is a list prepared for a peer"
-                : "the remote side is a list of the local agent (prepare it "
-                  "for the peer's name)");
+        return wrong_side(local, remote, operation, error);
     }
     vnxi_xfer_args_t args = {
         .op = op,
@@ -200,7 +216,8 @@ vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
     }
     if (local_count != remote_count) {
         status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                                "%zu local rows, but %zu remote ones",
+                                "%zu local rows, but %zu remote ones: they "
+                                "form pairs",
                                 local_count, remote_count);
         goto out_peer;
     }
@@ -427,7 +444,8 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     }
     if (!claim(xfer, &before)) {
         return vnxi_error_set(error, VNX_ERR_REPOST_ACTIVE, "vnx_xfer_post",
-                              "its last post has not ended yet");
+                              "its last post has not ended yet: wait for it, "
+                              "or cancel it");
     }
     if (notif != NULL) {
         vnx_status_t status = replace_notif(xfer, notif, notif_len, error);
@@ -488,6 +506,13 @@ failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
     return status;
 }
 
+static vnx_status_t
+not_posted(const char *operation, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_NOT_POSTED, operation,
+                          "the transfer was not posted: transfer() starts it");
+}
+
 vnx_status_t
 vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error)
 {
@@ -497,8 +522,7 @@ vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error)
     case VNX_XFER_POSTED:
         return VNX_IN_PROG;
     case VNX_XFER_READY:
-        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_xfer_status",
-                              "the transfer was not posted");
+        return not_posted("vnx_xfer_status", error);
     case VNX_XFER_CANCELLED:
         return vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_status",
                               "the transfer was cancelled");
@@ -521,8 +545,7 @@ vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
              end = atomic_load_explicit(&xfer->end_ns, memory_order_relaxed);
 
     if (state == VNX_XFER_READY) {
-        return vnxi_error_set(error, VNX_ERR_NOT_POSTED, "vnx_xfer_telemetry",
-                              "the transfer was not posted");
+        return not_posted("vnx_xfer_telemetry", error);
     }
     uint64_t post = atomic_load_explicit(&xfer->post_ns, memory_order_relaxed);
     uint64_t whole = end > start ? end - start : 0;

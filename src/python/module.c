@@ -2,6 +2,7 @@
 
 #include "base/at_end.h"
 #include "base/search_path.h"
+#include "base/words.h"
 #include "python/arguments/scratch.h"
 
 PyMODINIT_FUNC PyInit__core(void);
@@ -114,7 +115,37 @@ set_search_path(PyObject *module, PyObject *list)
     return is_set ? Py_NewRef(Py_None) : NULL;
 }
 
+#define CHOICES_MAX 16
+
+/* _choices(given, words): help for messages about an unknown word. */
+static PyObject *
+choices(PyObject *module, PyObject *args)
+{
+    const char *words[CHOICES_MAX];
+    PyObject *word, *tuple;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "UO!", &word, &PyTuple_Type, &tuple)) {
+        return NULL;
+    }
+    const char *given = PyUnicode_AsUTF8(word);
+    if (given == NULL) {
+        PyErr_Clear(); /* lone surrogates, from the environment */
+        given = "";
+    }
+    size_t count = 0;
+    for (; count < CHOICES_MAX && (Py_ssize_t)count < PyTuple_GET_SIZE(tuple);
+         count++) {
+        words[count] = PyUnicode_AsUTF8(PyTuple_GET_ITEM(tuple, count));
+        if (words[count] == NULL) {
+            return NULL;
+        }
+    }
+    return PyUnicode_FromString(vnxi_words(given, words, count));
+}
+
 static PyMethodDef module_methods[] = {
+    {"_choices", choices, METH_VARARGS,
+     PyDoc_STR("Help for a message about an unknown word.")},
     {"_set_search_path", set_search_path, METH_O,
      PyDoc_STR("Where libraries of Python packages are looked for.")},
     {NULL, NULL, 0, NULL},

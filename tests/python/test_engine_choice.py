@@ -109,7 +109,7 @@ def test_file_that_is_not_a_library_is_named(made, api, monkeypatch, tmp_path):
 def test_explicitly_selected_engine_is_not_replaced(made, api, no_library):
     with pytest.raises(api.NixlError):
         made(engine="nixl", backends=["UCX"])
-    with pytest.raises(api.nixlNotFoundError, match=r"it has UCX and SHM"):
+    with pytest.raises(api.nixlNotFoundError, match=r"choices are UCX, SHM"):
         made(engine="native", backends=["POSIX"])
 
 

@@ -160,7 +160,7 @@ def test_exception_raised_by_a_row_propagates(api):
     [
         ((1, 2), ValueError, "row 1: 3 items"),
         ((1, 2, 3, 4), ValueError, "row 1: 3 items"),
-        ((1, -2, 3), ValueError, "row 1: the length is negative"),
+        ((1, -2, 3), ValueError, "row 1: the length -2 is negative"),
         ((TOP + 1, 2, 3), ValueError, "row 1: the address"),
         ((1, 2, -1), ValueError, "row 1: the device id"),
         ((1, 2.0, 3), TypeError, "row 1: the length must be an int"),

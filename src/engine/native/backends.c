@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/words.h"
 #include "engine/native/native.h"
 
 #define CREATE "vnx_agent_create_backend"
@@ -37,8 +38,8 @@ static vnx_status_t
 find_backend(const char *name, const char *operation, unsigned *t_p,
              vnx_error_t *error)
 {
-    char all[128] = "";
-    const char *known;
+    const char *words[VNXI_TRANSPORTS];
+    size_t count = 0;
 
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         const char *backend = vnxi_transports[t]->backend;
@@ -47,16 +48,13 @@ find_backend(const char *name, const char *operation, unsigned *t_p,
             return VNX_OK;
         }
     }
-    for (size_t i = 0; (known = vnxi_native_plugin(NULL, i)) != NULL; i++) {
-        size_t used = strlen(all);
-        const char *between = i == 0                            ? ""
-                              : vnxi_native_plugin(NULL, i + 1) ? ", "
-                                                                : " and ";
-        snprintf(all + used, sizeof all - used, "%s%s", between, known);
+    while (count < VNXI_TRANSPORTS &&
+           (words[count] = vnxi_native_plugin(NULL, count)) != NULL) {
+        count++;
     }
     return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                          "the native engine has no backend '%s' (it has %s)",
-                          name, all);
+                          "the native engine has no backend '%.64s': %s", name,
+                          vnxi_words(name, words, count));
 }
 
 /* A backend stands for its transport and all that are faster. */

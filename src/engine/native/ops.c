@@ -53,6 +53,7 @@ native_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
         .peer = peer,
         .table = peer != NULL ? vnxi_native_peer_table(vnxi_native_peer(peer))
                               : vnxi_registry_snapshot(engine->registry, NULL),
+        .is_own = peer == NULL || peer == &engine->self->base,
         .mem = mem,
         .class = &vnxi_native_list_class,
         .operation = operation,

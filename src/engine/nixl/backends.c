@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/words.h"
 #include "engine/nixl/nixl.h"
 #include "engine/ucx_guard.h"
 
@@ -139,21 +140,21 @@ vnxi_nixl_plugin(vnxi_engine_t *engine, size_t i)
     return name;
 }
 
+#define PLUGINS_SHOWN 32 /* NIXL has a dozen */
+
 static vnx_status_t
 unknown_backend(const vnxi_engine_t *engine, const char *operation,
                 const char *name, vnx_error_t *error)
 {
-    char known[200] = "";
-    size_t used = 0;
+    const char *words[PLUGINS_SHOWN];
+    size_t count = 0;
 
-    for (size_t i = 0; i < engine->plugin_count && used < sizeof known; i++) {
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s",
-                                 i > 0 ? ", " : "", engine->plugins[i].name);
+    for (; count < engine->plugin_count && count < PLUGINS_SHOWN; count++) {
+        words[count] = engine->plugins[count].name;
     }
     return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                          "the nixl engine has no backend '%.64s' (it has "
-                          "%s)",
-                          name, known);
+                          "the nixl engine has no backend '%.64s': %s", name,
+                          vnxi_words(name, words, count));
 }
 
 static vnx_status_t

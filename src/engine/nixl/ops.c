@@ -24,6 +24,7 @@ nixl_list_begin(vnxi_engine_t *engine, vnxi_peer_t *peer, vnx_mem_t mem,
         .peer = peer,
         .table = peer != NULL ? vnxi_nixl_peer_table(vnxi_nixl_peer(peer))
                               : vnxi_registry_snapshot(engine->registry, NULL),
+        .is_own = peer == NULL || vnxi_nixl_peer(peer)->is_self,
         .mem = mem,
         .backends = set,
         .class = &vnxi_nixl_list_class,

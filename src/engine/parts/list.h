@@ -56,6 +56,7 @@ struct vnxi_list {
 typedef struct vnxi_list_args {
     vnxi_peer_t *peer;          /* retained by the list; NULL: local */
     vnxi_region_table_t *table; /* taken over; NULL: out of memory */
+    bool is_own;                /* the regions are this agent's */
     vnx_mem_t mem;
     uint64_t backends; /* a bit set with the engine's numbering, kept in
                           the list for the engine; 0 if unused */
@@ -72,7 +73,8 @@ vnx_status_t vnxi_list_begin(const vnxi_list_args_t *args,
  * its values.  The row number counts all rows fed so far, a strided row as
  * one; the values of a strided row are those of the bad piece.
  * VNX_ERR_NOT_FOUND: "no registered region holds it" (the cause says if the
- * row starts in a region and exceeds its end).  VNX_ERR_INVALID_PARAM: length
+ * row starts in a region and exceeds its end, or if there is no region of the
+ * memory type at all).  VNX_ERR_INVALID_PARAM: length
  * 0, or an overflow. */
 vnx_status_t vnxi_list_feed(vnxi_builder_t *builder, const vnx_desc_t *rows,
                             size_t count, vnx_error_t *error);

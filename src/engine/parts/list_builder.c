@@ -79,6 +79,54 @@ why_gone(const vnxi_builder_t *builder, const vnx_desc_t *desc)
     return why;
 }
 
+/* The memory types of the regions that are not gone, a bit each. */
+static unsigned
+mems_of(const vnxi_region_table_t *table)
+{
+    unsigned mems = 0;
+
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        const vnxi_region_t *region = vnxi_region_table_at(table, i);
+        if (!vnxi_region_is_gone(region)) {
+            mems |= 1u << region->mem;
+        }
+    }
+    return mems;
+}
+
+/* Write the error if there is no region of the memory type; VNX_OK: there is.
+ */
+static vnx_status_t
+no_region(const vnxi_builder_t *builder, vnx_error_t *error)
+{
+    const vnxi_list_args_t *args = &builder->args;
+    const char *who =
+        args->is_own ? "this agent has" : "the peer has published";
+    const char *between = ", only ";
+    unsigned mems = mems_of(args->table);
+
+    if (mems >> args->mem & 1) {
+        return VNX_OK;
+    }
+    if (mems == 0) {
+        return vnxi_error_set(
+            error, VNX_ERR_NOT_FOUND, args->operation,
+            "%s no registered memory: %s", who,
+            args->is_own ? "call register_memory first"
+                         : "it must call register_memory before "
+                           "get_agent_metadata, or send its metadata again");
+    }
+    vnxi_error_set(error, VNX_ERR_NOT_FOUND, args->operation,
+                   "%s no registered %s memory", who, vnx_mem_name(args->mem));
+    for (unsigned mem = 0; mem < VNX_MEM_COUNT; mem++) {
+        if (mems >> mem & 1) {
+            vnxi_error_add(error, "%s%s", between, vnx_mem_name(mem));
+            between = ", ";
+        }
+    }
+    return VNX_ERR_NOT_FOUND;
+}
+
 static vnx_status_t
 not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
           vnx_error_t *error)
@@ -87,12 +135,19 @@ not_found(const vnxi_builder_t *builder, uint64_t row, const vnx_desc_t *desc,
     const char *mem = vnx_mem_name(builder->args.mem);
     const vnxi_region_t *start = vnxi_region_table_find(
         builder->args.table, builder->args.mem, desc->addr, 1, desc->dev);
-    vnx_status_t status;
+    const char *why = why_gone(builder, desc);
+    vnx_status_t status = VNX_OK;
 
+    if (start == NULL && why[0] == '\0') {
+        status = no_region(builder, error);
+    }
+    if (status != VNX_OK) {
+        return name_row(builder, row, desc, status, error);
+    }
     if (start == NULL) {
-        status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                                "no registered region holds it (%s)%s", mem,
-                                why_gone(builder, desc));
+        status =
+            vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
+                           "no registered region holds it (%s)%s", mem, why);
     } else {
         status = vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
                                 "no registered region holds it: it starts in "

@@ -389,6 +389,32 @@ vnxi_md_is_named(vnxi_md_bytes_t bytes, const char *name)
            memcmp(bytes.data, name, bytes.len) == 0;
 }
 
+/* Add what the bytes probably are.  Returns the status of the parser. */
+static vnx_status_t
+explain(const parser_t *parser, const void *blob, size_t len)
+{
+    const size_t prefix = sizeof(PREFIX) - 1;
+
+    if (parser->status != VNX_ERR_MISMATCH) {
+        return parser->status;
+    }
+    if (len >= prefix && memcmp(blob, PREFIX, prefix) == 0) {
+        vnxi_error_add(
+            parser->error,
+            "; the metadata, of %zu bytes, is incomplete or damaged", len);
+    } else if (len >= 5 && memcmp(blob, "HTTP/", 5) == 0) {
+        vnxi_error_add(parser->error,
+                       "; these %zu bytes are a reply of an HTTP server", len);
+    } else {
+        vnxi_error_add(parser->error,
+                       len == 0 ? "; it is empty (%zu bytes)"
+                                : "; these %zu bytes are not metadata that "
+                                  "get_agent_metadata() returned",
+                       len);
+    }
+    return parser->status;
+}
+
 vnx_status_t
 vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
                     vnx_error_t *error)
@@ -397,7 +423,7 @@ vnxi_metadata_parse(const void *blob, size_t len, vnxi_metadata_t *metadata_p,
     vnxi_metadata_t metadata = {0};
     if (!take_all(&parser, &metadata)) {
         vnxi_metadata_fini(&metadata);
-        return parser.status;
+        return explain(&parser, blob, len);
     }
     *metadata_p = metadata;
     return VNX_OK;
@@ -452,7 +478,7 @@ vnxi_metadata_claimed_name(const void *blob, size_t len,
     parser_t parser = parser_of(blob, len, error);
     vnxi_md_bytes_t name = {NULL, 0};
     if (!take_name(&parser, &name)) {
-        return parser.status;
+        return explain(&parser, blob, len);
     }
     *name_p = name;
     return VNX_OK;

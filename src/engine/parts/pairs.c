@@ -11,7 +11,8 @@ vnxi_pairs_check(const vnx_indices_t *local, const vnx_indices_t *remote,
 {
     if (local->count != remote->count) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "%zu local indices, but %zu remote ones",
+                              "%zu local indices, but %zu remote ones: they "
+                              "form pairs",
                               local->count, remote->count);
     }
     if (local->count == 0) {
@@ -30,20 +31,19 @@ vnx_status_t
 vnxi_pairs_bad_index(const vnxi_pairs_side_t *side, size_t place,
                      uint64_t index, const char *operation, vnx_error_t *error)
 {
-    vnx_status_t status;
-    if (vnxi_indices_are_signed(side->indices)) {
-        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                                "%s index %" PRId64
-                                " is not in the list of %zu rows",
-                                side->name, (int64_t)index, side->list->count);
-    } else {
-        status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                                "%s index %" PRIu64
-                                " is not in the list of %zu rows",
-                                side->name, index, side->list->count);
+    bool is_negative =
+        vnxi_indices_are_signed(side->indices) && (int64_t)index < 0;
+    size_t count = side->list->count;
+
+    vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                   "%s index %s%" PRIu64 " is not in the list of %zu rows",
+                   side->name, is_negative ? "-" : "",
+                   is_negative ? -index : index, count);
+    if (count > 0) {
+        vnxi_error_add(error, ": 0 to %zu", count - 1);
     }
     vnxi_error_row(error, place);
-    return status;
+    return VNX_ERR_INVALID_PARAM;
 }
 
 vnx_status_t

@@ -158,13 +158,15 @@ vnxi_py_agent_backend(const vnxi_py_agent_t *self, const char *operation,
     int known = name == NULL             ? -1
                 : PyDict_Check(backends) ? PyDict_Contains(backends, value)
                                          : 0;
+    char help[VNXI_PY_HELP_MAX];
     if (known == 0 && class != NULL) {
-        PyErr_Format(class, "%s: the agent has no backend %R; it has %R",
-                     operation, value, backends);
+        PyErr_Format(class, "%s: the agent has no backend %R%s", operation,
+                     value, vnxi_py_backend_help(backends, value, help));
     } else if (known == 0) {
         vnx_error_t error;
         vnxi_error_set(&error, VNX_ERR_NOT_FOUND, operation,
-                       "the agent has no backend '%.64s'", name);
+                       "the agent has no backend '%.32s'%s", name,
+                       vnxi_py_backend_help(backends, value, help));
         vnxi_py_raise(self->state, &error);
     }
     Py_DECREF(backends);

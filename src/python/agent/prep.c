@@ -179,7 +179,7 @@ static vnx_dlist_t *
 prep_matrix(prep_t *prep, PyObject *source)
 {
     vnxi_py_matrix_t matrix;
-    if (!vnxi_py_matrix_get(prep->self->state, prep->operation, source,
+    if (!vnxi_py_matrix_get(prep->self->state, prep->operation, source, NULL,
                             &matrix)) {
         return NULL;
     }

@@ -3,9 +3,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/words.h"
 #include "python/errors.h"
 
 /* -- Integers ------------------------------------------------------------- */
+
+#define DIGITS_MAX 60 /* of a number in a message */
 
 vnxi_py_int_result_t
 vnxi_py_int_slow(PyObject *value, uint64_t *number_p)
@@ -28,14 +31,33 @@ vnxi_py_int_slow(PyObject *value, uint64_t *number_p)
     return VNXI_PY_INT_OK;
 }
 
+/* Write " 123" for messages; nothing if it has too many digits. */
+static const char *
+number_text(PyObject *value, char *text, size_t size)
+{
+    PyObject *index = PyNumber_Index(value);
+    PyObject *digits = index != NULL ? PyObject_Str(index) : NULL;
+    const char *utf8 = digits != NULL ? PyUnicode_AsUTF8(digits) : NULL;
+    text[0] = '\0';
+    if (utf8 == NULL) {
+        PyErr_Clear(); /* such as Python's limit of digits */
+    } else if (strlen(utf8) <= DIGITS_MAX) {
+        snprintf(text, size, " %s", utf8);
+    }
+    Py_XDECREF(digits);
+    Py_XDECREF(index);
+    return text;
+}
+
 void
 vnxi_py_int_raise(vnxi_py_state_t *state, const char *operation, int64_t row,
                   const char *what, PyObject *value,
                   vnxi_py_int_result_t result)
 {
+    char text[DIGITS_MAX + 2];
     if (result == VNXI_PY_INT_RANGE) {
-        vnxi_py_invalid(state, operation, row, "%s is negative or too large",
-                        what);
+        vnxi_py_invalid(state, operation, row, "%s%s is negative or too large",
+                        what, number_text(value, text, sizeof text));
     } else if (result == VNXI_PY_INT_TYPE && row < 0) {
         vnxi_py_wrong_type(operation, what, "an int", value);
     } else if (result == VNXI_PY_INT_TYPE) {
@@ -51,6 +73,7 @@ vnxi_py_int_between(vnxi_py_state_t *state, const char *operation,
                     uint64_t max, uint64_t *number_p)
 {
     uint64_t number = 0;
+    char text[DIGITS_MAX + 2];
     vnxi_py_int_result_t result = vnxi_py_int_get(value, &number);
     if (result == VNXI_PY_INT_OK && number >= min && number <= max) {
         *number_p = number;
@@ -58,7 +81,8 @@ vnxi_py_int_between(vnxi_py_state_t *state, const char *operation,
     }
     if (result == VNXI_PY_INT_OK || result == VNXI_PY_INT_RANGE) {
         vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                        "%s is not in %llu to %llu", what,
+                        "%s%s is not in %llu to %llu", what,
+                        number_text(value, text, sizeof text),
                         (unsigned long long)min, (unsigned long long)max);
     } else {
         vnxi_py_int_raise(state, operation, VNXI_PY_NO_ROW, what, value,
@@ -207,12 +231,32 @@ mem_of_number(const char *operation, PyObject *value, vnx_mem_t *mem_p)
     long number = PyLong_AsLongAndOverflow(value, &overflow);
     if (overflow != 0 || number < 0 || number >= VNX_MEM_COUNT) {
         return PyErr_Format(PyExc_KeyError,
-                            "%s: no memory type has the number %R", operation,
-                            value);
+                            "%s: no memory type has the number %R: nixl_mem_t "
+                            "has 0 to %d",
+                            operation, value, VNX_MEM_COUNT - 1);
     }
     *mem_p = (vnx_mem_t)number;
     return true;
 }
+
+/* Raise KeyError for a str that is none of the words. */
+static bool
+word_raise(const char *operation, const char *what, PyObject *value,
+           const char *const *words, size_t count)
+{
+    const char *given = PyUnicode_AsUTF8(value);
+    if (given == NULL) {
+        PyErr_Clear(); /* lone surrogates */
+        given = "";
+    }
+    return PyErr_Format(PyExc_KeyError, "%s: unknown %s '%.100s': %s",
+                        operation, what, given,
+                        vnxi_words(given, words, count));
+}
+
+static const char *const op_words[] = {"READ", "WRITE"};
+static const char *const mem_words[] = {"DRAM", "VRAM", "BLK", "OBJ",
+                                        "FILE", "cpu",  "cuda"};
 
 bool
 vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
@@ -237,8 +281,8 @@ vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
             return true;
         }
     }
-    return PyErr_Format(PyExc_KeyError, "%s: unknown memory type %R",
-                        operation, value);
+    return word_raise(operation, "memory type", value, mem_words,
+                      sizeof mem_words / sizeof mem_words[0]);
 }
 
 bool
@@ -247,7 +291,8 @@ vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
 {
     if (value == NULL || value == Py_None) {
         return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                               "mem_type is needed for tuples and arrays");
+                               "mem_type is needed for tuples and arrays, "
+                               "such as \"DRAM\"");
     }
     return vnxi_py_mem_get(operation, value, mem_p);
 }
@@ -264,14 +309,39 @@ vnxi_py_op_get(vnxi_py_state_t *state, const char *operation, PyObject *value,
         is_read = PyUnicode_CompareWithASCIIString(value, "READ") == 0;
         if (!is_read &&
             PyUnicode_CompareWithASCIIString(value, "WRITE") != 0) {
-            return PyErr_Format(
-                PyExc_KeyError,
-                "%s: unknown operation %R; there are READ and WRITE",
-                operation, value);
+            return word_raise(operation, "operation", value, op_words, 2);
         }
     }
     *op_p = is_read ? VNX_OP_READ : VNX_OP_WRITE;
     return true;
+}
+
+const char *
+vnxi_py_backend_help(PyObject *created, PyObject *name,
+                     char text[VNXI_PY_HELP_MAX])
+{
+    const char *words[VNXI_PY_BACKENDS_MAX];
+    size_t count = 0;
+    PyObject *keys =
+        created != NULL && PyDict_Check(created) ? PyDict_Keys(created) : NULL;
+    const char *given = PyUnicode_AsUTF8(name);
+    for (Py_ssize_t i = 0;
+         keys != NULL && given != NULL && i < PyList_GET_SIZE(keys) &&
+         count < VNXI_PY_BACKENDS_MAX;
+         i++) {
+        words[count] = PyUnicode_AsUTF8(PyList_GET_ITEM(keys, i));
+        count += words[count] != NULL;
+    }
+    text[0] = '\0';
+    if (count > 0) {
+        snprintf(text, VNXI_PY_HELP_MAX, ": %s; create_backend() adds others",
+                 vnxi_words(given, words, count));
+    } else if (!PyErr_Occurred()) {
+        snprintf(text, VNXI_PY_HELP_MAX, ": create_backend() adds it");
+    }
+    PyErr_Clear();
+    Py_XDECREF(keys);
+    return text;
 }
 
 /* Check and copy one name. */
@@ -288,8 +358,10 @@ backend_get(const char *operation, PyObject *created, PyObject *name,
     const char *utf8 = known > 0 ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
     if (known == 0 || (utf8 != NULL && (len >= VNXI_PY_BACKEND_NAME_MAX ||
                                         strlen(utf8) != (size_t)len))) {
-        return PyErr_Format(PyExc_KeyError, "%s: the agent has no backend %R",
-                            operation, name);
+        char help[VNXI_PY_HELP_MAX];
+        return PyErr_Format(PyExc_KeyError,
+                            "%s: the agent has no backend %R%s", operation,
+                            name, vnxi_py_backend_help(created, name, help));
     }
     if (utf8 == NULL) {
         return false;

@@ -140,6 +140,12 @@ typedef struct vnxi_py_backends {
 bool vnxi_py_backends_get(const char *operation, PyObject *created,
                           PyObject *value, vnxi_py_backends_t *backends_p);
 
+/* Write what to do about a backend (str) that is not a key of `created`, to be
+ * appended to a message. */
+#define VNXI_PY_HELP_MAX 300
+const char *vnxi_py_backend_help(PyObject *created, PyObject *name,
+                                 char text[VNXI_PY_HELP_MAX]);
+
 /* Convert an argument in seconds to nanoseconds; None: VNX_FOREVER. */
 bool vnxi_py_timeout_get(vnxi_py_state_t *state, const char *operation,
                          PyObject *value, uint64_t *ns_p);

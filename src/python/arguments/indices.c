@@ -18,6 +18,23 @@ room_take(vnxi_py_state_t *state, size_t count, size_t size,
                : NULL;
 }
 
+/* Read a negative number, which the library refuses: it knows the length of
+ * the list. */
+static vnxi_py_int_result_t
+negative_read(PyObject *item, uint64_t *number_p)
+{
+    PyObject *index = PyNumber_Index(item);
+    int overflow = 0;
+    long long number =
+        index != NULL ? PyLong_AsLongLongAndOverflow(index, &overflow) : 0;
+    Py_XDECREF(index);
+    if (index == NULL) {
+        return VNXI_PY_INT_EXCEPTION;
+    }
+    *number_p = (uint64_t)number;
+    return overflow == 0 ? VNXI_PY_INT_OK : VNXI_PY_INT_RANGE;
+}
+
 /* Read the numbers of a list.  An __index__ of the caller may change the list,
  * so its size is read again for every element.  An error if it has shrunk. */
 static bool
@@ -35,6 +52,8 @@ list_read(vnxi_py_state_t *state, const char *operation, const char *what,
         vnxi_py_int_result_t result = vnxi_py_int_get(item, &number);
         if (result == VNXI_PY_INT_OK && number > INT64_MAX) {
             result = VNXI_PY_INT_RANGE;
+        } else if (result == VNXI_PY_INT_RANGE) {
+            result = negative_read(item, &number);
         }
         if (result != VNXI_PY_INT_OK) {
             vnxi_py_int_raise(state, operation, i, what, item, result);

@@ -67,35 +67,50 @@ numbers_get(vnxi_py_state_t *state, const char *operation, int64_t row,
 
 static bool
 row_of_tuple(vnxi_py_state_t *state, const char *operation, int64_t row,
-             PyObject *tuple, Py_ssize_t width, vnx_desc_t *desc_p,
+             PyObject *tuple, const char *fourth, vnx_desc_t *desc_p,
              PyObject **extra_p)
 {
+    int width = fourth != NULL ? 4 : 3;
     if (PyTuple_GET_SIZE(tuple) != width) {
         return vnxi_py_invalid(
             state, operation, row,
-            "%zd items are needed (address, length, device id%s), "
-            "not %zd",
-            width, width > 3 ? ", and one more" : "", PyTuple_GET_SIZE(tuple));
+            "%d items are needed (address, length, device id%s%s), not %zd",
+            width, fourth != NULL ? ", " : "", fourth != NULL ? fourth : "",
+            PyTuple_GET_SIZE(tuple));
     }
     if (!numbers_get(state, operation, row, &PyTuple_GET_ITEM(tuple, 0),
                      desc_p)) {
         return false;
     }
-    if (extra_p != NULL) {
+    if (fourth != NULL) {
         *extra_p = Py_NewRef(PyTuple_GET_ITEM(tuple, 3));
     }
     return true;
 }
 
+static bool
+not_a_tuple(const char *operation, int64_t row, PyObject *item,
+            const char *fourth)
+{
+    char text[VNXI_PY_MEMORY_TEXT], which[32] = "a descriptor";
+    if (row >= 0) {
+        snprintf(which, sizeof which, "row %lld", (long long)row);
+    }
+    return PyErr_Format(
+        PyExc_TypeError,
+        "%s: %s must be a tuple, not %.200s: descriptors are a list of "
+        "tuples (address, length, device id%s%s)%s",
+        operation, which, Py_TYPE(item)->tp_name, fourth != NULL ? ", " : "",
+        fourth != NULL ? fourth : "", vnxi_py_memory_text(item, fourth, text));
+}
+
 bool
 vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
-                PyObject *item, Py_ssize_t width, vnx_desc_t *desc_p,
+                PyObject *item, const char *fourth, vnx_desc_t *desc_p,
                 PyObject **extra_p)
 {
     if (!PyTuple_Check(item) && !PyList_Check(item)) {
-        return PyErr_Format(PyExc_TypeError,
-                            "%s: row %lld must be a tuple, not %.200s",
-                            operation, (long long)row, Py_TYPE(item)->tp_name);
+        return not_a_tuple(operation, row, item, fourth);
     }
     /* Take a tuple: __index__ of a number may change the caller's list. */
     PyObject *tuple = PySequence_Tuple(item);
@@ -103,7 +118,7 @@ vnxi_py_row_get(vnxi_py_state_t *state, const char *operation, int64_t row,
         return false;
     }
     bool good =
-        row_of_tuple(state, operation, row, tuple, width, desc_p, extra_p);
+        row_of_tuple(state, operation, row, tuple, fourth, desc_p, extra_p);
     Py_DECREF(tuple);
     return good;
 }
@@ -203,8 +218,8 @@ vnxi_py_rows_read(vnxi_py_state_t *state, const char *operation,
         if (!good) {
             /* The caller's code may run, and drop the item from the list. */
             Py_INCREF(item);
-            good = vnxi_py_row_get(state, operation, i, item, 3, &rows[count],
-                                   NULL);
+            good = vnxi_py_row_get(state, operation, i, item, NULL,
+                                   &rows[count], NULL);
             Py_DECREF(item);
         }
         if (good && ++count == VNXI_PY_ROWS_CHUNK) {

@@ -26,11 +26,15 @@ vnxi_py_source_t vnxi_py_source_of(const vnxi_py_state_t *state,
 /* Processing this many rows takes long enough to let other threads run. */
 #define VNXI_PY_ROWS_LARGE ((size_t)32 << 10)
 
-/* Convert row `row` of a list: a sequence of exactly `width` items, the first
- * three integers.  *extra_p (may be NULL) is the fourth, owned.  May run any
+/* What a row has after address, length and device id, for messages. */
+#define VNXI_PY_META "meta info such as \"\""
+#define VNXI_PY_AGENT_NAME "name of the agent"
+
+/* Convert row `row` of a list: a sequence of three integers and, unless
+ * `fourth` is NULL, one more item.  *extra_p is that item, owned.  May run any
  * code, so hold a reference to `item`. */
 bool vnxi_py_row_get(vnxi_py_state_t *state, const char *operation,
-                     int64_t row, PyObject *item, Py_ssize_t width,
+                     int64_t row, PyObject *item, const char *fourth,
                      vnx_desc_t *desc_p, PyObject **extra_p);
 
 /* Takes `count` rows (> 0, at most VNXI_PY_ROWS_CHUNK).  May drop the GIL.
@@ -58,10 +62,18 @@ typedef struct vnxi_py_matrix {
 } vnxi_py_matrix_t;
 
 /* Get a matrix.  true: give it back with vnxi_py_matrix_put().  false:
- * ValueError for another shape or layout, TypeError for another type of
- * elements. */
+ * ValueError for another shape, layout or type of elements.  It shows the row
+ * for the memory of the array, in case that this is what the caller meant;
+ * `fourth` is that of vnxi_py_row_get(). */
 bool vnxi_py_matrix_get(vnxi_py_state_t *state, const char *operation,
-                        PyObject *source, vnxi_py_matrix_t *matrix_p);
+                        PyObject *source, const char *fourth,
+                        vnxi_py_matrix_t *matrix_p);
+
+/* Write how to describe the memory of an object, if it has the buffer
+ * protocol: "; for its memory: register_memory(...)". */
+#define VNXI_PY_MEMORY_TEXT 160
+const char *vnxi_py_memory_text(PyObject *object, const char *fourth,
+                                char text[VNXI_PY_MEMORY_TEXT]);
 
 static inline void
 vnxi_py_matrix_put(vnxi_py_matrix_t *matrix)

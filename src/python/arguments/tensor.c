@@ -62,7 +62,9 @@ tensor_is_contiguous(vnxi_py_state_t *state, const char *operation,
     int is_contiguous = value != NULL ? PyObject_IsTrue(value) : -1;
     Py_XDECREF(value);
     if (is_contiguous == 0) {
-        vnxi_py_invalid(state, operation, row, "the tensor is not contiguous");
+        vnxi_py_invalid(state, operation, row,
+                        "the tensor is not contiguous: pass the tensor that "
+                        "it is a view of, or rows of addresses");
     }
     return is_contiguous > 0;
 }

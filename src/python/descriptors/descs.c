@@ -25,8 +25,10 @@ vnxi_py_descs_expect(vnxi_py_state_t *state, const char *operation,
                      const char *what, vnxi_py_descs_kind_t kind,
                      PyObject *value)
 {
-    static const char *const expected[] = {"a nixlXferDList", "a nixlRegDList",
-                                           "a nixlRemoteDList"};
+    static const char *const expected[] = {
+        "a nixlXferDList (get_xfer_descs() makes one)",
+        "a nixlRegDList (register_memory() returns one)",
+        "a nixlRemoteDList (get_remote_descs() makes one)"};
     if (!vnxi_py_descs_is(state, kind, value)) {
         vnxi_py_wrong_type(operation, what, expected[kind], value);
         return NULL;
@@ -249,10 +251,12 @@ vnxi_py_descs_row(vnxi_py_descs_t *self, const char *operation, int64_t row,
 {
     *extra_p = NULL;
     if (self->kind == VNXI_PY_DESCS_XFER) {
-        return vnxi_py_row_get(self->state, operation, row, item, 3, desc_p,
+        return vnxi_py_row_get(self->state, operation, row, item, NULL, desc_p,
                                NULL);
     }
-    return vnxi_py_row_get(self->state, operation, row, item, 4, desc_p,
+    const char *fourth =
+        self->kind == VNXI_PY_DESCS_REG ? VNXI_PY_META : VNXI_PY_AGENT_NAME;
+    return vnxi_py_row_get(self->state, operation, row, item, fourth, desc_p,
                            extra_p) &&
            extra_normalize(self, operation, row, extra_p);
 }

@@ -84,14 +84,10 @@ static bool
 matrix_append(vnxi_py_descs_t *self, const char *operation,
               const vnxi_py_matrix_t *matrix)
 {
-    if (self->kind == VNXI_PY_DESCS_REMOTE || matrix->columns != 3) {
-        vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
-                        self->kind == VNXI_PY_DESCS_REMOTE
-                            ? "a list of tuples is needed: (address, length, "
-                              "device id, name of the agent)"
-                            : "an Nx3 array is needed; prep_xfer_dlist() "
-                              "takes Nx5 ones");
-        return false;
+    if (matrix->columns != 3) {
+        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
+                               "an Nx3 array is needed; prep_xfer_dlist() "
+                               "takes Nx5 ones");
     }
     return matrix_runs(self, matrix) || matrix_rows(self, operation, matrix);
 }
@@ -100,7 +96,13 @@ static bool
 matrix_read(vnxi_py_descs_t *self, const char *operation, PyObject *source)
 {
     vnxi_py_matrix_t matrix;
-    if (!vnxi_py_matrix_get(self->state, operation, source, &matrix)) {
+    const char *fourth = self->kind == VNXI_PY_DESCS_REG ? VNXI_PY_META : NULL;
+    if (self->kind == VNXI_PY_DESCS_REMOTE) {
+        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
+                               "a list of tuples is needed: (address, length, "
+                               "device id, " VNXI_PY_AGENT_NAME ")");
+    }
+    if (!vnxi_py_matrix_get(self->state, operation, source, fourth, &matrix)) {
         return false;
     }
     bool good = matrix_append(self, operation, &matrix);

@@ -699,7 +699,8 @@ test_plan_refuses_bad_arguments(void **state)
 
     assert_int_equal(vnxi_plan_build(&args, &plan, &error),
                      VNX_ERR_INVALID_PARAM);
-    assert_string_equal(error.cause, "5 local indices, but 6 remote ones");
+    assert_string_equal(error.cause,
+                        "5 local indices, but 6 remote ones: they form pairs");
     assert_string_equal(error.operation, OPERATION);
     args.local_rows.count = args.remote_rows.count = 0;
     assert_int_equal(vnxi_plan_build(&args, &plan, &error),

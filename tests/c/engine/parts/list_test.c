@@ -845,6 +845,53 @@ test_list_holds_its_peer_and_names_it(void **state)
 }
 
 /* The reference to the table is given up: the leak checker would see. */
+/* Assert the cause of a row in a table without regions of its memory type. */
+static void
+assert_no_region(vnxi_region_table_t *table, bool is_own, vnx_mem_t mem,
+                 const char *cause)
+{
+    vnxi_list_args_t args = {.table = vnxi_region_table_retain(table),
+                             .is_own = is_own,
+                             .mem = mem,
+                             .operation = LIST_UTIL_OPERATION};
+    const vnx_desc_t row = {big.addr, 8, 0};
+    vnxi_builder_t *builder;
+    vnx_error_t error;
+
+    assert_int_equal(vnxi_list_begin(&args, &builder, NULL), VNX_OK);
+    assert_int_equal(vnxi_list_feed(builder, &row, 1, &error),
+                     VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, cause));
+    assert_int_equal(error.row, 0);
+    assert_int_equal(vnxi_list_feed(builder, &row, 1, NULL),
+                     VNX_ERR_NOT_FOUND);
+    vnxi_list_abort(builder);
+}
+
+static void
+test_list_names_what_is_registered_instead(void **state)
+{
+    (void)state;
+    vnxi_region_table_t *none = make_table(&big, 0);
+    vnxi_region_table_t *dram = make_table(&big, 1);
+
+    assert_no_region(none, true, VNX_MEM_DRAM,
+                     "this agent has no registered memory");
+    assert_no_region(none, false, VNX_MEM_DRAM,
+                     "the peer has published no registered memory");
+    assert_no_region(dram, true, VNX_MEM_VRAM,
+                     "this agent has no registered VRAM memory, only DRAM");
+    assert_no_region(
+        dram, false, VNX_MEM_FILE,
+        "the peer has published no registered FILE memory, only DRAM");
+    vnxi_region_revoke(vnxi_region_table_at(dram, 0));
+    assert_no_region(dram, false, VNX_MEM_FILE,
+                     "the peer has published no registered memory");
+    assert_no_region(dram, false, VNX_MEM_DRAM, "was deregistered");
+    vnxi_region_table_release(none);
+    vnxi_region_table_release(dram);
+}
+
 static void
 test_list_begin_refuses_an_unknown_memory_type(void **state)
 {
@@ -1030,6 +1077,7 @@ main(void)
         cmocka_unit_test(test_list_agrees_with_a_naive_search),
         cmocka_unit_test(test_list_boundary_rows),
         cmocka_unit_test(test_list_names_the_first_bad_row),
+        cmocka_unit_test(test_list_names_what_is_registered_instead),
         cmocka_unit_test(test_list_refuses_bad_strided_rows),
         cmocka_unit_test(test_list_must_not_be_empty),
         cmocka_unit_test(test_list_builder_can_be_aborted_at_any_point),

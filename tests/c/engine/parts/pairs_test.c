@@ -31,9 +31,11 @@ test_pairs_need_equal_counts(void **state)
     (void)state;
 
     assert_refused(vnxi_pairs_check(&two, &one, "make", &error), &error,
-                   "make", "2 local indices, but 1 remote ones");
+                   "make",
+                   "2 local indices, but 1 remote ones: they form pairs");
     assert_refused(vnxi_pairs_check(&one, &two, "make", &error), &error,
-                   "make", "1 local indices, but 2 remote ones");
+                   "make",
+                   "1 local indices, but 2 remote ones: they form pairs");
     assert_int_equal(error.row, -1);
     assert_int_equal(vnxi_pairs_check(&two, &two, "make", &error), VNX_OK);
 }
@@ -80,14 +82,14 @@ test_pairs_name_an_index_as_the_caller_wrote_it(void **state)
 
     assert_refused(
         vnxi_pairs_bad_index(&side, 3, (uint64_t)-7, "make", &error), &error,
-        "make", "remote index -7 is not in the list of 2 rows");
+        "make", "remote index -7 is not in the list of 2 rows: 0 to 1");
     assert_int_equal(error.row, 3);
     indices.type = VNX_INDEX_U64;
     side.name = "local";
     assert_refused(vnxi_pairs_bad_index(&side, 0, UINT64_MAX, "make", &error),
                    &error, "make",
                    "local index 18446744073709551615 is not in the list of 2 "
-                   "rows");
+                   "rows: 0 to 1");
     assert_int_equal(error.row, 0);
     vnxi_list_release(list);
     vnxi_region_table_release(table);
