@@ -11,9 +11,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from ._core import _Engine
+
 DEFAULT_COMM_PORT = 8888
 
-_ENGINES = ("auto", "native", "nixl")
+_ENGINES: tuple[_Engine, ...] = ("auto", "native", "nixl")
 
 
 class nixl_thread_sync_t(Enum):
@@ -33,19 +35,20 @@ def _check_int(name: str, value: object, low: int, high: int) -> int:
     return value
 
 
-def _check_engine(engine: str | None) -> str:
+def _check_engine(engine: str | None) -> _Engine:
     source = "engine"
     if engine is None:
         source = "VLLM_NIXL_ENGINE"
         engine = os.environ.get(source) or "auto"
     if not isinstance(engine, str):
         raise TypeError(f"engine must be a str, not {type(engine).__name__}")
-    if engine not in _ENGINES:
-        raise ValueError(
-            f"{source} must be an engine, not {engine!r}: "
-            + _choices(engine, _ENGINES)
-        )
-    return engine
+    for known in _ENGINES:
+        if engine == known:
+            return known
+    raise ValueError(
+        f"{source} must be an engine, not {engine!r}: "
+        + _choices(engine, _ENGINES)
+    )
 
 
 def _check_secret(secret: str | bytes | None) -> str | bytes | None:
@@ -125,7 +128,7 @@ class nixl_agent_config:
         backends: list[str] = ["UCX"],  # noqa: B006 - copied, NIXL's default
         sync_mode: nixl_thread_sync_t | None = None,
         *,
-        engine: str | None = None,
+        engine: _Engine | None = None,
         listen_host: str = "",
         listen_max_frame: int = 0,
         metadata_secret: str | bytes | None = None,

@@ -10,6 +10,7 @@ from os import PathLike
 from typing import (
     Any,
     ClassVar,
+    Literal,
     Protocol,
     TypeAlias,
     final,
@@ -156,7 +157,10 @@ class _Tensor(Protocol):
     @property
     def device(self) -> Any: ...
 
-_MemType: TypeAlias = str | nixl_mem_t | int
+_MemName: TypeAlias = Literal[
+    "DRAM", "VRAM", "BLK", "BLOCK", "OBJ", "FILE", "cpu", "cuda"
+]
+_MemType: TypeAlias = _MemName | nixl_mem_t | int
 _Row: TypeAlias = tuple[int, int, int]
 _RegRow: TypeAlias = tuple[int, int, int, str | bytes]
 _Tensors: TypeAlias = _Tensor | Sequence[_Tensor]
@@ -608,6 +612,8 @@ class SideChannelRequests:
 
 # -- Agent -------------------------------------------------------------------
 
+_Engine: TypeAlias = Literal["auto", "native", "nixl"]
+_Operation: TypeAlias = Literal["READ", "WRITE"]
 _Name: TypeAlias = str | bytes
 _Message: TypeAlias = Buffer | str
 _Indices: TypeAlias = Sequence[int] | Buffer
@@ -663,7 +669,7 @@ class Agent:
         self,
         agent_name: _Name,
         *,
-        engine: str | None = None,
+        engine: _Engine | None = None,
         num_threads: int = 0,
         notif_bytes_max: int = 0,
         backends: list[str] | None = None,
@@ -764,7 +770,7 @@ class Agent:
         self,
         reg_list: nixlRegDList | Sequence[tuple[int, int, int, str | bytes]],
         backend: str,
-        mem_type: str | None = None,
+        mem_type: _MemType | None = None,
     ) -> list[dict[str, str] | None]:
         """Get a storage backend's information about files or objects.
 
@@ -886,7 +892,7 @@ class Agent:
 
     def make_prepped_xfer(
         self,
-        operation: str,
+        operation: _Operation,
         local_xfer_side: nixl_prepped_dlist_handle,
         local_indices: _Indices,
         remote_xfer_side: nixl_prepped_dlist_handle,
@@ -907,7 +913,7 @@ class Agent:
 
     def initialize_xfer(
         self,
-        operation: str,
+        operation: _Operation,
         local_descs: nixlXferDList,
         remote_descs: nixlXferDList,
         remote_agent: _Name,

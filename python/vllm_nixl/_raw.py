@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         _Indices,
         _Message,
         _Name,
+        _Operation,
         nixlRegDList,
         nixlRemoteDList,
         nixlXferTelemetry,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     _Handle = TypeVar("_Handle", nixl_xfer_handle, nixl_prepped_dlist_handle)
 
-_OPERATIONS = {0: "READ", 1: "WRITE"}
+_OPERATIONS: dict[int, _Operation] = {0: "READ", 1: "WRITE"}
 _STATES = {
     "DONE": nixl_status_t.NIXL_SUCCESS,
     "PROC": nixl_status_t.NIXL_IN_PROG,
@@ -56,7 +57,7 @@ def _invalid(operation: str, cause: str) -> nixlInvalidParamError:
     return error
 
 
-def _operation(method: str, number: int) -> str:
+def _operation(method: str, number: int) -> _Operation:
     if number not in _OPERATIONS:
         raise KeyError(
             f"{method}: no operation has the number {number!r}: "
