@@ -220,7 +220,8 @@ failed_code(const http_client_t *client, CURLcode code)
     case CURLE_GOT_NOTHING:
         return vnxi_request_failed(
             request, VNX_ERR_BACKEND,
-            "the connection was closed without a reply");
+            "the connection was closed without a reply (perhaps by a listener "
+            "of another kind)");
     case CURLE_PARTIAL_FILE:
         return failed_early(client);
     case CURLE_SSL_CACERT_BADFILE:

@@ -9,6 +9,7 @@
  * server has authenticated itself in the handshake.
  */
 #include <inttypes.h>
+#include <stdio.h>
 
 #include "base/bytes.h"
 #include "side_channel/client_conn.h"
@@ -60,9 +61,10 @@ failed_early_end(tcp_client_t *client)
             client->conn.request, VNX_ERR_BACKEND,
             "the connection was closed without a reply%s",
             client->asked == VNXI_TCP_SEED
-                ? ""
-                : " (perhaps by a listener that does not support "
-                  "keys)");
+                ? " (perhaps by a listener of another kind, or by one that "
+                  "serves nothing by default)"
+                : " (perhaps by a listener of another kind, or by one that "
+                  "does not support keys)");
     }
     if (!client->has_length) {
         return vnxi_request_failed(
@@ -75,17 +77,36 @@ failed_early_end(tcp_client_t *client)
         client->in.head_want - VNXI_TCP_LENGTH + client->in.body_want);
 }
 
+static bool
+is_text(const unsigned char *bytes, size_t len)
+{
+    bool is_printable = true;
+
+    for (size_t i = 0; i < len; i++) {
+        is_printable &= bytes[i] >= 0x20 && bytes[i] < 0x7f;
+    }
+    return is_printable;
+}
+
+#define OTHER_KIND \
+    ": it begins with '%.*s', so a listener of another kind sent it"
+
 static vnx_status_t
 failed_too_long(tcp_client_t *client)
 {
     if (is_alert(client)) {
         return failed_alert(client);
     }
+    char text[sizeof OTHER_KIND + VNXI_TCP_LENGTH] = "";
+    if (is_text(client->in.head, VNXI_TCP_LENGTH)) {
+        snprintf(text, sizeof text, OTHER_KIND, (int)VNXI_TCP_LENGTH,
+                 (const char *)client->in.head);
+    }
     return vnxi_request_failed(client->conn.request, VNX_ERR_MISMATCH,
                                "a reply of %" PRIu64
-                               " bytes is above max_frame (%" PRIu32 ")",
+                               " bytes is above max_frame (%" PRIu32 ")%s",
                                vnxi_big_get(client->in.head, VNXI_TCP_LENGTH),
-                               client->conn.request->options->max_frame);
+                               client->conn.request->options->max_frame, text);
 }
 
 /* -- Request and reply ---------------------------------------------------- */

@@ -91,7 +91,8 @@ receive(zmq_client_t *client)
                      client->stage == STAGE_REPLY
                          ? "the connection was closed without a reply"
                          : "the connection was closed (perhaps by a listener "
-                           "that requires another ZMTP mechanism than NULL)");
+                           "of another kind, or by one that requires another "
+                           "ZMTP mechanism than NULL)");
 }
 
 /* Begin a frame, and free the one before. */

@@ -170,11 +170,29 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
 /* -- The main conn ---------------------------------------------------------
  */
 
+#define SAME_HOST "VLLM_NIXL_SAME_HOST"
+
+static void
+warn_same_host(void)
+{
+    vnxi_log(VNXI_LOG_WARNING,
+             SAME_HOST " is neither 0 (off) nor 1 (on): it stays on");
+}
+
 static bool
 same_host_is_off(void)
 {
-    const char *value = getenv("VLLM_NIXL_SAME_HOST");
-    return value != NULL && strcmp(value, "0") == 0;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    const char *value = getenv(SAME_HOST);
+
+    if (value == NULL || value[0] == '\0' || strcmp(value, "1") == 0) {
+        return false;
+    }
+    if (strcmp(value, "0") != 0) {
+        pthread_once(&once, warn_same_host);
+        return false;
+    }
+    return true;
 }
 
 /* Return whether the blob offers a transport to other hosts that this agent
