@@ -7,6 +7,7 @@ contain.  The exact sentences are free.
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import threading
@@ -425,8 +426,8 @@ def test_a_listener_that_does_not_accept_is_named(channel, api):
 @pytest.mark.parametrize("host", ["localhost:5600", "http://localhost"])
 def test_a_host_with_more_than_a_name(channel, api, host):
     text = message(
-        (api.NixlError),
-        lambda: channel.request_metadata(host, 5600, timeout_ms=60000),
+        api.nixlNotFoundError,
+        lambda: channel.request_metadata(host, 5600),
     )
     assert "without" in text
     assert "port" in text
@@ -495,35 +496,37 @@ def test_the_raw_agent_names_its_operations(endpoint):
 # -- indices -----------------------------------------------------------------
 
 
-BAD_INDICES = [-1, ROWS, 2**31, 2**32 - 1, -(2**63)]
-BAD_INDICES = [
-    *((bad, kind) for bad in BAD_INDICES for kind in (list, tuple, "int64")),
-    (-1, "int32"),
-    (ROWS, "int32"),
-    (2**32 - 1, "uint32"),
-    (2**64 - 1, "uint64"),
-]
+INTEGERS = {
+    "int64": [-1, ROWS, 2**31, 2**32 - 1, -(2**63)],
+    "int32": [-1, ROWS, -(2**31)],
+    "int8": [-1, ROWS],
+    "uint64": [ROWS, 2**63, 2**64 - 1],
+    "uint32": [ROWS, 2**32 - 1],
+}
+BAD_INDICES = {
+    **INTEGERS,
+    list: INTEGERS["int64"],
+    tuple: INTEGERS["int64"],
+}
 
 
-@pytest.mark.parametrize(("bad", "kind"), BAD_INDICES)
-@pytest.mark.parametrize("place", [0, 2])
-@pytest.mark.parametrize("side", ["local", "remote"])
-def test_an_index_out_of_the_list(lists, api, bad, place, side, kind):
+@pytest.mark.parametrize("kind", [list, tuple, *INTEGERS])
+def test_an_index_out_of_the_list(lists, api, kind):
     agent, _, local, remote = lists
-    good = list(range(place + 1))
-    wrong = [*good[:place], bad]
-    wrong = (
-        numpy().array(wrong, kind) if isinstance(kind, str) else kind(wrong)
-    )
-    pair = {"local": (wrong, good), "remote": (good, wrong)}[side]
-    with pytest.raises(api.nixlInvalidParamError) as caught:
-        agent.make_prepped_xfer("READ", local, pair[0], remote, pair[1])
-    text = str(caught.value)
-    assert caught.value.index == place
-    assert f"{side} index {bad} " in text
-    assert f"row {place}" in text
-    assert f"{ROWS} rows" in text
-    assert f"0 to {ROWS - 1}" in text
+    cases = itertools.product(BAD_INDICES[kind], (0, 2), ("local", "remote"))
+    for bad, place, side in cases:
+        good = list(range(place + 1))
+        wrong = [*good[:place], bad]
+        wrong = numpy().array(wrong, kind) if kind in INTEGERS else kind(wrong)
+        pair = {"local": (wrong, good), "remote": (good, wrong)}[side]
+        with pytest.raises(api.nixlInvalidParamError) as caught:
+            agent.make_prepped_xfer("READ", local, pair[0], remote, pair[1])
+        text = str(caught.value)
+        assert caught.value.index == place
+        assert f"{side} index {bad} " in text
+        assert f"row {place}" in text
+        assert f"{ROWS} rows" in text
+        assert f"0 to {ROWS - 1}" in text
 
 
 @pytest.mark.parametrize("bad", [2**63, 2**64, -(2**63) - 1, -(10**30)])
@@ -778,3 +781,45 @@ def test_a_notification_of_another_type(lists):
         assert "notif_msg" in text
         assert "bytes or str" in text
         assert "int" in text
+
+
+# -- code of the caller that runs while a message is written ------------------
+
+
+class Fickle:
+    """An index that is out of range, and then an error."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __index__(self):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("not again")
+        return 2**70
+
+
+def test_a_number_that_cannot_be_shown(lists, api):
+    agent, _, local, remote = lists
+    text = message(
+        api.nixlInvalidParamError,
+        lambda: agent.get_xfer_descs([(Fickle(), 1, 0)], "DRAM"),
+    )
+    assert "address" in text
+    with pytest.raises((api.nixlInvalidParamError, RuntimeError)):
+        agent.make_prepped_xfer("READ", local, [Fickle()], remote, [0])
+
+
+def test_names_that_are_not_text(endpoint, api):
+    agent = endpoint().agent
+    for name in "\udcff", "DRAM\0", "\n" * 1000:
+        text = message(KeyError, lambda n=name: api.nixlXferDList(n))
+        assert "choices" in text
+        text = message(
+            (KeyError, UnicodeEncodeError),
+            lambda n=name: agent.register_memory([], "DRAM", [n]),
+        )
+        text = message(
+            ValueError, lambda n=name: api.nixl_agent_config(engine=n)
+        )
+        assert "choices" in text
