@@ -47,7 +47,8 @@
 #define LOOK_NS 1000000u
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_UCX_EXIT_PARK);
-static vnxi_ucx_t *all;      /* protected by lock */
+static vnxi_ucx_t *all;      /* protected by lock, constant once is_at_end */
+static bool is_at_end;       /* lock */
 static unsigned first_epoch; /* of descriptors; lock */
 static bool is_used;         /* lock */
 
@@ -100,11 +101,13 @@ await_parked(vnxi_ucx_t *ucx, const struct timespec *deadline)
     }
 }
 
+/* Transfers are ended without the lock: this calls back into the core. */
 static void
 exit_park(void)
 {
     vnxi_mutex_lock(&lock);
     let_messages_leave_lock_held();
+    is_at_end = true;
     struct timespec deadline = park_deadline();
     vnxi_ucx_set_all_parked();
     for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
@@ -113,10 +116,10 @@ exit_park(void)
     for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
         await_parked(ucx, &deadline);
     }
+    vnxi_mutex_unlock(&lock);
     for (vnxi_ucx_t *ucx = all; ucx != NULL; ucx = ucx->next) {
         vnxi_ucx_xfers_abandon(ucx);
     }
-    vnxi_mutex_unlock(&lock);
 }
 
 /* Park the agent's threads if the program has closed their descriptors. */
@@ -140,7 +143,7 @@ forget_in_child(void)
 {
     vnxi_mutex_init(&lock, VNXI_RANK_UCX_EXIT_PARK);
     all = NULL;
-    is_used = false;
+    is_used = is_at_end = false;
 }
 
 /* False: the descriptors of UCX's own thread, one per process, were closed,
@@ -180,7 +183,8 @@ static void
 delist(vnxi_ucx_t *ucx)
 {
     vnxi_mutex_lock(&lock);
-    for (vnxi_ucx_t **at = &all; *at != NULL; at = &(*at)->next) {
+    for (vnxi_ucx_t **at = &all; *at != NULL && !is_at_end;
+         at = &(*at)->next) {
         if (*at == ucx) {
             *at = ucx->next;
             break;
