@@ -1,6 +1,6 @@
 """Stock vLLM's handshake with pyzmq and msgpack, as in vLLM's connector.
 
-Connector version 12: the client creates a context and a socket for each
+Connector versions 5 to 15: the client creates a context and a socket for each
 exchange; the listener has one ROUTER in a thread.
 """
 

@@ -239,13 +239,15 @@ check_interop() {
     run_pytest "$VENV/bin/python" "${@:-tests/interop}"
 }
 
-# Earlier versions of stock NIXL, with UCX 1.21 and 1.22.
-OLD_STOCK=(1.3.1 1.4.1)
+# Earlier versions of stock NIXL, with UCX 1.20, 1.21 and 1.22.
+OLD_STOCK=(1.0.0 1.3.1 1.4.1)
 
+# check_interop_versions [VERSIONS]: our agents with agents of those versions.
 check_interop_versions() {
     need_stock
     local version venv pythons=()
-    for version in "${OLD_STOCK[@]}"; do
+    [ $# -gt 0 ] || set -- "${OLD_STOCK[@]}"
+    for version in "$@"; do
         venv="$STOCK_VENV-$version"
         make_venv "$venv" "$VENV/bin/python"
         [ "$("$venv/bin/python" -c "

@@ -9,7 +9,8 @@
  * VNX_SIDE_CHANNEL_KEY_MAX bytes.  The empty key is the default, used by
  * requests that name no key.  Keys that stand for ranks are decimal numbers
  * separated by commas, in every transport: "0,1" is pipeline rank 0 and tensor
- * rank 1.
+ * rank 1.  There may be any number of them, "0,1,2"; their meaning is up to
+ * the two programs.
  *
  * Threads: any call may be made from any thread at any time.  A channel may be
  * freed while other threads are in a call.  A listener has one thread, however

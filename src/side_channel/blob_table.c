@@ -1,7 +1,5 @@
 #include "side_channel/blob_table.h"
 
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -117,13 +115,6 @@ vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key, size_t key_len)
     }
     vnxi_mutex_unlock(&blobs->lock);
     return blob;
-}
-
-size_t
-vnxi_rank_key(int64_t pp_rank, int64_t tp_rank, char key[VNXI_RANK_KEY_MAX])
-{
-    return (size_t)snprintf(key, VNXI_RANK_KEY_MAX, "%" PRId64 ",%" PRId64,
-                            pp_rank, tp_rank);
 }
 
 void

@@ -4,7 +4,6 @@
  * was found stays valid after the table has changed.
  *
  * A key is 0 to VNX_SIDE_CHANNEL_KEY_MAX bytes; the empty key is the default.
- * All transports write ranks in one form: vnxi_rank_key().
  */
 #ifndef VNXI_SIDE_CHANNEL_BLOB_TABLE_H
 #define VNXI_SIDE_CHANNEL_BLOB_TABLE_H
@@ -62,13 +61,6 @@ bool vnxi_blob_table_remove(vnxi_blob_table_t *blobs, const void *key,
  * copies. */
 vnxi_blob_t *vnxi_blob_table_find(vnxi_blob_table_t *blobs, const void *key,
                                   size_t key_len);
-
-#define VNXI_RANK_KEY_MAX 44
-
-/* Write the key of a rank, such as "0,1" for pipeline rank 0 and tensor rank
- * 1.  Returns its length. */
-size_t vnxi_rank_key(int64_t pp_rank, int64_t tp_rank,
-                     char key[VNXI_RANK_KEY_MAX]);
 
 /* Write a readable form of a key, cut to `size` bytes including the
  * final NUL.  Keys come from the network, so bytes that are not printable

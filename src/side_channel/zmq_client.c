@@ -322,11 +322,12 @@ zmq_begin(vnxi_request_t *request)
                           "shaking hands with");
     vnxi_zmtp_greeting(client->out);
     client->conn.out_len = client->in.head_want = VNXI_ZMTP_GREETING;
-    client->is_rank = request->key_len == 0 ||
-                      vnxi_zmq_request_of_key(request->key, request->key_len,
+    client->is_rank = vnxi_zmq_request_of_key(request->key, request->key_len,
                                               &client->request);
-    if (request->key_len == 0 || !client->is_rank) {
-        client->request.has_pp_rank = true; /* both ranks are 0 */
+    if (!client->is_rank) {
+        /* The default, or a name that READY carries. */
+        vnxi_zmq_request_of_key("0,0", 3, &client->request);
+        client->is_rank = request->key_len == 0;
     }
     return VNX_OK;
 }

@@ -13,6 +13,7 @@
  * reconnects by itself.
  */
 #include <event2/buffer.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -36,11 +37,11 @@ typedef struct zmq_conn {
     unsigned parts;
     bool has_delimiter;
     bool is_request;
-    vnxi_zmq_request_t request; /* valid if the message is a request */
-    /* From the client's READY: */
+    unsigned char count; /* of the request's integers */
+    /* From the client's READY, else from the request: */
     bool names_key;
     unsigned char key_len;
-    unsigned char key[VNX_SIDE_CHANNEL_KEY_MAX];
+    char key[VNX_SIDE_CHANNEL_KEY_MAX + 1]; /* and a NUL */
 } zmq_conn_t;
 
 /* Continue with the rest of the input. */
@@ -112,35 +113,38 @@ refuse(zmq_conn_t *conn, const char *text, vnx_side_channel_refusal_t why)
                : VNXI_NEXT_CLOSE;
 }
 
-/* Find the blob of the requested ranks, as "0,1" or as "1". */
+/* Find the blob of a tensor rank alone, "1", under "0,1", or the other way
+ * round: connectors before version 5 know no pipeline ranks. */
 static vnxi_blob_t *
-find_rank(const zmq_conn_t *conn, bool with_pp_rank)
+find_other_form(const zmq_conn_t *conn)
 {
-    const vnxi_zmq_request_t *request = &conn->request;
-    char key[VNXI_RANK_KEY_MAX];
-    size_t len = vnxi_rank_key(request->pp_rank, request->tp_rank, key);
-    const char *from = with_pp_rank ? key : key + strcspn(key, ",") + 1;
+    char other[2 + sizeof conn->key];
+    vnxi_blob_table_t *blobs = conn->super.server->blobs;
 
-    return vnxi_blob_table_find(conn->super.server->blobs, from,
-                                len - (size_t)(from - key));
+    if (conn->count == 1) {
+        int len = snprintf(other, sizeof other, "0,%s", conn->key);
+        return vnxi_blob_table_find(blobs, other, (size_t)len);
+    }
+    return conn->count == 2 && strncmp(conn->key, "0,", 2) == 0
+               ? vnxi_blob_table_find(blobs, conn->key + 2, conn->key_len - 2u)
+               : NULL;
 }
 
-/* Find the blob that was asked for.  Older connectors only know pipeline rank
- * 0, and a program that serves a single blob serves it as rank 0. */
+/* Find the blob that was asked for.  A program that serves a single blob
+ * serves it as the rank whose integers are all 0. */
 static vnxi_blob_t *
 find_blob(const zmq_conn_t *conn)
 {
-    const vnxi_zmq_request_t *request = &conn->request;
     vnxi_blob_table_t *blobs = conn->super.server->blobs;
+    vnxi_blob_t *blob = vnxi_blob_table_find(blobs, conn->key, conn->key_len);
 
     if (conn->names_key) {
-        return vnxi_blob_table_find(blobs, conn->key, conn->key_len);
+        return blob;
     }
-    vnxi_blob_t *blob = find_rank(conn, request->has_pp_rank);
-    if (blob == NULL && request->pp_rank == 0) {
-        blob = find_rank(conn, !request->has_pp_rank);
+    if (blob == NULL) {
+        blob = find_other_form(conn);
     }
-    if (blob == NULL && request->pp_rank == 0 && request->tp_rank == 0) {
+    if (blob == NULL && strspn(conn->key, "0,") == conn->key_len) {
         blob = vnxi_blob_table_find(blobs, "", 0);
     }
     return blob;
@@ -149,7 +153,7 @@ find_blob(const zmq_conn_t *conn)
 static vnxi_next_t
 answer(zmq_conn_t *conn)
 {
-    bool clock = conn->request.has_pp_rank;
+    bool clock = conn->count > 1;
     vnxi_blob_t *blob = find_blob(conn);
 
     if (blob == NULL) {
@@ -187,6 +191,22 @@ take_message(zmq_conn_t *conn)
     return NEXT_AGAIN;
 }
 
+static bool
+take_request(zmq_conn_t *conn, const unsigned char *body, size_t len)
+{
+    vnxi_zmq_request_t request;
+
+    if (!vnxi_zmq_request_parse(body, len, &request)) {
+        return false;
+    }
+    conn->count = (unsigned char)request.count;
+    if (!conn->names_key) {
+        conn->key_len = (unsigned char)request.key_len;
+        memcpy(conn->key, request.key, sizeof request.key);
+    }
+    return true;
+}
+
 static vnxi_next_t
 take_part(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
           const unsigned char *body)
@@ -197,7 +217,7 @@ take_part(zmq_conn_t *conn, const vnxi_zmtp_frame_t *frame,
         conn->has_delimiter = frame->more && len == 0;
         conn->is_request = false;
     } else if (conn->parts == 1 && conn->has_delimiter) {
-        conn->is_request = vnxi_zmq_request_parse(body, len, &conn->request);
+        conn->is_request = take_request(conn, body, len);
     }
     if (++conn->parts > PARTS_MAX) {
         return hang_up(conn, VNX_SIDE_CHANNEL_REFUSED_TOO_LONG);

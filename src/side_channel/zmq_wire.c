@@ -1,5 +1,8 @@
 #include "side_channel/zmq_wire.h"
 
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -22,7 +25,7 @@
 
 #define REQUEST_NAME "get_meta_msg"
 #define REQUEST_NAME_LEN 12u
-#define RANK_DIGITS_MAX 19
+#define NUMBER_DIGITS_MAX 19
 
 /* First bytes of msgpack values. */
 #define FIXMAP_1 0x81u
@@ -280,8 +283,7 @@ vnxi_zmtp_pong(const unsigned char *body, size_t len,
     return command_write(&pong, command);
 }
 
-/* -- Reading messages
- * -------------------------------------------------------------- */
+/* -- Reading messages ----------------------------------------------------- */
 
 static bool
 take_big(vnxi_reader_t *reader, size_t len, uint64_t *number_p)
@@ -353,6 +355,22 @@ take_int(vnxi_reader_t *reader, int64_t *number_p)
     return true;
 }
 
+/* Append an integer to the key.  False: the key has no room for it. */
+static bool
+add_number(vnxi_zmq_request_t *request, int64_t number)
+{
+    size_t room = sizeof request->key - request->key_len;
+    int len = snprintf(request->key + request->key_len, room, "%s%" PRId64,
+                       request->count > 0 ? "," : "", number);
+
+    if ((size_t)len >= room) {
+        return false;
+    }
+    request->key_len += (size_t)len;
+    request->count++;
+    return true;
+}
+
 bool
 vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
                        vnxi_zmq_request_t *out_p)
@@ -360,8 +378,9 @@ vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
     vnxi_reader_t reader = vnxi_reader(bytes, len);
     vnxi_zmq_request_t request = {0};
     uint64_t count, name_len;
+    int64_t number;
 
-    if (!take_array(&reader, &count) || count < 2 || count > 3) {
+    if (!take_array(&reader, &count) || count < 2) {
         return false;
     }
     const unsigned char *name = take_bytes(&reader, BIN8, &name_len);
@@ -369,24 +388,38 @@ vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
         memcmp(name, REQUEST_NAME, REQUEST_NAME_LEN) != 0) {
         return false;
     }
-    request.has_pp_rank = count == 3;
-    if ((request.has_pp_rank && !take_int(&reader, &request.pp_rank)) ||
-        !take_int(&reader, &request.tp_rank) ||
-        vnxi_reader_left(&reader) > 0) {
+    while (request.count < count - 1) {
+        if (!take_int(&reader, &number) || !add_number(&request, number)) {
+            return false;
+        }
+    }
+    if (vnxi_reader_left(&reader) > 0) {
         return false;
     }
     *out_p = request;
     return true;
 }
 
-/* -- Writing messages
- * -------------------------------------------------------------- */
+/* -- Writing messages ----------------------------------------------------- */
 
-/* Write an integer in its shortest form, as msgpack's writers do. */
+/* Numbers are written in their shortest form, as msgpack's writers do. */
+
 static size_t
-put_int(unsigned char *bytes, int64_t number)
+put_array(unsigned char *bytes, size_t count)
 {
-    if (number >= 0 && number < 0x80) {
+    if (count < 16) {
+        bytes[0] = (unsigned char)(FIXARRAY + count);
+        return 1;
+    }
+    bytes[0] = ARRAY16;
+    vnxi_big_put(bytes + 1, 2, count);
+    return 3;
+}
+
+static size_t
+put_int(unsigned char *bytes, uint64_t number)
+{
+    if (number < 0x80) {
         bytes[0] = (unsigned char)number;
         return 1;
     }
@@ -394,8 +427,8 @@ put_int(unsigned char *bytes, int64_t number)
     while (form < 3 && number >> (8u << form) != 0) {
         form++;
     }
-    bytes[0] = (unsigned char)((number < 0 ? INT8 : UINT8) + form);
-    vnxi_big_put(bytes + 1, (size_t)1 << form, (uint64_t)number);
+    bytes[0] = (unsigned char)(UINT8 + form);
+    vnxi_big_put(bytes + 1, (size_t)1 << form, number);
     return 1 + ((size_t)1 << form);
 }
 
@@ -403,60 +436,66 @@ size_t
 vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
                         unsigned char bytes[VNXI_ZMQ_REQUEST_MAX])
 {
-    size_t len = 0;
+    size_t len = put_array(bytes, 1 + request->count);
+    const char *at = request->key;
+    char *end;
 
-    bytes[len++] = (unsigned char)(FIXARRAY + (request->has_pp_rank ? 3 : 2));
     bytes[len++] = BIN8;
     bytes[len++] = REQUEST_NAME_LEN;
     memcpy(bytes + len, REQUEST_NAME, REQUEST_NAME_LEN);
     len += REQUEST_NAME_LEN;
-    if (request->has_pp_rank) {
-        len += put_int(bytes + len, request->pp_rank);
+    for (size_t i = 0; i < request->count; i++) {
+        len += put_int(bytes + len, strtoull(at, &end, 10));
+        at = end + 1;
     }
-    return len + put_int(bytes + len, request->tp_rank);
+    return len;
 }
 
 /* -- Keys ----------------------------------------------------------------- */
 
-/* Parse a rank in the form that vnxi_rank_key() writes, and in no other.
- * Returns its number of digits; 0: there is no rank. */
+/* Return the number of digits of the number at the start of `text`, in the
+ * form that add_number() writes; 0: there is none. */
 static size_t
-rank_parse(const char *text, size_t len, int64_t *rank_p)
+number_digits(const char *text, size_t len)
 {
-    uint64_t rank = 0;
+    uint64_t number = 0;
     size_t count = 0;
 
     while (count < len && text[count] >= '0' && text[count] <= '9') {
-        rank = rank * 10 + (uint64_t)(text[count] - '0');
-        if (++count > RANK_DIGITS_MAX) {
+        number = number * 10 + (uint64_t)(text[count] - '0');
+        if (++count > NUMBER_DIGITS_MAX) {
             return 0;
         }
     }
-    if ((count > 1 && text[0] == '0') || rank > INT64_MAX) {
-        return 0;
-    }
-    *rank_p = (int64_t)rank;
-    return count;
+    return (count > 1 && text[0] == '0') || number > INT64_MAX ? 0 : count;
 }
 
 bool
 vnxi_zmq_request_of_key(const void *key, size_t key_len,
                         vnxi_zmq_request_t *out_p)
 {
-    vnxi_zmq_request_t request = {0};
+    vnxi_zmq_request_t request = {.key_len = key_len};
     const char *text = key;
+    size_t at = 0;
 
-    size_t count = rank_parse(text, key_len, &request.tp_rank);
-    if (count > 0 && count < key_len && text[count] == ',') {
-        request.has_pp_rank = true;
-        request.pp_rank = request.tp_rank;
-        text += count + 1;
-        key_len -= count + 1;
-        count = rank_parse(text, key_len, &request.tp_rank);
-    }
-    if (count == 0 || count != key_len) {
+    if (key_len == 0 || key_len > VNX_SIDE_CHANNEL_KEY_MAX) {
         return false;
     }
+    for (;;) {
+        size_t digits = number_digits(text + at, key_len - at);
+        if (digits == 0) {
+            return false;
+        }
+        request.count++;
+        at += digits;
+        if (at == key_len) {
+            break;
+        }
+        if (text[at++] != ',') {
+            return false;
+        }
+    }
+    memcpy(request.key, text, key_len);
     *out_p = request;
     return true;
 }

@@ -6,10 +6,11 @@
  * greeting, commands, headers of frames.  Over it go the messages of vLLM's
  * handshake, in the small part of msgpack that they use:
  *
- *   request  array: bin "get_meta_msg", then int pp_rank, int tp_rank
- *            (connector version 12), or int tp_rank alone (older ones)
- *   reply    the blob; to version 12 a second frame with a float 64, the
- *            listener's clock
+ *   request  array: bin "get_meta_msg", then integers that name the rank: int
+ *            pp_rank, int tp_rank (connector versions 5 to 15), int tp_rank
+ *            alone (older ones), or more (later ones)
+ *   reply    the blob; if there was more than one integer, a second frame
+ *            with a float 64, the listener's clock
  *   refusal  a map with a text, which no version of vLLM uses as a blob, and
  *            a second frame with a float 64 that is NaN
  */
@@ -90,28 +91,32 @@ size_t vnxi_zmtp_pong(const unsigned char *body, size_t len,
 
 /* -- Messages ------------------------------------------------------------- */
 
-#define VNXI_ZMQ_REQUEST_MAX 40u
+#define VNXI_ZMQ_REQUEST_MAX 256u
 #define VNXI_ZMQ_CLOCK 9u
 #define VNXI_ZMQ_REFUSAL_MAX 128u
 
 #define VNXI_ZMQ_UNKNOWN_KEY "nothing is served under that key"
 #define VNXI_ZMQ_MALFORMED "not a request for metadata"
 
+/* A request for a rank, which one or more integers name.  They are kept as the
+ * key that stands for them, "0,1", so a request has as many as the longest key
+ * holds. */
 typedef struct vnxi_zmq_request {
-    bool has_pp_rank; /* connector version 12 */
-    int64_t pp_rank, tp_rank;
+    size_t count; /* of integers; > 0 */
+    size_t key_len;
+    char key[VNX_SIDE_CHANNEL_KEY_MAX + 1]; /* and a NUL */
 } vnxi_zmq_request_t;
 
 /* Parse a request.  False: it is not one. */
 bool vnxi_zmq_request_parse(const unsigned char *bytes, size_t len,
                             vnxi_zmq_request_t *out_p);
 
-/* Write a request.  Returns its length. */
+/* Write a request, whose integers are not negative.  Returns its length. */
 size_t vnxi_zmq_request_encode(const vnxi_zmq_request_t *request,
                                unsigned char bytes[VNXI_ZMQ_REQUEST_MAX]);
 
-/* Make the request for a key that names ranks, "0,1" or "1".  False: the key
- * does not. */
+/* Make the request for a key that names a rank, such as "0,1" or "1".  False:
+ * the key does not. */
 bool vnxi_zmq_request_of_key(const void *key, size_t key_len,
                              vnxi_zmq_request_t *out_p);
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.beyond_stock, pytest.mark.usefixtures("module")]
 HOST = "127.0.0.1"
 
 rank = st.integers(0, 2**31 - 1)
-ranks = st.tuples(rank, rank)
+ranks = st.lists(rank, min_size=1, max_size=8).map(tuple)
 text_key = st.text("abcdefgh-_.~XYZ0189", min_size=1, max_size=40)
 byte_key = st.binary(min_size=1, max_size=255)
 blob = st.binary(max_size=200)

@@ -312,13 +312,13 @@ ROWS_OF_LISTS = [
     case(
         "four columns",
         lambda s: s.prep(numpy().zeros((2, 4), "uint64")),
-        VALUE,
+        TYPE,
     ),
-    case("one axis", lambda s: s.prep(numpy().zeros(6, "uint64")), VALUE),
+    case("one axis", lambda s: s.prep(numpy().zeros(6, "uint64")), TYPE),
     case(
         "three axes",
         lambda s: s.prep(numpy().zeros((2, 3, 3), "uint64")),
-        VALUE,
+        TYPE,
     ),
     case("float array", lambda s: s.prep(numpy().zeros((2, 3))), VALUE),
     case(

@@ -52,7 +52,8 @@ def context():
 
 
 def payload_of(rank):
-    """A NixlHandshakePayload encoded as by vLLM's worker."""
+    """A NixlHandshakePayload of connector version 15, encoded as by vLLM's
+    worker."""
     metadata = {
         "engine_id": f"engine-{rank}",
         "agent_metadata": os.urandom(300),
@@ -60,8 +61,21 @@ def payload_of(rank):
         "device_id": rank,
         "num_blocks": 1000,
         "block_lens": [65536] * 2,
+        "block_strides": [65536] * 2,
         "kv_cache_layout": "HND",
         "block_size": 16,
+        "ssm_sizes": (0, 0),
+        "attn_backend_name": "CPU_ATTN",
+        "physical_blocks_per_logical_kv_block": 1,
+        "region_num_blocks": None,
+        "region_group_ids": None,
+        "region_names": None,
+        "region_mem_types": None,
+        "dcp_size": 1,
+        "pcp_size": 1,
+        "ple_block_len": None,
+        "region_members": [["layers.0"], ["layers.1"]],
+        "packed_member_layouts": {"layers.0": (0, 4096)},
     }
     return msgpack.packb(
         {
@@ -85,7 +99,8 @@ def decode_payload(data):
 
 
 def stock_ask(context, port, *ranks, host=HOST):
-    """vLLM's client; ranks are (pp_rank, tp_rank), or (tp_rank,)."""
+    """vLLM's client; ranks are (pp_rank, tp_rank) in connector versions 5 to
+    15, and (tp_rank,) in older ones."""
     with context.socket(zmq.REQ) as sock:
         sock.setsockopt(zmq.IPV6, ":" in host)
         sock.setsockopt(zmq.LINGER, 0)
@@ -97,10 +112,12 @@ def stock_ask(context, port, *ranks, host=HOST):
 
 
 class StockListener:
-    """vLLM's listener: like the original, it dies on unknown requests."""
+    """vLLM's listener: like the original, it dies on unknown requests, and on
+    requests with another number of ranks."""
 
-    def __init__(self, context, blobs, version=12):
-        self.blobs, self.version = blobs, version
+    def __init__(self, context, blobs):
+        self.blobs = blobs
+        self.ranks = len(next(iter(blobs)))
         self.sock = context.socket(zmq.ROUTER)
         self.sock.setsockopt(zmq.LINGER, 0)
         self.port = self.sock.bind_to_random_port(f"tcp://{HOST}")
@@ -116,9 +133,9 @@ class StockListener:
                     return
                 name, *ranks = msgpack.unpackb(data)
                 assert name == GET_META_MSG
-                assert len(ranks) == (2 if self.version >= 12 else 1)
+                assert len(ranks) == self.ranks
                 reply = [identity, b"", self.blobs[tuple(ranks)]]
-                if self.version >= 12:
+                if self.ranks > 1:
                     reply.append(msgpack.packb(time.perf_counter()))
                 self.sock.send_multipart(reply)
         except Exception as error:
@@ -137,8 +154,8 @@ class StockListener:
 
 
 @contextlib.contextmanager
-def stock_listener(context, blobs, version=12):
-    listener = StockListener(context, blobs, version)
+def stock_listener(context, blobs):
+    listener = StockListener(context, blobs)
     try:
         yield listener
     finally:
@@ -166,11 +183,40 @@ def test_older_stock_client_gets_one_frame(channel, context):
     assert stock_ask(context, port, 2) == [b"c"]
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 20])
+def test_stock_client_may_name_a_rank_by_more_integers(
+    channel, context, count
+):
+    """Later connectors add ranks, of context parallelism for example."""
+    blobs = {
+        tuple((i + n) % 300 for n in range(count)): payload_of(i)
+        for i in range(4)
+    }
+    port = channel.start_listener(0, blobs)
+    for ranks, blob in blobs.items():
+        got, clock = stock_ask(context, port, *ranks)
+        assert got == blob
+        assert abs(msgpack.unpackb(clock) - time.perf_counter()) < 60
+    assert decode_is_refused(stock_ask(context, port, *range(1, 3)))
+    assert decode_is_refused(stock_ask(context, port, *range(7, 7 + count)))
+
+
+def test_each_number_of_integers_has_its_own_keys(channel, context):
+    """What a third integer means is not known, so no rank is guessed."""
+    port = channel.start_listener(0, {(0, 1): b"two", (0, 1, 0): b"three"})
+    assert stock_ask(context, port, 0, 1)[0] == b"two"
+    assert stock_ask(context, port, 0, 1, 0)[0] == b"three"
+    for ranks in ((0, 0, 1), (1, 0), (0, 1, 0, 0)):
+        assert decode_is_refused(stock_ask(context, port, *ranks))
+
+
 def test_single_blob_is_served_as_rank_0(channel, context):
     port = channel.start_listener(0, b"the only one")
     assert stock_ask(context, port, 0, 0)[0] == b"the only one"
     assert stock_ask(context, port, 0) == [b"the only one"]
+    assert stock_ask(context, port, 0, 0, 0)[0] == b"the only one"
     assert decode_is_refused(stock_ask(context, port, 0, 1))
+    assert decode_is_refused(stock_ask(context, port, 0, 1, 0))
     assert decode_is_refused(stock_ask(context, port, 1))
 
 
@@ -275,7 +321,8 @@ NO_REQUESTS = {
     "no msgpack": [b"", b"\xc1"],
     "cut": [b"", b"\x93\xc4\x0cget_meta"],
     "one": [b"", msgpack.packb((GET_META_MSG,))],
-    "four": [b"", msgpack.packb((GET_META_MSG, 0, 0, 0))],
+    "too many": [b"", msgpack.packb((GET_META_MSG, *[0] * 200))],
+    "a list": [b"", msgpack.packb((GET_META_MSG, 0, [0]))],
     "another name": [b"", msgpack.packb((b"get_meta_msG", 0, 0))],
     "ranks of text": [b"", msgpack.packb((GET_META_MSG, "0", "0"))],
     "a rank too large": [b"", msgpack.packb((GET_META_MSG, 0, (1 << 64) - 1))],
@@ -378,10 +425,20 @@ def test_client_gets_every_rank_from_stock(channel, context):
 
 def test_client_gets_ranks_from_older_stock(channel, context):
     blobs = {(0,): b"zero", (200,): b"many"}
-    with stock_listener(context, blobs, version=11) as stock:
+    with stock_listener(context, blobs) as stock:
         for ranks, blob in blobs.items():
             got = channel.request_metadata(HOST, stock.port, key=ranks)
             assert got == blob
+
+
+def test_client_names_a_rank_by_more_integers(channel, context):
+    blobs = {(0, 1, rank): payload_of(rank) for rank in (0, 1, 70_000)}
+    with stock_listener(context, blobs) as stock:
+        for ranks, blob in blobs.items():
+            got = channel.request_metadata(HOST, stock.port, key=ranks)
+            assert got == blob
+        text = channel.request_metadata(HOST, stock.port, key="0,1,70000")
+        assert text == blobs[0, 1, 70_000]
 
 
 def test_client_receives_64_mib_from_stock(channel, context):

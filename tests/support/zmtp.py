@@ -10,7 +10,7 @@ GREETING = (
 ).ljust(64, b"\0")
 #: The bytes that our listener sends before the first reply.
 LISTENER_BYTES = 64 + 54
-#: The start of vLLM's request, connector version 12; two ranks follow.
+#: The start of vLLM's request, connector versions 5 to 15; two ranks follow.
 GET_META_MSG = b"\x93\xc4\x0cget_meta_msg"
 
 

@@ -266,7 +266,7 @@ prep_source(prep_t *prep, PyObject *source, PyObject *mem_type)
         (kind != VNXI_PY_SOURCE_ROWS && kind != VNXI_PY_SOURCE_MATRIX)) {
         return prep_descs(prep, source, mem_type);
     }
-    if (!vnxi_py_mem_needed(state, prep->operation, mem_type, &prep->mem)) {
+    if (!vnxi_py_mem_needed(prep->operation, mem_type, &prep->mem)) {
         return NULL;
     }
     return kind == VNXI_PY_SOURCE_ROWS ? prep_rows(prep, source)

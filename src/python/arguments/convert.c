@@ -286,13 +286,13 @@ vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p)
 }
 
 bool
-vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
-                   PyObject *value, vnx_mem_t *mem_p)
+vnxi_py_mem_needed(const char *operation, PyObject *value, vnx_mem_t *mem_p)
 {
     if (value == NULL || value == Py_None) {
-        return vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
-                               "mem_type is needed for tuples and arrays, "
-                               "such as \"DRAM\"");
+        return PyErr_Format(PyExc_TypeError,
+                            "%s: mem_type is needed for tuples and arrays, "
+                            "such as \"DRAM\"",
+                            operation);
     }
     return vnxi_py_mem_get(operation, value, mem_p);
 }

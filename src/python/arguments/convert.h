@@ -117,9 +117,9 @@ PyObject *vnxi_py_name_new(const void *name, size_t len);
  * "cpu", "cuda", or a member of nixl_mem_t.  Another name raises KeyError. */
 bool vnxi_py_mem_get(const char *operation, PyObject *value, vnx_mem_t *mem_p);
 
-/* The same for an argument that is required: neither NULL nor None. */
-bool vnxi_py_mem_needed(vnxi_py_state_t *state, const char *operation,
-                        PyObject *value, vnx_mem_t *mem_p);
+/* The same for an argument that is required: NULL and None are a TypeError. */
+bool vnxi_py_mem_needed(const char *operation, PyObject *value,
+                        vnx_mem_t *mem_p);
 
 /* Get an operation from "READ" or "WRITE"; another name raises KeyError. */
 bool vnxi_py_op_get(vnxi_py_state_t *state, const char *operation,

@@ -67,16 +67,28 @@ shape_text(const Py_buffer *view, char text[SHAPE_TEXT])
     "descriptors are an array of 2 dimensions with 3 columns (5 if they " \
     "are strided) of uint64 or int64"
 
+#define REFUSED DESCRIPTORS ", not of shape %s and format '%.16s'%s"
+
+static bool
+is_shape(const Py_buffer *view)
+{
+    return view->ndim == 2 && (view->shape[1] == 3 || view->shape[1] == 5);
+}
+
+/* Another shape is a TypeError, as in stock NIXL: clients try the newest shape
+ * first, and an older one after a TypeError. */
 static bool
 matrix_refuse(vnxi_py_state_t *state, const char *operation,
               const Py_buffer *view, const char *fourth)
 {
     char shape[SHAPE_TEXT], memory[VNXI_PY_MEMORY_TEXT];
-    return vnxi_py_invalid(
-        state, operation, VNXI_PY_NO_ROW,
-        DESCRIPTORS ", not of shape %s and format '%.16s'%s",
-        shape_text(view, shape), view->format != NULL ? view->format : "B",
-        memory_text(view, fourth, memory));
+    const char *format = view->format != NULL ? view->format : "B";
+    shape_text(view, shape);
+    memory_text(view, fourth, memory);
+    return is_shape(view) ? vnxi_py_invalid(state, operation, VNXI_PY_NO_ROW,
+                                            REFUSED, shape, format, memory)
+                          : PyErr_Format(PyExc_TypeError, "%s: " REFUSED,
+                                         operation, shape, format, memory);
 }
 
 /* The object has refused to export its elements as numbers. */
@@ -102,7 +114,7 @@ matrix_check(vnxi_py_state_t *state, const char *operation, const char *fourth,
              vnxi_py_matrix_t *matrix)
 {
     const Py_buffer *view = &matrix->view;
-    if (view->ndim != 2 || (view->shape[1] != 3 && view->shape[1] != 5) ||
+    if (!is_shape(view) ||
         !vnxi_py_buffer_is_integer(view, &matrix->is_signed) ||
         view->itemsize != 8) {
         return matrix_refuse(state, operation, view, fourth);

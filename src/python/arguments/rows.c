@@ -72,11 +72,12 @@ row_of_tuple(vnxi_py_state_t *state, const char *operation, int64_t row,
 {
     int width = fourth != NULL ? 4 : 3;
     if (PyTuple_GET_SIZE(tuple) != width) {
-        return vnxi_py_invalid(
-            state, operation, row,
-            "%d items are needed (address, length, device id%s%s), not %zd",
-            width, fourth != NULL ? ", " : "", fourth != NULL ? fourth : "",
-            PyTuple_GET_SIZE(tuple));
+        return PyErr_Format(
+            PyExc_TypeError,
+            "%s: row %lld: %d items are needed (address, length, device "
+            "id%s%s), not %zd",
+            operation, (long long)row, width, fourth != NULL ? ", " : "",
+            fourth != NULL ? fourth : "", PyTuple_GET_SIZE(tuple));
     }
     if (!numbers_get(state, operation, row, &PyTuple_GET_ITEM(tuple, 0),
                      desc_p)) {

@@ -85,9 +85,10 @@ matrix_append(vnxi_py_descs_t *self, const char *operation,
               const vnxi_py_matrix_t *matrix)
 {
     if (matrix->columns != 3) {
-        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
-                               "an Nx3 array is needed; prep_xfer_dlist() "
-                               "takes Nx5 ones");
+        return PyErr_Format(PyExc_TypeError,
+                            "%s: an Nx3 array is needed; prep_xfer_dlist() "
+                            "takes Nx5 ones",
+                            operation);
     }
     return matrix_runs(self, matrix) || matrix_rows(self, operation, matrix);
 }
@@ -98,9 +99,10 @@ matrix_read(vnxi_py_descs_t *self, const char *operation, PyObject *source)
     vnxi_py_matrix_t matrix;
     const char *fourth = self->kind == VNXI_PY_DESCS_REG ? VNXI_PY_META : NULL;
     if (self->kind == VNXI_PY_DESCS_REMOTE) {
-        return vnxi_py_invalid(self->state, operation, VNXI_PY_NO_ROW,
-                               "a list of tuples is needed: (address, length, "
-                               "device id, " VNXI_PY_AGENT_NAME ")");
+        return PyErr_Format(PyExc_TypeError,
+                            "%s: a list of tuples is needed: (address, "
+                            "length, device id, " VNXI_PY_AGENT_NAME ")",
+                            operation);
     }
     if (!vnxi_py_matrix_get(self->state, operation, source, fourth, &matrix)) {
         return false;
@@ -186,7 +188,7 @@ mem_get(vnxi_py_state_t *state, const char *operation, PyObject *source,
 {
     vnxi_py_source_t kind = vnxi_py_source_of(state, source);
     if (kind == VNXI_PY_SOURCE_ROWS || kind == VNXI_PY_SOURCE_MATRIX) {
-        return vnxi_py_mem_needed(state, operation, mem_type, mem_p);
+        return vnxi_py_mem_needed(operation, mem_type, mem_p);
     }
     *mem_p = VNX_MEM_DRAM; /* a tensor changes it */
     return kind != VNXI_PY_SOURCE_EXCEPTION;

@@ -105,18 +105,6 @@ test_blob_table_what_was_found_outlives_the_table(void **state)
 }
 
 static void
-test_blob_table_ranks_have_one_text(void **state)
-{
-    (void)state;
-    char key[VNXI_RANK_KEY_MAX];
-
-    assert_int_equal(vnxi_rank_key(0, 1, key), 3);
-    assert_string_equal(key, "0,1");
-    assert_int_equal(vnxi_rank_key(INT64_MIN, INT64_MIN, key), 41);
-    assert_string_equal(key, "-9223372036854775808,-9223372036854775808");
-}
-
-static void
 test_blob_table_keys_are_shown_in_print_and_cut(void **state)
 {
     (void)state;
@@ -177,7 +165,6 @@ main(void)
         cmocka_unit_test(test_blob_table_has_what_was_set_until_it_is_removed),
         cmocka_unit_test(test_blob_table_keys_are_bytes),
         cmocka_unit_test(test_blob_table_what_was_found_outlives_the_table),
-        cmocka_unit_test(test_blob_table_ranks_have_one_text),
         cmocka_unit_test(test_blob_table_keys_are_shown_in_print_and_cut),
         cmocka_unit_test(test_blob_table_is_read_while_it_is_written),
     };

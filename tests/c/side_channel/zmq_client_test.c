@@ -50,6 +50,14 @@ serve_0(peer_server_t *server, int client)
     serve_as_stock(server, client, ASK_0, sizeof ASK_0 - 1);
 }
 
+static void
+serve_0_1_2(peer_server_t *server, int client)
+{
+    static const char ask[] = "\1\0\0\x12\x94" NAME "\0\1\2";
+
+    serve_as_stock(server, client, ask, sizeof ask - 1);
+}
+
 /* Send fixed bytes, whatever the client sends. */
 static void
 serve_bytes(peer_server_t *server, int client)
@@ -99,6 +107,8 @@ test_zmq_client_sends_requests_like_stock(void **state)
              serve_0_0),
         CASE("0,0", "\1\0\0\x12" BLOB, serve_0_0), /* no clock */
         CASE("0", "\1\0\0\x12" BLOB, serve_0),
+        CASE("0,1,2", "\1\0\1\x12" BLOB "\0\x9\xcb\x40\0\0\0\0\0\0\0",
+             serve_0_1_2),
         CASE("0", "\4\x7\4PING\0\x0a\1\0\0\x12" BLOB, serve_0),
         CASE("0", "\3\0\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\x12" BLOB, serve_0),
         /* An invalid clock is our error, not an answer of stock. */
@@ -146,7 +156,7 @@ test_zmq_client_asks_stock_only_for_ranks(void **state)
     assert_int_equal(ask(channel, server.port, "a name", 20000, &error),
                      VNX_ERR_NOT_FOUND);
     assert_non_null(strstr(error.cause, "ranks"));
-    assert_int_equal(ask(channel, server.port, "0,1,2", 20000, &error),
+    assert_int_equal(ask(channel, server.port, "0,1,x", 20000, &error),
                      VNX_ERR_NOT_FOUND);
     peer_server_stop(&server);
     vnx_side_channel_free(channel);

@@ -49,7 +49,7 @@ req_connect(int port)
     return fd;
 }
 
-/* The reply to version 12: the blob, then a clock that is a number. */
+/* The reply to two ranks: the blob, then a clock that is a number. */
 static void
 expect_reply(int fd)
 {
@@ -87,6 +87,18 @@ test_zmq_listener_answers_both_versions(void **state)
     vnx_side_channel_free(channel);
 }
 
+static vnx_side_channel_t *
+start_with(const vnx_side_channel_blob_t *blobs, size_t count, int *port_p)
+{
+    vnx_side_channel_start_params_t params = {
+        .size = sizeof params, .blobs = blobs, .count = count};
+    vnx_side_channel_t *channel = zmq_new(NULL);
+
+    assert_int_equal(
+        vnx_side_channel_start_with(channel, &params, port_p, NULL), VNX_OK);
+    return channel;
+}
+
 static void
 test_zmq_listener_finds_ranks_in_either_form(void **state)
 {
@@ -96,14 +108,10 @@ test_zmq_listener_finds_ranks_in_either_form(void **state)
         {.key = "5", .key_length = 1, .data = "five", .length = 4},
         {.key = "1,5", .key_length = 3, .data = "other", .length = 5},
     };
-    vnx_side_channel_start_params_t params = {
-        .size = sizeof params, .blobs = blobs, .count = 3};
-    vnx_side_channel_t *channel = zmq_new(NULL);
-    int port = 0;
-
-    assert_int_equal(
-        vnx_side_channel_start_with(channel, &params, &port, NULL), VNX_OK);
+    int port;
+    vnx_side_channel_t *channel = start_with(blobs, 3, &port);
     int fd = req_connect(port);
+
     SEND(fd, "\1\0\0\x10\x92" NAME "\3");
     EXPECT(fd, "\1\0\0\5three");
     SEND(fd, "\1\0\0\x11\x93" NAME "\0\5");
@@ -121,6 +129,50 @@ test_zmq_listener_finds_ranks_in_either_form(void **state)
     close(fd);
     assert_int_equal(refusals(channel, VNX_SIDE_CHANNEL_REFUSED_UNKNOWN_KEY),
                      3);
+    vnx_side_channel_free(channel);
+}
+
+/* The reply with these 4 bytes, and a clock. */
+static void
+expect_4(int fd, const char *blob)
+{
+    char reply[4 + 4 + 3 + 8];
+
+    assert_int_equal(peer_recv(fd, reply, sizeof reply), sizeof reply);
+    assert_memory_equal(reply, "\1\0\1\4", 4);
+    assert_memory_equal(reply + 4, blob, 4);
+    assert_memory_equal(reply + 8, "\0\x9\xcb", 3);
+}
+
+/* Nothing is known of what more integers mean, so they are one key. */
+static void
+test_zmq_listener_serves_any_number_of_integers(void **state)
+{
+    (void)state;
+    static const vnx_side_channel_blob_t blobs[] = {
+        {.key = "0,1", .key_length = 3, .data = "two.", .length = 4},
+        {.key = "0,1,2", .key_length = 5, .data = "thre", .length = 4},
+        {.key = "1,2", .key_length = 3, .data = "1,2.", .length = 4},
+        {.key = "0,1,2,3,300", .key_length = 11, .data = "five", .length = 4},
+        {.data = "all0", .length = 4},
+    };
+    int port;
+    vnx_side_channel_t *channel = start_with(blobs, 5, &port);
+    int fd = req_connect(port);
+
+    SEND(fd, "\1\0\0\x12\x94" NAME "\0\1\2");
+    expect_4(fd, "thre");
+    SEND(fd, "\1\0\0\x16\x96" NAME "\0\1\2\3\xcd\1\x2c");
+    expect_4(fd, "five");
+    SEND(fd, "\1\0\0\x12\x94" NAME "\0\0\0"); /* the default */
+    expect_4(fd, "all0");
+    SEND(fd, "\1\0\0\x13\x95" NAME "\0\0\1\2");
+    EXPECT(fd, UNKNOWN);
+    SEND(fd, "\1\0\0\x12\x94" NAME "\1\2\0");
+    EXPECT(fd, UNKNOWN);
+    SEND(fd, "\1\0\0\x12\x94" NAME "\0\0\1");
+    EXPECT(fd, UNKNOWN);
+    close(fd);
     vnx_side_channel_free(channel);
 }
 
@@ -238,7 +290,7 @@ test_zmq_listener_answers_invalid_requests(void **state)
     EXPECT(fd, MALFORMED);
     SEND(fd, "\1\0\0\x0f\x91" NAME); /* an array of one */
     EXPECT(fd, MALFORMED);
-    SEND(fd, "\1\0\0\x12\x94" NAME "\0\0\0");
+    SEND(fd, "\1\0\0\x11\x94" NAME "\0\0"); /* two of three integers */
     EXPECT(fd, MALFORMED);
     SEND(fd, "\1\0\1\x10\x92" NAME "\0\0\0"); /* a frame too many */
     EXPECT(fd, MALFORMED);
@@ -488,6 +540,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_zmq_listener_answers_both_versions),
         cmocka_unit_test(test_zmq_listener_finds_ranks_in_either_form),
+        cmocka_unit_test(test_zmq_listener_serves_any_number_of_integers),
         cmocka_unit_test(test_zmq_listener_answers_early_requests_in_order),
         cmocka_unit_test(test_zmq_listener_accepts_bytes_one_by_one),
         cmocka_unit_test(test_zmq_listener_serves_keys_by_name),

@@ -114,6 +114,123 @@ def test_exceptions_are_told_apart_by_class():
         assert not issubclass(kind, RuntimeError)
 
 
+# -- Call shapes -------------------------------------------------------------
+
+# SGLang tries a call in the form of the newest NIXL, and uses an older form if
+# that raises TypeError.  Any other class ends the transfer.
+
+
+def array(shape, dtype="uint64"):
+    return np.zeros(shape, dtype)
+
+
+UNSUPPORTED = {
+    "an array of two columns": lambda a: a.prep_xfer_dlist(
+        "", array((2, 2)), "DRAM"
+    ),
+    "an array of four columns": lambda a: a.prep_xfer_dlist(
+        "", array((2, 4)), "DRAM"
+    ),
+    "an array of seven columns": lambda a: a.prep_xfer_dlist(
+        "", array((2, 7)), "DRAM"
+    ),
+    "an array of one axis": lambda a: a.prep_xfer_dlist("", array(6), "DRAM"),
+    "an array of three axes": lambda a: a.prep_xfer_dlist(
+        "", array((2, 3, 3)), "DRAM"
+    ),
+    "tuples of two": lambda a: a.prep_xfer_dlist("", [(0, 64)], "DRAM"),
+    "tuples of five": lambda a: a.prep_xfer_dlist(
+        "", [(0, 64, 0, 64, 2)], "DRAM"
+    ),
+    "no list": lambda a: a.prep_xfer_dlist("", None, "DRAM"),
+    "rows without a memory type": lambda a: a.prep_xfer_dlist(
+        "", [(0, 64, 0)]
+    ),
+    "another keyword of prep_xfer_dlist": lambda a: a.prep_xfer_dlist(
+        "", array((1, 3)), "DRAM", stride=64
+    ),
+    "strides to register": lambda a: a.register_memory(array((1, 5)), "DRAM"),
+    "four columns to register": lambda a: a.register_memory(
+        array((1, 4)), "DRAM"
+    ),
+    "tuples of three to register": lambda a: a.register_memory(
+        [(0, 64, 0)], "DRAM"
+    ),
+    "tuples of five to register": lambda a: a.register_memory(
+        [(0, 64, 0, "", 1)], "DRAM"
+    ),
+    "memory of no type to register": lambda a: a.register_memory(
+        [(0, 64, 0, "")]
+    ),
+    "another keyword of register_memory": lambda a: a.register_memory(
+        [(0, 64, 0, "")], "DRAM", tag=1
+    ),
+    "a keyword of get_xfer_descs": lambda a: a.get_xfer_descs(
+        array((1, 3)), "DRAM", stride=64
+    ),
+    "arrays to initialize_xfer": lambda a: a.initialize_xfer(
+        "WRITE", array((1, 3)), array((1, 3)), a.name, b""
+    ),
+    "tuples to initialize_xfer": lambda a: a.initialize_xfer(
+        "WRITE", [(0, 64, 0)], [(0, 64, 0)], a.name, b""
+    ),
+    "four arguments to transfer": lambda a: a.transfer(None, b"", 1, 2),
+    "two handles to check_xfer_state": lambda a: a.check_xfer_state(
+        None, None
+    ),
+    "descriptors as tuples to check_remote_metadata": lambda a: (
+        a.check_remote_metadata(a.name, [(0, 64, 0)])
+    ),
+    "an option of add_remote_agent": lambda a: a.add_remote_agent(b"", True),
+    "no name of an agent": lambda a: a.remove_remote_agent(None),
+    "a number as a notification": lambda a: a.send_notif(a.name, 7),
+    "an option of get_new_notifs": lambda a: a.get_new_notifs(timeout=1),
+    "a list of parameters": lambda a: a.create_backend("UCX", ["a"]),
+}
+# Stock logs these and returns None, which its next call refuses in this way.
+UNSUPPORTED_IN_LISTS = {
+    "strides": lambda a: a.get_xfer_descs(array((1, 5)), "DRAM"),
+    "four columns": lambda a: a.get_xfer_descs(array((1, 4)), "DRAM"),
+    "one axis": lambda a: a.get_xfer_descs(array(3), "DRAM"),
+    "tuples of four": lambda a: a.get_xfer_descs([(0, 64, 0, "")], "DRAM"),
+    "no memory type": lambda a: a.get_xfer_descs([(0, 64, 0)]),
+    "strides to register": lambda a: a.get_reg_descs(array((1, 5)), "DRAM"),
+    "tuples of three to register": lambda a: a.get_reg_descs(
+        [(0, 64, 0)], "DRAM"
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", UNSUPPORTED)
+def test_unsupported_call_raises_type_error(inproc, endpoint, shape):
+    agent = endpoint().agent
+    with pytest.raises(TypeError):
+        UNSUPPORTED[shape](agent)
+
+
+@pytest.mark.beyond_stock
+@pytest.mark.parametrize("shape", UNSUPPORTED_IN_LISTS)
+def test_unsupported_list_raises_type_error(inproc, endpoint, shape):
+    agent = endpoint().agent
+    with pytest.raises(TypeError):
+        UNSUPPORTED_IN_LISTS[shape](agent)
+
+
+@pytest.mark.parametrize("name", ["get_plugin_list", "get_agent_metadata"])
+def test_calls_without_arguments_refuse_one(inproc, endpoint, name):
+    with pytest.raises(TypeError):
+        getattr(endpoint().agent, name)(1)
+
+
+@pytest.mark.parametrize("name", ["nixl_agent", "nixl_agent_config"])
+def test_unknown_options_raise_type_error(name):
+    import nixl._api
+
+    arguments = ["agent"] if name == "nixl_agent" else []
+    with pytest.raises(TypeError):
+        getattr(nixl._api, name)(*arguments, of_a_later_version=1)
+
+
 # -- HiCache -----------------------------------------------------------------
 
 

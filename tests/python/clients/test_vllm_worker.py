@@ -28,8 +28,9 @@ class Worker:
         self.wrapper = wrapper(str(uuid.uuid4()), make_config(**config))
         self.backends = ["UCX"]
         if "UCX" not in self.wrapper.backends:
+            sleep_mode = "RCACHE_ENABLE=n,TLS=^cuda_ipc"
             self.wrapper.create_backend(
-                "UCX", {"engine_config": "TLS=^rc_gda", "num_threads": "4"}
+                "UCX", {"engine_config": sleep_mode, "num_threads": "4"}
             )
         self.cache = cache
         self.register_kv_caches()

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 
 #define OPERATION "vnx_agent_create_backend"
 
@@ -56,24 +57,17 @@ static bool
 is_in_environment(const char *key)
 {
     char name[128];
-    snprintf(name, sizeof name, "UCX_%s", key);
-    return getenv(name) != NULL;
+    int len = snprintf(name, sizeof name, "UCX_%s", key);
+    return (size_t)len < sizeof name && getenv(name) != NULL;
 }
 
-static vnx_status_t
+static vnxi_ucs_status_t
 modify(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
-       const char *key, const char *value, vnx_error_t *error)
+       const char *key, const char *value)
 {
-    if (is_in_environment(key)) {
-        return VNX_OK;
-    }
-    vnxi_ucs_status_t status =
-        library->ucp.ucp_config_modify(config, key, value);
-    return status == VNXI_UCS_OK
-               ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                                "UCX refuses %s=%s: %s", key, value,
-                                library->ucp.ucs_status_string(status));
+    return is_in_environment(key)
+               ? VNXI_UCS_OK
+               : library->ucp.ucp_config_modify(config, key, value);
 }
 
 /* Return whether UCX would use TCP on this interface.  It skips bridges. */
@@ -138,11 +132,12 @@ avoid_loopback(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config)
 
     name_loopback(list, sizeof list);
     if (list[0] != '\0' && library->minor >= 21) {
-        (void)modify(library, config, "NET_DEVICES", list, NULL);
+        (void)modify(library, config, "NET_DEVICES", list);
     }
 }
 
-/* "mlx5_0,mlx5_1" in UCX's form: "mlx5_0:1,mlx5_1:1". */
+/* "mlx5_0,mlx5_1" in UCX's form: "mlx5_0:1,mlx5_1:1".  As in stock NIXL, this
+ * parameter goes before the environment. */
 static vnx_status_t
 set_devices(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
             const char *list, vnx_error_t *error)
@@ -166,57 +161,92 @@ set_devices(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
         }
     }
     free(copy);
-    return used == 0 ? VNX_OK
-                     : modify(library, config, "NET_DEVICES", devices, error);
+    if (used == 0) {
+        return VNX_OK;
+    }
+    vnxi_ucs_status_t status =
+        library->ucp.ucp_config_modify(config, "NET_DEVICES", devices);
+    return status == VNXI_UCS_OK
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
+                                "UCX refuses NET_DEVICES=%s: %s", devices,
+                                library->ucp.ucs_status_string(status));
 }
 
-/* "KEY=value,KEY=value" */
+static void
+set_one(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
+        char *one)
+{
+    char *value = strchr(one, '=');
+
+    if (value == NULL) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "engine_config: '%s' is skipped, because it is not KEY=value "
+                 "(a value cannot contain a comma)",
+                 one);
+        return;
+    }
+    *value++ = '\0';
+    vnxi_ucs_status_t status = modify(library, config, one, value);
+    if (status != VNXI_UCS_OK) {
+        vnxi_log(VNXI_LOG_WARNING,
+                 "engine_config: '%s=%s' is skipped, because UCX refuses it: "
+                 "%s",
+                 one, value, library->ucp.ucs_status_string(status));
+    }
+}
+
+/* "KEY=value,KEY=value", read as stock NIXL does.  Clients pass settings that
+ * only some versions and builds of UCX know, so those that UCX refuses are no
+ * errors. */
 static vnx_status_t
 set_engine_config(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
                   const char *text, vnx_error_t *error)
 {
     char *copy = strdup(text), *rest = NULL;
-    vnx_status_t status = VNX_OK;
 
     if (copy == NULL) {
         return vnxi_error_no_memory(error, OPERATION, strlen(text));
     }
-    for (char *one = strtok_r(copy, ",", &rest);
-         one != NULL && status == VNX_OK; one = strtok_r(NULL, ",", &rest)) {
-        char *value = strchr(one, '=');
-        if (value == NULL) {
-            status =
-                vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OPERATION,
-                               "engine_config: '%s' is not KEY=value", one);
-        } else {
-            *value = '\0';
-            status = modify(library, config, one, value + 1, error);
-        }
+    for (char *one = strtok_r(copy, ",", &rest); one != NULL;
+         one = strtok_r(NULL, ",", &rest)) {
+        set_one(library, config, one);
     }
     free(copy);
-    return status;
+    return VNX_OK;
+}
+
+/* The value of a parameter, or NULL. */
+static const char *
+param_of(const vnxi_ucx_config_t *wish, const char *key)
+{
+    for (size_t i = 0; i < wish->param_count; i++) {
+        if (strcmp(wish->params[i].key, key) == 0) {
+            return wish->params[i].value;
+        }
+    }
+    return NULL;
 }
 
 static vnx_status_t
 configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
           const vnxi_ucx_config_t *wish, vnx_error_t *error)
 {
+    const char *devices = param_of(wish, "device_list");
+    const char *text = param_of(wish, "engine_config");
     vnx_status_t status = VNX_OK;
 
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
         if (library->minor >= settings[i].minor) {
-            (void)modify(library, config, settings[i].key, settings[i].value,
-                         NULL);
+            (void)modify(library, config, settings[i].key, settings[i].value);
         }
     }
     avoid_loopback(library, config);
-    for (size_t i = 0; status == VNX_OK && i < wish->param_count; i++) {
-        const vnx_param_t *param = &wish->params[i];
-        if (strcmp(param->key, "device_list") == 0) {
-            status = set_devices(library, config, param->value, error);
-        } else if (strcmp(param->key, "engine_config") == 0) {
-            status = set_engine_config(library, config, param->value, error);
-        }
+    if (devices != NULL) {
+        status = set_devices(library, config, devices, error);
+    }
+    if (status == VNX_OK && text != NULL) {
+        status = set_engine_config(library, config, text, error);
     }
     return status;
 }

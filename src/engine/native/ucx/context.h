@@ -46,7 +46,7 @@ typedef struct vnxi_ucx_config {
 
 /* Load the library, create the context, start worker 0 and wait for it (about
  * 100 ms at worst).  VNX_ERR_NOT_FOUND: no library found; the cause lists the
- * places searched.  VNX_ERR_INVALID_PARAM: UCX refuses a parameter. */
+ * places searched.  VNX_ERR_INVALID_PARAM: UCX refuses the devices. */
 vnx_status_t vnxi_ucx_create(const vnxi_ucx_config_t *config,
                              vnxi_ucx_t **ucx_p, vnx_error_t *error);
 

@@ -10,6 +10,7 @@
  * objects, whose slots are that port's memory.  The keys of such regions are
  * kept by the conn and made when they are first used.
  */
+#include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,6 +96,34 @@ stall_timeout(const vnx_param_t *params, size_t count, uint64_t *ns_p,
     return VNX_OK;
 }
 
+/* Get the number of workers from the backend's parameter "num_threads", which
+ * clients pass that create the backend themselves.  0 keeps the agent's. */
+static vnx_status_t
+worker_count(const vnx_param_t *params, size_t count, unsigned *workers_p,
+             vnx_error_t *error)
+{
+    const char *text = NULL;
+    char *end;
+
+    for (size_t i = 0; i < count; i++) {
+        text =
+            strcmp(params[i].key, "num_threads") == 0 ? params[i].value : text;
+    }
+    if (text == NULL) {
+        return VNX_OK;
+    }
+    unsigned long number = strtoul(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || number > UINT_MAX) {
+        return vnxi_error_set(
+            error, VNX_ERR_INVALID_PARAM, "vnx_agent_create_backend",
+            "num_threads '%s' is not a valid number of threads", text);
+    }
+    if (number > 0) {
+        *workers_p = (unsigned)number;
+    }
+    return VNX_OK;
+}
+
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
 static const char *no_library; /* why, for the warning; static storage */
 
@@ -128,6 +157,10 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
     port->base.config = *config;
     vnx_status_t status = stall_timeout(config->params, config->param_count,
                                         &ucx.stall_timeout_ns, error);
+    if (status == VNX_OK) {
+        status = worker_count(config->params, config->param_count,
+                              &ucx.workers, error);
+    }
     if (status == VNX_OK) {
         status = vnxi_ucx_create(&ucx, &port->ucx, error);
     }
