@@ -219,6 +219,11 @@ only_our_names() {
     echo "exports $(nm -D --defined-only "$1" | grep -c ' T vnx_') functions"
 }
 
+# check_yama [SCOPE]: test the same-host transport on a kernel with Yama.
+check_yama() {
+    "$ROOT/scripts/yama_test.sh" "$@"
+}
+
 c_files() {
     git -C "$ROOT" ls-files --cached --others --exclude-standard -- "$@"
 }

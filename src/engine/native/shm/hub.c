@@ -31,6 +31,7 @@
 #include "base/mutex.h"
 #include "base/thread.h"
 #include "engine/native/shm/hub_private.h"
+#include "engine/native/shm/ptrace.h"
 
 #define OPERATION "vnx_agent_create_backend"
 #define BACKLOG 4096
@@ -310,6 +311,7 @@ hub_alloc(const vnxi_hub_config_t *config)
     hub->callbacks = config->callbacks;
     memcpy(hub->instance, config->instance, sizeof hub->instance);
     hub->local = *config->local;
+    hub->allows_ptrace = vnxi_ptrace_may_allow();
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
     hub->name_len = config->name_len;

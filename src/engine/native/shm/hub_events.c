@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
+#include "engine/native/shm/ptrace.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -36,7 +37,6 @@
 #define SILENT_MAX 256u
 #define HELLO_WAIT_NS (5u * UINT64_C(1000000000))
 #define NO_FDS_WAIT_NS (100u * UINT64_C(1000000))
-#define SHOWN_NAME_MAX 100u
 
 /* Why a link ends; LINK_CONTINUES: it does not end. */
 typedef enum link_end {
@@ -81,10 +81,7 @@ end_text(const vnxi_link_t *link, link_end_t end, char *text_p, size_t size)
     if (end == LINK_PROCESS_ENDED) {
         snprintf(text_p, size, "process %d ended", (int)link->pid);
     } else if (end == LINK_REFUSED) {
-        snprintf(text_p, size,
-                 "its metadata is forged or out of date: the agent behind its "
-                 "socket is '%s'",
-                 link->sender);
+        snprintf(text_p, size, VNXI_LINK_REFUSED_TEXT, link->sender);
     } else {
         snprintf(text_p, size, "%s", texts[end]);
     }
@@ -157,6 +154,9 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     if (!is_for_us(hub, &hello)) {
         return refuse(hub, link);
     }
+    if (hub->allows_ptrace) {
+        vnxi_ptrace_allow(); /* the opener waits for it: link_open.c */
+    }
     link->sender = malloc(hello.name_len);
     if (link->sender == NULL) {
         return LINK_NO_MEMORY;
@@ -171,8 +171,6 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     return LINK_CONTINUES;
 }
 
-/* The name comes from outside: keep only printable characters, and only the
- * first SHOWN_NAME_MAX. */
 static link_end_t
 on_refuse(vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
@@ -181,18 +179,8 @@ on_refuse(vnxi_link_t *link, const vnxi_link_frame_t *frame)
     if (!vnxi_link_frame_read_refuse(frame, &refuse)) {
         return LINK_MALFORMED;
     }
-    size_t len =
-        refuse.name_len < SHOWN_NAME_MAX ? refuse.name_len : SHOWN_NAME_MAX;
-    free(link->sender);
-    link->sender = calloc(1, len + 1);
-    if (link->sender == NULL) {
-        return LINK_NO_MEMORY;
-    }
-    for (size_t i = 0; i < len; i++) {
-        link->sender[i] =
-            vnxi_error_printable(((const unsigned char *)refuse.name)[i]);
-    }
-    return LINK_REFUSED;
+    return vnxi_link_note_refuser(link, &refuse) ? LINK_REFUSED
+                                                 : LINK_NO_MEMORY;
 }
 
 static link_end_t

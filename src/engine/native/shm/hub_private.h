@@ -80,8 +80,9 @@ struct vnxi_hub {
     unsigned char instance[VNXI_SHM_ID_SIZE];
     vnxi_shm_info_t local; /* only what vnxi_shm_info_local() fills in */
     char socket[VNXI_SHM_SOCKET_MAX];
-    unsigned forks; /* fork count at creation */
-    unsigned fds;   /* epoch of its descriptors */
+    bool allows_ptrace; /* openers may access the memory of this process */
+    unsigned forks;     /* fork count at creation */
+    unsigned fds;       /* epoch of its descriptors */
 
     /* The thread sleeps in `outer`: inner, timer, wake.  `inner` has the
      * listener, the sockets and the pidfds. */
@@ -174,6 +175,16 @@ void vnxi_link_close_deferred(vnxi_hub_t *hub);
  * if it is there.  Require the loop. */
 void vnxi_link_add_silent(vnxi_link_t *link, uint64_t deadline);
 void vnxi_link_not_silent(vnxi_link_t *link);
+
+/* Keep the name of the agent that has refused the link in `sender`.  False: no
+ * memory. */
+bool vnxi_link_note_refuser(vnxi_link_t *link,
+                            const vnxi_link_frame_refuse_t *refuse);
+
+/* The error of a refused link; %s is `sender`. */
+#define VNXI_LINK_REFUSED_TEXT                                               \
+    "its metadata is forged or out of date: the agent behind its socket is " \
+    "'%s'"
 
 /* -- Small helpers -------------------------------------------------------- */
 

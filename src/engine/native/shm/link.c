@@ -22,6 +22,7 @@
 
 #define OPEN "vnx_agent_load_metadata"
 #define SEND "vnx_agent_send_notif"
+#define SHOWN_NAME_MAX 100u
 
 /* -- Life cycle ----------------------------------------------------------- */
 
@@ -126,6 +127,27 @@ vnxi_link_try_end(vnxi_link_t *link, vnxi_link_state_t state)
         return false;
     }
     atomic_store(&link->over, true);
+    return true;
+}
+
+/* The name comes from outside: keep only printable characters, and only the
+ * first SHOWN_NAME_MAX. */
+bool
+vnxi_link_note_refuser(vnxi_link_t *link,
+                       const vnxi_link_frame_refuse_t *refuse)
+{
+    size_t len =
+        refuse->name_len < SHOWN_NAME_MAX ? refuse->name_len : SHOWN_NAME_MAX;
+
+    free(link->sender);
+    link->sender = calloc(1, len + 1);
+    if (link->sender == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < len; i++) {
+        link->sender[i] =
+            vnxi_error_printable(((const unsigned char *)refuse->name)[i]);
+    }
     return true;
 }
 

@@ -11,7 +11,9 @@
  * Sending never blocks: data that the socket does not take is queued (bounded)
  * and sent by the hub's thread.  Opening does not wait for the peer: the
  * kernel completes the connection, and the peer's identity is checked by
- * SO_PEERCRED and by the nonce in its memory.
+ * SO_PEERCRED and by the nonce in its memory.  The exception: where the peer
+ * must first allow access to its memory (ptrace.h), opening waits for its
+ * answer, 5 s at most.
  */
 #ifndef VNXI_NATIVE_SHM_LINK_H
 #define VNXI_NATIVE_SHM_LINK_H

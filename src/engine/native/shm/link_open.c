@@ -3,15 +3,16 @@
  * host, same process as published, its memory can be read and holds the
  * instance id), then the connection, whose other end must be that process.
  * HELLO follows at once, because a listener drops connections that stay
- * silent.
+ * silent.  Under ptrace scope 1 the peer must allow access to its memory first
+ * (ptrace.h); it does so when it reads HELLO.  Then the memory is checked
+ * after that, and opening waits for the peer.
  *
  * The link owns the descriptors from the moment that they are opened, so on an
  * error only the link is released.
  */
 #include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
@@ -25,6 +26,7 @@
 #include "base/fork_fds.h"
 #include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
+#include "engine/native/shm/ptrace.h"
 #include "engine/native/shm/vm.h"
 
 #define OPERATION "vnx_agent_load_metadata"
@@ -32,6 +34,9 @@
 /* How long to wait for room in the peer's backlog: anybody on the host can
  * fill it. */
 #define BACKLOG_WAIT_NS (5u * UINT64_C(1000000000))
+/* How long to wait until the peer's hub has read HELLO: it takes microseconds
+ * unless the process is stopped. */
+#define PERMISSION_WAIT_NS (5u * UINT64_C(1000000000))
 
 static vnx_status_t
 refuse(vnx_error_t *error, const char *cause)
@@ -100,50 +105,6 @@ find_process(vnxi_link_t *link, const vnxi_shm_info_t *info,
 
 /* -- Access to its memory ------------------------------------------------- */
 
-static long
-yama_scope(void)
-{
-    FILE *file = fopen("/proc/sys/kernel/yama/ptrace_scope", "re");
-    char text[16] = "";
-
-    if (file == NULL) {
-        return 0;
-    }
-    char *line = fgets(text, sizeof text, file);
-    fclose(file);
-    return line == NULL ? 0 : strtol(line, NULL, 10);
-}
-
-static vnx_status_t
-error_not_permitted(const vnxi_shm_info_t *info, vnx_error_t *error)
-{
-    long scope = yama_scope();
-
-    if (info->uid != geteuid()) {
-        return vnxi_error_set(
-            error, VNX_ERR_NOT_ALLOWED, OPERATION,
-            "the kernel does not let user %u read the memory of process "
-            "%" PRIu32 " of user %" PRIu32 ": run both as the same user",
-            (unsigned)geteuid(), info->pid, info->uid);
-    }
-    if (scope > 0) {
-        return vnxi_error_set(
-            error, VNX_ERR_NOT_ALLOWED, OPERATION,
-            "the ptrace scope of this host (kernel.yama.ptrace_scope = %ld) "
-            "forbids reading the memory of process %" PRIu32 ": run 'sysctl "
-            "-w kernel.yama.ptrace_scope=0', or give both processes "
-            "CAP_SYS_PTRACE",
-            scope, info->pid);
-    }
-    return vnxi_error_set(
-        error, VNX_ERR_NOT_ALLOWED, OPERATION,
-        "the kernel forbids reading the memory of process %" PRIu32 ": in "
-        "containers add --cap-add=SYS_PTRACE (and a seccomp profile that "
-        "allows process_vm_readv); outside, a ptrace scope, another user or "
-        "set capabilities of the peer are the usual cause",
-        info->pid);
-}
-
 static vnx_status_t
 check_memory(const vnxi_shm_info_t *info, vnx_error_t *error)
 {
@@ -155,7 +116,7 @@ check_memory(const vnxi_shm_info_t *info, vnx_error_t *error)
     int cause =
         vnxi_vm_peek((pid_t)info->pid, info->nonce_addr, nonce, sizeof nonce);
     if (cause == EPERM || cause == ENOSYS) {
-        return error_not_permitted(info, error);
+        return vnxi_ptrace_error((pid_t)info->pid, OPERATION, error);
     }
     if (cause != 0) {
         return vnxi_error_set(
@@ -171,6 +132,17 @@ check_memory(const vnxi_shm_info_t *info, vnx_error_t *error)
             info->pid);
     }
     return VNX_OK;
+}
+
+/* Return whether nothing prevents access but that the peer has not allowed it
+ * so far. */
+static bool
+can_be_allowed(const vnxi_shm_info_t *info)
+{
+    vnxi_ptrace_facts_t facts;
+
+    vnxi_ptrace_facts_find((pid_t)info->pid, &facts);
+    return vnxi_ptrace_cause(&facts) == VNXI_PTRACE_NOT_ALLOWED;
 }
 
 /* -- The connection ------------------------------------------------------- */
@@ -268,20 +240,138 @@ send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
     return status;
 }
 
+/* -- Permission ----------------------------------------------------------- */
+
+/* What the listener has sent so far. */
+typedef enum reply {
+    REPLY_NONE,
+    REPLY_ANSWER,
+    REPLY_REFUSAL, /* link->sender has the name */
+    REPLY_END,     /* or an invalid frame */
+} reply_t;
+
+static reply_t
+reply_of(vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    vnxi_link_frame_refuse_t refuse;
+    vnxi_link_answer_t answer;
+
+    switch (frame->type) {
+    case VNXI_LINK_FRAME_REVOKE:
+        return REPLY_NONE; /* of nothing that this agent knows so far */
+    case VNXI_LINK_FRAME_CONFIRMED:
+        return vnxi_link_frame_read_confirmed(frame, &answer) ? REPLY_ANSWER
+                                                              : REPLY_END;
+    case VNXI_LINK_FRAME_REFUSE:
+        return vnxi_link_frame_read_refuse(frame, &refuse) &&
+                       vnxi_link_note_refuser(link, &refuse)
+                   ? REPLY_REFUSAL
+                   : REPLY_END;
+    default:
+        return REPLY_END;
+    }
+}
+
+/* Nothing follows an answer: the listener sends nothing on its own but
+ * REVOKE, which concerns nothing here, and its end. */
+static reply_t
+take_reply(vnxi_link_t *link, const void *bytes, size_t len)
+{
+    vnxi_link_frame_result_t result;
+    vnxi_link_frame_t frame;
+    reply_t reply = REPLY_NONE;
+
+    vnxi_link_frame_reader_feed(&link->reader, bytes, len);
+    while (reply < REPLY_REFUSAL &&
+           (result = vnxi_link_frame_reader_next(&link->reader, &frame)) !=
+               VNXI_LINK_FRAME_NEED_MORE) {
+        reply_t next = result == VNXI_LINK_FRAME_WHOLE ? reply_of(link, &frame)
+                                                       : REPLY_END;
+        reply = next > reply ? next : reply;
+    }
+    return reply;
+}
+
+/* REPLY_NONE: the deadline has passed. */
+static reply_t
+await_reply(vnxi_link_t *link, uint64_t deadline)
+{
+    unsigned char bytes[4096];
+    struct pollfd input = {.fd = link->fd, .events = POLLIN};
+    reply_t reply = REPLY_NONE;
+    uint64_t now;
+
+    while (reply == REPLY_NONE && (now = vnxi_clock_ns()) < deadline) {
+        poll(&input, 1, (int)((deadline - now) / 1000000 + 1));
+        ssize_t got = recv(link->fd, bytes, sizeof bytes, MSG_DONTWAIT);
+        if (got > 0) {
+            reply = take_reply(link, bytes, (size_t)got);
+        } else if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK &&
+                                errno != EINTR)) {
+            reply = REPLY_END;
+        }
+    }
+    return reply;
+}
+
+/* The listener allows access when it reads HELLO.  The answer to a question
+ * about no region shows that it has done so. */
+static vnx_status_t
+await_permission(vnxi_link_t *link, const vnxi_shm_info_t *info,
+                 vnx_error_t *error)
+{
+    uint64_t deadline = vnxi_clock_deadline(PERMISSION_WAIT_NS);
+
+    vnx_status_t status = vnxi_link_ask(link, 0, NULL, 0, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    switch (await_reply(link, deadline)) {
+    case REPLY_ANSWER:
+        return check_memory(info, error);
+    case REPLY_REFUSAL:
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                              VNXI_LINK_REFUSED_TEXT, link->sender);
+    case REPLY_END:
+        return refuse(error, "the peer closed the connection before it "
+                             "allowed access to its memory");
+    default:
+        return vnxi_error_set(
+            error, VNX_ERR_BACKEND, OPERATION,
+            "process %" PRIu32 " did not answer within %d s. Under "
+            "kernel.yama.ptrace_scope = 1 it must allow access to its memory",
+            info->pid, (int)(PERMISSION_WAIT_NS / UINT64_C(1000000000)));
+    }
+}
+
 /* -- Opening -------------------------------------------------------------- */
 
+/* *waits_p: the peer must allow access first, and its memory is not checked.
+ */
 static vnx_status_t
-open_steps(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
-           size_t name_len, vnx_error_t *error)
+check_peer(vnxi_link_t *link, const vnxi_shm_info_t *info, bool *waits_p,
+           vnx_error_t *error)
 {
     vnx_status_t status = check_host(info, &link->hub->local, error);
 
     if (status == VNX_OK) {
         status = find_process(link, info, error);
     }
-    if (status == VNX_OK) {
-        status = check_memory(info, error);
+    if (status != VNX_OK) {
+        return status;
     }
+    status = check_memory(info, error);
+    *waits_p = status == VNX_ERR_NOT_ALLOWED && can_be_allowed(info);
+    return *waits_p ? VNX_OK : status;
+}
+
+static vnx_status_t
+open_steps(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
+           size_t name_len, vnx_error_t *error)
+{
+    bool waits = false;
+    vnx_status_t status = check_peer(link, info, &waits, error);
+
     if (status == VNX_OK) {
         status = connect_peer(link, info, error);
     }
@@ -289,6 +379,9 @@ open_steps(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
      * it.  A fresh socket takes all of it. */
     if (status == VNX_OK) {
         status = send_hello(link, info, name, name_len, error);
+    }
+    if (status == VNX_OK && waits) {
+        status = await_permission(link, info, error);
     }
     return status == VNX_OK ? vnxi_link_attach(link, error) : status;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "engine/native/shm/ptrace.h"
 
 #define BATCH_MAX 256u
 
@@ -132,11 +133,7 @@ error_copy(const vnxi_vm_target_t *target, int cause, vnx_error_t *error)
         if (target_ended(target, 0)) {
             return error_ended(target, error);
         }
-        return vnxi_error_set(
-            error, VNX_ERR_NOT_ALLOWED, target->operation,
-            "the kernel does not allow access to the memory of process %d "
-            "any more",
-            (int)target->pid);
+        return vnxi_ptrace_error(target->pid, target->operation, error);
     case ENOMEM:
         return vnxi_error_set(error, VNX_ERR_NO_MEMORY, target->operation,
                               "the kernel has no memory for copying");

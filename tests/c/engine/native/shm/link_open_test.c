@@ -217,8 +217,8 @@ test_link_open_explains_a_refusal_of_the_kernel(void **state)
     order_t open = {.kind = PEER_OPEN, .info = one.info};
     answer_t answer = peer_ask(&two, &open);
     assert_int_equal(answer.status, VNX_ERR_NOT_ALLOWED);
-    assert_non_null(strstr(answer.error.cause, "ptrace"));
-    assert_non_null(strstr(answer.error.cause, "SYS_PTRACE"));
+    assert_non_null(strstr(answer.error.cause, "PR_SET_DUMPABLE is 0"));
+    assert_non_null(strstr(answer.error.cause, "CAP_SYS_PTRACE"));
     peer_stop(&one);
     peer_stop(&two);
 }
@@ -275,7 +275,8 @@ test_link_open_names_the_user_whose_memory_is_protected(void **state)
     needs_root();
     peer_start_as(&nobody, "nobody", NOBODY);
     check_refused_in_child(&nobody.info, drop_ptrace, VNX_ERR_NOT_ALLOWED,
-                           "does not let user 0 read the memory");
+                           "it runs as user 65534 and group 65534, this "
+                           "process as user 0 and group 0");
     peer_stop(&nobody);
 }
 
@@ -316,7 +317,7 @@ test_link_open_explains_a_refusal_of_a_sandbox(void **state)
 
     peer_start(&peer, "prefill");
     check_refused_in_child(&peer.info, deny_reading_memory,
-                           VNX_ERR_NOT_ALLOWED, "SYS_PTRACE");
+                           VNX_ERR_NOT_ALLOWED, "a sandbox (seccomp)");
     check_refused_in_child(
         &peer.info, deny_sockets, VNX_ERR_BACKEND,
         "connecting to the peer's socket failed: Permission denied");
