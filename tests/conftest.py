@@ -13,6 +13,7 @@ import time
 
 import pytest
 from support.api import Api
+from support.deadline import SLOWDOWN
 from support.endpoint import Endpoint
 from support.peer import PeerPool
 from support.transfers import Long
@@ -47,7 +48,9 @@ STOCK_ENGINES = {
 }
 # Seconds after which a hanging test shows its stacks; options that prolong a
 # test prolong the limit.
-TEST_LIMIT = 240 + 6 * int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
+TEST_LIMIT = (
+    240 + 6 * int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
+) * SLOWDOWN
 LEASE = 30  # seconds during which the limit is not renewed
 
 

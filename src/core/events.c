@@ -2,10 +2,16 @@
  * Design notes.  No wake-up is lost, because each side announces itself before
  * it checks the other.  A waiter increments `waiters`, then checks the states,
  * then sleeps under the lock.  A signaller stores the state, then checks
- * `waiters`, then broadcasts under the lock.  All four accesses are
- * sequentially consistent.  The eventfd works the same way: clear() drains it
- * before it resets `signalled`.  A signaller that still saw the flag set had
- * therefore stored its state before the client checks the states.
+ * `waiters`, then broadcasts under the lock.  A sequentially consistent fence
+ * on each side separates the announcement from the check: the states are
+ * stored with release and loaded with acquire order, which does not keep a
+ * load behind an earlier store.  The same holds for a new descriptor: it is
+ * announced, and the client checks the states after the fence.
+ *
+ * clear() drains the eventfd before it resets `signalled`.  Both sides change
+ * the flag by an exchange.  A signaller that found it set comes before the
+ * exchange of the client, which therefore sees the signaller's state; a
+ * signaller that comes after it writes to the eventfd again.
  */
 #include "core/events.h"
 
@@ -110,6 +116,7 @@ vnxi_events_wait(vnxi_events_t *events, bool (*ready)(void *context),
 
     vnxi_mutex_lock(&events->lock);
     atomic_fetch_add(&events->waiters, 1);
+    atomic_thread_fence(memory_order_seq_cst); /* before ready() */
     while (!(is_ready = ready(context)) && ret != ETIMEDOUT) {
         ret =
             deadline == UINT64_MAX
@@ -133,6 +140,7 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
         err = errno;
         if (fd >= 0) {
             atomic_store(&events->fd, fd);
+            atomic_thread_fence(memory_order_seq_cst); /* see above */
             /* Report the events that happened before the descriptor existed.
              */
             signal_fd(events, fd);
@@ -159,6 +167,7 @@ subscribed_append_lock_held(vnxi_events_t *events, int fd)
     events->subscribed = grown;
     grown[count] = fd;
     atomic_store(&events->subscribers, count + 1);
+    atomic_thread_fence(memory_order_seq_cst); /* see above */
     return true;
 }
 

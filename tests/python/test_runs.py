@@ -497,6 +497,7 @@ def test_threads_can_share_a_list(sides):
 
 
 MEASURE = """
+import resource
 import sys
 import numpy
 from vllm_nixl import nixl_agent, nixl_agent_config
@@ -517,7 +518,7 @@ def table(rows):
 
 def resident():
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * resource.getpagesize()
 
 def prepare(rows):
     descs = agent.get_xfer_descs(rows, "DRAM")

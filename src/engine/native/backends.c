@@ -251,7 +251,9 @@ open_port_lock_held(vnxi_engine_t *engine, unsigned t,
     vnx_status_t status =
         vnxi_transports[t]->port_open(&config, &port, &cause);
     if (status == VNX_ERR_NOT_FOUND) {
-        memcpy(backend->missing, cause.cause, sizeof backend->missing);
+        if (atomic_load(&backend->missing) == NULL) {
+            atomic_store(&backend->missing, strdup(cause.cause));
+        }
         return VNX_OK;
     }
     if (status != VNX_OK) {
@@ -334,6 +336,7 @@ vnxi_native_backends_fini(vnxi_engine_t *engine)
         if (port != NULL) {
             port->transport->port_free(port);
         }
+        free(atomic_load(&engine->backends[t].missing));
         params_free(&engine->backends[t]);
     }
 }

@@ -30,7 +30,7 @@ write_reach(vnxi_engine_t *engine, vnxi_writer_t *out)
                 "and stock NIXL agents");
             return;
         }
-        missing = engine->backends[t].missing;
+        missing = vnxi_native_missing(engine, t);
     }
     snprintf(text, sizeof text,
              "agents of this process and of this host; other hosts cannot be "

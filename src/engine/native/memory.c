@@ -21,7 +21,7 @@ why_no_transport(const vnxi_engine_t *engine, vnx_mem_t mem)
         const vnxi_port_t *port = vnxi_native_port(engine, t);
         const char *refusal =
             port != NULL ? port->transport->refuses(port, mem, VNX_MEM_DRAM)
-                         : engine->backends[t].missing;
+                         : vnxi_native_missing(engine, t);
         why = refusal[0] != '\0' ? refusal : why;
     }
     return why;

@@ -32,9 +32,9 @@ typedef struct vnxi_native_backend {
     atomic_bool created;        /* by create_backend() */
     vnxi_owned_param_t *params; /* written once, before `created` */
     size_t param_count;
-    _Atomic(vnxi_port_t *) port;       /* owned; NULL: not open */
-    char missing[VNX_ERROR_CAUSE_MAX]; /* why not, if it should be; written
-                                          once, before `created` */
+    _Atomic(vnxi_port_t *) port; /* owned; NULL: not open */
+    _Atomic(char *) missing;     /* owned: why not, if it should be; set once;
+                                    others may read it meanwhile */
 } vnxi_native_backend_t;
 
 struct vnxi_engine {
@@ -107,6 +107,15 @@ vnxi_native_port(const vnxi_engine_t *engine, unsigned t)
 {
     return atomic_load_explicit(&engine->backends[t].port,
                                 memory_order_acquire);
+}
+
+/* Why a transport that was asked for is not open; "" if it is or was not. */
+static inline const char *
+vnxi_native_missing(const vnxi_engine_t *engine, unsigned t)
+{
+    const char *why = atomic_load_explicit(&engine->backends[t].missing,
+                                           memory_order_acquire);
+    return why != NULL ? why : "";
 }
 
 /* The conn that can be used with a peer; NULL: none. */

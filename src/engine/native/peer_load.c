@@ -222,9 +222,8 @@ is_disabled(const loading_t *loading, unsigned t)
 }
 
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
-static char
-    slow_warning[2 * VNX_ERROR_CAUSE_MAX]; /* written during a load;
-                                              only one runs at a time */
+/* Of the thread that loads: agents load at the same time. */
+static _Thread_local char slow_warning[2 * VNX_ERROR_CAUSE_MAX];
 
 static void
 warn_slow(void)
@@ -299,7 +298,7 @@ no_common_backend(loading_t *loading)
 
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         const vnxi_transport_t *transport = vnxi_transports[t];
-        const char *missing = loading->engine->backends[t].missing;
+        const char *missing = vnxi_native_missing(loading->engine, t);
         size_t used = strlen(ours);
         if (transport->backend != NULL &&
             vnxi_native_port(loading->engine, t) != NULL) {

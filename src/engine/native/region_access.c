@@ -76,7 +76,7 @@ vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach)
         routes |= (uint64_t)best_of(region, known & moves) << 8 * local;
     }
     atomic_store_explicit(&vnxi_native_region(region)->routes, routes,
-                          memory_order_relaxed);
+                          memory_order_release);
 }
 
 /* -- Kinds of memory --------------------------------------------------------
@@ -121,14 +121,13 @@ void
 vnxi_native_why_not(vnxi_native_peer_t *peer, unsigned t, vnx_mem_t local,
                     vnx_mem_t remote, char cause_p[VNX_ERROR_CAUSE_MAX])
 {
-    const vnxi_native_backend_t *backend = &peer->engine->backends[t];
     const vnxi_port_t *port = vnxi_native_port(peer->engine, t);
     const char *why = "";
 
     vnxi_mutex_lock(&peer->lock);
     if (port == NULL) {
-        why = backend->missing[0] != '\0' ? backend->missing
-                                          : "this agent did not create it";
+        why = vnxi_native_missing(peer->engine, t);
+        why = why[0] != '\0' ? why : "this agent did not create it";
     } else if (peer->refused[t][0] != '\0') {
         why = peer->refused[t];
     } else if (vnxi_native_conn(peer, t) == NULL) {

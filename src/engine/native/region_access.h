@@ -13,7 +13,8 @@ typedef struct vnxi_native_region {
     vnxi_region_t base;                     /* first */
     _Atomic(void *) slots[VNXI_TRANSPORTS]; /* owned; NULL: not known to it */
     /* The region as the remote side of a transfer: the route for each kind of
-     * local memory, 8 bits each. */
+     * local memory, 8 bits each.  Stored with release order, after the slots
+     * that it leads to: they may be added while others use the region. */
     atomic_uint_fast64_t routes;
     /* Of a peer's region with a route VNXI_ROUTE_COPY: its address in this
      * process is addr + delta, modulo 2^64. */
@@ -53,7 +54,7 @@ static inline uint64_t
 vnxi_region_routes(const vnxi_region_t *region)
 {
     return atomic_load_explicit(&vnxi_native_region(region)->routes,
-                                memory_order_relaxed);
+                                memory_order_acquire);
 }
 
 /* The route of `routes` for this kind of local memory; VNXI_ROUTE_NONE: no

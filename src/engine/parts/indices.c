@@ -1,8 +1,9 @@
 /*
  * Design notes.  Every transfer checks whether its index arrays go up by one,
  * so the two types that clients use are compared with the expected values in
- * vectors.  The vectors are those of the compiler (GCC and Clang): the same
- * function is compiled for AVX2 and for the baseline.
+ * vectors.  The vectors are those of the compiler (GCC and Clang): 16 bytes
+ * for the baselines of x86-64 and AArch64 (SSE2, NEON), and 32 bytes for AVX2.
+ * GCC would keep 32-byte vectors of a baseline in memory, not in registers.
  */
 #include "engine/parts/indices.h"
 
@@ -12,79 +13,53 @@ typedef uint64_t v2u64_t
     __attribute__((vector_size(16), aligned(8), may_alias));
 typedef uint64_t v4u64_t
     __attribute__((vector_size(32), aligned(8), may_alias));
+typedef uint32_t v4u32_t
+    __attribute__((vector_size(16), aligned(4), may_alias));
 typedef uint32_t v8u32_t
     __attribute__((vector_size(32), aligned(4), may_alias));
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
 /* -- Runs ----------------------------------------------------------------- */
 
-/* Compare eight vectors per step and check their combined result once. */
-static ALWAYS_INLINE size_t
-run_u64(const uint64_t *data, size_t count)
-{
-    const uint64_t first = data[0];
-    const v4u64_t step = {4, 4, 4, 4};
-    v4u64_t want = {first, first + 1, first + 2, first + 3};
-    size_t at = 0;
-
-    for (; count - at >= 32; at += 32) {
-        const v4u64_t *v = (const void *)(data + at);
-        v4u64_t off = v[0] ^ want;
-        for (int i = 1; i < 8; i++) {
-            want += step;
-            off |= v[i] ^ want;
-        }
-        want += step;
-        if ((off[0] | off[1] | off[2] | off[3]) != 0) {
-            break;
-        }
+/* Define a function that returns how many of the numbers, at least one, go up
+ * by one from the first.  Compare eight vectors per step, of `vector_t`, and
+ * check their combined result once. */
+#define DEFINE_RUN(marks, name, number_t, vector_t)               \
+    marks size_t name(const number_t *data, size_t count)         \
+    {                                                             \
+        const number_t first = data[0];                           \
+        const size_t lanes = sizeof(vector_t) / sizeof(number_t); \
+        const vector_t step = (vector_t){0} + (number_t)lanes;    \
+        vector_t want = {0};                                      \
+        size_t at = 0;                                            \
+                                                                  \
+        for (size_t i = 0; i < lanes; i++) {                      \
+            want[i] = first + (number_t)i;                        \
+        }                                                         \
+        for (; count - at >= 8 * lanes; at += 8 * lanes) {        \
+            const vector_t *v = (const void *)(data + at);        \
+            vector_t off = {0};                                   \
+            for (int i = 0; i < 8; i++) {                         \
+                off |= v[i] ^ want;                               \
+                want += step;                                     \
+            }                                                     \
+            number_t bits = 0;                                    \
+            for (size_t i = 0; i < lanes; i++) {                  \
+                bits |= off[i];                                   \
+            }                                                     \
+            if (bits != 0) {                                      \
+                break;                                            \
+            }                                                     \
+        }                                                         \
+        while (at < count && data[at] == first + (number_t)at) {  \
+            at++;                                                 \
+        }                                                         \
+        return at;                                                \
     }
-    while (at < count && data[at] == first + at) {
-        at++;
-    }
-    return at;
-}
 
-static ALWAYS_INLINE size_t
-run_u32(const uint32_t *data, size_t count)
-{
-    const uint32_t first = data[0];
-    const v8u32_t step = {8, 8, 8, 8, 8, 8, 8, 8};
-    v8u32_t want = {first,     first + 1, first + 2, first + 3,
-                    first + 4, first + 5, first + 6, first + 7};
-    size_t at = 0;
-
-    for (; count - at >= 64; at += 64) {
-        const v8u32_t *v = (const void *)(data + at);
-        v8u32_t off = v[0] ^ want;
-        for (int i = 1; i < 8; i++) {
-            want += step;
-            off |= v[i] ^ want;
-        }
-        want += step;
-        v4u64_t halves = (v4u64_t)off;
-        if ((halves[0] | halves[1] | halves[2] | halves[3]) != 0) {
-            break;
-        }
-    }
-    while (at < count && data[at] == first + (uint32_t)at) {
-        at++;
-    }
-    return at;
-}
-
-static VNXI_TARGET_AVX2 size_t
-run_u64_avx2(const uint64_t *data, size_t count)
-{
-    return run_u64(data, count);
-}
-
-static VNXI_TARGET_AVX2 size_t
-run_u32_avx2(const uint32_t *data, size_t count)
-{
-    return run_u32(data, count);
-}
+DEFINE_RUN(static, run_u64, uint64_t, v2u64_t)
+DEFINE_RUN(static, run_u32, uint32_t, v4u32_t)
+DEFINE_RUN(static VNXI_TARGET_AVX2, run_u64_avx2, uint64_t, v4u64_t)
+DEFINE_RUN(static VNXI_TARGET_AVX2, run_u32_avx2, uint32_t, v8u32_t)
 
 static size_t
 run_u16(const uint16_t *data, size_t count)

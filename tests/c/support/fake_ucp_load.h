@@ -18,16 +18,15 @@ static fake_ucp_t *fake;
 static const fake_ucp_calls_t *calls;
 
 /* Wait for an event caused by another thread. */
-#define AWAIT(condition)                                \
-    do {                                                \
-        uint64_t end_of_patience_ =                     \
-            vnxi_clock_deadline(UINT64_C(20000000000)); \
-        while (!(condition)) {                          \
-            if (vnxi_clock_ns() > end_of_patience_) {   \
-                fail_msg("in vain: %s", #condition);    \
-            }                                           \
-            sched_yield();                              \
-        }                                               \
+#define AWAIT(condition)                                                     \
+    do {                                                                     \
+        uint64_t end_of_patience_ = vnxi_clock_deadline(vnx_test_limit(20)); \
+        while (!(condition)) {                                               \
+            if (vnxi_clock_ns() > end_of_patience_) {                        \
+                fail_msg("in vain: %s", #condition);                         \
+            }                                                                \
+            sched_yield();                                                   \
+        }                                                                    \
     } while (0)
 
 /* Before anything of the backend is called. */

@@ -34,7 +34,7 @@
 
 #define NODE_STREAMS 16
 #define NODE_HEAD 16
-#define NODE_DEADLINE_NS (60u * UINT64_C(1000000000))
+#define NODE_DEADLINE_NS vnx_test_limit(60)
 
 /* A record of the callbacks; plain data, to be sent through a pipe. */
 typedef struct node_account {

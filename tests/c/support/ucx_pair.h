@@ -20,7 +20,7 @@
 #include "engine/native/ucx/transfer.h"
 #include "list_util.h"
 
-#define UCX_PATIENCE_NS 20000000000u
+#define UCX_PATIENCE_NS vnx_test_limit(20)
 #define UCX_MESSAGES_MAX 4096
 
 typedef struct ucx_message {
@@ -123,7 +123,7 @@ ucx_deadline(void)
 {
     struct timespec end;
     clock_gettime(CLOCK_REALTIME, &end);
-    end.tv_sec += UCX_PATIENCE_NS / 1000000000u;
+    end.tv_sec += (time_t)(UCX_PATIENCE_NS / 1000000000u);
     return end;
 }
 

@@ -7,13 +7,25 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
-#include <cmocka.h> /* after the four above */
+#include <cmocka.h> /* after the first four above */
 
 /* For loops that fill unshared memory: checked byte by byte by the sanitizers
  * they would take most of a test's time. */
 #define VNX_TEST_UNWATCHED           \
     __attribute__((noinline, unused, \
                    no_sanitize("address", "thread", "undefined")))
+
+/* A time limit in nanoseconds for something that takes far less than these
+ * seconds.  An emulated machine is slower by VLLM_NIXL_TEST_SLOWDOWN. */
+static inline uint64_t
+vnx_test_limit(unsigned seconds)
+{
+    const char *factor = getenv("VLLM_NIXL_TEST_SLOWDOWN");
+
+    return seconds * UINT64_C(1000000000) *
+           (factor != NULL ? strtoul(factor, NULL, 10) : 1);
+}
 
 #endif

@@ -10,9 +10,10 @@
 
 #include "engine/native/plan.h"
 
-/* Copy `len` bytes that do not overlap, with non-temporal stores (AVX2, SSE2,
- * or memcpy() on other machines; chosen at run time): for data that this core
- * will not read soon.  Any alignment.  Ends with a store fence. */
+/* Copy `len` bytes that do not overlap, with non-temporal stores (AVX2 or
+ * SSE2, chosen at run time; STNP on AArch64; memcpy() on other machines): for
+ * data that this core will not read soon.  Any alignment.  Ends with a store
+ * fence. */
 void vnxi_copy_stream(void *target, const void *source, size_t len);
 
 /* Copy the pieces of a chunk with the route VNXI_ROUTE_COPY: with plain stores

@@ -125,15 +125,17 @@ worker_count(const vnx_param_t *params, size_t count, unsigned *workers_p,
 }
 
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
-static const char *no_library; /* why, for the warning; static storage */
 
 static void
 warn_one_host(void)
 {
+    const char *why;
+
+    vnxi_ucx_library(&why);
     vnxi_log(VNXI_LOG_WARNING,
              "backend UCX of the native engine reaches peers on this host "
              "only: no libucp: %s",
-             no_library);
+             why);
 }
 
 static vnx_status_t
@@ -165,9 +167,9 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
         status = vnxi_ucx_create(&ucx, &port->ucx, error);
     }
     if (status != VNX_OK) {
+        const char *why;
         free(port);
-        if (status == VNX_ERR_NOT_FOUND &&
-            vnxi_ucx_library(&no_library) == NULL) {
+        if (status == VNX_ERR_NOT_FOUND && vnxi_ucx_library(&why) == NULL) {
             pthread_once(&warned, warn_one_host);
         }
         return status;

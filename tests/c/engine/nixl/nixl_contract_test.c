@@ -21,7 +21,7 @@
 #include "engine/parts/metadata.h"
 #include "fake_nixl.h"
 
-#define PATIENCE_NS 20000000000u
+#define PATIENCE_NS vnx_test_limit(20)
 #define SIZE 65536u
 #define ROW 4096u
 

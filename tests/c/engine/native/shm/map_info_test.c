@@ -353,7 +353,8 @@ test_procmap_ioctl_and_text_agree(void **state)
     (void)state;
     vnx_shared_buffer_t *buffer = make_buffer(SIZE);
     int fd = make_memfd(0, SIZE);
-    void *read_only = map_fd(fd, PROT_READ, MAP_SHARED, 4096, SIZE - 4096);
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    void *read_only = map_fd(fd, PROT_READ, MAP_SHARED, page, SIZE - page);
     const void *places[] = {vnx_shared_buffer_data(buffer), read_only, &fd,
                             (const void *)(uintptr_t)open_fds};
 
@@ -379,7 +380,7 @@ test_procmap_ioctl_and_text_agree(void **state)
         assert_int_equal(text.memfd, i < 2);
         assert_int_equal(text.shared, i < 2);
     }
-    munmap(read_only, SIZE - 4096);
+    munmap(read_only, SIZE - page);
     close(fd);
     vnx_shared_buffer_free(buffer);
 }

@@ -18,8 +18,8 @@
 
 #include "engine/native/shm/vm.h"
 
-#define PAGE 4096u
-#define ARENA (1u << 20)
+#define PAGE ((size_t)sysconf(_SC_PAGESIZE)) /* AArch64: up to 64 KiB */
+#define ARENA (256 * PAGE)
 
 typedef struct peer {
     unsigned char

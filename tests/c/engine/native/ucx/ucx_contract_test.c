@@ -24,7 +24,7 @@
 #include "engine/native/ucx/library.h"
 #include "fake_ucp.h"
 
-#define PATIENCE_NS 20000000000u
+#define PATIENCE_NS vnx_test_limit(20)
 #define QUIET_ROUNDS 200 /* of progress, in which nothing may happen */
 #define BYTES (256u << 10)
 #define PIECES 16u
