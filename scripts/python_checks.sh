@@ -75,6 +75,37 @@ check_examples() {
     run_pytest "$VENV/bin/python" -o faulthandler_timeout=300 examples
 }
 
+# check_readme [installation]: check the code, commands and figures of README.md,
+# and run its quick start.  With `installation`, follow it from the first command
+# on a copy of the sources, in a new environment: this needs root (else the
+# packages of apt-get must be there) and a package index.
+check_readme() {
+    cd "$ROOT"
+    if [ "${1:-}" != installation ]; then
+        "$VENV/bin/python" scripts/readme.py
+        run_pytest "$VENV/bin/python" tests/python/test_readme.py
+        return
+    fi
+    local copy="$WORK/readme" venv="$WORK/venv-readme" command
+    rm -rf "$copy" "$venv"
+    mkdir -p "$copy"
+    git ls-files --cached --others --exclude-standard -z |
+        xargs -0 cp --parents -t "$copy"
+    "$(find_python)" -m venv "$venv"
+    echo 'APT::Get::Assume-Yes "true";' >"$copy/apt.conf"
+    export PATH="$venv/bin:$PATH" APT_CONFIG="$copy/apt.conf"
+    cd "$copy"
+    while IFS= read -r command; do
+        if [[ "$command" == apt-get* && "$(id -u)" != 0 ]]; then
+            say "not run, needs root: $command"
+            continue
+        fi
+        say "\$ $command"
+        bash -c "$command" </dev/null
+    done < <(python scripts/readme.py --installation)
+    python scripts/readme.py --run
+}
+
 # Agents that use UCX alone: transfers, notifications, the end of a peer.
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||

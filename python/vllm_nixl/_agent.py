@@ -343,8 +343,8 @@ class NixlAgent(Agent):
     ) -> Peer:
         """attach() for asyncio; other tasks run during the exchange.
 
-        The lists are prepared in the loop's thread at its end, in some
-        nanoseconds for each row.
+        At its end the lists are checked and prepared in the loop's thread:
+        about 0.1 us for each row that is not at a regular stride.
         """
         return Peer(
             await self._channel()._attach_async(
