@@ -78,8 +78,9 @@ typedef struct vnx_publish_params {
  * metadata alone under the default key for clients that only request metadata;
  * other keys of a running listener stay.  Call it again after registering more
  * memory, or with other lists: it replaces both.  An exchange that has begun
- * still gets the previous publication.  *port_p (port_p may be NULL) is the
- * port.
+ * still gets the previous publication.  Of two calls at the same time either
+ * may be the last; if neither finds the listener running, one of them may get
+ * VNX_ERR_NOT_ALLOWED.  *port_p (port_p may be NULL) is the port.
  *
  * Each row is checked as by vnx_dlist_create().  The record of an error in a
  * list names the list and the row.

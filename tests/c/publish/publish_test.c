@@ -304,6 +304,45 @@ test_restarted_peer_is_attached_again(void **state)
     vnx_peer_free(after);
 }
 
+/* -- Transports ----------------------------------------------------------- */
+
+static void
+exchange_over(scene_t *scene, vnx_side_channel_kind_t kind)
+{
+    vnx_dlist_t *remote = NULL;
+    vnx_error_t error;
+
+    vnx_side_channel_free(scene->serving);
+    vnx_side_channel_free(scene->asking);
+    scene->serving = channel_of(kind, NULL);
+    scene->asking = channel_of(kind, NULL);
+    int port = channel_start(scene->serving, "metadata", 8);
+    expect_refusal(scene, port, VNX_ERR_NOT_FOUND,
+                   "the listener serves no publication", &error);
+    publish(scene, 2);
+    assert_int_equal(scene->port, port);
+    vnx_peer_t *peer = attach(scene);
+    assert_ok(vnx_peer_rows(peer, "strided", &remote, e));
+    read_all(scene, remote);
+    vnx_peer_free(peer);
+}
+
+static void
+test_every_transport_carries_publications(void **state)
+{
+    scene_t *scene = *state;
+    static const vnx_side_channel_kind_t kinds[] = {
+        VNX_SIDE_CHANNEL_TCP, VNX_SIDE_CHANNEL_ZMQ, VNX_SIDE_CHANNEL_HTTP};
+
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        if (vnx_side_channel_has(kinds[i])) {
+            exchange_over(scene, kinds[i]);
+        } else {
+            print_message("SKIP: transport %zu is not in this build\n", i);
+        }
+    }
+}
+
 /* -- Rows that are refused ------------------------------------------------ */
 
 static void
@@ -534,6 +573,7 @@ main(void)
         with_scene(test_running_listener_keeps_its_place_and_its_other_keys),
         with_scene(test_default_key_has_the_metadata_alone),
         with_scene(test_restarted_peer_is_attached_again),
+        with_scene(test_every_transport_carries_publications),
         with_scene(test_own_rows_are_checked_before_they_are_published),
         with_scene(test_wrong_lists_are_refused),
         with_scene(test_rows_outside_the_regions_are_refused),
