@@ -15,9 +15,9 @@ SMOKE_NEEDS=(numpy pytest hypothesis)
 # with agents more than 1 s, so only NIXL_TESTS_APART use several processes.
 NIXL_TESTS_APART=(transfer notifications restart)
 NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
-    idle indices lifetime listener_three messages metadata metadata_listener model
-    prepared_lists same_host signed_metadata surface threads_on_objects waiting
-    wrong_input xfer_states)
+    idle indices lifetime listener_three messages metadata metadata_listener
+    model prepared_lists publish same_host signed_metadata surface
+    threads_on_objects waiting wrong_input xfer_states)
 # Tests of the extension itself for --quick: arguments, results, lifetimes.
 ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
     caller_code list_objects indices agent_object runs prepared_lists describe))

@@ -503,6 +503,7 @@ def test_rows_outside_the_published_regions_are_refused(api, here, near):
             assert error.index == row
 
 
+@pytest.mark.nixl_differs("it cannot ask the owner of a region")
 def test_region_that_the_owner_denies_is_not_read(api, here, there):
     """The metadata of a publication is a claim; the owner decides."""
     buffer = there.alloc(SIZE, seed=1)
