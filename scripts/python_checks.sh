@@ -92,7 +92,9 @@ check_readme() {
     git ls-files --cached --others --exclude-standard -z |
         xargs -0 cp --parents -t "$copy"
     "$(find_python)" -m venv "$venv"
-    echo 'APT::Get::Assume-Yes "true";' >"$copy/apt.conf"
+    # apt-get answers its question itself, and upgrades nothing.
+    printf 'APT::Get::%s;\n' 'Assume-Yes "true"' 'Upgrade "false"' \
+        >"$copy/apt.conf"
     export PATH="$venv/bin:$PATH" APT_CONFIG="$copy/apt.conf"
     cd "$copy"
     while IFS= read -r command; do

@@ -530,6 +530,58 @@ test_wrong_arguments_are_refused(void **state)
                      VNX_ERR_CLOSED);
 }
 
+/* -- Threads -------------------------------------------------------------- */
+
+#define ROUNDS 25
+
+static void *
+publish_rounds(void *arg)
+{
+    scene_t *scene = arg;
+
+    for (size_t i = 0; i < ROUNDS; i++) {
+        vnx_publish_params_t params = {
+            .size = sizeof params, .lists = &scene->lists[i % 2], .count = 1};
+        assert_ok(
+            vnx_publish(scene->prefill, scene->serving, &params, NULL, e));
+    }
+    return NULL;
+}
+
+static void *
+attach_rounds(void *arg)
+{
+    scene_t *scene = arg;
+
+    for (size_t i = 0; i < ROUNDS; i++) {
+        vnx_peer_t *peer = attach(scene);
+        vnx_dlist_t *remote = NULL;
+        assert_ok(
+            vnx_peer_rows(peer, vnx_peer_list(peer, 0)->name, &remote, e));
+        assert_int_equal(vnx_dlist_count(remote), ROWS);
+        vnx_peer_free(peer);
+    }
+    return NULL;
+}
+
+static void
+test_threads_publish_and_attach_at_once(void **state)
+{
+    scene_t *scene = *state;
+    pthread_t threads[4];
+
+    publish(scene, 1);
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(
+            pthread_create(&threads[i], NULL,
+                           i % 2 == 0 ? publish_rounds : attach_rounds, scene),
+            0);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    }
+}
+
 /* -- Forks ---------------------------------------------------------------- */
 
 static void
@@ -581,6 +633,7 @@ main(void)
         with_scene(test_other_bytes_are_refused),
         with_scene(test_nobody_listens),
         with_scene(test_wrong_arguments_are_refused),
+        with_scene(test_threads_publish_and_attach_at_once),
         with_scene(test_forked_child_neither_publishes_nor_attaches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
