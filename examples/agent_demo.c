@@ -1,7 +1,6 @@
 /*
- * Two agents of one process: register memory, exchange metadata, prepare
- * descriptor lists, read some blocks, wait for the transfer, receive the
- * notification.
+ * Two agents of one process: register memory, publish it and attach to it,
+ * read some blocks, wait for the transfer, receive the notification.
  *
  *   cc agent_demo.c $(pkg-config --cflags --libs vnx) -o agent_demo
  */
@@ -10,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <vnx/vnx.h>
+#include <vnx/publish.h>
 
 #define BLOCKS 256
 #define BLOCK_BYTES 4096
@@ -20,7 +19,9 @@
 typedef struct side {
     const char *name;
     vnx_agent_t *agent;
+    vnx_side_channel_t *channel;
     unsigned char *memory;
+    vnx_strided_desc_t blocks;
 } side_t;
 
 /* Exit with the error if a call of the library failed. */
@@ -49,7 +50,7 @@ static void
 side_init(side_t *side, const char *name)
 {
     vnx_error_t error;
-    vnx_reg_desc_t region = {0};
+    vnx_reg_desc_t region = {.desc.len = (uint64_t)BLOCKS * BLOCK_BYTES};
 
     side->name = name;
     side->memory = calloc(BLOCKS, BLOCK_BYTES);
@@ -60,8 +61,12 @@ side_init(side_t *side, const char *name)
           &error);
     check(vnx_agent_create_backend(side->agent, "UCX", NULL, 0, &error),
           &error);
+    check(vnx_side_channel_create(VNX_SIDE_CHANNEL_TCP, NULL, &side->channel,
+                                  &error),
+          &error);
     region.desc.addr = (uintptr_t)side->memory;
-    region.desc.len = (uint64_t)BLOCKS * BLOCK_BYTES;
+    side->blocks = (vnx_strided_desc_t){region.desc.addr, BLOCK_BYTES, 0,
+                                        BLOCK_BYTES, BLOCKS};
     check(vnx_agent_register(side->agent, VNX_MEM_DRAM, &region, 1, NULL,
                              &error),
           &error);
@@ -70,46 +75,37 @@ side_init(side_t *side, const char *name)
 static void
 side_fini(side_t *side)
 {
+    vnx_side_channel_free(side->channel);
     vnx_agent_release(side->agent);
     free(side->memory);
 }
 
-/* Load the metadata of `who`, which a real program receives over a side
- * channel (side_channel_demo.c). */
-static void
-introduce(side_t *to, side_t *who)
+/* Publish the metadata and all blocks, under the name "kv". */
+static int
+publish(side_t *side)
 {
     vnx_error_t error;
-    vnx_bytes_t blob, name;
+    vnx_named_rows_t kv = {.name = "kv", .strided = &side->blocks, .count = 1};
+    vnx_publish_params_t params = {
+        .size = sizeof params, .host = "127.0.0.1", .lists = &kv, .count = 1};
+    int port;
 
-    check(vnx_agent_metadata(who->agent, &blob, &error), &error);
-    check(
-        vnx_agent_load_metadata(to->agent, blob.data, blob.len, &name, &error),
-        &error);
-    printf("%s knows %.*s (%zu bytes of metadata)\n", to->name, (int)name.len,
-           (const char *)name.data, blob.len);
-    free(name.data);
-    free(blob.data);
+    check(vnx_publish(side->agent, side->channel, &params, &port, &error),
+          &error);
+    return port;
 }
 
-/* Prepare a list of all blocks of `owner`; peer "" is the agent itself. */
-static vnx_dlist_t *
-prepare(side_t *side, const char *peer, const side_t *owner)
+static vnx_peer_t *
+attach(side_t *side, int port)
 {
     vnx_error_t error;
-    vnx_dlist_t *dlist;
-    vnx_strided_desc_t blocks = {
-        .addr = (uintptr_t)owner->memory,
-        .len = BLOCK_BYTES,
-        .stride = BLOCK_BYTES,
-        .count = BLOCKS,
-    };
+    vnx_peer_t *peer;
 
-    check(vnx_dlist_create_strided(side->agent, peer, strlen(peer),
-                                   VNX_MEM_DRAM, &blocks, 1, NULL, &dlist,
-                                   &error),
+    check(vnx_attach(side->agent, side->channel, "127.0.0.1", port, TIMEOUT_MS,
+                     0, &peer, &error),
           &error);
-    return dlist;
+    printf("%s knows %s\n", side->name, vnx_peer_name(peer, NULL));
+    return peer;
 }
 
 static void
@@ -164,6 +160,8 @@ main(void)
 {
     side_t prefill, decode;
     vnx_dlist_t *local, *remote;
+    vnx_peer_t *peer;
+    vnx_error_t error;
     int32_t rows[PULLED];
 
     side_init(&prefill, "prefill");
@@ -171,9 +169,11 @@ main(void)
     for (int i = 0; i < BLOCKS; i++) {
         memset(prefill.memory + (size_t)i * BLOCK_BYTES, i, BLOCK_BYTES);
     }
-    introduce(&decode, &prefill);
-    local = prepare(&decode, "", &decode);
-    remote = prepare(&decode, "prefill", &prefill);
+    peer = attach(&decode, publish(&prefill));
+    check(vnx_peer_rows(peer, "kv", &remote, &error), &error);
+    check(vnx_dlist_create_strided(decode.agent, NULL, 0, VNX_MEM_DRAM,
+                                   &decode.blocks, 1, NULL, &local, &error),
+          &error);
     for (int i = 0; i < PULLED; i++) {
         rows[i] = (i * 37 + 5) % BLOCKS; /* 37 and 256 share no factor */
     }
@@ -187,7 +187,7 @@ main(void)
         }
     }
     puts("every byte is correct");
-    vnx_dlist_release(remote);
+    vnx_peer_free(peer);
     vnx_dlist_release(local);
     side_fini(&decode);
     side_fini(&prefill);

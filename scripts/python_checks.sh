@@ -15,9 +15,9 @@ SMOKE_NEEDS=(numpy pytest hypothesis)
 # with agents more than 1 s, so only NIXL_TESTS_APART use several processes.
 NIXL_TESTS_APART=(transfer notifications restart)
 NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
-    idle indices lifetime listener_three messages metadata metadata_listener model
-    prepared_lists same_host signed_metadata surface threads_on_objects waiting
-    wrong_input xfer_states)
+    idle indices lifetime listener_three messages metadata metadata_listener
+    model prepared_lists publish same_host signed_metadata surface
+    threads_on_objects waiting wrong_input xfer_states)
 # Tests of the extension itself for --quick: arguments, results, lifetimes.
 ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
     caller_code list_objects indices agent_object runs prepared_lists describe))
@@ -73,6 +73,39 @@ check_stress() {
 # The examples do not use tests/conftest.py, which sets a timeout; set one here.
 check_examples() {
     run_pytest "$VENV/bin/python" -o faulthandler_timeout=300 examples
+}
+
+# check_readme [installation]: check the code, commands and figures of README.md,
+# and run its quick start.  With `installation`, follow it from the first command
+# on a copy of the sources, in a new environment: this needs root (else the
+# packages of apt-get must be there) and a package index.
+check_readme() {
+    cd "$ROOT"
+    if [ "${1:-}" != installation ]; then
+        "$VENV/bin/python" scripts/readme.py
+        run_pytest "$VENV/bin/python" tests/python/test_readme.py
+        return
+    fi
+    local copy="$WORK/readme" venv="$WORK/venv-readme" command
+    rm -rf "$copy" "$venv"
+    mkdir -p "$copy"
+    git ls-files --cached --others --exclude-standard -z |
+        xargs -0 cp --parents -t "$copy"
+    "$(find_python)" -m venv "$venv"
+    # apt-get answers its question itself, and upgrades nothing.
+    printf 'APT::Get::%s;\n' 'Assume-Yes "true"' 'Upgrade "false"' \
+        >"$copy/apt.conf"
+    export PATH="$venv/bin:$PATH" APT_CONFIG="$copy/apt.conf"
+    cd "$copy"
+    while IFS= read -r command; do
+        if [[ "$command" == apt-get* && "$(id -u)" != 0 ]]; then
+            say "not run, needs root: $command"
+            continue
+        fi
+        say "\$ $command"
+        bash -c "$command" </dev/null
+    done < <(python scripts/readme.py --installation)
+    python scripts/readme.py --run
 }
 
 # Agents that use UCX alone: transfers, notifications, the end of a peer.

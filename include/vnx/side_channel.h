@@ -7,7 +7,8 @@
  *
  * Keys: a listener serves one blob per key.  A key has at most
  * VNX_SIDE_CHANNEL_KEY_MAX bytes.  The empty key is the default, used by
- * requests that name no key.  Keys that stand for ranks are decimal numbers
+ * requests that name no key.  VNX_PUBLICATION_KEY (vnx/publish.h) is that of
+ * publications.  Keys that stand for ranks are decimal numbers
  * separated by commas, in every transport: "0,1" is pipeline rank 0 and tensor
  * rank 1.  There may be any number of them, "0,1,2"; their meaning is up to
  * the two programs.

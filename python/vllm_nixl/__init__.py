@@ -4,9 +4,9 @@ hosts.
     from vllm_nixl import NixlAgent, nixl_agent_config
 
 NixlAgent has the whole API of NIXL's nixl_agent (both names exist), and in
-addition wait(), wait_async(), check_xfer_states(), cancel(), notifications(),
-describe() and the side channel.  install() replaces `nixl` by this package for
-programs that import `nixl`.
+addition publish(), attach(), wait(), wait_async(), check_xfer_states(),
+cancel(), notifications(), describe() and the side channel.  install() replaces
+`nixl` by this package for programs that import `nixl`.
 
 Importing this starts no thread, opens no library, and imports neither numpy
 nor torch nor asyncio.
@@ -42,6 +42,7 @@ from ._core import (
     nixlXferTelemetry,
     shared_buffer,
 )
+from ._publish import Peer
 from ._side_channel import HttpSideChannel, TcpSideChannel, ZmqSideChannel
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "HttpSideChannel",
     "NixlAgent",
     "NixlError",
+    "Peer",
     "TcpSideChannel",
     "ZmqSideChannel",
     "__version__",

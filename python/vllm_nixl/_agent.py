@@ -15,15 +15,16 @@ from ._core import (
     nixlRemoteDList,
     nixlXferDList,
 )
+from ._publish import Peer
 from ._serialize import deserialize, serialize
 from ._side_channel import TcpSideChannel
 
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from ._aio import _Events
-    from ._core import _Key, _Metadata
+    from ._core import _Key, _MemType, _Metadata, _Rows
     from ._raw import nixlAgent
 
 
@@ -240,6 +241,115 @@ class NixlAgent(Agent):
         """
         return self._channel().request_metadata(
             host, port, timeout_ms=timeout_ms, key=key, retries=retries
+        )
+
+    async def request_remote_metadata_async(
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        key: _Key = None,
+        retries: int | None = 0,
+    ) -> bytes:
+        """request_remote_metadata() for asyncio; other tasks run meanwhile."""
+        return await self._channel().request_metadata_async(
+            host, port, timeout_ms=timeout_ms, key=key, retries=retries
+        )
+
+    def publish(
+        self,
+        rows: Mapping[str, _Rows],
+        port: int | None = 0,
+        host: str | Sequence[str] | None = None,
+        *,
+        mem_type: _MemType = "DRAM",
+    ) -> int:
+        """Publish this agent and named rows of it. Returns the port.
+
+        Peers get everything that they need by attach(): the metadata of all
+        memory that is registered now, and the rows.
+
+            port = agent.publish({"kv": rows}, port=18000)
+
+        Starts the side channel's listener if it is not running; on a running
+        one, whose other keys stay, it replaces what was published. Call it
+        again after registering more memory, or with other rows.
+
+        Args:
+            rows: A mapping from names (str, 1 to 255 bytes) to rows, in any
+                form that prep_xfer_dlist() takes: an Nx3 array of (address,
+                length in bytes, device id), an Nx5 array with strides, a list
+                of tuples, a nixlXferDList, tensors. May be empty. Rows at
+                regular strides take some 40 bytes in all, other rows 24 each.
+            port: Where to listen; 0: any free port, or that of the running
+                listener; None: VLLM_NIXL_SIDE_CHANNEL_PORT, or 5600.
+            host: As for start_side_channel_listener(); None: all addresses,
+                or those of the running listener.
+            mem_type: The memory type of arrays and tuples.
+
+        nixlNotFoundError and nixlInvalidParamError name the list and the
+        first row that is not in registered memory; nixlNotAllowedError if
+        the listener is running on another port or host; nixlBackendError if
+        the address is in use. After an error, what was published before is
+        still served. Other threads run meanwhile; do not change arrays.
+
+        VLLM_NIXL_SIDE_CHANNEL_SECRET, set at both ends, authenticates and
+        encrypts; without it, everybody who reaches the port can attach.
+        """
+        return self._channel()._publish(self, rows, port, host, mem_type)
+
+    def attach(
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        retries: int | None = 0,
+    ) -> Peer:
+        """Load what the agent at host:port has published, and prepare it.
+
+            peer = agent.attach("prefill-host", 18000)
+            remote = peer.rows("kv")  # for make_prepped_xfer()
+
+        Args:
+            host: A name or an address.
+            port: The port that publish() returned there.
+            timeout_ms: Limit for the whole exchange; then nixlTimeoutError.
+            retries: Further attempts while nobody listens; None: until the
+                timeout.
+
+        Returns the Peer: its name, as a str, with the prepared lists. Attach
+        again when the peer has restarted or has published again.
+
+        nixlBackendError if nobody listens; nixlNotFoundError if the listener
+        serves metadata alone (start_side_channel_listener()), or for a row
+        that is not in the memory that the peer has registered;
+        nixlMismatchError for anything but a publication; nixlNotAllowedError
+        if the secrets differ; the errors of add_remote_agent(). Other threads
+        run meanwhile; Ctrl-C ends the wait.
+        """
+        return Peer(
+            self._channel()._attach(self, host, port, timeout_ms, retries)
+        )
+
+    async def attach_async(
+        self,
+        host: str,
+        port: int,
+        timeout_ms: int = 5000,
+        *,
+        retries: int | None = 0,
+    ) -> Peer:
+        """attach() for asyncio; other tasks run during the exchange.
+
+        At its end the lists are checked and prepared in the loop's thread:
+        about 0.1 us for each row that is not at a regular stride.
+        """
+        return Peer(
+            await self._channel()._attach_async(
+                self, host, port, timeout_ms, retries
+            )
         )
 
     def stop_side_channel_listener(self) -> None:

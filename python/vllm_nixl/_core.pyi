@@ -10,9 +10,11 @@ from os import PathLike
 from typing import (
     Any,
     ClassVar,
+    Generic,
     Literal,
     Protocol,
     TypeAlias,
+    TypeVar,
     final,
     type_check_only,
 )
@@ -453,6 +455,11 @@ class nixlAlreadyRunningError(nixlNotAllowedError, RuntimeError):
 _Key: TypeAlias = str | bytes | tuple[int, ...] | None
 _Metadata: TypeAlias = Buffer | Mapping[_Key, Buffer]
 _Peer: TypeAlias = tuple[str, int] | tuple[str, int, _Key]
+_Rows: TypeAlias = nixlXferDList | Sequence[_Row] | Buffer | _Tensors
+_Attached: TypeAlias = tuple[
+    str, dict[str, tuple[nixl_prepped_dlist_handle, nixlXferDList]]
+]
+_T = TypeVar("_T")
 
 @disjoint_base
 class SideChannel:
@@ -520,7 +527,31 @@ class SideChannel:
         timeout_ms: int = 5000,
         *,
         retries: int | None = 0,
-    ) -> SideChannelRequests: ...
+    ) -> SideChannelRequests[bytes]: ...
+    def _attach(
+        self,
+        agent: Agent,
+        host: str,
+        port: int,
+        timeout_ms: int,
+        retries: int | None,
+    ) -> _Attached: ...
+    def _begin_attach(
+        self,
+        agent: Agent,
+        host: str,
+        port: int,
+        timeout_ms: int,
+        retries: int | None,
+    ) -> SideChannelRequests[_Attached]: ...
+    def _publish(
+        self,
+        agent: Agent,
+        rows: Mapping[str, _Rows],
+        port: int | None,
+        host: str | Sequence[str] | None,
+        mem_type: _MemType,
+    ) -> int: ...
     def shutdown(self) -> None:
         """Stop serving and free the port, without waiting for clients."""
 
@@ -598,7 +629,7 @@ class HttpSideChannel(SideChannel):
     ) -> Self: ...
 
 @final
-class SideChannelRequests:
+class SideChannelRequests(Generic[_T]):
     """Requests of a side channel in progress, for event loops."""
 
     def fileno(self) -> int:
@@ -607,7 +638,7 @@ class SideChannelRequests:
     def step(self) -> int:
         """Do the work that needs no waiting; return how many are open."""
 
-    def take(self) -> list[bytes | Exception]:
+    def take(self) -> list[_T | Exception]:
         """Return the results when none is open, as request_many()."""
 
 # -- Agent -------------------------------------------------------------------

@@ -12,11 +12,15 @@ from . import _core
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import TypeVar
 
-    from ._core import SideChannelRequests, _Key, _Peer
+    from ._agent import NixlAgent
+    from ._core import SideChannelRequests, _Attached, _Key, _Peer
+
+    _T = TypeVar("_T")
 
 
-async def _finish(requests: SideChannelRequests) -> list[bytes | Exception]:
+async def _finish(requests: SideChannelRequests[_T]) -> list[_T | Exception]:
     import asyncio
 
     if requests.step() > 0:
@@ -36,6 +40,13 @@ async def _finish(requests: SideChannelRequests) -> list[bytes | Exception]:
     return requests.take()
 
 
+async def _one(requests: SideChannelRequests[_T]) -> _T:
+    (answer,) = await _finish(requests)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
 class _Async(_core.SideChannel):
     """The asyncio methods of all transports."""
 
@@ -50,11 +61,7 @@ class _Async(_core.SideChannel):
     ) -> bytes:
         """request_metadata() for asyncio; other tasks run meanwhile."""
         peers = [(host, port, key)]
-        requests = self._begin(peers, timeout_ms, retries=retries)
-        (answer,) = await _finish(requests)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        return await _one(self._begin(peers, timeout_ms, retries=retries))
 
     async def request_many_async(
         self,
@@ -66,6 +73,17 @@ class _Async(_core.SideChannel):
         """request_many() for asyncio; other tasks run meanwhile."""
         requests = self._begin(peers, timeout_ms, retries=retries)
         return await _finish(requests)
+
+    async def _attach_async(
+        self,
+        agent: NixlAgent,
+        host: str,
+        port: int,
+        timeout_ms: int,
+        retries: int | None,
+    ) -> _Attached:
+        requests = self._begin_attach(agent, host, port, timeout_ms, retries)
+        return await _one(requests)
 
 
 class TcpSideChannel(_core.TcpSideChannel, _Async):

@@ -44,6 +44,9 @@
     X("vnx_side_channel_set", "set_metadata")                     \
     X("vnx_side_channel_remove", "remove_metadata")               \
     X("vnx_side_channel_advertised", "advertised_address")        \
-    X("vnx_side_channel_request", "request_metadata")
+    X("vnx_side_channel_request", "request_metadata")             \
+    X("vnx_publish", "publish")                                   \
+    X("vnx_attach", "attach")                                     \
+    X("vnx_peer_rows", "rows")
 
 #endif

@@ -117,6 +117,11 @@ vnx_status_t vnxi_peers_find(vnx_agent_t *agent, const void *name,
 void vnxi_peers_add_owner(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
                           vnx_error_t *error);
 
+/* vnx_agent_load_metadata(), but the caller gets a reference to the peer: the
+ * generation that the blob describes. */
+vnx_status_t vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
+                             vnxi_peer_t **peer_p, vnx_error_t *error);
+
 /* Close and remove all peers. */
 void vnxi_peers_close(vnx_agent_t *agent);
 
@@ -129,6 +134,15 @@ void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
 
 /* -- Prepared lists (dlist.c) ----------------------------------------------
  */
+
+/* vnx_dlist_begin() for this generation of a peer; peer NULL: local. */
+vnx_status_t vnxi_dlist_begin(vnx_agent_t *agent, vnxi_peer_t *peer,
+                              vnx_mem_t mem, const char *const *backends,
+                              vnx_dlist_builder_t **out_p, vnx_error_t *error);
+
+/* End a build that had this status: finish it, or abort it after an error. */
+vnx_status_t vnxi_dlist_end(vnx_dlist_builder_t *builder, vnx_status_t status,
+                            vnx_dlist_t **out_p, vnx_error_t *error);
 
 /* Prepare a list of the engine for one transfer only.  peer NULL: local. */
 vnx_status_t vnxi_list_make(vnx_agent_t *agent, vnxi_peer_t *peer,

@@ -21,30 +21,22 @@ builder_free(vnx_dlist_builder_t *builder)
 }
 
 vnx_status_t
-vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
-                vnx_mem_t mem, const char *const *backends,
-                vnx_dlist_builder_t **out_p, vnx_error_t *error)
+vnxi_dlist_begin(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
+                 const char *const *backends, vnx_dlist_builder_t **out_p,
+                 vnx_error_t *error)
 {
-    vnxi_peer_t *peer = NULL;
-    vnx_status_t status;
-
-    status = vnxi_agent_ready(agent, OPERATION, error);
+    vnx_status_t status = vnxi_agent_ready(agent, OPERATION, error);
     if (status != VNX_OK) {
         return status;
     }
-    if (peer_len > 0) {
-        status = vnxi_peers_find(agent, peer_name, peer_len, OPERATION, &peer,
-                                 error);
-        if (status != VNX_OK) {
-            return status;
-        }
-    }
     vnx_dlist_builder_t *builder = malloc(sizeof *builder);
     if (builder == NULL) {
-        vnxi_peer_release(peer);
         return vnxi_error_no_memory(error, OPERATION, sizeof *builder);
     }
-    *builder = (vnx_dlist_builder_t){vnx_agent_retain(agent), peer, mem, NULL};
+    *builder = (vnx_dlist_builder_t){
+        .agent = vnx_agent_retain(agent),
+        .peer = peer != NULL ? vnxi_peer_retain(peer) : NULL,
+        .mem = mem};
     status =
         agent->ops->list_begin(agent->engine, peer, mem, backends, OPERATION,
                                &builder->engine_builder, error);
@@ -62,6 +54,25 @@ row_refused(const vnx_dlist_builder_t *builder, vnx_status_t status,
             vnx_error_t *error)
 {
     vnxi_peers_add_owner(builder->agent, builder->peer, builder->mem, error);
+    return status;
+}
+
+vnx_status_t
+vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
+                vnx_mem_t mem, const char *const *backends,
+                vnx_dlist_builder_t **out_p, vnx_error_t *error)
+{
+    vnxi_peer_t *peer = NULL;
+    vnx_status_t status = VNX_OK;
+
+    if (peer_len > 0) {
+        status = vnxi_peers_find(agent, peer_name, peer_len, OPERATION, &peer,
+                                 error);
+    }
+    if (status == VNX_OK) {
+        status = vnxi_dlist_begin(agent, peer, mem, backends, out_p, error);
+    }
+    vnxi_peer_release(peer);
     return status;
 }
 
@@ -127,10 +138,9 @@ vnx_dlist_abort(vnx_dlist_builder_t *builder)
     }
 }
 
-/* End a build: finish it, or abort it after an error. */
-static vnx_status_t
-finish_or_abort(vnx_dlist_builder_t *builder, vnx_status_t status,
-                vnx_dlist_t **out_p, vnx_error_t *error)
+vnx_status_t
+vnxi_dlist_end(vnx_dlist_builder_t *builder, vnx_status_t status,
+               vnx_dlist_t **out_p, vnx_error_t *error)
 {
     if (status == VNX_OK) {
         status = vnx_dlist_finish(builder, out_p, error);
@@ -154,7 +164,7 @@ vnx_dlist_create(vnx_agent_t *agent, const void *peer, size_t peer_len,
         return status;
     }
     status = vnx_dlist_feed(builder, rows, count, error);
-    return finish_or_abort(builder, status, out_p, error);
+    return vnxi_dlist_end(builder, status, out_p, error);
 }
 
 vnx_status_t
@@ -170,7 +180,7 @@ vnx_dlist_create_strided(vnx_agent_t *agent, const void *peer, size_t peer_len,
         return status;
     }
     status = vnx_dlist_feed_strided(builder, rows, count, error);
-    return finish_or_abort(builder, status, out_p, error);
+    return vnxi_dlist_end(builder, status, out_p, error);
 }
 
 vnx_status_t

@@ -268,27 +268,32 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     return VNX_OK;
 }
 
+/* The caller gets a reference to the peer. */
 static vnx_status_t
 load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
-               const vnx_bytes_t *name, vnx_error_t *error)
+               const void *name, size_t name_len, vnxi_peer_t **peer_p,
+               vnx_error_t *error)
 {
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "vnx_agent_load_metadata", error);
     }
-    vnxi_peer_t *old = find_in_map(agent, name->data, name->len), *peer;
+    vnxi_peer_t *old = find_in_map(agent, name, name_len), *peer;
     vnx_status_t status =
         agent->ops->peer_load(agent->engine, old, parsed, &peer, error);
     if (status == VNX_OK && peer != old) {
         status = install_peer(agent, peer, old, error);
     }
+    if (status == VNX_OK) {
+        *peer_p = vnxi_peer_retain(peer);
+    }
     vnxi_peer_release(old);
     return status;
 }
 
-/* Load a parsed blob of that agent; *name_p is a copy of the name. */
+/* Load a parsed blob of that agent. */
 static vnx_status_t
 load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
-            size_t name_len, vnx_bytes_t *name_p, vnx_error_t *error)
+            size_t name_len, vnxi_peer_t **peer_p, vnx_error_t *error)
 {
     if (is_self(agent, name, name_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
@@ -298,28 +303,16 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
                               "a name of its own",
                               agent->name);
     }
-    vnx_bytes_t copy = {malloc(name_len + 1), name_len};
-    if (copy.data == NULL) {
-        return vnxi_error_no_memory(error, "vnx_agent_load_metadata",
-                                    name_len);
-    }
-    memcpy(copy.data, name, name_len);
-    ((char *)copy.data)[name_len] = '\0';
-
     vnxi_mutex_lock(&agent->load_lock);
-    vnx_status_t status = load_lock_held(agent, parsed, &copy, error);
+    vnx_status_t status =
+        load_lock_held(agent, parsed, name, name_len, peer_p, error);
     vnxi_mutex_unlock(&agent->load_lock);
-    if (status != VNX_OK) {
-        free(copy.data);
-        return status;
-    }
-    *name_p = copy;
-    return VNX_OK;
+    return status;
 }
 
 vnx_status_t
-vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
-                        vnx_bytes_t *name_p, vnx_error_t *error)
+vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
+                vnxi_peer_t **peer_p, vnx_error_t *error)
 {
     vnxi_parsed_t *parsed;
     const void *name;
@@ -335,9 +328,31 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
                                             &name_len, error);
     }
     if (status == VNX_OK) {
-        status = load_parsed(agent, parsed, name, name_len, name_p, error);
+        status = load_parsed(agent, parsed, name, name_len, peer_p, error);
         agent->ops->metadata_free(parsed);
     }
+    return status;
+}
+
+vnx_status_t
+vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
+                        vnx_bytes_t *name_p, vnx_error_t *error)
+{
+    vnxi_peer_t *peer = NULL;
+
+    vnx_status_t status = vnxi_peers_load(agent, blob, len, &peer, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnx_bytes_t copy = {malloc(peer->name_len + 1), peer->name_len};
+    if (copy.data != NULL) {
+        memcpy(copy.data, peer->name, peer->name_len + 1);
+        *name_p = copy;
+    } else {
+        status = vnxi_error_no_memory(error, "vnx_agent_load_metadata",
+                                      peer->name_len);
+    }
+    vnxi_peer_release(peer);
     return status;
 }
 

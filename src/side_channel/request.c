@@ -662,6 +662,13 @@ vnxi_requests_step(vnxi_requests_t *set)
     return set->open;
 }
 
+bool
+vnxi_requests_is_unknown_key(const vnxi_requests_t *set, size_t index)
+{
+    return set->list[index].answer.status == VNX_ERR_NOT_FOUND &&
+           set->list[index].answered;
+}
+
 void
 vnxi_requests_take(vnxi_requests_t *set, size_t index,
                    vnx_side_channel_answer_t *answer_p)

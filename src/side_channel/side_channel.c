@@ -268,6 +268,73 @@ vnx_side_channel_start_with(vnx_side_channel_t *channel,
     return status;
 }
 
+/* Is the running listener where these parameters want it? */
+static vnx_status_t
+check_place(const vnx_side_channel_t *channel,
+            const vnx_side_channel_start_params_t *params, vnx_error_t *error)
+{
+    int port = atomic_load(&channel->port);
+
+    if (params->port > 0 && params->port != port) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
+                              "the listener is already running on port %d, "
+                              "not %d",
+                              port, params->port);
+    }
+    if (params->host != NULL && params->host[0] != '\0' &&
+        strcmp(params->host, channel->host) != 0) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_START,
+                              "the listener is already running on host '%s', "
+                              "not '%s'",
+                              channel->host, params->host);
+    }
+    return VNX_OK;
+}
+
+/* Replace blobs of the running listener; the lock is held. */
+static vnx_status_t
+serve_lock_held(vnx_side_channel_t *channel,
+                const vnx_side_channel_start_params_t *params, int *port_p,
+                vnx_error_t *error)
+{
+    vnx_status_t status = check_place(channel, params, error);
+
+    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
+        status = blob_check(channel, VNXI_OP_START, &params->blobs[i], error);
+    }
+    for (size_t i = 0; status == VNX_OK && i < params->count; i++) {
+        status = blob_add(channel, &params->blobs[i], error);
+    }
+    if (status == VNX_OK) {
+        *port_p = atomic_load(&channel->port);
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_side_channel_serve(vnx_side_channel_t *channel,
+                        const vnx_side_channel_start_params_t *params,
+                        int *port_p, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    bool is_running = false;
+
+    vnxi_channel_enter(channel);
+    if (!vnxi_channel_is_parents(channel)) {
+        vnxi_mutex_lock(&channel->lock);
+        is_running = channel->listener != NULL;
+        if (is_running) {
+            status = serve_lock_held(channel, params, port_p, error);
+        }
+        vnxi_mutex_unlock(&channel->lock);
+    }
+    if (!is_running) {
+        status = vnx_side_channel_start_with(channel, params, port_p, error);
+    }
+    vnxi_channel_leave(channel);
+    return status;
+}
+
 vnx_status_t
 vnx_side_channel_start(vnx_side_channel_t *channel, const char *host, int port,
                        const void *metadata, size_t length, int *port_p,

@@ -8,6 +8,20 @@
 #include <stdbool.h>
 #include <vnx/side_channel.h>
 
+/* -- Listening ------------------------------------------------------------ */
+
+/* Serve the blobs: on the running listener, whose other keys stay, or on one
+ * that this call starts.  *port_p is its port.  The operation in records is
+ * that of vnx_side_channel_start_with(), as are the statuses; and
+ * VNX_ERR_NOT_ALLOWED: the listener is running on another port than
+ * params->port (0: any), or on another host than params->host (NULL: any). */
+vnx_status_t
+vnxi_side_channel_serve(vnx_side_channel_t *channel,
+                        const vnx_side_channel_start_params_t *params,
+                        int *port_p, vnx_error_t *error);
+
+/* -- Requests ------------------------------------------------------------- */
+
 /* Requests in progress; used by one thread at a time. */
 typedef struct vnxi_requests vnxi_requests_t;
 
@@ -41,6 +55,10 @@ vnx_status_t vnxi_requests_watch(vnxi_requests_t *requests, int *fd_p,
 /* Do what can be done without waiting.  Returns how many requests are still
  * open. */
 size_t vnxi_requests_step(vnxi_requests_t *requests);
+
+/* Did the listener answer that it serves nothing under the key? */
+bool vnxi_requests_is_unknown_key(const vnxi_requests_t *requests,
+                                  size_t index);
 
 /* Take the answer of a request that has ended.  The caller may take it once,
  * and owns its metadata: free(). */

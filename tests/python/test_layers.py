@@ -24,7 +24,13 @@ ALLOWED = {
     "net": [],
     "side_channel": ["net/"],
     "listener": ["net/", "core/agent.h"],
-    "python": ["core/", "side_channel/", "engine/engine.h"],
+    "publish": [
+        "core/agent.h",
+        "engine/parts/signature.h",
+        "net/resolve.h",
+        "side_channel/side_channel.h",
+    ],
+    "python": ["core/", "side_channel/", "publish/", "engine/engine.h"],
 }
 
 

@@ -65,6 +65,8 @@ STOCK_METHODS = {
 
 # Our additional methods.
 OWN_METHODS = {
+    "attach": "host, port, timeout_ms=5000, *, retries=0",
+    "attach_async": "host, port, timeout_ms=5000, *, retries=0",
     "cancel": "handle",
     "check_xfer_states": "handles",
     "close": "",
@@ -72,7 +74,11 @@ OWN_METHODS = {
     "fileno": "",
     "is_side_channel_running": "",
     "notifications": "",
+    "publish": "rows, port=0, host=None, *, mem_type='DRAM'",
     "request_remote_metadata": (
+        "host, port, timeout_ms=5000, *, key=None, retries=0"
+    ),
+    "request_remote_metadata_async": (
         "host, port, timeout_ms=5000, *, key=None, retries=0"
     ),
     "start_side_channel_listener": "port, metadata, host=''",

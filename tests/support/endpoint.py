@@ -54,6 +54,9 @@ class Endpoint:
             [(block.addr, block.size, 0, "")], "DRAM"
         )
 
+    def publish(self, rows, port=0):
+        return self.agent.publish(rows, port)
+
     def alloc_guarded(self, size, kind="private"):
         """Registered memory with unregistered pages before and after it."""
         block = memory.allocate(size + 2 * memory.PAGE, kind, self.api)

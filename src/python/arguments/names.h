@@ -52,6 +52,7 @@
     X(remote_xfer_side)  \
     X(req_handle)        \
     X(retries)           \
+    X(rows)              \
     X(skip_desc_merge)   \
     X(status)            \
     X(tag_is_prefix)     \

@@ -151,6 +151,22 @@ vnxi_py_runs_read(const vnxi_py_matrix_t *matrix)
     return runs;
 }
 
+vnxi_py_runs_t *
+vnxi_py_runs_new(const vnx_strided_desc_t *items, size_t count)
+{
+    vnxi_py_runs_t *runs = PyMem_RawMalloc(runs_size(count));
+    if (runs == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    *runs = (vnxi_py_runs_t){.refs = 1, .count = count};
+    memcpy(runs->items, items, count * sizeof *items);
+    for (size_t i = 0; i < count; i++) {
+        runs->rows += items[i].count;
+    }
+    return runs;
+}
+
 void
 vnxi_py_runs_release(vnxi_py_runs_t *runs)
 {

@@ -21,6 +21,11 @@ typedef struct vnxi_py_runs {
  * the GIL. */
 vnxi_py_runs_t *vnxi_py_runs_read(const vnxi_py_matrix_t *matrix);
 
+/* Make runs of strided rows that the library has checked (copied).  Returns
+ * owned.  NULL: MemoryError. */
+vnxi_py_runs_t *vnxi_py_runs_new(const vnx_strided_desc_t *items,
+                                 size_t count);
+
 static inline vnxi_py_runs_t *
 vnxi_py_runs_retain(vnxi_py_runs_t *runs)
 {

@@ -17,6 +17,34 @@ vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
     return true;
 }
 
+PyObject *
+vnxi_py_side_host(const char *operation, PyObject *value)
+{
+    if (PyUnicode_Check(value)) {
+        return Py_NewRef(value);
+    }
+    if (!PyList_Check(value) && !PyTuple_Check(value)) {
+        return vnxi_py_wrong_type(operation, "host",
+                                  "a str, a list of them or None", value);
+    }
+    PyObject *comma = PyUnicode_FromString(",");
+    PyObject *joined = comma != NULL ? PyUnicode_Join(comma, value) : NULL;
+    Py_XDECREF(comma);
+    return joined;
+}
+
+vnxi_py_agent_t *
+vnxi_py_side_agent(vnxi_py_state_t *state, const char *operation,
+                   PyObject *value)
+{
+    if (!PyObject_TypeCheck(value, vnxi_py_type(state, VNXI_PY_TYPE_AGENT))) {
+        vnxi_py_wrong_type(operation, "agent", "an agent", value);
+        return NULL;
+    }
+    vnxi_py_agent_t *agent = (vnxi_py_agent_t *)value;
+    return vnxi_py_agent_is_made(agent) ? agent : NULL;
+}
+
 /* Write ranks as text, such as "0,1" for (0, 1); NULL: exception. */
 static PyObject *
 text_of_ranks(vnxi_py_state_t *state, const char *operation, PyObject *tuple)

@@ -19,7 +19,10 @@ typedef struct side_requests {
     PyObject_HEAD vnxi_requests_t *batch; /* owned; NULL: taken */
     vnxi_py_state_t *state;
     Py_ssize_t count;
-    int fd; /* of the batch */
+    int fd;                 /* of the batch */
+    vnxi_py_agent_t *agent; /* owned; NULL: requests of metadata */
+    PyObject *host;         /* of the agent's request; str, owned */
+    int port;
     atomic_bool busy;
 } side_requests_t;
 
@@ -296,6 +299,73 @@ VNXI_PY_SIDE_METHOD(
     return result;
 }
 
+/* -- Attaching ------------------------------------------------------------ */
+
+/* Convert the arguments.  The host is borrowed from its argument. */
+static bool
+attach_params_get(vnxi_py_state_t *state, const char *operation,
+                  PyObject *const values[5], vnxi_py_agent_t **agent_p,
+                  vnxi_attach_params_t *params)
+{
+    limits_t limits;
+    if (!limits_get(state, operation, values[3], values[4], &limits) ||
+        !vnxi_py_side_port(state, operation, values[2], 1, &params->port)) {
+        return false;
+    }
+    params->host = vnxi_py_text_get(state, operation, "host", values[1]);
+    params->timeout_ms = limits.timeout_ms;
+    params->retries = limits.retries;
+    *agent_p = params->host != NULL
+                   ? vnxi_py_side_agent(state, operation, values[0])
+                   : NULL;
+    return *agent_p != NULL;
+}
+
+/* Take the answer and load it; NULL: exception. */
+static PyObject *
+attach_finish(vnxi_py_agent_t *agent, vnxi_requests_t *batch, const char *host,
+              int port)
+{
+    vnx_peer_t *peer = NULL;
+    vnx_error_t error;
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnxi_attach_finish(agent->agent, batch, host, port, &peer, &error));
+    return status == VNX_OK ? vnxi_py_peer_new(agent, peer)
+                            : vnxi_py_raise(agent->state, &error);
+}
+
+VNXI_PY_SIDE_METHOD_AS(
+    _attach, "attach",
+    (REQUIRED(agent), REQUIRED(host), REQUIRED(port), REQUIRED(timeout_ms),
+     REQUIRED(retries)),
+    "NixlAgent.attach() of that agent, by this channel: the name of the\n"
+    "peer, and a dict from names to prepared lists and descriptors.")
+{
+    vnxi_py_agent_t *agent;
+    vnxi_attach_params_t params;
+    vnxi_requests_t *batch = NULL;
+    vnx_error_t error;
+    bool done = false;
+    if (!attach_params_get(self->state, operation, args->values, &agent,
+                           &params)) {
+        return NULL;
+    }
+    PyThreadState *thread = PyEval_SaveThread();
+    vnx_status_t status = vnxi_attach_request(agent->agent, self->channel,
+                                              &params, &batch, &error);
+    if (status == VNX_OK) {
+        done = vnxi_requests_run(batch, signal_raised, &thread);
+    }
+    PyEval_RestoreThread(thread);
+    if (status != VNX_OK) {
+        return vnxi_py_raise(self->state, &error);
+    }
+    PyObject *result =
+        done ? attach_finish(agent, batch, params.host, params.port) : NULL;
+    batch_free(batch);
+    return result;
+}
+
 /* -- For event loops ------------------------------------------------------ */
 
 static bool
@@ -315,28 +385,44 @@ requests_leave(side_requests_t *self)
     atomic_store(&self->busy, false);
 }
 
-static PyObject *
-requests_begin(vnxi_py_side_channel_t *self, const peers_t *peers)
+static side_requests_t *
+requests_new(vnxi_py_side_channel_t *self, Py_ssize_t count)
 {
-    vnx_error_t error;
     PyTypeObject *type = vnxi_py_type(self->state, VNXI_PY_TYPE_SIDE_REQUESTS);
     side_requests_t *made = (side_requests_t *)type->tp_alloc(type, 0);
-    if (made == NULL) {
-        return NULL;
+    if (made != NULL) {
+        made->state = self->state;
+        made->count = count;
     }
-    made->state = self->state;
-    made->count = peers->count;
-    vnx_status_t status =
-        vnxi_requests_make(self->channel, peers->params, (size_t)peers->count,
-                           &made->batch, &error);
+    return made;
+}
+
+/* Begin the requests of `made`, if they could be made.  Takes `made`. */
+static PyObject *
+requests_begin(side_requests_t *made, vnx_status_t status, vnx_error_t *error)
+{
     if (status == VNX_OK) {
-        status = vnxi_requests_watch(made->batch, &made->fd, &error);
+        status = vnxi_requests_watch(made->batch, &made->fd, error);
     }
     if (status != VNX_OK) {
-        Py_DECREF(made);
-        return vnxi_py_raise(self->state, &error);
+        vnxi_py_raise(made->state, error);
+        Py_CLEAR(made);
     }
     return (PyObject *)made;
+}
+
+static PyObject *
+requests_begin_all(vnxi_py_side_channel_t *self, const peers_t *peers)
+{
+    vnx_error_t error;
+    side_requests_t *made = requests_new(self, peers->count);
+    return made == NULL ? NULL
+                        : requests_begin(
+                              made,
+                              vnxi_requests_make(self->channel, peers->params,
+                                                 (size_t)peers->count,
+                                                 &made->batch, &error),
+                              &error);
 }
 
 VNXI_PY_SIDE_METHOD_AS(
@@ -349,16 +435,44 @@ VNXI_PY_SIDE_METHOD_AS(
     peers_t peers = {0};
     if (peers_get(self->state, operation, args->peers, args->timeout_ms,
                   args->retries, &peers)) {
-        result = requests_begin(self, &peers);
+        result = requests_begin_all(self, &peers);
     }
     peers_put(&peers);
     return result;
 }
 
+VNXI_PY_SIDE_METHOD_AS(_begin_attach, "attach",
+                       (REQUIRED(agent), REQUIRED(host), REQUIRED(port),
+                        REQUIRED(timeout_ms), REQUIRED(retries)),
+                       "As _attach(), without waiting (SideChannelRequests).")
+{
+    vnxi_py_agent_t *agent;
+    vnxi_attach_params_t params;
+    vnx_error_t error;
+    side_requests_t *made = NULL;
+    if (attach_params_get(self->state, operation, args->values, &agent,
+                          &params)) {
+        made = requests_new(self, 1);
+    }
+    if (made == NULL) {
+        return NULL;
+    }
+    made->agent = (vnxi_py_agent_t *)Py_NewRef((PyObject *)agent);
+    made->host = Py_NewRef(args->host);
+    made->port = params.port;
+    return requests_begin(made,
+                          vnxi_attach_request(agent->agent, self->channel,
+                                              &params, &made->batch, &error),
+                          &error);
+}
+
 static void
 requests_dealloc(PyObject *op)
 {
-    batch_free(((side_requests_t *)op)->batch);
+    side_requests_t *self = (side_requests_t *)op;
+    batch_free(self->batch);
+    Py_XDECREF(self->host);
+    Py_XDECREF((PyObject *)self->agent);
     vnxi_py_object_free(op);
 }
 
@@ -393,6 +507,29 @@ requests_step(PyObject *op, PyObject *Py_UNUSED(arg))
     return PyLong_FromSize_t(open);
 }
 
+/* The peer, or the exception, in a list. */
+static PyObject *
+attached_take(side_requests_t *self)
+{
+    PyObject *type, *value, *trace;
+    PyObject *peer = attach_finish(self->agent, self->batch,
+                                   PyUnicode_AsUTF8(self->host), self->port);
+    if (peer == NULL) {
+        PyErr_Fetch(&type, &value, &trace);
+        PyErr_NormalizeException(&type, &value, &trace);
+        Py_XDECREF(type);
+        Py_XDECREF(trace);
+        peer = value;
+    }
+    PyObject *list = PyList_New(1);
+    if (list != NULL) {
+        PyList_SET_ITEM(list, 0, peer);
+    } else {
+        Py_DECREF(peer);
+    }
+    return list;
+}
+
 PyDoc_STRVAR(take_doc,
              "take($self, /)\n--\n\n"
              "The answers, once none is open, as of request_many().");
@@ -409,7 +546,9 @@ requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
         PyErr_SetString(PyExc_RuntimeError,
                         "the answers are not there, or were taken");
     } else {
-        result = answers_take(self->state, self->batch, self->count);
+        result = self->agent != NULL
+                     ? attached_take(self)
+                     : answers_take(self->state, self->batch, self->count);
         batch_free(self->batch);
         self->batch = NULL;
     }

@@ -19,23 +19,6 @@ raise_start(vnxi_py_side_channel_t *self, const vnx_error_t *error)
     return NULL;
 }
 
-/* Get a host as str, owned: a str unchanged, or several joined with commas. */
-static PyObject *
-host_of(const char *operation, PyObject *value)
-{
-    if (PyUnicode_Check(value)) {
-        return Py_NewRef(value);
-    }
-    if (!PyList_Check(value) && !PyTuple_Check(value)) {
-        return vnxi_py_wrong_type(operation, "host",
-                                  "a str, a list of them or None", value);
-    }
-    PyObject *comma = PyUnicode_FromString(",");
-    PyObject *joined = comma != NULL ? PyUnicode_Join(comma, value) : NULL;
-    Py_XDECREF(comma);
-    return joined;
-}
-
 static PyObject *
 start(vnxi_py_side_channel_t *self, const char *operation,
       vnx_side_channel_start_params_t *params, PyObject *metadata)
@@ -80,7 +63,7 @@ VNXI_PY_SIDE_METHOD(
         return NULL;
     }
     if (args->host != NULL && args->host != Py_None) {
-        host = host_of(operation, args->host);
+        host = vnxi_py_side_host(operation, args->host);
         if (host == NULL ||
             (params.host = vnxi_py_text_get(self->state, operation, "host",
                                             host)) == NULL) {

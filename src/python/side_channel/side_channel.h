@@ -7,10 +7,13 @@
  *   args.c                 arguments
  *   listen.c               methods about listening
  *   ask.c                  requests, and SideChannelRequests for event loops
+ *   publish.c              rows that an agent publishes, and those of a peer
  */
 #ifndef VNXI_PYTHON_SIDE_CHANNEL_H
 #define VNXI_PYTHON_SIDE_CHANNEL_H
 
+#include "publish/publish.h"
+#include "python/agent/agent.h"
 #include "python/arguments/args.h"
 #include "python/arguments/convert.h"
 #include "python/module.h"
@@ -36,7 +39,11 @@ typedef struct vnxi_py_side_channel {
     /* ask.c */                 \
     X(request_metadata)         \
     X(request_many)             \
-    X(_begin)
+    X(_begin)                   \
+    X(_attach)                  \
+    X(_begin_attach)            \
+    /* publish.c */             \
+    X(_publish)
 
 #define VNXI_PY_SIDE_DECLARE(name) VNXI_PY_METHOD_DECLARE(vnxi_py_side_, name)
 VNXI_PY_SIDE_METHODS(VNXI_PY_SIDE_DECLARE)
@@ -54,6 +61,13 @@ VNXI_PY_SIDE_METHODS(VNXI_PY_SIDE_DECLARE)
 bool vnxi_py_side_port(vnxi_py_state_t *state, const char *operation,
                        PyObject *value, int min, int *port_p);
 
+/* Get a host as str, owned: a str unchanged, or several joined with commas. */
+PyObject *vnxi_py_side_host(const char *operation, PyObject *value);
+
+/* Get an agent that was created, borrowed. */
+vnxi_py_agent_t *vnxi_py_side_agent(vnxi_py_state_t *state,
+                                    const char *operation, PyObject *value);
+
 /* Get a key: None, str, bytes, or a tuple of ints, whose text is "0,1".  Give
  * it back with vnxi_py_bytes_put(). */
 bool vnxi_py_side_key(vnxi_py_state_t *state, const char *operation,
@@ -70,5 +84,11 @@ typedef struct vnxi_py_blobs {
 bool vnxi_py_side_blobs(vnxi_py_state_t *state, const char *operation,
                         PyObject *value, vnxi_py_blobs_t *blobs_p);
 void vnxi_py_side_blobs_put(vnxi_py_blobs_t *blobs);
+
+/* -- Peers ---------------------------------------------------------------- */
+
+/* Make (name, {name of a list: (prepared list, descriptors)}) of a peer, which
+ * is taken. */
+PyObject *vnxi_py_peer_new(vnxi_py_agent_t *agent, vnx_peer_t *peer);
 
 #endif
