@@ -74,6 +74,7 @@ start 900 "C tests, smallest builds" c smallest no_tls
 start 300 "stubtest" python_stubs
 start 300 "mypy" python_types
 start 600 "installed C library" library
+start 600 "source distribution" sdist
 start 300 "clang-format" c_format
 start 300 "ruff" python_lint
 finish_checks

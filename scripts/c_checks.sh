@@ -68,7 +68,8 @@ c_build() {
     clang) CC=clang c_setup clang -Dpython=enabled ;; # clang-tidy uses it, too
     smallest) # without any optional part
         CC=clang c_setup smallest --buildtype=debug \
-            -Dauto_features=disabled
+            -Dpython=disabled -Dside_channel_tls=disabled \
+            -Dside_channel_http=disabled -Dside_channel_zmq=disabled
         ;;
     no_tls) # HTTP without TLS, and what else works without OpenSSL
         CC=clang c_setup no_tls --buildtype=debug -Dpython=disabled \

@@ -39,6 +39,38 @@ import vllm_nixl
 print("vllm_nixl", vllm_nixl.__version__, "from", vllm_nixl.__file__)'
 }
 
+# Build the source distribution, which holds what git has and nothing else, and
+# install it where git and the checkout are not.
+check_sdist() {
+    local dir="$WORK/sdist" venv="$WORK/venv-sdist" archive
+    rm -rf "$dir"
+    mkdir -p "$dir"
+    cd "$ROOT"
+    PATH="$VENV/bin:$PATH" "$VENV/bin/python" -c "
+import mesonpy
+mesonpy.build_sdist('$dir')"
+    archive=$(echo "$dir"/*.tar.gz)
+    diff <(git ls-files | LC_ALL=C sort) \
+        <(tar -tzf "$archive" | sed -n -e 's#^[^/]*/##' -e '/^PKG-INFO$/d' \
+            -e '/[^/]$/p' | LC_ALL=C sort)
+    rm -rf "$venv"
+    make_venv "$venv" "$VENV/bin/python"
+    cd "$dir"
+    PATH=$(path_without_git) pip_install "$venv" "$archive"
+    "$venv/bin/python" -c '
+import vllm_nixl
+print("vllm_nixl", vllm_nixl.__version__, dict(vllm_nixl.features))
+assert all(vllm_nixl.features.values())'
+}
+
+# Print a PATH whose `git` fails.
+path_without_git() {
+    mkdir -p "$WORK/no-git"
+    printf '#!/bin/sh\nexit 127\n' >"$WORK/no-git/git"
+    chmod +x "$WORK/no-git/git"
+    say "$WORK/no-git:$PATH"
+}
+
 check_python_lint() {
     cd "$ROOT"
     "$VENV/bin/ruff" check .

@@ -60,9 +60,6 @@ typedef enum vnx_side_channel_kind {
 
 typedef struct vnx_side_channel vnx_side_channel_t;
 
-/* Return whether this build has the transport. */
-bool vnx_side_channel_has(vnx_side_channel_kind_t kind);
-
 /* -- Making --------------------------------------------------------------- */
 
 /* Set `size`.  Any other field may be 0 (or NULL) for its default.  Strings

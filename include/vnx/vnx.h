@@ -37,6 +37,27 @@ extern "C" {
 /* "0.1.0".  Static storage. */
 const char *vnx_version(void);
 
+/* A part that a build of the library may lack. */
+typedef struct vnx_feature {
+    const char *name;
+    bool is_built;
+} vnx_feature_t;
+
+/* All features, in alphabetical order.  Static storage.  A feature that is not
+ * built returns VNX_ERR_NOT_SUPPORTED from the calls that need it.
+ *
+ *     http             the HTTP side channel.  Its requests also need libcurl,
+ *                      which the first one loads; its listener does not.
+ *     shared_secret    shared secrets in side channels
+ *     signed_metadata  metadata secrets of agents
+ *     tls              TLS with certificates in side channels
+ *     zmq              the ZMQ side channel
+ */
+const vnx_feature_t *vnx_features(size_t *count_p);
+
+/* False also for an unknown name. */
+bool vnx_has_feature(const char *name);
+
 /* -- Values --------------------------------------------------------------- */
 
 /* Memory types, numbered as in NIXL (nixl_mem_t) and in its metadata. */

@@ -18,6 +18,7 @@ from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
 from ._core import (
     NixlError,
     __version__,
+    features,
     nixl_mem_t,
     nixl_prepped_dlist_handle,
     nixl_xfer_handle,
@@ -54,6 +55,7 @@ __all__ = [
     "TcpSideChannel",
     "ZmqSideChannel",
     "__version__",
+    "features",
     "install",
     "nixlBackendError",
     "nixlCancelledError",

@@ -23,6 +23,14 @@ from typing_extensions import Buffer, Self, disjoint_base
 
 __version__: str
 
+features: Mapping[str, bool]
+"""What this build of the library contains: http, shared_secret,
+signed_metadata, tls, zmq.
+
+Without one of them, the calls that need it raise nixlNotSupportedError. HTTP
+requests also need libcurl at run time, which the first one loads.
+"""
+
 def _set_search_path(paths: list[str], /) -> None:
     """Set where to search for libraries of Python packages."""
 

@@ -155,11 +155,10 @@ vnxi_descriptors_text(char text[VNXI_ERRNO_TEXT])
 const char *
 vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT])
 {
-    const char *words = strerrordesc_np(err);
     struct rlimit limit;
 
-    snprintf(text, VNXI_ERRNO_TEXT, "%s",
-             words != NULL ? words : "unknown error");
+    errno = err;
+    snprintf(text, VNXI_ERRNO_TEXT, "%m");
     size_t len = strlen(text);
     if (err == ENFILE) {
         snprintf(text + len, VNXI_ERRNO_TEXT - len,

@@ -18,8 +18,10 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "base/error.h"
 
@@ -241,13 +243,31 @@ outcome(vnxi_stream_t *stream, int ret)
 
 /* -- Client --------------------------------------------------------------- */
 
+/* The authorities of Fedora and RHEL.  The OpenSSL in our wheels looks in
+ * /etc/ssl, where other systems have theirs. */
+#define OTHER_CA "/etc/pki/tls/cert.pem"
+
+/* Load the system's authorities, or those that OpenSSL's variables name. */
+static bool
+load_system_ca(SSL_CTX *ctx)
+{
+    if (SSL_CTX_set_default_verify_paths(ctx) != 1) {
+        return false;
+    }
+    return getenv(X509_get_default_cert_file_env()) != NULL ||
+           getenv(X509_get_default_cert_dir_env()) != NULL ||
+           access(X509_get_default_cert_file(), R_OK) == 0 ||
+           access(OTHER_CA, R_OK) != 0 ||
+           SSL_CTX_load_verify_locations(ctx, OTHER_CA, NULL) == 1;
+}
+
 /* Load tls_ca.  If the file cannot be read, the record has its name and the
  * cause. */
 static vnx_status_t
 load_ca(vnxi_stream_t *stream, SSL_CTX *ctx, const char *path)
 {
     if (path == NULL) {
-        return SSL_CTX_set_default_verify_paths(ctx) == 1
+        return load_system_ca(ctx)
                    ? VNX_OK
                    : stream_error(stream, VNX_ERR_BACKEND,
                                   "the system has no trusted certificates");

@@ -206,13 +206,34 @@ types_add(PyObject *module)
     return 0;
 }
 
+/* The attribute `features`: a read-only mapping. */
+static int
+features_add(PyObject *module)
+{
+    size_t count;
+    const vnx_feature_t *features = vnx_features(&count);
+    PyObject *dict = PyDict_New();
+    for (size_t i = 0; dict != NULL && i < count; i++) {
+        if (PyDict_SetItemString(dict, features[i].name,
+                                 features[i].is_built ? Py_True : Py_False) <
+            0) {
+            Py_CLEAR(dict);
+        }
+    }
+    PyObject *proxy = dict != NULL ? PyDictProxy_New(dict) : NULL;
+    int result = PyModule_AddObjectRef(module, "features", proxy);
+    Py_XDECREF(proxy);
+    Py_XDECREF(dict);
+    return result;
+}
+
 static int
 module_exec(PyObject *module)
 {
     if (names_add(vnxi_py_state(module)) < 0 ||
         vnxi_py_enums_add(module) < 0 || vnxi_py_errors_add(module) < 0 ||
         types_add(module) < 0 || vnxi_py_side_channel_add(module) < 0 ||
-        watch_end(module) < 0) {
+        features_add(module) < 0 || watch_end(module) < 0) {
         return -1;
     }
     return PyModule_AddStringConstant(module, "__version__", vnx_version());

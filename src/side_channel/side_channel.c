@@ -40,18 +40,12 @@ static const vnxi_transport_t *const transports[KINDS] = {
 
 /* -- Life ----------------------------------------------------------------- */
 
-bool
-vnx_side_channel_has(vnx_side_channel_kind_t kind)
-{
-    return (unsigned)kind < KINDS && transports[kind] != NULL;
-}
-
 vnx_status_t
 vnx_side_channel_create(vnx_side_channel_kind_t kind,
                         const vnx_side_channel_options_t *options,
                         vnx_side_channel_t **out_p, vnx_error_t *error)
 {
-    if (!vnx_side_channel_has(kind)) {
+    if ((unsigned)kind >= KINDS || transports[kind] == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, VNXI_OP_CREATE,
                               "the transport %s is not in this build",
                               (unsigned)kind < KINDS ? kind_names[kind]

@@ -1,8 +1,11 @@
-"""scripts/install_deps.sh asks on a terminal before it installs packages."""
+"""Missing packages: scripts/install_deps.sh asks on a terminal before it
+installs them, and a build without them names all of them.
+"""
 
 import os
 import pty
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ DEADLINE_S = 120
 TOOLS = {
     "id": 'if [ "$*" = -u ]; then echo 0; else exec /usr/bin/id "$@"; fi',
     "pkg-config": '[ -e "$STATE/installed" ]',
+    "cmake": "exit 1",
     "apt-get": """\
 echo "$*" >>"$STATE/calls"
 case "$*" in *install*) touch "$STATE/installed" ;; esac""",
@@ -112,3 +116,47 @@ def test_nothing_is_asked_if_nothing_is_missing(machine):
     Path(machine["STATE"], "installed").touch()
     status, said = run_on_terminal(machine, b"")
     assert (status, said) == (0, "")
+
+
+def configure(machine, *options):
+    """What meson says when it configures this source without libraries."""
+    pytest.importorskip("mesonbuild")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mesonbuild.mesonmain", "setup"),
+            Path(machine["STATE"], "build"),
+            *("-Dpython=disabled", "-Dtests=false", *options),
+        ],
+        cwd=SCRIPT.parents[1],
+        env=machine,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 1
+    return done.stdout.partition("ERROR: ")[2]
+
+
+def test_build_names_every_missing_package_and_how_to_do_without(machine):
+    said = configure(machine)
+    for packages in (
+        ("libevent-dev", "libevent-devel", "libevent-dev"),
+        ("libssl-dev", "openssl-devel", "openssl-dev"),
+        ("libcurl4-openssl-dev", "libcurl-devel", "curl-dev"),
+    ):
+        assert any(
+            tuple(line.split()[-3:]) == packages for line in said.splitlines()
+        ), said
+    assert "-Dside_channel_http=disabled" in said
+    assert "--config-settings=setup-args=" in said
+
+
+def test_build_does_not_name_packages_that_it_shall_do_without(machine):
+    said = configure(
+        machine,
+        "-Dside_channel_http=disabled",
+        "-Dside_channel_tls=disabled",
+    )
+    assert "libevent-dev" in said
+    assert "libcurl-devel" not in said
+    assert "openssl-devel" not in said

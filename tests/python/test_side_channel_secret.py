@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import itertools
 import os
+import shutil
 import socket
 import ssl
 import struct
@@ -686,6 +687,47 @@ def test_the_system_does_not_trust_our_authority(tls_server):
         pytest.raises(vllm_nixl.nixlNotAllowedError, match="not trusted"),
     ):
         client.request_metadata(HOST, tls_server.port)
+
+
+# Run a command with $2 as the authorities, stored as Fedora and RHEL do.
+ON_FEDORA = """\
+mount -t tmpfs none "$1" && mkdir "$1/upper" "$1/work" &&
+mount -t overlay none \
+    -o "lowerdir=/etc,upperdir=$1/upper,workdir=$1/work" /etc || exit 77
+rm -rf /etc/ssl /etc/pki/tls && mkdir -p /etc/ssl /etc/pki/tls/certs
+cp "$2" /etc/pki/tls/certs/ca-bundle.crt
+ln -s certs/ca-bundle.crt /etc/pki/tls/cert.pem
+ln -s /etc/pki/tls/certs /etc/ssl/certs
+unset SSL_CERT_FILE SSL_CERT_DIR
+shift 2
+exec "$@"
+"""
+
+REQUEST = """
+import sys
+from vllm_nixl import TcpSideChannel
+with TcpSideChannel(tls=True) as client:
+    print(client.request_metadata("localhost", int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None, reason="the command unshare is missing"
+)
+def test_the_authorities_of_fedora_are_trusted(folder, tls_server, tmp_path):
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-c", ON_FEDORA, "sh"),
+            *(tmp_path, folder / "ca.pem"),
+            *(sys.executable, "-c", REQUEST, str(tls_server.port)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if done.returncode == 77 or "unshare:" in done.stderr:
+        pytest.skip("another /etc cannot be mounted here")
+    assert done.stdout == f"{BLOB}\n", done.stderr
 
 
 def test_a_renewed_certificate_is_taken_up_by_a_restart(folder, tmp_path):

@@ -232,6 +232,33 @@ def test_the_package_lists_what_it_exports(api):
         assert getattr(module, name) is not None
 
 
+def test_features_are_what_the_build_can_do():
+    package = pytest.importorskip("vllm_nixl")
+    signing = {"backends": [], "metadata_secret": "a secret"}
+    uses = {
+        "http": package.HttpSideChannel,
+        "shared_secret": lambda: package.TcpSideChannel(secret="a secret"),
+        "signed_metadata": lambda: package.NixlAgent(
+            "signer", package.nixl_agent_config(**signing)
+        ),
+        "tls": lambda: package.TcpSideChannel(tls=True),
+        "zmq": package.ZmqSideChannel,
+    }
+    assert package.features.keys() == uses.keys()
+    for name, use in uses.items():
+        if package.features[name]:
+            use()
+        else:
+            with pytest.raises(package.nixlNotSupportedError):
+                use()
+
+
+def test_features_cannot_be_changed():
+    package = pytest.importorskip("vllm_nixl")
+    with pytest.raises(TypeError):
+        package.features["tls"] = False
+
+
 def test_nixls_module_names_exist():
     """The names that clients import from nixl._api and nixl._bindings."""
     api = pytest.importorskip("vllm_nixl._api")

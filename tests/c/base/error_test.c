@@ -109,7 +109,7 @@ test_error_names_the_limit_of_descriptors(void **state)
     char words[VNXI_ERRNO_TEXT], expected[VNXI_ERRNO_TEXT];
     (void)state;
     assert_string_equal(vnxi_errno(ENOENT), "No such file or directory");
-    assert_string_equal(vnxi_errno(-5), "unknown error");
+    assert_string_equal(vnxi_errno(-5), "Unknown error -5");
     assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
     low = before;
     low.rlim_cur = 300;

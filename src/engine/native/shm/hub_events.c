@@ -13,7 +13,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -22,6 +21,7 @@
 #include "base/error.h"
 #include "base/fork_fds.h"
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/ptrace.h"
@@ -434,7 +434,7 @@ peer_pidfd(int fd, pid_t pid)
 
     /* Since Linux 6.5; not affected by reuse of the pid. */
     if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) != 0) {
-        pidfd = pidfd_open(pid, 0);
+        pidfd = vnxi_pidfd_open(pid);
     }
     return vnxi_fork_fd_own(pidfd);
 }

@@ -14,7 +14,6 @@
 #include <inttypes.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
@@ -24,6 +23,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/fork_fds.h"
+#include "base/pidfd.h"
 #include "engine/native/shm/hub_private.h"
 #include "engine/native/shm/proc.h"
 #include "engine/native/shm/ptrace.h"
@@ -80,7 +80,7 @@ find_process(vnxi_link_t *link, const vnxi_shm_info_t *info,
 {
     vnxi_proc_stat_t stat = {0};
 
-    link->pidfd = vnxi_fork_fd_own(pidfd_open(link->pid, 0));
+    link->pidfd = vnxi_fork_fd_own(vnxi_pidfd_open(link->pid));
     int cause = link->pidfd < 0 ? errno : vnxi_proc_stat(link->pid, &stat);
     if (cause == ESRCH || (cause == 0 && stat.exiting)) {
         return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION,

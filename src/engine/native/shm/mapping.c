@@ -14,13 +14,13 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/mutex.h"
+#include "base/pidfd.h"
 #include "engine/native/shm/proc.h"
 
 #define OPERATION "vnx_agent_load_metadata"
@@ -274,7 +274,7 @@ static vnx_status_t
 fetch_fd(int pidfd, const vnxi_map_info_t *map_info, int *fd_p,
          vnx_error_t *error)
 {
-    int fd = (int)syscall(SYS_pidfd_getfd, pidfd, map_info->fd, 0u);
+    int fd = vnxi_pidfd_getfd(pidfd, map_info->fd);
     if (fd >= 0) {
         *fd_p = fd;
         return VNX_OK;

@@ -141,7 +141,7 @@ error_copy(const vnxi_vm_target_t *target, int cause, vnx_error_t *error)
         return vnxi_error_set(
             error, VNX_ERR_BACKEND, target->operation,
             "copying between this process and process %d failed: %s",
-            (int)target->pid, strerrordesc_np(cause));
+            (int)target->pid, vnxi_errno(cause));
     }
 }
 

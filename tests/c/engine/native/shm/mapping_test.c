@@ -1,15 +1,15 @@
 #include "mapping_help.h"
 
 #include <fcntl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "base/pidfd.h"
 #include "engine/native/shm/proc.h"
 
 static int
 open_pidfd(pid_t pid)
 {
-    int fd = (int)syscall(SYS_pidfd_open, pid, 0);
+    int fd = vnxi_pidfd_open(pid);
     assert_true(fd >= 0);
     return fd;
 }

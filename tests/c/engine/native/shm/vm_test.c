@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/pidfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/pidfd.h"
 #include "engine/native/shm/vm.h"
 
 #define PAGE ((size_t)sysconf(_SC_PAGESIZE)) /* AArch64: up to 64 KiB */
@@ -70,7 +70,7 @@ start_peer(peer_t *peer, void (*change)(unsigned char *memory))
     assert_int_equal(read(ready[0], &byte, 1), 1);
     close(ready[0]);
     close(ready[1]);
-    peer->pidfd = pidfd_open(peer->pid, 0);
+    peer->pidfd = vnxi_pidfd_open(peer->pid);
     assert_true(peer->pidfd >= 0);
 }
 
