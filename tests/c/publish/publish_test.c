@@ -333,12 +333,13 @@ test_every_transport_carries_publications(void **state)
     scene_t *scene = *state;
     static const vnx_side_channel_kind_t kinds[] = {
         VNX_SIDE_CHANNEL_TCP, VNX_SIDE_CHANNEL_ZMQ, VNX_SIDE_CHANNEL_HTTP};
+    static const char *const features[] = {NULL, "zmq", "http"};
 
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        if (vnx_side_channel_has(kinds[i])) {
+        if (features[i] == NULL || vnx_has_feature(features[i])) {
             exchange_over(scene, kinds[i]);
         } else {
-            print_message("SKIP: transport %zu is not in this build\n", i);
+            print_message("SKIP: this build lacks %s\n", features[i]);
         }
     }
 }
