@@ -4,6 +4,7 @@ set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/c_checks.sh"
 . "$(dirname "$0")/python_checks.sh"
+. "$(dirname "$0")/debian_checks.sh"
 
 # skip REASON: end the check as skipped.
 skip() {
