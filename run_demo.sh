@@ -17,7 +17,7 @@ if [ "${1:-}" = --yes ]; then
     shift
 fi
 scripts/install_deps.sh demo ${YES[@]+"${YES[@]}"}
-PYTHON=$(find_python) || die "Python 3.10 to 3.13 was not found"
+PYTHON=$(find_python) || die "Python 3.10 to 3.14 was not found"
 if [ ! -x "$VENV/bin/python" ]; then
     say "setting up .venv with $("$PYTHON" --version); this takes a minute"
 fi

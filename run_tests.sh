@@ -23,7 +23,7 @@ done
 
 section "set-up"
 scripts/install_deps.sh tests ${YES[@]+"${YES[@]}"}
-PYTHON=$(find_python) || die "Python 3.10 to 3.13 was not found"
+PYTHON=$(find_python) || die "Python 3.10 to 3.14 was not found"
 export PYTHON
 rm -rf "$LOGS"
 mkdir -p "$LOGS"

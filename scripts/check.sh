@@ -5,6 +5,7 @@ set -euo pipefail
 . "$(dirname "$0")/c_checks.sh"
 . "$(dirname "$0")/python_checks.sh"
 . "$(dirname "$0")/aarch64_checks.sh"
+. "$(dirname "$0")/debian_checks.sh"
 
 # skip REASON: end the check as skipped.
 skip() {

@@ -26,11 +26,11 @@ without_urls() {
 
 # -- Python -------------------------------------------------------------------
 
-# Print "3.11 /real/path/of/python" for a Python of 3.10 to 3.13, else fail.
+# Print "3.11 /real/path/of/python" for a Python of 3.10 to 3.14, else fail.
 python_probe() {
     "$1" -c '
 import sys
-if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+if not (3, 10) <= sys.version_info[:2] <= (3, 14):
     sys.exit(1)
 print("%d.%d" % sys.version_info[:2], sys.executable)' 2>/dev/null
 }
@@ -40,11 +40,11 @@ find_python() {
     local candidate probe
     if [ -n "${PYTHON:-}" ]; then
         probe=$(python_probe "$PYTHON") ||
-            die "PYTHON=$PYTHON is not a Python of version 3.10 to 3.13"
+            die "PYTHON=$PYTHON is not a Python of version 3.10 to 3.14"
         say "${probe#* }"
         return
     fi
-    for candidate in python3.11 python3 python3.12 python3.13 python3.10; do
+    for candidate in python3.11 python3 python3.12 python3.13 python3.14 python3.10; do
         if probe=$(python_probe "$candidate"); then
             say "${probe#* }"
             return
@@ -53,11 +53,11 @@ find_python() {
     return 1
 }
 
-# Print one Python for each other version from 3.10 to 3.13: "3.12 /path".
+# Print one Python for each other version from 3.10 to 3.14: "3.12 /path".
 find_other_pythons() {
     local main=$1 seen candidate probe version
     seen=" $(python_probe "$main" | cut -d' ' -f1) "
-    for version in 3.10 3.11 3.12 3.13; do
+    for version in 3.10 3.11 3.12 3.13 3.14; do
         for candidate in "python$version" \
             "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
             probe=$(python_probe "$candidate") || continue

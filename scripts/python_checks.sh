@@ -8,8 +8,8 @@ DEMO_NEEDS=(numpy)
 TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack)
 # Tests for each further Python version: the API, conversions, protocols, and one
 # transfer within the process.  Transports do not depend on the Python version.
-SMOKE_TESTS=(surface import calls descs indices list_objects wrong_input
-    caller_code transfer aio bindings_raw)
+SMOKE_TESTS=(surface import subinterpreters calls descs indices list_objects
+    wrong_input caller_code transfer aio bindings_raw)
 SMOKE_NEEDS=(numpy pytest hypothesis)
 # Tests for the engine nixl.  Creating an agent takes 0.2 s there, and a process
 # with agents more than 1 s, so only NIXL_TESTS_APART use several processes.

@@ -151,12 +151,22 @@ static PyMethodDef module_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Interpreters may have a GIL each: every Python object is in the module's
+ * state, and the library's own locks guard what the process shares.  Objects
+ * of one interpreter rely on its GIL (module.h), so a free-threaded build has
+ * to enable it. */
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030c0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#if PY_VERSION_HEX >= 0x030d0000
+    {Py_mod_gil, Py_MOD_GIL_USED},
+#endif
     {0, NULL},
 };
 
-static struct PyModuleDef module_def = {
+PyModuleDef vnxi_py_module_def = {
     PyModuleDef_HEAD_INIT,         .m_name = "vllm_nixl._core",
     .m_doc = module_doc,           .m_size = sizeof(vnxi_py_state_t),
     .m_methods = module_methods,   .m_slots = module_slots,
@@ -271,6 +281,5 @@ module_free(void *module)
 PyMODINIT_FUNC
 PyInit__core(void)
 {
-    vnxi_py_module_def = &module_def;
-    return PyModuleDef_Init(&module_def);
+    return PyModuleDef_Init(&vnxi_py_module_def);
 }

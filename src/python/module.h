@@ -93,12 +93,25 @@ vnxi_py_is(const vnxi_py_state_t *state, vnxi_py_type_t type, PyObject *object)
         value_;                                       \
     })
 
+/* Is the process about to end?  No other thread takes the GIL any more. */
+static inline bool
+vnxi_py_is_ending(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing();
+#else
+    return _Py_IsFinalizing();
+#endif
+}
+
 /* Drop the GIL if the following work is long enough to let other threads run;
- * NULL: the GIL is kept. */
+ * NULL: the GIL is kept.  Also for freeing objects: when the process ends, a
+ * subinterpreter frees its objects without dropping the GIL, which before
+ * Python 3.12 it would not get back. */
 static inline PyThreadState *
 vnxi_py_gil_drop_if(bool is_long)
 {
-    return is_long ? PyEval_SaveThread() : NULL;
+    return is_long && !vnxi_py_is_ending() ? PyEval_SaveThread() : NULL;
 }
 
 /* Take the GIL back. */
@@ -125,8 +138,8 @@ int vnxi_py_errors_add(PyObject *module);
 
 /* -- Types (types.c) ------------------------------------------------------ */
 
-/* The module's definition; set by PyInit__core(), then only read. */
-extern const PyModuleDef *vnxi_py_module_def;
+/* The module's definition (module.c). */
+extern PyModuleDef vnxi_py_module_def;
 
 /* Return the state of the module that defined `type` or one of its bases.
  * NULL: SystemError, there is none.  For tp_new, which has no object yet. */

@@ -46,9 +46,9 @@ static void
 buffer_dealloc(PyObject *op)
 {
     shared_buffer_t *self = (shared_buffer_t *)op;
-    Py_BEGIN_ALLOW_THREADS;
+    PyThreadState *thread = vnxi_py_gil_drop_if(true);
     vnx_shared_buffer_free(self->buffer);
-    Py_END_ALLOW_THREADS;
+    vnxi_py_gil_take(thread);
     vnxi_py_object_free(op);
 }
 

@@ -1,7 +1,5 @@
 #include "python/module.h"
 
-const PyModuleDef *vnxi_py_module_def;
-
 /* PyType_GetModuleByDef() exists only from Python 3.11 on. */
 vnxi_py_state_t *
 vnxi_py_state_of_type(PyTypeObject *type)
@@ -11,7 +9,7 @@ vnxi_py_state_of_type(PyTypeObject *type)
             break;
         }
         PyObject *module = ((PyHeapTypeObject *)type)->ht_module;
-        if (module != NULL && PyModule_GetDef(module) == vnxi_py_module_def) {
+        if (module != NULL && PyModule_GetDef(module) == &vnxi_py_module_def) {
             return vnxi_py_state(module);
         }
     }

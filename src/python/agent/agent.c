@@ -205,10 +205,10 @@ agent_dealloc(PyObject *op)
     agent_clear(op);
     vnx_notif_free(self->taken);
     if (self->agent != NULL) {
-        Py_BEGIN_ALLOW_THREADS; /* joins threads */
+        PyThreadState *thread = vnxi_py_gil_drop_if(true); /* joins threads */
         vnx_listener_free(self->listener);
         vnx_agent_release(self->agent);
-        Py_END_ALLOW_THREADS;
+        vnxi_py_gil_take(thread);
     }
     vnxi_py_object_free(op);
 }

@@ -228,9 +228,9 @@ ask(vnxi_py_side_channel_t *self, const peers_t *peers)
 static void
 batch_free(vnxi_requests_t *batch)
 {
-    Py_BEGIN_ALLOW_THREADS;
+    PyThreadState *thread = vnxi_py_gil_drop_if(true);
     vnxi_requests_free(batch);
-    Py_END_ALLOW_THREADS;
+    vnxi_py_gil_take(thread);
 }
 
 VNXI_PY_SIDE_METHOD(

@@ -132,9 +132,9 @@ static void
 side_channel_dealloc(PyObject *op)
 {
     vnxi_py_side_channel_t *self = (vnxi_py_side_channel_t *)op;
-    Py_BEGIN_ALLOW_THREADS;
+    PyThreadState *thread = vnxi_py_gil_drop_if(true);
     vnx_side_channel_free(self->channel);
-    Py_END_ALLOW_THREADS;
+    vnxi_py_gil_take(thread);
     vnxi_py_object_free(op);
 }
 
