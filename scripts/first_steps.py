@@ -58,7 +58,7 @@ def expect(program: str, said: str, expected: str) -> None:
 
 
 def features() -> str:
-    found: dict[str, bool] = vars(vllm_nixl)["features"]
+    found = vllm_nixl.features
     missing = [name for name, is_built in found.items() if not is_built]
     if missing:
         raise SystemExit(f"the features {missing} are missing")
@@ -66,15 +66,8 @@ def features() -> str:
 
 
 def program(name: str) -> str:
-    """A program of the quick start in README.md."""
-    found = re.search(
-        rf"`{name}\.py`[^`]*```python\n(.*?)```",
-        (ROOT / "README.md").read_text(),
-        re.DOTALL,
-    )
-    if found is None:
-        raise SystemExit(f"README.md has no {name}.py")
-    return found[1]
+    """A program of the quick start."""
+    return (ROOT / "examples" / "quickstart" / f"{name}.py").read_text()
 
 
 def quick_start() -> str:
