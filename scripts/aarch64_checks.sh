@@ -47,6 +47,7 @@ aarch64_root() {
         return
     fi
     rm -rf "$AARCH64_ROOT" "$stamp"
+    mkdir -p "$WORK"
     mmdebstrap --quiet --variant=extract --architectures=arm64 \
         --include="$(IFS=, && printf '%s' "${AARCH64_PACKAGES[*]}")" \
         "$AARCH64_SUITE" "$AARCH64_ROOT" 2>&1 | without_urls
