@@ -140,6 +140,18 @@ check_readme() {
     python scripts/readme.py --run
 }
 
+# check_vllm_pd ARGUMENTS...: vLLM itself, as examples/vllm_pd/README.md says.
+check_vllm_pd() {
+    local venv="$WORK/venv-vllm"
+    "$venv/bin/python" -c '
+from importlib.util import find_spec
+exit(not find_spec("vllm"))' 2>/dev/null ||
+        skip "vLLM is not installed in $venv (examples/vllm_pd/README.md)"
+    install_package "$venv"
+    cd "$ROOT"
+    "$venv/bin/python" examples/vllm_pd/run.py "$@"
+}
+
 # Agents that use UCX alone: transfers, notifications, the end of a peer.
 check_pytest_ucx() {
     "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
