@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from client import Answer, generate, stream
+from client import generate, stream
 from scenes import START_TIMEOUT, TIMEOUT, make_prompt
 from servers import Server, running
 
@@ -20,6 +20,8 @@ SIDES = ("ours", "stock")
 
 MakeServer = Callable[[str, str], Server]
 Say = Callable[[str], None]
+Case = tuple[int, int]  # the length of a prompt, and a number
+Cases = dict[Case, tuple[list[int], int]]  # a prompt and its first token
 
 
 @dataclass
@@ -31,16 +33,69 @@ class Sample:
 
 @dataclass
 class Round:
-    """One pair of servers, from its start to its end."""
+    """The samples of one turn of one side."""
 
-    nixl: str
-    handshake: Sample  # the first request, during which the two meet
     samples: list[Sample] = field(default_factory=list)
     idle_cores: float = 0.0  # CPU time of both servers without requests
     busy_cores: float = 0.0  # the same during the samples
     other_cores: float = 0.0  # CPU time of everything else during the samples
     transfer_seconds: float = 0.0  # mean of what NIXL reports to vLLM
-    transfers: int = 0
+
+
+class Side:
+    """Prefill and decode with one implementation, paused between its turns."""
+
+    def __init__(self, nixl: str, make: MakeServer, cases: Cases) -> None:
+        self.nixl, self.cases = nixl, cases
+        self.servers = [make("prefill", nixl), make("decode", nixl)]
+        self.rounds: list[Round] = []
+
+    def pause(self) -> None:
+        for server in self.servers:
+            server.pause()
+
+    def resume(self) -> None:
+        for server in self.servers:
+            server.resume()
+        for server in self.servers:
+            server.wait_ready(time.monotonic() + TIMEOUT)
+
+    def ask(self, case: Case) -> Sample:
+        prefill, decode = self.servers
+        prompt, expected = self.cases[case]
+        answer = generate(prefill.port, decode.port, prompt, 1, TIMEOUT)
+        if answer.tokens != [expected]:
+            raise AssertionError(f"{case}: {answer.tokens}, not {expected}")
+        first = answer.first_token_seconds
+        return Sample(case[0], first, first - answer.prefill_seconds)
+
+    def meet(self) -> None:
+        """The first request, during which the two servers shake hands."""
+        self.handshake = self.ask((LENGTHS[0], 0))
+        for server in self.servers:
+            server.check_library()
+
+    def measure(self) -> Round:
+        result = Round()
+        self.rounds.append(result)
+        for length in LENGTHS:
+            self.ask((length, 0))  # warms up
+        cpu = Cpu(self.servers)
+        time.sleep(3)
+        result.idle_cores, _ = cpu.cores()
+        cpu, before = Cpu(self.servers), self._transfers()
+        result.samples = [self.ask(case) for case in self.cases]
+        result.busy_cores, result.other_cores = cpu.cores()
+        seconds, count = (
+            new - old
+            for new, old in zip(self._transfers(), before, strict=True)
+        )
+        result.transfer_seconds = seconds / count
+        return result
+
+    def _transfers(self) -> tuple[float, float]:
+        decode, name = self.servers[1], "vllm:nixl_xfer_time_seconds"
+        return decode.metric(name + "_sum"), decode.metric(name + "_count")
 
 
 class Cpu:
@@ -69,78 +124,51 @@ class Cpu:
 def compare(
     make: MakeServer, rounds: int, samples: int, say: Say, output: Path | None
 ) -> None:
-    """Run ours, stock, ours, stock, ...; print a table."""
-    prompts = {
-        (length, number): make_prompt(length, 100 + number)
-        for length in LENGTHS
-        for number in range(samples + 1)
-    }
-    expected = _reference(make("single", "ours"), prompts)
-    say(f"{len(prompts)} prompts answered by a single instance")
-    results = []
-    for number in range(rounds):
-        for nixl in SIDES:
-            result = _round(make, nixl, prompts, expected, samples)
-            results.append(result)
-            say(f"round {number + 1}, {nixl}: {_summary(result)}")
-            if output:
-                text = json.dumps([asdict(r) for r in results], indent=1)
-                output.write_text(text)
-    print(table(results))
+    """Measure ours, stock, ours, stock, ...; print a table."""
+    single, cases = make("single", "ours"), Cases()
+    sides = [Side(nixl, make, cases) for nixl in SIDES]
+    pairs = [server for side in sides for server in side.servers]
+    with running([single, *pairs], START_TIMEOUT):
+        for side in sides:
+            side.pause()
+        cases.update(_answer(single, samples))
+        single.stop()
+        say(f"{len(cases)} prompts answered by a single instance")
+        for number in range(rounds):
+            for side in sides:
+                side.resume()
+                if number == 0:
+                    side.meet()
+                result = side.measure()
+                side.pause()
+                say(f"round {number + 1}, {side.nixl}: {_summary(result)}")
+                if output:
+                    output.write_text(_as_json(sides))
+    print(table(*sides))
 
 
-Prompts = dict[tuple[int, int], list[int]]
+def _answer(single: Server, samples: int) -> Cases:
+    cases = {}
+    for number in range(samples):
+        for length in LENGTHS:
+            prompt = make_prompt(length, 100 + number)
+            tokens = next(stream(single.port, prompt, 1, TIMEOUT))
+            cases[length, number] = prompt, tokens[0]
+    return cases
 
 
-def _reference(single: Server, prompts: Prompts) -> dict[tuple[int, int], int]:
-    with running([single], START_TIMEOUT):
-        return {
-            key: next(stream(single.port, prompt, 1, TIMEOUT))[0]
-            for key, prompt in prompts.items()
-        }
-
-
-def _round(
-    make: MakeServer,
-    nixl: str,
-    prompts: Prompts,
-    expected: dict[tuple[int, int], int],
-    samples: int,
-) -> Round:
-    prefill, decode = pair = [make("prefill", nixl), make("decode", nixl)]
-
-    def ask(length: int, number: int) -> Sample:
-        key = length, number
-        answer = generate(prefill.port, decode.port, prompts[key], 1, TIMEOUT)
-        if answer.tokens != [expected[key]]:
-            raise AssertionError(
-                f"{key}: {answer.tokens}, not {expected[key]}"
-            )
-        return _sample(length, answer)
-
-    with running(pair, START_TIMEOUT):
-        result = Round(nixl, ask(LENGTHS[0], samples))
-        for server in pair:
-            server.check_library()
-        for length in LENGTHS[1:]:
-            ask(length, samples)  # warms up
-        cpu = Cpu(pair)
-        time.sleep(5)
-        result.idle_cores, _ = cpu.cores()
-        cpu = Cpu(pair)
-        for number in range(samples):
-            result.samples += [ask(length, number) for length in LENGTHS]
-        result.busy_cores, result.other_cores = cpu.cores()
-        name = "vllm:nixl_xfer_time_seconds"
-        result.transfers = int(decode.metric(name + "_count"))
-        total = decode.metric(name + "_sum")
-        result.transfer_seconds = total / max(1, result.transfers)
-    return result
-
-
-def _sample(length: int, answer: Answer) -> Sample:
-    first = answer.first_token_seconds
-    return Sample(length, first, first - answer.prefill_seconds)
+def _as_json(sides: list[Side]) -> str:
+    return json.dumps(
+        {
+            side.nixl: {
+                "handshake": asdict(side.handshake),
+                "rounds": [asdict(r) for r in side.rounds],
+            }
+            for side in sides
+            if side.rounds
+        },
+        indent=1,
+    )
 
 
 def _summary(result: Round) -> str:
@@ -149,19 +177,17 @@ def _summary(result: Round) -> str:
         for length in LENGTHS
     )
     return (
-        f"first token (ms) {medians}; handshake"
-        f" {result.handshake.first_token * 1e3:.0f} ms;"
-        f" {result.transfers} transfers of"
+        f"first token (ms) {medians}; transfers of"
         f" {result.transfer_seconds * 1e3:.2f} ms;"
         f" cores: {result.idle_cores:.2f} idle, {result.busy_cores:.2f} busy,"
         f" {result.other_cores:.2f} others"
     )
 
 
-def _values(results: list[Round], length: int, name: str) -> list[float]:
+def _values(rounds: list[Round], length: int, name: str) -> list[float]:
     return [
         getattr(sample, name)
-        for result in results
+        for result in rounds
         for sample in result.samples
         if sample.length == length
     ]
@@ -174,28 +200,32 @@ def _ms(values: list[float]) -> str:
     )
 
 
-def table(results: list[Round]) -> str:
+def table(ours: Side, stock: Side) -> str:
     """Medians over all rounds, with the smallest and the largest value."""
-    sides = {s: [r for r in results if r.nixl == s] for s in SIDES}
     lines = [
         "| ms | ours | stock | stock / ours |",
         "| --- | --- | --- | --- |",
     ]
+
+    def row(title: str, mine: list[float], theirs: list[float]) -> None:
+        ratio = statistics.median(theirs) / statistics.median(mine)
+        lines.append(
+            f"| {title} | {_ms(mine)} | {_ms(theirs)} | {ratio:.2f} |"
+        )
+
     for title, name in (
         ("first token", "first_token"),
         ("from prefill's answer to the first token", "handover"),
     ):
         for length in LENGTHS:
-            ours, stock = (_values(sides[s], length, name) for s in SIDES)
-            ratio = statistics.median(stock) / statistics.median(ours)
-            lines.append(
-                f"| {title}, {length} tokens | {_ms(ours)} | {_ms(stock)}"
-                f" | {ratio:.2f} |"
+            row(
+                f"{title}, {length} tokens",
+                _values(ours.rounds, length, name),
+                _values(stock.rounds, length, name),
             )
-    first = [[r.handshake.first_token for r in sides[s]] for s in SIDES]
-    ratio = statistics.median(first[1]) / statistics.median(first[0])
-    lines.append(
-        f"| first request, with the handshake | {_ms(first[0])}"
-        f" | {_ms(first[1])} | {ratio:.2f} |"
+    row(
+        "first request, with the handshake",
+        [ours.handshake.first_token],
+        [stock.handshake.first_token],
     )
     return "\n".join(lines)

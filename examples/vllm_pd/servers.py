@@ -129,9 +129,19 @@ class Server:
             self.process.wait()
             self.process = None
 
+    def pause(self) -> None:
+        """Stop all its processes; they use no CPU time until `resume()`."""
+        assert self.process is not None
+        _signal_group(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        _signal_group(self.process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         if self.process is not None:
             _signal_group(self.process.pid, signal.SIGTERM)
+            self.resume()
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
             # Also ends workers that outlived the server.
