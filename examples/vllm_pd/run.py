@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
         "--compare", type=int, metavar="ROUNDS", help="measure both in turns"
     )
     parser.add_argument(
-        "--samples", type=int, default=5, help="of each round and length (5)"
+        "--samples", type=int, default=2, help="of each round and length (2)"
     )
     parser.add_argument("--json", type=Path, help="write all samples there")
     parser.add_argument(
