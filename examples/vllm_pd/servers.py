@@ -138,16 +138,19 @@ class Server:
         assert self.process is not None
         _signal_group(self.process.pid, signal.SIGCONT)
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
+        """Ask it to end, also if it is paused."""
         if self.process is not None:
             _signal_group(self.process.pid, signal.SIGTERM)
-            self.resume()
+            _signal_group(self.process.pid, signal.SIGCONT)
+
+    def stop(self) -> None:
+        self.terminate()
+        if self.process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
             # Also ends workers that outlived the server.
-            _signal_group(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+            self.kill()
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:
@@ -166,6 +169,8 @@ def running(servers: list[Server], seconds: float) -> Iterator[None]:
             server.wait_ready(deadline)
         yield
     finally:
+        for server in servers:
+            server.terminate()
         for server in servers:
             server.stop()
 
