@@ -17,7 +17,7 @@ from servers import KV_LEASE, Server
 LENGTHS = (9, 127, 128, 129, 1000, 4000)
 COUNT = 64  # tokens of an answer
 TIMEOUT = 300.0  # seconds for one request
-START_TIMEOUT = 1800.0  # seconds for a server; a quiet machine needs 30
+START_TIMEOUT = 1800.0  # seconds for servers to start on a busy machine
 
 Say = Callable[[str], None]
 
