@@ -34,7 +34,8 @@ c_setup_python() {
 # make_flavour_venv DIRECTORY RUNTIME: create an environment that shares the
 # packages of .venv.
 #
-# Its Python preloads RUNTIME (a sanitizer's).  The programs that tests start do
+# Its Python preloads RUNTIME (a sanitizer's; "": nothing; "coverage": it
+# measures the coverage of Python code).  The programs that tests start do
 # not, because they are not under test, and because one of them cannot run with
 # it: `curl` loads libp11-kit, whose constructor makes the first allocation of
 # the process in newlocale().  ASan's first malloc() calls dlerror(), which
@@ -46,7 +47,10 @@ make_flavour_venv() {
     "$TOOLS/bin/python" -m venv --without-pip "$venv"
     site=$(echo "$venv"/lib/python3.*/site-packages)
     echo "$TOOLS"/lib/python3.*/site-packages >"$site/shared.pth"
-    if [ -n "$runtime" ]; then
+    if [ "$runtime" = coverage ]; then
+        echo 'import coverage; coverage.process_startup()' \
+            >>"$site/shared.pth"
+    elif [ -n "$runtime" ]; then
         echo 'import os; os.environ.pop("LD_PRELOAD", None)' \
             >>"$site/shared.pth"
         base=$(readlink -f "$venv/bin/python")
@@ -54,9 +58,6 @@ make_flavour_venv() {
         printf '#!/bin/bash\nLD_PRELOAD=%s exec -a "$0" %s "$@"\n' \
             "$runtime" "$base" >"$venv/bin/python"
         chmod +x "$venv/bin/python"
-    else
-        echo 'import coverage; coverage.process_startup()' \
-            >>"$site/shared.pth"
     fi
     touch "$venv/ready"
 }
@@ -86,8 +87,12 @@ c_build() {
             --buildtype=debug -Dwerror=false \
             -Db_sanitize=thread -Db_lundef=false
         ;;
+    ranks) # the order of locks, also with UCX, which sanitizers leave out
+        CC=gcc c_setup_python ranks "" --buildtype=debug -Dwerror=false \
+            -Dtests=false -Dexamples=false
+        ;;
     coverage)
-        CC=gcc c_setup_python coverage "" --buildtype=debug \
+        CC=gcc c_setup_python coverage coverage --buildtype=debug \
             -Dwerror=false -Db_coverage=true -Dc_args=-fprofile-update=atomic
         ;;
     fuzz)

@@ -152,13 +152,21 @@ exit(not find_spec("vllm"))' 2>/dev/null ||
     "$venv/bin/python" examples/vllm_pd/run.py "$@"
 }
 
-# Agents that use UCX alone: transfers, notifications, the end of a peer.
+# Agents that use UCX alone: transfers, notifications, the end of a peer and of
+# a process.  On a build that checks the order of locks, unless coverage is
+# measured.
 check_pytest_ucx() {
-    "$VENV/bin/python" -c 'import libucx' 2>/dev/null ||
+    local python="$VENV/bin/python"
+    "$python" -c 'import libucx' 2>/dev/null ||
         skip "the libucx wheel is not installed"
-    run_pytest "$VENV/bin/python" --engine ucx -k "ucx and not inproc" \
+    if [ "$VENV" = "$ROOT/.venv" ]; then
+        c_build ranks
+        python="$WORK/venv-ranks/bin/python"
+    fi
+    run_pytest "$python" --engine ucx -k "ucx and not inproc" \
         tests/python/test_transfer.py tests/python/test_notifications.py \
-        tests/python/test_restart.py tests/python/test_cancel.py
+        tests/python/test_restart.py tests/python/test_cancel.py \
+        tests/stress/test_ucx_exit.py
 }
 
 # run_sanitized FLAVOUR PYTEST-ARGUMENTS...: run tests on the extension of the
