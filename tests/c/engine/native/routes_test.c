@@ -839,6 +839,16 @@ test_routes_of_one_transfer_end_once(void **state)
     scene_close(&s);
 }
 
+/* Load the child, and make a READ of its GPU memory, which UCX moves. */
+static vnx_xfer_t *
+make_by_ucx(vnx_agent_t *agent, const child_t *child)
+{
+    register_mem(agent, VNX_MEM_VRAM, arena->gpu_a);
+    load(agent, child);
+    return make(agent, VNX_OP_READ, VNX_MEM_VRAM, arena->gpu_a, "B",
+                VNX_MEM_VRAM, arena->gpu_b);
+}
+
 /* The engine has the last reference to the transfer and, with it, to the
  * agent: closing the agent must not wait for the callback that drops it. */
 static void
@@ -848,10 +858,7 @@ test_routes_engine_drops_the_last_reference(void **state)
     vnx_agent_t *agent = make_agent("A");
     (void)state;
 
-    register_mem(agent, VNX_MEM_VRAM, arena->gpu_a);
-    load(agent, &child);
-    vnx_xfer_t *xfer = make(agent, VNX_OP_READ, VNX_MEM_VRAM, arena->gpu_a,
-                            "B", VNX_MEM_VRAM, arena->gpu_b);
+    vnx_xfer_t *xfer = make_by_ucx(agent, &child);
     post_held(xfer);
     vnx_xfer_drop(xfer);
     vnx_agent_release(agent);
@@ -869,10 +876,7 @@ test_routes_in_flight_end_at_the_timeout(void **state)
     vnx_agent_t *agent = make_agent("A");
     (void)state;
 
-    register_mem(agent, VNX_MEM_VRAM, arena->gpu_a);
-    load(agent, &child);
-    vnx_xfer_t *xfer = make(agent, VNX_OP_READ, VNX_MEM_VRAM, arena->gpu_a,
-                            "B", VNX_MEM_VRAM, arena->gpu_b);
+    vnx_xfer_t *xfer = make_by_ucx(agent, &child);
     assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, SECONDS(30), NULL),
                      VNX_IN_PROG);
     assert_ok(vnx_agent_wait(agent, &xfer, 1, 0, SECONDS(30), e));
