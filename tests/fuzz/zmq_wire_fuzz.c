@@ -15,7 +15,7 @@ is_same(const vnxi_zmq_request_t *one, const vnxi_zmq_request_t *other)
            memcmp(one->key, other->key, one->key_len + 1) == 0;
 }
 
-/* A request whose key is one of ours. */
+/* Write a request that was parsed, and parse it again. */
 static void
 try_own_request(const vnxi_zmq_request_t *request)
 {

@@ -94,8 +94,7 @@ mems_of(const vnxi_region_table_t *table)
     return mems;
 }
 
-/* Write the error if there is no region of the memory type; VNX_OK: there is.
- */
+/* Check that the list's side has a region of the memory type. */
 static vnx_status_t
 no_region(const vnxi_builder_t *builder, vnx_error_t *error)
 {
