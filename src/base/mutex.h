@@ -55,7 +55,6 @@
     X(NIXL_LIBRARY, "nixl_library")                \
     X(HUB_LOOP, "hub.loop")                        \
     X(REGISTRY_CHANGE, "registry.change_lock")     \
-    X(NATIVE_MAP, "native.map_lock")               \
     X(REGISTRY, "registry.lock")                   \
     X(DIRECTORY, "directory")                      \
     X(NATIVE_PEERS, "native.peers_lock")           \

@@ -187,13 +187,13 @@ attach_all(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port,
 static vnx_status_t
 adopt(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port, vnx_error_t *error)
 {
-    vnxi_mutex_lock(&engine->map_lock);
+    vnxi_registry_hold(engine->registry);
     vnxi_region_table_t *table =
         vnxi_registry_snapshot(engine->registry, NULL);
     vnx_status_t status = table != NULL
                               ? attach_all(engine, t, port, table, error)
                               : vnxi_error_no_memory(error, CREATE, 0);
-    vnxi_mutex_unlock(&engine->map_lock);
+    vnxi_registry_resume(engine->registry);
     vnxi_region_table_release(table);
     if (status != VNX_OK) {
         port->transport->port_stop(port);

@@ -22,7 +22,6 @@ engine_free(vnxi_engine_t *engine)
         vnxi_registry_free(engine->registry);
     }
     vnxi_native_backends_fini(engine);
-    vnxi_mutex_destroy(&engine->map_lock);
     vnxi_cond_destroy(&engine->landed);
     vnxi_mutex_destroy(&engine->waiting_lock);
     vnxi_mutex_destroy(&engine->flight_lock);
@@ -44,14 +43,14 @@ draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
     return VNX_OK;
 }
 
-/* A region is attached to every open transport. */
+/* Attach a new region to every open transport.  No port opens meanwhile:
+ * vnxi_registry_hold(). */
 static vnx_status_t
 attach(void *context, vnxi_region_t *region, vnx_error_t *error)
 {
     vnxi_engine_t *engine = context;
     vnx_status_t status = VNX_OK;
 
-    vnxi_mutex_lock(&engine->map_lock);
     for (unsigned t = 0; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
         vnxi_port_t *port = vnxi_native_port(engine, t);
         void *slot = NULL;
@@ -61,7 +60,6 @@ attach(void *context, vnxi_region_t *region, vnx_error_t *error)
         atomic_store(&vnxi_native_region(region)->slots[t], slot);
     }
     vnxi_region_find_routes(region, &engine->reach);
-    vnxi_mutex_unlock(&engine->map_lock);
     return status;
 }
 
@@ -77,7 +75,6 @@ engine_alloc(const vnxi_engine_config_t *config)
     vnxi_mutex_init(&engine->peers_lock, VNXI_RANK_NATIVE_PEERS);
     vnxi_mutex_init(&engine->flight_lock, VNXI_RANK_NATIVE_FLIGHT);
     vnxi_mutex_init(&engine->waiting_lock, VNXI_RANK_NATIVE_WAITING);
-    vnxi_mutex_init(&engine->map_lock, VNXI_RANK_NATIVE_MAP);
     vnxi_cond_init(&engine->landed);
     engine->fork_count = vnxi_fork_count();
     engine->num_threads = config->num_threads;

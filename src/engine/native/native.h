@@ -5,7 +5,8 @@
  * by their table only (transport.h).
  *
  * Locks: base/mutex.h.  Transports are called without any lock of this file
- * except backend_lock (opening a port) and map_lock (attaching regions).
+ * except backend_lock (opening a port), and that of the registry's changes
+ * (attaching regions).
  */
 #ifndef VNXI_NATIVE_NATIVE_H
 #define VNXI_NATIVE_NATIVE_H
@@ -50,10 +51,9 @@ struct vnxi_engine {
 
     vnxi_mutex_t backend_lock; /* creating backends and ports */
     vnxi_native_backend_t backends[VNXI_TRANSPORTS];
-    vnxi_mutex_t map_lock; /* attaching regions to transports */
-    vnxi_reach_t reach;    /* map_lock; of all open ports */
-
     vnxi_registry_t *registry;
+    vnxi_reach_t reach; /* of all open ports; used while the registry does not
+                           change */
     vnxi_native_peer_t *self;
 
     vnxi_mutex_t peers_lock;

@@ -213,6 +213,12 @@ vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                                const vnxi_region_t *region),
                                   void *context, vnx_error_t *error);
 
+/* Make other threads that register or deregister wait, until
+ * vnxi_registry_resume(): a port that is being opened must find all regions,
+ * also those that the engine is attaching.  Snapshots can be taken. */
+void vnxi_registry_hold(vnxi_registry_t *registry);
+void vnxi_registry_resume(vnxi_registry_t *registry);
+
 /* The current table and its epoch, which counts every change (epoch_p may be
  * NULL).  The caller gets a reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_registry_snapshot(vnxi_registry_t *registry,

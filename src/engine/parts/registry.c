@@ -538,6 +538,18 @@ vnxi_registry_snapshot(vnxi_registry_t *registry, uint64_t *epoch_p)
     return table;
 }
 
+void
+vnxi_registry_hold(vnxi_registry_t *registry)
+{
+    vnxi_mutex_lock(&registry->change_lock);
+}
+
+void
+vnxi_registry_resume(vnxi_registry_t *registry)
+{
+    vnxi_mutex_unlock(&registry->change_lock);
+}
+
 /* The keys are usually sorted.  The position of a key then follows that of the
  * previous one, so try that first. */
 static vnxi_region_t *
