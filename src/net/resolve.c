@@ -185,13 +185,31 @@ resolve_at_once(const char *host, int port, vnxi_addresses_t *out_p)
     return true;
 }
 
+/* Names that no name service has, such as "two words", are refused here: the
+ * service may be slow, or not answer at all. */
+static bool
+may_be_name(const char *host)
+{
+    for (; *host != '\0'; host++) {
+        if ((unsigned char)*host <= ' ' || *host == 0x7f) {
+            return false;
+        }
+    }
+    return true;
+}
+
 vnx_status_t
 vnxi_lookup_begin(const char *host, int port, vnxi_addresses_t *out_p,
                   vnxi_lookup_t **lookup_p, const char **reason_p)
 {
-    return resolve_at_once(host, port, out_p)
-               ? VNX_OK
-               : lookup_name(host, port, lookup_p, reason_p);
+    if (resolve_at_once(host, port, out_p)) {
+        return VNX_OK;
+    }
+    if (!may_be_name(host)) {
+        *reason_p = "a host name has no spaces and no control characters";
+        return VNX_ERR_NOT_FOUND;
+    }
+    return lookup_name(host, port, lookup_p, reason_p);
 }
 
 int

@@ -231,7 +231,9 @@ next_host(char **rest)
         return NULL;
     }
     host += strspn(host, " ");
-    host[strcspn(host, " ")] = '\0';
+    for (char *end = host + strlen(host); end > host && end[-1] == ' ';) {
+        *--end = '\0';
+    }
     return host;
 }
 

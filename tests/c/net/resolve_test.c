@@ -112,6 +112,17 @@ test_resolve_numeric_addresses_need_no_lookup(void **state)
 }
 
 static void
+test_resolve_refuses_impossible_names_without_lookup(void **state)
+{
+    (void)state;
+    int before = atomic_load(&asked);
+    expect_failure("two words", 20000, VNX_ERR_NOT_FOUND);
+    expect_failure("127.0.0.1 10.1.2.3", 20000, VNX_ERR_NOT_FOUND);
+    expect_failure("host\n", 20000, VNX_ERR_NOT_FOUND);
+    assert_int_equal(atomic_load(&asked), before);
+}
+
+static void
 test_resolve_localhost_is_both_loopbacks_without_lookup(void **state)
 {
     (void)state;
@@ -264,6 +275,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_resolve_numeric_addresses_need_no_lookup),
+        cmocka_unit_test(test_resolve_refuses_impossible_names_without_lookup),
         cmocka_unit_test(
             test_resolve_localhost_is_both_loopbacks_without_lookup),
         cmocka_unit_test(test_resolve_looks_up_a_name),

@@ -134,7 +134,8 @@ test_ucx_notif_of_any_size_in_order(void **state)
     free(bytes);
 }
 
-/* Messages sent before the end arrive, even if no call waited for them. */
+/* Messages sent before the end arrive, even if no call waited for them.  They
+ * have half a second, in which an emulated machine does not connect. */
 static void
 test_ucx_notif_sent_before_the_end_arrives(void **state)
 {
@@ -142,6 +143,9 @@ test_ucx_notif_sent_before_the_end_arrives(void **state)
     open_pair();
     for (unsigned i = 0; i < 5; i++) {
         vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
+        if (getenv("VLLM_NIXL_TEST_SLOWDOWN") != NULL) {
+            await_wired(conn);
+        }
         for (unsigned k = 0; k < 50; k++) {
             send_to(conn, &k, sizeof k);
         }
