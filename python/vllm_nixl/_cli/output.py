@@ -1,0 +1,127 @@
+"""What a command prints: rich on a terminal, plain text or JSON in a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}
+STYLES |= {"dim": "dim", "heading": "bold"}
+
+
+class Output:
+    """Writes the result of a command to stdout.
+
+    Args:
+        as_json: Write one JSON object, given to result(), and nothing else.
+        file: Where to write; None: stdout.
+
+    `console` is rich's Console if stdout is a terminal and rich is installed,
+    otherwise None.  rich itself honours NO_COLOR and TERM.
+    """
+
+    def __init__(self, as_json: bool, file: TextIO | None = None) -> None:
+        self.as_json = as_json
+        self.file = sys.stdout if file is None else file
+        self.console: Console | None = None
+        if not as_json and self.file.isatty():
+            try:
+                from rich.console import Console
+            except ImportError:
+                return
+            self.console = Console(file=self.file, highlight=False)
+
+    def line(self, text: str = "", style: str | None = None) -> None:
+        """Write a line of text, in one of STYLES; nothing with --json."""
+        if self.as_json:
+            return
+        if self.console is not None:
+            name = None if style is None else STYLES[style]
+            self.console.print(text, style=name, markup=False, soft_wrap=True)
+        else:
+            print(text, file=self.file, flush=True)
+
+    def heading(self, text: str) -> None:
+        """Write a heading."""
+        self.line(text, "heading")
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        styles: Sequence[str | None] | None = None,
+    ) -> None:
+        """Write a table; nothing with --json.
+
+        Args:
+            columns: Headings.  A column whose cells all are numbers, or
+                begin with a digit, is aligned to the right.
+            rows: Cells; str() is what is shown.
+            styles: For each row one of STYLES, or None.
+        """
+        if self.as_json:
+            return
+        cells = [[str(cell) for cell in row] for row in rows]
+        right = [
+            bool(cells) and all(_is_number(row[i]) for row in cells)
+            for i in range(len(columns))
+        ]
+        if self.console is not None:
+            self._rich_table(columns, cells, right, styles)
+            return
+        widths = [
+            max(len(row[i]) for row in [list(columns), *cells])
+            for i in range(len(columns))
+        ]
+        for row in [list(columns), *cells]:
+            texts = [
+                cell.rjust(width) if at_right else cell.ljust(width)
+                for cell, width, at_right in zip(
+                    row, widths, right, strict=True
+                )
+            ]
+            print("  ".join(texts).rstrip(), file=self.file)
+        self.file.flush()
+
+    def _rich_table(
+        self,
+        columns: Sequence[str],
+        cells: list[list[str]],
+        right: list[bool],
+        styles: Sequence[str | None] | None,
+    ) -> None:
+        from rich import box
+        from rich.table import Table
+        from rich.text import Text
+
+        assert self.console is not None
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name, at_right in zip(columns, right, strict=True):
+            table.add_column(
+                name,
+                justify="right" if at_right else "left",
+                overflow="fold",
+            )
+        for i, row in enumerate(cells):
+            style = None if styles is None else styles[i]
+            table.add_row(
+                *(Text(cell) for cell in row),
+                style=None if style is None else STYLES[style],
+            )
+        self.console.print(table)
+
+    def result(self, data: dict[str, Any]) -> None:
+        """Write `data` as JSON with --json; otherwise nothing."""
+        if self.as_json:
+            json.dump(data, self.file, indent=2)
+            print(file=self.file, flush=True)
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text in ("", "-")
