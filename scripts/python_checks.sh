@@ -120,9 +120,7 @@ check_readme() {
     fi
     local copy="$WORK/readme" venv="$WORK/venv-readme" command
     rm -rf "$copy" "$venv"
-    mkdir -p "$copy"
-    git ls-files --cached --others --exclude-standard -z |
-        xargs -0 cp --parents -t "$copy"
+    copy_sources "$copy"
     "$(find_python)" -m venv "$venv"
     # apt-get answers its question itself, and upgrades nothing.
     printf 'APT::Get::%s;\n' 'Assume-Yes "true"' 'Upgrade "false"' \

@@ -1,9 +1,12 @@
-"""Check README.md: its code is that of the examples, and works as printed.
+"""Check README.md and docs/c.md: their code is that of the examples, and works
+as printed.
 
     python scripts/readme.py          compare the code with the files
     python scripts/readme.py --write  rewrite the code from the files
     python scripts/readme.py --run    run the quick start, compare its output
     python scripts/readme.py --installation    print the commands that install
+    python scripts/readme.py --script docs/c.md    print a script that runs the
+                                      page's commands and compares their output
 
 A block of code shows a file if a comment before it has the file's path:
 
@@ -27,6 +30,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/c.md")
 PATIENCE = 300
 SHOWN = re.compile(r"(<!-- (\S+) -->\n```\w+\n)(.*?)(?=```\n)", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
@@ -61,6 +65,21 @@ def installation(text: str) -> list[str]:
     return [c for c in [*commands(part), *inline] if c not in tests]
 
 
+def script(text: str) -> str:
+    """A bash script that runs the commands in their order, and fails at the
+    first that fails or prints other lines; their order does not count."""
+    lines = ["set -e"]
+    for command, output in commands(text).items():
+        lines.append(f"echo {shlex.quote('$ ' + command)}")
+        if output:
+            command = (
+                f"diff <(sort <<'END'\n{output}END\n) "
+                f"<({{ {command}; }} 2>&1 | sort)"
+            )
+        lines.append(command)
+    return "\n".join(lines)
+
+
 def differences(text: str, root: Path) -> str:
     """How the shown code differs from the files; empty: it does not."""
     found = ""
@@ -70,7 +89,7 @@ def differences(text: str, root: Path) -> str:
             difflib.unified_diff(
                 code.splitlines(True),
                 file.splitlines(True),
-                f"README.md: {path}",
+                f"page: {path}",
                 path,
             )
         )
@@ -157,26 +176,34 @@ def run_quick_start(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Check README.md.",
-        usage="%(prog)s [--write | --run | --installation] [FOLDER]",
+        description="Check README.md and docs/c.md.",
+        usage="%(prog)s [--write | --run | --installation | --script PAGE] "
+        "[FOLDER]",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--write", action="store_true")
     group.add_argument("--run", action="store_true")
     group.add_argument("--installation", action="store_true")
+    group.add_argument("--script", choices=PAGES)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
     arguments = parser.parse_args()
-    readme = arguments.folder / "README.md"
-    text = readme.read_text()
+    folder = arguments.folder
+    readme = (folder / "README.md").read_text()
     if arguments.write:
-        readme.write_text(rewritten(text, arguments.folder))
+        for page in PAGES:
+            text = (folder / page).read_text()
+            (folder / page).write_text(rewritten(text, folder))
     elif arguments.run:
-        run_quick_start(text)
+        run_quick_start(readme)
         print("the quick start prints what README.md says")
     elif arguments.installation:
-        print(*installation(text), sep="\n")
-    elif found := differences(text, arguments.folder):
-        sys.exit(f"{found}README.md: run scripts/readme.py --write")
+        print(*installation(readme), sep="\n")
+    elif arguments.script:
+        print(script((folder / arguments.script).read_text()))
+    else:
+        for page in PAGES:
+            if found := differences((folder / page).read_text(), folder):
+                sys.exit(f"{found}{page}: run scripts/readme.py --write")
 
 
 if __name__ == "__main__":
