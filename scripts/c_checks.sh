@@ -197,11 +197,13 @@ check_library() {
     cd "$copy"
     "$TOOLS/bin/python" "$ROOT/scripts/readme.py" --script docs/c.md |
         without_cmake >page.sh
-    HOME="$home" PATH="$TOOLS/bin:$PATH" bash page.sh
+    CFLAGS=-Werror HOME="$home" PATH="$TOOLS/bin:$PATH" bash page.sh
     [ -z "$(find "$home/vnx" ! -type d)" ] || die "uninstall left files"
 
     # What was installed with DESTDIR, in a folder that is not its prefix.
     stage="$copy/package$home/vnx"
+    sed -i "s#^prefix=.*#prefix=$stage#" "$stage/lib/pkgconfig/vnx.pc"
+    export PKG_CONFIG_PATH="$stage/lib/pkgconfig"
     diff <(ls "$ROOT/include/vnx") <(ls "$stage/include/vnx")
     only_our_names "$stage/lib/libvnx.so"
     needs_no_libcurl "$stage"
@@ -235,23 +237,14 @@ from support.ports import reserve_port
 print(reserve_port())'
 }
 
-# staged_pkg_config FOLDER ARGUMENTS...: run pkg-config on what is installed in a
-# folder that is not its prefix.
-staged_pkg_config() {
-    local stage=$1
-    shift
-    PKG_CONFIG_PATH="$stage/lib/pkgconfig" pkg-config \
-        --define-variable=prefix="$stage" "$@" vnx
-}
-
 # Programs that link libvnx.so need neither the packages of libvnx.a nor libcurl,
 # which is loaded at run time.
 needs_no_libcurl() {
     ! readelf -d "$1/lib/libvnx.so" | grep -i libcurl ||
         die "libvnx.so is linked with libcurl"
-    ! staged_pkg_config "$1" --static --libs | grep -i curl ||
+    ! pkg-config --static --libs vnx | grep -i curl ||
         die "vnx.pc requires libcurl"
-    case "$(staged_pkg_config "$1" --libs)" in
+    case "$(pkg-config --libs vnx)" in
     *event* | *ssl*) die "vnx.pc requires packages for libvnx.so" ;;
     esac
 }
@@ -273,11 +266,11 @@ int main()
 END
     # shellcheck disable=SC2046
     c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror version.cc -o version \
-        $(staged_pkg_config "$stage" --cflags --libs)
+        $(pkg-config --cflags --libs vnx)
     LD_LIBRARY_PATH="$stage/lib" ./version | {
         read -r macros text library
         [ "$macros $text $library" = "$library $library $library" ]
-        [ "$library" = "$(staged_pkg_config "$stage" --modversion)" ]
+        [ "$library" = "$(pkg-config --modversion vnx)" ]
         soname=$(readelf -d "$stage/lib/libvnx.so" |
             sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
         case "$library" in
@@ -303,9 +296,9 @@ demos_with_pkg_config() {
     # shellcheck disable=SC2046
     for name in agent_demo side_channel_demo; do
         cc -Wall -Wextra -Werror "examples/$name.c" -pthread \
-            -o "demos/$name" $(staged_pkg_config "$stage" --cflags --libs)
+            -o "demos/$name" $(pkg-config --cflags --libs vnx)
         cc "examples/$name.c" -o "demos-static/$name" \
-            $(staged_pkg_config "$stage" --static --cflags --libs |
+            $(pkg-config --static --cflags --libs vnx |
                 sed s/-lvnx/-l:libvnx.a/)
         needs_no_libvnx "demos-static/$name"
     done

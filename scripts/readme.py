@@ -74,7 +74,7 @@ def script(text: str) -> str:
         if output:
             command = (
                 f"diff <(sort <<'END'\n{output}END\n) "
-                f"<({{ {command}; }} 2>&1 | sort)"
+                f"<({{ {command}; }} | sort)"
             )
         lines.append(command)
     return "\n".join(lines)

@@ -33,6 +33,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <vnx/version.h>
 
 #include "base/error.h"
 #include "side_channel/client_conn.h"

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <vnx/version.h>
 
 #define SECRET "correct horse battery staple"
 #define OK_7 "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"
