@@ -397,10 +397,9 @@ no_list(const vnx_peer_t *peer, const char *name, vnx_error_t *error)
 
     for (size_t i = 0; i < peer->publication.count; i++) {
         const char *one = peer->publication.lists[i].name;
-        size_t len = strlen(names);
         vnxi_error_peer(&shown, one, strlen(one));
-        snprintf(names + len, sizeof names - len, "%s'%s'", i > 0 ? ", " : "",
-                 shown.peer);
+        vnxi_text_add(names, sizeof names, "%s'%s'", i > 0 ? ", " : "",
+                      shown.peer);
     }
     vnxi_error_peer(&shown, name, strlen(name));
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_ROWS,
