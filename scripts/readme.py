@@ -14,12 +14,16 @@ A block of code shows a file if a comment before it has the file's path:
     ```python
 
 A console block has commands after "$ ", each followed by its output.
+
+blocks() and run_programs() serve the pages of docs/ too (tests/python/
+test_docs.py), whose comments before a block say how it is checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 import signal
@@ -27,7 +31,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/c.md")
@@ -35,12 +41,40 @@ PATIENCE = 300
 SHOWN = re.compile(r"(<!-- (\S+) -->\n```\w+\n)(.*?)(?=```\n)", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # The quick start, in the order in which its programs are started.
 QUICK_START = ("python prefill.py", "python decode.py")
 
 
 class ReadmeError(Exception):
     pass
+
+
+class Block(NamedTuple):
+    """A block of code: what the comment before it says, the language, the
+    code, and the number of its first line."""
+
+    comment: str
+    language: str
+    code: str
+    line: int
+
+
+def blocks(text: str) -> list[Block]:
+    """All blocks of code of a text, in order."""
+    return [
+        Block(
+            match[1] or "",
+            match[2],
+            match[3],
+            text.count("\n", 0, match.start(2)) + 1,
+        )
+        for match in BLOCK.finditer(text)
+    ]
 
 
 def shown(text: str) -> dict[str, str]:
@@ -107,17 +141,32 @@ def rewritten(text: str, root: Path) -> str:
 
 
 class Program:
-    """One program of the quick start, as printed, in an empty folder."""
+    """One program, as printed, in a folder that has the files.
 
-    def __init__(self, text: str, command: str, folder: Path) -> None:
-        name = shlex.split(command)[1]
-        code = next(c for p, c in shown(text).items() if Path(p).name == name)
-        (folder / name).write_text(code)
+    command: "NAME=value python prefill.py"
+    expected: the lines that it prints
+    """
+
+    def __init__(
+        self,
+        command: str,
+        expected: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        words = shlex.split(command)
+        env = dict(environment)
+        while ASSIGNMENT.match(words[0]):
+            name, _, value = words.pop(0).partition("=")
+            env[name] = value
+        if words[0] != "python":
+            raise ReadmeError(f"not a Python program: {command}")
         self.command = command
-        self.expected = commands(text)[command].splitlines()
+        self.expected = list(expected)
         self.process = subprocess.Popen(
-            [sys.executable, name],
+            [sys.executable, *words[1:]],
             cwd=folder,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -155,23 +204,49 @@ class Program:
         return self.process.communicate()[1]
 
 
-def run_quick_start(text: str) -> None:
-    """Run both programs of the text; ReadmeError if they print other lines
-    than the text says."""
-    running = []
-    with tempfile.TemporaryDirectory() as folder:
+def run_programs(
+    files: Mapping[str, str],
+    steps: Iterable[tuple[str, Sequence[str]]],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Start programs one after the other; the last one must end.
+
+    files: what is in their folder, name to text
+    steps: commands, and the lines that each must print.  A command starts
+        when the one before it has printed its first line.
+
+    ReadmeError if one prints something else.
+    """
+    running: list[Program] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, text in files.items():
+            (folder / file).write_text(text)
         try:
-            for command in QUICK_START:
-                running.append(Program(text, command, Path(folder)))
-                # The next one is started when this one is ready.
-                running[-1].expect(running[-1].expected[:1])
-            prefill, decode = running
-            decode.expect(decode.expected[1:])
-            decode.expect_end()
-            prefill.expect(prefill.expected[1:])
+            for command, lines in steps:
+                program = Program(
+                    command, lines, folder, environment or os.environ
+                )
+                running.append(program)
+                program.expect(program.expected[:1])
+            *servers, client = running
+            client.expect(client.expected[1:])
+            client.expect_end()
+            for server in servers:
+                server.expect(server.expected[1:])
         finally:
             for program in running:
                 program.end(signal.SIGINT)  # Ctrl-C
+
+
+def run_quick_start(text: str) -> None:
+    """Run both programs of the text; ReadmeError if they print other lines
+    than the text says."""
+    found = commands(text)
+    run_programs(
+        {Path(path).name: code for path, code in shown(text).items()},
+        [(command, found[command].splitlines()) for command in QUICK_START],
+    )
 
 
 def main() -> None:
