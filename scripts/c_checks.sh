@@ -208,6 +208,7 @@ check_library() {
     only_our_names "$stage/lib/libvnx.so"
     needs_no_libcurl "$stage"
     versions_agree "$stage"
+    manual "$stage"
     demos_with_pkg_config "$stage"
     as_a_subproject
     if have_cmake; then
@@ -279,6 +280,21 @@ END
         esac
         say "version $library, soname $soname"
     }
+}
+
+# There is a man page for each function.
+manual() {
+    local stage=$1 function
+    [ -d "$stage/share/man/man3" ] || {
+        say "SKIP: man pages: $TOOLS has no libclang"
+        return
+    }
+    for function in $(nm -D --defined-only "$stage/lib/libvnx.so" |
+        sed -n 's/.* T \(vnx_[a-z0-9_]*\).*/\1/p'); do
+        [ -s "$stage/share/man/man3/$function.3" ] ||
+            die "no man page: $function"
+    done
+    say "man pages: $(find "$stage/share/man/man3" -type f | wc -l)"
 }
 
 needs_no_libvnx() {

@@ -43,6 +43,7 @@ PORT = "18000"
 # pictures.
 EXCERPTS = {
     "architecture.md",
+    "c.md",  # scripts/check.sh library follows it
     "engines.md",
     "integration.md",
     "metadata_listener.md",
