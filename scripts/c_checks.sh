@@ -185,35 +185,202 @@ check_fuzz() {
     [ $count -gt 0 ] || die "the build contains no fuzz target"
 }
 
-# check_library: install the C library alone, find it with pkg-config, and run
-# an example that is compiled against the installed headers.
+# check_library: follow docs/c.md in a copy of the sources: install the C library,
+# and build programs with pkg-config, CMake and Meson.  Then look at what was
+# installed, in another place.
 check_library() {
-    local prefix="$WORK/prefix" dir="$WORK/library" program="$WORK/agent_demo"
-    rm -rf "$prefix" "$dir"
-    meson setup "$dir" "$ROOT" -Dpython=disabled -Dtests=false \
-        -Dexamples=false -Dwerror=true --buildtype=release --prefix="$prefix" \
-        --libdir=lib
-    meson install -C "$dir" --quiet
-    export PKG_CONFIG_PATH="$prefix/lib/pkgconfig"
-    # shellcheck disable=SC2046
-    cc -std=c11 -Wall -Wextra -Werror $(pkg-config --cflags vnx) \
-        "$ROOT/examples/agent_demo.c" -o "$program" \
-        $(pkg-config --libs vnx)
-    LD_LIBRARY_PATH="$prefix/lib" "$program"
-    each_header_alone "$prefix/include"
-    only_our_names "$prefix/lib/libvnx.so"
+    local copy="$WORK/library" home="$WORK/library-home" port stage
+    rm -rf "$copy" "$home"
+    copy_sources "$copy"
+    port=$(free_port)
+    sed -i "s/18000/$port/" "$copy"/examples/quickstart/*.c
+    cd "$copy"
+    "$TOOLS/bin/python" "$ROOT/scripts/readme.py" --script docs/c.md |
+        without_cmake >page.sh
+    CFLAGS=-Werror HOME="$home" PATH="$TOOLS/bin:$PATH" bash page.sh
+    [ -z "$(find "$home/vnx" ! -type d)" ] || die "uninstall left files"
+
+    # What was installed with DESTDIR, in a folder that is not its prefix.
+    stage="$copy/package$home/vnx"
+    sed -i "s#^prefix=.*#prefix=$stage#" "$stage/lib/pkgconfig/vnx.pc"
+    export PKG_CONFIG_PATH="$stage/lib/pkgconfig"
+    diff <(ls "$ROOT/include/vnx") <(ls "$stage/include/vnx")
+    only_our_names "$stage/lib/libvnx.so"
+    needs_no_libcurl "$stage"
+    versions_agree "$stage"
+    manual "$stage"
+    demos_with_pkg_config "$stage"
+    as_a_subproject
+    if have_cmake; then
+        demos_with_cmake "$stage"
+        cmake_versions "$stage"
+    else
+        say "SKIP: find_package(vnx): there is no cmake"
+    fi
 }
 
-# Compile each public header on its own, as C11 and as C++17.
-each_header_alone() {
-    local header
-    for header in "$1"/vnx/*.h; do
-        cc -std=c11 -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
-            -I "$1" -include "$header" -x c /dev/null
-        c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -fsyntax-only \
-            -I "$1" -include "$header" -x c++ /dev/null
+have_cmake() {
+    cmake --version >/dev/null 2>&1
+}
+
+# Remove the commands of CMake from a script if there is none.
+without_cmake() {
+    if have_cmake; then
+        cat
+    else
+        grep -v -E "^(echo '[$] )?cmake "
+    fi
+}
+
+free_port() {
+    PYTHONPATH="$ROOT/tests" "$TOOLS/bin/python" -c '
+from support.ports import reserve_port
+print(reserve_port())'
+}
+
+# Programs that link libvnx.so need neither the packages of libvnx.a nor libcurl,
+# which is loaded at run time.
+needs_no_libcurl() {
+    ! readelf -d "$1/lib/libvnx.so" | grep -i libcurl ||
+        die "libvnx.so is linked with libcurl"
+    ! pkg-config --static --libs vnx | grep -i curl ||
+        die "vnx.pc requires libcurl"
+    case "$(pkg-config --libs vnx)" in
+    *event* | *ssl*) die "vnx.pc requires packages for libvnx.so" ;;
+    esac
+}
+
+# The version of the headers, of the library, of vnx.pc and in the soname, as a
+# C++ program and the tools see them.
+versions_agree() {
+    local stage=$1 soname
+    cat >version.cc <<'END'
+#include <cstdio>
+#include <vnx/publish.h>
+static_assert(VNX_VERSION == VNX_VERSION_MAJOR * 1000000
+    + VNX_VERSION_MINOR * 1000 + VNX_VERSION_PATCH, "a number");
+int main()
+{
+    std::printf("%d.%d.%d %s %s\n", VNX_VERSION_MAJOR, VNX_VERSION_MINOR,
+        VNX_VERSION_PATCH, VNX_VERSION_STRING, vnx_version());
+}
+END
+    # shellcheck disable=SC2046
+    c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror version.cc -o version \
+        $(pkg-config --cflags --libs vnx)
+    LD_LIBRARY_PATH="$stage/lib" ./version | {
+        read -r macros text library
+        [ "$macros $text $library" = "$library $library $library" ]
+        [ "$library" = "$(pkg-config --modversion vnx)" ]
+        soname=$(readelf -d "$stage/lib/libvnx.so" |
+            sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p')
+        case "$library" in
+        0.*) [ "$soname" = "libvnx.so.${library%.*}" ] ;;
+        *) [ "$soname" = "libvnx.so.${library%%.*}" ] ;;
+        esac
+        say "version $library, soname $soname"
+    }
+}
+
+# There is a man page for each function.
+manual() {
+    local stage=$1 function
+    [ -d "$stage/share/man/man3" ] || {
+        say "SKIP: man pages: $TOOLS has no libclang"
+        return
+    }
+    for function in $(nm -D --defined-only "$stage/lib/libvnx.so" |
+        sed -n 's/.* T \(vnx_[a-z0-9_]*\).*/\1/p'); do
+        [ -s "$stage/share/man/man3/$function.3" ] ||
+            die "no man page: $function"
     done
-    echo "each public header compiles on its own, as C and as C++"
+    say "man pages: $(find "$stage/share/man/man3" -type f | wc -l)"
+}
+
+needs_no_libvnx() {
+    ! readelf -d "$1" | grep libvnx || die "$1 is linked with libvnx.so"
+}
+
+run_demos() {
+    "$1/agent_demo" >/dev/null
+    "$1/side_channel_demo" --prefill-port=0 --decode-port=0 >/dev/null
+}
+
+demos_with_pkg_config() {
+    local stage=$1 name
+    mkdir -p demos demos-static
+    # shellcheck disable=SC2046
+    for name in agent_demo side_channel_demo; do
+        cc -Wall -Wextra -Werror "examples/$name.c" -pthread \
+            -o "demos/$name" $(pkg-config --cflags --libs vnx)
+        cc "examples/$name.c" -o "demos-static/$name" \
+            $(pkg-config --static --cflags --libs vnx |
+                sed s/-lvnx/-l:libvnx.a/)
+        needs_no_libvnx "demos-static/$name"
+    done
+    LD_LIBRARY_PATH="$stage/lib" run_demos demos
+    run_demos demos-static
+    say "pkg-config: the demos run, with libvnx.so and with libvnx.a"
+}
+
+demos_with_cmake() {
+    local stage=$1
+    mkdir -p demos-cmake
+    cp examples/*.c demos-cmake
+    sed -e 's/prefill decode/agent_demo side_channel_demo/' \
+        -e 's/vnx::vnx)/vnx::vnx_static)/' \
+        examples/quickstart/CMakeLists.txt >demos-cmake/CMakeLists.txt
+    cmake -S demos-cmake -B demos-cmake/build -DCMAKE_PREFIX_PATH="$stage" \
+        >/dev/null
+    cmake --build demos-cmake/build >/dev/null
+    needs_no_libvnx demos-cmake/build/agent_demo
+    run_demos demos-cmake/build
+    say "CMake: the demos run with vnx::vnx_static"
+}
+
+# The versions that find_package(vnx VERSION) accepts and refuses.
+cmake_versions() {
+    cat >versions.cmake <<'END'
+file(GLOB file "${STAGE}/lib/cmake/vnx/vnxConfigVersion.cmake")
+include("${file}")
+set(v "${PACKAGE_VERSION}")
+string(REGEX MATCH "^[0-9]+[.][0-9]+" minor "${v}")
+function(expect expected)
+  include("${file}")
+  if(NOT PACKAGE_VERSION_COMPATIBLE STREQUAL expected)
+    message(FATAL_ERROR "version ${PACKAGE_FIND_VERSION}: not ${expected}")
+  endif()
+endfunction()
+foreach(PACKAGE_FIND_VERSION "${v}" "${minor}")
+  expect(TRUE)
+endforeach()
+foreach(PACKAGE_FIND_VERSION "${v}.1" "${minor}.99" 0.0.1 99.0)
+  expect(FALSE)
+endforeach()
+set(PACKAGE_FIND_VERSION_RANGE "a range")
+set(PACKAGE_FIND_VERSION_MIN 0.0.1)
+set(PACKAGE_FIND_VERSION_MAX "${v}")
+set(PACKAGE_FIND_VERSION_RANGE_MAX INCLUDE)
+expect(TRUE)
+set(PACKAGE_FIND_VERSION_RANGE_MAX EXCLUDE)
+expect(FALSE)
+END
+    cmake -DSTAGE="$1" -P versions.cmake
+}
+
+# The quick start with the sources as its subproject: Meson builds the library
+# alone.  Only configured, because all of it has been compiled already.
+as_a_subproject() {
+    mkdir -p subproject/subprojects
+    cp examples/quickstart/*.c examples/quickstart/meson.build subproject
+    ln -sfn "$ROOT" subproject/subprojects/vnx
+    meson setup subproject/build subproject --force-fallback-for=vnx \
+        -Dwerror=true >subproject/log
+    meson introspect --targets subproject/build | "$TOOLS/bin/python" -c '
+import json, sys
+names = sorted(target["name"] for target in json.load(sys.stdin))
+assert names == ["decode", "prefill", "vnx", "vnx_objects"], names
+print("as a subproject:", *names)'
 }
 
 # Check that the library exports only names that begin with vnx_.

@@ -22,6 +22,8 @@ GLIBC_MAX = (2, 28)
 LIBRARIES = re.compile(
     r"(libc|libdl|libm|libpthread|librt)\.so\.\d+|ld-linux-.*\.so\.\d+"
 )
+# Files for C programs: a wheel has no library for them.
+FOR_C = {".h", ".pc", ".cmake", ".a", ".3"}
 LICENCES = {"LICENSE", "openssl-*/LICENSE.txt", "libevent-*/LICENSE"}
 
 
@@ -93,6 +95,11 @@ def check(path: Path) -> list[str]:
         found.append(f"has {path.stat().st_size} bytes")
     with zipfile.ZipFile(path) as wheel:
         found += check_licences(wheel)
+        found += [
+            f"has {name}"
+            for name in wheel.namelist()
+            if Path(name).suffix in FOR_C
+        ]
         libraries = [n for n in wheel.namelist() if n.endswith(".so")]
         if len(libraries) != 1:
             found.append(f"has the libraries {libraries}")

@@ -109,6 +109,13 @@ pip_install() {
     rm -f "$log"
 }
 
+# copy_sources FOLDER: copy what git tracks, and what it does not ignore.
+copy_sources() {
+    mkdir -p "$1"
+    (cd "$ROOT" && git ls-files --cached --others --exclude-standard -z |
+        xargs -0 cp --parents -t "$1")
+}
+
 # Print one hash of all the source that the package is built from.
 source_hash() {
     (cd "$ROOT" && find meson.build meson.options pyproject.toml include src \

@@ -79,6 +79,7 @@ find_missing() {
     [ "$PURPOSE" = tests ] || return 0
     need libcmocka-dev have_library cmocka
     need iproute2 have_command ip
+    need cmake have_command cmake
     need clang have_command clang
     need clang-format have_command clang-format
     need clang-tidy have_command clang-tidy

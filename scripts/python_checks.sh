@@ -21,7 +21,7 @@ NIXL_TESTS=(parity agent_object aio bindings_raw calls cancel describe errors
 # Tests of the extension itself for --quick: arguments, results, lifetimes.
 ASAN_QUICK=($(printf 'tests/python/test_%s.py ' wrong_input calls descs \
     caller_code list_objects indices agent_object runs prepared_lists describe))
-TOOL_NEEDS=(meson meson-python ninja mypy ruff)
+TOOL_NEEDS=(meson meson-python ninja mypy ruff libclang)
 
 # Run pytest against the installed package.
 run_pytest() {
@@ -120,9 +120,7 @@ check_readme() {
     fi
     local copy="$WORK/readme" venv="$WORK/venv-readme" command
     rm -rf "$copy" "$venv"
-    mkdir -p "$copy"
-    git ls-files --cached --others --exclude-standard -z |
-        xargs -0 cp --parents -t "$copy"
+    copy_sources "$copy"
     "$(find_python)" -m venv "$venv"
     # apt-get answers its question itself, and upgrades nothing.
     printf 'APT::Get::%s;\n' 'Assume-Yes "true"' 'Upgrade "false"' \

@@ -1,9 +1,12 @@
-"""Check README.md: its code is that of the examples, and works as printed.
+"""Check README.md and docs/c.md: their code is that of the examples, and works
+as printed.
 
     python scripts/readme.py          compare the code with the files
     python scripts/readme.py --write  rewrite the code from the files
     python scripts/readme.py --run    run the quick start, compare its output
     python scripts/readme.py --installation    print the commands that install
+    python scripts/readme.py --script docs/c.md    print a script that runs the
+                                      page's commands and compares their output
 
 A block of code shows a file if a comment before it has the file's path:
 
@@ -11,12 +14,16 @@ A block of code shows a file if a comment before it has the file's path:
     ```python
 
 A console block has commands after "$ ", each followed by its output.
+
+blocks() and run_programs() serve the pages of docs/ too (tests/python/
+test_docs.py), whose comments before a block say how it is checked.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import shlex
 import signal
@@ -24,19 +31,50 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "docs/c.md")
 PATIENCE = 300
 SHOWN = re.compile(r"(<!-- (\S+) -->\n```\w+\n)(.*?)(?=```\n)", re.DOTALL)
 CONSOLE = re.compile(r"```console\n(.*?)```\n", re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- ([^\n]*) -->\n)?^```(\w*)\n(.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+ASSIGNMENT = re.compile(r"[A-Z_]+=")
 # The quick start, in the order in which its programs are started.
 QUICK_START = ("python prefill.py", "python decode.py")
 
 
 class ReadmeError(Exception):
     pass
+
+
+class Block(NamedTuple):
+    """A block of code: what the comment before it says, the language, the
+    code, and the number of its first line."""
+
+    comment: str
+    language: str
+    code: str
+    line: int
+
+
+def blocks(text: str) -> list[Block]:
+    """All blocks of code of a text, in order."""
+    return [
+        Block(
+            match[1] or "",
+            match[2],
+            match[3],
+            text.count("\n", 0, match.start(2)) + 1,
+        )
+        for match in BLOCK.finditer(text)
+    ]
 
 
 def shown(text: str) -> dict[str, str]:
@@ -61,6 +99,21 @@ def installation(text: str) -> list[str]:
     return [c for c in [*commands(part), *inline] if c not in tests]
 
 
+def script(text: str) -> str:
+    """A bash script that runs the commands in their order, and fails at the
+    first that fails or prints other lines; their order does not count."""
+    lines = ["set -e"]
+    for command, output in commands(text).items():
+        lines.append(f"echo {shlex.quote('$ ' + command)}")
+        if output:
+            command = (
+                f"diff <(sort <<'END'\n{output}END\n) "
+                f"<({{ {command}; }} | sort)"
+            )
+        lines.append(command)
+    return "\n".join(lines)
+
+
 def differences(text: str, root: Path) -> str:
     """How the shown code differs from the files; empty: it does not."""
     found = ""
@@ -70,7 +123,7 @@ def differences(text: str, root: Path) -> str:
             difflib.unified_diff(
                 code.splitlines(True),
                 file.splitlines(True),
-                f"README.md: {path}",
+                f"page: {path}",
                 path,
             )
         )
@@ -88,17 +141,32 @@ def rewritten(text: str, root: Path) -> str:
 
 
 class Program:
-    """One program of the quick start, as printed, in an empty folder."""
+    """One program, as printed, in a folder that has the files.
 
-    def __init__(self, text: str, command: str, folder: Path) -> None:
-        name = shlex.split(command)[1]
-        code = next(c for p, c in shown(text).items() if Path(p).name == name)
-        (folder / name).write_text(code)
+    command: "NAME=value python prefill.py"
+    expected: the lines that it prints
+    """
+
+    def __init__(
+        self,
+        command: str,
+        expected: Sequence[str],
+        folder: Path,
+        environment: Mapping[str, str],
+    ) -> None:
+        words = shlex.split(command)
+        env = dict(environment)
+        while ASSIGNMENT.match(words[0]):
+            name, _, value = words.pop(0).partition("=")
+            env[name] = value
+        if words[0] != "python":
+            raise ReadmeError(f"not a Python program: {command}")
         self.command = command
-        self.expected = commands(text)[command].splitlines()
+        self.expected = list(expected)
         self.process = subprocess.Popen(
-            [sys.executable, name],
+            [sys.executable, *words[1:]],
             cwd=folder,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -136,47 +204,81 @@ class Program:
         return self.process.communicate()[1]
 
 
-def run_quick_start(text: str) -> None:
-    """Run both programs of the text; ReadmeError if they print other lines
-    than the text says."""
-    running = []
-    with tempfile.TemporaryDirectory() as folder:
+def run_programs(
+    files: Mapping[str, str],
+    steps: Iterable[tuple[str, Sequence[str]]],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Start programs one after the other; the last one must end.
+
+    files: what is in their folder, name to text
+    steps: commands, and the lines that each must print.  A command starts
+        when the one before it has printed its first line.
+
+    ReadmeError if one prints something else.
+    """
+    running: list[Program] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, text in files.items():
+            (folder / file).write_text(text)
         try:
-            for command in QUICK_START:
-                running.append(Program(text, command, Path(folder)))
-                # The next one is started when this one is ready.
-                running[-1].expect(running[-1].expected[:1])
-            prefill, decode = running
-            decode.expect(decode.expected[1:])
-            decode.expect_end()
-            prefill.expect(prefill.expected[1:])
+            for command, lines in steps:
+                program = Program(
+                    command, lines, folder, environment or os.environ
+                )
+                running.append(program)
+                program.expect(program.expected[:1])
+            *servers, client = running
+            client.expect(client.expected[1:])
+            client.expect_end()
+            for server in servers:
+                server.expect(server.expected[1:])
         finally:
             for program in running:
                 program.end(signal.SIGINT)  # Ctrl-C
 
 
+def run_quick_start(text: str) -> None:
+    """Run both programs of the text; ReadmeError if they print other lines
+    than the text says."""
+    found = commands(text)
+    run_programs(
+        {Path(path).name: code for path, code in shown(text).items()},
+        [(command, found[command].splitlines()) for command in QUICK_START],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Check README.md.",
-        usage="%(prog)s [--write | --run | --installation] [FOLDER]",
+        description="Check README.md and docs/c.md.",
+        usage="%(prog)s [--write | --run | --installation | --script PAGE] "
+        "[FOLDER]",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--write", action="store_true")
     group.add_argument("--run", action="store_true")
     group.add_argument("--installation", action="store_true")
+    group.add_argument("--script", choices=PAGES)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
     arguments = parser.parse_args()
-    readme = arguments.folder / "README.md"
-    text = readme.read_text()
+    folder = arguments.folder
+    readme = (folder / "README.md").read_text()
     if arguments.write:
-        readme.write_text(rewritten(text, arguments.folder))
+        for page in PAGES:
+            text = (folder / page).read_text()
+            (folder / page).write_text(rewritten(text, folder))
     elif arguments.run:
-        run_quick_start(text)
+        run_quick_start(readme)
         print("the quick start prints what README.md says")
     elif arguments.installation:
-        print(*installation(text), sep="\n")
-    elif found := differences(text, arguments.folder):
-        sys.exit(f"{found}README.md: run scripts/readme.py --write")
+        print(*installation(readme), sep="\n")
+    elif arguments.script:
+        print(script((folder / arguments.script).read_text()))
+    else:
+        for page in PAGES:
+            if found := differences((folder / page).read_text(), folder):
+                sys.exit(f"{found}{page}: run scripts/readme.py --write")
 
 
 if __name__ == "__main__":

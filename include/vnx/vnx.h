@@ -19,6 +19,9 @@
  *            work.
  * Errors     A call that returns vnx_status_t fills `error` (may be NULL) and
  *            leaves its outputs untouched when the status is negative.
+ * Versions   vnx/version.h says which versions keep the API and the ABI.
+ *            Structs that begin with `size` may grow: set it to sizeof the
+ *            struct, and zero the fields that you do not set.
  */
 #ifndef VNX_H
 #define VNX_H
@@ -28,13 +31,15 @@
 #include <stdint.h>
 #include <vnx/error.h>
 #include <vnx/status.h>
+#include <vnx/version.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 #pragma GCC visibility push(default)
 
-/* "0.1.0".  Static storage. */
+/* The version of the library: "0.1.0".  VNX_VERSION_STRING is that of the
+ * headers that the program was compiled with.  Static storage. */
 const char *vnx_version(void);
 
 /* A part that a build of the library may lack. */

@@ -29,18 +29,34 @@ vnxi_error_set(vnx_error_t *error, vnx_status_t status, const char *operation,
     return status;
 }
 
+static void
+text_add(char *text, size_t size, const char *more, va_list args)
+{
+    size_t len = strlen(text);
+
+    vsnprintf(text + len, size - len, more, args);
+}
+
+void
+vnxi_text_add(char *text, size_t size, const char *more, ...)
+{
+    va_list args;
+
+    va_start(args, more);
+    text_add(text, size, more, args);
+    va_end(args);
+}
+
 void
 vnxi_error_add(vnx_error_t *error, const char *more, ...)
 {
     va_list args;
 
-    if (error == NULL) {
-        return;
+    if (error != NULL) {
+        va_start(args, more);
+        text_add(error->cause, sizeof error->cause, more, args);
+        va_end(args);
     }
-    size_t len = strlen(error->cause);
-    va_start(args, more);
-    vsnprintf(error->cause + len, sizeof error->cause - len, more, args);
-    va_end(args);
 }
 
 void
@@ -159,16 +175,14 @@ vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT])
 
     errno = err;
     snprintf(text, VNXI_ERRNO_TEXT, "%m");
-    size_t len = strlen(text);
     if (err == ENFILE) {
-        snprintf(text + len, VNXI_ERRNO_TEXT - len,
-                 " (the limit of the whole system: fs.file-max)");
+        vnxi_text_add(text, VNXI_ERRNO_TEXT,
+                      " (the limit of the whole system: fs.file-max)");
     } else if (err == EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         /* If the limit is too high to count, assume that all are in use. */
         unsigned most = (unsigned)limit.rlim_cur;
-        snprintf(text + len, VNXI_ERRNO_TEXT - len,
-                 " (descriptors: " USAGE ")",
-                 most <= COUNT_MOST ? count_open(most) : most, most);
+        vnxi_text_add(text, VNXI_ERRNO_TEXT, " (descriptors: " USAGE ")",
+                      most <= COUNT_MOST ? count_open(most) : most, most);
     }
     return text;
 }

@@ -25,6 +25,11 @@ vnx_status_t vnxi_error_set(vnx_error_t *error, vnx_status_t status,
 void vnxi_error_add(vnx_error_t *error, const char *more, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Append to the NUL-terminated text in `size` bytes.  What does not fit is cut
+ * off. */
+void vnxi_text_add(char *text, size_t size, const char *more, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* Add to a record that was just written.  NULL is allowed. */
 void vnxi_error_peer(vnx_error_t *error, const void *name, size_t len);
 void vnxi_error_row(vnx_error_t *error, size_t row);

@@ -4,7 +4,7 @@
 const char *
 vnx_version(void)
 {
-    return VNX_VERSION;
+    return VNX_VERSION_STRING;
 }
 
 #ifdef VNXI_SIDE_CHANNEL_TLS

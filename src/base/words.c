@@ -5,10 +5,11 @@
 #include "base/words.h"
 
 #include <ctype.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
+
+#include "base/error.h"
 
 #define LENGTH_MAX 32 /* longer words are not compared */
 #define EDITS_MAX 2u
@@ -87,35 +88,21 @@ vnxi_word_meant(const char *given, const char *const *words, size_t count)
     return meant;
 }
 
-__attribute__((format(printf, 4, 5))) static void
-append(char *text, size_t size, size_t *used, const char *format, ...)
-{
-    va_list args;
-
-    if (*used < size) {
-        va_start(args, format);
-        int len = vsnprintf(text + *used, size - *used, format, args);
-        va_end(args);
-        *used += (size_t)len;
-    }
-}
-
 const char *
 vnxi_words_text(char *text, size_t size, const char *given,
                 const char *const *words, size_t count)
 {
     const char *meant = vnxi_word_meant(given, words, count);
-    size_t used = 0;
 
     if (meant != NULL) {
-        append(text, size, &used, "did you mean '%s'? The", meant);
+        snprintf(text, size, "did you mean '%s'? The", meant);
     } else {
-        append(text, size, &used, "the");
+        snprintf(text, size, "the");
     }
-    append(text, size, &used,
-           count == 1 ? " only choice is " : " choices are ");
+    vnxi_text_add(text, size, "%s",
+                  count == 1 ? " only choice is " : " choices are ");
     for (size_t i = 0; i < count; i++) {
-        append(text, size, &used, "%s%s", i > 0 ? ", " : "", words[i]);
+        vnxi_text_add(text, size, "%s%s", i > 0 ? ", " : "", words[i]);
     }
     return text;
 }

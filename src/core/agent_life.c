@@ -8,15 +8,13 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/params.h"
 #include "base/thread.h"
 #include "core/agent.h"
 
 #define NAME_MAX_LEN 65535
 #define NOTIF_BYTES_MAX (256u << 20)
 #define THREADS_MAX 4
-
-static const vnx_agent_config_t default_config = {
-    .size = sizeof(vnx_agent_config_t)};
 
 static unsigned
 default_threads(void)
@@ -138,23 +136,24 @@ vnxi_agent_release_in_callback(vnx_agent_t *agent)
 
 vnx_status_t
 vnx_agent_create(const void *name, size_t name_len,
-                 const vnx_agent_config_t *config, vnx_agent_t **out_p,
+                 const vnx_agent_config_t *given, vnx_agent_t **out_p,
                  vnx_error_t *error)
 {
-    if (config == NULL) {
-        config = &default_config;
-    }
+    vnx_agent_config_t config = {0};
+    vnx_status_t status = VNX_OK;
+
     if (name_len == 0 || name_len > NAME_MAX_LEN) {
         return vnxi_error_set(
             error, VNX_ERR_INVALID_PARAM, "vnx_agent_create",
             "an agent's name must have 1 to %d bytes, not %zu", NAME_MAX_LEN,
             name_len);
     }
-    if (config->size != sizeof *config) {
-        return vnxi_error_set(
-            error, VNX_ERR_INVALID_PARAM, "vnx_agent_create",
-            "config.size is %zu, but this library expects %zu", config->size,
-            sizeof *config);
+    if (given != NULL) {
+        status = vnxi_params_read("vnx_agent_create", "config", given,
+                                  given->size, &config, sizeof config, error);
+    }
+    if (status != VNX_OK) {
+        return status;
     }
     vnx_agent_t *agent = agent_alloc(name, name_len);
     if (agent == NULL) {
@@ -164,21 +163,21 @@ vnx_agent_create(const void *name, size_t name_len,
     vnxi_fork_on_child(NULL); /* start counting forks */
     agent->fork_count = vnxi_fork_count();
     agent->wall_minus_mono_us = vnxi_clock_wall_us() - vnxi_clock_ns() / 1000;
-    agent_init_locks(agent, config);
+    agent_init_locks(agent, &config);
 
     vnxi_engine_config_t engine_config = {
         .agent_name = agent->name,
         .agent_name_len = name_len,
         .num_threads =
-            config->num_threads ? config->num_threads : default_threads(),
+            config.num_threads ? config.num_threads : default_threads(),
         .host = {agent, vnxi_xfer_done, on_notif, vnxi_peers_lost},
     };
-    vnx_status_t status =
-        vnxi_signature_key_init(&agent->signature_key, config->metadata_secret,
-                                config->metadata_secret_len, error);
+    status =
+        vnxi_signature_key_init(&agent->signature_key, config.metadata_secret,
+                                config.metadata_secret_len, error);
     if (status == VNX_OK) {
-        status = vnxi_choice_init(&agent->choice, config->engine,
-                                  config->backends, &engine_config, error);
+        status = vnxi_choice_init(&agent->choice, config.engine,
+                                  config.backends, &engine_config, error);
     }
     if (status != VNX_OK) {
         agent_free(agent);

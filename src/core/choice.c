@@ -10,9 +10,10 @@
 
 #define WORDS_MAX 32 /* backends compared with an unknown one */
 
-/* In the order of preference of "auto". */
-static const char *const engine_names[VNXI_CANDIDATES_MAX] = {"native",
-                                                              "nixl"};
+/* "auto", and the engines in the order of its preference. */
+static const char *const names[] = {"auto", "native", "nixl"};
+#define NAMES (sizeof names / sizeof *names)
+_Static_assert(NAMES == 1 + VNXI_CANDIDATES_MAX, "all engines");
 
 /* -- Life ----------------------------------------------------------------- */
 
@@ -34,8 +35,8 @@ add_all(vnxi_choice_t *choice, const vnxi_engine_config_t *config,
         vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
-    for (size_t i = 0; status == VNX_OK && i < VNXI_CANDIDATES_MAX; i++) {
-        const vnxi_engine_ops_t *ops = vnxi_engine_find(engine_names[i]);
+    for (size_t i = 1; status == VNX_OK && i < NAMES; i++) {
+        const vnxi_engine_ops_t *ops = vnxi_engine_find(names[i]);
         if (ops != NULL) {
             status = add_candidate(choice, ops, config, error);
         }
@@ -66,12 +67,9 @@ copy_wanted(vnxi_choice_t *choice, const char *const *backends,
 static vnx_status_t
 unknown_engine(const char *name, vnx_error_t *error)
 {
-    static const char *const words[] = {"auto", "native", "nixl"};
-
-    return vnxi_error_set(
-        error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
-        "this build does not have the engine '%.64s': %s", name,
-        vnxi_words(name, words, sizeof words / sizeof *words));
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
+                          "this build does not have the engine '%.64s': %s",
+                          name, vnxi_words(name, names, NAMES));
 }
 
 vnx_status_t

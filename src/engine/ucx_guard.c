@@ -385,10 +385,10 @@ find_wish(const char *wish)
 static void
 note_wish(char *why, size_t size, const char *wish)
 {
-    size_t used = strlen(why);
     if (wish != NULL && wish[0] != '\0' && find_wish(wish) == WISH_NONE) {
-        snprintf(why + used, size - used,
-                 "; " VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
+        vnxi_text_add(why, size,
+                      "; " VARIABLE "=%.32s is ignored: it must be 0 or 1",
+                      wish);
         vnxi_log(VNXI_LOG_WARNING,
                  VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
     }

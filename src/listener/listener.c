@@ -17,6 +17,7 @@
 #include "base/fork.h"
 #include "base/log.h"
 #include "base/mutex.h"
+#include "base/params.h"
 #include "core/agent.h"
 
 #define OPERATION "vnx_listener_start"
@@ -148,17 +149,16 @@ static vnx_status_t
 options_read(const vnx_listener_options_t *given,
              vnx_listener_options_t *out_p, vnx_error_t *error)
 {
-    vnx_listener_options_t all = {.size = sizeof all};
+    vnx_listener_options_t all = {0};
 
     if (given != NULL) {
-        if (given->size != sizeof all) {
-            return vnxi_error_set(
-                error, VNX_ERR_INVALID_PARAM, OPERATION,
-                "options.size is %zu, but this library expects %zu",
-                given->size, sizeof all);
+        vnx_status_t status = vnxi_params_read(
+            OPERATION, "options", given, given->size, &all, sizeof all, error);
+        if (status != VNX_OK) {
+            return status;
         }
-        all = *given;
     }
+    all.size = sizeof all;
     if (all.max_frame == 0) {
         all.max_frame = VNX_LISTENER_MAX_FRAME;
     }

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -229,17 +228,6 @@ resolve(vnxi_dial_t *dial, uint64_t now)
 
 /* -- Messages ------------------------------------------------------------- */
 
-__attribute__((format(printf, 2, 3))) static void
-text_add(vnxi_dial_t *dial, const char *format, ...)
-{
-    size_t used = strlen(dial->text);
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(dial->text + used, sizeof dial->text - used, format, args);
-    va_end(args);
-}
-
 static bool
 is_first_with_err(const vnxi_dial_t *dial, size_t index)
 {
@@ -265,11 +253,12 @@ addresses_add(vnxi_dial_t *dial, int err)
     for (size_t i = 0; i < dial->begun; i++) {
         if (dial->errs[i] == err) {
             vnxi_address_text(&dial->addresses.list[i], address);
-            text_add(dial, "%s%s", between, address);
+            vnxi_text_add(dial->text, sizeof dial->text, "%s%s", between,
+                          address);
             between = ", ";
         }
     }
-    text_add(dial, ")");
+    vnxi_text_add(dial->text, sizeof dial->text, ")");
 }
 
 /* Add what the attempts have come to: "Connection refused (127.0.0.1, ::1)".
@@ -280,8 +269,8 @@ attempts_add(vnxi_dial_t *dial, const char *between)
     for (size_t i = 0; i < dial->begun; i++) {
         if (is_first_with_err(dial, i)) {
             int err = dial->errs[i];
-            text_add(dial, "%s%s", between,
-                     err != 0 ? vnxi_errno(err) : "no answer");
+            vnxi_text_add(dial->text, sizeof dial->text, "%s%s", between,
+                          err != 0 ? vnxi_errno(err) : "no answer");
             addresses_add(dial, err);
             between = "; ";
         }

@@ -148,22 +148,24 @@ write_list(vnxi_writer_t *writer, const vnx_named_rows_t *list)
 }
 
 /* Append the MAC, if there is a key, and the checksum. */
-static bool
-write_end(vnxi_writer_t *writer, const vnxi_signature_key_t *key)
+static vnx_status_t
+write_end(vnxi_writer_t *writer, const vnxi_signature_key_t *key,
+          const char *operation, vnx_error_t *error)
 {
     unsigned char mac[VNXI_MAC_LEN];
 
-    if (key->is_set) {
-        if (writer->failed || !vnxi_mac(key->bytes, sizeof key->bytes,
-                                        writer->data, writer->len, mac)) {
-            return writer->failed;
+    if (key->is_set && !writer->failed) {
+        vnx_status_t status = vnxi_signature_mac(
+            key, writer->data, writer->len, operation, mac, error);
+        if (status != VNX_OK) {
+            return status;
         }
         vnxi_write_bytes(writer, mac, sizeof mac);
     }
     if (!writer->failed) {
         vnxi_write_u64(writer, vnxi_hash(writer->data, writer->len));
     }
-    return true;
+    return VNX_OK;
 }
 
 vnx_status_t
@@ -184,10 +186,10 @@ vnxi_publication_write(const vnxi_publication_t *publication,
     for (size_t i = 0; i < publication->count; i++) {
         write_list(&writer, &publication->lists[i]);
     }
-    if (!write_end(&writer, key)) {
+    vnx_status_t status = write_end(&writer, key, operation, error);
+    if (status != VNX_OK) {
         vnxi_writer_fini(&writer);
-        return vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
-                              "OpenSSL cannot compute an HMAC-SHA256");
+        return status;
     }
     size_t len = writer.len;
     return vnxi_writer_take(&writer, &bytes_p->data, &bytes_p->len)
@@ -213,37 +215,22 @@ mismatch(const source_t *source, const char *cause, vnx_error_t *error)
                           cause);
 }
 
+/* Take the MAC off the end of the bytes, and check it if there is a key. */
 static vnx_status_t
 check_mac(source_t *source, const void *bytes, const vnxi_signature_key_t *key,
           vnx_error_t *error)
 {
-    unsigned char expected[VNXI_MAC_LEN];
-    bool is_signed = (source->flags & FLAG_SIGNED) != 0;
+    const unsigned char *mac = NULL;
 
-    if (is_signed && vnxi_reader_left(&source->reader) < VNXI_MAC_LEN) {
-        return mismatch(source, "the publication is cut off", error);
+    if ((source->flags & FLAG_SIGNED) != 0) {
+        if (vnxi_reader_left(&source->reader) < VNXI_MAC_LEN) {
+            return mismatch(source, "the publication is cut off", error);
+        }
+        mac = source->reader.end -= VNXI_MAC_LEN;
     }
-    source->reader.end -= is_signed ? VNXI_MAC_LEN : 0;
-    if (!key->is_set) {
-        return VNX_OK;
-    }
-    if (!is_signed) {
-        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, source->operation,
-                              "the publication is not signed, but this agent "
-                              "has a metadata_secret");
-    }
-    const unsigned char *mac = source->reader.end;
-    size_t covered = (size_t)(mac - (const unsigned char *)bytes);
-    if (!vnxi_mac(key->bytes, sizeof key->bytes, bytes, covered, expected)) {
-        return vnxi_error_set(error, VNX_ERR_UNKNOWN, source->operation,
-                              "OpenSSL cannot compute an HMAC-SHA256");
-    }
-    return vnxi_mac_equal(expected, mac)
-               ? VNX_OK
-               : vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, source->operation,
-                                "the signature is wrong: it was made with "
-                                "another secret, or the publication was "
-                                "changed");
+    return key->is_set ? vnxi_signature_verify(key, "publication", bytes, mac,
+                                               source->operation, error)
+                       : VNX_OK;
 }
 
 /* Check the first bytes and the checksum. */

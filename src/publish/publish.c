@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/params.h"
 #include "core/agent.h"
 #include "net/resolve.h"
 #include "publish/publication.h"
@@ -123,16 +124,11 @@ static vnx_status_t
 publish_params_read(const vnx_publish_params_t *given,
                     vnx_publish_params_t *out_p, vnx_error_t *error)
 {
-    if (given->size < sizeof given->size || given->size > sizeof *out_p) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, OP_PUBLISH,
-                              "params.size is %zu, this library knows up to "
-                              "%zu",
-                              given->size, sizeof *out_p);
-    }
-    memset(out_p, 0, sizeof *out_p);
-    memcpy(out_p, given, given->size);
-    return vnxi_publication_check(OP_PUBLISH, out_p->lists, out_p->count,
-                                  error);
+    vnx_status_t status = vnxi_params_read(
+        OP_PUBLISH, "params", given, given->size, out_p, sizeof *out_p, error);
+    return status == VNX_OK ? vnxi_publication_check(OP_PUBLISH, out_p->lists,
+                                                     out_p->count, error)
+                            : status;
 }
 
 static vnx_status_t
@@ -401,10 +397,9 @@ no_list(const vnx_peer_t *peer, const char *name, vnx_error_t *error)
 
     for (size_t i = 0; i < peer->publication.count; i++) {
         const char *one = peer->publication.lists[i].name;
-        size_t len = strlen(names);
         vnxi_error_peer(&shown, one, strlen(one));
-        snprintf(names + len, sizeof names - len, "%s'%s'", i > 0 ? ", " : "",
-                 shown.peer);
+        vnxi_text_add(names, sizeof names, "%s'%s'", i > 0 ? ", " : "",
+                      shown.peer);
     }
     vnxi_error_peer(&shown, name, strlen(name));
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, OP_ROWS,

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/fork.h"
+#include "base/params.h"
 #include "net/acceptor.h"
 #include "side_channel/channel.h"
 
@@ -14,21 +15,6 @@
 #define MAX_FRAME_LIMIT (UINT32_MAX - 64)
 
 /* -- Parameters ----------------------------------------------------------- */
-
-vnx_status_t
-vnxi_params_read(const char *operation, const char *name, const void *given,
-                 size_t given_size, void *out_p, size_t size,
-                 vnx_error_t *error)
-{
-    if (given_size < sizeof given_size || given_size > size) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "%s.size is %zu, this library knows up to %zu",
-                              name, given_size, size);
-    }
-    memset(out_p, 0, size);
-    memcpy(out_p, given, given_size);
-    return VNX_OK;
-}
 
 vnx_status_t
 vnxi_key_check(const char *operation, const void *key, size_t key_len,

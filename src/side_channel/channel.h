@@ -59,14 +59,6 @@ vnx_status_t vnxi_options_read(vnx_side_channel_kind_t kind,
 /* Free the strings and wipe the secret.  May be called again. */
 void vnxi_options_fini(vnx_side_channel_options_t *options);
 
-/* Read a public struct from a caller of any version: copy `given_size` bytes
- * at `given` to the `size` bytes at `out_p`, and zero the rest.
- * VNX_ERR_INVALID_PARAM: the struct, called `name` in the record, is larger
- * than `size`, or too small. */
-vnx_status_t vnxi_params_read(const char *operation, const char *name,
-                              const void *given, size_t given_size,
-                              void *out_p, size_t size, vnx_error_t *error);
-
 /* Check the length and the pointer of a key.  VNX_ERR_INVALID_PARAM: it is not
  * valid. */
 vnx_status_t vnxi_key_check(const char *operation, const void *key,

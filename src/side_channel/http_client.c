@@ -33,6 +33,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
+#include <vnx/version.h>
 
 #include "base/error.h"
 #include "side_channel/client_conn.h"
@@ -484,7 +485,7 @@ tell(http_client_t *client)
     vnxi_curl.easy_setopt(curl, CURLOPT_SOCKOPTFUNCTION, on_socket_option);
     vnxi_curl.easy_setopt(curl, CURLOPT_SOCKOPTDATA, client);
     vnxi_curl.easy_setopt(curl, CURLOPT_TCP_NODELAY, 1L);
-    vnxi_curl.easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION);
+    vnxi_curl.easy_setopt(curl, CURLOPT_USERAGENT, "vnx/" VNX_VERSION_STRING);
     vnxi_curl.easy_setopt(curl, CURLOPT_FAILONERROR, 1L); /* no error bodies */
     vnxi_curl.easy_setopt(curl, CURLOPT_MAXFILESIZE_LARGE,
                           (curl_off_t)options->max_frame);

@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/params.h"
 #include "net/acceptor.h"
 #include "net/resolve.h"
 #include "side_channel/channel.h"

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/fork.h"
 #include "base/mutex.h"
+#include "base/params.h"
 #include "side_channel/channel.h"
 
 #define OP_SET "vnx_side_channel_set"

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -86,3 +87,11 @@ def test_agents_and_handles_may_live_until_exit():
         "    'READ', left, [0], right, [0])\n"
         "agent.transfer(agent.handle)\n"
     )
+
+
+def test_installation_has_no_files_for_c_programs():
+    """They are installed with libvnx, which no installation for Python has."""
+    files = metadata.files("vllm_nixl")
+    assert any(file.name == "__init__.py" for file in files)
+    for_c = {".h", ".pc", ".cmake", ".a", ".3"}
+    assert [str(file) for file in files if file.suffix in for_c] == []

@@ -160,6 +160,24 @@ def test_bare_lock_is_detected(tmp_path):
     assert bare_locks(bad) == [2, 4, 5]
 
 
+def test_public_headers_are_installed():
+    text = (SOURCE / "library" / "meson.build").read_text()
+    installed = re.findall(r"include/vnx/(\w+\.h)", text)
+    assert installed == [path.name for path in public_headers()]
+
+
+def test_headers_have_the_version_of_the_package():
+    """meson.build has the version of everything else."""
+    build = (ROOT / "meson.build").read_text()
+    header = (ROOT / "include" / "vnx" / "version.h").read_text()
+    numbers = re.findall(
+        r"VNX_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", header, re.M
+    )
+    assert re.search(r"^  version: '(.*)',$", build, re.M)[1] == ".".join(
+        numbers
+    )
+
+
 def public_headers():
     return sorted((ROOT / "include" / "vnx").glob("*.h"))
 
@@ -173,14 +191,22 @@ def test_public_headers_include_public_headers_only():
 
 @pytest.mark.parametrize("path", public_headers(), ids=lambda p: p.name)
 @pytest.mark.parametrize(
-    ("compiler", "language"), [("cc", "c11"), ("c++", "c++17")]
+    ("compiler", "language"),
+    [
+        ("gcc", "c11"),
+        ("clang", "c11"),
+        ("g++", "c++17"),
+        ("clang++", "c++17"),
+    ],
 )
 def test_public_header_compiles_alone(tmp_path, path, compiler, language):
+    """Without extensions of GNU.  Included twice, as in larger programs."""
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler}")
-    suffix = ".c" if compiler == "cc" else ".cc"
+    suffix = ".cc" if "++" in compiler else ".c"
     unit = tmp_path / ("unit" + suffix)
-    unit.write_text(f"#include <vnx/{path.name}>\nint main(void);\n")
+    include = f"#include <vnx/{path.name}>\n"
+    unit.write_text(include + include + "int main(void);\n")
     subprocess.run(
         [
             compiler,

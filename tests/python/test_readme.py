@@ -1,7 +1,9 @@
 """README.md: its programs run exactly as printed there, its code is that of
-the examples, and its figures are those of docs/performance.md.
+the examples, and its figures are those of docs/performance.md.  The code of
+docs/c.md.
 
-`scripts/check.sh readme installation` runs the commands that install too.
+`scripts/check.sh readme installation` runs the commands that install too, and
+`scripts/check.sh library` those of docs/c.md.
 """
 
 import importlib.util
@@ -186,8 +188,9 @@ def test_quick_start_is_short(programs):
 # -- Code, commands, figures -------------------------------------------------
 
 
-def test_code_is_that_of_the_examples(tool):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/c.md"])
+def test_code_is_that_of_the_examples(tool, page):
+    text = (ROOT / page).read_text()
     assert tool.differences(text, ROOT) == ""
     assert tool.rewritten(text, ROOT) == text
 
@@ -200,11 +203,42 @@ def test_other_code_is_noticed_and_rewritten(tool):
     assert tool.rewritten(changed, ROOT) == text
 
 
-def test_every_block_of_code_shows_a_file(tool):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/c.md"])
+def test_every_block_of_code_shows_a_file(tool, page):
+    text = (ROOT / page).read_text()
     kinds = re.findall(r"^```(\w*)$", text, re.MULTILINE)[::2]
-    assert set(kinds) <= {"console", "python", "text"}
-    assert kinds.count("python") == len(tool.shown(text))
+    assert set(kinds) <= {"console", "python", "text", "c", "cmake", "meson"}
+    code = [kind for kind in kinds if kind not in ("console", "text")]
+    assert len(code) == len(tool.shown(text))
+
+
+PAGE = """
+```console
+$ export A=1
+$ printf '2\\n1\\n' & wait
+1
+2
+$ test $A = 1
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "works"),
+    [
+        ("", "", True),
+        ("'2", "'3", False),
+        ("A = 1", "A = 2", False),
+        ("export", "false; export", False),
+    ],
+)
+def test_commands_of_a_page_are_run_as_a_script(tool, old, new, works):
+    done = subprocess.run(
+        ["bash", "-c", tool.script(PAGE.replace(old, new))],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is works, done.stdout + done.stderr
 
 
 def test_every_command_is_run_by_a_check(tool):

@@ -299,17 +299,16 @@ no_common_backend(loading_t *loading)
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         const vnxi_transport_t *transport = vnxi_transports[t];
         const char *missing = vnxi_native_missing(loading->engine, t);
-        size_t used = strlen(ours);
         if (transport->backend != NULL &&
             vnxi_native_port(loading->engine, t) != NULL) {
-            snprintf(ours + used, sizeof ours - used, "%s%s%s",
-                     used > 0 ? ", " : "only ", transport->backend,
-                     transport->scope == VNXI_SCOPE_HOST
-                         ? " (agents of vllm_nixl on the same host)"
-                         : "");
+            vnxi_text_add(ours, sizeof ours, "%s%s%s",
+                          ours[0] != '\0' ? ", " : "only ", transport->backend,
+                          transport->scope == VNXI_SCOPE_HOST
+                              ? " (agents of vllm_nixl on the same host)"
+                              : "");
         } else if (missing[0] != '\0') {
-            snprintf(ours + used, sizeof ours - used,
-                     "; %s is missing: %.200s", transport->backend, missing);
+            vnxi_text_add(ours, sizeof ours, "; %s is missing: %.200s",
+                          transport->backend, missing);
         }
     }
     return vnxi_load_refuse_no_way(loading->blob, ours, loading->error);

@@ -146,9 +146,8 @@ vnxi_native_no_route(vnxi_native_peer_t *peer, vnx_mem_t local,
                      const char *operation, vnx_error_t *error)
 {
     char why[VNX_ERROR_CAUSE_MAX], all[VNX_ERROR_CAUSE_MAX] = "";
-    size_t used = 0;
 
-    for (unsigned t = 0; t < VNXI_TRANSPORTS && used < sizeof all; t++) {
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         vnxi_native_why_not(peer, t, local, remote, why);
         if (why[0] == '\0' &&
             (region == NULL || vnxi_region_slot(region, t) == NULL)) {
@@ -156,9 +155,8 @@ vnxi_native_no_route(vnxi_native_peer_t *peer, vnx_mem_t local,
                      "the peer's metadata does not have the "
                      "region for it");
         }
-        used += (size_t)snprintf(all + used, sizeof all - used, "%s%s: %s",
-                                 used > 0 ? "; " : "",
-                                 vnxi_transports[t]->name, why);
+        vnxi_text_add(all, sizeof all, "%s%s: %s", t > 0 ? "; " : "",
+                      vnxi_transports[t]->name, why);
     }
     vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
                    "no transport moves bytes between %s memory of this agent "

@@ -523,14 +523,11 @@ void
 vnxi_nixl_backend_names(vnxi_engine_t *engine, uint32_t set, char *text,
                         size_t size)
 {
-    size_t used = 0;
-
     text[0] = '\0';
-    for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX && used < size; i++) {
+    for (size_t i = 0; i < VNXI_NIXL_BACKENDS_MAX; i++) {
         if ((set >> i & 1u) != 0) {
-            used += (size_t)snprintf(text + used, size - used, "%s%s",
-                                     used > 0 ? ", " : "",
-                                     engine->backends[i].name);
+            vnxi_text_add(text, size, "%s%s", text[0] != '\0' ? ", " : "",
+                          engine->backends[i].name);
         }
     }
     if (text[0] == '\0') {

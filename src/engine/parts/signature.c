@@ -37,10 +37,48 @@ static const char head[] = "bknd" U64(
 _Static_assert(HEAD_LEN + TAIL_LEN == VNXI_SIGNATURE_LEN, "docs/wire.md");
 
 static vnx_status_t
-no_mac(const char *operation, vnx_error_t *error)
+mac_make(const void *key, size_t key_len, const void *data, size_t len,
+         const char *operation, unsigned char mac_p[VNXI_MAC_LEN],
+         vnx_error_t *error)
 {
-    return vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
-                          "OpenSSL cannot compute an HMAC-SHA256");
+    return vnxi_mac(key, key_len, data, len, mac_p)
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_UNKNOWN, operation,
+                                "OpenSSL cannot compute an HMAC-SHA256");
+}
+
+vnx_status_t
+vnxi_signature_mac(const vnxi_signature_key_t *key, const void *data,
+                   size_t len, const char *operation,
+                   unsigned char mac_p[VNXI_MAC_LEN], vnx_error_t *error)
+{
+    return mac_make(key->bytes, sizeof key->bytes, data, len, operation, mac_p,
+                    error);
+}
+
+vnx_status_t
+vnxi_signature_verify(const vnxi_signature_key_t *key, const char *what,
+                      const void *data, const unsigned char *mac,
+                      const char *operation, vnx_error_t *error)
+{
+    unsigned char expected[VNXI_MAC_LEN];
+
+    if (mac == NULL) {
+        return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                              "the %s is not signed, but this agent has a "
+                              "metadata_secret",
+                              what);
+    }
+    size_t len = (size_t)(mac - (const unsigned char *)data);
+    vnx_status_t status =
+        vnxi_signature_mac(key, data, len, operation, expected, error);
+    if (status != VNX_OK || vnxi_mac_equal(expected, mac)) {
+        return status;
+    }
+    return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, operation,
+                          "the signature is wrong: it was made with another "
+                          "secret, or the %s was changed",
+                          what);
 }
 
 /* -- The key --------------------------------------------------------------
@@ -73,11 +111,10 @@ vnxi_signature_key_init(vnxi_signature_key_t *key_p, const void *secret,
                               "which this build does not have",
                               source);
     }
-    if (!vnxi_mac(LABEL, sizeof LABEL - 1, secret, len, key_p->bytes)) {
-        return no_mac("vnx_agent_create", error);
-    }
-    key_p->is_set = true;
-    return VNX_OK;
+    vnx_status_t status = mac_make(LABEL, sizeof LABEL - 1, secret, len,
+                                   "vnx_agent_create", key_p->bytes, error);
+    key_p->is_set = status == VNX_OK;
+    return status;
 }
 
 void
@@ -116,10 +153,11 @@ vnxi_signature_add(const vnxi_signature_key_t *key, const char *operation,
     blob->data = bytes;
     memcpy(bytes + blob->len, head, HEAD_LEN);
     put_u64(bytes + count_at, count + 1);
-    if (!vnxi_mac(key->bytes, sizeof key->bytes, bytes, covered,
-                  bytes + covered)) {
+    vnx_status_t status = vnxi_signature_mac(key, bytes, covered, operation,
+                                             bytes + covered, error);
+    if (status != VNX_OK) {
         put_u64(bytes + count_at, count);
-        return no_mac(operation, error);
+        return status;
     }
     bytes[covered + VNXI_MAC_LEN] = '|';
     blob->len = covered + TAIL_LEN;
@@ -140,42 +178,24 @@ find_mac(const unsigned char *blob, size_t len)
     return memcmp(section, head, HEAD_LEN) == 0 ? section + HEAD_LEN : NULL;
 }
 
-static vnx_status_t
-refuse(const void *blob, size_t len, const char *cause, vnx_error_t *error)
-{
-    vnxi_md_bytes_t name = {NULL, 0};
-
-    (void)vnxi_metadata_claimed_name(blob, len, &name, NULL);
-    vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_LOAD, "%s", cause);
-    vnxi_error_peer(error, name.data, name.len);
-    return VNX_ERR_NOT_ALLOWED;
-}
-
 vnx_status_t
 vnxi_signature_check(const vnxi_signature_key_t *key, const void *blob,
                      size_t len, vnx_error_t *error)
 {
     const unsigned char *mac = find_mac(blob, len);
-    unsigned char expected[VNXI_MAC_LEN];
+    vnxi_md_bytes_t name = {NULL, 0};
+    vnx_status_t status = VNX_OK;
 
-    if (mac == NULL) {
-        vnxi_md_bytes_t name;
-        vnx_status_t status =
-            vnxi_metadata_claimed_name(blob, len, &name, error);
-        return status != VNX_OK ? status
-                                : refuse(blob, len,
-                                         "the metadata is not signed, but "
-                                         "this agent has a metadata_secret",
-                                         error);
+    if (mac == NULL) { /* is it metadata at all? */
+        status = vnxi_metadata_claimed_name(blob, len, &name, error);
     }
-    if (!vnxi_mac(key->bytes, sizeof key->bytes, blob, len - TAIL_LEN,
-                  expected)) {
-        return no_mac(VNXI_OP_LOAD, error);
+    if (status == VNX_OK) {
+        status = vnxi_signature_verify(key, "metadata", blob, mac,
+                                       VNXI_OP_LOAD, error);
     }
-    return vnxi_mac_equal(expected, mac)
-               ? VNX_OK
-               : refuse(blob, len,
-                        "the signature is wrong: it was made with another "
-                        "secret, or the metadata was changed",
-                        error);
+    if (status == VNX_ERR_NOT_ALLOWED) {
+        (void)vnxi_metadata_claimed_name(blob, len, &name, NULL);
+        vnxi_error_peer(error, name.data, name.len);
+    }
+    return status;
 }

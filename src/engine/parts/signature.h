@@ -48,4 +48,22 @@ vnx_status_t vnxi_signature_check(const vnxi_signature_key_t *key,
                                   const void *blob, size_t len,
                                   vnx_error_t *error);
 
+/* The two functions below are for other signed bytes, which end with a MAC. */
+
+/* Compute the MAC of `data` under the key, which must be set.
+ * VNX_ERR_UNKNOWN: OpenSSL failed. */
+vnx_status_t vnxi_signature_mac(const vnxi_signature_key_t *key,
+                                const void *data, size_t len,
+                                const char *operation,
+                                unsigned char mac_p[VNXI_MAC_LEN],
+                                vnx_error_t *error);
+
+/* Check the MAC at `mac` of all bytes from `data` up to it.  NULL: they are
+ * not signed.  `what` ("publication") is their name in the record.
+ * VNX_ERR_NOT_ALLOWED: not signed, or wrong. */
+vnx_status_t vnxi_signature_verify(const vnxi_signature_key_t *key,
+                                   const char *what, const void *data,
+                                   const unsigned char *mac,
+                                   const char *operation, vnx_error_t *error);
+
 #endif

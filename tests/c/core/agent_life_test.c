@@ -59,6 +59,27 @@ test_agent_configuration_is_checked(void **state)
     assert_null(agent);
 }
 
+/* A program that was compiled with earlier headers passes a smaller struct;
+ * what follows it in memory is not looked at. */
+static void
+test_agent_config_may_be_smaller_but_not_larger(void **state)
+{
+    (void)state;
+    vnx_agent_config_t config;
+    vnx_agent_t *agent = NULL;
+    vnx_error_t error;
+
+    memset(&config, 0xa5, sizeof config);
+    config.size = offsetof(vnx_agent_config_t, num_threads);
+    config.engine = "native";
+    assert_ok(vnx_agent_create("a", 1, &config, &agent, e));
+    vnx_agent_release(agent);
+    config.size = sizeof config + 8;
+    assert_int_equal(vnx_agent_create("a", 1, &config, &agent, &error),
+                     VNX_ERR_INVALID_PARAM);
+    assert_non_null(strstr(error.cause, "config.size"));
+}
+
 static void
 test_agent_backends_are_created_once(void **state)
 {
@@ -295,6 +316,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_agent_names_are_any_bytes),
         cmocka_unit_test(test_agent_configuration_is_checked),
+        cmocka_unit_test(test_agent_config_may_be_smaller_but_not_larger),
         cmocka_unit_test(test_agent_backends_are_created_once),
         cmocka_unit_test(test_agent_registers_all_or_none),
         cmocka_unit_test(test_agent_counts_registrations_of_one_range),

@@ -459,6 +459,10 @@ test_listener_refuses_bad_arguments(void **state)
     options.size = 3;
     expect_refusal(vnx_listener_create(node.agent, &options, &none, &error),
                    VNX_ERR_INVALID_PARAM, &error, "options.size");
+    options.size = offsetof(vnx_listener_options_t, max_frame);
+    assert_ok(vnx_listener_create(node.agent, &options, &none, e));
+    vnx_listener_free(none);
+    none = NULL;
     assert_null(none);
     assert_int_equal(counts(&node).pending, 0);
     node_free(&node);

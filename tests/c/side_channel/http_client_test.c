@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <vnx/version.h>
 
 #define SECRET "correct horse battery staple"
 #define OK_7 "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"
@@ -61,7 +62,7 @@ test_http_client_sends_the_documented_bytes(void **state)
     peer_server_stop(&server);
     snprintf(expected, sizeof expected,
              "GET /metadata/0,1%%20 HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
-             "User-Agent: vnx/" VNX_VERSION "\r\nAccept: */*\r\n"
+             "User-Agent: vnx/" VNX_VERSION_STRING "\r\nAccept: */*\r\n"
              "Connection: close\r\n\r\n",
              server.port);
     assert_string_equal(http_asked(), expected);

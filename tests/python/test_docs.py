@@ -1,0 +1,528 @@
+"""The pages of docs/: every block of code is run, or checked in another way.
+
+A comment before a block says what it is:
+
+    <!-- prints -->               what the Python block before it prints
+    <!-- PATH: part -->           the parts of a page make the file PATH
+    <!-- PATH: more -->           to be added at its end
+    <!-- program 1 -->            a command; the next program starts when this
+                                  one has printed its first line
+    <!-- program 2 with more -->  with the code of the `more` blocks
+    <!-- provoked: NAME -->       test_troubleshooting.py provokes it
+    <!-- from: PATH -->           a message of that source file
+    <!-- not run: REASON -->      its form is checked only
+
+`needs: torch, numpy` in a comment names modules without which the block is
+skipped.  A block without a comment is run.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.deadline import PATIENCE
+from support.ports import reserve_port
+
+pytest.importorskip("numpy", reason="programs in the pages use numpy")
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PORT = "18000"
+
+# Pages that show calls in the middle of a reader's program, and bytes.  Their
+# Python and their commands must have the right form; other blocks are
+# pictures.
+EXCERPTS = {
+    "architecture.md",
+    "c.md",  # scripts/check.sh library follows it
+    "engines.md",
+    "integration.md",
+    "metadata_listener.md",
+    "packaging.md",
+    "performance.md",
+    "side_channel.md",
+    "wire.md",
+}
+# What may follow these words in a comment is free.
+TEXT_COMMENTS = ("prints", "provoked: ", "from: ")
+SEPARATOR = "-- the next block --"
+
+CLIENT_MODULES = ("ray",)
+# Options of --kv-transfer-config that docs/integration.md and examples/vllm_pd
+# use.
+KV_OPTIONS = {
+    "kv_buffer_device",
+    "kv_connector",
+    "kv_load_failure_policy",
+    "kv_role",
+}
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load(ROOT / "scripts" / "readme.py")
+PAGES = {
+    path.relative_to(DOCS).as_posix(): path.read_text()
+    for path in sorted(DOCS.rglob("*.md"))
+}
+BLOCKS = [
+    (page, block)
+    for page, text in PAGES.items()
+    for block in tool.blocks(text)
+]
+
+
+def of_language(*languages):
+    """Parameters: the blocks in these languages."""
+    return pytest.mark.parametrize(
+        ("page", "block"),
+        [
+            pytest.param(page, block, id=f"{page}:{block.line}")
+            for page, block in BLOCKS
+            if block.language in languages
+        ],
+    )
+
+
+def is_run(page, block):
+    return (
+        page not in EXCERPTS
+        and "not run: " not in block.comment
+        and not block.comment.endswith((": part", ": more"))
+        and "needs: nothing" not in block.comment
+    )
+
+
+def needs(block):
+    found = re.search(r"needs: ([\w, ]+)", block.comment)
+    return [] if found is None else found[1].split(", ")
+
+
+def missing(names):
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def environment(names):
+    """That of a reader, without UCX where the block needs none, because
+    creating an agent takes longer with it."""
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("VLLM_NIXL_", "NIXL_", "UCX_"))
+    }
+    if "libucx" not in names:
+        found["VLLM_NIXL_UCX_LIBRARY"] = "none"
+    found["VLLM_NIXL_LOG_LEVEL"] = "error"
+    # So that `python` is this one.
+    found["PATH"] = f"{Path(sys.executable).parent}:{found['PATH']}"
+    return found
+
+
+# -- Coverage ----------------------------------------------------------------
+
+CHECKED = {
+    "c",
+    "console",
+    "dockerfile",
+    "ini",
+    "json",
+    "python",
+    "text",
+    "yaml",
+}
+
+
+@of_language(*{block.language for _, block in BLOCKS})
+def test_every_block_is_checked(page, block):
+    if page in EXCERPTS:
+        return
+    assert block.language in CHECKED, "no test checks this language"
+    if block.language == "text":
+        assert block.comment.startswith(TEXT_COMMENTS)
+    if "not run" in block.comment:
+        reason = block.comment.partition("not run: ")[2]
+        assert len(reason) > 10, "it must say why"
+
+
+def test_no_page_has_an_open_block():
+    for page, text in PAGES.items():
+        fences = re.findall(r"^```", text, re.MULTILINE)
+        assert len(fences) == 2 * len(tool.blocks(text)), page
+
+
+def test_pages_of_excerpts_exist():
+    assert PAGES.keys() >= EXCERPTS
+
+
+# -- Python ------------------------------------------------------------------
+
+
+@of_language("python")
+def test_python_is_valid(page, block):
+    compile(block.code, page, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def runs(page):
+    """The Python blocks of a page that run, each with what it prints."""
+    found = []
+    for block in tool.blocks(PAGES[page]):
+        if block.language == "python" and is_run(page, block):
+            found.append((block, None))
+        elif block.comment == "prints":
+            found[-1] = (found[-1][0], block.code)
+    return found
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
+def test_python_runs_and_prints_what_the_page_says(page, tmp_path):
+    """The blocks of a page run one after the other, in one process."""
+    all_blocks = runs(page)
+    wanted = sorted({name for block, _ in all_blocks for name in needs(block)})
+    lacking = missing(wanted)
+    blocks = [
+        (block, printed)
+        for block, printed in all_blocks
+        if not missing(needs(block))
+    ]
+    program = f"\nprint({SEPARATOR!r})\n".join(b.code for b, _ in blocks)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(wanted),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = done.stdout.split(f"{SEPARATOR}\n")
+    for (block, printed), output in zip(blocks, outputs, strict=True):
+        if printed is not None:
+            assert output == printed, f"line {block.line}"
+    if lacking:
+        pytest.skip(f"blocks that need {', '.join(lacking)} did not run")
+
+
+# -- Programs in parts ------------------------------------------------------
+
+
+def parts(page, kind):
+    """{path: code} of the blocks of this kind."""
+    found = {}
+    for block in tool.blocks(PAGES[page]):
+        path, _, what = block.comment.partition(": ")
+        if what == kind:
+            found[path] = found.get(path, "") + block.code
+    return found
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if parts(p, "part")])
+def test_parts_of_a_program_make_the_example(page):
+    for path, code in parts(page, "part").items():
+        assert code == (ROOT / path).read_text(), path
+
+
+def programs(page):
+    """[(number, with more, needs, command, expected lines), ...]"""
+    found = []
+    for block in tool.blocks(PAGES[page]):
+        match = re.match(r"program (\d)( with more)?", block.comment)
+        if match:
+            ((command, output),) = tool.COMMAND.findall(block.code)
+            found.append(
+                (
+                    int(match[1]),
+                    bool(match[2]),
+                    needs(block),
+                    command,
+                    output.splitlines(),
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize("more", [False, True])
+@pytest.mark.parametrize("page", [p for p in PAGES if programs(p)])
+def test_programs_print_what_the_page_says(page, more):
+    """The programs are those of the page, or else of the tutorial."""
+    steps = programs(page)
+    if more and not any(step[1] for step in steps):
+        pytest.skip("the page has one variant of its programs")
+    wanted = sorted({name for step in steps for name in step[2]})
+    if missing(wanted):
+        pytest.skip(f"not installed: {', '.join(missing(wanted))}")
+    # The program "with more" replaces the one with the same number.
+    chosen = {step[0]: step for step in steps if not step[1]}
+    if more:
+        chosen |= {step[0]: step for step in steps if step[1]}
+    files = parts(page, "part") or parts("tutorial.md", "part")
+    port = str(reserve_port())
+    texts = {}
+    for path, code in files.items():
+        if more:
+            code += parts(page, "more").get(path, "")
+        assert PORT in code
+        texts[Path(path).name] = code.replace(PORT, port)
+    tool.run_programs(
+        texts,
+        [(chosen[number][3], chosen[number][4]) for number in sorted(chosen)],
+        environment(wanted),
+    )
+
+
+# -- Commands ----------------------------------------------------------------
+
+
+def command_lines(block):
+    """Commands and outputs; lines that end in a backslash are joined."""
+    joined = block.code.replace("\\\n", "")
+    found = tool.COMMAND.findall(joined)
+    assert found, "a console block has commands after '$ '"
+    return found
+
+
+@of_language("console")
+def test_commands_are_valid(page, block):
+    for command, _ in command_lines(block):
+        subprocess.run(["bash", "-n", "-c", command], check=True)
+
+
+@of_language("console")
+def test_commands_print_what_the_page_says(page, block, tmp_path):
+    if not is_run(page, block) or block.comment.startswith("program"):
+        pytest.skip("checked in another way")
+    for command, output in command_lines(block):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment(needs(block)),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert (done.stdout, done.returncode) == (output, 0), done.stderr
+
+
+def kv_configs(text):
+    """The values of --kv-transfer-config in commands and manifests."""
+    return re.findall(r"--kv-transfer-config\s+(?:- )?'([^']*)'", text)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if kv_configs(PAGES[p])])
+def test_configurations_of_vllm_are_valid(page):
+    for text in kv_configs(PAGES[page]):
+        config = json.loads(text)
+        assert config.keys() <= KV_OPTIONS
+        assert config["kv_connector"] == "NixlConnector"
+        assert config["kv_role"] in {"kv_producer", "kv_consumer", "kv_both"}
+
+
+@of_language("json")
+def test_json_is_valid(page, block):
+    json.loads(block.code)
+
+
+# -- Manifests, units, images ------------------------------------------------
+
+
+def containers(manifest):
+    spec = manifest["spec"]
+    spec = spec.get("template", {}).get("spec", spec)
+    return spec.get("containers", [])
+
+
+@of_language("yaml")
+def test_manifests_are_valid(page, block):
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    for manifest in yaml.safe_load_all(block.code):
+        assert {"apiVersion", "kind", "metadata"} <= manifest.keys()
+        if manifest["kind"] in {"Secret", "NetworkPolicy"}:
+            continue
+        assert containers(manifest)
+        for container in containers(manifest):
+            assert container["image"]
+            for variable in container.get("env", []):
+                assert isinstance(variable.get("value", ""), str)
+                assert ("value" in variable) != ("valueFrom" in variable)
+            for argument in container["command"]:
+                assert isinstance(argument, str)
+                if argument.startswith("{"):
+                    assert json.loads(argument).keys() <= KV_OPTIONS
+        if manifest["kind"] == "Deployment":
+            spec = manifest["spec"]
+            labels = spec["template"]["metadata"]["labels"]
+            assert spec["selector"]["matchLabels"].items() <= labels.items()
+
+
+@of_language("ini")
+def test_units_are_valid(page, block, tmp_path):
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "kv.service"
+    # The programs of the unit need not exist here.
+    unit.write_text(
+        re.sub(
+            r"^ExecStart=\S+", "ExecStart=/bin/true", block.code, flags=re.M
+        )
+    )
+    done = subprocess.run(
+        ["systemd-analyze", "verify", unit],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    complaints = [
+        line for line in done.stderr.splitlines() if "kv.service" in line
+    ]
+    assert not complaints
+
+
+INSTRUCTIONS = {"COPY", "CMD", "ENV", "FROM", "RUN", "USER", "WORKDIR"}
+
+
+@of_language("dockerfile")
+def test_images_are_valid(page, block):
+    stages = []
+    for line in block.code.replace("\\\n", "").splitlines():
+        if not line.strip():
+            continue
+        instruction, _, rest = line.partition(" ")
+        assert instruction in INSTRUCTIONS
+        if instruction == "RUN":
+            subprocess.run(["bash", "-n", "-c", rest], check=True)
+        elif instruction == "FROM":
+            stages.append(rest.partition(" AS ")[2])
+        for stage in re.findall(r"--from=(\S+)", rest):
+            assert stage in stages
+
+
+@of_language("c")
+def test_c_is_valid(page, block):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler is installed")
+    if page in EXCERPTS or not is_run(page, block):
+        pytest.skip("an excerpt")
+    done = subprocess.run(
+        [compiler, "-fsyntax-only", "-xc", "-I", ROOT / "include", "-"],
+        input=block.code,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# -- Messages ----------------------------------------------------------------
+
+LITERAL = r'f?"(?:[^"\\\n]|\\.)*"'
+JOINED = re.compile(rf"{LITERAL}(?:\s*(?:PRI\w+|[A-Z_]+)?\s*{LITERAL})*")
+VARIABLE = re.compile(r"%[-+.*#0-9]*(?:hh|ll|l|h|z)?[a-z]?|\{[^{}]*\}")
+
+
+def messages(path):
+    """The texts in a source file, with \\0 for what varies."""
+    for match in JOINED.finditer((ROOT / path).read_text()):
+        pieces = re.findall(rf"({LITERAL})|(PRI\w+|[A-Z_]+)", match[0])
+        text = ""
+        for literal, macro in pieces:
+            if literal:
+                text += literal[literal.index('"') + 1 : -1]
+            elif not macro.startswith("PRI"):
+                text += "\0"
+        yield VARIABLE.sub("\0", text.replace('\\"', '"'))
+
+
+def has_message(path, text):
+    for message in messages(path):
+        pattern = re.escape(message).replace("\0", ".+?")
+        if len(message) > 20 and re.fullmatch(pattern, text):
+            return True
+    return False
+
+
+@of_language("text")
+def test_messages_are_those_of_the_sources(page, block):
+    word, _, path = block.comment.partition(": ")
+    if word != "from":
+        pytest.skip("not from a source file")
+    assert has_message(path, block.code.rstrip("\n"))
+
+
+def test_another_message_is_noticed():
+    path = "src/core/peers.c"
+    text = (
+        "two live agents have the name 'x': the one in process 2 replaces "
+        "the one in process 1, which is still running; transfers in flight "
+        "to that one fail"
+    )
+    assert has_message(path, text)
+    assert not has_message(path, text.replace("still", "yet"))
+
+
+SOURCES = [
+    path
+    for folder in ("src", "python")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in {".c", ".h", ".py"}
+]
+
+
+def quotations():
+    """Code of four words and more in prose: messages, or parts of them."""
+    for page in "troubleshooting.md", "operations/docker.md":
+        prose = tool.BLOCK.sub("", PAGES[page])
+        for code in re.findall(r"`([^`\n]+)`", prose):
+            words = [word for word in code.split() if word.isalpha()]
+            if len(words) > 3 and not code.startswith("NIXL_ERR_"):
+                yield page, code
+
+
+def test_quoted_messages_are_those_of_the_sources():
+    known = "\n".join(
+        re.sub(r"\d+", "\0", message)
+        for path in SOURCES
+        for message in messages(path)
+    )
+    known = re.sub("\0+", "\0", known)
+    found = list(quotations())
+    assert len(found) > 8
+    for page, code in found:
+        for part in code.split("..."):
+            text = re.sub(r"\d+", "\0", part.strip())
+            # A name in the text of the page may be a variable in the source.
+            assert text in known or text in known.replace("\0", "SHM"), (
+                page,
+                code,
+            )
+
+
+# -- Clients -----------------------------------------------------------------
+
+
+def test_variables_in_commands_are_documented():
+    known = PAGES["environment.md"]
+    for page, text in PAGES.items():
+        for name in set(re.findall(r"\bVLLM_NIXL_[A-Z_]+\b", text)):
+            if not name.endswith("_"):
+                assert f"`{name}`" in known, (page, name)
+
+
+def test_commands_split_as_a_shell_would():
+    for page, block in BLOCKS:
+        if block.language == "console" and page not in EXCERPTS:
+            for command, _ in command_lines(block):
+                with contextlib.suppress(StopIteration):
+                    assert shlex.split(command), page
