@@ -81,6 +81,10 @@ class NixlAgent(Agent):
                 "nixl_conf must be a nixl_agent_config, "
                 f"not {type(nixl_conf).__name__}"
             )
+        if "logging" in sys.modules:
+            from . import _log
+
+            _log.follow()
         _set_search_path(sys.path)
         super().__init__(
             agent_name,
