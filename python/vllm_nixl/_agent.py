@@ -94,6 +94,9 @@ class NixlAgent(Agent):
             metadata_secret=config.metadata_secret,
         )
         self._iterators: set[_Events] = set()
+        from . import _monitor
+
+        _monitor.add(self)
         for name in config.backends:
             self.create_backend(name)
         if instantiate_all and nixl_conf is None:
