@@ -49,28 +49,37 @@ vnxi_json_key(vnxi_writer_t *out, const char *name)
     vnxi_json_text(out, ": ");
 }
 
+/* The length of the UTF-8 sequence that begins with this byte; 0: none does.
+ */
+static size_t
+len_by_first(unsigned char first)
+{
+    if (first < 0x80) {
+        return 1;
+    }
+    if (first < 0xc2 || first > 0xf4) {
+        return 0;
+    }
+    return first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+}
+
 /* The length of the UTF-8 sequence at the beginning; 0: there is none. */
 static size_t
 sequence_len(const unsigned char *at, size_t left)
 {
-    unsigned char low = 0x80, high = 0xbf; /* limits of the second byte */
-    size_t len = at[0] < 0x80                     ? 1
-                 : at[0] >= 0xc2 && at[0] <= 0xdf ? 2
-                 : at[0] >= 0xe0 && at[0] <= 0xef ? 3
-                 : at[0] >= 0xf0 && at[0] <= 0xf4 ? 4
-                                                  : 0;
+    size_t len = len_by_first(at[0]);
+    /* Limits of the second byte: no longer forms, no surrogates, nothing above
+     * U+10FFFF. */
+    unsigned char low = at[0] == 0xe0 ? 0xa0 : at[0] == 0xf0 ? 0x90 : 0x80;
+    unsigned char high = at[0] == 0xed ? 0x9f : at[0] == 0xf4 ? 0x8f : 0xbf;
 
-    if (len > left) {
+    if (len > left || (len > 1 && (at[1] < low || at[1] > high))) {
         return 0;
     }
-    low = at[0] == 0xe0 ? 0xa0 : at[0] == 0xf0 ? 0x90 : low;
-    high = at[0] == 0xed ? 0x9f : at[0] == 0xf4 ? 0x8f : high;
-    for (size_t i = 1; i < len; i++) {
-        if (at[i] < low || at[i] > high) {
+    for (size_t i = 2; i < len; i++) {
+        if ((at[i] & 0xc0) != 0x80) {
             return 0;
         }
-        low = 0x80;
-        high = 0xbf;
     }
     return len;
 }
