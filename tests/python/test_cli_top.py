@@ -62,18 +62,17 @@ def top(environment):
 @pytest.fixture
 def viewer(environment):
     """viewer(*arguments): a running process."""
+    with contextlib.ExitStack() as stack:
 
-    def start(*arguments, **options):
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "vllm_nixl", "top"),
-                *("--interval", "0.1", *map(str, arguments)),
-            ],
-            env=environment,
-            **options,
-        )
+        def start(*arguments, **options):
+            command = [sys.executable, "-m", "vllm_nixl", "top"]
+            command += ["--interval", "0.1", *map(str, arguments)]
+            running = subprocess.Popen(command, env=environment, **options)
+            stack.callback(running.wait)
+            stack.callback(running.kill)
+            return running
 
-    return start
+        yield start
 
 
 # Two agents of a process; one reads from the other, until it is told to end.
@@ -355,12 +354,12 @@ def test_lost_peer_is_shown_with_the_cause(watched, top):
 def test_tables_are_repeated_until_the_process_ends(watched, viewer, folder):
     """Then it says so; the socket of a killed process is removed."""
     process = watched(IDLE)
-    with viewer(process.pid, **PIPES) as running:
-        seen = ""
-        while seen.count(f"process {process.pid}: ") < 3:
-            seen += running.stdout.readline()
-        process.kill()
-        rest, errors = running.communicate(timeout=PATIENCE)
+    running = viewer(process.pid, **PIPES)
+    seen = ""
+    while seen.count(f"process {process.pid}: ") < 3:
+        seen += running.stdout.readline()
+    process.kill()
+    rest, errors = running.communicate(timeout=PATIENCE)
     assert rest.splitlines()[-1] == f"process {process.pid} has ended"
     assert errors == ""
     assert running.returncode == 0
@@ -426,11 +425,11 @@ def test_names_cannot_reach_the_terminal_as_commands(watched, top):
 
 def test_interrupt_ends_it_cleanly(watched, viewer):
     process = watched(IDLE)
-    with viewer(**PIPES) as running:
-        while f"process {process.pid}: " not in running.stdout.readline():
-            pass
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=PATIENCE)
+    running = viewer(**PIPES)
+    while f"process {process.pid}: " not in running.stdout.readline():
+        pass
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 0
     assert errors == ""
 
@@ -443,18 +442,18 @@ def test_live_view_on_a_terminal(watched, viewer):
     process = watched(BUSY)
     ours, theirs = pty.openpty()
     ends = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
-    with viewer(process.pid, start_new_session=True, **ends) as running:
-        os.close(theirs)
-        shown = read_until(ours, lambda text: text.count("reader") >= 3)
-        assert "\x1b[?25l" in shown  # the cursor is hidden
-        assert "\x1b[1A" in shown  # up, to draw it again
-        assert "transfers/s" in shown
-        running.send_signal(signal.SIGINT)
-        rest = read_until(ours, lambda _: False)
+    running = viewer(process.pid, start_new_session=True, **ends)
+    os.close(theirs)
+    shown = read_until(ours, lambda text: text.count("transfers/s") >= 3)
+    assert "\x1b[?25l" in shown  # the cursor is hidden
+    assert "\x1b[1A" in shown  # up, to draw it again
+    assert "reader" in shown
+    running.send_signal(signal.SIGINT)
+    rest = read_until(ours, lambda _: False)
     os.close(ours)
     assert "\x1b[?25h" in rest
     assert "Traceback" not in rest
-    assert running.returncode == 0
+    assert running.wait() == 0
 
 
 def read_until(terminal, is_enough):

@@ -44,6 +44,7 @@ COLUMNS = (
     "failures",
 )
 _GIB = 1 << 30
+_COMMAND_MAX = 100  # characters of a command line, outside of JSON
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -312,7 +313,10 @@ def _show(watch: _Watch, out: Output) -> None:
 
 
 def _show_process(process: State, out: Output) -> None:
-    out.heading(f"process {process['pid']}: {process['command']}")
+    command = process["command"]
+    if len(command) > _COMMAND_MAX:
+        command = command[: _COMMAND_MAX - 3] + "..."
+    out.heading(f"process {process['pid']}: {command}")
     if process["cpu_cores"] is not None:
         parts = [f"CPU {process['cpu_cores']:.2f} cores"]
         if process["cpu_s_per_gib"] is not None:
