@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "base/mutex.h"
 
 vnx_status_t
@@ -172,13 +173,30 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
             create_first_lock_held(agent, backend, params, param_count, error);
     }
     vnxi_mutex_unlock(&agent->choice.lock);
-    return is_first ? status
-                    : agent->ops->backend_create(agent->engine, backend,
-                                                 params, param_count, error);
+    if (!is_first) {
+        status = agent->ops->backend_create(agent->engine, backend, params,
+                                            param_count, error);
+    }
+    if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, agent->name,
+                 "created backend %s of engine %s (%s)", backend,
+                 agent->ops->name, agent->choice.why);
+    }
+    return status;
 }
 
 /* -- Memory ----------------------------------------------------------------
  */
+
+static uint64_t
+bytes_of(const vnx_reg_desc_t *descs, size_t count)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        bytes += descs[i].desc.len;
+    }
+    return bytes;
+}
 
 vnx_status_t
 vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
@@ -193,6 +211,7 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                       backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, count);
+        vnxi_count(&agent->counters.bytes_registered, bytes_of(descs, count));
     }
     return status;
 }
@@ -211,6 +230,8 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                         backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
+        vnxi_count(&agent->counters.bytes_deregistered,
+                   bytes_of(descs, count));
     }
     return status;
 }
