@@ -57,6 +57,20 @@ typedef enum vnx_status {
 #undef VNX_STATUS_ENUM
 } vnx_status_t;
 
+/* The number of rows of the table. */
+enum {
+#define VNX_STATUS_ADD(sym, num, name, text, pyclass) +1
+    VNX_STATUS_COUNT = 0 VNX_STATUS_TABLE(VNX_STATUS_ADD)
+#undef VNX_STATUS_ADD
+};
+
+/* The position of a status in the table, for arrays of VNX_STATUS_COUNT; that
+ * of VNX_ERR_UNKNOWN for a number that is not in the table. */
+unsigned vnx_status_index(vnx_status_t status);
+
+/* The status at a position; VNX_ERR_UNKNOWN past the end. */
+vnx_status_t vnx_status_at(unsigned index);
+
 /* "NIXL_ERR_NOT_FOUND" for VNX_ERR_NOT_FOUND; "NIXL_ERR_UNKNOWN" for a number
  * that is not in the table.  Static storage. */
 const char *vnx_status_name(vnx_status_t status);

@@ -304,6 +304,14 @@ vnx_status_t vnx_agent_describe(vnx_agent_t *agent, const void *name,
                                 size_t name_len, vnx_bytes_t *json_p,
                                 vnx_error_t *error);
 
+/* All loaded peers, also lost ones, as a JSON object in UTF-8: a member for
+ * each, whose value is an object with its state and counters.  A byte of a
+ * name that is not part of UTF-8 becomes one escape from \udc80 to \udcff,
+ * as with Python's error handler "surrogateescape".  Connects no peer and
+ * calls no library.  Returns owned: free(json_p->data). */
+vnx_status_t vnx_agent_peers(vnx_agent_t *agent, vnx_bytes_t *json_p,
+                             vnx_error_t *error);
+
 /* -- Prepared lists ------------------------------------------------------- */
 
 /* Prepare rows for use by index.  Each row is checked against the regions of
@@ -493,7 +501,8 @@ void vnx_agent_unsubscribe(vnx_agent_t *agent, int fd);
 typedef struct vnx_notif vnx_notif_t;
 struct vnx_notif {
     vnx_notif_t *next;
-    const char *sender; /* not NUL-terminated */
+    uint64_t arrived_ns; /* when it arrived (CLOCK_MONOTONIC) */
+    const char *sender;  /* not NUL-terminated */
     size_t sender_len;
     const void *message;
     size_t message_len;
@@ -512,17 +521,38 @@ vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
 
 /* -- Counters ------------------------------------------------------------- */
 
+/* The counts of a histogram of times.  Count i: from 2^i to 2^(i+1)
+ * microseconds; the first also counts shorter times, the last longer ones. */
+#define VNX_HISTOGRAM 32
+
+/* Numbers that count from the creation of the agent, in all of its transfers
+ * and peers, also those that were released and removed.  Times are in
+ * microseconds. */
 typedef struct vnx_agent_stats {
     uint64_t xfers_posted, xfers_done, xfers_failed, xfers_cancelled;
+    uint64_t reads_done, writes_done; /* xfers_done is their sum */
     uint64_t bytes_read, bytes_written;
+    uint64_t last_bytes_read, last_bytes_written; /* of the last transfer that
+                                                     was completed */
     uint64_t rows, pieces; /* of posted transfers: as requested, after
                               merging */
     uint64_t notifs_sent, notifs_received, notifs_dropped;
-    uint64_t notifs_pending, notif_bytes_pending;
-    uint64_t peers, peers_lost;
-    uint64_t regions;
-    uint64_t live_dlists, live_xfers;
-    uint64_t xfer_us_log2[32]; /* transfers that took [2^i, 2^(i+1)) us */
+    uint64_t notifs_pending, notif_bytes_pending; /* now */
+    uint64_t peers, peers_lost;                   /* now; in total */
+    uint64_t regions, bytes_registered;           /* now */
+    uint64_t bytes_registered_total, bytes_deregistered_total;
+    uint64_t live_dlists, live_xfers; /* now */
+
+    /* Transfers that failed, by vnx_status_index(); not cancelled ones.  Their
+     * sum is xfers_failed. */
+    uint64_t failures[VNX_STATUS_COUNT];
+
+    /* Of the completed transfers: from the post to the end. */
+    uint64_t xfer_us_sum, xfer_us_log2[VNX_HISTOGRAM];
+    /* Of the posted transfers: in vnx_xfer_post(). */
+    uint64_t post_us_sum, post_us_log2[VNX_HISTOGRAM];
+    /* Of notifications: from the arrival to vnx_agent_take_notifs(). */
+    uint64_t notif_wait_us_sum, notif_wait_us_log2[VNX_HISTOGRAM];
 } vnx_agent_stats_t;
 
 void vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p);

@@ -1076,4 +1076,7 @@ class Agent:
         """Describe the agent or a peer. docs/telemetry.md lists the keys."""
 
     def stats(self) -> dict[str, Any]:
-        """Counters; 'xfer_us_log2' is a histogram of 32 counts."""
+        """Counters of the agent. docs/telemetry.md lists the keys."""
+
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """State and counters of each loaded peer, by name."""

@@ -36,7 +36,6 @@
     X(BLOB_TABLE, "blob_table.lock")               \
     X(CHOICE, "choice.lock")                       \
     X(AGENT_LOAD, "agent.load_lock")               \
-    X(AGENT_PEERS, "agent.peers_lock")             \
     X(UCX_PROGRESS, "ucx_worker.progress_lock")    \
     X(DEADLINE, "deadline")                        \
     X(NATIVE_BACKEND, "native.backend_lock")       \
@@ -75,8 +74,10 @@
     X(UCX_GUARD, "ucx_guard")                      \
     X(UCX_GUARD_RESERVE, "ucx_guard.reserve_lock") \
     X(PEER_END, "peer_end.lock")                   \
+    X(AGENT_PEERS, "agent.peers_lock")             \
     X(NOTIFS, "notifs.lock")                       \
     X(AGENT_ERROR, "agent.error_lock")             \
+    X(AGENT_COUNTERS, "agent.counters_lock")       \
     X(EVENTS, "events.lock")                       \
     X(POOL_PHASE, "pool.phase_lock")               \
     X(POOL, "pool.lock")                           \

@@ -23,6 +23,7 @@
     X("vnx_agent_check_peer", "check_remote_metadata")            \
     X("vnx_agent_connect_peer", "make_connection")                \
     X("vnx_agent_describe", "describe")                           \
+    X("vnx_agent_peers", "peers")                                 \
     X("vnx_dlist_create", "prep_xfer_dlist")                      \
     X("vnx_xfer_create_prepped", "make_prepped_xfer")             \
     X("vnx_xfer_create", "initialize_xfer")                       \

@@ -13,35 +13,42 @@ static const row_t rows[] = {
 #undef ROW
 };
 
-/* Returned for numbers that are not in the table. */
-static const row_t unknown = {VNX_ERR_UNKNOWN, "NIXL_ERR_UNKNOWN",
-                              "unknown error", "nixlUnknownError"};
-
-static const row_t *
-find(vnx_status_t status)
+unsigned
+vnx_status_index(vnx_status_t status)
 {
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    unsigned unknown = 0;
+
+    for (unsigned i = 0; i < VNX_STATUS_COUNT; i++) {
         if (rows[i].status == status) {
-            return &rows[i];
+            return i;
+        }
+        if (rows[i].status == VNX_ERR_UNKNOWN) {
+            unknown = i;
         }
     }
-    return &unknown;
+    return unknown;
+}
+
+vnx_status_t
+vnx_status_at(unsigned index)
+{
+    return index < VNX_STATUS_COUNT ? rows[index].status : VNX_ERR_UNKNOWN;
 }
 
 const char *
 vnx_status_name(vnx_status_t status)
 {
-    return find(status)->name;
+    return rows[vnx_status_index(status)].name;
 }
 
 const char *
 vnx_status_text(vnx_status_t status)
 {
-    return find(status)->text;
+    return rows[vnx_status_index(status)].text;
 }
 
 const char *
 vnx_status_python_class(vnx_status_t status)
 {
-    return find(status)->python_class;
+    return rows[vnx_status_index(status)].python_class;
 }

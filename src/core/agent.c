@@ -180,6 +180,16 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
 /* -- Memory ----------------------------------------------------------------
  */
 
+static uint64_t
+bytes_of(const vnx_reg_desc_t *descs, size_t count)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++) {
+        bytes += descs[i].desc.len;
+    }
+    return bytes;
+}
+
 vnx_status_t
 vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                    const vnx_reg_desc_t *descs, size_t count,
@@ -193,6 +203,7 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                       backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, count);
+        vnxi_count(&agent->counters.bytes_registered, bytes_of(descs, count));
     }
     return status;
 }
@@ -211,6 +222,8 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                         backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
+        vnxi_count(&agent->counters.bytes_deregistered,
+                   bytes_of(descs, count));
     }
     return status;
 }

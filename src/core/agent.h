@@ -3,9 +3,10 @@
  *
  * Lock order (taken from left to right only):
  *     choice.lock
- *     load_lock -> peers_lock
- * events.lock, notifs.lock and error_lock are leaves: while one of them is
- * held, no function is called and no other lock is taken.  Hot calls (posting,
+ *     load_lock
+ * peers_lock, counters_lock, events.lock, notifs.lock and error_lock are
+ * leaves: while one of them is held, no function of another file is called
+ * and no other lock is taken.  Hot calls (posting,
  * states, polling for notifications) take none of these locks, with two
  * exceptions: notifs.lock if a notification is pending and events.lock if
  * somebody waits.
@@ -25,13 +26,13 @@
 #include "engine/engine.h"
 #include "engine/parts/signature.h"
 
-typedef struct vnxi_counters {
-    atomic_uint_fast64_t posted, done, failed, cancelled;
-    atomic_uint_fast64_t bytes_read, bytes_written, rows, pieces;
-    atomic_uint_fast64_t notifs_sent, peers_lost;
-    atomic_uint_fast64_t regions, live_dlists, live_xfers;
-    atomic_uint_fast64_t xfer_us_log2[32];
-} vnxi_counters_t;
+/* Counters that belong to no peer; those of a peer: engine/counters.h. */
+typedef struct vnxi_agent_counters {
+    atomic_uint_fast64_t peers_lost;
+    atomic_uint_fast64_t regions, bytes_registered, bytes_deregistered;
+    atomic_uint_fast64_t live_dlists, live_xfers;
+    atomic_uint_fast64_t last_bytes[2]; /* by vnx_op_t */
+} vnxi_agent_counters_t;
 
 struct vnx_agent {
     atomic_uint refs; /* users, prepared lists, transfers */
@@ -62,7 +63,13 @@ struct vnx_agent {
                               stored and before the signal */
     vnxi_notifs_t notifs;
     vnxi_mutex_t error_lock; /* protects the error records of transfers */
-    vnxi_counters_t counters;
+    vnxi_agent_counters_t counters;
+
+    vnxi_mutex_t counters_lock;
+    vnxi_peer_t *counted; /* peers whose objects are alive, without the agent
+                             itself; counters_lock */
+    uint64_t retired[VNXI_COUNTERS]; /* sums over those that are freed;
+                                        counters_lock */
 
     vnxi_name_map_t rivals; /* pairs of agents with one name that have been
                                warned about; load_lock; values owned */
@@ -74,12 +81,6 @@ struct vnx_dlist {
     vnxi_peer_t *peer;  /* peer of the rows; NULL: local */
     vnxi_list_t *list;
 };
-
-static inline void
-vnxi_count(atomic_uint_fast64_t *counter, uint64_t amount)
-{
-    atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
-}
 
 /* Return whether calls may proceed: not in a forked child and not after close.
  * Two loads. */
@@ -131,6 +132,20 @@ void vnxi_peers_forget_rivals(vnx_agent_t *agent);
 /* Host callback: the engine has lost a peer. */
 void vnxi_peers_lost(void *context, vnxi_peer_t *peer,
                      const vnx_error_t *cause);
+
+/* Count a notification for the peer that sent it, if that is loaded. */
+void vnxi_peers_count_notif(vnx_agent_t *agent, const void *sender,
+                            size_t sender_len);
+
+/* -- Counters (stats.c) ----------------------------------------------------
+ */
+
+/* Include the peer's counters in the agent's totals, from now until the peer
+ * is freed and for good. */
+void vnxi_counters_add_peer(vnx_agent_t *agent, vnxi_peer_t *peer);
+
+/* Write the counters of a peer as members of a JSON object. */
+void vnxi_counters_write(const vnxi_peer_t *peer, vnxi_writer_t *out);
 
 /* -- Prepared lists (dlist.c) ----------------------------------------------
  */

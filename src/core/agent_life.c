@@ -30,6 +30,7 @@ on_notif(void *context, const void *sender, size_t sender_len,
          const void *message, size_t message_len)
 {
     vnx_agent_t *agent = context;
+    vnxi_peers_count_notif(agent, sender, sender_len);
     vnxi_notifs_push(&agent->notifs, sender, sender_len, message, message_len);
     vnxi_events_signal(&agent->events);
 }
@@ -39,6 +40,7 @@ agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
 {
     vnxi_mutex_init(&agent->load_lock, VNXI_RANK_AGENT_LOAD);
     vnxi_mutex_init(&agent->peers_lock, VNXI_RANK_AGENT_PEERS);
+    vnxi_mutex_init(&agent->counters_lock, VNXI_RANK_AGENT_COUNTERS);
     vnxi_mutex_init(&agent->error_lock, VNXI_RANK_AGENT_ERROR);
     vnxi_events_init(&agent->events);
     vnxi_notifs_init(&agent->notifs, config->notif_bytes_max
@@ -56,6 +58,7 @@ agent_free(vnx_agent_t *agent)
     vnxi_notifs_fini(&agent->notifs);
     vnxi_events_fini(&agent->events);
     vnxi_mutex_destroy(&agent->error_lock);
+    vnxi_mutex_destroy(&agent->counters_lock);
     vnxi_mutex_destroy(&agent->peers_lock);
     vnxi_mutex_destroy(&agent->load_lock);
     free(agent->name);

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "engine/counters.h"
 
 void
 vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max)
@@ -40,7 +42,8 @@ notif_create(const void *sender, size_t sender_len, const void *message,
     if (message_len > 0) {
         memcpy(bytes + sender_len, message, message_len);
     }
-    *notif = (vnx_notif_t){.sender = bytes,
+    *notif = (vnx_notif_t){.arrived_ns = vnxi_clock_ns(),
+                           .sender = bytes,
                            .sender_len = sender_len,
                            .message = bytes + sender_len,
                            .message_len = message_len};
@@ -109,6 +112,19 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
     }
 }
 
+static void
+count_waits(vnxi_notifs_t *notifs, const vnx_notif_t *chain)
+{
+    uint64_t now = vnxi_clock_ns(), sum = 0;
+
+    for (; chain != NULL; chain = chain->next) {
+        uint64_t ns = now - chain->arrived_ns;
+        vnxi_count(&notifs->waits[vnxi_histogram_place(ns)], 1);
+        sum += ns;
+    }
+    vnxi_count(&notifs->wait_ns, sum);
+}
+
 vnx_notif_t *
 vnxi_notifs_take(vnxi_notifs_t *notifs)
 {
@@ -118,6 +134,9 @@ vnxi_notifs_take(vnxi_notifs_t *notifs)
     notifs->bytes = 0;
     atomic_store_explicit(&notifs->count, 0, memory_order_relaxed);
     vnxi_mutex_unlock(&notifs->lock);
+    if (chain != NULL) {
+        count_waits(notifs, chain);
+    }
     return chain;
 }
 

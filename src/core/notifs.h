@@ -19,6 +19,9 @@ typedef struct vnxi_notifs {
     uint64_t received;         /* protected by lock */
     atomic_size_t count;       /* lets an empty queue cost one load */
     atomic_uint empty_polls;
+    /* Times from the arrival until notifications were taken: their sum, and a
+     * histogram. */
+    atomic_uint_fast64_t wait_ns, waits[VNX_HISTOGRAM];
 } vnxi_notifs_t;
 
 void vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "base/log.h"
 #include "base/words.h"
 #include "core/agent.h"
@@ -248,6 +249,7 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
              vnx_error_t *error)
 {
     peer->generation = ++agent->last_generation;
+    vnxi_counters_add_peer(agent, peer);
     vnxi_mutex_lock(&agent->peers_lock);
     bool is_set =
         vnxi_name_map_set(&agent->peers, peer->name, peer->name_len, peer);
@@ -461,29 +463,47 @@ vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
     }
     status = agent->ops->notif_send(peer, message, message_len, error);
     if (status == VNX_OK) {
-        vnxi_count(&agent->counters.notifs_sent, 1);
+        vnxi_count(&peer->counters.at[VNXI_NOTIFS_SENT], 1);
     }
     vnxi_peer_release(peer);
     return status;
 }
 
+/* Called by threads of the engine, which may hold its locks. */
+void
+vnxi_peers_count_notif(vnx_agent_t *agent, const void *sender,
+                       size_t sender_len)
+{
+    if (is_self(agent, sender, sender_len)) {
+        if (atomic_load_explicit(&agent->has_backend, memory_order_acquire)) {
+            vnxi_count(&agent->ops->peer_self(agent->engine)
+                            ->counters.at[VNXI_NOTIFS_RECEIVED],
+                       1);
+        }
+        return;
+    }
+    vnxi_mutex_lock(&agent->peers_lock);
+    vnxi_peer_t *peer = vnxi_name_map_get(&agent->peers, sender, sender_len);
+    if (peer != NULL) {
+        vnxi_count(&peer->counters.at[VNXI_NOTIFS_RECEIVED], 1);
+    }
+    vnxi_mutex_unlock(&agent->peers_lock);
+}
+
 /* -- Description -----------------------------------------------------------
  */
 
-/* Write "{" + head + members + "}" into one allocation. */
+/* Finish a JSON object of these members. */
 static vnx_status_t
-join_json(const char *head, vnx_bytes_t members, vnx_bytes_t *json_p,
-          vnx_error_t *error)
+take_object(vnxi_writer_t *members, const char *operation, vnx_bytes_t *json_p,
+            vnx_error_t *error)
 {
-    size_t size = strlen(head) + members.len + 3;
-    char *json = malloc(size);
-    if (json == NULL) {
-        return vnxi_error_no_memory(error, "vnx_agent_describe", size);
-    }
-    int len = snprintf(json, size, "{%s%.*s}", head, (int)members.len,
-                       (const char *)members.data);
-    *json_p = (vnx_bytes_t){json, (size_t)len};
-    return VNX_OK;
+    vnxi_writer_t out = {0};
+
+    vnxi_json_object(&out, members);
+    return vnxi_writer_take(&out, &json_p->data, &json_p->len)
+               ? VNX_OK
+               : vnxi_error_no_memory(error, operation, out.len);
 }
 
 static size_t
@@ -496,68 +516,114 @@ count_peers(vnx_agent_t *agent)
 }
 
 /* Before the first backend there is not yet an engine to add members. */
-static vnx_status_t
-describe_agent(vnx_agent_t *agent, vnx_bytes_t *json_p, vnx_error_t *error)
+static void
+describe_agent(vnx_agent_t *agent, vnxi_writer_t *out)
 {
-    vnx_bytes_t members = {NULL, 0};
-    const char *is_signed = agent->signature_key.is_set ? "true" : "false";
-    char head[160 + VNXI_CHOICE_WHY];
+    bool has_engine = atomic_load(&agent->has_backend);
 
-    if (!atomic_load(&agent->has_backend)) {
-        snprintf(head, sizeof head,
-                 "\"engine\": null, \"peers\": 0, \"metadata_signed\": %s",
-                 is_signed);
-        return join_json(head, members, json_p, error);
+    vnxi_json_key(out, "engine");
+    if (has_engine) {
+        vnxi_json_string(out, agent->ops->name);
+        vnxi_json_member(out, "engine_why", agent->choice.why);
+    } else {
+        vnxi_json_text(out, "null");
     }
-    snprintf(head, sizeof head,
-             "\"engine\": \"%s\", \"engine_why\": \"%s\", \"peers\": %zu, "
-             "\"metadata_signed\": %s, ",
-             agent->ops->name, agent->choice.why, count_peers(agent),
-             is_signed);
-    vnx_status_t status =
-        agent->ops->describe(agent->engine, NULL, &members, error);
-    if (status == VNX_OK) {
-        status = join_json(head, members, json_p, error);
-        free(members.data);
+    vnxi_json_number(out, "peers", count_peers(agent));
+    vnxi_json_key(out, "metadata_signed");
+    vnxi_json_text(out, agent->signature_key.is_set ? "true" : "false");
+    if (has_engine) {
+        agent->ops->describe(agent->engine, NULL, out);
     }
-    return status;
 }
 
-static vnx_status_t
-describe_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_bytes_t *json_p,
-              vnx_error_t *error)
+/* The members that peers() and describe() have in common. */
+static void
+write_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_writer_t *out)
 {
-    vnx_bytes_t members;
-    char head[64];
+    vnxi_peer_status_t status;
 
-    snprintf(head, sizeof head, "\"generation\": %llu, ",
-             (unsigned long long)peer->generation);
-    vnx_status_t status =
-        agent->ops->describe(agent->engine, peer, &members, error);
-    if (status == VNX_OK) {
-        status = join_json(head, members, json_p, error);
-        free(members.data);
+    agent->ops->peer_status(peer, &status);
+    vnxi_json_number(out, "generation", peer->generation);
+    vnxi_json_member(out, "state", status.state);
+    if (status.cause[0] != '\0') {
+        vnxi_json_member(out, "cause", status.cause);
     }
-    return status;
+    vnxi_json_member(out, "path", status.path);
+    vnxi_json_number(out, "pid", status.pid);
+    vnxi_counters_write(peer, out);
 }
 
 vnx_status_t
 vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
                    vnx_bytes_t *json_p, vnx_error_t *error)
 {
+    static const char operation[] = "vnx_agent_describe";
+    vnxi_writer_t members = {0};
     vnxi_peer_t *peer = NULL;
 
     if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "vnx_agent_describe", error);
+        return vnxi_agent_refuse(agent, operation, error);
     }
     if (name_len == 0) {
-        return describe_agent(agent, json_p, error);
+        describe_agent(agent, &members);
+        return take_object(&members, operation, json_p, error);
     }
-    vnx_status_t status = vnxi_peers_find(agent, name, name_len,
-                                          "vnx_agent_describe", &peer, error);
-    if (status == VNX_OK) {
-        status = describe_peer(agent, peer, json_p, error);
-        vnxi_peer_release(peer);
+    vnx_status_t status =
+        vnxi_peers_find(agent, name, name_len, operation, &peer, error);
+    if (status != VNX_OK) {
+        return status;
     }
-    return status;
+    write_peer(agent, peer, &members);
+    agent->ops->describe(agent->engine, peer, &members);
+    vnxi_peer_release(peer);
+    return take_object(&members, operation, json_p, error);
+}
+
+/* Take references to all peers.  NULL: no memory.  Owned: free(). */
+static vnxi_peer_t **
+all_peers(vnx_agent_t *agent, size_t *count_p)
+{
+    size_t room = count_peers(agent), all;
+
+    for (;;) {
+        vnxi_peer_t **list = malloc((room + 1) * sizeof(vnxi_peer_t *));
+        if (list == NULL) {
+            return NULL;
+        }
+        size_t count = some_peers(agent, list, room, &all);
+        if (count == all) {
+            *count_p = count;
+            return list;
+        }
+        for (size_t i = 0; i < count; i++) { /* more were loaded meanwhile */
+            vnxi_peer_release(list[i]);
+        }
+        free(list);
+        room = all;
+    }
+}
+
+vnx_status_t
+vnx_agent_peers(vnx_agent_t *agent, vnx_bytes_t *json_p, vnx_error_t *error)
+{
+    static const char operation[] = "vnx_agent_peers";
+    vnxi_writer_t peers = {0};
+    size_t count;
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, operation, error);
+    }
+    vnxi_peer_t **list = all_peers(agent, &count);
+    if (list == NULL) {
+        return vnxi_error_no_memory(error, operation, 0);
+    }
+    for (size_t i = 0; i < count; i++) {
+        vnxi_writer_t members = {0};
+        write_peer(agent, list[i], &members);
+        vnxi_json_bytes_key(&peers, list[i]->name, list[i]->name_len);
+        vnxi_json_object(&peers, &members);
+        vnxi_peer_release(list[i]);
+    }
+    free(list);
+    return take_object(&peers, operation, json_p, error);
 }

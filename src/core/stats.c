@@ -1,9 +1,267 @@
+/*
+ * Design notes.  A peer's counters are in its object.  The agent lists the
+ * objects of all its peers that are alive, also of those that it has removed
+ * or superseded: transfers still hold them, and count.  When such an object is
+ * freed, its counters are added to `retired`.  So the totals, which are sums
+ * over the list, `retired` and the agent's own object, never lose a count, and
+ * never count twice.
+ *
+ * The end of a post is counted with release order, and read with acquire order
+ * before the post: whoever sees the end sees the post, too.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
 #include "core/agent.h"
+
+/* -- Sums ------------------------------------------------------------------
+ */
 
 static uint64_t
 get(const atomic_uint_fast64_t *counter)
 {
     return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+/* VNXI_POSTED, the first one, is read last. */
+static void
+add(const vnxi_counters_t *counters, uint64_t sums[VNXI_COUNTERS])
+{
+    for (unsigned i = VNXI_COUNTERS; i-- > 0;) {
+        sums[i] +=
+            atomic_load_explicit(&counters->at[i], memory_order_acquire);
+    }
+}
+
+static void
+retire(vnxi_peer_t *peer)
+{
+    vnx_agent_t *agent = peer->agent;
+
+    vnxi_mutex_lock(&agent->counters_lock);
+    *peer->link = peer->next;
+    if (peer->next != NULL) {
+        peer->next->link = peer->link;
+    }
+    add(&peer->counters, agent->retired);
+    vnxi_mutex_unlock(&agent->counters_lock);
+}
+
+void
+vnxi_counters_add_peer(vnx_agent_t *agent, vnxi_peer_t *peer)
+{
+    peer->agent = agent;
+    peer->retire = retire;
+    vnxi_mutex_lock(&agent->counters_lock);
+    peer->next = agent->counted;
+    peer->link = &agent->counted;
+    if (peer->next != NULL) {
+        peer->next->link = &peer->next;
+    }
+    agent->counted = peer;
+    vnxi_mutex_unlock(&agent->counters_lock);
+}
+
+/* Sum up the counters of all peers.  In a forked child the lock may be held
+ * for ever: then the sums lack all peers but the agent itself. */
+static void
+add_up(vnx_agent_t *agent, uint64_t sums[VNXI_COUNTERS])
+{
+    bool is_held = true;
+
+    memset(sums, 0, VNXI_COUNTERS * sizeof *sums);
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        is_held = vnxi_mutex_trylock(&agent->counters_lock) == 0;
+    } else {
+        vnxi_mutex_lock(&agent->counters_lock);
+    }
+    if (is_held) {
+        memcpy(sums, agent->retired, sizeof agent->retired);
+        for (vnxi_peer_t *peer = agent->counted; peer != NULL;
+             peer = peer->next) {
+            add(&peer->counters, sums);
+        }
+        vnxi_mutex_unlock(&agent->counters_lock);
+    }
+    if (atomic_load(&agent->has_backend)) {
+        add(&agent->ops->peer_self(agent->engine)->counters, sums);
+    }
+}
+
+/* -- Facts -----------------------------------------------------------------
+ */
+
+static uint64_t
+total(const uint64_t *at, size_t count)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++) {
+        sum += at[i];
+    }
+    return sum;
+}
+
+static uint64_t
+done_of(const uint64_t *sums, vnx_op_t op)
+{
+    return total(&sums[VNXI_AT_ONCE + op * VNX_HISTOGRAM], VNX_HISTOGRAM) +
+           total(&sums[VNXI_LATER + op * VNX_HISTOGRAM], VNX_HISTOGRAM);
+}
+
+static uint64_t
+cancelled_of(const uint64_t *sums)
+{
+    return sums[VNXI_ENDS + vnx_status_index(VNX_ERR_CANCELED)];
+}
+
+static uint64_t
+failed_of(const uint64_t *sums)
+{
+    return total(&sums[VNXI_ENDS], VNX_STATUS_COUNT) - cancelled_of(sums);
+}
+
+static uint64_t
+rows_of(const uint64_t *sums)
+{
+    return sums[VNXI_POSTED] + sums[VNXI_MORE_ROWS];
+}
+
+static void
+add_histogram(uint64_t times[VNX_HISTOGRAM], const uint64_t *at)
+{
+    for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
+        times[i] += at[i];
+    }
+}
+
+/* Of the completed transfers. */
+static void
+xfer_times(const uint64_t *sums, uint64_t times[VNX_HISTOGRAM],
+           uint64_t *us_sum_p)
+{
+    memset(times, 0, VNX_HISTOGRAM * sizeof *times);
+    for (size_t i = 0; i < 2; i++) {
+        add_histogram(times, &sums[VNXI_AT_ONCE + i * VNX_HISTOGRAM]);
+        add_histogram(times, &sums[VNXI_LATER + i * VNX_HISTOGRAM]);
+    }
+    *us_sum_p = (sums[VNXI_AT_ONCE_NS] + sums[VNXI_LATER_NS]) / 1000;
+}
+
+/* Of all posts. */
+static void
+post_times(const uint64_t *sums, uint64_t times[VNX_HISTOGRAM],
+           uint64_t *us_sum_p)
+{
+    memset(times, 0, VNX_HISTOGRAM * sizeof *times);
+    for (size_t i = 0; i < 2; i++) {
+        add_histogram(times, &sums[VNXI_AT_ONCE + i * VNX_HISTOGRAM]);
+    }
+    add_histogram(times, &sums[VNXI_POST]);
+    *us_sum_p = (sums[VNXI_AT_ONCE_NS] + sums[VNXI_POST_NS]) / 1000;
+}
+
+/* -- A peer ----------------------------------------------------------------
+ */
+
+static void
+write_times(vnxi_writer_t *out, const char *name,
+            const uint64_t times[VNX_HISTOGRAM])
+{
+    char text[32];
+
+    vnxi_json_key(out, name);
+    for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
+        snprintf(text, sizeof text, "%s%" PRIu64, i == 0 ? "[" : ", ",
+                 times[i]);
+        vnxi_json_text(out, text);
+    }
+    vnxi_json_text(out, "]");
+}
+
+/* The statuses that occurred. */
+static void
+write_failures(vnxi_writer_t *out, const uint64_t *sums)
+{
+    vnxi_writer_t members = {0};
+
+    for (unsigned i = 0; i < VNX_STATUS_COUNT; i++) {
+        vnx_status_t status = vnx_status_at(i);
+        if (sums[VNXI_ENDS + i] != 0 && status != VNX_ERR_CANCELED) {
+            vnxi_json_number(&members, vnx_status_name(status),
+                             sums[VNXI_ENDS + i]);
+        }
+    }
+    vnxi_json_key(out, "failures");
+    vnxi_json_object(out, &members);
+}
+
+void
+vnxi_counters_write(const vnxi_peer_t *peer, vnxi_writer_t *out)
+{
+    uint64_t sums[VNXI_COUNTERS] = {0};
+    uint64_t us_sum, times[VNX_HISTOGRAM];
+
+    add(&peer->counters, sums);
+    uint64_t reads = done_of(sums, VNX_OP_READ);
+    uint64_t writes = done_of(sums, VNX_OP_WRITE);
+    xfer_times(sums, times, &us_sum);
+    vnxi_json_number(out, "transfers", reads + writes);
+    vnxi_json_number(out, "reads_done", reads);
+    vnxi_json_number(out, "writes_done", writes);
+    vnxi_json_number(out, "bytes_read", sums[VNXI_BYTES + VNX_OP_READ]);
+    vnxi_json_number(out, "bytes_written", sums[VNXI_BYTES + VNX_OP_WRITE]);
+    vnxi_json_number(out, "rows", rows_of(sums));
+    vnxi_json_number(out, "pieces", rows_of(sums) - sums[VNXI_MERGED]);
+    vnxi_json_number(out, "in_flight",
+                     sums[VNXI_POSTED] - reads - writes -
+                         total(&sums[VNXI_ENDS], VNX_STATUS_COUNT));
+    write_failures(out, sums);
+    vnxi_json_number(out, "xfer_us_sum", us_sum);
+    write_times(out, "xfer_us_log2", times);
+    vnxi_json_number(out, "notifs_sent", sums[VNXI_NOTIFS_SENT]);
+    vnxi_json_number(out, "notifs_received", sums[VNXI_NOTIFS_RECEIVED]);
+}
+
+/* -- The agent -------------------------------------------------------------
+ */
+
+static void
+count_xfers(const uint64_t *sums, vnx_agent_stats_t *stats)
+{
+    stats->xfers_posted = sums[VNXI_POSTED];
+    stats->reads_done = done_of(sums, VNX_OP_READ);
+    stats->writes_done = done_of(sums, VNX_OP_WRITE);
+    stats->xfers_done = stats->reads_done + stats->writes_done;
+    stats->xfers_failed = failed_of(sums);
+    stats->xfers_cancelled = cancelled_of(sums);
+    stats->bytes_read = sums[VNXI_BYTES + VNX_OP_READ];
+    stats->bytes_written = sums[VNXI_BYTES + VNX_OP_WRITE];
+    stats->rows = rows_of(sums);
+    stats->pieces = stats->rows - sums[VNXI_MERGED];
+    stats->notifs_sent = sums[VNXI_NOTIFS_SENT];
+    memcpy(stats->failures, &sums[VNXI_ENDS], sizeof stats->failures);
+    stats->failures[vnx_status_index(VNX_ERR_CANCELED)] = 0;
+    xfer_times(sums, stats->xfer_us_log2, &stats->xfer_us_sum);
+    post_times(sums, stats->post_us_log2, &stats->post_us_sum);
+}
+
+static void
+count_the_rest(const vnxi_agent_counters_t *counters, vnx_agent_stats_t *stats)
+{
+    uint64_t gone = get(&counters->bytes_deregistered);
+    uint64_t all = get(&counters->bytes_registered);
+
+    stats->bytes_registered_total = all;
+    stats->bytes_deregistered_total = gone;
+    stats->bytes_registered = all > gone ? all - gone : 0;
+    stats->regions = get(&counters->regions);
+    stats->peers_lost = get(&counters->peers_lost);
+    stats->live_dlists = get(&counters->live_dlists);
+    stats->live_xfers = get(&counters->live_xfers);
+    stats->last_bytes_read = get(&counters->last_bytes[VNX_OP_READ]);
+    stats->last_bytes_written = get(&counters->last_bytes[VNX_OP_WRITE]);
 }
 
 static void
@@ -15,36 +273,26 @@ count_notifs(vnxi_notifs_t *notifs, vnx_agent_stats_t *stats)
     stats->notif_bytes_pending = notifs->bytes;
     vnxi_mutex_unlock(&notifs->lock);
     stats->notifs_pending = atomic_load(&notifs->count);
+    stats->notif_wait_us_sum = get(&notifs->wait_ns) / 1000;
+    for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
+        stats->notif_wait_us_log2[i] = get(&notifs->waits[i]);
+    }
 }
 
 void
 vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p)
 {
-    const vnxi_counters_t *counters = &agent->counters;
-
-    *stats_p = (vnx_agent_stats_t){
-        .xfers_posted = get(&counters->posted),
-        .xfers_done = get(&counters->done),
-        .xfers_failed = get(&counters->failed),
-        .xfers_cancelled = get(&counters->cancelled),
-        .bytes_read = get(&counters->bytes_read),
-        .bytes_written = get(&counters->bytes_written),
-        .rows = get(&counters->rows),
-        .pieces = get(&counters->pieces),
-        .notifs_sent = get(&counters->notifs_sent),
-        .peers_lost = get(&counters->peers_lost),
-        .regions = get(&counters->regions),
-        .live_dlists = get(&counters->live_dlists),
-        .live_xfers = get(&counters->live_xfers),
-    };
-    for (size_t i = 0; i < 32; i++) {
-        stats_p->xfer_us_log2[i] = get(&counters->xfer_us_log2[i]);
-    }
-    if (vnxi_fork_crossed(agent->fork_count)) {
-        return; /* a lock may be held forever here */
-    }
+    uint64_t sums[VNXI_COUNTERS];
     /* Taking a lock does not change what the caller sees as const. */
     vnx_agent_t *unlocked = (vnx_agent_t *)agent;
+
+    memset(stats_p, 0, sizeof *stats_p);
+    add_up(unlocked, sums);
+    count_xfers(sums, stats_p);
+    count_the_rest(&agent->counters, stats_p);
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return; /* a lock may be held for ever here */
+    }
     count_notifs(&unlocked->notifs, stats_p);
     vnxi_mutex_lock(&unlocked->peers_lock);
     stats_p->peers = agent->peers.count;

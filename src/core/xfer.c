@@ -30,6 +30,8 @@ struct vnx_xfer {
     atomic_uint state;
     vnx_agent_t *agent; /* retained */
     vnxi_exfer_t *exfer;
+    vnxi_counters_t *counters; /* the peer's; its list, which `exfer` holds,
+                                  keeps them alive */
     vnx_op_t op;
     vnxi_xfer_facts_t facts;
 
@@ -109,9 +111,9 @@ disarm_deadline(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record)
  */
 
 static vnx_status_t
-xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
-            const void *notif, size_t notif_len, vnx_xfer_t **out_p,
-            vnx_error_t *error)
+xfer_create(vnx_agent_t *agent, vnxi_peer_t *peer,
+            const vnxi_xfer_args_t *args, const void *notif, size_t notif_len,
+            vnx_xfer_t **out_p, vnx_error_t *error)
 {
     vnx_xfer_t *xfer = malloc(sizeof *xfer);
     if (xfer == NULL) {
@@ -120,6 +122,7 @@ xfer_create(vnx_agent_t *agent, const vnxi_xfer_args_t *args,
     vnxi_xfer_args_t full = *args;
     full.cookie = xfer;
     *xfer = (vnx_xfer_t){.deadline.passed = deadline_passed,
+                         .counters = &peer->counters,
                          .op = args->op,
                          .notif_len = notif_len};
     if (notif != NULL &&
@@ -192,7 +195,8 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
         .no_merge = no_merge,
         .operation = operation,
     };
-    return xfer_create(agent, &args, notif, notif_len, out_p, error);
+    return xfer_create(agent, remote->peer, &args, notif, notif_len, out_p,
+                       error);
 }
 
 vnx_status_t
@@ -234,7 +238,7 @@ vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
     args.local = local_list;
     args.remote = remote_list;
     args.local_rows.count = args.remote_rows.count = local_count;
-    status = xfer_create(agent, &args, notif, notif_len, out_p, error);
+    status = xfer_create(agent, peer, &args, notif, notif_len, out_p, error);
 
     agent->ops->list_release(remote_list);
 out_local:
@@ -283,26 +287,28 @@ vnx_xfer_drop(vnx_xfer_t *xfer)
 /* -- Post and end ------------------------------------------------------------
  */
 
+/* Release order: core/stats.c. */
 static void
-count_end(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns)
+count_end(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns, bool at_once)
 {
-    vnxi_counters_t *counters = &xfer->agent->counters;
+    atomic_uint_fast64_t *at = xfer->counters->at;
+    unsigned op = (unsigned)xfer->op;
 
     if (status != VNX_OK) {
-        vnxi_count(status == VNX_ERR_CANCELED ? &counters->cancelled
-                                              : &counters->failed,
-                   1);
+        atomic_fetch_add_explicit(&at[VNXI_ENDS + vnx_status_index(status)], 1,
+                                  memory_order_release);
         return;
     }
-    uint64_t us = ns / 1000;
-    unsigned log2 = us == 0 ? 0 : 63u - (unsigned)__builtin_clzll(us);
-    vnxi_count(&counters->xfer_us_log2[log2 < 32 ? log2 : 31], 1);
-    vnxi_count(&counters->done, 1);
-    vnxi_count(xfer->op == VNX_OP_READ ? &counters->bytes_read
-                                       : &counters->bytes_written,
-               xfer->facts.bytes);
+    unsigned place = op * VNX_HISTOGRAM + vnxi_histogram_place(ns);
+    atomic_fetch_add_explicit(
+        &at[(at_once ? VNXI_AT_ONCE : VNXI_LATER) + place], 1,
+        memory_order_release);
+    vnxi_count(&at[at_once ? VNXI_AT_ONCE_NS : VNXI_LATER_NS], ns);
+    vnxi_count(&at[VNXI_BYTES + op], xfer->facts.bytes);
+    atomic_store_explicit(&xfer->agent->counters.last_bytes[op],
+                          xfer->facts.bytes, memory_order_relaxed);
     if (xfer->notif != NULL) {
-        vnxi_count(&counters->notifs_sent, 1);
+        vnxi_count(&at[VNXI_NOTIFS_SENT], 1);
     }
 }
 
@@ -320,8 +326,10 @@ keep_error(vnx_xfer_t *xfer, const vnx_error_t *error)
     free(old);
 }
 
-static void
-xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
+/* Returns the time of the end. */
+static uint64_t
+xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error,
+         bool at_once)
 {
     uint64_t now = vnxi_clock_ns();
     vnx_error_t record;
@@ -336,7 +344,8 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
     atomic_store_explicit(&xfer->end_ns, now, memory_order_relaxed);
     count_end(xfer, status,
               now -
-                  atomic_load_explicit(&xfer->start_ns, memory_order_relaxed));
+                  atomic_load_explicit(&xfer->start_ns, memory_order_relaxed),
+              at_once);
     if (status != VNX_OK) {
         keep_error(xfer, &record);
     }
@@ -346,6 +355,7 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error)
     }
     atomic_fetch_sub(&xfer->agent->in_flight, 1);
     vnxi_events_signal(&xfer->agent->events);
+    return now;
 }
 
 void
@@ -354,7 +364,7 @@ vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
 {
     vnx_xfer_t *xfer = cookie;
     (void)context;
-    xfer_end(xfer, status, error);
+    xfer_end(xfer, status, error, false);
     vnxi_agent_release_in_callback(drop(xfer));
 }
 
@@ -388,29 +398,41 @@ replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
     return VNX_OK;
 }
 
-static void
+/* Returns the time of the start. */
+static uint64_t
 note_start(vnx_xfer_t *xfer, unsigned before)
 {
-    vnxi_counters_t *counters = &xfer->agent->counters;
+    atomic_uint_fast64_t *at = xfer->counters->at;
+    const vnxi_xfer_facts_t *facts = &xfer->facts;
 
     if (before != VNX_XFER_READY) {
         keep_error(xfer, NULL);
     }
+    uint64_t now = vnxi_clock_ns();
     atomic_store_explicit(&xfer->end_ns, 0, memory_order_relaxed);
-    atomic_store_explicit(&xfer->start_ns, vnxi_clock_ns(),
-                          memory_order_relaxed);
-    vnxi_count(&counters->posted, 1);
-    vnxi_count(&counters->rows, xfer->facts.rows);
-    vnxi_count(&counters->pieces, xfer->facts.pieces);
+    atomic_store_explicit(&xfer->start_ns, now, memory_order_relaxed);
+    vnxi_count(&at[VNXI_POSTED], 1);
+    if (facts->rows != 1) {
+        vnxi_count(&at[VNXI_MORE_ROWS], facts->rows - 1);
+    }
+    if (facts->pieces != facts->rows) {
+        vnxi_count(&at[VNXI_MERGED], facts->rows - facts->pieces);
+    }
+    return now;
 }
 
+/* Note the time spent in the post that returns this status.  That of a
+ * transfer completed at once was counted with its end. */
 static void
-note_posted(vnx_xfer_t *xfer, uint64_t now)
+note_posted(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns)
 {
-    atomic_store_explicit(
-        &xfer->post_ns,
-        now - atomic_load_explicit(&xfer->start_ns, memory_order_relaxed),
-        memory_order_relaxed);
+    atomic_uint_fast64_t *at = xfer->counters->at;
+
+    atomic_store_explicit(&xfer->post_ns, ns, memory_order_relaxed);
+    if (status != VNX_OK) {
+        vnxi_count(&at[VNXI_POST + vnxi_histogram_place(ns)], 1);
+        vnxi_count(&at[VNXI_POST_NS], ns);
+    }
 }
 
 /* Pass a claimed transfer to the engine, which may finish it before this
@@ -455,17 +477,16 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
             return status;
         }
     }
-    note_start(xfer, before);
+    uint64_t begun = note_start(xfer, before);
     vnx_xfer_retain(xfer); /* the engine's reference */
     atomic_fetch_add(&xfer->agent->in_flight, 1);
     vnx_status_t status = start(xfer, timeout_ns, record);
     if (status == VNX_IN_PROG) {
-        note_posted(xfer, vnxi_clock_ns());
+        note_posted(xfer, status, vnxi_clock_ns() - begun);
         return status;
     }
-    xfer_end(xfer, status, status < 0 ? record : NULL);
-    note_posted(xfer,
-                atomic_load_explicit(&xfer->end_ns, memory_order_relaxed));
+    uint64_t end = xfer_end(xfer, status, status < 0 ? record : NULL, true);
+    note_posted(xfer, status, end - begun);
     vnx_xfer_drop(xfer);
     return status;
 }

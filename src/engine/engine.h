@@ -40,6 +40,9 @@
 #include <stdbool.h>
 #include <vnx/vnx.h>
 
+#include "base/bytes.h"
+#include "engine/counters.h"
+
 #define VNXI_ENGINE_ABI 1
 
 typedef struct vnxi_engine vnxi_engine_t;   /* defined by the engine */
@@ -63,7 +66,23 @@ typedef struct vnxi_peer {
     size_t name_len;
     uint64_t generation; /* written by the core before the peer is visible
                             to others */
+
+    /* The core's; all zeros in a new object. */
+    vnxi_counters_t counters;
+    /* Called before `destroy`; NULL: never visible to others, or the agent
+     * itself. */
+    void (*retire)(struct vnxi_peer *peer);
+    struct vnx_agent *agent;        /* borrowed; for `retire` */
+    struct vnxi_peer *next, **link; /* agent->counters_lock */
 } vnxi_peer_t;
+
+/* What can be said of a peer at any time. */
+typedef struct vnxi_peer_status {
+    const char *state; /* "connected", "connecting", "lost" */
+    char path[128];    /* the transport or the backends that reach it */
+    char cause[VNX_ERROR_CAUSE_MAX]; /* "" unless it is lost */
+    uint32_t pid;                    /* 0: not known */
+} vnxi_peer_status_t;
 
 /*
  * Callbacks from the engine to the core.  Called on any thread, never after
@@ -216,11 +235,14 @@ struct vnxi_engine_ops {
      * here or the engine cannot know.  Does not wait. */
     uint32_t (*peer_pid)(vnxi_peer_t *peer);
 
-    /* Append members of a JSON object ("\"path\": \"SHM\", ...", without
-     * braces) about the peer, or about the engine if peer is NULL.  Owned:
-     * free(). */
-    vnx_status_t (*describe)(vnxi_engine_t *engine, vnxi_peer_t *peer,
-                             vnx_bytes_t *members_p, vnx_error_t *error);
+    /* Get the status of a peer without waiting, and without a call into a
+     * library. */
+    void (*peer_status)(vnxi_peer_t *peer, vnxi_peer_status_t *status_p);
+
+    /* Write members of a JSON object (base/json.h) about the peer, beyond its
+     * status, or about the engine if peer is NULL. */
+    void (*describe)(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                     vnxi_writer_t *out);
 
     /* -- Prepared lists -------------------------------------------------- */
 
@@ -294,6 +316,9 @@ static inline void
 vnxi_peer_release(vnxi_peer_t *peer)
 {
     if (peer != NULL && atomic_fetch_sub(&peer->refs, 1) == 1) {
+        if (peer->retire != NULL) {
+            peer->retire(peer);
+        }
         peer->destroy(peer);
     }
 }

@@ -104,13 +104,10 @@ count_regions(vnxi_native_peer_t *peer)
 }
 
 static const char *
-state_name(const vnxi_native_peer_t *peer)
+conn_state(const vnxi_native_peer_t *peer)
 {
     const vnxi_conn_t *conn = vnxi_native_conn(peer, atomic_load(&peer->main));
 
-    if (vnxi_native_peer_gone(peer)) {
-        return "lost";
-    }
     return main_of(peer)->is_connected == NULL ||
                    main_of(peer)->is_connected(conn)
                ? "connected"
@@ -136,17 +133,6 @@ write_refusals(vnxi_native_peer_t *peer, vnxi_writer_t *out)
         memcpy(key + len, "_because", sizeof "_because");
         vnxi_json_member(out, key, cause);
     }
-}
-
-/* Write members as an object; frees them. */
-static void
-write_object(vnxi_writer_t *members, vnxi_writer_t *out)
-{
-    vnxi_json_text(out, "{");
-    vnxi_write_bytes(out, members->data, members->len);
-    vnxi_json_text(out, "}");
-    out->failed |= members->failed;
-    vnxi_writer_fini(members);
 }
 
 /* One pair of kinds of memory: the transport that serves it, and why faster
@@ -175,8 +161,8 @@ write_route(vnxi_native_peer_t *peer, vnx_mem_t local, vnx_mem_t remote,
         vnxi_json_text(&route, "null");
     }
     vnxi_json_key(&route, "not");
-    write_object(&faster, &route);
-    write_object(&route, out);
+    vnxi_json_object(&route, &faster);
+    vnxi_json_object(out, &route);
 }
 
 /* The kinds of memory that occur on either side or can occur. */
@@ -220,22 +206,31 @@ pid_of(const vnxi_native_peer_t *peer)
     return pid;
 }
 
+void
+vnxi_native_peer_status(vnxi_peer_t *base, vnxi_peer_status_t *status_p)
+{
+    vnxi_native_peer_t *peer = vnxi_native_peer(base);
+
+    if (vnxi_native_peer_gone(peer)) {
+        status_p->state = "lost";
+        vnxi_peer_end_cause(&peer->end, status_p->cause);
+    } else {
+        status_p->state = conn_state(peer);
+        status_p->cause[0] = '\0';
+    }
+    snprintf(status_p->path, sizeof status_p->path, "%s", main_of(peer)->name);
+    status_p->pid = pid_of(peer);
+}
+
 static void
 describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
 {
     const region_counts_t regions = count_regions(peer);
     bool is_self = peer == peer->engine->self;
-    char cause[VNX_ERROR_CAUSE_MAX];
 
-    vnxi_peer_end_cause(&peer->end, cause);
-    vnxi_json_member(out, "state", state_name(peer));
-    vnxi_json_member(out, "path", main_of(peer)->name);
     vnxi_json_member(out, "why",
                      is_self ? "the agent itself: copied within the process"
                              : main_of(peer)->why);
-    if (cause[0] != '\0') {
-        vnxi_json_member(out, "cause", cause);
-    }
     write_refusals(peer, out);
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         vnxi_conn_t *conn = vnxi_native_conn(peer, t);
@@ -245,27 +240,18 @@ describe_peer(vnxi_native_peer_t *peer, vnxi_writer_t *out)
         }
     }
     write_routes(peer, regions.mems, out);
-    vnxi_json_number(out, "pid", pid_of(peer));
     vnxi_json_number(out, "regions", regions.all);
     vnxi_json_number(out, "regions_direct", regions.direct);
     vnxi_json_number(out, "regions_confirmed", regions.confirmed);
-    vnxi_json_number(out, "transfers", atomic_load(&peer->xfers));
-    vnxi_json_number(out, "bytes", atomic_load(&peer->bytes));
-    vnxi_json_number(out, "notifs_sent", atomic_load(&peer->notifs));
 }
 
-vnx_status_t
+void
 vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
-                     vnx_bytes_t *members_p, vnx_error_t *error)
+                     vnxi_writer_t *out)
 {
-    vnxi_writer_t out = {0};
-
     if (peer != NULL) {
-        describe_peer(vnxi_native_peer(peer), &out);
+        describe_peer(vnxi_native_peer(peer), out);
     } else {
-        describe_engine(engine, &out);
+        describe_engine(engine, out);
     }
-    return vnxi_writer_take(&out, &members_p->data, &members_p->len)
-               ? VNX_OK
-               : vnxi_error_no_memory(error, "vnx_agent_describe", 0);
 }

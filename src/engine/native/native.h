@@ -91,8 +91,7 @@ struct vnxi_native_peer {
     char refused[VNXI_TRANSPORTS][VNX_ERROR_CAUSE_MAX]; /* lock; why a conn was
                                                            refused, or "" */
 
-    atomic_uint_fast64_t bytes, xfers, notifs; /* sent or read */
-    vnxi_native_peer_t *next;                  /* engine->peers_lock */
+    vnxi_native_peer_t *next; /* engine->peers_lock */
 };
 
 static inline vnxi_native_peer_t *
@@ -244,8 +243,9 @@ bool vnxi_native_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
 uint32_t vnxi_native_peer_pid(vnxi_peer_t *peer);
 vnx_status_t vnxi_native_notif_send(vnxi_peer_t *peer, const void *message,
                                     size_t len, vnx_error_t *error);
-vnx_status_t vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
-                                  vnx_bytes_t *members_p, vnx_error_t *error);
+void vnxi_native_peer_status(vnxi_peer_t *peer, vnxi_peer_status_t *status_p);
+void vnxi_native_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                          vnxi_writer_t *out);
 
 /* The peer's current regions; returns a reference.  NULL: no memory. */
 vnxi_region_table_t *vnxi_native_peer_table(vnxi_native_peer_t *peer);

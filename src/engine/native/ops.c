@@ -109,6 +109,7 @@ const vnxi_engine_ops_t vnxi_native_ops = {
     .peer_connect = vnxi_native_peer_connect,
     .peer_covers = vnxi_native_peer_covers,
     .peer_pid = vnxi_native_peer_pid,
+    .peer_status = vnxi_native_peer_status,
     .describe = vnxi_native_describe,
     .list_begin = native_list_begin,
     .list_feed = vnxi_list_feed,

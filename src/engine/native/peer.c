@@ -337,8 +337,6 @@ vnxi_native_notif_send(vnxi_peer_t *base, const void *message, size_t len,
         vnxi_native_conn(peer, t), message, len, error);
     if (status != VNX_OK) {
         vnxi_error_peer(error, base->name, base->name_len);
-    } else {
-        atomic_fetch_add_explicit(&peer->notifs, 1, memory_order_relaxed);
     }
     return status;
 }

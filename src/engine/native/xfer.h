@@ -63,7 +63,7 @@ void vnxi_exfer_part_done(void *exfer, vnx_status_t status,
 vnx_status_t vnxi_exfer_copy_chunk(vnxi_exfer_t *exfer, size_t chunk,
                                    vnx_error_t *error);
 
-/* All bytes have been written: send the notification and count. */
+/* All bytes have been written: send the notification. */
 vnx_status_t vnxi_exfer_succeed(vnxi_exfer_t *exfer, vnx_error_t *error);
 
 /* Count a transfer as in flight, or no more. */

@@ -159,19 +159,10 @@ vnxi_exfer_land(vnxi_engine_t *engine)
 vnx_status_t
 vnxi_exfer_succeed(vnxi_exfer_t *exfer, vnx_error_t *error)
 {
-    vnxi_native_peer_t *peer = exfer->peer;
-
-    if (exfer->notif != NULL) {
-        vnx_status_t status = vnxi_native_notif_send(&peer->base, exfer->notif,
-                                                     exfer->notif_len, error);
-        if (status != VNX_OK) {
-            return status;
-        }
-    }
-    atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
-    atomic_fetch_add_explicit(&peer->bytes, exfer->plan.bytes,
-                              memory_order_relaxed);
-    return VNX_OK;
+    return exfer->notif != NULL
+               ? vnxi_native_notif_send(&exfer->peer->base, exfer->notif,
+                                        exfer->notif_len, error)
+               : VNX_OK;
 }
 
 /* The status of a transfer whose parts have ended.  If it was stopped without

@@ -155,8 +155,6 @@ struct vnxi_nixl_peer {
 
     vnxi_mutex_t lock;
     vnxi_region_table_t *table; /* lock; NULL for self: the registry's */
-
-    atomic_uint_fast64_t bytes, xfers, notifs; /* moved, ended, sent */
 };
 
 static inline vnxi_nixl_peer_t *
@@ -288,8 +286,9 @@ bool vnxi_nixl_peer_covers(vnxi_peer_t *peer, vnx_mem_t mem,
 uint32_t vnxi_nixl_peer_pid(vnxi_peer_t *peer);
 vnx_status_t vnxi_nixl_notif_send(vnxi_peer_t *peer, const void *message,
                                   size_t len, vnx_error_t *error);
-vnx_status_t vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
-                                vnx_bytes_t *members_p, vnx_error_t *error);
+void vnxi_nixl_peer_status(vnxi_peer_t *peer, vnxi_peer_status_t *status_p);
+void vnxi_nixl_describe(vnxi_engine_t *engine, vnxi_peer_t *peer,
+                        vnxi_writer_t *out);
 
 /* Its current regions, with a reference for the caller; NULL: no memory. */
 vnxi_region_table_t *vnxi_nixl_peer_table(vnxi_nixl_peer_t *peer);

@@ -73,6 +73,7 @@ const vnxi_engine_ops_t vnxi_nixl_ops = {
     .peer_connect = vnxi_nixl_peer_connect,
     .peer_covers = vnxi_nixl_peer_covers,
     .peer_pid = vnxi_nixl_peer_pid,
+    .peer_status = vnxi_nixl_peer_status,
     .describe = vnxi_nixl_describe,
     .list_begin = nixl_list_begin,
     .list_feed = vnxi_list_feed,

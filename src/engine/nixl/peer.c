@@ -211,9 +211,6 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
         }
         vnxi_nixl_poller_touch(&engine->poller);
     }
-    if (status == VNX_OK) {
-        atomic_fetch_add_explicit(&peer->notifs, 1, memory_order_relaxed);
-    }
     vnxi_nixl_leave(engine);
     return status;
 }

@@ -80,9 +80,6 @@ vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
                                       peer->base.name, peer->base.name_len,
                                       exfer->notif, exfer->notif_len);
         }
-        atomic_fetch_add_explicit(&peer->xfers, 1, memory_order_relaxed);
-        atomic_fetch_add_explicit(&peer->bytes, exfer->bytes,
-                                  memory_order_relaxed);
         return VNX_OK;
     }
     error = error != NULL ? error : &unused;

@@ -243,7 +243,6 @@ vnxi_nixl_xfer_prepare(vnxi_engine_t *engine, const vnxi_xfer_args_t *args,
     if (status == VNX_OK) {
         *facts_p = (vnxi_xfer_facts_t){pieces.bytes, args->local_rows.count,
                                        pieces.count};
-        exfer->bytes = pieces.bytes;
         exfer->is_large =
             pieces.bytes > LARGE_BYTES || pieces.count > LARGE_PIECES;
         exfer->pieces = pieces.storage;

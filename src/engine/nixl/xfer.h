@@ -25,7 +25,6 @@ struct vnxi_exfer {
     vnxi_nixl_peer_t *peer;      /* the remote list keeps it alive */
     vnxi_list_t *local, *remote; /* retained */
     vnx_op_t op;
-    uint64_t bytes;
     bool is_large;    /* posting it may take long */
     bool was_retried; /* the current post is the second */
     atomic_uint stage;
@@ -50,8 +49,7 @@ struct vnxi_exfer {
  */
 
 /* The outcome of a post; `code` is the library's status.  VNX_IN_PROG (also if
- * a failed transfer was posted once more), or the end with its error.  Updates
- * the peer's counters. */
+ * a failed transfer was posted once more), or the end with its error. */
 vnx_status_t vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code,
                                     vnx_error_t *error);
 

@@ -108,7 +108,8 @@ typedef struct vnxi_py_agent {
     X(_next_notif)                 \
     /* info.c */                   \
     X(describe)                    \
-    X(stats)
+    X(stats)                       \
+    X(peers)
 
 #define VNXI_PY_AGENT_DECLARE(name) \
     VNXI_PY_METHOD_DECLARE(vnxi_py_agent_, name)

@@ -58,8 +58,12 @@ numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
         FIELD(xfers_done),
         FIELD(xfers_failed),
         FIELD(xfers_cancelled),
+        FIELD(reads_done),
+        FIELD(writes_done),
         FIELD(bytes_read),
         FIELD(bytes_written),
+        FIELD(last_bytes_read),
+        FIELD(last_bytes_written),
         FIELD(rows),
         FIELD(pieces),
         FIELD(notifs_sent),
@@ -70,18 +74,63 @@ numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
         FIELD(peers),
         FIELD(peers_lost),
         FIELD(regions),
+        FIELD(bytes_registered),
+        FIELD(bytes_registered_total),
+        FIELD(bytes_deregistered_total),
         FIELD(live_dlists),
         FIELD(live_xfers),
+        FIELD(xfer_us_sum),
+        FIELD(post_us_sum),
+        FIELD(notif_wait_us_sum),
     };
 #undef FIELD
     return vnxi_py_dict_set_numbers(dict, "", numbers,
                                     sizeof numbers / sizeof numbers[0]);
 }
 
+static bool
+histograms_set(PyObject *dict, const vnx_agent_stats_t *stats)
+{
+    const struct {
+        const char *key;
+        const uint64_t *counts;
+    } of[] = {
+        {"xfer_us_log2", stats->xfer_us_log2},
+        {"post_us_log2", stats->post_us_log2},
+        {"notif_wait_us_log2", stats->notif_wait_us_log2},
+    };
+    bool good = true;
+
+    for (size_t i = 0; good && i < sizeof of / sizeof of[0]; i++) {
+        good = vnxi_py_dict_set(
+            dict, of[i].key, vnxi_py_numbers_new(of[i].counts, VNX_HISTOGRAM));
+    }
+    return good;
+}
+
+/* A dict of the statuses that occurred. */
+static PyObject *
+failures_new(const vnx_agent_stats_t *stats)
+{
+    PyObject *dict = PyDict_New();
+
+    for (unsigned i = 0; dict != NULL && i < VNX_STATUS_COUNT; i++) {
+        if (stats->failures[i] != 0 &&
+            !vnxi_py_dict_set(
+                dict, vnx_status_name(vnx_status_at(i)),
+                PyLong_FromUnsignedLongLong(stats->failures[i]))) {
+            Py_CLEAR(dict);
+        }
+    }
+    return dict;
+}
+
 VNXI_PY_AGENT_METHOD(
     stats, (),
-    "Counters of the agent: a dict of str to int; 'xfer_us_log2' is a list\n"
-    "of 32: transfers that took from 2**i to 2**(i + 1) microseconds.")
+    "Counters of the agent, as a dict. 'failures' is a dict: the name of a\n"
+    "status, and how many transfers failed with it. 'xfer_us_log2',\n"
+    "'post_us_log2' and 'notif_wait_us_log2' are lists of 32: how many took\n"
+    "from 2**i to 2**(i + 1) microseconds. The other values are ints.")
 {
     vnx_agent_stats_t stats;
     vnx_agent_stats(self->agent, &stats);
@@ -89,12 +138,22 @@ VNXI_PY_AGENT_METHOD(
     if (dict != NULL &&
         (!numbers_set(dict, &stats) ||
          !vnxi_py_agent_listener_stats(self, dict, "listener_") ||
-         !vnxi_py_dict_set(
-             dict, "xfer_us_log2",
-             vnxi_py_numbers_new(stats.xfer_us_log2,
-                                 sizeof stats.xfer_us_log2 /
-                                     sizeof stats.xfer_us_log2[0])))) {
+         !vnxi_py_dict_set(dict, "failures", failures_new(&stats)) ||
+         !histograms_set(dict, &stats))) {
         Py_CLEAR(dict);
     }
     return dict;
+}
+
+VNXI_PY_AGENT_METHOD(
+    peers, (),
+    "The loaded peers, also lost ones: a dict from each name to a dict with\n"
+    "the state and the counters of the peer.")
+{
+    vnx_bytes_t json;
+    vnx_error_t error;
+    vnx_status_t status =
+        VNXI_PY_WITHOUT_GIL(vnx_agent_peers(self->agent, &json, &error));
+    return status < 0 ? vnxi_py_raise(self->state, &error)
+                      : json_object(&json);
 }
