@@ -89,15 +89,22 @@ test_status_table_has_every_status_once(void **state)
 {
     (void)state;
     int seen[256] = {0};
-#define CHECK(sym, num, name, text, pyclass)         \
-    assert_string_equal(vnx_status_name(sym), name); \
-    assert_string_equal(vnx_status_text(sym), text); \
-    assert_int_equal(seen[(num) + 200]++, 0);        \
-    assert_int_equal((num) >= 0, vnx_status_python_class(sym) == NULL);
+    unsigned count = 0;
+#define CHECK(sym, num, name, text, pyclass)                            \
+    assert_string_equal(vnx_status_name(sym), name);                    \
+    assert_string_equal(vnx_status_text(sym), text);                    \
+    assert_int_equal(seen[(num) + 200]++, 0);                           \
+    assert_int_equal((num) >= 0, vnx_status_python_class(sym) == NULL); \
+    assert_int_equal(vnx_status_index(sym), count);                     \
+    assert_int_equal(vnx_status_at(count++), sym);
     VNX_STATUS_TABLE(CHECK)
 #undef CHECK
     assert_string_equal(vnx_status_name((vnx_status_t)-77),
                         "NIXL_ERR_UNKNOWN");
+    assert_int_equal(count, VNX_STATUS_COUNT);
+    assert_int_equal(vnx_status_index((vnx_status_t)-77),
+                     vnx_status_index(VNX_ERR_UNKNOWN));
+    assert_int_equal(vnx_status_at(VNX_STATUS_COUNT), VNX_ERR_UNKNOWN);
 }
 
 /* The words for an errno name the limit of descriptors, and only where it is

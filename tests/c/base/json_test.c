@@ -41,6 +41,63 @@ test_json_strings_escape_what_json_cannot_hold(void **state)
 }
 
 static void
+test_json_bytes_key_escapes_bytes_that_are_not_utf8(void **state)
+{
+    static const struct {
+        const char *name, *written;
+    } rows[] = {
+        {"", "\"\": "},
+        {"plain", "\"plain\": "},
+        {"\x01\"\\\x7f", "\"\\u0001\\u0022\\u005c\\u007f\": "},
+        /* The first and the last character of each length. */
+        {"\xc2\x80\xdf\xbf", "\"\xc2\x80\xdf\xbf\": "},
+        {"\xe0\xa0\x80\xed\x9f\xbf\xee\x80\x80\xef\xbf\xbf",
+         "\"\xe0\xa0\x80\xed\x9f\xbf\xee\x80\x80\xef\xbf\xbf\": "},
+        {"\xf0\x90\x80\x80\xf4\x8f\xbf\xbf",
+         "\"\xf0\x90\x80\x80\xf4\x8f\xbf\xbf\": "},
+        /* Too long a form, a surrogate, above U+10FFFF. */
+        {"\xc1\xbf", "\"\\udcc1\\udcbf\": "},
+        {"\xe0\x9f\xbf", "\"\\udce0\\udc9f\\udcbf\": "},
+        {"\xed\xa0\x80", "\"\\udced\\udca0\\udc80\": "},
+        {"\xf0\x8f\xbf\xbf", "\"\\udcf0\\udc8f\\udcbf\\udcbf\": "},
+        {"\xf4\x90\x80\x80", "\"\\udcf4\\udc90\\udc80\\udc80\": "},
+        {"\xf5\xff", "\"\\udcf5\\udcff\": "},
+        /* Broken off, by the end or by another character. */
+        {"\xc3", "\"\\udcc3\": "},
+        {"\xe2\x82", "\"\\udce2\\udc82\": "},
+        {"\xe2\x82z", "\"\\udce2\\udc82z\": "},
+        {"\xf0\x9f\x92\xc3\xa9", "\"\\udcf0\\udc9f\\udc92\xc3\xa9\": "},
+    };
+    (void)state;
+
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        vnxi_writer_t out = {0};
+        vnxi_json_bytes_key(&out, rows[i].name, strlen(rows[i].name));
+        assert_written(&out, rows[i].written);
+    }
+    vnxi_writer_t out = {0};
+    vnxi_json_bytes_key(&out, "a\0b", 3);
+    vnxi_json_text(&out, "1");
+    vnxi_json_bytes_key(&out, "c", 1);
+    assert_written(&out, "\"a\\u0000b\": 1, \"c\": ");
+}
+
+static void
+test_json_object_holds_its_members(void **state)
+{
+    vnxi_writer_t out = {0}, members = {0};
+    (void)state;
+
+    vnxi_json_key(&out, "none");
+    vnxi_json_object(&out, &members);
+    vnxi_json_number(&members, "n", 1);
+    vnxi_json_key(&out, "one");
+    vnxi_json_object(&out, &members);
+    assert_null(members.data);
+    assert_written(&out, "\"none\": {}, \"one\": {\"n\": 1}");
+}
+
+static void
 test_json_empty_string(void **state)
 {
     vnxi_writer_t out = {0};
@@ -137,6 +194,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_json_members_have_commas_between_them),
         cmocka_unit_test(test_json_strings_escape_what_json_cannot_hold),
+        cmocka_unit_test(test_json_bytes_key_escapes_bytes_that_are_not_utf8),
+        cmocka_unit_test(test_json_object_holds_its_members),
         cmocka_unit_test(test_json_empty_string),
         cmocka_unit_test(test_json_of_any_byte_is_valid),
         cmocka_unit_test(test_json_backslashes_are_escaped_separately),

@@ -98,6 +98,7 @@ refuse_agent_calls(handles_t *h)
     CHECK_REFUSED(vnx_agent_connect_peer(a, "B", 1, NULL));
     CHECK_REFUSED(vnx_agent_describe(a, "", 0, &bytes, NULL));
     CHECK_REFUSED(vnx_agent_describe(a, "B", 1, &bytes, NULL));
+    CHECK_REFUSED(vnx_agent_peers(a, &bytes, NULL));
     CHECK_REFUSED(vnx_agent_fileno(a, &fd, NULL));
     CHECK_REFUSED(vnx_agent_subscribe(a, &fd, NULL));
     CHECK_REFUSED(vnx_agent_send_notif(a, "B", 1, "x", 1, NULL));

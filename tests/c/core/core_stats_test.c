@@ -1,15 +1,70 @@
-/* The counters of vnx_agent_stats(). */
+/* The counters of vnx_agent_stats() and vnx_agent_peers(). */
 #include "agent_pair.h"
+#include "json_check.h"
 #include "pool_gate.h"
+
+#include <stdatomic.h>
+#include <unistd.h>
+
+static uint64_t
+sum_of(const uint64_t counts[VNX_HISTOGRAM])
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
+        sum += counts[i];
+    }
+    return sum;
+}
 
 static uint64_t
 histogram_sum(const vnx_agent_stats_t *stats)
 {
-    uint64_t sum = 0;
-    for (size_t i = 0; i < 32; i++) {
-        sum += stats->xfer_us_log2[i];
+    return sum_of(stats->xfer_us_log2);
+}
+
+static uint64_t
+failures_of(const vnx_agent_t *agent, vnx_status_t status)
+{
+    return stats_of(agent).failures[vnx_status_index(status)];
+}
+
+/* What vnx_agent_peers() says; owned. */
+static char *
+peers_of(vnx_agent_t *agent)
+{
+    vnx_bytes_t json;
+    assert_ok(vnx_agent_peers(agent, &json, e));
+    char *text = strndup(json.data, json.len);
+    assert_int_equal(strlen(text), json.len);
+    free(json.data);
+    if (!json_is_valid(text)) {
+        fail_msg("no JSON: %s", text);
     }
-    return sum;
+    return text;
+}
+
+/* The number behind `"key": ` in what is said of B. */
+static uint64_t
+number_of_b(vnx_agent_t *agent, const char *key)
+{
+    char *text = peers_of(agent), quoted[64];
+    snprintf(quoted, sizeof quoted, "\"%s\": ", key);
+    char *of_b = strstr(text, "\"B\": {");
+    assert_non_null(of_b);
+    char *at = strstr(of_b, quoted);
+    assert_non_null(at);
+    uint64_t number = strtoull(at + strlen(quoted), NULL, 10);
+    free(text);
+    return number;
+}
+
+static bool
+peers_have(vnx_agent_t *agent, const char *part)
+{
+    char *text = peers_of(agent);
+    bool found = strstr(text, part) != NULL;
+    free(text);
+    return found;
 }
 
 static void
@@ -42,12 +97,17 @@ test_core_stats_count_transfers_and_their_bytes(void **state)
     assert_int_equal(stats.xfers_posted, 4);
     assert_int_equal(stats.xfers_done, 4);
     assert_int_equal(stats.xfers_failed + stats.xfers_cancelled, 0);
+    assert_int_equal(stats.reads_done, 3);
+    assert_int_equal(stats.writes_done, 1);
     assert_int_equal(stats.bytes_read, 3 * 16 * ROW);
     assert_int_equal(stats.bytes_written, p->len);
+    assert_int_equal(stats.last_bytes_read, 16 * ROW);
+    assert_int_equal(stats.last_bytes_written, p->len);
     assert_int_equal(stats.rows, 3 * 16 + ROWS);
     assert_int_equal(stats.pieces, 4);
     assert_int_equal(stats.notifs_sent, 1);
     assert_int_equal(histogram_sum(&stats), 4);
+    assert_int_equal(sum_of(stats.post_us_log2), 4);
     assert_int_equal(stats_of(p->b).xfers_posted, 0);
     assert_int_equal(stats_of(p->b).notifs_received, 1);
     assert_ok(vnx_xfer_release(reads, e));
@@ -89,8 +149,11 @@ test_core_stats_count_a_transfer_when_it_ends(void **state)
     assert_int_equal(stats.xfers_posted, 1);
     assert_int_equal(stats.xfers_done + stats.bytes_read, 0);
     assert_int_equal(histogram_sum(&stats), 0);
+    assert_int_equal(sum_of(stats.post_us_log2), 1);
+    assert_int_equal(number_of_b(p->a, "in_flight"), 1);
     gate_open(gate);
     assert_ok(vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), e));
+    assert_int_equal(number_of_b(p->a, "in_flight"), 0);
     assert_int_equal(stats_of(p->a).xfers_done, 1);
     assert_ok(vnx_xfer_release(xfer, e));
 }
@@ -121,28 +184,81 @@ test_core_stats_distinguish_failed_from_cancelled(void **state)
     assert_int_equal(stats.bytes_read, (posts - 1) * p->len);
     assert_int_equal(stats.notifs_sent, posts - 1);
     assert_int_equal(histogram_sum(&stats), posts - 1);
+    assert_int_equal(failures_of(p->a, VNX_ERR_NOT_FOUND), 3);
+    assert_int_equal(sum_of(stats.post_us_log2), stats.xfers_posted);
+    assert_true(peers_have(p->a, "\"failures\": {\"NIXL_ERR_NOT_FOUND\": 3}"));
+    assert_int_equal(number_of_b(p->a, "in_flight"), 0);
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
+static unsigned
+place_of(uint64_t us)
+{
+    unsigned log2 = 0;
+    while (us >> (log2 + 1) != 0) {
+        log2++;
+    }
+    return log2;
+}
+
+/* Sums of times are those of whole microseconds, or up to one more for each
+ * transfer. */
 static void
-test_core_stats_histogram_agrees_with_telemetry(void **state)
+assert_sum_near(uint64_t sum, uint64_t whole, uint64_t count)
+{
+    assert_true(sum >= whole && sum <= whole + count);
+}
+
+static void
+test_core_stats_times_agree_with_telemetry(void **state)
 {
     pair_t *p = *state;
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
     vnx_xfer_telemetry_t telemetry;
-    uint64_t expected[32] = {0};
+    uint64_t expected[32] = {0}, us = 0;
 
     for (int i = 0; i < 20; i++) {
         run_xfer(p->a, xfer);
         assert_ok(vnx_xfer_telemetry(xfer, &telemetry, e));
-        unsigned log2 = 0;
-        while (telemetry.xfer_us >> (log2 + 1) != 0) {
-            log2++;
-        }
-        expected[log2]++;
+        expected[place_of(telemetry.xfer_us)]++;
+        us += telemetry.xfer_us;
     }
-    assert_memory_equal(stats_of(p->a).xfer_us_log2, expected,
-                        sizeof expected);
+    vnx_agent_stats_t stats = stats_of(p->a);
+    assert_memory_equal(stats.xfer_us_log2, expected, sizeof expected);
+    assert_sum_near(stats.xfer_us_sum, us, 20);
+    assert_int_equal(sum_of(stats.post_us_log2), 20);
+    assert_ok(vnx_xfer_release(xfer, e));
+}
+
+/* A transfer that is done when its post returns took as long as the post. */
+static void
+test_core_stats_times_of_transfers_done_at_once(void **state)
+{
+    pair_t *p = *state;
+    vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_WRITE, 1, NULL);
+    vnx_xfer_telemetry_t telemetry;
+    uint64_t expected[32] = {0}, us = 0;
+
+    run_xfer(p->a, xfer); /* B confirms its region */
+    vnx_agent_stats_t first = stats_of(p->a);
+    for (int i = 0; i < 100; i++) {
+        assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_OK);
+        assert_ok(vnx_xfer_telemetry(xfer, &telemetry, e));
+        assert_int_equal(telemetry.post_us, telemetry.xfer_us);
+        expected[place_of(telemetry.post_us)]++;
+        us += telemetry.post_us;
+    }
+    vnx_agent_stats_t stats = stats_of(p->a);
+    for (size_t i = 0; i < 32; i++) {
+        assert_int_equal(stats.post_us_log2[i] - first.post_us_log2[i],
+                         expected[i]);
+        assert_int_equal(stats.xfer_us_log2[i] - first.xfer_us_log2[i],
+                         expected[i]);
+    }
+    assert_sum_near(stats.post_us_sum - first.post_us_sum, us, 101);
+    assert_sum_near(stats.xfer_us_sum - first.xfer_us_sum, us, 101);
+    assert_int_equal(stats.rows, 101);
+    assert_int_equal(stats.pieces, 101);
     assert_ok(vnx_xfer_release(xfer, e));
 }
 
@@ -155,6 +271,7 @@ test_core_stats_follow_regions_peers_and_handles(void **state)
     vnx_reg_desc_t bad[] = {region_of(more, ROW), region_of(more, 0)};
 
     assert_int_equal(stats_of(p->a).regions, 1);
+    assert_int_equal(stats_of(p->a).bytes_registered, p->len);
     assert_ok(vnx_agent_register(p->a, VNX_MEM_DRAM, two, 2, NULL, e));
     assert_int_equal(stats_of(p->a).regions, 3);
     assert_int_equal(
@@ -163,9 +280,17 @@ test_core_stats_follow_regions_peers_and_handles(void **state)
     assert_int_equal(
         vnx_agent_deregister(p->a, VNX_MEM_DRAM, bad, 2, NULL, NULL),
         VNX_ERR_NOT_FOUND);
-    assert_int_equal(stats_of(p->a).regions, 3);
+    vnx_agent_stats_t stats = stats_of(p->a);
+    assert_int_equal(stats.regions, 3);
+    assert_int_equal(stats.bytes_registered, p->len + 2 * ROW);
+    assert_int_equal(stats.bytes_registered_total, p->len + 2 * ROW);
+    assert_int_equal(stats.bytes_deregistered_total, 0);
     assert_ok(vnx_agent_deregister(p->a, VNX_MEM_DRAM, two, 2, NULL, e));
-    assert_int_equal(stats_of(p->a).regions, 1);
+    stats = stats_of(p->a);
+    assert_int_equal(stats.regions, 1);
+    assert_int_equal(stats.bytes_registered, p->len);
+    assert_int_equal(stats.bytes_registered_total, p->len + 2 * ROW);
+    assert_int_equal(stats.bytes_deregistered_total, 2 * ROW);
 
     assert_int_equal(stats_of(p->a).peers, 1);
     assert_int_equal(stats_of(p->b).peers, 0);
@@ -193,6 +318,245 @@ test_core_stats_keep_counts_after_close(void **state)
     assert_int_equal(stats.live_xfers, 1);
     assert_int_equal(stats.peers, 0);
     assert_ok(vnx_xfer_release(xfer, e));
+    assert_int_equal(stats_of(p->a).bytes_read, 4 * ROW);
+}
+
+/* -- Peers -----------------------------------------------------------------
+ */
+
+static void
+test_core_stats_lose_no_count_of_a_removed_peer(void **state)
+{
+    pair_t *p = *state;
+    vnx_xfer_t *kept = pair_make_xfer(p, VNX_OP_READ, 4, NULL);
+    vnx_xfer_t *other = pair_make_xfer(p, VNX_OP_WRITE, 2, NULL);
+
+    run_xfer(p->a, kept);
+    run_xfer(p->a, other);
+    assert_ok(vnx_xfer_release(other, e));
+    assert_ok(vnx_agent_remove_peer(p->a, "B", 1, e));
+    assert_true(peers_have(p->a, "{}"));
+    /* The transfer refers to the removed peer, and its failure counts. */
+    assert_int_equal(vnx_xfer_post(kept, NULL, 0, NULL),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    vnx_agent_stats_t before = stats_of(p->a);
+    assert_int_equal(before.bytes_read, 4 * ROW);
+    assert_int_equal(before.bytes_written, 2 * ROW);
+    assert_int_equal(before.xfers_posted, 3);
+    assert_int_equal(before.xfers_failed, 1);
+    assert_int_equal(failures_of(p->a, VNX_ERR_REMOTE_DISCONNECT), 1);
+
+    assert_ok(vnx_xfer_release(kept, e));
+    before.live_xfers = 0;
+    vnx_agent_stats_t after = stats_of(p->a);
+    assert_memory_equal(&after, &before, sizeof after);
+}
+
+static void
+test_core_stats_of_a_superseded_peer_begin_again(void **state)
+{
+    pair_t *p = *state;
+    vnx_xfer_t *old = pair_make_xfer(p, VNX_OP_READ, 4, NULL);
+
+    run_xfer(p->a, old);
+    assert_int_equal(number_of_b(p->a, "generation"), 1);
+    pair_restart_b(p);
+    load_peer(p->a, p->b);
+    assert_int_equal(vnx_xfer_post(old, NULL, 0, NULL),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, 8, NULL);
+    run_xfer(p->a, xfer);
+    assert_int_equal(number_of_b(p->a, "generation"), 2);
+    assert_int_equal(number_of_b(p->a, "transfers"), 1);
+    assert_int_equal(number_of_b(p->a, "bytes_read"), 8 * ROW);
+    assert_true(peers_have(p->a, "\"failures\": {}"));
+    vnx_agent_stats_t stats = stats_of(p->a);
+    assert_int_equal(stats.bytes_read, (4 + 8) * ROW);
+    assert_int_equal(stats.xfers_failed, 1);
+    assert_ok(vnx_xfer_release(old, e));
+    assert_ok(vnx_xfer_release(xfer, e));
+    assert_int_equal(stats_of(p->a).xfers_failed, 1);
+    assert_int_equal(stats_of(p->a).xfers_done, 2);
+}
+
+static void
+test_core_stats_peers_have_state_and_counters(void **state)
+{
+    pair_t *p = *state;
+    vnx_xfer_t *read = pair_make_xfer(p, VNX_OP_READ, 4, "n");
+    vnx_xfer_t *write = pair_make_xfer(p, VNX_OP_WRITE, 1, NULL);
+
+    load_peer(p->b, p->a);
+    run_xfer(p->a, read);
+    run_xfer(p->a, write);
+    run_xfer(p->a, write);
+    assert_ok(vnx_agent_send_notif(p->b, "A", 1, "x", 1, e));
+    assert_true(peers_have(p->a, "\"state\": \"connected\""));
+    assert_true(peers_have(p->a, "\"path\": \"process\""));
+    assert_int_equal(number_of_b(p->a, "pid"), getpid());
+    assert_int_equal(number_of_b(p->a, "transfers"), 3);
+    assert_int_equal(number_of_b(p->a, "reads_done"), 1);
+    assert_int_equal(number_of_b(p->a, "writes_done"), 2);
+    assert_int_equal(number_of_b(p->a, "bytes_read"), 4 * ROW);
+    assert_int_equal(number_of_b(p->a, "bytes_written"), 2 * ROW);
+    assert_int_equal(number_of_b(p->a, "rows"), 6);
+    assert_int_equal(number_of_b(p->a, "pieces"), 3);
+    assert_int_equal(number_of_b(p->a, "notifs_sent"), 1);
+    assert_int_equal(number_of_b(p->a, "notifs_received"), 1);
+    assert_false(peers_have(p->a, "\"cause\""));
+
+    vnx_agent_close(p->b);
+    assert_true(peers_have(p->a, "\"state\": \"lost\", \"cause\": \""));
+    assert_int_equal(number_of_b(p->a, "transfers"), 3);
+    assert_ok(vnx_xfer_release(read, e));
+    assert_ok(vnx_xfer_release(write, e));
+    vnx_bytes_t json;
+    vnx_agent_close(p->a);
+    assert_int_equal(vnx_agent_peers(p->a, &json, NULL), VNX_ERR_CLOSED);
+}
+
+static void
+test_core_stats_peers_of_a_new_agent_are_none(void **state)
+{
+    vnx_agent_t *agent = NULL;
+    (void)state;
+
+    assert_ok(vnx_agent_create("new", 3, NULL, &agent, e));
+    assert_true(peers_have(agent, "{}"));
+    vnx_agent_release(agent);
+}
+
+/* Transfers within the agent count in its totals; the agent is not one of its
+ * own peers, but can be described. */
+static void
+test_core_stats_count_transfers_within_the_agent(void **state)
+{
+    pair_t *p = *state;
+    vnx_dlist_t *local = prepare_rows(p->a, "", p->at_a, ROW, 4);
+    vnx_dlist_t *remote =
+        prepare_rows(p->a, "A", p->at_a + p->len / 2, ROW, 4);
+    vnx_xfer_t *xfer = make_xfer(p->a, VNX_OP_WRITE, local, remote, 4, "n");
+    vnx_bytes_t json;
+
+    run_xfer(p->a, xfer);
+    vnx_agent_stats_t stats = stats_of(p->a);
+    assert_int_equal(stats.writes_done, 1);
+    assert_int_equal(stats.bytes_written, 4 * ROW);
+    assert_int_equal(stats.notifs_sent, 1);
+    assert_int_equal(stats.notifs_received, 1);
+    assert_false(peers_have(p->a, "\"A\""));
+    assert_int_equal(number_of_b(p->a, "transfers"), 0);
+    assert_ok(vnx_agent_describe(p->a, "A", 1, &json, e));
+    assert_non_null(
+        memmem(json.data, json.len, "\"bytes_written\": 16384,", 23));
+    assert_non_null(
+        memmem(json.data, json.len, "\"notifs_received\": 1,", 21));
+    free(json.data);
+    assert_ok(vnx_xfer_release(xfer, e));
+    vnx_dlist_release(local);
+    vnx_dlist_release(remote);
+}
+
+/* Names of peers are any bytes. */
+static void
+test_core_stats_peers_with_names_that_are_not_text(void **state)
+{
+    static const char strange[] = "q\"\\\n\0\xc3\xa9\xff\xc3";
+    pair_t *p = *state;
+    vnx_agent_t *other = NULL;
+
+    assert_ok(vnx_agent_create(strange, sizeof strange - 1, NULL, &other, e));
+    assert_ok(vnx_agent_create_backend(other, "UCX", NULL, 0, e));
+    load_peer(p->a, other);
+    assert_true(peers_have(
+        p->a, "\"q\\u0022\\u005c\\u000a\\u0000\xc3\xa9\\udcff\\udcc3\": {"));
+    assert_true(peers_have(p->a, "\"B\": {"));
+    vnx_agent_release(other);
+}
+
+typedef struct churn {
+    pair_t *pair;
+    atomic_bool is_over;
+    atomic_uint_fast64_t moved; /* transfers that succeeded */
+    atomic_uint_fast64_t tried;
+} churn_t;
+
+/* Make and run transfers to B, whatever becomes of it. */
+static void *
+move_rows(void *argument)
+{
+    churn_t *churn = argument;
+    pair_t *p = churn->pair;
+    vnx_desc_t here = desc_at(p->at_a, ROW), there = desc_at(p->at_b, ROW);
+
+    while (!atomic_load(&churn->is_over)) {
+        vnx_xfer_t *xfer = NULL;
+        if (vnx_xfer_create(p->a, VNX_OP_WRITE, VNX_MEM_DRAM, &here, 1,
+                            VNX_MEM_DRAM, &there, 1, "B", 1, NULL, 0, NULL,
+                            &xfer, NULL) != VNX_OK) {
+            continue;
+        }
+        for (int i = 0; i < 5; i++) {
+            atomic_fetch_add(&churn->tried, 1);
+            vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, NULL);
+            if (status == VNX_IN_PROG) {
+                status = vnx_agent_wait(p->a, &xfer, 1, 0, SECONDS(30), NULL);
+            }
+            atomic_fetch_add(&churn->moved, status == VNX_OK);
+        }
+        assert_ok(vnx_xfer_release(xfer, e));
+    }
+    return NULL;
+}
+
+static void *
+load_and_remove(void *argument)
+{
+    churn_t *churn = argument;
+
+    for (int i = 0; !atomic_load(&churn->is_over); i++) {
+        if (i % 3 != 0) {
+            load_peer(churn->pair->a, churn->pair->b);
+        } else {
+            assert_ok(vnx_agent_remove_peer(churn->pair->a, "B", 1, e));
+        }
+    }
+    return NULL;
+}
+
+/* No count is lost or taken twice while others look, and no number of the
+ * agent goes down. */
+static void
+test_core_stats_are_exact_while_peers_come_and_go(void **state)
+{
+    churn_t churn = {.pair = *state};
+    vnx_agent_t *a = churn.pair->a;
+    vnx_agent_stats_t last = stats_of(a);
+    pthread_t threads[2];
+
+    pthread_create(&threads[0], NULL, move_rows, &churn);
+    pthread_create(&threads[1], NULL, load_and_remove, &churn);
+    for (int i = 0; i < 2000 || last.xfers_done < 100; i++) {
+        free(peers_of(a));
+        vnx_agent_stats_t now = stats_of(a);
+        assert_true(now.xfers_posted >= last.xfers_posted);
+        assert_true(now.xfers_done >= last.xfers_done);
+        assert_true(now.bytes_written >= last.bytes_written);
+        assert_true(now.xfers_done + now.xfers_failed <= now.xfers_posted);
+        last = now;
+    }
+    atomic_store(&churn.is_over, true);
+    pthread_join(threads[0], NULL);
+    pthread_join(threads[1], NULL);
+    vnx_agent_stats_t stats = stats_of(a);
+    uint64_t moved = atomic_load(&churn.moved);
+    uint64_t tried = atomic_load(&churn.tried);
+    assert_int_equal(stats.xfers_posted, tried);
+    assert_int_equal(stats.xfers_done, moved);
+    assert_int_equal(stats.xfers_failed, tried - moved);
+    assert_int_equal(stats.bytes_written, moved * ROW);
+    assert_int_equal(histogram_sum(&stats), moved);
+    assert_int_equal(sum_of(stats.post_us_log2), tried);
 }
 
 /* -- Notifications ---------------------------------------------------------
@@ -216,11 +580,38 @@ test_core_stats_count_notifications_on_both_sides(void **state)
     assert_int_equal(stats.notifs_pending, 10);
     assert_true(stats.notif_bytes_pending >= 10 * (5 + 1));
     assert_int_equal(stats.notifs_dropped, 0);
+    assert_int_equal(sum_of(stats.notif_wait_us_log2), 0);
 
     vnx_notif_free(vnx_agent_take_notifs(p->b));
     stats = stats_of(p->b);
     assert_int_equal(stats.notifs_received, 10);
     assert_int_equal(stats.notifs_pending + stats.notif_bytes_pending, 0);
+    assert_int_equal(sum_of(stats.notif_wait_us_log2), 10);
+    vnx_notif_free(vnx_agent_take_notifs(p->b));
+    assert_int_equal(sum_of(stats_of(p->b).notif_wait_us_log2), 10);
+}
+
+static void
+test_core_stats_have_how_long_notifications_waited(void **state)
+{
+    pair_t *p = *state;
+    struct timespec pause = {0, 3000000};
+
+    for (int i = 0; i < 5; i++) {
+        assert_ok(vnx_agent_send_notif(p->a, "B", 1, "x", 1, e));
+    }
+    nanosleep(&pause, NULL);
+    vnx_notif_t *chain = vnx_agent_take_notifs(p->b);
+    for (vnx_notif_t *n = chain; n != NULL; n = n->next) {
+        assert_true(n->next == NULL || n->arrived_ns <= n->next->arrived_ns);
+    }
+    vnx_notif_free(chain);
+    vnx_agent_stats_t stats = stats_of(p->b);
+    assert_true(stats.notif_wait_us_sum >= 5 * 3000);
+    for (int i = 0; i < 11; i++) { /* less than 2048 us */
+        assert_int_equal(stats.notif_wait_us_log2[i], 0);
+    }
+    assert_int_equal(sum_of(stats.notif_wait_us_log2), 5);
 }
 
 /* An agent that keeps at most `bytes` of notifications, known to itself. */
@@ -358,10 +749,19 @@ main(void)
         with_pair(test_core_stats_count_pieces_after_merging),
         with_pair(test_core_stats_count_a_transfer_when_it_ends),
         with_pair(test_core_stats_distinguish_failed_from_cancelled),
-        with_pair(test_core_stats_histogram_agrees_with_telemetry),
+        with_pair(test_core_stats_times_agree_with_telemetry),
+        with_pair(test_core_stats_times_of_transfers_done_at_once),
         with_pair(test_core_stats_follow_regions_peers_and_handles),
         with_pair(test_core_stats_keep_counts_after_close),
+        with_pair(test_core_stats_lose_no_count_of_a_removed_peer),
+        with_pair(test_core_stats_of_a_superseded_peer_begin_again),
+        with_pair(test_core_stats_peers_have_state_and_counters),
+        cmocka_unit_test(test_core_stats_peers_of_a_new_agent_are_none),
+        with_pair(test_core_stats_count_transfers_within_the_agent),
+        with_pair(test_core_stats_peers_with_names_that_are_not_text),
+        with_pair(test_core_stats_are_exact_while_peers_come_and_go),
         with_pair(test_core_stats_count_notifications_on_both_sides),
+        with_pair(test_core_stats_have_how_long_notifications_waited),
         cmocka_unit_test(test_core_stats_count_dropped_notifications),
         cmocka_unit_test(test_core_stats_newest_notification_always_stays),
         with_pair(test_core_stats_add_up_over_threads),
