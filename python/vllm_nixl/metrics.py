@@ -31,7 +31,7 @@ except ImportError as error:
 
 from ._core import nixlClosedError
 from ._monitor import live_agents
-from ._telemetry.values import Names
+from ._telemetry.values import ERRORS, Names
 from ._telemetry.values import label as label_text
 
 if TYPE_CHECKING:
@@ -484,8 +484,11 @@ class _Families:
             ("vllm_nixl_transfers_failed", "failures"),
             ("vllm_nixl_calls_refused", "refusals"),
         ):
-            for status, count in stats[key].items():
-                self.add(name, [label, _status(status)], count)
+            # A counter that appears with its first event has no increase.
+            counts = dict.fromkeys(ERRORS.values(), 0)
+            counts.update((_status(s), n) for s, n in stats[key].items())
+            for status, count in counts.items():
+                self.add(name, [label, status], count)
         for name, key in (
             ("vllm_nixl_transfer_seconds", "xfer_us"),
             ("vllm_nixl_post_seconds", "post_us"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
 
     from .._agent import NixlAgent
 
@@ -65,11 +67,11 @@ def _number(name: str, default: int, high: int) -> int:
     text = os.environ.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not int(text) <= high:
-        raise SettingError(
-            f"{name} must be a number up to {high}, not {text!r}"
-        )
-    return int(text)
+    if re.fullmatch(r"0[xX][0-9a-fA-F]+|[0-9]+", text):
+        number = int(text, 16 if text[1:2] in ("x", "X") else 10)
+        if number <= high:
+            return number
+    raise SettingError(f"{name} must be a number up to {high}, not {text!r}")
 
 
 class _Settings(NamedTuple):
@@ -126,11 +128,15 @@ class Exporter:
         if self._endpoint is not None:
             self._endpoint.forget()
 
+    def collectors(self) -> list[Collector]:
+        """What the endpoint serves."""
+        return [self]
+
     def _serve(self) -> None:
         settings = self._settings
         try:
             self._endpoint = Endpoint(
-                settings.host, settings.port, self.collect
+                settings.host, settings.port, self.collectors()
             )
         except ImportError:
             raise SettingError(
@@ -162,6 +168,14 @@ class _Prometheus(Exporter):
 
     def remove(self, agent: NixlAgent) -> None:
         self._agents.discard(agent)
+
+    def collectors(self) -> list[Collector]:
+        """Our own metrics, too, unless NIXL's were selected."""
+        if os.environ.get("NIXL_TELEMETRY_ENABLED_METRICS"):
+            return [self]
+        from ..metrics import Collector
+
+        return [self, Collector()]
 
     def collect(self) -> Iterable[Metric]:
         with _lock:
@@ -322,6 +336,8 @@ class _Buffer(_Files):
             raise SettingError(
                 f"the agent's name {agent.name!r} is no file name"
             )
+        if any(other.name == agent.name for other in list(self._files)):
+            raise SettingError(f"two agents have the name {agent.name!r}")
         try:
             return Ring(os.path.join(self._folder, agent.name), self._capacity)
         except OSError as error:

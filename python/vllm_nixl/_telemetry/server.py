@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from typing import Any
 
-    from prometheus_client.core import Metric
+    from prometheus_client.registry import Collector
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -33,27 +33,20 @@ class _Handler(WSGIRequestHandler):
         """A scrape is no line in the log."""
 
 
-class _Source:
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = collect
-
-
 class Endpoint:
-    """Serves what `collect` returns at http://host:port/metrics.
+    """Serves the metrics of collectors at http://host:port/metrics.
 
     ImportError without prometheus_client; OSError if the port is taken.
     """
 
     def __init__(
-        self,
-        host: str,
-        port: int,
-        collect: Callable[[], Iterable[Metric]],
+        self, host: str, port: int, collectors: Iterable[Collector]
     ) -> None:
         from prometheus_client import CollectorRegistry, make_wsgi_app
 
         registry = CollectorRegistry()
-        registry.register(_Source(collect))
+        for collector in collectors:
+            registry.register(collector)
         answer = make_wsgi_app(registry)
 
         def application(environ: Any, start_response: Any) -> Any:
