@@ -14,7 +14,12 @@ nor torch nor asyncio.
 
 from ._agent import NixlAgent, nixl_agent
 from ._aliases import install, uninstall
-from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
+from ._config import (
+    DEFAULT_COMM_PORT,
+    nixl_agent_config,
+    nixl_thread_sync_t,
+    set_log_level,
+)
 from ._core import (
     NixlError,
     __version__,
@@ -82,6 +87,7 @@ __all__ = [
     "nixl_prepped_dlist_handle",
     "nixl_thread_sync_t",
     "nixl_xfer_handle",
+    "set_log_level",
     "shared_buffer",
     "uninstall",
 ]

@@ -84,6 +84,10 @@ class NixlAgent(Agent):
                 "nixl_conf must be a nixl_agent_config, "
                 f"not {type(nixl_conf).__name__}"
             )
+        if "logging" in sys.modules:
+            from . import _log
+
+            _log.follow()
         _set_search_path(sys.path)
         super().__init__(
             agent_name,
@@ -94,6 +98,9 @@ class NixlAgent(Agent):
         )
         self._iterators: set[_Events] = set()
         self._captures = bool(config.capture_telemetry)
+        from . import _monitor
+
+        _monitor.add(self)
         for name in config.backends:
             self.create_backend(name)
         if instantiate_all and nixl_conf is None:

@@ -18,6 +18,19 @@ DEFAULT_COMM_PORT = 8888
 _ENGINES: tuple[_Engine, ...] = ("auto", "native", "nixl")
 
 
+def set_log_level(level: int | str) -> None:
+    """Set the level of the logger `vllm_nixl` and of the C library's log.
+
+    Args:
+        level: As for logging's setLevel(): "DEBUG", logging.DEBUG.
+
+    It takes effect at once, in all threads and agents of the process.
+    """
+    from ._log import set_level
+
+    set_level(level)
+
+
 class nixl_thread_sync_t(Enum):
     """Accepted and ignored: every call is thread-safe, always."""
 

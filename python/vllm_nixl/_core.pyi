@@ -37,6 +37,15 @@ def _set_search_path(paths: list[str], /) -> None:
 def _choices(given: str, words: tuple[str, ...], /) -> str:
     """Help for a message about an unknown word."""
 
+def _log_flush() -> None:
+    """Wait until the log's lines have been passed on."""
+
+def _log_level() -> int | None:
+    """The log's level, if the environment has set it, else None."""
+
+def _log_set_level(level: int, /) -> None:
+    """Log lines of this level of Python's logging and above."""
+
 class nixl_mem_t(enum.IntEnum):
     """Memory types, by NIXL's numbers."""
 

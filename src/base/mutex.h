@@ -86,6 +86,8 @@
     X(RECYCLE, "recycle")                          \
     X(AT_END, "at_end")                            \
     X(DESCRIPTORS, "descriptors")                  \
+    X(LOG, "log")                                  \
+    X(LOG_QUEUE, "log queue")                      \
     X(FORK, "fork")
 
 typedef enum vnxi_rank {

@@ -6,6 +6,7 @@
 
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "base/mutex.h"
 
 vnx_status_t
@@ -172,9 +173,16 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
             create_first_lock_held(agent, backend, params, param_count, error);
     }
     vnxi_mutex_unlock(&agent->choice.lock);
-    return is_first ? status
-                    : agent->ops->backend_create(agent->engine, backend,
-                                                 params, param_count, error);
+    if (!is_first) {
+        status = agent->ops->backend_create(agent->engine, backend, params,
+                                            param_count, error);
+    }
+    if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, agent->name,
+                 "created backend %s of engine %s (%s)", backend,
+                 agent->ops->name, agent->choice.why);
+    }
+    return status;
 }
 
 /* -- Memory ----------------------------------------------------------------

@@ -46,6 +46,7 @@ agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
     vnxi_notifs_init(&agent->notifs, config->notif_bytes_max
                                          ? config->notif_bytes_max
                                          : NOTIF_BYTES_MAX);
+    agent->notifs.agent = agent->name;
 }
 
 static void
@@ -132,10 +133,9 @@ vnxi_agent_release_in_callback(vnx_agent_t *agent)
         }
     }
     if (refs == 1 && vnxi_thread_start_detached(release_entry, agent) != 0) {
-        vnxi_log(VNXI_LOG_ERROR,
-                 "agent %s: nobody refers to it any more, but it cannot be "
-                 "closed, because no thread can be started",
-                 agent->name);
+        vnxi_log(VNX_LOG_ERROR, agent->name,
+                 "nobody refers to the agent any more, but it cannot be "
+                 "closed, because no thread can be started");
     }
 }
 

@@ -103,7 +103,7 @@ vnxi_notifs_push(vnxi_notifs_t *notifs, const void *sender, size_t sender_len,
 
     vnx_notif_free(overflow);
     if (first_drop) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, notifs->agent,
                  "pending notifications exceed %" PRIu64
                  " bytes: the oldest are dropped (counted in the "
                  "agent's statistics); take notifications more often",

@@ -20,6 +20,7 @@ typedef struct vnxi_notifs {
     uint64_t received;         /* protected by lock */
     atomic_size_t count;       /* lets an empty queue cost one load */
     atomic_uint empty_polls;
+    const char *agent; /* for the log; NULL: none */
     /* Times from the arrival until notifications were taken: their sum, and a
      * histogram. */
     atomic_uint_fast64_t wait_ns, waits[VNXI_PLACES];

@@ -5,6 +5,7 @@
  * object get its errors.  load_lock serialises loads; no hot call takes it.
  * The engine is called without peers_lock.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,7 +233,7 @@ warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
         return;
     }
     vnxi_error_peer(&shown, peer->name, peer->name_len);
-    vnxi_log(VNXI_LOG_WARNING,
+    vnxi_log(VNX_LOG_WARNING, agent->name,
              "two live agents have the name '%s': the one %s replaces the one "
              "in process %u, which is still running; transfers in flight to "
              "that one fail",
@@ -286,6 +287,9 @@ load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
         status = install_peer(agent, peer, old, error);
     }
     if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, agent->name,
+                 "loaded metadata of peer '%s' (generation %" PRIu64 ")",
+                 peer->name, peer->generation);
         *peer_p = vnxi_peer_retain(peer);
     }
     vnxi_peer_release(old);
@@ -377,6 +381,8 @@ remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
     if (peer == NULL) {
         return false;
     }
+    vnxi_log(VNX_LOG_DEBUG, agent->name, "removed peer '%s': %s", peer->name,
+             cause);
     agent->ops->peer_close(peer, cause);
     vnxi_peer_release(peer);
     return true;
@@ -417,7 +423,8 @@ vnxi_peers_lost(void *context, vnxi_peer_t *peer, const vnx_error_t *cause)
 {
     vnx_agent_t *agent = context;
     vnxi_count(&agent->counters.peers_lost, 1);
-    vnxi_log(VNXI_LOG_INFO, "peer '%s' is gone: %s", peer->name, cause->cause);
+    vnxi_log(VNX_LOG_INFO, agent->name, "peer '%s' is gone: %s", peer->name,
+             cause->cause);
 }
 
 bool

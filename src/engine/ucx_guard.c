@@ -133,7 +133,7 @@ guarded_accept(int fd, struct sockaddr *address, socklen_t *len_p)
     vnxi_mutex_lock(&reserve_lock);
     if (!warned) {
         warned = true;
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, NULL,
                  "UCX cannot accept connections of peers: %s",
                  vnxi_errno(cause));
     }
@@ -389,7 +389,7 @@ note_wish(char *why, size_t size, const char *wish)
     if (wish != NULL && wish[0] != '\0' && find_wish(wish) == WISH_NONE) {
         snprintf(why + used, size - used,
                  "; " VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, NULL,
                  VARIABLE "=%.32s is ignored: it must be 0 or 1", wish);
     }
 }
@@ -458,7 +458,7 @@ decide_lock_held(const copy_t *copy, const vnxi_ucx_loaded_t *before,
                  "UCX before (" VARIABLE "=1 switches it on)");
     } else if (!guard_lock_held(copy->within)) {
         snprintf(why, size, "off: its calls cannot be redirected");
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, NULL,
                  "%s cannot be guarded: this process may abort if a peer dies "
                  "while reading from it over TCP",
                  copy->path);

@@ -2,19 +2,17 @@
  * Design notes.  The protocol has no replies to commands, so a failure cannot
  * be returned to a caller.  It is stored as the last one, counted and logged.
  * Failures of our own commands are limited by the number of our callers'
- * calls.  Strangers can cause any number, so warnings about them are limited
- * per second.
+ * calls.  Strangers can cause any number, but the log limits the lines about
+ * them.
  */
 #include "listener/listener.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "base/error.h"
 #include "base/log.h"
 
-#define WARNINGS_A_SECOND 10
 #define LINE_MAX_LEN 768
 
 /* -- Frames --------------------------------------------------------------- */
@@ -73,11 +71,12 @@ keep(vnx_listener_t *listener, const vnx_error_t *failure)
 }
 
 static void
-warn(const vnx_error_t *failure)
+warn(const vnx_listener_t *listener, const vnx_error_t *failure)
 {
     char line[LINE_MAX_LEN];
     vnx_error_format(failure, line, sizeof line);
-    vnxi_log(VNXI_LOG_WARNING, "metadata listener: %s", line);
+    vnxi_log(VNX_LOG_WARNING, vnxi_meta_agent(listener),
+             "metadata listener: %s", line);
 }
 
 static void
@@ -109,7 +108,7 @@ vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
     vnxi_endpoint_text(endpoint, sizeof endpoint, frame->host, frame->port);
     vnxi_error_peer(&failure, endpoint, strlen(endpoint));
     keep(listener, &failure);
-    warn(&failure);
+    warn(listener, &failure);
     vnxi_meta_count(&listener->counters.send_failures);
     frame_done(listener, frame);
 }
@@ -117,17 +116,8 @@ vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
 void
 vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure)
 {
-    vnxi_meta_loop_t *loop = &listener->loop;
-    uint64_t second = vnxi_clock_ns() / 1000000000u;
-
     keep(listener, failure);
-    if (second != loop->log_second) {
-        loop->log_second = second;
-        loop->log_count = 0;
-    }
-    if (loop->log_count++ < WARNINGS_A_SECOND) {
-        warn(failure);
-    }
+    warn(listener, failure);
 }
 
 /* -- Counters ------------------------------------------------------------- */

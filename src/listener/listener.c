@@ -38,8 +38,8 @@ listen_on(vnx_listener_t *listener, const vnxi_sockets_t *sockets)
 
     if (!vnxi_acceptor_open(&loop->acceptor, &loop->super, sockets,
                             &acceptor_ops)) {
-        vnxi_log(VNXI_LOG_ERROR, "metadata listener: port %d: out of memory",
-                 sockets->port);
+        vnxi_log(VNX_LOG_ERROR, vnxi_meta_agent(listener),
+                 "metadata listener: port %d: out of memory", sockets->port);
     }
 }
 
@@ -361,7 +361,8 @@ vnx_listener_start(vnx_listener_t *listener, const char *host, int port,
         vnxi_sockets_close(&sockets);
         return status;
     }
-    vnxi_log(VNXI_LOG_INFO, "metadata listener: listening on port %d", bound);
+    vnxi_log(VNX_LOG_INFO, vnxi_meta_agent(listener),
+             "metadata listener: listening on port %d", bound);
     if (port_p != NULL) {
         *port_p = bound;
     }

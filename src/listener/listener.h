@@ -98,8 +98,6 @@ typedef struct vnxi_meta_loop {
     size_t accepted, opened;          /* their numbers */
     uint64_t held; /* bytes of input and replies, over all connections */
     bool is_ending;
-    uint64_t log_second; /* of the last warning about a stranger */
-    unsigned log_count;  /* in that second */
 } vnxi_meta_loop_t;
 
 struct vnx_listener {
@@ -123,6 +121,14 @@ struct vnx_listener {
     vnxi_meta_loop_t loop;
 };
 
+/* The name, for the log. */
+static inline const char *
+vnxi_meta_agent(const vnx_listener_t *listener)
+{
+    size_t len;
+    return vnx_agent_name(listener->agent, &len); /* followed by a NUL */
+}
+
 static inline void
 vnxi_meta_count(atomic_uint_fast64_t *counter)
 {
@@ -137,8 +143,7 @@ void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
                       vnx_status_t status, const char *cause);
 
-/* A received command failed: store the failure and log it, unless there are
- * too many. */
+/* A received command failed: store the failure and log it. */
 void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
 
 /* -- Connections (conn.c) ------------------------------------------------- */

@@ -74,7 +74,7 @@ loop_main(void *arg)
         char name[16] = "";
         int err = errno;
         pthread_getname_np(pthread_self(), name, sizeof name);
-        vnxi_log(VNXI_LOG_ERROR, "thread %s: the loop ended: %s", name,
+        vnxi_log(VNX_LOG_ERROR, NULL, "thread %s: the loop ended: %s", name,
                  vnxi_errno(err));
     }
     return NULL;

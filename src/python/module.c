@@ -4,6 +4,7 @@
 #include "base/search_path.h"
 #include "base/words.h"
 #include "python/arguments/scratch.h"
+#include "python/log.h"
 
 PyMODINIT_FUNC PyInit__core(void);
 
@@ -24,6 +25,7 @@ at_end(PyObject *module, PyObject *unused)
     (void)module, (void)unused;
     if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
         vnxi_at_end_run();
+        vnxi_py_log_detach();
     }
     Py_RETURN_NONE;
 }
@@ -243,9 +245,11 @@ module_exec(PyObject *module)
     if (names_add(vnxi_py_state(module)) < 0 ||
         vnxi_py_enums_add(module) < 0 || vnxi_py_errors_add(module) < 0 ||
         types_add(module) < 0 || vnxi_py_side_channel_add(module) < 0 ||
-        features_add(module) < 0 || watch_end(module) < 0) {
+        features_add(module) < 0 || watch_end(module) < 0 ||
+        PyModule_AddFunctions(module, vnxi_py_log_methods) < 0) {
         return -1;
     }
+    vnxi_py_log_attach();
     return PyModule_AddStringConstant(module, "__version__", vnx_version());
 }
 

@@ -149,7 +149,7 @@ vnx_side_channel_advertised(vnx_side_channel_t *channel, const char *peer,
         *port_p = port;
     }
     if (peer != NULL && is_loopback(host) && !is_this_machine(peer)) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, NULL,
                  "side channel: '%s' cannot reach %s:%d, which is this "
                  "machine's loopback; set advertise or " HOST_VARIABLE
                  " to an address that it can",

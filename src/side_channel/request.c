@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "net/acceptor.h"
 #include "net/resolve.h"
 #include "side_channel/channel.h"
@@ -265,6 +266,10 @@ try_failed(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
             if (request->retries != VNX_SIDE_CHANNEL_RETRY_ALWAYS) {
                 request->retries--;
             }
+            vnxi_log(VNX_LOG_DEBUG, NULL,
+                     "side channel: %s: tries again in %u ms: %s",
+                     request->endpoint, (unsigned)((due - now) / MS),
+                     request->answer.error.cause);
             stop_trying(set, request);
             request->answer.status = status;
             request->state = VNXI_REQUEST_RESTING;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 
 #define WRITE_MAX (512u << 10) /* per client and round of the loop */
 
@@ -270,9 +271,13 @@ server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
                                 errno);
     }
     int err = vnxi_loop_start(&server->loop, server->protocol->thread_name);
-    return err == 0 ? VNX_OK
-                    : vnxi_bind_failed(&params->bind, error,
-                                       "starting the thread", err);
+    if (err != 0) {
+        return vnxi_bind_failed(&params->bind, error, "starting the thread",
+                                err);
+    }
+    vnxi_log(VNX_LOG_INFO, NULL, "side channel: listening on port %d",
+             server->port);
+    return VNX_OK;
 }
 
 /* Free a server whose creation may be incomplete.  No thread runs. */

@@ -36,6 +36,7 @@ def ask(engines, path, before="", guard=""):
     env = {
         "ENGINES": engines,
         "BEFORE": before,
+        "VLLM_NIXL_LOG_LEVEL": "WARNING",
         "VLLM_NIXL_UCX_GUARD": guard,
         "VLLM_NIXL_UCX_LIBRARY": path,
     }

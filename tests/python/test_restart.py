@@ -170,15 +170,19 @@ NAMELESS = "NIXL's metadata names no process"
 
 
 @pytest.fixture
-def told(capfd):
+def told(caplog):
     """told(name): the warnings about that agent logged since the last call."""
+    from vllm_nixl import _core
 
     def lines(name):
-        return [
-            line
-            for line in capfd.readouterr().err.splitlines()
-            if "WARNING" in line and f"'{name}'" in line
+        _core._log_flush()
+        found = [
+            record.getMessage()
+            for record in caplog.records
+            if record.levelname == "WARNING"
         ]
+        caplog.clear()
+        return [line for line in found if f"'{name}" in line]
 
     return lines
 
@@ -213,13 +217,12 @@ def test_third_agent_of_the_same_name_is_reported_too(endpoint, peer, told):
 
 
 @pytest.mark.nixl_differs(NAMELESS)
-def test_name_from_the_network_is_escaped_in_logs(endpoint, other, capfd):
+def test_name_from_the_network_is_escaped_in_logs(endpoint, other, told):
     here, name = endpoint(), "twin\nvllm_nixl WARNING: all is well"
     for _ in range(2):
         here.add(other(name).metadata())
-    lines = capfd.readouterr().err.splitlines()
-    [line] = [line for line in lines if "all is well" in line]
-    assert "twin?vllm_nixl" in line
+    [line] = told("twin")
+    assert "twin?vllm_nixl WARNING: all is well" in line
 
 
 def test_loading_the_same_agent_again_is_not_reported(endpoint, other, told):

@@ -15,7 +15,6 @@ Whatever is wrong here costs a warning and the export, never the agent.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import re
 import threading
@@ -23,6 +22,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
+from .._log import logger
 from . import stores, values
 from .ring import Ring
 from .server import Endpoint
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         def forget(self) -> None: ...
 
 
-_LOG = logging.getLogger("vllm_nixl")
 _FLAGS = {
     **dict.fromkeys(("y", "yes", "on", "1", "true", "enable"), True),
     **dict.fromkeys(("n", "no", "off", "0", "false", "disable", ""), False),
@@ -363,7 +362,7 @@ def _warn(text: str) -> None:
     """Each text once in a process."""
     if text not in _warned:
         _warned.add(text)
-        _LOG.warning("%s", text)
+        logger.warning("%s", text)
 
 
 def _exporter(name: str) -> Exporter:

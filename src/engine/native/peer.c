@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/mutex.h"
 #include "engine/native/native.h"
 
@@ -250,6 +251,9 @@ on_lost(void *context, unsigned number, uintptr_t id, const char *cause)
     if (peer == NULL) {
         return;
     }
+    vnxi_log(VNX_LOG_DEBUG, peer->engine->name,
+             "the connection to peer '%s' by %s has ended: %s",
+             peer->base.name, vnxi_transports[number]->name, cause);
     if (atomic_load(&peer->main) == number) {
         vnxi_native_peer_lose(peer, cause);
     }

@@ -175,7 +175,7 @@ update_peer(loading_t *loading, vnxi_native_peer_t *peer)
 static void
 warn_same_host(void)
 {
-    vnxi_log(VNXI_LOG_WARNING,
+    vnxi_log(VNX_LOG_WARNING, NULL,
              SAME_HOST " is neither 0 (off) nor 1 (on): it stays on");
 }
 
@@ -224,16 +224,20 @@ is_disabled(const loading_t *loading, unsigned t)
 static pthread_once_t warned = PTHREAD_ONCE_INIT;
 /* Of the thread that loads: agents load at the same time. */
 static _Thread_local char slow_warning[2 * VNX_ERROR_CAUSE_MAX];
+static _Thread_local const char *slow_agent;
 
 static void
 warn_slow(void)
 {
-    vnxi_log(VNXI_LOG_WARNING, "%s", slow_warning);
+    vnxi_log(VNX_LOG_WARNING, slow_agent, "%s", slow_warning);
 }
 
 static void
 note_refusal(vnxi_native_peer_t *peer, unsigned t, const char *cause)
 {
+    vnxi_log(VNX_LOG_DEBUG, peer->engine->name,
+             "peer '%s' is not reached by %s: %s", peer->base.name,
+             vnxi_transports[t]->name, cause);
     vnxi_mutex_lock(&peer->lock);
     snprintf(peer->refused[t], sizeof peer->refused[t], "%s", cause);
     vnxi_mutex_unlock(&peer->lock);
@@ -276,6 +280,7 @@ start_main(loading_t *loading, vnxi_native_peer_t *peer)
                      "than %s: %s",
                      vnxi_transports[t]->name, vnxi_transports[slow]->name,
                      peer->refused[slow]);
+            slow_agent = peer->engine->name;
             pthread_once(&warned, warn_slow);
         }
         if (last == VNX_OK || refusal == VNXI_REFUSAL_FINAL) {
@@ -389,6 +394,8 @@ new_peer(loading_t *loading, vnxi_peer_t **peer_p)
         vnxi_peer_release(&peer->base);
         return status;
     }
+    vnxi_log(VNX_LOG_DEBUG, engine->name, "peer '%s' is reached by %s",
+             peer->base.name, vnxi_transports[atomic_load(&peer->main)]->name);
     *peer_p = &peer->base;
     return VNX_OK;
 }

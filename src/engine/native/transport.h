@@ -96,7 +96,8 @@ typedef struct vnxi_port_host {
 } vnxi_port_host_t;
 
 typedef struct vnxi_port_config {
-    const void *name; /* of the agent; kept until port_free(), as below */
+    const void *name; /* of the agent, followed by a NUL; kept until
+                         port_free(), as below */
     size_t name_len;
     const vnxi_identity_t *identity;
     vnxi_registry_t *registry;

@@ -239,8 +239,9 @@ ask_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin)
     if (load_plugin_lock_held(engine, plugin, &mems, &params) !=
         VNXI_CAPI_OK) {
         vnxi_nixl_plugin_fault(plugin->name, fault, sizeof fault);
-        vnxi_log(VNXI_LOG_WARNING, "NIXL cannot load its plugin %s%s%s",
-                 plugin->name, fault[0] != '\0' ? ": " : "", fault);
+        vnxi_log(VNX_LOG_WARNING, engine->name,
+                 "NIXL cannot load its plugin %s%s%s", plugin->name,
+                 fault[0] != '\0' ? ": " : "", fault);
         return;
     }
     plugin->mems = take_mems(capi, mems);

@@ -127,8 +127,8 @@ destroy_agent(vnxi_engine_t *engine)
         engine->poller.notifs = NULL;
     }
     if (capi->destroy_agent(engine->agent) != VNXI_CAPI_OK) {
-        vnxi_log(VNXI_LOG_WARNING, "NIXL could not destroy its agent '%s'",
-                 engine->name);
+        vnxi_log(VNX_LOG_WARNING, engine->name,
+                 "NIXL could not destroy its agent");
     }
 }
 
@@ -153,10 +153,8 @@ vnxi_nixl_stop(vnxi_engine_t *engine)
     if (!is_clean) {
         /* Destroying the agent would free memory that its backend still uses.
          */
-        vnxi_log(
-            VNXI_LOG_ERROR,
-            "transfers of agent '%s' do not end: NIXL's agent is not freed",
-            engine->name);
+        vnxi_log(VNX_LOG_ERROR, engine->name,
+                 "transfers do not end: NIXL's agent is not freed");
         vnxi_nixl_poller_abort(engine, NULL, VNX_ERR_CANCELED,
                                "the agent was closed");
     }

@@ -137,7 +137,7 @@ open_file(const char *file, const char *operation, vnx_error_t *error)
         return status;
     }
     is_open = true;
-    vnxi_log(VNXI_LOG_INFO, "opened %s", path);
+    vnxi_log(VNX_LOG_DEBUG, NULL, "opened %s", path);
     return VNX_OK;
 }
 

@@ -411,7 +411,7 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
         capi->destroy_reg_dlist(list);
     }
     if (!good) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, engine->name,
                  "NIXL's backend %s did not deregister %zu %s regions",
                  engine->backends[backend].name, count, vnx_mem_name(mem));
     }
@@ -425,8 +425,9 @@ forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone)
     }
     if (!wait_landed(engine)) {
         /* They stay registered, because their bytes may still arrive. */
-        vnxi_log(VNXI_LOG_ERROR, "a transfer on deregistered memory does not "
-                                 "end: NIXL keeps the registration");
+        vnxi_log(VNX_LOG_ERROR, engine->name,
+                 "a transfer on deregistered memory does not "
+                 "end: NIXL keeps the registration");
         return;
     }
     if (vnxi_nixl_enter(engine)) {

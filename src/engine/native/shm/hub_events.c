@@ -97,8 +97,12 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
     }
     vnxi_link_defer_close(link);
     vnxi_link_detach(link);
-    if (!link->accepted) {
-        end_text(link, end, cause, sizeof cause);
+    end_text(link, end, cause, sizeof cause);
+    if (link->accepted) {
+        vnxi_log(VNX_LOG_DEBUG, hub->name,
+                 "the connection from process %d has ended: %s",
+                 (int)link->pid, cause);
+    } else {
         hub->callbacks.ended(hub->callbacks.context, link, cause);
     }
 }
@@ -168,6 +172,9 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_link_not_silent(link);
     atomic_fetch_add(&hub->accepted, 1);
+    vnxi_log(VNX_LOG_DEBUG, hub->name,
+             "accepted a connection from agent '%.*s' (process %d)",
+             (int)link->sender_len, link->sender, (int)link->pid);
     return LINK_CONTINUES;
 }
 
@@ -514,7 +521,7 @@ suspend_listener(vnxi_hub_t *hub, int err)
 
     if (!hub->warned_no_fds) {
         hub->warned_no_fds = true;
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, hub->name,
                  "connections from peers on this host must wait: %s",
                  vnxi_errno(err));
     }

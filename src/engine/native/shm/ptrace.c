@@ -51,7 +51,7 @@ warn_not_allowed(int cause)
     static atomic_flag warned = ATOMIC_FLAG_INIT;
 
     if (!atomic_flag_test_and_set(&warned)) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, NULL,
                  "peers on this host cannot access the memory of this "
                  "process: prctl(PR_SET_PTRACER): %s",
                  vnxi_errno(cause));

@@ -175,12 +175,12 @@ set_devices(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
 
 static void
 set_one(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
-        char *one)
+        const char *agent, char *one)
 {
     char *value = strchr(one, '=');
 
     if (value == NULL) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, agent,
                  "engine_config: '%s' is skipped, because it is not KEY=value "
                  "(a value cannot contain a comma)",
                  one);
@@ -189,7 +189,7 @@ set_one(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
     *value++ = '\0';
     vnxi_ucs_status_t status = modify(library, config, one, value);
     if (status != VNXI_UCS_OK) {
-        vnxi_log(VNXI_LOG_WARNING,
+        vnxi_log(VNX_LOG_WARNING, agent,
                  "engine_config: '%s=%s' is skipped, because UCX refuses it: "
                  "%s",
                  one, value, library->ucp.ucs_status_string(status));
@@ -201,7 +201,7 @@ set_one(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
  * errors. */
 static vnx_status_t
 set_engine_config(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
-                  const char *text, vnx_error_t *error)
+                  const char *agent, const char *text, vnx_error_t *error)
 {
     char *copy = strdup(text), *rest = NULL;
 
@@ -210,7 +210,7 @@ set_engine_config(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
     }
     for (char *one = strtok_r(copy, ",", &rest); one != NULL;
          one = strtok_r(NULL, ",", &rest)) {
-        set_one(library, config, one);
+        set_one(library, config, agent, one);
     }
     free(copy);
     return VNX_OK;
@@ -246,7 +246,7 @@ configure(const vnxi_ucx_library_t *library, vnxi_ucp_config_t *config,
         status = set_devices(library, config, devices, error);
     }
     if (status == VNX_OK && text != NULL) {
-        status = set_engine_config(library, config, text, error);
+        status = set_engine_config(library, config, wish->name, text, error);
     }
     return status;
 }

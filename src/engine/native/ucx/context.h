@@ -32,7 +32,8 @@ typedef struct vnxi_ucx_events {
 } vnxi_ucx_events_t;
 
 typedef struct vnxi_ucx_config {
-    const void *name; /* the agent's, copied: the sender of notifications */
+    const void *name; /* the agent's, followed by a NUL; copied: the sender of
+                         notifications */
     size_t name_len;
     unsigned workers;          /* > 0; at most VNXI_UCX_WORKERS_MAX are
                                   created */

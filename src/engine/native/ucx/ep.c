@@ -26,12 +26,14 @@
  */
 #include "engine/native/ucx/ep.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "base/log.h"
 
 #define FLUSH_DEADLINE_NS 500000000u
 #define LINGER_NS 100000000u
@@ -103,6 +105,9 @@ note_transports(vnxi_ucx_ep_t *ep)
             break;
         }
     }
+    vnxi_log(VNX_LOG_DEBUG, conn->ucx->name,
+             "UCX has connected to peer %" PRIuPTR " by %s", conn->cookie,
+             count > 0 ? conn->transports : "?");
     vnxi_mutex_unlock(&conn->lock);
 }
 

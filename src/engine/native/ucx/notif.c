@@ -82,7 +82,7 @@ on_message(void *arg, const void *header, size_t header_length, void *data,
     (void)header, (void)header_length;
     if ((param->recv_attr & VNXI_UCP_AM_RECV_RNDV) != 0 ||
         !vnxi_ucx_notif_read(data, length, &notif)) {
-        vnxi_log(VNXI_LOG_INFO,
+        vnxi_log(VNX_LOG_INFO, worker->ucx->name,
                  "ignored a message of %zu bytes from UCX: not a notification",
                  length);
         return VNXI_UCS_OK;

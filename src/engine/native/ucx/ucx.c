@@ -11,7 +11,6 @@
  * kept by the conn and made when they are first used.
  */
 #include <limits.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -124,20 +123,6 @@ worker_count(const vnx_param_t *params, size_t count, unsigned *workers_p,
     return VNX_OK;
 }
 
-static pthread_once_t warned = PTHREAD_ONCE_INIT;
-
-static void
-warn_one_host(void)
-{
-    const char *why;
-
-    vnxi_ucx_library(&why);
-    vnxi_log(VNXI_LOG_WARNING,
-             "backend UCX of the native engine reaches peers on this host "
-             "only: no libucp: %s",
-             why);
-}
-
 static vnx_status_t
 port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
           vnx_error_t *error)
@@ -170,10 +155,17 @@ port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
         const char *why;
         free(port);
         if (status == VNX_ERR_NOT_FOUND && vnxi_ucx_library(&why) == NULL) {
-            pthread_once(&warned, warn_one_host);
+            /* No warning: one host may be all that the user needs, and an
+             * agent on another one is refused with this cause. */
+            vnxi_log(VNX_LOG_INFO, config->name,
+                     "backend UCX reaches peers on this host only: no libucp: "
+                     "%s",
+                     why);
         }
         return status;
     }
+    vnxi_log(VNX_LOG_DEBUG, config->name, "opened %s; guard %s",
+             vnxi_ucx_version(port->ucx), vnxi_ucx_guarded(port->ucx));
     *port_p = &port->base;
     return VNX_OK;
 }
