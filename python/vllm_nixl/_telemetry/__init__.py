@@ -323,6 +323,10 @@ class _Buffer(_Files):
     def __init__(self, settings: _Settings) -> None:
         super().__init__(settings)
         self._folder = os.environ.get("NIXL_TELEMETRY_DIR") or "/tmp"
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise SettingError(
+                f"NIXL_TELEMETRY_DIR: cannot write in {self._folder}"
+            )
         self._capacity = _number("NIXL_TELEMETRY_BUFFER_SIZE", 4096, 1 << 24)
         if self._capacity < 2 or self._capacity & (self._capacity - 1):
             raise SettingError(
