@@ -118,7 +118,7 @@ FAMILIES = tuple(
             "vllm_nixl_post_seconds",
             "histogram",
             _AGENT,
-            "Time that posting the completed transfers took.",
+            "Time that each post of a transfer took.",
         ),
         # Notifications.
         (

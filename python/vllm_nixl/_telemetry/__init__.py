@@ -366,7 +366,7 @@ def _warn(text: str) -> None:
     """Each text once in a process."""
     if text not in _warned:
         _warned.add(text)
-        logger.warning("%s", text)
+        logger.warning("%s", text, extra={"agent": None})
 
 
 def _exporter(name: str) -> Exporter:

@@ -102,13 +102,13 @@ EVENTS = (
     Event(
         7,
         "agent_xfer_post_time",
-        "Microseconds that posting the completed transfers took",
+        "Microseconds that posting transfers took",
         lambda stats: int(stats["post_us_sum"]),
         "agent_xfer_post_time",
         "Microseconds that posting the last completed transfer took",
         "last_post_us",
         "agent_xfer_post_time_us",
-        "Completed transfers by the microseconds that posting took",
+        "Posts by their microseconds",
         "post_us_nixl",
     ),
     Event(
