@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from support.deadline import until
+from support.deadline import error_of, until
 from support.transports import TRANSPORTS
 
 pytestmark = pytest.mark.beyond_stock
@@ -73,10 +73,14 @@ COUNTERS = [
     "bytes_registered",
     "bytes_registered_total",
     "bytes_deregistered_total",
+    "last_bytes_registered",
+    "last_bytes_deregistered",
     "live_dlists",
     "live_xfers",
     "xfer_us_sum",
     "post_us_sum",
+    "last_xfer_us",
+    "last_post_us",
     "notif_wait_us_sum",
     "listener_accepted",
     "listener_open",
@@ -91,7 +95,13 @@ COUNTERS = [
     "listener_send_failures",
     "listener_pending",
 ]
-HISTOGRAMS = ["xfer_us_log2", "post_us_log2", "notif_wait_us_log2"]
+HISTOGRAMS = {
+    "xfer_us_log2": 32,
+    "post_us_log2": 32,
+    "notif_wait_us_log2": 32,
+    "xfer_us_nixl": 19,
+    "post_us_nixl": 19,
+}
 
 
 def has_shape(value, shape):
@@ -261,13 +271,13 @@ def test_restarted_peer_has_a_later_generation(endpoint, names):
 
 def test_counters_start_at_zero(endpoint):
     stats = endpoint().agent.stats()
-    assert set(stats) == {*COUNTERS, *HISTOGRAMS, "failures"}
+    assert set(stats) == {*COUNTERS, *HISTOGRAMS, "failures", "refusals"}
     assert set(stats) == page_keys("agent.stats()")
     assert {key: stats[key] for key in COUNTERS if stats[key]} == {}
     assert all(type(stats[key]) is int for key in COUNTERS)
-    assert stats["failures"] == {}
-    for key in HISTOGRAMS:
-        assert stats[key] == [0] * 32
+    assert stats["failures"] == stats["refusals"] == {}
+    for key, size in HISTOGRAMS.items():
+        assert stats[key] == [0] * size
 
 
 def test_counters_follow_transfers(endpoint):
@@ -288,10 +298,34 @@ def test_counters_follow_transfers(endpoint):
     assert (stats["reads_done"], stats["writes_done"]) == (2, 1)
     assert stats["last_bytes_read"] == stats["last_bytes_written"] == SIZE
     assert sum(stats["xfer_us_log2"]) == sum(stats["post_us_log2"]) == 3
+    assert sum(stats["xfer_us_nixl"]) == sum(stats["post_us_nixl"]) == 3
+    assert stats["last_post_us"] <= stats["last_xfer_us"]
+    assert stats["last_xfer_us"] <= stats["xfer_us_sum"]
     assert stats["xfers_failed"] == stats["xfers_cancelled"] == 0
     stats = there.agent.stats()
     assert stats["notifs_received"] == 1
     assert sum(stats["notif_wait_us_log2"]) == 1
+
+
+def test_refused_calls_are_counted_by_status(endpoint):
+    here, there = endpoint(), endpoint()
+    local, remote = here.alloc(SIZE), there.alloc(SIZE)
+    here.add(there.metadata())
+    agent = here.agent
+    good = agent.get_xfer_descs([(local.addr, SIZE, 0)], "DRAM")
+    far = agent.get_xfer_descs([(remote.addr, SIZE, 0)], "DRAM")
+    bad = agent.get_xfer_descs([(64, SIZE, 0)], "DRAM")
+    for call in (
+        lambda: agent.prep_xfer_dlist("", bad),
+        lambda: agent.prep_xfer_dlist(there.name, bad),
+        lambda: agent.prep_xfer_dlist("nobody", far),
+        lambda: agent.initialize_xfer("READ", bad, far, there.name),
+        lambda: agent.initialize_xfer("READ", good, bad, there.name),
+        lambda: agent.initialize_xfer("READ", good, far, "nobody"),
+    ):
+        assert error_of(call) == "nixlNotFoundError"
+    assert agent.stats()["refusals"] == {"NIXL_ERR_NOT_FOUND": 6}
+    assert agent.stats()["failures"] == {}
 
 
 def test_counters_follow_registrations(endpoint):
@@ -304,6 +338,8 @@ def test_counters_follow_registrations(endpoint):
     stats = here.agent.stats()
     assert (stats["regions"], stats["bytes_registered"]) == (1, 3 * SIZE)
     assert stats["bytes_registered_total"] == 4 * SIZE
+    assert stats["last_bytes_registered"] == 3 * SIZE
+    assert stats["last_bytes_deregistered"] == SIZE
     assert stats["bytes_deregistered_total"] == SIZE
 
 
