@@ -530,6 +530,11 @@ vnx_status_t vnx_agent_send_notif(vnx_agent_t *agent, const void *peer,
  * microseconds; the first also counts shorter times, the last longer ones. */
 #define VNX_HISTOGRAM 32
 
+/* The counts of a histogram with NIXL's bounds: up to 10, 25, 50, 100, 250,
+ * 500, 1000, 2500, 5000 microseconds, 10, 25, 50, 100, 250, 500 milliseconds,
+ * 1, 5, 10 seconds, and longer. */
+#define VNX_NIXL_HISTOGRAM 19
+
 /* Numbers that count from the creation of the agent, in all of its transfers
  * and peers, also those that were released and removed.  Times are in
  * microseconds. */
@@ -546,16 +551,23 @@ typedef struct vnx_agent_stats {
     uint64_t peers, peers_lost;                   /* now; in total */
     uint64_t regions, bytes_registered;           /* now */
     uint64_t bytes_registered_total, bytes_deregistered_total;
-    uint64_t live_dlists, live_xfers; /* now */
+    uint64_t last_bytes_registered, last_bytes_deregistered; /* in one call */
+    uint64_t live_dlists, live_xfers;                        /* now */
 
     /* Transfers that failed, by vnx_status_index(); not cancelled ones.  Their
      * sum is xfers_failed. */
     uint64_t failures[VNX_STATUS_COUNT];
+    /* Calls that should have prepared a list or a transfer and failed, by
+     * vnx_status_index(). */
+    uint64_t refusals[VNX_STATUS_COUNT];
 
     /* Of the completed transfers: from the post to the end. */
     uint64_t xfer_us_sum, xfer_us_log2[VNX_HISTOGRAM];
+    uint64_t xfer_us_nixl[VNX_NIXL_HISTOGRAM];
     /* Of the posted transfers: in vnx_xfer_post(). */
     uint64_t post_us_sum, post_us_log2[VNX_HISTOGRAM];
+    uint64_t post_us_nixl[VNX_NIXL_HISTOGRAM];
+    uint64_t last_xfer_us, last_post_us; /* of the last one that completed */
     /* Of notifications: from the arrival to vnx_agent_take_notifs(). */
     uint64_t notif_wait_us_sum, notif_wait_us_log2[VNX_HISTOGRAM];
 } vnx_agent_stats_t;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ._config import nixl_agent_config
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ._aio import _Events
     from ._core import _Key, _MemType, _Metadata, _Rows
     from ._raw import nixlAgent
+    from ._telemetry import Exporter
 
 
 def _not_supported(operation: str, cause: str) -> nixlNotSupportedError:
@@ -65,6 +67,7 @@ class NixlAgent(Agent):
     # concurrent threads get the same object.
     _side_channel: TcpSideChannel | None = None
     _raw: nixlAgent | None = None
+    _exporter: Exporter | None = None
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class NixlAgent(Agent):
             metadata_secret=config.metadata_secret,
         )
         self._iterators: set[_Events] = set()
+        self._captures = bool(config.capture_telemetry)
         from . import _monitor
 
         _monitor.add(self)
@@ -110,6 +114,25 @@ class NixlAgent(Agent):
             except BaseException:
                 self.close()
                 raise
+
+    def create_backend(
+        self,
+        backend: str,
+        initParams: dict[str, str] = {},  # noqa: B006 - not changed
+    ) -> None:
+        """Create a backend; the first one chooses the engine.
+
+        nixlNotFoundError for an unknown name, nixlNotAllowedError if it
+        exists.
+        """
+        super().create_backend(backend, initParams)
+        if (
+            "NIXL_TELEMETRY_EXPORTER" in os.environ
+            or "NIXL_TELEMETRY_DIR" in os.environ
+        ) and self.engine == "native":
+            from ._telemetry import attach
+
+            self._exporter = attach(self, self._captures)
 
     @property
     def agent(self) -> nixlAgent:
@@ -379,6 +402,10 @@ class NixlAgent(Agent):
         """
         self.stop_side_channel_listener()
         super().close()
+        if self._exporter is not None:
+            from ._telemetry import detach
+
+            detach(self, self._exporter)
 
     def __exit__(self, *args: object) -> None:
         """close() the agent."""

@@ -188,14 +188,17 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
 /* -- Memory ----------------------------------------------------------------
  */
 
-static uint64_t
-bytes_of(const vnx_reg_desc_t *descs, size_t count)
+/* Add the bytes to a counter, and remember them. */
+static void
+count_bytes(const vnx_reg_desc_t *descs, size_t count,
+            atomic_uint_fast64_t *counter, atomic_uint_fast64_t *last)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < count; i++) {
         bytes += descs[i].desc.len;
     }
-    return bytes;
+    vnxi_count(counter, bytes);
+    atomic_store_explicit(last, bytes, memory_order_relaxed);
 }
 
 vnx_status_t
@@ -211,7 +214,8 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                                       backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, count);
-        vnxi_count(&agent->counters.bytes_registered, bytes_of(descs, count));
+        count_bytes(descs, count, &agent->counters.bytes_registered,
+                    &agent->counters.last_registered);
     }
     return status;
 }
@@ -230,8 +234,8 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                                         backends, error);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
-        vnxi_count(&agent->counters.bytes_deregistered,
-                   bytes_of(descs, count));
+        count_bytes(descs, count, &agent->counters.bytes_deregistered,
+                    &agent->counters.last_deregistered);
     }
     return status;
 }

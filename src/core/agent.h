@@ -32,6 +32,9 @@ typedef struct vnxi_agent_counters {
     atomic_uint_fast64_t regions, bytes_registered, bytes_deregistered;
     atomic_uint_fast64_t live_dlists, live_xfers;
     atomic_uint_fast64_t last_bytes[2]; /* by vnx_op_t */
+    atomic_uint_fast64_t last_xfer_ns, last_post_ns;
+    atomic_uint_fast64_t last_registered, last_deregistered;
+    atomic_uint_fast64_t refusals[VNX_STATUS_COUNT];
 } vnxi_agent_counters_t;
 
 struct vnx_agent {
@@ -81,6 +84,17 @@ struct vnx_dlist {
     vnxi_peer_t *peer;  /* peer of the rows; NULL: local */
     vnxi_list_t *list;
 };
+
+/* Count the failure of a call that prepares a list or a transfer; returns the
+ * status. */
+static inline vnx_status_t
+vnxi_count_refusal(vnx_agent_t *agent, vnx_status_t status)
+{
+    if (status < 0) {
+        vnxi_count(&agent->counters.refusals[vnx_status_index(status)], 1);
+    }
+    return status;
+}
 
 /* Return whether calls may proceed: not in a forked child and not after close.
  * Two loads. */

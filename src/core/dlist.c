@@ -54,7 +54,7 @@ row_refused(const vnx_dlist_builder_t *builder, vnx_status_t status,
             vnx_error_t *error)
 {
     vnxi_peers_add_owner(builder->agent, builder->peer, builder->mem, error);
-    return status;
+    return vnxi_count_refusal(builder->agent, status);
 }
 
 vnx_status_t
@@ -73,7 +73,7 @@ vnx_dlist_begin(vnx_agent_t *agent, const void *peer_name, size_t peer_len,
         status = vnxi_dlist_begin(agent, peer, mem, backends, out_p, error);
     }
     vnxi_peer_release(peer);
-    return status;
+    return vnxi_count_refusal(agent, status);
 }
 
 vnx_status_t
@@ -118,7 +118,7 @@ vnx_dlist_finish(vnx_dlist_builder_t *builder, vnx_dlist_t **out_p,
         ops->list_finish(builder->engine_builder, &dlist->list, error);
     if (status != VNX_OK) {
         free(dlist);
-        return status;
+        return vnxi_count_refusal(builder->agent, status);
     }
     atomic_init(&dlist->refs, 1);
     dlist->agent = vnx_agent_retain(builder->agent);

@@ -6,7 +6,6 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "engine/counters.h"
 
 void
 vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max)

@@ -10,6 +10,7 @@
 #include <vnx/vnx.h>
 
 #include "base/mutex.h"
+#include "engine/counters.h"
 
 typedef struct vnxi_notifs {
     vnxi_mutex_t lock;
@@ -22,7 +23,7 @@ typedef struct vnxi_notifs {
     const char *agent; /* for the log; NULL: none */
     /* Times from the arrival until notifications were taken: their sum, and a
      * histogram. */
-    atomic_uint_fast64_t wait_ns, waits[VNX_HISTOGRAM];
+    atomic_uint_fast64_t wait_ns, waits[VNXI_PLACES];
 } vnxi_notifs_t;
 
 void vnxi_notifs_init(vnxi_notifs_t *notifs, uint64_t bytes_max);

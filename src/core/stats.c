@@ -106,8 +106,8 @@ total(const uint64_t *at, size_t count)
 static uint64_t
 done_of(const uint64_t *sums, vnx_op_t op)
 {
-    return total(&sums[VNXI_AT_ONCE + op * VNX_HISTOGRAM], VNX_HISTOGRAM) +
-           total(&sums[VNXI_LATER + op * VNX_HISTOGRAM], VNX_HISTOGRAM);
+    return total(&sums[VNXI_AT_ONCE + op * VNXI_PLACES], VNXI_PLACES) +
+           total(&sums[VNXI_LATER + op * VNXI_PLACES], VNXI_PLACES);
 }
 
 static uint64_t
@@ -128,37 +128,73 @@ rows_of(const uint64_t *sums)
     return sums[VNXI_POSTED] + sums[VNXI_MORE_ROWS];
 }
 
+/* -- Histograms ------------------------------------------------------------
+ */
+
+const uint32_t vnxi_nixl_bounds[VNX_HISTOGRAM] = {
+    [3] = 10,       [4] = 25,       [5] = 50,      [6] = 100,
+    [7] = 250,      [8] = 500,      [9] = 1000,    [11] = 2500,
+    [12] = 5000,    [13] = 10000,   [14] = 25000,  [15] = 50000,
+    [16] = 100000,  [17] = 250000,  [18] = 500000, [19] = 1000000,
+    [22] = 5000000, [23] = 10000000};
+
 static void
-add_histogram(uint64_t times[VNX_HISTOGRAM], const uint64_t *at)
+add_places(uint64_t places[VNXI_PLACES], const uint64_t *at)
+{
+    for (size_t i = 0; i < VNXI_PLACES; i++) {
+        places[i] += at[i];
+    }
+}
+
+/* Count by powers of two. */
+static void
+fold(const uint64_t places[VNXI_PLACES], uint64_t times[VNX_HISTOGRAM])
 {
     for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
-        times[i] += at[i];
+        times[i] = places[2 * i] + places[2 * i + 1];
+    }
+}
+
+/* Count by NIXL's bounds. */
+static void
+fold_nixl(const uint64_t places[VNXI_PLACES],
+          uint64_t times[VNX_NIXL_HISTOGRAM])
+{
+    unsigned bucket = 0;
+
+    memset(times, 0, VNX_NIXL_HISTOGRAM * sizeof *times);
+    for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
+        times[bucket] += places[2 * i];
+        if (vnxi_nixl_bounds[i] != 0) {
+            bucket++;
+        }
+        times[bucket] += places[2 * i + 1];
     }
 }
 
 /* Of the completed transfers. */
 static void
-xfer_times(const uint64_t *sums, uint64_t times[VNX_HISTOGRAM],
+xfer_times(const uint64_t *sums, uint64_t places[VNXI_PLACES],
            uint64_t *us_sum_p)
 {
-    memset(times, 0, VNX_HISTOGRAM * sizeof *times);
+    memset(places, 0, VNXI_PLACES * sizeof *places);
     for (size_t i = 0; i < 2; i++) {
-        add_histogram(times, &sums[VNXI_AT_ONCE + i * VNX_HISTOGRAM]);
-        add_histogram(times, &sums[VNXI_LATER + i * VNX_HISTOGRAM]);
+        add_places(places, &sums[VNXI_AT_ONCE + i * VNXI_PLACES]);
+        add_places(places, &sums[VNXI_LATER + i * VNXI_PLACES]);
     }
     *us_sum_p = (sums[VNXI_AT_ONCE_NS] + sums[VNXI_LATER_NS]) / 1000;
 }
 
 /* Of all posts. */
 static void
-post_times(const uint64_t *sums, uint64_t times[VNX_HISTOGRAM],
+post_times(const uint64_t *sums, uint64_t places[VNXI_PLACES],
            uint64_t *us_sum_p)
 {
-    memset(times, 0, VNX_HISTOGRAM * sizeof *times);
+    memset(places, 0, VNXI_PLACES * sizeof *places);
     for (size_t i = 0; i < 2; i++) {
-        add_histogram(times, &sums[VNXI_AT_ONCE + i * VNX_HISTOGRAM]);
+        add_places(places, &sums[VNXI_AT_ONCE + i * VNXI_PLACES]);
     }
-    add_histogram(times, &sums[VNXI_POST]);
+    add_places(places, &sums[VNXI_POST]);
     *us_sum_p = (sums[VNXI_AT_ONCE_NS] + sums[VNXI_POST_NS]) / 1000;
 }
 
@@ -201,12 +237,13 @@ void
 vnxi_counters_write(const vnxi_peer_t *peer, vnxi_writer_t *out)
 {
     uint64_t sums[VNXI_COUNTERS] = {0};
-    uint64_t us_sum, times[VNX_HISTOGRAM];
+    uint64_t us_sum, places[VNXI_PLACES], times[VNX_HISTOGRAM];
 
     add(&peer->counters, sums);
     uint64_t reads = done_of(sums, VNX_OP_READ);
     uint64_t writes = done_of(sums, VNX_OP_WRITE);
-    xfer_times(sums, times, &us_sum);
+    xfer_times(sums, places, &us_sum);
+    fold(places, times);
     vnxi_json_number(out, "transfers", reads + writes);
     vnxi_json_number(out, "reads_done", reads);
     vnxi_json_number(out, "writes_done", writes);
@@ -243,8 +280,19 @@ count_xfers(const uint64_t *sums, vnx_agent_stats_t *stats)
     stats->notifs_sent = sums[VNXI_NOTIFS_SENT];
     memcpy(stats->failures, &sums[VNXI_ENDS], sizeof stats->failures);
     stats->failures[vnx_status_index(VNX_ERR_CANCELED)] = 0;
-    xfer_times(sums, stats->xfer_us_log2, &stats->xfer_us_sum);
-    post_times(sums, stats->post_us_log2, &stats->post_us_sum);
+}
+
+static void
+count_times(const uint64_t *sums, vnx_agent_stats_t *stats)
+{
+    uint64_t places[VNXI_PLACES];
+
+    xfer_times(sums, places, &stats->xfer_us_sum);
+    fold(places, stats->xfer_us_log2);
+    fold_nixl(places, stats->xfer_us_nixl);
+    post_times(sums, places, &stats->post_us_sum);
+    fold(places, stats->post_us_log2);
+    fold_nixl(places, stats->post_us_nixl);
 }
 
 static void
@@ -262,6 +310,13 @@ count_the_rest(const vnxi_agent_counters_t *counters, vnx_agent_stats_t *stats)
     stats->live_xfers = get(&counters->live_xfers);
     stats->last_bytes_read = get(&counters->last_bytes[VNX_OP_READ]);
     stats->last_bytes_written = get(&counters->last_bytes[VNX_OP_WRITE]);
+    stats->last_xfer_us = get(&counters->last_xfer_ns) / 1000;
+    stats->last_post_us = get(&counters->last_post_ns) / 1000;
+    stats->last_bytes_registered = get(&counters->last_registered);
+    stats->last_bytes_deregistered = get(&counters->last_deregistered);
+    for (size_t i = 0; i < VNX_STATUS_COUNT; i++) {
+        stats->refusals[i] = get(&counters->refusals[i]);
+    }
 }
 
 static void
@@ -275,7 +330,8 @@ count_notifs(vnxi_notifs_t *notifs, vnx_agent_stats_t *stats)
     stats->notifs_pending = atomic_load(&notifs->count);
     stats->notif_wait_us_sum = get(&notifs->wait_ns) / 1000;
     for (size_t i = 0; i < VNX_HISTOGRAM; i++) {
-        stats->notif_wait_us_log2[i] = get(&notifs->waits[i]);
+        stats->notif_wait_us_log2[i] =
+            get(&notifs->waits[2 * i]) + get(&notifs->waits[2 * i + 1]);
     }
 }
 
@@ -289,6 +345,7 @@ vnx_agent_stats(const vnx_agent_t *agent, vnx_agent_stats_t *stats_p)
     memset(stats_p, 0, sizeof *stats_p);
     add_up(unlocked, sums);
     count_xfers(sums, stats_p);
+    count_times(sums, stats_p);
     count_the_rest(&agent->counters, stats_p);
     if (vnxi_fork_crossed(agent->fork_count)) {
         return; /* a lock may be held for ever here */

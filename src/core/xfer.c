@@ -195,8 +195,9 @@ vnx_xfer_create_prepped(vnx_agent_t *agent, vnx_op_t op, vnx_dlist_t *local,
         .no_merge = no_merge,
         .operation = operation,
     };
-    return xfer_create(agent, remote->peer, &args, notif, notif_len, out_p,
-                       error);
+    return vnxi_count_refusal(agent,
+                              xfer_create(agent, remote->peer, &args, notif,
+                                          notif_len, out_p, error));
 }
 
 vnx_status_t
@@ -216,7 +217,7 @@ vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op, vnx_mem_t local_mem,
     vnx_status_t status =
         vnxi_peers_find(agent, peer_name, peer_len, operation, &peer, error);
     if (status != VNX_OK) {
-        return status;
+        return vnxi_count_refusal(agent, status);
     }
     if (local_count != remote_count) {
         status = vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
@@ -245,7 +246,7 @@ out_local:
     agent->ops->list_release(local_list);
 out_peer:
     vnxi_peer_release(peer);
-    return status;
+    return vnxi_count_refusal(agent, status);
 }
 
 vnx_agent_t *
@@ -287,6 +288,21 @@ vnx_xfer_drop(vnx_xfer_t *xfer)
 /* -- Post and end ------------------------------------------------------------
  */
 
+static void
+note_last(vnx_xfer_t *xfer, uint64_t ns, bool at_once)
+{
+    vnxi_agent_counters_t *counters = &xfer->agent->counters;
+    uint64_t post_ns =
+        at_once ? ns
+                : atomic_load_explicit(&xfer->post_ns, memory_order_relaxed);
+
+    atomic_store_explicit(&counters->last_bytes[xfer->op], xfer->facts.bytes,
+                          memory_order_relaxed);
+    atomic_store_explicit(&counters->last_xfer_ns, ns, memory_order_relaxed);
+    atomic_store_explicit(&counters->last_post_ns, post_ns,
+                          memory_order_relaxed);
+}
+
 /* Release order: core/stats.c. */
 static void
 count_end(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns, bool at_once)
@@ -299,14 +315,13 @@ count_end(vnx_xfer_t *xfer, vnx_status_t status, uint64_t ns, bool at_once)
                                   memory_order_release);
         return;
     }
-    unsigned place = op * VNX_HISTOGRAM + vnxi_histogram_place(ns);
+    unsigned place = op * VNXI_PLACES + vnxi_histogram_place(ns);
     atomic_fetch_add_explicit(
         &at[(at_once ? VNXI_AT_ONCE : VNXI_LATER) + place], 1,
         memory_order_release);
     vnxi_count(&at[at_once ? VNXI_AT_ONCE_NS : VNXI_LATER_NS], ns);
     vnxi_count(&at[VNXI_BYTES + op], xfer->facts.bytes);
-    atomic_store_explicit(&xfer->agent->counters.last_bytes[op],
-                          xfer->facts.bytes, memory_order_relaxed);
+    note_last(xfer, ns, at_once);
     if (xfer->notif != NULL) {
         vnxi_count(&at[VNXI_NOTIFS_SENT], 1);
     }

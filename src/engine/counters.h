@@ -23,6 +23,12 @@
 #include <stdint.h>
 #include <vnx/vnx.h>
 
+/* The counts of a histogram: two for each power of two of microseconds.
+ * NIXL's histograms have bounds that are no powers of two, but at most one
+ * between two of those.  The first count is for times up to that bound, the
+ * second one for the others; so both histograms can be read from one. */
+#define VNXI_PLACES (2 * VNX_HISTOGRAM)
+
 /* Places in an array of counters.  [op]: two, by vnx_op_t.  "At once": before
  * the post returned. */
 enum {
@@ -38,12 +44,12 @@ enum {
     VNXI_NOTIFS_RECEIVED,
 
     /* Histograms of the same times. */
-    VNXI_AT_ONCE,                                  /* [op] */
-    VNXI_LATER = VNXI_AT_ONCE + 2 * VNX_HISTOGRAM, /* [op] */
-    VNXI_POST = VNXI_LATER + 2 * VNX_HISTOGRAM,
+    VNXI_AT_ONCE,                                /* [op] */
+    VNXI_LATER = VNXI_AT_ONCE + 2 * VNXI_PLACES, /* [op] */
+    VNXI_POST = VNXI_LATER + 2 * VNXI_PLACES,
 
     /* Posts that failed or were cancelled, by vnx_status_index(). */
-    VNXI_ENDS = VNXI_POST + VNX_HISTOGRAM,
+    VNXI_ENDS = VNXI_POST + VNXI_PLACES,
 
     VNXI_COUNTERS = VNXI_ENDS + VNX_STATUS_COUNT
 };
@@ -58,14 +64,21 @@ vnxi_count(atomic_uint_fast64_t *counter, uint64_t amount)
     atomic_fetch_add_explicit(counter, amount, memory_order_relaxed);
 }
 
-/* The place in a histogram: i for [2^i, 2^(i+1)) microseconds; 0 also for less
- * than one, and the last place for all longer times. */
+/* NIXL's bound in [2^i, 2^(i+1)) microseconds; 0: none. */
+extern const uint32_t vnxi_nixl_bounds[VNX_HISTOGRAM];
+
+/* The place in a histogram: 2i or 2i + 1 for [2^i, 2^(i+1)) microseconds; the
+ * first ones also for less than one, and the last ones for all longer times.
+ */
 static inline unsigned
 vnxi_histogram_place(uint64_t ns)
 {
     uint64_t us = ns / 1000;
     unsigned log2 = us == 0 ? 0 : 63u - (unsigned)__builtin_clzll(us);
-    return log2 < VNX_HISTOGRAM ? log2 : VNX_HISTOGRAM - 1;
+    if (log2 >= VNX_HISTOGRAM) {
+        log2 = VNX_HISTOGRAM - 1;
+    }
+    return 2 * log2 + (us > vnxi_nixl_bounds[log2]);
 }
 
 #endif

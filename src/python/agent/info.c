@@ -77,10 +77,14 @@ numbers_set(PyObject *dict, const vnx_agent_stats_t *stats)
         FIELD(bytes_registered),
         FIELD(bytes_registered_total),
         FIELD(bytes_deregistered_total),
+        FIELD(last_bytes_registered),
+        FIELD(last_bytes_deregistered),
         FIELD(live_dlists),
         FIELD(live_xfers),
         FIELD(xfer_us_sum),
         FIELD(post_us_sum),
+        FIELD(last_xfer_us),
+        FIELD(last_post_us),
         FIELD(notif_wait_us_sum),
     };
 #undef FIELD
@@ -94,31 +98,33 @@ histograms_set(PyObject *dict, const vnx_agent_stats_t *stats)
     const struct {
         const char *key;
         const uint64_t *counts;
+        size_t count;
     } of[] = {
-        {"xfer_us_log2", stats->xfer_us_log2},
-        {"post_us_log2", stats->post_us_log2},
-        {"notif_wait_us_log2", stats->notif_wait_us_log2},
+        {"xfer_us_log2", stats->xfer_us_log2, VNX_HISTOGRAM},
+        {"post_us_log2", stats->post_us_log2, VNX_HISTOGRAM},
+        {"notif_wait_us_log2", stats->notif_wait_us_log2, VNX_HISTOGRAM},
+        {"xfer_us_nixl", stats->xfer_us_nixl, VNX_NIXL_HISTOGRAM},
+        {"post_us_nixl", stats->post_us_nixl, VNX_NIXL_HISTOGRAM},
     };
     bool good = true;
 
     for (size_t i = 0; good && i < sizeof of / sizeof of[0]; i++) {
         good = vnxi_py_dict_set(
-            dict, of[i].key, vnxi_py_numbers_new(of[i].counts, VNX_HISTOGRAM));
+            dict, of[i].key, vnxi_py_numbers_new(of[i].counts, of[i].count));
     }
     return good;
 }
 
 /* A dict of the statuses that occurred. */
 static PyObject *
-failures_new(const vnx_agent_stats_t *stats)
+statuses_new(const uint64_t counts[VNX_STATUS_COUNT])
 {
     PyObject *dict = PyDict_New();
 
     for (unsigned i = 0; dict != NULL && i < VNX_STATUS_COUNT; i++) {
-        if (stats->failures[i] != 0 &&
-            !vnxi_py_dict_set(
-                dict, vnx_status_name(vnx_status_at(i)),
-                PyLong_FromUnsignedLongLong(stats->failures[i]))) {
+        if (counts[i] != 0 &&
+            !vnxi_py_dict_set(dict, vnx_status_name(vnx_status_at(i)),
+                              PyLong_FromUnsignedLongLong(counts[i]))) {
             Py_CLEAR(dict);
         }
     }
@@ -138,7 +144,8 @@ VNXI_PY_AGENT_METHOD(
     if (dict != NULL &&
         (!numbers_set(dict, &stats) ||
          !vnxi_py_agent_listener_stats(self, dict, "listener_") ||
-         !vnxi_py_dict_set(dict, "failures", failures_new(&stats)) ||
+         !vnxi_py_dict_set(dict, "failures", statuses_new(stats.failures)) ||
+         !vnxi_py_dict_set(dict, "refusals", statuses_new(stats.refusals)) ||
          !histograms_set(dict, &stats))) {
         Py_CLEAR(dict);
     }

@@ -6,6 +6,8 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+#include "engine/counters.h"
+
 static uint64_t
 sum_of(const uint64_t counts[VNX_HISTOGRAM])
 {
@@ -201,6 +203,35 @@ place_of(uint64_t us)
     return log2;
 }
 
+static const uint64_t nixl_bounds[VNX_NIXL_HISTOGRAM - 1] = {
+    10,    25,    50,    100,    250,    500,    1000,    2500,    5000,
+    10000, 25000, 50000, 100000, 250000, 500000, 1000000, 5000000, 10000000};
+
+static unsigned
+nixl_place_of(uint64_t us)
+{
+    unsigned place = 0;
+    while (place < VNX_NIXL_HISTOGRAM - 1 && us > nixl_bounds[place]) {
+        place++;
+    }
+    return place;
+}
+
+/* Up to two places share a power of two; a bound belongs to the first. */
+static void
+test_core_stats_places_split_at_nixls_bounds(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < VNX_NIXL_HISTOGRAM - 1; i++) {
+        uint64_t us = nixl_bounds[i];
+        unsigned place = vnxi_histogram_place(us * 1000 + 999);
+        assert_int_equal(place, 2 * place_of(us));
+        assert_int_equal(vnxi_histogram_place((us + 1) * 1000), place + 1);
+    }
+    assert_true(vnxi_histogram_place(UINT64_MAX) < VNXI_PLACES);
+    assert_true(vnxi_histogram_place(0) < 2);
+}
+
 /* Sums of times are those of whole microseconds, or up to one more for each
  * transfer. */
 static void
@@ -216,15 +247,20 @@ test_core_stats_times_agree_with_telemetry(void **state)
     vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, ROWS, NULL);
     vnx_xfer_telemetry_t telemetry;
     uint64_t expected[32] = {0}, us = 0;
+    uint64_t expected_nixl[VNX_NIXL_HISTOGRAM] = {0};
 
     for (int i = 0; i < 20; i++) {
         run_xfer(p->a, xfer);
         assert_ok(vnx_xfer_telemetry(xfer, &telemetry, e));
         expected[place_of(telemetry.xfer_us)]++;
+        expected_nixl[nixl_place_of(telemetry.xfer_us)]++;
         us += telemetry.xfer_us;
     }
     vnx_agent_stats_t stats = stats_of(p->a);
     assert_memory_equal(stats.xfer_us_log2, expected, sizeof expected);
+    assert_memory_equal(stats.xfer_us_nixl, expected_nixl,
+                        sizeof expected_nixl);
+    assert_int_equal(stats.last_xfer_us, telemetry.xfer_us);
     assert_sum_near(stats.xfer_us_sum, us, 20);
     assert_int_equal(sum_of(stats.post_us_log2), 20);
     assert_ok(vnx_xfer_release(xfer, e));
@@ -749,6 +785,7 @@ main(void)
         with_pair(test_core_stats_count_pieces_after_merging),
         with_pair(test_core_stats_count_a_transfer_when_it_ends),
         with_pair(test_core_stats_distinguish_failed_from_cancelled),
+        cmocka_unit_test(test_core_stats_places_split_at_nixls_bounds),
         with_pair(test_core_stats_times_agree_with_telemetry),
         with_pair(test_core_stats_times_of_transfers_done_at_once),
         with_pair(test_core_stats_follow_regions_peers_and_handles),

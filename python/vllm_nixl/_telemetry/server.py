@@ -1,0 +1,69 @@
+"""The HTTP endpoint that Prometheus scrapes."""
+
+from __future__ import annotations
+
+import threading
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from prometheus_client.registry import Collector
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Bind without HTTPServer's look-up of the host's name.
+
+        It can take seconds where no name server answers.
+        """
+        TCPServer.server_bind(self)
+        self.server_name = str(self.server_address[0])
+        self.server_port = self.server_address[1]
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """A scrape is no line in the log."""
+
+
+class Endpoint:
+    """Serves the metrics of collectors at http://host:port/metrics.
+
+    ImportError without prometheus_client; OSError if the port is taken.
+    """
+
+    def __init__(
+        self, host: str, port: int, collectors: Iterable[Collector]
+    ) -> None:
+        from prometheus_client import CollectorRegistry, make_wsgi_app
+
+        registry = CollectorRegistry()
+        for collector in collectors:
+            registry.register(collector)
+        answer = make_wsgi_app(registry)
+
+        def application(environ: Any, start_response: Any) -> Any:
+            # Always the text format, as NIXL's exporter: in OpenMetrics its
+            # agent_xfer_time_total and agent_xfer_time are one metric with
+            # two types.
+            environ.pop("HTTP_ACCEPT", None)
+            return answer(environ, start_response)
+
+        self._server = make_server(host, port, application, _Server, _Handler)
+        self.address = f"{host}:{self._server.server_port}"
+        threading.Thread(
+            target=self._server.serve_forever,
+            name="vllm_nixl-metrics",
+            daemon=True,
+        ).start()
+
+    def forget(self) -> None:
+        """Close the socket; in a forked child, which has no thread."""
+        self._server.socket.close()
