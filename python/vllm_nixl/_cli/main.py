@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandError, NixlError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             # The reader of a pipe has left: `vllm-nixl info | head -1`.
-            sys.stderr.close()
+            if out is not None:
+                out.leave()
             return FAILED
         _report(error, out)
         return FAILED
