@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from .output import Output
 
 _SECONDS = 30
-_PACKAGES = ("numpy", "torch", "nixl", "nixl-cu12", "nixl-cu13", "nixl-rocm")
-_PACKAGES += ("libucx-cu12", "libucx-cu13", "vllm", "sglang", "lmcache")
+_PACKAGES = (
+    *("numpy", "torch", "nixl", "nixl-cu12", "nixl-cu13", "nixl-rocm"),
+    *("libucx-cu12", "libucx-cu13", "vllm", "sglang", "lmcache"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

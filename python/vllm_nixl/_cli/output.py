@@ -37,7 +37,9 @@ class Output:
                 from rich.console import Console
             except ImportError:
                 return
-            self.console = Console(file=self.file, highlight=False)
+            self.console = Console(
+                file=self.file, highlight=False, markup=False, emoji=False
+            )
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Write a line of text, in one of STYLES; nothing with --json."""
@@ -45,7 +47,7 @@ class Output:
             return
         if self.console is not None:
             name = None if style is None else STYLES[style]
-            self.console.print(text, style=name, markup=False, soft_wrap=True)
+            self.console.print(text, style=name, soft_wrap=True)
         else:
             print(text, file=self.file, flush=True)
 

@@ -243,14 +243,14 @@ def _read_some(
         chosen.append((row[0], sizes[-1], row[2]))
     remote = agent.prep_xfer_dlist(peer, chosen, "DRAM")
     data = _read(agent, remote, sizes)
-    whole = len(sizes) == len(descs)
+    whole = len(sizes) == descs.descCount()
     verdict = "not verified"
     if rows.is_test(title) and whole:
         verdict = _verdict(title, data)
     return {
         "list": title,
         "rows": len(sizes),
-        "of": len(descs),
+        "of": descs.descCount(),
         "bytes": len(data),
         "verdict": verdict,
     }

@@ -76,7 +76,8 @@ def run(options: argparse.Namespace, out: Output) -> int:
             facts = _serve_file(server, options)
         else:
             agent = stack.enter_context(NixlAgent(options.name))
-            facts = _serve_agent(server, agent, options)
+            known = rows.KnownRows(agent, options.rows, _ROW_BYTES)
+            facts = _serve_agent(server, agent, known, options)
         host, port = server.advertised_address()
         out.line(f"serving {facts['what']} by {options.transport}")
         out.line(f"address  {host}:{port}")
@@ -105,11 +106,11 @@ def _serve_file(server: _Async, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve_agent(
-    server: _Async, agent: NixlAgent, options: argparse.Namespace
+    server: _Async,
+    agent: NixlAgent,
+    known: rows.KnownRows,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
-    # The rows are in memory of the agent, which lives as long as it.
-    known = rows.KnownRows(agent, options.rows, _ROW_BYTES)
-    agent.__dict__["_test_rows"] = known
     server._publish(
         agent, {known.name: known.rows}, options.port, options.host, "DRAM"
     )

@@ -130,11 +130,13 @@ def check_nixl_wheel(machine: Machine) -> list[Finding]:
         if libraries.in_path(pattern, machine.path) is None:
             found.append(_broken(name, have[name], "it lacks libnixl_capi.so"))
     if wheels and not found:
-        found = _import_nixl(wheels[0], have)
+        found = _import_nixl(machine, wheels[0], have)
     return found
 
 
-def _import_nixl(name: str, have: dict[str, str]) -> list[Finding]:
+def _import_nixl(
+    machine: Machine, name: str, have: dict[str, str]
+) -> list[Finding]:
     module = "nixl._api" if "nixl" in have else name.replace("-", "_")
     try:
         child.run(
@@ -142,6 +144,7 @@ def _import_nixl(name: str, have: dict[str, str]) -> list[Finding]:
             {"module": module},
             _SECONDS,
             {"VLLM_NIXL_AS_NIXL": None},
+            machine.path,
         )
     except child.ChildError as error:
         return [_broken(name, have[name], f"import {module}: {error}")]
