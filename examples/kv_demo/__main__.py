@@ -2,6 +2,11 @@
 
     python examples/kv_demo [--layers N] [--blocks N] [--block-kib N] ...
 
+or, with one process on each of two hosts,
+
+    python examples/kv_demo --role prefill
+    python examples/kv_demo --role decode --host HOST_OF_PREFILL
+
 Prefill fills a KV cache with the shape of vLLM's, registers it and serves its
 metadata over the side channel.  Decode fetches the metadata, reads the
 scattered blocks of several requests, sleeps until they have arrived, and
@@ -21,7 +26,9 @@ import threading
 import time
 from typing import Any
 
-from report import TELLERS, Bar, line, tell, tell_served
+from options import add_arguments, check
+from report import TELLERS, Bar, Narrator, line, tell, tell_served
+from vllm_nixl import NixlError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -30,47 +37,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    positive = _positive
-    parser.add_argument("--layers", type=positive, default=32)
-    parser.add_argument("--blocks", type=positive, default=128)
+    add_arguments(parser)
     parser.add_argument(
-        "--block-kib",
-        type=positive,
-        default=64,
-        help="KiB of one block in one layer, a multiple of 4 (64)",
+        "--json", action="store_true", help="write one JSON object"
     )
-    parser.add_argument("--requests", type=positive, default=8)
-    parser.add_argument("--seed", type=positive, default=7)
-    parser.add_argument(
-        "--shared",
-        action="store_true",
-        help="put prefill's cache into shared buffers, which decode maps",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=positive,
-        default=120,
-        help="seconds after which the demo fails (120)",
-    )
-    parser.add_argument("--role", choices=("prefill", "decode"), help=_HIDE)
-    parser.add_argument("--host", default="127.0.0.1", help=_HIDE)
-    parser.add_argument("--port", type=int, default=0, help=_HIDE)
     options = parser.parse_args(arguments)
-    if options.block_kib % 4:
-        parser.error("--block-kib must be a multiple of 4")
-    if options.requests > options.blocks:
-        parser.error("--requests must not exceed --blocks")
+    check(parser, options)
     return options
-
-
-_HIDE = argparse.SUPPRESS
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 class Instance:
@@ -80,7 +53,7 @@ class Instance:
         self.role = role
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [sys.executable, sys.argv[0], *sys.argv[1:]]
-        command += ["--role", role, *extra]
+        command += ["--events", "--role", role, *extra]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
@@ -123,12 +96,13 @@ class Demo:
         self.freed: list[str] = []
         self.seen: set[str] = set()
         self.served: dict[str, Any] = {}
-        self.bar = Bar()
+        self.facts: dict[str, Any] = {}
+        self.bar = Bar(not options.json)
 
     def run(self) -> str:
         """Return why the demo failed; "" if it succeeded."""
         try:
-            self._start("prefill", [])
+            self._start("prefill", ["--host", "127.0.0.1", "--port", "0"])
             ended = 0
             while ended < 2:
                 instance, event = self.events.get(
@@ -161,14 +135,17 @@ class Demo:
         if kind == "progress":
             self.bar.update(event["phase"], event["done"], event["of"])
         elif kind == "ready":
-            self._start("decode", ["--port", str(event["port"])])
+            place = ["--host", "127.0.0.1", "--port", str(event["port"])]
+            self._start("decode", place)
         elif kind == "freed":
             self.freed.append(event["request"])
         elif kind == "served":
             self.served = event
         elif kind in TELLERS:
-            self.bar.clear()
-            TELLERS[kind](event)
+            self.facts[kind] = event
+            if not self.options.json:
+                self.bar.clear()
+                TELLERS[kind](event)
 
     def _judge(self) -> str:
         missing = {*TELLERS, "served"} - self.seen
@@ -178,21 +155,28 @@ class Demo:
             return (
                 f"freed {len(self.freed)} of {self.options.requests} requests"
             )
-        tell_served(len(self.freed), self.served)
+        self.facts["served"] = {"freed": len(self.freed), **self.served}
+        if not self.options.json:
+            tell_served(len(self.freed), self.served)
         return ""
 
 
 def run_instance(options: argparse.Namespace) -> int:
-    from cache import Shape
-
-    options.shape = Shape(
-        options.layers, options.blocks, options.block_kib * 1024
-    )
     if options.role == "prefill":
         from prefill import run
     else:
         from decode import run
-    run(options, tell)
+    if options.events:
+        run(options, tell)
+        return 0
+    narrator = Narrator(options.json)
+    try:
+        run(options, narrator)
+    except (NixlError, OSError, ValueError) as error:
+        print(f"FAILED: {error}", file=sys.stderr)
+        return 1
+    finally:
+        narrator.finish()
     return 0
 
 
@@ -202,15 +186,19 @@ def main() -> int:
         return run_instance(options)
     size = options.layers * options.blocks * options.block_kib / 1024
     memory = "shared buffers" if options.shared else "plain memory"
-    line(
-        "KV cache",
-        f"{options.layers} layers x {options.blocks} blocks x "
-        f"{options.block_kib} KiB = {size:,.0f} MiB in {memory}",
-    )
-    reason = Demo(options).run()
+    if not options.json:
+        line(
+            "KV cache",
+            f"{options.layers} layers x {options.blocks} blocks x "
+            f"{options.block_kib} KiB = {size:,.0f} MiB in {memory}",
+        )
+    demo = Demo(options)
+    reason = demo.run()
     if reason:
         print(f"FAILED: {reason}", file=sys.stderr)
         return 1
+    if options.json:
+        print(json.dumps(demo.facts, indent=2))
     return 0
 
 

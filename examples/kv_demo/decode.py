@@ -17,31 +17,28 @@ SPARE = 8  # local blocks that no request uses; they must not change
 PAGE = 4096
 
 
-class WrongBytesError(Exception):
+class WrongBytesError(ValueError):
     """A byte has a wrong value."""
 
 
 class Decode:
     def __init__(self, options: Any, report: Reporter, agent: Any) -> None:
         self.options, self.report, self.agent = options, report, agent
-        self.theirs: Shape = options.shape
-        self.ours = Shape(
-            self.theirs.layers,
-            self.theirs.blocks + SPARE,
-            self.theirs.block_bytes,
-        )
-        self.cache = Cache(self.ours, False)
-        self.agent.register_memory(self.cache.regions(), "DRAM")
 
     def shake_hands(self) -> None:
         """Fetch the metadata in one round trip, then prepare both sides."""
         agent = self.agent
         started = time.perf_counter()
         payload = agent.request_remote_metadata(
-            self.options.host, self.options.port, self.options.timeout * 1000
+            self.options.host or "127.0.0.1",
+            self.options.port,
+            self.options.timeout * 1000,
+            retries=None,
         )
         fetched = time.perf_counter()
         self.peer = json.loads(payload)
+        self._make_cache()
+        made = time.perf_counter()
         name = agent.add_remote_agent(base64.b64decode(self.peer["agent"]))
         loaded = time.perf_counter()
         self.local = self._prepare(
@@ -57,10 +54,22 @@ class Decode:
             "handshake",
             bytes=len(payload),
             fetch_ms=(fetched - started) * 1e3,
-            load_ms=(loaded - fetched) * 1e3,
+            load_ms=(loaded - made) * 1e3,
             prepare_ms=(prepared - loaded) * 1e3,
             rows=self.theirs.layers * (self.theirs.blocks + self.ours.blocks),
         )
+
+    def _make_cache(self) -> None:
+        """A cache of the shape of prefill's, with some blocks more."""
+        self.theirs = Shape(**self.peer["shape"])
+        self.seed: int = self.peer["seed"]
+        self.ours = Shape(
+            self.theirs.layers,
+            self.theirs.blocks + SPARE,
+            self.theirs.block_bytes,
+        )
+        self.cache = Cache(self.ours, False)
+        self.agent.register_memory(self.cache.regions(), "DRAM")
 
     def _prepare(self, name: str | bytes, table: np.ndarray) -> Any:
         agent = self.agent
@@ -85,9 +94,7 @@ class Decode:
             seconds.append(time.perf_counter() - started)
         agent.release_xfer_handle(handle)
         words = self.cache.layers[0][spare][: PAGE // 8]
-        if not np.array_equal(
-            words, content(0, [0], PAGE // 8, self.options.seed)[0]
-        ):
+        if not np.array_equal(words, content(0, [0], PAGE // 8, self.seed)[0]):
             raise WrongBytesError("the read of 4 KiB returned wrong bytes")
         words.view(np.uint8)[:] = EMPTY
         self.report("page", p50_us=statistics.median(seconds) * 1e6)
@@ -127,7 +134,7 @@ class Decode:
 
     def _place(self) -> dict[str, list[int]]:
         """Choose free local blocks for each request, in random order."""
-        order = np.random.default_rng(self.options.seed + 1).permutation(
+        order = np.random.default_rng(self.seed + 1).permutation(
             self.theirs.blocks
         )
         free = iter(order.tolist())
@@ -155,7 +162,7 @@ class Decode:
 
     def check(self) -> None:
         """Check every byte of every block, and that no other changed."""
-        seed, checked = self.options.seed, 0
+        seed, checked = self.seed, 0
         for number, layer in enumerate(self.cache.layers):
             for name, theirs in self.peer["requests"].items():
                 found = layer[self.placed[name]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import select
 import time
 from typing import Any
 
 import numpy as np
-from cache import EMPTY, Cache, content
+from cache import EMPTY, Cache, Shape, content
 from report import Reporter
 from vllm_nixl import NixlAgent, nixl_agent_config
 
@@ -30,10 +31,14 @@ def fill(cache: Cache, seed: int, report: Reporter) -> None:
         report("progress", phase="fill", done=number + 1, of=len(cache.layers))
 
 
-def handshake_payload(agent: NixlAgent, cache: Cache, requests: Any) -> bytes:
-    """Data for decode: the agent's metadata and the addresses of the cache."""
+def handshake_payload(
+    agent: NixlAgent, cache: Cache, requests: Any, seed: int
+) -> bytes:
+    """Data for decode: the agent's metadata, the cache and what is in it."""
     return json.dumps(
         {
+            "shape": dataclasses.asdict(cache.shape),
+            "seed": seed,
             "agent": base64.b64encode(agent.get_agent_metadata()).decode(),
             "addresses": cache.addresses(),
             "requests": requests,
@@ -48,17 +53,25 @@ def free(cache: Cache, blocks: list[int]) -> None:
 
 
 def serve(
-    agent: NixlAgent, cache: Cache, requests: dict[str, Any], report: Reporter
+    agent: NixlAgent,
+    cache: Cache,
+    requests: dict[str, Any],
+    timeout: int,
+    report: Reporter,
 ) -> None:
     """Sleep until notifications arrive; free the blocks that they name."""
     waiting = dict(requests)
     events = select.poll()
     events.register(agent.fileno(), select.POLLIN)
     wall = cpu = 0.0
+    deadline = time.monotonic() + timeout
     while waiting:
         wall -= time.monotonic()
         cpu -= time.process_time()
-        events.poll()
+        if not events.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError(
+                f"{len(waiting)} requests were not read within {timeout} s"
+            )
         wall += time.monotonic()
         cpu += time.process_time()
         for sender, messages in agent.get_new_notifs().items():
@@ -70,17 +83,18 @@ def serve(
 
 
 def run(options: Any, report: Reporter) -> None:
-    cache = Cache(options.shape, options.shared)
+    shape = Shape(options.layers, options.blocks, options.block_kib * 1024)
+    cache = Cache(shape, options.shared)
     fill(cache, options.seed, report)
-    requests = plan_requests(
-        options.shape.blocks, options.requests, options.seed
-    )
+    requests = plan_requests(shape.blocks, options.requests, options.seed)
     with NixlAgent("prefill", nixl_agent_config()) as agent:
         registered = agent.register_memory(cache.regions(), "DRAM")
         port = agent.start_side_channel_listener(
-            0, handshake_payload(agent, cache, requests)
+            options.port,
+            handshake_payload(agent, cache, requests, options.seed),
+            options.host or "",
         )
         report("ready", port=port)
-        serve(agent, cache, requests, report)
+        serve(agent, cache, requests, options.timeout, report)
         agent.stop_side_channel_listener()
         agent.deregister_memory(registered)

@@ -21,8 +21,8 @@ class Bar:
 
     WIDTH = 40
 
-    def __init__(self) -> None:
-        self.shown = sys.stdout.isatty()
+    def __init__(self, wanted: bool = True) -> None:
+        self.shown = wanted and sys.stdout.isatty()
 
     def update(self, phase: str, done: int, of: int) -> None:
         if self.shown:
@@ -87,3 +87,43 @@ TELLERS = {
     "pulled": tell_pulled,
     "checked": tell_checked,
 }
+
+
+class Narrator:
+    """The reporter of an instance that runs alone on its host: for people, or
+    with --json one object at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.bar = Bar(not as_json)
+        self.facts: dict[str, Any] = {}
+        self.freed = 0
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        if event == "progress":
+            self.bar.update(facts["phase"], facts["done"], facts["of"])
+            return
+        self.bar.clear()
+        if event == "freed":
+            self.freed += 1
+        elif event == "ready":
+            # On stderr, so that --json writes one object only.
+            print(
+                f"prefill      listens on port {facts['port']}; start decode "
+                "with --host and --port",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif event == "served":
+            self.facts[event] = {"freed": self.freed, **facts}
+            if not self.as_json:
+                tell_served(self.freed, facts)
+        elif event in TELLERS:
+            self.facts[event] = facts
+            if not self.as_json:
+                TELLERS[event](facts)
+
+    def finish(self) -> None:
+        self.bar.clear()
+        if self.as_json and self.facts:
+            print(json.dumps(self.facts, indent=2))

@@ -96,16 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     head, rest = given[:1], given[1:]
     name = _parser().parse_args(head).command
-    options = command_parser(name).parse_args(rest)
     out: Output | None = None
     try:
+        options = command_parser(name).parse_args(rest)
+        options.arguments = rest
         out = Output(options.json)
         status: int = options.run(options, out)
         return status
     except (CommandError, NixlError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             # The reader of a pipe has left: `vllm-nixl info | head -1`.
-            sys.stderr.close()
+            if out is not None:
+                out.leave()
             return FAILED
         _report(error, out)
         return FAILED

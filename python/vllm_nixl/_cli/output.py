@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ class Output:
                 from rich.console import Console
             except ImportError:
                 return
-            self.console = Console(file=self.file, highlight=False)
+            self.console = Console(
+                file=self.file, highlight=False, markup=False, emoji=False
+            )
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Write a line of text, in one of STYLES; nothing with --json."""
@@ -43,13 +47,44 @@ class Output:
             return
         if self.console is not None:
             name = None if style is None else STYLES[style]
-            self.console.print(text, style=name, markup=False, soft_wrap=True)
+            self.console.print(text, style=name, soft_wrap=True)
         else:
             print(text, file=self.file, flush=True)
 
     def heading(self, text: str) -> None:
         """Write a heading."""
         self.line(text, "heading")
+
+    def fields(
+        self,
+        rows: Sequence[tuple[str, object]],
+        indent: int = 0,
+        style: str | None = None,
+    ) -> None:
+        """Write names and values, one pair a line; nothing with --json.
+
+        On a terminal, long values continue below their beginning; in a pipe
+        they stay on one line, for grep.
+        """
+        if self.as_json:
+            return
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            head = " " * indent + name.ljust(width) + "  "
+            for text in str(value).splitlines() or [""]:
+                self.line(self._wrapped(head, text).rstrip(), style)
+                head = " " * len(head)
+
+    def _wrapped(self, head: str, text: str) -> str:
+        if self.console is None:
+            return head + text
+        return textwrap.fill(
+            text,
+            max(self.console.width, len(head) + 20),
+            initial_indent=head,
+            subsequent_indent=" " * len(head),
+            break_on_hyphens=False,
+        )
 
     def table(
         self,
@@ -121,6 +156,13 @@ class Output:
         if self.as_json:
             json.dump(data, self.file, indent=2)
             print(file=self.file, flush=True)
+
+    def leave(self) -> None:
+        """Give up after the reader of a pipe has left.
+
+        What the interpreter still flushes at its exit goes nowhere.
+        """
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def _is_number(text: str) -> bool:
