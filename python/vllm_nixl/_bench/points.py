@@ -142,7 +142,8 @@ def latency(
     handle = reader.handle(block, mine, theirs, op)
     reader.run(handle)
     cpu = Cpu(reader)
-    deadline, found = clock() + seconds, []
+    found: list[float] = []
+    deadline = clock() + seconds
     while not found or clock() < deadline:
         found.append(reader.run(handle))
     spent = cpu.spent()
@@ -168,8 +169,8 @@ def notifications(
         wake.register(agent.fileno(), select.POLLIN)
     grace = 30.0
     peer.order("echo", seconds=seconds + grace, sleep=sleep)
-    number, found = 0, []
-    end = clock() + seconds
+    number, end = 0, clock() + seconds
+    found: list[float] = []
     while len(found) < 2 or clock() < end:
         number += 1
         sent = b"%d" % number
