@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import select
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Owner:
         self.agent = impl.agent(name)
         self.agent.register_memory(self.memory.region(), "DRAM")
         self.known = ""  # the other side
+        self.pending: deque[tuple[str, bytes]] = deque()
         self.do_fill()
 
     def do(self, do: str, **arguments: Any) -> dict[str, Any] | None:
@@ -47,6 +49,12 @@ class Owner:
             "size": self.memory.size,
             "metadata": base64.b64encode(blob).decode(),
         }
+
+    def arrived(self) -> deque[tuple[str, bytes]]:
+        """The notifications that nobody has taken yet."""
+        for sender, messages in self.agent.get_new_notifs().items():
+            self.pending.extend((sender, message) for message in messages)
+        return self.pending
 
     def do_load(self, metadata: str) -> dict[str, Any]:
         """Load the other side's metadata."""
@@ -79,17 +87,18 @@ class Owner:
         while (
             left != 0 and self.known == known and time.monotonic() < deadline
         ):
-            if sleep:
+            if sleep and not self.pending:
                 wake.poll(100)
-            for sender, messages in agent.get_new_notifs().items():
-                for message in messages:
-                    if sender != known:
-                        self.other(sender, message)
-                        continue
-                    if message == ECHO_END:
-                        return
-                    agent.send_notif(known, message)
-                    left -= 1
+            pending = self.arrived()
+            while pending:
+                sender, message = pending.popleft()
+                if sender != known:
+                    self.other(sender, message)
+                    continue
+                if message == ECHO_END:
+                    return
+                agent.send_notif(known, message)
+                left -= 1
 
     def other(self, sender: str, message: bytes) -> None:
         """A notification of somebody else, while another is served."""

@@ -54,9 +54,9 @@ class Server(Owner):
         wake.register(self.agent.fileno(), select.POLLIN)
         while True:
             wake.poll(LOOK_S * 1000)
-            for sender, messages in self.agent.get_new_notifs().items():
-                for message in messages:
-                    self._take(sender, message)
+            pending = self.arrived()
+            while pending:
+                self._take(*pending.popleft())
             if time.monotonic() - self.looked > LOOK_S:
                 self._look()
 
