@@ -387,6 +387,13 @@ check_demo_shared() {
     "$VENV/bin/python" examples/kv_demo --shared --layers 8 --blocks 64
 }
 
+# check_bench_hosts ARGUMENTS: `vllm-nixl bench` between two network namespaces
+# by UCX over TCP, beside iperf3 (tests/interop/bench_hosts.py).
+check_bench_hosts() {
+    cd "$ROOT"
+    PYTHONPATH=tests "$VENV/bin/python" tests/interop/bench_hosts.py "$@"
+}
+
 # Run every row of the benchmark once.  The times are not checked.
 check_bench() {
     cd "$ROOT"

@@ -73,7 +73,9 @@ class Reader:
         self.peer.introduce(self.agent)
         self.size = min(size, self.peer.size)
         self._sides: dict[int, tuple[Any, Any]] = {}
-        self._written = False  # the peer's content is not its first one
+        # Whether the peer's content may not be its first one any more: an
+        # earlier client may have written, too.
+        self._written = peer is not None
 
     def __enter__(self) -> Reader:
         return self
