@@ -15,26 +15,28 @@ the medians.  A slow result is not a failure.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import bare
+from measure_calls import Samples, tail
+from measure_pair import VOLUME
 from rows import ROWS, Metric, Row
+from vllm_nixl._bench import turns
+from vllm_nixl._bench.child import LIMIT_S, BenchError, command, environment
+from vllm_nixl._bench.impl import MIB, scatter
+from vllm_nixl._bench.reader import SEEDS
 
-HERE = Path(__file__).resolve().parent
-Samples = dict[str, list[float]]
-LIMIT_S = 240  # seconds for one measurement
+WORKER = Path(__file__).resolve().with_name("worker.py")
 
 
 class Bench:
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self.quick: bool = options.quick
         self.repeat: int = options.repeat or (1 if options.quick else 3)
         self.pythons = {"ours": sys.executable}
@@ -46,46 +48,40 @@ class Bench:
             self.environment["VLLM_NIXL_STOCK_PYTHON"] = options.stock_python
         if options.engine:
             self.environment["VLLM_NIXL_ENGINE"] = options.engine
-        self.environment.setdefault("NIXL_LOG_LEVEL", "ERROR")
-        self.bare = bare.build(folder)
         self.versions: dict[str, str] = {}
 
     def measure(self, row: Row) -> dict[str, Samples]:
         """Samples of each side, taken in turns."""
         sides = [side for side in self.pythons if side == "ours" or row.stock]
-        found: dict[str, Samples] = {side: {} for side in sides}
         if row.bare:
-            found["bare"] = {}
-        for _ in range(1 if row.slow else self.repeat):
-            for side, samples in found.items():
-                for key, values in self._once(side, row).items():
-                    samples.setdefault(key, []).extend(values)
+            sides.append("bare")
+        taken = turns.in_turns(
+            {side: functools.partial(self._once, side, row) for side in sides},
+            1 if row.slow else self.repeat,
+        )
+        found: dict[str, Samples] = {side: {} for side in sides}
+        for side, turn in taken.items():
+            for samples in turn:
+                for key, values in samples.items():
+                    found[side].setdefault(key, []).extend(values)
         return found
 
     def _once(self, side: str, row: Row) -> Samples:
         if side == "bare":
-            kind, block = row.bare or ("", 0)
-            if kind == "latency":
-                return bare.latency(self.bare, block, self.quick)
-            if kind == "wake":
-                return bare.wakes(self.bare, block, self.quick)
-            if kind == "deliver":
-                return bare.deliveries(self.bare, block, self.quick)
-            return bare.bandwidth(self.bare, kind, block, self.quick)
-        command = [self.pythons[side], str(HERE / "worker.py"), side, row.name]
-        if self.quick:
-            command.append("--quick")
+            kind, amount = row.bare or ("", 0)
+            return bare(kind, amount, self.quick)
+        arguments = [side, row.name, *(["--quick"] if self.quick else [])]
         try:
             done = subprocess.run(
-                command,
-                env=self.environment,
+                command(side, WORKER, *arguments, python=self.pythons[side]),
+                env=environment(side, self.environment),
                 capture_output=True,
                 text=True,
                 timeout=LIMIT_S,
             )
         except subprocess.TimeoutExpired:
             raise BenchError(
-                f"{side} {row.name}: not finished after {LIMIT_S} s"
+                f"{side} {row.name}: not finished after {LIMIT_S:g} s"
             ) from None
         if done.returncode != 0:
             raise BenchError(f"{side} {row.name}:\n{done.stderr.strip()}")
@@ -95,27 +91,60 @@ class Bench:
         return dict(answer["samples"])
 
 
-class BenchError(Exception):
-    """Measuring a row failed."""
+def bare(kind: str, amount: int, quick: bool) -> Samples:
+    """A sample of a bare loop, in the form of the row's.
+
+    readv, stream: the blocks that the row moves, of `amount` bytes; latency:
+    one of them; wake, deliver: the arguments of vnx_bare_NAME(), in us
+    """
+    if kind in ("readv", "stream"):
+        size = VOLUME // 8 if quick else VOLUME
+        seconds = _copies(
+            kind, size, amount, size // amount, 3 if quick else 8
+        )
+        return {"gbs": [size / value / 1e9 for value in seconds[1:]]}
+    if kind == "wake":
+        return tail(
+            _bare(0, kind, busy_us=amount, passes=50 if quick else 500)
+        )
+    if kind == "deliver":
+        # It does not depend on the sender.
+        count = 50 if quick else 1000
+        seconds = _bare(0, kind, pause_us=amount, passes=count)
+        p50 = statistics.median(seconds[count // 10 :]) * 1e6
+        return {"us": [p50], "from_stock_us": [p50]}
+    count = 500 if quick else 5000
+    seconds = _copies("readv", MIB, amount, 1, count)
+    return {"us": [statistics.median(seconds[count // 10 :]) * 1e6]}
+
+
+def _copies(
+    kind: str, size: int, block: int, batch: int, passes: int
+) -> list[float]:
+    mine, theirs = (scatter(size // block, seed).tolist() for seed in SEEDS)
+    return _bare(
+        size,
+        "copy",
+        shared=kind == "stream",
+        mine=mine,
+        theirs=theirs,
+        block=block,
+        batch=batch,
+        passes=passes,
+    )
+
+
+def _bare(
+    size: int, do: str, shared: bool = False, **order: Any
+) -> list[float]:
+    """Seconds of each pass of a bare loop, in a process of its own."""
+    with turns.Side("bare", {"size": size, "shared": shared}) as side:
+        side.start()
+        return list(side.ask(do, **order)["seconds"])
 
 
 def best(metric: Metric, values: list[float]) -> float:
     return max(values) if metric.higher else min(values)
-
-
-def times_better(metric: Metric, ours: float, other: float) -> float | None:
-    over, under = (ours, other) if metric.higher else (other, ours)
-    return over / under if under else None
-
-
-def figure(value: float | None) -> str:
-    """Format with three significant digits."""
-    if value is None:
-        return "-"
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    if 0 < value < 0.1:
-        digits = 4
-    return f"{value:,.{digits}f}"
 
 
 def verdict(metric: Metric, ours: float, ratio: float | None) -> str:
@@ -147,7 +176,7 @@ def summarize(row: Row, found: dict[str, Samples]) -> list[dict[str, Any]]:
         }
         ours = sides["ours"]["best"]
         against = {
-            side: times_better(metric, ours, sides[side]["best"])
+            side: turns.times_better(ours, sides[side]["best"], metric.higher)
             for side in ("stock", "bare")
             if side in sides
         }
@@ -177,7 +206,7 @@ def print_header() -> None:
 
 def print_line(line: dict[str, Any]) -> None:
     def side(name: str) -> str:
-        return figure(line["sides"].get(name, {}).get("best"))
+        return turns.figure(line["sides"].get(name, {}).get("best"))
 
     target = "" if line["target"] is None else f"{line['target']:g}"
     times = line["times_better_than_stock"]
@@ -187,7 +216,7 @@ def print_line(line: dict[str, Any]) -> None:
             side("ours"),
             side("stock"),
             side("bare"),
-            figure(times),
+            turns.figure(times),
             target,
             line["verdict"],
         ),
@@ -202,32 +231,15 @@ def markdown(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         sides = line["sides"]
         best = [
-            figure(sides.get(side, {}).get("best"))
+            turns.figure(sides.get(side, {}).get("best"))
             for side in ("ours", "stock", "bare")
         ]
         ratios = (line["times_better_than_stock"], line["of_bare"])
         target = "" if line["target"] is None else f"{line['target']:g}"
         cells = [f"{line['text']}, {line['unit']}", *best]
-        cells += [figure(ratio) for ratio in ratios]
+        cells += [turns.figure(ratio) for ratio in ratios]
         table.append("| " + " | ".join([*cells, target]) + " |")
     return "\n".join(table) + "\n"
-
-
-def machine() -> dict[str, Any]:
-    model = ""
-    with open("/proc/cpuinfo") as info:
-        for line in info:
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "load_before": os.getloadavg()[0],
-        "bare_threads": bare.threads(),
-    }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -270,7 +282,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    about = machine()
+    about = turns.machine()
     print(
         f"{about['cpu']}, {about['cores']} cores, Linux {about['kernel']}, "
         f"Python {about['python']}, load {about['load_before']:.1f}; "
@@ -280,21 +292,20 @@ def main() -> int:
         print("stock NIXL is not measured: --stock-python is not set")
     failed = 0
     lines = []
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options, Path(folder))
-        print_header()
-        for row in ROWS:
-            if options.rows and row.name not in options.rows:
-                continue
-            try:
-                measured = summarize(row, bench.measure(row))
-            except BenchError as error:
-                failed += 1
-                print(f"{row.name}: failed: {error}", flush=True)
-                continue
-            for line in measured:
-                print_line(line)
-            lines += measured
+    bench = Bench(options)
+    print_header()
+    for row in ROWS:
+        if options.rows and row.name not in options.rows:
+            continue
+        try:
+            measured = summarize(row, bench.measure(row))
+        except BenchError as error:
+            failed += 1
+            print(f"{row.name}: failed: {error}", flush=True)
+            continue
+        for line in measured:
+            print_line(line)
+        lines += measured
     about["versions"] = bench.versions
     print("versions:", json.dumps(bench.versions))
     if options.json:

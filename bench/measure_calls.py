@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import threading
 import time
 import timeit
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from impl import Memory, blocks, peak_growth, prepare, rows, scatter, tail
+from vllm_nixl._bench.impl import Memory, blocks, prepare, rows, scatter
 
 Samples = dict[str, list[float]]
 
@@ -55,6 +56,33 @@ def timed(
             undo(result)
         del result
     return found[1:]
+
+
+def _status_kib(field: str) -> int:
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+    raise KeyError(field)
+
+
+def peak_growth(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Peak growth of the process in MB while `work` ran."""
+    gc.collect()
+    before = _status_kib("VmRSS")
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # reset the peak
+    result = work()
+    return max(0.0, (_status_kib("VmHWM") - before) * 1024 / 1e6), result
+
+
+def tail(seconds: list[float]) -> Samples:
+    """The 99th percentile and the maximum, in microseconds."""
+    ordered = sorted(seconds)
+    return {
+        "p99_us": [ordered[len(ordered) * 99 // 100] * 1e6],
+        "longest_us": [ordered[-1] * 1e6],
+    }
 
 
 def scaled(seconds: list[float], factor: float) -> list[float]:

@@ -7,74 +7,12 @@ import time
 from typing import Any
 
 import numpy as np
-from impl import MIB, Memory, blocks, prepare, scatter
-from peer import Peer
+from vllm_nixl._bench.impl import MIB, scatter
+from vllm_nixl._bench.reader import SEEDS, Reader
 
 Samples = dict[str, list[float]]
 
-VOLUME = 256 * MIB
-SEEDS = (11, 12)  # for the local and the remote order, also in bare.py
-
-
-class Reader:
-    """The side of this process: an agent, memory, and a peer."""
-
-    def __init__(
-        self,
-        impl: Any,
-        size: int,
-        shared: bool = False,
-        threads: int | None = None,
-        python: str | None = None,
-    ) -> None:
-        """`python`: the Python of a stock peer; None: a peer like `impl`."""
-        self.impl = impl
-        self.peer = Peer(
-            "stock" if python else impl.name, size, shared, python
-        )
-        self.memory = Memory(size)
-        self.post_seconds: list[float] = []
-        self.agent = impl.agent("reader", threads)
-        self.agent.register_memory(self.memory.region(), "DRAM")
-        self.peer.introduce(self.agent)
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.peer.close()
-
-    def handle(
-        self, block: int, mine: Any, theirs: Any, operation: str = "READ"
-    ) -> Any:
-        size = self.memory.size
-        local = prepare(
-            self.agent,
-            "NIXL_INIT_AGENT",
-            blocks(self.memory.address, size, block),
-        )
-        remote = prepare(
-            self.agent, "peer", blocks(self.peer.address, size, block)
-        )
-        return self.agent.make_prepped_xfer(
-            operation, local, mine, remote, theirs
-        )
-
-    def run(self, handle: Any) -> float:
-        started = time.perf_counter()
-        state = self.agent.transfer(handle)
-        self.post_seconds.append(time.perf_counter() - started)
-        self.impl.finish(self.agent, handle, state)
-        return time.perf_counter() - started
-
-    def check(self, block: int, mine: Any, theirs: Any) -> None:
-        """Check the data: each word of the peer's memory is its index."""
-        words = block // 8
-        found = self.memory.words().reshape(-1, words)[mine]
-        wanted = theirs.astype(np.uint64)[:, None] * np.uint64(words)
-        wanted = wanted + np.arange(words, dtype=np.uint64)
-        if not np.array_equal(found, wanted):
-            raise RuntimeError("the received bytes are wrong")
+VOLUME = 256 * MIB  # also of the bare loops (compare.py)
 
 
 def _bandwidth(impl: Any, block: int, shared: bool, quick: bool) -> Samples:
@@ -135,7 +73,7 @@ def notification(impl: Any, quick: bool) -> Samples:
     with Reader(impl, MIB) as reader:
         agent = reader.agent
         count = 50 if quick else (2000 if impl.ours else 200)
-        reader.peer.order("echo", count=count)
+        reader.peer.order("echo", seconds=60, count=count)
         seconds = []
         for number in range(count):
             started = time.perf_counter()

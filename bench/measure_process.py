@@ -34,7 +34,7 @@ def idle(impl: Any, quick: bool) -> Samples:
     Ours also has a peer in another process and a running listener; stock has
     neither.
     """
-    from peer import Peer
+    from vllm_nixl._bench.peer import Peer
 
     agent = impl.agent("idle")
     peer = None

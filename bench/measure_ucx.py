@@ -9,8 +9,10 @@ import time
 from typing import Any
 
 import numpy as np
-from impl import MIB, scatter
-from measure_pair import SEEDS, VOLUME, Reader, Samples
+import peer
+from measure_pair import VOLUME, Samples
+from vllm_nixl._bench.impl import MIB, scatter
+from vllm_nixl._bench.reader import SEEDS, Reader
 
 BLOCKS = (16 << 10, 64 << 10, 1 << 20)
 
@@ -89,7 +91,7 @@ def _wakes(impl: Any, count: int, python: str | None) -> list[float]:
     """Microseconds from a peer's send to the wake-up of this process.  Both
     processes read the same clock, because both run on this host."""
     found = []
-    with Reader(impl, MIB, python=python) as reader:
+    with Reader(impl, MIB, python=python, program=peer.__file__) as reader:
         agent = reader.agent
         poll = select.poll()
         poll.register(agent.fileno(), select.POLLIN)

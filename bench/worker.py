@@ -29,7 +29,7 @@ def main() -> int:
         import measure_process
         import measure_side_channel
         import measure_ucx
-        from impl import Impl
+        from vllm_nixl._bench.impl import Impl
 
         impl = Impl(name)
         for module in (

@@ -24,10 +24,18 @@ LIBRARIES = re.compile(
 )
 # Files for C programs: a wheel has no library for them.
 FOR_C = {".h", ".pc", ".cmake", ".a", ".3"}
+# The libraries of a wheel, and what each exports: the extension, and the bare
+# loops of the benchmark.
+EXPORTED = {"_core": "PyInit__core", "libbare": r"vnx_bare_\w+"}
 LICENCES = {"LICENSE", "openssl-*/LICENSE.txt", "libevent-*/LICENSE"}
 
 
-def check_elf(data: bytes) -> list[str]:
+def stem(name: str) -> str:
+    """The name of a library without its folder and suffixes."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def check_elf(name: str, data: bytes) -> list[str]:
     elf = ELFFile(io.BytesIO(data))
     found = []
     for need in elf.get_section_by_name(".gnu.version_r").iter_versions():
@@ -40,11 +48,12 @@ def check_elf(data: bytes) -> list[str]:
             found.append(f"needs {tag.needed}")
     versions = elf.get_section_by_name(".gnu.version")
     symbols = elf.get_section_by_name(".dynsym").iter_symbols()
+    exported = EXPORTED[stem(name)]
     for i, symbol in enumerate(symbols):
         # Symbols of libraries have versions (numbers); those of Python, none.
         has_version = isinstance(versions.get_symbol(i)["ndx"], int)
         if symbol["st_shndx"] != "SHN_UNDEF":
-            if symbol.name != "PyInit__core":
+            if not re.fullmatch(exported, symbol.name):
                 found.append(f"exports {symbol.name}")
         elif not has_version and not re.match("_?Py|$", symbol.name):
             found.append(f"lacks {symbol.name}")
@@ -101,10 +110,11 @@ def check(path: Path) -> list[str]:
             if Path(name).suffix in FOR_C
         ]
         libraries = [n for n in wheel.namelist() if n.endswith(".so")]
-        if len(libraries) != 1:
-            found.append(f"has the libraries {libraries}")
+        if sorted(map(stem, libraries)) != sorted(EXPORTED):
+            return [*found, f"has the libraries {libraries}"]
         for name in libraries:
-            found += check_elf(wheel.read(name))
+            problems = check_elf(name, wheel.read(name))
+            found += [f"{stem(name)} {problem}" for problem in problems]
     return found
 
 

@@ -119,7 +119,7 @@ copy_sources() {
 # Print one hash of all the source that the package is built from.
 source_hash() {
     (cd "$ROOT" && find meson.build meson.options pyproject.toml include src \
-        python -type f -not -name '*.pyc' -print0 2>/dev/null |
+        python bench/bare -type f -not -name '*.pyc' -print0 2>/dev/null |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
 }
 

@@ -6,7 +6,7 @@ STOCK_VENV="$WORK/venv-stock"
 # Packages for the demo and the benchmark, and for the tests.
 DEMO_NEEDS=(numpy)
 TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack
-    prometheus-client)
+    prometheus-client matplotlib)
 # Tests for each further Python version: the API, conversions, protocols, and one
 # transfer within the process.  Transports do not depend on the Python version.
 SMOKE_TESTS=(surface import subinterpreters calls descs indices list_objects
@@ -384,6 +384,13 @@ check_demo() {
 check_demo_shared() {
     cd "$ROOT"
     "$VENV/bin/python" examples/kv_demo --shared --layers 8 --blocks 64
+}
+
+# check_bench_hosts ARGUMENTS: `vllm-nixl bench` between two network namespaces
+# by UCX over TCP, beside iperf3 (tests/interop/bench_hosts.py).
+check_bench_hosts() {
+    cd "$ROOT"
+    PYTHONPATH=tests "$VENV/bin/python" tests/interop/bench_hosts.py "$@"
 }
 
 # Run every row of the benchmark once.  The times are not checked.

@@ -54,6 +54,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         prog=f"vllm-nixl {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",  # bench's --json takes a file
     )
     parser.add_argument(
         "--json", action="store_true", help="write one JSON object"
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = command_parser(name).parse_args(rest)
         options.arguments = rest
-        out = Output(options.json)
+        out = Output(options.json is True)
         status: int = options.run(options, out)
         return status
     except (CommandError, NixlError, OSError) as error:

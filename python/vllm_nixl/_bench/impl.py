@@ -1,20 +1,20 @@
 """One interface to both implementations, and memory for them to move.
 
-This module runs in the Python that has the implementation installed.  It uses
-only the API that both have, except where it tests `ours`.
+It uses only the API that both have, except where it tests `ours`.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.metadata
 import mmap
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MIB = 1 << 20
 GRACE_S = 60.0  # every transfer here ends sooner
@@ -54,6 +54,14 @@ class Impl:
                 raise TimeoutError("the transfer did not end")
         if state != "DONE":
             raise RuntimeError(f"the transfer ended with {state}")
+
+    def finish_all(self, agent: Any, handles: Sequence[Any]) -> None:
+        """Wait for the end of posted transfers."""
+        if self.ours:
+            agent.wait(handles, GRACE_S)
+            return
+        for handle in handles:
+            self.finish(agent, handle, "PROC")
 
 
 class Memory:
@@ -103,30 +111,3 @@ def prepare(agent: Any, who: str, table: Any) -> Any:
 def scatter(count: int, seed: int) -> np.ndarray:
     """A random order of 0 .. count - 1, int64 as in vLLM."""
     return np.random.default_rng(seed).permutation(count).astype(np.int64)
-
-
-def _status_kib(field: str) -> int:
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith(field + ":"):
-                return int(line.split()[1])
-    raise KeyError(field)
-
-
-def peak_growth(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Peak growth of the process in MB while `work` ran."""
-    gc.collect()
-    before = _status_kib("VmRSS")
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # reset the peak
-    result = work()
-    return max(0.0, (_status_kib("VmHWM") - before) * 1024 / 1e6), result
-
-
-def tail(seconds: list[float]) -> dict[str, list[float]]:
-    """The 99th percentile and the maximum, in microseconds."""
-    ordered = sorted(seconds)
-    return {
-        "p99_us": [ordered[len(ordered) * 99 // 100] * 1e6],
-        "longest_us": [ordered[-1] * 1e6],
-    }
