@@ -24,8 +24,8 @@
 #include <vnx/vnx.h>
 
 /* The counts of a histogram: two for each power of two of microseconds.
- * NIXL's histograms have bounds that are no powers of two, but at most one
- * between two of those.  The first count is for times up to that bound, the
+ * NIXL's histograms have bounds that are not powers of two, but at most one
+ * between two powers.  The first count is for times up to that bound, the
  * second one for the others; so both histograms can be read from one. */
 #define VNXI_PLACES (2 * VNX_HISTOGRAM)
 
