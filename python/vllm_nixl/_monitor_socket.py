@@ -136,14 +136,21 @@ def ask(file: str) -> dict[str, Any]:
     """What the process with that socket shows: snapshot() there."""
     deadline = time.monotonic() + ANSWER_SECONDS
     answer = bytearray()
+    # With these options connect() waits while many others do, too; after
+    # settimeout() it would not.
+    patience = struct.pack("ll", int(ANSWER_SECONDS), 0)
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(ANSWER_SECONDS)
-        client.connect(file)
-        client.sendall(REQUEST)
-        while got := client.recv(1 << 16):
-            answer += got
-            if time.monotonic() > deadline or len(answer) > ANSWER_MAX:
-                raise MonitorError(f"{file}: the answer has no end")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        try:
+            client.connect(file)
+            client.sendall(REQUEST)
+            while got := client.recv(1 << 16):
+                answer += got
+                if time.monotonic() > deadline or len(answer) > ANSWER_MAX:
+                    raise MonitorError(f"{file}: the answer has no end")
+        except BlockingIOError:
+            raise MonitorError(f"{file}: no answer in time") from None
     if not answer.endswith(b"\n"):
         raise MonitorError(f"{file}: the process has not answered")
     try:

@@ -57,8 +57,8 @@ def watched(folder):
 
 def connect(process):
     client = socket.socket(socket.AF_UNIX)
+    client.connect(process.socket)  # waits while the backlog is full
     client.settimeout(PATIENCE)
-    client.connect(process.socket)
     return client
 
 
@@ -301,43 +301,45 @@ except OSError:
 """
 
 
+@pytest.fixture
+def open_folders(tmp_path):
+    """Other users can reach the test's folder."""
+    with contextlib.ExitStack() as stack:
+        for path in [tmp_path, *tmp_path.parents]:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if mode | 0o011 != mode:
+                stack.callback(path.chmod, mode)
+                path.chmod(mode | 0o011)
+        yield
+
+
 @needs_root
-def test_another_user_gets_no_answer(watched, folder, tmp_path, monitor):
+@pytest.mark.usefixtures("open_folders")
+def test_another_user_gets_no_answer(watched, folder, monitor):
     """Even if the modes of the files allow the connection."""
     process = watched()
     folder.chmod(0o755)
     os.chmod(process.socket, 0o666)
-    with contextlib.ExitStack() as stack:
-        for path in [tmp_path, *tmp_path.parents]:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if not mode & 0o001:
-                stack.callback(path.chmod, mode)
-                path.chmod(mode | 0o001)
-        done = subprocess.run(
-            [sys.executable, "-c", ASK, process.socket, str(NOBODY)],
-            capture_output=True,
-            text=True,
-            env=child_environment(),
-            check=False,
-            timeout=PATIENCE,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, process.socket, str(NOBODY)],
+        capture_output=True,
+        text=True,
+        env=child_environment(),
+        check=False,
+        timeout=PATIENCE,
+    )
     assert done.stdout == "0\n", done.stderr
     assert monitor.ask(process.socket)["pid"] == process.pid
 
 
 @needs_root
-def test_root_gets_an_answer(watched, folder, tmp_path, monitor):
-    with contextlib.ExitStack() as stack:
-        for path in [tmp_path, *tmp_path.parents]:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if not mode & 0o001:
-                stack.callback(path.chmod, mode)
-                path.chmod(mode | 0o001)
-        folder.mkdir(0o700)
-        os.chown(folder, NOBODY, NOBODY)
-        process = watched(user=NOBODY)
-        assert os.stat(process.socket).st_uid == NOBODY
-        assert monitor.ask(process.socket)["pid"] == process.pid
+@pytest.mark.usefixtures("open_folders")
+def test_root_gets_an_answer(watched, folder, monitor):
+    folder.mkdir(0o700)
+    os.chown(folder, NOBODY, NOBODY)
+    process = watched(user=NOBODY)
+    assert os.stat(process.socket).st_uid == NOBODY
+    assert monitor.ask(process.socket)["pid"] == process.pid
 
 
 # -- Clients that misbehave --------------------------------------------------

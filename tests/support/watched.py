@@ -24,7 +24,13 @@ class Watched:
     `folder`; `user`: a user id that it switches to."""
 
     def __init__(self, folder, source, user=None, env=None):
-        switch = f"os.setuid({user})\n" if user is not None else ""
+        # Python's modules may be in a place that the user cannot read.
+        switch = f"""
+import vllm_nixl._monitor_socket, vllm_nixl._log, vllm_nixl._serialize
+os.setuid({user})
+"""
+        if user is None:
+            switch = ""
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM + switch + source],
             stdin=subprocess.PIPE,
