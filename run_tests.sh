@@ -77,6 +77,7 @@ start 600 "installed C library" library
 start 600 "source distribution" sdist
 start 300 "clang-format" c_format
 start 300 "ruff" python_lint
+start 600 "documentation" docs
 finish_checks
 
 # Most of these wait for other processes; clang-tidy uses the idle CPU time.

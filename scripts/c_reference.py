@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +55,9 @@ SECTION = re.compile(r"-- (\S.*?) -+\s*$", re.DOTALL)
 GUARD = re.compile(r"VNX_(\w+_)?H")
 # A line that begins with what it is about: "Threads: any call ...", or, in
 # columns, "Threads    Every call ...".
-LABEL = re.compile(r"([A-Z][a-z]+)(?:: | {2,})(?=\S)")
+LABEL = re.compile(
+    r"(Threads|Waiting|Ownership|Forks|Errors|Keys)(?:: | {2,})(?=\S)"
+)
 
 
 @dataclass
@@ -492,4 +493,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

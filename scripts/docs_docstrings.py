@@ -28,6 +28,12 @@ def _as_code(match: re.Match[str]) -> str:
     return word if word.startswith(QUOTED) else f"`{word}`"
 
 
+def _entries(match: re.Match[str]) -> list[str]:
+    """One line for each name of "local, remote: text"."""
+    text = CODE.sub(_as_code, match[2])
+    return [f"    {name}: {text}" for name in match[1].split(", ")]
+
+
 def rewrite(text: str, names: set[str], title: str) -> str:
     """The docstring in Google's style.
 
@@ -35,28 +41,28 @@ def rewrite(text: str, names: set[str], title: str) -> str:
     title: of the section that gets the entries
     """
     found: list[str] = []
-    inside = False  # a section, whose lines are indented
-    entry = False  # lines that belong to an entry without a section
+    listing = False  # an entry of ours
+    section = False  # a section that was one before
     for line in text.split("\n"):
-        match = ENTRY.match(line)
-        if match and names.issuperset(match[1].split(", ")):
-            if not inside:
-                found += [f"{title}:"] if not found[-1:] else ["", f"{title}:"]
-            inside = entry = True
-            found.append("    " + CODE.sub(_as_code, line))
-        elif entry and line.startswith("    "):
-            found.append("    " + CODE.sub(_as_code, line))
-        elif SECTION.match(line):
-            inside = True
+        indented = line.startswith("    ")
+        entry = ENTRY.match(line.removeprefix("    ") if section else line)
+        if SECTION.match(line):
+            section, listing = True, False
             found.append(line)
-        elif inside and (line.startswith("    ") or not line.strip()):
-            found.append(CODE.sub(_as_code, line))
-            inside = not entry or bool(line.strip())
-            entry = entry and inside
-        elif line.startswith("    "):
-            found.append(line)  # code
+        elif entry and names.issuperset(entry[1].split(", ")):
+            if not listing and not section:
+                found += ["", f"{title}:"]
+            listing = not section
+            found += _entries(entry)
+        elif (listing or section) and indented:
+            found.append("    " * listing + CODE.sub(_as_code, line))
+        elif indented:
+            found.append(line)  # an example
         else:
-            inside = entry = False
+            if line.strip():
+                if listing:
+                    found.append("")
+                listing = section = False
             found.append(CODE.sub(_as_code, line))
     return "\n".join(found)
 
@@ -74,9 +80,8 @@ class Docstrings(griffe.Extension):
             return
         parameters = {
             parameter.name
-            for name in ("__init__", "__new__")
-            if name in cls.members
-            and isinstance(method := cls.members[name], griffe.Function)
+            for method in [cls.members.get("__init__")]
+            if isinstance(method, griffe.Function)
             for parameter in method.parameters
         }
         names = parameters or set(cls.members)

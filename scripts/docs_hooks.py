@@ -72,15 +72,10 @@ def on_page_markdown(
         link = posixpath.relpath(target, posixpath.dirname(here) or ".")
         return f"{match[1]}{link}{match[3]}"
 
-    return _outside_code(markdown, LINK, site_link)
-
-
-def _outside_code(text: str, pattern: re.Pattern[str], change: object) -> str:
     parts = []
     end = 0
-    for fence in FENCE.finditer(text):
-        parts.append(pattern.sub(change, text[end : fence.start()]))  # type: ignore[arg-type]
+    for fence in FENCE.finditer(markdown):
+        parts.append(LINK.sub(site_link, markdown[end : fence.start()]))
         parts.append(fence[0])
         end = fence.end()
-    parts.append(pattern.sub(change, text[end:]))  # type: ignore[arg-type]
-    return "".join(parts)
+    return "".join(parts) + LINK.sub(site_link, markdown[end:])

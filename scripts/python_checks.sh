@@ -139,6 +139,21 @@ check_readme() {
     python scripts/readme.py --run
 }
 
+# check_docs [FOLDER]: build the documentation site, in which every warning is an
+# error, and look at what was built.  It is left in FOLDER.
+check_docs() {
+    local venv="$WORK/venv-docs" site="${1:-$WORK/site}"
+    make_venv "$venv" "$VENV/bin/python"
+    pip_install "$venv" -r "$ROOT/docs/requirements.txt" pytest ||
+        skip "pip cannot install mkdocs-material here"
+    cd "$ROOT"
+    # mkdocs-material's notice about its successor.
+    export NO_MKDOCS_2_WARNING=1
+    "$venv/bin/python" -m mkdocs build --strict --quiet -d "$site"
+    VLLM_NIXL_SITE="$site" "$venv/bin/python" -m pytest -ra -q \
+        -p no:cacheprovider --noconftest tests/docs
+}
+
 # check_vllm_pd ARGUMENTS...: vLLM itself, as examples/vllm_pd/README.md says.
 check_vllm_pd() {
     local venv="$WORK/venv-vllm"
