@@ -60,7 +60,7 @@ def test_decode_alone_reports_why_it_fails():
         env=NO_UCX,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("FAILED: NIXL_ERR_")
+    assert "\nFAILED: NIXL_ERR_" in f"\n{done.stderr}"
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,9 @@ def test_ctrl_c_has_status_130():
         import os, signal, threading
         from vllm_nixl._cli import main, fetch
 
+        # Shells start background jobs with SIGINT ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
         def wait(*arguments, **options):
             os.kill(os.getpid(), signal.SIGINT)
             threading.Event().wait(60)

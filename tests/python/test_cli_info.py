@@ -5,6 +5,7 @@ import shutil
 import pytest
 import vllm_nixl
 from support import cli, ucx
+from support.program import run_program
 from vllm_nixl import _core
 
 pytestmark = pytest.mark.beyond_stock
@@ -36,17 +37,20 @@ def test_info_lists_the_environment_without_secrets():
     assert found["NIXL_LOG_LEVEL"] == "ERROR"
 
 
-def test_info_finds_the_libucp_that_an_agent_loads(peer):
+def test_info_finds_the_libucp_that_an_agent_loads():
     if ucx.libucx_wheel() is None:
         pytest.skip("the libucx wheel is not installed")
     found = cli.run_json("info")["libucp"]
     assert found["source"] == "libucx wheel"
-    # An agent says "UCX 1.22, /path".
     env = {"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_UCX_LIBRARY": ""}
-    loaded = peer(env=env).describe()["ucx"]
-    assert loaded == (
-        f"UCX {found['version'].rpartition('.')[0]}, {found['path']}"
-    )
+    source = """
+        import vllm_nixl
+        with vllm_nixl.NixlAgent("a") as agent:
+            print(agent.describe()["ucx"])
+    """
+    version = found["version"].rpartition(".")[0]
+    loaded = run_program(source, env=env).stdout
+    assert loaded == f"UCX {version}, {found['path']}\n"
 
 
 def test_info_says_why_there_is_no_libucp(tmp_path):

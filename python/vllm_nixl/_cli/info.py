@@ -114,7 +114,7 @@ def _show(facts: dict[str, Any], out: Output) -> None:
                 f"{facts['kernel']}, {facts['machine']}, {facts['libc']}, "
                 f"{facts['processors']} processors",
             ),
-            ("engine", f"{facts['engine']} (native; nixl if it is there)"),
+            ("engine", facts["engine"]),
             ("libucp", _library(facts["libucp"])),
             ("libnixl_capi", _library(facts["libnixl_capi"])),
             (

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from ..output import Output
 
 GROUPS = (
-    ("engines and routes", routes.CHECKS),
-    ("kernel and limits", system.CHECKS),
     ("environment variables", environment.CHECKS),
+    ("kernel and limits", system.CHECKS),
     ("packages", packages.CHECKS),
     ("ports", ports.CHECKS),
+    # They take longest, and refer to those above.
+    ("engines and routes", routes.CHECKS),
 )
 _STYLES = {"ok": "good", "warning": "warning", "bad": "bad"}
 

@@ -169,19 +169,24 @@ def _request(options: argparse.Namespace, transport: str) -> Answer:
     if options.key is not None:
         data = asked.request_metadata(host, port, limit, key=options.key)
         return Answer(transport, data, False, time.monotonic() - started)
+    unknown: NixlError | None = None
     try:
         data = asked.request_metadata(
             host, port, limit, key=channel.PUBLICATION
         )
         return Answer(transport, data, True, time.monotonic() - started)
-    except nixlNotFoundError:
-        pass
+    except nixlNotFoundError as error:
+        unknown = error
     except NixlError:
         # The first protocol has no keys: its servers close the connection.
         if transport != "tcp":
             raise
     started = time.monotonic()
-    data = asked.request_metadata(host, port, limit)
+    try:
+        data = asked.request_metadata(host, port, limit)
+    except NixlError as error:
+        # They also close it if they have no default metadata.
+        raise unknown or error from None
     return Answer(transport, data, False, time.monotonic() - started)
 
 
