@@ -237,7 +237,7 @@ def test_plots(mode, tmp_path):
     text = svg.read_text()
     assert "<svg" in text
     # Letters are drawn, but matplotlib keeps each text as a comment.
-    unit = "latency (us)" if "--latency" in mode else "bandwidth (GB/s)"
+    unit = "latency (µs)" if "--latency" in mode else "bandwidth (GB/s)"
     for label in (unit, "vllm_nixl", "bare loop", "READ"):
         assert label in text
 

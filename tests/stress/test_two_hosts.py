@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import hosts, ucx
+from support import bench, hosts, ucx
 from support.peer import child_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
@@ -95,3 +95,27 @@ def test_two_hosts_are_told_apart(two, env):
         if prefill.poll() is None:
             prefill.kill()
             prefill.wait()
+
+
+def test_bench_measures_between_two_hosts(two, env, opened):
+    """By UCX; the server goes on when a client on the other host dies."""
+    small = [*bench.SMALL, "--block-sizes", "64k", "--batch", "8"]
+    serve = ["--serve", "--port", "0", "--size", "8m"]
+    server = bench.Running(*serve, env=env, prefix=two.inside(0))
+    opened.append(server)
+    place = f"{two.addresses[0]}:{server.port()}"
+    far = {"env": env, "prefix": two.inside(1)}
+    dying = bench.Running(place, *small, "--seconds", "30", **far)
+    opened.append(dying)
+    server.line("measures")
+    dying.process.kill()
+    server.line("is lost")
+    client = bench.Running(place, *small, "--json", **far)
+    opened.append(client)
+    text = client.end(0)
+    found = json.loads(text[text.index("{") :])
+    assert found["route"]["path"] == "UCX"
+    assert "tcp" in found["route"]["transports"]
+    assert len(found["points"]) == 2
+    server.line("measures")
+    server.line("has ended")

@@ -45,9 +45,11 @@ def _line(
 
 def _logarithmic(axes: Any, values: set[int], text: Any) -> None:
     """An axis in powers of two, with a mark for each measured value."""
+    from matplotlib.ticker import NullLocator
+
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(values), [text(v) for v in sorted(values)])
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _panels(
@@ -61,29 +63,33 @@ def _panels(
     return found
 
 
-def _grid(panels: dict[tuple[str, int | None], Any]) -> tuple[Any, Any]:
-    """A figure with a row for each operation; returns it and axes by panel."""
+def _grid(
+    panels: dict[tuple[str, int | None], Any], ylabel: str
+) -> tuple[Any, dict[tuple[str, int | None], Any]]:
+    """A figure, and its axes by panel: a row for each operation, or, with
+    one panel for each, a column."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     ops = list(dict.fromkeys(op for op, _ in panels))
     others = list(dict.fromkeys(other for _, other in panels))
+    rows, columns = len(ops), len(others)
+    if columns == 1:
+        rows, columns = 1, len(ops)
     figure = Figure(
-        figsize=(1.2 + 4.0 * len(others), 1.0 + 3.2 * len(ops)),
-        layout="constrained",
+        figsize=(1.2 + 4.0 * columns, 1.2 + 3.2 * rows), layout="constrained"
     )
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(ops), len(others), squeeze=False, sharey="row")
-    return figure, {
-        (op, other): axes[row][column]
-        for row, op in enumerate(ops)
-        for column, other in enumerate(others)
-    }
+    axes = figure.subplots(rows, columns, squeeze=False, sharey="row")
+    for first in axes[:, 0]:
+        first.set_ylabel(ylabel)
+    places = [(op, other) for op in ops for other in others]
+    return figure, dict(zip(places, axes.ravel(), strict=True))
 
 
 def _table(result: dict[str, Any]) -> Any:
     panels = _panels(result, "asked")
-    figure, axes = _grid(panels)
+    figure, axes = _grid(panels, "bandwidth (GB/s)")
     for (op, batch), records in panels.items():
         here = axes[op, batch]
         for side in SIDES:
@@ -92,29 +98,29 @@ def _table(result: dict[str, Any]) -> Any:
         blocks = "1 block" if batch == 1 else f"up to {batch} blocks"
         here.set_title(f"{op}, {blocks} a transfer")
         here.set_xlabel("block size")
-        here.set_ylabel("bandwidth (GB/s)")
-        here.set_ylim(bottom=0)
     return figure, axes
 
 
 def _latency(result: dict[str, Any]) -> Any:
+    from matplotlib.ticker import FuncFormatter
+
     panels = _panels(result, None)
-    figure, axes = _grid(panels)
+    figure, axes = _grid(panels, "latency (µs)")
     for (op, other), records in panels.items():
         here = axes[op, other]
         for side in SIDES:
             _line(here, records, "block", side, lambda best: best["us"]["p50"])
-        _logarithmic(here, {r["block"] for r in records}, _sizes)
         here.set_yscale("log")
+        here.yaxis.set_major_formatter(FuncFormatter(_count))
+        _logarithmic(here, {r["block"] for r in records}, _sizes)
         here.set_title(f"{op} of one block, median")
         here.set_xlabel("block size")
-        here.set_ylabel("latency (us)")
     return figure, axes
 
 
 def _burst(result: dict[str, Any]) -> Any:
     panels = _panels(result, "block")
-    figure, axes = _grid(panels)
+    figure, axes = _grid(panels, "bandwidth (GB/s)")
     for (op, block), records in panels.items():
         here = axes[op, block]
         for side in SIDES:
@@ -124,8 +130,6 @@ def _burst(result: dict[str, Any]) -> Any:
         _logarithmic(here, {r["requests"] for r in records}, _count)
         here.set_title(f"{OPERATIONS[op]}, blocks of {_sizes(block or 0)}")
         here.set_xlabel("requests in a burst")
-        here.set_ylabel("bandwidth (GB/s)")
-        here.set_ylim(bottom=0)
     return figure, axes
 
 
@@ -154,6 +158,8 @@ def draw(result: dict[str, Any], file: str) -> None:
     panels = list(axes.values())
     for here in panels:
         here.grid(True, alpha=0.3)
+        if result["mode"] != "latency":
+            here.set_ylim(bottom=0)
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside lower center",
