@@ -2,7 +2,8 @@
 
 VLLM_NIXL_MONITOR=1 starts, with the first agent, a thread that answers
 `vllm-nixl top` and other programs on a Unix socket: FOLDER/PID.sock, where
-FOLDER is that of wanted_folder() below.  Only the same user and root get an answer.
+FOLDER is that of wanted_folder() below.  Only the same user and root get an
+answer.
 
 Protocol.  A client connects, sends the line "agents", and gets the state of
 the process as one line of JSON; then the server closes the connection.
@@ -36,6 +37,7 @@ SUFFIX = ".sock"
 CLIENTS_MAX = 32  # further ones wait in the backlog
 REQUEST_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
+ANSWER_MAX = 64 << 20
 _THREADS = "vnx-"  # the library's threads
 
 # -- The folder --------------------------------------------------------------
@@ -128,6 +130,36 @@ def _remove(file: str) -> None:
     with contextlib.suppress(OSError):
         if os.lstat(os.path.dirname(file)).st_uid == os.geteuid():
             os.unlink(file)
+
+
+def ask(file: str) -> dict[str, Any]:
+    """What the process with that socket shows: snapshot() there."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    answer = bytearray()
+    # With these options connect() waits while many others do, too; after
+    # settimeout() it would not.
+    patience = struct.pack("ll", int(ANSWER_SECONDS), 0)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        try:
+            client.connect(file)
+            client.sendall(REQUEST)
+            while got := client.recv(1 << 16):
+                answer += got
+                if time.monotonic() > deadline or len(answer) > ANSWER_MAX:
+                    raise MonitorError(f"{file}: the answer has no end")
+        except BlockingIOError:
+            raise MonitorError(f"{file}: no answer in time") from None
+    if not answer.endswith(b"\n"):
+        raise MonitorError(f"{file}: the process has not answered")
+    try:
+        state = json.loads(answer)
+    except ValueError:
+        state = None
+    if not isinstance(state, dict) or "agents" not in state:
+        raise MonitorError(f"{file}: not the socket of vllm_nixl")
+    return state
 
 
 # -- What is shown -----------------------------------------------------------
