@@ -1,14 +1,16 @@
 """NIXL's telemetry: our agents beside stock ones in the same scene."""
 
+import collections
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.deadline import until
+from support.deadline import PATIENCE, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
@@ -175,35 +177,37 @@ def test_stocks_reader_reads_our_ring(tmp_path):
     copy = tmp_path / "telemetry_reader"  # wheels lack the x bit
     copy.write_bytes(program.read_bytes())
     copy.chmod(0o755)
+    ring = tmp_path / "alpha"
     reader = subprocess.Popen(
-        [copy, tmp_path / "alpha"],
+        [copy, ring],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)},
     )
-    text = b""
 
-    def read():
-        nonlocal text
-        text += os.read(reader.stdout.fileno(), 1 << 16)
-        return b"agent_err_not_found" in text and text.endswith(b"===\n\n")
+    def is_empty():
+        assert reader.poll() is None, reader.communicate()
+        write, read = struct.unpack("=QQ", ring.read_bytes()[:16])
+        return read == write > 0
 
     try:
-        until(read, "the reader shows all events")
+        until(is_empty, "the reader takes all events", pause=0.01)
     finally:
-        reader.kill()
-        reader.communicate()
-    events = dict(
-        re.findall(r"Event name: (\w+)\s+Value: (\d+)", text.decode())
-    )
+        reader.send_signal(signal.SIGINT)  # its output is buffered
+        text, _ = reader.communicate(timeout=PATIENCE)
+    events = collections.Counter()
+    for name, value in re.findall(r"Event name: (\w+)\s+Value: (\d+)", text):
+        events[name] += int(value)
+    times = {name: events.pop(name) for name in TIMES}
+    assert times["agent_xfer_time"] >= times["agent_xfer_post_time"]
     assert events == {
-        **events,
-        "agent_tx_bytes": "65536",
-        "agent_rx_bytes": "161192",
-        "agent_tx_requests_num": "1",
-        "agent_rx_requests_num": "4",
-        "agent_memory_registered": str(1 << 20),
-        "agent_err_not_found": "5",
+        "agent_tx_bytes": 65536,
+        "agent_rx_bytes": 161192,
+        "agent_tx_requests_num": 1,
+        "agent_rx_requests_num": 4,
+        "agent_memory_registered": 1 << 20,
+        "agent_err_not_found": 5,
     }
 
 

@@ -25,6 +25,7 @@ CLEAN = {
     )
 }
 CLEAN["LOCAL_RANK"] = None
+CLEAN["NIXL_LOG_LEVEL"] = "WARN"  # stock writes more to standard output
 
 # Both sides poll, since stock has no other way.  The addresses are those of a
 # bytearray, since stock's Python may lack numpy.
