@@ -230,6 +230,29 @@ def test_doctor_says_why_shm_is_not_used():
     assert "VLLM_NIXL_SAME_HOST=0 disables SHM" in found["route"]["cause"]
 
 
+def test_doctor_over_a_network():
+    """Two network namespaces: as two containers of one host."""
+    if ucx.any_library() is None:
+        pytest.skip("no wheel with UCX is installed")
+    if why := hosts.why_none():
+        pytest.skip(why)
+    try:
+        made = hosts.two_hosts()
+    except OSError as error:
+        pytest.skip(str(error))
+    try:
+        with cli.serving("--port", "0", wrap=made.inside(0)) as served:
+            assert served["host"] == made.addresses[0]
+            report = cli.run_json("doctor", place(served), wrap=made.inside(1))
+    finally:
+        made.remove()
+    found = by_check(report)
+    assert found["transfer"]["seen"].endswith("verified")
+    assert "UCX (tcp/" in found["route"]["seen"]
+    assert "network namespace" in found["route"]["cause"]
+    assert "--network=" in found["route"]["change"]
+
+
 def test_doctor_reads_from_metadata_alone(tmp_path):
     """No publication: the beginning of the first region is read."""
     with vllm_nixl.NixlAgent("plain") as agent:

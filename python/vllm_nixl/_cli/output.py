@@ -63,28 +63,40 @@ class Output:
     ) -> None:
         """Write names and values, one pair a line; nothing with --json.
 
-        On a terminal, long values continue below their beginning; in a pipe
-        they stay on one line, for grep.
+        The style is that of the names.  On a terminal, long values continue
+        below their beginning; in a pipe they stay on one line, for grep.
         """
         if self.as_json:
             return
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             head = " " * indent + name.ljust(width) + "  "
-            for text in str(value).splitlines() or [""]:
-                self.line(self._wrapped(head, text).rstrip(), style)
-                head = " " * len(head)
+            self._field(head, " ".join(str(value).splitlines()), style)
 
-    def _wrapped(self, head: str, text: str) -> str:
+    def _field(self, head: str, value: str, style: str | None) -> None:
+        text = head + value
         if self.console is None:
-            return head + text
-        return textwrap.fill(
-            text,
-            max(self.console.width, len(head) + 20),
-            initial_indent=head,
-            subsequent_indent=" " * len(head),
-            break_on_hyphens=False,
+            self.line(text.rstrip())
+            return
+        from rich.text import Text
+
+        blank = " " * len(head)
+        shown = Text(
+            "\n".join(
+                textwrap.wrap(
+                    value,
+                    max(self.console.width, len(head) + 20),
+                    initial_indent=head,
+                    subsequent_indent=blank,
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                )
+            )
+            or head
         )
+        if style is not None:
+            shown.stylize(STYLES[style], 0, len(head))
+        self.console.print(shown, soft_wrap=True)
 
     def table(
         self,

@@ -58,7 +58,7 @@ def _local(out: Output) -> int:
     counts = count(found)
     out.line()
     out.line(
-        ", ".join(f"{number} {level}" for level, number in counts.items())
+        f"{counts['ok']} ok, {counts['warning']} warnings, {counts['bad']} bad"
     )
     out.result({**counts, "findings": as_json(found)})
     return status(found)

@@ -27,6 +27,20 @@ _ORDER = ("zmq", "tcp", "http")
 _TRANSFER_SECONDS = 60
 
 
+# Words in the reason why SHM is not used, and what changes it.
+_REMEDIES = (
+    ("VLLM_NIXL_SAME_HOST", "unset VLLM_NIXL_SAME_HOST"),
+    (
+        "network namespace",
+        "if both run: docker run --network=container:NAME or --network=host",
+    ),
+    ("pid namespace", "docker run --pid=container:NAME or --pid=host"),
+    ("ptrace_scope", "sysctl -w kernel.yama.ptrace_scope=1"),
+    ("seccomp", "docker run --cap-add=SYS_PTRACE"),
+    ("same user", "start both as the same user"),
+)
+
+
 class Show(Protocol):
     def __call__(self, found: Iterable[Finding], out: Output) -> None: ...
 
@@ -305,8 +319,7 @@ def _route(peer: dict[str, Any], facts: dict[str, Any]) -> Finding:
             "route",
             seen,
             f"both agents are on this host, but SHM is not used: {faster}",
-            "see the cause; `vllm-nixl doctor` checks the ptrace scope and "
-            "namespaces",
+            _remedy(faster),
         )
     rdma = Machine().rdma_devices()
     if used and rdma and not any(name in used for name in rdma):
@@ -320,3 +333,10 @@ def _route(peer: dict[str, Any], facts: dict[str, Any]) -> Finding:
     return ok(
         "route", seen + (f"; no faster one: {because}" if because else "")
     )
+
+
+def _remedy(cause: str) -> str:
+    for words, remedy in _REMEDIES:
+        if words in cause:
+            return remedy
+    return "run `vllm-nixl doctor` as the users of both agents"

@@ -66,16 +66,13 @@ def check_ptrace_scope(machine: Machine) -> list[Finding]:
     ]
 
 
-class _Piece(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
-
-
 def check_sandbox(machine: Machine) -> list[Finding]:
     """Whether a filter of system calls forbids process_vm_readv."""
     check = "seccomp"
     source, target = (ctypes.create_string_buffer(8) for _ in range(2))
-    local = _Piece(ctypes.addressof(target), 8)
-    remote = _Piece(ctypes.addressof(source), 8)
+    # Each is a struct iovec: an address and a length.
+    local = (ctypes.c_size_t * 2)(ctypes.addressof(target), 8)
+    remote = (ctypes.c_size_t * 2)(ctypes.addressof(source), 8)
     call = ctypes.CDLL(None, use_errno=True).process_vm_readv
     call.restype = ctypes.c_ssize_t
     got = call(
