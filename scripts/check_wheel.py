@@ -26,13 +26,13 @@ LIBRARIES = re.compile(
 FOR_C = {".h", ".pc", ".cmake", ".a", ".3"}
 # The libraries of a wheel, and what each exports: the extension, and the bare
 # loops of the benchmark.
-EXPORTED = {"_core": "PyInit__core", "libbare": r"vnx_bare_\w+"}
+EXPORTED = {"_core": "PyInit__core", "bench.bare": r"vnx_bare_\w+"}
 LICENCES = {"LICENSE", "openssl-*/LICENSE.txt", "libevent-*/LICENSE"}
 
 
 def stem(name: str) -> str:
     """The name of a library without its folder and suffixes."""
-    return name.rpartition("/")[2].partition(".")[0]
+    return re.sub(r"(\.cpython-[^.]*)?\.so$", "", name.rpartition("/")[2])
 
 
 def check_elf(name: str, data: bytes) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import numpy as np
 from .points import Sample, moved, tables
 from .reader import windows
 
-LIBRARY = Path(__file__).resolve().with_name("libbare.so")
+# The second dot keeps Python from taking it for an extension module.
+LIBRARY = Path(__file__).resolve().with_name("bench.bare.so")
+PLAN = struct.Struct("@PQQQQQd")  # vnx_bare_plan_t of bench/bare/bare.h
 # Fewer bytes than this are copied by one thread: waking a second one would
 # take longer than it saves.
 SPLIT_MIN = 256 << 10
@@ -35,27 +38,13 @@ def missing() -> str | None:
     return f"{LIBRARY.name} is not installed beside {Path(__file__).parent}"
 
 
-class _Plan(ctypes.Structure):
-    """vnx_bare_plan_t of bench/bare/bare.h."""
-
-    _fields_ = (
-        ("pairs", ctypes.c_void_p),
-        ("count", ctypes.c_uint64),
-        ("block", ctypes.c_uint64),
-        ("batch", ctypes.c_uint64),
-        ("threads", ctypes.c_uint64),
-        ("write", ctypes.c_uint64),
-        ("seconds", ctypes.c_double),
-    )
-
-
 def _library() -> Any:
     library = ctypes.CDLL(str(LIBRARY), use_errno=True)
     library.vnx_bare_open.restype = ctypes.c_void_p
     library.vnx_bare_open.argtypes = [ctypes.c_uint64, ctypes.c_int]
     library.vnx_bare_close.argtypes = [ctypes.c_void_p]
     for name, first in (
-        ("copy", [ctypes.c_void_p, ctypes.POINTER(_Plan)]),
+        ("copy", [ctypes.c_void_p, ctypes.c_char_p]),
         ("wake", [ctypes.c_double]),
         ("deliver", [ctypes.c_uint]),
     ):
@@ -110,12 +99,10 @@ class Bare:
         pairs[:, 0], pairs[:, 1] = mine, theirs
         pairs *= np.uint64(block)
         count = threads() if block * batch >= SPLIT_MIN else 1
-        plan = _Plan(
+        plan = PLAN.pack(
             pairs.ctypes.data, len(pairs), block, batch, count, write, seconds
         )
-        return self._times(
-            "copy", self.memories, ctypes.byref(plan), room=passes
-        )
+        return self._times("copy", self.memories, plan, room=passes)
 
     def wake(self, busy_us: float, passes: int) -> list[float]:
         """Seconds that it takes to signal a sleeping thread."""

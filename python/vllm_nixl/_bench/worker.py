@@ -96,6 +96,10 @@ def _run_bare(out: TextIO, arguments: list[str]) -> None:
 
 
 def main() -> int:
+    # The modules beside this file are those of a package.
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [place for place in sys.path if place != here]
+
     from vllm_nixl._bench import child
     from vllm_nixl._bench.owner import Owner
 
@@ -112,7 +116,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # The modules beside this file are those of a package.
-    here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [place for place in sys.path if place != here]
     sys.exit(main())
