@@ -560,6 +560,14 @@ write_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_writer_t *out)
     vnxi_counters_write(peer, out);
 }
 
+static uint64_t
+bytes_moved(const vnxi_peer_t *peer)
+{
+    const atomic_uint_fast64_t *bytes = &peer->counters.at[VNXI_BYTES];
+    return atomic_load_explicit(&bytes[VNX_OP_READ], memory_order_relaxed) +
+           atomic_load_explicit(&bytes[VNX_OP_WRITE], memory_order_relaxed);
+}
+
 vnx_status_t
 vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
                    vnx_bytes_t *json_p, vnx_error_t *error)
@@ -581,6 +589,7 @@ vnx_agent_describe(vnx_agent_t *agent, const void *name, size_t name_len,
         return status;
     }
     write_peer(agent, peer, &members);
+    vnxi_json_number(&members, "bytes", bytes_moved(peer));
     agent->ops->describe(agent->engine, peer, &members);
     vnxi_peer_release(peer);
     return take_object(&members, operation, json_p, error);

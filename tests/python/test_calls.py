@@ -86,7 +86,7 @@ def test_wrong_arguments_are_named(agent, call, words):
 
 def test_uninitialised_agent_refuses_calls(api):
     agent = api.nixl_agent.__new__(api.nixl_agent)
-    for call in (agent.get_new_notifs, agent.stats, agent.fileno):
+    for call in (agent.get_new_notifs, agent.peers, agent.fileno):
         with pytest.raises(RuntimeError, match="__init__"):
             call()
 

@@ -30,10 +30,11 @@ AGENT_OF = {
     "nixl": {"library": str},
 }
 UCX = {"ucx": str, "ucx_guard": str, "ucx_workers": int}
-PEER = {
+PEER = {  # and those of peers(): test_peers.py
     "generation": int,
     "state": str,
     "path": str,
+    "pid": int,
     "why": str,
     "regions": int,
     "transfers": int,
@@ -42,7 +43,6 @@ PEER = {
 }
 PEER_OF = {
     "native": {
-        "pid": int,
         "regions_direct": int,
         "regions_confirmed": int,
         "routes": list,
@@ -54,8 +54,12 @@ COUNTERS = [
     "xfers_done",
     "xfers_failed",
     "xfers_cancelled",
+    "reads_done",
+    "writes_done",
     "bytes_read",
     "bytes_written",
+    "last_bytes_read",
+    "last_bytes_written",
     "rows",
     "pieces",
     "notifs_sent",
@@ -66,8 +70,14 @@ COUNTERS = [
     "peers",
     "peers_lost",
     "regions",
+    "bytes_registered",
+    "bytes_registered_total",
+    "bytes_deregistered_total",
     "live_dlists",
     "live_xfers",
+    "xfer_us_sum",
+    "post_us_sum",
+    "notif_wait_us_sum",
     "listener_accepted",
     "listener_open",
     "listener_refused",
@@ -81,6 +91,7 @@ COUNTERS = [
     "listener_send_failures",
     "listener_pending",
 ]
+HISTOGRAMS = ["xfer_us_log2", "post_us_log2", "notif_wait_us_log2"]
 
 
 def has_shape(value, shape):
@@ -175,7 +186,15 @@ def test_describe_has_every_peer_key(engine, pair):
         assert described["pid"] == there.pid()
     assert described["generation"] >= 1
     assert json.loads(json.dumps(described)) == described
-    assert set(described) <= page_keys("agent.describe(peer)")
+    assert set(described) <= page_keys("agent.describe(peer)") | page_keys(
+        "agent.peers()"
+    )
+
+
+def test_page_has_every_key_of_peers(pair):
+    here, there = pair
+    told = here.agent.peers()[there.name]
+    assert page_keys("agent.peers()") == {*told, "cause"}
 
 
 def test_describe_reports_same_host_transport(engine, pair):
@@ -242,11 +261,13 @@ def test_restarted_peer_has_a_later_generation(endpoint, names):
 
 def test_counters_start_at_zero(endpoint):
     stats = endpoint().agent.stats()
-    assert set(stats) == {*COUNTERS, "xfer_us_log2"}
+    assert set(stats) == {*COUNTERS, *HISTOGRAMS, "failures"}
     assert set(stats) == page_keys("agent.stats()")
     assert {key: stats[key] for key in COUNTERS if stats[key]} == {}
     assert all(type(stats[key]) is int for key in COUNTERS)
-    assert stats["xfer_us_log2"] == [0] * 32
+    assert stats["failures"] == {}
+    for key in HISTOGRAMS:
+        assert stats[key] == [0] * 32
 
 
 def test_counters_follow_transfers(endpoint):
@@ -264,9 +285,26 @@ def test_counters_follow_transfers(endpoint):
     assert stats["bytes_written"] == SIZE
     assert stats["rows"] == stats["pieces"] == 3
     assert stats["notifs_sent"] == 1
-    assert sum(stats["xfer_us_log2"]) == 3
+    assert (stats["reads_done"], stats["writes_done"]) == (2, 1)
+    assert stats["last_bytes_read"] == stats["last_bytes_written"] == SIZE
+    assert sum(stats["xfer_us_log2"]) == sum(stats["post_us_log2"]) == 3
     assert stats["xfers_failed"] == stats["xfers_cancelled"] == 0
-    assert there.agent.stats()["notifs_received"] == 1
+    stats = there.agent.stats()
+    assert stats["notifs_received"] == 1
+    assert sum(stats["notif_wait_us_log2"]) == 1
+
+
+def test_counters_follow_registrations(endpoint):
+    here = endpoint()
+    first = here.alloc(SIZE)
+    here.alloc(3 * SIZE)
+    stats = here.agent.stats()
+    assert (stats["regions"], stats["bytes_registered"]) == (2, 4 * SIZE)
+    here.deregister(first.key)
+    stats = here.agent.stats()
+    assert (stats["regions"], stats["bytes_registered"]) == (1, 3 * SIZE)
+    assert stats["bytes_registered_total"] == 4 * SIZE
+    assert stats["bytes_deregistered_total"] == SIZE
 
 
 def test_counters_of_live_objects_decrease(endpoint):

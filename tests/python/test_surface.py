@@ -74,6 +74,7 @@ OWN_METHODS = {
     "fileno": "",
     "is_side_channel_running": "",
     "notifications": "",
+    "peers": "",
     "publish": "rows, port=0, host=None, *, mem_type='DRAM'",
     "request_remote_metadata": (
         "host, port, timeout_ms=5000, *, key=None, retries=0"

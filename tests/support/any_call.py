@@ -803,6 +803,7 @@ CALLS = [
     on_agent("describe", C.name),
     on_agent("describe"),
     on_agent("stats"),
+    on_agent("peers"),
     on_agent("create_backend", "UCX", lambda s: {"num_threads": "1"}),
     on_agent("get_plugin_params", "UCX"),
     on_agent("get_backend_params", "UCX"),
