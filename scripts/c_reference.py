@@ -313,7 +313,8 @@ class MarkdownWriter:
     def _token(self, token: str) -> str:
         if token.startswith("docs/"):
             page = token.removeprefix("docs/")
-            return f"[{page}](../../{page})"
+            name = page.removesuffix(".md").replace("_", " ")
+            return f"[{name.capitalize()}](../../{page})"
         if token.startswith('"'):
             return _escape(token)
         if re.fullmatch(r"\*\w[\w ]*\*", token):
