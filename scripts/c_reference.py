@@ -56,7 +56,7 @@ GUARD = re.compile(r"VNX_(\w+_)?H")
 # A line that begins with what it is about: "Threads: any call ...", or, in
 # columns, "Threads    Every call ...".
 LABEL = re.compile(
-    r"(Threads|Waiting|Ownership|Forks|Errors|Keys)(?:: | {2,})(?=\S)"
+    r"(Threads|Waiting|Ownership|Versions|Forks|Errors|Keys)(?:: | {2,})(?=\S)"
 )
 
 
@@ -327,7 +327,7 @@ class MarkdownWriter:
         found = []
         for paragraph in paragraphs(text):
             if paragraph.verbatim:
-                found.append(f"```text\n{paragraph.text}\n```\n")
+                found.append(f"```\n{paragraph.text}\n```\n")
                 continue
             label = f"**{paragraph.label}.** " if paragraph.label else ""
             found.append(label + self.inline(paragraph.text) + "\n")
