@@ -258,7 +258,10 @@ def paragraphs(text: str) -> list[Paragraph]:
         for number, line in enumerate(lines):
             label = LABEL.match(line)
             if label:
-                found.append(Paragraph(line[label.end() :], label[1]))
+                rest = line[label.end() :]
+                if rest.split(" ")[0].isalpha():
+                    rest = rest[0].upper() + rest[1:]
+                found.append(Paragraph(rest, label[1]))
             elif number == 0:
                 found.append(Paragraph(line.strip()))
             else:
@@ -313,8 +316,7 @@ class MarkdownWriter:
     def _token(self, token: str) -> str:
         if token.startswith("docs/"):
             page = token.removeprefix("docs/")
-            name = page.removesuffix(".md").replace("_", " ")
-            return f"[{name.capitalize()}](../../{page})"
+            return f"[{_title(ROOT / token)}](../../{page})"
         if token.startswith('"'):
             return _escape(token)
         if re.fullmatch(r"\*\w[\w ]*\*", token):
@@ -355,6 +357,11 @@ class MarkdownWriter:
             parts.append(f"## {title}\n")
             parts += [self.item(item) for item in section.items]
         return "\n".join(parts)
+
+
+def _title(page: Path) -> str:
+    with page.open() as file:
+        return file.readline().strip("# \n")
 
 
 def _escape(text: str) -> str:

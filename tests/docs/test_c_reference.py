@@ -100,7 +100,7 @@ def test_introduction_is_in_paragraphs(tool, header):
     assert found == [
         ("", "Things: what they are."),
         ("", "A *thing* has parts."),
-        ("Threads", "any."),
+        ("Threads", "Any."),
         ("Waiting", "thing_wait() waits."),
     ]
 
