@@ -56,7 +56,7 @@ GUARD = re.compile(r"VNX_(\w+_)?H")
 # A line that begins with what it is about: "Threads: any call ...", or, in
 # columns, "Threads    Every call ...".
 LABEL = re.compile(
-    r"(Threads|Waiting|Ownership|Forks|Errors|Keys)(?:: | {2,})(?=\S)"
+    r"(Threads|Waiting|Ownership|Versions|Forks|Errors|Keys)(?:: | {2,})(?=\S)"
 )
 
 
@@ -258,7 +258,10 @@ def paragraphs(text: str) -> list[Paragraph]:
         for number, line in enumerate(lines):
             label = LABEL.match(line)
             if label:
-                found.append(Paragraph(line[label.end() :], label[1]))
+                rest = line[label.end() :]
+                if rest.split(" ")[0].isalpha():
+                    rest = rest[0].upper() + rest[1:]
+                found.append(Paragraph(rest, label[1]))
             elif number == 0:
                 found.append(Paragraph(line.strip()))
             else:
@@ -313,7 +316,7 @@ class MarkdownWriter:
     def _token(self, token: str) -> str:
         if token.startswith("docs/"):
             page = token.removeprefix("docs/")
-            return f"[{page}](../../{page})"
+            return f"[{_title(ROOT / token)}](../../{page})"
         if token.startswith('"'):
             return _escape(token)
         if re.fullmatch(r"\*\w[\w ]*\*", token):
@@ -326,7 +329,7 @@ class MarkdownWriter:
         found = []
         for paragraph in paragraphs(text):
             if paragraph.verbatim:
-                found.append(f"```text\n{paragraph.text}\n```\n")
+                found.append(f"```\n{paragraph.text}\n```\n")
                 continue
             label = f"**{paragraph.label}.** " if paragraph.label else ""
             found.append(label + self.inline(paragraph.text) + "\n")
@@ -354,6 +357,11 @@ class MarkdownWriter:
             parts.append(f"## {title}\n")
             parts += [self.item(item) for item in section.items]
         return "\n".join(parts)
+
+
+def _title(page: Path) -> str:
+    with page.open() as file:
+        return file.readline().strip("# \n")
 
 
 def _escape(text: str) -> str:

@@ -37,6 +37,10 @@ FILES = {
 WITHOUT_PAGE = ("README.md",)
 LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+# Blocks without a language are pictures, whose lines must not be wrapped.
+BARE = re.compile(r"\A```\n")
+CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
+NAME = re.compile(r"<code>[^<]*</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -76,6 +80,15 @@ def on_page_markdown(
     end = 0
     for fence in FENCE.finditer(markdown):
         parts.append(LINK.sub(site_link, markdown[end : fence.start()]))
-        parts.append(fence[0])
+        parts.append(BARE.sub("``` {.text .diagram}\n", fence[0], count=1))
         end = fence.end()
     return "".join(parts) + LINK.sub(site_link, markdown[end:])
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Let long names in tables break behind an underscore."""
+
+    def breakable(match: re.Match[str]) -> str:
+        return re.sub(r"(?<=\w)([_/]+)(?=\w)", r"\1<wbr>", match[0])
+
+    return CELL.sub(lambda cell: NAME.sub(breakable, cell[0]), output)

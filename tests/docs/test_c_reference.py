@@ -100,7 +100,7 @@ def test_introduction_is_in_paragraphs(tool, header):
     assert found == [
         ("", "Things: what they are."),
         ("", "A *thing* has parts."),
-        ("Threads", "any."),
+        ("Threads", "Any."),
         ("Waiting", "thing_wait() waits."),
     ]
 
@@ -112,7 +112,7 @@ def test_markdown_has_code_links_and_emphasis(tool, header):
     assert "`*thing_p` is the result" in text
     assert "[`thing_wait()`](thing.md#thing_wait)" in text
     assert "A *thing* has parts." in text
-    assert "```text\n0    none\n1    the first\n```" in text
+    assert "```\n0    none\n1    the first\n```" in text
 
 
 def test_every_function_has_a_man_page(tool, header):

@@ -175,6 +175,7 @@ def runs(page):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)])
 def test_python_runs_and_prints_what_the_page_says(page, tmp_path):
     """The blocks of a page run one after the other, in one process."""
@@ -242,6 +243,7 @@ def programs(page):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "more"),
     [
@@ -296,6 +298,7 @@ def is_command(page, block):
     return is_run(page, block) and not block.comment.startswith("program")
 
 
+@pytest.mark.slow
 @blocks_in("console", which=is_command)
 def test_commands_print_what_the_page_says(page, block, tmp_path):
     for command, output in command_lines(block):
