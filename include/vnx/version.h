@@ -7,12 +7,12 @@
  * does.  The soname names the ABI: libvnx.so.0.1, later libvnx.so.1.  So a
  * program never runs with a library of another ABI.
  *
- * Within one ABI, functions and constants are only added, and structs that
- * begin with `size` may get more fields at their end.  A program that was
- * compiled with earlier headers passes the smaller size, and the library uses
- * the defaults of the fields that it lacks.  A library that is older than the
- * program refuses the larger size with VNX_ERR_INVALID_PARAM.  Structs without
- * `size`, also those that the library fills, do not change.
+ * Within one ABI, functions are only added, and structs that begin with `size`
+ * may get more fields at their end.  A program that was compiled with earlier
+ * headers passes the smaller size, and the library uses the defaults of the
+ * fields that it lacks.  A library that is older than the program refuses the
+ * larger size with VNX_ERR_INVALID_PARAM.  Structs without `size`, also those
+ * that the library fills, and the table of statuses do not change.
  */
 #ifndef VNX_VERSION_H
 #define VNX_VERSION_H
