@@ -91,7 +91,9 @@ def test_result_belongs_to_the_caller(pair):
 
 def test_names_are_those_of_other_calls(api, endpoint, inproc):
     here = endpoint()
-    names = ["plain", 'quo"te\\', "zero\0", "ünï", "☃😀", "\udcff\udcc3x"]
+    names = ["plain", 'quo"te\\', "ünï", "☃😀", "\udcff\udcc3x"]
+    if inproc.name.startswith("native"):
+        names.append("zero\0")  # NIXL refuses this one
     for name in names:
         with api.nixl_agent(name) as agent:
             here.add(agent.get_agent_metadata())
