@@ -10,7 +10,7 @@
 #include <vnx/vnx.h>
 
 #include "base/mutex.h"
-#include "engine/counters.h"
+#include "engine/engine.h"
 
 typedef struct vnxi_notifs {
     vnxi_mutex_t lock;
