@@ -1,16 +1,21 @@
 """Prometheus: our collector, NIXL's variables and names, the dashboard."""
 
 import collections
+import contextlib
 import json
 import os
 import re
 import signal
 import socket
 import struct
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
-from support.deadline import until
+from support.deadline import PATIENCE, until
+from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
     run_scene,
@@ -25,7 +30,9 @@ prometheus_client = pytest.importorskip(
     "prometheus_client", reason="prometheus-client is not installed"
 )
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+DEMO = ROOT / "examples" / "kv_demo"
 BOUNDS = [
     *("10", "25", "50", "100", "250", "500", "1000", "2500", "5000"),
     *("10000", "25000", "50000", "100000", "250000", "500000", "1000000"),
@@ -487,6 +494,45 @@ def test_the_last_values_of_a_closed_agent_are_written(tmp_path):
         total[name, dict(labels)["agent_name"]] += value
     assert total["agent_rx_requests_num_total", "alpha"] == 4
     assert total["agent_xfer_time_us_count", "alpha"] == 5
+
+
+def test_the_demo_can_be_scraped(tmp_path):
+    """Prefill and decode, on one port."""
+    env = exporting(
+        "prometheus_mp",
+        NIXL_TELEMETRY_MULTIPROC_DIR=str(tmp_path / "shared"),
+        NIXL_TELEMETRY_RUN_INTERVAL="20",
+    )
+    address = f"http://127.0.0.1:{env['NIXL_TELEMETRY_PROMETHEUS_PORT']}/"
+    seen = {}
+    demo = subprocess.Popen(
+        [sys.executable, DEMO, "--layers", "4", "--blocks", "32"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=child_environment(env),
+    )
+
+    def done():
+        with contextlib.suppress(OSError):
+            text = urllib.request.urlopen(address, timeout=PATIENCE).read()
+            seen.update(samples(text.decode()))
+        return demo.poll() is not None
+
+    try:
+        until(done, "the demo ends", timeout=4 * PATIENCE, pause=0.01)
+    finally:
+        demo.kill()
+        out, _ = demo.communicate()
+    assert demo.returncode == 0, out
+    read = {
+        dict(labels)["agent_name"]: value
+        for (name, labels), value in seen.items()
+        if name == "agent_rx_bytes_total"
+    }
+    assert read.keys() == {"prefill", "decode"}
+    assert read["decode"] > 0
+    assert read["prefill"] == 0
 
 
 # -- BUFFER -------------------------------------------------------------------

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    allow_reuse_port = False  # True in newer Pythons: two would share it
 
     def server_bind(self) -> None:
         """Bind without HTTPServer's look-up of the host's name.
