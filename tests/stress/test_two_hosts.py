@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "kv_demo"
 SIZE = ["--layers", "4", "--blocks", "64", "--requests", "4"]
+ANY = ["--events", "--port", "0"]
 PATIENCE = 90
 
 
@@ -55,7 +56,8 @@ def finish(process):
 def test_demo_runs_between_two_hosts(two, env):
     """The side channel carries the handshake and UCX the blocks; decode checks
     every byte, prefill frees the fetched blocks."""
-    demo = [sys.executable, str(DEMO), *SIZE, "--timeout", str(PATIENCE)]
+    demo = [sys.executable, str(DEMO), *SIZE, *ANY]
+    demo += ["--timeout", str(PATIENCE)]
     prefill = two.start(0, [*demo, "--role", "prefill"], env)
     decode = None
     try:
@@ -80,7 +82,8 @@ def test_two_hosts_are_told_apart(two, env):
     """Both run on one machine and may even share its pids; they are told apart
     because neither can reach the other's sockets."""
     env = {key: env[key] for key in env if key != "VLLM_NIXL_SAME_HOST"}
-    demo = [sys.executable, str(DEMO), *SIZE, "--timeout", str(PATIENCE)]
+    demo = [sys.executable, str(DEMO), *SIZE, *ANY]
+    demo += ["--timeout", str(PATIENCE)]
     prefill = two.start(0, [*demo, "--role", "prefill"], env)
     try:
         said = events(prefill)

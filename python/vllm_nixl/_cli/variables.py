@@ -59,6 +59,12 @@ def _file(value: str) -> str:
     return "names no file"
 
 
+def _folder(value: str) -> str:
+    if value in ("0", "1") or value.startswith("/"):
+        return ""
+    return "must be 0, 1 or the absolute path of a folder"
+
+
 class Variable(NamedTuple):
     """One variable.  check() returns why a value is not valid, or ""."""
 
@@ -71,6 +77,7 @@ class Variable(NamedTuple):
 
 
 _SWITCH = _one_of("0", "1")
+_LEVELS = ("ERROR", "WARNING", "WARN", "INFO", "DEBUG", "TRACE", "FATAL")
 
 TABLE = (
     Variable("VLLM_NIXL_ALLOW_PTRACE", "0: do not let peers trace", _SWITCH),
@@ -84,7 +91,7 @@ TABLE = (
     Variable(
         "VLLM_NIXL_LOG_LEVEL",
         "the level of the log",
-        _one_of("ERROR", "WARNING", "INFO", "DEBUG", fold=True),
+        _one_of(*_LEVELS, fold=True),
     ),
     Variable(
         "VLLM_NIXL_METADATA_SECRET",
@@ -93,6 +100,7 @@ TABLE = (
         secret=True,
         may_be_empty=False,
     ),
+    Variable("VLLM_NIXL_MONITOR", "1, or a folder: show agents", _folder),
     Variable("VLLM_NIXL_SAME_HOST", "0: no SHM", _SWITCH),
     Variable("VLLM_NIXL_SIDE_CHANNEL_HOST", "where listeners listen"),
     Variable("VLLM_NIXL_SIDE_CHANNEL_PORT", "their port", _port),
@@ -101,6 +109,9 @@ TABLE = (
         "authenticates and encrypts the side channel",
         _secret,
         secret=True,
+    ),
+    Variable(
+        "VLLM_NIXL_STOCK_PYTHON", "a Python with stock NIXL, for bench", _file
     ),
     Variable("VLLM_NIXL_UCX_GUARD", "0, 1: workarounds for UCX", _SWITCH),
     Variable("VLLM_NIXL_UCX_LIBRARY", "the file of libucp, or none", _library),

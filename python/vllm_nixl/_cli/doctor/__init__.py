@@ -57,8 +57,10 @@ def _local(out: Output) -> int:
             show(findings, out)
     counts = count(found)
     out.line()
+    plural = "" if counts["warning"] == 1 else "s"
     out.line(
-        f"{counts['ok']} ok, {counts['warning']} warnings, {counts['bad']} bad"
+        f"{counts['ok']} ok, {counts['warning']} warning{plural}, "
+        f"{counts['bad']} bad"
     )
     out.result({**counts, "findings": as_json(found)})
     return status(found)

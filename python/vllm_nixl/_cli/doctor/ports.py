@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .findings import Finding, Machine, bad, ok, warning
 
+_ON = ("1", "y", "yes", "on", "true")
 _LISTEN = "0A"  # of /proc/net/tcp
 
 
@@ -28,7 +29,7 @@ def _ports(machine: Machine) -> list[_Port]:
         ),
         _Port(8888, "metadata listener", "listen_port=0 binds a free one"),
     ]
-    if environ.get("NIXL_TELEMETRY_ENABLE", "").lower() in ("y", "1", "true"):
+    if environ.get("NIXL_TELEMETRY_ENABLE", "").lower() in _ON:
         name = "NIXL_TELEMETRY_PROMETHEUS_PORT"
         number = _number(environ.get(name, ""), 9090)
         found.append(_Port(number, "telemetry", f"set {name}"))
