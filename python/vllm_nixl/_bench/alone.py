@@ -10,7 +10,8 @@ import os
 import runpy
 import sys
 
-if __name__ == "__main__":
+
+def main() -> None:
     package = type(sys)("vllm_nixl")
     here = os.path.dirname(os.path.abspath(__file__))
     package.__path__ = [os.path.dirname(here)]
@@ -18,3 +19,7 @@ if __name__ == "__main__":
     del sys.argv[0]
     sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
