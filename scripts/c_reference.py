@@ -259,7 +259,7 @@ def paragraphs(text: str) -> list[Paragraph]:
             label = LABEL.match(line)
             if label:
                 rest = line[label.end() :]
-                if rest.split(" ")[0].isalpha():
+                if re.match(r"[a-z]+(?![\w(])", rest):
                     rest = rest[0].upper() + rest[1:]
                 found.append(Paragraph(rest, label[1]))
             elif number == 0:
