@@ -259,7 +259,7 @@ def paragraphs(text: str) -> list[Paragraph]:
             label = LABEL.match(line)
             if label:
                 rest = line[label.end() :]
-                if rest.split(" ")[0].isalpha():
+                if re.match(r"[a-z]+(?![\w(])", rest):
                     rest = rest[0].upper() + rest[1:]
                 found.append(Paragraph(rest, label[1]))
             elif number == 0:
@@ -273,8 +273,11 @@ def first_sentence(text: str) -> str:
     """For the line NAME of a man page."""
     for paragraph in paragraphs(text):
         if not paragraph.verbatim:
-            sentence = re.split(r"(?<=[.;:])\s", paragraph.text + " ")[0]
-            return sentence.rstrip(".;:")
+            sentence = re.split(r"\.\s", paragraph.text + " ")[0].strip()
+            if len(sentence) > 80:
+                # It goes on with details.
+                sentence = re.split(r"(?<=.{20})(?:[,:;] | \()", sentence)[0]
+            return sentence.replace("`", "")
     return ""
 
 
@@ -375,6 +378,8 @@ def markdown(header: Header) -> str:
 
 # -- Man pages ----------------------------------------------------------------
 
+EMPHASIS = re.compile(r"`([^`]+)`|(?<!\w)\*(\w[\w ]*)\*(?!\w)")
+
 
 def _roff(text: str) -> str:
     """Text for roff: no line of it is a request."""
@@ -389,6 +394,8 @@ def _roff_text(text: str) -> str:
     parts = []
     for paragraph in paragraphs(text):
         body = _roff(paragraph.text)
+        if not paragraph.verbatim:
+            body = EMPHASIS.sub(r"\\fI\1\2\\fP", body)
         if paragraph.verbatim:
             parts.append(f".PP\n.RS 4\n.nf\n{body}\n.fi\n.RE")
         elif paragraph.label:

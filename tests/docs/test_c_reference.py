@@ -127,6 +127,10 @@ def test_every_function_has_a_man_page(tool, header):
     page = pages["thing_make.3"]
     assert page.startswith('.TH thing_make 3 "" "libvnx 1.2"')
     assert "thing_make, thing_make_again \\- Make a thing" in page
+    page = pages["vnx_thing.h.3"]
+    assert "vnx_thing.h \\- Things: what they are\n" in page
+    assert "A \\fIthing\\fP has parts." in page
+    assert "Its \\fInumber\\fP is unique." in page
 
 
 def test_text_cannot_become_a_request_of_roff(tool):
