@@ -2,6 +2,8 @@
  * child can make agents of its own that talk to the parent's. */
 #include "agent_pair.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -188,6 +190,76 @@ test_core_fork_during_a_transfer(void **state)
     use_and_release(&h);
 }
 
+static void
+read_counters(handles_t *h)
+{
+    vnx_agent_stats_t stats;
+
+    vnx_agent_stats(h->pair->a, &stats);
+    CHECK(stats.xfers_posted == 2 && stats.reads_done == 2);
+    CHECK(stats.bytes_read == 2 * h->pair->len);
+    CHECK(stats.bytes_registered == h->pair->len);
+    CHECK(stats.live_xfers == 1);
+}
+
+static void
+test_core_fork_child_can_read_counters(void **state)
+{
+    pair_t *p = *state;
+    handles_t h = make_handles(p);
+
+    for (int i = 0; i < 2; i++) {
+        run_xfer(p->a, h.xfer);
+        vnx_notif_free(await_notif(p->b));
+    }
+    run_forked(read_counters, &h);
+    use_and_release(&h);
+}
+
+static atomic_bool is_over;
+
+static void *
+load_and_remove(void *argument)
+{
+    pair_t *p = argument;
+
+    while (!atomic_load(&is_over)) {
+        assert_ok(vnx_agent_remove_peer(p->a, "B", 1, e));
+        load_peer(p->a, p->b);
+    }
+    return NULL;
+}
+
+static void
+read_some_counters(handles_t *h)
+{
+    vnx_agent_stats_t stats;
+
+    vnx_agent_stats(h->pair->a, &stats);
+    CHECK(stats.xfers_done <= 1);
+    CHECK(stats.bytes_registered == h->pair->len);
+}
+
+/* The other thread may hold a lock for the counters: nobody waits for it. */
+static void
+test_core_fork_while_peers_come_and_go(void **state)
+{
+    pair_t *p = *state;
+    handles_t h = {.pair = p};
+    vnx_xfer_t *xfer = pair_make_xfer(p, VNX_OP_READ, 4, NULL);
+    pthread_t thread;
+
+    run_xfer(p->a, xfer);
+    assert_ok(vnx_xfer_release(xfer, e));
+    pthread_create(&thread, NULL, load_and_remove, p);
+    for (int i = 0; i < 50; i++) {
+        run_forked(read_some_counters, &h);
+    }
+    atomic_store(&is_over, true);
+    pthread_join(thread, NULL);
+    assert_int_equal(stats_of(p->a).xfers_done, 1);
+}
+
 static vnx_bytes_t blob_of_b;
 
 /* An agent of the child reads what B of the parent has, and says so. */
@@ -248,6 +320,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         with_pair(test_core_fork_child_is_refused_and_parent_continues),
         with_pair(test_core_fork_during_a_transfer),
+        with_pair(test_core_fork_child_can_read_counters),
+        with_pair(test_core_fork_while_peers_come_and_go),
         with_pair(test_core_fork_child_makes_agents_that_reach_the_parent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -61,9 +61,11 @@ describe(vnx_agent_t *agent, const char *name)
 static unsigned long long
 described_number(vnx_agent_t *agent, const char *name, const char *key)
 {
-    char *text = describe(agent, name), *at = strstr(text, key);
+    char *text = describe(agent, name), quoted[64];
+    snprintf(quoted, sizeof quoted, "\"%s\": ", key);
+    char *at = strstr(text, quoted);
     assert_non_null(at);
-    unsigned long long value = strtoull(at + strlen(key) + 3, NULL, 10);
+    unsigned long long value = strtoull(at + strlen(quoted), NULL, 10);
     free(text);
     return value;
 }
