@@ -315,13 +315,14 @@ hub_alloc(const vnxi_hub_config_t *config)
     vnxi_mutex_init(&hub->loop, VNXI_RANK_HUB_LOOP);
     vnxi_mutex_init(&hub->lists, VNXI_RANK_HUB_LISTS);
     hub->name_len = config->name_len;
-    hub->name = malloc(config->name_len);
+    hub->name = malloc(config->name_len + 1);
     hub->input = malloc(VNXI_HUB_INPUT);
     if (hub->name == NULL || hub->input == NULL) {
         hub_destroy(hub);
         return NULL;
     }
     memcpy(hub->name, config->name, config->name_len);
+    hub->name[config->name_len] = '\0';
     return hub;
 }
 

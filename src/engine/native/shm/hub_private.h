@@ -75,7 +75,7 @@ struct vnxi_link {
 
 struct vnxi_hub {
     vnxi_hub_callbacks_t callbacks;
-    char *name; /* owned */
+    char *name; /* owned; followed by a NUL */
     size_t name_len;
     unsigned char instance[VNXI_SHM_ID_SIZE];
     vnxi_shm_info_t local; /* only what vnxi_shm_info_local() fills in */

@@ -322,6 +322,7 @@ ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config,
         return NULL;
     }
     memcpy(name, config->name, config->name_len);
+    name[config->name_len] = '\0';
     atomic_init(&ucx->refs, 1);
     vnxi_mutex_init(&ucx->xfers_lock, VNXI_RANK_UCX_XFERS);
     vnxi_cond_init(&ucx->xfer_ended);

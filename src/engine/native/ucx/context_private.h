@@ -51,7 +51,7 @@ struct vnxi_ucx {
     const vnxi_ucx_library_t *library;
     vnxi_ucp_context_t context;
     uint64_t memory_types;
-    char *name;
+    char *name; /* followed by a NUL */
     size_t name_len;
     uint64_t stall_timeout_ns;
     vnxi_ucx_events_t events;
