@@ -23,11 +23,11 @@ try:
         GaugeMetricFamily,
         HistogramMetricFamily,
     )
-except ImportError as error:
+except ImportError:
     raise ImportError(
         "vllm_nixl.metrics needs prometheus_client: "
         "pip install 'vllm_nixl[metrics]'"
-    ) from error
+    ) from None
 
 from ._core import nixlClosedError
 from ._monitor import live_agents
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from ._agent import NixlAgent
 
-    Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+    _Any = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 __all__ = ["FAMILIES", "Collector"]
 
@@ -363,7 +363,7 @@ FAMILIES = tuple(
     )
 )
 
-_TYPES: dict[str, type[Family]] = {
+_TYPES: dict[str, type[_Any]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
@@ -433,7 +433,7 @@ class _Families:
             for row in FAMILIES
         }
 
-    def __iter__(self) -> Iterator[Family]:
+    def __iter__(self) -> Iterator[_Any]:
         return iter(self._families.values())
 
     def add(self, name: str, labels: Sequence[str], value: float) -> None:
@@ -583,11 +583,11 @@ class Collector:
         self._peers = peers
         self._names = Names()
 
-    def describe(self) -> Iterable[Family]:
+    def describe(self) -> Iterable[_Any]:
         """The metrics without samples: register() reads no agent."""
         return _Families()
 
-    def collect(self) -> Iterable[Family]:
+    def collect(self) -> Iterable[_Any]:
         """The metrics with the present values."""
         families = _Families()
         agents = live_agents() if self._agents is None else self._agents

@@ -108,7 +108,7 @@ os._exit(0)
 
 @pytest.mark.parametrize("first", ["ours", "stock"])
 def test_processes_of_both_share_a_folder_and_a_port(first, tmp_path):
-    """The first process serves; when it has died, the other one does."""
+    """The first process serves the values of both."""
     env = variables(
         "prometheus_mp", NIXL_TELEMETRY_MULTIPROC_DIR=str(tmp_path)
     )

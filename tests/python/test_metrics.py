@@ -446,9 +446,8 @@ def test_one_process_serves_the_agents_of_all(ranks, tmp_path):
     family = ranks()
     for _ in range(3):
         family.start()
-    assert family.seen() == {
-        (f"rank{i}", pid, "0") for i, pid in enumerate(family.pids)
-    }
+    everybody = {(f"rank{i}", pid, "0") for i, pid in enumerate(family.pids)}
+    until(lambda: family.seen() == everybody, "all are exported")
     folder = tmp_path / "shared0"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_size for path in folder.glob("*.mmap")} == {6800}
@@ -470,7 +469,7 @@ def test_another_process_serves_when_the_first_one_has_ended(ranks):
     family = ranks()
     family.start()
     family.start()
-    assert len(family.seen()) == 2
+    until(lambda: len(family.seen()) == 2, "both are exported")
     family.kill(0)
     until(family.is_served, "the other process serves")
     assert {name for name, _, _ in family.seen()} == {"rank0", "rank1"}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    State = dict[str, Any]
+State = dict[str, Any]
 
 COLUMNS = (
     "agent / peer",
