@@ -55,6 +55,13 @@ def _size(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
+def _memory(text: str) -> int:
+    size = _size(text)
+    if size % 4096:
+        raise argparse.ArgumentTypeError(f"not whole pages: {text!r}")
+    return size
+
+
 def _block(text: str) -> int:
     size = _size(text)
     if size % 128:
@@ -145,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--size",
-        type=_size,
+        type=_memory,
         metavar="SIZE",
         help="of the memory that the blocks are in (256m)",
     )
@@ -325,12 +332,26 @@ def _mode(options: argparse.Namespace) -> str:
     return options.workload or "table"
 
 
-PLANS = {
+PLANS: dict[str, Callable[[argparse.Namespace, int], Plan]] = {
     "table": _table,
     "latency": _latency,
     "notifications": _notifications,
     "burst": _burst,
 }
+
+
+def _plan(options: argparse.Namespace, size: int) -> Plan:
+    """What to measure with that much memory."""
+    block = max(options.block_sizes)
+    if block > size:
+        raise CommandError(
+            f"a block of {_name(block)} is larger than the memory of "
+            f"{_name(size)} (--size)"
+        )
+    plan = PLANS[options.mode](options, size)
+    if not plan.points:
+        raise CommandError("; ".join(plan.notes))
+    return plan
 
 
 def _set_defaults(options: argparse.Namespace) -> None:
@@ -354,11 +375,6 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what contradicts itself or cannot be done here."""
     if options.repeat < 1:
         raise CommandError("--repeat must be at least 1")
-    if max(options.block_sizes) > options.size:
-        raise CommandError(
-            f"a block of {_name(max(options.block_sizes))} is larger than "
-            f"the memory of {_name(options.size)} (--size)"
-        )
     if options.place and (options.stock or options.shared):
         raise CommandError(
             "--stock measures two processes of this host"
@@ -489,14 +505,14 @@ def _run(options: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Measure everything; return the result, as the JSON has it."""
     from .._bench.turns import machine
 
-    plan: Plan = PLANS[options.mode](options, options.size)
+    plan = _plan(options, options.size)
     about = machine()
     with contextlib.ExitStack() as stack:
         sides = _sides(options, stack)
         started = {name: side.start() for name, side in sides.items()}
         size = started["ours"]["size"]
         if size < options.size:
-            plan = PLANS[options.mode](options, size)
+            plan = _plan(options, size)
         records = []
         with _progress(len(plan.points), out) as show:
             for point in plan.points:
@@ -697,9 +713,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
     from .._bench.child import BenchError
 
     _set_defaults(options)
-    _check(options)
     if options.serve:
         return _serve(options, out)
+    _check(options)
     if options.stock and not turns.stock_python(options.stock_python):
         raise CommandError(
             "--stock: stock NIXL is not in this Python (pip install nixl); "
