@@ -603,7 +603,7 @@ def _burst_cells(record: dict[str, Any], best: dict[str, Any]) -> Cells:
     descs = record["layers"] * record["blocks"]
     cells = {
         "Requests": record["requests"],
-        "Descriptors": record["requests"] * descs,
+        "Descs": record["requests"] * descs,
         "Block Size": _name(record["block"]),
         "B/W (GB/s)": figure(best["gbs"]),
     }
@@ -656,6 +656,39 @@ def _lines(mode: str, records: list[dict[str, Any]]) -> list[Cells]:
     return lines
 
 
+# Columns to leave out in a narrow terminal, the first ones first.
+SPARE = (
+    "P99 Prep (us)",
+    "P99.9 Lat. (us)",
+    "P99.9 round trip (us)",
+    "Avg Prep (us)",
+    "P99 Post (us)",
+    "bare (GB/s)",
+    "P99 Tx (us)",
+    "Avg Tx (us)",
+    "Block Size",
+)
+
+
+def _fitting(columns: list[str], lines: list[Cells], out: Output) -> list[str]:
+    """The columns that fit into the terminal, if stdout is one."""
+    if out.console is None:
+        return columns
+
+    def width(column: str) -> int:
+        texts = [*column.split(), *(str(line.get(column)) for line in lines)]
+        return max(map(len, texts)) + 3
+
+    left = list(columns)
+    for spare in SPARE:
+        if sum(map(width, left)) + 2 <= out.console.width:
+            break
+        # The size of the blocks may be all that tells lines apart.
+        if spare in left and (spare != "Block Size" or "Requests" in left):
+            left.remove(spare)
+    return left
+
+
 def _show(result: dict[str, Any], out: Output) -> None:
     about = result["machine"]
     out.line(
@@ -676,15 +709,21 @@ def _show(result: dict[str, Any], out: Output) -> None:
     for record in result["points"]:
         heading = _heading(result["mode"], record)
         groups.setdefault(heading, []).append(record)
+    hidden = False
     for heading, records in groups.items():
         lines = _lines(result["mode"], records)
-        columns = list(dict.fromkeys(key for line in lines for key in line))
+        every = list(dict.fromkeys(key for line in lines for key in line))
+        columns = _fitting(every, lines, out)
+        hidden |= len(columns) < len(every)
         out.line()
         out.heading(heading)
         out.table(
             columns, [[line.get(key, "") for key in columns] for line in lines]
         )
-    for note in result["notes"]:
+    notes = list(result["notes"])
+    if hidden:
+        notes.append("a wider terminal has room for more columns")
+    for note in notes:
         out.line(note, "dim")
 
 
