@@ -166,10 +166,16 @@ def test_output_is_nixlbenchs_table_and_a_file(tmp_path):
     [
         (["--block-sizes", "100"], 2, "multiple of 128"),
         (["--batch", "0"], 2, "above 0"),
+        (["--size", "1000"], 2, "whole pages"),
         (["--seconds", "0"], 2, "above 0"),
         (["--plot", "x.pdf"], 2, ".svg or .png"),
         (["--latency", "--notifications"], 2, "not allowed with"),
         (["--size", "64k", "--block-sizes", "1m"], 3, "--size"),
+        (
+            ["--workload", "burst", "--block-sizes", "1m", "--size", "8m"],
+            3,
+            "no burst of 1 requests or more, which needs --size 256m",
+        ),
         (["--stock", "--shared"], 3, "no shared buffers"),
         (["--stock", "somewhere"], 3, "of this host"),
         (["--notifications", "--plot", "x.svg"], 3, "has no plot"),
@@ -273,6 +279,13 @@ def test_client_measures_with_a_server(serve, mode):
         assert set(point["sides"]) == {"ours"}
     server.line("measures")
     server.line("has ended")
+
+
+def test_server_with_too_little_memory_is_said(serve):
+    _, port = serve("--size", "64k")
+    place = f"127.0.0.1:{port}"
+    done = bench.run(place, "--block-sizes", "1m", status=3)
+    assert "larger than the memory of 64k" in done.stderr
 
 
 def test_server_takes_one_client_after_the_other(serve):

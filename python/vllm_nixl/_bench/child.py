@@ -136,7 +136,20 @@ class Child:
     def go(self) -> None:
         self._signal(signal.SIGCONT)
 
+    def kill(self) -> None:
+        """End the process and, if it has a session, its children at once."""
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
     def close(self) -> None:
+        """Let the process end when it has obeyed its orders."""
         assert self.process.stdin is not None
         self.go()
         with contextlib.suppress(BrokenPipeError):
@@ -144,10 +157,8 @@ class Child:
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+            self.kill()
+        self._close_pipes()
 
 
 def end_with_parent() -> None:

@@ -61,8 +61,12 @@ class Side(Child):
     def __enter__(self) -> Side:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # After an error or Ctrl-C, do not wait for a measurement.
+        if kind is None:
+            self.close()
+        else:
+            self.kill()
 
     def start(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("start")

@@ -55,6 +55,13 @@ def _size(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
+def _memory(text: str) -> int:
+    size = _size(text)
+    if size % 4096:
+        raise argparse.ArgumentTypeError(f"not whole pages: {text!r}")
+    return size
+
+
 def _block(text: str) -> int:
     size = _size(text)
     if size % 128:
@@ -145,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--size",
-        type=_size,
+        type=_memory,
         metavar="SIZE",
         help="of the memory that the blocks are in (256m)",
     )
@@ -325,12 +332,26 @@ def _mode(options: argparse.Namespace) -> str:
     return options.workload or "table"
 
 
-PLANS = {
+PLANS: dict[str, Callable[[argparse.Namespace, int], Plan]] = {
     "table": _table,
     "latency": _latency,
     "notifications": _notifications,
     "burst": _burst,
 }
+
+
+def _plan(options: argparse.Namespace, size: int) -> Plan:
+    """What to measure with that much memory."""
+    block = max(options.block_sizes)
+    if block > size:
+        raise CommandError(
+            f"a block of {_name(block)} is larger than the memory of "
+            f"{_name(size)} (--size)"
+        )
+    plan = PLANS[options.mode](options, size)
+    if not plan.points:
+        raise CommandError("; ".join(plan.notes))
+    return plan
 
 
 def _set_defaults(options: argparse.Namespace) -> None:
@@ -354,11 +375,6 @@ def _check(options: argparse.Namespace) -> None:
     """Refuse what contradicts itself or cannot be done here."""
     if options.repeat < 1:
         raise CommandError("--repeat must be at least 1")
-    if max(options.block_sizes) > options.size:
-        raise CommandError(
-            f"a block of {_name(max(options.block_sizes))} is larger than "
-            f"the memory of {_name(options.size)} (--size)"
-        )
     if options.place and (options.stock or options.shared):
         raise CommandError(
             "--stock measures two processes of this host"
@@ -489,14 +505,14 @@ def _run(options: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Measure everything; return the result, as the JSON has it."""
     from .._bench.turns import machine
 
-    plan: Plan = PLANS[options.mode](options, options.size)
+    plan = _plan(options, options.size)
     about = machine()
     with contextlib.ExitStack() as stack:
         sides = _sides(options, stack)
         started = {name: side.start() for name, side in sides.items()}
         size = started["ours"]["size"]
         if size < options.size:
-            plan = PLANS[options.mode](options, size)
+            plan = _plan(options, size)
         records = []
         with _progress(len(plan.points), out) as show:
             for point in plan.points:
@@ -587,7 +603,7 @@ def _burst_cells(record: dict[str, Any], best: dict[str, Any]) -> Cells:
     descs = record["layers"] * record["blocks"]
     cells = {
         "Requests": record["requests"],
-        "Descriptors": record["requests"] * descs,
+        "Descs": record["requests"] * descs,
         "Block Size": _name(record["block"]),
         "B/W (GB/s)": figure(best["gbs"]),
     }
@@ -640,6 +656,39 @@ def _lines(mode: str, records: list[dict[str, Any]]) -> list[Cells]:
     return lines
 
 
+# Columns to leave out in a narrow terminal, the first ones first.
+SPARE = (
+    "P99 Prep (us)",
+    "P99.9 Lat. (us)",
+    "P99.9 round trip (us)",
+    "Avg Prep (us)",
+    "P99 Post (us)",
+    "bare (GB/s)",
+    "P99 Tx (us)",
+    "Avg Tx (us)",
+    "Block Size",
+)
+
+
+def _fitting(columns: list[str], lines: list[Cells], out: Output) -> list[str]:
+    """The columns that fit into the terminal, if stdout is one."""
+    if out.console is None:
+        return columns
+
+    def width(column: str) -> int:
+        texts = [*column.split(), *(str(line.get(column)) for line in lines)]
+        return max(map(len, texts)) + 3
+
+    left = list(columns)
+    for spare in SPARE:
+        if sum(map(width, left)) + 2 <= out.console.width:
+            break
+        # The size of the blocks may be all that tells lines apart.
+        if spare in left and (spare != "Block Size" or "Requests" in left):
+            left.remove(spare)
+    return left
+
+
 def _show(result: dict[str, Any], out: Output) -> None:
     about = result["machine"]
     out.line(
@@ -660,15 +709,21 @@ def _show(result: dict[str, Any], out: Output) -> None:
     for record in result["points"]:
         heading = _heading(result["mode"], record)
         groups.setdefault(heading, []).append(record)
+    hidden = False
     for heading, records in groups.items():
         lines = _lines(result["mode"], records)
-        columns = list(dict.fromkeys(key for line in lines for key in line))
+        every = list(dict.fromkeys(key for line in lines for key in line))
+        columns = _fitting(every, lines, out)
+        hidden |= len(columns) < len(every)
         out.line()
         out.heading(heading)
         out.table(
             columns, [[line.get(key, "") for key in columns] for line in lines]
         )
-    for note in result["notes"]:
+    notes = list(result["notes"])
+    if hidden:
+        notes.append("a wider terminal has room for more columns")
+    for note in notes:
         out.line(note, "dim")
 
 
@@ -697,9 +752,9 @@ def run(options: argparse.Namespace, out: Output) -> int:
     from .._bench.child import BenchError
 
     _set_defaults(options)
-    _check(options)
     if options.serve:
         return _serve(options, out)
+    _check(options)
     if options.stock and not turns.stock_python(options.stock_python):
         raise CommandError(
             "--stock: stock NIXL is not in this Python (pip install nixl); "
