@@ -409,7 +409,9 @@ def test_own_commands_have_these_options(page, block):
     if block.language == "console":
         lines = [command for command, _ in command_lines(block)]
     for line in lines:
-        for text in OWN_COMMAND.findall(line.partition("  ")[0]):
+        found = OWN_COMMAND.findall(line.partition("  ")[0])
+        assert found or block.comment != "usage"
+        for text in found:
             name, *arguments = shlex.split(text)
             main.command_parser(name).parse_args(arguments)
 
