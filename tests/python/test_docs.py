@@ -594,10 +594,11 @@ def test_c_is_valid():
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler is installed")
+    flags = ("-fsyntax-only", "-Wall", "-Wextra", "-Werror")
     for page, block in BLOCKS:
         if block.language == "c" and is_run(page, block):
             done = subprocess.run(
-                [compiler, "-fsyntax-only", f"-I{ROOT}/include", "-xc", "-"],
+                [compiler, *flags, f"-I{ROOT}/include", "-xc", "-"],
                 input=block.code,
                 capture_output=True,
                 text=True,
