@@ -51,7 +51,8 @@ if [ $QUICK = 1 ]; then
         "slow Python tests; the other Python tests under ASan; TSan" \
         "stress tests, random calls among them" \
         "UCX; stock NIXL as a peer and as an engine; other Python versions" \
-        "the installed C library; the examples; the benchmark"
+        "the installed C library; the examples; the benchmark" \
+        "the documentation site"
     finish
     exit
 fi

@@ -39,6 +39,8 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 # Blocks without a language are pictures, whose lines must not be wrapped.
 BARE = re.compile(r"\A```\n")
+# Python-Markdown wants four spaces in front of an item of an inner list.
+INNER = re.compile(r"^  (?=[*-] )", re.MULTILINE)
 CELL = re.compile(r"<td\b.*?</td>", re.DOTALL)
 NAME = re.compile(r"<code>[^<]*</code>")
 
@@ -59,7 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(
     markdown: str, page: Page, config: MkDocsConfig, files: Files
 ) -> str:
-    """Make links of the repository those of the site."""
+    """Make links, pictures and inner lists of the repository's Markdown
+    those of the site's."""
     sources = {path: name for name, path in FILES.items()}
     sources.pop(FILES["README.md"])
     here = page.file.src_uri
@@ -76,13 +79,16 @@ def on_page_markdown(
         link = posixpath.relpath(target, posixpath.dirname(here) or ".")
         return f"{match[1]}{link}{match[3]}"
 
+    def prose(text: str) -> str:
+        return INNER.sub("    ", LINK.sub(site_link, text))
+
     parts = []
     end = 0
     for fence in FENCE.finditer(markdown):
-        parts.append(LINK.sub(site_link, markdown[end : fence.start()]))
+        parts.append(prose(markdown[end : fence.start()]))
         parts.append(BARE.sub("``` {.text .diagram}\n", fence[0], count=1))
         end = fence.end()
-    return "".join(parts) + LINK.sub(site_link, markdown[end:])
+    return "".join(parts) + prose(markdown[end:])
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

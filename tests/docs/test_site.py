@@ -124,3 +124,10 @@ def test_the_page_of_a_header_has_all_that_it_declares(header):
     missing = [name for name in names if f'id="{name}"' not in page]
     assert names
     assert not missing
+
+
+def test_inner_lists_are_inner():
+    """They have two spaces in the sources."""
+    text = PAGES["operations/security.html"]
+    item = text.partition("Old blobs stay valid")[2].partition("</li>")[0]
+    assert "<ul>" in item
