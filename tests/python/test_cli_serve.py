@@ -340,6 +340,23 @@ def test_doctor_asks_a_running_vllm():
     assert router.requests == [(0, 0)]
 
 
+def test_doctor_asks_a_metadata_listener():
+    config = vllm_nixl.nixl_agent_config(
+        enable_listen_thread=True, listen_port=0, listen_host="127.0.0.1"
+    )
+    with vllm_nixl.NixlAgent("listening", config) as agent:
+        memory = vllm_nixl.shared_buffer(65536)
+        rows = [(memory.address, memory.nbytes, 0, "")]
+        registered = agent.register_memory(rows, "DRAM")
+        address = f"127.0.0.1:{agent.listen_port}"
+        report = cli.run_json("doctor", address, env=NO_UCX)
+        agent.deregister_memory(registered)
+    found = by_check(report)
+    assert "metadata listener answers" in found["side channel"]["seen"]
+    assert "agent 'listening'" in found["metadata"]["seen"]
+    assert found["transfer"]["seen"].endswith("4,096 bytes, not verified")
+
+
 def test_doctor_and_a_port_without_a_listener():
     port = reserve_port()
     report = cli.run_json("doctor", f"127.0.0.1:{port}", status=1)
@@ -357,7 +374,7 @@ def test_doctor_and_a_host_that_drops_packets():
     if why := hosts.why_none():
         pytest.skip(why)
     try:
-        made = hosts.one_host("dummy")
+        made = hosts.one_host("veth")
     except OSError as error:
         pytest.skip(str(error))
     try:
@@ -389,7 +406,7 @@ def test_doctor_and_another_program():
         server.shutdown(socket.SHUT_RDWR)
     found = by_check(report)["side channel"]
     assert "none of zmq, tcp, http" in found["seen"]
-    for name in ("zmq: ", "tcp: ", "http: "):
+    for name in ("zmq: ", "tcp: ", "http: ", "metadata listener: "):
         assert name in found["cause"]
 
 

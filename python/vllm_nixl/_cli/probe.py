@@ -15,23 +15,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import (
-    HttpSideChannel,
-    NixlAgent,
-    TcpSideChannel,
-    ZmqSideChannel,
-    nixl_agent_config,
-)
-from . import rows
+from .. import NixlAgent, nixl_agent_config
+from . import channel, rows, wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CHANNELS = {
-    "tcp": TcpSideChannel,
-    "zmq": ZmqSideChannel,
-    "http": HttpSideChannel,
-}
 _SECONDS = 10
 _READ_MAX = 1 << 20  # bytes that a verification reads at most
 
@@ -197,8 +186,8 @@ def task_attach(
 ) -> None:
     """Attach to a publication, read rows of its lists, describe the peer."""
     with NixlAgent("vllm-nixl-doctor", nixl_agent_config()) as agent:
-        channel = CHANNELS[transport](**options)
-        name, lists = channel._attach(agent, host, port, _SECONDS * 1000, 0)
+        client = channel.make(transport, options)
+        name, lists = client._attach(agent, host, port, _SECONDS * 1000, 0)
         facts = []
         for title, (_, descs) in lists.items():
             if descs.getType() == agent.nixl_mems["DRAM"]:
@@ -208,8 +197,6 @@ def task_attach(
 
 def task_load(send: Send, metadata: str) -> None:
     """Load metadata and read the beginning of its first DRAM region."""
-    from . import wire
-
     data = base64.b64decode(metadata)
     regions = [
         region

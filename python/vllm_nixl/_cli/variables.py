@@ -46,17 +46,10 @@ def _secret(value: str) -> str:
     return "" if 8 <= size <= 65535 else f"must have 8 bytes, not {size}"
 
 
-def _library(value: str) -> str:
-    # A bare name is searched for by the dynamic linker.
-    if value == "none" or "/" not in value or os.path.isfile(value):
-        return ""
-    return "names no file"
-
-
 def _file(value: str) -> str:
-    if "/" not in value or os.path.isfile(value):
-        return ""
-    return "names no file"
+    # A bare name is searched for, by the dynamic linker or in PATH.
+    good = "/" not in value or os.path.isfile(value)
+    return "" if good else "names no file"
 
 
 def _folder(value: str) -> str:
@@ -114,7 +107,7 @@ TABLE = (
         "VLLM_NIXL_STOCK_PYTHON", "a Python with stock NIXL, for bench", _file
     ),
     Variable("VLLM_NIXL_UCX_GUARD", "0, 1: workarounds for UCX", _SWITCH),
-    Variable("VLLM_NIXL_UCX_LIBRARY", "the file of libucp, or none", _library),
+    Variable("VLLM_NIXL_UCX_LIBRARY", "the file of libucp, or none", _file),
     Variable("VLLM_NIXL_UCX_TIMEOUT", "seconds without progress", _seconds),
 )
 NAMES = tuple(variable.name for variable in TABLE)

@@ -14,14 +14,13 @@ The exit status is 0 if nothing is bad.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import environment, packages, ports, remote, routes, system
-from .findings import Finding, Machine
+from .findings import LEVELS, Finding, Machine, as_json, show, status
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
 
     from ..output import Output
 
@@ -33,7 +32,6 @@ GROUPS = (
     # They take longest, and refer to those above.
     ("engines and routes", routes.CHECKS),
 )
-_STYLES = {"ok": "good", "warning": "warning", "bad": "bad"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, out: Output) -> int:
     if options.address is None:
         return _local(out)
-    return remote.run(options, out, show)
+    return remote.run(options, out)
 
 
 def _local(out: Output) -> int:
@@ -55,7 +53,8 @@ def _local(out: Output) -> int:
             findings = check(machine)
             found += findings
             show(findings, out)
-    counts = count(found)
+    levels = [finding.level for finding in found]
+    counts = {level: levels.count(level) for level in LEVELS}
     out.line()
     plural = "" if counts["warning"] == 1 else "s"
     out.line(
@@ -64,32 +63,3 @@ def _local(out: Output) -> int:
     )
     out.result({**counts, "findings": as_json(found)})
     return status(found)
-
-
-def count(found: Iterable[Finding]) -> dict[str, int]:
-    levels = [finding.level for finding in found]
-    return {level: levels.count(level) for level in _STYLES}
-
-
-def status(found: Iterable[Finding]) -> int:
-    """The exit status: 1 if something is bad."""
-    return int(any(finding.level == "bad" for finding in found))
-
-
-def as_json(found: Iterable[Finding]) -> list[dict[str, Any]]:
-    return [finding._asdict() for finding in found]
-
-
-def show(found: Iterable[Finding], out: Output) -> None:
-    """Write findings; cause and change below those that are not ok."""
-    for finding in found:
-        out.fields(
-            [(f"{finding.level:8}{finding.check:18}", finding.seen)],
-            indent=2,
-            style=_STYLES[finding.level],
-        )
-        if finding.level != "ok":
-            out.fields(
-                [("cause", finding.cause), ("change", finding.change)],
-                indent=10,
-            )

@@ -1,14 +1,20 @@
-"""What a check of `vllm-nixl doctor` returns, and the machine it looks at."""
+"""What a check of `vllm-nixl doctor` returns, how it is shown, and the
+machine that it looks at."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from ..output import Output
+
+# Each with its style (output.py).
+LEVELS = {"ok": "good", "warning": "warning", "bad": "bad"}
 
 
 class Finding(NamedTuple):
@@ -36,6 +42,30 @@ def warning(check: str, seen: str, cause: str, change: str) -> Finding:
 
 def bad(check: str, seen: str, cause: str, change: str) -> Finding:
     return Finding(check, "bad", seen, cause, change)
+
+
+def status(found: Iterable[Finding]) -> int:
+    """The exit status: 1 if something is bad."""
+    return int(any(finding.level == "bad" for finding in found))
+
+
+def as_json(found: Iterable[Finding]) -> list[dict[str, Any]]:
+    return [finding._asdict() for finding in found]
+
+
+def show(found: Iterable[Finding], out: Output) -> None:
+    """Write findings; cause and change below those that are not ok."""
+    for finding in found:
+        out.fields(
+            [(f"{finding.level:8}{finding.check:18}", finding.seen)],
+            indent=2,
+            style=LEVELS[finding.level],
+        )
+        if finding.level != "ok":
+            out.fields(
+                [("cause", finding.cause), ("change", finding.change)],
+                indent=10,
+            )
 
 
 class Machine:

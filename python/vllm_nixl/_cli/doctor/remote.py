@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import socket
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ... import (
     NixlError,
@@ -14,16 +14,27 @@ from ... import (
 )
 from .. import channel, child, payload
 from ..wire import WireError
-from .findings import Finding, Machine, bad, ok, warning
+from . import listener
+from .findings import (
+    Finding,
+    Machine,
+    as_json,
+    bad,
+    ok,
+    show,
+    status,
+    warning,
+)
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
 
     from ..output import Output
 
 # vLLM's listener is the commonest, and must get no bytes but its own.
 _ORDER = ("zmq", "tcp", "http")
+# NIXL's own protocol is not a side channel, but hands metadata over too.
+_LISTENER = "NIXL's metadata listener"
 _TRANSFER_SECONDS = 60
 
 
@@ -39,10 +50,6 @@ _REMEDIES = (
     ("seccomp", "docker run --cap-add=SYS_PTRACE"),
     ("same user", "start both as the same user"),
 )
-
-
-class Show(Protocol):
-    def __call__(self, found: Iterable[Finding], out: Output) -> None: ...
 
 
 class Answer(NamedTuple):
@@ -66,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     channel.add_client_options(parser)
 
 
-def run(options: argparse.Namespace, out: Output, show: Show) -> int:
+def run(options: argparse.Namespace, out: Output) -> int:
     """Ask the listener; returns the exit status."""
     found: list[Finding] = []
     facts: dict[str, Any] = {}
@@ -74,7 +81,7 @@ def run(options: argparse.Namespace, out: Output, show: Show) -> int:
     def add(findings: list[Finding]) -> bool:
         found.extend(findings)
         show(findings, out)
-        return all(finding.level != "bad" for finding in findings)
+        return status(findings) == 0
 
     if add(_connect(options)):
         answer, findings = _ask(options)
@@ -85,11 +92,11 @@ def run(options: argparse.Namespace, out: Output, show: Show) -> int:
     out.result(
         {
             "address": "{}:{}".format(*options.address),
-            "findings": [finding._asdict() for finding in found],
+            "findings": as_json(found),
             "answer": facts,
         }
     )
-    return int(any(finding.level == "bad" for finding in found))
+    return status(found)
 
 
 def _connect(options: argparse.Namespace) -> list[Finding]:
@@ -163,6 +170,11 @@ def _ask(
                 f"{answer.seconds * 1e3:.1f} ms"
             )
             return answer, [ok("side channel", seen)]
+    if options.transport is None:
+        try:
+            return _ask_listener(options)
+        except listener.ListenerError as error:
+            failures.append(f"{_LISTENER}: {error}")
     return None, [
         bad(
             "side channel",
@@ -172,6 +184,18 @@ def _ask(
             f"--tls-ca FILE; if it has a secret, set {channel.SECRET}",
         )
     ]
+
+
+def _ask_listener(
+    options: argparse.Namespace,
+) -> tuple[Answer, list[Finding]]:
+    host, port = options.address
+    started = time.monotonic()
+    data = listener.fetch(host, port, options.timeout)
+    took = time.monotonic() - started
+    seen = f"{_LISTENER} answers: {len(data):,} bytes in {took * 1e3:.1f} ms"
+    answer = Answer(_LISTENER, data, False, took)
+    return answer, [ok("side channel", seen)]
 
 
 def _request(options: argparse.Namespace, transport: str) -> Answer:

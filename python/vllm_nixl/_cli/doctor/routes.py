@@ -15,7 +15,7 @@ _SECONDS = 60
 _NO_UCX = {"VLLM_NIXL_UCX_LIBRARY": "none"}
 _ENGINE = "VLLM_NIXL_ENGINE"
 # UCX's own report, which the library logs at the level INFO.
-_UNUSED = re.compile(r"unused environment variables?: ([^\n]*)")
+_UNUSED = re.compile(r"unused environment variables?: (.*?)(?:\(set |\n|\Z)")
 _NAME = re.compile(r"(UCX_\w+)(?:\s*\(maybe: (UCX_\w+)\?\))?")
 _HOSTS = "other hosts, stock NIXL agents, and GPU memory"
 
