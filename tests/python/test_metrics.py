@@ -18,6 +18,7 @@ from support.deadline import PATIENCE, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
+    SCENE,
     run_scene,
     samples,
     start_scene,
@@ -551,6 +552,40 @@ def read_ring(path):
         events[number] += value
         read = (read + 1) % capacity
     return events
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_writes_its_last_values(start, tmp_path):
+    """It ends without a close, and before the next write."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCENE.replace("MODULE", '"vllm_nixl"')
+        + """
+import multiprocessing
+
+def work():
+    global kept
+    kept = play()
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(START)
+    child = multiprocessing.Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+""".replace("START", repr(start))
+    )
+    folder = tmp_path / "rings"
+    folder.mkdir()
+    env = exporting(
+        "BUFFER",
+        NIXL_TELEMETRY_DIR=str(folder),
+        NIXL_TELEMETRY_RUN_INTERVAL="1000000",
+    )
+    subprocess.run(
+        [sys.executable, script], env=child_environment(env), check=True
+    )
+    assert read_ring(folder / "alpha")[3] == 4
 
 
 def test_a_ring_has_the_growth_of_the_counters(tmp_path):
