@@ -46,6 +46,8 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 ASSIGNMENT = re.compile(r"[A-Z_]+=")
+# Python's arguments for a command.
+MODULES = {"python": (), "vllm-nixl": ("-m", "vllm_nixl")}
 # The quick start, in the order in which its programs are started.
 QUICK_START = ("python prefill.py", "python decode.py")
 
@@ -159,12 +161,12 @@ class Program:
         while ASSIGNMENT.match(words[0]):
             name, _, value = words.pop(0).partition("=")
             env[name] = value
-        if words[0] != "python":
+        if words[0] not in MODULES:
             raise ReadmeError(f"not a Python program: {command}")
         self.command = command
         self.expected = list(expected)
         self.process = subprocess.Popen(
-            [sys.executable, *words[1:]],
+            [sys.executable, *MODULES[words[0]], *words[1:]],
             cwd=folder,
             env=env,
             stdin=subprocess.DEVNULL,

@@ -119,6 +119,8 @@ def test_the_page_of_a_header_has_all_that_it_declares(header):
     names = {
         *re.findall(r"\b(vnx_\w+)\(", code),
         *re.findall(r"\b(vnx_\w+_t)\b(?=;)", code),
+        # Not the guard against a second inclusion, which has no value.
+        *re.findall(r"^#define (VNX_\w+) +\S", code, re.MULTILINE),
     }
     page = PAGES[f"reference/c/{header.stem}.html"]
     missing = [name for name in names if f'id="{name}"' not in page]

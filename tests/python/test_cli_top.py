@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import io
 import json
 import os
 import pty
@@ -12,13 +13,17 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from support.deadline import PATIENCE
 from support.peer import child_environment
 from support.watched import Watched
+from vllm_nixl._cli.output import Output
 
 pytestmark = pytest.mark.beyond_stock
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 @pytest.fixture
@@ -214,6 +219,41 @@ def test_rates_are_changes_per_second(view):
     assert found["cpu_cores"] == pytest.approx(0.5)
     assert found["cpu_s_per_gib"] == pytest.approx(1 / moved)
     assert found["threads"] == {"vnx-copy": pytest.approx(0.25)}
+
+
+def test_page_shows_what_top_shows(view):
+    """Two seconds of two peers, as the picture in the documentation."""
+    from vllm_nixl._cli.top import _show_process
+
+    failures = {"NIXL_ERR_REMOTE_DISCONNECT": 2}
+    states = []
+    for at, count in ((100, 0), (102, 1886)):
+        flow = {
+            "bytes_read": count * 8_314_000,
+            "reads_done": count,
+            "notifs_received": count,
+            "xfer_us_log2": times(_8=count, _10=count // 20),
+        }
+        state = process_state(at, 0.0 if at == 100 else 1.215)
+        (agent,) = state["agents"]
+        lost = "process 4650 ended"
+        agent["name"] = "decode-0"
+        agent["stats"].update(flow, failures=failures)
+        agent["peers"] = {
+            "prefill-0": peer_state(**flow, in_flight=4),
+            "prefill-1": peer_state(
+                state="lost", cause=lost, failures=failures
+            ),
+        }
+        cpu = 0.0 if at == 100 else 2.0
+        state["threads"] = {
+            "vnx-copy": {"count": 2, "cpu_s": 0.48 * cpu},
+            "vnx-hub": {"count": 1, "cpu_s": 0.01 * cpu},
+        }
+        states.append({**state, "pid": 4711})
+    text = io.StringIO()
+    _show_process(view(*states), Output(False, text))
+    assert f"```\n{text.getvalue()}```\n" in (DOCS / "top.md").read_text()
 
 
 def test_first_look_has_no_rates(view):

@@ -8,22 +8,34 @@ A comment before a block says what it is:
     <!-- program 1 -->            a command; the next program starts when this
                                   one has printed its first line
     <!-- program 2 with more -->  with the code of the `more` blocks
+    <!-- varies -->               of what its commands print, words with digits
+                                  and paths are not compared
+    <!-- outline -->              only the first words of the lines at the
+                                  margin are compared
+    <!-- server: NAME -->         a command that runs while others ask it
+    <!-- varies, at: NAME -->     those others
+    <!-- usage -->                lines of a command and what it does
     <!-- provoked: NAME -->       test_troubleshooting.py provokes it
+    <!-- compared: PATH -->       that test compares it with the real thing
     <!-- from: PATH -->           a message of that source file
     <!-- with: two agents -->     code of two programs: PREAMBLES is run before
                                   it, and hosts and ports are replaced
     <!-- not run: REASON -->      its form is checked only
 
-`needs: torch, numpy` in a comment names modules without which the block is
-skipped.  A block without a comment is run.
+`status 1` in a comment is the exit status of the commands, if not 0.  `needs:
+torch, numpy` at its end names modules without which the block is skipped.  A
+block without a comment is run.
 """
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +44,7 @@ import pytest
 from support.certificates import make_certificates
 from support.deadline import PATIENCE
 from support.ports import reserve_port
+from vllm_nixl._cli import main
 
 pytest.importorskip("numpy", reason="programs in the pages use numpy")
 
@@ -54,7 +67,14 @@ PICTURES = {
 # Pages whose commands a check follows from the first to the last: that check.
 FOLLOWED = {"c.md": "scripts/c_checks.sh"}
 # What may follow these words in a comment is free.
-TEXT_COMMENTS = ("prints", "provoked: ", "from: ", "not run: ")
+TEXT_COMMENTS = (
+    "prints",
+    "usage",
+    "provoked: ",
+    "from: ",
+    "compared: ",
+    "not run: ",
+)
 # A mistake on a page, which `vllm-nixl doctor` finds.
 MISSPELT = "VLLM_NIXL_ENGIN"
 SEPARATOR = "-- the next block --"
@@ -149,6 +169,14 @@ def test_every_block_is_checked(page, block):
     if "not run" in block.comment:
         reason = block.comment.partition("not run: ")[2]
         assert len(reason) > 8, "it must say why"
+    if block.comment.startswith("compared: "):
+        test = ROOT / block.comment.removeprefix("compared: ")
+        assert f'"{page}"' in test.read_text(), "it must read this page"
+    for path in re.findall(r"tests/\S+\.py", block.comment):
+        assert (ROOT / path).exists()
+    for there, here in ("server: ", "at: "), ("at: ", "server: "):
+        for name in re.findall(rf"\b{there}(\w+)", block.comment):
+            assert re.search(rf"<!-- .*\b{here}{name}\b", PAGES[page])
 
 
 def test_no_page_has_an_open_block():
@@ -368,23 +396,108 @@ def test_commands_are_valid(page, block):
         subprocess.run(["bash", "-n", "-c", command], check=True)
 
 
+OWN_COMMAND = re.compile(r"\bvllm-nixl ((?!-)[^|&;<>()\"\n]*)")
+
+
+def is_usage(page, block):
+    return block.language == "console" or block.comment == "usage"
+
+
+@blocks_in("console", "", which=is_usage)
+def test_own_commands_have_these_options(page, block):
+    lines = block.code.splitlines()
+    if block.language == "console":
+        lines = [command for command, _ in command_lines(block)]
+    for line in lines:
+        for text in OWN_COMMAND.findall(line.partition("  ")[0]):
+            name, *arguments = shlex.split(text)
+            main.command_parser(name).parse_args(arguments)
+
+
 def is_command(page, block):
-    return is_run(page, block) and not block.comment.startswith("program")
+    others = ("program", "server: ")
+    return is_run(page, block) and not block.comment.startswith(others)
+
+
+def compared(block, output):
+    """The lines of an output, as far as they are compared."""
+    lines = output.splitlines(keepends=True)
+    if block.comment.startswith("outline"):
+        lines = [line.split()[0] for line in lines if line[:1].strip()]
+    if block.comment.startswith(("outline", "varies", "server: ")):
+        return [
+            re.sub(r"(?<!\S)(/\S+|\S*\d\S*)", "#", " ".join(line.split()))
+            for line in lines
+        ]
+    return lines
+
+
+@contextlib.contextmanager
+def with_server(page, block, folder):
+    """The block, while the server that its commands ask is running."""
+    name = re.search(r"\bat: (\w+)", block.comment)
+    if name is None:
+        yield block
+        return
+    port = str(reserve_port())
+
+    def here(block):
+        assert PORT in block.code
+        return block._replace(code=block.code.replace(PORT, port))
+
+    (server,) = (
+        here(other)
+        for other in tool.blocks(PAGES[page])
+        if re.match(rf"server: {name[1]}\b", other.comment)
+    )
+    ((command, output),) = command_lines(server)
+    program = tool.Program(command, [], folder, environment(needs(server)))
+    try:
+        lines = output.splitlines()
+        found = [program.process.stdout.readline() for _ in lines]
+        assert compared(server, "".join(found)) == compared(server, output)
+        yield here(block)
+    finally:
+        program.end(signal.SIGINT)
+    assert program.process.returncode == 0
 
 
 @pytest.mark.slow
 @blocks_in("console", which=is_command)
 def test_commands_print_what_the_page_says(page, block, tmp_path):
-    for command, output in command_lines(block):
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=tmp_path,
-            env=environment(needs(block)),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert (done.stdout, done.returncode) == (output, 0), done.stderr
+    wanted = needs(block)
+    if missing(wanted):
+        pytest.skip(f"not installed: {', '.join(missing(wanted))}")
+    status = re.search(r"\bstatus (\d)", block.comment)
+    with with_server(page, block, tmp_path) as asking:
+        for command, output in command_lines(asking):
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=tmp_path,
+                env={**environment(wanted), "HOME": str(tmp_path)},
+                capture_output=True,
+                text=True,
+                timeout=2 * PATIENCE + 60,
+            )
+            found = compared(block, done.stdout)
+            assert found == compared(block, output), done.stderr
+            assert done.returncode == int(status[1] if status else 0)
+
+
+def test_another_output_is_noticed():
+    text = "13 ok\n  /lib/x.so, 7 rows\n"
+    for comment, other, same in (
+        ("", "14 ok", False),
+        ("varies", "14 ok", True),
+        ("varies", "13 bad", False),
+        ("outline", "14 bad", True),
+        ("outline", "ok", False),
+    ):
+        block = tool.Block(comment, "console", "", 1)
+        changed = text.replace("13 ok", other)
+        assert (compared(block, changed) == compared(block, text)) == same
+    block = tool.Block("varies", "console", "", 1)
+    assert compared(block, text) != compared(block, text.replace("rows", "r"))
 
 
 def kv_configs(text):
@@ -414,8 +527,6 @@ def containers(manifest):
 def test_manifests_are_valid(page, block):
     yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
     for manifest in yaml.safe_load_all(block.code):
-        if not is_run(page, block):
-            continue  # a part of one
         assert {"apiVersion", "kind", "metadata"} <= manifest.keys()
         if manifest["kind"] in {"Secret", "NetworkPolicy"}:
             continue
@@ -512,10 +623,11 @@ def messages(path):
         yield VARIABLE.sub("\0", text.replace('\\"', '"'))
 
 
-def has_message(path, text):
+def has_message(path, text, least=20):
+    """Shorter messages than that match too much."""
     for message in messages(path):
         pattern = re.escape(message).replace("\0", ".+?")
-        if len(message) > 20 and re.fullmatch(pattern, text):
+        if len(message) > least and re.fullmatch(pattern, text):
             return True
     return False
 
@@ -526,8 +638,21 @@ def is_from_source(page, block):
 
 @blocks_in("text", which=is_from_source)
 def test_messages_are_those_of_the_sources(page, block):
+    """Of a finding of `vllm-nixl doctor`, the last column."""
     path = block.comment.removeprefix("from: ")
-    assert has_message(path, block.code.rstrip("\n"))
+    assert has_message(path, re.split(r"\s{2,}", block.code.rstrip("\n"))[-1])
+
+
+LOG_LINE = re.compile(
+    r"^\d{4}-\d\d-\d\d [\d:.]+ [A-Z]+ vllm_nixl\[\d+\] ([^:]+: )?(.*)$", re.M
+)
+
+
+def test_lines_of_the_log_are_those_of_the_sources():
+    found = LOG_LINE.findall("\n".join(PAGES.values()))
+    assert found
+    for _, text in found:
+        assert any(has_message(path, text, 18) for path in SOURCES), text
 
 
 def test_another_message_is_noticed():

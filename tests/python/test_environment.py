@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "environment.md").read_text()
 # A text that is the name of a variable and nothing else.
-NAME = re.compile(r'"((?:VLLM_NIXL|NIXL|UCX)_[A-Z0-9_]+)"')
+NAME = re.compile(r'"((?:VLLM_NIXL|NIXL|UCX)_[A-Z0-9_]*[A-Z0-9])"')
 LINE = re.compile(r"^\| `((?:VLLM_NIXL|NIXL|UCX)_\w+)` \|", re.MULTILINE)
 # Read by the benchmark and the tests alone.
 ELSEWHERE = {"VLLM_NIXL_STOCK_PYTHON"}
