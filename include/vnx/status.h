@@ -59,6 +59,7 @@ typedef enum vnx_status {
 
 /* The number of rows of the table. */
 enum {
+/* NOLINTNEXTLINE(bugprone-macro-parentheses): a term of a sum */
 #define VNX_STATUS_ADD(sym, num, name, text, pyclass) +1
     VNX_STATUS_COUNT = 0 VNX_STATUS_TABLE(VNX_STATUS_ADD)
 #undef VNX_STATUS_ADD

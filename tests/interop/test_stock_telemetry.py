@@ -1,6 +1,7 @@
 """NIXL's telemetry: our agents beside stock ones in the same scene."""
 
 import collections
+import importlib.util
 import os
 import re
 import signal
@@ -290,6 +291,9 @@ def test_dynamos_telemetry_tests_pass():
         )
         if path.exists()
     ]
+    if importlib.util.find_spec("sglang"):
+        name = "sglang/tests/test_sglang_nixl_telemetry_ports.py"
+        tests.append(root / name)
     assert tests
     done = subprocess.run(
         [

@@ -1,7 +1,6 @@
 """Prometheus: our collector, NIXL's variables and names, the dashboard."""
 
 import collections
-import contextlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from support.deadline import PATIENCE, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
+    SCENE,
     run_scene,
     samples,
     start_scene,
@@ -381,7 +381,7 @@ class Ranks:
     """Processes that share a folder and a port."""
 
     def __init__(self, folder, **more):
-        self._env = exporting(
+        self.env = exporting(
             "prometheus_mp",
             NIXL_TELEMETRY_MULTIPROC_DIR=str(folder),
             NIXL_TELEMETRY_RUN_INTERVAL="20",
@@ -392,7 +392,7 @@ class Ranks:
 
     def start(self):
         rank = str(len(self.all))
-        process = start_scene(RANK, {**self._env, "LOCAL_RANK": rank})
+        process = start_scene(RANK, {**self.env, "LOCAL_RANK": rank})
         self.all.append(process)
         self.pids.append(int(process.stdout.readline()))
 
@@ -415,7 +415,7 @@ class Ranks:
         }
 
     def is_served(self):
-        port = int(self._env["NIXL_TELEMETRY_PROMETHEUS_PORT"])
+        port = int(self.env["NIXL_TELEMETRY_PROMETHEUS_PORT"])
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
@@ -495,41 +495,31 @@ def test_the_last_values_of_a_closed_agent_are_written(tmp_path):
     assert total["agent_xfer_time_us_count", "alpha"] == 5
 
 
-def test_the_demo_can_be_scraped(tmp_path):
-    """Prefill and decode, on one port."""
-    env = exporting(
-        "prometheus_mp",
-        NIXL_TELEMETRY_MULTIPROC_DIR=str(tmp_path / "shared"),
-        NIXL_TELEMETRY_RUN_INTERVAL="20",
-    )
-    address = f"http://127.0.0.1:{env['NIXL_TELEMETRY_PROMETHEUS_PORT']}/"
-    seen = {}
-    demo = subprocess.Popen(
+def test_the_demo_can_be_scraped(ranks):
+    """Prefill and decode, on the port of a process that is there before and
+    after: their last values do not come before they end."""
+    family = ranks()
+    family.start()
+    demo = subprocess.run(
         [sys.executable, DEMO, "--layers", "4", "--blocks", "32"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=child_environment(env),
+        env=child_environment(family.env),
+        timeout=4 * PATIENCE,
     )
-
-    def done():
-        with contextlib.suppress(OSError):
-            text = urllib.request.urlopen(address, timeout=PATIENCE).read()
-            seen.update(samples(text.decode()))
-        return demo.poll() is not None
-
-    try:
-        until(done, "the demo ends", timeout=4 * PATIENCE, pause=0.01)
-    finally:
-        demo.kill()
-        out, _ = demo.communicate()
-    assert demo.returncode == 0, out
+    assert demo.returncode == 0, demo.stdout
+    port = family.env["NIXL_TELEMETRY_PROMETHEUS_PORT"]
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{port}/", timeout=PATIENCE
+    ) as answer:
+        seen = samples(answer.read().decode())
     read = {
         dict(labels)["agent_name"]: value
         for (name, labels), value in seen.items()
         if name == "agent_rx_bytes_total"
     }
-    assert read.keys() == {"prefill", "decode"}
+    assert read.keys() == {"prefill", "decode", "rank0"}
     assert read["decode"] > 0
     assert read["prefill"] == 0
 
@@ -551,6 +541,40 @@ def read_ring(path):
         events[number] += value
         read = (read + 1) % capacity
     return events
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_a_child_of_multiprocessing_writes_its_last_values(start, tmp_path):
+    """It ends without a close, and before the next write."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCENE.replace("MODULE", '"vllm_nixl"')
+        + """
+import multiprocessing
+
+def work():
+    global kept
+    kept = play()
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(START)
+    child = multiprocessing.Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+""".replace("START", repr(start))
+    )
+    folder = tmp_path / "rings"
+    folder.mkdir()
+    env = exporting(
+        "BUFFER",
+        NIXL_TELEMETRY_DIR=str(folder),
+        NIXL_TELEMETRY_RUN_INTERVAL="1000000",
+    )
+    subprocess.run(
+        [sys.executable, script], env=child_environment(env), check=True
+    )
+    assert read_ring(folder / "alpha")[3] == 4
 
 
 def test_a_ring_has_the_growth_of_the_counters(tmp_path):

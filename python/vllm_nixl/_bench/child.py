@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "worker.py"
 LIMIT_S = 240.0  # for one answer
-END_S = 10.0  # for the end of a process
+END_S = 20.0  # for the end of a process
 
 
 class BenchError(Exception):

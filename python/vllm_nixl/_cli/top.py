@@ -187,7 +187,7 @@ def view(before: State | None, now: State) -> State:
     moved = sum(a["in_bytes"] + a["out_bytes"] for a in agents) / _GIB
     return {
         "pid": now["pid"],
-        "command": _clean(now["command"]),
+        "command": _clean(" ".join(now["command"].split())),
         "seconds": seconds,
         "cpu_cores": None if not seconds or cpu is None else cpu / seconds,
         "cpu_s_per_gib": None if not moved or cpu is None else cpu / moved,

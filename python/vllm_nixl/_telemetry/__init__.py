@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import sys
 import threading
 import time
 import weakref
@@ -382,6 +383,11 @@ def _exporter(name: str) -> Exporter:
         if not _exporters:
             os.register_at_fork(after_in_child=_forget)
             atexit.register(_flush)
+            # A child of multiprocessing does not call atexit's functions.
+            if "multiprocessing.util" in sys.modules:
+                sys.modules["multiprocessing.util"].Finalize(
+                    None, _flush, exitpriority=0
+                )
         _exporters[name] = exporter
     return exporter
 

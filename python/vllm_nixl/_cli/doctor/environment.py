@@ -155,7 +155,7 @@ def check_ucx_devices(machine: Machine) -> list[Finding]:
         return []
     seen = f"UCX_NET_DEVICES={setting}"
     named = {item.partition(":")[0] for item in setting.split(",")}
-    interfaces = machine.names(machine.sys / "class/net")
+    interfaces = machine.interfaces()
     existing = {*interfaces, *machine.rdma_devices()}
     missing = sorted(named - existing - {"all"})
     if missing:
@@ -207,7 +207,7 @@ def check_side_channel_host(machine: Machine) -> list[Finding]:
     """Whether a listener could bind it, and peers reach it."""
     name = "VLLM_NIXL_SIDE_CHANNEL_HOST"
     setting = machine.environ.get(name, "")
-    interfaces = machine.names(machine.sys / "class/net")
+    interfaces = machine.interfaces()
     found = []
     for host in filter(None, setting.split(",")):
         if host in interfaces:

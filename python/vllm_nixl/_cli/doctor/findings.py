@@ -101,10 +101,22 @@ class Machine:
     def rdma_devices(self) -> list[str]:
         return self.names(self.sys / "class/infiniband")
 
+    def interfaces(self) -> list[str]:
+        """The network devices of this process's namespace.
+
+        /sys may be that of another one.
+        """
+        names = self.names(self.sys / "class/net")
+        table = self.read(self.proc / "self/net/dev")
+        if table is None:
+            return names
+        lines = table.splitlines()[2:]
+        return sorted(line.partition(":")[0].strip() for line in lines)
+
     def net_devices(self) -> list[str]:
         """Network devices that are not switched off, without loopback."""
         found = []
-        for name in self.names(self.sys / "class/net"):
+        for name in self.interfaces():
             state = self.read(self.sys / "class/net" / name / "operstate")
             if name != "lo" and state in ("up", "unknown"):
                 found.append(name)

@@ -132,7 +132,7 @@ def check_namespaces(machine: Machine) -> list[Finding]:
             )
         )
     if not machine.net_devices():
-        names = machine.names(machine.sys / "class/net")
+        names = machine.interfaces()
         found.append(
             warning(
                 "network",
