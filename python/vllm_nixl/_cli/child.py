@@ -108,7 +108,8 @@ class Child:
             text = f"the process ended with status {status}"
         return f"{text}: {last}" if last else text
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Let it end.  It writes the last lines of its log when it does."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -116,6 +117,9 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    def close(self) -> None:
+        self.end()
         os.close(self.output)
         self.errors.close()
 
@@ -140,7 +144,9 @@ def run(
 ) -> tuple[dict[str, Any], str]:
     """Run a task to its first result: (result, what it wrote to stderr)."""
     with Child(task, arguments, environ, path) as child:
-        return child.result(timeout), child.said()
+        found = child.result(timeout)
+        child.end()
+        return found, child.said()
 
 
 def _environment(changes: Mapping[str, str | None]) -> dict[str, str]:
