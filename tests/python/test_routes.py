@@ -6,14 +6,13 @@ of the section of SHM.
 
 import threading
 
-import numpy as np
 import pytest
 from support import blob as grammar
 from support import ucx
 from support.deadline import until
 from support.memory import pattern
 from support.peer import PeerError, PeerProcess
-from vllm_nixl import NixlAgent, nixl_agent_config
+from support.program import run_program
 
 pytestmark = pytest.mark.beyond_stock
 
@@ -118,35 +117,45 @@ def test_a_peer_killed_while_both_are_used_is_one_error(start):
     assert here.read(room.key) == expected((1, 2))
 
 
-def test_a_backend_created_during_registrations_gets_all_regions(
-    names, monkeypatch
-):
+def test_a_backend_created_during_registrations_gets_all_regions():
+    """In a process of its own, because a process opens libucp once."""
     path = ucx.any_library()
     if ucx.why_not(path) is not None:
         pytest.skip(ucx.why_not(path))
-    monkeypatch.setenv("VLLM_NIXL_UCX_LIBRARY", path)
-    batch = 20_000
-    memory = np.zeros(batch << 12, np.uint8)
-    base = memory.ctypes.data
-    rows = np.full((batch, 3), [0, 64, 0], np.uint64)
-    offsets = np.arange(batch, dtype=np.uint64) << np.uint64(12)
-    for _ in range(8):
-        config = nixl_agent_config(backends=["SHM"], engine="native")
-        with NixlAgent(names(), config) as agent:
-            done = threading.Event()
+    run_program(
+        """
+        import threading
+        import numpy as np
+        from support import blob as grammar
+        from vllm_nixl import NixlAgent, nixl_agent_config
 
-            def register(agent=agent, done=done):
-                for first in range(base, base + 4096, 64):
-                    rows[:, 0] = first + offsets
-                    agent.register_memory(rows, "DRAM")
-                    if done.is_set():
-                        break
+        batch = 20_000
+        memory = np.zeros(batch << 12, np.uint8)
+        rows = np.full((batch, 3), [0, 64, 0], np.uint64)
+        offsets = np.arange(batch, dtype=np.uint64) << np.uint64(12)
 
-            thread = threading.Thread(target=register)
-            thread.start()
-            agent.create_backend("UCX")
-            done.set()
-            thread.join()
-            found = grammar.parse(agent.get_agent_metadata())
-        known = {part.backend: len(part.regions) for part in found.sections}
-        assert known[b"UCX"] == known[b"SHM"] > 0
+        def register(agent, done):
+            base = memory.ctypes.data
+            for first in range(base, base + 4096, 64):
+                rows[:, 0] = first + offsets
+                agent.register_memory(rows, "DRAM")
+                if done.is_set():
+                    break
+
+        for _ in range(8):
+            config = nixl_agent_config(backends=["SHM"], engine="native")
+            with NixlAgent("here", config) as agent:
+                done = threading.Event()
+                thread = threading.Thread(
+                    target=register, args=(agent, done)
+                )
+                thread.start()
+                agent.create_backend("UCX")
+                done.set()
+                thread.join()
+                found = grammar.parse(agent.get_agent_metadata())
+            known = {p.backend: len(p.regions) for p in found.sections}
+            assert known[b"UCX"] == known[b"SHM"] > 0, known
+        """,
+        env={"VLLM_NIXL_UCX_LIBRARY": path},
+    )
