@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from . import _monitor
 from ._config import nixl_agent_config
 from ._core import (
     Agent,
@@ -85,9 +86,12 @@ class NixlAgent(Agent):
                 f"not {type(nixl_conf).__name__}"
             )
         if "logging" in sys.modules:
-            from . import _log
+            try:
+                from . import _log
 
-            _log.follow()
+                _log.follow()
+            except OSError:
+                pass  # no descriptor is left, which the next call reports
         _set_search_path(sys.path)
         super().__init__(
             agent_name,
@@ -98,8 +102,6 @@ class NixlAgent(Agent):
         )
         self._iterators: set[_Events] = set()
         self._captures = bool(config.capture_telemetry)
-        from . import _monitor
-
         _monitor.add(self)
         for name in config.backends:
             self.create_backend(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
-from weakref import WeakSet
+from _weakrefset import WeakSet  # weakref would take as long as the rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
