@@ -595,7 +595,9 @@ def test_a_ring_has_the_growth_of_the_counters(tmp_path):
         4: 1 << 20,
         11: 5,
     }
-    assert events[6] >= events[7]
+    # In microseconds.  A transfer may end before its post returns.
+    assert events[6] > 0
+    assert events[7] > 0
     assert read_ring(tmp_path / "beta") == {4: 1 << 19, 5: 1 << 19}
 
 
@@ -710,7 +712,8 @@ def test_the_collector_shows_agents_and_peers(scraped):
     assert value("transfer_seconds_count") == 3
     assert value("transfer_seconds_bucket", le="+Inf") == 3
     assert value("post_seconds_count") == 3
-    assert value("post_seconds_sum") <= value("transfer_seconds_sum")
+    assert value("post_seconds_sum") > 0
+    assert value("transfer_seconds_sum") > 0
     assert value("notifications_sent_total") == 3
     assert value("notifications_received_total", agent="target") == 3
     assert value("notifications_pending", agent="target") == 0
