@@ -135,6 +135,9 @@ debian_unpack() {
     cp "$share/base-passwd/group.master" "$1/etc/group"
     cp "$share/libc-bin/nsswitch.conf" "$1/etc/"
     say "127.0.0.1 localhost" >"$1/etc/hosts"
+    mkdir -p "$1/etc/ssl/certs" # pip reads them when it starts
+    cat "$share"/ca-certificates/mozilla/*.crt \
+        >"$1/etc/ssl/certs/ca-certificates.crt"
 }
 
 # debian_make ROOT SUITE ARCH KIND: make the file system unless it exists.
