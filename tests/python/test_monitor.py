@@ -440,14 +440,17 @@ def test_other_files_of_the_folder_stay(monitor, folder):
 def test_forked_child_has_a_socket_of_its_own(watched, monitor, folder):
     process = watched(
         """
+        import signal
+
         kept = agent_of("parent")
         pid = os.fork()
         if pid == 0:
             kept = agent_of("child")
+            print("ready", flush=True)
+            signal.pause()  # it must not read what is for the parent
         wait()
-        if pid:
-            os.waitpid(pid, 0)
-            wait()
+        os.waitpid(pid, 0)
+        wait()
         """
     )
     process.ready()
