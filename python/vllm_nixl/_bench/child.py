@@ -123,10 +123,14 @@ class Child:
         return self.answer()
 
     def _signal(self, number: int) -> None:
+        # After wait() another process, or its group, may have the number.
+        # The children have ended then: end_with_parent().
+        if self.process.returncode is not None:
+            return
         with contextlib.suppress(ProcessLookupError):
             if self.alone:
                 os.killpg(self.process.pid, number)
-            elif self.process.returncode is None:
+            else:
                 self.process.send_signal(number)
 
     def stop(self) -> None:
