@@ -215,7 +215,7 @@ check_library() {
         demos_with_cmake "$stage"
         cmake_versions "$stage"
     else
-        say "SKIP: find_package(vnx): there is no cmake"
+        say "SKIP: find_package(vnx): cmake is not installed"
     fi
 }
 

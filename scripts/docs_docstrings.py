@@ -41,7 +41,7 @@ def rewrite(text: str, names: set[str], title: str) -> str:
     title: of the section that gets the entries
     """
     found: list[str] = []
-    listing = False  # an entry of ours
+    listing = False  # one of our own entries
     section = False  # a section that was one before
     for line in text.split("\n"):
         indented = line.startswith("    ")

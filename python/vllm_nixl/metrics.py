@@ -369,7 +369,7 @@ _TYPES: dict[str, type[_Any]] = {
     "histogram": HistogramMetricFamily,
 }
 
-# Element i of a histogram of ours counts [2**i, 2**(i + 1)) us.  The last
+# Element i of our histograms counts [2**i, 2**(i + 1)) us.  The last
 # bucket with a bound is [33.6 s, 67.1 s): more bounds would only cost.
 _BUCKETS = 26
 _BOUNDS = [repr(2 ** (i + 1) / 1e6) for i in range(_BUCKETS)]

@@ -7,7 +7,7 @@
  * never count twice.
  *
  * The end of a post is counted with release order, and read with acquire order
- * before the post: whoever sees the end sees the post, too.
+ * before the post, so a reader that sees the end also sees the post.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -96,7 +96,7 @@ def test_both_export_the_same_metrics(exporter, tmp_path):
                 assert count == most == (5 if agent == "alpha" else 0)
 
 
-# Registers memory, and scrapes whoever serves when a line arrives.
+# Registers memory.  For each line that arrives, scrapes the server.
 RANK = """
 agent = make(NAME)
 print("ready", os.getpid(), flush=True)

@@ -694,7 +694,7 @@ def test_every_feature_has_its_build_option():
 def test_libcurl_that_is_missing(tmp_path, monkeypatch):
     if not vllm_nixl.features["http"]:
         pytest.skip("this build has no HTTP")
-    # A file of that name that is no library comes first.
+    # A file with that name that is not a library comes first.
     put(tmp_path, "libcurl.so.4", "no library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
     found = only(packages.check_curl(machine(tmp_path)))

@@ -31,7 +31,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """A scrape is no line in the log."""
+        """Do not log scrapes."""
 
 
 class Endpoint:

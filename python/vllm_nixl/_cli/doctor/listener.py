@@ -13,7 +13,7 @@ _FRAME_MAX = 256 << 20
 
 
 class ListenerError(Exception):
-    """What answers is no metadata listener, or it does not answer."""
+    """The server is not a metadata listener, or it does not answer."""
 
 
 def fetch(host: str, port: int, timeout: float) -> bytes:
