@@ -282,66 +282,33 @@ def test_doctor_reads_from_metadata_alone(tmp_path):
     )
 
 
-class Router:
-    """vLLM's listener as it is: one thread, which ends at a bad request."""
-
-    def __init__(self, blob):
-        zmq = pytest.importorskip("zmq", reason="pyzmq is missing")
-        msgpack = pytest.importorskip("msgpack", reason="msgpack is missing")
-        self.context = zmq.Context()
-        self.sock = self.context.socket(zmq.ROUTER)
-        self.sock.setsockopt(zmq.RCVTIMEO, 60_000)
-        self.port = self.sock.bind_to_random_port("tcp://127.0.0.1")
-        self.requests, self.failure = [], None
-        inner = {"engine_id": "e1", "agent_metadata": blob, "num_blocks": 7}
-        self.answer = msgpack.packb(
-            {
-                "compatibility_hash": "0" * 64,
-                "agent_metadata_bytes": msgpack.packb(inner),
-            }
-        )
-        self.msgpack = msgpack
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self):
-        try:
-            while True:
-                identity, _, data = self.sock.recv_multipart()
-                if data == b"stop":
-                    return
-                name, pp_rank, tp_rank = self.msgpack.unpackb(data)
-                assert name == b"get_meta_msg"
-                self.requests.append((pp_rank, tp_rank))
-                clock = self.msgpack.packb(time.perf_counter())
-                self.sock.send_multipart([identity, b"", self.answer, clock])
-        except Exception as error:
-            self.failure = error
-
-    def stop(self):
-        import zmq
-
-        with self.context.socket(zmq.REQ) as sock:
-            sock.setsockopt(zmq.LINGER, 1000)
-            sock.connect(f"tcp://127.0.0.1:{self.port}")
-            sock.send(b"stop")
-            self.thread.join(60)
-        self.sock.close(0)
-        self.context.destroy(0)
-
-
 def test_doctor_asks_a_running_vllm():
+    zmq = pytest.importorskip("zmq", reason="pyzmq is missing")
+    msgpack = pytest.importorskip("msgpack", reason="msgpack is missing")
+    from support.vllm_listener import stock_listener
+
     with vllm_nixl.NixlAgent("vllm-worker") as agent:
         memory = vllm_nixl.shared_buffer(65536)
         rows = [(memory.address, memory.nbytes, 0, "")]
         agent.register_memory(rows, "DRAM")
-        router = Router(agent.get_agent_metadata())
-        try:
+        inner = {
+            "engine_id": "e1",
+            "agent_metadata": agent.get_agent_metadata(),
+            "num_blocks": 7,
+        }
+        handshake = {
+            "compatibility_hash": "0" * 64,
+            "agent_metadata_bytes": msgpack.packb(inner),
+        }
+        with (
+            zmq.Context() as context,
+            stock_listener(
+                context, {(0, 0): msgpack.packb(handshake)}
+            ) as router,
+        ):
             report = cli.run_json(
                 "doctor", f"127.0.0.1:{router.port}", env=NO_UCX
             )
-        finally:
-            router.stop()
         agent.close()
     found = by_check(report)
     assert "vLLM handshake: agent 'vllm-worker'" in found["metadata"]["seen"]

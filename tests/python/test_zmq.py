@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import socket
-import threading
 import time
 
 import pytest
@@ -22,10 +21,13 @@ with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
 msgpack = pytest.importorskip("msgpack", reason="msgpack is not installed")
 zmq = pytest.importorskip("zmq", reason="pyzmq is not installed")
 
-pytestmark = [pytest.mark.beyond_stock, pytest.mark.usefixtures("module")]
+from support.vllm_listener import (  # noqa: E402
+    GET_META_MSG,
+    HOST,
+    stock_listener,
+)
 
-HOST = "127.0.0.1"
-GET_META_MSG = b"get_meta_msg"
+pytestmark = [pytest.mark.beyond_stock, pytest.mark.usefixtures("module")]
 
 
 def make(**options):
@@ -109,57 +111,6 @@ def stock_ask(context, port, *ranks, host=HOST):
         sock.connect(f"tcp://{where}:{port}")
         sock.send(msgpack.packb((GET_META_MSG, *ranks)))
         return sock.recv_multipart()
-
-
-class StockListener:
-    """vLLM's listener: like the original, it dies on unknown requests, and on
-    requests with another number of ranks."""
-
-    def __init__(self, context, blobs):
-        self.blobs = blobs
-        self.ranks = len(next(iter(blobs)))
-        self.sock = context.socket(zmq.ROUTER)
-        self.sock.setsockopt(zmq.LINGER, 0)
-        self.port = self.sock.bind_to_random_port(f"tcp://{HOST}")
-        self.failure = None
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
-
-    def run(self):
-        try:
-            while True:
-                identity, _, data = self.sock.recv_multipart()
-                if data == b"stop":
-                    return
-                name, *ranks = msgpack.unpackb(data)
-                assert name == GET_META_MSG
-                assert len(ranks) == self.ranks
-                reply = [identity, b"", self.blobs[tuple(ranks)]]
-                if self.ranks > 1:
-                    reply.append(msgpack.packb(time.perf_counter()))
-                self.sock.send_multipart(reply)
-        except Exception as error:
-            self.failure = error
-        finally:
-            self.sock.close()
-
-    def stop(self, context):
-        if self.thread.is_alive():
-            with context.socket(zmq.REQ) as sock:
-                sock.setsockopt(zmq.LINGER, 1000)
-                sock.connect(f"tcp://{HOST}:{self.port}")
-                sock.send(b"stop")
-                self.thread.join(30)
-        assert not self.thread.is_alive()
-
-
-@contextlib.contextmanager
-def stock_listener(context, blobs):
-    listener = StockListener(context, blobs)
-    try:
-        yield listener
-    finally:
-        listener.stop(context)
 
 
 # -- Our listener, stock's client -------------------------------------------
