@@ -54,6 +54,10 @@ TEST_LIMIT = (
 LEASE = 30  # seconds during which the limit is not renewed
 
 
+# The log.  pytest redirects descriptor 2 while a test runs.
+LOG = pytest.StashKey()
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--attack-seconds",
@@ -92,6 +96,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    config.stash[LOG] = os.fdopen(os.dup(2), "w")
     config.addinivalue_line("markers", "slow: takes seconds")
     config.addinivalue_line(
         "markers", "beyond_stock: stock NIXL does not do this"
@@ -144,16 +149,19 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope="session")
-def watchdog():
+def watchdog(request):
     """Set the time after which a hang ends the run and shows every thread's
     stack.  Renewed only every LEASE seconds, because it starts a thread."""
     set_at = -LEASE
+    log = request.config.stash[LOG]
 
     def renew():
         nonlocal set_at
         if time.monotonic() - set_at >= LEASE:
             set_at = time.monotonic()
-            faulthandler.dump_traceback_later(TEST_LIMIT + LEASE, exit=True)
+            faulthandler.dump_traceback_later(
+                TEST_LIMIT + LEASE, exit=True, file=log
+            )
 
     yield renew
     faulthandler.cancel_dump_traceback_later()

@@ -304,7 +304,7 @@ def test_server_goes_on_when_a_client_dies(serve, client):
     server.line("measures")
     busy = bench.run(f"127.0.0.1:{port}", *POINT, status=3)
     assert "it serves bench-" in busy.stderr
-    first.process.kill()
+    first.kill()
     server.line("is lost")
     bench.measure(f"127.0.0.1:{port}", *POINT)
 

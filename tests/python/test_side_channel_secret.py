@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 SECRET = "correct horse battery staple"
 BLOB = b"\xa5\x5a the metadata \x5a\xa5"
 KEY = b"0,1"
+ENCRYPTED = 0x17  # the type of an encrypted record (RFC 8446, 5.2)
 NAME = "the name of a key"
 
 GET = b"VNX1\x01"
@@ -436,6 +437,12 @@ def flipped(place, at):
     return change
 
 
+def cut(record):
+    """The record without its end.  The next record begins with the byte that
+    says that it is encrypted, which must not stand in for the missing one."""
+    return record[: -2 if record[-1] == ENCRYPTED else -1]
+
+
 def tricked(place, trick):
     """Do that to the record at `place`."""
     held = []
@@ -446,7 +453,7 @@ def tricked(place, trick):
                 held.append(record)
             return {
                 "lost": b"",
-                "cut": record[:-1],
+                "cut": cut(record),
                 "ended": None,
                 "doubled": record * 2,
                 "swapped": b"",

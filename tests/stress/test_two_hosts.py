@@ -111,7 +111,7 @@ def test_bench_measures_between_two_hosts(two, env, opened):
     dying = bench.Running(place, *small, "--seconds", "30", **far)
     opened.append(dying)
     server.line("measures")
-    dying.process.kill()
+    dying.kill()
     server.line("is lost")
     client = bench.Running(place, *small, "--json", **far)
     opened.append(client)

@@ -1,11 +1,13 @@
 """`vllm-nixl bench` as a process."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
-from support.deadline import PATIENCE
+from support.deadline import PATIENCE, or_kill
 from support.peer import child_environment
 
 COMMAND = [sys.executable, "-m", "vllm_nixl", "bench"]
@@ -53,11 +55,12 @@ class Running:
 
     def line(self, pattern):
         """Read on until a line matches; return the match."""
-        for line in self.process.stdout:
-            self.seen += line
-            found = re.search(pattern, line)
-            if found:
-                return found
+        with or_kill(self.process):
+            for line in self.process.stdout:
+                self.seen += line
+                found = re.search(pattern, line)
+                if found:
+                    return found
         raise AssertionError(f"no line {pattern!r} in:\n{self.seen}")
 
     def port(self):
@@ -70,8 +73,20 @@ class Running:
         assert self.process.returncode == status, self.seen
         return self.seen
 
+    def kill(self):
+        """Kill the processes that measure, then the one that is in charge:
+        if that one went first, they might notice and say good-bye."""
+        pid = self.process.pid
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(word) for word in file.read().split()]
+        for child in (*children, pid):
+            os.kill(child, signal.SIGKILL)
+
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
+        if not self.process.stdout.closed:  # by communicate()
+            self.seen += self.process.stdout.read()
+            self.process.stdout.close()
+        print(*self.process.args, self.seen, sep="\n")  # if the test fails

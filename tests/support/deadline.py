@@ -1,6 +1,8 @@
 """Waiting with a deadline: a hanging test fails and names the event."""
 
+import contextlib
 import os
+import threading
 import time
 
 # How much slower an emulated machine is (scripts/aarch64_init.sh).  The time
@@ -23,6 +25,19 @@ def until(condition, what, timeout=PATIENCE, pause=0.0005):
         if time.monotonic() > end:
             raise DeadlineError(f"not within {timeout} s: {what}")
         time.sleep(pause)
+
+
+@contextlib.contextmanager
+def or_kill(process, timeout=2 * PATIENCE):
+    """Kill the process if the block does not end in time, so that reading its
+    output ends."""
+    timer = threading.Timer(timeout, process.kill)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 def error_of(call):

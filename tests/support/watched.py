@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from support.deadline import or_kill
 from support.peer import child_environment
 
 PROGRAM = """
@@ -51,7 +52,8 @@ os.setuid({user})
         self.ready()
 
     def ready(self):
-        line = self.process.stdout.readline()
+        with or_kill(self.process):
+            line = self.process.stdout.readline()
         assert line == "ready\n", line + self.process.stderr.read()
 
     def go_on(self):

@@ -28,7 +28,7 @@ def check_ptrace_scope(machine: Machine) -> list[Finding]:
     check = "ptrace scope"
     text = machine.read(machine.proc / "sys/kernel/yama/ptrace_scope")
     if text is None:
-        return [ok(check, "no Yama: processes of one user may")]
+        return [ok(check, "no Yama: a user's processes may access each other")]
     seen = f"kernel.yama.ptrace_scope is {text}"
     allowing = machine.environ.get("VLLM_NIXL_ALLOW_PTRACE") != "0"
     free = text == "0" or (text == "1" and allowing)
