@@ -1,5 +1,6 @@
 """The frame of the command line: help, exit statuses, pipes, terminals."""
 
+import io
 import json
 import os
 import subprocess
@@ -133,6 +134,25 @@ def test_text_with_brackets_and_colons_is_written_as_it_is(capsys):
     out.fields([("[a]", ":key: [b]")])
     shown = capsys.readouterr().out
     assert shown == "[bold] :smile: [/]\n[a]  :key: [b]\n"
+
+
+@pytest.mark.parametrize(
+    ("columns", "heading"),
+    [(80, ["first heading  second"]), (20, ["first", "heading  second"])],
+)
+def test_a_table_wraps_headings_rather_than_cells(columns, heading):
+    console = pytest.importorskip(
+        "rich.console", reason="rich is not installed"
+    )
+    out = Output(as_json=False)
+    text = io.StringIO()
+    out.console = console.Console(width=columns, file=text)
+    out.table(["first heading", "second"], [["1 MiB", "a word"]] * 2)
+    lines = [line.strip() for line in text.getvalue().splitlines()]
+    assert lines[1 : 1 + len(heading)] == heading
+    assert lines.count(lines[-2]) == 2
+    assert lines[-2].split("  ")[0].strip() == "1 MiB"
+    assert lines[-2].endswith("a word")
 
 
 def test_the_package_does_not_import_the_command_line():

@@ -677,11 +677,11 @@ def _fitting(columns: list[str], lines: list[Cells], out: Output) -> list[str]:
 
     def width(column: str) -> int:
         texts = [*column.split(), *(str(line.get(column)) for line in lines)]
-        return max(map(len, texts)) + 3
+        return max(map(len, texts)) + 2
 
     left = list(columns)
     for spare in SPARE:
-        if sum(map(width, left)) + 2 <= out.console.width:
+        if sum(map(width, left)) + 1 <= out.console.width:
             break
         # The size of the blocks may be all that tells lines apart.
         if spare in left and (spare != "Block Size" or "Requests" in left):

@@ -148,12 +148,14 @@ class Output:
         from rich.text import Text
 
         assert self.console is not None
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name, at_right in zip(columns, right, strict=True):
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        widths = _widths(columns, cells, self.console.width)
+        for name, at_right, width in zip(columns, right, widths, strict=True):
             table.add_column(
                 name,
                 justify="right" if at_right else "left",
                 overflow="fold",
+                width=width,
             )
         for i, row in enumerate(cells):
             style = None if styles is None else styles[i]
@@ -175,6 +177,35 @@ class Output:
         What the interpreter still flushes at its exit goes nowhere.
         """
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+def _widths(
+    columns: Sequence[str], cells: list[list[str]], room: int
+) -> list[int | None]:
+    """The widths of columns on a terminal: headings are wrapped, into as few
+    lines as possible, rather than cells.  None: rich decides, because not all
+    cells fit."""
+    least = [
+        max((len(row[i]) for row in cells), default=0)
+        for i in range(len(columns))
+    ]
+    for lines in range(1, 4):
+        widths = [
+            max(cell, _heading_width(name, lines))
+            for cell, name in zip(least, columns, strict=True)
+        ]
+        if sum(widths) + 2 * len(widths) + 1 <= room:
+            return list(widths)
+    return [None] * len(columns)
+
+
+def _heading_width(name: str, lines: int) -> int:
+    """The width that a heading needs if it is wrapped into so many lines."""
+    words = max((len(word) for word in name.split()), default=0)
+    for width in range(words, len(name)):
+        if len(textwrap.wrap(name, width)) <= lines:
+            return width
+    return len(name)
 
 
 def _is_number(text: str) -> bool:
