@@ -398,7 +398,7 @@ test_listener_times_out_without_a_reply(void **state)
 {
     (void)state;
     vnx_listener_options_t options = {.size = sizeof options,
-                                      .timeout_ms = 100};
+                                      .timeout_ms = 1000};
     node_t node = node_new("here", &options);
     peer_server_t server = {0};
 

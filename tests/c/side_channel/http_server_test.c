@@ -223,7 +223,7 @@ test_http_server_refuses_with_a_reason(void **state)
          VNX_SIDE_CHANNEL_REFUSED_MALFORMED},
     };
     vnx_side_channel_options_t options = {.size = sizeof options,
-                                          .client_timeout_ms = 500};
+                                          .client_timeout_ms = 2000};
     vnx_side_channel_t *channel = http_new(&options);
     int port = serve(channel);
 

@@ -45,7 +45,7 @@ test_http_tls_mismatch_with_plain_is_reported(void **state)
 {
     (void)state;
     vnx_side_channel_t *plain = http_new(NULL);
-    vnx_side_channel_t *server = tls_server(http_new, "server.pem", NULL, 300);
+    vnx_side_channel_t *server = tls_server(http_new, "server.pem", NULL, 0);
     vnx_side_channel_t *client = tls_client(http_new, "ca.pem", NULL, NULL);
     int tls_port = channel_start(server, "metadata", 8);
     char reply[HTTP_REPLY_MAX];

@@ -92,13 +92,13 @@ test_many_silent_peer_does_not_delay_others(void **state)
 
     peer_server_start(&server, peer_serve_silence);
     vnx_side_channel_request_params_t params[] = {
-        request_to(server.port, 300), request_to(port, 20000),
-        request_to(server.port, 200)};
+        request_to(server.port, 1000), request_to(port, 20000),
+        request_to(server.port, 900)};
     uint64_t start = vnxi_clock_ns();
     assert_int_equal(
         vnx_side_channel_request_many(channel, params, 3, answers, NULL),
         VNX_OK);
-    assert_true(vnxi_clock_ns() - start < UINT64_C(10000000000));
+    assert_true(vnxi_clock_ns() - start < vnx_test_limit(10));
     assert_int_equal(answers[0].status, VNX_ERR_TIMEOUT);
     assert_int_equal(answers[1].status, VNX_OK);
     assert_int_equal(answers[2].status, VNX_ERR_TIMEOUT);
@@ -216,7 +216,7 @@ test_many_retries_end_at_the_deadline_with_the_cause(void **state)
 {
     (void)state;
     vnx_side_channel_t *channel = channel_new(NULL);
-    vnx_side_channel_request_params_t params = request_to(1, 200);
+    vnx_side_channel_request_params_t params = request_to(1, 1000);
     void *got;
     size_t len;
     vnx_error_t error;
@@ -227,7 +227,7 @@ test_many_retries_end_at_the_deadline_with_the_cause(void **state)
     assert_int_equal(
         vnx_side_channel_request_with(channel, &params, &got, &len, &error),
         VNX_ERR_BACKEND);
-    assert_true(vnxi_clock_ns() - start < UINT64_C(5000000000));
+    assert_true(vnxi_clock_ns() - start < vnx_test_limit(10));
     assert_non_null(strstr(error.cause, "Connection refused"));
     vnx_side_channel_free(channel);
 }

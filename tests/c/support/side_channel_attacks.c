@@ -100,7 +100,7 @@ expect_storm_leaves_nothing(const attacked_t *attacked, int count)
     }
     expect_service(channel, port);
     WAIT_UNTIL(channel_stats(channel).open == 0);
-    WAIT_UNTIL(open_fds() == fds);
+    WAIT_UNTIL(open_fds() <= fds); /* one of them may have been closing */
     vnx_side_channel_free(channel);
 }
 
@@ -211,10 +211,10 @@ expect_request_ends_in_time(channel_make_t *make,
 
     peer_server_start(&server, serve);
     uint64_t start = vnxi_clock_ns();
-    channel_expect_failure(channel, server.port, 200, VNX_ERR_TIMEOUT, text);
+    channel_expect_failure(channel, server.port, 1000, VNX_ERR_TIMEOUT, text);
     uint64_t took = vnxi_clock_ns() - start;
-    assert_true(took >= 200000000);
-    assert_true(took < 10 * UINT64_C(200000000));
+    assert_true(took >= 1000000000);
+    assert_true(took < vnx_test_limit(20));
     peer_server_stop(&server);
     vnx_side_channel_free(channel);
 }

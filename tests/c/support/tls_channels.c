@@ -134,7 +134,7 @@ expect_tls_checks_certificates(channel_make_t *make, const char *secret)
 void
 expect_tls_half_handshakes_hold_nobody(channel_make_t *make)
 {
-    vnx_side_channel_t *server = tls_server(make, "server.pem", NULL, 300);
+    vnx_side_channel_t *server = tls_server(make, "server.pem", NULL, 2000);
     vnx_side_channel_t *client = tls_client(make, "ca.pem", NULL, NULL);
     int port = channel_start(server, "x", 1);
     peer_server_t silent = {0};
@@ -153,7 +153,7 @@ expect_tls_half_handshakes_hold_nobody(channel_make_t *make)
     }
     WAIT_UNTIL(channel_stats(server).open == 0);
     peer_server_start(&silent, peer_serve_silence);
-    channel_expect_failure(client, silent.port, 100, VNX_ERR_TIMEOUT,
+    channel_expect_failure(client, silent.port, 1000, VNX_ERR_TIMEOUT,
                            "TLS with 127.0.0.1: timed out");
     peer_server_stop(&silent);
     vnx_side_channel_free(server);

@@ -117,7 +117,8 @@ test_ucx_transfer_of_odd_sizes(void **state)
 #define LONG_PIECE 65536u
 #define LONG_COUNT 4000u
 
-/* A long transfer that repeats one block. */
+/* A long transfer that repeats one block.  A test that stops it tries again if
+ * it has ended before. */
 typedef struct long_flight {
     unsigned char *mine, *theirs;
     vnxi_ucx_conn_t *conn;
@@ -173,10 +174,12 @@ test_ucx_transfer_is_cancelled_and_posted_again(void **state)
     long_flight_t it;
     (void)state;
     long_make(&it);
-    for (int i = 0; i < 3; i++) {
+    for (int stopped = 0; stopped < 3;) {
         assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
         vnxi_ucx_xfer_cancel(it.flight.xfer);
-        assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_CANCELED);
+        vnx_status_t status = ucx_flight_await(&it.flight);
+        assert_true(status == VNX_ERR_CANCELED || status == VNX_OK);
+        stopped += status == VNX_ERR_CANCELED;
     }
     assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
     assert_int_equal(ucx_flight_await(&it.flight), VNX_OK);
@@ -187,13 +190,18 @@ static void
 test_ucx_transfer_stops_when_forbidden(void **state)
 {
     long_flight_t it;
+    vnx_status_t status;
     (void)state;
     long_make(&it);
-    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
-    atomic_store(&it.flight.refuse, true);
-    vnxi_ucx_settle(here.ucx);
-    /* It has landed: the memory could be unmapped now. */
-    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_NOT_FOUND);
+    do {
+        atomic_store(&it.flight.refuse, false);
+        assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+        atomic_store(&it.flight.refuse, true);
+        vnxi_ucx_settle(here.ucx);
+        /* It has landed: the memory could be unmapped now. */
+        status = ucx_flight_await(&it.flight);
+    } while (status == VNX_OK);
+    assert_int_equal(status, VNX_ERR_NOT_FOUND);
     assert_string_equal(it.flight.error.cause, "it must not go on");
     long_free(&it);
 }
@@ -202,11 +210,19 @@ static void
 test_ucx_transfer_on_a_closed_connection_fails(void **state)
 {
     long_flight_t it;
+    vnx_status_t status;
     (void)state;
-    long_make(&it);
-    assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
-    vnxi_ucx_conn_close(it.conn);
-    assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_REMOTE_DISCONNECT);
+    for (;;) {
+        long_make(&it);
+        assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
+        vnxi_ucx_conn_close(it.conn);
+        status = ucx_flight_await(&it.flight);
+        if (status != VNX_OK) {
+            break;
+        }
+        long_free(&it);
+    }
+    assert_int_equal(status, VNX_ERR_REMOTE_DISCONNECT);
     assert_int_equal(ucx_flight_post(&it.flight), VNX_IN_PROG);
     assert_int_equal(ucx_flight_await(&it.flight), VNX_ERR_REMOTE_DISCONNECT);
     long_free(&it);
