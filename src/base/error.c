@@ -108,32 +108,35 @@ vnxi_error_no_memory(vnx_error_t *error, const char *operation, size_t size)
 #define POLL_MOST 256
 #define COUNT_MOST (1 << 16)
 
-/* Count the open descriptors below `limit`.  Uses poll(), because reading
- * /proc/self/fd needs a descriptor. */
+/* Count the free descriptors below `limit`, and stop once they are `enough`.
+ * Begins with the last ones: the kernel assigns the first, so those are free
+ * unless nearly all are in use.  Uses poll(), because reading /proc/self/fd
+ * needs a descriptor. */
 static unsigned
-count_open(unsigned limit)
+count_free(unsigned limit, unsigned enough)
 {
-    unsigned open = 0;
+    unsigned free = 0, count;
 
-    for (unsigned first = 0; first < limit; first += POLL_MOST) {
+    for (unsigned end = limit; end > 0 && free < enough; end -= count) {
         struct pollfd fds[POLL_MOST];
-        unsigned count = limit - first < POLL_MOST ? limit - first : POLL_MOST;
+        count = end < POLL_MOST ? end : POLL_MOST;
         for (unsigned i = 0; i < count; i++) {
-            fds[i] = (struct pollfd){.fd = (int)(first + i)};
+            fds[i] = (struct pollfd){.fd = (int)(end - count + i)};
         }
         if (poll(fds, count, 0) < 0) {
-            return open;
+            return limit;
         }
         for (unsigned i = 0; i < count; i++) {
-            open += (fds[i].revents & POLLNVAL) == 0;
+            free += (fds[i].revents & POLLNVAL) != 0;
         }
     }
-    return open;
+    return free;
 }
 
-/* False if the limit is too high to count up to; it is then not close. */
+/* Whether nearly all descriptors are in use, and if so, how many.  A limit
+ * that is too high to count up to is not close. */
 static bool
-usage(unsigned *open_p, unsigned *limit_p)
+are_scarce(unsigned *open_p, unsigned *limit_p)
 {
     struct rlimit limit;
 
@@ -141,8 +144,9 @@ usage(unsigned *open_p, unsigned *limit_p)
         return false;
     }
     *limit_p = (unsigned)limit.rlim_cur;
-    *open_p = count_open(*limit_p);
-    return true;
+    unsigned free = count_free(*limit_p, SCARCE);
+    *open_p = *limit_p - free;
+    return free < SCARCE;
 }
 
 bool
@@ -150,7 +154,7 @@ vnxi_descriptors_are_scarce(void)
 {
     unsigned open, limit;
 
-    return usage(&open, &limit) && open + SCARCE > limit;
+    return are_scarce(&open, &limit);
 }
 
 #define USAGE "%u of %u in use (RLIMIT_NOFILE); raise it with ulimit -n"
@@ -161,7 +165,7 @@ vnxi_descriptors_text(char text[VNXI_ERRNO_TEXT])
     unsigned open, limit;
 
     text[0] = '\0';
-    if (usage(&open, &limit) && open + SCARCE > limit) {
+    if (are_scarce(&open, &limit)) {
         snprintf(text, VNXI_ERRNO_TEXT, " (descriptors: " USAGE ")", open,
                  limit);
     }
@@ -181,8 +185,9 @@ vnxi_errno_text(int err, char text[VNXI_ERRNO_TEXT])
     } else if (err == EMFILE && getrlimit(RLIMIT_NOFILE, &limit) == 0) {
         /* If the limit is too high to count, assume that all are in use. */
         unsigned most = (unsigned)limit.rlim_cur;
-        vnxi_text_add(text, VNXI_ERRNO_TEXT, " (descriptors: " USAGE ")",
-                      most <= COUNT_MOST ? count_open(most) : most, most);
+        vnxi_text_add(
+            text, VNXI_ERRNO_TEXT, " (descriptors: " USAGE ")",
+            most <= COUNT_MOST ? most - count_free(most, most) : most, most);
     }
     return text;
 }
