@@ -174,6 +174,7 @@ test_resolve_obeys_its_deadline(void **state)
 {
     (void)state;
     int before = atomic_load(&asked);
+    size_t fds = open_fds();
 
     atomic_store(&silent, true);
     expect_failure("silent.test", 30, VNX_ERR_TIMEOUT);
@@ -181,6 +182,7 @@ test_resolve_obeys_its_deadline(void **state)
     assert_true(atomic_load(&ended) < atomic_load(&asked));
     atomic_store(&silent, false);
     WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
+    WAIT_UNTIL(open_fds() <= fds); /* the thread closes its own afterwards */
 }
 
 static void
@@ -209,7 +211,7 @@ test_resolve_can_be_awaited_and_cancelled(void **state)
     vnxi_lookup_end(lookup);
     vnxi_lookup_end(NULL);
     WAIT_UNTIL(atomic_load(&ended) == atomic_load(&asked));
-    WAIT_UNTIL(open_fds() == fds);
+    WAIT_UNTIL(open_fds() <= fds);
 }
 
 static void
@@ -266,7 +268,7 @@ test_resolve_bounds_abandoned_lookups(void **state)
     expect_one("127.0.0.1", "127.0.0.1");
 
     atomic_store(&silent, false);
-    WAIT_UNTIL(open_fds() == fds);
+    WAIT_UNTIL(open_fds() <= fds);
     expect_one("two.test", "127.0.0.2");
 }
 
