@@ -328,17 +328,22 @@ node_open(node_t *node, const vnxi_shm_info_t *info)
     return link;
 }
 
-/* Until `*counter` (of the account) is at least `count`. */
+/* Until `*counter` (of the account) is at least `count`.  False: it has not
+ * changed for too long. */
 static inline bool
 node_wait(node_t *node, const size_t *counter, size_t count)
 {
-    struct timespec deadline =
-        vnxi_clock_timespec(vnxi_clock_deadline(NODE_DEADLINE_NS));
     int late = 0;
 
     pthread_mutex_lock(&node->lock);
     while (*counter < count && late == 0) {
-        late = pthread_cond_timedwait(&node->changed, &node->lock, &deadline);
+        size_t before = *counter;
+        struct timespec deadline =
+            vnxi_clock_timespec(vnxi_clock_deadline(NODE_DEADLINE_NS));
+        while (*counter == before && late == 0) {
+            late =
+                pthread_cond_timedwait(&node->changed, &node->lock, &deadline);
+        }
     }
     bool there = *counter >= count;
     pthread_mutex_unlock(&node->lock);
@@ -600,21 +605,24 @@ peer_look(const peer_t *peer)
     return account;
 }
 
-/* Wait until the peer has received `count` notifications; return its record.
+/* Wait until the peer has received `count` notifications, or none for too
+ * long; return its record.
  */
 static inline node_account_t
 peer_wait_notifs(const peer_t *peer, size_t count)
 {
+    node_account_t account = peer_look(peer);
     uint64_t deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
-    node_account_t account;
 
-    for (;;) {
-        account = peer_look(peer);
-        if (account.notifs >= count || vnxi_clock_ns() > deadline) {
-            return account;
-        }
+    while (account.notifs < count && vnxi_clock_ns() < deadline) {
+        size_t before = account.notifs;
         usleep(1000);
+        account = peer_look(peer);
+        if (account.notifs != before) {
+            deadline = vnxi_clock_deadline(NODE_DEADLINE_NS);
+        }
     }
+    return account;
 }
 
 static inline void

@@ -1,6 +1,7 @@
 #include "ucx_pair.h"
 
 #include <sched.h>
+#include <time.h>
 
 static ucx_side_t here, there;
 
@@ -134,28 +135,82 @@ test_ucx_notif_of_any_size_in_order(void **state)
     free(bytes);
 }
 
-/* Messages sent before the end arrive, even if no call waited for them.  They
- * have half a second, in which an emulated machine does not connect. */
+#define MESSAGES 50u /* a connection */
+
+typedef struct numbered {
+    unsigned conn, number;
+} numbered_t;
+
+static void
+send_numbered(unsigned number, bool wired)
+{
+    vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, number);
+    if (wired) {
+        await_wired(conn);
+    }
+    for (unsigned i = 0; i < MESSAGES; i++) {
+        const numbered_t message = {number, i};
+        send_to(conn, &message, sizeof message);
+    }
+    end_conn(conn);
+}
+
+/* Return whether all messages of that connection come within `ns`; those that
+ * do are in order. */
+static bool
+all_come(unsigned number, uint64_t ns)
+{
+    uint64_t end = vnxi_clock_deadline(ns);
+    unsigned came;
+
+    do {
+        const struct timespec ms = {.tv_nsec = 1000000};
+        nanosleep(&ms, NULL);
+        came = 0;
+        pthread_mutex_lock(&there.lock);
+        for (size_t i = 0; i < there.message_count; i++) {
+            const numbered_t *message = (void *)there.messages[i].bytes;
+            if (message->conn == number) {
+                check_message(&there.messages[i], "here",
+                              &(numbered_t){number, came}, sizeof *message);
+                came++;
+            }
+        }
+        pthread_mutex_unlock(&there.lock);
+    } while (came < MESSAGES && vnxi_clock_ns() < end);
+    return came == MESSAGES;
+}
+
+/* Messages sent before the end arrive, even if no call waited for them. */
 static void
 test_ucx_notif_sent_before_the_end_arrives(void **state)
 {
+    unsigned number = 0;
     (void)state;
     open_pair();
-    for (unsigned i = 0; i < 5; i++) {
-        vnxi_ucx_conn_t *conn = ucx_side_connect(&here, &there, i);
-        if (getenv("VLLM_NIXL_TEST_SLOWDOWN") != NULL) {
-            await_wired(conn);
-        }
-        for (unsigned k = 0; k < 50; k++) {
-            send_to(conn, &k, sizeof k);
-        }
-        end_conn(conn);
-        ucx_side_await_messages(&there, (size_t)50 * (i + 1));
+    while (number < 5) {
+        send_numbered(number, true);
+        assert_true(all_come(number++, UCX_PATIENCE_NS));
     }
-    for (unsigned i = 0; i < 250; i++) {
-        unsigned k = i % 50;
-        check_message(&there.messages[i], "here", &k, sizeof k);
+    close_pair();
+}
+
+/* The connection is made meanwhile.  They have half a second, in which a busy
+ * machine may not connect, so one of many tries has to succeed. */
+static void
+test_ucx_notif_sent_before_the_connection_arrives(void **state)
+{
+    unsigned number = 0;
+    (void)state;
+    if (getenv("VLLM_NIXL_TEST_SLOWDOWN") != NULL) {
+        print_message("skipped: an emulated machine is too slow\n");
+        skip();
     }
+    open_pair();
+    do {
+        assert_true(number < 30);
+        send_numbered(number, false);
+    } while (!all_come(number++, 1000000000));
     close_pair();
 }
 
@@ -207,6 +262,7 @@ main(void)
         cmocka_unit_test(test_ucx_conn_to_a_dead_agent_is_lost),
         cmocka_unit_test(test_ucx_notif_of_any_size_in_order),
         cmocka_unit_test(test_ucx_notif_sent_before_the_end_arrives),
+        cmocka_unit_test(test_ucx_notif_sent_before_the_connection_arrives),
         cmocka_unit_test(test_ucx_notif_after_close_is_refused),
         cmocka_unit_test(test_ucx_key_refuses_invalid_keys),
     };
