@@ -340,9 +340,13 @@ class Server:
         client.link.close()
 
     def _drop_late(self) -> None:
+        """A request may have come while the thread was busy or did not run:
+        look once more."""
         now = time.monotonic()
         for client in list(self.clients.values()):
             if client.deadline <= now:
+                self._work(client)
+            if client.deadline <= now and client.link in self.clients:
                 self._drop(client)
 
     def end(self) -> None:

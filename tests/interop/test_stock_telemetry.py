@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.deadline import PATIENCE, until
+from support.deadline import PATIENCE, or_kill, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
@@ -64,7 +64,7 @@ def test_both_export_the_same_metrics(exporter, tmp_path):
     scrapes = {}
     for side, (python, module) in SIDES.items():
         scrapes[side], _ = run_scene(
-            "kept = play()\nprint(scrape())\nsys.stdout.flush()\nos._exit(0)",
+            "kept = play()\nprint(settled())\nsys.stdout.flush()\nos._exit(0)",
             variables(
                 exporter,
                 NIXL_TELEMETRY_MULTIPROC_DIR=str(tmp_path / side),
@@ -101,10 +101,32 @@ RANK = """
 agent = make(NAME)
 print("ready", os.getpid(), flush=True)
 for line in sys.stdin:
-    time.sleep(0.6)
     print(repr(scrape()), flush=True)
 os._exit(0)
 """
+
+
+def next_line(process):
+    with or_kill(process):
+        line = process.stdout.readline()
+    assert line, process.stderr.read()
+    return line
+
+
+def alike(started):
+    """What both sides scrape, if it is the same and has both agents."""
+    found = {}
+    for side, process in started.items():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        found[side] = samples(eval(next_line(process)))
+    registered = {
+        (dict(labels)["agent_name"], value)
+        for (name, labels), value in found["ours"].items()
+        if name == "agent_memory_registered_total"
+    }
+    both = {("ours", 1 << 20), ("stock", 1 << 20)}
+    return registered == both and found["ours"] == found["stock"] and found
 
 
 @pytest.mark.parametrize("first", ["ours", "stock"])
@@ -121,19 +143,8 @@ def test_processes_of_both_share_a_folder_and_a_port(first, tmp_path):
             started[side] = start_scene(source, env, python, module)
             line = ""
             while not line.startswith("ready"):  # stock writes more lines
-                line = started[side].stdout.readline()
-                assert line, started[side].stderr.read()
-        found = {}
-        for side, process in started.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            found[side] = samples(eval(process.stdout.readline()))
-        assert found["ours"] == found["stock"]
-        assert {
-            (dict(labels)["agent_name"], value)
-            for (name, labels), value in found["ours"].items()
-            if name == "agent_memory_registered_total"
-        } == {("ours", 1 << 20), ("stock", 1 << 20)}
+                line = next_line(started[side])
+        found = until(lambda: alike(started), "the values of both from both")
         assert {dict(labels)["pid"] for _, labels in found["ours"]} == {
             str(process.pid) for process in started.values()
         }
@@ -233,7 +244,7 @@ def test_on_the_engine_nixl_stock_exports():
         kept = play()
         assert kept[0].engine == "nixl"
         assert "vllm_nixl._telemetry" not in sys.modules
-        print(scrape())
+        print(settled())
         sys.stdout.flush()
         os._exit(0)
         """,
@@ -265,7 +276,7 @@ def test_dynamos_ranks_get_their_ports():
             started.append(start_scene(source, env))
             env["NIXL_TELEMETRY_PROMETHEUS_PORT"] = str(base)
         for rank, process in enumerate(started):
-            assert process.stdout.readline().startswith("ready")
+            assert next_line(process).startswith("ready")
             out, _ = end_scene(process, "\n")
             assert {
                 dict(labels)["agent_name"] for _, labels in samples(eval(out))

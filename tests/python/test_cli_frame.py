@@ -45,7 +45,7 @@ def test_an_error_is_one_line_with_status_3(tmp_path):
 
 
 def test_an_error_with_json_is_an_object():
-    done = cli.run("fetch", "--json", "--timeout", "0.5", "127.0.0.1:1")
+    done = cli.run("fetch", "--json", "127.0.0.1:1")
     assert done.returncode == 3
     found = json.loads(done.stdout)
     assert "Connection refused" in found["error"]

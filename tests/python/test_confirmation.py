@@ -4,11 +4,11 @@ The cases: forged metadata, owners that do not answer, late and false answers.
 Random ones are in tests/stress/test_forged_metadata.py.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from support import blob as grammar
@@ -321,25 +321,13 @@ def test_all_of_5000_regions_are_confirmed(here, there):
 # -- owners that do not answer -----------------------------------------------
 
 
-def stop(process):
-    """Send SIGSTOP; return when all threads of the process have stopped."""
-    process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{process.pid}/task")
-
-    def stand_still():
-        stats = [(task / "stat").read_text() for task in tasks.iterdir()]
-        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
-
-    deadline.until(stand_still, "the stop of a process")
-
-
 @pytest.fixture
 def stopped(here, peer):
     """A peer whose process is stopped before its metadata is loaded."""
     there = peer()
     remote = there.alloc(SIZE, seed=1)
     blob = there.metadata()
-    stop(there.process)
+    deadline.stop(there.process)
     here.add(blob)
     yield there, remote
     there.process.send_signal(signal.SIGCONT)
@@ -368,7 +356,7 @@ def test_waiting_transfer_fails_when_the_owner_dies(api, here, names):
     there = PeerProcess("vllm_nixl", names())
     remote = there.alloc(SIZE)
     blob = there.metadata()
-    stop(there.process)
+    deadline.stop(there.process)
     here.add(blob)
     key, local, state = start(here, there.name, remote.addr)
     assert state == "PROC"
@@ -576,9 +564,8 @@ def test_mismatched_answer_disconnects_the_peer(api, here, owner, lie):
     errors = [api.nixlRemoteDisconnectError]
     if "epoch" in lie:
         errors.append(api.nixlNotFoundError)  # the REVOKE arrived while it ran
-    if here.agent.check_xfer_states([here.handles[key]]) != ["DONE"]:
-        with pytest.raises(tuple(errors)):
-            here.finish(key)
+    with contextlib.suppress(*errors):  # or it was done before
+        assert here.finish(key) == "DONE"
     with pytest.raises(api.nixlRemoteDisconnectError):
         start(here, owner.name, owner.addr)
 

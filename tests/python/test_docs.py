@@ -42,7 +42,7 @@ from pathlib import Path
 
 import pytest
 from support.certificates import make_certificates
-from support.deadline import PATIENCE
+from support.deadline import PATIENCE, or_kill
 from support.ports import reserve_port
 from vllm_nixl._cli import main
 
@@ -296,7 +296,7 @@ def test_python_runs_and_prints_what_the_page_says(page, tmp_path):
         env=environment(wanted),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=2 * PATIENCE + 60,
     )
     assert done.returncode == 0, done.stderr
     outputs = done.stdout.split(f"{SEPARATOR}\n")[: len(blocks)]
@@ -456,7 +456,8 @@ def with_server(page, block, folder):
     program = tool.Program(command, [], folder, environment(needs(server)))
     try:
         lines = output.splitlines()
-        found = [program.process.stdout.readline() for _ in lines]
+        with or_kill(program.process):
+            found = [program.process.stdout.readline() for _ in lines]
         assert compared(server, "".join(found)) == compared(server, output)
         yield here(block)
     finally:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.deadline import or_kill
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/install_deps.sh"
 DEADLINE_S = 120
@@ -61,8 +62,9 @@ def run_on_terminal(machine, answer, *arguments):
             stderr=theirs,
         )
         os.close(theirs)
-        said = read_all(ours)
-        return process.wait(DEADLINE_S), said
+        with or_kill(process, DEADLINE_S):
+            said = read_all(ours)
+            return process.wait(), said
     finally:
         os.close(ours)
 

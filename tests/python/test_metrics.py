@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from support.deadline import PATIENCE, until
+from support.deadline import PATIENCE, or_kill, until
 from support.peer import child_environment
 from support.ports import reserve_port
 from support.telemetry import (
@@ -394,7 +394,15 @@ class Ranks:
         rank = str(len(self.all))
         process = start_scene(RANK, {**self.env, "LOCAL_RANK": rank})
         self.all.append(process)
-        self.pids.append(int(process.stdout.readline()))
+        self.pids.append(int(self.line(process)))
+
+    def line(self, process):
+        """The next line that it prints."""
+        with or_kill(process):
+            line = process.stdout.readline()
+        if not line:
+            raise AssertionError(process.stderr.read())
+        return line
 
     def seen(self):
         """The names, pids and instances of the exported agents, if their
@@ -402,9 +410,7 @@ class Ranks:
         process = self.all[-1]
         process.stdin.write("\n")
         process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-            raise AssertionError(process.stderr.read())
+        line = self.line(process)
         return {
             (have["agent_name"], int(have["pid"]), have["agent_instance"])
             for (name, labels), value in samples(eval(line)).items()
@@ -579,7 +585,7 @@ if __name__ == "__main__":
 
 def test_a_ring_has_the_growth_of_the_counters(tmp_path):
     run_scene(
-        "kept = play()",
+        "kept = play()\ntime.sleep(0.1)",  # several writes
         exporting(
             None,
             NIXL_TELEMETRY_DIR=str(tmp_path),
@@ -746,11 +752,14 @@ def test_the_collector_shows_lost_peers():
         import prometheus_client, signal
         import vllm_nixl.metrics
         read, write = os.pipe()
+        alive, end = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(end)
             other = make("other")
             os.write(write, other.get_agent_metadata())
-            signal.pause()
+            os.read(alive, 1)  # until the parent ends
+            os._exit(0)
         agent = make("agent")
         agent.add_remote_agent(os.read(read, 1 << 16))
         agent.make_connection("other")

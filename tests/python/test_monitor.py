@@ -9,10 +9,12 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 import pytest
-from support.deadline import PATIENCE, until
+from support.deadline import PATIENCE, stop, until
 from support.peer import child_environment
 from support.program import run_program
 from support.watched import Watched
@@ -302,22 +304,19 @@ except OSError:
 
 
 @pytest.fixture
-def open_folders(tmp_path):
-    """Other users can reach the test's folder."""
-    with contextlib.ExitStack() as stack:
-        for path in [tmp_path, *tmp_path.parents]:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if mode | 0o011 != mode:
-                stack.callback(path.chmod, mode)
-                path.chmod(mode | 0o011)
-        yield
+def open_folder():
+    """Of sockets, where other users can reach it.  Not in tmp_path: pytest
+    closes the folders of all its runs to others whenever it starts."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        os.chmod(name, 0o711)
+        yield Path(name, "sockets")
 
 
 @needs_root
-@pytest.mark.usefixtures("open_folders")
-def test_another_user_gets_no_answer(watched, folder, monitor):
+def test_another_user_gets_no_answer(watched, open_folder, monitor):
     """Even if the modes of the files allow the connection."""
-    process = watched()
+    folder = open_folder
+    process = watched(folder=folder)
     folder.chmod(0o755)
     os.chmod(process.socket, 0o666)
     done = subprocess.run(
@@ -333,11 +332,10 @@ def test_another_user_gets_no_answer(watched, folder, monitor):
 
 
 @needs_root
-@pytest.mark.usefixtures("open_folders")
-def test_root_gets_an_answer(watched, folder, monitor):
-    folder.mkdir(0o700)
-    os.chown(folder, NOBODY, NOBODY)
-    process = watched(user=NOBODY)
+def test_root_gets_an_answer(watched, open_folder, monitor):
+    open_folder.mkdir(0o700)
+    os.chown(open_folder, NOBODY, NOBODY)
+    process = watched(folder=open_folder, user=NOBODY)
     assert os.stat(process.socket).st_uid == NOBODY
     assert monitor.ask(process.socket)["pid"] == process.pid
 
@@ -368,10 +366,37 @@ def test_garbage_closes_the_connection(watched, monitor, request_):
 
 def test_request_in_pieces(watched):
     process = watched()
-    with connect(process) as client:
-        for letter in b"agents\n":
-            client.send(bytes([letter]))
-        assert all_of(client).startswith(b'{"pid"')
+
+    def answer():
+        """b"" if this process was too late, which has a second."""
+        with connect(process) as client:
+            with contextlib.suppress(BrokenPipeError):
+                for letter in b"agents\n":
+                    client.send(bytes([letter]))
+            return all_of(client)
+
+    assert until(answer, "an answer").startswith(b'{"pid"')
+
+
+def test_request_that_had_to_wait_is_answered(watched):
+    """The client's time is over when the server first looks at it."""
+    process = watched(
+        """
+        from vllm_nixl import _monitor_socket
+
+        _monitor_socket.REQUEST_SECONDS = 0.0
+        kept = agent_of("one")
+        wait()
+        """
+    )
+    stop(process.process)
+    try:
+        with connect(process) as client:
+            client.send(b"agents\n")
+            os.kill(process.pid, signal.SIGCONT)
+            assert all_of(client).startswith(b'{"pid"')
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 def test_silent_client_is_dropped(watched):
@@ -440,14 +465,15 @@ def test_other_files_of_the_folder_stay(monitor, folder):
 def test_forked_child_has_a_socket_of_its_own(watched, monitor, folder):
     process = watched(
         """
-        import signal
-
+        alive, end = os.pipe()
         kept = agent_of("parent")
         pid = os.fork()
         if pid == 0:
+            os.close(end)
             kept = agent_of("child")
             print("ready", flush=True)
-            signal.pause()  # it must not read what is for the parent
+            os.read(alive, 1)  # until the parent ends
+            os._exit(0)
         wait()
         os.waitpid(pid, 0)
         wait()
@@ -487,7 +513,8 @@ def test_process_ends_while_clients_ask(watched, monitor):
     process = watched()
     clients = [connect(process) for _ in range(10)]
     for client in clients:
-        client.send(b"agents\n")
+        with contextlib.suppress(BrokenPipeError):  # dropped after a second
+            client.send(b"agents\n")
     process.end()
     for client in clients:
         all_of(client)

@@ -285,7 +285,8 @@ def test_peer_keeps_its_agent(here, near, api):
 def test_publishing_uses_the_side_channel_of_the_agent(api, here, near):
     agent = near.agent
     rows = rows_of(near.alloc(SIZE))
-    port = agent.start_side_channel_listener(0, {"mine": b"yours"}, HOST)
+    port = reserve_port()
+    agent.start_side_channel_listener(port, {"mine": b"yours"}, HOST)
     assert agent.publish({"kv": rows}) == port
     assert agent.publish({"kv": rows}, port, HOST) == port
     assert here.agent.attach(HOST, port).names == ("kv",)
@@ -625,8 +626,9 @@ def test_other_threads_run_while_attach_waits(here):
         except Exception as error:
             errors.append(error)
 
-    with socket.create_server((HOST, 0)) as listener:
-        port = listener.getsockname()[1]
+    port = reserve_port()
+    with socket.create_server((HOST, port)) as listener:
+        listener.settimeout(deadline.PATIENCE)
         thread = threading.Thread(target=attach)
         thread.start()
         client, _ = listener.accept()  # while the thread waits
@@ -646,7 +648,7 @@ def test_timeout_ends_attach(api, here):
             rf"attach: peer '{HOST}:{port}': receiving from .*timed out",
             HOST,
             port,
-            timeout_ms=100,
+            timeout_ms=500,
         )
 
 

@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from support.deadline import PATIENCE
+from support.deadline import PATIENCE, or_kill
 from support.peer import child_environment
 from support.ports import reserve_port
 
@@ -102,9 +102,9 @@ def run(code, *args):
 def prefill(programs):
     with run(programs["prefill"]) as process:
         try:
-            assert process.stdout.readline() == "serving\n", (
-                process.stderr.read()
-            )
+            with or_kill(process):
+                line = process.stdout.readline()
+            assert line == "serving\n", line + process.stderr.read()
             yield process
         finally:
             process.kill()
@@ -159,8 +159,8 @@ def test_other_output_of_the_quick_start_is_noticed(tool, old, new, error):
 
 
 def test_quick_start_moves_every_byte(programs, prefill):
-    with run(programs["decode"] + LOOKING) as decode:
-        out, err = decode.communicate(timeout=PATIENCE)
+    with run(programs["decode"] + LOOKING) as decode, or_kill(decode):
+        out, err = decode.communicate()
     assert decode.returncode == 0, err
     cache = np.random.default_rng(0).integers(0, 256, (4096, 65536), np.uint8)
     assert out.splitlines()[-1] == str(zlib.crc32(cache))
@@ -168,8 +168,8 @@ def test_quick_start_moves_every_byte(programs, prefill):
 
 def test_killed_peer_raises_an_error(programs, prefill):
     code = KILLER + programs["decode"]
-    with run(code, str(prefill.pid)) as decode:
-        out, err = decode.communicate(timeout=PATIENCE)
+    with run(code, str(prefill.pid)) as decode, or_kill(decode):
+        out, err = decode.communicate()
     assert prefill.wait(PATIENCE) == -signal.SIGKILL
     assert decode.returncode == 1
     last_line = err.splitlines()[-1]

@@ -47,9 +47,13 @@ def own_address():
 )
 def test_several_addresses_share_one_port(channel, host):
     given = host if host is not None else ["127.0.0.2", "127.0.0.3"]
-    port = channel.start_listener(0, b"x", host=given)
-    assert answers(channel, "127.0.0.2", port)
-    assert answers(channel, "127.0.0.3", port)
+    for port in (0, reserve_port()):
+        port = channel.start_listener(port, b"x", host=given)
+        assert answers(channel, "127.0.0.2", port)
+        assert answers(channel, "127.0.0.3", port)
+        channel.shutdown()
+    # Nobody else has the reserved port at another address.
+    channel.start_listener(port, b"x", host=given)
     assert not answers(channel, "127.0.0.1", port)
 
 

@@ -251,6 +251,7 @@ def test_metadata_is_fetched_from_http_server(client):
 def raw_server(reply):
     """Send `reply` to one client, whatever it requests; yields the port."""
     with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(30)
 
         def serve():
             with listener.accept()[0] as sock:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+from support.ports import reserve_port
 from support.transports import TRANSPORTS
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -190,8 +191,7 @@ def test_answers_are_in_the_order_of_peers(transport, both, dead):
     """Missing peers may be anywhere among the present ones."""
     server, port, client = both
     server.set_metadata(b"here")
-    with transport.make() as gone:
-        free = gone.start_listener(0, b"", host=HOST)
+    free = reserve_port()
     answers = client.request_many(
         [(HOST, free if is_dead else port) for is_dead in dead]
     )
@@ -204,8 +204,7 @@ def test_answers_are_in_the_order_of_peers(transport, both, dead):
 
 def test_exhausted_retries_return_the_last_failure(transport, both):
     client = both[2]
-    with transport.make() as gone:
-        free = gone.start_listener(0, b"", host=HOST)
+    free = reserve_port()
     with pytest.raises(transport.errors(transport.dead)) as once:
         client.request_metadata(HOST, free)
     with pytest.raises(transport.errors(transport.dead)) as often:
@@ -227,8 +226,7 @@ def test_fetch_many_waits_for_a_late_peer(transport, both):
 
     async def main():
         with transport.make() as late:
-            free = late.start_listener(0, b"", host=HOST)
-            late.shutdown()
+            free = reserve_port()
             asking = asyncio.ensure_future(
                 client.request_many_async(
                     [(HOST, free), (HOST, port)],

@@ -20,7 +20,7 @@ import threading
 
 import pytest
 from support.certificates import make_certificates
-from support.deadline import until
+from support.deadline import or_kill, until
 
 with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
     import vllm_nixl
@@ -280,9 +280,10 @@ def openssl_server(reply, secret=SECRET):
     ) as process:
         try:
             line = b""
-            while not line.startswith(b"ACCEPT"):
-                line = process.stdout.readline()
-                assert line, "openssl s_server ended"
+            with or_kill(process):
+                while not line.startswith(b"ACCEPT"):
+                    line = process.stdout.readline()
+                    assert line, "openssl s_server ended"
             process.stdin.write(reply)
             process.stdin.flush()
             yield int(line.rsplit(b":", 1)[1])
@@ -539,7 +540,9 @@ def listener_process(secret):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as process:
-        yield int(process.stdout.readline())
+        with or_kill(process):
+            port = int(process.stdout.readline())
+        yield port
         process.stdin.close()
         assert process.wait(60) == 0
 

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from support.deadline import until
+from support.ports import reserve_port
 from support.transports import TRANSPORTS
 
 with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
@@ -187,7 +188,8 @@ def test_replacing_under_load_never_mixes_blobs(server, client):
 
 
 def test_restart_on_the_same_port_serves_new_metadata(server, client):
-    port = server.start_listener(0, {None: b"0", (0, 0): b"gone"})
+    port = reserve_port()
+    server.start_listener(port, {None: b"0", (0, 0): b"gone"})
     for i in range(1, 10):
         server.shutdown()
         assert server.start_listener(port, str(i).encode()) == port
@@ -209,12 +211,12 @@ def test_state_is_reported(server):
     assert not server.is_running()
 
 
-def test_shutdown_does_not_wait_for_hanging_clients(server):
-    port = server.start_listener(0, BLOB)
-    with socket.create_connection((HOST, port)):
-        start = time.monotonic()
-        server.shutdown()
-        assert time.monotonic() - start < 3
+def test_shutdown_does_not_wait_for_hanging_clients(transport):
+    """Else it would wait for an hour."""
+    with transport.make(client_timeout_ms=3_600_000) as server:
+        port = server.start_listener(0, BLOB)
+        with socket.create_connection((HOST, port)):
+            server.shutdown()
 
 
 def test_no_descriptor_or_thread_is_left_open(transport):
@@ -242,10 +244,10 @@ def test_no_descriptor_or_thread_is_left_open(transport):
 
 
 def test_unreachable_port_is_an_error(transport, server, client):
-    port = server.start_listener(0, BLOB)
+    port = server.start_listener(reserve_port(), BLOB)
     server.shutdown()
     with pytest.raises(transport.errors(transport.dead)) as info:
-        client.request_metadata(HOST, port, timeout_ms=500)
+        client.request_metadata(HOST, port)
     assert info.value.peer == f"{HOST}:{port}"
 
 
@@ -254,7 +256,7 @@ def test_silent_server_cannot_exceed_the_deadline(client):
         start = time.monotonic()
         with pytest.raises(TimeoutError):
             client.request_metadata(HOST, port, timeout_ms=300)
-        assert 0.3 <= time.monotonic() - start < 3
+        assert time.monotonic() - start >= 0.3
 
 
 def test_a_server_that_closes_is_an_error(transport, client):
@@ -262,11 +264,11 @@ def test_a_server_that_closes_is_an_error(transport, client):
         raw_server(lambda sock: sock.close()) as port,
         pytest.raises(transport.errors(transport.closed)),
     ):
-        client.request_metadata(HOST, port, timeout_ms=500)
+        client.request_metadata(HOST, port)
 
 
 def test_retries_wait_for_a_server_that_starts_later(server, client):
-    port = server.start_listener(0, BLOB)
+    port = server.start_listener(reserve_port(), BLOB)
     server.shutdown()
     timer = threading.Timer(0.2, server.start_listener, (port, BLOB))
     timer.start()
@@ -320,22 +322,16 @@ def test_both_calls_have_asyncio_versions(server, client):
 def test_waiting_coroutine_does_not_block_others(client):
     async def main(port):
         waiting = asyncio.ensure_future(
-            client.request_metadata_async(HOST, port, timeout_ms=500)
-        )
-        turns = 0
-        while not waiting.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        with pytest.raises(TimeoutError):
-            waiting.result()
-        assert turns >= 10
-        cancelled = asyncio.ensure_future(
             client.request_metadata_async(HOST, port, timeout_ms=60_000)
         )
-        await asyncio.sleep(0.01)
-        cancelled.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0.01)
+        assert not waiting.done()
+        waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await cancelled
+            await waiting
+        with pytest.raises(TimeoutError):
+            await client.request_metadata_async(HOST, port, timeout_ms=300)
 
     with raw_server(lambda sock: None) as port:
         asyncio.run(main(port))

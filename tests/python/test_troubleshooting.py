@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import vllm_nixl
-from support import blob
-from support.deadline import PATIENCE
+from support import blob, hosts
+from support.deadline import PATIENCE, or_kill
 from support.peer import child_environment
 from vllm_nixl import NixlAgent, NixlError, nixl_agent_config
 
@@ -94,11 +94,13 @@ def silent(scene):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         return message(
-            lambda: scene.decode.attach("127.0.0.1", port, timeout_ms=50)
+            lambda: scene.decode.attach("127.0.0.1", port, timeout_ms=500)
         )
 
 
 def unknown_host(scene):
+    if why := hosts.why_names_are_unclear():
+        pytest.skip(why)
     return message(lambda: scene.decode.attach("no-such-host.invalid", 18000))
 
 
@@ -224,7 +226,9 @@ def another_process():
         text=True,
     ) as process:
         try:
-            yield process, int(process.stdout.readline())
+            with or_kill(process):
+                port = int(process.stdout.readline())
+            yield process, port
         finally:
             process.kill()
 

@@ -208,7 +208,7 @@ def test_heartbeats_are_answered(channel, context):
         sock.setsockopt(zmq.RCVTIMEO, 20_000)
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.HEARTBEAT_IVL, 20)
-        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 2000)
+        sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, 20_000)
         sock.connect(f"tcp://{HOST}:{port}")
         sock.send(msgpack.packb((GET_META_MSG, 0, 0)))
         assert sock.recv_multipart()[0] == b"x"
@@ -412,7 +412,7 @@ def test_rank_that_kills_stocks_listener_times_out(channel, context):
     with stock_listener(context, {(0, 0): b"x"}) as stock:
         with pytest.raises((TimeoutError, vllm_nixl.nixlBackendError)):
             channel.request_metadata(
-                HOST, stock.port, timeout_ms=300, key=(5, 5)
+                HOST, stock.port, timeout_ms=3000, key=(5, 5)
             )
         stock.thread.join(30)
         assert isinstance(stock.failure, KeyError)
@@ -551,7 +551,7 @@ def test_endless_messages_use_bounded_memory(channel):
 def test_clients_that_never_read_use_bounded_memory(context):
     blob = os.urandom(4 << 20)
     ask = zmtp.message(b"", zmtp.GET_META_MSG + b"\0\0")
-    with make(client_timeout_ms=1000) as made, contextlib.ExitStack() as stack:
+    with make(client_timeout_ms=4000) as made, contextlib.ExitStack() as stack:
         port = made.start_listener(0, blob)
         socks = [stack.enter_context(zmtp.shaken(port)) for _ in range(30)]
         before = resident()

@@ -8,7 +8,8 @@ from support.transfers import Long
 pytestmark = [pytest.mark.slow, pytest.mark.beyond_stock]
 
 ROUNDS = 100
-NOTICED = 1.0  # seconds within which a death must become an error
+# Seconds within which a death must become an error, see deadline.soon().
+NOTICED = 1.0
 SIZE = 256 * 1024
 LONG_SIZE = 4 << 20
 VICTIM = "victim"
@@ -62,6 +63,13 @@ def forget(opened):
     opened.pop().close()
 
 
+def await_ends(here, handles, seconds):
+    def look():
+        return "PROC" not in here.agent.check_xfer_states(handles)
+
+    deadline.soon(look, "the end of all transfers", seconds)
+
+
 def refused(call, error):
     """A condition that holds once the call raises this error."""
 
@@ -87,8 +95,9 @@ def test_killed_prefill_process_is_an_error(
         handle = transfer.handle
         assert here.agent.transfer(handle) == "PROC"
         victim.kill()
+        await_ends(here, [handle], NOTICED)
         with pytest.raises(api.nixlRemoteDisconnectError):
-            here.agent.wait([handle], timeout=NOTICED)
+            here.agent.wait([handle], timeout=0)
         with pytest.raises(
             api.nixlRemoteDisconnectError, match="NIXL_ERR_REMOTE_DISCONNECT"
         ):
@@ -119,7 +128,7 @@ def test_killed_decode_process_does_no_harm(
         victim.add(here.metadata())
         assert victim.start_long(here.name, block.addr, LONG_SIZE) == "PROC"
         victim.kill()
-        deadline.until(
+        deadline.soon(
             refused(
                 lambda: here.send_notif(VICTIM, b"anybody?"),
                 api.nixlRemoteDisconnectError,
@@ -148,7 +157,7 @@ def test_killed_process_leaks_no_resources(here, peer, opened, names):
         transfer = Long(here, victim, "READ", "shared-buffer", LONG_SIZE)
         here.agent.transfer(transfer.handle)
         victim.kill()
-        here.agent.wait([transfer.handle], timeout=NOTICED, check=False)
+        await_ends(here, [transfer.handle], NOTICED)
         forget(opened)
         transfer.handle.release()
         transfer.left.release()
@@ -188,8 +197,7 @@ def test_many_peers_die_at_once(api, here, bystander, peer, opened):
         here.agent.transfer(handle)
     for victim in victims:
         victim.process.kill()
-    ended = here.agent.wait(handles, timeout=NOTICED + 4, check=False)
-    assert ended == handles
+    await_ends(here, handles, NOTICED + 4)
     assert here.agent.check_xfer_states(handles) == ["ERR"] * len(handles)
     for _ in victims:
         opened.pop().peer.kill()

@@ -69,7 +69,10 @@ class Running:
 
     def end(self, status):
         """Wait for the end; return the output."""
-        self.seen += self.process.communicate(timeout=8 * PATIENCE)[0]
+        with or_kill(self.process, 8 * PATIENCE):
+            self.seen += self.process.stdout.read()
+            self.process.wait()
+        self.process.stdout.close()
         assert self.process.returncode == status, self.seen
         return self.seen
 
@@ -86,7 +89,7 @@ class Running:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        if not self.process.stdout.closed:  # by communicate()
+        if not self.process.stdout.closed:  # by end()
             self.seen += self.process.stdout.read()
             self.process.stdout.close()
         print(*self.process.args, self.seen, sep="\n")  # if the test fails

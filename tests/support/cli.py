@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from support.deadline import PATIENCE
+from support.deadline import PATIENCE, or_kill
 from support.peer import child_environment
 
 COMMAND = [sys.executable, "-m", "vllm_nixl"]
@@ -63,7 +63,7 @@ def run_on_terminal(*arguments, env=None, columns=80):
         os.close(theirs)
         output = b""
         # At the end of the other side, reading is an error.
-        with contextlib.suppress(OSError):
+        with or_kill(process), contextlib.suppress(OSError):
             while piece := os.read(ours, 65536):
                 output += piece
     os.close(ours)
@@ -83,7 +83,9 @@ def serving(*arguments, env=None, wrap=()):
             yield _first_object(process)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=PATIENCE)
+            with or_kill(process):
+                process.communicate()
+        assert process.returncode != -signal.SIGKILL, "SIGTERM did not end it"
 
 
 def _first_object(process):

@@ -31,13 +31,16 @@ def room_for(count):
 @contextlib.contextmanager
 def crowd(port, count, openings):
     """`count` connections that send the openings in rotation."""
+    from support.deadline import or_kill  # the other process has no such path
+
     command = [sys.executable, __file__, str(port), str(count)]
     command += [opening.hex() for opening in openings]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
-            assert process.stdout.readline() == b"there\n"
+            with or_kill(process):
+                assert process.stdout.readline() == b"there\n"
             yield
         finally:
             process.stdin.close()

@@ -271,14 +271,18 @@ class Endpoint:
 
     def error_within(self, key, timeout):
         """The class of the error with which a transfer ends within the
-        timeout."""
+        timeout, see deadline.soon()."""
         handle = self.handles[key]
-        self.agent.wait([handle], timeout, check=False)
+        deadline.soon(
+            lambda: self.agent.check_xfer_states([handle]) != ["PROC"],
+            "the end of a transfer",
+            timeout,
+        )
         return deadline.error_of(lambda: self.agent.check_xfer_state(handle))
 
     def refusal_within(self, peer, timeout):
         """The class of the error that messages to a peer raise eventually."""
-        return deadline.until(
+        return deadline.soon(
             lambda: deadline.error_of(
                 lambda: self.agent.send_notif(peer, b"anybody?")
             ),
@@ -376,7 +380,7 @@ class Endpoint:
         the slot at once; return the errors and the order seen."""
         view = self.buffers[key].view
         seen, wrong = [], []
-        end = time.monotonic() + deadline.PATIENCE
+        end = time.monotonic() + deadline.PATIENCE  # since the last one
         while len(seen) < count and time.monotonic() < end:
             for messages in self.agent.get_new_notifs().values():
                 for message in messages:
@@ -385,6 +389,7 @@ class Endpoint:
                     if view[start : start + slot] != message * (slot // 8):
                         wrong.append(number)
                     seen.append(number)
+                end = time.monotonic() + deadline.PATIENCE
         return wrong, seen
 
     def overwrite_slots_as_told(self, key, slot, count):
@@ -398,6 +403,7 @@ class Endpoint:
                     start = int.from_bytes(message, "little") * slot
                     view[start : start + slot] = b"\xee" * slot
                     spoiled += 1
+                end = time.monotonic() + deadline.PATIENCE
         return spoiled
 
     # -- descriptor lists ----------------------------------------------------

@@ -8,8 +8,21 @@ create them.
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+
+
+def why_names_are_unclear():
+    """The reason why a name that does not exist cannot be told from one that
+    the resolver does not find at present, or None."""
+    try:
+        socket.getaddrinfo("no-such-host.invalid", 1)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_NONAME:
+            return None
+        return f"the resolver of this machine says: {error.strerror}"
+    return "the resolver of this machine knows every name"
 
 
 def why_none():

@@ -10,7 +10,8 @@ from support import deadline
 
 # The engine must withstand 100 rounds; a whole run takes minutes.
 ROUNDS = int(os.environ.get("VLLM_NIXL_ROUNDS", "0"))
-NOTICED = 1.0  # seconds within which a death must become an error
+# Seconds within which a death must become an error, see deadline.soon().
+NOTICED = 1.0
 SIZE = 4 << 20
 GONE = "nixlRemoteDisconnectError"
 FEW = 3  # descriptors: UCX opens its first sockets of a kind late

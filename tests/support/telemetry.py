@@ -109,8 +109,27 @@ def play():
         "READ", somewhere, rows(beta, [10]), "beta"
     ))
     beta.deregister_memory(beta.registered)
-    time.sleep(0.6)  # stock writes its metrics every 0.1 s
     return alpha, beta
+
+def settled():
+    '''A scrape with all that play() has done.  Stock writes its metrics every
+    0.1 s, and our prometheus_mp by a thread, too.'''
+    end = time.monotonic() + 60
+    while True:
+        text = scrape()
+        errors = value(text, "agent_errors_total", "alpha", "not_found")
+        freed = value(text, "agent_memory_deregistered_total", "beta")
+        if (errors == 5 and freed) or time.monotonic() > end:
+            return text
+        time.sleep(0.05)
+
+def value(text, name, *labels):
+    return sum(
+        float(line.split()[-1])
+        for line in text.splitlines()
+        if line.startswith(name + "{")
+        and all(f'"{label}"' in line for label in labels)
+    )
 """
 
 

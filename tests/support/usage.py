@@ -1,6 +1,8 @@
 """Resources of a process: descriptors, threads, memory, switches."""
 
+import contextlib
 import os
+import time
 from pathlib import Path
 
 
@@ -28,11 +30,21 @@ def sleeps(pid):
     return stat.rsplit(")", 1)[1].split()[0] == "S"
 
 
+def most_switches(seconds):
+    """The voluntary context switches of the thread with most of them, while
+    this one sleeps that long."""
+    before = switches()
+    time.sleep(seconds)
+    after = switches()
+    return max(count - before.get(task, 0) for task, count in after.items())
+
+
 def switches():
     """Voluntary context switches of each thread."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        for line in (task / "status").read_text().splitlines():
-            if line.startswith("voluntary_ctxt_switches"):
-                found[task.name] = int(line.split()[1])
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            for line in (task / "status").read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    found[task.name] = int(line.split()[1])
     return found

@@ -1,5 +1,6 @@
 """Processes with agents that `vllm-nixl top` can watch."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -68,5 +69,13 @@ os.setuid({user})
         return errors
 
     def kill(self):
+        """Without waiting for a child of it, which has its streams too."""
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for stream in (
+            self.process.stdin,
+            self.process.stdout,
+            self.process.stderr,
+        ):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
