@@ -280,10 +280,6 @@ cuInit(unsigned flags)
             clock_gettime(CLOCK_REALTIME, &now);
             atomic_store(&fake_cuda.seed, (int)(now.tv_nsec ^ getpid()) | 1);
         }
-        if (atomic_load(&fake_cuda.delay_us) > 0) {
-            fprintf(stderr, "fake libcuda: FAKE_CUDA=seed=%d\n",
-                    atomic_load(&fake_cuda.seed));
-        }
         fc_memory_start();
         atomic_store(&started, true);
     }

@@ -357,6 +357,18 @@ count_to_failure(void)
     }
 }
 
+/* Once, to repeat a failed run. */
+static void
+print_seed(void)
+{
+    static atomic_flag is_printed = ATOMIC_FLAG_INIT;
+
+    if (!atomic_flag_test_and_set(&is_printed)) {
+        fprintf(stderr, "fake libcuda: delays of FAKE_CUDA=seed=%d\n",
+                atomic_load(&fake_cuda.seed));
+    }
+}
+
 static void
 perform(stream_t *stream, op_t *op)
 {
@@ -364,6 +376,7 @@ perform(stream_t *stream, op_t *op)
         fc_random(&stream->random, (unsigned)atomic_load(&fake_cuda.delay_us));
 
     if (delay > 0) {
+        print_seed();
         usleep((useconds_t)delay);
     }
     if (op->type != OP_EVENT && op->type != OP_WAIT) {

@@ -255,6 +255,11 @@ library_has_the_functions_of_the_table(void **state)
     VNXI_CU_WORK_FUNCTIONS(CHECK)
     VNXI_CU_OPTIONAL_FUNCTIONS(CHECK)
 #undef CHECK
+    /* How the transport finds what its program has loaded. */
+    void *same = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    assert_non_null(same);
+    assert_ptr_equal(dlsym(same, "cuInit"), cu.cuInit);
+    dlclose(same);
 }
 
 static void *
@@ -727,6 +732,104 @@ pinned_memory_is_read_later_and_pageable_memory_at_once(void **state)
     CU_OK(cu.cuMemFree_v2(ptr));
 }
 
+static void
+null_stream_and_blocking_streams_wait_for_each_other(void **state)
+{
+    vnxi_cu_ptr_t ptr = alloc(1);
+    vnxi_cu_stream_t stream = NULL;
+    char got = 0;
+
+    (void)state;
+    CU_OK(cu.cuStreamCreateWithPriority(&stream, 0, 0));
+    atomic_store(&fake->delay_us, 300);
+    for (unsigned char i = 1; i <= 50; i++) {
+        CU_OK(client.cuMemsetD8Async(ptr, i, 1, i % 2 ? stream : NULL));
+    }
+    CU_OK(client.cuCtxSynchronize());
+    atomic_store(&fake->delay_us, 0);
+    calls->peek(ptr, &got, 1);
+    assert_int_equal(got, 50);
+    end_stream(stream);
+    CU_OK(cu.cuMemFree_v2(ptr));
+}
+
+static void
+stream_writes_a_value_after_its_work(void **state)
+{
+    static _Atomic uint32_t flag;
+    vnxi_cu_ptr_t ptr = alloc(1);
+    vnxi_cu_stream_t stream = make_stream();
+    char got = 0;
+
+    (void)state;
+    atomic_store(&flag, 0);
+    CU_OK(cu.cuMemHostRegister_v2((void *)(uintptr_t)&flag, sizeof flag, 0));
+    CU_OK(client.cuMemsetD8Async(ptr, 5, 1, stream));
+    CU_OK(cu.cuStreamWriteValue32_v2(stream, (uintptr_t)&flag, 17, 0));
+    AWAIT(atomic_load(&flag) == 17);
+    calls->peek(ptr, &got, 1);
+    assert_int_equal(got, 5);
+    end_stream(stream);
+    CU_OK(cu.cuMemHostUnregister((void *)(uintptr_t)&flag));
+    CU_OK(cu.cuMemFree_v2(ptr));
+}
+
+static void
+count_visit(void *counter)
+{
+    atomic_fetch_add((atomic_int *)counter, 1);
+}
+
+/* One of several threads with a stream and memory of its own. */
+static void *
+work(void *seed)
+{
+    enum { ROUNDS = 40, SIZE = 20000 };
+    uint8_t sent[SIZE], got[SIZE];
+    atomic_int visits = 0;
+    vnxi_cu_event_t event;
+
+    CU_OK(cu.cuCtxPushCurrent_v2(context));
+    vnxi_cu_stream_t stream = make_stream();
+    CU_OK(cu.cuEventCreate(&event, VNXI_CU_EVENT_DISABLE_TIMING));
+    for (int i = 0; i < ROUNDS; i++) {
+        vnxi_cu_ptr_t a = alloc(SIZE), b = alloc(SIZE);
+        fill(sent, SIZE, (uintptr_t)seed + (unsigned)i);
+        CU_OK(cu.cuMemcpyHtoDAsync_v2(a, sent, SIZE, stream));
+        CU_OK(cu.cuMemcpyDtoDAsync_v2(b, a, SIZE, stream));
+        CU_OK(cu.cuLaunchHostFunc(stream, count_visit, &visits));
+        CU_OK(cu.cuEventRecord(event, stream));
+        AWAIT(cu.cuEventQuery(event) == VNXI_CUDA_SUCCESS);
+        assert_int_equal(atomic_load(&visits), i + 1);
+        calls->peek(b, got, SIZE);
+        assert_memory_equal(got, sent, SIZE);
+        CU_OK(cu.cuMemFree_v2(a));
+        CU_OK(cu.cuMemFree_v2(b));
+    }
+    CU_OK(cu.cuEventDestroy_v2(event));
+    CU_OK(cu.cuStreamDestroy_v2(stream));
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    return NULL;
+}
+
+static void
+threads_work_at_the_same_time(void **state)
+{
+    pthread_t threads[4];
+
+    (void)state;
+    atomic_store(&fake->delay_us, 20);
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, work,
+                                        (void *)(uintptr_t)(i * 1000)),
+                         0);
+    }
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+    }
+    atomic_store(&fake->delay_us, 0);
+}
+
 /* -- Kernel and batch ------------------------------------------------------
  */
 
@@ -774,6 +877,31 @@ kernel_copies_the_rows_of_its_table(void **state)
     free(sent);
     free(want);
     free(got);
+}
+
+static void
+kernel_reads_rows_in_registered_memory(void **state)
+{
+    static row_t row __attribute__((aligned(16)));
+    vnxi_cu_module_t module;
+    vnxi_cu_function_t function = load_kernel(&module);
+    vnxi_cu_ptr_t src = alloc(10), dst = alloc(10);
+    vnxi_cu_stream_t stream = make_stream();
+    char got[6] = "";
+
+    (void)state;
+    row = (row_t){src + 1, dst + 3, 6, 0};
+    CU_OK(cu.cuMemHostRegister_v2(&row, sizeof row, 0));
+    calls->poke(src + 1, "bytes", 6);
+    CU_OK(launch(function, (uintptr_t)&row, 1, stream));
+    CU_OK(cu.cuStreamSynchronize(stream));
+    calls->peek(dst + 3, got, 6);
+    assert_string_equal(got, "bytes");
+    CU_OK(cu.cuMemHostUnregister(&row));
+    CU_OK(cu.cuModuleUnload(module));
+    end_stream(stream);
+    CU_OK(cu.cuMemFree_v2(src));
+    CU_OK(cu.cuMemFree_v2(dst));
 }
 
 static void
@@ -889,6 +1017,24 @@ end_offer(child_t *child, vnxi_cu_ptr_t ptr)
     assert_false(calls->shared(ptr));
 }
 
+/* A handle that is open opens at the same address, or, with older drivers,
+ * not at all. */
+static void
+open_again(const offer_t *offer, vnxi_cu_ptr_t ptr)
+{
+    vnxi_cu_ptr_t again = 0;
+
+    assert_int_equal(cu.cuIpcOpenMemHandle_v2(&again, offer->handle, 0),
+                     VNXI_CUDA_ERROR_INVALID_VALUE);
+    CU_OK(cu.cuIpcOpenMemHandle_v2(&again, offer->handle, 1));
+    assert_int_equal(again, ptr);
+    CU_OK(cu.cuIpcCloseMemHandle(again));
+    atomic_store(&fake->old_ipc, 1);
+    assert_int_equal(cu.cuIpcOpenMemHandle_v2(&again, offer->handle, 1),
+                     VNXI_CUDA_ERROR_ALREADY_MAPPED);
+    atomic_store(&fake->old_ipc, 0);
+}
+
 static vnxi_cu_ptr_t
 open_offer(const offer_t *offer, int fd, vnxi_cu_pool_t *pool_p)
 {
@@ -900,6 +1046,7 @@ open_offer(const offer_t *offer, int fd, vnxi_cu_pool_t *pool_p)
     switch (offer->way) {
     case BY_LEGACY:
         CU_OK(cu.cuIpcOpenMemHandle_v2(&ptr, offer->handle, 1));
+        open_again(offer, ptr);
         break;
     case BY_POOL:
         CU_OK(cu.cuMemPoolImportFromShareableHandle(
@@ -928,6 +1075,9 @@ close_offer(const offer_t *offer, vnxi_cu_ptr_t ptr, vnxi_cu_pool_t pool)
     switch (offer->way) {
     case BY_LEGACY:
         CU_OK(cu.cuIpcCloseMemHandle(ptr));
+        assert_int_equal(cu.cuIpcCloseMemHandle(ptr),
+                         VNXI_CUDA_ERROR_INVALID_VALUE);
+        expect_misuses(1);
         break;
     case BY_POOL:
         CU_OK(cu.cuMemFree_v2(ptr));
@@ -948,7 +1098,7 @@ scene_import(int socket)
     char word[5];
     vnxi_cu_pool_t pool = NULL;
 
-    for (;;) {
+    for (;;) { /* offers */
         int fd = receive_from(socket, &offer, sizeof offer);
         if (offer.size == 0) {
             return;
@@ -1001,6 +1151,26 @@ legacy_handles_open_in_another_process(void **state)
     char answer[5];
     receive_from(child.socket, answer, sizeof answer);
     end_importer(&child);
+}
+
+static void
+importer_may_know_the_gpu_by_another_number_or_not_at_all(void **state)
+{
+    static const char *const worlds[] = {"devices=2,uuids=10", "uuids=7"};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        setenv("FAKE_CUDA", worlds[i], 1);
+        child_t child = start_child("import");
+        unsetenv("FAKE_CUDA");
+        vnxi_cu_ptr_t ptr = alloc(CHUNK);
+        vnxi_cu_ipc_handle_t handle;
+        CU_OK(cu.cuIpcGetMemHandle(&handle, ptr));
+        offer_to(&child, BY_LEGACY, ptr, CHUNK, -1, &handle);
+        end_offer(&child, ptr);
+        end_importer(&child);
+        CU_OK(cu.cuMemFree_v2(ptr));
+    }
 }
 
 static void
@@ -1504,10 +1674,15 @@ main(int argc, char **argv)
         CASE(
             host_function_runs_elsewhere_after_the_work_and_may_not_call_cuda),
         CASE(pinned_memory_is_read_later_and_pageable_memory_at_once),
+        CASE(null_stream_and_blocking_streams_wait_for_each_other),
+        CASE(stream_writes_a_value_after_its_work),
+        CASE(threads_work_at_the_same_time),
         CASE(kernel_copies_the_rows_of_its_table),
+        CASE(kernel_reads_rows_in_registered_memory),
         CASE(missing_compiler_leaves_a_log),
         CASE(batch_copies_all_but_not_in_the_null_stream),
         CASE(legacy_handles_open_in_another_process),
+        CASE(importer_may_know_the_gpu_by_another_number_or_not_at_all),
         CASE(descriptors_and_fabric_handles_import_in_another_process),
         CASE(pool_memory_is_shared_by_its_pool),
         CASE(memory_outlives_its_exporter_and_death_ends_a_mapping),
