@@ -11,8 +11,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/native/cuda/cuda_abi.h"
 #include "fake_cuda.h"
-#include "fake_cuda_abi.h"
 
 static fake_cuda_t *fake;
 static const fake_cuda_calls_t *calls;

@@ -10,7 +10,7 @@
 
 #include <pthread.h>
 
-#include "fake_cuda_abi.h"
+#include "engine/native/cuda/cuda_abi.h"
 
 /* As the transport declares them. */
 #define PROTOTYPE(result, name, parameters) result name parameters;
