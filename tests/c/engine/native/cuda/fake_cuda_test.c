@@ -21,8 +21,6 @@
 #define MiB ((size_t)1 << 20)
 #define CHUNK (2 * MiB)
 
-extern char **environ;
-
 static vnxi_cu_context_t context;
 
 /* -- Help ------------------------------------------------------------------
