@@ -5,8 +5,8 @@ STOCK_VENV="$WORK/venv-stock"
 
 # Packages for the demo and the benchmark, and for the tests.
 DEMO_NEEDS=(numpy)
-TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 pyzmq msgpack
-    prometheus-client matplotlib rich pyyaml)
+TEST_NEEDS=(numpy pytest hypothesis libucx-cu12 nvidia-cuda-runtime-cu12 pyzmq
+    msgpack prometheus-client matplotlib rich pyyaml)
 # Tests for each further Python version: the API, conversions, protocols, and one
 # transfer within the process.  Transports do not depend on the Python version.
 SMOKE_TESTS=(surface import subinterpreters calls descs indices list_objects

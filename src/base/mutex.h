@@ -82,6 +82,7 @@
     X(POOL, "pool.lock")                           \
     X(MAPPING, "mapping")                          \
     X(SEARCH_PATH, "search_path")                  \
+    X(CUDA_LIBRARY, "cuda_library")                \
     X(RECYCLE, "recycle")                          \
     X(AT_END, "at_end")                            \
     X(DESCRIPTORS, "descriptors")                  \

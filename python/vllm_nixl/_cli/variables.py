@@ -75,6 +75,7 @@ _LEVELS = ("ERROR", "WARNING", "WARN", "INFO", "DEBUG", "TRACE", "FATAL")
 TABLE = (
     Variable("VLLM_NIXL_ALLOW_PTRACE", "0: do not let peers trace", _SWITCH),
     Variable("VLLM_NIXL_AS_NIXL", "1: `import nixl` is vllm_nixl", _SWITCH),
+    Variable("VLLM_NIXL_CUDA_LIBRARY", "the file of libcuda, or none", _file),
     Variable(
         "VLLM_NIXL_ENGINE",
         "the engine of agents",
