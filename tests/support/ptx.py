@@ -50,6 +50,7 @@ class Region:
 class Memory:
     def __init__(self):
         self.regions = []
+        self.stored = set()  # the widths of all stores
 
     def add(self, start, data, readable=False, writable=False):
         """A region of these bytes.  Who may touch which of them can be changed
@@ -86,6 +87,7 @@ class Memory:
 
     def store(self, addresses, values):
         width = values.shape[1]
+        self.stored.add(width)
         for region, offsets, here in self._find("store", addresses, width):
             self._check("store", region, region.writable[offsets], offsets)
             region.data[offsets] = values[here]
