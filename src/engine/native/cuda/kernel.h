@@ -33,7 +33,7 @@ typedef struct vnxi_cuda_row {
     uint64_t spare; /* not read */
 } vnxi_cuda_row_t;
 
-#define VNXI_CUDA_KERNEL_NAME "vnx_copy"
+#define VNXI_CUDA_KERNEL_NAME "copy_rows"
 
 extern const char vnxi_cuda_kernel_text[];
 
