@@ -21,7 +21,7 @@
 /* The one kernel that modules have: (u64 rows, u32 count), with rows of
  * {u64 src, u64 dst, u64 len, u64 unused}. */
 #ifndef FAKE_CUDA_KERNEL
-#define FAKE_CUDA_KERNEL "vnx_copy"
+#define FAKE_CUDA_KERNEL "copy_rows"
 #endif
 
 typedef enum fake_cuda_fabric {
