@@ -234,13 +234,13 @@ shuffle(blocks_t *blocks)
     for (uint32_t i = 0; i < blocks->count; i++) {
         blocks->order[i] = i;
     }
-    for (size_t i = blocks->count - 1; i > 0; i--) {
+    for (uint32_t left = blocks->count; left > 1; left--) {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        size_t k = state % (i + 1);
-        uint32_t swap = blocks->order[i];
-        blocks->order[i] = blocks->order[k];
+        size_t k = state % left;
+        uint32_t swap = blocks->order[left - 1];
+        blocks->order[left - 1] = blocks->order[k];
         blocks->order[k] = swap;
     }
 }
