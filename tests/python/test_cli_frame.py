@@ -155,6 +155,18 @@ def test_a_table_wraps_headings_rather_than_cells(columns, heading):
     assert lines[-2].endswith("a word")
 
 
+def test_a_table_fits_if_words_of_headings_and_cells_do():
+    console = pytest.importorskip(
+        "rich.console", reason="rich is not installed"
+    )
+    out = Output(as_json=False)
+    table = ["one of four words", "b"], [["1", "cell"]]
+    assert out.fits(*table)  # a pipe has room for everything
+    for width, fits in ((14, True), (13, False)):
+        out.console = console.Console(width=width, file=io.StringIO())
+        assert out.fits(*table) is fits
+
+
 def test_the_package_does_not_import_the_command_line():
     source = """
         import sys

@@ -670,18 +670,15 @@ SPARE = (
 )
 
 
+def _cells(columns: list[str], lines: list[Cells]) -> list[list[object]]:
+    return [[line.get(key, "") for key in columns] for line in lines]
+
+
 def _fitting(columns: list[str], lines: list[Cells], out: Output) -> list[str]:
     """The columns that fit into the terminal, if stdout is one."""
-    if out.console is None:
-        return columns
-
-    def width(column: str) -> int:
-        texts = [*column.split(), *(str(line.get(column)) for line in lines)]
-        return max(map(len, texts)) + 2
-
     left = list(columns)
     for spare in SPARE:
-        if sum(map(width, left)) + 1 <= out.console.width:
+        if out.fits(left, _cells(left, lines)):
             break
         # The size of the blocks may be all that tells lines apart.
         if spare in left and (spare != "Block Size" or "Requests" in left):
@@ -717,9 +714,7 @@ def _show(result: dict[str, Any], out: Output) -> None:
         hidden |= len(columns) < len(every)
         out.line()
         out.heading(heading)
-        out.table(
-            columns, [[line.get(key, "") for key in columns] for line in lines]
-        )
+        out.table(columns, _cells(columns, lines))
     notes = list(result["notes"])
     if hidden:
         notes.append("a wider terminal has room for more columns")

@@ -136,6 +136,15 @@ class Output:
             print("  ".join(texts).rstrip(), file=self.file)
         self.file.flush()
 
+    def fits(
+        self, columns: Sequence[str], rows: Sequence[Sequence[object]]
+    ) -> bool:
+        """Return whether table() can show every cell in one line."""
+        if self.console is None:
+            return True
+        cells = [[str(cell) for cell in row] for row in rows]
+        return _widths(columns, cells, self.console.width) is not None
+
     def _rich_table(
         self,
         columns: Sequence[str],
@@ -150,12 +159,13 @@ class Output:
         assert self.console is not None
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         widths = _widths(columns, cells, self.console.width)
-        for name, at_right, width in zip(columns, right, widths, strict=True):
+        for i, name in enumerate(columns):
             table.add_column(
                 name,
-                justify="right" if at_right else "left",
+                justify="right" if right[i] else "left",
                 overflow="fold",
-                width=width,
+                # None: rich decides.
+                width=None if widths is None else widths[i],
             )
         for i, row in enumerate(cells):
             style = None if styles is None else styles[i]
@@ -181,22 +191,22 @@ class Output:
 
 def _widths(
     columns: Sequence[str], cells: list[list[str]], room: int
-) -> list[int | None]:
+) -> list[int] | None:
     """The widths of columns on a terminal: headings are wrapped, into as few
-    lines as possible, rather than cells.  None: rich decides, because not all
-    cells fit."""
+    lines as possible, rather than cells.  None: not all cells fit."""
     least = [
         max((len(row[i]) for row in cells), default=0)
         for i in range(len(columns))
     ]
-    for lines in range(1, 4):
+    most = max((len(name.split()) for name in columns), default=1)
+    for lines in range(1, most + 1):
         widths = [
             max(cell, _heading_width(name, lines))
             for cell, name in zip(least, columns, strict=True)
         ]
         if sum(widths) + 2 * len(widths) + 1 <= room:
-            return list(widths)
-    return [None] * len(columns)
+            return widths
+    return None
 
 
 def _heading_width(name: str, lines: int) -> int:
