@@ -1,8 +1,8 @@
 """An interpreter of the part of PTX that the copy kernel uses.
 
-Threads do not see each other's progress: there are no barriers, votes or
-shared memory here, so their order does not matter.  All threads at the lowest
-instruction take one step together, which lets numpy do the work.
+The kernel uses no barriers, votes or shared memory, so the order in which
+threads run does not matter.  All threads at the lowest instruction take one
+step together, which lets numpy do the work.
 
 Memory is checked as a GPU would, and closer: every byte must be in a region
 that may be read, or written, and every access aligned to its width.
@@ -53,8 +53,8 @@ class Memory:
         self.stored = set()  # the widths of all stores
 
     def add(self, start, data, readable=False, writable=False):
-        """A region of these bytes.  Who may touch which of them can be changed
-        in the result."""
+        """Add a region with these bytes and return it.  Callers may change
+        which of its bytes the kernel may read or write."""
         data = np.array(data, np.uint8)
         allow = [np.full(len(data), flag) for flag in (readable, writable)]
         self.regions.append(Region(start, data, *allow))

@@ -252,8 +252,11 @@ def _agent_view(before: State | None, now: State, seconds: float) -> State:
 
 
 def _flow(before: State | None, now: State, seconds: float) -> State:
-    """Rates of the counters that agents and peers share; before: None if
-    there was no earlier state, {} if the counters have restarted at 0."""
+    """Rates of the counters that agents and peers share.
+
+    before: the earlier state; None without one; {} if the counters have
+        restarted at 0
+    """
 
     def change(key: str) -> int:
         if before is None:
