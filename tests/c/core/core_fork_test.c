@@ -1,21 +1,13 @@
 /* A forked child: agents of the parent refuse there and lose nothing, and the
  * child can make agents of its own that talk to the parent's. */
 #include "agent_pair.h"
+#include "child_check.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The child reports the line of the first check that failed. */
-#define CHECK(condition)                                             \
-    do {                                                             \
-        if (!(condition)) {                                          \
-            fprintf(stderr, "in the child, line %d: %s\n", __LINE__, \
-                    #condition);                                     \
-            _exit(1);                                                \
-        }                                                            \
-    } while (0)
 #define CHECK_REFUSED(call) CHECK((call) == VNX_ERR_NOT_ALLOWED)
 
 typedef struct handles {

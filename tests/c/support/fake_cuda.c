@@ -273,7 +273,7 @@ cuInit(unsigned flags)
     if (atomic_load(&fake_cuda.devices) == 0) {
         return VNXI_CUDA_ERROR_NO_DEVICE;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     if (!atomic_load(&started)) {
         if (atomic_load(&fake_cuda.seed) == 0) {
             struct timespec now;
@@ -283,7 +283,7 @@ cuInit(unsigned flags)
         fc_memory_start();
         atomic_store(&started, true);
     }
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     return VNXI_CUDA_SUCCESS;
 }
 
@@ -311,9 +311,9 @@ check_context(void)
     if (context == NULL) {
         return VNXI_CUDA_ERROR_INVALID_CONTEXT;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     int refs = context->refs;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     return refs == 0 ? VNXI_CUDA_ERROR_CONTEXT_IS_DESTROYED : fc_failure();
 }
 
@@ -530,9 +530,9 @@ cuDevicePrimaryCtxRetain(context_t **context_p, int device)
     if (!fc_is_device(device)) {
         return VNXI_CUDA_ERROR_INVALID_DEVICE;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     fc_contexts[device].refs++;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     atomic_fetch_add(&fake_cuda.retains, 1);
     *context_p = &fc_contexts[device];
     return VNXI_CUDA_SUCCESS;
@@ -546,9 +546,9 @@ cuDevicePrimaryCtxRelease_v2(int device)
         return VNXI_CUDA_ERROR_INVALID_DEVICE;
     }
     context_t *context = &fc_contexts[device];
-    pthread_mutex_lock(&fc_lock);
+    lock();
     if (context->refs == 0) {
-        pthread_mutex_unlock(&fc_lock);
+        unlock();
         fc_misuse("the context of device %d is released too often", device);
         return VNXI_CUDA_ERROR_INVALID_CONTEXT;
     }
@@ -564,7 +564,7 @@ cuDevicePrimaryCtxRelease_v2(int device)
         context->peers = 0;
     }
     context->refs--;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     atomic_fetch_sub(&fake_cuda.retains, 1);
     return VNXI_CUDA_SUCCESS;
 }
@@ -576,9 +576,9 @@ cuDevicePrimaryCtxGetState(int device, unsigned *flags_p, int *active_p)
     if (!fc_is_device(device)) {
         return VNXI_CUDA_ERROR_INVALID_DEVICE;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     *active_p = fc_contexts[device].refs > 0;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     *flags_p = 0;
     return VNXI_CUDA_SUCCESS;
 }
@@ -593,9 +593,9 @@ cuCtxPushCurrent_v2(context_t *context)
         fc_misuse("cuCtxPushCurrent_v2 gets no context");
         return VNXI_CUDA_ERROR_INVALID_CONTEXT;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     int refs = context->refs;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     if (refs == 0) {
         fc_misuse("a context that has ended is pushed");
         return VNXI_CUDA_ERROR_INVALID_CONTEXT;
@@ -684,11 +684,11 @@ cuCtxEnablePeerAccess(context_t *peer, unsigned flags)
     if (peer == context || atomic_load(&fake_cuda.no_peers) != 0) {
         return VNXI_CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
     }
-    pthread_mutex_lock(&fc_lock);
+    lock();
     unsigned bit = 1u << peer->device;
     bool again = (context->peers & bit) != 0;
     context->peers |= bit;
-    pthread_mutex_unlock(&fc_lock);
+    unlock();
     return again ? VNXI_CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED
                  : VNXI_CUDA_SUCCESS;
 }

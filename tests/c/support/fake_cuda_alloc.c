@@ -14,18 +14,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static void
-lock(void)
-{
-    pthread_mutex_lock(&fc_lock);
-}
-
-static void
-unlock(void)
-{
-    pthread_mutex_unlock(&fc_lock);
-}
-
 /* -- cuMemAlloc ------------------------------------------------------------
  */
 

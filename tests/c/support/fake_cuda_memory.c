@@ -28,18 +28,6 @@ static size_t range_count;
 static memory_t *memories;
 static uint64_t last_id;
 
-static void
-lock(void)
-{
-    pthread_mutex_lock(&fc_lock);
-}
-
-static void
-unlock(void)
-{
-    pthread_mutex_unlock(&fc_lock);
-}
-
 /* -- Addresses -------------------------------------------------------------
  */
 

@@ -93,6 +93,18 @@ extern context_t fc_contexts[FAKE_CUDA_DEVICES];
 extern pthread_mutex_t fc_lock;
 extern pthread_cond_t fc_changed; /* anything that is waited for; fc_lock */
 
+static inline void
+lock(void)
+{
+    pthread_mutex_lock(&fc_lock);
+}
+
+static inline void
+unlock(void)
+{
+    pthread_mutex_unlock(&fc_lock);
+}
+
 /* The current one, or NULL. */
 context_t *fc_current(void);
 

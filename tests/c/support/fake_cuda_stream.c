@@ -95,18 +95,6 @@ static bool is_held;
 static op_t *host_op; /* runs, or is to run */
 static bool has_host_thread;
 
-static void
-lock(void)
-{
-    pthread_mutex_lock(&fc_lock);
-}
-
-static void
-unlock(void)
-{
-    pthread_mutex_unlock(&fc_lock);
-}
-
 static void *
 need(void *block)
 {

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "child_check.h"
 #include "cuda_start.h"
 #include "engine/native/cuda/library.h"
 
@@ -86,16 +87,6 @@ run_with(const char *library, const char *variable, const char *value,
     run(library, child);
     unsetenv(variable);
 }
-
-/* The child reports the line of the first check that failed. */
-#define CHECK(condition)                                             \
-    do {                                                             \
-        if (!(condition)) {                                          \
-            fprintf(stderr, "in the child, line %d: %s\n", __LINE__, \
-                    #condition);                                     \
-            _exit(1);                                                \
-        }                                                            \
-    } while (0)
 
 static void
 start(void)
