@@ -73,7 +73,8 @@ vnxi_pairs_check_regions(const vnxi_list_t *list, const char *side,
     if (__builtin_expect(region == NULL, 1)) {
         return VNX_OK;
     }
-    if (vnxi_region_state(region) == VNXI_REGION_UNCONFIRMED) {
+    /* Its owner's answer may have arrived since: it may be usable now. */
+    if (!vnxi_region_is_gone(region)) {
         return VNX_IN_PROG;
     }
     vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_xfer_post",

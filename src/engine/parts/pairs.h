@@ -36,7 +36,8 @@ vnx_status_t vnxi_pairs_too_long(const char *operation, vnx_error_t *error);
 
 /* VNX_ERR_NOT_FOUND if a region of the list was deregistered or its owner does
  * not know it; `peer` goes into the error.  VNX_IN_PROG if the first region
- * that is not usable is unconfirmed. */
+ * that is not usable is unconfirmed; when the call returns, its owner may have
+ * confirmed it. */
 vnx_status_t vnxi_pairs_check_regions(const vnxi_list_t *list,
                                       const char *side,
                                       const vnxi_peer_t *peer,

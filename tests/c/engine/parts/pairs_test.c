@@ -1,6 +1,8 @@
 /* Checks of pairs of rows, and their error messages. */
 #include "list_util.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "engine/parts/pairs.h"
@@ -172,6 +174,56 @@ test_pairs_wait_for_a_region_that_is_unconfirmed(void **state)
     vnxi_region_table_release(table);
 }
 
+enum { ROUNDS = 1000000 };
+
+typedef struct owner {
+    vnxi_region_t *region;
+    atomic_bool ended;
+} owner_t;
+
+static void *
+confirm_again_and_again(void *opaque)
+{
+    owner_t *owner = opaque;
+
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        vnxi_region_doubt(owner->region);
+        vnxi_region_settle(owner->region, true);
+    }
+    atomic_store(&owner->ended, true);
+    return NULL;
+}
+
+/* The owner's answer may arrive while the check runs.  The region is then
+ * unconfirmed or usable, never an error. */
+static void
+test_pairs_are_checked_while_a_region_is_confirmed(void **state)
+{
+    const region_spec_t spec = {0x1000, 0x1000, 0, true, 0};
+    const vnx_desc_t row = {0x1000, 8, 0};
+    vnxi_peer_t peer = {0};
+    vnxi_region_table_t *table = make_table(&spec, 1);
+    vnxi_list_t *list = make_list(table, &row, 1);
+    owner_t owner = {.region = vnxi_region_table_at(table, 0)};
+    vnx_error_t error = {0};
+    pthread_t thread;
+    vnx_status_t status;
+    (void)state;
+
+    assert_int_equal(
+        pthread_create(&thread, NULL, confirm_again_and_again, &owner), 0);
+    do {
+        status = vnxi_pairs_check_regions(list, "remote", &peer, &error);
+    } while (status >= 0 && !atomic_load(&owner.ended));
+    pthread_join(thread, NULL);
+    assert_string_equal(error.cause, "");
+    assert_int_equal(status < 0, 0);
+    assert_int_equal(vnxi_pairs_check_regions(list, "remote", &peer, &error),
+                     VNX_OK);
+    vnxi_list_release(list);
+    vnxi_region_table_release(table);
+}
+
 /* Regions without rows in a list do not affect it. */
 static void
 test_pairs_check_only_regions_with_rows(void **state)
@@ -203,6 +255,7 @@ main(void)
         cmocka_unit_test(test_pairs_name_both_lengths_and_the_place),
         cmocka_unit_test(test_pairs_name_a_deregistered_region),
         cmocka_unit_test(test_pairs_wait_for_a_region_that_is_unconfirmed),
+        cmocka_unit_test(test_pairs_are_checked_while_a_region_is_confirmed),
         cmocka_unit_test(test_pairs_check_only_regions_with_rows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
