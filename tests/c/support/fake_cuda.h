@@ -89,7 +89,8 @@ typedef struct fake_cuda_calls {
     /* No operation of a stream begins; what waits for streams, as
      * cuMemFree_v2() does, waits until that ends. */
     void (*hold)(bool on);
-    /* Every context fails with this code; 0: none has failed. */
+    /* Every context fails with this code; 0: none has failed, once the streams
+     * have dropped their work. */
     void (*break_contexts)(int code);
     /* Access to device memory that needs no context and is not counted. */
     void (*peek)(uint64_t address, void *data, size_t len);
