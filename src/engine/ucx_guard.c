@@ -58,7 +58,14 @@ is_end_of_connection(int error)
     }
 }
 
-/* The result for UCX.  After a shutdown, nothing can follow the lost bytes. */
+/* Sends of this length are replies with data.  UCX's messages about
+ * connections, which it sends in a loop until they are sent, are shorter. */
+#define DATA_BYTES 1024u
+
+/* The result for UCX.  After a shutdown, nothing can follow the lost bytes.
+ * Data is reported as not sent yet: otherwise UCX would go on with the replies
+ * to all that the peer has asked for, which may take minutes, before it
+ * receives again. */
 static ssize_t
 pass_off(int fd, ssize_t sent, size_t len)
 {
@@ -66,6 +73,10 @@ pass_off(int fd, ssize_t sent, size_t len)
         return sent;
     }
     shutdown(fd, SHUT_RDWR);
+    if (len >= DATA_BYTES) {
+        errno = EAGAIN;
+        return -1;
+    }
     return (ssize_t)len;
 }
 

@@ -7,8 +7,9 @@
  * send is the first call to find the socket closed, UCX aborts the process
  * ("Fatal: unexpected error", or an assertion about pending requests).  If a
  * receive finds it first, UCX handles it correctly.  So the guard reports a
- * failed send as successful, like a send just before the peer died, and shuts
- * the socket down, so that the next receive reports the failure.
+ * failed send of a short message as successful, like a send just before the
+ * peer died, and a failed send of data as one that must wait.  It shuts the
+ * socket down, so that the next receive reports the failure.
  *
  * Accepting.  If UCX has no descriptor for an incoming connection, it closes
  * its listening socket, and the agent can no longer be reached.  The guard

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "python"))
 
-ADDRESS = re.compile(r"0x[0-9a-f]{9,16}\b")
+ADDRESS = re.compile(r"0x[0-9a-f]{6,16}\b")
 BY_NAME = re.compile(r"\b(native|nixl)\b")
 # Depends on where the process has the memory of its agents.
 HINT = re.compile(r"; (peer '[^']*'|this agent) has registered memory[^?]*\?")

@@ -149,6 +149,26 @@ test_ucx_guard_hides_a_reset_from_senders(void **state)
     link_close(&link);
 }
 
+/* Otherwise UCX goes on with all that a dead peer has asked for, before it
+ * receives again: 27 s for 64 000 times 4 MiB. */
+static void
+test_ucx_guard_lets_data_for_a_dead_peer_wait(void **state)
+{
+    static char much[65520];
+    link_t link;
+    (void)state;
+    link_open(&link);
+    link_break(&link);
+    for (int i = 0; i < 3; i++) {
+        errno = 0;
+        assert_int_equal(
+            calls->send(link.ours, much, sizeof much, MSG_NOSIGNAL), -1);
+        assert_int_equal(errno, EAGAIN);
+    }
+    assert_has_ended(link.ours);
+    link_close(&link);
+}
+
 /* Bytes received before the reset are read first. */
 static void
 test_ucx_guard_loses_no_received_bytes(void **state)
@@ -277,6 +297,7 @@ main(void)
         cmocka_unit_test(test_ucx_guard_does_not_change_successful_sends),
         cmocka_unit_test(test_ucx_guard_reports_a_full_socket),
         cmocka_unit_test(test_ucx_guard_hides_a_reset_from_senders),
+        cmocka_unit_test(test_ucx_guard_lets_data_for_a_dead_peer_wait),
         cmocka_unit_test(test_ucx_guard_loses_no_received_bytes),
         cmocka_unit_test(test_ucx_guard_reports_a_callers_mistakes),
         cmocka_unit_test(
