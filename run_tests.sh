@@ -95,6 +95,7 @@ start 900 "interoperation, stock NIXL" interop
 start 900 "extension, TSan" python_tsan
 start 900 "interoperation, old stock NIXL" interop_versions
 start 1200 "agents over UCX" pytest_ucx
+start 1200 "agents with GPU memory" pytest_gpu
 while read -r version python; do
     start 900 "Python $version" other_python "$version" "$python"
 done < <(find_other_pythons "$PYTHON")

@@ -183,6 +183,22 @@ check_pytest_ucx() {
         tests/stress/test_ucx_exit.py
 }
 
+# Agents with memory of a GPU, which the fake libcuda plays, in one process: what
+# does not need memory of another kind or of another process.
+check_pytest_gpu() {
+    [ -e "$WORK/gcc/tests/c/libfake_cuda.so" ] ||
+        skip "the fake libcuda is not built: scripts/check.sh c gcc"
+    export VLLM_NIXL_TEST_MEMORY=gpu
+    run_pytest "$VENV/bin/python" --engine gpu -k "not every_kind_of_memory \
+        and not shared and not numpy and not mapped_file \
+        and not mapping and not legacy_name and not of_a_failed_transfer \
+        and not that_fails_sends and not in_flight_to_the_previous" \
+        tests/python/test_transfer.py tests/python/test_waiting.py \
+        tests/python/test_xfer_states.py tests/python/test_cancel.py \
+        tests/python/test_prepared_lists.py tests/python/test_indices.py \
+        tests/python/test_notifications.py tests/python/test_restart.py
+}
+
 # The list of what CPython itself leaves behind (tests/support/lsan.supp) has names
 # of functions that a report has only if the interpreter has debug information.
 python_is_debuggable() {

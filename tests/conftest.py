@@ -12,6 +12,7 @@ import os
 import time
 
 import pytest
+from support import memory
 from support.api import Api
 from support.deadline import SLOWDOWN
 from support.endpoint import Endpoint
@@ -37,6 +38,8 @@ UCX_ENGINES = {
         False,
     ),
 }
+# Memory of a GPU, which the fake libcuda plays.
+GPU_ENGINES = {"native-gpu-inproc": ({"VLLM_NIXL_ENGINE": "native"}, False)}
 # The stock library behind our agent: `--engine nixl`, if it is installed.
 NIXL_ENGINES = {
     "nixl-inproc": ({"VLLM_NIXL_ENGINE": "nixl"}, False),
@@ -90,8 +93,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--engine",
         default="native",
-        choices=["native", "nixl", "ucx"],
-        help="the engine of the agents under test; ucx: native, by UCX only",
+        choices=["native", "nixl", "ucx", "gpu"],
+        help="the engine of the agents under test; ucx: native, by UCX only; "
+        "gpu: native, with memory of a GPU",
     )
 
 
@@ -105,14 +109,23 @@ def pytest_configure(config):
         "markers", "nixl_differs(how): the engine nixl does otherwise"
     )
 
-    if config.getoption("--engine") == "native":
+    if config.getoption("--engine") in ("native", "gpu"):
         os.environ.setdefault("VLLM_NIXL_UCX_LIBRARY", "none")
+    if (config.getoption("--engine") == "gpu") != memory.IS_GPU:
+        raise pytest.UsageError(
+            "--engine gpu and VLLM_NIXL_TEST_MEMORY=gpu belong together"
+        )
 
 
 def engines(config):
     if config.getoption("--module") == "nixl":
         return STOCK_ENGINES
-    tables = {"native": ENGINES, "nixl": NIXL_ENGINES, "ucx": UCX_ENGINES}
+    tables = {
+        "native": ENGINES,
+        "nixl": NIXL_ENGINES,
+        "ucx": UCX_ENGINES,
+        "gpu": GPU_ENGINES,
+    }
     return tables[config.getoption("--engine")]
 
 
@@ -193,7 +206,13 @@ class Engine:
 
 
 def choose_engine(request, monkeypatch):
-    table = {**ENGINES, **UCX_ENGINES, **NIXL_ENGINES, **STOCK_ENGINES}
+    table = {
+        **ENGINES,
+        **UCX_ENGINES,
+        **GPU_ENGINES,
+        **NIXL_ENGINES,
+        **STOCK_ENGINES,
+    }
     env, two_processes = table[request.param]
     for key, value in env.items():
         monkeypatch.setenv(key, value)

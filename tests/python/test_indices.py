@@ -5,6 +5,7 @@ import ctypes
 
 import pytest
 from support import deadline
+from support.memory import MEM
 
 pytestmark = pytest.mark.beyond_stock
 
@@ -30,7 +31,7 @@ class Lists:
 
     def prep(self, name, block):
         rows = [(block.addr + i * BLOCK, BLOCK, 0) for i in range(ROWS)]
-        return self.agent.prep_xfer_dlist(name, rows, "DRAM")
+        return self.agent.prep_xfer_dlist(name, rows, MEM)
 
     def make(self, left, right):
         return self.agent.make_prepped_xfer(

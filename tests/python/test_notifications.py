@@ -4,7 +4,7 @@ import concurrent.futures
 
 import pytest
 from support import deadline
-from support.memory import pattern
+from support.memory import MEM, pattern
 
 SIZE = 4096
 
@@ -242,8 +242,8 @@ def slots(here, there, local, remote):
         [(block.addr + i * SLOT, SLOT, 0) for i in range(SLOTS)]
         for block in (local, remote)
     ]
-    left = prep("NIXL_INIT_AGENT", rows[0], "DRAM")
-    return left, prep(there.name, rows[1], "DRAM")
+    left = prep("NIXL_INIT_AGENT", rows[0], MEM)
+    return left, prep(there.name, rows[1], MEM)
 
 
 def move_slots(agent, operation, left, right, batch):

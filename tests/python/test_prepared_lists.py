@@ -5,7 +5,7 @@ import random
 
 import pytest
 from support import blocks, deadline
-from support.memory import pattern
+from support.memory import MEM, pattern
 
 BLOCK = 1024
 COUNT = 256
@@ -54,8 +54,8 @@ def sides(pair):
 def prepared(sides):
     """The same with dense lists of both sides."""
     here, there, local, remote = sides
-    left = here.agent.prep_xfer_dlist("NIXL_INIT_AGENT", dense(local), "DRAM")
-    right = here.agent.prep_xfer_dlist(there.name, dense(remote), "DRAM")
+    left = here.agent.prep_xfer_dlist("NIXL_INIT_AGENT", dense(local), MEM)
+    right = here.agent.prep_xfer_dlist(there.name, dense(remote), MEM)
     return here, left, right, local
 
 
@@ -89,8 +89,8 @@ def read(prepared, left_indices, right_indices, **keywords):
 def test_rows_may_have_any_form(sides, form):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
-    left = prep("NIXL_INIT_AGENT", in_form(form, dense(local)), "DRAM")
-    right = prep(there.name, in_form(form, dense(remote)), mem_type="DRAM")
+    left = prep("NIXL_INIT_AGENT", in_form(form, dense(local)), MEM)
+    right = prep(there.name, in_form(form, dense(remote)), mem_type=MEM)
     order = shuffled(1)
     got = read((here, left, right, local), order, order[::-1])
     assert got == picked(order, order[::-1])
@@ -100,8 +100,8 @@ def test_rows_may_have_any_form(sides, form):
 def test_descriptor_lists_accept_any_form(sides, form):
     here, there, local, remote = sides
     agent = here.agent
-    left = agent.get_xfer_descs(in_form(form, dense(local)), "DRAM")
-    right = agent.get_xfer_descs(in_form(form, dense(remote)), "DRAM")
+    left = agent.get_xfer_descs(in_form(form, dense(local)), MEM)
+    right = agent.get_xfer_descs(in_form(form, dense(remote)), MEM)
     handle = agent.initialize_xfer("READ", left, right, there.name)
     assert deadline.run(agent, handle) == "DONE"
     assert here.read(local.key) == pattern(21, SIZE)
@@ -113,8 +113,8 @@ def test_rows_of_numpy_scalars_are_accepted(sides):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
     table = [tuple(map(numpy.uint64, row)) for row in dense(local)]
-    left = prep("", table, "DRAM")
-    right = prep(there.name, dense(remote), "DRAM")
+    left = prep("", table, MEM)
+    right = prep(there.name, dense(remote), MEM)
     got = read((here, left, right, local), [3, 1], [7, 5])
     assert got == picked([3, 1], [7, 5])
 
@@ -122,17 +122,17 @@ def test_rows_of_numpy_scalars_are_accepted(sides):
 @pytest.mark.parametrize("empty", ["NIXL_INIT_AGENT", ""])
 def test_local_side_has_two_names(sides, empty):
     here, there, local, remote = sides
-    left = here.agent.prep_xfer_dlist(empty, dense(local), "DRAM")
-    right = here.agent.prep_xfer_dlist(there.name, dense(remote), "DRAM")
+    left = here.agent.prep_xfer_dlist(empty, dense(local), MEM)
+    right = here.agent.prep_xfer_dlist(there.name, dense(remote), MEM)
     assert read((here, left, right, local), [0], [1]) == picked([0], [1])
 
 
 def test_the_peer_is_named_by_str_or_by_bytes(sides):
     """`add_remote_agent` returns bytes, which clients pass back."""
     here, there, local, remote = sides
-    left = here.agent.prep_xfer_dlist("", dense(local), "DRAM")
+    left = here.agent.prep_xfer_dlist("", dense(local), MEM)
     name = there.name.encode()
-    right = here.agent.prep_xfer_dlist(name, dense(remote), "DRAM")
+    right = here.agent.prep_xfer_dlist(name, dense(remote), MEM)
     assert read((here, left, right, local), [4], [2]) == picked([4], [2])
 
 
@@ -212,8 +212,8 @@ def test_the_caller_may_change_its_rows_after_the_call(sides):
     numpy = pytest.importorskip("numpy")
     here, there, local, remote = sides
     rows = numpy.array(dense(remote), numpy.uint64)
-    left = here.agent.prep_xfer_dlist("", dense(local), "DRAM")
-    right = here.agent.prep_xfer_dlist(there.name, rows, "DRAM")
+    left = here.agent.prep_xfer_dlist("", dense(local), MEM)
+    right = here.agent.prep_xfer_dlist(there.name, rows, MEM)
     rows[:] = 1
     assert read((here, left, right, local), [3], [3]) == picked([3], [3])
 
@@ -274,8 +274,8 @@ def test_strided_rows_equal_unrolled_blocks(sides, form):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
     flat = unrolled(local)
-    left = prep("", in_form(form, strided(local, STRIDED)), "DRAM")
-    right = prep(there.name, in_form(form, strided(remote, STRIDED)), "DRAM")
+    left = prep("", in_form(form, strided(local, STRIDED)), MEM)
+    right = prep(there.name, in_form(form, strided(remote, STRIDED)), MEM)
     order = list(range(len(flat)))
     random.Random(9).shuffle(order)
     got = read((here, left, right, local), order, order)
@@ -290,8 +290,8 @@ def test_strided_rows_may_be_on_one_side_only(sides):
     here, there, local, remote = sides
     prep = here.agent.prep_xfer_dlist
     table = in_form("uint64 array", strided(remote, STRIDED))
-    right = prep(there.name, table, "DRAM")
-    left = prep("", unrolled(local), "DRAM")
+    right = prep(there.name, table, MEM)
+    left = prep("", unrolled(local), MEM)
     order = [0, 3, 70, 100, 128, 140, 5]
     got = read((here, left, right, local), order, order)
     pieces = [unrolled(local)[index] for index in order]
@@ -323,9 +323,9 @@ def test_a_million_rows_are_prepared_and_used(sides):
     order = numpy.random.default_rng(5).integers(0, SIZE, count)
     table[:, 0] = order + remote.addr
     table[:, 1] = 1
-    right = here.agent.prep_xfer_dlist(there.name, table, "DRAM")
+    right = here.agent.prep_xfer_dlist(there.name, table, MEM)
     table[:, 0] = numpy.arange(count) % SIZE + local.addr
-    left = here.agent.prep_xfer_dlist("", table, "DRAM")
+    left = here.agent.prep_xfer_dlist("", table, MEM)
     tail = numpy.arange(count - SIZE, count)
     got = read((here, left, right, local), tail, tail)
     source = pattern(21, SIZE)

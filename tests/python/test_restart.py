@@ -10,6 +10,7 @@ import os
 
 import pytest
 from support import deadline
+from support.memory import MEM
 from support.transfers import Long
 
 pytestmark = pytest.mark.beyond_stock
@@ -27,10 +28,10 @@ class Generation:
         here.add(there.metadata())
         agent = here.agent
         self.left = agent.prep_xfer_dlist(
-            "", [(self.local.addr, SIZE, 0)], "DRAM"
+            "", [(self.local.addr, SIZE, 0)], MEM
         )
         self.right = agent.prep_xfer_dlist(
-            there.name, [(self.remote.addr, SIZE, 0)], "DRAM"
+            there.name, [(self.remote.addr, SIZE, 0)], MEM
         )
         self.handle = self.make()
 

@@ -2,7 +2,7 @@
 
 import pytest
 from support import blocks, deadline
-from support.memory import KINDS, pattern
+from support.memory import KINDS, MEM, pattern
 
 MIB = 1 << 20
 SIZES = [1, 7, 64, 100, 512, 4096, 4099, 65536]
@@ -88,7 +88,7 @@ def test_part_of_a_larger_mapping_is_transferred(pair):
     here, there = pair
     remote = there.alloc(MIB, "memfd", seed=4, register=False)
     start, size = remote.addr + 8192 + 24, 65536 + 40
-    there.call("register_memory", [(start, size, 0, "")], "DRAM")
+    there.call("register_memory", [(start, size, 0, "")], MEM)
     local = here.alloc(MIB)
     here.add(there.metadata())
     here.move("READ", [(local.addr, size, 0)], [(start, size, 0)], there.name)
@@ -102,7 +102,7 @@ def test_regions_may_span_several_neighbouring_mappings(pair):
     here, there = pair
     remote = there.alloc(2 * MIB, "dev-shm", seed=5, register=False)
     halves = [(remote.addr + i * MIB, MIB, 0, "") for i in range(2)]
-    there.call("register_memory", halves, "DRAM")
+    there.call("register_memory", halves, MEM)
     local = here.alloc(2 * MIB)
     here.add(there.metadata())
     here.move(
@@ -143,9 +143,9 @@ def test_concurrent_transfers_do_not_mix(pair):
     handles = [
         agent.initialize_xfer(
             "READ",
-            agent.get_xfer_descs([(local.addr + i * size, size, 0)], "DRAM"),
+            agent.get_xfer_descs([(local.addr + i * size, size, 0)], MEM),
             agent.get_xfer_descs(
-                [(remote.addr + (count - 1 - i) * size, size, 0)], "DRAM"
+                [(remote.addr + (count - 1 - i) * size, size, 0)], MEM
             ),
             there.name,
         )

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from support import deadline, usage
-from support.memory import pattern
+from support.memory import MEM, pattern
 from support.peer import child_environment
 from support.transfers import Long
 
@@ -26,9 +26,9 @@ def make(pair):
     remote, local = there.alloc(8 << 20, seed=1), here.alloc(8 << 20)
     here.add(there.metadata())
     agent = here.agent
-    left = agent.prep_xfer_dlist("", [(local.addr, 8 << 20, 0)], "DRAM")
+    left = agent.prep_xfer_dlist("", [(local.addr, 8 << 20, 0)], MEM)
     right = [(remote.addr, 8 << 20, 0)]
-    right = agent.prep_xfer_dlist(there.name, right, "DRAM")
+    right = agent.prep_xfer_dlist(there.name, right, MEM)
 
     def one(times=1, notif=b""):
         indices = [0] * times

@@ -2,7 +2,7 @@
 
 import pytest
 from support import deadline
-from support.memory import pattern
+from support.memory import MEM, pattern
 
 SIZE = 64 * 1024
 
@@ -17,8 +17,8 @@ def transfer(pair):
     agent = here.agent
     handle = agent.initialize_xfer(
         "READ",
-        agent.get_xfer_descs([(local.addr, SIZE, 0)], "DRAM"),
-        agent.get_xfer_descs([(remote.addr, SIZE, 0)], "DRAM"),
+        agent.get_xfer_descs([(local.addr, SIZE, 0)], MEM),
+        agent.get_xfer_descs([(remote.addr, SIZE, 0)], MEM),
         there.name,
         b"read",
     )
@@ -99,8 +99,8 @@ def make(here, local, remote, peer):
     agent = here.agent
     return agent.initialize_xfer(
         "READ",
-        agent.get_xfer_descs([(local.addr, SIZE, 0)], "DRAM"),
-        agent.get_xfer_descs([(remote.addr, SIZE, 0)], "DRAM"),
+        agent.get_xfer_descs([(local.addr, SIZE, 0)], MEM),
+        agent.get_xfer_descs([(remote.addr, SIZE, 0)], MEM),
         peer,
     )
 
@@ -116,9 +116,9 @@ def test_backends_keyword_selects_the_backend(transfer):
     here, there, _, local, remote = transfer
     agent = here.agent
     lists = [
-        agent.prep_xfer_dlist("", [(local.addr, 64, 0)], "DRAM", ["UCX"]),
+        agent.prep_xfer_dlist("", [(local.addr, 64, 0)], MEM, ["UCX"]),
         agent.prep_xfer_dlist(
-            there.name, [(remote.addr, 64, 0)], "DRAM", backends=["UCX"]
+            there.name, [(remote.addr, 64, 0)], MEM, backends=["UCX"]
         ),
     ]
     handle = agent.make_prepped_xfer(
@@ -133,12 +133,12 @@ def test_a_backend_that_was_not_created_is_refused(transfer):
     agent = here.agent
     row = [(local.addr, 64, 0)]
     with pytest.raises(KeyError):
-        agent.prep_xfer_dlist("", row, "DRAM", backends=["NOPE"])
+        agent.prep_xfer_dlist("", row, MEM, backends=["NOPE"])
     with pytest.raises(KeyError):
-        agent.register_memory([(local.addr, 64, 0, "")], "DRAM", ["NOPE"])
+        agent.register_memory([(local.addr, 64, 0, "")], MEM, ["NOPE"])
     with pytest.raises(KeyError):
         agent.get_new_notifs(backends=["NOPE"])
-    assert agent.prep_xfer_dlist("", row, "DRAM", backends=["UCX"])
+    assert agent.prep_xfer_dlist("", row, MEM, backends=["UCX"])
 
 
 def test_estimated_cost_is_two_numbers_and_a_method(transfer):
@@ -216,9 +216,9 @@ def test_telemetry_counts_rows_as_requested(pair):
     agent = here.agent
     handle = agent.make_prepped_xfer(
         "WRITE",
-        agent.prep_xfer_dlist("", left, "DRAM"),
+        agent.prep_xfer_dlist("", left, MEM),
         list(range(count)),
-        agent.prep_xfer_dlist(there.name, right, "DRAM"),
+        agent.prep_xfer_dlist(there.name, right, MEM),
         list(range(count)),
     )
     deadline.run(agent, handle)

@@ -51,7 +51,7 @@ class Endpoint:
     def register(self, key):
         block = self.buffers[key]
         self.registered[key] = self.agent.register_memory(
-            [(block.addr, block.size, 0, "")], "DRAM"
+            [(block.addr, block.size, 0, "")], block.mem
         )
 
     def publish(self, rows, port=0):
@@ -67,7 +67,7 @@ class Endpoint:
         self.buffers[key] = block
         self.guarded[key] = (memory.PAGE, memory.PAGE + size)
         self.registered[key] = self.agent.register_memory(
-            [(addr, size, 0, "")], "DRAM"
+            [(addr, size, 0, "")], memory.MEM
         )
         return Buffer(key, addr, size)
 
@@ -93,7 +93,7 @@ class Endpoint:
         """Register in two calls, as vLLM does: the list first."""
         block = self.buffers[key]
         descs = self.agent.get_reg_descs(
-            [(block.addr, block.size, 0, "")], "DRAM"
+            [(block.addr, block.size, 0, "")], memory.MEM
         )
         self.registered[key] = self.agent.register_memory(
             descs, backends=backends
@@ -106,7 +106,7 @@ class Endpoint:
         """Register pieces of a buffer in one call."""
         base = self.buffers[key].addr
         rows = [(base + i * size, size, 0, "") for i in range(count)]
-        self.registered[key] = self.agent.register_memory(rows, "DRAM")
+        self.registered[key] = self.agent.register_memory(rows, memory.MEM)
 
     def deregister_rows(self, key, size, count):
         """Deregister pieces of a buffer that were registered one by one."""
@@ -114,7 +114,7 @@ class Endpoint:
         for number in range(count):
             rows = [(base + number * size, size, 0, "")]
             self.agent.deregister_memory(
-                self.agent.get_reg_descs(rows, "DRAM")
+                self.agent.get_reg_descs(rows, memory.MEM)
             )
 
     def forget_all_but(self, *keys):
@@ -166,9 +166,9 @@ class Endpoint:
         ]
         api = self.api
         return (
-            self.agent.get_reg_descs(rows, "DRAM")
+            self.agent.get_reg_descs(rows, memory.MEM)
             if rows
-            else api.nixlRegDList(api.DRAM_SEG)
+            else api.nixlRegDList(getattr(api, f"{memory.MEM}_SEG"))
         )
 
     def partial_metadata(self, keys, connection):
@@ -186,7 +186,7 @@ class Endpoint:
         if block is None:
             return self.agent.check_remote_metadata(peer)
         descs = self.agent.get_xfer_descs(
-            [(block.addr, block.size, 0)], "DRAM"
+            [(block.addr, block.size, 0)], memory.MEM
         )
         return self.agent.check_remote_metadata(peer, descs)
 
@@ -198,7 +198,7 @@ class Endpoint:
 
     # -- transfers, by keys --------------------------------------------------
 
-    def prepare(self, peer, rows, mem_type="DRAM"):
+    def prepare(self, peer, rows, mem_type=memory.MEM):
         return self._keep(self.agent.prep_xfer_dlist(peer, rows, mem_type))
 
     def make(self, operation, local, remote, notif=b"", indices=None):
@@ -215,8 +215,8 @@ class Endpoint:
         return self._keep(
             agent.initialize_xfer(
                 operation,
-                agent.get_xfer_descs(local, "DRAM"),
-                agent.get_xfer_descs(remote, "DRAM"),
+                agent.get_xfer_descs(local, memory.MEM),
+                agent.get_xfer_descs(remote, memory.MEM),
                 peer,
                 notif,
             )
@@ -247,9 +247,8 @@ class Endpoint:
         for i in range(remote.descCount()):
             local.append((at, remote[i][1], 0))
             at += remote[i][1]
-        handle = agent.initialize_xfer(
-            operation, agent.get_xfer_descs(local, "DRAM"), remote, peer, b""
-        )
+        left = agent.get_xfer_descs(local, memory.MEM)
+        handle = agent.initialize_xfer(operation, left, remote, peer, b"")
         state = deadline.run(agent, handle)
         handle.release()
         return state == "DONE"
@@ -408,7 +407,7 @@ class Endpoint:
 
     # -- descriptor lists ----------------------------------------------------
 
-    def list_state(self, kind, rows, mem_type="DRAM"):
+    def list_state(self, kind, rows, mem_type=memory.MEM):
         """(the bytes that pickle keeps, the whole pickle) of a new list."""
         make = getattr(self.agent, f"get_{kind}_descs")
         made = make([tuple(row) for row in rows], mem_type)

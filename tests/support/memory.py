@@ -1,4 +1,8 @@
-"""Raw memory of every kind that a user may register."""
+"""Raw memory of every kind that a user may register.
+
+With VLLM_NIXL_TEST_MEMORY=gpu, ordinary memory is that of a GPU, which the
+fake libcuda plays.
+"""
 
 import ctypes
 import functools
@@ -7,6 +11,12 @@ import os
 import random
 import tempfile
 import zlib
+
+from support import cuda
+
+IS_GPU = os.environ.get("VLLM_NIXL_TEST_MEMORY") == "gpu"
+# The type of memory that allocate() makes if nothing else is asked for.
+MEM = "VRAM" if IS_GPU else "DRAM"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -58,6 +68,8 @@ class Memory:
     """A mapping that the tests own: address, size, bytes by slices of
     `view`."""
 
+    mem = "DRAM"
+
     def __init__(self, size, kind="private", offset=0, at=None):
         place, flags = KINDS[kind]
         self.kind, self.size = kind, size
@@ -97,8 +109,47 @@ class Memory:
             self.fd = -1
 
 
+class GpuView:
+    """GPU memory by slices, which the CPU cannot touch."""
+
+    def __init__(self, addr, size):
+        self.addr, self.size = addr, size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, part):
+        start, stop, step = part.indices(self.size)
+        assert step == 1
+        return cuda.start().read(self.addr + start, max(0, stop - start))
+
+    def __setitem__(self, part, data):
+        start, stop, step = part.indices(self.size)
+        assert (step, stop - start) == (1, len(data))
+        cuda.start().write(self.addr + start, data)
+
+
+class GpuMemory:
+    """Memory of GPU 0."""
+
+    kind, mem = "gpu", "VRAM"
+
+    def __init__(self, size):
+        self.size, self.addr = size, cuda.start().alloc(size)
+        self.view = GpuView(self.addr, size)
+
+    def fill(self, seed):
+        self.view[:] = pattern(seed, self.size)
+        return self
+
+    def unmap(self):
+        cuda.start().free(self.addr)
+
+
 class Exported:
     """Memory exported by an object through the buffer protocol."""
+
+    mem = "DRAM"
 
     def __init__(self, owner, kind):
         self.owner, self.kind = owner, kind
@@ -125,7 +176,7 @@ def address_of(view):
 
 
 def checksum(view):
-    return zlib.crc32(view)
+    return zlib.crc32(view[:])
 
 
 def is_canary(view):
@@ -142,4 +193,6 @@ def allocate(size, kind="private", api=None):
         import numpy
 
         return Exported(numpy.zeros(size, numpy.uint8), kind)
+    if IS_GPU and kind == "private":
+        return GpuMemory(size)
     return Memory(size, kind)

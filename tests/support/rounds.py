@@ -4,7 +4,7 @@ A buffer is an array of slots.  A stamped slot repeats the 8 bytes of a number.
 `Endpoint` calls these functions on both sides of a pipe.
 """
 
-from support import deadline
+from support import deadline, memory
 
 SPREAD = 7  # reversed, so that no slot is right by accident
 
@@ -25,8 +25,8 @@ def lists(agent, peer, local, remote, slot, count):
         [(base + i * slot, slot, 0) for i in range(count)]
         for base in (local, remote)
     ]
-    left = agent.prep_xfer_dlist("", rows[0], "DRAM")
-    return left, agent.prep_xfer_dlist(peer, rows[1], "DRAM")
+    left = agent.prep_xfer_dlist("", rows[0], memory.MEM)
+    return left, agent.prep_xfer_dlist(peer, rows[1], memory.MEM)
 
 
 def read(agent, sides, view, slot, rounds, first):

@@ -1,6 +1,6 @@
 """Transfers of a chosen duration, and transfers that check every byte."""
 
-from support.memory import pattern
+from support.memory import MEM, pattern
 
 LONG_BLOCK = 8 << 20
 LONG_TIMES = 64000  # half a terabyte: no test waits until it ends
@@ -24,8 +24,8 @@ class Long:
         agent = here.agent
         left = [(self.local.addr, size, 0)]
         right = [(self.remote.addr, size, 0)]
-        self.left = agent.prep_xfer_dlist("", left, "DRAM")
-        self.right = agent.prep_xfer_dlist(there.name, right, "DRAM")
+        self.left = agent.prep_xfer_dlist("", left, MEM)
+        self.right = agent.prep_xfer_dlist(there.name, right, MEM)
         self.handle = self.make(operation)
 
     def make(self, operation="READ", notif=b"", times=LONG_TIMES):

@@ -28,8 +28,17 @@ def _one_of(*words: str, fold: bool = False) -> Callable[[str], str]:
     return check
 
 
+def _number(least: int, most: int) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        is_number = value.isascii() and value.isdigit()
+        good = is_number and least <= int(value) <= most
+        return "" if good else f"must be a number from {least} to {most}"
+
+    return check
+
+
 def _port(value: str) -> str:
-    good = value.isascii() and value.isdigit() and int(value) <= 65535
+    good = _number(0, 65535)(value) == ""
     return "" if good else "must be a port, 0 to 65535"
 
 
@@ -75,6 +84,16 @@ _LEVELS = ("ERROR", "WARNING", "WARN", "INFO", "DEBUG", "TRACE", "FATAL")
 TABLE = (
     Variable("VLLM_NIXL_ALLOW_PTRACE", "0: do not let peers trace", _SWITCH),
     Variable("VLLM_NIXL_AS_NIXL", "1: `import nixl` is vllm_nixl", _SWITCH),
+    Variable(
+        "VLLM_NIXL_CUDA_CTAS",
+        "blocks of threads that copy at a time",
+        _number(1, 4096),
+    ),
+    Variable(
+        "VLLM_NIXL_CUDA_LAUNCH_BYTES",
+        "the most bytes of a launch",
+        _number(1 << 20, (1 << 64) - 1),
+    ),
     Variable("VLLM_NIXL_CUDA_LIBRARY", "the file of libcuda, or none", _file),
     Variable(
         "VLLM_NIXL_ENGINE",

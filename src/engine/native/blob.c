@@ -36,7 +36,7 @@ blob_fini(blob_t *blob)
 static vnxi_md_bytes_t
 name_of(unsigned t)
 {
-    const char *name = vnxi_transports[t]->backend;
+    const char *name = vnxi_transports[t]->entry;
     return (vnxi_md_bytes_t){name, strlen(name)};
 }
 
@@ -55,6 +55,9 @@ blob_add_sections(blob_t *blob, unsigned t, vnxi_region_t *const *regions,
             continue;
         }
         vnxi_transports[t]->write_region(slot, &blob->region_bytes);
+        if (blob->region_bytes.len == before) {
+            continue;
+        }
         if (section == NULL || section->mem != regions[i]->mem) {
             section = &blob->sections[blob->picture.section_count++];
             *section = (vnxi_md_section_t){
@@ -110,6 +113,9 @@ blob_add_conns(blob_t *blob, const vnxi_engine_t *engine,
         if (port != NULL && port->transport->write_info != NULL) {
             before = bytes->len;
             port->transport->write_info(port, bytes);
+            if (bytes->len == before) {
+                continue;
+            }
             blob->conns[count++] =
                 (vnxi_md_conn_t){name_of(t), {NULL, bytes->len - before}};
         }

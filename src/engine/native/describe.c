@@ -135,6 +135,16 @@ write_refusals(vnxi_native_peer_t *peer, vnxi_writer_t *out)
     }
 }
 
+/* Without GPU memory nobody asks why a transport for it does not serve. */
+static bool
+is_beside_the_point(const vnxi_engine_t *engine, unsigned t, vnx_mem_t local,
+                    vnx_mem_t remote)
+{
+    const vnxi_port_t *port = vnxi_native_port(engine, t);
+    return port != NULL && local == VNX_MEM_DRAM && remote == VNX_MEM_DRAM &&
+           port->transport->refuses(port, local, remote) != NULL;
+}
+
 /* One pair of kinds of memory: the transport that serves it, and why faster
  * ones do not. */
 static void
@@ -150,7 +160,9 @@ write_route(vnxi_native_peer_t *peer, vnx_mem_t local, vnx_mem_t remote,
         if (why[0] == '\0') {
             break;
         }
-        vnxi_json_member(&faster, vnxi_transports[t]->name, why);
+        if (!is_beside_the_point(peer->engine, t, local, remote)) {
+            vnxi_json_member(&faster, vnxi_transports[t]->name, why);
+        }
     }
     vnxi_json_member(&route, "local", vnx_mem_name(local));
     vnxi_json_member(&route, "remote", vnx_mem_name(remote));

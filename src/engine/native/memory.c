@@ -1,6 +1,7 @@
 /*
  * Registering and deregistering memory.
  */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/error.h"
@@ -10,21 +11,24 @@
 /* -- Registering -----------------------------------------------------------
  */
 
-/* Why no transport moves this kind of memory: the reason of the last one,
- * which moves the most kinds. */
-static const char *
-why_no_transport(const vnxi_engine_t *engine, vnx_mem_t mem)
+/* Write why no transport moves this kind of memory: the reason of each. */
+static void
+why_no_transport(const vnxi_engine_t *engine, vnx_mem_t mem,
+                 char why_p[VNX_ERROR_CAUSE_MAX])
 {
-    const char *why = "no backend was created";
-
-    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+    snprintf(why_p, VNX_ERROR_CAUSE_MAX, "no backend was created");
+    for (unsigned t = 0, count = 0; t < VNXI_TRANSPORTS; t++) {
         const vnxi_port_t *port = vnxi_native_port(engine, t);
-        const char *refusal =
+        const char *why =
             port != NULL ? port->transport->refuses(port, mem, VNX_MEM_DRAM)
                          : vnxi_native_missing(engine, t);
-        why = refusal[0] != '\0' ? refusal : why;
+        if (vnxi_transports[t]->entry != NULL && why[0] != '\0') {
+            why_p[0] = count == 0 ? '\0' : why_p[0];
+            vnxi_text_add(why_p, VNX_ERROR_CAUSE_MAX, "%s%s: %s",
+                          count++ > 0 ? "; " : "", vnxi_transports[t]->name,
+                          why);
+        }
     }
-    return why;
 }
 
 static vnx_status_t
@@ -36,11 +40,13 @@ check_mem(vnxi_engine_t *engine, vnx_mem_t mem, vnx_error_t *error)
         return VNX_OK; /* the registry refuses invalid memory types */
     }
     if (mem == VNX_MEM_VRAM) {
+        char why[VNX_ERROR_CAUSE_MAX];
+        why_no_transport(engine, mem, why);
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED,
                               "vnx_agent_register",
                               "no backend of the native engine can move VRAM "
                               "memory: %s",
-                              why_no_transport(engine, mem));
+                              why);
     }
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_register",
                           "%s memory needs the nixl engine", name);

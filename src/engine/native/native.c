@@ -43,13 +43,38 @@ draw_instance(vnxi_engine_t *engine, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* Transports may move GPU memory that could not when their ports opened: the
+ * program uses CUDA now.  Then find the routes to all regions again. */
+static vnx_status_t
+update_reach(vnxi_engine_t *engine, vnx_error_t *error)
+{
+    vnxi_reach_t reach;
+
+    vnxi_native_find_reach(engine, NULL, &reach);
+    if (memcmp(&reach, &engine->reach, sizeof reach) == 0) {
+        return VNX_OK;
+    }
+    vnxi_region_table_t *table =
+        vnxi_registry_snapshot(engine->registry, NULL);
+    if (table == NULL) {
+        return vnxi_error_no_memory(error, "vnx_agent_register", 0);
+    }
+    engine->reach = reach;
+    for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+        vnxi_region_find_routes(vnxi_region_table_at(table, i), &reach);
+    }
+    vnxi_region_table_release(table);
+    return VNX_OK;
+}
+
 /* Attach a new region to every open transport.  No port opens meanwhile:
  * vnxi_registry_hold(). */
 static vnx_status_t
 attach(void *context, vnxi_region_t *region, vnx_error_t *error)
 {
     vnxi_engine_t *engine = context;
-    vnx_status_t status = VNX_OK;
+    vnx_status_t status =
+        region->mem == VNX_MEM_VRAM ? update_reach(engine, error) : VNX_OK;
 
     for (unsigned t = 0; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
         vnxi_port_t *port = vnxi_native_port(engine, t);

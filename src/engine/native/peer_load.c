@@ -54,7 +54,7 @@ read_conns(loading_t *loading)
                                         &loading->identity, loading->error);
         }
         for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
-            if (vnxi_md_is_named(conn->backend, vnxi_transports[t]->backend)) {
+            if (vnxi_md_is_named(conn->backend, vnxi_transports[t]->entry)) {
                 loading->infos[t] = conn->info;
             }
         }

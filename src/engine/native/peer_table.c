@@ -181,7 +181,7 @@ join_transport(build_t *build, unsigned t)
     build->next = 0;
     for (size_t i = 0; has_memory && i < blob->section_count; i++) {
         if (vnxi_md_is_named(blob->sections[i].backend,
-                             vnxi_transports[t]->backend)) {
+                             vnxi_transports[t]->entry)) {
             has_memory = join_section(build, t, &blob->sections[i]);
         }
     }
@@ -202,7 +202,7 @@ join(build_t *build, vnx_error_t *error)
         vnxi_recycle_alloc((build->room + 1) * sizeof *build->entries);
     bool has_memory = build->entries != NULL;
     for (unsigned t = 0; has_memory && t < VNXI_TRANSPORTS; t++) {
-        if (vnxi_transports[t]->backend != NULL &&
+        if (vnxi_transports[t]->entry != NULL &&
             (build->borrowed != NULL ||
              vnxi_native_conn(build->args->peer, t) != NULL)) {
             has_memory = join_transport(build, t);

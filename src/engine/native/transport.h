@@ -1,9 +1,10 @@
 /*
  * The transport contract: everything that the native engine knows about the
- * code that moves bytes between two agents.  Three transports implement it:
- * process/ (copying within the process), shm/ (processes of one host) and ucx/
- * (libucp).  This header is enough to write a fourth: a folder with one
- * vnxi_transport_t, and one line in transports.h.
+ * code that moves bytes between two agents.  Four transports implement it:
+ * process/ (copying within the process), shm/ (processes of one host), cuda/
+ * (GPU memory of this process) and ucx/ (libucp).  This header is enough to
+ * write another one: a folder with one vnxi_transport_t, and one line in
+ * transports.h.
  *
  * Objects.  A transport has state on three levels.  The engine owns all of it
  * by the functions below and looks into none of it:
@@ -176,13 +177,15 @@ typedef struct vnxi_part_args {
 
 struct vnxi_transport {
     const char *name;    /* "SHM": in describe() and errors */
-    const char *backend; /* in create_backend() and metadata; NULL: none */
-    bool opens_first;    /* the port opens with the first backend, whichever
-                            that is */
-    vnxi_scope_t scope;  /* how far it reaches */
-    bool confirms;       /* it asks owners which regions they have: a
-                            peer's regions are UNCONFIRMED until then */
-    const char *why;     /* for describe(): how it moves bytes */
+    const char *backend; /* in create_backend(); NULL: it is part of others */
+    const char *entry;  /* in metadata, with a section for each kind of memory;
+                           NULL: none */
+    bool opens_first;   /* the port opens with the first backend, whichever
+                           that is */
+    vnxi_scope_t scope; /* how far it reaches */
+    bool confirms;      /* it asks owners which regions they have: a
+                           peer's regions are UNCONFIRMED until then */
+    const char *why;    /* for describe(): how it moves bytes */
     const char *not_offered; /* why a peer may have no conn: "the peer ..." */
 
     /* -- Ports -----------------------------------------------------------
@@ -214,14 +217,16 @@ struct vnxi_transport {
      * unless `confirms`. */
     void (*set_alarm)(vnxi_port_t *port, uint64_t when);
 
-    /* Write the agent's entry in its metadata.  NULL: it has none. */
+    /* Write the agent's entry in its metadata; nothing, or NULL: it has none.
+     */
     void (*write_info)(vnxi_port_t *port, vnxi_writer_t *writer);
 
     /* Append members of a JSON object about the port.  NULL: none. */
     void (*describe_port)(vnxi_port_t *port, vnxi_writer_t *out);
 
     /* NULL if the transport moves bytes between our memory of kind `local` and
-     * a peer's of kind `remote`, else why not; static storage. */
+     * a peer's of kind `remote`, else why not; static storage.  The answer for
+     * VRAM may change to NULL when the program begins to use its GPUs. */
     const char *(*refuses)(const vnxi_port_t *port, vnx_mem_t local,
                            vnx_mem_t remote);
 
@@ -300,7 +305,8 @@ struct vnxi_transport {
     void (*detach)(void *slot);
     void (*slot_free)(void *slot); /* NULL: slots own nothing */
 
-    /* Write the region's public data for metadata: always the same bytes. */
+    /* Write the region's public data for metadata: always the same bytes.
+     * Nothing: the region is not in the transport's section. */
     void (*write_region)(const void *slot, vnxi_writer_t *writer);
 
     /* -- A peer's regions ------------------------------------------------

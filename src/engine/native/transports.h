@@ -10,6 +10,7 @@
 
 #define VNXI_TRANSPORT_LIST(X) \
     X(process)                 \
+    X(cuda)                    \
     X(shm)                     \
     X(ucx)
 

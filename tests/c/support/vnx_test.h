@@ -17,6 +17,17 @@
     __attribute__((noinline, unused, \
                    no_sanitize("address", "thread", "undefined")))
 
+/* Is the program built with ASan or TSan? */
+#ifndef __has_feature
+#define __has_feature(name) 0
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define VNX_TEST_IS_WATCHED 1
+#else
+#define VNX_TEST_IS_WATCHED 0
+#endif
+
 /* A time limit in nanoseconds for something that takes far less than these
  * seconds.  An emulated machine is slower by VLLM_NIXL_TEST_SLOWDOWN. */
 static inline uint64_t

@@ -10,6 +10,7 @@
 #include "engine/native/cuda/library.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -51,6 +52,26 @@ static char why[1024];              /* protected by lock until `failure` */
 /* At most one of them is set, once. */
 static const vnxi_cuda_library_t *_Atomic ready;
 static const char *_Atomic failure;
+
+/* The linker's count of loaded objects when there was no libcuda among them;
+ * 0: not known. */
+static atomic_ullong loads_without;
+
+static int
+take_count(struct dl_phdr_info *info, size_t size, void *loads_p)
+{
+    (void)size;
+    *(unsigned long long *)loads_p = info->dlpi_adds;
+    return 1;
+}
+
+static unsigned long long
+count_loads(void)
+{
+    unsigned long long loads = 0;
+    dl_iterate_phdr(take_count, &loads);
+    return loads;
+}
 
 /* A child of a process that was starting CUDA cannot know how far it came. */
 static void
@@ -188,6 +209,7 @@ find_lock_held(vnxi_cuda_start_t start)
 {
     const char *named = getenv(VARIABLE);
     const char *name = named != NULL && named[0] != '\0' ? named : FILE_NAME;
+    unsigned long long loads = count_loads();
     vnxi_cuda_library_t found = {0};
 
     if (strcmp(name, "none") == 0) {
@@ -202,6 +224,7 @@ find_lock_held(vnxi_cuda_start_t start)
         }
     }
     if (handle == NULL) {
+        atomic_store(&loads_without, loads);
         return;
     }
     if (!take_library(handle, name, &found) ||
@@ -212,10 +235,19 @@ find_lock_held(vnxi_cuda_start_t start)
     }
 }
 
+/* Programs without CUDA are asked often. */
+static bool
+is_known_to_be_absent(vnxi_cuda_start_t start)
+{
+    return start == VNXI_CUDA_IF_USED && atomic_load(&loads_without) != 0 &&
+           atomic_load(&loads_without) == count_loads();
+}
+
 const vnxi_cuda_library_t *
 vnxi_cuda_library(vnxi_cuda_start_t start, const char **why_p)
 {
-    if (atomic_load(&ready) == NULL && atomic_load(&failure) == NULL) {
+    if (atomic_load(&ready) == NULL && atomic_load(&failure) == NULL &&
+        !is_known_to_be_absent(start)) {
         vnxi_fork_on_child(forget_in_child);
         vnxi_mutex_lock(&lock);
         if (atomic_load(&ready) == NULL && atomic_load(&failure) == NULL) {

@@ -485,6 +485,7 @@ extern const vnxi_transport_t vnxi_shm_transport;
 const vnxi_transport_t vnxi_shm_transport = {
     .name = "SHM",
     .backend = "SHM",
+    .entry = "SHM",
     .opens_first = true,
     .scope = VNXI_SCOPE_HOST,
     .confirms = true,

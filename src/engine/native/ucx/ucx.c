@@ -398,7 +398,7 @@ attach(vnxi_port_t *port, const vnxi_region_t *region, void **slot_p,
        vnx_error_t *error)
 {
     vnxi_ucx_mem_t *mem = NULL;
-    vnx_status_t status = is_memory(region->mem)
+    vnx_status_t status = refuses(port, region->mem, VNX_MEM_DRAM) == NULL
                               ? vnxi_ucx_mem_map(ucx_of(port), region->addr,
                                                  region->len, &mem, error)
                               : VNX_OK;
@@ -624,6 +624,7 @@ extern const vnxi_transport_t vnxi_ucx_transport;
 const vnxi_transport_t vnxi_ucx_transport = {
     .name = "UCX",
     .backend = "UCX",
+    .entry = "UCX",
     .scope = VNXI_SCOPE_NETWORK,
     .why = "UCX: over the network, or by its transports within a host",
     .not_offered = "the peer does not offer UCX",

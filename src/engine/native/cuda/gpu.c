@@ -1,0 +1,580 @@
+/*
+ * Design notes.
+ *
+ * The table of rows is written by the CPU into memory that the GPU can read.
+ * Reading it from there costs a warp a trip over PCIe for each row, so a long
+ * table is copied to the GPU first, with the same stream.
+ *
+ * A batch is divided into launches of at most `launch_bytes`, because a kernel
+ * is not interrupted: the program's own kernels get the processors in between.
+ * For the same reason a launch has few blocks of threads (`ctas`): they move
+ * bytes about as fast as the memory can, and leave the other processors to the
+ * program.
+ *
+ * After some errors a context is lost: every call in it fails.  Which ones
+ * these are depends on the driver, so after an error the stream is asked.
+ *
+ * Figures: CTAs and bytes of a launch are what others have measured
+ * (docs/gpu.md); 1024 threads are the most that a block can have.
+ */
+#include "engine/native/cuda/gpu.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/error.h"
+#include "base/log.h"
+
+#define OPERATION "vnx_xfer_post"
+#define WARP 32u
+#define BLOCK 1024u
+#define CTAS 16u
+#define CTAS_MAX 4096u
+#define LAUNCH_BYTES (64u << 20)
+#define LAUNCH_BYTES_MIN (1u << 20)
+
+/* Shorter tables are read by the kernel from CPU memory. */
+#define ROWS_IN_PLACE 1024u
+
+/* For cuMemcpyBatchAsync(): read each source when the stream comes to it. */
+#define COPY_ATTR                                                 \
+    {                                                             \
+        .srcAccessOrder = VNXI_CU_MEMCPY_SRC_ACCESS_ORDER_STREAM, \
+        .flags = VNXI_CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE  \
+    }
+
+#define TABLE_BYTES (VNXI_CUDA_ROWS * sizeof(vnxi_cuda_row_t))
+
+/* -- Errors ----------------------------------------------------------------
+ */
+
+const char *
+vnxi_cuda_method_name(vnxi_cuda_method_t method)
+{
+    static const char *const names[] = {"kernel", "batch", "loop"};
+    return names[method];
+}
+
+static const char *
+error_name(const vnxi_cuda_library_t *library, vnxi_cu_result_t result)
+{
+    const char *name = NULL;
+    return library->cu.cuGetErrorName(result, &name) == VNXI_CUDA_SUCCESS &&
+                   name != NULL
+               ? name
+               : "unknown error";
+}
+
+vnx_status_t
+vnxi_cuda_error(const vnxi_cuda_library_t *library, const char *operation,
+                int ordinal, const char *function, vnxi_cu_result_t result,
+                vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_BACKEND, operation,
+                          "GPU %d: %s: %s (%u)", ordinal, function,
+                          error_name(library, result), result);
+}
+
+static vnx_status_t
+fail(const vnxi_cuda_gpu_t *gpu, const char *function, vnxi_cu_result_t result,
+     vnx_error_t *error)
+{
+    return vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal, function,
+                           result, error);
+}
+
+bool
+vnxi_cuda_gpu_works(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
+{
+    vnxi_cu_result_t result = gpu->library->cu.cuStreamQuery(gpu->stream);
+
+    if (result == VNXI_CUDA_SUCCESS || result == VNXI_CUDA_ERROR_NOT_READY) {
+        return true;
+    }
+    fail(gpu, "cuStreamQuery", result, error);
+    return false;
+}
+
+/* -- Settings --------------------------------------------------------------
+ */
+
+/* A number from the environment, from `least` to `most`. */
+static uint64_t
+setting(const char *variable, uint64_t value, uint64_t least, uint64_t most)
+{
+    const char *text = getenv(variable);
+    char *end;
+
+    if (text == NULL || text[0] == '\0') {
+        return value;
+    }
+    errno = 0;
+    unsigned long long number = strtoull(text, &end, 10);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 ||
+        number < least || number > most) {
+        vnxi_log(VNX_LOG_WARNING, NULL,
+                 "%s '%.64s' is not a number from %llu to %llu: it is %llu",
+                 variable, text, (unsigned long long)least,
+                 (unsigned long long)most, (unsigned long long)value);
+        return value;
+    }
+    return number;
+}
+
+/* -- Memory that both sides reach ------------------------------------------
+ */
+
+/* Map `size` bytes and pin them.  NULL: *why_p. */
+static void *
+pin(const vnxi_cuda_gpu_t *gpu, size_t size, vnxi_cu_ptr_t *there_p,
+    const char **why_p, vnxi_cu_result_t *result_p)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (data == MAP_FAILED) {
+        *why_p = "mmap";
+        *result_p = VNXI_CUDA_ERROR_OUT_OF_MEMORY;
+        return NULL;
+    }
+    /* A forked child would not see what the GPU writes, and has no use for
+     * it. */
+    madvise(data, size, MADV_DONTFORK);
+    *why_p = "cuMemHostRegister_v2";
+    *result_p = cu->cuMemHostRegister_v2(
+        data, size,
+        VNXI_CU_MEMHOSTREGISTER_PORTABLE | VNXI_CU_MEMHOSTREGISTER_DEVICEMAP);
+    if (*result_p == VNXI_CUDA_SUCCESS) {
+        *why_p = "cuMemHostGetDevicePointer_v2";
+        *result_p = cu->cuMemHostGetDevicePointer_v2(there_p, data, 0);
+        if (*result_p == VNXI_CUDA_SUCCESS) {
+            return data;
+        }
+        cu->cuMemHostUnregister(data);
+    }
+    munmap(data, size);
+    return NULL;
+}
+
+static void
+unpin(const vnxi_cuda_gpu_t *gpu, void *data, size_t size)
+{
+    if (data != NULL) {
+        gpu->library->cu.cuMemHostUnregister(data);
+        munmap(data, size);
+    }
+}
+
+vnx_status_t
+vnxi_cuda_gpu_stage(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
+                    vnx_error_t *error)
+{
+    vnxi_cu_ptr_t there;
+    vnxi_cu_result_t result;
+    const char *why;
+
+    if (batch->stage != NULL) {
+        return VNX_OK;
+    }
+    batch->stage = pin(gpu, VNXI_CUDA_STAGE_BYTES, &there, &why, &result);
+    if (batch->stage == NULL) {
+        return fail(gpu, why, result, error);
+    }
+    batch->stage_delta = there - (uintptr_t)batch->stage;
+    return VNX_OK;
+}
+
+/* -- Opening ---------------------------------------------------------------
+ */
+
+static void
+no_kernel(vnxi_cuda_gpu_t *gpu, const char *function, vnxi_cu_result_t result,
+          const char *more)
+{
+    snprintf(gpu->why, sizeof gpu->why, "no kernel: %s: %s (%u)%s%.120s",
+             function, error_name(gpu->library, result), result,
+             more[0] != '\0' ? ": " : "", more);
+}
+
+/* The first launch loads the code, so it is done now, with no rows. */
+static bool
+try_kernel(vnxi_cuda_gpu_t *gpu)
+{
+    uint64_t rows = gpu->batches[0].table;
+    uint32_t count = 0;
+    void *params[] = {&rows, &count};
+
+    vnxi_cu_result_t result = gpu->library->cu.cuLaunchKernel(
+        gpu->function, 1, 1, 1, BLOCK, 1, 1, 0, gpu->stream, params, NULL);
+    if (result == VNXI_CUDA_SUCCESS) {
+        result = gpu->library->cu.cuStreamSynchronize(gpu->stream);
+    }
+    if (result != VNXI_CUDA_SUCCESS) {
+        no_kernel(gpu, "cuLaunchKernel", result, "");
+    }
+    return result == VNXI_CUDA_SUCCESS;
+}
+
+static bool
+load_kernel(vnxi_cuda_gpu_t *gpu)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    char log[512] = "";
+    vnxi_cu_enum_t options[] = {VNXI_CU_JIT_ERROR_LOG_BUFFER,
+                                VNXI_CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
+    /* The driver takes the number itself for a pointer. */
+    void *values[] = {log, (void *)(uintptr_t)(sizeof log - 1)};
+
+    vnxi_cu_result_t result = cu->cuModuleLoadDataEx(
+        &gpu->module, vnxi_cuda_kernel_text, 2, options, values);
+    if (result != VNXI_CUDA_SUCCESS) {
+        gpu->module = NULL;
+        no_kernel(gpu, "cuModuleLoadDataEx", result, log);
+        return false;
+    }
+    result = cu->cuModuleGetFunction(&gpu->function, gpu->module,
+                                     VNXI_CUDA_KERNEL_NAME);
+    if (result != VNXI_CUDA_SUCCESS) {
+        no_kernel(gpu, "cuModuleGetFunction", result, "");
+        return false;
+    }
+    return try_kernel(gpu);
+}
+
+/* The tables that the kernel needs. */
+static bool
+make_tables(vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_cu_result_t result;
+    const char *why;
+
+    for (unsigned i = 0; i < VNXI_CUDA_BATCHES; i++) {
+        vnxi_cuda_batch_t *batch = &gpu->batches[i];
+        batch->rows = pin(gpu, TABLE_BYTES, &batch->rows_there, &why, &result);
+        batch->is_pinned = batch->rows != NULL;
+        if (batch->is_pinned) {
+            why = "cuMemAlloc_v2";
+            result =
+                gpu->library->cu.cuMemAlloc_v2(&batch->table, TABLE_BYTES);
+        }
+        if (!batch->is_pinned || result != VNXI_CUDA_SUCCESS) {
+            batch->table = 0;
+            no_kernel(gpu, why, result, "");
+            return false;
+        }
+    }
+    return true;
+}
+
+/* What the other methods need. */
+static vnx_status_t
+make_arrays(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
+{
+    bool has_memory = true;
+
+    for (unsigned i = 0; i < 2; i++) {
+        gpu->copies[i] = malloc(VNXI_CUDA_ROWS * sizeof *gpu->copies[i]);
+        has_memory = has_memory && gpu->copies[i] != NULL;
+    }
+    gpu->sizes = malloc(VNXI_CUDA_ROWS * sizeof *gpu->sizes);
+    has_memory = has_memory && gpu->sizes != NULL;
+    for (unsigned i = 0; i < VNXI_CUDA_BATCHES; i++) {
+        vnxi_cuda_batch_t *batch = &gpu->batches[i];
+        if (batch->rows == NULL) {
+            batch->rows = malloc(TABLE_BYTES);
+        }
+        has_memory = has_memory && batch->rows != NULL;
+    }
+    return has_memory ? VNX_OK
+                      : vnxi_error_no_memory(error, OPERATION, TABLE_BYTES);
+}
+
+static void
+no_batch(vnxi_cuda_gpu_t *gpu, const char *why)
+{
+    size_t len = strlen(gpu->why);
+    snprintf(gpu->why + len, sizeof gpu->why - len, "; no batch: %s", why);
+}
+
+/* Does a batch of one row work? */
+static bool
+try_batch(vnxi_cuda_gpu_t *gpu)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_copy_attr_t attr = COPY_ATTR;
+    size_t size = 16, attr_start = 0, bad = 0;
+    vnxi_cu_ptr_t from = 0;
+
+    if (cu->cuMemcpyBatchAsync == NULL) {
+        no_batch(gpu, "the driver is older than CUDA 12.8");
+        return false;
+    }
+    vnxi_cu_result_t result = cu->cuMemAlloc_v2(&from, 2 * size);
+    if (result == VNXI_CUDA_SUCCESS) {
+        vnxi_cu_ptr_t to = from + size;
+        result = cu->cuMemcpyBatchAsync(&to, &from, &size, 1, &attr,
+                                        &attr_start, 1, &bad, gpu->stream);
+        result = result == VNXI_CUDA_SUCCESS
+                     ? cu->cuStreamSynchronize(gpu->stream)
+                     : result;
+        cu->cuMemFree_v2(from);
+    }
+    if (result != VNXI_CUDA_SUCCESS) {
+        no_batch(gpu, error_name(gpu->library, result));
+    }
+    return result == VNXI_CUDA_SUCCESS;
+}
+
+static void
+choose_method(vnxi_cuda_gpu_t *gpu)
+{
+    gpu->method = make_tables(gpu) && load_kernel(gpu) ? VNXI_CUDA_KERNEL
+                  : try_batch(gpu)                     ? VNXI_CUDA_BATCH
+                                                       : VNXI_CUDA_LOOP;
+}
+
+static vnx_status_t
+make_stream(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_enum_t mode = VNXI_CU_STREAM_CAPTURE_MODE_RELAXED;
+    int lowest = 0, highest = 0;
+
+    vnxi_cu_result_t result = cu->cuCtxPushCurrent_v2(gpu->context);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(gpu, "cuCtxPushCurrent_v2", result, error);
+    }
+    result = cu->cuThreadExchangeStreamCaptureMode(&mode);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(gpu, "cuThreadExchangeStreamCaptureMode", result, error);
+    }
+    result = cu->cuCtxGetStreamPriorityRange(&lowest, &highest);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return fail(gpu, "cuCtxGetStreamPriorityRange", result, error);
+    }
+    result = cu->cuStreamCreateWithPriority(
+        &gpu->stream, VNXI_CU_STREAM_NON_BLOCKING, highest);
+    if (result != VNXI_CUDA_SUCCESS) {
+        gpu->stream = NULL;
+        return fail(gpu, "cuStreamCreateWithPriority", result, error);
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_cuda_gpu_open(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
+{
+    gpu->ctas = (unsigned)setting("VLLM_NIXL_CUDA_CTAS", CTAS, 1, CTAS_MAX);
+    gpu->launch_bytes = setting("VLLM_NIXL_CUDA_LAUNCH_BYTES", LAUNCH_BYTES,
+                                LAUNCH_BYTES_MIN, UINT64_MAX);
+    vnx_status_t status = make_stream(gpu, error);
+    if (status == VNX_OK) {
+        choose_method(gpu);
+        status = make_arrays(gpu, error);
+    }
+    if (status == VNX_OK && !vnxi_cuda_gpu_works(gpu, error)) {
+        status = VNX_ERR_BACKEND;
+    }
+    if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, NULL, "GPU %d copies by %s%s%s", gpu->ordinal,
+                 vnxi_cuda_method_name(gpu->method),
+                 gpu->why[0] != '\0' ? ": " : "", gpu->why);
+        atomic_store(&gpu->is_open, true);
+    }
+    return status;
+}
+
+void
+vnxi_cuda_gpu_close(vnxi_cuda_gpu_t *gpu)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+
+    for (unsigned i = 0; i < VNXI_CUDA_BATCHES; i++) {
+        vnxi_cuda_batch_t *batch = &gpu->batches[i];
+        unpin(gpu, batch->stage, VNXI_CUDA_STAGE_BYTES);
+        if (batch->is_pinned) {
+            unpin(gpu, batch->rows, TABLE_BYTES);
+        } else {
+            free(batch->rows);
+        }
+        if (batch->table != 0) {
+            cu->cuMemFree_v2(batch->table);
+        }
+    }
+    free(gpu->copies[0]);
+    free(gpu->copies[1]);
+    free(gpu->sizes);
+    if (gpu->module != NULL) {
+        cu->cuModuleUnload(gpu->module);
+    }
+    if (gpu->stream != NULL) {
+        cu->cuStreamDestroy_v2(gpu->stream);
+    }
+    cu->cuCtxPopCurrent_v2(NULL);
+}
+
+/* -- Copying ---------------------------------------------------------------
+ */
+
+/* The rows from `first` on that fit into one launch. */
+static uint32_t
+launch_size(const vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+            uint32_t first)
+{
+    uint64_t bytes = batch->rows[first].len;
+    uint32_t count = 1;
+
+    while (first + count < batch->count &&
+           bytes + batch->rows[first + count].len <= gpu->launch_bytes) {
+        bytes += batch->rows[first + count].len;
+        count++;
+    }
+    return count;
+}
+
+static vnx_status_t
+launch_kernels(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+               vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_ptr_t table = batch->rows_there;
+    vnxi_cu_result_t result;
+
+    if (batch->count > ROWS_IN_PLACE) {
+        table = batch->table;
+        result = cu->cuMemcpyHtoDAsync_v2(table, batch->rows,
+                                          batch->count * sizeof *batch->rows,
+                                          gpu->stream);
+        if (result != VNXI_CUDA_SUCCESS) {
+            return fail(gpu, "cuMemcpyHtoDAsync_v2", result, error);
+        }
+    }
+    for (uint32_t first = 0, count; first < batch->count; first += count) {
+        count = launch_size(gpu, batch, first);
+        uint64_t rows = table + first * sizeof *batch->rows;
+        void *params[] = {&rows, &count};
+        unsigned grid = (count + BLOCK / WARP - 1) / (BLOCK / WARP);
+        grid = grid < gpu->ctas ? grid : gpu->ctas;
+        result = cu->cuLaunchKernel(gpu->function, grid, 1, 1, BLOCK, 1, 1, 0,
+                                    gpu->stream, params, NULL);
+        if (result != VNXI_CUDA_SUCCESS) {
+            return fail(gpu, "cuLaunchKernel", result, error);
+        }
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+copy_batch(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+           vnx_error_t *error)
+{
+    vnxi_cu_copy_attr_t attr = COPY_ATTR;
+    size_t attr_start = 0, bad = 0;
+
+    for (uint32_t i = 0; i < batch->count; i++) {
+        gpu->copies[0][i] = batch->rows[i].dst;
+        gpu->copies[1][i] = batch->rows[i].src;
+        gpu->sizes[i] = batch->rows[i].len;
+    }
+    vnxi_cu_result_t result = gpu->library->cu.cuMemcpyBatchAsync(
+        gpu->copies[0], gpu->copies[1], gpu->sizes, batch->count, &attr,
+        &attr_start, 1, &bad, gpu->stream);
+    return result == VNXI_CUDA_SUCCESS
+               ? VNX_OK
+               : fail(gpu, "cuMemcpyBatchAsync", result, error);
+}
+
+static vnx_status_t
+copy_row(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_row_t *row,
+         vnxi_cuda_direction_t direction, vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_result_t result = VNXI_CUDA_SUCCESS;
+    const char *function = "";
+
+    switch (direction) {
+    case VNXI_CUDA_ON_DEVICE:
+        function = "cuMemcpyDtoDAsync_v2";
+        result = cu->cuMemcpyDtoDAsync_v2(row->dst, row->src, row->len,
+                                          gpu->stream);
+        break;
+    case VNXI_CUDA_TO_DEVICE:
+        function = "cuMemcpyHtoDAsync_v2";
+        result = cu->cuMemcpyHtoDAsync_v2(row->dst,
+                                          (const void *)(uintptr_t)row->src,
+                                          row->len, gpu->stream);
+        break;
+    case VNXI_CUDA_FROM_DEVICE:
+        function = "cuMemcpyDtoHAsync_v2";
+        result = cu->cuMemcpyDtoHAsync_v2((void *)(uintptr_t)row->dst,
+                                          row->src, row->len, gpu->stream);
+        break;
+    }
+    return result == VNXI_CUDA_SUCCESS ? VNX_OK
+                                       : fail(gpu, function, result, error);
+}
+
+static vnx_status_t
+start_copying(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_batch_t *batch,
+              vnxi_cuda_method_t method, vnxi_cuda_direction_t direction,
+              vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    if (method == VNXI_CUDA_KERNEL) {
+        return launch_kernels(gpu, batch, error);
+    }
+    if (method == VNXI_CUDA_BATCH) {
+        return copy_batch(gpu, batch, error);
+    }
+    for (uint32_t i = 0; status == VNX_OK && i < batch->count; i++) {
+        status = copy_row(gpu, &batch->rows[i], direction, error);
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_cuda_gpu_launch(vnxi_cuda_gpu_t *gpu, vnxi_cuda_batch_t *batch,
+                     vnxi_cuda_method_t method,
+                     vnxi_cuda_direction_t direction,
+                     void (*landed)(void *arg), void *arg, vnx_error_t *error)
+{
+    vnx_status_t status = start_copying(gpu, batch, method, direction, error);
+
+    if (status == VNX_OK) {
+        vnxi_cu_result_t result =
+            gpu->library->cu.cuLaunchHostFunc(gpu->stream, landed, arg);
+        if (result == VNXI_CUDA_SUCCESS) {
+            return VNX_OK;
+        }
+        status = fail(gpu, "cuLaunchHostFunc", result, error);
+    }
+    /* Some of it may be running: wait, so that it does not write later. */
+    gpu->library->cu.cuStreamSynchronize(gpu->stream);
+    return status;
+}
+
+bool
+vnxi_cuda_gpu_reaches(vnxi_cuda_gpu_t *gpu, const vnxi_cuda_gpu_t *other)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    int can = 0;
+
+    if (gpu->context == other->context) {
+        return true;
+    }
+    if (gpu->device == other->device ||
+        cu->cuDeviceCanAccessPeer(&can, gpu->device, other->device) !=
+            VNXI_CUDA_SUCCESS ||
+        can == 0) {
+        return false;
+    }
+    vnxi_cu_result_t result = cu->cuCtxEnablePeerAccess(other->context, 0);
+    return result == VNXI_CUDA_SUCCESS ||
+           result == VNXI_CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
+}

@@ -1,0 +1,1093 @@
+/*
+ * Transfers of GPU memory within a process, on the fake libcuda.so.1: memory
+ * that the CPU cannot touch, streams that run at their own pace.  Whatever a
+ * test does, the driver must not be misused, and nothing may be left behind.
+ *
+ * The program under test is also CUDA's client: it has initialised the driver,
+ * and has the primary context.
+ */
+#include "agent_fixture.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fake_cuda_load.h"
+
+#define KIB ((size_t)1 << 10)
+#define MIB ((size_t)1 << 20)
+#define CHUNK (2 * MIB) /* granularity of cuMemCreate() */
+
+static vnx_agent_t *a, *b; /* a knows b and itself */
+static vnxi_cu_context_t context;
+
+/* -- Memory ----------------------------------------------------------------
+ */
+
+typedef enum kind {
+    CPU,
+    PINNED, /* CPU memory that the program has registered with CUDA */
+    LEGACY, /* cuMemAlloc() */
+    MAPPED, /* cuMemCreate() and cuMemMap(), several pieces in a row */
+    MANAGED,
+    POOL,
+    KINDS
+} kind_t;
+
+typedef struct block {
+    kind_t kind;
+    vnx_mem_t mem;
+    uint64_t addr, size;
+} block_t;
+
+static vnxi_cu_ptr_t
+map_pieces(size_t size)
+{
+    const vnxi_cu_alloc_prop_t prop = {
+        .type = VNXI_CU_MEM_ALLOCATION_TYPE_PINNED,
+        .location = {VNXI_CU_MEM_LOCATION_TYPE_DEVICE, 0},
+    };
+    const vnxi_cu_access_t access = {prop.location,
+                                     VNXI_CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    vnxi_cu_ptr_t at;
+
+    CU_OK(cu.cuMemAddressReserve(&at, size, 0, 0, 0));
+    for (size_t done = 0; done < size; done += CHUNK) {
+        vnxi_cu_mem_t piece;
+        CU_OK(cu.cuMemCreate(&piece, CHUNK, &prop, 0));
+        CU_OK(cu.cuMemMap(at + done, CHUNK, 0, piece, 0));
+        CU_OK(cu.cuMemRelease(piece));
+    }
+    CU_OK(cu.cuMemSetAccess(at, size, &access, 1));
+    return at;
+}
+
+static void *
+map_pages(size_t size)
+{
+    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_true(data != MAP_FAILED);
+    return data;
+}
+
+static block_t
+make_block(kind_t kind, size_t size)
+{
+    block_t block = {kind, VNX_MEM_VRAM, 0, size};
+    vnxi_cu_ptr_t at = 0;
+
+    switch (kind) {
+    case CPU:
+    case PINNED:
+        block.mem = VNX_MEM_DRAM;
+        at = (uintptr_t)map_pages(size);
+        if (kind == PINNED) {
+            CU_OK(cu.cuMemHostRegister_v2((void *)(uintptr_t)at, size,
+                                          VNXI_CU_MEMHOSTREGISTER_PORTABLE));
+        }
+        break;
+    case LEGACY:
+        CU_OK(cu.cuMemAlloc_v2(&at, size));
+        break;
+    case MAPPED:
+        block.size = (size + CHUNK - 1) / CHUNK * CHUNK;
+        at = map_pieces(block.size);
+        break;
+    case MANAGED:
+        CU_OK(client.cuMemAllocManaged(&at, size, 1));
+        break;
+    case POOL:
+        CU_OK(client.cuMemAllocAsync(&at, size, NULL));
+        CU_OK(client.cuCtxSynchronize());
+        break;
+    case KINDS:
+        break;
+    }
+    block.addr = at;
+    return block;
+}
+
+static void
+free_block(const block_t *block)
+{
+    void *data = (void *)(uintptr_t)block->addr;
+
+    switch (block->kind) {
+    case PINNED:
+        CU_OK(cu.cuMemHostUnregister(data));
+        munmap(data, block->size);
+        break;
+    case CPU:
+        munmap(data, block->size);
+        break;
+    case LEGACY:
+    case MANAGED:
+    case POOL:
+        CU_OK(cu.cuMemFree_v2(block->addr));
+        break;
+    case MAPPED:
+        CU_OK(cu.cuMemUnmap(block->addr, block->size));
+        CU_OK(cu.cuMemAddressFree(block->addr, block->size));
+        break;
+    case KINDS:
+        break;
+    }
+}
+
+static void
+put(const block_t *block, uint64_t at, const void *data, size_t len)
+{
+    if (block->mem == VNX_MEM_DRAM) {
+        memcpy((void *)(uintptr_t)(block->addr + at), data, len);
+    } else {
+        calls->poke(block->addr + at, data, len);
+    }
+}
+
+static void
+get(const block_t *block, uint64_t at, void *data, size_t len)
+{
+    if (block->mem == VNX_MEM_DRAM) {
+        memcpy(data, (const void *)(uintptr_t)(block->addr + at), len);
+    } else {
+        calls->peek(block->addr + at, data, len);
+    }
+}
+
+static void
+put_all(const block_t *block, unsigned seed)
+{
+    unsigned char *bytes = malloc(block->size);
+    fill(bytes, block->size, seed);
+    put(block, 0, bytes, block->size);
+    free(bytes);
+}
+
+static unsigned char *
+get_all(const block_t *block)
+{
+    unsigned char *bytes = malloc(block->size);
+    get(block, 0, bytes, block->size);
+    return bytes;
+}
+
+static vnx_status_t
+try_register(vnx_agent_t *agent, const block_t *block, vnx_error_t *error)
+{
+    vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
+    return vnx_agent_register(agent, block->mem, &desc, 1, NULL, error);
+}
+
+static void
+register_block(vnx_agent_t *agent, const block_t *block)
+{
+    assert_ok(try_register(agent, block, e));
+}
+
+static void
+deregister_block(vnx_agent_t *agent, const block_t *block)
+{
+    vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
+    assert_ok(vnx_agent_deregister(agent, block->mem, &desc, 1, NULL, e));
+}
+
+/* Registered at once. */
+static block_t
+new_block(vnx_agent_t *agent, kind_t kind, size_t size)
+{
+    block_t block = make_block(kind, size);
+    register_block(agent, &block);
+    return block;
+}
+
+static void
+end_block(vnx_agent_t *agent, const block_t *block)
+{
+    deregister_block(agent, block);
+    free_block(block);
+}
+
+/* -- Transfers -------------------------------------------------------------
+ */
+
+static vnx_dlist_t *
+list_of(const char *peer, vnx_mem_t mem, const vnx_desc_t *rows, size_t count)
+{
+    vnx_dlist_t *list = NULL;
+    assert_ok(vnx_dlist_create(a, peer, strlen(peer), mem, rows, count, NULL,
+                               &list, e));
+    return list;
+}
+
+static vnx_xfer_t *
+make_rows_xfer(vnx_op_t op, vnx_mem_t local_mem, const vnx_desc_t *local,
+               const char *peer, vnx_mem_t remote_mem,
+               const vnx_desc_t *remote, size_t count)
+{
+    vnx_dlist_t *left = list_of("", local_mem, local, count);
+    vnx_dlist_t *right = list_of(peer, remote_mem, remote, count);
+    vnx_xfer_t *xfer = make_xfer(a, op, left, right, count, NULL);
+    vnx_dlist_release(left);
+    vnx_dlist_release(right);
+    return xfer;
+}
+
+/* Of two whole blocks. */
+static vnx_xfer_t *
+make_block_xfer(vnx_op_t op, const block_t *local, const char *peer,
+                const block_t *remote)
+{
+    vnx_desc_t left = {local->addr, local->size, 0};
+    vnx_desc_t right = {remote->addr, remote->size, 0};
+    return make_rows_xfer(op, local->mem, &left, peer, remote->mem, &right, 1);
+}
+
+static vnx_status_t
+end_of(vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    assert_ok(vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), e));
+    return vnx_xfer_status(xfer, error);
+}
+
+static void
+assert_same(const block_t *one, const block_t *other)
+{
+    unsigned char *left = get_all(one), *right = get_all(other);
+    assert_memory_equal(left, right,
+                        one->size < other->size ? one->size : other->size);
+    free(left);
+    free(right);
+}
+
+/* Each way, with all bytes compared. */
+static void
+move_both_ways(const block_t *local, const char *peer, const block_t *remote)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        vnx_op_t op = i == 0 ? VNX_OP_READ : VNX_OP_WRITE;
+        vnx_xfer_t *xfer = make_block_xfer(op, local, peer, remote);
+        put_all(local, 10 + i);
+        put_all(remote, 20 + i);
+        unsigned char *sent = get_all(op == VNX_OP_READ ? remote : local);
+        run_xfer(a, xfer);
+        vnx_xfer_abandon(xfer);
+        unsigned char *left = get_all(local), *right = get_all(remote);
+        assert_memory_equal(left, sent, local->size);
+        assert_memory_equal(right, sent, local->size);
+        free(left);
+        free(right);
+        free(sent);
+    }
+}
+
+static void
+move_kinds(kind_t ours, kind_t theirs, const char *peer)
+{
+    vnx_agent_t *owner = peer[0] == 'B' ? b : a;
+    size_t size = ours == MAPPED || theirs == MAPPED ? 2 * CHUNK : 900 * KIB;
+    block_t local = new_block(a, ours, size);
+    block_t remote = new_block(owner, theirs, size);
+
+    load_peer(a, b);
+    move_both_ways(&local, peer, &remote);
+    end_block(a, &local);
+    end_block(owner, &remote);
+}
+
+static void
+gpu_memory_moves_between_agents_of_the_process(void **state)
+{
+    (void)state;
+    move_kinds(LEGACY, LEGACY, "B");
+    assert_true(fake->launches > 0);
+}
+
+static void
+gpu_memory_moves_within_an_agent(void **state)
+{
+    (void)state;
+    move_kinds(LEGACY, LEGACY, "A");
+}
+
+static void
+all_kinds_of_memory_move(void **state)
+{
+    (void)state;
+    for (unsigned ours = 0; ours < KINDS; ours++) {
+        for (unsigned theirs = 0; theirs < KINDS; theirs++) {
+            move_kinds(ours, theirs, "B");
+        }
+    }
+}
+
+static void
+pinned_memory_may_have_other_addresses_on_the_gpu(void **state)
+{
+    (void)state;
+    atomic_store(&fake->alias, 1);
+    move_kinds(LEGACY, PINNED, "B");
+    move_kinds(LEGACY, CPU, "B");
+    move_kinds(PINNED, MAPPED, "B");
+    atomic_store(&fake->alias, 0);
+}
+
+/* The GPU reads and writes pinned memory itself, and no copy goes through
+ * memory that the driver must copy first. */
+static void
+pinned_memory_is_not_staged(void **state)
+{
+    (void)state;
+    int before = fake->registered;
+    block_t local = new_block(a, PINNED, MIB),
+            remote = new_block(b, LEGACY, MIB);
+
+    load_peer(a, b);
+    move_both_ways(&local, "B", &remote);
+    /* The block, and the tables of two batches. */
+    assert_int_equal(fake->registered - before, 3);
+    assert_int_equal(fake->pageable, 0);
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
+/* -- Methods ---------------------------------------------------------------
+ */
+
+static void
+move_all_ways(void)
+{
+    move_kinds(LEGACY, MAPPED, "B");
+    move_kinds(CPU, LEGACY, "B");
+    move_kinds(LEGACY, PINNED, "B");
+}
+
+static char *
+describe(vnx_agent_t *agent)
+{
+    vnx_bytes_t text;
+    assert_ok(vnx_agent_describe(agent, NULL, 0, &text, e));
+    char *copy = calloc(1, text.len + 1);
+    memcpy(copy, text.data, text.len);
+    free(text.data);
+    return copy;
+}
+
+static void
+assert_described(const char *part)
+{
+    block_t block = new_block(a, LEGACY, 100);
+    bool is_found = false;
+
+    for (unsigned i = 0; i < 30000 && !is_found; i++) {
+        char *text = describe(a);
+        is_found = strstr(text, part) != NULL;
+        if (!is_found && i == 29999) {
+            fail_msg("no '%s' in %s", part, text);
+        }
+        free(text);
+        usleep(1000);
+    }
+    end_block(a, &block);
+}
+
+static void
+without_the_kernel_the_driver_copies_batches(void **state)
+{
+    (void)state;
+    calls->refuse("cuModuleLoadDataEx",
+                  VNXI_CUDA_ERROR_JIT_COMPILER_NOT_FOUND);
+    int before = calls->count("cuMemcpyBatchAsync");
+    move_all_ways();
+    assert_true(calls->count("cuMemcpyBatchAsync") > before);
+    assert_int_equal(fake->launches, 0);
+    assert_described("\"copies_by\": \"batch\", \"because\": \"no kernel: "
+                     "cuModuleLoadDataEx: ");
+    calls->refuse("cuModuleLoadDataEx", 0);
+}
+
+static void
+without_batches_rows_are_copied_one_by_one(void **state)
+{
+    (void)state;
+    calls->refuse("cuMemHostRegister_v2", VNXI_CUDA_ERROR_NOT_PERMITTED);
+    calls->refuse("cuMemcpyBatchAsync", VNXI_CUDA_ERROR_NOT_SUPPORTED);
+    assert_described("\"copies_by\": \"loop\"");
+    move_kinds(LEGACY, MAPPED, "B");
+    calls->refuse("cuMemHostRegister_v2", 0);
+    calls->refuse("cuModuleLoadDataEx",
+                  VNXI_CUDA_ERROR_UNSUPPORTED_PTX_VERSION);
+    move_all_ways();
+    assert_int_equal(fake->launches, 0);
+    calls->refuse("cuModuleLoadDataEx", 0);
+    calls->refuse("cuMemcpyBatchAsync", 0);
+}
+
+static void
+pinning_that_fails_fails_the_transfer(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+    calls->refuse("cuMemHostRegister_v2", VNXI_CUDA_ERROR_OUT_OF_MEMORY);
+    block_t local = new_block(a, CPU, KIB), remote = new_block(b, LEGACY, KIB);
+    load_peer(a, b);
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+    assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "GPU 0: cuMemHostRegister_v2: "));
+    assert_string_equal(error.peer, "B");
+    calls->refuse("cuMemHostRegister_v2", 0);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    assert_same(&local, &remote);
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
+/* -- Rows ------------------------------------------------------------------
+ */
+
+static uint64_t
+draw(uint64_t *state, uint64_t below)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (*state >> 33) % below;
+}
+
+/* Rows of any length and alignment that do not overlap on either side. */
+static size_t
+draw_rows(uint64_t *seed, const block_t *local, const block_t *remote,
+          vnx_desc_t *left, vnx_desc_t *right, size_t most)
+{
+    uint64_t longest = UINT64_C(1) << (4 + draw(seed, 15));
+    uint64_t at_left = draw(seed, 100), at_right = draw(seed, 100);
+    size_t count = 0;
+
+    while (count < most) {
+        uint64_t len = 1 + draw(seed, longest);
+        at_left += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
+        at_right += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
+        if (at_left + len > local->size || at_right + len > remote->size) {
+            break;
+        }
+        left[count] = (vnx_desc_t){local->addr + at_left, len, 0};
+        right[count++] = (vnx_desc_t){remote->addr + at_right, len, 0};
+        at_left += len;
+        at_right += len;
+    }
+    return count;
+}
+
+/* What a transfer of these rows must make of the bytes that it writes. */
+static void
+apply(unsigned char *to, uint64_t to_base, const unsigned char *from,
+      uint64_t from_base, const vnx_desc_t *dst, const vnx_desc_t *src,
+      size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        memcpy(to + (dst[i].addr - to_base), from + (src[i].addr - from_base),
+               src[i].len);
+    }
+}
+
+static void
+check_one_plan(uint64_t *seed, const block_t *local, const block_t *remote)
+{
+    enum { MOST = 3000 };
+    static vnx_desc_t left[MOST], right[MOST];
+    size_t count =
+        draw_rows(seed, local, remote, left, right, 1 + draw(seed, MOST));
+    bool is_read = draw(seed, 2) == 0;
+    const block_t *to = is_read ? local : remote;
+
+    if (count == 0) {
+        return;
+    }
+    unsigned char *mine = get_all(local), *theirs = get_all(remote);
+    vnx_xfer_t *xfer =
+        make_rows_xfer(is_read ? VNX_OP_READ : VNX_OP_WRITE, local->mem, left,
+                       "B", remote->mem, right, count);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    if (is_read) {
+        apply(mine, local->addr, theirs, remote->addr, left, right, count);
+    } else {
+        apply(theirs, remote->addr, mine, local->addr, right, left, count);
+    }
+    unsigned char *got = get_all(to);
+    assert_memory_equal(got, is_read ? mine : theirs, to->size);
+    free(got);
+    free(mine);
+    free(theirs);
+}
+
+static void
+random_plans_move_their_bytes_and_no_others(void **state)
+{
+    const char *wanted = getenv("VNX_TEST_PLANS");
+    unsigned plans = wanted != NULL ? (unsigned)atoi(wanted) : 100;
+    uint64_t seed = (uint64_t)time(NULL) * 1000 + (uint64_t)getpid();
+    block_t ours[KINDS], theirs[KINDS];
+    (void)state;
+
+    print_message("seed %llu\n", (unsigned long long)seed);
+    for (unsigned kind = 0; kind < KINDS; kind++) {
+        ours[kind] = new_block(a, kind, 700 * KIB);
+        theirs[kind] = new_block(b, kind, 700 * KIB);
+        put_all(&ours[kind], kind);
+        put_all(&theirs[kind], 100 + kind);
+    }
+    load_peer(a, b);
+    atomic_store(&fake->delay_us, 30);
+    for (unsigned i = 0; i < plans; i++) {
+        unsigned left = (unsigned)draw(&seed, KINDS);
+        unsigned right = (unsigned)draw(&seed, KINDS);
+        check_one_plan(&seed, &ours[left], &theirs[right]);
+    }
+    atomic_store(&fake->delay_us, 0);
+    for (unsigned kind = 0; kind < KINDS; kind++) {
+        end_block(a, &ours[kind]);
+        end_block(b, &theirs[kind]);
+    }
+}
+
+/* The calls of the driver do not grow with the rows.  Sanitizers slow down the
+ * fake, not what is tested. */
+#if VNX_TEST_IS_WATCHED
+enum { MANY_ROWS = 10000 };
+#else
+enum { MANY_ROWS = 100000 };
+#endif
+
+static void
+many_rows_need_few_calls(void **state)
+{
+    enum { ROW = 4096 };
+    vnx_desc_t *left = calloc(MANY_ROWS, sizeof *left);
+    vnx_desc_t *right = calloc(MANY_ROWS, sizeof *right);
+    block_t local = new_block(a, LEGACY, (size_t)MANY_ROWS * ROW);
+    block_t remote = new_block(b, LEGACY, (size_t)MANY_ROWS * ROW);
+    (void)state;
+
+    load_peer(a, b);
+    for (size_t i = 0; i < MANY_ROWS; i++) { /* no two are neighbours */
+        left[i] =
+            (vnx_desc_t){local.addr + (i * 7919 % MANY_ROWS) * ROW, ROW, 0};
+        right[i] =
+            (vnx_desc_t){remote.addr + (i * 104729 % MANY_ROWS) * ROW, ROW, 0};
+    }
+    vnx_xfer_t *xfer = make_rows_xfer(VNX_OP_READ, VNX_MEM_VRAM, left, "B",
+                                      VNX_MEM_VRAM, right, MANY_ROWS);
+    run_xfer(a, xfer); /* opens the GPU */
+    /* On a busy machine it is looked after from time to time. */
+    int calls_before = fake->calls - calls->count("cuStreamQuery");
+    int launches_before = fake->launches;
+    atomic_store(&fake->largest_launch, 0);
+    for (uint64_t i = 0; i < MANY_ROWS; i++) {
+        put(&remote, right[i].addr - remote.addr, &i, sizeof i);
+        put(&remote, right[i].addr - remote.addr + ROW - sizeof i, &i,
+            sizeof i);
+    }
+    run_xfer(a, xfer);
+    int calls_after = fake->calls - calls->count("cuStreamQuery");
+    assert_in_range(calls_after - calls_before, 1, 19);
+    assert_in_range(fake->launches - launches_before, 1, 8);
+    assert_in_range(fake->largest_launch, 1, 64 * MIB);
+    assert_in_range(fake->largest_grid, 1, 16);
+    vnx_xfer_abandon(xfer);
+    for (uint64_t i = 0, first, last; i < MANY_ROWS; i++) {
+        get(&local, left[i].addr - local.addr, &first, sizeof first);
+        get(&local, left[i].addr - local.addr + ROW - sizeof last, &last,
+            sizeof last);
+        assert_true(first == i && last == i);
+    }
+    free(left);
+    free(right);
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
+/* A transfer may also use other transports. */
+static void
+notification_comes_after_the_bytes(void **state)
+{
+    block_t local = new_block(a, LEGACY, 5 * MIB);
+    block_t remote = new_block(b, LEGACY, 5 * MIB);
+    (void)state;
+
+    load_peer(a, b);
+    atomic_store(&fake->delay_us, 200);
+    for (unsigned round = 0; round < 20; round++) {
+        put_all(&local, round);
+        vnx_desc_t row = {local.addr, local.size, 0};
+        vnx_desc_t to = {remote.addr, remote.size, 0};
+        vnx_dlist_t *left = list_of("", VNX_MEM_VRAM, &row, 1);
+        vnx_dlist_t *right = list_of("B", VNX_MEM_VRAM, &to, 1);
+        vnx_xfer_t *xfer =
+            make_xfer(a, VNX_OP_WRITE, left, right, 1, "written");
+        vnx_dlist_release(left);
+        vnx_dlist_release(right);
+        assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
+        vnx_notif_free(await_notif(b));
+        assert_same(&local, &remote);
+        assert_int_equal(end_of(xfer, NULL), VNX_OK);
+        vnx_xfer_abandon(xfer);
+    }
+    atomic_store(&fake->delay_us, 0);
+    end_block(a, &local);
+    end_block(b, &remote);
+}
+
+/* -- Registering -----------------------------------------------------------
+ */
+
+static void
+assert_refused(const block_t *block, const char *cause)
+{
+    vnx_error_t error;
+    assert_int_equal(try_register(a, block, &error), VNX_ERR_INVALID_PARAM);
+    if (strstr(error.cause, cause) == NULL) {
+        fail_msg("'%s' is not in '%s'", cause, error.cause);
+    }
+}
+
+static void
+memory_that_is_not_the_gpus_is_refused(void **state)
+{
+    (void)state;
+    block_t pinned = make_block(PINNED, MIB), cpu = make_block(CPU, MIB);
+    block_t legacy = make_block(LEGACY, MIB);
+    block_t mapped = make_block(MAPPED, 2 * CHUNK);
+    block_t hole = mapped;
+
+    pinned.mem = cpu.mem = VNX_MEM_VRAM;
+    assert_refused(&pinned, "this is CPU memory: register it as DRAM");
+    assert_refused(&cpu, "CUDA has no GPU memory at this address");
+    hole.size += CHUNK; /* beyond what is mapped */
+    assert_refused(&hole, "CUDA has no GPU memory at this address at 0x");
+    pinned.mem = cpu.mem = VNX_MEM_DRAM;
+    free_block(&pinned);
+    free_block(&cpu);
+    free_block(&legacy);
+    free_block(&mapped);
+    assert_int_equal(fake->streams, 0);
+}
+
+static void
+registering_does_not_break_a_capture(void **state)
+{
+    block_t local = make_block(LEGACY, MIB), remote = make_block(LEGACY, MIB);
+    (void)state;
+
+    atomic_store(&fake->capturing, 1);
+    register_block(a, &local);
+    register_block(b, &remote);
+    load_peer(a, b);
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    deregister_block(a, &local);
+    deregister_block(b, &remote);
+    atomic_store(&fake->capturing, 0);
+    assert_int_equal(fake->captures_broken, 0);
+    assert_same(&local, &remote);
+    free_block(&local);
+    free_block(&remote);
+}
+
+/* Threads of the program may have no context. */
+static void *
+register_elsewhere(void *arg)
+{
+    register_block(a, arg);
+    return NULL;
+}
+
+static void
+thread_without_a_context_can_register(void **state)
+{
+    block_t block = make_block(MAPPED, MIB);
+    pthread_t thread;
+    (void)state;
+
+    assert_int_equal(pthread_create(&thread, NULL, register_elsewhere, &block),
+                     0);
+    pthread_join(thread, NULL);
+    end_block(a, &block);
+}
+
+/* CPU memory that was registered before the program used CUDA is moved, too:
+ * all tests but the first see that CUDA is used. */
+static void
+memory_that_was_freed_is_not_copied(void **state)
+{
+    block_t local = new_block(a, LEGACY, MIB),
+            remote = new_block(b, LEGACY, MIB);
+    vnx_error_t error;
+    (void)state;
+
+    load_peer(a, b);
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+    run_xfer(a, xfer);
+    free_block(&remote);
+    assert_ok(vnx_xfer_post(xfer, NULL, 0, e));
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_NOT_FOUND);
+    assert_non_null(strstr(error.cause, "was freed while it was registered"));
+    vnx_xfer_abandon(xfer);
+    deregister_block(b, &remote);
+    end_block(a, &local);
+}
+
+/* -- Ending ----------------------------------------------------------------
+ */
+
+static vnx_xfer_t *
+post_held(const block_t *local, const block_t *remote)
+{
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, local, "B", remote);
+
+    run_xfer(a, xfer); /* the GPU is open */
+    calls->hold(true);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    return xfer;
+}
+
+static void *
+let_go_soon(void *unused)
+{
+    (void)unused;
+    usleep(50000);
+    calls->hold(false);
+    return NULL;
+}
+
+static pthread_t
+let_go(void)
+{
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, let_go_soon, NULL), 0);
+    return thread;
+}
+
+static void
+transfer_can_be_cancelled(void **state)
+{
+    block_t local = make_block(LEGACY, 20 * MIB);
+    block_t remote = make_block(LEGACY, 20 * MIB);
+    (void)state;
+
+    setenv("VLLM_NIXL_CUDA_LAUNCH_BYTES", "1048576", 1);
+    register_block(a, &local);
+    register_block(b, &remote);
+    load_peer(a, b);
+    vnx_xfer_t *xfer = post_held(&local, &remote);
+    int before = fake->launches;
+    pthread_t thread = let_go(); /* the call waits for what was launched */
+    bool is_stopped = false;
+    assert_ok(vnx_xfer_cancel(xfer, &is_stopped, e));
+    pthread_join(thread, NULL);
+    assert_true(is_stopped);
+    assert_int_equal(end_of(xfer, NULL), VNX_ERR_CANCELED);
+    /* What was launched ends; nothing more is launched. */
+    assert_in_range(fake->launches - before, 0, 4);
+    run_xfer(a, xfer);
+    assert_same(&local, &remote);
+    vnx_xfer_abandon(xfer);
+    end_block(a, &local);
+    end_block(b, &remote);
+    unsetenv("VLLM_NIXL_CUDA_LAUNCH_BYTES");
+}
+
+/* Memory is given back only when the GPU does not use it any more. */
+static void
+deregistering_waits_for_the_gpu(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+
+    for (unsigned round = 0; round < 2; round++) {
+        block_t local = new_block(a, LEGACY, MIB);
+        block_t remote = new_block(b, LEGACY, MIB);
+        load_peer(a, b);
+        vnx_xfer_t *xfer = post_held(&local, &remote);
+        pthread_t thread = let_go();
+        if (round == 0) {
+            end_block(a, &local);
+        } else {
+            end_block(b, &remote);
+        }
+        pthread_join(thread, NULL);
+        vnx_status_t status = end_of(xfer, &error);
+        assert_true(status == VNX_ERR_NOT_FOUND || status == VNX_OK);
+        vnx_xfer_abandon(xfer);
+        if (round == 0) {
+            end_block(b, &remote);
+        } else {
+            end_block(a, &local);
+        }
+    }
+}
+
+static void
+agent_closes_while_the_gpu_copies(void **state)
+{
+    (void)state;
+    for (unsigned round = 0; round < 2; round++) {
+        block_t local = new_block(a, LEGACY, MIB);
+        block_t remote = new_block(b, LEGACY, MIB);
+        vnx_agent_t **agent_p = round == 0 ? &a : &b;
+        load_peer(a, b);
+        vnx_xfer_t *xfer = post_held(&local, &remote);
+        pthread_t thread = let_go();
+        vnx_agent_close(*agent_p);
+        pthread_join(thread, NULL);
+        vnx_xfer_abandon(xfer);
+        vnx_agent_release(*agent_p);
+        *agent_p = make_agent(round == 0 ? "A" : "B");
+        deregister_block(round == 0 ? b : a, round == 0 ? &remote : &local);
+        free_block(&local);
+        free_block(&remote);
+    }
+}
+
+/* Every transfer of the GPU's memory then fails at once; CPU memory goes on.
+ */
+static void
+lost_context_ends_in_errors(void **state)
+{
+    block_t local = new_block(a, LEGACY, MIB),
+            remote = new_block(b, LEGACY, MIB);
+    block_t cpu = new_block(a, CPU, MIB), other = new_block(b, CPU, MIB);
+    vnx_error_t error;
+    (void)state;
+
+    load_peer(a, b);
+    vnx_xfer_t *xfer = post_held(&local, &remote);
+    calls->break_contexts(VNXI_CUDA_ERROR_ILLEGAL_ADDRESS);
+    calls->hold(false);
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "CUDA_ERROR_ILLEGAL_ADDRESS (700)"));
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "CUDA_ERROR_ILLEGAL_ADDRESS (700)"));
+    vnx_xfer_abandon(xfer);
+    move_both_ways(&cpu, "B", &other);
+    deregister_block(a, &local);
+    deregister_block(b, &remote);
+    calls->break_contexts(0);
+    free_block(&local);
+    free_block(&remote);
+    end_block(a, &cpu);
+    end_block(b, &other);
+}
+
+static void
+device_error_in_the_middle_is_found(void **state)
+{
+    vnx_error_t error;
+    (void)state;
+
+    for (int after = 1; after < 8; after++) {
+        block_t local = new_block(a, CPU, 20 * MIB);
+        block_t remote = new_block(b, LEGACY, 20 * MIB);
+        load_peer(a, b);
+        vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", &remote);
+        run_xfer(a, xfer);
+        atomic_store(&fake->fail_code, VNXI_CUDA_ERROR_LAUNCH_FAILED);
+        atomic_store(&fake->fail_after, after);
+        vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, &error);
+        status = status < 0 ? status : end_of(xfer, &error);
+        assert_int_equal(status, VNX_ERR_BACKEND);
+        vnx_xfer_abandon(xfer);
+        deregister_block(a, &local);
+        deregister_block(b, &remote);
+        atomic_store(&fake->fail_after, 0);
+        calls->break_contexts(0);
+        free_block(&local);
+        free_block(&remote);
+    }
+}
+
+/* -- Two GPUs --------------------------------------------------------------
+ */
+
+static void
+two_gpus(bool are_peers)
+{
+    vnxi_cu_context_t far;
+
+    atomic_store(&fake->no_peers, !are_peers);
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&far, 1));
+    block_t local = new_block(a, LEGACY, MIB);
+    CU_OK(cu.cuCtxPushCurrent_v2(far));
+    block_t remote = new_block(b, LEGACY, MIB);
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    load_peer(a, b);
+    int before = fake->launches;
+    move_both_ways(&local, "B", &remote);
+    /* One launch for each of the GPUs when it is opened. */
+    if (are_peers) {
+        assert_true(fake->launches - before > 2);
+    } else {
+        assert_in_range(fake->launches - before, 0, 2);
+    }
+    deregister_block(a, &local);
+    deregister_block(b, &remote);
+    CU_OK(cu.cuMemFree_v2(local.addr));
+    CU_OK(cu.cuMemFree_v2(remote.addr));
+    CU_OK(cu.cuDevicePrimaryCtxRelease_v2(1));
+    atomic_store(&fake->no_peers, 0);
+}
+
+static void
+memory_of_two_gpus_moves(void **state)
+{
+    (void)state;
+    two_gpus(true);
+    two_gpus(false);
+}
+
+/* -- Threads ---------------------------------------------------------------
+ */
+
+static void *
+move_again_and_again(void *arg)
+{
+    block_t local = new_block(a, LEGACY, 2 * MIB);
+    const block_t *remote = arg;
+    vnx_xfer_t *xfer = make_block_xfer(VNX_OP_READ, &local, "B", remote);
+    bool is_stopped;
+
+    for (unsigned i = 0; i < 30; i++) {
+        if (i % 5 == 4) {
+            assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+            assert_ok(vnx_xfer_cancel(xfer, &is_stopped, e));
+            vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), NULL);
+        } else {
+            run_xfer(a, xfer);
+            assert_same(&local, remote);
+        }
+    }
+    vnx_xfer_abandon(xfer);
+    end_block(a, &local);
+    return NULL;
+}
+
+static void *
+move_in_a_thread(void *arg)
+{
+    CU_OK(cu.cuCtxPushCurrent_v2(context));
+    move_again_and_again(arg);
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    return NULL;
+}
+
+static void
+threads_share_a_gpu(void **state)
+{
+    enum { THREADS = 4 };
+    block_t remote = new_block(b, LEGACY, 2 * MIB);
+    pthread_t threads[THREADS];
+    (void)state;
+
+    put_all(&remote, 9);
+    load_peer(a, b);
+    atomic_store(&fake->delay_us, 20);
+    for (unsigned i = 0; i < THREADS; i++) {
+        assert_int_equal(
+            pthread_create(&threads[i], NULL, move_in_a_thread, &remote), 0);
+    }
+    for (unsigned i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    atomic_store(&fake->delay_us, 0);
+    end_block(b, &remote);
+}
+
+static void
+nothing_runs_while_nothing_is_in_flight(void **state)
+{
+    block_t block = new_block(a, LEGACY, MIB);
+    (void)state;
+
+    assert_described("\"copies_by\": \"kernel\"");
+    int before = fake->calls;
+    usleep(300000);
+    assert_int_equal(fake->calls, before);
+    end_block(a, &block);
+}
+
+/* -- The program -----------------------------------------------------------
+ */
+
+static int
+set_up(void **state)
+{
+    (void)state;
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&context, 0));
+    CU_OK(cu.cuCtxPushCurrent_v2(context));
+    a = make_agent("A");
+    b = make_agent("B");
+    atomic_store(&fake->launches, 0);
+    atomic_store(&fake->pageable, 0);
+    return 0;
+}
+
+static int
+tear_down(void **state)
+{
+    (void)state;
+    vnx_agent_close(a);
+    vnx_agent_release(a);
+    vnx_agent_close(b);
+    vnx_agent_release(b);
+    CU_OK(client.cuCtxSynchronize());
+    CU_OK(cu.cuCtxPopCurrent_v2(NULL));
+    CU_OK(cu.cuDevicePrimaryCtxRelease_v2(0));
+    assert_int_equal(calls->report(), 0);
+    assert_int_equal(fake->misuses, 0);
+    assert_int_equal(fake->captures_broken, 0);
+    return 0;
+}
+
+#define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(gpu_memory_moves_between_agents_of_the_process),
+        TEST(gpu_memory_moves_within_an_agent),
+        TEST(all_kinds_of_memory_move),
+        TEST(pinned_memory_may_have_other_addresses_on_the_gpu),
+        TEST(pinned_memory_is_not_staged),
+        TEST(without_the_kernel_the_driver_copies_batches),
+        TEST(without_batches_rows_are_copied_one_by_one),
+        TEST(pinning_that_fails_fails_the_transfer),
+        TEST(random_plans_move_their_bytes_and_no_others),
+        TEST(many_rows_need_few_calls),
+        TEST(notification_comes_after_the_bytes),
+        TEST(memory_that_is_not_the_gpus_is_refused),
+        TEST(registering_does_not_break_a_capture),
+        TEST(thread_without_a_context_can_register),
+        TEST(memory_that_was_freed_is_not_copied),
+        TEST(transfer_can_be_cancelled),
+        TEST(deregistering_waits_for_the_gpu),
+        TEST(agent_closes_while_the_gpu_copies),
+        TEST(lost_context_ends_in_errors),
+        TEST(device_error_in_the_middle_is_found),
+        TEST(memory_of_two_gpus_moves),
+        TEST(threads_share_a_gpu),
+        TEST(nothing_runs_while_nothing_is_in_flight),
+    };
+
+    setenv("VLLM_NIXL_CUDA_LIBRARY", FAKE_CUDA, 1);
+    setenv("VLLM_NIXL_UCX_LIBRARY", "none", 1);
+    if (fake_load(FAKE_CUDA) != 0) {
+        return 1;
+    }
+    atomic_store(&fake->devices, 2);
+    CU_OK(cu.cuInit(0));
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
