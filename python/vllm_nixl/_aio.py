@@ -93,9 +93,8 @@ async def wait_async(
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     with _Events(agent) as events:
-        while not agent.closed:
-            if agent._is_over(handles, any_of, check):
-                break
+        # close() ends all transfers, but may take a second before it does.
+        while not agent._is_over(handles, any_of, check):
             left = None if deadline is None else deadline - loop.time()
             if left is not None and left <= 0:
                 break

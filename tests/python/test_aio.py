@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import os
+import socket
 import threading
 
 import pytest
 from support import deadline
+from vllm_nixl import nixlClosedError
 
 pytestmark = pytest.mark.beyond_stock
 
@@ -30,6 +32,25 @@ def open_files():
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.fixture
+def lingering(busy):
+    """(agent, handle) of a transfer in flight; close() of the agent takes a
+    second before it ends transfers, because of a command for a host that does
+    not accept."""
+    here, handle = busy
+    full = socket.socket()
+    full.bind(("127.0.0.1", 0))
+    full.listen(0)
+    others = [socket.socket() for _ in range(4)]
+    for other in others:
+        other.setblocking(False)
+        other.connect_ex(full.getsockname())
+    here.agent.fetch_remote_metadata("nobody", *full.getsockname())
+    yield here.agent, handle
+    for one in (full, *others):
+        one.close()
+
+
 # -- wait_async --------------------------------------------------------------
 
 
@@ -46,6 +67,17 @@ def test_several_tasks_of_one_loop_wait_for_one_transfer(busy):
         return await asyncio.gather(*tasks)
 
     assert run(main()) == [[handle]] * 20
+
+
+@pytest.mark.nixl_differs("it cannot stop the transfer")
+def test_waiting_while_the_agent_closes_ends_as_closed(lingering):
+    agent, handle = lingering
+    closing = threading.Thread(target=agent.close)
+    closing.start()
+    deadline.until(lambda: agent.closed, "the beginning of close()")
+    with pytest.raises(nixlClosedError):
+        run(agent.wait_async(handle))
+    closing.join()
 
 
 def test_several_loops_wait_for_one_transfer(busy):

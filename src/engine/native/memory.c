@@ -76,11 +76,10 @@ typedef struct removal {
 } removal_t;
 
 static void
-on_removed(void *context, const vnxi_region_t *region)
+on_removed(void *context, const vnxi_region_t *region, uint64_t epoch)
 {
     removal_t *removal = context;
     vnxi_engine_t *engine = removal->engine;
-    uint64_t epoch = vnxi_registry_epoch(engine->registry);
 
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         vnxi_port_t *port = vnxi_native_port(engine, t);

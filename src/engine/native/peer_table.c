@@ -218,7 +218,9 @@ join(build_t *build, vnx_error_t *error)
  */
 
 /* The object that represents this entry so far, if it exists, is not gone and
- * is the same for every transport. */
+ * is the same for every transport.  Its owner has confirmed it as the
+ * confirming transport knew it, so that transport must not learn of it later:
+ * then it is another region, and the owner is asked. */
 static vnxi_region_t *
 find_known(const build_t *build, const entry_t *entry)
 {
@@ -236,6 +238,10 @@ find_known(const build_t *build, const entry_t *entry)
         const void *slot = vnxi_region_slot(known, t);
         if (slot != NULL && entry->rows[t] != NULL &&
             !vnxi_transports[t]->key_is(slot, entry->rows[t]->public_data)) {
+            return NULL;
+        }
+        if (slot == NULL && entry->rows[t] != NULL &&
+            vnxi_transports[t]->confirms) {
             return NULL;
         }
     }

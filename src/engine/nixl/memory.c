@@ -357,9 +357,10 @@ typedef struct gone {
 } gone_t;
 
 static void
-collect(void *context, const vnxi_region_t *region)
+collect(void *context, const vnxi_region_t *region, uint64_t epoch)
 {
     gone_t *gone = context;
+    (void)epoch; /* peers are not told */
     gone->regions[gone->count++] = vnxi_region_retain((vnxi_region_t *)region);
 }
 

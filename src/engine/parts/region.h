@@ -206,11 +206,13 @@ vnx_status_t vnxi_registry_add(vnxi_registry_t *registry, vnx_mem_t mem,
 /* Deregister all rows or none.  VNX_ERR_NOT_FOUND has the first row that is
  * not registered (or is listed more often than it is registered).  A region
  * without further uses is revoked, and `gone` (may be NULL) is called for it
- * without the registry's lock.  Operation: "vnx_agent_deregister". */
+ * without the registry's lock; `epoch` is that of the removal.  Operation:
+ * "vnx_agent_deregister". */
 vnx_status_t vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                                   const vnx_reg_desc_t *descs, size_t count,
                                   void (*gone)(void *context,
-                                               const vnxi_region_t *region),
+                                               const vnxi_region_t *region,
+                                               uint64_t epoch),
                                   void *context, vnx_error_t *error);
 
 /* Make other threads that register or deregister wait, until

@@ -481,7 +481,8 @@ take_out_lock_held(vnxi_registry_t *registry, vnxi_region_t *const *gone,
 vnx_status_t
 vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
                      const vnx_reg_desc_t *descs, size_t count,
-                     void (*gone)(void *context, const vnxi_region_t *region),
+                     void (*gone)(void *context, const vnxi_region_t *region,
+                                  uint64_t epoch),
                      void *context, vnx_error_t *error)
 {
     vnxi_region_table_t *old = NULL;
@@ -504,11 +505,12 @@ vnxi_registry_remove(vnxi_registry_t *registry, vnx_mem_t mem,
         take_out_lock_held(registry, taken, taken_count);
         old = registry_changed(registry);
     }
+    uint64_t epoch = atomic_load(&registry->epoch);
     vnxi_mutex_unlock(&registry->lock);
     vnxi_mutex_unlock(&registry->change_lock);
 
     for (size_t i = 0; gone != NULL && i < taken_count; i++) {
-        gone(context, taken[i]);
+        gone(context, taken[i], epoch);
     }
     vnxi_region_table_release(old);
     release_some(taken, taken_count);

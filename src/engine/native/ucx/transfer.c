@@ -134,8 +134,10 @@ explain(vnxi_ucx_conn_t *conn, vnx_error_t *error)
                : error->status;
 }
 
-/* The last slice has ended.  The transfer, and everything that it holds, may
- * be gone when `done` returns. */
+/* The last slice has ended.  First the transfer leaves the list, so that
+ * vnxi_ucx_xfers_settle() has written its error completely if it has failed
+ * it.  The transfer, and everything that it holds, may be gone when `done`
+ * returns. */
 static void
 report(vnxi_ucx_xfer_t *xfer)
 {
@@ -144,6 +146,7 @@ report(vnxi_ucx_xfer_t *xfer)
     vnx_status_t status = VNX_OK;
     vnx_error_t error;
 
+    delist(xfer);
     if (atomic_load(&xfer->failing) != VNXI_UCX_FAILING_NOT) {
         error = xfer->error;
         status = error.status;
@@ -154,7 +157,6 @@ report(vnxi_ucx_xfer_t *xfer)
         status = vnxi_error_set(&error, VNX_ERR_CANCELED, VNXI_UCX_TRANSFER,
                                 "the transfer was cancelled");
     }
-    delist(xfer);
     vnxi_ucx_retain(ucx);
     xfer->args.done(xfer->args.context, status,
                     status != VNX_OK ? &error : NULL);

@@ -10,12 +10,15 @@
  */
 #include "agent_fixture.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 #include "fake_ucp_load.h"
 
@@ -105,13 +108,30 @@ count_notifs(vnx_agent_t *agent)
     return count;
 }
 
+/* A memfd that peers may map. */
+static vnxi_map_info_t
+make_file(void)
+{
+    struct stat stat;
+    int fd = memfd_create("routes_test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    if (fd < 0 || ftruncate(fd, LEN) != 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0 || fstat(fd, &stat) != 0) {
+        _exit(4);
+    }
+    return (vnxi_map_info_t){
+        .fd = fd, .st_dev = stat.st_dev, .st_ino = stat.st_ino};
+}
+
 /* Commands: c, g and u register CPU, GPU and UCX's memory, C deregisters the
- * first, m writes the metadata, n the number of notifications, q ends. */
+ * first, m writes the metadata, n the number of notifications, f how a new
+ * memfd is mapped, q ends. */
 static void
 be_peer(int in, int out)
 {
     vnx_agent_t *agent = NULL;
     vnx_bytes_t blob;
+    vnxi_map_info_t file;
     size_t count;
     char command;
 
@@ -135,6 +155,10 @@ be_peer(int in, int out)
             send_all(out, &blob.len, sizeof blob.len);
             send_all(out, blob.data, blob.len);
             free(blob.data);
+            continue;
+        case 'f':
+            file = make_file();
+            send_all(out, &file, sizeof file);
             continue;
         default:
             count = count_notifs(agent);
@@ -277,6 +301,33 @@ change(vnx_agent_t *agent, vnx_bytes_t blob)
     free(mine.data);
     free(blob.data);
     return changed;
+}
+
+/* Claim that ucx_b is in that file. */
+static vnx_bytes_t
+forge(vnx_bytes_t blob, const vnxi_map_info_t *file)
+{
+    vnxi_writer_t writer = {0}, region = {0};
+    vnxi_metadata_t md;
+    vnx_bytes_t forged;
+
+    vnxi_shm_region_write(&region, file);
+    assert_ok(vnxi_metadata_parse(blob.data, blob.len, &md, e));
+    for (size_t i = 0; i < md.section_count; i++) {
+        for (size_t j = 0; j < md.sections[i].count; j++) {
+            vnxi_md_region_t *row = &md.sections[i].regions[j];
+            if (memcmp(md.sections[i].backend.data, "SHM", 3) == 0 &&
+                row->addr == (uintptr_t)arena->ucx_b) {
+                row->public_data = (vnxi_md_bytes_t){region.data, region.len};
+            }
+        }
+    }
+    vnxi_metadata_write(&writer, &md);
+    assert_true(vnxi_writer_take(&writer, &forged.data, &forged.len));
+    vnxi_metadata_fini(&md);
+    vnxi_writer_fini(&region);
+    free(blob.data);
+    return forged;
 }
 
 static void
@@ -593,6 +644,50 @@ test_routes_follow_memory_registered_later(void **state)
     end_child(&child);
 }
 
+/* B's ucx_b is known by UCX alone, and B has confirmed it.  Then forged
+ * metadata says that it is in a file that can be mapped.  The region must be
+ * confirmed anew, or A would use B's address in its own memory. */
+static void
+test_routes_are_not_added_by_forged_metadata(void **state)
+{
+    child_t child = start_child("cu");
+    vnx_agent_t *agent = make_agent("A");
+    vnxi_map_info_t file;
+    vnx_dlist_t *right = NULL;
+    vnx_xfer_t *xfer = NULL;
+    vnx_error_t error = {0};
+    (void)state;
+
+    register_mem(agent, VNX_MEM_DRAM, arena->cpu_a);
+    load(agent, &child);
+    move_both_ways(agent, VNX_MEM_DRAM, arena->cpu_a, "B", VNX_MEM_DRAM,
+                   arena->ucx_b);
+    send_all(child.to, "f", 1);
+    read_all(child.from, &file, sizeof file);
+    load_blob(agent, forge(metadata_of(&child), &file));
+
+    vnx_dlist_t *left = prepare(agent, "", VNX_MEM_DRAM, arena->cpu_a);
+    vnx_strided_desc_t rows = {(uintptr_t)arena->ucx_b, ROW, 0, ROW, ROWS};
+    vnx_status_t status = vnx_dlist_create_strided(
+        agent, "B", 1, VNX_MEM_DRAM, &rows, 1, NULL, &right, &error);
+    if (status == VNX_OK) { /* B has not answered yet */
+        xfer = make_xfer(agent, VNX_OP_READ, left, right, ROWS, NULL);
+        status = vnx_xfer_post(xfer, NULL, 0, &error);
+        if (status >= 0) {
+            assert_fails(agent, xfer, VNX_ERR_NOT_FOUND);
+        } else {
+            assert_int_equal(status, VNX_ERR_NOT_FOUND);
+        }
+        vnx_xfer_abandon(xfer);
+        vnx_dlist_release(right);
+    } else {
+        assert_int_equal(status, VNX_ERR_NOT_FOUND);
+    }
+    vnx_dlist_release(left);
+    end_agent(agent);
+    end_child(&child);
+}
+
 static void
 test_routes_missing_are_explained(void **state)
 {
@@ -902,6 +997,7 @@ main(void)
         with_fake(test_routes_connect_gpu_memory_with_cpu_memory),
         with_fake(test_routes_of_a_deregistered_region_nearby_are_gone),
         with_fake(test_routes_follow_memory_registered_later),
+        with_fake(test_routes_are_not_added_by_forged_metadata),
         with_fake(test_routes_missing_are_explained),
         with_fake(test_routes_of_one_transfer_move_every_byte),
         with_fake(test_routes_in_flight_end_with_a_killed_peer),

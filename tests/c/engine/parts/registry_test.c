@@ -395,16 +395,20 @@ test_registry_removal_is_all_or_none(void **state)
 typedef struct gone {
     vnxi_registry_t *registry;
     size_t count;
-    uint64_t addr_sum;
+    uint64_t addr_sum, epoch;
 } gone_t;
 
-/* The lock is free: the registry may be asked from here. */
+/* The lock is free: the registry may be asked from here, and another thread
+ * may register memory.  That does not belong to the removal. */
 static void
-note_gone(void *context, const vnxi_region_t *region)
+note_gone(void *context, const vnxi_region_t *region, uint64_t epoch)
 {
     gone_t *gone = context;
+    const vnx_reg_desc_t another = row(AT(0x8000), 16);
     assert_true(vnxi_region_is_gone(region));
     assert_false(is_held(gone->registry, region->addr, region->len));
+    assert_true(epoch == gone->epoch);
+    add(gone->registry, &another, 1);
     gone->count++;
     gone->addr_sum += region->addr;
 }
@@ -419,6 +423,7 @@ test_registry_reports_each_removed_region(void **state)
 
     add(gone.registry, rows, 3);
     add(gone.registry, rows + 1, 1); /* this one stays for a second use */
+    gone.epoch = vnxi_registry_epoch(gone.registry) + 1;
     assert_int_equal(vnxi_registry_remove(gone.registry, VNX_MEM_DRAM, rows, 3,
                                           note_gone, &gone, &error),
                      VNX_OK);
