@@ -143,10 +143,25 @@ load_regions(loading_t *loading, vnxi_native_peer_t *peer,
 /* -- The same instance again -----------------------------------------------
  */
 
+/* If a region was deregistered and registered again, the news of the first may
+ * not have been read yet.  Read later, it would revoke the new region. */
+static void
+catch_up(const vnxi_native_peer_t *peer)
+{
+    unsigned t = atomic_load(&peer->main);
+    vnxi_conn_t *conn = vnxi_native_conn(peer, t);
+
+    if (vnxi_transports[t]->catch_up != NULL && conn != NULL) {
+        vnxi_transports[t]->catch_up(conn);
+    }
+}
+
 static vnx_status_t
 update_peer(loading_t *loading, vnxi_native_peer_t *peer)
 {
     bool adds_only = !loading->is_ours || loading->identity.partial;
+
+    catch_up(peer);
 
     vnxi_mutex_lock(&peer->lock);
     uint64_t known_epoch = peer->epoch;

@@ -30,8 +30,8 @@
  *
  * Threads: functions may be called on any thread, several at once, with these
  * exceptions.  port_open, leave, port_stop and port_free are called once each.
- * For one agent, one call at a time: conn_create, conn_start, new_table,
- * key_create.  For one region: attach, detach.
+ * For one agent, one call at a time: conn_create, conn_start, catch_up,
+ * new_table, key_create.  For one region: attach, detach.
  *
  * Waiting: only port_open, settle and port_stop may wait for longer than it
  * takes to copy a chunk, and conn_start for a few seconds.  Nothing else waits
@@ -39,7 +39,8 @@
  *
  * Locks: the engine holds none of its locks, except: its lock for creating
  * backends in port_open; its lock for mapping in attach; the core's load lock
- * in conn_create, conn_start, conn_close, new_table and key_create.  peer_gone
+ * in conn_create, conn_start, conn_close, catch_up, new_table and
+ * key_create.  peer_gone
  * may be called on a thread of another transport, which may hold its locks.
  * base/mutex.h has the order.  While a transport calls the host, it holds no
  * lock that the functions here take.
@@ -281,6 +282,10 @@ struct vnxi_transport {
     /* The peer's own regions, if it is in this process: a reference.  NULL
      * function: never. */
     vnxi_region_table_t *(*borrow)(vnxi_conn_t *conn);
+
+    /* Handle what the peer has sent before this call: its metadata, which is
+     * about to be loaded, is later than that.  NULL: nothing is sent. */
+    void (*catch_up)(vnxi_conn_t *conn);
 
     /* The peer has this table now; `epoch` is that of its last full metadata.
      * Ask the owner about UNCONFIRMED regions.  NULL unless `confirms`. */

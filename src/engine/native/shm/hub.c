@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
@@ -126,6 +127,32 @@ vnxi_hub_poll(vnxi_hub_t *hub)
     }
     if (!hub->stopped && !hub->lost) {
         count_poll(hub);
+        vnxi_hub_round(hub);
+        vnxi_link_close_deferred(hub);
+    }
+    vnxi_mutex_unlock(&hub->loop);
+}
+
+#define CATCH_UP_ROUNDS 64u
+
+/* The loop alone closes the socket. */
+static bool
+has_input(const vnxi_link_t *link)
+{
+    int left = 0;
+    return link->fd >= 0 && ioctl(link->fd, FIONREAD, &left) == 0 && left > 0;
+}
+
+void
+vnxi_hub_catch_up(vnxi_hub_t *hub, const vnxi_link_t *link)
+{
+    if (vnxi_fork_crossed(hub->forks)) {
+        return;
+    }
+    vnxi_mutex_lock(&hub->loop);
+    for (unsigned i = 0;
+         i < CATCH_UP_ROUNDS && !hub->stopped && !hub->lost && has_input(link);
+         i++) {
         vnxi_hub_round(hub);
         vnxi_link_close_deferred(hub);
     }

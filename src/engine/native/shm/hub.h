@@ -15,7 +15,8 @@
  * the epoll set, because a forked child may hold the socket open.
  *
  * Locks.  `loop` is held by the thread that handles events: only the hub's
- * thread and vnxi_hub_stop() wait for it, all others try it.  `lists` protects
+ * thread, vnxi_hub_catch_up() and vnxi_hub_stop() wait for it, all others try
+ * it.  `lists` protects
  * the list of links, and each link has a `send_lock`.  The order is
  *     loop -> lists -> send_lock
  * Callbacks run with `loop` held and the others free.  Sending and closing do
@@ -77,6 +78,10 @@ void vnxi_hub_free(vnxi_hub_t *hub); /* stopped, all links released */
 
 /* Handle pending events unless another thread is doing so.  Does not block. */
 void vnxi_hub_poll(vnxi_hub_t *hub);
+
+/* Handle what has arrived on a link before this call, at most 16 MiB.  Waits
+ * while another thread handles events. */
+void vnxi_hub_catch_up(vnxi_hub_t *hub, const vnxi_link_t *link);
 
 /* Notify every agent that opened a link to this one.  `epoch`: of the
  * registry, after the removal. */

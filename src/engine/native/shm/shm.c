@@ -322,6 +322,13 @@ describe_conn(vnxi_conn_t *base, bool is_main, vnxi_writer_t *out)
 }
 
 static void
+catch_up(vnxi_conn_t *base)
+{
+    const vnxi_shm_conn_t *conn = (vnxi_shm_conn_t *)base;
+    vnxi_hub_catch_up(((vnxi_shm_port_t *)base->port)->hub, conn->link);
+}
+
+static void
 new_table(vnxi_conn_t *base, vnxi_region_table_t *table, uint64_t epoch)
 {
     vnxi_shm_conn_t *conn = (vnxi_shm_conn_t *)base;
@@ -508,6 +515,7 @@ const vnxi_transport_t vnxi_shm_transport = {
     .find_pid = find_pid,
     .send_notif = send_notif,
     .describe_conn = describe_conn,
+    .catch_up = catch_up,
     .new_table = new_table,
     .attach = attach,
     .revoked = revoked,

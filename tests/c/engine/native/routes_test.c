@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "engine/native/shm/shm_wire.h"
 #include "engine/parts/metadata.h"
 #include "fake_ucp_load.h"
@@ -172,7 +173,7 @@ be_peer(int in, int out)
 
 /* The children are forked before this process has threads, and create their
  * agents at their first command. */
-#define CHILDREN 16u
+#define CHILDREN 24u
 
 static child_t children[CHILDREN];
 static unsigned children_used;
@@ -246,14 +247,20 @@ notifs_of(const child_t *child)
 }
 
 static vnx_bytes_t
-metadata_of(const child_t *child)
+read_metadata(const child_t *child)
 {
     vnx_bytes_t blob;
-    send_all(child->to, "m", 1);
     read_all(child->from, &blob.len, sizeof blob.len);
     blob.data = malloc(blob.len);
     read_all(child->from, blob.data, blob.len);
     return blob;
+}
+
+static vnx_bytes_t
+metadata_of(const child_t *child)
+{
+    send_all(child->to, "m", 1);
+    return read_metadata(child);
 }
 
 /* The connection by UCX; NULL: none. */
@@ -644,6 +651,44 @@ test_routes_follow_memory_registered_later(void **state)
     end_child(&child);
 }
 
+/* For long enough that the thread of the hub leaves reading to the pollers,
+ * and goes on for 2 ms after the last one. */
+static void
+poll_often(vnx_agent_t *agent)
+{
+    uint64_t end = vnxi_clock_ns() + 30000000;
+
+    while (vnxi_clock_ns() < end) {
+        assert_null(vnx_agent_take_notifs(agent));
+    }
+}
+
+/* B's message about the first registration is still unread when the metadata
+ * with the second one is loaded.  It must not end transfers. */
+static void
+test_routes_last_when_memory_is_registered_again(void **state)
+{
+    child_t child = start_child("c");
+    vnx_agent_t *agent = make_agent("A");
+    (void)state;
+
+    register_mem(agent, VNX_MEM_DRAM, arena->cpu_a);
+    load(agent, &child);
+    for (unsigned round = 0; round < 30; round++) {
+        char done[2];
+        poll_often(agent);
+        send_all(child.to, "Ccm", 3);
+        read_all(child.from, done, 2);
+        load_blob(agent, change(agent, read_metadata(&child)));
+        vnx_xfer_t *xfer = make(agent, VNX_OP_READ, VNX_MEM_DRAM, arena->cpu_a,
+                                "B", VNX_MEM_DRAM, arena->cpu_b);
+        run_xfer(agent, xfer);
+        vnx_xfer_abandon(xfer);
+    }
+    end_agent(agent);
+    end_child(&child);
+}
+
 /* B's ucx_b is known by UCX alone, and B has confirmed it.  Then forged
  * metadata says that it is in a file that can be mapped.  The region must be
  * confirmed anew, or A would use B's address in its own memory. */
@@ -997,6 +1042,7 @@ main(void)
         with_fake(test_routes_connect_gpu_memory_with_cpu_memory),
         with_fake(test_routes_of_a_deregistered_region_nearby_are_gone),
         with_fake(test_routes_follow_memory_registered_later),
+        with_fake(test_routes_last_when_memory_is_registered_again),
         with_fake(test_routes_are_not_added_by_forged_metadata),
         with_fake(test_routes_missing_are_explained),
         with_fake(test_routes_of_one_transfer_move_every_byte),
