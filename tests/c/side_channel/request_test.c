@@ -133,22 +133,25 @@ test_request_doubles_its_pause(void **state)
     }
 }
 
-/* The deadline covers all tries; the error has the cause of the last. */
+/* The deadline covers all tries; the error has the cause of the last.  The
+ * second try comes after 250 to 500 ms; the next one would come after 750 ms
+ * or later.  A busy machine may need so long for the second try that it runs
+ * into the deadline: then the scene is repeated. */
 static void
 test_request_stops_retrying_if_no_time_is_left(void **state)
 {
-    SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
     vnx_side_channel_request_params_t params =
-        asking("peer", 400, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
-    uint64_t start = vnxi_clock_ns();
+        asking("peer", 750, VNX_SIDE_CHANNEL_RETRY_ALWAYS);
+    vnx_side_channel_answer_t answer;
+    unsigned scenes = 0;
 
-    vnx_side_channel_answer_t answer = ask(&params);
+    params.backoff_ms = 500;
+    do {
+        SCENE({VNX_OK, VNX_ERR_BACKEND, 0});
+        answer = ask(&params);
+    } while (answer.error.status == VNX_ERR_TIMEOUT && ++scenes < 20);
     assert_failed(&answer, VNX_ERR_BACKEND, "no luck");
-    assert_true(world.begun >= 2);
-    /* It gave up early, because the pause would pass the deadline. */
-    for (size_t i = 0; i < world.begun; i++) {
-        assert_true(world.times[i] < start + 400 * MS || i == 0);
-    }
+    assert_int_equal(world.begun, 2);
 }
 
 /* The same holds if nobody polled it until its deadline had passed. */
