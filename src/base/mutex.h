@@ -69,6 +69,7 @@
     X(UCX_CONN, "ucx_conn.lock")                   \
     X(UCX_XFERS, "ucx.xfers_lock")                 \
     X(UCX_GONE, "ucx_gone.lock")                   \
+    X(UCX_GPU, "ucx_gpu.lock")                     \
     X(UCX_WORKER, "ucx_worker.lock")               \
     X(UCX_GUARD, "ucx_guard")                      \
     X(UCX_GUARD_RESERVE, "ucx_guard.reserve_lock") \

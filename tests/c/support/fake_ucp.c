@@ -9,10 +9,14 @@
  * by one thread at a time, keys belong to their endpoint, and whatever is used
  * after its end or given back twice counts as a misuse.
  *
+ * With memory of a GPU it behaves as UCX's CUDA modules do: it asks libcuda,
+ * which is the fake one, on the thread that calls it.
+ *
  * ucx_contract_test.c tests it and UCX with the same assertions.
  */
 #include "fake_ucp.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +24,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "engine/native/cuda/cuda_abi.h"
 #include "engine/native/ucx/ucp_abi.h"
+#include "fake_cuda.h"
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAGIC "FAKEUCP"
@@ -65,10 +71,11 @@ struct ucp_config {
 };
 
 struct ucp_context {
-    int unused;
+    atomic_int gpu_mems; /* mapped */
 };
 
 struct ucp_worker {
+    struct ucp_context *context;
     uint64_t id;
     int efd;
     pthread_mutex_t in_use; /* recursive: callbacks call again */
@@ -92,6 +99,8 @@ struct ucp_ep {
 
 struct ucp_mem {
     uint64_t addr, len;
+    int type;
+    uint64_t covered; /* of len, in fact */
     struct ucp_mem *next;
 };
 
@@ -125,10 +134,115 @@ misuse(const char *what)
     atomic_fetch_add(&fake_ucp.misuses, 1);
 }
 
+/* -- Memory of a GPU -------------------------------------------------------
+ */
+
+/* The fake libcuda, if the process has loaded it. */
+static const fake_cuda_calls_t *
+find_cuda(vnxi_cu_functions_t *cu)
+{
+    void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+
+    if (library == NULL) {
+        return NULL;
+    }
+#define LOAD(result, name, parameters) cu->name = dlsym(library, #name);
+    VNXI_CU_WORK_FUNCTIONS(LOAD)
+#undef LOAD
+    return dlsym(library, "fake_cuda_calls");
+}
+
+static bool
+is_gpu(int type)
+{
+    return type == VNXI_UCS_MEMORY_CUDA ||
+           type == VNXI_UCS_MEMORY_CUDA_MANAGED;
+}
+
+static int
+find_type(const void *addr)
+{
+    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
+                                   VNXI_CU_POINTER_ATTRIBUTE_IS_MANAGED};
+    uint64_t type = 0, is_managed = 0;
+    void *values[] = {&type, &is_managed};
+    vnxi_cu_functions_t cu;
+
+    if (find_cuda(&cu) == NULL) {
+        return fake_ucp.cuda ? VNXI_UCS_MEMORY_CUDA : VNXI_UCS_MEMORY_HOST;
+    }
+    cu.cuPointerGetAttributes(2, attributes, values, (uintptr_t)addr);
+    return is_managed                          ? VNXI_UCS_MEMORY_CUDA_MANAGED
+           : type == VNXI_CU_MEMORYTYPE_DEVICE ? VNXI_UCS_MEMORY_CUDA
+                                               : VNXI_UCS_MEMORY_HOST;
+}
+
+/* UCX would crash, or break a graph that the program captures. */
+static void
+check_thread(void)
+{
+    vnxi_cu_enum_t mode = VNXI_CU_STREAM_CAPTURE_MODE_RELAXED, none;
+    vnxi_cu_context_t current = NULL;
+    vnxi_cu_functions_t cu;
+
+    if (find_cuda(&cu) == NULL) {
+        misuse("there is no libcuda");
+        return;
+    }
+    cu.cuCtxGetCurrent(&current);
+    if (current == NULL) {
+        misuse("a thread has GPU memory and no context");
+    }
+    cu.cuThreadExchangeStreamCaptureMode(&mode);
+    none = mode;
+    cu.cuThreadExchangeStreamCaptureMode(&none);
+    if (mode != VNXI_CU_STREAM_CAPTURE_MODE_RELAXED) {
+        misuse("a thread has GPU memory and may break a capture");
+    }
+    atomic_fetch_add(&fake_ucp.gpu_checks, 1);
+}
+
+static void
+check_gpu(struct ucp_context *context)
+{
+    if (atomic_load(&fake_ucp.needs_gpu) &&
+        atomic_load(&context->gpu_mems) > 0) {
+        check_thread();
+    }
+}
+
+static void
+copy(void *to, const void *from, size_t len)
+{
+    vnxi_cu_functions_t cu;
+    const fake_cuda_calls_t *cuda = find_cuda(&cu);
+
+    if (cuda == NULL) {
+        memcpy(to, from, len);
+        return;
+    }
+    void *bytes = malloc(len);
+    if (find_type(from) == VNXI_UCS_MEMORY_CUDA) {
+        cuda->peek((uintptr_t)from, bytes, len);
+    } else {
+        memcpy(bytes, from, len);
+    }
+    if (find_type(to) == VNXI_UCS_MEMORY_CUDA) {
+        cuda->poke((uintptr_t)to, bytes, len);
+    } else {
+        memcpy(to, bytes, len);
+    }
+    free(bytes);
+}
+
+/* -- Threads ---------------------------------------------------------------
+ */
+
 /* Workers are asked for by one thread at a time; which one may change. */
 static struct ucp_worker *
 enter(struct ucp_worker *worker)
 {
+    check_gpu(worker->context);
     if (pthread_mutex_trylock(&worker->in_use) != 0) {
         misuse("a worker is used by two threads at once");
         pthread_mutex_lock(&worker->in_use);
@@ -229,7 +343,7 @@ perform(item_t *request)
         }
         pthread_mutex_unlock(&lock);
     } else if (request->to != NULL && request->len > 0) {
-        memcpy(request->to, request->from, request->len);
+        copy(request->to, request->from, request->len);
     }
 }
 
@@ -623,13 +737,15 @@ ucp_worker_create(vnxi_ucp_context_t context,
                   const vnxi_ucp_worker_params_t *params,
                   vnxi_ucp_worker_t *worker_p)
 {
-    (void)context, (void)params;
+    (void)params;
     REFUSE_IF(fail_worker);
+    check_gpu(context);
     void (*on_worker)(void) = atomic_load(&fake_ucp.on_worker);
     if (on_worker != NULL) {
         on_worker();
     }
     struct ucp_worker *worker = calloc(1, sizeof *worker);
+    worker->context = context;
     worker->efd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     init_recursive(&worker->in_use);
     worker->due_last = &worker->due;
@@ -1029,15 +1145,45 @@ is_mapped(const struct ucp_mem *mem)
     return known != NULL;
 }
 
+/* UCX registers and exports the first allocation, whatever the length. */
+static uint64_t
+covered_len(const struct ucp_mem *mem)
+{
+    vnxi_cu_functions_t cu;
+    vnxi_cu_ptr_t start;
+    size_t size;
+
+    if (!is_gpu(mem->type) || find_cuda(&cu) == NULL ||
+        cu.cuMemGetAddressRange_v2(&start, &size, mem->addr) !=
+            VNXI_CUDA_SUCCESS) {
+        return mem->len;
+    }
+    uint64_t len = start + size - mem->addr;
+    return len < mem->len ? len : mem->len;
+}
+
 EXPORT vnxi_ucs_status_t
 ucp_mem_map(vnxi_ucp_context_t context,
             const vnxi_ucp_mem_map_params_t *params, vnxi_ucp_mem_t *mem_p)
 {
-    (void)context;
+    bool is_told = (params->field_mask & VNXI_UCP_MEM_MAP_MEMORY_TYPE) != 0;
+
     REFUSE_IF(fail_map);
     struct ucp_mem *mem = calloc(1, sizeof *mem);
     mem->addr = (uintptr_t)params->address;
     mem->len = params->length;
+    mem->type = is_told                        ? params->memory_type
+                : atomic_load(&fake_ucp.blind) ? VNXI_UCS_MEMORY_HOST
+                                               : find_type(params->address);
+    if (is_told) {
+        atomic_fetch_add(&fake_ucp.told[mem->type], 1);
+    }
+    if (is_gpu(mem->type)) {
+        atomic_fetch_add(&context->gpu_mems, 1);
+        atomic_fetch_add(&fake_ucp.gpu_mems, 1);
+        check_gpu(context);
+    }
+    mem->covered = covered_len(mem);
     pthread_mutex_lock(&lock);
     mem->next = mems;
     mems = mem;
@@ -1050,10 +1196,14 @@ ucp_mem_map(vnxi_ucp_context_t context,
 EXPORT vnxi_ucs_status_t
 ucp_mem_unmap(vnxi_ucp_context_t context, vnxi_ucp_mem_t mem)
 {
-    (void)context;
     if (!is_mapped(mem)) {
         misuse("memory is unmapped twice");
         return VNXI_UCS_ERR_INVALID_PARAM;
+    }
+    if (is_gpu(mem->type)) {
+        check_gpu(context);
+        atomic_fetch_sub(&context->gpu_mems, 1);
+        atomic_fetch_sub(&fake_ucp.gpu_mems, 1);
     }
     pthread_mutex_lock(&lock);
     for (struct ucp_mem **at = &mems; *at != NULL; at = &(*at)->next) {
@@ -1069,16 +1219,27 @@ ucp_mem_unmap(vnxi_ucp_context_t context, vnxi_ucp_mem_t mem)
 }
 
 EXPORT vnxi_ucs_status_t
+ucp_mem_query(vnxi_ucp_mem_t mem, vnxi_ucp_mem_attr_t *attr)
+{
+    REFUSE_IF(fail_mem_query);
+    attr->mem_type = mem->type;
+    return VNXI_UCS_OK;
+}
+
+EXPORT vnxi_ucs_status_t
 ucp_rkey_pack(vnxi_ucp_context_t context, vnxi_ucp_mem_t mem, void **buffer_p,
               size_t *size_p)
 {
-    (void)context;
     REFUSE_IF(fail_pack);
+    if (is_gpu(mem->type)) {
+        check_gpu(context);
+    }
     key_bytes_t *key = calloc(1, sizeof *key);
     key->map = 1;
     memcpy(key->magic, MAGIC, sizeof MAGIC);
     key->addr = mem->addr;
-    key->len = mem->len;
+    key->len = mem->covered;
+    key->memory_type = (uint8_t)mem->type;
     atomic_fetch_add(&fake_ucp.buffers, 1);
     *buffer_p = key;
     *size_p = sizeof *key;
@@ -1120,8 +1281,8 @@ ucp_rkey_destroy(vnxi_ucp_rkey_t rkey)
 }
 
 static vnxi_ucs_ptr_t
-move(struct ucp_ep *ep, uint64_t remote, vnxi_ucp_rkey_t rkey,
-     const vnxi_ucp_request_param_t *param, item_t wish)
+move(struct ucp_ep *ep, const void *local, uint64_t remote,
+     vnxi_ucp_rkey_t rkey, const vnxi_ucp_request_param_t *param, item_t wish)
 {
     uint64_t at = remote - rkey->bytes.addr;
 
@@ -1130,6 +1291,9 @@ move(struct ucp_ep *ep, uint64_t remote, vnxi_ucp_rkey_t rkey,
     }
     if (!is_mapped(param->memh)) {
         misuse("memory is used that is not mapped");
+    } else if ((uintptr_t)local + wish.len >
+               param->memh->addr + param->memh->covered) {
+        misuse("a piece passes the end of the memory that was mapped");
     }
     if (at > rkey->bytes.len || wish.len > rkey->bytes.len - at) {
         misuse("a piece passes the end of its region");
@@ -1143,7 +1307,7 @@ ucp_put_nbx(vnxi_ucp_ep_t ep, const void *buffer, size_t count,
             uint64_t remote, vnxi_ucp_rkey_t rkey,
             const vnxi_ucp_request_param_t *param)
 {
-    return move(ep, remote, rkey, param,
+    return move(ep, buffer, remote, rkey, param,
                 (item_t){.kind = FAKE_PUT,
                          .to = (void *)(uintptr_t)remote,
                          .from = buffer,
@@ -1154,7 +1318,7 @@ EXPORT vnxi_ucs_ptr_t
 ucp_get_nbx(vnxi_ucp_ep_t ep, void *buffer, size_t count, uint64_t remote,
             vnxi_ucp_rkey_t rkey, const vnxi_ucp_request_param_t *param)
 {
-    return move(ep, remote, rkey, param,
+    return move(ep, buffer, remote, rkey, param,
                 (item_t){.kind = FAKE_GET,
                          .to = buffer,
                          .from = (const void *)(uintptr_t)remote,

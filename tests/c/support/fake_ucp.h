@@ -37,7 +37,7 @@ typedef struct fake_ucp {
      */
     atomic_int fail_config, fail_init, fail_worker, fail_efd, fail_query;
     atomic_int fail_listen, fail_ep, fail_map, fail_pack, fail_unpack;
-    atomic_int fail_transports;
+    atomic_int fail_transports, fail_mem_query;
     void (*_Atomic on_worker)(void); /* called while a worker is made */
     atomic_bool die_connecting;      /* peers end while an endpoint is made */
     atomic_bool inside;      /* callbacks come from within posts, too */
@@ -48,7 +48,14 @@ typedef struct fake_ucp {
     atomic_int busy;         /* so many times is arming BUSY */
     atomic_int transports;   /* that an endpoint has; 0: one */
     atomic_bool tcp;         /* and they are TCP */
-    atomic_int cuda;         /* has it CUDA's memory? */
+    atomic_int cuda;         /* has it CUDA's memory?  Without a libcuda in the
+                                process it takes all memory for that */
+    atomic_bool blind;       /* it takes all memory for the CPU's, unless told
+                                otherwise */
+    atomic_bool needs_gpu;   /* as UCX's CUDA modules need it: while memory of
+                                a GPU is mapped, threads that call it are in a
+                                context of libcuda, and in capture mode
+                                RELAXED */
 
     /* Seen by the library. */
     atomic_int configs, contexts, workers, eps, mems, keys; /* that live */
@@ -57,6 +64,9 @@ typedef struct fake_ucp {
     atomic_int creates;        /* endpoints that were asked for */
     atomic_int forced, closed; /* endpoints, by how they were closed */
     atomic_int unpacks;
+    atomic_int told[3];    /* mappings by the type that was given */
+    atomic_int gpu_mems;   /* mapped memory of a GPU */
+    atomic_int gpu_checks; /* threads that were looked at: needs_gpu */
     atomic_int arms, progress_calls;
     atomic_int left_open;   /* endpoints of workers that end */
     atomic_int modules_set; /* the option MODULES */

@@ -255,8 +255,8 @@ ucx_region(ucx_side_t *side, vnxi_ucx_conn_t *conn, void *memory, size_t len)
     vnx_error_t error;
 
     assert_non_null(region);
-    if (vnxi_ucx_mem_map(side->ucx, base->addr, len, &region->mem, &error) !=
-            VNX_OK ||
+    if (vnxi_ucx_mem_map(side->ucx, VNX_MEM_DRAM, base->addr, len,
+                         &region->mem, &error) != VNX_OK ||
         (conn != NULL &&
          vnxi_ucx_key_create(conn, region->mem->key, region->mem->key_len,
                              &region->key, &error) != VNX_OK)) {

@@ -264,3 +264,9 @@ vnxi_cuda_library(vnxi_cuda_start_t start, const char **why_p)
     }
     return found;
 }
+
+const char *
+vnxi_cuda_failure(void)
+{
+    return atomic_load(&failure);
+}

@@ -41,4 +41,8 @@ typedef enum vnxi_cuda_start {
 const vnxi_cuda_library_t *vnxi_cuda_library(vnxi_cuda_start_t start,
                                              const char **why_p);
 
+/* Why CUDA cannot be used in this process; NULL: it can, or nobody has tried.
+ * Static storage. */
+const char *vnxi_cuda_failure(void);
+
 #endif

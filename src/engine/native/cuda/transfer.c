@@ -32,6 +32,7 @@
 #include "base/log.h"
 #include "base/mutex.h"
 #include "base/thread.h"
+#include "engine/native/cuda/context.h"
 #include "engine/native/region_access.h"
 #include "engine/parts/list.h"
 
@@ -111,39 +112,21 @@ forget_in_child(void)
     workers = NULL;
 }
 
-static vnx_status_t
-register_error(const vnxi_cuda_library_t *library, int ordinal,
-               const char *function, vnxi_cu_result_t result,
-               vnx_error_t *error)
-{
-    return vnxi_cuda_error(library, "vnx_agent_register", ordinal, function,
-                           result, error);
-}
-
 /* Set the gpu's context; the primary one is retained. */
 static vnx_status_t
 take_context(vnxi_cuda_gpu_t *gpu, vnxi_cu_context_t context,
              vnx_error_t *error)
 {
-    const vnxi_cu_functions_t *cu = &gpu->library->cu;
-    vnxi_cu_context_t primary = NULL;
+    vnxi_cuda_context_t taken;
 
-    vnxi_cu_result_t result = cu->cuDeviceGet(&gpu->device, gpu->ordinal);
-    if (result != VNXI_CUDA_SUCCESS) {
-        return register_error(gpu->library, gpu->ordinal, "cuDeviceGet",
-                              result, error);
+    vnx_status_t status = vnxi_cuda_context_take(gpu->library, context,
+                                                 gpu->ordinal, &taken, error);
+    if (status == VNX_OK) {
+        gpu->context = taken.handle;
+        gpu->device = taken.device;
+        gpu->is_retained = taken.is_retained;
     }
-    result = cu->cuDevicePrimaryCtxRetain(&primary, gpu->device);
-    if (result != VNXI_CUDA_SUCCESS) {
-        return register_error(gpu->library, gpu->ordinal,
-                              "cuDevicePrimaryCtxRetain", result, error);
-    }
-    gpu->is_retained = context == NULL || context == primary;
-    gpu->context = gpu->is_retained ? primary : context;
-    if (!gpu->is_retained) {
-        cu->cuDevicePrimaryCtxRelease_v2(gpu->device);
-    }
-    return VNX_OK;
+    return status;
 }
 
 static void

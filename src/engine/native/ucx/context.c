@@ -47,6 +47,9 @@ static const struct {
      * connection by force.  It responds for the other direction too.  UCX's
      * default of 20 s looks like a hang. */
     {19, "KEEPALIVE_INTERVAL", "3s"},
+    /* Between GPUs of one host without NVLink, UCX offers no GET by default,
+     * and a READ goes through the CPU, a hundred times slower than a WRITE. */
+    {19, "CUDA_IPC_ENABLE_GET_ZCOPY", "on"},
     {21, "RC_GDA_NUM_CHANNELS", "4"},
     {21, "MAX_HCA_PER_GPU", "auto"},
     {22, "RNDV_PIPELINE_ERROR_HANDLING", "y"},
@@ -327,6 +330,7 @@ ucx_alloc(const vnxi_ucx_library_t *library, const vnxi_ucx_config_t *config,
     vnxi_mutex_init(&ucx->xfers_lock, VNXI_RANK_UCX_XFERS);
     vnxi_cond_init(&ucx->xfer_ended);
     vnxi_ucx_gone_init(&ucx->gone);
+    vnxi_mutex_init(&ucx->gpu.lock, VNXI_RANK_UCX_GPU);
     ucx->library = library;
     ucx->context = context;
     ucx->memory_types = find_memory_types(library, context);
@@ -397,6 +401,7 @@ vnxi_ucx_release(vnxi_ucx_t *ucx)
         vnxi_ucx_worker_fini(&ucx->workers[i]);
     }
     ucx->library->ucp.ucp_cleanup(ucx->context);
+    vnxi_mutex_destroy(&ucx->gpu.lock);
     vnxi_ucx_gone_fini(&ucx->gone);
     vnxi_cond_destroy(&ucx->xfer_ended);
     vnxi_mutex_destroy(&ucx->xfers_lock);
@@ -482,6 +487,12 @@ bool
 vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx)
 {
     return (ucx->memory_types >> VNXI_UCS_MEMORY_CUDA & 1) != 0;
+}
+
+size_t
+vnxi_ucx_withheld(const vnxi_ucx_t *ucx)
+{
+    return atomic_load(&ucx->gpu.withheld);
 }
 
 const char *

@@ -72,6 +72,9 @@ const void *vnxi_ucx_address(const vnxi_ucx_t *ucx, size_t *len_p);
 /* Return whether it supports GPU memory. */
 bool vnxi_ucx_has_cuda(const vnxi_ucx_t *ucx);
 
+/* The number of our regions that peers cannot reach by UCX (memory.h). */
+size_t vnxi_ucx_withheld(const vnxi_ucx_t *ucx);
+
 /* "UCX 1.22, /path/libucp.so.0"; valid as long as the object exists. */
 const char *vnxi_ucx_version(const vnxi_ucx_t *ucx);
 

@@ -46,6 +46,15 @@ bool vnxi_ucx_gone_has(vnxi_ucx_gone_t *gone, const void *address, size_t len);
 /* Add a copy of the address; without memory for the copy, it is not kept. */
 void vnxi_ucx_gone_add(vnxi_ucx_gone_t *gone, const void *address, size_t len);
 
+/* GPU memory (gpu.h). */
+typedef struct vnxi_ucx_gpu {
+    vnxi_mutex_t lock;
+    size_t regions;              /* that are mapped; lock */
+    vnxi_cuda_context_t context; /* of the workers' threads; lock */
+    atomic_size_t withheld;      /* regions without a key for peers */
+    atomic_bool has_warned;      /* of such a region */
+} vnxi_ucx_gpu_t;
+
 struct vnxi_ucx {
     atomic_uint refs;
     const vnxi_ucx_library_t *library;
@@ -65,6 +74,7 @@ struct vnxi_ucx {
     struct vnxi_ucx_xfer *xfers; /* in flight; xfers_lock, also for: */
     unsigned reporting;          /* transfers in their `done` callback */
     vnxi_ucx_gone_t gone;
+    vnxi_ucx_gpu_t gpu;
     struct vnxi_ucx *next; /* list of the process; lifetime.c */
     unsigned worker_count;
     vnxi_ucx_worker_t workers[];

@@ -27,6 +27,7 @@
 #include "base/fork.h"
 #include "base/fork_fds.h"
 #include "engine/native/ucx/context_private.h"
+#include "engine/native/ucx/gpu.h"
 #include "engine/native/ucx/notif.h"
 #include "engine/native/ucx/transfer.h"
 
@@ -321,6 +322,7 @@ vnxi_ucx_stop(vnxi_ucx_t *ucx)
     for (unsigned i = 0; i < ucx->worker_count; i++) {
         vnxi_ucx_worker_stop(&ucx->workers[i]);
     }
+    vnxi_ucx_gpu_stop(ucx);
     delist(ucx);
 }
 

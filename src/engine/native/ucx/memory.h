@@ -7,20 +7,41 @@
 
 #include <stdatomic.h>
 
+#include "engine/native/cuda/context.h"
 #include "engine/native/ucx/conn.h"
 #include "engine/native/ucx/ucp_abi.h"
 
+/* What one call of UCX has mapped. */
+typedef struct vnxi_ucx_part {
+    uint64_t addr, len;
+    vnxi_ucp_mem_t handle;
+} vnxi_ucx_part_t;
+
 typedef struct vnxi_ucx_mem {
-    vnxi_ucx_t *ucx;                /* retained */
-    _Atomic(vnxi_ucp_mem_t) handle; /* NULL: unmapped */
+    vnxi_ucx_t *ucx; /* retained */
+    atomic_bool is_mapped;
+    vnxi_cuda_context_t gpu; /* of GPU memory; else no context */
+    unsigned char *key; /* always the same bytes: stock peers require that.
+                           NULL: peers cannot use the region, which has several
+                           parts */
     size_t key_len;
-    unsigned char key[]; /* always the same bytes: stock peers require that */
+    size_t part_count;
+    vnxi_ucx_part_t parts[]; /* side by side: the allocations of GPU memory,
+                                otherwise one */
 } vnxi_ucx_mem_t;
 
-/* Map a local region; UCX detects the kind of memory.  May be slow when pages
- * are pinned.  Any thread.  VNX_ERR_BACKEND with UCX's text. */
-vnx_status_t vnxi_ucx_mem_map(vnxi_ucx_t *ucx, uint64_t addr, uint64_t len,
-                              vnxi_ucx_mem_t **mem_p, vnx_error_t *error);
+/* Map a local region, of the kind DRAM or VRAM.  Checks that UCX takes it for
+ * the same.  May be slow when pages are pinned.  Any thread, except a
+ * worker's.  VNX_ERR_BACKEND with UCX's text; VNX_ERR_INVALID_PARAM: GPU
+ * memory as DRAM. */
+vnx_status_t vnxi_ucx_mem_map(vnxi_ucx_t *ucx, vnx_mem_t kind, uint64_t addr,
+                              uint64_t len, vnxi_ucx_mem_t **mem_p,
+                              vnx_error_t *error);
+
+/* Get UCX's handle for an address of the region.  *len_p is reduced to what
+ * the handle covers.  NULL: the region was unmapped. */
+vnxi_ucp_mem_t vnxi_ucx_mem_find(const vnxi_ucx_mem_t *mem, uint64_t addr,
+                                 uint64_t *len_p);
 
 /* Unmap the region, so that peers can no longer access it.  No transfer of
  * ours may be using it.  The key's bytes stay.  Any thread; idempotent. */

@@ -177,15 +177,17 @@ post_part(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t memory, vnxi_ucp_rkey_t key,
                                   slice->piece.remote, key, &param);
 }
 
-/* Find the handles that UCX needs for the piece. */
+/* Find the handles that UCX needs for the piece, and the length of it that
+ * they serve. */
 static bool
 find_handles(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t *memory_p,
-             vnxi_ucp_rkey_t *key_p)
+             vnxi_ucp_rkey_t *key_p, uint64_t *len_p)
 {
-    const vnxi_ucx_mem_t *mem = slice->mem;
     vnxi_ucs_status_t status = VNXI_UCS_ERR_INVALID_PARAM;
 
-    *memory_p = mem != NULL ? atomic_load(&mem->handle) : NULL;
+    *memory_p = slice->mem != NULL
+                    ? vnxi_ucx_mem_find(slice->mem, slice->piece.local, len_p)
+                    : NULL;
     if (slice->key != NULL && *memory_p != NULL) {
         status = vnxi_ucx_key_handle(slice->key, slice->ep, key_p);
     }
@@ -196,8 +198,8 @@ find_handles(vnxi_ucx_slice_t *slice, vnxi_ucp_mem_t *memory_p,
     return status == VNXI_UCS_OK;
 }
 
-/* Post the piece, or the part of it that lies in one region on each side.
- * False: impossible, and the transfer fails. */
+/* Post the piece, or the part of it that lies in one region on each side and
+ * in one mapping of UCX.  False: impossible, and the transfer fails. */
 static bool
 post_piece(vnxi_ucx_slice_t *slice)
 {
@@ -211,7 +213,7 @@ post_piece(vnxi_ucx_slice_t *slice)
              piece->remote, piece->len);
         return false;
     }
-    if (!find_handles(slice, &memory, &key)) {
+    if (!find_handles(slice, &memory, &key, &len)) {
         return false;
     }
     vnxi_ucs_ptr_t ptr = post_part(slice, memory, key, len);

@@ -94,8 +94,10 @@ enum {
     VNXI_UCP_MEM_MAP_ADDRESS = 1 << 0,
     VNXI_UCP_MEM_MAP_LENGTH = 1 << 1,
     VNXI_UCP_MEM_MAP_MEMORY_TYPE = 1 << 4,
+    VNXI_UCP_MEM_ATTR_MEM_TYPE = 1 << 2,
     VNXI_UCS_MEMORY_HOST = 0,
     VNXI_UCS_MEMORY_CUDA = 1,
+    VNXI_UCS_MEMORY_CUDA_MANAGED = 2,
     VNXI_UCS_MEMORY_ZE_MANAGED = 8, /* the last one in 1.19 */
 
     VNXI_UCP_OP_CALLBACK = 1 << 1,
@@ -219,6 +221,13 @@ typedef struct vnxi_ucp_mem_map_params {
     const void *exported_memh_buffer;
 } vnxi_ucp_mem_map_params_t;
 
+typedef struct vnxi_ucp_mem_attr {
+    uint64_t field_mask;
+    void *address;
+    size_t length;
+    int mem_type;
+} vnxi_ucp_mem_attr_t;
+
 typedef struct vnxi_ucp_request_param {
     uint32_t op_attr_mask;
     uint32_t flags;
@@ -308,6 +317,8 @@ typedef int (*vnxi_ucs_log_func_t)(const char *file, unsigned line,
        vnxi_ucp_mem_t *mem_p))                                              \
     X(vnxi_ucs_status_t, ucp_mem_unmap,                                     \
       (vnxi_ucp_context_t context, vnxi_ucp_mem_t mem))                     \
+    X(vnxi_ucs_status_t, ucp_mem_query,                                     \
+      (vnxi_ucp_mem_t mem, vnxi_ucp_mem_attr_t * attr))                     \
     X(vnxi_ucs_status_t, ucp_rkey_pack,                                     \
       (vnxi_ucp_context_t context, vnxi_ucp_mem_t mem, void **buffer_p,     \
        size_t *size_p))                                                     \

@@ -21,6 +21,7 @@
 #include "engine/native/region_access.h"
 #include "engine/native/transport.h"
 #include "engine/native/ucx/ep.h"
+#include "engine/native/ucx/gpu.h"
 #include "engine/native/ucx/library.h"
 #include "engine/native/ucx/transfer.h"
 
@@ -204,6 +205,9 @@ describe_port(vnxi_port_t *port, vnxi_writer_t *out)
     vnxi_json_member(out, "ucx", vnxi_ucx_version(ucx));
     vnxi_json_member(out, "ucx_guard", vnxi_ucx_guarded(ucx));
     vnxi_json_number(out, "ucx_workers", vnxi_ucx_workers(ucx));
+    if (vnxi_ucx_withheld(ucx) > 0) {
+        vnxi_json_number(out, "ucx_regions_withheld", vnxi_ucx_withheld(ucx));
+    }
 }
 
 static bool
@@ -218,8 +222,17 @@ refuses(const vnxi_port_t *port, vnx_mem_t local, vnx_mem_t remote)
     if (!is_memory(local) || !is_memory(remote)) {
         return "it moves CPU and GPU memory only";
     }
-    return local == VNX_MEM_VRAM && !vnxi_ucx_has_cuda(ucx_of(port))
-               ? "UCX has no support for CUDA"
+    if (local != VNX_MEM_VRAM) {
+        return NULL;
+    }
+    if (!vnxi_ucx_has_cuda(ucx_of(port))) {
+        return vnxi_ucx_tls_has_cuda(getenv("UCX_TLS"))
+                   ? "UCX has no support for CUDA"
+                   : "UCX has no support for CUDA, which UCX_TLS leaves out";
+    }
+    /* Its threads would have no context. */
+    return vnxi_cuda_library(VNXI_CUDA_IF_USED, NULL) == NULL
+               ? vnxi_cuda_failure()
                : NULL;
 }
 
@@ -398,11 +411,15 @@ attach(vnxi_port_t *port, const vnxi_region_t *region, void **slot_p,
        vnx_error_t *error)
 {
     vnxi_ucx_mem_t *mem = NULL;
-    vnx_status_t status = refuses(port, region->mem, VNX_MEM_DRAM) == NULL
-                              ? vnxi_ucx_mem_map(ucx_of(port), region->addr,
-                                                 region->len, &mem, error)
-                              : VNX_OK;
+    vnx_status_t status = VNX_OK;
 
+    if (region->mem == VNX_MEM_VRAM) {
+        vnxi_ucx_gpu_warn(port->config.name);
+    }
+    if (refuses(port, region->mem, VNX_MEM_DRAM) == NULL) {
+        status = vnxi_ucx_mem_map(ucx_of(port), region->mem, region->addr,
+                                  region->len, &mem, error);
+    }
     if (status == VNX_OK) {
         *slot_p = mem;
     }
@@ -421,6 +438,7 @@ slot_free(void *slot)
     vnxi_ucx_mem_free(slot);
 }
 
+/* Nothing without a key: peers cannot use the region. */
 static void
 write_region(const void *slot, vnxi_writer_t *writer)
 {

@@ -10,6 +10,11 @@
  * before it lets UCX wake it again.  So a storm of wake-ups costs little, a
  * command is still run at once, and after the storm the thread sleeps as
  * before.
+ *
+ * With GPU memory, UCX calls the driver from within progress and arm, for
+ * example to ask whether a copy has ended.  It does not make a context current
+ * for that and crashes if there is none.  So the thread enters one before it
+ * calls UCX again, and stays in it until the worker is destroyed.
  */
 #include "engine/native/ucx/worker.h"
 
@@ -32,6 +37,7 @@
 #define BACKOFF_NS 50000u       /* doubled with each one after that */
 #define BACKOFF_MAX_NS 1000000u /* limit of the doubling */
 #define STOP_DEADLINE_NS 2000000000u
+#define PARK_LOOK_NS 10000000
 
 void
 vnxi_ucx_worker_init(vnxi_ucx_worker_t *worker, struct vnxi_ucx *ucx,
@@ -219,6 +225,36 @@ sleep_some(vnxi_ucx_worker_t *worker, uint64_t due)
     worker->fruitless += by_ucx;
 }
 
+/* -- The GPU ---------------------------------------------------------------
+ */
+
+static bool
+has_new_gpu_lock_held(const vnxi_ucx_worker_t *worker)
+{
+    return worker->gpu_wanted.library != NULL &&
+           worker->gpu_wanted.handle != worker->gpu.handle;
+}
+
+/* On the thread, without the lock: the driver may take its time. */
+static vnx_status_t
+change_gpu(vnxi_ucx_worker_t *worker, vnx_error_t *error)
+{
+    vnxi_mutex_lock(&worker->lock);
+    vnxi_cuda_context_t wanted = worker->gpu_wanted;
+    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_leave(&worker->gpu_scope);
+    vnx_status_t status = vnxi_cuda_enter(&wanted, &worker->gpu_scope, error);
+    vnxi_mutex_lock(&worker->lock);
+    worker->gpu = wanted;
+    worker->gpu_status = status;
+    if (status != VNX_OK) {
+        worker->gpu_error = *error;
+    }
+    vnxi_cond_broadcast(&worker->changed);
+    vnxi_mutex_unlock(&worker->lock);
+    return status;
+}
+
 /* -- The thread ------------------------------------------------------------
  */
 
@@ -255,14 +291,20 @@ progress(vnxi_ucx_worker_t *worker)
 static bool
 is_over(vnxi_ucx_worker_t *worker, uint64_t *stop_deadline)
 {
+    vnx_error_t error;
+
     vnxi_mutex_lock(&worker->lock);
     bool stopping = worker->stopping && worker->first == NULL;
+    bool has_new_gpu = has_new_gpu_lock_held(worker);
     /* The round that begins handles everything except the end. */
     worker->nudged = worker->stopping && !stopping;
     if (worker->park) {
         park_lock_held(worker);
     }
     vnxi_mutex_unlock(&worker->lock);
+    if (has_new_gpu) {
+        change_gpu(worker, &error); /* vnxi_ucx_worker_use_gpu() reports it */
+    }
     if (stopping && !worker->draining) {
         worker->draining = true;
         *stop_deadline = vnxi_clock_deadline(STOP_DEADLINE_NS);
@@ -301,7 +343,10 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
     }
     vnxi_mutex_lock(&worker->lock);
     bool may = worker->sleeping && !worker->nudged && !worker->stopping;
+    vnxi_cuda_context_t gpu = worker->gpu_wanted;
     vnxi_mutex_unlock(&worker->lock);
+    may =
+        may && vnxi_cuda_enter(&gpu, &worker->borrower_scope, NULL) == VNX_OK;
     if (!may) {
         vnxi_mutex_unlock(&worker->progress_lock);
     }
@@ -311,6 +356,7 @@ vnxi_ucx_worker_borrow(vnxi_ucx_worker_t *worker)
 void
 vnxi_ucx_worker_give_back(vnxi_ucx_worker_t *worker, bool wake)
 {
+    vnxi_cuda_leave(&worker->borrower_scope);
     vnxi_mutex_unlock(&worker->progress_lock);
     if (wake) {
         vnxi_ucx_worker_wake(worker);
@@ -344,10 +390,28 @@ make(vnxi_ucx_worker_t *worker)
     return VNXI_UCS_OK;
 }
 
+/* Without the context of GPU memory that is mapped, there is no worker. */
+static bool
+enter_gpu(vnxi_ucx_worker_t *worker)
+{
+    vnx_error_t error;
+
+    vnxi_mutex_lock(&worker->lock);
+    bool has_gpu = has_new_gpu_lock_held(worker);
+    vnxi_mutex_unlock(&worker->lock);
+    if (!has_gpu || change_gpu(worker, &error) == VNX_OK) {
+        return true;
+    }
+    snprintf(worker->cause, sizeof worker->cause,
+             "a thread of UCX cannot enter the context of GPU memory: %.250s",
+             error.cause);
+    return false;
+}
+
 static void
 become_ready(vnxi_ucx_worker_t *worker)
 {
-    vnxi_ucs_status_t status = make(worker);
+    vnxi_ucs_status_t status = enter_gpu(worker) ? make(worker) : VNXI_UCS_OK;
     if (status != VNXI_UCS_OK) {
         snprintf(worker->cause, sizeof worker->cause,
                  "UCX cannot create a worker: %s%s",
@@ -384,6 +448,7 @@ thread_main(void *argument)
     become_ready(worker);
     work(worker);
     destroy(worker);
+    vnxi_cuda_leave(&worker->gpu_scope);
     vnxi_mutex_unlock(&worker->progress_lock);
     vnxi_mutex_lock(&worker->lock);
     worker->ended = true;
@@ -522,13 +587,27 @@ stands_lock_held(const vnxi_ucx_worker_t *worker)
            (worker->sleeping && vnxi_fds_lost(worker->fds));
 }
 
-#define PARK_LOOK_NS 10000000
+/* Wait until the thread announces something, or for 10 ms: what makes
+ * stands_lock_held() true is not always announced. */
+static void
+wait_a_moment_lock_held(vnxi_ucx_worker_t *worker)
+{
+    struct timespec next;
+
+    clock_gettime(CLOCK_MONOTONIC, &next);
+    next.tv_nsec += PARK_LOOK_NS;
+    if (next.tv_nsec >= 1000000000) {
+        next.tv_nsec -= 1000000000;
+        next.tv_sec++;
+    }
+    vnxi_cond_timedwait(&worker->changed, &worker->lock, &next);
+}
 
 void
 vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
                              const struct timespec *deadline)
 {
-    struct timespec now, next;
+    struct timespec now;
 
     vnxi_mutex_lock(&worker->lock);
     while (!stands_lock_held(worker)) {
@@ -538,13 +617,44 @@ vnxi_ucx_worker_await_parked(vnxi_ucx_worker_t *worker,
              now.tv_nsec >= deadline->tv_nsec)) {
             break;
         }
-        next = now;
-        next.tv_nsec += PARK_LOOK_NS;
-        if (next.tv_nsec >= 1000000000) {
-            next.tv_nsec -= 1000000000;
-            next.tv_sec++;
-        }
-        vnxi_cond_timedwait(&worker->changed, &worker->lock, &next);
+        wait_a_moment_lock_held(worker);
     }
+    vnxi_mutex_unlock(&worker->lock);
+}
+
+/* -- The GPU's context -----------------------------------------------------
+ */
+
+vnx_status_t
+vnxi_ucx_worker_use_gpu(vnxi_ucx_worker_t *worker,
+                        const vnxi_cuda_context_t *gpu, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    vnxi_mutex_lock(&worker->lock);
+    worker->gpu_wanted = *gpu;
+    if (worker->gpu_status != VNX_OK) {
+        worker->gpu.handle = NULL; /* try again */
+        worker->gpu_status = VNX_OK;
+    }
+    wake_lock_held(worker);
+    while (has_new_gpu_lock_held(worker) && !stands_lock_held(worker)) {
+        wait_a_moment_lock_held(worker);
+    }
+    if (!has_new_gpu_lock_held(worker)) {
+        status = worker->gpu_status;
+    }
+    if (status != VNX_OK && error != NULL) {
+        *error = worker->gpu_error;
+    }
+    vnxi_mutex_unlock(&worker->lock);
+    return status;
+}
+
+void
+vnxi_ucx_worker_forget_gpu(vnxi_ucx_worker_t *worker)
+{
+    vnxi_mutex_lock(&worker->lock);
+    worker->gpu_wanted = (vnxi_cuda_context_t){0};
     vnxi_mutex_unlock(&worker->lock);
 }

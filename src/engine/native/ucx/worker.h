@@ -21,6 +21,7 @@
 #include <stdatomic.h>
 
 #include "base/mutex.h"
+#include "engine/native/cuda/context.h"
 #include "engine/native/ucx/library.h"
 
 typedef struct vnxi_ucx_worker vnxi_ucx_worker_t;
@@ -78,6 +79,8 @@ struct vnxi_ucx_worker {
     char cause[VNX_ERROR_CAUSE_MAX];
 
     vnxi_mutex_t progress_lock; /* held by the thread except while it sleeps */
+    vnxi_cuda_scope_t gpu_scope;      /* of the thread */
+    vnxi_cuda_scope_t borrower_scope; /* progress_lock */
 
     int wake_fd;
     unsigned fds; /* epoch of the descriptors */
@@ -89,6 +92,10 @@ struct vnxi_ucx_worker {
     bool park;   /* stop for good, outside of UCX */
     bool parked; /* the thread has done so */
     bool lost;   /* the program has closed the descriptors */
+    vnxi_cuda_context_t gpu_wanted; /* for the thread; no context: as it is */
+    vnxi_cuda_context_t gpu;        /* the last one that it has entered... */
+    vnx_status_t gpu_status;        /* ...or tried to */
+    vnx_error_t gpu_error;          /* why it could not */
     vnxi_ucx_command_t *first, **last;
 };
 
@@ -119,6 +126,17 @@ bool vnxi_ucx_worker_push(vnxi_ucx_worker_t *worker,
 /* The same, but only if the worker was started. */
 bool vnxi_ucx_worker_push_if_started(vnxi_ucx_worker_t *worker,
                                      vnxi_ucx_command_t *command);
+
+/* From now on the thread calls UCX in this CUDA context: it has entered it
+ * (cuda/context.h) when this returns, or will before its first call of UCX if
+ * it was not started.  Waits until the thread has time for that. */
+vnx_status_t vnxi_ucx_worker_use_gpu(vnxi_ucx_worker_t *worker,
+                                     const vnxi_cuda_context_t *gpu,
+                                     vnx_error_t *error);
+
+/* The context may go.  A running thread keeps it, because what UCX has there
+ * ends with the worker; a thread that is started later has none. */
+void vnxi_ucx_worker_forget_gpu(vnxi_ucx_worker_t *worker);
 
 /* Make the thread check its duties.  Any thread. */
 void vnxi_ucx_worker_wake(vnxi_ucx_worker_t *worker);

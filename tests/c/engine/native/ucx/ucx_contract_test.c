@@ -244,8 +244,12 @@ open_memory(side_t *side)
         .address = side->bytes,
         .length = BYTES,
     };
+    vnxi_ucp_mem_attr_t attr = {.field_mask = VNXI_UCP_MEM_ATTR_MEM_TYPE,
+                                .mem_type = -1};
     assert_int_equal(ucp->ucp_mem_map(side->context, &params, &side->mem),
                      VNXI_UCS_OK);
+    assert_int_equal(ucp->ucp_mem_query(side->mem, &attr), VNXI_UCS_OK);
+    assert_int_equal(attr.mem_type, VNXI_UCS_MEMORY_HOST);
     assert_int_equal(ucp->ucp_rkey_pack(side->context, side->mem, &side->key,
                                         &side->key_len),
                      VNXI_UCS_OK);

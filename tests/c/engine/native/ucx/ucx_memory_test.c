@@ -34,8 +34,8 @@ test_ucx_memory_mapping_failure_is_reported(void **state)
     (void)state;
     ucx_side_open(&here, "here", 1, 20.0);
     atomic_store(&fake->fail_map, -3);
-    assert_int_equal(vnxi_ucx_mem_map(here.ucx, (uintptr_t)bytes, sizeof bytes,
-                                      &mem, &error),
+    assert_int_equal(vnxi_ucx_mem_map(here.ucx, VNX_MEM_DRAM, (uintptr_t)bytes,
+                                      sizeof bytes, &mem, &error),
                      VNX_ERR_BACKEND);
     assert_null(mem);
     assert_string_equal(error.operation, "vnx_agent_register");
@@ -43,8 +43,8 @@ test_ucx_memory_mapping_failure_is_reported(void **state)
 
     atomic_store(&fake->fail_map, 0);
     atomic_store(&fake->fail_pack, -4);
-    assert_int_equal(vnxi_ucx_mem_map(here.ucx, (uintptr_t)bytes, sizeof bytes,
-                                      &mem, &error),
+    assert_int_equal(vnxi_ucx_mem_map(here.ucx, VNX_MEM_DRAM, (uintptr_t)bytes,
+                                      sizeof bytes, &mem, &error),
                      VNX_ERR_BACKEND);
     assert_null(mem);
     assert_string_equal(error.cause, "UCX: ucp_rkey_pack: fake status -4");
@@ -62,8 +62,8 @@ test_ucx_memory_key_stays_the_same(void **state)
     unsigned char before[64];
     (void)state;
     ucx_side_open(&here, "here", 1, 20.0);
-    assert_int_equal(vnxi_ucx_mem_map(here.ucx, (uintptr_t)bytes, sizeof bytes,
-                                      &mem, &error),
+    assert_int_equal(vnxi_ucx_mem_map(here.ucx, VNX_MEM_DRAM, (uintptr_t)bytes,
+                                      sizeof bytes, &mem, &error),
                      VNX_OK);
     assert_int_equal(fake->buffers, 0);
     assert_in_range(mem->key_len, 1, sizeof before);
@@ -85,8 +85,8 @@ test_ucx_memory_outlives_its_agent(void **state)
     vnx_error_t error;
     (void)state;
     ucx_side_open(&here, "here", 1, 20.0);
-    assert_int_equal(vnxi_ucx_mem_map(here.ucx, (uintptr_t)bytes, sizeof bytes,
-                                      &mem, &error),
+    assert_int_equal(vnxi_ucx_mem_map(here.ucx, VNX_MEM_DRAM, (uintptr_t)bytes,
+                                      sizeof bytes, &mem, &error),
                      VNX_OK);
     ucx_side_close(&here);
     assert_int_equal(fake->contexts, 1);
@@ -102,8 +102,8 @@ map_many(void *ucx)
     static char bytes[4096];
     vnxi_ucx_mem_t *mems[MANY];
     for (int i = 0; i < MANY; i++) {
-        if (vnxi_ucx_mem_map(ucx, (uintptr_t)bytes + i, 100, &mems[i], NULL) !=
-            VNX_OK) {
+        if (vnxi_ucx_mem_map(ucx, VNX_MEM_DRAM, (uintptr_t)bytes + i, 100,
+                             &mems[i], NULL) != VNX_OK) {
             return ucx;
         }
     }

@@ -52,6 +52,7 @@ test_ucx_worker_settings_match_nixl(void **state)
     assert_true(has_setting("RNDV_THRESH=inf;"));
     assert_true(has_setting("MAX_RMA_RAILS=2;"));
     assert_true(has_setting("RNDV_PIPELINE_ERROR_HANDLING=y;"));
+    assert_true(has_setting("CUDA_IPC_ENABLE_GET_ZCOPY=on;"));
     assert_false(has_setting("other"));
 }
 
@@ -62,16 +63,19 @@ test_ucx_worker_environment_overrides_settings(void **state)
     (void)state;
     setenv("UCX_RNDV_THRESH", "1m", 1);
     setenv("UCX_NET_DEVICES", "eth0", 1);
+    setenv("UCX_CUDA_IPC_ENABLE_GET_ZCOPY", "auto", 1);
     vnx_status_t status =
         create_with("engine_config", "NET_DEVICES=lo,TLS=tcp", &error);
     assert_int_equal(status, VNX_OK);
     assert_false(has_setting("RNDV_THRESH"));
     assert_false(has_setting("NET_DEVICES"));
+    assert_false(has_setting("GET_ZCOPY"));
     assert_true(has_setting("MAX_RMA_RAILS=2;"));
     assert_true(has_setting("TLS=tcp;"));
     status = create_with("device_list", "mlx5_0", &error);
     unsetenv("UCX_RNDV_THRESH");
     unsetenv("UCX_NET_DEVICES");
+    unsetenv("UCX_CUDA_IPC_ENABLE_GET_ZCOPY");
     assert_int_equal(status, VNX_OK);
     assert_true(has_setting("NET_DEVICES=mlx5_0:1;")); /* as in stock */
 }
