@@ -1,6 +1,6 @@
 /*
  * GPU memory as a transport: between agents of this process, and between GPU
- * and CPU memory of one agent.  The work is done by transfer.h; here are its
+ * and CPU memory of one agent.  The work is done by worker.h; here are its
  * port, conns and slots.
  *
  * Design notes.  A program with GPU memory has loaded and initialised libcuda;
@@ -20,7 +20,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "engine/native/cuda/transfer.h"
+#include "engine/native/cuda/worker.h"
 
 #define REGISTER "vnx_agent_register"
 #define VERSION_MAJOR 1
@@ -246,8 +246,7 @@ check_region(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
 {
     const vnxi_cu_functions_t *cu = &library->cu;
 
-    vnxi_cu_result_t result =
-        cu->cuCtxPushCurrent_v2(vnxi_cuda_worker_context(mem->worker));
+    vnxi_cu_result_t result = cu->cuCtxPushCurrent_v2(mem->gpu->context);
     if (result != VNXI_CUDA_SUCCESS) {
         return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                "cuCtxPushCurrent_v2", result, error);
@@ -276,6 +275,7 @@ attach_on(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
     if (status != VNX_OK) {
         return status;
     }
+    mem->gpu = vnxi_cuda_worker_gpu(mem->worker);
     status = check_region(library, region, &facts, mem, error);
     if (status != VNX_OK) {
         vnxi_cuda_worker_leave(mem->worker);

@@ -11,28 +11,14 @@
  * Workers belong to the process: agents that have memory in the same context
  * share one.
  */
-#ifndef VNXI_NATIVE_CUDA_TRANSFER_H
-#define VNXI_NATIVE_CUDA_TRANSFER_H
-
-#include <stdatomic.h>
+#ifndef VNXI_NATIVE_CUDA_WORKER_H
+#define VNXI_NATIVE_CUDA_WORKER_H
 
 #include "base/bytes.h"
-#include "engine/native/cuda/gpu.h"
-#include "engine/native/transport.h"
+#include "engine/native/cuda/rows.h"
 
 typedef struct vnxi_cuda_worker vnxi_cuda_worker_t;
 typedef struct vnxi_cuda_xfer vnxi_cuda_xfer_t;
-
-/* -- Our regions -----------------------------------------------------------
- */
-
-/* A region of GPU memory of this process: the slot of it. */
-typedef struct vnxi_cuda_mem {
-    vnxi_cuda_worker_t *worker; /* a reference */
-    atomic_bool is_detached;    /* it does not use the worker any more */
-    uint64_t buffer_id;         /* of the region's first allocation */
-    bool is_legacy;             /* all of it is from cudaMalloc() */
-} vnxi_cuda_mem_t;
 
 /* -- Workers ---------------------------------------------------------------
  */
@@ -59,8 +45,8 @@ void vnxi_cuda_workers_settle(void);
 /* Append a JSON array with an object for each worker. */
 void vnxi_cuda_workers_describe(vnxi_writer_t *out);
 
-/* The context that a call about the worker's memory needs. */
-vnxi_cu_context_t vnxi_cuda_worker_context(const vnxi_cuda_worker_t *worker);
+/* Its gpu: context, device and ordinal may be read by any thread. */
+const vnxi_cuda_gpu_t *vnxi_cuda_worker_gpu(const vnxi_cuda_worker_t *worker);
 
 /* -- Transfers -------------------------------------------------------------
  */

@@ -6,20 +6,11 @@
  * changed by other threads is protected by worker->lock; the rest is touched
  * by the worker's thread only.
  *
- * An address is enough to copy from or to any GPU of the process, because all
- * of them have one address space.  But a kernel may use memory of another
- * context only if that is from cudaMalloc() and access was enabled; otherwise
- * the driver copies.
- *
- * A kernel with a wrong address destroys the program's context, and with it
- * the model.  So before the first batch the thread asks the driver whether the
- * regions are still the memory that was registered.
- *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
  * time to time.  A lost worker is not freed: the driver has its address.
  */
-#include "engine/native/cuda/transfer.h"
+#include "engine/native/cuda/worker.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -41,9 +32,6 @@
 /* How often a batch in flight is looked after. */
 #define WATCH_NS 100000000u
 
-/* Lists with more regions of CPU memory are not searched for pinned memory. */
-#define PINNED_REGIONS_MAX 1024u
-
 typedef enum slot_state {
     SLOT_FREE,
     SLOT_RUNNING, /* or being filled */
@@ -56,7 +44,6 @@ typedef struct slot {
     vnxi_cuda_batch_t *batch;
     slot_state_t state;     /* worker->lock */
     vnxi_cuda_xfer_t *xfer; /* that it works for, unless free */
-    bool is_staged;         /* its CPU memory is batch->stage */
 } slot_t;
 
 struct vnxi_cuda_worker {
@@ -78,22 +65,14 @@ struct vnxi_cuda_worker {
 
 struct vnxi_cuda_xfer {
     vnxi_part_args_t args;
-    unsigned route;
     vnxi_cuda_worker_t *worker; /* a reference */
-    vnxi_cuda_direction_t direction;
+    vnxi_cuda_rows_t rows;      /* the worker's thread only */
     /* Of the current post; worker->lock. */
     vnxi_cuda_xfer_t *next;
     unsigned running; /* slots */
     bool is_filled;   /* nothing is left to start */
     bool is_failing;  /* starts no more; `error` is set */
     vnx_error_t error;
-    /* Of the current post; the worker's thread only. */
-    bool has_begun, is_staged, in_chunk;
-    vnxi_cuda_method_t method;
-    uint64_t host_delta; /* of pinned CPU memory of the program */
-    size_t chunk;
-    vnxi_walk_t walk;
-    vnxi_piece_t piece; /* what is left of it */
 };
 
 /* -- The list of workers ---------------------------------------------------
@@ -267,10 +246,10 @@ vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker)
     }
 }
 
-vnxi_cu_context_t
-vnxi_cuda_worker_context(const vnxi_cuda_worker_t *worker)
+const vnxi_cuda_gpu_t *
+vnxi_cuda_worker_gpu(const vnxi_cuda_worker_t *worker)
 {
-    return worker->gpu.context;
+    return &worker->gpu;
 }
 
 static void
@@ -345,298 +324,6 @@ lose_lock_held(vnxi_cuda_worker_t *worker, const vnx_error_t *error)
              worker->gpu.ordinal, error->cause);
 }
 
-/* -- Beginning a transfer --------------------------------------------------
- */
-
-static const vnxi_cuda_mem_t *
-mem_of(const vnxi_cuda_xfer_t *xfer, const vnxi_region_t *region)
-{
-    return vnxi_region_slot(region, xfer->route);
-}
-
-static vnxi_cu_result_t
-ask(const vnxi_cuda_gpu_t *gpu, uint64_t address, vnxi_cu_enum_t *attributes,
-    uint64_t *results, unsigned count)
-{
-    void *places[4];
-
-    for (unsigned i = 0; i < count; i++) {
-        results[i] = 0;
-        places[i] = &results[i];
-    }
-    return gpu->library->cu.cuPointerGetAttributes(count, attributes, places,
-                                                   address);
-}
-
-/* Is the region still the memory that was registered? */
-static vnx_status_t
-check_region(const vnxi_cuda_xfer_t *xfer, const vnxi_region_t *region,
-             vnx_error_t *error)
-{
-    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_BUFFER_ID};
-    uint64_t id;
-
-    vnxi_cu_result_t result =
-        ask(&xfer->worker->gpu, region->addr, attributes, &id, 1);
-    if (result == VNXI_CUDA_SUCCESS && id == mem_of(xfer, region)->buffer_id) {
-        return VNX_OK;
-    }
-    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
-                          "the GPU memory at 0x%" PRIx64 " of %" PRIu64
-                          " bytes was freed while it was registered",
-                          region->addr, region->len);
-}
-
-/* Check the regions of a list of GPU memory, and whether the kernel may use
- * all of them. */
-static vnx_status_t
-check_list(vnxi_cuda_xfer_t *xfer, const vnxi_list_t *list, bool *by_kernel_p,
-           vnx_error_t *error)
-{
-    vnx_status_t status = VNX_OK;
-
-    for (size_t i = 0; status == VNX_OK && i < list->region_count; i++) {
-        const vnxi_cuda_mem_t *mem = mem_of(xfer, list->regions[i]);
-        status = check_region(xfer, list->regions[i], error);
-        if (mem->worker != xfer->worker) {
-            *by_kernel_p =
-                *by_kernel_p && mem->is_legacy &&
-                vnxi_cuda_gpu_reaches(&xfer->worker->gpu, &mem->worker->gpu);
-        }
-    }
-    return status;
-}
-
-/* Is the region of CPU memory pinned?  *delta_p: from its address to the
- * kernel's. */
-static bool
-is_pinned(vnxi_cuda_gpu_t *gpu, const vnxi_region_t *region, uint64_t *delta_p)
-{
-    vnxi_cu_enum_t attributes[] = {
-        VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-        VNXI_CU_POINTER_ATTRIBUTE_RANGE_START_ADDR,
-        VNXI_CU_POINTER_ATTRIBUTE_RANGE_SIZE,
-    };
-    uint64_t found[3];
-    vnxi_cu_ptr_t there;
-
-    if (ask(gpu, region->addr, attributes, found, 3) != VNXI_CUDA_SUCCESS ||
-        found[0] != VNXI_CU_MEMORYTYPE_HOST || found[1] > region->addr ||
-        region->addr - found[1] > found[2] ||
-        found[2] - (region->addr - found[1]) < region->len ||
-        gpu->library->cu.cuMemHostGetDevicePointer_v2(
-            &there, (void *)(uintptr_t)region->addr, 0) != VNXI_CUDA_SUCCESS) {
-        return false;
-    }
-    *delta_p = there - region->addr;
-    return true;
-}
-
-/* Is all memory of the list pinned, and the kernel's addresses differ by one
- * number from the program's? */
-static bool
-is_list_pinned(vnxi_cuda_xfer_t *xfer, const vnxi_list_t *list)
-{
-    vnxi_cuda_gpu_t *gpu = &xfer->worker->gpu;
-    uint64_t delta = 0;
-
-    if (list->region_count > PINNED_REGIONS_MAX ||
-        !is_pinned(gpu, list->regions[0], &xfer->host_delta)) {
-        return false;
-    }
-    for (size_t i = 1; i < list->region_count; i++) {
-        if (!is_pinned(gpu, list->regions[i], &delta) ||
-            delta != xfer->host_delta) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static vnx_status_t
-begin(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
-{
-    const vnxi_list_t *lists[] = {xfer->args.local, xfer->args.remote};
-    bool by_kernel = xfer->worker->gpu.method == VNXI_CUDA_KERNEL;
-    vnx_status_t status = VNX_OK;
-
-    xfer->has_begun = true;
-    xfer->is_staged = xfer->in_chunk = false;
-    xfer->chunk = 0;
-    xfer->piece.len = 0;
-    xfer->host_delta = 0;
-    for (unsigned i = 0; status == VNX_OK && i < 2; i++) {
-        if (lists[i]->mem == VNX_MEM_VRAM) {
-            status = check_list(xfer, lists[i], &by_kernel, error);
-        } else {
-            xfer->is_staged = !is_list_pinned(xfer, lists[i]);
-        }
-    }
-    xfer->method = by_kernel ? VNXI_CUDA_KERNEL
-                   : xfer->worker->gpu.method == VNXI_CUDA_KERNEL
-                       ? VNXI_CUDA_LOOP /* other contexts: one by one */
-                       : xfer->worker->gpu.method;
-    if (!by_kernel) {
-        xfer->host_delta = 0;
-    }
-    return status;
-}
-
-/* -- Filling a batch -------------------------------------------------------
- */
-
-/* Make xfer->piece the next piece of the transfer's route; false: none is
- * left. */
-static bool
-next_piece(vnxi_cuda_xfer_t *xfer)
-{
-    const vnxi_plan_t *plan = xfer->args.plan;
-
-    while (xfer->piece.len == 0) {
-        if (!xfer->in_chunk) {
-            if (xfer->chunk == plan->chunk_count) {
-                return false;
-            }
-            xfer->walk = vnxi_plan_walk(plan, xfer->chunk++);
-            xfer->in_chunk = true;
-        }
-        if (!vnxi_walk_next(&xfer->walk, &xfer->piece)) {
-            xfer->in_chunk = false;
-            xfer->piece.len = 0;
-        } else if (xfer->piece.route != xfer->route) {
-            xfer->piece.len = 0;
-        }
-    }
-    return true;
-}
-
-/* Take at most `max` bytes from the piece. */
-static vnxi_piece_t
-take(vnxi_cuda_xfer_t *xfer, uint64_t max)
-{
-    vnxi_piece_t taken = xfer->piece;
-
-    if (taken.len > max) {
-        taken.len = max;
-    }
-    xfer->piece.local += taken.len;
-    xfer->piece.remote += taken.len;
-    xfer->piece.len -= taken.len;
-    return taken;
-}
-
-static uint64_t
-row_max(const vnxi_cuda_xfer_t *xfer)
-{
-    return xfer->method == VNXI_CUDA_KERNEL ? VNXI_CUDA_KERNEL_ROW
-                                            : UINT64_MAX;
-}
-
-/* A transfer may copy memory to itself: for its notification. */
-static void
-add_row(vnxi_cuda_batch_t *batch, uint64_t src, uint64_t dst, uint64_t len,
-        uint64_t spare)
-{
-    if (src == dst) {
-        return;
-    }
-    batch->rows[batch->count++] = (vnxi_cuda_row_t){src, dst, len, spare};
-    batch->bytes += len;
-}
-
-/* The GPU reaches both sides. */
-static void
-fill_direct(vnxi_cuda_xfer_t *xfer, vnxi_cuda_batch_t *batch)
-{
-    uint64_t most = 2 * xfer->worker->gpu.launch_bytes;
-    bool is_read = xfer->args.op == VNX_OP_READ;
-    uint64_t to_src = 0, to_dst = 0;
-
-    if (xfer->direction == VNXI_CUDA_TO_DEVICE) {
-        to_src = xfer->host_delta;
-    } else if (xfer->direction == VNXI_CUDA_FROM_DEVICE) {
-        to_dst = xfer->host_delta;
-    }
-    while (batch->count < VNXI_CUDA_ROWS && batch->bytes < most &&
-           next_piece(xfer)) {
-        vnxi_piece_t piece = take(xfer, row_max(xfer));
-        uint64_t src = is_read ? piece.remote : piece.local;
-        uint64_t dst = is_read ? piece.local : piece.remote;
-        add_row(batch, src + to_src, dst + to_dst, piece.len, 0);
-    }
-}
-
-/* CPU memory goes by batch->stage.  A row there has the alignment of its GPU
- * memory, so that the kernel moves 16 bytes at a time. */
-static void
-fill_staged(vnxi_cuda_xfer_t *xfer, vnxi_cuda_batch_t *batch)
-{
-    bool is_write_to_gpu = xfer->direction == VNXI_CUDA_TO_DEVICE;
-    bool is_local_gpu = xfer->args.local->mem == VNX_MEM_VRAM;
-    uint64_t stage = (uintptr_t)batch->stage, used = 0;
-    uint64_t delta = xfer->method == VNXI_CUDA_KERNEL ? batch->stage_delta : 0;
-
-    while (batch->count < VNXI_CUDA_ROWS && next_piece(xfer)) {
-        uint64_t gpu = is_local_gpu ? xfer->piece.local : xfer->piece.remote;
-        uint64_t at = used + ((gpu - stage - used) & 15);
-        if (at >= VNXI_CUDA_STAGE_BYTES) {
-            break;
-        }
-        uint64_t room = VNXI_CUDA_STAGE_BYTES - at;
-        vnxi_piece_t piece =
-            take(xfer, room < row_max(xfer) ? room : row_max(xfer));
-        uint64_t host = is_local_gpu ? piece.remote : piece.local;
-        if (is_write_to_gpu) {
-            memcpy(batch->stage + at, (const void *)(uintptr_t)host,
-                   piece.len);
-            add_row(batch, stage + at + delta, gpu, piece.len, host);
-        } else {
-            add_row(batch, gpu, stage + at + delta, piece.len, host);
-        }
-        used = at + piece.len;
-    }
-}
-
-/* Of a batch from the GPU: bring the bytes to where they belong. */
-static void
-unstage(const vnxi_cuda_xfer_t *xfer, const vnxi_cuda_batch_t *batch)
-{
-    uint64_t delta = xfer->method == VNXI_CUDA_KERNEL ? batch->stage_delta : 0;
-
-    for (uint32_t i = 0; i < batch->count; i++) {
-        const vnxi_cuda_row_t *row = &batch->rows[i];
-        memcpy((void *)(uintptr_t)row->spare,
-               (const void *)(uintptr_t)(row->dst - delta), row->len);
-    }
-}
-
-/* batch->count 0: nothing is left. */
-static vnx_status_t
-fill(vnxi_cuda_xfer_t *xfer, slot_t *slot, vnx_error_t *error)
-{
-    vnxi_cuda_batch_t *batch = slot->batch;
-    vnx_status_t status = xfer->args.go_on(xfer->args.context, error);
-
-    batch->count = 0;
-    batch->bytes = 0;
-    if (status == VNX_OK && !xfer->has_begun) {
-        status = begin(xfer, error);
-    }
-    if (status == VNX_OK && xfer->is_staged) {
-        status = vnxi_cuda_gpu_stage(&xfer->worker->gpu, batch, error);
-    }
-    if (status != VNX_OK) {
-        return status;
-    }
-    slot->is_staged = xfer->is_staged;
-    if (xfer->is_staged) {
-        fill_staged(xfer, batch);
-    } else {
-        fill_direct(xfer, batch);
-    }
-    return VNX_OK;
-}
-
 /* -- The thread ------------------------------------------------------------
  */
 
@@ -673,10 +360,10 @@ land_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot)
     vnxi_cuda_xfer_t *xfer = slot->xfer;
     bool is_wanted = !xfer->is_failing;
 
-    if (slot->is_staged && is_wanted &&
-        xfer->direction == VNXI_CUDA_FROM_DEVICE) {
+    if (xfer->rows.is_staged && is_wanted &&
+        xfer->rows.direction == VNXI_CUDA_FROM_DEVICE) {
         vnxi_mutex_unlock(&worker->lock);
-        unstage(xfer, slot->batch);
+        vnxi_cuda_rows_bring(&xfer->rows, slot->batch);
         vnxi_mutex_lock(&worker->lock);
     }
     slot->state = SLOT_FREE;
@@ -717,12 +404,13 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     slot->xfer = xfer;
     xfer->running++;
     vnxi_mutex_unlock(&worker->lock);
-    vnx_status_t status = fill(xfer, slot, &error);
+    vnx_status_t status =
+        vnxi_cuda_rows_fill(&xfer->rows, slot->batch, &error);
     bool launches = status == VNX_OK && slot->batch->count > 0;
     if (launches) {
-        status =
-            vnxi_cuda_gpu_launch(gpu, slot->batch, xfer->method,
-                                 xfer->direction, on_landed, slot, &error);
+        status = vnxi_cuda_gpu_launch(gpu, slot->batch, xfer->rows.method,
+                                      xfer->rows.direction, on_landed, slot,
+                                      &error);
         works = status == VNX_OK || vnxi_cuda_gpu_works(gpu, &cause);
     }
     vnxi_mutex_lock(&worker->lock);
@@ -859,27 +547,36 @@ run(void *arg)
 /* -- Transfers -------------------------------------------------------------
  */
 
+static vnxi_cuda_direction_t
+direction_of(const vnxi_part_args_t *args)
+{
+    bool is_local = args->local->mem == VNX_MEM_VRAM;
+
+    if (args->local->mem == args->remote->mem) {
+        return VNXI_CUDA_ON_DEVICE;
+    }
+    return is_local == (args->op == VNX_OP_READ) ? VNXI_CUDA_TO_DEVICE
+                                                 : VNXI_CUDA_FROM_DEVICE;
+}
+
 vnx_status_t
 vnxi_cuda_xfer_create(const vnxi_part_args_t *args, unsigned route,
                       vnxi_cuda_xfer_t **xfer_p, vnx_error_t *error)
 {
-    bool is_local = args->local->mem == VNX_MEM_VRAM;
-    const vnxi_list_t *list = is_local ? args->local : args->remote;
+    const vnxi_list_t *list =
+        args->local->mem == VNX_MEM_VRAM ? args->local : args->remote;
+    const vnxi_cuda_mem_t *mem = vnxi_region_slot(list->regions[0], route);
     vnxi_cuda_xfer_t *xfer = calloc(1, sizeof *xfer);
 
     if (xfer == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *xfer);
     }
     xfer->args = *args;
-    xfer->route = route;
-    if (args->local->mem == args->remote->mem) {
-        xfer->direction = VNXI_CUDA_ON_DEVICE;
-    } else {
-        xfer->direction = is_local == (args->op == VNX_OP_READ)
-                              ? VNXI_CUDA_TO_DEVICE
-                              : VNXI_CUDA_FROM_DEVICE;
-    }
-    xfer->worker = mem_of(xfer, list->regions[0])->worker;
+    xfer->worker = mem->worker;
+    xfer->rows.args = &xfer->args;
+    xfer->rows.route = route;
+    xfer->rows.gpu = &xfer->worker->gpu;
+    xfer->rows.direction = direction_of(args);
     atomic_fetch_add(&xfer->worker->refs, 1);
     *xfer_p = xfer;
     return VNX_OK;
@@ -894,7 +591,7 @@ vnxi_cuda_xfer_free(vnxi_cuda_xfer_t *xfer)
 
 /* What a worker that takes no more transfers answers. */
 static vnx_status_t
-refuse(const vnxi_cuda_worker_t *worker, vnx_error_t *error)
+refuse_lock_held(const vnxi_cuda_worker_t *worker, vnx_error_t *error)
 {
     if (worker->is_lost) {
         return vnxi_error_set(error, worker->lost.status, OPERATION, "%s",
@@ -912,11 +609,12 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
 
     vnxi_mutex_lock(&worker->lock);
     xfer->running = 0;
-    xfer->is_filled = xfer->is_failing = xfer->has_begun = false;
+    xfer->is_filled = xfer->is_failing = xfer->rows.has_begun = false;
     xfer->next = NULL;
     if (worker->is_lost || worker->is_ending) {
+        vnx_status_t status = refuse_lock_held(worker, error);
         vnxi_mutex_unlock(&worker->lock);
-        return refuse(worker, error);
+        return status;
     }
     for (at = &worker->first; *at != NULL; at = &(*at)->next) {
     }
