@@ -3,6 +3,10 @@
 The driver is of a whole process, so each test runs in its own.
 """
 
+import os
+import subprocess
+import sys
+
 import pytest
 from support import cuda
 from support.program import run_program
@@ -150,3 +154,21 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 """,
     )
+
+
+def test_the_example_moves_every_byte():
+    done = subprocess.run(
+        [
+            sys.executable,
+            cuda.ROOT / "examples" / "gpu_demo.py",
+            *("--blocks", "300", "--size", "5000", "--rounds", "2"),
+        ],
+        env={**os.environ, "VLLM_NIXL_CUDA_LIBRARY": cuda.library()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "300 blocks of 5000 bytes, copied by kernel" in done.stdout
+    assert "every byte right" in done.stdout
