@@ -522,13 +522,17 @@ has_ended(void *xfer)
     return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
 }
 
+/* The status of a transfer that was FAILED a moment ago.  A new post clears
+ * the error only after it has changed the state. */
 static vnx_status_t
 failed_status(const vnx_xfer_t *xfer, vnx_error_t *error)
 {
     vnx_status_t status = VNX_ERR_BACKEND;
 
     vnxi_mutex_lock(&xfer->agent->error_lock);
-    if (xfer->error != NULL) {
+    if (vnx_xfer_state(xfer) != VNX_XFER_FAILED) {
+        status = VNX_IN_PROG; /* it was posted again during this call */
+    } else if (xfer->error != NULL) {
         status = xfer->error->status;
         if (error != NULL) {
             *error = *xfer->error;

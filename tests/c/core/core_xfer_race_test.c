@@ -1,0 +1,138 @@
+/*
+ * Calls on a transfer that another thread posts, stops or ends at the same
+ * moment.  A fake engine makes that moment certain: it is the native one with
+ * functions of the test in place of posting and stopping.
+ */
+#include "agent_pair.h"
+
+#include <pthread.h>
+
+#include "core/agent.h"
+
+static pair_t *pair;
+static vnx_xfer_t *xfer;
+static vnxi_engine_ops_t fake;
+static vnx_status_t (*on_post)(vnx_error_t *error);
+
+static vnx_status_t
+fake_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
+          vnx_error_t *error)
+{
+    (void)exfer;
+    (void)notif;
+    (void)notif_len;
+    return on_post(error);
+}
+
+static vnx_status_t
+post_starts(vnx_error_t *error)
+{
+    (void)error;
+    return VNX_IN_PROG;
+}
+
+static vnx_status_t
+post_fails(vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, "vnx_xfer_post",
+                          "the peer is gone");
+}
+
+static int
+setup(void **state)
+{
+    pair_setup(state);
+    pair = *state;
+    fake = *pair->a->ops;
+    fake.xfer_post = fake_post;
+    pair->a->ops = &fake;
+    on_post = post_starts;
+    xfer = pair_make_xfer(pair, VNX_OP_READ, 1, NULL);
+    return 0;
+}
+
+static int
+teardown(void **state)
+{
+    vnx_xfer_abandon(xfer);
+    return pair_teardown(state);
+}
+
+static void *
+post_main(void *unused)
+{
+    (void)unused;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    return NULL;
+}
+
+static void
+post_on_another_thread(void)
+{
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, post_main, NULL), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
+/* The engine's report. */
+static void
+end(vnx_status_t status)
+{
+    vnx_error_t error;
+
+    if (status != VNX_OK) {
+        vnxi_error_set(&error, status, "vnx_xfer_post", "ended by the test");
+    }
+    vnxi_xfer_done(pair->a, xfer, status, status != VNX_OK ? &error : NULL);
+}
+
+/* -- At a lock -------------------------------------------------------------
+ */
+
+static _Thread_local void *before_lock; /* of this lock: post, once */
+
+int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
+
+int
+__wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
+{
+    if (before_lock == mutex) {
+        before_lock = NULL;
+        post_on_another_thread();
+    }
+    return __real_pthread_mutex_lock(mutex);
+}
+
+/* -- Status ----------------------------------------------------------------
+ */
+
+static void
+test_race_status_of_a_failed_one_that_is_posted_again(void **state)
+{
+    vnx_error_t error = {.cause = ""};
+    (void)state;
+
+    on_post = post_fails;
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL),
+                     VNX_ERR_REMOTE_DISCONNECT);
+    on_post = post_starts;
+    before_lock = &pair->a->error_lock;
+    assert_int_equal(vnx_xfer_status(xfer, &error), VNX_IN_PROG);
+    assert_null(before_lock);
+    assert_string_equal(error.cause, "");
+    end(VNX_OK);
+    assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_OK);
+}
+
+#define with_race(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        with_race(test_race_status_of_a_failed_one_that_is_posted_again),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
