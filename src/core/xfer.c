@@ -341,18 +341,15 @@ keep_error(vnx_xfer_t *xfer, const vnx_error_t *error)
     free(old);
 }
 
-/* Returns the time of the end. */
-static uint64_t
-xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error,
-         bool at_once)
+/* `record` is that of an error; the deadline may replace both.  Returns the
+ * final status. */
+static vnx_status_t
+xfer_end(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record,
+         bool at_once, uint64_t *end_p)
 {
     uint64_t now = vnxi_clock_ns();
-    vnx_error_t record;
 
-    if (status != VNX_OK) {
-        record = *error;
-    }
-    status = disarm_deadline(xfer, status, &record);
+    status = disarm_deadline(xfer, status, record);
     vnx_xfer_state_t state = status == VNX_OK             ? VNX_XFER_DONE
                              : status == VNX_ERR_CANCELED ? VNX_XFER_CANCELLED
                                                           : VNX_XFER_FAILED;
@@ -362,7 +359,7 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error,
                   atomic_load_explicit(&xfer->start_ns, memory_order_relaxed),
               at_once);
     if (status != VNX_OK) {
-        keep_error(xfer, &record);
+        keep_error(xfer, record);
     }
     atomic_store_explicit(&xfer->state, state, memory_order_release);
     if (status != VNX_OK) {
@@ -370,7 +367,8 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, const vnx_error_t *error,
     }
     atomic_fetch_sub(&xfer->agent->in_flight, 1);
     vnxi_events_signal(&xfer->agent->events);
-    return now;
+    *end_p = now;
+    return status;
 }
 
 void
@@ -378,8 +376,14 @@ vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
                const vnx_error_t *error)
 {
     vnx_xfer_t *xfer = cookie;
+    vnx_error_t record;
+    uint64_t end;
     (void)context;
-    xfer_end(xfer, status, error, false);
+
+    if (status != VNX_OK) {
+        record = *error;
+    }
+    xfer_end(xfer, status, &record, false, &end);
     vnxi_agent_release_in_callback(drop(xfer));
 }
 
@@ -500,7 +504,8 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
         note_posted(xfer, status, vnxi_clock_ns() - begun);
         return status;
     }
-    uint64_t end = xfer_end(xfer, status, status < 0 ? record : NULL, true);
+    uint64_t end;
+    status = xfer_end(xfer, status, record, true, &end);
     note_posted(xfer, status, end - begun);
     vnx_xfer_drop(xfer);
     return status;

@@ -6,6 +6,7 @@
 #include "agent_pair.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 
 #include "core/agent.h"
 
@@ -13,6 +14,7 @@ static pair_t *pair;
 static vnx_xfer_t *xfer;
 static vnxi_engine_ops_t fake;
 static vnx_status_t (*on_post)(vnx_error_t *error);
+static sem_t cancelled; /* posted by each call that stops */
 
 static vnx_status_t
 fake_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
@@ -22,6 +24,14 @@ fake_post(vnxi_exfer_t *exfer, const void *notif, size_t notif_len,
     (void)notif;
     (void)notif_len;
     return on_post(error);
+}
+
+static vnx_status_t
+fake_cancel(vnxi_exfer_t *exfer)
+{
+    (void)exfer;
+    sem_post(&cancelled);
+    return VNX_OK;
 }
 
 static vnx_status_t
@@ -45,7 +55,9 @@ setup(void **state)
     pair = *state;
     fake = *pair->a->ops;
     fake.xfer_post = fake_post;
+    fake.xfer_cancel = fake_cancel;
     pair->a->ops = &fake;
+    assert_int_equal(sem_init(&cancelled, 0, 0), 0);
     on_post = post_starts;
     xfer = pair_make_xfer(pair, VNX_OP_READ, 1, NULL);
     return 0;
@@ -55,6 +67,7 @@ static int
 teardown(void **state)
 {
     vnx_xfer_abandon(xfer);
+    sem_destroy(&cancelled);
     return pair_teardown(state);
 }
 
@@ -126,6 +139,51 @@ test_race_status_of_a_failed_one_that_is_posted_again(void **state)
     assert_int_equal(vnx_xfer_status(xfer, NULL), VNX_OK);
 }
 
+/* -- Timeout ---------------------------------------------------------------
+ */
+
+static void
+await_cancel(void)
+{
+    struct timespec end;
+
+    clock_gettime(CLOCK_REALTIME, &end);
+    end.tv_sec += 30;
+    assert_int_equal(sem_timedwait(&cancelled, &end), 0);
+}
+
+/* A small transfer, which the posting thread copies, is stopped during that.
+ */
+static vnx_status_t
+post_stops(vnx_error_t *error)
+{
+    await_cancel();
+    vnxi_error_set(error, VNX_ERR_CANCELED, "vnx_xfer_post",
+                   "the transfer was cancelled");
+    vnxi_error_peer(error, "B", 1);
+    return VNX_ERR_CANCELED;
+}
+
+static void
+test_race_post_that_times_out_before_it_returns(void **state)
+{
+    vnx_error_t error, later;
+    (void)state;
+
+    on_post = post_stops;
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, 1000000, &error),
+                     VNX_ERR_TIMEOUT);
+    assert_int_equal(error.status, VNX_ERR_TIMEOUT);
+    assert_string_equal(error.peer, "B");
+    assert_int_equal(vnx_xfer_status(xfer, &later), VNX_ERR_TIMEOUT);
+    assert_string_equal(error.cause, later.cause);
+    while (sem_trywait(&cancelled) == 0) { /* it may stop more than once */
+    }
+    assert_int_equal(vnx_xfer_post_within(xfer, NULL, 0, 1000000, NULL),
+                     VNX_ERR_TIMEOUT);
+    assert_int_equal(stats_of(pair->a).xfers_failed, 2);
+}
+
 #define with_race(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int
@@ -133,6 +191,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         with_race(test_race_status_of_a_failed_one_that_is_posted_again),
+        with_race(test_race_post_that_times_out_before_it_returns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
