@@ -426,7 +426,8 @@ vnx_status_t vnx_xfer_status(const vnx_xfer_t *xfer, vnx_error_t *error);
 
 /* Stop the transfer.  *stopped_p is false if it had already ended.  When this
  * returns, no further byte lands.  If the backend cannot stop it, this is an
- * error and the transfer continues. */
+ * error and the transfer continues.  It waits for the post that is in progress
+ * when it is called, not for one that another thread begins afterwards. */
 vnx_status_t vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p,
                              vnx_error_t *error);
 

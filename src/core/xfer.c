@@ -13,6 +13,10 @@
  * the engine holds a reference, so a handle may be released at any time.  The
  * end stores telemetry and error first, then the state, then signals the
  * events; a reader that sees the state sees the rest.
+ *
+ * The word also has the number of the post.  A thread that waits for the end
+ * of one post may wake up when the next one is in progress: the state is
+ * POSTED again, but the word differs.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -25,10 +29,15 @@
  * machine is in trouble. */
 #define CANCEL_DEADLINE_NS 10000000000u
 
+/* The lowest bits of the word are the state, the others the post's number. */
+#define STATE_BITS 3
+#define STATE_MASK ((UINT64_C(1) << STATE_BITS) - 1)
+
 struct vnx_xfer {
-    atomic_uint refs; /* users, and the engine while POSTED */
-    atomic_uint state;
-    vnx_agent_t *agent; /* retained */
+    atomic_uint refs;          /* users, and the engine while POSTED */
+    atomic_uint_fast64_t word; /* state and number of the post */
+    atomic_uint_fast64_t cancelled_post; /* the last one's number; 0: none */
+    vnx_agent_t *agent;                  /* retained */
     vnxi_exfer_t *exfer;
     vnxi_counters_t *counters; /* the peer's; its list, which `exfer` holds,
                                   keeps them alive */
@@ -46,6 +55,18 @@ struct vnx_xfer {
     atomic_uint_fast64_t start_ns, post_ns, end_ns; /* 0: not yet */
     vnx_error_t *error; /* protected by agent->error_lock */
 };
+
+static vnx_xfer_state_t
+state_of(uint64_t word)
+{
+    return (vnx_xfer_state_t)(word & STATE_MASK);
+}
+
+static uint64_t
+post_of(uint64_t word)
+{
+    return word >> STATE_BITS;
+}
 
 /* An owned copy of a notification; NULL: no memory. */
 static unsigned char *
@@ -138,7 +159,8 @@ xfer_create(vnx_agent_t *agent, vnxi_peer_t *peer,
         return status;
     }
     atomic_init(&xfer->refs, 1);
-    atomic_init(&xfer->state, VNX_XFER_READY);
+    atomic_init(&xfer->word, VNX_XFER_READY);
+    atomic_init(&xfer->cancelled_post, 0);
     xfer->agent = vnx_agent_retain(agent);
     vnxi_count(&agent->counters.live_xfers, 1);
     *out_p = xfer;
@@ -341,6 +363,25 @@ keep_error(vnx_xfer_t *xfer, const vnx_error_t *error)
     free(old);
 }
 
+/* Leave POSTED.  Only the thread that owns the post calls this. */
+static void
+leave_posted(vnx_xfer_t *xfer, vnx_xfer_state_t state)
+{
+    uint64_t word = atomic_load_explicit(&xfer->word, memory_order_relaxed);
+
+    atomic_store_explicit(&xfer->word, (word & ~STATE_MASK) | state,
+                          memory_order_release);
+}
+
+static void
+note_cancelled(vnx_xfer_t *xfer)
+{
+    uint64_t word = atomic_load_explicit(&xfer->word, memory_order_relaxed);
+
+    atomic_store_explicit(&xfer->cancelled_post, post_of(word),
+                          memory_order_relaxed);
+}
+
 /* `record` is that of an error; the deadline may replace both.  Returns the
  * final status. */
 static vnx_status_t
@@ -361,7 +402,10 @@ xfer_end(vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *record,
     if (status != VNX_OK) {
         keep_error(xfer, record);
     }
-    atomic_store_explicit(&xfer->state, state, memory_order_release);
+    if (state == VNX_XFER_CANCELLED) {
+        note_cancelled(xfer);
+    }
+    leave_posted(xfer, state);
     if (status != VNX_OK) {
         atomic_fetch_add(&xfer->agent->failures, 1);
     }
@@ -390,16 +434,16 @@ vnxi_xfer_done(void *context, void *cookie, vnx_status_t status,
 /* Move from READY or an end state to POSTED.  False: another post is active.
  */
 static bool
-claim(vnx_xfer_t *xfer, unsigned *before_p)
+claim(vnx_xfer_t *xfer, vnx_xfer_state_t *before_p)
 {
-    unsigned state = atomic_load(&xfer->state);
+    uint64_t word = atomic_load(&xfer->word), posted;
     do {
-        if (state == VNX_XFER_POSTED) {
+        if (state_of(word) == VNX_XFER_POSTED) {
             return false;
         }
-    } while (
-        !atomic_compare_exchange_weak(&xfer->state, &state, VNX_XFER_POSTED));
-    *before_p = state;
+        posted = (post_of(word) + 1) << STATE_BITS | VNX_XFER_POSTED;
+    } while (!atomic_compare_exchange_weak(&xfer->word, &word, posted));
+    *before_p = state_of(word);
     return true;
 }
 
@@ -419,7 +463,7 @@ replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
 
 /* Returns the time of the start. */
 static uint64_t
-note_start(vnx_xfer_t *xfer, unsigned before)
+note_start(vnx_xfer_t *xfer, vnx_xfer_state_t before)
 {
     atomic_uint_fast64_t *at = xfer->counters->at;
     const vnxi_xfer_facts_t *facts = &xfer->facts;
@@ -478,7 +522,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
                      uint64_t timeout_ns, vnx_error_t *error)
 {
     vnx_error_t local_error, *record = error != NULL ? error : &local_error;
-    unsigned before;
+    vnx_xfer_state_t before;
 
     if (!vnxi_agent_usable(xfer->agent)) {
         return vnxi_agent_refuse(xfer->agent, "vnx_xfer_post", error);
@@ -491,7 +535,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
     if (notif != NULL) {
         vnx_status_t status = replace_notif(xfer, notif, notif_len, error);
         if (status != VNX_OK) {
-            atomic_store(&xfer->state, before);
+            leave_posted(xfer, before);
             vnxi_events_signal(&xfer->agent->events);
             return status;
         }
@@ -517,14 +561,7 @@ vnx_xfer_post_within(vnx_xfer_t *xfer, const void *notif, size_t notif_len,
 vnx_xfer_state_t
 vnx_xfer_state(const vnx_xfer_t *xfer)
 {
-    return (vnx_xfer_state_t)atomic_load_explicit(&xfer->state,
-                                                  memory_order_acquire);
-}
-
-static bool
-has_ended(void *xfer)
-{
-    return vnx_xfer_state(xfer) != VNX_XFER_POSTED;
+    return state_of(atomic_load_explicit(&xfer->word, memory_order_acquire));
 }
 
 /* The status of a transfer that was FAILED a moment ago.  A new post clears
@@ -624,15 +661,38 @@ vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
 /* -- Cancel and release ------------------------------------------------------
  */
 
+/* A post that is to be stopped. */
+typedef struct post {
+    vnx_xfer_t *xfer;
+    uint64_t word; /* while it is in progress */
+} post_t;
+
+static bool
+has_ended(void *context)
+{
+    const post_t *post = context;
+    return atomic_load_explicit(&post->xfer->word, memory_order_acquire) !=
+           post->word;
+}
+
+/* Return whether the post, which has ended, or a later one was cancelled. */
+static bool
+was_cancelled(const post_t *post)
+{
+    return atomic_load_explicit(&post->xfer->cancelled_post,
+                                memory_order_relaxed) >= post_of(post->word);
+}
+
 vnx_status_t
 vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
 {
     vnx_agent_t *agent = xfer->agent;
+    post_t post = {xfer, atomic_load(&xfer->word)};
 
     if (vnxi_fork_crossed(agent->fork_count)) {
         return vnxi_agent_refuse(agent, "vnx_xfer_cancel", error);
     }
-    if (has_ended(xfer)) {
+    if (state_of(post.word) != VNX_XFER_POSTED) {
         *stopped_p = false;
         return VNX_OK;
     }
@@ -643,13 +703,13 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
                               "it continues and the handle stays valid",
                               vnx_xfer_backend(xfer));
     }
-    if (!vnxi_events_wait(&agent->events, has_ended, xfer,
+    if (!vnxi_events_wait(&agent->events, has_ended, &post,
                           vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
         return vnxi_error_set(error, VNX_ERR_TIMEOUT, "vnx_xfer_cancel",
                               "the transfer did not stop within 10 s; it "
                               "continues and the handle stays valid");
     }
-    *stopped_p = vnx_xfer_state(xfer) == VNX_XFER_CANCELLED;
+    *stopped_p = was_cancelled(&post);
     return VNX_OK;
 }
 

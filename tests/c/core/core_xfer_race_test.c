@@ -5,15 +5,19 @@
  */
 #include "agent_pair.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 
+#include "base/clock.h"
 #include "core/agent.h"
 
 static pair_t *pair;
 static vnx_xfer_t *xfer;
 static vnxi_engine_ops_t fake;
 static vnx_status_t (*on_post)(vnx_error_t *error);
+static vnx_status_t (*on_cancel)(void);
+static atomic_uint cancels;
 static sem_t cancelled; /* posted by each call that stops */
 
 static vnx_status_t
@@ -30,6 +34,13 @@ static vnx_status_t
 fake_cancel(vnxi_exfer_t *exfer)
 {
     (void)exfer;
+    atomic_fetch_add(&cancels, 1);
+    return on_cancel();
+}
+
+static vnx_status_t
+cancel_is_noted(void)
+{
     sem_post(&cancelled);
     return VNX_OK;
 }
@@ -59,6 +70,8 @@ setup(void **state)
     pair->a->ops = &fake;
     assert_int_equal(sem_init(&cancelled, 0, 0), 0);
     on_post = post_starts;
+    on_cancel = cancel_is_noted;
+    atomic_store(&cancels, 0);
     xfer = pair_make_xfer(pair, VNX_OP_READ, 1, NULL);
     return 0;
 }
@@ -80,11 +93,11 @@ post_main(void *unused)
 }
 
 static void
-post_on_another_thread(void)
+on_another_thread(void *(*run)(void *unused))
 {
     pthread_t thread;
 
-    assert_int_equal(pthread_create(&thread, NULL, post_main, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, run, NULL), 0);
     assert_int_equal(pthread_join(thread, NULL), 0);
 }
 
@@ -103,7 +116,9 @@ end(vnx_status_t status)
 /* -- At a lock -------------------------------------------------------------
  */
 
-static _Thread_local void *before_lock; /* of this lock: post, once */
+/* Post once, just before this thread takes that lock, or just after it has
+ * released this one and the transfer is cancelled. */
+static _Thread_local void *before_lock, *after_unlock;
 
 int __real_pthread_mutex_lock(pthread_mutex_t *mutex);
 int __wrap_pthread_mutex_lock(pthread_mutex_t *mutex);
@@ -113,9 +128,24 @@ __wrap_pthread_mutex_lock(pthread_mutex_t *mutex)
 {
     if (before_lock == mutex) {
         before_lock = NULL;
-        post_on_another_thread();
+        on_another_thread(post_main);
     }
     return __real_pthread_mutex_lock(mutex);
+}
+
+int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex);
+
+int
+__wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
+{
+    int ret = __real_pthread_mutex_unlock(mutex);
+
+    if (after_unlock == mutex && vnx_xfer_state(xfer) == VNX_XFER_CANCELLED) {
+        after_unlock = NULL;
+        on_another_thread(post_main);
+    }
+    return ret;
 }
 
 /* -- Status ----------------------------------------------------------------
@@ -184,6 +214,115 @@ test_race_post_that_times_out_before_it_returns(void **state)
     assert_int_equal(stats_of(pair->a).xfers_failed, 2);
 }
 
+/* -- Cancel ----------------------------------------------------------------
+ */
+
+static void
+start(void)
+{
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+}
+
+static void
+assert_cancel(bool stops)
+{
+    bool stopped = !stops;
+
+    assert_ok(vnx_xfer_cancel(xfer, &stopped, e));
+    assert_int_equal(stopped, stops);
+}
+
+static void *
+end_cancelled(void *unused)
+{
+    end(VNX_ERR_CANCELED);
+    return unused;
+}
+
+static void *
+end_done(void *unused)
+{
+    end(VNX_OK);
+    return unused;
+}
+
+static vnx_status_t
+cancel_then_post(void)
+{
+    on_another_thread(end_cancelled);
+    on_another_thread(post_main);
+    return VNX_OK;
+}
+
+static vnx_status_t
+cancel_late_then_post(void)
+{
+    on_another_thread(end_done);
+    on_another_thread(post_main);
+    return VNX_OK;
+}
+
+/* It returns although another post is in progress. */
+static void
+test_race_cancel_of_one_that_is_posted_again_at_once(void **state)
+{
+    (void)state;
+
+    start();
+    on_cancel = cancel_then_post;
+    assert_cancel(true);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
+    on_cancel = cancel_late_then_post;
+    assert_cancel(false);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
+    assert_int_equal(atomic_load(&cancels), 2);
+    end(VNX_OK);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_DONE);
+}
+
+static pthread_t ender;
+
+/* End the transfer when the canceller waits for that. */
+static void *
+end_main(void *unused)
+{
+    uint64_t limit = vnxi_clock_deadline(SECONDS(30));
+
+    while (atomic_load(&pair->a->events.waiters) == 0 &&
+           vnxi_clock_ns() < limit) {
+        poll(NULL, 0, 1);
+    }
+    return end_cancelled(unused);
+}
+
+static vnx_status_t
+cancel_in_time(void)
+{
+    if (atomic_load(&cancels) == 1) {
+        assert_int_equal(pthread_create(&ender, NULL, end_main, NULL), 0);
+    }
+    return VNX_OK;
+}
+
+/* In rare cases the transfer ends when the canceller does not sleep. */
+static void
+test_race_cancel_of_one_that_is_posted_again_after_the_wait(void **state)
+{
+    (void)state;
+
+    on_cancel = cancel_in_time;
+    after_unlock = &pair->a->events.lock;
+    for (int round = 0; after_unlock != NULL; round++) {
+        assert_true(round < 100);
+        atomic_store(&cancels, 0);
+        start();
+        assert_cancel(true);
+        assert_int_equal(pthread_join(ender, NULL), 0);
+    }
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
+    end(VNX_OK);
+}
+
 #define with_race(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int
@@ -192,6 +331,8 @@ main(void)
     const struct CMUnitTest tests[] = {
         with_race(test_race_status_of_a_failed_one_that_is_posted_again),
         with_race(test_race_post_that_times_out_before_it_returns),
+        with_race(test_race_cancel_of_one_that_is_posted_again_at_once),
+        with_race(test_race_cancel_of_one_that_is_posted_again_after_the_wait),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
