@@ -697,7 +697,7 @@ vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
         return VNX_OK;
     }
     vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
-    if (status != VNX_OK) {
+    if (status != VNX_OK && !has_ended(&post)) {
         return vnxi_error_set(error, status, "vnx_xfer_cancel",
                               "the backend (%s) cannot stop the transfer now; "
                               "it continues and the handle stays valid",

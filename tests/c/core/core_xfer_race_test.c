@@ -323,6 +323,52 @@ test_race_cancel_of_one_that_is_posted_again_after_the_wait(void **state)
     end(VNX_OK);
 }
 
+static vnx_status_t
+cancel_late(void)
+{
+    on_another_thread(end_done);
+    return VNX_ERR_NOT_SUPPORTED;
+}
+
+static void
+test_race_cancel_of_one_that_ends_meanwhile(void **state)
+{
+    (void)state;
+
+    start();
+    on_cancel = cancel_late;
+    assert_cancel(false);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_DONE);
+    start();
+    assert_ok(vnx_xfer_release(xfer, e));
+    xfer = NULL;
+    assert_int_equal(stats_of(pair->a).live_xfers, 0);
+    assert_int_equal(atomic_load(&cancels), 2);
+}
+
+static vnx_status_t
+cancel_is_refused(void)
+{
+    return VNX_ERR_NOT_SUPPORTED;
+}
+
+static void
+test_race_cancel_of_one_that_cannot_be_stopped(void **state)
+{
+    vnx_error_t error;
+    bool stopped;
+    (void)state;
+
+    start();
+    on_cancel = cancel_is_refused;
+    assert_int_equal(vnx_xfer_cancel(xfer, &stopped, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, "it continues"));
+    assert_int_equal(vnx_xfer_release(xfer, &error), VNX_ERR_NOT_SUPPORTED);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_POSTED);
+    end(VNX_OK);
+}
+
 #define with_race(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int
@@ -333,6 +379,8 @@ main(void)
         with_race(test_race_post_that_times_out_before_it_returns),
         with_race(test_race_cancel_of_one_that_is_posted_again_at_once),
         with_race(test_race_cancel_of_one_that_is_posted_again_after_the_wait),
+        with_race(test_race_cancel_of_one_that_ends_meanwhile),
+        with_race(test_race_cancel_of_one_that_cannot_be_stopped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
