@@ -28,6 +28,7 @@
 /* Copying a chunk takes well under a millisecond; a longer wait means that the
  * machine is in trouble. */
 #define CANCEL_DEADLINE_NS 10000000000u
+#define CANCEL_AGAIN_NS 5000000u
 
 /* The lowest bits of the word are the state, the others the post's number. */
 #define STATE_BITS 3
@@ -683,34 +684,58 @@ was_cancelled(const post_t *post)
                                 memory_order_relaxed) >= post_of(post->word);
 }
 
+static vnx_status_t
+cannot_stop(const vnx_xfer_t *xfer, vnx_status_t status, vnx_error_t *error)
+{
+    return vnxi_error_set(error, status, "vnx_xfer_cancel",
+                          "the backend (%s) cannot stop the transfer now; "
+                          "it continues and the handle stays valid",
+                          vnx_xfer_backend(xfer));
+}
+
+/* Stop the post.  Its thread may not have passed it to the engine yet, which
+ * then forgets that it was asked to stop it.  So ask again until it has ended.
+ */
+static vnx_status_t
+stop_post(post_t *post, vnx_error_t *error)
+{
+    vnx_xfer_t *xfer = post->xfer;
+    vnx_agent_t *agent = xfer->agent;
+    uint64_t deadline = vnxi_clock_deadline(CANCEL_DEADLINE_NS);
+    uint64_t again;
+
+    do {
+        vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
+        if (status != VNX_OK && !has_ended(post)) {
+            return cannot_stop(xfer, status, error);
+        }
+        again = vnxi_clock_deadline(CANCEL_AGAIN_NS);
+        if (vnxi_events_wait(&agent->events, has_ended, post, again)) {
+            return VNX_OK;
+        }
+    } while (again < deadline);
+    return vnxi_error_set(error, VNX_ERR_TIMEOUT, "vnx_xfer_cancel",
+                          "the transfer did not stop within 10 s; it "
+                          "continues and the handle stays valid");
+}
+
 vnx_status_t
 vnx_xfer_cancel(vnx_xfer_t *xfer, bool *stopped_p, vnx_error_t *error)
 {
-    vnx_agent_t *agent = xfer->agent;
     post_t post = {xfer, atomic_load(&xfer->word)};
 
-    if (vnxi_fork_crossed(agent->fork_count)) {
-        return vnxi_agent_refuse(agent, "vnx_xfer_cancel", error);
+    if (vnxi_fork_crossed(xfer->agent->fork_count)) {
+        return vnxi_agent_refuse(xfer->agent, "vnx_xfer_cancel", error);
     }
     if (state_of(post.word) != VNX_XFER_POSTED) {
         *stopped_p = false;
         return VNX_OK;
     }
-    vnx_status_t status = agent->ops->xfer_cancel(xfer->exfer);
-    if (status != VNX_OK && !has_ended(&post)) {
-        return vnxi_error_set(error, status, "vnx_xfer_cancel",
-                              "the backend (%s) cannot stop the transfer now; "
-                              "it continues and the handle stays valid",
-                              vnx_xfer_backend(xfer));
+    vnx_status_t status = stop_post(&post, error);
+    if (status == VNX_OK) {
+        *stopped_p = was_cancelled(&post);
     }
-    if (!vnxi_events_wait(&agent->events, has_ended, &post,
-                          vnxi_clock_deadline(CANCEL_DEADLINE_NS))) {
-        return vnxi_error_set(error, VNX_ERR_TIMEOUT, "vnx_xfer_cancel",
-                              "the transfer did not stop within 10 s; it "
-                              "continues and the handle stays valid");
-    }
-    *stopped_p = was_cancelled(&post);
-    return VNX_OK;
+    return status;
 }
 
 /* Drop the user's reference.  Handles are counted here, because the engine may

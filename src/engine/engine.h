@@ -283,8 +283,9 @@ struct vnxi_engine_ops {
 
     /* Ask a transfer in progress to stop soon; xfer_done is still called.
      * Does not wait.  Safe if the transfer has just ended, or is about to be
-     * posted (the call may then have no effect).  VNX_ERR_NOT_SUPPORTED: it
-     * cannot be stopped. */
+     * posted (the call may then have no effect): the core calls it again every
+     * few milliseconds until the transfer has ended.  VNX_ERR_NOT_SUPPORTED:
+     * it cannot be stopped. */
     vnx_status_t (*xfer_cancel)(vnxi_exfer_t *exfer);
 
     /* Free the transfer.  Never called while it is in progress. */

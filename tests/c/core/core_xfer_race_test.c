@@ -369,6 +369,59 @@ test_race_cancel_of_one_that_cannot_be_stopped(void **state)
     end(VNX_OK);
 }
 
+static sem_t entered;
+static atomic_bool stop;
+
+/* The engine forgets what was to be stopped before. */
+static vnx_status_t
+post_resets(vnx_error_t *error)
+{
+    (void)error;
+    sem_post(&entered);
+    await_cancel();
+    atomic_store(&stop, false);
+    return VNX_IN_PROG;
+}
+
+static vnx_status_t
+cancel_stops(void)
+{
+    atomic_store(&stop, true);
+    sem_post(&cancelled);
+    return VNX_OK;
+}
+
+static void *
+post_and_end_main(void *unused)
+{
+    uint64_t limit = vnxi_clock_deadline(SECONDS(30));
+
+    post_main(unused);
+    while (!atomic_load(&stop) && vnxi_clock_ns() < limit) {
+        poll(NULL, 0, 1);
+    }
+    return end_cancelled(unused);
+}
+
+static void
+test_race_cancel_of_one_that_is_just_being_posted(void **state)
+{
+    pthread_t thread;
+    (void)state;
+
+    assert_int_equal(sem_init(&entered, 0, 0), 0);
+    on_post = post_resets;
+    on_cancel = cancel_stops;
+    assert_int_equal(pthread_create(&thread, NULL, post_and_end_main, NULL),
+                     0);
+    assert_int_equal(sem_wait(&entered), 0);
+    assert_cancel(true);
+    assert_true(atomic_load(&cancels) > 1);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(vnx_xfer_state(xfer), VNX_XFER_CANCELLED);
+    sem_destroy(&entered);
+}
+
 #define with_race(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int
@@ -381,6 +434,7 @@ main(void)
         with_race(test_race_cancel_of_one_that_is_posted_again_after_the_wait),
         with_race(test_race_cancel_of_one_that_ends_meanwhile),
         with_race(test_race_cancel_of_one_that_cannot_be_stopped),
+        with_race(test_race_cancel_of_one_that_is_just_being_posted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
