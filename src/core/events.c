@@ -76,14 +76,6 @@ write_fd(int fd)
     }
 }
 
-static void
-signal_fd(vnxi_events_t *events, int fd)
-{
-    if (!atomic_exchange(&events->signalled, true)) {
-        write_fd(fd);
-    }
-}
-
 void
 vnxi_events_signal(vnxi_events_t *events)
 {
@@ -98,8 +90,8 @@ vnxi_events_signal(vnxi_events_t *events)
         vnxi_mutex_unlock(&events->lock);
     }
     int fd = atomic_load(&events->fd);
-    if (fd >= 0) {
-        signal_fd(events, fd);
+    if (fd >= 0 && !atomic_exchange(&events->signalled, true)) {
+        write_fd(fd);
     }
 }
 
@@ -136,14 +128,13 @@ vnxi_events_fd(vnxi_events_t *events, int *fd_p, vnx_error_t *error)
     int fd = atomic_load(&events->fd);
     int err = 0;
     if (fd < 0) {
-        fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        /* Readable: it reports the events that happened before it existed. */
+        fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
         err = errno;
         if (fd >= 0) {
+            atomic_store(&events->signalled, true);
             atomic_store(&events->fd, fd);
             atomic_thread_fence(memory_order_seq_cst); /* see above */
-            /* Report the events that happened before the descriptor existed.
-             */
-            signal_fd(events, fd);
         }
     }
     vnxi_mutex_unlock(&events->lock);

@@ -1,8 +1,10 @@
+#include "child_check.h"
 #include "vnx_test.h"
 
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -84,6 +86,34 @@ test_events_fd_is_readable_until_cleared(void **state)
     vnxi_events_clear(&events);
     assert_false(readable(fd));
     vnxi_events_fini(&events);
+}
+
+/* The program closes all descriptors, which it does here in a child, while an
+ * event is pending. */
+static void
+test_events_new_descriptor_reports_what_came_before(void **state)
+{
+    vnxi_events_t events;
+    int fd, status;
+    (void)state;
+
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        vnxi_events_init(&events);
+        CHECK(vnxi_events_fd(&events, &fd, NULL) == VNX_OK);
+        vnxi_events_signal(&events);
+        CHECK(close_range(3, ~0u, 0) == 0);
+        CHECK(vnxi_events_fd(&events, &fd, NULL) == VNX_OK);
+        CHECK(readable(fd));
+        vnxi_events_clear(&events);
+        CHECK(!readable(fd));
+        vnxi_events_signal(&events);
+        CHECK(readable(fd));
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
 }
 
 static void
@@ -168,6 +198,7 @@ main(void)
         cmocka_unit_test(test_events_wait_sees_every_signal),
         cmocka_unit_test(test_events_wait_ends_at_its_deadline),
         cmocka_unit_test(test_events_fd_is_readable_until_cleared),
+        cmocka_unit_test(test_events_new_descriptor_reports_what_came_before),
         cmocka_unit_test(test_events_subscribers_have_separate_descriptors),
         cmocka_unit_test(test_events_fd_loses_no_event_to_a_race),
     };
