@@ -11,7 +11,9 @@
  * clear() drains the eventfd before it resets `signalled`.  Both sides change
  * the flag by an exchange.  A signaller that found it set comes before the
  * exchange of the client, which therefore sees the signaller's state; a
- * signaller that comes after it writes to the eventfd again.
+ * signaller that comes after it writes to the eventfd again.  If there is
+ * nothing to drain, a signaller has set the flag and is about to write, so the
+ * flag stays set: the eventfd will be readable.
  */
 #include "core/events.h"
 
@@ -204,8 +206,8 @@ vnxi_events_clear(vnxi_events_t *events)
     eventfd_t value;
     int fd = atomic_load_explicit(&events->fd, memory_order_acquire);
 
-    if (fd >= 0 && atomic_load(&events->signalled)) {
-        (void)!eventfd_read(fd, &value);
+    if (fd >= 0 && atomic_load(&events->signalled) &&
+        eventfd_read(fd, &value) == 0) {
         (void)atomic_exchange(&events->signalled, false);
     }
 }

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/eventfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -23,6 +24,22 @@ readable(int fd)
 {
     struct pollfd entry = {.fd = fd, .events = POLLIN};
     return poll(&entry, 1, 0) == 1;
+}
+
+/* In place of libc's.  A signaller that is about to write may be preempted,
+ * while its client clears these events. */
+static vnxi_events_t *cleared_before_write;
+
+int
+eventfd_write(int fd, eventfd_t value)
+{
+    vnxi_events_t *events = cleared_before_write;
+
+    if (events != NULL) {
+        cleared_before_write = NULL;
+        vnxi_events_clear(events);
+    }
+    return write(fd, &value, sizeof value) == sizeof value ? 0 : -1;
 }
 
 static void *
@@ -81,6 +98,28 @@ test_events_fd_is_readable_until_cleared(void **state)
     vnxi_events_clear(&events);
     assert_false(readable(fd));
     vnxi_events_signal(&events);
+    vnxi_events_signal(&events);
+    assert_true(readable(fd));
+    vnxi_events_clear(&events);
+    assert_false(readable(fd));
+    vnxi_events_fini(&events);
+}
+
+static void
+test_events_cleared_before_the_signaller_has_written(void **state)
+{
+    (void)state;
+    vnxi_events_t events;
+    int fd;
+
+    vnxi_events_init(&events);
+    assert_int_equal(vnxi_events_fd(&events, &fd, NULL), VNX_OK);
+    vnxi_events_clear(&events);
+    cleared_before_write = &events;
+    vnxi_events_signal(&events);
+    assert_null(cleared_before_write);
+    vnxi_events_clear(&events);
+    assert_false(readable(fd));
     vnxi_events_signal(&events);
     assert_true(readable(fd));
     vnxi_events_clear(&events);
@@ -198,6 +237,7 @@ main(void)
         cmocka_unit_test(test_events_wait_sees_every_signal),
         cmocka_unit_test(test_events_wait_ends_at_its_deadline),
         cmocka_unit_test(test_events_fd_is_readable_until_cleared),
+        cmocka_unit_test(test_events_cleared_before_the_signaller_has_written),
         cmocka_unit_test(test_events_new_descriptor_reports_what_came_before),
         cmocka_unit_test(test_events_subscribers_have_separate_descriptors),
         cmocka_unit_test(test_events_fd_loses_no_event_to_a_race),
