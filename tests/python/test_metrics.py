@@ -110,7 +110,9 @@ def test_the_endpoint_has_nixls_names_labels_and_values():
     for time in ("agent_xfer_time", "agent_xfer_post_time"):
         total = by_agent(found, f"{time}_total")
         assert by_agent(found, f"{time}_us_sum") == total
-        assert by_agent(found, time)["alpha"] <= total["alpha"]
+        # The last transfer may have taken less than a microsecond.
+        last = by_agent(found, time).get("alpha", 0)
+        assert last <= total["alpha"]
         assert [
             dict(labels)["le"]
             for (name, labels) in found
