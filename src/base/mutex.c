@@ -13,7 +13,6 @@ vnxi_cond_init(vnxi_cond_t *cond)
 
 #ifdef VNXI_LOCK_RANKS
 
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -59,16 +58,6 @@ check_order(const void *lock, vnxi_rank_t rank)
                    name_of(held[i].rank));
         }
     }
-}
-
-static bool
-is_held(const void *lock)
-{
-    unsigned i = 0;
-    while (i < held_count && held[i].lock != lock) {
-        i++;
-    }
-    return i < held_count;
 }
 
 static void
@@ -175,9 +164,7 @@ vnxi_rwlock_destroy(vnxi_rwlock_t *lock)
 void
 vnxi_rwlock_read(vnxi_rwlock_t *lock)
 {
-    if (!is_held(lock)) { /* a reader does not wait a second time */
-        check_order(lock, lock->rank);
-    }
+    check_order(lock, lock->rank);
     pthread_rwlock_rdlock(&lock->os);
     note_taken(lock, lock->rank);
 }

@@ -206,10 +206,6 @@ vnxi_rwlock_destroy(vnxi_rwlock_t *lock)
     pthread_rwlock_destroy(lock);
 }
 
-/* A thread that holds the lock for reading may take it for reading again, even
- * while a writer waits: glibc's locks prefer readers by default.  The nixl
- * engine needs this: the end of a transfer may release the transfer while the
- * thread holds the gate. */
 static inline void
 vnxi_rwlock_read(vnxi_rwlock_t *lock)
 {

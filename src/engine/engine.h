@@ -86,9 +86,10 @@ typedef struct vnxi_peer_status {
 
 /*
  * Callbacks from the engine to the core.  Called on any thread, never after
- * stop() has returned.  They do not block and do not call into the engine,
- * with one exception: xfer_done may release the transfer, so the engine must
- * not touch it afterwards.
+ * stop() has returned, except that a thread which ended a transfer before may
+ * still be about to call its xfer_done.  They do not block and do not call
+ * into the engine, with one exception: xfer_done may release the transfer, so
+ * the engine must not touch it afterwards.
  */
 typedef struct vnxi_engine_host {
     void *context;

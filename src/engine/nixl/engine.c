@@ -138,6 +138,8 @@ destroy_agent(vnxi_engine_t *engine)
 void
 vnxi_nixl_stop(vnxi_engine_t *engine)
 {
+    vnxi_exfer_t *ended = NULL;
+
     vnxi_mutex_lock(&engine->backend_lock);
     atomic_store(&engine->stopped, true);
     vnxi_mutex_unlock(&engine->backend_lock);
@@ -155,8 +157,8 @@ vnxi_nixl_stop(vnxi_engine_t *engine)
          */
         vnxi_log(VNX_LOG_ERROR, engine->name,
                  "transfers do not end: NIXL's agent is not freed");
-        vnxi_nixl_poller_abort(engine, NULL, VNX_ERR_CANCELED,
-                               "the agent was closed");
+        ended = vnxi_nixl_poller_abort(engine, NULL, VNX_ERR_CANCELED,
+                                       "the agent was closed");
     }
     vnxi_nixl_xfers_drop(engine);
     vnxi_nixl_twins_drop(engine);
@@ -166,4 +168,5 @@ vnxi_nixl_stop(vnxi_engine_t *engine)
     engine->agent = NULL;
     vnxi_rwlock_unlock(&engine->gate);
     vnxi_mutex_unlock(&engine->backend_lock);
+    vnxi_nixl_poller_report(engine, ended);
 }

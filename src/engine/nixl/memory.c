@@ -364,26 +364,26 @@ collect(void *context, const vnxi_region_t *region, uint64_t epoch)
     gone->regions[gone->count++] = vnxi_region_retain((vnxi_region_t *)region);
 }
 
-/* True: no transfer is in flight on a revoked region. */
+/* True: no transfer is in flight on a revoked region.  Adds those that have
+ * ended to *ended_p. */
 static bool
-wait_landed(vnxi_engine_t *engine)
+wait_landed(vnxi_engine_t *engine, vnxi_exfer_t **ended_p)
 {
     static const struct timespec pause = {0, 50000};
     uint64_t deadline = vnxi_clock_deadline(LAND_NS);
 
     vnxi_nixl_settle(engine);
-    while (vnxi_nixl_poller_has_revoked(engine)) {
-        if (vnxi_clock_ns() > deadline) {
-            return false;
-        }
-        nanosleep(&pause, NULL);
+    for (;;) {
         if (!vnxi_nixl_enter(engine)) {
             return false;
         }
-        vnxi_nixl_poller_check(engine);
+        bool found = vnxi_nixl_poller_check_revoked(engine, ended_p);
         vnxi_nixl_leave(engine);
+        if (!found || vnxi_clock_ns() > deadline) {
+            return !found;
+        }
+        nanosleep(&pause, NULL);
     }
-    return true;
 }
 
 static void
@@ -419,12 +419,13 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
 }
 
 static void
-forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone)
+forget(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
+       vnxi_exfer_t **ended_p)
 {
     if (gone->count == 0) {
         return;
     }
-    if (!wait_landed(engine)) {
+    if (!wait_landed(engine, ended_p)) {
         /* They stay registered, because their bytes may still arrive. */
         vnxi_log(VNX_LOG_ERROR, engine->name,
                  "a transfer on deregistered memory does not "
@@ -446,6 +447,7 @@ vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
                      const char *const *backends, vnx_error_t *error)
 {
     gone_t gone = {.count = 0};
+    vnxi_exfer_t *ended = NULL;
     uint32_t asked = 0;
 
     vnx_status_t status =
@@ -462,9 +464,10 @@ vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
     status = vnxi_registry_remove(engine->registry, mem, descs, count, collect,
                                   &gone, error);
     if (status == VNX_OK) {
-        forget(engine, mem, &gone);
+        forget(engine, mem, &gone, &ended);
     }
     vnxi_mutex_unlock(&engine->mem_lock);
+    vnxi_nixl_poller_report(engine, ended);
     for (size_t i = 0; i < gone.count; i++) {
         vnxi_region_release(gone.regions[i]);
     }

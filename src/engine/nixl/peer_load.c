@@ -322,9 +322,11 @@ vnxi_nixl_peer_close(vnxi_peer_t *base, const char *cause)
     if (!vnxi_nixl_enter(engine)) {
         return; /* the library's agent is gone, with its peers */
     }
-    vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
+    vnxi_exfer_t *ended =
+        vnxi_nixl_poller_abort(engine, peer, VNX_ERR_REMOTE_DISCONNECT, cause);
     engine->capi->invalidate_remote_md(engine->agent, peer->base.name);
     vnxi_nixl_leave(engine);
+    vnxi_nixl_poller_report(engine, ended);
 }
 
 /* -- A new generation ------------------------------------------------------

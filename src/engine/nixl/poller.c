@@ -4,7 +4,13 @@
  * holder of flight_lock: no other thread touches the library's requests of
  * transfers in flight.  A thread that needs transfers to end (a peer is
  * closed, memory is deregistered, the engine stops) ends them itself under
- * that lock.  Ends are reported after the lock is released.
+ * that lock.
+ *
+ * Ends are reported while the thread holds no lock of the engine: the core
+ * disarms the transfer's deadline, and if nobody else refers to the transfer
+ * releases it, which enters the gate.  Functions that are called with locks
+ * held therefore return the ended transfers, and the caller reports them
+ * later.
  */
 #include "engine/nixl/poller.h"
 
@@ -113,9 +119,9 @@ vnxi_nixl_request_release(vnxi_exfer_t *exfer)
     }
 }
 
-/* The callback may post the transfer again or free it. */
-static void
-report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
+/* The callback may free the transfer. */
+void
+vnxi_nixl_poller_report(vnxi_engine_t *engine, vnxi_exfer_t *ended)
 {
     while (ended != NULL) {
         vnxi_exfer_t *exfer = ended;
@@ -146,18 +152,30 @@ take_inbox_flight_lock_held(vnxi_nixl_poller_t *poller)
     }
 }
 
-size_t
-vnxi_nixl_poller_check(vnxi_engine_t *engine)
+static bool
+is_revoked(const vnxi_exfer_t *exfer)
+{
+    return vnxi_list_unusable(exfer->local) != NULL ||
+           vnxi_list_unusable(exfer->remote) != NULL;
+}
+
+/* Query all transfers in flight, or those of revoked regions.  Adds those that
+ * have ended to *ended_p; returns how many of them have not. */
+static size_t
+query(vnxi_engine_t *engine, bool only_revoked, vnxi_exfer_t **ended_p)
 {
     vnxi_nixl_poller_t *poller = &engine->poller;
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_exfer_t *ended = NULL;
     size_t left = 0;
 
     vnxi_mutex_lock(&poller->flight_lock);
     take_inbox_flight_lock_held(poller);
     for (vnxi_exfer_t **at = &poller->flights; *at != NULL;) {
         vnxi_exfer_t *exfer = *at;
+        if (only_revoked && !is_revoked(exfer)) {
+            at = &exfer->next_flight;
+            continue;
+        }
         int code = capi->get_xfer_status(engine->agent, exfer->request);
         exfer->end = vnxi_nixl_xfer_outcome(exfer, code, &exfer->error);
         if (exfer->end == VNX_IN_PROG) {
@@ -166,35 +184,33 @@ vnxi_nixl_poller_check(vnxi_engine_t *engine)
             continue;
         }
         *at = exfer->next_flight;
-        exfer->next_flight = ended;
-        ended = exfer;
+        exfer->next_flight = *ended_p;
+        *ended_p = exfer;
     }
     vnxi_mutex_unlock(&poller->flight_lock);
-    if (ended != NULL) {
+    if (*ended_p != NULL) {
         vnxi_nixl_poller_touch(poller);
-        report(engine, ended);
     }
     return left;
 }
 
-bool
-vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine)
+size_t
+vnxi_nixl_poller_check(vnxi_engine_t *engine)
 {
-    vnxi_nixl_poller_t *poller = &engine->poller;
-    bool found = false;
+    vnxi_exfer_t *ended = NULL;
+    size_t left = query(engine, false, &ended);
 
-    vnxi_mutex_lock(&poller->flight_lock);
-    take_inbox_flight_lock_held(poller);
-    for (vnxi_exfer_t *exfer = poller->flights; exfer != NULL && !found;
-         exfer = exfer->next_flight) {
-        found = vnxi_list_unusable(exfer->local) != NULL ||
-                vnxi_list_unusable(exfer->remote) != NULL;
-    }
-    vnxi_mutex_unlock(&poller->flight_lock);
-    return found;
+    vnxi_nixl_poller_report(engine, ended);
+    return left;
 }
 
-void
+bool
+vnxi_nixl_poller_check_revoked(vnxi_engine_t *engine, vnxi_exfer_t **ended_p)
+{
+    return query(engine, true, ended_p) > 0;
+}
+
+vnxi_exfer_t *
 vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
                        vnx_status_t status, const char *cause)
 {
@@ -224,7 +240,7 @@ vnxi_nixl_poller_abort(vnxi_engine_t *engine, const vnxi_nixl_peer_t *peer,
         }
     }
     vnxi_mutex_unlock(&poller->flight_lock);
-    report(engine, ended);
+    return ended;
 }
 
 /* -- Notifications ---------------------------------------------------------

@@ -69,17 +69,26 @@ vnxi_nixl_poller_touch(vnxi_nixl_poller_t *poller)
 void vnxi_nixl_poller_add(vnxi_engine_t *engine, vnxi_exfer_t *exfer);
 
 /* Query the states of all transfers in flight on the calling thread, and
- * report those that have ended.  Returns how many are still in flight. */
+ * report those that have ended.  Returns how many are still in flight.  The
+ * thread must hold no lock of the engine. */
 size_t vnxi_nixl_poller_check(vnxi_engine_t *engine);
 
-/* Return whether a transfer is in flight to or from a revoked region. */
-bool vnxi_nixl_poller_has_revoked(vnxi_engine_t *engine);
+/* Query the states of transfers in flight to or from revoked regions, and add
+ * those that have ended to *ended_p.  Returns whether any is still in flight.
+ * Requires the gate. */
+bool vnxi_nixl_poller_check_revoked(vnxi_engine_t *engine,
+                                    vnxi_exfer_t **ended_p);
 
 /* End all transfers in flight to the peer (NULL: to any) as failed with
- * `status` and `cause`, and release the library's requests. */
-void vnxi_nixl_poller_abort(vnxi_engine_t *engine,
-                            const struct vnxi_nixl_peer *peer,
-                            vnx_status_t status, const char *cause);
+ * `status` and `cause`, and release the library's requests.  Returns those
+ * transfers. */
+vnxi_exfer_t *vnxi_nixl_poller_abort(vnxi_engine_t *engine,
+                                     const struct vnxi_nixl_peer *peer,
+                                     vnx_status_t status, const char *cause);
+
+/* Report ended transfers (NULL: none) to the core.  The thread must hold no
+ * lock of the engine. */
+void vnxi_nixl_poller_report(vnxi_engine_t *engine, vnxi_exfer_t *ended);
 
 /* Fetch notifications that have arrived, unless another thread is doing so. */
 void vnxi_nixl_take_notifs(vnxi_engine_t *engine);

@@ -15,6 +15,8 @@ typedef struct fake_nixl {
     atomic_int polls;        /* status calls until a post ends */
     atomic_bool hangs;       /* posts do not end */
     atomic_bool lands;       /* posts end at the next status call */
+    atomic_uintptr_t lander; /* the same for this thread (pthread_self()), and
+                                not for others; 0: see `lands` */
     atomic_bool drops_peers; /* connections have failed */
     uint64_t key;            /* published with regions */
     char refuses[32];        /* this backend refuses registrations */

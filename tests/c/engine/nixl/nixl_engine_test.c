@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include "fake_nixl.h"
@@ -94,6 +95,15 @@ static void
 release(vnx_xfer_t *xfer)
 {
     assert_ok(vnx_xfer_release(xfer, e));
+}
+
+/* Post with a deadline, which the end of the transfer has to disarm. */
+static void
+post_to_hang(vnx_xfer_t *xfer)
+{
+    assert_int_equal(
+        vnx_xfer_post_within(xfer, NULL, 0, vnx_test_limit(600), NULL),
+        VNX_IN_PROG);
 }
 
 /* -- Backends ---------------------------------------------------------------
@@ -490,12 +500,11 @@ test_nixl_engine_deregisters_after_transfers_in_flight(void **state)
     vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
     vnx_error_t error;
 
-    fake->polls = 100000;
-    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
-    fake->polls = 0;
+    fake->hangs = true;
+    post_to_hang(xfer);
     vnx_xfer_abandon(xfer);
     xfer = make_read(duo, 64, 1, NULL);
-    fake->lands = true;
+    fake->lander = (uintptr_t)pthread_self();
     deregister_at(duo->a, duo->at_a, SIZE);
     assert_int_equal(stats_of(duo->a).xfers_done, 1);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_NOT_FOUND);
@@ -890,7 +899,7 @@ test_nixl_engine_removal_fails_transfers_in_flight(void **state)
     vnx_error_t error;
 
     fake->hangs = true;
-    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, NULL), VNX_IN_PROG);
+    post_to_hang(xfer);
     assert_ok(vnx_agent_remove_peer(duo->a, "B", 1, e));
     assert_int_equal(vnx_xfer_status(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
     assert_string_equal(error.peer, "B");
@@ -1061,6 +1070,33 @@ test_nixl_engine_close_waits_for_transfers_in_flight(void **state)
     release(xfer);
 }
 
+/* The engine then holds the last reference on the abandoned one. */
+static void
+test_nixl_engine_close_gives_up_what_does_not_end(void **state)
+{
+    duo_t *duo = *state, other = *duo;
+    int handles = fake->handles;
+    vnx_error_t error;
+
+    other.a = make_nixl("C");
+    register_at(other.a, other.at_a, SIZE);
+    load_peer(other.a, duo->a);
+    load_peer(other.a, duo->b);
+    vnx_xfer_t *abandoned = make_read(&other, 64, 1, NULL);
+    vnx_xfer_t *kept = make_read(&other, 64, 1, NULL);
+    fake->hangs = true;
+    assert_int_equal(vnx_xfer_post(abandoned, NULL, 0, NULL), VNX_IN_PROG);
+    post_to_hang(kept);
+    vnx_xfer_abandon(abandoned);
+    alarm((unsigned)(vnx_test_limit(60) / SECONDS(1))); /* a hang fails */
+    vnx_agent_close(other.a);
+    alarm(0);
+    assert_int_equal(vnx_xfer_status(kept, &error), VNX_ERR_CANCELED);
+    release(kept);
+    vnx_agent_release(other.a);
+    fake->handles = handles; /* the others belong to an agent left behind */
+}
+
 /* The thread that ends the transfer then holds the last reference. */
 static void
 test_nixl_engine_ends_with_a_transfer_nobody_waits_for(void **state)
@@ -1158,6 +1194,7 @@ main(void)
         with_duo(test_nixl_engine_registers_open_files_only),
         with_duo(test_nixl_engine_queries_storage),
         with_duo(test_nixl_engine_close_waits_for_transfers_in_flight),
+        with_duo(test_nixl_engine_close_gives_up_what_does_not_end),
         with_duo(test_nixl_engine_ends_with_a_transfer_nobody_waits_for),
         with_duo(test_nixl_engine_describes_itself_and_peers),
     };
