@@ -457,7 +457,7 @@ vnx_status_t vnx_xfer_telemetry(const vnx_xfer_t *xfer,
 /* The backend used by the transfer ("SHM", "UCX").  Static storage. */
 const char *vnx_xfer_backend(const vnx_xfer_t *xfer);
 
-/* Estimated duration and its error margin, in microseconds. */
+/* Estimated duration and its error margin, in microseconds; 0: no estimate. */
 void vnx_xfer_estimate(const vnx_xfer_t *xfer, int64_t *duration_us_p,
                        int64_t *margin_us_p);
 

@@ -315,7 +315,7 @@ set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
 }
 
 static vnx_status_t
-check_post(vnxi_exfer_t *exfer, vnx_error_t *error)
+check_post(const vnxi_exfer_t *exfer, vnx_error_t *error)
 {
     vnxi_nixl_peer_t *peer = exfer->peer;
 
@@ -510,7 +510,10 @@ vnxi_nixl_xfer_backend(const vnxi_exfer_t *exfer)
     return exfer->backend != NULL ? exfer->backend : "none";
 }
 
-/* Zero if the backend has no estimate. */
+/* Zero if the backend has no estimate, or the transfer cannot be posted any
+ * more.  The library must not see the request then: it may be released, or
+ * refer to regions that the library has freed.  Hold the gate over both the
+ * checks and the call, as for a post. */
 void
 vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
                         int64_t *margin_us_p)
@@ -519,9 +522,12 @@ vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
     int64_t duration = 0, margin = 0;
     int method = 0, code = VNXI_CAPI_BACKEND;
 
-    if (exfer->request != NULL && vnxi_nixl_enter(engine)) {
-        code = engine->capi->estimate_xfer_cost(
-            engine->agent, exfer->request, NULL, &duration, &margin, &method);
+    if (vnxi_nixl_enter(engine)) {
+        if (check_post(exfer, NULL) == VNX_OK) {
+            code = engine->capi->estimate_xfer_cost(
+                engine->agent, exfer->request, NULL, &duration, &margin,
+                &method);
+        }
         vnxi_nixl_leave(engine);
     }
     *duration_us_p = code == VNXI_CAPI_OK ? duration : 0;

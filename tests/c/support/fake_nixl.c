@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "engine/nixl/capi.h"
 
@@ -120,7 +121,8 @@ struct vnxi_capi_request {
     int op;
     vnxi_capi_xfer_list_t local, remote;
     blob_t notif;
-    bool has_notif, is_posted, was_posted, is_released;
+    bool has_notif, is_posted, was_posted;
+    atomic_bool is_released;
     int polls_left;
 };
 
@@ -1180,9 +1182,14 @@ EXPORT int
 nixl_capi_release_xfer_req(vnxi_capi_agent_t *agent,
                            vnxi_capi_request_t *request)
 {
+    const struct timespec pause = {.tv_nsec = 100000};
     (void)agent;
-    fake_nixl.released_active += request->is_posted;
+
     request->is_released = true;
+    fake_nixl.released_active += request->is_posted;
+    while (fake_nixl.blocks) {
+        nanosleep(&pause, NULL);
+    }
     return 0;
 }
 
@@ -1206,8 +1213,8 @@ nixl_capi_estimate_xfer_cost(vnxi_capi_agent_t *agent,
                              int *method_p)
 {
     (void)agent;
-    (void)request;
     (void)options;
+    fake_nixl.used_released += request->is_released;
     *duration_us_p = 7;
     *margin_us_p = 3;
     *method_p = 0;

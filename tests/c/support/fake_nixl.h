@@ -18,6 +18,7 @@ typedef struct fake_nixl {
     atomic_uintptr_t lander; /* the same for this thread (pthread_self()), and
                                 not for others; 0: see `lands` */
     atomic_bool drops_peers; /* connections have failed */
+    atomic_bool blocks;      /* releases of requests do not return */
     uint64_t key;            /* published with regions */
     char refuses[32];        /* this backend refuses registrations */
 
@@ -25,6 +26,7 @@ typedef struct fake_nixl {
     atomic_int handles;         /* handles not yet released */
     atomic_int left_registered; /* regions when agents were destroyed */
     atomic_int released_active; /* requests released while in flight */
+    atomic_int used_released;   /* estimates for released requests */
     atomic_int loads;           /* loads of metadata */
     atomic_int looks;           /* fetches of notifications */
     size_t pieces;              /* of the last transfer made of pieces */

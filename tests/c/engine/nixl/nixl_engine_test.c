@@ -810,6 +810,105 @@ test_nixl_engine_estimates_if_the_backend_does(void **state)
     release(xfer);
 }
 
+/* The library would use what it has freed: it knows peers by name only. */
+static void
+test_nixl_engine_estimates_only_what_can_be_posted(void **state)
+{
+    duo_t *duo = *state;
+    vnx_xfer_t *xfer = make_read(duo, 64, 1, NULL);
+    int64_t duration = -1, margin = -1;
+
+    fake->key = 7;
+    load_peer(duo->a, duo->b); /* another generation */
+    vnx_xfer_estimate(xfer, &duration, &margin);
+    assert_int_equal(duration, 0);
+    release(xfer);
+    xfer = make_read(duo, 64, 1, NULL);
+    deregister_at(duo->a, duo->at_a, SIZE);
+    vnx_xfer_estimate(xfer, &duration, &margin);
+    assert_int_equal(duration, 0);
+    release(xfer);
+}
+
+/* -- Two threads ------------------------------------------------------------
+ */
+
+/* A call on another thread, and what was seen when it returned. */
+typedef struct call {
+    const duo_t *duo;
+    vnx_xfer_t *xfer;
+    int64_t duration;
+    atomic_bool is_back;
+} call_t;
+
+static void *
+remove_b(void *context)
+{
+    call_t *call = context;
+
+    vnx_agent_remove_peer(call->duo->a, "B", 1, NULL);
+    return NULL;
+}
+
+static void *
+estimate(void *context)
+{
+    call_t *call = context;
+    int64_t margin;
+
+    vnx_xfer_estimate(call->xfer, &call->duration, &margin);
+    call->is_back = true;
+    return NULL;
+}
+
+static pthread_t
+start(void *(*run)(void *context), call_t *call)
+{
+    pthread_t thread;
+
+    assert_int_equal(pthread_create(&thread, NULL, run, call), 0);
+    return thread;
+}
+
+static void
+pause_shortly(void)
+{
+    const struct timespec pause = {.tv_nsec = 1000000};
+    nanosleep(&pause, NULL);
+}
+
+/* Give a call that returns too early the time to do so. */
+static void
+wait_for_early(const call_t *call)
+{
+    for (int i = 0; i < 100 && !call->is_back; i++) {
+        pause_shortly();
+    }
+}
+
+static void
+test_nixl_engine_estimates_while_the_peer_is_removed(void **state)
+{
+    duo_t *duo = *state;
+    call_t call = {.duo = duo, .xfer = make_read(duo, 64, 1, NULL)};
+
+    fake->hangs = true;
+    post_to_hang(call.xfer);
+    fake->blocks = true;
+    pthread_t remover = start(remove_b, &call);
+    while (fake->released_active == 0) {
+        pause_shortly();
+    }
+    pthread_t estimator = start(estimate, &call);
+    wait_for_early(&call);
+    fake->blocks = false;
+    pthread_join(estimator, NULL);
+    pthread_join(remover, NULL);
+    assert_int_equal(fake->used_released, 0);
+    assert_int_equal(call.duration, 0);
+    release(call.xfer);
+}
+
 /* -- Peers ------------------------------------------------------------------
  */
 
@@ -1183,6 +1282,8 @@ main(void)
         with_duo(test_nixl_engine_loses_a_peer_that_the_library_forgot),
         with_duo(test_nixl_engine_a_broken_notification_means_a_lost_peer),
         with_duo(test_nixl_engine_estimates_if_the_backend_does),
+        with_duo(test_nixl_engine_estimates_only_what_can_be_posted),
+        with_duo(test_nixl_engine_estimates_while_the_peer_is_removed),
         with_duo(test_nixl_engine_a_restarted_peer_is_a_new_generation),
         with_duo(test_nixl_engine_another_key_is_another_generation),
         with_duo(test_nixl_engine_loading_adds_regions),
