@@ -365,7 +365,9 @@ collect(void *context, const vnxi_region_t *region, uint64_t epoch)
 }
 
 /* True: no transfer is in flight on a revoked region.  Adds those that have
- * ended to *ended_p. */
+ * ended to *ended_p.  Also waits if the engine stops meanwhile, because bytes
+ * may then still land: the library's agent exists while anything is in flight
+ * and the gate is held. */
 static bool
 wait_landed(vnxi_engine_t *engine, vnxi_exfer_t **ended_p)
 {
@@ -374,11 +376,9 @@ wait_landed(vnxi_engine_t *engine, vnxi_exfer_t **ended_p)
 
     vnxi_nixl_settle(engine);
     for (;;) {
-        if (!vnxi_nixl_enter(engine)) {
-            return false;
-        }
+        vnxi_rwlock_read(&engine->gate);
         bool found = vnxi_nixl_poller_check_revoked(engine, ended_p);
-        vnxi_nixl_leave(engine);
+        vnxi_rwlock_unlock(&engine->gate);
         if (!found || vnxi_clock_ns() > deadline) {
             return !found;
         }

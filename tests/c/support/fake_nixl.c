@@ -1116,8 +1116,7 @@ finish(vnxi_capi_request_t *request)
 {
     int once = atomic_exchange(&fake_nixl.fail_once, 0);
     uintptr_t lander = fake_nixl.lander;
-    bool lands =
-        lander != 0 ? lander == (uintptr_t)pthread_self() : fake_nixl.lands;
+    bool counts = lander == 0 || lander == (uintptr_t)pthread_self();
 
     if (!request->was_posted) {
         return -2;
@@ -1130,8 +1129,9 @@ finish(vnxi_capi_request_t *request)
         request->is_posted = false;
         return fake_nixl.fail_status;
     }
-    if (!lands && (request->polls_left > 0 || fake_nixl.hangs)) {
-        request->polls_left -= request->polls_left > 0;
+    if (!counts ||
+        (!fake_nixl.lands && (request->polls_left > 0 || fake_nixl.hangs))) {
+        request->polls_left -= counts && request->polls_left > 0;
         return 1;
     }
     if (request->is_posted) {

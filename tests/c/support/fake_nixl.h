@@ -15,8 +15,8 @@ typedef struct fake_nixl {
     atomic_int polls;        /* status calls until a post ends */
     atomic_bool hangs;       /* posts do not end */
     atomic_bool lands;       /* posts end at the next status call */
-    atomic_uintptr_t lander; /* the same for this thread (pthread_self()), and
-                                not for others; 0: see `lands` */
+    atomic_uintptr_t lander; /* posts do not end in calls of other threads than
+                                this one (pthread_self()); 0: in any */
     atomic_bool drops_peers; /* connections have failed */
     atomic_bool blocks;      /* releases of requests do not return */
     uint64_t key;            /* published with regions */

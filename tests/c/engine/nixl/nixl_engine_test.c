@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "fake_nixl.h"
 
 #define SIZE 65536
@@ -505,6 +506,7 @@ test_nixl_engine_deregisters_after_transfers_in_flight(void **state)
     vnx_xfer_abandon(xfer);
     xfer = make_read(duo, 64, 1, NULL);
     fake->lander = (uintptr_t)pthread_self();
+    fake->lands = true;
     deregister_at(duo->a, duo->at_a, SIZE);
     assert_int_equal(stats_of(duo->a).xfers_done, 1);
     assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_ERR_NOT_FOUND);
@@ -838,6 +840,8 @@ typedef struct call {
     const duo_t *duo;
     vnx_xfer_t *xfer;
     int64_t duration;
+    vnx_status_t status;
+    bool has_landed;
     atomic_bool is_back;
 } call_t;
 
@@ -906,6 +910,67 @@ test_nixl_engine_estimates_while_the_peer_is_removed(void **state)
     pthread_join(remover, NULL);
     assert_int_equal(fake->used_released, 0);
     assert_int_equal(call.duration, 0);
+    release(call.xfer);
+}
+
+static void *
+close_a(void *context)
+{
+    call_t *call = context;
+
+    fake->lander = (uintptr_t)pthread_self();
+    vnx_agent_close(call->duo->a);
+    return NULL;
+}
+
+static void *
+deregister_a(void *context)
+{
+    call_t *call = context;
+    vnx_reg_desc_t row = region_of(call->duo->at_a, SIZE);
+
+    call->status =
+        vnx_agent_deregister(call->duo->a, VNX_MEM_DRAM, &row, 1, NULL, NULL);
+    call->has_landed = call->duo->at_a[0] == call->duo->at_b[0];
+    call->is_back = true;
+    return NULL;
+}
+
+static bool
+is_registered(const duo_t *duo)
+{
+    vnx_desc_t row = desc_at(duo->at_a, 64);
+    vnx_dlist_t *list = NULL;
+    bool is_there = vnx_dlist_create(duo->a, "", 0, VNX_MEM_DRAM, &row, 1,
+                                     NULL, &list, NULL) == VNX_OK;
+    vnx_dlist_release(list);
+    return is_there;
+}
+
+/* The caller may free the memory next. */
+static void
+test_nixl_engine_deregisters_after_transfers_while_it_closes(void **state)
+{
+    duo_t *duo = *state;
+    call_t call = {.duo = duo, .xfer = make_read(duo, 64, 1, NULL)};
+
+    duo->at_a[0] = (unsigned char)~duo->at_b[0];
+    fake->lander = UINTPTR_MAX; /* no thread, until close_a() */
+    fake->polls = 50;
+    post_to_hang(call.xfer);
+    uint64_t begun = vnxi_clock_ns();
+    pthread_t deregisterer = start(deregister_a, &call);
+    while (is_registered(duo)) {
+        pause_shortly();
+    }
+    pthread_t closer = start(close_a, &call);
+    pthread_join(deregisterer, NULL);
+    /* It gives up after 5 s, which may pass on a busy machine. */
+    bool gave_up = vnxi_clock_ns() - begun >= SECONDS(5);
+    pthread_join(closer, NULL);
+    assert_int_equal(call.status, VNX_OK);
+    assert_true(call.has_landed || gave_up);
+    assert_ok(vnx_xfer_status(call.xfer, e));
     release(call.xfer);
 }
 
@@ -1284,6 +1349,7 @@ main(void)
         with_duo(test_nixl_engine_estimates_if_the_backend_does),
         with_duo(test_nixl_engine_estimates_only_what_can_be_posted),
         with_duo(test_nixl_engine_estimates_while_the_peer_is_removed),
+        with_duo(test_nixl_engine_deregisters_after_transfers_while_it_closes),
         with_duo(test_nixl_engine_a_restarted_peer_is_a_new_generation),
         with_duo(test_nixl_engine_another_key_is_another_generation),
         with_duo(test_nixl_engine_loading_adds_regions),
