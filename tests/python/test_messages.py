@@ -446,7 +446,7 @@ def answered(answer, call):
         with connection:
             connection.sendall(answer)
             with contextlib.suppress(OSError):  # the client may be gone
-            connection.shutdown(socket.SHUT_WR)
+                connection.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionError):
                 while connection.recv(4096):
                     pass
