@@ -82,6 +82,21 @@ assert there.read(block.key) == memory.pattern(8, SIZE)
     )
 
 
+def test_cpu_memory_of_an_agent_without_gpu_memory_moves():
+    """Its memory was registered before the program had a GPU."""
+    run(
+        AGENTS,
+        "block = there.alloc(SIZE, seed=7)",
+        GPU,
+        """
+ours = region(here, 1)
+here.add(there.metadata())
+move("READ", ours, "VRAM", block.addr, "DRAM")
+assert gpu.read(ours, SIZE) == memory.pattern(7, SIZE)
+""",
+    )
+
+
 def test_describe_says_how_gpu_memory_is_copied():
     run(
         AGENTS,

@@ -92,7 +92,7 @@ TABLE = (
     Variable(
         "VLLM_NIXL_CUDA_LAUNCH_BYTES",
         "the most bytes of a launch",
-        _number(1 << 20, (1 << 64) - 1),
+        _number(1 << 20, 1 << 40),
     ),
     Variable("VLLM_NIXL_CUDA_LIBRARY", "the file of libcuda, or none", _file),
     Variable(

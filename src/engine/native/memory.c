@@ -22,7 +22,8 @@ why_no_transport(const vnxi_engine_t *engine, vnx_mem_t mem,
         const char *why =
             port != NULL ? port->transport->refuses(port, mem, VNX_MEM_DRAM)
                          : vnxi_native_missing(engine, t);
-        if (vnxi_transports[t]->entry != NULL && why[0] != '\0') {
+        if (vnxi_transports[t]->entry != NULL && why != NULL &&
+            why[0] != '\0') {
             why_p[0] = count == 0 ? '\0' : why_p[0];
             vnxi_text_add(why_p, VNX_ERROR_CAUSE_MAX, "%s%s: %s",
                           count++ > 0 ? "; " : "", vnxi_transports[t]->name,

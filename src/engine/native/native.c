@@ -67,6 +67,17 @@ update_reach(vnxi_engine_t *engine, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* If memory runs out, the routes stay as they are. */
+void
+vnxi_native_update(void *context)
+{
+    vnxi_engine_t *engine = context;
+
+    vnxi_registry_hold(engine->registry);
+    update_reach(engine, NULL);
+    vnxi_registry_resume(engine->registry);
+}
+
 /* Attach a new region to every open transport.  No port opens meanwhile:
  * vnxi_registry_hold(). */
 static vnx_status_t

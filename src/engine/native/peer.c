@@ -319,6 +319,7 @@ const vnxi_port_host_t vnxi_native_port_host = {
     .hold = hold,
     .drop = drop,
     .false_epoch = on_false_epoch,
+    .update = vnxi_native_update,
     .retain = retain,
     .release = release,
 };

@@ -92,6 +92,10 @@ typedef struct vnxi_port_host {
      * metadata with a lower epoch may be loaded again. */
     void (*false_epoch)(void *context, struct vnxi_conn *conn, uint64_t epoch);
 
+    /* Find the routes to the agent's regions again if transports may move more
+     * kinds of memory than before: another agent is about to use them. */
+    void (*update)(void *context);
+
     /* Keep the engine and its registry for a conn of another engine. */
     void (*retain)(void *context);
     void (*release)(void *context);

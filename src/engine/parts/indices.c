@@ -7,6 +7,8 @@
  */
 #include "engine/parts/indices.h"
 
+#include <string.h>
+
 #include "base/cpu.h"
 
 typedef uint64_t v2u64_t
@@ -176,7 +178,9 @@ vnxi_indices_read(const vnx_indices_t *indices, size_t at, size_t count,
     switch (indices->type) {
     case VNX_INDEX_I64:
     case VNX_INDEX_U64:
-        return (const uint64_t *)indices->data + at;
+        memcpy(scratch, (const uint64_t *)indices->data + at,
+               count * sizeof *scratch);
+        return scratch;
         CASE_READ(VNX_INDEX_I32, int32_t)
         CASE_READ(VNX_INDEX_U32, uint32_t)
         CASE_READ(VNX_INDEX_I16, int16_t)

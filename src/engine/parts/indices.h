@@ -16,8 +16,9 @@
 size_t vnxi_indices_run(const vnx_indices_t *indices, size_t at,
                         uint64_t *first_p);
 
-/* Read `count` indices from position `at` as 64-bit numbers.  The result
- * points into the array or to `scratch`. */
+/* Read `count` indices from position `at` as 64-bit numbers to `scratch`, and
+ * return that.  Always a copy: another thread may change the array after the
+ * caller has checked the numbers. */
 const uint64_t *vnxi_indices_read(const vnx_indices_t *indices, size_t at,
                                   size_t count, uint64_t *scratch);
 

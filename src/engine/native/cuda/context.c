@@ -15,11 +15,22 @@ vnxi_cuda_context_take(const vnxi_cuda_library_t *library,
     const vnxi_cu_functions_t *cu = &library->cu;
     vnxi_cuda_context_t context = {.library = library, .ordinal = ordinal};
     vnxi_cu_context_t primary = NULL;
+    unsigned flags = 0;
+    int is_active = 1;
 
     vnxi_cu_result_t result = cu->cuDeviceGet(&context.device, ordinal);
     if (result != VNXI_CUDA_SUCCESS) {
         return vnxi_cuda_error(library, OPERATION, ordinal, "cuDeviceGet",
                                result, error);
+    }
+    /* Retaining an inactive one would create it, for hundreds of MB. */
+    if (handle != NULL &&
+        cu->cuDevicePrimaryCtxGetState(context.device, &flags, &is_active) ==
+            VNXI_CUDA_SUCCESS &&
+        !is_active) {
+        context.handle = handle;
+        *context_p = context;
+        return VNX_OK;
     }
     result = cu->cuDevicePrimaryCtxRetain(&primary, context.device);
     if (result != VNXI_CUDA_SUCCESS) {
@@ -53,6 +64,7 @@ vnxi_cuda_relax(const vnxi_cuda_library_t *library, vnxi_cuda_scope_t *scope_p)
     if (library != NULL && library->cu.cuThreadExchangeStreamCaptureMode(
                                &scope_p->mode) == VNXI_CUDA_SUCCESS) {
         scope_p->library = library;
+        scope_p->is_relaxed = true;
     }
 }
 
@@ -86,7 +98,9 @@ vnxi_cuda_leave(vnxi_cuda_scope_t *scope)
     if (scope->is_pushed) {
         scope->library->cu.cuCtxPopCurrent_v2(NULL);
     }
-    scope->library->cu.cuThreadExchangeStreamCaptureMode(&scope->mode);
+    if (scope->is_relaxed) {
+        scope->library->cu.cuThreadExchangeStreamCaptureMode(&scope->mode);
+    }
     *scope = (vnxi_cuda_scope_t){0};
 }
 

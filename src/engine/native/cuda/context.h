@@ -45,7 +45,7 @@ void vnxi_cuda_context_drop(vnxi_cuda_context_t *context);
 typedef struct vnxi_cuda_scope {
     const vnxi_cuda_library_t *library; /* NULL: nothing */
     vnxi_cu_enum_t mode;                /* of capture */
-    bool is_pushed;
+    bool is_relaxed, is_pushed;
 } vnxi_cuda_scope_t;
 
 /* Make the context current on the calling thread, and calls of the thread

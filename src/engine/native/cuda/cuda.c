@@ -156,7 +156,7 @@ conn_free(vnxi_conn_t *conn)
 
 /* What the driver knows about an address. */
 typedef struct facts {
-    uint64_t context, type, buffer_id, is_managed, ordinal, is_legacy;
+    uint64_t context, type, is_managed, ordinal, is_legacy;
 } facts_t;
 
 static vnx_status_t
@@ -178,14 +178,13 @@ find_facts(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
     vnxi_cu_enum_t attributes[] = {
         VNXI_CU_POINTER_ATTRIBUTE_CONTEXT,
         VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE,
-        VNXI_CU_POINTER_ATTRIBUTE_BUFFER_ID,
         VNXI_CU_POINTER_ATTRIBUTE_IS_MANAGED,
         VNXI_CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
         VNXI_CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE,
     };
     facts_t facts = {0};
-    void *places[] = {&facts.context,    &facts.type,    &facts.buffer_id,
-                      &facts.is_managed, &facts.ordinal, &facts.is_legacy};
+    void *places[] = {&facts.context, &facts.type, &facts.is_managed,
+                      &facts.ordinal, &facts.is_legacy};
 
     vnxi_cu_result_t result = library->cu.cuPointerGetAttributes(
         sizeof attributes / sizeof attributes[0], attributes, places, address);
@@ -251,7 +250,6 @@ check_region(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                "cuCtxPushCurrent_v2", result, error);
     }
-    mem->buffer_id = first->buffer_id;
     mem->is_legacy = first->is_legacy != 0;
     vnx_status_t status =
         check_rest(library, region, first->ordinal, &mem->is_legacy, error);

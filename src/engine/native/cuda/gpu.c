@@ -36,6 +36,7 @@
 #define CTAS_MAX 4096u
 #define LAUNCH_BYTES (64u << 20)
 #define LAUNCH_BYTES_MIN (1u << 20)
+#define LAUNCH_BYTES_MAX (UINT64_C(1) << 40)
 
 /* Shorter tables are read by the kernel from CPU memory. */
 #define ROWS_IN_PLACE 1024u
@@ -371,7 +372,7 @@ vnxi_cuda_gpu_open(vnxi_cuda_gpu_t *gpu, vnx_error_t *error)
 {
     gpu->ctas = (unsigned)setting("VLLM_NIXL_CUDA_CTAS", CTAS, 1, CTAS_MAX);
     gpu->launch_bytes = setting("VLLM_NIXL_CUDA_LAUNCH_BYTES", LAUNCH_BYTES,
-                                LAUNCH_BYTES_MIN, UINT64_MAX);
+                                LAUNCH_BYTES_MIN, LAUNCH_BYTES_MAX);
     vnx_status_t status = make_stream(gpu, error);
     if (status == VNX_OK) {
         choose_method(gpu);

@@ -45,9 +45,11 @@ static const symbol_t symbols[] = {
 };
 
 static vnxi_mutex_t lock = VNXI_MUTEX_INIT(VNXI_RANK_CUDA_LIBRARY);
-static vnxi_cuda_library_t library; /* protected by lock until `ready` */
-static bool is_starting;            /* protected by lock */
-static char why[1024];              /* protected by lock until `failure` */
+static vnxi_cuda_library_t library;   /* protected by lock until `ready` */
+static vnxi_cuda_library_t candidate; /* loaded; protected by lock */
+static bool has_candidate;            /* protected by lock */
+static bool is_starting;              /* protected by lock */
+static char why[1024];                /* protected by lock until `failure` */
 
 /* At most one of them is set, once. */
 static const vnxi_cuda_library_t *_Atomic ready;
@@ -202,15 +204,14 @@ is_used(const vnxi_cuda_library_t *found)
            VNXI_CUDA_ERROR_NOT_INITIALIZED;
 }
 
-/* Set `ready` or `failure`; neither if the program does not use CUDA and it
- * may not be started. */
+/* Find the library, which must be loaded unless it may be started.  Sets
+ * `failure` if there is one that cannot be used, or none although it may. */
 static void
-find_lock_held(vnxi_cuda_start_t start)
+load_lock_held(vnxi_cuda_start_t start)
 {
     const char *named = getenv(VARIABLE);
     const char *name = named != NULL && named[0] != '\0' ? named : FILE_NAME;
     unsigned long long loads = count_loads();
-    vnxi_cuda_library_t found = {0};
 
     if (strcmp(name, "none") == 0) {
         fail("disabled by " VARIABLE "=none");
@@ -227,11 +228,24 @@ find_lock_held(vnxi_cuda_start_t start)
         atomic_store(&loads_without, loads);
         return;
     }
-    if (!take_library(handle, name, &found) ||
-        (start == VNXI_CUDA_IF_USED && !is_used(&found))) {
+    has_candidate = take_library(handle, name, &candidate);
+    if (!has_candidate) {
         dlclose(handle);
-    } else if (start == VNXI_CUDA_IF_USED || start_driver(&found)) {
-        take_devices(&found);
+    }
+}
+
+/* Set `ready` or `failure`; neither if the program does not use CUDA and it
+ * may not be started. */
+static void
+find_lock_held(vnxi_cuda_start_t start)
+{
+    if (!has_candidate) {
+        load_lock_held(start);
+    }
+    if (has_candidate &&
+        (start == VNXI_CUDA_IF_USED ? is_used(&candidate)
+                                    : start_driver(&candidate))) {
+        take_devices(&candidate);
     }
 }
 

@@ -5,8 +5,8 @@
  * enabled; otherwise the driver copies.
  *
  * A kernel with a wrong address destroys the program's context, and with it
- * the model.  So before the first batch the driver is asked whether the
- * regions are still the memory that was registered.
+ * the model.  So before the first batch the driver is asked whether there is
+ * still memory in the regions.
  */
 #include "engine/native/cuda/rows.h"
 
@@ -45,22 +45,39 @@ ask(const vnxi_cuda_gpu_t *gpu, uint64_t address, vnxi_cu_enum_t *attributes,
                                                    address);
 }
 
-/* Is the region still the memory that was registered? */
+/* Is there still memory at this address of the region?  It may be other memory
+ * than at registration: programs that put their GPU memory to sleep map new
+ * memory at the same place. */
+static vnx_status_t
+check_address(const vnxi_cuda_rows_t *rows, const vnxi_region_t *region,
+              uint64_t address, vnx_error_t *error)
+{
+    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_MEMORY_TYPE};
+    uint64_t type;
+
+    vnxi_cu_result_t result = ask(rows->gpu, address, attributes, &type, 1);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return vnxi_cuda_error(rows->gpu->library, OPERATION,
+                               rows->gpu->ordinal, "cuPointerGetAttributes",
+                               result, error);
+    }
+    return type != 0
+               ? VNX_OK
+               : vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
+                                "the GPU memory at 0x%" PRIx64 " of %" PRIu64
+                                " bytes was freed while it was registered",
+                                region->addr, region->len);
+}
+
+/* Of many allocations only the first and the last are checked. */
 static vnx_status_t
 check_region(const vnxi_cuda_rows_t *rows, const vnxi_region_t *region,
              vnx_error_t *error)
 {
-    vnxi_cu_enum_t attributes[] = {VNXI_CU_POINTER_ATTRIBUTE_BUFFER_ID};
-    uint64_t id;
-
-    vnxi_cu_result_t result = ask(rows->gpu, region->addr, attributes, &id, 1);
-    if (result == VNXI_CUDA_SUCCESS && id == mem_of(rows, region)->buffer_id) {
-        return VNX_OK;
-    }
-    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
-                          "the GPU memory at 0x%" PRIx64 " of %" PRIu64
-                          " bytes was freed while it was registered",
-                          region->addr, region->len);
+    vnx_status_t status = check_address(rows, region, region->addr, error);
+    return status == VNX_OK ? check_address(rows, region,
+                                            vnxi_region_end(region) - 1, error)
+                            : status;
 }
 
 /* Check the regions of a list of GPU memory, and whether the kernel may use

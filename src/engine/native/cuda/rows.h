@@ -21,7 +21,6 @@ typedef struct vnxi_cuda_mem {
     struct vnxi_cuda_worker *worker; /* a reference */
     const vnxi_cuda_gpu_t *gpu;      /* the worker's */
     atomic_bool is_detached;         /* it does not use the worker any more */
-    uint64_t buffer_id;              /* of the region's first allocation */
     bool is_legacy;                  /* all of it is from cudaMalloc() */
 } vnxi_cuda_mem_t;
 

@@ -59,6 +59,8 @@ struct vnxi_cuda_worker {
     vnxi_cuda_xfer_t *first; /* in flight; lock */
     unsigned reporting;      /* lock */
     bool is_ending, is_lost; /* lock */
+    uint64_t next_look;      /* lock; when to look after the batches that run;
+                                0: none ran */
     vnx_error_t lost;        /* lock; why */
     slot_t slots[VNXI_CUDA_BATCHES];
 };
@@ -82,6 +84,7 @@ static vnxi_mutex_t workers_lock = VNXI_MUTEX_INIT(VNXI_RANK_CUDA_WORKERS);
 static vnxi_cuda_worker_t *workers;      /* in use; workers_lock */
 static vnxi_cuda_worker_t *lost_workers; /* ended; workers_lock */
 static uint64_t last_id;                 /* workers_lock */
+static _Thread_local bool is_worker;     /* the thread is one's */
 
 /* CUDA does not work in a child; the parent's workers are not its own. */
 static void
@@ -227,8 +230,9 @@ was_last_use(vnxi_cuda_worker_t *worker)
     return is_last;
 }
 
-/* The worker's own thread may do this: in done(), which may free the last list
- * with memory of an agent that was closed. */
+/* The thread of a worker, this one or another, may do this: in done(), which
+ * may free the last list with memory of an agent that was closed.  It does not
+ * wait: two such threads could wait for each other. */
 void
 vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker)
 {
@@ -239,7 +243,7 @@ vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker)
     worker->is_ending = true;
     vnxi_cond_signal(&worker->wake);
     vnxi_mutex_unlock(&worker->lock);
-    if (pthread_equal(worker->thread, pthread_self()) != 0) {
+    if (is_worker) {
         pthread_detach(worker->thread);
     } else {
         pthread_join(worker->thread, NULL);
@@ -368,6 +372,7 @@ land_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot)
     }
     slot->state = SLOT_FREE;
     xfer->running--;
+    worker->next_look = 0; /* the context works */
 }
 
 /* Find a transfer that can be continued, and move it to the end of the list:
@@ -411,7 +416,9 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
         status = vnxi_cuda_gpu_launch(gpu, slot->batch, xfer->rows.method,
                                       xfer->rows.direction, on_landed, slot,
                                       &error);
-        works = status == VNX_OK || vnxi_cuda_gpu_works(gpu, &cause);
+    }
+    if (status == VNX_ERR_BACKEND) {
+        works = vnxi_cuda_gpu_works(gpu, &cause);
     }
     vnxi_mutex_lock(&worker->lock);
     if (status == VNX_OK) {
@@ -472,10 +479,14 @@ wait_lock_held(vnxi_cuda_worker_t *worker)
         vnxi_cond_wait(&worker->wake, &worker->lock);
         return;
     }
-    struct timespec until = vnxi_clock_timespec(vnxi_clock_deadline(WATCH_NS));
+    if (worker->next_look == 0) {
+        worker->next_look = vnxi_clock_deadline(WATCH_NS);
+    }
+    struct timespec until = vnxi_clock_timespec(worker->next_look);
     if (vnxi_cond_timedwait(&worker->wake, &worker->lock, &until) == 0) {
         return;
     }
+    worker->next_look = 0;
     vnxi_mutex_unlock(&worker->lock);
     bool works = vnxi_cuda_gpu_works(&worker->gpu, &error);
     vnxi_mutex_lock(&worker->lock);
@@ -526,6 +537,7 @@ run(void *arg)
     vnxi_cuda_worker_t *worker = arg;
     vnx_error_t error;
 
+    is_worker = true;
     vnx_status_t status = vnxi_cuda_gpu_open(&worker->gpu, &error);
     vnxi_mutex_lock(&worker->lock);
     if (status != VNX_OK) {

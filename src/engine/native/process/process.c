@@ -304,8 +304,11 @@ send_notif(vnxi_conn_t *base, const void *message, size_t len,
 static vnxi_region_table_t *
 borrow(vnxi_conn_t *conn)
 {
-    return vnxi_registry_snapshot(
-        ((process_conn_t *)conn)->target->base.config.registry, NULL);
+    const vnxi_port_config_t *target =
+        &((process_conn_t *)conn)->target->base.config;
+
+    target->host.update(target->host.context);
+    return vnxi_registry_snapshot(target->registry, NULL);
 }
 
 /* -- Regions ---------------------------------------------------------------

@@ -190,6 +190,7 @@ test_indices_read_widens_every_type(void **state)
         for (size_t at = 0; at < 20; at++) {
             const uint64_t *out =
                 vnxi_indices_read(&indices, at, COUNT - at, scratch);
+            assert_ptr_equal(out, scratch); /* a copy of every type */
             for (size_t i = 0; i < COUNT - at; i++) {
                 assert_true(out[i] == get(&kinds[k], room, at + i));
             }
