@@ -383,12 +383,16 @@ def test_nobody_listens_at_one_address(channel, api):
 )
 def test_who_retries_needs_no_advice_to(channel, api, retries, timeout_ms):
     port = reserve_port()
-    text = message(
-        api.nixlBackendError,
-        lambda: channel.request_metadata(
-            "127.0.0.1", port, timeout_ms, retries=retries
-        ),
-    )
+    for _ in range(20):
+        text = message(
+            (api.nixlBackendError, api.nixlTimeoutError),
+            lambda: channel.request_metadata(
+                "127.0.0.1", port, timeout_ms, retries=retries
+            ),
+        )
+        # On a busy machine the last try may run into the deadline.
+        if "timed out" not in text:
+            break
     assert REFUSED in text
     assert "retries" not in text
 

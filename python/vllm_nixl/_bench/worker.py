@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -63,13 +64,27 @@ def _read(out: TextIO, arguments: list[str]) -> None:
         reader.peer.close()
 
 
+# Seconds in which UCX connects.  It knows its transports only then.
+_CONNECTS = 10.0
+
+
+def _described(reader: Any) -> dict[str, Any]:
+    """The peer, when it is connected."""
+    end = time.monotonic() + _CONNECTS
+    while True:
+        peer: dict[str, Any] = reader.agent.describe(reader.peer.agent_name)
+        if peer["state"] != "connecting" or time.monotonic() > end:
+            return peer
+        time.sleep(0.01)
+
+
 def _route(impl: Impl, reader: Any) -> dict[str, Any]:
     """How the agents reach each other, if they can tell."""
     found: dict[str, Any] = {"size": reader.size}
     if hasattr(reader.peer, "machine"):
         found["peer_machine"] = reader.peer.machine
     if impl.ours:
-        peer = reader.agent.describe(reader.peer.agent_name)
+        peer = _described(reader)
         found["route"] = {
             key: peer[key]
             for key in ("path", "why", "not_shm_because", "transports")
