@@ -186,7 +186,7 @@ check_thread(void)
     vnxi_cu_functions_t cu;
 
     if (find_cuda(&cu) == NULL) {
-        misuse("there is no libcuda");
+        misuse("libcuda is not loaded");
         return;
     }
     cu.cuCtxGetCurrent(&current);

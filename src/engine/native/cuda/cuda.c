@@ -20,6 +20,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "engine/native/cuda/context.h"
 #include "engine/native/cuda/worker.h"
 
 #define REGISTER "vnx_agent_register"
@@ -292,7 +293,7 @@ attach(vnxi_port_t *port, const vnxi_region_t *region, void **slot_p,
        vnx_error_t *error)
 {
     const vnxi_cuda_library_t *library;
-    vnxi_cu_enum_t mode = VNXI_CU_STREAM_CAPTURE_MODE_RELAXED;
+    vnxi_cuda_scope_t scope;
 
     (void)port;
     *slot_p = region->mem == VNX_MEM_DRAM ? &cpu_memory : NULL;
@@ -304,9 +305,9 @@ attach(vnxi_port_t *port, const vnxi_region_t *region, void **slot_p,
     if (mem == NULL) {
         return vnxi_error_no_memory(error, REGISTER, sizeof *mem);
     }
-    library->cu.cuThreadExchangeStreamCaptureMode(&mode);
+    vnxi_cuda_relax(library, &scope);
     vnx_status_t status = attach_on(library, region, mem, error);
-    library->cu.cuThreadExchangeStreamCaptureMode(&mode);
+    vnxi_cuda_leave(&scope);
     if (status != VNX_OK) {
         free(mem);
         return status;

@@ -55,7 +55,7 @@ typedef struct vnxi_cuda_batch {
     /* private */
     vnxi_cu_ptr_t rows_there; /* the kernel's address of `rows` */
     vnxi_cu_ptr_t table;      /* room for a copy of them on the GPU */
-    bool is_pinned, is_stage_pinned;
+    bool is_pinned;
 } vnxi_cuda_batch_t;
 
 enum { VNXI_CUDA_BATCHES = 2 };

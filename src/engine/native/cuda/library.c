@@ -55,8 +55,8 @@ static char why[1024];                /* protected by lock until `failure` */
 static const vnxi_cuda_library_t *_Atomic ready;
 static const char *_Atomic failure;
 
-/* The linker's count of loaded objects when there was no libcuda among them;
- * 0: not known. */
+/* The number of objects that the linker had loaded when libcuda was last found
+ * missing; 0: not known. */
 static atomic_ullong loads_without;
 
 static int

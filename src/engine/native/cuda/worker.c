@@ -2,9 +2,9 @@
  * Design notes.
  *
  * A transfer belongs to one worker: that of its first region of GPU memory.
- * It stays in the worker's list from its post to its end.  What of it is
- * changed by other threads is protected by worker->lock; the rest is touched
- * by the worker's thread only.
+ * It stays in the worker's list from its post to its end.  The lock
+ * worker->lock protects the fields that other threads change.  Only the
+ * worker's thread touches the other fields.
  *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
@@ -213,7 +213,8 @@ vnxi_cuda_worker_release(vnxi_cuda_worker_t *worker)
     }
 }
 
-/* True: it was the last use, and the worker is no longer in the list. */
+/* Returns true if this was the last use.  The worker is then no longer in the
+ * list. */
 static bool
 was_last_use(vnxi_cuda_worker_t *worker)
 {

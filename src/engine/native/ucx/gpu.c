@@ -1,7 +1,7 @@
 /*
  * Design notes.  The context is kept until the workers have ended, also when
  * no GPU memory is mapped any more: UCX has streams and events there, which it
- * destroys with the worker.  It is chosen anew when the next region is mapped,
+ * destroys with the worker.  The next region that is mapped chooses it again,
  * because the program may have destroyed a context of its own meanwhile.
  */
 #include "engine/native/ucx/gpu.h"

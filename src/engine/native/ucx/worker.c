@@ -390,7 +390,8 @@ make(vnxi_ucx_worker_t *worker)
     return VNXI_UCS_OK;
 }
 
-/* Without the context of GPU memory that is mapped, there is no worker. */
+/* Fails if GPU memory is mapped and its context cannot be entered.  The caller
+ * then creates no worker. */
 static bool
 enter_gpu(vnxi_ucx_worker_t *worker)
 {

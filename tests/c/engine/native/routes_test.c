@@ -691,7 +691,7 @@ test_routes_last_when_memory_is_registered_again(void **state)
 
 /* B's ucx_b is known by UCX alone, and B has confirmed it.  Then forged
  * metadata says that it is in a file that can be mapped.  The region must be
- * confirmed anew, or A would use B's address in its own memory. */
+ * confirmed again, or A would use B's address in its own memory. */
 static void
 test_routes_are_not_added_by_forged_metadata(void **state)
 {
