@@ -117,6 +117,7 @@ sanitizer_options() {
     # gcc 12's TSan sometimes reports a joined thread as leaked.
     export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
     TSAN_OPTIONS="$TSAN_OPTIONS:report_thread_leaks=0"
+    TSAN_OPTIONS="$TSAN_OPTIONS:suppressions=$ROOT/tests/support/tsan.supp"
     # TSan does not see UCX's own accesses or the locks between them.  ASan's
     # leak checker sometimes crashes in a process with UCX.
     export VLLM_NIXL_UCX_LIBRARY=none
