@@ -119,14 +119,15 @@ run_echo(int fd)
 {
     end_t end;
     vnxi_shm_info_t info;
+    const vnxi_link_target_t bench = {
+        .info = &info, .name = "bench", .name_len = 5};
     vnxi_link_t *link;
     char polls = 0;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     end_init(&end, "echo");
     swap_infos(fd, &end, &info);
-    must(vnxi_link_open(end.hub, &info, "bench", 5, NULL, &link, NULL) ==
-             VNX_OK,
+    must(vnxi_link_open(end.hub, &bench, &link, NULL) == VNX_OK,
          "a link back");
     atomic_store(&end.echo, link);
     for (;;) {
@@ -186,6 +187,8 @@ measure_notifications(void)
     int ends[2];
     end_t end;
     vnxi_shm_info_t info;
+    const vnxi_link_target_t echo = {
+        .info = &info, .name = "echo", .name_len = 4};
     vnxi_link_t *link;
 
     must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0,
@@ -199,9 +202,7 @@ measure_notifications(void)
     close(ends[1]);
     end_init(&end, "bench");
     swap_infos(ends[0], &end, &info);
-    must(vnxi_link_open(end.hub, &info, "echo", 4, NULL, &link, NULL) ==
-             VNX_OK,
-         "a link");
+    must(vnxi_link_open(end.hub, &echo, &link, NULL) == VNX_OK, "a link");
     while (vnxi_hub_accepted(end.hub) == 0) {
         usleep(1000);
     }

@@ -1,15 +1,12 @@
 /*
  * The agent and its parts, shared by the files of core/.
  *
- * Lock order (taken from left to right only):
- *     choice.lock
- *     load_lock
- * peers_lock, counters_lock, events.lock, notifs.lock and error_lock are
- * leaves: while one of them is held, no function of another file is called
- * and no other lock is taken.  Hot calls (posting,
- * states, polling for notifications) take none of these locks, with two
- * exceptions: notifs.lock if a notification is pending and events.lock if
- * somebody waits.
+ * Locks.  choice.lock is held while an engine is chosen or stopped.  All
+ * others (load_lock, peers_lock, counters_lock, events.lock, notifs.lock and
+ * error_lock) are leaves: while one of them is held, no function of another
+ * file is called and no other lock is taken.  Hot calls (posting, states,
+ * polling for notifications) take none of these locks, with two exceptions:
+ * notifs.lock if a notification is pending and events.lock if somebody waits.
  */
 #ifndef VNXI_CORE_AGENT_H
 #define VNXI_CORE_AGENT_H
@@ -37,6 +34,13 @@ typedef struct vnxi_agent_counters {
     atomic_uint_fast64_t refusals[VNX_STATUS_COUNT];
 } vnxi_agent_counters_t;
 
+/* A peer that is being loaded or removed (peers.c). */
+typedef struct vnxi_turn {
+    struct vnxi_turn *next;
+    const void *name;
+    size_t name_len;
+} vnxi_turn_t;
+
 struct vnx_agent {
     atomic_uint refs; /* users, prepared lists, transfers */
     void (*destroy)(struct vnx_agent *agent); /* no references are left */
@@ -54,10 +58,12 @@ struct vnx_agent {
 
     vnxi_signature_key_t signature_key; /* constant */
 
-    vnxi_mutex_t load_lock; /* serialises loading, removing and closing */
+    vnxi_mutex_t load_lock;
+    vnxi_turn_t *turns;    /* load_lock; one for a name at a time */
+    vnxi_cond_t turn_ends; /* load_lock */
     vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
-    uint64_t last_generation; /* load_lock */
+    uint64_t last_generation; /* peers_lock */
 
     vnxi_events_t events;
     atomic_uint in_flight; /* posts in progress */
@@ -133,9 +139,16 @@ void vnxi_peers_add_owner(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
                           vnx_error_t *error);
 
 /* vnx_agent_load_metadata(), but the caller gets a reference to the peer: the
- * generation that the blob describes. */
+ * generation that the blob describes.  `stop` (NULL: none): as soon as it is
+ * set, the call waits for nothing more and returns VNX_ERR_CANCELED. */
 vnx_status_t vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
-                             vnxi_peer_t **peer_p, vnx_error_t *error);
+                             const atomic_bool *stop, vnxi_peer_t **peer_p,
+                             vnx_error_t *error);
+
+/* vnx_agent_remove_peer() with `stop` as above. */
+vnx_status_t vnxi_peers_remove(vnx_agent_t *agent, const void *name,
+                               size_t name_len, const atomic_bool *stop,
+                               vnx_error_t *error);
 
 /* Close and remove all peers. */
 void vnxi_peers_close(vnx_agent_t *agent);

@@ -37,6 +37,7 @@ static void
 agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
 {
     vnxi_mutex_init(&agent->load_lock, VNXI_RANK_AGENT_LOAD);
+    vnxi_cond_init(&agent->turn_ends);
     vnxi_mutex_init(&agent->peers_lock, VNXI_RANK_AGENT_PEERS);
     vnxi_mutex_init(&agent->counters_lock, VNXI_RANK_AGENT_COUNTERS);
     vnxi_mutex_init(&agent->error_lock, VNXI_RANK_AGENT_ERROR);
@@ -59,6 +60,7 @@ agent_free(vnx_agent_t *agent)
     vnxi_mutex_destroy(&agent->error_lock);
     vnxi_mutex_destroy(&agent->counters_lock);
     vnxi_mutex_destroy(&agent->peers_lock);
+    vnxi_cond_destroy(&agent->turn_ends);
     vnxi_mutex_destroy(&agent->load_lock);
     free(agent->name);
     free(agent);

@@ -2,14 +2,18 @@
  * Design notes.  The map has one peer object per name: the current generation.
  * Prepared lists and transfers hold the object, not the name.  Superseding a
  * peer therefore only replaces the object in the map; holders of the old
- * object get its errors.  load_lock serialises loads; no hot call takes it.
- * The engine is called without peers_lock.
+ * object get its errors.
+ *
+ * Loads and removals of one name take turns.  Those of different names do not
+ * wait for each other, because a load may wait some seconds for a process that
+ * is stopped.  The engine is called without a lock.
  */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "base/words.h"
@@ -188,8 +192,8 @@ vnxi_peers_forget_rivals(vnx_agent_t *agent)
 /* Return whether this is the first warning about the pair.  True if memory
  * runs out. */
 static bool
-remember_rivals(vnx_agent_t *agent, const vnxi_peer_t *peer, uint32_t one,
-                uint32_t other)
+remember_rivals_lock_held(vnx_agent_t *agent, const vnxi_peer_t *peer,
+                          uint32_t one, uint32_t other)
 {
     uint32_t pids[] = {one < other ? one : other, one < other ? other : one};
     size_t len = sizeof pids + peer->name_len;
@@ -229,7 +233,10 @@ warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
     if (second != 0) {
         snprintf(where, sizeof where, "in process %u", (unsigned)second);
     }
-    if (!remember_rivals(agent, peer, first, second)) {
+    vnxi_mutex_lock(&agent->load_lock);
+    bool is_new = remember_rivals_lock_held(agent, peer, first, second);
+    vnxi_mutex_unlock(&agent->load_lock);
+    if (!is_new) {
         return;
     }
     vnxi_error_peer(&shown, peer->name, peer->name_len);
@@ -238,6 +245,70 @@ warn_of_rival(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old)
              "in process %u, which is still running; transfers in flight to "
              "that one fail",
              shown.peer, where, (unsigned)first);
+}
+
+/* -- Turns -----------------------------------------------------------------
+ */
+
+#define TURN_LOOK_NS 50000000u /* between two looks at `stop` */
+
+static bool
+has_turn_lock_held(const vnx_agent_t *agent, const void *name, size_t name_len)
+{
+    const vnxi_turn_t *turn = agent->turns;
+    while (turn != NULL && (turn->name_len != name_len ||
+                            memcmp(turn->name, name, name_len) != 0)) {
+        turn = turn->next;
+    }
+    return turn != NULL;
+}
+
+static bool
+is_stopped(const atomic_bool *stop)
+{
+    return stop != NULL && atomic_load_explicit(stop, memory_order_acquire);
+}
+
+/* Wait until nobody loads or removes the peer that `turn` names, then do not
+ * let others do so until end_turn().  Fails if the agent is closed, or was
+ * closed meanwhile. */
+static vnx_status_t
+take_turn(vnx_agent_t *agent, vnxi_turn_t *turn, const atomic_bool *stop,
+          const char *operation, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    vnxi_mutex_lock(&agent->load_lock);
+    while (has_turn_lock_held(agent, turn->name, turn->name_len) &&
+           !is_stopped(stop)) {
+        struct timespec look =
+            vnxi_clock_timespec(vnxi_clock_deadline(TURN_LOOK_NS));
+        vnxi_cond_timedwait(&agent->turn_ends, &agent->load_lock, &look);
+    }
+    if (is_stopped(stop)) {
+        status = vnxi_error_set(error, VNX_ERR_CANCELED, operation,
+                                "the call was stopped");
+    } else if (!vnxi_agent_usable(agent)) {
+        status = vnxi_agent_refuse(agent, operation, error);
+    } else {
+        turn->next = agent->turns;
+        agent->turns = turn;
+    }
+    vnxi_mutex_unlock(&agent->load_lock);
+    return status;
+}
+
+static void
+end_turn(vnx_agent_t *agent, vnxi_turn_t *turn)
+{
+    vnxi_mutex_lock(&agent->load_lock);
+    vnxi_turn_t **at = &agent->turns;
+    while (*at != turn) {
+        at = &(*at)->next;
+    }
+    *at = turn->next;
+    vnxi_cond_broadcast(&agent->turn_ends);
+    vnxi_mutex_unlock(&agent->load_lock);
 }
 
 /* -- Loading and removing --------------------------------------------------
@@ -249,9 +320,9 @@ static vnx_status_t
 install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
              vnx_error_t *error)
 {
-    peer->generation = ++agent->last_generation;
     vnxi_counters_add_peer(agent, peer);
     vnxi_mutex_lock(&agent->peers_lock);
+    peer->generation = ++agent->last_generation;
     bool is_set =
         vnxi_name_map_set(&agent->peers, peer->name, peer->name_len, peer);
     vnxi_mutex_unlock(&agent->peers_lock);
@@ -271,18 +342,16 @@ install_peer(vnx_agent_t *agent, vnxi_peer_t *peer, vnxi_peer_t *old,
     return VNX_OK;
 }
 
-/* The caller gets a reference to the peer. */
+/* Load a blob of that agent, whose turn it is.  The caller gets a reference to
+ * the peer. */
 static vnx_status_t
-load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
-               const void *name, size_t name_len, vnxi_peer_t **peer_p,
-               vnx_error_t *error)
+load_in_turn(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
+             const vnxi_turn_t *turn, const atomic_bool *stop,
+             vnxi_peer_t **peer_p, vnx_error_t *error)
 {
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "vnx_agent_load_metadata", error);
-    }
-    vnxi_peer_t *old = find_in_map(agent, name, name_len), *peer;
+    vnxi_peer_t *old = find_in_map(agent, turn->name, turn->name_len), *peer;
     vnx_status_t status =
-        agent->ops->peer_load(agent->engine, old, parsed, &peer, error);
+        agent->ops->peer_load(agent->engine, old, parsed, stop, &peer, error);
     if (status == VNX_OK && peer != old) {
         status = install_peer(agent, peer, old, error);
     }
@@ -299,8 +368,11 @@ load_lock_held(vnx_agent_t *agent, const vnxi_parsed_t *parsed,
 /* Load a parsed blob of that agent. */
 static vnx_status_t
 load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
-            size_t name_len, vnxi_peer_t **peer_p, vnx_error_t *error)
+            size_t name_len, const atomic_bool *stop, vnxi_peer_t **peer_p,
+            vnx_error_t *error)
 {
+    vnxi_turn_t turn = {.name = name, .name_len = name_len};
+
     if (is_self(agent, name, name_len)) {
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM,
                               "vnx_agent_load_metadata",
@@ -309,16 +381,19 @@ load_parsed(vnx_agent_t *agent, const vnxi_parsed_t *parsed, const void *name,
                               "a name of its own",
                               agent->name);
     }
-    vnxi_mutex_lock(&agent->load_lock);
     vnx_status_t status =
-        load_lock_held(agent, parsed, name, name_len, peer_p, error);
-    vnxi_mutex_unlock(&agent->load_lock);
+        take_turn(agent, &turn, stop, "vnx_agent_load_metadata", error);
+    if (status == VNX_OK) {
+        status = load_in_turn(agent, parsed, &turn, stop, peer_p, error);
+        end_turn(agent, &turn);
+    }
     return status;
 }
 
 vnx_status_t
 vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
-                vnxi_peer_t **peer_p, vnx_error_t *error)
+                const atomic_bool *stop, vnxi_peer_t **peer_p,
+                vnx_error_t *error)
 {
     vnxi_parsed_t *parsed;
     const void *name;
@@ -334,7 +409,8 @@ vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
                                             &name_len, error);
     }
     if (status == VNX_OK) {
-        status = load_parsed(agent, parsed, name, name_len, peer_p, error);
+        status =
+            load_parsed(agent, parsed, name, name_len, stop, peer_p, error);
         agent->ops->metadata_free(parsed);
     }
     return status;
@@ -346,7 +422,8 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
 {
     vnxi_peer_t *peer = NULL;
 
-    vnx_status_t status = vnxi_peers_load(agent, blob, len, &peer, error);
+    vnx_status_t status =
+        vnxi_peers_load(agent, blob, len, NULL, &peer, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -365,8 +442,8 @@ vnx_agent_load_metadata(vnx_agent_t *agent, const void *blob, size_t len,
 /* Remove a peer from the map and close it; NULL name: any peer.  False: not
  * found. */
 static bool
-remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
-                 const char *cause)
+remove_in_turn(vnx_agent_t *agent, const void *name, size_t name_len,
+               const char *cause)
 {
     size_t cursor = 0;
 
@@ -389,9 +466,11 @@ remove_lock_held(vnx_agent_t *agent, const void *name, size_t name_len,
 }
 
 vnx_status_t
-vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
-                      vnx_error_t *error)
+vnxi_peers_remove(vnx_agent_t *agent, const void *name, size_t name_len,
+                  const atomic_bool *stop, vnx_error_t *error)
 {
+    vnxi_turn_t turn = {.name = name, .name_len = name_len};
+
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "vnx_agent_remove_peer", error);
     }
@@ -399,20 +478,34 @@ vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
         return VNX_OK; /* agents cannot have this name, and NULL would mean
                           any */
     }
-    vnxi_mutex_lock(&agent->load_lock);
-    remove_lock_held(agent, name, name_len,
-                     "the peer was removed (remove_remote_agent)");
-    vnxi_mutex_unlock(&agent->load_lock);
-    return VNX_OK;
+    vnx_status_t status =
+        take_turn(agent, &turn, stop, "vnx_agent_remove_peer", error);
+    if (status == VNX_OK) {
+        remove_in_turn(agent, name, name_len,
+                       "the peer was removed (remove_remote_agent)");
+        end_turn(agent, &turn);
+    }
+    return status;
 }
 
+vnx_status_t
+vnx_agent_remove_peer(vnx_agent_t *agent, const void *name, size_t name_len,
+                      vnx_error_t *error)
+{
+    return vnxi_peers_remove(agent, name, name_len, NULL, error);
+}
+
+/* The agent is closed, so no turn begins any more. */
 void
 vnxi_peers_close(vnx_agent_t *agent)
 {
     vnxi_mutex_lock(&agent->load_lock);
-    while (remove_lock_held(agent, NULL, 0, "the agent was closed")) {
+    while (agent->turns != NULL) {
+        vnxi_cond_wait(&agent->turn_ends, &agent->load_lock);
     }
     vnxi_mutex_unlock(&agent->load_lock);
+    while (remove_in_turn(agent, NULL, 0, "the agent was closed")) {
+    }
 }
 
 /* A dead peer stays in the map until its new metadata is loaded or it is

@@ -10,20 +10,21 @@
  * engine without backends.
  *
  * Threads: any operation may be called from any thread, several at once,
- * except create, stop and destroy (once each) and the operations on one
- * builder (one thread at a time).
+ * except create, stop and destroy (once each), peer_load and peer_close (one
+ * at a time for the peers of one name) and the operations on one builder (one
+ * thread at a time).
  *
  * Waiting: only stop(), probe and the first backend_create (which may open
- * libraries) may wait for longer than it takes to copy a chunk.  No operation
- * waits for a peer's answer.
+ * libraries) may wait for longer than it takes to copy a chunk, and peer_load
+ * for a process of this host, for some seconds.  No other operation waits for
+ * a peer's answer.
  *
  * Locks: the core holds none of its locks while it calls an operation, except:
- * its load lock for peer_load and peer_close, which are serialised; the lock
- * of its choice for probe and the first backend_create; the lock of its
- * deadlines for xfer_cancel when a transfer has timed out.  xfer_done takes
- * the last one too, so xfer_cancel must not call a host callback.  While an
- * engine calls a host callback, it holds no lock that is needed to enter the
- * engine again.
+ * the lock of its choice for probe and the first backend_create; the lock of
+ * its deadlines for xfer_cancel when a transfer has timed out.  xfer_done
+ * takes the last one too, so xfer_cancel must not call a host callback.  While
+ * an engine calls a host callback, it holds no lock that is needed to enter
+ * the engine again.
  *
  * Arguments: borrowed for the call, unless marked "kept".
  *
@@ -210,10 +211,12 @@ struct vnxi_engine_ops {
      * set *peer_p = current, without a new reference.  Otherwise *peer_p is a
      * new object (with one reference, the caller's) and `current` is
      * unchanged; the core installs the new one and closes the old one.  Check
-     * everything before changing any state. */
+     * everything before changing any state.  `stop` (NULL: none): as soon as
+     * it is set, or stop() is called, wait for nothing more. */
     vnx_status_t (*peer_load)(vnxi_engine_t *engine, vnxi_peer_t *current,
                               const vnxi_parsed_t *parsed,
-                              vnxi_peer_t **peer_p, vnx_error_t *error);
+                              const atomic_bool *stop, vnxi_peer_t **peer_p,
+                              vnx_error_t *error);
 
     /* The agent itself as a peer, for transfers within its own memory and
      * notifications to itself.  Borrowed; valid until destroy(). */

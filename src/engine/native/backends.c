@@ -217,7 +217,7 @@ connect_self(vnxi_engine_t *engine, unsigned t, vnx_error_t *error)
             ? vnxi_error_no_memory(error, CREATE, info.len)
             : vnxi_native_peer_add_conn(engine->self, t,
                                         (vnxi_md_bytes_t){info.data, info.len},
-                                        error);
+                                        NULL, error);
     vnxi_writer_fini(&info);
     return status;
 }

@@ -203,6 +203,7 @@ vnx_status_t vnxi_native_partial_metadata(vnxi_engine_t *engine, vnx_mem_t mem,
 
 vnx_status_t vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                    const vnxi_parsed_t *parsed,
+                                   const atomic_bool *stop,
                                    vnxi_peer_t **peer_p, vnx_error_t *error);
 /* The table of a peer's regions from its metadata (peer_table.c). */
 typedef struct vnxi_peer_table_args {
@@ -229,9 +230,11 @@ vnxi_native_peer_t *vnxi_native_peer_create(vnxi_engine_t *engine,
 void vnxi_native_peer_enlist(vnxi_native_peer_t *peer);
 
 /* Create the peer's conn by a transport whose port is open, unless it has one
- * or the transport does not lead to it.  `info`: its entry in the metadata. */
+ * or the transport does not lead to it.  `info`: its entry in the metadata.
+ * `stop`: of vnxi_conn_args_t. */
 vnx_status_t vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
                                        vnxi_md_bytes_t info,
+                                       const atomic_bool *stop,
                                        vnx_error_t *error);
 
 /* The peer turned out to be gone: mark it and tell the core (once). */

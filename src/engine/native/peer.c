@@ -114,7 +114,8 @@ is_here(const vnxi_native_peer_t *peer)
 
 vnx_status_t
 vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
-                          vnxi_md_bytes_t info, vnx_error_t *error)
+                          vnxi_md_bytes_t info, const atomic_bool *stop,
+                          vnx_error_t *error)
 {
     vnxi_port_t *port = vnxi_native_port(peer->engine, t);
     vnxi_conn_t *conn = NULL;
@@ -130,6 +131,7 @@ vnxi_native_peer_add_conn(vnxi_native_peer_t *peer, unsigned t,
         .id = peer->id,
         .is_self = peer == peer->engine->self,
         .is_here = is_here(peer),
+        .stop = stop,
     };
     vnx_status_t status =
         vnxi_transports[t]->conn_create(port, &args, &conn, error);

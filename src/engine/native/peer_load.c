@@ -34,6 +34,7 @@ typedef struct loading {
     vnxi_identity_t identity;
     vnxi_md_bytes_t infos[VNXI_TRANSPORTS]; /* entries of the transports; data
                                                NULL: none */
+    const atomic_bool *stop;                /* NULL: none */
     vnx_error_t *error;
 } loading_t;
 
@@ -115,7 +116,7 @@ add_conns(loading_t *loading, vnxi_native_peer_t *peer, unsigned first)
 
     for (unsigned t = first; status == VNX_OK && t < VNXI_TRANSPORTS; t++) {
         status = vnxi_native_peer_add_conn(peer, t, loading->infos[t],
-                                           loading->error);
+                                           loading->stop, loading->error);
     }
     return status;
 }
@@ -279,7 +280,7 @@ start_main(loading_t *loading, vnxi_native_peer_t *peer)
             continue; /* its conn would mean that regions are borrowed */
         }
         vnx_status_t status = vnxi_native_peer_add_conn(
-            peer, t, loading->infos[t], loading->error);
+            peer, t, loading->infos[t], loading->stop, loading->error);
         if (status != VNX_OK) {
             return status;
         }
@@ -464,12 +465,13 @@ load(loading_t *loading, vnxi_peer_t *current, vnxi_peer_t **peer_p)
 
 vnx_status_t
 vnxi_native_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                      const vnxi_parsed_t *parsed, vnxi_peer_t **peer_p,
-                      vnx_error_t *error)
+                      const vnxi_parsed_t *parsed, const atomic_bool *stop,
+                      vnxi_peer_t **peer_p, vnx_error_t *error)
 {
     vnx_error_t unused;
     loading_t loading = {.engine = engine,
                          .blob = &parsed->metadata,
+                         .stop = stop,
                          .error = error != NULL ? error : &unused};
 
     vnx_status_t status = read_conns(&loading);

@@ -30,18 +30,16 @@
  *
  * Threads: functions may be called on any thread, several at once, with these
  * exceptions.  port_open, leave, port_stop and port_free are called once each.
- * For one agent, one call at a time: conn_create, conn_start, catch_up,
- * new_table, key_create.  For one region: attach, detach.
+ * For the peers of one name, one call at a time: conn_create, conn_start,
+ * catch_up, new_table, key_create.  For one region: attach, detach.
  *
  * Waiting: only port_open, settle and port_stop may wait for longer than it
- * takes to copy a chunk, and conn_start for a few seconds.  Nothing else waits
- * for a peer.
+ * takes to copy a chunk, and conn_start for a few seconds, until port_stop is
+ * called.  Nothing else waits for a peer.
  *
  * Locks: the engine holds none of its locks, except: its lock for creating
- * backends in port_open; its lock for mapping in attach; the core's load lock
- * in conn_create, conn_start, conn_close, catch_up, new_table and
- * key_create.  peer_gone
- * may be called on a thread of another transport, which may hold its locks.
+ * backends in port_open; its lock for mapping in attach.  peer_gone may be
+ * called on a thread of another transport, which may hold its locks.
  * base/mutex.h has the order.  While a transport calls the host, it holds no
  * lock that the functions here take.
  *
@@ -133,12 +131,14 @@ typedef struct vnxi_conn_args {
     const void *name; /* of the peer; kept until conn_free() */
     size_t name_len;
     const vnxi_identity_t *identity; /* NULL: not a vllm_nixl agent */
-    vnxi_md_bytes_t info; /* the transport's entry in the peer's metadata;
-                             data NULL: none */
-    uintptr_t id;         /* for the host */
-    bool is_self;         /* the agent itself */
-    bool is_here;         /* another conn has found the peer's agent in this
-                             process; regions are borrowed */
+    vnxi_md_bytes_t info;    /* the transport's entry in the peer's metadata;
+                                data NULL: none */
+    uintptr_t id;            /* for the host */
+    bool is_self;            /* the agent itself */
+    bool is_here;            /* another conn has found the peer's agent in this
+                                process; regions are borrowed */
+    const atomic_bool *stop; /* as soon as it is set, conn_start waits for
+                                nothing more; kept until then; NULL: none */
 } vnxi_conn_args_t;
 
 /* The transport's own conn begins with this. */

@@ -10,8 +10,7 @@
  * many and scattered, indices into a list prepared in the library (indexed.c).
  *
  * Lock order (taken from left to right only):
- *     load (core) -> backend_lock or mem_lock -> gate -> flight_lock
- *         -> inbox_lock
+ *     backend_lock or mem_lock -> gate -> flight_lock -> inbox_lock
  * xfers_lock, twins_lock, take_lock and a peer's lock are leaves; the
  * library's own locks come after all of them.
  *
@@ -146,7 +145,7 @@ struct vnxi_nixl_peer {
     vnxi_peer_end_t end;
     atomic_bool posts_at_once; /* a large post to it returns quickly */
 
-    /* These identify its instance; the core's load lock. */
+    /* These identify its instance; for its name's turn in the core. */
     vnxi_nixl_conn_t *conns; /* owned */
     size_t conn_count;
     bool is_loaded;                  /* the library knows the peer, under
@@ -277,7 +276,8 @@ vnxi_nixl_peer_t *vnxi_nixl_peer_create(vnxi_engine_t *engine,
 void vnxi_nixl_conns_free(vnxi_nixl_conn_t *conns, size_t count);
 vnx_status_t vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                                  const vnxi_parsed_t *parsed,
-                                 vnxi_peer_t **peer_p, vnx_error_t *error);
+                                 const atomic_bool *stop, vnxi_peer_t **peer_p,
+                                 vnx_error_t *error);
 void vnxi_nixl_peer_close(vnxi_peer_t *peer, const char *cause);
 void vnxi_nixl_peer_destroy(vnxi_peer_t *peer);
 vnx_status_t vnxi_nixl_peer_connect(vnxi_peer_t *peer, vnx_error_t *error);

@@ -442,8 +442,8 @@ load(loading_t *loading, vnxi_nixl_peer_t *known, vnxi_peer_t **peer_p)
 
 vnx_status_t
 vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
-                    const vnxi_parsed_t *parsed, vnxi_peer_t **peer_p,
-                    vnx_error_t *error)
+                    const vnxi_parsed_t *parsed, const atomic_bool *stop,
+                    vnxi_peer_t **peer_p, vnx_error_t *error)
 {
     vnx_error_t unused;
     loading_t loading = {.engine = engine,
@@ -452,6 +452,7 @@ vnxi_nixl_peer_load(vnxi_engine_t *engine, vnxi_peer_t *current,
                          .len = parsed->len,
                          .error = error != NULL ? error : &unused};
 
+    (void)stop; /* the library waits for nobody */
     vnx_status_t status = read_conns(&loading);
     if (status == VNX_OK) {
         status =

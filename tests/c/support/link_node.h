@@ -257,14 +257,23 @@ node_name(const vnxi_shm_info_t *info)
     return "decode";
 }
 
-/* vnxi_link_open() with the name that the agent there has. */
+/* The agent there, with the name that it has. */
+static inline vnxi_link_target_t
+node_target(const vnxi_shm_info_t *info, void *cookie)
+{
+    const char *name = node_name(info);
+    return (vnxi_link_target_t){.info = info,
+                                .name = name,
+                                .name_len = strlen(name),
+                                .cookie = cookie};
+}
+
 static inline vnx_status_t
 node_try_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, void *cookie,
               vnxi_link_t **link_p, vnx_error_t *error)
 {
-    const char *name = node_name(info);
-    return vnxi_link_open(hub, info, name, strlen(name), cookie, link_p,
-                          error);
+    vnxi_link_target_t target = node_target(info, cookie);
+    return vnxi_link_open(hub, &target, link_p, error);
 }
 
 static inline vnx_status_t

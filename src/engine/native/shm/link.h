@@ -11,13 +11,14 @@
  * Sending never blocks: data that the socket does not take is queued (bounded)
  * and sent by the hub's thread.  Opening does not wait for the peer: the
  * kernel completes the connection, and the peer's identity is checked by
- * SO_PEERCRED and by the nonce in its memory.  The exception: where the peer
- * must first allow access to its memory (ptrace.h), opening waits for its
- * answer, 5 s at most.
+ * SO_PEERCRED and by the nonce in its memory.  The exceptions, 5 s at most
+ * each: opening waits for room in the peer's backlog, and where the peer must
+ * first allow access to its memory (ptrace.h), for its answer.
  */
 #ifndef VNXI_NATIVE_SHM_LINK_H
 #define VNXI_NATIVE_SHM_LINK_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,17 +32,25 @@
 typedef struct vnxi_hub vnxi_hub_t; /* hub.h */
 typedef struct vnxi_link vnxi_link_t;
 
-/* Open a link to the agent that `info` (of vnxi_shm_info_read()) describes.
- * The agent must be on this host: boot id, pid namespace, socket, SO_PEERCRED
- * (pid and uid as published), start time, and the nonce read from its memory
- * are checked.  For an agent of this process the nonce proves nothing and is
- * not read: the caller has found the agent itself.  The agent checks its name
- * and instance later, and ends the link if they do not match.  Each refusal is
- * VNX_ERR_BACKEND or VNX_ERR_NOT_ALLOWED with a cause that says which check
- * failed and how to fix it ("ptrace scope ...").  The caller gets one
- * reference.  `cookie` is for the caller (vnxi_link_cookie). */
-vnx_status_t vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info,
-                            const void *name, size_t name_len, void *cookie,
+/* Where a link leads.  All pointers are borrowed for the call. */
+typedef struct vnxi_link_target {
+    const vnxi_shm_info_t *info; /* of vnxi_shm_info_read() */
+    const void *name;            /* of the agent */
+    size_t name_len;
+    const atomic_bool *stop; /* as soon as it is set, opening waits for nothing
+                                more: VNX_ERR_CANCELED; NULL: none */
+    void *cookie;            /* for the caller (vnxi_link_cookie) */
+} vnxi_link_target_t;
+
+/* Open a link to an agent.  It must be on this host: boot id, pid namespace,
+ * socket, SO_PEERCRED (pid and uid as published), start time, and the nonce
+ * read from its memory are checked.  For an agent of this process the nonce
+ * proves nothing and is not read: the caller has found the agent itself.  The
+ * agent checks its name and instance later, and ends the link if they do not
+ * match.  Each refusal is VNX_ERR_BACKEND or VNX_ERR_NOT_ALLOWED with a cause
+ * that says which check failed and how to fix it ("ptrace scope ...").
+ * VNX_ERR_CLOSED: the hub is stopped.  The caller gets one reference. */
+vnx_status_t vnxi_link_open(vnxi_hub_t *hub, const vnxi_link_target_t *target,
                             vnxi_link_t **link_p, vnx_error_t *error);
 void *vnxi_link_cookie(const vnxi_link_t *link);
 int vnxi_link_pidfd(const vnxi_link_t *link); /* valid until the link is

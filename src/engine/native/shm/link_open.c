@@ -37,11 +37,37 @@
 /* How long to wait until the peer's hub has read HELLO: it takes microseconds
  * unless the process is stopped. */
 #define PERMISSION_WAIT_NS (5u * UINT64_C(1000000000))
+/* How long to wait until the next look at what stops the wait. */
+#define LOOK_NS (100u * UINT64_C(1000000))
 
 static vnx_status_t
 refuse(vnx_error_t *error, const char *cause)
 {
     return vnxi_error_set(error, VNX_ERR_BACKEND, OPERATION, "%s", cause);
+}
+
+/* Fail if no wait may begin or go on. */
+static vnx_status_t
+check_stop(const vnxi_link_t *link, const vnxi_link_target_t *target,
+           vnx_error_t *error)
+{
+    if (atomic_load(&link->hub->stopping)) {
+        return vnxi_error_set(error, VNX_ERR_CLOSED, OPERATION,
+                              "the agent is closed");
+    }
+    if (target->stop != NULL && atomic_load(target->stop)) {
+        return vnxi_error_set(error, VNX_ERR_CANCELED, OPERATION,
+                              "the call was stopped");
+    }
+    return VNX_OK;
+}
+
+static uint64_t
+time_left(uint64_t deadline)
+{
+    uint64_t now = vnxi_clock_ns();
+    uint64_t left = now < deadline ? deadline - now : 0;
+    return left < LOOK_NS ? left : LOOK_NS;
 }
 
 /* -- Identity of the peer ------------------------------------------------- */
@@ -148,15 +174,13 @@ can_be_allowed(const vnxi_shm_info_t *info)
 /* -- The connection ------------------------------------------------------- */
 
 /* While the backlog is full, the kernel admits waiting connections one by one,
- * in order of arrival.  EAGAIN: the deadline has passed. */
+ * in order of arrival.  EAGAIN: the time is over. */
 static int
-connect_once(int fd, const char *name, uint64_t deadline)
+connect_once(int fd, const char *name, uint64_t ns)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     size_t len = strlen(name);
-    uint64_t now = vnxi_clock_ns();
-    /* At least 1 us, because 0 would mean no timeout. */
-    uint64_t us = now < deadline ? (deadline - now) / 1000 + 1 : 1;
+    uint64_t us = ns / 1000 + 1; /* 0 would mean no timeout */
     struct timeval wait = {.tv_sec = (time_t)(us / 1000000),
                            .tv_usec = (suseconds_t)(us % 1000000)};
 
@@ -187,11 +211,30 @@ check_listener(int fd, const vnxi_shm_info_t *info, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* *cause_p: 0 or errno. */
 static vnx_status_t
-connect_peer(vnxi_link_t *link, const vnxi_shm_info_t *info,
+connect_until(const vnxi_link_t *link, const vnxi_link_target_t *target,
+              int *cause_p, vnx_error_t *error)
+{
+    uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS), left;
+    vnx_status_t status;
+
+    do {
+        status = check_stop(link, target, error);
+        left = time_left(deadline);
+        if (status == VNX_OK) {
+            *cause_p = connect_once(link->fd, target->info->socket, left);
+        }
+    } while (status == VNX_OK &&
+             (*cause_p == EINTR || (*cause_p == EAGAIN && left > 0)));
+    return status;
+}
+
+static vnx_status_t
+connect_peer(vnxi_link_t *link, const vnxi_link_target_t *target,
              vnx_error_t *error)
 {
-    uint64_t deadline = vnxi_clock_deadline(BACKLOG_WAIT_NS);
+    vnx_status_t status = VNX_OK;
     int cause;
 
     link->fd =
@@ -199,13 +242,14 @@ connect_peer(vnxi_link_t *link, const vnxi_shm_info_t *info,
     if (link->fd < 0) {
         cause = errno;
     } else {
-        do {
-            cause = connect_once(link->fd, info->socket, deadline);
-        } while (cause == EINTR);
+        status = connect_until(link, target, &cause, error);
+    }
+    if (status != VNX_OK) {
+        return status;
     }
     switch (cause) {
     case 0:
-        return check_listener(link->fd, info, error);
+        return check_listener(link->fd, target->info, error);
     case ECONNREFUSED:
         return refuse(error, "nobody listens on the peer's socket: its agent "
                              "was closed, or it is in another network "
@@ -221,17 +265,17 @@ connect_peer(vnxi_link_t *link, const vnxi_shm_info_t *info,
 }
 
 static vnx_status_t
-send_hello(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
-           size_t name_len, vnx_error_t *error)
+send_hello(vnxi_link_t *link, const vnxi_link_target_t *target,
+           vnx_error_t *error)
 {
     vnxi_writer_t writer = {0};
     vnxi_link_frame_hello_t hello = {
         .instance = link->hub->instance,
-        .target = info->instance,
+        .target = target->info->instance,
         .name = link->hub->name,
         .name_len = link->hub->name_len,
-        .target_name = name,
-        .target_name_len = name_len,
+        .target_name = target->name,
+        .target_name_len = target->name_len,
     };
 
     vnxi_link_frame_write_hello(&writer, &hello);
@@ -292,17 +336,22 @@ take_reply(vnxi_link_t *link, const void *bytes, size_t len)
     return reply;
 }
 
-/* REPLY_NONE: the deadline has passed. */
-static reply_t
-await_reply(vnxi_link_t *link, uint64_t deadline)
+/* *reply_p = REPLY_NONE: the time is over. */
+static vnx_status_t
+await_reply(vnxi_link_t *link, const vnxi_link_target_t *target,
+            reply_t *reply_p, vnx_error_t *error)
 {
+    uint64_t deadline = vnxi_clock_deadline(PERMISSION_WAIT_NS), left;
     unsigned char bytes[4096];
     struct pollfd input = {.fd = link->fd, .events = POLLIN};
     reply_t reply = REPLY_NONE;
-    uint64_t now;
 
-    while (reply == REPLY_NONE && (now = vnxi_clock_ns()) < deadline) {
-        poll(&input, 1, (int)((deadline - now) / 1000000 + 1));
+    while (reply == REPLY_NONE && (left = time_left(deadline)) > 0) {
+        vnx_status_t status = check_stop(link, target, error);
+        if (status != VNX_OK) {
+            return status;
+        }
+        poll(&input, 1, (int)(left / 1000000 + 1));
         ssize_t got = recv(link->fd, bytes, sizeof bytes, MSG_DONTWAIT);
         if (got > 0) {
             reply = take_reply(link, bytes, (size_t)got);
@@ -311,24 +360,28 @@ await_reply(vnxi_link_t *link, uint64_t deadline)
             reply = REPLY_END;
         }
     }
-    return reply;
+    *reply_p = reply;
+    return VNX_OK;
 }
 
 /* The listener allows access when it reads HELLO.  The answer to a question
  * about no region shows that it has done so. */
 static vnx_status_t
-await_permission(vnxi_link_t *link, const vnxi_shm_info_t *info,
+await_permission(vnxi_link_t *link, const vnxi_link_target_t *target,
                  vnx_error_t *error)
 {
-    uint64_t deadline = vnxi_clock_deadline(PERMISSION_WAIT_NS);
+    reply_t reply = REPLY_NONE;
 
     vnx_status_t status = vnxi_link_ask(link, 0, NULL, 0, error);
+    if (status == VNX_OK) {
+        status = await_reply(link, target, &reply, error);
+    }
     if (status != VNX_OK) {
         return status;
     }
-    switch (await_reply(link, deadline)) {
+    switch (reply) {
     case REPLY_ANSWER:
-        return check_memory(info, error);
+        return check_memory(target->info, error);
     case REPLY_REFUSAL:
         return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                               VNXI_LINK_REFUSED_TEXT, link->sender);
@@ -340,7 +393,8 @@ await_permission(vnxi_link_t *link, const vnxi_shm_info_t *info,
             error, VNX_ERR_BACKEND, OPERATION,
             "process %" PRIu32 " did not answer within %d s. Under "
             "kernel.yama.ptrace_scope = 1 it must allow access to its memory",
-            info->pid, (int)(PERMISSION_WAIT_NS / UINT64_C(1000000000)));
+            target->info->pid,
+            (int)(PERMISSION_WAIT_NS / UINT64_C(1000000000)));
     }
 }
 
@@ -366,52 +420,51 @@ check_peer(vnxi_link_t *link, const vnxi_shm_info_t *info, bool *waits_p,
 }
 
 static vnx_status_t
-open_steps(vnxi_link_t *link, const vnxi_shm_info_t *info, const void *name,
-           size_t name_len, vnx_error_t *error)
+open_steps(vnxi_link_t *link, const vnxi_link_target_t *target,
+           vnx_error_t *error)
 {
     bool waits = false;
-    vnx_status_t status = check_peer(link, info, &waits, error);
+    vnx_status_t status = check_peer(link, target->info, &waits, error);
 
     if (status == VNX_OK) {
-        status = connect_peer(link, info, error);
+        status = connect_peer(link, target, error);
     }
     /* HELLO is sent before the hub knows the link, so that nothing can precede
      * it.  A fresh socket takes all of it. */
     if (status == VNX_OK) {
-        status = send_hello(link, info, name, name_len, error);
+        status = send_hello(link, target, error);
     }
     if (status == VNX_OK && waits) {
-        status = await_permission(link, info, error);
+        status = await_permission(link, target, error);
     }
     return status == VNX_OK ? vnxi_link_attach(link, error) : status;
 }
 
 vnx_status_t
-vnxi_link_open(vnxi_hub_t *hub, const vnxi_shm_info_t *info, const void *name,
-               size_t name_len, void *cookie, vnxi_link_t **link_p,
-               vnx_error_t *error)
+vnxi_link_open(vnxi_hub_t *hub, const vnxi_link_target_t *target,
+               vnxi_link_t **link_p, vnx_error_t *error)
 {
-    if (name_len == 0 || name_len > VNXI_LINK_FRAME_NAME_MAX) {
+    if (target->name_len == 0 || target->name_len > VNXI_LINK_FRAME_NAME_MAX) {
         return vnxi_error_set(
             error, VNX_ERR_INVALID_PARAM, OPERATION,
             "an agent's name must have 1 to %d bytes, not %zu",
-            VNXI_LINK_FRAME_NAME_MAX, name_len);
+            VNXI_LINK_FRAME_NAME_MAX, target->name_len);
     }
     if (vnxi_fork_crossed(hub->forks)) {
         return vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, OPERATION,
                               "the agent was created before this process was "
                               "forked");
     }
-    vnxi_link_t *link = vnxi_link_new(hub, -1, -1, (pid_t)info->pid);
+    vnxi_link_t *link = vnxi_link_new(hub, -1, -1, (pid_t)target->info->pid);
     if (link == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *link);
     }
-    link->cookie = cookie;
+    link->cookie = target->cookie;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REVOKE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRMED) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_REFUSE) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
-    vnx_status_t status = open_steps(link, info, name, name_len, error);
+    vnx_status_t status = open_steps(link, target, error);
     if (status != VNX_OK) {
         vnxi_link_unref(link);
         return status;

@@ -208,6 +208,7 @@ conn_create(vnxi_port_t *port, const vnxi_conn_args_t *args,
     conn->name = args->name;
     conn->name_len = args->name_len;
     conn->id = args->id;
+    conn->stop = args->stop;
     vnx_status_t status = vnxi_shm_info_read(args->info.data, args->info.len,
                                              &conn->info, error);
     memcpy(conn->info.instance, args->identity->instance,
@@ -246,6 +247,11 @@ static vnx_status_t
 conn_start(vnxi_conn_t *base, vnxi_refusal_t *refusal_p, vnx_error_t *error)
 {
     vnxi_shm_conn_t *conn = (vnxi_shm_conn_t *)base;
+    const vnxi_link_target_t target = {.info = &conn->info,
+                                       .name = conn->name,
+                                       .name_len = conn->name_len,
+                                       .stop = conn->stop,
+                                       .cookie = (void *)conn->id};
 
     if (is_this_process(conn)) {
         *refusal_p = VNXI_REFUSAL_FINAL;
@@ -255,8 +261,7 @@ conn_start(vnxi_conn_t *base, vnxi_refusal_t *refusal_p, vnx_error_t *error)
             "id: the agent was closed, or the metadata is forged");
     }
     vnx_status_t status =
-        vnxi_link_open(conn->port->hub, &conn->info, conn->name,
-                       conn->name_len, (void *)conn->id, &conn->link, error);
+        vnxi_link_open(conn->port->hub, &target, &conn->link, error);
     if (status != VNX_OK) {
         *refusal_p = refusal_of(conn, status);
     }

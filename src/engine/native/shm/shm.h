@@ -24,8 +24,9 @@ struct vnxi_shm_conn {
     const void *name; /* of the peer */
     size_t name_len;
     vnxi_shm_info_t info;
-    uintptr_t id;      /* the link's cookie */
-    vnxi_link_t *link; /* owned; NULL: not started */
+    uintptr_t id;            /* the link's cookie */
+    const atomic_bool *stop; /* for conn_start() only */
+    vnxi_link_t *link;       /* owned; NULL: not started */
     vnxi_mutex_t lock;
     vnxi_region_table_t *table; /* lock; the peer's regions; NULL: none yet */
     uint64_t epoch;             /* lock; of the last full metadata */

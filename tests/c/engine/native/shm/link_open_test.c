@@ -119,8 +119,9 @@ test_link_open_refuses_impossible_names(void **state)
 
     assert_int_equal(node_init(&node, "decode"), VNX_OK);
     for (size_t i = 0; i < 2; i++) {
-        assert_int_equal(vnxi_link_open(node.hub, &node.info, long_name,
-                                        lengths[i], NULL, &link, NULL),
+        const vnxi_link_target_t target = {
+            .info = &node.info, .name = long_name, .name_len = lengths[i]};
+        assert_int_equal(vnxi_link_open(node.hub, &target, &link, NULL),
                          VNX_ERR_INVALID_PARAM);
         assert_null(link);
     }
@@ -772,6 +773,27 @@ test_link_ends_on_invalid_frames_from_a_listener(void **state)
     check_end_by("", 0, "the peer closed the connection");
 }
 
+typedef struct load {
+    node_t *node;
+    const vnxi_shm_info_t *info;
+    const atomic_bool *stop;
+    vnxi_link_t *link;
+    vnx_status_t status;
+    vnx_error_t error;
+} load_t;
+
+static void *
+load_main(void *argument)
+{
+    load_t *load = argument;
+    vnxi_link_target_t target = node_target(load->info, NULL);
+
+    target.stop = load->stop;
+    load->status =
+        vnxi_link_open(load->node->hub, &target, &load->link, &load->error);
+    return NULL;
+}
+
 static void
 test_link_open_gives_up_on_a_full_backlog(void **state)
 {
@@ -783,6 +805,36 @@ test_link_open_gives_up_on_a_full_backlog(void **state)
     int listener = raw_listen(&info, 0);
     int waiting = raw_connect(info.socket); /* until it is full */
     check_refused(&node, &info, VNX_ERR_BACKEND, "backlog full");
+    close(waiting);
+    close(listener);
+    node_fini(&node);
+}
+
+/* The wait for room in a backlog ends as soon as the caller or the agent does.
+ */
+static void
+test_link_open_stops_waiting(void **state)
+{
+    (void)state;
+    atomic_bool stop = false;
+    load_t stopped, closed;
+    pthread_t threads[2];
+    node_t node;
+
+    assert_int_equal(node_init(&node, "decode"), VNX_OK);
+    vnxi_shm_info_t info = node.info;
+    int listener = raw_listen(&info, 0);
+    int waiting = raw_connect(info.socket); /* until it is full */
+    stopped = (load_t){.node = &node, .info = &info, .stop = &stop};
+    closed = (load_t){.node = &node, .info = &info};
+    pthread_create(&threads[0], NULL, load_main, &stopped);
+    pthread_create(&threads[1], NULL, load_main, &closed);
+    atomic_store(&stop, true);
+    pthread_join(threads[0], NULL);
+    assert_int_equal(stopped.status, VNX_ERR_CANCELED);
+    vnxi_hub_stop(node.hub);
+    pthread_join(threads[1], NULL);
+    assert_int_equal(closed.status, VNX_ERR_CLOSED);
     close(waiting);
     close(listener);
     node_fini(&node);
@@ -901,23 +953,6 @@ backlog_is_full(const char *name)
     return full;
 }
 
-typedef struct load {
-    node_t *node;
-    const vnxi_shm_info_t *info;
-    vnxi_link_t *link;
-    vnx_status_t status;
-    vnx_error_t error;
-} load_t;
-
-static void *
-load_main(void *argument)
-{
-    load_t *load = argument;
-    load->status = node_try_open(load->node->hub, load->info, NULL,
-                                 &load->link, &load->error);
-    return NULL;
-}
-
 /* Another user has filled the backlog while the peer's process was stopped; an
  * agent that loads its metadata waits. */
 static void
@@ -986,6 +1021,7 @@ main(void)
         cmocka_unit_test(test_hub_waits_for_descriptors),
         cmocka_unit_test(test_link_ends_on_invalid_frames_from_a_listener),
         cmocka_unit_test(test_link_open_gives_up_on_a_full_backlog),
+        cmocka_unit_test(test_link_open_stops_waiting),
         cmocka_unit_test(test_link_open_waits_while_the_backlog_is_full),
         cmocka_unit_test(test_hub_admits_the_owner_during_a_storm_by_others),
     };
