@@ -12,13 +12,15 @@
  * signed metadata, here too.  Wire format: docs/wire.md.
  *
  * Threads: any call may be made from any thread at any time, except
- * vnx_listener_free(), which must be the last one.  One thread, owned by the
- * listener and started at first use, does all the work.
+ * vnx_listener_free(), which must be the last one.  Threads of the listener,
+ * which it starts when it needs them, do the work: one for the connections and
+ * up to eight that load metadata and remove peers.  A load may wait for a
+ * process of this host that is stopped; this delays no other connection.
  * Waiting: vnx_listener_start() waits for the resolver if `host` is a name.
  * vnx_listener_stop() waits for commands in progress, for at most one second,
- * and for metadata that is being loaded.  No other call waits.  Errors that
- * occur after a call has returned are logged, counted (vnx_listener_stats())
- * and stored (vnx_listener_failure()).
+ * and gives up loads that wait.  No other call waits.  Errors that occur after
+ * a call has returned are logged, counted (vnx_listener_stats()) and stored
+ * (vnx_listener_failure()).
  * Forks: a listener belongs to the parent.  In a forked child, calls return
  * VNX_ERR_NOT_ALLOWED; stopping and freeing do nothing.
  */

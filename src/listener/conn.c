@@ -7,10 +7,10 @@
  * all connections by `held`.  Output is written one frame at a time, so that
  * each frame has a deadline.
  *
- * If a peer sends requests faster than it reads the replies, we stop reading
- * from it until it does.  But we continue while only a few replies are unsent:
- * a peer that sends a long frame before it reads, as stock does, must not wait
- * for us while we wait for it.
+ * If a peer sends requests faster than it reads the replies, or commands
+ * faster than we carry them out, we stop reading from it for a while.  But we
+ * continue while only a few replies are unsent: a peer that sends a long frame
+ * before it reads, as stock does, must not wait for us while we wait for it.
  *
  * One connection per host and port is made by our first command and kept, as
  * in stock NIXL.  A peer that has restarted since then has closed its end,
@@ -217,6 +217,7 @@ free_memory(vnxi_meta_conn_t *conn)
     vnxi_loop_event_free(conn->in_timer);
     vnxi_loop_event_free(conn->out_timer);
     vnxi_loop_event_free(conn->reply_timer);
+    vnxi_meta_lane_end(conn->listener, conn->lane);
     free(conn);
 }
 
@@ -224,9 +225,7 @@ void
 vnxi_meta_conn_free(vnxi_meta_conn_t *conn)
 {
     conn_cut(conn);
-    conn_fail(conn, VNX_ERR_CLOSED,
-              "the agent's metadata listener was stopped before the "
-              "command was done");
+    conn_fail(conn, VNX_ERR_CLOSED, VNXI_META_STOPPED);
     conn_list(conn, NULL);
     free_memory(conn);
 }
@@ -303,8 +302,7 @@ refuse(vnxi_meta_conn_t *conn, const char *cause)
     if (!conn->is_ours) {
         vnxi_error_set(&failure, VNX_ERR_MISMATCH, "vnx_listener_start",
                        "connection closed: %s", cause);
-        vnxi_error_peer(&failure, conn->endpoint, strlen(conn->endpoint));
-        vnxi_meta_failure(conn->listener, &failure);
+        vnxi_meta_failure(conn->listener, conn->endpoint, &failure);
     }
     vnxi_meta_count(&conn->listener->counters.refused);
     ended(conn, VNX_ERR_MISMATCH, cause);
@@ -359,16 +357,24 @@ take_frame(vnxi_meta_conn_t *conn, size_t len)
     return cause;
 }
 
-/* Handle complete frames until too many replies are unsent.  NULL, or the
- * reason to close the connection. */
+/* May more commands of this connection be handled? */
+static bool
+has_room(const vnxi_meta_conn_t *conn)
+{
+    return conn->replies < VNXI_META_REPLIES_MAX &&
+           vnxi_meta_lane_has_room(conn->listener, conn->lane);
+}
+
+/* Handle complete frames while there is room.  *pause_p: there is none.  NULL,
+ * or the reason to close the connection. */
 static const char *
-take_frames(vnxi_meta_conn_t *conn)
+take_frames(vnxi_meta_conn_t *conn, bool *pause_p)
 {
     struct evbuffer *input = bufferevent_get_input(conn->bev);
     unsigned char header[VNXI_META_HEADER];
     const char *cause = NULL;
 
-    while (cause == NULL && conn->replies < VNXI_META_REPLIES_MAX &&
+    while (cause == NULL && !(*pause_p = !has_room(conn)) &&
            evbuffer_copyout(input, header, sizeof header) ==
                (ev_ssize_t)sizeof header) {
         uint64_t len = vnxi_meta_header_read(header);
@@ -402,9 +408,8 @@ set_in_timer(vnxi_meta_conn_t *conn)
 }
 
 static void
-set_paused(vnxi_meta_conn_t *conn)
+set_paused(vnxi_meta_conn_t *conn, bool pause)
 {
-    bool pause = conn->replies >= VNXI_META_REPLIES_MAX;
     if (pause != conn->is_paused) {
         conn->is_paused = pause;
         (pause ? bufferevent_disable : bufferevent_enable)(conn->bev, EV_READ);
@@ -416,11 +421,13 @@ static void
 look_at_input(vnxi_meta_conn_t *conn)
 {
     vnx_listener_t *listener = conn->listener;
+    bool pause = false;
 
-    const char *cause = take_frames(conn);
+    const char *cause = take_frames(conn, &pause);
     if (cause == NULL) {
         hold(conn, input_len(conn) + conn->reply_bytes);
-        if (listener->loop.held > 2 * listener->options.max_frame) {
+        if (listener->loop.held + vnxi_meta_loader_bytes(listener) >
+            2 * listener->options.max_frame) {
             cause = "too many bytes of unfinished frames";
         }
     }
@@ -428,7 +435,7 @@ look_at_input(vnxi_meta_conn_t *conn)
         refuse(conn, cause);
         return;
     }
-    set_paused(conn);
+    set_paused(conn, pause);
     set_in_timer(conn);
 }
 
@@ -437,6 +444,29 @@ on_read(struct bufferevent *bev, void *arg)
 {
     (void)bev;
     look_at_input(arg);
+}
+
+/* Their callbacks are deferred, because each may free connections. */
+static void
+resume_all(const struct vnxi_meta_conns *conns)
+{
+    const vnxi_meta_conn_t *conn;
+    TAILQ_FOREACH(conn, conns, link)
+    {
+        if (conn->is_paused) {
+            bufferevent_trigger(conn->bev, EV_READ,
+                                BEV_TRIG_IGNORE_WATERMARKS |
+                                    BEV_OPT_DEFER_CALLBACKS);
+        }
+    }
+}
+
+void
+vnxi_meta_resume(vnx_listener_t *listener)
+{
+    resume_all(&listener->loop.strangers);
+    resume_all(&listener->loop.known);
+    resume_all(&listener->loop.targets);
 }
 
 static void
@@ -536,11 +566,12 @@ conn_new(vnx_listener_t *listener, struct vnxi_meta_conns *list,
     TAILQ_INIT(&conn->out);
     TAILQ_INIT(&conn->awaiting);
     vnxi_endpoint_text(conn->endpoint, sizeof conn->endpoint, host, port);
+    conn->lane = vnxi_meta_lane_new(conn->endpoint);
     conn->in_timer = evtimer_new(base, on_in_deadline, conn);
     conn->out_timer = evtimer_new(base, on_out_deadline, conn);
     conn->reply_timer = evtimer_new(base, on_reply_deadline, conn);
-    if (conn->in_timer == NULL || conn->out_timer == NULL ||
-        conn->reply_timer == NULL) {
+    if (conn->lane == NULL || conn->in_timer == NULL ||
+        conn->out_timer == NULL || conn->reply_timer == NULL) {
         free_memory(conn);
         return NULL;
     }

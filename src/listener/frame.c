@@ -114,8 +114,12 @@ vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
 }
 
 void
-vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure)
+vnxi_meta_failure(vnx_listener_t *listener, const char *endpoint,
+                  vnx_error_t *failure)
 {
+    if (failure->peer[0] == '\0') {
+        vnxi_error_peer(failure, endpoint, strlen(endpoint));
+    }
     keep(listener, failure);
     warn(listener, failure);
 }

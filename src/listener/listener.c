@@ -68,8 +68,13 @@ on_wake(void *arg)
     vnxi_sockets_t sockets = listener->new_sockets;
     listener->new_sockets.count = 0;
     bool is_stopping = listener->is_stopping;
+    bool has_room = listener->loader.has_room;
+    listener->loader.has_room = false;
     vnxi_mutex_unlock(&listener->lock);
 
+    if (has_room) {
+        vnxi_meta_resume(listener);
+    }
     if (sockets.count > 0) {
         listen_on(listener, &sockets);
     }
@@ -198,6 +203,7 @@ vnx_listener_create(vnx_agent_t *agent, const vnx_listener_options_t *options,
     vnxi_mutex_init(&listener->lock, VNXI_RANK_LISTENER);
     vnxi_mutex_init(&listener->stop_lock, VNXI_RANK_LISTENER_STOP);
     TAILQ_INIT(&listener->inbox);
+    vnxi_meta_loader_init(&listener->loader);
     *out_p = listener;
     return VNX_OK;
 }
@@ -226,8 +232,10 @@ vnx_listener_stop(vnx_listener_t *listener)
         vnxi_loop_wake(&listener->loop.super);
     }
     vnxi_mutex_unlock(&listener->lock);
+    vnxi_meta_loader_stop(listener);
     if (was_running) {
         listener->is_lost = !vnxi_loop_join(&listener->loop.super);
+        vnxi_meta_loader_join(listener);
         if (!listener->is_lost) {
             loop_fini(listener);
         }
@@ -248,6 +256,7 @@ vnx_listener_free(vnx_listener_t *listener)
         vnx_agent_close(listener->agent);
         return;
     }
+    vnxi_meta_loader_fini(&listener->loader);
     vnxi_mutex_destroy(&listener->stop_lock);
     vnxi_mutex_destroy(&listener->lock);
     vnx_agent_release(listener->agent);

@@ -4,12 +4,13 @@
  *
  *   codec.c     the wire format of frames and commands
  *   frame.c     outgoing frames and their outcome: counters, failures, the log
+ *   loader.c    carries out received commands that may wait, on its threads
  *   conn.c      connections in either direction: accepting, connecting,
  *               frames, deadlines, trying again
  *   command.c   carries out received commands
- *   listener.c  the public calls, on the callers' threads; the thread
+ *   listener.c  the public calls, on the callers' threads; the loop's thread
  *
- * Callers put frames into `inbox` and wake the thread.  While the thread runs,
+ * Callers put frames into `inbox` and wake the loop's thread.  While it runs,
  * everything in vnxi_meta_loop_t belongs to it.
  */
 #ifndef VNXI_LISTENER_H
@@ -30,9 +31,16 @@
 #define VNXI_META_ENDPOINT 80
 #define VNXI_META_COMMANDS_MAX 16  /* in one frame */
 #define VNXI_META_REPLIES_MAX 8    /* unsent, before reading pauses */
+#define VNXI_META_LOADS_MAX 8      /* not carried out, likewise */
+#define VNXI_META_LOADERS 8        /* threads */
 #define VNXI_META_PENDING_MAX 4096 /* queued commands of this agent */
 #define VNXI_META_TARGETS_MAX 1024 /* connections made by us */
 #define VNXI_META_LINGER_MS 1000   /* at the end, for unsent commands */
+
+/* Why our commands failed at the end. */
+#define VNXI_META_STOPPED                                           \
+    "the agent's metadata listener was stopped before the command " \
+    "was done"
 
 /* -- Outgoing frames (frame.c) -------------------------------------------- */
 
@@ -82,6 +90,23 @@ typedef struct vnxi_meta_counters {
 
 typedef struct vnxi_meta_conn vnxi_meta_conn_t;
 TAILQ_HEAD(vnxi_meta_conns, vnxi_meta_conn);
+typedef struct vnxi_meta_lane vnxi_meta_lane_t;
+TAILQ_HEAD(vnxi_meta_lanes, vnxi_meta_lane);
+typedef struct vnxi_meta_job vnxi_meta_job_t;
+TAILQ_HEAD(vnxi_meta_jobs, vnxi_meta_job);
+
+/* All but `stop` and the threads, which the loop starts: listener.lock. */
+typedef struct vnxi_meta_loader {
+    atomic_bool stop;               /* nothing is carried out any more */
+    struct vnxi_meta_lanes waiting; /* with a job that a thread may take; the
+                                       one that has waited longest first */
+    unsigned waiting_count, idle;   /* lanes, threads */
+    vnxi_cond_t work;
+    uint64_t bytes; /* of all jobs */
+    bool has_room;  /* for the loop: some lane has room again */
+    pthread_t threads[VNXI_META_LOADERS];
+    unsigned thread_count;
+} vnxi_meta_loader_t;
 
 typedef struct vnxi_meta_loop {
     vnxi_loop_t super;
@@ -114,6 +139,7 @@ struct vnx_listener {
     vnxi_sockets_t new_sockets; /* for the loop to take */
     vnx_error_t failure;
     bool has_failure;
+    vnxi_meta_loader_t loader;
 
     vnxi_mutex_t stop_lock; /* serialises stopping; taken before `lock` */
     bool is_lost;           /* the descriptors were closed by the program;
@@ -143,8 +169,48 @@ void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
 void vnxi_meta_unsent(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
                       vnx_status_t status, const char *cause);
 
-/* A received command failed: store the failure and log it. */
-void vnxi_meta_failure(vnx_listener_t *listener, const vnx_error_t *failure);
+/* A command received from that endpoint failed: store the failure and log it.
+ * The error gets the endpoint unless it has a peer. */
+void vnxi_meta_failure(vnx_listener_t *listener, const char *endpoint,
+                       vnx_error_t *failure);
+
+/* -- Commands that may wait (loader.c) ------------------------------------ */
+
+/* The commands of one connection.  They are carried out in their order, also
+ * after the connection has ended. */
+struct vnxi_meta_lane {
+    TAILQ_ENTRY(vnxi_meta_lane) link; /* in loader.waiting */
+    struct vnxi_meta_jobs jobs;       /* without the one carried out now */
+    size_t count;                     /* with it */
+    bool is_awaited;                  /* the loop waits for room */
+    bool has_ended;                   /* freed with the last job */
+    char endpoint[VNXI_META_ENDPOINT];
+};
+
+/* NULL: out of memory. */
+vnxi_meta_lane_t *vnxi_meta_lane_new(const char *endpoint);
+
+/* The connection has ended.  NULL is allowed. */
+void vnxi_meta_lane_end(vnx_listener_t *listener, vnxi_meta_lane_t *lane);
+
+/* May more commands be pushed?  If not, the loop will be woken. */
+bool vnxi_meta_lane_has_room(vnx_listener_t *listener, vnxi_meta_lane_t *lane);
+
+/* Have a LOAD or an INVL (copied) carried out.  `request`: the SEND that it
+ * answers; owned; NULL: none. */
+void vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
+                         const vnxi_meta_command_t *command,
+                         vnxi_meta_frame_t *request);
+
+/* The bytes of all commands that are not carried out so far. */
+uint64_t vnxi_meta_loader_bytes(vnx_listener_t *listener);
+
+void vnxi_meta_loader_init(vnxi_meta_loader_t *loader);
+/* Carry out nothing more, and stop what waits.  Does not wait. */
+void vnxi_meta_loader_stop(vnx_listener_t *listener);
+/* Then end the threads, and drop the commands that were not carried out. */
+void vnxi_meta_loader_join(vnx_listener_t *listener);
+void vnxi_meta_loader_fini(vnxi_meta_loader_t *loader);
 
 /* -- Connections (conn.c) ------------------------------------------------- */
 
@@ -153,6 +219,7 @@ struct vnxi_meta_conn {
     struct vnxi_meta_conns *list;
     vnx_listener_t *listener;
     bool is_ours; /* made by us, else accepted */
+    vnxi_meta_lane_t *lane;
     int fd;
     struct bufferevent *bev; /* NULL: not connected yet */
     struct event *in_timer;  /* for the first command and for a whole frame */
@@ -181,6 +248,9 @@ bool vnxi_meta_conn_evict(void *listener);
 
 /* Send a frame to its host and port; owns the frame. */
 void vnxi_meta_send(vnx_listener_t *listener, vnxi_meta_frame_t *frame);
+
+/* Look again at connections from which reading has paused. */
+void vnxi_meta_resume(vnx_listener_t *listener);
 
 /* When the loop is ending: end it if all our commands are written. */
 void vnxi_meta_check_end(vnxi_meta_loop_t *loop);

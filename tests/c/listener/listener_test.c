@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <sys/wait.h>
 
+#include "slow_load.h"
+
 static unsigned char memory[2][4096];
 
 /* -- Between two agents --------------------------------------------------- */
@@ -228,6 +230,142 @@ test_listener_replies_to_a_slow_reader(void **state)
     close(fd);
     node_free(&node);
 }
+
+/* -- While a load waits --------------------------------------------------- */
+
+static void
+send_load(int fd, vnx_agent_t *agent)
+{
+    vnx_bytes_t blob;
+    assert_ok(vnx_agent_metadata(agent, &blob, e));
+    raw_command(fd, "LOAD", blob.data, blob.len);
+    free(blob.data);
+}
+
+/* An agent whose listener loads the metadata of `stopped`, and waits. */
+static node_t
+node_loading(vnx_agent_t *stopped, int *fd_p)
+{
+    node_t node = node_listening("here", NULL);
+
+    slow_load_begin(node.agent, "stopped");
+    *fd_p = peer_connect(node.port);
+    send_load(*fd_p, stopped);
+    slow_load_await(&slow_has_begun);
+    return node;
+}
+
+static void
+test_listener_serves_all_while_a_load_waits(void **state)
+{
+    (void)state;
+    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    int fd, fd2;
+    node_t node = node_loading(stopped, &fd);
+    size_t len;
+
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    fd2 = peer_connect(node.port);
+    raw_command(fd2, "SEND", NULL, 0);
+    free(raw_load(fd2, &len));
+    send_load(fd2, other);
+    WAIT_UNTIL(knows(&node, "other"));
+    raw_command(fd2, "INVL", "other", 5);
+    WAIT_UNTIL(!knows(&node, "other"));
+    atomic_store(&slow_goes_on, true);
+    WAIT_UNTIL(knows(&node, "stopped"));
+    close(fd);
+    close(fd2);
+    node_free(&node);
+    vnx_agent_release(stopped);
+    vnx_agent_release(other);
+}
+
+static void
+test_listener_stops_while_a_load_waits(void **state)
+{
+    (void)state;
+    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    int fd;
+    node_t node = node_loading(stopped, &fd);
+
+    send_load(fd, other);
+    vnx_listener_stop(node.listener);
+    assert_false(knows(&node, "stopped"));
+    assert_false(knows(&node, "other"));
+    assert_int_equal(counts(&node).loaded + counts(&node).load_failures, 0);
+    close(fd);
+    node_free(&node);
+    vnx_agent_release(stopped);
+    vnx_agent_release(other);
+}
+
+static void
+test_listener_reports_a_fetch_that_it_stops(void **state)
+{
+    (void)state;
+    node_t stopped = node_listening("stopped", NULL);
+    node_t node = node_new("here", NULL);
+
+    slow_load_begin(node.agent, "stopped");
+    assert_ok(
+        vnx_listener_fetch(node.listener, HERE, stopped.port, NULL, 0, e));
+    slow_load_await(&slow_has_begun);
+    assert_int_equal(counts(&node).pending, 1);
+    vnx_listener_stop(node.listener);
+    assert_int_equal(counts(&node).pending, 0);
+    assert_int_equal(counts(&node).send_failures, 1);
+    assert_says(failure_of(&node), "was stopped before");
+    node_free(&node);
+    node_free(&stopped);
+}
+
+/* A connection with more commands than the listener takes at once. */
+static void
+test_listener_carries_out_many_commands_in_their_order(void **state)
+{
+    (void)state;
+    enum { LOADS = 50 };
+    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    int fd;
+    node_t node = node_loading(stopped, &fd);
+    size_t len;
+
+    for (int i = 0; i < LOADS; i++) {
+        send_load(fd, other);
+        raw_command(fd, "INVL", "other", 5);
+    }
+    raw_command(fd, "SEND", NULL, 0);
+    atomic_store(&slow_goes_on, true);
+    free(raw_load(fd, &len));
+    WAIT_UNTIL(counts(&node).invalidated == LOADS);
+    assert_int_equal(counts(&node).loaded, 1 + LOADS);
+    close(fd);
+    node_free(&node);
+    vnx_agent_release(stopped);
+    vnx_agent_release(other);
+}
+
+static void
+test_listener_carries_out_commands_of_a_peer_that_has_left(void **state)
+{
+    (void)state;
+    vnx_agent_t *stopped = make_agent("stopped"), *other = make_agent("other");
+    int fd;
+    node_t node = node_loading(stopped, &fd);
+
+    send_load(fd, other);
+    close(fd);
+    WAIT_UNTIL(counts(&node).open == 0);
+    atomic_store(&slow_goes_on, true);
+    WAIT_UNTIL(knows(&node, "other"));
+    node_free(&node);
+    vnx_agent_release(stopped);
+    vnx_agent_release(other);
+}
+
+/* -- What is sent --------------------------------------------------------- */
 
 /* The test's server: the frames received. */
 typedef struct record {
@@ -766,6 +904,13 @@ main(void)
         cmocka_unit_test(test_listener_handles_several_commands_in_a_frame),
         cmocka_unit_test(test_listener_reads_a_frame_byte_by_byte),
         cmocka_unit_test(test_listener_replies_to_a_slow_reader),
+        cmocka_unit_test(test_listener_serves_all_while_a_load_waits),
+        cmocka_unit_test(test_listener_stops_while_a_load_waits),
+        cmocka_unit_test(test_listener_reports_a_fetch_that_it_stops),
+        cmocka_unit_test(
+            test_listener_carries_out_many_commands_in_their_order),
+        cmocka_unit_test(
+            test_listener_carries_out_commands_of_a_peer_that_has_left),
         cmocka_unit_test(test_listener_sends_the_bytes_of_nixl),
         cmocka_unit_test(test_listener_connects_again),
         cmocka_unit_test(test_listener_fetches_again_once),
