@@ -50,7 +50,8 @@ typedef struct vnx_listener_options {
     size_t size;              /* sizeof(vnx_listener_options_t) */
     uint64_t max_frame;       /* bytes of one frame, in or out;
                                  VNX_LISTENER_MAX_FRAME.  All connections
-                                 together hold at most twice that */
+                                 together hold at most twice that: the one
+                                 that holds most is closed */
     uint32_t max_connections; /* accepted at the same time; a new one
                                  replaces the one that has been idle
                                  longest.  1024, or what RLIMIT_NOFILE

@@ -416,7 +416,58 @@ set_paused(vnxi_meta_conn_t *conn, bool pause)
     }
 }
 
-/* May free the connection. */
+static uint64_t
+bytes_of(const vnxi_meta_conn_t *conn)
+{
+    return conn->held + vnxi_meta_lane_bytes(conn->listener, conn->lane);
+}
+
+/* Find the connection that holds most.  NULL: there is none. */
+static vnxi_meta_conn_t *
+find_largest(const vnxi_meta_loop_t *loop)
+{
+    const struct vnxi_meta_conns *lists[] = {&loop->strangers, &loop->known,
+                                             &loop->targets};
+    vnxi_meta_conn_t *conn, *largest = NULL;
+    uint64_t most = 0;
+
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        TAILQ_FOREACH(conn, lists[i], link)
+        {
+            uint64_t bytes = bytes_of(conn);
+            if (bytes > most) {
+                largest = conn;
+                most = bytes;
+            }
+        }
+    }
+    return largest;
+}
+
+/* Close connections, those that hold most first, until all together hold no
+ * more than the limit.  False: `conn` was one of them. */
+static bool
+shed(vnx_listener_t *listener, const vnxi_meta_conn_t *conn)
+{
+    bool stays = true;
+
+    while (listener->loop.held + vnxi_meta_loader_bytes(listener) >
+           2 * listener->options.max_frame) {
+        vnxi_meta_conn_t *largest = find_largest(&listener->loop);
+        if (vnxi_meta_loader_drop(listener,
+                                  largest != NULL ? bytes_of(largest) : 0)) {
+            continue;
+        }
+        if (largest == NULL) {
+            break; /* all bytes are those of commands being carried out */
+        }
+        stays = stays && largest != conn;
+        refuse(largest, VNXI_META_FULL);
+    }
+    return stays;
+}
+
+/* May free the connection, and others. */
 static void
 look_at_input(vnxi_meta_conn_t *conn)
 {
@@ -424,19 +475,15 @@ look_at_input(vnxi_meta_conn_t *conn)
     bool pause = false;
 
     const char *cause = take_frames(conn, &pause);
-    if (cause == NULL) {
-        hold(conn, input_len(conn) + conn->reply_bytes);
-        if (listener->loop.held + vnxi_meta_loader_bytes(listener) >
-            2 * listener->options.max_frame) {
-            cause = "too many bytes of unfinished frames";
-        }
-    }
     if (cause != NULL) {
         refuse(conn, cause);
         return;
     }
-    set_paused(conn, pause);
-    set_in_timer(conn);
+    hold(conn, input_len(conn) + conn->reply_bytes);
+    if (shed(listener, conn)) {
+        set_paused(conn, pause);
+        set_in_timer(conn);
+    }
 }
 
 static void

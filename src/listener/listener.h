@@ -41,6 +41,10 @@
 #define VNXI_META_STOPPED                                           \
     "the agent's metadata listener was stopped before the command " \
     "was done"
+/* Why a connection is closed, or its commands are dropped. */
+#define VNXI_META_FULL                                               \
+    "too many bytes are held for all connections, most of them for " \
+    "this one"
 
 /* -- Outgoing frames (frame.c) -------------------------------------------- */
 
@@ -181,7 +185,7 @@ void vnxi_meta_failure(vnx_listener_t *listener, const char *endpoint,
 struct vnxi_meta_lane {
     TAILQ_ENTRY(vnxi_meta_lane) link; /* in loader.waiting */
     struct vnxi_meta_jobs jobs;       /* without the one carried out now */
-    size_t count;                     /* with it */
+    size_t count, bytes;              /* with it */
     bool is_awaited;                  /* the loop waits for room */
     bool has_ended;                   /* freed with the last job */
     char endpoint[VNXI_META_ENDPOINT];
@@ -202,8 +206,15 @@ void vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
                          const vnxi_meta_command_t *command,
                          vnxi_meta_frame_t *request);
 
-/* The bytes of all commands that are not carried out so far. */
+/* The bytes of its commands, and of all, that are not carried out so far. */
+uint64_t vnxi_meta_lane_bytes(vnx_listener_t *listener,
+                              const vnxi_meta_lane_t *lane);
 uint64_t vnxi_meta_loader_bytes(vnx_listener_t *listener);
+
+/* Of the connections that have ended, take the one with the most bytes of
+ * commands.  If these are at least `bytes`, drop the first of them.  False:
+ * there is no such connection. */
+bool vnxi_meta_loader_drop(vnx_listener_t *listener, uint64_t bytes);
 
 void vnxi_meta_loader_init(vnxi_meta_loader_t *loader);
 /* Carry out nothing more, and stop what waits.  Does not wait. */

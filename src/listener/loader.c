@@ -148,6 +148,7 @@ done_lock_held(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
     vnxi_meta_loader_t *loader = &listener->loader;
 
     lane->count--;
+    lane->bytes -= job_bytes(job);
     loader->bytes -= job_bytes(job);
     if (lane->is_awaited) {
         lane->is_awaited = false;
@@ -281,20 +282,24 @@ push_lock_held(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
     }
     TAILQ_INSERT_TAIL(&lane->jobs, job, link);
     lane->count++;
+    lane->bytes += job_bytes(job);
     loader->bytes += job_bytes(job);
     return 0;
 }
 
-/* There is no memory for a command, or no thread. */
+/* A command cannot be carried out. */
 static void
-fail(vnx_listener_t *listener, const vnxi_meta_lane_t *lane,
+fail(vnx_listener_t *listener, const char *endpoint, vnxi_meta_verb_t verb,
      vnxi_meta_frame_t *request, vnx_status_t status, const char *cause)
 {
     vnx_error_t failure;
 
     vnxi_error_set(&failure, status, "vnx_listener_start",
                    "a command was not carried out: %s", cause);
-    vnxi_meta_failure(listener, lane->endpoint, &failure);
+    vnxi_meta_failure(listener, endpoint, &failure);
+    if (verb == VNXI_META_LOAD) {
+        vnxi_meta_count(&listener->counters.load_failures);
+    }
     if (request != NULL) {
         vnxi_meta_unsent(listener, request, status, cause);
     }
@@ -308,7 +313,8 @@ vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
     vnxi_meta_job_t *job = malloc(sizeof *job + command->len);
 
     if (job == NULL) {
-        fail(listener, lane, request, VNX_ERR_NO_MEMORY, "out of memory");
+        fail(listener, lane->endpoint, command->verb, request,
+             VNX_ERR_NO_MEMORY, "out of memory");
         return;
     }
     *job = (vnxi_meta_job_t){.verb = command->verb, .len = command->len};
@@ -320,9 +326,19 @@ vnxi_meta_lane_push(vnx_listener_t *listener, vnxi_meta_lane_t *lane,
     job->request = ret == 0 ? request : NULL;
     vnxi_mutex_unlock(&listener->lock);
     if (ret != 0) {
-        fail(listener, lane, request, VNX_ERR_BACKEND, vnxi_errno(ret));
+        fail(listener, lane->endpoint, command->verb, request, VNX_ERR_BACKEND,
+             vnxi_errno(ret));
         free(job);
     }
+}
+
+uint64_t
+vnxi_meta_lane_bytes(vnx_listener_t *listener, const vnxi_meta_lane_t *lane)
+{
+    vnxi_mutex_lock(&listener->lock);
+    uint64_t bytes = lane->bytes;
+    vnxi_mutex_unlock(&listener->lock);
+    return bytes;
 }
 
 uint64_t
@@ -332,6 +348,45 @@ vnxi_meta_loader_bytes(vnx_listener_t *listener)
     uint64_t bytes = listener->loader.bytes;
     vnxi_mutex_unlock(&listener->lock);
     return bytes;
+}
+
+static vnxi_meta_lane_t *
+largest_ended_lock_held(const vnxi_meta_loader_t *loader)
+{
+    vnxi_meta_lane_t *lane, *largest = NULL;
+
+    TAILQ_FOREACH(lane, &loader->waiting, link)
+    {
+        if (lane->has_ended &&
+            (largest == NULL || lane->bytes > largest->bytes)) {
+            largest = lane;
+        }
+    }
+    return largest;
+}
+
+bool
+vnxi_meta_loader_drop(vnx_listener_t *listener, uint64_t bytes)
+{
+    vnxi_meta_loader_t *loader = &listener->loader;
+    char endpoint[VNXI_META_ENDPOINT];
+    vnxi_meta_job_t *job = NULL;
+
+    vnxi_mutex_lock(&listener->lock);
+    vnxi_meta_lane_t *lane = largest_ended_lock_held(loader);
+    if (lane != NULL && lane->bytes >= bytes) {
+        memcpy(endpoint, lane->endpoint, sizeof endpoint);
+        job = take_lock_held(loader, lane);
+        done_lock_held(listener, lane, job);
+    }
+    vnxi_mutex_unlock(&listener->lock);
+    if (job == NULL) {
+        return false;
+    }
+    fail(listener, endpoint, job->verb, job->request, VNX_ERR_BACKEND,
+         VNXI_META_FULL);
+    free(job);
+    return true;
 }
 
 /* -- Life ------------------------------------------------------------------

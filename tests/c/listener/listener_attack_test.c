@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include "slow_load.h"
+
 #define FRAME_MAX (64u << 10)
 
 /* A node with low limits. */
@@ -324,6 +326,92 @@ test_attack_unfinished_frames(void **state)
     node_free(&node);
 }
 
+/* Not the client that comes last is closed, but the one that holds most. */
+static void
+test_attack_by_hoarders(void **state)
+{
+    (void)state;
+    enum { SMALL = 20000 };
+    node_t node = node_small(20000);
+    unsigned char header[8], *body = pattern(FRAME_MAX, 5);
+    int hoarders[2], fd;
+    size_t len;
+
+    put_length(header, FRAME_MAX);
+    memcpy(body, "NIXLCOMM:INVL", 13);
+    for (int i = 0; i < 2; i++) {
+        hoarders[i] = peer_connect(node.port);
+        peer_send(hoarders[i], header, 8);
+        peer_send(hoarders[i], body, FRAME_MAX - 1000);
+    }
+    for (int i = 0; i < 50; i++) { /* until all that has been read */
+        expect_service(&node);
+    }
+    fd = peer_connect(node.port);
+    put_length(header, SMALL);
+    peer_send(fd, header, 8);
+    peer_send(fd, body, SMALL - 1);
+    WAIT_UNTIL(counts(&node).refused == 1);
+    assert_says(failure_of(&node), "too many bytes");
+    peer_send(fd, body + SMALL - 1, 1);
+    raw_command(fd, "SEND", NULL, 0);
+    free(raw_load(fd, &len));
+    for (int i = 0; i < 2; i++) {
+        close(hoarders[i]);
+    }
+    close(fd);
+    free(body);
+    node_free(&node);
+}
+
+/* Commands that wait count too, also those of peers that have left: these are
+ * dropped. */
+static void
+test_attack_by_commands_that_wait(void **state)
+{
+    (void)state;
+    enum { BUSY = 8, HOARDERS = 3, NAME = 50000 };
+    vnx_listener_options_t options = {.size = sizeof options,
+                                      .max_frame = FRAME_MAX};
+    node_t node = node_listening("here", &options);
+    vnx_agent_t *stopped = make_agent("stopped");
+    unsigned char *name = pattern(NAME, 5);
+    vnx_bytes_t blob;
+    int fds[BUSY + HOARDERS];
+
+    slow_load_begin(node.agent, "stopped");
+    assert_ok(vnx_agent_metadata(stopped, &blob, e));
+    for (int i = 0; i < BUSY; i++) { /* as many as there are threads */
+        fds[i] = peer_connect(node.port);
+        raw_command(fds[i], "LOAD", blob.data, blob.len);
+    }
+    for (int i = BUSY; i < BUSY + HOARDERS; i++) {
+        fds[i] = peer_connect(node.port);
+        raw_command(fds[i], "LOAD", name, NAME);
+        if (i == BUSY) {
+            WAIT_UNTIL(counts(&node).open == BUSY + 1);
+            close(fds[i]);
+            WAIT_UNTIL(counts(&node).open == BUSY);
+        }
+    }
+    WAIT_UNTIL(counts(&node).load_failures == 1);
+    assert_says(failure_of(&node), "too many bytes");
+    assert_int_equal(counts(&node).refused, 0);
+    expect_service(&node);
+    atomic_store(&slow_goes_on, true);
+    WAIT_UNTIL(counts(&node).loaded == BUSY);
+    WAIT_UNTIL(counts(&node).load_failures == HOARDERS);
+    for (int i = 0; i < BUSY + HOARDERS; i++) {
+        if (i != BUSY) {
+            close(fds[i]);
+        }
+    }
+    free(name);
+    free(blob.data);
+    node_free(&node);
+    vnx_agent_release(stopped);
+}
+
 /* Without free descriptors: service continues once there is one. */
 static void
 test_attack_fds_run_out(void **state)
@@ -427,6 +515,8 @@ main(void)
         cmocka_unit_test(test_attack_crowd_is_evicted),
         cmocka_unit_test(test_attack_connect_and_leave),
         cmocka_unit_test(test_attack_unfinished_frames),
+        cmocka_unit_test(test_attack_by_hoarders),
+        cmocka_unit_test(test_attack_by_commands_that_wait),
         cmocka_unit_test(test_attack_fds_run_out),
         cmocka_unit_test(test_attack_by_the_requested_listener),
     };
