@@ -56,8 +56,9 @@ typedef struct vnx_listener_options {
                                  replaces the one that has been idle
                                  longest.  1024, or what RLIMIT_NOFILE
                                  allows */
-    uint32_t timeout_ms;      /* to connect, for each frame and for each
-                                 reply; VNX_LISTENER_TIMEOUT_MS */
+    uint32_t timeout_ms;      /* to connect, for each frame, and for each
+                                 reply until its last byte;
+                                 VNX_LISTENER_TIMEOUT_MS */
 } vnx_listener_options_t;
 
 typedef struct vnx_listener_stats {

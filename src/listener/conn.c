@@ -554,11 +554,13 @@ on_event(struct bufferevent *bev, short what, void *arg)
 
 /* -- Deadlines ------------------------------------------------------------ */
 
+#define CUT_FRAME "the rest of a frame did not arrive in time"
+
 static void
 on_in_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
-    expire(arg, "the rest of a frame did not arrive in time");
+    expire(arg, CUT_FRAME);
 }
 
 static void
@@ -577,18 +579,15 @@ on_out_deadline(evutil_socket_t fd, short what, void *arg)
     }
 }
 
-/* A reply that has begun to arrive is covered by the in_timer. */
+/* Whatever else the peer sends does not extend the time for the reply. */
 static void
 on_reply_deadline(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd, (void)what;
     vnxi_meta_conn_t *conn = arg;
 
-    if (conn->is_in_frame) {
-        event_add(conn->reply_timer, conn->listener->loop.timeout);
-    } else {
-        expire(conn, "no metadata arrived in time");
-    }
+    expire(conn,
+           conn->is_in_frame ? CUT_FRAME : "no metadata arrived in time");
 }
 
 /* -- Creation ------------------------------------------------------------- */

@@ -498,6 +498,43 @@ test_attack_by_the_requested_listener(void **state)
     expect_bad_answer("", 0, "no metadata arrived");
 }
 
+/* Sends other commands, without a pause between two. */
+static void
+serve_drip(peer_server_t *server, int client)
+{
+    static const char frame[] = "\x0e\0\0\0\0\0\0\0NIXLCOMM:INVLx";
+    size_t len = sizeof frame - 1;
+    char request[21], joint[] = {frame[len - 1], frame[0]};
+
+    if (peer_recv(client, request, sizeof request) != sizeof request ||
+        send(client, frame, 1, MSG_NOSIGNAL) != 1) {
+        return;
+    }
+    while (!peer_server_stopped(server, 1) &&
+           send(client, frame + 1, len - 2, MSG_NOSIGNAL) > 0 &&
+           send(client, joint, sizeof joint, MSG_NOSIGNAL) > 0) {
+    }
+}
+
+static void
+test_attack_by_a_listener_that_answers_something_else(void **state)
+{
+    (void)state;
+    vnx_listener_options_t options = {.size = sizeof options,
+                                      .timeout_ms = 1000};
+    node_t node = node_new("here", &options);
+    peer_server_t server = {0};
+
+    peer_server_start(&server, serve_drip);
+    assert_ok(
+        vnx_listener_fetch(node.listener, HERE, server.port, NULL, 0, e));
+    WAIT_UNTIL(counts(&node).pending == 0);
+    assert_says(failure_of(&node), "NIXL_ERR_TIMEOUT");
+    assert_int_equal(counts(&node).timed_out, 1);
+    node_free(&node);
+    peer_server_stop(&server);
+}
+
 int
 main(void)
 {
@@ -519,6 +556,8 @@ main(void)
         cmocka_unit_test(test_attack_by_commands_that_wait),
         cmocka_unit_test(test_attack_fds_run_out),
         cmocka_unit_test(test_attack_by_the_requested_listener),
+        cmocka_unit_test(
+            test_attack_by_a_listener_that_answers_something_else),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
