@@ -1,43 +1,32 @@
 #include "listener/listener.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/error.h"
-#include "base/log.h"
 
 static void
 serve(vnxi_meta_conn_t *conn)
 {
     vnx_listener_t *listener = conn->listener;
+    vnxi_meta_message_t message = {.verb = VNXI_META_LOAD, .host = ""};
     vnxi_meta_frame_t *frame = NULL;
-    vnx_bytes_t metadata;
+    vnx_bytes_t metadata = {0};
     vnx_error_t failure;
 
     vnx_status_t status =
         vnx_agent_metadata(listener->agent, &metadata, &failure);
-    if (status < 0) {
+    if (status == VNX_OK) {
+        message.body = metadata.data;
+        message.body_len = metadata.len;
+        status = vnxi_meta_frame_new(listener, &message, &frame, &failure);
+    }
+    free(metadata.data);
+    if (status != VNX_OK) {
         vnxi_meta_failure(listener, conn->endpoint, &failure);
         return;
     }
-    if (metadata.len + VNXI_META_COMMAND_MIN > listener->options.max_frame) {
-        vnxi_error_set(&failure, VNX_ERR_INVALID_PARAM,
-                       vnxi_meta_operation(VNXI_META_LOAD),
-                       "%zu bytes of metadata are above max_frame",
-                       metadata.len);
-        vnxi_meta_failure(listener, conn->endpoint, &failure);
-    } else {
-        frame = vnxi_meta_frame_new(
-            &(vnxi_meta_message_t){.verb = VNXI_META_LOAD,
-                                   .host = "",
-                                   .body = metadata.data,
-                                   .body_len = metadata.len});
-    }
-    free(metadata.data);
-    if (frame != NULL) {
-        frame->is_reply = true;
-        vnxi_meta_conn_push(conn, frame);
-    }
+    frame->is_reply = true;
+    vnxi_meta_conn_push(conn, frame);
 }
 
 static void

@@ -7,6 +7,7 @@
  */
 #include "listener/listener.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,15 +18,55 @@
 
 /* -- Frames --------------------------------------------------------------- */
 
-vnxi_meta_frame_t *
-vnxi_meta_frame_new(const vnxi_meta_message_t *message)
+const char *
+vnxi_meta_operation(vnxi_meta_verb_t verb)
 {
+    switch (verb) {
+    case VNXI_META_LOAD:
+        return "vnx_listener_send";
+    case VNXI_META_SEND:
+        return "vnx_listener_fetch";
+    default:
+        return "vnx_listener_invalidate";
+    }
+}
+
+static vnx_status_t
+check_body(const vnx_listener_t *listener, const vnxi_meta_message_t *message,
+           vnx_error_t *error)
+{
+    const char *operation = vnxi_meta_operation(message->verb);
+
+    if (message->body_len >
+        listener->options.max_frame - VNXI_META_COMMAND_MIN) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "%zu bytes are above max_frame (%" PRIu64 ")",
+                              message->body_len, listener->options.max_frame);
+    }
+    if (vnxi_meta_has_mark(message->body, message->body_len)) {
+        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
+                              "the metadata contains '" VNXI_META_MARK
+                              "', which begins the next command");
+    }
+    return VNX_OK;
+}
+
+vnx_status_t
+vnxi_meta_frame_new(const vnx_listener_t *listener,
+                    const vnxi_meta_message_t *message,
+                    vnxi_meta_frame_t **frame_p, vnx_error_t *error)
+{
+    vnx_status_t status = check_body(listener, message, error);
+    if (status != VNX_OK) {
+        return status;
+    }
     size_t len = VNXI_META_PREFIX + message->body_len;
     size_t host_size = strlen(message->host) + 1;
     vnxi_meta_frame_t *frame =
         malloc(sizeof *frame + len + host_size + message->peer_len);
     if (frame == NULL) {
-        return NULL;
+        return vnxi_error_no_memory(error, vnxi_meta_operation(message->verb),
+                                    len);
     }
     unsigned char *host = frame->bytes + len, *peer = host + host_size;
     *frame = (vnxi_meta_frame_t){.verb = message->verb,
@@ -43,20 +84,8 @@ vnxi_meta_frame_new(const vnxi_meta_message_t *message)
     if (message->peer_len > 0) {
         memcpy(peer, message->peer, message->peer_len);
     }
-    return frame;
-}
-
-const char *
-vnxi_meta_operation(vnxi_meta_verb_t verb)
-{
-    switch (verb) {
-    case VNXI_META_LOAD:
-        return "vnx_listener_send";
-    case VNXI_META_SEND:
-        return "vnx_listener_fetch";
-    default:
-        return "vnx_listener_invalidate";
-    }
+    *frame_p = frame;
+    return VNX_OK;
 }
 
 /* -- Outcome -------------------------------------------------------------- */

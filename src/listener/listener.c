@@ -403,26 +403,6 @@ check(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
     return VNX_OK;
 }
 
-static vnx_status_t
-check_body(const vnx_listener_t *listener, const vnxi_meta_message_t *given,
-           vnx_error_t *error)
-{
-    const char *operation = vnxi_meta_operation(given->verb);
-
-    if (given->body_len >
-        listener->options.max_frame - VNXI_META_COMMAND_MIN) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "%zu bytes are above max_frame (%" PRIu64 ")",
-                              given->body_len, listener->options.max_frame);
-    }
-    if (vnxi_meta_has_mark(given->body, given->body_len)) {
-        return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
-                              "the metadata contains '" VNXI_META_MARK
-                              "', which begins the next command");
-    }
-    return VNX_OK;
-}
-
 /* Takes over the frame on success.  The lock is held. */
 static vnx_status_t
 submit_lock_held(vnx_listener_t *listener, vnxi_meta_frame_t *frame,
@@ -455,13 +435,10 @@ submit(vnx_listener_t *listener, const vnxi_meta_message_t *given,
 {
     const char *operation = vnxi_meta_operation(given->verb);
 
-    vnx_status_t status = check_body(listener, given, error);
+    vnxi_meta_frame_t *frame = NULL;
+    vnx_status_t status = vnxi_meta_frame_new(listener, given, &frame, error);
     if (status != VNX_OK) {
         return status;
-    }
-    vnxi_meta_frame_t *frame = vnxi_meta_frame_new(given);
-    if (frame == NULL) {
-        return vnxi_error_no_memory(error, operation, given->body_len);
     }
     vnxi_mutex_lock(&listener->lock);
     status = submit_lock_held(listener, frame, operation, error);

@@ -74,10 +74,6 @@ typedef struct vnxi_meta_frame {
 } vnxi_meta_frame_t;
 TAILQ_HEAD(vnxi_meta_frames, vnxi_meta_frame);
 
-/* Create a frame with copies of everything.  NULL: out of memory.  Owned:
- * free(). */
-vnxi_meta_frame_t *vnxi_meta_frame_new(const vnxi_meta_message_t *message);
-
 /* The name of a command's operation in error records. */
 const char *vnxi_meta_operation(vnxi_meta_verb_t verb);
 
@@ -164,6 +160,14 @@ vnxi_meta_count(atomic_uint_fast64_t *counter)
 {
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
+
+/* Create a frame with copies of everything.  Owned: free().  Errors:
+ * VNX_ERR_INVALID_PARAM (the body is too long, or the receiver would take a
+ * part of it for another command), VNX_ERR_NO_MEMORY. */
+vnx_status_t vnxi_meta_frame_new(const vnx_listener_t *listener,
+                                 const vnxi_meta_message_t *message,
+                                 vnxi_meta_frame_t **frame_p,
+                                 vnx_error_t *error);
 
 /* One of our commands is done: count and free it. */
 void vnxi_meta_sent(vnx_listener_t *listener, vnxi_meta_frame_t *frame);

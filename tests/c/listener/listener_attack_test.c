@@ -154,6 +154,26 @@ test_attack_invalidation_of_any_name(void **state)
     node_free(&node);
 }
 
+/* The peer would take a part of the agent's metadata for another command. */
+static void
+test_attack_by_the_name_of_the_agent(void **state)
+{
+    (void)state;
+    vnx_agent_t *agent = make_agent("aNIXLCOMM:INVLb");
+    node_t node = {.agent = agent};
+    char byte;
+
+    assert_ok(vnx_listener_create(agent, NULL, &node.listener, e));
+    assert_ok(vnx_listener_start(node.listener, NULL, 0, &node.port, e));
+    int fd = peer_connect(node.port);
+    raw_command(fd, "SEND", NULL, 0);
+    await_failure(&node, "which begins the next command");
+    assert_int_equal(recv(fd, &byte, 1, MSG_DONTWAIT), -1);
+    assert_int_equal(counts(&node).served, 0);
+    close(fd);
+    node_free(&node);
+}
+
 /* -- Time ----------------------------------------------------------------- */
 
 static void
@@ -545,6 +565,7 @@ main(void)
         cmocka_unit_test(test_attack_truncated_frames),
         cmocka_unit_test(test_attack_metadata),
         cmocka_unit_test(test_attack_invalidation_of_any_name),
+        cmocka_unit_test(test_attack_by_the_name_of_the_agent),
         cmocka_unit_test(test_attack_silence),
         cmocka_unit_test(test_attack_drip),
         cmocka_unit_test(test_attack_silence_is_allowed_after_a_command),
