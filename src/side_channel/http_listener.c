@@ -52,8 +52,9 @@
 typedef struct http_listener {
     vnxi_server_t super;
     struct evhttp *http;
-    size_t bound;           /* of the acceptor's listeners; owned by http */
-    vnxi_name_map_t by_bev; /* the connections by their bufferevent */
+    size_t bound;              /* of the acceptor's listeners; owned by http */
+    vnxi_name_map_t by_bev;    /* the connections by their bufferevent */
+    struct vnxi_conns arrived; /* those that have not begun */
 } http_listener_t;
 
 /* A client. */
@@ -62,8 +63,9 @@ typedef struct http_conn {
     http_listener_t *listener;
     struct evhttp_connection *evcon; /* owned by libevent; NULL: not adopted */
     uint64_t active;                 /* time of the last input or output */
-    bool has_sent; /* the client sent something since `start` */
-    bool counted;  /* the reason of its end is in the stats */
+    bool has_begun; /* it is one of the server's, not of `arrived` */
+    bool has_sent;  /* the client sent something since `start` */
+    bool counted;   /* the reason of its end is in the stats */
 } http_conn_t;
 
 /* -- Ends ----------------------------------------------------------------- */
@@ -84,7 +86,11 @@ conn_free(http_conn_t *conn)
     evbuffer_remove_cb(bufferevent_get_output(bev), on_output, conn);
     vnxi_name_map_remove(&conn->listener->by_bev, &conn->super.bev,
                          sizeof bev);
-    vnxi_conn_remove(&conn->super);
+    if (conn->has_begun) {
+        vnxi_conn_remove(&conn->super);
+    } else {
+        TAILQ_REMOVE(&conn->listener->arrived, &conn->super, link);
+    }
     event_free(conn->super.timer);
     bufferevent_decref(bev);
     free(conn);
@@ -130,9 +136,6 @@ conn_adopt(http_conn_t *conn)
 {
     void *evcon = NULL;
 
-    if (conn->evcon != NULL) {
-        return true;
-    }
     bufferevent_getcb(conn->super.bev, NULL, NULL, NULL, &evcon);
     if (evcon == NULL) {
         conn_free(conn);
@@ -158,7 +161,7 @@ conn_drop(vnxi_conn_t *super)
 
     if (super->state == VNXI_CONN_KEPT) {
         evhttp_connection_free(conn->evcon); /* it waits for no reply */
-    } else if (conn_adopt(conn)) {
+    } else {
         conn_reset(conn);
     }
 }
@@ -273,7 +276,8 @@ comes_too_often(const http_conn_t *conn)
                            conn->super.start);
 }
 
-/* Begin with a connection that libevent has by now. */
+/* Begin with a connection that libevent has by now.  A client that comes too
+ * often, or has left, takes nobody's place. */
 static void
 conn_begin(http_conn_t *conn)
 {
@@ -293,6 +297,10 @@ conn_begin(http_conn_t *conn)
         conn_reset(conn); /* before TLS begins */
         return;
     }
+    TAILQ_REMOVE(&conn->listener->arrived, &conn->super, link);
+    vnxi_server_make_room(conn->super.server);
+    vnxi_conn_add(&conn->super);
+    conn->has_begun = true;
     vnxi_conn_tune(&conn->super, fd, 2 * HEADERS_MAX);
     evbuffer_add_cb(bufferevent_get_input(bev), on_input, conn);
     evbuffer_add_cb(bufferevent_get_output(bev), on_output, conn);
@@ -308,7 +316,7 @@ on_timer(evutil_socket_t fd, short what, void *arg)
     http_conn_t *conn = arg;
     uint64_t now = vnxi_clock_ns();
 
-    if (conn->evcon == NULL) {
+    if (!conn->has_begun) {
         conn_begin(conn);
         return;
     }
@@ -332,6 +340,7 @@ conn_new(http_listener_t *listener)
     }
     conn->listener = listener;
     conn->super.server = &listener->super;
+    conn->super.state = VNXI_CONN_READ;
     conn->super.start = conn->active = vnxi_clock_ns();
     conn->super.timer = evtimer_new(listener->super.loop.base, on_timer, conn);
     conn->super.bev = vnxi_conn_stream(
@@ -360,13 +369,12 @@ on_connect(struct event_base *base, void *arg)
     http_listener_t *listener = arg;
 
     vnxi_stat_add(&listener->super.stats->accepted);
-    vnxi_server_make_room(&listener->super);
     vnxi_acceptor_count(&listener->super.acceptor);
     http_conn_t *conn = conn_new(listener);
     if (conn == NULL) {
         return NULL;
     }
-    vnxi_conn_add(&conn->super);
+    TAILQ_INSERT_TAIL(&listener->arrived, &conn->super, link);
     bufferevent_incref(conn->super.bev); /* ours, besides that of libevent */
     event_active(conn->super.timer, EV_TIMEOUT, 0);
     return conn->super.bev;
@@ -664,7 +672,11 @@ static void
 end_server(vnxi_server_t *super)
 {
     http_listener_t *listener = (http_listener_t *)super;
+    vnxi_conn_t *conn;
 
+    while ((conn = TAILQ_FIRST(&listener->arrived)) != NULL) {
+        conn_free((http_conn_t *)conn);
+    }
     if (listener->http != NULL) {
         evhttp_free(listener->http);
     }
@@ -694,6 +706,7 @@ create_server(vnxi_server_t *super)
     struct evhttp *http = listener->http =
         evhttp_new(listener->super.loop.base);
 
+    TAILQ_INIT(&listener->arrived);
     if (http == NULL) {
         return false;
     }

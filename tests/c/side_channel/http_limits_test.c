@@ -3,9 +3,12 @@
 #include "http_peer.h"
 #include "side_channel_attacks.h"
 
+#include <netinet/in.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -308,6 +311,66 @@ test_http_limits_refuse_a_client_above_the_rate(void **state)
     vnx_side_channel_free(channel);
 }
 
+/* While this is held, the listener accepts nobody. */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+/* libevent calls this one. */
+int
+accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
+{
+    pthread_mutex_lock(&gate);
+    pthread_mutex_unlock(&gate);
+    return (int)syscall(SYS_accept4, fd, addr, len, flags);
+}
+
+static int
+connect_from(in_addr_t address, int port)
+{
+    struct sockaddr_in own = {.sin_family = AF_INET,
+                              .sin_addr.s_addr = htonl(address)};
+    struct sockaddr_in other = {.sin_family = AF_INET,
+                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                .sin_port = htons((uint16_t)port)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    assert_int_equal(bind(fd, (void *)&own, sizeof own), 0);
+    assert_int_equal(connect(fd, (void *)&other, sizeof other), 0);
+    return fd;
+}
+
+/* The clients above the rate are accepted in one go. */
+static void
+test_http_limits_a_client_above_the_rate_takes_nobodys_place(void **state)
+{
+    (void)state;
+    enum { FLOOD = 40 };
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .max_connections = 8,
+                                          .max_rate = 1,
+                                          .client_timeout_ms = 3600000};
+    vnx_side_channel_t *channel = http_new(&options);
+    int port = channel_start(channel, BLOB, BLOB_LEN), fds[FLOOD];
+    int half = peer_connect(port);
+
+    peer_send(half, "GET /meta", 9);
+    WAIT_UNTIL(channel_stats(channel).bytes_received == 9);
+    pthread_mutex_lock(&gate);
+    for (int i = 0; i < FLOOD; i++) {
+        fds[i] = connect_from(INADDR_LOOPBACK + 1, port);
+    }
+    pthread_mutex_unlock(&gate);
+    WAIT_UNTIL(channel_stats(channel).accepted == 1 + FLOOD);
+    peer_send(half, "data HTTP/1.1\r\n" HTTP_LAST, 36);
+    http_read_replies(half, 1, reply);
+    assert_int_equal(http_status(reply), 200);
+    assert_int_equal(channel_stats(channel).evicted, 0);
+    close(half);
+    for (int i = 0; i < FLOOD; i++) {
+        close(fds[i]);
+    }
+    vnx_side_channel_free(channel);
+}
+
 int
 main(void)
 {
@@ -329,6 +392,8 @@ main(void)
         cmocka_unit_test(
             test_http_limits_service_survives_lack_of_descriptors),
         cmocka_unit_test(test_http_limits_refuse_a_client_above_the_rate),
+        cmocka_unit_test(
+            test_http_limits_a_client_above_the_rate_takes_nobodys_place),
     };
     http_no_proxy();
     return cmocka_run_group_tests(tests, NULL, NULL);
