@@ -7,8 +7,8 @@
  * So a descriptor that a transport closed, and that lives on in a forked
  * child, is reported at most once.  A step without a reason does no harm.
  *
- * A request whose peer is not there rests, and is tried again when it is due.
- * The requests are checked only once `next_due` is past.
+ * A request whose peer is not there rests, and when it is due, it queues up to
+ * be tried again.  The requests are checked only once `next_due` is past.
  *
  * The number of requests that are tried at once is limited to half of the file
  * descriptors that the process may have.  The others wait for their turn, and
@@ -47,8 +47,9 @@ struct vnxi_requests {
     const vnxi_transport_t *transport;
     int epoll_fd; /* -1: a single request, waited for without a set */
     int timer_fd; /* -1: the program does not watch epoll_fd */
-    size_t count, open, begun, trying, window;
-    uint64_t next_due; /* no request is due before this time */
+    size_t count, open, trying, window;
+    TAILQ_HEAD(, vnxi_request) queue; /* those that may be tried */
+    uint64_t next_due;                /* no request is due before this time */
     vnxi_request_t list[];
 };
 
@@ -205,6 +206,9 @@ stop_trying(vnxi_requests_t *set, vnxi_request_t *request)
 static void
 end(vnxi_requests_t *set, vnxi_request_t *request, vnx_status_t status)
 {
+    if (request->state == VNXI_REQUEST_QUEUED) {
+        TAILQ_REMOVE(&set->queue, request, link);
+    }
     stop_trying(set, request);
     request->answer.status = status;
     request->state = VNXI_REQUEST_ENDED;
@@ -330,6 +334,7 @@ request_step(vnxi_requests_t *set, vnxi_request_t *request)
 static void
 request_try(vnxi_requests_t *set, vnxi_request_t *request)
 {
+    TAILQ_REMOVE(&set->queue, request, link);
     request->state = VNXI_REQUEST_TRYING;
     request->wake = UINT64_MAX;
     request->answered = false;
@@ -353,6 +358,14 @@ request_try(vnxi_requests_t *set, vnxi_request_t *request)
     }
 }
 
+static void
+queue_up(vnxi_requests_t *set, vnxi_request_t *request)
+{
+    request->state = VNXI_REQUEST_QUEUED;
+    TAILQ_INSERT_TAIL(&set->queue, request, link);
+    set_due(set, request, request->deadline);
+}
+
 /* The request is due. */
 static void
 wake(vnxi_requests_t *set, vnxi_request_t *request, uint64_t now)
@@ -360,10 +373,8 @@ wake(vnxi_requests_t *set, vnxi_request_t *request, uint64_t now)
     if (request->state == VNXI_REQUEST_TRYING) {
         request_step(set, request);
     } else if (now < request->deadline) {
-        if (request->state == VNXI_REQUEST_RESTING) {
-            request_try(set, request);
-        }
-    } else if (request->state == VNXI_REQUEST_RESTING) {
+        queue_up(set, request);
+    } else if (request->answer.status != VNX_OK) {
         end(set, request, request->answer.status); /* of the last try */
     } else {
         vnxi_request_failed(request, VNX_ERR_TIMEOUT, "timed out");
@@ -387,6 +398,7 @@ set_new(vnx_side_channel_t *channel, size_t count)
         set->channel = channel;
         set->transport = channel->transport;
         set->count = set->open = count;
+        TAILQ_INIT(&set->queue);
         set->window =
             vnxi_acceptor_connections(2 * channel->transport->fds, WINDOW_MAX);
         set->epoll_fd = set->timer_fd = -1;
@@ -424,6 +436,7 @@ init_all(vnxi_requests_t *set, const vnx_side_channel_request_params_t *given,
             return vnxi_error_no_memory(error, VNXI_OP_REQUEST,
                                         VNX_ERROR_PEER_MAX);
         }
+        queue_up(set, &set->list[i]);
     }
     return set->count > 1 ? make_epoll(set, error) : VNX_OK;
 }
@@ -475,18 +488,14 @@ vnxi_requests_free(vnxi_requests_t *set)
 static bool
 has_next(const vnxi_requests_t *set)
 {
-    return set->open > 0 && set->begun < set->count &&
-           set->trying < set->window;
+    return !TAILQ_EMPTY(&set->queue) && set->trying < set->window;
 }
 
 static void
 begin_some(vnxi_requests_t *set)
 {
     for (int i = 0; i < BEGIN_MAX && has_next(set); i++) {
-        vnxi_request_t *request = &set->list[set->begun++];
-        if (request->state == VNXI_REQUEST_QUEUED) {
-            request_try(set, request);
-        }
+        request_try(set, TAILQ_FIRST(&set->queue));
     }
 }
 

@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/queue.h>
 #include <vnx/error.h>
 #include <vnx/side_channel.h>
 
@@ -33,9 +34,9 @@
  * try it, and try it again if that fails.  During a try it belongs to its
  * transport, whose state is in `client`. */
 typedef enum vnxi_request_state {
-    VNXI_REQUEST_QUEUED,
+    VNXI_REQUEST_QUEUED, /* until it has its turn to be tried */
     VNXI_REQUEST_TRYING,
-    VNXI_REQUEST_RESTING, /* until `due`; has the answer of its last try */
+    VNXI_REQUEST_RESTING, /* until `due`, after a try that failed */
     VNXI_REQUEST_ENDED,   /* has its answer */
 } vnxi_request_state_t;
 
@@ -65,6 +66,7 @@ typedef struct vnxi_request {
                       would not change that */
     vnx_side_channel_answer_t answer; /* metadata and error */
     /* Written by request.c: */
+    TAILQ_ENTRY(vnxi_request) link; /* set->queue, if QUEUED */
     vnxi_request_state_t state;
     int watched; /* descriptor registered last; -1: none */
     uint32_t retries, backoff_ms;

@@ -141,6 +141,57 @@ test_requests_leave_descriptors_to_others(void **state)
     vnxi_requests_free(set);
 }
 
+/* Also those that are tried again, all at about the same time. */
+static void
+test_requests_leave_descriptors_to_others_when_tried_again(void **state)
+{
+    SCENE({VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_ERR_BACKEND, 0},
+          {VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_ERR_BACKEND, 0},
+          {VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_ERR_BACKEND, 0},
+          {VNX_OK, VNX_OK, 2});
+    enum { REQUESTS = 6 };
+    vnx_side_channel_request_params_t params[REQUESTS];
+    vnx_side_channel_answer_t answer;
+    vnxi_transport_t hungry = fake;
+    struct rlimit limit;
+
+    for (size_t i = 0; i < REQUESTS; i++) {
+        params[i] = asking("peer", 30000, 9);
+    }
+    world.wake_ns = 20 * MS; /* longer than they rest */
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    hungry.fds = (unsigned)(limit.rlim_cur / 2 / 2); /* two fit */
+    vnxi_requests_t *set = set_over(&hungry, params, REQUESTS);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    assert_in_range(world.open_most, 1, 3);
+    for (size_t i = 0; i < REQUESTS; i++) {
+        vnxi_requests_take(set, i, &answer);
+        assert_answered(answer, "peer");
+    }
+    vnxi_requests_free(set);
+}
+
+/* One that waits for its second turn fails with the cause of the first. */
+static void
+test_requests_that_wait_again_have_the_cause_of_their_last_try(void **state)
+{
+    SCENE({VNX_OK, VNX_ERR_BACKEND, 0}, {VNX_OK, VNX_IN_PROG, 0});
+    vnx_side_channel_request_params_t params[2] = {asking("first", 300, 9),
+                                                   asking("second", 1200, 0)};
+    vnx_side_channel_answer_t answers[2];
+    vnxi_transport_t greedy = fake;
+
+    greedy.fds = UINT32_MAX; /* one alone, whatever the limit is */
+    vnxi_requests_t *set = set_over(&greedy, params, 2);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    vnxi_requests_take(set, 0, &answers[0]);
+    vnxi_requests_take(set, 1, &answers[1]);
+    vnxi_requests_free(set);
+    assert_failed(&answers[0], VNX_ERR_BACKEND, "asking first: no luck");
+    assert_failed(&answers[1], VNX_ERR_TIMEOUT, "asking second");
+    assert_int_equal(world.begun, 2);
+}
+
 /* A request that never starts fails at its own deadline. */
 static void
 test_requests_never_started_end_at_their_deadline(void **state)
@@ -172,6 +223,10 @@ main(void)
         cmocka_unit_test(test_requests_can_be_freed_at_any_stage),
         cmocka_unit_test(test_requests_are_all_started_before_waiting),
         cmocka_unit_test(test_requests_leave_descriptors_to_others),
+        cmocka_unit_test(
+            test_requests_leave_descriptors_to_others_when_tried_again),
+        cmocka_unit_test(
+            test_requests_that_wait_again_have_the_cause_of_their_last_try),
         cmocka_unit_test(test_requests_never_started_end_at_their_deadline),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
