@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "base/thread.h"
 
 struct vnxi_lookup {
@@ -41,6 +42,13 @@ struct vnxi_lookup {
 };
 
 static atomic_int lookups; /* threads that are looking a name up */
+
+/* The child has none of these threads. */
+static void
+forget_in_child(void)
+{
+    atomic_store(&lookups, 0);
+}
 
 static const struct addrinfo hints_any = {
     .ai_family = AF_UNSPEC,
@@ -142,6 +150,7 @@ static vnx_status_t
 lookup_name(const char *host, int port, vnxi_lookup_t **lookup_p,
             const char **reason_p)
 {
+    vnxi_fork_on_child(forget_in_child);
     if (atomic_fetch_add(&lookups, 1) >= VNXI_LOOKUPS_MAX) {
         atomic_fetch_sub(&lookups, 1);
         *reason_p = "too many name look-ups are still running";

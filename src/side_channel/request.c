@@ -1,6 +1,8 @@
 /*
  * Design notes.  A request needs only constants of the channel, so it works in
- * a forked child too, and takes no lock.
+ * a forked child too, and takes no lock.  But one that was made before the
+ * fork belongs to the parent, whose epoll set and whose streams the child
+ * shares: the child must not end it in an orderly way.
  *
  * A set has one epoll set for all its requests, or none for a single request
  * that is waited for.  Registrations are one-shot and renewed after each step.
@@ -27,6 +29,7 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/params.h"
 #include "net/acceptor.h"
@@ -45,8 +48,9 @@
 struct vnxi_requests {
     vnx_side_channel_t *channel; /* held */
     const vnxi_transport_t *transport;
-    int epoll_fd; /* -1: a single request, waited for without a set */
-    int timer_fd; /* -1: the program does not watch epoll_fd */
+    int epoll_fd;   /* -1: a single request, waited for without a set */
+    int timer_fd;   /* -1: the program does not watch epoll_fd */
+    unsigned forks; /* fork count at creation */
     size_t count, open, trying, window;
     TAILQ_HEAD(, vnxi_request) queue; /* those that may be tried */
     uint64_t next_due;                /* no request is due before this time */
@@ -395,6 +399,8 @@ set_new(vnx_side_channel_t *channel, size_t count)
         calloc(1, sizeof *set + count * sizeof(vnxi_request_t));
     if (set != NULL) {
         vnxi_channel_enter(channel);
+        vnxi_fork_on_child(NULL); /* start counting forks */
+        set->forks = vnxi_fork_count();
         set->channel = channel;
         set->transport = channel->transport;
         set->count = set->open = count;
@@ -464,7 +470,7 @@ vnxi_requests_make(vnx_side_channel_t *channel,
 void
 vnxi_requests_free(vnxi_requests_t *set)
 {
-    if (set == NULL) {
+    if (set == NULL || vnxi_fork_crossed(set->forks)) {
         return;
     }
     for (size_t i = 0; i < set->count; i++) {
@@ -603,6 +609,27 @@ cancel_all(vnxi_requests_t *set)
     }
 }
 
+/* In a forked child: fail the parent's requests, and leave everything else of
+ * them alone. */
+static void
+disown_all(vnxi_requests_t *set)
+{
+    for (size_t i = 0; i < set->count; i++) {
+        vnxi_request_t *request = &set->list[i];
+        vnx_error_t *error = &request->answer.error;
+        if (request->state == VNXI_REQUEST_ENDED) {
+            continue;
+        }
+        vnxi_error_set(error, VNX_ERR_NOT_ALLOWED, VNXI_OP_REQUEST,
+                       "it was made before this process was forked: ask "
+                       "again here");
+        vnxi_error_peer(error, request->endpoint, strlen(request->endpoint));
+        request->answer.status = VNX_ERR_NOT_ALLOWED;
+        request->state = VNXI_REQUEST_ENDED;
+    }
+    set->open = 0;
+}
+
 bool
 vnxi_requests_run(vnxi_requests_t *set, bool (*interrupted)(void *arg),
                   void *arg)
@@ -621,8 +648,13 @@ vnxi_requests_run(vnxi_requests_t *set, bool (*interrupted)(void *arg),
             continue;
         }
         asked = vnxi_clock_ns();
-        if (interrupted(arg)) {
+        bool is_over = interrupted(arg);
+        if (vnxi_fork_crossed(set->forks)) {
+            disown_all(set); /* a handler of a signal has forked */
+        } else if (is_over) {
             cancel_all(set);
+        }
+        if (is_over) {
             return false;
         }
     }
@@ -668,6 +700,10 @@ vnxi_requests_watch(vnxi_requests_t *set, int *fd_p, vnx_error_t *error)
 size_t
 vnxi_requests_step(vnxi_requests_t *set)
 {
+    if (vnxi_fork_crossed(set->forks)) {
+        disown_all(set);
+        return 0;
+    }
     for (int i = 0; i < ROUNDS_MAX; i++) {
         if (set_round(set, 0) <= 0 && !has_next(set)) {
             break;

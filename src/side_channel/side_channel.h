@@ -22,7 +22,9 @@ vnxi_side_channel_serve(vnx_side_channel_t *channel,
 
 /* -- Requests ------------------------------------------------------------- */
 
-/* Requests in progress; used by one thread at a time. */
+/* Requests in progress; used by one thread at a time.  In a child that is
+ * forked meanwhile they fail with VNX_ERR_NOT_ALLOWED, and freeing them does
+ * nothing. */
 typedef struct vnxi_requests vnxi_requests_t;
 
 /* Check the parameters and create the requests.  Nothing begins yet, but the

@@ -9,9 +9,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "child_check.h"
 #include "net/resolve.h"
 #include "side_channel_peer.h"
 
@@ -252,6 +254,27 @@ test_resolve_detects_loopback(void **state)
     assert_false(vnxi_address_parse("two.test", &found));
 }
 
+/* A forked child has none of the parent's threads. */
+static void
+expect_lookup_in_child(void)
+{
+    vnxi_addresses_t found;
+    const char *reason;
+    int status;
+
+#if VNX_TEST_IS_WATCHED
+    return; /* TSan allows no thread in a child of several threads */
+#endif
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(vnxi_resolve("two.test", 1, in_ms(20000), &found, &reason) ==
+              VNX_OK);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 static void
 test_resolve_bounds_abandoned_lookups(void **state)
 {
@@ -266,6 +289,7 @@ test_resolve_bounds_abandoned_lookups(void **state)
     WAIT_UNTIL(atomic_load(&asked) == before + VNXI_LOOKUPS_MAX);
     expect_failure("two.test", 20000, VNX_ERR_BACKEND);
     expect_one("127.0.0.1", "127.0.0.1");
+    expect_lookup_in_child();
 
     atomic_store(&silent, false);
     WAIT_UNTIL(open_fds() <= fds);

@@ -1,10 +1,12 @@
 /*
  * Many requests over a scripted transport: concurrency, waiting, interruption.
  */
+#include "child_check.h"
 #include "fake_transport.h"
 
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static void
@@ -82,6 +84,40 @@ test_requests_can_be_freed_at_any_stage(void **state)
     vnxi_requests_free(set); /* with an answer that was not taken */
     assert_int_equal(world.open, 0);
     vnxi_requests_free(NULL);
+}
+
+/* A child that is forked meanwhile shares the parent's connections. */
+static void
+test_requests_of_the_parent_are_left_alone_by_a_child(void **state)
+{
+    SCENE({VNX_OK, VNX_OK, 1});
+    vnx_side_channel_request_params_t params[2] = {asking("a", 20000, 0),
+                                                   asking("b", 20000, 0)};
+    vnx_side_channel_answer_t answers[2];
+    int fd = -1, status;
+
+    world.wake_ns = 20 * MS;
+    vnxi_requests_t *set = set_of(params, 2);
+    assert_int_equal(vnxi_requests_watch(set, &fd, NULL), VNX_OK);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(vnxi_requests_step(set) == 0);
+        vnxi_requests_take(set, 1, &answers[1]);
+        CHECK(answers[1].status == VNX_ERR_NOT_ALLOWED);
+        CHECK(strstr(answers[1].error.cause, "forked") != NULL);
+        CHECK(vnxi_requests_run(set, NULL, NULL));
+        vnxi_requests_free(set);
+        CHECK(world.steps == 2 && world.ended == 0);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+    assert_true(vnxi_requests_run(set, NULL, NULL));
+    for (size_t i = 0; i < 2; i++) {
+        vnxi_requests_take(set, i, &answers[i]);
+        assert_answered(answers[i], params[i].host);
+    }
+    vnxi_requests_free(set);
 }
 
 /* Each round starts a few; the first wait comes after all have started. */
@@ -221,6 +257,8 @@ main(void)
         cmocka_unit_test(
             test_requests_in_progress_and_waiting_are_interrupted),
         cmocka_unit_test(test_requests_can_be_freed_at_any_stage),
+        cmocka_unit_test(
+            test_requests_of_the_parent_are_left_alone_by_a_child),
         cmocka_unit_test(test_requests_are_all_started_before_waiting),
         cmocka_unit_test(test_requests_leave_descriptors_to_others),
         cmocka_unit_test(
