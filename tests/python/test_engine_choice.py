@@ -2,6 +2,8 @@
 backends; and the error if no engine is suitable.
 """
 
+import os
+
 import pytest
 from support.nixl import why_no_library
 from support.program import run_program
@@ -159,4 +161,42 @@ def test_nixl_library_is_not_searched_until_needed(module):
             assert "libnixl" not in maps.read()
         """,
         env={"VLLM_NIXL_ENGINE": None, "VLLM_NIXL_UCX_LIBRARY": "none"},
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "get_plugin_list()",
+        "get_plugin_mem_types('UNKNOWN')",
+        "get_plugin_params('UNKNOWN')",
+    ],
+)
+def test_other_threads_run_while_a_library_is_opened(module, tmp_path, call):
+    """Opening it waits, because it is a pipe to which nobody writes."""
+    pipe = tmp_path / "libnixl_capi.so"
+    os.mkfifo(pipe)
+    run_program(
+        f"""
+        import threading
+        import vllm_nixl
+        from support.pipes import open_while
+        from vllm_nixl._core import Agent
+
+        def call():
+            begins.set()
+            try:
+                agent.{call}
+            except vllm_nixl.nixlNotFoundError:
+                pass
+
+        agent = Agent("a", engine="auto")
+        begins = threading.Event()
+        thread = threading.Thread(target=call)
+        thread.start()
+        begins.wait()
+        open_while({str(pipe)!r}, thread.is_alive)
+        """,
+        env={"VLLM_NIXL_LIBRARY": str(pipe)},
+        timeout=30,
     )

@@ -21,6 +21,7 @@ import threading
 import pytest
 from support.certificates import make_certificates
 from support.deadline import or_kill, until
+from support.program import run_program
 
 with contextlib.suppress(ModuleNotFoundError):  # `module` fails for it
     import vllm_nixl
@@ -689,6 +690,34 @@ def test_each_way_not_to_be_trusted_is_told(folder, certificate, ca, text):
             client.request_metadata(HOST, port)
         assert "not trusted" in str(info.value)
         assert server.stats()["served"] == 0
+
+
+def test_other_threads_run_while_authorities_are_read(tmp_path):
+    """Reading them waits, because they are a pipe to which nobody writes."""
+    pipe = tmp_path / "ca.pem"
+    os.mkfifo(pipe)
+    run_program(
+        f"""
+        import asyncio, socket, threading
+        from support.pipes import open_while
+        from vllm_nixl import TcpSideChannel
+
+        async def call():
+            begins.set()
+            # So many that not all of them begin before the first continues.
+            await channel.request_many_async(100 * [("127.0.0.1", port)])
+
+        channel = TcpSideChannel(tls_ca={str(pipe)!r})
+        begins = threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(call()))
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+            port = server.getsockname()[1]
+            thread.start()
+            begins.wait()
+            open_while({str(pipe)!r}, thread.is_alive)
+        """,
+        timeout=30,
+    )
 
 
 def test_the_system_does_not_trust_our_authority(tls_server):

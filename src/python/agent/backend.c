@@ -1,13 +1,16 @@
 #include "python/agent/agent.h"
 #include "python/arguments/convert.h"
 
+/* Here and below, asking an engine may load its library, so the GIL is
+ * dropped. */
 PyObject *
 vnxi_py_agent_plugins(vnxi_py_agent_t *self)
 {
     PyObject *list = PyList_New(0);
     const char *name;
     for (size_t i = 0;
-         list != NULL && (name = vnx_agent_plugin(self->agent, i)) != NULL;
+         list != NULL &&
+         (name = VNXI_PY_WITHOUT_GIL(vnx_agent_plugin(self->agent, i)));
          i++) {
         PyObject *item = PyUnicode_FromString(name);
         if (item == NULL || PyList_Append(list, item) < 0) {
@@ -189,7 +192,9 @@ mem_types(vnxi_py_agent_t *self, const char *backend)
     if (backend == NULL) {
         return NULL;
     }
-    if (vnx_agent_plugin_mems(self->agent, backend, &mems, &error) < 0) {
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnx_agent_plugin_mems(self->agent, backend, &mems, &error));
+    if (status < 0) {
         return vnxi_py_raise(self->state, &error);
     }
     PyObject *list = PyList_New(0);
@@ -216,7 +221,9 @@ params_dict(vnxi_py_agent_t *self, const char *backend, param_fn param_of)
     vnx_error_t error;
     PyObject *dict = backend != NULL ? PyDict_New() : NULL;
     for (size_t i = 0; dict != NULL; i++) {
-        if (param_of(self->agent, backend, i, &param, &error) < 0) {
+        vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+            param_of(self->agent, backend, i, &param, &error));
+        if (status < 0) {
             Py_DECREF(dict);
             return vnxi_py_raise(self->state, &error);
         }

@@ -397,12 +397,15 @@ requests_new(vnxi_py_side_channel_t *self, Py_ssize_t count)
     return made;
 }
 
-/* Begin the requests of `made`, if they could be made.  Takes `made`. */
+/* Begin the requests of `made`, if they could be made.  Takes `made`.  A first
+ * step may read a file with certificates, or load a library, so the GIL is
+ * dropped, as it is while requests are made. */
 static PyObject *
 requests_begin(side_requests_t *made, vnx_status_t status, vnx_error_t *error)
 {
     if (status == VNX_OK) {
-        status = vnxi_requests_watch(made->batch, &made->fd, error);
+        status = VNXI_PY_WITHOUT_GIL(
+            vnxi_requests_watch(made->batch, &made->fd, error));
     }
     if (status != VNX_OK) {
         vnxi_py_raise(made->state, error);
@@ -416,13 +419,13 @@ requests_begin_all(vnxi_py_side_channel_t *self, const peers_t *peers)
 {
     vnx_error_t error;
     side_requests_t *made = requests_new(self, peers->count);
-    return made == NULL ? NULL
-                        : requests_begin(
-                              made,
-                              vnxi_requests_make(self->channel, peers->params,
-                                                 (size_t)peers->count,
-                                                 &made->batch, &error),
-                              &error);
+    if (made == NULL) {
+        return NULL;
+    }
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(
+        vnxi_requests_make(self->channel, peers->params, (size_t)peers->count,
+                           &made->batch, &error));
+    return requests_begin(made, status, &error);
 }
 
 VNXI_PY_SIDE_METHOD_AS(
@@ -460,10 +463,9 @@ VNXI_PY_SIDE_METHOD_AS(_begin_attach, "attach",
     made->agent = (vnxi_py_agent_t *)Py_NewRef((PyObject *)agent);
     made->host = Py_NewRef(args->host);
     made->port = params.port;
-    return requests_begin(made,
-                          vnxi_attach_request(agent->agent, self->channel,
-                                              &params, &made->batch, &error),
-                          &error);
+    vnx_status_t status = VNXI_PY_WITHOUT_GIL(vnxi_attach_request(
+        agent->agent, self->channel, &params, &made->batch, &error));
+    return requests_begin(made, status, &error);
 }
 
 static void
@@ -542,7 +544,8 @@ requests_take(PyObject *op, PyObject *Py_UNUSED(arg))
     if (!requests_enter(self)) {
         return NULL;
     }
-    if (self->batch == NULL || vnxi_requests_step(self->batch) > 0) {
+    if (self->batch == NULL ||
+        VNXI_PY_WITHOUT_GIL(vnxi_requests_step(self->batch)) > 0) {
         PyErr_SetString(PyExc_RuntimeError,
                         "the answers are not there, or were taken");
     } else {
