@@ -37,11 +37,7 @@ on_wake(evutil_socket_t fd, short what, void *arg)
 
     ssize_t got = read((int)fd, &count, sizeof count);
     (void)got; /* the count does not matter */
-    if (loop->on_wake != NULL) {
-        loop->on_wake(loop->owner);
-    } else {
-        event_base_loopbreak(loop->base);
-    }
+    loop->on_wake(loop->owner);
 }
 
 bool

@@ -14,7 +14,7 @@
 
 typedef struct vnxi_loop {
     void *owner;                  /* the object whose loop this is */
-    void (*on_wake)(void *owner); /* NULL: being woken ends the loop */
+    void (*on_wake)(void *owner); /* may end the loop */
     struct event_base *base;
     struct event *wake_event;
     int wake_fd;  /* eventfd */
@@ -31,8 +31,8 @@ bool vnxi_loop_init(vnxi_loop_t *loop, void (*on_wake)(void *owner),
  * errno. */
 int vnxi_loop_start(vnxi_loop_t *loop, const char *name);
 
-/* Make the thread call on_wake(), or end.  Any thread; no effect if the
- * program has closed the loop's descriptors. */
+/* Make the thread call on_wake().  Any thread; no effect if the program has
+ * closed the loop's descriptors. */
 void vnxi_loop_wake(vnxi_loop_t *loop);
 
 /* Wait for a thread that was told to end.  False: the program has closed the

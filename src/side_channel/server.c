@@ -217,6 +217,29 @@ static const vnxi_acceptor_ops_t acceptor_ops = {
 
 /* -- Creation and end ----------------------------------------------------- */
 
+static void
+drop_all(vnxi_server_t *server)
+{
+    vnxi_conn_t *conn;
+
+    for (int state = 0; state < VNXI_CONN_STATES; state++) {
+        while ((conn = TAILQ_FIRST(&server->conns[state])) != NULL) {
+            server->protocol->drop(conn);
+        }
+    }
+}
+
+/* The end.  The connections are closed by this thread, because TLS writes to
+ * them, and it is this thread that SIGPIPE does not end. */
+static void
+on_wake(void *arg)
+{
+    vnxi_server_t *server = arg;
+
+    drop_all(server);
+    event_base_loopbreak(server->loop.base);
+}
+
 /* Create the loop, and everything on it.  False: errno has the cause. */
 static bool
 loop_init(vnxi_server_t *server, const vnxi_sockets_t *sockets)
@@ -261,7 +284,7 @@ server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
         return status;
     }
     server->port = sockets.port;
-    if (!vnxi_loop_init(&server->loop, NULL, server)) {
+    if (!vnxi_loop_init(&server->loop, on_wake, server)) {
         int err = errno;
         vnxi_sockets_close(&sockets);
         return vnxi_bind_failed(&params->bind, error, "making the loop", err);
@@ -280,17 +303,12 @@ server_init(vnxi_server_t *server, const vnxi_listen_params_t *params,
     return VNX_OK;
 }
 
-/* Free a server whose creation may be incomplete.  No thread runs. */
+/* Free a server whose creation may be incomplete.  No thread runs.  If its
+ * loop failed, it still has connections. */
 static void
 server_free(vnxi_server_t *server)
 {
-    vnxi_conn_t *conn;
-
-    for (int state = 0; state < VNXI_CONN_STATES; state++) {
-        while ((conn = TAILQ_FIRST(&server->conns[state])) != NULL) {
-            server->protocol->drop(conn);
-        }
-    }
+    drop_all(server);
     if (server->protocol->end != NULL) {
         server->protocol->end(server);
     }

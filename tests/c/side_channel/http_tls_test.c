@@ -3,8 +3,16 @@
 #include "http_peer.h"
 #include "tls_channels.h"
 
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+
+#include "net/tls.h"
+#include "side_channel/channel.h"
 
 static void
 test_http_tls_carries_every_size(void **state)
@@ -88,6 +96,93 @@ test_http_tls_shutdown_during_a_handshake_leaks_nothing(void **state)
     expect_tls_shutdown_leaves_nothing(http_new);
 }
 
+/* -- Signals -------------------------------------------------------------- */
+
+static atomic_int sigpipes;
+
+static void
+on_sigpipe(int number)
+{
+    (void)number;
+    atomic_fetch_add(&sigpipes, 1);
+}
+
+static void *
+shutdown_main(void *channel)
+{
+    vnx_side_channel_shutdown(channel);
+    return NULL;
+}
+
+/* A client that keeps its connection.  The socket blocks. */
+static void
+keep_connection(int port, vnxi_stream_t *stream)
+{
+    static const char request[] = HTTP_GET("/health") "\r\n";
+    char path[128], reply[HTTP_REPLY_MAX];
+    size_t count;
+    vnx_side_channel_options_t options = {.size = sizeof options,
+                                          .tls = VNXI_TLS_CERTIFICATE,
+                                          .tls_ca = in_folder("ca.pem", path)};
+
+    *stream = (vnxi_stream_t){.fd = peer_connect(port)};
+    assert_int_equal(vnxi_tls_client_open(stream, "localhost", &options),
+                     VNX_OK);
+    assert_int_equal(vnxi_tls_client_shake(stream), VNX_OK);
+    assert_int_equal(
+        vnxi_tls_client_send(stream, request, sizeof request - 1, &count),
+        VNX_OK);
+    assert_int_equal(vnxi_tls_client_recv(stream, reply, sizeof reply, &count),
+                     VNX_OK);
+}
+
+/* The client's connection breaks after the listener was told to stop, and
+ * before it does; a lock that it needs for another client keeps it from doing
+ * so. */
+static void
+test_http_tls_stopping_raises_no_sigpipe(void **state)
+{
+    (void)state;
+    struct sigaction noted = {.sa_handler = on_sigpipe}, before;
+    vnx_side_channel_t *channel = tls_server(http_new, "server.pem", NULL, 0);
+    vnx_side_channel_t *client = tls_client(http_new, "ca.pem", NULL, NULL);
+    int port = channel_start(channel, "x", 1), fd;
+    vnx_side_channel_request_params_t params = {.size = sizeof params,
+                                                .host = "127.0.0.1",
+                                                .port = port,
+                                                .timeout_ms = 20000};
+    vnxi_requests_t *requests;
+    vnxi_stream_t kept;
+    pthread_t thread;
+
+    sigaction(SIGPIPE, &noted, &before);
+    keep_connection(port, &kept);
+    WAIT_UNTIL(channel_stats(channel).served == 1);
+    vnxi_mutex_lock(&channel->blobs.lock);
+    assert_int_equal(vnxi_requests_make(client, &params, 1, &requests, NULL),
+                     VNX_OK);
+    assert_int_equal(vnxi_requests_watch(requests, &fd, NULL), VNX_OK);
+    uint64_t received = channel_stats(channel).bytes_received;
+    while (channel_stats(channel).bytes_received == received) {
+        vnxi_requests_step(requests);
+    }
+    struct pollfd wake = {.fd = channel->listener->loop.wake_fd,
+                          .events = POLLIN};
+    assert_int_equal(pthread_create(&thread, NULL, shutdown_main, channel), 0);
+    assert_int_equal(poll(&wake, 1, 20000), 1);
+    shutdown(kept.fd, SHUT_WR);
+    peer_reset(kept.fd);
+    kept.fd = -1;
+    vnxi_mutex_unlock(&channel->blobs.lock);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(atomic_load(&sigpipes), 0);
+    sigaction(SIGPIPE, &before, NULL);
+    vnxi_requests_free(requests);
+    vnxi_tls_client_close(&kept);
+    vnx_side_channel_free(client);
+    vnx_side_channel_free(channel);
+}
+
 static void
 test_http_tls_missing_files_are_named(void **state)
 {
@@ -120,6 +215,7 @@ main(void)
         cmocka_unit_test(test_http_tls_half_handshakes_do_not_block_others),
         cmocka_unit_test(
             test_http_tls_shutdown_during_a_handshake_leaks_nothing),
+        cmocka_unit_test(test_http_tls_stopping_raises_no_sigpipe),
         cmocka_unit_test(test_http_tls_missing_files_are_named),
     };
     http_no_proxy();
