@@ -5,6 +5,7 @@ import concurrent.futures
 import pytest
 from support import deadline
 from support.memory import MEM, pattern
+from support.program import run_program
 
 SIZE = 4096
 
@@ -369,3 +370,38 @@ def test_pending_notifications_are_bounded(pair):
 
 def arrived(there):
     return there.call("stats")["notifs_received"]
+
+
+@pytest.mark.beyond_stock
+@pytest.mark.parametrize("call", ["get_new_notifs", "update_notifs"])
+def test_nothing_is_lost_when_memory_runs_out(module, call):
+    """At each allocation in turn."""
+    pytest.importorskip("_testcapi", reason="no _testcapi in this Python")
+    run_program(
+        f"""
+        import _testcapi, gc
+        from vllm_nixl import NixlAgent
+
+        with NixlAgent("a") as agent:
+            gc.disable()
+            failures = 0
+            for allocation in range(100):
+                agent.notifs.clear()
+                sent = [b"message %d" % i for i in range(20)]
+                for message in sent:
+                    agent.send_notif("a", message)
+                try:
+                    _testcapi.set_nomemory(allocation, allocation + 1)
+                    got = agent.{call}()
+                except MemoryError:
+                    got = None
+                finally:
+                    _testcapi.remove_mem_hooks()
+                if got is None:
+                    failures += 1
+                    got = agent.{call}()
+                assert got == {{"a": sent}}, (allocation, got)
+            assert 20 < failures < 100, failures
+        """,
+        env={"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_UCX_LIBRARY": "none"},
+    )

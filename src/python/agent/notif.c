@@ -59,14 +59,23 @@ chain_join(vnx_notif_t *first, vnx_notif_t *newer)
     return first;
 }
 
-static bool
-notifs_into(vnxi_py_agent_t *self, PyObject *dict)
+/* Take all notifications.  Oldest first: those that _next_notif() took and did
+ * not return are older. */
+static vnx_notif_t *
+notifs_take(vnxi_py_agent_t *self)
 {
-    /* Oldest first: the notifications that _next_notif() took and did not
-     * return are older. */
     vnx_notif_t *chain =
         chain_join(self->taken, vnx_agent_take_notifs(self->agent));
     self->taken = NULL;
+    return chain;
+}
+
+/* Add new notifications to the caller's dict, which has those that were added
+ * also after a failure. */
+static bool
+notifs_into(vnxi_py_agent_t *self, PyObject *dict)
+{
+    vnx_notif_t *chain = notifs_take(self);
     while (chain != NULL) {
         vnx_notif_t *notif = chain;
         if (!notif_add(dict, notif)) {
@@ -78,6 +87,25 @@ notifs_into(vnxi_py_agent_t *self, PyObject *dict)
         vnx_notif_free(notif);
     }
     return true;
+}
+
+/* Return new notifications in a new dict; all of them are kept after a
+ * failure. */
+static PyObject *
+notifs_dict(vnxi_py_agent_t *self)
+{
+    PyObject *dict = PyDict_New();
+    vnx_notif_t *chain = dict != NULL ? notifs_take(self) : NULL;
+    for (const vnx_notif_t *notif = chain; notif != NULL;
+         notif = notif->next) {
+        if (!notif_add(dict, notif)) {
+            self->taken = chain_join(chain, self->taken);
+            Py_DECREF(dict);
+            return NULL;
+        }
+    }
+    vnx_notif_free(chain);
+    return dict;
 }
 
 /* Check `backends`.  The agent receives notifications from all backends, so
@@ -95,14 +123,8 @@ VNXI_PY_AGENT_METHOD(
     "Take all notifications that have come: a dict of name of the sender\n"
     "(str) to list of messages (bytes), in the order sent.")
 {
-    if (!backends_check(self, operation, args->backends)) {
-        return NULL;
-    }
-    PyObject *dict = PyDict_New();
-    if (dict != NULL && !notifs_into(self, dict)) {
-        Py_CLEAR(dict);
-    }
-    return dict;
+    return backends_check(self, operation, args->backends) ? notifs_dict(self)
+                                                           : NULL;
 }
 
 /* -- Collecting ----------------------------------------------------------- */
