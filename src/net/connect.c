@@ -82,7 +82,8 @@ vnxi_dial_fini(vnxi_dial_t *dial)
     }
 }
 
-/* Add an attempt to the epoll set, which is created for the second attempt. */
+/* Add an attempt to the epoll set, which is created for the second attempt.
+ * Returns 0, or -1 with errno. */
 static int
 watch(vnxi_dial_t *dial, size_t index)
 {
@@ -93,6 +94,9 @@ watch(vnxi_dial_t *dial, size_t index)
             return 0;
         }
         dial->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+        if (dial->epoll_fd < 0) {
+            return -1;
+        }
         for (size_t i = 0; i < index; i++) {
             if (dial->fds[i] >= 0 && watch(dial, i) != 0) {
                 return -1;

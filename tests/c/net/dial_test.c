@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -345,6 +346,36 @@ test_dial_set_reports_each_attempt(void **state)
     mute_close(&mute);
 }
 
+/* The second attempt needs a socket and the set; there is only one descriptor.
+ */
+static void
+test_dial_reports_a_lack_of_descriptors(void **state)
+{
+    mute_t mute;
+    mute_open(&mute);
+    const vnxi_address_t list[] = {address_of("127.0.0.1", mute.port),
+                                   address_of("127.0.0.1", mute.port)};
+    struct rlimit limit, tight;
+    vnxi_dial_t dial;
+    int fd = -1;
+    (void)state;
+
+    dial_of(&dial, list, 2, 0, 60 * SECOND);
+    assert_int_equal(settle(&dial, 0, &fd), VNX_IN_PROG);
+    int next = dup(0);
+    close(next);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    tight = limit;
+    tight.rlim_cur = (rlim_t)next + 1;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &tight), 0);
+    vnx_status_t status = settle(&dial, SECOND, &fd);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(status, VNX_IN_PROG);
+    assert_int_equal(dial.errs[1], EMFILE);
+    vnxi_dial_fini(&dial);
+    mute_close(&mute);
+}
+
 /* -- Dialling ------------------------------------------------------------- */
 
 /* Step until it ends, waiting as it says. */
@@ -513,6 +544,7 @@ main(void)
         cmocka_unit_test(test_dial_starts_the_next_attempt_on_time),
         cmocka_unit_test(test_dial_shortens_attempts_if_time_is_short),
         cmocka_unit_test(test_dial_set_reports_each_attempt),
+        cmocka_unit_test(test_dial_reports_a_lack_of_descriptors),
         cmocka_unit_test(test_dial_connects_to_an_address_and_to_localhost),
         cmocka_unit_test(test_dial_names_the_address_that_refused),
         cmocka_unit_test(test_dial_names_all_addresses_of_a_name),
