@@ -171,7 +171,8 @@ vnx_status_t vnx_agent_create(const void *name, size_t name_len,
 
 /* Stop the agent for good: cancel transfers in flight, tell the peers, wake
  * waiters with VNX_ERR_CLOSED and end the thread.  Later calls return
- * VNX_ERR_CLOSED.  May be called more than once. */
+ * VNX_ERR_CLOSED.  May be called more than once; every call returns when the
+ * agent has stopped. */
 void vnx_agent_close(vnx_agent_t *agent);
 
 vnx_agent_t *vnx_agent_retain(vnx_agent_t *agent);

@@ -61,6 +61,8 @@ struct vnx_agent {
     vnxi_mutex_t load_lock;
     vnxi_turn_t *turns;    /* load_lock; one for a name at a time */
     vnxi_cond_t turn_ends; /* load_lock */
+    bool is_stopped;       /* load_lock; close() has done everything */
+    vnxi_cond_t stop_ends; /* load_lock */
     vnxi_mutex_t peers_lock;
     vnxi_name_map_t peers;    /* name -> vnxi_peer_t *; peers_lock */
     uint64_t last_generation; /* peers_lock */

@@ -38,6 +38,7 @@ agent_init_locks(vnx_agent_t *agent, const vnx_agent_config_t *config)
 {
     vnxi_mutex_init(&agent->load_lock, VNXI_RANK_AGENT_LOAD);
     vnxi_cond_init(&agent->turn_ends);
+    vnxi_cond_init(&agent->stop_ends);
     vnxi_mutex_init(&agent->peers_lock, VNXI_RANK_AGENT_PEERS);
     vnxi_mutex_init(&agent->counters_lock, VNXI_RANK_AGENT_COUNTERS);
     vnxi_mutex_init(&agent->error_lock, VNXI_RANK_AGENT_ERROR);
@@ -60,6 +61,7 @@ agent_free(vnx_agent_t *agent)
     vnxi_mutex_destroy(&agent->error_lock);
     vnxi_mutex_destroy(&agent->counters_lock);
     vnxi_mutex_destroy(&agent->peers_lock);
+    vnxi_cond_destroy(&agent->stop_ends);
     vnxi_cond_destroy(&agent->turn_ends);
     vnxi_mutex_destroy(&agent->load_lock);
     free(agent->name);
@@ -91,11 +93,24 @@ has_landed(void *context)
     return atomic_load(&agent->in_flight) == 0;
 }
 
+static void
+await_stop(vnx_agent_t *agent)
+{
+    vnxi_mutex_lock(&agent->load_lock);
+    while (!agent->is_stopped) {
+        vnxi_cond_wait(&agent->stop_ends, &agent->load_lock);
+    }
+    vnxi_mutex_unlock(&agent->load_lock);
+}
+
 void
 vnx_agent_close(vnx_agent_t *agent)
 {
-    if (vnxi_fork_crossed(agent->fork_count) ||
-        atomic_exchange(&agent->closed, true)) {
+    if (vnxi_fork_crossed(agent->fork_count)) {
+        return;
+    }
+    if (atomic_exchange(&agent->closed, true)) {
+        await_stop(agent); /* by the first call */
         return;
     }
     vnxi_events_forget_lost(&agent->events);
@@ -104,6 +119,10 @@ vnx_agent_close(vnx_agent_t *agent)
     vnxi_events_signal(&agent->events);
     /* The engine has stopped, so this takes microseconds. */
     vnxi_events_wait(&agent->events, has_landed, agent, UINT64_MAX);
+    vnxi_mutex_lock(&agent->load_lock);
+    agent->is_stopped = true;
+    vnxi_cond_broadcast(&agent->stop_ends);
+    vnxi_mutex_unlock(&agent->load_lock);
 }
 
 static void

@@ -131,7 +131,7 @@ VNXI_PY_AGENT_METHOD(
     "Transfers in flight end as cancelled, waiters raise nixlClosedError,\n"
     "peers see the agent leave, its thread ends; later calls raise\n"
     "nixlClosedError. A second time nothing happens. It waits for the\n"
-    "thread, for milliseconds.")
+    "thread, for milliseconds, also if another thread is closing the agent.")
 {
     self->is_closed = true;
     vnx_listener_t *listener = self->listener;

@@ -5,6 +5,10 @@
 #include "agent_fixture.h"
 
 #include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+
+#include "core/agent.h"
 
 #define SIZE 65536
 
@@ -310,6 +314,79 @@ test_shared_buffer_is_zeroed_memory_of_its_size(void **state)
     vnx_shared_buffer_free(NULL);
 }
 
+/* -- Closing from two threads --------------------------------------------- */
+
+static vnxi_engine_ops_t slow;
+static const vnxi_engine_ops_t *real;
+static sem_t stop_begins, stop_may_end, second_waits_or_ends;
+static atomic_bool stop_has_ended, second_came_after;
+static vnxi_cond_t *awaited;
+
+int __real_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex);
+int __wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex);
+
+int
+__wrap_pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+    if (cond == awaited) {
+        sem_post(&second_waits_or_ends);
+    }
+    return __real_pthread_cond_wait(cond, mutex);
+}
+
+static void
+slow_stop(vnxi_engine_t *engine)
+{
+    sem_post(&stop_begins);
+    sem_wait(&stop_may_end);
+    real->stop(engine);
+    atomic_store(&stop_has_ended, true);
+}
+
+static void *
+close_main(void *agent)
+{
+    vnx_agent_close(agent);
+    return NULL;
+}
+
+static void *
+close_second_main(void *agent)
+{
+    vnx_agent_close(agent);
+    atomic_store(&second_came_after, atomic_load(&stop_has_ended));
+    sem_post(&second_waits_or_ends);
+    return NULL;
+}
+
+static void
+test_agent_closed_twice_at_a_time_waits_both_times(void **state)
+{
+    (void)state;
+    vnx_agent_t *agent = make_agent("a");
+    pthread_t first, second;
+
+    real = agent->choice.candidates[0].ops;
+    slow = *real;
+    slow.stop = slow_stop;
+    agent->choice.candidates[0].ops = &slow;
+    awaited = &agent->stop_ends;
+    assert_int_equal(sem_init(&stop_begins, 0, 0), 0);
+    assert_int_equal(sem_init(&stop_may_end, 0, 0), 0);
+    assert_int_equal(sem_init(&second_waits_or_ends, 0, 0), 0);
+    assert_int_equal(pthread_create(&first, NULL, close_main, agent), 0);
+    assert_int_equal(sem_wait(&stop_begins), 0);
+    assert_int_equal(pthread_create(&second, NULL, close_second_main, agent),
+                     0);
+    assert_int_equal(sem_wait(&second_waits_or_ends), 0);
+    assert_int_equal(sem_post(&stop_may_end), 0);
+    assert_int_equal(pthread_join(first, NULL), 0);
+    assert_int_equal(pthread_join(second, NULL), 0);
+    assert_true(atomic_load(&second_came_after));
+    vnx_agent_close(agent); /* returns at once */
+    vnx_agent_release(agent);
+}
+
 int
 main(void)
 {
@@ -322,6 +399,7 @@ main(void)
         cmocka_unit_test(test_agent_counts_registrations_of_one_range),
         cmocka_unit_test(test_agent_lives_as_long_as_a_reference),
         cmocka_unit_test(test_agent_closed_refuses_everything),
+        cmocka_unit_test(test_agent_closed_twice_at_a_time_waits_both_times),
         cmocka_unit_test(test_agent_fd_is_readable_on_a_notification),
         cmocka_unit_test(test_shared_buffer_is_zeroed_memory_of_its_size),
     };
