@@ -47,6 +47,8 @@ struct vnxi_ucx_xfer {
         failing; /* vnxi_ucx_failing_t; the thread that sets it writes error */
     vnx_error_t error;
     vnxi_ucx_xfer_t *prev, *next; /* ucx->xfers */
+    bool is_being_posted;         /* ucx->xfers_lock */
+    bool is_abandoned;            /* ucx->xfers_lock; the post ends it */
     size_t window; /* limit of a slice's requests in flight, exceeded by at
                       most a chunk */
     unsigned slice_count;

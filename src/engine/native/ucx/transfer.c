@@ -87,6 +87,8 @@ enlist(vnxi_ucx_xfer_t *xfer)
 {
     vnxi_ucx_t *ucx = xfer->args.conn->ucx;
     vnxi_mutex_lock(&ucx->xfers_lock);
+    xfer->is_being_posted = true;
+    xfer->is_abandoned = false;
     xfer->prev = NULL;
     xfer->next = ucx->xfers;
     if (ucx->xfers != NULL) {
@@ -271,6 +273,26 @@ start(vnxi_ucx_command_t *command, vnxi_ucx_worker_t *worker)
     vnxi_ucx_duty_add(worker, &slice->duty);
 }
 
+/* Give up the share of the post, and those of slices that no worker has taken.
+ * True: the caller reports the end; otherwise the transfer may be gone. */
+static bool
+end_post(vnxi_ucx_xfer_t *xfer, unsigned shares)
+{
+    vnxi_ucx_t *ucx = xfer->args.conn->ucx;
+
+    vnxi_mutex_lock(&ucx->xfers_lock);
+    xfer->is_being_posted = false;
+    bool is_last = xfer->is_abandoned;
+    if (is_last) {
+        atomic_store(&xfer->stop, true);
+        atomic_store(&xfer->slices_left, 0);
+    } else {
+        is_last = atomic_fetch_sub(&xfer->slices_left, shares) == shares;
+    }
+    vnxi_mutex_unlock(&ucx->xfers_lock);
+    return is_last;
+}
+
 vnx_status_t
 vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
 {
@@ -289,16 +311,11 @@ vnxi_ucx_xfer_post(vnxi_ucx_xfer_t *xfer, vnx_error_t *error)
                                        &xfer->slices[i].command);
     }
     if (pushed == 0) {
-        if (atomic_exchange(&xfer->slices_left, 0) == 0) {
-            return VNX_IN_PROG; /* vnxi_ucx_xfers_abandon() ended it meanwhile
-                                 */
-        }
         delist(xfer);
         note_reported(conn->ucx);
         return vnxi_ucx_conn_error(conn, VNXI_UCX_TRANSFER, error);
     }
-    unsigned gone = count - pushed + 1;
-    if (atomic_fetch_sub(&xfer->slices_left, gone) == gone) {
+    if (end_post(xfer, count - pushed + 1)) {
         report(xfer);
     }
     return VNX_IN_PROG;
@@ -345,13 +362,22 @@ vnxi_ucx_xfers_settle(vnxi_ucx_t *ucx)
 /* -- Abandoning ------------------------------------------------------------
  */
 
-/* The caller that takes the last slice reports the end. */
+/* Who takes the last slice reports the end.  A transfer that a thread is just
+ * posting is left to that thread, which still uses it. */
+static bool
+take_lock_held(vnxi_ucx_xfer_t *xfer)
+{
+    xfer->is_abandoned = true;
+    return !xfer->is_being_posted &&
+           atomic_exchange(&xfer->slices_left, 0) != 0;
+}
+
 static vnxi_ucx_xfer_t *
 take_one(vnxi_ucx_t *ucx)
 {
     vnxi_mutex_lock(&ucx->xfers_lock);
     vnxi_ucx_xfer_t *xfer = ucx->xfers;
-    while (xfer != NULL && atomic_exchange(&xfer->slices_left, 0) == 0) {
+    while (xfer != NULL && !take_lock_held(xfer)) {
         xfer = xfer->next;
     }
     vnxi_mutex_unlock(&ucx->xfers_lock);

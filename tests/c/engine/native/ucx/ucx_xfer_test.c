@@ -1,5 +1,10 @@
 /* Transfers over a scripted libucp. */
+#include "child_check.h"
 #include "ucx_flight.h"
+
+#include <sys/wait.h>
+
+#include "engine/native/ucx/context_private.h"
 
 static void
 post_it(void)
@@ -846,6 +851,89 @@ test_ucx_xfer_stall_of_a_flush(void **state)
     finish();
 }
 
+/* -- The end of the process ------------------------------------------------
+ */
+
+/* When this thread has released that lock, the process ends on another. */
+static _Thread_local const void *after_unlock;
+
+static void *
+end_main(void *unused)
+{
+    struct timespec deadline;
+
+    (void)unused;
+    clock_gettime(CLOCK_MONOTONIC, &deadline);
+    deadline.tv_sec += 30;
+    for (unsigned i = 0; i < here.ucx->worker_count; i++) {
+        vnxi_ucx_worker_park(&here.ucx->workers[i]);
+    }
+    for (unsigned i = 0; i < here.ucx->worker_count; i++) {
+        vnxi_ucx_worker_await_parked(&here.ucx->workers[i], &deadline);
+    }
+    vnxi_ucx_xfers_abandon(here.ucx);
+    return NULL;
+}
+
+int __real_pthread_mutex_unlock(pthread_mutex_t *mutex);
+int __wrap_pthread_mutex_unlock(pthread_mutex_t *mutex);
+
+int
+__wrap_pthread_mutex_unlock(pthread_mutex_t *mutex)
+{
+    int ret = __real_pthread_mutex_unlock(mutex);
+    pthread_t thread;
+
+    if (after_unlock == mutex) {
+        after_unlock = NULL;
+        CHECK(pthread_create(&thread, NULL, end_main, NULL) == 0);
+        CHECK(pthread_join(thread, NULL) == 0);
+        CHECK(!flight_has_ended(&flight));
+    }
+    return ret;
+}
+
+/* In a child, because threads that are parked stay for ever. */
+static void
+in_child(void (*check)(void))
+{
+    int status;
+    pid_t child = fork();
+
+    if (child == 0) {
+        begin(2, 20.0, VNX_OP_READ, 4096, 2000);
+        check();
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
+static void
+post_before_the_first_slice(void)
+{
+    after_unlock = &here.ucx->xfers_lock;
+    CHECK(ucx_flight_post(&flight) == VNX_ERR_REMOTE_DISCONNECT);
+    CHECK(!flight_has_ended(&flight));
+}
+
+static void
+post_after_the_first_slice(void)
+{
+    after_unlock = &here.ucx->workers[0].lock;
+    CHECK(ucx_flight_post(&flight) == VNX_IN_PROG);
+    CHECK(flight_has_ended(&flight));
+    CHECK(flight.status == VNX_ERR_CANCELED);
+}
+
+static void
+test_ucx_xfer_posted_while_the_process_ends(void **state)
+{
+    (void)state;
+    in_child(post_before_the_first_slice);
+    in_child(post_after_the_first_slice);
+}
+
 int
 main(void)
 {
@@ -886,6 +974,7 @@ main(void)
         with_fake(test_ucx_xfer_reset_requires_an_answer),
         with_fake(test_ucx_xfer_cancel_of_a_stuck_transfer),
         with_fake(test_ucx_xfer_stall_of_a_flush),
+        with_fake(test_ucx_xfer_posted_while_the_process_ends),
     };
     return fake_run_group_tests_twice(tests);
 }
