@@ -181,6 +181,7 @@ attach_all(vnxi_engine_t *engine, unsigned t, vnxi_port_t *port,
         vnxi_region_find_routes(vnxi_region_table_at(table, i),
                                 &engine->reach);
     }
+    vnxi_routes_have_changed();
     return VNX_OK;
 }
 

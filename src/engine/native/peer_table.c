@@ -438,6 +438,9 @@ apply_additions(build_t *build)
         atomic_store(&region->slots[one->transport], one->slot);
         vnxi_region_find_routes(one->region, &build->reach);
     }
+    if (build->addition_count > 0) {
+        vnxi_routes_have_changed();
+    }
     build->addition_count = 0;
 }
 

@@ -162,25 +162,44 @@ too_many_bytes(const planner_t *planner)
 
 /* -- Routes --------------------------------------------------------------- */
 
-static void
-list_init(vnxi_list_t *base)
+static vnxi_list_routes_t
+read_routes(const vnxi_list_t *list)
 {
-    vnxi_native_list_t *list = (vnxi_native_list_t *)base;
-    const vnxi_native_region_t *first = vnxi_native_region(base->regions[0]);
-    uint64_t routes = vnxi_region_routes(&first->base), differ = 0;
+    const vnxi_native_region_t *first = vnxi_native_region(list->regions[0]);
+    vnxi_list_routes_t routes = {.changes = atomic_load(&vnxi_route_changes),
+                                 .first = vnxi_region_routes(&first->base)};
+    uint64_t differ = 0;
     bool one_delta = true;
 
-    for (size_t i = 0; i < base->region_count; i++) {
-        differ |= vnxi_region_routes(base->regions[i]) ^ routes;
+    for (size_t i = 1; i < list->region_count; i++) {
+        differ |= vnxi_region_routes(list->regions[i]) ^ routes.first;
         one_delta &=
-            vnxi_native_region(base->regions[i])->delta == first->delta;
+            vnxi_native_region(list->regions[i])->delta == first->delta;
     }
     for (unsigned mem = 0; mem < VNX_MEM_COUNT; mem++) {
-        bool is_one =
-            vnxi_route_from(differ, mem) == 0 &&
-            (one_delta || vnxi_route_from(routes, mem) != VNXI_ROUTE_COPY);
-        list->one_route |= (uint32_t)is_one << mem;
+        unsigned route = vnxi_route_from(routes.first, mem);
+        bool is_one = vnxi_route_from(differ, mem) == 0 &&
+                      (one_delta || route != VNXI_ROUTE_COPY);
+        routes.one_route |= (uint32_t)is_one << mem;
     }
+    return routes;
+}
+
+static void
+list_init(vnxi_list_t *list)
+{
+    ((vnxi_native_list_t *)list)->routes = read_routes(list);
+}
+
+/* The routes now.  Metadata that was loaded after the list was prepared may
+ * have added some to some of its regions. */
+static vnxi_list_routes_t
+routes_of(const vnxi_list_t *list)
+{
+    const vnxi_list_routes_t *known = &vnxi_native_list(list)->routes;
+    uint64_t changes =
+        atomic_load_explicit(&vnxi_route_changes, memory_order_acquire);
+    return known->changes == changes ? *known : read_routes(list);
 }
 
 const vnxi_list_class_t vnxi_native_list_class = {
@@ -502,16 +521,15 @@ static void
 planner_init(planner_t *planner, const vnxi_plan_args_t *args,
              vnx_error_t *error)
 {
-    const vnxi_native_list_t *remote = vnxi_native_list(args->remote);
-    const vnxi_region_t *first = args->remote->regions[0];
+    const vnxi_list_routes_t routes = routes_of(args->remote);
 
     planner->args = args;
     planner->error = error;
     planner->at = 0;
     planner->uniform = args->local->uniform && args->remote->uniform;
     planner->mem = args->local->mem;
-    planner->one_route = (remote->one_route >> planner->mem & 1) != 0;
-    planner->route = vnxi_route_from(vnxi_region_routes(first), planner->mem);
+    planner->one_route = (routes.one_route >> planner->mem & 1) != 0;
+    planner->route = vnxi_route_from(routes.first, planner->mem);
     planner->routes = planner->one_route ? 1u << planner->route : 0;
     planner->bytes = 0;
     planner->region = NULL;
@@ -521,7 +539,8 @@ planner_init(planner_t *planner, const vnxi_plan_args_t *args,
     planner->local.want_lens = planner->remote.want_lens = !planner->uniform;
     planner->remote.want_devs = !planner->one_route;
     if (planner->one_route) {
-        planner->remote.delta = vnxi_region_delta(first, planner->route);
+        planner->remote.delta =
+            vnxi_region_delta(args->remote->regions[0], planner->route);
     }
 }
 

@@ -22,12 +22,19 @@
 #define VNXI_ROUTE_COPY 0u
 #define VNXI_ROUTE_NONE 31u /* no transport */
 
+/* The routes to a list's regions, as its remote side. */
+typedef struct vnxi_list_routes {
+    uint64_t changes; /* vnxi_route_changes, before they were read */
+    uint64_t first;   /* those of the first region */
+    /* For which kinds of local memory (a bit set) all regions have the same
+     * route and are translated by the same number. */
+    uint32_t one_route;
+} vnxi_list_routes_t;
+
 /* The engine's prepared lists. */
 typedef struct vnxi_native_list {
-    vnxi_list_t base; /* first */
-    /* As the remote side: for which kinds of local memory (a bit set) all
-     * regions have the same route and are translated by the same number. */
-    uint32_t one_route;
+    vnxi_list_t base;          /* first */
+    vnxi_list_routes_t routes; /* when it was prepared */
 } vnxi_native_list_t;
 
 extern const vnxi_list_class_t vnxi_native_list_class;

@@ -62,6 +62,8 @@ best_of(const vnxi_region_t *region, unsigned transports)
     return is_mapped ? VNXI_ROUTE_COPY : t;
 }
 
+atomic_uint_fast64_t vnxi_route_changes;
+
 void
 vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach)
 {

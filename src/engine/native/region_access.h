@@ -76,4 +76,14 @@ vnxi_region_delta(const vnxi_region_t *region, unsigned route)
  * slots have changed. */
 void vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach);
 
+/* How often the routes to regions have changed that lists may refer to. */
+extern atomic_uint_fast64_t vnxi_route_changes;
+
+/* Count that; after the routes were determined. */
+static inline void
+vnxi_routes_have_changed(void)
+{
+    atomic_fetch_add(&vnxi_route_changes, 1);
+}
+
 #endif

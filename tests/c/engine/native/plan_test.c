@@ -879,11 +879,12 @@ test_plan_list_records_one_route_and_delta(void **state)
 
     for (size_t n = 1; n <= 4; n++) {
         vnxi_list_t *list = make_list(table, rows, n);
-        assert_int_equal(vnxi_native_list(list)->one_route, one_route[n - 1]);
+        assert_int_equal(vnxi_native_list(list)->routes.one_route,
+                         one_route[n - 1]);
         vnxi_list_release(list);
     }
     vnxi_list_t *list = make_list(table, rows + 3, 1);
-    assert_int_equal(vnxi_native_list(list)->one_route, all);
+    assert_int_equal(vnxi_native_list(list)->routes.one_route, all);
     vnxi_list_release(list);
     vnxi_region_table_release(table);
 }
@@ -905,10 +906,50 @@ test_plan_list_has_one_route_for_each_kind_of_local_memory(void **state)
                      (uint64_t)ROUTE_OTHER << 8 * VNX_MEM_VRAM);
     }
     vnxi_list_t *list = make_list(table, rows, 2);
-    assert_int_equal(vnxi_native_list(list)->one_route >> VNX_MEM_DRAM & 1, 0);
-    assert_int_equal(vnxi_native_list(list)->one_route >> VNX_MEM_VRAM & 1, 1);
+    assert_int_equal(
+        vnxi_native_list(list)->routes.one_route >> VNX_MEM_DRAM & 1, 0);
+    assert_int_equal(
+        vnxi_native_list(list)->routes.one_route >> VNX_MEM_VRAM & 1, 1);
     vnxi_list_release(list);
     vnxi_region_table_release(table);
+}
+
+#define ROUTE_ADDED 2u
+
+/* Metadata that is loaded later adds a route to one region of the list, the
+ * first or another. */
+static void
+test_plan_follows_routes_that_are_added_to_a_region(void **state)
+{
+    (void)state;
+    const region_spec_t specs[] = {{.addr = 0x1000, .len = 0x1000},
+                                   {.addr = 0x3000, .len = 0x1000}};
+    const vnx_desc_t rows[] = {{0x1000, 8, 0}, {0x3000, 8, 0}};
+
+    for (size_t changed = 0; changed < 2; changed++) {
+        vnxi_region_table_t *table = make_table(specs, 2);
+        vnxi_list_t *list = make_list(table, rows, 2);
+        const vnxi_plan_args_t args = {.local = list,
+                                       .remote = list,
+                                       .local_rows = {.count = 2},
+                                       .remote_rows = {.count = 2},
+                                       .operation = OPERATION};
+        vnxi_plan_t plan;
+
+        set_route(vnxi_region_table_at(table, changed), ROUTE_ADDED);
+        vnxi_routes_have_changed();
+        assert_int_equal(vnxi_plan_build(&args, &plan, NULL), VNX_OK);
+        assert_int_equal(plan.routes, 1u << ROUTE_OTHER | 1u << ROUTE_ADDED);
+        assert_int_equal(plan.segment_count, 2);
+        for (size_t i = 0; i < 2; i++) {
+            assert_int_equal(plan.segments[i].remote, rows[i].addr);
+            assert_int_equal(plan.segments[i].route,
+                             i == changed ? ROUTE_ADDED : ROUTE_OTHER);
+        }
+        vnxi_plan_fini(&plan);
+        vnxi_list_release(list);
+        vnxi_region_table_release(table);
+    }
 }
 
 static size_t lost_place;
@@ -1002,6 +1043,7 @@ main(void)
         cmocka_unit_test(test_plan_list_records_one_route_and_delta),
         cmocka_unit_test(
             test_plan_list_has_one_route_for_each_kind_of_local_memory),
+        cmocka_unit_test(test_plan_follows_routes_that_are_added_to_a_region),
         cmocka_unit_test(test_plan_names_the_first_row_without_a_route),
         cmocka_unit_test(test_plan_agrees_with_a_naive_planner),
         cmocka_unit_test(test_plan_agrees_over_many_regions),
