@@ -10,10 +10,7 @@
 
 #define WORDS_MAX 32 /* backends compared with an unknown one */
 
-/* "auto", and the engines in the order of its preference. */
-static const char *const names[] = {"auto", "native", "nixl"};
-#define NAMES (sizeof names / sizeof *names)
-_Static_assert(NAMES == 1 + VNXI_CANDIDATES_MAX, "all engines");
+#define AUTO "auto"
 
 /* -- Life ----------------------------------------------------------------- */
 
@@ -35,11 +32,8 @@ add_all(vnxi_choice_t *choice, const vnxi_engine_config_t *config,
         vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
-    for (size_t i = 1; status == VNX_OK && i < NAMES; i++) {
-        const vnxi_engine_ops_t *ops = vnxi_engine_find(names[i]);
-        if (ops != NULL) {
-            status = add_candidate(choice, ops, config, error);
-        }
+    for (size_t i = 0; status == VNX_OK && i < VNXI_ENGINES; i++) {
+        status = add_candidate(choice, vnxi_engines[i], config, error);
     }
     return status;
 }
@@ -64,12 +58,22 @@ copy_wanted(vnxi_choice_t *choice, const char *const *backends,
                : vnxi_error_no_memory(error, "vnx_agent_create", count);
 }
 
+/* The engine of that name alone. */
 static vnx_status_t
-unknown_engine(const char *name, vnx_error_t *error)
+add_named(vnxi_choice_t *choice, const char *name,
+          const vnxi_engine_config_t *config, vnx_error_t *error)
 {
+    const char *words[1 + VNXI_ENGINES] = {AUTO};
+
+    for (size_t i = 0; i < VNXI_ENGINES; i++) {
+        words[1 + i] = vnxi_engines[i]->name;
+        if (strcmp(name, words[1 + i]) == 0) {
+            return add_candidate(choice, vnxi_engines[i], config, error);
+        }
+    }
     return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create",
                           "this build does not have the engine '%.64s': %s",
-                          name, vnxi_words(name, names, NAMES));
+                          name, vnxi_words(name, words, 1 + VNXI_ENGINES));
 }
 
 vnx_status_t
@@ -80,12 +84,10 @@ vnxi_choice_init(vnxi_choice_t *choice, const char *name,
     *choice = (vnxi_choice_t){.count = 0};
     vnxi_mutex_init(&choice->lock, VNXI_RANK_CHOICE);
     vnx_status_t status = copy_wanted(choice, backends, error);
-    if (status == VNX_OK && (name == NULL || strcmp(name, "auto") == 0)) {
-        status = add_all(choice, config, error);
-    } else if (status == VNX_OK) {
-        const vnxi_engine_ops_t *ops = vnxi_engine_find(name);
-        status = ops != NULL ? add_candidate(choice, ops, config, error)
-                             : unknown_engine(name, error);
+    if (status == VNX_OK) {
+        status = name == NULL || strcmp(name, AUTO) == 0
+                     ? add_all(choice, config, error)
+                     : add_named(choice, name, config, error);
     }
     if (status != VNX_OK) {
         vnxi_choice_stop(choice);

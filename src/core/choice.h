@@ -16,7 +16,6 @@
 #include "base/mutex.h"
 #include "engine/engine.h"
 
-#define VNXI_CANDIDATES_MAX 2
 #define VNXI_CHOICE_WHY 160
 
 typedef struct vnxi_candidate {
@@ -26,7 +25,7 @@ typedef struct vnxi_candidate {
 
 typedef struct vnxi_choice {
     vnxi_mutex_t lock;
-    vnxi_candidate_t candidates[VNXI_CANDIDATES_MAX]; /* constant */
+    vnxi_candidate_t candidates[VNXI_ENGINES]; /* constant */
     size_t count;
     char **wanted;             /* backends that the config announces; owned,
                                   NULL-terminated; may be NULL */

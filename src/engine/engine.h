@@ -328,7 +328,8 @@ vnxi_peer_release(vnxi_peer_t *peer)
     }
 }
 
-/* Find an engine of this build by name; NULL if unknown. */
-const vnxi_engine_ops_t *vnxi_engine_find(const char *name);
+/* The engines of this build, in the order of preference. */
+#define VNXI_ENGINES 2
+extern const vnxi_engine_ops_t *const vnxi_engines[VNXI_ENGINES];
 
 #endif
