@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "base/fork_fds.h"
 #include "base/log.h"
 #include "base/mutex.h"
 #include "engine/native/native.h"
@@ -302,6 +303,145 @@ on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
     vnxi_mutex_unlock(&peer->lock);
 }
 
+/* -- Control messages, copying by the main conn ----------------------------
+ */
+
+/* The transport with this entry in metadata; VNXI_TRANSPORTS: there is none. */
+static unsigned
+find_by_entry(const void *entry, size_t len)
+{
+    unsigned t = 0;
+
+    while (t < VNXI_TRANSPORTS &&
+           (vnxi_transports[t]->entry == NULL ||
+            strlen(vnxi_transports[t]->entry) != len ||
+            memcmp(vnxi_transports[t]->entry, entry, len) != 0)) {
+        t++;
+    }
+    return t;
+}
+
+static void
+close_fds(const vnxi_control_t *control)
+{
+    for (size_t i = 0; i < control->fd_count; i++) {
+        vnxi_fork_fd_close(control->fds[i]);
+    }
+}
+
+/* The main conn of the peer of a conn; NULL: the peer is gone. */
+static vnxi_conn_t *
+find_main(vnxi_conn_t *conn, const vnxi_transport_t **transport_p,
+          vnx_error_t *error)
+{
+    vnxi_native_peer_t *peer = conn->peer;
+    unsigned t = atomic_load_explicit(&peer->main, memory_order_relaxed);
+
+    if (vnxi_native_peer_gone(peer)) {
+        vnxi_native_peer_error(peer, "vnx_xfer_post", error);
+        return NULL;
+    }
+    *transport_p = vnxi_transports[t];
+    return vnxi_native_conn(peer, t);
+}
+
+static vnx_status_t
+ask(void *context, unsigned number, vnxi_conn_t *conn,
+    const vnxi_control_t *control, vnx_error_t *error)
+{
+    const vnxi_transport_t *transport;
+    vnxi_conn_t *main_one = find_main(conn, &transport, error);
+
+    (void)context;
+    if (main_one != NULL && transport->carry_question != NULL) {
+        return transport->carry_question(
+            main_one, vnxi_transports[number]->entry, control, error);
+    }
+    close_fds(control);
+    return main_one == NULL
+               ? VNX_ERR_REMOTE_DISCONNECT
+               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_xfer_post",
+                                "%s carries no messages of other transports",
+                                transport->name);
+}
+
+static vnx_status_t
+answer(void *context, unsigned number, uint64_t asker,
+       const vnxi_control_t *control, vnx_error_t *error)
+{
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(context, t);
+        if (port != NULL && vnxi_transports[t]->carry_answer != NULL) {
+            return vnxi_transports[t]->carry_answer(
+                port, asker, vnxi_transports[number]->entry, control, error);
+        }
+    }
+    close_fds(control);
+    return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_xfer_post",
+                          "no transport carries messages of other transports");
+}
+
+static void
+on_question(void *context, const void *entry, size_t entry_len, uint64_t asker,
+            const vnxi_control_t *control)
+{
+    unsigned t = find_by_entry(entry, entry_len);
+    vnxi_port_t *port =
+        t < VNXI_TRANSPORTS ? vnxi_native_port(context, t) : NULL;
+
+    if (port != NULL && vnxi_transports[t]->on_question != NULL) {
+        vnxi_transports[t]->on_question(port, asker, control);
+    } else {
+        close_fds(control);
+    }
+}
+
+static void
+on_answered(void *context, const void *entry, size_t entry_len, uintptr_t id,
+            const vnxi_control_t *control)
+{
+    unsigned t = find_by_entry(entry, entry_len);
+    vnxi_conn_t *conn = t < VNXI_TRANSPORTS ? hold(context, t, id) : NULL;
+
+    if (conn != NULL && vnxi_transports[t]->on_answer != NULL) {
+        vnxi_transports[t]->on_answer(conn, control);
+    } else {
+        close_fds(control);
+    }
+    if (conn != NULL) {
+        drop(context, conn);
+    }
+}
+
+static void
+on_asker_gone(void *context, uint64_t asker)
+{
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        vnxi_port_t *port = vnxi_native_port(context, t);
+        if (port != NULL && vnxi_transports[t]->on_asker_gone != NULL) {
+            vnxi_transports[t]->on_asker_gone(port, asker);
+        }
+    }
+}
+
+static vnx_status_t
+copy(void *context, vnxi_conn_t *conn, const vnxi_copy_row_t *rows,
+     size_t count, vnx_op_t op, vnx_error_t *error)
+{
+    const vnxi_transport_t *transport;
+    vnxi_conn_t *main_one = find_main(conn, &transport, error);
+
+    (void)context;
+    if (main_one == NULL) {
+        return VNX_ERR_REMOTE_DISCONNECT;
+    }
+    return transport->copy_rows != NULL
+               ? transport->copy_rows(main_one, rows, count, op, error)
+               : vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, "vnx_xfer_post",
+                                "%s does not copy for other transports",
+                                transport->name);
+}
+
 static void
 retain(void *context)
 {
@@ -322,6 +462,12 @@ const vnxi_port_host_t vnxi_native_port_host = {
     .drop = drop,
     .false_epoch = on_false_epoch,
     .update = vnxi_native_update,
+    .ask = ask,
+    .answer = answer,
+    .question = on_question,
+    .answered = on_answered,
+    .asker_gone = on_asker_gone,
+    .copy = copy,
     .retain = retain,
     .release = release,
 };

@@ -285,7 +285,8 @@ start_main(loading_t *loading, vnxi_native_peer_t *peer)
             return status;
         }
         vnxi_conn_t *conn = atomic_load(&peer->conns[t]);
-        if (conn == NULL || disabled) {
+        if (conn == NULL || disabled ||
+            vnxi_transports[t]->conn_start == NULL) {
             continue; /* a conn that is not started knows the process */
         }
         atomic_store(&peer->main, t);

@@ -124,6 +124,7 @@ is_wanted(const build_t *build, unsigned t, vnx_mem_t mem, unsigned known)
 {
     bool is_wanted = false;
 
+    known |= vnxi_native_by_main(mem) & ((1u << t) - 1);
     for (unsigned local = 0; local < VNX_MEM_COUNT; local++) {
         unsigned moves = build->reach.moves[local][mem];
         is_wanted |= (build->mems >> local & 1) != 0 &&

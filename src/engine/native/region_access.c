@@ -42,6 +42,17 @@ const vnxi_region_class_t vnxi_native_region_class = {
     .fini = region_fini,
 };
 
+unsigned
+vnxi_native_by_main(vnx_mem_t mem)
+{
+    unsigned found = 0;
+
+    for (unsigned t = 0; mem == VNX_MEM_DRAM && t < VNXI_TRANSPORTS; t++) {
+        found |= (unsigned)vnxi_transports[t]->copies_by_main << t;
+    }
+    return found;
+}
+
 /* The fastest of some transports; of a region that is mapped here, the copying
  * of this process. */
 static unsigned
@@ -70,6 +81,9 @@ vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach)
     uint64_t routes = 0;
     unsigned known = 0;
 
+    if (vnxi_native_region(region)->is_remote) {
+        known = vnxi_native_by_main(region->mem);
+    }
     for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
         known |= (unsigned)(vnxi_region_slot(region, t) != NULL) << t;
     }

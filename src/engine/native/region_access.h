@@ -72,6 +72,10 @@ vnxi_region_delta(const vnxi_region_t *region, unsigned route)
     return route == VNXI_ROUTE_COPY ? vnxi_native_region(region)->delta : 0;
 }
 
+/* The transports that need no slots for peers' regions of this kind, as a bit
+ * set. */
+unsigned vnxi_native_by_main(vnx_mem_t mem);
+
 /* Determine the routes to a region by the transports that know it; after its
  * slots have changed. */
 void vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach);

@@ -2,7 +2,7 @@
  * The transport contract: everything that the native engine knows about the
  * code that moves bytes between two agents.  Four transports implement it:
  * process/ (copying within the process), shm/ (processes of one host), cuda/
- * (GPU memory of this process) and ucx/ (libucp).  This header is enough to
+ * (GPU memory of this host) and ucx/ (libucp).  This header is enough to
  * write another one: a folder with one vnxi_transport_t, and one line in
  * transports.h.
  *
@@ -23,6 +23,15 @@
  * transport that has a conn, moves bytes between these kinds of memory, and
  * knows the peer's region.  A transport knows every local region of the kinds
  * that it moves.
+ *
+ * Control messages.  A transport without connections of its own may send
+ * messages to the port of the same transport at a peer of this host.  The main
+ * conn carries them, together with open descriptors, if its transport can
+ * (carry_question).  They go two ways: a question from an agent that has
+ * loaded the peer's metadata, and an answer, or what the peer has to say later,
+ * to such an agent, the *asker*, which the peer need not know.  They arrive in
+ * the order in which they were sent, and in order with the main conn's other
+ * messages.
  *
  * Life: port_open -> leave -> settle -> port_stop -> port_free, and in
  * between any number of conn_create -> conn_start -> conn_close -> conn_free.
@@ -62,6 +71,26 @@
 
 typedef struct vnxi_transport vnxi_transport_t;
 typedef struct vnxi_part vnxi_part_t; /* of a transfer; the transport's own */
+typedef struct vnxi_conn vnxi_conn_t;
+
+#define VNXI_CONTROL_BYTES_MAX 65536u
+#define VNXI_CONTROL_FDS_MAX 64u
+
+typedef struct vnxi_control {
+    const void *data;
+    size_t len; /* at most VNXI_CONTROL_BYTES_MAX */
+    /* Passed on to the function that gets the message, which closes them, also
+     * after an error.  Owned by vnxi_fork_fd_own(). */
+    int *fds;
+    size_t fd_count; /* at most VNXI_CONTROL_FDS_MAX */
+    bool has_lost_fds; /* received: without its descriptors, because this
+                          process had too many open; fd_count is 0 */
+} vnxi_control_t;
+
+/* Bytes to copy between this process and a peer's. */
+typedef struct vnxi_copy_row {
+    uint64_t local, remote, len;
+} vnxi_copy_row_t;
 
 /* The engine, as a transport sees it.  Callbacks come on any thread, none
  * after port_stop() has returned.  A conn is named by its id, because it may
@@ -83,18 +112,39 @@ typedef struct vnxi_port_host {
     void (*changed)(void *context);
 
     /* Find a conn and keep its peer until drop(); NULL if it was closed. */
-    struct vnxi_conn *(*hold)(void *context, unsigned number, uintptr_t id);
-    void (*drop)(void *context, struct vnxi_conn *conn);
+    vnxi_conn_t *(*hold)(void *context, unsigned number, uintptr_t id);
+    void (*drop)(void *context, vnxi_conn_t *conn);
 
     /* The owner's epoch is lower than this one, which its metadata claims:
      * metadata with a lower epoch may be loaded again. */
-    void (*false_epoch)(void *context, struct vnxi_conn *conn, uint64_t epoch);
+    void (*false_epoch)(void *context, vnxi_conn_t *conn, uint64_t epoch);
 
     /* Find the routes to the agent's regions again if transports may move more
      * kinds of memory than before: another agent is about to use them. */
     void (*update)(void *context);
 
-    /* Keep the engine and its registry for a conn of another engine. */
+    /* Send a control message to the conn's peer.  VNX_ERR_NOT_SUPPORTED: no
+     * transport carries it there.  VNX_ERR_REMOTE_DISCONNECT: the peer is
+     * gone. */
+    vnx_status_t (*ask)(void *context, unsigned number, vnxi_conn_t *conn,
+                        const vnxi_control_t *control, vnx_error_t *error);
+    vnx_status_t (*answer)(void *context, unsigned number, uint64_t asker,
+                           const vnxi_control_t *control, vnx_error_t *error);
+
+    /* A control message of the transport with this entry has arrived. */
+    void (*question)(void *context, const void *entry, size_t entry_len,
+                     uint64_t asker, const vnxi_control_t *control);
+    void (*answered)(void *context, const void *entry, size_t entry_len,
+                     uintptr_t id, const vnxi_control_t *control);
+    void (*asker_gone)(void *context, uint64_t asker);
+
+    /* Copy between this process and CPU memory of the conn's peer, which is in
+     * another process of this host.  Blocks while it copies. */
+    vnx_status_t (*copy)(void *context, vnxi_conn_t *conn,
+                         const vnxi_copy_row_t *rows, size_t count,
+                         vnx_op_t op, vnx_error_t *error);
+
+    /* Keep the engine, its registry and its ports. */
     void (*retain)(void *context);
     void (*release)(void *context);
 } vnxi_port_host_t;
@@ -142,11 +192,11 @@ typedef struct vnxi_conn_args {
 } vnxi_conn_args_t;
 
 /* The transport's own conn begins with this. */
-typedef struct vnxi_conn {
+struct vnxi_conn {
     vnxi_port_t
         *port;  /* these two are set by the engine after conn_create() */
     void *peer; /* the engine's */
-} vnxi_conn_t;
+};
 
 /* Why a conn does not start. */
 typedef enum vnxi_refusal {
@@ -190,6 +240,9 @@ struct vnxi_transport {
     vnxi_scope_t scope; /* how far it reaches */
     bool confirms;      /* it asks owners which regions they have: a
                            peer's regions are UNCONFIRMED until then */
+    /* It moves peers' CPU memory without slots of its own, by the host's
+     * copy(). */
+    bool copies_by_main;
     const char *why;    /* for describe(): how it moves bytes */
     const char *not_offered; /* why a peer may have no conn: "the peer ..." */
 
@@ -246,7 +299,8 @@ struct vnxi_transport {
 
     /* Connect, at least in the background.  The host may be called before
      * this returns.  After an error, *refusal_p (then only) is set and the
-     * conn is closed and used no more, except by find_pid(). */
+     * conn is closed and used no more, except by find_pid().  NULL: the conn
+     * is never the main one. */
     vnx_status_t (*conn_start)(vnxi_conn_t *conn, vnxi_refusal_t *refusal_p,
                                vnx_error_t *error);
 
@@ -295,6 +349,28 @@ struct vnxi_transport {
      * Ask the owner about UNCONFIRMED regions.  NULL unless `confirms`. */
     void (*new_table)(vnxi_conn_t *conn, vnxi_region_table_t *table,
                       uint64_t epoch);
+
+    /* Carry a control message of the transport with this entry.  Does not
+     * block.  NULL: it carries none. */
+    vnx_status_t (*carry_question)(vnxi_conn_t *conn, const char *entry,
+                                   const vnxi_control_t *control,
+                                   vnx_error_t *error);
+    vnx_status_t (*carry_answer)(vnxi_port_t *port, uint64_t asker,
+                                 const char *entry,
+                                 const vnxi_control_t *control,
+                                 vnx_error_t *error);
+
+    /* A control message has arrived.  Must not block: other messages wait.
+     * NULL: it is dropped. */
+    void (*on_question)(vnxi_port_t *port, uint64_t asker,
+                        const vnxi_control_t *control);
+    void (*on_answer)(vnxi_conn_t *conn, const vnxi_control_t *control);
+    /* No more messages come from the asker, nor reach it. */
+    void (*on_asker_gone)(vnxi_port_t *port, uint64_t asker);
+
+    /* As the host's copy(), for a main conn.  NULL: it cannot. */
+    vnx_status_t (*copy_rows)(vnxi_conn_t *conn, const vnxi_copy_row_t *rows,
+                              size_t count, vnx_op_t op, vnx_error_t *error);
 
     /* -- Our regions -----------------------------------------------------
      */

@@ -1,7 +1,8 @@
 /*
  * The transports, in the order of preference: X(name) stands for
  * vnxi_<name>_transport.  The number of a transport is its place in this list.
- * `process` is the first: VNXI_ROUTE_COPY is its number.
+ * `process` is the first: VNXI_ROUTE_COPY is its number.  `shm` comes before
+ * `cuda`, which has no connections of its own and uses those of `shm`.
  */
 #ifndef VNXI_NATIVE_TRANSPORTS_H
 #define VNXI_NATIVE_TRANSPORTS_H
@@ -10,8 +11,8 @@
 
 #define VNXI_TRANSPORT_LIST(X) \
     X(process)                 \
-    X(cuda)                    \
     X(shm)                     \
+    X(cuda)                    \
     X(ucx)
 
 enum {

@@ -1,7 +1,8 @@
 /*
- * GPU memory as a transport: between agents of this process, and between GPU
- * and CPU memory of one agent.  The work is done by worker.h; here are its
- * port, conns and slots.
+ * GPU memory as a transport: within this process, between GPU and CPU memory,
+ * and with agents of other processes of this host.  The work is done by
+ * worker.h; lend.h shares our memory with other processes, import.h gets
+ * theirs; here are ports, conns and slots.
  *
  * Design notes.  A program with GPU memory has loaded and initialised libcuda;
  * this transport never does, so an agent without GPU memory costs nothing.
@@ -11,45 +12,69 @@
  * Each is checked when the region is registered, because a copy from memory
  * that is not there destroys the program's context.
  *
- * The agent's entry in its metadata and the public data of a region have a
- * version only: peers of other processes do not use this transport yet, and
- * those of this process share the region objects.
+ * A region is in our metadata if other processes can map all of it; otherwise
+ * they use UCX.  Metadata has nothing that leads to the memory: its owner hands
+ * the handles out to those who have connected to it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "engine/native/cuda/context.h"
+#include "engine/native/cuda/lend.h"
 #include "engine/native/cuda/worker.h"
+#include "engine/native/region_access.h"
 
 #define REGISTER "vnx_agent_register"
+#define LOAD "vnx_agent_load_metadata"
+#define MAKE "vnx_xfer_create"
 #define VERSION_MAJOR 1
 #define VERSION_MINOR 0
 
 /* -- Ports -----------------------------------------------------------------
  */
 
+typedef struct cuda_port {
+    vnxi_port_t base; /* first */
+    vnxi_cuda_lender_t lender;
+} cuda_port_t;
+
+static vnxi_cuda_lender_t *
+lender_of(vnxi_port_t *port)
+{
+    return &((cuda_port_t *)port)->lender;
+}
+
 static vnx_status_t
 port_open(const vnxi_port_config_t *config, vnxi_port_t **port_p,
           vnx_error_t *error)
 {
-    vnxi_port_t *port = calloc(1, sizeof *port);
+    cuda_port_t *port = calloc(1, sizeof *port);
 
     if (port == NULL) {
         return vnxi_error_no_memory(error, "vnx_agent_create_backend",
                                     sizeof *port);
     }
-    port->config = *config;
-    *port_p = port;
+    port->base.config = *config;
+    vnxi_cuda_lender_init(&port->lender, &port->base);
+    *port_p = &port->base;
     return VNX_OK;
+}
+
+static void
+leave(vnxi_port_t *port)
+{
+    vnxi_cuda_lender_recall(lender_of(port), NULL);
 }
 
 static void
 settle(vnxi_port_t *port)
 {
-    (void)port; /* transfers of other agents may use our memory, too */
-    vnxi_cuda_workers_settle();
+    vnxi_cuda_workers_settle(); /* transfers of other agents may use our
+                                   memory, too */
+    vnxi_cuda_lender_settle(lender_of(port));
 }
 
 static void
@@ -61,6 +86,7 @@ port_stop(vnxi_port_t *port)
 static void
 port_free(vnxi_port_t *port)
 {
+    vnxi_cuda_lender_fini(lender_of(port));
     free(port);
 }
 
@@ -81,12 +107,13 @@ describe_port(vnxi_port_t *port, vnxi_writer_t *out)
     const vnxi_cuda_library_t *library =
         vnxi_cuda_library(VNXI_CUDA_IF_USED, NULL);
 
-    (void)port;
     if (library == NULL) {
         return;
     }
     vnxi_json_member(out, "cuda", library->path);
     vnxi_json_number(out, "cuda_driver", (uint64_t)library->driver);
+    vnxi_json_number(out, "cuda_regions_lent",
+                     vnxi_cuda_lender_count(lender_of(port)));
     vnxi_json_key(out, "gpus");
     vnxi_cuda_workers_describe(out);
 }
@@ -115,35 +142,44 @@ refuses(const vnxi_port_t *port, vnx_mem_t local, vnx_mem_t remote)
 /* -- Conns -----------------------------------------------------------------
  */
 
-/* The regions of an agent of this process are its own objects, so nothing
- * needs to be known about the peer. */
+typedef struct cuda_conn {
+    vnxi_conn_t base; /* first */
+    const vnxi_port_t *port;
+    uintptr_t id;
+} cuda_conn_t;
+
+/* An agent of this process needs no conn of its own: its regions are borrowed.
+ * Others are reached over the main conn. */
 static vnx_status_t
 conn_create(vnxi_port_t *port, const vnxi_conn_args_t *args,
             vnxi_conn_t **conn_p, vnx_error_t *error)
 {
-    (void)port;
     *conn_p = NULL;
-    if (!args->is_here && !args->is_self) {
-        return VNX_OK;
+    if (args->identity == NULL && !args->is_self) {
+        return VNX_OK; /* not an agent of vllm_nixl */
     }
-    *conn_p = calloc(1, sizeof **conn_p);
-    return *conn_p != NULL
-               ? VNX_OK
-               : vnxi_error_no_memory(error, "vnx_agent_load_metadata",
-                                      sizeof **conn_p);
-}
-
-static vnx_status_t
-conn_start(vnxi_conn_t *conn, vnxi_refusal_t *refusal_p, vnx_error_t *error)
-{
-    (void)conn, (void)refusal_p, (void)error;
+    cuda_conn_t *conn = calloc(1, sizeof *conn);
+    if (conn == NULL) {
+        return vnxi_error_no_memory(error, LOAD, sizeof *conn);
+    }
+    conn->port = port;
+    conn->id = args->id;
+    *conn_p = &conn->base;
     return VNX_OK;
 }
 
 static void
-conn_close(vnxi_conn_t *conn)
+conn_close(vnxi_conn_t *base)
 {
-    (void)conn;
+    const cuda_conn_t *conn = (cuda_conn_t *)base;
+    vnxi_cuda_imports_drop(conn->port, conn->id);
+}
+
+static void
+peer_gone(vnxi_conn_t *conn, const char *cause)
+{
+    (void)cause;
+    conn_close(conn);
 }
 
 static void
@@ -152,12 +188,31 @@ conn_free(vnxi_conn_t *conn)
     free(conn);
 }
 
+static void
+on_question(vnxi_port_t *port, uint64_t asker, const vnxi_control_t *control)
+{
+    vnxi_cuda_lender_on_question(lender_of(port), asker, control);
+}
+
+static void
+on_answer(vnxi_conn_t *base, const vnxi_control_t *control)
+{
+    const cuda_conn_t *conn = (cuda_conn_t *)base;
+    vnxi_cuda_imports_on_answer(conn->port, conn->id, control);
+}
+
+static void
+on_asker_gone(vnxi_port_t *port, uint64_t asker)
+{
+    vnxi_cuda_lender_forget(lender_of(port), asker);
+}
+
 /* -- Our regions -----------------------------------------------------------
  */
 
 /* What the driver knows about an address. */
 typedef struct facts {
-    uint64_t context, type, is_managed, ordinal, is_legacy;
+    uint64_t context, type, is_managed, ordinal, is_legacy, handle_types, pool;
 } facts_t;
 
 static vnx_status_t
@@ -182,10 +237,14 @@ find_facts(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         VNXI_CU_POINTER_ATTRIBUTE_IS_MANAGED,
         VNXI_CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
         VNXI_CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE,
+        VNXI_CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES,
+        VNXI_CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE,
     };
     facts_t facts = {0};
-    void *places[] = {&facts.context, &facts.type, &facts.is_managed,
-                      &facts.ordinal, &facts.is_legacy};
+    void *places[] = {&facts.context,      &facts.type,
+                      &facts.is_managed,   &facts.ordinal,
+                      &facts.is_legacy,    &facts.handle_types,
+                      &facts.pool};
 
     vnxi_cu_result_t result = library->cu.cuPointerGetAttributes(
         sizeof attributes / sizeof attributes[0], attributes, places, address);
@@ -205,11 +264,19 @@ find_facts(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
     return VNX_OK;
 }
 
-/* Check the allocations of a region after the first one; *is_legacy_p: all are
- * from cudaMalloc(). */
+static void
+note_facts(vnxi_cuda_mem_t *mem, const facts_t *facts)
+{
+    mem->is_legacy = mem->is_legacy && facts->is_legacy != 0;
+    mem->is_lent = mem->is_lent && facts->is_managed == 0 &&
+                   facts->pool == 0 &&
+                   vnxi_cuda_can_lend(facts->is_legacy, facts->handle_types);
+}
+
+/* Check the allocations of a region after the first one. */
 static vnx_status_t
 check_rest(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
-           uint64_t ordinal, bool *is_legacy_p, vnx_error_t *error)
+           uint64_t ordinal, vnxi_cuda_mem_t *mem, vnx_error_t *error)
 {
     uint64_t end = region->addr + region->len;
     vnxi_cu_ptr_t start;
@@ -220,10 +287,12 @@ check_rest(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         vnx_status_t status = VNX_OK;
         if (at != region->addr) {
             status = find_facts(library, region, at, &facts, error);
-            *is_legacy_p = *is_legacy_p && facts.is_legacy != 0;
         }
         if (status != VNX_OK) {
             return status;
+        }
+        if (at != region->addr) {
+            note_facts(mem, &facts);
         }
         if (at != region->addr && facts.ordinal != ordinal) {
             return region_error(region, at,
@@ -251,9 +320,12 @@ check_region(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         return vnxi_cuda_error(library, REGISTER, (int)first->ordinal,
                                "cuCtxPushCurrent_v2", result, error);
     }
-    mem->is_legacy = first->is_legacy != 0;
+    mem->is_legacy = true;
+    mem->is_lent = cu->cuDeviceGetUuid_v2(&mem->uuid, mem->gpu->device) ==
+                   VNXI_CUDA_SUCCESS;
+    note_facts(mem, first);
     vnx_status_t status =
-        check_rest(library, region, first->ordinal, &mem->is_legacy, error);
+        check_rest(library, region, first->ordinal, mem, error);
     cu->cuCtxPopCurrent_v2(NULL);
     return status;
 }
@@ -340,27 +412,193 @@ slot_free(void *slot)
     }
 }
 
-/* CPU memory is in the sections of other transports. */
+static void
+revoked(vnxi_port_t *port, const vnxi_region_t *region, uint64_t epoch)
+{
+    (void)epoch;
+    if (region->mem == VNX_MEM_VRAM) {
+        vnxi_cuda_lender_recall(lender_of(port), region);
+    }
+}
+
+/* CPU memory is in the sections of other transports, and so is GPU memory that
+ * other processes cannot map. */
 static void
 write_region(const void *slot, vnxi_writer_t *writer)
 {
-    if (slot != &cpu_memory) {
+    const vnxi_cuda_mem_t *mem = slot;
+
+    if (mem != &cpu_memory && mem->is_lent) {
         vnxi_write_u8(writer, VERSION_MAJOR);
         vnxi_write_u8(writer, VERSION_MINOR);
+        vnxi_write_bytes(writer, &mem->uuid, sizeof mem->uuid);
     }
+}
+
+/* -- A peer's regions ------------------------------------------------------
+ */
+
+/* Later minor versions may add bytes at the end. */
+static vnx_status_t
+read_region(vnxi_md_bytes_t data, vnxi_cu_uuid_t *uuid_p, vnx_error_t *error)
+{
+    vnxi_reader_t reader = vnxi_reader(data.data, data.len);
+    uint8_t major = vnxi_read_u8(&reader);
+
+    vnxi_read_u8(&reader);
+    const void *uuid = vnxi_read_bytes(&reader, sizeof *uuid_p);
+    if (uuid == NULL || major != VERSION_MAJOR) {
+        return vnxi_error_set(error, VNX_ERR_MISMATCH, LOAD,
+                              "a CUDA region of version %u, %zu bytes: only "
+                              "version %d is known",
+                              major, data.len, VERSION_MAJOR);
+    }
+    memcpy(uuid_p, uuid, sizeof *uuid_p);
+    return VNX_OK;
+}
+
+static vnx_status_t
+key_create(vnxi_conn_t *base, const vnxi_region_t *region,
+           vnxi_md_bytes_t data, void **slot_p, vnx_error_t *error)
+{
+    const cuda_conn_t *conn = (cuda_conn_t *)base;
+    vnxi_cu_uuid_t uuid;
+
+    vnx_status_t status = read_region(data, &uuid, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    vnxi_cuda_key_t *key = calloc(1, sizeof *key);
+    if (key == NULL) {
+        return vnxi_error_no_memory(error, LOAD, sizeof *key);
+    }
+    key->port = conn->port;
+    key->conn_id = conn->id;
+    key->addr = region->addr;
+    key->len = region->len;
+    key->dev = region->dev;
+    key->uuid = uuid;
+    *slot_p = key;
+    return VNX_OK;
+}
+
+static bool
+key_is(const void *slot, vnxi_md_bytes_t data)
+{
+    const vnxi_cuda_key_t *key = slot;
+    vnxi_cu_uuid_t uuid;
+
+    return read_region(data, &uuid, NULL) == VNX_OK &&
+           memcmp(&uuid, &key->uuid, sizeof uuid) == 0;
+}
+
+static void
+key_free(void *slot)
+{
+    vnxi_cuda_key_t *key = slot;
+    vnxi_cuda_worker_t *worker = atomic_load(&key->worker);
+
+    vnxi_cuda_key_fini(key);
+    if (worker != NULL) {
+        vnxi_cuda_worker_leave(worker);
+        vnxi_cuda_worker_release(worker);
+    }
+    free(key);
 }
 
 /* -- Transfers -------------------------------------------------------------
  */
 
+/* This process's number of the GPU with this id; -1: it does not see it. */
+static int
+find_gpu(const vnxi_cuda_library_t *library, const vnxi_cu_uuid_t *uuid)
+{
+    vnxi_cu_device_t device;
+    vnxi_cu_uuid_t found;
+    int i = 0;
+
+    while (i < library->device_count &&
+           (library->cu.cuDeviceGet(&device, i) != VNXI_CUDA_SUCCESS ||
+            library->cu.cuDeviceGetUuid_v2(&found, device) !=
+                VNXI_CUDA_SUCCESS ||
+            memcmp(&found, uuid, sizeof found) != 0)) {
+        i++;
+    }
+    return i < library->device_count ? i : -1;
+}
+
+/* The worker that copies between CPU memory and a peer's GPU memory: that of
+ * the GPU's primary context, kept as long as the key. */
+static vnx_status_t
+worker_for_key(vnxi_cuda_key_t *key, vnxi_cuda_worker_t **worker_p,
+               vnx_error_t *error)
+{
+    const vnxi_cuda_library_t *library =
+        vnxi_cuda_library(VNXI_CUDA_IF_USED, NULL);
+    vnxi_cuda_worker_t *worker = atomic_load(&key->worker), *none = NULL;
+
+    if (worker != NULL) {
+        *worker_p = worker;
+        return VNX_OK;
+    }
+    int ordinal = library != NULL ? find_gpu(library, &key->uuid) : -1;
+    if (ordinal < 0) {
+        return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, MAKE,
+                              "this process does not see the peer's GPU");
+    }
+    vnx_status_t status =
+        vnxi_cuda_worker_get(library, NULL, ordinal, &worker, error);
+    if (status != VNX_OK) {
+        return status;
+    }
+    *worker_p = worker;
+    if (!atomic_compare_exchange_strong(&key->worker, &none, worker)) {
+        *worker_p = none; /* another thread was faster */
+        vnxi_cuda_worker_leave(worker);
+        vnxi_cuda_worker_release(worker);
+    }
+    return VNX_OK;
+}
+
+/* The first region of the list with this transport's slot. */
+static void *
+find_slot(const vnxi_list_t *list, unsigned number)
+{
+    void *slot = NULL;
+
+    for (size_t i = 0; slot == NULL && i < list->region_count; i++) {
+        slot = vnxi_region_slot(list->regions[i], number);
+    }
+    return slot;
+}
+
+static vnx_status_t
+find_worker(const vnxi_part_args_t *args, unsigned number,
+            vnxi_cuda_worker_t **worker_p, vnx_error_t *error)
+{
+    bool is_local = args->local->mem == VNX_MEM_VRAM;
+    const vnxi_list_t *list = is_local ? args->local : args->remote;
+    void *slot = find_slot(list, number);
+
+    if (!is_local && vnxi_native_region(list->regions[0])->is_remote) {
+        return worker_for_key(slot, worker_p, error);
+    }
+    *worker_p = ((vnxi_cuda_mem_t *)slot)->worker;
+    return VNX_OK;
+}
+
 static vnx_status_t
 part_create(const vnxi_part_args_t *args, vnxi_part_t **part_p,
             vnx_error_t *error)
 {
+    unsigned number = args->conn->port->config.number;
+    vnxi_cuda_worker_t *worker = NULL;
     vnxi_cuda_xfer_t *xfer;
-    vnx_status_t status = vnxi_cuda_xfer_create(
-        args, args->conn->port->config.number, &xfer, error);
 
+    vnx_status_t status = find_worker(args, number, &worker, error);
+    if (status == VNX_OK) {
+        status = vnxi_cuda_xfer_create(args, number, worker, &xfer, error);
+    }
     if (status == VNX_OK) {
         *part_p = (vnxi_part_t *)xfer;
     }
@@ -391,10 +629,13 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .name = "CUDA",
     .entry = "CUDA",
     .opens_first = true,
-    .scope = VNXI_SCOPE_PROCESS,
-    .why = "GPU memory of this process: copied by the GPU",
-    .not_offered = "the peer is not an agent of this process",
+    .scope = VNXI_SCOPE_HOST,
+    .copies_by_main = true,
+    .why = "GPU memory of this host: copied by the GPU",
+    .not_offered = "the peer is not a vllm_nixl agent that is reached over SHM "
+                   "or in this process",
     .port_open = port_open,
+    .leave = leave,
     .settle = settle,
     .port_stop = port_stop,
     .port_free = port_free,
@@ -402,13 +643,20 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .describe_port = describe_port,
     .refuses = refuses,
     .conn_create = conn_create,
-    .conn_start = conn_start,
     .conn_close = conn_close,
+    .peer_gone = peer_gone,
     .conn_free = conn_free,
+    .on_question = on_question,
+    .on_answer = on_answer,
+    .on_asker_gone = on_asker_gone,
     .attach = attach,
+    .revoked = revoked,
     .detach = detach,
     .slot_free = slot_free,
     .write_region = write_region,
+    .key_create = key_create,
+    .key_is = key_is,
+    .key_free = key_free,
     .part_create = part_create,
     .part_post = part_post,
     .part_cancel = part_cancel,

@@ -60,7 +60,9 @@ typedef struct vnxi_cuda_batch {
 
 enum { VNXI_CUDA_BATCHES = 2 };
 
-typedef struct vnxi_cuda_gpu {
+typedef struct vnxi_cuda_gpu vnxi_cuda_gpu_t;
+
+struct vnxi_cuda_gpu {
     const vnxi_cuda_library_t *library;
     vnxi_cu_context_t context;
     vnxi_cu_device_t device;
@@ -71,6 +73,10 @@ typedef struct vnxi_cuda_gpu {
     char why[256];         /* why not an earlier method; "" */
     uint64_t launch_bytes; /* limit of one launch */
     vnxi_cuda_batch_t batches[VNXI_CUDA_BATCHES];
+    /* Have its thread call vnxi_cuda_imports_serve(), between two batches.
+     * Any thread. */
+    void (*wake)(vnxi_cuda_gpu_t *gpu);
+    struct vnxi_cuda_opened *opened; /* import.c's */
     /* private */
     unsigned ctas;
     vnxi_cu_stream_t stream;
@@ -78,7 +84,7 @@ typedef struct vnxi_cuda_gpu {
     vnxi_cu_function_t function;
     vnxi_cu_ptr_t *copies[2]; /* arguments of a batch */
     size_t *sizes;
-} vnxi_cuda_gpu_t;
+};
 
 /* Make `gpu` ready on the calling thread, which becomes its own: the context
  * is current from now on, and calls do not disturb a stream capture elsewhere.

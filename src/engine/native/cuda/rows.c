@@ -11,6 +11,7 @@
 #include "engine/native/cuda/rows.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/error.h"
@@ -145,23 +146,147 @@ is_list_pinned(vnxi_cuda_rows_t *rows, const vnxi_list_t *list)
     return true;
 }
 
-static vnx_status_t
-begin(vnxi_cuda_rows_t *rows, vnx_error_t *error)
+/* -- Memory of the peer's process -------------------------------------------
+ */
+
+static bool
+is_far(const vnxi_list_t *list)
 {
-    const vnxi_list_t *lists[] = {rows->args->local, rows->args->remote};
+    return vnxi_native_region(list->regions[0])->is_remote;
+}
+
+static int
+compare_spans(const void *a, const void *b)
+{
+    const vnxi_cuda_span_t *x = a, *y = b;
+    return x->start < y->start ? -1 : x->start > y->start;
+}
+
+/* Sort the spans and cut off where they overlap: regions may. */
+static void
+sort_spans(vnxi_cuda_spans_t *spans)
+{
+    size_t kept = 0;
+
+    qsort(spans->spans, spans->count, sizeof *spans->spans, compare_spans);
+    for (size_t i = 0; i < spans->count; i++) {
+        vnxi_cuda_span_t span = spans->spans[i];
+        if (kept > 0 && span.start < spans->spans[kept - 1].end) {
+            span.start = spans->spans[kept - 1].end;
+        }
+        if (span.start < span.end) {
+            spans->spans[kept++] = span;
+        }
+    }
+    spans->count = kept;
+}
+
+/* Ask for all regions that are not mapped before waiting for the first. */
+static vnx_status_t
+import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
+            vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+
+    rows->spans.count = rows->span = 0;
+    for (size_t i = 0; i < list->region_count; i++) {
+        vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
+        vnx_status_t one =
+            key == NULL ? VNX_OK /* it has another route */
+                        : vnxi_cuda_import(key, rows->gpu, &rows->spans, error);
+        if (one < 0) {
+            return one;
+        }
+        status = one == VNX_IN_PROG ? one : status;
+    }
+    if (status == VNX_OK) {
+        sort_spans(&rows->spans);
+    }
+    return status;
+}
+
+static vnx_status_t
+begin_check(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
+            vnx_error_t *error)
+{
+    vnxi_cuda_key_t **keys = malloc(list->region_count * sizeof(void *));
+    size_t count = 0;
+
+    if (keys == NULL) {
+        return vnxi_error_no_memory(error, OPERATION,
+                                    list->region_count * sizeof(void *));
+    }
+    for (size_t i = 0; i < list->region_count; i++) {
+        vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
+        if (key != NULL) {
+            keys[count++] = key;
+        }
+    }
+    vnx_status_t status = vnxi_cuda_check_begin(&rows->check, rows->gpu, keys,
+                                                count, error);
+    free(keys);
+    return status;
+}
+
+static vnx_status_t
+error_not_mapped(uint64_t address, vnx_error_t *error)
+{
+    return vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                          "the peer's GPU memory at 0x%" PRIx64
+                          " is not in what it has shared",
+                          address);
+}
+
+/* Find the span of an address of the peer. */
+static const vnxi_cuda_span_t *
+find_span(vnxi_cuda_rows_t *rows, uint64_t address, vnx_error_t *error)
+{
+    const vnxi_cuda_spans_t *spans = &rows->spans;
+    size_t low = 0, high = spans->count;
+
+    if (rows->span < high && address >= spans->spans[rows->span].start &&
+        address < spans->spans[rows->span].end) {
+        return &spans->spans[rows->span];
+    }
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (spans->spans[middle].end <= address) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if (low == spans->count || spans->spans[low].start > address) {
+        error_not_mapped(address, error);
+        return NULL;
+    }
+    rows->span = low;
+    return &spans->spans[low];
+}
+
+/* -- Preparing -------------------------------------------------------------
+ */
+
+static vnx_status_t
+prepare(vnxi_cuda_rows_t *rows, vnx_error_t *error)
+{
+    const vnxi_list_t *local = rows->args->local, *remote = rows->args->remote;
+    const vnxi_list_t *lists[] = {local, remote};
     bool by_kernel = rows->gpu->method == VNXI_CUDA_KERNEL;
     vnx_status_t status = VNX_OK;
 
-    rows->has_begun = true;
-    rows->is_staged = rows->in_chunk = false;
-    rows->chunk = 0;
-    rows->piece.len = 0;
+    rows->is_far = is_far(remote);
+    rows->is_staged = false;
     rows->host_delta = 0;
     for (unsigned i = 0; status == VNX_OK && i < 2; i++) {
+        bool is_far_list = i == 1 && rows->is_far;
         if (lists[i]->mem == VNX_MEM_VRAM) {
-            status = check_list(rows, lists[i], &by_kernel, error);
+            status = is_far_list
+                         ? import_list(rows, lists[i], error)
+                         : check_list(rows, lists[i], &by_kernel, error);
         } else {
-            rows->is_staged = !is_list_pinned(rows, lists[i]);
+            rows->is_staged =
+                is_far_list || !is_list_pinned(rows, lists[i]);
         }
     }
     rows->method = by_kernel ? VNXI_CUDA_KERNEL
@@ -171,7 +296,28 @@ begin(vnxi_cuda_rows_t *rows, vnx_error_t *error)
     if (!by_kernel) {
         rows->host_delta = 0;
     }
+    rows->is_prepared = status == VNX_OK;
     return status;
+}
+
+static vnx_status_t
+begin(vnxi_cuda_rows_t *rows, vnx_error_t *error)
+{
+    vnxi_cuda_check_end(&rows->check);
+    rows->has_begun = true;
+    rows->in_chunk = false;
+    rows->chunk = 0;
+    rows->piece.len = 0;
+    return rows->spans.count > 0
+               ? begin_check(rows, rows->args->remote, error)
+               : VNX_OK;
+}
+
+void
+vnxi_cuda_rows_fini(vnxi_cuda_rows_t *rows)
+{
+    vnxi_cuda_check_end(&rows->check);
+    free(rows->spans.spans);
 }
 
 /* -- Filling a batch -------------------------------------------------------
@@ -202,19 +348,34 @@ next_piece(vnxi_cuda_rows_t *rows)
     return true;
 }
 
-/* Take at most `max` bytes from the piece. */
-static vnxi_piece_t
-take(vnxi_cuda_rows_t *rows, uint64_t max)
+/* Take at most `max` bytes from the piece.  Its address in the peer becomes the
+ * one that is mapped here. */
+static vnx_status_t
+take(vnxi_cuda_rows_t *rows, uint64_t max, vnxi_piece_t *taken_p,
+     vnx_error_t *error)
 {
     vnxi_piece_t taken = rows->piece;
+    uint64_t delta = 0;
 
+    if (rows->spans.count > 0) {
+        const vnxi_cuda_span_t *span =
+            find_span(rows, taken.remote, error);
+        if (span == NULL) {
+            return VNX_ERR_MISMATCH;
+        }
+        uint64_t left = span->end - taken.remote;
+        max = left < max ? left : max;
+        delta = span->delta;
+    }
     if (taken.len > max) {
         taken.len = max;
     }
     rows->piece.local += taken.len;
     rows->piece.remote += taken.len;
     rows->piece.len -= taken.len;
-    return taken;
+    taken.remote += delta;
+    *taken_p = taken;
+    return VNX_OK;
 }
 
 static uint64_t
@@ -237,12 +398,14 @@ add_row(vnxi_cuda_batch_t *batch, uint64_t src, uint64_t dst, uint64_t len,
 }
 
 /* The GPU reaches both sides. */
-static void
-fill_direct(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch)
+static vnx_status_t
+fill_direct(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
+            vnx_error_t *error)
 {
     uint64_t most = 2 * rows->gpu->launch_bytes;
     bool is_read = rows->args->op == VNX_OP_READ;
     uint64_t to_src = 0, to_dst = 0;
+    vnxi_piece_t piece;
 
     if (rows->direction == VNXI_CUDA_TO_DEVICE) {
         to_src = rows->host_delta;
@@ -251,55 +414,94 @@ fill_direct(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch)
     }
     while (batch->count < VNXI_CUDA_ROWS && batch->bytes < most &&
            next_piece(rows)) {
-        vnxi_piece_t piece = take(rows, row_max(rows));
+        vnx_status_t status = take(rows, row_max(rows), &piece, error);
+        if (status != VNX_OK) {
+            return status;
+        }
         uint64_t src = is_read ? piece.remote : piece.local;
         uint64_t dst = is_read ? piece.local : piece.remote;
         add_row(batch, src + to_src, dst + to_dst, piece.len, 0);
     }
+    return VNX_OK;
+}
+
+/* Copy between the stage and CPU memory, which may be the peer's. */
+static vnx_status_t
+move_staged(const vnxi_cuda_rows_t *rows, const vnxi_cuda_batch_t *batch,
+            vnx_error_t *error)
+{
+    bool is_to_stage = rows->direction == VNXI_CUDA_TO_DEVICE;
+    bool is_peers = rows->is_far && rows->args->remote->mem == VNX_MEM_DRAM;
+    uint64_t delta = rows->method == VNXI_CUDA_KERNEL ? batch->stage_delta : 0;
+    const vnxi_port_host_t *host = &rows->args->conn->port->config.host;
+    vnxi_copy_row_t copies[256];
+    vnx_status_t status = VNX_OK;
+    size_t count = 0;
+
+    for (uint32_t i = 0; status == VNX_OK && i < batch->count; i++) {
+        const vnxi_cuda_row_t *row = &batch->rows[i];
+        uint64_t stage = (is_to_stage ? row->src : row->dst) - delta;
+        if (is_peers) {
+            copies[count++] = (vnxi_copy_row_t){stage, row->spare, row->len};
+        } else if (is_to_stage) {
+            memcpy((void *)(uintptr_t)stage,
+                   (const void *)(uintptr_t)row->spare, row->len);
+        } else {
+            memcpy((void *)(uintptr_t)row->spare,
+                   (const void *)(uintptr_t)stage, row->len);
+        }
+        if (count == sizeof copies / sizeof *copies ||
+            (count > 0 && i + 1 == batch->count)) {
+            status = host->copy(host->context, rows->args->conn, copies, count,
+                                is_to_stage ? VNX_OP_READ : VNX_OP_WRITE,
+                                error);
+            count = 0;
+        }
+    }
+    return status;
 }
 
 /* CPU memory goes by batch->stage.  A row there has the alignment of its GPU
  * memory, so that the kernel moves 16 bytes at a time. */
-static void
-fill_staged(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch)
+static vnx_status_t
+fill_staged(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
+            vnx_error_t *error)
 {
-    bool is_write_to_gpu = rows->direction == VNXI_CUDA_TO_DEVICE;
+    bool is_to_gpu = rows->direction == VNXI_CUDA_TO_DEVICE;
     bool is_local_gpu = rows->args->local->mem == VNX_MEM_VRAM;
     uint64_t stage = (uintptr_t)batch->stage, used = 0;
     uint64_t delta = rows->method == VNXI_CUDA_KERNEL ? batch->stage_delta : 0;
+    vnxi_piece_t piece;
 
     while (batch->count < VNXI_CUDA_ROWS && next_piece(rows)) {
-        uint64_t gpu = is_local_gpu ? rows->piece.local : rows->piece.remote;
-        uint64_t at = used + ((gpu - stage - used) & 15);
+        uint64_t next = is_local_gpu ? rows->piece.local : rows->piece.remote;
+        uint64_t at = used + ((next - stage - used) & 15);
         if (at >= VNXI_CUDA_STAGE_BYTES) {
             break;
         }
         uint64_t room = VNXI_CUDA_STAGE_BYTES - at;
-        vnxi_piece_t piece =
-            take(rows, room < row_max(rows) ? room : row_max(rows));
-        uint64_t host = is_local_gpu ? piece.remote : piece.local;
-        if (is_write_to_gpu) {
-            memcpy(batch->stage + at, (const void *)(uintptr_t)host,
-                   piece.len);
-            add_row(batch, stage + at + delta, gpu, piece.len, host);
-        } else {
-            add_row(batch, gpu, stage + at + delta, piece.len, host);
+        vnx_status_t status =
+            take(rows, room < row_max(rows) ? room : row_max(rows), &piece,
+                 error);
+        if (status != VNX_OK) {
+            return status;
         }
+        uint64_t gpu = is_local_gpu ? piece.local : piece.remote;
+        uint64_t host = is_local_gpu ? piece.remote : piece.local;
+        uint64_t staged = stage + at + delta;
+        add_row(batch, is_to_gpu ? staged : gpu, is_to_gpu ? gpu : staged,
+                piece.len, host);
         used = at + piece.len;
     }
+    return is_to_gpu ? move_staged(rows, batch, error) : VNX_OK;
 }
 
-void
+vnx_status_t
 vnxi_cuda_rows_bring(const vnxi_cuda_rows_t *rows,
-                     const vnxi_cuda_batch_t *batch)
+                     const vnxi_cuda_batch_t *batch, vnx_error_t *error)
 {
-    uint64_t delta = rows->method == VNXI_CUDA_KERNEL ? batch->stage_delta : 0;
-
-    for (uint32_t i = 0; i < batch->count; i++) {
-        const vnxi_cuda_row_t *row = &batch->rows[i];
-        memcpy((void *)(uintptr_t)row->spare,
-               (const void *)(uintptr_t)(row->dst - delta), row->len);
-    }
+    vnx_status_t status = rows->args->go_on(rows->args->context, error);
+    return status == VNX_OK ? move_staged(rows, batch, error) : status;
 }
 
 vnx_status_t
@@ -310,6 +512,9 @@ vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
 
     batch->count = 0;
     batch->bytes = 0;
+    if (status == VNX_OK && !rows->is_prepared) {
+        status = prepare(rows, error);
+    }
     if (status == VNX_OK && !rows->has_begun) {
         status = begin(rows, error);
     }
@@ -319,10 +524,6 @@ vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
     if (status != VNX_OK) {
         return status;
     }
-    if (rows->is_staged) {
-        fill_staged(rows, batch);
-    } else {
-        fill_direct(rows, batch);
-    }
-    return VNX_OK;
+    return rows->is_staged ? fill_staged(rows, batch, error)
+                           : fill_direct(rows, batch, error);
 }

@@ -6,6 +6,12 @@
  * worker->lock protects the fields that other threads change.  Only the
  * worker's thread touches the other fields.
  *
+ * GPU memory of another process is mapped and unmapped by the thread, while no
+ * batch runs (import.h).  A transfer that needs memory that is not mapped yet is
+ * parked until the owner has answered, and one that has used such memory ends
+ * when the owner has said that the memory is still the region's.  Neither waits
+ * longer than PEER_WAIT_NS.
+ *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
  * time to time.  A lost worker is not freed: the driver has its address.
@@ -32,6 +38,9 @@
 /* How often a batch in flight is looked after. */
 #define WATCH_NS 100000000u
 
+/* How long a transfer waits for an answer of its peer. */
+#define PEER_WAIT_NS (5u * UINT64_C(1000000000))
+
 typedef enum slot_state {
     SLOT_FREE,
     SLOT_RUNNING, /* or being filled */
@@ -47,7 +56,7 @@ typedef struct slot {
 } slot_t;
 
 struct vnxi_cuda_worker {
-    vnxi_cuda_gpu_t gpu;
+    vnxi_cuda_gpu_t gpu; /* first */
     atomic_uint refs;         /* the thread has one */
     unsigned uses;            /* workers_lock */
     uint64_t id;              /* workers_lock; never reused */
@@ -58,6 +67,8 @@ struct vnxi_cuda_worker {
     vnxi_cond_t ended;       /* a transfer has ended and was reported */
     vnxi_cuda_xfer_t *first; /* in flight; lock */
     unsigned reporting;      /* lock */
+    vnxi_cuda_job_t *jobs;   /* lock; the first */
+    bool has_imports;        /* lock; vnxi_cuda_imports_serve() is due */
     bool is_ending, is_lost; /* lock */
     uint64_t next_look;      /* lock; when to look after the batches that run;
                                 0: none ran */
@@ -73,6 +84,8 @@ struct vnxi_cuda_xfer {
     vnxi_cuda_xfer_t *next;
     unsigned running; /* slots */
     bool is_filled;   /* nothing is left to start */
+    bool is_parked;   /* until the peer's memory is mapped */
+    uint64_t deadline; /* of what it waits for from the peer; 0: nothing */
     bool is_failing;  /* starts no more; `error` is set */
     vnx_error_t error;
 };
@@ -122,6 +135,17 @@ drop_context(const vnxi_cuda_gpu_t *gpu)
 static void *run(void *arg);
 
 static void
+wake_for_imports(vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_cuda_worker_t *worker = (vnxi_cuda_worker_t *)gpu; /* the first member */
+
+    vnxi_mutex_lock(&worker->lock);
+    worker->has_imports = true;
+    vnxi_cond_signal(&worker->wake);
+    vnxi_mutex_unlock(&worker->lock);
+}
+
+static void
 worker_free(vnxi_cuda_worker_t *worker)
 {
     vnxi_cond_destroy(&worker->wake);
@@ -141,6 +165,7 @@ start_worker_lock_held(const vnxi_cuda_gpu_t *gpu,
                                     sizeof *worker);
     }
     memcpy(&worker->gpu, gpu, sizeof *gpu);
+    worker->gpu.wake = wake_for_imports;
     atomic_init(&worker->refs, 2);
     worker->uses = 1;
     worker->id = ++last_id;
@@ -248,6 +273,27 @@ vnxi_cuda_worker_leave(vnxi_cuda_worker_t *worker)
         pthread_detach(worker->thread);
     } else {
         pthread_join(worker->thread, NULL);
+    }
+}
+
+void
+vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job)
+{
+    vnxi_cuda_job_t **at = &worker->jobs;
+
+    job->next = NULL;
+    vnxi_mutex_lock(&worker->lock);
+    bool takes = !worker->is_lost && !worker->is_ending;
+    while (takes && *at != NULL) {
+        at = &(*at)->next;
+    }
+    if (takes) {
+        *at = job;
+        vnxi_cond_signal(&worker->wake);
+    }
+    vnxi_mutex_unlock(&worker->lock);
+    if (!takes) {
+        job->run(job, NULL);
     }
 }
 
@@ -364,12 +410,17 @@ land_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot)
 {
     vnxi_cuda_xfer_t *xfer = slot->xfer;
     bool is_wanted = !xfer->is_failing;
+    vnx_error_t error;
 
     if (xfer->rows.is_staged && is_wanted &&
         xfer->rows.direction == VNXI_CUDA_FROM_DEVICE) {
         vnxi_mutex_unlock(&worker->lock);
-        vnxi_cuda_rows_bring(&xfer->rows, slot->batch);
+        vnx_status_t status =
+            vnxi_cuda_rows_bring(&xfer->rows, slot->batch, &error);
         vnxi_mutex_lock(&worker->lock);
+        if (status != VNX_OK) {
+            fail_lock_held(xfer, &error);
+        }
     }
     slot->state = SLOT_FREE;
     xfer->running--;
@@ -383,7 +434,8 @@ take_turn_lock_held(vnxi_cuda_worker_t *worker)
 {
     vnxi_cuda_xfer_t **at = &worker->first, *xfer;
 
-    while ((xfer = *at) != NULL && (xfer->is_filled || xfer->is_failing)) {
+    while ((xfer = *at) != NULL &&
+           (xfer->is_filled || xfer->is_failing || xfer->is_parked)) {
         at = &xfer->next;
     }
     if (xfer == NULL || xfer->next == NULL) {
@@ -396,6 +448,21 @@ take_turn_lock_held(vnxi_cuda_worker_t *worker)
     *at = xfer;
     xfer->next = NULL;
     return xfer;
+}
+
+static bool
+is_checking(const vnxi_cuda_xfer_t *xfer)
+{
+    return vnxi_cuda_check_state(&xfer->rows.check) == VNX_IN_PROG;
+}
+
+/* The transfer waits for its peer from now on, unless it does so already. */
+static void
+expect_lock_held(vnxi_cuda_xfer_t *xfer)
+{
+    if (xfer->deadline == 0) {
+        xfer->deadline = vnxi_clock_deadline(PEER_WAIT_NS);
+    }
 }
 
 static void
@@ -422,10 +489,17 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
         works = vnxi_cuda_gpu_works(gpu, &cause);
     }
     vnxi_mutex_lock(&worker->lock);
-    if (status == VNX_OK) {
+    if (status == VNX_IN_PROG) {
+        xfer->is_parked = !worker->has_imports; /* it may have come already */
+    } else if (status == VNX_OK) {
         xfer->is_filled = !launches;
     } else {
         fail_lock_held(xfer, &error);
+    }
+    if (status == VNX_IN_PROG || (xfer->is_filled && is_checking(xfer))) {
+        expect_lock_held(xfer);
+    } else {
+        xfer->deadline = 0;
     }
     if (!launches || status != VNX_OK) {
         slot->state = SLOT_FREE;
@@ -436,20 +510,29 @@ feed_lock_held(vnxi_cuda_worker_t *worker, slot_t *slot,
     }
 }
 
-/* A transfer that has ended: nothing is left to start, and nothing runs. */
+/* A transfer that has ended: nothing is left to start, nothing runs, and the
+ * peer's memory was right.  One whose memory was not is done once more. */
 static vnxi_cuda_xfer_t *
 take_ended_lock_held(vnxi_cuda_worker_t *worker)
 {
     vnxi_cuda_xfer_t **at = &worker->first, *xfer;
 
-    while ((xfer = *at) != NULL &&
-           (xfer->running > 0 || !(xfer->is_filled || xfer->is_failing))) {
-        at = &xfer->next;
+    for (; (xfer = *at) != NULL; at = &xfer->next) {
+        if (xfer->running > 0 || !(xfer->is_filled || xfer->is_failing)) {
+            continue;
+        }
+        vnx_status_t status = vnxi_cuda_check_state(&xfer->rows.check);
+        if (xfer->is_failing || status == VNX_OK) {
+            *at = xfer->next;
+            return xfer;
+        }
+        if (status == VNX_ERR_MISMATCH) {
+            xfer->is_filled = xfer->rows.has_begun = false;
+            xfer->rows.is_prepared = false;
+            xfer->deadline = 0;
+        }
     }
-    if (xfer != NULL) {
-        *at = xfer->next;
-    }
-    return xfer;
+    return NULL;
 }
 
 /* done() may free the transfer. */
@@ -464,6 +547,7 @@ report_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
     }
     worker->reporting++;
     vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_check_end(&xfer->rows.check);
     xfer->args.done(xfer->args.context, is_failing ? error.status : VNX_OK,
                     is_failing ? &error : NULL);
     vnxi_mutex_lock(&worker->lock);
@@ -471,22 +555,55 @@ report_lock_held(vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t *xfer)
     vnxi_cond_broadcast(&worker->ended);
 }
 
+/* The earliest deadline of a transfer that waits for its peer, or `other`; 0:
+ * none. */
+static uint64_t
+earliest_lock_held(const vnxi_cuda_worker_t *worker, uint64_t other)
+{
+    uint64_t earliest = other;
+
+    for (const vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
+         xfer = xfer->next) {
+        if (xfer->deadline != 0 &&
+            (earliest == 0 || xfer->deadline < earliest)) {
+            earliest = xfer->deadline;
+        }
+    }
+    return earliest;
+}
+
+/* Fail the transfers whose peer has not answered, and those that a change of
+ * their peer ends. */
 static void
-wait_lock_held(vnxi_cuda_worker_t *worker)
+expire_lock_held(vnxi_cuda_worker_t *worker)
+{
+    uint64_t now = vnxi_clock_ns();
+    vnx_error_t error;
+
+    for (vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
+         xfer = xfer->next) {
+        if (xfer->deadline == 0 || xfer->is_failing) {
+            continue;
+        }
+        if (xfer->args.go_on(xfer->args.context, &error) != VNX_OK) {
+            fail_lock_held(xfer, &error);
+        } else if (xfer->deadline <= now &&
+                   (xfer->is_parked || is_checking(xfer))) {
+            vnxi_error_set(&error, VNX_ERR_BACKEND, OPERATION,
+                           "the peer has not answered a question about its "
+                           "GPU memory within %d s",
+                           (int)(PEER_WAIT_NS / 1000000000u));
+            fail_lock_held(xfer, &error);
+        }
+    }
+}
+
+/* Look after what runs. */
+static void
+watch_lock_held(vnxi_cuda_worker_t *worker)
 {
     vnx_error_t error;
 
-    if (find_slot(worker, SLOT_RUNNING) == NULL) {
-        vnxi_cond_wait(&worker->wake, &worker->lock);
-        return;
-    }
-    if (worker->next_look == 0) {
-        worker->next_look = vnxi_clock_deadline(WATCH_NS);
-    }
-    struct timespec until = vnxi_clock_timespec(worker->next_look);
-    if (vnxi_cond_timedwait(&worker->wake, &worker->lock, &until) == 0) {
-        return;
-    }
     worker->next_look = 0;
     vnxi_mutex_unlock(&worker->lock);
     bool works = vnxi_cuda_gpu_works(&worker->gpu, &error);
@@ -497,13 +614,66 @@ wait_lock_held(vnxi_cuda_worker_t *worker)
 }
 
 static void
+wait_lock_held(vnxi_cuda_worker_t *worker)
+{
+    bool runs = find_slot(worker, SLOT_RUNNING) != NULL;
+
+    if (runs && worker->next_look == 0) {
+        worker->next_look = vnxi_clock_deadline(WATCH_NS);
+    }
+    uint64_t until =
+        earliest_lock_held(worker, runs ? worker->next_look : 0);
+    if (until == 0) {
+        vnxi_cond_wait(&worker->wake, &worker->lock);
+        return;
+    }
+    struct timespec when = vnxi_clock_timespec(until);
+    if (vnxi_cond_timedwait(&worker->wake, &worker->lock, &when) == 0) {
+        return;
+    }
+    expire_lock_held(worker);
+    if (runs && worker->next_look <= vnxi_clock_ns()) {
+        watch_lock_held(worker);
+    }
+}
+
+/* Nothing runs.  What was found out about the peers' memory is not valid any
+ * more. */
+static void
+serve_imports_lock_held(vnxi_cuda_worker_t *worker)
+{
+    worker->has_imports = false;
+    vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_imports_serve(&worker->gpu);
+    vnxi_mutex_lock(&worker->lock);
+    for (vnxi_cuda_xfer_t *xfer = worker->first; xfer != NULL;
+         xfer = xfer->next) {
+        xfer->is_parked = xfer->rows.is_prepared = false;
+    }
+    expire_lock_held(worker);
+}
+
+/* gpu NULL: the worker takes no more work. */
+static void
+run_job_lock_held(vnxi_cuda_worker_t *worker, const vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_cuda_job_t *job = worker->jobs;
+
+    worker->jobs = job->next;
+    vnxi_mutex_unlock(&worker->lock);
+    job->run(job, gpu);
+    vnxi_mutex_lock(&worker->lock);
+}
+
+static void
 serve_lock_held(vnxi_cuda_worker_t *worker)
 {
     for (;;) {
         slot_t *landed = find_slot(worker, SLOT_LANDED);
         vnxi_cuda_xfer_t *ended =
             landed == NULL ? take_ended_lock_held(worker) : NULL;
-        slot_t *unused = find_slot(worker, SLOT_FREE);
+        slot_t *unused =
+            worker->has_imports ? NULL : find_slot(worker, SLOT_FREE);
         vnxi_cuda_xfer_t *next =
             landed == NULL && ended == NULL && unused != NULL
                 ? take_turn_lock_held(worker)
@@ -512,6 +682,11 @@ serve_lock_held(vnxi_cuda_worker_t *worker)
             land_lock_held(worker, landed);
         } else if (ended != NULL) {
             report_lock_held(worker, ended);
+        } else if (worker->jobs != NULL) {
+            run_job_lock_held(worker, worker->is_lost ? NULL : &worker->gpu);
+        } else if (worker->has_imports &&
+                   find_slot(worker, SLOT_RUNNING) == NULL) {
+            serve_imports_lock_held(worker);
         } else if (next != NULL) {
             feed_lock_held(worker, unused, next);
         } else if (worker->is_ending && worker->first == NULL) {
@@ -547,6 +722,7 @@ run(void *arg)
     serve_lock_held(worker);
     bool is_lost = worker->is_lost;
     vnxi_mutex_unlock(&worker->lock);
+    vnxi_cuda_imports_end(&worker->gpu);
     vnxi_cuda_gpu_close(&worker->gpu);
     drop_context(&worker->gpu);
     if (is_lost) {
@@ -574,18 +750,16 @@ direction_of(const vnxi_part_args_t *args)
 
 vnx_status_t
 vnxi_cuda_xfer_create(const vnxi_part_args_t *args, unsigned route,
-                      vnxi_cuda_xfer_t **xfer_p, vnx_error_t *error)
+                      vnxi_cuda_worker_t *worker, vnxi_cuda_xfer_t **xfer_p,
+                      vnx_error_t *error)
 {
-    const vnxi_list_t *list =
-        args->local->mem == VNX_MEM_VRAM ? args->local : args->remote;
-    const vnxi_cuda_mem_t *mem = vnxi_region_slot(list->regions[0], route);
     vnxi_cuda_xfer_t *xfer = calloc(1, sizeof *xfer);
 
     if (xfer == NULL) {
         return vnxi_error_no_memory(error, OPERATION, sizeof *xfer);
     }
     xfer->args = *args;
-    xfer->worker = mem->worker;
+    xfer->worker = worker;
     xfer->rows.args = &xfer->args;
     xfer->rows.route = route;
     xfer->rows.gpu = &xfer->worker->gpu;
@@ -598,6 +772,7 @@ vnxi_cuda_xfer_create(const vnxi_part_args_t *args, unsigned route,
 void
 vnxi_cuda_xfer_free(vnxi_cuda_xfer_t *xfer)
 {
+    vnxi_cuda_rows_fini(&xfer->rows);
     vnxi_cuda_worker_release(xfer->worker);
     free(xfer);
 }
@@ -622,7 +797,9 @@ vnxi_cuda_xfer_post(vnxi_cuda_xfer_t *xfer, vnx_error_t *error)
 
     vnxi_mutex_lock(&worker->lock);
     xfer->running = 0;
-    xfer->is_filled = xfer->is_failing = xfer->rows.has_begun = false;
+    xfer->is_filled = xfer->is_failing = xfer->is_parked = false;
+    xfer->rows.has_begun = xfer->rows.is_prepared = false;
+    xfer->deadline = 0;
     xfer->next = NULL;
     if (worker->is_lost || worker->is_ending) {
         vnx_status_t status = refuse_lock_held(worker, error);

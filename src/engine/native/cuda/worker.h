@@ -45,6 +45,16 @@ void vnxi_cuda_workers_settle(void);
 /* Append a JSON array with an object for each worker. */
 void vnxi_cuda_workers_describe(vnxi_writer_t *out);
 
+/* Work for the worker's thread beside transfers. */
+typedef struct vnxi_cuda_job {
+    struct vnxi_cuda_job *next; /* private */
+    /* Does the work and frees the job.  gpu NULL: the worker takes no more
+     * work, and this may be another thread. */
+    void (*run)(struct vnxi_cuda_job *job, const vnxi_cuda_gpu_t *gpu);
+} vnxi_cuda_job_t;
+
+void vnxi_cuda_worker_run(vnxi_cuda_worker_t *worker, vnxi_cuda_job_t *job);
+
 /* Its gpu: context, device and ordinal may be read by any thread. */
 const vnxi_cuda_gpu_t *vnxi_cuda_worker_gpu(const vnxi_cuda_worker_t *worker);
 
@@ -52,9 +62,10 @@ const vnxi_cuda_gpu_t *vnxi_cuda_worker_gpu(const vnxi_cuda_worker_t *worker);
  */
 
 /* The segments of the plan with this route are moved.  One of the lists has
- * GPU memory. */
+ * GPU memory; `worker` is one of its context, or reaches it. */
 vnx_status_t vnxi_cuda_xfer_create(const vnxi_part_args_t *args,
-                                   unsigned route, vnxi_cuda_xfer_t **xfer_p,
+                                   unsigned route, vnxi_cuda_worker_t *worker,
+                                   vnxi_cuda_xfer_t **xfer_p,
                                    vnx_error_t *error);
 void vnxi_cuda_xfer_free(vnxi_cuda_xfer_t *xfer); /* not in flight */
 

@@ -450,6 +450,41 @@ vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
     vnxi_writer_fini(&frames);
 }
 
+/* Find an accepted link; returns a reference, or NULL if it has ended. */
+static vnxi_link_t *
+find_accepted(vnxi_hub_t *hub, uint64_t link_id)
+{
+    vnxi_mutex_lock(&hub->lists);
+    vnxi_link_t *link = hub->links;
+    while (link != NULL && !(link->accepted && link->id == link_id)) {
+        link = link->next;
+    }
+    if (link != NULL) {
+        vnxi_link_ref(link);
+    }
+    vnxi_mutex_unlock(&hub->lists);
+    return link;
+}
+
+vnx_status_t
+vnxi_hub_send_control(vnxi_hub_t *hub, uint64_t link_id, const char *entry,
+                      const vnxi_control_t *control, vnx_error_t *error)
+{
+    vnxi_link_t *link = find_accepted(hub, link_id);
+
+    if (link == NULL) {
+        for (size_t i = 0; i < control->fd_count; i++) {
+            vnxi_fork_fd_close(control->fds[i]);
+        }
+        return vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT,
+                              "vnx_xfer_post",
+                              "the connection to the peer has ended");
+    }
+    vnx_status_t status = vnxi_link_send_control(link, entry, control, error);
+    vnxi_link_unref(link);
+    return status;
+}
+
 size_t
 vnxi_hub_accepted(const vnxi_hub_t *hub)
 {

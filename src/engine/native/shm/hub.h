@@ -53,6 +53,15 @@ typedef struct vnxi_hub_callbacks {
      * answer does not fit the question, and the link ends. */
     bool (*confirmed)(void *context, vnxi_link_t *link,
                       const vnxi_link_answer_t *answer);
+    /* A message of another transport has arrived over an accepted link, or
+     * over a link opened by this agent; as on_question() and on_answer() of
+     * the contract. */
+    void (*question)(void *context, const void *entry, size_t entry_len,
+                     uint64_t link_id, const vnxi_control_t *control);
+    void (*answered)(void *context, const void *entry, size_t entry_len,
+                     vnxi_link_t *link, const vnxi_control_t *control);
+    /* An accepted link has ended. */
+    void (*asker_gone)(void *context, uint64_t link_id);
     /* The time set by vnxi_hub_alarm() has come.  On the hub's thread. */
     void (*alarm)(void *context);
 } vnxi_hub_callbacks_t;
@@ -87,6 +96,12 @@ void vnxi_hub_catch_up(vnxi_hub_t *hub, const vnxi_link_t *link);
  * registry, after the removal. */
 void vnxi_hub_revoke(vnxi_hub_t *hub, uint64_t epoch, vnx_mem_t mem,
                      const vnx_desc_t *descs, size_t count);
+
+/* Send a message of another transport over the accepted link with this id. */
+vnx_status_t vnxi_hub_send_control(vnxi_hub_t *hub, uint64_t link_id,
+                                   const char *entry,
+                                   const vnxi_control_t *control,
+                                   vnx_error_t *error);
 
 /* Call `alarm` at that time (CLOCK_MONOTONIC, ns), or earlier if it is already
  * set to an earlier time.  Takes no lock. */

@@ -102,6 +102,9 @@ link_end(vnxi_hub_t *hub, vnxi_link_t *link, link_end_t end)
         vnxi_log(VNX_LOG_DEBUG, hub->name,
                  "the connection from process %d has ended: %s",
                  (int)link->pid, cause);
+        if (link->sender != NULL) {
+            hub->callbacks.asker_gone(hub->callbacks.context, link->id);
+        }
     } else {
         hub->callbacks.ended(hub->callbacks.context, link, cause);
     }
@@ -169,6 +172,7 @@ on_hello(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
     link->sender_len = hello.name_len;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_NOTIF) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONFIRM) |
+                           VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_CONTROL) |
                            VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_BYE);
     vnxi_link_not_silent(link);
     atomic_fetch_add(&hub->accepted, 1);
@@ -264,6 +268,40 @@ on_confirmed(vnxi_hub_t *hub, vnxi_link_t *link,
                : LINK_MALFORMED;
 }
 
+/* Every frame that announces descriptors takes the set that came with it.  A
+ * set that is not as announced was cut by the kernel, because this process has
+ * too many descriptors. */
+static link_end_t
+on_control(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
+{
+    vnxi_link_frame_control_t read;
+
+    if (!vnxi_link_frame_read_control(frame, &read) ||
+        (read.fd_count > 0 && link->fd_set_count == 0)) {
+        return LINK_MALFORMED;
+    }
+    vnxi_control_t control = {.data = read.data, .len = read.len};
+    if (read.fd_count > 0 && link->fd_sets[0].count == read.fd_count) {
+        control.fds = link->fd_sets[0].fds;
+        control.fd_count = read.fd_count;
+    }
+    control.has_lost_fds = control.fd_count < read.fd_count;
+    if (link->accepted) {
+        hub->callbacks.question(hub->callbacks.context, read.entry,
+                                read.entry_len, link->id, &control);
+    } else {
+        hub->callbacks.answered(hub->callbacks.context, read.entry,
+                                read.entry_len, link, &control);
+    }
+    if (control.fd_count > 0) {
+        link->fd_sets[0].count = 0; /* passed on */
+    }
+    if (read.fd_count > 0) {
+        vnxi_link_drop_fds(link, 1);
+    }
+    return LINK_CONTINUES;
+}
+
 static link_end_t
 on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
 {
@@ -284,6 +322,8 @@ on_frame(vnxi_hub_t *hub, vnxi_link_t *link, const vnxi_link_frame_t *frame)
         return on_confirmed(hub, link, frame);
     case VNXI_LINK_FRAME_REFUSE:
         return on_refuse(link, frame);
+    case VNXI_LINK_FRAME_CONTROL:
+        return on_control(hub, link, frame);
     }
     return LINK_MALFORMED;
 }
@@ -320,10 +360,73 @@ take_frames(vnxi_hub_t *hub, vnxi_link_t *link, size_t len)
 
 /* -- Reading -------------------------------------------------------------- */
 
+/* The descriptors that came with one read belong to one frame: the kernel
+ * returns before it comes to the next that has some.  False: too many, or no
+ * memory; they are closed. */
+static bool
+take_fds(vnxi_link_t *link, struct msghdr *message)
+{
+    vnxi_link_fd_set_t set = {.count = 0};
+    bool is_cut = (message->msg_flags & MSG_CTRUNC) != 0;
+
+    for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part != NULL;
+         part = CMSG_NXTHDR(message, part)) {
+        size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        if (part->cmsg_level == SOL_SOCKET && part->cmsg_type == SCM_RIGHTS &&
+            count <= VNXI_CONTROL_FDS_MAX) {
+            memcpy(set.fds, CMSG_DATA(part), count * sizeof(int));
+            set.count = count;
+        }
+    }
+    for (size_t i = 0; i < set.count; i++) {
+        vnxi_fork_fd_own(set.fds[i]);
+    }
+    if (set.count == 0 && !is_cut) {
+        return true;
+    }
+    if (link->fd_sets == NULL) {
+        link->fd_sets = malloc(VNXI_LINK_FD_SETS * sizeof *link->fd_sets);
+    }
+    if (link->fd_sets == NULL || link->fd_set_count == VNXI_LINK_FD_SETS) {
+        for (size_t i = 0; i < set.count; i++) {
+            vnxi_fork_fd_close(set.fds[i]);
+        }
+        return false;
+    }
+    link->fd_sets[link->fd_set_count++] = set;
+    return true;
+}
+
+/* As recv().  Openers get descriptors; those that come from an opener are
+ * closed by the kernel. */
+static ssize_t
+receive(vnxi_hub_t *hub, vnxi_link_t *link)
+{
+    struct iovec input = {.iov_base = hub->input, .iov_len = VNXI_HUB_INPUT};
+    union {
+        struct cmsghdr header; /* for its alignment */
+        unsigned char room[CMSG_SPACE(VNXI_CONTROL_FDS_MAX * sizeof(int))];
+    } control;
+    struct msghdr message = {.msg_iov = &input, .msg_iovlen = 1};
+
+    if (link->accepted) {
+        return recv(link->fd, hub->input, VNXI_HUB_INPUT, MSG_DONTWAIT);
+    }
+    message.msg_control = control.room;
+    message.msg_controllen = sizeof control.room;
+    ssize_t got =
+        recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got > 0 && !take_fds(link, &message)) {
+        errno = EPROTO;
+        return -1;
+    }
+    return got;
+}
+
 static link_end_t
 read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
 {
-    ssize_t got = recv(link->fd, hub->input, VNXI_HUB_INPUT, MSG_DONTWAIT);
+    ssize_t got = receive(hub, link);
 
     *got_p = got > 0 ? (size_t)got : 0;
     if (got > 0) {
@@ -336,7 +439,7 @@ read_once(vnxi_hub_t *hub, vnxi_link_t *link, size_t *got_p)
     if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
         return LINK_CONTINUES;
     }
-    return LINK_SOCKET_FAILED;
+    return errno == EPROTO ? LINK_MALFORMED : LINK_SOCKET_FAILED;
 }
 
 static void
@@ -461,6 +564,7 @@ accept_link(vnxi_hub_t *hub, int fd, pid_t pid, bool *gone_p)
         return NULL;
     }
     link->accepted = true;
+    link->id = ++hub->last_id;
     link->reader.allowed = VNXI_LINK_FRAME_BIT(VNXI_LINK_FRAME_HELLO);
     return link;
 }

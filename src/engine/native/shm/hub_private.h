@@ -38,7 +38,17 @@ typedef enum vnxi_link_state {
     VNXI_LINK_ENDED,  /* by the other end: reported */
 } vnxi_link_state_t;
 
+/* The descriptors that came with one frame. */
+typedef struct vnxi_link_fd_set {
+    int fds[VNXI_CONTROL_FDS_MAX]; /* owned by vnxi_fork_fd_own() */
+    size_t count;
+} vnxi_link_fd_set_t;
+
+/* While the end of a frame is missing, one more can arrive. */
+#define VNXI_LINK_FD_SETS 4u
+
 struct vnxi_link {
+    uint64_t id; /* of an accepted link; never reused in its hub */
     atomic_uint users; /* all users together hold one of refs */
     atomic_uint refs;
     vnxi_hub_t *hub;
@@ -64,6 +74,9 @@ struct vnxi_link {
     size_t sender_len;
     uint64_t hello_deadline;
     vnxi_link_t *silent_next, *silent_prev;
+    vnxi_link_fd_set_t *fd_sets; /* owned: room for VNXI_LINK_FD_SETS; NULL:
+                                    none has come */
+    size_t fd_set_count;         /* of frames that were not handled yet */
 
     /* protected by the hub's `lists` */
     bool listed; /* holds a reference */
@@ -109,6 +122,7 @@ struct vnxi_hub {
     vnxi_link_t *silent_first, *silent_last; /* oldest first */
     size_t silent_count;
     size_t accepted_count; /* including links without HELLO */
+    uint64_t last_id;      /* of accepted links */
     unsigned char *input;  /* owned: VNXI_HUB_INPUT bytes */
 
     vnxi_mutex_t lists;
@@ -143,6 +157,10 @@ void vnxi_hub_expire(vnxi_hub_t *hub);
 vnxi_link_t *vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid);
 void vnxi_link_ref(vnxi_link_t *link);
 void vnxi_link_unref(vnxi_link_t *link);
+
+/* Close the descriptors of the first `count` frames that wait for theirs.
+ * Requires the loop. */
+void vnxi_link_drop_fds(vnxi_link_t *link, size_t count);
 
 /* Change the state from OPEN to `state`; true for the one caller that does so.
  */

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -22,6 +23,7 @@
 
 #define OPEN "vnx_agent_load_metadata"
 #define SEND "vnx_agent_send_notif"
+#define CONTROL "vnx_xfer_post"
 #define SHOWN_NAME_MAX 100u
 
 /* -- Life cycle ----------------------------------------------------------- */
@@ -48,6 +50,24 @@ vnxi_link_new(vnxi_hub_t *hub, int fd, int pidfd, pid_t pid)
 }
 
 void
+vnxi_link_drop_fds(vnxi_link_t *link, size_t count)
+{
+    bool are_lost = vnxi_fds_lost(link->fds);
+
+    for (size_t i = 0; i < count; i++) {
+        const vnxi_link_fd_set_t *set = &link->fd_sets[i];
+        for (size_t k = 0; k < set->count && !are_lost; k++) {
+            vnxi_fork_fd_close(set->fds[k]);
+        }
+    }
+    link->fd_set_count -= count;
+    if (link->fd_set_count > 0) {
+        memmove(link->fd_sets, link->fd_sets + count,
+                link->fd_set_count * sizeof *link->fd_sets);
+    }
+}
+
+void
 vnxi_link_ref(vnxi_link_t *link)
 {
     atomic_fetch_add_explicit(&link->refs, 1, memory_order_relaxed);
@@ -64,6 +84,8 @@ vnxi_link_unref(vnxi_link_t *link)
         vnxi_fork_fd_close(link->pidfd);
     }
     vnxi_link_queue_clear(&link->queue);
+    vnxi_link_drop_fds(link, link->fd_set_count);
+    free(link->fd_sets);
     vnxi_link_frame_reader_fini(&link->reader);
     vnxi_mutex_destroy(&link->send_lock);
     free(link->sender);
@@ -165,13 +187,32 @@ watch_room(vnxi_link_t *link, bool watch)
     epoll_ctl(link->hub->inner, EPOLL_CTL_MOD, link->fd, &event);
 }
 
-/* As sendmsg(), but 0 if the socket takes nothing now. */
+typedef struct fd_list {
+    const int *fds;
+    size_t count;
+} fd_list_t;
+
+/* As sendmsg(), but 0 if the socket takes nothing now.  The descriptors go
+ * with the first byte. */
 static ssize_t
-write_some(int fd, struct iovec *parts, size_t count)
+write_some(int fd, struct iovec *parts, size_t count, fd_list_t fds)
 {
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+    union {
+        struct cmsghdr header; /* for its alignment */
+        unsigned char room[CMSG_SPACE(VNXI_CONTROL_FDS_MAX * sizeof(int))];
+    } control;
     ssize_t done;
 
+    if (fds.count > 0) {
+        size_t size = fds.count * sizeof *fds.fds;
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE(size);
+        control.header = (struct cmsghdr){.cmsg_len = CMSG_LEN(size),
+                                          .cmsg_level = SOL_SOCKET,
+                                          .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&control.header), fds.fds, size);
+    }
     do {
         done = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (done < 0 && errno == EINTR);
@@ -193,10 +234,16 @@ break_off(vnxi_link_t *link)
     }
 }
 
+/* Queue what is left after `skip` bytes.  Descriptors are sent with a frame in
+ * one part. */
 static bool
 queue_rest(vnxi_link_t *link, const struct iovec *parts, size_t count,
-           size_t skip)
+           size_t skip, fd_list_t fds)
 {
+    if (skip == 0 && fds.count > 0) {
+        return vnxi_link_queue_add_fds(&link->queue, parts[0].iov_base,
+                                       parts[0].iov_len, fds.fds, fds.count);
+    }
     for (size_t i = 0; i < count; i++) {
         size_t len = parts[i].iov_len;
         size_t cut = skip < len ? skip : len;
@@ -218,10 +265,10 @@ error_gone(const char *operation, vnx_error_t *error)
                           "the connection to the peer has ended");
 }
 
-/* Requires send_lock. */
+/* Requires send_lock.  *queued_p: the queue closes the descriptors. */
 static vnx_status_t
-send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
-           const char *operation, vnx_error_t *error)
+send_parts(vnxi_link_t *link, struct iovec *parts, size_t len, fd_list_t fds,
+           bool *queued_p, const char *operation, vnx_error_t *error)
 {
     size_t queued = link->queue.bytes;
     ssize_t done = 0;
@@ -238,7 +285,7 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
                               queued);
     }
     if (queued == 0) {
-        done = write_some(link->fd, parts, 2);
+        done = write_some(link->fd, parts, 2, fds);
         if (done < 0) {
             break_off(link);
             return error_gone(operation, error);
@@ -247,10 +294,11 @@ send_parts(vnxi_link_t *link, struct iovec *parts, size_t len,
             return VNX_OK;
         }
     }
-    if (!queue_rest(link, parts, 2, (size_t)done)) {
+    if (!queue_rest(link, parts, 2, (size_t)done, fds)) {
         break_off(link); /* a part of the frame has been sent */
         return vnxi_error_no_memory(error, operation, len);
     }
+    *queued_p = done == 0;
     if (queued == 0) {
         watch_room(link, true);
     }
@@ -264,10 +312,12 @@ send_all(vnxi_link_t *link, struct iovec head, struct iovec body,
          const char *operation, vnx_error_t *error)
 {
     struct iovec parts[2] = {head, body};
+    bool is_queued;
 
     vnxi_mutex_lock(&link->send_lock);
     vnx_status_t status =
-        send_parts(link, parts, head.iov_len + body.iov_len, operation, error);
+        send_parts(link, parts, head.iov_len + body.iov_len, (fd_list_t){0},
+                   &is_queued, operation, error);
     vnxi_mutex_unlock(&link->send_lock);
     return status;
 }
@@ -321,15 +371,58 @@ vnxi_link_ask(vnxi_link_t *link, uint64_t token, const vnxi_link_row_t *rows,
     return status;
 }
 
+static vnx_status_t
+send_with_fds(vnxi_link_t *link, const vnxi_writer_t *frame, fd_list_t fds,
+              vnx_error_t *error)
+{
+    struct iovec parts[2] = {
+        {.iov_base = frame->data, .iov_len = frame->len}};
+    bool is_queued = false;
+
+    vnxi_mutex_lock(&link->send_lock);
+    vnx_status_t status =
+        frame->failed ? vnxi_error_no_memory(error, CONTROL, frame->len)
+                      : send_parts(link, parts, frame->len, fds, &is_queued,
+                                   CONTROL, error);
+    vnxi_mutex_unlock(&link->send_lock);
+    for (size_t i = 0; i < fds.count && !is_queued; i++) {
+        vnxi_fork_fd_close(fds.fds[i]);
+    }
+    return status;
+}
+
+vnx_status_t
+vnxi_link_send_control(vnxi_link_t *link, const char *entry,
+                       const vnxi_control_t *control, vnx_error_t *error)
+{
+    const vnxi_link_frame_control_t frame = {
+        .entry = entry,
+        .entry_len = strlen(entry),
+        .data = control->data,
+        .len = control->len,
+        .fd_count = control->fd_count,
+    };
+    vnxi_writer_t writer = {0};
+
+    vnxi_link_frame_write_control(&writer, &frame);
+    vnx_status_t status =
+        send_with_fds(link, &writer,
+                      (fd_list_t){control->fds, control->fd_count}, error);
+    vnxi_writer_fini(&writer);
+    return status;
+}
+
 /* Requires send_lock and a socket.  True: the queue is empty. */
 static bool
 flush_queue(vnxi_link_t *link)
 {
     while (link->queue.bytes > 0) {
         struct iovec front;
+        fd_list_t fds;
         front.iov_base = (void *)(uintptr_t)vnxi_link_queue_front(
             &link->queue, &front.iov_len);
-        ssize_t done = write_some(link->fd, &front, 1);
+        fds.fds = vnxi_link_queue_fds(&link->queue, &fds.count);
+        ssize_t done = write_some(link->fd, &front, 1, fds);
         if (done == 0) {
             return false;
         }
@@ -555,7 +648,7 @@ send_bye(vnxi_link_t *link)
     if (link->fd >= 0 && !vnxi_fds_lost(link->fds)) {
         if (flush_queue(link)) {
             vnxi_link_frame_header(VNXI_LINK_FRAME_BYE, 0, header);
-            write_some(link->fd, &bye, 1);
+            write_some(link->fd, &bye, 1, (fd_list_t){0});
         }
         /* The loop need not wake up for an end that is caused here.  And a
          * forked child may hold the socket: closing alone would not end it. */

@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/fork_fds.h"
+
 #define HELLO_VERSION 2
 #define HELLO_FIXED (2 + 2 * (VNXI_SHM_ID_SIZE + 4))
 #define REFUSE_FIXED (VNXI_SHM_ID_SIZE + 4)
@@ -11,6 +13,8 @@
 #define CONFIRM_FIXED (8 + 4)
 #define CONFIRM_ROW (REVOKE_ROW + 4 + 3 * 8)
 #define CONFIRMED_FIXED (8 + 8 + 4)
+#define CONTROL_FIXED (1 + 1)
+#define ENTRY_MAX 255
 
 /* A larger buffer is freed after its frame, so that one long message does not
  * stay allocated as long as the link exists. */
@@ -68,6 +72,18 @@ vnxi_link_frame_write_refuse(vnxi_writer_t *writer,
     write_header(writer, VNXI_LINK_FRAME_REFUSE,
                  REFUSE_FIXED + refuse->name_len);
     write_agent(writer, refuse->instance, refuse->name, refuse->name_len);
+}
+
+void
+vnxi_link_frame_write_control(vnxi_writer_t *writer,
+                              const vnxi_link_frame_control_t *control)
+{
+    write_header(writer, VNXI_LINK_FRAME_CONTROL,
+                 CONTROL_FIXED + control->entry_len + control->len);
+    vnxi_write_u8(writer, (uint8_t)control->entry_len);
+    vnxi_write_bytes(writer, control->entry, control->entry_len);
+    vnxi_write_u8(writer, (uint8_t)control->fd_count);
+    vnxi_write_bytes(writer, control->data, control->len);
 }
 
 static void
@@ -139,6 +155,8 @@ static const size_t body_max[] = {
     [VNXI_LINK_FRAME_CONFIRMED] =
         CONFIRMED_FIXED + (size_t)VNXI_LINK_ROWS_MAX * 4,
     [VNXI_LINK_FRAME_REFUSE] = REFUSE_FIXED + VNXI_LINK_FRAME_NAME_MAX,
+    [VNXI_LINK_FRAME_CONTROL] =
+        CONTROL_FIXED + ENTRY_MAX + VNXI_CONTROL_BYTES_MAX,
 };
 
 /* The length of the whole frame whose header is at `bytes`; 0: malformed. */
@@ -150,7 +168,7 @@ frame_length(const vnxi_link_frame_reader_t *reader,
     size_t len = vnxi_read_u32(&header);
     unsigned type = vnxi_read_u8(&header);
 
-    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_REFUSE ||
+    if (type < VNXI_LINK_FRAME_HELLO || type > VNXI_LINK_FRAME_CONTROL ||
         (reader->allowed & VNXI_LINK_FRAME_BIT(type)) == 0) {
         return 0;
     }
@@ -328,6 +346,27 @@ vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
     return true;
 }
 
+bool
+vnxi_link_frame_read_control(const vnxi_link_frame_t *frame,
+                             vnxi_link_frame_control_t *control_p)
+{
+    vnxi_reader_t reader = vnxi_reader(frame->body, frame->len);
+    vnxi_link_frame_control_t control;
+
+    control.entry_len = vnxi_read_u8(&reader);
+    control.entry = vnxi_read_bytes(&reader, control.entry_len);
+    control.fd_count = vnxi_read_u8(&reader);
+    control.len = vnxi_reader_left(&reader);
+    control.data = vnxi_read_bytes(&reader, control.len);
+    if (reader.failed || control.entry_len == 0 ||
+        control.len > VNXI_CONTROL_BYTES_MAX ||
+        control.fd_count > VNXI_CONTROL_FDS_MAX) {
+        return false;
+    }
+    *control_p = control;
+    return true;
+}
+
 static vnx_desc_t
 read_region(vnxi_reader_t *reader, vnx_mem_t *mem_p)
 {
@@ -467,21 +506,21 @@ vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
 struct vnxi_link_block {
     vnxi_link_block_t *next;
     size_t at, end, capacity; /* data[at .. end) has to be sent */
+    int *fds;                 /* owned: to be sent with data[0] */
+    size_t fd_count;
+    unsigned fd_epoch; /* when they were open */
     unsigned char data[];
 };
 
 static vnxi_link_block_t *
-queue_grow(vnxi_link_queue_t *queue, size_t len)
+queue_grow(vnxi_link_queue_t *queue, size_t capacity)
 {
-    size_t capacity = len > BLOCK_MIN ? len : BLOCK_MIN;
     vnxi_link_block_t *block = malloc(sizeof *block + capacity);
 
     if (block == NULL) {
         return NULL;
     }
-    block->next = NULL;
-    block->at = block->end = 0;
-    block->capacity = capacity;
+    *block = (vnxi_link_block_t){.capacity = capacity};
     if (queue->tail != NULL) {
         queue->tail->next = block;
     } else {
@@ -500,7 +539,7 @@ vnxi_link_queue_add(vnxi_link_queue_t *queue, const void *data, size_t len)
         return true;
     }
     if (block == NULL || block->capacity - block->end < len) {
-        block = queue_grow(queue, len);
+        block = queue_grow(queue, len > BLOCK_MIN ? len : BLOCK_MIN);
     }
     if (block == NULL) {
         return false;
@@ -509,6 +548,49 @@ vnxi_link_queue_add(vnxi_link_queue_t *queue, const void *data, size_t len)
     block->end += len;
     queue->bytes += len;
     return true;
+}
+
+/* The block has room for this frame only, so that nothing else is sent with
+ * the descriptors. */
+bool
+vnxi_link_queue_add_fds(vnxi_link_queue_t *queue, const void *data, size_t len,
+                        const int *fds, size_t fd_count)
+{
+    int *kept = malloc(fd_count * sizeof *kept);
+    vnxi_link_block_t *block = kept != NULL ? queue_grow(queue, len) : NULL;
+
+    if (block == NULL) {
+        free(kept);
+        return false;
+    }
+    memcpy(kept, fds, fd_count * sizeof *kept);
+    block->fds = kept;
+    block->fd_count = fd_count;
+    block->fd_epoch = vnxi_fds_epoch();
+    memcpy(block->data, data, len);
+    block->end = len;
+    queue->bytes += len;
+    return true;
+}
+
+const int *
+vnxi_link_queue_fds(const vnxi_link_queue_t *queue, size_t *count_p)
+{
+    *count_p = queue->head->fd_count;
+    return queue->head->fds;
+}
+
+static void
+block_close_fds(vnxi_link_block_t *block)
+{
+    bool are_ours = block->fd_count > 0 && !vnxi_fds_lost(block->fd_epoch);
+
+    for (size_t i = 0; are_ours && i < block->fd_count; i++) {
+        vnxi_fork_fd_close(block->fds[i]);
+    }
+    free(block->fds);
+    block->fds = NULL;
+    block->fd_count = 0;
 }
 
 const void *
@@ -525,6 +607,7 @@ vnxi_link_queue_consume(vnxi_link_queue_t *queue, size_t len)
 {
     vnxi_link_block_t *block = queue->head;
 
+    block_close_fds(block);
     block->at += len;
     queue->bytes -= len;
     if (block->at < block->end) {

@@ -17,8 +17,12 @@
  *              then count * u32, ascending: indices of rows not registered
  *   7 REFUSE   instance[16], u32 name length, name of the listener, which is
  *              not the agent that HELLO named; then the end
- * The opener sends HELLO, NOTIF, CONFIRM and BYE, the listener the others and
- * BYE.  A frame above VNXI_LINK_FRAME_MAX, of unknown type, from the wrong
+ *   8 CONTROL  u8 length of a transport's entry in metadata, the entry, u8
+ *              number of descriptors sent with the frame, data: a message of
+ *              that transport
+ * The opener sends HELLO, NOTIF, CONFIRM, CONTROL and BYE, the listener the
+ * others, CONTROL and BYE.  Only the listener sends descriptors, with the
+ * first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of unknown type, from the wrong
  * side, before HELLO, or with a malformed body ends the link on which it
  * arrived, and only that link.
  *
@@ -35,6 +39,7 @@
 
 #include "base/bytes.h"
 #include "engine/native/shm/shm_wire.h"
+#include "engine/native/transport.h"
 
 #define VNXI_LINK_FRAME_MAX (1u << 30)
 #define VNXI_LINK_FRAME_HEADER 5 /* bytes: length and type */
@@ -50,6 +55,7 @@ typedef enum vnxi_link_frame_type {
     VNXI_LINK_FRAME_CONFIRM = 5,
     VNXI_LINK_FRAME_CONFIRMED = 6,
     VNXI_LINK_FRAME_REFUSE = 7,
+    VNXI_LINK_FRAME_CONTROL = 8,
 } vnxi_link_frame_type_t;
 
 #define VNXI_LINK_FRAME_BIT(type) (1u << (type))
@@ -99,6 +105,14 @@ typedef struct vnxi_link_frame_revoke {
     size_t count; /* 1 to VNXI_LINK_FRAME_REVOKES_MAX */
 } vnxi_link_frame_revoke_t;
 
+typedef struct vnxi_link_frame_control {
+    const void *entry;
+    size_t entry_len; /* 1 to 255 */
+    const void *data;
+    size_t len;      /* at most VNXI_CONTROL_BYTES_MAX */
+    size_t fd_count; /* at most VNXI_CONTROL_FDS_MAX */
+} vnxi_link_frame_control_t;
+
 /* Write whole frames. */
 void vnxi_link_frame_write_hello(vnxi_writer_t *writer,
                                  const vnxi_link_frame_hello_t *hello);
@@ -110,6 +124,8 @@ void vnxi_link_frame_write_confirmed(vnxi_writer_t *writer,
                                      const vnxi_link_answer_t *answer);
 void vnxi_link_frame_write_refuse(vnxi_writer_t *writer,
                                   const vnxi_link_frame_refuse_t *refuse);
+void vnxi_link_frame_write_control(vnxi_writer_t *writer,
+                                   const vnxi_link_frame_control_t *control);
 
 /* -- Reading -------------------------------------------------------------- */
 
@@ -173,6 +189,10 @@ bool vnxi_link_frame_read_confirmed(const vnxi_link_frame_t *frame,
 bool vnxi_link_frame_read_refuse(const vnxi_link_frame_t *frame,
                                  vnxi_link_frame_refuse_t *refuse_p);
 
+/* Parse the body of a CONTROL; false: malformed.  Borrows from the frame. */
+bool vnxi_link_frame_read_control(const vnxi_link_frame_t *frame,
+                                  vnxi_link_frame_control_t *control_p);
+
 /* -- The queue of a link -------------------------------------------------- */
 
 /* Bytes that a socket has not taken yet, in order. */
@@ -186,6 +206,15 @@ typedef struct vnxi_link_queue {
 /* Append a copy of the data.  False: no memory, and nothing was added. */
 bool vnxi_link_queue_add(vnxi_link_queue_t *queue, const void *data,
                          size_t len);
+
+/* The same for a frame that is sent with descriptors, 1 to
+ * VNXI_CONTROL_FDS_MAX.  The queue closes them. */
+bool vnxi_link_queue_add_fds(vnxi_link_queue_t *queue, const void *data,
+                             size_t len, const int *fds, size_t fd_count);
+
+/* The descriptors to send with the first byte of the piece at the front. */
+const int *vnxi_link_queue_fds(const vnxi_link_queue_t *queue,
+                               size_t *count_p);
 
 /* The longest contiguous piece at the front, in place.  The queue must not be
  * empty. */

@@ -37,6 +37,30 @@ on_alarm(void *context)
     host->changed(host->context);
 }
 
+static void
+on_question(void *context, const void *entry, size_t entry_len,
+            uint64_t link_id, const vnxi_control_t *control)
+{
+    const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
+    host->question(host->context, entry, entry_len, link_id, control);
+}
+
+static void
+on_answered(void *context, const void *entry, size_t entry_len,
+            vnxi_link_t *link, const vnxi_control_t *control)
+{
+    const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
+    host->answered(host->context, entry, entry_len,
+                   (uintptr_t)vnxi_link_cookie(link), control);
+}
+
+static void
+on_asker_gone(void *context, uint64_t link_id)
+{
+    const vnxi_port_host_t *host = &((vnxi_port_t *)context)->config.host;
+    host->asker_gone(host->context, link_id);
+}
+
 static vnx_status_t
 open_hub(vnxi_shm_port_t *port, vnx_error_t *error)
 {
@@ -52,6 +76,9 @@ open_hub(vnxi_shm_port_t *port, vnx_error_t *error)
                       .ended = on_ended,
                       .confirm = vnxi_confirm_on_question,
                       .confirmed = vnxi_confirm_on_answer,
+                      .question = on_question,
+                      .answered = on_answered,
+                      .asker_gone = on_asker_gone,
                       .alarm = on_alarm},
     };
 
@@ -346,6 +373,44 @@ new_table(vnxi_conn_t *base, vnxi_region_table_t *table, uint64_t epoch)
     vnxi_confirm_ask(conn);
 }
 
+/* -- For other transports --------------------------------------------------
+ */
+
+static vnx_status_t
+carry_question(vnxi_conn_t *conn, const char *entry,
+               const vnxi_control_t *control, vnx_error_t *error)
+{
+    return vnxi_link_send_control(((vnxi_shm_conn_t *)conn)->link, entry,
+                                  control, error);
+}
+
+static vnx_status_t
+carry_answer(vnxi_port_t *port, uint64_t asker, const char *entry,
+             const vnxi_control_t *control, vnx_error_t *error)
+{
+    return vnxi_hub_send_control(((vnxi_shm_port_t *)port)->hub, asker, entry,
+                                 control, error);
+}
+
+static vnxi_vm_target_t
+target_of(const vnxi_shm_conn_t *conn)
+{
+    return (vnxi_vm_target_t){
+        .pid = (pid_t)conn->info.pid,
+        .pidfd = vnxi_link_pidfd(conn->link),
+        .route = conn->base.port->config.number,
+        .operation = "vnx_xfer_post",
+    };
+}
+
+static vnx_status_t
+copy_rows(vnxi_conn_t *conn, const vnxi_copy_row_t *rows, size_t count,
+          vnx_op_t op, vnx_error_t *error)
+{
+    const vnxi_vm_target_t target = target_of((vnxi_shm_conn_t *)conn);
+    return vnxi_vm_rows(&target, rows, count, op, error);
+}
+
 /* -- Our regions -----------------------------------------------------------
  */
 
@@ -481,14 +546,9 @@ static vnx_status_t
 copy_chunk(vnxi_conn_t *base, const vnxi_plan_t *plan, size_t chunk,
            vnx_op_t op, const atomic_bool *stop, vnx_error_t *error)
 {
-    const vnxi_shm_conn_t *conn = (vnxi_shm_conn_t *)base;
-    const vnxi_vm_target_t target = {
-        .pid = (pid_t)conn->info.pid,
-        .pidfd = vnxi_link_pidfd(conn->link),
-        .route = base->port->config.number,
-        .stop = stop,
-        .operation = "vnx_xfer_post",
-    };
+    vnxi_vm_target_t target = target_of((vnxi_shm_conn_t *)base);
+
+    target.stop = stop;
     return vnxi_vm_chunk(&target, plan, chunk, op, error);
 }
 
@@ -522,6 +582,9 @@ const vnxi_transport_t vnxi_shm_transport = {
     .describe_conn = describe_conn,
     .catch_up = catch_up,
     .new_table = new_table,
+    .carry_question = carry_question,
+    .carry_answer = carry_answer,
+    .copy_rows = copy_rows,
     .attach = attach,
     .revoked = revoked,
     .slot_free = slot_free,

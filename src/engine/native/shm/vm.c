@@ -29,24 +29,29 @@ typedef struct batch {
 } batch_t;
 
 static void
+batch_add(batch_t *batch, uint64_t local, uint64_t remote, uint64_t len)
+{
+    batch->local[batch->count] = (struct iovec){
+        .iov_base = (void *)(uintptr_t)local,
+        .iov_len = len,
+    };
+    batch->remote[batch->count] = (struct iovec){
+        .iov_base = (void *)(uintptr_t)remote,
+        .iov_len = len,
+    };
+    batch->count++;
+}
+
+static void
 batch_fill(const vnxi_vm_target_t *target, batch_t *batch, vnxi_walk_t *walk)
 {
     vnxi_piece_t piece;
 
     batch->count = 0;
     while (batch->count < BATCH_MAX && vnxi_walk_next(walk, &piece)) {
-        if (piece.route != target->route || piece.len == 0) {
-            continue;
+        if (piece.route == target->route && piece.len > 0) {
+            batch_add(batch, piece.local, piece.remote, piece.len);
         }
-        batch->local[batch->count] = (struct iovec){
-            .iov_base = (void *)(uintptr_t)piece.local,
-            .iov_len = piece.len,
-        };
-        batch->remote[batch->count] = (struct iovec){
-            .iov_base = (void *)(uintptr_t)piece.remote,
-            .iov_len = piece.len,
-        };
-        batch->count++;
     }
 }
 
@@ -205,6 +210,24 @@ vnxi_vm_chunk(const vnxi_vm_target_t *target, const vnxi_plan_t *plan,
             return status;
         }
     }
+}
+
+vnx_status_t
+vnxi_vm_rows(const vnxi_vm_target_t *target, const vnxi_copy_row_t *rows,
+             size_t count, vnx_op_t op, vnx_error_t *error)
+{
+    vnx_status_t status = VNX_OK;
+    batch_t batch;
+
+    for (size_t at = 0; status == VNX_OK && at < count;) {
+        batch.count = 0;
+        while (batch.count < BATCH_MAX && at < count) {
+            batch_add(&batch, rows[at].local, rows[at].remote, rows[at].len);
+            at++;
+        }
+        status = batch_copy(target, &batch, op, error);
+    }
+    return status;
 }
 
 int

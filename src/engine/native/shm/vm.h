@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "engine/native/plan.h"
+#include "engine/native/transport.h"
 
 /* Copy the pieces of a chunk that have this route between this process and
  * `pid`.  Continues after partial results.  Errors: VNX_ERR_REMOTE_DISCONNECT
@@ -26,6 +27,11 @@ typedef struct vnxi_vm_target {
 vnx_status_t vnxi_vm_chunk(const vnxi_vm_target_t *target,
                            const vnxi_plan_t *plan, size_t chunk, vnx_op_t op,
                            vnx_error_t *error);
+
+/* The same for rows; target->route is not used. */
+vnx_status_t vnxi_vm_rows(const vnxi_vm_target_t *target,
+                          const vnxi_copy_row_t *rows, size_t count,
+                          vnx_op_t op, vnx_error_t *error);
 
 /* Read `len` bytes (the nonce) at `addr` of the process.  Returns 0 or an
  * errno. */

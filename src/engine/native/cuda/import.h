@@ -1,0 +1,93 @@
+/*
+ * GPU memory of other processes of this host, mapped here.
+ *
+ * A *key* is a peer's region.  An *import* is a key mapped for one gpu: the
+ * gpu's thread asks the owner for the handles (lend.h is the other side) and
+ * maps them when the first transfer needs them.  The import is kept for later
+ * transfers.  It ends when the owner recalls it, with the key or the conn, or
+ * with the gpu.
+ *
+ * Threads: functions with a gpu are called on the thread of the gpu, the
+ * others on any.
+ */
+#ifndef VNXI_NATIVE_CUDA_IMPORT_H
+#define VNXI_NATIVE_CUDA_IMPORT_H
+
+#include "engine/native/cuda/gpu.h"
+#include "engine/native/transport.h"
+
+typedef struct vnxi_cuda_import vnxi_cuda_import_t;
+
+/* A peer's region: the slot of it. */
+typedef struct vnxi_cuda_key {
+    const vnxi_port_t *port;
+    uintptr_t conn_id;
+    uint64_t addr, len, dev;
+    vnxi_cu_uuid_t uuid; /* of its GPU */
+    _Atomic(struct vnxi_cuda_worker *) worker; /* for transfers with CPU memory;
+                                                  the owner's of the key */
+    /* private */
+    vnxi_cuda_import_t *imports;
+} vnxi_cuda_key_t;
+
+/* Part of a peer's region as it is mapped here. */
+typedef struct vnxi_cuda_span {
+    uint64_t start, end; /* in the peer */
+    uint64_t delta;      /* to the address here, modulo 2^64 */
+} vnxi_cuda_span_t;
+
+/* Growing array of spans. */
+typedef struct vnxi_cuda_spans {
+    vnxi_cuda_span_t *spans; /* owned */
+    size_t count, room;
+} vnxi_cuda_spans_t;
+
+/* Add the spans of a region.  VNX_IN_PROG: they are not known yet; gpu->wake
+ * is called when they may be. */
+vnx_status_t vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
+                              vnxi_cuda_spans_t *spans, vnx_error_t *error);
+
+/* A question to the owners of the regions of a transfer: have they still the
+ * memory that is mapped here?  In the list of all from begin to end. */
+typedef struct vnxi_cuda_check {
+    /* private */
+    vnxi_cuda_gpu_t *gpu;   /* NULL: it is not in the list */
+    atomic_size_t messages; /* that were not answered yet */
+    atomic_bool is_stale;
+    uint64_t token;
+    const vnxi_port_t *port;
+    uintptr_t conn_id;
+    struct vnxi_cuda_check *next;
+} vnxi_cuda_check_t;
+
+/* Ask about these keys of one conn, which are imported.  gpu->wake is called
+ * when the answer has come; if it is that memory is stale, its imports end
+ * soon. */
+vnx_status_t vnxi_cuda_check_begin(vnxi_cuda_check_t *check,
+                                   vnxi_cuda_gpu_t *gpu,
+                                   vnxi_cuda_key_t *const *keys, size_t count,
+                                   vnx_error_t *error);
+/* What the answer is.  VNX_IN_PROG: none so far.  VNX_ERR_MISMATCH, without an
+ * error record: stale.  Takes no lock. */
+vnx_status_t vnxi_cuda_check_state(const vnxi_cuda_check_t *check);
+void vnxi_cuda_check_end(vnxi_cuda_check_t *check);
+
+/* After gpu->wake: map what owners have sent, unmap what was recalled or is
+ * not needed any more.  Nothing is running on the gpu, and spans of before are
+ * invalid. */
+void vnxi_cuda_imports_serve(vnxi_cuda_gpu_t *gpu);
+
+/* The gpu ends: unmap everything. */
+void vnxi_cuda_imports_end(vnxi_cuda_gpu_t *gpu);
+
+/* The imports of this conn will end. */
+void vnxi_cuda_imports_drop(const vnxi_port_t *port, uintptr_t conn_id);
+
+/* As on_answer() of the contract. */
+void vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
+                                 const vnxi_control_t *control);
+
+/* The imports of the key will end. */
+void vnxi_cuda_key_fini(vnxi_cuda_key_t *key);
+
+#endif

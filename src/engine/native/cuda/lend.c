@@ -1,0 +1,624 @@
+/*
+ * Design notes.  A question arrives on the thread that reads the messages of
+ * all peers, which must not wait for the driver.  So the worker of the region
+ * makes the handles.
+ *
+ * A loan begins with its first question, before the region is looked up.  So a
+ * deregistration either is noticed by the lookup or finds the loan.
+ *
+ * The handles are made anew for each loan and not kept: an open descriptor
+ * would keep the memory allocated.
+ *
+ * A program may free the memory of a region that is registered, and get other
+ * memory at the same address (vLLM's sleep mode).  The driver's id of each
+ * allocation shows that, and askers ask for it with every transfer (CHECK).
+ */
+#include "engine/native/cuda/lend.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/fork_fds.h"
+#include "base/log.h"
+#include "engine/native/cuda/context.h"
+#include "engine/native/cuda/lend_wire.h"
+#include "engine/native/region_access.h"
+
+#define OPERATION "vnx_xfer_post"
+#define RETURN_NS (2u * UINT64_C(1000000000))
+#define LOANS_MAX 65536u /* for each port */
+
+struct vnxi_cuda_loan {
+    vnxi_cuda_loan_t *next;
+    uint64_t asker, id;
+    uint64_t addr, len, dev;
+    uint64_t ids[2];   /* of the allocations at the region's ends, as lent;
+                          0: not lent yet */
+    uint64_t deadline; /* of the return; 0: not recalled */
+};
+
+/* A question whose answer a worker makes. */
+typedef struct task {
+    vnxi_cuda_job_t job; /* first */
+    vnxi_cuda_lender_t *lender;
+    uint64_t asker, loan, from;
+    vnxi_region_t *region; /* retained */
+} task_t;
+
+void
+vnxi_cuda_lender_init(vnxi_cuda_lender_t *lender, const vnxi_port_t *port)
+{
+    *lender = (vnxi_cuda_lender_t){.port = port};
+    vnxi_mutex_init(&lender->lock, VNXI_RANK_CUDA_LENDER);
+    vnxi_cond_init(&lender->given_back);
+}
+
+void
+vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender)
+{
+    while (lender->loans != NULL) {
+        vnxi_cuda_loan_t *loan = lender->loans;
+        lender->loans = loan->next;
+        free(loan);
+    }
+    vnxi_cond_destroy(&lender->given_back);
+    vnxi_mutex_destroy(&lender->lock);
+}
+
+/* -- Loans ----------------------------------------------------------------- */
+
+static vnxi_cuda_loan_t *
+find_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
+{
+    vnxi_cuda_loan_t *loan = lender->loans;
+
+    while (loan != NULL && (loan->asker != asker || loan->id != id)) {
+        loan = loan->next;
+    }
+    return loan;
+}
+
+/* End the loans of an asker; `id`: only this one. */
+static void
+end_loans(vnxi_cuda_lender_t *lender, uint64_t asker, const uint64_t *id)
+{
+    vnxi_mutex_lock(&lender->lock);
+    for (vnxi_cuda_loan_t **at = &lender->loans; *at != NULL;) {
+        vnxi_cuda_loan_t *loan = *at;
+        if (loan->asker != asker || (id != NULL && loan->id != *id)) {
+            at = &loan->next;
+            continue;
+        }
+        *at = loan->next;
+        lender->loan_count--;
+        free(loan);
+    }
+    vnxi_cond_broadcast(&lender->given_back);
+    vnxi_mutex_unlock(&lender->lock);
+}
+
+void
+vnxi_cuda_lender_forget(vnxi_cuda_lender_t *lender, uint64_t asker)
+{
+    end_loans(lender, asker, NULL);
+}
+
+size_t
+vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender)
+{
+    vnxi_mutex_lock(&lender->lock);
+    size_t count = lender->loan_count;
+    vnxi_mutex_unlock(&lender->lock);
+    return count;
+}
+
+/* -- Answers --------------------------------------------------------------- */
+
+/* An asker that cannot be reached is gone, and its loans end with it. */
+static void
+answer(const vnxi_cuda_lender_t *lender, uint64_t asker,
+       const vnxi_lend_t *message, int *fds, size_t fd_count)
+{
+    const vnxi_port_config_t *config = &lender->port->config;
+    vnxi_writer_t writer = {0};
+
+    vnxi_lend_write(&writer, message);
+    const vnxi_control_t control = {.data = writer.data,
+                                    .len = writer.len,
+                                    .fds = fds,
+                                    .fd_count = fd_count};
+    if (writer.failed) {
+        for (size_t i = 0; i < fd_count; i++) {
+            vnxi_fork_fd_close(fds[i]);
+        }
+    } else {
+        config->host.answer(config->host.context, config->number, asker,
+                            &control, NULL);
+    }
+    vnxi_writer_fini(&writer);
+}
+
+/* The loan ends when the asker gives back what it may have got before. */
+static void
+refuse(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t loan,
+       vnx_status_t status, const char *cause)
+{
+    answer(lender, asker,
+           &(vnxi_lend_t){.type = VNXI_LEND_REFUSED,
+                          .loan = loan,
+                          .status = (uint32_t)-status,
+                          .cause = cause,
+                          .count = strlen(cause)},
+           NULL, 0);
+}
+
+/* -- Making handles -------------------------------------------------------- */
+
+bool
+vnxi_cuda_can_lend(uint64_t is_legacy, uint64_t handle_types)
+{
+    return is_legacy != 0 ||
+           (handle_types & (VNXI_CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR |
+                            VNXI_CU_MEM_HANDLE_TYPE_FABRIC)) != 0;
+}
+
+static uint64_t
+ask_pointer(const vnxi_cuda_library_t *library, uint64_t address,
+            vnxi_cu_enum_t attribute)
+{
+    uint64_t value = 0;
+    void *place = &value;
+
+    return library->cu.cuPointerGetAttributes(1, &attribute, &place,
+                                              address) == VNXI_CUDA_SUCCESS
+               ? value
+               : 0;
+}
+
+static uint64_t
+buffer_id(const vnxi_cuda_library_t *library, uint64_t address)
+{
+    return ask_pointer(library, address, VNXI_CU_POINTER_ATTRIBUTE_BUFFER_ID);
+}
+
+/* Memory of cuMemCreate(): a descriptor, or a fabric handle if that is what it
+ * was created for.  *fd_p is set for the first. */
+static vnx_status_t
+export_created(const vnxi_cuda_gpu_t *gpu, vnxi_lend_piece_t *piece, int *fd_p,
+               vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_alloc_prop_t props = {0};
+    const char *function = "cuMemRetainAllocationHandle";
+    vnxi_cu_mem_t memory;
+
+    vnxi_cu_result_t result = cu->cuMemRetainAllocationHandle(
+        &memory, (void *)(uintptr_t)piece->start);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal, function,
+                               result, error);
+    }
+    function = "cuMemGetAllocationPropertiesFromHandle";
+    result = cu->cuMemGetAllocationPropertiesFromHandle(&props, memory);
+    if (result == VNXI_CUDA_SUCCESS) {
+        bool has_fd =
+            (props.requestedHandleTypes &
+             VNXI_CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0;
+        function = "cuMemExportToShareableHandle";
+        piece->kind = has_fd ? VNXI_LEND_FD : VNXI_LEND_FABRIC;
+        result = cu->cuMemExportToShareableHandle(
+            has_fd ? (void *)fd_p : piece->handle, memory,
+            has_fd ? VNXI_CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+                   : VNXI_CU_MEM_HANDLE_TYPE_FABRIC,
+            0);
+    }
+    cu->cuMemRelease(memory);
+    if (result != VNXI_CUDA_SUCCESS) {
+        return vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal, function,
+                               result, error);
+    }
+    if (piece->kind == VNXI_LEND_FD) {
+        vnxi_fork_fd_own(*fd_p);
+    }
+    return VNX_OK;
+}
+
+static vnx_status_t
+export_one(const vnxi_cuda_gpu_t *gpu, uint64_t address,
+           vnxi_lend_piece_t *piece, int *fd_p, vnx_error_t *error)
+{
+    const vnxi_cu_functions_t *cu = &gpu->library->cu;
+    vnxi_cu_ipc_handle_t handle;
+    vnxi_cu_ptr_t start = 0;
+    size_t size = 0;
+
+    memset(piece, 0, sizeof *piece);
+    vnxi_cu_result_t result =
+        cu->cuMemGetAddressRange_v2(&start, &size, address);
+    if (result != VNXI_CUDA_SUCCESS || size == 0) {
+        return vnxi_error_set(error, VNX_ERR_NOT_FOUND, OPERATION,
+                              "the GPU memory at 0x%" PRIx64
+                              " was freed while it was registered",
+                              address);
+    }
+    piece->start = start;
+    piece->size = size;
+    piece->id = buffer_id(gpu->library, start);
+    if (ask_pointer(gpu->library, address,
+                    VNXI_CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE) ==
+        0) {
+        return export_created(gpu, piece, fd_p, error);
+    }
+    piece->kind = VNXI_LEND_LEGACY;
+    result = cu->cuIpcGetMemHandle(&handle, start);
+    memcpy(piece->handle, &handle, sizeof piece->handle);
+    return result == VNXI_CUDA_SUCCESS
+               ? VNX_OK
+               : vnxi_cuda_error(gpu->library, OPERATION, gpu->ordinal,
+                                 "cuIpcGetMemHandle", result, error);
+}
+
+/* The allocations of one LENT. */
+typedef struct batch {
+    vnxi_lend_piece_t pieces[VNXI_LEND_PIECES_MAX];
+    int fds[VNXI_LEND_PIECES_MAX];
+    size_t count, fd_count;
+    uint64_t next; /* the address after them */
+} batch_t;
+
+static vnx_status_t
+export_some(const vnxi_cuda_gpu_t *gpu, const task_t *task, batch_t *batch,
+            vnx_error_t *error)
+{
+    uint64_t end = vnxi_region_end(task->region);
+    vnx_status_t status = VNX_OK;
+
+    batch->next = task->from;
+    while (status == VNX_OK && batch->next < end &&
+           batch->count < VNXI_LEND_PIECES_MAX) {
+        vnxi_lend_piece_t *piece = &batch->pieces[batch->count];
+        status = export_one(gpu, batch->next, piece,
+                            &batch->fds[batch->fd_count], error);
+        if (status == VNX_OK) {
+            batch->count++;
+            batch->fd_count += piece->kind == VNXI_LEND_FD;
+            batch->next = piece->start + piece->size;
+        }
+    }
+    for (size_t i = 0; status != VNX_OK && i < batch->fd_count; i++) {
+        vnxi_fork_fd_close(batch->fds[i]);
+    }
+    return status;
+}
+
+/* Note which allocations the asker gets.  False: the loan has ended. */
+static bool
+note_ids(const task_t *task, const vnxi_cuda_gpu_t *gpu)
+{
+    vnxi_cuda_lender_t *lender = task->lender;
+    const vnxi_region_t *region = task->region;
+    uint64_t ids[] = {
+        buffer_id(gpu->library, region->addr),
+        buffer_id(gpu->library, vnxi_region_end(region) - 1),
+    };
+
+    vnxi_mutex_lock(&lender->lock);
+    vnxi_cuda_loan_t *loan = find_lock_held(lender, task->asker, task->loan);
+    if (loan != NULL && task->from == region->addr) {
+        memcpy(loan->ids, ids, sizeof ids);
+    }
+    vnxi_mutex_unlock(&lender->lock);
+    return loan != NULL;
+}
+
+/* On the worker's thread; gpu NULL: it has ended. */
+static void
+run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
+{
+    task_t *task = (task_t *)job;
+    vnxi_cuda_lender_t *lender = task->lender;
+    const vnxi_port_host_t *host = &lender->port->config.host;
+    vnx_status_t status = VNX_ERR_NOT_FOUND;
+    vnx_error_t error;
+    batch_t batch;
+
+    batch.count = batch.fd_count = 0;
+    if (gpu == NULL) {
+        vnxi_error_set(&error, status, OPERATION,
+                       "the GPU memory was deregistered, or its CUDA context "
+                       "is lost");
+    } else if (!note_ids(task, gpu)) {
+        vnxi_error_set(&error, status, OPERATION,
+                       "the GPU memory was deregistered");
+    } else {
+        status = export_some(gpu, task, &batch, &error);
+    }
+    if (status == VNX_OK) {
+        answer(lender, task->asker,
+               &(vnxi_lend_t){.type = VNXI_LEND_LENT,
+                              .loan = task->loan,
+                              .is_last =
+                                  batch.next >= vnxi_region_end(task->region),
+                              .count = batch.count,
+                              .pieces = batch.pieces},
+               batch.fds, batch.fd_count);
+    } else {
+        refuse(lender, task->asker, task->loan, status, error.cause);
+    }
+    vnxi_region_release(task->region);
+    free(task);
+    host->release(host->context);
+}
+
+/* -- Questions ------------------------------------------------------------- */
+
+/* Begin the loan of a first question, or find it.  Returns the reason if that
+ * is not possible. */
+static const char *
+begin_loan(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
+           vnx_status_t *status_p)
+{
+    const char *why = NULL;
+
+    vnxi_mutex_lock(&lender->lock);
+    vnxi_cuda_loan_t *loan = find_lock_held(lender, asker, ask->loan);
+    if (lender->is_leaving) {
+        *status_p = VNX_ERR_REMOTE_DISCONNECT;
+        why = "the agent is being closed";
+    } else if (loan != NULL) {
+        *status_p = VNX_ERR_NOT_FOUND;
+        why = loan->deadline != 0 || loan->addr != ask->addr ||
+                      loan->len != ask->len || loan->dev != ask->dev
+                  ? "the GPU memory was deregistered"
+                  : NULL;
+    } else if (ask->from != ask->addr || lender->loan_count == LOANS_MAX) {
+        *status_p = VNX_ERR_NOT_FOUND;
+        why = ask->from != ask->addr ? "the GPU memory was deregistered"
+                                     : "too many regions are lent";
+    } else if ((loan = calloc(1, sizeof *loan)) == NULL) {
+        *status_p = VNX_ERR_BACKEND;
+        why = "the owner has no memory";
+    } else {
+        *loan = (vnxi_cuda_loan_t){.next = lender->loans,
+                                   .asker = asker,
+                                   .id = ask->loan,
+                                   .addr = ask->addr,
+                                   .len = ask->len,
+                                   .dev = ask->dev};
+        lender->loans = loan;
+        lender->loan_count++;
+    }
+    vnxi_mutex_unlock(&lender->lock);
+    return why;
+}
+
+/* The registered region of a question; returns a reference, or NULL. */
+static vnxi_region_t *
+find_region(const vnxi_cuda_lender_t *lender, const vnxi_lend_t *ask)
+{
+    vnxi_region_t key = {.mem = VNX_MEM_VRAM,
+                         .addr = ask->addr,
+                         .len = ask->len,
+                         .dev = ask->dev};
+    vnxi_region_t *region = NULL;
+
+    vnxi_registry_find(lender->port->config.registry, &key, 1, &region);
+    return region;
+}
+
+static void
+start_task(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask,
+           vnxi_region_t *region)
+{
+    const vnxi_port_config_t *config = &lender->port->config;
+    vnxi_cuda_mem_t *mem = vnxi_region_slot(region, config->number);
+    task_t *task = malloc(sizeof *task);
+
+    if (task == NULL || mem == NULL || !mem->is_lent ||
+        ask->from < region->addr || ask->from >= vnxi_region_end(region)) {
+        bool is_ours = task != NULL && mem != NULL && mem->is_lent;
+        refuse(lender, asker, ask->loan, VNX_ERR_NOT_SUPPORTED,
+               task == NULL ? "the owner has no memory"
+               : is_ours    ? "the address is not in the region"
+                            : "the GPU memory cannot be shared");
+        vnxi_region_release(region);
+        free(task);
+        return;
+    }
+    *task = (task_t){.job.run = run_task,
+                     .lender = lender,
+                     .asker = asker,
+                     .loan = ask->loan,
+                     .from = ask->from,
+                     .region = region};
+    config->host.retain(config->host.context);
+    vnxi_cuda_worker_run(mem->worker, &task->job);
+}
+
+static void
+on_ask(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *ask)
+{
+    vnx_status_t status = VNX_OK;
+    const char *why = begin_loan(lender, asker, ask, &status);
+
+    if (why != NULL) {
+        refuse(lender, asker, ask->loan, status, why);
+        return;
+    }
+    vnxi_region_t *region = find_region(lender, ask);
+    if (region == NULL) {
+        refuse(lender, asker, ask->loan, VNX_ERR_NOT_FOUND,
+               "the region is not registered");
+        return;
+    }
+    start_task(lender, asker, ask, region);
+}
+
+/* Has the region still the allocations that were lent? */
+static bool
+is_current(const vnxi_cuda_lender_t *lender,
+           const vnxi_cuda_library_t *library, uint64_t asker, uint64_t id)
+{
+    const vnxi_cuda_loan_t *loan = find_lock_held(lender, asker, id);
+
+    return loan != NULL && loan->deadline == 0 &&
+           buffer_id(library, loan->addr) == loan->ids[0] &&
+           buffer_id(library, loan->addr + loan->len - 1) == loan->ids[1];
+}
+
+/* The driver answers from its own tables, in a microsecond. */
+static void
+on_check(vnxi_cuda_lender_t *lender, uint64_t asker, const vnxi_lend_t *check)
+{
+    const vnxi_cuda_library_t *library =
+        vnxi_cuda_library(VNXI_CUDA_IF_USED, NULL);
+    uint64_t *old = malloc((check->count + 1) * sizeof *old);
+    vnxi_cuda_scope_t scope;
+    size_t count = 0;
+
+    if (old == NULL || library == NULL) {
+        free(old); /* the asker gives up after a time */
+        return;
+    }
+    vnxi_cuda_relax(library, &scope);
+    vnxi_mutex_lock(&lender->lock);
+    for (size_t i = 0; i < check->count; i++) {
+        uint64_t loan = vnxi_lend_loan(check, i);
+        if (!is_current(lender, library, asker, loan)) {
+            old[count++] = loan;
+        }
+    }
+    vnxi_mutex_unlock(&lender->lock);
+    vnxi_cuda_leave(&scope);
+    answer(lender, asker,
+           &(vnxi_lend_t){.type = VNXI_LEND_CHECKED,
+                          .loan = check->loan,
+                          .count = count,
+                          .loans = old},
+           NULL, 0);
+    free(old);
+}
+
+void
+vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
+                             const vnxi_control_t *control)
+{
+    vnxi_lend_t message;
+
+    for (size_t i = 0; i < control->fd_count; i++) {
+        vnxi_fork_fd_close(control->fds[i]); /* askers send none */
+    }
+    if (!vnxi_lend_read(control->data, control->len, &message)) {
+        return; /* of a later version */
+    }
+    if (message.type == VNXI_LEND_ASK) {
+        on_ask(lender, asker, &message);
+    } else if (message.type == VNXI_LEND_RETURNED) {
+        end_loans(lender, asker, &message.loan);
+    } else if (message.type == VNXI_LEND_CHECK) {
+        on_check(lender, asker, &message);
+    }
+}
+
+/* -- Recalling ------------------------------------------------------------- */
+
+static bool
+is_loan_of(const vnxi_cuda_loan_t *loan, const vnxi_region_t *region)
+{
+    return region == NULL ||
+           (loan->addr == region->addr && loan->len == region->len &&
+            loan->dev == region->dev);
+}
+
+/* Mark the next loan to recall; false: there is none. */
+static bool
+mark_next(vnxi_cuda_lender_t *lender, const vnxi_region_t *region,
+          uint64_t deadline, uint64_t *asker_p, uint64_t *id_p)
+{
+    vnxi_mutex_lock(&lender->lock);
+    vnxi_cuda_loan_t *loan = lender->loans;
+    lender->is_leaving = lender->is_leaving || region == NULL;
+    while (loan != NULL &&
+           (loan->deadline != 0 || !is_loan_of(loan, region))) {
+        loan = loan->next;
+    }
+    if (loan != NULL) {
+        loan->deadline = deadline;
+        *asker_p = loan->asker;
+        *id_p = loan->id;
+    }
+    vnxi_mutex_unlock(&lender->lock);
+    return loan != NULL;
+}
+
+void
+vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
+                        const vnxi_region_t *region)
+{
+    uint64_t deadline = vnxi_clock_deadline(RETURN_NS), asker, id;
+
+    while (mark_next(lender, region, deadline, &asker, &id)) {
+        answer(lender, asker,
+               &(vnxi_lend_t){.type = VNXI_LEND_RECALL, .loan = id}, NULL, 0);
+    }
+}
+
+/* The earliest deadline of a recalled loan; 0: none was recalled. */
+static uint64_t
+earliest_lock_held(const vnxi_cuda_lender_t *lender)
+{
+    uint64_t earliest = 0;
+
+    for (const vnxi_cuda_loan_t *loan = lender->loans; loan != NULL;
+         loan = loan->next) {
+        if (loan->deadline != 0 &&
+            (earliest == 0 || loan->deadline < earliest)) {
+            earliest = loan->deadline;
+        }
+    }
+    return earliest;
+}
+
+/* Returns how many loans are given up. */
+static size_t
+give_up_lock_held(vnxi_cuda_lender_t *lender, uint64_t now)
+{
+    size_t count = 0;
+
+    for (vnxi_cuda_loan_t **at = &lender->loans; *at != NULL;) {
+        vnxi_cuda_loan_t *loan = *at;
+        if (loan->deadline == 0 || loan->deadline > now) {
+            at = &loan->next;
+            continue;
+        }
+        *at = loan->next;
+        lender->loan_count--;
+        count++;
+        free(loan);
+    }
+    return count;
+}
+
+void
+vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender)
+{
+    size_t given_up = 0;
+    uint64_t until;
+
+    vnxi_mutex_lock(&lender->lock);
+    while ((until = earliest_lock_held(lender)) != 0) {
+        struct timespec when = vnxi_clock_timespec(until);
+        vnxi_cond_timedwait(&lender->given_back, &lender->lock, &when);
+        given_up += give_up_lock_held(lender, vnxi_clock_ns());
+    }
+    vnxi_mutex_unlock(&lender->lock);
+    if (given_up > 0) {
+        vnxi_log(VNX_LOG_WARNING, lender->port->config.name,
+                 "peers have not given back %zu region%s of GPU memory within "
+                 "2 s: the memory stays allocated until they do",
+                 given_up, given_up == 1 ? "" : "s");
+    }
+}

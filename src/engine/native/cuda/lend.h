@@ -1,0 +1,55 @@
+/*
+ * The owner's side of sharing GPU memory with other processes of this host: a
+ * lender for each port.  An agent that has loaded our metadata asks for the
+ * handles of a region (lend_wire.h).  What it got is a *loan*: it may map the
+ * memory and copy from and to it until it gives the loan back, or is gone.
+ *
+ * Its mapping keeps the memory allocated, and cudaFree() of memory that another
+ * process has mapped is undefined.  So a deregistration recalls the loans of
+ * its region and waits until they were given back, 2 s at most.
+ *
+ * Any thread.
+ */
+#ifndef VNXI_NATIVE_CUDA_LEND_H
+#define VNXI_NATIVE_CUDA_LEND_H
+
+#include "base/mutex.h"
+#include "engine/native/cuda/worker.h"
+#include "engine/native/transport.h"
+
+typedef struct vnxi_cuda_loan vnxi_cuda_loan_t;
+
+typedef struct vnxi_cuda_lender {
+    const vnxi_port_t *port;
+    vnxi_mutex_t lock;
+    vnxi_cond_t given_back;
+    vnxi_cuda_loan_t *loans; /* owned; lock */
+    size_t loan_count;       /* lock */
+    bool is_leaving;         /* lock; nothing more is lent */
+} vnxi_cuda_lender_t;
+
+void vnxi_cuda_lender_init(vnxi_cuda_lender_t *lender,
+                           const vnxi_port_t *port);
+void vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender);
+
+/* As on_question() and on_asker_gone() of the contract. */
+void vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
+                                  const vnxi_control_t *control);
+void vnxi_cuda_lender_forget(vnxi_cuda_lender_t *lender, uint64_t asker);
+
+/* Recall the loans of a region that was deregistered; NULL: of all, for good.
+ */
+void vnxi_cuda_lender_recall(vnxi_cuda_lender_t *lender,
+                             const vnxi_region_t *region);
+
+/* Wait until the recalled loans were given back.  Those that are not, 2 s
+ * after the recall, are given up, with a warning. */
+void vnxi_cuda_lender_settle(vnxi_cuda_lender_t *lender);
+
+/* Can allocations with this answer of the driver be lent? */
+bool vnxi_cuda_can_lend(uint64_t is_legacy, uint64_t handle_types);
+
+/* The current number of loans. */
+size_t vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender);
+
+#endif

@@ -1,0 +1,86 @@
+/*
+ * The messages by which agents of two processes share GPU memory: control
+ * messages of the transport (transport.h), little-endian.
+ *
+ *   1 ASK       u64 loan, u64 addr, u64 len, u64 dev, u64 from: hand out the
+ *               allocations of this region from the address `from` on.  The
+ *               first one of a loan, whose number is chosen by the asker,
+ *               starts at the region's address.
+ *   2 LENT      u64 loan, u8 1 if these are the last, u8 count, then count *
+ *               (u64 start, u64 size, u64 the driver's id, u8 kind, 64 bytes
+ *               of handle): the allocations, one after the other, as the owner
+ *               has them.  The handle of kind FD is the next descriptor of the
+ *               message.
+ *   3 REFUSED   u64 loan, u32 status, the reason (UTF-8): there is no loan
+ *   4 RECALL    u64 loan: give it back now
+ *   5 RETURNED  u64 loan: nothing of it is mapped or used any more
+ *   6 CHECK     u64 token, u16 count, then count * u64 loan: do the handles
+ *               still lead to the memory that the regions have?
+ *   7 CHECKED   u64 token, u16 count, then count * u64 loan: not these
+ *
+ * The asker sends ASK, RETURNED and CHECK, the owner the others.  Pure.
+ */
+#ifndef VNXI_NATIVE_CUDA_LEND_WIRE_H
+#define VNXI_NATIVE_CUDA_LEND_WIRE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/error.h>
+
+#include "base/bytes.h"
+#include "engine/native/transport.h"
+
+#define VNXI_LEND_PIECES_MAX VNXI_CONTROL_FDS_MAX /* in a LENT */
+#define VNXI_LEND_LOANS_MAX 4096u                 /* in a CHECK */
+#define VNXI_LEND_HANDLE_SIZE 64u
+
+typedef enum vnxi_lend_type {
+    VNXI_LEND_ASK = 1,
+    VNXI_LEND_LENT = 2,
+    VNXI_LEND_REFUSED = 3,
+    VNXI_LEND_RECALL = 4,
+    VNXI_LEND_RETURNED = 5,
+    VNXI_LEND_CHECK = 6,
+    VNXI_LEND_CHECKED = 7,
+} vnxi_lend_type_t;
+
+typedef enum vnxi_lend_kind {
+    VNXI_LEND_LEGACY = 1, /* cuIpcGetMemHandle() */
+    VNXI_LEND_FD = 2,     /* cuMemExportToShareableHandle(), a descriptor */
+    VNXI_LEND_FABRIC = 3, /* the same, a fabric handle */
+} vnxi_lend_kind_t;
+
+/* One allocation, by its addresses in the owner's process. */
+typedef struct vnxi_lend_piece {
+    uint64_t start, size;
+    uint64_t id; /* never used again in the owner's process */
+    vnxi_lend_kind_t kind;
+    unsigned char handle[VNXI_LEND_HANDLE_SIZE];
+} vnxi_lend_piece_t;
+
+typedef struct vnxi_lend {
+    vnxi_lend_type_t type;
+    uint64_t loan;           /* CHECK, CHECKED: the token */
+    uint64_t addr, len, dev; /* ASK: the region */
+    uint64_t from;           /* ASK */
+    bool is_last;            /* LENT */
+    uint32_t status;         /* REFUSED: a vnx_status_t, negated */
+    const char *cause;       /* REFUSED: borrowed, not terminated */
+    size_t count;            /* LENT: pieces; REFUSED: bytes of cause; CHECK,
+                                CHECKED: loans */
+    const vnxi_lend_piece_t *pieces;  /* LENT, for writing */
+    const uint64_t *loans;            /* CHECK, CHECKED, for writing */
+    const unsigned char *rows;        /* private: of a message that was read */
+} vnxi_lend_t;
+
+void vnxi_lend_write(vnxi_writer_t *writer, const vnxi_lend_t *message);
+
+/* Parse a message; false: malformed.  Borrows from `data`. */
+bool vnxi_lend_read(const void *data, size_t len, vnxi_lend_t *message_p);
+
+/* Row `i` < count of a message that was read. */
+vnxi_lend_piece_t vnxi_lend_piece(const vnxi_lend_t *message, size_t i);
+uint64_t vnxi_lend_loan(const vnxi_lend_t *message, size_t i);
+
+#endif

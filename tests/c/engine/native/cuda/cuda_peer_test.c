@@ -1,0 +1,517 @@
+/*
+ * GPU memory of another process, on the fake libcuda.so.1.  The other process
+ * is this program once more, started with "--owner": it has an agent B with
+ * blocks of memory, and does what the test tells it over a socket.
+ *
+ * Whatever a test does, neither process may misuse the driver, and nothing may
+ * be left behind.
+ */
+#include "agent_fixture.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "gpu_blocks.h"
+#include "json_check.h"
+
+#define BLOCKS_MAX 64
+
+static vnx_agent_t *a; /* of this process */
+static vnxi_cu_context_t context;
+
+/* Of the environment, for both processes. */
+static void
+start_cuda(void)
+{
+    assert_int_equal(fake_load(FAKE_CUDA), 0);
+    setenv("VLLM_NIXL_CUDA_LIBRARY", FAKE_CUDA, 1);
+    CU_OK(cu.cuInit(0));
+    CU_OK(cu.cuDevicePrimaryCtxRetain(&context, 0));
+    CU_OK(client.cuCtxSetCurrent(context));
+}
+
+/* -- The other process -----------------------------------------------------
+ */
+
+typedef enum order {
+    MAKE, /* a block, and register it */
+    FILL,
+    READ_ALL,
+    DEREGISTER,
+    REGISTER,
+    FREE,
+    SLEEP, /* free the memory, but keep its addresses */
+    WAKE,  /* new memory at the same addresses */
+    METADATA,
+    CLOSE, /* the agent */
+    SET,   /* a knob */
+    FACTS,
+    EXIT,
+} order_t;
+
+typedef struct command {
+    order_t order;
+    unsigned index;
+    kind_t kind;
+    uint64_t value;
+} command_t;
+
+typedef struct answer {
+    vnx_status_t status;
+    block_t block;
+    size_t bytes; /* that follow */
+    int misuses, handles, mappings, imports, fds, freed_while_open;
+    bool is_shared;
+    char cause[160];
+} answer_t;
+
+/* Read or write all; 0: the other end is gone. */
+static bool
+transact(int fd, void *data, size_t len, bool writes)
+{
+    for (size_t done = 0; done < len;) {
+        ssize_t some = writes ? send(fd, (char *)data + done, len - done,
+                                     MSG_NOSIGNAL)
+                              : read(fd, (char *)data + done, len - done);
+        if (some < 0 && errno == EINTR) {
+            continue;
+        }
+        if (some <= 0) {
+            return false;
+        }
+        done += (size_t)some;
+    }
+    return true;
+}
+
+typedef struct owner {
+    vnx_agent_t *agent;
+    block_t blocks[BLOCKS_MAX];
+    void *bytes; /* that follow the answer */
+} owner_t;
+
+static void
+sleep_block(const block_t *block)
+{
+    CU_OK(cu.cuMemUnmap(block->addr, block->size));
+}
+
+static void
+obey(owner_t *owner, const command_t *command, answer_t *answer)
+{
+    block_t *block = &owner->blocks[command->index];
+    vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
+    vnx_error_t error;
+    vnx_bytes_t blob;
+
+    switch (command->order) {
+    case MAKE:
+        *block = make_block(command->kind, command->value);
+        desc.desc = (vnx_desc_t){block->addr, block->size, 0};
+        /* fall through */
+    case REGISTER:
+        answer->status = vnx_agent_register(owner->agent, block->mem, &desc, 1,
+                                            NULL, &error);
+        break;
+    case FILL:
+        put_all(block, (unsigned)command->value);
+        break;
+    case READ_ALL:
+        owner->bytes = get_all(block);
+        answer->bytes = block->size;
+        break;
+    case DEREGISTER:
+        answer->status = vnx_agent_deregister(owner->agent, block->mem, &desc,
+                                              1, NULL, &error);
+        answer->is_shared =
+            block->mem == VNX_MEM_VRAM && calls->shared(block->addr);
+        break;
+    case FREE:
+        free_block(block);
+        block->size = 0;
+        break;
+    case SLEEP:
+        sleep_block(block);
+        break;
+    case WAKE:
+        fill_pieces(block->addr, block->size, handle_types_of(block->kind));
+        break;
+    case METADATA:
+        assert_int_equal(vnx_agent_metadata(owner->agent, &blob, &error),
+                         VNX_OK);
+        owner->bytes = blob.data;
+        answer->bytes = blob.len;
+        break;
+    case CLOSE:
+        vnx_agent_close(owner->agent);
+        vnx_agent_release(owner->agent);
+        owner->agent = NULL;
+        break;
+    case SET:
+        atomic_store(&fake->no_fd_export, (int)command->value);
+        break;
+    case FACTS:
+    case EXIT:
+        break;
+    }
+    answer->block = *block;
+    answer->misuses = fake->misuses;
+    answer->handles = fake->handles;
+    answer->mappings = fake->mappings;
+    answer->imports = fake->imports;
+    answer->fds = fake->fds;
+    answer->freed_while_open = fake->freed_while_open;
+    if (answer->status != VNX_OK) {
+        snprintf(answer->cause, sizeof answer->cause, "%.159s", error.cause);
+    }
+}
+
+static int
+owner_main(int fd)
+{
+    owner_t owner = {0};
+    command_t command = {.order = MAKE};
+
+    start_cuda();
+    owner.agent = make_agent("B");
+    while (command.order != EXIT &&
+           transact(fd, &command, sizeof command, false)) {
+        answer_t answer = {.status = VNX_OK};
+        obey(&owner, &command, &answer);
+        transact(fd, &answer, sizeof answer, true);
+        if (answer.bytes > 0) {
+            transact(fd, owner.bytes, answer.bytes, true);
+            free(owner.bytes);
+        }
+    }
+    if (owner.agent != NULL) {
+        vnx_agent_close(owner.agent);
+        vnx_agent_release(owner.agent);
+    }
+    return fake->misuses > 0;
+}
+
+/* -- Telling it ------------------------------------------------------------
+ */
+
+static pid_t other;
+static int to_other = -1;
+
+static void
+start_other(void)
+{
+    char number[16];
+    int pair[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair),
+                     0);
+    other = fork();
+    assert_true(other >= 0);
+    if (other == 0) {
+        int kept = dup(pair[1]);
+        snprintf(number, sizeof number, "%d", kept);
+        execl("/proc/self/exe", "cuda_peer_test", "--owner", number,
+              (char *)NULL);
+        _exit(127);
+    }
+    close(pair[1]);
+    to_other = pair[0];
+}
+
+/* `bytes_p`: owned by the caller; NULL: there are none. */
+static answer_t
+tell_all(command_t command, unsigned char **bytes_p)
+{
+    answer_t answer;
+
+    assert_true(transact(to_other, &command, sizeof command, true));
+    assert_true(transact(to_other, &answer, sizeof answer, false));
+    if (answer.bytes > 0) {
+        assert_non_null(bytes_p);
+        *bytes_p = malloc(answer.bytes);
+        assert_true(transact(to_other, *bytes_p, answer.bytes, false));
+    }
+    if (answer.status != VNX_OK) {
+        fail_msg("the other process: %s", answer.cause);
+    }
+    return answer;
+}
+
+static answer_t
+tell(order_t order, unsigned index)
+{
+    return tell_all((command_t){.order = order, .index = index}, NULL);
+}
+
+static block_t
+make_theirs(unsigned index, kind_t kind, size_t size)
+{
+    return tell_all((command_t){MAKE, index, kind, size}, NULL).block;
+}
+
+static void
+fill_theirs(unsigned index, unsigned seed)
+{
+    tell_all((command_t){FILL, index, 0, seed}, NULL);
+}
+
+static unsigned char *
+read_theirs(unsigned index)
+{
+    unsigned char *bytes = NULL;
+    tell_all((command_t){READ_ALL, index, 0, 0}, &bytes);
+    return bytes;
+}
+
+static void
+end_theirs(unsigned index)
+{
+    answer_t answer = tell(DEREGISTER, index);
+    assert_false(answer.is_shared);
+    tell(FREE, index);
+}
+
+static void
+load_other(void)
+{
+    unsigned char *blob = NULL;
+    vnx_bytes_t name;
+    answer_t answer =
+        tell_all((command_t){METADATA, 0, 0, 0}, &blob);
+
+    assert_ok(vnx_agent_load_metadata(a, blob, answer.bytes, &name, e));
+    free(blob);
+    free(name.data);
+}
+
+static void
+end_other(void)
+{
+    int status = 0;
+
+    if (to_other < 0) {
+        return;
+    }
+    answer_t answer = tell(EXIT, 0);
+    assert_int_equal(answer.misuses, 0);
+    assert_int_equal(answer.freed_while_open, 0);
+    close(to_other);
+    to_other = -1;
+    assert_int_equal(waitpid(other, &status, 0), other);
+    assert_int_equal(status, 0);
+}
+
+__attribute__((unused)) static void
+kill_other(void)
+{
+    kill(other, SIGKILL);
+    waitpid(other, NULL, 0);
+    close(to_other);
+    to_other = -1;
+}
+
+/* -- Our memory, transfers -------------------------------------------------
+ */
+
+static block_t
+new_ours(kind_t kind, size_t size)
+{
+    block_t block = make_block(kind, size);
+    vnx_reg_desc_t desc = {.desc = {block.addr, block.size, 0}};
+    assert_ok(vnx_agent_register(a, block.mem, &desc, 1, NULL, e));
+    return block;
+}
+
+static void
+end_ours(const block_t *block)
+{
+    vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
+    assert_ok(vnx_agent_deregister(a, block->mem, &desc, 1, NULL, e));
+    free_block(block);
+}
+
+static vnx_status_t
+try_make(vnx_op_t op, vnx_mem_t local_mem, const vnx_desc_t *local,
+         vnx_mem_t remote_mem, const vnx_desc_t *remote, size_t count,
+         vnx_xfer_t **xfer_p, vnx_error_t *error)
+{
+    vnx_dlist_t *left = NULL, *right = NULL;
+
+    assert_ok(vnx_dlist_create(a, "", 0, local_mem, local, count, NULL, &left,
+                               e));
+    vnx_status_t status = vnx_dlist_create(a, "B", 1, remote_mem, remote,
+                                           count, NULL, &right, error);
+    if (status == VNX_OK) {
+        status = vnx_xfer_create_prepped(a, op, left, all_rows(count), right,
+                                         all_rows(count), "done", 4, false,
+                                         xfer_p, error);
+        vnx_dlist_release(right);
+    }
+    vnx_dlist_release(left);
+    return status;
+}
+
+/* Of two whole blocks. */
+static vnx_xfer_t *
+make_ours(vnx_op_t op, const block_t *ours, const block_t *theirs)
+{
+    uint64_t len = ours->size < theirs->size ? ours->size : theirs->size;
+    vnx_desc_t left = {ours->addr, len, 0}, right = {theirs->addr, len, 0};
+    vnx_xfer_t *xfer = NULL;
+
+    assert_ok(try_make(op, ours->mem, &left, theirs->mem, &right, 1, &xfer,
+                       e));
+    return xfer;
+}
+
+static vnx_status_t
+end_of(vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    assert_ok(vnx_agent_wait(a, &xfer, 1, VNX_WAIT_NO_CHECK, SECONDS(60), e));
+    return vnx_xfer_status(xfer, error);
+}
+
+__attribute__((unused)) static vnx_status_t
+run(vnx_xfer_t *xfer, vnx_error_t *error)
+{
+    vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, error);
+    return status == VNX_IN_PROG ? end_of(xfer, error) : status;
+}
+
+/* Compare the first bytes of our block with the other process's. */
+static void
+assert_same(const block_t *ours, unsigned index, const block_t *theirs)
+{
+    unsigned char *left = get_all(ours), *right = read_theirs(index);
+    assert_memory_equal(left, right,
+                        ours->size < theirs->size ? ours->size : theirs->size);
+    free(left);
+    free(right);
+}
+
+static void
+move(vnx_op_t op, const block_t *ours, unsigned index, const block_t *theirs,
+     unsigned seed)
+{
+    put_all(ours, seed);
+    fill_theirs(index, seed + 1);
+    vnx_xfer_t *xfer = make_ours(op, ours, theirs);
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    assert_same(ours, index, theirs);
+    unsigned char *now = get_all(ours);
+    unsigned char *sent = malloc(ours->size);
+    fill(sent, ours->size, op == VNX_OP_READ ? seed + 1 : seed);
+    assert_memory_equal(now, sent, theirs->size < ours->size ? theirs->size
+                                                            : ours->size);
+    free(now);
+    free(sent);
+}
+
+/* Which transport serves transfers with that memory? */
+static void
+assert_route(const char *local, const char *remote, const char *transport)
+{
+    vnx_bytes_t text;
+    char wanted[160];
+
+    snprintf(wanted, sizeof wanted,
+             "\"local\": \"%s\", \"remote\": \"%s\", \"transport\": \"%s\"",
+             local, remote, transport);
+    assert_ok(vnx_agent_describe(a, "B", 1, &text, e));
+    if (strstr((char *)text.data, wanted) == NULL) {
+        fail_msg("no %s in %s", wanted, (char *)text.data);
+    }
+    free(text.data);
+}
+
+/* -- Tests: kinds of memory ------------------------------------------------
+ */
+
+static void
+move_kinds(kind_t ours_kind, kind_t theirs_kind)
+{
+    block_t ours = new_ours(ours_kind, 3 * CHUNK);
+    block_t theirs = make_theirs(0, theirs_kind, 3 * CHUNK);
+
+    load_other();
+    move(VNX_OP_READ, &ours, 0, &theirs, 10);
+    move(VNX_OP_WRITE, &ours, 0, &theirs, 20);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+static void
+gpu_memory_of_another_process_moves(void **state)
+{
+    (void)state;
+    move_kinds(LEGACY, LEGACY);
+    assert_true(fake->launches > 0);
+    assert_route("VRAM", "VRAM", "CUDA");
+}
+
+static void
+memory_of_every_kind_moves(void **state)
+{
+    static const kind_t ours[] = {CPU, PINNED, LEGACY, MAPPED, MANAGED, POOL};
+    static const kind_t theirs[] = {CPU, PINNED, LEGACY, MAPPED_FD};
+    (void)state;
+
+    for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
+        for (size_t k = 0; k < sizeof theirs / sizeof *theirs; k++) {
+            move_kinds(ours[i], theirs[k]);
+        }
+    }
+}
+
+/* -- The frame of every test -----------------------------------------------
+ */
+
+static int
+start_test(void **state)
+{
+    (void)state;
+    start_other();
+    a = make_agent("A");
+    return 0;
+}
+
+static int
+end_test(void **state)
+{
+    (void)state;
+    end_other();
+    vnx_agent_close(a);
+    vnx_agent_release(a);
+    a = NULL;
+    atomic_store(&fake->old_ipc, 0);
+    assert_int_equal(fake->misuses, 0);
+    assert_int_equal(fake->imports, 0);
+    assert_int_equal(fake->mappings, 0);
+    assert_int_equal(fake->reservations, 0);
+    assert_int_equal(fake->handles, 0);
+    assert_int_equal(fake->streams, 0);
+    return 0;
+}
+
+#define PEER_TEST(name) \
+    cmocka_unit_test_setup_teardown(name, start_test, end_test)
+
+int
+main(int count, char **args)
+{
+    if (count == 3 && strcmp(args[1], "--owner") == 0) {
+        return owner_main(atoi(args[2]));
+    }
+    const struct CMUnitTest tests[] = {
+        PEER_TEST(gpu_memory_of_another_process_moves),
+        PEER_TEST(memory_of_every_kind_moves),
+    };
+    start_cuda();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
