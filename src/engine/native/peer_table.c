@@ -144,6 +144,15 @@ has_entries(const build_t *build, vnx_mem_t mem)
     return false;
 }
 
+/* Return whether the transport reaches the region of this row. */
+static bool
+reaches(const build_t *build, unsigned t, const vnxi_md_region_t *row)
+{
+    return build->borrowed != NULL ||
+           vnxi_transports[t]->key_reaches == NULL ||
+           vnxi_transports[t]->key_reaches(row->public_data);
+}
+
 static bool
 join_section(build_t *build, unsigned t, const vnxi_md_section_t *section)
 {
@@ -164,7 +173,7 @@ join_section(build_t *build, unsigned t, const vnxi_md_section_t *section)
             last_known = entry->known;
             is_kept = is_wanted(build, t, section->mem, last_known);
         }
-        if (entry->known == 0 || is_kept) {
+        if ((entry->known == 0 || is_kept) && reaches(build, t, row)) {
             entry->rows[t] = row;
             entry->known |= (uint8_t)(1u << t);
         }

@@ -168,7 +168,7 @@ vnxi_native_no_route(vnxi_native_peer_t *peer, vnx_mem_t local,
         if (why[0] == '\0' &&
             (region == NULL || vnxi_region_slot(region, t) == NULL)) {
             snprintf(why, sizeof why,
-                     "the peer's metadata does not have the "
+                     "the peer's metadata does not offer the "
                      "region for it");
         }
         vnxi_text_add(all, sizeof all, "%s%s: %s", t > 0 ? "; " : "",

@@ -401,6 +401,9 @@ struct vnxi_transport {
     vnx_status_t (*key_create)(vnxi_conn_t *conn, const vnxi_region_t *region,
                                vnxi_md_bytes_t data, void **slot_p,
                                vnx_error_t *error);
+    /* Return whether this transport reaches a region with this public data, if
+     * the peer is in another process.  NULL: always. */
+    bool (*key_reaches)(vnxi_md_bytes_t data);
     /* Return whether the slot was made from data with this meaning. */
     bool (*key_is)(const void *slot, vnxi_md_bytes_t data);
     /* Where the region is mapped in this process; NULL: it is not.  The

@@ -64,6 +64,13 @@ map_pieces(size_t size, vnxi_cu_enum_t handle_types)
     return at;
 }
 
+/* Such blocks are of whole pieces. */
+static inline bool
+is_mapped(kind_t kind)
+{
+    return kind == MAPPED || kind == MAPPED_FD || kind == MAPPED_FABRIC;
+}
+
 static inline vnxi_cu_enum_t
 handle_types_of(kind_t kind)
 {
@@ -103,6 +110,7 @@ make_block(kind_t kind, size_t size)
     case MAPPED:
     case MAPPED_FD:
     case MAPPED_FABRIC:
+        atomic_store(&fake->fabric, FAKE_CUDA_FABRIC);
         block.size = (size + CHUNK - 1) / CHUNK * CHUNK;
         at = map_pieces(block.size, handle_types_of(kind));
         break;
@@ -184,6 +192,52 @@ get_all(const block_t *block)
     unsigned char *bytes = malloc(block->size);
     get(block, 0, bytes, block->size);
     return bytes;
+}
+
+/* -- Rows of two blocks ----------------------------------------------------
+ */
+
+static inline uint64_t
+draw(uint64_t *state, uint64_t below)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (*state >> 33) % below;
+}
+
+/* Rows of any length and alignment that do not overlap on either side. */
+static inline size_t
+draw_rows(uint64_t *seed, const block_t *local, const block_t *remote,
+          vnx_desc_t *left, vnx_desc_t *right, size_t most)
+{
+    uint64_t longest = UINT64_C(1) << (4 + draw(seed, 15));
+    uint64_t at_left = draw(seed, 100), at_right = draw(seed, 100);
+    size_t count = 0;
+
+    while (count < most) {
+        uint64_t len = 1 + draw(seed, longest);
+        at_left += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
+        at_right += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
+        if (at_left + len > local->size || at_right + len > remote->size) {
+            break;
+        }
+        left[count] = (vnx_desc_t){local->addr + at_left, len, 0};
+        right[count++] = (vnx_desc_t){remote->addr + at_right, len, 0};
+        at_left += len;
+        at_right += len;
+    }
+    return count;
+}
+
+/* What a transfer of these rows must make of the bytes that it writes. */
+static inline void
+apply(unsigned char *to, uint64_t to_base, const unsigned char *from,
+      uint64_t from_base, const vnx_desc_t *dst, const vnx_desc_t *src,
+      size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        memcpy(to + (dst[i].addr - to_base), from + (src[i].addr - from_base),
+               src[i].len);
+    }
 }
 
 #endif

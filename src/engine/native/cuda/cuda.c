@@ -12,9 +12,9 @@
  * Each is checked when the region is registered, because a copy from memory
  * that is not there destroys the program's context.
  *
- * A region is in our metadata if other processes can map all of it; otherwise
- * they use UCX.  Metadata has nothing that leads to the memory: its owner hands
- * the handles out to those who have connected to it.
+ * Metadata says of a region whether other processes can map all of it, otherwise
+ * they use UCX.  It has nothing that leads to the memory: the owner hands the
+ * handles out to those who have connected to it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -32,6 +32,7 @@
 #define MAKE "vnx_xfer_create"
 #define VERSION_MAJOR 1
 #define VERSION_MINOR 0
+#define FLAG_LENT 1u /* of a region: other processes can map it */
 
 /* -- Ports -----------------------------------------------------------------
  */
@@ -421,16 +422,16 @@ revoked(vnxi_port_t *port, const vnxi_region_t *region, uint64_t epoch)
     }
 }
 
-/* CPU memory is in the sections of other transports, and so is GPU memory that
- * other processes cannot map. */
+/* CPU memory is in the sections of other transports. */
 static void
 write_region(const void *slot, vnxi_writer_t *writer)
 {
     const vnxi_cuda_mem_t *mem = slot;
 
-    if (mem != &cpu_memory && mem->is_lent) {
+    if (mem != &cpu_memory) {
         vnxi_write_u8(writer, VERSION_MAJOR);
         vnxi_write_u8(writer, VERSION_MINOR);
+        vnxi_write_u8(writer, mem->is_lent ? FLAG_LENT : 0);
         vnxi_write_bytes(writer, &mem->uuid, sizeof mem->uuid);
     }
 }
@@ -438,23 +439,38 @@ write_region(const void *slot, vnxi_writer_t *writer)
 /* -- A peer's regions ------------------------------------------------------
  */
 
+typedef struct public_data {
+    uint8_t flags;
+    vnxi_cu_uuid_t uuid;
+} public_data_t;
+
 /* Later minor versions may add bytes at the end. */
 static vnx_status_t
-read_region(vnxi_md_bytes_t data, vnxi_cu_uuid_t *uuid_p, vnx_error_t *error)
+read_region(vnxi_md_bytes_t data, public_data_t *public_p, vnx_error_t *error)
 {
     vnxi_reader_t reader = vnxi_reader(data.data, data.len);
     uint8_t major = vnxi_read_u8(&reader);
 
     vnxi_read_u8(&reader);
-    const void *uuid = vnxi_read_bytes(&reader, sizeof *uuid_p);
+    public_p->flags = vnxi_read_u8(&reader);
+    const void *uuid = vnxi_read_bytes(&reader, sizeof public_p->uuid);
     if (uuid == NULL || major != VERSION_MAJOR) {
         return vnxi_error_set(error, VNX_ERR_MISMATCH, LOAD,
                               "a CUDA region of version %u, %zu bytes: only "
                               "version %d is known",
                               major, data.len, VERSION_MAJOR);
     }
-    memcpy(uuid_p, uuid, sizeof *uuid_p);
+    memcpy(&public_p->uuid, uuid, sizeof public_p->uuid);
     return VNX_OK;
+}
+
+/* What cannot be read is refused by key_create(). */
+static bool
+key_reaches(vnxi_md_bytes_t data)
+{
+    public_data_t found;
+    return read_region(data, &found, NULL) != VNX_OK ||
+           (found.flags & FLAG_LENT) != 0;
 }
 
 static vnx_status_t
@@ -462,9 +478,9 @@ key_create(vnxi_conn_t *base, const vnxi_region_t *region,
            vnxi_md_bytes_t data, void **slot_p, vnx_error_t *error)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
-    vnxi_cu_uuid_t uuid;
+    public_data_t found;
 
-    vnx_status_t status = read_region(data, &uuid, error);
+    vnx_status_t status = read_region(data, &found, error);
     if (status != VNX_OK) {
         return status;
     }
@@ -477,7 +493,7 @@ key_create(vnxi_conn_t *base, const vnxi_region_t *region,
     key->addr = region->addr;
     key->len = region->len;
     key->dev = region->dev;
-    key->uuid = uuid;
+    key->uuid = found.uuid;
     *slot_p = key;
     return VNX_OK;
 }
@@ -486,10 +502,10 @@ static bool
 key_is(const void *slot, vnxi_md_bytes_t data)
 {
     const vnxi_cuda_key_t *key = slot;
-    vnxi_cu_uuid_t uuid;
+    public_data_t found;
 
-    return read_region(data, &uuid, NULL) == VNX_OK &&
-           memcmp(&uuid, &key->uuid, sizeof uuid) == 0;
+    return read_region(data, &found, NULL) == VNX_OK &&
+           memcmp(&found.uuid, &key->uuid, sizeof found.uuid) == 0;
 }
 
 static void
@@ -654,6 +670,7 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .detach = detach,
     .slot_free = slot_free,
     .write_region = write_region,
+    .key_reaches = key_reaches,
     .key_create = key_create,
     .key_is = key_is,
     .key_free = key_free,

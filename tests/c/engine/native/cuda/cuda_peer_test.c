@@ -30,6 +30,7 @@ start_cuda(void)
 {
     assert_int_equal(fake_load(FAKE_CUDA), 0);
     setenv("VLLM_NIXL_CUDA_LIBRARY", FAKE_CUDA, 1);
+    atomic_store(&fake->fabric, FAKE_CUDA_FABRIC);
     CU_OK(cu.cuInit(0));
     CU_OK(cu.cuDevicePrimaryCtxRetain(&context, 0));
     CU_OK(client.cuCtxSetCurrent(context));
@@ -40,6 +41,8 @@ start_cuda(void)
 
 typedef enum order {
     MAKE, /* a block, and register it */
+    PART, /* register part of a block */
+    POKE, /* write a KiB at an address */
     FILL,
     READ_ALL,
     DEREGISTER,
@@ -59,6 +62,7 @@ typedef struct command {
     unsigned index;
     kind_t kind;
     uint64_t value;
+    size_t size;
 } command_t;
 
 typedef struct answer {
@@ -101,11 +105,18 @@ sleep_block(const block_t *block)
     CU_OK(cu.cuMemUnmap(block->addr, block->size));
 }
 
+static bool
+can_be_shared(kind_t kind)
+{
+    return kind == LEGACY || kind == MAPPED_FD || kind == MAPPED_FABRIC;
+}
+
 static void
 obey(owner_t *owner, const command_t *command, answer_t *answer)
 {
-    block_t *block = &owner->blocks[command->index];
+    block_t *block = &owner->blocks[command->index % BLOCKS_MAX];
     vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
+    unsigned char kib[KIB];
     vnx_error_t error;
     vnx_bytes_t blob;
 
@@ -114,9 +125,20 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
         *block = make_block(command->kind, command->value);
         desc.desc = (vnx_desc_t){block->addr, block->size, 0};
         /* fall through */
+    case PART:
+        if (command->order == PART) {
+            *block = (block_t){LEGACY, VNX_MEM_VRAM, command->value,
+                               command->size};
+            desc.desc = (vnx_desc_t){block->addr, block->size, 0};
+        }
+        /* fall through */
     case REGISTER:
         answer->status = vnx_agent_register(owner->agent, block->mem, &desc, 1,
                                             NULL, &error);
+        break;
+    case POKE:
+        fill(kib, sizeof kib, command->index);
+        calls->poke(command->value, kib, sizeof kib);
         break;
     case FILL:
         put_all(block, (unsigned)command->value);
@@ -128,8 +150,8 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
     case DEREGISTER:
         answer->status = vnx_agent_deregister(owner->agent, block->mem, &desc,
                                               1, NULL, &error);
-        answer->is_shared =
-            block->mem == VNX_MEM_VRAM && calls->shared(block->addr);
+        answer->is_shared = can_be_shared(block->kind) &&
+                            calls->shared(block->addr);
         break;
     case FREE:
         free_block(block);
@@ -251,20 +273,20 @@ tell(order_t order, unsigned index)
 static block_t
 make_theirs(unsigned index, kind_t kind, size_t size)
 {
-    return tell_all((command_t){MAKE, index, kind, size}, NULL).block;
+    return tell_all((command_t){MAKE, index, kind, size, 0}, NULL).block;
 }
 
 static void
 fill_theirs(unsigned index, unsigned seed)
 {
-    tell_all((command_t){FILL, index, 0, seed}, NULL);
+    tell_all((command_t){FILL, index, 0, seed, 0}, NULL);
 }
 
 static unsigned char *
 read_theirs(unsigned index)
 {
     unsigned char *bytes = NULL;
-    tell_all((command_t){READ_ALL, index, 0, 0}, &bytes);
+    tell_all((command_t){READ_ALL, index, 0, 0, 0}, &bytes);
     return bytes;
 }
 
@@ -282,7 +304,7 @@ load_other(void)
     unsigned char *blob = NULL;
     vnx_bytes_t name;
     answer_t answer =
-        tell_all((command_t){METADATA, 0, 0, 0}, &blob);
+        tell_all((command_t){METADATA, 0, 0, 0, 0}, &blob);
 
     assert_ok(vnx_agent_load_metadata(a, blob, answer.bytes, &name, e));
     free(blob);
@@ -306,7 +328,7 @@ end_other(void)
     assert_int_equal(status, 0);
 }
 
-__attribute__((unused)) static void
+static void
 kill_other(void)
 {
     kill(other, SIGKILL);
@@ -333,6 +355,21 @@ end_ours(const block_t *block)
     vnx_reg_desc_t desc = {.desc = {block->addr, block->size, 0}};
     assert_ok(vnx_agent_deregister(a, block->mem, &desc, 1, NULL, e));
     free_block(block);
+}
+
+/* How often a test repeats itself: VNX_TEST_ROUNDS, or this. */
+static unsigned
+rounds(unsigned usual)
+{
+    const char *wanted = getenv("VNX_TEST_ROUNDS");
+    return wanted != NULL ? (unsigned)atoi(wanted) : usual;
+}
+
+static void
+wait_ms(void)
+{
+    struct timespec ms = {0, 1000000};
+    nanosleep(&ms, NULL);
 }
 
 static vnx_status_t
@@ -376,7 +413,7 @@ end_of(vnx_xfer_t *xfer, vnx_error_t *error)
     return vnx_xfer_status(xfer, error);
 }
 
-__attribute__((unused)) static vnx_status_t
+static vnx_status_t
 run(vnx_xfer_t *xfer, vnx_error_t *error)
 {
     vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, error);
@@ -459,7 +496,8 @@ static void
 memory_of_every_kind_moves(void **state)
 {
     static const kind_t ours[] = {CPU, PINNED, LEGACY, MAPPED, MANAGED, POOL};
-    static const kind_t theirs[] = {CPU, PINNED, LEGACY, MAPPED_FD};
+    static const kind_t theirs[] = {CPU, PINNED, LEGACY, MAPPED_FD,
+                                     MAPPED_FABRIC};
     (void)state;
 
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
@@ -467,6 +505,354 @@ memory_of_every_kind_moves(void **state)
             move_kinds(ours[i], theirs[k]);
         }
     }
+}
+
+static void
+check_one_plan(uint64_t *seed, const block_t *ours, unsigned index,
+               const block_t *theirs)
+{
+    enum { MOST = 3000 };
+    static vnx_desc_t left[MOST], right[MOST];
+    size_t count =
+        draw_rows(seed, ours, theirs, left, right, 1 + draw(seed, MOST));
+    bool is_read = draw(seed, 2) == 0;
+    vnx_xfer_t *xfer = NULL;
+
+    if (count == 0) {
+        return;
+    }
+    unsigned char *mine = get_all(ours), *other_bytes = read_theirs(index);
+    assert_ok(try_make(is_read ? VNX_OP_READ : VNX_OP_WRITE, ours->mem, left,
+                       theirs->mem, right, count, &xfer, e));
+    run_xfer(a, xfer);
+    vnx_xfer_abandon(xfer);
+    if (is_read) {
+        apply(mine, ours->addr, other_bytes, theirs->addr, left, right, count);
+    } else {
+        apply(other_bytes, theirs->addr, mine, ours->addr, right, left, count);
+    }
+    unsigned char *now = get_all(ours), *other_now = read_theirs(index);
+    assert_memory_equal(now, mine, ours->size);
+    assert_memory_equal(other_now, other_bytes, theirs->size);
+    free(mine);
+    free(other_bytes);
+    free(now);
+    free(other_now);
+}
+
+static void
+random_plans_move_their_bytes_and_no_others(void **state)
+{
+    static const kind_t ours_kinds[] = {CPU,    PINNED,    LEGACY,
+                                        MAPPED, MAPPED_FD, MANAGED};
+    static const kind_t theirs_kinds[] = {CPU, PINNED, LEGACY, MAPPED_FD,
+                                          MAPPED_FABRIC};
+    enum {
+        OURS = sizeof ours_kinds / sizeof *ours_kinds,
+        THEIRS = sizeof theirs_kinds / sizeof *theirs_kinds,
+    };
+    uint64_t seed = (uint64_t)time(NULL) * 1000 + (uint64_t)getpid();
+    block_t ours[OURS], theirs[THEIRS];
+    (void)state;
+
+    print_message("seed %llu\n", (unsigned long long)seed);
+    for (unsigned i = 0; i < OURS; i++) {
+        ours[i] = new_ours(ours_kinds[i], 700 * KIB);
+        put_all(&ours[i], i);
+    }
+    for (unsigned i = 0; i < THEIRS; i++) {
+        theirs[i] = make_theirs(i, theirs_kinds[i], 700 * KIB);
+        fill_theirs(i, 100 + i);
+    }
+    load_other();
+    atomic_store(&fake->delay_us, 30);
+    for (unsigned i = 0; i < rounds(100); i++) {
+        unsigned left = (unsigned)draw(&seed, OURS);
+        unsigned right = (unsigned)draw(&seed, THEIRS);
+        check_one_plan(&seed, &ours[left], right, &theirs[right]);
+    }
+    atomic_store(&fake->delay_us, 0);
+    for (unsigned i = 0; i < THEIRS; i++) {
+        end_theirs(i);
+    }
+    for (unsigned i = 0; i < OURS; i++) {
+        end_ours(&ours[i]);
+    }
+}
+
+/* The calls of the driver do not grow with the rows.  Sanitizers slow down the
+ * fake, not what is tested. */
+#if VNX_TEST_IS_WATCHED
+enum { MANY_ROWS = 10000 };
+#else
+enum { MANY_ROWS = 100000 };
+#endif
+
+static void
+many_rows_need_few_calls(void **state)
+{
+    enum { ROW = 4096 };
+    vnx_desc_t *left = calloc(MANY_ROWS, sizeof *left);
+    vnx_desc_t *right = calloc(MANY_ROWS, sizeof *right);
+    block_t ours = new_ours(LEGACY, (size_t)MANY_ROWS * ROW);
+    block_t theirs = make_theirs(0, LEGACY, (size_t)MANY_ROWS * ROW);
+    vnx_xfer_t *xfer = NULL;
+    (void)state;
+
+    load_other();
+    for (size_t i = 0; i < MANY_ROWS; i++) { /* no two are neighbours */
+        left[i] =
+            (vnx_desc_t){ours.addr + (i * 7919 % MANY_ROWS) * ROW, ROW, 0};
+        right[i] =
+            (vnx_desc_t){theirs.addr + (i * 104729 % MANY_ROWS) * ROW, ROW, 0};
+    }
+    assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, left, VNX_MEM_VRAM, right,
+                       MANY_ROWS, &xfer, e));
+    run_xfer(a, xfer); /* maps the memory */
+    int before = fake->calls - calls->count("cuStreamQuery");
+    int launches = fake->launches;
+    run_xfer(a, xfer);
+    int after = fake->calls - calls->count("cuStreamQuery");
+    assert_in_range(after - before, 1, 19);
+    assert_in_range(fake->launches - launches, 1, 8);
+    vnx_xfer_abandon(xfer);
+    free(left);
+    free(right);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+/* Registered memory may lie anywhere in an allocation. */
+static void
+regions_within_one_allocation_move(void **state)
+{
+    block_t ours = new_ours(LEGACY, 4 * MIB);
+    (void)state;
+
+    for (int old = 0; old < 2; old++) {
+        atomic_store(&fake->old_ipc, old);
+        block_t whole = make_theirs(0, LEGACY, 4 * MIB);
+        for (unsigned i = 1; i <= 4; i++) {
+            uint64_t at = whole.addr + i * 700000;
+            tell_all((command_t){.order = PART,
+                                 .index = i,
+                                 .value = at,
+                                 .size = 500001},
+                     NULL);
+        }
+        tell(DEREGISTER, 0);
+        load_other();
+        for (unsigned i = 1; i <= 4; i++) {
+            block_t part = whole;
+            part.addr += i * 700000;
+            part.size = 500001;
+            move(VNX_OP_READ, &ours, i, &part, 3 * i);
+            move(VNX_OP_WRITE, &ours, i, &part, 40 * i);
+        }
+        for (unsigned i = 1; i <= 4; i++) {
+            assert_int_equal(tell(DEREGISTER, i).is_shared, i < 4);
+        }
+        tell(FREE, 0);
+    }
+    end_ours(&ours);
+}
+
+/* More pieces than there are descriptors in a message. */
+static void
+expandable_segments_move(void **state)
+{
+    size_t size = 150 * CHUNK;
+    block_t ours = new_ours(LEGACY, MIB);
+    block_t theirs = make_theirs(0, MAPPED_FD, size);
+    int fds = tell(FACTS, 0).fds;
+    vnx_desc_t left = {ours.addr, KIB, 0};
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    for (size_t piece = 0; piece < 150; piece += 7) {
+        vnx_desc_t right = {theirs.addr + piece * CHUNK - (piece > 0 ? 100 : 0),
+                            KIB, 0};
+        unsigned char expected[KIB], found[KIB];
+        vnx_xfer_t *xfer = NULL;
+        tell_all((command_t){.order = POKE,
+                             .value = right.addr,
+                             .index = (unsigned)piece},
+                 NULL);
+        assert_ok(try_make(VNX_OP_READ, VNX_MEM_VRAM, &left, VNX_MEM_VRAM,
+                           &right, 1, &xfer, e));
+        assert_int_equal(run(xfer, &error), VNX_OK);
+        vnx_xfer_abandon(xfer);
+        fill(expected, KIB, (unsigned)piece);
+        get(&ours, 0, found, KIB);
+        assert_memory_equal(found, expected, KIB);
+    }
+    assert_int_equal(fake->mappings, 150);
+    assert_int_equal(fake->reservations, 1);
+    assert_int_equal(tell(FACTS, 0).fds, fds);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+static void
+memory_that_cannot_be_shared_has_no_route(void **state)
+{
+    static const kind_t kinds[] = {MAPPED, MANAGED, POOL};
+    block_t ours = new_ours(LEGACY, 2 * CHUNK);
+    (void)state;
+
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        block_t theirs = make_theirs(0, kinds[i], 2 * CHUNK);
+        vnx_desc_t left = {ours.addr, MIB, 0}, right = {theirs.addr, MIB, 0};
+        vnx_xfer_t *xfer = NULL;
+        vnx_error_t error;
+        load_other();
+        assert_int_equal(try_make(VNX_OP_READ, VNX_MEM_VRAM, &left,
+                                  VNX_MEM_VRAM, &right, 1, &xfer, &error),
+                         VNX_ERR_NOT_SUPPORTED);
+        assert_non_null(strstr(error.cause, "CUDA: "));
+        end_theirs(0);
+    }
+    end_ours(&ours);
+}
+
+/* -- Tests: the end of sharing ---------------------------------------------
+ */
+
+/* Memory that the owner has registered once more, at the same address, is other
+ * memory. */
+static void
+sleeping_and_waking_leads_to_the_new_memory(void **state)
+{
+    block_t ours = new_ours(LEGACY, 2 * CHUNK);
+    block_t theirs = make_theirs(0, MAPPED_FD, 2 * CHUNK);
+    (void)state;
+
+    for (unsigned round = 0; round < rounds(40); round++) {
+        load_other();
+        move(VNX_OP_READ, &ours, 0, &theirs, 3 * round);
+        move(VNX_OP_WRITE, &ours, 0, &theirs, 5 * round);
+        assert_false(tell(DEREGISTER, 0).is_shared);
+        tell(SLEEP, 0);
+        tell(WAKE, 0);
+        tell(REGISTER, 0);
+    }
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+/* The same without a word: the owner has not deregistered its memory. */
+static void
+memory_that_was_replaced_is_noticed(void **state)
+{
+    block_t ours = new_ours(LEGACY, 2 * CHUNK);
+    block_t theirs = make_theirs(0, MAPPED_FD, 2 * CHUNK);
+    (void)state;
+
+    load_other();
+    for (unsigned round = 0; round < rounds(40); round++) {
+        move(VNX_OP_READ, &ours, 0, &theirs, 3 * round);
+        move(VNX_OP_WRITE, &ours, 0, &theirs, 5 * round);
+        tell(SLEEP, 0);
+        tell(WAKE, 0);
+    }
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+static void
+peer_that_dies_ends_transfers(void **state)
+{
+    block_t ours = new_ours(LEGACY, 4 * MIB);
+    (void)state;
+
+    for (unsigned round = 0; round < rounds(20); round++) {
+        block_t theirs =
+            make_theirs(0, round % 2 == 0 ? LEGACY : MAPPED_FD, 4 * MIB);
+        vnx_error_t error;
+        load_other();
+        vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+        if (round % 3 > 0) {
+            run_xfer(a, xfer);
+        }
+        atomic_store(&fake->delay_us, round % 3 == 2 ? 3000 : 0);
+        vnx_status_t status = vnx_xfer_post(xfer, NULL, 0, &error);
+        struct timespec some = {0, (long)(round * 50000 % 900000)};
+        nanosleep(&some, NULL);
+        kill_other();
+        status = status == VNX_IN_PROG ? end_of(xfer, &error) : status;
+        assert_true(status == VNX_OK || status == VNX_ERR_REMOTE_DISCONNECT);
+        vnx_xfer_abandon(xfer);
+        assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+        atomic_store(&fake->delay_us, 0);
+        start_other();
+    }
+    end_ours(&ours);
+}
+
+static void
+owner_that_closes_takes_its_memory_back(void **state)
+{
+    block_t ours = new_ours(LEGACY, 4 * MIB);
+    block_t theirs = make_theirs(0, LEGACY, 4 * MIB);
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+    run_xfer(a, xfer);
+    assert_int_equal(fake->imports, 1);
+    tell(CLOSE, 0);
+    assert_int_equal(run(xfer, &error), VNX_ERR_REMOTE_DISCONNECT);
+    vnx_xfer_abandon(xfer);
+    tell(FREE, 0);
+    end_ours(&ours);
+}
+
+static void
+removed_peer_gets_its_memory_back(void **state)
+{
+    block_t ours = new_ours(LEGACY, 4 * MIB);
+    block_t theirs = make_theirs(0, MAPPED_FD, 4 * MIB);
+    (void)state;
+
+    load_other();
+    move(VNX_OP_READ, &ours, 0, &theirs, 1);
+    assert_int_equal(fake->reservations, 1);
+    assert_ok(vnx_agent_remove_peer(a, "B", 1, e));
+    for (int i = 0; fake->reservations > 0 && i < 10000; i++) {
+        wait_ms();
+    }
+    assert_int_equal(fake->reservations, 0);
+    end_theirs(0);
+    end_ours(&ours);
+}
+
+/* The owner waits for a reader whose GPU is busy, but not for ever. */
+static void
+owner_does_not_wait_for_ever(void **state)
+{
+    block_t ours = new_ours(LEGACY, 4 * MIB);
+    block_t theirs = make_theirs(0, MAPPED_FD, 4 * MIB);
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+    run_xfer(a, xfer);
+    int before = calls->count("cuLaunchKernel");
+    calls->hold(true);
+    assert_int_equal(vnx_xfer_post(xfer, NULL, 0, &error), VNX_IN_PROG);
+    for (int i = 0; calls->count("cuLaunchKernel") == before && i < 10000;
+         i++) {
+        wait_ms();
+    }
+    assert_true(tell(DEREGISTER, 0).is_shared);
+    calls->hold(false);
+    assert_int_equal(end_of(xfer, &error), VNX_ERR_NOT_FOUND);
+    vnx_xfer_abandon(xfer);
+    tell(FREE, 0);
+    end_ours(&ours);
 }
 
 /* -- The frame of every test -----------------------------------------------
@@ -511,6 +897,17 @@ main(int count, char **args)
     const struct CMUnitTest tests[] = {
         PEER_TEST(gpu_memory_of_another_process_moves),
         PEER_TEST(memory_of_every_kind_moves),
+        PEER_TEST(random_plans_move_their_bytes_and_no_others),
+        PEER_TEST(many_rows_need_few_calls),
+        PEER_TEST(regions_within_one_allocation_move),
+        PEER_TEST(expandable_segments_move),
+        PEER_TEST(memory_that_cannot_be_shared_has_no_route),
+        PEER_TEST(sleeping_and_waking_leads_to_the_new_memory),
+        PEER_TEST(memory_that_was_replaced_is_noticed),
+        PEER_TEST(peer_that_dies_ends_transfers),
+        PEER_TEST(owner_that_closes_takes_its_memory_back),
+        PEER_TEST(removed_peer_gets_its_memory_back),
+        PEER_TEST(owner_does_not_wait_for_ever),
     };
     start_cuda();
     return cmocka_run_group_tests(tests, NULL, NULL);

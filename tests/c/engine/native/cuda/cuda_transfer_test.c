@@ -134,7 +134,8 @@ static void
 move_kinds(kind_t ours, kind_t theirs, const char *peer)
 {
     vnx_agent_t *owner = peer[0] == 'B' ? b : a;
-    size_t size = ours == MAPPED || theirs == MAPPED ? 2 * CHUNK : 900 * KIB;
+    size_t size =
+        is_mapped(ours) || is_mapped(theirs) ? 2 * CHUNK : 900 * KIB;
     block_t local = new_block(a, ours, size);
     block_t remote = new_block(owner, theirs, size);
 
@@ -295,49 +296,6 @@ pinning_that_fails_fails_the_transfer(void **state)
 
 /* -- Rows ------------------------------------------------------------------
  */
-
-static uint64_t
-draw(uint64_t *state, uint64_t below)
-{
-    *state = *state * 6364136223846793005u + 1442695040888963407u;
-    return (*state >> 33) % below;
-}
-
-/* Rows of any length and alignment that do not overlap on either side. */
-static size_t
-draw_rows(uint64_t *seed, const block_t *local, const block_t *remote,
-          vnx_desc_t *left, vnx_desc_t *right, size_t most)
-{
-    uint64_t longest = UINT64_C(1) << (4 + draw(seed, 15));
-    uint64_t at_left = draw(seed, 100), at_right = draw(seed, 100);
-    size_t count = 0;
-
-    while (count < most) {
-        uint64_t len = 1 + draw(seed, longest);
-        at_left += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
-        at_right += draw(seed, 3) == 0 ? draw(seed, 300) : 0;
-        if (at_left + len > local->size || at_right + len > remote->size) {
-            break;
-        }
-        left[count] = (vnx_desc_t){local->addr + at_left, len, 0};
-        right[count++] = (vnx_desc_t){remote->addr + at_right, len, 0};
-        at_left += len;
-        at_right += len;
-    }
-    return count;
-}
-
-/* What a transfer of these rows must make of the bytes that it writes. */
-static void
-apply(unsigned char *to, uint64_t to_base, const unsigned char *from,
-      uint64_t from_base, const vnx_desc_t *dst, const vnx_desc_t *src,
-      size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        memcpy(to + (dst[i].addr - to_base), from + (src[i].addr - from_base),
-               src[i].len);
-    }
-}
 
 static void
 check_one_plan(uint64_t *seed, const block_t *local, const block_t *remote)
