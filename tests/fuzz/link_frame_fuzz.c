@@ -121,6 +121,26 @@ take_confirmed(const vnxi_link_frame_t *frame, uint64_t sum)
     return mix(sum, &answer.token, sizeof answer.token);
 }
 
+/* Writing a parsed frame gives the same bytes. */
+static uint64_t
+take_control(const vnxi_link_frame_t *frame, uint64_t sum)
+{
+    vnxi_link_frame_control_t control;
+    vnxi_writer_t writer = {0};
+
+    if (!vnxi_link_frame_read_control(frame, &control)) {
+        return mix(sum, "bad", 3);
+    }
+    must(control.entry_len > 0 && control.fd_count <= VNXI_CONTROL_FDS_MAX &&
+         control.len <= VNXI_CONTROL_BYTES_MAX);
+    vnxi_link_frame_write_control(&writer, &control);
+    must(writer.len == VNXI_LINK_FRAME_HEADER + frame->len &&
+         memcmp(writer.data + VNXI_LINK_FRAME_HEADER, frame->body,
+                frame->len) == 0);
+    vnxi_writer_fini(&writer);
+    return mix(sum, control.data, control.len);
+}
+
 static uint64_t
 take_body(const vnxi_link_frame_t *frame, uint64_t sum)
 {
@@ -135,6 +155,8 @@ take_body(const vnxi_link_frame_t *frame, uint64_t sum)
         return take_confirmed(frame, sum);
     case VNXI_LINK_FRAME_REFUSE:
         return take_refuse(frame, sum);
+    case VNXI_LINK_FRAME_CONTROL:
+        return take_control(frame, sum);
     case VNXI_LINK_FRAME_NOTIF:
     case VNXI_LINK_FRAME_BYE:
         break;

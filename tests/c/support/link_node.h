@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fork_fds.h"
 #include "engine/native/shm/hub.h"
 
 #define NODE_STREAMS 16
@@ -43,6 +44,8 @@ typedef struct node_account {
     size_t by_poller;            /* notifications taken in by `poller` */
     char sender[64];
     size_t revoked, ended, answers, alarms;
+    size_t controls, control_fds, askers_gone;
+    uint64_t asker; /* of the last control message */
     uint64_t epoch;
     vnx_mem_t mem;
     vnx_desc_t desc;
@@ -217,6 +220,50 @@ node_on_confirmed(void *context, vnxi_link_t *link,
     return fits;
 }
 
+/* Control messages are counted, and their descriptors closed. */
+static inline void
+node_on_control(node_t *node, const void *entry, size_t entry_len,
+                uint64_t asker, const vnxi_control_t *control)
+{
+    pthread_mutex_lock(&node->lock);
+    node->account.controls++;
+    node->account.control_fds += control->fd_count;
+    node->account.bad += entry_len != 4 || memcmp(entry, "TEST", 4) != 0;
+    node->account.asker = asker;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+    for (size_t i = 0; i < control->fd_count; i++) {
+        vnxi_fork_fd_close(control->fds[i]);
+    }
+}
+
+static inline void
+node_on_question(void *context, const void *entry, size_t entry_len,
+                 uint64_t asker, const vnxi_control_t *control)
+{
+    node_on_control(context, entry, entry_len, asker, control);
+}
+
+static inline void
+node_on_answered(void *context, const void *entry, size_t entry_len,
+                 vnxi_link_t *link, const vnxi_control_t *control)
+{
+    (void)link;
+    node_on_control(context, entry, entry_len, 0, control);
+}
+
+static inline void
+node_on_asker_gone(void *context, uint64_t asker)
+{
+    node_t *node = context;
+
+    (void)asker;
+    pthread_mutex_lock(&node->lock);
+    node->account.askers_gone++;
+    pthread_cond_broadcast(&node->changed);
+    pthread_mutex_unlock(&node->lock);
+}
+
 static inline void
 node_on_alarm(void *context)
 {
@@ -286,7 +333,8 @@ node_init(node_t *node, const char *name)
         .instance = node->instance,
         .local = &node->info,
         .callbacks = {node, node_on_notif, node_on_revoked, node_on_ended,
-                      node_on_confirm, node_on_confirmed, node_on_alarm},
+                      node_on_confirm, node_on_confirmed, node_on_question,
+                      node_on_answered, node_on_asker_gone, node_on_alarm},
     };
 
     memset(node, 0, sizeof *node);

@@ -189,7 +189,7 @@ test_link_frame_refuses_impossible_headers(void **state)
     static const unsigned char frames[][5] = {
         {0, 0, 0, 0, 2}, /* no room for the type */
         {1, 0, 0, 0, 0}, /* no such types */
-        {1, 0, 0, 0, 8},
+        {1, 0, 0, 0, 9},
         {1, 0, 0, 0, 255},
         {1, 0, 0, 0x40, 2}, /* one above the most */
         {255, 255, 255, 255, 2},
@@ -198,6 +198,7 @@ test_link_frame_refuses_impossible_headers(void **state)
         {0, 0, 1, 0, 5}, /* CONFIRM of more rows than one takes */
         {0, 32, 0, 0, 6},
         {0, 0, 2, 0, 7}, /* REFUSE longer than any name */
+        {0, 2, 1, 0, 8}, /* CONTROL longer than any message */
         {0, 0, 0, 1, 3}, /* REVOKE of more rows than one takes */
     };
 
@@ -213,7 +214,7 @@ static void
 test_link_frame_accepts_only_allowed_types(void **state)
 {
     (void)state;
-    for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_REFUSE;
+    for (int type = VNXI_LINK_FRAME_HELLO; type <= VNXI_LINK_FRAME_CONTROL;
          type++) {
         unsigned char frame[VNXI_LINK_FRAME_HEADER];
         vnxi_link_frame_header((vnxi_link_frame_type_t)type, 0, frame);
