@@ -551,8 +551,8 @@ test_routes_move_cpu_memory_by_shm_and_gpu_memory_by_ucx(void **state)
         agent, "B",
         "{\"local\": \"VRAM\", \"remote\": \"DRAM\", \"transport\": \"UCX\", "
         "\"not\": {\"process\": \"the peer is not an agent of this "
-        "process\", \"CUDA\": \"the peer is not an agent of this process\", "
-        "\"SHM\": \"it moves CPU memory only\"}}");
+        "process\", \"SHM\": \"it moves CPU memory only\", \"CUDA\": \"the "
+        "program does not use CUDA\"}}");
     end_agent(agent);
     end_child(&child);
 }
@@ -764,8 +764,8 @@ test_routes_missing_are_explained(void **state)
     assert_string_equal(
         error.cause,
         "no transport moves bytes between VRAM memory of this agent and DRAM "
-        "memory of the peer: process: it copies CPU memory only; CUDA: the "
-        "program does not use CUDA; SHM: the peer is not a vllm_nixl agent; "
+        "memory of the peer: process: it copies CPU memory only; SHM: the "
+        "peer is not a vllm_nixl agent; CUDA: the program does not use CUDA; "
         "UCX: the peer does not offer UCX");
     vnx_dlist_release(left);
     vnx_dlist_release(right);
