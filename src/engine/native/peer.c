@@ -306,7 +306,8 @@ on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
 /* -- Control messages, copying by the main conn ----------------------------
  */
 
-/* The transport with this entry in metadata; VNXI_TRANSPORTS: there is none. */
+/* The transport with this entry in metadata; VNXI_TRANSPORTS: there is none.
+ */
 static unsigned
 find_by_entry(const void *entry, size_t len)
 {

@@ -28,10 +28,10 @@
  * messages to the port of the same transport at a peer of this host.  The main
  * conn carries them, together with open descriptors, if its transport can
  * (carry_question).  They go two ways: a question from an agent that has
- * loaded the peer's metadata, and an answer, or what the peer has to say later,
- * to such an agent, the *asker*, which the peer need not know.  They arrive in
- * the order in which they were sent, and in order with the main conn's other
- * messages.
+ * loaded the peer's metadata, and an answer, or what the peer has to say
+ * later, to such an agent, the *asker*, which the peer need not know.  They
+ * arrive in the order in which they were sent, and in order with the main
+ * conn's other messages.
  *
  * Life: port_open -> leave -> settle -> port_stop -> port_free, and in
  * between any number of conn_create -> conn_start -> conn_close -> conn_free.
@@ -82,7 +82,7 @@ typedef struct vnxi_control {
     /* Passed on to the function that gets the message, which closes them, also
      * after an error.  Owned by vnxi_fork_fd_own(). */
     int *fds;
-    size_t fd_count; /* at most VNXI_CONTROL_FDS_MAX */
+    size_t fd_count;   /* at most VNXI_CONTROL_FDS_MAX */
     bool has_lost_fds; /* received: without its descriptors, because this
                           process had too many open; fd_count is 0 */
 } vnxi_control_t;
@@ -243,7 +243,7 @@ struct vnxi_transport {
     /* It moves peers' CPU memory without slots of its own, by the host's
      * copy(). */
     bool copies_by_main;
-    const char *why;    /* for describe(): how it moves bytes */
+    const char *why;         /* for describe(): how it moves bytes */
     const char *not_offered; /* why a peer may have no conn: "the peer ..." */
 
     /* -- Ports -----------------------------------------------------------

@@ -14,12 +14,11 @@
 #define MIB ((size_t)1 << 20)
 #define CHUNK (2 * MIB) /* granularity of cuMemCreate() */
 
-
 typedef enum kind {
     CPU,
-    PINNED, /* CPU memory that the program has registered with CUDA */
-    LEGACY, /* cuMemAlloc() */
-    MAPPED, /* cuMemCreate() and cuMemMap(), several pieces in a row */
+    PINNED,        /* CPU memory that the program has registered with CUDA */
+    LEGACY,        /* cuMemAlloc() */
+    MAPPED,        /* cuMemCreate() and cuMemMap(), several pieces in a row */
     MAPPED_FD,     /* the same, which can be exported as a descriptor */
     MAPPED_FABRIC, /* the same, as a fabric handle */
     MANAGED,

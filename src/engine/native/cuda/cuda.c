@@ -12,9 +12,9 @@
  * Each is checked when the region is registered, because a copy from memory
  * that is not there destroys the program's context.
  *
- * Metadata says of a region whether other processes can map all of it, otherwise
- * they use UCX.  It has nothing that leads to the memory: the owner hands the
- * handles out to those who have connected to it.
+ * Metadata says of a region whether other processes can map all of it,
+ * otherwise they use UCX.  It has nothing that leads to the memory: the owner
+ * hands the handles out to those who have connected to it.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -242,9 +242,8 @@ find_facts(const vnxi_cuda_library_t *library, const vnxi_region_t *region,
         VNXI_CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE,
     };
     facts_t facts = {0};
-    void *places[] = {&facts.context,      &facts.type,
-                      &facts.is_managed,   &facts.ordinal,
-                      &facts.is_legacy,    &facts.handle_types,
+    void *places[] = {&facts.context, &facts.type,      &facts.is_managed,
+                      &facts.ordinal, &facts.is_legacy, &facts.handle_types,
                       &facts.pool};
 
     vnxi_cu_result_t result = library->cu.cuPointerGetAttributes(
@@ -533,11 +532,11 @@ find_gpu(const vnxi_cuda_library_t *library, const vnxi_cu_uuid_t *uuid)
     vnxi_cu_uuid_t found;
     int i = 0;
 
-    while (i < library->device_count &&
-           (library->cu.cuDeviceGet(&device, i) != VNXI_CUDA_SUCCESS ||
-            library->cu.cuDeviceGetUuid_v2(&found, device) !=
-                VNXI_CUDA_SUCCESS ||
-            memcmp(&found, uuid, sizeof found) != 0)) {
+    while (
+        i < library->device_count &&
+        (library->cu.cuDeviceGet(&device, i) != VNXI_CUDA_SUCCESS ||
+         library->cu.cuDeviceGetUuid_v2(&found, device) != VNXI_CUDA_SUCCESS ||
+         memcmp(&found, uuid, sizeof found) != 0)) {
         i++;
     }
     return i < library->device_count ? i : -1;
@@ -648,8 +647,9 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .scope = VNXI_SCOPE_HOST,
     .copies_by_main = true,
     .why = "GPU memory of this host: copied by the GPU",
-    .not_offered = "the peer is not a vllm_nixl agent that is reached over SHM "
-                   "or in this process",
+    .not_offered =
+        "the peer is not a vllm_nixl agent that is reached over SHM "
+        "or in this process",
     .port_open = port_open,
     .leave = leave,
     .settle = settle,

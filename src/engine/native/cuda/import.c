@@ -7,8 +7,8 @@
  *
  * Memory of cudaMalloc() is opened allocation by allocation, and each has a
  * delta of its own.  Memory of cuMemCreate() comes in many small allocations
- * that are neighbours in the peer (one region can have thousands), so the whole
- * region gets one range of addresses here, and one delta.
+ * that are neighbours in the peer (one region can have thousands), so the
+ * whole region gets one range of addresses here, and one delta.
  *
  * An import keeps the engine, because it outlives its key and its conn for a
  * moment.
@@ -106,7 +106,8 @@ forget_in_child(void)
     checks = NULL;
 }
 
-/* -- Spans ----------------------------------------------------------------- */
+/* -- Spans -----------------------------------------------------------------
+ */
 
 /* Make room for one more item; false: no memory. */
 static bool
@@ -146,7 +147,8 @@ spans_add(vnxi_cuda_spans_t *spans, vnxi_cuda_span_t span)
     return true;
 }
 
-/* -- Messages to owners ---------------------------------------------------- */
+/* -- Messages to owners ----------------------------------------------------
+ */
 
 /* VNX_ERR_REMOTE_DISCONNECT: the conn was closed. */
 static vnx_status_t
@@ -160,16 +162,15 @@ send_to(const vnxi_port_t *port, uintptr_t conn_id, const vnxi_lend_t *message,
     vnxi_lend_write(&writer, message);
     const vnxi_control_t control = {.data = writer.data, .len = writer.len};
     vnx_status_t status = VNX_OK;
-    vnxi_conn_t *conn =
-        host->hold(host->context, config->number, conn_id);
+    vnxi_conn_t *conn = host->hold(host->context, config->number, conn_id);
     if (writer.failed) {
         status = vnxi_error_no_memory(error, OPERATION, writer.len);
     } else if (conn == NULL) {
         status = vnxi_error_set(error, VNX_ERR_REMOTE_DISCONNECT, OPERATION,
                                 "the connection to the peer was closed");
     } else {
-        status = host->ask(host->context, config->number, conn, &control,
-                           error);
+        status =
+            host->ask(host->context, config->number, conn, &control, error);
     }
     if (conn != NULL) {
         host->drop(host->context, conn);
@@ -191,7 +192,8 @@ ask_owner(const vnxi_cuda_import_t *import, uint64_t from, vnx_error_t *error)
                    error);
 }
 
-/* -- Mapping --------------------------------------------------------------- */
+/* -- Mapping ---------------------------------------------------------------
+ */
 
 static vnx_status_t
 fail(const vnxi_cuda_import_t *import, const char *function,
@@ -201,8 +203,8 @@ fail(const vnxi_cuda_import_t *import, const char *function,
         vnxi_cuda_error(import->gpu->library, OPERATION, import->gpu->ordinal,
                         function, result, error);
     vnxi_error_add(error,
-                   ", for the peer's GPU memory at 0x%" PRIx64
-                   " of %" PRIu64 " bytes",
+                   ", for the peer's GPU memory at 0x%" PRIx64 " of %" PRIu64
+                   " bytes",
                    import->addr, import->len);
     return status;
 }
@@ -224,11 +226,11 @@ find_opened(const vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece)
 {
     opened_t *opened = import->gpu->opened;
 
-    while (opened != NULL &&
-           (opened->port != import->port ||
-            opened->conn_id != import->conn_id || opened->id != piece->id ||
-            memcmp(&opened->handle, piece->handle, sizeof opened->handle) !=
-                0)) {
+    while (
+        opened != NULL &&
+        (opened->port != import->port || opened->conn_id != import->conn_id ||
+         opened->id != piece->id ||
+         memcmp(&opened->handle, piece->handle, sizeof opened->handle) != 0)) {
         opened = opened->next;
     }
     return opened;
@@ -407,8 +409,7 @@ check_piece(const vnxi_cuda_import_t *import, const vnxi_lend_piece_t *piece,
                ? VNX_OK
                : vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
                                 "the peer's answer does not describe the GPU "
-                                "memory at 0x%" PRIx64 " of %" PRIu64
-                                " bytes",
+                                "memory at 0x%" PRIx64 " of %" PRIu64 " bytes",
                                 import->addr, import->len);
 }
 
@@ -472,7 +473,8 @@ unmap(vnxi_cuda_import_t *import)
     import->mapped_count = import->range_count = import->spans.count = 0;
 }
 
-/* -- The owner's answer ---------------------------------------------------- */
+/* -- The owner's answer ----------------------------------------------------
+ */
 
 static void
 drop_answer(vnxi_cuda_import_t *import)
@@ -501,11 +503,11 @@ map_answer(vnxi_cuda_import_t *import, vnx_error_t *error)
     }
     if (status == VNX_OK && import->is_last &&
         import->end < import->addr + import->len) {
-        status = vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
-                                "the peer's answer leaves out the end of the "
-                                "GPU memory at 0x%" PRIx64
-                                " of %" PRIu64 " bytes",
-                                import->addr, import->len);
+        status =
+            vnxi_error_set(error, VNX_ERR_MISMATCH, OPERATION,
+                           "the peer's answer leaves out the end of the "
+                           "GPU memory at 0x%" PRIx64 " of %" PRIu64 " bytes",
+                           import->addr, import->len);
     }
     if (status == VNX_OK && import->is_last) {
         status = allow(import, error);
@@ -544,7 +546,8 @@ go_on(vnxi_cuda_import_t *import)
     }
 }
 
-/* -- The list -------------------------------------------------------------- */
+/* -- The list --------------------------------------------------------------
+ */
 
 static void
 take_out_lock_held(vnxi_cuda_import_t *import)
@@ -672,7 +675,8 @@ vnxi_cuda_key_fini(vnxi_cuda_key_t *key)
     vnxi_mutex_unlock(&imports_lock);
 }
 
-/* -- Importing ------------------------------------------------------------- */
+/* -- Importing -------------------------------------------------------------
+ */
 
 static vnxi_cuda_import_t *
 find_lock_held(const vnxi_cuda_key_t *key, const vnxi_cuda_gpu_t *gpu)
@@ -764,7 +768,8 @@ vnxi_cuda_import(vnxi_cuda_key_t *key, vnxi_cuda_gpu_t *gpu,
     return status;
 }
 
-/* -- Checks ---------------------------------------------------------------- */
+/* -- Checks ----------------------------------------------------------------
+ */
 
 /* The loan of an import that is mapped; 0: it is not. */
 static uint64_t
@@ -849,7 +854,8 @@ vnxi_cuda_check_end(vnxi_cuda_check_t *check)
     check->gpu = NULL;
 }
 
-/* -- Messages from owners -------------------------------------------------- */
+/* -- Messages from owners --------------------------------------------------
+ */
 
 static vnxi_cuda_import_t *
 find_loan_lock_held(const vnxi_port_t *port, uintptr_t conn_id, uint64_t loan)
@@ -857,8 +863,8 @@ find_loan_lock_held(const vnxi_port_t *port, uintptr_t conn_id, uint64_t loan)
     vnxi_cuda_import_t *import = imports;
 
     while (import != NULL &&
-           (import->loan != loan || !is_of_conn(import->port, import->conn_id,
-                                                port, conn_id))) {
+           (import->loan != loan ||
+            !is_of_conn(import->port, import->conn_id, port, conn_id))) {
         import = import->next;
     }
     return import;
@@ -976,8 +982,8 @@ on_checked_lock_held(const vnxi_port_t *port, uintptr_t conn_id,
         return;
     }
     for (size_t i = 0; i < message->count; i++) {
-        vnxi_cuda_import_t *import = find_loan_lock_held(
-            port, conn_id, vnxi_lend_loan(message, i));
+        vnxi_cuda_import_t *import =
+            find_loan_lock_held(port, conn_id, vnxi_lend_loan(message, i));
         if (import != NULL) {
             import->is_ending = true;
         }
@@ -1003,8 +1009,8 @@ vnxi_cuda_imports_on_answer(const vnxi_port_t *port, uintptr_t conn_id,
                    message.type == VNXI_LEND_RECALL) {
             vnxi_cuda_import_t *import =
                 find_loan_lock_held(port, conn_id, message.loan);
-            takes = import != NULL &&
-                    on_loan_lock_held(import, &message, control);
+            takes =
+                import != NULL && on_loan_lock_held(import, &message, control);
         }
         vnxi_mutex_unlock(&imports_lock);
     }

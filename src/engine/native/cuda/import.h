@@ -24,8 +24,9 @@ typedef struct vnxi_cuda_key {
     uintptr_t conn_id;
     uint64_t addr, len, dev;
     vnxi_cu_uuid_t uuid; /* of its GPU */
-    _Atomic(struct vnxi_cuda_worker *) worker; /* for transfers with CPU memory;
-                                                  the owner's of the key */
+    _Atomic(struct vnxi_cuda_worker *)
+        worker; /* for transfers with CPU memory;
+                   the owner's of the key */
     /* private */
     vnxi_cuda_import_t *imports;
 } vnxi_cuda_key_t;

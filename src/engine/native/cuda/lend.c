@@ -68,7 +68,8 @@ vnxi_cuda_lender_fini(vnxi_cuda_lender_t *lender)
     vnxi_mutex_destroy(&lender->lock);
 }
 
-/* -- Loans ----------------------------------------------------------------- */
+/* -- Loans -----------------------------------------------------------------
+ */
 
 static vnxi_cuda_loan_t *
 find_lock_held(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t id)
@@ -115,7 +116,8 @@ vnxi_cuda_lender_count(vnxi_cuda_lender_t *lender)
     return count;
 }
 
-/* -- Answers --------------------------------------------------------------- */
+/* -- Answers ---------------------------------------------------------------
+ */
 
 /* An asker that cannot be reached is gone, and its loans end with it. */
 static void
@@ -155,7 +157,8 @@ refuse(const vnxi_cuda_lender_t *lender, uint64_t asker, uint64_t loan,
            NULL, 0);
 }
 
-/* -- Making handles -------------------------------------------------------- */
+/* -- Making handles --------------------------------------------------------
+ */
 
 bool
 vnxi_cuda_can_lend(uint64_t is_legacy, uint64_t handle_types)
@@ -204,9 +207,8 @@ export_created(const vnxi_cuda_gpu_t *gpu, vnxi_lend_piece_t *piece, int *fd_p,
     function = "cuMemGetAllocationPropertiesFromHandle";
     result = cu->cuMemGetAllocationPropertiesFromHandle(&props, memory);
     if (result == VNXI_CUDA_SUCCESS) {
-        bool has_fd =
-            (props.requestedHandleTypes &
-             VNXI_CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0;
+        bool has_fd = (props.requestedHandleTypes &
+                       VNXI_CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0;
         function = "cuMemExportToShareableHandle";
         piece->kind = has_fd ? VNXI_LEND_FD : VNXI_LEND_FABRIC;
         result = cu->cuMemExportToShareableHandle(
@@ -353,7 +355,8 @@ run_task(vnxi_cuda_job_t *job, const vnxi_cuda_gpu_t *gpu)
     host->release(host->context);
 }
 
-/* -- Questions ------------------------------------------------------------- */
+/* -- Questions -------------------------------------------------------------
+ */
 
 /* Begin the loan of a first question, or find it.  Returns the reason if that
  * is not possible. */
@@ -523,7 +526,8 @@ vnxi_cuda_lender_on_question(vnxi_cuda_lender_t *lender, uint64_t asker,
     }
 }
 
-/* -- Recalling ------------------------------------------------------------- */
+/* -- Recalling -------------------------------------------------------------
+ */
 
 static bool
 is_loan_of(const vnxi_cuda_loan_t *loan, const vnxi_region_t *region)

@@ -4,9 +4,9 @@
  * handles of a region (lend_wire.h).  What it got is a *loan*: it may map the
  * memory and copy from and to it until it gives the loan back, or is gone.
  *
- * Its mapping keeps the memory allocated, and cudaFree() of memory that another
- * process has mapped is undefined.  So a deregistration recalls the loans of
- * its region and waits until they were given back, 2 s at most.
+ * Its mapping keeps the memory allocated, and cudaFree() of memory that
+ * another process has mapped is undefined.  So a deregistration recalls the
+ * loans of its region and waits until they were given back, 2 s at most.
  *
  * Any thread.
  */

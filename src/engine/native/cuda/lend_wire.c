@@ -5,7 +5,8 @@
 #define PIECE_BYTES (8 + 8 + 8 + 1 + VNXI_LEND_HANDLE_SIZE)
 #define LOAN_BYTES 8u
 
-/* -- Writing --------------------------------------------------------------- */
+/* -- Writing ---------------------------------------------------------------
+ */
 
 static void
 write_piece(vnxi_writer_t *writer, const vnxi_lend_piece_t *piece)
@@ -53,7 +54,8 @@ vnxi_lend_write(vnxi_writer_t *writer, const vnxi_lend_t *message)
     }
 }
 
-/* -- Reading --------------------------------------------------------------- */
+/* -- Reading ---------------------------------------------------------------
+ */
 
 static bool
 piece_is_good(const vnxi_lend_piece_t *piece)
@@ -63,8 +65,7 @@ piece_is_good(const vnxi_lend_piece_t *piece)
 }
 
 static bool
-read_rows(vnxi_reader_t *reader, size_t most, size_t row,
-          vnxi_lend_t *message)
+read_rows(vnxi_reader_t *reader, size_t most, size_t row, vnxi_lend_t *message)
 {
     if (message->count > most ||
         vnxi_reader_left(reader) != message->count * row) {
@@ -109,8 +110,7 @@ read_body(vnxi_reader_t *reader, vnxi_lend_t *message)
     case VNXI_LEND_REFUSED:
         message->status = vnxi_read_u32(reader);
         message->count = vnxi_reader_left(reader);
-        message->cause =
-            (const char *)vnxi_read_bytes(reader, message->count);
+        message->cause = (const char *)vnxi_read_bytes(reader, message->count);
         return message->status > 0 && message->status < 64 &&
                message->count < VNX_ERROR_CAUSE_MAX;
     case VNXI_LEND_RECALL:

@@ -69,9 +69,9 @@ typedef struct vnxi_lend {
     const char *cause;       /* REFUSED: borrowed, not terminated */
     size_t count;            /* LENT: pieces; REFUSED: bytes of cause; CHECK,
                                 CHECKED: loans */
-    const vnxi_lend_piece_t *pieces;  /* LENT, for writing */
-    const uint64_t *loans;            /* CHECK, CHECKED, for writing */
-    const unsigned char *rows;        /* private: of a message that was read */
+    const vnxi_lend_piece_t *pieces; /* LENT, for writing */
+    const uint64_t *loans;           /* CHECK, CHECKED, for writing */
+    const unsigned char *rows;       /* private: of a message that was read */
 } vnxi_lend_t;
 
 void vnxi_lend_write(vnxi_writer_t *writer, const vnxi_lend_t *message);

@@ -191,9 +191,9 @@ import_list(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
     rows->spans.count = rows->span = 0;
     for (size_t i = 0; i < list->region_count; i++) {
         vnxi_cuda_key_t *key = vnxi_region_slot(list->regions[i], rows->route);
-        vnx_status_t one =
-            key == NULL ? VNX_OK /* it has another route */
-                        : vnxi_cuda_import(key, rows->gpu, &rows->spans, error);
+        vnx_status_t one = key == NULL ? VNX_OK /* it has another route */
+                                       : vnxi_cuda_import(key, rows->gpu,
+                                                          &rows->spans, error);
         if (one < 0) {
             return one;
         }
@@ -222,8 +222,8 @@ begin_check(vnxi_cuda_rows_t *rows, const vnxi_list_t *list,
             keys[count++] = key;
         }
     }
-    vnx_status_t status = vnxi_cuda_check_begin(&rows->check, rows->gpu, keys,
-                                                count, error);
+    vnx_status_t status =
+        vnxi_cuda_check_begin(&rows->check, rows->gpu, keys, count, error);
     free(keys);
     return status;
 }
@@ -285,8 +285,7 @@ prepare(vnxi_cuda_rows_t *rows, vnx_error_t *error)
                          ? import_list(rows, lists[i], error)
                          : check_list(rows, lists[i], &by_kernel, error);
         } else {
-            rows->is_staged =
-                is_far_list || !is_list_pinned(rows, lists[i]);
+            rows->is_staged = is_far_list || !is_list_pinned(rows, lists[i]);
         }
     }
     rows->method = by_kernel ? VNXI_CUDA_KERNEL
@@ -308,9 +307,8 @@ begin(vnxi_cuda_rows_t *rows, vnx_error_t *error)
     rows->in_chunk = false;
     rows->chunk = 0;
     rows->piece.len = 0;
-    return rows->spans.count > 0
-               ? begin_check(rows, rows->args->remote, error)
-               : VNX_OK;
+    return rows->spans.count > 0 ? begin_check(rows, rows->args->remote, error)
+                                 : VNX_OK;
 }
 
 void
@@ -348,8 +346,8 @@ next_piece(vnxi_cuda_rows_t *rows)
     return true;
 }
 
-/* Take at most `max` bytes from the piece.  Its address in the peer becomes the
- * one that is mapped here. */
+/* Take at most `max` bytes from the piece.  Its address in the peer becomes
+ * the one that is mapped here. */
 static vnx_status_t
 take(vnxi_cuda_rows_t *rows, uint64_t max, vnxi_piece_t *taken_p,
      vnx_error_t *error)
@@ -358,8 +356,7 @@ take(vnxi_cuda_rows_t *rows, uint64_t max, vnxi_piece_t *taken_p,
     uint64_t delta = 0;
 
     if (rows->spans.count > 0) {
-        const vnxi_cuda_span_t *span =
-            find_span(rows, taken.remote, error);
+        const vnxi_cuda_span_t *span = find_span(rows, taken.remote, error);
         if (span == NULL) {
             return VNX_ERR_MISMATCH;
         }
@@ -452,9 +449,9 @@ move_staged(const vnxi_cuda_rows_t *rows, const vnxi_cuda_batch_t *batch,
         }
         if (count == sizeof copies / sizeof *copies ||
             (count > 0 && i + 1 == batch->count)) {
-            status = host->copy(host->context, rows->args->conn, copies, count,
-                                is_to_stage ? VNX_OP_READ : VNX_OP_WRITE,
-                                error);
+            status =
+                host->copy(host->context, rows->args->conn, copies, count,
+                           is_to_stage ? VNX_OP_READ : VNX_OP_WRITE, error);
             count = 0;
         }
     }
@@ -480,9 +477,8 @@ fill_staged(vnxi_cuda_rows_t *rows, vnxi_cuda_batch_t *batch,
             break;
         }
         uint64_t room = VNXI_CUDA_STAGE_BYTES - at;
-        vnx_status_t status =
-            take(rows, room < row_max(rows) ? room : row_max(rows), &piece,
-                 error);
+        vnx_status_t status = take(
+            rows, room < row_max(rows) ? room : row_max(rows), &piece, error);
         if (status != VNX_OK) {
             return status;
         }

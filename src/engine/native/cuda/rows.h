@@ -52,8 +52,9 @@ typedef struct vnxi_cuda_rows {
 } vnxi_cuda_rows_t;
 
 /* Fill the batch; batch->count 0: nothing is left.  The first call of a post
- * checks that the memory is still there.  VNX_IN_PROG: the peer's memory is not
- * mapped yet; try again after gpu->wake.  Errors are final for the post. */
+ * checks that the memory is still there.  VNX_IN_PROG: the peer's memory is
+ * not mapped yet; try again after gpu->wake.  Errors are final for the post.
+ */
 vnx_status_t vnxi_cuda_rows_fill(vnxi_cuda_rows_t *rows,
                                  vnxi_cuda_batch_t *batch, vnx_error_t *error);
 

@@ -7,10 +7,10 @@
  * worker's thread touches the other fields.
  *
  * GPU memory of another process is mapped and unmapped by the thread, while no
- * batch runs (import.h).  A transfer that needs memory that is not mapped yet is
- * parked until the owner has answered, and one that has used such memory ends
- * when the owner has said that the memory is still the region's.  Neither waits
- * longer than PEER_WAIT_NS.
+ * batch runs (import.h).  A transfer that needs memory that is not mapped yet
+ * is parked until the owner has answered, and one that has used such memory
+ * ends when the owner has said that the memory is still the region's.  Neither
+ * waits longer than PEER_WAIT_NS.
  *
  * When a context is lost, the driver drops what was in its streams and does
  * not report it.  So while a batch is in flight the thread looks after it from
@@ -56,7 +56,7 @@ typedef struct slot {
 } slot_t;
 
 struct vnxi_cuda_worker {
-    vnxi_cuda_gpu_t gpu; /* first */
+    vnxi_cuda_gpu_t gpu;      /* first */
     atomic_uint refs;         /* the thread has one */
     unsigned uses;            /* workers_lock */
     uint64_t id;              /* workers_lock; never reused */
@@ -82,11 +82,11 @@ struct vnxi_cuda_xfer {
     vnxi_cuda_rows_t rows;      /* the worker's thread only */
     /* Of the current post; worker->lock. */
     vnxi_cuda_xfer_t *next;
-    unsigned running; /* slots */
-    bool is_filled;   /* nothing is left to start */
-    bool is_parked;   /* until the peer's memory is mapped */
+    unsigned running;  /* slots */
+    bool is_filled;    /* nothing is left to start */
+    bool is_parked;    /* until the peer's memory is mapped */
     uint64_t deadline; /* of what it waits for from the peer; 0: nothing */
-    bool is_failing;  /* starts no more; `error` is set */
+    bool is_failing;   /* starts no more; `error` is set */
     vnx_error_t error;
 };
 
@@ -137,7 +137,8 @@ static void *run(void *arg);
 static void
 wake_for_imports(vnxi_cuda_gpu_t *gpu)
 {
-    vnxi_cuda_worker_t *worker = (vnxi_cuda_worker_t *)gpu; /* the first member */
+    vnxi_cuda_worker_t *worker =
+        (vnxi_cuda_worker_t *)gpu; /* the first member */
 
     vnxi_mutex_lock(&worker->lock);
     worker->has_imports = true;
@@ -621,8 +622,7 @@ wait_lock_held(vnxi_cuda_worker_t *worker)
     if (runs && worker->next_look == 0) {
         worker->next_look = vnxi_clock_deadline(WATCH_NS);
     }
-    uint64_t until =
-        earliest_lock_held(worker, runs ? worker->next_look : 0);
+    uint64_t until = earliest_lock_held(worker, runs ? worker->next_look : 0);
     if (until == 0) {
         vnxi_cond_wait(&worker->wake, &worker->lock);
         return;

@@ -414,8 +414,7 @@ receive(vnxi_hub_t *hub, vnxi_link_t *link)
     }
     message.msg_control = control.room;
     message.msg_controllen = sizeof control.room;
-    ssize_t got =
-        recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    ssize_t got = recvmsg(link->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (got > 0 && !take_fds(link, &message)) {
         errno = EPROTO;
         return -1;

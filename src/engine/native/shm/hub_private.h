@@ -48,7 +48,7 @@ typedef struct vnxi_link_fd_set {
 #define VNXI_LINK_FD_SETS 4u
 
 struct vnxi_link {
-    uint64_t id; /* of an accepted link; never reused in its hub */
+    uint64_t id;       /* of an accepted link; never reused in its hub */
     atomic_uint users; /* all users together hold one of refs */
     atomic_uint refs;
     vnxi_hub_t *hub;

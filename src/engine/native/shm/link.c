@@ -375,8 +375,7 @@ static vnx_status_t
 send_with_fds(vnxi_link_t *link, const vnxi_writer_t *frame, fd_list_t fds,
               vnx_error_t *error)
 {
-    struct iovec parts[2] = {
-        {.iov_base = frame->data, .iov_len = frame->len}};
+    struct iovec parts[2] = {{.iov_base = frame->data, .iov_len = frame->len}};
     bool is_queued = false;
 
     vnxi_mutex_lock(&link->send_lock);
@@ -405,9 +404,8 @@ vnxi_link_send_control(vnxi_link_t *link, const char *entry,
     vnxi_writer_t writer = {0};
 
     vnxi_link_frame_write_control(&writer, &frame);
-    vnx_status_t status =
-        send_with_fds(link, &writer,
-                      (fd_list_t){control->fds, control->fd_count}, error);
+    vnx_status_t status = send_with_fds(
+        link, &writer, (fd_list_t){control->fds, control->fd_count}, error);
     vnxi_writer_fini(&writer);
     return status;
 }

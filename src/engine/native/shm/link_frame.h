@@ -22,9 +22,9 @@
  *              that transport
  * The opener sends HELLO, NOTIF, CONFIRM, CONTROL and BYE, the listener the
  * others, CONTROL and BYE.  Only the listener sends descriptors, with the
- * first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of unknown type, from the wrong
- * side, before HELLO, or with a malformed body ends the link on which it
- * arrived, and only that link.
+ * first byte of the frame.  A frame above VNXI_LINK_FRAME_MAX, of unknown
+ * type, from the wrong side, before HELLO, or with a malformed body ends the
+ * link on which it arrived, and only that link.
  *
  * A reader allocates as bytes arrive, never by the announced length, and
  * copies only frames that are cut off by the end of its input.

@@ -79,9 +79,9 @@ static bool
 transact(int fd, void *data, size_t len, bool writes)
 {
     for (size_t done = 0; done < len;) {
-        ssize_t some = writes ? send(fd, (char *)data + done, len - done,
-                                     MSG_NOSIGNAL)
-                              : read(fd, (char *)data + done, len - done);
+        ssize_t some =
+            writes ? send(fd, (char *)data + done, len - done, MSG_NOSIGNAL)
+                   : read(fd, (char *)data + done, len - done);
         if (some < 0 && errno == EINTR) {
             continue;
         }
@@ -127,8 +127,8 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
         /* fall through */
     case PART:
         if (command->order == PART) {
-            *block = (block_t){LEGACY, VNX_MEM_VRAM, command->value,
-                               command->size};
+            *block =
+                (block_t){LEGACY, VNX_MEM_VRAM, command->value, command->size};
             desc.desc = (vnx_desc_t){block->addr, block->size, 0};
         }
         /* fall through */
@@ -150,8 +150,8 @@ obey(owner_t *owner, const command_t *command, answer_t *answer)
     case DEREGISTER:
         answer->status = vnx_agent_deregister(owner->agent, block->mem, &desc,
                                               1, NULL, &error);
-        answer->is_shared = can_be_shared(block->kind) &&
-                            calls->shared(block->addr);
+        answer->is_shared =
+            can_be_shared(block->kind) && calls->shared(block->addr);
         break;
     case FREE:
         free_block(block);
@@ -303,8 +303,7 @@ load_other(void)
 {
     unsigned char *blob = NULL;
     vnx_bytes_t name;
-    answer_t answer =
-        tell_all((command_t){METADATA, 0, 0, 0, 0}, &blob);
+    answer_t answer = tell_all((command_t){METADATA, 0, 0, 0, 0}, &blob);
 
     assert_ok(vnx_agent_load_metadata(a, blob, answer.bytes, &name, e));
     free(blob);
@@ -379,8 +378,8 @@ try_make(vnx_op_t op, vnx_mem_t local_mem, const vnx_desc_t *local,
 {
     vnx_dlist_t *left = NULL, *right = NULL;
 
-    assert_ok(vnx_dlist_create(a, "", 0, local_mem, local, count, NULL, &left,
-                               e));
+    assert_ok(
+        vnx_dlist_create(a, "", 0, local_mem, local, count, NULL, &left, e));
     vnx_status_t status = vnx_dlist_create(a, "B", 1, remote_mem, remote,
                                            count, NULL, &right, error);
     if (status == VNX_OK) {
@@ -401,8 +400,8 @@ make_ours(vnx_op_t op, const block_t *ours, const block_t *theirs)
     vnx_desc_t left = {ours->addr, len, 0}, right = {theirs->addr, len, 0};
     vnx_xfer_t *xfer = NULL;
 
-    assert_ok(try_make(op, ours->mem, &left, theirs->mem, &right, 1, &xfer,
-                       e));
+    assert_ok(
+        try_make(op, ours->mem, &left, theirs->mem, &right, 1, &xfer, e));
     return xfer;
 }
 
@@ -444,8 +443,8 @@ move(vnx_op_t op, const block_t *ours, unsigned index, const block_t *theirs,
     unsigned char *now = get_all(ours);
     unsigned char *sent = malloc(ours->size);
     fill(sent, ours->size, op == VNX_OP_READ ? seed + 1 : seed);
-    assert_memory_equal(now, sent, theirs->size < ours->size ? theirs->size
-                                                            : ours->size);
+    assert_memory_equal(now, sent,
+                        theirs->size < ours->size ? theirs->size : ours->size);
     free(now);
     free(sent);
 }
@@ -497,7 +496,7 @@ memory_of_every_kind_moves(void **state)
 {
     static const kind_t ours[] = {CPU, PINNED, LEGACY, MAPPED, MANAGED, POOL};
     static const kind_t theirs[] = {CPU, PINNED, LEGACY, MAPPED_FD,
-                                     MAPPED_FABRIC};
+                                    MAPPED_FABRIC};
     (void)state;
 
     for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
@@ -634,11 +633,10 @@ regions_within_one_allocation_move(void **state)
         block_t whole = make_theirs(0, LEGACY, 4 * MIB);
         for (unsigned i = 1; i <= 4; i++) {
             uint64_t at = whole.addr + i * 700000;
-            tell_all((command_t){.order = PART,
-                                 .index = i,
-                                 .value = at,
-                                 .size = 500001},
-                     NULL);
+            tell_all(
+                (command_t){
+                    .order = PART, .index = i, .value = at, .size = 500001},
+                NULL);
         }
         tell(DEREGISTER, 0);
         load_other();
@@ -671,8 +669,8 @@ expandable_segments_move(void **state)
 
     load_other();
     for (size_t piece = 0; piece < 150; piece += 7) {
-        vnx_desc_t right = {theirs.addr + piece * CHUNK - (piece > 0 ? 100 : 0),
-                            KIB, 0};
+        vnx_desc_t right = {
+            theirs.addr + piece * CHUNK - (piece > 0 ? 100 : 0), KIB, 0};
         unsigned char expected[KIB], found[KIB];
         vnx_xfer_t *xfer = NULL;
         tell_all((command_t){.order = POKE,
@@ -719,8 +717,8 @@ memory_that_cannot_be_shared_has_no_route(void **state)
 /* -- Tests: the end of sharing ---------------------------------------------
  */
 
-/* Memory that the owner has registered once more, at the same address, is other
- * memory. */
+/* Memory that the owner has registered once more, at the same address, is
+ * other memory. */
 static void
 sleeping_and_waking_leads_to_the_new_memory(void **state)
 {

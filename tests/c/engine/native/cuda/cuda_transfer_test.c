@@ -134,8 +134,7 @@ static void
 move_kinds(kind_t ours, kind_t theirs, const char *peer)
 {
     vnx_agent_t *owner = peer[0] == 'B' ? b : a;
-    size_t size =
-        is_mapped(ours) || is_mapped(theirs) ? 2 * CHUNK : 900 * KIB;
+    size_t size = is_mapped(ours) || is_mapped(theirs) ? 2 * CHUNK : 900 * KIB;
     block_t local = new_block(a, ours, size);
     block_t remote = new_block(owner, theirs, size);
 
