@@ -84,7 +84,8 @@ struct vnxi_cuda_import {
     bool is_last;
     vnx_error_t error; /* of STATE_FAILED */
     /* The gpu's thread. */
-    uint64_t end; /* the owner's address after the last allocation so far */
+    bool is_second; /* the owner is asked once more after a failure */
+    uint64_t end;   /* the owner's address after the last allocation so far */
     vnxi_cuda_spans_t spans;
     mapped_t *mapped; /* owned */
     size_t mapped_count, mapped_room;
@@ -525,7 +526,10 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_unlock(&imports_lock);
 }
 
-/* Map what has come; ask for more, or the import is complete. */
+/* Map what has come; ask for more, or the import is complete.  What cannot be
+ * mapped may be of a process that has just ended, or may have been freed
+ * since: ask once more, then either there is an error, or the end of the peer
+ * is noticed. */
 static void
 go_on(vnxi_cuda_import_t *import)
 {
@@ -535,13 +539,18 @@ go_on(vnxi_cuda_import_t *import)
     vnx_status_t status = map_answer(import, &error);
     if (status != VNX_OK) {
         unmap(import);
+        import->end = import->addr;
+    }
+    if (status != VNX_OK && import->is_second) {
         set_failed(import, &error);
         return;
     }
+    import->is_second = import->is_second || status != VNX_OK;
     vnxi_mutex_lock(&imports_lock);
-    import->state = is_last ? STATE_MAPPED : STATE_ASKING;
+    import->state = status == VNX_OK && is_last ? STATE_MAPPED : STATE_ASKING;
     vnxi_mutex_unlock(&imports_lock);
-    if (!is_last && ask_owner(import, import->end, &error) != VNX_OK) {
+    if ((status != VNX_OK || !is_last) &&
+        ask_owner(import, import->end, &error) != VNX_OK) {
         set_failed(import, &error);
     }
 }
