@@ -82,6 +82,7 @@ struct vnxi_native_peer {
      * one carries notifications.  A conn of an earlier one was refused. */
     atomic_uint main;
     _Atomic(vnxi_conn_t *) conns[VNXI_TRANSPORTS]; /* owned; set once */
+    atomic_uint given_up; /* bit t: the slots of transport t do not work */
     vnxi_peer_end_t end;
 
     vnxi_mutex_t lock;

@@ -9,6 +9,7 @@
  * The peer is looked up in the engine's list, under its lock, so a late event
  * finds nothing instead of a peer that is being freed.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -303,6 +304,38 @@ on_false_epoch(void *context, vnxi_conn_t *conn, uint64_t epoch)
     vnxi_mutex_unlock(&peer->lock);
 }
 
+/* Find other routes to the peer's regions; lists notice it when their next
+ * transfer is made. */
+static void
+on_give_up(void *context, unsigned number, uintptr_t id, const char *cause)
+{
+    vnxi_native_peer_t *peer = find_by_id(context, id);
+    vnxi_reach_t reach;
+
+    if (peer == NULL) {
+        return;
+    }
+    vnxi_mutex_lock(&peer->lock);
+    bool is_first = (atomic_load(&peer->given_up) >> number & 1) == 0;
+    snprintf(peer->refused[number], sizeof peer->refused[number], "%s", cause);
+    atomic_fetch_or(&peer->given_up, 1u << number);
+    vnxi_mutex_unlock(&peer->lock);
+    if (is_first) {
+        vnxi_log(VNX_LOG_WARNING, peer->engine->name,
+                 "%s does not reach the memory of peer '%s', which goes by "
+                 "other transports from now on: %s",
+                 vnxi_transports[number]->name, peer->base.name, cause);
+        vnxi_native_find_reach(peer->engine, peer, &reach);
+        vnxi_region_table_t *table = vnxi_native_peer_table(peer);
+        for (size_t i = 0; i < vnxi_region_table_count(table); i++) {
+            vnxi_region_find_routes(vnxi_region_table_at(table, i), &reach);
+        }
+        vnxi_routes_have_changed();
+        vnxi_region_table_release(table);
+    }
+    vnxi_peer_release(&peer->base);
+}
+
 /* -- Control messages, copying by the main conn ----------------------------
  */
 
@@ -459,6 +492,7 @@ const vnxi_port_host_t vnxi_native_port_host = {
     .notif = on_notif,
     .lost = on_lost,
     .changed = on_changed,
+    .give_up = on_give_up,
     .hold = hold,
     .drop = drop,
     .false_epoch = on_false_epoch,

@@ -9,6 +9,8 @@
  * move it from and to every kind of memory that this agent can have.  Without
  * GPUs, loading a peer on SHM creates no key for UCX.
  *
+ * But if the faster one may turn out not to work, the slower one gets its key.
+ *
  * The regions of a peer in this process are that agent's own objects, so that
  * a deregistration there is visible here at once.
  */
@@ -124,6 +126,7 @@ is_wanted(const build_t *build, unsigned t, vnx_mem_t mem, unsigned known)
 {
     bool is_wanted = false;
 
+    known &= ~vnxi_native_tentative();
     known |= vnxi_native_by_main(mem) & ((1u << t) - 1);
     for (unsigned local = 0; local < VNX_MEM_COUNT; local++) {
         unsigned moves = build->reach.moves[local][mem];

@@ -53,6 +53,17 @@ vnxi_native_by_main(vnx_mem_t mem)
     return found;
 }
 
+unsigned
+vnxi_native_tentative(void)
+{
+    unsigned found = 0;
+
+    for (unsigned t = 0; t < VNXI_TRANSPORTS; t++) {
+        found |= (unsigned)vnxi_transports[t]->may_give_up << t;
+    }
+    return found;
+}
+
 /* The fastest of some transports; of a region that is mapped here, the copying
  * of this process. */
 static unsigned
@@ -98,6 +109,16 @@ vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach)
 /* -- Kinds of memory --------------------------------------------------------
  */
 
+/* Return whether the transport has not given up the peer's memory of this
+ * kind.
+ */
+static bool
+works(const vnxi_native_peer_t *peer, unsigned t, vnx_mem_t remote)
+{
+    return (atomic_load(&peer->given_up) >> t & 1) == 0 ||
+           (vnxi_native_by_main(remote) >> t & 1) != 0;
+}
+
 void
 vnxi_native_find_reach(const vnxi_engine_t *engine,
                        const vnxi_native_peer_t *peer, vnxi_reach_t *reach_p)
@@ -111,7 +132,9 @@ vnxi_native_find_reach(const vnxi_engine_t *engine,
         }
         for (unsigned i = 0; i < VNX_MEM_COUNT * VNX_MEM_COUNT; i++) {
             unsigned local = i / VNX_MEM_COUNT, remote = i % VNX_MEM_COUNT;
-            bool moves = port->transport->refuses(port, local, remote) == NULL;
+            bool moves =
+                port->transport->refuses(port, local, remote) == NULL &&
+                (peer == NULL || works(peer, t, remote));
             reach_p->moves[local][remote] |= (uint8_t)(moves << t);
         }
     }
@@ -144,7 +167,9 @@ vnxi_native_why_not(vnxi_native_peer_t *peer, unsigned t, vnx_mem_t local,
     if (port == NULL) {
         why = vnxi_native_missing(peer->engine, t);
         why = why[0] != '\0' ? why : "this agent did not create it";
-    } else if (peer->refused[t][0] != '\0') {
+    } else if (peer->refused[t][0] != '\0' &&
+               (atomic_load(&peer->given_up) == 0 ||
+                !works(peer, t, remote))) {
         why = peer->refused[t];
     } else if (vnxi_native_conn(peer, t) == NULL) {
         why = port->transport->not_offered;

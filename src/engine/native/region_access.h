@@ -76,6 +76,9 @@ vnxi_region_delta(const vnxi_region_t *region, unsigned route)
  * set. */
 unsigned vnxi_native_by_main(vnx_mem_t mem);
 
+/* The transports whose slots may turn out not to work, as a bit set. */
+unsigned vnxi_native_tentative(void);
+
 /* Determine the routes to a region by the transports that know it; after its
  * slots have changed. */
 void vnxi_region_find_routes(vnxi_region_t *region, const vnxi_reach_t *reach);

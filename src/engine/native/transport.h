@@ -111,6 +111,11 @@ typedef struct vnxi_port_host {
      * come: transfers that wait may go on. */
     void (*changed)(void *context);
 
+    /* The slots of the regions of the conn's peer do not work, for this
+     * reason: use other transports for them from now on. */
+    void (*give_up)(void *context, unsigned number, uintptr_t id,
+                    const char *cause);
+
     /* Find a conn and keep its peer until drop(); NULL if it was closed. */
     vnxi_conn_t *(*hold)(void *context, unsigned number, uintptr_t id);
     void (*drop)(void *context, vnxi_conn_t *conn);
@@ -243,7 +248,9 @@ struct vnxi_transport {
     /* It moves peers' CPU memory without slots of its own, by the host's
      * copy(). */
     bool copies_by_main;
-    const char *why;         /* for describe(): how it moves bytes */
+    bool may_give_up; /* give_up() may come: other transports get slots, too
+                       */
+    const char *why;  /* for describe(): how it moves bytes */
     const char *not_offered; /* why a peer may have no conn: "the peer ..." */
 
     /* -- Ports -----------------------------------------------------------

@@ -646,6 +646,7 @@ const vnxi_transport_t vnxi_cuda_transport = {
     .opens_first = true,
     .scope = VNXI_SCOPE_HOST,
     .copies_by_main = true,
+    .may_give_up = true,
     .why = "GPU memory of this host: copied by the GPU",
     .not_offered =
         "the peer is not a vllm_nixl agent that is reached over SHM "

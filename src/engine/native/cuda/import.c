@@ -84,8 +84,9 @@ struct vnxi_cuda_import {
     bool is_last;
     vnx_error_t error; /* of STATE_FAILED */
     /* The gpu's thread. */
-    bool is_second; /* the owner is asked once more after a failure */
-    uint64_t end;   /* the owner's address after the last allocation so far */
+    bool is_second;          /* the owner is asked once more after a failure */
+    vnxi_cu_result_t result; /* of the last call that failed */
+    uint64_t end; /* the owner's address after the last allocation so far */
     vnxi_cuda_spans_t spans;
     mapped_t *mapped; /* owned */
     size_t mapped_count, mapped_room;
@@ -197,9 +198,10 @@ ask_owner(const vnxi_cuda_import_t *import, uint64_t from, vnx_error_t *error)
  */
 
 static vnx_status_t
-fail(const vnxi_cuda_import_t *import, const char *function,
-     vnxi_cu_result_t result, vnx_error_t *error)
+fail(vnxi_cuda_import_t *import, const char *function, vnxi_cu_result_t result,
+     vnx_error_t *error)
 {
+    import->result = result;
     vnx_status_t status =
         vnxi_cuda_error(import->gpu->library, OPERATION, import->gpu->ordinal,
                         function, result, error);
@@ -526,6 +528,20 @@ set_failed(vnxi_cuda_import_t *import, const vnx_error_t *error)
     vnxi_mutex_unlock(&imports_lock);
 }
 
+/* The driver cannot map the peer's memory, for example because the GPUs cannot
+ * access each other.  A lack of memory may pass. */
+static void
+give_up(const vnxi_cuda_import_t *import, const vnx_error_t *error)
+{
+    const vnxi_port_config_t *config = &import->port->config;
+
+    if (error->status == VNX_ERR_BACKEND &&
+        import->result != VNXI_CUDA_ERROR_OUT_OF_MEMORY) {
+        config->host.give_up(config->host.context, config->number,
+                             import->conn_id, error->cause);
+    }
+}
+
 /* Map what has come; ask for more, or the import is complete.  What cannot be
  * mapped may be of a process that has just ended, or may have been freed
  * since: ask once more, then either there is an error, or the end of the peer
@@ -543,6 +559,7 @@ go_on(vnxi_cuda_import_t *import)
     }
     if (status != VNX_OK && import->is_second) {
         set_failed(import, &error);
+        give_up(import, &error);
         return;
     }
     import->is_second = import->is_second || status != VNX_OK;

@@ -721,6 +721,39 @@ memory_that_cannot_be_shared_has_no_route(void **state)
     end_ours(&ours);
 }
 
+/* For example because the GPUs cannot access each other. */
+static void
+memory_that_cannot_be_mapped_is_given_up(void **state)
+{
+    block_t ours = new_ours(LEGACY, MIB), cpu = new_ours(CPU, MIB);
+    block_t theirs = make_theirs(0, LEGACY, MIB);
+    block_t their_cpu = make_theirs(1, CPU, MIB);
+    vnx_desc_t left = {ours.addr, MIB, 0}, right = {theirs.addr, MIB, 0};
+    vnx_error_t error;
+    (void)state;
+
+    load_other();
+    vnx_xfer_t *xfer = make_ours(VNX_OP_READ, &ours, &theirs);
+    calls->refuse("cuIpcOpenMemHandle_v2",
+                  VNXI_CUDA_ERROR_PEER_ACCESS_UNSUPPORTED);
+    assert_int_equal(run(xfer, &error), VNX_ERR_BACKEND);
+    assert_non_null(strstr(error.cause, "GPU 0: cuIpcOpenMemHandle_v2: "));
+    assert_string_equal(error.peer, "B");
+    vnx_xfer_abandon(xfer);
+    calls->refuse("cuIpcOpenMemHandle_v2", 0);
+    /* There is no UCX here. */
+    assert_int_equal(try_make(VNX_OP_READ, VNX_MEM_VRAM, &left, VNX_MEM_VRAM,
+                              &right, 1, &xfer, &error),
+                     VNX_ERR_NOT_SUPPORTED);
+    assert_non_null(strstr(error.cause, "CUDA: GPU 0: cuIpcOpenMemHandle"));
+    move(VNX_OP_READ, &ours, 1, &their_cpu, 3);
+    move(VNX_OP_WRITE, &cpu, 1, &their_cpu, 7);
+    end_theirs(0);
+    end_theirs(1);
+    end_ours(&ours);
+    end_ours(&cpu);
+}
+
 /* -- Tests: the end of sharing ---------------------------------------------
  */
 
@@ -909,6 +942,7 @@ main(int count, char **args)
         PEER_TEST(regions_within_one_allocation_move),
         PEER_TEST(expandable_segments_move),
         PEER_TEST(memory_that_cannot_be_shared_has_no_route),
+        PEER_TEST(memory_that_cannot_be_mapped_is_given_up),
         PEER_TEST(sleeping_and_waking_leads_to_the_new_memory),
         PEER_TEST(memory_that_was_replaced_is_noticed),
         PEER_TEST(peer_that_dies_ends_transfers),
