@@ -281,7 +281,7 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
         status = agent->ops->mem_register(agent->engine, mem, descs, count,
                                           backends, error);
     }
-    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK && count > 0);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, count);
         count_bytes(descs, count, &agent->counters.bytes_registered,

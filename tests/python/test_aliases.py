@@ -78,12 +78,13 @@ def test_every_alias_can_be_imported(installed, top):
 @pytest.mark.parametrize("top", PACKAGES)
 def test_all_aliases_are_the_same_objects(installed, top):
     api = importlib.import_module(f"{top}._api")
-    assert api.nixl_agent is installed.NixlAgent
+    assert issubclass(api.nixl_agent, installed.NixlAgent)
     assert api.nixlBind is importlib.import_module(f"{top}._bindings")
     names = importlib.import_module(top)
     for part in PARTS:
         assert getattr(names, part) is sys.modules[f"{top}.{part}"]
-    assert names.nixl_agent is installed.NixlAgent
+    assert names.nixl_agent is api.nixl_agent
+    assert api is sys.modules["nixl._api"]
     assert names.nixlXferDList is installed.nixlXferDList
     assert names.get_logger is sys.modules[f"{top}.logging"].get_logger
 
@@ -204,7 +205,7 @@ def test_install_replaces_names_imported_from_stock(clean, stock, module_of):
         clean.install()
     import nixl._bindings
 
-    assert client.Agent is clean.NixlAgent
+    assert client.Agent is nixl.nixl_agent
     assert client.bindings is nixl._bindings
     assert (client.port, client.own) == (8888, clean)
     clean.uninstall()
@@ -227,8 +228,10 @@ def test_vllm_imported_earlier_gets_our_names(clean, stock, module_of, found):
     )
     with pytest.warns(RuntimeWarning, match="base_worker"):
         clean.install()
+    import nixl._api
+
     for module in (utils, worker):
-        assert module.NixlWrapper is clean.NixlAgent
+        assert module.NixlWrapper is nixl._api.nixl_agent
         assert module.nixl_agent_config is clean.nixl_agent_config
     assert utils.nixlXferTelemetry is clean.nixlXferTelemetry
     assert not hasattr(worker, "nixlXferTelemetry")
@@ -245,7 +248,9 @@ def test_vllm_without_nixl_gets_our_names_without_a_warning(clean, module_of):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clean.install()
-    assert utils.NixlWrapper is clean.NixlAgent
+    import nixl._api
+
+    assert utils.NixlWrapper is nixl._api.nixl_agent
     assert utils.other is None
     assert client.NixlWrapper is None
 
