@@ -466,21 +466,22 @@ vnxi_choice_too_late(vnxi_choice_t *choice, vnxi_candidate_t *from,
                      const char *backend, vnx_error_t *error)
 {
     static const char operation[] = "vnx_agent_create_backend";
+    char all[VNX_ERROR_CAUSE_MAX / 2] = "";
     const char *name;
     size_t at = 0;
 
     if (find(choice, from, backend) == NULL) {
         return error_none(choice, from, backend, operation, error);
     }
-    vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
-                   "the %s engine has no backend '%.64s', and after memory "
-                   "was registered, metadata read or a peer loaded the engine "
-                   "cannot change. Create the agent with all its backends: "
-                   "nixl_agent_config(backends=[",
-                   from->ops->name, backend);
     while ((name = next_created(from, &at)) != NULL) {
-        vnxi_error_add(error, "\"%.32s\", ", name);
+        vnxi_text_add(all, sizeof all, "\"%.32s\", ", name);
     }
-    vnxi_error_add(error, "\"%.32s\"])", backend);
-    return VNX_ERR_NOT_FOUND;
+    vnxi_text_add(all, sizeof all, "\"%.32s\"", backend);
+    return vnxi_error_set(
+        error, VNX_ERR_NOT_FOUND, operation,
+        "the %s engine has no backend '%.64s', and after memory was "
+        "registered, metadata read or a peer loaded the engine cannot change. "
+        "Create the agent with all its backends: "
+        "nixl_agent_config(backends=[%s])",
+        from->ops->name, backend, all);
 }

@@ -15,7 +15,6 @@ import pytest
 import vllm_nixl
 from support import blob, hosts
 from support.deadline import PATIENCE, or_kill
-from support.nixl import why_no_library
 from support.peer import child_environment
 from vllm_nixl import NixlAgent, NixlError, nixl_agent_config
 
@@ -296,12 +295,6 @@ def no_posix(scene):
 def unknown_backend(scene):
     config = nixl_agent_config(engine="native", backends=["POSIX"])
     return message(lambda: NixlAgent("me", config))
-
-
-def engine_in_use(scene):
-    if why_no_library():
-        pytest.skip("stock NIXL is not installed")
-    return message(lambda: scene.decode.create_backend("POSIX"))
 
 
 def etcd(scene):
