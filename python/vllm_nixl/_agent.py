@@ -147,20 +147,27 @@ class NixlAgent(Agent):
         nixlNotFoundError for an unknown name, or if the engine cannot change
         any more; nixlNotAllowedError if it exists.
         """
-        super().create_backend(backend, initParams)
+        if backend not in NATIVE_BACKENDS:
+            self._stop_export()  # NIXL's library uses the same files
+        try:
+            super().create_backend(backend, initParams)
+        finally:
+            self._start_export()
+
+    def _start_export(self) -> None:
+        """Export metrics; on the engine nixl, NIXL's library does it."""
         if (
             "NIXL_TELEMETRY_EXPORTER" in os.environ
             or "NIXL_TELEMETRY_DIR" in os.environ
-        ):
-            self._export()
+        ) and (self.engine == "native" and not self.closed):
+            from ._telemetry import attach
 
-    def _export(self) -> None:
-        """Export metrics, unless NIXL's library does it itself."""
-        from ._telemetry import attach, detach
-
-        if self.engine == "native":
             self._exporter = attach(self, self._captures)
-        elif self._exporter is not None:
+
+    def _stop_export(self) -> None:
+        if self._exporter is not None:
+            from ._telemetry import detach
+
             detach(self, self._exporter)
             self._exporter = None
 
@@ -432,10 +439,7 @@ class NixlAgent(Agent):
         """
         self.stop_side_channel_listener()
         super().close()
-        if self._exporter is not None:
-            from ._telemetry import detach
-
-            detach(self, self._exporter)
+        self._stop_export()
 
     def __exit__(self, *args: object) -> None:
         """close() the agent."""

@@ -125,6 +125,26 @@ def test_listeners_outlive_the_change(endpoint):
     )
 
 
+def test_nixls_library_exports_after_the_change(
+    api, endpoint, tmp_path, monkeypatch
+):
+    """Both write a ring of the agent's name."""
+    rings = tmp_path / "rings"
+    rings.mkdir()
+    monkeypatch.setenv("NIXL_TELEMETRY_ENABLE", "y")
+    monkeypatch.setenv("NIXL_TELEMETRY_DIR", str(rings))
+    made = endpoint(engine="auto")
+    ring = rings / made.name
+    with pytest.raises(api.nixlNotFoundError):
+        made.agent.create_backend("GDS_XYZ")
+    assert ring.exists()
+    change(made.agent)
+    before = ring.read_bytes()
+    assert stored(made, tmp_path) == pattern(1, SIZE)
+    deadline.until(lambda: ring.read_bytes() != before, "events in the ring")
+    assert os.listdir(rings) == [made.name]
+
+
 def test_calls_that_have_failed_do_not_keep_the_engine(api, here, tmp_path):
     """What a program tries before it creates the backend."""
     agent = here.agent
