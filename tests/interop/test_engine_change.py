@@ -206,3 +206,13 @@ def test_threads_that_use_the_agent_see_one_engine(here, tmp_path):
         thread.join(deadline.PATIENCE)
     assert errors == []
     assert data == pattern(1, SIZE)
+
+
+def test_all_backends_are_those_of_the_first_ones_engine(
+    api, names, opened, monkeypatch
+):
+    monkeypatch.delenv("VLLM_NIXL_ENGINE", raising=False)
+    agent = api.NixlAgent(names(), None, True)
+    opened.append(agent)
+    assert agent.engine == "native"
+    assert sorted(agent.backends) == ["SHM", "UCX"]
