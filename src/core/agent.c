@@ -109,10 +109,10 @@ vnx_agent_engine(const vnx_agent_t *agent)
 const char *
 vnx_agent_plugin(vnx_agent_t *agent, size_t i)
 {
+    bool is_bound = atomic_load(&agent->is_bound); /* then chosen is final */
     const vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
-    return atomic_load(&agent->is_bound)
-               ? chosen->ops->plugin(chosen->engine, i)
-               : vnxi_choice_plugin(&agent->choice, chosen, i);
+    return is_bound ? chosen->ops->plugin(chosen->engine, i)
+                    : vnxi_choice_plugin(&agent->choice, chosen, i);
 }
 
 /* The engine or, if it may still change, a candidate that has the backend. */
@@ -120,9 +120,10 @@ static vnx_status_t
 find_candidate(vnx_agent_t *agent, const char *backend, const char *operation,
                vnxi_candidate_t **out_p, vnx_error_t *error)
 {
+    bool is_bound = atomic_load(&agent->is_bound); /* then chosen is final */
     vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
 
-    if (atomic_load(&agent->is_bound)) {
+    if (is_bound) {
         *out_p = chosen;
         return VNX_OK;
     }
@@ -173,10 +174,11 @@ vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
 
 /* Make another candidate the engine, and stop the one that it replaces. */
 static void
-choose_lock_held(vnx_agent_t *agent, vnxi_candidate_t *to)
+choose_lock_held(vnx_agent_t *agent, vnxi_candidate_t *to, const char *backend)
 {
     vnxi_candidate_t *from = atomic_load(&agent->chosen);
 
+    vnxi_choice_explain_lock_held(&agent->choice, to, backend);
     agent->ops = to->ops;
     agent->engine = to->engine;
     atomic_store(&agent->chosen, to);
@@ -209,7 +211,7 @@ create_lock_held(vnx_agent_t *agent, const char *backend,
                                          param_count, error);
     }
     if (status == VNX_OK && to != from) {
-        choose_lock_held(agent, to);
+        choose_lock_held(agent, to, backend);
     }
     if (status == VNX_OK) {
         vnxi_log(VNX_LOG_DEBUG, agent->name,

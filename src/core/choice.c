@@ -353,11 +353,14 @@ vnxi_choice_find(vnxi_choice_t *choice, vnxi_candidate_t *from,
 
 /* -- Choosing ------------------------------------------------------------- */
 
-static void
-say_why(vnxi_choice_t *choice, const vnxi_candidate_t *chosen,
-        const char *backend)
+void
+vnxi_choice_explain_lock_held(vnxi_choice_t *choice,
+                              const vnxi_candidate_t *chosen,
+                              const char *backend)
 {
-    if (chosen == &choice->candidates[0]) {
+    if (choice->count == 1) {
+        snprintf(choice->why, sizeof choice->why, "it was requested");
+    } else if (chosen == &choice->candidates[0]) {
         snprintf(choice->why, sizeof choice->why,
                  "auto: it has every requested backend (%.64s)", backend);
     } else {
@@ -397,7 +400,6 @@ vnxi_choice_make_lock_held(vnxi_choice_t *choice, vnxi_candidate_t *from,
 
     if (choice->count == 1) {
         /* The engine reports itself which backend it lacks. */
-        snprintf(choice->why, sizeof choice->why, "it was requested");
         *out_p = &choice->candidates[0];
         return (*out_p)->ops->probe((*out_p)->engine, error);
     }
@@ -406,9 +408,6 @@ vnxi_choice_make_lock_held(vnxi_choice_t *choice, vnxi_candidate_t *from,
     if (found == NULL) {
         return error_none(choice, from, backend, "vnx_agent_create_backend",
                           error);
-    }
-    if (found != from) {
-        say_why(choice, found, backend);
     }
     *out_p = found;
     return VNX_OK;

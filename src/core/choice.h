@@ -54,15 +54,19 @@ void vnxi_choice_fini(vnxi_choice_t *choice); /* also accepts a zeroed one */
 /* Below, `from` is the candidate that is chosen now; NULL: none.  Others count
  * only if they have all backends that were created there. */
 
-/* Find the candidate that is to create the backend, `from` if it has it, and
- * write the reason for another one to `why`.  VNX_ERR_NOT_FOUND: no candidate
- * has the backend; the error lists the backends of each one, or the reason why
- * it does not work here. */
+/* Find the candidate that is to create the backend: `from` if it has it.
+ * VNX_ERR_NOT_FOUND: no candidate has the backend; the error lists the
+ * backends of each one, or the reason why it does not work here. */
 vnx_status_t vnxi_choice_make_lock_held(vnxi_choice_t *choice,
                                         vnxi_candidate_t *from,
                                         const char *backend,
                                         vnxi_candidate_t **out_p,
                                         vnx_error_t *error);
+
+/* Write to `why` why the candidate was chosen when it created the backend. */
+void vnxi_choice_explain_lock_held(vnxi_choice_t *choice,
+                                   const vnxi_candidate_t *chosen,
+                                   const char *backend);
 
 /* Create the backends of `from` in another candidate, except those that an
  * earlier call has created there. */

@@ -77,6 +77,8 @@ test_failed_change_keeps_the_engine(void **state)
 {
     vnx_agent_t *agent = make_auto("UCX");
     vnx_error_t error;
+    vnx_bytes_t json;
+    const char *why = "has every requested backend (UCX)";
     (void)state;
 
     assert_int_equal(
@@ -85,6 +87,9 @@ test_failed_change_keeps_the_engine(void **state)
     assert_int_equal(vnx_agent_create_backend(agent, "NOPE", NULL, 0, &error),
                      VNX_ERR_NOT_FOUND);
     assert_string_equal(vnx_agent_engine(agent), "native");
+    assert_ok(vnx_agent_describe(agent, "", 0, &json, e));
+    assert_non_null(memmem(json.data, json.len, why, strlen(why)));
+    free(json.data);
     assert_ok(vnx_agent_create_backend(agent, "POSIX", NULL, 0, e));
     assert_string_equal(vnx_agent_engine(agent), "nixl");
     vnx_agent_release(agent);
