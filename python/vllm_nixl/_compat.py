@@ -3,7 +3,7 @@
 Programs written for NIXL get this class from `nixl._api`.  It differs from
 NixlAgent only where that raises and stock does not, or raises another class,
 and in what stock reads from the environment or keeps in attributes.  NixlAgent
-itself, and the raw agent of `nixl._bindings`, know nothing of this.
+itself knows nothing of this.
 """
 
 from __future__ import annotations
