@@ -185,12 +185,13 @@ const void *vnx_agent_name(const vnx_agent_t *agent, size_t *len_p);
 
 /* -- Backends ------------------------------------------------------------- */
 
-/* The engine's name ("native"); NULL before the first backend is created. */
+/* The engine's name ("native"); NULL before the first backend is created.
+ * vnx_agent_create_backend() says when it may change. */
 const char *vnx_agent_engine(const vnx_agent_t *agent);
 
-/* The i-th backend that this agent can create; NULL past the last one.  Before
- * the first backend is created, the list covers all engines that may be
- * chosen.  Static storage. */
+/* The i-th backend that this agent can create; NULL past the last one.  As
+ * long as the engine may change, the list covers all engines that may be
+ * chosen. Static storage. */
 const char *vnx_agent_plugin(vnx_agent_t *agent, size_t i);
 
 /* Memory types of a plugin (or of a created backend) as a bit set: 1 <<
@@ -210,8 +211,11 @@ vnx_status_t vnx_agent_backend_param(vnx_agent_t *agent, const char *backend,
 
 /* Create a backend ("UCX", "SHM").  The first call chooses the engine ("auto":
  * native if it has every requested backend, else nixl) and starts the agent's
- * thread.  VNX_ERR_NOT_FOUND: unknown name.  VNX_ERR_NOT_ALLOWED: the backend
- * exists already. */
+ * thread.  With "auto", a later call for a backend that the engine lacks
+ * changes the engine, which takes over the backends created before, as long as
+ * no memory was registered, no metadata read, no list prepared and no peer
+ * loaded.  VNX_ERR_NOT_FOUND: unknown name, or the engine cannot change any
+ * more.  VNX_ERR_NOT_ALLOWED: the backend exists already. */
 vnx_status_t vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                                       const vnx_param_t *params,
                                       size_t param_count, vnx_error_t *error);

@@ -11,6 +11,7 @@ from ._core import (
     Agent,
     _set_search_path,
     nixl_mem_t,
+    nixl_status_t,
     nixl_xfer_handle,
     nixlNotSupportedError,
     nixlRegDList,
@@ -24,17 +25,23 @@ from ._side_channel import TcpSideChannel
 TYPE_CHECKING = False  # importing typing would take as long as all the rest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from typing import TypeVar
 
     from ._aio import _Events
-    from ._core import _Key, _MemType, _Metadata, _Rows
+    from ._core import NixlError, _Key, _MemType, _Metadata, _Rows
     from ._raw import nixlAgent
     from ._telemetry import Exporter
 
+    _Error = TypeVar("_Error", bound=NixlError)
 
-def _not_supported(operation: str, cause: str) -> nixlNotSupportedError:
-    error = nixlNotSupportedError(
-        f"NIXL_ERR_NOT_SUPPORTED: {operation}: {cause}"
-    )
+# All backends of the engine native.
+NATIVE_BACKENDS = ("UCX", "SHM")
+
+
+def make_error(kind: type[_Error], operation: str, cause: str) -> _Error:
+    """Create an error like those of the C library."""
+    status = nixl_status_t(kind.status).name
+    error = kind(f"{status}: {operation}: {cause}")
     error.operation = operation
     return error
 
@@ -103,11 +110,7 @@ class NixlAgent(Agent):
         self._iterators: set[_Events] = set()
         self._captures = bool(config.capture_telemetry)
         _monitor.add(self)
-        for name in config.backends:
-            self.create_backend(name)
-        if instantiate_all and nixl_conf is None:
-            for name in set(self.get_plugin_list()) - set(self.backends):
-                self.create_backend(name)
+        self._create_configured(config, instantiate_all and nixl_conf is None)
         if config.enable_listen:
             try:
                 self._listen(
@@ -117,6 +120,19 @@ class NixlAgent(Agent):
                 self.close()
                 raise
 
+    def _create_configured(
+        self, config: nixl_agent_config, every: bool
+    ) -> None:
+        """Create the backends that the constructor was asked for."""
+        for name in config.backends:
+            self.create_backend(name)
+        if every:
+            is_native = self.engine == "native"
+            names = NATIVE_BACKENDS if is_native else self.get_plugin_list()
+            for name in names:
+                if name not in self.backends:
+                    self.create_backend(name)
+
     def create_backend(
         self,
         backend: str,
@@ -124,17 +140,36 @@ class NixlAgent(Agent):
     ) -> None:
         """Create a backend; the first one chooses the engine.
 
-        nixlNotFoundError for an unknown name, nixlNotAllowedError if it
-        exists.
+        With the engine "auto", one that the engine lacks changes the engine,
+        which takes over the others, until memory is registered, metadata read
+        or a peer loaded.
+
+        nixlNotFoundError for an unknown name, or if the engine cannot change
+        any more; nixlNotAllowedError if it exists.
         """
-        super().create_backend(backend, initParams)
+        if backend not in NATIVE_BACKENDS:
+            self._stop_export()  # NIXL's library uses the same files
+        try:
+            super().create_backend(backend, initParams)
+        finally:
+            self._start_export()
+
+    def _start_export(self) -> None:
+        """Export metrics; on the engine nixl, NIXL's library does it."""
         if (
             "NIXL_TELEMETRY_EXPORTER" in os.environ
             or "NIXL_TELEMETRY_DIR" in os.environ
-        ) and self.engine == "native":
+        ) and (self.engine == "native" and not self.closed):
             from ._telemetry import attach
 
             self._exporter = attach(self, self._captures)
+
+    def _stop_export(self) -> None:
+        if self._exporter is not None:
+            from ._telemetry import detach
+
+            detach(self, self._exporter)
+            self._exporter = None
 
     @property
     def agent(self) -> nixlAgent:
@@ -404,10 +439,7 @@ class NixlAgent(Agent):
         """
         self.stop_side_channel_listener()
         super().close()
-        if self._exporter is not None:
-            from ._telemetry import detach
-
-            detach(self, self._exporter)
+        self._stop_export()
 
     def __exit__(self, *args: object) -> None:
         """close() the agent."""
@@ -422,14 +454,18 @@ class NixlAgent(Agent):
         backends: list[str] | None = None,
     ) -> int:
         """Not supported: memory views need a GPU and UCX's device API."""
-        raise _not_supported(
-            "prep_mem_view", "no backend of this version has memory views"
+        raise make_error(
+            nixlNotSupportedError,
+            "prep_mem_view",
+            "no backend of this version has memory views",
         )
 
     def release_mem_view(self, mvh: int) -> None:
         """Not supported: memory views cannot be created."""
-        raise _not_supported(
-            "release_mem_view", "no backend of this version has memory views"
+        raise make_error(
+            nixlNotSupportedError,
+            "release_mem_view",
+            "no backend of this version has memory views",
         )
 
 

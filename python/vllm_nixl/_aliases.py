@@ -5,6 +5,12 @@ installed under them, and an installed stock NIXL stays untouched on disk.  A
 package (`nixl`, `nixl_cu12`, ...) is a new module with all public names.  Its
 submodules are vllm_nixl's own modules, so that a class is the same under every
 name from which it is imported.
+
+Clients in other languages find libraries by name.  dlopen("libnixl_capi.so")
+returns a library of that SONAME that is loaded already, so install() loads
+ours.  kvbm's extension is linked with NVIDIA's libnixl.so, for which it relies
+on `import nixl`; that is loaded when the extension is imported, because it
+takes tens of milliseconds and most processes never need it.
 """
 
 from __future__ import annotations
@@ -15,6 +21,10 @@ from _thread import allocate_lock
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
+
+# What an extension module is linked with and does not find by itself.
+_LINKED = {"kvbm._core": ("libnixl_build.so", "libnixl.so")}
+_CAPI = "libnixl_capi.so"
 
 PACKAGES = ("nixl", "nixl_cu12", "nixl_cu13", "nixl_rocm", "rixl")
 _SUBMODULES = ("_api", "_bindings", "_utils", "logging")
@@ -34,6 +44,9 @@ _rebound: list[tuple[ModuleType, str, object]] = []
 def install() -> list[str]:
     """Replace `nixl`, `nixl_cu12`, `nixl_cu13`, `nixl_rocm` and `rixl` by
     vllm_nixl in this process.
+
+    It also loads this package's libnixl_capi.so, if there is one, for programs
+    that dlopen() it by its name.
 
     Returns the names of the modules that were replaced; an empty list if they
     were replaced before.  If stock NIXL had been imported, modules that had
@@ -56,6 +69,9 @@ def install() -> list[str]:
         _replaced.update(stock)
         for name in missing:
             sys.modules[name] = modules[name]
+        if _linked not in sys.meta_path:
+            sys.meta_path.insert(0, _linked)
+        _load_capi()
         users = _rebind(stock)
     if stock:
         _warn(stock, users)
@@ -64,8 +80,10 @@ def install() -> list[str]:
 
 def uninstall() -> None:
     """Undo install().  Names imported from vllm_nixl meanwhile stay as they
-    are."""
+    are, and libraries stay loaded."""
     with _lock:
+        if _linked in sys.meta_path:
+            sys.meta_path.remove(_linked)
         for name, module in _own.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
@@ -111,6 +129,63 @@ def _make_package(name: str, parts: dict[str, ModuleType]) -> ModuleType:
     # Attributes that _api creates on first use.
     vars(package)["__getattr__"] = vars(parts["_api"])["__getattr__"]
     return package
+
+
+# -- Libraries ---------------------------------------------------------------
+
+
+def _load_capi() -> None:
+    import os
+
+    from ._core import _load_library
+
+    path = os.path.join(os.path.dirname(__file__), _CAPI)
+    if not os.path.exists(path):
+        return  # a build without it
+    try:
+        _load_library(path)
+    except OSError as error:
+        import warnings
+
+        warnings.warn(
+            f"vllm_nixl.install(): programs that load {_CAPI} by its name do "
+            f"not get vllm_nixl's: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+class _Linked:
+    """A finder that finds nothing: it loads NVIDIA's libraries before the
+    import of an extension module that is linked with them."""
+
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> None:
+        if name in _LINKED:
+            _load_stock(name, _LINKED[name])
+
+
+_linked = _Linked()
+
+
+def _load_stock(client: str, libraries: tuple[str, ...]) -> None:
+    import os
+
+    from ._cli.libraries import nixl
+    from ._core import _load_library
+
+    folder = os.path.dirname(nixl(os.environ, sys.path).path)
+    for library in libraries:
+        try:
+            _load_library(os.path.join(folder, library))
+        except OSError as error:
+            raise ImportError(
+                f"{client} is linked with NVIDIA's {library}, which cannot be "
+                f"loaded: {error}. Install stock NIXL beside vllm_nixl, which "
+                "keeps the name nixl: pip install nixl",
+                name=client,
+            ) from None
 
 
 # -- Stock NIXL imported before ----------------------------------------------

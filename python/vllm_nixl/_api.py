@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import _bindings as nixlBind  # noqa: N812 - NIXL's name
-from ._agent import nixl_agent
+from ._compat import nixl_agent
 from ._config import DEFAULT_COMM_PORT, nixl_agent_config, nixl_thread_sync_t
 from ._core import nixl_prepped_dlist_handle, nixl_xfer_handle
 from .logging import get_logger

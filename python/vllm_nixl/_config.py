@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import Enum, IntEnum
 
 from ._core import _choices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
+    from ._agent import NixlAgent
     from ._core import _Engine
 
 DEFAULT_COMM_PORT = 8888
@@ -31,13 +33,19 @@ def set_log_level(level: int | str) -> None:
     set_level(level)
 
 
-class nixl_thread_sync_t(Enum):
+class nixl_thread_sync_t(IntEnum):
     """Accepted and ignored: every call is thread-safe, always."""
 
     NIXL_THREAD_SYNC_NONE = 0
     NIXL_THREAD_SYNC_STRICT = 1
     NIXL_THREAD_SYNC_RW = 2
     NIXL_THREAD_SYNC_DEFAULT = 0
+
+    __str__ = Enum.__str__
+
+    def __bool__(self) -> bool:
+        """All modes are true, as in NIXL."""
+        return True
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> int:
@@ -207,6 +215,10 @@ class nixlAgentConfig:
         self.lthrDelay = lthrDelay
         self.captureTelemetry = captureTelemetry
         self._etcd_watch_timeout: timedelta | None = None
+        # How to create the agent below the raw one; None: NixlAgent().
+        self._make_agent: (
+            Callable[[str, nixl_agent_config], NixlAgent] | None
+        ) = None
 
     @property
     def etcdWatchTimeout(self) -> timedelta:

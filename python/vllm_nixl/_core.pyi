@@ -34,6 +34,9 @@ requests also need libcurl at run time, which the first one loads.
 def _set_search_path(paths: list[str], /) -> None:
     """Set where to search for libraries of Python packages."""
 
+def _load_library(path: str, /) -> None:
+    """Load a shared library for good."""
+
 def _choices(given: str, words: tuple[str, ...], /) -> str:
     """Help for a message about an unknown word."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 
-from ._agent import NixlAgent
+from ._agent import NixlAgent, make_error
 from ._config import nixlAgentConfig
 from ._core import (
     nixl_prepped_dlist_handle,
@@ -50,11 +50,7 @@ _numbers = itertools.count(1)
 
 
 def _invalid(operation: str, cause: str) -> nixlInvalidParamError:
-    error = nixlInvalidParamError(
-        f"NIXL_ERR_INVALID_PARAM: {operation}: {cause}"
-    )
-    error.operation = operation
-    return error
+    return make_error(nixlInvalidParamError, operation, cause)
 
 
 def _operation(method: str, number: int) -> _Operation:
@@ -80,7 +76,9 @@ class nixlAgent:
                 "config must be a nixlAgentConfig, "
                 f"not {type(config).__name__}"
             )
-        self._look_at(NixlAgent(name, config._for_agent()))
+        make_agent = config._make_agent or NixlAgent
+        config._make_agent = None  # for one agent only
+        self._look_at(make_agent(name, config._for_agent()))
 
     @classmethod
     def _of(cls, agent: NixlAgent) -> nixlAgent:

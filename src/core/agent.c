@@ -29,11 +29,47 @@ vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, operation, error);
     }
-    if (!atomic_load_explicit(&agent->has_backend, memory_order_acquire)) {
+    if (atomic_load_explicit(&agent->chosen, memory_order_acquire) == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
                               "the agent has no backend: create one first");
     }
     return VNX_OK;
+}
+
+bool
+vnxi_agent_hold(vnx_agent_t *agent)
+{
+    if (atomic_load_explicit(&agent->is_bound, memory_order_acquire) ||
+        !vnxi_agent_usable(agent)) {
+        return false;
+    }
+    vnxi_mutex_lock(&agent->choice.lock);
+    if (atomic_load(&agent->is_bound)) { /* by the call that held it */
+        vnxi_mutex_unlock(&agent->choice.lock);
+        return false;
+    }
+    return true;
+}
+
+void
+vnxi_agent_unhold(vnx_agent_t *agent, bool is_held, bool binds)
+{
+    if (is_held) {
+        if (binds) {
+            atomic_store(&agent->is_bound, true);
+        }
+        vnxi_mutex_unlock(&agent->choice.lock);
+    }
+}
+
+vnx_status_t
+vnxi_agent_bind(vnx_agent_t *agent, const char *operation, vnx_error_t *error)
+{
+    bool is_held = vnxi_agent_hold(agent);
+    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
+    return status;
 }
 
 vnx_agent_t *
@@ -66,93 +102,142 @@ vnx_agent_name(const vnx_agent_t *agent, size_t *len_p)
 const char *
 vnx_agent_engine(const vnx_agent_t *agent)
 {
-    return atomic_load(&agent->has_backend) ? agent->ops->name : NULL;
+    const vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
+    return chosen != NULL ? chosen->ops->name : NULL;
 }
 
 const char *
 vnx_agent_plugin(vnx_agent_t *agent, size_t i)
 {
-    return atomic_load(&agent->has_backend)
-               ? agent->ops->plugin(agent->engine, i)
-               : vnxi_choice_plugin(&agent->choice, i);
+    bool is_bound = atomic_load(&agent->is_bound); /* then chosen is final */
+    const vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
+    return is_bound ? chosen->ops->plugin(chosen->engine, i)
+                    : vnxi_choice_plugin(&agent->choice, chosen, i);
 }
 
-/* The engine or, before one is chosen, a candidate that has the backend. */
+/* The engine or, if it may still change, a candidate that has the backend. */
 static vnx_status_t
-engine_for(const vnx_agent_t *agent, const char *backend,
-           const char *operation, vnxi_candidate_t *out_p, vnx_error_t *error)
+find_candidate(vnx_agent_t *agent, const char *backend, const char *operation,
+               vnxi_candidate_t **out_p, vnx_error_t *error)
 {
-    const vnxi_candidate_t *candidate;
+    bool is_bound = atomic_load(&agent->is_bound); /* then chosen is final */
+    vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
 
-    if (atomic_load(&agent->has_backend)) {
-        *out_p = (vnxi_candidate_t){agent->ops, agent->engine};
+    if (is_bound) {
+        *out_p = chosen;
         return VNX_OK;
     }
-    vnx_status_t status = vnxi_choice_find(&agent->choice, backend, operation,
-                                           &candidate, error);
-    if (status == VNX_OK) {
-        *out_p = *candidate;
-    }
-    return status;
+    return vnxi_choice_find(&agent->choice, chosen, backend, operation, out_p,
+                            error);
 }
 
 vnx_status_t
 vnx_agent_plugin_mems(vnx_agent_t *agent, const char *backend,
                       uint32_t *mems_p, vnx_error_t *error)
 {
-    vnxi_candidate_t of;
+    vnxi_candidate_t *of;
     vnx_status_t status =
-        engine_for(agent, backend, "vnx_agent_plugin_mems", &of, error);
+        find_candidate(agent, backend, "vnx_agent_plugin_mems", &of, error);
     return status != VNX_OK
                ? status
-               : of.ops->plugin_mems(of.engine, backend, mems_p, error);
+               : of->ops->plugin_mems(of->engine, backend, mems_p, error);
+}
+
+static vnx_status_t
+get_param(vnx_agent_t *agent, const char *backend, bool created,
+          const char *operation, size_t i, vnx_param_t *param_p,
+          vnx_error_t *error)
+{
+    vnxi_candidate_t *of;
+    vnx_status_t status =
+        find_candidate(agent, backend, operation, &of, error);
+    return status != VNX_OK ? status
+                            : of->ops->param(of->engine, backend, created, i,
+                                             param_p, error);
 }
 
 vnx_status_t
 vnx_agent_plugin_param(vnx_agent_t *agent, const char *backend, size_t i,
                        vnx_param_t *param_p, vnx_error_t *error)
 {
-    vnxi_candidate_t of;
-    vnx_status_t status =
-        engine_for(agent, backend, "vnx_agent_plugin_param", &of, error);
-    return status != VNX_OK
-               ? status
-               : of.ops->param(of.engine, backend, false, i, param_p, error);
+    return get_param(agent, backend, false, "vnx_agent_plugin_param", i,
+                     param_p, error);
 }
 
 vnx_status_t
 vnx_agent_backend_param(vnx_agent_t *agent, const char *backend, size_t i,
                         vnx_param_t *param_p, vnx_error_t *error)
 {
-    vnxi_candidate_t of;
-    vnx_status_t status =
-        engine_for(agent, backend, "vnx_agent_backend_param", &of, error);
-    return status != VNX_OK
-               ? status
-               : of.ops->param(of.engine, backend, true, i, param_p, error);
+    return get_param(agent, backend, true, "vnx_agent_backend_param", i,
+                     param_p, error);
 }
 
-/* Choose an engine and create the first backend. */
-static vnx_status_t
-create_first_lock_held(vnx_agent_t *agent, const char *backend,
-                       const vnx_param_t *params, size_t param_count,
-                       vnx_error_t *error)
+/* Make another candidate the engine, and stop the one that it replaces. */
+static void
+choose_lock_held(vnx_agent_t *agent, vnxi_candidate_t *to, const char *backend)
 {
-    const vnxi_candidate_t *chosen;
+    vnxi_candidate_t *from = atomic_load(&agent->chosen);
+
+    vnxi_choice_explain_lock_held(&agent->choice, to, backend);
+    agent->ops = to->ops;
+    agent->engine = to->engine;
+    atomic_store(&agent->chosen, to);
+    if (from != NULL) {
+        vnxi_candidate_stop_lock_held(from);
+        vnxi_log(VNX_LOG_INFO, agent->name,
+                 "the engine %s takes the place of %s (%s)", to->ops->name,
+                 from->ops->name, agent->choice.why);
+    }
+}
+
+/* Create a backend, and choose or change the engine for it. */
+static vnx_status_t
+create_lock_held(vnx_agent_t *agent, const char *backend,
+                 const vnx_param_t *params, size_t param_count,
+                 vnx_error_t *error)
+{
+    vnxi_candidate_t *from = atomic_load(&agent->chosen), *to;
 
     if (!vnxi_agent_usable(agent)) {
         return vnxi_agent_refuse(agent, "vnx_agent_create_backend", error);
     }
     vnx_status_t status =
-        vnxi_choice_make_lock_held(&agent->choice, backend, &chosen, error);
-    if (status == VNX_OK) {
-        status = chosen->ops->backend_create(chosen->engine, backend, params,
-                                             param_count, error);
+        vnxi_choice_make_lock_held(&agent->choice, from, backend, &to, error);
+    if (status == VNX_OK && from != NULL && to != from) {
+        status = vnxi_choice_copy_lock_held(from, to, error);
     }
     if (status == VNX_OK) {
-        agent->ops = chosen->ops;
-        agent->engine = chosen->engine;
-        atomic_store(&agent->has_backend, true);
+        status = to->ops->backend_create(to->engine, backend, params,
+                                         param_count, error);
+    }
+    if (status == VNX_OK && to != from) {
+        choose_lock_held(agent, to, backend);
+    }
+    if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, agent->name,
+                 "created backend %s of engine %s (%s)", backend,
+                 to->ops->name, agent->choice.why);
+    }
+    return status;
+}
+
+/* Create a backend of the engine that the agent is bound to. */
+static vnx_status_t
+create_bound(vnx_agent_t *agent, const char *backend,
+             const vnx_param_t *params, size_t param_count, vnx_error_t *error)
+{
+    vnxi_candidate_t *chosen = atomic_load(&agent->chosen);
+
+    if (!vnxi_agent_usable(agent)) {
+        return vnxi_agent_refuse(agent, "vnx_agent_create_backend", error);
+    }
+    if (agent->choice.count > 1 && !vnxi_candidate_has(chosen, backend)) {
+        return vnxi_choice_too_late(&agent->choice, chosen, backend, error);
+    }
+    vnx_status_t status = agent->ops->backend_create(
+        agent->engine, backend, params, param_count, error);
+    if (status == VNX_OK) {
+        vnxi_log(VNX_LOG_DEBUG, agent->name, "created backend %s", backend);
     }
     return status;
 }
@@ -162,26 +247,12 @@ vnx_agent_create_backend(vnx_agent_t *agent, const char *backend,
                          const vnx_param_t *params, size_t param_count,
                          vnx_error_t *error)
 {
-    if (!vnxi_agent_usable(agent)) {
-        return vnxi_agent_refuse(agent, "vnx_agent_create_backend", error);
-    }
-    vnxi_mutex_lock(&agent->choice.lock);
-    bool is_first = !atomic_load(&agent->has_backend);
-    vnx_status_t status = VNX_OK;
-    if (is_first) {
-        status =
-            create_first_lock_held(agent, backend, params, param_count, error);
-    }
-    vnxi_mutex_unlock(&agent->choice.lock);
-    if (!is_first) {
-        status = agent->ops->backend_create(agent->engine, backend, params,
-                                            param_count, error);
-    }
-    if (status == VNX_OK) {
-        vnxi_log(VNX_LOG_DEBUG, agent->name,
-                 "created backend %s of engine %s (%s)", backend,
-                 agent->ops->name, agent->choice.why);
-    }
+    bool is_held = vnxi_agent_hold(agent);
+    vnx_status_t status =
+        is_held ? create_lock_held(agent, backend, params, param_count, error)
+                : create_bound(agent, backend, params, param_count, error);
+
+    vnxi_agent_unhold(agent, is_held, false);
     return status;
 }
 
@@ -206,12 +277,13 @@ vnx_agent_register(vnx_agent_t *agent, vnx_mem_t mem,
                    const vnx_reg_desc_t *descs, size_t count,
                    const char *const *backends, vnx_error_t *error)
 {
+    bool is_held = vnxi_agent_hold(agent);
     vnx_status_t status = vnxi_agent_ready(agent, "vnx_agent_register", error);
-    if (status != VNX_OK) {
-        return status;
+    if (status == VNX_OK) {
+        status = agent->ops->mem_register(agent->engine, mem, descs, count,
+                                          backends, error);
     }
-    status = agent->ops->mem_register(agent->engine, mem, descs, count,
-                                      backends, error);
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK && count > 0);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, count);
         count_bytes(descs, count, &agent->counters.bytes_registered,
@@ -225,13 +297,14 @@ vnx_agent_deregister(vnx_agent_t *agent, vnx_mem_t mem,
                      const vnx_reg_desc_t *descs, size_t count,
                      const char *const *backends, vnx_error_t *error)
 {
+    bool is_held = vnxi_agent_hold(agent);
     vnx_status_t status =
         vnxi_agent_ready(agent, "vnx_agent_deregister", error);
-    if (status != VNX_OK) {
-        return status;
+    if (status == VNX_OK) {
+        status = agent->ops->mem_deregister(agent->engine, mem, descs, count,
+                                            backends, error);
     }
-    status = agent->ops->mem_deregister(agent->engine, mem, descs, count,
-                                        backends, error);
+    vnxi_agent_unhold(agent, is_held, false);
     if (status == VNX_OK) {
         vnxi_count(&agent->counters.regions, 0 - (uint64_t)count);
         count_bytes(descs, count, &agent->counters.bytes_deregistered,
@@ -246,18 +319,19 @@ vnx_agent_query_memory(vnx_agent_t *agent, vnx_mem_t mem,
                        const char *backend, vnx_mem_info_t **infos_p,
                        vnx_error_t *error)
 {
-    vnx_status_t status =
-        vnxi_agent_ready(agent, "vnx_agent_query_memory", error);
-    if (status != VNX_OK) {
-        return status;
-    }
     vnx_mem_info_t *infos = calloc(count + 1, sizeof *infos);
     if (infos == NULL) {
         return vnxi_error_no_memory(error, "vnx_agent_query_memory",
                                     count * sizeof *infos);
     }
-    status = agent->ops->mem_query(agent->engine, mem, descs, count, backend,
-                                   infos, error);
+    bool is_held = vnxi_agent_hold(agent);
+    vnx_status_t status =
+        vnxi_agent_ready(agent, "vnx_agent_query_memory", error);
+    if (status == VNX_OK) {
+        status = agent->ops->mem_query(agent->engine, mem, descs, count,
+                                       backend, infos, error);
+    }
+    vnxi_agent_unhold(agent, is_held, false);
     if (status != VNX_OK) {
         vnx_mem_infos_free(infos, count);
         return status;
@@ -307,7 +381,7 @@ vnx_agent_metadata(vnx_agent_t *agent, vnx_bytes_t *bytes_p,
     static const char operation[] = "vnx_agent_metadata";
     vnx_bytes_t blob;
 
-    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    vnx_status_t status = vnxi_agent_bind(agent, operation, error);
     if (status == VNX_OK) {
         status = agent->ops->metadata(agent->engine, &blob, error);
     }
@@ -324,7 +398,7 @@ vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
     static const char operation[] = "vnx_agent_partial_metadata";
     vnx_bytes_t blob;
 
-    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    vnx_status_t status = vnxi_agent_bind(agent, operation, error);
     if (status == VNX_OK) {
         status = agent->ops->partial_metadata(agent->engine, mem, descs, count,
                                               with_connection || !count,
@@ -394,7 +468,7 @@ vnx_agent_take_notifs(vnx_agent_t *agent)
         atomic_store_explicit(&notifs->empty_polls, polls,
                               memory_order_relaxed);
         if (polls % POLLS_BEFORE_PROGRESS != 0 || !vnxi_agent_usable(agent) ||
-            !atomic_load(&agent->has_backend)) {
+            !atomic_load(&agent->is_bound)) {
             return NULL;
         }
         agent->ops->notif_poll(agent->engine);

@@ -50,9 +50,11 @@ struct vnx_agent {
     char *name;
 
     vnxi_choice_t choice;
-    atomic_bool has_backend;      /* set once, when the engine is chosen */
-    const vnxi_engine_ops_t *ops; /* constant once has_backend is set, NULL
-                                     before */
+    _Atomic(vnxi_candidate_t *) chosen; /* NULL before the first backend;
+                                           changed with choice.lock held,
+                                           constant once is_bound is set */
+    atomic_bool is_bound;               /* the engine cannot change any more */
+    const vnxi_engine_ops_t *ops;       /* those of `chosen` */
     vnxi_engine_t *engine;
     uint64_t wall_minus_mono_us; /* set at creation; for telemetry */
 
@@ -118,6 +120,23 @@ vnxi_agent_usable(const vnx_agent_t *agent)
  * VNX_ERR_NOT_FOUND before the first backend. */
 vnx_status_t vnxi_agent_ready(const vnx_agent_t *agent, const char *operation,
                               vnx_error_t *error);
+
+/*
+ * An agent is bound to its engine when somebody outside depends on it: memory
+ * is registered, a peer is loaded, metadata was read, a list is prepared.
+ * Before that, creating a backend may change the engine, so a call that uses
+ * `ops` and `engine` first binds the agent, or holds the engine meanwhile.
+ */
+
+/* vnxi_agent_ready(), and bind the agent. */
+vnx_status_t vnxi_agent_bind(vnx_agent_t *agent, const char *operation,
+                             vnx_error_t *error);
+
+/* Keep the engine from changing until vnxi_agent_unhold() is called with the
+ * result.  Takes choice.lock, unless the agent is bound or not usable.
+ * `binds`: bind the agent. */
+bool vnxi_agent_hold(vnx_agent_t *agent);
+void vnxi_agent_unhold(vnx_agent_t *agent, bool is_held, bool binds);
 
 /* The error for a call on an agent that is not usable. */
 vnx_status_t vnxi_agent_refuse(const vnx_agent_t *agent, const char *operation,

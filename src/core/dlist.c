@@ -25,7 +25,7 @@ vnxi_dlist_begin(vnx_agent_t *agent, vnxi_peer_t *peer, vnx_mem_t mem,
                  const char *const *backends, vnx_dlist_builder_t **out_p,
                  vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, OPERATION, error);
+    vnx_status_t status = vnxi_agent_bind(agent, OPERATION, error);
     if (status != VNX_OK) {
         return status;
     }

@@ -154,14 +154,16 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
                 const char *operation, vnxi_peer_t **peer_p,
                 vnx_error_t *error)
 {
-    vnx_status_t status = vnxi_agent_ready(agent, operation, error);
+    /* Loading another peer has bound the agent, or is about to. */
+    bool self = is_self(agent, name, name_len);
+    vnx_status_t status = self ? vnxi_agent_bind(agent, operation, error)
+                               : vnxi_agent_ready(agent, operation, error);
     if (status != VNX_OK) {
         return status;
     }
     vnxi_peer_t *peer =
-        is_self(agent, name, name_len)
-            ? vnxi_peer_retain(agent->ops->peer_self(agent->engine))
-            : find_in_map(agent, name, name_len);
+        self ? vnxi_peer_retain(agent->ops->peer_self(agent->engine))
+             : find_in_map(agent, name, name_len);
     if (peer == NULL) {
         return error != NULL
                    ? no_such_peer(agent, name, name_len, operation, error)
@@ -399,6 +401,7 @@ vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
     const void *name;
     size_t name_len;
 
+    bool is_held = vnxi_agent_hold(agent);
     vnx_status_t status =
         vnxi_agent_ready(agent, "vnx_agent_load_metadata", error);
     if (status == VNX_OK && agent->signature_key.is_set) {
@@ -413,6 +416,7 @@ vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
             load_parsed(agent, parsed, name, name_len, stop, peer_p, error);
         agent->ops->metadata_free(parsed);
     }
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
     return status;
 }
 
@@ -575,7 +579,7 @@ vnxi_peers_count_notif(vnx_agent_t *agent, const void *sender,
                        size_t sender_len)
 {
     if (is_self(agent, sender, sender_len)) {
-        if (atomic_load_explicit(&agent->has_backend, memory_order_acquire)) {
+        if (atomic_load_explicit(&agent->is_bound, memory_order_acquire)) {
             vnxi_count(&agent->ops->peer_self(agent->engine)
                             ->counters.at[VNXI_NOTIFS_RECEIVED],
                        1);
@@ -619,7 +623,8 @@ count_peers(vnx_agent_t *agent)
 static void
 describe_agent(vnx_agent_t *agent, vnxi_writer_t *out)
 {
-    bool has_engine = atomic_load(&agent->has_backend);
+    bool is_held = vnxi_agent_hold(agent);
+    bool has_engine = atomic_load(&agent->chosen) != NULL;
 
     vnxi_json_key(out, "engine");
     if (has_engine) {
@@ -634,6 +639,7 @@ describe_agent(vnx_agent_t *agent, vnxi_writer_t *out)
     if (has_engine) {
         agent->ops->describe(agent->engine, NULL, out);
     }
+    vnxi_agent_unhold(agent, is_held, false);
 }
 
 /* The members that peers() and describe() have in common. */

@@ -85,7 +85,7 @@ add_up(vnx_agent_t *agent, uint64_t sums[VNXI_COUNTERS])
         }
         vnxi_mutex_unlock(&agent->counters_lock);
     }
-    if (atomic_load(&agent->has_backend)) {
+    if (atomic_load(&agent->is_bound)) {
         add(&agent->ops->peer_self(agent->engine)->counters, sums);
     }
 }

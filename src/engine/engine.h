@@ -7,7 +7,8 @@
  * the engine's threads and everything in flight; after it has returned, the
  * engine calls no host callback.  destroy() frees; the core calls it when no
  * list, transfer or peer of the engine is left.  stop() may be called on an
- * engine without backends.
+ * engine without backends, and on one with backends when another engine takes
+ * its place (core/choice.h).
  *
  * Threads: any operation may be called from any thread, several at once,
  * except create, stop and destroy (once each), peer_load and peer_close (one
@@ -20,11 +21,11 @@
  * a peer's answer.
  *
  * Locks: the core holds none of its locks while it calls an operation, except:
- * the lock of its choice for probe and the first backend_create; the lock of
- * its deadlines for xfer_cancel when a transfer has timed out.  xfer_done
- * takes the last one too, so xfer_cancel must not call a host callback.  While
- * an engine calls a host callback, it holds no lock that is needed to enter
- * the engine again.
+ * the lock of its choice for probe and, until the agent is bound
+ * (core/agent.h), for any operation; the lock of its deadlines for xfer_cancel
+ * when a transfer has timed out.  xfer_done takes the last one too, so
+ * xfer_cancel must not call a host callback.  While an engine calls a host
+ * callback, it holds no lock that is needed to enter the engine again.
  *
  * Arguments: borrowed for the call, unless marked "kept".
  *

@@ -1,5 +1,7 @@
 #include "python/module.h"
 
+#include <dlfcn.h>
+
 #include "base/at_end.h"
 #include "base/search_path.h"
 #include "base/words.h"
@@ -145,9 +147,30 @@ choices(PyObject *module, PyObject *args)
     return PyUnicode_FromString(vnxi_words(given, words, count));
 }
 
+/* _load_library(path): load a shared library for good. */
+static PyObject *
+load_library(PyObject *module, PyObject *path)
+{
+    PyObject *file = NULL;
+    void *handle;
+    (void)module;
+    if (!PyUnicode_FSConverter(path, &file)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS handle =
+        dlopen(PyBytes_AS_STRING(file), RTLD_NOW | RTLD_LOCAL);
+    Py_END_ALLOW_THREADS Py_DECREF(file);
+    if (handle == NULL) {
+        return PyErr_Format(PyExc_OSError, "%s", dlerror());
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
     {"_choices", choices, METH_VARARGS,
      PyDoc_STR("Help for a message about an unknown word.")},
+    {"_load_library", load_library, METH_O,
+     PyDoc_STR("Load a shared library for good.")},
     {"_set_search_path", set_search_path, METH_O,
      PyDoc_STR("Where libraries of Python packages are looked for.")},
     {NULL, NULL, 0, NULL},

@@ -315,7 +315,7 @@ def test_unloadable_plugin_error_has_the_cause(api, storage):
     agent = storage.agent
     if agent.get_plugin_mem_types("GDS"):
         pytest.skip("GDS can be loaded here")
-    with pytest.raises(api.nixlBackendError, match=r"lib.*\.so"):
+    with pytest.raises(api.nixlNotFoundError, match=r"lib.*\.so"):
         agent.create_backend("GDS")
 
 

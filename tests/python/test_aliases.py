@@ -3,8 +3,11 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import pickle
 import pickletools
+import shutil
+import subprocess
 import sys
 import types
 import warnings
@@ -78,12 +81,13 @@ def test_every_alias_can_be_imported(installed, top):
 @pytest.mark.parametrize("top", PACKAGES)
 def test_all_aliases_are_the_same_objects(installed, top):
     api = importlib.import_module(f"{top}._api")
-    assert api.nixl_agent is installed.NixlAgent
+    assert issubclass(api.nixl_agent, installed.NixlAgent)
     assert api.nixlBind is importlib.import_module(f"{top}._bindings")
     names = importlib.import_module(top)
     for part in PARTS:
         assert getattr(names, part) is sys.modules[f"{top}.{part}"]
-    assert names.nixl_agent is installed.NixlAgent
+    assert names.nixl_agent is api.nixl_agent
+    assert api is sys.modules["nixl._api"]
     assert names.nixlXferDList is installed.nixlXferDList
     assert names.get_logger is sys.modules[f"{top}.logging"].get_logger
 
@@ -204,7 +208,7 @@ def test_install_replaces_names_imported_from_stock(clean, stock, module_of):
         clean.install()
     import nixl._bindings
 
-    assert client.Agent is clean.NixlAgent
+    assert client.Agent is nixl.nixl_agent
     assert client.bindings is nixl._bindings
     assert (client.port, client.own) == (8888, clean)
     clean.uninstall()
@@ -227,8 +231,10 @@ def test_vllm_imported_earlier_gets_our_names(clean, stock, module_of, found):
     )
     with pytest.warns(RuntimeWarning, match="base_worker"):
         clean.install()
+    import nixl._api
+
     for module in (utils, worker):
-        assert module.NixlWrapper is clean.NixlAgent
+        assert module.NixlWrapper is nixl._api.nixl_agent
         assert module.nixl_agent_config is clean.nixl_agent_config
     assert utils.nixlXferTelemetry is clean.nixlXferTelemetry
     assert not hasattr(worker, "nixlXferTelemetry")
@@ -245,7 +251,9 @@ def test_vllm_without_nixl_gets_our_names_without_a_warning(clean, module_of):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clean.install()
-    assert utils.NixlWrapper is clean.NixlAgent
+    import nixl._api
+
+    assert utils.NixlWrapper is nixl._api.nixl_agent
     assert utils.other is None
     assert client.NixlWrapper is None
 
@@ -429,6 +437,133 @@ def test_log_handlers_of_the_program_are_kept():
         """,
         env=ON,
     )
+
+
+# -- Libraries that clients find by name -------------------------------------
+
+CAPI = "libnixl_capi.so"
+ASK_FOR_CAPI = """\
+import ctypes
+try:
+    print(ctypes.CDLL("libnixl_capi.so").number())
+except (AttributeError, OSError) as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def library(tmp_path):
+    """library(name, number): a library of that SONAME, with number()."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+
+    def build(name, number):
+        source = tmp_path / "number.c"
+        source.write_text(f"int number(void) {{ return {number}; }}")
+        made = tmp_path / name
+        soname = f"-Wl,-soname,{name}"
+        options = ("-shared", "-fPIC", soname, source, "-o", made)
+        subprocess.run([compiler, *options], check=True)
+        return made
+
+    return build
+
+
+def test_install_makes_the_c_library_findable_by_its_name(library):
+    program = f"""\
+import vllm_nixl._aliases as aliases
+aliases._CAPI = {str(library(CAPI, 42))!r}
+assert "libnixl_capi" not in open("/proc/self/maps").read()
+aliases.install()
+"""
+    done = run_program(program + ASK_FOR_CAPI)
+    assert done.stdout.splitlines() == ["42"]
+
+
+def test_the_hook_loads_the_packages_c_library(package):
+    """The file is in the package if the build has it."""
+    path = os.path.join(os.path.dirname(package.__file__), CAPI)
+    if not os.path.exists(path):
+        pytest.skip(f"this build has no {CAPI}")
+    program = (
+        ASK_FOR_CAPI + f"print({path!r} in open('/proc/self/maps').read())"
+    )
+    for env, loaded in ((ON, "True"), ({}, "False")):
+        done = run_program(f"import vllm_nixl\n{program}", env=env)
+        assert done.stdout.splitlines()[-1] == loaded
+
+
+def test_a_c_library_that_cannot_be_loaded_is_reported(tmp_path):
+    broken = tmp_path / CAPI
+    broken.write_text("no library")
+    done = run_program(
+        f"""
+        import warnings
+        import vllm_nixl._aliases as aliases
+        aliases._CAPI = {str(broken)!r}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert aliases.install()
+        print(caught[0].category.__name__, caught[0].message)
+        """
+    )
+    assert done.stdout.startswith("RuntimeWarning ")
+    assert str(broken) in done.stdout
+
+
+KVBM = """
+    import sys
+    sys.path.insert(0, {folder!r})
+    import importlib.util
+    assert importlib.util.find_spec("kvbm") is not None
+    try:
+        import kvbm
+        print(kvbm.number)
+    except ImportError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def kvbm(tmp_path):
+    """A package whose part _core finds a library of NVIDIA's by SONAME, as if
+    it was linked with it."""
+    folder = tmp_path / "site"
+    (folder / "kvbm").mkdir(parents=True)
+    (folder / "kvbm" / "__init__.py").write_text(
+        "import nixl\nfrom kvbm._core import number\n"
+    )
+    (folder / "kvbm" / "_core.py").write_text(
+        "import ctypes\n"
+        "number = sum(ctypes.CDLL(f'{name}.so').number()\n"
+        "    for name in ('libnixl', 'libnixl_build'))\n"
+    )
+    return KVBM.format(folder=str(folder))
+
+
+def test_kvbm_gets_nvidias_libraries(kvbm, library):
+    library("libnixl.so", 1)
+    library("libnixl_build.so", 2)
+    stock = {"VLLM_NIXL_LIBRARY": str(library(CAPI, 0))}
+    done = run_program(kvbm, env={**ON, **stock})
+    assert done.stdout.splitlines() == ["3"]
+
+
+def test_kvbm_without_stock_says_what_to_install(kvbm, tmp_path):
+    missing = {"VLLM_NIXL_LIBRARY": str(tmp_path / "no" / CAPI)}
+    done = run_program(kvbm, env={**ON, **missing})
+    assert "pip install nixl" in done.stdout
+    assert "libnixl_build.so" in done.stdout
+
+
+def test_uninstall_removes_the_hook_for_libraries(clean):
+    before = list(sys.meta_path)
+    clean.install()
+    clean.install()
+    assert len(sys.meta_path) == len(before) + 1
+    clean.uninstall()
+    assert sys.meta_path == before
 
 
 # -- Plain memory ------------------------------------------------------------

@@ -78,10 +78,22 @@ def test_auto_chooses_with_the_first_backend(made, api):
     agent = made(backends=[])
     agent.create_backend("SHM", {})
     assert chosen(agent)[0] == "native"
-    with pytest.raises(api.nixlNotFoundError, match=r"native.*'POSIX'"):
+    with pytest.raises(api.nixlNotFoundError, match=r"'POSIX'.*native has"):
         agent.create_backend("POSIX", {})
     agent.create_backend("UCX", {})
     assert sorted(agent.backends) == ["SHM", "UCX"]
+
+
+def test_agent_that_keeps_its_engine_says_why_no_other_has_a_backend(
+    made, api, no_library
+):
+    """Metadata was read, so the engine would not change anyway."""
+    agent = made()
+    agent.get_agent_metadata()
+    with pytest.raises(api.nixlNotFoundError) as caught:
+        agent.create_backend("POSIX", {})
+    assert "/no/such/libnixl_capi.so" in str(caught.value)
+    assert chosen(agent)[0] == "native"
 
 
 def test_auto_error_says_why_each_engine_was_rejected(made, api, no_library):

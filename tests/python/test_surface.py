@@ -264,7 +264,8 @@ def test_nixls_module_names_exist():
     """The names that clients import from nixl._api and nixl._bindings."""
     api = pytest.importorskip("vllm_nixl._api")
     package = pytest.importorskip("vllm_nixl")
-    assert api.nixl_agent is package.NixlAgent
+    assert issubclass(api.nixl_agent, package.NixlAgent)
+    assert package.nixl_agent is package.NixlAgent
     assert api.nixlBind.nixlBackendError is package.nixlBackendError
     assert api.nixlBind.NIXL_ERR_NOT_FOUND == -4
     assert api.nixlBind.DRAM_SEG == 0

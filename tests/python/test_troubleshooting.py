@@ -293,7 +293,8 @@ def no_posix(scene):
 
 
 def unknown_backend(scene):
-    return message(lambda: scene.decode.create_backend("POSIX"))
+    config = nixl_agent_config(engine="native", backends=["POSIX"])
+    return message(lambda: NixlAgent("me", config))
 
 
 def etcd(scene):

@@ -397,7 +397,7 @@ backend_failed(const char *name, int code, vnx_error_t *error)
         snprintf(what, sizeof what, "creating the backend %.64s", name);
         return vnxi_nixl_failed(code, "vnx_agent_create_backend", what, error);
     }
-    return vnxi_error_set(error, VNX_ERR_BACKEND, "vnx_agent_create_backend",
+    return vnxi_error_set(error, VNX_ERR_NOT_FOUND, "vnx_agent_create_backend",
                           "NIXL cannot load its plugin %.64s: %s", name,
                           fault);
 }

@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 from support.kv import Local, Remote
+from support.nixl import why_no_library
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,6 +71,18 @@ def plugin():
             pytest.skip(f"the engine has no backend {name}")
 
     return need
+
+
+@pytest.fixture
+def auto(module, monkeypatch):
+    """The engine "auto", where stock's library has storage.  Without UCX on
+    the native engine: a process should load only one libucp."""
+    if module == "nixl":
+        return
+    if why_no_library():
+        pytest.skip(why_no_library())
+    monkeypatch.setenv("VLLM_NIXL_ENGINE", "auto")
+    monkeypatch.setenv("VLLM_NIXL_UCX_LIBRARY", "none")
 
 
 @pytest.fixture(autouse=True)

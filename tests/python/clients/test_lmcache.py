@@ -139,9 +139,10 @@ class Storage:
         self.buffer, self.folder = buffer, folder
         self.fds = []
 
-    def start(self):
+    def start(self, backends=("POSIX",)):
         agent = self.agent
-        agent.create_backend("POSIX", {})
+        for name in backends:
+            agent.create_backend(name, {})
         self.mem_reg = agent.register_memory(
             [(self.buffer.addr, self.buffer.size, 0, "")], mem_type="DRAM"
         )
@@ -194,3 +195,17 @@ def test_pages_are_stored_in_slots(inproc, local, closing, plugin, tmp_path):
     agent.release_dlist_handle(storage.files)
     agent.deregister_memory(storage.file_reg)
     agent.deregister_memory(storage.mem_reg)
+
+
+@pytest.mark.parametrize("order", ["POSIX", "POSIX UCX", "UCX POSIX"])
+def test_pages_are_stored_whichever_backend_is_first(
+    inproc, auto, local, closing, tmp_path, order
+):
+    storage = closing(Storage(local(16 * PAGE, seed=3), tmp_path))
+    assert "POSIX" in storage.agent.get_plugin_list()
+    storage.start(order.split())
+    assert list(storage.agent.backends) == order.split()
+    storage.move("WRITE", [3, 1], [0, 7])
+    storage.move("READ", [15, 14], [7, 0])
+    source = pattern(3, 16 * PAGE)
+    assert storage.buffer.read() == kv.copied(source, source, [15, 14], [1, 3])

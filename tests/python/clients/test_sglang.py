@@ -258,8 +258,9 @@ class HiCache:
         self.agent.plugin_list = self.agent.agent.getAvailPlugins()
         self.host, self.folder = host, folder
 
-    def start(self):
-        self.agent.create_backend("POSIX", {})
+    def start(self, backends=("POSIX",)):
+        for name in backends:
+            self.agent.create_backend(name, {})
         rows = [(self.host.addr, self.host.size, 0, "")]
         self.registered = self.agent.register_memory(
             self.agent.get_reg_descs(rows, "DRAM")
@@ -348,6 +349,35 @@ def test_hicache_keeps_pages_in_files(
     cache.host.memory.view[:] = bytes(kv.LAYER)
     cache.move("READ", pages, keys, register)
     assert cache.host.read()[: 4 * 8192] == stored[: 4 * 8192]
+
+
+@pytest.mark.parametrize("order", ["POSIX", "POSIX UCX", "UCX POSIX"])
+def test_hicache_stores_whichever_backend_is_first(
+    inproc, auto, local, closing, tmp_path, order
+):
+    cache = closing(HiCache(local(kv.LAYER, seed=3), tmp_path))
+    assert "POSIX" in cache.agent.plugin_list
+    cache.start(order.split())
+    pages = [(cache.host.addr, 8192)]
+    cache.move("WRITE", pages, ["page"], cache.by_descriptor)
+    cache.host.memory.view[:] = bytes(kv.LAYER)
+    cache.move("READ", pages, ["page"], cache.by_path)
+    assert cache.exists(["page", "other"]) == [True, False]
+    assert cache.host.read()[:8192] == pattern(3, kv.LAYER)[:8192]
+
+
+def test_storage_may_follow_a_default_agent(inproc, auto, names, plugin):
+    """UCX comes with the default configuration."""
+    import nixl._api
+
+    agent = nixl._api.nixl_agent(names())
+    assert "POSIX" in agent.get_plugin_list()
+    agent.create_backend("POSIX")
+    assert list(agent.backends) == ["UCX", "POSIX"]
+    assert sorted(agent.get_backend_mem_types("POSIX")) == [
+        "DRAM_SEG",
+        "FILE_SEG",
+    ]
 
 
 def test_hicache_probes_registration_by_path(

@@ -144,7 +144,7 @@ test_nixl_engine_lists_a_broken_plugin_without_mems(void **state)
     assert_null(param.key);
     assert_int_equal(
         vnx_agent_create_backend(duo->a, "BROKEN", NULL, 0, &error),
-        VNX_ERR_BACKEND);
+        VNX_ERR_NOT_FOUND);
     assert_non_null(strstr(error.cause, "BROKEN"));
 }
 
