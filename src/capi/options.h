@@ -1,0 +1,51 @@
+/*
+ * Optional arguments.
+ */
+#ifndef VNXI_CAPI_OPTIONS_H
+#define VNXI_CAPI_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <vnx/nixl_capi.h>
+
+#define VNXI_SELECTED_MAX 16 /* backends in one object */
+
+typedef struct vnxi_blob {
+    void *data; /* owned; NULL if empty */
+    size_t len;
+} vnxi_blob_t;
+
+typedef struct vnxi_options {
+    struct {
+        const void *agent; /* its handle */
+        const char *name;  /* static storage */
+    } backends[VNXI_SELECTED_MAX];
+    size_t backend_count;
+    vnxi_blob_t notif;
+    bool has_notif;
+    bool no_merge;
+    char *host; /* owned; NULL: none */
+    uint16_t port;
+    vnxi_blob_t custom;
+} vnxi_options_t;
+
+/* The backends that a call is limited to. */
+typedef struct vnxi_selection {
+    const char *names[VNXI_SELECTED_MAX + 1]; /* ends with NULL */
+    const char *const *backends;              /* NULL: all */
+    size_t count;
+} vnxi_selection_t;
+
+/* Copy the backends of `args` (NULL: none), which must be of this agent.
+ * INVALID_PARAM: they are not, or `args` is no handle. */
+nixl_capi_status_t vnxi_options_select(nixl_capi_opt_args_t args,
+                                       const void *agent,
+                                       vnxi_selection_t *selection_p);
+
+/* Copy the host and the port.  INVALID_PARAM: there is none, or `args` is NULL
+ * or no handle.  *host_p is owned: free(). */
+nixl_capi_status_t vnxi_options_address(nixl_capi_opt_args_t args,
+                                        char **host_p, int *port_p);
+
+#endif
