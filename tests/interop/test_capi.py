@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import vllm_nixl
-from support import ucx
+from support import blob, ucx
 from support.memory import pattern
 from support.peer import PeerError
 
@@ -78,9 +78,7 @@ def test_written_data_precedes_its_notification(pair):
     here, there = pair
     here.stamp_slots(here.block.key, SLOT)
     there.send("check_slots_as_told", there.block.key, SLOT, COUNT)
-    here.write_slots(
-        here.block.key, SLOT, there.name, there.block.addr, COUNT
-    )
+    here.write_slots(here.block.key, SLOT, there.name, there.block.addr, COUNT)
     wrong, seen = there.answer()
     assert (wrong, seen) == ([], list(range(COUNT)))
     assert there.checksum(there.block.key) == here.checksum(here.block.key)
@@ -142,6 +140,17 @@ def test_forgotten_peer_is_unknown(pair):
         here.move("READ", *rows, there.name)
     here.add(there.metadata())
     assert here.move("READ", *rows, there.name) == "DONE"
+
+
+def test_library_finds_the_ucx_of_its_site_packages(names, opened, pool):
+    """In a process in which our Python is not loaded."""
+    packages = Path(vllm_nixl.__file__).parents[1]
+    if not (packages / "libucx").exists():
+        pytest.skip(f"{packages} has no libucx")
+    env = {"VLLM_NIXL_ENGINE": "native", "VLLM_NIXL_UCX_LIBRARY": None}
+    peer, lease = pool.take(OURS, names(), {}, env)
+    opened.append(lease)
+    assert b"UCX" in blob.parse(peer.metadata()).connections
 
 
 def test_library_in_a_process_with_our_python_shares_everything():

@@ -7,7 +7,15 @@ that `Endpoint` needs.  FILE is ours or NIXL's.  A call that fails raises
 
 import ctypes
 import types
-from ctypes import byref, c_bool, c_int, c_size_t, c_uint64, c_void_p, string_at
+from ctypes import (
+    byref,
+    c_bool,
+    c_int,
+    c_size_t,
+    c_uint64,
+    c_void_p,
+    string_at,
+)
 
 PREFIX = "capi:"
 SUCCESS, IN_PROGRESS, NOT_FOUND = 0, 1, -6
@@ -215,7 +223,10 @@ class Agent:
         return Request(self, request)
 
     def prep_xfer_dlist(self, name, rows, mem):
-        made, prepared = Descs(rows, mem).build(self.library, "xfer"), c_void_p()
+        made, prepared = (
+            Descs(rows, mem).build(self.library, "xfer"),
+            c_void_p(),
+        )
         try:
             self.library.call(
                 "prep_xfer_dlist",
@@ -241,7 +252,9 @@ class Agent:
         )
 
     def initialize_xfer(self, operation, local, remote, peer, notif=b""):
-        lists = [descs.build(self.library, "xfer") for descs in (local, remote)]
+        lists = [
+            descs.build(self.library, "xfer") for descs in (local, remote)
+        ]
         try:
             return self._make(
                 "create_xfer_req",
@@ -293,7 +306,9 @@ class Agent:
         count = c_size_t()
         library.call("notif_map_size", self.map, byref(count))
         for i in range(count.value):
-            name = library.make("notif_map_get_agent_at", self.map, c_size_t(i))
+            name = library.make(
+                "notif_map_get_agent_at", self.map, c_size_t(i)
+            )
             found[string_at(name).decode()] = self._messages(name)
         library.call("notif_map_clear", self.map)
         return found
