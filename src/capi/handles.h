@@ -62,7 +62,8 @@ typedef enum vnxi_kind {
 typedef struct vnxi_slot {
     _Alignas(64) atomic_uint_fast64_t word;
     void *object;
-    const void *owner; /* backends and requests: the handle of the agent */
+    const void *owner; /* backends, prepared lists, requests: the handle of
+                          the agent */
     void (*destroy)(void *object); /* of a shared object, by its last user */
     atomic_uint_fast32_t next;     /* free slots: the place after this one */
     uint32_t place;

@@ -24,9 +24,8 @@ typedef struct sender {
 } sender_t;
 
 typedef struct notif_map {
-    vector_t senders;     /* sender_t *, owned */
-    void *names;          /* tsearch(3): their names */
-    vnx_notif_t *pending; /* owned: for those there was no memory */
+    vector_t senders; /* sender_t *, owned */
+    void *names;      /* tsearch(3): their names */
 } notif_map_t;
 
 /* False: no memory. */
@@ -103,24 +102,19 @@ map_add(notif_map_t *map, vnx_notif_t *notif)
 }
 
 /* Move a chain into the map.  False: no memory for all of it; the rest is
- * pending. */
+ * lost. */
 static bool
 map_add_chain(notif_map_t *map, vnx_notif_t *chain)
 {
-    vnx_notif_t **end = &map->pending;
-
-    while (*end != NULL) {
-        end = &(*end)->next;
-    }
-    *end = chain;
-    while (map->pending != NULL) {
-        vnx_notif_t *notif = map->pending, *next = notif->next;
+    while (chain != NULL) {
+        vnx_notif_t *notif = chain;
+        chain = notif->next;
         notif->next = NULL;
         if (!map_add(map, notif)) {
-            notif->next = next;
+            vnx_notif_free(notif);
+            vnx_notif_free(chain);
             return false;
         }
-        map->pending = next;
     }
     return true;
 }
@@ -144,7 +138,6 @@ map_clear(notif_map_t *map)
         free(sender);
     }
     free(map->senders.at);
-    vnx_notif_free(map->pending);
     *map = (notif_map_t){.names = NULL};
 }
 
@@ -279,13 +272,20 @@ nixl_capi_notif_map_get_notif(nixl_capi_notif_map_t map,
 static nixl_capi_status_t
 receive(vnx_agent_t *agent, nixl_capi_notif_map_t map)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(map, VNXI_KIND_NOTIFS);
-
-    if (slot == NULL) {
+    if (!vnxi_handle_is(map, VNXI_KIND_NOTIFS)) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    bool is_good = vnx_agent_engine(agent) != NULL &&
-                   map_add_chain(slot->object, vnx_agent_take_notifs(agent));
+    vnx_notif_t *chain = vnx_agent_take_notifs(agent);
+    if (chain == NULL) { /* as in most calls */
+        return vnx_agent_engine(agent) != NULL ? NIXL_CAPI_SUCCESS
+                                               : NIXL_CAPI_ERROR_BACKEND;
+    }
+    vnxi_slot_t *slot = vnxi_slot_take(map, VNXI_KIND_NOTIFS);
+    if (slot == NULL) {
+        vnx_notif_free(chain);
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
+    }
+    bool is_good = map_add_chain(slot->object, chain);
     vnxi_slot_give(slot);
     return is_good ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_BACKEND;
 }

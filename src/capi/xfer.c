@@ -4,8 +4,8 @@
  * Design notes.  The object of a request is the transfer, or NULL once that
  * was released.  Each call takes the request, so that no thread releases the
  * transfer while another one uses it; no call on a transfer is long.  Calls
- * that need only the transfer look whether the agent's handle is alive, and do
- * not share the agent: the transfer keeps what it needs.
+ * for which a transfer or a prepared list is enough look whether the agent's
+ * handle is alive, and do not share the agent, which these keep.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -18,28 +18,57 @@
 /* -- Prepared lists --------------------------------------------------------
  */
 
+typedef struct prepared {
+    vnx_dlist_t *list;  /* owned */
+    vnx_agent_t *agent; /* the list keeps it */
+} prepared_t;
+
 static void
 prepared_destroy(void *object)
 {
-    vnx_dlist_release(object);
+    prepared_t *prepared = object;
+
+    vnx_dlist_release(prepared->list);
+    free(prepared);
 }
 
 static nixl_capi_status_t
 prepare(const vnxi_capi_agent_t *object, const char *name,
         const vnxi_rows_t *rows, const char *const *backends,
-        vnx_dlist_t **list_p)
+        prepared_t *prepared_p)
 {
     vnx_error_t error;
 
     if (rows->count == 0) {
         return NIXL_CAPI_ERROR_NOT_FOUND; /* as in NIXL */
     }
-    return vnxi_capi_result(object,
-                            vnx_dlist_create(object->agent, name, strlen(name),
-                                             (vnx_mem_t)rows->mem,
-                                             rows->at.xfer, rows->count,
-                                             backends, list_p, &error),
-                            &error);
+    prepared_p->agent = object->agent;
+    return vnxi_capi_result(
+        object,
+        vnx_dlist_create(object->agent, name, strlen(name),
+                         (vnx_mem_t)rows->mem, rows->at.xfer, rows->count,
+                         backends, &prepared_p->list, &error),
+        &error);
+}
+
+/* Move a prepared list into an object with a handle.  NULL: no memory; the
+ * list was released. */
+static void *
+publish_prepared(nixl_capi_agent_t agent, const prepared_t *prepared)
+{
+    prepared_t *object = malloc(sizeof *object);
+    void *handle = NULL;
+
+    if (object != NULL) {
+        *object = *prepared;
+        handle = vnxi_handle_create(VNXI_KIND_PREPARED, object, agent,
+                                    prepared_destroy);
+    }
+    if (handle == NULL) {
+        vnx_dlist_release(prepared->list);
+        free(object);
+    }
+    return handle;
 }
 
 nixl_capi_status_t
@@ -49,7 +78,7 @@ nixl_capi_prep_xfer_dlist(nixl_capi_agent_t agent, const char *agent_name,
                           nixl_capi_opt_args_t opt_args)
 {
     vnxi_selection_t selection;
-    vnx_dlist_t *list = NULL;
+    prepared_t prepared;
 
     if (agent_name == NULL || dlist_handle == NULL ||
         vnxi_options_select(opt_args, agent, &selection) !=
@@ -62,7 +91,7 @@ nixl_capi_prep_xfer_dlist(nixl_capi_agent_t agent, const char *agent_name,
         slot != NULL ? vnxi_rows_share(descs, VNXI_KIND_XFER_ROWS) : NULL;
     if (rows != NULL) {
         status = prepare(vnxi_capi_agent_of(slot), agent_name, rows->object,
-                         selection.backends, &list);
+                         selection.backends, &prepared);
         vnxi_slot_leave(rows);
     }
     if (slot != NULL) {
@@ -71,10 +100,8 @@ nixl_capi_prep_xfer_dlist(nixl_capi_agent_t agent, const char *agent_name,
     if (status != NIXL_CAPI_SUCCESS) {
         return status;
     }
-    void *handle =
-        vnxi_handle_create(VNXI_KIND_PREPARED, list, NULL, prepared_destroy);
+    nixl_capi_xfer_dlist_handle_t handle = publish_prepared(agent, &prepared);
     if (handle == NULL) {
-        vnx_dlist_release(list);
         return NIXL_CAPI_ERROR_BACKEND;
     }
     *dlist_handle = handle;
@@ -94,6 +121,20 @@ nixl_capi_release_xfer_dlist_handle(nixl_capi_agent_t agent,
                    vnxi_slot_end(slot, dlist_handle, VNXI_KIND_PREPARED)
                ? NIXL_CAPI_SUCCESS
                : vnxi_abi_nothing_to_destroy(dlist_handle);
+}
+
+/* vnxi_capi_result() with an agent that is not shared. */
+static nixl_capi_status_t
+result_of(nixl_capi_agent_t agent, vnx_status_t status,
+          const vnx_error_t *error)
+{
+    vnxi_slot_t *slot = status < 0 ? vnxi_capi_agent_share(agent) : NULL;
+
+    if (slot != NULL) {
+        (void)vnxi_capi_result(vnxi_capi_agent_of(slot), status, error);
+        vnxi_slot_leave(slot);
+    }
+    return vnxi_abi_status(status);
 }
 
 /* -- Making ----------------------------------------------------------------
@@ -160,35 +201,48 @@ is_operation(nixl_capi_xfer_op_t operation)
 
 /* One side of a transfer that is made from prepared lists. */
 typedef struct side {
-    vnxi_slot_t *slot; /* shared */
+    vnxi_slot_t *slot; /* shared; NULL: no such list of this agent */
     vnx_indices_t rows;
 } side_t;
+
+static side_t
+side_share(nixl_capi_agent_t agent, nixl_capi_xfer_dlist_handle_t list,
+           const int *rows, size_t count)
+{
+    vnxi_slot_t *slot = vnxi_slot_share(list, VNXI_KIND_PREPARED);
+
+    if (slot != NULL && slot->owner != agent) {
+        vnxi_slot_leave(slot);
+        slot = NULL;
+    }
+    return (side_t){slot, {rows, count, VNX_INDEX_I32}};
+}
+
+static void
+side_leave(const side_t *side)
+{
+    if (side->slot != NULL) {
+        vnxi_slot_leave(side->slot);
+    }
+}
 
 static nixl_capi_status_t
 make(nixl_capi_agent_t agent, vnx_op_t op, const side_t *local,
      const side_t *remote, nixl_capi_opt_args_t opt_args, vnx_xfer_t **xfer_p)
 {
+    const prepared_t *from = local->slot->object, *to = remote->slot->object;
     extras_t extras;
     vnx_error_t error;
-    vnxi_slot_t *slot = vnxi_capi_agent_share(agent);
-
-    if (slot == NULL) {
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
-    const vnxi_capi_agent_t *object = vnxi_capi_agent_of(slot);
     nixl_capi_status_t status = extras_take(opt_args, &extras);
-    if (status == NIXL_CAPI_SUCCESS) {
-        status = vnxi_capi_result(
-            object,
-            vnx_xfer_create_prepped(
-                object->agent, op, local->slot->object, local->rows,
-                remote->slot->object, remote->rows, extras.notif,
-                extras.notif_len, extras.no_merge, xfer_p, &error),
-            &error);
-        extras_give(&extras);
+
+    if (status != NIXL_CAPI_SUCCESS) {
+        return status;
     }
-    vnxi_slot_leave(slot);
-    return status;
+    vnx_status_t made = vnx_xfer_create_prepped(
+        from->agent, op, from->list, local->rows, to->list, remote->rows,
+        extras.notif, extras.notif_len, extras.no_merge, xfer_p, &error);
+    extras_give(&extras);
+    return result_of(agent, made, &error);
 }
 
 nixl_capi_status_t
@@ -204,25 +258,19 @@ nixl_capi_make_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t operation,
     vnx_xfer_t *xfer = NULL;
 
     if (local_indices == NULL || remote_indices == NULL || req_hndl == NULL ||
-        !is_operation(operation)) {
+        !is_operation(operation) || !vnxi_handle_is(agent, VNXI_KIND_AGENT)) {
         return status;
     }
-    side_t local = {
-        .slot = vnxi_slot_share(local_descs, VNXI_KIND_PREPARED),
-        .rows = {local_indices, local_indices_count, VNX_INDEX_I32}};
-    side_t remote = {
-        .slot = vnxi_slot_share(remote_descs, VNXI_KIND_PREPARED),
-        .rows = {remote_indices, remote_indices_count, VNX_INDEX_I32}};
+    side_t local =
+        side_share(agent, local_descs, local_indices, local_indices_count);
+    side_t remote =
+        side_share(agent, remote_descs, remote_indices, remote_indices_count);
     if (local.slot != NULL && remote.slot != NULL) {
         status =
             make(agent, (vnx_op_t)operation, &local, &remote, opt_args, &xfer);
     }
-    if (local.slot != NULL) {
-        vnxi_slot_leave(local.slot);
-    }
-    if (remote.slot != NULL) {
-        vnxi_slot_leave(remote.slot);
-    }
+    side_leave(&local);
+    side_leave(&remote);
     return status == NIXL_CAPI_SUCCESS ? publish_request(agent, xfer, req_hndl)
                                        : status;
 }
@@ -311,20 +359,6 @@ request_take(nixl_capi_agent_t agent, nixl_capi_xfer_req_t request)
         return NULL;
     }
     return slot;
-}
-
-/* vnxi_capi_result() with an agent that is not shared. */
-static nixl_capi_status_t
-result_of(nixl_capi_agent_t agent, vnx_status_t status,
-          const vnx_error_t *error)
-{
-    vnxi_slot_t *slot = status < 0 ? vnxi_capi_agent_share(agent) : NULL;
-
-    if (slot != NULL) {
-        (void)vnxi_capi_result(vnxi_capi_agent_of(slot), status, error);
-        vnxi_slot_leave(slot);
-    }
-    return vnxi_abi_status(status);
 }
 
 nixl_capi_status_t

@@ -1,0 +1,384 @@
+/*
+ * Measures the calls of NIXL's C interface, beside NIXL's library if
+ * VLLM_NIXL_STOCK_LIBRARY names it.  The libraries take turns, each in a
+ * process of its own; prints the best of all rounds:
+ *
+ *     meson test -C build --benchmark capi_bench
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "nixl_capi_table.h"
+
+#define ROW 4096u
+#define ROWS 1024u
+#define TURNS 5
+#define ROUNDS 5
+
+static nixl_capi_table_t capi;
+
+#define MUST(call)                                            \
+    do {                                                      \
+        int must_ = (int)capi.call;                           \
+        if (must_ < 0) {                                      \
+            fprintf(stderr, "%s: status %d\n", #call, must_); \
+            exit(1);                                          \
+        }                                                     \
+    } while (0)
+
+/* -- A scene ----------------------------------------------------------------
+ */
+
+static nixl_capi_agent_t a, b;
+static nixl_capi_backend_t ucx_a, ucx_b;
+static unsigned char *at_a, *at_b;
+static nixl_capi_reg_dlist_t memory;
+static nixl_capi_xfer_dlist_t rows, filled;
+static nixl_capi_xfer_dlist_handle_t local, remote;
+static nixl_capi_notif_map_t map;
+static nixl_capi_params_t params;
+static nixl_capi_xfer_req_t done;
+static void *metadata;
+static size_t metadata_len;
+
+static nixl_capi_agent_t
+make_agent(const char *name, unsigned char *at, nixl_capi_backend_t *ucx)
+{
+    const nixl_capi_agent_config_t config = {.enable_prog_thread = true,
+                                             .pthr_delay_us = 100000,
+                                             .capture_telemetry = true};
+    nixl_capi_agent_t agent = NULL;
+    nixl_capi_reg_dlist_t region = NULL;
+
+    MUST(create_configured_agent(name, &config, &agent));
+    MUST(create_backend(agent, "UCX", params, ucx));
+    MUST(create_reg_dlist(NIXL_CAPI_MEM_DRAM, &region));
+    MUST(reg_dlist_add_desc(region, (uintptr_t)at, ROWS * ROW, 0, NULL, 0));
+    MUST(register_mem(agent, region, NULL));
+    MUST(destroy_reg_dlist(region));
+    return agent;
+}
+
+static void
+fill_list(nixl_capi_xfer_dlist_t list, const unsigned char *at)
+{
+    for (size_t i = 0; i < ROWS; i++) {
+        MUST(xfer_dlist_add_desc(list, (uintptr_t)at + i * ROW, ROW, 0));
+    }
+}
+
+static void
+load(nixl_capi_agent_t by)
+{
+    char *name = NULL;
+
+    MUST(load_remote_md(by, metadata, metadata_len, &name));
+    free(name);
+}
+
+static nixl_capi_xfer_req_t
+make_request(nixl_capi_opt_args_t options)
+{
+    const int row = 3;
+    nixl_capi_xfer_req_t request = NULL;
+
+    MUST(make_xfer_req(a, NIXL_CAPI_XFER_OP_READ, local, &row, 1, remote, &row,
+                       1, &request, options));
+    return request;
+}
+
+static void
+post_and_wait(nixl_capi_xfer_req_t request)
+{
+    int status = (int)capi.post_xfer_req(a, request, NULL);
+
+    while (status == NIXL_CAPI_IN_PROG) {
+        status = (int)capi.get_xfer_status(a, request);
+    }
+    if (status < 0) {
+        fprintf(stderr, "a transfer failed: %d\n", status);
+        exit(1);
+    }
+}
+
+static void
+drop(nixl_capi_xfer_req_t request)
+{
+    MUST(release_xfer_req(a, request));
+    MUST(destroy_xfer_req(request));
+}
+
+static void
+open_scene(void)
+{
+    at_a = aligned_alloc(ROW, ROWS * ROW);
+    at_b = aligned_alloc(ROW, ROWS * ROW);
+    if (at_a == NULL || at_b == NULL) {
+        exit(1);
+    }
+    memset(at_a, 1, ROWS * ROW);
+    memset(at_b, 2, ROWS * ROW);
+    MUST(create_params(&params));
+    a = make_agent("a", at_a, &ucx_a);
+    b = make_agent("b", at_b, &ucx_b);
+    MUST(get_local_md(b, &metadata, &metadata_len));
+    load(a);
+    MUST(create_xfer_dlist(NIXL_CAPI_MEM_DRAM, &rows));
+    MUST(create_xfer_dlist(NIXL_CAPI_MEM_DRAM, &filled));
+    fill_list(filled, at_a);
+    MUST(prep_xfer_dlist(a, "", filled, &local, NULL));
+    MUST(xfer_dlist_clear(filled));
+    fill_list(filled, at_b);
+    MUST(prep_xfer_dlist(a, "b", filled, &remote, NULL));
+    MUST(create_notif_map(&map));
+    MUST(create_reg_dlist(NIXL_CAPI_MEM_DRAM, &memory));
+    MUST(reg_dlist_add_desc(memory, (uintptr_t)at_b, ROW, 0, NULL, 0));
+    done = make_request(NULL);
+    post_and_wait(done);
+}
+
+/* -- What is measured -------------------------------------------------------
+ */
+
+static void
+whole_transfer(void)
+{
+    nixl_capi_xfer_req_t request = make_request(NULL);
+
+    post_and_wait(request);
+    drop(request);
+}
+
+static void
+transfer_with_options(void)
+{
+    nixl_capi_opt_args_t options = NULL;
+
+    MUST(create_opt_args(&options));
+    MUST(opt_args_add_backend(options, ucx_a));
+    nixl_capi_xfer_req_t request = make_request(options);
+    MUST(destroy_opt_args(options));
+    post_and_wait(request);
+    drop(request);
+}
+
+static void
+made_and_released(void)
+{
+    drop(make_request(NULL));
+}
+
+static void
+post_again(void)
+{
+    post_and_wait(done);
+}
+
+static void
+status(void)
+{
+    MUST(get_xfer_status(a, done));
+}
+
+static void
+telemetry(void)
+{
+    struct nixl_capi_xfer_telemetry_s figures;
+    MUST(get_xfer_telemetry(a, done, &figures));
+}
+
+static void
+query_backend(void)
+{
+    nixl_capi_backend_t backend = NULL;
+
+    MUST(query_xfer_backend(a, done, &backend));
+    MUST(destroy_backend(backend));
+}
+
+static void
+no_notifs(void)
+{
+    MUST(get_notifs(b, map, NULL));
+}
+
+static void
+options(void)
+{
+    nixl_capi_opt_args_t args = NULL;
+
+    MUST(create_opt_args(&args));
+    MUST(destroy_opt_args(args));
+}
+
+static void
+list_of_1024(void)
+{
+    fill_list(rows, at_a);
+    MUST(xfer_dlist_clear(rows));
+}
+
+static void
+list_length(void)
+{
+    size_t count;
+    MUST(xfer_dlist_len(filled, &count));
+}
+
+static void
+prepare_1024(void)
+{
+    nixl_capi_xfer_dlist_handle_t list = NULL;
+
+    MUST(prep_xfer_dlist(a, "b", filled, &list, NULL));
+    MUST(release_xfer_dlist_handle(a, list));
+}
+
+static void
+parameters(void)
+{
+    nixl_capi_params_t made = NULL;
+
+    MUST(create_params(&made));
+    MUST(params_add(made, "num_workers", "1"));
+    MUST(destroy_params(made));
+}
+
+static void
+check_peer(void)
+{
+    MUST(check_remote_md(a, "b", NULL));
+}
+
+static void
+get_metadata(void)
+{
+    void *data = NULL;
+    size_t len;
+
+    MUST(get_local_md(b, &data, &len));
+    free(data);
+}
+
+static void
+load_again(void)
+{
+    load(a);
+}
+
+static void
+register_twice(void)
+{
+    MUST(register_mem(b, memory, NULL));
+    MUST(deregister_mem(b, memory, NULL));
+}
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+    unsigned times;
+} table[] = {
+    {"a transfer of 4 KiB: made, posted, awaited, released", whole_transfer,
+     2000},
+    {"the same with optional arguments", transfer_with_options, 2000},
+    {"a transfer made and released", made_and_released, 2000},
+    {"posted again and awaited", post_again, 2000},
+    {"get_xfer_status", status, 20000},
+    {"get_xfer_telemetry", telemetry, 20000},
+    {"query_xfer_backend, destroy_backend", query_backend, 20000},
+    {"get_notifs, none there", no_notifs, 20000},
+    {"create_opt_args, destroy_opt_args", options, 20000},
+    {"a list of 1024 filled and cleared", list_of_1024, 200},
+    {"xfer_dlist_len", list_length, 20000},
+    {"prep_xfer_dlist of 1024, released", prepare_1024, 200},
+    {"a set of one parameter", parameters, 20000},
+    {"check_remote_md", check_peer, 20000},
+    {"get_local_md", get_metadata, 500},
+    {"load_remote_md, again", load_again, 200},
+    {"register_mem, deregister_mem", register_twice, 500},
+};
+#define TABLE (sizeof table / sizeof *table)
+
+/* -- Running ----------------------------------------------------------------
+ */
+
+/* Nanoseconds of each row; the best of some rounds. */
+static void
+measure_all(double times_p[TABLE])
+{
+    for (size_t i = 0; i < TABLE; i++) {
+        times_p[i] = 1e18;
+        for (int round = 0; round < ROUNDS; round++) {
+            uint64_t begun = vnxi_clock_ns();
+            for (unsigned k = 0; k < table[i].times; k++) {
+                table[i].run();
+            }
+            double ns =
+                (double)(vnxi_clock_ns() - begun) / (double)table[i].times;
+            times_p[i] = ns < times_p[i] ? ns : times_p[i];
+        }
+    }
+}
+
+/* In a process of its own.  False: it failed. */
+static bool
+turn(const char *library, double best[TABLE])
+{
+    double times[TABLE];
+    int ends[2], state = -1;
+
+    if (pipe(ends) != 0) {
+        return false;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        if (!nixl_capi_load(library, &capi)) {
+            _exit(1);
+        }
+        open_scene();
+        measure_all(times);
+        ssize_t sent = write(ends[1], times, sizeof times);
+        _exit(sent == (ssize_t)sizeof times ? 0 : 1);
+    }
+    close(ends[1]);
+    bool good = child > 0 &&
+                read(ends[0], times, sizeof times) == (ssize_t)sizeof times;
+    close(ends[0]);
+    if (child > 0) {
+        waitpid(child, &state, 0);
+    }
+    for (size_t i = 0; good && i < TABLE; i++) {
+        best[i] = best[i] == 0 || times[i] < best[i] ? times[i] : best[i];
+    }
+    return good;
+}
+
+int
+main(int argc, char **argv)
+{
+    const char *stock = getenv("VLLM_NIXL_STOCK_LIBRARY");
+    double ours[TABLE] = {0}, theirs[TABLE] = {0};
+
+    setenv("NIXL_LOG_LEVEL", "FATAL", 0);
+    if (argc != 2) {
+        fprintf(stderr, "usage: capi_bench LIBRARY\n");
+        return 2;
+    }
+    for (int i = 0; i < TURNS; i++) {
+        if (!turn(argv[1], ours) || (stock != NULL && !turn(stock, theirs))) {
+            return 1;
+        }
+    }
+    for (size_t i = 0; i < TABLE; i++) {
+        printf("%-54s %9.1f ns", table[i].name, ours[i]);
+        if (stock != NULL) {
+            printf("   NIXL %9.1f ns   %5.1f times", theirs[i],
+                   theirs[i] / ours[i]);
+        }
+        putchar('\n');
+    }
+    return 0;
+}
