@@ -16,7 +16,7 @@
 #define ROW 4096u
 #define ROWS 1024u
 #define TURNS 5
-#define ROUNDS 5
+#define ROUNDS 20
 
 static nixl_capi_table_t capi;
 

@@ -19,12 +19,12 @@
  *            the object is changed or destroyed.
  * Errors     A call that fails leaves its outputs untouched.  The log has the
  *            cause if its level is VNX_LOG_DEBUG (vnx/log.h).
- * Threads    Every call may be made from any thread at any time.  Borrowed
- *            texts are the caller's concern.
- * Waiting    No call waits, except for the network or the disk where its
- *            comment says so.
- * Forks      An agent belongs to the process that created it.  In a forked
- *            child its calls fail.
+ * Threads    Every call may be made from any thread at any time.  But objects
+ *            that hold values (parameters, optional arguments, lists, maps,
+ *            iterators) are changed and destroyed by one thread, while no
+ * other one uses them. Waiting    No call waits, except for the network or the
+ * disk where its comment says so. Forks      An agent belongs to the process
+ * that created it.  In a forked child its calls fail.
  */
 #ifndef VNX_NIXL_CAPI_H
 #define VNX_NIXL_CAPI_H
@@ -391,9 +391,10 @@ nixl_capi_status_t nixl_capi_deregister_mem(nixl_capi_agent_t agent,
                                             nixl_capi_reg_dlist_t dlist,
                                             nixl_capi_opt_args_t opt_args);
 
-/* Ask the storage backend in `opt_args` about the files or objects of `descs`,
- * and add the answers to `resp`.  May wait for the storage.  INVALID_PARAM:
- * `opt_args` does not name one backend.  BACKEND: it stores nothing. */
+/* Ask the storage backend in `opt_args` about the files or objects of `descs`.
+ * The answers replace those in `resp`.  May wait for the storage.
+ * INVALID_PARAM: `opt_args` does not name one backend.  BACKEND: it stores
+ * nothing. */
 nixl_capi_status_t nixl_capi_query_mem(nixl_capi_agent_t agent,
                                        nixl_capi_reg_dlist_t descs,
                                        nixl_capi_query_resp_list_t resp,
@@ -513,8 +514,8 @@ nixl_capi_status_t nixl_capi_get_notifs(nixl_capi_agent_t agent,
                                         nixl_capi_opt_args_t opt_args);
 
 /* A map from senders to their messages, in the order sent.  Its size is the
- * number of senders.  INVALID_PARAM: an index past the end.  NOT_FOUND: no
- * such sender.  Returns owned: nixl_capi_destroy_notif_map(). */
+ * number of senders.  INVALID_PARAM: an index past the end, or no such sender.
+ * Returns owned: nixl_capi_destroy_notif_map(). */
 nixl_capi_status_t
 nixl_capi_create_notif_map(nixl_capi_notif_map_t *notif_map);
 nixl_capi_status_t nixl_capi_destroy_notif_map(nixl_capi_notif_map_t map);

@@ -208,38 +208,27 @@ nixl_capi_get_available_plugins(nixl_capi_agent_t agent,
     return NIXL_CAPI_SUCCESS;
 }
 
-/* For objects that own nothing. */
-static nixl_capi_status_t
-destroy_plain(const void *handle, vnxi_kind_t kind)
-{
-    vnxi_slot_t *slot = vnxi_slot_take(handle, kind);
-
-    if (slot == NULL) {
-        return vnxi_abi_nothing_to_destroy(handle);
-    }
-    free(slot->object);
-    vnxi_slot_free(slot);
-    return NIXL_CAPI_SUCCESS;
-}
-
 nixl_capi_status_t
 nixl_capi_destroy_string_list(nixl_capi_string_list_t list)
 {
-    return destroy_plain(list, VNXI_KIND_STRINGS);
+    strings_t *names = vnxi_handle_end(list, VNXI_KIND_STRINGS);
+
+    if (names == NULL) {
+        return vnxi_abi_nothing_to_destroy(list);
+    }
+    free(names);
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_string_list_size(nixl_capi_string_list_t list, size_t *size)
 {
-    vnxi_slot_t *slot =
-        size != NULL ? vnxi_slot_take(list, VNXI_KIND_STRINGS) : NULL;
+    const strings_t *names = vnxi_object(list, VNXI_KIND_STRINGS);
 
-    if (slot == NULL) {
+    if (names == NULL || size == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const strings_t *names = slot->object;
     *size = names->count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -247,73 +236,62 @@ nixl_capi_status_t
 nixl_capi_string_list_get(nixl_capi_string_list_t list, size_t index,
                           const char **str)
 {
-    vnxi_slot_t *slot =
-        str != NULL ? vnxi_slot_take(list, VNXI_KIND_STRINGS) : NULL;
+    const strings_t *names = vnxi_object(list, VNXI_KIND_STRINGS);
 
-    if (slot == NULL) {
+    if (names == NULL || str == NULL || index >= names->count) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const strings_t *names = slot->object;
-    bool is_there = index < names->count;
-    if (is_there) {
-        *str = names->at[index];
-    }
-    vnxi_slot_give(slot);
-    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
+    *str = names->at[index];
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_destroy_mem_list(nixl_capi_mem_list_t list)
 {
-    return destroy_plain(list, VNXI_KIND_MEMS);
+    mems_t *mems = vnxi_handle_end(list, VNXI_KIND_MEMS);
+
+    if (mems == NULL) {
+        return vnxi_abi_nothing_to_destroy(list);
+    }
+    free(mems);
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_mem_list_size(nixl_capi_mem_list_t list, size_t *size)
 {
-    vnxi_slot_t *slot =
-        size != NULL ? vnxi_slot_take(list, VNXI_KIND_MEMS) : NULL;
+    const mems_t *mems = vnxi_object(list, VNXI_KIND_MEMS);
 
-    if (slot == NULL) {
+    if (mems == NULL || size == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const mems_t *mems = slot->object;
     *size = mems->count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_mem_list_is_empty(nixl_capi_mem_list_t list, bool *is_empty)
 {
-    size_t size;
-    nixl_capi_status_t status = is_empty != NULL
-                                    ? nixl_capi_mem_list_size(list, &size)
-                                    : NIXL_CAPI_ERROR_INVALID_PARAM;
+    const mems_t *mems = vnxi_object(list, VNXI_KIND_MEMS);
 
-    if (status == NIXL_CAPI_SUCCESS) {
-        *is_empty = size == 0;
+    if (mems == NULL || is_empty == NULL) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    return status;
+    *is_empty = mems->count == 0;
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_mem_list_get(nixl_capi_mem_list_t list, size_t index,
                        nixl_capi_mem_type_t *mem_type)
 {
-    vnxi_slot_t *slot =
-        mem_type != NULL ? vnxi_slot_take(list, VNXI_KIND_MEMS) : NULL;
+    const mems_t *mems = vnxi_object(list, VNXI_KIND_MEMS);
 
-    if (slot == NULL) {
+    if (mems == NULL || mem_type == NULL || index >= mems->count) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const mems_t *mems = slot->object;
-    bool is_there = index < mems->count;
-    if (is_there) {
-        *mem_type = mems->at[index];
-    }
-    vnxi_slot_give(slot);
-    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
+    *mem_type = mems->at[index];
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
@@ -429,14 +407,9 @@ nixl_capi_get_plugin_params(nixl_capi_agent_t agent, const char *plugin_name,
 static const char *
 backend_name(nixl_capi_agent_t agent, nixl_capi_backend_t backend)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(backend, VNXI_KIND_BACKEND);
+    const char *name = vnxi_object(backend, VNXI_KIND_BACKEND);
 
-    if (slot == NULL) {
-        return NULL;
-    }
-    const char *name = slot->owner == agent ? slot->object : NULL;
-    vnxi_slot_give(slot);
-    return name;
+    return name != NULL && vnxi_slot_of(backend)->owner == agent ? name : NULL;
 }
 
 nixl_capi_status_t
@@ -484,18 +457,12 @@ find_plugin(vnx_agent_t *agent, const char *wanted)
 /* Every failure is BACKEND, as in NIXL. */
 static nixl_capi_status_t
 create_backend(const vnxi_capi_agent_t *agent, const char *name,
-               nixl_capi_params_t params)
+               const vnxi_param_set_t *set)
 {
     vnx_error_t error;
-    vnxi_slot_t *slot = vnxi_slot_share(params, VNXI_KIND_PARAMS);
-
-    if (slot == NULL) {
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
-    const vnxi_param_set_t *set = slot->object;
     vnx_status_t status = vnx_agent_create_backend(agent->agent, name, set->at,
                                                    set->count, &error);
-    vnxi_slot_leave(slot);
+
     return vnxi_capi_result(agent, status, &error) == NIXL_CAPI_SUCCESS
                ? NIXL_CAPI_SUCCESS
                : NIXL_CAPI_ERROR_BACKEND;
@@ -506,8 +473,9 @@ nixl_capi_create_backend(nixl_capi_agent_t agent, const char *plugin_name,
                          nixl_capi_params_t params,
                          nixl_capi_backend_t *backend)
 {
+    const vnxi_param_set_t *set = vnxi_object(params, VNXI_KIND_PARAMS);
     void *handle = NULL;
-    vnxi_slot_t *slot = plugin_name != NULL && backend != NULL
+    vnxi_slot_t *slot = set != NULL && plugin_name != NULL && backend != NULL
                             ? vnxi_capi_agent_share(agent)
                             : NULL;
 
@@ -515,7 +483,7 @@ nixl_capi_create_backend(nixl_capi_agent_t agent, const char *plugin_name,
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
     const vnxi_capi_agent_t *object = vnxi_capi_agent_of(slot);
-    nixl_capi_status_t status = create_backend(object, plugin_name, params);
+    nixl_capi_status_t status = create_backend(object, plugin_name, set);
     if (status == NIXL_CAPI_SUCCESS) {
         handle = vnxi_capi_backend_handle(
             agent, find_plugin(object->agent, plugin_name));
@@ -531,11 +499,7 @@ nixl_capi_create_backend(nixl_capi_agent_t agent, const char *plugin_name,
 nixl_capi_status_t
 nixl_capi_destroy_backend(nixl_capi_backend_t backend)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(backend, VNXI_KIND_BACKEND);
-
-    if (slot == NULL) {
-        return vnxi_abi_nothing_to_destroy(backend);
-    }
-    vnxi_slot_free(slot);
-    return NIXL_CAPI_SUCCESS;
+    return vnxi_handle_end(backend, VNXI_KIND_BACKEND) != NULL
+               ? NIXL_CAPI_SUCCESS
+               : vnxi_abi_nothing_to_destroy(backend);
 }

@@ -141,49 +141,69 @@ is_late(const struct timespec *begun)
     return now.tv_sec - begun->tv_sec > WAIT_S;
 }
 
-/* Add `what` to the word of a slot when the bits of `while_free` are 0.  Few
- * threads share an object, and briefly, so there is no queue. */
-static vnxi_slot_t *
-wait_for(vnxi_slot_t *slot, uint64_t idle, uint64_t while_free, uint64_t what)
+vnxi_slot_t *
+vnxi_slot_wait_to_take(vnxi_slot_t *slot, uint64_t idle)
 {
     struct timespec begun;
 
     clock_gettime(CLOCK_MONOTONIC, &begun);
     for (unsigned tries = 1;; tries++) {
-        uint_fast64_t word =
-            atomic_load_explicit(&slot->word, memory_order_relaxed);
-        if ((word ^ idle) >> VNXI_KIND_SHIFT != 0) {
-            return NULL; /* not the handle of a living object */
+        uint_fast64_t word = idle;
+        if (atomic_compare_exchange_strong_explicit(
+                &slot->word, &word, idle | VNXI_TAKEN, memory_order_acquire,
+                memory_order_relaxed)) {
+            return slot;
         }
-        if ((word & while_free) == 0) {
-            if (atomic_compare_exchange_weak_explicit(
-                    &slot->word, &word, word + what, memory_order_acquire,
-                    memory_order_relaxed)) {
-                return slot;
-            }
-            continue;
-        }
-        sched_yield();
-        if (tries % 64 == 0 && is_late(&begun)) {
+        if ((word ^ idle) >> VNXI_KIND_SHIFT != 0 ||
+            (tries % 64 == 0 && is_late(&begun))) {
             return NULL;
         }
+        sched_yield(); /* others have it for microseconds */
     }
 }
 
-vnxi_slot_t *
-vnxi_slot_wait_to_take(vnxi_slot_t *slot, uint64_t idle)
-{
-    return wait_for(slot, idle, VNXI_TAKEN | VNXI_SHARERS, VNXI_TAKEN);
-}
+/* -- Sharing ---------------------------------------------------------------
+ */
 
 vnxi_slot_t *
-vnxi_slot_wait_to_share(vnxi_slot_t *slot, uint64_t idle)
+vnxi_slot_share(const void *handle, vnxi_kind_t kind)
 {
-    return wait_for(slot, idle, VNXI_TAKEN, 1);
+    vnxi_slot_t *slot = vnxi_slot_of(handle);
+    uint_fast64_t idle = vnxi_idle_word(handle, kind), word = idle;
+
+    if (slot == NULL) {
+        return NULL;
+    }
+    while (!atomic_compare_exchange_weak_explicit(&slot->word, &word, word + 1,
+                                                  memory_order_acquire,
+                                                  memory_order_relaxed)) {
+        if ((word ^ idle) >> VNXI_KIND_SHIFT != 0) {
+            return NULL; /* not the handle of a living object */
+        }
+    }
+    return slot;
 }
 
 /* -- Ending ----------------------------------------------------------------
  */
+
+void *
+vnxi_handle_end(const void *handle, vnxi_kind_t kind)
+{
+    vnxi_slot_t *slot = vnxi_slot_of(handle);
+    uint_fast64_t idle = vnxi_idle_word(handle, kind), word = idle;
+
+    /* A word of no kind, so that only one of two threads ends the handle. */
+    if (slot == NULL ||
+        !atomic_compare_exchange_strong_explicit(
+            &slot->word, &word, idle >> VNXI_USE_SHIFT << VNXI_USE_SHIFT,
+            memory_order_acquire, memory_order_relaxed)) {
+        return NULL;
+    }
+    void *object = slot->object;
+    release_slot(slot, idle >> VNXI_USE_SHIFT);
+    return object;
+}
 
 void
 vnxi_slot_free(vnxi_slot_t *slot)

@@ -7,15 +7,13 @@
  * another kind do not match what the slot says.  Slots are used again, numbers
  * are not.
  *
- * An object is either *taken* by one thread (requests, and objects that hold
- * values) or *shared* by many (agents and prepared lists, which do their own
- * locking, and lists of rows while a call reads them).  Either keeps it alive.
- * To destroy an object that is taken, a thread takes it.  The handle of one
- * that is shared ends at once, and its last user destroys the object.  A
- * thread waits for another one at most ten seconds: only a thread that a fork
- * has left behind uses an object longer.
+ * Objects that hold values belong to one thread at a time, as those of NIXL:
+ * vnxi_object() only checks the handle.  What several threads may use at once
+ * is kept alive meanwhile.  A request is *taken* by one thread; others wait
+ * for it.  Agents and prepared lists, which do their own locking, are
+ * *shared*: their handle ends at once, and the last user destroys the object.
  *
- * Taking and giving back cost one atomic operation, sharing two.
+ * Checking costs no atomic operation, taking and giving back one, sharing two.
  */
 #ifndef VNXI_CAPI_HANDLES_H
 #define VNXI_CAPI_HANDLES_H
@@ -26,12 +24,11 @@
 #include <stdint.h>
 
 typedef enum vnxi_kind {
-    VNXI_KIND_NONE, /* the slot is free, or its handle was destroyed */
-    /* Shared: */
-    VNXI_KIND_AGENT,
-    VNXI_KIND_PREPARED,
-    /* Taken: */
-    VNXI_KIND_BACKEND,
+    VNXI_KIND_NONE,     /* the slot is free, or its handle was destroyed */
+    VNXI_KIND_AGENT,    /* shared */
+    VNXI_KIND_PREPARED, /* shared */
+    VNXI_KIND_REQUEST,  /* taken */
+    VNXI_KIND_BACKEND,  /* this one and the others: values */
     VNXI_KIND_STRINGS,
     VNXI_KIND_MEMS,
     VNXI_KIND_PARAMS,
@@ -41,7 +38,6 @@ typedef enum vnxi_kind {
     VNXI_KIND_REG_ROWS,
     VNXI_KIND_REMOTE_ROWS,
     VNXI_KIND_ANSWERS,
-    VNXI_KIND_REQUEST,
     VNXI_KIND_NOTIFS,
 } vnxi_kind_t;
 
@@ -108,28 +104,43 @@ vnxi_idle_word(const void *handle, vnxi_kind_t kind)
 void *vnxi_handle_create(vnxi_kind_t kind, void *object, const void *owner,
                          void (*destroy)(void *object));
 
-/* Is this the handle of a living object?  It may die at any time. */
+/* Is this the handle of a living object? */
 static inline bool
 vnxi_handle_is(const void *handle, vnxi_kind_t kind)
 {
     const vnxi_slot_t *slot = vnxi_slot_of(handle);
     return slot != NULL &&
-           (atomic_load_explicit(&slot->word, memory_order_relaxed) ^
+           (atomic_load_explicit(&slot->word, memory_order_acquire) ^
             vnxi_idle_word(handle, kind)) >>
                    VNXI_KIND_SHIFT ==
                0;
 }
 
-/* -- Taken objects -------------------------------------------------------- */
+/* -- Values --------------------------------------------------------------- */
+
+/* The object of a handle.  NULL: no such object. */
+static inline void *
+vnxi_object(const void *handle, vnxi_kind_t kind)
+{
+    return vnxi_handle_is(handle, kind) ? vnxi_slot_of(handle)->object : NULL;
+}
+
+/* End a handle.  The caller frees the object.  NULL: no such object. */
+void *vnxi_handle_end(const void *handle, vnxi_kind_t kind);
+
+/* -- Requests ------------------------------------------------------------- */
 
 vnxi_slot_t *vnxi_slot_wait_to_take(vnxi_slot_t *slot, uint64_t idle);
 
-/* Take an object; vnxi_slot_give() gives it back.  NULL: no such object. */
+/* Take a request; vnxi_slot_give() gives it back.  Waits for a thread that has
+ * taken it, at most ten seconds: only one that a fork has left behind has it
+ * for longer.  NULL: no such request. */
 static inline vnxi_slot_t *
-vnxi_slot_take(const void *handle, vnxi_kind_t kind)
+vnxi_slot_take(const void *handle)
 {
     vnxi_slot_t *slot = vnxi_slot_of(handle);
-    uint_fast64_t idle = vnxi_idle_word(handle, kind), word = idle;
+    uint_fast64_t idle = vnxi_idle_word(handle, VNXI_KIND_REQUEST);
+    uint_fast64_t word = idle;
 
     if (slot == NULL || atomic_compare_exchange_strong_explicit(
                             &slot->word, &word, idle | VNXI_TAKEN,
@@ -148,28 +159,13 @@ vnxi_slot_give(vnxi_slot_t *slot)
                           memory_order_release);
 }
 
-/* End the handle of an object that the caller has taken, and now owns. */
+/* End the handle of a request that the caller has taken. */
 void vnxi_slot_free(vnxi_slot_t *slot);
 
-/* -- Shared objects ------------------------------------------------------- */
-
-vnxi_slot_t *vnxi_slot_wait_to_share(vnxi_slot_t *slot, uint64_t idle);
+/* -- Agents and prepared lists -------------------------------------------- */
 
 /* Share an object; vnxi_slot_leave() gives it back.  NULL: no such object. */
-static inline vnxi_slot_t *
-vnxi_slot_share(const void *handle, vnxi_kind_t kind)
-{
-    vnxi_slot_t *slot = vnxi_slot_of(handle);
-    uint_fast64_t idle = vnxi_idle_word(handle, kind), word = idle;
-
-    if (slot == NULL || atomic_compare_exchange_strong_explicit(
-                            &slot->word, &word, idle + 1, memory_order_acquire,
-                            memory_order_relaxed)) {
-        return slot;
-    }
-    return vnxi_slot_wait_to_share(slot, idle);
-}
-
+vnxi_slot_t *vnxi_slot_share(const void *handle, vnxi_kind_t kind);
 void vnxi_slot_leave(vnxi_slot_t *slot);
 
 /* End the handle of an object that the caller shares, and leave.  False: it

@@ -36,26 +36,21 @@ change_memory(nixl_capi_agent_t agent, nixl_capi_reg_dlist_t dlist,
               nixl_capi_opt_args_t opt_args, memory_fn call,
               nixl_capi_status_t empty)
 {
+    const vnxi_rows_t *rows = vnxi_rows(dlist, VNXI_KIND_REG_ROWS);
     vnxi_selection_t selection;
     nixl_capi_status_t status =
         vnxi_options_select(opt_args, agent, &selection);
-    vnxi_slot_t *slot =
-        status == NIXL_CAPI_SUCCESS ? vnxi_capi_agent_share(agent) : NULL;
-    vnxi_slot_t *list =
-        slot != NULL ? vnxi_rows_share(dlist, VNXI_KIND_REG_ROWS) : NULL;
+    vnxi_slot_t *slot = rows != NULL && status == NIXL_CAPI_SUCCESS
+                            ? vnxi_capi_agent_share(agent)
+                            : NULL;
 
-    if (list == NULL) {
-        status = NIXL_CAPI_ERROR_INVALID_PARAM;
-    } else {
-        const vnxi_rows_t *rows = list->object;
-        status = rows->count == 0 ? empty
-                                  : change_rows(vnxi_capi_agent_of(slot), rows,
-                                                &selection, call);
-        vnxi_slot_leave(list);
+    if (slot == NULL) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    if (slot != NULL) {
-        vnxi_slot_leave(slot);
-    }
+    status = rows->count == 0 ? empty
+                              : change_rows(vnxi_capi_agent_of(slot), rows,
+                                            &selection, call);
+    vnxi_slot_leave(slot);
     return status;
 }
 
@@ -104,30 +99,25 @@ nixl_capi_create_query_resp_list(nixl_capi_query_resp_list_t *list)
 nixl_capi_status_t
 nixl_capi_destroy_query_resp_list(nixl_capi_query_resp_list_t list)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(list, VNXI_KIND_ANSWERS);
+    answers_t *answers = vnxi_handle_end(list, VNXI_KIND_ANSWERS);
 
-    if (slot == NULL) {
+    if (answers == NULL) {
         return vnxi_abi_nothing_to_destroy(list);
     }
-    answers_t *answers = slot->object;
     vnx_mem_infos_free(answers->at, answers->count);
     free(answers);
-    vnxi_slot_free(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_query_resp_list_size(nixl_capi_query_resp_list_t list, size_t *size)
 {
-    vnxi_slot_t *slot =
-        size != NULL ? vnxi_slot_take(list, VNXI_KIND_ANSWERS) : NULL;
+    const answers_t *answers = vnxi_object(list, VNXI_KIND_ANSWERS);
 
-    if (slot == NULL) {
+    if (answers == NULL || size == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const answers_t *answers = slot->object;
     *size = answers->count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -135,92 +125,51 @@ nixl_capi_status_t
 nixl_capi_query_resp_list_has_value(nixl_capi_query_resp_list_t list,
                                     size_t index, bool *has_value)
 {
-    vnxi_slot_t *slot =
-        has_value != NULL ? vnxi_slot_take(list, VNXI_KIND_ANSWERS) : NULL;
+    const answers_t *answers = vnxi_object(list, VNXI_KIND_ANSWERS);
 
-    if (slot == NULL) {
+    if (answers == NULL || has_value == NULL || index >= answers->count) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const answers_t *answers = slot->object;
-    bool is_there = index < answers->count;
-    if (is_there) {
-        *has_value = answers->at[index].is_there;
-    }
-    vnxi_slot_give(slot);
-    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
-}
-
-static bool
-copy_answer(const vnx_mem_info_t *answer, vnxi_param_set_t *set)
-{
-    for (size_t i = 0; i < answer->param_count; i++) {
-        if (!vnxi_param_set_add(set, answer->params[i].key,
-                                answer->params[i].value)) {
-            vnxi_param_set_fini(set);
-            return false;
-        }
-    }
-    return true;
+    *has_value = answers->at[index].is_there;
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_query_resp_list_get_params(nixl_capi_query_resp_list_t list,
                                      size_t index, nixl_capi_params_t *params)
 {
+    const answers_t *answers = vnxi_object(list, VNXI_KIND_ANSWERS);
     vnxi_param_set_t set = {0};
-    vnxi_slot_t *slot =
-        params != NULL ? vnxi_slot_take(list, VNXI_KIND_ANSWERS) : NULL;
 
-    if (slot == NULL) {
+    if (answers == NULL || params == NULL || index >= answers->count ||
+        !answers->at[index].is_there) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const answers_t *answers = slot->object;
-    bool is_there = index < answers->count && answers->at[index].is_there;
-    bool is_copied = is_there && copy_answer(&answers->at[index], &set);
-    vnxi_slot_give(slot);
-    return !is_there   ? NIXL_CAPI_ERROR_INVALID_PARAM
-           : is_copied ? vnxi_param_set_publish(&set, params)
-                       : NIXL_CAPI_ERROR_BACKEND;
+    const vnx_mem_info_t *answer = &answers->at[index];
+    return vnxi_param_set_copy(&set, answer->params, answer->param_count)
+               ? vnxi_param_set_publish(&set, params)
+               : NIXL_CAPI_ERROR_BACKEND;
 }
 
-/* Ask about the rows of a list. */
+/* Ask about the rows, and replace the answers. */
 static nixl_capi_status_t
-ask(const vnxi_capi_agent_t *object, nixl_capi_reg_dlist_t descs,
+ask(const vnxi_capi_agent_t *object, const vnxi_rows_t *rows,
     const char *backend, answers_t *answers)
 {
+    vnx_mem_info_t *infos;
     vnx_error_t error;
-    vnxi_slot_t *list = vnxi_rows_share(descs, VNXI_KIND_REG_ROWS);
-
-    if (list == NULL) {
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
-    const vnxi_rows_t *rows = list->object;
     nixl_capi_status_t status =
         vnxi_capi_result(object,
                          vnx_agent_query_memory(
                              object->agent, (vnx_mem_t)rows->mem, rows->at.reg,
-                             rows->count, backend, &answers->at, &error),
+                             rows->count, backend, &infos, &error),
                          &error);
-    answers->count = rows->count;
-    vnxi_slot_leave(list);
-    return status;
-}
 
-/* Move the answers into the list that the caller gave. */
-static nixl_capi_status_t
-keep(nixl_capi_query_resp_list_t list, answers_t *answers)
-{
-    vnxi_slot_t *slot = vnxi_slot_take(list, VNXI_KIND_ANSWERS);
-
-    if (slot == NULL) {
+    if (status == NIXL_CAPI_SUCCESS) {
         vnx_mem_infos_free(answers->at, answers->count);
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
+        *answers = (answers_t){infos, rows->count};
     }
-    answers_t *kept = slot->object;
-    vnx_mem_infos_free(kept->at, kept->count);
-    *kept = *answers;
-    vnxi_slot_give(slot);
-    return NIXL_CAPI_SUCCESS;
+    return status;
 }
 
 nixl_capi_status_t
@@ -228,22 +177,23 @@ nixl_capi_query_mem(nixl_capi_agent_t agent, nixl_capi_reg_dlist_t descs,
                     nixl_capi_query_resp_list_t resp,
                     nixl_capi_opt_args_t opt_args)
 {
+    const vnxi_rows_t *rows = vnxi_rows(descs, VNXI_KIND_REG_ROWS);
+    answers_t *answers = vnxi_object(resp, VNXI_KIND_ANSWERS);
     vnxi_selection_t selection;
-    answers_t answers;
     nixl_capi_status_t status =
         vnxi_options_select(opt_args, agent, &selection);
-    vnxi_slot_t *slot = status == NIXL_CAPI_SUCCESS && selection.count == 1 &&
-                                vnxi_handle_is(resp, VNXI_KIND_ANSWERS)
+    vnxi_slot_t *slot = rows != NULL && answers != NULL &&
+                                status == NIXL_CAPI_SUCCESS &&
+                                selection.count == 1
                             ? vnxi_capi_agent_share(agent)
                             : NULL;
 
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    status =
-        ask(vnxi_capi_agent_of(slot), descs, selection.names[0], &answers);
+    status = ask(vnxi_capi_agent_of(slot), rows, selection.names[0], answers);
     vnxi_slot_leave(slot);
-    return status == NIXL_CAPI_SUCCESS ? keep(resp, &answers) : status;
+    return status;
 }
 
 /* -- Memory views ----------------------------------------------------------

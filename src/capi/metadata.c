@@ -45,22 +45,17 @@ partial_metadata(nixl_capi_agent_t agent, const vnxi_capi_agent_t *object,
     vnx_error_t error;
     nixl_capi_status_t status =
         vnxi_options_select(opt_args, agent, &selection);
-    vnxi_slot_t *slot = status == NIXL_CAPI_SUCCESS
-                            ? vnxi_rows_share(descs, VNXI_KIND_REG_ROWS)
-                            : NULL;
+    const vnxi_rows_t *rows = vnxi_rows(descs, VNXI_KIND_REG_ROWS);
 
-    if (slot == NULL) {
+    if (status != NIXL_CAPI_SUCCESS || rows == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const vnxi_rows_t *rows = slot->object;
-    status = vnxi_capi_result(
+    return vnxi_capi_result(
         object,
         vnx_agent_partial_metadata(object->agent, (vnx_mem_t)rows->mem,
                                    rows->at.reg, rows->count, false,
                                    selection.backends, bytes_p, &error),
         &error);
-    vnxi_slot_leave(slot);
-    return status;
 }
 
 nixl_capi_status_t
@@ -162,39 +157,25 @@ nixl_capi_invalidate_remote_md(nixl_capi_agent_t agent,
     return status;
 }
 
-static nixl_capi_status_t
-check(const vnxi_capi_agent_t *object, const char *name,
-      const vnxi_rows_t *rows)
-{
-    return vnx_agent_check_peer(object->agent, name, strlen(name),
-                                (vnx_mem_t)rows->mem, rows->at.xfer,
-                                rows->count)
-               ? NIXL_CAPI_SUCCESS
-               : NIXL_CAPI_ERROR_NOT_FOUND;
-}
-
 nixl_capi_status_t
 nixl_capi_check_remote_md(nixl_capi_agent_t agent, const char *remote_name,
                           nixl_capi_xfer_dlist_t descs)
 {
     const vnxi_rows_t none = {.mem = NIXL_CAPI_MEM_DRAM};
-    nixl_capi_status_t status = NIXL_CAPI_ERROR_INVALID_PARAM;
-    vnxi_slot_t *slot =
-        remote_name != NULL ? vnxi_capi_agent_share(agent) : NULL;
+    const vnxi_rows_t *rows =
+        descs != NULL ? vnxi_rows(descs, VNXI_KIND_XFER_ROWS) : &none;
+    vnxi_slot_t *slot = remote_name != NULL && rows != NULL
+                            ? vnxi_capi_agent_share(agent)
+                            : NULL;
 
     if (slot == NULL) {
-        return status;
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    vnxi_slot_t *list =
-        descs != NULL ? vnxi_rows_share(descs, VNXI_KIND_XFER_ROWS) : NULL;
-    if (descs == NULL) {
-        status = check(vnxi_capi_agent_of(slot), remote_name, &none);
-    } else if (list != NULL) {
-        status = check(vnxi_capi_agent_of(slot), remote_name, list->object);
-        vnxi_slot_leave(list);
-    }
+    bool is_there = vnx_agent_check_peer(
+        vnxi_capi_agent_of(slot)->agent, remote_name, strlen(remote_name),
+        (vnx_mem_t)rows->mem, rows->at.xfer, rows->count);
     vnxi_slot_leave(slot);
-    return status;
+    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_NOT_FOUND;
 }
 
 nixl_capi_status_t
@@ -261,20 +242,18 @@ static nixl_capi_status_t
 command(vnxi_capi_agent_t *object, nixl_capi_opt_args_t opt_args,
         command_fn call, const void *data, size_t len)
 {
+    const vnxi_options_t *options = vnxi_options(opt_args);
     vnx_status_t status = VNX_ERR_BACKEND;
     vnx_error_t error;
-    char *host;
-    int port;
-    nixl_capi_status_t found = vnxi_options_address(opt_args, &host, &port);
 
-    if (found != NIXL_CAPI_SUCCESS) {
-        return found;
+    if (options == NULL || options->host == NULL || options->host[0] == '\0') {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
     vnx_listener_t *listener = get_listener(object, &error);
     if (listener != NULL) {
-        status = call(listener, host, port, data, len, &error);
+        status = call(listener, options->host, vnxi_options_port(options),
+                      data, len, &error);
     }
-    free(host);
     return vnxi_capi_result(object, status, &error);
 }
 

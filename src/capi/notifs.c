@@ -165,42 +165,37 @@ nixl_capi_create_notif_map(nixl_capi_notif_map_t *notif_map)
 nixl_capi_status_t
 nixl_capi_destroy_notif_map(nixl_capi_notif_map_t map)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(map, VNXI_KIND_NOTIFS);
+    notif_map_t *notifs = vnxi_handle_end(map, VNXI_KIND_NOTIFS);
 
-    if (slot == NULL) {
+    if (notifs == NULL) {
         return vnxi_abi_nothing_to_destroy(map);
     }
-    map_clear(slot->object);
-    free(slot->object);
-    vnxi_slot_free(slot);
+    map_clear(notifs);
+    free(notifs);
     return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_notif_map_clear(nixl_capi_notif_map_t map)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(map, VNXI_KIND_NOTIFS);
+    notif_map_t *notifs = vnxi_object(map, VNXI_KIND_NOTIFS);
 
-    if (slot == NULL) {
+    if (notifs == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    map_clear(slot->object);
-    vnxi_slot_give(slot);
+    map_clear(notifs);
     return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_notif_map_size(nixl_capi_notif_map_t map, size_t *size)
 {
-    vnxi_slot_t *slot =
-        size != NULL ? vnxi_slot_take(map, VNXI_KIND_NOTIFS) : NULL;
+    const notif_map_t *notifs = vnxi_object(map, VNXI_KIND_NOTIFS);
 
-    if (slot == NULL) {
+    if (notifs == NULL || size == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const notif_map_t *notifs = slot->object;
     *size = notifs->senders.count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -208,39 +203,31 @@ nixl_capi_status_t
 nixl_capi_notif_map_get_agent_at(nixl_capi_notif_map_t map, size_t index,
                                  const char **agent_name)
 {
-    vnxi_slot_t *slot =
-        agent_name != NULL ? vnxi_slot_take(map, VNXI_KIND_NOTIFS) : NULL;
+    const notif_map_t *notifs = vnxi_object(map, VNXI_KIND_NOTIFS);
 
-    if (slot == NULL) {
+    if (notifs == NULL || agent_name == NULL ||
+        index >= notifs->senders.count) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const notif_map_t *notifs = slot->object;
-    bool is_there = index < notifs->senders.count;
-    if (is_there) {
-        const sender_t *sender = notifs->senders.at[index];
-        *agent_name = sender->name;
-    }
-    vnxi_slot_give(slot);
-    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
+    const sender_t *sender = notifs->senders.at[index];
+    *agent_name = sender->name;
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_notif_map_get_notifs_size(nixl_capi_notif_map_t map,
                                     const char *agent_name, size_t *size)
 {
-    vnxi_slot_t *slot = agent_name != NULL && size != NULL
-                            ? vnxi_slot_take(map, VNXI_KIND_NOTIFS)
-                            : NULL;
+    const notif_map_t *notifs = vnxi_object(map, VNXI_KIND_NOTIFS);
+    const sender_t *sender = notifs != NULL && agent_name != NULL
+                                 ? find_sender(notifs, agent_name)
+                                 : NULL;
 
-    if (slot == NULL) {
+    if (sender == NULL || size == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const sender_t *sender = find_sender(slot->object, agent_name);
-    if (sender != NULL) {
-        *size = sender->messages.count;
-    }
-    vnxi_slot_give(slot);
-    return sender != NULL ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
+    *size = sender->messages.count;
+    return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
@@ -248,62 +235,53 @@ nixl_capi_notif_map_get_notif(nixl_capi_notif_map_t map,
                               const char *agent_name, size_t index,
                               const void **data, size_t *len)
 {
-    vnxi_slot_t *slot = agent_name != NULL && data != NULL && len != NULL
-                            ? vnxi_slot_take(map, VNXI_KIND_NOTIFS)
-                            : NULL;
+    const notif_map_t *notifs = vnxi_object(map, VNXI_KIND_NOTIFS);
+    const sender_t *sender = notifs != NULL && agent_name != NULL
+                                 ? find_sender(notifs, agent_name)
+                                 : NULL;
 
-    if (slot == NULL) {
+    if (sender == NULL || data == NULL || len == NULL ||
+        index >= sender->messages.count) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const sender_t *sender = find_sender(slot->object, agent_name);
-    bool is_there = sender != NULL && index < sender->messages.count;
-    if (is_there) {
-        const vnx_notif_t *notif = sender->messages.at[index];
-        *data = notif->message;
-        *len = notif->message_len;
-    }
-    vnxi_slot_give(slot);
-    return is_there ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_INVALID_PARAM;
+    const vnx_notif_t *notif = sender->messages.at[index];
+    *data = notif->message;
+    *len = notif->message_len;
+    return NIXL_CAPI_SUCCESS;
 }
 
 /* -- Receiving and sending -------------------------------------------------
  */
 
 static nixl_capi_status_t
-receive(vnx_agent_t *agent, nixl_capi_notif_map_t map)
+receive(vnx_agent_t *agent, notif_map_t *map)
 {
-    if (!vnxi_handle_is(map, VNXI_KIND_NOTIFS)) {
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
     vnx_notif_t *chain = vnx_agent_take_notifs(agent);
-    if (chain == NULL) { /* as in most calls */
-        return vnx_agent_engine(agent) != NULL ? NIXL_CAPI_SUCCESS
-                                               : NIXL_CAPI_ERROR_BACKEND;
+
+    if (chain != NULL) {
+        return map_add_chain(map, chain) ? NIXL_CAPI_SUCCESS
+                                         : NIXL_CAPI_ERROR_BACKEND;
     }
-    vnxi_slot_t *slot = vnxi_slot_take(map, VNXI_KIND_NOTIFS);
-    if (slot == NULL) {
-        vnx_notif_free(chain);
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
-    bool is_good = map_add_chain(slot->object, chain);
-    vnxi_slot_give(slot);
-    return is_good ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_BACKEND;
+    return vnx_agent_engine(agent) != NULL ? NIXL_CAPI_SUCCESS
+                                           : NIXL_CAPI_ERROR_BACKEND;
 }
 
 nixl_capi_status_t
 nixl_capi_get_notifs(nixl_capi_agent_t agent, nixl_capi_notif_map_t notif_map,
                      nixl_capi_opt_args_t opt_args)
 {
+    notif_map_t *map = vnxi_object(notif_map, VNXI_KIND_NOTIFS);
     vnxi_selection_t selection;
     nixl_capi_status_t status =
         vnxi_options_select(opt_args, agent, &selection);
-    vnxi_slot_t *slot =
-        status == NIXL_CAPI_SUCCESS ? vnxi_capi_agent_share(agent) : NULL;
+    vnxi_slot_t *slot = map != NULL && status == NIXL_CAPI_SUCCESS
+                            ? vnxi_capi_agent_share(agent)
+                            : NULL;
 
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    status = receive(vnxi_capi_agent_of(slot)->agent, notif_map);
+    status = receive(vnxi_capi_agent_of(slot)->agent, map);
     vnxi_slot_leave(slot);
     return status;
 }

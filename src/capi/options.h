@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <vnx/nixl_capi.h>
 
+#include "capi/handles.h"
+
 #define VNXI_SELECTED_MAX 16 /* backends in one object */
 
 typedef struct vnxi_blob {
@@ -17,18 +19,25 @@ typedef struct vnxi_blob {
 } vnxi_blob_t;
 
 typedef struct vnxi_options {
+    vnxi_blob_t notif;
+    vnxi_blob_t custom;
+    char *host; /* owned; NULL: none */
+    uint16_t port;
+    bool has_notif;
+    bool no_merge;
+    size_t backend_count;
     struct {
         const void *agent; /* its handle */
         const char *name;  /* static storage */
     } backends[VNXI_SELECTED_MAX];
-    size_t backend_count;
-    vnxi_blob_t notif;
-    bool has_notif;
-    bool no_merge;
-    char *host; /* owned; NULL: none */
-    uint16_t port;
-    vnxi_blob_t custom;
 } vnxi_options_t;
+
+/* NULL: `args` is NULL, or no handle. */
+static inline vnxi_options_t *
+vnxi_options(nixl_capi_opt_args_t args)
+{
+    return vnxi_object(args, VNXI_KIND_OPTIONS);
+}
 
 /* The backends that a call is limited to. */
 typedef struct vnxi_selection {
@@ -37,15 +46,13 @@ typedef struct vnxi_selection {
     size_t count;
 } vnxi_selection_t;
 
-/* Copy the backends of `args` (NULL: none), which must be of this agent.
+/* Get the backends of `args` (NULL: none), which must be of this agent.
  * INVALID_PARAM: they are not, or `args` is no handle. */
 nixl_capi_status_t vnxi_options_select(nixl_capi_opt_args_t args,
                                        const void *agent,
                                        vnxi_selection_t *selection_p);
 
-/* Copy the host and the port.  INVALID_PARAM: there is none, or `args` is NULL
- * or no handle.  *host_p is owned: free(). */
-nixl_capi_status_t vnxi_options_address(nixl_capi_opt_args_t args,
-                                        char **host_p, int *port_p);
+/* The port, or NIXL's default. */
+int vnxi_options_port(const vnxi_options_t *options);
 
 #endif

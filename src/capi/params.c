@@ -50,6 +50,19 @@ vnxi_param_set_add(vnxi_param_set_t *set, const char *key, const char *value)
     return true;
 }
 
+bool
+vnxi_param_set_copy(vnxi_param_set_t *set, const vnx_param_t *from,
+                    size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (!vnxi_param_set_add(set, from[i].key, from[i].value)) {
+            vnxi_param_set_fini(set);
+            return false;
+        }
+    }
+    return true;
+}
+
 void
 vnxi_param_set_fini(vnxi_param_set_t *set)
 {
@@ -95,14 +108,13 @@ nixl_capi_create_params(nixl_capi_params_t *params)
 nixl_capi_status_t
 nixl_capi_destroy_params(nixl_capi_params_t params)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(params, VNXI_KIND_PARAMS);
+    vnxi_param_set_t *set = vnxi_handle_end(params, VNXI_KIND_PARAMS);
 
-    if (slot == NULL) {
+    if (set == NULL) {
         return vnxi_abi_nothing_to_destroy(params);
     }
-    vnxi_param_set_fini(slot->object);
-    free(slot->object);
-    vnxi_slot_free(slot);
+    vnxi_param_set_fini(set);
+    free(set);
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -110,30 +122,24 @@ nixl_capi_status_t
 nixl_capi_params_add(nixl_capi_params_t params, const char *key,
                      const char *value)
 {
-    vnxi_slot_t *slot = key != NULL && value != NULL
-                            ? vnxi_slot_take(params, VNXI_KIND_PARAMS)
-                            : NULL;
+    vnxi_param_set_t *set = vnxi_object(params, VNXI_KIND_PARAMS);
 
-    if (slot == NULL) {
+    if (set == NULL || key == NULL || value == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    bool is_added = vnxi_param_set_add(slot->object, key, value);
-    vnxi_slot_give(slot);
-    return is_added ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_BACKEND;
+    return vnxi_param_set_add(set, key, value) ? NIXL_CAPI_SUCCESS
+                                               : NIXL_CAPI_ERROR_BACKEND;
 }
 
 nixl_capi_status_t
 nixl_capi_params_is_empty(nixl_capi_params_t params, bool *is_empty)
 {
-    vnxi_slot_t *slot =
-        is_empty != NULL ? vnxi_slot_take(params, VNXI_KIND_PARAMS) : NULL;
+    const vnxi_param_set_t *set = vnxi_object(params, VNXI_KIND_PARAMS);
 
-    if (slot == NULL) {
+    if (set == NULL || is_empty == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const vnxi_param_set_t *set = slot->object;
     *is_empty = set->count == 0;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -146,50 +152,29 @@ typedef struct iterator {
     size_t next;
 } iterator_t;
 
-static bool
-copy_set(const vnxi_param_set_t *from, vnxi_param_set_t *to)
-{
-    for (size_t i = 0; i < from->count; i++) {
-        if (!vnxi_param_set_add(to, from->at[i].key, from->at[i].value)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* NULL: no memory. */
-static void *
-make_iterator(const vnxi_param_set_t *set)
-{
-    iterator_t *iterator = calloc(1, sizeof *iterator);
-    void *handle = NULL;
-
-    if (iterator != NULL && copy_set(set, &iterator->set)) {
-        handle = vnxi_handle_create(VNXI_KIND_ITERATOR, iterator, NULL, NULL);
-    }
-    if (handle == NULL && iterator != NULL) {
-        vnxi_param_set_fini(&iterator->set);
-        free(iterator);
-    }
-    return handle;
-}
-
 nixl_capi_status_t
 nixl_capi_params_create_iterator(nixl_capi_params_t params,
                                  nixl_capi_param_iter_t *iter)
 {
-    vnxi_slot_t *slot =
-        iter != NULL ? vnxi_slot_take(params, VNXI_KIND_PARAMS) : NULL;
+    const vnxi_param_set_t *set = vnxi_object(params, VNXI_KIND_PARAMS);
+    void *handle = NULL;
 
-    if (slot == NULL) {
+    if (set == NULL || iter == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    nixl_capi_param_iter_t made = make_iterator(slot->object);
-    vnxi_slot_give(slot);
-    if (made == NULL) {
+    iterator_t *iterator = calloc(1, sizeof *iterator);
+    if (iterator != NULL &&
+        vnxi_param_set_copy(&iterator->set, set->at, set->count)) {
+        handle = vnxi_handle_create(VNXI_KIND_ITERATOR, iterator, NULL, NULL);
+    }
+    if (handle == NULL) {
+        if (iterator != NULL) {
+            vnxi_param_set_fini(&iterator->set);
+        }
+        free(iterator);
         return NIXL_CAPI_ERROR_BACKEND;
     }
-    *iter = made;
+    *iter = handle;
     return NIXL_CAPI_SUCCESS;
 }
 
@@ -197,35 +182,29 @@ nixl_capi_status_t
 nixl_capi_params_iterator_next(nixl_capi_param_iter_t iter, const char **key,
                                const char **value, bool *has_next)
 {
-    vnxi_slot_t *slot = key != NULL && value != NULL && has_next != NULL
-                            ? vnxi_slot_take(iter, VNXI_KIND_ITERATOR)
-                            : NULL;
+    iterator_t *iterator = vnxi_object(iter, VNXI_KIND_ITERATOR);
 
-    if (slot == NULL) {
+    if (iterator == NULL || key == NULL || value == NULL || has_next == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    iterator_t *iterator = slot->object;
     if (iterator->next < iterator->set.count) {
         *key = iterator->set.at[iterator->next].key;
         *value = iterator->set.at[iterator->next].value;
         iterator->next++;
     }
     *has_next = iterator->next < iterator->set.count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 nixl_capi_status_t
 nixl_capi_params_destroy_iterator(nixl_capi_param_iter_t iter)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(iter, VNXI_KIND_ITERATOR);
+    iterator_t *iterator = vnxi_handle_end(iter, VNXI_KIND_ITERATOR);
 
-    if (slot == NULL) {
+    if (iterator == NULL) {
         return vnxi_abi_nothing_to_destroy(iter);
     }
-    iterator_t *iterator = slot->object;
     vnxi_param_set_fini(&iterator->set);
     free(iterator);
-    vnxi_slot_free(slot);
     return NIXL_CAPI_SUCCESS;
 }

@@ -18,6 +18,10 @@ typedef struct vnxi_param_set {
 bool vnxi_param_set_add(vnxi_param_set_t *set, const char *key,
                         const char *value);
 
+/* Add these to an empty set.  False: no memory; the set is empty. */
+bool vnxi_param_set_copy(vnxi_param_set_t *set, const vnx_param_t *from,
+                         size_t count);
+
 void vnxi_param_set_fini(vnxi_param_set_t *set);
 
 /* Make a handle for the set, which is moved; it is freed if that fails. */

@@ -54,17 +54,12 @@ cut(vnxi_rows_t *rows, vnxi_kind_t kind, size_t from)
     rows->count = from;
 }
 
-vnxi_slot_t *
-vnxi_rows_share(const void *list, vnxi_kind_t kind)
+vnxi_rows_t *
+vnxi_rows(const void *list, vnxi_kind_t kind)
 {
-    vnxi_slot_t *slot = vnxi_slot_share(list, kind);
-    const vnxi_rows_t *rows = slot != NULL ? slot->object : NULL;
+    vnxi_rows_t *rows = vnxi_object(list, kind);
 
-    if (slot != NULL && (unsigned)rows->mem >= VNX_MEM_COUNT) {
-        vnxi_slot_leave(slot);
-        return NULL;
-    }
-    return slot;
+    return rows != NULL && (unsigned)rows->mem < VNX_MEM_COUNT ? rows : NULL;
 }
 
 /* -- Calls of every kind ---------------------------------------------------
@@ -98,59 +93,51 @@ created(const void *place, const void *handle)
 static nixl_capi_status_t
 rows_destroy(const void *handle, vnxi_kind_t kind)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(handle, kind);
+    vnxi_rows_t *rows = vnxi_handle_end(handle, kind);
 
-    if (slot == NULL) {
+    if (rows == NULL) {
         return vnxi_abi_nothing_to_destroy(handle);
     }
-    vnxi_rows_t *rows = slot->object;
     cut(rows, kind, 0);
     free(rows->at.any);
     free(rows);
-    vnxi_slot_free(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
 rows_type(const void *handle, vnxi_kind_t kind, nixl_capi_mem_type_t *mem)
 {
-    vnxi_slot_t *slot = mem != NULL ? vnxi_slot_take(handle, kind) : NULL;
+    const vnxi_rows_t *rows = vnxi_object(handle, kind);
 
-    if (slot == NULL) {
+    if (rows == NULL || mem == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const vnxi_rows_t *rows = slot->object;
     *mem = rows->mem;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
 rows_count(const void *handle, vnxi_kind_t kind, size_t *count)
 {
-    vnxi_slot_t *slot = count != NULL ? vnxi_slot_take(handle, kind) : NULL;
+    const vnxi_rows_t *rows = vnxi_object(handle, kind);
 
-    if (slot == NULL) {
+    if (rows == NULL || count == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    const vnxi_rows_t *rows = slot->object;
     *count = rows->count;
-    vnxi_slot_give(slot);
     return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
 rows_is_empty(const void *handle, vnxi_kind_t kind, bool *is_empty)
 {
-    size_t count;
-    nixl_capi_status_t status = is_empty != NULL
-                                    ? rows_count(handle, kind, &count)
-                                    : NIXL_CAPI_ERROR_INVALID_PARAM;
+    const vnxi_rows_t *rows = vnxi_object(handle, kind);
 
-    if (status == NIXL_CAPI_SUCCESS) {
-        *is_empty = count == 0;
+    if (rows == NULL || is_empty == NULL) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    return status;
+    *is_empty = rows->count == 0;
+    return NIXL_CAPI_SUCCESS;
 }
 
 /* Add an empty row; NULL: no memory. */
@@ -166,65 +153,60 @@ append(vnxi_rows_t *rows, vnxi_kind_t kind)
 static nixl_capi_status_t
 rows_add(const void *handle, vnxi_kind_t kind, vnx_desc_t desc)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(handle, kind);
+    vnxi_rows_t *rows = vnxi_object(handle, kind);
 
-    if (slot == NULL) {
+    if (rows == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    vnx_desc_t *row = append(slot->object, kind);
-    if (row != NULL) {
-        *row = desc;
+    vnx_desc_t *row = append(rows, kind);
+    if (row == NULL) {
+        return NIXL_CAPI_ERROR_BACKEND;
     }
-    vnxi_slot_give(slot);
-    return row != NULL ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_BACKEND;
+    *row = desc;
+    return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
 rows_remove(const void *handle, vnxi_kind_t kind, int index)
 {
-    nixl_capi_status_t status = NIXL_CAPI_ERROR_BACKEND;
-    vnxi_slot_t *slot = vnxi_slot_take(handle, kind);
+    vnxi_rows_t *rows = vnxi_object(handle, kind);
+    size_t size = row_size(kind), place = (size_t)index;
 
-    if (slot == NULL) {
+    if (rows == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    vnxi_rows_t *rows = slot->object;
-    size_t size = row_size(kind), place = (size_t)index;
-    if (index >= 0 && place < rows->count) {
-        char *row = (char *)rows->at.any + place * size;
-        if (kind == VNXI_KIND_REG_ROWS) {
-            free((void *)rows->at.reg[place].meta);
-        }
-        rows->count--;
-        memmove(row, row + size, (rows->count - place) * size);
-        status = NIXL_CAPI_SUCCESS;
+    if (index < 0 || place >= rows->count) {
+        return NIXL_CAPI_ERROR_BACKEND;
     }
-    vnxi_slot_give(slot);
-    return status;
+    if (kind == VNXI_KIND_REG_ROWS) {
+        free((void *)rows->at.reg[place].meta);
+    }
+    char *row = (char *)rows->at.any + place * size;
+    rows->count--;
+    memmove(row, row + size, (rows->count - place) * size);
+    return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
 rows_resize(const void *handle, vnxi_kind_t kind, size_t count)
 {
-    nixl_capi_status_t status = NIXL_CAPI_SUCCESS;
-    vnxi_slot_t *slot = vnxi_slot_take(handle, kind);
+    vnxi_rows_t *rows = vnxi_object(handle, kind);
+    size_t size = row_size(kind);
 
-    if (slot == NULL) {
+    if (rows == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    vnxi_rows_t *rows = slot->object;
     if (count <= rows->count) {
         cut(rows, kind, count);
-    } else if (reserve(rows, kind, count)) {
-        size_t size = row_size(kind);
-        memset((char *)rows->at.any + rows->count * size, 0,
-               (count - rows->count) * size);
-        rows->count = count;
-    } else {
-        status = NIXL_CAPI_ERROR_BACKEND;
+        return NIXL_CAPI_SUCCESS;
     }
-    vnxi_slot_give(slot);
-    return status;
+    if (!reserve(rows, kind, count)) {
+        return NIXL_CAPI_ERROR_BACKEND;
+    }
+    memset((char *)rows->at.any + rows->count * size, 0,
+           (count - rows->count) * size);
+    rows->count = count;
+    return NIXL_CAPI_SUCCESS;
 }
 
 static nixl_capi_status_t
@@ -237,13 +219,13 @@ rows_trim(const void *handle, vnxi_kind_t kind)
 static nixl_capi_status_t
 rows_print(const void *handle, vnxi_kind_t kind)
 {
-    nixl_capi_mem_type_t mem;
-    nixl_capi_status_t status = rows_type(handle, kind, &mem);
+    const vnxi_rows_t *rows = vnxi_object(handle, kind);
 
-    if (status == NIXL_CAPI_SUCCESS) {
-        printf("DescList of mem type %d\n", (int)mem);
+    if (rows == NULL) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    return status;
+    printf("DescList of mem type %d\n", (int)rows->mem);
+    return NIXL_CAPI_SUCCESS;
 }
 
 /* -- Lists to transfer -----------------------------------------------------
@@ -384,16 +366,15 @@ nixl_capi_reg_dlist_add_desc(nixl_capi_reg_dlist_t dlist, uintptr_t addr,
                              size_t len, uint64_t dev_id, const void *metadata,
                              size_t metadata_len)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(dlist, VNXI_KIND_REG_ROWS);
+    vnxi_rows_t *rows = vnxi_object(dlist, VNXI_KIND_REG_ROWS);
 
-    if (slot == NULL) {
+    if (rows == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    bool is_added =
-        add_with_meta(slot->object, (vnx_desc_t){addr, len, dev_id}, metadata,
-                      metadata != NULL ? metadata_len : 0);
-    vnxi_slot_give(slot);
-    return is_added ? NIXL_CAPI_SUCCESS : NIXL_CAPI_ERROR_BACKEND;
+    return add_with_meta(rows, (vnx_desc_t){addr, len, dev_id}, metadata,
+                         metadata != NULL ? metadata_len : 0)
+               ? NIXL_CAPI_SUCCESS
+               : NIXL_CAPI_ERROR_BACKEND;
 }
 
 nixl_capi_status_t

@@ -20,8 +20,8 @@ typedef struct vnxi_rows {
     } at;
 } vnxi_rows_t;
 
-/* Share a list; vnxi_slot_leave() gives it back.  NULL: no such list, or its
- * memory type is none. */
-vnxi_slot_t *vnxi_rows_share(const void *list, vnxi_kind_t kind);
+/* The list of a handle, for calls that use its rows.  NULL: no such list, or
+ * its memory type is none. */
+vnxi_rows_t *vnxi_rows(const void *list, vnxi_kind_t kind);
 
 #endif

@@ -77,26 +77,22 @@ nixl_capi_prep_xfer_dlist(nixl_capi_agent_t agent, const char *agent_name,
                           nixl_capi_xfer_dlist_handle_t *dlist_handle,
                           nixl_capi_opt_args_t opt_args)
 {
+    const vnxi_rows_t *rows = vnxi_rows(descs, VNXI_KIND_XFER_ROWS);
     vnxi_selection_t selection;
     prepared_t prepared;
 
-    if (agent_name == NULL || dlist_handle == NULL ||
+    if (rows == NULL || agent_name == NULL || dlist_handle == NULL ||
         vnxi_options_select(opt_args, agent, &selection) !=
             NIXL_CAPI_SUCCESS) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    nixl_capi_status_t status = NIXL_CAPI_ERROR_INVALID_PARAM;
     vnxi_slot_t *slot = vnxi_capi_agent_share(agent);
-    vnxi_slot_t *rows =
-        slot != NULL ? vnxi_rows_share(descs, VNXI_KIND_XFER_ROWS) : NULL;
-    if (rows != NULL) {
-        status = prepare(vnxi_capi_agent_of(slot), agent_name, rows->object,
-                         selection.backends, &prepared);
-        vnxi_slot_leave(rows);
+    if (slot == NULL) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    if (slot != NULL) {
-        vnxi_slot_leave(slot);
-    }
+    nixl_capi_status_t status = prepare(vnxi_capi_agent_of(slot), agent_name,
+                                        rows, selection.backends, &prepared);
+    vnxi_slot_leave(slot);
     if (status != NIXL_CAPI_SUCCESS) {
         return status;
     }
@@ -140,41 +136,29 @@ result_of(nixl_capi_agent_t agent, vnx_status_t status,
 /* -- Making ----------------------------------------------------------------
  */
 
-/* The optional arguments of a transfer, taken while it is made or posted. */
+/* The optional arguments of a transfer. */
 typedef struct extras {
-    vnxi_slot_t *slot; /* NULL: none were given */
     const void *notif; /* NULL: none */
     size_t notif_len;
     bool no_merge;
 } extras_t;
 
 static nixl_capi_status_t
-extras_take(nixl_capi_opt_args_t opt_args, extras_t *extras)
+extras_get(nixl_capi_opt_args_t opt_args, extras_t *extras)
 {
-    *extras = (extras_t){.slot = NULL};
-    if (opt_args == NULL) {
-        return NIXL_CAPI_SUCCESS;
+    const vnxi_options_t *options = vnxi_options(opt_args);
+
+    *extras = (extras_t){.notif = NULL};
+    if (options == NULL) {
+        return opt_args == NULL ? NIXL_CAPI_SUCCESS
+                                : NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    extras->slot = vnxi_slot_take(opt_args, VNXI_KIND_OPTIONS);
-    if (extras->slot == NULL) {
-        return NIXL_CAPI_ERROR_INVALID_PARAM;
-    }
-    const vnxi_options_t *options = extras->slot->object;
     if (options->has_notif) {
-        bool is_empty = options->notif.len == 0;
-        extras->notif = is_empty ? "" : options->notif.data;
+        extras->notif = options->notif.len > 0 ? options->notif.data : "";
         extras->notif_len = options->notif.len;
     }
     extras->no_merge = options->no_merge;
     return NIXL_CAPI_SUCCESS;
-}
-
-static void
-extras_give(const extras_t *extras)
-{
-    if (extras->slot != NULL) {
-        vnxi_slot_give(extras->slot);
-    }
 }
 
 /* Give a new transfer, which is moved, its handle. */
@@ -233,7 +217,7 @@ make(nixl_capi_agent_t agent, vnx_op_t op, const side_t *local,
     const prepared_t *from = local->slot->object, *to = remote->slot->object;
     extras_t extras;
     vnx_error_t error;
-    nixl_capi_status_t status = extras_take(opt_args, &extras);
+    nixl_capi_status_t status = extras_get(opt_args, &extras);
 
     if (status != NIXL_CAPI_SUCCESS) {
         return status;
@@ -241,7 +225,6 @@ make(nixl_capi_agent_t agent, vnx_op_t op, const side_t *local,
     vnx_status_t made = vnx_xfer_create_prepped(
         from->agent, op, from->list, local->rows, to->list, remote->rows,
         extras.notif, extras.notif_len, extras.no_merge, xfer_p, &error);
-    extras_give(&extras);
     return result_of(agent, made, &error);
 }
 
@@ -275,7 +258,6 @@ nixl_capi_make_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t operation,
                                        : status;
 }
 
-/* Make a transfer from lists that are shared. */
 static nixl_capi_status_t
 make_from_rows(nixl_capi_agent_t agent, vnx_op_t op, const vnxi_rows_t *local,
                const vnxi_rows_t *remote, const char *peer,
@@ -293,7 +275,7 @@ make_from_rows(nixl_capi_agent_t agent, vnx_op_t op, const vnxi_rows_t *local,
     nixl_capi_status_t status =
         vnxi_options_select(opt_args, agent, &selection);
     if (status == NIXL_CAPI_SUCCESS) {
-        status = extras_take(opt_args, &extras);
+        status = extras_get(opt_args, &extras);
     }
     if (status == NIXL_CAPI_SUCCESS) {
         vnx_status_t made = vnx_xfer_create(
@@ -301,7 +283,6 @@ make_from_rows(nixl_capi_agent_t agent, vnx_op_t op, const vnxi_rows_t *local,
             local->count, (vnx_mem_t)remote->mem, remote->at.xfer,
             remote->count, peer, strlen(peer), extras.notif, extras.notif_len,
             selection.backends, xfer_p, &error);
-        extras_give(&extras);
         /* Every failure is BACKEND, as in NIXL. */
         status = vnxi_capi_result(object, made, &error) == NIXL_CAPI_SUCCESS
                      ? NIXL_CAPI_SUCCESS
@@ -320,24 +301,17 @@ nixl_capi_create_xfer_req(nixl_capi_agent_t agent,
                           nixl_capi_xfer_req_t *req_hndl,
                           nixl_capi_opt_args_t opt_args)
 {
-    nixl_capi_status_t status = NIXL_CAPI_ERROR_INVALID_PARAM;
+    const vnxi_rows_t *local = vnxi_rows(local_descs, VNXI_KIND_XFER_ROWS);
+    const vnxi_rows_t *remote = vnxi_rows(remote_descs, VNXI_KIND_XFER_ROWS);
     vnx_xfer_t *xfer = NULL;
 
-    if (remote_agent == NULL || req_hndl == NULL || !is_operation(operation)) {
-        return status;
+    if (local == NULL || remote == NULL || remote_agent == NULL ||
+        req_hndl == NULL || !is_operation(operation)) {
+        return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    vnxi_slot_t *local = vnxi_rows_share(local_descs, VNXI_KIND_XFER_ROWS);
-    vnxi_slot_t *remote = vnxi_rows_share(remote_descs, VNXI_KIND_XFER_ROWS);
-    if (local != NULL && remote != NULL) {
-        status = make_from_rows(agent, (vnx_op_t)operation, local->object,
-                                remote->object, remote_agent, opt_args, &xfer);
-    }
-    if (local != NULL) {
-        vnxi_slot_leave(local);
-    }
-    if (remote != NULL) {
-        vnxi_slot_leave(remote);
-    }
+    nixl_capi_status_t status =
+        make_from_rows(agent, (vnx_op_t)operation, local, remote, remote_agent,
+                       opt_args, &xfer);
     return status == NIXL_CAPI_SUCCESS ? publish_request(agent, xfer, req_hndl)
                                        : status;
 }
@@ -351,7 +325,7 @@ static vnxi_slot_t *
 request_take(nixl_capi_agent_t agent, nixl_capi_xfer_req_t request)
 {
     vnxi_slot_t *slot = vnxi_handle_is(agent, VNXI_KIND_AGENT)
-                            ? vnxi_slot_take(request, VNXI_KIND_REQUEST)
+                            ? vnxi_slot_take(request)
                             : NULL;
 
     if (slot != NULL && slot->object == NULL) {
@@ -372,17 +346,16 @@ nixl_capi_post_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t req_hndl,
     if (slot == NULL) {
         return NIXL_CAPI_ERROR_INVALID_PARAM;
     }
-    nixl_capi_status_t status = extras_take(opt_args, &extras);
+    nixl_capi_status_t status = extras_get(opt_args, &extras);
     if (status != NIXL_CAPI_SUCCESS) {
         vnxi_slot_give(slot);
         return status;
     }
-    if (extras.slot != NULL && extras.notif == NULL) {
+    if (opt_args != NULL && extras.notif == NULL) {
         extras.notif = VNX_NO_NOTIF; /* as in NIXL */
     }
     vnx_status_t posted =
         vnx_xfer_post(slot->object, extras.notif, extras.notif_len, &error);
-    extras_give(&extras);
     vnxi_slot_give(slot);
     return result_of(agent, posted, &error);
 }
@@ -536,7 +509,7 @@ nixl_capi_release_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t req)
 nixl_capi_status_t
 nixl_capi_destroy_xfer_req(nixl_capi_xfer_req_t req)
 {
-    vnxi_slot_t *slot = vnxi_slot_take(req, VNXI_KIND_REQUEST);
+    vnxi_slot_t *slot = vnxi_slot_take(req);
 
     if (slot == NULL) {
         return vnxi_abi_nothing_to_destroy(req);

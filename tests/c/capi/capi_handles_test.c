@@ -650,15 +650,17 @@ test_capi_agent_of_the_parent_fails_in_a_child(void **state)
 
 static unsigned rounds = 2000;
 
+/* No two transfers that may go on at one time use the same row. */
+#define OWN_ROWS 3 /* of each thread */
+#define SHARED_ROW (THREADS * OWN_ROWS)
+#define SWAPPED_ROW (SHARED_ROW + 1) /* and the next one */
+
 typedef struct crowd {
     scene_t scene;
-    atomic_uint failures;
-    nixl_capi_params_t params;
-    nixl_capi_xfer_dlist_t rows;
-    nixl_capi_opt_args_t options;
-    nixl_capi_notif_map_t map;
-    _Atomic(void *) swapped; /* an object that is destroyed at any time */
-    atomic_uint number;
+    atomic_uint number, failures, received;
+    nixl_capi_opt_args_t options; /* read by all */
+    nixl_capi_xfer_req_t request; /* used by all */
+    _Atomic(void *) swapped;      /* a request that is destroyed at any time */
 } crowd_t;
 
 static void
@@ -669,67 +671,97 @@ want(crowd_t *crowd, bool good)
     }
 }
 
-/* Everything that one thread does with objects of its own and with those that
- * all threads share. */
-static void
-crowd_round(crowd_t *crowd, unsigned i)
+static nixl_capi_xfer_req_t
+make_write(crowd_t *crowd, unsigned number, nixl_capi_opt_args_t options)
 {
     const scene_t *scene = &crowd->scene;
-    const int row = (int)(i % ROWS);
+    const int row = (int)number;
     nixl_capi_xfer_req_t request = NULL;
-    char key[16];
-    size_t size;
-    bool flag;
 
-    snprintf(key, sizeof key, "%u", i % 8);
-    want(crowd, nixl_capi_params_add(crowd->params, key, key) == 0);
-    want(crowd, nixl_capi_params_is_empty(crowd->params, &flag) == 0);
-    want(crowd, nixl_capi_xfer_dlist_add_desc(
-                    crowd->rows, (uintptr_t)scene->at_a, ROW, 0) == 0);
-    want(crowd, nixl_capi_xfer_dlist_len(crowd->rows, &size) == 0);
-    if (i % 64 == 0) {
-        want(crowd, nixl_capi_xfer_dlist_clear(crowd->rows) == 0);
+    want(crowd, nixl_capi_make_xfer_req(scene->a, NIXL_CAPI_XFER_OP_WRITE,
+                                        scene->local, &row, 1, scene->remote,
+                                        &row, 1, &request, options) == 0);
+    return request;
+}
+
+/* A transfer of the thread's own, with a notification. */
+static void
+own_transfer(crowd_t *crowd, unsigned row)
+{
+    nixl_capi_agent_t a = crowd->scene.a;
+    nixl_capi_xfer_req_t request = make_write(crowd, row, crowd->options);
+    int status = nixl_capi_post_xfer_req(a, request, NULL);
+
+    while (status == NIXL_CAPI_IN_PROG) {
+        status = nixl_capi_get_xfer_status(a, request);
     }
-    want(crowd, nixl_capi_opt_args_set_notif_msg(crowd->options, key, 1) == 0);
-    want(crowd, nixl_capi_get_notifs(scene->b, crowd->map, NULL) == 0);
-    if (i % 16 == 0) {
-        want(crowd, nixl_capi_notif_map_clear(crowd->map) == 0);
-    }
-    want(crowd, nixl_capi_make_xfer_req(
-                    scene->a, NIXL_CAPI_XFER_OP_WRITE, scene->local, &row, 1,
-                    scene->remote, &row, 1, &request, crowd->options) == 0);
-    want(crowd, nixl_capi_get_xfer_status(scene->a, request) < 0);
-    want(crowd, nixl_capi_release_xfer_req(scene->a, request) == 0);
+    want(crowd, status == 0);
+    want(crowd, nixl_capi_release_xfer_req(a, request) == 0);
     want(crowd, nixl_capi_destroy_xfer_req(request) == 0);
 }
 
-/* Replace the object that other threads use, and destroy it. */
+/* A request that all threads post and look at. */
 static void
-swap_round(crowd_t *crowd, bool is_owner)
+shared_transfer(crowd_t *crowd)
 {
-    nixl_capi_params_t made = NULL, old;
+    const scene_t *scene = &crowd->scene;
+    nixl_capi_backend_t backend = NULL;
+
+    /* BACKEND: it is active already. */
+    (void)nixl_capi_post_xfer_req(scene->a, crowd->request, NULL);
+    want(crowd, nixl_capi_get_xfer_status(scene->a, crowd->request) >= 0);
+    want(crowd, nixl_capi_query_xfer_backend(scene->a, crowd->request,
+                                             &backend) == 0);
+    want(crowd, nixl_capi_destroy_backend(backend) == 0);
+}
+
+/* One thread replaces and destroys the request that the others use. */
+static void
+swap_request(crowd_t *crowd, bool is_owner, unsigned i)
+{
+    nixl_capi_agent_t a = crowd->scene.a;
 
     if (is_owner) {
-        want(crowd, nixl_capi_create_params(&made) == 0);
-        old = atomic_exchange(&crowd->swapped, made);
-        want(crowd, nixl_capi_destroy_params(old) == 0);
+        void *new = make_write(crowd, SWAPPED_ROW + (i + 1) % 2, NULL);
+        void *old = atomic_exchange(&crowd->swapped, new);
+        want(crowd, nixl_capi_release_xfer_req(a, old) == 0);
+        want(crowd, nixl_capi_destroy_xfer_req(old) == 0);
     } else {
-        old = atomic_load(&crowd->swapped);
-        nixl_capi_status_t status = nixl_capi_params_add(old, "k", "v");
-        want(crowd, status == 0 || status == NIXL_CAPI_ERROR_INVALID_PARAM);
+        void *other = atomic_load(&crowd->swapped);
+        int posted = nixl_capi_post_xfer_req(a, other, NULL);
+        want(crowd, posted >= 0 || posted == NIXL_CAPI_ERROR_INVALID_PARAM ||
+                        posted == NIXL_CAPI_ERROR_BACKEND);
+        (void)nixl_capi_get_xfer_status(a, other);
     }
+}
+
+static void
+take_notifs(crowd_t *crowd, nixl_capi_notif_map_t map)
+{
+    size_t count = 0;
+
+    want(crowd, nixl_capi_get_notifs(crowd->scene.b, map, NULL) == 0);
+    if (nixl_capi_notif_map_get_notifs_size(map, "a", &count) == 0) {
+        atomic_fetch_add(&crowd->received, (unsigned)count);
+    }
+    want(crowd, nixl_capi_notif_map_clear(map) == 0);
 }
 
 static void *
 crowd_main(void *context)
 {
     crowd_t *crowd = context;
-    unsigned number_ = atomic_fetch_add(&crowd->number, 1);
+    unsigned mine = atomic_fetch_add(&crowd->number, 1);
+    nixl_capi_notif_map_t map = NULL;
 
+    want(crowd, nixl_capi_create_notif_map(&map) == 0);
     for (unsigned i = 0; i < rounds / THREADS; i++) {
-        crowd_round(crowd, number_ + i);
-        swap_round(crowd, number_ == 0);
+        own_transfer(crowd, mine * OWN_ROWS + i % OWN_ROWS);
+        shared_transfer(crowd);
+        swap_request(crowd, mine == 0, i);
+        take_notifs(crowd, map);
     }
+    want(crowd, nixl_capi_destroy_notif_map(map) == 0);
     return NULL;
 }
 
@@ -747,29 +779,31 @@ run_threads(void *(*entry)(void *), void *context)
 }
 
 static void
-test_capi_objects_are_used_by_many_threads(void **state)
+test_capi_is_used_by_many_threads(void **state)
 {
     crowd_t crowd = {.failures = 0};
-    nixl_capi_params_t swapped = NULL;
+    scene_t *scene = &crowd.scene;
+    nixl_capi_notif_map_t map = NULL;
     (void)state;
 
-    open_scene(&crowd.scene);
-    load(crowd.scene.b, crowd.scene.a);
-    assert_done(nixl_capi_create_params(&crowd.params));
-    assert_done(nixl_capi_create_params(&swapped));
-    atomic_store(&crowd.swapped, swapped);
-    crowd.rows = list_rows(crowd.scene.at_a);
+    open_scene(scene);
     assert_done(nixl_capi_create_opt_args(&crowd.options));
     assert_done(nixl_capi_opt_args_set_has_notif(crowd.options, true));
-    assert_done(nixl_capi_create_notif_map(&crowd.map));
+    assert_done(nixl_capi_create_notif_map(&map));
+    crowd.request = make_write(&crowd, SHARED_ROW, NULL);
+    atomic_store(&crowd.swapped, make_write(&crowd, SWAPPED_ROW, NULL));
+    post_and_finish(scene, crowd.request);
     run_threads(crowd_main, &crowd);
+    while (atomic_load(&crowd.received) < rounds / THREADS * THREADS) {
+        take_notifs(&crowd, map);
+    }
     assert_int_equal(atomic_load(&crowd.failures), 0);
-    assert_done(nixl_capi_destroy_params(atomic_load(&crowd.swapped)));
-    assert_done(nixl_capi_destroy_params(crowd.params));
-    assert_done(nixl_capi_destroy_xfer_dlist(crowd.rows));
+    assert_int_equal(atomic_load(&crowd.received), rounds / THREADS * THREADS);
+    drop_request(scene, crowd.request);
+    drop_request(scene, atomic_load(&crowd.swapped));
     assert_done(nixl_capi_destroy_opt_args(crowd.options));
-    assert_done(nixl_capi_destroy_notif_map(crowd.map));
-    close_scene(&crowd.scene);
+    assert_done(nixl_capi_destroy_notif_map(map));
+    close_scene(scene);
 }
 
 /* Agents, prepared lists and requests end while other threads use them. */
@@ -783,8 +817,8 @@ ending_main(void *context)
 {
     ending_t *ending = context;
     const scene_t *scene = &ending->scene;
-    unsigned mine = atomic_fetch_add(&ending->number, 1);
-    const int row = 0;
+    const unsigned mine = atomic_fetch_add(&ending->number, 1);
+    const int row = (int)mine;
 
     for (int i = 0; i < 200; i++) {
         nixl_capi_xfer_req_t request = NULL;
@@ -973,7 +1007,7 @@ main(int argc, char **argv)
         cmocka_unit_test(test_capi_objects_outlive_their_agent),
         cmocka_unit_test(test_capi_options_of_another_agent_are_refused),
         cmocka_unit_test(test_capi_agent_of_the_parent_fails_in_a_child),
-        cmocka_unit_test(test_capi_objects_are_used_by_many_threads),
+        cmocka_unit_test(test_capi_is_used_by_many_threads),
         cmocka_unit_test(test_capi_agent_ends_while_threads_use_it),
         cmocka_unit_test(test_capi_memory_stays_flat),
     };
