@@ -291,7 +291,7 @@ make_wheel() {
     add_licences "$raw"/*/*.dist-info
     quietly "$TOOLS/bin/python" -m wheel pack -d "$raw" "$raw"/*/
     rm -f "$DIST"/*-"cp${version/./}"-*_"$arch".whl
-    # Finds the tag and, as nothing is linked dynamically, sets it only.
+    # Finds the tag and sets it; no library from outside is linked.
     quietly "$TOOLS/bin/auditwheel" repair -w "$DIST" "$raw"/*.whl
     wheel=$(echo "$DIST"/*-"cp${version/./}"-*_"$arch".whl)
     "$TOOLS/bin/python" "$ROOT/scripts/check_wheel.py" "$wheel"
@@ -336,6 +336,9 @@ import_wheel() {
 import vllm_nixl
 lacking = [name for name, there in vllm_nixl.features.items() if not there]
 assert not lacking, lacking
+from ctypes import CDLL
+from pathlib import Path
+CDLL(Path(vllm_nixl.__file__).with_name("libnixl_capi.so")).nixl_capi_is_stub
 print("  imported; features:", *vllm_nixl.features)')
 }
 

@@ -210,10 +210,11 @@ check_library() {
 
     # What was installed with DESTDIR, in a folder that is not its prefix.
     stage="$copy/package$home/vnx"
-    sed -i "s#^prefix=.*#prefix=$stage#" "$stage/lib/pkgconfig/vnx.pc"
+    sed -i "s#^prefix=.*#prefix=$stage#" "$stage"/lib/pkgconfig/*.pc
     export PKG_CONFIG_PATH="$stage/lib/pkgconfig"
     diff <(ls "$ROOT/include/vnx") <(ls "$stage/include/vnx")
-    only_our_names "$stage/lib/libvnx.so"
+    only_our_names "$stage/lib/libvnx.so" 'vnx_|VNX_'
+    only_our_names "$stage/lib/libnixl_capi.so" nixl_capi_
     needs_no_libcurl "$stage"
     versions_agree "$stage"
     manual "$stage"
@@ -326,6 +327,10 @@ demos_with_pkg_config() {
                 sed s/-lvnx/-l:libvnx.a/)
         needs_no_libvnx "demos-static/$name"
     done
+    # shellcheck disable=SC2046
+    cc -Wall -Wextra -Werror examples/nixl_capi.c -o demos/nixl_capi \
+        $(pkg-config --cflags --libs nixl_capi)
+    LD_LIBRARY_PATH="$stage/lib" demos/nixl_capi >/dev/null
     LD_LIBRARY_PATH="$stage/lib" run_demos demos
     run_demos demos-static
     say "pkg-config: the demos run, with libvnx.so and with libvnx.a"
@@ -392,12 +397,13 @@ print("as a subproject:", *names)'
 }
 
 # Check that the library exports only names that begin with vnx_.
+# only_our_names LIBRARY PREFIXES: it exports no other names.
 only_our_names() {
-    local foreign
-    foreign=$(nm -D --defined-only "$1" | awk '$2 ~ /[A-Z]/ { print $3 }' |
-        grep -v -E '^(vnx_|VNX_)' || true)
-    [ -z "$foreign" ] || die "exported names without vnx_: $foreign"
-    echo "exports $(nm -D --defined-only "$1" | grep -c ' T vnx_') functions"
+    local names foreign
+    names=$(nm -D --defined-only "$1" | awk '$2 ~ /[A-Z]/ { print $3 }')
+    foreign=$(grep -v -E "^($2)" <<<"$names" || true)
+    [ -z "$foreign" ] || die "$1 exports: $foreign"
+    say "${1##*/} exports $(wc -l <<<"$names") names"
 }
 
 # check_yama [SCOPE]: test the same-host transport on a kernel with Yama.

@@ -18,21 +18,28 @@ from elftools.elf.elffile import ELFFile
 
 SIZE_MAX = 5 << 20
 GLIBC_MAX = (2, 28)
-# What manylinux promises and what we use of it.
+# What manylinux promises and what we use of it; and the wheel's own.
 LIBRARIES = re.compile(
     r"(libc|libdl|libm|libpthread|librt)\.so\.\d+|ld-linux-.*\.so\.\d+"
+    r"|libvllm_nixl-[\d.]+\.so"
 )
-# Files for C programs: a wheel has no library for them.
+# Files for building C programs: a wheel is not for that.
 FOR_C = {".h", ".pc", ".cmake", ".a", ".3"}
-# The libraries of a wheel, and what each exports: the extension, and the bare
-# loops of the benchmark.
-EXPORTED = {"_core": "PyInit__core", "bench.bare": r"vnx_bare_\w+"}
+# The libraries of a wheel, and what each exports: the extension, the C library
+# behind it, NIXL's C interface, and the bare loops of the benchmark.
+EXPORTED = {
+    "_core": "PyInit__core",
+    "libvllm_nixl": r"vnxi?_\w+|VLLM_NIXL",
+    "libnixl_capi": r"nixl_capi_\w+",
+    "bench.bare": r"vnx_bare_\w+",
+}
 LICENCES = {"LICENSE", "openssl-*/LICENSE.txt", "libevent-*/LICENSE"}
 
 
 def stem(name: str) -> str:
     """The name of a library without its folder and suffixes."""
-    return re.sub(r"(\.cpython-[^.]*)?\.so$", "", name.rpartition("/")[2])
+    file = name.rpartition("/")[2]
+    return re.sub(r"(-[\d.]+)?(\.cpython-[^.]*)?\.so$", "", file)
 
 
 def check_elf(name: str, data: bytes) -> list[str]:
@@ -40,6 +47,8 @@ def check_elf(name: str, data: bytes) -> list[str]:
     found = []
     for need in elf.get_section_by_name(".gnu.version_r").iter_versions():
         for version in need[1]:
+            if version.name == "VLLM_NIXL":
+                continue
             match = re.fullmatch(r"GLIBC_(\d+)\.(\d+)(\.\d+)?", version.name)
             if not match or (int(match[1]), int(match[2])) > GLIBC_MAX:
                 found.append(f"needs {version.name}")

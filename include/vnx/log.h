@@ -18,6 +18,7 @@
 #define VNX_LOG_H
 
 #include <stdint.h>
+#include <vnx/error.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -69,6 +70,11 @@ void vnx_log_set(vnx_log_function_t function, void *context);
  * line. */
 void vnx_log_set_level(vnx_log_level_t level);
 vnx_log_level_t vnx_log_level(void);
+
+/* Log the error of a call as a warning about `agent` (NULL: about none).  For
+ * programs that pass on less than the record.  May be called after any call of
+ * the library, but not by a function of vnx_log_set(). */
+void vnx_log_error(const char *agent, const vnx_error_t *error);
 
 /* "WARNING".  Static storage; NULL for an unknown level. */
 const char *vnx_log_level_name(vnx_log_level_t level);

@@ -275,7 +275,7 @@ vnx_status_t vnx_agent_partial_metadata(vnx_agent_t *agent, vnx_mem_t mem,
                                         vnx_bytes_t *bytes_p,
                                         vnx_error_t *error);
 
-/* Load a peer's metadata.  *name_p is the peer's name (owned:
+/* Load a peer's metadata.  *name_p is the peer's name and a NUL (owned:
  * free(name_p->data)).  The blob must not change during the call.
  * Loading the same instance again updates its regions.  Another instance with
  * the same name replaces the old one at once; transfers in flight to the old
@@ -400,10 +400,15 @@ vnx_status_t vnx_xfer_create(vnx_agent_t *agent, vnx_op_t op,
                              const char *const *backends, vnx_xfer_t **out_p,
                              vnx_error_t *error);
 
+/* For vnx_xfer_post(): this post, and later ones that give none, send no
+ * notification. */
+/* NOLINTNEXTLINE(performance-no-int-to-ptr): an address of no object */
+#define VNX_NO_NOTIF ((const void *)UINTPTR_MAX)
+
 /* Start the transfer.  VNX_OK: already done.  VNX_IN_PROG: in progress.
  * Copies for at most about 50 us.  If notif is not NULL, it replaces the
- * transfer's.  Errors: VNX_ERR_REPOST_ACTIVE, VNX_ERR_REMOTE_DISCONNECT, ...
- */
+ * transfer's; VNX_NO_NOTIF removes it.  Errors: VNX_ERR_REPOST_ACTIVE,
+ * VNX_ERR_REMOTE_DISCONNECT, ...  */
 vnx_status_t vnx_xfer_post(vnx_xfer_t *xfer, const void *notif,
                            size_t notif_len, vnx_error_t *error);
 
@@ -452,6 +457,7 @@ typedef struct vnx_xfer_telemetry {
     uint64_t total_bytes;
     uint64_t desc_count;   /* rows as requested */
     uint64_t merged_count; /* pieces after merging */
+    uint64_t start_ns;     /* the start again, on CLOCK_MONOTONIC */
 } vnx_xfer_telemetry_t;
 
 /* VNX_ERR_NOT_POSTED before the first post. */

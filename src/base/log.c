@@ -299,3 +299,12 @@ vnxi_log_at(vnxi_log_site_t *site, vnx_log_level_t level, const char *agent,
         vnxi_mutex_unlock(&lock);
     }
 }
+
+void
+vnx_log_error(const char *agent, const vnx_error_t *error)
+{
+    char text[TEXT_MAX];
+
+    vnx_error_format(error, text, sizeof text);
+    vnxi_log(VNX_LOG_WARNING, agent, "%s", text);
+}

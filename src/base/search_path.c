@@ -1,6 +1,8 @@
 #include "base/search_path.h"
 
+#include <dlfcn.h>
 #include <glob.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +46,24 @@ vnxi_search_path_set(const char *const *dirs, size_t count)
     return true;
 }
 
+/* The folder of the Python packages among which this library is, for programs
+ * that have no Python and load it from there.  Owned; NULL: it is elsewhere.
+ */
+static char *
+own_directory(void)
+{
+    Dl_info info;
+    char *file =
+        dladdr(&lock, &info) != 0 ? realpath(info.dli_fname, NULL) : NULL;
+    char *package = file != NULL ? dirname(file) : NULL; /* in `file` */
+    const char *name = package != NULL ? strrchr(package, '/') : NULL;
+    char *found = name != NULL && strcmp(name, "/vllm_nixl") == 0
+                      ? strdup(dirname(package))
+                      : NULL;
+    free(file);
+    return found;
+}
+
 /* Escape the characters of a directory name that are special to glob(). */
 static size_t
 escape(const char *text, char *target)
@@ -85,6 +105,11 @@ vnxi_search_path_find(const char *pattern)
     char *found = NULL;
 
     vnxi_mutex_lock(&lock);
+    if (directories == NULL) {
+        char *own = own_directory();
+        found = own != NULL ? find_in(own, pattern) : NULL;
+        free(own);
+    }
     for (size_t i = 0; i < directory_count && found == NULL; i++) {
         found = find_in(directories[i], pattern);
     }

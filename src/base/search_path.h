@@ -1,7 +1,8 @@
 /*
  * Directories that may hold libraries installed as Python packages, like
  * site-packages.  Only Python knows them.  The Python layer sets them before
- * it creates the first agent; a C program need not.
+ * it creates the first agent.  In a program without Python it is the one from
+ * which this library was loaded, if it was.
  */
 #ifndef VNXI_BASE_SEARCH_PATH_H
 #define VNXI_BASE_SEARCH_PATH_H

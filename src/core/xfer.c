@@ -452,8 +452,9 @@ static vnx_status_t
 replace_notif(vnx_xfer_t *xfer, const void *notif, size_t len,
               vnx_error_t *error)
 {
-    unsigned char *copy = copy_notif(notif, len);
-    if (copy == NULL) {
+    bool is_none = notif == VNX_NO_NOTIF;
+    unsigned char *copy = is_none ? NULL : copy_notif(notif, len);
+    if (copy == NULL && !is_none) {
         return vnxi_error_no_memory(error, "vnx_xfer_post", len);
     }
     free(xfer->notif);
@@ -642,6 +643,7 @@ vnx_xfer_telemetry(const vnx_xfer_t *xfer, vnx_xfer_telemetry_t *telemetry_p,
         .total_bytes = xfer->facts.bytes,
         .desc_count = xfer->facts.rows,
         .merged_count = xfer->facts.pieces,
+        .start_ns = start,
     };
     return VNX_OK;
 }

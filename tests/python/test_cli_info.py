@@ -1,6 +1,7 @@
 """`vllm-nixl info` and `vllm-nixl lib-path`."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import vllm_nixl
@@ -115,5 +116,6 @@ def test_lib_path_of_libvnx_by_pkg_config(tmp_path):
 def test_lib_path_lists_all():
     env = {"VLLM_NIXL_UCX_LIBRARY": "none"}
     found = cli.run_json("lib-path", env=env)
-    assert list(found) == ["extension", "vnx", "ucx", "nixl"]
+    assert list(found) == ["extension", "capi", "vnx", "ucx", "nixl"]
+    assert Path(found["capi"]).is_file()
     assert found["ucx"] is None

@@ -1,10 +1,13 @@
-"""The module under test behind one name, ours or the stock package."""
+"""The module under test behind one name: ours, the stock package, or a library
+with NIXL's C interface ("capi:FILE")."""
 
 import importlib
 import importlib.util
 import os
 import sys
 import types
+
+from support import capi
 
 # Delay of a stock agent's progress thread in us.  Stock's Python passes 0: the
 # thread never sleeps and uses a whole core, and test machines have few.  With
@@ -22,6 +25,9 @@ class Api:
     def __init__(self, name):
         self.name = name
         self.stock = name == "nixl"
+        if name.startswith(capi.PREFIX):
+            self.modules = [capi.module(name)]
+            return
         places = ["nixl._api", "nixl._bindings"] if self.stock else [name]
         load = load_stock if self.stock else importlib.import_module
         self.modules = [load(place) for place in places]

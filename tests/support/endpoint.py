@@ -225,6 +225,9 @@ class Endpoint:
     def post(self, key, notif=b""):
         return self.agent.transfer(self.handles[key], notif)
 
+    def post_with_empty_notif(self, key):
+        return self.agent.transfer_with_empty_notif(self.handles[key])
+
     def state(self, key):
         return self.agent.check_xfer_state(self.handles[key])
 

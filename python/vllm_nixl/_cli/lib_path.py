@@ -1,6 +1,6 @@
-"""Where the C library, the extension, libucp and libnixl_capi are.
+"""Where the libraries are: ours, libucp, and NIXL's.
 
-Without an option, lists all four.  With one, writes that path alone; the exit
+Without an option, lists all.  With one, writes that path alone; the exit
 status is 1 if there is none.
 """
 
@@ -79,7 +79,11 @@ def _nixl() -> str:
 
 _LIBRARIES: dict[str, tuple[str, Callable[[], str | None]]] = {
     "extension": ("the extension, vllm_nixl._core", lambda: _core.__file__),
+    "capi": (
+        "NIXL's C interface of this package, libnixl_capi.so",
+        lambda: str(Path(_core.__file__).with_name("libnixl_capi.so")),
+    ),
     "vnx": ("libvnx, the C library, by pkg-config", _libvnx),
     "ucx": ("the libucp that agents would load", _ucx),
-    "nixl": ("the libnixl_capi that agents would load", _nixl),
+    "nixl": ("NIXL's own libnixl_capi that agents would load", _nixl),
 }

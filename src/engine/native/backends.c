@@ -72,6 +72,17 @@ vnxi_native_plugin_mems(vnxi_engine_t *engine, const char *backend,
     return VNX_OK;
 }
 
+static vnx_param_t
+default_param(const vnxi_transport_t *transport, size_t i)
+{
+    const vnx_param_t *param = transport->defaults;
+
+    while (param != NULL && param->key != NULL && i-- > 0) {
+        param++;
+    }
+    return param != NULL ? *param : (vnx_param_t){NULL, NULL};
+}
+
 /* The backends accept all parameters of stock's backends.  Parameters for UCX
  * are passed on; those for stock's threads have no effect. */
 vnx_status_t
@@ -91,10 +102,13 @@ vnxi_native_param(vnxi_engine_t *engine, const char *backend, bool created,
         return vnxi_error_set(error, VNX_ERR_NOT_FOUND, operation,
                               "backend '%s' was not created", backend);
     }
-    *param_p =
-        created && i < known->param_count
-            ? (vnx_param_t){known->params[i].key, known->params[i].value}
-            : (vnx_param_t){NULL, NULL};
+    if (!created) {
+        *param_p = default_param(vnxi_transports[t], i);
+        return VNX_OK;
+    }
+    *param_p = i < known->param_count ? (vnx_param_t){known->params[i].key,
+                                                      known->params[i].value}
+                                      : (vnx_param_t){NULL, NULL};
     return VNX_OK;
 }
 

@@ -238,6 +238,8 @@ typedef struct vnxi_part_args {
 struct vnxi_transport {
     const char *name;    /* "SHM": in describe() and errors */
     const char *backend; /* in create_backend(); NULL: it is part of others */
+    const vnx_param_t *defaults; /* parameters of NIXL's backend of this name,
+                                    the last one without a key; NULL: none */
     const char *entry;  /* in metadata, with a section for each kind of memory;
                            NULL: none */
     bool opens_first;   /* the port opens with the first backend, whichever

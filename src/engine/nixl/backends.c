@@ -32,19 +32,20 @@ static vnx_status_t
 make_agent(vnxi_engine_t *engine, const vnxi_capi_t *capi, vnx_error_t *error)
 {
     const vnxi_capi_agent_config_t config = {
-        .progress_thread = true,
-        .progress_delay_us = PROGRESS_DELAY_US,
-        .sync = VNXI_CAPI_SYNC_RW,
+        .known = {.enable_prog_thread = true,
+                  .pthr_delay_us = PROGRESS_DELAY_US,
+                  .thread_sync = NIXL_CAPI_THREAD_SYNC_RW},
     };
-    vnxi_capi_agent_t *agent = NULL;
+    nixl_capi_agent_t agent = NULL;
 
     if (strlen(engine->name) != engine->name_len) {
         return vnxi_error_set(
             error, VNX_ERR_NOT_SUPPORTED, "vnx_agent_create_backend",
             "NIXL does not accept agent names with a NUL byte");
     }
-    int code = capi->create_configured_agent(engine->name, &config, &agent);
-    if (code != VNXI_CAPI_OK) {
+    int code =
+        capi->create_configured_agent(engine->name, &config.known, &agent);
+    if (code != NIXL_CAPI_SUCCESS) {
         return vnxi_nixl_failed(code, "vnx_agent_create_backend",
                                 "creating an agent", error);
     }
@@ -85,11 +86,12 @@ static void
 list_plugins(vnxi_engine_t *engine)
 {
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_capi_strings_t *names = NULL;
+    nixl_capi_string_list_t names = NULL;
     const char *name;
     size_t count = 0;
 
-    if (capi->get_available_plugins(engine->agent, &names) != VNXI_CAPI_OK) {
+    if (capi->get_available_plugins(engine->agent, &names) !=
+        NIXL_CAPI_SUCCESS) {
         return;
     }
     capi->string_list_size(names, &count);
@@ -97,7 +99,7 @@ list_plugins(vnxi_engine_t *engine)
     engine->plugin_count = 0;
     for (size_t i = 0; engine->plugins != NULL && i < count; i++) {
         const char *kept = NULL;
-        if (capi->string_list_get(names, i, &name) == VNXI_CAPI_OK) {
+        if (capi->string_list_get(names, i, &name) == NIXL_CAPI_SUCCESS) {
             kept = vnxi_nixl_intern(name);
         }
         if (kept != NULL) {
@@ -176,17 +178,17 @@ find_plugin_lock_held(vnxi_engine_t *engine, const char *operation,
 }
 
 static uint32_t
-take_mems(const vnxi_capi_t *capi, vnxi_capi_mems_t *mems)
+take_mems(const vnxi_capi_t *capi, nixl_capi_mem_list_t mems)
 {
     uint32_t set = 0;
     size_t count = 0;
-    int mem = -1;
+    nixl_capi_mem_type_t mem = NIXL_CAPI_MEM_UNKNOWN;
 
     capi->mem_list_size(mems, &count);
     for (size_t i = 0; i < count; i++) {
-        if (capi->mem_list_get(mems, i, &mem) == VNXI_CAPI_OK && mem >= 0 &&
-            mem < VNX_MEM_COUNT) {
-            set |= 1u << mem;
+        if (capi->mem_list_get(mems, i, &mem) == NIXL_CAPI_SUCCESS &&
+            (unsigned)mem < VNX_MEM_COUNT) {
+            set |= 1u << (unsigned)mem;
         }
     }
     capi->destroy_mem_list(mems);
@@ -210,14 +212,15 @@ guard_ucx(const char *plugin, const vnxi_ucx_loaded_t *before)
 /* Load a plugin and get its properties. */
 static int
 load_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin,
-                      vnxi_capi_mems_t **mems_p, vnxi_capi_params_t **params_p)
+                      nixl_capi_mem_list_t *mems_p,
+                      nixl_capi_params_t *params_p)
 {
     vnxi_ucx_loaded_t before;
 
     vnxi_ucx_loaded_find(&before);
     int code = engine->capi->get_plugin_params(engine->agent, plugin->name,
                                                mems_p, params_p);
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         plugin->ucx_guard = guard_ucx(plugin->name, &before);
     }
     vnxi_ucx_loaded_free(&before);
@@ -228,8 +231,8 @@ static void
 ask_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin)
 {
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_capi_mems_t *mems = NULL;
-    vnxi_capi_params_t *params = NULL;
+    nixl_capi_mem_list_t mems = NULL;
+    nixl_capi_params_t params = NULL;
     char fault[256];
 
     if (plugin->was_asked || engine->agent == NULL) {
@@ -237,7 +240,7 @@ ask_plugin_lock_held(vnxi_engine_t *engine, vnxi_nixl_plugin_t *plugin)
     }
     plugin->was_asked = true;
     if (load_plugin_lock_held(engine, plugin, &mems, &params) !=
-        VNXI_CAPI_OK) {
+        NIXL_CAPI_SUCCESS) {
         vnxi_nixl_plugin_fault(plugin->name, fault, sizeof fault);
         vnxi_log(VNX_LOG_WARNING, engine->name,
                  "NIXL cannot load its plugin %s%s%s", plugin->name,
@@ -318,20 +321,20 @@ vnxi_nixl_param(vnxi_engine_t *engine, const char *backend, bool created,
 }
 
 /* The plugin's defaults overridden by the caller's values, as in stock. */
-static vnxi_capi_params_t *
+static nixl_capi_params_t
 join_params(const vnxi_capi_t *capi, const vnxi_nixl_params_t *defaults,
             const vnx_param_t *params, size_t count)
 {
-    vnxi_capi_params_t *joined = NULL;
-    bool good = capi->create_params(&joined) == VNXI_CAPI_OK;
+    nixl_capi_params_t joined = NULL;
+    bool good = capi->create_params(&joined) == NIXL_CAPI_SUCCESS;
 
     for (size_t i = 0; good && i < defaults->count; i++) {
         good = capi->params_add(joined, defaults->at[i].key,
-                                defaults->at[i].value) == VNXI_CAPI_OK;
+                                defaults->at[i].value) == NIXL_CAPI_SUCCESS;
     }
     for (size_t i = 0; good && i < count; i++) {
         good = capi->params_add(joined, params[i].key, params[i].value) ==
-               VNXI_CAPI_OK;
+               NIXL_CAPI_SUCCESS;
     }
     if (!good && joined != NULL) {
         capi->destroy_params(joined);
@@ -341,15 +344,15 @@ join_params(const vnxi_capi_t *capi, const vnxi_nixl_params_t *defaults,
 }
 
 /* Options that select one backend; NULL: no memory. */
-static vnxi_capi_options_t *
-options_for(const vnxi_capi_t *capi, vnxi_capi_backend_t *handle)
+static nixl_capi_opt_args_t
+options_for(const vnxi_capi_t *capi, nixl_capi_backend_t handle)
 {
-    vnxi_capi_options_t *options = NULL;
+    nixl_capi_opt_args_t options = NULL;
 
-    if (capi->create_opt_args(&options) != VNXI_CAPI_OK) {
+    if (capi->create_opt_args(&options) != NIXL_CAPI_SUCCESS) {
         return NULL;
     }
-    if (capi->opt_args_add_backend(options, handle) != VNXI_CAPI_OK) {
+    if (capi->opt_args_add_backend(options, handle) != NIXL_CAPI_SUCCESS) {
         capi->destroy_opt_args(options);
         return NULL;
     }
@@ -358,13 +361,13 @@ options_for(const vnxi_capi_t *capi, vnxi_capi_backend_t *handle)
 
 static vnx_status_t
 note_backend(vnxi_engine_t *engine, const vnxi_nixl_plugin_t *plugin,
-             vnxi_capi_backend_t *handle, vnx_error_t *error)
+             nixl_capi_backend_t handle, vnx_error_t *error)
 {
     const vnxi_capi_t *capi = engine->capi;
     size_t place = atomic_load(&engine->backend_count);
     vnxi_nixl_backend_t *backend = &engine->backends[place];
-    vnxi_capi_mems_t *mems = NULL;
-    vnxi_capi_params_t *params = NULL;
+    nixl_capi_mem_list_t mems = NULL;
+    nixl_capi_params_t params = NULL;
 
     *backend = (vnxi_nixl_backend_t){
         .name = plugin->name,
@@ -377,7 +380,7 @@ note_backend(vnxi_engine_t *engine, const vnxi_nixl_plugin_t *plugin,
         return vnxi_error_no_memory(error, "vnx_agent_create_backend", 0);
     }
     if (capi->get_backend_params(engine->agent, handle, &mems, &params) ==
-        VNXI_CAPI_OK) {
+        NIXL_CAPI_SUCCESS) {
         backend->mems = take_mems(capi, mems);
         (void)vnxi_nixl_params_take(capi, params, &backend->params);
     }
@@ -406,7 +409,7 @@ static vnx_status_t
 create_lock_held(vnxi_engine_t *engine, const char *name,
                  const vnx_param_t *params, size_t count, vnx_error_t *error)
 {
-    vnxi_capi_backend_t *handle = NULL;
+    nixl_capi_backend_t handle = NULL;
     vnxi_nixl_plugin_t *plugin;
 
     vnx_status_t status = need_agent_lock_held(engine, error);
@@ -428,7 +431,7 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
             "an agent can have at most %d backends", VNXI_NIXL_BACKENDS_MAX);
     }
     ask_plugin_lock_held(engine, plugin);
-    vnxi_capi_params_t *joined =
+    nixl_capi_params_t joined =
         join_params(engine->capi, &plugin->params, params, count);
     if (joined == NULL) {
         return vnxi_error_no_memory(error, "vnx_agent_create_backend", count);
@@ -436,7 +439,7 @@ create_lock_held(vnxi_engine_t *engine, const char *name,
     int code =
         engine->capi->create_backend(engine->agent, name, joined, &handle);
     engine->capi->destroy_params(joined);
-    if (code != VNXI_CAPI_OK) {
+    if (code != NIXL_CAPI_SUCCESS) {
         return backend_failed(name, code, error);
     }
     if (plugin->ucx_guard != NULL) {

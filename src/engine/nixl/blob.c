@@ -29,11 +29,11 @@ whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
         return vnxi_nixl_stopped(operation, error);
     }
     int code = engine->capi->get_local_md(engine->agent, &data, &len);
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         vnxi_nixl_poller_listen(engine);
     }
     vnxi_nixl_leave(engine);
-    if (code == VNXI_CAPI_INVALID_PARAM) {
+    if (code == NIXL_CAPI_ERROR_INVALID_PARAM) {
         vnxi_nixl_backend_names(engine, vnxi_nixl_all_backends(engine), names,
                                 sizeof names);
         return vnxi_error_set(
@@ -41,7 +41,7 @@ whole_blob(vnxi_engine_t *engine, const char *operation, vnx_bytes_t *bytes_p,
             "no backend of this agent can reach other agents (it has %s)",
             names);
     }
-    if (code != VNXI_CAPI_OK) {
+    if (code != NIXL_CAPI_SUCCESS) {
         return vnxi_nixl_failed(code, operation, "writing metadata", error);
     }
     *bytes_p = (vnx_bytes_t){data, len};

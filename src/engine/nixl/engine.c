@@ -126,7 +126,7 @@ destroy_agent(vnxi_engine_t *engine)
         capi->destroy_notif_map(engine->poller.notifs);
         engine->poller.notifs = NULL;
     }
-    if (capi->destroy_agent(engine->agent) != VNXI_CAPI_OK) {
+    if (capi->destroy_agent(engine->agent) != NIXL_CAPI_SUCCESS) {
         vnxi_log(VNX_LOG_WARNING, engine->name,
                  "NIXL could not destroy its agent");
     }

@@ -28,9 +28,9 @@
 
 struct vnxi_nixl_twin {
     vnxi_engine_t *engine;
-    vnxi_capi_dlist_t *handle; /* NULL: the list is irregular, or the engine
-                                  has stopped; protected by the gate and
-                                  twins_lock */
+    nixl_capi_xfer_dlist_handle_t handle; /* NULL: the list is irregular, or
+                                  the engine has stopped; protected by the gate
+                                  and twins_lock */
     size_t backend;
     vnxi_nixl_twin_t *next, *previous; /* twins_lock */
 };
@@ -98,7 +98,7 @@ vnxi_nixl_twins_drop(vnxi_engine_t *engine)
 /* Copy all rows of the list.  False: they are not regular. */
 static bool
 copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
-          vnxi_capi_xfer_list_t *out)
+          nixl_capi_xfer_dlist_t out)
 {
     vnx_desc_t last = {0};
     uint64_t step = 0;
@@ -113,7 +113,7 @@ copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
         last = row;
         if (runs > RUNS_MAX ||
             capi->xfer_dlist_add_desc(out, row.addr, row.len, row.dev) !=
-                VNXI_CAPI_OK) {
+                NIXL_CAPI_SUCCESS) {
             return false;
         }
     }
@@ -121,11 +121,11 @@ copy_rows(const vnxi_list_t *list, const vnxi_capi_t *capi,
 }
 
 /* Requires the gate. */
-static vnxi_capi_dlist_t *
+static nixl_capi_xfer_dlist_handle_t
 prepare(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
 {
-    vnxi_capi_xfer_list_t *rows = vnxi_nixl_list_take(engine, list->mem);
-    vnxi_capi_dlist_t *handle = NULL;
+    nixl_capi_xfer_dlist_t rows = vnxi_nixl_list_take(engine, list->mem);
+    nixl_capi_xfer_dlist_handle_t handle = NULL;
 
     if (rows == NULL) {
         return NULL;
@@ -133,7 +133,7 @@ prepare(vnxi_engine_t *engine, const vnxi_list_t *list, size_t backend)
     if (!copy_rows(list, engine->capi, rows) ||
         engine->capi->prep_xfer_dlist(
             engine->agent, list->peer != NULL ? list->peer->name : "", rows,
-            &handle, engine->backends[backend].options) != VNXI_CAPI_OK) {
+            &handle, engine->backends[backend].options) != NIXL_CAPI_SUCCESS) {
         handle = NULL;
     }
     vnxi_nixl_list_give(engine, list->mem, rows, list->count);
@@ -279,16 +279,16 @@ make(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args, size_t backend,
         !need_twin(engine, remote, backend)) {
         return false; /* making few pieces is cheaper */
     }
-    vnxi_capi_request_t *request = NULL;
+    nixl_capi_xfer_req_t request = NULL;
     int code = engine->capi->make_xfer_req(
         engine->agent, (int)args->op, twin_of(local)->handle, room, count,
         twin_of(remote)->handle, room + count, count, &request,
         engine->backends[backend].options);
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         exfer->request = request;
         exfer->backend = engine->backends[backend].name;
     }
-    return code == VNXI_CAPI_OK;
+    return code == NIXL_CAPI_SUCCESS;
 }
 
 bool

@@ -101,7 +101,7 @@ static vnx_status_t
 look_up(void *handle, const char *operation, vnx_error_t *error)
 {
     static const char *const names[] = {
-#define NAME(name, arguments) "nixl_capi_" #name,
+#define NAME(name) "nixl_capi_" #name,
         VNXI_CAPI_TABLE(NAME)
 #undef NAME
     };
@@ -121,9 +121,24 @@ look_up(void *handle, const char *operation, vnx_error_t *error)
     return VNX_OK;
 }
 
+/* Our own libnixl_capi.so, which is linked with this library or contains it.
+ * dlopen() returns it for NIXL's name if it was loaded earlier. */
+static bool
+is_ours(void *handle)
+{
+    void *theirs = dlsym(handle, "nixl_capi_create_agent");
+    Dl_info their_file, this_file;
+
+    return dlsym(handle, "vnx_version") != NULL ||
+           (dladdr(theirs, &their_file) != 0 &&
+            dladdr(&library, &this_file) != 0 &&
+            their_file.dli_fbase == this_file.dli_fbase);
+}
+
 static vnx_status_t
 open_file(const char *file, const char *operation, vnx_error_t *error)
 {
+    vnx_status_t status = VNX_OK;
     void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL) {
         return vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
@@ -131,7 +146,14 @@ open_file(const char *file, const char *operation, vnx_error_t *error)
                               dlerror());
     }
     snprintf(path, sizeof path, "%s", file);
-    vnx_status_t status = look_up(handle, operation, error);
+    if (is_ours(handle)) {
+        status = vnxi_error_set(error, VNX_ERR_NOT_SUPPORTED, operation,
+                                "%.200s is the library of this package, not "
+                                "NIXL's: set " ENVIRONMENT " to NIXL's",
+                                path);
+    } else {
+        status = look_up(handle, operation, error);
+    }
     if (status != VNX_OK) {
         dlclose(handle);
         return status;
@@ -247,10 +269,10 @@ vnxi_nixl_failed(int code, const char *operation, const char *what,
                  vnx_error_t *error)
 {
     switch (code) {
-    case VNXI_CAPI_INVALID_PARAM:
+    case NIXL_CAPI_ERROR_INVALID_PARAM:
         return vnxi_error_set(error, VNX_ERR_INVALID_PARAM, operation,
                               "NIXL refused %s", what);
-    case VNXI_CAPI_NOT_FOUND:
+    case NIXL_CAPI_ERROR_NOT_FOUND:
         return vnxi_error_set(
             error, VNX_ERR_NOT_FOUND, operation,
             "NIXL did not find something that it needs for %s", what);
@@ -293,19 +315,19 @@ append_param(vnxi_nixl_params_t *params, const char *key, const char *value)
 
 /* The library's iterator lends texts that the next step overwrites. */
 static bool
-copy_all(const vnxi_capi_t *capi, vnxi_capi_params_t *params,
+copy_all(const vnxi_capi_t *capi, nixl_capi_params_t params,
          vnxi_nixl_params_t *out)
 {
-    vnxi_capi_param_iter_t *iter = NULL;
+    nixl_capi_param_iter_t iter = NULL;
     const char *key = NULL, *value = NULL;
     bool has_next = true, good = true;
 
-    if (capi->params_create_iterator(params, &iter) != VNXI_CAPI_OK) {
+    if (capi->params_create_iterator(params, &iter) != NIXL_CAPI_SUCCESS) {
         return false;
     }
     while (good && has_next) {
         good = capi->params_iterator_next(iter, &key, &value, &has_next) ==
-                   VNXI_CAPI_OK &&
+                   NIXL_CAPI_SUCCESS &&
                append_param(out, key, value);
     }
     capi->params_destroy_iterator(iter);
@@ -320,15 +342,16 @@ by_key(const void *a, const void *b)
 }
 
 vnx_status_t
-vnxi_nixl_params_take(const vnxi_capi_t *capi, vnxi_capi_params_t *params,
+vnxi_nixl_params_take(const vnxi_capi_t *capi, nixl_capi_params_t params,
                       vnxi_nixl_params_t *params_p)
 {
     vnxi_nixl_params_t copy = {0};
     bool is_empty = true;
 
     /* For an empty set, the iterator does not write its outputs. */
-    bool good = capi->params_is_empty(params, &is_empty) == VNXI_CAPI_OK &&
-                (is_empty || copy_all(capi, params, &copy));
+    bool good =
+        capi->params_is_empty(params, &is_empty) == NIXL_CAPI_SUCCESS &&
+        (is_empty || copy_all(capi, params, &copy));
     capi->destroy_params(params);
     if (!good) {
         vnxi_nixl_params_fini(&copy);

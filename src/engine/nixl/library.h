@@ -46,7 +46,7 @@ typedef struct vnxi_nixl_params {
 
 /* Take over key and value pairs of the library; frees the handle. */
 vnx_status_t vnxi_nixl_params_take(const vnxi_capi_t *capi,
-                                   vnxi_capi_params_t *params,
+                                   nixl_capi_params_t params,
                                    vnxi_nixl_params_t *params_p);
 void vnxi_nixl_params_fini(vnxi_nixl_params_t *params);
 

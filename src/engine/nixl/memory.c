@@ -141,32 +141,32 @@ vnxi_nixl_attach(void *context, vnxi_region_t *region, vnx_error_t *error)
 /* -- The library's lists ---------------------------------------------------
  */
 
-static vnxi_capi_reg_list_t *
+static nixl_capi_reg_dlist_t
 make_list(const vnxi_capi_t *capi, vnx_mem_t mem)
 {
-    vnxi_capi_reg_list_t *list = NULL;
-    return capi->create_reg_dlist((int)mem, &list) == VNXI_CAPI_OK ? list
-                                                                   : NULL;
+    nixl_capi_reg_dlist_t list = NULL;
+    return capi->create_reg_dlist((int)mem, &list) == NIXL_CAPI_SUCCESS ? list
+                                                                        : NULL;
 }
 
 static bool
-add_region(const vnxi_capi_t *capi, vnxi_capi_reg_list_t *list,
+add_region(const vnxi_capi_t *capi, nixl_capi_reg_dlist_t list,
            const vnxi_region_t *key, const void *meta, size_t meta_len)
 {
     /* Length 0 means all of the storage, in the library as here. */
     uint64_t len = key->len == UINT64_MAX ? 0 : key->len;
     return capi->reg_dlist_add_desc(list, key->addr, len, key->dev,
                                     meta_len > 0 ? meta : "",
-                                    meta_len) == VNXI_CAPI_OK;
+                                    meta_len) == NIXL_CAPI_SUCCESS;
 }
 
 /* The rows of the batch that `backend` has now (or, if not `got`, lacks). */
-static vnxi_capi_reg_list_t *
+static nixl_capi_reg_dlist_t
 list_rows(const vnxi_nixl_batch_t *batch, uint32_t bit, bool got,
           size_t *count_p)
 {
     const vnxi_capi_t *capi = batch->engine->capi;
-    vnxi_capi_reg_list_t *list = make_list(capi, batch->mem);
+    nixl_capi_reg_dlist_t list = make_list(capi, batch->mem);
     bool good = list != NULL;
 
     *count_p = 0;
@@ -193,18 +193,18 @@ add_to_backend(vnxi_nixl_batch_t *batch, size_t backend, vnx_error_t *error)
     const vnxi_capi_t *capi = engine->capi;
     uint32_t bit = 1u << backend;
     size_t count;
-    vnxi_capi_reg_list_t *list = list_rows(batch, bit, false, &count);
+    nixl_capi_reg_dlist_t list = list_rows(batch, bit, false, &count);
     char what[96];
 
     if (list == NULL) {
         return vnxi_error_no_memory(error, ADD, batch->count);
     }
     int code = count == 0
-                   ? VNXI_CAPI_OK
+                   ? NIXL_CAPI_SUCCESS
                    : capi->register_mem(engine->agent, list,
                                         engine->backends[backend].options);
     capi->destroy_reg_dlist(list);
-    if (code != VNXI_CAPI_OK) {
+    if (code != NIXL_CAPI_SUCCESS) {
         snprintf(what, sizeof what, "registering %zu %s regions with %s",
                  count, vnx_mem_name(batch->mem),
                  engine->backends[backend].name);
@@ -225,7 +225,7 @@ undo(vnxi_nixl_batch_t *batch)
     size_t count;
 
     for (size_t i = 0; i < atomic_load(&engine->backend_count); i++) {
-        vnxi_capi_reg_list_t *list = list_rows(batch, 1u << i, true, &count);
+        nixl_capi_reg_dlist_t list = list_rows(batch, 1u << i, true, &count);
         if (list != NULL && count > 0) {
             capi->deregister_mem(engine->agent, list,
                                  engine->backends[i].options);
@@ -391,7 +391,7 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
                     size_t backend)
 {
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_capi_reg_list_t *list = make_list(capi, mem);
+    nixl_capi_reg_dlist_t list = make_list(capi, mem);
     bool good = list != NULL;
     size_t count = 0;
 
@@ -406,7 +406,7 @@ remove_from_backend(vnxi_engine_t *engine, vnx_mem_t mem, const gone_t *gone,
     if (good && count > 0) {
         good = capi->deregister_mem(engine->agent, list,
                                     engine->backends[backend].options) ==
-               VNXI_CAPI_OK;
+               NIXL_CAPI_SUCCESS;
     }
     if (list != NULL) {
         capi->destroy_reg_dlist(list);
@@ -481,15 +481,15 @@ vnxi_nixl_deregister(vnxi_engine_t *engine, vnx_mem_t mem,
 /* Take the answer for one row.  We own its parameters; the library lends
  * nothing. */
 static vnx_status_t
-take_answer(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t i,
-            vnx_mem_info_t *info, vnx_error_t *error)
+take_answer(const vnxi_capi_t *capi, nixl_capi_query_resp_list_t answers,
+            size_t i, vnx_mem_info_t *info, vnx_error_t *error)
 {
     vnxi_nixl_params_t params = {0};
-    vnxi_capi_params_t *handle = NULL;
+    nixl_capi_params_t handle = NULL;
     bool is_there = false;
 
     if (capi->query_resp_list_has_value(answers, i, &is_there) !=
-        VNXI_CAPI_OK) {
+        NIXL_CAPI_SUCCESS) {
         is_there = false;
     }
     info->is_there = is_there;
@@ -497,7 +497,7 @@ take_answer(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t i,
         return VNX_OK;
     }
     if (capi->query_resp_list_get_params(answers, i, &handle) !=
-            VNXI_CAPI_OK ||
+            NIXL_CAPI_SUCCESS ||
         vnxi_nixl_params_take(capi, handle, &params) != VNX_OK) {
         return vnxi_error_no_memory(error, QUERY, 0);
     }
@@ -507,8 +507,8 @@ take_answer(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t i,
 }
 
 static vnx_status_t
-take_answers(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t count,
-             vnx_mem_info_t *infos, vnx_error_t *error)
+take_answers(const vnxi_capi_t *capi, nixl_capi_query_resp_list_t answers,
+             size_t count, vnx_mem_info_t *infos, vnx_error_t *error)
 {
     vnx_status_t status = VNX_OK;
     size_t found = 0;
@@ -525,16 +525,16 @@ take_answers(const vnxi_capi_t *capi, vnxi_capi_query_t *answers, size_t count,
 }
 
 static bool
-add_all(const vnxi_capi_t *capi, vnxi_capi_reg_list_t *list,
+add_all(const vnxi_capi_t *capi, nixl_capi_reg_dlist_t list,
         const vnx_reg_desc_t *descs, size_t count)
 {
     bool good = true;
     for (size_t i = 0; good && i < count; i++) {
         const vnx_desc_t *desc = &descs[i].desc;
-        good = capi->reg_dlist_add_desc(list, desc->addr, desc->len, desc->dev,
-                                        descs[i].meta_len > 0 ? descs[i].meta
-                                                              : "",
-                                        descs[i].meta_len) == VNXI_CAPI_OK;
+        good = capi->reg_dlist_add_desc(
+                   list, desc->addr, desc->len, desc->dev,
+                   descs[i].meta_len > 0 ? descs[i].meta : "",
+                   descs[i].meta_len) == NIXL_CAPI_SUCCESS;
     }
     return good;
 }
@@ -545,15 +545,15 @@ query_backend(vnxi_engine_t *engine, vnx_mem_t mem,
               vnx_mem_info_t *infos, vnx_error_t *error)
 {
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_capi_reg_list_t *list = NULL;
-    vnxi_capi_query_t *answers = NULL;
+    nixl_capi_reg_dlist_t list = NULL;
+    nixl_capi_query_resp_list_t answers = NULL;
     vnx_status_t status;
     char what[96];
 
-    if (capi->create_reg_dlist((int)mem, &list) != VNXI_CAPI_OK) {
+    if (capi->create_reg_dlist((int)mem, &list) != NIXL_CAPI_SUCCESS) {
         return vnxi_error_no_memory(error, QUERY, 0);
     }
-    if (capi->create_query_resp_list(&answers) != VNXI_CAPI_OK ||
+    if (capi->create_query_resp_list(&answers) != NIXL_CAPI_SUCCESS ||
         !add_all(capi, list, descs, count)) {
         status = vnxi_error_no_memory(error, QUERY, count);
     } else {
@@ -561,7 +561,7 @@ query_backend(vnxi_engine_t *engine, vnx_mem_t mem,
                                    engine->backends[backend].options);
         snprintf(what, sizeof what, "querying the backend %s",
                  engine->backends[backend].name);
-        status = code == VNXI_CAPI_OK
+        status = code == NIXL_CAPI_SUCCESS
                      ? take_answers(capi, answers, count, infos, error)
                      : vnxi_nixl_failed(code, QUERY, what, error);
     }

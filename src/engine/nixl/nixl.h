@@ -50,8 +50,8 @@ typedef struct vnxi_nixl_plugin {
 /* Written once, before backend_count includes it. */
 typedef struct vnxi_nixl_backend {
     const char *name; /* interned */
-    vnxi_capi_backend_t *handle;
-    vnxi_capi_options_t *options; /* select this backend only; never changed */
+    nixl_capi_backend_t handle;
+    nixl_capi_opt_args_t options; /* select this backend only; never changed */
     uint32_t mems;
     vnxi_nixl_params_t params;
 } vnxi_nixl_backend_t;
@@ -63,7 +63,7 @@ typedef struct vnxi_nixl_lists {
     vnxi_mutex_t lock; /* a leaf */
     struct {
         vnx_mem_t mem;
-        vnxi_capi_xfer_list_t *list;
+        nixl_capi_xfer_dlist_t list;
     } at[VNXI_NIXL_LISTS_MAX];
     size_t count;
 } vnxi_nixl_lists_t;
@@ -79,8 +79,8 @@ struct vnxi_engine {
 
     vnxi_mutex_t backend_lock;
     const vnxi_capi_t *capi;     /* set once, with agent */
-    vnxi_capi_agent_t *agent;    /* backend_lock; constant from the first
-                                    backend until stop() */
+    nixl_capi_agent_t agent;     /* backend_lock; constant from the first
+                                     backend until stop() */
     bool is_listed;              /* backend_lock; the plugins are known */
     vnxi_nixl_plugin_t *plugins; /* backend_lock */
     size_t plugin_count;         /* backend_lock */
@@ -316,11 +316,11 @@ vnx_status_t vnxi_nixl_peer_failed(vnxi_nixl_peer_t *peer, int code,
  */
 
 /* An empty list for memory of that type; NULL: no memory. */
-vnxi_capi_xfer_list_t *vnxi_nixl_list_take(vnxi_engine_t *engine,
+nixl_capi_xfer_dlist_t vnxi_nixl_list_take(vnxi_engine_t *engine,
                                            vnx_mem_t mem);
 /* Return a list that holds `count` descriptors. */
 void vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
-                         vnxi_capi_xfer_list_t *list, size_t count);
+                         nixl_capi_xfer_dlist_t list, size_t count);
 void vnxi_nixl_lists_fini(vnxi_engine_t *engine);
 
 /* -- Transfers (xfer.c) -----------------------------------------------------

@@ -73,7 +73,7 @@ vnxi_nixl_peer_is_there(const vnxi_nixl_peer_t *peer)
         return peer->is_self;
     }
     return engine->capi->check_remote_md(engine->agent, peer->base.name,
-                                         NULL) == VNXI_CAPI_OK;
+                                         NULL) == NIXL_CAPI_SUCCESS;
 }
 
 void
@@ -162,7 +162,7 @@ vnxi_nixl_peer_connect(vnxi_peer_t *base, vnx_error_t *error)
     }
     int code = engine->capi->agent_make_connection(engine->agent,
                                                    peer->base.name, NULL);
-    if (code != VNXI_CAPI_OK) {
+    if (code != NIXL_CAPI_SUCCESS) {
         status =
             vnxi_nixl_peer_failed(peer, code, operation, "connecting", error);
     }
@@ -200,12 +200,12 @@ vnxi_nixl_notif_send(vnxi_peer_t *base, const void *message, size_t len,
     } else {
         int code = engine->capi->gen_notif(engine->agent, peer->base.name,
                                            len > 0 ? message : "", len, NULL);
-        if (code == VNXI_CAPI_BACKEND) {
+        if (code == NIXL_CAPI_ERROR_BACKEND) {
             /* Only a broken connection can stop a notification, and in this
              * case the library does not drop the peer. */
             vnxi_nixl_peer_lose(peer, operation);
         }
-        if (code != VNXI_CAPI_OK) {
+        if (code != NIXL_CAPI_SUCCESS) {
             status = vnxi_nixl_peer_failed(peer, code, operation,
                                            "sending the notification", error);
         }

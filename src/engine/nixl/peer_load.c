@@ -275,7 +275,7 @@ load_into_library(loading_t *loading, vnxi_nixl_peer_t *peer)
     }
     int code = engine->capi->load_remote_md(engine->agent, loading->data,
                                             loading->len, &name);
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         free(name);
         peer->is_loaded = true;
         vnxi_nixl_poller_listen(engine);

@@ -32,7 +32,7 @@
 
 typedef struct side {
     vnxi_pairs_side_t named;
-    vnxi_capi_xfer_list_t *out;
+    nixl_capi_xfer_dlist_t out;
     vnx_desc_t open;             /* the current piece */
     const vnxi_region_t *region; /* the region that holds it; NULL: not
                                     looked up */
@@ -57,11 +57,11 @@ typedef struct piece_builder {
 /* -- The library's lists ---------------------------------------------------
  */
 
-vnxi_capi_xfer_list_t *
+nixl_capi_xfer_dlist_t
 vnxi_nixl_list_take(vnxi_engine_t *engine, vnx_mem_t mem)
 {
     vnxi_nixl_lists_t *lists = &engine->lists;
-    vnxi_capi_xfer_list_t *found = NULL;
+    nixl_capi_xfer_dlist_t found = NULL;
 
     vnxi_mutex_lock(&lists->lock);
     for (size_t i = 0; found == NULL && i < lists->count; i++) {
@@ -71,8 +71,8 @@ vnxi_nixl_list_take(vnxi_engine_t *engine, vnx_mem_t mem)
         }
     }
     vnxi_mutex_unlock(&lists->lock);
-    if (found == NULL &&
-        engine->capi->create_xfer_dlist((int)mem, &found) != VNXI_CAPI_OK) {
+    if (found == NULL && engine->capi->create_xfer_dlist((int)mem, &found) !=
+                             NIXL_CAPI_SUCCESS) {
         found = NULL;
     }
     return found;
@@ -80,13 +80,13 @@ vnxi_nixl_list_take(vnxi_engine_t *engine, vnx_mem_t mem)
 
 void
 vnxi_nixl_list_give(vnxi_engine_t *engine, vnx_mem_t mem,
-                    vnxi_capi_xfer_list_t *list, size_t count)
+                    nixl_capi_xfer_dlist_t list, size_t count)
 {
     vnxi_nixl_lists_t *lists = &engine->lists;
     bool is_kept = false;
 
     if (count <= KEPT_PIECES_MAX &&
-        engine->capi->xfer_dlist_clear(list) == VNXI_CAPI_OK) {
+        engine->capi->xfer_dlist_clear(list) == NIXL_CAPI_SUCCESS) {
         vnxi_mutex_lock(&lists->lock);
         is_kept = lists->count < VNXI_NIXL_LISTS_MAX;
         if (is_kept) {
@@ -156,9 +156,9 @@ close_piece(piece_builder_t *builder)
     builder->is_open = false;
     if (!keep_storage_piece(builder) ||
         capi->xfer_dlist_add_desc(builder->local.out, l->addr, l->len,
-                                  l->dev) != VNXI_CAPI_OK ||
+                                  l->dev) != NIXL_CAPI_SUCCESS ||
         capi->xfer_dlist_add_desc(builder->remote.out, r->addr, r->len,
-                                  r->dev) != VNXI_CAPI_OK) {
+                                  r->dev) != NIXL_CAPI_SUCCESS) {
         return no_memory(builder);
     }
     builder->out->count++;
@@ -409,7 +409,7 @@ is_memory(vnx_mem_t mem)
 
 static void
 side_init(side_t *side, const char *name, const vnxi_list_t *list,
-          const vnx_indices_t *indices, vnxi_capi_xfer_list_t *out)
+          const vnx_indices_t *indices, nixl_capi_xfer_dlist_t out)
 {
     side->named = (vnxi_pairs_side_t){name, list, indices};
     side->out = out;

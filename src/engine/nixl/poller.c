@@ -60,7 +60,7 @@ post_again(vnxi_exfer_t *exfer, int code)
 {
     vnxi_engine_t *engine = exfer->engine;
 
-    if (code != VNXI_CAPI_BACKEND || exfer->was_retried ||
+    if (code != NIXL_CAPI_ERROR_BACKEND || exfer->was_retried ||
         exfer->peer->is_self || exfer->piece_count > 0 ||
         !vnxi_nixl_peer_is_there(exfer->peer)) {
         return code;
@@ -77,10 +77,10 @@ vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
     vnx_error_t unused;
 
     code = post_again(exfer, code);
-    if (code == VNXI_CAPI_IN_PROGRESS) {
+    if (code == NIXL_CAPI_IN_PROG) {
         return VNX_IN_PROG;
     }
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         if (peer->is_self && exfer->notif != NULL) {
             exfer->engine->host.notif(exfer->engine->host.context,
                                       peer->base.name, peer->base.name_len,
@@ -92,7 +92,7 @@ vnxi_nixl_xfer_outcome(vnxi_exfer_t *exfer, int code, vnx_error_t *error)
     if (exfer->piece_count > 0 && vnxi_nixl_storage_fault(exfer, error)) {
         return error->status;
     }
-    if (exfer->was_retried && code == VNXI_CAPI_BACKEND) {
+    if (exfer->was_retried && code == NIXL_CAPI_ERROR_BACKEND) {
         vnxi_nixl_peer_lose(peer, "vnx_xfer_post");
     }
     return vnxi_nixl_peer_failed(peer, code, "vnx_xfer_post", "the transfer",
@@ -108,7 +108,7 @@ vnxi_nixl_request_release(vnxi_exfer_t *exfer)
     if (exfer->request != NULL) {
         /* A request that the library refuses to release is left to it. */
         if (capi->release_xfer_req(engine->agent, exfer->request) ==
-            VNXI_CAPI_OK) {
+            NIXL_CAPI_SUCCESS) {
             capi->destroy_xfer_req(exfer->request);
         }
         exfer->request = NULL;
@@ -250,14 +250,14 @@ static void
 deliver(vnxi_engine_t *engine, const char *sender)
 {
     const vnxi_capi_t *capi = engine->capi;
-    vnxi_capi_notifs_t *notifs = engine->poller.notifs;
+    nixl_capi_notif_map_t notifs = engine->poller.notifs;
     const void *message = NULL;
     size_t count = 0, len = 0;
 
     capi->notif_map_get_notifs_size(notifs, sender, &count);
     for (size_t i = 0; i < count; i++) {
         if (capi->notif_map_get_notif(notifs, sender, i, &message, &len) ==
-            VNXI_CAPI_OK) {
+            NIXL_CAPI_SUCCESS) {
             engine->host.notif(engine->host.context, sender, strlen(sender),
                                message, len);
         }
@@ -276,12 +276,12 @@ vnxi_nixl_take_notifs(vnxi_engine_t *engine)
         return;
     }
     if (capi->get_notifs(engine->agent, poller->notifs, NULL) ==
-        VNXI_CAPI_OK) {
+        NIXL_CAPI_SUCCESS) {
         capi->notif_map_size(poller->notifs, &senders);
     }
     for (size_t i = 0; i < senders; i++) {
         if (capi->notif_map_get_agent_at(poller->notifs, i, &sender) ==
-            VNXI_CAPI_OK) {
+            NIXL_CAPI_SUCCESS) {
             deliver(engine, sender);
         }
     }
@@ -388,7 +388,7 @@ vnxi_nixl_poller_start(vnxi_engine_t *engine, vnx_error_t *error)
     vnxi_nixl_poller_t *poller = &engine->poller;
 
     if (poller->notifs == NULL &&
-        engine->capi->create_notif_map(&poller->notifs) != VNXI_CAPI_OK) {
+        engine->capi->create_notif_map(&poller->notifs) != NIXL_CAPI_SUCCESS) {
         poller->notifs = NULL;
         return vnxi_error_no_memory(error, "vnx_agent_create_backend", 0);
     }

@@ -38,8 +38,8 @@ typedef struct vnxi_nixl_poller {
     vnxi_mutex_t flight_lock; /* held during calls to the library */
     vnxi_exfer_t *flights;    /* flight_lock */
 
-    vnxi_mutex_t take_lock;     /* one taker at a time, to keep the order */
-    vnxi_capi_notifs_t *notifs; /* take_lock */
+    vnxi_mutex_t take_lock;       /* one taker at a time, to keep the order */
+    nixl_capi_notif_map_t notifs; /* take_lock */
 
     atomic_bool listens; /* notifications may arrive */
     atomic_uint_fast64_t last_event_ns;

@@ -121,14 +121,14 @@ try_backends(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
              const vnxi_nixl_pieces_t *pieces, uint32_t set)
 {
     vnxi_engine_t *engine = exfer->engine;
-    int code = VNXI_CAPI_NOT_FOUND, i;
+    int code = NIXL_CAPI_ERROR_NOT_FOUND, i;
 
     for (size_t n = 0; (i = choice(engine, args, set, n)) >= 0; n++) {
-        vnxi_capi_request_t *request = NULL;
+        nixl_capi_xfer_req_t request = NULL;
         code = engine->capi->create_xfer_req(
             engine->agent, (int)args->op, pieces->local, pieces->remote,
             exfer->peer->base.name, &request, engine->backends[i].options);
-        if (code == VNXI_CAPI_OK) {
+        if (code == NIXL_CAPI_SUCCESS) {
             exfer->request = request;
             exfer->backend = engine->backends[i].name;
             return code;
@@ -211,7 +211,7 @@ make_request(vnxi_exfer_t *exfer, const vnxi_xfer_args_t *args,
      */
     int code = try_backends(exfer, args, pieces,
                             set != 0 ? set : allowed(exfer->engine, args));
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         return VNX_OK;
     }
     return set == 0 ? no_common_backend(exfer->engine, args, error)
@@ -302,13 +302,14 @@ set_notif(vnxi_exfer_t *exfer, vnx_error_t *error)
         return VNX_OK;
     }
     if (exfer->options == NULL &&
-        capi->create_opt_args(&exfer->options) != VNXI_CAPI_OK) {
+        capi->create_opt_args(&exfer->options) != NIXL_CAPI_SUCCESS) {
         exfer->options = NULL;
         return vnxi_error_no_memory(error, "vnx_xfer_post", exfer->notif_len);
     }
     if (capi->opt_args_set_notif_msg(exfer->options, exfer->notif,
-                                     exfer->notif_len) != VNXI_CAPI_OK ||
-        capi->opt_args_set_has_notif(exfer->options, true) != VNXI_CAPI_OK) {
+                                     exfer->notif_len) != NIXL_CAPI_SUCCESS ||
+        capi->opt_args_set_has_notif(exfer->options, true) !=
+            NIXL_CAPI_SUCCESS) {
         return vnxi_error_no_memory(error, "vnx_xfer_post", exfer->notif_len);
     }
     return VNX_OK;
@@ -338,7 +339,7 @@ linger(vnxi_exfer_t *exfer)
 
     do {
         code = engine->capi->get_xfer_status(engine->agent, exfer->request);
-    } while (code == VNXI_CAPI_IN_PROGRESS && vnxi_clock_ns() < end);
+    } while (code == NIXL_CAPI_IN_PROG && vnxi_clock_ns() < end);
     return code;
 }
 
@@ -354,7 +355,7 @@ enter_library(vnxi_exfer_t *exfer, vnx_error_t *error)
         atomic_store_explicit(&exfer->peer->posts_at_once,
                               vnxi_clock_ns() - start <= SLOW_NS,
                               memory_order_relaxed);
-    } else if (code == VNXI_CAPI_IN_PROGRESS) {
+    } else if (code == NIXL_CAPI_IN_PROG) {
         code = linger(exfer);
     }
     vnx_status_t status = vnxi_nixl_xfer_outcome(exfer, code, error);
@@ -520,7 +521,8 @@ vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
 {
     vnxi_engine_t *engine = exfer->engine;
     int64_t duration = 0, margin = 0;
-    int method = 0, code = VNXI_CAPI_BACKEND;
+    nixl_capi_cost_t method = NIXL_CAPI_COST_ANALYTICAL_BACKEND;
+    int code = NIXL_CAPI_ERROR_BACKEND;
 
     if (vnxi_nixl_enter(engine)) {
         if (check_post(exfer, NULL) == VNX_OK) {
@@ -530,6 +532,6 @@ vnxi_nixl_xfer_estimate(const vnxi_exfer_t *exfer, int64_t *duration_us_p,
         }
         vnxi_nixl_leave(engine);
     }
-    *duration_us_p = code == VNXI_CAPI_OK ? duration : 0;
-    *margin_us_p = code == VNXI_CAPI_OK ? margin : 0;
+    *duration_us_p = code == NIXL_CAPI_SUCCESS ? duration : 0;
+    *margin_us_p = code == NIXL_CAPI_SUCCESS ? margin : 0;
 }

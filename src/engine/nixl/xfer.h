@@ -29,9 +29,9 @@ struct vnxi_exfer {
     bool was_retried; /* the current post is the second */
     atomic_uint stage;
     void *cookie;
-    vnxi_capi_request_t *request; /* NULL: released when the engine stopped,
+    nixl_capi_xfer_req_t request; /* NULL: released when the engine stopped,
                                      or a region was revoked at creation */
-    vnxi_capi_options_t *options; /* with a notification; NULL: never had
+    nixl_capi_opt_args_t options; /* with a notification; NULL: never had
                                      one */
     const char *backend;          /* interned */
     vnxi_nixl_piece_t *pieces;    /* storage only; owned */
@@ -63,7 +63,7 @@ void vnxi_nixl_request_release(vnxi_exfer_t *exfer);
 /* The pieces of a transfer, in the library's types; all zeros: empty. */
 typedef struct vnxi_nixl_pieces {
     vnx_mem_t local_mem, remote_mem;
-    vnxi_capi_xfer_list_t *local, *remote; /* owned */
+    nixl_capi_xfer_dlist_t local, remote; /* owned */
     uint64_t bytes;
     size_t count;
     vnxi_nixl_piece_t *storage; /* owned; NULL unless the remote is a file */

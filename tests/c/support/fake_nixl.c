@@ -29,42 +29,42 @@ typedef struct row {
     uint64_t addr, len, dev;
 } row_t;
 
-struct vnxi_capi_xfer_list {
+struct nixl_capi_xfer_dlist_s {
     int mem;
     row_t *rows;
     size_t count;
 };
 
-struct vnxi_capi_reg_list {
-    struct vnxi_capi_xfer_list list;
+struct nixl_capi_reg_dlist_s {
+    struct nixl_capi_xfer_dlist_s list;
 };
 
-struct vnxi_capi_backend {
+struct nixl_capi_backend_s {
     char name[32];
 };
 
-struct vnxi_capi_options {
-    vnxi_capi_backend_t *backend;
+struct nixl_capi_opt_args_s {
+    nixl_capi_backend_t backend;
     blob_t notif;
     bool has_notif;
 };
 
-struct vnxi_capi_params {
+struct nixl_capi_params_s {
     char key[MANY][32], value[MANY][32];
     size_t count;
 };
 
-struct vnxi_capi_param_iter {
-    vnxi_capi_params_t *params;
+struct nixl_capi_param_iter_s {
+    nixl_capi_params_t params;
     size_t at;
 };
 
-struct vnxi_capi_mems {
+struct nixl_capi_mem_list_s {
     int mems[4];
     size_t count;
 };
 
-struct vnxi_capi_strings {
+struct nixl_capi_string_list_s {
     const char *names[4];
     size_t count;
 };
@@ -75,11 +75,11 @@ typedef struct notif {
     struct notif *next;
 } notif_t;
 
-struct vnxi_capi_notifs {
+struct nixl_capi_notif_map_s {
     notif_t *first;
 };
 
-struct vnxi_capi_query {
+struct nixl_capi_query_resp_list_s {
     bool has[MANY];
     size_t count;
 };
@@ -98,7 +98,7 @@ typedef struct peer {
     struct peer *next;
 } peer_t;
 
-struct vnxi_capi_agent {
+struct nixl_capi_agent_s {
     uint64_t instance; /* how peers connect to it */
     char name[64];
     char backends[4][32];
@@ -106,20 +106,20 @@ struct vnxi_capi_agent {
     region_t *regions;
     peer_t *peers;
     notif_t *inbox;
-    vnxi_capi_agent_t *next;
+    nixl_capi_agent_t next;
 };
 
-struct vnxi_capi_dlist {
+struct nixl_capi_xfer_dlist_handle_s {
     char peer[64]; /* "": ours */
-    vnxi_capi_xfer_list_t list;
+    struct nixl_capi_xfer_dlist_s list;
     char backend[32];
 };
 
-struct vnxi_capi_request {
-    vnxi_capi_agent_t *agent;
+struct nixl_capi_xfer_req_s {
+    nixl_capi_agent_t agent;
     char peer[64];
     int op;
-    vnxi_capi_xfer_list_t local, remote;
+    struct nixl_capi_xfer_dlist_s local, remote;
     blob_t notif;
     bool has_notif, is_posted, was_posted;
     atomic_bool is_released;
@@ -129,8 +129,8 @@ struct vnxi_capi_request {
 EXPORT fake_nixl_t fake_nixl;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static vnxi_capi_agent_t *agents; /* protected by lock, and all they have */
-static uint64_t last_instance;    /* protected by lock */
+static nixl_capi_agent_t agents; /* protected by lock, and all they have */
+static uint64_t last_instance;   /* protected by lock */
 
 /* Precedes every handle.  Handles that an engine leaves behind thus stay
  * reachable, and the leak checker does not report them. */
@@ -179,7 +179,7 @@ copy_blob(const void *data, size_t len)
 }
 
 static void
-copy_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source)
+copy_rows(nixl_capi_xfer_dlist_t target, const nixl_capi_xfer_dlist_t source)
 {
     *target = *source;
     target->rows = malloc((source->count + 1) * sizeof(row_t));
@@ -189,7 +189,7 @@ copy_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source)
 }
 
 static void
-add_row(vnxi_capi_xfer_list_t *list, uint64_t addr, uint64_t len, uint64_t dev)
+add_row(nixl_capi_xfer_dlist_t list, uint64_t addr, uint64_t len, uint64_t dev)
 {
     if ((list->count & (list->count - 1)) == 0) { /* room doubles */
         list->rows =
@@ -201,10 +201,10 @@ add_row(vnxi_capi_xfer_list_t *list, uint64_t addr, uint64_t len, uint64_t dev)
 /* -- Agents -----------------------------------------------------------------
  */
 
-static vnxi_capi_agent_t *
+static nixl_capi_agent_t
 find_agent_lock_held(const char *name)
 {
-    vnxi_capi_agent_t *agent = agents;
+    nixl_capi_agent_t agent = agents;
     while (agent != NULL && strcmp(agent->name, name) != 0) {
         agent = agent->next;
     }
@@ -213,12 +213,12 @@ find_agent_lock_held(const char *name)
 
 EXPORT int
 nixl_capi_create_configured_agent(const char *name,
-                                  const vnxi_capi_agent_config_t *config,
-                                  vnxi_capi_agent_t **agent_p)
+                                  const nixl_capi_agent_config_t *config,
+                                  nixl_capi_agent_t *agent_p)
 {
-    fake_nixl.progress_thread = config->progress_thread;
-    fake_nixl.progress_delay_us = config->progress_delay_us;
-    vnxi_capi_agent_t *agent = make(sizeof *agent);
+    fake_nixl.progress_thread = config->enable_prog_thread;
+    fake_nixl.progress_delay_us = config->pthr_delay_us;
+    nixl_capi_agent_t agent = make(sizeof *agent);
     strncpy(agent->name, name, sizeof agent->name - 1);
     pthread_mutex_lock(&lock);
     agent->instance = ++last_instance;
@@ -245,7 +245,7 @@ free_regions(region_t *regions)
 }
 
 static peer_t **
-find_peer_lock_held(vnxi_capi_agent_t *agent, const char *name)
+find_peer_lock_held(nixl_capi_agent_t agent, const char *name)
 {
     peer_t **at = &agent->peers;
     while (*at != NULL && strcmp((*at)->name, name) != 0) {
@@ -265,7 +265,7 @@ forget_peer_lock_held(peer_t **at)
 
 /* The agent itself is known, too. */
 static bool
-knows(vnxi_capi_agent_t *agent, const char *name)
+knows(nixl_capi_agent_t agent, const char *name)
 {
     pthread_mutex_lock(&lock);
     bool known = strcmp(agent->name, name) == 0 ||
@@ -275,10 +275,10 @@ knows(vnxi_capi_agent_t *agent, const char *name)
 }
 
 EXPORT int
-nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
+nixl_capi_destroy_agent(nixl_capi_agent_t agent)
 {
     pthread_mutex_lock(&lock);
-    vnxi_capi_agent_t **at = &agents;
+    nixl_capi_agent_t *at = &agents;
     while (*at != agent) {
         at = &(*at)->next;
     }
@@ -298,7 +298,7 @@ nixl_capi_destroy_agent(vnxi_capi_agent_t *agent)
 }
 
 static bool
-has_backend(const vnxi_capi_agent_t *agent, const char *name)
+has_backend(const nixl_capi_agent_t agent, const char *name)
 {
     for (size_t i = 0; i < agent->backend_count; i++) {
         if (strcmp(agent->backends[i], name) == 0) {
@@ -358,7 +358,7 @@ compare_published(const void *a, const void *b)
 }
 
 static void
-put_regions_lock_held(blob_t *out, const vnxi_capi_agent_t *agent)
+put_regions_lock_held(blob_t *out, const nixl_capi_agent_t agent)
 {
     const int32_t mem = 0;
     row_t *rows = NULL;
@@ -388,7 +388,7 @@ put_regions_lock_held(blob_t *out, const vnxi_capi_agent_t *agent)
 }
 
 EXPORT int
-nixl_capi_get_local_md(vnxi_capi_agent_t *agent, void **data_p, size_t *len_p)
+nixl_capi_get_local_md(nixl_capi_agent_t agent, void **data_p, size_t *len_p)
 {
     blob_t out = {NULL, 0};
 
@@ -507,7 +507,7 @@ read_peer(const void *data, size_t len)
 
 /* Regions are added to those that are known. */
 static void
-add_peer_lock_held(vnxi_capi_agent_t *agent, peer_t *peer)
+add_peer_lock_held(nixl_capi_agent_t agent, peer_t *peer)
 {
     peer_t **known = find_peer_lock_held(agent, peer->name);
 
@@ -525,8 +525,8 @@ add_peer_lock_held(vnxi_capi_agent_t *agent, peer_t *peer)
 }
 
 EXPORT int
-nixl_capi_load_remote_md(vnxi_capi_agent_t *agent, const void *data,
-                         size_t len, char **name_p)
+nixl_capi_load_remote_md(nixl_capi_agent_t agent, const void *data, size_t len,
+                         char **name_p)
 {
     *name_p = GARBAGE;
     if (fake_nixl.fail_load != 0) {
@@ -549,7 +549,7 @@ nixl_capi_load_remote_md(vnxi_capi_agent_t *agent, const void *data,
 }
 
 EXPORT int
-nixl_capi_invalidate_remote_md(vnxi_capi_agent_t *agent, const char *name)
+nixl_capi_invalidate_remote_md(nixl_capi_agent_t agent, const char *name)
 {
     pthread_mutex_lock(&lock);
     peer_t **peer = find_peer_lock_held(agent, name);
@@ -562,16 +562,16 @@ nixl_capi_invalidate_remote_md(vnxi_capi_agent_t *agent, const char *name)
 }
 
 EXPORT int
-nixl_capi_check_remote_md(vnxi_capi_agent_t *agent, const char *name,
-                          vnxi_capi_xfer_list_t *descs)
+nixl_capi_check_remote_md(nixl_capi_agent_t agent, const char *name,
+                          nixl_capi_xfer_dlist_t descs)
 {
     (void)descs;
     return knows(agent, name) && !fake_nixl.drops_peers ? 0 : -6;
 }
 
 EXPORT int
-nixl_capi_agent_make_connection(vnxi_capi_agent_t *agent, const char *name,
-                                vnxi_capi_options_t *options)
+nixl_capi_agent_make_connection(nixl_capi_agent_t agent, const char *name,
+                                nixl_capi_opt_args_t options)
 {
     (void)options;
     return nixl_capi_check_remote_md(agent, name, NULL);
@@ -581,30 +581,31 @@ nixl_capi_agent_make_connection(vnxi_capi_agent_t *agent, const char *name,
  */
 
 EXPORT int
-nixl_capi_get_available_plugins(vnxi_capi_agent_t *agent,
-                                vnxi_capi_strings_t **names_p)
+nixl_capi_get_available_plugins(nixl_capi_agent_t agent,
+                                nixl_capi_string_list_t *names_p)
 {
     (void)agent;
     *names_p = make(sizeof **names_p);
-    **names_p = (vnxi_capi_strings_t){{"UCX", "POSIX", "BROKEN"}, 3};
+    **names_p =
+        (struct nixl_capi_string_list_s){{"UCX", "POSIX", "BROKEN"}, 3};
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_string_list(vnxi_capi_strings_t *names)
+nixl_capi_destroy_string_list(nixl_capi_string_list_t names)
 {
     return unmake(names);
 }
 
 EXPORT int
-nixl_capi_string_list_size(vnxi_capi_strings_t *names, size_t *size_p)
+nixl_capi_string_list_size(nixl_capi_string_list_t names, size_t *size_p)
 {
     *size_p = names->count;
     return 0;
 }
 
 EXPORT int
-nixl_capi_string_list_get(vnxi_capi_strings_t *names, size_t i,
+nixl_capi_string_list_get(nixl_capi_string_list_t names, size_t i,
                           const char **name_p)
 {
     if (i >= names->count) {
@@ -615,8 +616,8 @@ nixl_capi_string_list_get(vnxi_capi_strings_t *names, size_t i,
 }
 
 static int
-describe_plugin(const char *plugin, vnxi_capi_mems_t **mems_p,
-                vnxi_capi_params_t **params_p)
+describe_plugin(const char *plugin, nixl_capi_mem_list_t *mems_p,
+                nixl_capi_params_t *params_p)
 {
     *mems_p = GARBAGE;
     *params_p = GARBAGE;
@@ -626,7 +627,7 @@ describe_plugin(const char *plugin, vnxi_capi_mems_t **mems_p,
     }
     *mems_p = make(sizeof **mems_p);
     *params_p = make(sizeof **params_p);
-    **mems_p = (vnxi_capi_mems_t){{0, is_ucx ? 1 : 4}, 2};
+    **mems_p = (struct nixl_capi_mem_list_s){{0, is_ucx ? 1 : 4}, 2};
     if (is_ucx) {
         (*params_p)->count = 2;
         strcpy((*params_p)->key[0], "num_workers");
@@ -638,62 +639,63 @@ describe_plugin(const char *plugin, vnxi_capi_mems_t **mems_p,
 }
 
 EXPORT int
-nixl_capi_get_plugin_params(vnxi_capi_agent_t *agent, const char *plugin,
-                            vnxi_capi_mems_t **mems_p,
-                            vnxi_capi_params_t **params_p)
+nixl_capi_get_plugin_params(nixl_capi_agent_t agent, const char *plugin,
+                            nixl_capi_mem_list_t *mems_p,
+                            nixl_capi_params_t *params_p)
 {
     (void)agent;
     return describe_plugin(plugin, mems_p, params_p);
 }
 
 EXPORT int
-nixl_capi_get_backend_params(vnxi_capi_agent_t *agent,
-                             vnxi_capi_backend_t *backend,
-                             vnxi_capi_mems_t **mems_p,
-                             vnxi_capi_params_t **params_p)
+nixl_capi_get_backend_params(nixl_capi_agent_t agent,
+                             nixl_capi_backend_t backend,
+                             nixl_capi_mem_list_t *mems_p,
+                             nixl_capi_params_t *params_p)
 {
     (void)agent;
     return describe_plugin(backend->name, mems_p, params_p);
 }
 
 EXPORT int
-nixl_capi_destroy_mem_list(vnxi_capi_mems_t *mems)
+nixl_capi_destroy_mem_list(nixl_capi_mem_list_t mems)
 {
     return unmake(mems);
 }
 
 EXPORT int
-nixl_capi_mem_list_size(vnxi_capi_mems_t *mems, size_t *size_p)
+nixl_capi_mem_list_size(nixl_capi_mem_list_t mems, size_t *size_p)
 {
     *size_p = mems->count;
     return 0;
 }
 
 EXPORT int
-nixl_capi_mem_list_get(vnxi_capi_mems_t *mems, size_t i, int *mem_p)
+nixl_capi_mem_list_get(nixl_capi_mem_list_t mems, size_t i,
+                       nixl_capi_mem_type_t *mem_p)
 {
     if (i >= mems->count) {
         return -1;
     }
-    *mem_p = mems->mems[i];
+    *mem_p = (nixl_capi_mem_type_t)mems->mems[i];
     return 0;
 }
 
 EXPORT int
-nixl_capi_create_params(vnxi_capi_params_t **params_p)
+nixl_capi_create_params(nixl_capi_params_t *params_p)
 {
     *params_p = make(sizeof **params_p);
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_params(vnxi_capi_params_t *params)
+nixl_capi_destroy_params(nixl_capi_params_t params)
 {
     return unmake(params);
 }
 
 EXPORT int
-nixl_capi_params_add(vnxi_capi_params_t *params, const char *key,
+nixl_capi_params_add(nixl_capi_params_t params, const char *key,
                      const char *value)
 {
     size_t i = 0;
@@ -707,15 +709,15 @@ nixl_capi_params_add(vnxi_capi_params_t *params, const char *key,
 }
 
 EXPORT int
-nixl_capi_params_is_empty(vnxi_capi_params_t *params, bool *is_empty_p)
+nixl_capi_params_is_empty(nixl_capi_params_t params, bool *is_empty_p)
 {
     *is_empty_p = params->count == 0;
     return 0;
 }
 
 EXPORT int
-nixl_capi_params_create_iterator(vnxi_capi_params_t *params,
-                                 vnxi_capi_param_iter_t **iter_p)
+nixl_capi_params_create_iterator(nixl_capi_params_t params,
+                                 nixl_capi_param_iter_t *iter_p)
 {
     *iter_p = make(sizeof **iter_p);
     (*iter_p)->params = params;
@@ -723,9 +725,8 @@ nixl_capi_params_create_iterator(vnxi_capi_params_t *params,
 }
 
 EXPORT int
-nixl_capi_params_iterator_next(vnxi_capi_param_iter_t *iter,
-                               const char **key_p, const char **value_p,
-                               bool *has_next_p)
+nixl_capi_params_iterator_next(nixl_capi_param_iter_t iter, const char **key_p,
+                               const char **value_p, bool *has_next_p)
 {
     if (iter->at < iter->params->count) {
         *key_p = iter->params->key[iter->at];
@@ -737,15 +738,15 @@ nixl_capi_params_iterator_next(vnxi_capi_param_iter_t *iter,
 }
 
 EXPORT int
-nixl_capi_params_destroy_iterator(vnxi_capi_param_iter_t *iter)
+nixl_capi_params_destroy_iterator(nixl_capi_param_iter_t iter)
 {
     return unmake(iter);
 }
 
 EXPORT int
-nixl_capi_create_backend(vnxi_capi_agent_t *agent, const char *plugin,
-                         vnxi_capi_params_t *params,
-                         vnxi_capi_backend_t **backend_p)
+nixl_capi_create_backend(nixl_capi_agent_t agent, const char *plugin,
+                         nixl_capi_params_t params,
+                         nixl_capi_backend_t *backend_p)
 {
     *backend_p = GARBAGE;
     if (has_backend(agent, plugin) ||
@@ -760,7 +761,7 @@ nixl_capi_create_backend(vnxi_capi_agent_t *agent, const char *plugin,
 }
 
 EXPORT int
-nixl_capi_destroy_backend(vnxi_capi_backend_t *backend)
+nixl_capi_destroy_backend(nixl_capi_backend_t backend)
 {
     return unmake(backend);
 }
@@ -769,29 +770,29 @@ nixl_capi_destroy_backend(vnxi_capi_backend_t *backend)
  */
 
 EXPORT int
-nixl_capi_create_opt_args(vnxi_capi_options_t **options_p)
+nixl_capi_create_opt_args(nixl_capi_opt_args_t *options_p)
 {
     *options_p = make(sizeof **options_p);
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_opt_args(vnxi_capi_options_t *options)
+nixl_capi_destroy_opt_args(nixl_capi_opt_args_t options)
 {
     free(options->notif.data);
     return unmake(options);
 }
 
 EXPORT int
-nixl_capi_opt_args_add_backend(vnxi_capi_options_t *options,
-                               vnxi_capi_backend_t *backend)
+nixl_capi_opt_args_add_backend(nixl_capi_opt_args_t options,
+                               nixl_capi_backend_t backend)
 {
     options->backend = backend;
     return 0;
 }
 
 EXPORT int
-nixl_capi_opt_args_set_notif_msg(vnxi_capi_options_t *options,
+nixl_capi_opt_args_set_notif_msg(nixl_capi_opt_args_t options,
                                  const void *data, size_t len)
 {
     free(options->notif.data);
@@ -800,7 +801,7 @@ nixl_capi_opt_args_set_notif_msg(vnxi_capi_options_t *options,
 }
 
 EXPORT int
-nixl_capi_opt_args_set_has_notif(vnxi_capi_options_t *options, bool has_notif)
+nixl_capi_opt_args_set_has_notif(nixl_capi_opt_args_t options, bool has_notif)
 {
     options->has_notif = has_notif;
     return 0;
@@ -810,22 +811,23 @@ nixl_capi_opt_args_set_has_notif(vnxi_capi_options_t *options, bool has_notif)
  */
 
 EXPORT int
-nixl_capi_create_reg_dlist(int mem, vnxi_capi_reg_list_t **list_p)
+nixl_capi_create_reg_dlist(nixl_capi_mem_type_t mem,
+                           nixl_capi_reg_dlist_t *list_p)
 {
     *list_p = make(sizeof **list_p);
-    (*list_p)->list.mem = mem;
+    (*list_p)->list.mem = (int)mem;
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_reg_dlist(vnxi_capi_reg_list_t *list)
+nixl_capi_destroy_reg_dlist(nixl_capi_reg_dlist_t list)
 {
     free(list->list.rows);
     return unmake(list);
 }
 
 EXPORT int
-nixl_capi_reg_dlist_add_desc(vnxi_capi_reg_list_t *list, uintptr_t addr,
+nixl_capi_reg_dlist_add_desc(nixl_capi_reg_dlist_t list, uintptr_t addr,
                              size_t len, uint64_t dev, const void *meta,
                              size_t meta_len)
 {
@@ -836,29 +838,30 @@ nixl_capi_reg_dlist_add_desc(vnxi_capi_reg_list_t *list, uintptr_t addr,
 }
 
 EXPORT int
-nixl_capi_create_xfer_dlist(int mem, vnxi_capi_xfer_list_t **list_p)
+nixl_capi_create_xfer_dlist(nixl_capi_mem_type_t mem,
+                            nixl_capi_xfer_dlist_t *list_p)
 {
     *list_p = make(sizeof **list_p);
-    (*list_p)->mem = mem;
+    (*list_p)->mem = (int)mem;
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_xfer_dlist(vnxi_capi_xfer_list_t *list)
+nixl_capi_destroy_xfer_dlist(nixl_capi_xfer_dlist_t list)
 {
     free(list->rows);
     return unmake(list);
 }
 
 EXPORT int
-nixl_capi_xfer_dlist_clear(vnxi_capi_xfer_list_t *list)
+nixl_capi_xfer_dlist_clear(nixl_capi_xfer_dlist_t list)
 {
     list->count = 0;
     return 0;
 }
 
 EXPORT int
-nixl_capi_xfer_dlist_add_desc(vnxi_capi_xfer_list_t *list, uintptr_t addr,
+nixl_capi_xfer_dlist_add_desc(nixl_capi_xfer_dlist_t list, uintptr_t addr,
                               size_t len, uint64_t dev)
 {
     add_row(list, addr, len, dev);
@@ -869,8 +872,8 @@ nixl_capi_xfer_dlist_add_desc(vnxi_capi_xfer_list_t *list, uintptr_t addr,
  */
 
 EXPORT int
-nixl_capi_register_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
-                       vnxi_capi_options_t *options)
+nixl_capi_register_mem(nixl_capi_agent_t agent, nixl_capi_reg_dlist_t list,
+                       nixl_capi_opt_args_t options)
 {
     if (strcmp(options->backend->name, fake_nixl.refuses) == 0 ||
         list->list.count == 0) {
@@ -890,7 +893,7 @@ nixl_capi_register_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
 }
 
 static bool
-take_region_lock_held(vnxi_capi_agent_t *agent, int mem, const row_t *row,
+take_region_lock_held(nixl_capi_agent_t agent, int mem, const row_t *row,
                       const char *backend)
 {
     for (region_t **at = &agent->regions; *at != NULL; at = &(*at)->next) {
@@ -906,8 +909,8 @@ take_region_lock_held(vnxi_capi_agent_t *agent, int mem, const row_t *row,
 }
 
 EXPORT int
-nixl_capi_deregister_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
-                         vnxi_capi_options_t *options)
+nixl_capi_deregister_mem(nixl_capi_agent_t agent, nixl_capi_reg_dlist_t list,
+                         nixl_capi_opt_args_t options)
 {
     bool good = true;
     pthread_mutex_lock(&lock);
@@ -924,7 +927,7 @@ nixl_capi_deregister_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
  */
 
 static bool
-holds(const region_t *regions, const vnxi_capi_xfer_list_t *list,
+holds(const region_t *regions, const nixl_capi_xfer_dlist_t list,
       const row_t *row, const char *backend)
 {
     for (const region_t *at = regions; at != NULL; at = at->next) {
@@ -941,8 +944,8 @@ holds(const region_t *regions, const vnxi_capi_xfer_list_t *list,
 /* Return whether there are rows and each lies in a region that the backend of
  * `name` has.  "" is the agent, as is its name. */
 static bool
-covers(vnxi_capi_agent_t *agent, const char *name,
-       const vnxi_capi_xfer_list_t *list, const char *backend)
+covers(nixl_capi_agent_t agent, const char *name,
+       const nixl_capi_xfer_dlist_t list, const char *backend)
 {
     bool all = list->count > 0;
 
@@ -960,7 +963,7 @@ covers(vnxi_capi_agent_t *agent, const char *name,
 }
 
 static bool
-has_equal_rows(const vnxi_capi_xfer_list_t *a, const vnxi_capi_xfer_list_t *b)
+has_equal_rows(const nixl_capi_xfer_dlist_t a, const nixl_capi_xfer_dlist_t b)
 {
     bool equal = a->count == b->count;
     for (size_t i = 0; equal && i < a->count; i++) {
@@ -970,11 +973,11 @@ has_equal_rows(const vnxi_capi_xfer_list_t *a, const vnxi_capi_xfer_list_t *b)
 }
 
 EXPORT int
-nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
-                          vnxi_capi_xfer_list_t *local,
-                          vnxi_capi_xfer_list_t *remote, const char *name,
-                          vnxi_capi_request_t **request_p,
-                          vnxi_capi_options_t *options)
+nixl_capi_create_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t op,
+                          nixl_capi_xfer_dlist_t local,
+                          nixl_capi_xfer_dlist_t remote, const char *name,
+                          nixl_capi_xfer_req_t *request_p,
+                          nixl_capi_opt_args_t options)
 {
     const char *backend = options->backend->name;
 
@@ -987,7 +990,7 @@ nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
         !covers(agent, name, remote, backend)) {
         return -2;
     }
-    vnxi_capi_request_t *request = make(sizeof *request);
+    nixl_capi_xfer_req_t request = make(sizeof *request);
     request->agent = agent;
     strcpy(request->peer, name);
     request->op = op;
@@ -999,10 +1002,10 @@ nixl_capi_create_xfer_req(vnxi_capi_agent_t *agent, int op,
 }
 
 EXPORT int
-nixl_capi_prep_xfer_dlist(vnxi_capi_agent_t *agent, const char *name,
-                          vnxi_capi_xfer_list_t *list,
-                          vnxi_capi_dlist_t **handle_p,
-                          vnxi_capi_options_t *options)
+nixl_capi_prep_xfer_dlist(nixl_capi_agent_t agent, const char *name,
+                          nixl_capi_xfer_dlist_t list,
+                          nixl_capi_xfer_dlist_handle_t *handle_p,
+                          nixl_capi_opt_args_t options)
 {
     *handle_p = GARBAGE;
     if (fake_nixl.fail_prep != 0) {
@@ -1011,7 +1014,7 @@ nixl_capi_prep_xfer_dlist(vnxi_capi_agent_t *agent, const char *name,
     if (!covers(agent, name, list, options->backend->name)) {
         return -6;
     }
-    vnxi_capi_dlist_t *handle = make(sizeof *handle);
+    nixl_capi_xfer_dlist_handle_t handle = make(sizeof *handle);
     strcpy(handle->peer, name);
     strcpy(handle->backend, options->backend->name);
     copy_rows(&handle->list, list);
@@ -1021,8 +1024,8 @@ nixl_capi_prep_xfer_dlist(vnxi_capi_agent_t *agent, const char *name,
 }
 
 EXPORT int
-nixl_capi_release_xfer_dlist_handle(vnxi_capi_agent_t *agent,
-                                    vnxi_capi_dlist_t *handle)
+nixl_capi_release_xfer_dlist_handle(nixl_capi_agent_t agent,
+                                    nixl_capi_xfer_dlist_handle_t handle)
 {
     (void)agent;
     free(handle->list.rows);
@@ -1030,7 +1033,8 @@ nixl_capi_release_xfer_dlist_handle(vnxi_capi_agent_t *agent,
 }
 
 static bool
-has_rows(const vnxi_capi_dlist_t *handle, const int *rows, size_t count)
+has_rows(const nixl_capi_xfer_dlist_handle_t handle, const int *rows,
+         size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         if (rows[i] < 0 || (size_t)rows[i] >= handle->list.count) {
@@ -1041,10 +1045,10 @@ has_rows(const vnxi_capi_dlist_t *handle, const int *rows, size_t count)
 }
 
 static void
-pick_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source,
+pick_rows(nixl_capi_xfer_dlist_t target, const nixl_capi_xfer_dlist_t source,
           const int *rows, size_t count)
 {
-    *target = (vnxi_capi_xfer_list_t){
+    *target = (struct nixl_capi_xfer_dlist_s){
         source->mem, malloc((count + 1) * sizeof(row_t)), count};
     for (size_t i = 0; i < count; i++) {
         target->rows[i] = source->rows[rows[i]];
@@ -1052,12 +1056,13 @@ pick_rows(vnxi_capi_xfer_list_t *target, const vnxi_capi_xfer_list_t *source,
 }
 
 EXPORT int
-nixl_capi_make_xfer_req(vnxi_capi_agent_t *agent, int op,
-                        vnxi_capi_dlist_t *local, const int *local_rows,
-                        size_t local_count, vnxi_capi_dlist_t *remote,
+nixl_capi_make_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_op_t op,
+                        nixl_capi_xfer_dlist_handle_t local,
+                        const int *local_rows, size_t local_count,
+                        nixl_capi_xfer_dlist_handle_t remote,
                         const int *remote_rows, size_t remote_count,
-                        vnxi_capi_request_t **request_p,
-                        vnxi_capi_options_t *options)
+                        nixl_capi_xfer_req_t *request_p,
+                        nixl_capi_opt_args_t options)
 {
     *request_p = GARBAGE;
     if (fake_nixl.fail_make != 0) {
@@ -1070,7 +1075,7 @@ nixl_capi_make_xfer_req(vnxi_capi_agent_t *agent, int op,
         strcmp(remote->backend, options->backend->name) != 0) {
         return -1;
     }
-    vnxi_capi_request_t *request = make(sizeof *request);
+    nixl_capi_xfer_req_t request = make(sizeof *request);
     request->agent = agent;
     strcpy(request->peer, remote->peer);
     request->op = op;
@@ -1082,7 +1087,7 @@ nixl_capi_make_xfer_req(vnxi_capi_agent_t *agent, int op,
 }
 
 static void
-move_bytes(const vnxi_capi_request_t *request)
+move_bytes(const nixl_capi_xfer_req_t request)
 {
     for (size_t i = 0; i < request->local.count; i++) {
         void *l = (void *)(uintptr_t)request->local.rows[i].addr;
@@ -1094,10 +1099,10 @@ move_bytes(const vnxi_capi_request_t *request)
 
 /* False: its agent has ended. */
 static bool
-send_lock_held(const vnxi_capi_agent_t *from, const char *to,
+send_lock_held(const nixl_capi_agent_t from, const char *to,
                const blob_t *message)
 {
-    vnxi_capi_agent_t *target = find_agent_lock_held(to);
+    nixl_capi_agent_t target = find_agent_lock_held(to);
     if (target == NULL) {
         return false;
     }
@@ -1112,7 +1117,7 @@ send_lock_held(const vnxi_capi_agent_t *from, const char *to,
 }
 
 static int
-finish(vnxi_capi_request_t *request)
+finish(nixl_capi_xfer_req_t request)
 {
     int once = atomic_exchange(&fake_nixl.fail_once, 0);
     uintptr_t lander = fake_nixl.lander;
@@ -1148,8 +1153,8 @@ finish(vnxi_capi_request_t *request)
 }
 
 EXPORT int
-nixl_capi_post_xfer_req(vnxi_capi_agent_t *agent, vnxi_capi_request_t *request,
-                        vnxi_capi_options_t *options)
+nixl_capi_post_xfer_req(nixl_capi_agent_t agent, nixl_capi_xfer_req_t request,
+                        nixl_capi_opt_args_t options)
 {
     if (fake_nixl.fail_post != 0) {
         return fake_nixl.fail_post;
@@ -1171,16 +1176,16 @@ nixl_capi_post_xfer_req(vnxi_capi_agent_t *agent, vnxi_capi_request_t *request,
 }
 
 EXPORT int
-nixl_capi_get_xfer_status(vnxi_capi_agent_t *agent,
-                          vnxi_capi_request_t *request)
+nixl_capi_get_xfer_status(nixl_capi_agent_t agent,
+                          nixl_capi_xfer_req_t request)
 {
     (void)agent;
     return finish(request);
 }
 
 EXPORT int
-nixl_capi_release_xfer_req(vnxi_capi_agent_t *agent,
-                           vnxi_capi_request_t *request)
+nixl_capi_release_xfer_req(nixl_capi_agent_t agent,
+                           nixl_capi_xfer_req_t request)
 {
     const struct timespec pause = {.tv_nsec = 100000};
     (void)agent;
@@ -1194,7 +1199,7 @@ nixl_capi_release_xfer_req(vnxi_capi_agent_t *agent,
 }
 
 EXPORT int
-nixl_capi_destroy_xfer_req(vnxi_capi_request_t *request)
+nixl_capi_destroy_xfer_req(nixl_capi_xfer_req_t request)
 {
     if (!request->is_released) {
         return -3;
@@ -1206,11 +1211,11 @@ nixl_capi_destroy_xfer_req(vnxi_capi_request_t *request)
 }
 
 EXPORT int
-nixl_capi_estimate_xfer_cost(vnxi_capi_agent_t *agent,
-                             vnxi_capi_request_t *request,
-                             vnxi_capi_options_t *options,
+nixl_capi_estimate_xfer_cost(nixl_capi_agent_t agent,
+                             nixl_capi_xfer_req_t request,
+                             nixl_capi_opt_args_t options,
                              int64_t *duration_us_p, int64_t *margin_us_p,
-                             int *method_p)
+                             nixl_capi_cost_t *method_p)
 {
     (void)agent;
     (void)options;
@@ -1225,14 +1230,14 @@ nixl_capi_estimate_xfer_cost(vnxi_capi_agent_t *agent,
  */
 
 EXPORT int
-nixl_capi_create_notif_map(vnxi_capi_notifs_t **notifs_p)
+nixl_capi_create_notif_map(nixl_capi_notif_map_t *notifs_p)
 {
     *notifs_p = make(sizeof **notifs_p);
     return 0;
 }
 
 EXPORT int
-nixl_capi_notif_map_clear(vnxi_capi_notifs_t *notifs)
+nixl_capi_notif_map_clear(nixl_capi_notif_map_t notifs)
 {
     while (notifs->first != NULL) {
         notif_t *next = notifs->first->next;
@@ -1244,7 +1249,7 @@ nixl_capi_notif_map_clear(vnxi_capi_notifs_t *notifs)
 }
 
 EXPORT int
-nixl_capi_destroy_notif_map(vnxi_capi_notifs_t *notifs)
+nixl_capi_destroy_notif_map(nixl_capi_notif_map_t notifs)
 {
     nixl_capi_notif_map_clear(notifs);
     return unmake(notifs);
@@ -1252,7 +1257,7 @@ nixl_capi_destroy_notif_map(vnxi_capi_notifs_t *notifs)
 
 /* The senders are looked at one by one: the n-th of them. */
 static const notif_t *
-sender_at(const vnxi_capi_notifs_t *notifs, size_t n)
+sender_at(const nixl_capi_notif_map_t notifs, size_t n)
 {
     for (const notif_t *at = notifs->first; at != NULL; at = at->next) {
         const notif_t *before = notifs->first;
@@ -1267,7 +1272,7 @@ sender_at(const vnxi_capi_notifs_t *notifs, size_t n)
 }
 
 EXPORT int
-nixl_capi_notif_map_size(vnxi_capi_notifs_t *notifs, size_t *size_p)
+nixl_capi_notif_map_size(nixl_capi_notif_map_t notifs, size_t *size_p)
 {
     *size_p = 0;
     while (sender_at(notifs, *size_p) != NULL) {
@@ -1277,7 +1282,7 @@ nixl_capi_notif_map_size(vnxi_capi_notifs_t *notifs, size_t *size_p)
 }
 
 EXPORT int
-nixl_capi_notif_map_get_agent_at(vnxi_capi_notifs_t *notifs, size_t i,
+nixl_capi_notif_map_get_agent_at(nixl_capi_notif_map_t notifs, size_t i,
                                  const char **name_p)
 {
     *name_p = sender_at(notifs, i)->sender;
@@ -1285,7 +1290,7 @@ nixl_capi_notif_map_get_agent_at(vnxi_capi_notifs_t *notifs, size_t i,
 }
 
 static const notif_t *
-message_at(const vnxi_capi_notifs_t *notifs, const char *name, size_t i)
+message_at(const nixl_capi_notif_map_t notifs, const char *name, size_t i)
 {
     const notif_t *at = notifs->first;
     while (at != NULL && (strcmp(at->sender, name) != 0 || i-- > 0)) {
@@ -1295,7 +1300,7 @@ message_at(const vnxi_capi_notifs_t *notifs, const char *name, size_t i)
 }
 
 EXPORT int
-nixl_capi_notif_map_get_notifs_size(vnxi_capi_notifs_t *notifs,
+nixl_capi_notif_map_get_notifs_size(nixl_capi_notif_map_t notifs,
                                     const char *name, size_t *size_p)
 {
     size_t size = 0;
@@ -1311,7 +1316,7 @@ nixl_capi_notif_map_get_notifs_size(vnxi_capi_notifs_t *notifs,
 }
 
 EXPORT int
-nixl_capi_notif_map_get_notif(vnxi_capi_notifs_t *notifs, const char *name,
+nixl_capi_notif_map_get_notif(nixl_capi_notif_map_t notifs, const char *name,
                               size_t i, const void **data_p, size_t *len_p)
 {
     const notif_t *at = message_at(notifs, name, i);
@@ -1324,8 +1329,8 @@ nixl_capi_notif_map_get_notif(vnxi_capi_notifs_t *notifs, const char *name,
 }
 
 EXPORT int
-nixl_capi_get_notifs(vnxi_capi_agent_t *agent, vnxi_capi_notifs_t *notifs,
-                     vnxi_capi_options_t *options)
+nixl_capi_get_notifs(nixl_capi_agent_t agent, nixl_capi_notif_map_t notifs,
+                     nixl_capi_opt_args_t options)
 {
     (void)options;
     notif_t **at = &notifs->first;
@@ -1341,8 +1346,8 @@ nixl_capi_get_notifs(vnxi_capi_agent_t *agent, vnxi_capi_notifs_t *notifs,
 }
 
 EXPORT int
-nixl_capi_gen_notif(vnxi_capi_agent_t *agent, const char *name,
-                    const void *data, size_t len, vnxi_capi_options_t *options)
+nixl_capi_gen_notif(nixl_capi_agent_t agent, const char *name,
+                    const void *data, size_t len, nixl_capi_opt_args_t options)
 {
     const blob_t message = {(char *)data, len};
     (void)options;
@@ -1362,36 +1367,37 @@ nixl_capi_gen_notif(vnxi_capi_agent_t *agent, const char *name,
  */
 
 EXPORT int
-nixl_capi_create_query_resp_list(vnxi_capi_query_t **query_p)
+nixl_capi_create_query_resp_list(nixl_capi_query_resp_list_t *query_p)
 {
     *query_p = make(sizeof **query_p);
     return 0;
 }
 
 EXPORT int
-nixl_capi_destroy_query_resp_list(vnxi_capi_query_t *query)
+nixl_capi_destroy_query_resp_list(nixl_capi_query_resp_list_t query)
 {
     return unmake(query);
 }
 
 EXPORT int
-nixl_capi_query_resp_list_size(vnxi_capi_query_t *query, size_t *size_p)
+nixl_capi_query_resp_list_size(nixl_capi_query_resp_list_t query,
+                               size_t *size_p)
 {
     *size_p = query->count;
     return 0;
 }
 
 EXPORT int
-nixl_capi_query_resp_list_has_value(vnxi_capi_query_t *query, size_t i,
-                                    bool *has_value_p)
+nixl_capi_query_resp_list_has_value(nixl_capi_query_resp_list_t query,
+                                    size_t i, bool *has_value_p)
 {
     *has_value_p = query->has[i];
     return 0;
 }
 
 EXPORT int
-nixl_capi_query_resp_list_get_params(vnxi_capi_query_t *query, size_t i,
-                                     vnxi_capi_params_t **params_p)
+nixl_capi_query_resp_list_get_params(nixl_capi_query_resp_list_t query,
+                                     size_t i, nixl_capi_params_t *params_p)
 {
     *params_p = GARBAGE;
     if (!query->has[i]) {
@@ -1403,8 +1409,9 @@ nixl_capi_query_resp_list_get_params(vnxi_capi_query_t *query, size_t i,
 
 /* Every second row is there. */
 EXPORT int
-nixl_capi_query_mem(vnxi_capi_agent_t *agent, vnxi_capi_reg_list_t *list,
-                    vnxi_capi_query_t *query, vnxi_capi_options_t *options)
+nixl_capi_query_mem(nixl_capi_agent_t agent, nixl_capi_reg_dlist_t list,
+                    nixl_capi_query_resp_list_t query,
+                    nixl_capi_opt_args_t options)
 {
     (void)agent;
     if (strcmp(options->backend->name, "POSIX") != 0) {

@@ -637,11 +637,20 @@ part_free(vnxi_part_t *part)
     vnxi_ucx_xfer_free((vnxi_ucx_xfer_t *)part);
 }
 
+/* For clients that look for them, or pass them on.  None has an effect. */
+static const vnx_param_t defaults[] = {
+    {"num_workers", "1"},
+    {"ucx_devices", ""},
+    {"ucx_error_handling_mode", "peer"},
+    {NULL, NULL},
+};
+
 extern const vnxi_transport_t vnxi_ucx_transport;
 
 const vnxi_transport_t vnxi_ucx_transport = {
     .name = "UCX",
     .backend = "UCX",
+    .defaults = defaults,
     .entry = "UCX",
     .scope = VNXI_SCOPE_NETWORK,
     .why = "UCX: over the network, or by its transports within a host",

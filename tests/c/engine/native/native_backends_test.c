@@ -66,7 +66,32 @@ test_native_backends_keep_their_parameters(void **state)
     assert_ok(vnx_agent_backend_param(agent, "UCX", 2, &param, e));
     assert_null(param.key);
     assert_null(param.value);
-    assert_ok(vnx_agent_plugin_param(agent, "UCX", 0, &param, e));
+    vnx_agent_release(agent);
+}
+
+/* The parameters of NIXL's backend of that name, whatever was created. */
+static void
+test_native_backends_plugins_have_default_parameters(void **state)
+{
+    static const vnx_param_t defaults[] = {
+        {"num_workers", "1"},
+        {"ucx_devices", ""},
+        {"ucx_error_handling_mode", "peer"},
+    };
+    vnx_agent_t *agent = make_bare();
+    vnx_param_t given[] = {{"num_workers", "8"}}, param = {"", ""};
+    (void)state;
+
+    assert_ok(vnx_agent_create_backend(agent, "UCX", given, 1, e));
+    for (size_t i = 0; i < 3; i++) {
+        assert_ok(vnx_agent_plugin_param(agent, "UCX", i, &param, e));
+        assert_string_equal(param.key, defaults[i].key);
+        assert_string_equal(param.value, defaults[i].value);
+    }
+    assert_ok(vnx_agent_plugin_param(agent, "UCX", 3, &param, e));
+    assert_null(param.key);
+    assert_null(param.value);
+    assert_ok(vnx_agent_plugin_param(agent, "SHM", 0, &param, e));
     assert_null(param.key);
     vnx_agent_release(agent);
 }
@@ -177,6 +202,7 @@ main(void)
         cmocka_unit_test(test_native_backends_list_two_plugins),
         cmocka_unit_test(test_native_backends_move_dram),
         cmocka_unit_test(test_native_backends_keep_their_parameters),
+        cmocka_unit_test(test_native_backends_plugins_have_default_parameters),
         cmocka_unit_test(test_native_backends_not_created_have_no_parameters),
         cmocka_unit_test(test_native_backends_are_created_once),
         cmocka_unit_test(test_native_backends_refuse_an_unknown_one),

@@ -25,14 +25,14 @@
 #define SIZE 65536u
 #define ROW 4096u
 
-#define assert_done(call) assert_int_equal(call, VNXI_CAPI_OK)
+#define assert_done(call) assert_int_equal(call, NIXL_CAPI_SUCCESS)
 #define assert_fails(call) assert_true((call) < 0)
 
 /* Versions before 1.5 return the other number. */
-#define assert_not_found(call)                                    \
-    do {                                                          \
-        int code_ = (call);                                       \
-        assert_true(code_ == VNXI_CAPI_NOT_FOUND || code_ == -2); \
+#define assert_not_found(call)                                          \
+    do {                                                                \
+        int code_ = (call);                                             \
+        assert_true(code_ == NIXL_CAPI_ERROR_NOT_FOUND || code_ == -2); \
     } while (0)
 
 static vnxi_capi_t capi;  /* of the library under test */
@@ -41,35 +41,37 @@ static fake_nixl_t *fake; /* NULL: a real one is under test */
 /* Two agents with the backend UCX and SIZE bytes each; `a` has loaded the
  * metadata of `b`. */
 typedef struct duo {
-    vnxi_capi_agent_t *a, *b;
-    vnxi_capi_backend_t *ucx_a, *ucx_b;
-    vnxi_capi_options_t *by_a, *by_b; /* select UCX */
+    nixl_capi_agent_t a, b;
+    nixl_capi_backend_t ucx_a, ucx_b;
+    nixl_capi_opt_args_t by_a, by_b; /* select UCX */
     unsigned char *at_a, *at_b;
-    vnxi_capi_reg_list_t *memory_a, *memory_b; /* registered */
-    vnxi_capi_xfer_list_t *local, *remote;     /* empty */
-    vnxi_capi_notifs_t *inbox;
+    nixl_capi_reg_dlist_t memory_a, memory_b; /* registered */
+    nixl_capi_xfer_dlist_t local, remote;     /* empty */
+    nixl_capi_notif_map_t inbox;
 } duo_t;
 
 /* -- Helpers ---------------------------------------------------------------
  */
 
-static vnxi_capi_agent_t *
+static nixl_capi_agent_t
 make_agent(const char *name)
 {
-    const vnxi_capi_agent_config_t config = {.progress_thread = true,
-                                             .progress_delay_us = 100000,
-                                             .sync = VNXI_CAPI_SYNC_RW};
-    vnxi_capi_agent_t *agent = NULL;
+    const vnxi_capi_agent_config_t config = {
+        .known = {.enable_prog_thread = true,
+                  .pthr_delay_us = 100000,
+                  .thread_sync = NIXL_CAPI_THREAD_SYNC_RW},
+    };
+    nixl_capi_agent_t agent = NULL;
 
-    assert_done(capi.create_configured_agent(name, &config, &agent));
+    assert_done(capi.create_configured_agent(name, &config.known, &agent));
     return agent;
 }
 
 static int
-create_backend(vnxi_capi_agent_t *agent, const char *plugin,
-               vnxi_capi_backend_t **backend_p)
+create_backend(nixl_capi_agent_t agent, const char *plugin,
+               nixl_capi_backend_t *backend_p)
 {
-    vnxi_capi_params_t *none = NULL;
+    nixl_capi_params_t none = NULL;
 
     assert_done(capi.create_params(&none));
     int code = capi.create_backend(agent, plugin, none, backend_p);
@@ -77,20 +79,20 @@ create_backend(vnxi_capi_agent_t *agent, const char *plugin,
     return code;
 }
 
-static vnxi_capi_options_t *
-select_backend(vnxi_capi_backend_t *backend)
+static nixl_capi_opt_args_t
+select_backend(nixl_capi_backend_t backend)
 {
-    vnxi_capi_options_t *options = NULL;
+    nixl_capi_opt_args_t options = NULL;
 
     assert_done(capi.create_opt_args(&options));
     assert_done(capi.opt_args_add_backend(options, backend));
     return options;
 }
 
-static vnxi_capi_reg_list_t *
+static nixl_capi_reg_dlist_t
 list_memory(const void *data, size_t len)
 {
-    vnxi_capi_reg_list_t *list = NULL;
+    nixl_capi_reg_dlist_t list = NULL;
 
     assert_done(capi.create_reg_dlist(0, &list));
     if (len > 0) {
@@ -101,7 +103,7 @@ list_memory(const void *data, size_t len)
 }
 
 static void
-add_rows(vnxi_capi_xfer_list_t *list, const unsigned char *data, size_t len,
+add_rows(nixl_capi_xfer_dlist_t list, const unsigned char *data, size_t len,
          size_t count)
 {
     for (size_t i = 0; i < count; i++) {
@@ -112,7 +114,7 @@ add_rows(vnxi_capi_xfer_list_t *list, const unsigned char *data, size_t len,
 
 /* The metadata of `of`, loaded by `by`. */
 static void
-load(vnxi_capi_agent_t *by, vnxi_capi_agent_t *of, const char *name)
+load(nixl_capi_agent_t by, nixl_capi_agent_t of, const char *name)
 {
     char *loaded = NULL;
     void *data = NULL;
@@ -157,8 +159,8 @@ setup(void **state)
 }
 
 static void
-end_agent(vnxi_capi_agent_t **agent, vnxi_capi_backend_t *backend,
-          vnxi_capi_options_t *options)
+end_agent(nixl_capi_agent_t *agent, nixl_capi_backend_t backend,
+          nixl_capi_opt_args_t options)
 {
     if (*agent != NULL) {
         assert_done(capi.destroy_opt_args(options));
@@ -197,10 +199,10 @@ pause_shortly(void)
 }
 
 /* READ of `rows` rows. */
-static vnxi_capi_request_t *
+static nixl_capi_xfer_req_t
 make_read(duo_t *duo, size_t rows)
 {
-    vnxi_capi_request_t *request = NULL;
+    nixl_capi_xfer_req_t request = NULL;
 
     add_rows(duo->local, duo->at_a, ROW, rows);
     add_rows(duo->remote, duo->at_b, ROW, rows);
@@ -210,7 +212,7 @@ make_read(duo_t *duo, size_t rows)
 }
 
 static void
-release(duo_t *duo, vnxi_capi_request_t *request)
+release(duo_t *duo, nixl_capi_xfer_req_t request)
 {
     assert_done(capi.release_xfer_req(duo->a, request));
     assert_done(capi.destroy_xfer_req(request));
@@ -218,21 +220,21 @@ release(duo_t *duo, vnxi_capi_request_t *request)
 
 /* Look at it until it has ended. */
 static int
-await_end(duo_t *duo, vnxi_capi_request_t *request, int code)
+await_end(duo_t *duo, nixl_capi_xfer_req_t request, int code)
 {
     uint64_t end = vnxi_clock_deadline(PATIENCE_NS);
 
-    while (code == VNXI_CAPI_IN_PROGRESS && vnxi_clock_ns() < end) {
+    while (code == NIXL_CAPI_IN_PROG && vnxi_clock_ns() < end) {
         code = capi.get_xfer_status(duo->a, request);
     }
     return code;
 }
 
 static void
-post(duo_t *duo, vnxi_capi_request_t *request, vnxi_capi_options_t *options)
+post(duo_t *duo, nixl_capi_xfer_req_t request, nixl_capi_opt_args_t options)
 {
     int code = capi.post_xfer_req(duo->a, request, options);
-    assert_int_equal(await_end(duo, request, code), VNXI_CAPI_OK);
+    assert_int_equal(await_end(duo, request, code), NIXL_CAPI_SUCCESS);
 }
 
 static size_t
@@ -240,14 +242,14 @@ count_from(duo_t *duo, const char *sender)
 {
     size_t count = 0;
     return capi.notif_map_get_notifs_size(duo->inbox, sender, &count) ==
-                   VNXI_CAPI_OK
+                   NIXL_CAPI_SUCCESS
                ? count
                : 0;
 }
 
 /* Fetch the notifications of `agent` until there are `count` from `sender`. */
 static void
-receive(duo_t *duo, vnxi_capi_agent_t *agent, const char *sender, size_t count)
+receive(duo_t *duo, nixl_capi_agent_t agent, const char *sender, size_t count)
 {
     uint64_t end = vnxi_clock_deadline(PATIENCE_NS);
 
@@ -277,7 +279,7 @@ static void
 test_nixl_capi_lists_plugins(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_strings_t *names = NULL;
+    nixl_capi_string_list_t names = NULL;
     bool has_ucx = false, has_posix = false;
     const char *name = NULL;
     size_t count = 0;
@@ -298,13 +300,13 @@ static void
 test_nixl_capi_describes_a_plugin(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_mems_t *mems = NULL;
-    vnxi_capi_params_t *params = NULL;
-    vnxi_capi_param_iter_t *iter = NULL;
+    nixl_capi_mem_list_t mems = NULL;
+    nixl_capi_params_t params = NULL;
+    nixl_capi_param_iter_t iter = NULL;
     const char *key = NULL, *value = NULL;
     bool has_next = true, has_workers = false;
     size_t count = 0;
-    int mem = -1;
+    nixl_capi_mem_type_t mem = NIXL_CAPI_MEM_UNKNOWN;
 
     assert_fails(
         capi.get_plugin_params(duo->a, "no such plugin", &mems, &params));
@@ -331,8 +333,8 @@ test_nixl_capi_describes_a_plugin(void **state)
 static void
 test_nixl_capi_params_keep_the_last_value(void **state)
 {
-    vnxi_capi_params_t *params = NULL;
-    vnxi_capi_param_iter_t *iter = NULL;
+    nixl_capi_params_t params = NULL;
+    nixl_capi_param_iter_t iter = NULL;
     const char *key = NULL, *value = NULL;
     bool flag = false;
     (void)state;
@@ -357,9 +359,9 @@ static void
 test_nixl_capi_creates_a_backend_once(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_backend_t *backend = NULL;
-    vnxi_capi_mems_t *mems = NULL;
-    vnxi_capi_params_t *params = NULL;
+    nixl_capi_backend_t backend = NULL;
+    nixl_capi_mem_list_t mems = NULL;
+    nixl_capi_params_t params = NULL;
     size_t count = 0;
 
     assert_fails(create_backend(duo->a, "UCX", &backend));
@@ -378,7 +380,7 @@ static void
 test_nixl_capi_counts_registrations(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_reg_list_t *empty = list_memory(NULL, 0);
+    nixl_capi_reg_dlist_t empty = list_memory(NULL, 0);
 
     assert_fails(capi.register_mem(duo->a, empty, duo->by_a));
     assert_done(capi.register_mem(duo->a, duo->memory_a, duo->by_a));
@@ -390,7 +392,7 @@ test_nixl_capi_counts_registrations(void **state)
 
 /* Our codec reads it: that of a plain agent, and with a region. */
 static void
-expect_metadata(vnxi_capi_agent_t *agent, const char *name, const void *at)
+expect_metadata(nixl_capi_agent_t agent, const char *name, const void *at)
 {
     vnxi_metadata_t blob;
     vnx_error_t error;
@@ -435,13 +437,13 @@ test_nixl_capi_metadata_lists_connections_and_regions(void **state)
 static void
 test_nixl_capi_metadata_needs_a_backend(void **state)
 {
-    vnxi_capi_agent_t *bare = make_agent("bare");
+    nixl_capi_agent_t bare = make_agent("bare");
     void *data = NULL;
     size_t len = 0;
     (void)state;
 
     assert_int_equal(capi.get_local_md(bare, &data, &len),
-                     VNXI_CAPI_INVALID_PARAM);
+                     NIXL_CAPI_ERROR_INVALID_PARAM);
     assert_done(capi.destroy_agent(bare));
 }
 
@@ -483,7 +485,7 @@ test_nixl_capi_refuses_other_bytes_and_its_own_metadata(void **state)
 static void
 expect_refused(duo_t *duo, const char *name)
 {
-    vnxi_capi_request_t *request = NULL;
+    nixl_capi_xfer_req_t request = NULL;
 
     assert_fails(capi.create_xfer_req(duo->a, 0, duo->local, duo->remote, name,
                                       &request, duo->by_a));
@@ -518,7 +520,7 @@ static void
 test_nixl_capi_transfer_moves_its_rows_at_each_post(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 3);
+    nixl_capi_xfer_req_t request = make_read(duo, 3);
 
     assert_fails(capi.get_xfer_status(duo->a, request)); /* not posted */
     for (int round = 0; round < 2; round++) {
@@ -538,7 +540,7 @@ static void
 test_nixl_capi_request_is_released_before_it_is_destroyed(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 1);
+    nixl_capi_xfer_req_t request = make_read(duo, 1);
 
     assert_fails(capi.destroy_xfer_req(request));
     release(duo, request);
@@ -548,16 +550,16 @@ static void
 test_nixl_capi_refuses_a_second_post_in_flight(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 3);
+    nixl_capi_xfer_req_t request = make_read(duo, 3);
 
     if (fake != NULL) {
         atomic_store(&fake->polls, 3);
     }
     int code = capi.post_xfer_req(duo->a, request, NULL);
-    if (code == VNXI_CAPI_IN_PROGRESS) {
+    if (code == NIXL_CAPI_IN_PROG) {
         assert_fails(capi.post_xfer_req(duo->a, request, NULL));
     }
-    assert_int_equal(await_end(duo, request, code), VNXI_CAPI_OK);
+    assert_int_equal(await_end(duo, request, code), NIXL_CAPI_SUCCESS);
     release(duo, request);
 }
 
@@ -565,7 +567,7 @@ static void
 test_nixl_capi_reaches_itself_by_its_name(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = NULL;
+    nixl_capi_xfer_req_t request = NULL;
 
     memset(duo->at_a + SIZE / 2, 9, ROW);
     add_rows(duo->local, duo->at_a, ROW, 1);
@@ -581,13 +583,13 @@ static void
 test_nixl_capi_estimate_is_not_negative(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 1);
+    nixl_capi_xfer_req_t request = make_read(duo, 1);
     int64_t duration = -1, margin = -1;
-    int method = -1;
+    nixl_capi_cost_t method = NIXL_CAPI_COST_ANALYTICAL_BACKEND;
 
     int code = capi.estimate_xfer_cost(duo->a, request, NULL, &duration,
                                        &margin, &method);
-    if (code == VNXI_CAPI_OK) {
+    if (code == NIXL_CAPI_SUCCESS) {
         assert_true(duration >= 0 && margin >= 0);
     }
     release(duo, request);
@@ -597,7 +599,7 @@ static void
 test_nixl_capi_posts_nothing_to_a_forgotten_peer(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 1);
+    nixl_capi_xfer_req_t request = make_read(duo, 1);
 
     assert_done(capi.invalidate_remote_md(duo->a, "B"));
     assert_fails(capi.post_xfer_req(duo->a, request, NULL));
@@ -613,8 +615,8 @@ test_nixl_capi_makes_transfers_by_index(void **state)
 {
     static const int some[] = {2, 0}, bad[] = {0, 3};
     duo_t *duo = *state;
-    vnxi_capi_dlist_t *local = NULL, *remote = NULL;
-    vnxi_capi_request_t *request = NULL;
+    nixl_capi_xfer_dlist_handle_t local = NULL, remote = NULL;
+    nixl_capi_xfer_req_t request = NULL;
 
     add_rows(duo->local, duo->at_a, ROW, 3);
     add_rows(duo->remote, duo->at_b, ROW, 3);
@@ -648,7 +650,7 @@ static void
 test_nixl_capi_prepares_registered_rows_only(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_dlist_t *list = NULL;
+    nixl_capi_xfer_dlist_handle_t list = NULL;
 
     assert_fails(
         capi.prep_xfer_dlist(duo->a, "", duo->local, &list, duo->by_a));
@@ -665,10 +667,10 @@ test_nixl_capi_prepares_registered_rows_only(void **state)
 /* -- Notifications ---------------------------------------------------------
  */
 
-static vnxi_capi_options_t *
+static nixl_capi_opt_args_t
 with_notif(const void *message, size_t len)
 {
-    vnxi_capi_options_t *options = NULL;
+    nixl_capi_opt_args_t options = NULL;
 
     assert_done(capi.create_opt_args(&options));
     assert_done(capi.opt_args_set_notif_msg(options, message, len));
@@ -682,8 +684,8 @@ static void
 test_nixl_capi_transfer_keeps_its_notification(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 1);
-    vnxi_capi_options_t *options = with_notif("a\0b", 3);
+    nixl_capi_xfer_req_t request = make_read(duo, 1);
+    nixl_capi_opt_args_t options = with_notif("a\0b", 3);
 
     post(duo, request, options);
     receive(duo, duo->b, "A", 1);
@@ -707,20 +709,20 @@ static void
 test_nixl_capi_notification_waits_for_a_look(void **state)
 {
     duo_t *duo = *state;
-    vnxi_capi_request_t *request = make_read(duo, 3);
-    vnxi_capi_options_t *options = with_notif("done", 4);
+    nixl_capi_xfer_req_t request = make_read(duo, 3);
+    nixl_capi_opt_args_t options = with_notif("done", 4);
 
     if (fake != NULL) {
         atomic_store(&fake->polls, 3);
     }
     int code = capi.post_xfer_req(duo->a, request, options);
-    if (code == VNXI_CAPI_IN_PROGRESS) {
+    if (code == NIXL_CAPI_IN_PROG) {
         assert_done(capi.gen_notif(duo->a, "B", "first", 5, NULL));
         receive(duo, duo->b, "A", 1);
         expect_message(duo, "A", 0, "first", 5);
         assert_done(capi.notif_map_clear(duo->inbox));
     }
-    assert_int_equal(await_end(duo, request, code), VNXI_CAPI_OK);
+    assert_int_equal(await_end(duo, request, code), NIXL_CAPI_SUCCESS);
     receive(duo, duo->b, "A", 1);
     expect_message(duo, "A", 0, "done", 4);
     assert_done(capi.destroy_opt_args(options));
@@ -777,12 +779,12 @@ test_nixl_capi_notifying_an_ended_agent_fails(void **state)
 {
     duo_t *duo = *state;
     uint64_t end = vnxi_clock_deadline(PATIENCE_NS);
-    int code = VNXI_CAPI_OK;
+    int code = NIXL_CAPI_SUCCESS;
 
     assert_done(capi.gen_notif(duo->a, "B", "x", 1, NULL)); /* connects */
     receive(duo, duo->b, "A", 1);
     end_agent(&duo->b, duo->ucx_b, duo->by_b);
-    while (code == VNXI_CAPI_OK && vnxi_clock_ns() < end) {
+    while (code == NIXL_CAPI_SUCCESS && vnxi_clock_ns() < end) {
         code = capi.gen_notif(duo->a, "B", "x", 1, NULL);
         pause_shortly();
     }
@@ -793,10 +795,10 @@ test_nixl_capi_notifying_an_ended_agent_fails(void **state)
  */
 
 static const char *
-param_value(vnxi_capi_params_t *params, const char *wanted, char *text,
+param_value(nixl_capi_params_t params, const char *wanted, char *text,
             size_t size)
 {
-    vnxi_capi_param_iter_t *iter = NULL;
+    nixl_capi_param_iter_t iter = NULL;
     const char *key = NULL, *value = NULL;
     bool has_next = true;
 
@@ -818,10 +820,10 @@ test_nixl_capi_query_tells_which_files_exist(void **state)
     duo_t *duo = *state;
     char path[] = "/tmp/nixl_contract_XXXXXX", text[32];
     int fd = mkstemp(path);
-    vnxi_capi_backend_t *posix = NULL;
-    vnxi_capi_reg_list_t *list = NULL;
-    vnxi_capi_query_t *answers = NULL;
-    vnxi_capi_params_t *params = NULL;
+    nixl_capi_backend_t posix = NULL;
+    nixl_capi_reg_dlist_t list = NULL;
+    nixl_capi_query_resp_list_t answers = NULL;
+    nixl_capi_params_t params = NULL;
     bool has_value = false;
     size_t count = 0;
 
@@ -829,7 +831,7 @@ test_nixl_capi_query_tells_which_files_exist(void **state)
     assert_int_equal(write(fd, "12345", 5), 5);
     close(fd);
     assert_done(create_backend(duo->a, "POSIX", &posix));
-    vnxi_capi_options_t *by_posix = select_backend(posix);
+    nixl_capi_opt_args_t by_posix = select_backend(posix);
     assert_done(capi.create_reg_dlist(4, &list));
     assert_done(capi.reg_dlist_add_desc(list, 0, 0, 0, path, strlen(path)));
     assert_done(capi.reg_dlist_add_desc(list, 0, 0, 0, "/nowhere/file", 13));
@@ -900,7 +902,7 @@ open_library(const char *path, void **handle_p)
         fprintf(stderr, "%s\n", dlerror());
         return false;
     }
-#define TAKE(name, arguments)                                     \
+#define TAKE(name)                                                \
     *(void **)&capi.name = dlsym(handle, "nixl_capi_" #name);     \
     if (capi.name == NULL) {                                      \
         fprintf(stderr, "%s has no nixl_capi_" #name "\n", path); \

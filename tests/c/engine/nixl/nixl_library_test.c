@@ -40,6 +40,24 @@ test_nixl_library_error_names_the_missing_function(void **state)
     assert_string_equal(vnxi_nixl_library_path(), "");
 }
 
+/* It has the same name, and would call this engine again. */
+static void
+test_nixl_library_is_not_that_of_this_package(void **state)
+{
+    const vnxi_capi_t *capi = NULL;
+    vnx_error_t error;
+    (void)state;
+
+    setenv("VLLM_NIXL_LIBRARY", CAPI_LIBRARY, 1);
+    assert_int_equal(
+        vnxi_nixl_library("vnx_agent_create_backend", &capi, &error),
+        VNX_ERR_NOT_SUPPORTED);
+    assert_null(capi);
+    assert_non_null(strstr(error.cause, CAPI_LIBRARY));
+    assert_non_null(strstr(error.cause, "VLLM_NIXL_LIBRARY"));
+    assert_string_equal(vnxi_nixl_library_path(), "");
+}
+
 static void
 test_nixl_library_fault_of_a_plugin_names_its_file(void **state)
 {
@@ -73,6 +91,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nixl_library_error_names_the_missing_file),
         cmocka_unit_test(test_nixl_library_error_names_the_missing_function),
+        cmocka_unit_test(test_nixl_library_is_not_that_of_this_package),
         cmocka_unit_test(test_nixl_library_fault_of_a_plugin_names_its_file),
         cmocka_unit_test(test_nixl_library_interns_names),
     };
