@@ -42,7 +42,7 @@ SYSTEM = {
             ("uint", f"unsigned {kind}"),
         )
     )
-    + "\n",
+    + "\ntypedef unsigned long uintptr_t;\n",
 }
 DECLARATIONS = (
     cindex.CursorKind.FUNCTION_DECL,

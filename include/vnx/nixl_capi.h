@@ -7,24 +7,29 @@
  * the Rust crate nixl-sys does, runs with this one unchanged.  New programs in
  * C use vnx/vnx.h: its errors name their cause, and it can wait.
  *
- * Handles    are opaque.  They are numbers, not addresses: do not dereference
- *            them.  A call refuses a handle that is NULL, of another kind, or
- *            destroyed, with NIXL_CAPI_ERROR_INVALID_PARAM.  A number is not
- *            used again.
- * Ownership  What a create call returns is destroyed by the call of that name.
- *            Destroying an agent ends its transfers; what belongs to it stays
- *            valid until it is destroyed too, in any order.  Bytes and names
- *            that are returned by `void **` or `char **` belong to the caller:
- *            free().  `const char **` and `const void **` are borrowed, until
- *            the object is changed or destroyed.
- * Errors     A call that fails leaves its outputs untouched.  The log has the
- *            cause if its level is VNX_LOG_DEBUG (vnx/log.h).
- * Threads    Every call may be made from any thread at any time.  But objects
- *            that hold values (parameters, optional arguments, lists, maps,
- *            iterators) are changed and destroyed by one thread, while no
- * other one uses them. Waiting    No call waits, except for the network or the
- * disk where its comment says so. Forks      An agent belongs to the process
- * that created it.  In a forked child its calls fail.
+ * Handles.  A handle is opaque: a number, not an address.  A call refuses a
+ * handle that is NULL, of another kind, or destroyed, with
+ * NIXL_CAPI_ERROR_INVALID_PARAM.  A number is not used again.
+ *
+ * Ownership.  What a create call returns is destroyed by the call of that
+ * name.  Destroying an agent ends its transfers; what belongs to it stays
+ * valid until it is destroyed too, in any order.  Bytes and names that are
+ * returned by `void **` or `char **` belong to the caller: free().
+ * `const char **` and `const void **` are borrowed, until the object is
+ * changed or destroyed.
+ *
+ * Errors.  A call that fails leaves its outputs untouched.  The log has the
+ * cause if its level is VNX_LOG_DEBUG (vnx/log.h).
+ *
+ * Threads.  Every call may be made from any thread at any time.  But objects
+ * that hold values (parameters, optional arguments, lists, maps, iterators)
+ * are changed and destroyed by one thread, while no other one uses them.
+ *
+ * Waiting.  No call waits, except for the network or the disk where its
+ * comment says so.
+ *
+ * Forks.  An agent belongs to the process that created it.  In a forked child
+ * its calls fail.
  */
 #ifndef VNX_NIXL_CAPI_H
 #define VNX_NIXL_CAPI_H

@@ -467,7 +467,7 @@ read_region(vnxi_md_bytes_t data, public_data_t *public_p, vnx_error_t *error)
 static bool
 key_reaches(vnxi_md_bytes_t data)
 {
-    public_data_t found;
+    public_data_t found = {0};
     return read_region(data, &found, NULL) != VNX_OK ||
            (found.flags & FLAG_LENT) != 0;
 }
@@ -477,7 +477,7 @@ key_create(vnxi_conn_t *base, const vnxi_region_t *region,
            vnxi_md_bytes_t data, void **slot_p, vnx_error_t *error)
 {
     const cuda_conn_t *conn = (cuda_conn_t *)base;
-    public_data_t found;
+    public_data_t found = {0};
 
     vnx_status_t status = read_region(data, &found, error);
     if (status != VNX_OK) {
@@ -501,7 +501,7 @@ static bool
 key_is(const void *slot, vnxi_md_bytes_t data)
 {
     const vnxi_cuda_key_t *key = slot;
-    public_data_t found;
+    public_data_t found = {0};
 
     return read_region(data, &found, NULL) == VNX_OK &&
            memcmp(&found.uuid, &key->uuid, sizeof found.uuid) == 0;
