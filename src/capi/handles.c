@@ -42,7 +42,7 @@ pop(void)
     vnxi_slot_t *slot;
 
     do {
-        if ((uint32_t)old == NOWHERE) {
+        if ((uint32_t)old >= NOWHERE) {
             return NULL;
         }
         slot = vnxi_slot_at((uint32_t)old);

@@ -411,12 +411,14 @@ vnxi_peers_load(vnx_agent_t *agent, const void *blob, size_t len,
         status = agent->ops->metadata_parse(blob, len, &parsed, &name,
                                             &name_len, error);
     }
+    /* Valid metadata binds the agent before it is loaded: that may wait for a
+     * process, and must not keep other calls from the engine meanwhile. */
+    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
     if (status == VNX_OK) {
         status =
             load_parsed(agent, parsed, name, name_len, stop, peer_p, error);
         agent->ops->metadata_free(parsed);
     }
-    vnxi_agent_unhold(agent, is_held, status == VNX_OK);
     return status;
 }
 
@@ -559,7 +561,7 @@ vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
                      size_t peer_len, const void *message, size_t message_len,
                      vnx_error_t *error)
 {
-    vnxi_peer_t *peer;
+    vnxi_peer_t *peer = NULL;
     vnx_status_t status = vnxi_peers_find(
         agent, peer_name, peer_len, "vnx_agent_send_notif", &peer, error);
     if (status != VNX_OK) {
