@@ -42,10 +42,10 @@ pop(void)
     vnxi_slot_t *slot;
 
     do {
-        if ((uint32_t)old >= NOWHERE) {
-            return NULL;
+        slot = (uint32_t)old == NOWHERE ? NULL : vnxi_slot_at((uint32_t)old);
+        if (slot == NULL) {
+            return NULL; /* places on the stack have slots, except NOWHERE */
         }
-        slot = vnxi_slot_at((uint32_t)old);
         new = ((old >> HEAD_SHIFT) + 1) << HEAD_SHIFT |
               atomic_load_explicit(&slot->next, memory_order_relaxed);
     } while (!atomic_compare_exchange_weak(&head, &old, new));
