@@ -80,7 +80,7 @@ add_loaded(vnx_agent_t *agent, vnx_error_t *error)
     }
 }
 
-static vnx_status_t
+static void
 no_such_peer(vnx_agent_t *agent, const void *name, size_t name_len,
              const char *operation, vnx_error_t *error)
 {
@@ -103,7 +103,6 @@ no_such_peer(vnx_agent_t *agent, const void *name, size_t name_len,
         add_loaded(agent, error);
     }
     vnxi_error_peer(error, name, name_len);
-    return VNX_ERR_NOT_FOUND;
 }
 
 /* Add the first peer that has registered the memory. */
@@ -165,9 +164,10 @@ vnxi_peers_find(vnx_agent_t *agent, const void *name, size_t name_len,
         self ? vnxi_peer_retain(agent->ops->peer_self(agent->engine))
              : find_in_map(agent, name, name_len);
     if (peer == NULL) {
-        return error != NULL
-                   ? no_such_peer(agent, name, name_len, operation, error)
-                   : VNX_ERR_NOT_FOUND;
+        if (error != NULL) {
+            no_such_peer(agent, name, name_len, operation, error);
+        }
+        return VNX_ERR_NOT_FOUND;
     }
     *peer_p = peer;
     return VNX_OK;
@@ -561,7 +561,7 @@ vnx_agent_send_notif(vnx_agent_t *agent, const void *peer_name,
                      size_t peer_len, const void *message, size_t message_len,
                      vnx_error_t *error)
 {
-    vnxi_peer_t *peer = NULL;
+    vnxi_peer_t *peer;
     vnx_status_t status = vnxi_peers_find(
         agent, peer_name, peer_len, "vnx_agent_send_notif", &peer, error);
     if (status != VNX_OK) {
