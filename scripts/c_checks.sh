@@ -298,8 +298,8 @@ manual() {
         say "SKIP: man pages: $TOOLS has no libclang"
         return
     }
-    for function in $(nm -D --defined-only "$stage/lib/libvnx.so" |
-        sed -n 's/.* T \(vnx_[a-z0-9_]*\).*/\1/p'); do
+    for function in $(nm -D --defined-only "$stage"/lib/lib{vnx,nixl_capi}.so |
+        sed -n 's/.* T \([a-z0-9_]*\).*/\1/p'); do
         [ -s "$stage/share/man/man3/$function.3" ] ||
             die "no man page: $function"
     done

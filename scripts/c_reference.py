@@ -406,8 +406,10 @@ def _roff_text(text: str) -> str:
 
 
 def _page(header: Header, name: str, body: str, version: str) -> str:
+    # Flush left: some names are too long for lines that are spread out.
     return (
-        f'.TH {name} 3 "" "libvnx {version}" "C library of vllm_nixl"\n{body}'
+        f'.TH {name} 3 "" "libvnx {version}" "C library of vllm_nixl"\n'
+        f".ad l\n{body}"
     )
 
 

@@ -151,8 +151,8 @@ def test_man_pages_of_the_library_are_valid(tool, tmp_path):
     )
     text = "\n".join(path.read_text() for path in HEADERS)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    functions = set(re.findall(r"\b(vnx_\w+)\(", text))
-    assert len(functions) > 60
+    functions = set(re.findall(r"\b((?:vnx|nixl_capi)_\w+)\(", text))
+    assert len(functions) > 160
     assert {f"{name}.3" for name in functions} <= {
         path.name for path in tmp_path.iterdir()
     }

@@ -117,8 +117,8 @@ def test_the_page_of_a_header_has_all_that_it_declares(header):
     text = header.read_text()
     code = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
     names = {
-        *re.findall(r"\b(vnx_\w+)\(", code),
-        *re.findall(r"\b(vnx_\w+_t)\b(?=;)", code),
+        *re.findall(r"\b((?:vnx|nixl_capi)_\w+)\(", code),
+        *re.findall(r"\b((?:vnx|nixl_capi)_\w+_t)\b(?=;)", code),
         # Not the guard against a second inclusion, which has no value.
         *re.findall(r"^#define (VNX_\w+) +\S", code, re.MULTILINE),
     }
