@@ -84,9 +84,11 @@ check_python_types() {
 }
 
 # Compare the stubs with the module: names, signatures, defaults.
+# libnixl_capi.so looks like a module, but is none.
 check_python_stubs() {
     cd /
     "$VENV/bin/python" -m mypy.stubtest vllm_nixl \
+        --allowlist <(echo vllm_nixl.libnixl_capi) \
         --mypy-config-file "$ROOT/pyproject.toml"
 }
 
